@@ -1,0 +1,26 @@
+//! Compiles `api.proto` with protox, so that no `protoc` is needed, and writes two files to `OUT_DIR`:
+//! the generated module `runtime.v1.rs`, and `descriptor.bin`, the descriptor set it was made from.
+
+use std::error::Error;
+use std::path::PathBuf;
+
+/// Messages that carry secrets: their `Debug` is written by hand in `src/redact.rs`.
+const SECRET_MESSAGES: [&str; 2] = [".runtime.v1.AuthConfig", ".runtime.v1.KeyValue"];
+
+fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo::rerun-if-changed=api.proto");
+    let out = PathBuf::from(std::env::var("OUT_DIR")?);
+    let mut compiler = protox::Compiler::new(["."])?;
+    compiler.include_source_info(true).open_file("api.proto")?;
+    let descriptors = compiler.file_descriptor_set();
+    compiler.include_source_info(false);
+    std::fs::write(
+        out.join("descriptor.bin"),
+        compiler.encode_file_descriptor_set(),
+    )?;
+    tonic_prost_build::configure()
+        .btree_map(".")
+        .skip_debug(SECRET_MESSAGES)
+        .compile_fds(descriptors)?;
+    Ok(())
+}
