@@ -1,0 +1,316 @@
+//! The one place where values of the configuration are judged.
+//!
+//! Place in the flow: [`super::load`] calls [`check`] with the merged file; the answer is a [`Config`] or
+//! the first [`Invalid`] value. Invariant: pure; nothing of the node is looked at (`coracle check` does
+//! that), so a configuration that is right on one node is right on all.
+//! Not here: lines and file names; the caller knows them.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
+
+use super::file::{
+    CgroupFile, ConfigFile, HandlersFile, ImagesFile, NetworkFile, SandboxFile, Spawn, WasmFile,
+};
+use super::subnet::Subnet;
+use super::{
+    Accepts, Cgroup, Config, Egress, Handler, Handlers, Images, Log, Network, Sandbox, Wasm,
+};
+
+/// Pods whose id ranges must fit behind `id_base`: a full node and as many again.
+const ID_RANGES: u64 = 5_000;
+/// Longest path of a unix socket. Bytes; the kernel's 108 less the final zero.
+const SOCKET_PATH_BYTES: usize = 107;
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+const TIB: u64 = 1 << 40;
+
+/// A setting and what is wrong with its value; reads as a sentence, `KEY WHY`.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Invalid {
+    /// With its tables.
+    pub key: &'static str,
+    /// The fact and what it should have been.
+    pub why: String,
+}
+
+fn invalid<T>(key: &'static str, why: impl Into<String>) -> Result<T, Invalid> {
+    Err(Invalid {
+        key,
+        why: why.into(),
+    })
+}
+
+/// Judges every value; the first wrong one is the error.
+pub(super) fn check(file: &ConfigFile) -> Result<Config, Invalid> {
+    let root = directory("root", &file.root)?;
+    let run = directory("run", &file.run)?;
+    if root.starts_with(&run) || run.starts_with(&root) {
+        return invalid(
+            "run",
+            format!(
+                "is {} and root is {}; neither may lie inside the other",
+                run.display(),
+                root.display()
+            ),
+        );
+    }
+    Ok(Config {
+        root,
+        run,
+        socket: socket(&file.socket)?,
+        log: Log {
+            format: file.log.format,
+            level: file.log.level,
+        },
+        cgroup: cgroup(&file.cgroup)?,
+        network: network(&file.network)?,
+        images: images(&file.images)?,
+        sandbox: sandbox(&file.sandbox)?,
+        wasm: wasm(&file.wasm)?,
+        handlers: handlers(&file.handlers),
+    })
+}
+
+/// An absolute path without `.` and `..`, as its components spell it.
+fn plain_absolute(path: &Path) -> Option<PathBuf> {
+    let parts: PathBuf = path.components().collect();
+    let plain = path
+        .components()
+        .all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
+    (path.is_absolute() && plain && parts.file_name().is_some()).then_some(parts)
+}
+
+fn directory(key: &'static str, path: &Path) -> Result<PathBuf, Invalid> {
+    match plain_absolute(path) {
+        Some(path) => Ok(path),
+        None => invalid(
+            key,
+            format!("is {path:?}, must be an absolute directory below / without `..`"),
+        ),
+    }
+}
+
+fn socket(path: &Path) -> Result<PathBuf, Invalid> {
+    let key = "socket";
+    let Some(plain) = plain_absolute(path) else {
+        return invalid(
+            key,
+            format!("is {path:?}, must be the absolute path of a unix socket without `..`"),
+        );
+    };
+    let length = plain.as_os_str().len();
+    if length > SOCKET_PATH_BYTES {
+        return invalid(
+            key,
+            format!("is {length} bytes long, a socket's path has at most {SOCKET_PATH_BYTES}"),
+        );
+    }
+    if plain.ends_with("run/crio/crio.sock") {
+        return invalid(
+            key,
+            format!(
+                "is {}, a name by which the kubelet recognises another runtime and takes its stats elsewhere; choose another",
+                plain.display()
+            ),
+        );
+    }
+    Ok(plain)
+}
+
+fn within(
+    key: &'static str,
+    value: u64,
+    range: std::ops::RangeInclusive<u64>,
+) -> Result<u64, Invalid> {
+    if range.contains(&value) {
+        return Ok(value);
+    }
+    invalid(
+        key,
+        format!("is {value}, must be {} to {}", range.start(), range.end()),
+    )
+}
+
+fn seconds(key: &'static str, value: u64) -> Result<Duration, Invalid> {
+    within(key, value, 1..=3_600).map(Duration::from_secs)
+}
+
+fn cgroup(file: &CgroupFile) -> Result<Cgroup, Invalid> {
+    let parent = &file.pod_parent;
+    let slice =
+        parent.ends_with(".slice") && parent.len() > ".slice".len() && !parent.contains('/');
+    if !slice && plain_absolute(Path::new(parent)).is_none() {
+        return invalid(
+            "cgroup.pod_parent",
+            format!(
+                "is {parent:?}, must be a cgroup below / such as /coracle, or a slice such as coracle.slice"
+            ),
+        );
+    }
+    let adj = file.keeper_oom_score_adj;
+    if !(-1000..=1000).contains(&adj) {
+        return invalid(
+            "cgroup.keeper_oom_score_adj",
+            format!("is {adj}, must be -1000 to 1000"),
+        );
+    }
+    Ok(Cgroup {
+        driver: file.driver,
+        pod_parent: parent.clone(),
+        keeper_oom_score_adj: adj,
+    })
+}
+
+fn network(file: &NetworkFile) -> Result<Network, Invalid> {
+    Ok(Network {
+        mode: file.mode,
+        subnet: subnet_v4(&file.subnet)?,
+        subnet_v6: match file.subnet_v6.as_str() {
+            "" => None,
+            text => Some(subnet_v6(text)?),
+        },
+        interface_prefix: interface_prefix(&file.interface_prefix)?,
+    })
+}
+
+fn subnet_v4(text: &str) -> Result<Subnet<Ipv4Addr>, Invalid> {
+    let key = "network.subnet";
+    let subnet: Subnet<Ipv4Addr> = Subnet::parse(text).map_err(|why| Invalid { key, why })?;
+    if !(8..=20).contains(&subnet.prefix) {
+        return invalid(
+            key,
+            format!("is {subnet}, must be a /8 to a /20: a full node has 2,500 pods"),
+        );
+    }
+    let first = subnet.base;
+    if first.is_loopback()
+        || first.is_multicast()
+        || first.is_link_local()
+        || first.octets()[0] == 0
+    {
+        return invalid(
+            key,
+            format!("is {subnet}, whose addresses no pod can have; try 10.88.0.0/16"),
+        );
+    }
+    Ok(subnet)
+}
+
+fn subnet_v6(text: &str) -> Result<Subnet<Ipv6Addr>, Invalid> {
+    let key = "network.subnet_v6";
+    let subnet: Subnet<Ipv6Addr> = Subnet::parse(text).map_err(|why| Invalid { key, why })?;
+    if !(16..=116).contains(&subnet.prefix) {
+        return invalid(
+            key,
+            format!("is {subnet}, must be a /16 to a /116: a full node has 2,500 pods"),
+        );
+    }
+    let first = subnet.base;
+    if first.is_multicast() || first.is_unicast_link_local() || first.segments()[0] == 0 {
+        return invalid(
+            key,
+            format!("is {subnet}, whose addresses no pod can have; try fd00:10:88::/64"),
+        );
+    }
+    Ok(subnet)
+}
+
+fn interface_prefix(text: &str) -> Result<String, Invalid> {
+    let letters = text
+        .bytes()
+        .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
+    let starts = text.starts_with(|first: char| first.is_ascii_lowercase());
+    if letters && starts && text.len() <= 4 {
+        return Ok(text.to_owned());
+    }
+    invalid(
+        "network.interface_prefix",
+        format!(
+            "is {text:?}, must be 1 to 4 of a-z and 0-9, a letter first: an interface's name has 15 bytes in all"
+        ),
+    )
+}
+
+fn images(file: &ImagesFile) -> Result<Images, Invalid> {
+    for registry in &file.plain_http {
+        if registry.is_empty()
+            || registry.contains(['/', '@', '*'])
+            || registry.contains(char::is_whitespace)
+        {
+            return invalid(
+                "images.plain_http",
+                format!(
+                    "has {registry:?}, must be registries as `host` or `host:port`, without scheme and path"
+                ),
+            );
+        }
+    }
+    let layers = within("images.max_layers", file.max_layers, 1..=4_096)?;
+    Ok(Images {
+        plain_http: file.plain_http.clone(),
+        pull_idle_timeout: seconds("images.pull_idle_timeout_s", file.pull_idle_timeout_s)?,
+        max_manifest_bytes: within(
+            "images.max_manifest_bytes",
+            file.max_manifest_bytes,
+            64 * KIB..=64 * MIB,
+        )?,
+        max_layers: usize::try_from(layers).unwrap_or(usize::MAX),
+        max_layer_bytes: within("images.max_layer_bytes", file.max_layer_bytes, MIB..=TIB)?,
+        max_unpacked_bytes: within(
+            "images.max_unpacked_bytes",
+            file.max_unpacked_bytes,
+            MIB..=TIB,
+        )?,
+        max_entries: within("images.max_entries", file.max_entries, 1..=100_000_000)?,
+    })
+}
+
+fn sandbox(file: &SandboxFile) -> Result<Sandbox, Invalid> {
+    let count = within("sandbox.id_count", file.id_count, 65_536..=1 << 24)?;
+    let last = u64::from(u32::MAX) - 1 - count * ID_RANGES.min(u64::from(u32::MAX) / count / 2);
+    let base = within("sandbox.id_base", file.id_base, 65_536..=last)?;
+    // Both are below u32::MAX: `within` has just said so.
+    Ok(Sandbox {
+        id_base: base as u32,
+        id_count: count as u32,
+    })
+}
+
+fn wasm(file: &WasmFile) -> Result<Wasm, Invalid> {
+    Ok(Wasm {
+        compile_timeout: seconds("wasm.compile_timeout_s", file.compile_timeout_s)?,
+        compile_memory_bytes: within(
+            "wasm.compile_memory_bytes",
+            file.compile_memory_bytes,
+            64 * MIB..=TIB,
+        )?,
+        max_module_bytes: within(
+            "wasm.max_module_bytes",
+            file.max_module_bytes,
+            KIB..=4 * KIB * MIB,
+        )?,
+    })
+}
+
+fn handlers(file: &HandlersFile) -> Handlers {
+    let by_image = Handler {
+        name: "coracle",
+        accepts: Accepts::ByImage,
+        spawn: file.coracle.spawn.unwrap_or(Spawn::Fork),
+        egress: Egress::ByPod,
+    };
+    let wasm = Handler {
+        name: "coracle-wasm",
+        accepts: Accepts::WasmOnly,
+        spawn: file.wasm.spawn.unwrap_or(Spawn::Fork),
+        egress: Egress::ByPod,
+    };
+    let strict = Handler {
+        name: "coracle-strict",
+        accepts: Accepts::WasmOnly,
+        spawn: file.strict.spawn.unwrap_or(Spawn::Exec),
+        egress: Egress::ListedOnly,
+    };
+    Handlers([by_image, wasm, strict])
+}

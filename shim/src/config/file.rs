@@ -1,0 +1,296 @@
+//! The configuration file as it is written: one serde struct a table, every default in one place.
+//!
+//! Place in the flow: [`super::load`] deserialises into [`ConfigFile`], [`super::check`] turns it into
+//! [`super::Config`]. Nothing else reads these types.
+//! Invariants: unknown keys are refused in every table; the unit of a number is the end of its key; every
+//! key has a default, so that an empty file is a complete configuration. The serialised default is also
+//! the list of known keys from which spelling suggestions are made.
+//! Not here: whether a value makes sense. That is `check`'s to say, once.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// Default of `root`.
+pub const ROOT: &str = "/var/lib/coracle";
+/// Default of `run`.
+pub const RUN: &str = "/run/coracle";
+/// File name of the socket inside `run` when `socket` is not set.
+pub const SOCKET_NAME: &str = "coracle.sock";
+
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+
+/// The whole file. See `assets/config.toml` for what each key means to an operator.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ConfigFile {
+    /// Images, records and compiled modules; survives a reboot.
+    pub root: PathBuf,
+    /// Sockets, pinned namespaces and process facts; gone after a reboot.
+    pub run: PathBuf,
+    /// The CRI socket; `RUN/coracle.sock` unless set.
+    pub socket: PathBuf,
+    /// `[log]`.
+    pub log: LogFile,
+    /// `[cgroup]`.
+    pub cgroup: CgroupFile,
+    /// `[network]`.
+    pub network: NetworkFile,
+    /// `[images]`.
+    pub images: ImagesFile,
+    /// `[sandbox]`.
+    pub sandbox: SandboxFile,
+    /// `[wasm]`.
+    pub wasm: WasmFile,
+    /// `[handlers.*]`.
+    pub handlers: HandlersFile,
+}
+
+impl Default for ConfigFile {
+    fn default() -> Self {
+        Self {
+            root: PathBuf::from(ROOT),
+            run: PathBuf::from(RUN),
+            socket: PathBuf::from(RUN).join(SOCKET_NAME),
+            log: LogFile::default(),
+            cgroup: CgroupFile::default(),
+            network: NetworkFile::default(),
+            images: ImagesFile::default(),
+            sandbox: SandboxFile::default(),
+            wasm: WasmFile::default(),
+            handlers: HandlersFile::default(),
+        }
+    }
+}
+
+/// How a log line is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people and journald.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// The least important line that is still written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogLevel {
+    /// Something of ours broke.
+    Error,
+    /// The node or a pod is degraded.
+    Warn,
+    /// A pod, container or image changed its phase.
+    #[default]
+    Info,
+    /// Why a decision was taken.
+    Debug,
+    /// Every step.
+    Trace,
+}
+
+/// `[log]`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LogFile {
+    /// Text unless set.
+    pub format: LogFormat,
+    /// Info unless set.
+    pub level: LogLevel,
+}
+
+/// Who makes the cgroups of a pod.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CgroupDriver {
+    /// systemd where systemd is process 1 and the v2 tree is in use, cgroupfs everywhere else.
+    #[default]
+    Auto,
+    /// Directories made by us.
+    Cgroupfs,
+    /// A delegated scope a pod, asked of systemd over D-Bus.
+    Systemd,
+}
+
+/// `[cgroup]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CgroupFile {
+    /// Auto unless set.
+    pub driver: CgroupDriver,
+    /// Parent of a pod for which the kubelet names none.
+    pub pod_parent: String,
+    /// `oom_score_adj` of the keepers, -1000 to 1000.
+    pub keeper_oom_score_adj: i32,
+}
+
+impl Default for CgroupFile {
+    fn default() -> Self {
+        Self {
+            driver: CgroupDriver::Auto,
+            pod_parent: "/coracle".to_owned(),
+            keeper_oom_score_adj: -999,
+        }
+    }
+}
+
+/// Who connects a pod.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NetworkMode {
+    /// One routed veth a pod, made in process.
+    #[default]
+    Builtin,
+}
+
+/// `[network]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct NetworkFile {
+    /// Built-in unless set.
+    pub mode: NetworkMode,
+    /// IPv4 addresses of pods, `A.B.C.D/N`, /20 or larger.
+    pub subnet: String,
+    /// IPv6 addresses of pods, /116 or larger; empty for none.
+    pub subnet_v6: String,
+    /// First letters of the node's end of each veth.
+    pub interface_prefix: String,
+}
+
+impl Default for NetworkFile {
+    fn default() -> Self {
+        Self {
+            mode: NetworkMode::Builtin,
+            subnet: "10.88.0.0/16".to_owned(),
+            subnet_v6: String::new(),
+            interface_prefix: "cor".to_owned(),
+        }
+    }
+}
+
+/// `[images]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ImagesFile {
+    /// Registries (`host` or `host:port`) spoken to without TLS, besides loopback ones.
+    pub plain_http: Vec<String>,
+    /// A pull whose registry has sent nothing for this long fails. Seconds.
+    pub pull_idle_timeout_s: u64,
+    /// Largest manifest, index or image config.
+    pub max_manifest_bytes: u64,
+    /// Most layers of an image.
+    pub max_layers: u64,
+    /// Largest layer as it is sent.
+    pub max_layer_bytes: u64,
+    /// Largest image once unpacked.
+    pub max_unpacked_bytes: u64,
+    /// Most files, directories and links of an image.
+    pub max_entries: u64,
+}
+
+impl Default for ImagesFile {
+    fn default() -> Self {
+        Self {
+            plain_http: Vec::new(),
+            pull_idle_timeout_s: 60,
+            max_manifest_bytes: 4 * MIB,
+            max_layers: 256,
+            max_layer_bytes: 8 * GIB,
+            max_unpacked_bytes: 32 * GIB,
+            max_entries: 2_000_000,
+        }
+    }
+}
+
+/// `[sandbox]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SandboxFile {
+    /// First host uid and gid that pods are mapped to.
+    pub id_base: u64,
+    /// How many uids and gids each pod gets.
+    pub id_count: u64,
+}
+
+impl Default for SandboxFile {
+    fn default() -> Self {
+        Self {
+            id_base: 1_879_048_192,
+            id_count: 65_536,
+        }
+    }
+}
+
+/// `[wasm]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct WasmFile {
+    /// A compile that takes longer is killed. Seconds.
+    pub compile_timeout_s: u64,
+    /// A compile that needs more memory is killed.
+    pub compile_memory_bytes: u64,
+    /// Largest module or component that is compiled.
+    pub max_module_bytes: u64,
+}
+
+impl Default for WasmFile {
+    fn default() -> Self {
+        Self {
+            compile_timeout_s: 60,
+            compile_memory_bytes: 2 * GIB,
+            max_module_bytes: 128 * MIB,
+        }
+    }
+}
+
+/// How a container's first process comes to be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Spawn {
+    /// Forked from the keeper: fastest, and shares the spawner's address-space layout.
+    #[default]
+    Fork,
+    /// Executed anew inside the jail: its own layout, for about 3 ms and 2.5 MiB.
+    Exec,
+}
+
+/// `[handlers.*]`. The names are fixed; another name is an unknown key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct HandlersFile {
+    /// `""` and `coracle`: the image chooses.
+    pub coracle: HandlerFile,
+    /// `coracle-wasm`: WebAssembly only.
+    #[serde(rename = "coracle-wasm")]
+    pub wasm: HandlerFile,
+    /// `coracle-strict`: WebAssembly only, own address-space layout, no egress unless listed.
+    #[serde(rename = "coracle-strict")]
+    pub strict: HandlerFile,
+}
+
+impl Default for HandlersFile {
+    fn default() -> Self {
+        Self {
+            coracle: HandlerFile {
+                spawn: Some(Spawn::Fork),
+            },
+            wasm: HandlerFile {
+                spawn: Some(Spawn::Fork),
+            },
+            strict: HandlerFile {
+                spawn: Some(Spawn::Exec),
+            },
+        }
+    }
+}
+
+/// `[handlers.NAME]`. A key that is left out takes the default of that handler, not one common to all.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct HandlerFile {
+    /// How the container's first process comes to be.
+    pub spawn: Option<Spawn>,
+}

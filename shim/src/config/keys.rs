@@ -1,0 +1,195 @@
+//! Where the keys of a configuration file stand, and what a key that is none was meant to be.
+//!
+//! Place in the flow: [`super::load`] parses the text into a [`Document`], asks it for unknown keys before
+//! serde sees the text, and asks it again for the line of whatever is found wrong later.
+//! Invariant: the known keys are those of the serialised default; there is no second list to forget.
+//! Not here: files, and the meaning of any value.
+
+use std::ops::Range;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+/// A parsed file that still knows where everything stood.
+pub(super) struct Document<'t> {
+    text: &'t str,
+    table: Spanned<DeTable<'t>>,
+}
+
+/// A key that no setting has.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct UnknownKey {
+    /// Line of the key, from 1.
+    pub line: usize,
+    /// The key with its tables: `images.plan_http`.
+    pub key: String,
+    /// The setting that was probably meant, written the same way.
+    pub meant: Option<String>,
+}
+
+impl<'t> Document<'t> {
+    /// Parses `text`; the error is the parser's own, with a span.
+    pub(super) fn parse(text: &'t str) -> Result<Self, toml::de::Error> {
+        Ok(Self {
+            text,
+            table: DeTable::parse(text)?,
+        })
+    }
+
+    /// The first key, in the order of the text, that `known` does not have.
+    pub(super) fn first_unknown(&self, known: &toml::Table) -> Option<UnknownKey> {
+        let mut found = Vec::new();
+        unknown(self.table.get_ref(), known, "", &mut found);
+        let (start, key, near) = found.into_iter().min_by_key(|(start, ..)| *start)?;
+        let meant = near.or_else(|| elsewhere(known, &key));
+        Some(UnknownKey {
+            line: line_at(self.text, start),
+            key,
+            meant,
+        })
+    }
+
+    /// Line of a dotted key, from 1; `None` when the file does not set it.
+    pub(super) fn line_of(&self, key: &str) -> Option<usize> {
+        let mut table = self.table.get_ref();
+        let mut parts = key.split('.').peekable();
+        while let Some(part) = parts.next() {
+            let (name, value) = table.iter().find(|(name, _)| name.get_ref() == part)?;
+            if parts.peek().is_none() {
+                return Some(line_at(self.text, name.span().start));
+            }
+            table = value.get_ref().as_table()?;
+        }
+        None
+    }
+
+    /// The dotted key whose value covers `span`, for messages about a wrong type.
+    pub(super) fn key_at(&self, span: &Range<usize>) -> Option<String> {
+        covering(self.table.get_ref(), span, "")
+    }
+}
+
+/// The line, from 1, on which the byte `offset` of `text` stands.
+pub(super) fn line_at(text: &str, offset: usize) -> usize {
+    let before = &text.as_bytes()[..offset.min(text.len())];
+    before.iter().filter(|byte| **byte == b'\n').count() + 1
+}
+
+type Found = (usize, String, Option<String>);
+
+fn unknown(table: &DeTable<'_>, known: &toml::Table, prefix: &str, found: &mut Vec<Found>) {
+    for (name, value) in table {
+        let key = format!("{prefix}{}", name.get_ref());
+        match (known.get(name.get_ref().as_ref()), value.get_ref()) {
+            (None, _) => {
+                let near =
+                    nearest(name.get_ref(), known.keys()).map(|near| format!("{prefix}{near}"));
+                found.push((name.span().start, key, near));
+            }
+            (Some(toml::Value::Table(inner)), DeValue::Table(table)) => {
+                unknown(table, inner, &format!("{key}."), found);
+            }
+            (Some(_), _) => {}
+        }
+    }
+}
+
+fn covering(table: &DeTable<'_>, span: &Range<usize>, prefix: &str) -> Option<String> {
+    table.iter().find_map(|(name, value)| {
+        let key = format!("{prefix}{}", name.get_ref());
+        if let DeValue::Table(inner) = value.get_ref() {
+            return covering(inner, span, &format!("{key}."));
+        }
+        let place = value.span();
+        (place.start <= span.start && span.end <= place.end).then_some(key)
+    })
+}
+
+/// A setting of the same name in another table: the key was written under the wrong heading.
+fn elsewhere(known: &toml::Table, key: &str) -> Option<String> {
+    let name = key.rsplit('.').next()?;
+    dotted(known, "")
+        .into_iter()
+        .find(|full| full.rsplit('.').next() == Some(name))
+}
+
+/// Every setting of `table`, with its tables: `images.plain_http`.
+pub(super) fn dotted(table: &toml::Table, prefix: &str) -> Vec<String> {
+    let mut keys = Vec::new();
+    for (name, value) in table {
+        match value {
+            toml::Value::Table(inner) => keys.extend(dotted(inner, &format!("{prefix}{name}."))),
+            _ => keys.push(format!("{prefix}{name}")),
+        }
+    }
+    keys
+}
+
+/// The nearest candidate, if a third of the key's letters (or two, for letters swapped) make the difference.
+fn nearest<'k>(key: &str, candidates: impl Iterator<Item = &'k String>) -> Option<&'k String> {
+    let letters = key.chars().count();
+    let limit = (letters / 3).max(2).min(letters.saturating_sub(1));
+    candidates
+        .map(|candidate| (distance(key, candidate), candidate))
+        .filter(|(edits, _)| *edits <= limit)
+        .min_by_key(|(edits, _)| *edits)
+        .map(|(_, candidate)| candidate)
+}
+
+/// Levenshtein distance, one row at a time.
+fn distance(from: &str, to: &str) -> usize {
+    let to: Vec<char> = to.chars().collect();
+    let mut row: Vec<usize> = (0..=to.len()).collect();
+    for (above, letter) in from.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = above + 1;
+        for (at, other) in to.iter().enumerate() {
+            let substituted = diagonal + usize::from(letter != *other);
+            diagonal = row[at + 1];
+            row[at + 1] = substituted.min(row[at] + 1).min(diagonal + 1);
+        }
+    }
+    row[to.len()]
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn distance_counts_single_letter_edits() {
+        for (from, to, edits) in [
+            ("", "", 0),
+            ("", "abc", 3),
+            ("timout", "timeout", 1),
+            ("kitten", "sitting", 3),
+        ] {
+            assert_eq!(distance(from, to), edits, "{from} to {to}");
+            assert_eq!(distance(to, from), edits, "{to} to {from}");
+        }
+    }
+
+    #[test]
+    fn the_first_unknown_key_in_the_text_is_the_one_reported() {
+        let known: toml::Table = "[b]\nkey = 1\n[a]\nother = 1\n".parse().unwrap();
+        let document = Document::parse("[b]\nkez = 1\n[a]\nothr = 2\n").unwrap();
+        let unknown = document.first_unknown(&known).unwrap();
+        assert_eq!(
+            unknown,
+            UnknownKey {
+                line: 2,
+                key: "b.kez".into(),
+                meant: Some("b.key".into())
+            }
+        );
+    }
+
+    #[test]
+    fn lines_of_dotted_and_inline_keys_are_found() {
+        let document = Document::parse("a.b = 1\n\n[c]\nd = { e = 2 }\n").unwrap();
+        assert_eq!(document.line_of("a.b"), Some(1));
+        assert_eq!(document.line_of("c.d.e"), Some(4));
+        assert_eq!(document.line_of("c.f"), None);
+    }
+}
