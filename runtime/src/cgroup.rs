@@ -1,0 +1,274 @@
+//! Makes, limits, reads, kills and removes one cgroup, on cgroup v1 and v2 behind one interface.
+//! Called by: the daemon (create, set, kill, stats, remove) and by whoever joins a cgroup, which
+//! writes `0` to each of [`Cgroup::procs_files`].
+//! Calls: the cgroup file systems, nothing else; no process is exec'd, nothing is cached.
+//! Invariants: a path is checked once, when a [`Cgroup`] is made, and never leaves its hierarchy;
+//! making, killing and removing may be repeated; a failed create leaves no new cgroup behind
+//! (parents excepted).
+//! Not here: who owns a path, CRI's stats shapes, systemd's D-Bus.
+
+mod detect;
+mod error;
+mod files;
+mod kill;
+mod limits;
+mod v1;
+mod v2;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+pub use error::Error;
+pub use limits::Limits;
+use v1::V1;
+use v2::V2;
+
+/// How long [`Cgroup::remove`] tries while the kernel says EBUSY.
+pub const REMOVE_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Which cgroup interface the controllers of this node are on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Version {
+    /// One hierarchy a controller, perhaps with an empty unified tree beside them (hybrid).
+    V1,
+    /// The unified hierarchy.
+    V2,
+}
+
+/// The cgroup hierarchies of this node, detected once. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Cgroups {
+    layout: Arc<Layout>,
+}
+
+/// One cgroup by its path; it need not exist. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Cgroup {
+    layout: Arc<Layout>,
+    path: String,
+}
+
+/// What a cgroup uses now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// CPU time used since the cgroup was made, in nanoseconds.
+    pub cpu_usage_ns: u64,
+    /// Memory charged to the cgroup, page cache included, in bytes.
+    pub memory_usage_bytes: u64,
+    /// Page cache that the kernel would reclaim first, in bytes. The working set is
+    /// `memory_usage_bytes - inactive_file_bytes`.
+    pub inactive_file_bytes: u64,
+    /// Number of processes and threads.
+    pub pids: u64,
+}
+
+#[derive(Debug)]
+enum Layout {
+    V1(V1),
+    V2(V2),
+}
+
+impl Cgroups {
+    /// Reads `/proc/self/mountinfo`. A node with any v1 controller counts as v1.
+    /// Errors: no cgroup file system is mounted, or a file cannot be read.
+    pub fn detect() -> Result<Self, Error> {
+        let mountinfo = Path::new("/proc/self/mountinfo");
+        let mounts = detect::parse(&files::read(mountinfo)?);
+        let has_controller = |hierarchy: &detect::Hierarchy| {
+            hierarchy
+                .controllers
+                .iter()
+                .any(|name| !name.starts_with("name="))
+        };
+        let layout = match (mounts.v1.iter().any(has_controller), mounts.unified) {
+            (true, unified) => Layout::V1(V1 {
+                hierarchies: mounts.v1,
+                unified,
+            }),
+            (false, Some(mount)) => Layout::V2(V2::open(mount)?),
+            (false, None) => {
+                return Err(Error::NotMounted {
+                    mountinfo: mountinfo.to_owned(),
+                });
+            }
+        };
+        Ok(Self {
+            layout: Arc::new(layout),
+        })
+    }
+
+    /// The interface in use.
+    #[must_use]
+    pub fn version(&self) -> Version {
+        match &*self.layout {
+            Layout::V1(_) => Version::V1,
+            Layout::V2(_) => Version::V2,
+        }
+    }
+
+    /// Controllers that every container needs and this node lacks; empty on a node that is fit.
+    #[must_use]
+    pub fn missing(&self) -> Vec<&'static str> {
+        match &*self.layout {
+            Layout::V1(v1) => v1.missing(),
+            Layout::V2(v2) => v2.missing(),
+        }
+    }
+
+    /// Makes the cgroup `path` (absolute inside the hierarchy, e.g. `/kubepods/podX/ID`) with its
+    /// missing parents and sets `limits`. One that exists is taken over and set.
+    /// Errors: a bad path, a missing controller, a limit the kernel refuses.
+    pub fn create(&self, path: &str, limits: &Limits) -> Result<Cgroup, Error> {
+        let cgroup = self.open(path)?;
+        match &*self.layout {
+            Layout::V1(v1) => v1.create(path, limits),
+            Layout::V2(v2) => v2.create(path, limits),
+        }?;
+        Ok(cgroup)
+    }
+
+    /// The cgroup `path`, whether it exists or not. Errors: a bad path.
+    pub fn open(&self, path: &str) -> Result<Cgroup, Error> {
+        check_path(path)?;
+        Ok(Cgroup {
+            layout: Arc::clone(&self.layout),
+            path: path.to_owned(),
+        })
+    }
+}
+
+impl Cgroup {
+    /// The path inside the hierarchy, as it was given.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// The files to write `0` to in order to join: one on v2; on v1 one a hierarchy, `name=systemd`
+    /// and the hybrid node's unified tree included. Those of optional hierarchies in which the
+    /// cgroup was not made are left out.
+    #[must_use]
+    pub fn procs_files(&self) -> Vec<PathBuf> {
+        let dirs = match &*self.layout {
+            Layout::V1(v1) => v1.joinable_dirs(&self.path),
+            Layout::V2(v2) => vec![v2.dir(&self.path)],
+        };
+        dirs.into_iter()
+            .map(|dir| dir.join("cgroup.procs"))
+            .collect()
+    }
+
+    /// Whether the cgroup exists in at least one hierarchy.
+    #[must_use]
+    pub fn exists(&self) -> bool {
+        self.dirs().iter().any(|dir| dir.is_dir())
+    }
+
+    /// Sets what is `Some` in `limits`; the rest stays. Errors: a limit the kernel refuses; a memory
+    /// limit below what is in use, which would kill.
+    pub fn set(&self, limits: &Limits) -> Result<(), Error> {
+        match &*self.layout {
+            Layout::V1(v1) => v1.set(&self.path, limits),
+            Layout::V2(v2) => v2.set(&self.path, limits),
+        }
+    }
+
+    /// How many processes the OOM killer has taken from this cgroup since it was made. To be read
+    /// before [`Cgroup::remove`]. Errors: the cgroup is gone.
+    pub fn oom_kills(&self) -> Result<u64, Error> {
+        match &*self.layout {
+            Layout::V1(v1) => v1.oom_kills(&self.path),
+            Layout::V2(v2) => v2.oom_kills(&self.path),
+        }
+    }
+
+    /// The processes in this cgroup and below it, ascending; none if it is gone. On v1 those of the
+    /// pids hierarchy and of the unified tree count.
+    pub fn pids(&self) -> Result<Vec<i32>, Error> {
+        let dirs = match &*self.layout {
+            Layout::V1(v1) => [v1.dir("pids", &self.path), self.unified_dir()],
+            Layout::V2(v2) => [Some(v2.dir(&self.path)), None],
+        };
+        let mut pids = Vec::new();
+        for dir in dirs.iter().flatten() {
+            files::collect_pids(dir, &mut pids)?;
+        }
+        pids.sort_unstable();
+        pids.dedup();
+        Ok(pids)
+    }
+
+    /// Kills every process in this cgroup and below it, and waits until none is left.
+    /// An empty or absent cgroup is a success; a frozen one is thawed where that is needed.
+    /// Errors: processes that outlive SIGKILL for 2 s; call again later.
+    pub fn kill(&self) -> Result<(), Error> {
+        kill::kill(self)
+    }
+
+    /// Removes the cgroup and those below it from every hierarchy. Absent is fine. EBUSY (a process
+    /// on its way out) is tried again for at most [`REMOVE_PATIENCE`] in all.
+    /// Errors: the first one, after all hierarchies were tried.
+    pub fn remove(&self) -> Result<(), Error> {
+        let deadline = Instant::now() + REMOVE_PATIENCE;
+        let removed: Vec<_> = self
+            .dirs()
+            .iter()
+            .map(|dir| files::remove_tree(dir, deadline))
+            .collect();
+        removed.into_iter().collect()
+    }
+
+    /// What the cgroup uses now. Errors: the cgroup is gone.
+    pub fn stats(&self) -> Result<Stats, Error> {
+        match &*self.layout {
+            Layout::V1(v1) => v1.stats(&self.path),
+            Layout::V2(v2) => v2.stats(&self.path),
+        }
+    }
+
+    fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    fn dirs(&self) -> Vec<PathBuf> {
+        match &*self.layout {
+            Layout::V1(v1) => v1.dirs(&self.path),
+            Layout::V2(v2) => vec![v2.dir(&self.path)],
+        }
+    }
+
+    /// Where the cgroup is in a cgroup v2 tree, if this node has one.
+    fn unified_dir(&self) -> Option<PathBuf> {
+        match &*self.layout {
+            Layout::V1(v1) => v1
+                .unified
+                .as_deref()
+                .map(|mount| files::join(mount, &self.path)),
+            Layout::V2(v2) => Some(v2.dir(&self.path)),
+        }
+    }
+}
+
+/// The reason a path is refused: everything that could leave the hierarchy or mean its root.
+fn check_path(path: &str) -> Result<(), Error> {
+    let parts = path.strip_prefix('/');
+    let why = match parts {
+        None => "is not absolute",
+        Some("") => "is the root of the hierarchy",
+        Some(_) if path.len() > 3000 => "is longer than 3000 bytes",
+        Some(_) if path.contains(['\0', '\n']) => "holds a control character",
+        Some(parts) if parts.split('/').any(|part| part.is_empty()) => "has an empty component",
+        Some(parts) if parts.split('/').any(|part| part == "." || part == "..") => {
+            "has a . or .. component"
+        }
+        Some(_) => return Ok(()),
+    };
+    Err(Error::BadPath {
+        path: path.to_owned(),
+        why,
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,151 @@
+//! Reads and writes of single cgroup files, and making and removing of cgroup directories.
+//! Everything above works in terms of these, so that each failure names its file and value.
+//! Not here: which controller a file belongs to.
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+
+use super::error::Error;
+
+/// Writes `value` in one write(2), as cgroup files want it.
+pub(super) fn write(file: &Path, value: &str) -> Result<(), Error> {
+    OpenOptions::new()
+        .write(true)
+        .open(file)
+        .and_then(|mut opened| opened.write_all(value.as_bytes()))
+        .map_err(|source| Error::io(format!("write {:?} to", value.trim_end()), file, source))
+}
+
+/// The whole text of `file`.
+pub(super) fn read(file: &Path) -> Result<String, Error> {
+    fs::read_to_string(file).map_err(|source| Error::io("read", file, source))
+}
+
+/// The single number in `file`; `None` stands for `max`.
+pub(super) fn read_number(file: &Path) -> Result<Option<u64>, Error> {
+    let text = read(file)?;
+    match text.trim() {
+        "max" => Ok(None),
+        digits => digits
+            .parse()
+            .map(Some)
+            .map_err(|_| malformed(file, digits, "a number")),
+    }
+}
+
+/// The number behind `key` in a file of `key number` lines.
+pub(super) fn read_keyed(file: &Path, key: &str) -> Result<u64, Error> {
+    let text = read(file)?;
+    text.lines()
+        .filter_map(|line| line.split_once(' '))
+        .find(|(name, _)| *name == key)
+        .and_then(|(_, number)| number.trim().parse().ok())
+        .ok_or_else(|| malformed(file, &text, "a list of keys with the one we need"))
+}
+
+fn malformed(file: &Path, text: &str, expected: &'static str) -> Error {
+    let text = text.chars().take(80).collect();
+    Error::Malformed {
+        file: file.to_owned(),
+        text,
+        expected,
+    }
+}
+
+/// Makes `mount` + `path` and its missing parents. True if the last directory is new.
+pub(super) fn make_dirs(mount: &Path, path: &str) -> Result<bool, Error> {
+    let leaf = join(mount, path);
+    match make_dir(&leaf) {
+        Err(error) if error.raw_os_error() == Some(Errno::NOENT.raw_os_error()) => {}
+        done => return done,
+    }
+    let mut dir = mount.to_owned();
+    let mut is_new = false;
+    for part in path.split('/').filter(|part| !part.is_empty()) {
+        dir.push(part);
+        is_new = make_dir(&dir)?;
+    }
+    Ok(is_new)
+}
+
+/// Makes one directory. False if it was there.
+pub(super) fn make_dir(dir: &Path) -> Result<bool, Error> {
+    match fs::create_dir(dir) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        Err(error) => Err(Error::io("create", dir, error)),
+    }
+}
+
+/// `mount` + an absolute cgroup path.
+pub(super) fn join(mount: &Path, path: &str) -> PathBuf {
+    mount.join(path.trim_start_matches('/'))
+}
+
+/// Removes the cgroup `dir` and the cgroups below it. Absent is fine. The kernel answers EBUSY
+/// while a killed process is still on its way out: tried again until `deadline`.
+pub(super) fn remove_tree(dir: &Path, deadline: Instant) -> Result<(), Error> {
+    let mut pause = Duration::from_micros(100);
+    loop {
+        let error = match fs::remove_dir(dir) {
+            Ok(()) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => error,
+        };
+        let is_busy = matches!(
+            Errno::from_io_error(&error),
+            Some(Errno::BUSY | Errno::NOTEMPTY)
+        );
+        if !is_busy || Instant::now() >= deadline {
+            return Err(Error::io("remove", dir, error));
+        }
+        for child in children(dir)? {
+            remove_tree(&child, deadline)?;
+        }
+        thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(10));
+    }
+}
+
+/// The cgroups directly below `dir`; none if `dir` is gone.
+pub(super) fn children(dir: &Path) -> Result<Vec<PathBuf>, Error> {
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(Error::io("list", dir, error)),
+    };
+    let is_dir = |entry: &fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_dir());
+    Ok(entries
+        .flatten()
+        .filter(is_dir)
+        .map(|entry| entry.path())
+        .collect())
+}
+
+/// Adds the processes of `dir` and of the cgroups below it to `pids`. A cgroup that is gone has
+/// none; a threaded one lists its processes in its parent. Processes outside our pid namespace
+/// read as 0 and are left out.
+pub(super) fn collect_pids(dir: &Path, pids: &mut Vec<i32>) -> Result<(), Error> {
+    let file = dir.join("cgroup.procs");
+    match fs::read_to_string(&file) {
+        Ok(text) => pids.extend(
+            text.lines()
+                .filter_map(|line| line.parse::<i32>().ok())
+                .filter(|pid| *pid > 0),
+        ),
+        Err(error) => match Errno::from_io_error(&error) {
+            Some(Errno::NOENT | Errno::NODEV) => return Ok(()),
+            Some(Errno::OPNOTSUPP) => {}
+            _ => return Err(Error::io("read", &file, error)),
+        },
+    }
+    for child in children(dir)? {
+        collect_pids(&child, pids)?;
+    }
+    Ok(())
+}

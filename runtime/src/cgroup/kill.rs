@@ -1,0 +1,120 @@
+//! Kills everything in a cgroup and waits until the kernel has taken it out.
+//! With a unified tree the kernel does it (`cgroup.kill`, which no fork outruns); on a pure v1 node
+//! the freezer holds the processes still while they are signalled. A pid is signalled through a
+//! pidfd and only if the cgroup still lists it after the pidfd was opened, so never a stranger
+//! that got the number meanwhile.
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use super::error::Error;
+use super::files;
+use super::{Cgroup, Layout};
+
+/// How long we wait for killed processes to go. A process in uninterruptible sleep may need longer.
+pub(super) const KILL_PATIENCE: Duration = Duration::from_secs(2);
+/// How long we wait for the v1 freezer before we signal what is not yet frozen.
+const FREEZE_PATIENCE: Duration = Duration::from_millis(50);
+
+/// See [`Cgroup::kill`].
+pub(super) fn kill(cgroup: &Cgroup) -> Result<(), Error> {
+    let started = Instant::now();
+    let mut kernel_kills = kernel_kill(cgroup)?;
+    let mut pause = Duration::from_micros(50);
+    loop {
+        let alive = cgroup.pids()?;
+        let Some(&pid) = alive.first() else {
+            return Ok(());
+        };
+        if !kernel_kills {
+            signal_all(cgroup, &alive)?;
+        }
+        let waited = started.elapsed();
+        if waited > KILL_PATIENCE {
+            let path = cgroup.path().to_owned();
+            return Err(Error::StillAlive {
+                path,
+                left: alive.len(),
+                pid,
+                waited_ms: waited.as_millis(),
+            });
+        }
+        // Who is left after the first few looks was perhaps never in the unified tree, or is frozen.
+        kernel_kills = kernel_kills && waited < Duration::from_millis(2);
+        thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(10));
+    }
+}
+
+/// Writes `cgroup.kill`. False where there is no such file.
+fn kernel_kill(cgroup: &Cgroup) -> Result<bool, Error> {
+    let Some(dir) = cgroup.unified_dir() else {
+        return Ok(false);
+    };
+    match files::write(&dir.join("cgroup.kill"), "1") {
+        Ok(()) => Ok(true),
+        Err(error) => match error.raw_os_error().map(Errno::from_raw_os_error) {
+            Some(Errno::NOENT | Errno::NODEV | Errno::OPNOTSUPP) => Ok(false),
+            _ => Err(error),
+        },
+    }
+}
+
+fn signal_all(cgroup: &Cgroup, alive: &[i32]) -> Result<(), Error> {
+    let freezer = match cgroup.layout() {
+        Layout::V1(v1) => v1.dir("freezer", cgroup.path()).filter(|dir| dir.is_dir()),
+        Layout::V2(_) => None,
+    };
+    let Some(freezer) = freezer else {
+        return signal_listed(cgroup, alive);
+    };
+    freeze(&freezer)?;
+    let signalled = cgroup
+        .pids()
+        .and_then(|frozen| signal_listed(cgroup, &frozen));
+    thaw(&freezer)?;
+    signalled
+}
+
+/// SIGKILL to each of `pids` that the cgroup still lists.
+fn signal_listed(cgroup: &Cgroup, pids: &[i32]) -> Result<(), Error> {
+    let open = |pid: &i32| {
+        let opened = pidfd_open(Pid::from_raw(*pid)?, PidfdFlags::empty()).ok()?;
+        Some((*pid, opened))
+    };
+    let opened: Vec<(i32, OwnedFd)> = pids.iter().filter_map(open).collect();
+    let still = cgroup.pids()?;
+    for (pid, pidfd) in opened.iter().filter(|(pid, _)| still.contains(pid)) {
+        match pidfd_send_signal(pidfd, Signal::KILL) {
+            Ok(()) | Err(Errno::SRCH) => {}
+            Err(error) => {
+                let file = std::path::PathBuf::from(format!("/proc/{pid}"));
+                return Err(Error::io("send SIGKILL to", &file, error.into()));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn freeze(freezer: &Path) -> Result<(), Error> {
+    let state = freezer.join("freezer.state");
+    files::write(&state, "FROZEN")?;
+    let deadline = Instant::now() + FREEZE_PATIENCE;
+    while files::read(&state)?.trim() != "FROZEN" && Instant::now() < deadline {
+        thread::sleep(Duration::from_micros(100));
+    }
+    Ok(())
+}
+
+/// Thaws the cgroup and those below it: a frozen v1 process does not die of SIGKILL.
+fn thaw(freezer: &Path) -> Result<(), Error> {
+    for child in files::children(freezer)? {
+        thaw(&child)?;
+    }
+    files::write(&freezer.join("freezer.state"), "THAWED")
+}

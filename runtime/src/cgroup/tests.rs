@@ -1,0 +1,350 @@
+//! The promises of `cgroup`, on the real cgroups of this machine, below a parent of the test's own.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::print_stdout, reason = "measurements are for whoever reads the test output")]
+
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use super::*;
+
+/// A parent that is removed, and checked to be gone, when the test ends.
+struct Parent {
+    cgroups: Cgroups,
+    path: String,
+}
+
+impl Parent {
+    fn new() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        Self {
+            cgroups: Cgroups::detect().unwrap(),
+            path: format!("/coracle-test-{}-{number}", std::process::id()),
+        }
+    }
+
+    fn create(&self, name: &str, limits: &Limits) -> Cgroup {
+        self.cgroups
+            .create(&format!("{}/{name}", self.path), limits)
+            .unwrap()
+    }
+}
+
+impl Drop for Parent {
+    fn drop(&mut self) {
+        let cgroup = self.cgroups.open(&self.path).unwrap();
+        let removed = cgroup.kill().and_then(|()| cgroup.remove());
+        if !std::thread::panicking() {
+            removed.unwrap();
+            assert!(!cgroup.exists(), "{} is left over", self.path);
+        }
+    }
+}
+
+/// A shell that joins `cgroup`, then runs `script`.
+fn run_in(cgroup: &Cgroup, script: &str) -> Child {
+    let join = r#"for file; do echo 0 > "$file" || exit 99; done; "#;
+    let mut shell = Command::new("/bin/sh");
+    shell
+        .args(["-c", &format!("{join}{script}"), "sh"])
+        .args(cgroup.procs_files());
+    shell
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
+fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !is_so() {
+        assert!(Instant::now() < deadline, "waited 10 s for {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn v1_file(cgroup: &Cgroup, controller: &str, file: &str) -> String {
+    let Layout::V1(v1) = cgroup.layout() else {
+        return String::new();
+    };
+    files::read(&v1.dir(controller, cgroup.path()).unwrap().join(file))
+        .unwrap()
+        .trim()
+        .to_owned()
+}
+
+#[test]
+fn node_is_fit() {
+    let cgroups = Cgroups::detect().unwrap();
+    assert_eq!(cgroups.missing(), Vec::<&str>::new());
+}
+
+#[test]
+fn bad_paths_are_refused() {
+    let cgroups = Cgroups::detect().unwrap();
+    for path in [
+        "",
+        "/",
+        "a/b",
+        "/a/../b",
+        "/..",
+        "/a/./b",
+        "/a//b",
+        "/a/",
+        "/a\0b",
+        &format!("/{}", "x".repeat(3000)),
+    ] {
+        assert!(
+            matches!(cgroups.open(path), Err(Error::BadPath { .. })),
+            "{path:?}"
+        );
+        assert!(
+            matches!(
+                cgroups.create(path, &Limits::default()),
+                Err(Error::BadPath { .. })
+            ),
+            "{path:?}"
+        );
+    }
+    assert_eq!(
+        cgroups.open("/kubepods/podx..y/a").unwrap().path(),
+        "/kubepods/podx..y/a"
+    );
+}
+
+#[test]
+fn limits_are_written_and_changed() {
+    let parent = Parent::new();
+    let limits = Limits {
+        cpu_shares: Some(512),
+        cpu_quota: Some(20_000),
+        cpu_period: Some(50_000),
+        memory_bytes: Some(64 << 20),
+        memory_swap_bytes: Some(64 << 20),
+        pids: Some(17),
+        cpuset_cpus: Some("0".into()),
+        ..Limits::default()
+    };
+    let cgroup = parent.create("burstable/pod/container", &limits);
+    if parent.cgroups.version() == Version::V1 {
+        for (controller, file, value) in [
+            ("cpu", "cpu.shares", "512"),
+            ("cpu", "cpu.cfs_quota_us", "20000"),
+            ("cpu", "cpu.cfs_period_us", "50000"),
+            ("memory", "memory.limit_in_bytes", "67108864"),
+            ("pids", "pids.max", "17"),
+            ("cpuset", "cpuset.cpus", "0"),
+        ] {
+            assert_eq!(v1_file(&cgroup, controller, file), value, "{file}");
+        }
+        assert_ne!(
+            v1_file(&cgroup, "cpuset", "cpuset.mems"),
+            "",
+            "memory nodes come from the parent"
+        );
+    }
+    let raised = Limits {
+        memory_bytes: Some(128 << 20),
+        memory_swap_bytes: Some(128 << 20),
+        pids: Some(-1),
+        cpu_quota: Some(-1),
+        ..Limits::default()
+    };
+    cgroup.set(&raised).unwrap();
+    if parent.cgroups.version() == Version::V1 {
+        assert_eq!(
+            v1_file(&cgroup, "memory", "memory.limit_in_bytes"),
+            "134217728"
+        );
+        assert_eq!(v1_file(&cgroup, "pids", "pids.max"), "max");
+        assert_eq!(
+            v1_file(&cgroup, "cpu", "cpu.shares"),
+            "512",
+            "what is not given stays"
+        );
+    }
+}
+
+#[test]
+fn refused_limit_leaves_nothing() {
+    let parent = Parent::new();
+    let path = format!("{}/pod", parent.path);
+    let limits = Limits {
+        cpuset_cpus: Some("4000".into()),
+        ..Limits::default()
+    };
+    let error = parent.cgroups.create(&path, &limits).unwrap_err();
+    assert!(error.to_string().contains("cpuset.cpus"), "{error}");
+    assert!(!parent.cgroups.open(&path).unwrap().exists());
+}
+
+#[test]
+fn create_kill_and_remove_repeat() {
+    let parent = Parent::new();
+    let cgroup = parent.create("pod", &Limits::default());
+    parent.create(
+        "pod",
+        &Limits {
+            pids: Some(3),
+            ..Limits::default()
+        },
+    );
+    cgroup.kill().unwrap();
+    cgroup.remove().unwrap();
+    assert!(!cgroup.exists());
+    cgroup.kill().unwrap();
+    cgroup.remove().unwrap();
+    assert!(cgroup.oom_kills().is_err());
+    assert_eq!(cgroup.pids().unwrap(), Vec::<i32>::new());
+}
+
+#[test]
+fn fork_tree_is_killed_and_counted() {
+    let parent = Parent::new();
+    let cgroup = parent.create("pod", &Limits::default());
+    let mut shell = run_in(
+        &cgroup,
+        "for i in 1 2 3 4; do (setsid sh -c 'sleep 1000 & sleep 1000' &) & done; sleep 1000",
+    );
+    wait_for("the tree", || cgroup.pids().unwrap().len() >= 13);
+    assert!(cgroup.stats().unwrap().pids >= 13);
+    assert!(cgroup.stats().unwrap().memory_usage_bytes > 0);
+    assert!(cgroup.stats().unwrap().cpu_usage_ns > 0);
+    let started = Instant::now();
+    cgroup.kill().unwrap();
+    println!("kill of 13 processes: {:?}", started.elapsed());
+    assert_eq!(cgroup.pids().unwrap(), Vec::<i32>::new());
+    assert!(!shell.wait().unwrap().success());
+    cgroup.remove().unwrap();
+}
+
+#[test]
+fn kill_without_unified_tree_uses_the_freezer() {
+    let parent = Parent::new();
+    let Layout::V1(hybrid) = &*parent.cgroups.layout else {
+        return;
+    };
+    let pure = Cgroups {
+        layout: Arc::new(Layout::V1(V1 {
+            hierarchies: hybrid.hierarchies.clone(),
+            unified: None,
+        })),
+    };
+    let cgroup = pure
+        .create(&format!("{}/pod", parent.path), &Limits::default())
+        .unwrap();
+    // Each shell keeps forking: only a frozen tree can be killed whole.
+    let mut shell = run_in(
+        &cgroup,
+        "for i in 1 2 3; do (while :; do sleep 0.01 & sleep 0.01; done) & done; wait",
+    );
+    wait_for("the tree", || cgroup.pids().unwrap().len() > 5);
+    cgroup.kill().unwrap();
+    assert_eq!(cgroup.pids().unwrap(), Vec::<i32>::new());
+    shell.wait().unwrap();
+}
+
+#[test]
+fn frozen_cgroup_is_killed() {
+    let parent = Parent::new();
+    let Layout::V1(v1) = &*parent.cgroups.layout else {
+        return;
+    };
+    let cgroup = parent.create("pod", &Limits::default());
+    let mut shell = run_in(&cgroup, "sleep 1000 & sleep 1000");
+    wait_for("the tree", || cgroup.pids().unwrap().len() >= 3);
+    files::write(
+        &v1.dir("freezer", cgroup.path())
+            .unwrap()
+            .join("freezer.state"),
+        "FROZEN",
+    )
+    .unwrap();
+    cgroup.kill().unwrap();
+    shell.wait().unwrap();
+}
+
+#[test]
+fn oom_kill_is_counted() {
+    let parent = Parent::new();
+    let limits = Limits {
+        memory_bytes: Some(16 << 20),
+        memory_swap_bytes: Some(16 << 20),
+        ..Limits::default()
+    };
+    let cgroup = parent.create("pod", &limits);
+    assert_eq!(cgroup.oom_kills().unwrap(), 0);
+    let status = run_in(&cgroup, "exec tail /dev/zero").wait().unwrap();
+    assert!(!status.success());
+    assert_eq!(cgroup.oom_kills().unwrap(), 1);
+}
+
+#[test]
+fn memory_limit_below_usage_is_refused() {
+    let parent = Parent::new();
+    let cgroup = parent.create(
+        "pod",
+        &Limits {
+            memory_bytes: Some(256 << 20),
+            ..Limits::default()
+        },
+    );
+    let mut shell = run_in(
+        &cgroup,
+        "x=$(head -c 30000000 /dev/zero | tr '\\0' x); sleep 1000",
+    );
+    wait_for("the memory", || {
+        cgroup.stats().unwrap().memory_usage_bytes > 25_000_000
+    });
+    let error = cgroup
+        .set(&Limits {
+            memory_bytes: Some(4 << 20),
+            ..Limits::default()
+        })
+        .unwrap_err();
+    assert!(
+        matches!(
+            error,
+            Error::BelowUsage {
+                limit: 4_194_304,
+                ..
+            }
+        ),
+        "{error}"
+    );
+    cgroup.kill().unwrap();
+    shell.wait().unwrap();
+}
+
+#[test]
+fn a_container_costs_little() {
+    let parent = Parent::new();
+    parent.create("warm", &Limits::default());
+    let limits = Limits {
+        cpu_shares: Some(2),
+        memory_bytes: Some(64 << 20),
+        pids: Some(100),
+        ..Limits::default()
+    };
+    let (mut creates, mut removes) = (Vec::new(), Vec::new());
+    for number in 0..50 {
+        let started = Instant::now();
+        let cgroup = parent.create(&format!("pod{number}"), &limits);
+        creates.push(started.elapsed());
+        let started = Instant::now();
+        cgroup.remove().unwrap();
+        removes.push(started.elapsed());
+    }
+    creates.sort_unstable();
+    removes.sort_unstable();
+    println!(
+        "create: median {:?}, worst {:?}; remove: median {:?}",
+        creates[25], creates[49], removes[25]
+    );
+    assert!(
+        creates[25] < Duration::from_millis(4),
+        "ten times the budget: {:?}",
+        creates[25]
+    );
+}
