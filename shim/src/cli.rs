@@ -1,0 +1,188 @@
+//! The command line, as clap reads it.
+//!
+//! Place in the flow: `main` parses a [`Cli`] and does what its [`Command`] says.
+//! Invariants: flags have the names of the settings they win over; the hidden commands are for this
+//! program's own processes, take whatever follows them unparsed, and are no interface to anybody else.
+//! Not here: what a command does.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{self, Config, Overrides};
+
+/// A Kubernetes container runtime for WebAssembly and Linux containers.
+#[derive(Debug, Parser)]
+#[command(
+    name = "coracle",
+    version,
+    propagate_version = false,
+    arg_required_else_help = true
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the daemon: serve the kubelet on the CRI socket until SIGTERM
+    Serve(ServeArgs),
+    /// Show a pod's whole life on a daemon, registry and directories of its own
+    Demo(DemoArgs),
+    /// Look at the node and name what it lacks and the command that mends it
+    Check(CheckArgs),
+    /// Print or check configuration
+    Config {
+        /// Which.
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
+    /// Print the version
+    Version {
+        /// As one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// The process that forks keepers; started by `serve`.
+    #[command(hide = true, disable_help_flag = true)]
+    Spawner(InternalArgs),
+    /// The jailed process that compiles one module; started by `serve`.
+    #[command(hide = true, disable_help_flag = true)]
+    Compiler(InternalArgs),
+    /// A guest that wants an address-space layout of its own; started by a keeper.
+    #[command(hide = true, disable_help_flag = true)]
+    Guest(InternalArgs),
+}
+
+/// Arguments of a hidden command: between processes of ours, so no names and no help.
+#[derive(Debug, Args)]
+pub struct InternalArgs {
+    /// Everything after the command, untouched.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub args: Vec<OsString>,
+}
+
+/// Where settings come from.
+#[derive(Clone, Debug, Default, Args)]
+pub struct ConfigArgs {
+    /// Configuration file; /etc/coracle/config.toml if it exists
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Directory of images and records, instead of the configured one
+    #[arg(long, value_name = "DIR")]
+    pub root: Option<PathBuf>,
+    /// Directory of sockets and process facts, instead of the configured one
+    #[arg(long, value_name = "DIR")]
+    pub run: Option<PathBuf>,
+    /// CRI socket, instead of the configured one
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+}
+
+impl ConfigArgs {
+    /// The file that was named, if one was.
+    pub fn file(&self) -> Option<&Path> {
+        self.config.as_deref()
+    }
+
+    /// The flags that win over the file.
+    pub fn overrides(&self) -> Overrides {
+        Overrides {
+            root: self.root.clone(),
+            run: self.run.clone(),
+            socket: self.socket.clone(),
+        }
+    }
+
+    /// The configuration that file and flags make.
+    pub fn load(&self) -> Result<Config, config::Error> {
+        config::load(self.file(), &self.overrides())
+    }
+}
+
+/// Arguments of `coracle serve`.
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    /// Where settings come from.
+    #[command(flatten)]
+    pub config: ConfigArgs,
+}
+
+/// Arguments of `coracle demo`.
+#[derive(Debug, Args)]
+pub struct DemoArgs {
+    /// Keep the demo's directories and print where they are
+    #[arg(long)]
+    pub keep: bool,
+}
+
+/// Arguments of `coracle check`.
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// Where settings come from.
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// As one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `coracle config ...`.
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Print every setting with its default and what it means
+    Default,
+    /// Check a file and say what is wrong with it
+    Check {
+        /// The file
+        file: PathBuf,
+    },
+    /// Print the settings in force
+    Show(ConfigArgs),
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn serve_hands_its_flags_to_the_configuration() {
+        let line = [
+            "coracle", "serve", "--config", "/c", "--root", "/a", "--run", "/b", "--socket", "/b/s",
+        ];
+        let Command::Serve(serve) = Cli::try_parse_from(line).unwrap().command else {
+            panic!("not serve")
+        };
+        assert_eq!(serve.config.file(), Some(Path::new("/c")));
+        let overrides = serve.config.overrides();
+        assert_eq!(overrides.root.as_deref(), Some(Path::new("/a")));
+        assert_eq!(overrides.run.as_deref(), Some(Path::new("/b")));
+        assert_eq!(overrides.socket.as_deref(), Some(Path::new("/b/s")));
+    }
+
+    #[test]
+    fn hidden_commands_take_anything_and_are_not_in_the_help() {
+        let line = ["coracle", "spawner", "3", "--fd=4", "--help"];
+        let Command::Spawner(spawner) = Cli::try_parse_from(line).unwrap().command else {
+            panic!("not spawner")
+        };
+        assert_eq!(spawner.args, ["3", "--fd=4", "--help"]);
+        let help = Cli::command().render_long_help().to_string();
+        assert!(
+            help.contains("serve") && !help.contains("spawner"),
+            "{help}"
+        );
+    }
+}
