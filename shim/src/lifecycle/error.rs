@@ -1,0 +1,71 @@
+//! The lifecycle's own error: what was asked, of which object, and why not.
+//!
+//! Made by: names, state, driver, host. Rendered by: `cri/status`, which alone turns a [`Kind`] into a gRPC code.
+//! Invariant: causes stay in `source`; the text names the object. Not here: gRPC.
+
+use std::sync::Arc;
+
+/// What a caller can do about an [`Error`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// No such sandbox, container or image.
+    Missing,
+    /// The request cannot be met as it is written.
+    Invalid,
+    /// The object is in a phase that does not allow it.
+    WrongPhase,
+    /// Another object has that name.
+    NameTaken,
+    /// A limited resource has run out: addresses, ids, disk.
+    Exhausted,
+    /// The guest's jail or program could not be started.
+    StartFailed,
+    /// Somebody did not answer in time.
+    Deadline,
+    /// Not built.
+    Unsupported,
+    /// The daemon is about to end.
+    Draining,
+    /// The node refused an operation.
+    Io,
+    /// A broken promise of our own.
+    Bug,
+}
+
+/// A refusal or a failure. Cheap to clone: several waiters get the same one.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{text}")]
+pub struct Error {
+    kind: Kind,
+    text: String,
+    source: Option<Arc<dyn std::error::Error + Send + Sync>>,
+}
+
+impl Error {
+    /// An error without a cause.
+    pub fn new(kind: Kind, text: impl Into<String>) -> Error {
+        Error { kind, text: text.into(), source: None }
+    }
+
+    /// An error that another one caused.
+    pub fn because(kind: Kind, text: impl Into<String>, cause: impl std::error::Error + Send + Sync + 'static) -> Error {
+        Error { kind, text: text.into(), source: Some(Arc::new(cause)) }
+    }
+
+    /// What a caller can do about it.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// The text with all its causes, as `a: b: c`.
+    pub fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            text.push_str(": ");
+            text.push_str(&error.to_string());
+            cause = error.source();
+        }
+        text
+    }
+}

@@ -1,0 +1,331 @@
+//! The life of a container and of a pod: phases, events, and the one function each that says what follows what.
+//!
+//! Called by: the driver, which saves the new phase and then runs the effects. Everything here is pure: the clock
+//! is passed in, nothing waits, nothing is logged.
+//! Invariants: a pair that [`step`] refuses changes nothing; a stop deadline only ever moves earlier; a removal that
+//! was asked for is never forgotten; `Gone` is final.
+//! Not here: who waits for an answer, how an effect is done.
+
+mod ended;
+mod pod;
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+pub use ended::{Ended, MESSAGE_LIMIT, Reason};
+pub use pod::{Live, PodEffect, PodEvent, PodPhase, PodRefused, pod_step};
+
+/// Nanoseconds of the boot clock: runs through suspend, never jumps, the same for every daemon of one boot.
+pub type BootTime = u64;
+
+/// A process as a record names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessFact {
+    /// Its pid in the host's namespace.
+    pub pid: i32,
+    /// Its start time in clock ticks since boot, from `/proc/PID/stat`.
+    pub start_time: u64,
+}
+
+/// A running container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Run {
+    /// Its first process.
+    pub process: ProcessFact,
+    /// Nanoseconds since 1970 UTC.
+    pub started_at: i64,
+}
+
+/// What follows once a container has ended or a pod has been stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Then {
+    /// It stays, to be looked at.
+    Rest,
+    /// It is removed.
+    Remove,
+}
+
+/// A stop that is under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stop {
+    /// When patience ends.
+    pub kill_at: BootTime,
+    /// How far it has come.
+    pub stage: Stage,
+    /// What follows.
+    pub then: Then,
+}
+
+/// How far a stop has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Stage {
+    /// The container's stop signal was or is to be sent.
+    Asked,
+    /// It was killed by us.
+    Killed,
+}
+
+impl Stop {
+    fn after(now: BootTime, grace: Duration) -> Stop {
+        let grace_ns = u64::try_from(grace.as_nanos()).unwrap_or(u64::MAX);
+        Stop { kill_at: now.saturating_add(grace_ns), stage: Stage::Asked, then: Then::Rest }
+    }
+
+    /// A stop that kills at once and removes afterwards.
+    fn to_remove(now: BootTime) -> Stop {
+        Stop { kill_at: now, stage: Stage::Asked, then: Then::Remove }
+    }
+
+    /// Both wishes in one: the earlier deadline, the later stage, a removal if either wants it.
+    fn joined(self, other: Stop) -> Stop {
+        Stop {
+            kill_at: self.kill_at.min(other.kill_at),
+            stage: if self.stage == Stage::Killed { Stage::Killed } else { other.stage },
+            then: if self.then == Then::Remove { Then::Remove } else { other.then },
+        }
+    }
+}
+
+/// Where a container is in its life.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ContainerPhase {
+    /// Its directories and cgroup are being made; not listed.
+    Creating(Then),
+    /// It can be started.
+    Created,
+    /// The keeper was asked for it; a stop may have come meanwhile.
+    Starting(Option<Stop>),
+    /// It runs.
+    Running(Run),
+    /// It runs and has been asked to end.
+    Stopping(Run, Stop),
+    /// It has ended.
+    Exited(Ended),
+    /// What is left of it is being removed; shown as it last was. Never on disk.
+    Removing(Option<Ended>),
+    /// It is no more. Never on disk.
+    Gone,
+}
+
+impl ContainerPhase {
+    /// Its name for messages and logs.
+    pub fn name(&self) -> &'static str {
+        match self {
+            ContainerPhase::Creating(_) => "being created",
+            ContainerPhase::Created => "created",
+            ContainerPhase::Starting(_) => "starting",
+            ContainerPhase::Running(_) => "running",
+            ContainerPhase::Stopping(..) => "stopping",
+            ContainerPhase::Exited(_) => "exited",
+            ContainerPhase::Removing(_) => "being removed",
+            ContainerPhase::Gone => "gone",
+        }
+    }
+
+    /// Whether a process of it may live.
+    pub fn is_live(&self) -> bool {
+        matches!(self, ContainerPhase::Starting(_) | ContainerPhase::Running(_) | ContainerPhase::Stopping(..))
+    }
+
+    /// The running process, when there is one.
+    pub fn run(&self) -> Option<Run> {
+        match self {
+            ContainerPhase::Running(run) | ContainerPhase::Stopping(run, _) => Some(*run),
+            _ => None,
+        }
+    }
+
+    /// When the driver has to send [`Event::DeadlinePassed`].
+    pub fn deadline(&self) -> Option<BootTime> {
+        match self {
+            ContainerPhase::Stopping(_, stop) if stop.stage == Stage::Asked => Some(stop.kill_at),
+            _ => None,
+        }
+    }
+
+    /// How far a stop has come, when one is under way.
+    pub fn stop_stage(&self) -> Option<Stage> {
+        match self {
+            ContainerPhase::Stopping(_, stop) => Some(stop.stage),
+            _ => None,
+        }
+    }
+}
+
+/// What happens to a container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// Directories and cgroup are made.
+    Built,
+    /// They could not be made.
+    BuildFailed,
+    /// StartContainer.
+    StartAsked,
+    /// The keeper runs it.
+    Launched(Run),
+    /// The keeper could not run it.
+    LaunchFailed(Ended),
+    /// StopContainer, or the pod stops.
+    StopAsked(Duration),
+    /// The deadline that [`ContainerPhase::deadline`] named has come.
+    DeadlinePassed,
+    /// Its process has ended.
+    Ended(Ended),
+    /// RemoveContainer, or the pod is removed.
+    RemoveAsked,
+    /// Nothing of it is left.
+    Removed,
+}
+
+/// What the driver does after a phase was saved. Each can be repeated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Ask the keeper to run it.
+    Launch,
+    /// Send its stop signal.
+    Signal,
+    /// Kill all its processes.
+    Kill,
+    /// Remove its cgroup and the keeper's exit record.
+    CleanUp,
+    /// Remove everything that is left of it.
+    Forget,
+}
+
+/// A request that does not fit the phase.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// StartContainer.
+    #[error("cannot start it while it is {while_in}; only a created container can be started")]
+    Start {
+        /// The phase's name.
+        while_in: &'static str,
+    },
+    /// An event that cannot occur in this phase: a defect of our own.
+    #[error("{event} does not happen to a container that is {while_in}")]
+    Impossible {
+        /// The event's name.
+        event: &'static str,
+        /// The phase's name.
+        while_in: &'static str,
+    },
+}
+
+/// What follows when `event` happens to a container in `phase` at `now`.
+/// Errors: the pair does not fit; the phase then stays as it was.
+pub fn step(now: BootTime, phase: ContainerPhase, event: Event) -> Result<(ContainerPhase, Vec<Effect>), Refused> {
+    match event {
+        Event::StartAsked => match phase {
+            ContainerPhase::Created => Ok((ContainerPhase::Starting(None), vec![Effect::Launch])),
+            other => Err(Refused::Start { while_in: other.name() }),
+        },
+        Event::StopAsked(grace) => Ok(stop(now, phase, Stop::after(now, grace))),
+        Event::RemoveAsked => Ok(remove(now, phase)),
+        Event::DeadlinePassed => Ok(deadline(now, phase)),
+        Event::Ended(ended) => end(phase, ended),
+        Event::Built | Event::BuildFailed | Event::Launched(_) | Event::LaunchFailed(_) | Event::Removed => {
+            finish(now, phase, event)
+        }
+    }
+}
+
+fn stop(now: BootTime, phase: ContainerPhase, wish: Stop) -> (ContainerPhase, Vec<Effect>) {
+    use ContainerPhase::{Running, Starting, Stopping};
+    match phase {
+        Starting(None) => (Starting(Some(wish)), vec![]),
+        Starting(Some(old)) => (Starting(Some(old.joined(wish))), vec![]),
+        Running(run) => begin_stop(now, run, wish),
+        // Killing again is harmless, and mends a kill that failed.
+        Stopping(run, old) if old.joined(wish).kill_at <= now => {
+            (Stopping(run, Stop { stage: Stage::Killed, ..old.joined(wish) }), vec![Effect::Kill])
+        }
+        Stopping(run, old) => (Stopping(run, old.joined(wish)), vec![]),
+        // CRI: stopping what does not run is success and changes nothing.
+        other => (other, vec![]),
+    }
+}
+
+fn begin_stop(now: BootTime, run: Run, wish: Stop) -> (ContainerPhase, Vec<Effect>) {
+    if wish.kill_at <= now {
+        let stop = Stop { stage: Stage::Killed, ..wish };
+        return (ContainerPhase::Stopping(run, stop), vec![Effect::Kill]);
+    }
+    (ContainerPhase::Stopping(run, wish), vec![Effect::Signal])
+}
+
+fn remove(now: BootTime, phase: ContainerPhase) -> (ContainerPhase, Vec<Effect>) {
+    use ContainerPhase::{Created, Creating, Exited, Gone, Removing};
+    match phase {
+        Creating(_) => (Creating(Then::Remove), vec![]),
+        Created => (Removing(None), vec![Effect::Forget]),
+        Exited(ended) => (Removing(Some(ended)), vec![Effect::Forget]),
+        Removing(ended) => (Removing(ended), vec![Effect::Forget]),
+        Gone => (Gone, vec![]),
+        live => stop(now, live, Stop::to_remove(now)),
+    }
+}
+
+fn deadline(now: BootTime, phase: ContainerPhase) -> (ContainerPhase, Vec<Effect>) {
+    match phase {
+        ContainerPhase::Stopping(run, stop) if stop.stage == Stage::Asked && stop.kill_at <= now => {
+            (ContainerPhase::Stopping(run, Stop { stage: Stage::Killed, ..stop }), vec![Effect::Kill])
+        }
+        other => (other, vec![]),
+    }
+}
+
+fn end(phase: ContainerPhase, ended: Ended) -> Result<(ContainerPhase, Vec<Effect>), Refused> {
+    use ContainerPhase::{Exited, Running, Stopping};
+    match phase {
+        Running(_) => Ok((Exited(ended), vec![Effect::CleanUp])),
+        Stopping(_, stop) => Ok(rest_or_remove(ended, stop.then)),
+        // The same end told twice, by the keeper and by the pidfd: the first word stands.
+        told @ (Exited(_) | ContainerPhase::Removing(_) | ContainerPhase::Gone) => Ok((told, vec![])),
+        other => Err(Refused::Impossible { event: "an end", while_in: other.name() }),
+    }
+}
+
+fn rest_or_remove(ended: Ended, then: Then) -> (ContainerPhase, Vec<Effect>) {
+    match then {
+        Then::Rest => (ContainerPhase::Exited(ended), vec![Effect::CleanUp]),
+        Then::Remove => (ContainerPhase::Removing(Some(ended)), vec![Effect::Forget]),
+    }
+}
+
+fn finish(now: BootTime, phase: ContainerPhase, event: Event) -> Result<(ContainerPhase, Vec<Effect>), Refused> {
+    use ContainerPhase::{Created, Creating, Gone, Removing, Running, Starting};
+    match (phase, event) {
+        (Creating(Then::Rest), Event::Built) => Ok((Created, vec![])),
+        (Creating(Then::Remove), Event::Built) | (Creating(_), Event::BuildFailed) => {
+            Ok((Removing(None), vec![Effect::Forget]))
+        }
+        (Starting(None), Event::Launched(run)) => Ok((Running(run), vec![])),
+        (Starting(Some(stop)), Event::Launched(run)) => Ok(begin_stop(now, run, stop)),
+        (Starting(stop), Event::LaunchFailed(ended)) => {
+            Ok(rest_or_remove(ended, stop.map_or(Then::Rest, |stop| stop.then)))
+        }
+        (Removing(_), Event::Removed) => Ok((Gone, vec![])),
+        (other, event) => Err(Refused::Impossible { event: event.name(), while_in: other.name() }),
+    }
+}
+
+impl Event {
+    fn name(&self) -> &'static str {
+        match self {
+            Event::Built => "a finished build",
+            Event::BuildFailed => "a failed build",
+            Event::StartAsked => "a start",
+            Event::Launched(_) => "a launch",
+            Event::LaunchFailed(_) => "a failed launch",
+            Event::StopAsked(_) => "a stop",
+            Event::DeadlinePassed => "a deadline",
+            Event::Ended(_) => "an end",
+            Event::RemoveAsked => "a removal",
+            Event::Removed => "a finished removal",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,248 @@
+//! What the kubelet asks for, in our own words: checked once by `cri/convert`, kept in records, compared on a retry.
+//!
+//! Made by: `cri/convert`. Read by: the driver and the host. Stored whole, so that a status can echo it byte for byte.
+//! Invariant: two wishes are equal exactly when the kubelet asked twice for the same thing.
+//! Not here: CRI messages, what became of a wish.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// What makes a sandbox the one it is; a second one with the same four values is a retry of the first.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct PodName {
+    /// `metadata.name`.
+    pub name: String,
+    /// `metadata.namespace`.
+    pub namespace: String,
+    /// `metadata.uid`.
+    pub uid: String,
+    /// `metadata.attempt`.
+    pub attempt: u32,
+}
+
+impl fmt::Display for PodName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{} (uid {}, attempt {})", self.namespace, self.name, self.uid, self.attempt)
+    }
+}
+
+/// What makes a container the one it is within its pod.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ContainerName {
+    /// `metadata.name`.
+    pub name: String,
+    /// `metadata.attempt`.
+    pub attempt: u32,
+}
+
+impl fmt::Display for ContainerName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (attempt {})", self.name, self.attempt)
+    }
+}
+
+/// The runtime handlers that exist (DESIGN.md section 5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Handler {
+    /// `""`: choose by image.
+    Default,
+    /// `coracle`: choose by image.
+    Coracle,
+    /// `coracle-wasm`: Wasm only, a Linux image is refused.
+    Wasm,
+    /// `coracle-strict`: Wasm only, each guest with an address-space layout of its own.
+    Strict,
+}
+
+impl Handler {
+    /// Every handler, in the order in which Status lists them.
+    pub const ALL: [Handler; 4] = [Handler::Default, Handler::Coracle, Handler::Wasm, Handler::Strict];
+
+    /// The handler of that name; `None` when there is none.
+    pub fn parse(name: &str) -> Option<Handler> {
+        Handler::ALL.into_iter().find(|handler| handler.as_str() == name)
+    }
+
+    /// Its name in `runtime_handler`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Handler::Default => "",
+            Handler::Coracle => "coracle",
+            Handler::Wasm => "coracle-wasm",
+            Handler::Strict => "coracle-strict",
+        }
+    }
+
+    /// Whether it runs nothing but WebAssembly.
+    pub fn is_wasm_only(self) -> bool {
+        matches!(self, Handler::Wasm | Handler::Strict)
+    }
+}
+
+/// Whose namespace is used. Source: cri-api `NamespaceMode`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NamespaceMode {
+    /// `POD`.
+    Pod,
+    /// `CONTAINER`.
+    Container,
+    /// `NODE`: the host's.
+    Node,
+    /// `TARGET`: another container's.
+    Target,
+}
+
+/// The namespaces a pod or a container asked for; echoed in its status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Namespaces {
+    /// Network namespace: `Pod` or `Node`.
+    pub network: NamespaceMode,
+    /// Pid namespace.
+    pub pid: NamespaceMode,
+    /// Ipc namespace: `Pod` or `Node`.
+    pub ipc: NamespaceMode,
+}
+
+/// Resolver settings of a pod.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dns {
+    /// Name servers.
+    pub servers: Vec<String>,
+    /// Search domains.
+    pub searches: Vec<String>,
+    /// Options.
+    pub options: Vec<String>,
+}
+
+/// RunPodSandbox, checked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodWish {
+    /// Its name; no part but `attempt` is empty.
+    pub name: PodName,
+    /// Host name; empty keeps the host's.
+    pub hostname: String,
+    /// Absolute directory of container logs; empty when the kubelet gave none.
+    pub log_directory: String,
+    /// Resolver settings.
+    pub dns: Dns,
+    /// Labels, byte for byte.
+    pub labels: BTreeMap<String, String>,
+    /// Annotations, byte for byte.
+    pub annotations: BTreeMap<String, String>,
+    /// Which handler runs it.
+    pub handler: Handler,
+    /// Parent cgroup as the kubelet gave it; empty means the configured default.
+    pub cgroup_parent: String,
+    /// Namespaces asked for.
+    pub namespaces: Namespaces,
+}
+
+/// One CRI mount of a host path.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountWish {
+    /// Path on the host; checked by `create_container`, not by the converter.
+    pub host_path: PathBuf,
+    /// Path in the container; checked by `create_container`, not by the converter.
+    pub container_path: String,
+    /// Read-only.
+    pub readonly: bool,
+    /// Propagation, echoed in the status. Only `Private` and `HostToContainer` are taken for Wasm.
+    pub propagation: Propagation,
+    /// SELinux relabelling was asked for (echoed only).
+    pub selinux_relabel: bool,
+    /// The mount shall be read-only recursively.
+    pub recursive_read_only: bool,
+}
+
+/// Mount propagation. Source: cri-api `MountPropagation`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Propagation {
+    /// `PROPAGATION_PRIVATE`.
+    Private,
+    /// `PROPAGATION_HOST_TO_CONTAINER`.
+    HostToContainer,
+    /// `PROPAGATION_BIDIRECTIONAL`.
+    Bidirectional,
+}
+
+/// Linux resources as CRI states them; 0 or empty is "not set". Echoed in the status.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resources {
+    /// CFS period in microseconds.
+    pub cpu_period: i64,
+    /// CFS quota in microseconds; negative is unlimited.
+    pub cpu_quota: i64,
+    /// Relative CPU weight as shares.
+    pub cpu_shares: i64,
+    /// Memory limit in bytes.
+    pub memory_limit_bytes: i64,
+    /// OOM killer adjustment.
+    pub oom_score_adj: i64,
+    /// CPUs allowed.
+    pub cpuset_cpus: String,
+    /// Memory nodes allowed.
+    pub cpuset_mems: String,
+    /// cgroup v2 settings by file name.
+    pub unified: BTreeMap<String, String>,
+    /// Memory plus swap limit in bytes.
+    pub memory_swap_limit_bytes: i64,
+}
+
+/// Who the payload shall be.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UserWish {
+    /// `run_as_user`.
+    pub uid: Option<i64>,
+    /// `run_as_username`; empty when not given.
+    pub username: String,
+    /// `run_as_group`.
+    pub gid: Option<i64>,
+    /// `supplemental_groups`.
+    pub groups: Vec<i64>,
+}
+
+/// CreateContainer, converted; what needs the node to be judged (image, mounts, user) is judged by `create_container`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerWish {
+    /// Its name within the pod; `name` is not empty.
+    pub name: ContainerName,
+    /// `image.image`: an id, tag or digest.
+    pub image: String,
+    /// `image.user_specified_image`, echoed in the status.
+    pub user_specified_image: String,
+    /// `command`: replaces the image's entrypoint.
+    pub command: Vec<String>,
+    /// `args`: replaces the image's cmd.
+    pub args: Vec<String>,
+    /// `working_dir`; empty means the image's.
+    pub working_dir: String,
+    /// Environment in the order given.
+    pub env: Vec<(String, String)>,
+    /// Mounts in the order given.
+    pub mounts: Vec<MountWish>,
+    /// Labels, byte for byte.
+    pub labels: BTreeMap<String, String>,
+    /// Annotations, byte for byte.
+    pub annotations: BTreeMap<String, String>,
+    /// Log path relative to the pod's log directory; empty discards output.
+    pub log_path: String,
+    /// Standard input is kept open for attach.
+    pub stdin: bool,
+    /// Standard input closes when the first attach ends.
+    pub stdin_once: bool,
+    /// A terminal is asked for.
+    pub tty: bool,
+    /// Resource limits.
+    pub resources: Resources,
+    /// Who it runs as.
+    pub user: UserWish,
+    /// Nothing but mounts may be written.
+    pub readonly_rootfs: bool,
+    /// Signal number that stops it, from `stop_signal`; `None` means the image's, else SIGTERM.
+    pub stop_signal: Option<i32>,
+}
