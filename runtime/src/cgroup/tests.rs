@@ -1,6 +1,9 @@
 //! The promises of `cgroup`, on the real cgroups of this machine, below a parent of the test's own.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-#![allow(clippy::print_stdout, reason = "measurements are for whoever reads the test output")]
+#![allow(
+    clippy::print_stdout,
+    reason = "measurements are for whoever reads the test output"
+)]
 
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
