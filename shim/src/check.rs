@@ -1,0 +1,231 @@
+//! `coracle check`: what the node lacks, and the command that mends it.
+//!
+//! Place in the flow: the command line loads the configuration, calls [`examine`] and prints the
+//! [`Report`]. The daemon need not run.
+//! Invariants: what can be tried is tried rather than read off a version number; whatever a probe makes
+//! (a namespace, a veth inside it, a detached mount) is gone when it returns; every finding that is not
+//! ok says what to do.
+//! Not here: mending anything.
+
+mod host;
+mod kernel;
+mod place;
+mod probe;
+
+use std::io::{self, Write};
+
+use serde::Serialize;
+
+use crate::config::Config;
+
+/// How much a finding matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    /// As it should be.
+    Ok,
+    /// Pods run, but not all or not as well as they could.
+    Warning,
+    /// Pods do not run.
+    Missing,
+}
+
+impl Level {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Warning => "warning",
+            Self::Missing => "missing",
+        }
+    }
+}
+
+/// One thing that was looked at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// How much it matters.
+    pub level: Level,
+    /// What was looked at: `overlayfs`.
+    pub subject: &'static str,
+    /// What was found.
+    pub found: String,
+    /// A command or a change that mends it; never absent unless the level is ok.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mend: Option<String>,
+}
+
+impl Finding {
+    fn ok(subject: &'static str, found: impl Into<String>) -> Self {
+        Self {
+            level: Level::Ok,
+            subject,
+            found: found.into(),
+            mend: None,
+        }
+    }
+
+    fn warning(subject: &'static str, found: impl Into<String>, mend: impl Into<String>) -> Self {
+        Self {
+            level: Level::Warning,
+            subject,
+            found: found.into(),
+            mend: Some(mend.into()),
+        }
+    }
+
+    fn missing(subject: &'static str, found: impl Into<String>, mend: impl Into<String>) -> Self {
+        Self {
+            level: Level::Missing,
+            subject,
+            found: found.into(),
+            mend: Some(mend.into()),
+        }
+    }
+}
+
+/// Everything that was looked at, in a fixed order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Report {
+    /// The findings.
+    pub findings: Vec<Finding>,
+}
+
+/// Looks at the node with this configuration's eyes.
+pub fn examine(config: &Config) -> Report {
+    let mut findings = kernel::findings(config);
+    findings.extend(host::findings(config));
+    findings.extend(place::findings(config));
+    Report { findings }
+}
+
+impl Report {
+    /// 0 when nothing is missing, else 1. Warnings are not failures.
+    pub fn exit_code(&self) -> u8 {
+        u8::from(self.count(Level::Missing) > 0)
+    }
+
+    fn count(&self, level: Level) -> usize {
+        self.findings
+            .iter()
+            .filter(|finding| finding.level == level)
+            .count()
+    }
+
+    /// Aligned text, one line a finding, with its remedy below it.
+    pub fn print_text(&self, out: &mut dyn Write) -> io::Result<()> {
+        let width = self
+            .findings
+            .iter()
+            .map(|finding| finding.subject.len())
+            .max()
+            .unwrap_or(0);
+        for finding in &self.findings {
+            let Finding {
+                level,
+                subject,
+                found,
+                mend,
+            } = finding;
+            writeln!(out, "{:<7}  {subject:<width$}  {found}", level.name())?;
+            if let Some(mend) = mend {
+                writeln!(out, "{:<7}  {:<width$}  -> {mend}", "", "")?;
+            }
+        }
+        let (missing, warnings) = (self.count(Level::Missing), self.count(Level::Warning));
+        writeln!(
+            out,
+            "\n{} checked, {missing} missing, {warnings} warnings",
+            self.findings.len()
+        )
+    }
+
+    /// One JSON object: `{"missing": N, "warnings": N, "findings": [...]}`.
+    pub fn print_json(&self, out: &mut dyn Write) -> io::Result<()> {
+        let object = serde_json::json!({
+            "missing": self.count(Level::Missing),
+            "warnings": self.count(Level::Warning),
+            "findings": self.findings,
+        });
+        writeln!(out, "{object:#}")
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+mod tests {
+    use super::*;
+
+    fn report() -> Report {
+        Report {
+            findings: vec![
+                Finding::ok("kernel", "6.1.0"),
+                Finding::warning(
+                    "resolv.conf",
+                    "no nameserver",
+                    "name one in /etc/resolv.conf",
+                ),
+                Finding::missing("overlayfs", "unknown to the kernel", "modprobe overlay"),
+            ],
+        }
+    }
+
+    #[test]
+    fn text_is_aligned_and_says_how_to_mend() {
+        let mut out = Vec::new();
+        report().print_text(&mut out).unwrap();
+        let wanted = "\
+ok       kernel       6.1.0
+warning  resolv.conf  no nameserver
+                      -> name one in /etc/resolv.conf
+missing  overlayfs    unknown to the kernel
+                      -> modprobe overlay
+
+3 checked, 1 missing, 1 warnings
+";
+        assert_eq!(String::from_utf8(out).unwrap(), wanted);
+    }
+
+    #[test]
+    fn json_holds_the_same_findings() {
+        let mut out = Vec::new();
+        report().print_json(&mut out).unwrap();
+        let object: serde_json::Value = serde_json::from_slice(&out).unwrap();
+        assert_eq!(object["missing"], 1);
+        assert_eq!(object["findings"][2]["level"], "missing");
+        assert_eq!(object["findings"][2]["mend"], "modprobe overlay");
+        assert!(object["findings"][0].get("mend").is_none());
+    }
+
+    #[test]
+    fn only_what_is_missing_fails() {
+        let mut report = report();
+        assert_eq!(report.exit_code(), 1);
+        report.findings.pop();
+        assert_eq!(report.exit_code(), 0);
+    }
+
+    #[test]
+    fn the_real_node_is_examined_and_every_complaint_has_a_remedy() {
+        let report = examine(&Config::default());
+        assert!(report.findings.len() >= 15, "{report:#?}");
+        for finding in &report.findings {
+            assert_eq!(
+                finding.level == Level::Ok,
+                finding.mend.is_none(),
+                "{finding:?}"
+            );
+        }
+        let mut subjects: Vec<_> = report
+            .findings
+            .iter()
+            .map(|finding| finding.subject)
+            .collect();
+        subjects.sort_unstable();
+        subjects.dedup();
+        assert_eq!(
+            subjects.len(),
+            report.findings.len(),
+            "a subject appears twice"
+        );
+    }
+}

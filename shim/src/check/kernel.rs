@@ -1,0 +1,210 @@
+//! What the kernel can do.
+//!
+//! Place in the flow: `check::examine` asks [`findings`] first. Invariant: a feature that can be tried is
+//! tried by `probe`; only a feature whose absence shows late is judged by version.
+//! Not here: how the node is set up.
+
+use std::fs;
+use std::io;
+
+use super::probe::{self, UserNamespace};
+use super::{Finding, place};
+use crate::config::Config;
+
+/// The oldest kernel whose every feature we use without a fallback: Landlock, idmapped mounts, cgroup.kill.
+const OLDEST: (u32, u32) = (5, 15);
+/// From here on tmpfs, where kubelet keeps Secrets, can be idmapped.
+const TMPFS_IDMAP: (u32, u32) = (6, 3);
+/// From here on the exit code of a keeper's child is known even when the keeper is not.
+const PIDFD_EXIT: (u32, u32) = (6, 15);
+
+const NEWER_KERNEL: &str =
+    "boot a newer kernel: apt-get install linux-image-amd64, or your distribution's";
+
+/// Every finding about the kernel.
+pub(super) fn findings(config: &Config) -> Vec<Finding> {
+    let mut findings = vec![kernel(), overlayfs(), seccomp(), landlock()];
+    findings.push(tried("openat2", probe::openat2()));
+    findings.push(tried("pidfd", probe::pidfd()));
+    findings.push(veth(probe::veth()));
+    match UserNamespace::new(config.sandbox.id_base, config.sandbox.id_count) {
+        Ok(namespace) => {
+            findings.push(Finding::ok("user namespaces", "made and mapped one"));
+            findings.push(idmapped("idmapped mounts", &config.root, &namespace));
+            findings.push(idmapped(
+                "idmapped volumes",
+                "/var/lib/kubelet".as_ref(),
+                &namespace,
+            ));
+        }
+        Err(error) => findings.push(no_user_namespace(&error)),
+    }
+    findings
+}
+
+fn kernel() -> Finding {
+    let release = rustix::system::uname()
+        .release()
+        .to_string_lossy()
+        .into_owned();
+    judge_release(&release)
+}
+
+fn judge_release(release: &str) -> Finding {
+    let subject = "kernel";
+    match version(release) {
+        None => Finding::warning(
+            subject,
+            format!("{release}, which is no version"),
+            NEWER_KERNEL,
+        ),
+        Some(found) if found < OLDEST => {
+            let wanted = format!(
+                "{release}, {}.{} is the oldest that works",
+                OLDEST.0, OLDEST.1
+            );
+            Finding::missing(subject, wanted, NEWER_KERNEL)
+        }
+        Some(found) if found < TMPFS_IDMAP => Finding::warning(
+            subject,
+            format!(
+                "{release}: Secrets on tmpfs cannot be idmapped before {}.{}",
+                TMPFS_IDMAP.0, TMPFS_IDMAP.1
+            ),
+            NEWER_KERNEL,
+        ),
+        Some(found) if found < PIDFD_EXIT => Finding::ok(
+            subject,
+            format!(
+                "{release} (exit codes without a keeper need {}.{})",
+                PIDFD_EXIT.0, PIDFD_EXIT.1
+            ),
+        ),
+        Some(_) => Finding::ok(subject, release),
+    }
+}
+
+/// `6.1.0-18-amd64` to (6, 1).
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut parts = release.split(|other: char| !other.is_ascii_digit());
+    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+}
+
+fn overlayfs() -> Finding {
+    let known = fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    match known
+        .lines()
+        .any(|line| line.split_whitespace().last() == Some("overlay"))
+    {
+        true => Finding::ok("overlayfs", "known to the kernel"),
+        false => Finding::missing("overlayfs", "unknown to the kernel", "modprobe overlay"),
+    }
+}
+
+fn seccomp() -> Finding {
+    let subject = "seccomp";
+    match fs::read_to_string("/proc/sys/kernel/seccomp/actions_avail") {
+        Ok(actions)
+            if actions
+                .split_whitespace()
+                .any(|action| action == "kill_process") =>
+        {
+            Finding::ok(subject, "filters can kill a process")
+        }
+        Ok(actions) => Finding::missing(subject, format!("only {}", actions.trim()), NEWER_KERNEL),
+        Err(_) => Finding::missing(
+            subject,
+            "no filters",
+            "boot a kernel with CONFIG_SECCOMP_FILTER=y",
+        ),
+    }
+}
+
+fn landlock() -> Finding {
+    match probe::landlock_version() {
+        Ok(version) => Finding::ok("landlock", format!("version {version}")),
+        Err(error) => Finding::warning(
+            "landlock",
+            format!("guests lack one of their walls: {error}"),
+            "boot with landlock in the lsm= list and CONFIG_SECURITY_LANDLOCK=y",
+        ),
+    }
+}
+
+fn tried(subject: &'static str, outcome: io::Result<()>) -> Finding {
+    match outcome {
+        Ok(()) => Finding::ok(subject, "works"),
+        Err(error) => Finding::missing(subject, error.to_string(), NEWER_KERNEL),
+    }
+}
+
+fn veth(outcome: io::Result<()>) -> Finding {
+    match outcome {
+        Ok(()) => Finding::ok("veth", "made one in a network namespace of its own"),
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => Finding::missing(
+            "veth",
+            error.to_string(),
+            "run as root, with CAP_SYS_ADMIN and CAP_NET_ADMIN",
+        ),
+        Err(error) => Finding::missing("veth", error.to_string(), "modprobe veth"),
+    }
+}
+
+fn no_user_namespace(error: &io::Error) -> Finding {
+    let most = fs::read_to_string("/proc/sys/user/max_user_namespaces").unwrap_or_default();
+    let mend = match (most.trim(), error.raw_os_error()) {
+        ("0", _) => "sysctl -w user.max_user_namespaces=65536",
+        (_, Some(libc::EPERM)) => "run as root, with CAP_SYS_ADMIN, CAP_SETUID and CAP_SETGID",
+        _ => "boot a kernel with CONFIG_USER_NS=y",
+    };
+    Finding::missing("user namespaces", error.to_string(), mend)
+}
+
+fn idmapped(subject: &'static str, path: &std::path::Path, namespace: &UserNamespace) -> Finding {
+    let directory = place::nearest_existing(path);
+    match probe::idmapped_mount(&directory, namespace) {
+        Ok(()) => Finding::ok(subject, format!("{} can be idmapped", directory.display())),
+        Err(error) => Finding::warning(
+            subject,
+            format!(
+                "{} cannot be idmapped ({error}): such volumes need a non-root user",
+                directory.display()
+            ),
+            format!(
+                "keep {} on ext4, xfs, btrfs or, from 6.3 on, tmpfs",
+                path.display()
+            ),
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Level;
+    use super::*;
+
+    #[test]
+    fn releases_are_judged_by_their_first_two_numbers() {
+        let cases = [
+            ("4.19.0-26-amd64", Level::Missing),
+            ("5.14.21", Level::Missing),
+            ("5.15.0-1", Level::Warning),
+            ("6.2.9", Level::Warning),
+            ("6.3.0", Level::Ok),
+            ("6.15-rc1", Level::Ok),
+            ("10.0.0+", Level::Ok),
+            ("plan9", Level::Warning),
+        ];
+        for (release, level) in cases {
+            assert_eq!(judge_release(release).level, level, "{release}");
+        }
+    }
+
+    #[test]
+    fn a_refused_veth_is_told_apart_from_an_unknown_one() {
+        let refused = veth(Err(io::Error::from_raw_os_error(libc::EPERM)));
+        assert!(refused.mend.is_some_and(|mend| mend.contains("root")));
+        let unknown = veth(Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP)));
+        assert_eq!(unknown.mend.as_deref(), Some("modprobe veth"));
+    }
+}
