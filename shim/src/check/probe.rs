@@ -86,7 +86,8 @@ impl Drop for UserNamespace {
 /// A child in a new user namespace that does nothing but wait to be killed.
 #[allow(unsafe_code, reason = "clone has no safe wrapper")]
 fn sleeper() -> io::Result<Pid> {
-    let flags = libc::CLONE_NEWUSER | libc::SIGCHLD;
+    // With CLONE_FILES the child has no copies of our descriptors: what we close is closed.
+    let flags = libc::CLONE_NEWUSER | libc::CLONE_FILES | libc::SIGCHLD;
     // SAFETY: without CLONE_VM this is a fork: the child has its own copy of everything and may go on
     // from here. Other threads of ours do not exist in it, so it may only make async-signal-safe calls:
     // it makes two system calls, prctl and pause, and never returns.
