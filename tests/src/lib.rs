@@ -1,1 +1,29 @@
-//! placeholder
+//! The end-to-end harness: starts real parts (a daemon, a registry, a peer runtime), drives them only through the CRI
+//! socket and the command line, and looks at what they leave on the machine.
+//!
+//! Flow of a test: [`scratch`] gives it a corner of the machine of its own, [`registry`] and [`push`] the images made
+//! from [`guests`], [`daemon`] a running Coracle, [`client`] the calls, [`log`] the lines it wrote, [`leaks`] the proof
+//! that nothing stayed. [`peer`] is containerd + runc behind the same calls; [`bench`] measures both.
+//!
+//! Invariants: every process, mount, interface and cgroup made here carries the scratch's number in its name or its
+//! cgroup, so it can be found and removed even after a crash of the tests. Nothing here links or reads the product's
+//! code; the harness knows the CRI, the command line, and the names listed in [`daemon`].
+
+pub mod bench;
+pub mod client;
+pub mod crictl;
+pub mod daemon;
+pub mod faulty;
+pub mod fuse;
+pub mod guests;
+pub mod http;
+pub mod leaks;
+pub mod log;
+pub mod peer;
+pub mod procs;
+pub mod push;
+pub mod registry;
+pub mod scratch;
+
+/// What a step of the harness gives back. The error is for a reader: it names the step and the object.
+pub type Outcome<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;

@@ -1,0 +1,128 @@
+//! Puts the outcomes of all contenders into one table, and into JSON for those who compare runs.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use serde_json::{Value, json};
+
+use super::measure::{Outcomes, STEPS};
+
+/// One line of the table: what it is, and its value for a contender.
+struct Row {
+    label: String,
+    values: Vec<f64>,
+    /// Whether a larger value is the better one.
+    more_is_better: bool,
+}
+
+/// The table, with a column of ratios for each contender against the last: above 1 is better than it.
+pub fn table(outcomes: &[Outcomes]) -> String {
+    let mut text = format!("{:<40}", "");
+    for outcome in outcomes {
+        let _ = write!(text, "{:>18}", outcome.name);
+    }
+    for outcome in &outcomes[..outcomes.len().saturating_sub(1)] {
+        let _ = write!(text, "{:>20}", format!("{} better", outcome.name));
+    }
+    text.push('\n');
+    for row in rows(outcomes) {
+        let _ = write!(text, "{:<40}", row.label);
+        for value in &row.values {
+            let _ = write!(text, "{value:>18.2}");
+        }
+        let Some((reference, others)) = row.values.split_last() else {
+            continue;
+        };
+        for value in others {
+            let ratio = if row.more_is_better {
+                value / reference
+            } else {
+                reference / value
+            };
+            let shown = if ratio.is_finite() && ratio > 0.0 {
+                format!("{ratio:.1}x")
+            } else {
+                "-".into()
+            };
+            let _ = write!(text, "{shown:>20}");
+        }
+        text.push('\n');
+    }
+    text
+}
+
+fn rows(outcomes: &[Outcomes]) -> Vec<Row> {
+    let row = |label: String, more_is_better, value: &dyn Fn(&Outcomes) -> f64| Row {
+        label,
+        values: outcomes.iter().map(value).collect(),
+        more_is_better,
+    };
+    let mut rows = Vec::new();
+    for step in STEPS {
+        for (name, share) in [("median", 0.5), ("p99", 0.99)] {
+            rows.push(row(format!("{step}, {name} ms"), false, &|o| {
+                quantile(&o.times_ms[step], share)
+            }));
+        }
+    }
+    rows.push(row("pods started a second".into(), true, &|o| o.pods_per_s));
+    rows.push(row("PSS a pod, KiB".into(), false, &|o| o.pss_kib_per_pod));
+    rows.push(row("MemAvailable lost a pod, KiB".into(), false, &|o| {
+        o.memavailable_kib_per_pod
+    }));
+    rows.push(row(
+        "CPU while pods idle, % of a core".into(),
+        false,
+        &|o| o.idle_cpu_percent,
+    ));
+    rows.push(row("daemon RSS idle, KiB".into(), false, &|o| {
+        o.daemon_rss_idle_kib
+    }));
+    rows.push(row("daemon RSS under pods, KiB".into(), false, &|o| {
+        o.daemon_rss_pods_kib
+    }));
+    rows
+}
+
+/// One object a contender, by name.
+pub fn json(outcomes: &[Outcomes]) -> Value {
+    let object = |o: &Outcomes| {
+        let (start, stop) = (&o.times_ms["whole start"], &o.times_ms["stop and remove"]);
+        json!({
+            "start_ms_p50": quantile(start, 0.5),
+            "start_ms_p99": quantile(start, 0.99),
+            "stop_ms_p50": quantile(stop, 0.5),
+            "pods_per_s": o.pods_per_s,
+            "pss_kib_per_pod": o.pss_kib_per_pod,
+            "memavailable_kib_per_pod": o.memavailable_kib_per_pod,
+            "idle_cpu_percent": o.idle_cpu_percent,
+            "daemon_rss_idle_kib": o.daemon_rss_idle_kib,
+            "daemon_rss_100_pods_kib": o.daemon_rss_pods_kib,
+        })
+    };
+    let objects: BTreeMap<_, _> = outcomes.iter().map(|o| (o.name, object(o))).collect();
+    json!(objects)
+}
+
+/// The value below which this share of the values lies (nearest rank); 0 of nothing.
+fn quantile(values: &[f64], share: f64) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let rank = (share * sorted.len() as f64).ceil() as usize;
+    sorted.get(rank.saturating_sub(1)).copied().unwrap_or(0.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_are_by_nearest_rank() {
+        let values: Vec<f64> = (1..=100).rev().map(f64::from).collect();
+        assert_eq!(
+            (quantile(&values, 0.5), quantile(&values, 0.99)),
+            (50.0, 99.0)
+        );
+        assert_eq!((quantile(&[], 0.5), quantile(&[7.0], 0.99)), (0.0, 7.0));
+    }
+}

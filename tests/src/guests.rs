@@ -1,0 +1,128 @@
+//! The programs that run inside containers, built from `tests/guests/`.
+//!
+//! WAT files are assembled in process by `wat`; C files are compiled by clang for wasm32-wasi, or by the system's C
+//! compiler for Linux. Each is built once a test process.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use crate::Outcome;
+
+/// The multi-verb guest `tool.c`, a WASI p1 module with a name section. See that file for its verbs.
+pub fn tool() -> Outcome<Vec<u8>> {
+    static BUILT: OnceLock<Vec<u8>> = OnceLock::new();
+    let clang = [
+        "clang",
+        "--target=wasm32-wasi",
+        "--sysroot=/usr",
+        "-O1",
+        "-Wl,--strip-debug",
+    ];
+    once(&BUILT, || compile("tool.c", &clang))
+}
+
+/// The guest `NAME.wat`, a module or a component.
+pub fn wat(name: &str) -> Outcome<Vec<u8>> {
+    let path = source(&format!("{name}.wat"));
+    wat::parse_file(&path).map_err(|e| format!("assemble {}: {e}", path.display()).into())
+}
+
+/// A module that holds nothing, for images that must differ only in their bytes: `salt` goes into a custom section.
+pub fn nothing(salt: &str) -> Outcome<Vec<u8>> {
+    let text = format!(
+        "(module (@custom \"salt\" \"{salt}\") (memory (export \"memory\") 1) (func (export \"_start\")))"
+    );
+    Ok(wat::parse_str(text)?)
+}
+
+/// The Linux workload of `workload.c`: prints "hello" and pauses. Static, 9 KiB.
+pub fn linux_workload() -> Outcome<Vec<u8>> {
+    static BUILT: OnceLock<Vec<u8>> = OnceLock::new();
+    once(&BUILT, || {
+        compile("workload.c", &["cc", "-static", "-nostdlib", "-O2"])
+    })
+}
+
+/// The Linux pause program of `workload.c`: the same without the greeting.
+pub fn linux_pause() -> Outcome<Vec<u8>> {
+    static BUILT: OnceLock<Vec<u8>> = OnceLock::new();
+    once(&BUILT, || {
+        compile(
+            "workload.c",
+            &["cc", "-static", "-nostdlib", "-O2", "-DPAUSE"],
+        )
+    })
+}
+
+fn once(cell: &OnceLock<Vec<u8>>, build: impl FnOnce() -> Outcome<Vec<u8>>) -> Outcome<Vec<u8>> {
+    if let Some(built) = cell.get() {
+        return Ok(built.clone());
+    }
+    let built = build()?;
+    Ok(cell.get_or_init(|| built).clone())
+}
+
+fn source(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("guests")
+        .join(name)
+}
+
+fn compile(file: &str, compiler: &[&str]) -> Outcome<Vec<u8>> {
+    let out = tempfile(file);
+    let run = Command::new(compiler[0])
+        .args(&compiler[1..])
+        .arg("-o")
+        .arg(&out)
+        .arg(source(file))
+        .output();
+    let run = run.map_err(|e| format!("{}: {e}; is it installed?", compiler[0]))?;
+    if !run.status.success() {
+        return Err(format!("compile {file}: {}", String::from_utf8_lossy(&run.stderr)).into());
+    }
+    let bytes = fs::read(&out)?;
+    let _ = fs::remove_file(&out);
+    Ok(bytes)
+}
+
+fn tempfile(name: &str) -> PathBuf {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    std::env::temp_dir().join(format!(
+        "coracle-test-build-{}-{count}-{name}",
+        std::process::id()
+    ))
+}
+
+#[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    reason = "a test stops at the first thing that is not as it should be"
+)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_guest_builds_to_a_module_or_component() {
+        for name in [
+            "hello",
+            "missing-import",
+            "big-memory",
+            "component-hello",
+            "component-exit",
+            "component-sleep",
+        ] {
+            assert!(wat(name).unwrap().starts_with(b"\0asm"), "{name}");
+        }
+        assert!(tool().unwrap().starts_with(b"\0asm"));
+        assert!(linux_workload().unwrap().starts_with(b"\x7fELF"));
+    }
+
+    #[test]
+    fn salted_modules_differ() {
+        assert_ne!(nothing("a").unwrap(), nothing("b").unwrap());
+    }
+}

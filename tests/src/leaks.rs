@@ -1,0 +1,129 @@
+//! What one daemon holds on the machine, as a list of lines, so that before and after can be compared.
+//!
+//! Called by: [`crate::daemon::Daemon::finish`] and the fault tests. Counts what must be as it was once the pods are
+//! gone: processes by role, mounts, host interfaces, cgroups, and the files of the daemon's root and run directories.
+//! Not here: images and compiled modules, which are kept on purpose, and logs, which belong to the kubelet.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crate::procs::{self, Role};
+use crate::scratch::Scratch;
+
+/// How long the kernel and the daemon may take to let go. A veth lives up to 60 ms after its namespace.
+const SETTLE: Duration = Duration::from_secs(5);
+/// Parts of the daemon's directories that grow with images, not with pods.
+const KEPT: [&str; 4] = ["root/images", "root/modules", "root/cache", "root/blobs"];
+
+/// Everything of one scratch that a pod may leave behind; `kind thing`, each with how often it is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot(BTreeMap<String, usize>);
+
+impl Snapshot {
+    /// Looks at the machine now.
+    pub fn take(scratch: &Scratch) -> Self {
+        let mut lines = Vec::new();
+        for process in procs::of_scratch(scratch) {
+            let named = matches!(process.role, Role::Guest | Role::Keeper);
+            let name = if named {
+                format!(" {}", process.command)
+            } else {
+                String::new()
+            };
+            lines.push(format!("process {:?}{name}", process.role));
+        }
+        lines.extend(
+            scratch
+                .mounts()
+                .into_iter()
+                .map(|mount| format!("mount {mount}")),
+        );
+        lines.extend(
+            interfaces(&scratch.interface_prefix())
+                .into_iter()
+                .map(|name| format!("interface {name}")),
+        );
+        for cgroup in scratch.cgroup_dirs("") {
+            walk(&cgroup, &mut |path, is_dir| {
+                if is_dir {
+                    lines.push(format!("cgroup {}", path.display()));
+                }
+            });
+        }
+        lines.extend(files(scratch.dir()));
+        let mut counted = BTreeMap::new();
+        for line in lines {
+            *counted.entry(line).or_insert(0) += 1;
+        }
+        Self(counted)
+    }
+
+    /// What differs between an earlier snapshot and this one, a line each: `+` came, `-` went.
+    pub fn since(&self, before: &Self) -> Vec<String> {
+        let mut changes = Vec::new();
+        for (line, count) in &self.0 {
+            let was = before.0.get(line).copied().unwrap_or(0);
+            changes.extend((was..*count).map(|_| format!("+ {line}")));
+        }
+        for (line, was) in &before.0 {
+            let count = self.0.get(line).copied().unwrap_or(0);
+            changes.extend((count..*was).map(|_| format!("- {line}")));
+        }
+        changes
+    }
+}
+
+/// Waits until the machine looks as it did in `before`. Errors: what still differs after five seconds.
+pub async fn expect_as(before: &Snapshot, scratch: &Scratch) -> Result<(), String> {
+    let end = Instant::now() + SETTLE;
+    loop {
+        let changes = Snapshot::take(scratch).since(before);
+        if changes.is_empty() {
+            return Ok(());
+        }
+        if Instant::now() > end {
+            return Err(format!(
+                "{} things differ from before:\n{}",
+                changes.len(),
+                changes.join("\n")
+            ));
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// The host interfaces whose name begins with this prefix.
+pub fn interfaces(prefix: &str) -> Vec<String> {
+    let entries = fs::read_dir("/sys/class/net")
+        .into_iter()
+        .flatten()
+        .flatten();
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    names.filter(|name| name.starts_with(prefix)).collect()
+}
+
+fn files(dir: &Path) -> Vec<String> {
+    let mut lines = Vec::new();
+    for part in ["root", "run"] {
+        walk(&dir.join(part), &mut |path, _| {
+            let inside = path.strip_prefix(dir).unwrap_or(path).display().to_string();
+            if !KEPT.iter().any(|kept| inside.starts_with(kept)) {
+                lines.push(format!("file {inside}"));
+            }
+        });
+    }
+    lines
+}
+
+/// Visits everything below `dir` without following links or entering what cannot be read.
+fn walk(dir: &Path, visit: &mut dyn FnMut(&Path, bool)) {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        visit(&entry.path(), is_dir);
+        if is_dir {
+            walk(&entry.path(), visit);
+        }
+    }
+}

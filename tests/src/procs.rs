@@ -1,0 +1,144 @@
+//! Finds the processes of one scratch, and says what each of them is.
+//!
+//! A process belongs to a scratch when its cgroup is below the scratch's, or, for one that has left it, when its
+//! arguments or an open file name the scratch's directory. The one place that knows how Coracle's processes look.
+
+use std::fs;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::scratch::Scratch;
+
+/// What a process is for the daemon under test.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    /// `coracle serve`, or a peer's daemon.
+    Daemon,
+    /// `coracle spawner`.
+    Spawner,
+    /// `coracle keeper`: one a pod.
+    Keeper,
+    /// A container's process: a Wasm guest, or whatever a Linux image runs.
+    Guest,
+    /// `coracle compiler`: lives as long as one compile.
+    Compiler,
+}
+
+/// One process, as it was when it was read.
+#[derive(Clone, Debug)]
+pub struct Process {
+    /// Its pid in the host's namespace.
+    pub pid: i32,
+    /// Its arguments, joined by blanks; the kernel's name in brackets when it has none.
+    pub command: String,
+    /// Its role, judged by [`Process::command`].
+    pub role: Role,
+}
+
+/// Every process of the scratch but zombies, in pid order.
+pub fn of_scratch(scratch: &Scratch) -> Vec<Process> {
+    let mut found: Vec<Process> = all_pids()
+        .filter(|pid| belongs(*pid, scratch))
+        .filter_map(read)
+        .collect();
+    found.sort_by_key(|process| process.pid);
+    found
+}
+
+/// The processes of the scratch that have this role.
+pub fn with_role(scratch: &Scratch, role: Role) -> Vec<Process> {
+    of_scratch(scratch)
+        .into_iter()
+        .filter(|process| process.role == role)
+        .collect()
+}
+
+/// Sends SIGKILL; a process that is gone already is fine.
+pub fn kill(pid: i32) {
+    signal(pid, Signal::KILL);
+}
+
+/// Sends a signal; a process that is gone already is fine.
+pub fn signal(pid: i32, signal: Signal) {
+    if let Some(pid) = Pid::from_raw(pid) {
+        let _ = kill_process(pid, signal);
+    }
+}
+
+/// Whether the process exists and is not a zombie.
+pub fn is_alive(pid: i32) -> bool {
+    state(pid).is_some_and(|state| state != 'Z' && state != 'X')
+}
+
+/// All pids of the machine that this process can see, its own excepted.
+fn all_pids() -> impl Iterator<Item = i32> {
+    let own = std::process::id().cast_signed();
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(move |pid| *pid != own)
+}
+
+fn belongs(pid: i32, scratch: &Scratch) -> bool {
+    if !is_alive(pid) {
+        return false;
+    }
+    let cgroup = format!("{}/", scratch.cgroup());
+    let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    if cgroups
+        .lines()
+        .any(|line| format!("{line}/").contains(&cgroup))
+    {
+        return true;
+    }
+    let dir = format!("{}/", scratch.dir().display());
+    let command = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    if !command.contains("coracle") {
+        return false;
+    }
+    let fds = fs::read_dir(format!("/proc/{pid}/fd"))
+        .into_iter()
+        .flatten()
+        .flatten();
+    let mut targets = fds.filter_map(|fd| fs::read_link(fd.path()).ok());
+    command.contains(&dir) || targets.any(|target| target.to_string_lossy().starts_with(&dir))
+}
+
+fn read(pid: i32) -> Option<Process> {
+    let raw = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    let mut command = String::from_utf8_lossy(&raw)
+        .replace('\0', " ")
+        .trim()
+        .to_owned();
+    if command.is_empty() {
+        command = format!(
+            "[{}]",
+            fs::read_to_string(format!("/proc/{pid}/comm")).ok()?.trim()
+        );
+    }
+    let role = role_of(&command);
+    Some(Process { pid, command, role })
+}
+
+fn role_of(command: &str) -> Role {
+    let mut words = command.split(' ');
+    let program = words
+        .next()
+        .unwrap_or_default()
+        .rsplit('/')
+        .next()
+        .unwrap_or_default();
+    let verb = words.next().unwrap_or_default();
+    match (program, verb) {
+        ("coracle", "serve") | ("containerd", _) => Role::Daemon,
+        ("coracle" | "exe", "spawner") => Role::Spawner,
+        ("coracle" | "exe", "keeper") | ("containerd-shim-runc-v2", _) => Role::Keeper,
+        ("coracle" | "exe", "compiler") => Role::Compiler,
+        _ => Role::Guest,
+    }
+}
+
+fn state(pid: i32) -> Option<char> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit(") ").next()?.chars().next()
+}

@@ -1,0 +1,88 @@
+//! A real registry: Debian's `docker-registry` on a free loopback port with storage of its own.
+//!
+//! It is watched by a shell that waits for the end of its standard input, so it ends with the test process even when
+//! that is killed, and takes its storage along.
+
+use std::fs;
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::{Outcome, http};
+
+/// A running registry; stops, and its storage goes, on drop.
+#[derive(Debug)]
+pub struct Registry {
+    host: String,
+    watcher: Child,
+}
+
+impl Registry {
+    /// Starts a registry and waits until it answers. Errors: no `docker-registry`, or no answer within ten seconds.
+    pub fn start() -> Outcome<Self> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let dir = format!(
+            "/tmp/coracle-test-registry-{}-{}",
+            std::process::id(),
+            COUNT.fetch_add(1, Ordering::Relaxed)
+        );
+        let dir = PathBuf::from(dir);
+        fs::create_dir_all(&dir)?;
+        let port = free_port()?;
+        let host = format!("127.0.0.1:{port}");
+        let config = format!(
+            "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {0}/data}}, \
+             delete: {{enabled: true}}}}\nhttp: {{addr: {host}}}\n",
+            dir.display()
+        );
+        fs::write(dir.join("config.yml"), config)?;
+        let watch = "docker-registry serve \"$0/config.yml\" >\"$0/log\" 2>&1 </dev/null & \
+                     read end; kill $!; wait; rm -rf \"$0\"";
+        let watcher = Command::new("/bin/sh")
+            .args(["-c", watch])
+            .arg(&dir)
+            .stdin(Stdio::piped())
+            .spawn()?;
+        let registry = Self { host, watcher };
+        registry.wait_until_up()?;
+        Ok(registry)
+    }
+
+    /// `address:port`, the first part of every reference into this registry.
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
+    fn wait_until_up(&self) -> Outcome<()> {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while http::request(&self.host, "GET", "/v2/", None)
+            .map(|reply| reply.status)
+            .ok()
+            != Some(200)
+        {
+            if Instant::now() > deadline {
+                return Err(format!(
+                    "docker-registry on {} does not answer; is it installed?",
+                    self.host
+                )
+                .into());
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        drop(self.watcher.stdin.take());
+        let _ = self.watcher.wait();
+    }
+}
+
+/// A loopback port that was free a moment ago.
+pub fn free_port() -> Outcome<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}

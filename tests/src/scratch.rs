@@ -1,0 +1,175 @@
+//! A corner of the machine for one daemon: a directory, a cgroup, a subnet and an interface prefix that nobody else has.
+//!
+//! Called by: the daemon and peer starters. Slots are held by file locks, so several test processes can run at once,
+//! and a slot that a killed process left behind is swept by the next one that takes it.
+//! Invariant: dropping a scratch leaves nothing of it on the machine, whatever the test did.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{FlockOperation, flock};
+use rustix::mount::{UnmountFlags, unmount};
+
+use crate::{Outcome, procs};
+
+/// How many scratches can exist on the machine at once; also the number of /20 subnets set aside for tests.
+const SLOTS: u16 = 256;
+/// Where the lock files of the slots lie.
+const LOCKS: &str = "/tmp/coracle-test-slots";
+
+/// One slot and what hangs on its number. Removed, with everything in it, on drop.
+#[derive(Debug)]
+pub struct Scratch {
+    number: u16,
+    dir: PathBuf,
+    _lock: File,
+}
+
+impl Scratch {
+    /// Takes the first free slot, sweeps what an earlier holder left there, and makes its directory and cgroups.
+    /// Errors: all slots taken, or the directory cannot be made.
+    pub fn new() -> Outcome<Self> {
+        fs::create_dir_all(LOCKS)?;
+        for number in 0..SLOTS {
+            let lock = File::create(format!("{LOCKS}/{number}"))?;
+            if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+                continue;
+            }
+            let dir = PathBuf::from(format!("/tmp/coracle-test-{number}"));
+            let scratch = Self {
+                number,
+                dir,
+                _lock: lock,
+            };
+            scratch.sweep();
+            fs::create_dir_all(&scratch.dir)?;
+            for cgroup in scratch.cgroup_dirs("daemon") {
+                make_cgroup(&cgroup)
+                    .map_err(|e| format!("make cgroup {}: {e}", cgroup.display()))?;
+            }
+            return Ok(scratch);
+        }
+        Err(format!("no free slot in {LOCKS}: all {SLOTS} are locked").into())
+    }
+
+    /// The directory that holds everything the daemon writes.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The cgroup, as a path inside every hierarchy, under which all processes of this scratch run.
+    pub fn cgroup(&self) -> String {
+        format!("/coracle-test-{}", self.number)
+    }
+
+    /// The pod subnet of this scratch, a /20 inside 10.96.0.0/12.
+    pub fn subnet(&self) -> String {
+        format!(
+            "10.{}.{}.0/20",
+            96 + self.number / 16,
+            self.number % 16 * 16
+        )
+    }
+
+    /// The first three letters of the name of every host interface of this scratch.
+    pub fn interface_prefix(&self) -> String {
+        format!("t{:02x}", self.number)
+    }
+
+    /// The directories of the cgroup `below` this scratch's, one for each hierarchy of the machine.
+    pub fn cgroup_dirs(&self, below: &str) -> Vec<PathBuf> {
+        let inside = format!("{}/{below}", self.cgroup());
+        let inside = inside.trim_matches('/');
+        hierarchies().iter().map(|root| root.join(inside)).collect()
+    }
+
+    /// Shell words that move the shell into the daemon's cgroup of this scratch, in every hierarchy.
+    pub fn enter_cgroup(&self) -> String {
+        let join = |dir: PathBuf| format!("echo $$ > {}/cgroup.procs; ", dir.display());
+        self.cgroup_dirs("daemon").into_iter().map(join).collect()
+    }
+
+    /// Kills and removes everything that carries this slot's number. Best effort: what resists is for the leak check.
+    fn sweep(&self) {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        loop {
+            let alive = procs::of_scratch(self);
+            if alive.is_empty() || Instant::now() > deadline {
+                break;
+            }
+            for process in alive {
+                procs::kill(process.pid);
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        for mount in self.mounts().iter().rev() {
+            let _ = unmount(mount, UnmountFlags::DETACH);
+        }
+        for root in self.cgroup_dirs("") {
+            remove_cgroups(&root);
+        }
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+
+    /// The mount points of this mount namespace that lie in this scratch's directory, in mount order.
+    pub fn mounts(&self) -> Vec<String> {
+        let inside = format!("{}/", self.dir.display());
+        let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let points = table.lines().filter_map(|line| line.split(' ').nth(4));
+        points
+            .filter(|point| point.starts_with(&inside))
+            .map(str::to_owned)
+            .collect()
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if std::env::var_os("CORACLE_TEST_KEEP").is_none() || !std::thread::panicking() {
+            self.sweep();
+        }
+    }
+}
+
+/// The mount points of all cgroup hierarchies, version 1 and 2.
+pub fn hierarchies() -> Vec<PathBuf> {
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let cgroup = |line: &&str| {
+        line.split(" - ")
+            .nth(1)
+            .is_some_and(|fs| fs.starts_with("cgroup"))
+    };
+    table
+        .lines()
+        .filter(cgroup)
+        .filter_map(|line| line.split(' ').nth(4))
+        .map(PathBuf::from)
+        .collect()
+}
+
+/// Makes a cgroup and its parents; on version 1 a new cpuset takes the processors and memory nodes of its parent.
+fn make_cgroup(dir: &Path) -> std::io::Result<()> {
+    if dir.exists() {
+        return Ok(());
+    }
+    let Some(parent) = dir.parent() else {
+        return Ok(());
+    };
+    make_cgroup(parent)?;
+    fs::create_dir(dir)?;
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        if let Ok(inherited) = fs::read(parent.join(file)) {
+            let _ = fs::write(dir.join(file), inherited);
+        }
+    }
+    Ok(())
+}
+
+fn remove_cgroups(dir: &Path) {
+    let children = fs::read_dir(dir).into_iter().flatten().flatten();
+    for child in children.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+        remove_cgroups(&child.path());
+    }
+    let _ = fs::remove_dir(dir);
+}
