@@ -88,9 +88,9 @@ impl Drop for UserNamespace {
 fn sleeper() -> io::Result<Pid> {
     // With CLONE_FILES the child has no copies of our descriptors: what we close is closed.
     let flags = libc::CLONE_NEWUSER | libc::CLONE_FILES | libc::SIGCHLD;
-    // SAFETY: without CLONE_VM this is a fork: the child has its own copy of everything and may go on
-    // from here. Other threads of ours do not exist in it, so it may only make async-signal-safe calls:
-    // it makes two system calls, prctl and pause, and never returns.
+    // SAFETY: without CLONE_VM this is a fork: the child has its own copy of all memory and may go on
+    // from here; it shares the descriptor table and does not touch it. Other threads of ours do not exist
+    // in it, so it may only make async-signal-safe calls: it makes two, prctl and pause, and never returns.
     let pid = unsafe { libc::syscall(libc::SYS_clone, flags, 0_usize, 0_usize, 0_usize, 0_usize) };
     if pid == 0 {
         // SAFETY: both are plain system calls on integers; the child dies with its parent, at the latest.

@@ -1,0 +1,89 @@
+# Coracle: build, show, test, measure, install. `make help` lists the targets.
+#
+# Everything is compiled in one profile (release) into one directory outside the checkout, always with the
+# whole workspace selected: another selection gives some dependencies other features, and wasmtime would be
+# compiled twice.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+export CARGO_TARGET_DIR ?= $(HOME)/.cache/coracle/target
+CARGO ?= cargo
+RELEASE := $(CARGO_TARGET_DIR)/release
+FAILPOINTS := $(CARGO_TARGET_DIR)/failpoints-bin
+
+PREFIX ?= /usr/local
+SYSCONFDIR ?= /etc
+BINDIR := $(PREFIX)/bin
+UNITDIR := $(PREFIX)/lib/systemd/system
+
+# To build: a C compiler and libseccomp. To test: a registry, a C compiler for WebAssembly, Python to fetch
+# Go for crictl where Go is absent. To compare: containerd with runc and its network plugins.
+BUILD_PACKAGES := build-essential pkg-config libseccomp-dev ca-certificates
+DEMO_PACKAGES := $(BUILD_PACKAGES) docker-registry
+TEST_PACKAGES := $(DEMO_PACKAGES) clang lld wasi-libc libclang-rt-14-dev-wasm32 python3-venv containerd runc
+BENCH_PACKAGES := $(TEST_PACKAGES) containernetworking-plugins
+
+.PHONY: help
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
+
+.PHONY: packages
+packages:
+	@.ci/packages $(TEST_PACKAGES)
+
+.PHONY: build
+build: ## build the daemon
+	@.ci/packages $(BUILD_PACKAGES)
+	$(CARGO) build --release --workspace --bin coracle
+
+.PHONY: demo
+demo: ## build, then show a pod's whole life through the CRI socket (as root)
+	@.ci/packages $(DEMO_PACKAGES)
+	$(CARGO) build --release --workspace --bin coracle
+	$(RELEASE)/coracle demo
+
+# The daemon is built twice: with failpoints for the tests that break it, and last without, so that the
+# plain one is what lies at release/coracle.
+.PHONY: test-build
+test-build:
+	@.ci/packages $(TEST_PACKAGES)
+	$(CARGO) build --release --workspace --bin coracle --features coracle-shim/failpoints
+	install -D -m 0755 $(RELEASE)/coracle $(FAILPOINTS)/coracle
+	$(CARGO) build --release --workspace --bins
+	$(CARGO) test --release --workspace --lib --bins --test '*' --no-run
+	tests/tools/crictl.sh >/dev/null
+
+.PHONY: test
+test: test-build ## build, then run every test, unit and end to end (as root)
+	$(CARGO) test --release --workspace --lib --bins --test '*'
+
+.PHONY: bench
+bench: ## build, then compare with containerd + runc (as root; BENCH_JSON=FILE also writes JSON)
+	@.ci/packages $(BENCH_PACKAGES)
+	$(CARGO) build --release --workspace --bins
+	$(RELEASE)/bench
+
+.PHONY: lint
+lint: ## formatting, clippy, and cargo-deny where it is installed
+	@.ci/packages $(BUILD_PACKAGES)
+	@$(CARGO) fmt --version >/dev/null 2>&1 || rustup component add rustfmt
+	@$(CARGO) clippy --version >/dev/null 2>&1 || rustup component add clippy
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --release --workspace --all-targets -- -D warnings
+	@if command -v cargo-deny >/dev/null; then $(CARGO) deny --config .deny.toml check; fi
+
+# A configuration that is already there is the operator's and stays.
+.PHONY: install
+install: build ## install binary, default configuration, crictl.yaml and unit (PREFIX, SYSCONFDIR, DESTDIR)
+	install -D -m 0755 $(RELEASE)/coracle $(DESTDIR)$(BINDIR)/coracle
+	@keep() { \
+	    if [[ -e $$2 ]]; then echo "kept $$2"; else echo "install $$2"; install -D -m 0644 $$1 $$2; fi; \
+	}; \
+	keep shim/assets/config.toml $(DESTDIR)$(SYSCONFDIR)/coracle/config.toml; \
+	keep shim/assets/crictl.yaml $(DESTDIR)$(SYSCONFDIR)/crictl.yaml
+	install -d $(DESTDIR)$(UNITDIR)
+	sed -e 's|@BINDIR@|$(BINDIR)|g' -e 's|@SYSCONFDIR@|$(SYSCONFDIR)|g' shim/assets/coracle.service \
+	    >$(DESTDIR)$(UNITDIR)/coracle.service
+	@echo "next: $(BINDIR)/coracle check && systemctl daemon-reload && systemctl enable --now coracle"
