@@ -1,1 +1,37 @@
-//! placeholder
+//! Images: references, registries, verification, content store, unpacking, WebAssembly artifacts.
+//!
+//! ```text
+//! PullRequest -> reference -> registry -> manifest -> blobs (verify) -> unpack -> wasm -> metadata -> Image
+//!                (names)      (network)   (JSON)      (files)           (layers)  (module) (redb)
+//! ```
+//! The daemon holds one [`Images`] and asks it everything; [`Image`] values are shared and never change.
+//!
+//! Invariants: bytes of others are checked before they are kept, bounded while they arrive, and never run;
+//! an image is either whole and recorded or invisible; lists and lookups touch no disk.
+//! Not here: pods, containers, gRPC, mounts, compiling modules. This crate knows none of the others.
+#![forbid(unsafe_code)]
+
+mod blobs;
+mod config;
+pub mod error;
+mod image;
+mod manifest;
+mod metadata;
+mod pull;
+mod reference;
+mod registry;
+mod snapshot;
+mod store;
+mod unpack;
+mod verify;
+mod wasm;
+
+pub use config::{ImagesConfig, Limits};
+pub use error::{Error, Kind as ErrorKind};
+pub use image::{FsInfo, Image, Kind, LinuxImage, RunConfig, WasmImage};
+pub use manifest::PlatformPreference;
+pub use pull::PullRequest;
+pub use reference::{BadName, Digest, ImageId, ImageRef, Target};
+pub use registry::Credentials;
+pub use snapshot::lower_dirs;
+pub use store::Images;

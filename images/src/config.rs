@@ -1,0 +1,84 @@
+//! What the owner of a store decides: where it is, which registries are spoken to without TLS, and how much
+//! of somebody else's data this node is willing to take.
+//!
+//! Invariants: every limit has a documented default; none is read from the environment.
+//! Not here: the configuration file (the daemon's).
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Settings of one [`crate::Images`].
+#[derive(Debug, Clone)]
+pub struct ImagesConfig {
+    /// The runtime's root directory; the store lives in `images/` below it.
+    pub root: PathBuf,
+    /// Registry hosts (with port, as written in references) spoken to over plain http, besides loopback.
+    pub plain_http: Vec<String>,
+    /// Give up on a registry that has sent nothing for this long.
+    pub pull_idle_timeout: Duration,
+    /// Completed references (`registry/name:tag`) whose images are reported as pinned.
+    pub pinned: Vec<String>,
+    /// What is refused for being too large.
+    pub limits: Limits,
+}
+
+impl ImagesConfig {
+    /// The defaults for a store under `root`: loopback registries over http, 60 s of silence, [`Limits`].
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self {
+            root: root.into(),
+            plain_http: Vec::new(),
+            pull_idle_timeout: Duration::from_secs(60),
+            pinned: Vec::new(),
+            limits: Limits::default(),
+        }
+    }
+}
+
+/// Upper bounds on what a registry may make this node fetch, hold and unpack.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// A manifest, an index or a config. Bytes; 4 MiB.
+    pub max_manifest_bytes: u64,
+    /// Environment, arguments and labels of an image config together. Bytes; 1 MiB.
+    pub max_run_config_bytes: u64,
+    /// Layers of an image; 256.
+    pub max_layers: u64,
+    /// Indexes inside indexes; 4.
+    pub max_index_depth: u64,
+    /// One blob as transferred. Bytes; 8 GiB.
+    pub max_layer_bytes: u64,
+    /// A WebAssembly module. Bytes; 128 MiB.
+    pub max_module_bytes: u64,
+    /// All layers of an image, unpacked. Bytes; 32 GiB.
+    pub max_unpacked_bytes: u64,
+    /// Archive entries of all layers of an image; 2,000,000.
+    pub max_entries: u64,
+    /// Unpacked bytes for each byte transferred, counted once a layer has given 64 MiB; 200.
+    pub max_ratio: u64,
+    /// A path inside an archive. Bytes; 4096.
+    pub max_path_bytes: u64,
+    /// Directories above a file inside an archive; 256.
+    pub max_path_depth: u64,
+    /// The window of a zstd layer. Power of two of bytes; 27, which is 128 MiB.
+    pub max_zstd_window_log: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_manifest_bytes: 4 << 20,
+            max_run_config_bytes: 1 << 20,
+            max_layers: 256,
+            max_index_depth: 4,
+            max_layer_bytes: 8 << 30,
+            max_module_bytes: 128 << 20,
+            max_unpacked_bytes: 32 << 30,
+            max_entries: 2_000_000,
+            max_ratio: 200,
+            max_path_bytes: 4096,
+            max_path_depth: 256,
+            max_zstd_window_log: 27,
+        }
+    }
+}

@@ -1,0 +1,261 @@
+//! The one error of this crate: [`Error`] says what was asked, of which object, and the two facts that
+//! disagree; [`Kind`] says what a caller may do about it.
+//!
+//! Place in the flow: made at the call that knows the operation, returned unlogged, printed once by the
+//! caller. Invariants: no message holds a credential or a registry's response body to an authentication
+//! request; [`Error::kind`] is exhaustive.
+//! Not here: gRPC codes, HTTP status numbers.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::reference::{BadName, Digest};
+
+/// A boxed cause.
+pub(crate) type Cause = Box<dyn std::error::Error + Send + Sync>;
+
+/// What a caller can conclude from an [`Error`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// The registry, or the store, does not have it.
+    Missing,
+    /// The request, the manifest, the config or a layer makes no sense; asking again will not help.
+    Invalid,
+    /// The registry refuses these credentials, or asks for some.
+    Unauthorized,
+    /// The registry does not answer, breaks off or stalls; asking again may help.
+    RegistryUnavailable,
+    /// The disk is full.
+    Exhausted,
+    /// The image is larger than this node accepts.
+    Limit,
+    /// Bytes are not what their digest or size promises.
+    Corrupt,
+    /// The last caller that waited for this pull has gone.
+    Cancelled,
+    /// The node's disk or metadata failed.
+    Io,
+}
+
+/// Anything that can go wrong with images. `Display` is one line; causes are in `source`.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A pull failed; the cause is shared by everybody who waited for it.
+    #[error("pull {reference} from {registry}: {cause}")]
+    Pull {
+        /// The reference as completed.
+        reference: String,
+        /// The registry that was asked.
+        registry: String,
+        /// What went wrong.
+        cause: Arc<Error>,
+    },
+    /// A name that is not a reference.
+    #[error(transparent)]
+    Name(#[from] BadName),
+    /// The registry does not have what was asked for.
+    #[error("{registry} has no {what}")]
+    NotInRegistry {
+        /// The registry's host.
+        registry: String,
+        /// Manifest, tag or blob, with its name.
+        what: String,
+    },
+    /// The store does not have this image.
+    #[error("image {name} is not in the store")]
+    NotInStore {
+        /// The name as given.
+        name: String,
+    },
+    /// The registry does not let these credentials read the repository.
+    #[error("{registry} refuses to give {what} to {who}")]
+    Unauthorized {
+        /// The registry's host.
+        registry: String,
+        /// What was asked for.
+        what: String,
+        /// `the given credentials` or `an anonymous client`.
+        who: &'static str,
+    },
+    /// The registry could not be asked or did not answer properly.
+    #[error("{registry} did not deliver {what}: {problem}")]
+    Registry {
+        /// The registry's host.
+        registry: String,
+        /// What was asked for.
+        what: String,
+        /// What it answered instead.
+        problem: String,
+        /// The client's own error.
+        source: Option<Cause>,
+    },
+    /// The registry sent nothing for too long.
+    #[error("{registry} sent nothing of {what} for {}s", idle.as_secs_f32())]
+    Stalled {
+        /// The registry's host.
+        registry: String,
+        /// What was being read.
+        what: String,
+        /// The longest silence that is allowed.
+        idle: Duration,
+    },
+    /// Bytes do not have the digest they were promised under.
+    #[error("{what} has digest {got}, expected {want}")]
+    DigestMismatch {
+        /// Manifest, config, layer.
+        what: String,
+        /// The digest that was promised.
+        want: Digest,
+        /// The digest of the bytes.
+        got: Digest,
+    },
+    /// A blob is shorter or longer than its descriptor says.
+    #[error("{what} holds {got} bytes, its manifest says {want}")]
+    SizeMismatch {
+        /// Manifest, config, layer.
+        what: String,
+        /// The size that was promised. Bytes.
+        want: u64,
+        /// The size that was seen; of a blob that is too long, what was read until that was clear. Bytes.
+        got: u64,
+    },
+    /// A manifest, config, archive or module that cannot be used.
+    #[error("{what}: {problem}")]
+    Invalid {
+        /// The object at fault.
+        what: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A limit of this node.
+    #[error("{what} exceeds the limit {limit} ({allowed})")]
+    Limit {
+        /// The object at fault.
+        what: String,
+        /// The limit's name, as in [`crate::Limits`].
+        limit: &'static str,
+        /// Its value.
+        allowed: u64,
+    },
+    /// The disk is full.
+    #[error("no space left to {operation} {}", path.display())]
+    DiskFull {
+        /// A verb.
+        operation: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// A file operation failed.
+    #[error("{operation} {}", path.display())]
+    Io {
+        /// A verb.
+        operation: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// The metadata database failed.
+    #[error("{operation} image metadata in {}", path.display())]
+    Metadata {
+        /// A verb.
+        operation: &'static str,
+        /// The database file.
+        path: PathBuf,
+        /// The database's error.
+        source: Cause,
+    },
+    /// Nobody waits for this any more.
+    #[error("cancelled while {doing}")]
+    Cancelled {
+        /// What was being done.
+        doing: &'static str,
+    },
+}
+
+impl Error {
+    /// What a caller can conclude.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Pull { cause, .. } => cause.kind(),
+            Self::Name(_) | Self::Invalid { .. } => Kind::Invalid,
+            Self::NotInRegistry { .. } | Self::NotInStore { .. } => Kind::Missing,
+            Self::Unauthorized { .. } => Kind::Unauthorized,
+            Self::Registry { .. } | Self::Stalled { .. } => Kind::RegistryUnavailable,
+            Self::DigestMismatch { .. } | Self::SizeMismatch { .. } => Kind::Corrupt,
+            Self::Limit { .. } => Kind::Limit,
+            Self::DiskFull { .. } => Kind::Exhausted,
+            Self::Io { .. } | Self::Metadata { .. } => Kind::Io,
+            Self::Cancelled { .. } => Kind::Cancelled,
+        }
+    }
+
+    /// A failed file operation; a full disk becomes its own variant.
+    pub(crate) fn io(operation: &'static str, path: &Path, source: io::Error) -> Self {
+        let path = path.to_owned();
+        match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::DiskFull {
+                operation,
+                path,
+                source,
+            },
+            _ => Self::Io {
+                operation,
+                path,
+                source,
+            },
+        }
+    }
+
+    /// An object that cannot be used.
+    pub(crate) fn invalid(what: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self::Invalid {
+            what: what.into(),
+            problem: problem.into(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_told_from_other_failures() {
+        let full = Error::io("write", Path::new("/x"), io::Error::from_raw_os_error(28));
+        assert_eq!(full.kind(), Kind::Exhausted);
+        assert_eq!(full.to_string(), "no space left to write /x");
+        let quota = Error::io("write", Path::new("/x"), io::Error::from_raw_os_error(122));
+        assert_eq!(quota.kind(), Kind::Exhausted);
+        let other = Error::io("open", Path::new("/x"), io::Error::from_raw_os_error(5));
+        assert_eq!(
+            (other.kind(), other.to_string().as_str()),
+            (Kind::Io, "open /x")
+        );
+    }
+
+    #[test]
+    fn a_pull_error_names_both_facts_on_one_line() {
+        let (want, got) = (Digest::of(b"a"), Digest::of(b"b"));
+        let cause = Error::DigestMismatch {
+            what: "layer 1".into(),
+            want: want.clone(),
+            got: got.clone(),
+        };
+        let error = Error::Pull {
+            reference: "r.io/a:b".into(),
+            registry: "r.io".into(),
+            cause: cause.into(),
+        };
+        assert_eq!(
+            error.to_string(),
+            format!("pull r.io/a:b from r.io: layer 1 has digest {got}, expected {want}")
+        );
+        assert_eq!(error.kind(), Kind::Corrupt);
+    }
+}

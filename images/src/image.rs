@@ -1,0 +1,140 @@
+//! What callers see of an image: plain, immutable values, shared by `Arc`.
+//!
+//! Place in the flow: made by the store from a record, read by whoever lists images or starts containers.
+//! Invariants: an [`Image`] that a caller holds never changes; its paths stay valid while it is in the store
+//! or leased.
+//! Not here: how it got onto the disk, who runs it.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::Error;
+use crate::reference::{Digest, ImageId};
+use crate::snapshot::Merged;
+use crate::wasm;
+
+/// One image, as CRI's `Image` message needs it. Source: cri-api v0.37 api.proto, message `Image`.
+#[derive(Debug, Clone)]
+pub struct Image {
+    /// `sha256:` of the config blob.
+    pub id: ImageId,
+    /// Every tag that points here, completed: `docker.io/library/busybox:1.36`. Sorted.
+    pub repo_tags: Vec<String>,
+    /// Every `name@sha256:` under which it was pulled. Sorted.
+    pub repo_digests: Vec<String>,
+    /// Size of config and layers as the manifest states them (compressed). Bytes, never 0.
+    pub size: u64,
+    /// The config's `User`, as written; `None` if empty.
+    pub user: Option<String>,
+    /// What the image says about running it.
+    pub config: RunConfig,
+    /// What is inside.
+    pub kind: Kind,
+    /// True for images the node's configuration protects from garbage collection.
+    pub pinned: bool,
+    /// Annotations of the manifest.
+    pub spec_annotations: BTreeMap<String, String>,
+}
+
+/// The part of an image config that runtimes use. All empty for a Wasm artifact.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunConfig {
+    /// Argument vector that CRI's `command` replaces.
+    pub entrypoint: Vec<String>,
+    /// Argument vector that CRI's `args` replaces.
+    pub cmd: Vec<String>,
+    /// `NAME=value`, in order.
+    pub env: Vec<String>,
+    /// Absolute path in the image, or empty.
+    pub working_dir: String,
+    /// `user[:group]`, numbers or names, or empty.
+    pub user: String,
+    /// `SIGTERM`, `15`, or empty.
+    pub stop_signal: String,
+    /// Paths in the image that want a volume. Sorted.
+    pub volumes: Vec<String>,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+}
+
+impl RunConfig {
+    /// The program the image itself would start: the first word of the entrypoint, else of cmd.
+    pub fn argv0(&self) -> Option<&str> {
+        self.entrypoint
+            .first()
+            .or(self.cmd.first())
+            .map(String::as_str)
+            .filter(|word| !word.is_empty())
+    }
+}
+
+/// What an image holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kind {
+    /// A WebAssembly module or component.
+    Wasm(WasmImage),
+    /// Programs for this node's processor.
+    Linux(LinuxImage),
+}
+
+impl Kind {
+    /// The unpacked layers, lowest first; empty for a Wasm artifact.
+    pub fn layers(&self) -> &[PathBuf] {
+        match self {
+            Self::Wasm(image) => &image.layers,
+            Self::Linux(image) => &image.layers,
+        }
+    }
+}
+
+/// A WebAssembly program and the files that came with it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WasmImage {
+    /// SHA-256 of the module's bytes: the key of whatever is compiled from it.
+    pub module: Digest,
+    /// The module on disk, owned by the store. The caller must not follow a symlink there: none is expected.
+    pub module_path: PathBuf,
+    /// The unpacked layers, lowest first; empty for an artifact.
+    pub layers: Vec<PathBuf>,
+    /// Absolute path of the module inside the image; `None` for an artifact.
+    pub guest_path: Option<String>,
+    /// The image config's working directory, against which relative program names count.
+    pub(crate) working_dir: String,
+}
+
+impl WasmImage {
+    /// The module that `argv0` names, when it is another WebAssembly file of this image: its path on disk.
+    ///
+    /// The lookup is confined to the image and sees what an overlay of its layers would show. `Ok(None)`: no
+    /// such file, or not one that begins with `\0asm`. Errors: the disk fails.
+    pub fn module_for(&self, argv0: &str) -> Result<Option<PathBuf>, Error> {
+        if self.layers.is_empty() || argv0.is_empty() {
+            return Ok(None);
+        }
+        let merged = Merged::open(&self.layers)?;
+        let Some(file) = merged.find_file(&wasm::absolute(&self.working_dir, argv0))? else {
+            return Ok(None);
+        };
+        Ok((file.magic()? == wasm::Magic::Module).then_some(file.host_path))
+    }
+}
+
+/// An ordinary image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LinuxImage {
+    /// The unpacked layers, lowest first.
+    pub layers: Vec<PathBuf>,
+}
+
+/// Use of the disk by the store. O(1) to get.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FsInfo {
+    /// A directory on the file system that holds images.
+    pub mountpoint: PathBuf,
+    /// Bytes of blobs and unpacked layers.
+    pub used_bytes: u64,
+    /// Files and directories of blobs and unpacked layers.
+    pub inodes_used: u64,
+}

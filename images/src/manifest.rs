@@ -1,0 +1,651 @@
+//! Reads manifests, indexes and image configs: untrusted JSON in, checked values out. Pure.
+//!
+//! Place in the flow: between [`crate::registry`], which delivers bytes of a known digest, and the pull,
+//! which fetches what is named here.
+//! Invariants: every [`Blob`] has a sha256 digest and a size within the limits; a document that could be read
+//! as both an index and a manifest is refused, so that no two tools see two images in it.
+//! Not here: network, disk, archives.
+
+use std::collections::BTreeMap;
+
+use oci_spec::image::{Descriptor, ImageConfiguration, ImageIndex, ImageManifest};
+use serde::Deserialize;
+
+use crate::config::Limits;
+use crate::error::Error;
+use crate::image::RunConfig;
+use crate::reference::Digest;
+
+/// What a manifest request accepts, in order of preference.
+pub(crate) const ACCEPTED: [&str; 4] = [
+    OCI_INDEX,
+    OCI_MANIFEST,
+    DOCKER_LIST,
+    "application/vnd.docker.distribution.manifest.v2+json",
+];
+const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
+const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
+
+const WASM_CONFIGS: [&str; 2] = [
+    "application/vnd.wasm.config.v0+json",
+    "application/vnd.wasm.config.v1+json",
+];
+const WASM_LAYERS: [&str; 3] = [
+    "application/wasm",
+    "application/vnd.wasm.content.layer.v1+wasm",
+    "application/vnd.bytecodealliance.wasm.component.layer.v0+wasm",
+];
+
+/// One blob that a manifest names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Blob {
+    pub digest: Digest,
+    pub size: u64,
+    pub media_type: String,
+}
+
+/// One entry of an index.
+#[derive(Debug, Clone)]
+pub(crate) struct Entry {
+    pub blob: Blob,
+    /// `os/architecture[/variant]`, lower case; `None` if the entry states none.
+    pub platform: Option<Platform>,
+}
+
+/// The platform of an entry or a config.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Platform {
+    pub os: String,
+    pub architecture: String,
+    pub variant: Option<String>,
+}
+
+impl Platform {
+    /// True for every platform name under which WebAssembly is published.
+    pub(crate) fn is_wasm(&self) -> bool {
+        matches!(self.os.as_str(), "wasi" | "wasip1" | "wasip2")
+            || self.architecture.starts_with("wasm")
+    }
+
+    /// True for what this node's processor runs.
+    pub(crate) fn is_native(&self) -> bool {
+        self.os == "linux" && self.architecture == native_architecture()
+    }
+}
+
+impl std::fmt::Display for Platform {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.os, self.architecture)?;
+        self.variant
+            .as_ref()
+            .map_or(Ok(()), |variant| write!(f, "/{variant}"))
+    }
+}
+
+/// This node's architecture, as images name it.
+fn native_architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        "powerpc64" => "ppc64le",
+        other => other,
+    }
+}
+
+/// A manifest or an index.
+#[derive(Debug)]
+pub(crate) enum Document {
+    Index(Vec<Entry>),
+    Manifest(Manifest),
+}
+
+/// A manifest whose layers are all of one sort.
+#[derive(Debug, Clone)]
+pub(crate) struct Manifest {
+    pub config: Blob,
+    pub content: Content,
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// The layers of a manifest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Content {
+    /// One layer that is the module itself.
+    Module(Blob),
+    /// Archives, lowest first.
+    Archives(Vec<Blob>),
+}
+
+/// Which platforms of an index a pull wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
+pub enum PlatformPreference {
+    /// A WebAssembly entry if there is one, else this node's Linux.
+    #[default]
+    WasmThenLinux,
+    /// WebAssembly only.
+    Wasm,
+    /// This node's Linux only.
+    Linux,
+}
+
+/// Reads a manifest or an index. `what` names it in errors.
+pub(crate) fn parse(what: &str, bytes: &[u8], limits: &Limits) -> Result<Document, Error> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Shape {
+        schema_version: u32,
+        media_type: Option<String>,
+        manifests: Option<serde::de::IgnoredAny>,
+        layers: Option<serde::de::IgnoredAny>,
+        config: Option<serde::de::IgnoredAny>,
+    }
+    let shape: Shape = json(what, bytes)?;
+    if shape.schema_version != 2 {
+        return Err(Error::invalid(
+            what,
+            format!(
+                "schemaVersion is {}, only 2 is supported",
+                shape.schema_version
+            ),
+        ));
+    }
+    let is_index = shape.manifests.is_some();
+    if is_index && (shape.layers.is_some() || shape.config.is_some()) {
+        return Err(Error::invalid(what, "it is both an index and a manifest"));
+    }
+    if let Some(media_type) = &shape.media_type
+        && (!ACCEPTED.contains(&media_type.as_str())
+            || is_index != matches!(media_type.as_str(), OCI_INDEX | DOCKER_LIST))
+    {
+        return Err(Error::invalid(
+            what,
+            format!("its mediaType {media_type:?} does not fit its content"),
+        ));
+    }
+    if is_index {
+        parse_index(what, bytes, limits)
+    } else {
+        parse_manifest(what, bytes, limits)
+    }
+}
+
+fn parse_index(what: &str, bytes: &[u8], limits: &Limits) -> Result<Document, Error> {
+    let index: ImageIndex = json(what, bytes)?;
+    let mut entries = Vec::with_capacity(index.manifests().len());
+    for descriptor in index.manifests() {
+        let platform = descriptor.platform().as_ref().map(|platform| Platform {
+            os: platform.os().to_string().to_ascii_lowercase(),
+            architecture: platform.architecture().to_string().to_ascii_lowercase(),
+            variant: platform.variant().clone(),
+        });
+        // Entries of other digest algorithms are not for us; the index may still hold one that is.
+        let Ok(blob) = blob(
+            what,
+            descriptor,
+            limits.max_manifest_bytes,
+            "max_manifest_bytes",
+        ) else {
+            continue;
+        };
+        entries.push(Entry { blob, platform });
+    }
+    Ok(Document::Index(entries))
+}
+
+fn parse_manifest(what: &str, bytes: &[u8], limits: &Limits) -> Result<Document, Error> {
+    let manifest: ImageManifest = json(what, bytes)?;
+    let count = manifest.layers().len() as u64;
+    if count > limits.max_layers {
+        return Err(Error::Limit {
+            what: format!("{what} with {count} layers"),
+            limit: "max_layers",
+            allowed: limits.max_layers,
+        });
+    }
+    let config = blob(
+        what,
+        manifest.config(),
+        limits.max_manifest_bytes,
+        "max_manifest_bytes",
+    )?;
+    let layers = manifest
+        .layers()
+        .iter()
+        .map(|layer| blob(what, layer, limits.max_layer_bytes, "max_layer_bytes"))
+        .collect::<Result<Vec<_>, _>>()?;
+    let annotations = manifest
+        .annotations()
+        .iter()
+        .flatten()
+        .map(|(k, v)| (k.clone(), v.clone()))
+        .collect();
+    let content = classify(what, &config, layers, limits)?;
+    Ok(Document::Manifest(Manifest {
+        config,
+        content,
+        annotations,
+    }))
+}
+
+/// Tells a Wasm artifact from an image of archives.
+fn classify(
+    what: &str,
+    config: &Blob,
+    layers: Vec<Blob>,
+    limits: &Limits,
+) -> Result<Content, Error> {
+    let modules = layers
+        .iter()
+        .filter(|layer| WASM_LAYERS.contains(&layer.media_type.as_str()))
+        .count();
+    if modules == 0 && !WASM_CONFIGS.contains(&config.media_type.as_str()) {
+        return Ok(Content::Archives(layers));
+    }
+    match <[Blob; 1]>::try_from(layers) {
+        Ok([module]) if modules == 1 && module.size > limits.max_module_bytes => {
+            Err(Error::Limit {
+                what: format!("module of {} bytes", module.size),
+                limit: "max_module_bytes",
+                allowed: limits.max_module_bytes,
+            })
+        }
+        Ok([module]) if modules == 1 => Ok(Content::Module(module)),
+        Ok([other]) => Err(Error::invalid(
+            what,
+            format!(
+                "a WebAssembly artifact holds one application/wasm layer, this one holds 0 (a {:?})",
+                other.media_type
+            ),
+        )),
+        Err(layers) => Err(Error::invalid(
+            what,
+            format!(
+                "a WebAssembly artifact holds one application/wasm layer and nothing else, this one holds {modules} among {} layers",
+                layers.len()
+            ),
+        )),
+    }
+}
+
+fn blob(what: &str, descriptor: &Descriptor, max: u64, limit: &'static str) -> Result<Blob, Error> {
+    let digest: Digest =
+        descriptor.digest().to_string().parse().map_err(|source| {
+            Error::invalid(what, format!("a descriptor is unusable: {source}"))
+        })?;
+    if descriptor.size() > max {
+        return Err(Error::Limit {
+            what: format!("blob {digest} of {} bytes", descriptor.size()),
+            limit,
+            allowed: max,
+        });
+    }
+    Ok(Blob {
+        digest,
+        size: descriptor.size(),
+        media_type: descriptor.media_type().to_string(),
+    })
+}
+
+/// Chooses the entry of an index that this node wants. Errors: none fits; the message lists what is offered.
+pub(crate) fn choose(
+    what: &str,
+    entries: &[Entry],
+    preference: PlatformPreference,
+) -> Result<Blob, Error> {
+    let first = |fits: fn(&Platform) -> bool| {
+        entries
+            .iter()
+            .find(|entry| entry.platform.as_ref().is_some_and(fits))
+    };
+    let wasm = || first(Platform::is_wasm);
+    let linux = || first(Platform::is_native);
+    let chosen = match preference {
+        PlatformPreference::Wasm => wasm(),
+        PlatformPreference::Linux => linux(),
+        PlatformPreference::WasmThenLinux => wasm().or_else(linux),
+    };
+    // An index that states no platform anywhere (or nests further indexes) is followed if there is no choice.
+    let unnamed = || match entries {
+        [only] if only.platform.is_none() => Some(only),
+        _ => {
+            let mut nested = entries
+                .iter()
+                .filter(|e| e.platform.is_none() && is_index_type(&e.blob.media_type));
+            nested.next().filter(|_| nested.next().is_none())
+        }
+    };
+    chosen
+        .or_else(unnamed)
+        .map(|entry| entry.blob.clone())
+        .ok_or_else(|| {
+            let offered: Vec<String> = entries
+                .iter()
+                .take(32)
+                .map(|e| {
+                    e.platform
+                        .as_ref()
+                        .map_or("unnamed".into(), Platform::to_string)
+                })
+                .collect();
+            let wanted = match preference {
+                PlatformPreference::Wasm => "wasi/wasm".to_owned(),
+                PlatformPreference::Linux => format!("linux/{}", native_architecture()),
+                PlatformPreference::WasmThenLinux => {
+                    format!("wasi/wasm or linux/{}", native_architecture())
+                }
+            };
+            Error::invalid(
+                what,
+                format!("no entry for {wanted}, it offers [{}]", offered.join(", ")),
+            )
+        })
+}
+
+fn is_index_type(media_type: &str) -> bool {
+    matches!(media_type, OCI_INDEX | DOCKER_LIST)
+}
+
+/// The config of an image of archives.
+#[derive(Debug)]
+pub(crate) struct Config {
+    pub platform: Platform,
+    pub run: RunConfig,
+    pub diff_ids: Vec<Digest>,
+}
+
+/// Reads an image config. Errors: not JSON, wrong digests, too much of it, or not one diff id a layer.
+pub(crate) fn parse_config(
+    what: &str,
+    bytes: &[u8],
+    layers: usize,
+    limits: &Limits,
+) -> Result<Config, Error> {
+    let config: ImageConfiguration = json(what, bytes)?;
+    let diff_ids = config
+        .rootfs()
+        .diff_ids()
+        .iter()
+        .map(|id| {
+            id.parse()
+                .map_err(|source| Error::invalid(what, format!("a diff id is unusable: {source}")))
+        })
+        .collect::<Result<Vec<Digest>, _>>()?;
+    if diff_ids.len() != layers {
+        let problem = format!(
+            "it lists {} diff ids, the manifest {layers} layers",
+            diff_ids.len()
+        );
+        return Err(Error::invalid(what, problem));
+    }
+    let platform = Platform {
+        os: config.os().to_string().to_ascii_lowercase(),
+        architecture: config.architecture().to_string().to_ascii_lowercase(),
+        variant: config.variant().clone(),
+    };
+    let run = config.config().clone().map(run_config).unwrap_or_default();
+    let words = run
+        .env
+        .iter()
+        .chain(&run.entrypoint)
+        .chain(&run.cmd)
+        .chain(&run.volumes);
+    let bytes: usize = words.map(String::len).sum::<usize>()
+        + run
+            .labels
+            .iter()
+            .map(|(key, value)| key.len() + value.len())
+            .sum::<usize>();
+    if bytes as u64 > limits.max_run_config_bytes {
+        let what = format!("{what} with {bytes} bytes of environment, arguments and labels");
+        return Err(Error::Limit {
+            what,
+            limit: "max_run_config_bytes",
+            allowed: limits.max_run_config_bytes,
+        });
+    }
+    Ok(Config {
+        platform,
+        run,
+        diff_ids,
+    })
+}
+
+fn run_config(config: oci_spec::image::Config) -> RunConfig {
+    let mut volumes = config.volumes().clone().unwrap_or_default();
+    volumes.sort();
+    RunConfig {
+        entrypoint: config.entrypoint().clone().unwrap_or_default(),
+        cmd: config.cmd().clone().unwrap_or_default(),
+        env: config.env().clone().unwrap_or_default(),
+        working_dir: config.working_dir().clone().unwrap_or_default(),
+        user: config.user().clone().unwrap_or_default(),
+        stop_signal: config.stop_signal().clone().unwrap_or_default(),
+        volumes,
+        labels: config
+            .labels()
+            .clone()
+            .unwrap_or_default()
+            .into_iter()
+            .collect(),
+    }
+}
+
+/// The chain ids of a stack of layers, lowest first: what an unpacked layer on top of its parents is named.
+pub(crate) fn chain_ids(diff_ids: &[Digest]) -> Vec<Digest> {
+    let mut chain: Vec<Digest> = Vec::with_capacity(diff_ids.len());
+    for diff_id in diff_ids {
+        let next = match chain.last() {
+            Some(parent) => Digest::of(format!("{parent} {diff_id}").as_bytes()),
+            None => diff_id.clone(),
+        };
+        chain.push(next);
+    }
+    chain
+}
+
+fn json<'a, T: Deserialize<'a>>(what: &str, bytes: &'a [u8]) -> Result<T, Error> {
+    serde_json::from_slice(bytes)
+        .map_err(|source| Error::invalid(what, format!("not readable as JSON: {source}")))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test panics to fail")]
+mod tests {
+    use super::*;
+    use crate::error::Kind;
+    use serde_json::{Value, json};
+
+    fn entry(platform: Option<(&str, &str)>, media_type: &str, name: &str) -> Value {
+        let mut entry = json!({"mediaType": media_type, "digest": Digest::of(name.as_bytes()).as_str(), "size": 10});
+        if let Some((os, architecture)) = platform {
+            entry["platform"] = json!({"os": os, "architecture": architecture});
+        }
+        entry
+    }
+
+    fn chosen(entries: Vec<Value>, preference: PlatformPreference) -> Result<Digest, Error> {
+        let index = json!({"schemaVersion": 2, "manifests": entries}).to_string();
+        match parse("index", index.as_bytes(), &Limits::default()).unwrap() {
+            Document::Index(entries) => {
+                choose("index", &entries, preference).map(|blob| blob.digest)
+            }
+            Document::Manifest(_) => panic!("an index was read as a manifest"),
+        }
+    }
+
+    #[test]
+    fn the_index_entry_for_this_node_is_chosen() {
+        use PlatformPreference::{Linux, Wasm, WasmThenLinux};
+        let native = native_architecture();
+        let docker = "application/vnd.docker.distribution.manifest.v2+json";
+        let mixed = || {
+            vec![
+                entry(Some(("windows", "amd64")), docker, "windows"),
+                entry(Some(("unknown", "unknown")), OCI_MANIFEST, "attestation"),
+                entry(Some(("linux", "s390x")), OCI_MANIFEST, "foreign"),
+                entry(Some(("linux", native)), docker, "native"),
+                entry(Some(("wasi", "wasm")), OCI_MANIFEST, "wasm"),
+                entry(Some(("wasip2", "wasm")), OCI_MANIFEST, "later"),
+            ]
+        };
+        let named = |name: &str| Digest::of(name.as_bytes());
+        assert_eq!(chosen(mixed(), WasmThenLinux).unwrap(), named("wasm"));
+        assert_eq!(chosen(mixed(), Wasm).unwrap(), named("wasm"));
+        assert_eq!(chosen(mixed(), Linux).unwrap(), named("native"));
+        let no_wasm = || mixed().into_iter().take(4).collect::<Vec<_>>();
+        assert_eq!(chosen(no_wasm(), WasmThenLinux).unwrap(), named("native"));
+        let refused = chosen(no_wasm(), Wasm).unwrap_err();
+        assert_eq!(refused.kind(), Kind::Invalid);
+        assert!(
+            refused
+                .to_string()
+                .contains("windows/amd64, unknown/unknown, linux/s390x"),
+            "{refused}"
+        );
+        let nested = vec![
+            entry(Some(("linux", "s390x")), OCI_MANIFEST, "foreign"),
+            entry(None, OCI_INDEX, "nested"),
+        ];
+        assert_eq!(chosen(nested, WasmThenLinux).unwrap(), named("nested"));
+        assert_eq!(
+            chosen(vec![entry(None, OCI_MANIFEST, "only")], WasmThenLinux).unwrap(),
+            named("only")
+        );
+        assert!(chosen(vec![], WasmThenLinux).is_err());
+    }
+
+    fn manifest_with(config: &str, layers: &[&str]) -> Result<Manifest, Error> {
+        let layers: Vec<Value> = layers
+            .iter()
+            .map(|media_type| entry(None, media_type, media_type))
+            .collect();
+        let manifest =
+            json!({"schemaVersion": 2, "config": entry(None, config, "config"), "layers": layers});
+        parse(
+            "manifest",
+            manifest.to_string().as_bytes(),
+            &Limits::default(),
+        )
+        .map(|document| match document {
+            Document::Manifest(manifest) => manifest,
+            Document::Index(_) => panic!("a manifest was read as an index"),
+        })
+    }
+
+    #[test]
+    fn artifacts_hold_exactly_one_module() {
+        let config = WASM_CONFIGS[0];
+        for layer in WASM_LAYERS {
+            assert!(matches!(
+                manifest_with(config, &[layer]).unwrap().content,
+                Content::Module(_)
+            ));
+            let image = "application/vnd.oci.image.config.v1+json";
+            assert!(matches!(
+                manifest_with(image, &[layer]).unwrap().content,
+                Content::Module(_)
+            ));
+        }
+        let tar = "application/vnd.oci.image.layer.v1.tar";
+        for (layers, says) in [
+            (&[][..], "holds 0 among 0"),
+            (&["application/wasm", "application/wasm"], "holds 2 among 2"),
+            (&["application/wasm", tar], "holds 1 among 2"),
+            (
+                &[tar],
+                "holds 0 (a \"application/vnd.oci.image.layer.v1.tar\")",
+            ),
+        ] {
+            let refused = manifest_with(config, layers).unwrap_err();
+            assert_eq!(refused.kind(), Kind::Invalid);
+            assert!(
+                refused.to_string().contains(says),
+                "{refused} does not say {says}"
+            );
+        }
+    }
+
+    #[test]
+    fn unreadable_documents_are_refused() {
+        let digest = Digest::of(b"x");
+        let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
+        let good = json!({"mediaType": OCI_MANIFEST, "digest": digest.as_str(), "size": 1});
+        for (bytes, kind) in [
+            (b"".to_vec(), Kind::Invalid),
+            (b"{}".to_vec(), Kind::Invalid),
+            (b"\xff\xfe".to_vec(), Kind::Invalid),
+            (deep.into_bytes(), Kind::Invalid),
+            (json!({"schemaVersion": 1, "manifests": []}).to_string().into_bytes(), Kind::Invalid),
+            (json!({"schemaVersion": 2, "manifests": [], "layers": []}).to_string().into_bytes(), Kind::Invalid),
+            (json!({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "manifests": []}).to_string().into_bytes(), Kind::Invalid),
+            (br#"{"schemaVersion":2,"manifests":[],"manifests":[]}"#.to_vec(), Kind::Invalid),
+            (
+                json!({"schemaVersion": 2, "config": {"mediaType": "x", "digest": digest.as_str(), "size": -1}, "layers": []})
+                    .to_string()
+                    .into_bytes(),
+                Kind::Invalid,
+            ),
+            (
+                json!({"schemaVersion": 2, "config": good, "layers": vec![good.clone(); 10_000]}).to_string().into_bytes(),
+                Kind::Limit,
+            ),
+        ] {
+            let refused = parse("m", &bytes, &Limits::default()).unwrap_err();
+            assert_eq!(refused.kind(), kind, "{refused}");
+        }
+    }
+
+    #[test]
+    fn configs_are_read_with_nulls_and_checked() {
+        let diff_id = Digest::of(b"layer");
+        let mut config = json!({
+            "os": "wasi", "architecture": "wasm",
+            "config": {"Entrypoint": null, "Cmd": ["/app.wasm", "x"], "Volumes": {"/b": {}, "/a": {}}, "Labels": null, "Env": null},
+            "rootfs": {"type": "layers", "diff_ids": [diff_id.as_str()]},
+        });
+        let read = parse_config(
+            "config",
+            config.to_string().as_bytes(),
+            1,
+            &Limits::default(),
+        )
+        .unwrap();
+        assert!(read.platform.is_wasm());
+        assert_eq!(read.run.argv0(), Some("/app.wasm"));
+        assert_eq!(read.run.volumes, ["/a", "/b"]);
+        let refused = parse_config(
+            "config",
+            config.to_string().as_bytes(),
+            2,
+            &Limits::default(),
+        )
+        .unwrap_err();
+        assert!(
+            refused
+                .to_string()
+                .contains("1 diff ids, the manifest 2 layers"),
+            "{refused}"
+        );
+        config["config"]["Env"] = json!(["A=".to_owned() + &"x".repeat(1 << 20)]);
+        let refused = parse_config(
+            "config",
+            config.to_string().as_bytes(),
+            1,
+            &Limits::default(),
+        )
+        .unwrap_err();
+        assert_eq!(refused.kind(), Kind::Limit);
+    }
+
+    #[test]
+    fn chain_ids_follow_the_image_specification() {
+        let layers = [Digest::of(b"1"), Digest::of(b"2")];
+        let chain = chain_ids(&layers);
+        assert_eq!(chain[0], layers[0]);
+        assert_eq!(
+            chain[1],
+            Digest::of(format!("{} {}", layers[0], layers[1]).as_bytes())
+        );
+    }
+}

@@ -1,0 +1,477 @@
+//! One pull: resolve, fetch, verify, unpack, record; and the joining of pulls that ask for the same.
+//!
+//! Place in the flow: [`crate::Images::pull`] lands here; everything else in the crate is used from here.
+//! Invariants: callers with the same reference and the same credentials wait for one pull, which ends early
+//! only when the last of them has gone; content that is already here is used only after the registry has said
+//! that these credentials may read it; what a failed pull leaves is either reusable or deleted.
+//! Not here: pods, policies, CRI's authentication messages.
+
+use std::collections::{BTreeSet, HashMap};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use futures_util::future::{BoxFuture, FutureExt as _, Shared, WeakShared};
+use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
+
+use crate::blobs::blocking;
+use crate::error::{Error, Kind as ErrorKind};
+use crate::image::{Image, RunConfig};
+use crate::manifest::{self, Blob, Content, Document, Manifest, PlatformPreference};
+use crate::metadata::{LayerRecord, Program, Record};
+use crate::reference::{Digest, ImageId, ImageRef, Target};
+use crate::registry::{ATTEMPTS, Credentials, Registry};
+use crate::snapshot::Merged;
+use crate::store::{Inner, Pins};
+use crate::unpack::{Budget, Source, unpack};
+use crate::{verify, wasm};
+
+/// Blobs fetched at the same time by one pull.
+const PARALLEL_BLOBS: usize = 3;
+
+/// What to pull.
+#[derive(Debug, Clone, Default)]
+pub struct PullRequest {
+    /// The reference as written by whoever wants the image.
+    pub reference: String,
+    /// What to show the registry; `None` pulls anonymously.
+    pub auth: Option<Credentials>,
+    /// Which entry of an index.
+    pub platform: PlatformPreference,
+}
+
+impl PullRequest {
+    /// An anonymous pull of `reference`.
+    pub fn new(reference: impl Into<String>) -> Self {
+        Self {
+            reference: reference.into(),
+            ..Self::default()
+        }
+    }
+}
+
+type Outcome = Result<Arc<Image>, Arc<Error>>;
+type Key = (ImageRef, Option<Credentials>, PlatformPreference);
+
+/// The pulls that somebody waits for.
+#[derive(Default)]
+pub(crate) struct Flights {
+    flying: Mutex<HashMap<Key, WeakShared<BoxFuture<'static, Outcome>>>>,
+}
+
+impl Flights {
+    /// The running pull for `key`, or a new one made by `start`.
+    fn join(
+        &self,
+        key: Key,
+        start: impl FnOnce() -> BoxFuture<'static, Outcome>,
+    ) -> Shared<BoxFuture<'static, Outcome>> {
+        let mut flying = self.flying.lock().unwrap_or_else(PoisonError::into_inner);
+        flying.retain(|_, flight| flight.upgrade().is_some());
+        let running = flying
+            .get(&key)
+            .and_then(WeakShared::upgrade)
+            .filter(|flight| flight.peek().is_none());
+        running.unwrap_or_else(|| {
+            let flight = start().shared();
+            if let Some(weak) = flight.downgrade() {
+                flying.insert(key, weak);
+            }
+            flight
+        })
+    }
+}
+
+/// Pulls, or joins a pull. Errors: [`Error::Name`], or [`Error::Pull`] with the cause.
+pub(crate) async fn pull(inner: &Arc<Inner>, request: PullRequest) -> Result<Arc<Image>, Error> {
+    let reference: ImageRef = request.reference.parse()?;
+    let key = (reference.clone(), request.auth.clone(), request.platform);
+    let flight = inner.flights.join(key, || {
+        let (inner, reference) = (inner.clone(), reference.clone());
+        async move {
+            let mut pull = Pull::new(inner, reference, &request)?;
+            let outcome = pull.run().await;
+            if let Err(error) = &outcome {
+                pull.clean_up(error).await;
+            }
+            outcome.map_err(Arc::new)
+        }
+        .boxed()
+    });
+    flight.await.map_err(|cause| Error::Pull {
+        reference: reference.to_string(),
+        registry: reference.registry().to_owned(),
+        cause,
+    })
+}
+
+/// The state of one pull.
+struct Pull {
+    inner: Arc<Inner>,
+    reference: ImageRef,
+    platform: PlatformPreference,
+    registry: Registry,
+    /// Keeps the garbage collector away from what this pull uses.
+    pins: Pins,
+}
+
+impl Pull {
+    fn new(inner: Arc<Inner>, reference: ImageRef, request: &PullRequest) -> Result<Self, Error> {
+        let config = &inner.config;
+        let registry = Registry::new(
+            &reference,
+            request.auth.as_ref(),
+            &config.plain_http,
+            config.pull_idle_timeout,
+        )?;
+        let pins = Pins::new(inner.clone());
+        Ok(Self {
+            inner,
+            reference,
+            platform: request.platform,
+            registry,
+            pins,
+        })
+    }
+
+    async fn run(&mut self) -> Result<Arc<Image>, Error> {
+        self.registry.login().await?;
+        let (top, manifest) = self.resolve().await?;
+        let config = self.fetch_config(&manifest.config).await?;
+        let layers = match &manifest.content {
+            Content::Module(module) => std::slice::from_ref(module),
+            Content::Archives(layers) => layers.as_slice(),
+        };
+        let mut record = Record {
+            id: ImageId::new(manifest.config.digest.clone()),
+            tags: BTreeSet::new(),
+            digests: BTreeSet::from([self.reference.at(&top).to_string()]),
+            size: layers.iter().fold(manifest.config.size, |sum, layer| {
+                sum.saturating_add(layer.size)
+            }),
+            config: RunConfig::default(),
+            program: Program::Linux,
+            blobs: BTreeSet::from([manifest.config.digest.clone()]),
+            chains: Vec::new(),
+            annotations: manifest.annotations.clone(),
+            removed: false,
+        };
+        if matches!(self.reference.target(), Target::Tag(_)) {
+            record.tags.insert(self.reference.to_string());
+        }
+        match &manifest.content {
+            Content::Module(module) => self.add_module(module, &mut record).await?,
+            Content::Archives(layers) => self.add_layers(&config, layers, &mut record).await?,
+        }
+        let inner = self.inner.clone();
+        let image = blocking("recording an image", move || inner.publish(record)).await?;
+        self.drop_packed_layers(&manifest.content).await?;
+        Ok(image)
+    }
+
+    /// Follows indexes down to one manifest. Answers the digest of the topmost document, too.
+    async fn resolve(&self) -> Result<(Digest, Manifest), Error> {
+        let mut target = self.reference.target().clone();
+        let mut top = None;
+        for _ in 0..=self.inner.config.limits.max_index_depth {
+            let bytes = self.fetch_document(&target).await?;
+            let digest = Digest::of(&bytes);
+            let what = format!("manifest {digest}");
+            let top = top.get_or_insert(digest).clone();
+            match manifest::parse(&what, &bytes, &self.inner.config.limits)? {
+                Document::Manifest(manifest) => return Ok((top, manifest)),
+                Document::Index(entries) => {
+                    target =
+                        Target::Digest(manifest::choose(&what, &entries, self.platform)?.digest);
+                }
+            }
+        }
+        let what = format!("index {}", self.reference);
+        Err(Error::Limit {
+            what,
+            limit: "max_index_depth",
+            allowed: self.inner.config.limits.max_index_depth,
+        })
+    }
+
+    async fn fetch_document(&self, target: &Target) -> Result<Bytes, Error> {
+        let bytes = self.registry.manifest(target).await?;
+        let allowed = self.inner.config.limits.max_manifest_bytes;
+        if bytes.len() as u64 > allowed {
+            let what = format!("manifest {target} of {} bytes", bytes.len());
+            return Err(Error::Limit {
+                what,
+                limit: "max_manifest_bytes",
+                allowed,
+            });
+        }
+        if let Target::Digest(want) = target {
+            verify::check(
+                &format!("manifest {}", self.reference.name()),
+                &bytes,
+                want,
+                bytes.len() as u64,
+            )?;
+        }
+        Ok(bytes)
+    }
+
+    async fn fetch_config(&mut self, blob: &Blob) -> Result<Vec<u8>, Error> {
+        self.fetch(vec![blob.clone()]).await?;
+        let (path, blob) = (self.inner.blobs.blob(&blob.digest), blob.clone());
+        blocking("reading a config", move || {
+            let bytes = std::fs::read(&path).map_err(|error| Error::io("read", &path, error))?;
+            verify::check("config", &bytes, &blob.digest, blob.size)?;
+            Ok(bytes)
+        })
+        .await
+    }
+
+    /// Makes all `blobs` present, a few at a time.
+    async fn fetch(&mut self, blobs: Vec<Blob>) -> Result<(), Error> {
+        for blob in &blobs {
+            self.pins.add(&blob.digest);
+        }
+        let this = &*self;
+        stream::iter(blobs)
+            .map(|blob| async move { this.fetch_one(&blob).await })
+            .buffer_unordered(PARALLEL_BLOBS)
+            .try_collect()
+            .await
+    }
+
+    /// Makes one blob present. A registry that breaks off is asked again, a few times.
+    async fn fetch_one(&self, blob: &Blob) -> Result<(), Error> {
+        if self.inner.blobs.has(blob) && self.registry.may_read(blob).await? {
+            return Ok(());
+        }
+        let mut attempt = 1;
+        loop {
+            match self.try_fetch(blob).await {
+                Err(error @ Error::Registry { .. }) if attempt < ATTEMPTS => {
+                    tracing::debug!(digest = %blob.digest, attempt, %error, "fetching a blob again");
+                    attempt += 1;
+                }
+                // A token may have expired during a long pull: once more with a new one.
+                Err(Error::Unauthorized { .. }) if attempt == 1 => {
+                    self.registry.login().await?;
+                    attempt += 1;
+                }
+                done => return done,
+            }
+        }
+    }
+
+    async fn try_fetch(&self, blob: &Blob) -> Result<(), Error> {
+        let mut bytes = self.registry.blob(blob).await?;
+        let mut writer = self.inner.blobs.writer(blob).await?;
+        while let Some(chunk) = bytes.next().await? {
+            writer.write(&chunk).await?;
+        }
+        writer.commit(&self.inner.blobs).await
+    }
+
+    /// The content of an artifact: the module is the blob.
+    async fn add_module(&mut self, module: &Blob, record: &mut Record) -> Result<(), Error> {
+        self.fetch(vec![module.clone()]).await?;
+        let (path, what) = (
+            self.inner.blobs.blob(&module.digest),
+            format!("layer {}", module.digest),
+        );
+        blocking("looking at a module", move || {
+            let mut first = [0; 4];
+            let file =
+                std::fs::File::open(&path).map_err(|error| Error::io("open", &path, error))?;
+            let count = rustix::io::pread(&file, &mut first, 0)
+                .map_err(|errno| Error::io("read", &path, errno.into()))?;
+            wasm::Magic::of(&first[..count]).require_module(&what)
+        })
+        .await?;
+        record.program = Program::Module {
+            digest: module.digest.clone(),
+        };
+        record.blobs.insert(module.digest.clone());
+        Ok(())
+    }
+
+    /// The content of an image of archives: unpacked layers, and the module in them if there is one.
+    async fn add_layers(
+        &mut self,
+        config: &[u8],
+        layers: &[Blob],
+        record: &mut Record,
+    ) -> Result<(), Error> {
+        let what = format!("config {}", record.id);
+        let config =
+            manifest::parse_config(&what, config, layers.len(), &self.inner.config.limits)?;
+        if !config.platform.is_wasm() && !config.platform.is_native() {
+            return Err(Error::invalid(
+                what,
+                format!("it is for {}, which this node cannot run", config.platform),
+            ));
+        }
+        record.config = config.run;
+        record.chains = manifest::chain_ids(&config.diff_ids);
+        for chain in &record.chains {
+            self.pins.add(chain);
+        }
+        let jobs = self
+            .missing_layers(layers, &record.chains, &config.diff_ids)
+            .await?;
+        self.fetch(jobs.iter().map(|job| job.blob.clone()).collect())
+            .await?;
+        self.unpack(jobs).await?;
+        let (inner, chains, run) = (
+            self.inner.clone(),
+            record.chains.clone(),
+            record.config.clone(),
+        );
+        let is_wasm = config.platform.is_wasm();
+        record.program = blocking("looking for a module", move || {
+            find_program(&inner, &chains, &run, is_wasm)
+        })
+        .await?;
+        Ok(())
+    }
+
+    /// The layers that have to be fetched and unpacked. A layer that is here is used only if it came from the
+    /// same blob and the registry would give that blob to these credentials.
+    async fn missing_layers(
+        &self,
+        layers: &[Blob],
+        chains: &[Digest],
+        diff_ids: &[Digest],
+    ) -> Result<Vec<Job>, Error> {
+        let mut jobs = Vec::new();
+        for ((blob, chain), diff_id) in layers.iter().zip(chains).zip(diff_ids) {
+            if self.inner.has_layer(chain, &blob.digest) && self.registry.may_read(blob).await? {
+                continue;
+            }
+            jobs.push(Job {
+                blob: blob.clone(),
+                chain: chain.clone(),
+                diff_id: diff_id.clone(),
+            });
+        }
+        Ok(jobs)
+    }
+
+    async fn unpack(&self, jobs: Vec<Job>) -> Result<(), Error> {
+        let stop = StopOnDrop(Arc::default());
+        let (inner, cancelled) = (self.inner.clone(), stop.0.clone());
+        blocking("unpacking layers", move || {
+            let mut budget = Budget::new(&inner.config.limits);
+            jobs.iter()
+                .try_for_each(|job| job.run(&inner, &mut budget, &cancelled))
+        })
+        .await
+    }
+
+    /// Layers are kept unpacked; their archives are not needed any more.
+    async fn drop_packed_layers(&self, content: &Content) -> Result<(), Error> {
+        let Content::Archives(layers) = content else {
+            return Ok(());
+        };
+        let (inner, digests) = (
+            self.inner.clone(),
+            layers
+                .iter()
+                .map(|layer| layer.digest.clone())
+                .collect::<Vec<_>>(),
+        );
+        blocking("removing packed layers", move || {
+            inner.discard(&digests, &[], 1)
+        })
+        .await
+    }
+
+    /// Deletes what a failed pull cannot use again: after a broken network the finished blobs stay for the next
+    /// attempt, after anything else they would only fill the disk.
+    async fn clean_up(&mut self, error: &Error) {
+        if matches!(
+            error.kind(),
+            ErrorKind::RegistryUnavailable | ErrorKind::Cancelled | ErrorKind::Unauthorized
+        ) {
+            return;
+        }
+        let (inner, digests) = (self.inner.clone(), self.pins.digests());
+        if let Err(error) =
+            blocking("cleaning up", move || inner.discard(&digests, &digests, 1)).await
+        {
+            tracing::warn!(image = %self.reference, %error, "content of a failed pull stays until the next collection");
+        }
+    }
+}
+
+/// One layer to unpack.
+struct Job {
+    blob: Blob,
+    chain: Digest,
+    diff_id: Digest,
+}
+
+impl Job {
+    fn run(&self, inner: &Inner, budget: &mut Budget, cancelled: &AtomicBool) -> Result<(), Error> {
+        let draft = inner.blobs.layer_draft()?;
+        let path: PathBuf = inner.blobs.blob(&self.blob.digest);
+        let source = Source {
+            path: &path,
+            digest: &self.blob.digest,
+            media_type: &self.blob.media_type,
+            diff_id: &self.diff_id,
+        };
+        let usage = unpack(&source, draft.path(), budget, cancelled)?;
+        if inner.blobs.commit_layer(draft, &self.chain, usage)? {
+            let record = LayerRecord {
+                blob: self.blob.digest.clone(),
+                bytes: usage.bytes,
+                inodes: usage.inodes,
+            };
+            inner.record_layer(&self.chain, record)?;
+        }
+        Ok(())
+    }
+}
+
+/// Tells blocking work that nobody waits for it any more.
+struct StopOnDrop(Arc<AtomicBool>);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// What the unpacked image runs. An image for Linux whose entrypoint is a module is a Wasm image, too.
+fn find_program(
+    inner: &Inner,
+    chains: &[Digest],
+    run: &RunConfig,
+    is_wasm: bool,
+) -> Result<Program, Error> {
+    let layers: Vec<PathBuf> = chains
+        .iter()
+        .map(|chain| inner.blobs.layer(chain))
+        .collect();
+    let merged = Merged::open(&layers)?;
+    let module = if is_wasm {
+        wasm::find(&merged, run)?
+    } else {
+        match wasm::entrypoint(&merged, run)? {
+            Some(file) if file.magic()? == wasm::Magic::Module => file,
+            _ => return Ok(Program::Linux),
+        }
+    };
+    let module = wasm::describe(module, run, &inner.config.limits)?;
+    let file = module.module_path.strip_prefix(inner.blobs.layers());
+    let file = file
+        .expect("the module was found in a layer, all of which lie in this directory")
+        .to_owned();
+    let guest_path = module.guest_path.unwrap_or_default();
+    Ok(Program::ModuleFile {
+        digest: module.module,
+        file,
+        guest_path,
+    })
+}

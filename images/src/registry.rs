@@ -1,0 +1,416 @@
+//! One registry, one repository, one set of credentials: tokens, manifests and blob streams.
+//!
+//! Place in the flow: the pull asks here; nothing else talks to the network.
+//! Invariants: credentials live only inside the client of one pull, so two pulls never share a token;
+//! `urls` of foreign layers are never followed; every wait for the registry ends after the idle timeout;
+//! an attempt that failed for want of an answer is repeated a bounded number of times.
+//! Not here: where bytes land, what they mean.
+
+use std::fmt;
+use std::future::Future;
+use std::sync::Once;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use futures_util::stream::BoxStream;
+use oci_client::client::{ClientConfig, ClientProtocol};
+use oci_client::errors::{OciDistributionError, OciErrorCode};
+use oci_client::manifest::OciDescriptor;
+use oci_client::secrets::RegistryAuth;
+use oci_client::{Client, Reference, RegistryOperation};
+use tokio::time::timeout;
+
+use crate::error::Error;
+use crate::manifest::{ACCEPTED, Blob};
+use crate::reference::{ImageRef, Target};
+
+/// How often one request is made before its failure counts.
+pub(crate) const ATTEMPTS: u32 = 3;
+/// How long to wait for a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// The pause before the second attempt; it doubles.
+const BACKOFF: Duration = Duration::from_millis(200);
+
+/// What a client shows a registry to be let in. `Debug` and `Display` show no secret.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub enum Credentials {
+    /// A user name and a password, for basic authentication or a token request.
+    Basic {
+        /// The user's name.
+        username: String,
+        /// The password.
+        password: String,
+    },
+    /// A token that the registry takes as it is.
+    Bearer(String),
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Basic { .. } => "Basic(redacted)",
+            Self::Bearer(_) => "Bearer(redacted)",
+        })
+    }
+}
+
+/// The connection of one pull.
+pub(crate) struct Registry {
+    client: Client,
+    reference: ImageRef,
+    auth: RegistryAuth,
+    idle: Duration,
+}
+
+impl Registry {
+    /// Prepares to talk to the registry of `reference`; nothing is sent yet.
+    ///
+    /// `plain_http` lists hosts spoken to without TLS besides loopback ones.
+    pub(crate) fn new(
+        reference: &ImageRef,
+        credentials: Option<&Credentials>,
+        plain_http: &[String],
+        idle: Duration,
+    ) -> Result<Self, Error> {
+        install_tls();
+        let host = reference.registry();
+        let plain = is_loopback(host) || plain_http.iter().any(|name| name == host);
+        let config = ClientConfig {
+            protocol: if plain {
+                ClientProtocol::Http
+            } else {
+                ClientProtocol::Https
+            },
+            connect_timeout: Some(CONNECT_TIMEOUT.min(idle)),
+            read_timeout: Some(idle),
+            user_agent: concat!("coracle/", env!("CARGO_PKG_VERSION")),
+            platform_resolver: None,
+            ..ClientConfig::default()
+        };
+        let auth = match credentials {
+            None => RegistryAuth::Anonymous,
+            Some(Credentials::Basic { username, password }) => {
+                RegistryAuth::Basic(username.clone(), password.clone())
+            }
+            Some(Credentials::Bearer(token)) => RegistryAuth::Bearer(token.clone()),
+        };
+        let client = Client::try_from(config).map_err(|source| Error::Registry {
+            registry: host.to_owned(),
+            what: "anything".to_owned(),
+            problem: "the http client cannot be set up".to_owned(),
+            source: Some(source.into()),
+        })?;
+        Ok(Self {
+            client,
+            reference: reference.clone(),
+            auth,
+            idle,
+        })
+    }
+
+    /// The registry's host.
+    pub(crate) fn host(&self) -> &str {
+        self.reference.registry()
+    }
+
+    /// Gets in. Errors: [`Error::Unauthorized`], [`Error::Registry`].
+    pub(crate) async fn login(&self) -> Result<(), Error> {
+        let what = format!("a token for {}", self.reference.repository());
+        self.retry(&what, || self.ask_token(&what)).await
+    }
+
+    async fn ask_token(&self, what: &str) -> Result<(), Error> {
+        let reference = self.wire(self.reference.target());
+        let ask = self
+            .client
+            .auth(&reference, &self.auth, RegistryOperation::Pull);
+        self.answer(what, ask).await.map(|_| ())
+    }
+
+    /// Fetches a manifest or an index. The bytes have the digest, if `target` is one; the size is the caller's
+    /// to check.
+    pub(crate) async fn manifest(&self, target: &Target) -> Result<Bytes, Error> {
+        let what = format!("manifest {}:{target}", self.reference.repository());
+        let reference = self.wire(target);
+        self.retry(&what, || async {
+            let ask = self
+                .client
+                .pull_manifest_raw(&reference, &self.auth, &ACCEPTED);
+            self.answer(&what, ask).await.map(|(bytes, _)| bytes)
+        })
+        .await
+    }
+
+    /// True if the registry would give this blob to these credentials.
+    pub(crate) async fn may_read(&self, blob: &Blob) -> Result<bool, Error> {
+        let what = format!("blob {}", blob.digest);
+        let reference = self.wire(self.reference.target());
+        self.retry(&what, || {
+            self.answer(
+                &what,
+                self.client.blob_exists(&reference, blob.digest.as_str()),
+            )
+        })
+        .await
+    }
+
+    /// Opens the stream of one blob. One attempt: the caller repeats, because it owns the bytes so far.
+    pub(crate) async fn blob(&self, blob: &Blob) -> Result<BlobStream, Error> {
+        let what = format!("blob {}", blob.digest);
+        let reference = self.wire(self.reference.target());
+        let descriptor = OciDescriptor {
+            digest: blob.digest.to_string(),
+            size: i64::try_from(blob.size).unwrap_or(i64::MAX),
+            media_type: blob.media_type.clone(),
+            ..OciDescriptor::default()
+        };
+        // The partial form from byte 0 leaves the check of the digest to us, which also names both digests.
+        let ask = self
+            .client
+            .pull_blob_stream_partial(&reference, &descriptor, 0, None);
+        let stream = match self.answer(&what, ask).await? {
+            oci_client::client::BlobResponse::Full(sized)
+            | oci_client::client::BlobResponse::Partial(sized) => sized.stream,
+        };
+        Ok(BlobStream {
+            stream,
+            registry: self.host().to_owned(),
+            what,
+            idle: self.idle,
+        })
+    }
+
+    /// Repeats `ask` while the registry does not answer, and once more with a fresh token if it refuses.
+    async fn retry<T, F: Future<Output = Result<T, Error>>>(
+        &self,
+        what: &str,
+        ask: impl Fn() -> F,
+    ) -> Result<T, Error> {
+        let mut pause = BACKOFF;
+        let mut attempt = 1;
+        loop {
+            match ask().await {
+                Err(error @ Error::Registry { .. }) if attempt < ATTEMPTS => {
+                    tracing::debug!(registry = self.host(), what, attempt, %error, "asking the registry again");
+                }
+                answer => return answer,
+            }
+            tokio::time::sleep(pause).await;
+            pause *= 2;
+            attempt += 1;
+        }
+    }
+
+    /// Bounds the wait and turns the client's error into ours.
+    async fn answer<T>(
+        &self,
+        what: &str,
+        ask: impl Future<Output = Result<T, OciDistributionError>>,
+    ) -> Result<T, Error> {
+        match timeout(self.idle, ask).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) => Err(self.refusal(what, error)),
+            Err(_) => Err(Error::Stalled {
+                registry: self.host().to_owned(),
+                what: what.to_owned(),
+                idle: self.idle,
+            }),
+        }
+    }
+
+    fn refusal(&self, what: &str, error: OciDistributionError) -> Error {
+        let (registry, what) = (self.host().to_owned(), what.to_owned());
+        let who = match self.auth {
+            RegistryAuth::Anonymous => "an anonymous client",
+            _ => "the given credentials",
+        };
+        match &error {
+            OciDistributionError::UnauthorizedError { .. }
+            | OciDistributionError::AuthenticationFailure(_) => Error::Unauthorized {
+                registry,
+                what,
+                who,
+            },
+            OciDistributionError::RegistryError { envelope, .. } => {
+                match envelope.errors.first().map(|first| &first.code) {
+                    Some(OciErrorCode::Unauthorized | OciErrorCode::Denied) => {
+                        Error::Unauthorized {
+                            registry,
+                            what,
+                            who,
+                        }
+                    }
+                    Some(
+                        OciErrorCode::ManifestUnknown
+                        | OciErrorCode::ManifestBlobUnknown
+                        | OciErrorCode::NameUnknown
+                        | OciErrorCode::BlobUnknown
+                        | OciErrorCode::NotFound,
+                    ) => Error::NotInRegistry { registry, what },
+                    code => {
+                        let problem = format!("it answers {code:?}");
+                        Error::Registry {
+                            registry,
+                            what,
+                            problem,
+                            source: None,
+                        }
+                    }
+                }
+            }
+            OciDistributionError::ServerError {
+                code: 401 | 403, ..
+            } => Error::Unauthorized {
+                registry,
+                what,
+                who,
+            },
+            OciDistributionError::ServerError { code: 404, .. } => {
+                Error::NotInRegistry { registry, what }
+            }
+            OciDistributionError::ServerError { code, .. } => Error::Registry {
+                registry,
+                what,
+                problem: format!("it answers {code}"),
+                source: None,
+            },
+            OciDistributionError::DigestError(
+                oci_client::errors::DigestError::VerificationError { expected, actual },
+            ) => match (expected.parse(), actual.parse()) {
+                (Ok(want), Ok(got)) => Error::DigestMismatch { what, want, got },
+                _ => Error::invalid(what, format!("it has digest {actual}, expected {expected}")),
+            },
+            OciDistributionError::RequestError(source) => {
+                let problem = deepest(source);
+                Error::Registry {
+                    registry,
+                    what,
+                    problem,
+                    source: None,
+                }
+            }
+            other => {
+                let problem = other.to_string();
+                Error::Registry {
+                    registry,
+                    what,
+                    problem,
+                    source: None,
+                }
+            }
+        }
+    }
+
+    /// The client's form of a name in our repository.
+    fn wire(&self, target: &Target) -> Reference {
+        let (registry, repository) = (
+            self.host().to_owned(),
+            self.reference.repository().to_owned(),
+        );
+        match target {
+            Target::Tag(tag) => Reference::with_tag(registry, repository, tag.clone()),
+            Target::Digest(digest) => {
+                Reference::with_digest(registry, repository, digest.to_string())
+            }
+        }
+    }
+}
+
+/// The innermost cause in one line: `Connection refused (os error 111)` says more than `error sending request`.
+fn deepest(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(next) = cause.source() {
+        cause = next;
+    }
+    cause.to_string()
+}
+
+/// The bytes of a blob, as they come.
+pub(crate) struct BlobStream {
+    stream: BoxStream<'static, Result<Bytes, std::io::Error>>,
+    registry: String,
+    what: String,
+    idle: Duration,
+}
+
+impl BlobStream {
+    /// The next bytes; `None` at the end. Errors: the registry stalls or breaks off.
+    pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, Error> {
+        match timeout(self.idle, self.stream.next()).await {
+            Ok(None) => Ok(None),
+            Ok(Some(Ok(bytes))) => Ok(Some(bytes)),
+            Ok(Some(Err(source))) => Err(Error::Registry {
+                registry: self.registry.clone(),
+                what: self.what.clone(),
+                problem: format!("it broke off: {}", deepest(&source)),
+                source: None,
+            }),
+            Err(_) => Err(Error::Stalled {
+                registry: self.registry.clone(),
+                what: self.what.clone(),
+                idle: self.idle,
+            }),
+        }
+    }
+}
+
+/// True for hosts that are this machine, whatever the port.
+fn is_loopback(registry: &str) -> bool {
+    let host = match registry.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or_default(),
+        None => registry.split(':').next().unwrap_or_default(),
+    };
+    host == "localhost"
+        || host
+            .parse::<std::net::IpAddr>()
+            .is_ok_and(|address| address.is_loopback())
+}
+
+/// Gives the process a TLS implementation, unless it has one.
+fn install_tls() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        // An error means that the process already has a provider: just as good.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_this_machine_is_loopback() {
+        for host in [
+            "localhost",
+            "localhost:5000",
+            "127.0.0.1:1",
+            "127.9.9.9",
+            "[::1]",
+            "[::1]:5000",
+        ] {
+            assert!(is_loopback(host), "{host}");
+        }
+        for host in [
+            "docker.io",
+            "localhost.evil.io",
+            "127.0.0.1.evil.io:5000",
+            "10.0.0.1:5000",
+            "[::2]:5000",
+            "",
+        ] {
+            assert!(!is_loopback(host), "{host}");
+        }
+    }
+
+    #[test]
+    fn credentials_print_no_secret() {
+        let basic = Credentials::Basic {
+            username: "canary-user".into(),
+            password: "canary-pass".into(),
+        };
+        let shown = format!("{basic:?} {:?}", Credentials::Bearer("canary-token".into()));
+        assert!(!shown.contains("canary"), "{shown}");
+    }
+}

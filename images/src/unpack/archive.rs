@@ -1,0 +1,299 @@
+//! Reads a tar stream entry by entry: untrusted bytes in, plain values out. Pure but for the reader.
+//!
+//! Place in the flow: under [`super`], above the decompressor.
+//! Invariants: nothing is read into memory beyond [`EXTENSION_MAX_BYTES`]; a size in a PAX record replaces the
+//! header's for the data that follows, and for nothing else, so that our list of entries is the one other
+//! readers see; what we do not understand is refused, never guessed.
+//! Not here: paths' meaning, the disk.
+
+use std::io::{self, Read};
+
+use tar::{EntryType, Header, PaxExtensions};
+
+/// The largest long name or PAX header that is read. Bytes.
+const EXTENSION_MAX_BYTES: u64 = 1 << 20;
+const BLOCK: u64 = 512;
+
+/// What one entry asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sort {
+    Regular,
+    Directory,
+    Symlink,
+    Hardlink,
+    Fifo,
+    Device,
+}
+
+/// One entry; its data, if it is [`Sort::Regular`], is read from the archive.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub path: Vec<u8>,
+    pub link: Vec<u8>,
+    pub sort: Sort,
+    pub mode: u32,
+    pub uid: u64,
+    pub gid: u64,
+    /// Seconds since 1970.
+    pub mtime: i64,
+    /// Extended attributes: name, value.
+    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+/// A tar stream.
+pub(super) struct Archive<R> {
+    reader: R,
+    data_left: u64,
+    padding: u64,
+}
+
+/// What extension headers said about the entry that follows them.
+#[derive(Default)]
+struct Extensions {
+    path: Option<Vec<u8>>,
+    link: Option<Vec<u8>>,
+    size: Option<u64>,
+    uid: Option<u64>,
+    gid: Option<u64>,
+    mtime: Option<i64>,
+    xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+impl<R: Read> Archive<R> {
+    pub(super) fn new(reader: R) -> Self {
+        Self {
+            reader,
+            data_left: 0,
+            padding: 0,
+        }
+    }
+
+    /// The next entry; skips what is left of the one before. `None` at the end-of-archive mark or at the end of
+    /// the stream between two entries. Errors: the reader's own, or `InvalidData`.
+    pub(super) fn next(&mut self) -> io::Result<Option<Entry>> {
+        let mut extensions = Extensions::default();
+        loop {
+            self.skip()?;
+            let Some(header) = self.header()? else {
+                return Ok(None);
+            };
+            let size = header.entry_size()?;
+            self.begin_data(size);
+            match header.entry_type() {
+                EntryType::GNULongName => extensions.path = Some(self.text()?),
+                EntryType::GNULongLink => extensions.link = Some(self.text()?),
+                EntryType::XHeader => extensions.read_pax(&self.extension()?)?,
+                EntryType::XGlobalHeader => drop(self.extension()?),
+                other => {
+                    let size = extensions.size.unwrap_or(size);
+                    self.begin_data(size);
+                    return extensions.finish(&header, sort(other, &header)?).map(Some);
+                }
+            }
+        }
+    }
+
+    /// Reads data of the current entry; 0 at its end.
+    pub(super) fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let want = usize::try_from(self.data_left)
+            .unwrap_or(usize::MAX)
+            .min(buffer.len());
+        if want == 0 {
+            return Ok(0);
+        }
+        let count = self.reader.read(&mut buffer[..want])?;
+        if count == 0 {
+            return Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the archive ends inside an entry",
+            ));
+        }
+        self.data_left -= count as u64;
+        Ok(count)
+    }
+
+    /// Reads to the very end, past the end-of-archive mark, and gives the reader back.
+    pub(super) fn finish(mut self) -> io::Result<R> {
+        io::copy(&mut self.reader, &mut io::sink())?;
+        Ok(self.reader)
+    }
+
+    fn begin_data(&mut self, size: u64) {
+        self.data_left = size;
+        self.padding = (BLOCK - size % BLOCK) % BLOCK;
+    }
+
+    fn skip(&mut self) -> io::Result<()> {
+        let left = self.data_left.saturating_add(self.padding);
+        let skipped = io::copy(&mut (&mut self.reader).take(left), &mut io::sink())?;
+        self.begin_data(0);
+        if skipped < left {
+            return Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the archive ends inside an entry",
+            ));
+        }
+        Ok(())
+    }
+
+    /// One header block, its checksum verified.
+    fn header(&mut self) -> io::Result<Option<Header>> {
+        let mut header = Header::new_old();
+        let count = fill(&mut self.reader, header.as_mut_bytes())?;
+        if count == 0 {
+            return Ok(None);
+        }
+        if count < header.as_bytes().len() {
+            return Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the archive ends inside a header",
+            ));
+        }
+        if header.as_bytes().iter().all(|byte| *byte == 0) {
+            let mut second = [0; BLOCK as usize];
+            let count = fill(&mut self.reader, &mut second)?;
+            if second[..count].iter().any(|byte| *byte != 0) {
+                return Err(bad("an entry follows half an end mark"));
+            }
+            return Ok(None);
+        }
+        let bytes = header.as_bytes();
+        let sum: u32 = bytes[..148]
+            .iter()
+            .chain(&bytes[156..])
+            .map(|byte| u32::from(*byte))
+            .sum::<u32>()
+            + 8 * 32;
+        if header.cksum()? != sum {
+            return Err(bad("a header has a wrong checksum"));
+        }
+        Ok(Some(header))
+    }
+
+    /// The whole data of an extension entry.
+    fn extension(&mut self) -> io::Result<Vec<u8>> {
+        if self.data_left > EXTENSION_MAX_BYTES {
+            return Err(bad("an extended header is larger than 1 MiB"));
+        }
+        let mut data = vec![0; usize::try_from(self.data_left).unwrap_or(usize::MAX)];
+        let mut at = 0;
+        while at < data.len() {
+            at += self.read(&mut data[at..])?;
+        }
+        Ok(data)
+    }
+
+    /// An extension entry that is one NUL-terminated text.
+    fn text(&mut self) -> io::Result<Vec<u8>> {
+        let mut data = self.extension()?;
+        if let Some(end) = data.iter().position(|byte| *byte == 0) {
+            data.truncate(end);
+        }
+        Ok(data)
+    }
+}
+
+impl Extensions {
+    fn read_pax(&mut self, data: &[u8]) -> io::Result<()> {
+        for record in PaxExtensions::new(data) {
+            let record = record?;
+            let (key, value) = (record.key_bytes(), record.value_bytes());
+            match key {
+                b"path" => self.path = Some(value.to_vec()),
+                b"linkpath" => self.link = Some(value.to_vec()),
+                b"size" => self.size = Some(number(value)?),
+                b"uid" => self.uid = Some(number(value)?),
+                b"gid" => self.gid = Some(number(value)?),
+                b"mtime" => self.mtime = Some(seconds(value)?),
+                _ if key.starts_with(b"GNU.sparse.") => {
+                    return Err(bad("sparse entries are not supported"));
+                }
+                _ => {
+                    if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
+                        self.xattrs.push((name.to_vec(), value.to_vec()));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(self, header: &Header, sort: Sort) -> io::Result<Entry> {
+        let entry = Entry {
+            path: self
+                .path
+                .unwrap_or_else(|| header.path_bytes().into_owned()),
+            link: self
+                .link
+                .or_else(|| header.link_name_bytes().map(|link| link.into_owned()))
+                .unwrap_or_default(),
+            sort,
+            mode: header.mode()?,
+            uid: self.uid.map_or_else(|| header.uid(), Ok)?,
+            gid: self.gid.map_or_else(|| header.gid(), Ok)?,
+            mtime: self.mtime.map_or_else(
+                || header.mtime().map(|s| i64::try_from(s).unwrap_or(i64::MAX)),
+                Ok,
+            )?,
+            xattrs: self.xattrs,
+        };
+        if entry.path.contains(&0) || entry.link.contains(&0) {
+            return Err(bad("a name holds a NUL byte"));
+        }
+        Ok(entry)
+    }
+}
+
+fn sort(kind: EntryType, header: &Header) -> io::Result<Sort> {
+    Ok(match kind {
+        EntryType::Regular | EntryType::Continuous if header.path_bytes().ends_with(b"/") => {
+            Sort::Directory
+        }
+        EntryType::Regular | EntryType::Continuous => Sort::Regular,
+        EntryType::Link => Sort::Hardlink,
+        EntryType::Symlink => Sort::Symlink,
+        EntryType::Directory => Sort::Directory,
+        EntryType::Fifo => Sort::Fifo,
+        EntryType::Char | EntryType::Block => Sort::Device,
+        EntryType::GNUSparse => return Err(bad("sparse entries are not supported")),
+        other => {
+            return Err(bad(&format!(
+                "entry type {:?} is not known",
+                char::from(other.as_byte())
+            )));
+        }
+    })
+}
+
+/// Fills `buffer` as far as the stream goes.
+fn fill(reader: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut at = 0;
+    while at < buffer.len() {
+        match reader.read(&mut buffer[at..]) {
+            Ok(0) => break,
+            Ok(count) => at += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(at)
+}
+
+fn number(value: &[u8]) -> io::Result<u64> {
+    let text = std::str::from_utf8(value).ok();
+    text.and_then(|text| text.parse().ok())
+        .ok_or_else(|| bad("a PAX number is not a number"))
+}
+
+/// The whole seconds of a PAX time, which may be negative and have a fraction.
+fn seconds(value: &[u8]) -> io::Result<i64> {
+    let text = std::str::from_utf8(value)
+        .ok()
+        .and_then(|text| text.split('.').next());
+    text.and_then(|text| text.parse().ok())
+        .ok_or_else(|| bad("a PAX time is not a number"))
+}
+
+fn bad(problem: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, problem.to_owned())
+}

@@ -1,0 +1,325 @@
+//! Writes entries of one layer into one directory, and nowhere else.
+//!
+//! Place in the flow: under [`super`], the only code that creates files from an image's names.
+//! Invariants: every directory is reached by `openat2` from the layer's own root with `RESOLVE_IN_ROOT` and
+//! without magic links; every last name is used with `*at` calls that do not follow links; so no name, link or
+//! order of entries reaches a file outside. Attributes that would steer overlayfs come from us alone.
+//! Not here: archives, compression, limits on amounts.
+
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+
+use rustix::fs::{
+    self, AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid,
+    XattrFlags,
+};
+use rustix::io::{Errno, Result as SysResult};
+
+use super::archive::Entry;
+
+/// The attribute by which overlayfs knows that a directory hides what lies below it.
+pub(crate) const OPAQUE: &str = "trusted.overlay.opaque";
+
+/// Walks stay inside the root; symlinks count from it; `/proc`-style links are refused.
+const CONFINED: ResolveFlags = ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MAGICLINKS);
+
+/// A layer that is being written.
+pub(super) struct Tree {
+    root: OwnedFd,
+}
+
+/// A name in a directory that has been reached safely.
+pub(super) struct Place<'a> {
+    parent: OwnedFd,
+    name: &'a OsStr,
+}
+
+impl Tree {
+    /// A layer in the existing, empty directory `path`, which no one else writes.
+    pub(super) fn open(path: &Path) -> SysResult<Self> {
+        let root = fs::openat(CWD, path, directory_flags(), Mode::empty())?;
+        Ok(Self { root })
+    }
+
+    /// The directory above the last of `components`, made where missing. `components` is not empty.
+    pub(super) fn place<'a>(&self, components: &[&'a [u8]]) -> SysResult<Place<'a>> {
+        let (name, parents) = components.split_last().ok_or(Errno::INVAL)?;
+        let parent = match self.directory(parents) {
+            Err(Errno::NOENT) => self.make_directories(parents)?,
+            other => other?,
+        };
+        Ok(Place {
+            parent,
+            name: OsStr::from_bytes(name),
+        })
+    }
+
+    /// A directory of this layer; links in its path are followed, inside the layer.
+    fn directory(&self, components: &[&[u8]]) -> SysResult<OwnedFd> {
+        let path = components.join(&b'/');
+        let path = if path.is_empty() { b".".to_vec() } else { path };
+        fs::openat2(
+            &self.root,
+            path.as_slice(),
+            directory_flags() - OFlags::NOFOLLOW,
+            Mode::empty(),
+            CONFINED,
+        )
+    }
+
+    fn make_directories(&self, components: &[&[u8]]) -> SysResult<OwnedFd> {
+        let mut parent = self.directory(&[])?;
+        for (index, name) in components.iter().enumerate() {
+            parent = match self.directory(&components[..=index]) {
+                Err(Errno::NOENT) => {
+                    fs::mkdirat(&parent, *name, Mode::from_raw_mode(0o755))?;
+                    self.directory(&components[..=index])?
+                }
+                other => other?,
+            };
+        }
+        Ok(parent)
+    }
+
+    /// Gives the root of the layer its owner and mode.
+    pub(super) fn dress_root(&self, entry: &Entry) -> SysResult<()> {
+        dress(self.root.as_fd(), entry)
+    }
+
+    /// Creates a directory, or keeps one that is there; either way with the entry's owner and mode.
+    pub(super) fn make_directory(&self, place: &Place<'_>, entry: &Entry) -> SysResult<()> {
+        let found = place.stat()?;
+        if found != Found::Directory {
+            place.remove(found)?;
+            fs::mkdirat(&place.parent, place.name, Mode::from_raw_mode(0o700))?;
+        }
+        let directory = fs::openat(&place.parent, place.name, directory_flags(), Mode::empty())?;
+        if found == Found::Whiteout {
+            set_opaque(directory.as_fd())?;
+        }
+        dress(directory.as_fd(), entry)
+    }
+
+    /// Creates an empty file to be written and then dressed.
+    pub(super) fn create_file(&self, place: &Place<'_>) -> SysResult<OwnedFd> {
+        place.remove(place.stat()?)?;
+        let flags =
+            OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        fs::openat(&place.parent, place.name, flags, Mode::from_raw_mode(0o600))
+    }
+
+    /// Creates a symlink with whatever target the entry says: targets are confined when they are followed.
+    pub(super) fn make_symlink(&self, place: &Place<'_>, entry: &Entry) -> SysResult<()> {
+        place.remove(place.stat()?)?;
+        fs::symlinkat(entry.link.as_slice(), &place.parent, place.name)?;
+        let (uid, gid) = owner(entry)?;
+        fs::chownat(
+            &place.parent,
+            place.name,
+            Some(uid),
+            Some(gid),
+            AtFlags::SYMLINK_NOFOLLOW,
+        )?;
+        fs::utimensat(
+            &place.parent,
+            place.name,
+            &times(entry),
+            AtFlags::SYMLINK_NOFOLLOW,
+        )
+    }
+
+    /// Links to another file of this layer. Errors: `NOENT` if it is not there, `PERM` if it is not a file.
+    pub(super) fn make_hardlink(&self, place: &Place<'_>, target: &[&[u8]]) -> SysResult<()> {
+        let (name, parents) = target.split_last().ok_or(Errno::INVAL)?;
+        let target = Place {
+            parent: self.directory(parents)?,
+            name: OsStr::from_bytes(name),
+        };
+        match target.stat()? {
+            Found::File => {}
+            Found::Nothing | Found::Whiteout => return Err(Errno::NOENT),
+            Found::Directory => return Err(Errno::PERM),
+        }
+        if place.is_same(&target)? {
+            return Ok(());
+        }
+        place.remove(place.stat()?)?;
+        fs::linkat(
+            &target.parent,
+            target.name,
+            &place.parent,
+            place.name,
+            AtFlags::empty(),
+        )
+    }
+
+    /// Creates a FIFO.
+    pub(super) fn make_fifo(&self, place: &Place<'_>, entry: &Entry) -> SysResult<()> {
+        place.remove(place.stat()?)?;
+        let mode = Mode::from_raw_mode(entry.mode & 0o777);
+        fs::mknodat(&place.parent, place.name, FileType::Fifo, mode, 0)?;
+        let (uid, gid) = owner(entry)?;
+        fs::chownat(
+            &place.parent,
+            place.name,
+            Some(uid),
+            Some(gid),
+            AtFlags::SYMLINK_NOFOLLOW,
+        )
+    }
+
+    /// Hides `place` of the layers below. What this layer itself put there stays.
+    pub(super) fn white_out(&self, place: &Place<'_>) -> SysResult<()> {
+        match place.stat()? {
+            Found::Directory => set_opaque(
+                fs::openat(&place.parent, place.name, directory_flags(), Mode::empty())?.as_fd(),
+            ),
+            Found::File | Found::Whiteout => Ok(()),
+            Found::Nothing => fs::mknodat(
+                &place.parent,
+                place.name,
+                FileType::CharacterDevice,
+                Mode::empty(),
+                fs::makedev(0, 0),
+            ),
+        }
+    }
+
+    /// Hides everything that layers below have in the directory of `place`.
+    pub(super) fn make_opaque(&self, place: &Place<'_>) -> SysResult<()> {
+        set_opaque(place.parent.as_fd())
+    }
+}
+
+/// What a name already is in this layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Found {
+    Nothing,
+    Directory,
+    Whiteout,
+    File,
+}
+
+impl Place<'_> {
+    fn stat(&self) -> SysResult<Found> {
+        match fs::statat(&self.parent, self.name, AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::NOENT) => Ok(Found::Nothing),
+            Err(error) => Err(error),
+            Ok(stat) => Ok(match FileType::from_raw_mode(stat.st_mode) {
+                FileType::Directory => Found::Directory,
+                FileType::CharacterDevice => Found::Whiteout,
+                _ => Found::File,
+            }),
+        }
+    }
+
+    fn is_same(&self, other: &Self) -> SysResult<bool> {
+        let (ours, theirs) = (fs::fstat(&self.parent)?, fs::fstat(&other.parent)?);
+        Ok(self.name == other.name && ours.st_ino == theirs.st_ino && ours.st_dev == theirs.st_dev)
+    }
+
+    fn remove(&self, found: Found) -> SysResult<()> {
+        match found {
+            Found::Nothing => Ok(()),
+            Found::Directory => remove_directory(self.parent.as_fd(), self.name),
+            Found::Whiteout | Found::File => {
+                fs::unlinkat(&self.parent, self.name, AtFlags::empty())
+            }
+        }
+    }
+}
+
+/// Removes a directory and all below it, without following links and without recursion.
+fn remove_directory(parent: BorrowedFd<'_>, name: &OsStr) -> SysResult<()> {
+    let mut stack = vec![(
+        parent.try_clone_to_owned().map_err(|_| Errno::MFILE)?,
+        name.as_bytes().to_vec(),
+    )];
+    while let Some((above, name)) = stack.last() {
+        let directory = fs::openat(above, name.as_slice(), directory_flags(), Mode::empty())?;
+        let mut inner = None;
+        for entry in fs::Dir::read_from(&directory)? {
+            let entry = entry?;
+            let entry_name = entry.file_name().to_bytes();
+            if matches!(entry_name, b"." | b"..") {
+                continue;
+            }
+            match fs::unlinkat(&directory, entry_name, AtFlags::empty()) {
+                Err(Errno::ISDIR | Errno::PERM) => {
+                    inner = Some(entry_name.to_vec());
+                    break;
+                }
+                other => other?,
+            }
+        }
+        match inner {
+            Some(inner) => stack.push((directory, inner)),
+            None => {
+                fs::unlinkat(above, name.as_slice(), AtFlags::REMOVEDIR)?;
+                stack.pop();
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Gives an open file or directory the entry's owner, mode, attributes and time, in the order in which none
+/// undoes another.
+pub(super) fn dress(file: BorrowedFd<'_>, entry: &Entry) -> SysResult<()> {
+    let (uid, gid) = owner(entry)?;
+    fs::fchown(file, Some(uid), Some(gid))?;
+    fs::fchmod(file, Mode::from_raw_mode(entry.mode & 0o7777))?;
+    for (name, value) in entry
+        .xattrs
+        .iter()
+        .filter(|(name, _)| is_allowed_attribute(name))
+    {
+        match fs::fsetxattr(file, name.as_slice(), value, XattrFlags::empty()) {
+            // The file system has no such attributes: programs cope, as they do on any node without them.
+            Err(Errno::OPNOTSUPP) => {}
+            other => other?,
+        }
+    }
+    fs::futimens(file, &times(entry))
+}
+
+/// File capabilities and user attributes; not overlayfs's own, nor labels and signatures of other machines.
+fn is_allowed_attribute(name: &[u8]) -> bool {
+    name == b"security.capability"
+        || (name.starts_with(b"user.") && !name.starts_with(b"user.overlay."))
+}
+
+fn set_opaque(directory: BorrowedFd<'_>) -> SysResult<()> {
+    fs::fsetxattr(directory, OPAQUE, b"y", XattrFlags::empty())
+}
+
+/// Owner ids that the kernel can store: -1 means "keep" to chown, -2 is the overflow id of some systems.
+fn owner(entry: &Entry) -> SysResult<(Uid, Gid)> {
+    let checked = |id: u64| {
+        u32::try_from(id)
+            .ok()
+            .filter(|id| *id < u32::MAX - 1)
+            .ok_or(Errno::OVERFLOW)
+    };
+    Ok((
+        Uid::from_raw(checked(entry.uid)?),
+        Gid::from_raw(checked(entry.gid)?),
+    ))
+}
+
+fn times(entry: &Entry) -> Timestamps {
+    let time = Timespec {
+        tv_sec: entry.mtime,
+        tv_nsec: 0,
+    };
+    Timestamps {
+        last_access: time,
+        last_modification: time,
+    }
+}
+
+fn directory_flags() -> OFlags {
+    OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC
+}

@@ -1,0 +1,135 @@
+//! Finds the module of an image and says what bytes are.
+//!
+//! Place in the flow: after the layers are unpacked, before the image is recorded.
+//! Invariants: a module begins with `\0asm`; machine code, whatever it is called, is refused, because nothing
+//! compiled is ever taken from an image.
+//! Not here: parsing modules, compiling them.
+
+use std::io::Read as _;
+
+use sha2::{Digest as _, Sha256};
+
+use crate::config::Limits;
+use crate::error::Error;
+use crate::image::{RunConfig, WasmImage};
+use crate::reference::Digest;
+use crate::snapshot::{ImageFile, Merged};
+
+/// What the first bytes of a file say it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Magic {
+    /// `\0asm`: a core module or a component.
+    Module,
+    /// `\x7fELF`: machine code; precompiled modules look like this too.
+    Elf,
+    Other,
+}
+
+impl Magic {
+    pub(crate) fn of(bytes: &[u8]) -> Self {
+        match bytes.first_chunk::<4>() {
+            Some(b"\0asm") => Self::Module,
+            Some(b"\x7fELF") => Self::Elf,
+            _ => Self::Other,
+        }
+    }
+
+    /// Errors: [`Error::Invalid`] for everything but a module, naming `what`.
+    pub(crate) fn require_module(self, what: &str) -> Result<(), Error> {
+        match self {
+            Self::Module => Ok(()),
+            Self::Elf => Err(Error::invalid(
+                what,
+                "it is machine code (it begins with \\x7fELF); precompiled modules are refused, publish the .wasm file",
+            )),
+            Self::Other => Err(Error::invalid(
+                what,
+                "not a WebAssembly module: it does not begin with \\0asm",
+            )),
+        }
+    }
+}
+
+/// The absolute form of a program's name in an image: relative names count from its working directory.
+pub(crate) fn absolute(working_dir: &str, argv0: &str) -> String {
+    if argv0.starts_with('/') {
+        argv0.to_owned()
+    } else {
+        format!("{working_dir}/{argv0}")
+    }
+}
+
+/// The file the image would start, if it is there. A bare name is looked for in the working directory first,
+/// then in the root.
+pub(crate) fn entrypoint(merged: &Merged<'_>, run: &RunConfig) -> Result<Option<ImageFile>, Error> {
+    let Some(argv0) = run.argv0() else {
+        return Ok(None);
+    };
+    match merged.find_file(&absolute(&run.working_dir, argv0))? {
+        None if !argv0.starts_with('/') => merged.find_file(argv0),
+        found => Ok(found),
+    }
+}
+
+/// The module of an image whose platform says WebAssembly.
+pub(crate) fn find(merged: &Merged<'_>, run: &RunConfig) -> Result<ImageFile, Error> {
+    if let Some(argv0) = run.argv0() {
+        return entrypoint(merged, run)?.ok_or_else(|| {
+            Error::invalid(
+                format!("entrypoint {argv0:?}"),
+                "the image has no such file",
+            )
+        });
+    }
+    let mut found = merged.find_modules(9)?;
+    match (found.pop(), found.len()) {
+        (Some(only), 0) => Ok(only),
+        (None, _) => Err(Error::invalid(
+            "image without entrypoint",
+            "it holds no .wasm file",
+        )),
+        (Some(last), _) => {
+            let names: Vec<&str> = found
+                .iter()
+                .chain([&last])
+                .map(|file| file.guest_path.as_str())
+                .collect();
+            let problem = format!(
+                "it holds {} .wasm files, set one of them: {}",
+                names.len(),
+                names.join(", ")
+            );
+            Err(Error::invalid("image without entrypoint", problem))
+        }
+    }
+}
+
+/// Reads the module once, for its digest. Errors: not a module, machine code, too large.
+pub(crate) fn describe(
+    file: ImageFile,
+    run: &RunConfig,
+    limits: &Limits,
+) -> Result<WasmImage, Error> {
+    let (guest_path, host_path) = (file.guest_path.clone(), file.host_path.clone());
+    file.magic()?
+        .require_module(&format!("file {guest_path}"))?;
+    let mut hasher = Sha256::new();
+    let mut reader = file.into_file().take(limits.max_module_bytes + 1);
+    let count = std::io::copy(&mut reader, &mut hasher)
+        .map_err(|error| Error::io("read", &host_path, error))?;
+    if count > limits.max_module_bytes {
+        let what = format!("module {guest_path}");
+        return Err(Error::Limit {
+            what,
+            limit: "max_module_bytes",
+            allowed: limits.max_module_bytes,
+        });
+    }
+    Ok(WasmImage {
+        module: Digest::from_hasher(hasher),
+        module_path: host_path,
+        layers: Vec::new(),
+        guest_path: Some(guest_path),
+        working_dir: run.working_dir.clone(),
+    })
+}
