@@ -1,0 +1,78 @@
+//! A pod's network: its namespaces and how they reach the rest of the node.
+//! Called by: the daemon's effects, on blocking threads. Calls: netlink, mount(2), the lease files.
+//!
+//! ```text
+//! create_namespaces -> net, ipc, uts made on a thread that ends; net pinned as a file; `lo` up
+//! Network::attach   -> address leased, veth made, both ends routed (see `builtin`)
+//! Network::detach   -> address given back; the veth dies with the namespace, asynchronously
+//! unpin             -> the namespace is gone once its last process is
+//! ```
+//!
+//! Invariants: every operation may be repeated; a failed one leaves nothing behind; no process is
+//! exec'd; no setting of the node itself is changed, only those of interfaces we made.
+//! Not here: pod phases, hostNetwork (such a pod never comes here), DNS.
+
+mod builtin;
+mod error;
+mod lease;
+#[allow(
+    unsafe_code,
+    reason = "unshare(2) is unsafe to call; one call, argued there"
+)]
+mod namespace;
+mod netlink;
+mod plumbing;
+mod subnet;
+
+use std::net::IpAddr;
+use std::os::fd::BorrowedFd;
+
+use serde::{Deserialize, Serialize};
+
+pub use builtin::{Builtin, BuiltinConfig};
+pub use error::Error;
+pub use namespace::{NamespaceWish, Namespaces, create_namespaces, list_pins, open_pin, unpin};
+pub use subnet::{Ipv4Subnet, Ipv6Subnet};
+
+/// How a pod is connected; part of the pod's record, so that it survives the daemon.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attachment {
+    /// The pod, 64 lowercase hex digits.
+    pub pod: String,
+    /// The host's end of the pod's veth.
+    pub host_interface: String,
+    /// The pod's addresses, IPv4 first.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// Who connects pods.
+#[derive(Debug)]
+pub enum Network {
+    /// The built-in routed network.
+    Builtin(Builtin),
+}
+
+impl Network {
+    /// Connects the pod whose network namespace is `netns`. Repeating it gives an equal attachment.
+    /// Errors: no address free, the kernel refuses an interface or a route; nothing is left then.
+    pub fn attach(&self, pod: &str, netns: BorrowedFd<'_>) -> Result<Attachment, Error> {
+        match self {
+            Self::Builtin(builtin) => builtin.attach(pod, netns),
+        }
+    }
+
+    /// Gives back what `attachment` holds. Fine if that has happened before.
+    pub fn detach(&self, attachment: &Attachment) -> Result<(), Error> {
+        match self {
+            Self::Builtin(builtin) => builtin.detach(attachment),
+        }
+    }
+
+    /// Removes what no attachment in `live` owns, and reports it, one line a thing. To be called
+    /// once, at the daemon's start, before the first [`Network::attach`].
+    pub fn sweep(&self, live: &[Attachment]) -> Result<Vec<String>, Error> {
+        match self {
+            Self::Builtin(builtin) => builtin.sweep(live),
+        }
+    }
+}

@@ -1,0 +1,288 @@
+//! The built-in network: routed, one veth a pod, everything by netlink in this process.
+//! Called by [`super::Network`] on blocking threads of the host's network namespace.
+//!
+//! ```text
+//! attach: lease -> veth with its peer in the pod's namespace -> host's end -> pod's end
+//! detach: lease back. The veth goes with the namespace; deleting it here would cost 40 ms.
+//! sweep:  leases and veths without a live pod
+//! ```
+//! Invariants: an address is leased only when no interface of its name exists (a dropped namespace
+//! answers for some 30 ms more); a failed attach leaves neither lease nor interface; an interface
+//! is deleted only if name, kind and MAC say that it is ours. The node's own settings are left
+//! alone: what leaves the node needs `net.ipv4.ip_forward` and routes from whoever runs it.
+//! Not here: masquerading, policies, ports.
+
+use std::collections::HashSet;
+use std::fs;
+use std::os::fd::BorrowedFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use rustix::io::Errno;
+
+use super::Attachment;
+use super::error::Error;
+use super::lease::{Lease, Leases};
+use super::netlink::{Link, Netlink};
+use super::plumbing::{self, Endpoint, POD_INTERFACE};
+use super::subnet::{Ipv4Subnet, Ipv6Subnet};
+
+/// The first number that is tried for the group in which orphans are deleted together.
+const ORPHAN_GROUP: u32 = 0x000c_04ac;
+
+/// What the built-in network needs to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BuiltinConfig {
+    /// Where IPv4 addresses come from.
+    pub subnet_v4: Ipv4Subnet,
+    /// Where IPv6 addresses come from; none unless set. At least as large as `subnet_v4`.
+    pub subnet_v6: Option<Ipv6Subnet>,
+    /// Where leases are kept; made if absent.
+    pub lease_dir: PathBuf,
+    /// What names of host interfaces begin with: 3 or 4 lowercase letters, `cor` by default. Two
+    /// daemons on one node need different ones.
+    pub interface_prefix: String,
+}
+
+/// The built-in network of one daemon.
+#[derive(Debug)]
+pub struct Builtin {
+    config: BuiltinConfig,
+    kernel_has_v6: bool,
+    leases: Mutex<Leases>,
+}
+
+impl Builtin {
+    /// Checks `config` and reads the leases of the last daemon.
+    /// Errors: a prefix or an IPv6 subnet that cannot be used, an unreadable lease directory.
+    pub fn open(config: BuiltinConfig) -> Result<Self, Error> {
+        let prefix = &config.interface_prefix;
+        let is_good =
+            (3..=4).contains(&prefix.len()) && prefix.bytes().all(|byte| byte.is_ascii_lowercase());
+        if !is_good {
+            let why = "must be 3 or 4 lowercase letters".to_owned();
+            return Err(Error::BadSetting {
+                key: "interface_prefix",
+                value: prefix.clone(),
+                why,
+            });
+        }
+        let kernel_has_v6 = Path::new("/proc/sys/net/ipv6").exists();
+        let why = match config.subnet_v6 {
+            Some(_) if !kernel_has_v6 => {
+                Some("cannot be used, IPv6 is off in this kernel".to_owned())
+            }
+            Some(v6) if !v6.covers(&config.subnet_v4) => {
+                Some(format!("has fewer addresses than {}", config.subnet_v4))
+            }
+            _ => None,
+        };
+        if let (Some(v6), Some(why)) = (config.subnet_v6, why) {
+            return Err(Error::BadSetting {
+                key: "subnet_v6",
+                value: v6.to_string(),
+                why,
+            });
+        }
+        let leases = Mutex::new(Leases::open(&config.lease_dir, config.subnet_v4)?);
+        Ok(Self {
+            config,
+            kernel_has_v6,
+            leases,
+        })
+    }
+
+    /// See [`super::Network::attach`].
+    pub fn attach(&self, pod: &str, netns: BorrowedFd<'_>) -> Result<Attachment, Error> {
+        let host = Netlink::open()?;
+        let is_in_use = |index| Ok(host.index(&self.endpoint(index).host_interface)?.is_some());
+        let lease = self.leases().take(pod, is_in_use)?;
+        let endpoint = self.endpoint(lease.index);
+        if let Err(error) = self.connect(&host, netns, &endpoint, lease) {
+            self.undo(&host, pod, &endpoint, lease);
+            return Err(error);
+        }
+        Ok(Attachment {
+            pod: pod.to_owned(),
+            addresses: endpoint.addresses(),
+            host_interface: endpoint.host_interface,
+        })
+    }
+
+    fn connect(
+        &self,
+        host: &Netlink,
+        netns: BorrowedFd<'_>,
+        endpoint: &Endpoint,
+        lease: Lease,
+    ) -> Result<(), Error> {
+        let pod = Netlink::open_in(netns)?;
+        let name = &endpoint.host_interface;
+        let has_both = !lease.is_new && self.keep_whole(host, &pod, name)?;
+        if !has_both {
+            host.run(vec![plumbing::create(endpoint, netns)])?;
+        }
+        let index = |end: &Netlink, name: &str| {
+            end.index(name)?
+                .ok_or_else(|| Error::io("find the veth we made", name, Errno::NODEV))
+        };
+        let host_index = index(host, name)?;
+        host.run(plumbing::configure_host(endpoint, host_index))?;
+        if endpoint.v6.is_some() {
+            forward_v6(name)?;
+        }
+        pod.run(plumbing::configure_pod(
+            endpoint,
+            index(&pod, POD_INTERFACE)?,
+        ))?;
+        // The pod's end came up last, which is when the host's end got its carrier.
+        host.run(vec![plumbing::settle(host_index, name)])
+    }
+
+    /// For a pod that was attached before, perhaps not to the end: true if both ends are there.
+    /// A host's end whose peer is not in this namespace belongs to an older one and is deleted.
+    fn keep_whole(&self, host: &Netlink, pod: &Netlink, name: &str) -> Result<bool, Error> {
+        match (host.index(name)?, pod.index(POD_INTERFACE)?) {
+            (Some(_), Some(_)) => Ok(true),
+            (Some(stale), None) => host
+                .run(vec![plumbing::delete(stale, name)])
+                .map(|()| false),
+            (None, _) => Ok(false),
+        }
+    }
+
+    /// Takes back a failed attach. Best effort: what fails here, the next sweep finds.
+    fn undo(&self, host: &Netlink, pod: &str, endpoint: &Endpoint, lease: Lease) {
+        let name = &endpoint.host_interface;
+        let deleted = match host.index(name) {
+            Ok(Some(index)) => host.run(vec![plumbing::delete(index, name)]),
+            Ok(None) => Ok(()),
+            Err(error) => Err(error),
+        };
+        let released = if lease.is_new {
+            self.leases().release(pod).map(drop)
+        } else {
+            Ok(())
+        };
+        if let Err(error) = deleted.and(released) {
+            tracing::warn!(pod, interface = %name, error = %error, "a failed attach was not undone whole");
+        }
+    }
+
+    /// See [`super::Network::detach`].
+    pub fn detach(&self, attachment: &Attachment) -> Result<(), Error> {
+        self.leases().release(&attachment.pod).map(drop)
+    }
+
+    /// See [`super::Network::sweep`].
+    pub fn sweep(&self, live: &[Attachment]) -> Result<Vec<String>, Error> {
+        let mut removed = self.sweep_leases(live)?;
+        let owned: HashSet<&str> = live
+            .iter()
+            .map(|attachment| attachment.host_interface.as_str())
+            .collect();
+        let host = Netlink::open()?;
+        let links = host.links()?;
+        let orphans: Vec<&Link> = links
+            .iter()
+            .filter(|link| self.is_ours(link) && !owned.contains(link.name.as_str()))
+            .collect();
+        // Deleting one costs the kernel 40 ms, deleting a group hardly more.
+        let mut group = ORPHAN_GROUP;
+        while links.iter().any(|link| link.group == group) {
+            group += 1;
+        }
+        for orphan in &orphans {
+            ignore_gone(host.run(vec![plumbing::set_group(orphan.index, &orphan.name, group)]))?;
+        }
+        if !orphans.is_empty() {
+            ignore_gone(host.run(vec![plumbing::delete_group(group)]))?;
+        }
+        removed.extend(
+            orphans
+                .iter()
+                .map(|orphan| format!("interface {}", orphan.name)),
+        );
+        Ok(removed)
+    }
+
+    fn sweep_leases(&self, live: &[Attachment]) -> Result<Vec<String>, Error> {
+        let pods: HashSet<&str> = live
+            .iter()
+            .map(|attachment| attachment.pod.as_str())
+            .collect();
+        let mut leases = self.leases();
+        let mut removed = Vec::new();
+        for pod in leases.pods() {
+            if let Some(index) = leases.index_of(&pod).filter(|_| !pods.contains(&*pod)) {
+                leases.release(&pod)?;
+                removed.push(format!(
+                    "lease {} of pod {pod}",
+                    self.config.subnet_v4.address(index)
+                ));
+            }
+        }
+        for attachment in live {
+            // None after a change of the subnet: such a pod keeps what it has, and no lease.
+            if let Some(index) = self.config.subnet_v4.index_among(&attachment.addresses) {
+                leases.restore(&attachment.pod, index)?;
+            }
+        }
+        Ok(removed)
+    }
+
+    /// How many addresses are leased.
+    #[must_use]
+    pub fn leases_len(&self) -> usize {
+        self.leases().len()
+    }
+
+    fn is_ours(&self, link: &Link) -> bool {
+        let digits = link.name.strip_prefix(&self.config.interface_prefix);
+        let index = digits.and_then(|digits| u32::from_str_radix(digits, 16).ok());
+        let Some(index) = index.filter(|index| (1..=self.config.subnet_v4.size()).contains(index))
+        else {
+            return false;
+        };
+        let endpoint = self.endpoint(index);
+        link.is_veth && link.name == endpoint.host_interface && link.mac == endpoint.host_mac()
+    }
+
+    fn endpoint(&self, index: u32) -> Endpoint {
+        Endpoint {
+            host_interface: format!("{}{index:x}", self.config.interface_prefix),
+            v4: self.config.subnet_v4.address(index),
+            v6: self.config.subnet_v6.map(|subnet| subnet.address(index)),
+            kernel_has_v6: self.kernel_has_v6,
+        }
+    }
+
+    fn leases(&self) -> MutexGuard<'_, Leases> {
+        // No method of `Leases` leaves it half changed where it could panic.
+        self.leases.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn ignore_gone(done: Result<(), Error>) -> Result<(), Error> {
+    match done {
+        Err(error) if error.raw_os_error() == Some(Errno::NODEV.raw_os_error()) => Ok(()),
+        done => done,
+    }
+}
+
+/// Lets the kernel forward IPv6 from `interface`. Before Linux 6.17 there is no such switch an
+/// interface, and the node must set `net.ipv6.conf.all.forwarding` itself.
+fn forward_v6(interface: &str) -> Result<(), Error> {
+    let switch = PathBuf::from(format!(
+        "/proc/sys/net/ipv6/conf/{interface}/force_forwarding"
+    ));
+    match fs::write(&switch, "1") {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::file("write 1 to", &switch, error))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,424 @@
+//! The promises of the built-in network, with real namespaces and interfaces on this machine.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(
+    clippy::print_stdout,
+    reason = "measurements are for whoever reads the test output"
+)]
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use super::*;
+use crate::network::{NamespaceWish, create_namespaces, open_pin, unpin};
+
+/// A network with a prefix, a subnet and directories of its own; checks at its end that no
+/// interface, lease or pin is left.
+struct Node {
+    network: Builtin,
+    dir: PathBuf,
+}
+
+struct Pod {
+    id: String,
+    pin: PathBuf,
+    netns: OwnedFd,
+}
+
+/// `slot` is a number below 4096.
+fn config(slot: u32, dir: &Path) -> BuiltinConfig {
+    let letter = |number: u32| char::from(b'a' + u8::try_from(number % 26).unwrap());
+    BuiltinConfig {
+        subnet_v4: format!("10.{}.{}.0/20", slot / 16, slot % 16 * 16)
+            .parse()
+            .unwrap(),
+        subnet_v6: Some(format!("fd00:c0:ac:{slot:x}::/64").parse().unwrap()),
+        lease_dir: dir.join("leases"),
+        interface_prefix: ['c', letter(slot / 676), letter(slot / 26), letter(slot)]
+            .iter()
+            .collect(),
+    }
+}
+
+impl Node {
+    fn new() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        // Other test processes may run beside this one.
+        let slot = (std::process::id() * 16 + count) % 4096;
+        let dir = PathBuf::from(format!(
+            "/tmp/coracle-test-net-{}-{count}",
+            std::process::id()
+        ));
+        std::fs::create_dir_all(dir.join("pins")).unwrap();
+        let network = Builtin::open(config(slot, &dir)).unwrap();
+        Self { network, dir }
+    }
+
+    fn reopened(&self) -> Builtin {
+        Builtin::open(self.network.config.clone()).unwrap()
+    }
+
+    fn pod(&self, name: &str) -> Pod {
+        let pin = self.dir.join("pins").join(name);
+        let wish = NamespaceWish {
+            net: true,
+            ipc: true,
+            uts: Some(name.to_owned()),
+        };
+        let netns = create_namespaces(wish, Some(&pin)).unwrap().net.unwrap();
+        Pod {
+            id: name.to_owned(),
+            pin,
+            netns,
+        }
+    }
+
+    fn attach(&self, pod: &Pod) -> Attachment {
+        self.network.attach(&pod.id, pod.netns.as_fd()).unwrap()
+    }
+
+    fn end(&self, pod: Pod, attachment: &Attachment) {
+        self.network.detach(attachment).unwrap();
+        unpin(&pod.pin).unwrap();
+    }
+
+    fn interfaces(&self) -> Vec<String> {
+        let links = Netlink::open().unwrap().links().unwrap();
+        let ours = links.into_iter().filter(|link| self.network.is_ours(link));
+        ours.map(|link| link.name).collect()
+    }
+
+    /// Waits until the kernel has taken all interfaces away, then checks for leftovers.
+    fn assert_clean(&self) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !self.interfaces().is_empty() {
+            assert!(Instant::now() < deadline, "left: {:?}", self.interfaces());
+            thread::sleep(Duration::from_millis(10));
+        }
+        assert_eq!(self.network.leases_len(), 0);
+        let left: Vec<_> = std::fs::read_dir(self.dir.join("leases"))
+            .unwrap()
+            .map(|file| file.unwrap().file_name())
+            .collect();
+        assert_eq!(left, [".cursor"]);
+        assert_eq!(
+            crate::network::list_pins(&self.dir.join("pins")).unwrap(),
+            Vec::<PathBuf>::new()
+        );
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(!mounts.contains(self.dir.to_str().unwrap()));
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            for pin in crate::network::list_pins(&self.dir.join("pins")).unwrap() {
+                unpin(&pin).unwrap();
+            }
+        } else {
+            self.assert_clean();
+        }
+        std::fs::remove_dir_all(&self.dir).unwrap();
+    }
+}
+
+/// Runs `work` on a thread inside `netns`.
+fn inside<T: Send>(netns: &OwnedFd, work: impl FnOnce() -> T + Send) -> T {
+    thread::scope(|scope| {
+        let visitor = scope.spawn(|| {
+            move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+            work()
+        });
+        visitor.join().unwrap()
+    })
+}
+
+/// Sends a line from `client` to a listener on `address` in `server`; returns who the server saw.
+fn talk(server: Option<&OwnedFd>, client: Option<&OwnedFd>, address: IpAddr) -> IpAddr {
+    let within = |netns: Option<&OwnedFd>, work: &mut (dyn FnMut() + Send)| match netns {
+        Some(netns) => inside(netns, work),
+        None => work(),
+    };
+    let mut listener = None;
+    within(server, &mut || {
+        listener = Some(TcpListener::bind((address, 0)).unwrap())
+    });
+    let listener = listener.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let mut stream = None;
+    within(client, &mut || {
+        let target = SocketAddr::new(address, port);
+        stream = Some(TcpStream::connect_timeout(&target, Duration::from_millis(900)).unwrap());
+    });
+    let mut stream = stream.unwrap();
+    let (mut accepted, peer) = listener.accept().unwrap();
+    stream.write_all(b"ahoy").unwrap();
+    let mut line = [0; 4];
+    accepted.read_exact(&mut line).unwrap();
+    assert_eq!(&line, b"ahoy");
+    peer.ip()
+}
+
+#[test]
+fn pods_reach_each_other_and_the_host() {
+    let node = Node::new();
+    let (one, two) = (node.pod("one"), node.pod("two"));
+    let (a, b) = (node.attach(&one), node.attach(&two));
+    assert_eq!((a.addresses.len(), a.pod.as_str()), (2, "one"));
+    assert_eq!(a.host_interface, node.network.endpoint(1).host_interface);
+    for (ours, theirs) in a.addresses.iter().zip(&b.addresses) {
+        let v6_needs_the_node =
+            ours.is_ipv6() && !Path::new("/proc/sys/net/ipv6/conf/all/force_forwarding").exists();
+        if !v6_needs_the_node {
+            assert_eq!(
+                talk(Some(&two.netns), Some(&one.netns), *theirs),
+                *ours,
+                "pod to pod"
+            );
+        }
+        talk(Some(&one.netns), None, *ours);
+        assert_eq!(
+            talk(Some(&one.netns), Some(&one.netns), *ours),
+            *ours,
+            "pod to itself"
+        );
+    }
+    assert_eq!(
+        talk(
+            Some(&one.netns),
+            Some(&one.netns),
+            "127.0.0.1".parse().unwrap()
+        )
+        .to_string(),
+        "127.0.0.1"
+    );
+    node.end(one, &a);
+    node.end(two, &b);
+}
+
+#[test]
+fn attach_is_repeatable_and_mends() {
+    let node = Node::new();
+    let pod = node.pod("pod");
+    let first = node.attach(&pod);
+    assert_eq!(node.attach(&pod), first);
+    assert_eq!(
+        node.reopened().attach("pod", pod.netns.as_fd()).unwrap(),
+        first,
+        "after a restart"
+    );
+    talk(Some(&pod.netns), None, first.addresses[0]);
+    // The namespace was made again after a crash: the old veth is in the way.
+    let again = node.pod("pod");
+    assert_eq!(node.attach(&again), first);
+    talk(Some(&again.netns), None, first.addresses[0]);
+    drop(pod);
+    node.end(again, &first);
+    node.network.detach(&first).unwrap();
+}
+
+#[test]
+fn settings_stay_on_our_interface() {
+    let read = |file: &str| std::fs::read_to_string(format!("/proc/sys/net/{file}")).unwrap();
+    let all = |read: &dyn Fn(&str) -> String| {
+        [
+            "ipv4/ip_forward",
+            "ipv4/conf/all/rp_filter",
+            "ipv4/conf/default/forwarding",
+            "ipv6/conf/all/forwarding",
+        ]
+        .map(read)
+    };
+    let before = all(&read);
+    let node = Node::new();
+    let pod = node.pod("pod");
+    let attachment = node.attach(&pod);
+    let name = &attachment.host_interface;
+    assert_eq!(read(&format!("ipv4/conf/{name}/forwarding")), "1\n");
+    assert_eq!(read(&format!("ipv6/conf/{name}/addr_gen_mode")), "1\n");
+    assert_eq!(all(&read), before);
+    node.end(pod, &attachment);
+}
+
+#[test]
+fn failed_attach_leaves_nothing() {
+    let node = Node::new();
+    let (one, two) = (node.pod("one"), node.pod("two"));
+    let attachment = node.attach(&one);
+    // Its eth0 is taken.
+    let error = node.network.attach("other", one.netns.as_fd()).unwrap_err();
+    assert!(error.to_string().starts_with("create veth c"), "{error}");
+    let file = std::fs::File::open("/proc/self/cmdline").unwrap();
+    let error = node.network.attach("nowhere", file.as_fd()).unwrap_err();
+    assert_eq!(error.to_string(), "enter the pod's network namespace");
+    assert_eq!(node.network.leases_len(), 1);
+    assert_eq!(node.interfaces(), [attachment.host_interface.as_str()]);
+    node.end(one, &attachment);
+    unpin(&two.pin).unwrap();
+}
+
+#[test]
+fn address_waits_for_its_interface() {
+    let node = Node::new();
+    let (one, two) = (node.pod("one"), node.pod("two"));
+    let first = node.attach(&one);
+    node.network.detach(&first).unwrap();
+    // A daemon that starts over at the first address, which is given back but still answers.
+    std::fs::remove_file(node.dir.join("leases/.cursor")).unwrap();
+    let restarted = node.reopened();
+    let second = restarted.attach("two", two.netns.as_fd()).unwrap();
+    assert_ne!(second.addresses, first.addresses);
+    assert_eq!(
+        second.host_interface,
+        node.network.endpoint(2).host_interface
+    );
+    restarted.detach(&second).unwrap();
+    unpin(&one.pin).unwrap();
+    unpin(&two.pin).unwrap();
+    drop((one, two));
+}
+
+#[test]
+fn sweep_removes_orphans_only() {
+    let node = Node::new();
+    let pods: Vec<Pod> = (0..20)
+        .map(|number| node.pod(&format!("pod{number}")))
+        .collect();
+    let attachments: Vec<Attachment> = pods.iter().map(|pod| node.attach(pod)).collect();
+    let stranger = node.network.endpoint(4000);
+    let host = Netlink::open().unwrap();
+    let restarted = node.reopened();
+    assert_eq!(restarted.leases_len(), 20);
+    let started = Instant::now();
+    let removed = restarted.sweep(&attachments[..5]).unwrap();
+    println!("sweep of 15 orphans: {:?}", started.elapsed());
+    assert_eq!(removed.len(), 30, "{removed:?}");
+    assert!(removed.contains(&format!("interface {}", attachments[5].host_interface)));
+    assert!(removed.contains(&format!(
+        "lease {} of pod pod19",
+        attachments[19].addresses[0]
+    )));
+    assert_eq!(host.index(&stranger.host_interface).unwrap(), None);
+    assert_eq!(node.interfaces().len(), 5);
+    talk(
+        Some(&pods[4].netns),
+        Some(&pods[0].netns),
+        attachments[4].addresses[0],
+    );
+    assert_eq!(
+        restarted.sweep(&attachments[..5]).unwrap(),
+        Vec::<String>::new()
+    );
+    // The lease directory was lost: live pods keep their addresses.
+    std::fs::remove_dir_all(node.dir.join("leases")).unwrap();
+    let bare = node.reopened();
+    bare.sweep(&attachments[..5]).unwrap();
+    assert_eq!(
+        (
+            bare.leases_len(),
+            bare.attach("pod0", pods[0].netns.as_fd()).unwrap()
+        ),
+        (5, attachments[0].clone())
+    );
+    for (pod, attachment) in pods.into_iter().zip(&attachments) {
+        bare.detach(attachment).unwrap();
+        node.end(pod, attachment);
+    }
+}
+
+#[test]
+fn hundreds_of_pods_cost_little() {
+    const PODS: usize = 300;
+    let node = Node::new();
+    let (mut makes, mut attaches) = (Vec::new(), Vec::new());
+    let mut pods = Vec::new();
+    for number in 0..PODS {
+        let started = Instant::now();
+        let pod = node.pod(&format!("pod{number}"));
+        makes.push(started.elapsed());
+        let started = Instant::now();
+        let attachment = node.attach(&pod);
+        attaches.push(started.elapsed());
+        pods.push((pod, attachment));
+    }
+    let (last, address) = (&pods[PODS - 1].0.netns, pods[0].1.addresses[0]);
+    assert_eq!(
+        talk(Some(&pods[0].0.netns), Some(last), address),
+        pods[PODS - 1].1.addresses[0]
+    );
+    let started = Instant::now();
+    for (pod, attachment) in pods {
+        node.end(pod, &attachment);
+    }
+    let ended = started.elapsed() / u32::try_from(PODS).unwrap();
+    makes.sort_unstable();
+    attaches.sort_unstable();
+    let (make, attach) = (makes[PODS / 2], attaches[PODS / 2]);
+    println!(
+        "namespaces: median {make:?}, p99 {:?}",
+        makes[PODS * 99 / 100]
+    );
+    println!(
+        "attach: median {attach:?}, p99 {:?}; detach and unpin: {ended:?}",
+        attaches[PODS * 99 / 100]
+    );
+    // Wide of the mark of 1 ms, because other tests hold the kernel's one network lock meanwhile.
+    assert!(
+        make + attach < Duration::from_millis(40),
+        "{make:?} {attach:?}"
+    );
+    assert!(
+        ended < Duration::from_millis(10),
+        "nobody waits for the veth"
+    );
+}
+
+#[test]
+fn pin_is_enough_to_attach() {
+    let node = Node::new();
+    let pod = node.pod("pod");
+    drop(pod.netns);
+    let netns = open_pin(&pod.pin).unwrap();
+    let attachment = node.network.attach("pod", netns.as_fd()).unwrap();
+    talk(Some(&netns), None, attachment.addresses[0]);
+    node.end(Pod { netns, ..pod }, &attachment);
+}
+
+#[test]
+fn bad_settings_are_refused() {
+    let dir = Path::new("/tmp/coracle-test-net-never-made");
+    for prefix in ["", "co", "coral", "Cor", "c0r"] {
+        let bad = BuiltinConfig {
+            interface_prefix: prefix.to_owned(),
+            ..config(1, dir)
+        };
+        assert!(
+            matches!(
+                Builtin::open(bad),
+                Err(Error::BadSetting {
+                    key: "interface_prefix",
+                    ..
+                })
+            ),
+            "{prefix}"
+        );
+    }
+    let small = BuiltinConfig {
+        subnet_v4: "10.0.0.0/8".parse().unwrap(),
+        subnet_v6: Some("fd00::/112".parse().unwrap()),
+        ..config(1, dir)
+    };
+    let error = Builtin::open(small).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "network setting subnet_v6: \"fd00::/112\" has fewer addresses than 10.0.0.0/8"
+    );
+    assert!(!dir.exists());
+}

@@ -1,0 +1,113 @@
+//! What can go wrong with a pod's network. Made where the call is made.
+//! Not here: gRPC codes, logging.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// A network operation that did not succeed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A subnet or prefix in the configuration that cannot be used.
+    #[error("network setting {key}: {value:?} {why}")]
+    BadSetting {
+        /// The setting.
+        key: &'static str,
+        /// Its value.
+        value: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// Every address is leased or still in use by a dying interface.
+    #[error(
+        "lease an address for pod {pod}: all {size} of {subnet} are taken, {leased} by pods; use a larger subnet or fewer pods"
+    )]
+    Exhausted {
+        /// The pod.
+        pod: String,
+        /// The subnet.
+        subnet: String,
+        /// How many addresses it has for pods.
+        size: u32,
+        /// How many of them are leased.
+        leased: usize,
+    },
+    /// A pinned namespace that is no namespace any more.
+    #[error(
+        "open the pinned namespace {pin}: it is a plain file, its mount is gone (unmounted, or the node rebooted)"
+    )]
+    NotPinned {
+        /// The pin.
+        pin: PathBuf,
+    },
+    /// A netlink request was refused.
+    #[error("{operation} {object}{}", hint(explanation))]
+    Netlink {
+        /// What was tried, e.g. `create veth`.
+        operation: &'static str,
+        /// To what, e.g. an interface or an address.
+        object: String,
+        /// The kernel's own words, if it had any.
+        explanation: String,
+        /// The kernel's error number.
+        #[source]
+        source: io::Error,
+    },
+    /// The kernel answered a netlink request with something we cannot read.
+    #[error("read the kernel's answer to {operation} {object}: {what}")]
+    Answer {
+        /// What was asked.
+        operation: &'static str,
+        /// About what.
+        object: String,
+        /// What is wrong with the answer.
+        what: String,
+    },
+    /// A system call failed.
+    #[error("{operation} {object}")]
+    Io {
+        /// What was tried.
+        operation: &'static str,
+        /// To what.
+        object: String,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl Error {
+    /// An [`Error::Io`] about `object`.
+    pub(super) fn io(
+        operation: &'static str,
+        object: impl Into<String>,
+        source: impl Into<io::Error>,
+    ) -> Self {
+        Self::Io {
+            operation,
+            object: object.into(),
+            source: source.into(),
+        }
+    }
+
+    /// An [`Error::Io`] about a file.
+    pub(super) fn file(operation: &'static str, file: &Path, source: impl Into<io::Error>) -> Self {
+        Self::io(operation, file.display().to_string(), source)
+    }
+
+    /// The kernel's error number, when a call to it failed.
+    pub(super) fn raw_os_error(&self) -> Option<i32> {
+        match self {
+            Self::Netlink { source, .. } | Self::Io { source, .. } => source.raw_os_error(),
+            _ => None,
+        }
+    }
+}
+
+fn hint(explanation: &str) -> String {
+    if explanation.is_empty() {
+        String::new()
+    } else {
+        format!(" ({explanation})")
+    }
+}

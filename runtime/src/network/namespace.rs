@@ -1,0 +1,298 @@
+//! Makes a pod's net, ipc and uts namespaces, and keeps a network namespace by a file (a pin).
+//! A namespace belongs to the thread that unshares, so a thread of its own does it and ends: no
+//! other thread of the daemon ever leaves the host's namespaces.
+//! Invariants: a failed call leaves no namespace and no pin; `lo` is up in every namespace made here.
+//! Not here: user namespaces (the pod's is entered before, by the caller), interfaces other than `lo`.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::thread;
+
+use rustix::fs::{Mode, OFlags, fstatfs};
+use rustix::io::Errno;
+use rustix::mount::{UnmountFlags, mount_bind, unmount};
+use rustix::system::sethostname;
+use rustix::thread::{UnshareFlags, unshare_unsafe};
+
+use super::error::Error;
+use super::netlink::Netlink;
+use super::plumbing;
+
+/// `f_type` of nsfs. Source: linux/magic.h, `NSFS_MAGIC`.
+const NSFS_MAGIC: u64 = 0x6e73_6673;
+
+/// The namespaces a pod is to have of its own.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NamespaceWish {
+    /// A network namespace.
+    pub net: bool,
+    /// An IPC namespace.
+    pub ipc: bool,
+    /// A UTS namespace with this hostname (at most 64 bytes).
+    pub uts: Option<String>,
+}
+
+/// The namespaces that were made; each lives as long as its descriptor, a pin or a process in it.
+#[derive(Debug, Default)]
+pub struct Namespaces {
+    /// The network namespace.
+    pub net: Option<OwnedFd>,
+    /// The IPC namespace.
+    pub ipc: Option<OwnedFd>,
+    /// The UTS namespace.
+    pub uts: Option<OwnedFd>,
+}
+
+/// Makes what `wish` says. With `pin` and `wish.net`, the network namespace is bind-mounted on that
+/// file, which is created; an older pin there is replaced. Blocks for about half a millisecond.
+/// Errors: the kernel refuses a namespace, the hostname or the mount; nothing is left then.
+pub fn create_namespaces(wish: NamespaceWish, pin: Option<&Path>) -> Result<Namespaces, Error> {
+    thread::scope(|scope| {
+        let maker = thread::Builder::new()
+            .name("namespaces".to_owned())
+            .spawn_scoped(scope, || make(&wish, pin))
+            .map_err(|error| Error::io("start a thread to make", "namespaces", error))?;
+        maker
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+/// Runs on a thread that ends with it.
+fn make(wish: &NamespaceWish, pin: Option<&Path>) -> Result<Namespaces, Error> {
+    let mut flags = UnshareFlags::empty();
+    flags.set(UnshareFlags::NEWNET, wish.net);
+    flags.set(UnshareFlags::NEWIPC, wish.ipc);
+    flags.set(UnshareFlags::NEWUTS, wish.uts.is_some());
+    // SAFETY: `unshare_unsafe` asks that other threads never see descriptors of an unshared table,
+    // which takes CLONE_FILES: never among these flags. The namespaces become this thread's alone,
+    // and it ends when this function returns.
+    unsafe { unshare_unsafe(flags) }
+        .map_err(|error| Error::io("unshare", format!("{flags:?}"), error))?;
+    if let Some(hostname) = &wish.uts {
+        sethostname(hostname.as_bytes())
+            .map_err(|error| Error::io("set the hostname", format!("{hostname:?}"), error))?;
+    }
+    let mut made = Namespaces {
+        net: wish.net.then(|| own_namespace("net")).transpose()?,
+        ipc: wish.ipc.then(|| own_namespace("ipc")).transpose()?,
+        uts: wish
+            .uts
+            .is_some()
+            .then(|| own_namespace("uts"))
+            .transpose()?,
+    };
+    if let Some(net) = made.net.take() {
+        Netlink::open()?.run(vec![plumbing::loopback_up()])?;
+        pin.map_or(Ok(()), pin_own_network)?;
+        made.net = Some(net);
+    }
+    Ok(made)
+}
+
+fn own_namespace(kind: &str) -> Result<OwnedFd, Error> {
+    let file = PathBuf::from(format!("/proc/thread-self/ns/{kind}"));
+    File::open(&file)
+        .map(OwnedFd::from)
+        .map_err(|error| Error::file("open", &file, error))
+}
+
+fn pin_own_network(pin: &Path) -> Result<(), Error> {
+    let create = || {
+        OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .open(pin)
+            .map(drop)
+    };
+    match create() {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            unpin(pin).map(|()| create())?
+        }
+        done => done,
+    }
+    .map_err(|error| Error::file("create the pin", pin, error))?;
+    mount_bind("/proc/thread-self/ns/net", pin).map_err(|error| {
+        // The error of the mount is the one to report.
+        let _ = fs::remove_file(pin);
+        Error::file("bind-mount a network namespace on", pin, error)
+    })
+}
+
+/// Opens a pinned namespace. Errors: the pin is absent (ENOENT), or a plain file because its mount
+/// is gone.
+pub fn open_pin(pin: &Path) -> Result<OwnedFd, Error> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let opened = rustix::fs::open(pin, flags, Mode::empty())
+        .map_err(|error| Error::file("open the pin", pin, error))?;
+    let stat = fstatfs(&opened).map_err(|error| Error::file("stat the pin", pin, error))?;
+    match u64::try_from(stat.f_type) == Ok(NSFS_MAGIC) {
+        true => Ok(opened),
+        false => Err(Error::NotPinned {
+            pin: pin.to_owned(),
+        }),
+    }
+}
+
+/// Unmounts and deletes a pin; absent is fine. The namespace goes, with its interfaces, when its
+/// last process and descriptor have gone; the kernel does that later, nobody waits for it.
+pub fn unpin(pin: &Path) -> Result<(), Error> {
+    loop {
+        match unmount(pin, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+            Ok(()) => {}
+            Err(Errno::INVAL | Errno::NOENT) => break,
+            Err(error) => return Err(Error::file("unmount the pin", pin, error)),
+        }
+    }
+    match fs::remove_file(pin) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(Error::file("delete the pin", pin, error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The pins in `dir`, sorted; none if there is no such directory. Files that are no longer mounts
+/// are among them, so that they can be unpinned.
+pub fn list_pins(dir: &Path) -> Result<Vec<PathBuf>, Error> {
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(Error::file("list the pins in", dir, error)),
+    };
+    let pins: io::Result<Vec<PathBuf>> = entries.map(|entry| Ok(entry?.path())).collect();
+    let mut pins = pins.map_err(|error| Error::file("list the pins in", dir, error))?;
+    pins.sort_unstable();
+    Ok(pins)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+    use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+    use std::os::fd::AsFd;
+    use std::os::unix::fs::MetadataExt;
+
+    fn temp_dir(name: &str) -> PathBuf {
+        let dir = PathBuf::from(format!(
+            "/tmp/coracle-test-ns-{name}-{}",
+            std::process::id()
+        ));
+        fs::create_dir(&dir).unwrap();
+        dir
+    }
+
+    fn is_mounted(path: &Path) -> bool {
+        fs::read_to_string("/proc/self/mountinfo")
+            .unwrap()
+            .contains(&format!(" {} ", path.display()))
+    }
+
+    #[test]
+    fn wish_is_made_and_host_is_not_touched() {
+        let own = |kind: &str| fs::metadata(format!("/proc/self/ns/{kind}")).unwrap().ino();
+        let before = (
+            own("net"),
+            own("ipc"),
+            own("uts"),
+            rustix::system::uname().nodename().to_owned(),
+        );
+        let wish = NamespaceWish {
+            net: true,
+            ipc: true,
+            uts: Some("web-0".into()),
+        };
+        let made = create_namespaces(wish, None).unwrap();
+        let inode = |fd: &Option<OwnedFd>| rustix::fs::fstat(fd.as_ref().unwrap()).unwrap().st_ino;
+        assert_ne!(inode(&made.net), before.0);
+        assert_ne!(inode(&made.ipc), before.1);
+        assert_ne!(inode(&made.uts), before.2);
+        let uts = made.uts.unwrap();
+        let hostname = thread::spawn(move || {
+            move_into_link_name_space(
+                uts.as_fd(),
+                Some(LinkNameSpaceType::HostNameAndNISDomainName),
+            )
+            .unwrap();
+            rustix::system::uname().nodename().to_owned()
+        });
+        assert_eq!(hostname.join().unwrap().to_str(), Ok("web-0"));
+        assert_eq!(
+            (
+                own("net"),
+                own("ipc"),
+                own("uts"),
+                rustix::system::uname().nodename().to_owned()
+            ),
+            before
+        );
+    }
+
+    #[test]
+    fn only_what_is_wished() {
+        let made = create_namespaces(
+            NamespaceWish {
+                ipc: true,
+                ..NamespaceWish::default()
+            },
+            None,
+        )
+        .unwrap();
+        assert!(made.net.is_none() && made.ipc.is_some() && made.uts.is_none());
+        let wish = NamespaceWish {
+            uts: Some("x".repeat(65)),
+            ..NamespaceWish::default()
+        };
+        assert!(
+            create_namespaces(wish, None)
+                .unwrap_err()
+                .to_string()
+                .starts_with("set the hostname \"xxx")
+        );
+    }
+
+    #[test]
+    fn pin_lives_until_unpinned() {
+        let dir = temp_dir("pin");
+        let pin = dir.join("pod");
+        let wish = NamespaceWish {
+            net: true,
+            ..NamespaceWish::default()
+        };
+        assert_eq!(
+            list_pins(&dir.join("absent")).unwrap(),
+            Vec::<PathBuf>::new()
+        );
+        let first = create_namespaces(wish.clone(), Some(&pin)).unwrap();
+        let again = create_namespaces(wish, Some(&pin)).unwrap();
+        let inode = |fd: &OwnedFd| rustix::fs::fstat(fd).unwrap().st_ino;
+        let opened = open_pin(&pin).unwrap();
+        assert_eq!(
+            inode(&opened),
+            inode(again.net.as_ref().unwrap()),
+            "a repeated create replaces the pin"
+        );
+        assert_ne!(inode(&opened), inode(first.net.as_ref().unwrap()));
+        assert_eq!(list_pins(&dir).unwrap(), [pin.as_path()]);
+        unpin(&pin).unwrap();
+        unpin(&pin).unwrap();
+        assert!(!is_mounted(&pin) && !pin.exists());
+        fs::write(&pin, "").unwrap();
+        assert!(matches!(open_pin(&pin), Err(Error::NotPinned { .. })));
+        unpin(&pin).unwrap();
+        fs::remove_dir(&dir).unwrap();
+    }
+
+    #[test]
+    fn failed_pin_leaves_nothing() {
+        let wish = NamespaceWish {
+            net: true,
+            ..NamespaceWish::default()
+        };
+        let error = create_namespaces(wish, Some(Path::new("/proc/absent/pin"))).unwrap_err();
+        assert!(error.to_string().contains("/proc/absent/pin"), "{error}");
+    }
+}
