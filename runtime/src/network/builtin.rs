@@ -37,7 +37,8 @@ pub struct BuiltinConfig {
     pub subnet_v4: Ipv4Subnet,
     /// Where IPv6 addresses come from; none unless set. At least as large as `subnet_v4`.
     pub subnet_v6: Option<Ipv6Subnet>,
-    /// Where leases are kept; made if absent.
+    /// Where leases are kept; made if absent. Best on a tmpfs: no lease outlives a reboot, and ext4
+    /// is slow to make a file when many were deleted within the last half minute.
     pub lease_dir: PathBuf,
     /// What names of host interfaces begin with: 3 or 4 lowercase letters, `cor` by default. Two
     /// daemons on one node need different ones.
@@ -96,10 +97,22 @@ impl Builtin {
     pub fn attach(&self, pod: &str, netns: BorrowedFd<'_>) -> Result<Attachment, Error> {
         let host = Netlink::open()?;
         let is_in_use = |index| Ok(host.index(&self.endpoint(index).host_interface)?.is_some());
-        let lease = self.leases().take(pod, is_in_use)?;
+        let lease = self.lock_leases().take(pod, is_in_use)?;
         let endpoint = self.endpoint(lease.index);
-        if let Err(error) = self.connect(&host, netns, &endpoint, lease) {
-            self.undo(&host, pod, &endpoint, lease);
+        let done = self.make(&host, netns, &endpoint, lease).and_then(|pod| {
+            // A pod that was attached before keeps what it has: the next attempt mends it.
+            self.configure(&host, &pod, &endpoint).inspect_err(|_| {
+                if lease.is_new {
+                    undo(&host, &endpoint)
+                }
+            })
+        });
+        if let Err(error) = done {
+            if lease.is_new
+                && let Err(second) = self.lock_leases().release(pod)
+            {
+                tracing::warn!(pod, error = %second, "the lease of a failed attach is left for the next sweep");
+            }
             return Err(error);
         }
         Ok(Attachment {
@@ -109,19 +122,24 @@ impl Builtin {
         })
     }
 
-    fn connect(
+    /// Makes the veth, unless an earlier attempt did. Gives a socket in the pod's namespace.
+    fn make(
         &self,
         host: &Netlink,
         netns: BorrowedFd<'_>,
         endpoint: &Endpoint,
         lease: Lease,
-    ) -> Result<(), Error> {
+    ) -> Result<Netlink, Error> {
         let pod = Netlink::open_in(netns)?;
-        let name = &endpoint.host_interface;
-        let has_both = !lease.is_new && self.keep_whole(host, &pod, name)?;
+        let has_both = !lease.is_new && keep_whole(host, &pod, &endpoint.host_interface)?;
         if !has_both {
             host.run(vec![plumbing::create(endpoint, netns)])?;
         }
+        Ok(pod)
+    }
+
+    fn configure(&self, host: &Netlink, pod: &Netlink, endpoint: &Endpoint) -> Result<(), Error> {
+        let name = &endpoint.host_interface;
         let index = |end: &Netlink, name: &str| {
             end.index(name)?
                 .ok_or_else(|| Error::io("find the veth we made", name, Errno::NODEV))
@@ -133,45 +151,15 @@ impl Builtin {
         }
         pod.run(plumbing::configure_pod(
             endpoint,
-            index(&pod, POD_INTERFACE)?,
+            index(pod, POD_INTERFACE)?,
         ))?;
         // The pod's end came up last, which is when the host's end got its carrier.
         host.run(vec![plumbing::settle(host_index, name)])
     }
 
-    /// For a pod that was attached before, perhaps not to the end: true if both ends are there.
-    /// A host's end whose peer is not in this namespace belongs to an older one and is deleted.
-    fn keep_whole(&self, host: &Netlink, pod: &Netlink, name: &str) -> Result<bool, Error> {
-        match (host.index(name)?, pod.index(POD_INTERFACE)?) {
-            (Some(_), Some(_)) => Ok(true),
-            (Some(stale), None) => host
-                .run(vec![plumbing::delete(stale, name)])
-                .map(|()| false),
-            (None, _) => Ok(false),
-        }
-    }
-
-    /// Takes back a failed attach. Best effort: what fails here, the next sweep finds.
-    fn undo(&self, host: &Netlink, pod: &str, endpoint: &Endpoint, lease: Lease) {
-        let name = &endpoint.host_interface;
-        let deleted = match host.index(name) {
-            Ok(Some(index)) => host.run(vec![plumbing::delete(index, name)]),
-            Ok(None) => Ok(()),
-            Err(error) => Err(error),
-        };
-        let released = if lease.is_new {
-            self.leases().release(pod).map(drop)
-        } else {
-            Ok(())
-        };
-        if let Err(error) = deleted.and(released) {
-            tracing::warn!(pod, interface = %name, error = %error, "a failed attach was not undone whole");
-        }
-    }
-
     /// See [`super::Network::detach`].
     pub fn detach(&self, attachment: &Attachment) -> Result<(), Error> {
-        self.leases().release(&attachment.pod).map(drop)
+        self.lock_leases().release(&attachment.pod).map(drop)
     }
 
     /// See [`super::Network::sweep`].
@@ -211,7 +199,7 @@ impl Builtin {
             .iter()
             .map(|attachment| attachment.pod.as_str())
             .collect();
-        let mut leases = self.leases();
+        let mut leases = self.lock_leases();
         let mut removed = Vec::new();
         for pod in leases.pods() {
             if let Some(index) = leases.index_of(&pod).filter(|_| !pods.contains(&*pod)) {
@@ -233,8 +221,8 @@ impl Builtin {
 
     /// How many addresses are leased.
     #[must_use]
-    pub fn leases_len(&self) -> usize {
-        self.leases().len()
+    pub fn leases(&self) -> usize {
+        self.lock_leases().len()
     }
 
     fn is_ours(&self, link: &Link) -> bool {
@@ -257,9 +245,34 @@ impl Builtin {
         }
     }
 
-    fn leases(&self) -> MutexGuard<'_, Leases> {
+    fn lock_leases(&self) -> MutexGuard<'_, Leases> {
         // No method of `Leases` leaves it half changed where it could panic.
         self.leases.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// For a pod that was attached before, perhaps not to the end: true if both ends are there.
+/// A host's end whose peer is not in this namespace belongs to an older one and is deleted.
+fn keep_whole(host: &Netlink, pod: &Netlink, name: &str) -> Result<bool, Error> {
+    match (host.index(name)?, pod.index(POD_INTERFACE)?) {
+        (Some(_), Some(_)) => Ok(true),
+        (Some(stale), None) => host
+            .run(vec![plumbing::delete(stale, name)])
+            .map(|()| false),
+        (None, _) => Ok(false),
+    }
+}
+
+/// Deletes the veth of a failed attach. Best effort: what fails here, the next sweep finds.
+fn undo(host: &Netlink, endpoint: &Endpoint) {
+    let name = &endpoint.host_interface;
+    let deleted = match host.index(name) {
+        Ok(Some(index)) => host.run(vec![plumbing::delete(index, name)]),
+        Ok(None) => Ok(()),
+        Err(error) => Err(error),
+    };
+    if let Err(error) = deleted {
+        tracing::warn!(interface = %name, error = %error, "the veth of a failed attach is left for the next sweep");
     }
 }
 

@@ -268,7 +268,10 @@ mod tests {
         fn new() -> Self {
             static COUNT: AtomicU32 = AtomicU32::new(0);
             let number = COUNT.fetch_add(1, Ordering::Relaxed);
-            Self(format!("/tmp/coracle-test-lease-{}-{number}", std::process::id()).into())
+            Self(std::env::temp_dir().join(format!(
+                "coracle-test-lease-{}-{number}",
+                std::process::id()
+            )))
         }
 
         fn open(&self) -> Leases {

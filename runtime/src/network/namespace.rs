@@ -177,10 +177,8 @@ mod tests {
     use std::os::unix::fs::MetadataExt;
 
     fn temp_dir(name: &str) -> PathBuf {
-        let dir = PathBuf::from(format!(
-            "/tmp/coracle-test-ns-{name}-{}",
-            std::process::id()
-        ));
+        let dir =
+            std::env::temp_dir().join(format!("coracle-test-ns-{name}-{}", std::process::id()));
         fs::create_dir(&dir).unwrap();
         dir
     }

@@ -105,6 +105,16 @@ impl FromStr for Ipv4Subnet {
     fn from_str(text: &str) -> Result<Self, Error> {
         let host_bits = |address: &Ipv4Addr, length: u8| address.to_bits() << length != 0;
         let (network, prefix_len) = parse("subnet_v4", text, 8..=20, host_bits)?;
+        let is_special =
+            network.octets()[0] == 0 || network.is_loopback() || network.is_link_local();
+        if is_special || network.octets()[0] >= 224 {
+            let why = "is not for ordinary hosts (RFC 6890)".to_owned();
+            return Err(Error::BadSetting {
+                key: "subnet_v4",
+                value: text.to_owned(),
+                why,
+            });
+        }
         Ok(Self {
             network,
             prefix_len,
@@ -179,6 +189,9 @@ mod tests {
             "10.88.1.0/16",
             "fd00::/64",
             "10.88.0.0/x",
+            "127.0.0.0/8",
+            "224.0.0.0/16",
+            "169.254.0.0/16",
             "/16",
             "",
         ] {

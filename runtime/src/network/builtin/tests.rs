@@ -51,10 +51,8 @@ impl Node {
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         // Other test processes may run beside this one.
         let slot = (std::process::id() * 16 + count) % 4096;
-        let dir = PathBuf::from(format!(
-            "/tmp/coracle-test-net-{}-{count}",
-            std::process::id()
-        ));
+        let dir =
+            std::env::temp_dir().join(format!("coracle-test-net-{}-{count}", std::process::id()));
         std::fs::create_dir_all(dir.join("pins")).unwrap();
         let network = Builtin::open(config(slot, &dir)).unwrap();
         Self { network, dir }
@@ -101,7 +99,7 @@ impl Node {
             assert!(Instant::now() < deadline, "left: {:?}", self.interfaces());
             thread::sleep(Duration::from_millis(10));
         }
-        assert_eq!(self.network.leases_len(), 0);
+        assert_eq!(self.network.leases(), 0);
         let left: Vec<_> = std::fs::read_dir(self.dir.join("leases"))
             .unwrap()
             .map(|file| file.unwrap().file_name())
@@ -258,10 +256,32 @@ fn failed_attach_leaves_nothing() {
     let file = std::fs::File::open("/proc/self/cmdline").unwrap();
     let error = node.network.attach("nowhere", file.as_fd()).unwrap_err();
     assert_eq!(error.to_string(), "enter the pod's network namespace");
-    assert_eq!(node.network.leases_len(), 1);
+    assert_eq!(node.network.leases(), 1);
     assert_eq!(node.interfaces(), [attachment.host_interface.as_str()]);
     node.end(one, &attachment);
     unpin(&two.pin).unwrap();
+}
+
+#[test]
+fn failed_configuration_takes_the_veth_back() {
+    let node = Node::new();
+    let pod = node.pod("pod");
+    let v6_is_off = |off: &str| {
+        inside(&pod.netns, || {
+            std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", off).unwrap()
+        });
+    };
+    v6_is_off("1");
+    let error = node
+        .network
+        .attach("pod", pod.netns.as_fd())
+        .unwrap_err()
+        .to_string();
+    assert!(error.starts_with("add pod address fd00:c0:ac:"), "{error}");
+    assert_eq!((node.network.leases(), node.interfaces().len()), (0, 0));
+    v6_is_off("0");
+    let attachment = node.attach(&pod);
+    node.end(pod, &attachment);
 }
 
 #[test]
@@ -295,7 +315,7 @@ fn sweep_removes_orphans_only() {
     let stranger = node.network.endpoint(4000);
     let host = Netlink::open().unwrap();
     let restarted = node.reopened();
-    assert_eq!(restarted.leases_len(), 20);
+    assert_eq!(restarted.leases(), 20);
     let started = Instant::now();
     let removed = restarted.sweep(&attachments[..5]).unwrap();
     println!("sweep of 15 orphans: {:?}", started.elapsed());
@@ -322,7 +342,7 @@ fn sweep_removes_orphans_only() {
     bare.sweep(&attachments[..5]).unwrap();
     assert_eq!(
         (
-            bare.leases_len(),
+            bare.leases(),
             bare.attach("pod0", pods[0].netns.as_fd()).unwrap()
         ),
         (5, attachments[0].clone())
