@@ -96,6 +96,16 @@ static int grow(int mebibytes) {
     return sleep_long(3600);
 }
 
+// Waits until PATH exists, then grows: so that a test can change the world in between.
+static int grow_when(const char *path, int mebibytes) {
+    struct timespec t = {.tv_nsec = 10000000};
+    struct stat s;
+    printf("waiting\n");
+    fflush(stdout);
+    while (stat(path, &s)) nanosleep(&t, NULL);
+    return grow(mebibytes);
+}
+
 static void out(int fd, const char *bytes, size_t n) {
     while (n) {
         ssize_t w = write(fd, bytes, n);
@@ -159,6 +169,7 @@ int main(int argc, char **argv) {
     if (!strcmp(verb, "ls")) return list_dir(a);
     if (!strcmp(verb, "stat")) return stat_file(a);
     if (!strcmp(verb, "grow")) return grow(atoi(a));
+    if (!strcmp(verb, "grow-when")) return grow_when(a, atoi(b));
     if (!strcmp(verb, "spam")) return spam();
     if (!strcmp(verb, "count")) return count(atoi(a), atoi(b));
     if (!strcmp(verb, "cat")) return copy_stdin();

@@ -41,6 +41,8 @@ pub struct Options {
     pub failpoints: Option<String>,
     /// Log at `warn`, as in production, instead of `debug`.
     pub quiet: bool,
+    /// A file that the daemon sees in place of /proc/sys/kernel/random/boot_id.
+    pub boot_id: Option<PathBuf>,
 }
 
 /// A running (or just killed) daemon and its scratch.
@@ -112,10 +114,16 @@ impl Daemon {
             None => binary()?,
         };
         let mut command = Command::new("/bin/sh");
-        let script = format!(
-            "{}exec \"$0\" serve --config \"$1\"",
-            self.scratch.enter_cgroup()
-        );
+        let enter = self.scratch.enter_cgroup();
+        let script = match &self.options.boot_id {
+            None => format!("{enter}exec \"$0\" serve --config \"$1\""),
+            // In a mount namespace of its own, so that only this daemon sees the other boot id.
+            Some(other) => format!(
+                "{enter}exec unshare -m --propagation slave /bin/sh -c 'mount --bind {} \
+                 /proc/sys/kernel/random/boot_id; exec \"$0\" serve --config \"$1\"' \"$0\" \"$1\"",
+                other.display()
+            ),
+        };
         command
             .args(["-c", &script])
             .arg(binary)
@@ -245,6 +253,19 @@ impl Daemon {
         self.restart().await
     }
 
+    /// Starts the daemon as if the machine had booted: with another boot id.
+    pub async fn boot_anew(&mut self) -> Outcome<()> {
+        let other = self.scratch.dir().join("boot_id");
+        fs::write(&other, "00000000-0000-4000-8000-000000000001\n")?;
+        self.options.boot_id = Some(other);
+        self.restart().await
+    }
+
+    /// Gives up a daemon that was never started.
+    pub fn abandon(mut self) {
+        self.finished = true;
+    }
+
     /// Sends SIGTERM and waits for the daemon to drain. Errors: it does not end in time.
     pub fn terminate(&mut self) -> Outcome<ExitStatus> {
         procs::signal(self.pid(), Signal::TERM);
@@ -341,7 +362,7 @@ pub fn binary() -> Outcome<PathBuf> {
 pub fn failpoints_binary() -> Outcome<PathBuf> {
     existing(
         target_dir()?.join("failpoints-bin/coracle"),
-        "make failpoints",
+        "make test-build",
     )
 }
 

@@ -15,7 +15,9 @@ use crate::scratch::Scratch;
 /// How long the kernel and the daemon may take to let go. A veth lives up to 60 ms after its namespace.
 const SETTLE: Duration = Duration::from_secs(5);
 /// Parts of the daemon's directories that grow with images, not with pods.
-const KEPT: [&str; 4] = ["root/images", "root/modules", "root/cache", "root/blobs"];
+const KEPT: [&str; 3] = ["root/images", "root/modules", "root/cache"];
+/// What is half-made within those; nothing of it may stay.
+const UNFINISHED: &str = "root/images/tmp/";
 
 /// Everything of one scratch that a pod may leave behind; `kind thing`, each with how often it is there.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -109,7 +111,8 @@ fn files(dir: &Path) -> Vec<String> {
     for part in ["root", "run"] {
         walk(&dir.join(part), &mut |path, _| {
             let inside = path.strip_prefix(dir).unwrap_or(path).display().to_string();
-            if !KEPT.iter().any(|kept| inside.starts_with(kept)) {
+            let kept = KEPT.iter().any(|kept| inside.starts_with(kept));
+            if !kept || inside.starts_with(UNFINISHED) {
                 lines.push(format!("file {inside}"));
             }
         });

@@ -1,1 +1,20 @@
-//! placeholder
+//! End-to-end tests: each starts a daemon of its own (see [`site`]), drives it through the CRI socket or the command
+//! line, and ends with `finish`, which fails on anything left on the machine. Run as root.
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test stops at the first thing that is not as it should be"
+)]
+
+mod bad_input;
+mod cli;
+mod containers;
+mod crictl;
+mod faults;
+mod images;
+mod isolation;
+mod logs;
+mod pods;
+mod recovery;
+mod site;
+mod volumes;
+mod wasm;

@@ -1,0 +1,226 @@
+//! The image service: pull, status, list, remove, filesystem info.
+
+use std::path::Path;
+use std::time::Duration;
+
+use coracle_proto::runtime::v1 as cri;
+use coracle_tests::client::container;
+use coracle_tests::faulty::{Fault, FaultyRegistry};
+use coracle_tests::guests;
+use coracle_tests::push::{Image, Packing, file};
+use tonic::Code;
+
+use crate::site::{Pod, daemon, images, refused, tool};
+
+fn small(salt: &str) -> Image {
+    let module = guests::nothing(salt).unwrap();
+    Image::wasi(
+        &[file("m.wasm", 0o644, &module)],
+        Packing::Gzip,
+        &["/m.wasm"],
+    )
+    .unwrap()
+}
+
+#[tokio::test]
+async fn one_image_is_the_same_by_every_name() {
+    let daemon = daemon().await;
+    let cri = daemon.cri();
+    let pushed = small("names")
+        .push(images().registry.host(), "names", "v1")
+        .unwrap();
+    let id = cri.pull(&pushed.reference).await.unwrap();
+    let by_tag = cri.image(&pushed.reference).await.unwrap().unwrap();
+    assert_eq!((&by_tag.id, by_tag.size > 0), (&id, true));
+    assert_eq!(by_tag.repo_tags, [pushed.reference.clone()]);
+    assert_eq!(by_tag.repo_digests, [pushed.by_digest.clone()]);
+    for name in [&id, &pushed.by_digest] {
+        assert_eq!(cri.image(name).await.unwrap().unwrap(), by_tag, "{name}");
+    }
+    assert_eq!(cri.pull(&pushed.by_digest).await.unwrap(), id);
+    assert_eq!(
+        cri.image("localhost:1/never/pulled:v1").await.unwrap(),
+        None
+    );
+    let listed = cri.list_images().await.unwrap();
+    assert_eq!(listed.iter().filter(|image| image.id == id).count(), 1);
+    let filter = Some(cri::ImageFilter {
+        image: Some(coracle_tests::client::image(&pushed.reference)),
+    });
+    let filtered = cri
+        .images
+        .clone()
+        .list_images(cri::ListImagesRequest { filter })
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(
+        filtered
+            .images
+            .iter()
+            .map(|image| &image.id)
+            .collect::<Vec<_>>(),
+        [&id]
+    );
+    daemon.finish().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_pull_by_digest_leaves_no_tag_and_one_without_a_tag_means_latest() {
+    let daemon = daemon().await;
+    let cri = daemon.cri();
+    let registry = images().registry.host();
+    let pushed = small("digest").push(registry, "digest", "latest").unwrap();
+    let id = cri.pull(&pushed.by_digest).await.unwrap();
+    let image = cri.image(&id).await.unwrap().unwrap();
+    assert_eq!(
+        (image.repo_tags.len(), image.repo_digests),
+        (0, vec![pushed.by_digest.clone()])
+    );
+    assert_eq!(cri.pull(&format!("{registry}/digest")).await.unwrap(), id);
+    assert_eq!(
+        cri.image(&id).await.unwrap().unwrap().repo_tags,
+        [pushed.reference]
+    );
+    daemon.finish().await.unwrap();
+}
+
+#[tokio::test]
+async fn removing_one_tag_removes_the_image_and_twice_is_fine() {
+    let daemon = daemon().await;
+    let cri = daemon.cri();
+    let registry = images().registry.host();
+    let (one, two) = (
+        small("tags").push(registry, "tags", "one"),
+        small("tags").push(registry, "tags", "two"),
+    );
+    let (one, two) = (one.unwrap().reference, two.unwrap().reference);
+    let id = cri.pull(&one).await.unwrap();
+    assert_eq!(cri.pull(&two).await.unwrap(), id);
+    assert_eq!(cri.image(&id).await.unwrap().unwrap().repo_tags.len(), 2);
+    for _ in 0..2 {
+        cri.remove_image(&one).await.unwrap();
+        for name in [&one, &two, &id] {
+            assert_eq!(cri.image(name).await.unwrap(), None, "{name}");
+        }
+    }
+    assert!(
+        cri.list_images()
+            .await
+            .unwrap()
+            .iter()
+            .all(|image| image.id != id)
+    );
+    daemon.finish().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_container_outlives_the_removal_of_its_image() {
+    let daemon = daemon().await;
+    let pod = Pod::run(&daemon, "outlive").await;
+    let id = pod.tool(&["sleep"]).await;
+    pod.wait_log(&daemon, "sleep", "sleeping").await;
+    pod.cri.remove_image(tool()).await.unwrap();
+    assert_eq!(pod.cri.image(tool()).await.unwrap(), None);
+    let status = pod.cri.status(&id).await.unwrap();
+    assert_eq!(status.state(), cri::ContainerState::ContainerRunning);
+    refused(
+        pod.create(&container("next", tool(), &["show"])).await,
+        Code::NotFound,
+        &[tool()],
+    );
+    pod.cri.pull(tool()).await.unwrap();
+    let (status, _) = pod
+        .finish(&daemon, &container("next", tool(), &["show"]))
+        .await;
+    assert_eq!(status.exit_code, 0);
+    daemon.finish().await.unwrap();
+}
+
+#[tokio::test]
+async fn many_pulls_of_one_reference_share_the_work() {
+    let daemon = daemon().await;
+    let registry = FaultyRegistry::start(small("shared"), Fault::None).unwrap();
+    let reference = format!("{}/shared:v1", registry.host());
+    let mut pulls = Vec::new();
+    for _ in 0..16 {
+        let (cri, reference) = (daemon.cri(), reference.clone());
+        pulls.push(tokio::spawn(async move { cri.pull(&reference).await }));
+    }
+    let mut ids = std::collections::BTreeSet::new();
+    for pull in pulls {
+        ids.insert(pull.await.unwrap().unwrap());
+    }
+    assert_eq!(ids.len(), 1);
+    assert!(
+        registry.requests() < 32,
+        "16 pulls made {} connections",
+        registry.requests()
+    );
+    daemon.finish().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_cancelled_pull_ends_and_another_is_not_delayed() {
+    let daemon = daemon().await;
+    let stalled = FaultyRegistry::start(small("stalled"), Fault::StallMidLayer).unwrap();
+    let reference = format!("{}/stalled:v1", stalled.host());
+    let (cri, stuck) = (daemon.cri(), reference.clone());
+    let pull = tokio::spawn(async move { cri.pull(&stuck).await });
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let pushed = small("lively")
+        .push(images().registry.host(), "lively", "v1")
+        .unwrap();
+    let other = tokio::time::timeout(Duration::from_secs(5), async {
+        daemon.cri().pull(&pushed.reference).await
+    });
+    other.await.unwrap().unwrap();
+    pull.abort();
+    assert_eq!(daemon.cri().image(&reference).await.unwrap(), None);
+    daemon.finish().await.unwrap();
+}
+
+#[tokio::test]
+async fn the_filesystem_is_told_and_grows_with_images() {
+    let daemon = daemon().await;
+    let mut service = daemon.cri().images.clone();
+    let mut ask = async || {
+        service
+            .image_fs_info(cri::ImageFsInfoRequest {})
+            .await
+            .unwrap()
+            .into_inner()
+    };
+    let before = ask().await.image_filesystems.pop().unwrap();
+    assert!(Path::new(&before.fs_id.unwrap().mountpoint).is_dir());
+    assert!(before.timestamp > 0);
+    let module = guests::nothing("big").unwrap();
+    let big = [
+        file("big", 0o644, &[0x5a; 3 << 20]),
+        file("m.wasm", 0o644, &module),
+    ];
+    let image = Image::wasi(&big, Packing::Plain, &["/m.wasm"]).unwrap();
+    let pushed = image.push(images().registry.host(), "big", "v1").unwrap();
+    daemon.cri().pull(&pushed.reference).await.unwrap();
+    let after = ask().await.image_filesystems.pop().unwrap();
+    let grown = after.used_bytes.unwrap().value - before.used_bytes.unwrap().value;
+    assert!(
+        (3 << 20..16 << 20).contains(&grown),
+        "3 MiB more are told as {grown} bytes"
+    );
+    daemon.finish().await.unwrap();
+}
+
+#[tokio::test]
+async fn images_outlive_the_daemon() {
+    let mut daemon = daemon().await;
+    let before = daemon.cri().list_images().await.unwrap();
+    daemon.restart().await.unwrap();
+    assert_eq!(daemon.cri().list_images().await.unwrap(), before);
+    let pod = Pod::run(&daemon, "again").await;
+    let (status, _) = pod
+        .finish(&daemon, &container("c", tool(), &["show"]))
+        .await;
+    assert_eq!(status.exit_code, 0);
+    daemon.finish().await.unwrap();
+}

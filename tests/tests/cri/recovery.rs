@@ -1,0 +1,424 @@
+//! Who may die: kill -9 of daemon, spawner, keeper and guest under running pods; drains; upgrades and rollbacks.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use coracle_proto::runtime::v1 as cri;
+use coracle_tests::client::container;
+use coracle_tests::daemon::{self, Daemon, Options};
+use coracle_tests::procs::{self, Role};
+use cri::ContainerState::{ContainerCreated, ContainerExited, ContainerRunning};
+use tonic::Code;
+
+use crate::site::{Pod, daemon, eventually, refused, tool};
+
+fn pids(daemon: &Daemon, role: Role) -> Vec<i32> {
+    daemon
+        .processes(role)
+        .into_iter()
+        .map(|process| process.pid)
+        .collect()
+}
+
+#[tokio::test]
+async fn a_killed_daemon_loses_no_pod_no_line_and_no_exit_code() {
+    let mut daemon = daemon().await;
+    let pod = Pod::run(&daemon, "kept").await;
+    let created = pod
+        .create(&container("created", tool(), &["show"]))
+        .await
+        .unwrap();
+    let counting = pod.tool(&["count", "2000", "1"]).await;
+    let ends_meanwhile = pod
+        .start(&container("ends", tool(), &["count", "100", "3"]))
+        .await;
+    let sleeping = pod.tool(&["sleep"]).await;
+    let exited = pod.tool(&["exit", "6"]).await;
+    let told = pod.cri.wait_exit(&exited).await.unwrap();
+    let (keepers, guests) = (pids(&daemon, Role::Keeper), pids(&daemon, Role::Guest));
+    let before = pod.cri.pod_status(&pod.id).await.unwrap();
+
+    daemon.kill();
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    daemon.restart().await.unwrap();
+
+    assert_eq!(
+        pod.cri.pod_status(&pod.id).await.unwrap(),
+        before,
+        "address, times and names survive"
+    );
+    assert_eq!(pids(&daemon, Role::Keeper), keepers);
+    assert!(
+        pids(&daemon, Role::Guest)
+            .iter()
+            .all(|pid| guests.contains(pid))
+    );
+    assert_eq!(pod.cri.list(None).await.unwrap().len(), 5);
+    assert_eq!(
+        pod.cri.status(&created).await.unwrap().state(),
+        ContainerCreated
+    );
+    assert_eq!(
+        pod.cri.status(&sleeping).await.unwrap().state(),
+        ContainerRunning
+    );
+    assert_eq!(pod.cri.status(&exited).await.unwrap(), told);
+    let ended = pod.cri.wait_exit(&ends_meanwhile).await.unwrap();
+    assert_eq!((ended.exit_code, ended.reason.as_str()), (0, "Completed"));
+    assert!(ended.finished_at > ended.started_at);
+    let counted = pod.cri.wait_exit(&counting).await.unwrap();
+    assert_eq!(counted.exit_code, 0);
+    let lines = daemon.output("kept", "count", "stdout").unwrap();
+    assert!(
+        lines
+            .lines()
+            .enumerate()
+            .all(|(i, line)| line == format!("line {i:06}")),
+        "lines are lost or doubled"
+    );
+    assert_eq!(lines.lines().count(), 2000);
+
+    // All of it can be worked with.
+    pod.cri.start(&created).await.unwrap();
+    assert_eq!(pod.cri.wait_exit(&created).await.unwrap().exit_code, 0);
+    pod.cri.stop(&sleeping, 5).await.unwrap();
+    assert_eq!(pod.cri.status(&sleeping).await.unwrap().exit_code, 143);
+    let (status, _) = pod
+        .finish(&daemon, &container("new", tool(), &["show"]))
+        .await;
+    assert_eq!(status.exit_code, 0);
+    daemon.finish().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_killed_keeper_ends_exactly_its_pod() {
+    let daemon = daemon().await;
+    let pod = Pod::run(&daemon, "lost").await;
+    let keeper = pids(&daemon, Role::Keeper).pop().unwrap();
+    let other = Pod::run(&daemon, "other").await;
+    let unharmed = other.tool(&["sleep"]).await;
+    let running = pod.tool(&["count", "100000", "1"]).await;
+    let finished = pod.tool(&["exit", "8"]).await;
+    let told = pod.cri.wait_exit(&finished).await.unwrap();
+    pod.wait_log(&daemon, "count", "line 000050").await;
+
+    procs::kill(keeper);
+    let status = pod.cri.wait_exit(&running).await.unwrap();
+    assert_eq!(
+        (status.exit_code, status.reason.as_str()),
+        (137, "KeeperLost")
+    );
+    assert!(status.finished_at > 0);
+    assert_eq!(pod.cri.status(&finished).await.unwrap(), told);
+    let sandbox = pod.cri.pod_status(&pod.id).await.unwrap();
+    assert_eq!(sandbox.state(), cri::PodSandboxState::SandboxNotready);
+    assert!(
+        daemon
+            .output("lost", "count", "stdout")
+            .unwrap()
+            .lines()
+            .count()
+            > 50
+    );
+    refused(
+        pod.create(&container("late", tool(), &["show"])).await,
+        Code::FailedPrecondition,
+        &[&pod.id],
+    );
+    assert_eq!(
+        other.cri.status(&unharmed).await.unwrap().state(),
+        ContainerRunning
+    );
+    pod.cri.stop_pod(&pod.id).await.unwrap();
+    pod.cri.remove_pod(&pod.id).await.unwrap();
+    daemon.finish().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_killed_keeper_is_noticed_by_the_next_daemon_too() {
+    let mut daemon = daemon().await;
+    let pod = Pod::run(&daemon, "lost").await;
+    let running = pod.tool(&["sleep"]).await;
+    let keeper = pids(&daemon, Role::Keeper).pop().unwrap();
+    daemon.kill();
+    procs::kill(keeper);
+    daemon.restart().await.unwrap();
+    let status = pod.cri.wait_exit(&running).await.unwrap();
+    assert_eq!(
+        (status.exit_code, status.reason.as_str()),
+        (137, "KeeperLost")
+    );
+    let sandbox = pod.cri.pod_status(&pod.id).await.unwrap();
+    assert_eq!(sandbox.state(), cri::PodSandboxState::SandboxNotready);
+    eventually("its containers are dead", || {
+        daemon.processes(Role::Guest).is_empty()
+    })
+    .await;
+    daemon.finish().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_killed_spawner_is_replaced_and_nobody_notices() {
+    let daemon = daemon().await;
+    let before = Pod::run(&daemon, "before").await;
+    let running = before.tool(&["sleep"]).await;
+    let spawner = pids(&daemon, Role::Spawner).pop().unwrap();
+    procs::kill(spawner);
+    let after = Pod::run(&daemon, "after").await;
+    let (status, _) = after
+        .finish(&daemon, &container("c", tool(), &["exit", "2"]))
+        .await;
+    assert_eq!(status.exit_code, 2);
+    let (status, _) = before
+        .finish(&daemon, &container("c", tool(), &["exit", "2"]))
+        .await;
+    assert_eq!(status.exit_code, 2);
+    assert_eq!(
+        before.cri.status(&running).await.unwrap().state(),
+        ContainerRunning
+    );
+    let spawners = pids(&daemon, Role::Spawner);
+    assert!(
+        spawners.len() == 1 && spawners[0] != spawner,
+        "{spawners:?}"
+    );
+    daemon.finish().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_killed_guest_is_an_error_of_that_container_alone() {
+    let daemon = daemon().await;
+    let pod = Pod::run(&daemon, "guest").await;
+    let victim = pod.tool(&["sleep"]).await;
+    pod.wait_log(&daemon, "sleep", "sleeping").await;
+    let guest = pids(&daemon, Role::Guest);
+    assert_eq!(guest.len(), 1);
+    procs::kill(guest[0]);
+    let status = pod.cri.wait_exit(&victim).await.unwrap();
+    assert_eq!((status.exit_code, status.reason.as_str()), (137, "Error"));
+    let sandbox = pod.cri.pod_status(&pod.id).await.unwrap();
+    assert_eq!(sandbox.state(), cri::PodSandboxState::SandboxReady);
+    daemon.finish().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_drain_ends_the_daemon_and_leaves_the_pods() {
+    let mut daemon = daemon().await;
+    let pod = Pod::run(&daemon, "stays").await;
+    let running = pod.tool(&["sleep"]).await;
+    let guests = pids(&daemon, Role::Guest);
+    let begun = Instant::now();
+    assert!(daemon.terminate().unwrap().success());
+    assert!(
+        begun.elapsed() < Duration::from_secs(5),
+        "a drain took {:?}",
+        begun.elapsed()
+    );
+    assert!(!daemon.socket().exists());
+    assert!(guests.iter().all(|pid| procs::is_alive(*pid)));
+    daemon.restart().await.unwrap();
+    assert_eq!(
+        pod.cri.status(&running).await.unwrap().state(),
+        ContainerRunning
+    );
+    daemon.finish().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
+    let mut daemon = daemon().await;
+    let socket = daemon.socket();
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+    assert_eq!(
+        (mode(&socket), mode(socket.parent().unwrap())),
+        (0o660, 0o700)
+    );
+
+    let second = daemon.command().unwrap().output().unwrap();
+    assert!(!second.status.success());
+    let said = String::from_utf8_lossy(&second.stderr);
+    assert!(
+        said.contains(&socket.display().to_string()) || said.contains("run"),
+        "{said}"
+    );
+    daemon
+        .cri()
+        .wait_ready(Duration::from_secs(1))
+        .await
+        .unwrap();
+    assert!(procs::is_alive(daemon.pid()));
+
+    daemon.kill();
+    assert!(
+        socket.exists(),
+        "kill -9 should have left a stale socket to replace"
+    );
+    daemon.restart().await.unwrap();
+    daemon.finish().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_torn_record_is_named_and_the_rest_lives_on() {
+    let mut daemon = daemon().await;
+    let (torn, whole) = (
+        Pod::run(&daemon, "torn").await,
+        Pod::run(&daemon, "whole").await,
+    );
+    let running = whole.tool(&["sleep"]).await;
+    daemon.kill();
+    let mut broken = 0;
+    for path in records_of(&daemon.scratch().dir().join("root"), &torn.id) {
+        let bytes = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+        broken += 1;
+    }
+    assert!(broken > 0, "no record of pod {} was found", torn.id);
+    daemon.restart().await.unwrap();
+    assert_eq!(
+        whole.cri.status(&running).await.unwrap().state(),
+        ContainerRunning
+    );
+    assert!(
+        daemon.log().contains(&torn.id),
+        "the log does not name the torn record"
+    );
+    whole.cri.stop_pod(&torn.id).await.unwrap();
+    whole.cri.remove_pod(&torn.id).await.unwrap();
+    whole.cri.remove_all_pods().await.unwrap();
+    eventually("no keeper is left", || {
+        daemon.processes(Role::Keeper).is_empty()
+    })
+    .await;
+    daemon.rebase();
+    daemon.finish().await.unwrap();
+}
+
+/// The record files below `root` that belong to a pod: files named after it, or in a directory named after it.
+fn records_of(root: &Path, pod: &str) -> Vec<std::path::PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(root).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            found.extend(records_of(&path, pod));
+        } else if path.display().to_string().contains(pod)
+            && path.metadata().is_ok_and(|m| m.len() > 64)
+        {
+            found.push(path);
+        }
+    }
+    found
+}
+
+#[tokio::test]
+async fn after_a_reboot_pods_are_not_ready_and_finished_jobs_stay_finished() {
+    let mut daemon = daemon().await;
+    let pod = Pod::run(&daemon, "reboot").await;
+    let job = pod.tool(&["exit", "0"]).await;
+    let told = pod.cri.wait_exit(&job).await.unwrap();
+    let running = pod.tool(&["sleep"]).await;
+    // What a reboot does: every process ends, the run directory is empty, and the boot id is another.
+    daemon.kill();
+    for process in procs::of_scratch(daemon.scratch()) {
+        procs::kill(process.pid);
+    }
+    for mount in daemon.scratch().mounts() {
+        let _ = std::process::Command::new("umount")
+            .args(["-l", &mount])
+            .status();
+    }
+    std::fs::remove_dir_all(daemon.scratch().dir().join("run")).unwrap();
+    daemon.boot_anew().await.unwrap();
+    let sandbox = pod.cri.pod_status(&pod.id).await.unwrap();
+    assert_eq!(sandbox.state(), cri::PodSandboxState::SandboxNotready);
+    assert_eq!(pod.cri.status(&job).await.unwrap(), told);
+    let lost = pod.cri.status(&running).await.unwrap();
+    assert_eq!(
+        (lost.state(), lost.exit_code, lost.reason.as_str()),
+        (ContainerExited, 255, "Unknown")
+    );
+    assert!(lost.finished_at > 0);
+    daemon.finish().await.unwrap();
+}
+
+/// A build's engine hash, from `version --json`.
+fn engine(binary: &Path) -> String {
+    let out = std::process::Command::new(binary)
+        .args(["version", "--json"])
+        .output()
+        .unwrap();
+    let told: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    told["engine"]
+        .as_str()
+        .unwrap_or_else(|| panic!("no engine in {told}"))
+        .to_owned()
+}
+
+#[tokio::test]
+async fn builds_with_other_engines_take_over_running_pods_and_give_them_back() {
+    let (old, new) = (
+        daemon::binary().unwrap(),
+        daemon::failpoints_binary().unwrap(),
+    );
+    assert_ne!(
+        engine(&old),
+        engine(&new),
+        "the two builds must have engines that cannot load each other's code"
+    );
+    let mut daemon = Daemon::start_with(Options {
+        failpoints: Some(String::new()),
+        ..Options::default()
+    })
+    .await
+    .unwrap();
+    daemon.cri().pull(tool()).await.unwrap();
+    daemon.rebase();
+    let mut pods: BTreeMap<&str, (Pod, String)> = BTreeMap::new();
+    let mut attempt = 0;
+    for (build, name) in [(&old, "of-old"), (&new, "of-new"), (&old, "of-old-again")] {
+        if !pods.is_empty() {
+            let (keepers, guests) = (pids(&daemon, Role::Keeper), pids(&daemon, Role::Guest));
+            daemon.restart_as(build).await.unwrap();
+            assert_eq!(pids(&daemon, Role::Keeper), keepers);
+            assert_eq!(pids(&daemon, Role::Guest), guests);
+        }
+        let pod = Pod::run(&daemon, name).await;
+        let sleeper = pod.tool(&["sleep"]).await;
+        pod.wait_log(&daemon, "sleep", "sleeping").await;
+        pods.insert(name, (pod, sleeper));
+        // In every pod, whichever build's keeper it has, a container keeps crashing and is made again.
+        for (pod, sleeper) in pods.values() {
+            for _ in 0..3 {
+                attempt += 1;
+                let (status, _) = pod
+                    .finish(
+                        &daemon,
+                        &container(&format!("crash-{attempt}"), tool(), &["trap"]),
+                    )
+                    .await;
+                assert_eq!(
+                    (status.exit_code, status.reason.as_str()),
+                    (134, "WasmTrap")
+                );
+            }
+            assert_eq!(
+                pod.cri.status(sleeper).await.unwrap().state(),
+                ContainerRunning
+            );
+        }
+    }
+    // A module that no engine has seen yet, in a pod of the other build.
+    let salted = coracle_tests::guests::nothing("upgrade").unwrap();
+    let image = coracle_tests::push::Image::artifact(&salted);
+    let pushed = image
+        .push(crate::site::images().registry.host(), "upgrade", "v1")
+        .unwrap();
+    daemon.cri().pull(&pushed.reference).await.unwrap();
+    let (status, _) = pods["of-new"]
+        .0
+        .finish(&daemon, &container("unseen", &pushed.reference, &[]))
+        .await;
+    assert_eq!((status.exit_code, status.message.as_str()), (0, ""));
+    daemon.finish().await.unwrap();
+}
