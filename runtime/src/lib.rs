@@ -1,1 +1,60 @@
-//! placeholder
+//! Sandboxes, and the processes that hold them.
+//!
+//! One builder makes every jail; what runs at its end is a payload. The daemon talks to a [`spawner`], which forks
+//! one [`keeper`] a pod, which forks one guest a container.
+//!
+//! | module | is |
+//! |---|---|
+//! | [`id`], [`spec`], [`error`] | names, what a container is to be, what went wrong |
+//! | [`control`] | the wire between daemon, spawner and keepers |
+//! | [`spawner`], [`keeper`] | the processes, and the daemon's half of each |
+//! | [`sandbox`] | builds a jail: namespaces, root, identity, privileges, seccomp |
+//! | [`wasm`] | compiles, caches and runs WebAssembly |
+//! | [`cgroup`], [`network`] | limits and pod networks |
+//! | [`process`] | a process that cannot be taken for another |
+//! | [`failpoint`] | named places where tests make things fail |
+//! | `sys` | raw kernel calls |
+//!
+//! Unsafe code is denied but for the modules that say `allow` below; they are the map of it.
+//! Not here: CRI, images, the daemon's records.
+
+pub mod cgroup;
+pub mod control;
+pub mod error;
+pub mod failpoint;
+pub mod id;
+#[allow(unsafe_code, reason = "log threads, guest descriptors by number")]
+pub mod keeper;
+pub mod network;
+pub mod process;
+pub mod sandbox;
+pub mod spawner;
+pub mod spec;
+#[allow(unsafe_code, reason = "raw kernel calls live here")]
+mod sys;
+#[allow(
+    unsafe_code,
+    reason = "compiled code is mapped and the stop handler touches a static"
+)]
+pub mod wasm;
+
+pub use error::{Error, Kind, Result};
+
+/// Runs the compiler process: `coracle compiler CPU_S MEMORY_BYTES MODULE_BYTES`.
+///
+/// Errors: bad arguments, or the jail could not be built.
+pub fn compiler_main(arguments: &[String]) -> Result<()> {
+    let number = |at: usize| arguments.get(at).and_then(|a| a.parse::<u64>().ok());
+    let (Some(cpu_s), Some(memory_bytes), Some(module)) = (number(0), number(1), number(2)) else {
+        return Err(Error::new(
+            Kind::Invalid,
+            format!("compiler arguments {arguments:?} are not three numbers"),
+        ));
+    };
+    let module_bytes = usize::try_from(module).unwrap_or(usize::MAX);
+    wasm::compiler::main(wasm::compiler::Bounds {
+        cpu_s,
+        memory_bytes,
+        module_bytes,
+    })
+}

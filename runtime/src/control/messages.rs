@@ -1,0 +1,176 @@
+//! What is said over the control wire: daemon to spawner, daemon to keeper, keeper to daemon.
+//!
+//! Invariant: fields are only ever added, with a default; a removed or renamed one needs a new protocol version.
+//! Descriptors are named in each message's documentation, in the order of the frame.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{ContainerId, PodId};
+use crate::spec::{Exit, IdRange};
+
+/// Daemon to spawner.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum ToSpawner {
+    /// Fork a keeper. Descriptors: control listener, lifeline, then those namespaces that are asked for
+    /// (`net`, `ipc`, `uts`).
+    Keeper(Birth),
+}
+
+/// What a keeper knows of itself from birth.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Birth {
+    /// The request's number, repeated in the answer.
+    pub request: u64,
+    /// Its pod.
+    pub pod: PodId,
+    /// Where it leaves exit records.
+    pub exits: PathBuf,
+    /// Whether a network namespace is among the descriptors.
+    pub net: bool,
+    /// Whether an ipc namespace is.
+    pub ipc: bool,
+    /// Whether a uts namespace is.
+    pub uts: bool,
+    /// OOM killer adjustment of the keeper.
+    pub oom_score_adj: i32,
+    /// The keeper's own cgroup.
+    pub cgroup_procs: Vec<PathBuf>,
+    /// Host ids of the pod.
+    pub range: IdRange,
+}
+
+/// Spawner to daemon.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum FromSpawner {
+    /// The engine is warm.
+    Ready {
+        /// What compiled code must have been made for.
+        engine_hash: String,
+    },
+    /// A keeper was forked. Descriptor: its pidfd.
+    Born {
+        /// Which request.
+        request: u64,
+    },
+    /// No keeper was forked.
+    Failed {
+        /// Which request.
+        request: u64,
+        /// What the kernel refused.
+        message: String,
+        /// Its errno, if it was the kernel.
+        errno: Option<i32>,
+    },
+}
+
+/// Daemon to keeper.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ToKeeper {
+    /// The request's number, repeated in the answer.
+    pub request: u64,
+    /// What is asked.
+    pub ask: Ask,
+}
+
+/// A request to a keeper.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Ask {
+    /// First on every connection. Answer: [`Answer::Greeting`].
+    Hello,
+    /// The pod is recorded: live on without the lifeline.
+    Commit,
+    /// Fork a guest. Descriptors: spec memfd, compiled code, two seccomp filters, and the log file if `log`.
+    Start {
+        /// Which container.
+        container: ContainerId,
+        /// Whether standard input is to be a pipe.
+        stdin: bool,
+        /// Whether a log file came along.
+        log: bool,
+    },
+    /// Write to another log file from now on. Descriptor: the file.
+    ReopenLog {
+        /// Which container.
+        container: ContainerId,
+    },
+    /// Drop an exited container from memory and its exit record from disk.
+    Forget {
+        /// Which container.
+        container: ContainerId,
+    },
+    /// End once no container runs.
+    Leave,
+}
+
+/// Keeper to daemon.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum FromKeeper {
+    /// The answer to a request.
+    Answer {
+        /// Which request.
+        request: u64,
+        /// What came of it.
+        answer: Answer,
+    },
+    /// A container ended; its exit record is on disk.
+    Exited {
+        /// Which container.
+        container: ContainerId,
+        /// How.
+        exit: Exit,
+    },
+}
+
+/// A keeper's answer.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Answer {
+    /// Done.
+    Done,
+    /// Who this keeper is. Descriptors: a pidfd for each container that has not ended, in order.
+    Greeting {
+        /// Newest protocol the keeper speaks.
+        protocol: u16,
+        /// The engine it was forked with.
+        engine_hash: String,
+        /// Its pod.
+        pod: PodId,
+        /// Its containers.
+        containers: Vec<Kept>,
+    },
+    /// The guest runs. Descriptor: its pidfd.
+    Started {
+        /// Nanoseconds since 1970 UTC.
+        started_at: i64,
+    },
+    /// It was not done.
+    Failed {
+        /// Whether the guest itself failed to start (and left an exit record) rather than the request being wrong.
+        start_failed: bool,
+        /// Step and reason.
+        message: String,
+    },
+}
+
+/// One container of a greeting.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Kept {
+    /// Its id.
+    pub id: ContainerId,
+    /// Nanoseconds since 1970 UTC.
+    pub started_at: i64,
+    /// How it ended, if it has.
+    pub exit: Option<Exit>,
+}
+
+/// Guest to keeper, one JSON text a line on the report pipe.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Report {
+    /// The jail stands, the program is loaded and is about to run.
+    Ready,
+    /// The jail could not be built or the program not be loaded.
+    Failed(String),
+    /// The program trapped.
+    Trap(String),
+}

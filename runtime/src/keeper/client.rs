@@ -1,0 +1,342 @@
+//! The daemon's half of a keeper's control connection.
+//!
+//! One task a connection reads and writes; callers wait for their numbered answer with a deadline.
+//! Invariant: a hung keeper delays nobody but who asked it; when the connection ends every waiter learns it.
+//! Not here: what to do about a keeper that does not answer.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::io::Interest;
+use tokio::net::UnixStream;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::control::messages::{Answer, Ask, FromKeeper, ToKeeper};
+use crate::control::{Frame, Reader, Writer, sealed};
+use crate::error::{Context as _, Error, Kind, Result};
+use crate::id::ContainerId;
+use crate::process::Process;
+use crate::sandbox::Filters;
+use crate::spec::{ContainerSpec, Exit};
+
+/// How long a keeper may take for an answer that only needs itself.
+const PROMPT: Duration = Duration::from_secs(5);
+/// How long a guest's jail and load may take.
+const START: Duration = Duration::from_secs(30);
+
+/// A connection to one keeper; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Keeper {
+    asks: mpsc::UnboundedSender<(Frame, u64, oneshot::Sender<Reply>)>,
+    numbers: Arc<AtomicU64>,
+}
+
+type Reply = (Answer, Vec<OwnedFd>);
+type Waiting = Arc<Mutex<HashMap<u64, oneshot::Sender<Reply>>>>;
+
+/// What a keeper says first.
+#[derive(Debug)]
+pub struct Greeting {
+    /// Newest protocol it speaks.
+    pub protocol: u32,
+    /// The engine that its guests run on.
+    pub engine_hash: String,
+    /// Its containers, ended ones included until they are forgotten.
+    pub containers: Vec<Greeted>,
+}
+
+/// One container of a [`Greeting`].
+#[derive(Debug)]
+pub struct Greeted {
+    /// Its id.
+    pub id: ContainerId,
+    /// The process while it runs.
+    pub process: Option<Process>,
+    /// How it ended, if it has.
+    pub exit: Option<Exit>,
+    /// Nanoseconds since 1970 UTC.
+    pub started_at: i64,
+}
+
+/// What a guest is started with.
+pub struct StartOrder {
+    /// Which container.
+    pub container: ContainerId,
+    /// What it is; only the guest reads it.
+    pub spec: ContainerSpec,
+    /// Compiled code, read-only.
+    pub code: OwnedFd,
+    /// The log file, open for appending; `None` discards output.
+    pub log: Option<OwnedFd>,
+}
+
+/// A guest that runs.
+#[derive(Debug)]
+pub struct Started {
+    /// The guest process.
+    pub process: Process,
+    /// Nanoseconds since 1970 UTC.
+    pub started_at: i64,
+}
+
+/// What a keeper says unasked.
+#[derive(Debug)]
+pub enum KeeperEvent {
+    /// A container ended; its exit record is on disk.
+    Exited {
+        /// Which.
+        container: ContainerId,
+        /// How.
+        exit: Exit,
+    },
+    /// The connection ended; nothing follows.
+    Closed,
+}
+
+impl Keeper {
+    /// Connects to the keeper at `socket` and hears its greeting, both within `deadline`.
+    ///
+    /// Errors: [`Kind::Gone`] when nobody listens, [`Kind::Deadline`] when the keeper is silent.
+    pub async fn connect(
+        socket: &Path,
+        deadline: Duration,
+    ) -> Result<(Self, Greeting, mpsc::UnboundedReceiver<KeeperEvent>)> {
+        let what = || format!("connect to keeper {}", socket.display());
+        let stream = tokio::time::timeout(deadline, UnixStream::connect(socket))
+            .await
+            .map_err(|e| Error::with(Kind::Deadline, what(), e))?
+            .map_err(|e| Error::with(Kind::Gone, what(), e))?;
+        let (asks, asked) = mpsc::unbounded_channel();
+        let (events, heard) = mpsc::unbounded_channel();
+        tokio::spawn(converse(stream, asked, events));
+        let keeper = Self {
+            asks,
+            numbers: Arc::default(),
+        };
+        let (answer, fds) = keeper.ask(Ask::Hello, Vec::new(), deadline).await?;
+        Ok((keeper, greeting(answer, fds)?, heard))
+    }
+
+    /// Tells the keeper that its pod is recorded, so that it lives without its lifeline.
+    ///
+    /// Errors: the keeper is gone or silent.
+    pub async fn commit(&self) -> Result<()> {
+        self.done(Ask::Commit, Vec::new()).await
+    }
+
+    /// Forks a guest and waits until its jail stands and its program is loaded.
+    ///
+    /// Errors: [`Kind::StartFailed`] when the guest failed to start and left an exit record; [`Kind::Invalid`] when
+    /// the keeper refused; [`Kind::Gone`] or [`Kind::Deadline`] when the keeper did not answer.
+    pub async fn start(&self, order: StartOrder, filters: &Filters) -> Result<Started> {
+        let what = || format!("start container {}", order.container);
+        let spec =
+            serde_json::to_vec(&order.spec).map_err(|e| Error::with(Kind::Bug, what(), e))?;
+        let spec = sealed("spec", &spec).during(what)?;
+        let clone = |fd: &OwnedFd| fd.try_clone().during(what);
+        let mut fds = vec![
+            spec,
+            order.code,
+            clone(&filters.first)?,
+            clone(&filters.second)?,
+        ];
+        let log = order.log.is_some();
+        fds.extend(order.log);
+        let crate::spec::Workload::Wasm(wasm) = &order.spec.workload;
+        let ask = Ask::Start {
+            container: order.container.clone(),
+            stdin: wasm.stdin,
+            log,
+        };
+        match self.ask(ask, fds, START).await? {
+            (Answer::Started { started_at }, mut fds) => {
+                let pidfd = fds
+                    .pop()
+                    .ok_or_else(|| Error::new(Kind::Bug, "the keeper sent no pidfd"))?;
+                Ok(Started {
+                    process: Process::from_pidfd(pidfd)?,
+                    started_at,
+                })
+            }
+            (
+                Answer::Failed {
+                    start_failed,
+                    message,
+                },
+                _,
+            ) => Err(Error::new(
+                if start_failed {
+                    Kind::StartFailed
+                } else {
+                    Kind::Invalid
+                },
+                message,
+            )),
+            (other, _) => Err(unexpected(&other)),
+        }
+    }
+
+    /// Has the container's log written to `log` from now on. Errors: the keeper is gone, or the log is stalled.
+    pub async fn reopen_log(&self, container: &ContainerId, log: OwnedFd) -> Result<()> {
+        self.done(
+            Ask::ReopenLog {
+                container: container.clone(),
+            },
+            vec![log],
+        )
+        .await
+    }
+
+    /// Drops an exited container and its exit record. Errors: the keeper is gone or silent.
+    pub async fn forget(&self, container: &ContainerId) -> Result<()> {
+        self.done(
+            Ask::Forget {
+                container: container.clone(),
+            },
+            Vec::new(),
+        )
+        .await
+    }
+
+    /// Ends the keeper as soon as no container of it runs. Errors: the keeper is gone or silent.
+    pub async fn leave(&self) -> Result<()> {
+        self.done(Ask::Leave, Vec::new()).await
+    }
+
+    async fn done(&self, ask: Ask, fds: Vec<OwnedFd>) -> Result<()> {
+        match self.ask(ask, fds, PROMPT).await?.0 {
+            Answer::Done => Ok(()),
+            Answer::Failed { message, .. } => Err(Error::new(Kind::WrongPhase, message)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn ask(&self, ask: Ask, fds: Vec<OwnedFd>, deadline: Duration) -> Result<Reply> {
+        let gone = || Error::new(Kind::Gone, "the keeper's connection ended");
+        let request = self.numbers.fetch_add(1, Ordering::Relaxed);
+        let frame = Frame::pack(&ToKeeper { request, ask }, fds)
+            .during(|| "pack a request to a keeper".into())?;
+        let (reply, answer) = oneshot::channel();
+        self.asks
+            .send((frame, request, reply))
+            .map_err(|_| gone())?;
+        match tokio::time::timeout(deadline, answer).await {
+            Ok(Ok(reply)) => Ok(reply),
+            Ok(Err(_)) => Err(gone()),
+            Err(_) => Err(Error::new(
+                Kind::Deadline,
+                format!("the keeper did not answer within {} s", deadline.as_secs()),
+            )),
+        }
+    }
+}
+
+fn unexpected(answer: &Answer) -> Error {
+    Error::new(Kind::Bug, format!("the keeper answered {answer:?}"))
+}
+
+fn greeting(answer: Answer, fds: Vec<OwnedFd>) -> Result<Greeting> {
+    let Answer::Greeting {
+        protocol,
+        engine_hash,
+        containers,
+        ..
+    } = answer
+    else {
+        return Err(unexpected(&answer));
+    };
+    let mut fds = fds.into_iter();
+    let mut greeted = Vec::with_capacity(containers.len());
+    for kept in containers {
+        let process = match (
+            &kept.exit,
+            kept.exit.is_none().then(|| fds.next()).flatten(),
+        ) {
+            (None, Some(pidfd)) => Some(Process::from_pidfd(pidfd)?),
+            _ => None,
+        };
+        greeted.push(Greeted {
+            id: kept.id,
+            process,
+            exit: kept.exit,
+            started_at: kept.started_at,
+        });
+    }
+    Ok(Greeting {
+        protocol: u32::from(protocol),
+        engine_hash,
+        containers: greeted,
+    })
+}
+
+/// Owns the connection: sends what is asked, sorts what comes back, until either side ends.
+async fn converse(
+    stream: UnixStream,
+    mut asked: mpsc::UnboundedReceiver<(Frame, u64, oneshot::Sender<Reply>)>,
+    events: mpsc::UnboundedSender<KeeperEvent>,
+) {
+    let waiting = Waiting::default();
+    let (mut reader, mut writer) = (Reader::default(), Writer::default());
+    loop {
+        let step = tokio::select! {
+            ask = asked.recv() => match ask {
+                Some((frame, request, reply)) => {
+                    lock(&waiting).insert(request, reply);
+                    writer.push(frame);
+                    Ok(())
+                }
+                None => Err(io::ErrorKind::NotConnected.into()),
+            },
+            ready = stream.writable(), if !writer.is_empty() => {
+                ready.and_then(|()| retry(stream.try_io(Interest::WRITABLE, || writer.flush(stream.as_fd()))).map(drop))
+            }
+            ready = stream.readable() => match ready.and_then(|()| retry(stream.try_io(Interest::READABLE, || reader.read(stream.as_fd())))) {
+                Ok(Some(Some(frame))) => sort(frame, &waiting, &events),
+                Ok(Some(None)) => Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(None) => Ok(()),
+                Err(e) => Err(e),
+            },
+        };
+        if step.is_err() {
+            break;
+        }
+    }
+    // Dropping the map tells every waiter that no answer will come.
+    lock(&waiting).clear();
+    let _ = events.send(KeeperEvent::Closed);
+}
+
+/// `None` for "not ready after all".
+fn retry<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(None),
+        other => other.map(Some),
+    }
+}
+
+fn lock(waiting: &Waiting) -> std::sync::MutexGuard<'_, HashMap<u64, oneshot::Sender<Reply>>> {
+    waiting.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn sort(
+    frame: Frame,
+    waiting: &Waiting,
+    events: &mpsc::UnboundedSender<KeeperEvent>,
+) -> io::Result<()> {
+    match frame.message()? {
+        FromKeeper::Answer { request, answer } => {
+            if let Some(reply) = lock(waiting).remove(&request) {
+                let _ = reply.send((answer, frame.fds));
+            }
+        }
+        FromKeeper::Exited { container, exit } => {
+            let _ = events.send(KeeperEvent::Exited { container, exit });
+        }
+    }
+    Ok(())
+}

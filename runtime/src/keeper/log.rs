@@ -1,0 +1,346 @@
+//! One container's CRI log: takes its output pipes, cuts lines, stamps them, writes them to the log file.
+//!
+//! One thread a container, made by the keeper, because a write to a stalled disk or FUSE file blocks whoever makes
+//! it: it must block that log alone. The keeper forks guests while such threads exist, so they follow one rule:
+//! between the moment [`LogThread::start`] returned and the moment [`LogThread::join`] is called, a log thread makes
+//! system calls only. It never allocates, locks or panics, so a fork finds every lock of the process free.
+//! Invariants: a line reaches the file in one write(2), as `RFC3339Nano stream P|F text`; text longer than 16 KiB is
+//! cut into `P` pieces; a rotation loses nothing and repeats nothing; a full disk drops lines, never the container.
+//! Not here: when a container ends, attach clients.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
+
+mod line;
+
+use line::{Lines, Stamp};
+
+/// Text bytes of one log line, as containerd and CRI-O have it.
+pub const MAX_TEXT: usize = 16 * 1024;
+/// Stack of a log thread; its buffers are not on it.
+const STACK_BYTES: usize = 64 * 1024;
+
+/// What keeper and log thread share.
+struct Shared {
+    /// Next log file, or -1.
+    next: AtomicI32,
+    /// Wakes the thread.
+    wake: OwnedFd,
+    /// Wakes the keeper: a new file was taken, or both pipes have ended.
+    done: OwnedFd,
+    /// Both pipes have ended and all is written.
+    finished: AtomicBool,
+    /// No more output is waited for.
+    closing: AtomicBool,
+    /// The thread has come up.
+    started: AtomicBool,
+    /// Lines that a full or broken disk cost.
+    dropped: AtomicU64,
+}
+
+/// The thread that writes one container's log.
+pub struct LogThread {
+    thread: libc::pthread_t,
+    shared: Box<Shared>,
+}
+
+struct Work {
+    shared: *const Shared,
+    out: Lines,
+    err: Lines,
+    out_fd: RawFd,
+    err_fd: RawFd,
+    file: RawFd,
+}
+
+fn event() -> io::Result<OwnedFd> {
+    use rustix::event::{EventfdFlags, eventfd};
+    Ok(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)
+}
+
+fn signal(fd: RawFd) {
+    let one = 1_u64;
+    // SAFETY: write(2) of 8 bytes from a live integer to an eventfd; it neither allocates nor locks.
+    unsafe { libc::write(fd, (&raw const one).cast(), 8) };
+}
+
+impl LogThread {
+    /// Starts the thread on the read ends of a guest's output pipes. `file` of `None` discards the output.
+    ///
+    /// Returns once the thread is past everything that allocates. Errors: no memory, descriptors or threads left.
+    pub fn start(out: OwnedFd, err: OwnedFd, file: Option<File>) -> io::Result<Self> {
+        let shared = Box::new(Shared {
+            next: AtomicI32::new(-1),
+            wake: event()?,
+            done: event()?,
+            finished: AtomicBool::new(false),
+            closing: AtomicBool::new(false),
+            started: AtomicBool::new(false),
+            dropped: AtomicU64::new(0),
+        });
+        let work = Box::new(Work {
+            shared: &raw const *shared,
+            out: Lines::new(b"stdout")?,
+            err: Lines::new(b"stderr")?,
+            out_fd: out.into_raw_fd(),
+            err_fd: err.into_raw_fd(),
+            file: file.map_or(-1, IntoRawFd::into_raw_fd),
+        });
+        let thread = spawn(work)?;
+        while !shared.started.load(Ordering::Acquire) {
+            std::thread::yield_now();
+        }
+        Ok(Self { thread, shared })
+    }
+
+    /// Becomes readable when a reopen was taken or the output has ended.
+    pub fn done_fd(&self) -> RawFd {
+        self.shared.done.as_raw_fd()
+    }
+
+    /// Clears [`Self::done_fd`].
+    pub fn acknowledge(&self) {
+        let _ = rustix::io::read(&self.shared.done, &mut [0; 8]);
+    }
+
+    /// Whether both pipes have ended and every byte was written or dropped.
+    pub fn is_finished(&self) -> bool {
+        self.shared.finished.load(Ordering::Acquire)
+    }
+
+    /// Whether no reopen is under way.
+    pub fn has_reopened(&self) -> bool {
+        self.shared.next.load(Ordering::Acquire) == -1
+    }
+
+    /// Lines lost to a full or broken disk.
+    pub fn dropped(&self) -> u64 {
+        self.shared.dropped.load(Ordering::Relaxed)
+    }
+
+    /// Hands over another log file; [`Self::has_reopened`] tells when it is in use.
+    pub fn reopen(&self, file: OwnedFd) {
+        let old = self.shared.next.swap(file.into_raw_fd(), Ordering::AcqRel);
+        if old >= 0 {
+            drop(crate::sys::fork::adopt(old));
+        }
+        signal(self.shared.wake.as_raw_fd());
+    }
+
+    /// Asks the thread to take what the pipes hold now and end, even if somebody still holds a write end.
+    pub fn close(&self) {
+        self.shared.closing.store(true, Ordering::Release);
+        signal(self.shared.wake.as_raw_fd());
+    }
+
+    /// Takes the thread back. Only after [`Self::is_finished`]: then it ends at once.
+    pub fn join(self) {
+        // SAFETY: the thread was made by pthread_create, is joined once, and has finished its work.
+        unsafe { libc::pthread_join(self.thread, std::ptr::null_mut()) };
+    }
+}
+
+fn spawn(work: Box<Work>) -> io::Result<libc::pthread_t> {
+    let work = Box::into_raw(work);
+    // SAFETY: attr is initialised before use and destroyed after; `entry` has the required signature; `work` is a
+    // leaked Box that the thread alone uses. All signals are blocked meanwhile, so the thread never runs a handler.
+    unsafe {
+        let mut attr: libc::pthread_attr_t = std::mem::zeroed();
+        libc::pthread_attr_init(&raw mut attr);
+        libc::pthread_attr_setstacksize(&raw mut attr, STACK_BYTES);
+        let mut all: libc::sigset_t = std::mem::zeroed();
+        let mut before: libc::sigset_t = std::mem::zeroed();
+        libc::sigfillset(&raw mut all);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before);
+        let mut thread: libc::pthread_t = 0;
+        let result = libc::pthread_create(&raw mut thread, &raw const attr, entry, work.cast());
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut());
+        libc::pthread_attr_destroy(&raw mut attr);
+        if result != 0 {
+            drop(Box::from_raw(work));
+            return Err(io::Error::from_raw_os_error(result));
+        }
+        Ok(thread)
+    }
+}
+
+/// The thread: system calls and arithmetic on memory made before it.
+extern "C" fn entry(work: *mut libc::c_void) -> *mut libc::c_void {
+    let work: *mut Work = work.cast();
+    // SAFETY: `spawn` leaked a Work for this thread alone; `shared` outlives the thread, which is joined before the
+    // keeper drops it.
+    let (work, shared) = unsafe { (&mut *work, &*(*work).shared) };
+    shared.started.store(true, Ordering::Release);
+    while work.out_fd >= 0 || work.err_fd >= 0 {
+        take_next(work, shared);
+        if !wait(work, shared) {
+            break;
+        }
+    }
+    take_next(work, shared);
+    close_fd(&mut work.file);
+    shared.finished.store(true, Ordering::Release);
+    signal(shared.done.as_raw_fd());
+    std::ptr::null_mut()
+}
+
+fn close_fd(fd: &mut RawFd) {
+    if *fd >= 0 {
+        // SAFETY: this thread owns the descriptor and forgets its number at once.
+        unsafe { libc::close(*fd) };
+        *fd = -1;
+    }
+}
+
+/// Switches to a file that was handed over. Lines already cut were written to the old one, whole.
+fn take_next(work: &mut Work, shared: &Shared) {
+    let next = shared.next.load(Ordering::Acquire);
+    if next >= 0 {
+        close_fd(&mut work.file);
+        work.file = next;
+        shared.next.store(-1, Ordering::Release);
+        signal(shared.done.as_raw_fd());
+    }
+}
+
+/// Waits for output or a wake-up and handles it; `false` when all has ended.
+fn wait(work: &mut Work, shared: &Shared) -> bool {
+    let wanted = |fd| libc::pollfd {
+        fd,
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    let mut fds = [
+        wanted(work.out_fd),
+        wanted(work.err_fd),
+        wanted(shared.wake.as_raw_fd()),
+    ];
+    let closing = shared.closing.load(Ordering::Acquire);
+    // SAFETY: three initialised pollfds; poll(2) neither allocates nor locks.
+    let ready = unsafe { libc::poll(fds.as_mut_ptr(), 3, if closing { 0 } else { -1 }) };
+    if ready <= 0 {
+        // Nothing more is there, and nothing more is wanted.
+        return !closing;
+    }
+    if fds[2].revents != 0 {
+        let mut count = 0_u64;
+        // SAFETY: read(2) of 8 bytes into a live integer.
+        unsafe { libc::read(shared.wake.as_raw_fd(), (&raw mut count).cast(), 8) };
+        take_next(work, shared);
+    }
+    if fds[0].revents != 0 {
+        drain(&mut work.out_fd, &mut work.out, work.file, shared);
+    }
+    if fds[1].revents != 0 {
+        drain(&mut work.err_fd, &mut work.err, work.file, shared);
+    }
+    true
+}
+
+/// Reads once and writes every line that is whole; at the end of the pipe, the rest.
+fn drain(fd: &mut RawFd, lines: &mut Lines, file: RawFd, shared: &Shared) {
+    let space = lines.space();
+    // SAFETY: `space` is writable memory of this thread.
+    let got = unsafe { libc::read(*fd, space.as_mut_ptr().cast(), space.len()) };
+    let now = Stamp::now();
+    let write = |bytes: &[u8]| write_line(file, bytes, shared);
+    if got > 0 {
+        lines.filled(got.unsigned_abs(), now, write);
+        return;
+    }
+    let interrupted = got < 0 && io::Error::last_os_error().kind() == io::ErrorKind::Interrupted;
+    if !interrupted {
+        lines.finish(now, write);
+        close_fd(fd);
+    }
+}
+
+fn write_line(file: RawFd, mut bytes: &[u8], shared: &Shared) {
+    while file >= 0 && !bytes.is_empty() {
+        // SAFETY: `bytes` is readable memory of this thread.
+        let put = unsafe { libc::write(file, bytes.as_ptr().cast(), bytes.len()) };
+        if put > 0 {
+            bytes = &bytes[put.unsigned_abs()..];
+        } else if io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
+            shared.dropped.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use std::io::{Read as _, Seek as _, Write as _};
+
+    use super::*;
+
+    fn wait_for(mut seen: impl FnMut() -> bool) {
+        for _ in 0..2000 {
+            if seen() {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        panic!("it never came");
+    }
+
+    fn content(file: &mut File) -> String {
+        let mut text = String::new();
+        file.rewind().unwrap();
+        file.read_to_string(&mut text).unwrap();
+        text
+    }
+
+    fn memfile() -> File {
+        rustix::fs::memfd_create("log", rustix::fs::MemfdFlags::CLOEXEC)
+            .unwrap()
+            .into()
+    }
+
+    #[test]
+    fn both_streams_are_stamped_and_a_reopen_loses_nothing() {
+        let (out, out_in) = rustix::pipe::pipe().unwrap();
+        let (err, err_in) = rustix::pipe::pipe().unwrap();
+        let (mut first, mut second) = (memfile(), memfile());
+        let log = LogThread::start(out, err, Some(first.try_clone().unwrap())).unwrap();
+        let mut out_in = File::from(out_in);
+        out_in.write_all(b"one\nhalf").unwrap();
+        wait_for(|| content(&mut first).ends_with(" stdout F one\n"));
+        log.reopen(second.try_clone().unwrap().into());
+        wait_for(|| log.has_reopened());
+        out_in.write_all(b" done\nlast").unwrap();
+        File::from(err_in).write_all(b"oops\n").unwrap();
+        drop(out_in);
+        wait_for(|| log.is_finished());
+        assert_eq!(log.dropped(), 0);
+        log.join();
+        assert_eq!(content(&mut first).lines().count(), 1);
+        let text = content(&mut second);
+        for end in [
+            " stdout F half done\n",
+            " stderr F oops\n",
+            " stdout F last\n",
+        ] {
+            assert!(text.contains(end), "{text:?} lacks {end:?}");
+        }
+    }
+
+    #[test]
+    fn a_full_disk_drops_lines_and_close_ends_the_thread_under_a_held_pipe() {
+        let (out, out_in) = rustix::pipe::pipe().unwrap();
+        let (err, _err_in) = rustix::pipe::pipe().unwrap();
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let log = LogThread::start(out, err, Some(full)).unwrap();
+        File::from(out_in.try_clone().unwrap())
+            .write_all(b"a\nb\n")
+            .unwrap();
+        wait_for(|| log.dropped() == 2);
+        assert!(!log.is_finished());
+        log.close();
+        wait_for(|| log.is_finished());
+        log.join();
+    }
+}

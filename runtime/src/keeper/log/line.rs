@@ -1,0 +1,227 @@
+//! Cutting a stream into CRI log lines, in memory made beforehand.
+//!
+//! Called by the log thread only, which must not allocate: one buffer holds room for the line's head in front of the
+//! text, so that a line is written from where it was read.
+//! Invariant: text is at most 16 KiB a line; a cut line is `P`, its last piece `F`.
+
+use std::io;
+
+use super::MAX_TEXT;
+
+/// `2026-11-21T02:03:04.123456789Z stdout F `
+const HEAD: usize = 30 + 1 + 6 + 1 + 1 + 1;
+
+/// When a line was read: RFC 3339 in UTC with nine digits.
+#[derive(Clone, Copy)]
+pub(super) struct Stamp([u8; 30]);
+
+impl Stamp {
+    /// The present.
+    pub(super) fn now() -> Self {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+        Self::at(now.tv_sec.unsigned_abs(), now.tv_nsec.unsigned_abs())
+    }
+
+    /// `seconds` since 1970 and `nanos` within them.
+    pub(super) fn at(seconds: u64, nanos: u64) -> Self {
+        let (days, rest) = (seconds / 86_400, seconds % 86_400);
+        let (year, month, day) = civil(days);
+        let mut text = *b"0000-00-00T00:00:00.000000000Z";
+        for (start, width, value) in [
+            (0, 4, year),
+            (5, 2, month),
+            (8, 2, day),
+            (11, 2, rest / 3600),
+            (14, 2, rest / 60 % 60),
+            (17, 2, rest % 60),
+            (20, 9, nanos),
+        ] {
+            let mut left = value;
+            for digit in text[start..start + width].iter_mut().rev() {
+                *digit = b'0' + (left % 10) as u8;
+                left /= 10;
+            }
+        }
+        Self(text)
+    }
+}
+
+/// Year, month and day of a day counted from 1970-01-01, in the Gregorian calendar.
+fn civil(days: u64) -> (u64, u64, u64) {
+    // Counted from 0000-03-01, so that the leap day is a year's last; eras of 400 years repeat.
+    let z = days + 719_468;
+    let (era, doe) = (z / 146_097, z % 146_097);
+    let yoe = (doe - doe / 1460 + doe / 36_524 - doe / 146_096) / 365;
+    let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
+    let mp = (5 * doy + 2) / 153;
+    let day = doy - (153 * mp + 2) / 5 + 1;
+    let month = if mp < 10 { mp + 3 } else { mp - 9 };
+    (era * 400 + yoe + u64::from(month <= 2), month, day)
+}
+
+/// One stream's buffer.
+pub(super) struct Lines {
+    stream: &'static [u8; 6],
+    buffer: Box<[u8]>,
+    /// Bytes of text held, from `HEAD` on.
+    held: usize,
+}
+
+impl Lines {
+    /// A buffer for `stream`. Errors: no memory.
+    pub(super) fn new(stream: &'static [u8; 6]) -> io::Result<Self> {
+        // Zeroed pages that the kernel makes only when touched: a quiet container costs none.
+        let buffer = vec![0; HEAD + MAX_TEXT + 1].into_boxed_slice();
+        Ok(Self {
+            stream,
+            buffer,
+            held: 0,
+        })
+    }
+
+    /// Where the next read goes; never empty.
+    pub(super) fn space(&mut self) -> &mut [u8] {
+        &mut self.buffer[HEAD + self.held..HEAD + MAX_TEXT]
+    }
+
+    /// `count` bytes were read into [`Self::space`]: hands every whole line to `write`, and a full buffer as a piece.
+    pub(super) fn filled(&mut self, count: usize, stamp: Stamp, write: impl Fn(&[u8])) {
+        let mut from = self.held;
+        self.held += count;
+        let mut start = 0;
+        while let Some(at) = self.buffer[HEAD + from..HEAD + self.held]
+            .iter()
+            .position(|b| *b == b'\n')
+        {
+            let end = from + at;
+            self.emit(start, end, b'F', stamp, &write);
+            start = end + 1;
+            from = start;
+        }
+        if start > 0 {
+            self.buffer
+                .copy_within(HEAD + start..HEAD + self.held, HEAD);
+            self.held -= start;
+        }
+        if self.held == MAX_TEXT {
+            self.emit(0, MAX_TEXT, b'P', stamp, &write);
+            self.held = 0;
+        }
+    }
+
+    /// The stream has ended: what is left is a line of its own.
+    pub(super) fn finish(&mut self, stamp: Stamp, write: impl Fn(&[u8])) {
+        if self.held > 0 {
+            self.emit(0, self.held, b'F', stamp, &write);
+            self.held = 0;
+        }
+    }
+
+    /// Writes text `start..end` with its head put in front of it, over text that was written already.
+    fn emit(&mut self, start: usize, end: usize, tag: u8, stamp: Stamp, write: &impl Fn(&[u8])) {
+        // The head fits before `start`: HEAD bytes of room come before the text.
+        let head = &mut self.buffer[start..start + HEAD];
+        head[..30].copy_from_slice(&stamp.0);
+        head[30] = b' ';
+        head[31..37].copy_from_slice(self.stream);
+        head[37..40].copy_from_slice(&[b' ', tag, b' ']);
+        let close = HEAD + end;
+        let after = self.buffer[close];
+        self.buffer[close] = b'\n';
+        write(&self.buffer[start..=close]);
+        self.buffer[close] = after;
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::*;
+
+    fn feed(pieces: &[&[u8]]) -> Vec<String> {
+        let seen = RefCell::new(Vec::new());
+        let mut lines = Lines::new(b"stdout").unwrap();
+        let write = |bytes: &[u8]| {
+            seen.borrow_mut()
+                .push(String::from_utf8_lossy(bytes).into_owned())
+        };
+        for piece in pieces {
+            let mut left = *piece;
+            while !left.is_empty() {
+                let space = lines.space();
+                let count = left.len().min(space.len());
+                space[..count].copy_from_slice(&left[..count]);
+                left = &left[count..];
+                lines.filled(count, Stamp::at(0, 5), write);
+            }
+        }
+        lines.finish(Stamp::at(0, 6), write);
+        seen.into_inner()
+    }
+
+    #[test]
+    fn stamps_are_rfc3339_in_utc() {
+        let text = |s, n| String::from_utf8(Stamp::at(s, n).0.to_vec()).unwrap();
+        assert_eq!(text(0, 0), "1970-01-01T00:00:00.000000000Z");
+        assert_eq!(
+            text(951_782_399, 999_999_999),
+            "2000-02-28T23:59:59.999999999Z"
+        );
+        assert_eq!(text(951_782_400, 1), "2000-02-29T00:00:00.000000001Z");
+        assert_eq!(text(1_795_226_584, 7), "2026-11-21T02:03:04.000000007Z");
+    }
+
+    #[test]
+    fn lines_are_cut_at_newlines_and_at_16_kib() {
+        let stamp = "1970-01-01T00:00:00.000000005Z stdout";
+        assert_eq!(
+            feed(&[b"a\nb", b"c\n\n"]),
+            [
+                format!("{stamp} F a\n"),
+                format!("{stamp} F bc\n"),
+                format!("{stamp} F \n")
+            ]
+        );
+        assert_eq!(
+            feed(&[b"rest"]),
+            ["1970-01-01T00:00:00.000000006Z stdout F rest\n"]
+        );
+        let long = vec![b'x'; MAX_TEXT + 3];
+        let seen = feed(&[&long, b"\n"]);
+        assert_eq!(seen.len(), 2);
+        assert!(
+            seen[0].starts_with(&format!("{stamp} P xxx")) && seen[0].len() == HEAD + MAX_TEXT + 1
+        );
+        assert_eq!(seen[1], format!("{stamp} F xxx\n"));
+    }
+
+    #[test]
+    fn every_byte_comes_out_in_order_whatever_the_pieces() {
+        let mut state = 7_u32;
+        let text: Vec<u8> = (0..200_000)
+            .map(|_| {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                if state >> 24 < 3 {
+                    b'\n'
+                } else {
+                    b'a' + (state >> 28) as u8
+                }
+            })
+            .collect();
+        let pieces: Vec<&[u8]> = text.chunks(1 + (state as usize % 5000)).collect();
+        let joined: String = feed(&pieces)
+            .iter()
+            .map(|l| {
+                if l.as_bytes()[38] == b'F' {
+                    &l[HEAD..]
+                } else {
+                    l[HEAD..].trim_end_matches('\n')
+                }
+            })
+            .collect();
+        let want = String::from_utf8(text).unwrap();
+        assert_eq!(joined.trim_end(), want.trim_end());
+    }
+}

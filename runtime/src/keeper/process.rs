@@ -1,0 +1,302 @@
+//! The keeper process: one event loop over the daemon's connection, guests, their reports and their logs.
+//!
+//! Entered in a fresh fork of the spawner. Wakes only when a descriptor is ready or a deadline of a starting or
+//! ending guest is near; an idle pod costs no wake-up at all.
+//! Invariant: nothing here blocks: sockets are non-blocking, log files belong to log threads, the exit record goes
+//! to the state directory only.
+//! Not here: how a guest is jailed.
+
+use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use rustix::event::epoll::{self, EventData, EventFlags};
+
+use super::table::{Table, Watch};
+use crate::control::messages::{Answer, Ask, Birth, FromKeeper, ToKeeper};
+use crate::control::{Frame, PROTOCOL, Reader, Writer};
+use crate::error::{Context as _, Result};
+use crate::id::ContainerId;
+use crate::sandbox::PodNamespaces;
+use crate::wasm::Warm;
+
+/// What a keeper has from birth.
+pub struct Born<'a> {
+    /// Facts about the pod.
+    pub birth: Birth,
+    /// Where the daemon connects.
+    pub listener: OwnedFd,
+    /// Ends the keeper when the daemon drops it before the pod is recorded.
+    pub lifeline: OwnedFd,
+    /// Namespaces of the pod.
+    pub pod: PodNamespaces,
+    /// Engine and linkers, shared with the spawner.
+    pub warm: &'a Warm,
+    /// The engine's hash.
+    pub engine_hash: &'a str,
+}
+
+const LISTENER: u64 = 1;
+const CONNECTION: u64 = 2;
+const LIFELINE: u64 = 3;
+/// Watched things of containers count from here.
+const FIRST_WATCH: u64 = 16;
+
+/// Runs the keeper until it is told to leave and no container runs.
+///
+/// Errors: the node is out of descriptors, or the daemon died before the pod was recorded.
+pub fn main(born: Born<'_>) -> Result<()> {
+    let epoll =
+        epoll::create(epoll::CreateFlags::CLOEXEC).during(|| "make the keeper's epoll".into())?;
+    let mut keeper = Loop {
+        table: Table::new(born.birth.exits.clone()),
+        born,
+        epoll,
+        connection: None,
+        committed: false,
+        leaving: false,
+    };
+    keeper.watch(LISTENER, keeper.born.listener.as_fd(), EventFlags::IN)?;
+    keeper.watch(LIFELINE, keeper.born.lifeline.as_fd(), EventFlags::IN)?;
+    loop {
+        if keeper.leaving && keeper.table.is_quiet() {
+            keeper.flush();
+            return Ok(());
+        }
+        if keeper.turn()? == Turn::Abandoned {
+            return Ok(());
+        }
+    }
+}
+
+#[derive(PartialEq, Eq)]
+enum Turn {
+    Done,
+    /// The daemon is gone before the pod was recorded.
+    Abandoned,
+}
+
+struct Loop<'a> {
+    born: Born<'a>,
+    table: Table,
+    epoll: OwnedFd,
+    connection: Option<Connection>,
+    committed: bool,
+    leaving: bool,
+}
+
+struct Connection {
+    socket: OwnedFd,
+    reader: Reader,
+    writer: Writer,
+}
+
+impl Loop<'_> {
+    fn watch(&self, token: u64, fd: BorrowedFd<'_>, flags: EventFlags) -> Result<()> {
+        epoll::add(&self.epoll, fd, EventData::new_u64(token), flags)
+            .during(|| "watch a descriptor".into())
+    }
+
+    fn turn(&mut self) -> Result<Turn> {
+        let timeout = self.table.next_deadline().map(|at| {
+            let left = at.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
+            rustix::event::Timespec {
+                tv_sec: left.as_secs().cast_signed(),
+                tv_nsec: left.subsec_nanos().into(),
+            }
+        });
+        let mut events = Vec::with_capacity(16);
+        match epoll::wait(
+            &self.epoll,
+            rustix::buffer::spare_capacity(&mut events),
+            timeout.as_ref(),
+        ) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(e) => return Err(e).during(|| "wait for events".into()),
+        }
+        for event in events {
+            match event.data.u64() {
+                LISTENER => self.accept(),
+                LIFELINE if !self.committed => return Ok(Turn::Abandoned),
+                LIFELINE => {
+                    let _ = epoll::delete(&self.epoll, &self.born.lifeline);
+                }
+                CONNECTION => self.hear(),
+                token => self.table.ready(token - FIRST_WATCH, &self.epoll),
+            }
+        }
+        self.table.expire(Instant::now());
+        self.report();
+        self.flush();
+        Ok(Turn::Done)
+    }
+
+    /// Takes the newest daemon; an older connection is dropped.
+    fn accept(&mut self) {
+        let flags = rustix::net::SocketFlags::CLOEXEC | rustix::net::SocketFlags::NONBLOCK;
+        let Ok(socket) = rustix::net::accept_with(&self.born.listener, flags) else {
+            return;
+        };
+        let is_root =
+            rustix::net::sockopt::socket_peercred(&socket).is_ok_and(|peer| peer.uid.is_root());
+        if !is_root {
+            return;
+        }
+        self.hang_up();
+        if self
+            .watch(CONNECTION, socket.as_fd(), EventFlags::IN)
+            .is_ok()
+        {
+            self.connection = Some(Connection {
+                socket,
+                reader: Reader::default(),
+                writer: Writer::default(),
+            });
+        }
+    }
+
+    fn hang_up(&mut self) {
+        if let Some(old) = self.connection.take() {
+            let _ = epoll::delete(&self.epoll, &old.socket);
+        }
+        self.table.forget_asker();
+    }
+
+    fn hear(&mut self) {
+        loop {
+            let Some(connection) = &mut self.connection else {
+                return;
+            };
+            match connection.reader.read(connection.socket.as_fd()) {
+                Ok(Some(frame)) => match frame.message::<ToKeeper>() {
+                    Ok(asked) => self.answer(asked, frame.fds),
+                    Err(_) => return self.hang_up(),
+                },
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
+                Ok(None) | Err(_) => return self.hang_up(),
+            }
+        }
+    }
+
+    fn answer(&mut self, asked: ToKeeper, fds: Vec<OwnedFd>) {
+        let request = asked.request;
+        let done = |result: io::Result<()>| match result {
+            Ok(()) => Some(Answer::Done),
+            Err(e) => Some(Answer::Failed {
+                start_failed: false,
+                message: e.to_string(),
+            }),
+        };
+        let answer = match asked.ask {
+            Ask::Hello => return self.greet(request),
+            Ask::Commit => {
+                self.committed = true;
+                Some(Answer::Done)
+            }
+            Ask::Start {
+                container,
+                stdin,
+                log,
+            } => self.start(request, container, (stdin, log), fds),
+            Ask::ReopenLog { container } => match self.table.reopen(&container, request, fds) {
+                // Answered when the log thread has taken the file.
+                Ok(()) => None,
+                Err(e) => done(Err(e)),
+            },
+            Ask::Forget { container } => done(self.table.forget(&container)),
+            Ask::Leave => {
+                self.leaving = true;
+                Some(Answer::Done)
+            }
+        };
+        if let Some(answer) = answer {
+            self.say(&FromKeeper::Answer { request, answer }, Vec::new());
+        }
+    }
+
+    fn start(
+        &mut self,
+        request: u64,
+        container: ContainerId,
+        (stdin, log): (bool, bool),
+        fds: Vec<OwnedFd>,
+    ) -> Option<Answer> {
+        if self.leaving {
+            return Some(Answer::Failed {
+                start_failed: false,
+                message: "the pod is being stopped".into(),
+            });
+        }
+        let guest = super::guest::Parts { fds, log, stdin };
+        match super::guest::fork(&container, guest, &self.born.pod, self.born.warm) {
+            Ok(forked) => {
+                let epoll = &self.epoll;
+                let watch = |watch: Watch, fd: BorrowedFd<'_>| {
+                    epoll::add(
+                        epoll,
+                        fd,
+                        EventData::new_u64(FIRST_WATCH + watch.token()),
+                        EventFlags::IN,
+                    )
+                };
+                self.table.begin(container, request, forked, watch);
+                None
+            }
+            Err(e) => Some(Answer::Failed {
+                start_failed: false,
+                message: e.chain(),
+            }),
+        }
+    }
+
+    fn greet(&mut self, request: u64) {
+        let (containers, pidfds) = self.table.kept();
+        let greeting = Answer::Greeting {
+            protocol: PROTOCOL,
+            engine_hash: self.born.engine_hash.to_owned(),
+            pod: self.born.birth.pod.clone(),
+            containers,
+        };
+        self.say(
+            &FromKeeper::Answer {
+                request,
+                answer: greeting,
+            },
+            pidfds,
+        );
+    }
+
+    /// Says what the table has to say since the last turn.
+    fn report(&mut self) {
+        for (message, fds) in self.table.take_news() {
+            self.say(&message, fds);
+        }
+    }
+
+    fn say(&mut self, message: &FromKeeper, fds: Vec<OwnedFd>) {
+        let Some(connection) = &mut self.connection else {
+            return;
+        };
+        match Frame::pack(message, fds) {
+            Ok(frame) => connection.writer.push(frame),
+            Err(_) => self.hang_up(),
+        }
+    }
+
+    fn flush(&mut self) {
+        let Some(connection) = &mut self.connection else {
+            return;
+        };
+        let flags = match connection.writer.flush(connection.socket.as_fd()) {
+            Ok(()) => EventFlags::IN,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => EventFlags::IN | EventFlags::OUT,
+            Err(_) => return self.hang_up(),
+        };
+        let _ = epoll::modify(
+            &self.epoll,
+            &connection.socket,
+            EventData::new_u64(CONNECTION),
+            flags,
+        );
+    }
+}

@@ -1,0 +1,458 @@
+//! A keeper's containers: who starts, who runs, who ended how, and what the daemon is to be told.
+//!
+//! Driven by the event loop: descriptors become ready, deadlines pass, requests arrive; what comes of it is queued as
+//! news. A container goes Starting -> Running -> Draining -> Exited and stays until it is forgotten.
+//! Invariant: the exit record is on disk before anybody is told; a log that is stalled delays that by at most
+//! [`DRAIN`], and nothing else.
+//! Not here: sockets, forking.
+
+use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd, RawFd};
+use std::path::PathBuf;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use rustix::process::{WaitId, WaitIdOptions, waitid};
+
+use super::exits;
+use super::guest::ForkedGuest;
+use super::log::LogThread;
+use crate::control::messages::{Answer, FromKeeper, Kept, Report};
+use crate::failpoint;
+use crate::id::ContainerId;
+use crate::spec::{Cause, Exit};
+use crate::wasm::run::TRAP_CODE;
+
+/// How long an ended container's log may take to be written out before its exit is told without it.
+const DRAIN: Duration = Duration::from_millis(1000);
+/// How long a guest may take to report that it is ready.
+const START: Duration = Duration::from_secs(25);
+/// Exit code of a container that never ran.
+const START_FAILED_CODE: i32 = 128;
+/// Most bytes of reports taken from one guest.
+const MAX_REPORT: usize = 32 * 1024;
+
+/// One watched descriptor of one container.
+#[derive(Clone, Copy)]
+pub(super) struct Watch {
+    slot: usize,
+    what: What,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum What {
+    Process,
+    Report,
+    Log,
+}
+
+impl Watch {
+    /// A number that names it.
+    pub(super) fn token(self) -> u64 {
+        self.slot as u64 * 4 + self.what as u64
+    }
+}
+
+enum State {
+    Starting {
+        request: Option<u64>,
+        until: Instant,
+    },
+    Running,
+    Draining {
+        exit: Exit,
+        until: Instant,
+        request: Option<u64>,
+    },
+    Exited(Exit),
+}
+
+struct Entry {
+    id: ContainerId,
+    state: State,
+    pidfd: OwnedFd,
+    report: Option<OwnedFd>,
+    heard: Vec<u8>,
+    cause: Option<Report>,
+    log: Option<LogThread>,
+    reopening: Option<u64>,
+    started_at: i64,
+    /// Held so that the guest's standard input stays open; attach takes it over.
+    _stdin: Option<OwnedFd>,
+}
+
+/// All containers of one keeper.
+pub(super) struct Table {
+    exits: PathBuf,
+    slots: Vec<Option<Entry>>,
+    /// Log threads whose disk never answered; they end with the process.
+    stalled: Vec<LogThread>,
+    news: Vec<(FromKeeper, Vec<OwnedFd>)>,
+}
+
+/// Nanoseconds since 1970.
+fn now_ns() -> i64 {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+}
+
+impl Table {
+    pub(super) fn new(exits: PathBuf) -> Self {
+        Self {
+            exits,
+            slots: Vec::new(),
+            stalled: Vec::new(),
+            news: Vec::new(),
+        }
+    }
+
+    /// Whether no container runs.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.slots
+            .iter()
+            .flatten()
+            .all(|e| matches!(e.state, State::Exited(_)))
+    }
+
+    /// What was queued for the daemon.
+    pub(super) fn take_news(&mut self) -> Vec<(FromKeeper, Vec<OwnedFd>)> {
+        std::mem::take(&mut self.news)
+    }
+
+    /// The daemon that asked is gone: nobody waits for answers any more.
+    pub(super) fn forget_asker(&mut self) {
+        self.news.clear();
+        for entry in self.slots.iter_mut().flatten() {
+            entry.reopening = None;
+            if let State::Starting { request, .. } | State::Draining { request, .. } =
+                &mut entry.state
+            {
+                *request = None;
+            }
+        }
+    }
+
+    /// Takes charge of a forked guest; `watch` registers its descriptors.
+    pub(super) fn begin(
+        &mut self,
+        id: ContainerId,
+        request: u64,
+        forked: ForkedGuest,
+        watch: impl Fn(Watch, BorrowedFd<'_>) -> rustix::io::Result<()>,
+    ) {
+        let slot = self
+            .slots
+            .iter()
+            .position(Option::is_none)
+            .unwrap_or_else(|| {
+                self.slots.push(None);
+                self.slots.len() - 1
+            });
+        let at = |what| Watch { slot, what };
+        let mut watched = watch(at(What::Process), forked.pidfd.as_fd());
+        watched = watched.and(watch(at(What::Report), forked.report.as_fd()));
+        if let Some(log) = &forked.log {
+            watched = watched.and(watch(at(What::Log), borrow(log.done_fd())));
+        }
+        if watched.is_err() {
+            // It could not be followed, so it must not run; its end is seen by the deadline.
+            kill(forked.pidfd.as_fd());
+        }
+        self.slots[slot] = Some(Entry {
+            id,
+            state: State::Starting {
+                request: Some(request),
+                until: Instant::now() + START,
+            },
+            pidfd: forked.pidfd,
+            report: Some(forked.report),
+            heard: Vec::new(),
+            cause: None,
+            log: forked.log,
+            reopening: None,
+            started_at: now_ns(),
+            _stdin: forked.stdin,
+        });
+    }
+
+    /// A watched descriptor is ready.
+    pub(super) fn ready(&mut self, token: u64, epoll: &OwnedFd) {
+        let slot = (token / 4) as usize;
+        let Some(mut entry) = self.slots.get_mut(slot).and_then(Option::take) else {
+            return;
+        };
+        match token % 4 {
+            t if t == What::Process as u64 => self.ended(&mut entry, epoll),
+            t if t == What::Report as u64 => self.hear(&mut entry, epoll),
+            _ => self.log_moved(&mut entry),
+        }
+        self.settle(&mut entry, false);
+        self.slots[slot] = Some(entry);
+    }
+
+    /// Handles deadlines that have passed.
+    pub(super) fn expire(&mut self, now: Instant) {
+        for slot in 0..self.slots.len() {
+            let Some(mut entry) = self.slots[slot].take() else {
+                continue;
+            };
+            match &entry.state {
+                State::Starting { until, .. } if *until <= now => {
+                    entry.cause = Some(Report::Failed(format!(
+                        "the jail was not ready within {} s",
+                        START.as_secs()
+                    )));
+                    kill(entry.pidfd.as_fd());
+                    entry.state = State::Running;
+                }
+                State::Draining { until, .. } if *until <= now => self.settle(&mut entry, true),
+                _ => {}
+            }
+            self.slots[slot] = Some(entry);
+        }
+    }
+
+    /// When [`Self::expire`] is to be called next; `None` lets the keeper sleep for good.
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        let until = |e: &Entry| match e.state {
+            State::Starting { until, .. } | State::Draining { until, .. } => Some(until),
+            _ => None,
+        };
+        self.slots.iter().flatten().filter_map(until).min()
+    }
+
+    fn hear(&mut self, entry: &mut Entry, epoll: &OwnedFd) {
+        listen(entry, epoll);
+        while let Some(end) = entry.heard.iter().position(|b| *b == b'\n') {
+            let line: Vec<u8> = entry.heard.drain(..=end).collect();
+            match serde_json::from_slice(&line) {
+                Ok(Report::Ready) => self.started(entry),
+                Ok(report) => entry.cause = Some(report),
+                Err(_) => {}
+            }
+        }
+    }
+
+    fn started(&mut self, entry: &mut Entry) {
+        let State::Starting { request, .. } = entry.state else {
+            return;
+        };
+        entry.started_at = now_ns();
+        entry.state = State::Running;
+        let _ = failpoint::hit("keeper.started");
+        if let (Some(request), Ok(pidfd)) = (request, entry.pidfd.try_clone()) {
+            let answer = Answer::Started {
+                started_at: entry.started_at,
+            };
+            self.news
+                .push((FromKeeper::Answer { request, answer }, vec![pidfd]));
+        }
+    }
+
+    /// The guest has ended: reap it, hear its last report, let its log drain.
+    fn ended(&mut self, entry: &mut Entry, epoll: &OwnedFd) {
+        let Ok(Some(status)) = waitid(
+            WaitId::PidFd(entry.pidfd.as_fd()),
+            WaitIdOptions::EXITED | WaitIdOptions::NOHANG,
+        ) else {
+            return;
+        };
+        let _ = rustix::event::epoll::delete(epoll, &entry.pidfd);
+        self.hear(entry, epoll);
+        let code = status
+            .exit_status()
+            .or(status.terminating_signal().map(|s| 128 + s))
+            .unwrap_or(255);
+        let request = if let State::Starting { request, .. } = entry.state {
+            request
+        } else {
+            None
+        };
+        let never_ran = matches!(entry.state, State::Starting { .. });
+        let (code, cause) = match entry.cause.take() {
+            Some(Report::Failed(text)) => (START_FAILED_CODE, Cause::StartFailed(text)),
+            Some(Report::Trap(text)) => (TRAP_CODE, Cause::Trap(text)),
+            _ if never_ran => (
+                START_FAILED_CODE,
+                Cause::StartFailed(format!(
+                    "the guest process ended with code {code} before it was ready"
+                )),
+            ),
+            _ => (code, Cause::Ended),
+        };
+        let exit = Exit {
+            code,
+            signal: status.terminating_signal(),
+            finished_at: now_ns(),
+            cause,
+        };
+        entry.state = State::Draining {
+            exit,
+            until: Instant::now() + DRAIN,
+            request,
+        };
+        if let Some(log) = &entry.log {
+            log.close();
+        }
+    }
+
+    fn log_moved(&mut self, entry: &mut Entry) {
+        let Some(log) = &entry.log else { return };
+        log.acknowledge();
+        if log.has_reopened()
+            && let Some(request) = entry.reopening.take()
+        {
+            self.news.push((
+                FromKeeper::Answer {
+                    request,
+                    answer: Answer::Done,
+                },
+                Vec::new(),
+            ));
+        }
+    }
+
+    /// Ends a drained container: record first, then news. `late`: the log had its time.
+    fn settle(&mut self, entry: &mut Entry, late: bool) {
+        let State::Draining { exit, request, .. } = &entry.state else {
+            return;
+        };
+        if !late && entry.log.as_ref().is_some_and(|log| !log.is_finished()) {
+            return;
+        }
+        let (exit, request) = (exit.clone(), *request);
+        let _ = failpoint::hit("keeper.exit-record");
+        // A full disk costs the record, not the answer: the daemon is told and keeps its own.
+        let _ = exits::write(&self.exits, &entry.id, &exit);
+        if let Some(log) = entry.log.take() {
+            self.put_away(log);
+        }
+        if let (Some(request), Cause::StartFailed(message)) = (request, &exit.cause) {
+            let answer = Answer::Failed {
+                start_failed: true,
+                message: message.clone(),
+            };
+            self.news
+                .push((FromKeeper::Answer { request, answer }, Vec::new()));
+        }
+        self.news.push((
+            FromKeeper::Exited {
+                container: entry.id.clone(),
+                exit: exit.clone(),
+            },
+            Vec::new(),
+        ));
+        entry.state = State::Exited(exit);
+    }
+
+    fn put_away(&mut self, log: LogThread) {
+        if log.is_finished() {
+            log.join()
+        } else {
+            self.stalled.push(log)
+        }
+    }
+
+    fn find(&mut self, id: &ContainerId) -> io::Result<&mut Option<Entry>> {
+        let found = self
+            .slots
+            .iter_mut()
+            .find(|slot| slot.as_ref().is_some_and(|e| e.id == *id));
+        found.ok_or_else(|| io::Error::other(format!("container {id} is not kept here")))
+    }
+
+    /// Hands another log file to a container's log thread; answered by news.
+    pub(super) fn reopen(
+        &mut self,
+        id: &ContainerId,
+        request: u64,
+        mut fds: Vec<OwnedFd>,
+    ) -> io::Result<()> {
+        let Some(entry) = self.find(id)? else {
+            return Ok(());
+        };
+        match (&entry.log, fds.pop(), &entry.state) {
+            (Some(log), Some(file), State::Running | State::Starting { .. }) => {
+                entry.reopening = Some(request);
+                log.reopen(file);
+                Ok(())
+            }
+            _ => Err(io::Error::other(format!(
+                "container {id} writes no log now"
+            ))),
+        }
+    }
+
+    /// Drops an exited container and its record; one that is not there is fine.
+    pub(super) fn forget(&mut self, id: &ContainerId) -> io::Result<()> {
+        if let Ok(slot) = self.find(id) {
+            if !matches!(
+                slot,
+                Some(Entry {
+                    state: State::Exited(_),
+                    ..
+                })
+            ) {
+                return Err(io::Error::other(format!("container {id} has not ended")));
+            }
+            *slot = None;
+        }
+        exits::remove(&self.exits, id);
+        Ok(())
+    }
+
+    /// All containers, and pidfds of those that have not ended, in order.
+    pub(super) fn kept(&self) -> (Vec<Kept>, Vec<OwnedFd>) {
+        let (mut kept, mut pidfds) = (Vec::new(), Vec::new());
+        for entry in self.slots.iter().flatten() {
+            let exit = if let State::Exited(exit) = &entry.state {
+                Some(exit.clone())
+            } else {
+                None
+            };
+            if exit.is_none() {
+                match entry.pidfd.try_clone() {
+                    Ok(fd) => pidfds.push(fd),
+                    Err(_) => continue,
+                }
+            }
+            kept.push(Kept {
+                id: entry.id.clone(),
+                started_at: entry.started_at,
+                exit,
+            });
+        }
+        (kept, pidfds)
+    }
+}
+
+fn listen(entry: &mut Entry, epoll: &OwnedFd) {
+    let Some(pipe) = &entry.report else { return };
+    let mut chunk = [0; 4096];
+    loop {
+        match rustix::io::read(pipe, &mut chunk) {
+            Ok(0) => break,
+            Ok(count) => {
+                let room = MAX_REPORT.saturating_sub(entry.heard.len());
+                entry.heard.extend_from_slice(&chunk[..count.min(room)]);
+            }
+            Err(rustix::io::Errno::INTR) => {}
+            Err(_) => return,
+        }
+    }
+    let _ = rustix::event::epoll::delete(epoll, pipe);
+    entry.report = None;
+}
+
+fn kill(pidfd: BorrowedFd<'_>) {
+    let _ = rustix::process::pidfd_send_signal(pidfd, rustix::process::Signal::KILL);
+}
+
+fn borrow(fd: RawFd) -> BorrowedFd<'static> {
+    // SAFETY: the descriptor belongs to a LogThread that is kept for as long as it is watched.
+    #[allow(unsafe_code, reason = "epoll wants a borrowed descriptor")]
+    unsafe {
+        BorrowedFd::borrow_raw(fd)
+    }
+}

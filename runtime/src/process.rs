@@ -1,0 +1,191 @@
+//! A process that cannot be taken for another: pidfd, host pid and start time together.
+//!
+//! Held by the daemon for keepers and guests; made from a pidfd that came over the control wire, or from a record.
+//! Invariant: signals go through the pidfd, so a reused pid is never hit.
+//! Not here: what the process is.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use crate::error::{Context as _, Result};
+use crate::sys;
+
+/// A process of ours; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Process {
+    pidfd: Arc<OwnedFd>,
+    pid: i32,
+    start_time: u64,
+}
+
+impl Process {
+    /// Takes over a pidfd, learning the host pid from `/proc`.
+    ///
+    /// Errors: `/proc` cannot be read. A process that is gone already is no error: its pid is 0 then.
+    pub fn from_pidfd(pidfd: OwnedFd) -> Result<Self> {
+        let pid = match sys::fork::pid_of(pidfd.as_fd()) {
+            Ok(pid) => pid,
+            Err(e) if e.raw_os_error() == Some(libc::ESRCH) => 0,
+            Err(e) => return Err(e).during(|| "read the pid behind a pidfd".into()),
+        };
+        let start_time = start_time(pid).unwrap_or(0);
+        Ok(Self {
+            pidfd: Arc::new(pidfd),
+            pid,
+            start_time,
+        })
+    }
+
+    /// The process of a record: `None` when it is gone or the pid belongs to another by now.
+    ///
+    /// Errors: the node is out of descriptors.
+    pub fn open(pid: i32, recorded_start: u64) -> Result<Option<Self>> {
+        let Some(raw) = Pid::from_raw(pid).filter(|_| pid > 0) else {
+            return Ok(None);
+        };
+        let pidfd = match pidfd_open(raw, PidfdFlags::empty()) {
+            Ok(fd) => fd,
+            Err(rustix::io::Errno::SRCH) => return Ok(None),
+            Err(e) => return Err(e).during(|| format!("open process {pid}")),
+        };
+        // Read after the pidfd was opened: if the times agree now, the pidfd is of that very process.
+        if start_time(pid) != Some(recorded_start) {
+            return Ok(None);
+        }
+        Ok(Some(Self {
+            pidfd: Arc::new(pidfd),
+            pid,
+            start_time: recorded_start,
+        }))
+    }
+
+    /// The pid in the daemon's pid namespace; 0 if the process was gone before it was looked at.
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Start time in clock ticks since boot, as `/proc/PID/stat` field 22 has it.
+    pub fn start_time(&self) -> u64 {
+        self.start_time
+    }
+
+    /// Sends `signal`; `false` when the process is gone already.
+    ///
+    /// Errors: the number is no signal, or the kernel refuses (EPERM).
+    pub fn signal(&self, signal: i32) -> Result<bool> {
+        let sent = if (1..=64).contains(&signal) {
+            // rustix names only the classic signals; real-time ones go by number.
+            match Signal::from_named_raw(signal) {
+                Some(named) => pidfd_send_signal(&*self.pidfd, named).map_err(io::Error::from),
+                None => sys::signals::send_raw(self.pidfd.as_fd(), signal),
+            }
+        } else {
+            Err(io::Error::from_raw_os_error(libc::EINVAL))
+        };
+        match sent {
+            Ok(()) => Ok(true),
+            Err(e) if e.raw_os_error() == Some(libc::ESRCH) => Ok(false),
+            Err(e) => Err(e).during(|| format!("send signal {signal} to process {}", self.pid)),
+        }
+    }
+
+    /// Whether the process has not ended.
+    pub fn is_alive(&self) -> bool {
+        let mut fds = [rustix::event::PollFd::new(
+            &*self.pidfd,
+            rustix::event::PollFlags::IN,
+        )];
+        let now = rustix::event::Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        !matches!(rustix::event::poll(&mut fds, Some(&now)), Ok(n) if n > 0)
+    }
+
+    /// Waits until the process has ended, reaped or not.
+    pub async fn ended(&self) {
+        // SAFETY: the Arc keeps the very descriptor open, under the same number, until the registration is dropped.
+        #[allow(
+            unsafe_code,
+            reason = "tokio wants the descriptor's constancy promised"
+        )]
+        let waiting =
+            unsafe { AsyncFd::register_with_interest(Arc::clone(&self.pidfd), Interest::READABLE) };
+        if let Ok(fd) = waiting {
+            let readiness = fd.ready(Interest::READABLE).await;
+            if readiness.is_ok() && !self.is_alive() {
+                return;
+            }
+        }
+        // Out of descriptors, or a spurious wake-up: look now and then instead.
+        while self.is_alive() {
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    }
+
+    /// The exit code as CRI reports it (128 + signal for a signal), if the kernel still tells: from `/proc` while the
+    /// process is a zombie, else from `PIDFD_GET_INFO` (Linux 6.15).
+    pub fn exit_status(&self) -> Option<i32> {
+        let status = zombie_status(self.pid, self.start_time)
+            .or_else(|| sys::signals::reaped_status(self.pidfd.as_raw_fd()))?;
+        let signal = status & 0x7f;
+        Some(if signal == 0 {
+            (status >> 8) & 0xff
+        } else {
+            128 + signal
+        })
+    }
+}
+
+fn stat_fields(pid: i32) -> Option<Vec<String>> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name in parentheses may hold anything; fields are counted after the last one. Index 0 is field 3.
+    let (_, fields) = text.rsplit_once(") ")?;
+    Some(fields.split_ascii_whitespace().map(str::to_owned).collect())
+}
+
+fn start_time(pid: i32) -> Option<u64> {
+    stat_fields(pid)?.get(19)?.parse().ok()
+}
+
+fn zombie_status(pid: i32, started: u64) -> Option<i32> {
+    let fields = stat_fields(pid)?;
+    if fields.first()? != "Z" || fields.get(19)?.parse() != Ok(started) {
+        return None;
+    }
+    fields.get(49)?.parse().ok()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_record_is_honoured_only_with_its_start_time() {
+        let mut child = std::process::Command::new("sleep")
+            .arg("60")
+            .spawn()
+            .unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        let started = start_time(pid).unwrap();
+        assert!(Process::open(pid, started + 1).unwrap().is_none());
+        let process = Process::open(pid, started).unwrap().unwrap();
+        assert!(process.is_alive());
+        assert!(process.signal(9).unwrap());
+        process.ended().await;
+        assert_eq!(
+            process.exit_status(),
+            Some(137),
+            "a zombie tells its status"
+        );
+        child.wait().unwrap();
+        assert!(!process.signal(15).unwrap());
+        assert!(Process::open(pid, started).unwrap().is_none());
+    }
+}

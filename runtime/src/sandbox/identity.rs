@@ -1,0 +1,180 @@
+//! Who a guest is on the host: never root, in ids that belong to its pod alone, with an id map for its mounts.
+//!
+//! Called by [`super::build`]. Container ids 0 to 65,534 map to the pod's range in order; an id above that (OpenShift
+//! hands out ids near 10^9) takes the range's last slot.
+//! Invariant: no container id maps to a host id outside the pod's range.
+//! Not here: how mounts are made.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use crate::error::{Context as _, Error, Kind, Result};
+use crate::spec::{ContainerSpec, IdRange};
+use crate::sys;
+use crate::sys::fork::Forked;
+
+/// The overflow id: owner of what nobody maps.
+pub(super) const NOBODY: u32 = 65_534;
+
+/// A guest's ids on the host, and the id map that its mounts carry.
+#[derive(Debug)]
+pub struct HostIdentity {
+    /// Host user.
+    pub uid: u32,
+    /// Host group.
+    pub gid: u32,
+    /// Host supplementary groups.
+    pub groups: Vec<u32>,
+    /// Host id of container id 0: who creates mount points.
+    pub root: u32,
+    /// A user namespace whose map every mount of the guest carries.
+    pub map: OwnedFd,
+}
+
+/// One id map: container id, host id, count.
+type Extent = (u32, u32, u32);
+
+/// Works out the host ids of `spec` and makes the id map.
+///
+/// Errors: more than one distinct id beyond 65,534 of a kind, or the kernel refuses user namespaces.
+pub fn host_identity(spec: &ContainerSpec) -> Result<HostIdentity> {
+    let who = &spec.identity;
+    let users = extents(who.range, &[who.uid])?;
+    let mut asked = vec![who.gid];
+    asked.extend(&who.groups);
+    let groups = extents(who.range, &asked)?;
+    let map = map_namespace(&users, &groups)
+        .during(|| "make the pod's id map (a user namespace)".into())?;
+    Ok(HostIdentity {
+        uid: host_id(&users, who.uid)?,
+        gid: host_id(&groups, who.gid)?,
+        groups: who
+            .groups
+            .iter()
+            .map(|g| host_id(&groups, *g))
+            .collect::<Result<_>>()?,
+        root: who.range.base,
+        map,
+    })
+}
+
+fn extents(range: IdRange, ids: &[u32]) -> Result<Vec<Extent>> {
+    let ordinary = range.size - 1 - spare(range);
+    let mut extents = vec![(0, range.base, ordinary)];
+    let mut large: Vec<u32> = ids.iter().copied().filter(|id| *id >= ordinary).collect();
+    large.sort_unstable();
+    large.dedup();
+    if large.len() > spare(range) as usize + 1 {
+        return Err(Error::new(
+            Kind::Invalid,
+            format!(
+                "{} ids at or above {ordinary} were asked for; a pod has room for {}",
+                large.len(),
+                spare(range) + 1
+            ),
+        ));
+    }
+    for (slot, id) in (range.base + ordinary..).zip(large) {
+        extents.push((id, slot, 1));
+    }
+    Ok(extents)
+}
+
+/// Slots at the range's end kept for large ids, beyond the last one.
+fn spare(range: IdRange) -> u32 {
+    63.min(range.size / 2)
+}
+
+fn host_id(extents: &[Extent], id: u32) -> Result<u32> {
+    let found = extents
+        .iter()
+        .find(|(inside, _, count)| id >= *inside && id - inside < *count);
+    found
+        .map(|(inside, outside, _)| outside + (id - inside))
+        .ok_or_else(|| {
+            Error::new(
+                Kind::Bug,
+                format!("container id {id} is not in the pod's map {extents:?}"),
+            )
+        })
+}
+
+/// A user namespace with these maps; nobody lives in it, it only carries the map.
+///
+/// The map's inside is what is on disk, its outside what the mount shows.
+fn map_namespace(users: &[Extent], groups: &[Extent]) -> std::io::Result<OwnedFd> {
+    let (hold, release) = rustix::pipe::pipe()?;
+    match sys::fork::fork(libc::CLONE_NEWUSER as u64)? {
+        Forked::Child => {
+            drop(release);
+            // Wait for the parent to close its end, however it ends.
+            let _ = rustix::io::read(&hold, &mut [0; 1]);
+            sys::fork::leave(0)
+        }
+        Forked::Parent { pidfd } => {
+            let made = fill_maps(pidfd.as_fd(), users, groups);
+            drop(release);
+            let _ = rustix::process::waitid(
+                rustix::process::WaitId::PidFd(pidfd.as_fd()),
+                rustix::process::WaitIdOptions::EXITED,
+            );
+            made
+        }
+    }
+}
+
+fn fill_maps(
+    child: BorrowedFd<'_>,
+    users: &[Extent],
+    groups: &[Extent],
+) -> std::io::Result<OwnedFd> {
+    let pid = sys::fork::pid_of(child)?;
+    for (file, extents) in [("uid_map", users), ("gid_map", groups)] {
+        let text: String = extents
+            .iter()
+            .map(|(inside, outside, count)| format!("{inside} {outside} {count}\n"))
+            .collect();
+        std::fs::write(format!("/proc/{pid}/{file}"), text)?;
+    }
+    Ok(std::fs::File::open(format!("/proc/{pid}/ns/user"))?.into())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use super::*;
+
+    const RANGE: IdRange = IdRange {
+        base: 1_879_048_192,
+        size: IdRange::SIZE,
+    };
+
+    #[test]
+    fn ids_stay_inside_the_pods_range() {
+        for ids in [
+            vec![0],
+            vec![65_534, 1000],
+            vec![1_000_650_000, 4_294_967_294, 7],
+        ] {
+            let map = extents(RANGE, &ids).unwrap();
+            for id in ids {
+                let host = host_id(&map, id).unwrap();
+                assert!(
+                    host >= RANGE.base && host - RANGE.base < RANGE.size,
+                    "{id} became {host}"
+                );
+            }
+        }
+        assert_eq!(
+            host_id(&extents(RANGE, &[]).unwrap(), 1000).unwrap(),
+            RANGE.base + 1000
+        );
+        let many: Vec<u32> = (1_000_000..1_000_100).collect();
+        assert!(extents(RANGE, &many).is_err());
+    }
+
+    #[test]
+    fn the_map_namespace_holds_the_map() {
+        let map = map_namespace(&[(0, RANGE.base, 10)], &[(0, RANGE.base, 10)]);
+        assert!(map.is_ok(), "{map:?}");
+    }
+}

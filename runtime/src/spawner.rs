@@ -1,0 +1,299 @@
+//! The spawner: a small, warm, single-threaded process from which every keeper is forked.
+//!
+//! The daemon execs it clean (`coracle spawner`), talks to it over a socketpair and starts another when it dies; a
+//! dead spawner costs nothing but that. This file is the daemon's half, [`process`] the other.
+//! Invariant: no answer is waited for without a deadline, and a keeper of a request that failed does not live: its
+//! lifeline is dropped with the request.
+//! Not here: what a keeper does.
+
+pub mod process;
+
+use std::io;
+use std::os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, IntoRawFd as _, OwnedFd};
+use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::io::Interest;
+use tokio::net::UnixStream;
+use tokio::sync::Mutex;
+
+use crate::control::messages::{Birth, FromSpawner, ToSpawner};
+use crate::control::{Frame, Reader, Writer};
+use crate::error::{Context as _, Error, Kind, Result};
+use crate::failpoint;
+use crate::id::PodId;
+use crate::network::Namespaces;
+use crate::process::Process;
+use crate::spec::IdRange;
+
+/// How long a spawner may take to warm its engine.
+const WARM_UP: Duration = Duration::from_secs(20);
+/// How long it may take to fork.
+const FORK: Duration = Duration::from_secs(10);
+
+/// What a keeper is born with.
+pub struct KeeperBirth {
+    /// Its pod.
+    pub pod: PodId,
+    /// Its control socket, bound and listening; see [`crate::keeper::bind_control`].
+    pub listener: OwnedFd,
+    /// Where it leaves exit records.
+    pub exits: PathBuf,
+    /// Namespaces that its guests join.
+    pub namespaces: Namespaces,
+    /// OOM killer adjustment.
+    pub oom_score_adj: i32,
+    /// Files to which it writes `0` to enter its cgroup.
+    pub cgroup_procs: Vec<PathBuf>,
+    /// Host ids of the pod.
+    pub range: IdRange,
+}
+
+/// A keeper that was just forked.
+pub struct KeeperProcess {
+    /// The process.
+    pub process: Process,
+    /// Until [`crate::keeper::Keeper::commit`] was answered the keeper ends when this is dropped.
+    pub lifeline: OwnedFd,
+}
+
+/// The daemon's handle on its spawner; starts a new one whenever the old one is gone.
+pub struct Spawner {
+    link: Mutex<Option<Link>>,
+    engine_hash: String,
+}
+
+struct Link {
+    socket: UnixStream,
+    reader: Reader,
+    writer: Writer,
+    requests: u64,
+    child: std::process::Child,
+}
+
+impl Spawner {
+    /// Starts the spawner and waits until its engine is warm. Errors: it cannot be started or says nothing.
+    pub async fn launch() -> Result<Self> {
+        let engine_hash = tokio::task::spawn_blocking(crate::wasm::engine_hash)
+            .await
+            .map_err(|e| Error::with(Kind::Bug, "compute the engine hash", e))??;
+        let link = Link::start(&engine_hash).await?;
+        Ok(Self {
+            link: Mutex::new(Some(link)),
+            engine_hash,
+        })
+    }
+
+    /// The hash that compiled code for this build must carry.
+    pub fn engine_hash(&self) -> &str {
+        &self.engine_hash
+    }
+
+    /// Host pid of the spawner process; `None` while there is none.
+    pub async fn pid(&self) -> Option<u32> {
+        self.link.lock().await.as_ref().map(|link| link.child.id())
+    }
+
+    /// Forks a keeper; tries a second time with a new spawner if the old one was dead.
+    ///
+    /// Errors: the node refused the fork, or no spawner answers.
+    pub async fn keeper(&self, birth: KeeperBirth) -> Result<KeeperProcess> {
+        failpoint::hit("run.keeper").during(|| format!("fork the keeper of pod {}", birth.pod))?;
+        let mut link = self.link.lock().await;
+        let mut last = None;
+        for _ in 0..2 {
+            if link.is_none() {
+                *link = Some(Link::start(&self.engine_hash).await?);
+            }
+            let Some(open) = link.as_mut() else { continue };
+            match open.fork(&birth).await {
+                Err(e) if e.kind() == Kind::Gone || e.kind() == Kind::Deadline => {
+                    tracing::warn!(error = %e.chain(), "spawner is gone, starting another");
+                    *link = None;
+                    last = Some(e);
+                }
+                other => return other,
+            }
+        }
+        Err(last.unwrap_or_else(|| Error::new(Kind::Gone, "no spawner could be started")))
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        // It ends by itself when the socket closes; a hung one is not waited for.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Link {
+    async fn start(engine_hash: &str) -> Result<Self> {
+        let what = || "start the spawner".to_owned();
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().during(what)?;
+        ours.set_nonblocking(true).during(what)?;
+        let child = command(&theirs, engine_hash).spawn().during(what)?;
+        drop(theirs);
+        let socket = UnixStream::from_std(ours).during(what)?;
+        let mut link = Self {
+            socket,
+            reader: Reader::default(),
+            writer: Writer::default(),
+            requests: 0,
+            child,
+        };
+        match link.answer(WARM_UP).await?.message().during(what)? {
+            FromSpawner::Ready {
+                engine_hash: theirs,
+            } if theirs == engine_hash => Ok(link),
+            other => Err(Error::new(
+                Kind::Bug,
+                format!("the spawner began with {other:?}, engine {engine_hash} was expected"),
+            )),
+        }
+    }
+
+    async fn fork(&mut self, birth: &KeeperBirth) -> Result<KeeperProcess> {
+        let what = || format!("fork the keeper of pod {}", birth.pod);
+        self.requests += 1;
+        let (lifeline, held) =
+            rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).during(what)?;
+        let mut fds = vec![birth.listener.try_clone().during(what)?, lifeline];
+        let namespaces = &birth.namespaces;
+        for fd in [&namespaces.net, &namespaces.ipc, &namespaces.uts]
+            .into_iter()
+            .flatten()
+        {
+            fds.push(fd.try_clone().during(what)?);
+        }
+        let message = ToSpawner::Keeper(Birth {
+            request: self.requests,
+            pod: birth.pod.clone(),
+            exits: birth.exits.clone(),
+            net: namespaces.net.is_some(),
+            ipc: namespaces.ipc.is_some(),
+            uts: namespaces.uts.is_some(),
+            oom_score_adj: birth.oom_score_adj,
+            cgroup_procs: birth.cgroup_procs.clone(),
+            range: birth.range,
+        });
+        self.writer.push(Frame::pack(&message, fds).during(what)?);
+        self.send().await?;
+        loop {
+            let mut frame = self.answer(FORK).await?;
+            match frame.message().during(what)? {
+                // An answer that an earlier, cancelled call did not wait for.
+                FromSpawner::Born { request } | FromSpawner::Failed { request, .. }
+                    if request != self.requests => {}
+                FromSpawner::Born { .. } => {
+                    let pidfd = frame
+                        .fds
+                        .pop()
+                        .ok_or_else(|| Error::new(Kind::Bug, "the spawner sent no pidfd"))?;
+                    return Ok(KeeperProcess {
+                        process: Process::from_pidfd(pidfd)?,
+                        lifeline: held,
+                    });
+                }
+                FromSpawner::Failed { message, errno, .. } => {
+                    let exhausted = matches!(
+                        errno,
+                        Some(libc::EAGAIN | libc::ENOMEM | libc::ENOSPC | libc::EMFILE)
+                    );
+                    return Err(Error::new(
+                        if exhausted { Kind::Exhausted } else { Kind::Io },
+                        message,
+                    ));
+                }
+                FromSpawner::Ready { .. } => {
+                    return Err(Error::new(Kind::Bug, "the spawner says Ready twice"));
+                }
+            }
+        }
+    }
+
+    async fn send(&mut self) -> Result<()> {
+        while !self.writer.is_empty() {
+            self.socket.writable().await.map_err(gone)?;
+            let (socket, writer) = (&self.socket, &mut self.writer);
+            match socket.try_io(Interest::WRITABLE, || writer.flush(socket.as_fd())) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                sent => sent.map_err(gone)?,
+            }
+        }
+        Ok(())
+    }
+
+    async fn answer(&mut self, deadline: Duration) -> Result<Frame> {
+        let read = async {
+            loop {
+                self.socket.readable().await.map_err(gone)?;
+                let (socket, reader) = (&self.socket, &mut self.reader);
+                match socket.try_io(Interest::READABLE, || reader.read(socket.as_fd())) {
+                    Ok(Some(frame)) => return Ok(frame),
+                    Ok(None) => {
+                        return Err(Error::new(Kind::Gone, "the spawner closed its socket"));
+                    }
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                    Err(e) => return Err(gone(e)),
+                }
+            }
+        };
+        tokio::time::timeout(deadline, read)
+            .await
+            .unwrap_or_else(|_| {
+                Err(Error::new(
+                    Kind::Deadline,
+                    format!("the spawner did not answer within {} s", deadline.as_secs()),
+                ))
+            })
+    }
+}
+
+fn gone(cause: io::Error) -> Error {
+    Error::with(Kind::Gone, "talk to the spawner", cause)
+}
+
+fn command(socket: &std::os::unix::net::UnixStream, engine_hash: &str) -> std::process::Command {
+    let mut command = std::process::Command::new("/proc/self/exe");
+    // The arguments leave room for a keeper's or guest's own title.
+    command
+        .arg0("coracle")
+        .args(["spawner", engine_hash])
+        .arg(failpoint::armed().unwrap_or_default())
+        .arg("-".repeat(96));
+    command
+        .env_clear()
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::inherit());
+    let source = socket.as_raw_fd();
+    // SAFETY: between fork and exec the closure makes one async-signal-safe call on an integer it owns.
+    #[allow(
+        unsafe_code,
+        reason = "pre_exec is the way to hand down one descriptor"
+    )]
+    unsafe {
+        command.pre_exec(move || {
+            if libc::dup2(source, 3) == 3 {
+                clear_cloexec()
+            } else {
+                Err(io::Error::last_os_error())
+            }
+        });
+    }
+    command
+}
+
+fn clear_cloexec() -> io::Result<()> {
+    // dup2 of 3 onto itself would leave close-on-exec set.
+    // SAFETY: descriptor 3 was made by dup2 just now; the borrow ends before anything else uses it.
+    #[allow(unsafe_code, reason = "names a descriptor between fork and exec")]
+    let three = unsafe { OwnedFd::from_raw_fd(3) };
+    let result = rustix::io::fcntl_setfd(&three, rustix::io::FdFlags::empty());
+    let _ = three.into_raw_fd();
+    Ok(result?)
+}

@@ -1,0 +1,189 @@
+//! The spawner process: warms the engine, then forks keepers until the daemon is gone.
+//!
+//! Entered by `coracle spawner ENGINE_HASH FAILPOINTS`, with the daemon's socket as descriptor 3.
+//! Invariants: single-threaded; no tokio runtime; holds no secret; draws nothing random before a fork.
+//! Not here: containers.
+
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+
+use rustix::event::{PollFd, PollFlags, poll};
+
+use crate::control::messages::{Birth, FromSpawner, ToSpawner};
+use crate::control::{Frame, Reader, Writer};
+use crate::error::{Context as _, Error, Kind, Result};
+use crate::keeper;
+use crate::sandbox::PodNamespaces;
+use crate::sys;
+use crate::sys::fork::Forked;
+use crate::wasm::Warm;
+use crate::{failpoint, sandbox};
+
+/// Runs the spawner to its end: the daemon closed the socket.
+///
+/// Errors: the engine cannot be made, or the daemon broke the protocol.
+pub fn main(engine_hash: &str, failpoints: &str) -> Result<()> {
+    failpoint::arm(Some(failpoints.to_owned()));
+    sys::fork::keep_only(&[0, 1, 2, 3]).during(|| "take over the spawner's descriptors".into())?;
+    let socket = sys::fork::adopt(3);
+    sys::signals::reset();
+    one_arena();
+    // Children are the keepers; their ends are the daemon's business, by pidfd. Nobody waits here.
+    ignore_children();
+    let warm = Warm::new()?;
+    let mut link = Link {
+        socket,
+        reader: Reader::default(),
+    };
+    link.say(
+        &FromSpawner::Ready {
+            engine_hash: engine_hash.to_owned(),
+        },
+        Vec::new(),
+    )?;
+    while let Some(frame) = link.next()? {
+        let ToSpawner::Keeper(birth) = frame
+            .message()
+            .during(|| "read the daemon's request".into())?;
+        let request = birth.request;
+        match fork(birth, frame.fds, &warm, engine_hash) {
+            Ok(pidfd) => link.say(&FromSpawner::Born { request }, vec![pidfd])?,
+            Err(e) => {
+                let failed = FromSpawner::Failed {
+                    request,
+                    message: e.to_string(),
+                    errno: e.raw_os_error(),
+                };
+                link.say(&failed, Vec::new())?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// One allocation arena: log threads of a keeper would otherwise each reserve their own.
+fn one_arena() {
+    // SAFETY: mallopt sets a parameter of the allocator; called while single-threaded.
+    #[allow(unsafe_code, reason = "the allocator has no safe interface")]
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
+}
+
+fn ignore_children() {
+    // SAFETY: sets a disposition to SIG_IGN, which makes the kernel reap children by itself.
+    #[allow(unsafe_code, reason = "signal dispositions have no safe interface")]
+    unsafe {
+        libc::signal(libc::SIGCHLD, libc::SIG_IGN);
+    }
+}
+
+fn fork(
+    birth: Birth,
+    fds: Vec<OwnedFd>,
+    warm: &Warm,
+    engine_hash: &str,
+) -> std::io::Result<OwnedFd> {
+    failpoint::hit("spawner.fork")?;
+    match sys::fork::fork(libc::CLONE_NEWPID as u64)? {
+        Forked::Parent { pidfd } => Ok(pidfd),
+        Forked::Child => {
+            let code = match become_keeper(birth, fds, warm, engine_hash) {
+                Ok(()) => 0,
+                Err(e) => {
+                    complain(&e);
+                    1
+                }
+            };
+            sys::fork::leave(code)
+        }
+    }
+}
+
+/// Sorts out what a keeper inherits and runs it.
+fn become_keeper(birth: Birth, fds: Vec<OwnedFd>, warm: &Warm, engine_hash: &str) -> Result<()> {
+    let mut numbers = vec![0, 1, 2];
+    numbers.extend(fds.iter().map(|fd| fd.as_raw_fd()));
+    sys::fork::keep_only(&numbers).during(|| "take over the keeper's descriptors".into())?;
+    let count = fds.len();
+    // The old numbers are closed; their owners must not close them again.
+    std::mem::forget(fds);
+    let mut table = (3..3 + count).map(|n| sys::fork::adopt(n as i32));
+    let mut next = || {
+        table.next().ok_or_else(|| {
+            Error::new(
+                Kind::Bug,
+                "the daemon sent too few descriptors for a keeper",
+            )
+        })
+    };
+    let (listener, lifeline) = (next()?, next()?);
+    let mut namespace = |wanted: bool| if wanted { next().map(Some) } else { Ok(None) };
+    let pod = PodNamespaces {
+        net: namespace(birth.net)?,
+        ipc: namespace(birth.ipc)?,
+        uts: namespace(birth.uts)?,
+    };
+    sys::signals::reset();
+    sys::fork::set_title(&format!("coracle keeper {}", birth.pod));
+    sandbox::set_oom_score(birth.oom_score_adj)?;
+    for file in &birth.cgroup_procs {
+        std::fs::write(file, "0")
+            .during(|| format!("enter the keeper's cgroup {}", file.display()))?;
+    }
+    failpoint::hit("keeper.born").during(|| "begin the keeper".into())?;
+    keeper::process::main(keeper::process::Born {
+        birth,
+        listener,
+        lifeline,
+        pod,
+        warm,
+        engine_hash,
+    })
+}
+
+/// The last word of a process whose daemon may be gone: one line on the inherited standard error.
+pub(crate) fn complain(error: &Error) {
+    let line = format!("coracle: {}\n", error.chain());
+    let _ = rustix::io::write(sys::standard(2), line.as_bytes());
+}
+
+struct Link {
+    socket: OwnedFd,
+    reader: Reader,
+}
+
+impl Link {
+    fn next(&mut self) -> Result<Option<Frame>> {
+        loop {
+            match self.reader.read(self.socket.as_fd()) {
+                Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {
+                    wait(self.socket.as_fd(), PollFlags::IN)?
+                }
+                // A daemon that died with answers unread resets the connection: the same as closing it.
+                Err(e) if e.kind() == std::io::ErrorKind::ConnectionReset => return Ok(None),
+                other => return other.during(|| "read the daemon's request".into()),
+            }
+        }
+    }
+
+    fn say(&self, message: &FromSpawner, fds: Vec<OwnedFd>) -> Result<()> {
+        let what = || "answer the daemon".to_owned();
+        let mut writer = Writer::default();
+        writer.push(Frame::pack(message, fds).during(what)?);
+        loop {
+            match writer.flush(self.socket.as_fd()) {
+                Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {
+                    wait(self.socket.as_fd(), PollFlags::OUT)?
+                }
+                other => return other.during(what),
+            }
+        }
+    }
+}
+
+fn wait(fd: BorrowedFd<'_>, flags: PollFlags) -> Result<()> {
+    match poll(&mut [PollFd::from_borrowed_fd(fd, flags)], None) {
+        Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+        Err(e) => Err(e).during(|| "wait for the daemon".into()),
+    }
+}

@@ -1,0 +1,139 @@
+//! Making a process by clone3(2) without exec, and calls that change only the calling process.
+//!
+//! Called by the spawner (for keepers), a keeper (for guests) and the id-map helper.
+//! Invariant: the caller's process allocates on no other thread while it forks, so that the child finds its
+//! allocator unlocked; see `keeper::log` for the threads that a keeper does have.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+/// The two sides of a fork.
+pub enum Forked {
+    /// In the parent: the child's pidfd and its pid as this process sees it.
+    Parent {
+        /// Refers to the child for as long as it is held.
+        pidfd: OwnedFd,
+    },
+    /// In the child.
+    Child,
+}
+
+/// Forks with namespaces `flags` (`CLONE_NEW*`). The child gets a copy of everything; only this thread exists in it.
+///
+/// Errors: what clone3(2) says: EAGAIN or ENOMEM on an exhausted node, EPERM without privilege.
+pub fn fork(flags: u64) -> io::Result<Forked> {
+    let mut pidfd: RawFd = -1;
+    // SAFETY: clone_args is plain integers; all-zero is its documented "nothing asked" value.
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    args.flags = flags | libc::CLONE_PIDFD as u64;
+    args.pidfd = (&raw mut pidfd) as u64;
+    args.exit_signal = libc::SIGCHLD as u64;
+    // SAFETY: without CLONE_VM the child has its own copy of memory, so this is fork(2). `args` and `pidfd` outlive
+    // the call. Locks held by other threads at this moment would stay held in the child; the module invariant
+    // rules them out.
+    let pid = unsafe {
+        libc::syscall(
+            libc::SYS_clone3,
+            &raw const args,
+            size_of::<libc::clone_args>(),
+        )
+    };
+    match pid {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(Forked::Child),
+        // SAFETY: the kernel stored a new descriptor in `pidfd` in the parent, and nobody else owns it.
+        _ => Ok(Forked::Parent {
+            pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) },
+        }),
+    }
+}
+
+/// Ends this process at once: no destructors, no exit handlers of the process it was forked from.
+pub fn leave(code: i32) -> ! {
+    // SAFETY: _exit has no preconditions.
+    unsafe { libc::_exit(code) }
+}
+
+/// Moves `fds` to the numbers 0, 1, 2 … in order and closes every other descriptor.
+///
+/// Errors: dup2(2) or close_range(2) refused. Whoever holds an `OwnedFd` to another number must forget it.
+pub fn keep_only(fds: &[RawFd]) -> io::Result<()> {
+    // Lift all above the target range first, so that no target is overwritten while it is still a source.
+    let floor = i32::try_from(fds.len()).map_err(|_| io::Error::from_raw_os_error(libc::EMFILE))?;
+    let mut lifted = [-1; 32];
+    if fds.len() > lifted.len() {
+        return Err(io::Error::from_raw_os_error(libc::EMFILE));
+    }
+    for (slot, fd) in lifted.iter_mut().zip(fds) {
+        // SAFETY: F_DUPFD takes two integers and touches no memory.
+        *slot = check(unsafe { libc::fcntl(*fd, libc::F_DUPFD_CLOEXEC, floor.max(32)) })?;
+    }
+    for (target, slot) in (0..floor).zip(lifted) {
+        // SAFETY: dup2 takes two integers; whatever `target` named before is meant to be replaced.
+        check(unsafe { libc::dup2(slot, target) })?;
+    }
+    // SAFETY: close_range takes three integers; closing everything above the table is the purpose, and the caller
+    // was told that other owners must be forgotten.
+    check(unsafe { libc::syscall(libc::SYS_close_range, floor, u32::MAX, 0) as i32 }).map(drop)
+}
+
+fn check(result: i32) -> io::Result<i32> {
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
+}
+
+/// Takes ownership of descriptor `fd` that [`keep_only`] put at its number.
+pub fn adopt(fd: RawFd) -> OwnedFd {
+    // SAFETY: keep_only made this number refer to an open descriptor of this process, and each number of the table
+    // is adopted once.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+/// The host's view of the process behind `pidfd`: its pid in the pid namespace of the mounted `/proc`.
+///
+/// Errors: `/proc` is not readable; ESRCH when the process is gone.
+pub fn pid_of(pidfd: BorrowedFd<'_>) -> io::Result<i32> {
+    let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd()))?;
+    let pid = text
+        .lines()
+        .find_map(|line| line.strip_prefix("Pid:"))
+        .and_then(|pid| pid.trim().parse().ok());
+    match pid {
+        Some(pid) if pid > 0 => Ok(pid),
+        _ => Err(io::Error::from_raw_os_error(libc::ESRCH)),
+    }
+}
+
+/// Names this process `title` in `ps` and in `/proc/PID/cmdline`, as far as the original arguments leave room.
+pub fn set_title(title: &str) {
+    let comm: String = title.chars().filter(char::is_ascii).take(15).collect();
+    if let Ok(name) = std::ffi::CString::new(comm) {
+        let _ = rustix::thread::set_name(&name);
+    }
+    let Ok(stat) = std::fs::read_to_string("/proc/self/stat") else {
+        return;
+    };
+    let Some((_, fields)) = stat.rsplit_once(") ") else {
+        return;
+    };
+    // Fields 48 and 49 of stat are arg_start and arg_end; the text after the name begins with field 3.
+    let mut fields = fields
+        .split(' ')
+        .skip(45)
+        .map(|f| f.parse::<usize>().unwrap_or(0));
+    let (Some(start), Some(end)) = (fields.next(), fields.next()) else {
+        return;
+    };
+    if start == 0 || end <= start {
+        return;
+    }
+    // SAFETY: arg_start..arg_end is the argument area that the kernel mapped writable for this process; std copied
+    // the arguments out of it before main, and nothing else reads it.
+    let area = unsafe { std::slice::from_raw_parts_mut(start as *mut u8, end - start) };
+    let taken = title.len().min(area.len() - 1);
+    area.fill(0);
+    area[..taken].copy_from_slice(&title.as_bytes()[..taken]);
+}

@@ -1,0 +1,96 @@
+//! Identity of the calling process: user and group ids, groups, capabilities, securebits, keyring.
+//!
+//! Called by `sandbox` while a guest is still single-threaded; the calls are the kernel's per-thread ones.
+//! Invariant: after [`drop_capabilities`] all five sets are empty and cannot grow again.
+
+use std::io;
+
+use rustix::thread::{
+    CapabilitiesSecureBits, CapabilitySet, CapabilitySets, clear_ambient_capability_set,
+    remove_capability_from_bounding_set, set_capabilities, set_capabilities_secure_bits,
+};
+
+fn check(result: libc::c_long) -> io::Result<()> {
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+/// Lets later id changes leave the capability sets alone, so that mounts can be made as the pod's own root.
+pub fn keep_capabilities_over_id_change() -> io::Result<()> {
+    Ok(set_capabilities_secure_bits(
+        CapabilitiesSecureBits::NO_SETUID_FIXUP,
+    )?)
+}
+
+/// Creates files from now on as `uid` and `gid` (filesystem ids only).
+pub fn set_filesystem_ids(uid: u32, gid: u32) {
+    // SAFETY: both calls take one integer and change only this thread's filesystem ids; they cannot fail for a
+    // process that has CAP_SETUID and CAP_SETGID.
+    unsafe {
+        libc::syscall(libc::SYS_setfsgid, gid);
+        libc::syscall(libc::SYS_setfsuid, uid);
+    }
+}
+
+/// Becomes `uid`, `gid` with supplementary `groups`, in all their variants.
+pub fn become_user(uid: u32, gid: u32, groups: &[u32]) -> io::Result<()> {
+    // SAFETY: setgroups reads `len` ids from the pointer, which the slice guarantees; the other two take integers.
+    unsafe {
+        check(libc::syscall(
+            libc::SYS_setgroups,
+            groups.len(),
+            groups.as_ptr(),
+        ))?;
+        check(libc::syscall(libc::SYS_setresgid, gid, gid, gid))?;
+        check(libc::syscall(libc::SYS_setresuid, uid, uid, uid))
+    }
+}
+
+/// Empties the bounding, ambient, inheritable, permitted and effective sets and locks the securebits.
+pub fn drop_capabilities() -> io::Result<()> {
+    clear_ambient_capability_set()?;
+    for bit in 0..64 {
+        let Some(capability) = CapabilitySet::from_bits(1 << bit) else {
+            continue;
+        };
+        match remove_capability_from_bounding_set(capability) {
+            // EINVAL: this kernel has no such capability.
+            Ok(()) | Err(rustix::io::Errno::INVAL) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    let locked = CapabilitiesSecureBits::NO_ROOT
+        | CapabilitiesSecureBits::NO_ROOT_LOCKED
+        | CapabilitiesSecureBits::NO_SETUID_FIXUP
+        | CapabilitiesSecureBits::NO_SETUID_FIXUP_LOCKED
+        | CapabilitiesSecureBits::KEEP_CAPS_LOCKED
+        | CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE
+        | CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE_LOCKED;
+    set_capabilities_secure_bits(locked)?;
+    let none = CapabilitySet::empty();
+    Ok(set_capabilities(
+        None,
+        CapabilitySets {
+            effective: none,
+            permitted: none,
+            inheritable: none,
+        },
+    )?)
+}
+
+/// Gives this process a session keyring of its own, so that it sees no key of the node.
+///
+/// Errors: none when the kernel has no keyrings or they are used up: then there is nothing to see either.
+pub fn own_session_keyring() -> io::Result<()> {
+    const JOIN_SESSION_KEYRING: libc::c_long = 1;
+    // SAFETY: the operation takes a name or null for an anonymous keyring; null touches no memory.
+    let result =
+        check(unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, 0, 0, 0, 0) });
+    match result.as_ref().map_err(io::Error::raw_os_error) {
+        Err(Some(libc::ENOSYS | libc::EDQUOT)) => Ok(()),
+        _ => result,
+    }
+}

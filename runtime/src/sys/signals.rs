@@ -1,0 +1,94 @@
+//! Signal dispositions, mask and the other attributes that survive a fork and must not reach a guest by accident.
+//!
+//! Called first thing in the spawner, in each keeper and in each guest.
+//! Invariant: after [`reset`] the process has default dispositions (SIGPIPE ignored), an empty mask, nice 0,
+//! umask 022 and the affinity of the node.
+
+use std::io;
+
+/// Puts signals, nice value, umask and affinity back to what a fresh process has.
+///
+/// Errors: none; what the kernel refuses stays as it was. SIGPIPE stays ignored: our own writes report EPIPE.
+pub fn reset() {
+    // SAFETY: the calls change dispositions and the mask of this process only; the structs are zeroed, which means
+    // SIG_DFL with no flags and an empty set.
+    unsafe {
+        for signal in 1..=64 {
+            if matches!(signal, libc::SIGKILL | libc::SIGSTOP | 32 | 33) {
+                continue;
+            }
+            let action: libc::sigaction = std::mem::zeroed();
+            libc::sigaction(signal, &raw const action, std::ptr::null_mut());
+        }
+        libc::signal(libc::SIGPIPE, libc::SIG_IGN);
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+        libc::setpriority(libc::PRIO_PROCESS, 0, 0);
+        libc::umask(0o022);
+        let mut all: libc::cpu_set_t = std::mem::zeroed();
+        for cpu in 0..libc::CPU_SETSIZE as usize {
+            libc::CPU_SET(cpu, &mut all);
+        }
+        libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const all);
+    }
+}
+
+/// Calls `handler` for every signal that may serve as a stop signal, on whichever thread gets it.
+///
+/// Left alone: KILL and STOP, the faults that wasmtime handles, SIGSYS, and those whose default is to do nothing.
+/// The handler may only do what is async-signal-safe.
+pub fn catch_stops(handler: extern "C" fn(i32)) -> io::Result<()> {
+    use libc::{
+        SIGBUS, SIGCHLD, SIGCONT, SIGFPE, SIGILL, SIGKILL, SIGPIPE, SIGSEGV, SIGSTOP, SIGSYS,
+        SIGURG, SIGWINCH,
+    };
+    let left = [
+        SIGKILL, SIGSTOP, SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGSYS, SIGCHLD, SIGCONT, SIGURG,
+        SIGWINCH, SIGPIPE, 32, 33,
+    ];
+    for signal in (1..=64).filter(|s| !left.contains(s)) {
+        // SAFETY: the struct is zeroed and then given a handler of the plain one-argument kind; the caller promises
+        // that the handler is async-signal-safe. No SA_RESTART: a blocked call is to be interrupted.
+        let result = unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = handler as *const () as usize;
+            action.sa_flags = libc::SA_ONSTACK;
+            libc::sigaction(signal, &raw const action, std::ptr::null_mut())
+        };
+        if result != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+/// Sends any signal, real-time ones included, through a pidfd.
+pub fn send_raw(pidfd: std::os::fd::BorrowedFd<'_>, signal: i32) -> io::Result<()> {
+    use std::os::fd::AsRawFd as _;
+    // SAFETY: pidfd_send_signal takes integers and a null siginfo, which the kernel fills itself.
+    let result =
+        unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, 0, 0) };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// The wait status of a process that was reaped by somebody else, from `PIDFD_GET_INFO` (Linux 6.15 and later).
+pub fn reaped_status(pidfd: i32) -> Option<i32> {
+    // struct pidfd_info, first published size: mask, cgroupid, 4 ids, 8 more ids, exit_code: 64 bytes.
+    const SIZE: usize = 64;
+    const INFO_EXIT: u64 = 1 << 3;
+    let mut info = [0_u64; SIZE / 8];
+    info[0] = INFO_EXIT;
+    let request: libc::c_ulong = 0xC000_FF0B | ((SIZE as libc::c_ulong) << 16);
+    // SAFETY: the request number encodes the size of the buffer behind the pointer, and the kernel writes no more.
+    let result = unsafe { libc::ioctl(pidfd, request as _, info.as_mut_ptr()) };
+    if result != 0 || info[0] & INFO_EXIT == 0 {
+        return None;
+    }
+    // exit_code is the last 32-bit field of the 64 bytes.
+    Some((info[7] >> 32) as i32)
+}

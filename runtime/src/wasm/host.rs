@@ -1,0 +1,273 @@
+//! From a container's spec to what its guest sees: arguments, environment, files, clocks, random, limits.
+//!
+//! Called by [`super::run`] inside the finished jail: `/` is the container's own root.
+//! Invariant: nothing is inherited; every WASI capability is granted here by name, and random bytes come straight
+//! from getrandom(2) at each call, never from a generator that a fork could have copied.
+//! Not here: why something is allowed (the spec says what).
+
+use std::convert::Infallible;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use wasmtime::component::ResourceTable;
+use wasmtime::{StoreLimits, StoreLimitsBuilder};
+use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
+use wasmtime_wasi::p1::WasiP1Ctx;
+use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
+
+use crate::spec::{ContainerSpec, WasmSpec};
+
+/// Most linear memories, tables and instances of one guest.
+const MAX_ITEMS: usize = 64;
+/// Most bytes that one call may pass from guest to host.
+pub(super) const HOSTCALL_BYTES: usize = 8 * 1024 * 1024;
+/// Most random bytes a call.
+const RANDOM_BYTES: u64 = 1024 * 1024;
+/// Most open handles of a component.
+const MAX_HANDLES: usize = 16 * 1024;
+
+/// Store data of a core module.
+pub struct ModuleState {
+    /// WASI preview 1.
+    pub wasi: WasiP1Ctx,
+    /// Bounds of memories, tables, instances.
+    pub limits: StoreLimits,
+}
+
+/// Store data of a component.
+pub struct ComponentState {
+    wasi: WasiCtx,
+    table: ResourceTable,
+    /// Bounds of memories, tables, instances.
+    pub limits: StoreLimits,
+}
+
+impl WasiView for ComponentState {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        WasiCtxView {
+            ctx: &mut self.wasi,
+            table: &mut self.table,
+        }
+    }
+}
+
+impl ModuleState {
+    /// Store data for `spec`. Errors: a preopened directory cannot be opened.
+    pub fn new(spec: &ContainerSpec, wasm: &WasmSpec) -> wasmtime::Result<Self> {
+        Ok(Self {
+            wasi: context(spec, wasm)?.build_p1(),
+            limits: limits(spec),
+        })
+    }
+
+    /// Store data that grants nothing, to ask a linker questions with.
+    pub(super) fn unprivileged() -> Self {
+        Self {
+            wasi: WasiCtxBuilder::new().build_p1(),
+            limits: StoreLimits::default(),
+        }
+    }
+}
+
+impl ComponentState {
+    /// Store data for `spec`. Errors: a preopened directory cannot be opened.
+    pub fn new(spec: &ContainerSpec, wasm: &WasmSpec) -> wasmtime::Result<Self> {
+        let mut table = ResourceTable::new();
+        table.set_max_capacity(MAX_HANDLES);
+        Ok(Self {
+            wasi: context(spec, wasm)?.build(),
+            table,
+            limits: limits(spec),
+        })
+    }
+}
+
+fn limits(spec: &ContainerSpec) -> StoreLimits {
+    let mut builder = StoreLimitsBuilder::new()
+        .instances(MAX_ITEMS)
+        .memories(MAX_ITEMS)
+        .tables(MAX_ITEMS);
+    if let Some(bytes) = spec.memory_limit_bytes {
+        builder = builder.memory_size(usize::try_from(bytes).unwrap_or(usize::MAX));
+    }
+    builder.build()
+}
+
+fn context(spec: &ContainerSpec, wasm: &WasmSpec) -> wasmtime::Result<WasiCtxBuilder> {
+    let mut builder = WasiCtxBuilder::new();
+    builder
+        .args(&wasm.args)
+        .envs(&wasm.env)
+        .initial_cwd(&wasm.working_dir);
+    builder.allow_blocking_current_thread(true);
+    builder
+        .secure_random(KernelRandom)
+        .insecure_random(KernelRandom)
+        .insecure_random_seed(seed());
+    builder.max_random_size(RANDOM_BYTES);
+    if wasm.stdin {
+        builder.inherit_stdin();
+    }
+    builder.stdout(Output::Out).stderr(Output::Err);
+    for (path, perms) in preopens(spec, wasm) {
+        builder.preopened_dir(&path, &path, perms)?;
+    }
+    Ok(builder)
+}
+
+/// `/` first, then each mounted directory, so that the longest match decides for a guest's libc; a relative path is
+/// resolved against the working directory, which is offered as `.`.
+fn preopens(spec: &ContainerSpec, _wasm: &WasmSpec) -> Vec<(String, FsPerms)> {
+    let perms = |readonly| {
+        if readonly {
+            FsPerms::ReadOnly
+        } else {
+            FsPerms::ReadWrite
+        }
+    };
+    let is_dir = |path: &str| std::fs::metadata(path).is_ok_and(|m| m.is_dir());
+    // A writable file mounted into a read-only root is reached through `/`: the kernel keeps the rest read-only.
+    let writable_file = spec
+        .mounts
+        .iter()
+        .any(|m| !m.readonly && !is_dir(&m.target));
+    let mut found = vec![("/".to_owned(), perms(spec.root.readonly && !writable_file))];
+    found.extend(
+        spec.mounts
+            .iter()
+            .filter(|m| is_dir(&m.target))
+            .map(|m| (m.target.clone(), perms(m.readonly))),
+    );
+    found
+}
+
+fn seed() -> u128 {
+    let mut bytes = [0; 16];
+    fill(&mut bytes);
+    u128::from_le_bytes(bytes)
+}
+
+fn fill(bytes: &mut [u8]) {
+    let mut filled = 0;
+    while filled < bytes.len() {
+        match rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty()) {
+            Ok(got) => filled += got,
+            Err(rustix::io::Errno::INTR) => {}
+            // No randomness is no state to go on in: end the guest rather than hand out predictable bytes.
+            Err(_) => std::process::abort(),
+        }
+    }
+}
+
+/// getrandom(2) at every call.
+struct KernelRandom;
+
+impl rand_core::TryRng for KernelRandom {
+    type Error = Infallible;
+
+    fn try_next_u32(&mut self) -> Result<u32, Infallible> {
+        let mut bytes = [0; 4];
+        fill(&mut bytes);
+        Ok(u32::from_le_bytes(bytes))
+    }
+
+    fn try_next_u64(&mut self) -> Result<u64, Infallible> {
+        let mut bytes = [0; 8];
+        fill(&mut bytes);
+        Ok(u64::from_le_bytes(bytes))
+    }
+
+    fn try_fill_bytes(&mut self, bytes: &mut [u8]) -> Result<(), Infallible> {
+        fill(bytes);
+        Ok(())
+    }
+}
+
+/// Standard output or error: each write of the guest goes to the pipe at once, nothing is kept in this process.
+#[derive(Clone, Copy)]
+enum Output {
+    Out,
+    Err,
+}
+
+impl Output {
+    fn fd(self) -> BorrowedFd<'static> {
+        match self {
+            // Both descriptors stay open for the life of a guest.
+            Self::Out => crate::sys::standard(1),
+            Self::Err => crate::sys::standard(2),
+        }
+    }
+
+    fn put(self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            match rustix::io::write(self.fd().as_fd(), bytes) {
+                Ok(written) => bytes = &bytes[written..],
+                Err(rustix::io::Errno::INTR) if super::run::stopping() => {
+                    return Err(io::ErrorKind::Interrupted.into());
+                }
+                Err(rustix::io::Errno::INTR) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl IsTerminal for Output {
+    fn is_terminal(&self) -> bool {
+        false
+    }
+}
+
+impl StdoutStream for Output {
+    fn p2_stream(&self) -> Box<dyn wasmtime_wasi::p2::OutputStream> {
+        Box::new(*self)
+    }
+
+    fn async_stream(&self) -> Box<dyn tokio::io::AsyncWrite + Send + Sync> {
+        Box::new(*self)
+    }
+}
+
+impl wasmtime_wasi::p2::OutputStream for Output {
+    fn write(&mut self, bytes: bytes::Bytes) -> wasmtime_wasi::p2::StreamResult<()> {
+        self.put(&bytes).map_err(|e| match e.kind() {
+            io::ErrorKind::BrokenPipe => wasmtime_wasi::p2::StreamError::Closed,
+            _ => wasmtime_wasi::p2::StreamError::LastOperationFailed(e.into()),
+        })
+    }
+
+    fn flush(&mut self) -> wasmtime_wasi::p2::StreamResult<()> {
+        Ok(())
+    }
+
+    fn check_write(&mut self) -> wasmtime_wasi::p2::StreamResult<usize> {
+        Ok(64 * 1024)
+    }
+}
+
+#[wasmtime_wasi::async_trait]
+impl wasmtime_wasi::p2::Pollable for Output {
+    async fn ready(&mut self) {}
+}
+
+impl tokio::io::AsyncWrite for Output {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Poll::Ready(self.put(bytes).map(|()| bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
