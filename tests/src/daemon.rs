@@ -17,7 +17,7 @@ use crate::client::{self, Cri};
 use crate::leaks::{self, Snapshot};
 use crate::procs::{self, Process, Role};
 use crate::scratch::Scratch;
-use crate::{Outcome, log};
+use crate::{Outcome, log, peer};
 
 /// How long a start may take before the tests give up on it.
 const START_DEADLINE: Duration = Duration::from_secs(20);
@@ -41,6 +41,9 @@ pub struct Options {
     pub failpoints: Option<String>,
     /// Log at `warn`, as in production, instead of `debug`.
     pub quiet: bool,
+    /// Start containerd with this sandbox image instead, to prove a test on a runtime that is known to be right.
+    /// Leaks are not looked for then.
+    pub peer_sandbox_image: Option<String>,
     /// A file that the daemon sees in place of /proc/sys/kernel/random/boot_id.
     pub boot_id: Option<PathBuf>,
 }
@@ -91,10 +94,15 @@ impl Daemon {
                 .args(["-t", "tmpfs", "-o", &format!("size={bytes}"), "tmpfs"])
                 .arg(&root))?;
         }
-        fs::write(
-            scratch.dir().join("config.toml"),
-            config_text(&scratch, &options),
-        )?;
+        let config = match &options.peer_sandbox_image {
+            None => config_text(&scratch, &options),
+            Some(image) => {
+                fs::create_dir_all(scratch.dir().join("cni"))?;
+                fs::write(scratch.dir().join("cni/10.conflist"), peer::cni(&scratch))?;
+                peer::config(&scratch, image)
+            }
+        };
+        fs::write(scratch.dir().join("config.toml"), config)?;
         if let Some(plan) = &options.failpoints {
             fs::write(scratch.dir().join("failpoints"), plan)?;
         }
@@ -111,11 +119,15 @@ impl Daemon {
     pub fn command(&self) -> Outcome<Command> {
         let binary = match &self.options.binary {
             Some(binary) => binary.clone(),
+            None if self.options.peer_sandbox_image.is_some() => PathBuf::new(),
             None => binary()?,
         };
         let mut command = Command::new("/bin/sh");
         let enter = self.scratch.enter_cgroup();
         let script = match &self.options.boot_id {
+            _ if self.options.peer_sandbox_image.is_some() => {
+                format!("{enter}exec containerd --config \"$1\"")
+            }
             None => format!("{enter}exec \"$0\" serve --config \"$1\""),
             // In a mount namespace of its own, so that only this daemon sees the other boot id.
             Some(other) => format!(
@@ -294,6 +306,9 @@ impl Daemon {
 
     /// Fails unless the machine looks as it did when the daemon had started.
     pub async fn expect_no_leak(&self) -> Result<(), String> {
+        if self.options.peer_sandbox_image.is_some() {
+            return Ok(());
+        }
         let before = self.before.as_ref().ok_or("the daemon never started")?;
         leaks::expect_as(before, &self.scratch).await
     }
@@ -310,6 +325,10 @@ impl Daemon {
         let status = self.terminate()?;
         if !status.success() {
             return Err(format!("after SIGTERM the daemon ended with {status}").into());
+        }
+        if self.options.peer_sandbox_image.is_some() {
+            self.finished = true;
+            return Ok(());
         }
         let end = Instant::now() + Duration::from_secs(2);
         while !procs::of_scratch(&self.scratch).is_empty() && Instant::now() < end {
@@ -346,6 +365,9 @@ impl Drop for Daemon {
             let _ = writeln!(std::io::stderr(), "{}", self.log_tail());
         }
         self.kill();
+        if self.options.peer_sandbox_image.is_some() {
+            peer::remove_bridge(&self.scratch);
+        }
     }
 }
 

@@ -23,6 +23,12 @@ pub fn tool() -> Outcome<Vec<u8>> {
     once(&BUILT, || compile("tool.c", &clang))
 }
 
+/// The same program for Linux, to prove the tests on a peer that runs no WebAssembly.
+pub fn linux_tool() -> Outcome<Vec<u8>> {
+    static BUILT: OnceLock<Vec<u8>> = OnceLock::new();
+    once(&BUILT, || compile("tool.c", &["cc", "-static", "-O1"]))
+}
+
 /// The guest `NAME.wat`, a module or a component.
 pub fn wat(name: &str) -> Outcome<Vec<u8>> {
     let path = source(&format!("{name}.wat"));

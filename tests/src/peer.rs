@@ -65,7 +65,7 @@ impl Containerd {
 
     /// Its socket.
     pub fn socket(&self) -> PathBuf {
-        self.scratch.dir().join("containerd.sock")
+        self.scratch.dir().join("run/coracle.sock")
     }
 
     /// Its corner of the machine.
@@ -86,11 +86,7 @@ impl Drop for Containerd {
         }
         let _ = self.child.wait();
         self.drop_namespaces();
-        let bridge = self.scratch.interface_prefix() + "br";
-        let _ = Command::new("ip")
-            .args(["link", "delete", &bridge])
-            .stderr(Stdio::null())
-            .status();
+        remove_bridge(&self.scratch);
     }
 }
 
@@ -111,13 +107,24 @@ impl Containerd {
     }
 }
 
-fn config(scratch: &Scratch, sandbox_image: &str) -> String {
+/// Takes the bridge away that the CNI plugin made.
+pub(crate) fn remove_bridge(scratch: &Scratch) {
+    let bridge = scratch.interface_prefix() + "br";
+    let mut ip = Command::new("ip");
+    let _ = ip
+        .args(["link", "delete", &bridge])
+        .stderr(Stdio::null())
+        .status();
+}
+
+/// containerd's configuration for this scratch.
+pub(crate) fn config(scratch: &Scratch, sandbox_image: &str) -> String {
     let dir = scratch.dir().display();
     format!(
         "version = 2\nroot = \"{dir}/root\"\nstate = \"{dir}/run\"\n\
          disabled_plugins = [\"io.containerd.snapshotter.v1.aufs\", \"io.containerd.snapshotter.v1.btrfs\", \
          \"io.containerd.snapshotter.v1.devmapper\", \"io.containerd.snapshotter.v1.zfs\"]\n\
-         [grpc]\naddress = \"{dir}/containerd.sock\"\n[debug]\nlevel = \"warn\"\n\
+         [grpc]\naddress = \"{dir}/run/coracle.sock\"\n[debug]\nlevel = \"warn\"\n\
          [plugins.\"io.containerd.internal.v1.opt\"]\npath = \"{dir}/opt\"\n\
          [plugins.\"io.containerd.grpc.v1.cri\"]\nsandbox_image = \"{sandbox_image}\"\nstream_server_port = \"0\"\n\
          restrict_oom_score_adj = true\ntolerate_missing_hugetlb_controller = true\n\
@@ -126,7 +133,8 @@ fn config(scratch: &Scratch, sandbox_image: &str) -> String {
     )
 }
 
-fn cni(scratch: &Scratch) -> String {
+/// The bridge network of this scratch.
+pub(crate) fn cni(scratch: &Scratch) -> String {
     serde_json::json!({
         "cniVersion": "0.4.0", "name": scratch.interface_prefix(),
         "plugins": [{

@@ -22,6 +22,9 @@ pub struct Images {
     pub hello: Pushed,
     /// Prints a line: a component.
     pub component_hello: Pushed,
+    /// The sandbox image of the peer, when the tests run against containerd (`CORACLE_TEST_PEER=containerd`): then
+    /// the multi-verb guest is the same program built for Linux.
+    pub pause: Option<String>,
 }
 
 /// Everything is pushed once a process; the registry ends with it.
@@ -30,16 +33,25 @@ pub fn images() -> &'static Images {
     IMAGES.get_or_init(|| {
         let registry = Registry::start().unwrap();
         let push = |name: &str, image: Image| image.push(registry.host(), name, "v1").unwrap();
-        let tool = guests::tool().unwrap();
-        let files = [
-            file("tool.wasm", 0o755, &tool),
-            file("etc/motd", 0o644, b"from the image"),
-        ];
+        let on_peer = std::env::var_os("CORACLE_TEST_PEER").is_some();
+        let motd = file("etc/motd", 0o644, b"from the image");
+        let tool = if on_peer {
+            guests::linux_tool()
+        } else {
+            guests::tool()
+        }
+        .unwrap();
+        let files = [file("tool.wasm", 0o755, &tool), motd];
+        let tool = if on_peer {
+            Image::linux(&files, &["/tool.wasm"])
+        } else {
+            Image::wasi(&files, Packing::Gzip, &["/tool.wasm"])
+        };
+        let pause = guests::linux_pause().unwrap();
+        let pause = Image::linux(&[file("pause", 0o755, &pause)], &["/pause"]).unwrap();
         Images {
-            tool: push(
-                "tool",
-                Image::wasi(&files, Packing::Gzip, &["/tool.wasm"]).unwrap(),
-            ),
+            tool: push("tool", tool.unwrap()),
+            pause: on_peer.then(|| push("pause", pause).reference),
             hello: push("hello", Image::artifact(&guests::wat("hello").unwrap())),
             component_hello: push(
                 "component",
@@ -61,7 +73,8 @@ pub async fn daemon() -> Daemon {
 }
 
 /// The same, started in another way.
-pub async fn daemon_with(options: Options) -> Daemon {
+pub async fn daemon_with(mut options: Options) -> Daemon {
+    options.peer_sandbox_image = images().pause.clone();
     let mut daemon = Daemon::start_with(options).await.unwrap();
     daemon.cri().pull(tool()).await.unwrap();
     daemon.rebase();
