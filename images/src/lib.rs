@@ -12,9 +12,12 @@
 #![forbid(unsafe_code)]
 
 mod blobs;
+mod collect;
 mod config;
 pub mod error;
+mod flight;
 mod image;
+mod image_config;
 mod manifest;
 mod metadata;
 mod pull;
@@ -28,9 +31,9 @@ mod wasm;
 
 pub use config::{ImagesConfig, Limits};
 pub use error::{Error, Kind as ErrorKind};
+pub use flight::PullRequest;
 pub use image::{FsInfo, Image, Kind, LinuxImage, RunConfig, WasmImage};
 pub use manifest::PlatformPreference;
-pub use pull::PullRequest;
 pub use reference::{BadName, Digest, ImageId, ImageRef, Target};
 pub use registry::Credentials;
 pub use snapshot::lower_dirs;

@@ -1,113 +1,37 @@
-//! One pull: resolve, fetch, verify, unpack, record; and the joining of pulls that ask for the same.
+//! One pull: resolve, fetch, verify, unpack, record.
 //!
-//! Place in the flow: [`crate::Images::pull`] lands here; everything else in the crate is used from here.
-//! Invariants: callers with the same reference and the same credentials wait for one pull, which ends early
-//! only when the last of them has gone; content that is already here is used only after the registry has said
-//! that these credentials may read it; what a failed pull leaves is either reusable or deleted.
-//! Not here: pods, policies, CRI's authentication messages.
+//! Place in the flow: [`crate::flight`] starts it; everything that touches the outside is used from here.
+//! Invariants: content that is already here is used only after the registry has said that these credentials
+//! may read it; what a failed pull leaves is either reusable or deleted.
+//! Not here: pods, policies, who else waits for the same.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use futures_util::future::{BoxFuture, FutureExt as _, Shared, WeakShared};
-use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
+use futures_util::stream::{self, StreamExt as _};
 
 use crate::blobs::blocking;
+use crate::collect::Pins;
 use crate::error::{Error, Kind as ErrorKind};
+use crate::flight::PullRequest;
 use crate::image::{Image, RunConfig};
 use crate::manifest::{self, Blob, Content, Document, Manifest, PlatformPreference};
 use crate::metadata::{LayerRecord, Program, Record};
 use crate::reference::{Digest, ImageId, ImageRef, Target};
-use crate::registry::{ATTEMPTS, Credentials, Registry};
+use crate::registry::{ATTEMPTS, Registry};
 use crate::snapshot::Merged;
-use crate::store::{Inner, Pins};
+use crate::store::Inner;
 use crate::unpack::{Budget, Source, unpack};
-use crate::{verify, wasm};
+use crate::{image_config, verify, wasm};
 
 /// Blobs fetched at the same time by one pull.
 const PARALLEL_BLOBS: usize = 3;
 
-/// What to pull.
-#[derive(Debug, Clone, Default)]
-pub struct PullRequest {
-    /// The reference as written by whoever wants the image.
-    pub reference: String,
-    /// What to show the registry; `None` pulls anonymously.
-    pub auth: Option<Credentials>,
-    /// Which entry of an index.
-    pub platform: PlatformPreference,
-}
-
-impl PullRequest {
-    /// An anonymous pull of `reference`.
-    pub fn new(reference: impl Into<String>) -> Self {
-        Self {
-            reference: reference.into(),
-            ..Self::default()
-        }
-    }
-}
-
-type Outcome = Result<Arc<Image>, Arc<Error>>;
-type Key = (ImageRef, Option<Credentials>, PlatformPreference);
-
-/// The pulls that somebody waits for.
-#[derive(Default)]
-pub(crate) struct Flights {
-    flying: Mutex<HashMap<Key, WeakShared<BoxFuture<'static, Outcome>>>>,
-}
-
-impl Flights {
-    /// The running pull for `key`, or a new one made by `start`.
-    fn join(
-        &self,
-        key: Key,
-        start: impl FnOnce() -> BoxFuture<'static, Outcome>,
-    ) -> Shared<BoxFuture<'static, Outcome>> {
-        let mut flying = self.flying.lock().unwrap_or_else(PoisonError::into_inner);
-        flying.retain(|_, flight| flight.upgrade().is_some());
-        let running = flying
-            .get(&key)
-            .and_then(WeakShared::upgrade)
-            .filter(|flight| flight.peek().is_none());
-        running.unwrap_or_else(|| {
-            let flight = start().shared();
-            if let Some(weak) = flight.downgrade() {
-                flying.insert(key, weak);
-            }
-            flight
-        })
-    }
-}
-
-/// Pulls, or joins a pull. Errors: [`Error::Name`], or [`Error::Pull`] with the cause.
-pub(crate) async fn pull(inner: &Arc<Inner>, request: PullRequest) -> Result<Arc<Image>, Error> {
-    let reference: ImageRef = request.reference.parse()?;
-    let key = (reference.clone(), request.auth.clone(), request.platform);
-    let flight = inner.flights.join(key, || {
-        let (inner, reference) = (inner.clone(), reference.clone());
-        async move {
-            let mut pull = Pull::new(inner, reference, &request)?;
-            let outcome = pull.run().await;
-            if let Err(error) = &outcome {
-                pull.clean_up(error).await;
-            }
-            outcome.map_err(Arc::new)
-        }
-        .boxed()
-    });
-    flight.await.map_err(|cause| Error::Pull {
-        reference: reference.to_string(),
-        registry: reference.registry().to_owned(),
-        cause,
-    })
-}
-
 /// The state of one pull.
-struct Pull {
+pub(crate) struct Pull {
     inner: Arc<Inner>,
     reference: ImageRef,
     platform: PlatformPreference,
@@ -117,7 +41,12 @@ struct Pull {
 }
 
 impl Pull {
-    fn new(inner: Arc<Inner>, reference: ImageRef, request: &PullRequest) -> Result<Self, Error> {
+    /// Prepares a pull of `reference`; nothing is sent yet.
+    pub(crate) fn new(
+        inner: Arc<Inner>,
+        reference: ImageRef,
+        request: &PullRequest,
+    ) -> Result<Self, Error> {
         let config = &inner.config;
         let registry = Registry::new(
             &reference,
@@ -135,7 +64,8 @@ impl Pull {
         })
     }
 
-    async fn run(&mut self) -> Result<Arc<Image>, Error> {
+    /// Does it all. Answers when the image is recorded and shown.
+    pub(crate) async fn run(&mut self) -> Result<Arc<Image>, Error> {
         self.registry.login().await?;
         let (top, manifest) = self.resolve().await?;
         let config = self.fetch_config(&manifest.config).await?;
@@ -228,17 +158,27 @@ impl Pull {
         .await
     }
 
-    /// Makes all `blobs` present, a few at a time.
+    /// Makes all `blobs` present, a few at a time. After a failure no further one is begun, but those that
+    /// are on their way may arrive: the next attempt will need them.
     async fn fetch(&mut self, blobs: Vec<Blob>) -> Result<(), Error> {
         for blob in &blobs {
             self.pins.add(&blob.digest);
         }
-        let this = &*self;
-        stream::iter(blobs)
-            .map(|blob| async move { this.fetch_one(&blob).await })
+        let (this, has_failed) = (&*self, &AtomicBool::new(false));
+        let fetch = |blob: Blob| async move {
+            if has_failed.load(Ordering::Relaxed) {
+                return Ok(());
+            }
+            let fetched = this.fetch_one(&blob).await;
+            has_failed.fetch_or(fetched.is_err(), Ordering::Relaxed);
+            fetched
+        };
+        let fetched: Vec<_> = stream::iter(blobs)
+            .map(fetch)
             .buffer_unordered(PARALLEL_BLOBS)
-            .try_collect()
-            .await
+            .collect()
+            .await;
+        fetched.into_iter().collect()
     }
 
     /// Makes one blob present. A registry that breaks off is asked again, a few times.
@@ -304,7 +244,7 @@ impl Pull {
     ) -> Result<(), Error> {
         let what = format!("config {}", record.id);
         let config =
-            manifest::parse_config(&what, config, layers.len(), &self.inner.config.limits)?;
+            image_config::parse_config(&what, config, layers.len(), &self.inner.config.limits)?;
         if !config.platform.is_wasm() && !config.platform.is_native() {
             return Err(Error::invalid(
                 what,
@@ -312,7 +252,7 @@ impl Pull {
             ));
         }
         record.config = config.run;
-        record.chains = manifest::chain_ids(&config.diff_ids);
+        record.chains = image_config::chain_ids(&config.diff_ids);
         for chain in &record.chains {
             self.pins.add(chain);
         }
@@ -388,7 +328,7 @@ impl Pull {
 
     /// Deletes what a failed pull cannot use again: after a broken network the finished blobs stay for the next
     /// attempt, after anything else they would only fill the disk.
-    async fn clean_up(&mut self, error: &Error) {
+    pub(crate) async fn clean_up(&mut self, error: &Error) {
         if matches!(
             error.kind(),
             ErrorKind::RegistryUnavailable | ErrorKind::Cancelled | ErrorKind::Unauthorized

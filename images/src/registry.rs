@@ -15,7 +15,7 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream::BoxStream;
 use oci_client::client::{ClientConfig, ClientProtocol};
-use oci_client::errors::{OciDistributionError, OciErrorCode};
+use oci_client::errors::{DigestError, OciDistributionError, OciErrorCode};
 use oci_client::manifest::OciDescriptor;
 use oci_client::secrets::RegistryAuth;
 use oci_client::{Client, Reference, RegistryOperation};
@@ -275,9 +275,10 @@ impl Registry {
                 problem: format!("it answers {code}"),
                 source: None,
             },
-            OciDistributionError::DigestError(
-                oci_client::errors::DigestError::VerificationError { expected, actual },
-            ) => match (expected.parse(), actual.parse()) {
+            OciDistributionError::DigestError(DigestError::VerificationError {
+                expected,
+                actual,
+            }) => match (expected.parse(), actual.parse()) {
                 (Ok(want), Ok(got)) => Error::DigestMismatch { what, want, got },
                 _ => Error::invalid(what, format!("it has digest {actual}, expected {expected}")),
             },
@@ -340,17 +341,31 @@ impl BlobStream {
         match timeout(self.idle, self.stream.next()).await {
             Ok(None) => Ok(None),
             Ok(Some(Ok(bytes))) => Ok(Some(bytes)),
-            Ok(Some(Err(source))) => Err(Error::Registry {
-                registry: self.registry.clone(),
-                what: self.what.clone(),
-                problem: format!("it broke off: {}", deepest(&source)),
-                source: None,
-            }),
+            Ok(Some(Err(source))) => Err(self.broken(&source)),
             Err(_) => Err(Error::Stalled {
                 registry: self.registry.clone(),
                 what: self.what.clone(),
                 idle: self.idle,
             }),
+        }
+    }
+
+    /// The client verifies whole answers itself; its verdict is a mismatch, not a broken connection.
+    fn broken(&self, source: &std::io::Error) -> Error {
+        let inner = source
+            .get_ref()
+            .and_then(|inner| inner.downcast_ref::<DigestError>());
+        if let Some(DigestError::VerificationError { expected, actual }) = inner
+            && let (Ok(want), Ok(got)) = (expected.parse(), actual.parse())
+        {
+            let what = self.what.clone();
+            return Error::DigestMismatch { what, want, got };
+        }
+        Error::Registry {
+            registry: self.registry.clone(),
+            what: self.what.clone(),
+            problem: format!("it broke off: {}", deepest(source)),
+            source: None,
         }
     }
 }

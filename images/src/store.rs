@@ -9,12 +9,12 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use crate::blobs::{Blobs, Temporary, blocking};
+use crate::blobs::{Blobs, blocking};
 use crate::config::ImagesConfig;
 use crate::error::Error;
+use crate::flight::{self, Flights, PullRequest};
 use crate::image::{FsInfo, Image};
 use crate::metadata::{Change, LayerRecord, Loaded, Metadata, Record};
-use crate::pull::{self, Flights, PullRequest};
 use crate::reference::{Digest, ImageId, ImageRef};
 
 /// The images of one node. Cheap to clone; clones are the same store.
@@ -27,22 +27,22 @@ pub(crate) struct Inner {
     pub(crate) config: ImagesConfig,
     pub(crate) blobs: Blobs,
     pub(crate) flights: Flights,
-    metadata: Metadata,
+    pub(crate) metadata: Metadata,
     index: RwLock<Index>,
     /// Held over a whole change: read, commit, show.
     writer: Mutex<()>,
     /// How many pulls use a blob or a layer now.
     pins: Mutex<HashMap<Digest, usize>>,
     /// Records were lost: content without a record may be somebody's.
-    keep_everything: bool,
+    pub(crate) keep_everything: bool,
 }
 
 /// Everything that lists and lookups need.
 #[derive(Default)]
-struct Index {
-    images: BTreeMap<ImageId, (Record, Arc<Image>)>,
+pub(crate) struct Index {
+    pub(crate) images: BTreeMap<ImageId, (Record, Arc<Image>)>,
     names: HashMap<String, ImageId>,
-    layers: HashMap<Digest, LayerRecord>,
+    pub(crate) layers: HashMap<Digest, LayerRecord>,
     leases: HashMap<String, BTreeSet<ImageId>>,
 }
 
@@ -63,7 +63,7 @@ impl Images {
     /// Callers that ask for the same reference with the same credentials share one pull; dropping the future
     /// of the last one stops it. Errors: [`Error::Name`] for a bad reference, else [`Error::Pull`].
     pub async fn pull(&self, request: PullRequest) -> Result<Arc<Image>, Error> {
-        pull::pull(&self.inner, request).await
+        flight::pull(&self.inner, request).await
     }
 
     /// All images, by id.
@@ -158,7 +158,7 @@ impl Index {
         self.names.get(&reference.to_string()).cloned()
     }
 
-    fn is_leased(&self, id: &ImageId) -> bool {
+    pub(crate) fn is_leased(&self, id: &ImageId) -> bool {
         self.leases.values().any(|held| held.contains(id))
     }
 
@@ -171,12 +171,11 @@ impl Index {
         self.images.insert(record.id.clone(), (record, image));
     }
 
-    /// Blobs and layers that records name.
-    fn referenced(&self) -> HashSet<&Digest> {
-        self.images
-            .values()
-            .flat_map(|(record, _)| record.blobs.iter().chain(&record.chains))
-            .collect()
+    /// Blobs, then layers, that records name: a plain archive has one digest as both.
+    pub(crate) fn referenced(&self) -> (HashSet<&Digest>, HashSet<&Digest>) {
+        let records = || self.images.values().map(|(record, _)| record);
+        let blobs = records().flat_map(|record| &record.blobs).collect();
+        (blobs, records().flat_map(|record| &record.chains).collect())
     }
 }
 
@@ -202,23 +201,6 @@ impl Inner {
         };
         inner.sweep_unrecorded_layers()?;
         Ok(inner)
-    }
-
-    /// Layers that were renamed into place but not recorded: the daemon died in between.
-    fn sweep_unrecorded_layers(&self) -> Result<(), Error> {
-        if self.keep_everything {
-            return Ok(());
-        }
-        for chain in self.blobs.stored_layers()? {
-            if !self.read().layers.contains_key(&chain) {
-                tracing::info!(layer = %chain, "removing a layer that was never recorded");
-                drop(
-                    self.blobs
-                        .retire_layer(&chain, crate::unpack::Usage::default())?,
-                );
-            }
-        }
-        Ok(())
     }
 
     /// True if the unpacked layer is here and came from this blob.
@@ -324,99 +306,19 @@ impl Inner {
         Ok(Some(image))
     }
 
-    fn collect(&self) -> Result<(), Error> {
-        if self.keep_everything {
-            return Ok(());
-        }
-        let guard = self.writer();
-        let forgotten: Vec<ImageId> = {
-            let index = self.read();
-            let gone = |record: &Record| record.removed && !index.is_leased(&record.id);
-            index
-                .images
-                .values()
-                .filter(|(record, _)| gone(record))
-                .map(|(record, _)| record.id.clone())
-                .collect()
-        };
-        self.metadata.commit(&Change {
-            drop_images: forgotten.clone(),
-            ..Change::default()
-        })?;
-        {
-            let mut index = self.write();
-            for id in &forgotten {
-                index.images.remove(id);
-            }
-        }
-        let layers: Vec<Digest> = self.read().layers.keys().cloned().collect();
-        drop(guard);
-        self.discard(&self.blobs.stored_blobs()?, &layers, 0)
-    }
-
-    /// Deletes those of `blobs` and `layers` that no record names and at most `pins` pulls use. Blocking.
-    pub(crate) fn discard(
-        &self,
-        blobs: &[Digest],
-        layers: &[Digest],
-        pins: usize,
-    ) -> Result<(), Error> {
-        if self.keep_everything {
-            return Ok(());
-        }
-        let _writer = self.writer();
-        let pinned = self.lock_pins();
-        let is_free = |digest: &Digest| pinned.get(digest).copied().unwrap_or(0) <= pins;
-        let (blobs, layers): (Vec<Digest>, Vec<(Digest, LayerRecord)>) = {
-            let index = self.read();
-            let referenced = index.referenced();
-            let is_garbage = |digest: &&Digest| is_free(digest) && !referenced.contains(*digest);
-            let recorded = |chain: &Digest| {
-                index
-                    .layers
-                    .get(chain)
-                    .map(|layer| (chain.clone(), layer.clone()))
-            };
-            let layers = layers
-                .iter()
-                .filter(is_garbage)
-                .filter_map(recorded)
-                .collect();
-            (blobs.iter().filter(is_garbage).cloned().collect(), layers)
-        };
-        for digest in &blobs {
-            self.blobs.remove_blob(digest)?;
-        }
-        // The record goes first: a layer without one is swept at the next start, never used.
-        let drop_layers: Vec<Digest> = layers.iter().map(|(chain, _)| chain.clone()).collect();
-        self.metadata.commit(&Change {
-            drop_layers,
-            ..Change::default()
-        })?;
-        let mut graves: Vec<Option<Temporary>> = Vec::new();
-        for (chain, layer) in &layers {
-            self.write().layers.remove(chain);
-            graves.push(self.blobs.retire_layer(chain, layer.usage())?);
-        }
-        // Deleting trees takes time that nobody else should wait for.
-        drop((pinned, _writer));
-        drop(graves);
-        Ok(())
-    }
-
-    fn read(&self) -> RwLockReadGuard<'_, Index> {
+    pub(crate) fn read(&self) -> RwLockReadGuard<'_, Index> {
         self.index.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write(&self) -> RwLockWriteGuard<'_, Index> {
+    pub(crate) fn write(&self) -> RwLockWriteGuard<'_, Index> {
         self.index.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn writer(&self) -> MutexGuard<'_, ()> {
+    pub(crate) fn writer(&self) -> MutexGuard<'_, ()> {
         self.writer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn lock_pins(&self) -> MutexGuard<'_, HashMap<Digest, usize>> {
+    pub(crate) fn lock_pins(&self) -> MutexGuard<'_, HashMap<Digest, usize>> {
         self.pins.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -449,46 +351,5 @@ impl Index {
             }
         }
         change
-    }
-}
-
-/// What one pull keeps from being deleted while it runs.
-pub(crate) struct Pins {
-    inner: Arc<Inner>,
-    digests: BTreeSet<Digest>,
-}
-
-impl Pins {
-    pub(crate) fn new(inner: Arc<Inner>) -> Self {
-        Self {
-            inner,
-            digests: BTreeSet::new(),
-        }
-    }
-
-    /// Keeps a blob or a layer from now on.
-    pub(crate) fn add(&mut self, digest: &Digest) {
-        if self.digests.insert(digest.clone()) {
-            *self.inner.lock_pins().entry(digest.clone()).or_default() += 1;
-        }
-    }
-
-    /// Everything kept.
-    pub(crate) fn digests(&self) -> Vec<Digest> {
-        self.digests.iter().cloned().collect()
-    }
-}
-
-impl Drop for Pins {
-    fn drop(&mut self) {
-        let mut pins = self.inner.lock_pins();
-        for digest in &self.digests {
-            if let Some(count) = pins.get_mut(digest) {
-                *count -= 1;
-                if *count == 0 {
-                    pins.remove(digest);
-                }
-            }
-        }
     }
 }

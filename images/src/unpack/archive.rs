@@ -77,7 +77,7 @@ impl<R: Read> Archive<R> {
             let Some(header) = self.header()? else {
                 return Ok(None);
             };
-            let size = header.entry_size()?;
+            let size = or_blank(&header.as_old().size, header.entry_size())?;
             self.begin_data(size);
             match header.entry_type() {
                 EntryType::GNULongName => extensions.path = Some(self.text()?),
@@ -228,13 +228,18 @@ impl Extensions {
                 .or_else(|| header.link_name_bytes().map(|link| link.into_owned()))
                 .unwrap_or_default(),
             sort,
-            mode: header.mode()?,
-            uid: self.uid.map_or_else(|| header.uid(), Ok)?,
-            gid: self.gid.map_or_else(|| header.gid(), Ok)?,
-            mtime: self.mtime.map_or_else(
-                || header.mtime().map(|s| i64::try_from(s).unwrap_or(i64::MAX)),
-                Ok,
-            )?,
+            mode: or_blank(&header.as_old().mode, header.mode())?,
+            uid: self
+                .uid
+                .map_or_else(|| or_blank(&header.as_old().uid, header.uid()), Ok)?,
+            gid: self
+                .gid
+                .map_or_else(|| or_blank(&header.as_old().gid, header.gid()), Ok)?,
+            mtime: match self.mtime {
+                Some(mtime) => mtime,
+                None => i64::try_from(or_blank(&header.as_old().mtime, header.mtime())?)
+                    .unwrap_or(i64::MAX),
+            },
             xattrs: self.xattrs,
         };
         if entry.path.contains(&0) || entry.link.contains(&0) {
@@ -263,6 +268,15 @@ fn sort(kind: EntryType, header: &Header) -> io::Result<Sort> {
             )));
         }
     })
+}
+
+/// A field that is all blanks means 0, as every reader has it; some writers leave them so.
+fn or_blank<T: Default>(field: &[u8], value: io::Result<T>) -> io::Result<T> {
+    if field.iter().all(|byte| matches!(byte, 0 | b' ')) {
+        Ok(T::default())
+    } else {
+        value
+    }
 }
 
 /// Fills `buffer` as far as the stream goes.

@@ -1,0 +1,173 @@
+//! Reads image configs: untrusted JSON in, checked values out. Pure.
+//!
+//! Place in the flow: after the manifest, before any layer is fetched, so that an image this node cannot run
+//! costs no download.
+//! Invariants: one diff id a layer, each a sha256; what the config may put into every container is bounded.
+//! Not here: network, disk; whether a value makes sense to whoever runs it.
+
+use oci_spec::image::ImageConfiguration;
+
+use crate::config::Limits;
+use crate::error::Error;
+use crate::image::RunConfig;
+use crate::manifest::{Platform, json};
+use crate::reference::Digest;
+
+/// The config of an image of archives.
+#[derive(Debug)]
+pub(crate) struct Config {
+    pub platform: Platform,
+    pub run: RunConfig,
+    pub diff_ids: Vec<Digest>,
+}
+
+/// Reads an image config. Errors: not JSON, wrong digests, too much of it, or not one diff id a layer.
+pub(crate) fn parse_config(
+    what: &str,
+    bytes: &[u8],
+    layers: usize,
+    limits: &Limits,
+) -> Result<Config, Error> {
+    let config: ImageConfiguration = json(what, bytes)?;
+    let diff_ids = config
+        .rootfs()
+        .diff_ids()
+        .iter()
+        .map(|id| {
+            id.parse()
+                .map_err(|source| Error::invalid(what, format!("a diff id is unusable: {source}")))
+        })
+        .collect::<Result<Vec<Digest>, _>>()?;
+    if diff_ids.len() != layers {
+        let problem = format!(
+            "it lists {} diff ids, the manifest {layers} layers",
+            diff_ids.len()
+        );
+        return Err(Error::invalid(what, problem));
+    }
+    let platform = Platform {
+        os: config.os().to_string().to_ascii_lowercase(),
+        architecture: config.architecture().to_string().to_ascii_lowercase(),
+        variant: config.variant().clone(),
+    };
+    let run = config.config().clone().map(run_config).unwrap_or_default();
+    let words = run
+        .env
+        .iter()
+        .chain(&run.entrypoint)
+        .chain(&run.cmd)
+        .chain(&run.volumes);
+    let bytes: usize = words.map(String::len).sum::<usize>()
+        + run
+            .labels
+            .iter()
+            .map(|(key, value)| key.len() + value.len())
+            .sum::<usize>();
+    if bytes as u64 > limits.max_run_config_bytes {
+        let what = format!("{what} with {bytes} bytes of environment, arguments and labels");
+        return Err(Error::Limit {
+            what,
+            limit: "max_run_config_bytes",
+            allowed: limits.max_run_config_bytes,
+        });
+    }
+    Ok(Config {
+        platform,
+        run,
+        diff_ids,
+    })
+}
+
+fn run_config(config: oci_spec::image::Config) -> RunConfig {
+    let mut volumes = config.volumes().clone().unwrap_or_default();
+    volumes.sort();
+    RunConfig {
+        entrypoint: config.entrypoint().clone().unwrap_or_default(),
+        cmd: config.cmd().clone().unwrap_or_default(),
+        env: config.env().clone().unwrap_or_default(),
+        working_dir: config.working_dir().clone().unwrap_or_default(),
+        user: config.user().clone().unwrap_or_default(),
+        stop_signal: config.stop_signal().clone().unwrap_or_default(),
+        volumes,
+        labels: config
+            .labels()
+            .clone()
+            .unwrap_or_default()
+            .into_iter()
+            .collect(),
+    }
+}
+
+/// The chain ids of a stack of layers, lowest first: what an unpacked layer on top of its parents is named.
+pub(crate) fn chain_ids(diff_ids: &[Digest]) -> Vec<Digest> {
+    let mut chain: Vec<Digest> = Vec::with_capacity(diff_ids.len());
+    for diff_id in diff_ids {
+        let next = match chain.last() {
+            Some(parent) => Digest::of(format!("{parent} {diff_id}").as_bytes()),
+            None => diff_id.clone(),
+        };
+        chain.push(next);
+    }
+    chain
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test panics to fail")]
+mod tests {
+    use super::*;
+    use crate::error::Kind;
+    use serde_json::json;
+
+    #[test]
+    fn configs_are_read_with_nulls_and_checked() {
+        let diff_id = Digest::of(b"layer");
+        let mut config = json!({
+            "os": "wasi", "architecture": "wasm",
+            "config": {"Entrypoint": null, "Cmd": ["/app.wasm", "x"], "Volumes": {"/b": {}, "/a": {}}, "Labels": null, "Env": null},
+            "rootfs": {"type": "layers", "diff_ids": [diff_id.as_str()]},
+        });
+        let read = parse_config(
+            "config",
+            config.to_string().as_bytes(),
+            1,
+            &Limits::default(),
+        )
+        .unwrap();
+        assert!(read.platform.is_wasm());
+        assert_eq!(read.run.argv0(), Some("/app.wasm"));
+        assert_eq!(read.run.volumes, ["/a", "/b"]);
+        let refused = parse_config(
+            "config",
+            config.to_string().as_bytes(),
+            2,
+            &Limits::default(),
+        )
+        .unwrap_err();
+        assert!(
+            refused
+                .to_string()
+                .contains("1 diff ids, the manifest 2 layers"),
+            "{refused}"
+        );
+        config["config"]["Env"] = json!(["A=".to_owned() + &"x".repeat(1 << 20)]);
+        let refused = parse_config(
+            "config",
+            config.to_string().as_bytes(),
+            1,
+            &Limits::default(),
+        )
+        .unwrap_err();
+        assert_eq!(refused.kind(), Kind::Limit);
+    }
+
+    #[test]
+    fn chain_ids_follow_the_image_specification() {
+        let layers = [Digest::of(b"1"), Digest::of(b"2")];
+        let chain = chain_ids(&layers);
+        assert_eq!(chain[0], layers[0]);
+        assert_eq!(
+            chain[1],
+            Digest::of(format!("{} {}", layers[0], layers[1]).as_bytes())
+        );
+    }
+}
