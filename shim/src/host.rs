@@ -1,0 +1,254 @@
+//! The host: what a driver may do to the world, one method an effect, turned into calls on images and runtime.
+//!
+//! Called by: drivers and recovery. Calls: coracle-images, coracle-runtime.
+//! Invariants: every effect can be repeated and takes an absent thing for done; work that blocks runs on the blocking
+//! pool; whatever waits for another process has a deadline.
+//! Not here: phases, who asked, gRPC.
+
+mod container;
+mod ids;
+mod limits;
+mod log;
+mod mounts;
+mod plan;
+mod pod;
+mod sweep;
+mod user;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use coracle_images::Images;
+use coracle_runtime::cgroup::Cgroups;
+use coracle_runtime::id::{ContainerId, PodId};
+use coracle_runtime::network::Network;
+use coracle_runtime::sandbox::Filters;
+use coracle_runtime::spawner::Spawner;
+use coracle_runtime::spec::Spawn;
+use coracle_runtime::wasm::CompileCache;
+
+pub use container::{Launch, Launched};
+pub use ids::Ids;
+pub use pod::Raised;
+pub use sweep::{Found, Owned};
+
+use crate::config::Config;
+use crate::lifecycle::{Error, Handler, Kind};
+
+/// The part of the configuration that effects need.
+#[derive(Clone, Debug)]
+pub struct HostConfig {
+    /// Records, upper layers, exit records; survives a reboot.
+    pub root: PathBuf,
+    /// Control sockets and pins; gone after a reboot.
+    pub run: PathBuf,
+    /// Parent cgroup of a pod for which the kubelet names none.
+    pub pod_parent: String,
+    /// OOM killer adjustment of keepers.
+    pub keeper_oom_score_adj: i32,
+    /// First host id of the first pod.
+    pub id_base: u32,
+    /// Host ids a pod.
+    pub id_count: u32,
+    /// How `""` and `coracle` make a guest's process.
+    pub spawn: Spawn,
+    /// How `coracle-wasm` does.
+    pub spawn_wasm: Spawn,
+    /// How `coracle-strict` does.
+    pub spawn_strict: Spawn,
+}
+
+impl HostConfig {
+    /// The part of `config` that effects need.
+    pub fn of(config: &Config) -> HostConfig {
+        let spawn = |name: &str| match config.handlers.find(name).map(|handler| handler.spawn) {
+            Some(crate::config::Spawn::Exec) => Spawn::Exec,
+            Some(crate::config::Spawn::Fork) | None => Spawn::Fork,
+        };
+        HostConfig {
+            root: config.root.clone(),
+            run: config.run.clone(),
+            pod_parent: config.cgroup.pod_parent.clone(),
+            keeper_oom_score_adj: config.cgroup.keeper_oom_score_adj,
+            id_base: config.sandbox.id_base,
+            id_count: config.sandbox.id_count,
+            spawn: spawn("coracle"),
+            spawn_wasm: spawn("coracle-wasm"),
+            spawn_strict: spawn("coracle-strict"),
+        }
+    }
+
+    fn spawn_of(&self, handler: Handler) -> Spawn {
+        match handler {
+            Handler::Default | Handler::Coracle => self.spawn,
+            Handler::Wasm => self.spawn_wasm,
+            Handler::Strict => self.spawn_strict,
+        }
+    }
+}
+
+/// The parts an effect calls on. Each is cheap to clone or shared.
+pub struct Parts {
+    /// The image store.
+    pub images: Images,
+    /// The node's cgroups.
+    pub cgroups: Cgroups,
+    /// Who gives pods their addresses.
+    pub network: Network,
+    /// Who forks keepers.
+    pub spawner: Spawner,
+    /// Compiled modules.
+    pub compiler: Arc<CompileCache>,
+    /// Ready seccomp filters.
+    pub filters: Filters,
+}
+
+/// Everything a driver may do to the world.
+pub struct Host {
+    config: HostConfig,
+    parts: Parts,
+    ids: Ids,
+}
+
+impl Host {
+    /// Makes the directories that effects expect. Errors: the disk's.
+    pub fn new(config: HostConfig, parts: Parts) -> Result<Host, Error> {
+        let ids = Ids::new(config.id_base, config.id_count);
+        let host = Host { config, parts, ids };
+        for directory in [host.pods_directory(), host.run_directory(), host.pins_directory(), host.staging()] {
+            make_private(&directory)?;
+        }
+        Ok(host)
+    }
+
+    /// The image store.
+    pub fn images(&self) -> &Images {
+        &self.parts.images
+    }
+
+    /// Host ids of pods.
+    pub fn ids(&self) -> &Ids {
+        &self.ids
+    }
+
+    /// Parent of a pod's cgroups: what the kubelet said, else the configured one.
+    pub fn cgroup_parent(&self, asked: &str) -> String {
+        let parent = if asked.is_empty() { &self.config.pod_parent } else { asked };
+        format!("/{}", parent.trim_matches('/'))
+    }
+
+    /// All pods' records.
+    pub fn pods_directory(&self) -> PathBuf {
+        self.config.root.join("pods")
+    }
+
+    /// One pod's record, containers and exit records.
+    pub fn pod_directory(&self, pod: &PodId) -> PathBuf {
+        self.pods_directory().join(pod.as_str())
+    }
+
+    /// The records of a pod's containers.
+    pub fn containers_directory(&self, pod: &PodId) -> PathBuf {
+        self.pod_directory(pod).join("containers")
+    }
+
+    /// One container's record and writable layer.
+    pub fn container_directory(&self, pod: &PodId, container: &ContainerId) -> PathBuf {
+        self.containers_directory(pod).join(container.as_str())
+    }
+
+    /// Where a pod's keeper leaves exit records.
+    pub fn exits_directory(&self, pod: &PodId) -> PathBuf {
+        self.pod_directory(pod).join("exits")
+    }
+
+    /// Where broken records are kept for a person to look at.
+    pub fn quarantine(&self) -> PathBuf {
+        self.config.root.join("quarantine")
+    }
+
+    /// Control sockets of all keepers, by pod.
+    pub fn run_directory(&self) -> PathBuf {
+        self.config.run.join("pods")
+    }
+
+    /// Pinned network namespaces, by pod.
+    pub fn pins_directory(&self) -> PathBuf {
+        self.config.run.join("netns")
+    }
+
+    fn control_socket(&self, pod: &PodId) -> PathBuf {
+        self.run_directory().join(pod.as_str()).join("control.sock")
+    }
+
+    fn pin(&self, pod: &PodId) -> PathBuf {
+        self.pins_directory().join(pod.as_str())
+    }
+
+    /// Guests build their roots over this directory, each in a mount namespace of its own.
+    fn staging(&self) -> PathBuf {
+        self.config.run.join("staging")
+    }
+}
+
+/// Runs work that blocks on the blocking pool. `what` is named when it panics.
+pub async fn blocking<T: Send + 'static>(
+    what: &'static str,
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(Error::because(Kind::Bug, format!("{what} did not finish"), error)),
+    }
+}
+
+/// Passes a failpoint. Errors: the plan says so; never in a release.
+pub fn pass(site: &'static str) -> Result<(), Error> {
+    coracle_runtime::failpoint::hit(site).map_err(|error| io_error(format!("pass failpoint {site}"), error))
+}
+
+/// An operation of the kernel that failed; a full disk is told apart.
+pub fn io_error(what: impl Into<String>, error: std::io::Error) -> Error {
+    let kind = match error.raw_os_error() {
+        Some(libc::ENOSPC | libc::EDQUOT | libc::ENOMEM | libc::EMFILE | libc::ENFILE) => Kind::Exhausted,
+        _ => Kind::Io,
+    };
+    Error::because(kind, what, error)
+}
+
+/// A failure of the runtime crate, with what was being done.
+pub fn runtime_error(what: impl Into<String>, error: coracle_runtime::Error) -> Error {
+    use coracle_runtime::error::Kind as Runtime;
+    let kind = match error.kind() {
+        Runtime::Missing => Kind::Missing,
+        Runtime::Invalid => Kind::Invalid,
+        Runtime::WrongPhase => Kind::WrongPhase,
+        Runtime::Exhausted => Kind::Exhausted,
+        Runtime::StartFailed => Kind::StartFailed,
+        Runtime::Deadline => Kind::Deadline,
+        Runtime::Unsupported => Kind::Unsupported,
+        Runtime::Gone | Runtime::Io => Kind::Io,
+        Runtime::Bug => Kind::Bug,
+    };
+    Error::because(kind, what, error)
+}
+
+/// Makes a directory that only we may enter, with its parents. An existing one is fine.
+pub fn make_private(directory: &Path) -> Result<(), Error> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(directory)
+        .map_err(|error| io_error(format!("make directory {}", directory.display()), error))
+}
+
+/// Removes a directory with all it holds. An absent one is fine.
+pub fn remove_tree(directory: &Path) -> Result<(), Error> {
+    match std::fs::remove_dir_all(directory) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(io_error(format!("remove directory {}", directory.display()), error))
+        }
+        _ => Ok(()),
+    }
+}

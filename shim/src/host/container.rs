@@ -1,0 +1,215 @@
+//! Effects on one container: build, launch, signal, kill, clean up, forget.
+//!
+//! Called by: its pod's driver. Calls: cgroups, the pod's keeper, the file system.
+//! Invariants: each can be repeated; a record goes before what it describes, so that whatever a crash leaves is an
+//! orphan that the next start sweeps. Not here: when any of this happens.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use coracle_runtime::id::{ContainerId, PodId};
+use coracle_runtime::keeper::{self, Keeper, StartOrder};
+use coracle_runtime::process::Process;
+use coracle_runtime::spec::{ContainerSpec, Root, SPEC_VERSION, WasmSpec, Workload};
+use coracle_runtime::wasm::EngineRef;
+
+use super::{Host, blocking, io_error, limits, log, make_private, pass, remove_tree, runtime_error};
+use crate::lifecycle::{ContainerWish, Error, Kind, Plan, Slot};
+
+/// How long a keeper may take to drop what it keeps of an exited container.
+const FORGET_PATIENCE: Duration = Duration::from_secs(1);
+
+/// What a launch needs.
+pub struct Launch {
+    /// The pod.
+    pub pod: PodId,
+    /// The container.
+    pub id: ContainerId,
+    /// The pod's log directory.
+    pub log_directory: String,
+    /// What was asked for.
+    pub wish: Arc<ContainerWish>,
+    /// What came of it.
+    pub plan: Arc<Plan>,
+    /// Who runs it.
+    pub keeper: Keeper,
+    /// For which engine its code is needed.
+    pub engine: EngineRef,
+}
+
+/// A container that runs.
+pub struct Launched {
+    /// Its first process.
+    pub process: Arc<Process>,
+    /// Nanoseconds since 1970 UTC.
+    pub started_at: i64,
+}
+
+impl Host {
+    /// Makes a container's cgroup and writable layer; its directory and record are there. Blocks.
+    pub fn build(&self, pod: &PodId, id: &ContainerId, wish: &ContainerWish, plan: &Plan) -> Result<(), Error> {
+        pass("create.cgroup")?;
+        let made = self.parts.cgroups.create(&plan.cgroup, &limits::wasm_limits(&wish.resources));
+        made.map_err(|error| Error::because(Kind::Io, format!("make the cgroup of container {id}"), error))?;
+        pass("create.rootfs")?;
+        let directory = self.container_directory(pod, id);
+        make_private(&directory.join("work"))?;
+        make_public(&directory.join("upper"))
+    }
+
+    /// Has the keeper run it. Its log file exists when this returns.
+    /// Errors: StartFailed when the jail or the program failed; the container then has ended.
+    pub async fn launch(&self, launch: Launch) -> Result<Launched, Error> {
+        pass("start.log")?;
+        let log = log::open(&launch.log_directory, &launch.plan.log_path).await?;
+        let plan = &launch.plan;
+        let compiled = self.compiled(&launch.engine, &plan.module, &plan.module_digest).await?;
+        let code = compiled.open().map_err(|error| runtime_error("open compiled code", error))?;
+        let order = StartOrder { container: launch.id.clone(), spec: self.spec(&launch)?, code, log };
+        pass("start.order")?;
+        let started = launch.keeper.start(order, &self.parts.filters).await;
+        let started = started.map_err(|error| runtime_error(format!("start container {}", launch.id), error))?;
+        Ok(Launched { process: Arc::new(started.process), started_at: started.started_at })
+    }
+
+    fn spec(&self, launch: &Launch) -> Result<ContainerSpec, Error> {
+        let (plan, wish) = (&launch.plan, &launch.wish);
+        let directory = self.container_directory(&launch.pod, &launch.id);
+        let cgroup = self.parts.cgroups.open(&plan.cgroup);
+        let cgroup = cgroup.map_err(|error| Error::because(Kind::Bug, format!("cgroup {}", plan.cgroup), error))?;
+        Ok(ContainerSpec {
+            version: SPEC_VERSION,
+            pod: launch.pod.clone(),
+            id: launch.id.clone(),
+            workload: Workload::Wasm(WasmSpec {
+                kind: plan.kind,
+                args: plan.args.clone(),
+                env: plan.env.clone(),
+                working_dir: plan.working_dir.clone(),
+                stdin: wish.stdin,
+            }),
+            root: Root {
+                layers: plan.layers.clone(),
+                upper: directory.join("upper"),
+                work: directory.join("work"),
+                readonly: wish.readonly_rootfs,
+            },
+            mounts: plan.mounts.clone(),
+            identity: plan.identity.clone(),
+            cgroup_procs: cgroup.procs_files(),
+            memory_limit_bytes: plan.memory_limit_bytes,
+            oom_score_adj: i32::try_from(wish.resources.oom_score_adj.clamp(-1000, 1000)).unwrap_or(0),
+            spawn: plan.spawn,
+            staging: self.staging(),
+        })
+    }
+
+    /// Opens the container's log anew and hands it to the keeper.
+    pub async fn reopen_log(&self, keeper: &Keeper, id: &ContainerId, log_directory: &str, path: &str) -> Result<(), Error> {
+        let Some(log) = log::open(log_directory, path).await? else { return Ok(()) };
+        let reopened = keeper.reopen_log(id, log).await;
+        reopened.map_err(|error| runtime_error(format!("reopen the log of container {id}"), error))
+    }
+
+    /// Sends `signal` to its first process. One that has ended is fine.
+    pub fn signal(&self, process: &Process, signal: i32) -> Result<(), Error> {
+        pass("stop.signal")?;
+        let sent = process.signal(signal);
+        sent.map(|_| ()).map_err(|error| runtime_error(format!("send signal {signal}"), error))
+    }
+
+    /// Kills all its processes. Blocks until none is left, at most for the cgroup's own patience.
+    pub fn kill(&self, process: Option<&Process>, cgroup: &str) -> Result<(), Error> {
+        pass("stop.kill")?;
+        // The first process by its pidfd: that needs no cgroup, and the rest of a pid namespace dies with it.
+        let sent = process.map_or(Ok(true), |process| process.signal(libc::SIGKILL));
+        self.empty_cgroup(cgroup)?;
+        sent.map(|_| ()).map_err(|error| runtime_error("kill a container's first process", error))
+    }
+
+    fn empty_cgroup(&self, path: &str) -> Result<(), Error> {
+        let failed = |error| Error::because(Kind::Io, format!("kill what is in cgroup {path}"), error);
+        self.parts.cgroups.open(path).and_then(|cgroup| cgroup.kill()).map_err(failed)
+    }
+
+    /// Kills what is in a cgroup and removes it. An absent one is fine. Blocks.
+    pub fn remove_cgroup(&self, path: &str) -> Result<(), Error> {
+        let cgroup = self.parts.cgroups.open(path);
+        let cgroup = cgroup.map_err(|error| Error::because(Kind::Bug, format!("open cgroup {path}"), error))?;
+        if !cgroup.exists() {
+            return Ok(());
+        }
+        let failed = |error| Error::because(Kind::Io, format!("remove cgroup {path}"), error);
+        cgroup.kill().map_err(failed)?;
+        cgroup.remove().map_err(failed)
+    }
+
+    /// How often the kernel killed for memory in a cgroup; 0 when the cgroup is gone.
+    pub fn oom_kills(&self, cgroup: &str) -> u64 {
+        self.parts.cgroups.open(cgroup).and_then(|cgroup| cgroup.oom_kills()).unwrap_or(0)
+    }
+
+    /// After an exit was recorded: removes its cgroup and what the keeper keeps of it.
+    pub async fn clean_up(
+        self: &Arc<Self>,
+        keeper: Option<Keeper>,
+        pod: &PodId,
+        id: &ContainerId,
+        cgroup: String,
+    ) -> Result<(), Error> {
+        dismiss(keeper, id).await;
+        let (host, id, exits) = (Arc::clone(self), id.clone(), self.exits_directory(pod));
+        blocking("cleaning up a container", move || {
+            host.remove_cgroup(&cgroup)?;
+            keeper::remove_exit(&exits, &id);
+            Ok(())
+        })
+        .await
+    }
+
+    /// Removes everything that is left of a container, in its keeper as well.
+    pub async fn forget_container(
+        self: &Arc<Self>,
+        keeper: Option<Keeper>,
+        pod: &PodId,
+        id: &ContainerId,
+        cgroup: String,
+    ) -> Result<(), Error> {
+        let (host, owner, own) = (Arc::clone(self), pod.clone(), id.clone());
+        let forgotten = blocking("forgetting a container", move || host.forget(&owner, &own, &cgroup)).await;
+        dismiss(keeper, id).await;
+        forgotten
+    }
+
+    /// Removes a container's record, then cgroup, files, exit record and image lease. Blocks.
+    pub fn forget(&self, pod: &PodId, id: &ContainerId, cgroup: &str) -> Result<(), Error> {
+        pass("remove.record")?;
+        let directory = self.container_directory(pod, id);
+        let erased = Slot::new(directory.clone()).erase();
+        erased.map_err(|error| io_error(format!("erase the record of container {id}"), error))?;
+        pass("remove.cgroup")?;
+        self.remove_cgroup(cgroup)?;
+        pass("remove.rootfs")?;
+        remove_tree(&directory)?;
+        keeper::remove_exit(&self.exits_directory(pod), id);
+        self.parts.images.release(id.as_str());
+        Ok(())
+    }
+}
+
+/// Lets the keeper drop what it keeps of an exited container.
+async fn dismiss(keeper: Option<Keeper>, id: &ContainerId) {
+    if let Some(keeper) = keeper {
+        // A keeper that does not answer keeps a few hundred bytes; the exit record is removed by us.
+        let _ = tokio::time::timeout(FORGET_PATIENCE, keeper.forget(id)).await;
+    }
+}
+
+/// The writable layer's top is the container's `/`: everybody in it may read it.
+fn make_public(directory: &Path) -> Result<(), Error> {
+    use std::os::unix::fs::PermissionsExt as _;
+    make_private(directory)?;
+    std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o755))
+        .map_err(|error| io_error(format!("set the mode of {}", directory.display()), error))
+}

@@ -1,0 +1,244 @@
+//! Effects on one pod: raise it (namespaces, network, cgroup, keeper), lower it, forget it.
+//!
+//! Called by: its driver and recovery. Calls: network, cgroups, the spawner, keepers.
+//! Invariants: a raise that fails leaves nothing; lowering can be repeated, takes what is absent for done, and goes
+//! on after an error so that one stuck part does not keep the others. Until a raise is committed the keeper lives
+//! only while this process holds its lifeline.
+//! Not here: records of phases.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use coracle_runtime::id::PodId;
+use coracle_runtime::keeper::{self, Greeting, Keeper, KeeperEvent};
+use coracle_runtime::network::{self, Attachment, NamespaceWish, Namespaces};
+use coracle_runtime::process::Process;
+use coracle_runtime::spawner::KeeperBirth;
+use tokio::sync::mpsc::UnboundedReceiver;
+
+use super::{Host, blocking, io_error, make_private, pass, remove_tree, runtime_error};
+use crate::lifecycle::{Error, Kind, NamespaceMode, PodRecord};
+
+/// How long a keeper may take to greet.
+pub const GREETING_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a keeper may take to leave by itself, and again after it was killed.
+const LEAVE_PATIENCE: Duration = Duration::from_secs(1);
+
+/// A pod that stands; its keeper is not committed yet.
+pub struct Raised {
+    /// Its keeper's process.
+    pub process: Arc<Process>,
+    /// The connection to its keeper.
+    pub keeper: Keeper,
+    /// What the keeper said of itself.
+    pub greeting: Greeting,
+    /// What the keeper tells unasked.
+    pub events: UnboundedReceiver<KeeperEvent>,
+    /// Its place in the network.
+    pub attachment: Option<Attachment>,
+    /// While this is open, the keeper lives without a commit.
+    pub lifeline: OwnedFd,
+}
+
+/// What a keeper is born into.
+struct Nest {
+    namespaces: Namespaces,
+    attachment: Option<Attachment>,
+    cgroup_procs: Vec<PathBuf>,
+    listener: OwnedFd,
+}
+
+impl Host {
+    /// Makes namespaces, network, cgroup and keeper of a pod whose record is saved. Undoes all of it on failure.
+    pub async fn raise(self: &Arc<Self>, record: &PodRecord) -> Result<Raised, Error> {
+        let (host, plan) = (Arc::clone(self), record.clone());
+        let nest = blocking("making a sandbox", move || {
+            let mut attachment = None;
+            let made = host.nest(&plan, &mut attachment);
+            if made.is_err() {
+                host.undo(&plan, attachment.as_ref());
+            }
+            made
+        })
+        .await?;
+        let attachment = nest.attachment.clone();
+        match self.hatch(record, nest).await {
+            Ok(raised) => Ok(raised),
+            Err(error) => {
+                let (host, plan) = (Arc::clone(self), record.clone());
+                blocking("undoing a sandbox", move || {
+                    host.undo(&plan, attachment.as_ref());
+                    Ok(())
+                })
+                .await?;
+                Err(error)
+            }
+        }
+    }
+
+    fn nest(&self, record: &PodRecord, attached: &mut Option<Attachment>) -> Result<Nest, Error> {
+        pass("run.netns")?;
+        let named = |what| format!("{what} of sandbox {}", record.id);
+        let own_net = record.wish.namespaces.network != NamespaceMode::Node;
+        let pin = self.pin(&record.id);
+        let namespaces = network::create_namespaces(namespaces_of(record), own_net.then_some(pin.as_path()));
+        let namespaces = namespaces.map_err(|error| Error::because(Kind::Io, named("make the namespaces"), error))?;
+        pass("run.network")?;
+        if let Some(netns) = &namespaces.net {
+            let made = self.parts.network.attach(record.id.as_str(), netns.as_fd());
+            *attached = Some(made.map_err(|error| network_error(named("attach the network"), error))?);
+        }
+        pass("run.cgroup")?;
+        let cgroup = self.parts.cgroups.create(&self.keeper_cgroup(record), &Default::default());
+        let cgroup = cgroup.map_err(|error| Error::because(Kind::Io, named("make the keeper's cgroup"), error))?;
+        let socket = self.control_socket(&record.id);
+        make_private(&self.run_directory().join(record.id.as_str()))?;
+        make_private(&self.exits_directory(&record.id))?;
+        let listener = keeper::bind_control(&socket);
+        let listener = listener.map_err(|error| runtime_error(named("bind the control socket"), error))?;
+        Ok(Nest { namespaces, attachment: attached.clone(), cgroup_procs: cgroup.procs_files(), listener })
+    }
+
+    async fn hatch(&self, record: &PodRecord, nest: Nest) -> Result<Raised, Error> {
+        pass("run.keeper")?;
+        let birth = KeeperBirth {
+            pod: record.id.clone(),
+            listener: nest.listener,
+            exits: self.exits_directory(&record.id),
+            namespaces: nest.namespaces,
+            oom_score_adj: self.config.keeper_oom_score_adj,
+            cgroup_procs: nest.cgroup_procs,
+            range: record.range,
+        };
+        let born = self.parts.spawner.keeper(birth).await;
+        let born = born.map_err(|error| runtime_error(format!("fork the keeper of sandbox {}", record.id), error))?;
+        let connected = match pass("run.connect") {
+            Ok(()) => self.connect(&record.id).await,
+            Err(error) => Err(error),
+        };
+        match connected {
+            Ok((keeper, greeting, events)) => Ok(Raised {
+                process: Arc::new(born.process),
+                keeper,
+                greeting,
+                events,
+                attachment: nest.attachment,
+                lifeline: born.lifeline,
+            }),
+            Err(error) => {
+                drop(born.lifeline);
+                end_process(&born.process).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Connects to a pod's keeper and hears its greeting. Errors: Deadline, or nobody listens.
+    pub async fn connect(&self, pod: &PodId) -> Result<(Keeper, Greeting, UnboundedReceiver<KeeperEvent>), Error> {
+        let connected = Keeper::connect(&self.control_socket(pod), GREETING_PATIENCE).await;
+        connected.map_err(|error| runtime_error(format!("greet the keeper of sandbox {pod}"), error))
+    }
+
+    /// Lets the keeper live on without its lifeline.
+    pub async fn commit(&self, pod: &PodId, keeper: &Keeper) -> Result<(), Error> {
+        pass("run.commit")?;
+        keeper.commit().await.map_err(|error| runtime_error(format!("commit the keeper of sandbox {pod}"), error))
+    }
+
+    /// Ends a pod's keeper and gives back namespaces, address, cgroup and control socket.
+    pub async fn lower(
+        self: &Arc<Self>,
+        record: &PodRecord,
+        keeper: Option<Keeper>,
+        process: Option<Arc<Process>>,
+    ) -> Result<(), Error> {
+        pass("stoppod.leave")?;
+        if let Some(keeper) = keeper {
+            // It may have gone already, or hang: the kill below settles either.
+            let _ = tokio::time::timeout(LEAVE_PATIENCE, keeper.leave()).await;
+        }
+        if let Some(process) = process
+            && !end_process(&process).await
+        {
+            return Err(Error::new(
+                Kind::Deadline,
+                format!("the keeper of sandbox {} (pid {}) outlives SIGKILL", record.id, process.pid()),
+            ));
+        }
+        let (host, record) = (Arc::clone(self), record.clone());
+        blocking("taking a sandbox down", move || {
+            let attachment = record.phase.live().and_then(|live| live.attachment.clone());
+            host.take_down(&record, attachment.as_ref())
+        })
+        .await
+    }
+
+    /// Every step is tried; the first error is returned.
+    fn take_down(&self, record: &PodRecord, attachment: Option<&Attachment>) -> Result<(), Error> {
+        let named = |what| format!("{what} of sandbox {}", record.id);
+        let unpinned = pass("stoppod.unpin").and_then(|()| {
+            network::unpin(&self.pin(&record.id)).map_err(|error| network_error(named("unpin the network namespace"), error))
+        });
+        let detached = pass("stoppod.detach").and_then(|()| match attachment {
+            Some(attachment) => {
+                let detached = self.parts.network.detach(attachment);
+                detached.map_err(|error| network_error(named("detach the network"), error))
+            }
+            None => Ok(()),
+        });
+        let removed = self.remove_cgroup(&self.keeper_cgroup(record));
+        let socket = remove_tree(&self.run_directory().join(record.id.as_str()));
+        unpinned.and(detached).and(removed).and(socket)
+    }
+
+    /// After a failed raise; what cannot be undone now is swept at the next start, and said.
+    fn undo(&self, record: &PodRecord, attachment: Option<&Attachment>) {
+        if let Err(error) = self.take_down(record, attachment) {
+            tracing::warn!(pod = %record.id, error = error.chain(), "a failed sandbox was not undone completely");
+        }
+    }
+
+    /// Removes a pod's records and directories, the record first. Blocks.
+    pub fn forget_pod(&self, pod: &PodId) -> Result<(), Error> {
+        let directory = self.pod_directory(pod);
+        let erased = crate::lifecycle::Slot::new(directory.clone()).erase();
+        erased.map_err(|error| io_error(format!("erase the record of sandbox {pod}"), error))?;
+        remove_tree(&directory)
+    }
+
+    /// The leaf of a pod's keeper.
+    pub fn keeper_cgroup(&self, record: &PodRecord) -> String {
+        format!("{}/{}", record.cgroup_parent.trim_end_matches('/'), record.id)
+    }
+}
+
+fn namespaces_of(record: &PodRecord) -> NamespaceWish {
+    let wish = &record.wish;
+    let own_net = wish.namespaces.network != NamespaceMode::Node;
+    NamespaceWish {
+        net: own_net,
+        ipc: wish.namespaces.ipc != NamespaceMode::Node,
+        uts: (own_net && !wish.hostname.is_empty()).then(|| wish.hostname.clone()),
+    }
+}
+
+fn network_error(what: String, error: network::Error) -> Error {
+    let kind = match error {
+        network::Error::Exhausted { .. } => Kind::Exhausted,
+        _ => Kind::Io,
+    };
+    Error::because(kind, what, error)
+}
+
+/// Waits for a process to end by itself, then kills it. Returns whether it has ended.
+async fn end_process(process: &Process) -> bool {
+    if tokio::time::timeout(LEAVE_PATIENCE, process.ended()).await.is_ok() {
+        return true;
+    }
+    if process.signal(libc::SIGKILL).is_err() {
+        return !process.is_alive();
+    }
+    tokio::time::timeout(LEAVE_PATIENCE, process.ended()).await.is_ok()
+}

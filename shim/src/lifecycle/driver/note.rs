@@ -1,0 +1,96 @@
+//! What lies in a driver's mailbox: requests, and word of effects that are done.
+//!
+//! Invariant: whoever asked may be gone; an answer to nobody is dropped. Not here: what follows from a note.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use coracle_runtime::id::ContainerId;
+use coracle_runtime::keeper::{Greeting, Keeper, KeeperEvent};
+use coracle_runtime::spec::Exit;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+use tokio::sync::oneshot;
+
+use crate::host::{Launched, Raised};
+use crate::lifecycle::error::Error;
+use crate::lifecycle::record::Plan;
+use crate::lifecycle::state::Live;
+use crate::lifecycle::store::Slot;
+use crate::lifecycle::wish::{ContainerWish, PodWish};
+
+/// Where an answer goes.
+pub type Reply<T> = oneshot::Sender<Result<T, Error>>;
+/// Where notes are put.
+pub type Mailbox = UnboundedSender<Note>;
+
+/// One note.
+pub enum Note {
+    /// A request of the kubelet.
+    Ask(Ask),
+    /// The pod stands and is recorded as ready, or nothing of it is left.
+    Raised(Result<Box<Standing>, Error>),
+    /// Keeper, network and cgroup are gone.
+    TakenDown(Result<(), Error>),
+    /// The pod's records are gone.
+    PodForgotten(Result<(), Error>),
+    /// The keeper's process has ended.
+    KeeperEnded,
+    /// A new connection to a keeper that had hung up.
+    Reconnected(Result<Box<Connection>, Error>),
+    /// Something that happened to one container.
+    Container(ContainerId, Word),
+}
+
+/// A request.
+pub enum Ask {
+    /// RunPodSandbox: the first try and its retries.
+    Ready(Arc<PodWish>, Reply<()>),
+    /// StopPodSandbox.
+    StopPod(Reply<()>),
+    /// RemovePodSandbox.
+    RemovePod(Reply<()>),
+    /// CreateContainer.
+    Create(Arc<ContainerWish>, Reply<ContainerId>),
+    /// StartContainer.
+    Start(ContainerId, Reply<()>),
+    /// StopContainer.
+    Stop(ContainerId, Duration, Reply<()>),
+    /// RemoveContainer.
+    Remove(ContainerId, Reply<()>),
+    /// ReopenContainerLog.
+    ReopenLog(ContainerId, Reply<()>),
+}
+
+/// What an effect on a container came to, or what was seen of it.
+pub enum Word {
+    /// Planned, recorded and built, or none of it.
+    Built(Result<Box<(Arc<Plan>, Slot)>, Error>),
+    /// Launched, or not.
+    Launched(Result<Launched, Error>),
+    /// Its cgroup and the keeper's record are gone, or were not to be removed.
+    Cleaned(Result<(), Error>),
+    /// Nothing of it is left, or something is.
+    Forgotten(Result<(), Error>),
+    /// Its pidfd fired and the keeper said nothing: the exit as the kernel knows it.
+    Silent(Exit),
+}
+
+/// A pod that was raised, recorded and committed.
+pub struct Standing {
+    /// What was raised.
+    pub raised: Raised,
+    /// Its record.
+    pub slot: Slot,
+    /// What is recorded of it.
+    pub live: Live,
+}
+
+/// A connection to a keeper.
+pub struct Connection {
+    /// To ask it.
+    pub keeper: Keeper,
+    /// What it said of itself.
+    pub greeting: Greeting,
+    /// What it tells unasked.
+    pub events: UnboundedReceiver<KeeperEvent>,
+}

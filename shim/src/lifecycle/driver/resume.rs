@@ -1,0 +1,219 @@
+//! A driver for a pod that an earlier daemon left: from records, keeper and exit records to phases.
+
+use std::sync::Arc;
+
+use coracle_runtime::id::ContainerId;
+use coracle_runtime::keeper::{Greeted, Greeting};
+use coracle_runtime::process::Process;
+use coracle_runtime::spec::{Cause, Exit};
+
+use super::{Connection, Container, Driver, Waiting};
+use crate::host::Owned;
+use crate::lifecycle::clock;
+use crate::lifecycle::record::ContainerRecord;
+use crate::lifecycle::state::{
+    ContainerPhase, Effect, Ended, Event, PodEvent, PodPhase, ProcessFact, Run, Stage,
+};
+use crate::lifecycle::store::Slot;
+
+/// What recovery has found of a pod besides its record.
+pub struct Resumed {
+    /// Its containers.
+    pub containers: Vec<(ContainerRecord, Slot)>,
+    /// Its keeper, if that process lives.
+    pub keeper: Option<FoundKeeper>,
+}
+
+/// A keeper that lives.
+pub struct FoundKeeper {
+    /// Its process.
+    pub process: Arc<Process>,
+    /// The connection to it; none if it does not answer.
+    pub connection: Option<Connection>,
+}
+
+impl Driver {
+    /// Takes over what an earlier daemon left. What is half-made is finished or undone; nothing is answered yet.
+    pub async fn resume(mut self, found: Resumed) -> Driver {
+        for (record, slot) in found.containers {
+            self.take_over(record, slot);
+        }
+        self.show_pod();
+        match found.keeper {
+            Some(keeper) => self.resume_with(keeper).await,
+            None if self.record.phase.live().is_some() => {
+                self.return_unstarted(&[]).await;
+                self.keeper_ended().await;
+            }
+            None => {}
+        }
+        self.resume_phases().await;
+        self
+    }
+
+    fn take_over(&mut self, record: ContainerRecord, slot: Slot) {
+        let id = record.id.clone();
+        match self.shared.host.images().resolve(&record.plan.image_id) {
+            Some(image) => {
+                if let Err(error) = self.shared.host.lease(&image, &id) {
+                    tracing::error!(container = %id, error = error.chain(), "its image was not leased again");
+                }
+            }
+            None => tracing::error!(container = %id, image = record.plan.image_id, "its image is gone"),
+        }
+        self.shared.names.add_container(&id, &self.record.id);
+        let container = Container {
+            id: id.clone(),
+            wish: record.wish,
+            plan: Some(record.plan),
+            created_at: record.created_at,
+            phase: record.phase,
+            slot,
+            process: None,
+            watch: None,
+            early_exit: None,
+            busy: 0,
+            failure: None,
+            waiting: Waiting::default(),
+        };
+        self.containers.insert(id.clone(), container);
+        self.show(&id);
+    }
+
+    async fn resume_with(&mut self, keeper: FoundKeeper) {
+        self.keep(Some(keeper.process));
+        let Some(connection) = keeper.connection else {
+            self.find_processes(&[]).await;
+            return;
+        };
+        let Connection { keeper, greeting, events } = connection;
+        let Greeting { protocol, engine_hash, containers } = greeting;
+        self.find_processes(&containers).await;
+        self.return_unstarted(&containers).await;
+        for greeted in &containers {
+            self.finish_start(greeted).await;
+        }
+        let greeting = Greeting { protocol, engine_hash, containers };
+        self.connected(Connection { keeper, greeting, events }).await;
+    }
+
+    /// Takes the process of each running container by pid and start time; what neither lives nor has left a record
+    /// ended unseen.
+    async fn find_processes(&mut self, greeted: &[Greeted]) {
+        let exits = self.recorded_exits().await;
+        for (id, run) in self.running() {
+            if greeted.iter().any(|greeted| greeted.id == id && greeted.exit.is_some()) {
+                continue;
+            }
+            match open(run.process) {
+                Some(process) => self.hold(&id, process),
+                None => {
+                    let recorded = exits.iter().find(|(of, _)| *of == id).map(|(_, exit)| exit.clone());
+                    let unseen = Exit { code: 255, signal: None, finished_at: clock::wall(), cause: Cause::Unknown };
+                    self.exited(&id, recorded.unwrap_or(unseen)).await;
+                }
+            }
+        }
+    }
+
+    fn running(&self) -> Vec<(ContainerId, Run)> {
+        let with_run = |container: &Container| Some((container.id.clone(), container.phase.run()?));
+        self.containers.values().filter_map(with_run).collect()
+    }
+
+    /// A start that the keeper carried out and nobody recorded.
+    async fn finish_start(&mut self, greeted: &Greeted) {
+        let id = &greeted.id;
+        let starting = |container: &&Container| matches!(container.phase, ContainerPhase::Starting(_));
+        if self.containers.get(id).filter(starting).is_none() {
+            return;
+        }
+        let started_at = greeted.started_at;
+        if let Some(Exit { cause: Cause::StartFailed(text), finished_at, .. }) = &greeted.exit {
+            self.note_failure(id, Event::LaunchFailed(Ended::never_ran(*finished_at, text))).await;
+            return;
+        }
+        // Ended already: its pid is nobody's any more, and its exit follows from the same greeting.
+        let fact = greeted.process.as_ref().map(|process| ProcessFact {
+            pid: process.pid(),
+            start_time: process.start_time(),
+        });
+        if let Some(process) = fact.and_then(open) {
+            self.hold(id, process);
+        }
+        let process = fact.unwrap_or(ProcessFact { pid: 0, start_time: 0 });
+        self.note_failure(id, Event::Launched(Run { process, started_at })).await;
+    }
+
+    /// A start that never reached the keeper was not acknowledged either: the container is created, as before.
+    async fn return_unstarted(&mut self, greeted: &[Greeted]) {
+        let exits = self.recorded_exits().await;
+        for container in self.containers.values_mut() {
+            let known = greeted.iter().any(|greeted| greeted.id == container.id);
+            if !matches!(container.phase, ContainerPhase::Starting(_)) || known {
+                continue;
+            }
+            let recorded = exits.iter().find(|(id, _)| *id == container.id).map(|(_, exit)| exit);
+            container.phase = match recorded {
+                Some(exit) => ContainerPhase::Exited(Ended::judge(0, exit, 0, None)),
+                None => ContainerPhase::Created,
+            };
+            let saved = super::container::save_container(container).await;
+            if let Err(error) = saved {
+                tracing::error!(container = %container.id, error = error.chain(), "a container's record was not saved");
+            }
+        }
+        for id in self.containers.keys() {
+            self.show(id);
+        }
+    }
+
+    /// Repeats the effects of the phases that were recorded.
+    async fn resume_phases(&mut self) {
+        for id in self.containers.keys().cloned().collect::<Vec<_>>() {
+            match self.containers.get(&id).map(|container| container.phase.clone()) {
+                // Nobody has heard of it.
+                Some(ContainerPhase::Creating(_)) => {
+                    if let Some(container) = self.containers.get_mut(&id) {
+                        let text = "the daemon ended while it was made";
+                        container.failure = Some(super::Error::new(super::Kind::Bug, text));
+                    }
+                    self.note_failure(&id, Event::BuildFailed).await;
+                }
+                Some(ContainerPhase::Stopping(_, stop)) if stop.stage == Stage::Asked => self.act(&id, Effect::Signal),
+                Some(ContainerPhase::Stopping(..)) => self.act(&id, Effect::Kill),
+                Some(ContainerPhase::Exited(_)) => self.act(&id, Effect::CleanUp),
+                _ => {}
+            }
+        }
+        if matches!(self.record.phase, PodPhase::Stopping(..))
+            && let Err(error) = self.pod_step(PodEvent::StopAsked).await
+        {
+            tracing::error!(pod = %self.record.id, error = error.chain(), "a stop was not resumed");
+        }
+    }
+
+    /// Adds what this pod owns to what a sweep must leave alone.
+    pub fn declare(&self, owned: &mut Owned) {
+        let id = self.record.id.as_str();
+        owned.pods.insert(id.to_owned());
+        owned.parents.insert(self.record.cgroup_parent.clone());
+        if let Some(live) = self.record.phase.live() {
+            owned.live.insert(id.to_owned());
+            owned.leaves.insert(id.to_owned());
+            owned.attachments.extend(live.attachment.clone());
+        }
+        let kept = |container: &&Container| container.phase == ContainerPhase::Created || container.phase.is_live();
+        owned.leaves.extend(self.containers.values().filter(kept).map(|container| container.id.as_str().to_owned()));
+    }
+
+    /// The engine of its keeper; empty when nobody knows it.
+    pub fn engine_hash(&self) -> &str {
+        &self.engine_hash
+    }
+}
+
+/// The process that a record names, if it is still the same one.
+fn open(fact: ProcessFact) -> Option<Arc<Process>> {
+    Process::open(fact.pid, fact.start_time).ok().flatten().map(Arc::new)
+}

@@ -1,0 +1,152 @@
+//! What is on disk about a pod and a container, and how it is shown.
+//!
+//! Written by: drivers through [`super::store`]. Read by: recovery. Shown by: [`super::view::Board`].
+//! Invariants: a record holds everything that a later daemon needs to go on; fields are only added, with a default.
+//! Not here: handles of living things (processes, sockets).
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use coracle_runtime::id::{ContainerId, PodId};
+use coracle_runtime::spec::{IdRange, Identity, Mount, Spawn, WasmKind};
+use serde::{Deserialize, Serialize};
+
+use super::state::{ContainerPhase, PodPhase};
+use super::view::{ContainerState, ContainerView, PodView};
+use super::wish::{ContainerWish, PodWish};
+
+/// A pod on disk.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PodRecord {
+    /// Its id.
+    pub id: PodId,
+    /// What was asked for.
+    #[serde(with = "shared")]
+    pub wish: Arc<PodWish>,
+    /// Nanoseconds since 1970 UTC.
+    pub created_at: i64,
+    /// The boot it lives in, from `/proc/sys/kernel/random/boot_id`.
+    pub boot: String,
+    /// Parent of its cgroups: the kubelet's, else the configured one.
+    pub cgroup_parent: String,
+    /// Its host ids.
+    pub range: IdRange,
+    /// Where it is in its life.
+    pub phase: PodPhase,
+}
+
+/// A container on disk.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ContainerRecord {
+    /// Its id.
+    pub id: ContainerId,
+    /// What was asked for.
+    #[serde(with = "shared")]
+    pub wish: Arc<ContainerWish>,
+    /// What came of it.
+    #[serde(with = "shared")]
+    pub plan: Arc<Plan>,
+    /// Nanoseconds since 1970 UTC.
+    pub created_at: i64,
+    /// Where it is in its life.
+    pub phase: ContainerPhase,
+}
+
+/// A container wish resolved against image and node: all that a start needs, decided once.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    /// `Image.id`.
+    pub image_id: String,
+    /// The module on disk, owned by the image store.
+    pub module: PathBuf,
+    /// SHA-256 of the module, lowercase hexadecimal digits.
+    pub module_digest: String,
+    /// Core module or component.
+    pub kind: WasmKind,
+    /// Unpacked image layers, lowest first.
+    pub layers: Vec<PathBuf>,
+    /// Arguments, the program's own name first.
+    pub args: Vec<String>,
+    /// Environment: the image's, then the wish's.
+    pub env: Vec<(String, String)>,
+    /// Absolute path in the container.
+    pub working_dir: String,
+    /// Mounts, parents first.
+    pub mounts: Vec<Mount>,
+    /// Who it runs as.
+    pub identity: Identity,
+    /// Number of the signal that stops it.
+    pub stop_signal: i32,
+    /// Absolute path of its log; empty discards output.
+    pub log_path: String,
+    /// Its cgroup.
+    pub cgroup: String,
+    /// Memory limit in bytes.
+    pub memory_limit_bytes: Option<u64>,
+    /// How its process is made.
+    pub spawn: Spawn,
+}
+
+impl PodRecord {
+    /// As CRI shows it.
+    pub fn view(&self) -> PodView {
+        let ips = self.phase.live().and_then(|live| live.attachment.as_ref()).map(|at| at.addresses.clone());
+        PodView {
+            id: self.id.clone(),
+            wish: Arc::clone(&self.wish),
+            ready: matches!(self.phase, PodPhase::Ready(_)),
+            created_at: self.created_at,
+            ips: ips.unwrap_or_default(),
+        }
+    }
+}
+
+impl ContainerRecord {
+    /// As CRI shows it; a container whose exit nobody knows yet is still running.
+    pub fn view(&self, pod: &PodId) -> ContainerView {
+        let (state, ended) = match &self.phase {
+            ContainerPhase::Creating(_) | ContainerPhase::Created | ContainerPhase::Starting(_) => {
+                (ContainerState::Created, None)
+            }
+            ContainerPhase::Running(_) | ContainerPhase::Stopping(..) => (ContainerState::Running, None),
+            ContainerPhase::Exited(ended) | ContainerPhase::Removing(Some(ended)) => {
+                (ContainerState::Exited, Some(ended))
+            }
+            ContainerPhase::Removing(None) | ContainerPhase::Gone => (ContainerState::Created, None),
+        };
+        let started_at = self.phase.run().map(|run| run.started_at);
+        ContainerView {
+            id: self.id.clone(),
+            pod: pod.clone(),
+            wish: Arc::clone(&self.wish),
+            image_id: self.plan.image_id.clone(),
+            state,
+            created_at: self.created_at,
+            started_at: ended.map(|ended| ended.started_at).or(started_at).unwrap_or(0),
+            finished_at: ended.map_or(0, |ended| ended.finished_at),
+            exit_code: ended.map_or(0, |ended| ended.code),
+            reason: ended.map_or("", |ended| ended.reason.name()).to_owned(),
+            message: ended.map(|ended| ended.message.clone()).unwrap_or_default(),
+            log_path: self.plan.log_path.clone(),
+            uid: self.plan.identity.uid,
+            gid: self.plan.identity.gid,
+            groups: self.plan.identity.groups.clone(),
+            stop_signal: self.plan.stop_signal,
+        }
+    }
+}
+
+/// Shared parts of a record are written as what they hold.
+mod shared {
+    use std::sync::Arc;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub fn serialize<T: Serialize, S: Serializer>(value: &Arc<T>, to: S) -> Result<S::Ok, S::Error> {
+        value.as_ref().serialize(to)
+    }
+
+    pub fn deserialize<'de, T: Deserialize<'de>, D: Deserializer<'de>>(from: D) -> Result<Arc<T>, D::Error> {
+        T::deserialize(from).map(Arc::new)
+    }
+}
