@@ -1,0 +1,323 @@
+//! The CRI server: binds the socket, serves both services on it, and drains when told to.
+//!
+//! Place in the flow: kubelet -> here -> `cri/*` (convert, ask, render) -> [`crate::lifecycle`] or the image
+//! store. Called by `main`. One function per RPC in `pods`, `containers`, `images`, `runtime` and `events`;
+//! `service` wires them to the generated traits.
+//! Invariants: every RPC of the protocol answers, if only with Unimplemented and its own name; each runs in
+//! one span, under one deadline, and a panic in it becomes an answer; only `convert` names fields of
+//! messages and only `status` names gRPC codes.
+//! Not here: states of pods and containers, and how anything is done.
+
+mod containers;
+mod convert;
+mod events;
+mod images;
+mod pods;
+mod runtime;
+mod service;
+mod socket;
+mod status;
+
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use coracle_proto::runtime::v1::image_service_server::ImageServiceServer;
+use coracle_proto::runtime::v1::runtime_service_server::RuntimeServiceServer;
+use futures_util::FutureExt as _;
+use tokio::sync::watch;
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::transport::Server;
+use tonic::{Request, Response, Status};
+use tracing::{Instrument as _, Span, debug, field::Empty, info, info_span, warn};
+
+pub use self::runtime::{CgroupDriver, Node};
+pub use self::socket::{BindError, Socket};
+use self::status::Failure;
+
+/// The largest message taken and sent, in bytes: what kubelet's client accepts.
+const MAX_MESSAGE_BYTES: usize = 16 << 20;
+
+/// How long calls in flight may go on once a shutdown was asked for.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// Calls that one client connection may have in flight; kubelet uses one connection for all of its calls.
+const STREAMS_PER_CONNECTION: u32 = 4096;
+
+/// The server could not go on accepting: the socket broke underneath it.
+#[derive(Debug, thiserror::Error)]
+#[error("serve the container runtime interface on {path}")]
+pub struct ServeError {
+    path: String,
+    source: tonic::transport::Error,
+}
+
+/// What every RPC may use; one for the whole daemon.
+pub(crate) struct Shared {
+    pods: crate::lifecycle::Pods,
+    images: coracle_images::Images,
+    node: Node,
+    /// Turns true when the daemon drains; ends the streams that would never end by themselves.
+    draining: watch::Receiver<bool>,
+}
+
+/// The two services; a clone is another handle to the same.
+#[derive(Clone)]
+struct Cri(Arc<Shared>);
+
+/// Serves CRI on `socket` until `shutdown` resolves, then drains for at most 10 seconds and removes the
+/// socket. `node` holds the facts that Status and RuntimeConfig report.
+///
+/// Errors: [`ServeError`] when the listener broke; never because of a client.
+pub async fn serve(
+    socket: Socket,
+    pods: crate::lifecycle::Pods,
+    images: coracle_images::Images,
+    node: Node,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), ServeError> {
+    let path = socket.path().display().to_string();
+    let (drain, draining) = watch::channel(false);
+    let mut stop = draining.clone();
+    let cri = Cri(Arc::new(Shared {
+        pods,
+        images,
+        node,
+        draining,
+    }));
+    let stopped = async move {
+        // An error means that the sender is gone, which is a stop, too.
+        let _ = stop.wait_for(|on| *on).await;
+    };
+    let server = Server::builder()
+        .max_concurrent_streams(STREAMS_PER_CONNECTION)
+        .add_service(
+            RuntimeServiceServer::new(cri.clone())
+                .max_decoding_message_size(MAX_MESSAGE_BYTES)
+                .max_encoding_message_size(MAX_MESSAGE_BYTES),
+        )
+        .add_service(
+            ImageServiceServer::new(cri)
+                .max_decoding_message_size(MAX_MESSAGE_BYTES)
+                .max_encoding_message_size(MAX_MESSAGE_BYTES),
+        )
+        .serve_with_incoming_shutdown(UnixListenerStream::new(socket.listener), stopped);
+    info!(socket = path, "serving the container runtime interface");
+    let outcome = drained(server, shutdown, &drain, DRAIN).await;
+    socket.name.remove();
+    outcome.map_err(|source| ServeError { path, source })
+}
+
+/// Runs `server`; once `shutdown` resolved, tells it through `drain` and waits `limit` for it.
+async fn drained<E>(
+    server: impl Future<Output = Result<(), E>>,
+    shutdown: impl Future<Output = ()>,
+    drain: &watch::Sender<bool>,
+    limit: Duration,
+) -> Result<(), E> {
+    let mut server = std::pin::pin!(server);
+    tokio::select! {
+        ended = &mut server => return ended,
+        () = shutdown => {}
+    }
+    info!("draining calls in flight");
+    drain.send_replace(true);
+    match tokio::time::timeout(limit, server).await {
+        Ok(ended) => ended,
+        Err(_) => {
+            warn!(
+                limit_s = limit.as_secs(),
+                "calls were still in flight when the drain ended"
+            );
+            Ok(())
+        }
+    }
+}
+
+impl Cri {
+    /// Answers `request` by `act`, under its client's deadline or else `own`.
+    async fn answer<Q, A, F>(
+        &self,
+        rpc: &'static str,
+        own: Option<Duration>,
+        request: Request<Q>,
+        act: fn(Arc<Shared>, Q) -> F,
+    ) -> Result<Response<A>, Status>
+    where
+        F: Future<Output = Result<A, Failure>>,
+    {
+        let limit = client_deadline(request.metadata())
+            .map(before_the_transport)
+            .or(own);
+        answered(rpc, limit, act(self.0.clone(), request.into_inner())).await
+    }
+}
+
+/// Answers one RPC by `work`: in a span, within `limit`, a panic caught, and a failure turned into its gRPC
+/// status and logged once. Past its limit, or dropped by a client that went away, it drops `work`.
+async fn answered<A>(
+    rpc: &'static str,
+    limit: Option<Duration>,
+    work: impl Future<Output = Result<A, Failure>>,
+) -> Result<Response<A>, Status> {
+    let work = AssertUnwindSafe(work).catch_unwind();
+    let call = async move {
+        let began = Instant::now();
+        let outcome = match limit {
+            None => work.await,
+            // Too short for a timer: what is not done by now will not be.
+            Some(limit) if limit.is_zero() => {
+                work.now_or_never().unwrap_or(Ok(Err(Failure::Deadline)))
+            }
+            Some(limit) => match tokio::time::timeout(limit, work).await {
+                Ok(outcome) => outcome,
+                Err(_) => Ok(Err(Failure::Deadline)),
+            },
+        };
+        let took_ms = began.elapsed().as_millis() as u64;
+        match outcome.unwrap_or_else(|panic| Err(Failure::panicked(panic.as_ref()))) {
+            Ok(reply) => {
+                debug!(took_ms, "call answered");
+                Ok(Response::new(reply))
+            }
+            Err(failure) => Err(failure.into_status(rpc)),
+        }
+    };
+    call.instrument(info_span!(
+        "cri",
+        rpc,
+        pod = Empty,
+        container = Empty,
+        image = Empty
+    ))
+    .await
+}
+
+/// Names the object of the call in its span: `field` is `pod`, `container` or `image`.
+fn concerns(field: &'static str, name: &str) {
+    let printable: String = name.chars().filter(|c| !c.is_control()).take(256).collect();
+    Span::current().record(field, printable);
+}
+
+/// The deadline that the client sent in `grpc-timeout`: at most 8 digits and a unit.
+fn client_deadline(metadata: &tonic::metadata::MetadataMap) -> Option<Duration> {
+    let text = metadata.get("grpc-timeout")?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    let count: u64 = digits.parse().ok()?;
+    match unit {
+        "H" => Some(Duration::from_secs(count * 3600)),
+        "M" => Some(Duration::from_secs(count * 60)),
+        "S" => Some(Duration::from_secs(count)),
+        "m" => Some(Duration::from_millis(count)),
+        "u" => Some(Duration::from_micros(count)),
+        "n" => Some(Duration::from_nanos(count)),
+        _ => None,
+    }
+}
+
+/// A little less than the client's deadline. The transport enforces the same header, but answers Cancelled;
+/// kubelet needs DeadlineExceeded, so this side has to be first.
+fn before_the_transport(limit: Duration) -> Duration {
+    let margin = (limit / 16).clamp(Duration::from_millis(2), Duration::from_millis(50));
+    limit.saturating_sub(margin)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use tonic::Code;
+
+    use super::*;
+
+    fn deadline_of(text: &str) -> Option<Duration> {
+        let mut metadata = tonic::metadata::MetadataMap::new();
+        metadata.insert("grpc-timeout", text.parse().unwrap());
+        client_deadline(&metadata)
+    }
+
+    #[test]
+    fn client_deadlines_are_read_in_every_unit() {
+        for (text, want) in [
+            ("2H", Duration::from_secs(7200)),
+            ("3M", Duration::from_secs(180)),
+            ("7S", Duration::from_secs(7)),
+            ("119999m", Duration::from_millis(119_999)),
+            ("250u", Duration::from_micros(250)),
+            ("99999999n", Duration::from_nanos(99_999_999)),
+        ] {
+            assert_eq!(deadline_of(text), Some(want), "{text}");
+        }
+        for odd in ["", "S", "100000000S", "5x", "-5S", "+5S", "1.5S"] {
+            assert_eq!(deadline_of(odd), None, "{odd}");
+        }
+    }
+
+    #[test]
+    fn our_deadline_is_always_before_the_transports() {
+        for limit in [0, 1, 2, 10, 1_000, 120_000].map(Duration::from_millis) {
+            let ours = before_the_transport(limit);
+            assert!(ours < limit || limit.is_zero(), "{limit:?}");
+            assert!(limit - ours <= Duration::from_millis(50), "{limit:?}");
+        }
+    }
+
+    async fn outcome(
+        limit: Option<Duration>,
+        work: impl Future<Output = Result<u8, Failure>>,
+    ) -> Result<u8, Code> {
+        answered("Status", limit, work)
+            .await
+            .map(Response::into_inner)
+            .map_err(|status| status.code())
+    }
+
+    #[tokio::test]
+    async fn every_way_a_call_can_end_is_an_answer() {
+        let short = Some(Duration::from_millis(5));
+        assert_eq!(outcome(short, async { Ok(7) }).await, Ok(7));
+        assert_eq!(outcome(None, async { Ok(7) }).await, Ok(7));
+        assert_eq!(
+            outcome(None, async { Err(Failure::NotBuilt) }).await,
+            Err(Code::Unimplemented)
+        );
+        assert_eq!(
+            outcome(short, async { panic!("index out of bounds") }).await,
+            Err(Code::Internal)
+        );
+        assert_eq!(
+            outcome(short, std::future::pending()).await,
+            Err(Code::DeadlineExceeded)
+        );
+    }
+
+    #[tokio::test]
+    async fn a_call_past_its_deadline_drops_its_work() {
+        let (held, released) = tokio::sync::oneshot::channel::<()>();
+        let work = async move {
+            let _held = held;
+            std::future::pending().await
+        };
+        assert_eq!(
+            outcome(Some(Duration::ZERO), work).await,
+            Err(Code::DeadlineExceeded)
+        );
+        assert!(
+            released.await.is_err(),
+            "the work still holds its resources"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_drain_that_never_ends_is_bounded() {
+        let (drain, seen) = watch::channel(false);
+        let never = std::future::pending::<Result<(), ()>>();
+        drained(never, async {}, &drain, Duration::from_millis(20))
+            .await
+            .unwrap();
+        assert!(*seen.borrow());
+    }
+}

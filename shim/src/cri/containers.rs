@@ -1,0 +1,124 @@
+//! The RPCs about containers: convert, ask, render.
+//!
+//! Called by `service`. Invariants: stopping or removing what is not there succeeds; lists and status come from
+//! memory.
+//! Not here: gRPC codes, phases.
+
+use std::sync::Arc;
+
+use coracle_proto::runtime::v1 as cri;
+
+use super::convert::{self, ContainerFilter, NamesObject as _};
+use super::events::{Replies, replies};
+use super::status::{Failure, or_absent};
+use super::{Shared, concerns};
+use crate::lifecycle::{ContainerView, Error, Kind};
+
+/// CreateContainer: answers when everything but the process is there.
+pub(super) async fn create(
+    shared: Arc<Shared>,
+    request: cri::CreateContainerRequest,
+) -> Result<cri::CreateContainerResponse, Failure> {
+    let named = request.object()?.to_owned();
+    concerns("pod", &named);
+    let wish = convert::container_wish(request)?;
+    let pod = shared.pods.find_pod(&named)?;
+    let id = shared.pods.create_container(&pod, wish).await?;
+    Ok(convert::create_reply(&id))
+}
+
+/// StartContainer: answers when it runs.
+pub(super) async fn start(
+    shared: Arc<Shared>,
+    request: cri::StartContainerRequest,
+) -> Result<cri::StartContainerResponse, Failure> {
+    let named = request.object()?;
+    concerns("container", named);
+    let id = shared.pods.find_container(named)?;
+    shared.pods.start_container(&id).await?;
+    Ok(cri::StartContainerResponse {})
+}
+
+/// StopContainer: answers when it has ended.
+pub(super) async fn stop(
+    shared: Arc<Shared>,
+    request: cri::StopContainerRequest,
+) -> Result<cri::StopContainerResponse, Failure> {
+    let named = request.object()?;
+    concerns("container", named);
+    let grace = convert::grace(&request)?;
+    if let Some(id) = or_absent(shared.pods.find_container(named))? {
+        or_absent(shared.pods.stop_container(&id, grace).await)?;
+    }
+    Ok(cri::StopContainerResponse {})
+}
+
+/// RemoveContainer: kills it if it runs, then forgets it.
+pub(super) async fn remove(
+    shared: Arc<Shared>,
+    request: cri::RemoveContainerRequest,
+) -> Result<cri::RemoveContainerResponse, Failure> {
+    let named = request.object()?;
+    concerns("container", named);
+    if let Some(id) = or_absent(shared.pods.find_container(named))? {
+        or_absent(shared.pods.remove_container(&id).await)?;
+    }
+    Ok(cri::RemoveContainerResponse {})
+}
+
+/// ReopenContainerLog: after kubelet has renamed the log.
+pub(super) async fn reopen_log(
+    shared: Arc<Shared>,
+    request: cri::ReopenContainerLogRequest,
+) -> Result<cri::ReopenContainerLogResponse, Failure> {
+    let named = request.object()?;
+    concerns("container", named);
+    let id = shared.pods.find_container(named)?;
+    shared.pods.reopen_log(&id).await?;
+    Ok(cri::ReopenContainerLogResponse {})
+}
+
+/// ContainerStatus.
+pub(super) async fn status(
+    shared: Arc<Shared>,
+    request: cri::ContainerStatusRequest,
+) -> Result<cri::ContainerStatusResponse, Failure> {
+    let named = request.object()?;
+    concerns("container", named);
+    let id = shared.pods.find_container(named)?;
+    // It may have been removed since it was found.
+    let gone = || {
+        Error::new(
+            Kind::Missing,
+            format!("container {id} is not there any more"),
+        )
+    };
+    let view = shared.pods.container(&id).ok_or_else(gone)?;
+    Ok(convert::container_status_reply(&view, &request))
+}
+
+/// ListContainers.
+pub(super) async fn list(
+    shared: Arc<Shared>,
+    request: cri::ListContainersRequest,
+) -> Result<cri::ListContainersResponse, Failure> {
+    let chosen = chosen(&shared, request.try_into()?);
+    Ok(convert::list(
+        chosen.iter().map(|view| convert::container(view)),
+    ))
+}
+
+/// StreamContainers: the same list in several messages.
+pub(super) async fn stream(
+    shared: Arc<Shared>,
+    request: cri::StreamContainersRequest,
+) -> Result<Replies<cri::StreamContainersResponse>, Failure> {
+    let chosen = chosen(&shared, request.try_into()?);
+    Ok(replies(
+        chosen.into_iter().map(|view| convert::container(&view)),
+    ))
+}
+
+fn chosen(shared: &Shared, filter: ContainerFilter) -> Vec<Arc<ContainerView>> {
+    filter.select(shared.pods.containers())
+}

@@ -1,0 +1,201 @@
+//! The only code that names fields of CRI messages: requests into checked wishes, snapshots into replies.
+//!
+//! Place in the flow: first and last step of every call in `cri/*`. `sandbox`, `container` and `image` read
+//! requests; `render` writes replies; `filter` does both for lists.
+//! Invariants: pure, no waiting and no I/O; what leaves here towards the lifecycle names no message; labels
+//! and annotations pass byte for byte; every refusal names the field at fault.
+//! Not here: whether an image, a path or a sandbox exists.
+
+mod check;
+mod container;
+mod filter;
+mod image;
+mod lists;
+mod node;
+mod render;
+mod sandbox;
+mod security;
+mod signal;
+
+use std::time::Duration;
+
+use coracle_proto::runtime::v1 as cri;
+
+pub(super) use self::container::container_wish;
+pub(super) use self::filter::{ContainerFilter, PodFilter};
+pub(super) use self::image::{
+    filesystem_usage, image, image_status_reply, listed_image, named_image, pull_order,
+};
+pub(super) use self::lists::{ListReply, batches, create_reply, list, pull_reply, run_pod_reply};
+pub(super) use self::node::{runtime_config_reply, status_reply, version_reply};
+#[cfg(test)]
+pub(super) use self::render::samples::event as sample_event;
+pub(super) use self::render::{container, container_status_reply, event, pod, pod_status_reply};
+pub(super) use self::sandbox::pod_wish;
+use super::status::KubeletWord;
+
+/// The longest object id or id prefix that is looked up, in bytes.
+const MAX_ID_BYTES: usize = 256;
+
+/// A request that cannot be met as it is written. The text names the field; `rpc` is added where it is shown.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum BadRequest {
+    /// A field is missing or holds what it may not.
+    #[error("{field} {problem}")]
+    Invalid {
+        /// Path of the field in the request: `config.metadata.name`.
+        field: String,
+        /// What is wrong with it, as the rest of a sentence.
+        problem: String,
+    },
+    /// A field asks for what this build does not have.
+    #[error("{field} {problem}")]
+    Unsupported {
+        /// Path of the field in the request.
+        field: String,
+        /// What is not there, as the rest of a sentence.
+        problem: String,
+    },
+    /// A refusal that kubelet recognises by its first word.
+    #[error("{field} {problem}")]
+    Recognised {
+        /// The word.
+        word: KubeletWord,
+        /// Path of the field in the request.
+        field: String,
+        /// What is wrong, as the rest of a sentence.
+        problem: String,
+    },
+}
+
+impl BadRequest {
+    fn invalid(field: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self::Invalid {
+            field: field.into(),
+            problem: problem.into(),
+        }
+    }
+
+    fn unsupported(field: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self::Unsupported {
+            field: field.into(),
+            problem: problem.into(),
+        }
+    }
+}
+
+/// A request about one existing sandbox or container.
+pub(super) trait NamesObject {
+    /// The path of the field that names it.
+    const FIELD: &'static str;
+
+    /// What the field holds.
+    fn named(&self) -> &str;
+
+    /// The id, or prefix of an id, that is asked for: printable, not empty, bounded.
+    fn object(&self) -> Result<&str, BadRequest> {
+        let id = check::given(Self::FIELD, self.named())?;
+        if id.len() > MAX_ID_BYTES {
+            let problem = format!(
+                "is {} bytes long, an id has at most {MAX_ID_BYTES}",
+                id.len()
+            );
+            return Err(BadRequest::invalid(Self::FIELD, problem));
+        }
+        check::printable(Self::FIELD, id)?;
+        Ok(id)
+    }
+}
+
+macro_rules! names_object {
+    ($field:ident: $($request:ident),+ $(,)?) => {
+        $(impl NamesObject for cri::$request {
+            const FIELD: &'static str = stringify!($field);
+
+            fn named(&self) -> &str {
+                &self.$field
+            }
+        })+
+    };
+}
+
+names_object!(pod_sandbox_id: StopPodSandboxRequest, RemovePodSandboxRequest, PodSandboxStatusRequest);
+names_object!(pod_sandbox_id: CreateContainerRequest);
+names_object!(container_id: StartContainerRequest, StopContainerRequest, RemoveContainerRequest);
+names_object!(container_id: ContainerStatusRequest, ReopenContainerLogRequest);
+
+/// The grace period of a stop: whole seconds, 0 kills at once.
+pub(super) fn grace(request: &cri::StopContainerRequest) -> Result<Duration, BadRequest> {
+    match u64::try_from(request.timeout) {
+        // More than a century is "for ever" to everybody, and keeps every sum of times in range.
+        Ok(seconds) => Ok(Duration::from_secs(seconds.min(u64::from(u32::MAX)))),
+        Err(_) => Err(BadRequest::invalid(
+            "timeout",
+            format!("is {}, less than 0", request.timeout),
+        )),
+    }
+}
+
+/// Checks UpdateRuntimeConfig, of which nothing is used: the built-in network has its own subnet.
+pub(super) fn runtime_config(
+    request: &cri::UpdateRuntimeConfigRequest,
+) -> Result<String, BadRequest> {
+    let config = request.runtime_config.as_ref();
+    let config = config.ok_or_else(|| BadRequest::invalid("runtime_config", "is missing"))?;
+    Ok(config
+        .network_config
+        .as_ref()
+        .map(|network| network.pod_cidr.clone())
+        .unwrap_or_default())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_given_printable_and_bounded() {
+        let ask = |id: &str| cri::StartContainerRequest {
+            container_id: id.into(),
+        };
+        assert_eq!(ask("abc123").object().unwrap(), "abc123");
+        assert_eq!(
+            ask("").object().unwrap_err().to_string(),
+            "container_id is empty"
+        );
+        for odd in ["a\0b", "a\nb", &"f".repeat(MAX_ID_BYTES + 1)] {
+            let refused = ask(odd).object().unwrap_err();
+            assert!(
+                matches!(&refused, BadRequest::Invalid { field, .. } if field == "container_id"),
+                "{refused}"
+            );
+        }
+    }
+
+    #[test]
+    fn grace_is_whole_seconds_from_zero_up() {
+        let ask = |timeout| {
+            grace(&cri::StopContainerRequest {
+                container_id: "c".into(),
+                timeout,
+            })
+        };
+        assert_eq!(ask(0).unwrap(), Duration::ZERO);
+        assert_eq!(ask(30).unwrap(), Duration::from_secs(30));
+        assert!(ask(i64::MAX).unwrap() > Duration::from_secs(1 << 31));
+        assert_eq!(
+            ask(-1).unwrap_err().to_string(),
+            "timeout is -1, less than 0"
+        );
+    }
+
+    #[test]
+    fn runtime_config_must_be_there() {
+        let empty = cri::UpdateRuntimeConfigRequest::default();
+        assert_eq!(
+            runtime_config(&empty).unwrap_err().to_string(),
+            "runtime_config is missing"
+        );
+    }
+}

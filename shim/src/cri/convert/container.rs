@@ -1,0 +1,471 @@
+//! CreateContainer: the request into a [`ContainerWish`].
+//!
+//! Called by `containers`. Invariants: what needs the node to be judged (image, mount paths, user names) is left
+//! to the lifecycle; what was asked for and would not be done is refused here.
+//! Not here: rendering, sandboxes.
+
+use coracle_proto::runtime::v1 as cri;
+
+use super::{BadRequest, check, security, signal};
+use crate::cri::status::KubeletWord;
+use crate::lifecycle::{ContainerName, ContainerWish, MountWish, Propagation, UserWish};
+
+/// The longest image name that is looked up, in bytes.
+const MAX_IMAGE_BYTES: usize = 1024;
+
+/// Reads CreateContainer but for the sandbox's id. Errors: [`BadRequest`] that names the first field at fault.
+pub(in crate::cri) fn container_wish(
+    request: cri::CreateContainerRequest,
+) -> Result<ContainerWish, BadRequest> {
+    let config = request
+        .config
+        .ok_or_else(|| BadRequest::invalid("config", "is missing"))?;
+    not_here(&config)?;
+    texts(&config)?;
+    let name = name(config.metadata.as_ref())?;
+    let image = config
+        .image
+        .ok_or_else(|| BadRequest::invalid("config.image", "is missing"))?;
+    check::word("config.image.image", &image.image, MAX_IMAGE_BYTES)?;
+    let linux = config.linux.unwrap_or_default();
+    let context = linux.security_context.unwrap_or_default();
+    Ok(ContainerWish {
+        name,
+        image: image.image,
+        user_specified_image: image.user_specified_image,
+        command: config.command,
+        args: config.args,
+        working_dir: config.working_dir,
+        env: environment(config.envs)?,
+        mounts: mounts(config.mounts)?,
+        labels: config.labels,
+        annotations: config.annotations,
+        log_path: config.log_path,
+        stdin: config.stdin,
+        stdin_once: config.stdin_once,
+        tty: config.tty,
+        resources: security::resources("config.linux.resources", linux.resources.as_ref())?,
+        user: user(&context)?,
+        readonly_rootfs: context.readonly_rootfs,
+        stop_signal: signal::asked("config.stop_signal", config.stop_signal)?,
+    })
+}
+
+fn name(metadata: Option<&cri::ContainerMetadata>) -> Result<ContainerName, BadRequest> {
+    let metadata = check::present("config.metadata", metadata)?;
+    let name = check::name("config.metadata.name", &metadata.name)?;
+    Ok(ContainerName {
+        name,
+        attempt: metadata.attempt,
+    })
+}
+
+fn texts(config: &cri::ContainerConfig) -> Result<(), BadRequest> {
+    log_path(&config.log_path)?;
+    words("config.command", &config.command)?;
+    words("config.args", &config.args)?;
+    check::absolute_or_empty("config.working_dir", &config.working_dir)
+}
+
+/// Refuses what no container of this build has.
+fn not_here(config: &cri::ContainerConfig) -> Result<(), BadRequest> {
+    if config.windows.is_some() {
+        return Err(BadRequest::invalid(
+            "config.windows",
+            "is set, and this is a Linux node",
+        ));
+    }
+    if !config.devices.is_empty() {
+        return Err(BadRequest::unsupported(
+            "config.devices",
+            "asks for devices, which are not built",
+        ));
+    }
+    if !config.cdi_devices.is_empty() {
+        return Err(BadRequest::unsupported(
+            "config.CDI_devices",
+            "asks for devices, which are not built",
+        ));
+    }
+    Ok(())
+}
+
+/// A path below the sandbox's log directory, or empty.
+fn log_path(path: &str) -> Result<(), BadRequest> {
+    if path.starts_with('/') {
+        let problem = "is absolute, it must be relative to the sandbox's log directory";
+        return Err(BadRequest::invalid("config.log_path", problem));
+    }
+    check::path("config.log_path", path)
+}
+
+/// Arguments end at a NUL, so they must not hold one.
+fn words(field: &str, words: &[String]) -> Result<(), BadRequest> {
+    match words.iter().position(|word| word.contains('\0')) {
+        Some(index) => Err(BadRequest::invalid(
+            format!("{field}[{index}]"),
+            "holds a NUL",
+        )),
+        None => Ok(()),
+    }
+}
+
+fn environment(variables: Vec<cri::KeyValue>) -> Result<Vec<(String, String)>, BadRequest> {
+    let one = |(index, variable): (usize, cri::KeyValue)| {
+        let field = format!("config.envs[{index}]");
+        let key = variable.key;
+        if key.is_empty() || key.contains(['=', '\0']) {
+            return Err(BadRequest::invalid(
+                format!("{field}.key"),
+                "is empty or holds `=` or NUL",
+            ));
+        }
+        // The value may be a secret: it is never repeated.
+        match String::from_utf8(variable.value) {
+            Ok(value) if !value.contains('\0') => Ok((key, value)),
+            _ => Err(BadRequest::invalid(
+                format!("{field}.value"),
+                format!("of {key:?} is not text without NUL"),
+            )),
+        }
+    };
+    variables.into_iter().enumerate().map(one).collect()
+}
+
+fn mounts(mounts: Vec<cri::Mount>) -> Result<Vec<MountWish>, BadRequest> {
+    mounts
+        .into_iter()
+        .enumerate()
+        .map(|(index, asked)| mount(index, asked))
+        .collect()
+}
+
+fn mount(index: usize, mount: cri::Mount) -> Result<MountWish, BadRequest> {
+    let field = format!("config.mounts[{index}]");
+    let shown: String = mount
+        .container_path
+        .chars()
+        .filter(|c| !c.is_control())
+        .take(128)
+        .collect();
+    plain_bind(&field, &shown, &mount)?;
+    let propagation = propagation(&field, mount.propagation)?;
+    if mount.recursive_read_only {
+        return Err(recursive_read_only(
+            field,
+            &shown,
+            mount.readonly,
+            propagation,
+        ));
+    }
+    Ok(MountWish {
+        host_path: mount.host_path.into(),
+        container_path: mount.container_path,
+        readonly: mount.readonly,
+        propagation,
+        selinux_relabel: mount.selinux_relabel,
+        recursive_read_only: false,
+    })
+}
+
+/// Refuses what is more than a bind mount of a host path.
+fn plain_bind(field: &str, path: &str, mount: &cri::Mount) -> Result<(), BadRequest> {
+    if mount.image.is_some() {
+        return Err(BadRequest::Recognised {
+            word: KubeletWord::ImageVolumeMountFailed,
+            field: format!("{field}.image"),
+            problem: format!("asks for an image volume at {path}, and those are not built"),
+        });
+    }
+    if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
+        let problem = format!("maps ids at {path}, and user namespaces are not built");
+        return Err(BadRequest::unsupported(field, problem));
+    }
+    if !mount.mount_options.is_empty() {
+        let problem = format!("asks for options at {path}, and mount options are not built");
+        return Err(BadRequest::unsupported(
+            format!("{field}.mount_options"),
+            problem,
+        ));
+    }
+    Ok(())
+}
+
+fn propagation(field: &str, value: i32) -> Result<Propagation, BadRequest> {
+    match cri::MountPropagation::try_from(value) {
+        Ok(cri::MountPropagation::PropagationPrivate) => Ok(Propagation::Private),
+        Ok(cri::MountPropagation::PropagationHostToContainer) => Ok(Propagation::HostToContainer),
+        Ok(cri::MountPropagation::PropagationBidirectional) => Ok(Propagation::Bidirectional),
+        Err(_) => {
+            let problem = format!("is {value}, which is no propagation");
+            Err(BadRequest::invalid(format!("{field}.propagation"), problem))
+        }
+    }
+}
+
+/// Why a recursively read-only mount is refused: always, since no handler lists the feature.
+fn recursive_read_only(
+    field: String,
+    path: &str,
+    readonly: bool,
+    propagation: Propagation,
+) -> BadRequest {
+    let problem = if !readonly {
+        format!("of {path} is set on a mount that is not readonly")
+    } else if propagation != Propagation::Private {
+        format!("of {path} is set on a mount whose propagation is {propagation:?}, not Private")
+    } else {
+        format!("of {path} is set, and no handler of this build lists that feature")
+    };
+    BadRequest::Recognised {
+        word: KubeletWord::RroUnsupported,
+        field: format!("{field}.recursive_read_only"),
+        problem,
+    }
+}
+
+fn user(context: &cri::LinuxContainerSecurityContext) -> Result<UserWish, BadRequest> {
+    let field = "config.linux.security_context";
+    let mut user = security::user(
+        field,
+        context.run_as_user.as_ref(),
+        context.run_as_group.as_ref(),
+        &context.supplemental_groups,
+    )?;
+    if !context.run_as_username.is_empty() {
+        let username = format!("{field}.run_as_username");
+        check::word(&username, &context.run_as_username, 256)?;
+        if user.uid.is_some() {
+            return Err(BadRequest::invalid(username, "is set beside run_as_user"));
+        }
+        user.username = context.run_as_username.clone();
+    }
+    security::group_needs_user(field, &user)?;
+    #[allow(deprecated, reason = "older kubelets and crictl still set these two")]
+    let (old_seccomp, old_apparmor) = (&context.seccomp_profile_path, &context.apparmor_profile);
+    security::seccomp(
+        &format!("{field}.seccomp"),
+        context.seccomp.as_ref(),
+        old_seccomp,
+    )?;
+    security::apparmor(
+        &format!("{field}.apparmor"),
+        context.apparmor.as_ref(),
+        old_apparmor,
+    )?;
+    security::container_namespaces(
+        &format!("{field}.namespace_options"),
+        context.namespace_options.as_ref(),
+    )?;
+    Ok(user)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use super::*;
+
+    fn config() -> cri::ContainerConfig {
+        cri::ContainerConfig {
+            metadata: Some(cri::ContainerMetadata {
+                name: "c1".into(),
+                attempt: 0,
+            }),
+            image: Some(cri::ImageSpec {
+                image: "hello:1".into(),
+                ..Default::default()
+            }),
+            ..Default::default()
+        }
+    }
+
+    fn changed(
+        change: impl FnOnce(&mut cri::ContainerConfig),
+    ) -> Result<ContainerWish, BadRequest> {
+        let mut config = config();
+        change(&mut config);
+        container_wish(cri::CreateContainerRequest {
+            config: Some(config),
+            ..Default::default()
+        })
+    }
+
+    fn context(
+        change: impl FnOnce(&mut cri::LinuxContainerSecurityContext),
+    ) -> Result<ContainerWish, BadRequest> {
+        let mut context = cri::LinuxContainerSecurityContext::default();
+        change(&mut context);
+        let linux = cri::LinuxContainerConfig {
+            security_context: Some(context),
+            resources: None,
+        };
+        changed(|c| c.linux = Some(linux))
+    }
+
+    fn env(key: &str, value: &[u8]) -> cri::KeyValue {
+        cri::KeyValue {
+            key: key.into(),
+            value: value.into(),
+        }
+    }
+
+    #[test]
+    fn a_request_becomes_the_wish_it_states() {
+        let wish = changed(|c| {
+            c.command = vec!["/app.wasm".into()];
+            c.args = vec!["".into(), "--x=ü".into()];
+            c.envs = vec![env("A", b"1"), env("B", b""), env("A", b"2")];
+            c.log_path = "c1/0.log".into();
+            c.stop_signal = cri::Signal::Sigusr1 as i32;
+            c.annotations.insert("k".into(), "v\n".into());
+            c.mounts.push(cri::Mount {
+                container_path: "/data".into(),
+                host_path: "/srv".into(),
+                readonly: true,
+                propagation: 1,
+                ..Default::default()
+            });
+        });
+        let wish = wish.unwrap();
+        assert_eq!(
+            wish.env,
+            [("A", "1"), ("B", ""), ("A", "2")].map(|(k, v)| (k.to_owned(), v.to_owned()))
+        );
+        assert_eq!(wish.args, ["", "--x=ü"]);
+        assert_eq!(wish.stop_signal, Some(libc::SIGUSR1));
+        assert_eq!(wish.annotations["k"], "v\n");
+        assert_eq!(wish.mounts[0].propagation, Propagation::HostToContainer);
+        assert!(wish.mounts[0].readonly);
+    }
+
+    #[test]
+    fn missing_fields_are_named() {
+        let none = container_wish(cri::CreateContainerRequest::default()).unwrap_err();
+        assert_eq!(none.to_string(), "config is missing");
+        type Change = fn(&mut cri::ContainerConfig);
+        let cases: [(&str, Change); 4] = [
+            ("config.metadata is missing", |c| c.metadata = None),
+            ("config.metadata.name is empty", |c| {
+                c.metadata = Some(Default::default())
+            }),
+            ("config.image is missing", |c| c.image = None),
+            ("config.image.image is empty", |c| {
+                c.image = Some(Default::default())
+            }),
+        ];
+        for (want, change) in cases {
+            assert_eq!(changed(change).unwrap_err().to_string(), want);
+        }
+    }
+
+    #[test]
+    fn odd_values_are_refused_by_field() {
+        type Change = fn(&mut cri::ContainerConfig);
+        let cases: [(&str, Change); 9] = [
+            ("config.log_path", |c| c.log_path = "../../etc/x".into()),
+            ("config.log_path", |c| c.log_path = "/etc/x".into()),
+            ("config.args[1]", |c| {
+                c.args = vec!["a".into(), "b\0c".into()]
+            }),
+            ("config.working_dir", |c| c.working_dir = "srv".into()),
+            ("config.envs[0].key", |c| c.envs = vec![env("", b"x")]),
+            ("config.envs[0].key", |c| c.envs = vec![env("A=B", b"x")]),
+            ("config.envs[1].value", |c| {
+                c.envs = vec![env("A", b"x"), env("B", b"\xff")]
+            }),
+            ("config.stop_signal", |c| c.stop_signal = 99),
+            ("config.mounts[0].propagation", |c| {
+                c.mounts.push(cri::Mount {
+                    propagation: 5,
+                    ..Default::default()
+                });
+            }),
+        ];
+        for (field, change) in cases {
+            let refused = changed(change).unwrap_err();
+            assert!(
+                matches!(&refused, BadRequest::Invalid { field: found, .. } if found == field),
+                "{refused}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_refused_variable_keeps_its_secret() {
+        let refused = changed(|c| c.envs = vec![env("TOKEN", b"s3cret\0")])
+            .unwrap_err()
+            .to_string();
+        assert!(
+            refused.contains("TOKEN") && !refused.contains("s3cret"),
+            "{refused}"
+        );
+    }
+
+    #[test]
+    fn kubelets_words_come_with_the_mounts_it_knows_them_for() {
+        let word = |mount: cri::Mount| match changed(|c| c.mounts.push(mount)) {
+            Err(BadRequest::Recognised { word, problem, .. }) => (word, problem),
+            other => panic!("{other:?}"),
+        };
+        let image = Some(cri::ImageSpec {
+            image: "files:1".into(),
+            ..Default::default()
+        });
+        let (found, _) = word(cri::Mount {
+            image,
+            ..Default::default()
+        });
+        assert_eq!(found, KubeletWord::ImageVolumeMountFailed);
+        let rro = cri::Mount {
+            recursive_read_only: true,
+            container_path: "/data".into(),
+            ..Default::default()
+        };
+        let (found, problem) = word(rro.clone());
+        assert_eq!(
+            (found, problem.as_str()),
+            (
+                KubeletWord::RroUnsupported,
+                "of /data is set on a mount that is not readonly"
+            )
+        );
+        let (_, problem) = word(cri::Mount {
+            readonly: true,
+            propagation: 2,
+            ..rro
+        });
+        assert!(problem.contains("Bidirectional"), "{problem}");
+    }
+
+    #[test]
+    fn users_and_groups_follow_the_protocols_rules() {
+        let number = |value| Some(cri::Int64Value { value });
+        let wish = context(|c| {
+            (c.run_as_user, c.run_as_group) = (number(1000), number(2000));
+            c.supplemental_groups = vec![3000];
+        });
+        let user = wish.unwrap().user;
+        assert_eq!(
+            (user.uid, user.gid, user.groups),
+            (Some(1000), Some(2000), vec![3000])
+        );
+        let refused = context(|c| c.run_as_group = number(1))
+            .unwrap_err()
+            .to_string();
+        assert_eq!(
+            refused,
+            "config.linux.security_context.run_as_group is set without run_as_user or run_as_username"
+        );
+        assert!(context(|c| (c.run_as_user, c.run_as_username) = (number(1), "x".into())).is_err());
+        assert!(context(|c| c.run_as_user = number(1 << 31)).is_err());
+    }
+
+    #[test]
+    fn devices_are_refused_not_forgotten() {
+        let refused = changed(|c| c.devices.push(cri::Device::default())).unwrap_err();
+        assert!(
+            matches!(refused, BadRequest::Unsupported { .. }),
+            "{refused}"
+        );
+    }
+}

@@ -1,0 +1,167 @@
+//! Replies about the runtime itself: version, status, features, cgroup driver.
+//!
+//! Called by `runtime`. Invariant: a feature is listed only when requests that use it are carried out.
+//! Not here: where the facts come from.
+
+use std::collections::BTreeMap;
+
+use coracle_proto::runtime::v1 as cri;
+use serde_json::json;
+
+use crate::cri::runtime::{CgroupDriver, Node};
+use crate::lifecycle::Handler;
+
+/// The version of kubelet's own runtime interface, the one value it accepts.
+const KUBELET_API_VERSION: &str = "0.1.0";
+
+/// The reply of Version.
+pub(in crate::cri) fn version_reply() -> cri::VersionResponse {
+    cri::VersionResponse {
+        version: KUBELET_API_VERSION.to_owned(),
+        runtime_name: "coracle".to_owned(),
+        runtime_version: env!("CARGO_PKG_VERSION").to_owned(),
+        runtime_api_version: "v1".to_owned(),
+    }
+}
+
+/// The reply of Status; `info["config"]` only when asked for.
+pub(in crate::cri) fn status_reply(
+    node: &Node,
+    request: &cri::StatusRequest,
+) -> cri::StatusResponse {
+    let runtime = condition("RuntimeReady", None);
+    let network = condition("NetworkReady", node.network_problem.as_deref());
+    let info = match request.verbose {
+        true => BTreeMap::from([("config".to_owned(), config(node))]),
+        false => BTreeMap::new(),
+    };
+    cri::StatusResponse {
+        status: Some(cri::RuntimeStatus {
+            conditions: vec![runtime, network],
+        }),
+        info,
+        runtime_handlers: Handler::ALL.into_iter().map(handler).collect(),
+        features: Some(cri::RuntimeFeatures::default()),
+    }
+}
+
+/// A condition: true, or false because of `problem`, which users get to see.
+fn condition(name: &str, problem: Option<&str>) -> cri::RuntimeCondition {
+    cri::RuntimeCondition {
+        r#type: name.to_owned(),
+        status: problem.is_none(),
+        reason: problem
+            .map(|_| format!("{}NotReady", name.trim_end_matches("Ready")))
+            .unwrap_or_default(),
+        message: problem.unwrap_or_default().to_owned(),
+    }
+}
+
+fn config(node: &Node) -> String {
+    let handlers: Vec<_> = Handler::ALL.into_iter().map(Handler::as_str).collect();
+    json!({
+        "stateDir": node.state_dir,
+        "rootDir": node.root_dir,
+        "cgroupDriver": node.cgroup_driver.name(),
+        "handlers": handlers,
+    })
+    .to_string()
+}
+
+fn handler(handler: Handler) -> cri::RuntimeHandler {
+    let features = cri::RuntimeHandlerFeatures {
+        recursive_read_only_mounts: false,
+        user_namespaces: false,
+    };
+    cri::RuntimeHandler {
+        name: handler.as_str().to_owned(),
+        features: Some(features),
+    }
+}
+
+/// The reply of RuntimeConfig. The driver is always stated: 0, which an empty reply would read as, is systemd.
+pub(in crate::cri) fn runtime_config_reply(driver: CgroupDriver) -> cri::RuntimeConfigResponse {
+    let driver = match driver {
+        CgroupDriver::Cgroupfs => cri::CgroupDriver::Cgroupfs,
+        CgroupDriver::Systemd => cri::CgroupDriver::Systemd,
+    };
+    let linux = cri::LinuxRuntimeConfiguration {
+        cgroup_driver: driver as i32,
+    };
+    cri::RuntimeConfigResponse { linux: Some(linux) }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use super::*;
+
+    fn node(network_problem: Option<&str>) -> Node {
+        Node {
+            root_dir: "/var/lib/coracle".into(),
+            state_dir: "/run/coracle".into(),
+            cgroup_driver: CgroupDriver::Cgroupfs,
+            network_problem: network_problem.map(str::to_owned),
+        }
+    }
+
+    #[test]
+    fn version_is_what_kubelet_demands() {
+        let reply = version_reply();
+        assert_eq!(
+            (reply.version.as_str(), reply.runtime_api_version.as_str()),
+            ("0.1.0", "v1")
+        );
+        assert_eq!(reply.runtime_name, "coracle");
+        assert_eq!(
+            reply
+                .runtime_version
+                .split('.')
+                .filter(|part| part.parse::<u32>().is_ok())
+                .count(),
+            3
+        );
+    }
+
+    #[test]
+    fn status_lists_both_conditions_and_every_handler() {
+        let reply = status_reply(&node(None), &cri::StatusRequest { verbose: false });
+        let conditions = reply.status.unwrap().conditions;
+        let ready: Vec<_> = conditions
+            .iter()
+            .map(|c| (c.r#type.as_str(), c.status))
+            .collect();
+        assert_eq!(ready, [("RuntimeReady", true), ("NetworkReady", true)]);
+        let handlers: Vec<_> = reply
+            .runtime_handlers
+            .iter()
+            .map(|h| h.name.as_str())
+            .collect();
+        assert_eq!(handlers, ["", "coracle", "coracle-wasm", "coracle-strict"]);
+        assert!(reply.info.is_empty());
+    }
+
+    #[test]
+    fn a_network_problem_is_shown_to_users() {
+        let reply = status_reply(
+            &node(Some("subnet 10.0.0.0/8 is full")),
+            &cri::StatusRequest { verbose: true },
+        );
+        let network = reply.status.unwrap().conditions.remove(1);
+        assert_eq!(
+            (network.status, network.reason.as_str()),
+            (false, "NetworkNotReady")
+        );
+        assert_eq!(network.message, "subnet 10.0.0.0/8 is full");
+        let config: serde_json::Value = serde_json::from_str(&reply.info["config"]).unwrap();
+        assert_eq!(config["stateDir"], "/run/coracle");
+    }
+
+    #[test]
+    fn the_cgroup_driver_is_always_stated() {
+        let linux = runtime_config_reply(CgroupDriver::Cgroupfs).linux.unwrap();
+        assert_eq!(linux.cgroup_driver, 1);
+        let linux = runtime_config_reply(CgroupDriver::Systemd).linux.unwrap();
+        assert_eq!(linux.cgroup_driver, 0);
+    }
+}

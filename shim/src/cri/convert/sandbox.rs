@@ -1,0 +1,343 @@
+//! RunPodSandbox: the request into a [`PodWish`].
+//!
+//! Called by `pods`. Invariant: a wish holds nothing that could break a line of a hosts or resolver file, climb
+//! out of a directory, or be asked for and then not done.
+//! Not here: rendering, containers.
+
+use coracle_proto::runtime::v1 as cri;
+
+use super::{BadRequest, check, security};
+use crate::lifecycle::{Dns, Handler, NamespaceMode, Namespaces, PodName, PodWish};
+
+/// Linux' HOST_NAME_MAX, in bytes.
+const MAX_HOSTNAME_BYTES: usize = 64;
+
+/// The longest resolver entry, in bytes: the longest name DNS has.
+const MAX_DNS_BYTES: usize = 253;
+
+/// The most entries of each resolver list.
+const MAX_DNS_ENTRIES: usize = 32;
+
+/// Reads RunPodSandbox. Errors: [`BadRequest`] that names the first field at fault.
+pub(in crate::cri) fn pod_wish(request: cri::RunPodSandboxRequest) -> Result<PodWish, BadRequest> {
+    let config = request
+        .config
+        .ok_or_else(|| BadRequest::invalid("config", "is missing"))?;
+    if config.windows.is_some() {
+        return Err(BadRequest::invalid(
+            "config.windows",
+            "is set, and this is a Linux node",
+        ));
+    }
+    hostname(&config.hostname)?;
+    check::absolute_or_empty("config.log_directory", &config.log_directory)?;
+    let name = name(config.metadata.as_ref())?;
+    let linux = config.linux.unwrap_or_default();
+    let namespaces = linux_part(&linux)?;
+    ports(&config.port_mappings, &namespaces)?;
+    Ok(PodWish {
+        name,
+        hostname: config.hostname,
+        log_directory: config.log_directory,
+        dns: dns(config.dns_config)?,
+        labels: config.labels,
+        annotations: config.annotations,
+        handler: handler(&request.runtime_handler)?,
+        cgroup_parent: linux.cgroup_parent,
+        namespaces,
+    })
+}
+
+fn name(metadata: Option<&cri::PodSandboxMetadata>) -> Result<PodName, BadRequest> {
+    let metadata = check::present("config.metadata", metadata)?;
+    Ok(PodName {
+        name: check::name("config.metadata.name", &metadata.name)?,
+        namespace: check::name("config.metadata.namespace", &metadata.namespace)?,
+        uid: check::name("config.metadata.uid", &metadata.uid)?,
+        attempt: metadata.attempt,
+    })
+}
+
+fn handler(name: &str) -> Result<Handler, BadRequest> {
+    Handler::parse(name).ok_or_else(|| {
+        let known: Vec<_> = Handler::ALL
+            .iter()
+            .map(|handler| format!("{:?}", handler.as_str()))
+            .collect();
+        let shown: String = name.chars().take(64).collect();
+        BadRequest::invalid(
+            "runtime_handler",
+            format!("is {shown:?}, known handlers are {}", known.join(", ")),
+        )
+    })
+}
+
+fn hostname(name: &str) -> Result<(), BadRequest> {
+    let field = "config.hostname";
+    if name.len() > MAX_HOSTNAME_BYTES {
+        let problem = format!(
+            "is {} bytes long, a host name has at most {MAX_HOSTNAME_BYTES}",
+            name.len()
+        );
+        return Err(BadRequest::invalid(field, problem));
+    }
+    if !name
+        .bytes()
+        .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'))
+    {
+        return Err(BadRequest::invalid(
+            field,
+            "holds something else than letters, digits, `-`, `.` and `_`",
+        ));
+    }
+    Ok(())
+}
+
+fn dns(config: Option<cri::DnsConfig>) -> Result<Dns, BadRequest> {
+    let config = config.unwrap_or_default();
+    for (list, entries) in [
+        ("servers", &config.servers),
+        ("searches", &config.searches),
+        ("options", &config.options),
+    ] {
+        let field = format!("config.dns_config.{list}");
+        if entries.len() > MAX_DNS_ENTRIES {
+            let problem = format!(
+                "has {} entries, the limit is {MAX_DNS_ENTRIES}",
+                entries.len()
+            );
+            return Err(BadRequest::invalid(field, problem));
+        }
+        for (index, entry) in entries.iter().enumerate() {
+            check::word(&format!("{field}[{index}]"), entry, MAX_DNS_BYTES)?;
+        }
+    }
+    Ok(Dns {
+        servers: config.servers,
+        searches: config.searches,
+        options: config.options,
+    })
+}
+
+fn ports(mappings: &[cri::PortMapping], namespaces: &Namespaces) -> Result<(), BadRequest> {
+    for (index, mapping) in mappings.iter().enumerate() {
+        let field = format!("config.port_mappings[{index}]");
+        check::within(
+            &format!("{field}.container_port"),
+            i64::from(mapping.container_port),
+            0,
+            65_535,
+        )?;
+        check::within(
+            &format!("{field}.host_port"),
+            i64::from(mapping.host_port),
+            0,
+            65_535,
+        )?;
+        if cri::Protocol::try_from(mapping.protocol).is_err() {
+            let problem = format!("is {}, which is no protocol", mapping.protocol);
+            return Err(BadRequest::invalid(format!("{field}.protocol"), problem));
+        }
+        if mapping.host_port != 0 && namespaces.network != NamespaceMode::Node {
+            let problem = format!(
+                "is {}, and the built-in network maps no host ports",
+                mapping.host_port
+            );
+            return Err(BadRequest::unsupported(
+                format!("{field}.host_port"),
+                problem,
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn linux_part(linux: &cri::LinuxPodSandboxConfig) -> Result<Namespaces, BadRequest> {
+    check::path("config.linux.cgroup_parent", &linux.cgroup_parent)?;
+    if let Some(key) = linux.sysctls.keys().next() {
+        check::printable("config.linux.sysctls", key)?;
+        let shown: String = key.chars().take(64).collect();
+        return Err(BadRequest::unsupported(
+            "config.linux.sysctls",
+            format!("sets {shown:?}, and sysctls are not built"),
+        ));
+    }
+    let field = "config.linux.security_context";
+    let absent = cri::LinuxSandboxSecurityContext::default();
+    let context = linux.security_context.as_ref().unwrap_or(&absent);
+    let user = security::user(
+        field,
+        context.run_as_user.as_ref(),
+        context.run_as_group.as_ref(),
+        &context.supplemental_groups,
+    )?;
+    security::group_needs_user(field, &user)?;
+    #[allow(deprecated, reason = "older kubelets and crictl still set the path")]
+    let old_seccomp = &context.seccomp_profile_path;
+    security::seccomp(
+        &format!("{field}.seccomp"),
+        context.seccomp.as_ref(),
+        old_seccomp,
+    )?;
+    security::apparmor(&format!("{field}.apparmor"), context.apparmor.as_ref(), "")?;
+    security::pod_namespaces(
+        &format!("{field}.namespace_options"),
+        context.namespace_options.as_ref(),
+    )
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use super::*;
+
+    fn request() -> cri::RunPodSandboxRequest {
+        let metadata = cri::PodSandboxMetadata {
+            name: "web".into(),
+            uid: "5b1c".into(),
+            namespace: "default".into(),
+            attempt: 2,
+        };
+        let config = cri::PodSandboxConfig {
+            metadata: Some(metadata),
+            hostname: "web".into(),
+            log_directory: "/var/log/pods/default_web_5b1c".into(),
+            linux: Some(cri::LinuxPodSandboxConfig::default()),
+            ..Default::default()
+        };
+        cri::RunPodSandboxRequest {
+            config: Some(config),
+            runtime_handler: "coracle-wasm".into(),
+        }
+    }
+
+    fn changed(change: impl FnOnce(&mut cri::PodSandboxConfig)) -> Result<PodWish, BadRequest> {
+        let mut request = request();
+        change(request.config.as_mut().unwrap());
+        pod_wish(request)
+    }
+
+    #[test]
+    fn a_request_becomes_the_wish_it_states() {
+        let odd = ("io.example/Ключ", "line one\nline two\t\u{0}");
+        let wish = changed(|c| {
+            c.labels.insert("app".into(), " spaced ".into());
+            c.annotations.insert(odd.0.into(), odd.1.into());
+        })
+        .unwrap();
+        assert_eq!(wish.name.to_string(), "default/web (uid 5b1c, attempt 2)");
+        assert_eq!(wish.labels["app"], " spaced ");
+        assert_eq!(wish.annotations[odd.0], odd.1);
+        assert_eq!(wish.handler, Handler::Wasm);
+        assert_eq!(wish.namespaces.network, NamespaceMode::Pod);
+    }
+
+    #[test]
+    fn missing_fields_are_named() {
+        let none = pod_wish(cri::RunPodSandboxRequest::default()).unwrap_err();
+        assert_eq!(none.to_string(), "config is missing");
+        type Change = fn(&mut cri::PodSandboxConfig);
+        let cases: [(&str, Change); 4] = [
+            ("config.metadata is missing", |c| c.metadata = None),
+            ("config.metadata.name is empty", |c| {
+                c.metadata.as_mut().unwrap().name.clear()
+            }),
+            ("config.metadata.namespace is empty", |c| {
+                c.metadata.as_mut().unwrap().namespace.clear()
+            }),
+            ("config.metadata.uid is empty", |c| {
+                c.metadata.as_mut().unwrap().uid.clear()
+            }),
+        ];
+        for (want, change) in cases {
+            assert_eq!(changed(change).unwrap_err().to_string(), want);
+        }
+    }
+
+    #[test]
+    fn odd_values_are_refused_by_field() {
+        type Change = fn(&mut cri::PodSandboxConfig);
+        let cases: [(&str, Change); 9] = [
+            ("config.hostname", |c| {
+                c.hostname = "a\n127.0.0.1 evil".into()
+            }),
+            ("config.hostname", |c| c.hostname = "x".repeat(65)),
+            ("config.log_directory", |c| c.log_directory = "logs".into()),
+            ("config.log_directory", |c| {
+                c.log_directory = "/var/../etc".into()
+            }),
+            ("config.windows", |c| c.windows = Some(Default::default())),
+            ("config.linux.cgroup_parent", |c| {
+                c.linux.as_mut().unwrap().cgroup_parent = "/a/../..".into()
+            }),
+            ("config.metadata.name", |c| {
+                c.metadata.as_mut().unwrap().name = "../x".into()
+            }),
+            ("config.dns_config.searches[1]", |c| {
+                let searches = vec!["good.example".into(), "bad\nnameserver 6.6.6.6".into()];
+                c.dns_config = Some(cri::DnsConfig {
+                    searches,
+                    ..Default::default()
+                });
+            }),
+            ("config.port_mappings[0].host_port", |c| {
+                c.port_mappings.push(cri::PortMapping {
+                    host_port: 70_000,
+                    ..Default::default()
+                });
+            }),
+        ];
+        for (field, change) in cases {
+            let refused = changed(change).unwrap_err();
+            assert!(
+                matches!(&refused, BadRequest::Invalid { field: found, .. } if found == field),
+                "{refused}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_would_silently_not_happen_is_refused() {
+        let port = cri::PortMapping {
+            container_port: 80,
+            host_port: 8080,
+            ..Default::default()
+        };
+        let on_pod = changed(|c| c.port_mappings.push(port.clone())).unwrap_err();
+        assert!(matches!(on_pod, BadRequest::Unsupported { .. }), "{on_pod}");
+        let sysctl = changed(|c| {
+            c.linux
+                .as_mut()
+                .unwrap()
+                .sysctls
+                .insert("kernel.shm_rmid_forced".into(), "1".into());
+        });
+        assert!(matches!(sysctl, Err(BadRequest::Unsupported { .. })));
+        let on_host = changed(|c| {
+            c.port_mappings.push(port);
+            let options = cri::NamespaceOption {
+                network: 2,
+                ..Default::default()
+            };
+            let context = cri::LinuxSandboxSecurityContext {
+                namespace_options: Some(options),
+                ..Default::default()
+            };
+            c.linux.as_mut().unwrap().security_context = Some(context);
+        });
+        assert_eq!(on_host.unwrap().namespaces.network, NamespaceMode::Node);
+    }
+
+    #[test]
+    fn an_unknown_handler_is_answered_with_the_known_ones() {
+        let unknown = cri::RunPodSandboxRequest {
+            runtime_handler: "runc".into(),
+            ..request()
+        };
+        let refused = pod_wish(unknown).unwrap_err().to_string();
+        assert_eq!(
+            refused,
+            r#"runtime_handler is "runc", known handlers are "", "coracle", "coracle-wasm", "coracle-strict""#
+        );
+    }
+}

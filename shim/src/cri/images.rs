@@ -1,0 +1,90 @@
+//! The RPCs of the image service: convert, ask, render.
+//!
+//! Called by `service`. Invariants: an absent image is no error for ImageStatus and RemoveImage; a pull ends when
+//! its last caller goes; a module that does not compile is an error of the container, not of the pull.
+//! Not here: registries, disk.
+
+use std::sync::Arc;
+
+use coracle_images::Image;
+use coracle_proto::runtime::v1 as cri;
+use tracing::warn;
+
+use super::convert;
+use super::events::{Replies, replies};
+use super::status::{Failure, or_absent};
+use super::{Shared, concerns};
+
+/// PullImage: answers the image's id, once it is on disk and its module compiled.
+pub(super) async fn pull(
+    shared: Arc<Shared>,
+    request: cri::PullImageRequest,
+) -> Result<cri::PullImageResponse, Failure> {
+    let order = convert::pull_order(request)?;
+    concerns("image", &order.reference);
+    let image = shared.images.pull(order).await?;
+    if let Err(problem) = shared.pods.prepare_image(&image).await {
+        warn!(digest = %image.id, failure = problem.chain(), "the image is here, but its module is not ready to run");
+    }
+    Ok(convert::pull_reply(&image))
+}
+
+/// ImageStatus: OK without an image when there is none.
+pub(super) async fn status(
+    shared: Arc<Shared>,
+    request: cri::ImageStatusRequest,
+) -> Result<cri::ImageStatusResponse, Failure> {
+    let name = convert::named_image(&request)?;
+    concerns("image", name);
+    let image = shared.images.resolve(name);
+    Ok(convert::image_status_reply(image.as_deref(), &request))
+}
+
+/// RemoveImage: all tags of the image go with it; running containers keep its content.
+pub(super) async fn remove(
+    shared: Arc<Shared>,
+    request: cri::RemoveImageRequest,
+) -> Result<cri::RemoveImageResponse, Failure> {
+    let name = convert::named_image(&request)?;
+    concerns("image", name);
+    or_absent(shared.images.remove(name).await)?;
+    Ok(cri::RemoveImageResponse {})
+}
+
+/// ListImages.
+pub(super) async fn list(
+    shared: Arc<Shared>,
+    request: cri::ListImagesRequest,
+) -> Result<cri::ListImagesResponse, Failure> {
+    let chosen = chosen(&shared, convert::listed_image(request));
+    Ok(convert::list(
+        chosen.iter().map(|image| convert::image(image)),
+    ))
+}
+
+/// StreamImages: the same list in several messages.
+pub(super) async fn stream(
+    shared: Arc<Shared>,
+    request: cri::StreamImagesRequest,
+) -> Result<Replies<cri::StreamImagesResponse>, Failure> {
+    let chosen = chosen(&shared, convert::listed_image(request));
+    Ok(replies(
+        chosen.into_iter().map(|image| convert::image(&image)),
+    ))
+}
+
+/// ImageFsInfo: from counters, without a walk.
+pub(super) async fn fs_info(
+    shared: Arc<Shared>,
+    _: cri::ImageFsInfoRequest,
+) -> Result<cri::ImageFsInfoResponse, Failure> {
+    Ok(convert::filesystem_usage(&shared.images.fs_info()))
+}
+
+/// All images, or the one that `name` resolves to.
+fn chosen(shared: &Shared, name: Option<String>) -> Vec<Arc<Image>> {
+    match name {
+        Some(name) => shared.images.resolve(&name).into_iter().collect(),
+        None => shared.images.list(),
+    }
+}

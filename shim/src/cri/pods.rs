@@ -1,0 +1,93 @@
+//! The RPCs about sandboxes: convert, ask, render.
+//!
+//! Called by `service`. Invariants: stopping or removing what is not there succeeds; lists and status come from
+//! memory.
+//! Not here: gRPC codes, phases.
+
+use std::sync::Arc;
+
+use coracle_proto::runtime::v1 as cri;
+
+use super::convert::{self, NamesObject as _, PodFilter};
+use super::events::{Replies, replies};
+use super::status::{Failure, or_absent};
+use super::{Shared, concerns};
+use crate::lifecycle::{Error, Kind, PodView};
+
+/// RunPodSandbox: answers when the sandbox is ready.
+pub(super) async fn run(
+    shared: Arc<Shared>,
+    request: cri::RunPodSandboxRequest,
+) -> Result<cri::RunPodSandboxResponse, Failure> {
+    let wish = convert::pod_wish(request)?;
+    concerns("pod", &wish.name.to_string());
+    let id = shared.pods.run_pod(wish).await?;
+    Ok(convert::run_pod_reply(&id))
+}
+
+/// StopPodSandbox: ends what runs in it and takes its network down.
+pub(super) async fn stop(
+    shared: Arc<Shared>,
+    request: cri::StopPodSandboxRequest,
+) -> Result<cri::StopPodSandboxResponse, Failure> {
+    let named = request.object()?;
+    concerns("pod", named);
+    if let Some(id) = or_absent(shared.pods.find_pod(named))? {
+        or_absent(shared.pods.stop_pod(&id).await)?;
+    }
+    Ok(cri::StopPodSandboxResponse {})
+}
+
+/// RemovePodSandbox: stops it if need be, then forgets it and its containers.
+pub(super) async fn remove(
+    shared: Arc<Shared>,
+    request: cri::RemovePodSandboxRequest,
+) -> Result<cri::RemovePodSandboxResponse, Failure> {
+    let named = request.object()?;
+    concerns("pod", named);
+    if let Some(id) = or_absent(shared.pods.find_pod(named))? {
+        or_absent(shared.pods.remove_pod(&id).await)?;
+    }
+    Ok(cri::RemovePodSandboxResponse {})
+}
+
+/// PodSandboxStatus.
+pub(super) async fn status(
+    shared: Arc<Shared>,
+    request: cri::PodSandboxStatusRequest,
+) -> Result<cri::PodSandboxStatusResponse, Failure> {
+    let named = request.object()?;
+    concerns("pod", named);
+    let id = shared.pods.find_pod(named)?;
+    // It may have been removed since it was found.
+    let gone = || Error::new(Kind::Missing, format!("sandbox {id} is not there any more"));
+    let view = shared.pods.pod(&id).ok_or_else(gone)?;
+    let containers = shared.pods.containers_of(&id);
+    Ok(convert::pod_status_reply(
+        &view,
+        containers.iter().map(Arc::as_ref),
+        &request,
+    ))
+}
+
+/// ListPodSandbox.
+pub(super) async fn list(
+    shared: Arc<Shared>,
+    request: cri::ListPodSandboxRequest,
+) -> Result<cri::ListPodSandboxResponse, Failure> {
+    let chosen = chosen(&shared, request.try_into()?);
+    Ok(convert::list(chosen.iter().map(|view| convert::pod(view))))
+}
+
+/// StreamPodSandboxes: the same list in several messages.
+pub(super) async fn stream(
+    shared: Arc<Shared>,
+    request: cri::StreamPodSandboxesRequest,
+) -> Result<Replies<cri::StreamPodSandboxesResponse>, Failure> {
+    let chosen = chosen(&shared, request.try_into()?);
+    Ok(replies(chosen.into_iter().map(|view| convert::pod(&view))))
+}
+
+fn chosen(shared: &Shared, filter: PodFilter) -> Vec<Arc<PodView>> {
+    filter.select(shared.pods.pods())
+}

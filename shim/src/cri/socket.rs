@@ -1,0 +1,282 @@
+//! The one unix socket of the daemon: made safely, refused when it is taken, removed at the end.
+//!
+//! Place in the flow: bound by `main` before anything is recovered, handed to [`super::serve`].
+//! Invariants: the file is never wider than 0660, not even for a moment; a directory made here is 0700; a
+//! socket somebody listens on is never replaced; only the very file made here is removed.
+//! Not here: gRPC.
+
+use std::fs::{self, DirBuilder, File, Metadata};
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _};
+use std::os::unix::net::{UnixListener as StdListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, Mode};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use tokio::net::UnixListener;
+use tracing::{info, warn};
+
+/// Permission bits of the socket: root and its group may connect.
+const SOCKET_MODE: u32 = 0o660;
+
+/// Permission bits of a directory made for the socket.
+const DIRECTORY_MODE: u32 = 0o700;
+
+/// Connections the kernel queues before they are accepted.
+const BACKLOG: i32 = 1024;
+
+/// Why the socket could not be bound; every variant names the path.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// Another process accepts connections there.
+    #[error(
+        "socket {path} is in use: another process accepts connections on it; stop that one or choose another path"
+    )]
+    Taken {
+        /// The socket's path.
+        path: PathBuf,
+    },
+    /// Something that is no socket lies there.
+    #[error("socket path {path} holds {found}, not a socket; remove it or choose another path")]
+    NotASocket {
+        /// The socket's path.
+        path: PathBuf,
+        /// What lies there.
+        found: &'static str,
+    },
+    /// A system call failed.
+    #[error("{operation} {path}")]
+    Io {
+        /// What was tried.
+        operation: &'static str,
+        /// What it was tried on.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+}
+
+/// A bound, listening socket. Dropping it closes it but leaves the file, which the next start replaces.
+pub struct Socket {
+    pub(super) listener: UnixListener,
+    pub(super) name: Name,
+}
+
+/// The file of a bound socket: which one, so that only that one is removed.
+pub(super) struct Name {
+    path: PathBuf,
+    device: u64,
+    inode: u64,
+}
+
+impl Socket {
+    /// Binds `path`, mode 0660, in a directory that is made 0700 when absent, and listens. A socket file
+    /// that nobody listens on is replaced. Must be called inside a tokio runtime.
+    ///
+    /// Errors: [`BindError`]. Two daemons that start at the same moment cannot both win: the check and the
+    /// bind happen under a lock of the directory.
+    pub fn bind(path: &Path) -> Result<Self, BindError> {
+        let failed = |operation| {
+            let path = path.to_owned();
+            move |source: io::Error| BindError::Io {
+                operation,
+                path,
+                source,
+            }
+        };
+        let directory = path
+            .parent()
+            .filter(|d| !d.as_os_str().is_empty())
+            .unwrap_or(Path::new("."));
+        DirBuilder::new()
+            .recursive(true)
+            .mode(DIRECTORY_MODE)
+            .create(directory)
+            .map_err(failed("make the directory of socket"))?;
+        let lock = File::open(directory).map_err(failed("open the directory of socket"))?;
+        rustix::fs::flock(&lock, FlockOperation::LockExclusive)
+            .map_err(|e| failed("lock the directory of socket")(e.into()))?;
+        clear(path)?;
+        let listener = listen(path).map_err(failed("bind socket"))?;
+        let made = fs::symlink_metadata(path).map_err(failed("look at the bound socket"))?;
+        let listener = UnixListener::from_std(listener).map_err(failed("watch socket"))?;
+        let name = Name {
+            path: path.to_owned(),
+            device: made.dev(),
+            inode: made.ino(),
+        };
+        Ok(Self { listener, name })
+    }
+
+    /// Where it is bound.
+    pub fn path(&self) -> &Path {
+        &self.name.path
+    }
+}
+
+impl Name {
+    /// Removes the socket's file, unless somebody put another one in its place.
+    pub(super) fn remove(&self) {
+        let ours = |found: &Metadata| found.dev() == self.device && found.ino() == self.inode;
+        match fs::symlink_metadata(&self.path) {
+            Ok(found) if ours(&found) => {
+                if let Err(error) = fs::remove_file(&self.path) {
+                    warn!(socket = %self.path.display(), %error, "the socket file stays behind");
+                }
+            }
+            _ => info!(socket = %self.path.display(), "the socket file is no longer ours"),
+        }
+    }
+}
+
+/// Makes room at `path`: nothing there, or a stale socket that is removed; anything else is refused.
+fn clear(path: &Path) -> Result<(), BindError> {
+    let failed = |operation, source| BindError::Io {
+        operation,
+        path: path.to_owned(),
+        source,
+    };
+    let found = match fs::symlink_metadata(path) {
+        Ok(found) => found.file_type(),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(failed("look at socket", e)),
+    };
+    if !found.is_socket() {
+        let found = match found {
+            t if t.is_dir() => "a directory",
+            t if t.is_symlink() => "a symbolic link",
+            t if t.is_file() => "a regular file",
+            _ => "a device or pipe",
+        };
+        return Err(BindError::NotASocket {
+            path: path.to_owned(),
+            found,
+        });
+    }
+    match UnixStream::connect(path) {
+        Ok(_) => Err(BindError::Taken {
+            path: path.to_owned(),
+        }),
+        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {
+            info!(socket = %path.display(), "replacing a stale socket");
+            fs::remove_file(path).map_err(|e| failed("remove the stale socket", e))
+        }
+        // A full backlog: somebody is there, only slow.
+        Err(e) if e.kind() == io::ErrorKind::WouldBlock => Err(BindError::Taken {
+            path: path.to_owned(),
+        }),
+        Err(e) => Err(failed("probe socket", e)),
+    }
+}
+
+/// Binds and listens. The mode is set on the socket before it has a name, because the kernel gives the
+/// file the socket's own mode less the umask; once bound the exact mode is set.
+fn listen(path: &Path) -> io::Result<StdListener> {
+    let address = SocketAddrUnix::new(path)?;
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    rustix::fs::fchmod(socket.as_fd(), Mode::from_raw_mode(SOCKET_MODE))?;
+    rustix::net::bind(&socket, &address)?;
+    rustix::fs::chmod(path, Mode::from_raw_mode(SOCKET_MODE))?;
+    rustix::net::listen(&socket, BACKLOG)?;
+    Ok(StdListener::from(socket))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use super::*;
+
+    /// A directory of this test alone, removed at the end.
+    struct Scratch(PathBuf);
+
+    impl Scratch {
+        fn new(name: &str) -> Self {
+            let path =
+                std::env::temp_dir().join(format!("coracle-socket-{name}-{}", std::process::id()));
+            let _ = fs::remove_dir_all(&path);
+            fs::create_dir_all(&path).unwrap();
+            Self(path)
+        }
+    }
+
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().mode() & 0o7777
+    }
+
+    #[tokio::test]
+    async fn socket_is_0660_in_a_directory_made_0700() {
+        let scratch = Scratch::new("modes");
+        let path = scratch.0.join("run/coracle/coracle.sock");
+        let socket = Socket::bind(&path).unwrap();
+        assert_eq!(mode(&path), 0o660);
+        assert_eq!(mode(path.parent().unwrap()), 0o700);
+        UnixStream::connect(&path).unwrap();
+        socket.name.remove();
+        assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn stale_socket_is_replaced_and_a_live_one_refused() {
+        let scratch = Scratch::new("stale");
+        let path = scratch.0.join("coracle.sock");
+        drop(Socket::bind(&path).unwrap());
+        assert!(path.exists(), "a dropped socket leaves its file");
+        let live = Socket::bind(&path).unwrap();
+        let refused = Socket::bind(&path).err().unwrap();
+        assert!(matches!(refused, BindError::Taken { .. }));
+        assert!(
+            refused.to_string().contains(path.to_str().unwrap()),
+            "{refused}"
+        );
+        UnixStream::connect(live.path()).unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_is_no_socket_stays_untouched() {
+        let scratch = Scratch::new("other");
+        let path = scratch.0.join("coracle.sock");
+        fs::write(&path, "precious").unwrap();
+        let refused = Socket::bind(&path).err().unwrap().to_string();
+        assert!(
+            refused.contains("a regular file") && refused.contains("coracle.sock"),
+            "{refused}"
+        );
+        assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
+    }
+
+    #[tokio::test]
+    async fn another_daemons_socket_is_not_removed() {
+        let scratch = Scratch::new("swap");
+        let path = scratch.0.join("coracle.sock");
+        let first = Socket::bind(&path).unwrap();
+        fs::remove_file(&path).unwrap();
+        let second = Socket::bind(&path).unwrap();
+        first.name.remove();
+        UnixStream::connect(second.path()).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_path_too_long_for_a_socket_is_named() {
+        let scratch = Scratch::new("long");
+        let path = scratch.0.join("x".repeat(120));
+        let refused = Socket::bind(&path).err().unwrap();
+        assert!(
+            matches!(
+                refused,
+                BindError::Io {
+                    operation: "bind socket",
+                    ..
+                }
+            ),
+            "{refused}"
+        );
+    }
+}

@@ -1,0 +1,442 @@
+//! The only code that names gRPC codes: turns whatever went wrong into the status kubelet reads, and logs it.
+//!
+//! Place in the flow: last step of every failed call, called by `cri`'s one wrapper and by the streams.
+//! Invariants: every kind of every error has exactly one code, by matches without a `_` arm; each failure is
+//! logged here, once, with its whole chain of causes; the messages that kubelet recognises by their first
+//! word go out with code Unknown, the only one whose text its client passes on unchanged; of a bug of our
+//! own the client learns the headline only.
+//! Not here: how errors arise.
+
+use std::any::Any;
+use std::error::Error as StdError;
+use std::fmt;
+
+use coracle_images as images;
+use tonic::{Code, Status};
+use tracing::{debug, error, info, warn};
+
+use super::convert::BadRequest;
+use crate::lifecycle;
+
+/// The longest message sent, in bytes: it travels in a header, percent-encoded, and Go clients refuse
+/// headers beyond 16 KiB.
+const MAX_MESSAGE_BYTES: usize = 4096;
+
+/// Why a call failed.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// The request itself is no good.
+    Request(BadRequest),
+    /// Pods or containers refused or failed.
+    Lifecycle(lifecycle::Error),
+    /// The image store refused or failed.
+    Images(images::Error),
+    /// This build has no such call.
+    NotBuilt,
+    /// The caller's deadline, or ours where it sent none, has passed.
+    Deadline,
+    /// An event stream's reader fell behind.
+    FellBehind { lost: u64 },
+    /// The call panicked; the text is the panic's.
+    Panicked(String),
+}
+
+impl From<BadRequest> for Failure {
+    fn from(bad: BadRequest) -> Self {
+        Self::Request(bad)
+    }
+}
+
+impl From<lifecycle::Error> for Failure {
+    fn from(error: lifecycle::Error) -> Self {
+        Self::Lifecycle(error)
+    }
+}
+
+impl From<images::Error> for Failure {
+    fn from(error: images::Error) -> Self {
+        Self::Images(error)
+    }
+}
+
+/// The words that kubelet looks for at the beginning of a message. Source: cri-api `pkg/errors`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum KubeletWord {
+    /// A pull failed because the registry did not answer.
+    RegistryUnavailable,
+    /// A pull was refused by signature policy.
+    #[allow(
+        dead_code,
+        reason = "part of the protocol's list; signature policy is not built"
+    )]
+    SignatureValidationFailed,
+    /// A recursively read-only mount cannot be made.
+    RroUnsupported,
+    /// An image volume cannot be mounted.
+    ImageVolumeMountFailed,
+}
+
+impl KubeletWord {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::RegistryUnavailable => "RegistryUnavailable",
+            Self::SignatureValidationFailed => "SignatureValidationFailed",
+            Self::RroUnsupported => "RROUnsupported",
+            Self::ImageVolumeMountFailed => "ImageVolumeMountFailed",
+        }
+    }
+}
+
+/// What kubelet is told: a code, and the word its message must begin with, if any.
+struct Verdict {
+    code: Code,
+    word: Option<KubeletWord>,
+}
+
+impl From<Code> for Verdict {
+    fn from(code: Code) -> Self {
+        Self { code, word: None }
+    }
+}
+
+impl From<KubeletWord> for Verdict {
+    fn from(word: KubeletWord) -> Self {
+        Self {
+            code: Code::Unknown,
+            word: Some(word),
+        }
+    }
+}
+
+impl Failure {
+    /// A caught panic's own text.
+    pub(super) fn panicked(payload: &(dyn Any + Send)) -> Self {
+        let text = payload
+            .downcast_ref::<&str>()
+            .map(|text| (*text).to_owned());
+        let text = text.or_else(|| payload.downcast_ref::<String>().cloned());
+        Self::Panicked(text.unwrap_or_else(|| "no text".to_owned()))
+    }
+
+    /// Whether it only says that the object is not there.
+    fn is_missing(&self) -> bool {
+        match self {
+            Self::Lifecycle(error) => error.kind() == lifecycle::Kind::Missing,
+            Self::Images(error) => error.kind() == images::ErrorKind::Missing,
+            Self::Request(_) | Self::NotBuilt | Self::Deadline => false,
+            Self::FellBehind { .. } | Self::Panicked(_) => false,
+        }
+    }
+
+    /// Logs the failure of `rpc` and renders it for the client.
+    pub(super) fn into_status(self, rpc: &'static str) -> Status {
+        let Verdict { code, word } = self.verdict();
+        let chain = self.chain(rpc);
+        log(code, &chain);
+        let shown = if matches!(code, Code::Internal) {
+            self.headline(rpc)
+        } else {
+            chain
+        };
+        let shown = match word {
+            Some(word) => format!("{}: {shown}", word.as_str()),
+            None => shown,
+        };
+        Status::new(code, bounded(shown))
+    }
+
+    fn verdict(&self) -> Verdict {
+        match self {
+            Self::Request(bad) => of_request(bad),
+            Self::Lifecycle(error) => of_lifecycle(error.kind()).into(),
+            Self::Images(error) => of_images(error.kind()),
+            Self::NotBuilt => Code::Unimplemented.into(),
+            Self::Deadline => Code::DeadlineExceeded.into(),
+            Self::FellBehind { .. } => Code::ResourceExhausted.into(),
+            Self::Panicked(_) => Code::Internal.into(),
+        }
+    }
+
+    /// The failure in one line, without causes.
+    fn headline(&self, rpc: &'static str) -> String {
+        match self {
+            Self::Request(bad) => format!("{rpc}: {bad}"),
+            Self::Lifecycle(error) => error.to_string(),
+            Self::Images(error) => error.to_string(),
+            Self::NotBuilt => format!("{rpc} is not implemented by this runtime"),
+            Self::Deadline => format!("{rpc} was not done by its deadline"),
+            Self::FellBehind { lost } => {
+                format!("{rpc}: the reader fell behind and lost {lost} events")
+            }
+            Self::Panicked(_) => {
+                format!("{rpc} failed by a bug in coracle; its log has the details")
+            }
+        }
+    }
+
+    /// The failure with all its causes, as `a: b: c`.
+    fn chain(&self, rpc: &'static str) -> String {
+        let head = self.headline(rpc);
+        match self {
+            Self::Lifecycle(error) => with_causes(head, error.source()),
+            Self::Images(error) => with_causes(head, beneath(error)),
+            Self::Panicked(text) => format!("{head}: {text}"),
+            Self::Request(_) | Self::NotBuilt | Self::Deadline | Self::FellBehind { .. } => head,
+        }
+    }
+}
+
+/// What was done or found, or `None` if the object is absent: to Stop and Remove that is as good.
+pub(super) fn or_absent<T>(outcome: Result<T, impl Into<Failure>>) -> Result<Option<T>, Failure> {
+    match outcome.map_err(Into::into) {
+        Ok(done) => Ok(Some(done)),
+        Err(failure) if failure.is_missing() => Ok(None),
+        Err(failure) => Err(failure),
+    }
+}
+
+fn of_request(bad: &BadRequest) -> Verdict {
+    match bad {
+        BadRequest::Invalid { .. } => Code::InvalidArgument.into(),
+        BadRequest::Unsupported { .. } => Code::Unimplemented.into(),
+        BadRequest::Recognised { word, .. } => (*word).into(),
+    }
+}
+
+fn of_lifecycle(kind: lifecycle::Kind) -> Code {
+    use lifecycle::Kind;
+    match kind {
+        Kind::Missing => Code::NotFound,
+        Kind::Invalid => Code::InvalidArgument,
+        // A container that could not be started stays so until somebody changes it.
+        Kind::WrongPhase | Kind::StartFailed => Code::FailedPrecondition,
+        Kind::NameTaken => Code::AlreadyExists,
+        Kind::Exhausted => Code::ResourceExhausted,
+        Kind::Deadline => Code::DeadlineExceeded,
+        Kind::Unsupported => Code::Unimplemented,
+        Kind::Draining => Code::Unavailable,
+        Kind::Io | Kind::Bug => Code::Internal,
+    }
+}
+
+fn of_images(kind: images::ErrorKind) -> Verdict {
+    use images::ErrorKind as Kind;
+    match kind {
+        Kind::Missing => Code::NotFound.into(),
+        Kind::Invalid => Code::InvalidArgument.into(),
+        Kind::Unauthorized => Code::Unauthenticated.into(),
+        Kind::RegistryUnavailable => KubeletWord::RegistryUnavailable.into(),
+        Kind::Exhausted => Code::ResourceExhausted.into(),
+        Kind::Limit => Code::FailedPrecondition.into(),
+        Kind::Corrupt => Code::DataLoss.into(),
+        Kind::Cancelled => Code::Cancelled.into(),
+        Kind::Io => Code::Internal.into(),
+    }
+}
+
+/// The cause to go on with after an image error's own text: a shared pull error has already told its
+/// cause's text, so it goes on with what lies beneath that.
+fn beneath(error: &images::Error) -> Option<&(dyn StdError + 'static)> {
+    match error {
+        images::Error::Pull { cause, .. } => cause.source(),
+        other => other.source(),
+    }
+}
+
+fn with_causes(mut text: String, mut cause: Option<&(dyn StdError + 'static)>) -> String {
+    while let Some(error) = cause {
+        let told = error.to_string();
+        // Some libraries repeat their cause in their own text.
+        if !text.ends_with(&told) {
+            text.push_str(": ");
+            text.push_str(&told);
+        }
+        cause = error.source();
+    }
+    text
+}
+
+/// One line a failure: `error` where we or the node broke, `warn` where something around us did, `info`
+/// where the request cannot be met, `debug` where kubelet asks such things all day.
+fn log(code: Code, chain: &str) {
+    let code = CodeName(code);
+    match code.0 {
+        Code::Internal => error!(%code, failure = chain, "call failed"),
+        Code::Unknown
+        | Code::DataLoss
+        | Code::ResourceExhausted
+        | Code::Unavailable
+        | Code::DeadlineExceeded => {
+            warn!(%code, failure = chain, "call failed");
+        }
+        Code::NotFound | Code::Unimplemented | Code::Cancelled => {
+            debug!(%code, failure = chain, "call failed")
+        }
+        Code::Ok | Code::InvalidArgument | Code::AlreadyExists | Code::PermissionDenied => {
+            info!(%code, failure = chain, "call failed");
+        }
+        Code::FailedPrecondition | Code::Aborted | Code::OutOfRange | Code::Unauthenticated => {
+            info!(%code, failure = chain, "call failed");
+        }
+    }
+}
+
+/// A code as the protocol spells it.
+struct CodeName(Code);
+
+impl fmt::Display for CodeName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+/// Cuts `text` to what a header can carry, at a character's boundary.
+fn bounded(mut text: String) -> String {
+    if text.len() > MAX_MESSAGE_BYTES {
+        text.truncate(text.floor_char_boundary(MAX_MESSAGE_BYTES));
+        text.push_str(" (cut)");
+    }
+    text
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use std::io;
+    use std::sync::Arc;
+
+    use super::*;
+
+    #[test]
+    fn every_lifecycle_kind_has_the_code_that_kubelet_expects() {
+        use lifecycle::Kind;
+        for (kind, code) in [
+            (Kind::Missing, Code::NotFound),
+            (Kind::Invalid, Code::InvalidArgument),
+            (Kind::WrongPhase, Code::FailedPrecondition),
+            (Kind::StartFailed, Code::FailedPrecondition),
+            (Kind::NameTaken, Code::AlreadyExists),
+            (Kind::Exhausted, Code::ResourceExhausted),
+            (Kind::Deadline, Code::DeadlineExceeded),
+            (Kind::Unsupported, Code::Unimplemented),
+            (Kind::Draining, Code::Unavailable),
+            (Kind::Io, Code::Internal),
+            (Kind::Bug, Code::Internal),
+        ] {
+            let failure = Failure::from(lifecycle::Error::new(kind, "sandbox abc is gone"));
+            let status = failure.into_status("StopPodSandbox");
+            assert_eq!(
+                (status.code(), status.message()),
+                (code, "sandbox abc is gone"),
+                "{kind:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn causes_are_told_once_and_in_order() {
+        let cause = io::Error::from_raw_os_error(2);
+        let text = cause.to_string();
+        let error = lifecycle::Error::because(
+            lifecycle::Kind::Invalid,
+            "mount /data of container c1",
+            cause,
+        );
+        let status = Failure::from(error).into_status("CreateContainer");
+        assert_eq!(
+            status.message(),
+            format!("mount /data of container c1: {text}")
+        );
+    }
+
+    #[test]
+    fn a_bug_shows_its_headline_only() {
+        let cause = io::Error::other("internal path /var/lib/coracle/x");
+        let error =
+            lifecycle::Error::because(lifecycle::Kind::Bug, "driver of pod p1 is gone", cause);
+        let status = Failure::from(error).into_status("StopPodSandbox");
+        assert_eq!(
+            (status.code(), status.message()),
+            (Code::Internal, "driver of pod p1 is gone")
+        );
+        let panicked = Failure::panicked(&"index out of bounds").into_status("Status");
+        assert_eq!(panicked.code(), Code::Internal);
+        assert!(
+            !panicked.message().contains("index"),
+            "{}",
+            panicked.message()
+        );
+    }
+
+    fn pull_failed(cause: images::Error) -> Status {
+        let pull = images::Error::Pull {
+            reference: "r.example/a:b".into(),
+            registry: "r.example".into(),
+            cause: Arc::new(cause),
+        };
+        Failure::from(pull).into_status("PullImage")
+    }
+
+    #[test]
+    fn an_unreachable_registry_is_the_word_kubelet_strips() {
+        let status = pull_failed(images::Error::Registry {
+            registry: "r.example".into(),
+            what: "manifest b".into(),
+            problem: "no answer".into(),
+            source: Some(Box::new(io::Error::other("connection refused"))),
+        });
+        assert_eq!(status.code(), Code::Unknown);
+        let want = "RegistryUnavailable: pull r.example/a:b from r.example: \
+                    r.example did not deliver manifest b: no answer: connection refused";
+        assert_eq!(status.message(), want);
+    }
+
+    #[test]
+    fn image_failures_keep_kubelets_meaning() {
+        let absent = images::Error::NotInRegistry {
+            registry: "r.example".into(),
+            what: "tag b".into(),
+        };
+        assert_eq!(pull_failed(absent).code(), Code::NotFound);
+        let denied = images::Error::Unauthorized {
+            registry: "r.example".into(),
+            what: "manifest b".into(),
+            who: "an anonymous client",
+        };
+        assert_eq!(pull_failed(denied).code(), Code::Unauthenticated);
+        let full = images::Error::DiskFull {
+            operation: "write",
+            path: "/var/lib/coracle".into(),
+            source: io::Error::from_raw_os_error(28),
+        };
+        assert_eq!(pull_failed(full).code(), Code::ResourceExhausted);
+    }
+
+    #[test]
+    fn messages_fit_into_a_header() {
+        let error = lifecycle::Error::new(lifecycle::Kind::Invalid, "é".repeat(10_000));
+        let status = Failure::from(error).into_status("CreateContainer");
+        assert!(status.message().len() < MAX_MESSAGE_BYTES + 16);
+        assert!(status.message().ends_with("(cut)"));
+    }
+
+    #[test]
+    fn only_the_absent_is_as_good_as_removed() {
+        use lifecycle::{Error, Kind};
+        let of = |kind| or_absent::<()>(Err(Error::new(kind, "container abc")));
+        assert!(matches!(of(Kind::Missing), Ok(None)));
+        assert!(of(Kind::Invalid).is_err() && of(Kind::Bug).is_err());
+        assert!(matches!(or_absent::<u8>(Ok::<_, Failure>(7)), Ok(Some(7))));
+    }
+
+    #[test]
+    fn what_is_not_built_names_itself() {
+        let status = Failure::NotBuilt.into_status("CheckpointPod");
+        assert_eq!(status.code(), Code::Unimplemented);
+        assert!(
+            status.message().starts_with("CheckpointPod "),
+            "{}",
+            status.message()
+        );
+    }
+}
