@@ -578,7 +578,8 @@ async fn odd_numbers_are_refused_before_anything_starts() {
         change(config.linux.as_mut().unwrap().resources.as_mut().unwrap());
         config
     };
-    let cases: [(fn(&mut cri::LinuxContainerResources), &str); 3] = [
+    type Change = fn(&mut cri::LinuxContainerResources);
+    let cases: [(Change, &str); 3] = [
         (|r| r.memory_limit_in_bytes = -5, "memory_limit_in_bytes"),
         (|r| r.cpuset_cpus = "999".into(), "cpuset"),
         (|r| r.cpu_period = -1, "cpu_period"),

@@ -32,8 +32,8 @@ async fn one_image_is_the_same_by_every_name() {
     let id = cri.pull(&pushed.reference).await.unwrap();
     let by_tag = cri.image(&pushed.reference).await.unwrap().unwrap();
     assert_eq!((&by_tag.id, by_tag.size > 0), (&id, true));
-    assert_eq!(by_tag.repo_tags, [pushed.reference.clone()]);
-    assert_eq!(by_tag.repo_digests, [pushed.by_digest.clone()]);
+    assert_eq!(by_tag.repo_tags, std::slice::from_ref(&pushed.reference));
+    assert_eq!(by_tag.repo_digests, std::slice::from_ref(&pushed.by_digest));
     for name in [&id, &pushed.by_digest] {
         assert_eq!(cri.image(name).await.unwrap().unwrap(), by_tag, "{name}");
     }

@@ -246,7 +246,7 @@ async fn streamed_lists_give_each_item_once_and_end() {
     while let Some(part) = pods.message().await.unwrap() {
         ids.extend(part.pod_sandboxes.into_iter().map(|pod| pod.id));
     }
-    assert_eq!(ids, [pod.id.clone()]);
+    assert_eq!(ids, std::slice::from_ref(&pod.id));
     let asked = cri::StreamContainersRequest::default();
     let mut containers = runtime.stream_containers(asked).await.unwrap().into_inner();
     let mut ids = Vec::new();
@@ -298,6 +298,8 @@ async fn each_pod_has_an_address_of_its_own_that_answers() {
 async fn a_host_network_pod_takes_no_address_and_says_so() {
     let daemon = daemon().await;
     let mut config = daemon.pod("host");
+    // As kubelet does: a pod on the host's network brings no hostname.
+    config.hostname.clear();
     let linux = config.linux.as_mut().unwrap();
     let context = linux.security_context.as_mut().unwrap();
     context.namespace_options.as_mut().unwrap().network = cri::NamespaceMode::Node as i32;

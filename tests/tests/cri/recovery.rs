@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use coracle_proto::runtime::v1 as cri;
 use coracle_tests::client::container;
-use coracle_tests::daemon::{self, Daemon, Options};
+use coracle_tests::daemon::{self, Daemon};
 use coracle_tests::procs::{self, Role};
 use cri::ContainerState::{ContainerCreated, ContainerExited, ContainerRunning};
 use tonic::Code;
@@ -355,25 +355,31 @@ fn engine(binary: &Path) -> String {
         .to_owned()
 }
 
+/// A copy of the daemon's binary that differs in the tag which is part of every engine hash.
+fn other_build(daemon: &Daemon) -> PathBuf {
+    let mut bytes = std::fs::read(daemon::binary().unwrap()).unwrap();
+    let tag = b"coracle-engine-tag:0000000000001";
+    let places: Vec<usize> = bytes
+        .windows(tag.len())
+        .enumerate()
+        .filter(|(_, window)| window == tag)
+        .map(|(at, _)| at)
+        .collect();
+    assert!(!places.is_empty(), "the engine tag is not in the binary");
+    for at in places {
+        bytes[at + tag.len() - 1] = b'2';
+    }
+    let path = daemon.scratch().dir().join("coracle");
+    std::fs::write(&path, bytes).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    path
+}
+
 #[tokio::test]
 async fn builds_with_other_engines_take_over_running_pods_and_give_them_back() {
-    let (old, new) = (
-        daemon::binary().unwrap(),
-        daemon::failpoints_binary().unwrap(),
-    );
-    assert_ne!(
-        engine(&old),
-        engine(&new),
-        "the two builds must have engines that cannot load each other's code"
-    );
-    let mut daemon = Daemon::start_with(Options {
-        failpoints: Some(String::new()),
-        ..Options::default()
-    })
-    .await
-    .unwrap();
-    daemon.cri().pull(tool()).await.unwrap();
-    daemon.rebase();
+    let mut daemon = daemon().await;
+    let (old, new) = (daemon::binary().unwrap(), other_build(&daemon));
+    assert_ne!(engine(&old), engine(&new));
     let mut pods: BTreeMap<&str, (Pod, String)> = BTreeMap::new();
     let mut attempt = 0;
     for (build, name) in [(&old, "of-old"), (&new, "of-new"), (&old, "of-old-again")] {
