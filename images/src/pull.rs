@@ -22,7 +22,6 @@ use crate::manifest::{self, Blob, Content, Document, Manifest, PlatformPreferenc
 use crate::metadata::{LayerRecord, Program, Record};
 use crate::reference::{Digest, ImageId, ImageRef, Target};
 use crate::registry::{ATTEMPTS, Registry};
-use crate::snapshot::Merged;
 use crate::store::Inner;
 use crate::unpack::{Budget, Source, unpack};
 use crate::{image_config, verify, wasm};
@@ -269,7 +268,17 @@ impl Pull {
         );
         let is_wasm = config.platform.is_wasm();
         record.program = blocking("looking for a module", move || {
-            find_program(&inner, &chains, &run, is_wasm)
+            let layers: Vec<PathBuf> = chains
+                .iter()
+                .map(|chain| inner.blobs.layer(chain))
+                .collect();
+            wasm::program(
+                &inner.blobs.layers(),
+                &layers,
+                &run,
+                is_wasm,
+                &inner.config.limits,
+            )
         })
         .await?;
         Ok(())
@@ -381,37 +390,4 @@ impl Drop for StopOnDrop {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
     }
-}
-
-/// What the unpacked image runs. An image for Linux whose entrypoint is a module is a Wasm image, too.
-fn find_program(
-    inner: &Inner,
-    chains: &[Digest],
-    run: &RunConfig,
-    is_wasm: bool,
-) -> Result<Program, Error> {
-    let layers: Vec<PathBuf> = chains
-        .iter()
-        .map(|chain| inner.blobs.layer(chain))
-        .collect();
-    let merged = Merged::open(&layers)?;
-    let module = if is_wasm {
-        wasm::find(&merged, run)?
-    } else {
-        match wasm::entrypoint(&merged, run)? {
-            Some(file) if file.magic()? == wasm::Magic::Module => file,
-            _ => return Ok(Program::Linux),
-        }
-    };
-    let module = wasm::describe(module, run, &inner.config.limits)?;
-    let file = module.module_path.strip_prefix(inner.blobs.layers());
-    let file = file
-        .expect("the module was found in a layer, all of which lie in this directory")
-        .to_owned();
-    let guest_path = module.guest_path.unwrap_or_default();
-    Ok(Program::ModuleFile {
-        digest: module.module,
-        file,
-        guest_path,
-    })
 }

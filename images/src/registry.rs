@@ -181,7 +181,7 @@ impl Registry {
         })
     }
 
-    /// Repeats `ask` while the registry does not answer, and once more with a fresh token if it refuses.
+    /// Repeats `ask` while the registry does not answer; a refusal is final.
     async fn retry<T, F: Future<Output = Result<T, Error>>>(
         &self,
         what: &str,

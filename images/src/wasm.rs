@@ -5,13 +5,15 @@
 //! compiled is ever taken from an image.
 //! Not here: parsing modules, compiling them.
 
-use std::io::Read as _;
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
 
 use sha2::{Digest as _, Sha256};
 
 use crate::config::Limits;
 use crate::error::Error;
-use crate::image::{RunConfig, WasmImage};
+use crate::image::RunConfig;
+use crate::metadata::Program;
 use crate::reference::Digest;
 use crate::snapshot::{ImageFile, Merged};
 
@@ -61,7 +63,7 @@ pub(crate) fn absolute(working_dir: &str, argv0: &str) -> String {
 
 /// The file the image would start, if it is there. A bare name is looked for in the working directory first,
 /// then in the root.
-pub(crate) fn entrypoint(merged: &Merged<'_>, run: &RunConfig) -> Result<Option<ImageFile>, Error> {
+fn entrypoint(merged: &Merged<'_>, run: &RunConfig) -> Result<Option<ImageFile>, Error> {
     let Some(argv0) = run.argv0() else {
         return Ok(None);
     };
@@ -72,7 +74,7 @@ pub(crate) fn entrypoint(merged: &Merged<'_>, run: &RunConfig) -> Result<Option<
 }
 
 /// The module of an image whose platform says WebAssembly.
-pub(crate) fn find(merged: &Merged<'_>, run: &RunConfig) -> Result<ImageFile, Error> {
+fn find(merged: &Merged<'_>, run: &RunConfig) -> Result<ImageFile, Error> {
     if let Some(argv0) = run.argv0() {
         return entrypoint(merged, run)?.ok_or_else(|| {
             Error::invalid(
@@ -104,19 +106,48 @@ pub(crate) fn find(merged: &Merged<'_>, run: &RunConfig) -> Result<ImageFile, Er
     }
 }
 
-/// Reads the module once, for its digest. Errors: not a module, machine code, too large.
-pub(crate) fn describe(
-    file: ImageFile,
+/// What an unpacked image runs. An image for Linux whose entrypoint is a module is a Wasm image, too.
+///
+/// `layers` lie in the directory `above`. Blocking.
+pub(crate) fn program(
+    above: &Path,
+    layers: &[PathBuf],
     run: &RunConfig,
+    is_wasm: bool,
     limits: &Limits,
-) -> Result<WasmImage, Error> {
-    let (guest_path, host_path) = (file.guest_path.clone(), file.host_path.clone());
-    file.magic()?
+) -> Result<Program, Error> {
+    let merged = Merged::open(layers)?;
+    let module = if is_wasm {
+        find(&merged, run)?
+    } else {
+        match entrypoint(&merged, run)? {
+            Some(file) if file.magic()? == Magic::Module => file,
+            _ => return Ok(Program::Linux),
+        }
+    };
+    let (guest_path, host_path) = (module.guest_path.clone(), module.host_path.clone());
+    module
+        .magic()?
         .require_module(&format!("file {guest_path}"))?;
+    let digest = digest(module, limits)?;
+    let file = host_path.strip_prefix(above);
+    let file = file
+        .expect("the module was found in a layer, all of which lie in `above`")
+        .to_owned();
+    Ok(Program::ModuleFile {
+        digest,
+        file,
+        guest_path,
+    })
+}
+
+/// Reads the module once. Errors: too large, the disk fails.
+fn digest(module: ImageFile, limits: &Limits) -> Result<Digest, Error> {
+    let (guest_path, host_path) = (module.guest_path.clone(), module.host_path.clone());
     let mut hasher = Sha256::new();
-    let mut reader = file.into_file().take(limits.max_module_bytes + 1);
-    let count = std::io::copy(&mut reader, &mut hasher)
-        .map_err(|error| Error::io("read", &host_path, error))?;
+    let mut reader = module.into_file().take(limits.max_module_bytes + 1);
+    let count =
+        io::copy(&mut reader, &mut hasher).map_err(|error| Error::io("read", &host_path, error))?;
     if count > limits.max_module_bytes {
         let what = format!("module {guest_path}");
         return Err(Error::Limit {
@@ -125,11 +156,5 @@ pub(crate) fn describe(
             allowed: limits.max_module_bytes,
         });
     }
-    Ok(WasmImage {
-        module: Digest::from_hasher(hasher),
-        module_path: host_path,
-        layers: Vec::new(),
-        guest_path: Some(guest_path),
-        working_dir: run.working_dir.clone(),
-    })
+    Ok(Digest::from_hasher(hasher))
 }

@@ -340,7 +340,12 @@ async fn the_right_entry_of_an_index_is_taken() {
         .manifest("multi", "foreign", OCI_INDEX, &index(&entries[..1]))
         .await;
     let nested = registry
-        .manifest("multi", "nested", OCI_INDEX, &index(&[inner.clone()]))
+        .manifest(
+            "multi",
+            "nested",
+            OCI_INDEX,
+            &index(std::slice::from_ref(&inner)),
+        )
         .await;
 
     let name = format!("{}/multi", registry.host);
@@ -659,11 +664,11 @@ async fn unfinished_content_of_a_dead_daemon_is_swept() {
 async fn a_silent_registry_is_given_up_and_delays_no_other() {
     let (liar, scratch) = (Liar::start().await, Scratch::new());
     let mut config = ImagesConfig::new(&scratch.0);
-    config.pull_idle_timeout = Duration::from_millis(700);
+    config.pull_idle_timeout = Duration::from_secs(3);
     let images = Images::open(config).await.unwrap();
-    for tag in ["slow", "quick"] {
-        liar.serve_image(tag, "v1", &Parts::artifact(MODULE));
-    }
+    let quick = [MODULE, b"quick"].concat();
+    liar.serve_image("slow", "v1", &Parts::artifact(MODULE));
+    liar.serve_image("quick", "v1", &Parts::artifact(&quick));
     liar.on(
         &format!("/slow/blobs/{}", Digest::of(MODULE)),
         Reply::Stalls(MODULE.to_vec(), 3),
@@ -680,7 +685,7 @@ async fn a_silent_registry_is_given_up_and_delays_no_other() {
     let error = slow.await.unwrap().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::RegistryUnavailable, "{error}");
     assert!(
-        started.elapsed() < Duration::from_secs(5),
+        started.elapsed() < Duration::from_secs(20),
         "{:?}",
         started.elapsed()
     );
@@ -756,8 +761,8 @@ async fn credentials_open_what_is_closed_and_are_never_shown() {
     liar.serve_image("app", "v1", &Parts::artifact(MODULE));
     images.pull(request).await.unwrap();
     // The image is here, but it is not for everybody who knows its name.
-    let blob = format!("/app/manifests/v1");
-    liar.on(&blob, Reply::Full(401, vec![], b"{}".to_vec()));
+    let blob = "/app/manifests/v1";
+    liar.on(blob, Reply::Full(401, vec![], b"{}".to_vec()));
     let error = pull(&images, &format!("{}/app:v1", liar.host))
         .await
         .unwrap_err();
