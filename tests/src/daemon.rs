@@ -158,9 +158,23 @@ impl Daemon {
             .stderr(log)
             .spawn()?;
         self.child = Some(child);
-        match self.cri().wait_ready(START_DEADLINE).await {
-            Ok(()) => Ok(()),
-            Err(e) => Err(format!("the daemon does not answer: {e}\n{}", self.log_tail()).into()),
+        let end = Instant::now() + START_DEADLINE;
+        loop {
+            let answered = self.cri().wait_ready(Duration::from_millis(50)).await;
+            let Err(refusal) = answered else {
+                return Ok(());
+            };
+            let ended = match &mut self.child {
+                Some(child) => child.try_wait()?,
+                None => None,
+            };
+            if ended.is_some() || Instant::now() > end {
+                let how = ended.map_or("still runs".into(), |status| status.to_string());
+                let tail = self.log_tail();
+                return Err(
+                    format!("the daemon ({how}) does not answer: {refusal}\n{tail}").into(),
+                );
+            }
         }
     }
 

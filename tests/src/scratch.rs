@@ -74,7 +74,8 @@ impl Scratch {
 
     /// The first three letters of the name of every host interface of this scratch.
     pub fn interface_prefix(&self) -> String {
-        format!("t{:02x}", self.number)
+        let letter = |n: u16| char::from(b'a' + (n % 26) as u8);
+        format!("t{}{}", letter(self.number / 26), letter(self.number))
     }
 
     /// The directories of the cgroup `below` this scratch's, one for each hierarchy of the machine.
