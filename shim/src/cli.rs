@@ -47,6 +47,9 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Every named failure point, for tests of builds that have them.
+    #[command(hide = true)]
+    Failpoints,
     /// The process that forks keepers; started by `serve`.
     #[command(hide = true, disable_help_flag = true)]
     Spawner(InternalArgs),

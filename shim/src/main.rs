@@ -1,2 +1,128 @@
-//! placeholder
-fn main() {}
+//! The one binary: a kubelet's container runtime, and each of the processes that it is made of.
+//!
+//! ```text
+//! coracle serve ----> serve: build, recover, announce, wait, drain
+//! coracle spawner, compiler, guest --> coracle-runtime, exec'd by the daemon or a keeper; nobody else calls them
+//! coracle demo | check | config | version --> for people
+//! ```
+//! Invariant: a process of ours is recognised before anything else happens, so that it starts in microseconds and
+//! inherits nothing from the command line's machinery.
+//! Not here: any RPC.
+
+mod check;
+mod cli;
+mod config;
+mod cri;
+mod demo;
+mod host;
+mod lifecycle;
+mod logging;
+mod serve;
+
+use std::io::{self, Write as _};
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use coracle_runtime::{failpoint, keeper, spawner, wasm};
+
+use cli::{Cli, Command, ConfigCommand};
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args_os().map(|a| a.to_string_lossy().into_owned()).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match words.get(1).copied() {
+        Some("spawner") => return internal(spawner::process::main(word(&words, 2), word(&words, 3))),
+        Some("compiler") => return internal(coracle_runtime::compiler_main(&arguments[2..])),
+        Some("guest") => keeper::guest_main(word(&words, 2), word(&words, 3), word(&words, 4)),
+        _ => {}
+    }
+    failpoint::arm(std::env::var("CORACLE_FAILPOINTS").ok());
+    match command(Cli::parse().command) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "coracle: {}", chain(error.as_ref()));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn word<'a>(words: &[&'a str], at: usize) -> &'a str {
+    words.get(at).copied().unwrap_or("")
+}
+
+fn internal(result: coracle_runtime::Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "coracle: {}", error.chain());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// An error with its causes, as `a: b: c`.
+pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    text
+}
+
+type Outcome = Result<u8, Box<dyn std::error::Error>>;
+
+fn command(command: Command) -> Outcome {
+    match command {
+        Command::Serve(arguments) => serve::main(&arguments.config.load()?).map(|()| 0),
+        Command::Demo(arguments) => demo::main(&arguments).map(|()| 0),
+        Command::Check(arguments) => {
+            let report = check::examine(&arguments.config.load()?);
+            let out = &mut io::stdout().lock();
+            if arguments.json { report.print_json(out)? } else { report.print_text(out)? }
+            Ok(report.exit_code())
+        }
+        Command::Config { command } => configuration(command),
+        Command::Version { json } => version(json),
+        Command::Failpoints => {
+            let mut out = io::stdout().lock();
+            for site in failpoint::SITES {
+                writeln!(out, "{site}")?;
+            }
+            Ok(0)
+        }
+        Command::Spawner(_) | Command::Compiler(_) | Command::Guest(_) => {
+            Err("this command is for processes of the daemon".into())
+        }
+    }
+}
+
+fn configuration(command: ConfigCommand) -> Outcome {
+    let mut out = io::stdout().lock();
+    match command {
+        ConfigCommand::Default => out.write_all(config::DEFAULT_TEXT.as_bytes())?,
+        ConfigCommand::Check { file } => {
+            config::load(Some(&file), &config::Overrides::default())?;
+            writeln!(out, "{}: good", file.display())?;
+        }
+        ConfigCommand::Show(arguments) => {
+            out.write_all(config::show(arguments.file(), &arguments.overrides())?.as_bytes())?;
+        }
+    }
+    Ok(0)
+}
+
+fn version(json: bool) -> Outcome {
+    let engine = wasm::engine_hash()?;
+    let version = env!("CARGO_PKG_VERSION");
+    let mut out = io::stdout().lock();
+    if json {
+        let object = serde_json::json!({ "version": version, "cri": "v1", "engine": engine, "wasmtime": "48" });
+        writeln!(out, "{object}")?;
+    } else {
+        writeln!(out, "coracle {version}\nCRI v1\nengine {engine} (wasmtime 48)")?;
+    }
+    Ok(0)
+}

@@ -1,0 +1,132 @@
+//! `coracle serve`: builds the daemon from its configuration, recovers, announces itself, waits, drains.
+//!
+//! Called by `main`. Calls everything else once. Order matters: the socket is bound first, so that a second daemon
+//! stops before it touches any state; it answers only after recovery.
+//! Invariant: the daemon owns no pod: whenever it ends, keepers go on and the next daemon finds them.
+//! Not here: RPCs, phases.
+
+use std::error::Error;
+use std::sync::Arc;
+
+use coracle_images::{Images, ImagesConfig};
+use coracle_runtime::cgroup::{Cgroups, Version};
+use coracle_runtime::network::{Builtin, BuiltinConfig, Network};
+use coracle_runtime::sandbox::Filters;
+use coracle_runtime::spawner::Spawner;
+use coracle_runtime::wasm::{CompileCache, CompileLimits};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::config::{CgroupDriver, Config};
+use crate::cri::{self, Node, Socket};
+use crate::host::{Host, HostConfig, Parts};
+use crate::lifecycle::Pods;
+use crate::logging;
+
+/// Threads that answer RPCs; the daemon waits more than it computes.
+const MAX_WORKERS: usize = 4;
+/// Threads for work that blocks: log files on slow disks, unpacking, namespaces.
+const MAX_BLOCKING: usize = 64;
+/// Stack of each thread, bytes; only touched pages count.
+const THREAD_STACK: usize = 1 << 20;
+/// How long work under way may take once the daemon is told to end.
+const DRAIN: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// Runs the daemon until SIGTERM or SIGINT.
+///
+/// Errors: what keeps it from starting, with the object's name; a running daemon ends only when told.
+pub fn main(config: &Config) -> Result<(), Box<dyn Error>> {
+    logging::init(&config.log)?;
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(cores.min(MAX_WORKERS))
+        .max_blocking_threads(MAX_BLOCKING)
+        .thread_stack_size(THREAD_STACK)
+        .thread_name("coracle")
+        .enable_all()
+        .build()?;
+    runtime.block_on(run(config))
+}
+
+async fn run(config: &Config) -> Result<(), Box<dyn Error>> {
+    let mut term = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    private_directory(&config.root)?;
+    private_directory(&config.run)?;
+    let socket = Socket::bind(&config.socket)?;
+    let cgroups = Cgroups::detect()?;
+    let node = node(config, &cgroups)?;
+    let (host, images) = host(config, cgroups).await?;
+    let pods = Pods::open(host).await?;
+    tracing::info!(socket = %config.socket.display(), pods = pods.pods().len(), version = env!("CARGO_PKG_VERSION"), "ready");
+    let told = async move {
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("told to end; pods go on");
+    };
+    cri::serve(socket, pods.clone(), images, node, told).await?;
+    pods.drain(DRAIN).await;
+    Ok(())
+}
+
+fn private_directory(path: &std::path::Path) -> Result<(), Box<dyn Error>> {
+    use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+    let private = made.and_then(|()| std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700)));
+    private.map_err(|e| format!("make directory {}: {e}", path.display()).into())
+}
+
+fn node(config: &Config, cgroups: &Cgroups) -> Result<Node, Box<dyn Error>> {
+    if let Some(first) = cgroups.missing().first() {
+        return Err(format!("the cgroup controller {first} is missing; see `coracle check`").into());
+    }
+    let cgroup_driver = match config.cgroup.driver {
+        CgroupDriver::Systemd => {
+            return Err("cgroup.driver = \"systemd\" is not built yet; set it to \"cgroupfs\", and kubelet follows".into());
+        }
+        CgroupDriver::Auto | CgroupDriver::Cgroupfs => cri::CgroupDriver::Cgroupfs,
+    };
+    if cgroups.version() == Version::V1 {
+        tracing::info!("this node has cgroup v1; kubelet 1.35 and later need failCgroupV1: false");
+    }
+    Ok(Node { root_dir: config.root.clone(), state_dir: config.run.clone(), cgroup_driver, network_problem: None })
+}
+
+async fn host(config: &Config, cgroups: Cgroups) -> Result<(Host, Images), Box<dyn Error>> {
+    let images = Images::open(images_config(config)).await?;
+    let limits = CompileLimits {
+        timeout: config.wasm.compile_timeout,
+        memory_bytes: config.wasm.compile_memory_bytes,
+        module_bytes: config.wasm.max_module_bytes,
+    };
+    let network = Builtin::open(BuiltinConfig {
+        subnet_v4: config.network.subnet.to_string().parse()?,
+        subnet_v6: config.network.subnet_v6.map(|subnet| subnet.to_string().parse()).transpose()?,
+        lease_dir: config.run.join("leases"),
+        interface_prefix: config.network.interface_prefix.clone(),
+    })?;
+    let parts = Parts {
+        images: images.clone(),
+        cgroups,
+        network: Network::Builtin(network),
+        spawner: Spawner::launch().await?,
+        compiler: Arc::new(CompileCache::open(&config.root.join("compiled"), limits)?),
+        filters: Filters::build()?,
+    };
+    Ok((Host::new(HostConfig::of(config), parts)?, images))
+}
+
+fn images_config(config: &Config) -> ImagesConfig {
+    let mut images = ImagesConfig::new(&config.root);
+    images.plain_http.clone_from(&config.images.plain_http);
+    images.pull_idle_timeout = config.images.pull_idle_timeout;
+    images.limits.max_manifest_bytes = config.images.max_manifest_bytes;
+    images.limits.max_layers = config.images.max_layers as u64;
+    images.limits.max_layer_bytes = config.images.max_layer_bytes;
+    images.limits.max_unpacked_bytes = config.images.max_unpacked_bytes;
+    images.limits.max_entries = config.images.max_entries;
+    images.limits.max_module_bytes = config.wasm.max_module_bytes;
+    images
+}
