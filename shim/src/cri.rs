@@ -33,7 +33,7 @@ use tonic::{Request, Response, Status};
 use tracing::{Instrument as _, Span, debug, field::Empty, info, info_span, warn};
 
 pub use self::runtime::{CgroupDriver, Node};
-pub use self::socket::{BindError, Socket};
+pub use self::socket::Socket;
 use self::status::Failure;
 
 /// The largest message taken and sent, in bytes: what kubelet's client accepts.

@@ -133,7 +133,7 @@ impl Failure {
         let Verdict { code, word } = self.verdict();
         let chain = self.chain(rpc);
         log(code, &chain);
-        let shown = if matches!(code, Code::Internal) {
+        let shown = if self.is_bug() {
             self.headline(rpc)
         } else {
             chain
@@ -143,6 +143,16 @@ impl Failure {
             None => shown,
         };
         Status::new(code, bounded(shown))
+    }
+
+    /// Whether it is a broken promise of our own, whose causes help nobody but us.
+    fn is_bug(&self) -> bool {
+        match self {
+            Self::Lifecycle(error) => error.kind() == lifecycle::Kind::Bug,
+            Self::Panicked(_) => true,
+            Self::Request(_) | Self::Images(_) | Self::NotBuilt => false,
+            Self::Deadline | Self::FellBehind { .. } => false,
+        }
     }
 
     fn verdict(&self) -> Verdict {
@@ -350,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bug_shows_its_headline_only() {
+    fn a_bug_shows_its_headline_only_and_the_node_its_causes() {
         let cause = io::Error::other("internal path /var/lib/coracle/x");
         let error =
             lifecycle::Error::because(lifecycle::Kind::Bug, "driver of pod p1 is gone", cause);
@@ -358,6 +368,14 @@ mod tests {
         assert_eq!(
             (status.code(), status.message()),
             (Code::Internal, "driver of pod p1 is gone")
+        );
+        let cause = io::Error::other("no such device");
+        let node =
+            lifecycle::Error::because(lifecycle::Kind::Io, "make the network of pod p1", cause);
+        let status = Failure::from(node).into_status("RunPodSandbox");
+        assert_eq!(
+            status.message(),
+            "make the network of pod p1: no such device"
         );
         let panicked = Failure::panicked(&"index out of bounds").into_status("Status");
         assert_eq!(panicked.code(), Code::Internal);
