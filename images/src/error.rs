@@ -87,10 +87,8 @@ pub enum Error {
         registry: String,
         /// What was asked for.
         what: String,
-        /// What it answered instead.
+        /// What it answered instead, or the innermost cause.
         problem: String,
-        /// The client's own error.
-        source: Option<Cause>,
     },
     /// The registry sent nothing for too long.
     #[error("{registry} sent nothing of {what} for {}s", idle.as_secs_f32())]

@@ -51,19 +51,28 @@ pub(crate) fn parse_config(
         variant: config.variant().clone(),
     };
     let run = config.config().clone().map(run_config).unwrap_or_default();
+    check_size(what, &run, limits)?;
+    Ok(Config {
+        platform,
+        run,
+        diff_ids,
+    })
+}
+
+/// Errors: [`Error::Limit`] for more text than any container needs.
+fn check_size(what: &str, run: &RunConfig, limits: &Limits) -> Result<(), Error> {
     let words = run
         .env
         .iter()
         .chain(&run.entrypoint)
         .chain(&run.cmd)
         .chain(&run.volumes);
-    let bytes: usize = words.map(String::len).sum::<usize>()
-        + run
-            .labels
-            .iter()
-            .map(|(key, value)| key.len() + value.len())
-            .sum::<usize>();
-    if bytes as u64 > limits.max_run_config_bytes {
+    let labels = run
+        .labels
+        .iter()
+        .map(|(key, value)| key.len() + value.len());
+    let bytes = words.map(String::len).chain(labels).sum::<usize>() as u64;
+    if bytes > limits.max_run_config_bytes {
         let what = format!("{what} with {bytes} bytes of environment, arguments and labels");
         return Err(Error::Limit {
             what,
@@ -71,11 +80,7 @@ pub(crate) fn parse_config(
             allowed: limits.max_run_config_bytes,
         });
     }
-    Ok(Config {
-        platform,
-        run,
-        diff_ids,
-    })
+    Ok(())
 }
 
 fn run_config(config: oci_spec::image::Config) -> RunConfig {

@@ -304,41 +304,41 @@ pub(crate) fn choose(
         PlatformPreference::Linux => linux(),
         PlatformPreference::WasmThenLinux => wasm().or_else(linux),
     };
-    // An index that states no platform anywhere (or nests further indexes) is followed if there is no choice.
-    let unnamed = || match entries {
-        [only] if only.platform.is_none() => Some(only),
-        _ => {
-            let mut nested = entries
-                .iter()
-                .filter(|e| e.platform.is_none() && is_index_type(&e.blob.media_type));
-            nested.next().filter(|_| nested.next().is_none())
-        }
+    let chosen = chosen
+        .or_else(|| unnamed(entries))
+        .map(|entry| entry.blob.clone());
+    chosen.ok_or_else(|| no_entry(what, entries, preference))
+}
+
+/// The entry to follow when none states a fitting platform: the only one there is, or the only nested index.
+fn unnamed(entries: &[Entry]) -> Option<&Entry> {
+    if let [only] = entries {
+        return Some(only).filter(|only| only.platform.is_none());
+    }
+    let is_nested =
+        |entry: &&Entry| entry.platform.is_none() && is_index_type(&entry.blob.media_type);
+    let mut nested = entries.iter().filter(is_nested);
+    nested.next().filter(|_| nested.next().is_none())
+}
+
+fn no_entry(what: &str, entries: &[Entry], preference: PlatformPreference) -> Error {
+    let name = |entry: &Entry| {
+        entry
+            .platform
+            .as_ref()
+            .map_or("unnamed".into(), Platform::to_string)
     };
-    chosen
-        .or_else(unnamed)
-        .map(|entry| entry.blob.clone())
-        .ok_or_else(|| {
-            let offered: Vec<String> = entries
-                .iter()
-                .take(32)
-                .map(|e| {
-                    e.platform
-                        .as_ref()
-                        .map_or("unnamed".into(), Platform::to_string)
-                })
-                .collect();
-            let wanted = match preference {
-                PlatformPreference::Wasm => "wasi/wasm".to_owned(),
-                PlatformPreference::Linux => format!("linux/{}", native_architecture()),
-                PlatformPreference::WasmThenLinux => {
-                    format!("wasi/wasm or linux/{}", native_architecture())
-                }
-            };
-            Error::invalid(
-                what,
-                format!("no entry for {wanted}, it offers [{}]", offered.join(", ")),
-            )
-        })
+    let offered: Vec<String> = entries.iter().take(32).map(name).collect();
+    let linux = format!("linux/{}", native_architecture());
+    let wanted = match preference {
+        PlatformPreference::Wasm => "wasi/wasm".to_owned(),
+        PlatformPreference::Linux => linux,
+        PlatformPreference::WasmThenLinux => format!("wasi/wasm or {linux}"),
+    };
+    Error::invalid(
+        what,
+        format!("no entry for {wanted}, it offers [{}]", offered.join(", ")),
+    )
 }
 
 fn is_index_type(media_type: &str) -> bool {

@@ -65,6 +65,17 @@ pub(crate) enum Program {
 }
 
 impl Record {
+    /// The record of a removed image that is still leased.
+    pub(crate) fn hidden(&self) -> Self {
+        let (tags, digests) = (BTreeSet::new(), BTreeSet::new());
+        Self {
+            tags,
+            digests,
+            removed: true,
+            ..self.clone()
+        }
+    }
+
     /// The public form.
     pub(crate) fn image(&self, blobs: &Blobs, pinned: &[String]) -> Image {
         let layers: Vec<PathBuf> = self.chains.iter().map(|chain| blobs.layer(chain)).collect();

@@ -261,17 +261,14 @@ impl Pull {
         self.fetch(jobs.iter().map(|job| job.blob.clone()).collect())
             .await?;
         self.unpack(jobs).await?;
-        let (inner, chains, run) = (
-            self.inner.clone(),
-            record.chains.clone(),
-            record.config.clone(),
-        );
+        let (inner, run) = (self.inner.clone(), record.config.clone());
+        let layers: Vec<PathBuf> = record
+            .chains
+            .iter()
+            .map(|chain| inner.blobs.layer(chain))
+            .collect();
         let is_wasm = config.platform.is_wasm();
-        record.program = blocking("looking for a module", move || {
-            let layers: Vec<PathBuf> = chains
-                .iter()
-                .map(|chain| inner.blobs.layer(chain))
-                .collect();
+        let find = move || {
             wasm::program(
                 &inner.blobs.layers(),
                 &layers,
@@ -279,8 +276,8 @@ impl Pull {
                 is_wasm,
                 &inner.config.limits,
             )
-        })
-        .await?;
+        };
+        record.program = blocking("looking for a module", find).await?;
         Ok(())
     }
 

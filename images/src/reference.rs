@@ -239,17 +239,16 @@ impl FromStr for ImageRef {
 
     fn from_str(text: &str) -> Result<Self, BadName> {
         let bad = |problem| BadName::new(text, "an image reference", problem);
-        let (rest, digest) = match text.split_once('@') {
-            Some((rest, digest)) => (rest, Some(digest)),
-            None => (text, None),
-        };
+        let (rest, digest) = text
+            .split_once('@')
+            .map_or((text, None), |(rest, d)| (rest, Some(d)));
         let (name, tag) = match rest.rsplit_once(':') {
             Some((name, tag)) if !tag.contains('/') => (name, Some(tag)),
             _ => (rest, None),
         };
         if tag.is_some_and(|tag| !is_tag(tag)) {
             return Err(bad(
-                "a tag is 1 to 128 letters, digits, `_`, `.` and `-`, not starting with `.` or `-`",
+                "a tag is 1 to 128 letters, digits, `_`, `.`, `-`, not `.` or `-` first",
             ));
         }
         if is_lower_hex(name, 64) {

@@ -98,8 +98,7 @@ impl Registry {
         let client = Client::try_from(config).map_err(|source| Error::Registry {
             registry: host.to_owned(),
             what: "anything".to_owned(),
-            problem: "the http client cannot be set up".to_owned(),
-            source: Some(source.into()),
+            problem: format!("the http client cannot be set up: {}", deepest(&source)),
         })?;
         Ok(Self {
             client,
@@ -219,87 +218,56 @@ impl Registry {
         }
     }
 
+    /// Our error for the client's.
     fn refusal(&self, what: &str, error: OciDistributionError) -> Error {
+        use OciDistributionError as Wire;
         let (registry, what) = (self.host().to_owned(), what.to_owned());
+        let problem = match error {
+            Wire::UnauthorizedError { .. }
+            | Wire::AuthenticationFailure(_)
+            | Wire::ServerError {
+                code: 401 | 403, ..
+            } => return self.unauthorized(what),
+            Wire::ServerError { code: 404, .. } => return Error::NotInRegistry { registry, what },
+            Wire::RegistryError { envelope, .. } => {
+                match envelope.errors.first().map(|first| &first.code) {
+                    Some(OciErrorCode::Unauthorized | OciErrorCode::Denied) => {
+                        return self.unauthorized(what);
+                    }
+                    Some(code) if is_absence(code) => {
+                        return Error::NotInRegistry { registry, what };
+                    }
+                    code => format!("it answers {code:?}"),
+                }
+            }
+            Wire::DigestError(DigestError::VerificationError { expected, actual }) => {
+                return match (expected.parse(), actual.parse()) {
+                    (Ok(want), Ok(got)) => Error::DigestMismatch { what, want, got },
+                    _ => {
+                        Error::invalid(what, format!("it has digest {actual}, expected {expected}"))
+                    }
+                };
+            }
+            Wire::ServerError { code, .. } => format!("it answers {code}"),
+            Wire::RequestError(source) => deepest(&source),
+            other => other.to_string(),
+        };
+        Error::Registry {
+            registry,
+            what,
+            problem,
+        }
+    }
+
+    fn unauthorized(&self, what: String) -> Error {
         let who = match self.auth {
             RegistryAuth::Anonymous => "an anonymous client",
             _ => "the given credentials",
         };
-        match &error {
-            OciDistributionError::UnauthorizedError { .. }
-            | OciDistributionError::AuthenticationFailure(_) => Error::Unauthorized {
-                registry,
-                what,
-                who,
-            },
-            OciDistributionError::RegistryError { envelope, .. } => {
-                match envelope.errors.first().map(|first| &first.code) {
-                    Some(OciErrorCode::Unauthorized | OciErrorCode::Denied) => {
-                        Error::Unauthorized {
-                            registry,
-                            what,
-                            who,
-                        }
-                    }
-                    Some(
-                        OciErrorCode::ManifestUnknown
-                        | OciErrorCode::ManifestBlobUnknown
-                        | OciErrorCode::NameUnknown
-                        | OciErrorCode::BlobUnknown
-                        | OciErrorCode::NotFound,
-                    ) => Error::NotInRegistry { registry, what },
-                    code => {
-                        let problem = format!("it answers {code:?}");
-                        Error::Registry {
-                            registry,
-                            what,
-                            problem,
-                            source: None,
-                        }
-                    }
-                }
-            }
-            OciDistributionError::ServerError {
-                code: 401 | 403, ..
-            } => Error::Unauthorized {
-                registry,
-                what,
-                who,
-            },
-            OciDistributionError::ServerError { code: 404, .. } => {
-                Error::NotInRegistry { registry, what }
-            }
-            OciDistributionError::ServerError { code, .. } => Error::Registry {
-                registry,
-                what,
-                problem: format!("it answers {code}"),
-                source: None,
-            },
-            OciDistributionError::DigestError(DigestError::VerificationError {
-                expected,
-                actual,
-            }) => match (expected.parse(), actual.parse()) {
-                (Ok(want), Ok(got)) => Error::DigestMismatch { what, want, got },
-                _ => Error::invalid(what, format!("it has digest {actual}, expected {expected}")),
-            },
-            OciDistributionError::RequestError(source) => {
-                let problem = deepest(source);
-                Error::Registry {
-                    registry,
-                    what,
-                    problem,
-                    source: None,
-                }
-            }
-            other => {
-                let problem = other.to_string();
-                Error::Registry {
-                    registry,
-                    what,
-                    problem,
-                    source: None,
-                }
-            }
+        Error::Unauthorized {
+            registry: self.host().to_owned(),
+            what,
+            who,
         }
     }
 
@@ -316,6 +284,18 @@ impl Registry {
             }
         }
     }
+}
+
+/// True for the codes that say: there is no such thing.
+fn is_absence(code: &OciErrorCode) -> bool {
+    matches!(
+        code,
+        OciErrorCode::ManifestUnknown
+            | OciErrorCode::ManifestBlobUnknown
+            | OciErrorCode::NameUnknown
+            | OciErrorCode::BlobUnknown
+            | OciErrorCode::NotFound
+    )
 }
 
 /// The innermost cause in one line: `Connection refused (os error 111)` says more than `error sending request`.
@@ -365,7 +345,6 @@ impl BlobStream {
             registry: self.registry.clone(),
             what: self.what.clone(),
             problem: format!("it broke off: {}", deepest(source)),
-            source: None,
         }
     }
 }

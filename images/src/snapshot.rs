@@ -177,39 +177,16 @@ impl<'a> Merged<'a> {
     pub(crate) fn find_modules(&self, most: usize) -> Result<Vec<ImageFile>, Error> {
         let mut found: Vec<ImageFile> = Vec::new();
         for (root, host) in &self.layers {
-            let mut stack = vec![Vec::<u8>::new()];
+            let failed = |errno: Errno| Error::io("search layer", host, errno.into());
+            let mut stack = vec![Vec::<Vec<u8>>::new()];
             while let Some(directory) = stack.pop() {
-                let path = if directory.is_empty() {
-                    b".".to_vec()
-                } else {
-                    directory.clone()
-                };
-                let failed = |errno: Errno| Error::io("search layer", host, errno.into());
-                let open = open_beneath(
-                    root,
-                    &path,
-                    OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW,
-                )
-                .map_err(failed)?;
-                for entry in fs::Dir::new(open).map_err(failed)? {
-                    let entry = entry.map_err(failed)?;
-                    let name = entry.file_name().to_bytes();
-                    if matches!(name, b"." | b"..") {
-                        continue;
-                    }
-                    let inner = if directory.is_empty() {
-                        name.to_vec()
-                    } else {
-                        [&directory, name].join(&b'/')
-                    };
-                    match entry.file_type() {
-                        FileType::Directory if names(&inner).len() < MAX_SEARCH_DEPTH => {
-                            stack.push(inner)
-                        }
-                        FileType::RegularFile if name.ends_with(b".wasm") => {
-                            self.add_module(&inner, &mut found)?
-                        }
-                        _ => {}
+                for (name, kind) in entries(root, &directory).map_err(failed)? {
+                    let is_module = kind == FileType::RegularFile && name.ends_with(b".wasm");
+                    let inner = [directory.as_slice(), &[name]].concat();
+                    if is_module {
+                        self.add_module(&inner.join(&b'/'), &mut found)?;
+                    } else if kind == FileType::Directory && inner.len() < MAX_SEARCH_DEPTH {
+                        stack.push(inner);
                     }
                     if found.len() >= most {
                         return Ok(found);
@@ -264,6 +241,29 @@ fn hides_below(root: &OwnedFd, at: &[Vec<u8>]) -> Result<bool, Errno> {
         }
     }
     Ok(false)
+}
+
+/// What a directory of one layer holds.
+fn entries(root: &OwnedFd, directory: &[Vec<u8>]) -> Result<Vec<(Vec<u8>, FileType)>, Errno> {
+    let path = if directory.is_empty() {
+        b".".to_vec()
+    } else {
+        directory.join(&b'/')
+    };
+    let open = open_beneath(
+        root,
+        &path,
+        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW,
+    )?;
+    let mut found = Vec::new();
+    for entry in fs::Dir::new(open)? {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if !matches!(name, b"." | b"..") {
+            found.push((name.to_vec(), entry.file_type()));
+        }
+    }
+    Ok(found)
 }
 
 fn open_beneath(root: &OwnedFd, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {

@@ -270,33 +270,20 @@ impl Inner {
         };
         let mut change = Change::default();
         if is_leased {
-            let hidden = Record {
-                tags: BTreeSet::new(),
-                digests: BTreeSet::new(),
-                removed: true,
-                ..record.clone()
-            };
-            change.put_images.push(hidden);
+            change.put_images.push(record.hidden());
         } else {
             change.drop_images.push(record.id.clone());
         }
         self.metadata.commit(&change)?;
-        {
-            let mut index = self.write();
-            // A lease taken since we looked keeps the image, too.
-            if is_leased || index.is_leased(&record.id) {
-                let hidden = Record {
-                    tags: BTreeSet::new(),
-                    digests: BTreeSet::new(),
-                    removed: true,
-                    ..record.clone()
-                };
-                index.put(hidden, &self.blobs, &[]);
-            } else {
-                index.images.remove(&record.id);
-                index.names.retain(|_, id| *id != record.id);
-            }
+        let mut index = self.write();
+        // A lease taken since we looked keeps the image, too.
+        if is_leased || index.is_leased(&record.id) {
+            index.put(record.hidden(), &self.blobs, &[]);
+        } else {
+            index.images.remove(&record.id);
+            index.names.retain(|_, id| *id != record.id);
         }
+        drop(index);
         drop(guard);
         self.discard(
             &record.blobs.iter().cloned().collect::<Vec<_>>(),

@@ -75,27 +75,9 @@ pub(crate) fn unpack(
     budget: &mut Budget,
     cancelled: &AtomicBool,
 ) -> Result<Usage, Error> {
-    let mut unpacking = Unpacking {
-        source,
-        into,
-        tree: Tree::open(into).map_err(|e| Error::io("open", into, e.into()))?,
-    };
-    let file = File::open(source.path).map_err(|error| Error::io("open", source.path, error))?;
-    let packed_bytes = file
-        .metadata()
-        .map_err(|error| Error::io("stat", source.path, error))?
-        .len();
-    let decoded = decoder(source, file, &budget.limits)?;
-    let metered = Metered {
-        inner: decoded,
-        seen: 0,
-        allowed: budget.bytes_left,
-        ratio_allowed: packed_bytes
-            .saturating_mul(budget.limits.max_ratio)
-            .max(RATIO_FLOOR_BYTES),
-        limits: budget.limits.clone(),
-        cancelled,
-    };
+    let tree = Tree::open(into).map_err(|errno| Error::io("open", into, errno.into()))?;
+    let mut unpacking = Unpacking { source, into, tree };
+    let metered = metered(source, budget, cancelled)?;
     let mut archive = Archive::new(HashingReader::new(metered));
     let mut usage = Usage {
         bytes: INODE_BYTES,
@@ -105,10 +87,9 @@ pub(crate) fn unpack(
         .next()
         .map_err(|error| unpacking.unreadable(error))?
     {
-        budget.entries_left = budget
-            .entries_left
-            .checked_sub(1)
-            .ok_or_else(|| unpacking.limit("max_entries", budget.limits.max_entries))?;
+        let left = budget.entries_left.checked_sub(1);
+        budget.entries_left =
+            left.ok_or_else(|| unpacking.limit("max_entries", budget.limits.max_entries))?;
         unpacking.place(&mut archive, &entry, &budget.limits, &mut usage)?;
     }
     let hashing = archive
@@ -117,14 +98,36 @@ pub(crate) fn unpack(
     budget.bytes_left = budget.bytes_left.saturating_sub(hashing.inner().seen);
     let got = hashing.finish();
     if got != *source.diff_id {
-        let what = format!("uncompressed layer {}", source.digest);
-        return Err(Error::DigestMismatch {
-            what,
-            want: source.diff_id.clone(),
-            got,
-        });
+        let (what, want) = (
+            format!("uncompressed layer {}", source.digest),
+            source.diff_id.clone(),
+        );
+        return Err(Error::DigestMismatch { what, want, got });
     }
     Ok(usage)
+}
+
+/// The uncompressed bytes of a layer, counted.
+fn metered<'c>(
+    source: &Source<'_>,
+    budget: &Budget,
+    cancelled: &'c AtomicBool,
+) -> Result<Metered<'c, Box<dyn Read>>, Error> {
+    let file = File::open(source.path).map_err(|error| Error::io("open", source.path, error))?;
+    let packed = file
+        .metadata()
+        .map_err(|error| Error::io("stat", source.path, error))?
+        .len();
+    Ok(Metered {
+        inner: decoder(source, file, &budget.limits)?,
+        seen: 0,
+        allowed: budget.bytes_left,
+        ratio_allowed: packed
+            .saturating_mul(budget.limits.max_ratio)
+            .max(RATIO_FLOOR_BYTES),
+        limits: budget.limits.clone(),
+        cancelled,
+    })
 }
 
 /// The one place that knows layer media types.
@@ -201,13 +204,7 @@ impl Unpacking<'_> {
             (Some(b"" | b"." | b".."), _) => {
                 return Err(self.bad_entry(&entry.path, "a whiteout of no file"));
             }
-            (Some(hidden), _) => {
-                let mut components = components.clone();
-                components.pop();
-                components.push(hidden);
-                let place = self.written(self.tree.place(&components), entry)?;
-                self.tree.white_out(&place)
-            }
+            (Some(hidden), _) => self.tree.white_out(&place.beside(hidden)),
             (None, Sort::Regular) => return self.file(archive, entry, &place, usage),
             (None, Sort::Directory) => self.tree.make_directory(&place, entry),
             (None, Sort::Symlink) => self.tree.make_symlink(&place, entry),

@@ -202,7 +202,15 @@ enum Found {
     File,
 }
 
-impl Place<'_> {
+impl<'a> Place<'a> {
+    /// Another name in the same directory.
+    pub(super) fn beside(self, name: &'a [u8]) -> Self {
+        Self {
+            name: OsStr::from_bytes(name),
+            ..self
+        }
+    }
+
     fn stat(&self) -> SysResult<Found> {
         match fs::statat(&self.parent, self.name, AtFlags::SYMLINK_NOFOLLOW) {
             Err(Errno::NOENT) => Ok(Found::Nothing),
