@@ -14,6 +14,7 @@ mod plan;
 mod pod;
 mod sweep;
 mod user;
+mod words;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -30,7 +31,7 @@ use coracle_runtime::wasm::CompileCache;
 pub use container::{Launch, Launched};
 pub use ids::Ids;
 pub use pod::Raised;
-pub use sweep::{Found, Owned};
+pub use sweep::Owned;
 
 use crate::config::Config;
 use crate::lifecycle::{Error, Handler, Kind};
@@ -115,7 +116,12 @@ impl Host {
     pub fn new(config: HostConfig, parts: Parts) -> Result<Host, Error> {
         let ids = Ids::new(config.id_base, config.id_count);
         let host = Host { config, parts, ids };
-        for directory in [host.pods_directory(), host.run_directory(), host.pins_directory(), host.staging()] {
+        for directory in [
+            host.pods_directory(),
+            host.run_directory(),
+            host.pins_directory(),
+            host.staging(),
+        ] {
             make_private(&directory)?;
         }
         Ok(host)
@@ -133,7 +139,11 @@ impl Host {
 
     /// Parent of a pod's cgroups: what the kubelet said, else the configured one.
     pub fn cgroup_parent(&self, asked: &str) -> String {
-        let parent = if asked.is_empty() { &self.config.pod_parent } else { asked };
+        let parent = if asked.is_empty() {
+            &self.config.pod_parent
+        } else {
+            asked
+        };
         format!("/{}", parent.trim_matches('/'))
     }
 
@@ -198,19 +208,26 @@ pub async fn blocking<T: Send + 'static>(
 ) -> Result<T, Error> {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
-        Err(error) => Err(Error::because(Kind::Bug, format!("{what} did not finish"), error)),
+        Err(error) => Err(Error::because(
+            Kind::Bug,
+            format!("{what} did not finish"),
+            error,
+        )),
     }
 }
 
 /// Passes a failpoint. Errors: the plan says so; never in a release.
 pub fn pass(site: &'static str) -> Result<(), Error> {
-    coracle_runtime::failpoint::hit(site).map_err(|error| io_error(format!("pass failpoint {site}"), error))
+    coracle_runtime::failpoint::hit(site)
+        .map_err(|error| io_error(format!("pass failpoint {site}"), error))
 }
 
 /// An operation of the kernel that failed; a full disk is told apart.
 pub fn io_error(what: impl Into<String>, error: std::io::Error) -> Error {
     let kind = match error.raw_os_error() {
-        Some(libc::ENOSPC | libc::EDQUOT | libc::ENOMEM | libc::EMFILE | libc::ENFILE) => Kind::Exhausted,
+        Some(libc::ENOSPC | libc::EDQUOT | libc::ENOMEM | libc::EMFILE | libc::ENFILE) => {
+            Kind::Exhausted
+        }
         _ => Kind::Io,
     };
     Error::because(kind, what, error)
@@ -246,9 +263,10 @@ pub fn make_private(directory: &Path) -> Result<(), Error> {
 /// Removes a directory with all it holds. An absent one is fine.
 pub fn remove_tree(directory: &Path) -> Result<(), Error> {
     match std::fs::remove_dir_all(directory) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(io_error(format!("remove directory {}", directory.display()), error))
-        }
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(io_error(
+            format!("remove directory {}", directory.display()),
+            error,
+        )),
         _ => Ok(()),
     }
 }

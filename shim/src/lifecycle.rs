@@ -26,8 +26,8 @@ pub use record::{Plan, PodRecord};
 pub use store::Slot;
 pub use view::{Board, ContainerState, ContainerView, Event, EventKind, PodView};
 pub use wish::{
-    ContainerName, ContainerWish, Dns, Handler, MountWish, NamespaceMode, Namespaces, PodName, PodWish, Propagation,
-    Resources, UserWish,
+    ContainerName, ContainerWish, Dns, Handler, MountWish, NamespaceMode, Namespaces, PodName,
+    PodWish, Propagation, Resources, UserWish,
 };
 
 use std::sync::Arc;
@@ -70,7 +70,10 @@ impl Pods {
         for driver in recover::recover(&shared).await? {
             tokio::spawn(driver.run());
         }
-        Ok(Pods { shared, draining: Arc::default() })
+        Ok(Pods {
+            shared,
+            draining: Arc::default(),
+        })
     }
 
     /// Makes a sandbox; answers when it is ready. A retry of the same wish gets the first one's result.
@@ -92,7 +95,9 @@ impl Pods {
                 (id, mailbox)
             }
         };
-        ask(&mailbox, |reply| Ask::Ready(wish, reply)).await.map(|()| id)
+        ask(&mailbox, |reply| Ask::Ready(wish, reply))
+            .await
+            .map(|()| id)
     }
 
     fn begin(
@@ -128,31 +133,50 @@ impl Pods {
 
     /// Makes a container; the image must be there. A retry of the same wish gets the first one's result.
     /// Errors: Missing (sandbox, image), WrongPhase, NameTaken, Invalid, Unsupported, Draining.
-    pub async fn create_container(&self, pod: &PodId, wish: ContainerWish) -> Result<ContainerId, Error> {
+    pub async fn create_container(
+        &self,
+        pod: &PodId,
+        wish: ContainerWish,
+    ) -> Result<ContainerId, Error> {
         self.refuse_when_draining()?;
-        ask(&self.pod_mailbox(pod)?, |reply| Ask::Create(Arc::new(wish), reply)).await
+        ask(&self.pod_mailbox(pod)?, |reply| {
+            Ask::Create(Arc::new(wish), reply)
+        })
+        .await
     }
 
     /// Starts a created container; answers when it runs. Errors: Missing; WrongPhase in any other phase; StartFailed
     /// when its jail or program failed, after which it is exited with reason `StartError`.
     pub async fn start_container(&self, id: &ContainerId) -> Result<(), Error> {
-        ask(&self.container_mailbox(id)?, |reply| Ask::Start(id.clone(), reply)).await
+        ask(&self.container_mailbox(id)?, |reply| {
+            Ask::Start(id.clone(), reply)
+        })
+        .await
     }
 
     /// Asks it to end, kills it after `grace`; answers when it has ended. A later call can only shorten the grace.
     /// Errors: Missing when absent.
     pub async fn stop_container(&self, id: &ContainerId, grace: Duration) -> Result<(), Error> {
-        ask(&self.container_mailbox(id)?, |reply| Ask::Stop(id.clone(), grace, reply)).await
+        ask(&self.container_mailbox(id)?, |reply| {
+            Ask::Stop(id.clone(), grace, reply)
+        })
+        .await
     }
 
     /// Kills it if it runs, then forgets it. Errors: Missing when absent.
     pub async fn remove_container(&self, id: &ContainerId) -> Result<(), Error> {
-        ask(&self.container_mailbox(id)?, |reply| Ask::Remove(id.clone(), reply)).await
+        ask(&self.container_mailbox(id)?, |reply| {
+            Ask::Remove(id.clone(), reply)
+        })
+        .await
     }
 
     /// Opens its log file anew, after the kubelet renamed the old one. Errors: WrongPhase when it does not run.
     pub async fn reopen_log(&self, id: &ContainerId) -> Result<(), Error> {
-        ask(&self.container_mailbox(id)?, |reply| Ask::ReopenLog(id.clone(), reply)).await
+        ask(&self.container_mailbox(id)?, |reply| {
+            Ask::ReopenLog(id.clone(), reply)
+        })
+        .await
     }
 
     /// The sandbox whose full id or unique prefix `text` is. Errors: Missing; Invalid when several match.
@@ -204,14 +228,20 @@ impl Pods {
     /// Refuses new sandboxes and containers from now on (Draining) and waits, at most `limit`, for work under way.
     pub async fn drain(&self, limit: Duration) {
         self.draining.store(true, Ordering::Release);
-        if tokio::time::timeout(limit, self.shared.work.idle()).await.is_err() {
+        if tokio::time::timeout(limit, self.shared.work.idle())
+            .await
+            .is_err()
+        {
             tracing::warn!("work is still under way; the next daemon finishes or undoes it");
         }
     }
 
     fn refuse_when_draining(&self) -> Result<(), Error> {
         if self.draining.load(Ordering::Acquire) {
-            return Err(Error::new(Kind::Draining, "the daemon is about to end; ask its successor"));
+            return Err(Error::new(
+                Kind::Draining,
+                "the daemon is about to end; ask its successor",
+            ));
         }
         Ok(())
     }
@@ -232,29 +262,48 @@ async fn ask<T>(mailbox: &Mailbox, request: impl FnOnce(Reply<T>) -> Ask) -> Res
     let (reply, answer) = oneshot::channel();
     // A driver ends only when its pod is gone.
     let gone = || Error::new(Kind::Missing, "its sandbox was removed meanwhile");
-    mailbox.send(Note::Ask(request(reply))).map_err(|_| gone())?;
+    mailbox
+        .send(Note::Ask(request(reply)))
+        .map_err(|_| gone())?;
     answer.await.map_err(|_| gone())?
 }
 
 fn only<T>(what: &str, text: &str, mut found: Vec<T>) -> Result<T, Error> {
     match (found.pop(), found.is_empty()) {
         (Some(id), true) if !text.is_empty() => Ok(id),
-        (Some(_), _) if !text.is_empty() => {
-            Err(Error::new(Kind::Invalid, format!("several {what} ids begin with {text:?}; give more of it")))
-        }
-        _ => Err(Error::new(Kind::Missing, format!("there is no {what} {text:?}"))),
+        (Some(_), _) if !text.is_empty() => Err(Error::new(
+            Kind::Invalid,
+            format!("several {what} ids begin with {text:?}; give more of it"),
+        )),
+        _ => Err(Error::new(
+            Kind::Missing,
+            format!("there is no {what} {text:?}"),
+        )),
     }
 }
 
 fn check_pod(wish: &PodWish) -> Result<(), Error> {
-    let invalid = |text: String| Err(Error::new(Kind::Invalid, format!("sandbox {}: {text}", wish.name)));
+    let invalid = |text: String| {
+        Err(Error::new(
+            Kind::Invalid,
+            format!("sandbox {}: {text}", wish.name),
+        ))
+    };
     let hostname = &wish.hostname;
-    if hostname.len() > MAX_HOSTNAME || hostname.contains(|c: char| c.is_control() || c.is_whitespace() || c == '/') {
-        return invalid(format!("host name {hostname:?} is longer than {MAX_HOSTNAME} bytes or holds odd characters"));
+    if hostname.len() > MAX_HOSTNAME
+        || hostname.contains(|c: char| c.is_control() || c.is_whitespace() || c == '/')
+    {
+        return invalid(format!(
+            "host name {hostname:?} is longer than {MAX_HOSTNAME} bytes or holds odd characters"
+        ));
     }
     let directory = &wish.log_directory;
-    if !directory.is_empty() && (!directory.starts_with('/') || directory.split('/').any(|part| part == "..")) {
-        return invalid(format!("log directory {directory:?} is no clean absolute path"));
+    if !directory.is_empty()
+        && (!directory.starts_with('/') || directory.split('/').any(|part| part == ".."))
+    {
+        return invalid(format!(
+            "log directory {directory:?} is no clean absolute path"
+        ));
     }
     let parent = &wish.cgroup_parent;
     if parent.split('/').any(|part| part == "..") || parent.contains(['\0', '\n']) {

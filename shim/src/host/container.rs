@@ -14,7 +14,9 @@ use coracle_runtime::process::Process;
 use coracle_runtime::spec::{ContainerSpec, Root, SPEC_VERSION, WasmSpec, Workload};
 use coracle_runtime::wasm::EngineRef;
 
-use super::{Host, blocking, io_error, limits, log, make_private, pass, remove_tree, runtime_error};
+use super::{
+    Host, blocking, io_error, limits, log, make_private, pass, remove_tree, runtime_error,
+};
 use crate::lifecycle::{ContainerWish, Error, Kind, Plan, Slot};
 
 /// How long a keeper may take to drop what it keeps of an exited container.
@@ -48,10 +50,25 @@ pub struct Launched {
 
 impl Host {
     /// Makes a container's cgroup and writable layer; its directory and record are there. Blocks.
-    pub fn build(&self, pod: &PodId, id: &ContainerId, wish: &ContainerWish, plan: &Plan) -> Result<(), Error> {
+    pub fn build(
+        &self,
+        pod: &PodId,
+        id: &ContainerId,
+        wish: &ContainerWish,
+        plan: &Plan,
+    ) -> Result<(), Error> {
         pass("create.cgroup")?;
-        let made = self.parts.cgroups.create(&plan.cgroup, &limits::wasm_limits(&wish.resources));
-        made.map_err(|error| Error::because(Kind::Io, format!("make the cgroup of container {id}"), error))?;
+        let made = self
+            .parts
+            .cgroups
+            .create(&plan.cgroup, &limits::wasm_limits(&wish.resources));
+        made.map_err(|error| {
+            Error::because(
+                Kind::Io,
+                format!("make the cgroup of container {id}"),
+                error,
+            )
+        })?;
         pass("create.rootfs")?;
         let directory = self.container_directory(pod, id);
         make_private(&directory.join("work"))?;
@@ -64,20 +81,34 @@ impl Host {
         pass("start.log")?;
         let log = log::open(&launch.log_directory, &launch.plan.log_path).await?;
         let plan = &launch.plan;
-        let compiled = self.compiled(&launch.engine, &plan.module, &plan.module_digest).await?;
-        let code = compiled.open().map_err(|error| runtime_error("open compiled code", error))?;
-        let order = StartOrder { container: launch.id.clone(), spec: self.spec(&launch)?, code, log };
+        let compiled = self
+            .compiled(&launch.engine, &plan.module, &plan.module_digest)
+            .await?;
+        let code = compiled
+            .open()
+            .map_err(|error| runtime_error("open compiled code", error))?;
+        let order = StartOrder {
+            container: launch.id.clone(),
+            spec: self.spec(&launch)?,
+            code,
+            log,
+        };
         pass("start.order")?;
         let started = launch.keeper.start(order, &self.parts.filters).await;
-        let started = started.map_err(|error| runtime_error(format!("start container {}", launch.id), error))?;
-        Ok(Launched { process: Arc::new(started.process), started_at: started.started_at })
+        let started = started
+            .map_err(|error| runtime_error(format!("start container {}", launch.id), error))?;
+        Ok(Launched {
+            process: Arc::new(started.process),
+            started_at: started.started_at,
+        })
     }
 
     fn spec(&self, launch: &Launch) -> Result<ContainerSpec, Error> {
         let (plan, wish) = (&launch.plan, &launch.wish);
         let directory = self.container_directory(&launch.pod, &launch.id);
         let cgroup = self.parts.cgroups.open(&plan.cgroup);
-        let cgroup = cgroup.map_err(|error| Error::because(Kind::Bug, format!("cgroup {}", plan.cgroup), error))?;
+        let cgroup = cgroup
+            .map_err(|error| Error::because(Kind::Bug, format!("cgroup {}", plan.cgroup), error))?;
         Ok(ContainerSpec {
             version: SPEC_VERSION,
             pod: launch.pod.clone(),
@@ -99,15 +130,24 @@ impl Host {
             identity: plan.identity.clone(),
             cgroup_procs: cgroup.procs_files(),
             memory_limit_bytes: plan.memory_limit_bytes,
-            oom_score_adj: i32::try_from(wish.resources.oom_score_adj.clamp(-1000, 1000)).unwrap_or(0),
+            oom_score_adj: i32::try_from(wish.resources.oom_score_adj.clamp(-1000, 1000))
+                .unwrap_or(0),
             spawn: plan.spawn,
             staging: self.staging(),
         })
     }
 
     /// Opens the container's log anew and hands it to the keeper.
-    pub async fn reopen_log(&self, keeper: &Keeper, id: &ContainerId, log_directory: &str, path: &str) -> Result<(), Error> {
-        let Some(log) = log::open(log_directory, path).await? else { return Ok(()) };
+    pub async fn reopen_log(
+        &self,
+        keeper: &Keeper,
+        id: &ContainerId,
+        log_directory: &str,
+        path: &str,
+    ) -> Result<(), Error> {
+        let Some(log) = log::open(log_directory, path).await? else {
+            return Ok(());
+        };
         let reopened = keeper.reopen_log(id, log).await;
         reopened.map_err(|error| runtime_error(format!("reopen the log of container {id}"), error))
     }
@@ -116,7 +156,8 @@ impl Host {
     pub fn signal(&self, process: &Process, signal: i32) -> Result<(), Error> {
         pass("stop.signal")?;
         let sent = process.signal(signal);
-        sent.map(|_| ()).map_err(|error| runtime_error(format!("send signal {signal}"), error))
+        sent.map(|_| ())
+            .map_err(|error| runtime_error(format!("send signal {signal}"), error))
     }
 
     /// Kills all its processes. Blocks until none is left, at most for the cgroup's own patience.
@@ -125,18 +166,25 @@ impl Host {
         // The first process by its pidfd: that needs no cgroup, and the rest of a pid namespace dies with it.
         let sent = process.map_or(Ok(true), |process| process.signal(libc::SIGKILL));
         self.empty_cgroup(cgroup)?;
-        sent.map(|_| ()).map_err(|error| runtime_error("kill a container's first process", error))
+        sent.map(|_| ())
+            .map_err(|error| runtime_error("kill a container's first process", error))
     }
 
     fn empty_cgroup(&self, path: &str) -> Result<(), Error> {
-        let failed = |error| Error::because(Kind::Io, format!("kill what is in cgroup {path}"), error);
-        self.parts.cgroups.open(path).and_then(|cgroup| cgroup.kill()).map_err(failed)
+        let failed =
+            |error| Error::because(Kind::Io, format!("kill what is in cgroup {path}"), error);
+        self.parts
+            .cgroups
+            .open(path)
+            .and_then(|cgroup| cgroup.kill())
+            .map_err(failed)
     }
 
     /// Kills what is in a cgroup and removes it. An absent one is fine. Blocks.
     pub fn remove_cgroup(&self, path: &str) -> Result<(), Error> {
         let cgroup = self.parts.cgroups.open(path);
-        let cgroup = cgroup.map_err(|error| Error::because(Kind::Bug, format!("open cgroup {path}"), error))?;
+        let cgroup = cgroup
+            .map_err(|error| Error::because(Kind::Bug, format!("open cgroup {path}"), error))?;
         if !cgroup.exists() {
             return Ok(());
         }
@@ -147,7 +195,11 @@ impl Host {
 
     /// How often the kernel killed for memory in a cgroup; 0 when the cgroup is gone.
     pub fn oom_kills(&self, cgroup: &str) -> u64 {
-        self.parts.cgroups.open(cgroup).and_then(|cgroup| cgroup.oom_kills()).unwrap_or(0)
+        self.parts
+            .cgroups
+            .open(cgroup)
+            .and_then(|cgroup| cgroup.oom_kills())
+            .unwrap_or(0)
     }
 
     /// After an exit was recorded: removes its cgroup and what the keeper keeps of it.
@@ -177,7 +229,10 @@ impl Host {
         cgroup: String,
     ) -> Result<(), Error> {
         let (host, owner, own) = (Arc::clone(self), pod.clone(), id.clone());
-        let forgotten = blocking("forgetting a container", move || host.forget(&owner, &own, &cgroup)).await;
+        let forgotten = blocking("forgetting a container", move || {
+            host.forget(&owner, &own, &cgroup)
+        })
+        .await;
         dismiss(keeper, id).await;
         forgotten
     }

@@ -33,7 +33,12 @@ impl Ids {
     /// Blocks of `size` ids from `base` up to the last host id (2^32 - 2).
     pub fn new(base: u32, size: u32) -> Ids {
         let blocks = (u32::MAX - 1 - base) / size.max(1);
-        Ids { base, size, blocks, state: Mutex::default() }
+        Ids {
+            base,
+            size,
+            blocks,
+            state: Mutex::default(),
+        }
     }
 
     /// Leases a block. Errors: all are taken.
@@ -47,7 +52,10 @@ impl Ids {
             }
         }
         let Some(block) = state.freed.pop_front() else {
-            return Err(Error::new(Kind::Exhausted, format!("all {} blocks of host ids are taken", self.blocks)));
+            return Err(Error::new(
+                Kind::Exhausted,
+                format!("all {} blocks of host ids are taken", self.blocks),
+            ));
         };
         state.taken.insert(block);
         Ok(self.range(block))
@@ -73,13 +81,17 @@ impl Ids {
     }
 
     fn range(&self, block: u32) -> IdRange {
-        IdRange { base: self.base + block * self.size, size: self.size }
+        IdRange {
+            base: self.base + block * self.size,
+            size: self.size,
+        }
     }
 
     /// The block that `range` is; none when the configuration has changed meanwhile.
     fn block(&self, range: IdRange) -> Option<u32> {
         let offset = range.base.checked_sub(self.base)?;
-        let fits = range.size == self.size && offset % self.size == 0 && offset / self.size < self.blocks;
+        let fits =
+            range.size == self.size && offset % self.size == 0 && offset / self.size < self.blocks;
         fits.then_some(offset / self.size)
     }
 
@@ -105,7 +117,11 @@ mod tests {
         assert_eq!(ids.lease().unwrap_err().kind(), Kind::Exhausted);
         bases.dedup();
         assert_eq!(bases.len(), 4);
-        assert!(bases.iter().all(|base| base.checked_add(1000).is_some_and(|end| end < u32::MAX)));
+        assert!(
+            bases
+                .iter()
+                .all(|base| base.checked_add(1000).is_some_and(|end| end < u32::MAX))
+        );
     }
 
     #[test]
@@ -122,7 +138,10 @@ mod tests {
     #[test]
     fn a_claimed_block_is_not_leased_until_released() {
         let ids = four();
-        let second = IdRange { base: ids.base + 1000, size: 1000 };
+        let second = IdRange {
+            base: ids.base + 1000,
+            size: 1000,
+        };
         ids.claim(second);
         let leased: Vec<u32> = (0..3).map(|_| ids.lease().unwrap().base).collect();
         assert!(!leased.contains(&second.base));
@@ -136,9 +155,18 @@ mod tests {
     #[test]
     fn a_block_of_another_configuration_is_left_alone() {
         let ids = four();
-        ids.claim(IdRange { base: 1, size: 1000 });
-        ids.claim(IdRange { base: ids.base + 1, size: 1000 });
-        ids.release(IdRange { base: 1, size: 1000 });
+        ids.claim(IdRange {
+            base: 1,
+            size: 1000,
+        });
+        ids.claim(IdRange {
+            base: ids.base + 1,
+            size: 1000,
+        });
+        ids.release(IdRange {
+            base: 1,
+            size: 1000,
+        });
         assert_eq!((0..5).filter(|_| ids.lease().is_ok()).count(), 4);
     }
 }

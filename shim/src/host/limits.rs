@@ -17,7 +17,8 @@ pub fn wasm_limits(asked: &Resources) -> Limits {
         cpu_quota: (asked.cpu_quota != 0).then_some(asked.cpu_quota),
         cpu_period: positive(asked.cpu_period),
         memory_bytes: (asked.memory_limit_bytes > 0).then_some(asked.memory_limit_bytes),
-        memory_swap_bytes: (asked.memory_swap_limit_bytes != 0).then_some(asked.memory_swap_limit_bytes),
+        memory_swap_bytes: (asked.memory_swap_limit_bytes != 0)
+            .then_some(asked.memory_swap_limit_bytes),
         pids: Some(WASM_PIDS),
         cpuset_cpus: text(&asked.cpuset_cpus),
         cpuset_mems: text(&asked.cpuset_mems),
@@ -45,7 +46,13 @@ mod tests {
     #[test]
     fn what_is_not_set_is_left_to_the_kernel() {
         let limits = wasm_limits(&Resources::default());
-        assert_eq!(limits, Limits { pids: Some(WASM_PIDS), ..Limits::default() });
+        assert_eq!(
+            limits,
+            Limits {
+                pids: Some(WASM_PIDS),
+                ..Limits::default()
+            }
+        );
     }
 
     #[test]

@@ -32,16 +32,21 @@ pub async fn open(directory: &str, log: &str) -> Result<Option<OwnedFd>, Error> 
         Ok(result) => result.map(Some),
         Err(_) => Err(Error::new(
             Kind::Deadline,
-            format!("open log {text}: its file system did not answer within {} s", PATIENCE.as_secs()),
+            format!(
+                "open log {text}: its file system did not answer within {} s",
+                PATIENCE.as_secs()
+            ),
         )),
     }
 }
 
 fn open_below(directory: &Path, log: &Path) -> Result<OwnedFd, Error> {
     let failed = |error: io::Error| match error.raw_os_error() {
-        Some(libc::ELOOP | libc::EXDEV | libc::ENXIO | libc::EISDIR) => {
-            Error::because(Kind::Invalid, format!("log {} is no regular file of its directory", log.display()), error)
-        }
+        Some(libc::ELOOP | libc::EXDEV | libc::ENXIO | libc::EISDIR) => Error::because(
+            Kind::Invalid,
+            format!("log {} is no regular file of its directory", log.display()),
+            error,
+        ),
         _ => io_error(format!("open log {}", log.display()), error),
     };
     let name = log.strip_prefix(directory).unwrap_or(log);
@@ -56,15 +61,28 @@ fn open_below(directory: &Path, log: &Path) -> Result<OwnedFd, Error> {
     .map_err(failed)?;
     let facts = file.metadata().map_err(failed)?;
     if !facts.is_file() {
-        return Err(Error::new(Kind::Invalid, format!("log {} is no regular file", log.display())));
+        return Err(Error::new(
+            Kind::Invalid,
+            format!("log {} is no regular file", log.display()),
+        ));
     }
     Ok(file.into())
 }
 
 fn open_file(directory: &Path, name: &Path) -> io::Result<File> {
-    let root = openat(CWD, directory, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let root = openat(
+        CWD,
+        directory,
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
     // Without NONBLOCK a FIFO planted here would hold the open until somebody reads it.
-    let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
+    let flags = OFlags::WRONLY
+        | OFlags::APPEND
+        | OFlags::CREATE
+        | OFlags::CLOEXEC
+        | OFlags::NOCTTY
+        | OFlags::NONBLOCK;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
     Ok(openat2(root, name, flags, Mode::from_raw_mode(0o640), resolve)?.into())
 }
@@ -87,7 +105,9 @@ mod tests {
         let dir = scratch("make");
         let log = dir.join("pod/web/0.log");
         for text in ["one\n", "two\n"] {
-            File::from(open_below(&dir.join("pod"), &log).unwrap()).write_all(text.as_bytes()).unwrap();
+            File::from(open_below(&dir.join("pod"), &log).unwrap())
+                .write_all(text.as_bytes())
+                .unwrap();
         }
         assert_eq!(std::fs::read_to_string(&log).unwrap(), "one\ntwo\n");
         std::fs::remove_dir_all(dir).unwrap();
@@ -101,7 +121,14 @@ mod tests {
         std::os::unix::fs::symlink(dir.join("canary"), dir.join("logs/link.log")).unwrap();
         std::os::unix::fs::symlink(&dir, dir.join("logs/up")).unwrap();
         std::fs::create_dir(dir.join("logs/dir.log")).unwrap();
-        rustix::fs::mknodat(CWD, dir.join("logs/fifo.log"), rustix::fs::FileType::Fifo, Mode::RWXU, 0).unwrap();
+        rustix::fs::mknodat(
+            CWD,
+            dir.join("logs/fifo.log"),
+            rustix::fs::FileType::Fifo,
+            Mode::RWXU,
+            0,
+        )
+        .unwrap();
         for name in ["link.log", "up/new.log", "dir.log", "fifo.log"] {
             let error = open_below(&dir.join("logs"), &dir.join("logs").join(name)).unwrap_err();
             assert_eq!(error.kind(), Kind::Invalid, "{name}: {}", error.chain());

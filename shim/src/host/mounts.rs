@@ -18,7 +18,10 @@ const MOST: usize = 512;
 /// Errors: Invalid, naming the mount and what is wrong with it.
 pub fn check(wishes: &[MountWish]) -> Result<Vec<Mount>, Error> {
     if wishes.len() > MOST {
-        return Err(Error::new(Kind::Invalid, format!("{} mounts are asked for, {MOST} are allowed", wishes.len())));
+        return Err(Error::new(
+            Kind::Invalid,
+            format!("{} mounts are asked for, {MOST} are allowed", wishes.len()),
+        ));
     }
     let mut seen = BTreeSet::new();
     let mut mounts = Vec::with_capacity(wishes.len());
@@ -36,7 +39,13 @@ pub fn check(wishes: &[MountWish]) -> Result<Vec<Mount>, Error> {
 
 fn refused(wish: &MountWish, why: &str) -> Error {
     let (host, target) = (wish.host_path.display(), &wish.container_path);
-    Error::new(Kind::Invalid, format!("mount of host path {host:?} at {target:?}: {why}", host = host.to_string()))
+    Error::new(
+        Kind::Invalid,
+        format!(
+            "mount of host path {host:?} at {target:?}: {why}",
+            host = host.to_string()
+        ),
+    )
 }
 
 fn check_one(wish: &MountWish) -> Result<Mount, String> {
@@ -48,7 +57,11 @@ fn check_one(wish: &MountWish) -> Result<Mount, String> {
     if let Err(error) = std::fs::metadata(&wish.host_path) {
         return Err(format!("the host path cannot be used: {error}"));
     }
-    Ok(Mount { source: wish.host_path.clone(), target, readonly: wish.readonly })
+    Ok(Mount {
+        source: wish.host_path.clone(),
+        target,
+        readonly: wish.readonly,
+    })
 }
 
 fn check_options(wish: &MountWish) -> Result<(), String> {
@@ -79,7 +92,9 @@ fn clean_target(path: &str) -> Result<String, String> {
                 clean.push('/');
                 clean.push_str(&name.to_string_lossy());
             }
-            Component::ParentDir | Component::Prefix(_) => return Err("the container path has a `..`".to_owned()),
+            Component::ParentDir | Component::Prefix(_) => {
+                return Err("the container path has a `..`".to_owned());
+            }
         }
     }
     if clean.is_empty() {
@@ -116,23 +131,48 @@ mod tests {
             (wish("etc", "/a"), "host path is not absolute"),
             (wish("", "/a"), "host path is not absolute"),
             (wish("/no/such/path", "/a"), "cannot be used"),
-            (MountWish { propagation: Propagation::Bidirectional, ..wish("/etc", "/a") }, "bidirectional"),
-            (MountWish { recursive_read_only: true, ..wish("/etc", "/a") }, "needs readonly"),
+            (
+                MountWish {
+                    propagation: Propagation::Bidirectional,
+                    ..wish("/etc", "/a")
+                },
+                "bidirectional",
+            ),
+            (
+                MountWish {
+                    recursive_read_only: true,
+                    ..wish("/etc", "/a")
+                },
+                "needs readonly",
+            ),
         ];
         for (wish, why) in table {
             let error = check(std::slice::from_ref(&wish)).unwrap_err();
             assert_eq!(error.kind(), Kind::Invalid);
             let text = error.to_string();
-            assert!(text.contains(why) && text.contains(&format!("{:?}", wish.container_path)), "{text}");
+            assert!(
+                text.contains(why) && text.contains(&format!("{:?}", wish.container_path)),
+                "{text}"
+            );
         }
     }
 
     #[test]
     fn targets_are_cleaned_duplicates_refused_and_parents_come_first() {
-        let mounts = check(&[wish("/etc", "/a/b//c/"), wish("/etc", "/a"), wish("/etc/passwd", "/x/./y")]).unwrap();
+        let mounts = check(&[
+            wish("/etc", "/a/b//c/"),
+            wish("/etc", "/a"),
+            wish("/etc/passwd", "/x/./y"),
+        ])
+        .unwrap();
         let targets: Vec<&str> = mounts.iter().map(|mount| mount.target.as_str()).collect();
         assert_eq!(targets, ["/a", "/x/y", "/a/b/c"]);
-        assert!(check(&[wish("/etc", "/a"), wish("/usr", "/a/")]).unwrap_err().to_string().contains("same container path"));
+        assert!(
+            check(&[wish("/etc", "/a"), wish("/usr", "/a/")])
+                .unwrap_err()
+                .to_string()
+                .contains("same container path")
+        );
         assert!(check(&vec![wish("/etc", "/a"); MOST + 1]).is_err());
     }
 }

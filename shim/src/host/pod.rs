@@ -83,22 +83,35 @@ impl Host {
         let named = |what| format!("{what} of sandbox {}", record.id);
         let own_net = record.wish.namespaces.network != NamespaceMode::Node;
         let pin = self.pin(&record.id);
-        let namespaces = network::create_namespaces(namespaces_of(record), own_net.then_some(pin.as_path()));
-        let namespaces = namespaces.map_err(|error| Error::because(Kind::Io, named("make the namespaces"), error))?;
+        let namespaces =
+            network::create_namespaces(namespaces_of(record), own_net.then_some(pin.as_path()));
+        let namespaces = namespaces
+            .map_err(|error| Error::because(Kind::Io, named("make the namespaces"), error))?;
         pass("run.network")?;
         if let Some(netns) = &namespaces.net {
             let made = self.parts.network.attach(record.id.as_str(), netns.as_fd());
-            *attached = Some(made.map_err(|error| network_error(named("attach the network"), error))?);
+            *attached =
+                Some(made.map_err(|error| network_error(named("attach the network"), error))?);
         }
         pass("run.cgroup")?;
-        let cgroup = self.parts.cgroups.create(&self.keeper_cgroup(record), &Default::default());
-        let cgroup = cgroup.map_err(|error| Error::because(Kind::Io, named("make the keeper's cgroup"), error))?;
+        let cgroup = self
+            .parts
+            .cgroups
+            .create(&self.keeper_cgroup(record), &Default::default());
+        let cgroup = cgroup
+            .map_err(|error| Error::because(Kind::Io, named("make the keeper's cgroup"), error))?;
         let socket = self.control_socket(&record.id);
         make_private(&self.run_directory().join(record.id.as_str()))?;
         make_private(&self.exits_directory(&record.id))?;
         let listener = keeper::bind_control(&socket);
-        let listener = listener.map_err(|error| runtime_error(named("bind the control socket"), error))?;
-        Ok(Nest { namespaces, attachment: attached.clone(), cgroup_procs: cgroup.procs_files(), listener })
+        let listener =
+            listener.map_err(|error| runtime_error(named("bind the control socket"), error))?;
+        Ok(Nest {
+            namespaces,
+            attachment: attached.clone(),
+            cgroup_procs: cgroup.procs_files(),
+            listener,
+        })
     }
 
     async fn hatch(&self, record: &PodRecord, nest: Nest) -> Result<Raised, Error> {
@@ -113,7 +126,9 @@ impl Host {
             range: record.range,
         };
         let born = self.parts.spawner.keeper(birth).await;
-        let born = born.map_err(|error| runtime_error(format!("fork the keeper of sandbox {}", record.id), error))?;
+        let born = born.map_err(|error| {
+            runtime_error(format!("fork the keeper of sandbox {}", record.id), error)
+        })?;
         let connected = match pass("run.connect") {
             Ok(()) => self.connect(&record.id).await,
             Err(error) => Err(error),
@@ -136,15 +151,22 @@ impl Host {
     }
 
     /// Connects to a pod's keeper and hears its greeting. Errors: Deadline, or nobody listens.
-    pub async fn connect(&self, pod: &PodId) -> Result<(Keeper, Greeting, UnboundedReceiver<KeeperEvent>), Error> {
+    pub async fn connect(
+        &self,
+        pod: &PodId,
+    ) -> Result<(Keeper, Greeting, UnboundedReceiver<KeeperEvent>), Error> {
         let connected = Keeper::connect(&self.control_socket(pod), GREETING_PATIENCE).await;
-        connected.map_err(|error| runtime_error(format!("greet the keeper of sandbox {pod}"), error))
+        connected
+            .map_err(|error| runtime_error(format!("greet the keeper of sandbox {pod}"), error))
     }
 
     /// Lets the keeper live on without its lifeline.
     pub async fn commit(&self, pod: &PodId, keeper: &Keeper) -> Result<(), Error> {
         pass("run.commit")?;
-        keeper.commit().await.map_err(|error| runtime_error(format!("commit the keeper of sandbox {pod}"), error))
+        keeper
+            .commit()
+            .await
+            .map_err(|error| runtime_error(format!("commit the keeper of sandbox {pod}"), error))
     }
 
     /// Ends a pod's keeper and gives back namespaces, address, cgroup and control socket.
@@ -164,7 +186,11 @@ impl Host {
         {
             return Err(Error::new(
                 Kind::Deadline,
-                format!("the keeper of sandbox {} (pid {}) outlives SIGKILL", record.id, process.pid()),
+                format!(
+                    "the keeper of sandbox {} (pid {}) outlives SIGKILL",
+                    record.id,
+                    process.pid()
+                ),
             ));
         }
         let (host, record) = (Arc::clone(self), record.clone());
@@ -179,7 +205,8 @@ impl Host {
     fn take_down(&self, record: &PodRecord, attachment: Option<&Attachment>) -> Result<(), Error> {
         let named = |what| format!("{what} of sandbox {}", record.id);
         let unpinned = pass("stoppod.unpin").and_then(|()| {
-            network::unpin(&self.pin(&record.id)).map_err(|error| network_error(named("unpin the network namespace"), error))
+            network::unpin(&self.pin(&record.id))
+                .map_err(|error| network_error(named("unpin the network namespace"), error))
         });
         let detached = pass("stoppod.detach").and_then(|()| match attachment {
             Some(attachment) => {
@@ -210,7 +237,11 @@ impl Host {
 
     /// The leaf of a pod's keeper.
     pub fn keeper_cgroup(&self, record: &PodRecord) -> String {
-        format!("{}/{}", record.cgroup_parent.trim_end_matches('/'), record.id)
+        format!(
+            "{}/{}",
+            record.cgroup_parent.trim_end_matches('/'),
+            record.id
+        )
     }
 }
 
@@ -234,11 +265,16 @@ fn network_error(what: String, error: network::Error) -> Error {
 
 /// Waits for a process to end by itself, then kills it. Returns whether it has ended.
 async fn end_process(process: &Process) -> bool {
-    if tokio::time::timeout(LEAVE_PATIENCE, process.ended()).await.is_ok() {
+    if tokio::time::timeout(LEAVE_PATIENCE, process.ended())
+        .await
+        .is_ok()
+    {
         return true;
     }
     if process.signal(libc::SIGKILL).is_err() {
         return !process.is_alive();
     }
-    tokio::time::timeout(LEAVE_PATIENCE, process.ended()).await.is_ok()
+    tokio::time::timeout(LEAVE_PATIENCE, process.ended())
+        .await
+        .is_ok()
 }

@@ -63,8 +63,14 @@ impl Host {
         self.sweep_cgroups(owned, &mut found);
         self.sweep_directories(owned, &mut found);
         match self.parts.network.sweep(&owned.attachments) {
-            Ok(interfaces) => found.removed.extend(interfaces.into_iter().map(|name| format!("network {name}"))),
-            Err(error) => found.errors.push(Error::because(Kind::Io, "sweep addresses and interfaces", error)),
+            Ok(interfaces) => found
+                .removed
+                .extend(interfaces.into_iter().map(|name| format!("network {name}"))),
+            Err(error) => found.errors.push(Error::because(
+                Kind::Io,
+                "sweep addresses and interfaces",
+                error,
+            )),
         }
         found
     }
@@ -72,14 +78,21 @@ impl Host {
     /// Drops compiled code that neither this daemon's engine nor one of `hashes` can run. Blocks.
     pub fn sweep_compiled(&self, mut hashes: Vec<String>) -> Result<(), Error> {
         hashes.push(self.own_engine().hash);
-        self.parts.compiler.sweep(&hashes).map_err(|error| runtime_error("sweep compiled code", error))
+        self.parts
+            .compiler
+            .sweep(&hashes)
+            .map_err(|error| runtime_error("sweep compiled code", error))
     }
 
     /// Ids that have left a trace on disk but no record, with their containers.
     fn orphans(&self, owned: &Owned) -> HashSet<String> {
         let mut ids = HashSet::new();
         for directory in [self.run_directory(), self.pins_directory()] {
-            ids.extend(ids_in(&directory).into_iter().filter(|id| !owned.live.contains(id)));
+            ids.extend(
+                ids_in(&directory)
+                    .into_iter()
+                    .filter(|id| !owned.live.contains(id)),
+            );
         }
         for id in ids_in(&self.pods_directory()) {
             if owned.pods.contains(&id) {
@@ -97,13 +110,18 @@ impl Host {
             return;
         }
         for (path, pids) in cgroups_of_processes(dead) {
-            found.note(format!("cgroup {path} with processes {pids:?}"), self.remove_cgroup(&path));
+            found.note(
+                format!("cgroup {path} with processes {pids:?}"),
+                self.remove_cgroup(&path),
+            );
         }
     }
 
     fn sweep_cgroups(&self, owned: &Owned, found: &mut Found) {
         for parent in &owned.parents {
-            let Ok(cgroup) = self.parts.cgroups.open(parent) else { continue };
+            let Ok(cgroup) = self.parts.cgroups.open(parent) else {
+                continue;
+            };
             let files = cgroup.procs_files();
             let directories = files.iter().filter_map(|file| file.parent());
             let leaves: BTreeSet<String> = directories.flat_map(ids_in).collect();
@@ -120,17 +138,24 @@ impl Host {
                 continue;
             }
             let unpinned = network::unpin(&self.pins_directory().join(&id));
-            let unpinned = unpinned.map_err(|error| Error::because(Kind::Io, format!("unpin namespace {id}"), error));
+            let unpinned = unpinned
+                .map_err(|error| Error::because(Kind::Io, format!("unpin namespace {id}"), error));
             found.note(format!("network namespace {id}"), unpinned);
         }
         for id in ids_in(&self.run_directory()) {
             if !owned.live.contains(&id) {
-                found.note(format!("control socket {id}"), remove_tree(&self.run_directory().join(&id)));
+                found.note(
+                    format!("control socket {id}"),
+                    remove_tree(&self.run_directory().join(&id)),
+                );
             }
         }
         for id in ids_in(&self.pods_directory()) {
             if !owned.pods.contains(&id) {
-                found.note(format!("directory of sandbox {id}"), remove_tree(&self.pods_directory().join(&id)));
+                found.note(
+                    format!("directory of sandbox {id}"),
+                    remove_tree(&self.pods_directory().join(&id)),
+                );
             }
         }
     }
@@ -138,8 +163,12 @@ impl Host {
 
 /// Entries of a directory that are ids; none when it is not there.
 fn ids_in(directory: &Path) -> Vec<String> {
-    let Ok(entries) = std::fs::read_dir(directory) else { return Vec::new() };
-    let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+    let Ok(entries) = std::fs::read_dir(directory) else {
+        return Vec::new();
+    };
+    let names = entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok());
     // Pod and container ids have the same shape.
     names.filter(|name| name.parse::<PodId>().is_ok()).collect()
 }
@@ -147,13 +176,29 @@ fn ids_in(directory: &Path) -> Vec<String> {
 /// The cgroups whose last part is one of `leaves` and that hold processes.
 fn cgroups_of_processes(leaves: &HashSet<String>) -> BTreeMap<String, BTreeSet<i32>> {
     let mut found: BTreeMap<String, BTreeSet<i32>> = BTreeMap::new();
-    let Ok(entries) = std::fs::read_dir("/proc") else { return found };
+    let Ok(entries) = std::fs::read_dir("/proc") else {
+        return found;
+    };
     for entry in entries.flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+        let Some(pid) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse::<i32>().ok())
+        else {
+            continue;
+        };
         let text: io::Result<String> = std::fs::read_to_string(format!("/proc/{pid}/cgroup"));
         // A process that ended meanwhile is no matter.
-        for path in text.unwrap_or_default().lines().filter_map(|line| line.splitn(3, ':').nth(2)) {
-            if path.rsplit('/').next().is_some_and(|leaf| leaves.contains(leaf)) {
+        for path in text
+            .unwrap_or_default()
+            .lines()
+            .filter_map(|line| line.splitn(3, ':').nth(2))
+        {
+            if path
+                .rsplit('/')
+                .next()
+                .is_some_and(|leaf| leaves.contains(leaf))
+            {
                 found.entry(path.to_owned()).or_default().insert(pid);
             }
         }

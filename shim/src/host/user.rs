@@ -19,10 +19,17 @@ const MAX_BYTES: u64 = 1 << 20;
 
 /// Resolves `wish` against the image's `USER` text and its layers (lowest first; none for an artifact).
 /// Errors: Invalid for a group without a user, an id that the pod's range does not hold, an unknown name.
-pub fn identity(wish: &UserWish, image_user: &str, layers: &[PathBuf], range: IdRange) -> Result<Identity, Error> {
+pub fn identity(
+    wish: &UserWish,
+    image_user: &str,
+    layers: &[PathBuf],
+    range: IdRange,
+) -> Result<Identity, Error> {
     let named = wish.uid.is_some() || !wish.username.is_empty();
     if wish.gid.is_some() && !named {
-        return Err(invalid("run_as_group is set, but neither run_as_user nor run_as_username".to_owned()));
+        return Err(invalid(
+            "run_as_group is set, but neither run_as_user nor run_as_username".to_owned(),
+        ));
     }
     let (image_name, image_group) = image_user.split_once(':').unwrap_or((image_user, ""));
     let user = match (wish.uid, wish.username.as_str()) {
@@ -36,9 +43,17 @@ pub fn identity(wish: &UserWish, image_user: &str, layers: &[PathBuf], range: Id
         None if named || image_group.is_empty() => own_gid,
         None => find_group(image_group, layers, range)?,
     };
-    let groups: Result<Vec<u32>, Error> =
-        wish.groups.iter().map(|gid| number(&gid.to_string(), "supplemental group", range)).collect();
-    Ok(Identity { uid, gid, groups: groups?, range })
+    let groups: Result<Vec<u32>, Error> = wish
+        .groups
+        .iter()
+        .map(|gid| number(&gid.to_string(), "supplemental group", range))
+        .collect();
+    Ok(Identity {
+        uid,
+        gid,
+        groups: groups?,
+        range,
+    })
 }
 
 fn invalid(text: String) -> Error {
@@ -52,7 +67,10 @@ fn find_user(user: &str, layers: &[PathBuf], range: IdRange) -> Result<(u32, u32
     }
     let passwd = read_file(layers, "etc/passwd")?;
     let entry = |index: usize, text: &str| {
-        passwd.lines().map(|line| line.split(':').collect::<Vec<_>>()).find(|fields| fields.get(index) == Some(&text))
+        passwd
+            .lines()
+            .map(|line| line.split(':').collect::<Vec<_>>())
+            .find(|fields| fields.get(index) == Some(&text))
     };
     if is_number(user) {
         let uid = number(user, "user", range)?;
@@ -60,10 +78,16 @@ fn find_user(user: &str, layers: &[PathBuf], range: IdRange) -> Result<(u32, u32
         return Ok((uid, gid.filter(|gid| *gid < range.size).unwrap_or(0)));
     }
     match entry(0, user).as_deref() {
-        Some([_, _, uid, gid, ..]) => Ok((number(uid, "user", range)?, number(gid, "group", range)?)),
-        Some(_) => Err(invalid(format!("user {user:?} has a broken entry in the image's /etc/passwd"))),
+        Some([_, _, uid, gid, ..]) => {
+            Ok((number(uid, "user", range)?, number(gid, "group", range)?))
+        }
+        Some(_) => Err(invalid(format!(
+            "user {user:?} has a broken entry in the image's /etc/passwd"
+        ))),
         None if user == "root" => Ok((0, 0)),
-        None => Err(invalid(format!("user {user:?} is not in the image's /etc/passwd"))),
+        None => Err(invalid(format!(
+            "user {user:?} is not in the image's /etc/passwd"
+        ))),
     }
 }
 
@@ -73,23 +97,33 @@ fn find_group(group: &str, layers: &[PathBuf], range: IdRange) -> Result<u32, Er
     }
     let text = read_file(layers, "etc/group")?;
     let mut entries = text.lines().map(|line| line.split(':').collect::<Vec<_>>());
-    match entries.find(|fields| fields.first() == Some(&group)).as_deref() {
+    match entries
+        .find(|fields| fields.first() == Some(&group))
+        .as_deref()
+    {
         Some([_, _, gid, ..]) => number(gid, "group", range),
         _ if group == "root" => Ok(0),
-        _ => Err(invalid(format!("group {group:?} is not in the image's /etc/group"))),
+        _ => Err(invalid(format!(
+            "group {group:?} is not in the image's /etc/group"
+        ))),
     }
 }
 
 /// Whether a text would be taken for a number by anybody: it is then never looked up as a name.
 fn is_number(text: &str) -> bool {
-    text.trim().trim_start_matches(['+', '-']).starts_with(|first: char| first.is_ascii_digit())
+    text.trim()
+        .trim_start_matches(['+', '-'])
+        .starts_with(|first: char| first.is_ascii_digit())
 }
 
 fn number(text: &str, what: &str, range: IdRange) -> Result<u32, Error> {
     let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     match text.parse::<u32>() {
         Ok(id) if digits && id < range.size => Ok(id),
-        _ => Err(invalid(format!("{what} id {text:?} is not between 0 and {}, the pod's range of ids", range.size - 1))),
+        _ => Err(invalid(format!(
+            "{what} id {text:?} is not between 0 and {}, the pod's range of ids",
+            range.size - 1
+        ))),
     }
 }
 
@@ -102,7 +136,9 @@ fn read_file(layers: &[PathBuf], name: &str) -> Result<String, Error> {
                 let read = file.take(MAX_BYTES + 1).read_to_end(&mut bytes);
                 read.map_err(|error| io_error(format!("read the image's /{name}"), error))?;
                 if bytes.len() as u64 > MAX_BYTES {
-                    return Err(invalid(format!("the image's /{name} is larger than {MAX_BYTES} bytes")));
+                    return Err(invalid(format!(
+                        "the image's /{name} is larger than {MAX_BYTES} bytes"
+                    )));
                 }
                 return Ok(String::from_utf8_lossy(&bytes).into_owned());
             }
@@ -116,15 +152,29 @@ fn read_file(layers: &[PathBuf], name: &str) -> Result<String, Error> {
 }
 
 fn open_confined(layer: &Path, name: &str) -> io::Result<Option<File>> {
-    let root = openat(CWD, layer, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let root = openat(
+        CWD,
+        layer,
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
     // Looked at before it is opened: opening a device or a FIFO of an image would act on it.
-    let found: File = openat2(&root, name, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve)?.into();
+    let found: File = openat2(
+        &root,
+        name,
+        OFlags::PATH | OFlags::CLOEXEC,
+        Mode::empty(),
+        resolve,
+    )?
+    .into();
     if !found.metadata()?.is_file() {
         return Ok(None);
     }
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    Ok(Some(openat2(&root, name, flags, Mode::empty(), resolve)?.into()))
+    Ok(Some(
+        openat2(&root, name, flags, Mode::empty(), resolve)?.into(),
+    ))
 }
 
 #[cfg(test)]
@@ -132,10 +182,15 @@ fn open_confined(layer: &Path, name: &str) -> io::Result<Option<File>> {
 mod tests {
     use super::*;
 
-    const RANGE: IdRange = IdRange { base: 1 << 20, size: 65_536 };
+    const RANGE: IdRange = IdRange {
+        base: 1 << 20,
+        size: 65_536,
+    };
 
     fn resolve(wish: UserWish, image_user: &str, layers: &[PathBuf]) -> Result<(u32, u32), String> {
-        identity(&wish, image_user, layers, RANGE).map(|id| (id.uid, id.gid)).map_err(|error| error.to_string())
+        identity(&wish, image_user, layers, RANGE)
+            .map(|id| (id.uid, id.gid))
+            .map_err(|error| error.to_string())
     }
 
     fn image(name: &str) -> (PathBuf, Vec<PathBuf>) {
@@ -145,7 +200,11 @@ mod tests {
         for layer in &layers {
             std::fs::create_dir_all(layer.join("etc")).unwrap();
         }
-        std::fs::write(layers[0].join("etc/passwd"), "root:x:0:0::/:/\nweb:x:101:202::/:/\n4294967296:x:0:0::/:/\n").unwrap();
+        std::fs::write(
+            layers[0].join("etc/passwd"),
+            "root:x:0:0::/:/\nweb:x:101:202::/:/\n4294967296:x:0:0::/:/\n",
+        )
+        .unwrap();
         std::fs::write(layers[0].join("etc/group"), "root:x:0:\nstaff:x:303:web\n").unwrap();
         (root, layers)
     }
@@ -159,35 +218,100 @@ mod tests {
     #[test]
     fn cri_wins_over_the_image_and_names_are_looked_up_in_it() {
         let (root, layers) = image("names");
-        let uid = |uid| UserWish { uid: Some(uid), ..UserWish::default() };
+        let uid = |uid| UserWish {
+            uid: Some(uid),
+            ..UserWish::default()
+        };
         assert_eq!(resolve(uid(7), "web:staff", &layers), Ok((7, 0)));
         assert_eq!(resolve(uid(101), "", &layers), Ok((101, 202)));
-        assert_eq!(resolve(UserWish { gid: Some(9), ..uid(101) }, "", &layers), Ok((101, 9)));
+        assert_eq!(
+            resolve(
+                UserWish {
+                    gid: Some(9),
+                    ..uid(101)
+                },
+                "",
+                &layers
+            ),
+            Ok((101, 9))
+        );
         assert_eq!(resolve(UserWish::default(), "web", &layers), Ok((101, 202)));
-        assert_eq!(resolve(UserWish::default(), "web:staff", &layers), Ok((101, 303)));
+        assert_eq!(
+            resolve(UserWish::default(), "web:staff", &layers),
+            Ok((101, 303))
+        );
         assert_eq!(resolve(UserWish::default(), "8:9", &layers), Ok((8, 9)));
-        assert_eq!(resolve(UserWish { username: "web".into(), ..UserWish::default() }, "5", &layers), Ok((101, 202)));
-        assert!(resolve(UserWish::default(), "nobody", &layers).unwrap_err().contains("nobody"));
-        assert!(resolve(UserWish::default(), "web:nogroup", &layers).unwrap_err().contains("nogroup"));
+        assert_eq!(
+            resolve(
+                UserWish {
+                    username: "web".into(),
+                    ..UserWish::default()
+                },
+                "5",
+                &layers
+            ),
+            Ok((101, 202))
+        );
+        assert!(
+            resolve(UserWish::default(), "nobody", &layers)
+                .unwrap_err()
+                .contains("nobody")
+        );
+        assert!(
+            resolve(UserWish::default(), "web:nogroup", &layers)
+                .unwrap_err()
+                .contains("nogroup")
+        );
         std::fs::remove_dir_all(root).unwrap();
     }
 
     #[test]
     fn odd_numbers_are_refused_and_never_looked_up() {
         let (root, layers) = image("numbers");
-        for user in ["4294967296", "4294967295", "65536", "-1", "+0", " 0", "0x0", "1000:99999999999", "1:-1"] {
-            assert!(resolve(UserWish::default(), user, &layers).is_err(), "{user:?} was taken");
+        for user in [
+            "4294967296",
+            "4294967295",
+            "65536",
+            "-1",
+            "+0",
+            " 0",
+            "0x0",
+            "1000:99999999999",
+            "1:-1",
+        ] {
+            assert!(
+                resolve(UserWish::default(), user, &layers).is_err(),
+                "{user:?} was taken"
+            );
         }
         for uid in [-1, 65_536, i64::MAX] {
-            assert!(resolve(UserWish { uid: Some(uid), ..UserWish::default() }, "", &layers).is_err(), "{uid}");
+            assert!(
+                resolve(
+                    UserWish {
+                        uid: Some(uid),
+                        ..UserWish::default()
+                    },
+                    "",
+                    &layers
+                )
+                .is_err(),
+                "{uid}"
+            );
         }
         std::fs::remove_dir_all(root).unwrap();
     }
 
     #[test]
     fn a_group_needs_a_user() {
-        let wish = UserWish { gid: Some(5), ..UserWish::default() };
-        assert!(resolve(wish, "7", &[]).unwrap_err().contains("run_as_group"));
+        let wish = UserWish {
+            gid: Some(5),
+            ..UserWish::default()
+        };
+        assert!(
+            resolve(wish, "7", &[])
+                .unwrap_err()
+                .contains("run_as_group")
+        );
     }
 
     #[test]
@@ -197,8 +321,18 @@ mod tests {
         std::os::unix::fs::symlink(root.join("outside"), layers[1].join("etc/passwd")).unwrap();
         assert!(resolve(UserWish::default(), "evil", &layers).is_err());
         std::fs::remove_file(layers[1].join("etc/passwd")).unwrap();
-        rustix::fs::mknodat(CWD, layers[1].join("etc/passwd"), rustix::fs::FileType::Fifo, Mode::RWXU, 0).unwrap();
-        assert!(resolve(UserWish::default(), "web", &layers).is_err(), "a FIFO did not hide the lower file");
+        rustix::fs::mknodat(
+            CWD,
+            layers[1].join("etc/passwd"),
+            rustix::fs::FileType::Fifo,
+            Mode::RWXU,
+            0,
+        )
+        .unwrap();
+        assert!(
+            resolve(UserWish::default(), "web", &layers).is_err(),
+            "a FIFO did not hide the lower file"
+        );
         std::fs::remove_dir_all(root).unwrap();
     }
 }

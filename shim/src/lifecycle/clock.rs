@@ -12,7 +12,9 @@ use super::state::BootTime;
 
 /// Nanoseconds since 1970 UTC; at least 1, so that it never reads as "not yet".
 pub fn wall() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     i64::try_from(since.as_nanos()).unwrap_or(i64::MAX).max(1)
 }
 
@@ -20,7 +22,9 @@ pub fn wall() -> i64 {
 pub fn boot() -> BootTime {
     let time = clock_gettime(ClockId::Boottime);
     let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
-    seconds.saturating_mul(1_000_000_000).saturating_add(u64::try_from(time.tv_nsec).unwrap_or(0))
+    seconds
+        .saturating_mul(1_000_000_000)
+        .saturating_add(u64::try_from(time.tv_nsec).unwrap_or(0))
 }
 
 /// How long until `at`; zero when it has passed.
@@ -30,5 +34,7 @@ pub fn until(at: BootTime) -> Duration {
 
 /// The id of this boot. Errors: /proc is not there.
 pub fn boot_id() -> io::Result<String> {
-    Ok(std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+    Ok(std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?
+        .trim()
+        .to_owned())
 }

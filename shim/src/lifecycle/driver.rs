@@ -12,8 +12,10 @@
 
 mod container;
 mod effects;
+mod keeping;
 mod note;
 mod pod;
+mod requests;
 mod resume;
 
 use std::collections::BTreeMap;
@@ -31,7 +33,7 @@ use tokio::task::AbortHandle;
 use super::clock;
 use super::error::{Error, Kind};
 use super::names::Names;
-use super::record::{ContainerRecord, Plan, PodRecord};
+use super::record::{Plan, PodRecord};
 use super::state::{ContainerPhase, PodPhase};
 use super::store::Slot;
 use super::view::Board;
@@ -134,7 +136,12 @@ impl Driver {
     }
 
     /// A driver that has not begun.
-    pub fn new(shared: Arc<Shared>, record: PodRecord, slot: Slot, mail: (Mailbox, UnboundedReceiver<Note>)) -> Driver {
+    pub fn new(
+        shared: Arc<Shared>,
+        record: PodRecord,
+        slot: Slot,
+        mail: (Mailbox, UnboundedReceiver<Note>),
+    ) -> Driver {
         Driver {
             shared,
             sender: mail.0,
@@ -165,7 +172,11 @@ impl Driver {
     pub async fn run(mut self) {
         self.settle().await;
         while self.record.phase != PodPhase::Gone {
-            let deadline = self.containers.values().filter_map(|container| container.phase.deadline()).min();
+            let deadline = self
+                .containers
+                .values()
+                .filter_map(|container| container.phase.deadline())
+                .min();
             tokio::select! {
                 // The sender is ours, too: the mailbox does not close while this runs.
                 Some(note) = self.mailbox.recv() => self.take(note).await,
@@ -213,7 +224,9 @@ impl Driver {
     fn end(mut self) {
         self.mailbox.close();
         self.shared.host.ids().release(self.record.range);
-        self.shared.names.release(&self.record.wish.name, &self.record.id);
+        self.shared
+            .names
+            .release(&self.record.wish.name, &self.record.id);
         self.answer_pod();
         tracing::info!(pod = %self.record.id, "sandbox gone");
     }
@@ -226,9 +239,15 @@ impl Driver {
     ) {
         let (sender, work) = (self.sender.clone(), self.shared.work.begin());
         tokio::spawn(async move {
-            let result = AssertUnwindSafe(effect).catch_unwind().await.unwrap_or_else(|_| {
-                Err(Error::new(Kind::Bug, "an effect panicked; the daemon's log has its message"))
-            });
+            let result = AssertUnwindSafe(effect)
+                .catch_unwind()
+                .await
+                .unwrap_or_else(|_| {
+                    Err(Error::new(
+                        Kind::Bug,
+                        "an effect panicked; the daemon's log has its message",
+                    ))
+                });
             drop(work);
             // Err means that the driver has ended, which it does only when nothing is left to be told.
             let _ = sender.send(note(result));

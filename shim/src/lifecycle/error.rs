@@ -44,12 +44,24 @@ pub struct Error {
 impl Error {
     /// An error without a cause.
     pub fn new(kind: Kind, text: impl Into<String>) -> Error {
-        Error { kind, text: text.into(), source: None }
+        Error {
+            kind,
+            text: text.into(),
+            source: None,
+        }
     }
 
     /// An error that another one caused.
-    pub fn because(kind: Kind, text: impl Into<String>, cause: impl std::error::Error + Send + Sync + 'static) -> Error {
-        Error { kind, text: text.into(), source: Some(Arc::new(cause)) }
+    pub fn because(
+        kind: Kind,
+        text: impl Into<String>,
+        cause: impl std::error::Error + Send + Sync + 'static,
+    ) -> Error {
+        Error {
+            kind,
+            text: text.into(),
+            source: Some(Arc::new(cause)),
+        }
     }
 
     /// What a caller can do about it.

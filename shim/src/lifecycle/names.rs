@@ -37,8 +37,14 @@ pub struct Names<M> {
 impl<M: Clone> Names<M> {
     /// An empty registry.
     pub fn new() -> Names<M> {
-        let tables = Tables { mailboxes: HashMap::new(), names: HashMap::new(), containers: HashMap::new() };
-        Names { tables: Mutex::new(tables) }
+        let tables = Tables {
+            mailboxes: HashMap::new(),
+            names: HashMap::new(),
+            containers: HashMap::new(),
+        };
+        Names {
+            tables: Mutex::new(tables),
+        }
     }
 
     /// Claims `name` for the pod `id`, served by `mailbox`.
@@ -77,7 +83,11 @@ impl<M: Clone> Names<M> {
     /// The mailbox of the driver that has the container.
     pub fn container(&self, id: &ContainerId) -> Option<M> {
         let tables = self.lock();
-        tables.containers.get(id).and_then(|pod| tables.mailboxes.get(pod)).cloned()
+        tables
+            .containers
+            .get(id)
+            .and_then(|pod| tables.mailboxes.get(pod))
+            .cloned()
     }
 
     /// Routes the container's id to its pod's driver.
@@ -101,7 +111,12 @@ mod tests {
     use super::*;
 
     fn name(attempt: u32) -> PodName {
-        PodName { name: "web".into(), namespace: "default".into(), uid: "u1".into(), attempt }
+        PodName {
+            name: "web".into(),
+            namespace: "default".into(),
+            uid: "u1".into(),
+            attempt,
+        }
     }
 
     #[test]
@@ -113,7 +128,10 @@ mod tests {
         assert!(matches!(names.claim(&name(1), &second, 'b'), Claim::Taken));
         names.release(&name(0), &first);
         assert_eq!(names.pod(&first), None);
-        assert!(matches!(names.claim(&name(0), &PodId::random().unwrap(), 'c'), Claim::Taken));
+        assert!(matches!(
+            names.claim(&name(0), &PodId::random().unwrap(), 'c'),
+            Claim::Taken
+        ));
     }
 
     #[test]
@@ -131,12 +149,18 @@ mod tests {
     fn a_pods_release_takes_its_containers_along() {
         let names = Names::new();
         let pod = PodId::random().unwrap();
-        let (one, two) = (ContainerId::random().unwrap(), ContainerId::random().unwrap());
+        let (one, two) = (
+            ContainerId::random().unwrap(),
+            ContainerId::random().unwrap(),
+        );
         names.claim(&name(0), &pod, 'a');
         names.add_container(&one, &pod);
         names.add_container(&two, &pod);
         names.drop_container(&two);
-        assert_eq!((names.container(&one), names.container(&two)), (Some('a'), None));
+        assert_eq!(
+            (names.container(&one), names.container(&two)),
+            (Some('a'), None)
+        );
         names.release(&name(0), &pod);
         assert_eq!(names.container(&one), None);
     }

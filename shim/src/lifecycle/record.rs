@@ -90,7 +90,11 @@ pub struct Plan {
 impl PodRecord {
     /// As CRI shows it.
     pub fn view(&self) -> PodView {
-        let ips = self.phase.live().and_then(|live| live.attachment.as_ref()).map(|at| at.addresses.clone());
+        let ips = self
+            .phase
+            .live()
+            .and_then(|live| live.attachment.as_ref())
+            .map(|at| at.addresses.clone());
         PodView {
             id: self.id.clone(),
             wish: Arc::clone(&self.wish),
@@ -108,11 +112,15 @@ impl ContainerRecord {
             ContainerPhase::Creating(_) | ContainerPhase::Created | ContainerPhase::Starting(_) => {
                 (ContainerState::Created, None)
             }
-            ContainerPhase::Running(_) | ContainerPhase::Stopping(..) => (ContainerState::Running, None),
+            ContainerPhase::Running(_) | ContainerPhase::Stopping(..) => {
+                (ContainerState::Running, None)
+            }
             ContainerPhase::Exited(ended) | ContainerPhase::Removing(Some(ended)) => {
                 (ContainerState::Exited, Some(ended))
             }
-            ContainerPhase::Removing(None) | ContainerPhase::Gone => (ContainerState::Created, None),
+            ContainerPhase::Removing(None) | ContainerPhase::Gone => {
+                (ContainerState::Created, None)
+            }
         };
         let started_at = self.phase.run().map(|run| run.started_at);
         ContainerView {
@@ -122,7 +130,10 @@ impl ContainerRecord {
             image_id: self.plan.image_id.clone(),
             state,
             created_at: self.created_at,
-            started_at: ended.map(|ended| ended.started_at).or(started_at).unwrap_or(0),
+            started_at: ended
+                .map(|ended| ended.started_at)
+                .or(started_at)
+                .unwrap_or(0),
             finished_at: ended.map_or(0, |ended| ended.finished_at),
             exit_code: ended.map_or(0, |ended| ended.code),
             reason: ended.map_or("", |ended| ended.reason.name()).to_owned(),
@@ -142,11 +153,16 @@ mod shared {
 
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-    pub fn serialize<T: Serialize, S: Serializer>(value: &Arc<T>, to: S) -> Result<S::Ok, S::Error> {
+    pub fn serialize<T: Serialize, S: Serializer>(
+        value: &Arc<T>,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
         value.as_ref().serialize(to)
     }
 
-    pub fn deserialize<'de, T: Deserialize<'de>, D: Deserializer<'de>>(from: D) -> Result<Arc<T>, D::Error> {
+    pub fn deserialize<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<Arc<T>, D::Error> {
         T::deserialize(from).map(Arc::new)
     }
 }

@@ -65,7 +65,9 @@ fn directories(of: &Path) -> Result<Vec<PathBuf>, Error> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(failed(error)),
     };
-    let paths: std::io::Result<Vec<PathBuf>> = entries.map(|entry| entry.map(|entry| entry.path())).collect();
+    let paths: std::io::Result<Vec<PathBuf>> = entries
+        .map(|entry| entry.map(|entry| entry.path()))
+        .collect();
     paths.map_err(failed)
 }
 
@@ -73,7 +75,9 @@ async fn recover_pod(shared: &Arc<Shared>, directory: &Path) -> Result<Outcome, 
     let (host, path) = (Arc::clone(&shared.host), directory.to_owned());
     let quarantine = host.quarantine();
     let read = blocking("reading the records of a sandbox", move || {
-        let Some((pod, slot)) = load::<PodRecord>(&path, &quarantine)? else { return Ok(None) };
+        let Some((pod, slot)) = load::<PodRecord>(&path, &quarantine)? else {
+            return Ok(None);
+        };
         let mut containers: Vec<(ContainerRecord, Slot)> = Vec::new();
         for directory in directories(&path.join("containers"))? {
             containers.extend(load::<ContainerRecord>(&directory, &quarantine)?);
@@ -81,25 +85,35 @@ async fn recover_pod(shared: &Arc<Shared>, directory: &Path) -> Result<Outcome, 
         Ok(Some((pod, slot, containers)))
     })
     .await?;
-    let Some((mut pod, mut slot, mut containers)) = read else { return Ok(Outcome::Dead(ids_below(directory))) };
+    let Some((mut pod, mut slot, mut containers)) = read else {
+        return Ok(Outcome::Dead(ids_below(directory)));
+    };
     if pod.phase == PodPhase::Starting {
         return drop_unborn(shared, &pod).await;
     }
     if pod.boot != shared.boot {
         after_reboot(shared, &mut pod, &mut slot, &mut containers).await?;
     }
-    Ok(Outcome::Driver(Box::new(resume(shared, pod, slot, containers).await)))
+    Ok(Outcome::Driver(Box::new(
+        resume(shared, pod, slot, containers).await,
+    )))
 }
 
 /// A record; `None` when there is none or when it was broken and moved aside.
-fn load<T: DeserializeOwned>(directory: &Path, quarantine: &Path) -> Result<Option<(T, Slot)>, Error> {
+fn load<T: DeserializeOwned>(
+    directory: &Path,
+    quarantine: &Path,
+) -> Result<Option<(T, Slot)>, Error> {
     let loaded = store::load(directory);
-    match loaded.map_err(|error| io_error(format!("read the record in {}", directory.display()), error))? {
+    match loaded
+        .map_err(|error| io_error(format!("read the record in {}", directory.display()), error))?
+    {
         Loaded::Found(record, slot) => Ok(Some((record, slot))),
         Loaded::Absent => Ok(None),
         Loaded::Torn(why) => {
             let moved = store::quarantine(directory, quarantine);
-            let moved = moved.map_err(|error| io_error(format!("quarantine {}", directory.display()), error))?;
+            let moved = moved
+                .map_err(|error| io_error(format!("quarantine {}", directory.display()), error))?;
             tracing::error!(record = why, quarantine = %moved.display(), "a broken record was moved aside");
             Ok(None)
         }
@@ -108,9 +122,15 @@ fn load<T: DeserializeOwned>(directory: &Path, quarantine: &Path) -> Result<Opti
 
 /// The ids that a broken or missing record stood for: its directory's name and those of its containers.
 fn ids_below(directory: &Path) -> Vec<String> {
-    let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
+    let name = |path: &Path| {
+        path.file_name()
+            .map(|name| name.to_string_lossy().into_owned())
+    };
     let containers = directories(&directory.join("containers")).unwrap_or_default();
-    name(directory).into_iter().chain(containers.iter().filter_map(|path| name(path))).collect()
+    name(directory)
+        .into_iter()
+        .chain(containers.iter().filter_map(|path| name(path)))
+        .collect()
 }
 
 /// A sandbox that was never acknowledged: its keeper has died with its daemon, the rest is removed here.
@@ -142,13 +162,19 @@ async fn after_reboot(
                 message: "the node restarted".to_owned(),
             });
             let saved = slot.save(container);
-            saved.map_err(|error| io_error(format!("save the record of container {}", container.id), error))?;
+            saved.map_err(|error| {
+                io_error(
+                    format!("save the record of container {}", container.id),
+                    error,
+                )
+            })?;
         }
     }
     // Last, so that a crash before it does all of this again.
     pod.phase = PodPhase::NotReady;
     pod.boot.clone_from(&shared.boot);
-    slot.save(pod).map_err(|error| io_error(format!("save the record of sandbox {}", pod.id), error))
+    slot.save(pod)
+        .map_err(|error| io_error(format!("save the record of sandbox {}", pod.id), error))
 }
 
 async fn resume(
@@ -164,7 +190,9 @@ async fn resume(
         shared.names.adopt(&pod.id, mail.0.clone());
     }
     let keeper = find_keeper(shared, &pod).await;
-    Driver::new(Arc::clone(shared), pod, slot, mail).resume(Resumed { containers, keeper }).await
+    Driver::new(Arc::clone(shared), pod, slot, mail)
+        .resume(Resumed { containers, keeper })
+        .await
 }
 
 async fn find_keeper(shared: &Arc<Shared>, pod: &PodRecord) -> Option<FoundKeeper> {
@@ -179,18 +207,28 @@ async fn find_keeper(shared: &Arc<Shared>, pod: &PodRecord) -> Option<FoundKeepe
         Err(error) => Err(error),
     };
     let connection = match greeted {
-        Ok((keeper, greeting, events)) => Some(Connection { keeper, greeting, events }),
+        Ok((keeper, greeting, events)) => Some(Connection {
+            keeper,
+            greeting,
+            events,
+        }),
         Err(error) => {
             tracing::error!(pod = %pod.id, error = error.chain(), "the keeper does not answer; its pod goes on without");
             None
         }
     };
-    Some(FoundKeeper { process, connection })
+    Some(FoundKeeper {
+        process,
+        connection,
+    })
 }
 
 async fn sweep(shared: &Arc<Shared>, owned: Owned, drivers: &[Driver]) -> Result<(), Error> {
     let host = Arc::clone(&shared.host);
-    let hashes: Vec<String> = drivers.iter().map(|driver| driver.engine_hash().to_owned()).collect();
+    let hashes: Vec<String> = drivers
+        .iter()
+        .map(|driver| driver.engine_hash().to_owned())
+        .collect();
     let found = blocking("sweeping", move || {
         let mut found = host.sweep(&owned);
         if let Err(error) = host.sweep_compiled(hashes) {
@@ -203,7 +241,10 @@ async fn sweep(shared: &Arc<Shared>, owned: Owned, drivers: &[Driver]) -> Result
         tracing::info!(removed, "swept");
     }
     for error in found.errors {
-        tracing::error!(error = error.chain(), "something nobody owns could not be removed");
+        tracing::error!(
+            error = error.chain(),
+            "something nobody owns could not be removed"
+        );
     }
     Ok(())
 }

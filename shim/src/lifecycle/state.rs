@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-pub use ended::{Ended, MESSAGE_LIMIT, Reason};
-pub use pod::{Live, PodEffect, PodEvent, PodPhase, PodRefused, pod_step};
+pub use ended::{Ended, Reason};
+pub use pod::{Live, PodEffect, PodEvent, PodPhase, pod_step};
 
 /// Nanoseconds of the boot clock: runs through suspend, never jumps, the same for every daemon of one boot.
 pub type BootTime = u64;
@@ -69,20 +69,36 @@ pub enum Stage {
 impl Stop {
     fn after(now: BootTime, grace: Duration) -> Stop {
         let grace_ns = u64::try_from(grace.as_nanos()).unwrap_or(u64::MAX);
-        Stop { kill_at: now.saturating_add(grace_ns), stage: Stage::Asked, then: Then::Rest }
+        Stop {
+            kill_at: now.saturating_add(grace_ns),
+            stage: Stage::Asked,
+            then: Then::Rest,
+        }
     }
 
     /// A stop that kills at once and removes afterwards.
     fn to_remove(now: BootTime) -> Stop {
-        Stop { kill_at: now, stage: Stage::Asked, then: Then::Remove }
+        Stop {
+            kill_at: now,
+            stage: Stage::Asked,
+            then: Then::Remove,
+        }
     }
 
     /// Both wishes in one: the earlier deadline, the later stage, a removal if either wants it.
     fn joined(self, other: Stop) -> Stop {
         Stop {
             kill_at: self.kill_at.min(other.kill_at),
-            stage: if self.stage == Stage::Killed { Stage::Killed } else { other.stage },
-            then: if self.then == Then::Remove { Then::Remove } else { other.then },
+            stage: if self.stage == Stage::Killed {
+                Stage::Killed
+            } else {
+                other.stage
+            },
+            then: if self.then == Then::Remove {
+                Then::Remove
+            } else {
+                other.then
+            },
         }
     }
 }
@@ -125,7 +141,10 @@ impl ContainerPhase {
 
     /// Whether a process of it may live.
     pub fn is_live(&self) -> bool {
-        matches!(self, ContainerPhase::Starting(_) | ContainerPhase::Running(_) | ContainerPhase::Stopping(..))
+        matches!(
+            self,
+            ContainerPhase::Starting(_) | ContainerPhase::Running(_) | ContainerPhase::Stopping(..)
+        )
     }
 
     /// The running process, when there is one.
@@ -214,19 +233,27 @@ pub enum Refused {
 
 /// What follows when `event` happens to a container in `phase` at `now`.
 /// Errors: the pair does not fit; the phase then stays as it was.
-pub fn step(now: BootTime, phase: ContainerPhase, event: Event) -> Result<(ContainerPhase, Vec<Effect>), Refused> {
+pub fn step(
+    now: BootTime,
+    phase: ContainerPhase,
+    event: Event,
+) -> Result<(ContainerPhase, Vec<Effect>), Refused> {
     match event {
         Event::StartAsked => match phase {
             ContainerPhase::Created => Ok((ContainerPhase::Starting(None), vec![Effect::Launch])),
-            other => Err(Refused::Start { while_in: other.name() }),
+            other => Err(Refused::Start {
+                while_in: other.name(),
+            }),
         },
         Event::StopAsked(grace) => Ok(stop(now, phase, Stop::after(now, grace))),
         Event::RemoveAsked => Ok(remove(now, phase)),
         Event::DeadlinePassed => Ok(deadline(now, phase)),
         Event::Ended(ended) => end(phase, ended),
-        Event::Built | Event::BuildFailed | Event::Launched(_) | Event::LaunchFailed(_) | Event::Removed => {
-            finish(now, phase, event)
-        }
+        Event::Built
+        | Event::BuildFailed
+        | Event::Launched(_)
+        | Event::LaunchFailed(_)
+        | Event::Removed => finish(now, phase, event),
     }
 }
 
@@ -237,9 +264,16 @@ fn stop(now: BootTime, phase: ContainerPhase, wish: Stop) -> (ContainerPhase, Ve
         Starting(Some(old)) => (Starting(Some(old.joined(wish))), vec![]),
         Running(run) => begin_stop(now, run, wish),
         // Killing again is harmless, and mends a kill that failed.
-        Stopping(run, old) if old.joined(wish).kill_at <= now => {
-            (Stopping(run, Stop { stage: Stage::Killed, ..old.joined(wish) }), vec![Effect::Kill])
-        }
+        Stopping(run, old) if old.joined(wish).kill_at <= now => (
+            Stopping(
+                run,
+                Stop {
+                    stage: Stage::Killed,
+                    ..old.joined(wish)
+                },
+            ),
+            vec![Effect::Kill],
+        ),
         Stopping(run, old) => (Stopping(run, old.joined(wish)), vec![]),
         // CRI: stopping what does not run is success and changes nothing.
         other => (other, vec![]),
@@ -248,7 +282,10 @@ fn stop(now: BootTime, phase: ContainerPhase, wish: Stop) -> (ContainerPhase, Ve
 
 fn begin_stop(now: BootTime, run: Run, wish: Stop) -> (ContainerPhase, Vec<Effect>) {
     if wish.kill_at <= now {
-        let stop = Stop { stage: Stage::Killed, ..wish };
+        let stop = Stop {
+            stage: Stage::Killed,
+            ..wish
+        };
         return (ContainerPhase::Stopping(run, stop), vec![Effect::Kill]);
     }
     (ContainerPhase::Stopping(run, wish), vec![Effect::Signal])
@@ -268,8 +305,19 @@ fn remove(now: BootTime, phase: ContainerPhase) -> (ContainerPhase, Vec<Effect>)
 
 fn deadline(now: BootTime, phase: ContainerPhase) -> (ContainerPhase, Vec<Effect>) {
     match phase {
-        ContainerPhase::Stopping(run, stop) if stop.stage == Stage::Asked && stop.kill_at <= now => {
-            (ContainerPhase::Stopping(run, Stop { stage: Stage::Killed, ..stop }), vec![Effect::Kill])
+        ContainerPhase::Stopping(run, stop)
+            if stop.stage == Stage::Asked && stop.kill_at <= now =>
+        {
+            (
+                ContainerPhase::Stopping(
+                    run,
+                    Stop {
+                        stage: Stage::Killed,
+                        ..stop
+                    },
+                ),
+                vec![Effect::Kill],
+            )
         }
         other => (other, vec![]),
     }
@@ -281,8 +329,13 @@ fn end(phase: ContainerPhase, ended: Ended) -> Result<(ContainerPhase, Vec<Effec
         Running(_) => Ok((Exited(ended), vec![Effect::CleanUp])),
         Stopping(_, stop) => Ok(rest_or_remove(ended, stop.then)),
         // The same end told twice, by the keeper and by the pidfd: the first word stands.
-        told @ (Exited(_) | ContainerPhase::Removing(_) | ContainerPhase::Gone) => Ok((told, vec![])),
-        other => Err(Refused::Impossible { event: "an end", while_in: other.name() }),
+        told @ (Exited(_) | ContainerPhase::Removing(_) | ContainerPhase::Gone) => {
+            Ok((told, vec![]))
+        }
+        other => Err(Refused::Impossible {
+            event: "an end",
+            while_in: other.name(),
+        }),
     }
 }
 
@@ -293,7 +346,11 @@ fn rest_or_remove(ended: Ended, then: Then) -> (ContainerPhase, Vec<Effect>) {
     }
 }
 
-fn finish(now: BootTime, phase: ContainerPhase, event: Event) -> Result<(ContainerPhase, Vec<Effect>), Refused> {
+fn finish(
+    now: BootTime,
+    phase: ContainerPhase,
+    event: Event,
+) -> Result<(ContainerPhase, Vec<Effect>), Refused> {
     use ContainerPhase::{Created, Creating, Gone, Removing, Running, Starting};
     match (phase, event) {
         (Creating(Then::Rest), Event::Built) => Ok((Created, vec![])),
@@ -302,11 +359,15 @@ fn finish(now: BootTime, phase: ContainerPhase, event: Event) -> Result<(Contain
         }
         (Starting(None), Event::Launched(run)) => Ok((Running(run), vec![])),
         (Starting(Some(stop)), Event::Launched(run)) => Ok(begin_stop(now, run, stop)),
-        (Starting(stop), Event::LaunchFailed(ended)) => {
-            Ok(rest_or_remove(ended, stop.map_or(Then::Rest, |stop| stop.then)))
-        }
+        (Starting(stop), Event::LaunchFailed(ended)) => Ok(rest_or_remove(
+            ended,
+            stop.map_or(Then::Rest, |stop| stop.then),
+        )),
         (Removing(_), Event::Removed) => Ok((Gone, vec![])),
-        (other, event) => Err(Refused::Impossible { event: event.name(), while_in: other.name() }),
+        (other, event) => Err(Refused::Impossible {
+            event: event.name(),
+            while_in: other.name(),
+        }),
     }
 }
 

@@ -43,7 +43,10 @@ pub enum Loaded<T> {
 impl Slot {
     /// An object that has no record yet. `directory` must exist when it is saved.
     pub fn new(directory: PathBuf) -> Slot {
-        Slot { directory, generation: 0 }
+        Slot {
+            directory,
+            generation: 0,
+        }
     }
 
     /// The object's directory.
@@ -91,7 +94,10 @@ pub fn load<T: DeserializeOwned>(directory: &Path) -> io::Result<Loaded<T>> {
                         remove_if_there(path)?;
                     }
                 }
-                let slot = Slot { directory: directory.to_owned(), generation: *generation };
+                let slot = Slot {
+                    directory: directory.to_owned(),
+                    generation: *generation,
+                };
                 return Ok(Loaded::Found(value, slot));
             }
             Err(text) => {
@@ -116,7 +122,10 @@ fn generations(directory: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
     for entry in entries {
         let entry = entry?;
         let name = entry.file_name();
-        let number = name.to_str().and_then(|name| name.strip_prefix(PREFIX)).and_then(|text| text.parse().ok());
+        let number = name
+            .to_str()
+            .and_then(|name| name.strip_prefix(PREFIX))
+            .and_then(|text| text.parse().ok());
         if let Some(generation) = number {
             found.push((generation, entry.path()));
         }
@@ -132,7 +141,10 @@ fn encode<T: Serialize>(value: &T) -> io::Result<Vec<u8>> {
 }
 
 fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
-    let end = bytes.iter().position(|byte| *byte == b'\n').ok_or("it has no header line")?;
+    let end = bytes
+        .iter()
+        .position(|byte| *byte == b'\n')
+        .ok_or("it has no header line")?;
     let header = std::str::from_utf8(&bytes[..end]).map_err(|_| "its header is no text")?;
     let body = &bytes[end + 1..];
     let mut words = header.split(' ');
@@ -141,17 +153,26 @@ fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
     }
     let version = words.next().and_then(|word| word.parse::<u32>().ok());
     if version != Some(VERSION) {
-        return Err(format!("its format is {version:?}, this build reads {VERSION}"));
+        return Err(format!(
+            "its format is {version:?}, this build reads {VERSION}"
+        ));
     }
     let got = hex(&Sha256::digest(body));
     if words.next() != Some(got.as_str()) {
-        return Err(format!("its {} bytes hash to {got}, its header says otherwise", body.len()));
+        return Err(format!(
+            "its {} bytes hash to {got}, its header says otherwise",
+            body.len()
+        ));
     }
     serde_json::from_slice(body).map_err(|error| error.to_string())
 }
 
 fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)?;
     file.write_all(bytes)
 }
 
@@ -186,7 +207,8 @@ mod tests {
 
     impl Scratch {
         fn new(name: &str) -> Scratch {
-            let path = std::env::temp_dir().join(format!("coracle-store-{name}-{}", std::process::id()));
+            let path =
+                std::env::temp_dir().join(format!("coracle-store-{name}-{}", std::process::id()));
             let _ = fs::remove_dir_all(&path);
             fs::create_dir_all(&path).unwrap();
             Scratch(path)
@@ -230,7 +252,9 @@ mod tests {
     fn saving_goes_on_after_a_load() {
         let dir = Scratch::new("goon");
         Slot::new(dir.0.clone()).save(&"one").unwrap();
-        let Loaded::Found(text, mut slot) = load::<String>(&dir.0).unwrap() else { panic!("no record") };
+        let Loaded::Found(text, mut slot) = load::<String>(&dir.0).unwrap() else {
+            panic!("no record")
+        };
         slot.save(&format!("{text} two")).unwrap();
         assert_eq!(read(&dir).as_deref(), Some("one two"));
     }
@@ -264,7 +288,9 @@ mod tests {
         let last = bytes.len() - 2;
         bytes[last] ^= 1;
         fs::write(path_of(&dir.0, 3), &bytes).unwrap();
-        let Loaded::Torn(text) = load::<String>(&dir.0).unwrap() else { panic!("it was taken") };
+        let Loaded::Torn(text) = load::<String>(&dir.0).unwrap() else {
+            panic!("it was taken")
+        };
         assert!(text.contains("record.3") && text.contains("hash"), "{text}");
         assert_eq!(dir.names(), ["record.3"]);
     }
@@ -274,7 +300,9 @@ mod tests {
         let dir = Scratch::new("format");
         let text = String::from_utf8(encode(&"text").unwrap()).unwrap();
         fs::write(path_of(&dir.0, 1), text.replacen(" 1 ", " 2 ", 1)).unwrap();
-        let Loaded::Torn(text) = load::<String>(&dir.0).unwrap() else { panic!("it was taken") };
+        let Loaded::Torn(text) = load::<String>(&dir.0).unwrap() else {
+            panic!("it was taken")
+        };
         assert!(text.contains("format"), "{text}");
     }
 
@@ -285,7 +313,10 @@ mod tests {
         slot.save(&"text").unwrap();
         slot.erase().unwrap();
         assert!(matches!(load::<String>(&dir.0).unwrap(), Loaded::Absent));
-        assert!(matches!(load::<String>(&dir.0.join("none")).unwrap(), Loaded::Absent));
+        assert!(matches!(
+            load::<String>(&dir.0.join("none")).unwrap(),
+            Loaded::Absent
+        ));
         assert_eq!(dir.names(), [""; 0]);
     }
 

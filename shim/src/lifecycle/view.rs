@@ -124,7 +124,10 @@ pub struct Board {
 impl Board {
     /// An empty board.
     pub fn new() -> Board {
-        Board { tables: RwLock::default(), events: broadcast::channel(EVENT_QUEUE).0 }
+        Board {
+            tables: RwLock::default(),
+            events: broadcast::channel(EVENT_QUEUE).0,
+        }
     }
 
     /// All sandboxes.
@@ -149,17 +152,34 @@ impl Board {
 
     /// The containers of one pod.
     pub fn containers_of(&self, pod: &PodId) -> Vec<Arc<ContainerView>> {
-        self.read().containers.values().filter(|view| view.pod == *pod).cloned().collect()
+        self.read()
+            .containers
+            .values()
+            .filter(|view| view.pod == *pod)
+            .cloned()
+            .collect()
     }
 
     /// Ids of sandboxes that begin with `prefix`, at most two of them.
     pub fn pods_like(&self, prefix: &str) -> Vec<PodId> {
-        self.read().pods.keys().filter(|id| id.as_str().starts_with(prefix)).take(2).cloned().collect()
+        self.read()
+            .pods
+            .keys()
+            .filter(|id| id.as_str().starts_with(prefix))
+            .take(2)
+            .cloned()
+            .collect()
     }
 
     /// Ids of containers that begin with `prefix`, at most two of them.
     pub fn containers_like(&self, prefix: &str) -> Vec<ContainerId> {
-        self.read().containers.keys().filter(|id| id.as_str().starts_with(prefix)).take(2).cloned().collect()
+        self.read()
+            .containers
+            .keys()
+            .filter(|id| id.as_str().starts_with(prefix))
+            .take(2)
+            .cloned()
+            .collect()
     }
 
     /// Shows `view` from now on.
@@ -169,7 +189,9 @@ impl Board {
 
     /// Shows `view` from now on.
     pub fn show_container(&self, view: ContainerView) {
-        self.write().containers.insert(view.id.clone(), Arc::new(view));
+        self.write()
+            .containers
+            .insert(view.id.clone(), Arc::new(view));
     }
 
     /// No longer shows the sandbox; returns its last view.
@@ -193,7 +215,13 @@ impl Board {
             return;
         }
         let containers = self.containers_of(&pod.id);
-        let event = Event { kind, container: container.to_owned(), at, pod, containers };
+        let event = Event {
+            kind,
+            container: container.to_owned(),
+            at,
+            pod,
+            containers,
+        };
         // Err means that the last subscriber has just gone.
         let _ = self.events.send(Arc::new(event));
     }

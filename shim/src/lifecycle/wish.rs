@@ -25,7 +25,11 @@ pub struct PodName {
 
 impl fmt::Display for PodName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{} (uid {}, attempt {})", self.namespace, self.name, self.uid, self.attempt)
+        write!(
+            f,
+            "{}/{} (uid {}, attempt {})",
+            self.namespace, self.name, self.uid, self.attempt
+        )
     }
 }
 
@@ -60,11 +64,18 @@ pub enum Handler {
 
 impl Handler {
     /// Every handler, in the order in which Status lists them.
-    pub const ALL: [Handler; 4] = [Handler::Default, Handler::Coracle, Handler::Wasm, Handler::Strict];
+    pub const ALL: [Handler; 4] = [
+        Handler::Default,
+        Handler::Coracle,
+        Handler::Wasm,
+        Handler::Strict,
+    ];
 
     /// The handler of that name; `None` when there is none.
     pub fn parse(name: &str) -> Option<Handler> {
-        Handler::ALL.into_iter().find(|handler| handler.as_str() == name)
+        Handler::ALL
+            .into_iter()
+            .find(|handler| handler.as_str() == name)
     }
 
     /// Its name in `runtime_handler`.

@@ -59,12 +59,18 @@ mod tests {
         work.idle().await;
         let (one, two) = (work.begin(), work.begin());
         drop(one);
-        assert!(tokio::time::timeout(Duration::from_millis(20), work.idle()).await.is_err());
+        assert!(
+            tokio::time::timeout(Duration::from_millis(20), work.idle())
+                .await
+                .is_err()
+        );
         let panicked = std::thread::spawn(move || {
             let _held = two;
             panic!("on purpose");
         });
         assert!(panicked.join().is_err());
-        tokio::time::timeout(Duration::from_secs(5), work.idle()).await.unwrap();
+        tokio::time::timeout(Duration::from_secs(5), work.idle())
+            .await
+            .unwrap();
     }
 }

@@ -1,4 +1,4 @@
-//! The driver's dealings with containers: requests, effects, exits, answers.
+//! What happens to containers: words of effects, exits, steps, answers.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,17 +7,14 @@ use coracle_runtime::id::ContainerId;
 use coracle_runtime::process::Process;
 use coracle_runtime::spec::{Cause, Exit};
 
-use super::{Container, Driver, Note, Reply, Shared, Waiting, Watch, Word, save};
-use crate::host::{Launched, blocking, io_error, make_private, pass};
+use super::{Container, Driver, Note, Reply, Watch, Word, save};
+use crate::host::Launched;
 use crate::lifecycle::clock;
 use crate::lifecycle::error::{Error, Kind};
-use crate::lifecycle::record::{ContainerRecord, Plan, PodRecord};
-use crate::lifecycle::state::{
-    ContainerPhase, Ended, Event, PodPhase, ProcessFact, Refused, Run, Then, step,
-};
+use crate::lifecycle::record::{ContainerRecord, Plan};
+use crate::lifecycle::state::{ContainerPhase, Ended, Event, ProcessFact, Refused, Run, step};
 use crate::lifecycle::store::Slot;
 use crate::lifecycle::view::EventKind;
-use crate::lifecycle::wish::ContainerWish;
 
 /// How long a keeper may be silent about an exit that the kernel has already told.
 const KEEPER_SILENCE: Duration = Duration::from_secs(2);
@@ -36,7 +33,9 @@ impl Container {
 
     /// Whether nothing of it lives or is being worked on.
     pub(super) fn is_quiet(&self) -> bool {
-        !self.phase.is_live() && !matches!(self.phase, ContainerPhase::Creating(_)) && self.busy == 0
+        !self.phase.is_live()
+            && !matches!(self.phase, ContainerPhase::Creating(_))
+            && self.busy == 0
     }
 
     fn answer_waiting(&mut self) {
@@ -45,7 +44,10 @@ impl Container {
             let result = self.failure.clone().map_or(Ok(self.id.clone()), Err);
             answer(&mut self.waiting.create, &result);
         }
-        if !matches!(self.phase, ContainerPhase::Created | ContainerPhase::Starting(_)) {
+        if !matches!(
+            self.phase,
+            ContainerPhase::Created | ContainerPhase::Starting(_)
+        ) {
             let result = self.failure.clone().map_or(Ok(()), Err);
             answer(&mut self.waiting.start, &result);
         }
@@ -73,128 +75,20 @@ fn refused(id: &ContainerId, refused: Refused) -> Error {
     Error::because(kind, format!("container {id}"), refused)
 }
 
-fn missing(id: &ContainerId) -> Error {
+pub(super) fn missing(id: &ContainerId) -> Error {
     Error::new(Kind::Missing, format!("there is no container {id}"))
 }
 
 impl Driver {
-    pub(super) fn ask_create(&mut self, wish: Arc<ContainerWish>, reply: Reply<ContainerId>) {
-        if !matches!(self.record.phase, PodPhase::Ready(_)) {
-            let text = format!("cannot create container {} in sandbox {}: it is {}", wish.name, self.record.id, self.record.phase.name());
-            let _ = reply.send(Err(Error::new(Kind::WrongPhase, text)));
-            return;
-        }
-        if let Some(held) = self.containers.values_mut().find(|held| held.wish.name == wish.name) {
-            let retry = held.wish == wish && matches!(held.phase, ContainerPhase::Creating(_) | ContainerPhase::Created);
-            if retry {
-                // Answered when settled: at once, or with the first try.
-                held.waiting.create.push(reply);
-                return;
-            }
-            let text = format!("sandbox {} has a container {} already: {}, {}", self.record.id, wish.name, held.id, held.phase.name());
-            let _ = reply.send(Err(Error::new(Kind::NameTaken, text)));
-            return;
-        }
-        match ContainerId::random() {
-            Ok(id) => self.create(id, wish, reply),
-            Err(error) => {
-                let _ = reply.send(Err(io_error("draw a container id", error)));
-            }
-        }
-    }
-
-    fn create(&mut self, id: ContainerId, wish: Arc<ContainerWish>, reply: Reply<ContainerId>) {
-        let created_at = clock::wall();
-        let container = Container {
-            id: id.clone(),
-            wish: Arc::clone(&wish),
-            plan: None,
-            created_at,
-            phase: ContainerPhase::Creating(Then::Rest),
-            slot: Slot::new(self.shared.host.container_directory(&self.record.id, &id)),
-            process: None,
-            watch: None,
-            early_exit: None,
-            busy: 1,
-            failure: None,
-            waiting: Waiting { create: vec![reply], ..Waiting::default() },
-        };
-        self.shared.names.add_container(&id, &self.record.id);
-        self.containers.insert(id.clone(), container);
-        let pid = self.keeper_process.as_ref().map_or(0, |process| process.pid());
-        let engine = self.shared.host.engine_of(&self.engine_hash, pid);
-        let (shared, pod, word_id) = (Arc::clone(&self.shared), self.record.clone(), id.clone());
-        self.effect(
-            async move {
-                let plan = Arc::new(shared.host.plan(&pod, &id, &wish, &engine).await?);
-                let phase = ContainerPhase::Creating(Then::Rest);
-                let record = ContainerRecord { id, wish, plan, created_at, phase };
-                blocking("creating a container", move || make(&shared, &pod, record)).await
-            },
-            |result| Note::Container(word_id, Word::Built(result.map(Box::new))),
-        );
-    }
-
-    pub(super) async fn ask_start(&mut self, id: ContainerId, reply: Reply<()>) {
-        if !matches!(self.record.phase, PodPhase::Ready(_)) {
-            let text = format!("cannot start container {id}: its sandbox {} is {}", self.record.id, self.record.phase.name());
-            let _ = reply.send(Err(Error::new(Kind::WrongPhase, text)));
-            return;
-        }
-        match self.step(&id, Event::StartAsked).await {
-            Ok(()) => self.wait(&id, reply, |waiting| &mut waiting.start),
-            Err(error) => drop(reply.send(Err(error))),
-        }
-    }
-
-    pub(super) async fn ask_stop(&mut self, id: ContainerId, grace: Duration, reply: Reply<()>) {
-        match self.step(&id, Event::StopAsked(grace)).await {
-            Ok(()) => self.wait(&id, reply, |waiting| &mut waiting.stop),
-            Err(error) => drop(reply.send(Err(error))),
-        }
-    }
-
-    pub(super) async fn ask_remove(&mut self, id: ContainerId, reply: Reply<()>) {
-        match self.step(&id, Event::RemoveAsked).await {
-            Ok(()) => self.wait(&id, reply, |waiting| &mut waiting.remove),
-            Err(error) => drop(reply.send(Err(error))),
-        }
-    }
-
-    fn wait(&mut self, id: &ContainerId, reply: Reply<()>, queue: impl FnOnce(&mut Waiting) -> &mut Vec<Reply<()>>) {
-        match self.containers.get_mut(id) {
-            Some(container) => queue(&mut container.waiting).push(reply),
-            None => drop(reply.send(Err(missing(id)))),
-        }
-    }
-
-    pub(super) fn ask_reopen_log(&mut self, id: &ContainerId, reply: Reply<()>) {
-        let refusal = match (self.containers.get(id), &self.keeper) {
-            (None, _) => missing(id),
-            (Some(container), _) if container.phase.run().is_none() => Error::new(
-                Kind::WrongPhase,
-                format!("cannot reopen the log of container {id}: it is {}, not running", container.phase.name()),
-            ),
-            (Some(_), None) => Error::new(Kind::Io, format!("reopen the log of container {id}: its keeper does not answer")),
-            (Some(container), Some(keeper)) => {
-                let (shared, keeper, id) = (Arc::clone(&self.shared), keeper.clone(), id.clone());
-                let directory = self.record.wish.log_directory.clone();
-                let path = container.plan.as_ref().map(|plan| plan.log_path.clone()).unwrap_or_default();
-                let work = self.shared.work.begin();
-                tokio::spawn(async move {
-                    let _ = reply.send(shared.host.reopen_log(&keeper, &id, &directory, &path).await);
-                    drop(work);
-                });
-                return;
-            }
-        };
-        let _ = reply.send(Err(refusal));
-    }
-
     pub(super) async fn pass_deadlines(&mut self) {
         let now = clock::boot();
         let due = |container: &&Container| container.phase.deadline().is_some_and(|at| at <= now);
-        let ids: Vec<ContainerId> = self.containers.values().filter(due).map(|container| container.id.clone()).collect();
+        let ids: Vec<ContainerId> = self
+            .containers
+            .values()
+            .filter(due)
+            .map(|container| container.id.clone())
+            .collect();
         for id in ids {
             self.note_failure(&id, Event::DeadlinePassed).await;
         }
@@ -220,7 +114,9 @@ impl Driver {
     }
 
     async fn built(&mut self, id: &ContainerId, result: Result<Box<(Arc<Plan>, Slot)>, Error>) {
-        let Some(container) = self.containers.get_mut(id) else { return };
+        let Some(container) = self.containers.get_mut(id) else {
+            return;
+        };
         let failure = match result {
             Ok(made) => {
                 (container.plan, container.slot) = (Some(made.0), made.1);
@@ -236,11 +132,19 @@ impl Driver {
     }
 
     async fn launched(&mut self, id: &ContainerId, result: Result<Launched, Error>) {
-        let Some(container) = self.containers.get_mut(id) else { return };
+        let Some(container) = self.containers.get_mut(id) else {
+            return;
+        };
         match result {
             Ok(launched) => {
-                let process = ProcessFact { pid: launched.process.pid(), start_time: launched.process.start_time() };
-                let run = Run { process, started_at: launched.started_at };
+                let process = ProcessFact {
+                    pid: launched.process.pid(),
+                    start_time: launched.process.start_time(),
+                };
+                let run = Run {
+                    process,
+                    started_at: launched.started_at,
+                };
                 let early = container.early_exit.take();
                 self.hold(id, launched.process);
                 self.note_failure(id, Event::Launched(run)).await;
@@ -270,24 +174,53 @@ impl Driver {
         self.watch(async move {
             process.ended().await;
             tokio::time::sleep(KEEPER_SILENCE).await;
-            let cause = if process.exit_status().is_some() { Cause::Ended } else { Cause::Unknown };
+            let cause = if process.exit_status().is_some() {
+                Cause::Ended
+            } else {
+                Cause::Unknown
+            };
             let code = process.exit_status().unwrap_or(255);
-            Note::Container(id, Word::Silent(Exit { code, signal: None, finished_at: clock::wall(), cause }))
+            Note::Container(
+                id,
+                Word::Silent(Exit {
+                    code,
+                    signal: None,
+                    finished_at: clock::wall(),
+                    cause,
+                }),
+            )
         })
     }
 
     /// A container has ended, as its keeper or the kernel says.
     pub(super) async fn exited(&mut self, id: &ContainerId, exit: Exit) {
-        let Some(container) = self.containers.get_mut(id) else { return };
+        let Some(container) = self.containers.get_mut(id) else {
+            return;
+        };
         if matches!(container.phase, ContainerPhase::Starting(_)) {
             container.early_exit = Some(exit);
             return;
         }
-        let Some(run) = container.phase.run() else { return };
-        let cgroup = container.plan.as_ref().map(|plan| plan.cgroup.as_str()).unwrap_or_default();
+        let Some(run) = container.phase.run() else {
+            return;
+        };
+        let cgroup = container
+            .plan
+            .as_ref()
+            .map(|plan| plan.cgroup.as_str())
+            .unwrap_or_default();
         // The count is read only where it can matter: it costs a file.
-        let oom_kills = if exit.code == 137 { self.shared.host.oom_kills(cgroup) } else { 0 };
-        let ended = Ended::judge(run.started_at, &exit, oom_kills, container.phase.stop_stage());
+        let oom_kills = if exit.code == 137 {
+            self.shared.host.oom_kills(cgroup)
+        } else {
+            0
+        };
+        let ended = Ended::judge(
+            run.started_at,
+            &exit,
+            oom_kills,
+            container.phase.stop_stage(),
+        );
         tracing::info!(container = %id, exit_code = ended.code, reason = ended.reason.name(), "container exited");
         container.watch = None;
         container.process = None;
@@ -296,7 +229,9 @@ impl Driver {
 
     fn forgetting_failed(&mut self, id: &ContainerId, error: &Error) {
         tracing::error!(container = %id, error = error.chain(), "a container could not be removed");
-        let Some(container) = self.containers.get_mut(id) else { return };
+        let Some(container) = self.containers.get_mut(id) else {
+            return;
+        };
         if container.failure.is_some() && container.plan.is_none() {
             // It never came to be: nobody will ask to remove it, and the next start sweeps what is left.
             container.phase = ContainerPhase::Gone;
@@ -346,11 +281,19 @@ impl Driver {
 
     /// Puts the container's view on the board, once it may be seen.
     pub(super) fn show(&self, id: &ContainerId) {
-        let Some(container) = self.containers.get(id) else { return };
-        let hidden = matches!(container.phase, ContainerPhase::Creating(_) | ContainerPhase::Gone);
-        let unborn = container.failure.is_some() && matches!(container.phase, ContainerPhase::Removing(None));
+        let Some(container) = self.containers.get(id) else {
+            return;
+        };
+        let hidden = matches!(
+            container.phase,
+            ContainerPhase::Creating(_) | ContainerPhase::Gone
+        );
+        let unborn = container.failure.is_some()
+            && matches!(container.phase, ContainerPhase::Removing(None));
         if let Some(record) = container.record().filter(|_| !hidden && !unborn) {
-            self.shared.board.show_container(record.view(&self.record.id));
+            self.shared
+                .board
+                .show_container(record.view(&self.record.id));
         }
     }
 
@@ -373,7 +316,9 @@ impl Driver {
 
     pub(super) fn tell(&self, kind: EventKind, id: &str) {
         let board = &self.shared.board;
-        let pod = board.pod(&self.record.id).unwrap_or_else(|| Arc::new(self.record.view()));
+        let pod = board
+            .pod(&self.record.id)
+            .unwrap_or_else(|| Arc::new(self.record.view()));
         board.tell(kind, id, clock::wall(), pod);
     }
 }
@@ -384,7 +329,9 @@ fn told(before: &ContainerPhase, after: &ContainerPhase) -> Option<EventKind> {
     match (before, after) {
         (Creating(_), Created) => Some(EventKind::Created),
         (Starting(_), Running(_) | Stopping(..)) => Some(EventKind::Started),
-        (Starting(_) | Running(_) | Stopping(..), Exited(_) | Removing(_)) => Some(EventKind::Stopped),
+        (Starting(_) | Running(_) | Stopping(..), Exited(_) | Removing(_)) => {
+            Some(EventKind::Stopped)
+        }
         _ => None,
     }
 }
@@ -395,22 +342,12 @@ pub(super) async fn save_container(container: &mut Container) -> Result<(), Erro
         ContainerPhase::Created => Some("create.ready"),
         ContainerPhase::Running(_) => Some("start.record"),
         ContainerPhase::Exited(_) => Some("exit.record"),
-        ContainerPhase::Creating(_) | ContainerPhase::Starting(_) | ContainerPhase::Stopping(..) => None,
+        ContainerPhase::Creating(_)
+        | ContainerPhase::Starting(_)
+        | ContainerPhase::Stopping(..) => None,
     };
     match container.record() {
         Some(record) => save(site, &mut container.slot, record).await,
         None => Ok(()),
     }
-}
-
-/// Records a planned container and builds it. Blocks.
-fn make(shared: &Shared, pod: &PodRecord, record: ContainerRecord) -> Result<(Arc<Plan>, Slot), Error> {
-    pass("create.record")?;
-    let directory = shared.host.container_directory(&pod.id, &record.id);
-    make_private(&directory)?;
-    let mut slot = Slot::new(directory);
-    let saved = slot.save(&record);
-    saved.map_err(|error| io_error(format!("save the record of container {}", record.id), error))?;
-    shared.host.build(&pod.id, &record.id, &record.wish, &record.plan)?;
-    Ok((record.plan, slot))
 }

@@ -21,28 +21,62 @@ impl Driver {
     }
 
     fn launch(&mut self, id: &ContainerId) {
-        let pid = self.keeper_process.as_ref().map_or(0, |process| process.pid());
+        let pid = self
+            .keeper_process
+            .as_ref()
+            .map_or(0, |process| process.pid());
         let engine = self.shared.host.engine_of(&self.engine_hash, pid);
-        let Some(container) = self.containers.get_mut(id) else { return };
+        let Some(container) = self.containers.get_mut(id) else {
+            return;
+        };
         container.busy += 1;
         let parts = container.plan.clone().zip(self.keeper.clone());
-        let (shared, pod, wish) = (Arc::clone(&self.shared), self.record.id.clone(), Arc::clone(&container.wish));
-        let (id, word_id, log_directory) = (id.clone(), id.clone(), self.record.wish.log_directory.clone());
+        let (shared, pod, wish) = (
+            Arc::clone(&self.shared),
+            self.record.id.clone(),
+            Arc::clone(&container.wish),
+        );
+        let (id, word_id, log_directory) = (
+            id.clone(),
+            id.clone(),
+            self.record.wish.log_directory.clone(),
+        );
         self.effect(
             async move {
                 let Some((plan, keeper)) = parts else {
-                    return Err(Error::new(Kind::Io, format!("start container {id}: its keeper does not answer")));
+                    return Err(Error::new(
+                        Kind::Io,
+                        format!("start container {id}: its keeper does not answer"),
+                    ));
                 };
-                shared.host.launch(Launch { pod, id, log_directory, wish, plan, keeper, engine }).await
+                shared
+                    .host
+                    .launch(Launch {
+                        pod,
+                        id,
+                        log_directory,
+                        wish,
+                        plan,
+                        keeper,
+                        engine,
+                    })
+                    .await
             },
             |result| Note::Container(word_id, Word::Launched(result)),
         );
     }
 
     fn signal(&self, id: &ContainerId) {
-        let Some(container) = self.containers.get(id) else { return };
-        let signal = container.plan.as_ref().map_or(libc::SIGTERM, |plan| plan.stop_signal);
-        let Some(process) = &container.process else { return };
+        let Some(container) = self.containers.get(id) else {
+            return;
+        };
+        let signal = container
+            .plan
+            .as_ref()
+            .map_or(libc::SIGTERM, |plan| plan.stop_signal);
+        let Some(process) = &container.process else {
+            return;
+        };
         if let Err(error) = self.shared.host.signal(process, signal) {
             // The deadline that is armed ends it all the same.
             tracing::warn!(container = %id, error = error.chain(), "the stop signal was not sent");
@@ -50,20 +84,34 @@ impl Driver {
     }
 
     fn kill(&mut self, id: &ContainerId) {
-        let Some(container) = self.containers.get_mut(id) else { return };
+        let Some(container) = self.containers.get_mut(id) else {
+            return;
+        };
         container.busy += 1;
-        let (shared, process, cgroup) = (Arc::clone(&self.shared), container.process.clone(), self.cgroup_of(id));
+        let (shared, process, cgroup) = (
+            Arc::clone(&self.shared),
+            container.process.clone(),
+            self.cgroup_of(id),
+        );
         let word_id = id.clone();
         self.effect(
-            blocking("killing a container", move || shared.host.kill(process.as_deref(), &cgroup)),
+            blocking("killing a container", move || {
+                shared.host.kill(process.as_deref(), &cgroup)
+            }),
             |result| Note::Container(word_id, Word::Cleaned(result)),
         );
     }
 
     fn clean_up(&mut self, id: &ContainerId) {
-        let Some(container) = self.containers.get_mut(id) else { return };
+        let Some(container) = self.containers.get_mut(id) else {
+            return;
+        };
         container.busy += 1;
-        let (shared, keeper, cgroup) = (Arc::clone(&self.shared), self.keeper.clone(), self.cgroup_of(id));
+        let (shared, keeper, cgroup) = (
+            Arc::clone(&self.shared),
+            self.keeper.clone(),
+            self.cgroup_of(id),
+        );
         let (pod, id, word_id) = (self.record.id.clone(), id.clone(), id.clone());
         self.effect(
             async move { shared.host.clean_up(keeper, &pod, &id, cgroup).await },
@@ -72,12 +120,23 @@ impl Driver {
     }
 
     fn forget(&mut self, id: &ContainerId) {
-        let Some(container) = self.containers.get_mut(id) else { return };
+        let Some(container) = self.containers.get_mut(id) else {
+            return;
+        };
         container.busy += 1;
-        let (shared, keeper, cgroup) = (Arc::clone(&self.shared), self.keeper.clone(), self.cgroup_of(id));
+        let (shared, keeper, cgroup) = (
+            Arc::clone(&self.shared),
+            self.keeper.clone(),
+            self.cgroup_of(id),
+        );
         let (pod, id, word_id) = (self.record.id.clone(), id.clone(), id.clone());
         self.effect(
-            async move { shared.host.forget_container(keeper, &pod, &id, cgroup).await },
+            async move {
+                shared
+                    .host
+                    .forget_container(keeper, &pod, &id, cgroup)
+                    .await
+            },
             |result| Note::Container(word_id, Word::Forgotten(result)),
         );
     }

@@ -1,27 +1,18 @@
-//! The driver's dealings with its pod: requests, raising, lowering, the keeper's own life.
+//! The driver's dealings with its pod: requests, raising, lowering, answers.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use coracle_runtime::keeper::{KeeperEvent, read_exits};
-use coracle_runtime::spec::{Cause, Exit};
-
 use super::container::answer;
-use super::{Connection, Driver, Effort, Note, Reply, Shared, Standing, save};
-use crate::host::{blocking, io_error, make_private, pass, runtime_error};
+use super::{Driver, Effort, Note, Reply, Shared, Standing, save};
+use crate::host::{blocking, io_error, make_private, pass};
 use crate::lifecycle::clock;
 use crate::lifecycle::error::{Error, Kind};
 use crate::lifecycle::record::PodRecord;
-use crate::lifecycle::state::{
-    Event, Live, PodEffect, PodEvent, PodPhase, ProcessFact, pod_step,
-};
+use crate::lifecycle::state::{Event, Live, PodEffect, PodEvent, PodPhase, ProcessFact, pod_step};
 use crate::lifecycle::store::Slot;
 use crate::lifecycle::view::EventKind;
 use crate::lifecycle::wish::PodWish;
-
-/// How often and how far apart a keeper that hung up is called again.
-const CALLS: u32 = 3;
-const BETWEEN_CALLS: Duration = Duration::from_millis(200);
 
 impl Driver {
     pub(super) fn ask_ready(&mut self, wish: &PodWish, reply: Reply<()>) {
@@ -32,7 +23,10 @@ impl Driver {
             return;
         }
         let (id, phase) = (&self.record.id, self.record.phase.name());
-        let text = format!("sandbox name {} belongs to {id}, which is {phase}; ask with another attempt", wish.name);
+        let text = format!(
+            "sandbox name {} belongs to {id}, which is {phase}; ask with another attempt",
+            wish.name
+        );
         let _ = reply.send(Err(Error::new(Kind::NameTaken, text)));
     }
 
@@ -63,13 +57,21 @@ impl Driver {
         if matches!(phase, PodPhase::Ready(_)) {
             answer(&mut self.ready, &Ok(()));
         }
-        if matches!(phase, PodPhase::NotReady | PodPhase::Removing | PodPhase::Gone) {
+        if matches!(
+            phase,
+            PodPhase::NotReady | PodPhase::Removing | PodPhase::Gone
+        ) {
             answer(&mut self.stop, &Ok(()));
         }
         if *phase == PodPhase::Gone {
             answer(&mut self.remove, &Ok(()));
             let failure = self.failure.clone();
-            let gone = || Error::new(Kind::Missing, format!("sandbox {} was removed meanwhile", self.record.id));
+            let gone = || {
+                Error::new(
+                    Kind::Missing,
+                    format!("sandbox {} was removed meanwhile", self.record.id),
+                )
+            };
             answer(&mut self.ready, &Err(failure.unwrap_or_else(gone)));
         }
     }
@@ -80,14 +82,16 @@ impl Driver {
             return;
         }
         let next = match &self.record.phase {
-            PodPhase::Stopping(..) if self.containers.values().all(super::Container::is_quiet) => PodEvent::Emptied,
+            PodPhase::Stopping(..) if self.containers.values().all(super::Container::is_quiet) => {
+                PodEvent::Emptied
+            }
             PodPhase::Removing if self.containers.is_empty() => PodEvent::Cleared,
             _ => return,
         };
         self.note_pod(next).await;
     }
 
-    async fn note_pod(&mut self, event: PodEvent) {
+    pub(super) async fn note_pod(&mut self, event: PodEvent) {
         if let Err(error) = self.pod_step(event).await {
             tracing::error!(pod = %self.record.id, error = error.chain(), "a sandbox's change was refused");
         }
@@ -97,10 +101,14 @@ impl Driver {
     pub(super) async fn pod_step(&mut self, event: PodEvent) -> Result<(), Error> {
         let before = self.record.phase.clone();
         let decided = pod_step(before.clone(), event);
-        let refused = |why| Error::because(Kind::WrongPhase, format!("sandbox {}", self.record.id), why);
+        let refused =
+            |why| Error::because(Kind::WrongPhase, format!("sandbox {}", self.record.id), why);
         let (next, effects) = decided.map_err(refused)?;
         self.record.phase = next;
-        let on_disk = matches!(self.record.phase, PodPhase::Stopping(..) | PodPhase::NotReady);
+        let on_disk = matches!(
+            self.record.phase,
+            PodPhase::Stopping(..) | PodPhase::NotReady
+        );
         if self.record.phase != before
             && on_disk
             && let Err(error) = save(None, &mut self.slot, self.record.clone()).await
@@ -134,7 +142,9 @@ impl Driver {
             (PodPhase::Ready(_), PodPhase::Stopping(..)) => self.tell(EventKind::Stopped, id),
             (PodPhase::Removing, PodPhase::Gone) => {
                 if let Some(last) = self.shared.board.hide_pod(&self.record.id) {
-                    self.shared.board.tell(EventKind::Deleted, id, clock::wall(), last);
+                    self.shared
+                        .board
+                        .tell(EventKind::Deleted, id, clock::wall(), last);
                 }
             }
             _ => {}
@@ -144,9 +154,16 @@ impl Driver {
     async fn act_pod(&mut self, effect: PodEffect) {
         match effect {
             PodEffect::EndContainers => {
-                let live = self.containers.values().filter(|container| container.phase.is_live());
-                for id in live.map(|container| container.id.clone()).collect::<Vec<_>>() {
-                    self.note_failure(&id, Event::StopAsked(Duration::ZERO)).await;
+                let live = self
+                    .containers
+                    .values()
+                    .filter(|container| container.phase.is_live());
+                for id in live
+                    .map(|container| container.id.clone())
+                    .collect::<Vec<_>>()
+                {
+                    self.note_failure(&id, Event::StopAsked(Duration::ZERO))
+                        .await;
                 }
             }
             PodEffect::RemoveContainers => {
@@ -161,8 +178,14 @@ impl Driver {
 
     pub(super) fn raise(&mut self) {
         self.effort = Effort::Busy;
-        let (shared, record, slot) = (Arc::clone(&self.shared), self.record.clone(), self.slot.clone());
-        self.effect(raise(shared, record, slot), |result| Note::Raised(result.map(Box::new)));
+        let (shared, record, slot) = (
+            Arc::clone(&self.shared),
+            self.record.clone(),
+            self.slot.clone(),
+        );
+        self.effect(raise(shared, record, slot), |result| {
+            Note::Raised(result.map(Box::new))
+        });
     }
 
     pub(super) async fn raised(&mut self, result: Result<Box<Standing>, Error>) {
@@ -186,23 +209,15 @@ impl Driver {
         self.note_pod(event).await;
     }
 
-    /// Keeps the keeper's process and listens for its end.
-    pub(super) fn keep(&mut self, process: Option<Arc<coracle_runtime::process::Process>>) {
-        self.keeper_watch = process.clone().map(|process| {
-            self.watch(async move {
-                process.ended().await;
-                Note::KeeperEnded
-            })
-        });
-        self.keeper_process = process;
-    }
-
     fn take_down(&mut self) {
         self.effort = Effort::Busy;
         self.keeper_watch = None;
         let (shared, record) = (Arc::clone(&self.shared), self.record.clone());
         let (keeper, process) = (self.keeper.clone(), self.keeper_process.clone());
-        self.effect(async move { shared.host.lower(&record, keeper, process).await }, Note::TakenDown);
+        self.effect(
+            async move { shared.host.lower(&record, keeper, process).await },
+            Note::TakenDown,
+        );
     }
 
     pub(super) async fn taken_down(&mut self, result: Result<(), Error>) {
@@ -225,7 +240,10 @@ impl Driver {
     fn forget_pod(&mut self) {
         self.effort = Effort::Busy;
         let (shared, pod) = (Arc::clone(&self.shared), self.record.id.clone());
-        self.effect(blocking("forgetting a sandbox", move || shared.host.forget_pod(&pod)), Note::PodForgotten);
+        self.effect(
+            blocking("forgetting a sandbox", move || shared.host.forget_pod(&pod)),
+            Note::PodForgotten,
+        );
     }
 
     pub(super) async fn pod_forgotten(&mut self, result: Result<(), Error>) {
@@ -246,99 +264,25 @@ impl Driver {
     pub(super) fn removal_failed(&mut self, error: &Error) {
         answer(&mut self.remove, &Err(error.clone()));
     }
-
-    pub(super) async fn hear(&mut self, event: Option<KeeperEvent>) {
-        match event {
-            Some(KeeperEvent::Exited { container, exit }) => match pass("exit.event") {
-                Ok(()) => self.exited(&container, exit).await,
-                Err(error) => tracing::warn!(container = %container, error = error.chain(), "word of an exit was lost"),
-            },
-            Some(KeeperEvent::Closed) | None => {
-                (self.events, self.keeper) = (None, None);
-                self.reconnect();
-            }
-        }
-    }
-
-    /// Calls a keeper that hung up, unless it has died: then its pidfd tells.
-    fn reconnect(&self) {
-        let alive = self.keeper_process.as_ref().is_some_and(|process| process.is_alive());
-        if !alive || self.record.phase.live().is_none() || self.effort == Effort::Busy {
-            return;
-        }
-        let (shared, pod) = (Arc::clone(&self.shared), self.record.id.clone());
-        self.effect(
-            async move {
-                let mut call = 1;
-                loop {
-                    tokio::time::sleep(BETWEEN_CALLS).await;
-                    match shared.host.connect(&pod).await {
-                        Ok((keeper, greeting, events)) => return Ok(Connection { keeper, greeting, events }),
-                        Err(error) if call >= CALLS => return Err(error),
-                        Err(_) => call += 1,
-                    }
-                }
-            },
-            |result| Note::Reconnected(result.map(Box::new)),
-        );
-    }
-
-    pub(super) async fn reconnected(&mut self, result: Result<Box<Connection>, Error>) {
-        match result {
-            Ok(connection) => self.connected(*connection).await,
-            Err(error) => tracing::error!(pod = %self.record.id, error = error.chain(), "the keeper does not answer"),
-        }
-    }
-
-    /// Takes a connection and learns what ended while there was none.
-    pub(super) async fn connected(&mut self, connection: Connection) {
-        self.keeper = Some(connection.keeper);
-        self.events = Some(connection.events);
-        self.engine_hash = connection.greeting.engine_hash;
-        for greeted in connection.greeting.containers {
-            if let Some(exit) = greeted.exit {
-                self.exited(&greeted.id, exit).await;
-            }
-        }
-    }
-
-    /// The keeper has died: its containers with it, but for those whose exit it had recorded.
-    pub(super) async fn keeper_ended(&mut self) {
-        if self.record.phase.live().is_none() || self.effort == Effort::Busy {
-            return;
-        }
-        tracing::error!(pod = %self.record.id, "the keeper has died; its sandbox ends");
-        (self.keeper, self.events, self.keeper_watch, self.keeper_process) = (None, None, None, None);
-        let exits = self.recorded_exits().await;
-        let lost = || Exit { code: 137, signal: Some(libc::SIGKILL), finished_at: clock::wall(), cause: Cause::KeeperLost };
-        for id in self.containers.keys().cloned().collect::<Vec<_>>() {
-            let recorded = exits.iter().find(|(of, _)| *of == id).map(|(_, exit)| exit.clone());
-            self.exited(&id, recorded.unwrap_or_else(lost)).await;
-        }
-        self.note_pod(PodEvent::KeeperLost).await;
-    }
-
-    /// Exit records that the keeper has left on disk; none when they cannot be read, which is said.
-    pub(super) async fn recorded_exits(&self) -> Vec<(coracle_runtime::id::ContainerId, Exit)> {
-        let directory = self.shared.host.exits_directory(&self.record.id);
-        let read = blocking("reading exit records", move || {
-            read_exits(&directory).map_err(|error| runtime_error("read exit records", error))
-        });
-        read.await.unwrap_or_else(|error| {
-            tracing::error!(pod = %self.record.id, error = error.chain(), "exit records cannot be read");
-            Vec::new()
-        })
-    }
 }
 
 /// Records a pod as starting, raises it, records it as ready, commits its keeper; or leaves nothing running.
 async fn raise(shared: Arc<Shared>, record: PodRecord, slot: Slot) -> Result<Standing, Error> {
     let slot = begin(&shared, &record, slot).await?;
     let raised = shared.host.raise(&record).await?;
-    let keeper = ProcessFact { pid: raised.process.pid(), start_time: raised.process.start_time() };
-    let live = Live { keeper, attachment: raised.attachment.clone() };
+    let keeper = ProcessFact {
+        pid: raised.process.pid(),
+        start_time: raised.process.start_time(),
+    };
+    let live = Live {
+        keeper,
+        attachment: raised.attachment.clone(),
+    };
     let mut standing = Standing { raised, slot, live };
-    let ready = PodRecord { phase: PodPhase::Ready(standing.live.clone()), ..record };
+    let ready = PodRecord {
+        phase: PodPhase::Ready(standing.live.clone()),
+        ..record
+    };
     let committed = match save(Some("run.ready-record"), &mut standing.slot, ready.clone()).await {
         Ok(()) => shared.host.commit(&ready.id, &standing.raised.keeper).await,
         Err(error) => Err(error),
@@ -346,7 +290,11 @@ async fn raise(shared: Arc<Shared>, record: PodRecord, slot: Slot) -> Result<Sta
     if let Err(error) = committed {
         let Standing { raised, .. } = standing;
         drop(raised.lifeline);
-        if let Err(undoing) = shared.host.lower(&ready, Some(raised.keeper), Some(raised.process)).await {
+        if let Err(undoing) = shared
+            .host
+            .lower(&ready, Some(raised.keeper), Some(raised.process))
+            .await
+        {
             tracing::warn!(pod = %ready.id, error = undoing.chain(), "a failed sandbox was not undone completely");
         }
         return Err(error);
@@ -360,7 +308,9 @@ async fn begin(shared: &Arc<Shared>, record: &PodRecord, mut slot: Slot) -> Resu
         pass("run.record")?;
         make_private(&shared.host.containers_directory(&record.id))?;
         let saved = slot.save(&record);
-        saved.map_err(|error| io_error(format!("save the record of sandbox {}", record.id), error))?;
+        saved.map_err(|error| {
+            io_error(format!("save the record of sandbox {}", record.id), error)
+        })?;
         Ok(slot)
     })
     .await

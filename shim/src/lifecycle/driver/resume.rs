@@ -59,7 +59,9 @@ impl Driver {
                     tracing::error!(container = %id, error = error.chain(), "its image was not leased again");
                 }
             }
-            None => tracing::error!(container = %id, image = record.plan.image_id, "its image is gone"),
+            None => {
+                tracing::error!(container = %id, image = record.plan.image_id, "its image is gone")
+            }
         }
         self.shared.names.add_container(&id, &self.record.id);
         let container = Container {
@@ -86,15 +88,32 @@ impl Driver {
             self.find_processes(&[]).await;
             return;
         };
-        let Connection { keeper, greeting, events } = connection;
-        let Greeting { protocol, engine_hash, containers } = greeting;
+        let Connection {
+            keeper,
+            greeting,
+            events,
+        } = connection;
+        let Greeting {
+            protocol,
+            engine_hash,
+            containers,
+        } = greeting;
         self.find_processes(&containers).await;
         self.return_unstarted(&containers).await;
         for greeted in &containers {
             self.finish_start(greeted).await;
         }
-        let greeting = Greeting { protocol, engine_hash, containers };
-        self.connected(Connection { keeper, greeting, events }).await;
+        let greeting = Greeting {
+            protocol,
+            engine_hash,
+            containers,
+        };
+        self.connected(Connection {
+            keeper,
+            greeting,
+            events,
+        })
+        .await;
     }
 
     /// Takes the process of each running container by pid and start time; what neither lives nor has left a record
@@ -102,14 +121,25 @@ impl Driver {
     async fn find_processes(&mut self, greeted: &[Greeted]) {
         let exits = self.recorded_exits().await;
         for (id, run) in self.running() {
-            if greeted.iter().any(|greeted| greeted.id == id && greeted.exit.is_some()) {
+            if greeted
+                .iter()
+                .any(|greeted| greeted.id == id && greeted.exit.is_some())
+            {
                 continue;
             }
             match open(run.process) {
                 Some(process) => self.hold(&id, process),
                 None => {
-                    let recorded = exits.iter().find(|(of, _)| *of == id).map(|(_, exit)| exit.clone());
-                    let unseen = Exit { code: 255, signal: None, finished_at: clock::wall(), cause: Cause::Unknown };
+                    let recorded = exits
+                        .iter()
+                        .find(|(of, _)| *of == id)
+                        .map(|(_, exit)| exit.clone());
+                    let unseen = Exit {
+                        code: 255,
+                        signal: None,
+                        finished_at: clock::wall(),
+                        cause: Cause::Unknown,
+                    };
                     self.exited(&id, recorded.unwrap_or(unseen)).await;
                 }
             }
@@ -124,13 +154,23 @@ impl Driver {
     /// A start that the keeper carried out and nobody recorded.
     async fn finish_start(&mut self, greeted: &Greeted) {
         let id = &greeted.id;
-        let starting = |container: &&Container| matches!(container.phase, ContainerPhase::Starting(_));
+        let starting =
+            |container: &&Container| matches!(container.phase, ContainerPhase::Starting(_));
         if self.containers.get(id).filter(starting).is_none() {
             return;
         }
         let started_at = greeted.started_at;
-        if let Some(Exit { cause: Cause::StartFailed(text), finished_at, .. }) = &greeted.exit {
-            self.note_failure(id, Event::LaunchFailed(Ended::never_ran(*finished_at, text))).await;
+        if let Some(Exit {
+            cause: Cause::StartFailed(text),
+            finished_at,
+            ..
+        }) = &greeted.exit
+        {
+            self.note_failure(
+                id,
+                Event::LaunchFailed(Ended::never_ran(*finished_at, text)),
+            )
+            .await;
             return;
         }
         // Ended already: its pid is nobody's any more, and its exit follows from the same greeting.
@@ -141,8 +181,18 @@ impl Driver {
         if let Some(process) = fact.and_then(open) {
             self.hold(id, process);
         }
-        let process = fact.unwrap_or(ProcessFact { pid: 0, start_time: 0 });
-        self.note_failure(id, Event::Launched(Run { process, started_at })).await;
+        let process = fact.unwrap_or(ProcessFact {
+            pid: 0,
+            start_time: 0,
+        });
+        self.note_failure(
+            id,
+            Event::Launched(Run {
+                process,
+                started_at,
+            }),
+        )
+        .await;
     }
 
     /// A start that never reached the keeper was not acknowledged either: the container is created, as before.
@@ -153,7 +203,10 @@ impl Driver {
             if !matches!(container.phase, ContainerPhase::Starting(_)) || known {
                 continue;
             }
-            let recorded = exits.iter().find(|(id, _)| *id == container.id).map(|(_, exit)| exit);
+            let recorded = exits
+                .iter()
+                .find(|(id, _)| *id == container.id)
+                .map(|(_, exit)| exit);
             container.phase = match recorded {
                 Some(exit) => ContainerPhase::Exited(Ended::judge(0, exit, 0, None)),
                 None => ContainerPhase::Created,
@@ -171,7 +224,11 @@ impl Driver {
     /// Repeats the effects of the phases that were recorded.
     async fn resume_phases(&mut self) {
         for id in self.containers.keys().cloned().collect::<Vec<_>>() {
-            match self.containers.get(&id).map(|container| container.phase.clone()) {
+            match self
+                .containers
+                .get(&id)
+                .map(|container| container.phase.clone())
+            {
                 // Nobody has heard of it.
                 Some(ContainerPhase::Creating(_)) => {
                     if let Some(container) = self.containers.get_mut(&id) {
@@ -180,7 +237,9 @@ impl Driver {
                     }
                     self.note_failure(&id, Event::BuildFailed).await;
                 }
-                Some(ContainerPhase::Stopping(_, stop)) if stop.stage == Stage::Asked => self.act(&id, Effect::Signal),
+                Some(ContainerPhase::Stopping(_, stop)) if stop.stage == Stage::Asked => {
+                    self.act(&id, Effect::Signal)
+                }
                 Some(ContainerPhase::Stopping(..)) => self.act(&id, Effect::Kill),
                 Some(ContainerPhase::Exited(_)) => self.act(&id, Effect::CleanUp),
                 _ => {}
@@ -203,8 +262,15 @@ impl Driver {
             owned.leaves.insert(id.to_owned());
             owned.attachments.extend(live.attachment.clone());
         }
-        let kept = |container: &&Container| container.phase == ContainerPhase::Created || container.phase.is_live();
-        owned.leaves.extend(self.containers.values().filter(kept).map(|container| container.id.as_str().to_owned()));
+        let kept = |container: &&Container| {
+            container.phase == ContainerPhase::Created || container.phase.is_live()
+        };
+        owned.leaves.extend(
+            self.containers
+                .values()
+                .filter(kept)
+                .map(|container| container.id.as_str().to_owned()),
+        );
     }
 
     /// The engine of its keeper; empty when nobody knows it.
@@ -215,5 +281,8 @@ impl Driver {
 
 /// The process that a record names, if it is still the same one.
 fn open(fact: ProcessFact) -> Option<Arc<Process>> {
-    Process::open(fact.pid, fact.start_time).ok().flatten().map(Arc::new)
+    Process::open(fact.pid, fact.start_time)
+        .ok()
+        .flatten()
+        .map(Arc::new)
 }

@@ -73,16 +73,30 @@ impl Ended {
             Cause::KeeperLost => (Reason::KeeperLost, ""),
             Cause::Unknown => (Reason::Unknown, ""),
             Cause::Ended if exit.code == 0 => (Reason::Completed, ""),
-            Cause::Ended if exit.code == 137 && oom_kills > 0 && stage != Some(Stage::Killed) => (Reason::CgroupOom, ""),
+            Cause::Ended if exit.code == 137 && oom_kills > 0 && stage != Some(Stage::Killed) => {
+                (Reason::CgroupOom, "")
+            }
             Cause::Ended => (Reason::Error, ""),
         };
         let finished_at = exit.finished_at.max(started_at).max(1);
-        Ended { started_at, finished_at, code: exit.code, reason, message: bounded(message) }
+        Ended {
+            started_at,
+            finished_at,
+            code: exit.code,
+            reason,
+            message: bounded(message),
+        }
     }
 
     /// The end of a container that could not be started: code 128, which kubelet reads as "cannot run".
     pub fn never_ran(at: i64, message: &str) -> Ended {
-        Ended { started_at: 0, finished_at: at.max(1), code: 128, reason: Reason::StartFailed, message: bounded(message) }
+        Ended {
+            started_at: 0,
+            finished_at: at.max(1),
+            code: 128,
+            reason: Reason::StartFailed,
+            message: bounded(message),
+        }
     }
 }
 

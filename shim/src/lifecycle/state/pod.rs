@@ -103,7 +103,10 @@ pub struct PodRefused {
 
 /// What follows when `event` happens to a pod in `phase`.
 /// Errors: the pair does not fit; the phase then stays as it was.
-pub fn pod_step(phase: PodPhase, event: PodEvent) -> Result<(PodPhase, Vec<PodEffect>), PodRefused> {
+pub fn pod_step(
+    phase: PodPhase,
+    event: PodEvent,
+) -> Result<(PodPhase, Vec<PodEffect>), PodRefused> {
     use PodPhase::{Gone, NotReady, Ready, Removing, Starting, Stopping};
     let next = match (phase, event) {
         (Starting, PodEvent::Raised(live)) => (Ready(live), vec![]),
@@ -117,15 +120,28 @@ pub fn pod_step(phase: PodPhase, event: PodEvent) -> Result<(PodPhase, Vec<PodEf
         (Stopping(live, then), PodEvent::StopAsked | PodEvent::KeeperLost) => {
             (Stopping(live, then), vec![PodEffect::EndContainers])
         }
-        (Stopping(live, then), PodEvent::Emptied) => (Stopping(live, then), vec![PodEffect::TakeDown]),
+        (Stopping(live, then), PodEvent::Emptied) => {
+            (Stopping(live, then), vec![PodEffect::TakeDown])
+        }
         (Stopping(_, Then::Rest), PodEvent::TakenDown) => (NotReady, vec![]),
-        (Stopping(_, Then::Remove), PodEvent::TakenDown) => (Removing, vec![PodEffect::RemoveContainers]),
-        (NotReady | Removing, PodEvent::RemoveAsked) => (Removing, vec![PodEffect::RemoveContainers]),
+        (Stopping(_, Then::Remove), PodEvent::TakenDown) => {
+            (Removing, vec![PodEffect::RemoveContainers])
+        }
+        (NotReady | Removing, PodEvent::RemoveAsked) => {
+            (Removing, vec![PodEffect::RemoveContainers])
+        }
         (Removing, PodEvent::Cleared) => (Removing, vec![PodEffect::Forget]),
         (Removing, PodEvent::Forgotten) => (Gone, vec![]),
-        (idle @ (NotReady | Removing | Gone), PodEvent::StopAsked | PodEvent::KeeperLost) => (idle, vec![]),
+        (idle @ (NotReady | Removing | Gone), PodEvent::StopAsked | PodEvent::KeeperLost) => {
+            (idle, vec![])
+        }
         (Gone, PodEvent::RemoveAsked) => (Gone, vec![]),
-        (other, event) => return Err(PodRefused { event: event.name(), while_in: other.name() }),
+        (other, event) => {
+            return Err(PodRefused {
+                event: event.name(),
+                while_in: other.name(),
+            });
+        }
     };
     Ok(next)
 }

@@ -4,16 +4,30 @@
 
 use coracle_runtime::spec::{Cause, Exit};
 
+use super::ended::MESSAGE_LIMIT;
+use super::pod::PodRefused;
 use super::*;
 
 const SECOND: u64 = 1_000_000_000;
 
 fn run() -> Run {
-    Run { process: ProcessFact { pid: 7, start_time: 99 }, started_at: 5 }
+    Run {
+        process: ProcessFact {
+            pid: 7,
+            start_time: 99,
+        },
+        started_at: 5,
+    }
 }
 
 fn ended() -> Ended {
-    Ended { started_at: 5, finished_at: 6, code: 0, reason: Reason::Completed, message: String::new() }
+    Ended {
+        started_at: 5,
+        finished_at: 6,
+        code: 0,
+        reason: Reason::Completed,
+        message: String::new(),
+    }
 }
 
 /// The short names that the table is written in.
@@ -115,16 +129,29 @@ fn start_is_refused_in_every_phase_but_created() {
     for life in lives {
         let mut acts = life.to_vec();
         acts.push(Start);
-        assert!(matches!(live(&acts), Err(Refused::Start { .. })), "start after {life:?}");
+        assert!(
+            matches!(live(&acts), Err(Refused::Start { .. })),
+            "start after {life:?}"
+        );
     }
 }
 
 #[test]
 fn impossible_pairs_are_named() {
     use Act::*;
-    for acts in [&[Build, Build][..], &[Launch], &[Build, Launch], &[Build, End], &[Build, Removed], &[End]] {
+    for acts in [
+        &[Build, Build][..],
+        &[Launch],
+        &[Build, Launch],
+        &[Build, End],
+        &[Build, Removed],
+        &[End],
+    ] {
         let refused = live(acts).unwrap_err();
-        assert!(matches!(refused, Refused::Impossible { .. }), "{acts:?}: {refused}");
+        assert!(
+            matches!(refused, Refused::Impossible { .. }),
+            "{acts:?}: {refused}"
+        );
     }
 }
 
@@ -155,25 +182,59 @@ fn random_event(random: &mut Xorshift) -> Event {
 }
 
 /// What must hold between any phase and the one that follows it.
-fn assert_lawful(now: BootTime, before: &ContainerPhase, event: &Event, after: &ContainerPhase, effects: &[Effect]) {
+fn assert_lawful(
+    now: BootTime,
+    before: &ContainerPhase,
+    event: &Event,
+    after: &ContainerPhase,
+    effects: &[Effect],
+) {
     let context = format!("{before:?} --{event:?}--> {after:?} with {effects:?}");
     if let (ContainerPhase::Stopping(_, old), ContainerPhase::Stopping(_, new)) = (before, after) {
         assert!(new.kill_at <= old.kill_at, "the grace grew: {context}");
-        assert!(!(old.then == Then::Remove && new.then == Then::Rest), "the removal was forgotten: {context}");
-        assert!(!(old.stage == Stage::Killed && new.stage == Stage::Asked), "the kill was forgotten: {context}");
+        assert!(
+            !(old.then == Then::Remove && new.then == Then::Rest),
+            "the removal was forgotten: {context}"
+        );
+        assert!(
+            !(old.stage == Stage::Killed && new.stage == Stage::Asked),
+            "the kill was forgotten: {context}"
+        );
     }
     if let ContainerPhase::Stopping(_, stop) = after {
-        assert_eq!(stop.stage == Stage::Asked, stop.kill_at > now, "a due kill was not sent: {context}");
+        assert_eq!(
+            stop.stage == Stage::Asked,
+            stop.kill_at > now,
+            "a due kill was not sent: {context}"
+        );
     }
     if *before == ContainerPhase::Gone {
-        assert!(*after == ContainerPhase::Gone && effects.is_empty(), "the gone acts: {context}");
+        assert!(
+            *after == ContainerPhase::Gone && effects.is_empty(),
+            "the gone acts: {context}"
+        );
     }
     let enters = |name| after.name() == name && before.name() != name;
-    assert_eq!(enters("exited"), effects.contains(&Effect::CleanUp), "clean-up belongs to the exit: {context}");
-    assert!(!enters("being removed") || effects.contains(&Effect::Forget), "nothing removes it: {context}");
-    assert!(!effects.contains(&Effect::Launch) || *before == ContainerPhase::Created, "{context}");
-    let touches_process = effects.iter().any(|effect| matches!(effect, Effect::Signal | Effect::Kill));
-    assert!(!touches_process || after.run().is_some(), "a signal without a process: {context}");
+    assert_eq!(
+        enters("exited"),
+        effects.contains(&Effect::CleanUp),
+        "clean-up belongs to the exit: {context}"
+    );
+    assert!(
+        !enters("being removed") || effects.contains(&Effect::Forget),
+        "nothing removes it: {context}"
+    );
+    assert!(
+        !effects.contains(&Effect::Launch) || *before == ContainerPhase::Created,
+        "{context}"
+    );
+    let touches_process = effects
+        .iter()
+        .any(|effect| matches!(effect, Effect::Signal | Effect::Kill));
+    assert!(
+        !touches_process || after.run().is_some(),
+        "a signal without a process: {context}"
+    );
 }
 
 #[test]
@@ -203,30 +264,69 @@ fn no_random_life_breaks_the_rules() {
 
 #[test]
 fn ends_are_judged_by_cause_code_and_who_killed() {
-    let exit = |code, cause| Exit { code, signal: None, finished_at: 9, cause };
+    let exit = |code, cause| Exit {
+        code,
+        signal: None,
+        finished_at: 9,
+        cause,
+    };
     let table = [
         (exit(0, Cause::Ended), 0, None, Reason::Completed),
         (exit(0, Cause::Ended), 3, None, Reason::Completed),
         (exit(3, Cause::Ended), 0, None, Reason::Error),
-        (exit(143, Cause::Ended), 1, Some(Stage::Asked), Reason::Error),
+        (
+            exit(143, Cause::Ended),
+            1,
+            Some(Stage::Asked),
+            Reason::Error,
+        ),
         (exit(137, Cause::Ended), 0, None, Reason::Error),
         (exit(137, Cause::Ended), 1, None, Reason::CgroupOom),
-        (exit(137, Cause::Ended), 1, Some(Stage::Asked), Reason::CgroupOom),
-        (exit(137, Cause::Ended), 1, Some(Stage::Killed), Reason::Error),
-        (exit(134, Cause::Trap("unreachable".into())), 0, None, Reason::Trap),
-        (exit(128, Cause::StartFailed("seccomp".into())), 0, None, Reason::StartFailed),
+        (
+            exit(137, Cause::Ended),
+            1,
+            Some(Stage::Asked),
+            Reason::CgroupOom,
+        ),
+        (
+            exit(137, Cause::Ended),
+            1,
+            Some(Stage::Killed),
+            Reason::Error,
+        ),
+        (
+            exit(134, Cause::Trap("unreachable".into())),
+            0,
+            None,
+            Reason::Trap,
+        ),
+        (
+            exit(128, Cause::StartFailed("seccomp".into())),
+            0,
+            None,
+            Reason::StartFailed,
+        ),
         (exit(137, Cause::KeeperLost), 1, None, Reason::KeeperLost),
         (exit(255, Cause::Unknown), 0, None, Reason::Unknown),
     ];
     for (exit, oom_kills, stage, want) in table {
-        assert_eq!(Ended::judge(5, &exit, oom_kills, stage).reason, want, "{exit:?} {oom_kills} {stage:?}");
+        assert_eq!(
+            Ended::judge(5, &exit, oom_kills, stage).reason,
+            want,
+            "{exit:?} {oom_kills} {stage:?}"
+        );
     }
 }
 
 #[test]
 fn a_message_is_cut_at_a_character_and_never_finishes_before_it_started() {
     let text = "é".repeat(MESSAGE_LIMIT);
-    let exit = Exit { code: 134, signal: None, finished_at: 3, cause: Cause::Trap(format!("x{text}")) };
+    let exit = Exit {
+        code: 134,
+        signal: None,
+        finished_at: 3,
+        cause: Cause::Trap(format!("x{text}")),
+    };
     let ended = Ended::judge(5, &exit, 0, None);
     assert_eq!(ended.message.len(), MESSAGE_LIMIT - 1);
     assert_eq!(ended.finished_at, 5);
@@ -250,35 +350,114 @@ fn live_pod(events: &[PodEvent]) -> Result<(&'static str, Vec<PodEffect>), PodRe
 }
 
 fn raised() -> PodEvent {
-    PodEvent::Raised(Live { keeper: ProcessFact { pid: 8, start_time: 4 }, attachment: None })
+    PodEvent::Raised(Live {
+        keeper: ProcessFact {
+            pid: 8,
+            start_time: 4,
+        },
+        attachment: None,
+    })
 }
 
 #[test]
 fn pods_live_by_the_table() {
     use PodEffect::{EndContainers, Forget, RemoveContainers, TakeDown};
-    use PodEvent::{Cleared, Emptied, Forgotten, KeeperLost, RaiseFailed, RemoveAsked, StopAsked, TakenDown};
+    use PodEvent::{
+        Cleared, Emptied, Forgotten, KeeperLost, RaiseFailed, RemoveAsked, StopAsked, TakenDown,
+    };
     let table: [(&[PodEvent], &str, &[PodEffect]); 9] = [
         (&[raised()], "ready", &[]),
         (&[RaiseFailed, Forgotten], "gone", &[Forget]),
-        (&[raised(), StopAsked, Emptied, TakenDown], "not ready", &[EndContainers, TakeDown]),
-        (&[raised(), KeeperLost, Emptied, TakenDown], "not ready", &[EndContainers, TakeDown]),
-        (&[raised(), StopAsked, StopAsked, Emptied], "stopping", &[EndContainers, EndContainers, TakeDown]),
-        (&[raised(), StopAsked, RemoveAsked, StopAsked, Emptied, TakenDown], "being removed",
-            &[EndContainers, EndContainers, EndContainers, TakeDown, RemoveContainers]),
-        (&[raised(), RemoveAsked, Emptied, TakenDown, Cleared, Forgotten], "gone",
-            &[EndContainers, TakeDown, RemoveContainers, Forget]),
-        (&[raised(), StopAsked, Emptied, TakenDown, StopAsked, KeeperLost], "not ready", &[EndContainers, TakeDown]),
-        (&[raised(), StopAsked, Emptied, TakenDown, RemoveAsked, Cleared, Forgotten, StopAsked, RemoveAsked], "gone",
-            &[EndContainers, TakeDown, RemoveContainers, Forget]),
+        (
+            &[raised(), StopAsked, Emptied, TakenDown],
+            "not ready",
+            &[EndContainers, TakeDown],
+        ),
+        (
+            &[raised(), KeeperLost, Emptied, TakenDown],
+            "not ready",
+            &[EndContainers, TakeDown],
+        ),
+        (
+            &[raised(), StopAsked, StopAsked, Emptied],
+            "stopping",
+            &[EndContainers, EndContainers, TakeDown],
+        ),
+        (
+            &[
+                raised(),
+                StopAsked,
+                RemoveAsked,
+                StopAsked,
+                Emptied,
+                TakenDown,
+            ],
+            "being removed",
+            &[
+                EndContainers,
+                EndContainers,
+                EndContainers,
+                TakeDown,
+                RemoveContainers,
+            ],
+        ),
+        (
+            &[
+                raised(),
+                RemoveAsked,
+                Emptied,
+                TakenDown,
+                Cleared,
+                Forgotten,
+            ],
+            "gone",
+            &[EndContainers, TakeDown, RemoveContainers, Forget],
+        ),
+        (
+            &[
+                raised(),
+                StopAsked,
+                Emptied,
+                TakenDown,
+                StopAsked,
+                KeeperLost,
+            ],
+            "not ready",
+            &[EndContainers, TakeDown],
+        ),
+        (
+            &[
+                raised(),
+                StopAsked,
+                Emptied,
+                TakenDown,
+                RemoveAsked,
+                Cleared,
+                Forgotten,
+                StopAsked,
+                RemoveAsked,
+            ],
+            "gone",
+            &[EndContainers, TakeDown, RemoveContainers, Forget],
+        ),
     ];
     for (events, phase, effects) in table {
-        assert_eq!(live_pod(events), Ok((phase, effects.to_vec())), "{events:?}");
+        assert_eq!(
+            live_pod(events),
+            Ok((phase, effects.to_vec())),
+            "{events:?}"
+        );
     }
 }
 
 #[test]
 fn a_pod_refuses_what_cannot_be() {
-    for events in [&[PodEvent::StopAsked][..], &[PodEvent::TakenDown], &[raised(), raised()], &[raised(), PodEvent::Emptied]] {
+    for events in [
+        &[PodEvent::StopAsked][..],
+        &[PodEvent::TakenDown],
+        &[raised(), raised()],
+        &[raised(), PodEvent::Emptied],
+    ] {
         assert!(live_pod(events).is_err(), "{events:?}");
     }
 }

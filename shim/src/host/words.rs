@@ -1,0 +1,229 @@
+//! The words of a container: arguments, environment, directories, signal, composed from image and wish.
+//!
+//! Called by: [`super::plan`]. Pure.
+//! Invariants: what comes out holds no NUL and is bounded; the container's word wins over the image's.
+//! Not here: which module runs.
+
+use coracle_images::{Image, Kind as ImageKind, WasmImage};
+
+use super::plan::invalid;
+use crate::lifecycle::{ContainerWish, Error};
+
+const SIGTERM: i32 = libc::SIGTERM;
+/// Most bytes of arguments, and of environment.
+const MAX_WORDS_BYTES: usize = 1 << 20;
+
+/// Arguments as Kubernetes composes them: `command` replaces the entrypoint and drops the image's cmd; `args`
+/// replaces cmd. An artifact without either is named after its file or image.
+pub(super) fn argv(image: &Image, wish: &ContainerWish) -> Result<Vec<String>, Error> {
+    let config = &image.config;
+    let (head, tail) = match (wish.command.is_empty(), wish.args.is_empty()) {
+        (false, _) => (&wish.command, &wish.args),
+        (true, false) => (&config.entrypoint, &wish.args),
+        (true, true) => (&config.entrypoint, &config.cmd),
+    };
+    let mut words = head.clone();
+    if words.is_empty()
+        && config.entrypoint.is_empty()
+        && config.cmd.is_empty()
+        && wish.command.is_empty()
+    {
+        words.push(own_name(image, wish));
+    }
+    words.extend(tail.iter().cloned());
+    if words.first().is_none_or(String::is_empty) {
+        return Err(invalid(format!(
+            "image {:?}: neither the image nor the container names a program",
+            wish.image
+        )));
+    }
+    if let Some(word) = words.iter().find(|word| word.contains('\0')) {
+        return Err(invalid(format!("argument {word:?} holds a NUL byte")));
+    }
+    let bytes: usize = words.iter().map(|word| word.len() + 1).sum();
+    if bytes > MAX_WORDS_BYTES {
+        return Err(invalid(format!(
+            "the arguments hold {bytes} bytes, {MAX_WORDS_BYTES} are allowed"
+        )));
+    }
+    Ok(words)
+}
+
+/// The name of a program that nobody named: its file in the image, else the last part of the image's name.
+fn own_name(image: &Image, wish: &ContainerWish) -> String {
+    if let ImageKind::Wasm(WasmImage {
+        guest_path: Some(path),
+        ..
+    }) = &image.kind
+    {
+        return path.clone();
+    }
+    let asked = [&wish.user_specified_image, &wish.image];
+    let known = image.repo_tags.first().or(image.repo_digests.first());
+    let full = asked
+        .into_iter()
+        .find(|name| !name.is_empty() && !name.starts_with("sha256:"))
+        .or(known);
+    let name = full
+        .and_then(|name| name.rsplit('/').next())
+        .unwrap_or_default();
+    let name = name.split(['@', ':']).next().unwrap_or_default();
+    if name.is_empty() {
+        "main.wasm".to_owned()
+    } else {
+        name.to_owned()
+    }
+}
+
+pub(super) fn environment(
+    image: &Image,
+    wish: &ContainerWish,
+) -> Result<Vec<(String, String)>, Error> {
+    // An image's odd entries are dropped: it is not the kubelet's fault, and a name is needed to be of any use.
+    let of_image = image
+        .config
+        .env
+        .iter()
+        .filter_map(|entry| entry.split_once('='))
+        .filter(|(name, value)| !name.is_empty() && !name.contains('\0') && !value.contains('\0'));
+    let mut env: Vec<(String, String)> = Vec::new();
+    for (name, value) in of_image {
+        set(&mut env, name, value);
+    }
+    for (name, value) in &wish.env {
+        if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
+            return Err(invalid(format!(
+                "environment variable {name:?}: a name is not empty and holds no `=` or NUL"
+            )));
+        }
+        set(&mut env, name, value);
+    }
+    let bytes: usize = env
+        .iter()
+        .map(|(name, value)| name.len() + value.len() + 2)
+        .sum();
+    if bytes > MAX_WORDS_BYTES {
+        return Err(invalid(format!(
+            "the environment holds {bytes} bytes, {MAX_WORDS_BYTES} are allowed"
+        )));
+    }
+    Ok(env)
+}
+
+fn set(env: &mut Vec<(String, String)>, name: &str, value: &str) {
+    match env.iter_mut().find(|(old, _)| old == name) {
+        Some((_, old)) => value.clone_into(old),
+        None => env.push((name.to_owned(), value.to_owned())),
+    }
+}
+
+pub(super) fn working_dir(image: &Image, wish: &ContainerWish) -> Result<String, Error> {
+    let asked = [&wish.working_dir, &image.config.working_dir];
+    let directory = asked
+        .into_iter()
+        .find(|text| !text.is_empty())
+        .map_or("/", String::as_str);
+    if !directory.starts_with('/')
+        || directory.contains('\0')
+        || directory.split('/').any(|part| part == "..")
+    {
+        return Err(invalid(format!(
+            "working directory {directory:?} is no clean absolute path"
+        )));
+    }
+    Ok(directory.to_owned())
+}
+
+pub(super) fn stop_signal(image: &Image, wish: &ContainerWish) -> Result<i32, Error> {
+    if let Some(signal) = wish.stop_signal {
+        return Ok(signal);
+    }
+    let text = image.config.stop_signal.trim();
+    if text.is_empty() {
+        return Ok(SIGTERM);
+    }
+    signal_number(text)
+        .ok_or_else(|| invalid(format!("image {:?}: {text:?} is no signal", wish.image)))
+}
+
+/// The number of a signal given as `SIGTERM`, `TERM`, `15`, `SIGRTMIN+3`; `None` when there is none.
+pub fn signal_number(text: &str) -> Option<i32> {
+    const NAMES: [(&str, i32); 31] = [
+        ("HUP", 1),
+        ("INT", 2),
+        ("QUIT", 3),
+        ("ILL", 4),
+        ("TRAP", 5),
+        ("ABRT", 6),
+        ("BUS", 7),
+        ("FPE", 8),
+        ("KILL", 9),
+        ("USR1", 10),
+        ("SEGV", 11),
+        ("USR2", 12),
+        ("PIPE", 13),
+        ("ALRM", 14),
+        ("TERM", 15),
+        ("STKFLT", 16),
+        ("CHLD", 17),
+        ("CONT", 18),
+        ("STOP", 19),
+        ("TSTP", 20),
+        ("TTIN", 21),
+        ("TTOU", 22),
+        ("URG", 23),
+        ("XCPU", 24),
+        ("XFSZ", 25),
+        ("VTALRM", 26),
+        ("PROF", 27),
+        ("WINCH", 28),
+        ("IO", 29),
+        ("PWR", 30),
+        ("SYS", 31),
+    ];
+    if let Ok(number) = text.parse::<i32>() {
+        return (1..=64).contains(&number).then_some(number);
+    }
+    let upper = text.to_ascii_uppercase();
+    let name = upper.strip_prefix("SIG").unwrap_or(&upper);
+    if let Some(offset) = name.strip_prefix("RTMIN") {
+        let offset = if offset.is_empty() {
+            0
+        } else {
+            offset.strip_prefix('+')?.parse().ok()?
+        };
+        return (0..=30).contains(&offset).then_some(34 + offset);
+    }
+    if let Some(offset) = name.strip_prefix("RTMAX") {
+        let offset = if offset.is_empty() {
+            0
+        } else {
+            offset.strip_prefix('-')?.parse().ok()?
+        };
+        return (0..=30).contains(&offset).then_some(64 - offset);
+    }
+    NAMES
+        .iter()
+        .find(|(known, _)| *known == name)
+        .map(|(_, number)| *number)
+}
+
+/// The log's absolute path; empty when one half is missing, as kubelet means "no log" by that.
+pub(super) fn log_path(directory: &str, path: &str) -> Result<String, Error> {
+    if directory.is_empty() || path.is_empty() {
+        return Ok(String::new());
+    }
+    let odd = path.starts_with('/')
+        || path.contains('\0')
+        || path.split('/').any(|part| part == ".." || part == ".");
+    if odd || !directory.starts_with('/') {
+        return Err(invalid(format!(
+            "log path {path:?} is not a clean path below log directory {directory:?}"
+        )));
+    }
+    Ok(format!("{}/{path}", directory.trim_end_matches('/')))
+}
+
+#[cfg(test)]
+#[path = "words_tests.rs"]
+mod tests;

@@ -1,0 +1,217 @@
+//! What becomes of arguments, environment, directories, signals and log paths.
+
+#![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+
+use std::collections::BTreeMap;
+
+use coracle_images::{Digest, ImageId, LinuxImage, RunConfig};
+
+use super::*;
+use crate::lifecycle::{ContainerName, Kind, Resources, UserWish};
+
+fn image(config: RunConfig) -> Image {
+    Image {
+        id: ImageId::new(Digest::of(b"config")),
+        repo_tags: vec!["registry.local:5000/tools/hello:1.0".to_owned()],
+        repo_digests: Vec::new(),
+        size: 1,
+        user: None,
+        config,
+        kind: ImageKind::Linux(LinuxImage { layers: Vec::new() }),
+        pinned: false,
+        spec_annotations: BTreeMap::new(),
+    }
+}
+
+fn wish() -> ContainerWish {
+    ContainerWish {
+        name: ContainerName {
+            name: "web".to_owned(),
+            attempt: 0,
+        },
+        image: "sha256:abc".to_owned(),
+        user_specified_image: String::new(),
+        command: Vec::new(),
+        args: Vec::new(),
+        working_dir: String::new(),
+        env: Vec::new(),
+        mounts: Vec::new(),
+        labels: BTreeMap::new(),
+        annotations: BTreeMap::new(),
+        log_path: String::new(),
+        stdin: false,
+        stdin_once: false,
+        tty: false,
+        resources: Resources::default(),
+        user: UserWish::default(),
+        readonly_rootfs: false,
+        stop_signal: None,
+    }
+}
+
+fn words(text: &str) -> Vec<String> {
+    text.split_whitespace().map(str::to_owned).collect()
+}
+
+#[test]
+fn arguments_are_composed_as_kubernetes_says() {
+    let table = [
+        ("e1 e2", "c", "", "", "e1 e2 c"),
+        ("e1 e2", "c", "", "a", "e1 e2 a"),
+        ("e1 e2", "c", "x", "", "x"),
+        ("e1 e2", "c", "x y", "a b", "x y a b"),
+        ("", "c d", "", "", "c d"),
+        ("", "", "", "", "hello"),
+        ("", "", "", "a b", "hello a b"),
+    ];
+    for (entrypoint, cmd, command, args, want) in table {
+        let image = image(RunConfig {
+            entrypoint: words(entrypoint),
+            cmd: words(cmd),
+            ..RunConfig::default()
+        });
+        let wish = ContainerWish {
+            command: words(command),
+            args: words(args),
+            ..wish()
+        };
+        assert_eq!(
+            argv(&image, &wish).unwrap(),
+            words(want),
+            "{entrypoint}|{cmd}|{command}|{args}"
+        );
+    }
+}
+
+#[test]
+fn odd_arguments_are_refused() {
+    let plain = image(RunConfig::default());
+    for command in [
+        vec![String::new()],
+        vec!["a\0b".to_owned()],
+        vec!["x".repeat(MAX_WORDS_BYTES + 1)],
+    ] {
+        let wish = ContainerWish { command, ..wish() };
+        assert_eq!(argv(&plain, &wish).unwrap_err().kind(), Kind::Invalid);
+    }
+}
+
+#[test]
+fn the_containers_environment_wins_and_bad_names_are_refused() {
+    let env = ["PATH=/bin", "A=1", "=odd", "NOVALUE"]
+        .map(str::to_owned)
+        .to_vec();
+    let image = image(RunConfig {
+        env,
+        ..RunConfig::default()
+    });
+    let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    let asked = ContainerWish {
+        env: vec![pair("A", "2"), pair("B", "x=y"), pair("A", "3")],
+        ..wish()
+    };
+    assert_eq!(
+        environment(&image, &asked).unwrap(),
+        [pair("PATH", "/bin"), pair("A", "3"), pair("B", "x=y")]
+    );
+    for bad in [
+        pair("", "v"),
+        pair("A=B", "v"),
+        pair("A\0", "v"),
+        pair("A", "v\0"),
+    ] {
+        let asked = ContainerWish {
+            env: vec![bad.clone()],
+            ..wish()
+        };
+        assert_eq!(
+            environment(&image, &asked).unwrap_err().kind(),
+            Kind::Invalid,
+            "{bad:?}"
+        );
+    }
+}
+
+#[test]
+fn the_working_directory_is_the_containers_then_the_images_then_the_root() {
+    let of_image = image(RunConfig {
+        working_dir: "/srv".to_owned(),
+        ..RunConfig::default()
+    });
+    let asked = |directory: &str| ContainerWish {
+        working_dir: directory.to_owned(),
+        ..wish()
+    };
+    assert_eq!(working_dir(&of_image, &asked("/app")).unwrap(), "/app");
+    assert_eq!(working_dir(&of_image, &asked("")).unwrap(), "/srv");
+    assert_eq!(
+        working_dir(&image(RunConfig::default()), &asked("")).unwrap(),
+        "/"
+    );
+    for bad in ["app", "/a/../../b", "/a\0"] {
+        assert!(working_dir(&of_image, &asked(bad)).is_err(), "{bad:?}");
+    }
+}
+
+#[test]
+fn signals_have_names_numbers_and_a_default() {
+    let table = [
+        ("SIGTERM", Some(15)),
+        ("term", Some(15)),
+        ("9", Some(9)),
+        ("SIGRTMIN+3", Some(37)),
+        ("RTMAX-1", Some(63)),
+        ("SIGRTMIN", Some(34)),
+        ("0", None),
+        ("65", None),
+        ("999", None),
+        ("SIGNONE", None),
+        ("", None),
+        ("SIGRTMIN+31", None),
+        ("RTMIN+x", None),
+    ];
+    for (text, want) in table {
+        assert_eq!(signal_number(text), want, "{text:?}");
+    }
+    let quits = image(RunConfig {
+        stop_signal: "SIGQUIT".to_owned(),
+        ..RunConfig::default()
+    });
+    assert_eq!(stop_signal(&quits, &wish()).unwrap(), 3);
+    assert_eq!(
+        stop_signal(
+            &quits,
+            &ContainerWish {
+                stop_signal: Some(2),
+                ..wish()
+            }
+        )
+        .unwrap(),
+        2
+    );
+    assert_eq!(
+        stop_signal(&image(RunConfig::default()), &wish()).unwrap(),
+        15
+    );
+    let odd = image(RunConfig {
+        stop_signal: "999".to_owned(),
+        ..RunConfig::default()
+    });
+    assert_eq!(
+        stop_signal(&odd, &wish()).unwrap_err().kind(),
+        Kind::Invalid
+    );
+}
+
+#[test]
+fn a_log_lies_below_its_directory_or_there_is_none() {
+    assert_eq!(
+        log_path("/var/log/pods/x/", "web/0.log").unwrap(),
+        "/var/log/pods/x/web/0.log"
+    );
+    assert_eq!(log_path("", "web/0.log").unwrap(), "");
+    assert_eq!(log_path("/var/log", "").unwrap(), "");
+    for bad in ["../x", "/etc/x", "a/../../x", "a\0", "./x"] {
+        assert!(log_path("/var/log", bad).is_err(), "{bad:?}");
+    }
+}

@@ -1,0 +1,141 @@
+//! The driver's dealings with its keeper: its word, its silence, its death.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use coracle_runtime::id::ContainerId;
+use coracle_runtime::keeper::{KeeperEvent, read_exits};
+use coracle_runtime::process::Process;
+use coracle_runtime::spec::{Cause, Exit};
+
+use super::{Connection, Driver, Effort, Note};
+use crate::host::{blocking, pass, runtime_error};
+use crate::lifecycle::clock;
+use crate::lifecycle::error::Error;
+use crate::lifecycle::state::PodEvent;
+
+/// How often and how far apart a keeper that hung up is called again.
+const CALLS: u32 = 3;
+const BETWEEN_CALLS: Duration = Duration::from_millis(200);
+
+impl Driver {
+    /// Keeps the keeper's process and listens for its end.
+    pub(super) fn keep(&mut self, process: Option<Arc<Process>>) {
+        self.keeper_watch = process.clone().map(|process| {
+            self.watch(async move {
+                process.ended().await;
+                Note::KeeperEnded
+            })
+        });
+        self.keeper_process = process;
+    }
+
+    pub(super) async fn hear(&mut self, event: Option<KeeperEvent>) {
+        match event {
+            Some(KeeperEvent::Exited { container, exit }) => match pass("exit.event") {
+                Ok(()) => self.exited(&container, exit).await,
+                Err(error) => {
+                    tracing::warn!(container = %container, error = error.chain(), "word of an exit was lost")
+                }
+            },
+            Some(KeeperEvent::Closed) | None => {
+                (self.events, self.keeper) = (None, None);
+                self.reconnect();
+            }
+        }
+    }
+
+    /// Calls a keeper that hung up, unless it has died: then its pidfd tells.
+    fn reconnect(&self) {
+        let alive = self
+            .keeper_process
+            .as_ref()
+            .is_some_and(|process| process.is_alive());
+        if !alive || self.record.phase.live().is_none() || self.effort == Effort::Busy {
+            return;
+        }
+        let (shared, pod) = (Arc::clone(&self.shared), self.record.id.clone());
+        self.effect(
+            async move {
+                let mut call = 1;
+                loop {
+                    tokio::time::sleep(BETWEEN_CALLS).await;
+                    match shared.host.connect(&pod).await {
+                        Ok((keeper, greeting, events)) => {
+                            return Ok(Connection {
+                                keeper,
+                                greeting,
+                                events,
+                            });
+                        }
+                        Err(error) if call >= CALLS => return Err(error),
+                        Err(_) => call += 1,
+                    }
+                }
+            },
+            |result| Note::Reconnected(result.map(Box::new)),
+        );
+    }
+
+    pub(super) async fn reconnected(&mut self, result: Result<Box<Connection>, Error>) {
+        match result {
+            Ok(connection) => self.connected(*connection).await,
+            Err(error) => {
+                tracing::error!(pod = %self.record.id, error = error.chain(), "the keeper does not answer")
+            }
+        }
+    }
+
+    /// Takes a connection and learns what ended while there was none.
+    pub(super) async fn connected(&mut self, connection: Connection) {
+        self.keeper = Some(connection.keeper);
+        self.events = Some(connection.events);
+        self.engine_hash = connection.greeting.engine_hash;
+        for greeted in connection.greeting.containers {
+            if let Some(exit) = greeted.exit {
+                self.exited(&greeted.id, exit).await;
+            }
+        }
+    }
+
+    /// The keeper has died: its containers with it, but for those whose exit it had recorded.
+    pub(super) async fn keeper_ended(&mut self) {
+        if self.record.phase.live().is_none() || self.effort == Effort::Busy {
+            return;
+        }
+        tracing::error!(pod = %self.record.id, "the keeper has died; its sandbox ends");
+        (
+            self.keeper,
+            self.events,
+            self.keeper_watch,
+            self.keeper_process,
+        ) = (None, None, None, None);
+        let exits = self.recorded_exits().await;
+        let lost = || Exit {
+            code: 137,
+            signal: Some(libc::SIGKILL),
+            finished_at: clock::wall(),
+            cause: Cause::KeeperLost,
+        };
+        for id in self.containers.keys().cloned().collect::<Vec<_>>() {
+            let recorded = exits
+                .iter()
+                .find(|(of, _)| *of == id)
+                .map(|(_, exit)| exit.clone());
+            self.exited(&id, recorded.unwrap_or_else(lost)).await;
+        }
+        self.note_pod(PodEvent::KeeperLost).await;
+    }
+
+    /// Exit records that the keeper has left on disk; none when they cannot be read, which is said.
+    pub(super) async fn recorded_exits(&self) -> Vec<(ContainerId, Exit)> {
+        let directory = self.shared.host.exits_directory(&self.record.id);
+        let read = blocking("reading exit records", move || {
+            read_exits(&directory).map_err(|error| runtime_error("read exit records", error))
+        });
+        read.await.unwrap_or_else(|error| {
+            tracing::error!(pod = %self.record.id, error = error.chain(), "exit records cannot be read");
+            Vec::new()
+        })
+    }
+}

@@ -1,0 +1,205 @@
+//! What the kubelet asks about containers: each request is admitted or refused, then waits for its phase.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use coracle_runtime::id::ContainerId;
+
+use super::container::missing;
+use super::{Container, Driver, Note, Reply, Shared, Waiting, Word};
+use crate::host::{blocking, io_error, make_private, pass};
+use crate::lifecycle::clock;
+use crate::lifecycle::error::{Error, Kind};
+use crate::lifecycle::record::{ContainerRecord, Plan, PodRecord};
+use crate::lifecycle::state::{ContainerPhase, Event, PodPhase, Then};
+use crate::lifecycle::store::Slot;
+use crate::lifecycle::wish::ContainerWish;
+
+impl Driver {
+    pub(super) fn ask_create(&mut self, wish: Arc<ContainerWish>, reply: Reply<ContainerId>) {
+        if !matches!(self.record.phase, PodPhase::Ready(_)) {
+            let text = format!(
+                "cannot create container {} in sandbox {}: it is {}",
+                wish.name,
+                self.record.id,
+                self.record.phase.name()
+            );
+            let _ = reply.send(Err(Error::new(Kind::WrongPhase, text)));
+            return;
+        }
+        if let Some(held) = self
+            .containers
+            .values_mut()
+            .find(|held| held.wish.name == wish.name)
+        {
+            let retry = held.wish == wish
+                && matches!(
+                    held.phase,
+                    ContainerPhase::Creating(_) | ContainerPhase::Created
+                );
+            if retry {
+                // Answered when settled: at once, or with the first try.
+                held.waiting.create.push(reply);
+                return;
+            }
+            let text = format!(
+                "sandbox {} has a container {} already: {}, {}",
+                self.record.id,
+                wish.name,
+                held.id,
+                held.phase.name()
+            );
+            let _ = reply.send(Err(Error::new(Kind::NameTaken, text)));
+            return;
+        }
+        match ContainerId::random() {
+            Ok(id) => self.create(id, wish, reply),
+            Err(error) => {
+                let _ = reply.send(Err(io_error("draw a container id", error)));
+            }
+        }
+    }
+
+    fn create(&mut self, id: ContainerId, wish: Arc<ContainerWish>, reply: Reply<ContainerId>) {
+        let created_at = clock::wall();
+        let container = Container {
+            id: id.clone(),
+            wish: Arc::clone(&wish),
+            plan: None,
+            created_at,
+            phase: ContainerPhase::Creating(Then::Rest),
+            slot: Slot::new(self.shared.host.container_directory(&self.record.id, &id)),
+            process: None,
+            watch: None,
+            early_exit: None,
+            busy: 1,
+            failure: None,
+            waiting: Waiting {
+                create: vec![reply],
+                ..Waiting::default()
+            },
+        };
+        self.shared.names.add_container(&id, &self.record.id);
+        self.containers.insert(id.clone(), container);
+        let pid = self
+            .keeper_process
+            .as_ref()
+            .map_or(0, |process| process.pid());
+        let engine = self.shared.host.engine_of(&self.engine_hash, pid);
+        let (shared, pod, word_id) = (Arc::clone(&self.shared), self.record.clone(), id.clone());
+        self.effect(
+            async move {
+                let plan = Arc::new(shared.host.plan(&pod, &id, &wish, &engine).await?);
+                let phase = ContainerPhase::Creating(Then::Rest);
+                let record = ContainerRecord {
+                    id,
+                    wish,
+                    plan,
+                    created_at,
+                    phase,
+                };
+                blocking("creating a container", move || make(&shared, &pod, record)).await
+            },
+            |result| Note::Container(word_id, Word::Built(result.map(Box::new))),
+        );
+    }
+
+    pub(super) async fn ask_start(&mut self, id: ContainerId, reply: Reply<()>) {
+        if !matches!(self.record.phase, PodPhase::Ready(_)) {
+            let text = format!(
+                "cannot start container {id}: its sandbox {} is {}",
+                self.record.id,
+                self.record.phase.name()
+            );
+            let _ = reply.send(Err(Error::new(Kind::WrongPhase, text)));
+            return;
+        }
+        match self.step(&id, Event::StartAsked).await {
+            Ok(()) => self.wait(&id, reply, |waiting| &mut waiting.start),
+            Err(error) => drop(reply.send(Err(error))),
+        }
+    }
+
+    pub(super) async fn ask_stop(&mut self, id: ContainerId, grace: Duration, reply: Reply<()>) {
+        match self.step(&id, Event::StopAsked(grace)).await {
+            Ok(()) => self.wait(&id, reply, |waiting| &mut waiting.stop),
+            Err(error) => drop(reply.send(Err(error))),
+        }
+    }
+
+    pub(super) async fn ask_remove(&mut self, id: ContainerId, reply: Reply<()>) {
+        match self.step(&id, Event::RemoveAsked).await {
+            Ok(()) => self.wait(&id, reply, |waiting| &mut waiting.remove),
+            Err(error) => drop(reply.send(Err(error))),
+        }
+    }
+
+    fn wait(
+        &mut self,
+        id: &ContainerId,
+        reply: Reply<()>,
+        queue: impl FnOnce(&mut Waiting) -> &mut Vec<Reply<()>>,
+    ) {
+        match self.containers.get_mut(id) {
+            Some(container) => queue(&mut container.waiting).push(reply),
+            None => drop(reply.send(Err(missing(id)))),
+        }
+    }
+
+    pub(super) fn ask_reopen_log(&mut self, id: &ContainerId, reply: Reply<()>) {
+        let refusal = match (self.containers.get(id), &self.keeper) {
+            (None, _) => missing(id),
+            (Some(container), _) if container.phase.run().is_none() => Error::new(
+                Kind::WrongPhase,
+                format!(
+                    "cannot reopen the log of container {id}: it is {}, not running",
+                    container.phase.name()
+                ),
+            ),
+            (Some(_), None) => Error::new(
+                Kind::Io,
+                format!("reopen the log of container {id}: its keeper does not answer"),
+            ),
+            (Some(container), Some(keeper)) => {
+                let (shared, keeper, id) = (Arc::clone(&self.shared), keeper.clone(), id.clone());
+                let directory = self.record.wish.log_directory.clone();
+                let path = container
+                    .plan
+                    .as_ref()
+                    .map(|plan| plan.log_path.clone())
+                    .unwrap_or_default();
+                let work = self.shared.work.begin();
+                tokio::spawn(async move {
+                    let _ = reply.send(
+                        shared
+                            .host
+                            .reopen_log(&keeper, &id, &directory, &path)
+                            .await,
+                    );
+                    drop(work);
+                });
+                return;
+            }
+        };
+        let _ = reply.send(Err(refusal));
+    }
+}
+
+/// Records a planned container and builds it. Blocks.
+fn make(
+    shared: &Shared,
+    pod: &PodRecord,
+    record: ContainerRecord,
+) -> Result<(Arc<Plan>, Slot), Error> {
+    pass("create.record")?;
+    let directory = shared.host.container_directory(&pod.id, &record.id);
+    make_private(&directory)?;
+    let mut slot = Slot::new(directory);
+    let saved = slot.save(&record);
+    saved
+        .map_err(|error| io_error(format!("save the record of container {}", record.id), error))?;
+    shared
+        .host
+        .build(&pod.id, &record.id, &record.wish, &record.plan)?;
+    Ok((record.plan, slot))
+}
