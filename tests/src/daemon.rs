@@ -248,10 +248,11 @@ impl Daemon {
     }
 
     /// Waits until the daemon has ended by itself and forgets it. Errors: it still runs after the deadline.
-    pub fn wait_end(&mut self, deadline: Duration) -> Outcome<ExitStatus> {
+    /// Clients of this thread go on meanwhile: a drain waits for them to hang up.
+    pub async fn wait_end(&mut self, deadline: Duration) -> Outcome<ExitStatus> {
         let end = Instant::now() + deadline;
-        let child = self.child.as_mut().ok_or("the daemon is not running")?;
         loop {
+            let child = self.child.as_mut().ok_or("the daemon is not running")?;
             if let Some(status) = child.try_wait()? {
                 self.child = None;
                 return Ok(status);
@@ -263,7 +264,7 @@ impl Daemon {
                 )
                 .into());
             }
-            std::thread::sleep(Duration::from_millis(2));
+            tokio::time::sleep(Duration::from_millis(2)).await;
         }
     }
 
@@ -293,9 +294,9 @@ impl Daemon {
     }
 
     /// Sends SIGTERM and waits for the daemon to drain. Errors: it does not end in time.
-    pub fn terminate(&mut self) -> Outcome<ExitStatus> {
+    pub async fn terminate(&mut self) -> Outcome<ExitStatus> {
         procs::signal(self.pid(), Signal::TERM);
-        self.wait_end(DRAIN_DEADLINE)
+        self.wait_end(DRAIN_DEADLINE).await
     }
 
     /// Replaces the failpoint plan; every process reads it anew at the next site.
@@ -336,7 +337,7 @@ impl Daemon {
     pub async fn finish(mut self) -> Outcome<()> {
         self.cri().remove_all_pods().await?;
         self.expect_no_leak().await?;
-        let status = self.terminate()?;
+        let status = self.terminate().await?;
         if !status.success() {
             return Err(format!("after SIGTERM the daemon ended with {status}").into());
         }

@@ -129,11 +129,14 @@ fn role_of(command: &str) -> Role {
         .next()
         .unwrap_or_default();
     let verb = words.next().unwrap_or_default();
+    let ours = program.starts_with("coracle") || program == "exe";
     match (program, verb) {
-        ("coracle", "serve") | ("containerd", _) => Role::Daemon,
-        ("coracle" | "exe", "spawner") => Role::Spawner,
-        ("coracle" | "exe", "keeper") | ("containerd-shim-runc-v2", _) => Role::Keeper,
-        ("coracle" | "exe", "compiler") => Role::Compiler,
+        ("containerd", _) => Role::Daemon,
+        ("containerd-shim-runc-v2", _) => Role::Keeper,
+        (_, "serve") if ours => Role::Daemon,
+        (_, "spawner") if ours => Role::Spawner,
+        (_, "keeper") if ours => Role::Keeper,
+        (_, "compiler") if ours => Role::Compiler,
         _ => Role::Guest,
     }
 }

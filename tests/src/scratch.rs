@@ -44,7 +44,9 @@ impl Scratch {
             };
             scratch.sweep();
             fs::create_dir_all(&scratch.dir)?;
-            for cgroup in scratch.cgroup_dirs("daemon") {
+            // The parent of the pods' cgroups is made here as the kubelet makes it, and stays when the pods go.
+            let pods = scratch.cgroup_dirs("pods");
+            for cgroup in scratch.cgroup_dirs("daemon").into_iter().chain(pods) {
                 make_cgroup(&cgroup)
                     .map_err(|e| format!("make cgroup {}: {e}", cgroup.display()))?;
             }

@@ -117,7 +117,7 @@ async fn an_image_must_say_which_module_runs() {
             refusal.message()
         );
         assert!(
-            refusal.message().contains("module") || refusal.message().contains(".wasm"),
+            refusal.message().to_lowercase().contains("wasm"),
             "{name}: {refusal}"
         );
     }
@@ -245,7 +245,7 @@ async fn a_registry_that_is_down_and_what_it_does_not_have_are_told_apart() {
     refused(cri.pull(&unknown).await, Code::NotFound, &["never/pushed"]);
     for odd in [
         "",
-        "UPPER/case:v1",
+        "docker.io/UPPER:v1",
         "a b",
         "host/name:bad tag",
         "x@sha256:short",
@@ -374,8 +374,8 @@ async fn bad_mounts_are_named_and_earlier_ones_undone() {
         ("/no/such/source", "/x", "/no/such/source"),
         ("relative", "/x", "relative"),
         (good.as_str(), "relative", "relative"),
-        (good.as_str(), "", "container_path"),
-        ("", "/x", "host_path"),
+        (good.as_str(), "", "container path"),
+        ("", "/x", "host path"),
         (good.as_str(), "/a/../../b", "/a/../../b"),
         (good.as_str(), "/", "/"),
     ];

@@ -102,13 +102,18 @@ async fn a_guest_holds_no_descriptor_that_is_not_its_own() {
         .map(|to| to.display().to_string())
         .collect();
     for target in &targets {
-        let foreign = ["socket:", ".log", "/records", ".sock", "other"];
+        let foreign = [".log", "/pods/", ".sock", "other", "cgroup", "netns"];
         assert!(
             !foreign.iter().any(|word| target.contains(word)),
             "a guest holds {target} among {targets:?}"
         );
     }
-    assert!(targets.len() <= 12, "{targets:?}");
+    // A runtime inside the guest may have made a pair for its own signals; more would be somebody else's.
+    let sockets: BTreeSet<_> = targets
+        .iter()
+        .filter(|target| target.starts_with("socket:"))
+        .collect();
+    assert!(sockets.len() <= 2 && targets.len() <= 16, "{targets:?}");
     daemon.finish().await.unwrap();
 }
 

@@ -194,7 +194,7 @@ async fn a_killed_guest_is_an_error_of_that_container_alone() {
     let victim = pod.tool(&["sleep"]).await;
     pod.wait_log(&daemon, "sleep", "sleeping").await;
     let guest = pids(&daemon, Role::Guest);
-    assert_eq!(guest.len(), 1);
+    assert_eq!(guest.len(), 1, "{:?}", daemon.processes(Role::Guest));
     procs::kill(guest[0]);
     let status = pod.cri.wait_exit(&victim).await.unwrap();
     assert_eq!((status.exit_code, status.reason.as_str()), (137, "Error"));
@@ -210,7 +210,7 @@ async fn a_drain_ends_the_daemon_and_leaves_the_pods() {
     let running = pod.tool(&["sleep"]).await;
     let guests = pids(&daemon, Role::Guest);
     let begun = Instant::now();
-    assert!(daemon.terminate().unwrap().success());
+    assert!(daemon.terminate().await.unwrap().success());
     assert!(
         begun.elapsed() < Duration::from_secs(5),
         "a drain took {:?}",
