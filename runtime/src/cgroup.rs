@@ -15,6 +15,7 @@ mod limits;
 mod v1;
 mod v2;
 
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -157,6 +158,28 @@ impl Cgroup {
         dirs.into_iter()
             .map(|dir| dir.join("cgroup.procs"))
             .collect()
+    }
+
+    /// The v1 files to which a single-threaded process writes `0` to move itself; none on v2. They are `tasks`, not
+    /// `cgroup.procs`: moving one's own thread does not wait for an RCU grace period, which moving a thread group
+    /// does (some 10 ms whenever the node has been quiet).
+    #[must_use]
+    pub fn task_files(&self) -> Vec<PathBuf> {
+        let unified = self.unified_dir();
+        let dirs = match &*self.layout {
+            Layout::V1(v1) => v1.joinable_dirs(&self.path),
+            Layout::V2(_) => Vec::new(),
+        };
+        dirs.into_iter().filter(|dir| Some(dir) != unified.as_ref()).map(|dir| dir.join("tasks")).collect()
+    }
+
+    /// The cgroup in the unified tree, for `clone3(CLONE_INTO_CGROUP)`; `None` on a pure v1 node.
+    /// Errors: it does not exist.
+    pub fn entrance(&self) -> Result<Option<OwnedFd>, Error> {
+        use rustix::fs::{Mode, OFlags, open};
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let opened = self.unified_dir().map(|dir| open(&dir, flags, Mode::empty()).map_err(|e| Error::io("open", &dir, e.into())));
+        opened.transpose()
     }
 
     /// Whether the cgroup exists in at least one hierarchy.

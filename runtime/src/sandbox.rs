@@ -155,6 +155,7 @@ pub fn jail_compiler() -> Result<()> {
         .during(|| "unshare the compiler's namespaces".into())?;
     root::empty()?;
     sys::ids::own_session_keyring().during(|| "join an own session keyring".into())?;
+    sys::ids::keep_capabilities_over_id_change().during(|| "keep capabilities until they are dropped".into())?;
     sys::ids::become_user(identity::NOBODY, identity::NOBODY, &[])
         .during(|| "become nobody".into())?;
     sys::ids::drop_capabilities().during(|| "drop all capabilities".into())?;

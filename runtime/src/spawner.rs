@@ -45,7 +45,9 @@ pub struct KeeperBirth {
     pub namespaces: Namespaces,
     /// OOM killer adjustment.
     pub oom_score_adj: i32,
-    /// Files to which it writes `0` to enter its cgroup.
+    /// Its cgroup in the unified tree, into which it is born.
+    pub cgroup: Option<OwnedFd>,
+    /// Files to which it writes `0` to enter the others (v1).
     pub cgroup_procs: Vec<PathBuf>,
     /// Host ids of the pod.
     pub range: IdRange,
@@ -162,7 +164,7 @@ impl Link {
             rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).during(what)?;
         let mut fds = vec![birth.listener.try_clone().during(what)?, lifeline];
         let namespaces = &birth.namespaces;
-        for fd in [&namespaces.net, &namespaces.ipc, &namespaces.uts]
+        for fd in [&birth.cgroup, &namespaces.net, &namespaces.ipc, &namespaces.uts]
             .into_iter()
             .flatten()
         {
@@ -172,6 +174,7 @@ impl Link {
             request: self.requests,
             pod: birth.pod.clone(),
             exits: birth.exits.clone(),
+            into_cgroup: birth.cgroup.is_some(),
             net: namespaces.net.is_some(),
             ipc: namespaces.ipc.is_some(),
             uts: namespaces.uts.is_some(),

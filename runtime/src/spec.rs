@@ -31,7 +31,7 @@ pub struct ContainerSpec {
     pub mounts: Vec<Mount>,
     /// Who the payload is, inside and on the host.
     pub identity: Identity,
-    /// Files to which the guest writes `0` to enter its cgroups.
+    /// Files to which the guest writes `0` to enter those cgroups that it is not born into.
     pub cgroup_procs: Vec<PathBuf>,
     /// The container's memory limit in bytes; bounds linear memory, too.
     pub memory_limit_bytes: Option<u64>,

@@ -32,7 +32,11 @@ pub(super) fn kill(cgroup: &Cgroup) -> Result<(), Error> {
             return Ok(());
         };
         if !kernel_kills {
-            signal_all(cgroup, &alive)?;
+            match signal_all(cgroup, &alive) {
+                // Emptied and removed by somebody else meanwhile.
+                Err(_) if cgroup.pids()?.is_empty() => return Ok(()),
+                signalled => signalled?,
+            }
         }
         let waited = started.elapsed();
         if waited > KILL_PATIENCE {

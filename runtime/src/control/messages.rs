@@ -13,8 +13,8 @@ use crate::spec::{Exit, IdRange};
 /// Daemon to spawner.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum ToSpawner {
-    /// Fork a keeper. Descriptors: control listener, lifeline, then those namespaces that are asked for
-    /// (`net`, `ipc`, `uts`).
+    /// Fork a keeper. Descriptors: control listener, lifeline, its cgroup in the unified tree if `into_cgroup`, then
+    /// those namespaces that are asked for (`net`, `ipc`, `uts`).
     Keeper(Birth),
 }
 
@@ -27,6 +27,9 @@ pub struct Birth {
     pub pod: PodId,
     /// Where it leaves exit records.
     pub exits: PathBuf,
+    /// Whether the keeper is to be born into a cgroup of the unified tree.
+    #[serde(default)]
+    pub into_cgroup: bool,
     /// Whether a network namespace is among the descriptors.
     pub net: bool,
     /// Whether an ipc namespace is.
@@ -35,7 +38,7 @@ pub struct Birth {
     pub uts: bool,
     /// OOM killer adjustment of the keeper.
     pub oom_score_adj: i32,
-    /// The keeper's own cgroup.
+    /// Files to which the keeper writes `0` to enter its other cgroups.
     pub cgroup_procs: Vec<PathBuf>,
     /// Host ids of the pod.
     pub range: IdRange,
@@ -81,7 +84,8 @@ pub enum Ask {
     Hello,
     /// The pod is recorded: live on without the lifeline.
     Commit,
-    /// Fork a guest. Descriptors: spec memfd, compiled code, two seccomp filters, and the log file if `log`.
+    /// Fork a guest. Descriptors: spec memfd, compiled code, two seccomp filters, its cgroup in the unified tree if
+    /// `into_cgroup`, and the log file if `log`.
     Start {
         /// Which container.
         container: ContainerId,
@@ -89,6 +93,9 @@ pub enum Ask {
         stdin: bool,
         /// Whether a log file came along.
         log: bool,
+        /// Whether a cgroup to be born into came along.
+        #[serde(default)]
+        into_cgroup: bool,
     },
     /// Write to another log file from now on. Descriptor: the file.
     ReopenLog {

@@ -71,6 +71,8 @@ pub struct StartOrder {
     pub spec: ContainerSpec,
     /// Compiled code, read-only.
     pub code: OwnedFd,
+    /// Its cgroup in the unified tree, into which it is born.
+    pub cgroup: Option<OwnedFd>,
     /// The log file, open for appending; `None` discards output.
     pub log: Option<OwnedFd>,
 }
@@ -145,14 +147,13 @@ impl Keeper {
             clone(&filters.first)?,
             clone(&filters.second)?,
         ];
-        let log = order.log.is_some();
+        let (log, into_cgroup) = (order.log.is_some(), order.cgroup.is_some());
+        fds.extend(order.cgroup);
         fds.extend(order.log);
         let crate::spec::Workload::Wasm(wasm) = &order.spec.workload;
         let ask = Ask::Start {
             container: order.container.clone(),
-            stdin: wasm.stdin,
-            log,
-        };
+            stdin: wasm.stdin, log, into_cgroup };
         match self.ask(ask, fds, START).await? {
             (Answer::Started { started_at }, mut fds) => {
                 let pidfd = fds

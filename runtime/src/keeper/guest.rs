@@ -8,7 +8,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd, RawFd};
 
 use super::log::LogThread;
 use crate::control::messages::Report;
@@ -34,8 +34,10 @@ const SPEC_FD: RawFd = 4;
 
 /// What came with the request to start a guest.
 pub(super) struct Parts {
-    /// Spec, code, two filters, and the log file if `log`.
+    /// Spec, code, two filters, the cgroup if `into_cgroup`, and the log file if `log`.
     pub(super) fds: Vec<OwnedFd>,
+    /// Whether a cgroup to be born into came along.
+    pub(super) into_cgroup: bool,
     /// Whether a log file came along.
     pub(super) log: bool,
     /// Whether standard input is a pipe.
@@ -59,7 +61,7 @@ pub(super) fn fork(
 ) -> Result<ForkedGuest> {
     let what = || format!("fork the guest of container {container}");
     let mut fds = parts.fds;
-    if fds.len() != 4 + usize::from(parts.log) {
+    if fds.len() != 4 + usize::from(parts.log) + usize::from(parts.into_cgroup) {
         return Err(Error::new(
             Kind::Bug,
             format!("{}: {} descriptors came along", what(), fds.len()),
@@ -70,6 +72,7 @@ pub(super) fn fork(
     } else {
         None
     };
+    let cgroup = if parts.into_cgroup { fds.pop() } else { None };
     let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).during(what);
     let (out, out_in) = pipe()?;
     let (err, err_in) = pipe()?;
@@ -78,7 +81,7 @@ pub(super) fn fork(
     rustix::io::ioctl_fionbio(&report, true).during(what)?;
     failpoint::hit("keeper.fork").during(what)?;
     let flags = (libc::CLONE_NEWPID | libc::CLONE_NEWNS) as u64;
-    match sys::fork::fork(flags).during(what)? {
+    match sys::fork::fork(flags, cgroup.as_ref().map(OwnedFd::as_fd)).during(what)? {
         Forked::Child => {
             let input = stdin.as_ref().map_or(0, |(read, _)| read.as_raw_fd());
             let mut table = vec![

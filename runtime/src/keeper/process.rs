@@ -138,7 +138,7 @@ impl Loop<'_> {
             return;
         };
         let is_root =
-            rustix::net::sockopt::socket_peercred(&socket).is_ok_and(|peer| peer.uid.is_root());
+            crate::sys::peer_uid(socket.as_fd()).is_ok_and(|uid| uid == 0);
         if !is_root {
             return;
         }
@@ -193,11 +193,9 @@ impl Loop<'_> {
                 self.committed = true;
                 Some(Answer::Done)
             }
-            Ask::Start {
-                container,
-                stdin,
-                log,
-            } => self.start(request, container, (stdin, log), fds),
+            Ask::Start { container, stdin, log, into_cgroup } => {
+                self.start(request, container, super::guest::Parts { fds, log, stdin, into_cgroup })
+            }
             Ask::ReopenLog { container } => match self.table.reopen(&container, request, fds) {
                 // Answered when the log thread has taken the file.
                 Ok(()) => None,
@@ -214,20 +212,10 @@ impl Loop<'_> {
         }
     }
 
-    fn start(
-        &mut self,
-        request: u64,
-        container: ContainerId,
-        (stdin, log): (bool, bool),
-        fds: Vec<OwnedFd>,
-    ) -> Option<Answer> {
+    fn start(&mut self, request: u64, container: ContainerId, guest: super::guest::Parts) -> Option<Answer> {
         if self.leaving {
-            return Some(Answer::Failed {
-                start_failed: false,
-                message: "the pod is being stopped".into(),
-            });
+            return Some(Answer::Failed { start_failed: false, message: "the pod is being stopped".into() });
         }
-        let guest = super::guest::Parts { fds, log, stdin };
         match super::guest::fork(&container, guest, &self.born.pod, self.born.warm) {
             Ok(forked) => {
                 let epoll = &self.epoll;

@@ -103,7 +103,7 @@ fn host_id(extents: &[Extent], id: u32) -> Result<u32> {
 /// The map's inside is what is on disk, its outside what the mount shows.
 fn map_namespace(users: &[Extent], groups: &[Extent]) -> std::io::Result<OwnedFd> {
     let (hold, release) = rustix::pipe::pipe()?;
-    match sys::fork::fork(libc::CLONE_NEWUSER as u64)? {
+    match sys::fork::fork(libc::CLONE_NEWUSER as u64, None)? {
         Forked::Child => {
             drop(release);
             // Wait for the parent to close its end, however it ends.

@@ -4,7 +4,7 @@
 //! Invariants: single-threaded; no tokio runtime; holds no secret; draws nothing random before a fork.
 //! Not here: containers.
 
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, poll};
 
@@ -77,14 +77,13 @@ fn ignore_children() {
     }
 }
 
-fn fork(
-    birth: Birth,
-    fds: Vec<OwnedFd>,
+fn fork(birth: Birth, mut fds: Vec<OwnedFd>,
     warm: &Warm,
     engine_hash: &str,
 ) -> std::io::Result<OwnedFd> {
     failpoint::hit("spawner.fork")?;
-    match sys::fork::fork(libc::CLONE_NEWPID as u64)? {
+    let cgroup = (birth.into_cgroup && fds.len() > 2).then(|| fds.remove(2));
+    match sys::fork::fork(libc::CLONE_NEWPID as u64, cgroup.as_ref().map(OwnedFd::as_fd))? {
         Forked::Parent { pidfd } => Ok(pidfd),
         Forked::Child => {
             let code = match become_keeper(birth, fds, warm, engine_hash) {

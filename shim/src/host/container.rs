@@ -4,6 +4,7 @@
 //! Invariants: each can be repeated; a record goes before what it describes, so that whatever a crash leaves is an
 //! orphan that the next start sweeps. Not here: when any of this happens.
 
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -91,6 +92,7 @@ impl Host {
             container: launch.id.clone(),
             spec: self.spec(&launch)?,
             code,
+            cgroup: self.entrance(&plan.cgroup)?,
             log,
         };
         pass("start.order")?;
@@ -101,6 +103,16 @@ impl Host {
             process: Arc::new(started.process),
             started_at: started.started_at,
         })
+    }
+
+    /// The container's cgroup in the unified tree, into which its guest is born.
+    fn entrance(&self, path: &str) -> Result<Option<OwnedFd>, Error> {
+        let opened = self
+            .parts
+            .cgroups
+            .open(path)
+            .and_then(|cgroup| cgroup.entrance());
+        opened.map_err(|error| Error::because(Kind::Io, format!("open cgroup {path}"), error))
     }
 
     fn spec(&self, launch: &Launch) -> Result<ContainerSpec, Error> {
@@ -128,7 +140,7 @@ impl Host {
             },
             mounts: plan.mounts.clone(),
             identity: plan.identity.clone(),
-            cgroup_procs: cgroup.procs_files(),
+            cgroup_procs: cgroup.task_files(),
             memory_limit_bytes: plan.memory_limit_bytes,
             oom_score_adj: i32::try_from(wish.resources.oom_score_adj.clamp(-1000, 1000))
                 .unwrap_or(0),

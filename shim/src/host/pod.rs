@@ -46,6 +46,7 @@ pub struct Raised {
 struct Nest {
     namespaces: Namespaces,
     attachment: Option<Attachment>,
+    entrance: Option<OwnedFd>,
     cgroup_procs: Vec<PathBuf>,
     listener: OwnedFd,
 }
@@ -109,7 +110,10 @@ impl Host {
         Ok(Nest {
             namespaces,
             attachment: attached.clone(),
-            cgroup_procs: cgroup.procs_files(),
+            entrance: cgroup.entrance().map_err(|error| {
+                Error::because(Kind::Io, named("open the keeper's cgroup"), error)
+            })?,
+            cgroup_procs: cgroup.task_files(),
             listener,
         })
     }
@@ -122,6 +126,7 @@ impl Host {
             exits: self.exits_directory(&record.id),
             namespaces: nest.namespaces,
             oom_score_adj: self.config.keeper_oom_score_adj,
+            cgroup: nest.entrance,
             cgroup_procs: nest.cgroup_procs,
             range: record.range,
         };
