@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::io::AsyncWriteExt as _;
 
 use crate::error::Error;
+use crate::failpoint;
 use crate::manifest::Blob;
 use crate::reference::Digest;
 use crate::unpack::Usage;
@@ -176,6 +177,7 @@ impl Blobs {
         rustix::fs::syncfs(&opened)
             .map_err(|errno| Error::io("sync", &draft.path, errno.into()))?;
         let layer = self.layer(chain);
+        failpoint::pass("pull.unpack")?;
         match fs::rename(&draft.path, &layer) {
             Ok(()) => {
                 self.grow(usage);
@@ -310,6 +312,7 @@ impl BlobWriter {
                 .map_err(|error| Error::io("sync", &temporary.path, error))?;
             let path = blobs.blob(&digest);
             let is_new = !path.exists();
+            failpoint::pass("pull.blob")?;
             fs::rename(&temporary.path, &path)
                 .map_err(|error| Error::io("rename to", &path, error))?;
             if is_new {

@@ -15,6 +15,7 @@ mod blobs;
 mod collect;
 mod config;
 pub mod error;
+mod failpoint;
 mod flight;
 mod image;
 mod image_config;
@@ -31,6 +32,8 @@ mod wasm;
 
 pub use config::{ImagesConfig, Limits};
 pub use error::{Error, Kind as ErrorKind};
+#[cfg(feature = "failpoints")]
+pub use failpoint::set_failpoints;
 pub use flight::PullRequest;
 pub use image::{FsInfo, Image, Kind, LinuxImage, RunConfig, WasmImage};
 pub use manifest::PlatformPreference;

@@ -24,7 +24,7 @@ use crate::reference::{Digest, ImageId, ImageRef, Target};
 use crate::registry::{ATTEMPTS, Registry};
 use crate::store::Inner;
 use crate::unpack::{Budget, Source, unpack};
-use crate::{image_config, verify, wasm};
+use crate::{failpoint, image_config, verify, wasm};
 
 /// Blobs fetched at the same time by one pull.
 const PARALLEL_BLOBS: usize = 3;
@@ -67,6 +67,7 @@ impl Pull {
     pub(crate) async fn run(&mut self) -> Result<Arc<Image>, Error> {
         self.registry.login().await?;
         let (top, manifest) = self.resolve().await?;
+        failpoint::pass("pull.manifest")?;
         let config = self.fetch_config(&manifest.config).await?;
         let layers = match &manifest.content {
             Content::Module(module) => std::slice::from_ref(module),
@@ -93,10 +94,19 @@ impl Pull {
             Content::Module(module) => self.add_module(module, &mut record).await?,
             Content::Archives(layers) => self.add_layers(&config, layers, &mut record).await?,
         }
-        let inner = self.inner.clone();
-        let image = blocking("recording an image", move || inner.publish(record)).await?;
+        let image = self.publish(record).await?;
         self.drop_packed_layers(&manifest.content).await?;
         Ok(image)
+    }
+
+    async fn publish(&self, record: Record) -> Result<Arc<Image>, Error> {
+        let inner = self.inner.clone();
+        let publish = move || {
+            failpoint::pass("pull.commit")?;
+            let image = inner.publish(record)?;
+            failpoint::pass("pull.record").map(|()| image)
+        };
+        blocking("recording an image", publish).await
     }
 
     /// Follows indexes down to one manifest. Answers the digest of the topmost document, too.

@@ -36,6 +36,8 @@ const DRAIN: std::time::Duration = std::time::Duration::from_secs(5);
 /// Errors: what keeps it from starting, with the object's name; a running daemon ends only when told.
 pub fn main(config: &Config) -> Result<(), Box<dyn Error>> {
     logging::init(&config.log)?;
+    #[cfg(feature = "failpoints")]
+    coracle_images::set_failpoints(coracle_runtime::failpoint::hit);
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let runtime = tokio::runtime::Builder::new_multi_thread()
