@@ -13,7 +13,7 @@ use coracle_runtime::wasm::{Compiled, EngineRef, ModuleInfo};
 use sha2::{Digest as _, Sha256};
 
 use super::words::{argv, environment, log_path, stop_signal, working_dir};
-use super::{Host, blocking, io_error, limits, mounts, runtime_error, user};
+use super::{Host, blocking, io_error, limits, mounts, pass, runtime_error, user};
 use crate::lifecycle::{ContainerWish, Error, Kind, Plan, PodRecord};
 
 struct Module {
@@ -41,6 +41,7 @@ impl Host {
         let wasm = wasm_part(&image, pod, wish)?;
         let args = argv(&image, wish)?;
         let module = find_module(&image, &wasm, &args[0]).await?;
+        pass("create.compile")?;
         let compiled = self.compiled(engine, &module.path, &module.digest).await?;
         let memory_limit_bytes = limits::memory_limit(&wish.resources);
         judge(&compiled.info, &wish.image, memory_limit_bytes)?;

@@ -80,9 +80,16 @@ impl Driver {
     pub(super) async fn reconnected(&mut self, result: Result<Box<Connection>, Error>) {
         match result {
             Ok(connection) => self.connected(*connection).await,
-            Err(error) => {
-                tracing::error!(pod = %self.record.id, error = error.chain(), "the keeper does not answer")
+            // One that has died meanwhile is told of by its pidfd.
+            Err(error)
+                if self
+                    .keeper_process
+                    .as_ref()
+                    .is_some_and(|process| process.is_alive()) =>
+            {
+                tracing::error!(pod = %self.record.id, error = error.chain(), "the keeper does not answer");
             }
+            Err(_) => {}
         }
     }
 
