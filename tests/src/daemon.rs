@@ -376,7 +376,7 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        if std::thread::panicking() || !self.finished {
+        if !self.finished && !self.options.quiet {
             let _ = writeln!(std::io::stderr(), "{}", self.log_tail());
         }
         self.kill();

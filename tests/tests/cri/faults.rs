@@ -17,7 +17,7 @@ use tonic::{Code, Status};
 
 use crate::site::{daemon, failing_daemon, images, tool};
 
-/// Every failpoint site, from the binary itself.
+/// Every failpoint site, from the binary itself; with `CORACLE_TEST_SITE` only those that begin with its value.
 fn sites() -> Vec<String> {
     let out = Command::new(daemon::failpoints_binary().unwrap())
         .arg("failpoints")
@@ -29,7 +29,11 @@ fn sites() -> Vec<String> {
         .map(str::to_owned)
         .collect();
     assert!(sites.len() > 30, "`coracle failpoints` printed {sites:?}");
+    let chosen = std::env::var("CORACLE_TEST_SITE").unwrap_or_default();
     sites
+        .into_iter()
+        .filter(|site| site.starts_with(&chosen))
+        .collect()
 }
 
 /// Who is killed while a step stands at a site.
