@@ -170,7 +170,10 @@ impl Cgroup {
             Layout::V1(v1) => v1.joinable_dirs(&self.path),
             Layout::V2(_) => Vec::new(),
         };
-        dirs.into_iter().filter(|dir| Some(dir) != unified.as_ref()).map(|dir| dir.join("tasks")).collect()
+        dirs.into_iter()
+            .filter(|dir| Some(dir) != unified.as_ref())
+            .map(|dir| dir.join("tasks"))
+            .collect()
     }
 
     /// The cgroup in the unified tree, for `clone3(CLONE_INTO_CGROUP)`; `None` on a pure v1 node.
@@ -178,7 +181,9 @@ impl Cgroup {
     pub fn entrance(&self) -> Result<Option<OwnedFd>, Error> {
         use rustix::fs::{Mode, OFlags, open};
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let opened = self.unified_dir().map(|dir| open(&dir, flags, Mode::empty()).map_err(|e| Error::io("open", &dir, e.into())));
+        let opened = self.unified_dir().map(|dir| {
+            open(&dir, flags, Mode::empty()).map_err(|e| Error::io("open", &dir, e.into()))
+        });
         opened.transpose()
     }
 

@@ -109,13 +109,13 @@ impl Process {
 
     /// Waits until the process has ended, reaped or not.
     pub async fn ended(&self) {
-        // SAFETY: the Arc keeps the very descriptor open, under the same number, until the registration is dropped.
+        let own = Arc::clone(&self.pidfd);
         #[allow(
             unsafe_code,
             reason = "tokio wants the descriptor's constancy promised"
         )]
-        let waiting =
-            unsafe { AsyncFd::register_with_interest(Arc::clone(&self.pidfd), Interest::READABLE) };
+        // SAFETY: the Arc keeps the very descriptor open, under the same number, until the registration is dropped.
+        let waiting = unsafe { AsyncFd::register_with_interest(own, Interest::READABLE) };
         if let Ok(fd) = waiting {
             let readiness = fd.ready(Interest::READABLE).await;
             if readiness.is_ok() && !self.is_alive() {

@@ -146,16 +146,17 @@ pub fn jail_compiler() -> Result<()> {
     use rustix::thread::UnshareFlags;
     let apart =
         UnshareFlags::NEWNS | UnshareFlags::NEWNET | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
-    // SAFETY: the process is single-threaded here and shares no file table, so nothing else observes the change.
     #[allow(
         unsafe_code,
         reason = "unshare is unsafe only for CLONE_FILES, which is not asked for"
     )]
-    unsafe { rustix::thread::unshare_unsafe(apart) }
-        .during(|| "unshare the compiler's namespaces".into())?;
+    // SAFETY: the process is single-threaded here and shares no file table, so nothing else observes the change.
+    let unshared = unsafe { rustix::thread::unshare_unsafe(apart) };
+    unshared.during(|| "unshare the compiler's namespaces".into())?;
     root::empty()?;
     sys::ids::own_session_keyring().during(|| "join an own session keyring".into())?;
-    sys::ids::keep_capabilities_over_id_change().during(|| "keep capabilities until they are dropped".into())?;
+    sys::ids::keep_capabilities_over_id_change()
+        .during(|| "keep capabilities until they are dropped".into())?;
     sys::ids::become_user(identity::NOBODY, identity::NOBODY, &[])
         .during(|| "become nobody".into())?;
     sys::ids::drop_capabilities().during(|| "drop all capabilities".into())?;

@@ -164,9 +164,14 @@ impl Link {
             rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).during(what)?;
         let mut fds = vec![birth.listener.try_clone().during(what)?, lifeline];
         let namespaces = &birth.namespaces;
-        for fd in [&birth.cgroup, &namespaces.net, &namespaces.ipc, &namespaces.uts]
-            .into_iter()
-            .flatten()
+        for fd in [
+            &birth.cgroup,
+            &namespaces.net,
+            &namespaces.ipc,
+            &namespaces.uts,
+        ]
+        .into_iter()
+        .flatten()
         {
             fds.push(fd.try_clone().during(what)?);
         }
@@ -274,11 +279,11 @@ fn command(socket: &std::os::unix::net::UnixStream, engine_hash: &str) -> std::p
         .stdout(Stdio::null())
         .stderr(Stdio::inherit());
     let source = socket.as_raw_fd();
-    // SAFETY: between fork and exec the closure makes one async-signal-safe call on an integer it owns.
     #[allow(
         unsafe_code,
         reason = "pre_exec is the way to hand down one descriptor"
     )]
+    // SAFETY: between fork and exec the closure makes one async-signal-safe call on an integer it owns.
     unsafe {
         command.pre_exec(move || {
             if libc::dup2(source, 3) == 3 {

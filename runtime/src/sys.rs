@@ -20,10 +20,26 @@ pub(crate) fn standard(number: i32) -> std::os::fd::BorrowedFd<'static> {
 /// refuse, so only the uid is taken.
 pub(crate) fn peer_uid(socket: std::os::fd::BorrowedFd<'_>) -> std::io::Result<u32> {
     use std::os::fd::AsRawFd as _;
-    let mut peer = libc::ucred { pid: 0, uid: u32::MAX, gid: u32::MAX };
+    let mut peer = libc::ucred {
+        pid: 0,
+        uid: u32::MAX,
+        gid: u32::MAX,
+    };
     let mut size = size_of::<libc::ucred>() as libc::socklen_t;
     let to = (&raw mut peer).cast();
     // SAFETY: `peer` has the layout and `size` the length that SO_PEERCRED fills; both outlive the call.
-    let result = unsafe { libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_PEERCRED, to, &raw mut size) };
-    if result == 0 { Ok(peer.uid) } else { Err(std::io::Error::last_os_error()) }
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            to,
+            &raw mut size,
+        )
+    };
+    if result == 0 {
+        Ok(peer.uid)
+    } else {
+        Err(std::io::Error::last_os_error())
+    }
 }

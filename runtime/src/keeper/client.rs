@@ -153,7 +153,10 @@ impl Keeper {
         let crate::spec::Workload::Wasm(wasm) = &order.spec.workload;
         let ask = Ask::Start {
             container: order.container.clone(),
-            stdin: wasm.stdin, log, into_cgroup };
+            stdin: wasm.stdin,
+            log,
+            into_cgroup,
+        };
         match self.ask(ask, fds, START).await? {
             (Answer::Started { started_at }, mut fds) => {
                 let pidfd = fds

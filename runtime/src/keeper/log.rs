@@ -44,6 +44,7 @@ struct Shared {
 pub struct LogThread {
     thread: libc::pthread_t,
     shared: Box<Shared>,
+    work: *mut Work,
 }
 
 struct Work {
@@ -88,11 +89,15 @@ impl LogThread {
             err_fd: err.into_raw_fd(),
             file: file.map_or(-1, IntoRawFd::into_raw_fd),
         });
-        let thread = spawn(work)?;
+        let (thread, work) = spawn(work)?;
         while !shared.started.load(Ordering::Acquire) {
             std::thread::yield_now();
         }
-        Ok(Self { thread, shared })
+        Ok(Self {
+            thread,
+            shared,
+            work,
+        })
     }
 
     /// Becomes readable when a reopen was taken or the output has ended.
@@ -137,12 +142,14 @@ impl LogThread {
 
     /// Takes the thread back. Only after [`Self::is_finished`]: then it ends at once.
     pub fn join(self) {
-        // SAFETY: the thread was made by pthread_create, is joined once, and has finished its work.
+        // SAFETY: the thread was made by pthread_create, is joined once, and has finished what it had to do.
         unsafe { libc::pthread_join(self.thread, std::ptr::null_mut()) };
+        // SAFETY: `spawn` leaked this Box for the thread, which is gone; nobody else has the pointer.
+        drop(unsafe { Box::from_raw(self.work) });
     }
 }
 
-fn spawn(work: Box<Work>) -> io::Result<libc::pthread_t> {
+fn spawn(work: Box<Work>) -> io::Result<(libc::pthread_t, *mut Work)> {
     let work = Box::into_raw(work);
     // SAFETY: attr is initialised before use and destroyed after; `entry` has the required signature; `work` is a
     // leaked Box that the thread alone uses. All signals are blocked meanwhile, so the thread never runs a handler.
@@ -162,7 +169,7 @@ fn spawn(work: Box<Work>) -> io::Result<libc::pthread_t> {
             drop(Box::from_raw(work));
             return Err(io::Error::from_raw_os_error(result));
         }
-        Ok(thread)
+        Ok((thread, work))
     }
 }
 

@@ -137,8 +137,7 @@ impl Loop<'_> {
         let Ok(socket) = rustix::net::accept_with(&self.born.listener, flags) else {
             return;
         };
-        let is_root =
-            crate::sys::peer_uid(socket.as_fd()).is_ok_and(|uid| uid == 0);
+        let is_root = crate::sys::peer_uid(socket.as_fd()).is_ok_and(|uid| uid == 0);
         if !is_root {
             return;
         }
@@ -193,9 +192,21 @@ impl Loop<'_> {
                 self.committed = true;
                 Some(Answer::Done)
             }
-            Ask::Start { container, stdin, log, into_cgroup } => {
-                self.start(request, container, super::guest::Parts { fds, log, stdin, into_cgroup })
-            }
+            Ask::Start {
+                container,
+                stdin,
+                log,
+                into_cgroup,
+            } => self.start(
+                request,
+                container,
+                super::guest::Parts {
+                    fds,
+                    log,
+                    stdin,
+                    into_cgroup,
+                },
+            ),
             Ask::ReopenLog { container } => match self.table.reopen(&container, request, fds) {
                 // Answered when the log thread has taken the file.
                 Ok(()) => None,
@@ -212,9 +223,17 @@ impl Loop<'_> {
         }
     }
 
-    fn start(&mut self, request: u64, container: ContainerId, guest: super::guest::Parts) -> Option<Answer> {
+    fn start(
+        &mut self,
+        request: u64,
+        container: ContainerId,
+        guest: super::guest::Parts,
+    ) -> Option<Answer> {
         if self.leaving {
-            return Some(Answer::Failed { start_failed: false, message: "the pod is being stopped".into() });
+            return Some(Answer::Failed {
+                start_failed: false,
+                message: "the pod is being stopped".into(),
+            });
         }
         match super::guest::fork(&container, guest, &self.born.pod, self.born.warm) {
             Ok(forked) => {

@@ -326,6 +326,15 @@ impl Table {
         // A full disk costs the record, not the answer: the daemon is told and keeps its own.
         let _ = exits::write(&self.exits, &entry.id, &exit);
         if let Some(log) = entry.log.take() {
+            if log.dropped() > 0 {
+                // The daemon may be gone; the journal, which the keeper inherited, is not.
+                let line = format!(
+                    "coracle: container {}: a full or broken disk cost {} log lines\n",
+                    entry.id,
+                    log.dropped()
+                );
+                let _ = rustix::io::write(crate::sys::standard(2), line.as_bytes());
+            }
             self.put_away(log);
         }
         if let (Some(request), Cause::StartFailed(message)) = (request, &exit.cause) {

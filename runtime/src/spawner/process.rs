@@ -77,13 +77,18 @@ fn ignore_children() {
     }
 }
 
-fn fork(birth: Birth, mut fds: Vec<OwnedFd>,
+fn fork(
+    birth: Birth,
+    mut fds: Vec<OwnedFd>,
     warm: &Warm,
     engine_hash: &str,
 ) -> std::io::Result<OwnedFd> {
     failpoint::hit("spawner.fork")?;
     let cgroup = (birth.into_cgroup && fds.len() > 2).then(|| fds.remove(2));
-    match sys::fork::fork(libc::CLONE_NEWPID as u64, cgroup.as_ref().map(OwnedFd::as_fd))? {
+    match sys::fork::fork(
+        libc::CLONE_NEWPID as u64,
+        cgroup.as_ref().map(OwnedFd::as_fd),
+    )? {
         Forked::Parent { pidfd } => Ok(pidfd),
         Forked::Child => {
             let code = match become_keeper(birth, fds, warm, engine_hash) {

@@ -50,10 +50,11 @@ pub fn fork(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Forked> {
     match pid {
         -1 => Err(io::Error::last_os_error()),
         0 => Ok(Forked::Child),
-        // SAFETY: the kernel stored a new descriptor in `pidfd` in the parent, and nobody else owns it.
-        _ => Ok(Forked::Parent {
-            pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) },
-        }),
+        _ => {
+            // SAFETY: the kernel stored a new descriptor in `pidfd` in the parent, and nobody else owns it.
+            let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+            Ok(Forked::Parent { pidfd })
+        }
     }
 }
 

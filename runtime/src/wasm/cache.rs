@@ -70,13 +70,18 @@ struct Label {
     mac: String,
 }
 
+/// Where an entry is: engine hash and module digest.
+type At = (String, String);
+/// Held while an entry is looked up or made.
+type Lane = Arc<tokio::sync::Mutex<()>>;
+
 /// The cache; cheap to share behind an `Arc`.
 pub struct CompileCache {
     dir: PathBuf,
     key: [u8; 32],
     limits: CompileLimits,
-    entries: Mutex<HashMap<(String, String), Arc<Compiled>>>,
-    busy: Mutex<HashMap<(String, String), Arc<tokio::sync::Mutex<()>>>>,
+    entries: Mutex<HashMap<At, Arc<Compiled>>>,
+    busy: Mutex<HashMap<At, Lane>>,
     serial: AtomicU64,
 }
 

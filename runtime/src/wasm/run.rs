@@ -108,16 +108,24 @@ pub fn run(payload: Payload<'_>, stop: OwnedFd, ready: impl FnOnce() -> Result<(
     let loaded = load(&payload, wasm.kind)?;
     rustix::process::chdir(c"/").during(|| "enter the guest's root".into())?;
     drop(payload.fd_dir);
-    let (warm, spec) = (payload.warm, payload.spec);
+    let job = Job {
+        warm: payload.warm,
+        spec: payload.spec,
+        wasm,
+    };
     reactor.block_on(async {
-        let ended = match loaded {
-            Loaded::Module(module) => run_module(warm, spec, wasm, &module, stop, ready).await?,
-            Loaded::Component(component) => {
-                run_component(warm, spec, wasm, &component, stop, ready).await?
-            }
-        };
-        Ok(ended)
+        match loaded {
+            Loaded::Module(module) => run_module(job, &module, stop, ready).await,
+            Loaded::Component(component) => run_component(job, &component, stop, ready).await,
+        }
     })
+}
+
+#[derive(Clone, Copy)]
+struct Job<'a> {
+    warm: &'a Warm,
+    spec: &'a ContainerSpec,
+    wasm: &'a WasmSpec,
 }
 
 fn load(payload: &Payload<'_>, kind: WasmKind) -> Result<Loaded> {
@@ -149,13 +157,12 @@ fn cannot_start(e: wasmtime::Error) -> Error {
 }
 
 async fn run_module(
-    warm: &Warm,
-    spec: &ContainerSpec,
-    wasm: &WasmSpec,
+    job: Job<'_>,
     module: &Module,
     stop: OwnedFd,
     ready: impl FnOnce() -> Result<()>,
 ) -> Result<End> {
+    let Job { warm, spec, wasm } = job;
     let pre = warm.modules.instantiate_pre(module).map_err(cannot_start)?;
     let mut store = Store::new(
         &warm.engine,
@@ -173,13 +180,12 @@ async fn run_module(
 }
 
 async fn run_component(
-    warm: &Warm,
-    spec: &ContainerSpec,
-    wasm: &WasmSpec,
+    job: Job<'_>,
     component: &Component,
     stop: OwnedFd,
     ready: impl FnOnce() -> Result<()>,
 ) -> Result<End> {
+    let Job { warm, spec, wasm } = job;
     let pre = warm
         .components
         .instantiate_pre(component)

@@ -59,10 +59,59 @@ fn civil(days: u64) -> (u64, u64, u64) {
     (era * 400 + yoe + u64::from(month <= 2), month, day)
 }
 
+/// Memory straight from the kernel, made page by page when it is first touched: a container that writes little
+/// costs one page, and none of it lies in the heap that guests inherit.
+struct Pages {
+    start: *mut u8,
+}
+
+/// Whole pages that hold a line's head, its text and its end.
+const PAGES_BYTES: usize = (HEAD + MAX_TEXT + 1).next_multiple_of(4096);
+
+// SAFETY: the mapping belongs to this value alone, whichever thread holds it.
+unsafe impl Send for Pages {}
+
+impl Pages {
+    fn new() -> io::Result<Self> {
+        use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a fresh private mapping at an address of the kernel's choice overlaps nothing.
+        let start = unsafe {
+            mmap_anonymous(std::ptr::null_mut(), PAGES_BYTES, access, MapFlags::PRIVATE)
+        }?;
+        Ok(Self {
+            start: start.cast(),
+        })
+    }
+}
+
+impl std::ops::Deref for Pages {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: the mapping is that long, readable, zeroed by the kernel, and lives as long as `self`.
+        unsafe { std::slice::from_raw_parts(self.start, PAGES_BYTES) }
+    }
+}
+
+impl std::ops::DerefMut for Pages {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above, writable, and borrowed uniquely through `self`.
+        unsafe { std::slice::from_raw_parts_mut(self.start, PAGES_BYTES) }
+    }
+}
+
+impl Drop for Pages {
+    fn drop(&mut self) {
+        // SAFETY: the mapping was made in `new` with this length, and no borrow of it outlives `self`.
+        let _ = unsafe { rustix::mm::munmap(self.start.cast(), PAGES_BYTES) };
+    }
+}
+
 /// One stream's buffer.
 pub(super) struct Lines {
     stream: &'static [u8; 6],
-    buffer: Box<[u8]>,
+    buffer: Pages,
     /// Bytes of text held, from `HEAD` on.
     held: usize,
 }
@@ -70,8 +119,7 @@ pub(super) struct Lines {
 impl Lines {
     /// A buffer for `stream`. Errors: no memory.
     pub(super) fn new(stream: &'static [u8; 6]) -> io::Result<Self> {
-        // Zeroed pages that the kernel makes only when touched: a quiet container costs none.
-        let buffer = vec![0; HEAD + MAX_TEXT + 1].into_boxed_slice();
+        let buffer = Pages::new()?;
         Ok(Self {
             stream,
             buffer,
@@ -94,7 +142,7 @@ impl Lines {
             .position(|b| *b == b'\n')
         {
             let end = from + at;
-            self.emit(start, end, b'F', stamp, &write);
+            self.emit(start..end, b'F', stamp, &write);
             start = end + 1;
             from = start;
         }
@@ -104,7 +152,7 @@ impl Lines {
             self.held -= start;
         }
         if self.held == MAX_TEXT {
-            self.emit(0, MAX_TEXT, b'P', stamp, &write);
+            self.emit(0..MAX_TEXT, b'P', stamp, &write);
             self.held = 0;
         }
     }
@@ -112,13 +160,20 @@ impl Lines {
     /// The stream has ended: what is left is a line of its own.
     pub(super) fn finish(&mut self, stamp: Stamp, write: impl Fn(&[u8])) {
         if self.held > 0 {
-            self.emit(0, self.held, b'F', stamp, &write);
+            self.emit(0..self.held, b'F', stamp, &write);
             self.held = 0;
         }
     }
 
-    /// Writes text `start..end` with its head put in front of it, over text that was written already.
-    fn emit(&mut self, start: usize, end: usize, tag: u8, stamp: Stamp, write: &impl Fn(&[u8])) {
+    /// Writes `text` with its head put in front of it, over text that was written already.
+    fn emit(
+        &mut self,
+        text: std::ops::Range<usize>,
+        tag: u8,
+        stamp: Stamp,
+        write: &impl Fn(&[u8]),
+    ) {
+        let std::ops::Range { start, end } = text;
         // The head fits before `start`: HEAD bytes of room come before the text.
         let head = &mut self.buffer[start..start + HEAD];
         head[..30].copy_from_slice(&stamp.0);
