@@ -68,7 +68,7 @@ impl Crossing {
         let marked = self.daemon.reached().len();
         let life = self.life(number);
         let done = match self.victim {
-            Victim::Itself => self.with_restarts(life).await,
+            Victim::Itself => self.with_restarts(site, marked, life).await,
             Victim::All(_) => self.with_kill(site, marked, life).await,
         };
         self.daemon.plan("").map_err(|e| e.to_string())?;
@@ -103,14 +103,20 @@ impl Crossing {
         }
     }
 
-    /// Runs a life while bringing the daemon back whenever it has died.
-    async fn with_restarts(&mut self, life: Life) -> Result<(), String> {
+    /// Runs a life whose site kills whoever reaches it, once, while bringing the daemon back whenever it has died.
+    async fn with_restarts(&mut self, site: &str, marked: usize, life: Life) -> Result<(), String> {
         let asked = Arc::clone(&life.restart_asked);
         let mut running = std::pin::pin!(life.live());
         loop {
             tokio::select! {
                 done = &mut running => return done,
                 () = tokio::time::sleep(Duration::from_millis(10)) => {}
+            }
+            if self.daemon.reached()[marked..]
+                .iter()
+                .any(|reached| reached == site)
+            {
+                self.daemon.plan("").map_err(|e| e.to_string())?;
             }
             if asked.swap(false, Ordering::SeqCst) {
                 self.daemon.kill();
@@ -189,7 +195,7 @@ impl Life {
             let config = container(name, tool(), args);
             let id = self
                 .tolerate("create", async || {
-                    cri.create(&pod, &config, &self.pod).await
+                    create_once(cri, &pod, &config, &self.pod).await
                 })
                 .await?;
             let Some(id) = id else { continue };
@@ -295,6 +301,42 @@ impl Life {
         }
         Ok(None)
     }
+}
+
+/// RunPodSandbox, where a retry finds in the list what a daemon that died had finished, as a kubelet does.
+async fn run_once(cri: &Cri, config: &cri::PodSandboxConfig) -> Result<String, Status> {
+    let refusal = match cri.run_pod(config).await {
+        Ok(id) => return Ok(id),
+        Err(refusal) => refusal,
+    };
+    if refusal.code() != Code::AlreadyExists {
+        return Err(refusal);
+    }
+    let listed = cri.list_pods(None).await?;
+    let found = listed
+        .into_iter()
+        .find(|pod| pod.metadata == config.metadata);
+    found.map(|pod| pod.id).ok_or(refusal)
+}
+
+/// CreateContainer, likewise.
+async fn create_once(
+    cri: &Cri,
+    pod: &str,
+    config: &cri::ContainerConfig,
+    sandbox: &cri::PodSandboxConfig,
+) -> Result<String, Status> {
+    let refusal = match cri.create(pod, config, sandbox).await {
+        Ok(id) => return Ok(id),
+        Err(refusal) => refusal,
+    };
+    if refusal.code() != Code::AlreadyExists {
+        return Err(refusal);
+    }
+    let mut listed = cri.list(None).await?.into_iter();
+    let found =
+        listed.find(|found| found.pod_sandbox_id == pod && found.metadata == config.metadata);
+    found.map(|container| container.id).ok_or(refusal)
 }
 
 /// StartContainer, where a retry finds that the first try was carried out after all.
@@ -460,7 +502,7 @@ async fn cycle(cri: &Cri, config: cri::PodSandboxConfig) -> Result<(), String> {
     let workload = container("c", tool(), &["exit", "5"]);
     if let Some(id) = life
         .tolerate("create", async || {
-            cri.create(&pod, &workload, &life.pod).await
+            create_once(cri, &pod, &workload, &life.pod).await
         })
         .await?
     {
