@@ -1,0 +1,391 @@
+//! What the demo shows: the calls that a kubelet makes for one pod, in a kubelet's order.
+//!
+//! Called by: the demo, when daemon and registry answer. Calls: `calls`. The pod has two containers of one image:
+//! `greeter` prints and exits, `sleeper` waits until it is stopped.
+//! Invariant: a reply that is not what the protocol promises is an error, not a line in the table.
+//! Not here: how the daemon was started, what is left when it has ended.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use coracle_proto::runtime::v1 as cri;
+use cri::{ContainerState, PodSandboxState};
+
+use super::calls::{Calls, call, refused, say};
+use super::error::Error;
+use super::place::Place;
+
+/// What `guest.wat` exits with.
+const EXIT_CODE: i32 = 7;
+/// What the file that is mounted into both containers says.
+const GREETING: &str = "hello from a file the pod mounted\n";
+/// How long the greeter may take to exit.
+const EXIT: Duration = Duration::from_secs(5);
+/// Seconds that the sleeper is given to end by itself.
+const GRACE_S: i64 = 2;
+
+/// The pod's life, call by call. `image` is the reference to pull. Errors: a refusal, or a reply that is not as promised.
+pub async fn tell(place: &Place, calls: &Calls, image: &str) -> Result<(), Error> {
+    let scene = Scene::set(place, calls, image)?;
+    scene.ask_runtime().await?;
+    let image_ref = scene.pull().await?;
+    let pod = scene.run_pod().await?;
+    let greeter = scene.create(&pod, "greeter", &["kubelet"]).await?;
+    scene.start("greeter", &greeter).await?;
+    scene.see_exit(&greeter).await?;
+    let sleeper = scene
+        .create(&pod, "sleeper", &["kubelet", "and-wait"])
+        .await?;
+    scene.start("sleeper", &sleeper).await?;
+    scene.stop(&sleeper).await?;
+    scene.remove("greeter", &greeter).await?;
+    scene.remove("sleeper", &sleeper).await?;
+    scene.remove_pod(&pod).await?;
+    scene.remove_image(&image_ref).await?;
+    scene.show_log("greeter")?;
+    scene.show_log("sleeper")?;
+    say(format_args!("\ngreeter's exit code: {EXIT_CODE}"))
+}
+
+/// Stops and removes whatever pods there are, without a word: for a demo that broke off. Errors: the first refusal.
+pub async fn undo(calls: &Calls) -> Result<(), Error> {
+    let mut runtime = calls.runtime();
+    let listed = runtime
+        .list_pod_sandbox(cri::ListPodSandboxRequest::default())
+        .await;
+    let listed = listed.map_err(|status| refused("ListPodSandbox", "", &status))?;
+    for pod in listed.into_inner().items {
+        let stop = cri::StopPodSandboxRequest {
+            pod_sandbox_id: pod.id.clone(),
+        };
+        let stopped = runtime.stop_pod_sandbox(stop).await;
+        stopped.map_err(|status| refused("StopPodSandbox", &pod.id, &status))?;
+        let remove = cri::RemovePodSandboxRequest {
+            pod_sandbox_id: pod.id.clone(),
+        };
+        let removed = runtime.remove_pod_sandbox(remove).await;
+        removed.map_err(|status| refused("RemovePodSandbox", &pod.id, &status))?;
+    }
+    Ok(())
+}
+
+/// What all calls are about.
+struct Scene<'a> {
+    calls: &'a Calls,
+    image: cri::ImageSpec,
+    pod: cri::PodSandboxConfig,
+    /// Host directory of the mounted file.
+    volume: PathBuf,
+    logs: PathBuf,
+}
+
+impl Scene<'_> {
+    fn set<'a>(place: &Place, calls: &'a Calls, image: &str) -> Result<Scene<'a>, Error> {
+        let (volume, logs) = (place.make("volume")?, place.make("logs")?);
+        let file = volume.join("greeting");
+        std::fs::write(&file, GREETING).map_err(|error| Error::file("write", &file, error))?;
+        let image = cri::ImageSpec {
+            image: image.into(),
+            user_specified_image: image.into(),
+            ..Default::default()
+        };
+        let metadata = cri::PodSandboxMetadata {
+            name: "demo".into(),
+            uid: "coracle-demo".into(),
+            namespace: "default".into(),
+            attempt: 0,
+        };
+        let pod = cri::PodSandboxConfig {
+            metadata: Some(metadata),
+            hostname: "demo".into(),
+            log_directory: logs.display().to_string(),
+            linux: Some(cri::LinuxPodSandboxConfig::default()),
+            ..Default::default()
+        };
+        Ok(Scene {
+            calls,
+            image,
+            pod,
+            volume,
+            logs,
+        })
+    }
+
+    async fn ask_runtime(&self) -> Result<(), Error> {
+        let mut runtime = self.calls.runtime();
+        let asked = cri::VersionRequest {
+            version: "v1".into(),
+        };
+        call("Version", "", runtime.version(asked), |reply| {
+            format!(
+                "{} {}, CRI {}",
+                reply.runtime_name, reply.runtime_version, reply.runtime_api_version
+            )
+        })
+        .await?;
+        let mut runtime = self.calls.runtime();
+        let asked = cri::StatusRequest { verbose: false };
+        call("Status", "", runtime.status(asked), |reply| {
+            let conditions = reply.status.iter().flat_map(|status| &status.conditions);
+            let words =
+                conditions.map(|condition| format!("{} {}", condition.r#type, condition.status));
+            words.collect::<Vec<_>>().join(", ")
+        })
+        .await
+        .map(drop)
+    }
+
+    async fn pull(&self) -> Result<String, Error> {
+        let mut images = self.calls.images();
+        let image = Some(self.image.clone());
+        let asked = cri::PullImageRequest {
+            image: image.clone(),
+            ..Default::default()
+        };
+        let pulled = call("PullImage", "", images.pull_image(asked), |reply| {
+            short(&reply.image_ref)
+        })
+        .await?;
+        let asked = cri::ImageStatusRequest {
+            image,
+            verbose: false,
+        };
+        let seen = call(
+            "ImageStatus",
+            "",
+            images.image_status(asked),
+            |reply| match &reply.image {
+                Some(image) => format!("{} bytes, {}", image.size, image.repo_tags.join(", ")),
+                None => "no such image".into(),
+            },
+        );
+        let seen = seen.await?.image.map(|image| image.id).unwrap_or_default();
+        same("the id of the pulled image", &pulled.image_ref, &seen)?;
+        Ok(pulled.image_ref)
+    }
+
+    async fn run_pod(&self) -> Result<String, Error> {
+        let mut runtime = self.calls.runtime();
+        let asked = cri::RunPodSandboxRequest {
+            config: Some(self.pod.clone()),
+            ..Default::default()
+        };
+        let asked = runtime.run_pod_sandbox(asked);
+        let pod = call("RunPodSandbox", "pod", asked, |reply| {
+            short(&reply.pod_sandbox_id)
+        })
+        .await?
+        .pod_sandbox_id;
+        let mut runtime = self.calls.runtime();
+        let asked = cri::PodSandboxStatusRequest {
+            pod_sandbox_id: pod.clone(),
+            verbose: false,
+        };
+        let asked = runtime.pod_sandbox_status(asked);
+        let reply = call("PodSandboxStatus", "pod", asked, |reply| {
+            let status = reply.status.clone().unwrap_or_default();
+            let address = status.network.clone().unwrap_or_default().ip;
+            format!("{}, address {address}", status.state().as_str_name())
+        });
+        let state = reply.await?.status.unwrap_or_default().state();
+        same(
+            "the sandbox's state",
+            PodSandboxState::SandboxReady.as_str_name(),
+            state.as_str_name(),
+        )?;
+        Ok(pod)
+    }
+
+    async fn create(&self, pod: &str, name: &str, arguments: &[&str]) -> Result<String, Error> {
+        let volume = cri::Mount {
+            container_path: "/config".into(),
+            host_path: self.volume.display().to_string(),
+            readonly: true,
+            ..Default::default()
+        };
+        let config = cri::ContainerConfig {
+            metadata: Some(cri::ContainerMetadata {
+                name: name.into(),
+                attempt: 0,
+            }),
+            image: Some(self.image.clone()),
+            command: vec![name.into()],
+            args: arguments.iter().map(|&argument| argument.into()).collect(),
+            mounts: vec![volume],
+            log_path: format!("{name}.log"),
+            linux: Some(cri::LinuxContainerConfig::default()),
+            ..Default::default()
+        };
+        let asked = cri::CreateContainerRequest {
+            pod_sandbox_id: pod.into(),
+            config: Some(config),
+            sandbox_config: Some(self.pod.clone()),
+        };
+        let mut runtime = self.calls.runtime();
+        let asked = runtime.create_container(asked);
+        let reply = call("CreateContainer", name, asked, |reply| {
+            short(&reply.container_id)
+        })
+        .await?;
+        Ok(reply.container_id)
+    }
+
+    async fn start(&self, name: &str, id: &str) -> Result<(), Error> {
+        let mut runtime = self.calls.runtime();
+        let asked = runtime.start_container(cri::StartContainerRequest {
+            container_id: id.into(),
+        });
+        call("StartContainer", name, asked, |_| "started".into())
+            .await
+            .map(drop)
+    }
+
+    /// Waits for the greeter's exit, as a kubelet learns it, then shows one status.
+    async fn see_exit(&self, id: &str) -> Result<(), Error> {
+        let deadline = Instant::now() + EXIT;
+        let mut runtime = self.calls.runtime();
+        loop {
+            let asked = cri::ContainerStatusRequest {
+                container_id: id.into(),
+                verbose: false,
+            };
+            let reply = runtime.container_status(asked).await;
+            let reply = reply.map_err(|status| refused("ContainerStatus", "greeter", &status))?;
+            let status = reply.into_inner().status.unwrap_or_default();
+            if status.state() == ContainerState::ContainerExited {
+                break;
+            }
+            if Instant::now() > deadline {
+                return Err(Error::new(format!(
+                    "greeter has not exited within {EXIT:?}"
+                )));
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let status = self.status("greeter", id).await?;
+        same(
+            "greeter's exit code",
+            &EXIT_CODE.to_string(),
+            &status.exit_code.to_string(),
+        )
+    }
+
+    async fn stop(&self, id: &str) -> Result<(), Error> {
+        let status = self.status("sleeper", id).await?;
+        let running = ContainerState::ContainerRunning.as_str_name();
+        same("sleeper's state", running, status.state().as_str_name())?;
+        let mut runtime = self.calls.runtime();
+        let asked = cri::StopContainerRequest {
+            container_id: id.into(),
+            timeout: GRACE_S,
+        };
+        call(
+            "StopContainer",
+            "sleeper",
+            runtime.stop_container(asked),
+            |_| "stopped".into(),
+        )
+        .await?;
+        let status = self.status("sleeper", id).await?;
+        let exited = ContainerState::ContainerExited.as_str_name();
+        same("sleeper's state", exited, status.state().as_str_name())
+    }
+
+    async fn status(&self, name: &str, id: &str) -> Result<cri::ContainerStatus, Error> {
+        let mut runtime = self.calls.runtime();
+        let asked = cri::ContainerStatusRequest {
+            container_id: id.into(),
+            verbose: false,
+        };
+        let reply = call(
+            "ContainerStatus",
+            name,
+            runtime.container_status(asked),
+            |reply| {
+                let status = reply.status.clone().unwrap_or_default();
+                match status.state() {
+                    ContainerState::ContainerExited => {
+                        format!(
+                            "exited, code {}, reason {}",
+                            status.exit_code, status.reason
+                        )
+                    }
+                    state => state.as_str_name().into(),
+                }
+            },
+        );
+        Ok(reply.await?.status.unwrap_or_default())
+    }
+
+    async fn remove(&self, name: &str, id: &str) -> Result<(), Error> {
+        let mut runtime = self.calls.runtime();
+        let asked = runtime.remove_container(cri::RemoveContainerRequest {
+            container_id: id.into(),
+        });
+        call("RemoveContainer", name, asked, |_| "removed".into())
+            .await
+            .map(drop)
+    }
+
+    async fn remove_pod(&self, id: &str) -> Result<(), Error> {
+        let mut runtime = self.calls.runtime();
+        let asked = runtime.stop_pod_sandbox(cri::StopPodSandboxRequest {
+            pod_sandbox_id: id.into(),
+        });
+        call("StopPodSandbox", "pod", asked, |_| "stopped".into()).await?;
+        let mut runtime = self.calls.runtime();
+        let asked = runtime.remove_pod_sandbox(cri::RemovePodSandboxRequest {
+            pod_sandbox_id: id.into(),
+        });
+        call("RemovePodSandbox", "pod", asked, |_| "removed".into())
+            .await
+            .map(drop)
+    }
+
+    async fn remove_image(&self, id: &str) -> Result<(), Error> {
+        let mut images = self.calls.images();
+        let image = Some(cri::ImageSpec {
+            image: id.into(),
+            ..Default::default()
+        });
+        let asked = images.remove_image(cri::RemoveImageRequest { image });
+        call("RemoveImage", "", asked, |_| "removed".into())
+            .await
+            .map(drop)
+    }
+
+    /// Prints a container's log as the kubelet would read it. Errors: the guest's greeting is not in it.
+    fn show_log(&self, name: &str) -> Result<(), Error> {
+        let file = self.logs.join(format!("{name}.log"));
+        let log =
+            std::fs::read_to_string(&file).map_err(|error| Error::file("read", &file, error))?;
+        say(format_args!("\nwhat {name} printed, in its CRI log:"))?;
+        for line in log.lines() {
+            say(format_args!("  {line}"))?;
+        }
+        if log.contains(GREETING.trim()) {
+            return Ok(());
+        }
+        Err(Error::new(format!(
+            "{} does not hold the line {:?}",
+            file.display(),
+            GREETING.trim()
+        )))
+    }
+}
+
+fn same(what: &str, expected: &str, got: &str) -> Result<(), Error> {
+    if expected == got {
+        return Ok(());
+    }
+    Err(Error::new(format!(
+        "{what} is {got:?}, expected {expected:?}"
+    )))
+}
+
+/// The first digits of an id, for people.
+fn short(id: &str) -> String {
+    let hex = id.strip_prefix("sha256:").unwrap_or(id);
+    let kept = hex.get(..12).unwrap_or(hex);
+    format!("{}{kept}", &id[..id.len() - hex.len()])
+}
