@@ -43,7 +43,6 @@ pub const SITES: &[&str] = &[
     "keeper.started",
     "keeper.exit-record",
     "guest.jail",
-    "guest.load",
     "compile.exec",
     "compile.store",
     "pull.manifest",

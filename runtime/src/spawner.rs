@@ -78,9 +78,7 @@ struct Link {
 impl Spawner {
     /// Starts the spawner and waits until its engine is warm. Errors: it cannot be started or says nothing.
     pub async fn launch() -> Result<Self> {
-        let engine_hash = tokio::task::spawn_blocking(crate::wasm::engine_hash)
-            .await
-            .map_err(|e| Error::with(Kind::Bug, "compute the engine hash", e))??;
+        let engine_hash = ask_engine_hash().await?;
         let link = Link::start(&engine_hash).await?;
         Ok(Self {
             link: Mutex::new(Some(link)),
@@ -257,6 +255,32 @@ impl Link {
                     format!("the spawner did not answer within {} s", deadline.as_secs()),
                 ))
             })
+    }
+}
+
+/// Has a child compute the hash: it takes a compiler, whose memory neither daemon nor spawner is to carry.
+async fn ask_engine_hash() -> Result<String> {
+    let what = || "compute the engine hash".to_owned();
+    let mut command = tokio::process::Command::new("/proc/self/exe");
+    command
+        .arg0("coracle")
+        .arg("engine-hash")
+        .env_clear()
+        .stdin(Stdio::null())
+        .kill_on_drop(true);
+    let said = tokio::time::timeout(WARM_UP, command.output())
+        .await
+        .map_err(|e| Error::with(Kind::Deadline, what(), e))?;
+    let text = String::from_utf8_lossy(&said.during(what)?.stdout)
+        .trim()
+        .to_owned();
+    if text.len() == 64 {
+        Ok(text)
+    } else {
+        Err(Error::new(
+            Kind::Bug,
+            format!("{}: the child said {text:?}", what()),
+        ))
     }
 }
 

@@ -28,10 +28,15 @@ use coracle_runtime::{failpoint, keeper, spawner, wasm};
 use cli::{Cli, Command, ConfigCommand};
 
 fn main() -> ExitCode {
-    let arguments: Vec<String> = std::env::args_os().map(|a| a.to_string_lossy().into_owned()).collect();
+    let arguments: Vec<String> = std::env::args_os()
+        .map(|a| a.to_string_lossy().into_owned())
+        .collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match words.get(1).copied() {
-        Some("spawner") => return internal(spawner::process::main(word(&words, 2), word(&words, 3))),
+        Some("spawner") => {
+            return internal(spawner::process::main(word(&words, 2), word(&words, 3)));
+        }
+        Some("engine-hash") => return internal(say_engine_hash()),
         Some("compiler") => return internal(coracle_runtime::compiler_main(&arguments[2..])),
         Some("guest") => keeper::guest_main(word(&words, 2), word(&words, 3), word(&words, 4)),
         _ => {}
@@ -44,6 +49,15 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// For the daemon, which must not hold a compiler.
+fn say_engine_hash() -> coracle_runtime::Result<()> {
+    let hash = wasm::engine_hash()?;
+    let said = writeln!(io::stdout(), "{hash}");
+    said.map_err(|e| {
+        coracle_runtime::Error::with(coracle_runtime::Kind::Io, "say the engine hash", e)
+    })
 }
 
 fn word<'a>(words: &[&'a str], at: usize) -> &'a str {
@@ -81,7 +95,11 @@ fn command(command: Command) -> Outcome {
         Command::Check(arguments) => {
             let report = check::examine(&arguments.config.load()?);
             let out = &mut io::stdout().lock();
-            if arguments.json { report.print_json(out)? } else { report.print_text(out)? }
+            if arguments.json {
+                report.print_json(out)?
+            } else {
+                report.print_text(out)?
+            }
             Ok(report.exit_code())
         }
         Command::Config { command } => configuration(command),
@@ -122,7 +140,10 @@ fn version(json: bool) -> Outcome {
         let object = serde_json::json!({ "version": version, "cri": "v1", "engine": engine, "wasmtime": "48" });
         writeln!(out, "{object}")?;
     } else {
-        writeln!(out, "coracle {version}\nCRI v1\nengine {engine} (wasmtime 48)")?;
+        writeln!(
+            out,
+            "coracle {version}\nCRI v1\nengine {engine} (wasmtime 48)"
+        )?;
     }
     Ok(0)
 }

@@ -75,14 +75,20 @@ async fn run(config: &Config) -> Result<(), Box<dyn Error>> {
 
 fn private_directory(path: &std::path::Path) -> Result<(), Box<dyn Error>> {
     use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
-    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
-    let private = made.and_then(|()| std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700)));
+    let made = std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path);
+    let private =
+        made.and_then(|()| std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700)));
     private.map_err(|e| format!("make directory {}: {e}", path.display()).into())
 }
 
 fn node(config: &Config, cgroups: &Cgroups) -> Result<Node, Box<dyn Error>> {
     if let Some(first) = cgroups.missing().first() {
-        return Err(format!("the cgroup controller {first} is missing; see `coracle check`").into());
+        return Err(
+            format!("the cgroup controller {first} is missing; see `coracle check`").into(),
+        );
     }
     let cgroup_driver = match config.cgroup.driver {
         CgroupDriver::Systemd => {
@@ -93,7 +99,12 @@ fn node(config: &Config, cgroups: &Cgroups) -> Result<Node, Box<dyn Error>> {
     if cgroups.version() == Version::V1 {
         tracing::info!("this node has cgroup v1; kubelet 1.35 and later need failCgroupV1: false");
     }
-    Ok(Node { root_dir: config.root.clone(), state_dir: config.run.clone(), cgroup_driver, network_problem: None })
+    Ok(Node {
+        root_dir: config.root.clone(),
+        state_dir: config.run.clone(),
+        cgroup_driver,
+        network_problem: None,
+    })
 }
 
 async fn host(config: &Config, cgroups: Cgroups) -> Result<(Host, Images), Box<dyn Error>> {
@@ -105,7 +116,11 @@ async fn host(config: &Config, cgroups: Cgroups) -> Result<(Host, Images), Box<d
     };
     let network = Builtin::open(BuiltinConfig {
         subnet_v4: config.network.subnet.to_string().parse()?,
-        subnet_v6: config.network.subnet_v6.map(|subnet| subnet.to_string().parse()).transpose()?,
+        subnet_v6: config
+            .network
+            .subnet_v6
+            .map(|subnet| subnet.to_string().parse())
+            .transpose()?,
         lease_dir: config.run.join("leases"),
         interface_prefix: config.network.interface_prefix.clone(),
     })?;

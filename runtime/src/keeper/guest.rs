@@ -6,9 +6,11 @@
 //! no per-thread state of keeper or spawner (hash keys, generators) is shared between guests.
 //! Not here: the steps of the jail.
 
+use std::convert::Infallible;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, OwnedFd, RawFd};
+use std::time::Duration;
 
 use super::log::LogThread;
 use crate::control::messages::Report;
@@ -29,6 +31,8 @@ const MAX_SPEC: usize = 20 << 20;
 const THREAD_STACK: usize = 512 * 1024;
 /// Exit code of a guest that could not start.
 const CANNOT_START: i32 = 128;
+/// How long a stopped payload may take to come back by itself.
+const STOP_PATIENCE: Duration = Duration::from_millis(100);
 const REPORT_FD: RawFd = 3;
 const SPEC_FD: RawFd = 4;
 
@@ -143,7 +147,16 @@ pub fn main(id: &str, namespaces: &str, failpoints: &str) -> ! {
 
 /// The life of a guest process; its descriptors are in place.
 fn live(container: &ContainerId, has: [bool; 3], warm: Option<&Warm>) -> ! {
-    let code = match exist(container, has, warm) {
+    let failed = match exist(container, has, warm) {
+        Ok(never) => match never {},
+        Err(e) => e,
+    };
+    conclude(Err(failed))
+}
+
+/// Ends the guest process the way its payload ended, from whichever thread.
+fn conclude(ended: Result<End>) -> ! {
+    let code = match ended {
         Ok(End::Code(code)) => code & 0xff,
         Ok(End::Trapped(text)) => {
             let _ = rustix::io::write(sys::standard(2), format!("{text}\n").as_bytes());
@@ -158,27 +171,13 @@ fn live(container: &ContainerId, has: [bool; 3], warm: Option<&Warm>) -> ! {
     sys::fork::leave(code)
 }
 
-fn exist(container: &ContainerId, has: [bool; 3], warm: Option<&Warm>) -> Result<End> {
+fn exist(container: &ContainerId, has: [bool; 3], warm: Option<&Warm>) -> Result<Infallible> {
     sys::signals::reset();
     sys::fork::set_title(&format!("coracle guest {container}"));
     let spec = read_spec()?;
     if spec.spawn == Spawn::Exec && warm.is_some() {
         return Err(again(container, has));
     }
-    let code = sys::fork::adopt(5);
-    let (first, second) = (sys::fork::adopt(6), sys::fork::adopt(7));
-    let mut next = 8;
-    let mut namespace = |there: bool| {
-        there.then(|| {
-            next += 1;
-            sys::fork::adopt(next - 1)
-        })
-    };
-    let pod = PodNamespaces {
-        net: namespace(has[0]),
-        ipc: namespace(has[1]),
-        uts: namespace(has[2]),
-    };
     let own;
     let warm = match warm {
         Some(warm) => warm,
@@ -187,50 +186,82 @@ fn exist(container: &ContainerId, has: [bool; 3], warm: Option<&Warm>) -> Result
             &own
         }
     };
-    let fd_dir = rustix::fs::open(
-        "/proc/self/fd",
-        rustix::fs::OFlags::PATH | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC,
-        rustix::fs::Mode::empty(),
-    )
-    .during(|| "open /proc/self/fd".into())?;
+    drop(sys::fork::adopt(SPEC_FD));
+    let code = sys::fork::adopt(5);
+    let (first, second) = (sys::fork::adopt(6), sys::fork::adopt(7));
+    let pod = pod_namespaces(has);
+    let flags =
+        rustix::fs::OFlags::PATH | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;
+    let fd_dir = rustix::fs::open("/proc/self/fd", flags, rustix::fs::Mode::empty())
+        .during(|| "open /proc/self/fd".into())?;
     sandbox::build(&spec, &pod)?;
     drop(pod);
     let stop = run::arm_stop(warm)?;
     sandbox::install(first.as_fd())?;
     drop(first);
+    let wake = stop
+        .try_clone()
+        .during(|| "share the stop eventfd".into())?;
     let payload = Payload {
         warm,
         spec: &spec,
         code,
         fd_dir,
     };
-    on_a_new_thread(|| {
+    let work = || {
         run::run(payload, stop, || {
             sandbox::install(second.as_fd())?;
             drop(second);
             report(&Report::Ready);
             Ok(())
         })
-    })
+    };
+    on_a_new_thread(work, wake)
 }
 
-/// Runs `work` on a thread born now, whose thread-local state is drawn afresh.
-fn on_a_new_thread(work: impl FnOnce() -> Result<End> + Send) -> Result<End> {
+fn pod_namespaces(has: [bool; 3]) -> PodNamespaces {
+    let mut next = 8;
+    let mut namespace = |there: bool| {
+        there.then(|| {
+            next += 1;
+            sys::fork::adopt(next - 1)
+        })
+    };
+    PodNamespaces {
+        net: namespace(has[0]),
+        ipc: namespace(has[1]),
+        uts: namespace(has[2]),
+    }
+}
+
+/// Runs `work` on a thread born now, whose thread-local state is drawn afresh, and ends the process with it.
+///
+/// This thread stays behind for a stop signal: a payload that is inside a host call that blocks (a long sleep of
+/// preview 1, a write to a full pipe) hears of no epoch, so after [`STOP_PATIENCE`] it is not asked any more.
+fn on_a_new_thread(work: impl FnOnce() -> Result<End> + Send, stop: OwnedFd) -> Result<Infallible> {
     std::thread::scope(|scope| {
+        let body =
+            move || {
+                let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+                conclude(caught.unwrap_or_else(|_| {
+                    Err(Error::new(Kind::Bug, "the payload's thread panicked"))
+                }))
+            };
         let thread = std::thread::Builder::new()
             .stack_size(THREAD_STACK)
-            .spawn_scoped(scope, work);
-        let thread = thread.during(|| "start the payload's thread".into())?;
-        thread
-            .join()
-            .unwrap_or_else(|_| Err(Error::new(Kind::Bug, "the payload's thread panicked")))
+            .spawn_scoped(scope, body);
+        let _: std::thread::ScopedJoinHandle<'_, Infallible> =
+            thread.during(|| "start the payload's thread".into())?;
+        let signal = run::await_stop(stop.as_fd());
+        std::thread::sleep(STOP_PATIENCE);
+        sys::fork::leave(128 + signal)
     })
 }
 
 fn read_spec() -> Result<ContainerSpec> {
     let spec = sys::fork::adopt(SPEC_FD);
     let bytes = read_all(spec.as_fd(), MAX_SPEC).during(|| "read the container's spec".into())?;
-    // Needed again after an exec; it is closed with the others by then.
+    // Needed again after an exec; whoever stays closes it.
     std::mem::forget(spec);
     serde_json::from_slice(&bytes)
         .map_err(|e| Error::with(Kind::Bug, "understand the container's spec", e))

@@ -1,7 +1,7 @@
 //! Signal dispositions, mask and the other attributes that survive a fork and must not reach a guest by accident.
 //!
 //! Called first thing in the spawner, in each keeper and in each guest.
-//! Invariant: after [`reset`] the process has default dispositions (SIGPIPE ignored), an empty mask, nice 0,
+//! Invariant: after [`reset`] the process has default dispositions but for faults (SIGPIPE ignored), an empty mask, nice 0,
 //! umask 022 and the affinity of the node.
 
 use std::io;
@@ -9,12 +9,19 @@ use std::io;
 /// Puts signals, nice value, umask and affinity back to what a fresh process has.
 ///
 /// Errors: none; what the kernel refuses stays as it was. SIGPIPE stays ignored: our own writes report EPIPE.
+///
+/// The four fault signals are left alone: in a process of ours they are at their default or they are wasmtime's, which
+/// installs its handlers once, before any fork, and turns faults of guest code into traps.
 pub fn reset() {
     // SAFETY: the calls change dispositions and the mask of this process only; the structs are zeroed, which means
     // SIG_DFL with no flags and an empty set.
     unsafe {
         for signal in 1..=64 {
-            if matches!(signal, libc::SIGKILL | libc::SIGSTOP | 32 | 33) {
+            let fault = matches!(
+                signal,
+                libc::SIGSEGV | libc::SIGBUS | libc::SIGFPE | libc::SIGILL
+            );
+            if fault || matches!(signal, libc::SIGKILL | libc::SIGSTOP | 32 | 33) {
                 continue;
             }
             let action: libc::sigaction = std::mem::zeroed();

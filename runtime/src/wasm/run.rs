@@ -94,6 +94,16 @@ pub fn arm_stop(engine: &Warm) -> Result<OwnedFd> {
     Ok(wake)
 }
 
+/// Blocks until a stop signal has come; its number.
+pub fn await_stop(stop: BorrowedFd<'_>) -> i32 {
+    use rustix::event::{PollFd, PollFlags, poll};
+    while !stopping() {
+        // The handler also interrupts the wait itself.
+        let _ = poll(&mut [PollFd::from_borrowed_fd(stop, PollFlags::IN)], None);
+    }
+    STOP_SIGNAL.load(Ordering::SeqCst)
+}
+
 /// Loads and runs the payload; calls `ready` when everything that can fail before the guest's first instruction has
 /// succeeded.
 ///
@@ -107,7 +117,7 @@ pub fn run(payload: Payload<'_>, stop: OwnedFd, ready: impl FnOnce() -> Result<(
         .during(|| "start the guest's event loop".into())?;
     let loaded = load(&payload, wasm.kind)?;
     rustix::process::chdir(c"/").during(|| "enter the guest's root".into())?;
-    drop(payload.fd_dir);
+    drop((payload.fd_dir, payload.code));
     let job = Job {
         warm: payload.warm,
         spec: payload.spec,
