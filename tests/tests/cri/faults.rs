@@ -2,6 +2,7 @@
 //! code is lost, and nothing is left over.
 
 use std::collections::BTreeSet;
+use std::io::Write;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -184,7 +185,7 @@ impl Life {
         .await?;
         let cri = &self.cri;
         let pod = self
-            .retry("run", async || cri.run_pod(&self.pod).await)
+            .retry("run", async || run_once(cri, &self.pod).await)
             .await?;
         let mut ids = Vec::new();
         for (name, args) in [
@@ -362,7 +363,10 @@ async fn cross_every_site(victim: Victim, harmed: bool) {
     let mut failures = Vec::new();
     for (number, site) in sites().iter().enumerate() {
         if let Err(why) = crossing.cross(number, site).await {
-            failures.push(format!("{site} with {victim:?} killed: {why}"));
+            let failure = format!("{site} with {victim:?} killed: {why}");
+            // Told at once, since what the test runner holds back comes minutes later.
+            let _ = writeln!(std::io::stderr(), "{failure}");
+            failures.push(failure);
             // The next site begins from a clean daemon.
             let daemon = failing_daemon().await;
             crossing = Crossing {
@@ -497,7 +501,7 @@ async fn cycle(cri: &Cri, config: cri::PodSandboxConfig) -> Result<(), String> {
         harmed: true,
     };
     let pod = life
-        .retry("run", async || cri.run_pod(&life.pod).await)
+        .retry("run", async || run_once(cri, &life.pod).await)
         .await?;
     let workload = container("c", tool(), &["exit", "5"]);
     if let Some(id) = life
