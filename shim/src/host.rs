@@ -30,7 +30,7 @@ use coracle_runtime::wasm::CompileCache;
 
 pub use container::{Launch, Launched};
 pub use ids::Ids;
-pub use pod::Raised;
+pub use pod::{GREETING_PATIENCE, Raised};
 pub use sweep::Owned;
 
 use crate::config::Config;

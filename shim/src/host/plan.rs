@@ -4,7 +4,7 @@
 //! Invariant: a plan that is made can be started without asking anybody again what was meant.
 //! Not here: cgroups, directories, processes.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use coracle_images::{Image, Kind as ImageKind, WasmImage};
@@ -31,12 +31,7 @@ impl Host {
         wish: &Arc<ContainerWish>,
         engine: &EngineRef,
     ) -> Result<Plan, Error> {
-        let image = self.parts.images.resolve(&wish.image).ok_or_else(|| {
-            Error::new(
-                Kind::Missing,
-                format!("image {:?} is not on this node; pull it first", wish.image),
-            )
-        })?;
+        let image = self.image(&wish.image)?;
         self.lease(&image, id)?;
         let wasm = wasm_part(&image, pod, wish)?;
         let args = argv(&image, wish)?;
@@ -45,14 +40,15 @@ impl Host {
         let compiled = self.compiled(engine, &module.path, &module.digest).await?;
         let memory_limit_bytes = limits::memory_limit(&wish.resources);
         judge(&compiled.info, &wish.image, memory_limit_bytes)?;
-        let (user_wish, mount_wishes) = (wish.user.clone(), wish.mounts.clone());
-        let (image_user, layers, range) =
-            (image.config.user.clone(), wasm.layers.clone(), pod.range);
+        let (asked, user, layers) = (
+            Arc::clone(wish),
+            image.config.user.clone(),
+            wasm.layers.clone(),
+        );
+        let range = pod.range;
         let (identity, mounts) = blocking("checking user and mounts", move || {
-            Ok((
-                user::identity(&user_wish, &image_user, &layers, range)?,
-                mounts::check(&mount_wishes)?,
-            ))
+            let identity = user::identity(&asked.user, &user, &layers, range)?;
+            Ok((identity, mounts::check(&asked.mounts)?))
         })
         .await?;
         Ok(Plan {
@@ -72,6 +68,12 @@ impl Host {
             memory_limit_bytes,
             spawn: self.config.spawn_of(pod.wish.handler),
         })
+    }
+
+    fn image(&self, name: &str) -> Result<Arc<Image>, Error> {
+        let text = || format!("image {name:?} is not on this node; pull it first");
+        let found = self.parts.images.resolve(name);
+        found.ok_or_else(|| Error::new(Kind::Missing, text()))
     }
 
     /// Compiles an image's module into the cache for the engine that new keepers have. A Linux image needs nothing.
@@ -108,7 +110,7 @@ impl Host {
     pub(super) async fn compiled(
         &self,
         engine: &EngineRef,
-        module: &PathBuf,
+        module: &Path,
         digest: &str,
     ) -> Result<Arc<Compiled>, Error> {
         let compiled = self.parts.compiler.compiled(engine, module, digest).await;

@@ -135,7 +135,7 @@ impl Host {
             runtime_error(format!("fork the keeper of sandbox {}", record.id), error)
         })?;
         let connected = match pass("run.connect") {
-            Ok(()) => self.connect(&record.id).await,
+            Ok(()) => self.connect(&record.id, GREETING_PATIENCE).await,
             Err(error) => Err(error),
         };
         match connected {
@@ -149,7 +149,7 @@ impl Host {
             }),
             Err(error) => {
                 drop(born.lifeline);
-                end_process(&born.process).await;
+                end_process(&born.process, true).await;
                 Err(error)
             }
         }
@@ -159,8 +159,9 @@ impl Host {
     pub async fn connect(
         &self,
         pod: &PodId,
+        patience: Duration,
     ) -> Result<(Keeper, Greeting, UnboundedReceiver<KeeperEvent>), Error> {
-        let connected = Keeper::connect(&self.control_socket(pod), GREETING_PATIENCE).await;
+        let connected = Keeper::connect(&self.control_socket(pod), patience).await;
         connected
             .map_err(|error| runtime_error(format!("greet the keeper of sandbox {pod}"), error))
     }
@@ -182,12 +183,15 @@ impl Host {
         process: Option<Arc<Process>>,
     ) -> Result<(), Error> {
         pass("stoppod.leave")?;
-        if let Some(keeper) = keeper {
-            // It may have gone already, or hang: the kill below settles either.
-            let _ = tokio::time::timeout(LEAVE_PATIENCE, keeper.leave()).await;
-        }
+        let leaves = match keeper {
+            Some(keeper) => matches!(
+                tokio::time::timeout(LEAVE_PATIENCE, keeper.leave()).await,
+                Ok(Ok(()))
+            ),
+            None => false,
+        };
         if let Some(process) = process
-            && !end_process(&process).await
+            && !end_process(&process, leaves).await
         {
             return Err(Error::new(
                 Kind::Deadline,
@@ -268,11 +272,12 @@ fn network_error(what: String, error: network::Error) -> Error {
     Error::because(kind, what, error)
 }
 
-/// Waits for a process to end by itself, then kills it. Returns whether it has ended.
-async fn end_process(process: &Process) -> bool {
-    if tokio::time::timeout(LEAVE_PATIENCE, process.ended())
-        .await
-        .is_ok()
+/// Kills a process, after a while if it `leaves` by itself. Returns whether it has ended.
+async fn end_process(process: &Process, leaves: bool) -> bool {
+    if leaves
+        && tokio::time::timeout(LEAVE_PATIENCE, process.ended())
+            .await
+            .is_ok()
     {
         return true;
     }

@@ -146,66 +146,35 @@ pub(super) fn stop_signal(image: &Image, wish: &ContainerWish) -> Result<i32, Er
         .ok_or_else(|| invalid(format!("image {:?}: {text:?} is no signal", wish.image)))
 }
 
+/// Signals 1 to 31 in order, without `SIG`.
+const SIGNALS: &str = "HUP INT QUIT ILL TRAP ABRT BUS FPE KILL USR1 SEGV USR2 PIPE ALRM TERM STKFLT CHLD CONT STOP \
+    TSTP TTIN TTOU URG XCPU XFSZ VTALRM PROF WINCH IO PWR SYS";
+
 /// The number of a signal given as `SIGTERM`, `TERM`, `15`, `SIGRTMIN+3`; `None` when there is none.
 pub fn signal_number(text: &str) -> Option<i32> {
-    const NAMES: [(&str, i32); 31] = [
-        ("HUP", 1),
-        ("INT", 2),
-        ("QUIT", 3),
-        ("ILL", 4),
-        ("TRAP", 5),
-        ("ABRT", 6),
-        ("BUS", 7),
-        ("FPE", 8),
-        ("KILL", 9),
-        ("USR1", 10),
-        ("SEGV", 11),
-        ("USR2", 12),
-        ("PIPE", 13),
-        ("ALRM", 14),
-        ("TERM", 15),
-        ("STKFLT", 16),
-        ("CHLD", 17),
-        ("CONT", 18),
-        ("STOP", 19),
-        ("TSTP", 20),
-        ("TTIN", 21),
-        ("TTOU", 22),
-        ("URG", 23),
-        ("XCPU", 24),
-        ("XFSZ", 25),
-        ("VTALRM", 26),
-        ("PROF", 27),
-        ("WINCH", 28),
-        ("IO", 29),
-        ("PWR", 30),
-        ("SYS", 31),
-    ];
     if let Ok(number) = text.parse::<i32>() {
         return (1..=64).contains(&number).then_some(number);
     }
     let upper = text.to_ascii_uppercase();
     let name = upper.strip_prefix("SIG").unwrap_or(&upper);
     if let Some(offset) = name.strip_prefix("RTMIN") {
-        let offset = if offset.is_empty() {
-            0
-        } else {
-            offset.strip_prefix('+')?.parse().ok()?
-        };
-        return (0..=30).contains(&offset).then_some(34 + offset);
+        return real_time(offset, '+').map(|offset| 34 + offset);
     }
     if let Some(offset) = name.strip_prefix("RTMAX") {
-        let offset = if offset.is_empty() {
-            0
-        } else {
-            offset.strip_prefix('-')?.parse().ok()?
-        };
-        return (0..=30).contains(&offset).then_some(64 - offset);
+        return real_time(offset, '-').map(|offset| 64 - offset);
     }
-    NAMES
-        .iter()
-        .find(|(known, _)| *known == name)
-        .map(|(_, number)| *number)
+    (1..)
+        .zip(SIGNALS.split(' '))
+        .find(|(_, known)| *known == name)
+        .map(|(number, _)| number)
+}
+
+fn real_time(offset: &str, sign: char) -> Option<i32> {
+    if offset.is_empty() {
+        return Some(0);
+    }
+    let offset = offset.strip_prefix(sign)?.parse().ok()?;
+    (0..=30).contains(&offset).then_some(offset)
 }
 
 /// The log's absolute path; empty when one half is missing, as kubelet means "no log" by that.

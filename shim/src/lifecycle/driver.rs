@@ -119,6 +119,8 @@ pub struct Driver {
     events: Option<UnboundedReceiver<KeeperEvent>>,
     keeper_process: Option<Arc<Process>>,
     keeper_watch: Option<Watch>,
+    /// Calls a keeper that does not answer.
+    calling: Option<Watch>,
     engine_hash: String,
     containers: BTreeMap<ContainerId, Container>,
     effort: Effort,
@@ -152,6 +154,7 @@ impl Driver {
             events: None,
             keeper_process: None,
             keeper_watch: None,
+            calling: None,
             engine_hash: String::new(),
             containers: BTreeMap::new(),
             effort: Effort::Idle,
@@ -196,7 +199,7 @@ impl Driver {
             Note::TakenDown(result) => self.taken_down(result).await,
             Note::PodForgotten(result) => self.pod_forgotten(result).await,
             Note::KeeperEnded => self.keeper_ended().await,
-            Note::Reconnected(result) => self.reconnected(result).await,
+            Note::Reconnected(connection) => self.connected(*connection).await,
         }
     }
 

@@ -8,6 +8,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use coracle_runtime::process::Process;
 use serde::de::DeserializeOwned;
@@ -21,6 +22,9 @@ use super::record::{ContainerRecord, PodRecord};
 use super::state::{ContainerPhase, Ended, PodPhase, Reason};
 use super::store::{self, Loaded, Slot};
 use crate::host::{Owned, blocking, io_error, pass};
+
+/// How long a keeper may take to greet while nothing else is served; it is called again later.
+const ADOPTION_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What became of the records of one pod.
 enum Outcome {
@@ -203,7 +207,7 @@ async fn find_keeper(shared: &Arc<Shared>, pod: &PodRecord) -> Option<FoundKeepe
     });
     let process = Arc::new(opened?);
     let greeted = match pass("recover.adopt") {
-        Ok(()) => shared.host.connect(&pod.id).await,
+        Ok(()) => shared.host.connect(&pod.id, ADOPTION_PATIENCE).await,
         Err(error) => Err(error),
     };
     let connection = match greeted {

@@ -18,6 +18,10 @@ use crate::lifecycle::view::EventKind;
 
 /// How long a keeper may be silent about an exit that the kernel has already told.
 const KEEPER_SILENCE: Duration = Duration::from_secs(2);
+/// The same when the exit was a kill.
+const KILL_SILENCE: Duration = Duration::from_millis(200);
+/// Exit code of a process that was killed: 128 + SIGKILL.
+const KILLED: i32 = 137;
 
 impl Container {
     /// What goes to disk; nothing before it is planned.
@@ -173,19 +177,22 @@ impl Driver {
         let process = Arc::clone(process);
         self.watch(async move {
             process.ended().await;
-            tokio::time::sleep(KEEPER_SILENCE).await;
-            let cause = if process.exit_status().is_some() {
+            // Killed is killed: of that the keeper could add nothing but the time.
+            let killed = process.exit_status() == Some(KILLED);
+            tokio::time::sleep(if killed { KILL_SILENCE } else { KEEPER_SILENCE }).await;
+            let status = process.exit_status();
+            let cause = if status.is_some() {
                 Cause::Ended
             } else {
                 Cause::Unknown
             };
-            let code = process.exit_status().unwrap_or(255);
+            let (code, finished_at) = (status.unwrap_or(255), clock::wall());
             Note::Container(
                 id,
                 Word::Silent(Exit {
                     code,
                     signal: None,
-                    finished_at: clock::wall(),
+                    finished_at,
                     cause,
                 }),
             )
@@ -210,7 +217,7 @@ impl Driver {
             .map(|plan| plan.cgroup.as_str())
             .unwrap_or_default();
         // The count is read only where it can matter: it costs a file.
-        let oom_kills = if exit.code == 137 {
+        let oom_kills = if exit.code == KILLED {
             self.shared.host.oom_kills(cgroup)
         } else {
             0

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use coracle_runtime::id::ContainerId;
+use coracle_runtime::wasm::EngineRef;
 
 use super::{Driver, Note, Word};
 use crate::host::{Launch, blocking};
@@ -10,6 +11,15 @@ use crate::lifecycle::error::{Error, Kind};
 use crate::lifecycle::state::Effect;
 
 impl Driver {
+    /// The engine that the pod's guests run on.
+    pub(super) fn engine(&self) -> EngineRef {
+        let pid = self
+            .keeper_process
+            .as_ref()
+            .map_or(0, |process| process.pid());
+        self.shared.host.engine_of(&self.engine_hash, pid)
+    }
+
     pub(super) fn act(&mut self, id: &ContainerId, effect: Effect) {
         match effect {
             Effect::Launch => self.launch(id),
@@ -21,11 +31,7 @@ impl Driver {
     }
 
     fn launch(&mut self, id: &ContainerId) {
-        let pid = self
-            .keeper_process
-            .as_ref()
-            .map_or(0, |process| process.pid());
-        let engine = self.shared.host.engine_of(&self.engine_hash, pid);
+        let engine = self.engine();
         let Some(container) = self.containers.get_mut(id) else {
             return;
         };
@@ -43,24 +49,18 @@ impl Driver {
         );
         self.effect(
             async move {
-                let Some((plan, keeper)) = parts else {
-                    return Err(Error::new(
-                        Kind::Io,
-                        format!("start container {id}: its keeper does not answer"),
-                    ));
+                let silent = || format!("start container {id}: its keeper does not answer");
+                let (plan, keeper) = parts.ok_or_else(|| Error::new(Kind::Io, silent()))?;
+                let launch = Launch {
+                    pod,
+                    id,
+                    log_directory,
+                    wish,
+                    plan,
+                    keeper,
+                    engine,
                 };
-                shared
-                    .host
-                    .launch(Launch {
-                        pod,
-                        id,
-                        log_directory,
-                        wish,
-                        plan,
-                        keeper,
-                        engine,
-                    })
-                    .await
+                shared.host.launch(launch).await
             },
             |result| Note::Container(word_id, Word::Launched(result)),
         );

@@ -9,14 +9,13 @@ use coracle_runtime::process::Process;
 use coracle_runtime::spec::{Cause, Exit};
 
 use super::{Connection, Driver, Effort, Note};
-use crate::host::{blocking, pass, runtime_error};
+use crate::host::{GREETING_PATIENCE, blocking, pass, runtime_error};
 use crate::lifecycle::clock;
-use crate::lifecycle::error::Error;
 use crate::lifecycle::state::PodEvent;
 
-/// How often and how far apart a keeper that hung up is called again.
-const CALLS: u32 = 3;
-const BETWEEN_CALLS: Duration = Duration::from_millis(200);
+/// How long to wait before a keeper that does not answer is called again: at first, and at most.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 impl Driver {
     /// Keeps the keeper's process and listens for its end.
@@ -45,8 +44,8 @@ impl Driver {
         }
     }
 
-    /// Calls a keeper that hung up, unless it has died: then its pidfd tells.
-    fn reconnect(&self) {
+    /// Calls a keeper that does not answer, ever more rarely, for as long as it lives; its death its pidfd tells.
+    pub(super) fn reconnect(&mut self) {
         let alive = self
             .keeper_process
             .as_ref()
@@ -55,42 +54,23 @@ impl Driver {
             return;
         }
         let (shared, pod) = (Arc::clone(&self.shared), self.record.id.clone());
-        self.effect(
-            async move {
-                let mut call = 1;
-                loop {
-                    tokio::time::sleep(BETWEEN_CALLS).await;
-                    match shared.host.connect(&pod).await {
-                        Ok((keeper, greeting, events)) => {
-                            return Ok(Connection {
-                                keeper,
-                                greeting,
-                                events,
-                            });
-                        }
-                        Err(error) if call >= CALLS => return Err(error),
-                        Err(_) => call += 1,
+        self.calling = Some(self.watch(async move {
+            let mut pause = FIRST_PAUSE;
+            loop {
+                tokio::time::sleep(pause).await;
+                match shared.host.connect(&pod, GREETING_PATIENCE).await {
+                    Ok((keeper, greeting, events)) => {
+                        let connection = Connection { keeper, greeting, events };
+                        return Note::Reconnected(Box::new(connection));
                     }
+                    Err(error) if pause == FIRST_PAUSE => {
+                        tracing::warn!(pod = %pod, error = error.chain(), "the keeper hung up and does not answer");
+                    }
+                    Err(_) => {}
                 }
-            },
-            |result| Note::Reconnected(result.map(Box::new)),
-        );
-    }
-
-    pub(super) async fn reconnected(&mut self, result: Result<Box<Connection>, Error>) {
-        match result {
-            Ok(connection) => self.connected(*connection).await,
-            // One that has died meanwhile is told of by its pidfd.
-            Err(error)
-                if self
-                    .keeper_process
-                    .as_ref()
-                    .is_some_and(|process| process.is_alive()) =>
-            {
-                tracing::error!(pod = %self.record.id, error = error.chain(), "the keeper does not answer");
+                pause = (pause * 2).min(LONGEST_PAUSE);
             }
-            Err(_) => {}
-        }
+        }));
     }
 
     /// Takes a connection and learns what ended while there was none.
@@ -98,6 +78,7 @@ impl Driver {
         self.keeper = Some(connection.keeper);
         self.events = Some(connection.events);
         self.engine_hash = connection.greeting.engine_hash;
+        self.calling = None;
         for greeted in connection.greeting.containers {
             if let Some(exit) = greeted.exit {
                 self.exited(&greeted.id, exit).await;
@@ -111,12 +92,8 @@ impl Driver {
             return;
         }
         tracing::error!(pod = %self.record.id, "the keeper has died; its sandbox ends");
-        (
-            self.keeper,
-            self.events,
-            self.keeper_watch,
-            self.keeper_process,
-        ) = (None, None, None, None);
+        (self.keeper, self.events, self.keeper_process) = (None, None, None);
+        (self.keeper_watch, self.calling) = (None, None);
         let exits = self.recorded_exits().await;
         let lost = || Exit {
             code: 137,

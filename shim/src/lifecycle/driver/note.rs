@@ -36,7 +36,7 @@ pub enum Note {
     /// The keeper's process has ended.
     KeeperEnded,
     /// A new connection to a keeper that had hung up.
-    Reconnected(Result<Box<Connection>, Error>),
+    Reconnected(Box<Connection>),
     /// Something that happened to one container.
     Container(ContainerId, Word),
 }

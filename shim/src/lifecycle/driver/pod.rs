@@ -211,7 +211,7 @@ impl Driver {
 
     fn take_down(&mut self) {
         self.effort = Effort::Busy;
-        self.keeper_watch = None;
+        (self.keeper_watch, self.calling) = (None, None);
         let (shared, record) = (Arc::clone(&self.shared), self.record.clone());
         let (keeper, process) = (self.keeper.clone(), self.keeper_process.clone());
         self.effect(

@@ -27,29 +27,9 @@ impl Driver {
             let _ = reply.send(Err(Error::new(Kind::WrongPhase, text)));
             return;
         }
-        if let Some(held) = self
-            .containers
-            .values_mut()
-            .find(|held| held.wish.name == wish.name)
-        {
-            let retry = held.wish == wish
-                && matches!(
-                    held.phase,
-                    ContainerPhase::Creating(_) | ContainerPhase::Created
-                );
-            if retry {
-                // Answered when settled: at once, or with the first try.
-                held.waiting.create.push(reply);
-                return;
-            }
-            let text = format!(
-                "sandbox {} has a container {} already: {}, {}",
-                self.record.id,
-                wish.name,
-                held.id,
-                held.phase.name()
-            );
-            let _ = reply.send(Err(Error::new(Kind::NameTaken, text)));
+        let named = |held: &&mut Container| held.wish.name == wish.name;
+        if let Some(held) = self.containers.values_mut().find(named) {
+            join(held, &wish, reply);
             return;
         }
         match ContainerId::random() {
@@ -81,11 +61,7 @@ impl Driver {
         };
         self.shared.names.add_container(&id, &self.record.id);
         self.containers.insert(id.clone(), container);
-        let pid = self
-            .keeper_process
-            .as_ref()
-            .map_or(0, |process| process.pid());
-        let engine = self.shared.host.engine_of(&self.engine_hash, pid);
+        let engine = self.engine();
         let (shared, pod, word_id) = (Arc::clone(&self.shared), self.record.clone(), id.clone());
         self.effect(
             async move {
@@ -183,6 +159,25 @@ impl Driver {
         };
         let _ = reply.send(Err(refusal));
     }
+}
+
+/// A create for a name that is taken: a retry joins the first try, anything else is refused.
+fn join(held: &mut Container, wish: &Arc<ContainerWish>, reply: Reply<ContainerId>) {
+    let early = matches!(
+        held.phase,
+        ContainerPhase::Creating(_) | ContainerPhase::Created
+    );
+    if early && held.wish == *wish {
+        // Answered when settled: at once, or with the first try.
+        held.waiting.create.push(reply);
+        return;
+    }
+    let (id, phase) = (&held.id, held.phase.name());
+    let text = format!(
+        "container name {} belongs to {id}, which is {phase}",
+        wish.name
+    );
+    let _ = reply.send(Err(Error::new(Kind::NameTaken, text)));
 }
 
 /// Records a planned container and builds it. Blocks.

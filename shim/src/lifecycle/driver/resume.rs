@@ -86,6 +86,8 @@ impl Driver {
         self.keep(Some(keeper.process));
         let Some(connection) = keeper.connection else {
             self.find_processes(&[]).await;
+            self.give_up_starts().await;
+            self.reconnect();
             return;
         };
         let Connection {
@@ -193,6 +195,28 @@ impl Driver {
             }),
         )
         .await;
+    }
+
+    /// Starts of which only a keeper that does not answer could tell: what may run of them is killed.
+    async fn give_up_starts(&mut self) {
+        let starting =
+            |container: &&Container| matches!(container.phase, ContainerPhase::Starting(_));
+        let ids: Vec<ContainerId> = self
+            .containers
+            .values()
+            .filter(starting)
+            .map(|container| container.id.clone())
+            .collect();
+        for id in ids {
+            let exit = Exit {
+                code: 255,
+                signal: None,
+                finished_at: clock::wall(),
+                cause: Cause::Unknown,
+            };
+            self.note_failure(&id, Event::LaunchFailed(Ended::judge(0, &exit, 0, None)))
+                .await;
+        }
     }
 
     /// A start that never reached the keeper was not acknowledged either: the container is created, as before.
