@@ -19,8 +19,9 @@ mod log;
 pub mod process;
 mod table;
 
-use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::io;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
 
 use crate::error::{Context as _, Result};
 use crate::id::ContainerId;
@@ -31,15 +32,32 @@ pub use guest::main as guest_main;
 
 /// Makes a keeper's control socket at `path` (0600), replacing one that was left behind.
 ///
-/// Errors: the directory is missing or the path too long for a socket address (107 bytes).
+/// Errors: the directory is missing, or it is not ours to write.
 pub fn bind_control(path: &Path) -> Result<OwnedFd> {
     let what = || format!("make control socket {}", path.display());
     let _ = std::fs::remove_file(path);
-    let listener = std::os::unix::net::UnixListener::bind(path).during(what)?;
+    let (_directory, short) = short(path).during(what)?;
+    let listener = std::os::unix::net::UnixListener::bind(short).during(what)?;
     std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o600))
         .during(what)?;
     listener.set_nonblocking(true).during(what)?;
     Ok(listener.into())
+}
+
+/// A name for the socket `path` that fits a socket address (107 bytes) however deep the run directory lies: by way of
+/// the open directory, which must be held while the name is used.
+fn short(path: &Path) -> io::Result<(OwnedFd, PathBuf)> {
+    use rustix::fs::{Mode, OFlags, open};
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    let directory = open(
+        parent,
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
+    let by_number = PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd()));
+    Ok((directory, by_number.join(name)))
 }
 
 /// Exit records that keepers left in `dir`. Errors: the directory cannot be listed; absent is empty.

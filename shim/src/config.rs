@@ -177,11 +177,6 @@ impl Handlers {
         let name = if name.is_empty() { "coracle" } else { name };
         self.0.iter().find(|handler| handler.name == name)
     }
-
-    /// Every handler, `coracle` first. The empty name is not among them.
-    pub fn iter(&self) -> impl Iterator<Item = &Handler> {
-        self.0.iter()
-    }
 }
 
 impl Default for Config {

@@ -109,7 +109,9 @@ impl Keeper {
         deadline: Duration,
     ) -> Result<(Self, Greeting, mpsc::UnboundedReceiver<KeeperEvent>)> {
         let what = || format!("connect to keeper {}", socket.display());
-        let stream = tokio::time::timeout(deadline, UnixStream::connect(socket))
+        let (_directory, short) =
+            super::short(socket).map_err(|e| Error::with(Kind::Gone, what(), e))?;
+        let stream = tokio::time::timeout(deadline, UnixStream::connect(short))
             .await
             .map_err(|e| Error::with(Kind::Deadline, what(), e))?
             .map_err(|e| Error::with(Kind::Gone, what(), e))?;
