@@ -7,11 +7,17 @@
 //! Not here: sockets, forking.
 
 use std::io;
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use rustix::process::{WaitId, WaitIdOptions, waitid};
+
+mod entry;
+
+use entry::{Entry, State, What, borrow, kill, listen, now_ns};
+
+pub(super) use entry::Watch;
 
 use super::exits;
 use super::guest::ForkedGuest;
@@ -28,57 +34,6 @@ const DRAIN: Duration = Duration::from_millis(1000);
 const START: Duration = Duration::from_secs(25);
 /// Exit code of a container that never ran.
 const START_FAILED_CODE: i32 = 128;
-/// Most bytes of reports taken from one guest.
-const MAX_REPORT: usize = 32 * 1024;
-
-/// One watched descriptor of one container.
-#[derive(Clone, Copy)]
-pub(super) struct Watch {
-    slot: usize,
-    what: What,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum What {
-    Process,
-    Report,
-    Log,
-}
-
-impl Watch {
-    /// A number that names it.
-    pub(super) fn token(self) -> u64 {
-        self.slot as u64 * 4 + self.what as u64
-    }
-}
-
-enum State {
-    Starting {
-        request: Option<u64>,
-        until: Instant,
-    },
-    Running,
-    Draining {
-        exit: Exit,
-        until: Instant,
-        request: Option<u64>,
-    },
-    Exited(Exit),
-}
-
-struct Entry {
-    id: ContainerId,
-    state: State,
-    pidfd: OwnedFd,
-    report: Option<OwnedFd>,
-    heard: Vec<u8>,
-    cause: Option<Report>,
-    log: Option<LogThread>,
-    reopening: Option<u64>,
-    started_at: i64,
-    /// Held so that the guest's standard input stays open; attach takes it over.
-    _stdin: Option<OwnedFd>,
-}
 
 /// All containers of one keeper.
 pub(super) struct Table {
@@ -87,14 +42,6 @@ pub(super) struct Table {
     /// Log threads whose disk never answered; they end with the process.
     stalled: Vec<LogThread>,
     news: Vec<(FromKeeper, Vec<OwnedFd>)>,
-}
-
-/// Nanoseconds since 1970.
-fn now_ns() -> i64 {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
 }
 
 impl Table {
@@ -433,35 +380,5 @@ impl Table {
             });
         }
         (kept, pidfds)
-    }
-}
-
-fn listen(entry: &mut Entry, epoll: &OwnedFd) {
-    let Some(pipe) = &entry.report else { return };
-    let mut chunk = [0; 4096];
-    loop {
-        match rustix::io::read(pipe, &mut chunk) {
-            Ok(0) => break,
-            Ok(count) => {
-                let room = MAX_REPORT.saturating_sub(entry.heard.len());
-                entry.heard.extend_from_slice(&chunk[..count.min(room)]);
-            }
-            Err(rustix::io::Errno::INTR) => {}
-            Err(_) => return,
-        }
-    }
-    let _ = rustix::event::epoll::delete(epoll, pipe);
-    entry.report = None;
-}
-
-fn kill(pidfd: BorrowedFd<'_>) {
-    let _ = rustix::process::pidfd_send_signal(pidfd, rustix::process::Signal::KILL);
-}
-
-fn borrow(fd: RawFd) -> BorrowedFd<'static> {
-    // SAFETY: the descriptor belongs to a LogThread that is kept for as long as it is watched.
-    #[allow(unsafe_code, reason = "epoll wants a borrowed descriptor")]
-    unsafe {
-        BorrowedFd::borrow_raw(fd)
     }
 }
