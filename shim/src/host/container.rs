@@ -222,7 +222,7 @@ impl Host {
         id: &ContainerId,
         cgroup: String,
     ) -> Result<(), Error> {
-        dismiss(keeper, id).await;
+        dismiss(keeper, id);
         let (host, id, exits) = (Arc::clone(self), id.clone(), self.exits_directory(pod));
         blocking("cleaning up a container", move || {
             host.remove_cgroup(&cgroup)?;
@@ -245,7 +245,7 @@ impl Host {
             host.forget(&owner, &own, &cgroup)
         })
         .await;
-        dismiss(keeper, id).await;
+        dismiss(keeper, id);
         forgotten
     }
 
@@ -265,12 +265,14 @@ impl Host {
     }
 }
 
-/// Lets the keeper drop what it keeps of an exited container.
-async fn dismiss(keeper: Option<Keeper>, id: &ContainerId) {
-    if let Some(keeper) = keeper {
+/// Lets the keeper drop what it keeps of an exited container, without waiting for it.
+fn dismiss(keeper: Option<Keeper>, id: &ContainerId) {
+    let Some(keeper) = keeper else { return };
+    let id = id.clone();
+    tokio::spawn(async move {
         // A keeper that does not answer keeps a few hundred bytes; the exit record is removed by us.
-        let _ = tokio::time::timeout(FORGET_PATIENCE, keeper.forget(id)).await;
-    }
+        let _ = tokio::time::timeout(FORGET_PATIENCE, keeper.forget(&id)).await;
+    });
 }
 
 /// The writable layer's top is the container's `/`: everybody in it may read it.
