@@ -69,7 +69,9 @@ impl Snapshot {
             let was = before.0.get(line).copied().unwrap_or(0);
             changes.extend((was..*count).map(|_| format!("+ {line}")));
         }
-        for (line, was) in &before.0 {
+        // A spawner that was killed is started again when the next pod needs it, not before.
+        let idle = format!("process {:?}", Role::Spawner);
+        for (line, was) in before.0.iter().filter(|(line, _)| **line != idle) {
             let count = self.0.get(line).copied().unwrap_or(0);
             changes.extend((count..*was).map(|_| format!("- {line}")));
         }

@@ -90,6 +90,11 @@ impl Crossing {
         if procs::is_alive(self.daemon.pid()) {
             return Ok(());
         }
+        if self.daemon.restart().await.is_ok() {
+            return Ok(());
+        }
+        // It died of the site itself, on its way up; the next one finds no plan.
+        self.daemon.plan("").map_err(|e| e.to_string())?;
         self.daemon.restart().await.map_err(|e| e.to_string())
     }
 
@@ -314,10 +319,19 @@ async fn run_once(cri: &Cri, config: &cri::PodSandboxConfig) -> Result<String, S
         return Err(refusal);
     }
     let listed = cri.list_pods(None).await?;
-    let found = listed
+    let Some(found) = listed
         .into_iter()
-        .find(|pod| pod.metadata == config.metadata);
-    found.map(|pod| pod.id).ok_or(refusal)
+        .find(|pod| pod.metadata == config.metadata)
+    else {
+        return Err(refusal);
+    };
+    if found.state() == cri::PodSandboxState::SandboxReady {
+        return Ok(found.id);
+    }
+    // A half-made sandbox that was not worth finishing makes way for the next try.
+    cri.stop_pod(&found.id).await?;
+    cri.remove_pod(&found.id).await?;
+    Err(refusal)
 }
 
 /// CreateContainer, likewise.
