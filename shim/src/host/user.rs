@@ -16,9 +16,11 @@ use crate::lifecycle::{Error, Kind, UserWish};
 
 /// Largest `/etc/passwd` or `/etc/group` that is read. Bytes.
 const MAX_BYTES: u64 = 1 << 20;
+/// Largest user or group id, as Kubernetes bounds them; those beyond a pod's range take its last slots.
+const MAX_ID: u32 = i32::MAX as u32;
 
 /// Resolves `wish` against the image's `USER` text and its layers (lowest first; none for an artifact).
-/// Errors: Invalid for a group without a user, an id that the pod's range does not hold, an unknown name.
+/// Errors: Invalid for a group without a user, an id that is none, an unknown name.
 pub fn identity(
     wish: &UserWish,
     image_user: &str,
@@ -37,16 +39,16 @@ pub fn identity(
         (None, "") => image_name.to_owned(),
         (None, name) => name.to_owned(),
     };
-    let (uid, own_gid) = find_user(&user, layers, range)?;
+    let (uid, own_gid) = find_user(&user, layers)?;
     let gid = match wish.gid {
-        Some(gid) => number(&gid.to_string(), "group", range)?,
+        Some(gid) => number(&gid.to_string(), "group")?,
         None if named || image_group.is_empty() => own_gid,
-        None => find_group(image_group, layers, range)?,
+        None => find_group(image_group, layers)?,
     };
     let groups: Result<Vec<u32>, Error> = wish
         .groups
         .iter()
-        .map(|gid| number(&gid.to_string(), "supplemental group", range))
+        .map(|gid| number(&gid.to_string(), "supplemental group"))
         .collect();
     Ok(Identity {
         uid,
@@ -61,7 +63,7 @@ fn invalid(text: String) -> Error {
 }
 
 /// The user's id and primary group. A number without an entry in passwd has group 0, as elsewhere.
-fn find_user(user: &str, layers: &[PathBuf], range: IdRange) -> Result<(u32, u32), Error> {
+fn find_user(user: &str, layers: &[PathBuf]) -> Result<(u32, u32), Error> {
     if user.is_empty() {
         return Ok((0, 0));
     }
@@ -73,14 +75,12 @@ fn find_user(user: &str, layers: &[PathBuf], range: IdRange) -> Result<(u32, u32
             .find(|fields| fields.get(index) == Some(&text))
     };
     if is_number(user) {
-        let uid = number(user, "user", range)?;
+        let uid = number(user, "user")?;
         let gid = entry(2, &uid.to_string()).and_then(|fields| fields.get(3)?.parse().ok());
-        return Ok((uid, gid.filter(|gid| *gid < range.size).unwrap_or(0)));
+        return Ok((uid, gid.filter(|gid| *gid <= MAX_ID).unwrap_or(0)));
     }
     match entry(0, user).as_deref() {
-        Some([_, _, uid, gid, ..]) => {
-            Ok((number(uid, "user", range)?, number(gid, "group", range)?))
-        }
+        Some([_, _, uid, gid, ..]) => Ok((number(uid, "user")?, number(gid, "group")?)),
         Some(_) => Err(invalid(format!(
             "user {user:?} has a broken entry in the image's /etc/passwd"
         ))),
@@ -91,9 +91,9 @@ fn find_user(user: &str, layers: &[PathBuf], range: IdRange) -> Result<(u32, u32
     }
 }
 
-fn find_group(group: &str, layers: &[PathBuf], range: IdRange) -> Result<u32, Error> {
+fn find_group(group: &str, layers: &[PathBuf]) -> Result<u32, Error> {
     if is_number(group) {
-        return number(group, "group", range);
+        return number(group, "group");
     }
     let text = read_file(layers, "etc/group")?;
     let mut entries = text.lines().map(|line| line.split(':').collect::<Vec<_>>());
@@ -101,7 +101,7 @@ fn find_group(group: &str, layers: &[PathBuf], range: IdRange) -> Result<u32, Er
         .find(|fields| fields.first() == Some(&group))
         .as_deref()
     {
-        Some([_, _, gid, ..]) => number(gid, "group", range),
+        Some([_, _, gid, ..]) => number(gid, "group"),
         _ if group == "root" => Ok(0),
         _ => Err(invalid(format!(
             "group {group:?} is not in the image's /etc/group"
@@ -116,13 +116,12 @@ fn is_number(text: &str) -> bool {
         .starts_with(|first: char| first.is_ascii_digit())
 }
 
-fn number(text: &str, what: &str, range: IdRange) -> Result<u32, Error> {
+fn number(text: &str, what: &str) -> Result<u32, Error> {
     let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     match text.parse::<u32>() {
-        Ok(id) if digits && id < range.size => Ok(id),
+        Ok(id) if digits && id <= MAX_ID => Ok(id),
         _ => Err(invalid(format!(
-            "{what} id {text:?} is not between 0 and {}, the pod's range of ids",
-            range.size - 1
+            "{what} id {text:?} is not between 0 and {MAX_ID}"
         ))),
     }
 }
@@ -271,7 +270,7 @@ mod tests {
         for user in [
             "4294967296",
             "4294967295",
-            "65536",
+            "2147483648",
             "-1",
             "+0",
             " 0",
@@ -284,7 +283,7 @@ mod tests {
                 "{user:?} was taken"
             );
         }
-        for uid in [-1, 65_536, i64::MAX] {
+        for uid in [-1, 2_147_483_648, i64::MAX] {
             assert!(
                 resolve(
                     UserWish {
