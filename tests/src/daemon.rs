@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use coracle_proto::runtime::v1 as cri;
 use rustix::process::Signal;
 
+pub use crate::builds::{binary, failpoints_binary};
 use crate::client::{self, Cri};
 use crate::leaks::{self, Snapshot};
 use crate::procs::{self, Process, Role};
@@ -383,43 +384,6 @@ impl Drop for Daemon {
         if self.options.peer_sandbox_image.is_some() {
             peer::remove_bridge(&self.scratch);
         }
-    }
-}
-
-/// The daemon built beside the tests: two levels above the test binary, unless `CORACLE_BIN` names another.
-/// Errors: there is none.
-pub fn binary() -> Outcome<PathBuf> {
-    if let Some(named) = std::env::var_os("CORACLE_BIN") {
-        return Ok(named.into());
-    }
-    existing(target_dir()?.join("release/coracle"), "make build")
-}
-
-/// The daemon built with failpoints. Errors: there is none.
-pub fn failpoints_binary() -> Outcome<PathBuf> {
-    existing(
-        target_dir()?.join("failpoints-bin/coracle"),
-        "make test-build",
-    )
-}
-
-/// Cargo's target directory, from where this program lies in it (`release/deps/` or `release/`).
-pub fn target_dir() -> Outcome<PathBuf> {
-    let own = std::env::current_exe()?;
-    let release = own
-        .ancestors()
-        .find(|dir| dir.file_name().is_some_and(|name| name == "release"));
-    let target = release.and_then(Path::parent);
-    let target =
-        target.ok_or_else(|| format!("{} is not in a release directory", own.display()))?;
-    Ok(target.to_owned())
-}
-
-fn existing(path: PathBuf, target: &str) -> Outcome<PathBuf> {
-    if path.exists() {
-        Ok(path)
-    } else {
-        Err(format!("{} is not built; run {target}", path.display()).into())
     }
 }
 

@@ -10,6 +10,7 @@
 //! code; the harness knows the CRI, the command line, and the names listed in [`daemon`].
 
 pub mod bench;
+pub mod builds;
 pub mod client;
 pub mod crictl;
 pub mod daemon;

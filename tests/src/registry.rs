@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::net::TcpListener;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -44,6 +45,8 @@ impl Registry {
             .args(["-c", watch])
             .arg(&dir)
             .stdin(Stdio::piped())
+            // Signals to the tests' group must not reach it: it has to clean up after them.
+            .process_group(0)
             .spawn()?;
         let registry = Self { host, watcher };
         registry.wait_until_up()?;

@@ -130,7 +130,7 @@ pub async fn measure(contender: &dyn Contender, plan: Plan) -> Outcome<Outcomes>
         pods_per_s: plan.pods as f64 / took.as_secs_f64(),
         pss_kib_per_pod: a_pod(idle.others_pss_kib, full.others_pss_kib),
         memavailable_kib_per_pod: a_pod(full.available_kib, idle.available_kib),
-        idle_cpu_percent: (later.cpu_ns - full.cpu_ns) as f64 / watched.as_nanos() as f64 * 100.0,
+        idle_cpu_percent: later.cpu_ns_since(&full) as f64 / watched.as_nanos() as f64 * 100.0,
         daemon_rss_idle_kib: idle.daemon_rss_kib as f64,
         daemon_rss_pods_kib: full.daemon_rss_kib as f64,
     })

@@ -1,12 +1,13 @@
 //! What a runtime costs while its pods are idle: memory and processor time, read from /proc.
 
+use std::collections::BTreeMap;
 use std::fs;
 
 use crate::procs;
 use crate::scratch::Scratch;
 
 /// What is read at one moment, over all processes of a scratch.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Reading {
     /// Resident memory of the daemon, KiB.
     pub daemon_rss_kib: u64,
@@ -14,8 +15,8 @@ pub struct Reading {
     pub others_pss_kib: u64,
     /// The machine's MemAvailable, KiB.
     pub available_kib: u64,
-    /// Processor time that all processes of the scratch have had, ns.
-    pub cpu_ns: u64,
+    /// Processor time that each thread of the scratch's processes has had, ns, by thread id.
+    pub cpu_ns: BTreeMap<i32, u64>,
     /// Processes but for the daemon.
     pub processes: usize,
 }
@@ -27,7 +28,7 @@ pub fn read(scratch: &Scratch, daemon: i32) -> Reading {
         ..Reading::default()
     };
     for process in procs::of_scratch(scratch) {
-        reading.cpu_ns += cpu_ns(process.pid);
+        reading.cpu_ns.extend(cpu_ns(process.pid));
         if process.pid == daemon {
             reading.daemon_rss_kib = field(&format!("/proc/{daemon}/status"), "VmRSS:");
         } else {
@@ -46,13 +47,24 @@ fn field(path: &str, name: &str) -> u64 {
         .unwrap_or(0)
 }
 
-fn cpu_ns(pid: i32) -> u64 {
-    let tasks = fs::read_dir(format!("/proc/{pid}/task"))
-        .into_iter()
-        .flatten()
-        .flatten();
-    let times = tasks.filter_map(|task| fs::read_to_string(task.path().join("schedstat")).ok());
-    times
-        .filter_map(|text| text.split(' ').next()?.parse::<u64>().ok())
-        .sum()
+/// Processor time of each thread of `pid`.
+fn cpu_ns(pid: i32) -> impl Iterator<Item = (i32, u64)> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task"));
+    tasks.into_iter().flatten().flatten().filter_map(|task| {
+        let text = fs::read_to_string(task.path().join("schedstat")).ok()?;
+        let thread = task.file_name().to_str()?.parse().ok()?;
+        Some((thread, text.split(' ').next()?.parse().ok()?))
+    })
+}
+
+impl Reading {
+    /// Processor time since `earlier`, ns, of the threads that were there both times: one that ended meanwhile, such as
+    /// an idle worker of a daemon, takes its sum along.
+    pub fn cpu_ns_since(&self, earlier: &Self) -> u64 {
+        let both = self
+            .cpu_ns
+            .iter()
+            .filter_map(|(thread, now)| Some(now.saturating_sub(*earlier.cpu_ns.get(thread)?)));
+        both.sum()
+    }
 }
