@@ -157,6 +157,16 @@ impl Registry {
     /// Opens the stream of one blob. One attempt: the caller repeats, because it owns the bytes so far.
     pub(crate) async fn blob(&self, blob: &Blob) -> Result<BlobStream, Error> {
         let what = format!("blob {}", blob.digest);
+        if blob.size == 0 {
+            // There is no first byte to ask for: registries answer such a range with an error.
+            let stream = futures_util::stream::empty().boxed();
+            return Ok(BlobStream {
+                stream,
+                registry: self.host().to_owned(),
+                what,
+                idle: self.idle,
+            });
+        }
         let reference = self.wire(self.reference.target());
         let descriptor = OciDescriptor {
             digest: blob.digest.to_string(),

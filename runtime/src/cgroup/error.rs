@@ -103,8 +103,22 @@ impl Error {
         }
     }
 
+    /// Whether the values asked for are at fault: such as processors that the node does not have.
+    #[must_use]
+    pub fn is_invalid(&self) -> bool {
+        let refused = matches!(
+            self.raw_os_error(),
+            Some(libc::EINVAL | libc::ERANGE | libc::EACCES)
+        );
+        refused
+            || matches!(
+                self,
+                Self::BadPath { .. } | Self::Unsupported { .. } | Self::BelowUsage { .. }
+            )
+    }
+
     /// The kernel's error number, when a system call failed.
-    pub(super) fn raw_os_error(&self) -> Option<i32> {
+    pub fn raw_os_error(&self) -> Option<i32> {
         match self {
             Self::Io { source, .. } => source.raw_os_error(),
             _ => None,

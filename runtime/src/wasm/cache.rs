@@ -3,6 +3,7 @@
 //! Called by the daemon when an image was pulled and when a container is created.
 //! Invariants: an entry is handed out only after its MAC was checked, once per (inode, ctime, size) and daemon, with
 //! a key that only root reads; an entry that fails is removed and made again; a name is written once, never over.
+//! Files are 0444 in a 0700 directory: a guest, which is nobody, opens the descriptor it was given once more.
 //! Not here: images, what a guest may do.
 
 use std::collections::HashMap;

@@ -148,7 +148,7 @@ fn load(payload: &Payload<'_>, kind: WasmKind) -> Result<Loaded> {
                 .during(|| "share the compiled module".into())?;
             // SAFETY: the call executes what the file holds, so it must be ours and must not change while mapped. Ours:
             // the daemon opened it from its cache after checking the MAC that only the daemon can make. Unchanged:
-            // cache entries are written once under a temporary name, mode 0400, and never opened for writing again.
+            // cache entries are written once under a temporary name, mode 0444, and never opened for writing again.
             unsafe { Module::deserialize_open_file(engine, File::from(file)) }.map(Loaded::Module)
         }
         WasmKind::Component => {

@@ -64,8 +64,9 @@ impl Host {
             .cgroups
             .create(&plan.cgroup, &limits::wasm_limits(&wish.resources));
         made.map_err(|error| {
+            let invalid = error.is_invalid();
             Error::because(
-                Kind::Io,
+                if invalid { Kind::Invalid } else { Kind::Io },
                 format!("make the cgroup of container {id}"),
                 error,
             )

@@ -205,7 +205,8 @@ async fn find_keeper(shared: &Arc<Shared>, pod: &PodRecord) -> Option<FoundKeepe
         tracing::error!(pod = %pod.id, error = error.chain(), "the keeper's process cannot be looked at");
         None
     });
-    let process = Arc::new(opened?);
+    // One that has ended may linger as a zombie until somebody reaps it.
+    let process = Arc::new(opened.filter(Process::is_alive)?);
     let greeted = match pass("recover.adopt") {
         Ok(()) => shared.host.connect(&pod.id, ADOPTION_PATIENCE).await,
         Err(error) => Err(error),
