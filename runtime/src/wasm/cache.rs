@@ -287,7 +287,7 @@ impl CompileCache {
         let mut file = OpenOptions::new()
             .write(true)
             .create_new(true)
-            .mode(0o400)
+            .mode(0o444)
             .open(&temp)?;
         let written = file.write_all(bytes).and_then(|()| fs::rename(&temp, path));
         if written.is_err() {
