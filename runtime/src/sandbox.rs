@@ -38,6 +38,8 @@ pub struct PodNamespaces {
     pub ipc: Option<OwnedFd>,
     /// Host name.
     pub uts: Option<OwnedFd>,
+    /// A user namespace that carries the pod's usual id map; a guest with other ids makes its own.
+    pub ids: Option<OwnedFd>,
 }
 
 /// Builds the whole jail of `spec` around the calling process, up to but without seccomp.
@@ -48,7 +50,7 @@ pub fn build(spec: &ContainerSpec, pod: &PodNamespaces) -> Result<()> {
     set_oom_score(spec.oom_score_adj)?;
     failpoint::hit("guest.jail").during(|| "build the jail".into())?;
     join(pod)?;
-    let host = identity::host_identity(spec)?;
+    let host = identity::host_identity(spec, pod.ids.as_ref())?;
     root::build(spec, &host)?;
     sys::ids::own_session_keyring().during(|| "join an own session keyring".into())?;
     limit_resources()?;

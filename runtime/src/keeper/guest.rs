@@ -1,7 +1,7 @@
 //! A guest process: forked by the keeper, jails itself, runs its payload, ends.
 //!
 //! Descriptors of a guest, in this order: 0 to 2 standard streams, 3 report pipe, 4 spec, 5 compiled code, 6 and 7
-//! seccomp filters, 8 and on the pod's namespaces in the order net, ipc, uts.
+//! seccomp filters, 8 and on the pod's namespaces in the order net, ipc, uts, and the one with its id map.
 //! Invariants: the spec is read only here, after the fork; the payload runs on a thread born after the fork, so that
 //! no per-thread state of keeper or spawner (hash keys, generators) is shared between guests.
 //! Not here: the steps of the jail.
@@ -95,13 +95,13 @@ pub(super) fn fork(
                 report_in.as_raw_fd(),
             ];
             table.extend(fds.iter().map(|fd| fd.as_raw_fd()));
-            let spaces = [&pod.net, &pod.ipc, &pod.uts];
+            let spaces = [&pod.net, &pod.ipc, &pod.uts, &pod.ids];
             table.extend(
                 spaces
                     .iter()
                     .filter_map(|s| s.as_ref().map(|fd| fd.as_raw_fd())),
             );
-            let has = [pod.net.is_some(), pod.ipc.is_some(), pod.uts.is_some()];
+            let has = spaces.map(Option::is_some);
             match sys::fork::keep_only(&table) {
                 Ok(()) => live(container, has, Some(warm)),
                 Err(_) => sys::fork::leave(CANNOT_START),
@@ -138,7 +138,7 @@ fn start_log(
 /// Entered by `coracle guest ID NAMESPACES FAILPOINTS` when a handler asks for an own address-space layout.
 pub fn main(id: &str, namespaces: &str, failpoints: &str) -> ! {
     failpoint::arm(Some(failpoints.to_owned()));
-    let has = ["n", "i", "u"].map(|letter| namespaces.contains(letter));
+    let has = ["n", "i", "u", "m"].map(|letter| namespaces.contains(letter));
     match id.parse() {
         Ok(id) => live(&id, has, None),
         Err(_) => sys::fork::leave(CANNOT_START),
@@ -146,7 +146,7 @@ pub fn main(id: &str, namespaces: &str, failpoints: &str) -> ! {
 }
 
 /// The life of a guest process; its descriptors are in place.
-fn live(container: &ContainerId, has: [bool; 3], warm: Option<&Warm>) -> ! {
+fn live(container: &ContainerId, has: [bool; 4], warm: Option<&Warm>) -> ! {
     let failed = match exist(container, has, warm) {
         Ok(never) => match never {},
         Err(e) => e,
@@ -171,7 +171,7 @@ fn conclude(ended: Result<End>) -> ! {
     sys::fork::leave(code)
 }
 
-fn exist(container: &ContainerId, has: [bool; 3], warm: Option<&Warm>) -> Result<Infallible> {
+fn exist(container: &ContainerId, has: [bool; 4], warm: Option<&Warm>) -> Result<Infallible> {
     sys::signals::reset();
     sys::fork::set_title(&format!("coracle guest {container}"));
     let spec = read_spec()?;
@@ -219,7 +219,7 @@ fn exist(container: &ContainerId, has: [bool; 3], warm: Option<&Warm>) -> Result
     on_a_new_thread(work, wake)
 }
 
-fn pod_namespaces(has: [bool; 3]) -> PodNamespaces {
+fn pod_namespaces(has: [bool; 4]) -> PodNamespaces {
     let mut next = 8;
     let mut namespace = |there: bool| {
         there.then(|| {
@@ -231,6 +231,7 @@ fn pod_namespaces(has: [bool; 3]) -> PodNamespaces {
         net: namespace(has[0]),
         ipc: namespace(has[1]),
         uts: namespace(has[2]),
+        ids: namespace(has[3]),
     }
 }
 
@@ -268,9 +269,9 @@ fn read_spec() -> Result<ContainerSpec> {
 }
 
 /// Executes this very binary again, as `coracle guest`; returns only if that failed.
-fn again(container: &ContainerId, has: [bool; 3]) -> Error {
+fn again(container: &ContainerId, has: [bool; 4]) -> Error {
     use std::os::unix::process::CommandExt as _;
-    let letters: String = ["n", "i", "u"]
+    let letters: String = ["n", "i", "u", "m"]
         .iter()
         .zip(has)
         .filter(|(_, there)| *there)

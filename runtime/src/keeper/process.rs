@@ -17,7 +17,7 @@ use crate::control::messages::{Answer, Ask, Birth, FromKeeper, ToKeeper};
 use crate::control::{Frame, PROTOCOL, Reader, Writer};
 use crate::error::{Context as _, Result};
 use crate::id::ContainerId;
-use crate::sandbox::PodNamespaces;
+use crate::sandbox::{PodNamespaces, identity};
 use crate::wasm::Warm;
 
 /// What a keeper has from birth.
@@ -54,6 +54,7 @@ pub fn main(born: Born<'_>) -> Result<()> {
         epoll,
         connection: None,
         committed: false,
+        settled: false,
         leaving: false,
     };
     keeper.watch(LISTENER, keeper.born.listener.as_fd(), EventFlags::IN)?;
@@ -82,6 +83,7 @@ struct Loop<'a> {
     epoll: OwnedFd,
     connection: Option<Connection>,
     committed: bool,
+    settled: bool,
     leaving: bool,
 }
 
@@ -128,7 +130,22 @@ impl Loop<'_> {
         self.table.expire(Instant::now());
         self.report();
         self.flush();
+        if self.committed && !self.settled {
+            self.settle_in()?;
+        }
         Ok(Turn::Done)
+    }
+
+    /// What a keeper needs, but nobody waits for: its own cgroups, and the id map of its guests' mounts.
+    fn settle_in(&mut self) -> Result<()> {
+        self.settled = true;
+        for file in &self.born.birth.cgroup_procs {
+            std::fs::write(file, "0")
+                .during(|| format!("enter the keeper's cgroup {}", file.display()))?;
+        }
+        // A node without user namespaces says so when a guest needs the map.
+        self.born.pod.ids = identity::usual_map(self.born.birth.range).ok();
+        Ok(())
     }
 
     /// Takes the newest daemon; an older connection is dropped.

@@ -26,6 +26,8 @@ pub fn main(engine_hash: &str, failpoints: &str) -> Result<()> {
     sys::fork::keep_only(&[0, 1, 2, 3]).during(|| "take over the spawner's descriptors".into())?;
     let socket = sys::fork::adopt(3);
     sys::signals::reset();
+    // Also looks up, once for every fork, where titles go.
+    sys::fork::set_title("coracle spawner");
     one_arena();
     // Children are the keepers; their ends are the daemon's business, by pidfd. Nobody waits here.
     ignore_children();
@@ -122,18 +124,20 @@ fn become_keeper(birth: Birth, fds: Vec<OwnedFd>, warm: &Warm, engine_hash: &str
     };
     let (listener, lifeline) = (next()?, next()?);
     let mut namespace = |wanted: bool| if wanted { next().map(Some) } else { Ok(None) };
+    let (net, ipc, uts) = (
+        namespace(birth.net)?,
+        namespace(birth.ipc)?,
+        namespace(birth.uts)?,
+    );
     let pod = PodNamespaces {
-        net: namespace(birth.net)?,
-        ipc: namespace(birth.ipc)?,
-        uts: namespace(birth.uts)?,
+        net,
+        ipc,
+        uts,
+        ids: None,
     };
     sys::signals::reset();
     sys::fork::set_title(&format!("coracle keeper {}", birth.pod));
     sandbox::set_oom_score(birth.oom_score_adj)?;
-    for file in &birth.cgroup_procs {
-        std::fs::write(file, "0")
-            .during(|| format!("enter the keeper's cgroup {}", file.display()))?;
-    }
     failpoint::hit("keeper.born").during(|| "begin the keeper".into())?;
     keeper::process::main(keeper::process::Born {
         birth,

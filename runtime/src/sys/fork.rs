@@ -117,26 +117,24 @@ pub fn pid_of(pidfd: BorrowedFd<'_>) -> io::Result<i32> {
     }
 }
 
+/// Where the kernel keeps this process's arguments; the same in every fork of it.
+static ARGUMENTS: std::sync::OnceLock<(usize, usize)> = std::sync::OnceLock::new();
+
+fn arguments() -> (usize, usize) {
+    let text = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let fields = text.rsplit_once(") ").map_or("", |(_, fields)| fields);
+    // Fields 48 and 49 of stat are arg_start and arg_end; the text after the name begins with field 3.
+    let mut fields = fields.split(' ').skip(45).map(|f| f.parse().unwrap_or(0));
+    (fields.next().unwrap_or(0), fields.next().unwrap_or(0))
+}
+
 /// Names this process `title` in `ps` and in `/proc/PID/cmdline`, as far as the original arguments leave room.
 pub fn set_title(title: &str) {
     let comm: String = title.chars().filter(char::is_ascii).take(15).collect();
     if let Ok(name) = std::ffi::CString::new(comm) {
         let _ = rustix::thread::set_name(&name);
     }
-    let Ok(stat) = std::fs::read_to_string("/proc/self/stat") else {
-        return;
-    };
-    let Some((_, fields)) = stat.rsplit_once(") ") else {
-        return;
-    };
-    // Fields 48 and 49 of stat are arg_start and arg_end; the text after the name begins with field 3.
-    let mut fields = fields
-        .split(' ')
-        .skip(45)
-        .map(|f| f.parse::<usize>().unwrap_or(0));
-    let (Some(start), Some(end)) = (fields.next(), fields.next()) else {
-        return;
-    };
+    let (start, end) = *ARGUMENTS.get_or_init(arguments);
     if start == 0 || end <= start {
         return;
     }
