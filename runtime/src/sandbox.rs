@@ -51,6 +51,7 @@ pub fn build(spec: &ContainerSpec, pod: &PodNamespaces) -> Result<()> {
     failpoint::hit("guest.jail").during(|| "build the jail".into())?;
     join(pod)?;
     let host = identity::host_identity(spec, pod.ids.as_ref())?;
+    let host = root::carried(spec, host)?;
     root::build(spec, &host)?;
     sys::ids::own_session_keyring().during(|| "join an own session keyring".into())?;
     limit_resources()?;

@@ -2,7 +2,9 @@
 //!
 //! Called by [`super::build`]. Container ids 0 to 65,471 map to the pod's range in order; ids above that (OpenShift
 //! hands out ids near 10^9) take the range's last 64 slots.
-//! Invariant: no container id maps to a host id outside the pod's range.
+//! Where a volume's filesystem cannot carry an id map, a user other than root is that very user on the host; root is
+//! refused, for nobody becomes host root.
+//! Invariant: a mapped id is never outside the pod's range, an unmapped one never 0.
 //! Not here: how mounts are made.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -26,8 +28,8 @@ pub struct HostIdentity {
     pub groups: Vec<u32>,
     /// Host id of container id 0: who creates mount points.
     pub root: u32,
-    /// A user namespace whose map every mount of the guest carries.
-    pub map: OwnedFd,
+    /// A user namespace whose map every mount of the guest carries; `None` when ids are the host's own.
+    pub map: Option<OwnedFd>,
 }
 
 /// One id map: container id, host id, count.
@@ -65,7 +67,19 @@ pub fn host_identity(spec: &ContainerSpec, usual: Option<&OwnedFd>) -> Result<Ho
             .map(|g| host_id(&groups, *g))
             .collect::<Result<_>>()?,
         root: who.range.base,
-        map,
+        map: Some(map),
+    })
+}
+
+/// The ids asked for, as the host's own, without a map. `None` for root, which is never that.
+pub fn unmapped_identity(spec: &ContainerSpec) -> Option<HostIdentity> {
+    let who = &spec.identity;
+    (who.uid != 0).then(|| HostIdentity {
+        uid: who.uid,
+        gid: who.gid,
+        groups: who.groups.clone(),
+        root: 0,
+        map: None,
     })
 }
 

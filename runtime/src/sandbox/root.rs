@@ -24,6 +24,21 @@ const JAILED: Forbid = Forbid {
     privilege: true,
 };
 
+/// The identity that all volumes of `spec` can carry: `mapped`, or the host's own ids if a filesystem takes no map.
+///
+/// Errors: such a filesystem, by name, under a container that runs as root.
+pub fn carried(spec: &ContainerSpec, mapped: HostIdentity) -> Result<HostIdentity> {
+    for source in spec.mounts.iter().map(|mount| mount.source.as_path()) {
+        let tree =
+            mounts::clone_tree(source, true).during(|| format!("mount {}", source.display()))?;
+        let map = mapped.map.as_ref().map(AsFd::as_fd);
+        if let Err(e) = mounts::set_attributes(tree.as_fd(), Forbid::default(), map, true) {
+            return super::identity::unmapped_identity(spec).ok_or_else(|| cannot_map(source, e));
+        }
+    }
+    Ok(mapped)
+}
+
 /// Builds the root of `spec` and enters it. Errors: the first mount that failed, by name.
 pub fn build(spec: &ContainerSpec, host: &HostIdentity) -> Result<()> {
     mounts::make_all_private().during(|| "make mounts private".into())?;
@@ -100,8 +115,13 @@ impl Stage {
     fn hold(&self, name: &str, source: &Path, forbid: Forbid, host: &HostIdentity) -> Result<()> {
         let what = || format!("mount {} for the root", source.display());
         let tree = mounts::clone_tree(source, false).during(what)?;
-        mounts::set_attributes(tree.as_fd(), forbid, Some(host.map.as_fd()), false)
-            .map_err(|e| cannot_map(source, e))?;
+        mounts::set_attributes(
+            tree.as_fd(),
+            forbid,
+            host.map.as_ref().map(AsFd::as_fd),
+            false,
+        )
+        .map_err(|e| cannot_map(source, e))?;
         if !Path::new(name).exists() {
             mkdirat(CWD, name, Mode::RWXU).during(what)?;
         }
@@ -116,8 +136,13 @@ fn base(spec: &ContainerSpec, host: &HostIdentity, stage: &Stage) -> Result<Owne
     if spec.root.layers.is_empty() {
         let what = || format!("mount {} as the root", spec.root.upper.display());
         let tree = mounts::clone_tree(&spec.root.upper, false).during(what)?;
-        mounts::set_attributes(tree.as_fd(), JAILED, Some(host.map.as_fd()), false)
-            .map_err(|e| cannot_map(own, e))?;
+        mounts::set_attributes(
+            tree.as_fd(),
+            JAILED,
+            host.map.as_ref().map(AsFd::as_fd),
+            false,
+        )
+        .map_err(|e| cannot_map(own, e))?;
         return Ok(tree);
     }
     stage.hold("own", own, Forbid::default(), host)?;
@@ -163,7 +188,8 @@ fn cannot_map(source: &Path, cause: std::io::Error) -> Error {
     Error::with(
         Kind::Unsupported,
         format!(
-            "the filesystem of {} cannot carry the pod's id map (idmapped mounts)",
+            "the filesystem of {} cannot carry the pod's id map (idmapped mounts), and the container runs as root; \
+             set runAsUser to a user other than 0",
             source.display()
         ),
         cause,
@@ -177,8 +203,13 @@ fn add(mount: &Mount, host: &HostIdentity, root: BorrowedFd<'_>) -> Result<()> {
         writes: mount.readonly,
         ..JAILED
     };
-    mounts::set_attributes(tree.as_fd(), forbid, Some(host.map.as_fd()), true)
-        .map_err(|e| cannot_map(&mount.source, e))?;
+    mounts::set_attributes(
+        tree.as_fd(),
+        forbid,
+        host.map.as_ref().map(AsFd::as_fd),
+        true,
+    )
+    .map_err(|e| cannot_map(&mount.source, e))?;
     let is_dir = rustix::fs::fstat(&tree).during(what)?.st_mode & libc::S_IFMT == libc::S_IFDIR;
     let target = ensure(root, &mount.target, is_dir).during(what)?;
     mounts::attach(tree.as_fd(), target.as_fd()).during(what)

@@ -11,8 +11,8 @@ use super::probe::{self, UserNamespace};
 use super::{Finding, place};
 use crate::config::Config;
 
-/// The oldest kernel whose every feature we use without a fallback: Landlock, idmapped mounts, cgroup.kill.
-const OLDEST: (u32, u32) = (5, 15);
+/// The oldest kernel whose every feature we use without a fallback: idmapped layers of an overlay, cgroup.kill.
+const OLDEST: (u32, u32) = (5, 19);
 /// From here on tmpfs, where kubelet keeps Secrets, can be idmapped.
 const TMPFS_IDMAP: (u32, u32) = (6, 3);
 /// From here on the exit code of a keeper's child is known even when the keeper is not.
@@ -187,8 +187,8 @@ mod tests {
     fn releases_are_judged_by_their_first_two_numbers() {
         let cases = [
             ("4.19.0-26-amd64", Level::Missing),
-            ("5.14.21", Level::Missing),
-            ("5.15.0-1", Level::Warning),
+            ("5.18.21", Level::Missing),
+            ("5.19.0-1", Level::Warning),
             ("6.2.9", Level::Warning),
             ("6.3.0", Level::Ok),
             ("6.15-rc1", Level::Ok),

@@ -197,6 +197,68 @@ async fn files_on_a_volume_belong_to_who_was_asked_for_and_secrets_can_be_read()
     daemon.finish().await.unwrap();
 }
 
+/// An overlay, which takes no id map, mounted until it is dropped.
+struct Overlay(std::path::PathBuf);
+
+impl Overlay {
+    fn over(dir: &std::path::Path) -> Self {
+        for part in ["low", "up", "work", "all"] {
+            std::fs::create_dir(dir.join(part)).unwrap();
+        }
+        let options = format!(
+            "lowerdir={0}/low,upperdir={0}/up,workdir={0}/work",
+            dir.display()
+        );
+        let mounted = std::process::Command::new("mount")
+            .args(["-t", "overlay", "overlay", "-o", &options])
+            .arg(dir.join("all"))
+            .status();
+        assert!(mounted.unwrap().success());
+        Self(dir.join("all"))
+    }
+}
+
+impl Drop for Overlay {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg(&self.0).status();
+    }
+}
+
+#[tokio::test]
+async fn a_volume_that_takes_no_id_map_is_for_users_other_than_root() {
+    let daemon = daemon().await;
+    let pod = Pod::run(&daemon, "unmapped").await;
+    let overlay = Overlay::over(&host_dir(&daemon, "layers"));
+    chown(&overlay.0, Some(1234), Some(5678)).unwrap();
+    let as_user = |name: &str, user: i64| {
+        let mut config = container(name, tool(), &["write", "/data/mine", "x"]);
+        config.mounts = vec![mount(&overlay.0, "/data", false)];
+        let context = config
+            .linux
+            .as_mut()
+            .unwrap()
+            .security_context
+            .as_mut()
+            .unwrap();
+        context.run_as_user = Some(cri::Int64Value { value: user });
+        context.run_as_group = Some(cri::Int64Value { value: 5678 });
+        config
+    };
+    let root = pod.create(&as_user("root", 0)).await.unwrap();
+    let refusal = pod.cri.start(&root).await.unwrap_err();
+    let path = overlay.0.display().to_string();
+    assert!(
+        refusal.message().contains(&path) && refusal.message().contains("runAsUser"),
+        "{refusal}"
+    );
+    let (status, _) = pod.finish(&daemon, &as_user("user", 1234)).await;
+    assert_eq!(status.exit_code, 0);
+    let owner = std::fs::metadata(overlay.0.join("mine")).unwrap();
+    assert_eq!((owner.uid(), owner.gid()), (1234, 5678));
+    drop(overlay);
+    daemon.finish().await.unwrap();
+}
+
 #[tokio::test]
 async fn the_memory_limit_is_the_guests_own_error_first() {
     let daemon = daemon().await;
