@@ -45,11 +45,14 @@ pub fn of_scratch(scratch: &Scratch) -> Vec<Process> {
     found
 }
 
-/// The processes of the scratch that have this role.
+/// The processes of the scratch that have this role. A keeper is the first process of its title: for half a
+/// millisecond after its pod is ready it has a child by the same title, which carries the pod's id map.
 pub fn with_role(scratch: &Scratch, role: Role) -> Vec<Process> {
+    let mut titles = std::collections::BTreeSet::new();
     of_scratch(scratch)
         .into_iter()
         .filter(|process| process.role == role)
+        .filter(|process| role != Role::Keeper || titles.insert(process.command.clone()))
         .collect()
 }
 

@@ -34,6 +34,8 @@ struct Shared {
     finished: AtomicBool,
     /// No more output is waited for.
     closing: AtomicBool,
+    /// The thread may end: it is being joined, so nobody forks.
+    leaving: AtomicBool,
     /// The thread has come up.
     started: AtomicBool,
     /// Lines that a full or broken disk cost.
@@ -78,6 +80,7 @@ impl LogThread {
             done: event()?,
             finished: AtomicBool::new(false),
             closing: AtomicBool::new(false),
+            leaving: AtomicBool::new(false),
             started: AtomicBool::new(false),
             dropped: AtomicU64::new(0),
         });
@@ -142,6 +145,8 @@ impl LogThread {
 
     /// Takes the thread back. Only after [`Self::is_finished`]: then it ends at once.
     pub fn join(self) {
+        self.shared.leaving.store(true, Ordering::Release);
+        signal(self.shared.wake.as_raw_fd());
         // SAFETY: the thread was made by pthread_create, is joined once, and has finished what it had to do.
         unsafe { libc::pthread_join(self.thread, std::ptr::null_mut()) };
         // SAFETY: `spawn` leaked this Box for the thread, which is gone; nobody else has the pointer.
@@ -190,7 +195,25 @@ extern "C" fn entry(work: *mut libc::c_void) -> *mut libc::c_void {
     close_fd(&mut work.file);
     shared.finished.store(true, Ordering::Release);
     signal(shared.done.as_raw_fd());
+    park(shared);
     std::ptr::null_mut()
+}
+
+/// Waits to be joined: a thread that ends gives memory back under locks, which no fork may find held.
+fn park(shared: &Shared) {
+    while !shared.leaving.load(Ordering::Acquire) {
+        let mut wake = libc::pollfd {
+            fd: shared.wake.as_raw_fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        let mut count = 0_u64;
+        // SAFETY: one initialised pollfd, then a read(2) of 8 bytes into a live integer; neither allocates nor locks.
+        unsafe {
+            libc::poll(&raw mut wake, 1, -1);
+            libc::read(wake.fd, (&raw mut count).cast(), 8);
+        }
+    }
 }
 
 fn close_fd(fd: &mut RawFd) {
