@@ -48,6 +48,134 @@ pub struct ContainerSpec {
 pub enum Workload {
     /// Instantiate and run compiled WebAssembly.
     Wasm(WasmSpec),
+    /// Execute a program of a Linux image.
+    Linux(Box<LinuxSpec>),
+}
+
+impl Workload {
+    /// Whether standard input is piped.
+    pub fn stdin(&self) -> bool {
+        match self {
+            Self::Wasm(wasm) => wasm.stdin,
+            Self::Linux(linux) => linux.stdin,
+        }
+    }
+}
+
+/// A Linux payload.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct LinuxSpec {
+    /// Arguments; the first names the program: a path, or a name that is looked for in the environment's `PATH`.
+    pub args: Vec<String>,
+    /// Environment in the order given, names distinct.
+    pub env: Vec<(String, String)>,
+    /// Absolute path inside the root; made if it is missing.
+    pub working_dir: String,
+    /// Whether standard input is piped; closed (reads as end of file) when not.
+    pub stdin: bool,
+    /// What confines it.
+    pub jail: LinuxJail,
+}
+
+/// What confines a Linux payload beside what every sandbox has; equal for a container's first process and each exec.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinuxJail {
+    /// A terminal is its standard input, output and error.
+    pub tty: bool,
+    /// Whose processes it sees.
+    pub pid: PidSpace,
+    /// `/sys` and the cgroup tree are writable, and the cgroup namespace is the node's.
+    pub privileged: bool,
+    /// Capabilities as bit masks (bit 0 is CAP_CHOWN).
+    pub capabilities: Capabilities,
+    /// No program that it executes gains privileges.
+    pub no_new_privs: bool,
+    /// Absolute paths that read as empty; absent ones are passed over.
+    pub masked_paths: Vec<String>,
+    /// Absolute paths that cannot be written; absent ones are passed over.
+    pub readonly_paths: Vec<String>,
+    /// Device nodes beside the six that everybody has.
+    pub devices: Vec<Device>,
+    /// Limits of the process; those not named keep the kernel's default for a fresh process.
+    pub rlimits: Vec<ResourceLimit>,
+    /// File mode creation mask.
+    pub umask: u32,
+    /// AppArmor profile to change to on exec; loaded already.
+    pub apparmor: Option<String>,
+    /// SELinux label of the process.
+    pub selinux: Option<String>,
+    /// SELinux label of its mounts.
+    pub mount_label: Option<String>,
+    /// Directories that the image wants to be writable even in a read-only root (`VOLUME`).
+    pub volumes: Vec<String>,
+    /// Limit of the pod's `/dev/shm`, bytes.
+    pub shm_bytes: u64,
+}
+
+/// Whose processes a container sees. Source: cri-api `NamespaceMode` of `pid`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PidSpace {
+    /// Its own; its first process is pid 1.
+    Own,
+    /// All of its pod's (`shareProcessNamespace`).
+    Pod,
+    /// All of the node's; the pod was made for that.
+    Node,
+    /// Those of another container of the same pod.
+    Target(ContainerId),
+}
+
+/// Capability sets of a Linux payload; the effective set equals the permitted one, the inheritable one the ambient one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Capabilities {
+    /// What it may ever have.
+    pub bounding: u64,
+    /// What it has.
+    pub permitted: u64,
+    /// What it keeps over execve as another user than root.
+    pub ambient: u64,
+}
+
+/// A device node inside the container.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Device {
+    /// Absolute path inside the container.
+    pub path: String,
+    /// The node on the host, which is bound where nodes cannot be made (user namespaces).
+    pub source: PathBuf,
+    /// Character or block.
+    pub kind: DeviceKind,
+    /// Device number, upper part.
+    pub major: u32,
+    /// Device number, lower part.
+    pub minor: u32,
+    /// Permission bits.
+    pub mode: u32,
+    /// Owner, as the container sees it.
+    pub uid: u32,
+    /// Group, as the container sees it.
+    pub gid: u32,
+}
+
+/// The two kinds of device nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DeviceKind {
+    /// Character device.
+    Char,
+    /// Block device.
+    Block,
+}
+
+/// One resource limit. Source: getrlimit(2).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResourceLimit {
+    /// Number of the resource (`RLIMIT_NOFILE` is 7).
+    pub resource: u32,
+    /// Soft limit; `u64::MAX` is none.
+    pub soft: u64,
+    /// Hard limit; `u64::MAX` is none. Clamped to what the node's own processes may have.
+    pub hard: u64,
 }
 
 /// A WebAssembly payload.
@@ -88,15 +216,68 @@ pub struct Root {
     pub readonly: bool,
 }
 
-/// One CRI mount of a host path.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// One mount into the container.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mount {
-    /// Absolute host path of a directory or a file; must exist.
+    /// Absolute host path of a directory or a file; must exist. Empty for an image or a tmpfs.
     pub source: PathBuf,
     /// Absolute path inside the container.
     pub target: String,
     /// Read-only, in the kernel and in WASI.
     pub readonly: bool,
+    /// What is mounted.
+    #[serde(default)]
+    pub kind: MountKind,
+    /// Read-only with everything mounted below it.
+    #[serde(default)]
+    pub recursive_readonly: bool,
+    /// How later mounts below it pass between host and container; Linux payloads only.
+    #[serde(default)]
+    pub propagation: MountPropagation,
+    /// No set-id bits take effect on it.
+    #[serde(default)]
+    pub nosuid: bool,
+    /// No device nodes work on it.
+    #[serde(default)]
+    pub nodev: bool,
+    /// Nothing on it can be executed.
+    #[serde(default)]
+    pub noexec: bool,
+}
+
+/// What a [`Mount`] mounts.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MountKind {
+    /// The host path `source`.
+    #[default]
+    Bind,
+    /// The unpacked layers of an image, lowest first, always read-only; `sub_path` is relative to its root, empty for all.
+    Image {
+        /// Layers on the host.
+        layers: Vec<PathBuf>,
+        /// Directory or file inside the image.
+        sub_path: String,
+    },
+    /// An empty tmpfs.
+    Tmpfs {
+        /// Its limit in bytes.
+        bytes: u64,
+        /// Permission bits of its root.
+        mode: u32,
+    },
+}
+
+/// How mounts that are made later pass through a mount. Source: mount_namespaces(7).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MountPropagation {
+    /// Neither way (`rprivate`).
+    #[default]
+    Private,
+    /// From the host into the container (`rslave`).
+    Slave,
+    /// Both ways (`rshared`).
+    Shared,
 }
 
 /// Who the payload runs as.

@@ -152,10 +152,9 @@ impl Keeper {
         let (log, into_cgroup) = (order.log.is_some(), order.cgroup.is_some());
         fds.extend(order.cgroup);
         fds.extend(order.log);
-        let crate::spec::Workload::Wasm(wasm) = &order.spec.workload;
         let ask = Ask::Start {
             container: order.container.clone(),
-            stdin: wasm.stdin,
+            stdin: order.spec.workload.stdin(),
             log,
             into_cgroup,
         };

@@ -109,7 +109,9 @@ pub fn await_stop(stop: BorrowedFd<'_>) -> i32 {
 ///
 /// Errors: the code does not load, an import is missing, a preopen fails, or `ready` failed: the guest never ran.
 pub fn run(payload: Payload<'_>, stop: OwnedFd, ready: impl FnOnce() -> Result<()>) -> Result<End> {
-    let Workload::Wasm(wasm) = &payload.spec.workload;
+    let Workload::Wasm(wasm) = &payload.spec.workload else {
+        return Err(Error::new(Kind::Bug, "a Linux payload came to the engine"));
+    };
     let reactor = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(8)

@@ -61,6 +61,7 @@ fn check_one(wish: &MountWish) -> Result<Mount, String> {
         source: wish.host_path.clone(),
         target,
         readonly: wish.readonly,
+        ..Mount::default()
     })
 }
 
