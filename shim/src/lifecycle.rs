@@ -22,7 +22,7 @@ mod wish;
 mod work;
 
 pub use error::{Error, Kind};
-pub use record::{Plan, PodRecord};
+pub use record::{Payload, Plan, PodRecord, WasmPlan};
 pub use store::Slot;
 pub use view::{Board, ContainerState, ContainerView, Event, EventKind, PodView};
 pub use wish::{

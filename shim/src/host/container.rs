@@ -18,7 +18,7 @@ use coracle_runtime::wasm::EngineRef;
 use super::{
     Host, blocking, io_error, limits, log, make_private, pass, remove_tree, runtime_error,
 };
-use crate::lifecycle::{ContainerWish, Error, Kind, Plan, Slot};
+use crate::lifecycle::{ContainerWish, Error, Kind, Payload, Plan, Slot, WasmPlan};
 
 /// How long a keeper may take to drop what it keeps of an exited container.
 const FORGET_PATIENCE: Duration = Duration::from_secs(1);
@@ -59,10 +59,11 @@ impl Host {
         plan: &Plan,
     ) -> Result<(), Error> {
         pass("create.cgroup")?;
-        let made = self
-            .parts
-            .cgroups
-            .create(&plan.cgroup, &limits::wasm_limits(&wish.resources));
+        let limits = match &plan.payload {
+            Payload::Wasm(_) => limits::wasm_limits(&wish.resources),
+            Payload::Linux(linux) => linux.limits.clone(),
+        };
+        let made = self.parts.cgroups.create(&plan.cgroup, &limits);
         made.map_err(|error| {
             let invalid = error.is_invalid();
             Error::because(
@@ -83,8 +84,9 @@ impl Host {
         pass("start.log")?;
         let log = log::open(&launch.log_directory, &launch.plan.log_path).await?;
         let plan = &launch.plan;
+        let wasm = wasm_of(plan)?;
         let compiled = self
-            .compiled(&launch.engine, &plan.module, &plan.module_digest)
+            .compiled(&launch.engine, &wasm.module, &wasm.module_digest)
             .await?;
         let code = compiled
             .open()
@@ -127,7 +129,7 @@ impl Host {
             pod: launch.pod.clone(),
             id: launch.id.clone(),
             workload: Workload::Wasm(WasmSpec {
-                kind: plan.kind,
+                kind: wasm_of(plan)?.kind,
                 args: plan.args.clone(),
                 env: plan.env.clone(),
                 working_dir: plan.working_dir.clone(),
@@ -263,6 +265,16 @@ impl Host {
         keeper::remove_exit(&self.exits_directory(pod), id);
         self.parts.images.release(id.as_str());
         Ok(())
+    }
+}
+
+fn wasm_of(plan: &Plan) -> Result<&WasmPlan, Error> {
+    match &plan.payload {
+        Payload::Wasm(wasm) => Ok(wasm),
+        Payload::Linux(_) => Err(Error::new(
+            Kind::Unsupported,
+            "Linux programs are not started by this build",
+        )),
     }
 }
 

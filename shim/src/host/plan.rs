@@ -14,7 +14,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::words::{argv, environment, log_path, stop_signal, working_dir};
 use super::{Host, blocking, io_error, limits, mounts, pass, runtime_error, user};
-use crate::lifecycle::{ContainerWish, Error, Kind, Plan, PodRecord};
+use crate::lifecycle::{ContainerWish, Error, Kind, Payload, Plan, PodRecord, WasmPlan};
 
 struct Module {
     path: PathBuf,
@@ -53,9 +53,12 @@ impl Host {
         .await?;
         Ok(Plan {
             image_id: image.id.as_str().to_owned(),
-            module: module.path,
-            module_digest: module.digest,
-            kind: compiled.info.kind,
+            image_volumes: Vec::new(),
+            payload: Payload::Wasm(WasmPlan {
+                module: module.path,
+                module_digest: module.digest,
+                kind: compiled.info.kind,
+            }),
             layers: wasm.layers.clone(),
             env: environment(&image, wish)?,
             args,

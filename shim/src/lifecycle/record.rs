@@ -7,8 +7,9 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use coracle_runtime::cgroup::Limits;
 use coracle_runtime::id::{ContainerId, PodId};
-use coracle_runtime::spec::{IdRange, Identity, Mount, Spawn, WasmKind};
+use coracle_runtime::spec::{IdRange, Identity, LinuxJail, Mount, Spawn, WasmKind};
 use serde::{Deserialize, Serialize};
 
 use super::state::{ContainerPhase, PodPhase};
@@ -57,12 +58,9 @@ pub struct ContainerRecord {
 pub struct Plan {
     /// `Image.id`.
     pub image_id: String,
-    /// The module on disk, owned by the image store.
-    pub module: PathBuf,
-    /// SHA-256 of the module, lowercase hexadecimal digits.
-    pub module_digest: String,
-    /// Core module or component.
-    pub kind: WasmKind,
+    /// `Image.id` of the images that it mounts, in the order of the wish's mounts; each is leased to it, too.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub image_volumes: Vec<String>,
     /// Unpacked image layers, lowest first.
     pub layers: Vec<PathBuf>,
     /// Arguments, the program's own name first.
@@ -85,6 +83,56 @@ pub struct Plan {
     pub memory_limit_bytes: Option<u64>,
     /// How its process is made.
     pub spawn: Spawn,
+    /// What its jail ends in, with what only that has.
+    #[serde(flatten)]
+    pub payload: Payload,
+}
+
+/// The two kinds of containers. Written without a tag of its own: a record's fields tell which one it is, so that
+/// records from before there were two are read as what they are.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Payload {
+    /// WebAssembly.
+    Wasm(WasmPlan),
+    /// A program of a Linux image.
+    Linux(LinuxPlan),
+}
+
+/// The part of a [`Plan`] that only WebAssembly has.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WasmPlan {
+    /// The module on disk, owned by the image store.
+    pub module: PathBuf,
+    /// SHA-256 of the module, lowercase hexadecimal digits.
+    pub module_digest: String,
+    /// Core module or component.
+    pub kind: WasmKind,
+}
+
+/// The part of a [`Plan`] that only a Linux program has.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LinuxPlan {
+    /// What confines it.
+    pub jail: Box<LinuxJail>,
+    /// Which system calls it may make.
+    pub seccomp: SeccompPlan,
+    /// What its cgroup allows.
+    pub limits: Limits,
+}
+
+/// A Linux payload's system call filter.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SeccompPlan {
+    /// None.
+    Unconfined,
+    /// Our own list (`RuntimeDefault`).
+    Default,
+    /// A profile of the node, read when the container was created.
+    Localhost {
+        /// JSON in Docker's format, at most 1 MiB.
+        profile: String,
+    },
 }
 
 impl PodRecord {
@@ -164,5 +212,96 @@ mod shared {
         from: D,
     ) -> Result<Arc<T>, D::Error> {
         T::deserialize(from).map(Arc::new)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use coracle_runtime::spec::{Capabilities, PidSpace, ResourceLimit};
+    use serde_json::json;
+
+    use super::*;
+
+    fn common() -> serde_json::Value {
+        json!({
+            "image_id": "sha256:00", "layers": ["/l/1"], "args": ["/a.wasm"], "env": [["A", "1"]],
+            "working_dir": "/", "mounts": [{"source": "/s", "target": "/t", "readonly": true}],
+            "identity": {"uid": 1, "gid": 2, "groups": [3], "range": {"base": 65536, "size": 65536}},
+            "stop_signal": 15, "log_path": "", "cgroup": "/c/x", "memory_limit_bytes": null, "spawn": "fork",
+        })
+    }
+
+    fn linux() -> LinuxPlan {
+        let jail = LinuxJail {
+            tty: true,
+            pid: PidSpace::Target("ab".repeat(32).parse().unwrap()),
+            privileged: false,
+            capabilities: Capabilities {
+                bounding: u64::MAX,
+                ..Capabilities::default()
+            },
+            no_new_privs: true,
+            masked_paths: vec!["/proc/kcore".to_owned()],
+            readonly_paths: Vec::new(),
+            devices: Vec::new(),
+            rlimits: vec![ResourceLimit {
+                resource: 7,
+                soft: u64::MAX,
+                hard: u64::MAX,
+            }],
+            umask: 0o22,
+            apparmor: None,
+            selinux: None,
+            mount_label: None,
+            volumes: vec!["/data".to_owned()],
+            shm_bytes: 64 << 20,
+        };
+        LinuxPlan {
+            jail: Box::new(jail),
+            seccomp: SeccompPlan::Localhost {
+                profile: "{}".to_owned(),
+            },
+            limits: Limits {
+                cpu_quota: Some(-1),
+                unified: [("memory.high".to_owned(), "1".to_owned())].into(),
+                ..Limits::default()
+            },
+        }
+    }
+
+    #[test]
+    fn a_record_from_before_linux_containers_is_still_a_wasm_container() {
+        let mut old = common();
+        old["module"] = json!("/m.wasm");
+        old["module_digest"] = json!("00ff");
+        old["kind"] = json!("component");
+        let plan: Plan = serde_json::from_value(old).unwrap();
+        let wasm = WasmPlan {
+            module: "/m.wasm".into(),
+            module_digest: "00ff".to_owned(),
+            kind: WasmKind::Component,
+        };
+        assert_eq!(plan.payload, Payload::Wasm(wasm));
+        assert_eq!(plan.mounts[0].target, "/t");
+        let again = serde_json::to_string(&plan).unwrap();
+        assert_eq!(serde_json::from_str::<Plan>(&again).unwrap(), plan);
+    }
+
+    #[test]
+    fn a_linux_plan_survives_the_disk_unchanged() {
+        let mut record = common();
+        record["module"] = json!("");
+        record["module_digest"] = json!("");
+        record["kind"] = json!("module");
+        let mut plan: Plan = serde_json::from_value(record).unwrap();
+        plan.payload = Payload::Linux(linux());
+        let text = serde_json::to_string(&plan).unwrap();
+        assert_eq!(serde_json::from_str::<Plan>(&text).unwrap(), plan);
+    }
+
+    #[test]
+    fn a_plan_of_no_kind_is_refused() {
+        assert!(serde_json::from_value::<Plan>(common()).is_err());
     }
 }
