@@ -12,6 +12,7 @@ mod error;
 mod files;
 mod kill;
 mod limits;
+pub mod systemd;
 mod v1;
 mod v2;
 
@@ -24,6 +25,8 @@ pub use error::Error;
 pub use limits::Limits;
 use v1::V1;
 use v2::V2;
+
+use crate::spec::CgroupMount;
 
 /// How long [`Cgroup::remove`] tries while the kernel says EBUSY.
 pub const REMOVE_PATIENCE: Duration = Duration::from_secs(1);
@@ -114,6 +117,30 @@ impl Cgroups {
         match &*self.layout {
             Layout::V1(v1) => v1.missing(),
             Layout::V2(v2) => v2.missing(),
+        }
+    }
+
+    /// The hierarchies as a container shows them below `/sys/fs/cgroup`, the unified tree of a hybrid node last.
+    #[must_use]
+    pub fn mounts(&self) -> Vec<CgroupMount> {
+        let named = |mount: &Path, controllers: &[String]| CgroupMount {
+            directory: mount
+                .file_name()
+                .map(|name| name.to_string_lossy().into_owned())
+                .unwrap_or_default(),
+            controllers: controllers.to_vec(),
+        };
+        match &*self.layout {
+            Layout::V1(v1) => {
+                let v1s = v1.hierarchies.iter();
+                let all = v1s.map(|hierarchy| named(&hierarchy.mount, &hierarchy.controllers));
+                all.chain(v1.unified.iter().map(|mount| named(mount, &[])))
+                    .collect()
+            }
+            Layout::V2(_) => vec![CgroupMount {
+                directory: String::new(),
+                controllers: Vec::new(),
+            }],
         }
     }
 

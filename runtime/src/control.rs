@@ -19,7 +19,7 @@ use rustix::net::{
 use serde::{Serialize, de::DeserializeOwned};
 
 /// The protocol version that this build speaks; it also understands every older one.
-pub const PROTOCOL: u16 = 1;
+pub const PROTOCOL: u16 = 2;
 /// The largest body, in bytes; specs travel as descriptors, so frames are small.
 pub const MAX_BODY: usize = 256 * 1024;
 /// The most descriptors that one frame may carry.
@@ -213,6 +213,57 @@ impl Writer {
         }
         Ok(())
     }
+}
+
+/// Sends `bytes` with one descriptor over a stream socket; both arrive whole, as they are small.
+///
+/// Errors: sendmsg(2) failed.
+pub fn send_one(socket: BorrowedFd<'_>, bytes: &[u8], fd: BorrowedFd<'_>) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    let borrowed = [fd];
+    ancillary.push(SendAncillaryMessage::ScmRights(&borrowed));
+    let sent = sendmsg(
+        socket,
+        &[IoSlice::new(bytes)],
+        &mut ancillary,
+        SendFlags::NOSIGNAL,
+    )?;
+    if sent == bytes.len() {
+        return Ok(());
+    }
+    Err(io::ErrorKind::WriteZero.into())
+}
+
+/// Reads into `chunk` from a stream socket, adding descriptors that came along to `fds`. 0 is the end.
+///
+/// Errors: recvmsg(2) failed, `WouldBlock` among them.
+pub fn receive(
+    socket: BorrowedFd<'_>,
+    chunk: &mut [u8],
+    fds: &mut Vec<OwnedFd>,
+) -> io::Result<usize> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let got = recvmsg(
+        socket,
+        &mut [IoSliceMut::new(chunk)],
+        &mut ancillary,
+        RecvFlags::CMSG_CLOEXEC,
+    )?;
+    for message in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(received) = message {
+            fds.extend(received);
+        }
+    }
+    Ok(got.bytes)
+}
+
+/// Waits for one descriptor. Errors: the other side closed without sending one.
+pub fn receive_one(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let mut fds = Vec::new();
+    receive(socket, &mut [0; 64], &mut fds)?;
+    fds.pop().ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
 }
 
 /// Puts `bytes` into a sealed memfd: its reader can neither change it nor see it change.

@@ -16,6 +16,7 @@ mod client;
 mod exits;
 mod guest;
 mod log;
+mod pid;
 pub mod process;
 mod table;
 
@@ -27,7 +28,7 @@ use crate::error::{Context as _, Result};
 use crate::id::ContainerId;
 use crate::spec::Exit;
 
-pub use client::{Greeted, Greeting, Keeper, KeeperEvent, StartOrder, Started};
+pub use client::{Greeted, Greeting, Keeper, KeeperEvent, StartOrder, StartPayload, Started};
 pub use guest::main as guest_main;
 
 /// Makes a keeper's control socket at `path` (0600), replacing one that was left behind.

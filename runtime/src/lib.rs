@@ -25,6 +25,7 @@ pub mod failpoint;
 pub mod id;
 #[allow(unsafe_code, reason = "log threads, guest descriptors by number")]
 pub mod keeper;
+mod native;
 pub mod network;
 pub mod process;
 pub mod sandbox;

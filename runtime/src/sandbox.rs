@@ -12,8 +12,11 @@
 //! Not here: which payload, logs, CRI.
 
 pub mod identity;
+pub mod linux;
+mod place;
 pub mod root;
 pub mod seccomp;
+mod volume;
 
 use std::fs;
 use std::io::Write as _;
@@ -40,6 +43,10 @@ pub struct PodNamespaces {
     pub uts: Option<OwnedFd>,
     /// A user namespace that carries the pod's usual id map; a guest with other ids makes its own.
     pub ids: Option<OwnedFd>,
+    /// The pod's own user namespace, in which its Linux containers live.
+    pub user: Option<OwnedFd>,
+    /// The pod's shared memory, a mounted tmpfs.
+    pub shm: Option<OwnedFd>,
 }
 
 /// Builds the whole jail of `spec` around the calling process, up to but without seccomp.
@@ -142,6 +149,17 @@ pub fn install(filter: BorrowedFd<'_>) -> Result<()> {
     seccomp::install(filter)
 }
 
+/// Leaves shared namespaces for new ones; `whose` is named if the kernel refuses.
+fn unshare(apart: rustix::thread::UnshareFlags, whose: &str) -> Result<()> {
+    #[allow(
+        unsafe_code,
+        reason = "unshare is unsafe only for CLONE_FILES, which is not asked for"
+    )]
+    // SAFETY: the process is single-threaded here and shares no file table, so nothing else observes the change.
+    let unshared = unsafe { rustix::thread::unshare_unsafe(apart) };
+    unshared.during(|| format!("unshare the {whose} namespace"))
+}
+
 /// The compiler's jail: no network, an empty read-only root, nobody, no capabilities, a narrow seccomp list.
 ///
 /// Errors: the first step that failed.
@@ -149,13 +167,7 @@ pub fn jail_compiler() -> Result<()> {
     use rustix::thread::UnshareFlags;
     let apart =
         UnshareFlags::NEWNS | UnshareFlags::NEWNET | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
-    #[allow(
-        unsafe_code,
-        reason = "unshare is unsafe only for CLONE_FILES, which is not asked for"
-    )]
-    // SAFETY: the process is single-threaded here and shares no file table, so nothing else observes the change.
-    let unshared = unsafe { rustix::thread::unshare_unsafe(apart) };
-    unshared.during(|| "unshare the compiler's namespaces".into())?;
+    unshare(apart, "compiler's")?;
     root::empty()?;
     sys::ids::own_session_keyring().during(|| "join an own session keyring".into())?;
     sys::ids::keep_capabilities_over_id_change()

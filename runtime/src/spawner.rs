@@ -43,6 +43,8 @@ pub struct KeeperBirth {
     pub exits: PathBuf,
     /// Namespaces that its guests join.
     pub namespaces: Namespaces,
+    /// Whether it lives in the node's pid namespace, as its containers do then.
+    pub host_pid: bool,
     /// OOM killer adjustment.
     pub oom_score_adj: i32,
     /// Its cgroup in the unified tree, into which it is born.
@@ -167,6 +169,7 @@ impl Link {
             &namespaces.net,
             &namespaces.ipc,
             &namespaces.uts,
+            &namespaces.user,
         ]
         .into_iter()
         .flatten()
@@ -181,6 +184,8 @@ impl Link {
             net: namespaces.net.is_some(),
             ipc: namespaces.ipc.is_some(),
             uts: namespaces.uts.is_some(),
+            user: namespaces.user.is_some(),
+            host_pid: birth.host_pid,
             oom_score_adj: birth.oom_score_adj,
             cgroup_procs: birth.cgroup_procs.clone(),
             range: birth.range,

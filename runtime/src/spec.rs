@@ -75,6 +75,19 @@ pub struct LinuxSpec {
     pub stdin: bool,
     /// What confines it.
     pub jail: LinuxJail,
+    /// The cgroup hierarchies of the node, as they are shown below `/sys/fs/cgroup`.
+    pub cgroups: Vec<CgroupMount>,
+    /// A host directory at which the pod's `/dev/shm` is mounted where it cannot be handed over as a descriptor.
+    pub shm: PathBuf,
+}
+
+/// One cgroup hierarchy inside a container.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CgroupMount {
+    /// Directory below `/sys/fs/cgroup`; empty for that directory itself.
+    pub directory: String,
+    /// Controllers, or `name=systemd`; none for the unified hierarchy.
+    pub controllers: Vec<String>,
 }
 
 /// What confines a Linux payload beside what every sandbox has; equal for a container's first process and each exec.

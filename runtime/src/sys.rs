@@ -8,6 +8,8 @@ pub mod fork;
 pub mod ids;
 pub mod mounts;
 pub mod signals;
+pub mod terminal;
+pub mod userns;
 
 /// Standard input, output or error (0, 1, 2), which stay open for the life of a process of ours.
 pub(crate) fn standard(number: i32) -> std::os::fd::BorrowedFd<'static> {

@@ -7,6 +7,7 @@
 
 mod container;
 mod ids;
+mod launch;
 mod limits;
 mod log;
 mod mounts;
@@ -28,8 +29,8 @@ use coracle_runtime::spawner::Spawner;
 use coracle_runtime::spec::Spawn;
 use coracle_runtime::wasm::CompileCache;
 
-pub use container::{Launch, Launched};
 pub use ids::Ids;
+pub use launch::{Launch, Launched};
 pub use pod::{GREETING_PATIENCE, Raised};
 pub use sweep::Owned;
 
@@ -170,6 +171,11 @@ impl Host {
     /// Where a pod's keeper leaves exit records.
     pub fn exits_directory(&self, pod: &PodId) -> PathBuf {
         self.pod_directory(pod).join("exits")
+    }
+
+    /// Where a pod's shared memory is mounted on kernels that cannot hand it over as a descriptor.
+    pub fn shared_memory(&self, pod: &PodId) -> PathBuf {
+        self.pod_directory(pod).join("shm")
     }
 
     /// Where broken records are kept for a person to look at.

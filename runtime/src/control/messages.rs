@@ -8,13 +8,13 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::id::{ContainerId, PodId};
-use crate::spec::{Exit, IdRange};
+use crate::spec::{Exit, IdRange, PidSpace};
 
 /// Daemon to spawner.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum ToSpawner {
     /// Fork a keeper. Descriptors: control listener, lifeline, its cgroup in the unified tree if `into_cgroup`, then
-    /// those namespaces that are asked for (`net`, `ipc`, `uts`).
+    /// those namespaces that are asked for (`net`, `ipc`, `uts`, `user`).
     Keeper(Birth),
 }
 
@@ -36,6 +36,12 @@ pub struct Birth {
     pub ipc: bool,
     /// Whether a uts namespace is.
     pub uts: bool,
+    /// Whether a user namespace is.
+    #[serde(default)]
+    pub user: bool,
+    /// Whether the keeper is to live in the node's pid namespace (hostPID).
+    #[serde(default)]
+    pub host_pid: bool,
     /// OOM killer adjustment of the keeper.
     pub oom_score_adj: i32,
     /// Files to which the keeper writes `0` to enter its other cgroups.
@@ -84,8 +90,8 @@ pub enum Ask {
     Hello,
     /// The pod is recorded: live on without the lifeline.
     Commit,
-    /// Fork a guest. Descriptors: spec memfd, compiled code, two seccomp filters, its cgroup in the unified tree if
-    /// `into_cgroup`, and the log file if `log`.
+    /// Fork a guest. Descriptors: spec memfd; for Wasm compiled code and two seccomp filters, for Linux its filter if
+    /// it has one; its cgroup in the unified tree if `into_cgroup`, and the log file if `log`.
     Start {
         /// Which container.
         container: ContainerId,
@@ -96,6 +102,9 @@ pub enum Ask {
         /// Whether a cgroup to be born into came along.
         #[serde(default)]
         into_cgroup: bool,
+        /// What a keeper must know of a Linux payload; none for Wasm.
+        #[serde(default)]
+        linux: Option<LinuxStart>,
     },
     /// Write to another log file from now on. Descriptor: the file.
     ReopenLog {
@@ -109,6 +118,19 @@ pub enum Ask {
     },
     /// End once no container runs.
     Leave,
+}
+
+/// What a keeper must know of a Linux payload to fork it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct LinuxStart {
+    /// Whose processes it is to see.
+    pub pid: PidSpace,
+    /// Whether a seccomp filter came along.
+    pub filter: bool,
+    /// Whether it makes itself a terminal, whose controlling side it sends.
+    pub tty: bool,
+    /// Limit of the pod's shared memory, should this be the first to need it. Bytes.
+    pub shm_bytes: u64,
 }
 
 /// Keeper to daemon.
@@ -180,4 +202,17 @@ pub enum Report {
     Failed(String),
     /// The program trapped.
     Trap(String),
+    /// The Linux payload lives on in another process, from inside the pod's user namespace. Descriptor: its pidfd.
+    Moved,
+    /// Descriptor: the controlling side of the container's terminal.
+    Terminal,
+    /// The jail stands; if this pipe ends without another word, the program was executed.
+    Executing,
+    /// The program was not executed.
+    NotExecuted {
+        /// Exit code, as shells have it.
+        code: i32,
+        /// Why.
+        text: String,
+    },
 }

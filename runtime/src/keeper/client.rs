@@ -16,24 +16,29 @@ use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::control::messages::{Answer, Ask, FromKeeper, ToKeeper};
+use crate::control::messages::{Answer, Ask, FromKeeper, LinuxStart, ToKeeper};
 use crate::control::{Frame, Reader, Writer, sealed};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::id::ContainerId;
 use crate::process::Process;
 use crate::sandbox::Filters;
-use crate::spec::{ContainerSpec, Exit};
+use crate::spec::{ContainerSpec, Exit, Workload};
 
 /// How long a keeper may take for an answer that only needs itself.
 const PROMPT: Duration = Duration::from_secs(5);
 /// How long a guest's jail and load may take.
 const START: Duration = Duration::from_secs(30);
 
+/// The protocol since which keepers run Linux payloads.
+const LINUX_PROTOCOL: u64 = 2;
+
 /// A connection to one keeper; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Keeper {
     asks: mpsc::UnboundedSender<(Frame, u64, oneshot::Sender<Reply>)>,
     numbers: Arc<AtomicU64>,
+    /// Newest protocol that it speaks.
+    protocol: Arc<AtomicU64>,
 }
 
 type Reply = (Answer, Vec<OwnedFd>);
@@ -69,12 +74,20 @@ pub struct StartOrder {
     pub container: ContainerId,
     /// What it is; only the guest reads it.
     pub spec: ContainerSpec,
-    /// Compiled code, read-only.
-    pub code: OwnedFd,
+    /// What its payload needs beside the spec.
+    pub payload: StartPayload,
     /// Its cgroup in the unified tree, into which it is born.
     pub cgroup: Option<OwnedFd>,
     /// The log file, open for appending; `None` discards output.
     pub log: Option<OwnedFd>,
+}
+
+/// What a payload needs beside its spec.
+pub enum StartPayload {
+    /// WebAssembly: compiled code, read-only.
+    Wasm(OwnedFd),
+    /// A Linux program: its seccomp filter, if it has one.
+    Linux(Option<OwnedFd>),
 }
 
 /// A guest that runs.
@@ -121,9 +134,14 @@ impl Keeper {
         let keeper = Self {
             asks,
             numbers: Arc::default(),
+            protocol: Arc::default(),
         };
         let (answer, fds) = keeper.ask(Ask::Hello, Vec::new(), deadline).await?;
-        Ok((keeper, greeting(answer, fds)?, heard))
+        let greeting = greeting(answer, fds)?;
+        keeper
+            .protocol
+            .store(greeting.protocol.into(), Ordering::Relaxed);
+        Ok((keeper, greeting, heard))
     }
 
     /// Tells the keeper that its pod is recorded, so that it lives without its lifeline.
@@ -143,12 +161,27 @@ impl Keeper {
             serde_json::to_vec(&order.spec).map_err(|e| Error::with(Kind::Bug, what(), e))?;
         let spec = sealed("spec", &spec).during(what)?;
         let clone = |fd: &OwnedFd| fd.try_clone().during(what);
-        let mut fds = vec![
-            spec,
-            order.code,
-            clone(&filters.first)?,
-            clone(&filters.second)?,
-        ];
+        let mut fds = vec![spec];
+        let linux = match (order.payload, &order.spec.workload) {
+            (StartPayload::Wasm(code), _) => {
+                fds.extend([code, clone(&filters.first)?, clone(&filters.second)?]);
+                None
+            }
+            (StartPayload::Linux(filter), Workload::Linux(linux)) => {
+                self.speaks(LINUX_PROTOCOL)?;
+                let filtered = filter.is_some();
+                fds.extend(filter);
+                Some(LinuxStart {
+                    pid: linux.jail.pid.clone(),
+                    filter: filtered,
+                    tty: linux.jail.tty,
+                    shm_bytes: linux.jail.shm_bytes,
+                })
+            }
+            (StartPayload::Linux(_), Workload::Wasm(_)) => {
+                return Err(Error::new(Kind::Bug, "a Wasm spec came without its code"));
+            }
+        };
         let (log, into_cgroup) = (order.log.is_some(), order.cgroup.is_some());
         fds.extend(order.cgroup);
         fds.extend(order.log);
@@ -157,6 +190,7 @@ impl Keeper {
             stdin: order.spec.workload.stdin(),
             log,
             into_cgroup,
+            linux,
         };
         match self.ask(ask, fds, START).await? {
             (Answer::Started { started_at }, mut fds) => {
@@ -211,6 +245,21 @@ impl Keeper {
     /// Ends the keeper as soon as no container of it runs. Errors: the keeper is gone or silent.
     pub async fn leave(&self) -> Result<()> {
         self.done(Ask::Leave, Vec::new()).await
+    }
+
+    /// Refuses what a keeper of an older build does not understand.
+    fn speaks(&self, needed: u64) -> Result<()> {
+        let spoken = self.protocol.load(Ordering::Relaxed);
+        if spoken >= needed {
+            return Ok(());
+        }
+        Err(Error::new(
+            Kind::Unsupported,
+            format!(
+                "the pod's keeper speaks protocol {spoken}, {needed} is needed; \
+                 it is of an older build, and a new pod gets a new one"
+            ),
+        ))
     }
 
     async fn done(&self, ask: Ask, fds: Vec<OwnedFd>) -> Result<()> {

@@ -70,10 +70,11 @@ fn signal(fd: RawFd) {
 }
 
 impl LogThread {
-    /// Starts the thread on the read ends of a guest's output pipes. `file` of `None` discards the output.
+    /// Starts the thread on the read ends of a guest's output pipes, or on a terminal alone. `file` of `None` discards
+    /// the output.
     ///
     /// Returns once the thread is past everything that allocates. Errors: no memory, descriptors or threads left.
-    pub fn start(out: OwnedFd, err: OwnedFd, file: Option<File>) -> io::Result<Self> {
+    pub fn start(out: OwnedFd, err: Option<OwnedFd>, file: Option<File>) -> io::Result<Self> {
         let shared = Box::new(Shared {
             next: AtomicI32::new(-1),
             wake: event()?,
@@ -89,7 +90,7 @@ impl LogThread {
             out: Lines::new(b"stdout")?,
             err: Lines::new(b"stderr")?,
             out_fd: out.into_raw_fd(),
-            err_fd: err.into_raw_fd(),
+            err_fd: err.map_or(-1, IntoRawFd::into_raw_fd),
             file: file.map_or(-1, IntoRawFd::into_raw_fd),
         });
         let (thread, work) = spawn(work)?;
@@ -335,7 +336,7 @@ mod tests {
         let (out, out_in) = rustix::pipe::pipe().unwrap();
         let (err, err_in) = rustix::pipe::pipe().unwrap();
         let (mut first, mut second) = (memfile(), memfile());
-        let log = LogThread::start(out, err, Some(first.try_clone().unwrap())).unwrap();
+        let log = LogThread::start(out, Some(err), Some(first.try_clone().unwrap())).unwrap();
         let mut out_in = File::from(out_in);
         out_in.write_all(b"one\nhalf").unwrap();
         wait_for(|| content(&mut first).ends_with(" stdout F one\n"));
@@ -363,7 +364,7 @@ mod tests {
         let (out, out_in) = rustix::pipe::pipe().unwrap();
         let (err, _err_in) = rustix::pipe::pipe().unwrap();
         let full = File::options().write(true).open("/dev/full").unwrap();
-        let log = LogThread::start(out, err, Some(full)).unwrap();
+        let log = LogThread::start(out, Some(err), Some(full)).unwrap();
         File::from(out_in.try_clone().unwrap())
             .write_all(b"a\nb\n")
             .unwrap();

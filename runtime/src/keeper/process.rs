@@ -12,12 +12,16 @@ use std::time::{Duration, Instant};
 
 use rustix::event::epoll::{self, EventData, EventFlags};
 
+use super::guest::{ForkedGuest, Parts};
+use super::pid::{self, PidPlace};
 use super::table::{Table, Watch};
-use crate::control::messages::{Answer, Ask, Birth, FromKeeper, ToKeeper};
+use crate::control::messages::{Answer, Ask, Birth, FromKeeper, LinuxStart, ToKeeper};
 use crate::control::{Frame, PROTOCOL, Reader, Writer};
-use crate::error::{Context as _, Result};
+use crate::error::{Context as _, Error, Kind, Result};
 use crate::id::ContainerId;
+use crate::sandbox::linux::pod_shared_memory;
 use crate::sandbox::{PodNamespaces, identity};
+use crate::spec::PidSpace;
 use crate::wasm::Warm;
 
 /// What a keeper has from birth.
@@ -39,8 +43,9 @@ pub struct Born<'a> {
 const LISTENER: u64 = 1;
 const CONNECTION: u64 = 2;
 const LIFELINE: u64 = 3;
+const PAUSE: u64 = 4;
 /// Watched things of containers count from here.
-const FIRST_WATCH: u64 = 16;
+pub(super) const FIRST_WATCH: u64 = 16;
 
 /// Runs the keeper until it is told to leave and no container runs.
 ///
@@ -53,6 +58,7 @@ pub fn main(born: Born<'_>) -> Result<()> {
         born,
         epoll,
         connection: None,
+        pause: None,
         committed: false,
         settled: false,
         leaving: false,
@@ -82,6 +88,8 @@ struct Loop<'a> {
     table: Table,
     epoll: OwnedFd,
     connection: Option<Connection>,
+    /// First process of the pid namespace that containers share.
+    pause: Option<OwnedFd>,
     committed: bool,
     settled: bool,
     leaving: bool,
@@ -124,6 +132,7 @@ impl Loop<'_> {
                     let _ = epoll::delete(&self.epoll, &self.born.lifeline);
                 }
                 CONNECTION => self.hear(),
+                PAUSE => self.reap_pause(),
                 token => self.table.ready(token - FIRST_WATCH, &self.epoll),
             }
         }
@@ -214,14 +223,16 @@ impl Loop<'_> {
                 stdin,
                 log,
                 into_cgroup,
+                linux,
             } => self.start(
                 request,
                 container,
-                super::guest::Parts {
+                Parts {
                     fds,
                     log,
                     stdin,
                     into_cgroup,
+                    linux,
                 },
             ),
             Ask::ReopenLog { container } => match self.table.reopen(&container, request, fds) {
@@ -240,19 +251,14 @@ impl Loop<'_> {
         }
     }
 
-    fn start(
-        &mut self,
-        request: u64,
-        container: ContainerId,
-        guest: super::guest::Parts,
-    ) -> Option<Answer> {
+    fn start(&mut self, request: u64, container: ContainerId, guest: Parts) -> Option<Answer> {
         if self.leaving {
             return Some(Answer::Failed {
                 start_failed: false,
                 message: "the pod is being stopped".into(),
             });
         }
-        match super::guest::fork(&container, guest, &self.born.pod, self.born.warm) {
+        match self.fork(&container, guest) {
             Ok(forked) => {
                 let epoll = &self.epoll;
                 let watch = |watch: Watch, fd: BorrowedFd<'_>| {
@@ -270,6 +276,65 @@ impl Loop<'_> {
                 start_failed: false,
                 message: e.chain(),
             }),
+        }
+    }
+
+    /// Forks a guest, after what it is the first of its pod to need.
+    fn fork(&mut self, container: &ContainerId, guest: Parts) -> Result<ForkedGuest> {
+        if let Some(linux) = &guest.linux {
+            self.prepare(linux)?;
+        }
+        let place = match guest.linux.as_ref().map(|linux| &linux.pid) {
+            None | Some(PidSpace::Own) => PidPlace::New,
+            Some(PidSpace::Node) if self.born.birth.host_pid => PidPlace::Keepers,
+            Some(PidSpace::Node) => {
+                let text =
+                    "the node's processes are asked for, and the sandbox was made without them";
+                return Err(Error::new(Kind::Invalid, text));
+            }
+            Some(PidSpace::Pod) => match &self.pause {
+                Some(pause) => PidPlace::Of(pause.as_fd()),
+                None => PidPlace::New,
+            },
+            Some(PidSpace::Target(target)) => match self.table.process(target) {
+                Some(process) => PidPlace::Of(process),
+                None => {
+                    let text = format!("target container {target} does not run in this pod");
+                    return Err(Error::new(Kind::Invalid, text));
+                }
+            },
+        };
+        super::guest::fork(container, guest, &self.born.pod, place, self.born.warm)
+    }
+
+    /// Makes the pod's shared memory and shared pid namespace, once they are needed.
+    fn prepare(&mut self, linux: &LinuxStart) -> Result<()> {
+        let owner = match &self.born.pod.user {
+            Some(_) => self.born.birth.range.base,
+            None => 0,
+        };
+        if self.born.pod.shm.is_none() && self.born.pod.ipc.is_some() {
+            let made = pod_shared_memory(linux.shm_bytes, owner, &self.born.birth.exits);
+            self.born.pod.shm = Some(made.during(|| "make the pod's shared memory".into())?);
+        }
+        if linux.pid == PidSpace::Pod && self.pause.is_none() {
+            let pod = self.born.birth.pod.as_str();
+            let pause = pid::share(pod, self.born.pod.user.as_ref())
+                .during(|| "make the pod's shared pid namespace".into())?;
+            self.watch(PAUSE, pause.as_fd(), EventFlags::IN)?;
+            self.pause = Some(pause);
+        }
+        Ok(())
+    }
+
+    /// The shared pid namespace has ended, and everything in it; the next container to need one gets a new one.
+    fn reap_pause(&mut self) {
+        if let Some(pause) = self.pause.take() {
+            let _ = epoll::delete(&self.epoll, &pause);
+            let _ = rustix::process::waitid(
+                rustix::process::WaitId::PidFd(pause.as_fd()),
+                rustix::process::WaitIdOptions::EXITED | rustix::process::WaitIdOptions::NOHANG,
+            );
         }
     }
 

@@ -15,13 +15,14 @@ use rustix::process::{WaitId, WaitIdOptions, waitid};
 
 mod entry;
 
-use entry::{Entry, State, What, borrow, kill, listen, now_ns};
+use entry::{Entry, State, What, borrow, follow, kill, listen, now_ns, take_terminal};
 
 pub(super) use entry::Watch;
 
 use super::exits;
-use super::guest::ForkedGuest;
+use super::guest::{ForkedGuest, start_log};
 use super::log::LogThread;
+use super::process::FIRST_WATCH;
 use crate::control::messages::{Answer, FromKeeper, Kept, Report};
 use crate::failpoint;
 use crate::id::ContainerId;
@@ -115,8 +116,12 @@ impl Table {
             pidfd: forked.pidfd,
             report: Some(forked.report),
             heard: Vec::new(),
+            heard_fds: Vec::new(),
+            executing: false,
             cause: None,
             log: forked.log,
+            log_file: forked.log_file,
+            terminal: None,
             reopening: None,
             started_at: now_ns(),
             _stdin: forked.stdin,
@@ -130,8 +135,8 @@ impl Table {
             return;
         };
         match token % 4 {
-            t if t == What::Process as u64 => self.ended(&mut entry, epoll),
-            t if t == What::Report as u64 => self.hear(&mut entry, epoll),
+            t if t == What::Process as u64 => self.ended(&mut entry, slot, epoll),
+            t if t == What::Report as u64 => self.hear(&mut entry, slot, epoll),
             _ => self.log_moved(&mut entry),
         }
         self.settle(&mut entry, false);
@@ -169,15 +174,21 @@ impl Table {
         self.slots.iter().flatten().filter_map(until).min()
     }
 
-    fn hear(&mut self, entry: &mut Entry, epoll: &OwnedFd) {
-        listen(entry, epoll);
+    fn hear(&mut self, entry: &mut Entry, slot: usize, epoll: &OwnedFd) {
+        let is_over = listen(entry, epoll);
         while let Some(end) = entry.heard.iter().position(|b| *b == b'\n') {
             let line: Vec<u8> = entry.heard.drain(..=end).collect();
             match serde_json::from_slice(&line) {
                 Ok(Report::Ready) => self.started(entry),
+                Ok(Report::Executing) => entry.executing = true,
+                Ok(Report::Moved) => follow(entry, slot, epoll),
+                Ok(Report::Terminal) => take_terminal(entry, slot, epoll),
                 Ok(report) => entry.cause = Some(report),
                 Err(_) => {}
             }
+        }
+        if is_over && entry.executing && entry.cause.is_none() {
+            self.started(entry);
         }
     }
 
@@ -198,7 +209,8 @@ impl Table {
     }
 
     /// The guest has ended: reap it, hear its last report, let its log drain.
-    fn ended(&mut self, entry: &mut Entry, epoll: &OwnedFd) {
+    fn ended(&mut self, entry: &mut Entry, slot: usize, epoll: &OwnedFd) {
+        self.hear(entry, slot, epoll);
         let Ok(Some(status)) = waitid(
             WaitId::PidFd(entry.pidfd.as_fd()),
             WaitIdOptions::EXITED | WaitIdOptions::NOHANG,
@@ -206,7 +218,7 @@ impl Table {
             return;
         };
         let _ = rustix::event::epoll::delete(epoll, &entry.pidfd);
-        self.hear(entry, epoll);
+        self.hear(entry, slot, epoll);
         let code = status
             .exit_status()
             .or(status.terminating_signal().map(|s| 128 + s))
@@ -219,6 +231,7 @@ impl Table {
         let never_ran = matches!(entry.state, State::Starting { .. });
         let (code, cause) = match entry.cause.take() {
             Some(Report::Failed(text)) => (START_FAILED_CODE, Cause::StartFailed(text)),
+            Some(Report::NotExecuted { code, text }) => (code, Cause::StartFailed(text)),
             Some(Report::Trap(text)) => (TRAP_CODE, Cause::Trap(text)),
             _ if never_ran => (
                 START_FAILED_CODE,
@@ -242,6 +255,12 @@ impl Table {
         if let Some(log) = &entry.log {
             log.close();
         }
+    }
+
+    /// The process behind container `id`, if it runs.
+    pub(super) fn process(&self, id: &ContainerId) -> Option<BorrowedFd<'_>> {
+        let entry = self.slots.iter().flatten().find(|entry| entry.id == *id)?;
+        matches!(entry.state, State::Running | State::Starting { .. }).then(|| entry.pidfd.as_fd())
     }
 
     fn log_moved(&mut self, entry: &mut Entry) {

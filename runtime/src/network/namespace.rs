@@ -2,11 +2,11 @@
 //! A namespace belongs to the thread that unshares, so a thread of its own does it and ends: no
 //! other thread of the daemon ever leaves the host's namespaces.
 //! Invariants: a failed call leaves no namespace and no pin; `lo` is up in every namespace made here.
-//! Not here: user namespaces (the pod's is entered before, by the caller), interfaces other than `lo`.
+//! Not here: interfaces other than `lo`, which settings are allowed.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::thread;
 
@@ -14,11 +14,12 @@ use rustix::fs::{Mode, OFlags, fstatfs};
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, mount_bind, unmount};
 use rustix::system::sethostname;
-use rustix::thread::{UnshareFlags, unshare_unsafe};
+use rustix::thread::{UnshareFlags, move_into_link_name_space, unshare_unsafe};
 
 use super::error::Error;
 use super::netlink::Netlink;
 use super::plumbing;
+use crate::sys::userns;
 
 /// `f_type` of nsfs. Source: linux/magic.h, `NSFS_MAGIC`.
 const NSFS_MAGIC: u64 = 0x6e73_6673;
@@ -32,6 +33,19 @@ pub struct NamespaceWish {
     pub ipc: bool,
     /// A UTS namespace with this hostname (at most 64 bytes).
     pub uts: Option<String>,
+    /// A user namespace that owns the others.
+    pub user: Option<IdMaps>,
+    /// Kernel settings of these namespaces: path below `/proc/sys`, value.
+    pub sysctls: Vec<(String, String)>,
+}
+
+/// The maps of a user namespace, one block each: first id inside, first outside, count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IdMaps {
+    /// Users.
+    pub users: (u32, u32, u32),
+    /// Groups.
+    pub groups: (u32, u32, u32),
 }
 
 /// The namespaces that were made; each lives as long as its descriptor, a pin or a process in it.
@@ -43,6 +57,8 @@ pub struct Namespaces {
     pub ipc: Option<OwnedFd>,
     /// The UTS namespace.
     pub uts: Option<OwnedFd>,
+    /// The user namespace that owns the others.
+    pub user: Option<OwnedFd>,
 }
 
 /// Makes what `wish` says. With `pin` and `wish.net`, the network namespace is bind-mounted on that
@@ -62,15 +78,13 @@ pub fn create_namespaces(wish: NamespaceWish, pin: Option<&Path>) -> Result<Name
 
 /// Runs on a thread that ends with it.
 fn make(wish: &NamespaceWish, pin: Option<&Path>) -> Result<Namespaces, Error> {
-    let mut flags = UnshareFlags::empty();
-    flags.set(UnshareFlags::NEWNET, wish.net);
-    flags.set(UnshareFlags::NEWIPC, wish.ipc);
-    flags.set(UnshareFlags::NEWUTS, wish.uts.is_some());
-    // SAFETY: `unshare_unsafe` asks that other threads never see descriptors of an unshared table,
-    // which takes CLONE_FILES: never among these flags. The namespaces become this thread's alone,
-    // and it ends when this function returns.
-    unsafe { unshare_unsafe(flags) }
-        .map_err(|error| Error::io("unshare", format!("{flags:?}"), error))?;
+    let user = match &wish.user {
+        Some(maps) => Some(enter_new_user_namespace(wish, maps)?),
+        None => {
+            leave_shared(wish)?;
+            None
+        }
+    };
     if let Some(hostname) = &wish.uts {
         sethostname(hostname.as_bytes())
             .map_err(|error| Error::io("set the hostname", format!("{hostname:?}"), error))?;
@@ -83,13 +97,56 @@ fn make(wish: &NamespaceWish, pin: Option<&Path>) -> Result<Namespaces, Error> {
             .is_some()
             .then(|| own_namespace("uts"))
             .transpose()?,
+        user,
     };
+    for (path, value) in &wish.sysctls {
+        set(path, value)?;
+    }
     if let Some(net) = made.net.take() {
         Netlink::open()?.run(vec![plumbing::loopback_up()])?;
         pin.map_or(Ok(()), pin_own_network)?;
         made.net = Some(net);
     }
     Ok(made)
+}
+
+/// Leaves those namespaces of the node that `wish` names.
+fn leave_shared(wish: &NamespaceWish) -> Result<(), Error> {
+    let mut flags = UnshareFlags::empty();
+    flags.set(UnshareFlags::NEWNET, wish.net);
+    flags.set(UnshareFlags::NEWIPC, wish.ipc);
+    flags.set(UnshareFlags::NEWUTS, wish.uts.is_some());
+    // SAFETY: `unshare_unsafe` asks that other threads never see descriptors of an unshared table,
+    // which takes CLONE_FILES: never among these flags. The namespaces become this thread's alone,
+    // and it ends when its work is done.
+    unsafe { unshare_unsafe(flags) }
+        .map_err(|error| Error::io("unshare", format!("{flags:?}"), error))
+}
+
+/// Makes a user namespace and the others inside it, and enters those. Returns the user namespace,
+/// which a process with threads cannot enter.
+fn enter_new_user_namespace(wish: &NamespaceWish, maps: &IdMaps) -> Result<OwnedFd, Error> {
+    let kinds = [
+        (wish.net, libc::CLONE_NEWNET, "net"),
+        (wish.ipc, libc::CLONE_NEWIPC, "ipc"),
+        (wish.uts.is_some(), libc::CLONE_NEWUTS, "uts"),
+    ];
+    let wanted = || kinds.iter().filter(|(wanted, _, _)| *wanted);
+    let flags = wanted().fold(0, |flags, (_, flag, _)| flags | flag);
+    let failed = |error| Error::io("make a user namespace with", format!("{maps:?}"), error);
+    let held = userns::hold(flags, &[maps.users], &[maps.groups], None).map_err(failed)?;
+    for (_, _, kind) in wanted() {
+        let namespace = held.open(kind).map_err(failed)?;
+        move_into_link_name_space(namespace.as_fd(), None)
+            .map_err(|error| Error::io("enter the new namespace", (*kind).to_owned(), error))?;
+    }
+    held.open("user").map_err(failed)
+}
+
+/// Sets one kernel setting of the namespaces this thread is in.
+fn set(path: &str, value: &str) -> Result<(), Error> {
+    let file = Path::new("/proc/sys").join(path);
+    fs::write(&file, value).map_err(|error| Error::file("set", &file, error))
 }
 
 fn own_namespace(kind: &str) -> Result<OwnedFd, Error> {
@@ -172,8 +229,7 @@ pub fn list_pins(dir: &Path) -> Result<Vec<PathBuf>, Error> {
 #[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
-    use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
-    use std::os::fd::AsFd;
+    use rustix::thread::LinkNameSpaceType;
     use std::os::unix::fs::MetadataExt;
 
     fn temp_dir(name: &str) -> PathBuf {
@@ -202,6 +258,7 @@ mod tests {
             net: true,
             ipc: true,
             uts: Some("web-0".into()),
+            ..NamespaceWish::default()
         };
         let made = create_namespaces(wish, None).unwrap();
         let inode = |fd: &Option<OwnedFd>| rustix::fs::fstat(fd.as_ref().unwrap()).unwrap().st_ino;

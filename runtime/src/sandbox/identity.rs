@@ -7,12 +7,11 @@
 //! Invariant: a mapped id is never outside the pod's range, an unmapped one never 0.
 //! Not here: how mounts are made.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::spec::{ContainerSpec, IdRange};
-use crate::sys;
-use crate::sys::fork::Forked;
+use crate::sys::userns::{self, Extent};
 
 /// The overflow id: owner of what nobody maps.
 pub(super) const NOBODY: u32 = 65_534;
@@ -31,9 +30,6 @@ pub struct HostIdentity {
     /// A user namespace whose map every mount of the guest carries; `None` when ids are the host's own.
     pub map: Option<OwnedFd>,
 }
-
-/// One id map: container id, host id, count.
-type Extent = (u32, u32, u32);
 
 /// The id map of a pod whose containers use ids below 65,472 only: nearly every pod's. It takes half a millisecond,
 /// so a keeper makes it before it is needed.
@@ -128,40 +124,7 @@ fn host_id(extents: &[Extent], id: u32) -> Result<u32> {
 ///
 /// The map's inside is what is on disk, its outside what the mount shows.
 fn map_namespace(users: &[Extent], groups: &[Extent]) -> std::io::Result<OwnedFd> {
-    let (hold, release) = rustix::pipe::pipe()?;
-    match sys::fork::fork(libc::CLONE_NEWUSER as u64, None)? {
-        Forked::Child => {
-            drop(release);
-            // Wait for the parent to close its end, however it ends.
-            let _ = rustix::io::read(&hold, &mut [0; 1]);
-            sys::fork::leave(0)
-        }
-        Forked::Parent { pidfd } => {
-            let made = fill_maps(pidfd.as_fd(), users, groups);
-            drop(release);
-            let _ = rustix::process::waitid(
-                rustix::process::WaitId::PidFd(pidfd.as_fd()),
-                rustix::process::WaitIdOptions::EXITED,
-            );
-            made
-        }
-    }
-}
-
-fn fill_maps(
-    child: BorrowedFd<'_>,
-    users: &[Extent],
-    groups: &[Extent],
-) -> std::io::Result<OwnedFd> {
-    let pid = sys::fork::pid_of(child)?;
-    for (file, extents) in [("uid_map", users), ("gid_map", groups)] {
-        let text: String = extents
-            .iter()
-            .map(|(inside, outside, count)| format!("{inside} {outside} {count}\n"))
-            .collect();
-        std::fs::write(format!("/proc/{pid}/{file}"), text)?;
-    }
-    Ok(std::fs::File::open(format!("/proc/{pid}/ns/user"))?.into())
+    userns::hold(0, users, groups, Some("coracle idmap"))?.open("user")
 }
 
 #[cfg(test)]

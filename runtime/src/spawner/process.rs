@@ -30,7 +30,7 @@ pub fn main(engine_hash: &str, failpoints: &str) -> Result<()> {
     sys::fork::set_title("coracle spawner");
     one_arena();
     // Children are the keepers; their ends are the daemon's business, by pidfd. Nobody waits here.
-    ignore_children();
+    sys::signals::ignore_children();
     let warm = Warm::new()?;
     let mut link = Link {
         socket,
@@ -71,14 +71,6 @@ fn one_arena() {
     }
 }
 
-fn ignore_children() {
-    // SAFETY: sets a disposition to SIG_IGN, which makes the kernel reap children by itself.
-    #[allow(unsafe_code, reason = "signal dispositions have no safe interface")]
-    unsafe {
-        libc::signal(libc::SIGCHLD, libc::SIG_IGN);
-    }
-}
-
 fn fork(
     birth: Birth,
     mut fds: Vec<OwnedFd>,
@@ -87,10 +79,12 @@ fn fork(
 ) -> std::io::Result<OwnedFd> {
     failpoint::hit("spawner.fork")?;
     let cgroup = (birth.into_cgroup && fds.len() > 2).then(|| fds.remove(2));
-    match sys::fork::fork(
-        libc::CLONE_NEWPID as u64,
-        cgroup.as_ref().map(OwnedFd::as_fd),
-    )? {
+    let own_pids = if birth.host_pid {
+        0
+    } else {
+        libc::CLONE_NEWPID
+    };
+    match sys::fork::fork(own_pids as u64, cgroup.as_ref().map(OwnedFd::as_fd))? {
         Forked::Parent { pidfd } => Ok(pidfd),
         Forked::Child => {
             let code = match become_keeper(birth, fds, warm, engine_hash) {
@@ -124,16 +118,19 @@ fn become_keeper(birth: Birth, fds: Vec<OwnedFd>, warm: &Warm, engine_hash: &str
     };
     let (listener, lifeline) = (next()?, next()?);
     let mut namespace = |wanted: bool| if wanted { next().map(Some) } else { Ok(None) };
-    let (net, ipc, uts) = (
+    let (net, ipc, uts, user) = (
         namespace(birth.net)?,
         namespace(birth.ipc)?,
         namespace(birth.uts)?,
+        namespace(birth.user)?,
     );
     let pod = PodNamespaces {
         net,
         ipc,
         uts,
         ids: None,
+        user,
+        shm: None,
     };
     sys::signals::reset();
     sys::fork::set_title(&format!("coracle keeper {}", birth.pod));

@@ -27,12 +27,24 @@ pub enum Forked {
 ///
 /// The child is born into the unified-tree cgroup `cgroup`, if one is given: cheaper than moving there.
 pub fn fork(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Forked> {
+    clone(flags, libc::SIGCHLD, cgroup)
+}
+
+/// Forks a process whose parent is this process's own parent, which reaps it.
+///
+/// Errors: as [`fork`]; EINVAL for the first process of a pid namespace.
+pub fn fork_sibling(flags: u64) -> io::Result<Forked> {
+    // The kernel takes the signal from this process and wants none named.
+    clone(flags | libc::CLONE_PARENT as u64, 0, None)
+}
+
+fn clone(flags: u64, exit_signal: i32, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Forked> {
     let mut pidfd: RawFd = -1;
     // SAFETY: clone_args is plain integers; all-zero is its documented "nothing asked" value.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
     args.flags = flags | libc::CLONE_PIDFD as u64;
     args.pidfd = (&raw mut pidfd) as u64;
-    args.exit_signal = libc::SIGCHLD as u64;
+    args.exit_signal = u64::from(exit_signal.unsigned_abs());
     if let Some(cgroup) = cgroup {
         args.flags |= INTO_CGROUP;
         args.cgroup = u64::from(cgroup.as_raw_fd().unsigned_abs());
@@ -85,6 +97,20 @@ pub fn keep_only(fds: &[RawFd]) -> io::Result<()> {
     // SAFETY: close_range takes three integers; closing everything above the table is the purpose, and the caller
     // was told that other owners must be forgotten.
     check(unsafe { libc::syscall(libc::SYS_close_range, floor, u32::MAX, 0) as i32 }).map(drop)
+}
+
+/// Marks every descriptor from `first` on to be closed by execve(2).
+pub fn close_on_exec_from(first: u32) -> io::Result<()> {
+    // SAFETY: close_range takes three integers, and with CLOSE_RANGE_CLOEXEC closes nothing now.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_close_range,
+            first,
+            u32::MAX,
+            libc::CLOSE_RANGE_CLOEXEC,
+        )
+    };
+    check(result as i32).map(drop)
 }
 
 fn check(result: i32) -> io::Result<i32> {

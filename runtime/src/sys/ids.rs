@@ -35,6 +35,87 @@ pub fn set_filesystem_ids(uid: u32, gid: u32) {
     }
 }
 
+/// Sets the file mode creation mask.
+pub fn set_umask(mask: u32) {
+    // SAFETY: umask takes an integer and cannot fail.
+    unsafe { libc::umask(mask & 0o777) };
+}
+
+/// Whether group `gid` exists in this process's user namespace.
+pub fn is_group_mapped(gid: u32) -> bool {
+    let map = std::fs::read_to_string("/proc/self/gid_map").unwrap_or_default();
+    map.lines().any(|line| {
+        let mut fields = line.split_ascii_whitespace().map(str::parse::<u64>);
+        match (fields.next(), fields.nth(1)) {
+            (Some(Ok(first)), Some(Ok(count))) => (first..first + count).contains(&gid.into()),
+            _ => false,
+        }
+    })
+}
+
+/// Keeps the permitted capabilities over the next change from root to another user; undone by execve(2).
+pub fn keep_capabilities() -> io::Result<()> {
+    // SAFETY: prctl takes integers here.
+    check(unsafe { libc::syscall(libc::SYS_prctl, libc::PR_SET_KEEPCAPS, 1, 0, 0, 0) })
+}
+
+/// Takes everything outside `kept` (bit 0 is CAP_CHOWN) out of the bounding set.
+pub fn bound_capabilities(kept: u64) -> io::Result<()> {
+    for bit in 0..64 {
+        if kept & (1 << bit) != 0 {
+            continue;
+        }
+        // SAFETY: prctl takes integers here. EINVAL: this kernel has no such capability.
+        match check(unsafe { libc::syscall(libc::SYS_prctl, libc::PR_CAPBSET_DROP, bit, 0, 0, 0) })
+        {
+            Err(e) if e.raw_os_error() != Some(libc::EINVAL) => return Err(e),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Sets the permitted and effective sets to `permitted`, the inheritable and ambient ones to `ambient`.
+///
+/// Errors: EPERM when more is asked for than the process has.
+pub fn take_capabilities(permitted: u64, ambient: u64) -> io::Result<()> {
+    #[repr(C)]
+    struct Header {
+        version: u32,
+        pid: i32,
+    }
+    // _LINUX_CAPABILITY_VERSION_3: two 32-bit halves of effective, permitted and inheritable.
+    let header = Header {
+        version: 0x2008_0522,
+        pid: 0,
+    };
+    let half = |set: u64, high: bool| (if high { set >> 32 } else { set }) as u32;
+    let data = [false, true].map(|high| {
+        [
+            half(permitted, high),
+            half(permitted, high),
+            half(ambient, high),
+        ]
+    });
+    // SAFETY: header and data have the layout of version 3 and live until the call returns.
+    check(unsafe { libc::syscall(libc::SYS_capset, &raw const header, data.as_ptr()) })?;
+    const AMBIENT_RAISE: libc::c_long = 2;
+    for bit in (0..64).filter(|bit| ambient & (1_u64 << bit) != 0) {
+        // SAFETY: prctl takes integers here.
+        check(unsafe {
+            libc::syscall(
+                libc::SYS_prctl,
+                libc::PR_CAP_AMBIENT,
+                AMBIENT_RAISE,
+                bit,
+                0,
+                0,
+            )
+        })?;
+    }
+    Ok(())
+}
+
 /// Becomes `uid`, `gid` with supplementary `groups`, in all their variants.
 pub fn become_user(uid: u32, gid: u32, groups: &[u32]) -> io::Result<()> {
     // SAFETY: setgroups reads `len` ids from the pointer, which the slice guarantees; the other two take integers.

@@ -11,8 +11,8 @@ use std::path::Path;
 use rustix::fs::CWD;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags,
-    OpenTreeFlags, UnmountFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen,
-    mount_change, move_mount, open_tree, unmount,
+    OpenTreeFlags, UnmountFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount,
+    fsopen, mount_change, move_mount, open_tree, unmount,
 };
 
 /// What a mount forbids.
@@ -20,8 +20,55 @@ use rustix::mount::{
 pub struct Forbid {
     /// No writes.
     pub writes: bool,
-    /// No set-id bits, no device nodes, no execution.
-    pub privilege: bool,
+    /// Set-id bits have no effect.
+    pub setid: bool,
+    /// Device nodes do not work.
+    pub devices: bool,
+    /// Nothing can be executed.
+    pub exec: bool,
+}
+
+impl Forbid {
+    /// Set-id bits, device nodes and execution.
+    pub const PRIVILEGE: Self = Self {
+        writes: false,
+        setid: true,
+        devices: true,
+        exec: true,
+    };
+    /// Writes alone.
+    pub const WRITES: Self = Self {
+        writes: true,
+        setid: false,
+        devices: false,
+        exec: false,
+    };
+
+    /// The same, and writes if `writes`.
+    pub fn and_writes(self, writes: bool) -> Self {
+        Self { writes, ..self }
+    }
+
+    fn bits(self) -> u64 {
+        let all = [
+            (self.writes, ATTR_RDONLY),
+            (self.setid, ATTR_NOSUID),
+            (self.devices, ATTR_NODEV),
+            (self.exec, ATTR_NOEXEC),
+        ];
+        all.iter().filter(|(on, _)| *on).map(|(_, bit)| bit).sum()
+    }
+}
+
+/// How later mounts pass between a mount and its copies. Source: mount_namespaces(7).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flow {
+    /// Neither way.
+    Private,
+    /// From the original to the copy.
+    Slave,
+    /// Both ways, as the original has it.
+    Shared,
 }
 
 #[repr(C)]
@@ -48,21 +95,37 @@ pub fn set_attributes(
     recursive: bool,
 ) -> io::Result<()> {
     let mut attr = MountAttr {
-        set: 0,
+        set: forbid.bits(),
         clear: 0,
         propagation: 0,
         userns: 0,
     };
-    if forbid.writes {
-        attr.set |= ATTR_RDONLY;
-    }
-    if forbid.privilege {
-        attr.set |= ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC;
-    }
     if let Some(userns) = userns {
         attr.set |= ATTR_IDMAP;
         attr.userns = u64::from(userns.as_raw_fd().unsigned_abs());
     }
+    change(tree, &attr, recursive)
+}
+
+/// Changes how mounts pass through `tree` and everything mounted below it.
+///
+/// Errors: EINVAL when `tree` is no mount root.
+pub fn set_flow(tree: BorrowedFd<'_>, flow: Flow) -> io::Result<()> {
+    let propagation = match flow {
+        Flow::Private => libc::MS_PRIVATE,
+        Flow::Slave => libc::MS_SLAVE,
+        Flow::Shared => return Ok(()),
+    };
+    let attr = MountAttr {
+        set: 0,
+        clear: 0,
+        propagation,
+        userns: 0,
+    };
+    change(tree, &attr, true)
+}
+
+fn change(tree: BorrowedFd<'_>, attr: &MountAttr, recursive: bool) -> io::Result<()> {
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: the path is a valid empty C string, `attr` has the layout of struct mount_attr version 0 and its size
     // is passed along; both outlive the call.
@@ -72,7 +135,7 @@ pub fn set_attributes(
             tree.as_raw_fd(),
             c"".as_ptr(),
             flags,
-            &raw const attr,
+            std::ptr::from_ref(attr),
             size_of::<MountAttr>(),
         )
     };
@@ -98,36 +161,86 @@ pub fn attach(tree: BorrowedFd<'_>, target: BorrowedFd<'_>) -> io::Result<()> {
     Ok(move_mount(tree, c"", target, c"", flags)?)
 }
 
-/// A detached, empty tmpfs of at most `size` (such as `64k`).
-pub fn tmpfs(size: &str) -> io::Result<OwnedFd> {
-    let context = fsopen(c"tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
-    fsconfig_set_string(context.as_fd(), c"size", size)?;
-    fsconfig_set_string(context.as_fd(), c"mode", "0700")?;
-    fsconfig_create(context.as_fd())?;
-    finish(context.as_fd())
+/// A detached copy of the mount at `place`, an open directory or file; without what is mounted below it.
+///
+/// Errors: EINVAL on kernels before 6.15 when `place` is in a detached tree itself.
+pub fn clone_at(place: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    Ok(open_tree(place, c"", flags)?)
 }
 
-/// A detached overlay of `lower` (topmost first, at least one) and a writable `upper` with its `work`.
-pub fn overlay(lower: &str, upper: &str, work: &str) -> io::Result<OwnedFd> {
-    let context = fsopen(c"overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
-    for (key, value) in [
-        (c"lowerdir", lower),
-        (c"upperdir", upper),
-        (c"workdir", work),
-    ] {
-        set(context.as_fd(), key, value)?;
+/// The same with everything that is mounted below it.
+pub fn clone_all_at(place: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH
+        | OpenTreeFlags::AT_RECURSIVE;
+    Ok(open_tree(place, c"", flags)?)
+}
+
+/// A detached new filesystem of `kind`. An option without a value is a flag.
+///
+/// Errors: the kernel does not have the filesystem (ENODEV), refuses an option (EINVAL) or the caller (EPERM).
+pub fn filesystem(
+    kind: &CStr,
+    options: &[(&CStr, Option<&str>)],
+    forbid: Forbid,
+) -> io::Result<OwnedFd> {
+    let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    for (key, value) in options {
+        match value {
+            Some(value) => fsconfig_set_string(context.as_fd(), *key, *value)?,
+            None => fsconfig_set_flag(context.as_fd(), *key)?,
+        }
     }
     fsconfig_create(context.as_fd())?;
-    finish(context.as_fd())
+    let mount = fsmount(
+        context.as_fd(),
+        FsMountFlags::FSMOUNT_CLOEXEC,
+        MountAttrFlags::empty(),
+    )?;
+    if forbid.bits() != 0 {
+        set_attributes(mount.as_fd(), forbid, None, false)?;
+    }
+    Ok(mount)
 }
 
-fn set(context: BorrowedFd<'_>, key: &CStr, value: &str) -> io::Result<()> {
-    Ok(fsconfig_set_string(context, key, value)?)
+/// A detached, empty tmpfs of at most `size` (such as `64k`), for its maker alone.
+pub fn tmpfs(size: &str) -> io::Result<OwnedFd> {
+    filesystem(
+        c"tmpfs",
+        &[(c"size", Some(size)), (c"mode", Some("0700"))],
+        Forbid::default(),
+    )
 }
 
-fn finish(context: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+/// Longest value that fsconfig(2) takes in one call, bytes.
+const MAX_VALUE: usize = 255;
+
+/// A detached overlay of `lower` (topmost first, at least one) and, if given, a writable upper directory with its work
+/// directory; paths count from the working directory.
+///
+/// Errors: E2BIG for more layers than this kernel takes in one option (before 6.5).
+pub fn overlay(lower: &[String], upper: Option<(&str, &str)>) -> io::Result<OwnedFd> {
+    let context = fsopen(c"overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    let set = |key: &CStr, value: &str| fsconfig_set_string(context.as_fd(), key, value);
+    let joined = lower.join(":");
+    if joined.len() <= MAX_VALUE {
+        set(c"lowerdir", &joined)?;
+    } else {
+        for layer in lower {
+            set(c"lowerdir+", layer).map_err(|_| io::Error::from_raw_os_error(libc::E2BIG))?;
+        }
+    }
+    if let Some((upper, work)) = upper {
+        set(c"upperdir", upper)?;
+        set(c"workdir", work)?;
+    }
+    fsconfig_create(context.as_fd())?;
     Ok(fsmount(
-        context,
+        context.as_fd(),
         FsMountFlags::FSMOUNT_CLOEXEC,
         MountAttrFlags::empty(),
     )?)

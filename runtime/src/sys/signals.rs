@@ -70,6 +70,34 @@ pub fn catch_stops(handler: extern "C" fn(i32)) -> io::Result<()> {
     Ok(())
 }
 
+/// Gives SIGPIPE its default again, for a program that is about to be executed.
+pub fn default_pipe() {
+    // SAFETY: sets a disposition of this process; nothing of ours runs after it but execve.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+}
+
+/// Has the kernel kill this process when the one that forked it ends. To be called after the last change of user.
+pub fn die_with_parent() -> io::Result<()> {
+    // SAFETY: prctl takes integers here.
+    if unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) } == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Has the kernel reap this process's children by itself.
+pub fn ignore_children() {
+    // SAFETY: sets a disposition to SIG_IGN, which makes the kernel reap children by itself.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
+}
+
+/// Sleeps until a signal is handled.
+pub fn sleep() {
+    // SAFETY: pause takes nothing and only waits.
+    unsafe { libc::pause() };
+}
+
 /// Sends any signal, real-time ones included, through a pidfd.
 pub fn send_raw(pidfd: std::os::fd::BorrowedFd<'_>, signal: i32) -> io::Result<()> {
     use std::os::fd::AsRawFd as _;

@@ -1,53 +1,24 @@
-//! Effects on one container: build, launch, signal, kill, clean up, forget.
+//! Effects on one container but its launch: build, signal, kill, clean up, forget.
 //!
 //! Called by: its pod's driver. Calls: cgroups, the pod's keeper, the file system.
 //! Invariants: each can be repeated; a record goes before what it describes, so that whatever a crash leaves is an
 //! orphan that the next start sweeps. Not here: when any of this happens.
 
-use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use coracle_runtime::id::{ContainerId, PodId};
-use coracle_runtime::keeper::{self, Keeper, StartOrder};
+use coracle_runtime::keeper::{self, Keeper};
 use coracle_runtime::process::Process;
-use coracle_runtime::spec::{ContainerSpec, Root, SPEC_VERSION, WasmSpec, Workload};
-use coracle_runtime::wasm::EngineRef;
 
 use super::{
     Host, blocking, io_error, limits, log, make_private, pass, remove_tree, runtime_error,
 };
-use crate::lifecycle::{ContainerWish, Error, Kind, Payload, Plan, Slot, WasmPlan};
+use crate::lifecycle::{ContainerWish, Error, Kind, Payload, Plan, Slot};
 
 /// How long a keeper may take to drop what it keeps of an exited container.
 const FORGET_PATIENCE: Duration = Duration::from_secs(1);
-
-/// What a launch needs.
-pub struct Launch {
-    /// The pod.
-    pub pod: PodId,
-    /// The container.
-    pub id: ContainerId,
-    /// The pod's log directory.
-    pub log_directory: String,
-    /// What was asked for.
-    pub wish: Arc<ContainerWish>,
-    /// What came of it.
-    pub plan: Arc<Plan>,
-    /// Who runs it.
-    pub keeper: Keeper,
-    /// For which engine its code is needed.
-    pub engine: EngineRef,
-}
-
-/// A container that runs.
-pub struct Launched {
-    /// Its first process.
-    pub process: Arc<Process>,
-    /// Nanoseconds since 1970 UTC.
-    pub started_at: i64,
-}
 
 impl Host {
     /// Makes a container's cgroup and writable layer; its directory and record are there. Blocks.
@@ -76,80 +47,6 @@ impl Host {
         let directory = self.container_directory(pod, id);
         make_private(&directory.join("work"))?;
         make_public(&directory.join("upper"))
-    }
-
-    /// Has the keeper run it. Its log file exists when this returns.
-    /// Errors: StartFailed when the jail or the program failed; the container then has ended.
-    pub async fn launch(&self, launch: Launch) -> Result<Launched, Error> {
-        pass("start.log")?;
-        let log = log::open(&launch.log_directory, &launch.plan.log_path).await?;
-        let plan = &launch.plan;
-        let wasm = wasm_of(plan)?;
-        let compiled = self
-            .compiled(&launch.engine, &wasm.module, &wasm.module_digest)
-            .await?;
-        let code = compiled
-            .open()
-            .map_err(|error| runtime_error("open compiled code", error))?;
-        let order = StartOrder {
-            container: launch.id.clone(),
-            spec: self.spec(&launch)?,
-            code,
-            cgroup: self.entrance(&plan.cgroup)?,
-            log,
-        };
-        pass("start.order")?;
-        let started = launch.keeper.start(order, &self.parts.filters).await;
-        let started = started
-            .map_err(|error| runtime_error(format!("start container {}", launch.id), error))?;
-        Ok(Launched {
-            process: Arc::new(started.process),
-            started_at: started.started_at,
-        })
-    }
-
-    /// The container's cgroup in the unified tree, into which its guest is born.
-    fn entrance(&self, path: &str) -> Result<Option<OwnedFd>, Error> {
-        let opened = self
-            .parts
-            .cgroups
-            .open(path)
-            .and_then(|cgroup| cgroup.entrance());
-        opened.map_err(|error| Error::because(Kind::Io, format!("open cgroup {path}"), error))
-    }
-
-    fn spec(&self, launch: &Launch) -> Result<ContainerSpec, Error> {
-        let (plan, wish) = (&launch.plan, &launch.wish);
-        let directory = self.container_directory(&launch.pod, &launch.id);
-        let cgroup = self.parts.cgroups.open(&plan.cgroup);
-        let cgroup = cgroup
-            .map_err(|error| Error::because(Kind::Bug, format!("cgroup {}", plan.cgroup), error))?;
-        Ok(ContainerSpec {
-            version: SPEC_VERSION,
-            pod: launch.pod.clone(),
-            id: launch.id.clone(),
-            workload: Workload::Wasm(WasmSpec {
-                kind: wasm_of(plan)?.kind,
-                args: plan.args.clone(),
-                env: plan.env.clone(),
-                working_dir: plan.working_dir.clone(),
-                stdin: wish.stdin,
-            }),
-            root: Root {
-                layers: plan.layers.clone(),
-                upper: directory.join("upper"),
-                work: directory.join("work"),
-                readonly: wish.readonly_rootfs,
-            },
-            mounts: plan.mounts.clone(),
-            identity: plan.identity.clone(),
-            cgroup_procs: cgroup.task_files(),
-            memory_limit_bytes: plan.memory_limit_bytes,
-            oom_score_adj: i32::try_from(wish.resources.oom_score_adj.clamp(-1000, 1000))
-                .unwrap_or(0),
-            spawn: plan.spawn,
-            staging: self.staging(),
-        })
     }
 
     /// Opens the container's log anew and hands it to the keeper.
@@ -265,16 +162,6 @@ impl Host {
         keeper::remove_exit(&self.exits_directory(pod), id);
         self.parts.images.release(id.as_str());
         Ok(())
-    }
-}
-
-fn wasm_of(plan: &Plan) -> Result<&WasmPlan, Error> {
-    match &plan.payload {
-        Payload::Wasm(wasm) => Ok(wasm),
-        Payload::Linux(_) => Err(Error::new(
-            Kind::Unsupported,
-            "Linux programs are not started by this build",
-        )),
     }
 }
 

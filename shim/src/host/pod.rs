@@ -13,13 +13,13 @@ use std::time::Duration;
 
 use coracle_runtime::id::PodId;
 use coracle_runtime::keeper::{self, Greeting, Keeper, KeeperEvent};
-use coracle_runtime::network::{self, Attachment, NamespaceWish, Namespaces};
+use coracle_runtime::network::{self, Attachment, IdMaps, NamespaceWish, Namespaces};
 use coracle_runtime::process::Process;
 use coracle_runtime::spawner::KeeperBirth;
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::{Host, blocking, io_error, make_private, pass, remove_tree, runtime_error};
-use crate::lifecycle::{Error, Kind, NamespaceMode, PodRecord};
+use crate::lifecycle::{Error, IdMapping, Kind, NamespaceMode, PodRecord};
 
 /// How long a keeper may take to greet.
 pub const GREETING_PATIENCE: Duration = Duration::from_secs(5);
@@ -125,6 +125,7 @@ impl Host {
             listener: nest.listener,
             exits: self.exits_directory(&record.id),
             namespaces: nest.namespaces,
+            host_pid: record.wish.namespaces.pid == NamespaceMode::Node,
             oom_score_adj: self.config.keeper_oom_score_adj,
             cgroup: nest.entrance,
             cgroup_procs: nest.cgroup_procs,
@@ -225,8 +226,26 @@ impl Host {
             None => Ok(()),
         });
         let removed = self.remove_cgroup(&self.keeper_cgroup(record));
+        let shm = self.drop_shared_memory(&record.id);
         let socket = remove_tree(&self.run_directory().join(record.id.as_str()));
-        unpinned.and(detached).and(removed).and(socket)
+        unpinned.and(detached).and(removed).and(shm).and(socket)
+    }
+
+    /// Unmounts a pod's shared memory, where it had to be mounted.
+    fn drop_shared_memory(&self, pod: &PodId) -> Result<(), Error> {
+        use rustix::mount::{UnmountFlags, unmount};
+        let place = self.shared_memory(pod);
+        if !place.exists() {
+            return Ok(());
+        }
+        let failed =
+            |error: std::io::Error| io_error(format!("unmount {}", place.display()), error);
+        match unmount(&place, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+            // It was not mounted, or not any more.
+            Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
+            Err(error) => return Err(failed(error.into())),
+        }
+        std::fs::remove_dir(&place).map_err(failed)
     }
 
     /// After a failed raise; what cannot be undone now is swept at the next start, and said.
@@ -261,7 +280,16 @@ fn namespaces_of(record: &PodRecord) -> NamespaceWish {
         net: own_net,
         ipc: wish.namespaces.ipc != NamespaceMode::Node,
         uts: (own_net && !wish.hostname.is_empty()).then(|| wish.hostname.clone()),
+        user: wish.userns.map(|userns| IdMaps {
+            users: block(userns.uid),
+            groups: block(userns.gid),
+        }),
+        sysctls: wish.sysctls.clone().into_iter().collect(),
     }
+}
+
+fn block(ids: IdMapping) -> (u32, u32, u32) {
+    (ids.inside, ids.outside, ids.count)
 }
 
 fn network_error(what: String, error: network::Error) -> Error {

@@ -68,6 +68,7 @@ impl Node {
             net: true,
             ipc: true,
             uts: Some(name.to_owned()),
+            ..NamespaceWish::default()
         };
         let netns = create_namespaces(wish, Some(&pin)).unwrap().net.unwrap();
         Pod {

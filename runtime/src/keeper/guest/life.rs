@@ -1,0 +1,287 @@
+//! The guest's half: from its fork to the end of its payload.
+//!
+//! ```text
+//! Wasm:   spec -> jail -> first filter -> a new thread: load, second filter, run
+//! Linux:  spec -> prepare -> [into the user namespace, as a new process] -> finish -> execute
+//! ```
+//! Invariants: a Wasm payload runs on a thread born after the fork, so that no per-thread state of keeper or spawner
+//! (hash keys, generators) is shared between guests; a Linux guest is undumpable until its program replaces it.
+//! Not here: the steps of the jail.
+
+use std::convert::Infallible;
+use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::time::Duration;
+
+use super::{CANNOT_START, Layout};
+use crate::control::messages::Report;
+use crate::control::read_all;
+use crate::error::{Context as _, Error, Kind, Result};
+use crate::failpoint;
+use crate::id::ContainerId;
+use crate::native::{self, Credentials, Label, NotExecuted};
+use crate::sandbox::{self, PodNamespaces, linux};
+use crate::spec::{ContainerSpec, LinuxSpec, PidSpace, Spawn, Workload};
+use crate::sys;
+use crate::sys::fork::Forked;
+use crate::wasm::Warm;
+use crate::wasm::run::{self, End, Payload, TRAP_CODE};
+
+/// Largest spec, bytes: arguments and environment are bounded by CRI's message size.
+const MAX_SPEC: usize = 20 << 20;
+/// Stack of the thread that runs the payload; wasm has a stack of its own.
+const THREAD_STACK: usize = 512 * 1024;
+/// How long a stopped payload may take to come back by itself.
+const STOP_PATIENCE: Duration = Duration::from_millis(100);
+const REPORT_FD: RawFd = 3;
+const SPEC_FD: RawFd = 4;
+/// The first descriptor of the payload.
+const PAYLOAD_FD: RawFd = 5;
+
+/// Entered by `coracle guest ID NAMESPACES FAILPOINTS` when a handler asks for an own address-space layout.
+pub fn main(id: &str, namespaces: &str, failpoints: &str) -> ! {
+    failpoint::arm(Some(failpoints.to_owned()));
+    let pod = Layout::LETTERS.map(|letter| namespaces.contains(letter));
+    match id.parse() {
+        Ok(id) => live(&id, Layout { payload: 3, pod }, None),
+        Err(_) => sys::fork::leave(CANNOT_START),
+    }
+}
+
+/// The life of a guest process; its descriptors are in place.
+pub(super) fn live(container: &ContainerId, layout: Layout, warm: Option<&Warm>) -> ! {
+    let failed = match exist(container, layout, warm) {
+        Ok(never) => match never {},
+        Err(e) => e,
+    };
+    conclude(Err(failed))
+}
+
+/// Ends the guest process the way its payload ended, from whichever thread.
+fn conclude(ended: Result<End>) -> ! {
+    let code = match ended {
+        Ok(End::Code(code)) => code & 0xff,
+        Ok(End::Trapped(text)) => {
+            let _ = rustix::io::write(sys::standard(2), format!("{text}\n").as_bytes());
+            report(&Report::Trap(text));
+            TRAP_CODE
+        }
+        Err(e) => {
+            report(&Report::Failed(e.chain()));
+            CANNOT_START
+        }
+    };
+    sys::fork::leave(code)
+}
+
+fn exist(container: &ContainerId, layout: Layout, warm: Option<&Warm>) -> Result<Infallible> {
+    sys::signals::reset();
+    sys::fork::set_title(&format!("coracle guest {container}"));
+    let spec = read_spec()?;
+    match &spec.workload {
+        Workload::Wasm(_) if spec.spawn == Spawn::Exec && warm.is_some() => {
+            Err(again(container, layout))
+        }
+        Workload::Wasm(_) => wasm(&spec, layout, warm),
+        Workload::Linux(linux) => linux_program(&spec, linux, layout),
+    }
+}
+
+fn wasm(spec: &ContainerSpec, layout: Layout, warm: Option<&Warm>) -> Result<Infallible> {
+    let own;
+    let warm = match warm {
+        Some(warm) => warm,
+        None => {
+            own = Warm::new()?;
+            &own
+        }
+    };
+    drop(sys::fork::adopt(SPEC_FD));
+    let code = sys::fork::adopt(PAYLOAD_FD);
+    let first = sys::fork::adopt(PAYLOAD_FD + 1);
+    let second = sys::fork::adopt(PAYLOAD_FD + 2);
+    let pod = pod_namespaces(layout);
+    let flags =
+        rustix::fs::OFlags::PATH | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;
+    let fd_dir = rustix::fs::open("/proc/self/fd", flags, rustix::fs::Mode::empty())
+        .during(|| "open /proc/self/fd".into())?;
+    sandbox::build(spec, &pod)?;
+    drop(pod);
+    let stop = run::arm_stop(warm)?;
+    sandbox::install(first.as_fd())?;
+    drop(first);
+    let wake = stop
+        .try_clone()
+        .during(|| "share the stop eventfd".into())?;
+    let payload = Payload {
+        warm,
+        spec,
+        code,
+        fd_dir,
+    };
+    let work = || {
+        run::run(payload, stop, || {
+            sandbox::install(second.as_fd())?;
+            drop(second);
+            report(&Report::Ready);
+            Ok(())
+        })
+    };
+    on_a_new_thread(work, wake)
+}
+
+/// Becomes a program of a Linux image, in this process or, inside a user namespace, in one that replaces it.
+fn linux_program(spec: &ContainerSpec, linux: &LinuxSpec, layout: Layout) -> Result<Infallible> {
+    use rustix::process::DumpableBehavior::NotDumpable;
+    drop(sys::fork::adopt(SPEC_FD));
+    let filter = (layout.payload > 0).then(|| sys::fork::adopt(PAYLOAD_FD));
+    let pod = pod_namespaces(layout);
+    // Whoever shares its pid namespace must not reach the node through a process that is still half of the node.
+    rustix::process::set_dumpable_behavior(NotDumpable).during(|| "become undumpable".into())?;
+    let host_uid = match &pod.user {
+        Some(_) => spec.identity.range.base.saturating_add(spec.identity.uid),
+        None => spec.identity.uid,
+    };
+    native::give_streams(host_uid);
+    let prepared = linux::prepare(spec, linux, &pod)?;
+    if let Some(user) = &pod.user {
+        enter_user_namespace(user, linux)?;
+    }
+    rustix::process::setsid().during(|| "lead a session".into())?;
+    let label = Label::open(linux)?;
+    let terminal = linux::finish(spec, linux, prepared, &pod)?;
+    drop(pod);
+    if let Some(terminal) = terminal {
+        report_with(&Report::Terminal, terminal.as_fd());
+    }
+    let who = Credentials {
+        identity: spec.identity.clone(),
+        filter,
+        label,
+    };
+    let failed = native::execute(linux, who, || report(&Report::Executing));
+    let Err(NotExecuted { code, error }) = failed;
+    report(&Report::NotExecuted {
+        code,
+        text: error.chain(),
+    });
+    sys::fork::leave(code)
+}
+
+/// Goes on inside the pod's user namespace, in a new process: one that owns its mount and pid namespaces, which only a
+/// process born there does. This one ends.
+fn enter_user_namespace(user: &OwnedFd, linux: &LinuxSpec) -> Result<()> {
+    use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+    let what = || "enter the pod's user namespace".to_owned();
+    move_into_link_name_space(user.as_fd(), Some(LinkNameSpaceType::User)).during(what)?;
+    let own_pid = match linux.jail.pid {
+        PidSpace::Own => libc::CLONE_NEWPID,
+        _ => 0,
+    };
+    let flags = (libc::CLONE_NEWNS | own_pid) as u64;
+    match sys::fork::fork_sibling(flags).during(what)? {
+        Forked::Parent { pidfd } => {
+            report_with(&Report::Moved, pidfd.as_fd());
+            sys::fork::leave(0)
+        }
+        Forked::Child => sys::ids::become_user(0, 0, &[]).during(what),
+    }
+}
+
+fn pod_namespaces(layout: Layout) -> PodNamespaces {
+    let mut next = PAYLOAD_FD + layout.payload as RawFd;
+    let mut namespace = |there: bool| {
+        there.then(|| {
+            next += 1;
+            sys::fork::adopt(next - 1)
+        })
+    };
+    let [net, ipc, uts, ids, user, shm] = layout.pod.map(&mut namespace);
+    PodNamespaces {
+        net,
+        ipc,
+        uts,
+        ids,
+        user,
+        shm,
+    }
+}
+
+/// Runs `work` on a thread born now, whose thread-local state is drawn afresh, and ends the process with it.
+///
+/// This thread stays behind for a stop signal: a payload that is inside a host call that blocks (a long sleep of
+/// preview 1, a write to a full pipe) hears of no epoch, so after [`STOP_PATIENCE`] it is not asked any more.
+fn on_a_new_thread(work: impl FnOnce() -> Result<End> + Send, stop: OwnedFd) -> Result<Infallible> {
+    std::thread::scope(|scope| {
+        let body =
+            move || {
+                let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+                conclude(caught.unwrap_or_else(|_| {
+                    Err(Error::new(Kind::Bug, "the payload's thread panicked"))
+                }))
+            };
+        let thread = std::thread::Builder::new()
+            .stack_size(THREAD_STACK)
+            .spawn_scoped(scope, body);
+        let _: std::thread::ScopedJoinHandle<'_, Infallible> =
+            thread.during(|| "start the payload's thread".into())?;
+        let signal = run::await_stop(stop.as_fd());
+        std::thread::sleep(STOP_PATIENCE);
+        sys::fork::leave(128 + signal)
+    })
+}
+
+fn read_spec() -> Result<ContainerSpec> {
+    let spec = sys::fork::adopt(SPEC_FD);
+    let bytes = read_all(spec.as_fd(), MAX_SPEC).during(|| "read the container's spec".into())?;
+    // Needed again after an exec; whoever stays closes it.
+    std::mem::forget(spec);
+    serde_json::from_slice(&bytes)
+        .map_err(|e| Error::with(Kind::Bug, "understand the container's spec", e))
+}
+
+/// Executes this very binary again, as `coracle guest`; returns only if that failed.
+fn again(container: &ContainerId, layout: Layout) -> Error {
+    use std::os::unix::process::CommandExt as _;
+    let letters: String = Layout::LETTERS
+        .iter()
+        .zip(layout.pod)
+        .filter(|(_, there)| *there)
+        .map(|(l, _)| *l)
+        .collect();
+    let mut command = std::process::Command::new("/proc/self/exe");
+    command
+        .arg0("coracle")
+        .args(["guest", container.as_str(), &format!("-{letters}")]);
+    command
+        .arg(failpoint::armed().unwrap_or_default())
+        .env_clear();
+    Error::with(
+        Kind::StartFailed,
+        "execute the guest's own process",
+        command.exec(),
+    )
+}
+
+fn report(report: &Report) {
+    if let Some((pipe, line)) = packed(report) {
+        let _ = rustix::io::write(pipe, &line);
+    }
+}
+
+/// Reports with a descriptor. Without it the keeper would wait in vain, so a failure ends the guest.
+fn report_with(report: &Report, fd: std::os::fd::BorrowedFd<'_>) {
+    let sent = packed(report)
+        .is_some_and(|(socket, line)| crate::control::send_one(socket, &line, fd).is_ok());
+    if !sent {
+        sys::fork::leave(CANNOT_START);
+    }
+}
+
+fn packed(report: &Report) -> Option<(std::os::fd::BorrowedFd<'static>, Vec<u8>)> {
+    let mut line = serde_json::to_vec(report).ok()?;
+    line.push(b'\n');
+    // SAFETY: descriptor 3 is the report socket for the whole life of a guest.
+    #[allow(unsafe_code, reason = "the number is part of a guest's fixed table")]
+    let socket = unsafe { std::os::fd::BorrowedFd::borrow_raw(REPORT_FD) };
+    Some((socket, line))
+}

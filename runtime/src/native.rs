@@ -1,0 +1,220 @@
+//! The last step of a Linux container: from a process inside its finished root to the program of its image.
+//!
+//! Called by a guest after `sandbox::linux` built its root, and by each exec after it joined a container: the same
+//! function for both, so that no exec is confined less than the container.
+//!
+//! ```text
+//! limits -> working directory -> keyring -> [filter] -> bounding set -> groups and user -> capabilities
+//!        -> no_new_privs -> [filter] -> other descriptors closed -> execve
+//! ```
+//! A filter is loaded as late as possible: after no_new_privs where that is set, else while the process may still.
+//! Invariants: only standard streams survive the execve; nothing here opens a path outside the root.
+//! Not here: mounts, namespaces, cgroups.
+
+mod program;
+
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::error::{Context as _, Error, Kind, Result};
+use crate::sandbox;
+use crate::spec::{Identity, LinuxSpec, PidSpace, ResourceLimit};
+use crate::sys;
+
+pub use program::{NotExecuted, Words};
+
+/// Descriptors that a program starts with when the kubelet says nothing: what systemd gives services, whatever the
+/// daemon itself was given.
+const DESCRIPTORS: (u64, u64) = (1024, 524_288);
+
+/// An open `/proc/self/attr` file that takes the security label of the next execve.
+pub struct Label {
+    file: File,
+    text: String,
+}
+
+impl Label {
+    /// Opens what `linux` asks for; `None` when it asks for nothing. Called while `/proc` shows this process.
+    ///
+    /// Errors: the kernel does not have that security module.
+    pub fn open(linux: &LinuxSpec) -> Result<Option<Self>> {
+        let (path, text) = match (&linux.jail.apparmor, &linux.jail.selinux) {
+            (Some(profile), _) => ("/proc/self/attr/apparmor/exec", format!("exec {profile}")),
+            (None, Some(label)) => ("/proc/self/attr/exec", label.clone()),
+            (None, None) => return Ok(None),
+        };
+        let file = File::options().write(true).open(path);
+        let file = file.during(|| format!("open {path} for label {text:?}"))?;
+        Ok(Some(Self { file, text }))
+    }
+
+    fn apply(mut self) -> Result<()> {
+        let text = self.text;
+        self.file
+            .write_all(text.as_bytes())
+            .during(|| format!("take on security label {text:?}"))
+    }
+}
+
+/// What a program is executed with, beside its spec.
+pub struct Credentials {
+    /// User and groups, as the container sees them.
+    pub identity: Identity,
+    /// A ready seccomp filter.
+    pub filter: Option<OwnedFd>,
+    /// The security label.
+    pub label: Option<Label>,
+}
+
+/// Becomes the program of `linux`; `about_to` is called right before. Returns only if that failed.
+pub fn execute(
+    linux: &LinuxSpec,
+    who: Credentials,
+    about_to: impl FnOnce(),
+) -> std::result::Result<std::convert::Infallible, NotExecuted> {
+    let words = Words::of(linux).map_err(NotExecuted::refused)?;
+    confine(linux, who).map_err(NotExecuted::refused)?;
+    sys::signals::default_pipe();
+    about_to();
+    Err(words.execute())
+}
+
+fn confine(linux: &LinuxSpec, who: Credentials) -> Result<()> {
+    let jail = &linux.jail;
+    limit_resources(&jail.rlimits)?;
+    sys::ids::set_umask(0o022);
+    let entered = enter(&linux.working_dir, true);
+    sys::ids::own_session_keyring().during(|| "join an own session keyring".into())?;
+    who.label.map_or(Ok(()), Label::apply)?;
+    let load = |filter: &Option<OwnedFd>| match filter {
+        Some(filter) => sandbox::install(filter.as_fd()),
+        None => Ok(()),
+    };
+    if !jail.no_new_privs {
+        load(&who.filter)?;
+    }
+    become_user(linux, &who.identity)?;
+    if entered.is_err() {
+        enter(&linux.working_dir, false)?;
+    }
+    inside_root(&linux.working_dir)?;
+    sys::ids::set_umask(jail.umask);
+    if jail.pid == PidSpace::Node {
+        sys::signals::die_with_parent().during(|| "tie the program to its keeper".into())?;
+    }
+    if jail.no_new_privs {
+        rustix::thread::set_no_new_privs(true).during(|| "set no_new_privs".into())?;
+        load(&who.filter)?;
+    }
+    sys::fork::close_on_exec_from(3).during(|| "close other descriptors".into())
+}
+
+fn become_user(linux: &LinuxSpec, who: &Identity) -> Result<()> {
+    let sets = &linux.jail.capabilities;
+    sys::ids::bound_capabilities(sets.bounding)
+        .during(|| format!("bound capabilities to {:#x}", sets.bounding))?;
+    sys::ids::keep_capabilities().during(|| "keep capabilities until they are set".into())?;
+    sys::ids::become_user(who.uid, who.gid, &who.groups)
+        .during(|| format!("become user {}:{}", who.uid, who.gid))?;
+    sys::ids::take_capabilities(sets.permitted, sets.ambient).during(|| {
+        format!(
+            "take capabilities {:#x} (ambient {:#x}); the node's own bounding set may lack some",
+            sets.permitted, sets.ambient
+        )
+    })
+}
+
+fn limit_resources(limits: &[ResourceLimit]) -> Result<()> {
+    let usual = ResourceLimit {
+        resource: libc::RLIMIT_NOFILE,
+        soft: DESCRIPTORS.0,
+        hard: DESCRIPTORS.1,
+    };
+    let given = limits.iter().any(|l| l.resource == usual.resource);
+    let all = limits.iter().chain((!given).then_some(&usual));
+    for limit in all {
+        let Some(resource) = resource(limit.resource) else {
+            continue;
+        };
+        let ours = getrlimit(resource).maximum.unwrap_or(u64::MAX);
+        let finite = |value: u64| (value != u64::MAX).then_some(value);
+        let both = Rlimit {
+            current: finite(limit.soft.min(limit.hard).min(ours)),
+            maximum: finite(limit.hard.min(ours)),
+        };
+        setrlimit(resource, both).during(|| format!("limit {resource:?} to {}", limit.hard))?;
+    }
+    Ok(())
+}
+
+fn resource(number: u32) -> Option<Resource> {
+    let all = [
+        (libc::RLIMIT_CPU, Resource::Cpu),
+        (libc::RLIMIT_FSIZE, Resource::Fsize),
+        (libc::RLIMIT_DATA, Resource::Data),
+        (libc::RLIMIT_STACK, Resource::Stack),
+        (libc::RLIMIT_CORE, Resource::Core),
+        (libc::RLIMIT_RSS, Resource::Rss),
+        (libc::RLIMIT_NPROC, Resource::Nproc),
+        (libc::RLIMIT_NOFILE, Resource::Nofile),
+        (libc::RLIMIT_MEMLOCK, Resource::Memlock),
+        (libc::RLIMIT_AS, Resource::As),
+        (libc::RLIMIT_LOCKS, Resource::Locks),
+        (libc::RLIMIT_SIGPENDING, Resource::Sigpending),
+        (libc::RLIMIT_MSGQUEUE, Resource::Msgqueue),
+        (libc::RLIMIT_NICE, Resource::Nice),
+        (libc::RLIMIT_RTPRIO, Resource::Rtprio),
+        (libc::RLIMIT_RTTIME, Resource::Rttime),
+    ];
+    all.iter().find(|(n, _)| *n == number).map(|(_, r)| *r)
+}
+
+/// Enters the working directory, which is made if nothing is there.
+fn enter(directory: &str, make: bool) -> Result<()> {
+    let what = || format!("enter working directory {directory:?}");
+    match rustix::process::chdir(directory) {
+        Err(rustix::io::Errno::NOENT) if make => {
+            std::fs::create_dir_all(directory).during(what)?;
+            rustix::process::chdir(directory).during(what)
+        }
+        other => other.during(what),
+    }
+}
+
+/// A working directory reached through a leaked descriptor is outside every root, and getcwd(2) says so.
+fn inside_root(directory: &str) -> Result<()> {
+    let at = rustix::process::getcwd(Vec::new());
+    let at = at.during(|| format!("look up working directory {directory:?}"))?;
+    if at.as_bytes().first() == Some(&b'/') {
+        return Ok(());
+    }
+    Err(Error::new(
+        Kind::Invalid,
+        format!("working directory {directory:?} leads out of the container ({at:?})"),
+    ))
+}
+
+/// Gives the standard pipes to the container's user, who could not open `/dev/stdout` again otherwise. As host root.
+///
+/// Errors: none; what belongs to nobody (`/dev/null`) stays as it is.
+pub fn give_streams(host_uid: u32) {
+    for stream in 0..3 {
+        let stream = sys::standard(stream);
+        let is_pipe = rustix::fs::fstat(stream).is_ok_and(|found| {
+            rustix::fs::FileType::from_raw_mode(found.st_mode) == rustix::fs::FileType::Fifo
+        });
+        if is_pipe {
+            let _ = rustix::fs::fchown(stream, Some(rustix::fs::Uid::from_raw(host_uid)), None);
+        }
+    }
+}
+
+/// A text as the kernel takes it. Errors: it holds a NUL.
+fn text(word: &str) -> io::Result<std::ffi::CString> {
+    std::ffi::CString::new(std::ffi::OsStr::new(word).as_bytes())
+        .map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))
+}

@@ -1,0 +1,174 @@
+//! Builds the root of a Linux container: image, kernel filesystems, devices, volumes, masks.
+//!
+//! Called by a guest process right after its fork, in two parts: [`prepare`] as host root in a mount namespace of its
+//! own, [`finish`] inside the pod's user namespace when there is one, else by the same process.
+//!
+//! ```text
+//! prepare: cgroups -> host paths opened -> mounts private -> overlay -> volumes as detached trees
+//! finish:  net/ipc/uts/cgroup -> root attached -> /proc /dev /sys -> volumes -> masks -> read-only -> pivot
+//! ```
+//! Invariants: whatever must be opened on the host is opened in `prepare`, once, by descriptor; in `finish` a path is
+//! only ever resolved below the new root; kernel filesystems are mounted before any volume, and `/dev` is filled before
+//! one could cover it.
+//! Not here: credentials, seccomp, execve.
+
+mod dev;
+mod kernel;
+
+pub use dev::pod_shared_memory;
+
+use std::fs;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use rustix::process::fchdir;
+
+use super::identity::HostIdentity;
+use super::root::{self, Stage};
+use super::{PodNamespaces, enter_cgroups, join, place, set_oom_score, volume};
+use crate::error::{Context as _, Result};
+use crate::failpoint;
+use crate::spec::{ContainerSpec, LinuxSpec, MountKind};
+use crate::sys;
+use crate::sys::mounts::{self, Forbid};
+
+/// What [`prepare`] made while the process was host root.
+pub struct Prepared {
+    stage: Stage,
+    /// The overlay, attached nowhere yet.
+    tree: OwnedFd,
+    /// One tree for each mount of the spec, in order.
+    volumes: Vec<OwnedFd>,
+    /// What is bound from the host instead of being made, where that is not allowed or not wanted.
+    bound: dev::Bound,
+}
+
+/// Does what takes the host's root: enters cgroups, opens host paths, makes the overlay.
+///
+/// Errors: the first step that failed, by name.
+pub fn prepare(spec: &ContainerSpec, linux: &LinuxSpec, pod: &PodNamespaces) -> Result<Prepared> {
+    enter_cgroups(spec)?;
+    set_oom_score(spec.oom_score_adj)?;
+    failpoint::hit("guest.jail").during(|| "build the jail".into())?;
+    let host = host_identity(spec, pod)?;
+    let binds = spec.mounts.iter().map(|mount| {
+        (mount.kind == MountKind::Bind)
+            .then(|| volume::open_bind(mount))
+            .transpose()
+    });
+    let binds: Vec<Option<OwnedFd>> = binds.collect::<Result<_>>()?;
+    let bound = dev::Bound::open(linux, pod)?;
+    mounts::make_all_private().during(|| "make mounts private".into())?;
+    let stage = Stage::over(&spec.staging)?;
+    let tree = root::base(spec, &host, &stage, Forbid::default())?;
+    let mut volumes = Vec::with_capacity(binds.len());
+    for ((number, mount), bind) in spec.mounts.iter().enumerate().zip(binds) {
+        volumes.push(match bind {
+            Some(tree) => {
+                volume::restrict(&tree, mount, &host, Forbid::default(), false)?;
+                tree
+            }
+            None => volume::make(mount, number, &stage, &host, Forbid::default())?,
+        });
+    }
+    Ok(Prepared {
+        stage,
+        tree,
+        volumes,
+        bound,
+    })
+}
+
+/// A Linux payload has the host's own ids, or those of its pod's user namespace, whose map its files carry.
+fn host_identity(spec: &ContainerSpec, pod: &PodNamespaces) -> Result<HostIdentity> {
+    let who = &spec.identity;
+    let map = pod.user.as_ref().map(OwnedFd::try_clone).transpose();
+    let map = map.during(|| "share the pod's user namespace".into())?;
+    Ok(HostIdentity {
+        uid: who.uid,
+        gid: who.gid,
+        groups: who.groups.clone(),
+        root: if map.is_some() { who.range.base } else { 0 },
+        map,
+    })
+}
+
+/// Builds the root and enters it. Returns the controlling side of the terminal, if there is one; its other side is this
+/// process's standard streams by then.
+///
+/// Errors: the first step that failed, by name.
+pub fn finish(
+    spec: &ContainerSpec,
+    linux: &LinuxSpec,
+    prepared: Prepared,
+    pod: &PodNamespaces,
+) -> Result<Option<OwnedFd>> {
+    join(pod)?;
+    if kernel::has_own_cgroup_namespace(linux) {
+        super::unshare(rustix::thread::UnshareFlags::NEWCGROUP, "cgroup")?;
+    }
+    sys::ids::set_umask(0);
+    let Prepared {
+        stage,
+        tree,
+        volumes,
+        bound,
+    } = prepared;
+    let at = stage.place("root")?;
+    mounts::attach(tree.as_fd(), at.as_fd()).during(|| "attach the root".into())?;
+    let root = stage.place("root")?;
+    kernel::proc(&root)?;
+    let terminal = dev::build(&root, linux, pod, &bound)?;
+    kernel::sys(&root, linux, bound.sys())?;
+    kernel::cgroups(&root, linux)?;
+    for (mount, tree) in spec.mounts.iter().zip(&volumes) {
+        volume::attach(&root, tree, &mount.target)?;
+    }
+    image_volumes(spec, linux, &root, &stage)?;
+    kernel::confine(&root, &linux.jail, &bound)?;
+    if spec.root.readonly {
+        mounts::set_attributes(root.as_fd(), Forbid::WRITES, None, false)
+            .during(|| "make the root read-only".into())?;
+    }
+    drop(volumes);
+    fchdir(&root).during(|| "enter the new root".into())?;
+    mounts::pivot_into_working_directory().during(|| "make the new root the root".into())?;
+    Ok(terminal)
+}
+
+/// The image's `VOLUME`s: directories that exist, and stay writable in a read-only root: an overlay of each over
+/// itself, into the container's own writable layer.
+fn image_volumes(
+    spec: &ContainerSpec,
+    linux: &LinuxSpec,
+    root: &OwnedFd,
+    stage: &Stage,
+) -> Result<()> {
+    let covered = |path: &str| spec.mounts.iter().any(|mount| mount.target == path);
+    let open = linux.jail.volumes.iter().filter(|path| !covered(path));
+    for (number, path) in open.enumerate() {
+        let what = || format!("make the image's volume {path}");
+        let found = place::ensure(root.as_fd(), path, true).during(what)?;
+        if !spec.root.readonly || !place::is_dir(&found).during(what)? {
+            continue;
+        }
+        let (lower, upper) = (format!("w{number}"), format!("own/volume-{number}"));
+        let copy = mounts::clone_at(found.as_fd()).during(what)?;
+        let at = stage.new_place(&lower)?;
+        mounts::attach(copy.as_fd(), at.as_fd()).during(what)?;
+        for part in ["", "/upper", "/work"] {
+            make_directory(Path::new(&format!("{upper}{part}"))).during(what)?;
+        }
+        let own = (&*format!("{upper}/upper"), &*format!("{upper}/work"));
+        let tree = mounts::overlay(&[lower], Some(own)).during(what)?;
+        mounts::attach(tree.as_fd(), found.as_fd()).during(what)?;
+    }
+    Ok(())
+}
+
+fn make_directory(path: &Path) -> std::io::Result<()> {
+    match fs::create_dir(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => Err(e),
+        _ => Ok(()),
+    }
+}

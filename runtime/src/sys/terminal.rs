@@ -1,0 +1,44 @@
+//! Pseudo terminals: the other side of one, the controlling terminal of a session, the window's size.
+//!
+//! Called by `sandbox` while a guest is built, and by whoever resizes a terminal later.
+//! Invariant: no terminal is ever opened by a path.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd};
+
+fn check(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
+}
+
+/// Unlocks and opens the side of a terminal that programs use; `control` is its controlling side.
+pub fn other_side(control: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let unlocked: libc::c_int = 0;
+    // SAFETY: TIOCSPTLCK reads one int from the pointer, which lives until the call returns; TIOCGPTPEER takes open
+    // flags by value and returns a new descriptor, which nobody else owns.
+    unsafe {
+        check(libc::ioctl(
+            control.as_raw_fd(),
+            libc::TIOCSPTLCK,
+            &raw const unlocked,
+        ))?;
+        let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
+        let side = check(libc::ioctl(control.as_raw_fd(), libc::TIOCGPTPEER, flags))?;
+        Ok(OwnedFd::from_raw_fd(side))
+    }
+}
+
+/// Makes `side` the controlling terminal of this process's session, which it leads, and its standard streams.
+pub fn become_controlled_by(side: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: the calls take integers; the standard streams are meant to be replaced.
+    unsafe {
+        check(libc::ioctl(side.as_raw_fd(), libc::TIOCSCTTY, 0))?;
+        for stream in 0..3 {
+            check(libc::dup2(side.as_raw_fd(), stream))?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,148 @@
+//! Starts one container: from its plan to the order that its pod's keeper carries out.
+//!
+//! Called by: its pod's driver. Calls: the compile cache, seccomp profiles, the keeper.
+//! Invariant: what a guest is told is decided by the plan alone; nothing is asked of image or kubelet again.
+//! Not here: what a plan says, what follows a start.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use coracle_runtime::id::{ContainerId, PodId};
+use coracle_runtime::keeper::{Keeper, StartOrder, StartPayload};
+use coracle_runtime::process::Process;
+use coracle_runtime::spec::{ContainerSpec, LinuxSpec, Root, SPEC_VERSION, WasmSpec, Workload};
+use coracle_runtime::wasm::EngineRef;
+
+use super::{Host, log, pass, runtime_error};
+use crate::lifecycle::{ContainerWish, Error, Kind, LinuxPlan, Payload, Plan};
+
+/// What a launch needs.
+pub struct Launch {
+    /// The pod.
+    pub pod: PodId,
+    /// The container.
+    pub id: ContainerId,
+    /// The pod's log directory.
+    pub log_directory: String,
+    /// What was asked for.
+    pub wish: Arc<ContainerWish>,
+    /// What came of it.
+    pub plan: Arc<Plan>,
+    /// Who runs it.
+    pub keeper: Keeper,
+    /// For which engine its code is needed.
+    pub engine: EngineRef,
+}
+
+/// A container that runs.
+pub struct Launched {
+    /// Its first process.
+    pub process: Arc<Process>,
+    /// Nanoseconds since 1970 UTC.
+    pub started_at: i64,
+}
+
+impl Host {
+    /// Has the keeper run it. Its log file exists when this returns.
+    /// Errors: StartFailed when the jail or the program failed; the container then has ended.
+    pub async fn launch(&self, launch: Launch) -> Result<Launched, Error> {
+        pass("start.log")?;
+        let log = log::open(&launch.log_directory, &launch.plan.log_path).await?;
+        let plan = &launch.plan;
+        let payload = self.payload(&launch).await?;
+        let order = StartOrder {
+            container: launch.id.clone(),
+            spec: self.spec(&launch)?,
+            payload,
+            cgroup: self.entrance(&plan.cgroup)?,
+            log,
+        };
+        pass("start.order")?;
+        let started = launch.keeper.start(order, &self.parts.filters).await;
+        let started = started
+            .map_err(|error| runtime_error(format!("start container {}", launch.id), error))?;
+        Ok(Launched {
+            process: Arc::new(started.process),
+            started_at: started.started_at,
+        })
+    }
+
+    /// The container's cgroup in the unified tree, into which its guest is born.
+    fn entrance(&self, path: &str) -> Result<Option<OwnedFd>, Error> {
+        let opened = self
+            .parts
+            .cgroups
+            .open(path)
+            .and_then(|cgroup| cgroup.entrance());
+        opened.map_err(|error| Error::because(Kind::Io, format!("open cgroup {path}"), error))
+    }
+
+    fn spec(&self, launch: &Launch) -> Result<ContainerSpec, Error> {
+        let (plan, wish) = (&launch.plan, &launch.wish);
+        let directory = self.container_directory(&launch.pod, &launch.id);
+        let cgroup = self.parts.cgroups.open(&plan.cgroup);
+        let cgroup = cgroup
+            .map_err(|error| Error::because(Kind::Bug, format!("cgroup {}", plan.cgroup), error))?;
+        Ok(ContainerSpec {
+            version: SPEC_VERSION,
+            pod: launch.pod.clone(),
+            id: launch.id.clone(),
+            workload: self.workload(launch),
+            root: Root {
+                layers: plan.layers.clone(),
+                upper: directory.join("upper"),
+                work: directory.join("work"),
+                readonly: wish.readonly_rootfs,
+            },
+            mounts: plan.mounts.clone(),
+            identity: plan.identity.clone(),
+            cgroup_procs: cgroup.task_files(),
+            memory_limit_bytes: plan.memory_limit_bytes,
+            oom_score_adj: i32::try_from(wish.resources.oom_score_adj.clamp(-1000, 1000))
+                .unwrap_or(0),
+            spawn: plan.spawn,
+            staging: self.staging(),
+        })
+    }
+
+    /// What the payload needs beside its spec: compiled code, or a system call filter.
+    async fn payload(&self, launch: &Launch) -> Result<StartPayload, Error> {
+        match &launch.plan.payload {
+            Payload::Wasm(wasm) => {
+                let compiled = self
+                    .compiled(&launch.engine, &wasm.module, &wasm.module_digest)
+                    .await?;
+                let code = compiled.open();
+                code.map(StartPayload::Wasm)
+                    .map_err(|error| runtime_error("open compiled code", error))
+            }
+            Payload::Linux(linux) => self.filter(linux).map(StartPayload::Linux),
+        }
+    }
+
+    fn filter(&self, _linux: &LinuxPlan) -> Result<Option<OwnedFd>, Error> {
+        Ok(None)
+    }
+
+    fn workload(&self, launch: &Launch) -> Workload {
+        let (plan, stdin) = (&launch.plan, launch.wish.stdin);
+        match &plan.payload {
+            Payload::Wasm(wasm) => Workload::Wasm(WasmSpec {
+                kind: wasm.kind,
+                args: plan.args.clone(),
+                env: plan.env.clone(),
+                working_dir: plan.working_dir.clone(),
+                stdin,
+            }),
+            Payload::Linux(linux) => Workload::Linux(Box::new(LinuxSpec {
+                args: plan.args.clone(),
+                env: plan.env.clone(),
+                working_dir: plan.working_dir.clone(),
+                stdin,
+                jail: (*linux.jail).clone(),
+                cgroups: self.parts.cgroups.mounts(),
+                shm: self.shared_memory(&launch.pod),
+            })),
+        }
+    }
+}
