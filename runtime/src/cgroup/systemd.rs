@@ -1,0 +1,321 @@
+//! Who makes the cgroups of pods: we, as directories, or systemd, as one delegated scope a pod.
+//!
+//! Called by the daemon when it makes a pod's record ([`Driver::place`]), after it has forked the pod's keeper
+//! ([`Scopes::adopt`]), and when the pod is stopped ([`Scopes::release`]). With either driver the keeper's and the containers' cgroups
+//! are children of the place; systemd owns the tree down to the scope, we own what is in it.
+//!
+//! ```text
+//! kubelet:  kubepods-burstable-podX.slice          systemd makes slices
+//! adopt:    `- coracle-POD.scope   (Delegate=yes)   StartTransientUnit with the keeper's pid, wait for the job
+//!              |- KEEPER                            ours: made by Cgroups
+//!              `- CONTAINER ...
+//! ```
+//! Invariants: a pod's place says by its name which driver made it, so a pod outlives a change of the
+//! configuration; adopt and release may be repeated; neither lasts longer than [`PATIENCE`]. A scope is systemd's and
+//! no child of the daemon's unit, so nothing that happens to the daemon ends it; it ends with its last process, or by
+//! [`Scopes::release`].
+//! Not here: limits, which the kubelet sets on its slices and we on the cgroups inside.
+
+mod bus;
+mod error;
+mod gate;
+mod message;
+mod slice;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+pub use error::Error;
+
+use self::bus::{Answer, Bus, SOCKET};
+use self::gate::Gate;
+use self::message::{Body, Value};
+use super::{Cgroups, Limits, Version, files};
+use crate::id::PodId;
+
+/// How long systemd may take to start or stop a scope.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+/// Conversations at a time. systemd answers one after the other and tells each connection everything that happens,
+/// so that more of them only cost it time; two keep it busy.
+const AT_A_TIME: usize = 2;
+/// Pause before an interrupted conversation is begun anew.
+const PAUSE: Duration = Duration::from_millis(50);
+
+const START: &str = "StartTransientUnit";
+const STOP: &str = "StopUnit";
+
+/// Who makes the cgroups of new pods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Driver {
+    /// We, as directories.
+    Cgroupfs,
+    /// systemd, as scopes in its slices.
+    Systemd,
+}
+
+impl Driver {
+    /// The driver that fits this node: systemd where it is process 1 and the tree is v2, else cgroupfs.
+    #[must_use]
+    pub fn detect(cgroups: &Cgroups) -> Self {
+        // The sign that sd_booted(3) looks at.
+        let booted = Path::new("/run/systemd/system").is_dir();
+        match cgroups.version() {
+            Version::V2 if booted => Self::Systemd,
+            Version::V1 | Version::V2 => Self::Cgroupfs,
+        }
+    }
+
+    /// The path under which the cgroups of `pod` will lie; nothing is made. `asked` is CRI's `cgroup_parent`;
+    /// `fallback`, a path or a slice, counts when it is empty.
+    ///
+    /// Errors: what is asked for is not of this driver's kind, which means that the kubelet uses the other one.
+    pub fn place(self, asked: &str, fallback: &str, pod: &PodId) -> Result<String, Error> {
+        let given = if asked.is_empty() { fallback } else { asked };
+        match self {
+            Self::Cgroupfs if slice::is_slice(asked) && !asked.contains('/') => {
+                Err(Error::NotSystemd {
+                    parent: asked.to_owned(),
+                })
+            }
+            Self::Cgroupfs => Ok(format!("/{}", given.trim_matches('/'))),
+            Self::Systemd => {
+                let plain = asked.is_empty() && !slice::is_slice(fallback);
+                let parent = match plain {
+                    true => slice::cgroup_of(&slice::slice_for(fallback)),
+                    false => slice::cgroup_of(given),
+                };
+                Ok(format!("{}/{}", parent?, slice::scope_of(pod)))
+            }
+        }
+    }
+}
+
+/// Whether `place` is a scope, made by [`Scopes::adopt`]: then no cgroup can be made in it before there is a process.
+#[must_use]
+pub fn is_scope(place: &str) -> bool {
+    slice::split(place).is_some()
+}
+
+/// Makes and removes the scopes of pods. Cheap to clone; clones share one queue in front of systemd.
+#[derive(Clone, Debug)]
+pub struct Scopes {
+    gate: Arc<Gate>,
+}
+
+impl Default for Scopes {
+    fn default() -> Self {
+        Self {
+            gate: Arc::new(Gate::new(AT_A_TIME)),
+        }
+    }
+}
+
+impl Scopes {
+    /// Makes the scope `place` of a pod around its keeper `pid`, and in it `leaf`, a direct child, for the keeper
+    /// alone. Blocks: for its turn, and then at most for [`PATIENCE`] and that of a stop before it.
+    ///
+    /// A scope of that name that an earlier attempt left is stopped first. Errors: systemd does not answer or
+    /// refuses; the keeper ended meanwhile; the cgroup `leaf` cannot be made.
+    pub fn adopt(&self, cgroups: &Cgroups, place: &str, leaf: &str, pid: i32) -> Result<(), Error> {
+        let Some((slice, scope)) = slice::split(place) else {
+            return Err(Error::Slice {
+                parent: place.to_owned(),
+                why: "is no scope of a pod",
+            });
+        };
+        let turn = self.gate.enter();
+        let deadline = Instant::now() + PATIENCE;
+        while !is_inside(pid, place) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match start(slice, scope, pid, left) {
+                Ok(()) if is_inside(pid, place) => {}
+                Ok(()) => return Err(elsewhere(scope, pid, place)),
+                // systemd was executed anew while we spoke with it.
+                Err(Error::Talk { source, .. }) if is_hangup(&source) => thread::sleep(PAUSE),
+                Err(Error::Refused { name, .. }) if name.ends_with(".UnitExists") => {
+                    stop(scope, left)?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        drop(turn);
+        settle(cgroups, leaf, pid)
+    }
+
+    /// Stops the scope `place` and whatever still runs in it. A scope that is gone, and a place that is none, are
+    /// fine. Blocks: for its turn, and then at most for [`PATIENCE`].
+    ///
+    /// Errors: systemd does not answer or refuses.
+    pub fn release(&self, place: &str) -> Result<(), Error> {
+        let Some((_, scope)) = slice::split(place) else {
+            return Ok(());
+        };
+        let _turn = self.gate.enter();
+        stop(scope, PATIENCE)
+    }
+}
+
+/// Moves the keeper from the scope into its leaf. On v2 a cgroup with processes hands no controllers to its
+/// children, so the keeper goes first and the controllers follow.
+fn settle(cgroups: &Cgroups, leaf: &str, pid: i32) -> Result<(), Error> {
+    let cgroup = cgroups.open(leaf)?;
+    if cgroups.version() == Version::V1 {
+        cgroups.create(leaf, &Limits::default())?;
+    }
+    for file in cgroup.procs_files() {
+        if let Some(dir) = file.parent() {
+            files::make_dir(dir)?;
+        }
+        files::write(&file, &pid.to_string())?;
+    }
+    cgroups.create(leaf, &Limits::default())?;
+    Ok(())
+}
+
+fn start(slice: &str, scope: &str, pid: i32, patience: Duration) -> Result<(), Error> {
+    let pids = [pid.unsigned_abs()];
+    let properties = [
+        ("Description", Value::Text("a pod of Coracle")),
+        ("Slice", Value::Text(slice)),
+        ("PIDs", Value::U32s(&pids)),
+        // What is below is ours, with every controller.
+        ("Delegate", Value::Bool(true)),
+        // The kubelet drains pods before a shutdown; systemd is not to race it.
+        ("DefaultDependencies", Value::Bool(false)),
+        // Limits are the kubelet's, on the slice; systemd's default would be 15 % of the node's.
+        ("TasksMax", Value::U64(u64::MAX)),
+        // A scope that failed is forgotten like one that ended, so that its name is free.
+        ("CollectMode", Value::Text("inactive-or-failed")),
+    ];
+    let body = Body::default()
+        .text(scope)
+        .text("fail")
+        .properties(&properties)
+        .no_auxiliary_units();
+    run(START, scope, body, patience)
+}
+
+fn stop(scope: &str, patience: Duration) -> Result<(), Error> {
+    let body = Body::default().text(scope).text("replace");
+    match run(STOP, scope, body, patience) {
+        Err(Error::Refused { name, .. }) if name.ends_with(".NoSuchUnit") => Ok(()),
+        stopped => stopped,
+    }
+}
+
+/// Calls a method that queues a job of `unit`, and waits for the job's end.
+fn run(member: &'static str, unit: &str, body: Body, patience: Duration) -> Result<(), Error> {
+    let mut bus = Bus::connect(Path::new(SOCKET), patience)?;
+    match bus.call(member, body)? {
+        Answer::Accepted => {}
+        Answer::Refused { name, text } => {
+            return Err(Error::Refused {
+                member,
+                unit: unit.to_owned(),
+                name,
+                text,
+            });
+        }
+    }
+    match bus.job_end(member, unit)?.as_str() {
+        "done" => Ok(()),
+        result => Err(Error::Job {
+            member,
+            unit: unit.to_owned(),
+            result: result.to_owned(),
+        }),
+    }
+}
+
+fn is_hangup(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
+}
+
+/// Whether the process is in the cgroup `place` or below it: on v2 by the unified tree, on v1 by systemd's own.
+fn is_inside(pid: i32, place: &str) -> bool {
+    let path = cgroup_of(pid);
+    path.strip_prefix(place)
+        .is_some_and(|below| below.is_empty() || below.starts_with('/'))
+}
+
+/// Where systemd has put a process, as `/proc/PID/cgroup` tells; empty for one that is gone.
+fn cgroup_of(pid: i32) -> String {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    let mut paths = text.lines().filter_map(|line| {
+        line.strip_prefix("0::")
+            .or_else(|| line.split_once(":name=systemd:").map(|(_, path)| path))
+    });
+    // A hybrid node lists systemd's hierarchy before the unified tree, and systemd places processes in both.
+    paths.next().unwrap_or_default().to_owned()
+}
+
+fn elsewhere(scope: &str, pid: i32, place: &str) -> Error {
+    Error::Elsewhere {
+        unit: scope.to_owned(),
+        pid,
+        found: cgroup_of(pid),
+        wanted: place.to_owned(),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    const POD: &str = "00000000000000000000000000000000000000000000000000000000000000ab";
+
+    fn place(driver: Driver, asked: &str, fallback: &str) -> Result<String, String> {
+        let placed = driver.place(asked, fallback, &POD.parse().unwrap());
+        placed.map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn directories_lie_where_the_kubelet_says_or_else_where_the_configuration_does() {
+        let of = |asked, fallback| place(Driver::Cgroupfs, asked, fallback).unwrap();
+        assert_eq!(of("/kubepods/pod1/", "/coracle"), "/kubepods/pod1");
+        assert_eq!(of("", "coracle.slice"), "/coracle.slice");
+        assert_eq!(of("", "/coracle"), "/coracle");
+    }
+
+    #[test]
+    fn scopes_lie_in_slices() {
+        let scope = format!("coracle-{POD}.scope");
+        let of = |asked, fallback| place(Driver::Systemd, asked, fallback).unwrap();
+        let asked = of("kubepods-pod1.slice", "/coracle");
+        assert_eq!(
+            asked,
+            format!("/kubepods.slice/kubepods-pod1.slice/{scope}")
+        );
+        assert_eq!(of("", "/coracle"), format!("/coracle.slice/{scope}"));
+        assert_eq!(of("", "a-b.slice"), format!("/a.slice/a-b.slice/{scope}"));
+        assert!(is_scope(&asked));
+        assert!(!is_scope("/kubepods/pod1"));
+    }
+
+    #[test]
+    fn a_kubelet_with_the_other_driver_is_told() {
+        let error = place(Driver::Cgroupfs, "kubepods-pod1.slice", "/coracle").unwrap_err();
+        assert!(error.contains("cgroup.driver is cgroupfs"), "{error}");
+        let error = place(Driver::Systemd, "/kubepods/pod1", "/coracle").unwrap_err();
+        assert!(error.contains("must be a slice"), "{error}");
+    }
+
+    #[test]
+    fn a_place_that_is_no_scope_needs_no_systemd_to_be_released() {
+        Scopes::default().release("/kubepods/pod1").unwrap();
+    }
+
+    #[test]
+    fn a_node_without_systemd_says_who_is_missing() {
+        if Path::new(SOCKET).exists() {
+            return;
+        }
+        let scope = format!("/coracle.slice/coracle-{POD}.scope");
+        let error = Scopes::default().release(&scope).unwrap_err();
+        assert!(error.to_string().contains(SOCKET), "{error}");
+    }
+}

@@ -1,0 +1,212 @@
+//! One conversation with systemd over its own socket: connect, call, wait for the job to end.
+//!
+//! Called by `systemd`. systemd answers D-Bus on a private socket, without a bus daemon between, and tells every
+//! connection the end of every job. A connection serves one operation and is dropped: nothing waits when there is
+//! nothing to do, operations of different pods do not queue behind each other, and a systemd that was executed anew
+//! needs no care.
+//! Invariant: no call blocks beyond its deadline.
+//! Not here: what is asked of systemd.
+
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::error::Error;
+use super::message::{self, Body, Message};
+
+/// Where systemd listens for root.
+pub(super) const SOCKET: &str = "/run/systemd/private";
+
+/// A connection, good for a few calls until its deadline.
+#[derive(Debug)]
+pub(super) struct Bus {
+    stream: UnixStream,
+    deadline: Instant,
+    serial: u32,
+    /// Jobs that ended, by unit.
+    ended: Vec<(String, String)>,
+}
+
+/// How systemd answered a call.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Answer {
+    /// It did or will do it.
+    Accepted,
+    /// It refused: the error's name and text.
+    Refused { name: String, text: String },
+}
+
+impl Bus {
+    /// Connects and authenticates as root. Errors: nobody listens, or refuses us.
+    pub(super) fn connect(socket: &Path, patience: Duration) -> Result<Self, Error> {
+        let failed = |source| Error::Connect {
+            socket: socket.to_owned(),
+            source,
+        };
+        let stream = UnixStream::connect(socket).map_err(failed)?;
+        let mut bus = Self {
+            stream,
+            deadline: Instant::now() + patience,
+            serial: 0,
+            ended: Vec::new(),
+        };
+        bus.authenticate().map_err(failed)?;
+        Ok(bus)
+    }
+
+    /// SASL EXTERNAL, as the specification's "Authentication Protocol" has it: the socket's credentials count.
+    fn authenticate(&mut self) -> io::Result<()> {
+        let uid = rustix::process::getuid().as_raw().to_string();
+        let hex: String = uid.bytes().map(|digit| format!("{digit:02x}")).collect();
+        self.send(format!("\0AUTH EXTERNAL {hex}\r\n").as_bytes())?;
+        let mut line = Vec::new();
+        while !line.ends_with(b"\r\n") {
+            let mut byte = [0];
+            self.receive(&mut byte)?;
+            line.push(byte[0]);
+            if line.len() > 1024 {
+                return Err(io::Error::other("the answer to AUTH has no end"));
+            }
+        }
+        if !line.starts_with(b"OK ") {
+            let text = String::from_utf8_lossy(&line).trim_end().to_owned();
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
+        }
+        self.send(b"BEGIN\r\n")
+    }
+
+    /// Calls a method of systemd's manager and waits for its answer.
+    pub(super) fn call(&mut self, member: &'static str, body: Body) -> Result<Answer, Error> {
+        let failed = |source| Error::Talk { member, source };
+        self.serial += 1;
+        let serial = self.serial;
+        self.send(&body.call(serial, member)).map_err(failed)?;
+        loop {
+            match self.next().map_err(failed)? {
+                Message::Return { reply_to } if reply_to == serial => return Ok(Answer::Accepted),
+                Message::Error {
+                    reply_to,
+                    name,
+                    text,
+                } if reply_to == serial => return Ok(Answer::Refused { name, text }),
+                Message::JobRemoved { unit, result } => self.ended.push((unit, result)),
+                Message::Return { .. } | Message::Error { .. } | Message::Other => {}
+            }
+        }
+    }
+
+    /// Waits until a job of `unit` has ended and gives its result: `done`, or why not.
+    pub(super) fn job_end(&mut self, member: &'static str, unit: &str) -> Result<String, Error> {
+        loop {
+            if let Some(at) = self.ended.iter().position(|(of, _)| of == unit) {
+                return Ok(self.ended.swap_remove(at).1);
+            }
+            self.ended.clear();
+            let next = self.next();
+            if let Message::JobRemoved { unit, result } =
+                next.map_err(|source| Error::Talk { member, source })?
+            {
+                self.ended.push((unit, result));
+            }
+        }
+    }
+
+    fn next(&mut self) -> io::Result<Message> {
+        let mut bytes = vec![0; message::PREFIX_BYTES];
+        self.receive(&mut bytes)?;
+        let malformed = || io::Error::new(io::ErrorKind::InvalidData, "a malformed message");
+        let whole = message::length_of(&bytes).ok_or_else(malformed)?;
+        bytes.resize(whole, 0);
+        self.receive(&mut bytes[message::PREFIX_BYTES..])?;
+        message::read(&bytes).ok_or_else(malformed)
+    }
+
+    /// What is left until the deadline. Errors: nothing.
+    fn patience(&self) -> io::Result<Option<Duration>> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "no answer in time"));
+        }
+        Ok(Some(left))
+    }
+
+    fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.stream.set_write_timeout(self.patience()?)?;
+        self.stream.write_all(bytes).map_err(in_time)
+    }
+
+    fn receive(&mut self, mut bytes: &mut [u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            self.stream.set_read_timeout(self.patience()?)?;
+            match self.stream.read(bytes) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(got) => bytes = &mut bytes[got..],
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(in_time(error)),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A socket's timeout shows as EAGAIN.
+fn in_time(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::WouldBlock => {
+            io::Error::new(io::ErrorKind::TimedOut, "no answer in time")
+        }
+        _ => error,
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+    use std::io::{BufRead as _, BufReader};
+    use std::os::unix::net::UnixListener;
+    use std::thread;
+
+    /// A socket that accepts one client and answers its greeting with `line`.
+    fn listener(name: &str, line: &'static [u8]) -> std::path::PathBuf {
+        let path = std::env::temp_dir().join(format!("coracle-bus-{}-{name}", std::process::id()));
+        let _ = std::fs::remove_file(&path);
+        let listener = UnixListener::bind(&path).unwrap();
+        thread::spawn(move || {
+            let (mut client, _) = listener.accept().unwrap();
+            let mut greeting = String::new();
+            let mut reader = BufReader::new(client.try_clone().unwrap());
+            reader.read_line(&mut greeting).unwrap();
+            assert_eq!(greeting, "\0AUTH EXTERNAL 30\r\n");
+            client.write_all(line).unwrap();
+            thread::sleep(Duration::from_millis(400));
+        });
+        path
+    }
+
+    #[test]
+    fn a_refusal_to_authenticate_is_told_with_its_words() {
+        let socket = listener("refusal", b"REJECTED EXTERNAL\r\n");
+        let error = Bus::connect(&socket, Duration::from_secs(5)).unwrap_err();
+        let Error::Connect { source, .. } = error else {
+            panic!("{error}");
+        };
+        assert_eq!(source.to_string(), "REJECTED EXTERNAL");
+        std::fs::remove_file(socket).unwrap();
+    }
+
+    #[test]
+    fn a_systemd_that_does_not_answer_is_given_up_at_the_deadline() {
+        let socket = listener("silence", b"OK 00\r\n");
+        let started = Instant::now();
+        let mut bus = Bus::connect(&socket, Duration::from_millis(100)).unwrap();
+        let error = bus.call("StopUnit", Body::default()).unwrap_err();
+        assert!(started.elapsed() < Duration::from_millis(300));
+        let Error::Talk { source, .. } = error else {
+            panic!("{error}");
+        };
+        assert_eq!(source.kind(), io::ErrorKind::TimedOut);
+        std::fs::remove_file(socket).unwrap();
+    }
+}

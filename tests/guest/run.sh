@@ -1,0 +1,89 @@
+#!/usr/bin/env bash
+# Runs end-to-end tests on a node of cgroup v2 only: a virtual machine by software emulation, with Debian's cloud
+# kernel, this machine's own files read-only below a writable layer, and no network but loopback.
+#
+#   tests/guest/run.sh [FILTER | --FLAG]...    what the `cri` test binary is given
+#
+# Called by `make test-v2`, which builds first. GUEST_INIT=plain (a script is process 1) or systemd;
+# GUEST_KERNEL=bookworm (6.1) or trixie (6.12); GUEST_COMMAND replaces the tests by a command line of your own.
+# Passes on the guest's console and ends with its status; 124 when it took longer than GUEST_TIMEOUT seconds.
+set -euo pipefail
+cd "$(dirname "$0")"
+
+init=${GUEST_INIT:-plain}
+target=${CARGO_TARGET_DIR:-$HOME/.cache/coracle/target}
+kernel=$(./kernel.sh "${GUEST_KERNEL:-bookworm}")
+virtiofsd=
+for place in /usr/libexec/virtiofsd /usr/lib/qemu/virtiofsd; do
+    [[ ! -x $place ]] || virtiofsd=$place
+done
+[[ -n $virtiofsd ]] || { echo "no virtiofsd; install qemu-system-common or virtiofsd" >&2; exit 1; }
+
+work=$(mktemp -d /tmp/coracle-guest.XXXXXX)
+children=()
+cleanup() {
+    for pid in "${children[@]}"; do
+        kill "$pid" 2>/dev/null || true
+    done
+    wait || true
+    rm -rf "$work"
+}
+trap cleanup EXIT
+trap 'exit 130' INT TERM
+
+# The binaries as they are now, whatever cargo does meanwhile. Cargo replaces files, it does not rewrite them.
+snapshot() {
+    install -d "$work/target/$(dirname "$1")"
+    cp --link "$target/$1" "$work/target/$1" 2>/dev/null || cp "$target/$1" "$work/target/$1"
+}
+tests=${GUEST_TESTS:-$(cd "$target" && ls -t release/deps/cri-* | grep -v "\.d$" | head -n 1)}
+for file in "$tests" release/coracle failpoints-bin/coracle tools/crictl tools/crictl.version; do
+    snapshot "$file"
+done
+# What the guest is to do.
+{
+    printf 'target=%q\n' "$target"
+    printf 'snapshot=%q\n' "$work/target"
+    printf 'tests=%q\n' "$target/$tests"
+    printf 'here=%q\n' "$PWD"
+    printf 'command=%q\n' "${GUEST_COMMAND:-}"
+    printf 'arguments=('
+    printf '%q ' "$@"
+    printf ')\n'
+} >"$work/order"
+
+truncate -s 8G "$work/disk"
+mkfs.ext4 -q -E lazy_itable_init=1,lazy_journal_init=1 -O ^has_journal "$work/disk"
+# A disk without a file system, on which the guest writes its exit status.
+truncate -s 4096 "$work/status"
+
+"$virtiofsd" --socket-path="$work/fs" -o source=/ -o cache=always -o sandbox=chroot -o no_writeback \
+    >"$work/virtiofsd.log" 2>&1 &
+children+=($!)
+for ((tries = 0; tries < 100; tries++)); do
+    [[ ! -S $work/fs ]] || break
+    sleep 0.05
+done
+
+memory=${GUEST_MEMORY:-4G}
+case $init in
+plain) words="guest.init=/run/guest/plain.sh" ;;
+systemd) words="guest.init=/lib/systemd/systemd systemd.unit=guest.target systemd.show_status=error systemd.unified_cgroup_hierarchy=1" ;;
+*) echo "GUEST_INIT is $init, must be plain or systemd" >&2; exit 2 ;;
+esac
+machine=(
+    -machine q35,memory-backend=memory -accel tcg,thread=multi,tb-size=512 -cpu max -smp 2 -m "$memory"
+    -object "memory-backend-memfd,id=memory,size=$memory,share=on"
+    -kernel "$kernel/vmlinuz" -initrd "$kernel/initramfs"
+    -append "console=ttyS0 quiet panic=-1 nokaslr mitigations=off cgroup_no_v1=all guest.here=$PWD guest.order=$work/order guest.modules=$kernel/lib/modules $words ${GUEST_CMDLINE:-}"
+    -drive "file=$work/disk,if=virtio,format=raw,cache=unsafe,discard=unmap"
+    -drive "file=$work/status,if=virtio,format=raw,cache=unsafe"
+    -chardev "socket,id=fs,path=$work/fs" -device vhost-user-fs-pci,chardev=fs,tag=host
+    -device virtio-rng-pci -nic none -display none -monitor none -serial stdio -no-reboot
+)
+status=0
+timeout --foreground "${GUEST_TIMEOUT:-900}" qemu-system-x86_64 "${machine[@]}" </dev/null || status=$?
+[[ $status -eq 0 ]] || { echo "the guest did not end by itself (status $status)" >&2; exit "$status"; }
+answer=$(tr -d '\0' <"$work/status")
+[[ $answer =~ ^[0-9]+$ ]] || { echo "the guest ended without saying how; its console is above" >&2; exit 1; }
+exit "$answer"

@@ -1,0 +1,20 @@
+#!/bin/bash
+# What the guest is there for: puts the snapshot of the binaries where they are expected, loads modules, runs the
+# tests or the command ordered, and writes the status where the host reads it.
+source /run/guest/order
+for module in veth br_netfilter nf_tables nft_compat nft_chain_nat sctp dummy bridge loop tun; do
+    busybox modprobe "$module" 2>/dev/null || true
+done
+# The host's /tmp is below the snapshot; this root has a /tmp of its own.
+mkdir -p "$target"
+mount --bind "/host$snapshot" "$target"
+export CARGO_TARGET_DIR=$target CORACLE_IN_GUEST=1
+cd "$(dirname "$here")"
+if [[ -n $command ]]; then
+    bash -c "$command"
+else
+    "$tests" "${arguments[@]}"
+fi
+status=$?
+printf '%s\n' "$status" >/dev/vdb
+sync
