@@ -14,6 +14,7 @@
 pub mod identity;
 pub mod linux;
 mod place;
+pub mod profile;
 pub mod root;
 pub mod seccomp;
 mod volume;

@@ -175,7 +175,7 @@ fn fresh() -> Result<ScmpFilterContext> {
     ScmpFilterContext::new(ScmpAction::KillProcess).map_err(broken)
 }
 
-fn export(filter: &ScmpFilterContext) -> Result<Vec<u8>> {
+pub(super) fn export(filter: &ScmpFilterContext) -> Result<Vec<u8>> {
     let file = rustix::fs::memfd_create("bpf", rustix::fs::MemfdFlags::CLOEXEC)
         .during(|| "make a memfd".into())?;
     filter.export_bpf(&file).map_err(broken)?;

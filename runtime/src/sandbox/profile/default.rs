@@ -164,7 +164,12 @@ pub(super) fn profile(arches: Vec<ScmpArch>) -> Profile {
     }
     rules.extend(compared());
     rules.extend(without_admin());
-    Profile::assemble(b"runtime/default", ScmpAction::Errno(libc::EPERM), arches, rules)
+    Profile::assemble(
+        b"runtime/default",
+        ScmpAction::Errno(libc::EPERM),
+        arches,
+        rules,
+    )
 }
 
 fn allow(names: &[&str], includes: Gate) -> Rule {
@@ -207,7 +212,11 @@ fn compared() -> impl Iterator<Item = Rule> {
 /// New processes share all namespaces; clone3 keeps its flags where no filter sees them, so C libraries are told that
 /// it does not exist and use clone.
 fn without_admin() -> [Rule; 2] {
-    let flags = if super::HOST_ARCHITECTURE == "s390x" { 1 } else { 0 };
+    let flags = if super::HOST_ARCHITECTURE == "s390x" {
+        1
+    } else {
+        0
+    };
     [
         Rule {
             conditions: vec![Condition {
@@ -243,7 +252,15 @@ mod tests {
         for name in groups.iter().flat_map(|g| g.split_ascii_whitespace()) {
             assert!(seen.insert(name), "{name} is listed twice");
         }
-        for absent in ["io_uring_setup", "unshare", "mount", "keyctl", "userfaultfd", "socket", "clone"] {
+        for absent in [
+            "io_uring_setup",
+            "unshare",
+            "mount",
+            "keyctl",
+            "userfaultfd",
+            "socket",
+            "clone",
+        ] {
             assert!(!seen.contains(absent), "{absent}");
         }
     }
@@ -251,7 +268,9 @@ mod tests {
     #[test]
     fn families_leave_out_two_and_overlap_nowhere() {
         for family in 0..48_u64 {
-            let hits = FAMILIES.iter().filter(|(mask, value)| family & mask == *value);
+            let hits = FAMILIES
+                .iter()
+                .filter(|(mask, value)| family & mask == *value);
             let wanted = usize::from(![38, 40].contains(&family));
             assert_eq!(hits.count(), wanted, "family {family}");
         }
