@@ -465,7 +465,7 @@ mod tests {
         let foreign =
             refusal(r#"{"defaultAction":"SCMP_ACT_ERRNO","architectures":["SCMP_ARCH_S390X"]}"#);
         assert!(foreign.chain().contains("S390X"), "{foreign:?}");
-        let many: Vec<String> = (0..1500)
+        let many: Vec<String> = (0..4096)
             .map(|n| format!(r#"{{"names":["read"],"action":"SCMP_ACT_LOG","args":[{{"index":0,"value":{n},"op":"SCMP_CMP_EQ"}}]}}"#))
             .collect();
         let long = refusal(&format!(
