@@ -24,6 +24,9 @@ BUILD_PACKAGES := build-essential pkg-config libseccomp-dev ca-certificates
 DEMO_PACKAGES := $(BUILD_PACKAGES) docker-registry
 TEST_PACKAGES := $(DEMO_PACKAGES) clang lld wasi-libc libclang-rt-14-dev-wasm32 python3-venv containerd runc
 BENCH_PACKAGES := $(TEST_PACKAGES) containernetworking-plugins
+# busybox is built from source; ipcmk and ipcrm belong to util-linux; the peer's host ports need iptables.
+CONFORMANCE_PACKAGES := $(DEMO_PACKAGES) python3-venv dpkg-dev xz-utils bzip2 util-linux \
+    $(if $(PEER),containerd runc containernetworking-plugins iptables)
 
 .PHONY: help
 help: ## list the targets
@@ -64,6 +67,15 @@ bench: ## build, then compare with containerd + runc (as root; BENCH_JSON=FILE a
 	@.ci/packages $(BENCH_PACKAGES)
 	$(CARGO) build --release --workspace --bins
 	$(RELEASE)/bench
+
+# See docs/conformance.md.
+CONFORMANCE := $(if $(FOCUS),--focus '$(FOCUS)') $(if $(SKIP),--skip '$(SKIP)') $(if $(WEBSOCKET),--websocket) \
+    $(if $(PEER),--peer $(PEER)) $(if $(HANDLER),--handler $(HANDLER))
+.PHONY: conformance
+conformance: ## build, then run critest (as root; FOCUS=REGEX SKIP=REGEX WEBSOCKET=1 PEER=containerd HANDLER=NAME)
+	@.ci/packages $(CONFORMANCE_PACKAGES)
+	$(CARGO) build --release --workspace --bins
+	$(RELEASE)/conformance $(CONFORMANCE)
 
 .PHONY: lint
 lint: ## formatting, clippy, and cargo-deny where it is installed

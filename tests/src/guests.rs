@@ -62,6 +62,20 @@ pub fn linux_pause() -> Outcome<Vec<u8>> {
     })
 }
 
+/// The web server of `webserver.c`, static: `PROGRAM PORT`.
+pub fn web_server() -> Outcome<Vec<u8>> {
+    static BUILT: OnceLock<Vec<u8>> = OnceLock::new();
+    once(&BUILT, || compile("webserver.c", &["cc", "-static", "-O1"]))
+}
+
+/// The program of `nonewprivs.c`, static: prints its effective user id.
+pub fn effective_uid() -> Outcome<Vec<u8>> {
+    static BUILT: OnceLock<Vec<u8>> = OnceLock::new();
+    once(&BUILT, || {
+        compile("nonewprivs.c", &["cc", "-static", "-O1"])
+    })
+}
+
 fn once(cell: &OnceLock<Vec<u8>>, build: impl FnOnce() -> Outcome<Vec<u8>>) -> Outcome<Vec<u8>> {
     if let Some(built) = cell.get() {
         return Ok(built.clone());

@@ -12,6 +12,7 @@
 pub mod bench;
 pub mod builds;
 pub mod client;
+pub mod conformance;
 pub mod crictl;
 pub mod daemon;
 pub mod faulty;

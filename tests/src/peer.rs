@@ -28,6 +28,15 @@ impl Containerd {
     /// Starts containerd with this sandbox image and waits until its CRI answers.
     /// Errors: not installed, or no answer within fifteen seconds.
     pub async fn start(sandbox_image: &str) -> Outcome<Self> {
+        Self::start_with(sandbox_image, "", &[]).await
+    }
+
+    /// The same with lines appended to its configuration and plugins to its network list.
+    pub async fn start_with(
+        sandbox_image: &str,
+        extra_config: &str,
+        extra_plugins: &[serde_json::Value],
+    ) -> Outcome<Self> {
         if !PathBuf::from(CNI_PLUGINS).join("bridge").exists() {
             return Err(format!(
                 "no bridge plugin in {CNI_PLUGINS}; apt-get install containernetworking-plugins"
@@ -38,8 +47,13 @@ impl Containerd {
         let dir = scratch.dir();
         fs::create_dir_all(dir.join("cni"))?;
         fs::create_dir_all(dir.join("logs"))?;
-        fs::write(dir.join("config.toml"), config(&scratch, sandbox_image))?;
-        fs::write(dir.join("cni/10-bridge.conflist"), cni(&scratch))?;
+        let config = config(&scratch, sandbox_image) + extra_config;
+        fs::write(dir.join("config.toml"), config)?;
+        let mut network: serde_json::Value = serde_json::from_str(&cni(&scratch))?;
+        if let Some(plugins) = network["plugins"].as_array_mut() {
+            plugins.extend_from_slice(extra_plugins);
+        }
+        fs::write(dir.join("cni/10-bridge.conflist"), network.to_string())?;
         let log = fs::File::create(dir.join("daemon.log"))?;
         let script = format!("{}exec containerd --config \"$0\"", scratch.enter_cgroup());
         let child = Command::new("/bin/sh")

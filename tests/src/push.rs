@@ -193,11 +193,13 @@ pub fn digest(bytes: &[u8]) -> String {
     })
 }
 
-fn descriptor(kind: &str, bytes: &[u8]) -> Value {
+/// How a manifest or an index names a blob.
+pub(crate) fn descriptor(kind: &str, bytes: &[u8]) -> Value {
     json!({"mediaType": kind, "digest": digest(bytes), "size": bytes.len()})
 }
 
-fn push_blob(host: &str, repository: &str, blob: &[u8]) -> Outcome<()> {
+/// Uploads a blob unless the registry has it.
+pub(crate) fn push_blob(host: &str, repository: &str, blob: &[u8]) -> Outcome<()> {
     let name = digest(blob);
     if http::request(
         host,
@@ -228,7 +230,8 @@ fn push_blob(host: &str, repository: &str, blob: &[u8]) -> Outcome<()> {
     expect_created(&done, &name)
 }
 
-fn push_manifest(
+/// Uploads a manifest or an index, given with its media type, under a tag.
+pub(crate) fn push_manifest(
     host: &str,
     repository: &str,
     tag: &str,
@@ -268,7 +271,8 @@ fn tar_of(files: &[File<'_>]) -> Outcome<Vec<u8>> {
     Ok(tar.into_inner()?)
 }
 
-fn gzip(bytes: &[u8]) -> Outcome<Vec<u8>> {
+/// Packs bytes as gzip does, always alike.
+pub(crate) fn gzip(bytes: &[u8]) -> Outcome<Vec<u8>> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     encoder.write_all(bytes)?;
     Ok(encoder.finish()?)

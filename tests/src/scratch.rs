@@ -117,13 +117,7 @@ impl Scratch {
 
     /// The mount points of this mount namespace that lie in this scratch's directory, in mount order.
     pub fn mounts(&self) -> Vec<String> {
-        let inside = format!("{}/", self.dir.display());
-        let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        let points = table.lines().filter_map(|line| line.split(' ').nth(4));
-        points
-            .filter(|point| point.starts_with(&inside))
-            .map(str::to_owned)
-            .collect()
+        mounts_below(&self.dir)
     }
 }
 
@@ -133,6 +127,17 @@ impl Drop for Scratch {
             self.sweep();
         }
     }
+}
+
+/// The mount points of this mount namespace that lie below a directory, in mount order.
+pub(crate) fn mounts_below(dir: &Path) -> Vec<String> {
+    let inside = format!("{}/", dir.display());
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let points = table.lines().filter_map(|line| line.split(' ').nth(4));
+    points
+        .filter(|point| point.starts_with(&inside))
+        .map(str::to_owned)
+        .collect()
 }
 
 /// The mount points of all cgroup hierarchies, version 1 and 2.
@@ -169,7 +174,8 @@ fn make_cgroup(dir: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
-fn remove_cgroups(dir: &Path) {
+/// Removes a cgroup and those below it, as far as they are empty.
+pub(crate) fn remove_cgroups(dir: &Path) {
     let children = fs::read_dir(dir).into_iter().flatten().flatten();
     for child in children.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
         remove_cgroups(&child.path());

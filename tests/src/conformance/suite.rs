@@ -1,0 +1,198 @@
+//! Runs critest and takes away what its specs leave on the machine.
+//!
+//! Invariants: nothing is deleted below a directory in which something is still mounted, because a spec that failed may
+//! have left the host's /etc there; shared memory and cgroups are removed only if this run made them.
+//! Not here: the runtime's own leftovers, which its harness looks for.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use rustix::mount::{UnmountFlags, unmount};
+
+use super::Plan;
+use super::report::Report;
+use crate::{Outcome, scratch};
+
+/// Critest gives up by itself after this; a run takes two minutes.
+const DEADLINE: &str = "20m";
+/// The cgroup in which critest puts pods when the runtime does not tell its driver.
+const CRITEST_CGROUP: &str = "test.slice";
+
+/// The directory of one run, and the machine as it was before.
+#[derive(Debug)]
+pub struct Work {
+    dir: PathBuf,
+    segments: BTreeSet<String>,
+    had_cgroup: bool,
+}
+
+impl Work {
+    /// Makes the directory and looks at the machine.
+    pub fn new() -> Outcome<Self> {
+        let dir = PathBuf::from(format!("/tmp/coracle-conformance-{}", std::process::id()));
+        fs::create_dir_all(dir.join("tmp"))?;
+        fs::create_dir_all(dir.join("certs.d"))?;
+        Ok(Self {
+            dir,
+            segments: memory_segments(),
+            had_cgroup: critest_cgroups().next().is_some(),
+        })
+    }
+
+    /// Where the `hosts.toml` files go.
+    pub fn mirrors(&self) -> PathBuf {
+        self.dir.join("certs.d")
+    }
+
+    /// Critest's TMPDIR.
+    fn tmp(&self) -> PathBuf {
+        self.dir.join("tmp")
+    }
+
+    /// Removes everything. Errors: a mount stays, with where it is.
+    pub fn clean_up(self) -> Outcome<()> {
+        for segment in memory_segments().difference(&self.segments) {
+            let _ = std::process::Command::new("ipcrm")
+                .args(["-m", segment])
+                .status();
+        }
+        if !self.had_cgroup {
+            for dir in critest_cgroups() {
+                scratch::remove_cgroups(&dir);
+            }
+        }
+        for mount in self.mounts().iter().rev() {
+            let _ = unmount(mount, UnmountFlags::DETACH);
+        }
+        let left = self.mounts();
+        if !left.is_empty() {
+            return Err(format!("still mounted, so {} stays: {left:?}", self.dir.display()).into());
+        }
+        Ok(fs::remove_dir_all(&self.dir)?)
+    }
+
+    /// Mount points below the directory, in mount order.
+    fn mounts(&self) -> Vec<String> {
+        scratch::mounts_below(&self.dir)
+    }
+}
+
+/// Runs critest to its end. Errors: it wrote no report.
+pub async fn run(
+    critest: &Path,
+    plan: &Plan,
+    socket: &Path,
+    work: &Work,
+    out: &Path,
+) -> Outcome<Report> {
+    let json = out.join("report.json");
+    let _ = fs::remove_file(&json);
+    let log = File::create(out.join("critest.log"))?;
+    let mut child = tokio::process::Command::new(critest)
+        .args(arguments(plan, socket, &json))
+        .current_dir(&work.dir)
+        .env("TMPDIR", work.tmp())
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .spawn()?;
+    tokio::select! {
+        status = child.wait() => {
+            let text = fs::read(&json).map_err(|error| format!("critest ({}) wrote no report: {error}", match status {
+                Ok(status) => status.to_string(),
+                Err(error) => error.to_string(),
+            }))?;
+            Report::parse(&text)
+        }
+        _ = tokio::signal::ctrl_c() => {
+            child.start_kill()?;
+            tokio::time::timeout(Duration::from_secs(5), child.wait()).await??;
+            Err("interrupted".into())
+        }
+    }
+}
+
+fn arguments(plan: &Plan, socket: &Path, json: &Path) -> Vec<String> {
+    let endpoint = format!("unix://{}", socket.display());
+    let mut words = vec![
+        "-config=/nonexistent".to_owned(),
+        format!("-runtime-endpoint={endpoint}"),
+        format!("-image-endpoint={endpoint}"),
+        format!("-ginkgo.json-report={}", json.display()),
+        format!("-ginkgo.timeout={DEADLINE}"),
+        "-ginkgo.no-color".to_owned(),
+    ];
+    words.extend(
+        plan.focus
+            .iter()
+            .map(|focus| format!("-ginkgo.focus={focus}")),
+    );
+    words.extend(plan.skip.iter().map(|skip| format!("-ginkgo.skip={skip}")));
+    words.extend(
+        plan.handler
+            .iter()
+            .map(|handler| format!("-runtime-handler={handler}")),
+    );
+    if plan.websocket {
+        let flags = ["exec", "attach", "portforward"];
+        words.extend(flags.map(|name| format!("-websocket-{name}")));
+    }
+    words
+}
+
+/// Ids of the machine's System V shared memory segments that nobody has attached.
+fn memory_segments() -> BTreeSet<String> {
+    let table = fs::read_to_string("/proc/sysvipc/shm").unwrap_or_default();
+    let idle = |line: &str| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        (words.get(6) == Some(&"0")).then(|| words[1].to_owned())
+    };
+    table.lines().skip(1).filter_map(idle).collect()
+}
+
+/// The directories of critest's own cgroup, in every hierarchy that has it.
+fn critest_cgroups() -> impl Iterator<Item = PathBuf> {
+    scratch::hierarchies()
+        .into_iter()
+        .map(|root| root.join(CRITEST_CGROUP))
+        .filter(|dir| dir.exists())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plan_becomes_critests_own_flags() {
+        let plan = Plan {
+            focus: Some("Pod".into()),
+            skip: vec!["a".into(), "b".into()],
+            websocket: true,
+            ..Plan::default()
+        };
+        let words = arguments(&plan, Path::new("/run/x.sock"), Path::new("/r.json"));
+        for word in [
+            "-runtime-endpoint=unix:///run/x.sock",
+            "-image-endpoint=unix:///run/x.sock",
+            "-ginkgo.json-report=/r.json",
+            "-ginkgo.focus=Pod",
+            "-ginkgo.skip=a",
+            "-ginkgo.skip=b",
+            "-websocket-attach",
+        ] {
+            assert!(
+                words.iter().any(|given| given == word),
+                "{word} is not in {words:?}"
+            );
+        }
+        let plain = arguments(&Plan::default(), Path::new("/x"), Path::new("/r"));
+        assert!(
+            !plain
+                .iter()
+                .any(|word| word.contains("websocket") || word.contains("focus"))
+        );
+    }
+}
