@@ -6,14 +6,20 @@
 //! Not here: phases, who asked, gRPC.
 
 mod container;
+mod exec;
+mod flow;
 mod ids;
+mod image_volumes;
 mod launch;
 mod limits;
+mod linux;
 mod log;
 mod mounts;
 mod plan;
 mod pod;
+mod stats;
 mod sweep;
+mod update;
 mod user;
 mod words;
 
@@ -29,10 +35,13 @@ use coracle_runtime::spawner::Spawner;
 use coracle_runtime::spec::Spawn;
 use coracle_runtime::wasm::CompileCache;
 
+pub use exec::ExecOutput;
 pub use ids::Ids;
 pub use launch::{Launch, Launched};
 pub use pod::{GREETING_PATIENCE, Raised};
+pub use stats::{ContainerUsage, Interface, LayerUsage, Measured, PodUsage, Usage};
 pub use sweep::Owned;
+pub use update::replanned;
 
 use crate::config::Config;
 use crate::lifecycle::{Error, Handler, Kind};
@@ -110,13 +119,19 @@ pub struct Host {
     config: HostConfig,
     parts: Parts,
     ids: Ids,
+    meter: stats::Meter,
 }
 
 impl Host {
     /// Makes the directories that effects expect. Errors: the disk's.
     pub fn new(config: HostConfig, parts: Parts) -> Result<Host, Error> {
         let ids = Ids::new(config.id_base, config.id_count);
-        let host = Host { config, parts, ids };
+        let host = Host {
+            config,
+            parts,
+            ids,
+            meter: stats::Meter::default(),
+        };
         for directory in [
             host.pods_directory(),
             host.run_directory(),
@@ -191,6 +206,11 @@ impl Host {
     /// Pinned network namespaces, by pod.
     pub fn pins_directory(&self) -> PathBuf {
         self.config.run.join("netns")
+    }
+
+    /// A pod's own `/etc` files.
+    fn pod_files(&self, pod: &PodId) -> PathBuf {
+        self.run_directory().join(pod.as_str()).join("files")
     }
 
     fn control_socket(&self, pod: &PodId) -> PathBuf {

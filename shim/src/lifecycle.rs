@@ -17,17 +17,19 @@ mod record;
 mod recover;
 mod state;
 mod store;
+mod usage;
 mod view;
 mod wish;
 mod work;
 
 pub use error::{Error, Kind};
-pub use record::{Payload, Plan, PodRecord, WasmPlan};
+pub use record::{LinuxPlan, Payload, Plan, PodRecord, SeccompPlan, WasmPlan};
 pub use store::Slot;
 pub use view::{Board, ContainerState, ContainerView, Event, EventKind, PodView};
 pub use wish::{
-    ContainerName, ContainerWish, Dns, Handler, MountWish, NamespaceMode, Namespaces, PodName,
-    PodWish, Propagation, Resources, UserWish,
+    CapabilityWish, ContainerName, ContainerWish, DeviceWish, Dns, GroupsPolicy, Handler, IdMapping,
+    ImageVolume, MountWish, NamespaceMode, Namespaces, PidWish, PodName, PodWish, ProfileWish,
+    Propagation, Resources, SecurityWish, SelinuxWish, UserWish, UsernsWish,
 };
 
 use std::sync::Arc;
@@ -36,6 +38,7 @@ use std::time::Duration;
 
 use coracle_images::Image;
 use coracle_runtime::id::{ContainerId, PodId};
+use coracle_runtime::spec::IdRange;
 use tokio::sync::{broadcast, oneshot};
 
 use driver::{Ask, Driver, Mailbox, Note, Reply, Shared};
@@ -43,7 +46,7 @@ use names::{Claim, Names};
 use state::PodPhase;
 use work::Work;
 
-use crate::host::{Host, io_error};
+use crate::host::{ExecOutput, Host, io_error};
 
 /// Longest host name, in bytes: what the kernel takes.
 const MAX_HOSTNAME: usize = 64;
@@ -113,7 +116,14 @@ impl Pods {
             created_at: clock::wall(),
             boot: self.shared.boot.clone(),
             cgroup_parent: host.cgroup_parent(&wish.cgroup_parent),
-            range: host.ids().lease()?,
+            range: match &wish.userns {
+                // The kubelet hands out the ids of pods with user namespaces.
+                Some(userns) => IdRange {
+                    base: userns.uid.outside,
+                    size: userns.uid.count,
+                },
+                None => host.ids().lease()?,
+            },
             phase: PodPhase::Starting,
         };
         let slot = Slot::new(host.pod_directory(id));
@@ -171,10 +181,38 @@ impl Pods {
         .await
     }
 
+    /// Runs `argv` in it and returns what came of it; at most `limit` passes, unless there is none.
+    /// Errors: Missing; WrongPhase unless it runs; StartFailed when there is no such program; Deadline.
+    pub async fn exec_sync(
+        &self,
+        id: &ContainerId,
+        argv: Vec<String>,
+        limit: Option<Duration>,
+    ) -> Result<ExecOutput, Error> {
+        let launch = ask(&self.container_mailbox(id)?, |reply| {
+            Ask::Exec(id.clone(), reply)
+        })
+        .await?;
+        self.shared.host.exec_sync(&launch, argv, limit).await
+    }
+
     /// Opens its log file anew, after the kubelet renamed the old one. Errors: WrongPhase when it does not run.
     pub async fn reopen_log(&self, id: &ContainerId) -> Result<(), Error> {
         ask(&self.container_mailbox(id)?, |reply| {
             Ask::ReopenLog(id.clone(), reply)
+        })
+        .await
+    }
+
+    /// Gives it new limits; what `resources` leaves 0 or empty stays. They are recorded, and shown, once they hold.
+    /// Errors: WrongPhase when it has ended or uses more memory than it shall have; Invalid; the limits then stay.
+    pub async fn update_container(
+        &self,
+        id: &ContainerId,
+        resources: Resources,
+    ) -> Result<(), Error> {
+        ask(&self.container_mailbox(id)?, |reply| {
+            Ask::Update(id.clone(), resources, reply)
         })
         .await
     }

@@ -8,20 +8,28 @@
 
 mod check;
 mod container;
+mod exec;
 mod filter;
 mod image;
 mod lists;
+mod mount;
+mod namespaces;
 mod node;
 mod render;
+mod resources;
 mod sandbox;
 mod security;
 mod signal;
+mod stats;
+mod sysctl;
+mod update;
 
 use std::time::Duration;
 
 use coracle_proto::runtime::v1 as cri;
 
 pub(super) use self::container::container_wish;
+pub(super) use self::exec::exec_wish;
 pub(super) use self::filter::{ContainerFilter, PodFilter};
 pub(super) use self::image::{
     filesystem_usage, image, image_status_reply, listed_image, named_image, pull_order,
@@ -32,6 +40,8 @@ pub(super) use self::node::{runtime_config_reply, status_reply, version_reply};
 pub(super) use self::render::samples::event as sample_event;
 pub(super) use self::render::{container, container_status_reply, event, pod, pod_status_reply};
 pub(super) use self::sandbox::pod_wish;
+pub(super) use self::stats::{container_stats, pod_stats};
+pub(super) use self::update::new_resources;
 use super::status::KubeletWord;
 
 /// The longest object id or id prefix that is looked up, in bytes.
@@ -122,7 +132,9 @@ macro_rules! names_object {
 names_object!(pod_sandbox_id: StopPodSandboxRequest, RemovePodSandboxRequest, PodSandboxStatusRequest);
 names_object!(pod_sandbox_id: CreateContainerRequest);
 names_object!(container_id: StartContainerRequest, StopContainerRequest, RemoveContainerRequest);
-names_object!(container_id: ContainerStatusRequest, ReopenContainerLogRequest);
+names_object!(container_id: ContainerStatusRequest, ReopenContainerLogRequest, ExecSyncRequest);
+names_object!(container_id: ContainerStatsRequest, UpdateContainerResourcesRequest);
+names_object!(pod_sandbox_id: PodSandboxStatsRequest, UpdatePodSandboxResourcesRequest);
 
 /// The grace period of a stop: whole seconds, 0 kills at once.
 pub(super) fn grace(request: &cri::StopContainerRequest) -> Result<Duration, BadRequest> {

@@ -158,7 +158,7 @@ impl Failure {
     fn verdict(&self) -> Verdict {
         match self {
             Self::Request(bad) => of_request(bad),
-            Self::Lifecycle(error) => of_lifecycle(error.kind()).into(),
+            Self::Lifecycle(error) => of_lifecycle(error.kind()),
             Self::Images(error) => of_images(error.kind()),
             Self::NotBuilt => Code::Unimplemented.into(),
             Self::Deadline => Code::DeadlineExceeded.into(),
@@ -213,19 +213,20 @@ fn of_request(bad: &BadRequest) -> Verdict {
     }
 }
 
-fn of_lifecycle(kind: lifecycle::Kind) -> Code {
+fn of_lifecycle(kind: lifecycle::Kind) -> Verdict {
     use lifecycle::Kind;
     match kind {
-        Kind::Missing => Code::NotFound,
-        Kind::Invalid => Code::InvalidArgument,
+        Kind::Missing => Code::NotFound.into(),
+        Kind::Invalid => Code::InvalidArgument.into(),
+        Kind::ImageVolume => KubeletWord::ImageVolumeMountFailed.into(),
         // A container that could not be started stays so until somebody changes it.
-        Kind::WrongPhase | Kind::StartFailed => Code::FailedPrecondition,
-        Kind::NameTaken => Code::AlreadyExists,
-        Kind::Exhausted => Code::ResourceExhausted,
-        Kind::Deadline => Code::DeadlineExceeded,
-        Kind::Unsupported => Code::Unimplemented,
-        Kind::Draining => Code::Unavailable,
-        Kind::Io | Kind::Bug => Code::Internal,
+        Kind::WrongPhase | Kind::StartFailed => Code::FailedPrecondition.into(),
+        Kind::NameTaken => Code::AlreadyExists.into(),
+        Kind::Exhausted => Code::ResourceExhausted.into(),
+        Kind::Deadline => Code::DeadlineExceeded.into(),
+        Kind::Unsupported => Code::Unimplemented.into(),
+        Kind::Draining => Code::Unavailable.into(),
+        Kind::Io | Kind::Bug => Code::Internal.into(),
     }
 }
 

@@ -13,16 +13,33 @@ const WASM_PIDS: i64 = 128;
 /// The limits of a Wasm container's cgroup.
 pub fn wasm_limits(asked: &Resources) -> Limits {
     Limits {
+        pids: Some(WASM_PIDS),
+        ..common(asked)
+    }
+}
+
+/// The limits of a Linux container's cgroup. A memory limit without a word on swap is one for both, as containerd
+/// and CRI-O have it: else a container would take twice its limit wherever there is swap.
+pub fn linux_limits(asked: &Resources) -> Limits {
+    let limits = common(asked);
+    Limits {
+        memory_swap_bytes: limits.memory_swap_bytes.or(limits.memory_bytes),
+        ..limits
+    }
+}
+
+fn common(asked: &Resources) -> Limits {
+    Limits {
         cpu_shares: positive(asked.cpu_shares),
         cpu_quota: (asked.cpu_quota != 0).then_some(asked.cpu_quota),
         cpu_period: positive(asked.cpu_period),
         memory_bytes: (asked.memory_limit_bytes > 0).then_some(asked.memory_limit_bytes),
         memory_swap_bytes: (asked.memory_swap_limit_bytes != 0)
             .then_some(asked.memory_swap_limit_bytes),
-        pids: Some(WASM_PIDS),
         cpuset_cpus: text(&asked.cpuset_cpus),
         cpuset_mems: text(&asked.cpuset_mems),
         unified: asked.unified.clone(),
+        ..Limits::default()
     }
 }
 
@@ -72,5 +89,23 @@ mod tests {
         assert_eq!(limits.memory_bytes, Some(1 << 20));
         assert_eq!(limits.cpuset_cpus.as_deref(), Some("0-1"));
         assert_eq!(memory_limit(&asked), Some(1 << 20));
+    }
+
+    #[test]
+    fn a_linux_container_may_fork_and_does_not_swap_beyond_its_limit() {
+        let asked = |memory, swap| Resources {
+            memory_limit_bytes: memory,
+            memory_swap_limit_bytes: swap,
+            ..Resources::default()
+        };
+        for (memory, swap, expected) in [
+            (0, 0, None),
+            (10, 0, Some(10)),
+            (10, 15, Some(15)),
+            (10, -1, Some(-1)),
+        ] {
+            let limits = linux_limits(&asked(memory, swap));
+            assert_eq!((limits.memory_swap_bytes, limits.pids), (expected, None));
+        }
     }
 }

@@ -1,75 +1,151 @@
 //! CRI mounts, checked when the container is created.
 //!
 //! Called by: CreateContainer. The guest resolves sources again at start, each only once.
-//! Invariants: a mount that passes has an absolute source that exists and a clean absolute target that no other mount
-//! has; parents come before what lies in them. Not here: mounting.
+//! Invariants: a mount that passes has an absolute source that exists, or an image that is leased, and a clean
+//! absolute target that no other mount has; parents come before what lies in them.
+//! Not here: mounting, looking for images.
 
 use std::collections::BTreeSet;
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 
-use coracle_runtime::spec::Mount;
+use coracle_runtime::spec::{Mount, MountKind, MountPropagation};
 
-use crate::lifecycle::{Error, Kind, MountWish, Propagation};
+use super::flow;
+use crate::lifecycle::{Error, IdMapping, Kind, MountWish, Propagation, UsernsWish};
 
 /// Most mounts of a container.
 const MOST: usize = 512;
 
+/// Files of `/proc` that a container may have replaced: what lxcfs offers. Source: runc, `checkProcMount`.
+const LXCFS: [&str; 8] = [
+    "/proc/cpuinfo",
+    "/proc/diskstats",
+    "/proc/meminfo",
+    "/proc/stat",
+    "/proc/swaps",
+    "/proc/uptime",
+    "/proc/loadavg",
+    "/proc/slabinfo",
+];
+
+/// For what kind of container, in what pod, mounts are checked.
+#[derive(Clone, Copy, Debug)]
+pub struct Setting<'a> {
+    /// It runs a program of a Linux image.
+    pub is_linux: bool,
+    /// The pod's own users.
+    pub userns: Option<&'a UsernsWish>,
+    /// The layers of the images that are mounted, in the order of the mounts that have one.
+    pub images: &'a [Vec<PathBuf>],
+}
+
 /// The mounts to make, parents first. Blocks on the sources' file systems.
-/// Errors: Invalid, naming the mount and what is wrong with it.
-pub fn check(wishes: &[MountWish]) -> Result<Vec<Mount>, Error> {
+/// Errors: Invalid, naming the mount and what is wrong with it; ImageVolume for one of an image.
+pub fn check(wishes: &[MountWish], setting: Setting<'_>) -> Result<Vec<Mount>, Error> {
     if wishes.len() > MOST {
         return Err(Error::new(
             Kind::Invalid,
             format!("{} mounts are asked for, {MOST} are allowed", wishes.len()),
         ));
     }
+    let mut images = setting.images.iter();
     let mut seen = BTreeSet::new();
     let mut mounts = Vec::with_capacity(wishes.len());
     for wish in wishes {
-        let mount = check_one(wish).map_err(|why| refused(wish, &why))?;
+        let layers = wish.image.as_ref().and_then(|_| images.next());
+        let mount = check_one(wish, setting, layers).map_err(|why| refused(wish, &why))?;
         if !seen.insert(mount.target.clone()) {
             return Err(refused(wish, "another mount has the same container path"));
         }
         mounts.push(mount);
     }
-    // Stable, so that mounts of the same depth keep the kubelet's order.
-    mounts.sort_by_key(|mount| mount.target.matches('/').count());
+    sort(&mut mounts);
     Ok(mounts)
 }
 
-fn refused(wish: &MountWish, why: &str) -> Error {
-    let (host, target) = (wish.host_path.display(), &wish.container_path);
-    Error::new(
-        Kind::Invalid,
-        format!(
-            "mount of host path {host:?} at {target:?}: {why}",
-            host = host.to_string()
-        ),
-    )
+/// Puts parents first. Stable, so that mounts of the same depth keep their order.
+pub fn sort(mounts: &mut [Mount]) {
+    mounts.sort_by_key(|mount| mount.target.matches('/').count());
 }
 
-fn check_one(wish: &MountWish) -> Result<Mount, String> {
+fn refused(wish: &MountWish, why: &str) -> Error {
+    let target = &wish.container_path;
+    match &wish.image {
+        Some(volume) => Error::new(
+            Kind::ImageVolume,
+            format!("mount of image {:?} at {target:?}: {why}", volume.image),
+        ),
+        None => {
+            let host = wish.host_path.display().to_string();
+            Error::new(
+                Kind::Invalid,
+                format!("mount of host path {host:?} at {target:?}: {why}"),
+            )
+        }
+    }
+}
+
+fn check_one(
+    wish: &MountWish,
+    setting: Setting<'_>,
+    layers: Option<&Vec<PathBuf>>,
+) -> Result<Mount, String> {
     let target = clean_target(&wish.container_path)?;
-    check_options(wish)?;
+    if setting.is_linux {
+        outside_proc(&target)?;
+    }
+    check_options(wish, setting.is_linux)?;
+    check_maps(wish, setting.userns)?;
+    let kind = match (&wish.image, layers) {
+        (Some(volume), Some(layers)) => MountKind::Image {
+            layers: layers.clone(),
+            sub_path: volume.sub_path.clone(),
+        },
+        _ => {
+            check_source(wish, setting.is_linux)?;
+            MountKind::Bind
+        }
+    };
+    Ok(Mount {
+        source: wish.host_path.clone(),
+        target,
+        readonly: wish.is_readonly(),
+        kind,
+        recursive_readonly: wish.recursive_read_only,
+        propagation: propagation(wish, setting.is_linux),
+        nosuid: wish.has_option("nosuid"),
+        nodev: wish.has_option("nodev"),
+        noexec: wish.has_option("noexec"),
+    })
+}
+
+fn propagation(wish: &MountWish, is_linux: bool) -> MountPropagation {
+    match wish.propagation {
+        _ if !is_linux || wish.image.is_some() => MountPropagation::Private,
+        Propagation::Private => MountPropagation::Private,
+        Propagation::HostToContainer => MountPropagation::Slave,
+        Propagation::Bidirectional => MountPropagation::Shared,
+    }
+}
+
+fn check_source(wish: &MountWish, is_linux: bool) -> Result<(), String> {
     if !wish.host_path.is_absolute() {
         return Err("the host path is not absolute".to_owned());
     }
     if let Err(error) = std::fs::metadata(&wish.host_path) {
         return Err(format!("the host path cannot be used: {error}"));
     }
-    Ok(Mount {
-        source: wish.host_path.clone(),
-        target,
-        readonly: wish.readonly,
-        ..Mount::default()
-    })
+    if is_linux {
+        flow::check(&wish.host_path, wish.propagation)?;
+    }
+    Ok(())
 }
 
-fn check_options(wish: &MountWish) -> Result<(), String> {
-    if wish.propagation == Propagation::Bidirectional {
+fn check_options(wish: &MountWish, is_linux: bool) -> Result<(), String> {
+    if wish.propagation == Propagation::Bidirectional && !is_linux {
         return Err("bidirectional propagation is not given to WebAssembly".to_owned());
     }
-    if wish.recursive_read_only && !wish.readonly {
+    if wish.recursive_read_only && !wish.is_readonly() {
         return Err("recursive_read_only needs readonly".to_owned());
     }
     if wish.recursive_read_only && wish.propagation != Propagation::Private {
@@ -78,7 +154,30 @@ fn check_options(wish: &MountWish) -> Result<(), String> {
     Ok(())
 }
 
-fn clean_target(path: &str) -> Result<String, String> {
+/// Maps on a mount say again what the pod's users are; other ones cannot be told apart from a mistake.
+fn check_maps(wish: &MountWish, userns: Option<&UsernsWish>) -> Result<(), String> {
+    let same = |asked: &[IdMapping], own: Option<IdMapping>| {
+        asked.is_empty() || own.is_some_and(|own| asked == [own])
+    };
+    let uids = same(&wish.uid_mappings, userns.map(|own| own.uid));
+    let gids = same(&wish.gid_mappings, userns.map(|own| own.gid));
+    if !uids || !gids || wish.uid_mappings.is_empty() != wish.gid_mappings.is_empty() {
+        return Err("its id mappings differ from its pod's".to_owned());
+    }
+    Ok(())
+}
+
+/// A kernel's own files in `/proc` are what its security rests on.
+fn outside_proc(target: &str) -> Result<(), String> {
+    let inside = target == "/proc" || target.starts_with("/proc/");
+    if inside && !LXCFS.contains(&target) {
+        return Err("the container path is inside /proc".to_owned());
+    }
+    Ok(())
+}
+
+/// An absolute path without `.`, `..` and doubled slashes. Errors: what is wrong with it, as the rest of a sentence.
+pub fn clean_target(path: &str) -> Result<String, String> {
     if !path.starts_with('/') {
         return Err("the container path is not absolute".to_owned());
     }
@@ -108,6 +207,17 @@ fn clean_target(path: &str) -> Result<String, String> {
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
     use super::*;
+    use crate::lifecycle::ImageVolume;
+
+    const WASM: Setting<'static> = Setting {
+        is_linux: false,
+        userns: None,
+        images: &[],
+    };
+    const LINUX: Setting<'static> = Setting {
+        is_linux: true,
+        ..WASM
+    };
 
     fn wish(host: &str, target: &str) -> MountWish {
         MountWish {
@@ -117,11 +227,30 @@ mod tests {
             propagation: Propagation::Private,
             selinux_relabel: false,
             recursive_read_only: false,
+            image: None,
+            options: Vec::new(),
+            uid_mappings: Vec::new(),
+            gid_mappings: Vec::new(),
         }
+    }
+
+    fn why(wish: &MountWish, setting: Setting<'_>) -> String {
+        let error = check(std::slice::from_ref(wish), setting).unwrap_err();
+        assert_eq!(error.kind(), Kind::Invalid);
+        let text = error.to_string();
+        assert!(
+            text.contains(&format!("{:?}", wish.container_path)),
+            "{text}"
+        );
+        text
     }
 
     #[test]
     fn each_bad_mount_is_refused_with_its_reason() {
+        let readonly_below = MountWish {
+            recursive_read_only: true,
+            ..wish("/etc", "/a")
+        };
         let table = [
             (wish("/etc", "relative"), "not absolute"),
             (wish("/etc", ""), "not absolute"),
@@ -132,48 +261,130 @@ mod tests {
             (wish("etc", "/a"), "host path is not absolute"),
             (wish("", "/a"), "host path is not absolute"),
             (wish("/no/such/path", "/a"), "cannot be used"),
-            (
-                MountWish {
-                    propagation: Propagation::Bidirectional,
-                    ..wish("/etc", "/a")
-                },
-                "bidirectional",
-            ),
-            (
-                MountWish {
-                    recursive_read_only: true,
-                    ..wish("/etc", "/a")
-                },
-                "needs readonly",
-            ),
+            (readonly_below, "needs readonly"),
         ];
-        for (wish, why) in table {
-            let error = check(std::slice::from_ref(&wish)).unwrap_err();
-            assert_eq!(error.kind(), Kind::Invalid);
-            let text = error.to_string();
-            assert!(
-                text.contains(why) && text.contains(&format!("{:?}", wish.container_path)),
-                "{text}"
-            );
+        for (wish, expected) in table {
+            for setting in [WASM, LINUX] {
+                let text = why(&wish, setting);
+                assert!(text.contains(expected), "{text}");
+            }
+        }
+        let both_ways = MountWish {
+            propagation: Propagation::Bidirectional,
+            ..wish("/etc", "/a")
+        };
+        assert!(why(&both_ways, WASM).contains("bidirectional"));
+    }
+
+    #[test]
+    fn nothing_but_what_lxcfs_offers_is_mounted_into_proc() {
+        for target in [
+            "/proc",
+            "/proc/",
+            "//proc/./x",
+            "/proc/self/exe",
+            "/proc/sys/kernel",
+            "/proc/cpuinfo/x",
+        ] {
+            let text = why(&wish("/etc", target), LINUX);
+            assert!(text.contains("inside /proc"), "{text}");
+        }
+        for target in ["/proc/cpuinfo", "/process", "/sys/x", "/dev/shm", "/a/proc"] {
+            assert!(check(&[wish("/etc", target)], LINUX).is_ok(), "{target}");
         }
     }
 
     #[test]
+    fn options_become_flags() {
+        let asked = MountWish {
+            options: vec!["ro".to_owned(), "noexec".to_owned()],
+            recursive_read_only: true,
+            ..wish("/etc", "/a")
+        };
+        let mount = check(&[asked], LINUX).unwrap().remove(0);
+        assert!(mount.readonly && mount.noexec && mount.recursive_readonly);
+        assert!(!mount.nosuid && !mount.nodev);
+    }
+
+    #[test]
+    fn maps_on_a_mount_are_the_pods() {
+        let map = |outside| IdMapping {
+            inside: 0,
+            outside,
+            count: 65_536,
+        };
+        let userns = UsernsWish {
+            uid: map(70_000),
+            gid: map(70_000),
+        };
+        let own = Setting {
+            userns: Some(&userns),
+            ..LINUX
+        };
+        let asked = |outside| MountWish {
+            uid_mappings: vec![map(outside)],
+            gid_mappings: vec![map(outside)],
+            ..wish("/etc", "/a")
+        };
+        assert!(check(&[asked(70_000)], own).is_ok());
+        assert!(check(&[wish("/etc", "/a")], own).is_ok());
+        assert!(why(&asked(70_001), own).contains("differ from its pod's"));
+        assert!(why(&asked(70_000), LINUX).contains("differ from its pod's"));
+        let half = MountWish {
+            gid_mappings: Vec::new(),
+            ..asked(70_000)
+        };
+        assert!(why(&half, own).contains("differ from its pod's"));
+    }
+
+    #[test]
+    fn an_image_is_mounted_from_its_layers() {
+        let volume = |image: &str| ImageVolume {
+            image: image.to_owned(),
+            user_specified_image: String::new(),
+            sub_path: "s".to_owned(),
+        };
+        let asked = |target: &str, image: &str| MountWish {
+            image: Some(volume(image)),
+            readonly: true,
+            propagation: Propagation::HostToContainer,
+            ..wish("", target)
+        };
+        let images = [vec![PathBuf::from("/l/1")], vec![PathBuf::from("/l/2")]];
+        let setting = Setting {
+            images: &images,
+            ..LINUX
+        };
+        let wishes = [asked("/a", "one"), wish("/etc", "/b"), asked("/c", "two")];
+        let mounts = check(&wishes, setting).unwrap();
+        let kind = MountKind::Image {
+            layers: images[1].clone(),
+            sub_path: "s".to_owned(),
+        };
+        assert_eq!(mounts[2].kind, kind);
+        assert_eq!(mounts[2].propagation, MountPropagation::Private);
+        assert_eq!(mounts[1].kind, MountKind::Bind);
+        let error = check(&[asked("/proc/x", "one")], setting).unwrap_err();
+        assert_eq!(error.kind(), Kind::ImageVolume);
+        assert!(error.to_string().contains("\"one\""), "{error}");
+    }
+
+    #[test]
     fn targets_are_cleaned_duplicates_refused_and_parents_come_first() {
-        let mounts = check(&[
+        let wishes = [
             wish("/etc", "/a/b//c/"),
             wish("/etc", "/a"),
             wish("/etc/passwd", "/x/./y"),
-        ])
-        .unwrap();
+        ];
+        let mounts = check(&wishes, WASM).unwrap();
         let targets: Vec<&str> = mounts.iter().map(|mount| mount.target.as_str()).collect();
         assert_eq!(targets, ["/a", "/x/y", "/a/b/c"]);
         assert!(
-            check(&[wish("/etc", "/a"), wish("/usr", "/a/")])
+            check(&[wish("/etc", "/a"), wish("/usr", "/a/")], LINUX)
                 .unwrap_err()
                 .to_string()
                 .contains("same container path")
         );
-        assert!(check(&vec![wish("/etc", "/a"); MOST + 1]).is_err());
+        assert!(check(&vec![wish("/etc", "/a"); MOST + 1], LINUX).is_err());
     }
 }

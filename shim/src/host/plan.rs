@@ -9,21 +9,46 @@ use std::sync::Arc;
 
 use coracle_images::{Image, Kind as ImageKind, WasmImage};
 use coracle_runtime::id::{ContainerId, hex};
+use coracle_runtime::spec::Mount;
 use coracle_runtime::wasm::{Compiled, EngineRef, ModuleInfo};
 use sha2::{Digest as _, Sha256};
 
+use super::user::Resolved;
 use super::words::{argv, environment, log_path, stop_signal, working_dir};
-use super::{Host, blocking, io_error, limits, mounts, pass, runtime_error, user};
-use crate::lifecycle::{ContainerWish, Error, Kind, Payload, Plan, PodRecord, WasmPlan};
+use super::{
+    Host, blocking, image_volumes, io_error, limits, linux, mounts, pass, runtime_error, user,
+};
+use crate::lifecycle::{
+    ContainerWish, Error, Kind, Payload, PidWish, Plan, PodRecord, ProfileWish, WasmPlan,
+};
 
-struct Module {
-    path: PathBuf,
-    digest: String,
+pub(super) struct Module {
+    pub(super) path: PathBuf,
+    pub(super) digest: String,
+}
+
+/// What a plan is made from, and what both kinds of containers have.
+struct Draft {
+    pod: PodRecord,
+    id: ContainerId,
+    wish: Arc<ContainerWish>,
+    image: Arc<Image>,
+    /// The images that it mounts, in the order of its mounts.
+    volumes: Vec<Arc<Image>>,
+}
+
+/// What differs between the two kinds.
+struct Parts {
+    args: Vec<String>,
+    env: Vec<(String, String)>,
+    user: Resolved,
+    mounts: Vec<Mount>,
+    payload: Payload,
 }
 
 impl Host {
-    /// Decides what container `id` of `pod` is to be; its image is leased to it from here on.
-    /// Errors: Missing for an absent image; Invalid, naming what is wrong; Unsupported for a Linux image.
+    /// Decides what container `id` of `pod` is to be; its images are leased to it from here on.
+    /// Errors: Missing for an absent image; Invalid, naming what is wrong.
     pub async fn plan(
         self: &Arc<Self>,
         pod: &PodRecord,
@@ -33,44 +58,67 @@ impl Host {
     ) -> Result<Plan, Error> {
         let image = self.image(&wish.image)?;
         self.lease(&image, id)?;
-        let wasm = wasm_part(&image, pod, wish)?;
-        let args = argv(&image, wish)?;
-        let module = find_module(&image, &wasm, &args[0]).await?;
+        let draft = Draft {
+            pod: pod.clone(),
+            id: id.clone(),
+            wish: Arc::clone(wish),
+            volumes: self.volumes(id, wish)?,
+            image,
+        };
+        let (draft, parts) = match &draft.image.kind {
+            ImageKind::Wasm(wasm) => {
+                let payload = self.wasm_payload(&draft, wasm, engine).await?;
+                blocking("checking user and mounts", move || {
+                    draft.wasm_parts(payload).map(|parts| (draft, parts))
+                })
+                .await?
+            }
+            ImageKind::Linux(_) => {
+                let host = Arc::clone(self);
+                blocking("planning a Linux container", move || {
+                    draft.linux_parts(&host).map(|parts| (draft, parts))
+                })
+                .await?
+            }
+        };
+        draft.finish(parts, self)
+    }
+
+    /// The images that a container mounts, each leased to it.
+    fn volumes(&self, id: &ContainerId, wish: &ContainerWish) -> Result<Vec<Arc<Image>>, Error> {
+        let mut found = Vec::new();
+        for mount in &wish.mounts {
+            let Some(volume) = &mount.image else { continue };
+            let named = |error: Error| {
+                let text = format!("mount an image at {:?}", mount.container_path);
+                Error::because(Kind::ImageVolume, text, error)
+            };
+            let image = self.image(&volume.image).map_err(named)?;
+            self.lease(&image, id).map_err(named)?;
+            found.push(image);
+        }
+        Ok(found)
+    }
+
+    async fn wasm_payload(
+        self: &Arc<Self>,
+        draft: &Draft,
+        wasm: &WasmImage,
+        engine: &EngineRef,
+    ) -> Result<WasmPayload, Error> {
+        only_linux_has(&draft.wish)?;
+        let args = argv(&draft.image, &draft.wish, true)?;
+        let module = find_module(&draft.image, wasm, &args[0]).await?;
         pass("create.compile")?;
         let compiled = self.compiled(engine, &module.path, &module.digest).await?;
-        let memory_limit_bytes = limits::memory_limit(&wish.resources);
-        judge(&compiled.info, &wish.image, memory_limit_bytes)?;
-        let (asked, user, layers) = (
-            Arc::clone(wish),
-            image.config.user.clone(),
-            wasm.layers.clone(),
-        );
-        let range = pod.range;
-        let (identity, mounts) = blocking("checking user and mounts", move || {
-            let identity = user::identity(&asked.user, &user, &layers, range)?;
-            Ok((identity, mounts::check(&asked.mounts)?))
-        })
-        .await?;
-        Ok(Plan {
-            image_id: image.id.as_str().to_owned(),
-            image_volumes: Vec::new(),
-            payload: Payload::Wasm(WasmPlan {
-                module: module.path,
-                module_digest: module.digest,
-                kind: compiled.info.kind,
-            }),
-            layers: wasm.layers.clone(),
-            env: environment(&image, wish)?,
-            args,
-            working_dir: working_dir(&image, wish)?,
-            mounts,
-            identity,
-            stop_signal: stop_signal(&image, wish)?,
-            log_path: log_path(&pod.wish.log_directory, &wish.log_path)?,
-            cgroup: format!("{}/{id}", pod.cgroup_parent.trim_end_matches('/')),
-            memory_limit_bytes,
-            spawn: self.config.spawn_of(pod.wish.handler),
-        })
+        let limit = limits::memory_limit(&draft.wish.resources);
+        judge(&compiled.info, &draft.wish.image, limit)?;
+        let plan = WasmPlan {
+            module: module.path,
+            module_digest: module.digest,
+            kind: compiled.info.kind,
+        };
+        Ok(WasmPayload { args, plan })
     }
 
     fn image(&self, name: &str) -> Result<Arc<Image>, Error> {
@@ -137,25 +185,133 @@ pub(super) fn invalid(text: String) -> Error {
     Error::new(Kind::Invalid, text)
 }
 
-fn wasm_part(image: &Image, pod: &PodRecord, wish: &ContainerWish) -> Result<WasmImage, Error> {
-    match &image.kind {
-        ImageKind::Wasm(wasm) => Ok(wasm.clone()),
-        ImageKind::Linux(_) if pod.wish.handler.is_wasm_only() => Err(invalid(format!(
-            "image {:?} holds Linux programs; handler {:?} runs WebAssembly only",
-            wish.image,
-            pod.wish.handler.as_str()
-        ))),
-        ImageKind::Linux(_) => Err(Error::new(
-            Kind::Unsupported,
-            format!(
-                "image {:?} holds Linux programs; Linux images are not run by this build",
-                wish.image
-            ),
-        )),
+/// What is settled of a Wasm container once its module is compiled.
+struct WasmPayload {
+    args: Vec<String>,
+    plan: WasmPlan,
+}
+
+impl Draft {
+    fn wasm_parts(&self, payload: WasmPayload) -> Result<Parts, Error> {
+        Ok(Parts {
+            args: payload.args,
+            env: environment(&self.image, &self.wish, &[], &[])?,
+            user: self.user()?,
+            mounts: self.mounts(false)?,
+            payload: Payload::Wasm(payload.plan),
+        })
+    }
+
+    /// Blocks on the image's and the node's file systems.
+    fn linux_parts(&self, host: &Host) -> Result<Parts, Error> {
+        let (pod, wish) = (&self.pod, &self.wish);
+        if pod.wish.handler.is_wasm_only() {
+            return Err(invalid(format!(
+                "image {:?} holds Linux programs; handler {:?} runs WebAssembly only",
+                wish.image,
+                pod.wish.handler.as_str()
+            )));
+        }
+        let subject = linux::Subject {
+            pod,
+            id: &self.id,
+            wish,
+            image: &self.image,
+            containers: &host.containers_directory(&pod.id),
+            files: &host.pod_files(&pod.id),
+        };
+        let mut mounts = self.mounts(true)?;
+        let user = self.user()?;
+        let plan = linux::plan(&subject, &mut mounts)?;
+        let usual = linux::usual_environment(&subject, &user.home);
+        let usual: Vec<_> = usual
+            .iter()
+            .map(|(name, value)| (*name, value.as_str()))
+            .collect();
+        Ok(Parts {
+            args: argv(&self.image, wish, false)?,
+            env: environment(&self.image, wish, &usual, &[])?,
+            user,
+            mounts,
+            payload: Payload::Linux(plan),
+        })
+    }
+
+    fn user(&self) -> Result<Resolved, Error> {
+        let layers = self.image.kind.layers();
+        user::resolve(
+            &self.wish.user,
+            &self.image.config.user,
+            layers,
+            self.pod.range,
+        )
+    }
+
+    fn mounts(&self, is_linux: bool) -> Result<Vec<Mount>, Error> {
+        let layers = |image: &Arc<Image>| image.kind.layers().to_vec();
+        let images: Vec<Vec<PathBuf>> = self.volumes.iter().map(layers).collect();
+        image_volumes::check(&self.wish.mounts, &images)?;
+        let setting = mounts::Setting {
+            is_linux,
+            userns: self.pod.wish.userns.as_ref(),
+            images: &images,
+        };
+        mounts::check(&self.wish.mounts, setting)
+    }
+
+    fn finish(&self, parts: Parts, host: &Host) -> Result<Plan, Error> {
+        let (pod, wish, image) = (&self.pod, &self.wish, &self.image);
+        let id_of = |image: &Arc<Image>| image.id.as_str().to_owned();
+        Ok(Plan {
+            image_id: id_of(image),
+            image_volumes: self.volumes.iter().map(id_of).collect(),
+            payload: parts.payload,
+            layers: image.kind.layers().to_vec(),
+            args: parts.args,
+            env: parts.env,
+            working_dir: working_dir(image, wish)?,
+            mounts: parts.mounts,
+            identity: parts.user.identity,
+            stop_signal: stop_signal(image, wish)?,
+            log_path: log_path(&pod.wish.log_directory, &wish.log_path)?,
+            cgroup: format!("{}/{}", pod.cgroup_parent.trim_end_matches('/'), self.id),
+            memory_limit_bytes: limits::memory_limit(&wish.resources),
+            spawn: host.config.spawn_of(pod.wish.handler),
+        })
     }
 }
 
-async fn find_module(image: &Arc<Image>, wasm: &WasmImage, argv0: &str) -> Result<Module, Error> {
+/// Refuses what a WebAssembly container was asked to have and would not get. What only widens a container
+/// (privileges, capabilities) is passed over: a guest has none of it either way.
+fn only_linux_has(wish: &ContainerWish) -> Result<(), Error> {
+    let security = &wish.security;
+    let is_localhost = |profile: &ProfileWish| matches!(profile, ProfileWish::Localhost(_));
+    let what = if !wish.devices.is_empty() || !wish.cdi_devices.is_empty() {
+        "devices"
+    } else if is_localhost(&security.seccomp) || is_localhost(&security.apparmor) {
+        "a profile of the node"
+    } else if matches!(security.pid, PidWish::Target(_)) {
+        "another container's processes"
+    } else if wish
+        .resources
+        .hugepages
+        .iter()
+        .any(|(_, limit)| *limit != 0)
+    {
+        "huge pages"
+    } else {
+        return Ok(());
+    };
+    Err(Error::new(
+        Kind::Unsupported,
+        format!(
+            "the container asks for {what}, and image {:?} is WebAssembly, which has none",
+            wish.image
+        ),
+    ))
+}
+
+pub(super) async fn find_module(image: &Arc<Image>, wasm: &WasmImage, argv0: &str) -> Result<Module, Error> {
     let own = Module {
         path: wasm.module_path.clone(),
         digest: wasm.module.hex().to_owned(),

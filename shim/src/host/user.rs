@@ -4,6 +4,7 @@
 //! Invariants: digits are a number and never a name, however large; nothing that cannot be told exactly becomes 0.
 //! Not here: host ids.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
@@ -12,21 +13,39 @@ use coracle_runtime::spec::{IdRange, Identity};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
 
 use super::io_error;
-use crate::lifecycle::{Error, Kind, UserWish};
+use crate::lifecycle::{Error, GroupsPolicy, Kind, UserWish};
 
 /// Largest `/etc/passwd` or `/etc/group` that is read. Bytes.
 const MAX_BYTES: u64 = 1 << 20;
 /// Largest user or group id, as Kubernetes bounds them; those beyond a pod's range take its last slots.
 const MAX_ID: u32 = i32::MAX as u32;
 
+/// A user with what the image knows of it.
+#[derive(Debug)]
+pub struct Resolved {
+    /// Who the container runs as; the supplementary groups hold the primary one, too, as `id -G` shows it.
+    pub identity: Identity,
+    /// The user's home directory as the image's `/etc/passwd` has it; `/` when it has none.
+    pub home: String,
+}
+
+/// What `/etc/passwd` says of a user.
+struct Entry {
+    uid: u32,
+    gid: u32,
+    /// Its name; `None` for a number without a line.
+    name: Option<String>,
+    home: String,
+}
+
 /// Resolves `wish` against the image's `USER` text and its layers (lowest first; none for an artifact).
 /// Errors: Invalid for a group without a user, an id that is none, an unknown name.
-pub fn identity(
+pub fn resolve(
     wish: &UserWish,
     image_user: &str,
     layers: &[PathBuf],
     range: IdRange,
-) -> Result<Identity, Error> {
+) -> Result<Resolved, Error> {
     let named = wish.uid.is_some() || !wish.username.is_empty();
     if wish.gid.is_some() && !named {
         return Err(invalid(
@@ -39,36 +58,60 @@ pub fn identity(
         (None, "") => image_name.to_owned(),
         (None, name) => name.to_owned(),
     };
-    let (uid, own_gid) = find_user(&user, layers)?;
+    let found = find_user(if user.is_empty() { "0" } else { &user }, layers)?;
     let gid = match wish.gid {
         Some(gid) => number(&gid.to_string(), "group")?,
-        None if named || image_group.is_empty() => own_gid,
+        None if named || image_group.is_empty() => found.gid,
         None => find_group(image_group, layers)?,
     };
-    let groups: Result<Vec<u32>, Error> = wish
-        .groups
-        .iter()
-        .map(|gid| number(&gid.to_string(), "supplemental group"))
-        .collect();
-    Ok(Identity {
-        uid,
-        gid,
-        groups: groups?,
-        range,
+    let mut groups = vec![gid];
+    if let (GroupsPolicy::Merge, Some(name)) = (wish.policy, &found.name) {
+        groups.extend(memberships(name, layers)?);
+    }
+    for gid in &wish.groups {
+        groups.push(number(&gid.to_string(), "supplemental group")?);
+    }
+    Ok(Resolved {
+        identity: Identity {
+            uid: found.uid,
+            gid,
+            groups: distinct(groups),
+            range,
+        },
+        home: found.home,
     })
+}
+
+/// Each once, in the order of their first appearance.
+pub fn distinct(groups: Vec<u32>) -> Vec<u32> {
+    let mut seen = BTreeSet::new();
+    groups.into_iter().filter(|gid| seen.insert(*gid)).collect()
+}
+
+/// The groups in which the image's `/etc/group` lists the user. Lines that hold no usable id are passed over, as
+/// they name nothing that was asked for.
+fn memberships(name: &str, layers: &[PathBuf]) -> Result<Vec<u32>, Error> {
+    let text = read_file(layers, "etc/group")?;
+    let lists = |fields: &[&str]| {
+        fields
+            .get(3)
+            .is_some_and(|list| list.split(',').any(|one| one == name))
+    };
+    let lines = text.lines().map(|line| line.split(':').collect::<Vec<_>>());
+    Ok(lines
+        .filter(|fields| lists(fields))
+        .filter_map(|fields| number(fields.get(2)?, "group").ok())
+        .collect())
 }
 
 fn invalid(text: String) -> Error {
     Error::new(Kind::Invalid, text)
 }
 
-/// The user's id and primary group. A number without an entry in passwd has group 0, as elsewhere.
-fn find_user(user: &str, layers: &[PathBuf]) -> Result<(u32, u32), Error> {
-    if user.is_empty() {
-        return Ok((0, 0));
-    }
+/// A number without an entry in passwd has group 0, as elsewhere.
+fn find_user(user: &str, layers: &[PathBuf]) -> Result<Entry, Error> {
     let passwd = read_file(layers, "etc/passwd")?;
-    let entry = |index: usize, text: &str| {
+    let line = |index: usize, text: &str| {
         passwd
             .lines()
             .map(|line| line.split(':').collect::<Vec<_>>())
@@ -76,18 +119,34 @@ fn find_user(user: &str, layers: &[PathBuf]) -> Result<(u32, u32), Error> {
     };
     if is_number(user) {
         let uid = number(user, "user")?;
-        let gid = entry(2, &uid.to_string()).and_then(|fields| fields.get(3)?.parse().ok());
-        return Ok((uid, gid.filter(|gid| *gid <= MAX_ID).unwrap_or(0)));
+        let fields = line(2, &uid.to_string()).unwrap_or_default();
+        let gid = fields.get(3).and_then(|gid| gid.parse().ok());
+        let gid = gid.filter(|gid| *gid <= MAX_ID).unwrap_or(0);
+        return Ok(entry(uid, gid, &fields));
     }
-    match entry(0, user).as_deref() {
-        Some([_, _, uid, gid, ..]) => Ok((number(uid, "user")?, number(gid, "group")?)),
+    match line(0, user).as_deref() {
+        Some(fields @ [_, _, uid, gid, ..]) => {
+            Ok(entry(number(uid, "user")?, number(gid, "group")?, fields))
+        }
         Some(_) => Err(invalid(format!(
             "user {user:?} has a broken entry in the image's /etc/passwd"
         ))),
-        None if user == "root" => Ok((0, 0)),
+        None if user == "root" => Ok(entry(0, 0, &[])),
         None => Err(invalid(format!(
             "user {user:?} is not in the image's /etc/passwd"
         ))),
+    }
+}
+
+fn entry(uid: u32, gid: u32, fields: &[&str]) -> Entry {
+    let home = fields
+        .get(5)
+        .filter(|home| home.starts_with('/') && !home.contains('\0'));
+    Entry {
+        uid,
+        gid,
+        name: fields.first().map(|name| (*name).to_owned()),
+        home: home.map_or("/", |home| *home).to_owned(),
     }
 }
 
@@ -187,8 +246,8 @@ mod tests {
     };
 
     fn resolve(wish: UserWish, image_user: &str, layers: &[PathBuf]) -> Result<(u32, u32), String> {
-        identity(&wish, image_user, layers, RANGE)
-            .map(|id| (id.uid, id.gid))
+        super::resolve(&wish, image_user, layers, RANGE)
+            .map(|found| (found.identity.uid, found.identity.gid))
             .map_err(|error| error.to_string())
     }
 
@@ -201,10 +260,10 @@ mod tests {
         }
         std::fs::write(
             layers[0].join("etc/passwd"),
-            "root:x:0:0::/:/\nweb:x:101:202::/:/\n4294967296:x:0:0::/:/\n",
+            "root:x:0:0::/root:/\nweb:x:101:202::/srv/web:/\n4294967296:x:0:0::/:/\n",
         )
         .unwrap();
-        std::fs::write(layers[0].join("etc/group"), "root:x:0:\nstaff:x:303:web\n").unwrap();
+        std::fs::write(layers[0].join("etc/group"), "root:x:0:\nwheel:x:10:root\nstaff:x:303:www,web\nweb:x:202:web\nodd:x:-1:web\nx:x:9:webb\n").unwrap();
         (root, layers)
     }
 
@@ -297,6 +356,39 @@ mod tests {
                 "{uid}"
             );
         }
+        std::fs::remove_dir_all(root).unwrap();
+    }
+
+    #[test]
+    fn groups_of_the_image_are_merged_unless_the_policy_is_strict() {
+        let (root, layers) = image("groups");
+        let groups = |wish: UserWish, image_user: &str| {
+            let found = super::resolve(&wish, image_user, &layers, RANGE).unwrap();
+            (found.identity.groups, found.home)
+        };
+        let wish = |uid, policy| UserWish {
+            uid,
+            policy,
+            groups: vec![700, 303],
+            ..UserWish::default()
+        };
+        let (merge, strict) = (GroupsPolicy::Merge, GroupsPolicy::Strict);
+        let web = "/srv/web".to_owned();
+        assert_eq!(
+            groups(wish(Some(101), merge), ""),
+            (vec![202, 303, 700], web.clone())
+        );
+        assert_eq!(
+            groups(wish(Some(101), strict), ""),
+            (vec![202, 700, 303], web.clone())
+        );
+        assert_eq!(groups(wish(None, merge), "web"), (vec![202, 303, 700], web));
+        assert_eq!(
+            groups(wish(Some(999), merge), ""),
+            (vec![0, 700, 303], "/".to_owned())
+        );
+        let nobody = UserWish::default();
+        assert_eq!(groups(nobody, ""), (vec![0, 10], "/root".to_owned()));
         std::fs::remove_dir_all(root).unwrap();
     }
 

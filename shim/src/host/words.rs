@@ -14,8 +14,12 @@ const SIGTERM: i32 = libc::SIGTERM;
 const MAX_WORDS_BYTES: usize = 1 << 20;
 
 /// Arguments as Kubernetes composes them: `command` replaces the entrypoint and drops the image's cmd; `args`
-/// replaces cmd. An artifact without either is named after its file or image.
-pub(super) fn argv(image: &Image, wish: &ContainerWish) -> Result<Vec<String>, Error> {
+/// replaces cmd. An artifact without either is named after its file or image, if it `may_be_unnamed`.
+pub(super) fn argv(
+    image: &Image,
+    wish: &ContainerWish,
+    may_be_unnamed: bool,
+) -> Result<Vec<String>, Error> {
     let config = &image.config;
     let (head, tail) = match (wish.command.is_empty(), wish.args.is_empty()) {
         (false, _) => (&wish.command, &wish.args),
@@ -24,6 +28,7 @@ pub(super) fn argv(image: &Image, wish: &ContainerWish) -> Result<Vec<String>, E
     };
     let mut words = head.clone();
     if words.is_empty()
+        && may_be_unnamed
         && config.entrypoint.is_empty()
         && config.cmd.is_empty()
         && wish.command.is_empty()
@@ -75,9 +80,12 @@ fn own_name(image: &Image, wish: &ContainerWish) -> String {
     }
 }
 
+/// The environment: `usual` first, then the image's, then the container's, then what `devices` add.
 pub(super) fn environment(
     image: &Image,
     wish: &ContainerWish,
+    usual: &[(&str, &str)],
+    devices: &[(String, String)],
 ) -> Result<Vec<(String, String)>, Error> {
     // An image's odd entries are dropped: it is not the kubelet's fault, and a name is needed to be of any use.
     let of_image = image
@@ -87,10 +95,10 @@ pub(super) fn environment(
         .filter_map(|entry| entry.split_once('='))
         .filter(|(name, value)| !name.is_empty() && !name.contains('\0') && !value.contains('\0'));
     let mut env: Vec<(String, String)> = Vec::new();
-    for (name, value) in of_image {
+    for (name, value) in usual.iter().copied().chain(of_image) {
         set(&mut env, name, value);
     }
-    for (name, value) in &wish.env {
+    for (name, value) in wish.env.iter().chain(devices) {
         if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
             return Err(invalid(format!(
                 "environment variable {name:?}: a name is not empty and holds no `=` or NUL"

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use coracle_images::{Digest, ImageId, LinuxImage, RunConfig};
 
 use super::*;
-use crate::lifecycle::{ContainerName, Kind, Resources, UserWish};
+use crate::lifecycle::{ContainerName, Kind, Resources, SecurityWish, UserWish};
 
 fn image(config: RunConfig) -> Image {
     Image {
@@ -46,6 +46,9 @@ fn wish() -> ContainerWish {
         user: UserWish::default(),
         readonly_rootfs: false,
         stop_signal: None,
+        security: SecurityWish::default(),
+        devices: Vec::new(),
+        cdi_devices: Vec::new(),
     }
 }
 
@@ -76,7 +79,7 @@ fn arguments_are_composed_as_kubernetes_says() {
             ..wish()
         };
         assert_eq!(
-            argv(&image, &wish).unwrap(),
+            argv(&image, &wish, true).unwrap(),
             words(want),
             "{entrypoint}|{cmd}|{command}|{args}"
         );
@@ -92,7 +95,7 @@ fn odd_arguments_are_refused() {
         vec!["x".repeat(MAX_WORDS_BYTES + 1)],
     ] {
         let wish = ContainerWish { command, ..wish() };
-        assert_eq!(argv(&plain, &wish).unwrap_err().kind(), Kind::Invalid);
+        assert_eq!(argv(&plain, &wish, true).unwrap_err().kind(), Kind::Invalid);
     }
 }
 
@@ -111,7 +114,7 @@ fn the_containers_environment_wins_and_bad_names_are_refused() {
         ..wish()
     };
     assert_eq!(
-        environment(&image, &asked).unwrap(),
+        environment(&image, &asked, &[], &[]).unwrap(),
         [pair("PATH", "/bin"), pair("A", "3"), pair("B", "x=y")]
     );
     for bad in [
@@ -125,7 +128,7 @@ fn the_containers_environment_wins_and_bad_names_are_refused() {
             ..wish()
         };
         assert_eq!(
-            environment(&image, &asked).unwrap_err().kind(),
+            environment(&image, &asked, &[], &[]).unwrap_err().kind(),
             Kind::Invalid,
             "{bad:?}"
         );
@@ -214,4 +217,38 @@ fn a_log_lies_below_its_directory_or_there_is_none() {
     for bad in ["../x", "/etc/x", "a/../../x", "a\0", "./x"] {
         assert!(log_path("/var/log", bad).is_err(), "{bad:?}");
     }
+}
+
+#[test]
+fn a_linux_image_runs_its_arguments_and_never_its_own_name() {
+    let image = image(RunConfig::default());
+    assert_eq!(
+        argv(&image, &wish(), false).unwrap_err().kind(),
+        Kind::Invalid
+    );
+    let asked = ContainerWish {
+        args: words("sleep 1"),
+        ..wish()
+    };
+    assert_eq!(argv(&image, &asked, false).unwrap(), words("sleep 1"));
+}
+
+#[test]
+fn the_image_overrides_what_is_usual_and_devices_override_all() {
+    let image = image(RunConfig {
+        env: vec!["PATH=/image".to_owned()],
+        ..RunConfig::default()
+    });
+    let asked = ContainerWish {
+        env: vec![("A".to_owned(), "1".to_owned())],
+        ..wish()
+    };
+    let usual = [("PATH", "/usual"), ("HOSTNAME", "web")];
+    let devices = [("A".to_owned(), "2".to_owned())];
+    let env = environment(&image, &asked, &usual, &devices).unwrap();
+    let expected = [("PATH", "/image"), ("HOSTNAME", "web"), ("A", "2")];
+    assert_eq!(
+        env,
+        expected.map(|(name, value)| (name.to_owned(), value.to_owned()))
+    );
 }

@@ -12,6 +12,8 @@ pub enum Kind {
     Missing,
     /// The request cannot be met as it is written.
     Invalid,
+    /// An image cannot be mounted as a volume; kubelet knows this refusal by a word.
+    ImageVolume,
     /// The object is in a phase that does not allow it.
     WrongPhase,
     /// Another object has that name.

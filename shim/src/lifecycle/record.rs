@@ -149,6 +149,7 @@ impl PodRecord {
             ready: matches!(self.phase, PodPhase::Ready(_)),
             created_at: self.created_at,
             ips: ips.unwrap_or_default(),
+            cgroup_parent: self.cgroup_parent.clone(),
         }
     }
 }
@@ -190,7 +191,9 @@ impl ContainerRecord {
             uid: self.plan.identity.uid,
             gid: self.plan.identity.gid,
             groups: self.plan.identity.groups.clone(),
+            image_volumes: self.plan.image_volumes.clone(),
             stop_signal: self.plan.stop_signal,
+            cgroup: self.plan.cgroup.clone(),
         }
     }
 }

@@ -26,6 +26,8 @@ pub struct PodView {
     pub created_at: i64,
     /// Its addresses, the primary one first; empty on the host's network and after it was stopped.
     pub ips: Vec<IpAddr>,
+    /// Parent of its cgroups: the kubelet's, else the configured one.
+    pub cgroup_parent: String,
 }
 
 /// A container's state as CRI names it.
@@ -74,8 +76,12 @@ pub struct ContainerView {
     pub gid: u32,
     /// Its supplementary groups.
     pub groups: Vec<u32>,
+    /// `Image.id` of the images that it mounts, in the order of the wish's mounts.
+    pub image_volumes: Vec<String>,
     /// Number of the signal that stops it.
     pub stop_signal: i32,
+    /// Its cgroup.
+    pub cgroup: String,
 }
 
 /// What happened to a container or a sandbox. Source: cri-api `ContainerEventType`.

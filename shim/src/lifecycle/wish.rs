@@ -4,11 +4,18 @@
 //! Invariant: two wishes are equal exactly when the kubelet asked twice for the same thing.
 //! Not here: CRI messages, what became of a wish.
 
+mod linux;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+
+pub use linux::{
+    CapabilityWish, DeviceWish, GroupsPolicy, IdMapping, ImageVolume, PidWish, ProfileWish,
+    SecurityWish, SelinuxWish, UsernsWish,
+};
 
 /// What makes a sandbox the one it is; a second one with the same four values is a retry of the first.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -151,23 +158,59 @@ pub struct PodWish {
     pub cgroup_parent: String,
     /// Namespaces asked for.
     pub namespaces: Namespaces,
+    /// Its own user namespace, if it has one.
+    #[serde(default)]
+    pub userns: Option<UsernsWish>,
+    /// Values by path below `/proc/sys`, as `net/ipv4/ip_forward`; namespaced ones of namespaces of its own only.
+    #[serde(default)]
+    pub sysctls: BTreeMap<String, String>,
+    /// It may hold privileged containers.
+    #[serde(default)]
+    pub privileged: bool,
 }
 
-/// One CRI mount of a host path.
+/// One CRI mount of a host path or of an image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MountWish {
-    /// Path on the host; checked by `create_container`, not by the converter.
+    /// Path on the host, empty for an image; checked by `create_container`, not by the converter.
     pub host_path: PathBuf,
     /// Path in the container; checked by `create_container`, not by the converter.
     pub container_path: String,
     /// Read-only.
     pub readonly: bool,
-    /// Propagation, echoed in the status. Only `Private` and `HostToContainer` are taken for Wasm.
+    /// Propagation, echoed in the status. `Bidirectional` is not taken for Wasm.
     pub propagation: Propagation,
     /// SELinux relabelling was asked for (echoed only).
     pub selinux_relabel: bool,
-    /// The mount shall be read-only recursively.
+    /// The mount shall be read-only recursively; it is then `readonly` and its propagation `Private`.
     pub recursive_read_only: bool,
+    /// The image that is mounted instead of a host path.
+    #[serde(default)]
+    pub image: Option<ImageVolume>,
+    /// Mount options by name, as asked; each is one that [`MountWish::OPTIONS`] lists.
+    #[serde(default)]
+    pub options: Vec<String>,
+    /// Users of the source, echoed in the status; the pod's own map or none.
+    #[serde(default)]
+    pub uid_mappings: Vec<IdMapping>,
+    /// Groups of the source, likewise.
+    #[serde(default)]
+    pub gid_mappings: Vec<IdMapping>,
+}
+
+impl MountWish {
+    /// The mount options that can be asked for.
+    pub const OPTIONS: [&str; 4] = ["ro", "nosuid", "nodev", "noexec"];
+
+    /// Whether the option of that name was asked for.
+    pub fn has_option(&self, name: &str) -> bool {
+        self.options.iter().any(|option| option == name)
+    }
+
+    /// Whether it is read-only, by whichever way that was asked for.
+    pub fn is_readonly(&self) -> bool {
+        self.readonly || self.has_option("ro")
+    }
 }
 
 /// Mount propagation. Source: cri-api `MountPropagation`.
@@ -202,6 +245,9 @@ pub struct Resources {
     pub unified: BTreeMap<String, String>,
     /// Memory plus swap limit in bytes.
     pub memory_swap_limit_bytes: i64,
+    /// Bytes of huge pages by page size as the kernel names it (`2MB`), 0 included, in the order given.
+    #[serde(default)]
+    pub hugepages: Vec<(String, u64)>,
 }
 
 /// Who the payload shall be.
@@ -215,6 +261,9 @@ pub struct UserWish {
     pub gid: Option<i64>,
     /// `supplemental_groups`.
     pub groups: Vec<i64>,
+    /// `supplemental_groups_policy`.
+    #[serde(default)]
+    pub policy: GroupsPolicy,
 }
 
 /// CreateContainer, converted; what needs the node to be judged (image, mounts, user) is judged by `create_container`.
@@ -256,4 +305,13 @@ pub struct ContainerWish {
     pub readonly_rootfs: bool,
     /// Signal number that stops it, from `stop_signal`; `None` means the image's, else SIGTERM.
     pub stop_signal: Option<i32>,
+    /// What confines it.
+    #[serde(default)]
+    pub security: SecurityWish,
+    /// Devices in the order given.
+    #[serde(default)]
+    pub devices: Vec<DeviceWish>,
+    /// Names of CDI devices, from field and annotations, distinct.
+    #[serde(default)]
+    pub cdi_devices: Vec<String>,
 }

@@ -6,9 +6,8 @@
 
 use coracle_proto::runtime::v1 as cri;
 
-use super::{BadRequest, check, security, signal};
-use crate::cri::status::KubeletWord;
-use crate::lifecycle::{ContainerName, ContainerWish, MountWish, Propagation, UserWish};
+use super::{BadRequest, check, mount, resources, security, signal};
+use crate::lifecycle::{ContainerName, ContainerWish, UserWish};
 
 /// The longest image name that is looked up, in bytes.
 const MAX_IMAGE_BYTES: usize = 1024;
@@ -22,6 +21,7 @@ pub(in crate::cri) fn container_wish(
         .ok_or_else(|| BadRequest::invalid("config", "is missing"))?;
     not_here(&config)?;
     texts(&config)?;
+    let cdi_devices = mount::cdi_devices(&config)?;
     let name = name(config.metadata.as_ref())?;
     let image = config
         .image
@@ -37,17 +37,20 @@ pub(in crate::cri) fn container_wish(
         args: config.args,
         working_dir: config.working_dir,
         env: environment(config.envs)?,
-        mounts: mounts(config.mounts)?,
+        mounts: mount::mounts(config.mounts)?,
         labels: config.labels,
         annotations: config.annotations,
         log_path: config.log_path,
         stdin: config.stdin,
         stdin_once: config.stdin_once,
         tty: config.tty,
-        resources: security::resources("config.linux.resources", linux.resources.as_ref())?,
+        resources: resources::resources("config.linux.resources", linux.resources.as_ref())?,
         user: user(&context)?,
         readonly_rootfs: context.readonly_rootfs,
         stop_signal: signal::asked("config.stop_signal", config.stop_signal)?,
+        security: security::context("config.linux.security_context", &context)?,
+        devices: mount::devices(config.devices)?,
+        cdi_devices,
     })
 }
 
@@ -67,24 +70,12 @@ fn texts(config: &cri::ContainerConfig) -> Result<(), BadRequest> {
     check::absolute_or_empty("config.working_dir", &config.working_dir)
 }
 
-/// Refuses what no container of this build has.
+/// Refuses what no container of this node has.
 fn not_here(config: &cri::ContainerConfig) -> Result<(), BadRequest> {
     if config.windows.is_some() {
         return Err(BadRequest::invalid(
             "config.windows",
             "is set, and this is a Linux node",
-        ));
-    }
-    if !config.devices.is_empty() {
-        return Err(BadRequest::unsupported(
-            "config.devices",
-            "asks for devices, which are not built",
-        ));
-    }
-    if !config.cdi_devices.is_empty() {
-        return Err(BadRequest::unsupported(
-            "config.CDI_devices",
-            "asks for devices, which are not built",
         ));
     }
     Ok(())
@@ -132,98 +123,6 @@ fn environment(variables: Vec<cri::KeyValue>) -> Result<Vec<(String, String)>, B
     variables.into_iter().enumerate().map(one).collect()
 }
 
-fn mounts(mounts: Vec<cri::Mount>) -> Result<Vec<MountWish>, BadRequest> {
-    mounts
-        .into_iter()
-        .enumerate()
-        .map(|(index, asked)| mount(index, asked))
-        .collect()
-}
-
-fn mount(index: usize, mount: cri::Mount) -> Result<MountWish, BadRequest> {
-    let field = format!("config.mounts[{index}]");
-    let shown: String = mount
-        .container_path
-        .chars()
-        .filter(|c| !c.is_control())
-        .take(128)
-        .collect();
-    plain_bind(&field, &shown, &mount)?;
-    let propagation = propagation(&field, mount.propagation)?;
-    if mount.recursive_read_only {
-        return Err(recursive_read_only(
-            field,
-            &shown,
-            mount.readonly,
-            propagation,
-        ));
-    }
-    Ok(MountWish {
-        host_path: mount.host_path.into(),
-        container_path: mount.container_path,
-        readonly: mount.readonly,
-        propagation,
-        selinux_relabel: mount.selinux_relabel,
-        recursive_read_only: false,
-    })
-}
-
-/// Refuses what is more than a bind mount of a host path.
-fn plain_bind(field: &str, path: &str, mount: &cri::Mount) -> Result<(), BadRequest> {
-    if mount.image.is_some() {
-        return Err(BadRequest::Recognised {
-            word: KubeletWord::ImageVolumeMountFailed,
-            field: format!("{field}.image"),
-            problem: format!("asks for an image volume at {path}, and those are not built"),
-        });
-    }
-    if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
-        let problem = format!("maps ids at {path}, and user namespaces are not built");
-        return Err(BadRequest::unsupported(field, problem));
-    }
-    if !mount.mount_options.is_empty() {
-        let problem = format!("asks for options at {path}, and mount options are not built");
-        return Err(BadRequest::unsupported(
-            format!("{field}.mount_options"),
-            problem,
-        ));
-    }
-    Ok(())
-}
-
-fn propagation(field: &str, value: i32) -> Result<Propagation, BadRequest> {
-    match cri::MountPropagation::try_from(value) {
-        Ok(cri::MountPropagation::PropagationPrivate) => Ok(Propagation::Private),
-        Ok(cri::MountPropagation::PropagationHostToContainer) => Ok(Propagation::HostToContainer),
-        Ok(cri::MountPropagation::PropagationBidirectional) => Ok(Propagation::Bidirectional),
-        Err(_) => {
-            let problem = format!("is {value}, which is no propagation");
-            Err(BadRequest::invalid(format!("{field}.propagation"), problem))
-        }
-    }
-}
-
-/// Why a recursively read-only mount is refused: always, since no handler lists the feature.
-fn recursive_read_only(
-    field: String,
-    path: &str,
-    readonly: bool,
-    propagation: Propagation,
-) -> BadRequest {
-    let problem = if !readonly {
-        format!("of {path} is set on a mount that is not readonly")
-    } else if propagation != Propagation::Private {
-        format!("of {path} is set on a mount whose propagation is {propagation:?}, not Private")
-    } else {
-        format!("of {path} is set, and no handler of this build lists that feature")
-    };
-    BadRequest::Recognised {
-        word: KubeletWord::RroUnsupported,
-        field: format!("{field}.recursive_read_only"),
-        problem,
-    }
-}
-
 fn user(context: &cri::LinuxContainerSecurityContext) -> Result<UserWish, BadRequest> {
     let field = "config.linux.security_context";
     let mut user = security::user(
@@ -241,22 +140,7 @@ fn user(context: &cri::LinuxContainerSecurityContext) -> Result<UserWish, BadReq
         user.username = context.run_as_username.clone();
     }
     security::group_needs_user(field, &user)?;
-    #[allow(deprecated, reason = "older kubelets and crictl still set these two")]
-    let (old_seccomp, old_apparmor) = (&context.seccomp_profile_path, &context.apparmor_profile);
-    security::seccomp(
-        &format!("{field}.seccomp"),
-        context.seccomp.as_ref(),
-        old_seccomp,
-    )?;
-    security::apparmor(
-        &format!("{field}.apparmor"),
-        context.apparmor.as_ref(),
-        old_apparmor,
-    )?;
-    security::container_namespaces(
-        &format!("{field}.namespace_options"),
-        context.namespace_options.as_ref(),
-    )?;
+    user.policy = security::groups_policy(field, context.supplemental_groups_policy)?;
     Ok(user)
 }
 
@@ -264,6 +148,7 @@ fn user(context: &cri::LinuxContainerSecurityContext) -> Result<UserWish, BadReq
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
     use super::*;
+    use crate::lifecycle::{GroupsPolicy, Propagation};
 
     fn config() -> cri::ContainerConfig {
         cri::ContainerConfig {
@@ -402,42 +287,6 @@ mod tests {
     }
 
     #[test]
-    fn kubelets_words_come_with_the_mounts_it_knows_them_for() {
-        let word = |mount: cri::Mount| match changed(|c| c.mounts.push(mount)) {
-            Err(BadRequest::Recognised { word, problem, .. }) => (word, problem),
-            other => panic!("{other:?}"),
-        };
-        let image = Some(cri::ImageSpec {
-            image: "files:1".into(),
-            ..Default::default()
-        });
-        let (found, _) = word(cri::Mount {
-            image,
-            ..Default::default()
-        });
-        assert_eq!(found, KubeletWord::ImageVolumeMountFailed);
-        let rro = cri::Mount {
-            recursive_read_only: true,
-            container_path: "/data".into(),
-            ..Default::default()
-        };
-        let (found, problem) = word(rro.clone());
-        assert_eq!(
-            (found, problem.as_str()),
-            (
-                KubeletWord::RroUnsupported,
-                "of /data is set on a mount that is not readonly"
-            )
-        );
-        let (_, problem) = word(cri::Mount {
-            readonly: true,
-            propagation: 2,
-            ..rro
-        });
-        assert!(problem.contains("Bidirectional"), "{problem}");
-    }
-
-    #[test]
     fn users_and_groups_follow_the_protocols_rules() {
         let number = |value| Some(cri::Int64Value { value });
         let wish = context(|c| {
@@ -461,11 +310,33 @@ mod tests {
     }
 
     #[test]
-    fn devices_are_refused_not_forgotten() {
-        let refused = changed(|c| c.devices.push(cri::Device::default())).unwrap_err();
-        assert!(
-            matches!(refused, BadRequest::Unsupported { .. }),
-            "{refused}"
-        );
+    fn what_is_asked_for_beside_the_program_is_carried_on() {
+        let wish = context(|c| {
+            (c.privileged, c.no_new_privs) = (true, true);
+            c.supplemental_groups_policy = 1;
+            c.masked_paths = vec!["/proc/kcore".into()];
+            c.capabilities = Some(cri::Capability {
+                add_capabilities: vec!["NET_ADMIN".into()],
+                ..Default::default()
+            });
+        });
+        let wish = wish.unwrap();
+        assert!(wish.security.privileged && wish.security.no_new_privs);
+        assert_eq!(wish.security.capabilities.add, ["NET_ADMIN"]);
+        assert_eq!(wish.security.masked_paths, ["/proc/kcore"]);
+        assert_eq!(wish.user.policy, GroupsPolicy::Strict);
+        let wish = changed(|c| {
+            c.devices.push(cri::Device {
+                container_path: "/dev/fuse".into(),
+                host_path: "/dev/fuse".into(),
+                permissions: "rw".into(),
+            });
+            c.cdi_devices.push(cri::CdiDevice {
+                name: "v.com/gpu=0".into(),
+            });
+        });
+        let wish = wish.unwrap();
+        assert_eq!(wish.devices[0].permissions, "rw");
+        assert_eq!(wish.cdi_devices, ["v.com/gpu=0"]);
     }
 }

@@ -57,6 +57,10 @@ list_reply! {
     StreamContainersResponse { containers: Container },
     ListImagesResponse { images: Image },
     StreamImagesResponse { images: Image },
+    ListContainerStatsResponse { stats: ContainerStats },
+    StreamContainerStatsResponse { container_stats: ContainerStats },
+    ListPodSandboxStatsResponse { stats: PodSandboxStats },
+    StreamPodSandboxStatsResponse { pod_sandbox_stats: PodSandboxStats },
 }
 
 /// `items` as a series of replies, rendered one at a time as they are asked for; none for an empty list.

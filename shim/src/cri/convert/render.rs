@@ -14,8 +14,8 @@ use serde_json::json;
 
 use super::signal;
 use crate::lifecycle::{
-    ContainerState, ContainerView, Event, EventKind, MountWish, NamespaceMode, PodName, PodView,
-    Propagation, Resources,
+    ContainerState, ContainerView, Event, EventKind, IdMapping, MountWish, NamespaceMode, PodName,
+    PodView, Propagation, Resources, UsernsWish,
 };
 
 /// One sandbox in a list.
@@ -59,6 +59,7 @@ fn pod_status(view: &PodView) -> cri::PodSandboxStatus {
         network: namespace_mode(asked.network),
         pid: namespace_mode(asked.pid),
         ipc: namespace_mode(asked.ipc),
+        userns_options: view.wish.userns.as_ref().map(userns),
         ..Default::default()
     };
     let namespaces = cri::Namespace {
@@ -127,7 +128,7 @@ fn container_status(view: &ContainerView) -> cri::ContainerStatus {
         message: view.message.clone(),
         labels: view.wish.labels.clone(),
         annotations: view.wish.annotations.clone(),
-        mounts: view.wish.mounts.iter().map(mount).collect(),
+        mounts: mounts(view),
         log_path: view.log_path.clone(),
         resources: Some(resources),
         image_id: view.image_id.clone(),
@@ -191,7 +192,7 @@ fn info(verbose: bool, details: &serde_json::Value) -> BTreeMap<String, String> 
     BTreeMap::from([("info".to_owned(), details.to_string())])
 }
 
-fn pod_metadata(name: &PodName) -> cri::PodSandboxMetadata {
+pub(super) fn pod_metadata(name: &PodName) -> cri::PodSandboxMetadata {
     cri::PodSandboxMetadata {
         name: name.name.clone(),
         uid: name.uid.clone(),
@@ -200,7 +201,7 @@ fn pod_metadata(name: &PodName) -> cri::PodSandboxMetadata {
     }
 }
 
-fn container_metadata(view: &ContainerView) -> cri::ContainerMetadata {
+pub(super) fn container_metadata(view: &ContainerView) -> cri::ContainerMetadata {
     cri::ContainerMetadata {
         name: view.wish.name.name.clone(),
         attempt: view.wish.name.attempt,
@@ -243,12 +244,49 @@ fn namespace_mode(mode: NamespaceMode) -> i32 {
     mode as i32
 }
 
+fn id_mapping(map: &IdMapping) -> cri::IdMapping {
+    cri::IdMapping {
+        host_id: map.outside,
+        container_id: map.inside,
+        length: map.count,
+    }
+}
+
+fn userns(wish: &UsernsWish) -> cri::UserNamespace {
+    cri::UserNamespace {
+        mode: cri::NamespaceMode::Pod as i32,
+        uids: vec![id_mapping(&wish.uid)],
+        gids: vec![id_mapping(&wish.gid)],
+    }
+}
+
+/// The mounts asked for, in their order; those of images with the id of the image that is mounted.
+fn mounts(view: &ContainerView) -> Vec<cri::Mount> {
+    let mut ids = view.image_volumes.iter();
+    let one = |wish: &MountWish| {
+        let mut shown = mount(wish);
+        if let (Some(volume), Some(image)) = (&wish.image, &mut shown.image) {
+            let id = ids.next().unwrap_or(&volume.image);
+            image.image.clone_from(id);
+            image.image_ref.clone_from(id);
+        }
+        shown
+    };
+    view.wish.mounts.iter().map(one).collect()
+}
+
 fn mount(wish: &MountWish) -> cri::Mount {
     let propagation = match wish.propagation {
         Propagation::Private => cri::MountPropagation::PropagationPrivate,
         Propagation::HostToContainer => cri::MountPropagation::PropagationHostToContainer,
         Propagation::Bidirectional => cri::MountPropagation::PropagationBidirectional,
     };
+    let image = wish.image.as_ref().map(|volume| cri::ImageSpec {
+        image: volume.image.clone(),
+        user_specified_image: volume.user_specified_image.clone(),
+        ..Default::default()
+    });
+    let sub_path = wish.image.as_ref().map(|volume| volume.sub_path.clone());
     cri::Mount {
         container_path: wish.container_path.clone(),
         // It came from a message, so it is text.
@@ -256,12 +294,21 @@ fn mount(wish: &MountWish) -> cri::Mount {
         readonly: wish.readonly,
         selinux_relabel: wish.selinux_relabel,
         propagation: propagation as i32,
+        uid_mappings: wish.uid_mappings.iter().map(id_mapping).collect(),
+        gid_mappings: wish.gid_mappings.iter().map(id_mapping).collect(),
         recursive_read_only: wish.recursive_read_only,
-        ..Default::default()
+        image,
+        image_sub_path: sub_path.unwrap_or_default(),
+        mount_options: wish.options.clone(),
     }
 }
 
 fn resources(limits: &Resources) -> cri::LinuxContainerResources {
+    let hugepages = limits.hugepages.iter();
+    let hugepages = hugepages.map(|(size, limit)| cri::HugepageLimit {
+        page_size: size.clone(),
+        limit: *limit,
+    });
     cri::LinuxContainerResources {
         cpu_period: limits.cpu_period,
         cpu_quota: limits.cpu_quota,
@@ -270,7 +317,7 @@ fn resources(limits: &Resources) -> cri::LinuxContainerResources {
         oom_score_adj: limits.oom_score_adj,
         cpuset_cpus: limits.cpuset_cpus.clone(),
         cpuset_mems: limits.cpuset_mems.clone(),
-        hugepage_limits: Vec::new(),
+        hugepage_limits: hugepages.collect(),
         unified: limits.unified.clone(),
         memory_swap_limit_in_bytes: limits.memory_swap_limit_bytes,
     }
@@ -308,6 +355,7 @@ pub(in crate::cri) mod samples {
             ready: true,
             created_at: 1_700_000_000_000_000_001,
             ips: vec!["10.88.0.7".parse().unwrap(), "fd00::7".parse().unwrap()],
+            cgroup_parent: "/kubepods".into(),
         }
     }
 
@@ -341,6 +389,17 @@ pub(in crate::cri) mod samples {
             propagation: 1,
             ..Default::default()
         };
+        let image_mount = cri::Mount {
+            container_path: "/models".into(),
+            readonly: true,
+            image: Some(cri::ImageSpec {
+                image: "files:1".into(),
+                user_specified_image: "files".into(),
+                ..Default::default()
+            }),
+            image_sub_path: "small".into(),
+            ..Default::default()
+        };
         cri::ContainerConfig {
             metadata: Some(cri::ContainerMetadata {
                 name: "c".into(),
@@ -351,7 +410,7 @@ pub(in crate::cri) mod samples {
                 key: "TOKEN".into(),
                 value: b"s3cret".to_vec(),
             }],
-            mounts: vec![mount],
+            mounts: vec![mount, image_mount],
             linux: Some(cri::LinuxContainerConfig {
                 resources: Some(limits),
                 security_context: None,
@@ -383,7 +442,9 @@ pub(in crate::cri) mod samples {
             uid: 1000,
             gid: 2000,
             groups: vec![3000],
+            image_volumes: vec!["sha256:11".into()],
             stop_signal: libc::SIGTERM,
+            cgroup: "/kubepods/x".into(),
         }
     }
 }
@@ -446,6 +507,17 @@ mod tests {
         );
         assert_eq!(status.mounts[0].container_path, "/dev/termination-log");
         assert_eq!(status.mounts[0].propagation, 1);
+        assert_eq!(status.mounts[0].image, None);
+        let volume = &status.mounts[1];
+        let image = volume.image.clone().unwrap();
+        assert_eq!(
+            (image.image.as_str(), image.user_specified_image.as_str()),
+            ("sha256:11", "files")
+        );
+        assert_eq!(
+            (volume.image_sub_path.as_str(), volume.readonly),
+            ("small", true)
+        );
         assert_eq!(
             status
                 .resources

@@ -6,7 +6,7 @@
 
 use coracle_proto::runtime::v1 as cri;
 
-use super::{BadRequest, check, security};
+use super::{BadRequest, check, namespaces, security, sysctl};
 use crate::lifecycle::{Dns, Handler, NamespaceMode, Namespaces, PodName, PodWish};
 
 /// Linux' HOST_NAME_MAX, in bytes.
@@ -33,7 +33,12 @@ pub(in crate::cri) fn pod_wish(request: cri::RunPodSandboxRequest) -> Result<Pod
     check::absolute_or_empty("config.log_directory", &config.log_directory)?;
     let name = name(config.metadata.as_ref())?;
     let linux = config.linux.unwrap_or_default();
-    let namespaces = linux_part(&linux)?;
+    check::path("config.linux.cgroup_parent", &linux.cgroup_parent)?;
+    let absent = cri::LinuxSandboxSecurityContext::default();
+    let context = linux.security_context.as_ref().unwrap_or(&absent);
+    security_context(context)?;
+    let field = "config.linux.security_context.namespace_options";
+    let (namespaces, userns) = namespaces::of_pod(field, context.namespace_options.as_ref())?;
     ports(&config.port_mappings, &namespaces)?;
     Ok(PodWish {
         name,
@@ -43,6 +48,9 @@ pub(in crate::cri) fn pod_wish(request: cri::RunPodSandboxRequest) -> Result<Pod
         labels: config.labels,
         annotations: config.annotations,
         handler: handler(&request.runtime_handler)?,
+        userns,
+        sysctls: sysctl::sysctls(linux.sysctls, &namespaces)?,
+        privileged: context.privileged,
         cgroup_parent: linux.cgroup_parent,
         namespaces,
     })
@@ -152,19 +160,10 @@ fn ports(mappings: &[cri::PortMapping], namespaces: &Namespaces) -> Result<(), B
     Ok(())
 }
 
-fn linux_part(linux: &cri::LinuxPodSandboxConfig) -> Result<Namespaces, BadRequest> {
-    check::path("config.linux.cgroup_parent", &linux.cgroup_parent)?;
-    if let Some(key) = linux.sysctls.keys().next() {
-        check::printable("config.linux.sysctls", key)?;
-        let shown: String = key.chars().take(64).collect();
-        return Err(BadRequest::unsupported(
-            "config.linux.sysctls",
-            format!("sets {shown:?}, and sysctls are not built"),
-        ));
-    }
+/// Checks what a sandbox says of users and profiles. Nothing of a user's runs in a sandbox itself, and each
+/// container brings its own context, so none of it is kept.
+fn security_context(context: &cri::LinuxSandboxSecurityContext) -> Result<(), BadRequest> {
     let field = "config.linux.security_context";
-    let absent = cri::LinuxSandboxSecurityContext::default();
-    let context = linux.security_context.as_ref().unwrap_or(&absent);
     let user = security::user(
         field,
         context.run_as_user.as_ref(),
@@ -172,18 +171,13 @@ fn linux_part(linux: &cri::LinuxPodSandboxConfig) -> Result<Namespaces, BadReque
         &context.supplemental_groups,
     )?;
     security::group_needs_user(field, &user)?;
+    security::groups_policy(field, context.supplemental_groups_policy)?;
     #[allow(deprecated, reason = "older kubelets and crictl still set the path")]
     let old_seccomp = &context.seccomp_profile_path;
-    security::seccomp(
-        &format!("{field}.seccomp"),
-        context.seccomp.as_ref(),
-        old_seccomp,
-    )?;
-    security::apparmor(&format!("{field}.apparmor"), context.apparmor.as_ref(), "")?;
-    security::pod_namespaces(
-        &format!("{field}.namespace_options"),
-        context.namespace_options.as_ref(),
-    )
+    security::seccomp(field, context.seccomp.as_ref(), old_seccomp)?;
+    security::apparmor(field, context.apparmor.as_ref(), "")?;
+    security::selinux(field, context.selinux_options.as_ref())?;
+    Ok(())
 }
 
 #[cfg(test)]
@@ -305,14 +299,6 @@ mod tests {
         };
         let on_pod = changed(|c| c.port_mappings.push(port.clone())).unwrap_err();
         assert!(matches!(on_pod, BadRequest::Unsupported { .. }), "{on_pod}");
-        let sysctl = changed(|c| {
-            c.linux
-                .as_mut()
-                .unwrap()
-                .sysctls
-                .insert("kernel.shm_rmid_forced".into(), "1".into());
-        });
-        assert!(matches!(sysctl, Err(BadRequest::Unsupported { .. })));
         let on_host = changed(|c| {
             c.port_mappings.push(port);
             let options = cri::NamespaceOption {
@@ -326,6 +312,43 @@ mod tests {
             c.linux.as_mut().unwrap().security_context = Some(context);
         });
         assert_eq!(on_host.unwrap().namespaces.network, NamespaceMode::Node);
+    }
+
+    #[test]
+    fn privileges_users_and_parameters_are_carried_on() {
+        let mapping = cri::IdMapping {
+            host_id: 1 << 16,
+            container_id: 0,
+            length: 1 << 16,
+        };
+        let options = cri::NamespaceOption {
+            userns_options: Some(cri::UserNamespace {
+                mode: 0,
+                uids: vec![mapping],
+                gids: vec![mapping],
+            }),
+            ..Default::default()
+        };
+        let wish = changed(|c| {
+            let linux = c.linux.as_mut().unwrap();
+            linux
+                .sysctls
+                .insert("net.ipv4.ip_forward".into(), "1".into());
+            linux.security_context = Some(cri::LinuxSandboxSecurityContext {
+                namespace_options: Some(options),
+                privileged: true,
+                ..Default::default()
+            });
+        });
+        let wish = wish.unwrap();
+        assert!(wish.privileged);
+        assert_eq!(wish.sysctls["net/ipv4/ip_forward"], "1");
+        assert_eq!(wish.userns.unwrap().gid.outside, 1 << 16);
+        let refused = changed(|c| {
+            let sysctls = &mut c.linux.as_mut().unwrap().sysctls;
+            sysctls.insert("kernel.core_pattern".into(), "|/x".into());
+        });
+        assert!(matches!(refused, Err(BadRequest::Invalid { .. })));
     }
 
     #[test]

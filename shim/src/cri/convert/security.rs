@@ -1,117 +1,32 @@
-//! Security contexts, namespaces and resources of sandboxes and containers.
+//! Security contexts of sandboxes and containers: users, privileges, profiles, labels, paths.
 //!
-//! Called by `sandbox` and `container`. Invariants: a profile or mapping that was asked for and would not be
-//! applied is refused, never dropped; what only widens a guest (privileged, capabilities) is not looked at,
-//! because a Wasm guest has none of it either way.
-//! Not here: paths, names, images.
+//! Called by `sandbox` and `container`. Invariants: every field is either carried on or refused, never dropped;
+//! of the two fields that older protocols had for a profile, the newer one wins.
+//! Not here: namespaces, resources; whether the node has a profile, a capability, SELinux.
 
 use coracle_proto::runtime::v1 as cri;
 use cri::security_profile::ProfileType;
 
 use super::BadRequest;
 use super::check;
-use crate::lifecycle::{NamespaceMode, Namespaces, Resources, UserWish};
+use super::namespaces;
+use crate::lifecycle::{
+    CapabilityWish, GroupsPolicy, ProfileWish, SecurityWish, SelinuxWish, UserWish,
+};
 
-/// Kernel's bounds of a CPU period, in microseconds.
-const CPU_PERIOD: (i64, i64) = (1_000, 1_000_000);
+/// The longest name of a profile, a capability or a part of a label, in bytes.
+const MAX_WORD_BYTES: usize = 256;
 
-/// The shortest CPU quota the kernel takes, in microseconds.
-const MIN_CPU_QUOTA: i64 = 1_000;
+/// The longest path of a seccomp profile, in bytes.
+const MAX_PATH_BYTES: usize = 4096;
 
-/// The most CPU shares there are; kubelet clamps to it, too.
-const MAX_CPU_SHARES: i64 = 262_144;
+/// The most masked, and the most read-only paths.
+const MAX_PATHS: usize = 512;
 
-/// Reads the namespaces of a sandbox. Absent options mean the pod's own of each.
-pub(super) fn pod_namespaces(
-    field: &str,
-    options: Option<&cri::NamespaceOption>,
-) -> Result<Namespaces, BadRequest> {
-    let absent = cri::NamespaceOption::default();
-    let options = options.unwrap_or(&absent);
-    userns(
-        &format!("{field}.userns_options"),
-        options.userns_options.as_ref(),
-    )?;
-    let shared = |name: &str, value| {
-        let field = format!("{field}.{name}");
-        match mode(&field, value)? {
-            found @ (NamespaceMode::Pod | NamespaceMode::Node) => Ok(found),
-            other => Err(BadRequest::invalid(
-                field,
-                format!("is {other:?}, a sandbox takes Pod or Node"),
-            )),
-        }
-    };
-    let pid_field = format!("{field}.pid");
-    let pid = mode(&pid_field, options.pid)?;
-    if pid == NamespaceMode::Target {
-        return Err(BadRequest::invalid(
-            pid_field,
-            "is Target, which a sandbox has not",
-        ));
-    }
-    Ok(Namespaces {
-        network: shared("network", options.network)?,
-        pid,
-        ipc: shared("ipc", options.ipc)?,
-    })
-}
+/// The most entries of each list of capabilities.
+const MAX_CAPABILITIES: usize = 256;
 
-/// Checks the namespaces of a container, which follow its sandbox's.
-pub(super) fn container_namespaces(
-    field: &str,
-    options: Option<&cri::NamespaceOption>,
-) -> Result<(), BadRequest> {
-    let Some(options) = options else {
-        return Ok(());
-    };
-    userns(
-        &format!("{field}.userns_options"),
-        options.userns_options.as_ref(),
-    )?;
-    mode(&format!("{field}.network"), options.network)?;
-    mode(&format!("{field}.ipc"), options.ipc)?;
-    let pid = format!("{field}.pid");
-    match mode(&pid, options.pid)? {
-        NamespaceMode::Target => Err(BadRequest::unsupported(
-            pid,
-            "asks for another container's namespace",
-        )),
-        NamespaceMode::Pod | NamespaceMode::Container | NamespaceMode::Node => Ok(()),
-    }
-}
-
-fn mode(field: &str, value: i32) -> Result<NamespaceMode, BadRequest> {
-    match cri::NamespaceMode::try_from(value) {
-        Ok(cri::NamespaceMode::Pod) => Ok(NamespaceMode::Pod),
-        Ok(cri::NamespaceMode::Container) => Ok(NamespaceMode::Container),
-        Ok(cri::NamespaceMode::Node) => Ok(NamespaceMode::Node),
-        Ok(cri::NamespaceMode::Target) => Ok(NamespaceMode::Target),
-        Err(_) => Err(BadRequest::invalid(
-            field,
-            format!("is {value}, which is no namespace mode"),
-        )),
-    }
-}
-
-/// Kubelet sends `NODE` for every pod without a user namespace of its own.
-fn userns(field: &str, userns: Option<&cri::UserNamespace>) -> Result<(), BadRequest> {
-    let Some(userns) = userns else { return Ok(()) };
-    let field = format!("{field}.mode");
-    match mode(&field, userns.mode)? {
-        NamespaceMode::Node => Ok(()),
-        NamespaceMode::Pod => Err(BadRequest::unsupported(
-            field,
-            "asks for user namespaces, which are not built",
-        )),
-        other => Err(BadRequest::invalid(
-            field,
-            format!("is {other:?}, user namespaces are Pod or Node"),
-        )),
-    }
-}
-
-/// Checks the group rule and the ranges that sandboxes and containers share.
+/// Reads who a sandbox or a container runs as. Checks the ranges, and that a group comes with a user.
 pub(super) fn user(
     field: &str,
     uid: Option<&cri::Int64Value>,
@@ -133,7 +48,20 @@ pub(super) fn user(
         username: String::new(),
         gid,
         groups: groups.to_vec(),
+        policy: GroupsPolicy::Merge,
     })
+}
+
+/// Reads whose groups are added.
+pub(super) fn groups_policy(field: &str, value: i32) -> Result<GroupsPolicy, BadRequest> {
+    match cri::SupplementalGroupsPolicy::try_from(value) {
+        Ok(cri::SupplementalGroupsPolicy::Merge) => Ok(GroupsPolicy::Merge),
+        Ok(cri::SupplementalGroupsPolicy::Strict) => Ok(GroupsPolicy::Strict),
+        Err(_) => Err(BadRequest::invalid(
+            format!("{field}.supplemental_groups_policy"),
+            format!("is {value}, which is no policy"),
+        )),
+    }
 }
 
 /// Refuses a group that comes without a user.
@@ -148,63 +76,122 @@ pub(super) fn group_needs_user(field: &str, user: &UserWish) -> Result<(), BadRe
     Ok(())
 }
 
-/// Takes the default and the absent profile; the built-in filter of a Wasm guest is tighter than both. A
-/// profile of the node's own would not be applied.
+/// Reads what confines a container.
+pub(super) fn context(
+    field: &str,
+    context: &cri::LinuxContainerSecurityContext,
+) -> Result<SecurityWish, BadRequest> {
+    #[allow(deprecated, reason = "older kubelets and crictl still set these two")]
+    let (old_seccomp, old_apparmor) = (&context.seccomp_profile_path, &context.apparmor_profile);
+    let mut wish = SecurityWish {
+        privileged: context.privileged,
+        capabilities: capabilities(field, context.capabilities.as_ref())?,
+        no_new_privs: context.no_new_privs,
+        seccomp: seccomp(field, context.seccomp.as_ref(), old_seccomp)?,
+        apparmor: apparmor(field, context.apparmor.as_ref(), old_apparmor)?,
+        selinux: selinux(field, context.selinux_options.as_ref())?,
+        masked_paths: paths(&format!("{field}.masked_paths"), &context.masked_paths)?,
+        readonly_paths: paths(&format!("{field}.readonly_paths"), &context.readonly_paths)?,
+        ..SecurityWish::default()
+    };
+    let options = context.namespace_options.as_ref();
+    namespaces::of_container(&format!("{field}.namespace_options"), options, &mut wish)?;
+    Ok(wish)
+}
+
+fn capabilities(
+    field: &str,
+    asked: Option<&cri::Capability>,
+) -> Result<CapabilityWish, BadRequest> {
+    let Some(asked) = asked else {
+        return Ok(CapabilityWish::default());
+    };
+    for (list, names) in [
+        ("add_capabilities", &asked.add_capabilities),
+        ("drop_capabilities", &asked.drop_capabilities),
+        ("add_ambient_capabilities", &asked.add_ambient_capabilities),
+    ] {
+        let field = format!("{field}.capabilities.{list}");
+        if names.len() > MAX_CAPABILITIES {
+            let problem = format!(
+                "has {} entries, the limit is {MAX_CAPABILITIES}",
+                names.len()
+            );
+            return Err(BadRequest::invalid(field, problem));
+        }
+        for (index, name) in names.iter().enumerate() {
+            check::word(&format!("{field}[{index}]"), name, MAX_WORD_BYTES)?;
+        }
+    }
+    Ok(CapabilityWish {
+        add: asked.add_capabilities.clone(),
+        drop: asked.drop_capabilities.clone(),
+        ambient: asked.add_ambient_capabilities.clone(),
+    })
+}
+
+/// Reads a system call filter; a profile's path is absolute and clean.
 pub(super) fn seccomp(
     field: &str,
     profile: Option<&cri::SecurityProfile>,
-    path: &str,
-) -> Result<(), BadRequest> {
-    localhost_profile(field, profile)?;
-    let old = format!("{field}_profile_path");
-    check::printable(&old, path)?;
-    if path.starts_with("localhost/") {
-        return Err(BadRequest::unsupported(
-            old,
-            "names a profile of the node, which this build does not load",
-        ));
+    old: &str,
+) -> Result<ProfileWish, BadRequest> {
+    let (wish, at) = match profile {
+        Some(profile) => {
+            let field = format!("{field}.seccomp");
+            (of_type(&field, profile)?, format!("{field}.localhost_ref"))
+        }
+        None => {
+            let field = format!("{field}.seccomp_profile_path");
+            (of_text(&field, old)?, field)
+        }
+    };
+    if let ProfileWish::Localhost(path) = &wish {
+        check::absolute_or_empty(&at, path)?;
+        if path.len() > MAX_PATH_BYTES {
+            let problem = format!(
+                "is {} bytes long, the limit is {MAX_PATH_BYTES}",
+                path.len()
+            );
+            return Err(BadRequest::invalid(at, problem));
+        }
     }
-    Ok(())
+    Ok(wish)
 }
 
-/// Takes the default and the absent profile; one that is loaded by name would not be applied.
+/// Reads an AppArmor profile; one of the node's is a name.
 pub(super) fn apparmor(
     field: &str,
     profile: Option<&cri::SecurityProfile>,
-    name: &str,
-) -> Result<(), BadRequest> {
-    localhost_profile(field, profile)?;
-    let old = format!("{field}_profile");
-    check::printable(&old, name)?;
-    if name.starts_with("localhost/") {
-        return Err(BadRequest::unsupported(
-            old,
-            "names a profile of the node, which this build does not load",
-        ));
+    old: &str,
+) -> Result<ProfileWish, BadRequest> {
+    let (wish, at) = match profile {
+        Some(profile) => {
+            let field = format!("{field}.apparmor");
+            (of_type(&field, profile)?, format!("{field}.localhost_ref"))
+        }
+        None => {
+            let field = format!("{field}.apparmor_profile");
+            (of_text(&field, old)?, field)
+        }
+    };
+    if let ProfileWish::Localhost(name) = &wish {
+        check::word(&at, name, MAX_WORD_BYTES)?;
     }
-    Ok(())
+    Ok(wish)
 }
 
-fn localhost_profile(
-    field: &str,
-    profile: Option<&cri::SecurityProfile>,
-) -> Result<(), BadRequest> {
-    let Some(profile) = profile else {
-        return Ok(());
-    };
+fn of_type(field: &str, profile: &cri::SecurityProfile) -> Result<ProfileWish, BadRequest> {
     match ProfileType::try_from(profile.profile_type) {
-        Ok(ProfileType::RuntimeDefault | ProfileType::Unconfined) => Ok(()),
+        Ok(ProfileType::RuntimeDefault) => Ok(ProfileWish::Default),
+        Ok(ProfileType::Unconfined) => Ok(ProfileWish::Unconfined),
         Ok(ProfileType::Localhost) if profile.localhost_ref.is_empty() => Err(BadRequest::invalid(
             format!("{field}.localhost_ref"),
             "is empty for a Localhost profile",
         )),
         Ok(ProfileType::Localhost) => {
             check::printable(&format!("{field}.localhost_ref"), &profile.localhost_ref)?;
-            let problem = "is Localhost, and this build does not load profiles of the node";
-            Err(BadRequest::unsupported(
-                format!("{field}.profile_type"),
-                problem,
-            ))
+            Ok(ProfileWish::Localhost(profile.localhost_ref.clone()))
         }
         Err(_) => {
             let problem = format!("is {}, which is no profile type", profile.profile_type);
@@ -216,130 +203,72 @@ fn localhost_profile(
     }
 }
 
-/// Reads resource limits. Absent means none.
-pub(super) fn resources(
-    field: &str,
-    limits: Option<&cri::LinuxContainerResources>,
-) -> Result<Resources, BadRequest> {
-    let Some(limits) = limits else {
-        return Ok(Resources::default());
-    };
-    cpu(field, limits)?;
-    memory(field, limits)?;
-    check::within(
-        &format!("{field}.oom_score_adj"),
-        limits.oom_score_adj,
-        -1000,
-        1000,
-    )?;
-    for (index, huge) in limits.hugepage_limits.iter().enumerate() {
-        if huge.limit != 0 {
-            let field = format!("{field}.hugepage_limits[{index}]");
-            return Err(BadRequest::unsupported(
+/// The one-text form of older protocols.
+fn of_text(field: &str, text: &str) -> Result<ProfileWish, BadRequest> {
+    check::printable(field, text)?;
+    match text {
+        "" => Ok(ProfileWish::Unset),
+        "runtime/default" | "docker/default" => Ok(ProfileWish::Default),
+        "unconfined" => Ok(ProfileWish::Unconfined),
+        _ => match text.strip_prefix("localhost/") {
+            Some("") => Err(BadRequest::invalid(
                 field,
-                "asks for huge pages, which are not built",
-            ));
+                "names no profile after localhost/",
+            )),
+            Some(name) => Ok(ProfileWish::Localhost(name.to_owned())),
+            None => Err(BadRequest::invalid(
+                field,
+                "is none of runtime/default, docker/default, unconfined, localhost/NAME",
+            )),
+        },
+    }
+}
+
+/// Reads a label; `None` when it has no part. Only characters that labels are made of, and no `:` but in the level.
+pub(super) fn selinux(
+    field: &str,
+    options: Option<&cri::SeLinuxOption>,
+) -> Result<Option<SelinuxWish>, BadRequest> {
+    let Some(options) = options else {
+        return Ok(None);
+    };
+    for (part, text) in [
+        ("user", &options.user),
+        ("role", &options.role),
+        ("type", &options.r#type),
+        ("level", &options.level),
+    ] {
+        let field = format!("{field}.selinux_options.{part}");
+        let good = |b: u8| {
+            b.is_ascii_alphanumeric()
+                || matches!(b, b'_' | b'-' | b'.')
+                || (part == "level" && matches!(b, b':' | b','))
+        };
+        if text.len() > MAX_WORD_BYTES || !text.bytes().all(good) {
+            return Err(BadRequest::invalid(field, "is no part of a label"));
         }
     }
-    limits
-        .unified
-        .keys()
-        .try_for_each(|key| unified(field, key))?;
-    Ok(Resources {
-        cpu_period: limits.cpu_period,
-        cpu_quota: limits.cpu_quota,
-        cpu_shares: limits.cpu_shares,
-        memory_limit_bytes: limits.memory_limit_in_bytes,
-        oom_score_adj: limits.oom_score_adj,
-        cpuset_cpus: limits.cpuset_cpus.clone(),
-        cpuset_mems: limits.cpuset_mems.clone(),
-        unified: limits.unified.clone(),
-        memory_swap_limit_bytes: limits.memory_swap_limit_in_bytes,
-    })
-}
-
-fn cpu(field: &str, limits: &cri::LinuxContainerResources) -> Result<(), BadRequest> {
-    if limits.cpu_period != 0 {
-        check::within(
-            &format!("{field}.cpu_period"),
-            limits.cpu_period,
-            CPU_PERIOD.0,
-            CPU_PERIOD.1,
-        )?;
-    }
-    if limits.cpu_quota != 0 && limits.cpu_quota != -1 {
-        check::within(
-            &format!("{field}.cpu_quota"),
-            limits.cpu_quota,
-            MIN_CPU_QUOTA,
-            i64::MAX / 1_000,
-        )?;
-    }
-    check::within(
-        &format!("{field}.cpu_shares"),
-        limits.cpu_shares,
-        0,
-        MAX_CPU_SHARES,
-    )?;
-    cpuset(&format!("{field}.cpuset_cpus"), &limits.cpuset_cpus)?;
-    cpuset(&format!("{field}.cpuset_mems"), &limits.cpuset_mems)
-}
-
-fn memory(field: &str, limits: &cri::LinuxContainerResources) -> Result<(), BadRequest> {
-    let (limit, with_swap) = (
-        limits.memory_limit_in_bytes,
-        limits.memory_swap_limit_in_bytes,
-    );
-    check::within(
-        &format!("{field}.memory_limit_in_bytes"),
-        limit,
-        0,
-        i64::MAX,
-    )?;
-    let field = format!("{field}.memory_swap_limit_in_bytes");
-    check::within(&field, with_swap, -1, i64::MAX)?;
-    if with_swap > 0 && with_swap < limit {
-        return Err(BadRequest::invalid(
-            field,
-            format!("is {with_swap}, less than the memory limit {limit}"),
-        ));
-    }
-    Ok(())
-}
-
-/// A kernel list of numbers: `0-3,7`.
-fn cpuset(field: &str, list: &str) -> Result<(), BadRequest> {
-    let number = |text: &str| {
-        (text.len() <= 5)
-            .then(|| text.parse::<u32>().ok())
-            .flatten()
+    let wish = SelinuxWish {
+        user: options.user.clone(),
+        role: options.role.clone(),
+        kind: options.r#type.clone(),
+        level: options.level.clone(),
     };
-    let good = |part: &str| match part.split_once('-') {
-        Some((low, high)) => number(low)
-            .zip(number(high))
-            .is_some_and(|(low, high)| low <= high),
-        None => number(part).is_some(),
-    };
-    if list.is_empty() || list.split(',').all(good) {
-        return Ok(());
-    }
-    Err(BadRequest::invalid(field, "is not a list like 0-3,7"))
+    Ok((wish != SelinuxWish::default()).then_some(wish))
 }
 
-/// A key of `unified` is the name of a file in a cgroup: `memory.oom.group`.
-fn unified(field: &str, key: &str) -> Result<(), BadRequest> {
-    let is_file = key.contains('.')
-        && key.bytes().next().is_some_and(|b| b.is_ascii_lowercase())
-        && key
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_'));
-    if is_file && !key.starts_with("cgroup.") {
-        return Ok(());
+/// Absolute clean paths in a container.
+fn paths(field: &str, paths: &[String]) -> Result<Vec<String>, BadRequest> {
+    if paths.len() > MAX_PATHS {
+        let problem = format!("has {} entries, the limit is {MAX_PATHS}", paths.len());
+        return Err(BadRequest::invalid(field, problem));
     }
-    Err(BadRequest::invalid(
-        format!("{field}.unified"),
-        "has a key that is no controller's file",
-    ))
+    for (index, path) in paths.iter().enumerate() {
+        let field = format!("{field}[{index}]");
+        check::given(&field, path)?;
+        check::absolute_or_empty(&field, path)?;
+    }
+    Ok(paths.to_vec())
 }
 
 #[cfg(test)]
@@ -347,120 +276,101 @@ fn unified(field: &str, key: &str) -> Result<(), BadRequest> {
 mod tests {
     use super::*;
 
-    fn limits(
-        change: impl FnOnce(&mut cri::LinuxContainerResources),
-    ) -> Result<Resources, BadRequest> {
-        let mut limits = cri::LinuxContainerResources::default();
-        change(&mut limits);
-        resources("linux.resources", Some(&limits))
-    }
-
-    #[test]
-    fn impossible_resources_are_refused_by_field() {
-        type Change = fn(&mut cri::LinuxContainerResources);
-        let cases: [(&str, Change); 12] = [
-            ("cpu_period", |l| l.cpu_period = 999),
-            ("cpu_period", |l| l.cpu_period = -1),
-            ("cpu_quota", |l| l.cpu_quota = 1),
-            ("cpu_quota", |l| l.cpu_quota = -2),
-            ("cpu_shares", |l| l.cpu_shares = i64::MAX),
-            ("cpuset_cpus", |l| l.cpuset_cpus = "3-1".into()),
-            ("cpuset_cpus", |l| l.cpuset_cpus = "0\n".into()),
-            ("cpuset_mems", |l| l.cpuset_mems = "all".into()),
-            ("memory_limit_in_bytes", |l| l.memory_limit_in_bytes = -5),
-            ("memory_swap_limit_in_bytes", |l| {
-                (l.memory_limit_in_bytes, l.memory_swap_limit_in_bytes) = (10, 5)
-            }),
-            ("oom_score_adj", |l| l.oom_score_adj = 1001),
-            ("unified", |l| {
-                drop(l.unified.insert("../memory.max".into(), "1".into()))
-            }),
-        ];
-        for (field, change) in cases {
-            let refused = limits(change).unwrap_err();
-            assert!(matches!(refused, BadRequest::Invalid { .. }), "{refused}");
-            assert!(
-                refused
-                    .to_string()
-                    .starts_with(&format!("linux.resources.{field}")),
-                "{refused}"
-            );
-        }
-    }
-
-    #[test]
-    fn what_kubelet_sends_is_taken_as_it_is() {
-        let taken = limits(|l| {
-            (l.cpu_period, l.cpu_quota, l.cpu_shares) = (100_000, 50_000, 512);
-            (l.memory_limit_in_bytes, l.oom_score_adj) = (64 << 20, 985);
-            l.cpuset_cpus = "0-3,7".into();
-            l.unified.insert("memory.oom.group".into(), "1".into());
-            l.hugepage_limits.push(cri::HugepageLimit {
-                page_size: "2MB".into(),
-                limit: 0,
-            });
-        });
-        let taken = taken.unwrap();
-        assert_eq!(
-            (taken.cpu_period, taken.cpu_quota, taken.cpu_shares),
-            (100_000, 50_000, 512)
-        );
-        assert_eq!(
-            (taken.memory_limit_bytes, taken.oom_score_adj),
-            (64 << 20, 985)
-        );
-        assert_eq!(taken.unified["memory.oom.group"], "1");
-    }
-
-    #[test]
-    fn user_namespaces_of_the_node_are_no_wish() {
-        let with = |mode: i32| cri::NamespaceOption {
-            userns_options: Some(cri::UserNamespace {
-                mode,
-                ..Default::default()
-            }),
-            ..Default::default()
-        };
-        assert!(pod_namespaces("o", Some(&with(2))).is_ok());
-        assert!(matches!(
-            pod_namespaces("o", Some(&with(0))),
-            Err(BadRequest::Unsupported { .. })
-        ));
-        for odd in [1, 3, 9] {
-            assert!(
-                matches!(
-                    pod_namespaces("o", Some(&with(odd))),
-                    Err(BadRequest::Invalid { .. })
-                ),
-                "{odd}"
-            );
-        }
-    }
-
-    #[test]
-    fn profiles_that_would_not_be_applied_are_refused() {
-        let profile = |profile_type, localhost_ref: &str| cri::SecurityProfile {
+    fn profile(profile_type: i32, localhost_ref: &str) -> cri::SecurityProfile {
+        cri::SecurityProfile {
             profile_type,
             localhost_ref: localhost_ref.into(),
+        }
+    }
+
+    #[test]
+    fn a_profile_comes_by_its_type_or_by_the_older_text() {
+        let path = |text: &str| Ok(ProfileWish::Localhost(text.to_owned()));
+        assert_eq!(seccomp("s", None, ""), Ok(ProfileWish::Unset));
+        assert_eq!(
+            seccomp("s", None, "runtime/default"),
+            Ok(ProfileWish::Default)
+        );
+        assert_eq!(
+            seccomp("s", None, "docker/default"),
+            Ok(ProfileWish::Default)
+        );
+        assert_eq!(
+            seccomp("s", None, "unconfined"),
+            Ok(ProfileWish::Unconfined)
+        );
+        assert_eq!(seccomp("s", None, "localhost//p/a.json"), path("/p/a.json"));
+        assert_eq!(
+            seccomp("s", Some(&profile(0, "")), "unconfined"),
+            Ok(ProfileWish::Default)
+        );
+        assert_eq!(
+            seccomp("s", Some(&profile(1, "")), ""),
+            Ok(ProfileWish::Unconfined)
+        );
+        assert_eq!(
+            seccomp("s", Some(&profile(2, "/a.json")), ""),
+            path("/a.json")
+        );
+        assert_eq!(apparmor("a", Some(&profile(2, "web")), ""), path("web"));
+        assert_eq!(apparmor("a", None, "localhost/web"), path("web"));
+    }
+
+    #[test]
+    fn a_reference_to_nothing_is_never_unconfined() {
+        for (given, old) in [
+            (Some(profile(2, "")), ""),
+            (Some(profile(2, "../../etc/passwd")), ""),
+            (Some(profile(2, "/p/../../etc/passwd")), ""),
+            (Some(profile(2, "relative.json")), ""),
+            (Some(profile(2, "/p\n")), ""),
+            (Some(profile(7, "")), ""),
+            (None, "localhost/"),
+            (None, "localhost/relative.json"),
+            (None, "/p/a.json"),
+            (None, "Unconfined"),
+        ] {
+            let refused = seccomp("s", given.as_ref(), old).unwrap_err();
+            assert!(matches!(refused, BadRequest::Invalid { .. }), "{refused}");
+        }
+        assert!(apparmor("a", Some(&profile(2, "")), "").is_err());
+        assert!(apparmor("a", Some(&profile(2, "a b")), "").is_err());
+        assert!(apparmor("a", None, "localhost/").is_err());
+    }
+
+    #[test]
+    fn a_label_holds_only_what_labels_are_made_of() {
+        let option = |user: &str, level: &str| cri::SeLinuxOption {
+            user: user.into(),
+            level: level.into(),
+            ..Default::default()
         };
-        assert!(seccomp("s", None, "").is_ok());
-        assert!(seccomp("s", Some(&profile(0, "")), "runtime/default").is_ok());
-        assert!(matches!(
-            seccomp("s", Some(&profile(2, "")), ""),
-            Err(BadRequest::Invalid { .. })
-        ));
-        assert!(matches!(
-            seccomp("s", Some(&profile(2, "a.json")), ""),
-            Err(BadRequest::Unsupported { .. })
-        ));
-        assert!(matches!(
-            seccomp("s", Some(&profile(7, "")), ""),
-            Err(BadRequest::Invalid { .. })
-        ));
-        assert!(matches!(
-            apparmor("a", None, "localhost/x"),
-            Err(BadRequest::Unsupported { .. })
-        ));
+        assert_eq!(selinux("s", None).unwrap(), None);
+        assert_eq!(selinux("s", Some(&option("", ""))).unwrap(), None);
+        let wish = selinux("s", Some(&option("u", "s0:c1,c2"))).unwrap();
+        assert_eq!(wish.unwrap().level, "s0:c1,c2");
+        for odd in ["a:b", "a b", "a\n", "a,context=x"] {
+            assert!(selinux("s", Some(&option(odd, ""))).is_err(), "{odd:?}");
+        }
+    }
+
+    #[test]
+    fn masked_paths_are_clean_paths() {
+        let asked = |path: &str| cri::LinuxContainerSecurityContext {
+            masked_paths: vec!["/proc/kcore".into(), path.into()],
+            ..Default::default()
+        };
+        assert_eq!(
+            context("s", &asked("/proc/keys"))
+                .unwrap()
+                .masked_paths
+                .len(),
+            2
+        );
+        for odd in ["", "proc/keys", "/proc/../etc", "/a\0"] {
+            let refused = context("s", &asked(odd)).unwrap_err().to_string();
+            assert!(refused.starts_with("s.masked_paths[1]"), "{refused}");
+        }
     }
 
     #[test]
@@ -478,5 +388,7 @@ mod tests {
                 .to_string()
                 .contains("supplemental_groups[1]")
         );
+        assert_eq!(groups_policy("s", 1).unwrap(), GroupsPolicy::Strict);
+        assert!(groups_policy("s", 2).is_err());
     }
 }

@@ -1,0 +1,100 @@
+//! Whether mounts can pass through a host path as its mount into a container asks for.
+//!
+//! Called by: [`super::mounts`]. Source: mount_namespaces(7), proc(5) on mountinfo; the rule and the words are
+//! containerd's.
+//! Invariant: what would silently not happen is refused. Not here: mounting.
+
+use std::path::Path;
+
+use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
+
+use crate::lifecycle::Propagation;
+
+/// Checks the mount that `path` lies on. Errors: what is wrong, as the rest of a sentence.
+pub(super) fn check(path: &Path, asked: Propagation) -> Result<(), String> {
+    if asked == Propagation::Private {
+        return Ok(());
+    }
+    let cannot = |error: std::io::Error| format!("its mount cannot be looked up: {error}");
+    let stat = statx(CWD, path, AtFlags::empty(), StatxFlags::MNT_ID);
+    let id = stat.map_err(|errno| cannot(errno.into()))?.stx_mnt_id;
+    let table = std::fs::read("/proc/self/mountinfo").map_err(cannot)?;
+    judge(&String::from_utf8_lossy(&table), id, path, asked)
+}
+
+fn judge(table: &str, id: u64, path: &Path, asked: Propagation) -> Result<(), String> {
+    let id = id.to_string();
+    let line = table
+        .lines()
+        .map(|line| line.split(' ').collect::<Vec<_>>())
+        .find(|fields| fields.first() == Some(&id.as_str()));
+    let Some(fields) = line else {
+        return Err("its mount is not in this process's mount table".to_owned());
+    };
+    let mounted_on = fields.get(4).copied().unwrap_or_default();
+    let flows = fields.iter().skip(6).take_while(|field| **field != "-");
+    let (mut is_shared, mut is_slave) = (false, false);
+    for flow in flows {
+        is_shared |= flow.starts_with("shared:");
+        is_slave |= flow.starts_with("master:");
+    }
+    let path = path.display();
+    match asked {
+        Propagation::Bidirectional if !is_shared => Err(format!(
+            "path {path} is mounted on {mounted_on} but it is not a shared mount"
+        )),
+        Propagation::HostToContainer if !is_shared && !is_slave => Err(format!(
+            "path {path} is mounted on {mounted_on} but it is not a shared or slave mount"
+        )),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TABLE: &str = "\
+21 1 254:0 / / rw,relatime - ext4 /dev/vda rw
+22 21 0:5 / /shared rw shared:7 - tmpfs t rw
+23 21 0:6 / /slave rw master:7 - tmpfs t rw
+24 21 0:6 / /both rw shared:9 master:7 - tmpfs t rw
+25 21 0:6 / /odd rw unbindable - tmpfs shared:1 rw
+";
+
+    #[test]
+    fn rslave_needs_a_shared_or_slave_mount_and_rshared_a_shared_one() {
+        let (down, both) = (Propagation::HostToContainer, Propagation::Bidirectional);
+        for (id, asked, good) in [
+            (21, down, false),
+            (21, both, false),
+            (22, down, true),
+            (22, both, true),
+            (23, down, true),
+            (23, both, false),
+            (24, down, true),
+            (24, both, true),
+            (25, down, false),
+            (25, both, false),
+            (99, down, false),
+        ] {
+            let judged = judge(TABLE, id, Path::new("/p"), asked);
+            assert_eq!(judged.is_ok(), good, "{id} {asked:?}: {judged:?}");
+        }
+        let text = judge(TABLE, 23, Path::new("/slave/x"), both);
+        assert_eq!(
+            text,
+            Err("path /slave/x is mounted on /slave but it is not a shared mount".to_owned())
+        );
+    }
+
+    #[test]
+    fn the_kernel_tells_which_mount_a_path_lies_on() {
+        assert_eq!(check(Path::new("/proc"), Propagation::Private), Ok(()));
+        let judged = check(Path::new("/proc/self"), Propagation::Bidirectional);
+        let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let line = table.lines().rfind(|line| line.contains(" /proc "));
+        let is_shared = line.is_some_and(|line| line.contains(" shared:"));
+        assert_eq!(judged.is_ok(), is_shared, "{judged:?}");
+    }
+}

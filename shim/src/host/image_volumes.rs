@@ -1,0 +1,112 @@
+//! Image volumes: whether the part of an image that is to be mounted is there.
+//!
+//! Called by: [`super::plan`], before the container is made, so that kubelet learns the reason by its word.
+//! Invariant: an image that certainly lacks the path is refused; where a symlink is on the way the guest decides,
+//! which sees the layers as one.
+//! Not here: mounting, leases.
+
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
+use rustix::io::Errno;
+
+use super::io_error;
+use crate::lifecycle::{Error, Kind, MountWish};
+
+/// Checks the sub paths of all mounts that have an image; `images` holds their layers in the same order.
+pub fn check(wishes: &[MountWish], images: &[Vec<PathBuf>]) -> Result<(), Error> {
+    let volumes = wishes
+        .iter()
+        .filter_map(|wish| Some((wish, wish.image.as_ref()?)));
+    for ((wish, volume), layers) in volumes.zip(images) {
+        let named = |text: String| {
+            let (image, target) = (&volume.image, &wish.container_path);
+            Error::new(
+                Kind::ImageVolume,
+                format!("mount of image {image:?} at {target:?}: {text}"),
+            )
+        };
+        if layers.is_empty() {
+            return Err(named("it is an artifact and holds no files".to_owned()));
+        }
+        if volume.sub_path.is_empty() {
+            continue;
+        }
+        let mut found = false;
+        for layer in layers {
+            found |= may_hold(layer, &volume.sub_path)?;
+        }
+        if !found {
+            return Err(named(format!("it holds no {:?}", volume.sub_path)));
+        }
+    }
+    Ok(())
+}
+
+/// Whether a layer holds the path, or a symlink that may lead to it.
+fn may_hold(layer: &Path, path: &str) -> Result<bool, Error> {
+    let failed =
+        |errno: Errno| io_error(format!("look into layer {}", layer.display()), errno.into());
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = openat(CWD, layer, flags, Mode::empty()).map_err(failed)?;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+    match openat2(
+        &root,
+        path,
+        OFlags::PATH | OFlags::CLOEXEC,
+        Mode::empty(),
+        resolve,
+    ) {
+        Ok(_) | Err(Errno::LOOP) => Ok(true),
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::NAMETOOLONG | Errno::XDEV) => Ok(false),
+        Err(errno) => Err(failed(errno)),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use super::*;
+    use crate::lifecycle::{ImageVolume, Propagation};
+
+    fn wish(sub_path: &str) -> MountWish {
+        MountWish {
+            host_path: PathBuf::new(),
+            container_path: "/models".to_owned(),
+            readonly: true,
+            propagation: Propagation::Private,
+            selinux_relabel: false,
+            recursive_read_only: false,
+            image: Some(ImageVolume {
+                image: "files:1".to_owned(),
+                user_specified_image: String::new(),
+                sub_path: sub_path.to_owned(),
+            }),
+            options: Vec::new(),
+            uid_mappings: Vec::new(),
+            gid_mappings: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_path_that_no_layer_holds_is_refused_by_kubelets_word() {
+        let root = std::env::temp_dir().join(format!("coracle-volumes-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&root);
+        let layers = vec![root.join("low"), root.join("high")];
+        std::fs::create_dir_all(layers[0].join("a/b")).unwrap();
+        std::fs::create_dir_all(&layers[1]).unwrap();
+        std::fs::write(layers[1].join("file"), "x").unwrap();
+        std::os::unix::fs::symlink("a", layers[1].join("link")).unwrap();
+        let images = [layers];
+        for held in ["", "a/b", "file", "link", "link/b"] {
+            assert!(check(&[wish(held)], &images).is_ok(), "{held:?}");
+        }
+        for lacking in ["b", "a/c", "file/x"] {
+            let error = check(&[wish(lacking)], &images).unwrap_err();
+            assert_eq!(error.kind(), Kind::ImageVolume);
+            assert!(error.to_string().contains(lacking), "{error}");
+        }
+        assert!(check(&[wish("")], &[Vec::new()]).is_err());
+        std::fs::remove_dir_all(root).unwrap();
+    }
+}

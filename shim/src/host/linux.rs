@@ -1,0 +1,171 @@
+//! The part of a plan that only a Linux container has: its jail, its filter, its limits, its pod's files.
+//!
+//! Called by: [`super::plan`], on the blocking pool. Calls: the parts below, each with one rule of CRI's.
+//! Invariants: what a container asks for beyond its pod is refused; what the node has not got is refused; a jail that
+//! leaves here can be built without asking anybody again.
+//! Not here: building it, names of users, mounts that the kubelet asks for.
+
+mod capabilities;
+mod files;
+mod profiles;
+mod volumes;
+
+use std::path::Path;
+
+use coracle_images::Image;
+use coracle_runtime::id::ContainerId;
+use coracle_runtime::spec::{LinuxJail, Mount, PidSpace, ResourceLimit};
+
+use self::profiles::SecurityFiles;
+use super::plan::invalid;
+use super::{limits, mounts};
+use crate::lifecycle::{
+    ContainerWish, Error, LinuxPlan, NamespaceMode, PidWish, PodRecord, UsernsWish,
+};
+
+/// The search path of a container whose image has none. Source: containerd, `WithDefaultPathEnv`.
+const USUAL_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Limit of a pod's `/dev/shm`: what every runtime gives. Bytes.
+const SHM_BYTES: u64 = 64 << 20;
+
+/// Open files: systemd's default for a service, instead of whatever the daemon itself was given.
+const OPEN_FILES: ResourceLimit = ResourceLimit {
+    resource: libc::RLIMIT_NOFILE,
+    soft: 1024,
+    hard: 524_288,
+};
+
+/// Whose plan is made, and where its pod keeps things.
+pub(super) struct Subject<'a> {
+    /// The pod, as it is now.
+    pub pod: &'a PodRecord,
+    /// The container.
+    pub id: &'a ContainerId,
+    /// What was asked for.
+    pub wish: &'a ContainerWish,
+    /// Its image.
+    pub image: &'a Image,
+    /// Where the pod's containers have their directories.
+    pub containers: &'a Path,
+    /// Where the pod's files are made.
+    pub files: &'a Path,
+}
+
+/// The environment that an image and a container override.
+pub(super) fn usual_environment(subject: &Subject<'_>, home: &str) -> Vec<(&'static str, String)> {
+    let mut usual = vec![
+        ("PATH", USUAL_PATH.to_owned()),
+        ("HOSTNAME", files::hostname(subject.pod)),
+        ("HOME", home.to_owned()),
+    ];
+    if subject.wish.tty {
+        usual.push(("TERM", "xterm".to_owned()));
+    }
+    usual
+}
+
+/// Decides what confines the container. Adds its pod's files to `mounts`, which hold the kubelet's. Blocks.
+/// Errors: Invalid, naming what was asked for and why it cannot be had.
+pub(super) fn plan(subject: &Subject<'_>, mounts: &mut Vec<Mount>) -> Result<LinuxPlan, Error> {
+    let (wish, security) = (subject.wish, &subject.wish.security);
+    fits_its_pod(subject)?;
+    let node = SecurityFiles::of_node();
+    let labels = profiles::selinux(security.selinux.as_ref(), security.privileged, &node)?;
+    let seccomp = profiles::seccomp(&security.seccomp, security.privileged)?;
+    let volumes = volumes::of_image(&subject.image.config.volumes, mounts)?;
+    let shown = |paths: &[String]| match security.privileged {
+        true => Vec::new(),
+        false => paths.to_vec(),
+    };
+    let jail = LinuxJail {
+        tty: wish.tty,
+        pid: pid_space(subject)?,
+        privileged: security.privileged,
+        capabilities: capabilities::sets(security, capabilities::own()?)?,
+        no_new_privs: security.no_new_privs,
+        masked_paths: shown(&security.masked_paths),
+        readonly_paths: shown(&security.readonly_paths),
+        devices: Vec::new(),
+        rlimits: vec![OPEN_FILES],
+        umask: 0o022,
+        apparmor: profiles::apparmor(&security.apparmor, security.privileged, &node)?,
+        selinux: labels.process,
+        mount_label: labels.mount,
+        volumes,
+        shm_bytes: SHM_BYTES,
+    };
+    let (directory, holder) = (subject.files, subject.id.as_str());
+    files::add(subject.pod, directory, holder, wish.readonly_rootfs, mounts)?;
+    mounts::sort(mounts);
+    Ok(LinuxPlan {
+        jail: Box::new(jail),
+        seccomp,
+        limits: limits::linux_limits(&wish.resources),
+    })
+}
+
+/// A container has no more of the node than its pod was made with.
+fn fits_its_pod(subject: &Subject<'_>) -> Result<(), Error> {
+    let (pod, security) = (&subject.pod.wish, &subject.wish.security);
+    if security.privileged && !pod.privileged {
+        return Err(invalid(
+            "a privileged container is asked for in a sandbox that is not privileged".to_owned(),
+        ));
+    }
+    let node = NamespaceMode::Node;
+    for (name, asked, own) in [
+        ("network", security.node_network, pod.namespaces.network),
+        ("ipc", security.node_ipc, pod.namespaces.ipc),
+        ("pid", security.pid == PidWish::Node, pod.namespaces.pid),
+    ] {
+        if asked && own != node {
+            return Err(invalid(format!(
+                "the node's {name} namespace is asked for, and the sandbox has {own:?} as its own"
+            )));
+        }
+    }
+    let shown = |userns: Option<UsernsWish>| match userns {
+        None => "the node's users".to_owned(),
+        Some(own) => format!("{} users from host id {}", own.uid.count, own.uid.outside),
+    };
+    match security.userns {
+        Some(asked) if asked != pod.userns => Err(invalid(format!(
+            "the container asks for {}, its sandbox has {}",
+            shown(asked),
+            shown(pod.userns)
+        ))),
+        _ => Ok(()),
+    }
+}
+
+fn pid_space(subject: &Subject<'_>) -> Result<PidSpace, Error> {
+    let in_node = subject.pod.wish.namespaces.pid == NamespaceMode::Node;
+    match &subject.wish.security.pid {
+        PidWish::Node => Ok(PidSpace::Node),
+        // What the sandbox has is the node's.
+        PidWish::Unset | PidWish::Pod if in_node => Ok(PidSpace::Node),
+        PidWish::Unset | PidWish::Container => Ok(PidSpace::Own),
+        PidWish::Pod => Ok(PidSpace::Pod),
+        PidWish::Target(id) => target(subject, id),
+    }
+}
+
+/// Another container of the same pod, which is known by its directory.
+fn target(subject: &Subject<'_>, id: &str) -> Result<PidSpace, Error> {
+    let absent = || {
+        invalid(format!(
+            "the processes of container {id:?} are asked for, and sandbox {} has no such container",
+            subject.pod.id
+        ))
+    };
+    let target: ContainerId = id.parse().map_err(|_| absent())?;
+    if target == *subject.id || !subject.containers.join(target.as_str()).is_dir() {
+        return Err(absent());
+    }
+    Ok(PidSpace::Target(target))
+}
+
+#[cfg(test)]
+#[path = "linux/tests.rs"]
+mod tests;

@@ -1,0 +1,266 @@
+//! A pod's own `/etc/hostname`, `/etc/hosts` and `/etc/resolv.conf`, bound into its Linux containers.
+//!
+//! Called by [`super`] when a container is created. Made once a pod, in its run directory, so that they go with it.
+//! Invariants: a file that is there is whole and never replaced, for a container may have it mounted; users of
+//! containers reach it by a mount only, as the directories above are root's alone.
+//! Not here: mounts that the kubelet asks for at the same places; those win.
+
+use std::io::Write as _;
+use std::net::IpAddr;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use coracle_runtime::spec::Mount;
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+
+use crate::host::{io_error, make_private};
+use crate::lifecycle::{Dns, Error, NamespaceMode, PodRecord};
+
+/// The files: name in our directory, place in the container.
+const FILES: [(&str, &str); 3] = [
+    ("hostname", "/etc/hostname"),
+    ("hosts", "/etc/hosts"),
+    ("resolv.conf", "/etc/resolv.conf"),
+];
+
+/// Largest file of the node's that is copied. Bytes.
+const MAX_NODE_FILE_BYTES: u64 = 1 << 20;
+
+/// What a pod's files say.
+struct Facts<'a> {
+    hostname: String,
+    dns: &'a Dns,
+    ips: Vec<IpAddr>,
+    on_node_network: bool,
+}
+
+/// Makes the pod's files in `directory` if they are not there and adds a mount for each place that `mounts` leaves
+/// free. `holder` is a name that nobody else writes under. Blocks on the disk.
+pub(super) fn add(
+    pod: &PodRecord,
+    directory: &Path,
+    holder: &str,
+    readonly: bool,
+    mounts: &mut Vec<Mount>,
+) -> Result<(), Error> {
+    let free = |target: &str| !mounts.iter().any(|mount| covers(&mount.target, target));
+    let wanted: Vec<_> = FILES
+        .into_iter()
+        .filter(|(_, target)| free(target))
+        .collect();
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    make_private(directory)?;
+    let facts = facts(pod);
+    for (name, target) in wanted {
+        let path = directory.join(name);
+        if !path.exists() {
+            put(directory, name, holder, &text(name, &facts)?)?;
+        }
+        mounts.push(Mount {
+            source: path,
+            target: target.to_owned(),
+            readonly,
+            ..Mount::default()
+        });
+    }
+    Ok(())
+}
+
+/// Whether a mount at `target` is at `path` or above it: what lies there then belongs to that mount.
+fn covers(target: &str, path: &str) -> bool {
+    path.strip_prefix(target)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+fn facts(pod: &PodRecord) -> Facts<'_> {
+    let live = pod.phase.live();
+    let attachment = live.and_then(|live| live.attachment.as_ref());
+    Facts {
+        hostname: hostname(pod),
+        dns: &pod.wish.dns,
+        ips: attachment
+            .map(|at| at.addresses.clone())
+            .unwrap_or_default(),
+        on_node_network: pod.wish.namespaces.network == NamespaceMode::Node,
+    }
+}
+
+/// The name that a pod's containers see: its own, else the node's.
+pub(super) fn hostname(pod: &PodRecord) -> String {
+    if !pod.wish.hostname.is_empty() {
+        return pod.wish.hostname.clone();
+    }
+    let node = rustix::system::uname();
+    node.nodename().to_string_lossy().into_owned()
+}
+
+fn text(name: &str, facts: &Facts<'_>) -> Result<String, Error> {
+    match name {
+        "hostname" => Ok(format!("{}\n", facts.hostname)),
+        "hosts" if facts.on_node_network => of_node("/etc/hosts"),
+        "hosts" => Ok(hosts(facts)),
+        _ if *facts.dns == Dns::default() => of_node("/etc/resolv.conf"),
+        _ => Ok(resolv_conf(facts.dns)),
+    }
+}
+
+fn hosts(facts: &Facts<'_>) -> String {
+    let mut text = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n\
+        fe00::0\tip6-localnet\nfe00::0\tip6-mcastprefix\nfe00::1\tip6-allnodes\nfe00::2\tip6-allrouters\n"
+        .to_owned();
+    for ip in &facts.ips {
+        text.push_str(&format!("{ip}\t{}\n", facts.hostname));
+    }
+    text
+}
+
+fn resolv_conf(dns: &Dns) -> String {
+    let mut text = String::new();
+    if !dns.searches.is_empty() {
+        text.push_str(&format!("search {}\n", dns.searches.join(" ")));
+    }
+    for server in &dns.servers {
+        text.push_str(&format!("nameserver {server}\n"));
+    }
+    if !dns.options.is_empty() {
+        text.push_str(&format!("options {}\n", dns.options.join(" ")));
+    }
+    text
+}
+
+/// The node's own file; an absent one reads as empty.
+fn of_node(path: &str) -> Result<String, Error> {
+    use std::io::Read as _;
+    let failed = |error| io_error(format!("read the node's {path}"), error);
+    let file = match std::fs::File::open(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(String::new()),
+        other => other.map_err(failed)?,
+    };
+    let mut bytes = Vec::new();
+    let read = file.take(MAX_NODE_FILE_BYTES).read_to_end(&mut bytes);
+    read.map_err(failed)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// Writes a whole file under a name of its own, then gives it its name unless somebody was faster.
+fn put(directory: &Path, name: &str, holder: &str, text: &str) -> Result<(), Error> {
+    let half: PathBuf = directory.join(format!("{name}.{holder}"));
+    let written = write_new(&half, text).and_then(|()| publish(&half, &directory.join(name)));
+    if let Err(error) = written {
+        // It is in the pod's own directory: what stays goes with the pod.
+        let _ = std::fs::remove_file(&half);
+        return Err(io_error(format!("write a pod's {name}"), error));
+    }
+    Ok(())
+}
+
+fn write_new(path: &Path, text: &str) -> std::io::Result<()> {
+    let mut options = std::fs::OpenOptions::new();
+    let mut file = options
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o644)
+        .open(path)?;
+    file.write_all(text.as_bytes())?;
+    // Whatever umask the daemon was started with: users of containers are to read it.
+    let mode = rustix::fs::Mode::from_raw_mode(0o644);
+    Ok(rustix::fs::fchmod(&file, mode)?)
+}
+
+fn publish(half: &Path, whole: &Path) -> std::io::Result<()> {
+    match renameat_with(CWD, half, CWD, whole, RenameFlags::NOREPLACE) {
+        Err(rustix::io::Errno::EXIST) => std::fs::remove_file(half),
+        other => Ok(other?),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use super::*;
+
+    fn facts_of(dns: &Dns) -> Facts<'_> {
+        Facts {
+            hostname: "web-0".to_owned(),
+            dns,
+            ips: vec!["10.88.0.7".parse().unwrap(), "fd00::7".parse().unwrap()],
+            on_node_network: false,
+        }
+    }
+
+    #[test]
+    fn files_say_what_the_pod_was_told() {
+        let dns = Dns {
+            servers: vec!["10.96.0.10".into(), "fd00::a".into()],
+            searches: vec!["default.svc".into(), "svc".into()],
+            options: vec!["ndots:5".into()],
+        };
+        let facts = facts_of(&dns);
+        assert_eq!(text("hostname", &facts).unwrap(), "web-0\n");
+        let hosts = text("hosts", &facts).unwrap();
+        assert!(
+            hosts.starts_with("127.0.0.1\tlocalhost\n::1\tlocalhost"),
+            "{hosts}"
+        );
+        assert!(
+            hosts.ends_with("10.88.0.7\tweb-0\nfd00::7\tweb-0\n"),
+            "{hosts}"
+        );
+        assert_eq!(
+            text("resolv.conf", &facts).unwrap(),
+            "search default.svc svc\nnameserver 10.96.0.10\nnameserver fd00::a\noptions ndots:5\n"
+        );
+    }
+
+    #[test]
+    fn without_a_resolver_and_on_the_nodes_network_files_are_the_nodes() {
+        let dns = Dns::default();
+        let mut facts = facts_of(&dns);
+        assert_eq!(
+            text("resolv.conf", &facts).unwrap(),
+            of_node("/etc/resolv.conf").unwrap()
+        );
+        facts.on_node_network = true;
+        assert_eq!(
+            text("hosts", &facts).unwrap(),
+            of_node("/etc/hosts").unwrap()
+        );
+        assert_eq!(of_node("/no/such/file").unwrap(), "");
+    }
+
+    #[test]
+    fn a_file_that_is_there_is_never_replaced() {
+        let root = std::env::temp_dir().join(format!("coracle-files-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&root);
+        make_private(&root).unwrap();
+        put(&root, "hosts", "a", "first").unwrap();
+        put(&root, "hosts", "b", "second").unwrap();
+        assert_eq!(
+            std::fs::read_to_string(root.join("hosts")).unwrap(),
+            "first"
+        );
+        assert_eq!(std::fs::read_dir(&root).unwrap().count(), 1);
+        let mode = std::fs::metadata(root.join("hosts")).unwrap();
+        assert_eq!(
+            std::os::unix::fs::PermissionsExt::mode(&mode.permissions()) & 0o777,
+            0o644
+        );
+        std::fs::remove_dir_all(root).unwrap();
+    }
+
+    #[test]
+    fn a_mount_at_or_above_a_place_takes_it() {
+        for (target, path, expected) in [
+            ("/etc/hosts", "/etc/hosts", true),
+            ("/etc", "/etc/hosts", true),
+            ("/et", "/etc/hosts", false),
+            ("/etc/host", "/etc/hosts", false),
+            ("/etc/hosts/x", "/etc/hosts", false),
+        ] {
+            assert_eq!(covers(target, path), expected, "{target}");
+        }
+    }
+}

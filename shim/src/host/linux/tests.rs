@@ -1,0 +1,241 @@
+//! What a Linux container may ask of its pod, and what it gets.
+
+#![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use coracle_images::{Digest, ImageId, Kind as ImageKind, LinuxImage, RunConfig};
+use coracle_runtime::id::PodId;
+use coracle_runtime::spec::IdRange;
+use serde_json::json;
+
+use super::*;
+use crate::lifecycle::{Kind, SeccompPlan, SecurityWish};
+
+struct Place {
+    root: PathBuf,
+    pod: PodRecord,
+    id: ContainerId,
+    image: Image,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.root);
+    }
+}
+
+impl Place {
+    fn new(name: &str) -> Place {
+        let root =
+            std::env::temp_dir().join(format!("coracle-linux-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&root);
+        std::fs::create_dir_all(root.join("containers")).unwrap();
+        let wish = json!({
+            "name": {"name": "p", "namespace": "n", "uid": "u", "attempt": 0},
+            "hostname": "web-0", "log_directory": "", "dns": {"servers": [], "searches": [], "options": []},
+            "labels": {}, "annotations": {}, "handler": "default", "cgroup_parent": "",
+            "namespaces": {"network": "pod", "pid": "container", "ipc": "pod"},
+        });
+        let pod = json!({
+            "id": PodId::random().unwrap().as_str(), "wish": wish, "created_at": 1, "boot": "b",
+            "cgroup_parent": "/c", "range": {"base": 65536, "size": IdRange::SIZE}, "phase": "Starting",
+        });
+        Place {
+            root,
+            pod: serde_json::from_value(pod).unwrap(),
+            id: ContainerId::random().unwrap(),
+            image: image(),
+        }
+    }
+
+    fn plan(&self, wish: &ContainerWish) -> Result<(LinuxPlan, Vec<Mount>), Error> {
+        let mut mounts = Vec::new();
+        let subject = Subject {
+            pod: &self.pod,
+            id: &self.id,
+            wish,
+            image: &self.image,
+            containers: &self.root.join("containers"),
+            files: &self.root.join("files"),
+        };
+        plan(&subject, &mut mounts).map(|plan| (plan, mounts))
+    }
+
+    fn secured(&self, security: SecurityWish) -> Result<LinuxPlan, Error> {
+        self.plan(&asked(security)).map(|(plan, _)| plan)
+    }
+
+    fn change(&mut self, change: impl FnOnce(&mut crate::lifecycle::PodWish)) {
+        change(Arc::make_mut(&mut self.pod.wish));
+    }
+}
+
+fn image() -> Image {
+    Image {
+        id: ImageId::new(Digest::of(b"config")),
+        repo_tags: Vec::new(),
+        repo_digests: Vec::new(),
+        size: 1,
+        user: None,
+        config: RunConfig {
+            volumes: vec!["/data".to_owned()],
+            ..RunConfig::default()
+        },
+        kind: ImageKind::Linux(LinuxImage { layers: Vec::new() }),
+        pinned: false,
+        spec_annotations: Default::default(),
+    }
+}
+
+fn asked(security: SecurityWish) -> ContainerWish {
+    let wish = json!({
+        "name": {"name": "c", "attempt": 0}, "image": "i", "user_specified_image": "", "command": [], "args": [],
+        "working_dir": "", "env": [], "mounts": [], "labels": {}, "annotations": {}, "log_path": "",
+        "stdin": false, "stdin_once": false, "tty": false, "resources": {
+            "cpu_period": 0, "cpu_quota": 0, "cpu_shares": 0, "memory_limit_bytes": 0, "oom_score_adj": 0,
+            "cpuset_cpus": "", "cpuset_mems": "", "unified": {}, "memory_swap_limit_bytes": 0,
+        },
+        "user": {"uid": null, "username": "", "gid": null, "groups": []},
+        "readonly_rootfs": false, "stop_signal": null,
+    });
+    let wish: ContainerWish = serde_json::from_value(wish).unwrap();
+    ContainerWish { security, ..wish }
+}
+
+#[test]
+fn a_plain_container_gets_the_usual_jail_and_its_pods_files() {
+    let place = Place::new("plain");
+    let (plan, mounts) = place.plan(&asked(SecurityWish::default())).unwrap();
+    assert_eq!(plan.seccomp, SeccompPlan::Unconfined);
+    assert_eq!(plan.jail.pid, PidSpace::Own);
+    assert_eq!(plan.jail.volumes, ["/data"]);
+    assert_eq!(plan.jail.umask, 0o022);
+    assert!(!plan.jail.privileged && !plan.jail.no_new_privs && !plan.jail.tty);
+    let targets: Vec<_> = mounts.iter().map(|mount| mount.target.as_str()).collect();
+    assert_eq!(targets, ["/etc/hostname", "/etc/hosts", "/etc/resolv.conf"]);
+    assert!(mounts.iter().all(|mount| !mount.readonly));
+    let name = std::fs::read_to_string(&mounts[0].source).unwrap();
+    assert_eq!(name, "web-0\n");
+    let readonly = ContainerWish {
+        readonly_rootfs: true,
+        ..asked(SecurityWish::default())
+    };
+    assert!(
+        place
+            .plan(&readonly)
+            .unwrap()
+            .1
+            .iter()
+            .all(|mount| mount.readonly)
+    );
+}
+
+#[test]
+fn privileged_needs_a_privileged_pod_and_lifts_what_confines() {
+    let mut place = Place::new("privileged");
+    let security = SecurityWish {
+        privileged: true,
+        seccomp: crate::lifecycle::ProfileWish::Default,
+        masked_paths: vec!["/proc/kcore".to_owned()],
+        readonly_paths: vec!["/proc/sys".to_owned()],
+        ..SecurityWish::default()
+    };
+    let error = place.secured(security.clone()).unwrap_err();
+    assert!(error.kind() == Kind::Invalid && error.to_string().contains("privileged"));
+    let confined = SecurityWish {
+        privileged: false,
+        ..security.clone()
+    };
+    let plan = place.secured(confined).unwrap();
+    assert_eq!(plan.jail.masked_paths, ["/proc/kcore"]);
+    assert_eq!(plan.jail.readonly_paths, ["/proc/sys"]);
+    assert_eq!(plan.seccomp, SeccompPlan::Default);
+    place.change(|pod| pod.privileged = true);
+    let plan = place.secured(security).unwrap();
+    assert!(plan.jail.privileged);
+    assert!(plan.jail.masked_paths.is_empty() && plan.jail.readonly_paths.is_empty());
+    assert_eq!(plan.seccomp, SeccompPlan::Unconfined);
+}
+
+#[test]
+fn processes_are_seen_as_pod_and_container_say() {
+    let mut place = Place::new("pid");
+    let space = |place: &Place, pid| {
+        let security = SecurityWish {
+            pid,
+            ..SecurityWish::default()
+        };
+        place.secured(security).map(|plan| plan.jail.pid)
+    };
+    assert_eq!(space(&place, PidWish::Unset).unwrap(), PidSpace::Own);
+    assert_eq!(space(&place, PidWish::Container).unwrap(), PidSpace::Own);
+    assert_eq!(space(&place, PidWish::Pod).unwrap(), PidSpace::Pod);
+    assert!(space(&place, PidWish::Node).is_err());
+    let other = ContainerId::random().unwrap();
+    let target = || PidWish::Target(other.to_string());
+    let error = space(&place, target()).unwrap_err();
+    assert!(error.to_string().contains(other.as_str()), "{error}");
+    std::fs::create_dir_all(place.root.join("containers").join(other.as_str())).unwrap();
+    assert_eq!(
+        space(&place, target()).unwrap(),
+        PidSpace::Target(other.clone())
+    );
+    for odd in ["", "..", "../containers", place.id.as_str()] {
+        assert!(
+            space(&place, PidWish::Target(odd.to_owned())).is_err(),
+            "{odd:?}"
+        );
+    }
+    place.change(|pod| pod.namespaces.pid = NamespaceMode::Node);
+    assert_eq!(space(&place, PidWish::Node).unwrap(), PidSpace::Node);
+    assert_eq!(space(&place, PidWish::Pod).unwrap(), PidSpace::Node);
+    assert_eq!(space(&place, PidWish::Unset).unwrap(), PidSpace::Node);
+    assert_eq!(space(&place, PidWish::Container).unwrap(), PidSpace::Own);
+}
+
+#[test]
+fn a_container_has_no_more_of_the_node_than_its_pod() {
+    let mut place = Place::new("node");
+    let network = SecurityWish {
+        node_network: true,
+        ..SecurityWish::default()
+    };
+    let ipc = SecurityWish {
+        node_ipc: true,
+        ..SecurityWish::default()
+    };
+    for (security, name) in [(network.clone(), "network"), (ipc, "ipc")] {
+        let error = place.secured(security).unwrap_err();
+        assert!(error.to_string().contains(name), "{error}");
+    }
+    place.change(|pod| pod.namespaces.network = NamespaceMode::Node);
+    assert!(place.secured(network).is_ok());
+}
+
+#[test]
+fn a_container_has_its_pods_users() {
+    let mut place = Place::new("users");
+    let map = |outside| crate::lifecycle::IdMapping {
+        inside: 0,
+        outside,
+        count: 65_536,
+    };
+    let users = |outside| UsernsWish {
+        uid: map(outside),
+        gid: map(outside),
+    };
+    let with = |userns| SecurityWish {
+        userns,
+        ..SecurityWish::default()
+    };
+    assert!(place.secured(with(Some(None))).is_ok());
+    let error = place.secured(with(Some(Some(users(70_000))))).unwrap_err();
+    assert!(error.to_string().contains("70000"), "{error}");
+    place.change(|pod| pod.userns = Some(users(70_000)));
+    assert!(place.secured(with(Some(Some(users(70_000))))).is_ok());
+    assert!(place.secured(with(None)).is_ok());
+    assert!(place.secured(with(Some(None))).is_err());
+    assert!(place.secured(with(Some(Some(users(80_000))))).is_err());
+}

@@ -1,0 +1,204 @@
+//! The wishes that only a Linux node can grant: namespaces of ids and processes, privileges, profiles, devices.
+//!
+//! Made by: `cri/convert`, which has checked their form. Read by: the host, which judges them against the node.
+//! Invariant: every type has a default that means "not asked for", so that older records load.
+//! Not here: what any of it does.
+
+use serde::{Deserialize, Serialize};
+
+/// One block of ids. Source: cri-api `IDMapping`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdMapping {
+    /// First id as the container sees it.
+    pub inside: u32,
+    /// First id on the host.
+    pub outside: u32,
+    /// How many ids; never 0, and both ends fit 32 bits.
+    pub count: u32,
+}
+
+/// A pod's own user namespace. Source: cri-api `UserNamespace` with mode POD.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UsernsWish {
+    /// Users; begins at container id 0, never at host id 0.
+    pub uid: IdMapping,
+    /// Groups; as yet always equal to `uid`.
+    pub gid: IdMapping,
+}
+
+/// Whose groups a container gets beside those asked for. Source: cri-api `SupplementalGroupsPolicy`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum GroupsPolicy {
+    /// Those in which the image's `/etc/group` lists its user.
+    #[default]
+    Merge,
+    /// None.
+    Strict,
+}
+
+/// Whose processes a container shall see. Source: cri-api `NamespaceMode` of `pid`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PidWish {
+    /// Nothing was said: its own, or the node's in a pod that was made for that.
+    #[default]
+    Unset,
+    /// Its pod's.
+    Pod,
+    /// Its own.
+    Container,
+    /// The node's.
+    Node,
+    /// Those of the container with this id.
+    Target(String),
+}
+
+/// A seccomp or AppArmor profile. Source: cri-api `SecurityProfile`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ProfileWish {
+    /// Nothing was said.
+    #[default]
+    Unset,
+    /// The runtime's own.
+    Default,
+    /// None.
+    Unconfined,
+    /// One of the node's: a file's path, or the name of a loaded profile; never empty.
+    Localhost(String),
+}
+
+/// The parts of an SELinux label, empty where not given. Source: cri-api `SELinuxOption`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SelinuxWish {
+    /// User.
+    pub user: String,
+    /// Role.
+    pub role: String,
+    /// Type.
+    pub kind: String,
+    /// Level, as `s0:c1,c2`.
+    pub level: String,
+}
+
+/// Changes to the capabilities that every container gets, by name, with or without `CAP_`, or `ALL`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CapabilityWish {
+    /// To be had, too.
+    pub add: Vec<String>,
+    /// Not to be had.
+    pub drop: Vec<String>,
+    /// To be had and kept over execve by whatever user.
+    pub ambient: Vec<String>,
+}
+
+/// What confines a container. Source: cri-api `LinuxContainerSecurityContext`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SecurityWish {
+    /// Nearly nothing confines it.
+    pub privileged: bool,
+    /// Capabilities.
+    pub capabilities: CapabilityWish,
+    /// No program gains privileges.
+    pub no_new_privs: bool,
+    /// System call filter.
+    pub seccomp: ProfileWish,
+    /// AppArmor profile.
+    pub apparmor: ProfileWish,
+    /// SELinux label; `None` when no part of it was given.
+    pub selinux: Option<SelinuxWish>,
+    /// Absolute paths that read as empty.
+    pub masked_paths: Vec<String>,
+    /// Absolute paths that cannot be written.
+    pub readonly_paths: Vec<String>,
+    /// Whose processes it sees.
+    pub pid: PidWish,
+    /// The node's network was asked for.
+    pub node_network: bool,
+    /// The node's ipc namespace was asked for.
+    pub node_ipc: bool,
+    /// Its user namespace; `None` when nothing was said, `Some(None)` for the node's.
+    #[serde(with = "said")]
+    pub userns: Option<Option<UsernsWish>>,
+}
+
+/// One device. Source: cri-api `Device`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceWish {
+    /// Absolute path in the container.
+    pub container_path: String,
+    /// Absolute path on the host: a device, or a directory of devices.
+    pub host_path: String,
+    /// Some of `r`, `w` and `m`.
+    pub permissions: String,
+}
+
+/// An image to be mounted. Source: cri-api `Mount.image`, `Mount.image_sub_path`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageVolume {
+    /// An id, tag or digest.
+    pub image: String,
+    /// Echoed in the status.
+    pub user_specified_image: String,
+    /// A directory or file in it, relative; empty for all of it.
+    pub sub_path: String,
+}
+
+/// JSON has one `null`: an outer list tells "nothing said" from "the node's".
+mod said {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use super::UsernsWish;
+
+    type Said = Option<Option<UsernsWish>>;
+
+    pub fn serialize<S: Serializer>(value: &Said, to: S) -> Result<S::Ok, S::Error> {
+        value.map(|inner| [inner]).serialize(to)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Said, D::Error> {
+        let list: Option<[Option<UsernsWish>; 1]> = Option::deserialize(from)?;
+        Ok(list.map(|[inner]| inner))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_said_of_the_user_namespace_survives_the_disk() {
+        let map = IdMapping {
+            inside: 0,
+            outside: 1 << 16,
+            count: 1 << 16,
+        };
+        for userns in [
+            None,
+            Some(None),
+            Some(Some(UsernsWish { uid: map, gid: map })),
+        ] {
+            let wish = SecurityWish {
+                userns,
+                pid: PidWish::Target("x".to_owned()),
+                ..SecurityWish::default()
+            };
+            let text = serde_json::to_string(&wish).unwrap();
+            assert_eq!(
+                serde_json::from_str::<SecurityWish>(&text).unwrap(),
+                wish,
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_record_from_before_any_of_this_reads_as_nothing_asked_for() {
+        let read: SecurityWish = serde_json::from_str("{}").unwrap();
+        assert_eq!(read, SecurityWish::default());
+    }
+}
