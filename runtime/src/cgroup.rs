@@ -4,15 +4,22 @@
 //! Calls: the cgroup file systems, nothing else; no process is exec'd, nothing is cached.
 //! Invariants: a path is checked once, when a [`Cgroup`] is made, and never leaves its hierarchy;
 //! making, killing and removing may be repeated; a failed create leaves no new cgroup behind
-//! (parents excepted).
+//! (parents excepted); a failed set leaves the limits as they were.
 //! Not here: who owns a path, CRI's stats shapes, systemd's D-Bus.
 
+#[allow(unsafe_code, reason = "bpf(2) has no safe wrapper")]
+mod bpf;
+mod change;
 mod detect;
+mod devices;
 mod error;
 mod files;
 mod kill;
+mod leaf;
 mod limits;
+mod stats;
 pub mod systemd;
+mod usage;
 mod v1;
 mod v2;
 
@@ -21,8 +28,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+pub use devices::{DeviceClass, DeviceRule};
 pub use error::Error;
+use kill::Target;
+pub use leaf::ExecLeaf;
 pub use limits::Limits;
+pub use stats::{HugepageStats, IoStats, Pressure, Stall, Stats, SwapStats, Throttling};
 use v1::V1;
 use v2::V2;
 
@@ -53,20 +64,6 @@ pub struct Cgroup {
     path: String,
 }
 
-/// What a cgroup uses now.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Stats {
-    /// CPU time used since the cgroup was made, in nanoseconds.
-    pub cpu_usage_ns: u64,
-    /// Memory charged to the cgroup, page cache included, in bytes.
-    pub memory_usage_bytes: u64,
-    /// Page cache that the kernel would reclaim first, in bytes. The working set is
-    /// `memory_usage_bytes - inactive_file_bytes`.
-    pub inactive_file_bytes: u64,
-    /// Number of processes and threads.
-    pub pids: u64,
-}
-
 #[derive(Debug)]
 enum Layout {
     V1(V1),
@@ -88,9 +85,10 @@ impl Cgroups {
         let layout = match (mounts.v1.iter().any(has_controller), mounts.unified) {
             (true, unified) => Layout::V1(V1 {
                 hierarchies: mounts.v1,
-                unified,
+                unified: unified.map(V2::beside_v1).transpose()?,
+                page_sizes: page_sizes(),
             }),
-            (false, Some(mount)) => Layout::V2(V2::open(mount)?),
+            (false, Some(mount)) => Layout::V2(V2::open(mount, page_sizes())?),
             (false, None) => {
                 return Err(Error::NotMounted {
                     mountinfo: mountinfo.to_owned(),
@@ -134,7 +132,7 @@ impl Cgroups {
             Layout::V1(v1) => {
                 let v1s = v1.hierarchies.iter();
                 let all = v1s.map(|hierarchy| named(&hierarchy.mount, &hierarchy.controllers));
-                all.chain(v1.unified.iter().map(|mount| named(mount, &[])))
+                all.chain(v1.unified.iter().map(|tree| named(&tree.mount, &[])))
                     .collect()
             }
             Layout::V2(_) => vec![CgroupMount {
@@ -179,11 +177,17 @@ impl Cgroup {
     #[must_use]
     pub fn procs_files(&self) -> Vec<PathBuf> {
         let dirs = match &*self.layout {
-            Layout::V1(v1) => v1.joinable_dirs(&self.path),
+            Layout::V1(v1) => {
+                let unified = self.unified_dir().filter(|dir| dir.is_dir());
+                v1.joinable_dirs(&self.path)
+                    .into_iter()
+                    .chain(unified)
+                    .collect()
+            }
             Layout::V2(v2) => vec![v2.dir(&self.path)],
         };
         dirs.into_iter()
-            .map(|dir| dir.join("cgroup.procs"))
+            .map(|dir: PathBuf| dir.join("cgroup.procs"))
             .collect()
     }
 
@@ -192,26 +196,14 @@ impl Cgroup {
     /// does (some 10 ms whenever the node has been quiet).
     #[must_use]
     pub fn task_files(&self) -> Vec<PathBuf> {
-        let unified = self.unified_dir();
-        let dirs = match &*self.layout {
-            Layout::V1(v1) => v1.joinable_dirs(&self.path),
-            Layout::V2(_) => Vec::new(),
-        };
-        dirs.into_iter()
-            .filter(|dir| Some(dir) != unified.as_ref())
-            .map(|dir| dir.join("tasks"))
-            .collect()
+        let dirs = self.v1_dirs().into_iter();
+        dirs.map(|dir| dir.join("tasks")).collect()
     }
 
     /// The cgroup in the unified tree, for `clone3(CLONE_INTO_CGROUP)`; `None` on a pure v1 node.
     /// Errors: it does not exist.
     pub fn entrance(&self) -> Result<Option<OwnedFd>, Error> {
-        use rustix::fs::{Mode, OFlags, open};
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let opened = self.unified_dir().map(|dir| {
-            open(&dir, flags, Mode::empty()).map_err(|e| Error::io("open", &dir, e.into()))
-        });
-        opened.transpose()
+        self.unified_dir().map(|dir| open_dir(&dir)).transpose()
     }
 
     /// Whether the cgroup exists in at least one hierarchy.
@@ -220,17 +212,18 @@ impl Cgroup {
         self.dirs().iter().any(|dir| dir.is_dir())
     }
 
-    /// Sets what is `Some` in `limits`; the rest stays. Errors: a limit the kernel refuses; a memory
-    /// limit below what is in use, which would kill.
+    /// Sets what is `Some` in `limits`; the rest stays. What is refused leaves everything as it was.
+    /// Errors: a limit the kernel refuses; a memory limit below what is in use, which would kill.
     pub fn set(&self, limits: &Limits) -> Result<(), Error> {
         match &*self.layout {
-            Layout::V1(v1) => v1.set(&self.path, limits),
-            Layout::V2(v2) => v2.set(&self.path, limits),
+            Layout::V1(v1) => v1.set(&self.path, limits, false),
+            Layout::V2(v2) => v2.set(&self.path, limits, false),
         }
     }
 
-    /// How many processes the OOM killer has taken from this cgroup since it was made. To be read
-    /// before [`Cgroup::remove`]. Errors: the cgroup is gone.
+    /// How many processes the OOM killer has taken from this cgroup and those below it since it was
+    /// made, whichever limit was hit (its own, its pod's, the node's). To be read before
+    /// [`Cgroup::remove`]. Errors: the cgroup is gone.
     pub fn oom_kills(&self) -> Result<u64, Error> {
         match &*self.layout {
             Layout::V1(v1) => v1.oom_kills(&self.path),
@@ -241,24 +234,20 @@ impl Cgroup {
     /// The processes in this cgroup and below it, ascending; none if it is gone. On v1 those of the
     /// pids hierarchy and of the unified tree count.
     pub fn pids(&self) -> Result<Vec<i32>, Error> {
-        let dirs = match &*self.layout {
-            Layout::V1(v1) => [v1.dir("pids", &self.path), self.unified_dir()],
-            Layout::V2(v2) => [Some(v2.dir(&self.path)), None],
-        };
-        let mut pids = Vec::new();
-        for dir in dirs.iter().flatten() {
-            files::collect_pids(dir, &mut pids)?;
-        }
-        pids.sort_unstable();
-        pids.dedup();
-        Ok(pids)
+        self.target().pids()
+    }
+
+    /// A cgroup below this one for one exec, made now; one that exists is taken over.
+    /// `name` has 1 to 128 letters, digits, `-` and `_`. Errors: a bad name; this cgroup is gone.
+    pub fn exec_leaf(&self, name: &str) -> Result<ExecLeaf, Error> {
+        ExecLeaf::create(self, name)
     }
 
     /// Kills every process in this cgroup and below it, and waits until none is left.
     /// An empty or absent cgroup is a success; a frozen one is thawed where that is needed.
     /// Errors: processes that outlive SIGKILL for 2 s; call again later.
     pub fn kill(&self) -> Result<(), Error> {
-        kill::kill(self)
+        kill::kill(&self.target())
     }
 
     /// Removes the cgroup and those below it from every hierarchy. Absent is fine. EBUSY (a process
@@ -274,11 +263,20 @@ impl Cgroup {
         removed.into_iter().collect()
     }
 
-    /// What the cgroup uses now. Errors: the cgroup is gone.
+    /// What the cgroup uses now, with those below it; any cgroup that exists will do, such as the
+    /// parent that all containers of a pod share. Errors: the cgroup is gone.
     pub fn stats(&self) -> Result<Stats, Error> {
         match &*self.layout {
-            Layout::V1(v1) => v1.stats(&self.path),
-            Layout::V2(v2) => v2.stats(&self.path),
+            Layout::V1(v1) => usage::v1(v1, &self.path),
+            Layout::V2(v2) => usage::v2(v2, &self.path),
+        }
+    }
+
+    /// Huge pages in use by size, of the sizes that the node accounts; none if the cgroup is gone.
+    pub fn hugepages(&self) -> Result<Vec<HugepageStats>, Error> {
+        match &*self.layout {
+            Layout::V1(v1) => usage::v1_hugepages(v1, &self.path),
+            Layout::V2(v2) => usage::v2_hugepages(v2, &self.path),
         }
     }
 
@@ -293,16 +291,53 @@ impl Cgroup {
         }
     }
 
+    /// Where a process must join on v1; none on v2.
+    fn v1_dirs(&self) -> Vec<PathBuf> {
+        match &*self.layout {
+            Layout::V1(v1) => v1.joinable_dirs(&self.path),
+            Layout::V2(_) => Vec::new(),
+        }
+    }
+
     /// Where the cgroup is in a cgroup v2 tree, if this node has one.
     fn unified_dir(&self) -> Option<PathBuf> {
         match &*self.layout {
-            Layout::V1(v1) => v1
-                .unified
-                .as_deref()
-                .map(|mount| files::join(mount, &self.path)),
+            Layout::V1(v1) => v1.unified.as_ref().map(|v2| v2.dir(&self.path)),
             Layout::V2(v2) => Some(v2.dir(&self.path)),
         }
     }
+
+    fn target(&self) -> Target<'_> {
+        let v1_dir = |controller| match &*self.layout {
+            Layout::V1(v1) => v1.dir(controller, &self.path),
+            Layout::V2(_) => None,
+        };
+        let unified = self.unified_dir();
+        Target {
+            path: &self.path,
+            listings: v1_dir("pids").into_iter().chain(unified.clone()).collect(),
+            unified,
+            freezer: v1_dir("freezer"),
+        }
+    }
+}
+
+/// The sizes of huge pages that this kernel has; none if it has no huge pages.
+fn page_sizes() -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir("/sys/kernel/mm/hugepages") else {
+        return Vec::new();
+    };
+    let size = |entry: std::fs::DirEntry| detect::page_size(entry.file_name().to_str()?);
+    let mut sizes: Vec<String> = entries.flatten().filter_map(size).collect();
+    sizes.sort_unstable();
+    sizes
+}
+
+/// A descriptor of the cgroup `dir`, for nothing but naming it.
+fn open_dir(dir: &Path) -> Result<OwnedFd, Error> {
+    use rustix::fs::{Mode, OFlags, open};
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    open(dir, flags, Mode::empty()).map_err(|e| Error::io("open", dir, e.into()))
 }
 
 /// The reason a path is refused: everything that could leave the hierarchy or mean its root.

@@ -1,5 +1,6 @@
 //! Finds the cgroup hierarchies in the mount table.
-//! Pure over the text of `/proc/self/mountinfo` (proc(5)); the caller reads it once.
+//! Pure over the text of `/proc/self/mountinfo` (proc(5)) and names of `/sys/kernel/mm/hugepages`; the caller reads
+//! them once.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
@@ -101,6 +102,21 @@ fn unescape(field: &str) -> PathBuf {
     PathBuf::from(OsString::from_vec(bytes))
 }
 
+/// The page size behind a directory name of `/sys/kernel/mm/hugepages` as cgroup files name it:
+/// `hugepages-2048kB` is `2MB`.
+pub(super) fn page_size(name: &str) -> Option<String> {
+    let kilobytes: u64 = name
+        .strip_prefix("hugepages-")?
+        .strip_suffix("kB")?
+        .parse()
+        .ok()?;
+    Some(match kilobytes {
+        1_048_576.. => format!("{}GB", kilobytes >> 20),
+        1024.. => format!("{}MB", kilobytes >> 10),
+        _ => format!("{kilobytes}KB"),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -145,5 +161,18 @@ mod tests {
             parse("22 1 8:1 / / rw - ext4 /dev/sda1 rw\n"),
             Mounts::default()
         );
+    }
+
+    #[test]
+    fn page_sizes_are_named_as_the_kernel_does() {
+        for (name, expected) in [
+            ("hugepages-2048kB", Some("2MB")),
+            ("hugepages-1048576kB", Some("1GB")),
+            ("hugepages-64kB", Some("64KB")),
+            ("hugepages-16777216kB", Some("16GB")),
+            ("demote", None),
+        ] {
+            assert_eq!(page_size(name).as_deref(), expected, "{name}");
+        }
     }
 }

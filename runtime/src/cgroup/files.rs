@@ -28,7 +28,11 @@ pub(super) fn read(file: &Path) -> Result<String, Error> {
 
 /// The single number in `file`; `None` stands for `max`.
 pub(super) fn read_number(file: &Path) -> Result<Option<u64>, Error> {
-    let text = read(file)?;
+    parse_number(file, &read(file)?)
+}
+
+/// The single number in `text`, which `file` holds; `None` stands for `max`.
+pub(super) fn parse_number(file: &Path, text: &str) -> Result<Option<u64>, Error> {
     match text.trim() {
         "max" => Ok(None),
         digits => digits
@@ -104,8 +108,12 @@ pub(super) fn remove_tree(dir: &Path, deadline: Instant) -> Result<(), Error> {
         if !is_busy || Instant::now() >= deadline {
             return Err(Error::io("remove", dir, error));
         }
-        for child in children(dir)? {
-            remove_tree(&child, deadline)?;
+        let below = children(dir)?;
+        for child in &below {
+            remove_tree(child, deadline)?;
+        }
+        if !below.is_empty() {
+            continue;
         }
         thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(10));

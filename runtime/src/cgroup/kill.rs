@@ -5,7 +5,7 @@
 //! that got the number meanwhile.
 
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,15 +14,40 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::error::Error;
 use super::files;
-use super::{Cgroup, Layout};
 
 /// How long we wait for killed processes to go. A process in uninterruptible sleep may need longer.
 pub(super) const KILL_PATIENCE: Duration = Duration::from_secs(2);
 /// How long we wait for the v1 freezer before we signal what is not yet frozen.
 const FREEZE_PATIENCE: Duration = Duration::from_millis(50);
 
-/// See [`Cgroup::kill`].
-pub(super) fn kill(cgroup: &Cgroup) -> Result<(), Error> {
+/// The directories of one cgroup that killing it needs.
+#[derive(Debug)]
+pub(super) struct Target<'a> {
+    /// Its path, for messages.
+    pub(super) path: &'a str,
+    /// Where its processes are listed; together they list them all.
+    pub(super) listings: Vec<PathBuf>,
+    /// Its place in a v2 tree.
+    pub(super) unified: Option<PathBuf>,
+    /// Its place in the v1 freezer hierarchy.
+    pub(super) freezer: Option<PathBuf>,
+}
+
+impl Target<'_> {
+    /// The processes in the cgroup and below it, ascending; none if it is gone.
+    pub(super) fn pids(&self) -> Result<Vec<i32>, Error> {
+        let mut pids = Vec::new();
+        for dir in &self.listings {
+            files::collect_pids(dir, &mut pids)?;
+        }
+        pids.sort_unstable();
+        pids.dedup();
+        Ok(pids)
+    }
+}
+
+/// See [`super::Cgroup::kill`].
+pub(super) fn kill(cgroup: &Target) -> Result<(), Error> {
     let started = Instant::now();
     let mut kernel_kills = kernel_kill(cgroup)?;
     let mut pause = Duration::from_micros(50);
@@ -40,7 +65,7 @@ pub(super) fn kill(cgroup: &Cgroup) -> Result<(), Error> {
         }
         let waited = started.elapsed();
         if waited > KILL_PATIENCE {
-            let path = cgroup.path().to_owned();
+            let path = cgroup.path.to_owned();
             return Err(Error::StillAlive {
                 path,
                 left: alive.len(),
@@ -56,8 +81,8 @@ pub(super) fn kill(cgroup: &Cgroup) -> Result<(), Error> {
 }
 
 /// Writes `cgroup.kill`. False where there is no such file.
-fn kernel_kill(cgroup: &Cgroup) -> Result<bool, Error> {
-    let Some(dir) = cgroup.unified_dir() else {
+fn kernel_kill(cgroup: &Target) -> Result<bool, Error> {
+    let Some(dir) = &cgroup.unified else {
         return Ok(false);
     };
     match files::write(&dir.join("cgroup.kill"), "1") {
@@ -69,24 +94,20 @@ fn kernel_kill(cgroup: &Cgroup) -> Result<bool, Error> {
     }
 }
 
-fn signal_all(cgroup: &Cgroup, alive: &[i32]) -> Result<(), Error> {
-    let freezer = match cgroup.layout() {
-        Layout::V1(v1) => v1.dir("freezer", cgroup.path()).filter(|dir| dir.is_dir()),
-        Layout::V2(_) => None,
-    };
-    let Some(freezer) = freezer else {
+fn signal_all(cgroup: &Target, alive: &[i32]) -> Result<(), Error> {
+    let Some(freezer) = cgroup.freezer.as_deref().filter(|dir| dir.is_dir()) else {
         return signal_listed(cgroup, alive);
     };
-    freeze(&freezer)?;
+    freeze(freezer)?;
     let signalled = cgroup
         .pids()
         .and_then(|frozen| signal_listed(cgroup, &frozen));
-    thaw(&freezer)?;
+    thaw(freezer)?;
     signalled
 }
 
 /// SIGKILL to each of `pids` that the cgroup still lists.
-fn signal_listed(cgroup: &Cgroup, pids: &[i32]) -> Result<(), Error> {
+fn signal_listed(cgroup: &Target, pids: &[i32]) -> Result<(), Error> {
     let open = |pid: &i32| {
         let opened = pidfd_open(Pid::from_raw(*pid)?, PidfdFlags::empty()).ok()?;
         Some((*pid, opened))
@@ -97,7 +118,7 @@ fn signal_listed(cgroup: &Cgroup, pids: &[i32]) -> Result<(), Error> {
         match pidfd_send_signal(pidfd, Signal::KILL) {
             Ok(()) | Err(Errno::SRCH) => {}
             Err(error) => {
-                let file = std::path::PathBuf::from(format!("/proc/{pid}"));
+                let file = PathBuf::from(format!("/proc/{pid}"));
                 return Err(Error::io("send SIGKILL to", &file, error.into()));
             }
         }

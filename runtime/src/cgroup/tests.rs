@@ -11,6 +11,11 @@ use std::time::{Duration, Instant};
 
 use super::*;
 
+mod devices;
+mod leaves;
+mod limits;
+mod usage;
+
 /// A parent that is removed, and checked to be gone, when the test ends.
 struct Parent {
     cgroups: Cgroups,
@@ -212,8 +217,6 @@ fn fork_tree_is_killed_and_counted() {
     );
     wait_for("the tree", || cgroup.pids().unwrap().len() >= 13);
     assert!(cgroup.stats().unwrap().pids >= 13);
-    assert!(cgroup.stats().unwrap().memory_usage_bytes > 0);
-    assert!(cgroup.stats().unwrap().cpu_usage_ns > 0);
     let started = Instant::now();
     cgroup.kill().unwrap();
     println!("kill of 13 processes: {:?}", started.elapsed());
@@ -232,6 +235,7 @@ fn kill_without_unified_tree_uses_the_freezer() {
         layout: Arc::new(Layout::V1(V1 {
             hierarchies: hybrid.hierarchies.clone(),
             unified: None,
+            page_sizes: vec![],
         })),
     };
     let cgroup = pure

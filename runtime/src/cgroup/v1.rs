@@ -7,11 +7,14 @@ use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 
-use super::Stats;
+use super::bpf;
+use super::change::Change;
 use super::detect::Hierarchy;
+use super::devices::{self, DeviceRule, Policy};
 use super::error::Error;
 use super::files::{self, join};
-use super::limits::Limits;
+use super::limits::{Limits, hugepage_writes};
+use super::v2::V2;
 
 /// Controllers without which no container is run.
 pub(super) const REQUIRED: [&str; 5] = ["cpu", "cpuacct", "cpuset", "memory", "pids"];
@@ -20,7 +23,10 @@ pub(super) const REQUIRED: [&str; 5] = ["cpu", "cpuacct", "cpuset", "memory", "p
 #[derive(Debug)]
 pub(super) struct V1 {
     pub(super) hierarchies: Vec<Hierarchy>,
-    pub(super) unified: Option<PathBuf>,
+    /// The unified tree of a hybrid node.
+    pub(super) unified: Option<V2>,
+    /// Sizes of huge pages, as cgroup files name them.
+    pub(super) page_sizes: Vec<String>,
 }
 
 impl V1 {
@@ -46,6 +52,13 @@ impl V1 {
         self.mount(controller).map(|mount| join(mount, path))
     }
 
+    /// Like [`V1::dir`], if the controller shares its hierarchy with no other.
+    pub(super) fn sole_dir(&self, controller: &str, path: &str) -> Option<PathBuf> {
+        let mut hierarchies = self.hierarchies.iter();
+        let sole = hierarchies.find(|hierarchy| hierarchy.controllers == [controller])?;
+        Some(join(&sole.mount, path))
+    }
+
     fn required_dir(&self, controller: &'static str, path: &str) -> Result<PathBuf, Error> {
         self.dir(controller, path)
             .ok_or_else(|| Error::MissingController {
@@ -60,10 +73,11 @@ impl V1 {
         self.mounts().map(|(mount, _)| join(mount, path)).collect()
     }
 
-    /// Like [`V1::dirs`], without those a node may lack and this cgroup was not made in.
+    /// Like [`V1::dirs`], without the unified tree and without those a node may lack and this cgroup
+    /// was not made in.
     pub(super) fn joinable_dirs(&self, path: &str) -> Vec<PathBuf> {
         let dirs = self
-            .mounts()
+            .v1_mounts()
             .map(|(mount, is_required)| (join(mount, path), is_required));
         dirs.filter(|(dir, is_required)| *is_required || dir.is_dir())
             .map(|(dir, _)| dir)
@@ -72,16 +86,18 @@ impl V1 {
 
     /// Every mount point, and whether a container must be in that hierarchy.
     fn mounts(&self) -> impl Iterator<Item = (&Path, bool)> {
+        let unified = self.unified.as_ref().map(|v2| (v2.mount.as_path(), false));
+        self.v1_mounts().chain(unified)
+    }
+
+    fn v1_mounts(&self) -> impl Iterator<Item = (&Path, bool)> {
         let is_required = |hierarchy: &Hierarchy| {
-            hierarchy
-                .controllers
-                .iter()
-                .any(|name| REQUIRED.contains(&name.as_str()))
+            let mut names = hierarchy.controllers.iter();
+            names.any(|name| REQUIRED.contains(&name.as_str()))
         };
         self.hierarchies
             .iter()
             .map(move |hierarchy| (hierarchy.mount.as_path(), is_required(hierarchy)))
-            .chain(self.unified.as_deref().map(|mount| (mount, false)))
     }
 
     /// Makes `path` everywhere and sets `limits`; on failure removes what it made.
@@ -93,7 +109,11 @@ impl V1 {
         let done = self
             .make(path, &mut made)
             .and_then(|()| self.fill_cpuset(path))
-            .and_then(|()| self.set(path, limits));
+            .and_then(|()| {
+                let is_new = made.len() == self.mounts().count();
+                self.offer_hugepages(path, limits);
+                self.set(path, limits, is_new)
+            });
         if done.is_err() {
             for dir in made {
                 // Best effort: the error that brought us here is the one to report.
@@ -125,8 +145,21 @@ impl V1 {
         Ok(())
     }
 
-    /// Writes every limit that is set.
-    pub(super) fn set(&self, path: &str, limits: &Limits) -> Result<(), Error> {
+    /// The unified tree of a hybrid node may be where huge pages are accounted.
+    fn offer_hugepages(&self, path: &str, limits: &Limits) {
+        if let (None, false, Some(unified)) = (
+            self.mount("hugetlb"),
+            limits.hugepages.is_empty(),
+            &self.unified,
+        ) {
+            // Without the controller huge pages are not accounted, which is what the limit says then.
+            let _ = unified.open_parent_of(path);
+        }
+    }
+
+    /// Writes every limit that is set; takes back what it wrote if one is refused. Of a cgroup that
+    /// `is_new` nothing is taken back.
+    pub(super) fn set(&self, path: &str, limits: &Limits, is_new: bool) -> Result<(), Error> {
         if let Some(key) = limits.unified.keys().next() {
             let why = "unified keys need cgroup v2, this node runs v1";
             return Err(Error::Unsupported {
@@ -135,30 +168,49 @@ impl V1 {
                 why,
             });
         }
-        self.set_cpu(path, limits)?;
-        self.set_memory(path, limits)?;
-        if let Some(max) = limits.pids_max() {
-            files::write(&self.required_dir("pids", path)?.join("pids.max"), &max)?;
-        }
-        if let Some(cpus) = &limits.cpuset_cpus {
-            files::write(
-                &self.required_dir("cpuset", path)?.join("cpuset.cpus"),
-                cpus,
-            )?;
-        }
-        if let Some(mems) = &limits.cpuset_mems {
-            files::write(
-                &self.required_dir("cpuset", path)?.join("cpuset.mems"),
-                mems,
-            )?;
-        }
-        Ok(())
+        let mut change = Change::new(is_new);
+        let done = self.write(path, limits, &mut change);
+        change.end(done)
     }
 
-    fn set_cpu(&self, path: &str, limits: &Limits) -> Result<(), Error> {
+    fn write(&self, path: &str, limits: &Limits, change: &mut Change) -> Result<(), Error> {
+        self.set_cpu(path, limits, change)?;
+        self.set_memory(path, limits, change)?;
+        for (controller, file, value) in [
+            ("pids", "pids.max", limits.pids_max().as_ref()),
+            ("cpuset", "cpuset.cpus", limits.cpuset_cpus.as_ref()),
+            ("cpuset", "cpuset.mems", limits.cpuset_mems.as_ref()),
+        ] {
+            if let Some(value) = value {
+                change.put(&self.required_dir(controller, path)?.join(file), value)?;
+            }
+        }
+        let hugetlb = self.dir("hugetlb", path).map(|dir| (dir, "limit_in_bytes"));
+        let unified = || Some((self.unified.as_ref()?.hugetlb_dir(path)?, "max"));
+        if let Some((dir, suffix)) = hugetlb.or_else(unified) {
+            for (file, value) in hugepage_writes(path, &dir, suffix, &limits.hugepages)? {
+                change.put(&file, &value)?;
+            }
+        }
+        match &limits.devices {
+            Some(rules) => self.set_devices(path, rules),
+            None => Ok(()),
+        }
+    }
+
+    fn set_devices(&self, path: &str, rules: &[DeviceRule]) -> Result<(), Error> {
+        let policy = Policy::of(rules);
+        match (self.dir("devices", path), &self.unified) {
+            (Some(dir), _) => devices::apply_v1(&dir, &policy),
+            (None, Some(unified)) => bpf::apply(&unified.dir(path), &policy),
+            (None, None) => self.required_dir("devices", path).map(drop),
+        }
+    }
+
+    fn set_cpu(&self, path: &str, limits: &Limits, change: &mut Change) -> Result<(), Error> {
         let dir = self.required_dir("cpu", path)?;
         if let Some(shares) = limits.cpu_shares {
-            files::write(&dir.join("cpu.shares"), &shares.to_string())?;
+            change.put(&dir.join("cpu.shares"), &shares.to_string())?;
         }
         let period = limits
             .cpu_period
@@ -166,10 +218,11 @@ impl V1 {
         let quota = limits
             .cpu_quota
             .map(|quota| (dir.join("cpu.cfs_quota_us"), quota.max(-1).to_string()));
-        write_either_order(period, quota)
+        // Bound by the parent's share: of the two mixtures of old and new one is always within it.
+        change.put_either_order(period, quota)
     }
 
-    fn set_memory(&self, path: &str, limits: &Limits) -> Result<(), Error> {
+    fn set_memory(&self, path: &str, limits: &Limits, change: &mut Change) -> Result<(), Error> {
         let dir = self.required_dir("memory", path)?;
         let text = |bytes: i64| bytes.max(-1).to_string();
         let memory = limits
@@ -180,7 +233,8 @@ impl V1 {
             .memory_swap_bytes
             .filter(|_| with_swap.exists())
             .map(|bytes| (with_swap, text(bytes)));
-        let error = match write_either_order(memory, swap) {
+        // Memory may never exceed memory and swap together, not even in between.
+        let error = match change.put_either_order(memory, swap) {
             Err(error) if error.raw_os_error() == Some(Errno::BUSY.raw_os_error()) => error,
             done => return done,
         };
@@ -197,30 +251,20 @@ impl V1 {
         }
     }
 
-    /// How often the kernel's OOM killer struck in this cgroup.
+    /// How many processes the OOM killer took. A v1 cgroup counts its own only, so those below it
+    /// are added.
     pub(super) fn oom_kills(&self, path: &str) -> Result<u64, Error> {
-        files::read_keyed(
-            &self
-                .required_dir("memory", path)?
-                .join("memory.oom_control"),
-            "oom_kill",
-        )
+        oom_kills_below(&self.required_dir("memory", path)?)
     }
+}
 
-    /// What the cgroup uses now.
-    pub(super) fn stats(&self, path: &str) -> Result<Stats, Error> {
-        let memory = self.required_dir("memory", path)?;
-        let number = |file: PathBuf| files::read_number(&file).map(Option::unwrap_or_default);
-        Ok(Stats {
-            cpu_usage_ns: number(self.required_dir("cpuacct", path)?.join("cpuacct.usage"))?,
-            memory_usage_bytes: number(memory.join("memory.usage_in_bytes"))?,
-            inactive_file_bytes: files::read_keyed(
-                &memory.join("memory.stat"),
-                "total_inactive_file",
-            )?,
-            pids: number(self.required_dir("pids", path)?.join("pids.current"))?,
-        })
+fn oom_kills_below(dir: &Path) -> Result<u64, Error> {
+    let mut kills = files::read_keyed(&dir.join("memory.oom_control"), "oom_kill")?;
+    for child in files::children(dir)? {
+        // One that the workload removed meanwhile has nothing to add.
+        kills += oom_kills_below(&child).unwrap_or_default();
     }
+    Ok(kills)
 }
 
 fn is_absent_or_read_only(error: &Error) -> bool {
@@ -238,26 +282,4 @@ fn filled(mount: &Path, dir: &Path, file: &str) -> Result<String, Error> {
     let value = filled(mount, parent, file)?;
     files::write(&dir.join(file), value.trim_end())?;
     Ok(value)
-}
-
-/// Two files that bound each other: which goes first depends on what they hold now, so the other
-/// order is tried when the kernel says EINVAL.
-fn write_either_order(
-    first: Option<(PathBuf, String)>,
-    second: Option<(PathBuf, String)>,
-) -> Result<(), Error> {
-    let put = |pair: &Option<(PathBuf, String)>| match pair {
-        Some((file, value)) => files::write(file, value),
-        None => Ok(()),
-    };
-    match put(&first) {
-        Err(error)
-            if second.is_some() && error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) =>
-        {
-            put(&second)?;
-            put(&first)
-        }
-        Err(error) => Err(error),
-        Ok(()) => put(&second),
-    }
 }

@@ -3,12 +3,15 @@
 //! switched on in the cgroup itself.
 //! Source: Documentation/admin-guide/cgroup-v2.rst of Linux.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
-use super::Stats;
+use super::bpf;
+use super::change::Change;
+use super::devices::Policy;
 use super::error::Error;
 use super::files::{self, join};
-use super::limits::Limits;
+use super::limits::{Limits, hugepage_writes};
 
 /// Controllers without which no container is run.
 pub(super) const REQUIRED: [&str; 4] = ["cpu", "cpuset", "memory", "pids"];
@@ -20,19 +23,32 @@ const WELCOME: [&str; 2] = ["io", "hugetlb"];
 pub(super) struct V2 {
     pub(super) mount: PathBuf,
     /// Controllers of the root that we want, in the order of [`REQUIRED`], then [`WELCOME`].
-    wanted: Vec<&'static str>,
+    pub(super) wanted: Vec<&'static str>,
+    /// Sizes of huge pages, as cgroup files name them.
+    pub(super) page_sizes: Vec<String>,
 }
 
 impl V2 {
-    /// The tree mounted on `mount`.
-    pub(super) fn open(mount: PathBuf) -> Result<Self, Error> {
+    /// The tree mounted on `mount`, and the sizes of huge pages of this node.
+    pub(super) fn open(mount: PathBuf, page_sizes: Vec<String>) -> Result<Self, Error> {
         let offered = files::read(&mount.join("cgroup.controllers"))?;
         let wanted = REQUIRED
             .into_iter()
             .chain(WELCOME)
             .filter(|name| has(&offered, name))
             .collect();
-        Ok(Self { mount, wanted })
+        Ok(Self {
+            mount,
+            wanted,
+            page_sizes,
+        })
+    }
+
+    /// The tree of a hybrid node, in which only huge pages may be accounted.
+    pub(super) fn beside_v1(mount: PathBuf) -> Result<Self, Error> {
+        let mut tree = Self::open(mount, Vec::new())?;
+        tree.wanted.retain(|name| *name == "hugetlb");
+        Ok(tree)
     }
 
     /// Required controllers that the root lacks.
@@ -48,23 +64,32 @@ impl V2 {
         join(&self.mount, path)
     }
 
+    /// The directory of `path`, if huge pages are accounted there.
+    pub(super) fn hugetlb_dir(&self, path: &str) -> Option<PathBuf> {
+        let is_offered = |dir: &PathBuf| {
+            files::read(&dir.join("cgroup.controllers")).is_ok_and(|on| has(&on, "hugetlb"))
+        };
+        let is_wanted = self.wanted.contains(&"hugetlb");
+        Some(self.dir(path)).filter(|dir| is_wanted && is_offered(dir))
+    }
+
     /// Makes `path` and sets `limits`; on failure removes the cgroup if it made it.
     pub(super) fn create(&self, path: &str, limits: &Limits) -> Result<(), Error> {
+        self.open_parent_of(path)?;
         let dir = self.dir(path);
-        self.open_parent(path, dir.parent().unwrap_or(&self.mount))?;
         let is_new = files::make_dir(&dir)?;
-        let group_oom = dir.join("memory.oom.group");
-        let done = if self.wanted.contains(&"memory") {
-            files::write(&group_oom, "1")
-        } else {
-            Ok(())
-        }
-        .and_then(|()| self.set(path, limits));
+        let done = self.set(path, limits, is_new);
         if done.is_err() && is_new {
             // Best effort: the error that brought us here is the one to report.
             let _ = std::fs::remove_dir(&dir);
         }
         done
+    }
+
+    /// Makes sure that the parent of `path` exists and hands all wanted controllers down to it.
+    pub(super) fn open_parent_of(&self, path: &str) -> Result<(), Error> {
+        let dir = self.dir(path);
+        self.open_parent(path, dir.parent().unwrap_or(&self.mount))
     }
 
     /// Makes sure that `parent` exists and hands all wanted controllers to its children.
@@ -109,101 +134,176 @@ impl V2 {
         }
     }
 
-    /// Writes every limit that is set.
-    pub(super) fn set(&self, path: &str, limits: &Limits) -> Result<(), Error> {
+    /// Writes every limit that is set; takes back what it wrote if one is refused. Of a cgroup that
+    /// `is_new` nothing is taken back.
+    pub(super) fn set(&self, path: &str, limits: &Limits, is_new: bool) -> Result<(), Error> {
         let dir = self.dir(path);
-        if let Some(limit) = limits
-            .memory_bytes
-            .and_then(|bytes| u64::try_from(bytes).ok())
+        let limits = completed(&dir, limits)?;
+        let mut files = writes(path, &limits)?;
+        if !dir.join("memory.swap.max").exists() {
+            files.retain(|(file, _)| *file != "memory.swap.max");
+        }
+        check_unified(path, &dir, &limits)?;
+        let mut files: Vec<_> = files
+            .into_iter()
+            .map(|(file, value)| (dir.join(file), value))
+            .collect();
+        if let Some(hugetlb) = self
+            .hugetlb_dir(path)
+            .filter(|_| !limits.hugepages.is_empty())
         {
-            let usage = files::read_number(&dir.join("memory.current"))?.unwrap_or_default();
-            if usage > limit {
-                return Err(Error::BelowUsage {
-                    path: path.to_owned(),
-                    limit,
-                    usage,
-                });
-            }
+            files.extend(hugepage_writes(path, &hugetlb, "max", &limits.hugepages)?);
         }
-        for (file, value) in writes(limits) {
-            files::write(&dir.join(file), &value)?;
+        let unified = limits.unified.iter();
+        files.extend(unified.map(|(key, value)| (dir.join(key), value.clone())));
+        if !is_new {
+            make_room(path, &dir, &limits)?;
         }
-        for (key, value) in &limits.unified {
-            if key.contains('/') || !key.contains('.') || key.starts_with("cgroup.") {
-                let why = "it is not a file of a controller";
-                return Err(Error::Unsupported {
-                    path: path.to_owned(),
-                    key: key.clone(),
-                    why,
-                });
-            }
-            files::write(&dir.join(key), value)?;
+        let mut change = Change::new(is_new);
+        let mut done = files
+            .iter()
+            .try_for_each(|(file, value)| change.put(file, value));
+        if let (Ok(()), Some(rules)) = (&done, &limits.devices) {
+            done = bpf::apply(&dir, &Policy::of(rules));
         }
-        Ok(())
+        change.end(done)
     }
 
-    /// How often the kernel's OOM killer struck in this cgroup or below.
+    /// How many processes the OOM killer took from this cgroup and those below it.
+    ///
+    /// `memory.events`, not `memory.events.local`: the kernel books a kill where the victim was, so a
+    /// container whose processes sit in cgroups of their own (systemd as its first process) would
+    /// have none of its own, and with `memory.oom.group` all of them die of its limit. The other side
+    /// of it, a kill by a limit that the workload set below, is counted too; the container ended of
+    /// it only if its first process was the victim, which its exit tells.
     pub(super) fn oom_kills(&self, path: &str) -> Result<u64, Error> {
         files::read_keyed(&self.dir(path).join("memory.events"), "oom_kill")
     }
+}
 
-    /// What the cgroup uses now.
-    pub(super) fn stats(&self, path: &str) -> Result<Stats, Error> {
-        let dir = self.dir(path);
-        let number =
-            |file: &str| files::read_number(&dir.join(file)).map(Option::unwrap_or_default);
-        Ok(Stats {
-            cpu_usage_ns: files::read_keyed(&dir.join("cpu.stat"), "usage_usec")?
-                .saturating_mul(1000),
-            memory_usage_bytes: number("memory.current")?,
-            inactive_file_bytes: files::read_keyed(&dir.join("memory.stat"), "inactive_file")?,
-            pids: number("pids.current")?,
-        })
+/// `limits` with what v2 keeps in one file with a value that is set: a new period leaves the quota as
+/// it is, a new limit of memory and swap together is about the memory limit as it is.
+fn completed<'a>(dir: &Path, limits: &'a Limits) -> Result<Cow<'a, Limits>, Error> {
+    let mut limits = Cow::Borrowed(limits);
+    if limits.cpu_period.is_some() && limits.cpu_quota.is_none() {
+        let text = files::read(&dir.join("cpu.max"))?;
+        let quota = text.split(' ').next().and_then(|quota| quota.parse().ok());
+        limits.to_mut().cpu_quota = Some(quota.unwrap_or(-1));
     }
+    if limits.memory_swap_bytes.is_some_and(|total| total >= 0) && limits.memory_bytes.is_none() {
+        let memory = files::read_number(&dir.join("memory.max"))?;
+        let memory = memory.and_then(|bytes| i64::try_from(bytes).ok());
+        limits.to_mut().memory_bytes = Some(memory.unwrap_or(-1));
+    }
+    Ok(limits)
+}
+
+/// Refuses a memory limit below what is used, because the kernel would enforce it by killing. What
+/// can be reclaimed (page cache) does not count: v1 kernels reclaim before they refuse, too.
+fn make_room(path: &str, dir: &Path, limits: &Limits) -> Result<(), Error> {
+    let limit = limits
+        .memory_bytes
+        .and_then(|bytes| u64::try_from(bytes).ok());
+    let Some(limit) = limit else { return Ok(()) };
+    let current = || files::read_number(&dir.join("memory.current"));
+    let over = current()?.unwrap_or_default().saturating_sub(limit);
+    if over == 0 {
+        return Ok(());
+    }
+    // Fails when less could be reclaimed, or on a kernel before 5.19: the next look tells.
+    let _ = files::write(&dir.join("memory.reclaim"), &over.to_string());
+    match current()?.unwrap_or_default() {
+        usage if usage > limit => Err(Error::BelowUsage {
+            path: path.to_owned(),
+            limit,
+            usage,
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// Unified keys may name files of controllers, which must be there.
+fn check_unified(path: &str, dir: &Path, limits: &Limits) -> Result<(), Error> {
+    for key in limits.unified.keys() {
+        let why = if key.contains('/') || !key.contains('.') || key.starts_with("cgroup.") {
+            "it is not a file of a controller"
+        } else if !dir.join(key).exists() {
+            "this cgroup has no such file"
+        } else {
+            continue;
+        };
+        return Err(Error::Unsupported {
+            path: path.to_owned(),
+            key: key.clone(),
+            why,
+        });
+    }
+    Ok(())
 }
 
 fn has(list: &str, name: &str) -> bool {
     list.split_ascii_whitespace().any(|item| item == name)
 }
 
-/// The files that `limits` asks for and what to write there, in order.
-fn writes(limits: &Limits) -> Vec<(&'static str, String)> {
+/// The files that `limits` (completed) asks for and what to write there, in order.
+/// Errors: a limit of memory and swap together that is none.
+fn writes(path: &str, limits: &Limits) -> Result<Vec<(&'static str, String)>, Error> {
     let or_max =
         |bytes: i64| u64::try_from(bytes).map_or("max".to_owned(), |bytes| bytes.to_string());
     let mut files = Vec::new();
     if let Some(shares) = limits.cpu_shares.filter(|shares| *shares > 0) {
         files.push(("cpu.weight", weight(shares).to_string()));
     }
-    match (limits.cpu_quota.map(or_max), limits.cpu_period) {
-        (Some(quota), Some(period)) => files.push(("cpu.max", format!("{quota} {period}"))),
-        (Some(quota), None) => files.push(("cpu.max", quota)),
-        (None, Some(period)) => files.push(("cpu.max", format!("max {period}"))),
-        (None, None) => {}
+    if let Some(quota) = limits.cpu_quota.map(or_max) {
+        let period = limits.cpu_period.map(|period| format!(" {period}"));
+        files.push(("cpu.max", quota + &period.unwrap_or_default()));
     }
-    if let Some(memory) = limits.memory_bytes {
-        files.push(("memory.max", or_max(memory)));
-    }
+    files.extend(
+        limits
+            .memory_bytes
+            .map(|bytes| ("memory.max", or_max(bytes))),
+    );
     if let Some(total) = limits.memory_swap_bytes {
-        // v1 counts memory and swap together, v2 swap alone.
-        let memory = limits.memory_bytes.unwrap_or_default().max(0);
-        files.push((
-            "memory.swap.max",
-            if total < 0 {
-                "max".to_owned()
-            } else {
-                (total - memory).max(0).to_string()
-            },
-        ));
+        let swap = swap(limits.memory_bytes, total).map_err(|why| Error::Unsupported {
+            path: path.to_owned(),
+            key: "the limit of memory and swap".to_owned(),
+            why,
+        })?;
+        files.push(("memory.swap.max", or_max(swap)));
     }
+    let group = limits
+        .memory_oom_group
+        .map(|group| u8::from(group).to_string());
+    files.extend(group.map(|group| ("memory.oom.group", group)));
     files.extend(limits.pids_max().map(|max| ("pids.max", max)));
     files.extend(limits.cpuset_cpus.clone().map(|cpus| ("cpuset.cpus", cpus)));
     files.extend(limits.cpuset_mems.clone().map(|mems| ("cpuset.mems", mems)));
-    files
+    Ok(files)
 }
 
-/// cgroup v1 shares (2..=262144) as a v2 weight (1..=10000), by Kubernetes' formula (KEP-2254).
+/// v1 and CRI count memory and swap together, v2 swap alone. Negative means no limit.
+fn swap(memory: Option<i64>, total: i64) -> Result<i64, &'static str> {
+    match memory {
+        _ if total < 0 => Ok(-1),
+        None | Some(..0) => Err("there is no memory limit to subtract"),
+        Some(memory) if memory > total => Err("it is less than the memory limit"),
+        Some(memory) => Ok(total - memory),
+    }
+}
+
+/// cgroup v1 shares (2 to 262144, 1024 unless set) as a v2 weight (1 to 10000, 100 unless set): the curve through these
+/// three points that runc, crun and the kubelet use (KEP-2254 as amended in 2025); the straight line that they used
+/// before gave a container of one CPU a weight of 39.
 fn weight(shares: u64) -> u64 {
-    1 + (shares.clamp(2, 262_144) - 2) * 9_999 / 262_142
+    match shares {
+        ..=2 => 1,
+        262_144.. => 10_000,
+        _ => {
+            let log = (shares as f64).log2();
+            let exponent = (log * log + 125.0 * log) / 612.0 - 7.0 / 34.0;
+            10_f64.powf(exponent).ceil() as u64
+        }
+    }
 }
 
 #[cfg(test)]
@@ -211,17 +311,28 @@ fn weight(shares: u64) -> u64 {
 mod tests {
     use super::*;
 
+    fn files(limits: &Limits) -> Vec<(&'static str, String)> {
+        writes("/pod", limits).unwrap()
+    }
+
     #[test]
     fn shares_become_weight() {
         for (shares, expected) in [
             (0, 1),
             (2, 1),
-            (1024, 39),
+            (3, 2),
+            (10, 4),
+            (100, 17),
+            (1024, 100),
+            (2048, 174),
+            (10_240, 639),
             (262_144, 10_000),
             (1 << 40, 10_000),
         ] {
             assert_eq!(weight(shares), expected, "{shares} shares");
         }
+        let all: Vec<u64> = (0..262_200).map(weight).collect();
+        assert!(all.is_sorted(), "more shares are never less weight");
     }
 
     #[test]
@@ -232,23 +343,25 @@ mod tests {
             cpu_period: Some(100_000),
             memory_bytes: Some(1000),
             memory_swap_bytes: Some(1500),
+            memory_oom_group: Some(true),
             pids: Some(7),
             cpuset_cpus: Some("0-1".into()),
             ..Limits::default()
         };
         let expected = [
-            ("cpu.weight", "39"),
+            ("cpu.weight", "100"),
             ("cpu.max", "50000 100000"),
             ("memory.max", "1000"),
             ("memory.swap.max", "500"),
+            ("memory.oom.group", "1"),
             ("pids.max", "7"),
             ("cpuset.cpus", "0-1"),
         ];
         assert_eq!(
-            writes(&limits),
+            files(&limits),
             expected.map(|(file, value)| (file, value.to_owned()))
         );
-        assert_eq!(writes(&Limits::default()), []);
+        assert_eq!(files(&Limits::default()), []);
     }
 
     #[test]
@@ -267,23 +380,176 @@ mod tests {
             ("pids.max", "max"),
         ];
         assert_eq!(
-            writes(&limits),
+            files(&limits),
             expected.map(|(file, value)| (file, value.to_owned()))
         );
     }
 
     #[test]
+    fn swap_is_what_is_left_of_both() {
+        assert_eq!(swap(Some(100), 100), Ok(0), "no swap at all");
+        assert_eq!(swap(Some(100), 150), Ok(50));
+        assert_eq!(swap(None, -1), Ok(-1));
+        for (memory, total) in [(None, 5), (Some(-1), 5), (Some(100), 99)] {
+            swap(memory, total).unwrap_err();
+        }
+    }
+
+    /// A directory that looks like a v2 cgroup: the rules of `set` that need no kernel.
+    struct LookAlike(V2);
+
+    impl LookAlike {
+        fn new(name: &str, files: &[(&str, &str)]) -> Self {
+            let dir =
+                std::env::temp_dir().join(format!("coracle-v2-{name}-{}", std::process::id()));
+            std::fs::create_dir_all(dir.join("pod")).unwrap();
+            for (file, text) in files {
+                std::fs::write(dir.join("pod").join(file), text).unwrap();
+            }
+            let wanted = vec!["memory", "hugetlb"];
+            let page_sizes = vec!["2MB".to_owned()];
+            Self(V2 {
+                mount: dir,
+                wanted,
+                page_sizes,
+            })
+        }
+
+        /// Whether `file` says `value`. What a longer text left behind it does not count: a look-alike
+        /// is not replaced by a write, as a cgroup file is.
+        fn says(&self, file: &str, value: &str) -> bool {
+            let text = std::fs::read_to_string(self.0.dir("/pod").join(file)).unwrap();
+            text.starts_with(value)
+        }
+    }
+
+    impl Drop for LookAlike {
+        fn drop(&mut self) {
+            // A directory that stays in /tmp harms nobody.
+            let _ = std::fs::remove_dir_all(&self.0.mount);
+        }
+    }
+
+    #[test]
+    fn a_new_period_keeps_the_quota() {
+        let tree = LookAlike::new("period", &[("cpu.max", "20000 100000\n")]);
+        let period = |period| Limits {
+            cpu_period: Some(period),
+            ..Limits::default()
+        };
+        tree.0.set("/pod", &period(50_000), false).unwrap();
+        assert!(tree.says("cpu.max", "20000 50000"));
+        std::fs::write(tree.0.dir("/pod").join("cpu.max"), "max 100000\n").unwrap();
+        tree.0.set("/pod", &period(40_000), false).unwrap();
+        assert!(tree.says("cpu.max", "max 40000"));
+    }
+
+    #[test]
+    fn swap_alone_is_about_the_memory_limit_there_is() {
+        let files = [
+            ("memory.max", "1000\n"),
+            ("memory.swap.max", "max\n"),
+            ("memory.current", "0\n"),
+        ];
+        let tree = LookAlike::new("swap", &files);
+        let total = Limits {
+            memory_swap_bytes: Some(1700),
+            ..Limits::default()
+        };
+        tree.0.set("/pod", &total, false).unwrap();
+        assert!(tree.says("memory.swap.max", "700"));
+        std::fs::remove_file(tree.0.dir("/pod").join("memory.swap.max")).unwrap();
+        tree.0.set("/pod", &total, false).unwrap();
+        assert!(
+            !tree.0.dir("/pod").join("memory.swap.max").exists(),
+            "left out without accounting"
+        );
+    }
+
+    #[test]
+    fn memory_below_usage_is_refused_before_anything_is_written() {
+        let files = [
+            ("memory.max", "max\n"),
+            ("memory.current", "5000\n"),
+            ("cpu.weight", "100\n"),
+        ];
+        let tree = LookAlike::new("below", &files);
+        let limits = Limits {
+            memory_bytes: Some(4000),
+            cpu_shares: Some(2),
+            ..Limits::default()
+        };
+        let error = tree.0.set("/pod", &limits, false).unwrap_err();
+        assert!(
+            matches!(
+                error,
+                Error::BelowUsage {
+                    limit: 4000,
+                    usage: 5000,
+                    ..
+                }
+            ),
+            "{error}"
+        );
+        assert!(tree.says("memory.max", "max") && tree.says("cpu.weight", "100"));
+        let limits = Limits {
+            memory_bytes: Some(5000),
+            ..limits
+        };
+        tree.0.set("/pod", &limits, false).unwrap();
+        assert!(tree.says("memory.max", "5000"));
+    }
+
+    #[test]
+    fn a_refused_write_takes_the_earlier_ones_back() {
+        let files = [
+            ("cpu.weight", "100\n"),
+            ("memory.max", "max\n"),
+            ("memory.current", "0\n"),
+        ];
+        let tree = LookAlike::new("undo", &files);
+        // Writing to a directory is refused by any kernel.
+        std::fs::create_dir(tree.0.dir("/pod").join("pids.max")).unwrap();
+        let limits = Limits {
+            cpu_shares: Some(2),
+            memory_bytes: Some(1 << 20),
+            pids: Some(5),
+            ..Limits::default()
+        };
+        let error = tree.0.set("/pod", &limits, false).unwrap_err();
+        assert!(error.to_string().contains("pids.max"), "{error}");
+        assert!(tree.says("memory.max", "max"));
+        assert!(tree.says("cpu.weight", "100"));
+    }
+
+    #[test]
+    fn unified_keys_are_files_of_controllers() {
+        let tree = LookAlike::new("unified", &[("memory.high", "max\n")]);
+        let key = |key: &str| Limits {
+            unified: [(key.to_owned(), "1".to_owned())].into(),
+            ..Limits::default()
+        };
+        for bad in ["cgroup.procs", "../memory.high", "memory", "memory.absent"] {
+            let error = tree.0.set("/pod", &key(bad), false).unwrap_err();
+            assert!(matches!(error, Error::Unsupported { .. }), "{bad}: {error}");
+        }
+        tree.0.set("/pod", &key("memory.high"), false).unwrap();
+        assert!(tree.says("memory.high", "1"));
+    }
+
+    #[test]
     fn lives_in_a_real_unified_tree() {
         let text = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-        let tree = V2::open(super::super::detect::parse(&text).unified.unwrap()).unwrap();
+        let mount = super::super::detect::parse(&text).unified.unwrap();
+        let tree = V2::open(mount, super::super::page_sizes()).unwrap();
         let parent = format!("/coracle-test-v2-{}", std::process::id());
         let path = format!("{parent}/pod/container");
-        let cpu = Limits {
+        let refused = Limits {
             unified: [("cgroup.procs".into(), "0".into())].into(),
             ..Limits::default()
         };
         assert!(matches!(
-            tree.create(&path, &cpu),
+            tree.create(&path, &refused),
             Err(Error::Unsupported { .. })
         ));
         assert!(

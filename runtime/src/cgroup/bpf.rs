@@ -1,0 +1,381 @@
+//! The device policy of a cgroup v2: a `BPF_PROG_TYPE_CGROUP_DEVICE` program, assembled here and attached to the cgroup.
+//! Called by: `v2`, and by `v1` on a node without a `devices` hierarchy. Calls: bpf(2), nothing else.
+//! Invariants: the program ends in "denied"; on a cgroup that has a program already the new one takes
+//! its place in one step, or stands beside it before it goes, so that no moment is without a policy.
+//! Not here: what the rules mean ([`super::devices`]).
+//! Source: Documentation/admin-guide/cgroup-v2.rst "Device controller", include/uapi/linux/bpf.h.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::path::Path;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+
+use super::devices::{Access, Node, Policy};
+use super::error::Error;
+
+const PROG_LOAD: u32 = 5;
+const PROG_ATTACH: u32 = 8;
+const PROG_DETACH: u32 = 9;
+const PROG_GET_FD_BY_ID: u32 = 13;
+const PROG_QUERY: u32 = 16;
+const TYPE_CGROUP_DEVICE: u32 = 15;
+const ATTACH_CGROUP_DEVICE: u32 = 6;
+const ALLOW_MULTI: u32 = 2;
+const REPLACE: u32 = 4;
+/// `BPF_DEVCG_DEV_BLOCK` and `BPF_DEVCG_DEV_CHAR`.
+const BLOCK: i32 = 1;
+const CHAR: i32 = 2;
+/// The kernel attaches no more than this to one cgroup.
+const MOST_PROGRAMS: usize = 64;
+
+// The layout of instructions and of addresses below is that of the machines we are built for.
+const _: () = assert!(cfg!(target_endian = "little"));
+
+/// One instruction, `struct bpf_insn`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Instruction {
+    code: u8,
+    /// Destination in the lower four bits, source in the upper four.
+    registers: u8,
+    offset: i16,
+    immediate: i32,
+}
+
+/// Operations, with 64-bit operands unless the name says otherwise.
+mod code {
+    pub(super) const LOAD_WORD: u8 = 0x61;
+    pub(super) const AND: u8 = 0x57;
+    pub(super) const SHIFT_RIGHT: u8 = 0x77;
+    pub(super) const SET: u8 = 0xb7;
+    pub(super) const COPY: u8 = 0xbf;
+    pub(super) const JUMP_UNLESS_EQUAL: u8 = 0x55;
+    pub(super) const JUMP_UNLESS_EQUAL_32: u8 = 0x56;
+    pub(super) const EXIT: u8 = 0x95;
+}
+
+/// The registers of the program: the kernel puts the request's address into 1 and reads the answer from 0.
+mod register {
+    pub(super) const ANSWER: u8 = 0;
+    pub(super) const REQUEST: u8 = 1;
+    pub(super) const KIND: u8 = 2;
+    pub(super) const ACCESS: u8 = 3;
+    pub(super) const MAJOR: u8 = 4;
+    pub(super) const MINOR: u8 = 5;
+    pub(super) const SCRATCH: u8 = 6;
+}
+
+fn with_value(code: u8, target: u8, immediate: i32) -> Instruction {
+    Instruction {
+        code,
+        registers: target,
+        offset: 0,
+        immediate,
+    }
+}
+
+fn with_source(code: u8, target: u8, source: u8, offset: i16) -> Instruction {
+    Instruction {
+        code,
+        registers: target | source << 4,
+        offset,
+        immediate: 0,
+    }
+}
+
+fn answer(value: i32) -> [Instruction; 2] {
+    [
+        with_value(code::SET, register::ANSWER, value),
+        with_value(code::EXIT, 0, 0),
+    ]
+}
+
+/// The program for `nodes`: unpack `struct bpf_cgroup_dev_ctx`, allow what one node allows, deny the rest.
+fn assemble<'a>(nodes: impl IntoIterator<Item = (&'a Node, &'a Access)>) -> Vec<Instruction> {
+    let mut program = vec![
+        with_source(code::LOAD_WORD, register::KIND, register::REQUEST, 0),
+        with_source(code::COPY, register::ACCESS, register::KIND, 0),
+        with_value(code::SHIFT_RIGHT, register::ACCESS, 16),
+        with_value(code::AND, register::KIND, 0xffff),
+        with_source(code::LOAD_WORD, register::MAJOR, register::REQUEST, 4),
+        with_source(code::LOAD_WORD, register::MINOR, register::REQUEST, 8),
+    ];
+    for (node, access) in nodes {
+        program.extend(allow(node, *access));
+    }
+    program.extend(answer(0));
+    program
+}
+
+/// Answers 1 if the request is about `node` and wants nothing but `access`; else goes on behind itself.
+fn allow(node: &Node, access: Access) -> Vec<Instruction> {
+    let kind = if node.is_block { BLOCK } else { CHAR };
+    let mut block = vec![with_value(code::JUMP_UNLESS_EQUAL, register::KIND, kind)];
+    if access != Access::ALL {
+        let forbidden = (Access::ALL.0 & !access.0).cast_signed();
+        block.push(with_source(
+            code::COPY,
+            register::SCRATCH,
+            register::ACCESS,
+            0,
+        ));
+        block.push(with_value(code::AND, register::SCRATCH, forbidden));
+        block.push(with_value(code::JUMP_UNLESS_EQUAL, register::SCRATCH, 0));
+    }
+    for (register, number) in [(register::MAJOR, node.major), (register::MINOR, node.minor)] {
+        let number = number.map(u32::cast_signed);
+        block.extend(number.map(|n| with_value(code::JUMP_UNLESS_EQUAL_32, register, n)));
+    }
+    block.extend(answer(1));
+    let end = block.len();
+    for (at, instruction) in block.iter_mut().enumerate() {
+        if matches!(
+            instruction.code,
+            code::JUMP_UNLESS_EQUAL | code::JUMP_UNLESS_EQUAL_32
+        ) {
+            // A block has at most eight instructions.
+            instruction.offset = i16::try_from(end - at - 1).unwrap_or(i16::MAX);
+        }
+    }
+    block
+}
+
+/// Makes `policy` the only device policy of the cgroup `dir` itself; those of its ancestors go on counting.
+/// Errors: the kernel has no device programs, or we lack CAP_BPF, CAP_NET_ADMIN or CAP_SYS_ADMIN.
+pub(super) fn apply(dir: &Path, policy: &Policy) -> Result<(), Error> {
+    let failed = |doing: &'static str| {
+        move |errno: Errno| Error::io(format!("{doing} cgroup"), dir, errno.into())
+    };
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let cgroup = rustix::fs::open(dir, flags, Mode::empty()).map_err(failed("open"))?;
+    let (old, old_flags) =
+        attached(cgroup.as_fd()).map_err(failed("list the device programs of"))?;
+    if let Policy::Only(nodes) = policy {
+        let program = load(&assemble(nodes)).map_err(failed("load a device program for"))?;
+        let attaching = failed("attach a device program to");
+        match old.as_slice() {
+            [only] if old_flags & ALLOW_MULTI != 0 => {
+                return attach(cgroup.as_fd(), program.as_fd(), Some(only.as_fd()))
+                    .map_err(attaching);
+            }
+            // Attached for itself alone: there is no way to have two, even for a moment.
+            [only] => detach(cgroup.as_fd(), only.as_fd())
+                .and_then(|()| attach(cgroup.as_fd(), program.as_fd(), None))
+                .map_err(attaching)?,
+            _ => attach(cgroup.as_fd(), program.as_fd(), None).map_err(attaching)?,
+        }
+        if old.len() == 1 {
+            return Ok(());
+        }
+    }
+    for program in old {
+        detach(cgroup.as_fd(), program.as_fd())
+            .map_err(failed("detach an older device program from"))?;
+    }
+    Ok(())
+}
+
+/// The arguments of one bpf(2) call, `union bpf_attr`, as 32-bit words. Longer than any kernel's, because the kernel may
+/// write into the end of it whatever length it was told; words that it does not know must be 0.
+#[repr(C, align(8))]
+struct Arguments([u32; 64]);
+
+impl Arguments {
+    fn new(words: &[u32]) -> Self {
+        let mut arguments = [0; 64];
+        arguments[..words.len()].copy_from_slice(words);
+        Self(arguments)
+    }
+
+    /// Puts an address into the words `at` and `at + 1`.
+    fn with_address<T>(mut self, at: usize, address: *const T) -> Self {
+        let address = address as u64;
+        self.0[at] = address as u32;
+        self.0[at + 1] = (address >> 32) as u32;
+        self
+    }
+}
+
+/// # Safety
+/// Addresses inside `arguments` must be valid for what `command` reads and writes through them.
+unsafe fn bpf(command: u32, arguments: &mut Arguments) -> Result<i32, Errno> {
+    // SAFETY: `arguments` is valid for reads and writes of its size, which is passed; what it points
+    // to is the caller's promise.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command,
+            std::ptr::from_mut(arguments),
+            size_of::<Arguments>(),
+        )
+    };
+    match i32::try_from(result) {
+        Ok(result) if result >= 0 => Ok(result),
+        _ => Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::INVAL)),
+    }
+}
+
+fn number(fd: impl AsRawFd) -> u32 {
+    fd.as_raw_fd().cast_unsigned()
+}
+
+/// # Safety
+/// `fd` must be open and nobody else's.
+unsafe fn owned(fd: RawFd) -> OwnedFd {
+    // SAFETY: the caller's promise is the one that is asked for.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+fn load(program: &[Instruction]) -> Result<OwnedFd, Errno> {
+    // The kernel asks for no licence of device programs; it wants a string all the same.
+    let licence = c"Apache-2.0";
+    let length = u32::try_from(program.len()).map_err(|_| Errno::TOOBIG)?;
+    let mut arguments = Arguments::new(&[TYPE_CGROUP_DEVICE, length])
+        .with_address(2, program.as_ptr())
+        .with_address(4, licence.as_ptr());
+    arguments.0[17] = ATTACH_CGROUP_DEVICE;
+    // SAFETY: `program` holds `length` instructions and `licence` ends in 0; both outlive the call,
+    // which only reads them. No log buffer is given.
+    let fd = unsafe { bpf(PROG_LOAD, &mut arguments) }?;
+    // SAFETY: the kernel made the descriptor for us just now.
+    Ok(unsafe { owned(fd) })
+}
+
+fn attach(cgroup: BorrowedFd, program: BorrowedFd, old: Option<BorrowedFd>) -> Result<(), Errno> {
+    let flags = ALLOW_MULTI | if old.is_some() { REPLACE } else { 0 };
+    let (cgroup, program, old) = (number(cgroup), number(program), old.map_or(0, number));
+    let words = [cgroup, program, ATTACH_CGROUP_DEVICE, flags, old];
+    // SAFETY: the command takes numbers only.
+    unsafe { bpf(PROG_ATTACH, &mut Arguments::new(&words)) }.map(drop)
+}
+
+fn detach(cgroup: BorrowedFd, program: BorrowedFd) -> Result<(), Errno> {
+    let words = [number(cgroup), number(program), ATTACH_CGROUP_DEVICE];
+    // SAFETY: the command takes numbers only.
+    unsafe { bpf(PROG_DETACH, &mut Arguments::new(&words)) }.map(drop)
+}
+
+/// The device programs of the cgroup itself, and the flags that they were attached with.
+fn attached(cgroup: BorrowedFd) -> Result<(Vec<OwnedFd>, u32), Errno> {
+    let mut ids = [0_u32; MOST_PROGRAMS];
+    let mut arguments = Arguments::new(&[number(cgroup), ATTACH_CGROUP_DEVICE])
+        .with_address(4, ids.as_mut_ptr().cast_const());
+    arguments.0[6] = MOST_PROGRAMS as u32;
+    // SAFETY: `ids` has room for the number of words that is passed, and is not touched meanwhile.
+    unsafe { bpf(PROG_QUERY, &mut arguments) }?;
+    let count = (arguments.0[6] as usize).min(MOST_PROGRAMS);
+    let mut programs = Vec::with_capacity(count);
+    for id in &ids[..count] {
+        // SAFETY: the command takes numbers only.
+        match unsafe { bpf(PROG_GET_FD_BY_ID, &mut Arguments::new(&[*id])) } {
+            // SAFETY: the kernel made the descriptor for us just now.
+            Ok(fd) => programs.push(unsafe { owned(fd) }),
+            Err(Errno::NOENT) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok((programs, arguments.0[3]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::devices::{DeviceClass, DeviceRule};
+    use super::*;
+
+    /// Runs `program` on a request, as the kernel would.
+    fn run(program: &[Instruction], kind: i32, access: u32, number: (u32, u32)) -> u64 {
+        let request = [access << 16 | kind.cast_unsigned(), number.0, number.1];
+        let mut registers = [0_u64; 11];
+        let mut at = 0;
+        loop {
+            let i = program[at];
+            let (target, source) = (usize::from(i.registers & 15), usize::from(i.registers >> 4));
+            let value = i64::from(i.immediate).cast_unsigned();
+            let mut jump = false;
+            match i.code {
+                code::LOAD_WORD => {
+                    assert_eq!(source, 1, "only the request is read");
+                    let word = usize::try_from(i.offset / 4).unwrap_or(9);
+                    registers[target] = u64::from(request[word]);
+                }
+                code::AND => registers[target] &= value,
+                code::SHIFT_RIGHT => registers[target] >>= value,
+                code::SET => registers[target] = value,
+                code::COPY => registers[target] = registers[source],
+                code::JUMP_UNLESS_EQUAL => jump = registers[target] != value,
+                code::JUMP_UNLESS_EQUAL_32 => jump = registers[target] as u32 != value as u32,
+                code::EXIT => return registers[0],
+                other => panic!("{other:#x} is not an operation"),
+            }
+            at += 1 + if jump {
+                usize::try_from(i.offset).unwrap_or(999)
+            } else {
+                0
+            };
+        }
+    }
+
+    fn is_allowed(
+        rules: &[DeviceRule],
+        kind: i32,
+        access: u32,
+        (major, minor): (u32, u32),
+    ) -> bool {
+        rules.iter().any(|rule| {
+            let is_kind = match rule.kind {
+                DeviceClass::Any => true,
+                DeviceClass::Char => kind == CHAR,
+                DeviceClass::Block => kind == BLOCK,
+            };
+            let granted =
+                u32::from(rule.mknod) | u32::from(rule.read) << 1 | u32::from(rule.write) << 2;
+            is_kind
+                && rule.major.is_none_or(|number| number == major)
+                && rule.minor.is_none_or(|number| number == minor)
+                && access & !granted == 0
+        })
+    }
+
+    #[test]
+    fn the_program_decides_as_the_rules_say() {
+        let mut rules = DeviceRule::defaults();
+        rules.push(DeviceRule::new(DeviceClass::Block, Some(8), None, "r"));
+        rules.push(DeviceRule::new(DeviceClass::Any, Some(10), Some(229), "rw"));
+        rules.push(DeviceRule::new(
+            DeviceClass::Char,
+            Some(4095),
+            Some(0xf_ffff),
+            "w",
+        ));
+        let Policy::Only(nodes) = Policy::of(&rules) else {
+            panic!("these rules do not allow everything")
+        };
+        let program = assemble(&nodes);
+        let mut allowed = 0;
+        for kind in [BLOCK, CHAR] {
+            for access in 1..8 {
+                for major in [0, 1, 5, 8, 10, 136, 4095] {
+                    for minor in [0, 1, 2, 3, 5, 9, 229, 0xf_ffff] {
+                        let expected = is_allowed(&rules, kind, access, (major, minor));
+                        let answer = run(&program, kind, access, (major, minor));
+                        assert_eq!(
+                            answer,
+                            u64::from(expected),
+                            "{kind} {access} {major}:{minor}"
+                        );
+                        allowed += answer;
+                    }
+                }
+            }
+        }
+        assert!(allowed > 100, "{allowed}");
+    }
+
+    #[test]
+    fn no_rules_deny_all() {
+        let program = assemble([]);
+        assert_eq!(run(&program, CHAR, 1, (1, 3)), 0);
+        assert_eq!(program.last().map(|last| last.code), Some(code::EXIT));
+    }
+}

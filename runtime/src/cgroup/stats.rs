@@ -1,0 +1,223 @@
+//! What a cgroup uses: the shape, the same for both cgroup versions.
+//! Filled by [`super::usage`]. Pure.
+//! Invariant: what the kernel does not say is `None`, never 0; "no limit" is `None`, too.
+//! Not here: CRI's stats shapes, rates over time.
+
+/// What a cgroup uses now, with everything below it. Times and events count from when the cgroup was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Stats {
+    /// CPU time, in nanoseconds.
+    pub cpu_usage_ns: u64,
+    /// Of it in user mode, in nanoseconds.
+    pub cpu_user_ns: Option<u64>,
+    /// Of it in the kernel, in nanoseconds.
+    pub cpu_system_ns: Option<u64>,
+    /// What the CPU quota did.
+    pub throttling: Option<Throttling>,
+    /// Memory charged to the cgroup, page cache included, in bytes.
+    pub memory_usage_bytes: u64,
+    /// The memory limit of this cgroup itself, in bytes.
+    pub memory_limit_bytes: Option<u64>,
+    /// The most memory that was charged at once, in bytes.
+    pub memory_max_usage_bytes: Option<u64>,
+    /// How often the memory limit was hit (v1 `failcnt`, v2 `max` events).
+    pub memory_limit_hits: Option<u64>,
+    /// Page cache that the kernel would reclaim first, in bytes.
+    pub inactive_file_bytes: u64,
+    /// Page cache, in bytes.
+    pub cache_bytes: u64,
+    /// Anonymous memory, which is what the programs allocated, in bytes.
+    pub rss_bytes: u64,
+    /// Files that are mapped, shared memory included, in bytes.
+    pub mapped_file_bytes: u64,
+    /// Page faults.
+    pub page_faults: u64,
+    /// Page faults that had to read from disk.
+    pub major_page_faults: u64,
+    /// Swap, where the node accounts it.
+    pub swap: Option<SwapStats>,
+    /// Number of processes and threads.
+    pub pids: u64,
+    /// How many there may be.
+    pub pids_limit: Option<u64>,
+    /// Block devices, where the node accounts them.
+    pub io: Option<IoStats>,
+    /// Waiting for want of CPU, where the kernel measures it. On a v1 node the unified tree tells.
+    pub cpu_pressure: Option<Pressure>,
+    /// Waiting for want of memory.
+    pub memory_pressure: Option<Pressure>,
+    /// Waiting for block devices.
+    pub io_pressure: Option<Pressure>,
+}
+
+impl Stats {
+    /// Memory that cannot be taken away without pain, in bytes. Source: CRI `MemoryUsage.working_set_bytes`, cAdvisor.
+    #[must_use]
+    pub fn working_set_bytes(&self) -> u64 {
+        self.memory_usage_bytes
+            .saturating_sub(self.inactive_file_bytes)
+    }
+
+    /// What is left of the memory limit, in bytes. Source: CRI `MemoryUsage.available_bytes`.
+    #[must_use]
+    pub fn available_bytes(&self) -> Option<u64> {
+        let limit = self.memory_limit_bytes?;
+        Some(limit.saturating_sub(self.working_set_bytes()))
+    }
+}
+
+/// What a CPU quota did since the cgroup was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Throttling {
+    /// Periods in which there was something to run.
+    pub periods: u64,
+    /// Periods in which the quota ran out.
+    pub throttled_periods: u64,
+    /// How long processes were held back, in nanoseconds.
+    pub throttled_ns: u64,
+}
+
+/// Swap, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SwapStats {
+    /// In use.
+    pub usage_bytes: u64,
+    /// The limit, of swap alone.
+    pub limit_bytes: Option<u64>,
+}
+
+impl SwapStats {
+    /// What is left of the limit, in bytes. Source: CRI `SwapUsage.swap_available_bytes`.
+    #[must_use]
+    pub fn available_bytes(&self) -> Option<u64> {
+        Some(self.limit_bytes?.saturating_sub(self.usage_bytes))
+    }
+}
+
+/// Traffic with block devices since the cgroup was made, all devices together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct IoStats {
+    /// Bytes read.
+    pub read_bytes: u64,
+    /// Bytes written.
+    pub write_bytes: u64,
+    /// Read operations.
+    pub reads: u64,
+    /// Write operations.
+    pub writes: u64,
+}
+
+/// Pressure stall information. Source: Documentation/accounting/psi.rst.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Pressure {
+    /// Some task waited.
+    pub some: Stall,
+    /// All tasks waited at once.
+    pub full: Stall,
+}
+
+/// One line of pressure stall information.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Stall {
+    /// Share of the last 10 s, in percent.
+    pub avg10: f64,
+    /// Share of the last minute, in percent.
+    pub avg60: f64,
+    /// Share of the last five minutes, in percent.
+    pub avg300: f64,
+    /// All of it since the cgroup was made, in nanoseconds (the kernel counts microseconds).
+    pub total_ns: u64,
+}
+
+impl Pressure {
+    /// Reads the text of a `*.pressure` file. `None` if there is no `some` line in it.
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        let line = |kind: &str| {
+            let mut lines = text.lines().filter_map(|line| line.split_once(' '));
+            lines.find(|(word, _)| *word == kind).map(|(_, rest)| rest)
+        };
+        Some(Self {
+            some: Stall::parse(line("some")?),
+            full: line("full").map(Stall::parse).unwrap_or_default(),
+        })
+    }
+}
+
+impl Stall {
+    fn parse(fields: &str) -> Self {
+        let value = |key: &str| {
+            let mut pairs = fields.split(' ').filter_map(|pair| pair.split_once('='));
+            pairs
+                .find(|(name, _)| *name == key)
+                .map_or("0", |(_, value)| value)
+        };
+        let share = |key| value(key).parse().unwrap_or_default();
+        let total_us: u64 = value("total").parse().unwrap_or_default();
+        Self {
+            avg10: share("avg10"),
+            avg60: share("avg60"),
+            avg300: share("avg300"),
+            total_ns: total_us.saturating_mul(1000),
+        }
+    }
+}
+
+/// Huge pages of one size, from [`super::Cgroup::hugepages`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HugepageStats {
+    /// The size, as the kernel and CRI write it: `2MB`.
+    pub page_size: String,
+    /// In use, in bytes.
+    pub usage_bytes: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pressure_is_read() {
+        let text = "some avg10=1.50 avg60=0.25 avg300=0.00 total=1234\n\
+            full avg10=0.00 avg60=0.00 avg300=100.00 total=7\n";
+        let some = Stall {
+            avg10: 1.5,
+            avg60: 0.25,
+            avg300: 0.0,
+            total_ns: 1_234_000,
+        };
+        let full = Stall {
+            avg300: 100.0,
+            total_ns: 7000,
+            ..Stall::default()
+        };
+        assert_eq!(Pressure::parse(text), Some(Pressure { some, full }));
+        let without_full = text.lines().next().unwrap_or_default();
+        let full = Stall::default();
+        assert_eq!(Pressure::parse(without_full), Some(Pressure { some, full }));
+        assert_eq!(Pressure::parse(""), None);
+    }
+
+    #[test]
+    fn what_is_left_is_never_negative() {
+        let memory = Stats {
+            memory_usage_bytes: 100,
+            inactive_file_bytes: 30,
+            memory_limit_bytes: Some(150),
+            ..Stats::default()
+        };
+        assert_eq!(memory.working_set_bytes(), 70);
+        assert_eq!(memory.available_bytes(), Some(80));
+        let over = Stats {
+            memory_limit_bytes: Some(20),
+            ..memory
+        };
+        assert_eq!(over.available_bytes(), Some(0));
+        let unlimited = Stats {
+            memory_limit_bytes: None,
+            inactive_file_bytes: 200,
+            ..memory
+        };
+        assert_eq!(unlimited.available_bytes(), None);
+        assert_eq!(unlimited.working_set_bytes(), 0);
+    }
+}

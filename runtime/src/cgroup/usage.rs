@@ -1,0 +1,430 @@
+//! Reads the files of a cgroup into [`Stats`], each file once.
+//! Called by `cgroup` only. Invariant: a file that is not there is `None`, and so is a value that a
+//! file does not have; every other failure is an error that names the file.
+//! Not here: what the numbers are good for.
+
+use std::path::PathBuf;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+
+use super::error::Error;
+use super::files;
+use super::stats::{HugepageStats, IoStats, Pressure, Stats, SwapStats, Throttling};
+use super::v1::V1;
+use super::v2::V2;
+
+/// v1 writes "no limit" as the largest multiple of the page size; no machine has that much.
+const NO_LIMIT: u64 = 1 << 62;
+
+/// One open cgroup directory, or one that does not exist.
+struct Place {
+    dir: PathBuf,
+    opened: Option<std::os::fd::OwnedFd>,
+}
+
+impl Place {
+    fn open(dir: PathBuf) -> Result<Self, Error> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let opened = match rustix::fs::open(&dir, flags, Mode::empty()) {
+            Ok(opened) => Some(opened),
+            Err(Errno::NOENT | Errno::NODEV) => None,
+            Err(errno) => return Err(Error::io("open", &dir, errno.into())),
+        };
+        Ok(Self { dir, opened })
+    }
+
+    /// The place of a v1 controller that need not be mounted.
+    fn of(v1: &V1, controller: &str, path: &str) -> Result<Self, Error> {
+        match v1.dir(controller, path) {
+            Some(dir) => Self::open(dir),
+            None => Ok(Self {
+                dir: PathBuf::new(),
+                opened: None,
+            }),
+        }
+    }
+
+    fn text(&self, file: &str) -> Result<Option<String>, Error> {
+        let Some(dir) = &self.opened else {
+            return Ok(None);
+        };
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let read = rustix::fs::openat(dir, file, flags, Mode::empty()).and_then(whole);
+        match read {
+            Ok(text) => Ok(Some(text)),
+            // Absent, gone while we read, or switched off (`cgroup.pressure`).
+            Err(Errno::NOENT | Errno::NODEV | Errno::OPNOTSUPP) => Ok(None),
+            Err(errno) => Err(Error::io("read", &self.dir.join(file), errno.into())),
+        }
+    }
+
+    /// The number in `file`; `None` if there is no such file, or it says `max`.
+    fn number(&self, file: &str) -> Result<Option<u64>, Error> {
+        match self.text(file)? {
+            Some(text) => files::parse_number(&self.dir.join(file), &text),
+            None => Ok(None),
+        }
+    }
+
+    /// Like [`Place::text`] of a file that every cgroup of the controller has.
+    fn required_text(&self, file: &str) -> Result<String, Error> {
+        let absent = || Error::io("read", &self.dir.join(file), Errno::NOENT.into());
+        self.text(file)?.ok_or_else(absent)
+    }
+
+    fn required_number(&self, file: &str) -> Result<u64, Error> {
+        let number = files::parse_number(&self.dir.join(file), &self.required_text(file)?)?;
+        Ok(number.unwrap_or(u64::MAX))
+    }
+
+    fn limit(&self, file: &str) -> Result<Option<u64>, Error> {
+        Ok(self.number(file)?.filter(|limit| *limit < NO_LIMIT))
+    }
+
+    fn pressure(&self, file: &str) -> Result<Option<Pressure>, Error> {
+        Ok(self.text(file)?.as_deref().and_then(Pressure::parse))
+    }
+
+    fn hugepages(&self, sizes: &[String], suffix: &str) -> Result<Vec<HugepageStats>, Error> {
+        let mut all = Vec::new();
+        for size in sizes {
+            let usage = self.number(&format!("hugetlb.{size}.{suffix}"))?;
+            all.extend(usage.map(|usage_bytes| HugepageStats {
+                page_size: size.clone(),
+                usage_bytes,
+            }));
+        }
+        Ok(all)
+    }
+}
+
+fn whole(file: std::os::fd::OwnedFd) -> Result<String, Errno> {
+    let mut text = Vec::new();
+    let mut part = [0; 4096];
+    loop {
+        match rustix::io::read(&file, &mut part) {
+            Ok(0) => break,
+            Ok(count) => text.extend_from_slice(&part[..count]),
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    String::from_utf8(text).map_err(|_| Errno::ILSEQ)
+}
+
+/// The number behind `key` in lines of `key number`.
+fn keyed(text: &str, key: &str) -> Option<u64> {
+    let mut lines = text.lines().filter_map(|line| line.split_once(' '));
+    let (_, number) = lines.find(|(name, _)| *name == key)?;
+    number.trim().parse().ok()
+}
+
+/// What the cgroup `path` uses on a v1 node. Errors: it does not exist.
+pub(super) fn v1(v1: &V1, path: &str) -> Result<Stats, Error> {
+    let mut stats = Stats::default();
+    v1_cpu(v1, path, &mut stats)?;
+    v1_memory(&Place::of(v1, "memory", path)?, &mut stats)?;
+    pids(&Place::of(v1, "pids", path)?, &mut stats)?;
+    stats.io = v1_io(&Place::of(v1, "blkio", path)?)?;
+    if let Some(unified) = &v1.unified {
+        pressure(&Place::open(unified.dir(path))?, &mut stats)?;
+    }
+    Ok(stats)
+}
+
+/// The huge pages that the cgroup `path` uses on a v1 node.
+pub(super) fn v1_hugepages(v1: &V1, path: &str) -> Result<Vec<HugepageStats>, Error> {
+    let place = Place::of(v1, "hugetlb", path)?;
+    match (&place.opened, &v1.unified) {
+        (None, Some(unified)) => {
+            Place::open(unified.dir(path))?.hugepages(&v1.page_sizes, "current")
+        }
+        _ => place.hugepages(&v1.page_sizes, "usage_in_bytes"),
+    }
+}
+
+fn v1_cpu(v1: &V1, path: &str, stats: &mut Stats) -> Result<(), Error> {
+    let place = Place::of(v1, "cpuacct", path)?;
+    stats.cpu_usage_ns = place.required_number("cpuacct.usage")?;
+    stats.cpu_user_ns = place.number("cpuacct.usage_user")?;
+    stats.cpu_system_ns = place.number("cpuacct.usage_sys")?;
+    let quota = Place::of(v1, "cpu", path)?.text("cpu.stat")?;
+    stats.throttling = quota.and_then(|text| throttling_of(&text, "throttled_time", 1));
+    Ok(())
+}
+
+fn throttling_of(text: &str, time: &str, unit_ns: u64) -> Option<Throttling> {
+    Some(Throttling {
+        periods: keyed(text, "nr_periods")?,
+        throttled_periods: keyed(text, "nr_throttled")?,
+        throttled_ns: keyed(text, time)?.saturating_mul(unit_ns),
+    })
+}
+
+fn v1_memory(place: &Place, stats: &mut Stats) -> Result<(), Error> {
+    stats.memory_usage_bytes = place.required_number("memory.usage_in_bytes")?;
+    let text = place.required_text("memory.stat")?;
+    memory(&text, &V1_MEMORY, stats);
+    let limit = place.limit("memory.limit_in_bytes")?;
+    stats.memory_limit_bytes = limit;
+    stats.memory_max_usage_bytes = place.number("memory.max_usage_in_bytes")?;
+    stats.memory_limit_hits = place.number("memory.failcnt")?;
+    // Without swap accounting there is no such file.
+    let total = place.number("memory.memsw.limit_in_bytes")?;
+    stats.swap = total.map(|total| SwapStats {
+        usage_bytes: keyed(&text, "total_swap").unwrap_or_default(),
+        limit_bytes: Some(total)
+            .filter(|total| *total < NO_LIMIT)
+            .map(|total| total.saturating_sub(limit.unwrap_or_default())),
+    });
+    Ok(())
+}
+
+/// The keys of `memory.stat` for: inactive file, cache, anonymous, mapped, faults, major faults.
+type MemoryKeys = [&'static str; 6];
+const V1_MEMORY: MemoryKeys = [
+    "total_inactive_file",
+    "total_cache",
+    "total_rss",
+    "total_mapped_file",
+    "total_pgfault",
+    "total_pgmajfault",
+];
+const V2_MEMORY: MemoryKeys = [
+    "inactive_file",
+    "file",
+    "anon",
+    "file_mapped",
+    "pgfault",
+    "pgmajfault",
+];
+
+fn memory(text: &str, keys: &MemoryKeys, stats: &mut Stats) {
+    let mut values = [0; 6];
+    for (key, number) in text.lines().filter_map(|line| line.split_once(' ')) {
+        if let Some(at) = keys.iter().position(|known| *known == key) {
+            values[at] = number.trim().parse().unwrap_or_default();
+        }
+    }
+    let [inactive_file, cache, rss, mapped_file, faults, major_faults] = values;
+    stats.inactive_file_bytes = inactive_file;
+    stats.cache_bytes = cache;
+    stats.rss_bytes = rss;
+    stats.mapped_file_bytes = mapped_file;
+    stats.page_faults = faults;
+    stats.major_page_faults = major_faults;
+}
+
+fn pids(place: &Place, stats: &mut Stats) -> Result<(), Error> {
+    stats.pids = place.required_number("pids.current")?;
+    stats.pids_limit = place.number("pids.max")?;
+    Ok(())
+}
+
+/// Reads the pressure files of `place`, which is in a v2 tree.
+fn pressure(place: &Place, stats: &mut Stats) -> Result<(), Error> {
+    stats.cpu_pressure = place.pressure("cpu.pressure")?;
+    stats.memory_pressure = place.pressure("memory.pressure")?;
+    stats.io_pressure = place.pressure("io.pressure")?;
+    Ok(())
+}
+
+fn v1_io(place: &Place) -> Result<Option<IoStats>, Error> {
+    let Some(bytes) = place.text("blkio.throttle.io_service_bytes_recursive")? else {
+        return Ok(None);
+    };
+    let operations = place
+        .text("blkio.throttle.io_serviced_recursive")?
+        .unwrap_or_default();
+    Ok(Some(IoStats {
+        read_bytes: sum_of_operation(&bytes, "Read"),
+        write_bytes: sum_of_operation(&bytes, "Write"),
+        reads: sum_of_operation(&operations, "Read"),
+        writes: sum_of_operation(&operations, "Write"),
+    }))
+}
+
+/// Adds up the lines `8:0 Read 4096` of one operation.
+fn sum_of_operation(text: &str, operation: &str) -> u64 {
+    let line = |line: &str| {
+        let mut words = line.split(' ').skip(1);
+        let number = words
+            .next()
+            .filter(|word| *word == operation)
+            .and(words.next());
+        number.and_then(|number| number.parse::<u64>().ok())
+    };
+    text.lines().filter_map(line).sum()
+}
+
+/// What the cgroup `path` uses on a v2 node. Errors: it does not exist.
+pub(super) fn v2(v2: &V2, path: &str) -> Result<Stats, Error> {
+    let place = Place::open(v2.dir(path))?;
+    let mut stats = Stats::default();
+    v2_cpu(&place.required_text("cpu.stat")?, &mut stats);
+    v2_memory(&place, &mut stats)?;
+    pids(&place, &mut stats)?;
+    stats.io = place.text("io.stat")?.map(|text| v2_io(&text));
+    pressure(&place, &mut stats)?;
+    Ok(stats)
+}
+
+/// The huge pages that the cgroup `path` uses on a v2 node.
+pub(super) fn v2_hugepages(v2: &V2, path: &str) -> Result<Vec<HugepageStats>, Error> {
+    Place::open(v2.dir(path))?.hugepages(&v2.page_sizes, "current")
+}
+
+fn v2_cpu(text: &str, stats: &mut Stats) {
+    let time = |key| keyed(text, key).map(|us| us.saturating_mul(1000));
+    stats.cpu_usage_ns = time("usage_usec").unwrap_or_default();
+    stats.cpu_user_ns = time("user_usec");
+    stats.cpu_system_ns = time("system_usec");
+    stats.throttling = throttling_of(text, "throttled_usec", 1000);
+}
+
+fn v2_memory(place: &Place, stats: &mut Stats) -> Result<(), Error> {
+    stats.memory_usage_bytes = place.required_number("memory.current")?;
+    memory(&place.required_text("memory.stat")?, &V2_MEMORY, stats);
+    stats.memory_limit_bytes = place.limit("memory.max")?;
+    stats.memory_max_usage_bytes = place.number("memory.peak")?;
+    let events = place.text("memory.events")?;
+    stats.memory_limit_hits = events.and_then(|text| keyed(&text, "max"));
+    stats.swap = match place.number("memory.swap.current")? {
+        None => None,
+        Some(usage_bytes) => Some(SwapStats {
+            usage_bytes,
+            limit_bytes: place.number("memory.swap.max")?,
+        }),
+    };
+    Ok(())
+}
+
+/// Adds up the lines `8:0 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=0 dios=0`.
+fn v2_io(text: &str) -> IoStats {
+    let mut io = IoStats::default();
+    for (key, number) in text
+        .split_ascii_whitespace()
+        .filter_map(|word| word.split_once('='))
+    {
+        let sum = match key {
+            "rbytes" => &mut io.read_bytes,
+            "wbytes" => &mut io.write_bytes,
+            "rios" => &mut io.reads,
+            "wios" => &mut io.writes,
+            _ => continue,
+        };
+        *sum = sum.saturating_add(number.parse().unwrap_or_default());
+    }
+    io
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn v2_files_are_understood() {
+        let mut stats = Stats::default();
+        let text = "usage_usec 30\nuser_usec 20\nsystem_usec 10\nnr_periods 4\nnr_throttled 3\n\
+             throttled_usec 2\nnr_bursts 0\n";
+        v2_cpu(text, &mut stats);
+        assert_eq!(stats.cpu_usage_ns, 30_000);
+        assert_eq!(
+            (stats.cpu_user_ns, stats.cpu_system_ns),
+            (Some(20_000), Some(10_000))
+        );
+        let throttling = Throttling {
+            periods: 4,
+            throttled_periods: 3,
+            throttled_ns: 2000,
+        };
+        assert_eq!(stats.throttling, Some(throttling));
+        v2_cpu("usage_usec 30\nuser_usec 20\nsystem_usec 10\n", &mut stats);
+        assert_eq!(stats.throttling, None, "no quota, no throttling");
+        assert_eq!(
+            v2_io(
+                "8:0 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=9 dios=9\n254:0 rbytes=10 wbytes=0 rios=1 wios=0\n7:0\n"
+            ),
+            IoStats {
+                read_bytes: 11,
+                write_bytes: 2,
+                reads: 4,
+                writes: 4
+            }
+        );
+        let text = "anon 1\nfile 2\nkernel 3\nfile_mapped 4\ninactive_anon 5\ninactive_file 6\npgfault 7\npgmajfault 8\n";
+        let expected = Stats {
+            inactive_file_bytes: 6,
+            cache_bytes: 2,
+            rss_bytes: 1,
+            mapped_file_bytes: 4,
+            page_faults: 7,
+            major_page_faults: 8,
+            ..stats
+        };
+        memory(text, &V2_MEMORY, &mut stats);
+        assert_eq!(stats, expected);
+    }
+
+    #[test]
+    fn v2_directory_is_read_with_and_without_optional_files() {
+        let dir = std::env::temp_dir().join(format!("coracle-usage-{}", std::process::id()));
+        std::fs::create_dir_all(dir.join("pod")).unwrap();
+        let tree = V2 {
+            mount: dir.clone(),
+            wanted: vec![],
+            page_sizes: vec!["2MB".into()],
+        };
+        assert!(v2(&tree, "/absent").is_err());
+        let put = |file: &str, text: &str| std::fs::write(dir.join("pod").join(file), text);
+        put("cpu.stat", "usage_usec 5\n").unwrap();
+        let error = v2(&tree, "/pod").unwrap_err();
+        assert!(error.to_string().ends_with("pod/memory.current"), "{error}");
+        put("memory.current", "4096\n").unwrap();
+        put("memory.stat", "anon 4096\n").unwrap();
+        put("pids.current", "3\n").unwrap();
+        let stats = v2(&tree, "/pod").unwrap();
+        assert_eq!(
+            (stats.cpu_usage_ns, stats.memory_usage_bytes, stats.pids),
+            (5000, 4096, 3)
+        );
+        assert_eq!(
+            (stats.swap, stats.io, stats.cpu_pressure),
+            (None, None, None)
+        );
+        put("memory.max", "max\n").unwrap();
+        put("memory.swap.current", "7\n").unwrap();
+        put("memory.swap.max", "10\n").unwrap();
+        put("memory.peak", "8192\n").unwrap();
+        put(
+            "memory.events",
+            "low 0\nhigh 0\nmax 3\noom 1\noom_kill 1\noom_group_kill 0\n",
+        )
+        .unwrap();
+        put("hugetlb.2MB.current", "2097152\n").unwrap();
+        put(
+            "io.pressure",
+            "some avg10=2.00 avg60=0.00 avg300=0.00 total=9\n",
+        )
+        .unwrap();
+        let stats = v2(&tree, "/pod").unwrap();
+        assert_eq!(
+            (stats.memory_limit_bytes, stats.memory_limit_hits),
+            (None, Some(3))
+        );
+        assert_eq!(stats.memory_max_usage_bytes, Some(8192));
+        assert_eq!(stats.swap.unwrap().available_bytes(), Some(3));
+        assert_eq!(v2_hugepages(&tree, "/pod").unwrap()[0].usage_bytes, 2 << 20);
+        assert_eq!(stats.io_pressure.unwrap().some.total_ns, 9000);
+        put("memory.max", "12x\n").unwrap();
+        assert!(
+            v2(&tree, "/pod")
+                .unwrap_err()
+                .to_string()
+                .contains("memory.max")
+        );
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+}
