@@ -16,7 +16,9 @@ mod pods;
 mod runtime;
 mod service;
 mod socket;
+mod stats;
 mod status;
+mod update;
 
 use std::future::Future;
 use std::panic::AssertUnwindSafe;

@@ -41,7 +41,7 @@ pub use launch::{Launch, Launched};
 pub use pod::{GREETING_PATIENCE, Raised};
 pub use stats::{ContainerUsage, Interface, LayerUsage, Measured, PodUsage, Usage};
 pub use sweep::Owned;
-pub use update::replanned;
+pub use update::{difference, replanned};
 
 use crate::config::Config;
 use crate::lifecycle::{Error, Handler, Kind};

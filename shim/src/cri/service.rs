@@ -14,7 +14,7 @@ use tonic::{Request, Response, Status};
 
 use super::events::Replies;
 use super::status::Failure;
-use super::{Cri, Shared, containers, convert, events, images, pods, runtime};
+use super::{Cri, Shared, containers, convert, events, images, pods, runtime, stats, update};
 
 /// The deadline of most calls whose client sent none: kubelet's own default.
 const USUAL: Duration = Duration::from_secs(120);
@@ -47,7 +47,7 @@ async fn not_built<Q, A>(_: Arc<Shared>, _: Q) -> Result<A, Failure> {
 /// `method = "Rpc"(Request) -> Response, deadline, function;`, streamed replies after the unary ones.
 macro_rules! serve {
     ($service:ident {
-        $($method:ident = $rpc:literal($request:ident) -> $reply:ident, $limit:ident, $act:expr;)*
+        $($method:ident = $rpc:literal($request:ident) -> $reply:ident, $limit:path, $act:expr;)*
     } streams {
         $($smethod:ident as $stream:ident = $srpc:literal($srequest:ident) -> $sreply:ident, $sact:expr;)*
     }) => {
@@ -88,16 +88,16 @@ serve! { RuntimeService {
     container_status = "ContainerStatus"(ContainerStatusRequest) -> ContainerStatusResponse, usual, containers::status;
     reopen_container_log = "ReopenContainerLog"(ReopenContainerLogRequest) -> ReopenContainerLogResponse, usual, containers::reopen_log;
 
-    update_container_resources = "UpdateContainerResources"(UpdateContainerResourcesRequest) -> UpdateContainerResourcesResponse, usual, not_built;
-    update_pod_sandbox_resources = "UpdatePodSandboxResources"(UpdatePodSandboxResourcesRequest) -> UpdatePodSandboxResourcesResponse, usual, not_built;
+    update_container_resources = "UpdateContainerResources"(UpdateContainerResourcesRequest) -> UpdateContainerResourcesResponse, usual, update::container;
+    update_pod_sandbox_resources = "UpdatePodSandboxResources"(UpdatePodSandboxResourcesRequest) -> UpdatePodSandboxResourcesResponse, usual, update::pod;
     exec_sync = "ExecSync"(ExecSyncRequest) -> ExecSyncResponse, usual, not_built;
     exec = "Exec"(ExecRequest) -> ExecResponse, usual, not_built;
     attach = "Attach"(AttachRequest) -> AttachResponse, usual, not_built;
     port_forward = "PortForward"(PortForwardRequest) -> PortForwardResponse, usual, not_built;
-    container_stats = "ContainerStats"(ContainerStatsRequest) -> ContainerStatsResponse, usual, not_built;
-    list_container_stats = "ListContainerStats"(ListContainerStatsRequest) -> ListContainerStatsResponse, usual, not_built;
-    pod_sandbox_stats = "PodSandboxStats"(PodSandboxStatsRequest) -> PodSandboxStatsResponse, usual, not_built;
-    list_pod_sandbox_stats = "ListPodSandboxStats"(ListPodSandboxStatsRequest) -> ListPodSandboxStatsResponse, usual, not_built;
+    container_stats = "ContainerStats"(ContainerStatsRequest) -> ContainerStatsResponse, usual, stats::container;
+    list_container_stats = "ListContainerStats"(ListContainerStatsRequest) -> ListContainerStatsResponse, usual, stats::list_containers;
+    pod_sandbox_stats = "PodSandboxStats"(PodSandboxStatsRequest) -> PodSandboxStatsResponse, usual, stats::pod;
+    list_pod_sandbox_stats = "ListPodSandboxStats"(ListPodSandboxStatsRequest) -> ListPodSandboxStatsResponse, usual, stats::list_pods;
     checkpoint_container = "CheckpointContainer"(CheckpointContainerRequest) -> CheckpointContainerResponse, usual, not_built;
     checkpoint_pod = "CheckpointPod"(CheckpointPodRequest) -> CheckpointPodResponse, usual, not_built;
     restore_pod = "RestorePod"(RestorePodRequest) -> RestorePodResponse, usual, not_built;
@@ -107,8 +107,8 @@ serve! { RuntimeService {
     get_container_events as GetContainerEventsStream = "GetContainerEvents"(GetEventsRequest) -> ContainerEventResponse, events::watch;
     stream_pod_sandboxes as StreamPodSandboxesStream = "StreamPodSandboxes"(StreamPodSandboxesRequest) -> StreamPodSandboxesResponse, pods::stream;
     stream_containers as StreamContainersStream = "StreamContainers"(StreamContainersRequest) -> StreamContainersResponse, containers::stream;
-    stream_container_stats as StreamContainerStatsStream = "StreamContainerStats"(StreamContainerStatsRequest) -> StreamContainerStatsResponse, not_built;
-    stream_pod_sandbox_stats as StreamPodSandboxStatsStream = "StreamPodSandboxStats"(StreamPodSandboxStatsRequest) -> StreamPodSandboxStatsResponse, not_built;
+    stream_container_stats as StreamContainerStatsStream = "StreamContainerStats"(StreamContainerStatsRequest) -> StreamContainerStatsResponse, stats::stream_containers;
+    stream_pod_sandbox_stats as StreamPodSandboxStatsStream = "StreamPodSandboxStats"(StreamPodSandboxStatsRequest) -> StreamPodSandboxStatsResponse, stats::stream_pods;
     stream_pod_sandbox_metrics as StreamPodSandboxMetricsStream = "StreamPodSandboxMetrics"(StreamPodSandboxMetricsRequest) -> StreamPodSandboxMetricsResponse, not_built;
 } }
 

@@ -17,8 +17,9 @@ mod note;
 mod pod;
 mod requests;
 mod resume;
+mod update;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
@@ -37,7 +38,7 @@ use super::record::{Plan, PodRecord};
 use super::state::{ContainerPhase, PodPhase};
 use super::store::Slot;
 use super::view::Board;
-use super::wish::ContainerWish;
+use super::wish::{ContainerWish, Resources};
 use super::work::Work;
 use crate::host::{Host, blocking, io_error, pass};
 
@@ -86,6 +87,8 @@ struct Waiting {
     start: Vec<Reply<()>>,
     stop: Vec<Reply<()>>,
     remove: Vec<Reply<()>>,
+    /// Changes of its limits, in the order asked; the first one is under way.
+    update: VecDeque<(Resources, Reply<()>)>,
 }
 
 /// What the driver does about its pod.
@@ -213,6 +216,7 @@ impl Driver {
             Ask::Stop(id, grace, reply) => self.ask_stop(id, grace, reply).await,
             Ask::Remove(id, reply) => self.ask_remove(id, reply).await,
             Ask::ReopenLog(id, reply) => self.ask_reopen_log(&id, reply),
+            Ask::Update(id, asked, reply) => self.ask_update(&id, asked, reply),
         }
     }
 

@@ -16,5 +16,7 @@ mod logs;
 mod pods;
 mod recovery;
 mod site;
+mod stats;
+mod update;
 mod volumes;
 mod wasm;

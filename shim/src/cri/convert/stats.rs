@@ -7,7 +7,7 @@
 use std::path::Path;
 
 use coracle_proto::runtime::v1 as cri;
-use coracle_runtime::cgroup::Stats;
+use coracle_runtime::cgroup::{Pressure, Stall};
 
 use super::render::{container_metadata, pod_metadata};
 use super::{BadRequest, ContainerFilter, PodFilter};
@@ -42,7 +42,10 @@ reads_stats_filter!(ListPodSandboxStatsRequest, StreamPodSandboxStatsRequest => 
 }, PodFilter);
 
 /// One container. `root` is the directory of all writable layers, which names their filesystem.
-pub(in crate::cri) fn container_stats(measured: &ContainerUsage, root: &Path) -> cri::ContainerStats {
+pub(in crate::cri) fn container_stats(
+    measured: &ContainerUsage,
+    root: &Path,
+) -> cri::ContainerStats {
     let view = &measured.view;
     let attributes = cri::ContainerAttributes {
         id: view.id.to_string(),
@@ -56,8 +59,8 @@ pub(in crate::cri) fn container_stats(measured: &ContainerUsage, root: &Path) ->
         cpu: usage.map(cpu),
         memory: usage.map(memory),
         writable_layer: measured.layer.map(|layer| writable_layer(layer, root)),
-        swap: usage.map(swap),
-        io: None,
+        swap: usage.and_then(swap),
+        io: usage.and_then(io),
     }
 }
 
@@ -86,7 +89,7 @@ pub(in crate::cri) fn pod_stats(measured: &PodUsage, root: &Path) -> cri::PodSan
             .iter()
             .map(|container| container_stats(container, root))
             .collect(),
-        io: None,
+        io: usage.and_then(io),
     };
     cri::PodSandboxStats {
         attributes: Some(attributes),
@@ -100,35 +103,52 @@ fn cpu(usage: &Usage) -> cri::CpuUsage {
         timestamp: usage.at,
         usage_core_nano_seconds: number(usage.stats.cpu_usage_ns),
         usage_nano_cores: usage.nano_cores.and_then(number),
-        psi: None,
+        psi: usage.stats.cpu_pressure.map(psi),
     }
-}
-
-/// Memory in use less the page cache that the kernel would give back first, in bytes.
-fn working_set(stats: &Stats) -> u64 {
-    stats
-        .memory_usage_bytes
-        .saturating_sub(stats.inactive_file_bytes)
 }
 
 fn memory(usage: &Usage) -> cri::MemoryUsage {
-    let working_set = working_set(&usage.stats);
-    let available = usage
-        .memory_limit_bytes
-        .map(|limit| limit.saturating_sub(working_set));
+    let stats = &usage.stats;
     cri::MemoryUsage {
         timestamp: usage.at,
-        working_set_bytes: number(working_set),
-        available_bytes: available.and_then(number),
-        usage_bytes: number(usage.stats.memory_usage_bytes),
-        ..Default::default()
+        working_set_bytes: number(stats.working_set_bytes()),
+        available_bytes: stats.available_bytes().and_then(number),
+        usage_bytes: number(stats.memory_usage_bytes),
+        rss_bytes: number(stats.rss_bytes),
+        page_faults: number(stats.page_faults),
+        major_page_faults: number(stats.major_page_faults),
+        psi: stats.memory_pressure.map(psi),
     }
 }
 
-fn swap(usage: &Usage) -> cri::SwapUsage {
-    cri::SwapUsage {
+fn swap(usage: &Usage) -> Option<cri::SwapUsage> {
+    let swap = usage.stats.swap?;
+    Some(cri::SwapUsage {
         timestamp: usage.at,
-        ..Default::default()
+        swap_available_bytes: swap.available_bytes().and_then(number),
+        swap_usage_bytes: number(swap.usage_bytes),
+    })
+}
+
+fn io(usage: &Usage) -> Option<cri::IoUsage> {
+    let pressure = usage.stats.io_pressure?;
+    Some(cri::IoUsage {
+        timestamp: usage.at,
+        psi: Some(psi(pressure)),
+    })
+}
+
+/// Stalls in percent and, as the kernel's total is shown by kubelet and cAdvisor, nanoseconds.
+fn psi(pressure: Pressure) -> cri::PsiStats {
+    let data = |stall: Stall| cri::PsiData {
+        total: stall.total_ns,
+        avg10: stall.avg10,
+        avg60: stall.avg60,
+        avg300: stall.avg300,
+    };
+    cri::PsiStats {
+        full: Some(data(pressure.full)),
+        some: Some(data(pressure.some)),
     }
 }
 

@@ -114,6 +114,7 @@ impl Driver {
             Word::Forgotten(Ok(())) => self.note_failure(&id, Event::Removed).await,
             Word::Forgotten(Err(error)) => self.forgetting_failed(&id, &error),
             Word::Silent(exit) => self.exited(&id, exit).await,
+            Word::Changed(result) => self.changed(&id, result).await,
         }
     }
 

@@ -11,12 +11,13 @@ use coracle_runtime::spec::Exit;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::sync::oneshot;
 
+use super::update::Changed;
 use crate::host::{Launched, Raised};
 use crate::lifecycle::error::Error;
 use crate::lifecycle::record::Plan;
 use crate::lifecycle::state::Live;
 use crate::lifecycle::store::Slot;
-use crate::lifecycle::wish::{ContainerWish, PodWish};
+use crate::lifecycle::wish::{ContainerWish, PodWish, Resources};
 
 /// Where an answer goes.
 pub type Reply<T> = oneshot::Sender<Result<T, Error>>;
@@ -59,6 +60,8 @@ pub enum Ask {
     Remove(ContainerId, Reply<()>),
     /// ReopenContainerLog.
     ReopenLog(ContainerId, Reply<()>),
+    /// UpdateContainerResources.
+    Update(ContainerId, Resources, Reply<()>),
 }
 
 /// What an effect on a container came to, or what was seen of it.
@@ -73,6 +76,8 @@ pub enum Word {
     Forgotten(Result<(), Error>),
     /// Its pidfd fired and the keeper said nothing: the exit as the kernel knows it.
     Silent(Exit),
+    /// Its limits are changed, or are as they were.
+    Changed(Result<Box<Changed>, Error>),
 }
 
 /// A pod that was raised, recorded and committed.

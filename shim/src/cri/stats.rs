@@ -1,0 +1,120 @@
+//! The RPCs that say what containers and sandboxes use: choose, measure, render.
+//!
+//! Called by `service`. Invariants: a container that has ended is listed without numbers, a sandbox that has ended is
+//! left out, as containerd has it; neither fails a list.
+//! Not here: how anything is measured.
+
+use std::sync::Arc;
+
+use coracle_proto::runtime::v1 as cri;
+
+use super::convert::{self, ContainerFilter, NamesObject as _, PodFilter};
+use super::events::{Replies, replies};
+use super::status::Failure;
+use super::{Shared, concerns};
+use crate::host::{ContainerUsage, PodUsage};
+use crate::lifecycle::{Error, Kind};
+
+/// ContainerStats.
+pub(super) async fn container(
+    shared: Arc<Shared>,
+    request: cri::ContainerStatsRequest,
+) -> Result<cri::ContainerStatsResponse, Failure> {
+    let named = request.object()?;
+    concerns("container", named);
+    let id = shared.pods.find_container(named)?;
+    let gone = || {
+        Error::new(
+            Kind::Missing,
+            format!("container {id} is not there any more"),
+        )
+    };
+    let view = shared.pods.container(&id).ok_or_else(gone)?;
+    let measured = shared.pods.container_usage(vec![view]).await?;
+    let stats = measured
+        .first()
+        .map(|usage| convert::container_stats(usage, &shared.node.root_dir));
+    Ok(cri::ContainerStatsResponse { stats })
+}
+
+/// ListContainerStats.
+pub(super) async fn list_containers(
+    shared: Arc<Shared>,
+    request: cri::ListContainerStatsRequest,
+) -> Result<cri::ListContainerStatsResponse, Failure> {
+    let measured = containers(&shared, request.try_into()?).await?;
+    let root = &shared.node.root_dir;
+    Ok(convert::list(
+        measured
+            .iter()
+            .map(|usage| convert::container_stats(usage, root)),
+    ))
+}
+
+/// StreamContainerStats: the same list in several messages.
+pub(super) async fn stream_containers(
+    shared: Arc<Shared>,
+    request: cri::StreamContainerStatsRequest,
+) -> Result<Replies<cri::StreamContainerStatsResponse>, Failure> {
+    let measured = containers(&shared, request.try_into()?).await?;
+    let render = move |usage| convert::container_stats(&usage, &shared.node.root_dir);
+    Ok(replies(measured.into_iter().map(render)))
+}
+
+/// PodSandboxStats. Errors: one that has ended has none.
+pub(super) async fn pod(
+    shared: Arc<Shared>,
+    request: cri::PodSandboxStatsRequest,
+) -> Result<cri::PodSandboxStatsResponse, Failure> {
+    let named = request.object()?;
+    concerns("pod", named);
+    let id = shared.pods.find_pod(named)?;
+    let view = shared.pods.pod(&id).filter(|view| view.ready);
+    let ended = || {
+        Error::new(
+            Kind::WrongPhase,
+            format!("sandbox {id} is not ready; only a ready one has stats"),
+        )
+    };
+    let measured = shared.pods.pod_usage(vec![view.ok_or_else(ended)?]).await?;
+    let stats = measured
+        .first()
+        .map(|usage| convert::pod_stats(usage, &shared.node.root_dir));
+    Ok(cri::PodSandboxStatsResponse { stats })
+}
+
+/// ListPodSandboxStats.
+pub(super) async fn list_pods(
+    shared: Arc<Shared>,
+    request: cri::ListPodSandboxStatsRequest,
+) -> Result<cri::ListPodSandboxStatsResponse, Failure> {
+    let measured = pods(&shared, request.try_into()?).await?;
+    let root = &shared.node.root_dir;
+    Ok(convert::list(
+        measured.iter().map(|usage| convert::pod_stats(usage, root)),
+    ))
+}
+
+/// StreamPodSandboxStats: the same list in several messages.
+pub(super) async fn stream_pods(
+    shared: Arc<Shared>,
+    request: cri::StreamPodSandboxStatsRequest,
+) -> Result<Replies<cri::StreamPodSandboxStatsResponse>, Failure> {
+    let measured = pods(&shared, request.try_into()?).await?;
+    let render = move |usage| convert::pod_stats(&usage, &shared.node.root_dir);
+    Ok(replies(measured.into_iter().map(render)))
+}
+
+async fn containers(
+    shared: &Shared,
+    filter: ContainerFilter,
+) -> Result<Vec<ContainerUsage>, Failure> {
+    let chosen = filter.select(shared.pods.containers());
+    Ok(shared.pods.container_usage(chosen).await?)
+}
+
+async fn pods(shared: &Shared, filter: PodFilter) -> Result<Vec<PodUsage>, Failure> {
+    let mut chosen = filter.select(shared.pods.pods());
+    chosen.retain(|view| view.ready);
+    Ok(shared.pods.pod_usage(chosen).await?)
+}

@@ -1,0 +1,313 @@
+//! What pods and containers use: CPU and memory from their cgroups, disk from their writable layers, traffic from
+//! their network namespaces.
+//!
+//! Called by: `lifecycle::usage`, on the blocking pool. Calls: cgroups, `layer`, `network`.
+//! Invariants: what has just ended is an answer without numbers, never an error; nothing is asked of a keeper or a
+//! driver; no lock is held while a file is read; nobody samples while nobody asks.
+//! Not here: CRI messages, which objects a request means.
+
+mod layer;
+mod network;
+mod rate;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use coracle_runtime::cgroup::{Cgroup, Stats, SwapStats};
+use coracle_runtime::id::PodId;
+
+pub use layer::LayerUsage;
+pub use network::Interface;
+
+use super::Host;
+use crate::lifecycle::{ContainerState, ContainerView, NamespaceMode, PodView};
+use layer::{Budget, Layers};
+use rate::{Rates, Sum};
+
+/// How many more than exist are remembered before what is gone is forgotten.
+const SLACK: usize = 256;
+
+/// What one cgroup uses.
+#[derive(Clone, Debug)]
+pub struct Usage {
+    /// When it was read, in nanoseconds since 1970 UTC.
+    pub at: i64,
+    /// The kernel's counters.
+    pub stats: Stats,
+    /// CPU time per second in nanoseconds, from the last two times that somebody asked.
+    pub nano_cores: Option<u64>,
+}
+
+/// What one container uses.
+#[derive(Clone, Debug)]
+pub struct ContainerUsage {
+    /// The container.
+    pub view: Arc<ContainerView>,
+    /// `None` when it has ended.
+    pub usage: Option<Usage>,
+    /// Its writable layer; `None` while a large one was not looked at yet.
+    pub layer: Option<LayerUsage>,
+}
+
+/// What one pod uses.
+#[derive(Clone, Debug)]
+pub struct PodUsage {
+    /// The pod.
+    pub view: Arc<PodView>,
+    /// All of it, its keeper's share included.
+    pub usage: Option<Usage>,
+    /// Number of processes in it, its keeper's included.
+    pub processes: u64,
+    /// When [`PodUsage::interfaces`] was read, in nanoseconds since 1970 UTC.
+    pub network_at: i64,
+    /// Its interfaces but for loopback; `None` on the host's network.
+    pub interfaces: Option<Vec<Interface>>,
+    /// Its containers.
+    pub containers: Vec<ContainerUsage>,
+}
+
+/// A pod to be measured.
+pub struct Measured {
+    /// The pod.
+    pub view: Arc<PodView>,
+    /// Its containers.
+    pub containers: Vec<Arc<ContainerView>>,
+    /// Nobody else has cgroups below the parent of its own.
+    pub owns_parent: bool,
+}
+
+/// What is remembered from one answer to the next.
+#[derive(Default)]
+pub struct Meter {
+    rates: Mutex<Rates>,
+    sums: Mutex<HashMap<PodId, Sum>>,
+    layers: Layers,
+}
+
+impl Meter {
+    fn rate(&self, name: &str, count: u64, age: Option<Duration>) -> Option<u64> {
+        let mut rates = self.rates.lock().unwrap_or_else(PoisonError::into_inner);
+        rates.note(name, count, age)
+    }
+}
+
+impl Host {
+    /// What each of `containers` uses, in their order. Blocks.
+    pub fn measure(&self, containers: Vec<Arc<ContainerView>>) -> Vec<ContainerUsage> {
+        let mut budget = Budget::new();
+        let one = |view| self.measure_one(view, &mut budget);
+        containers.into_iter().map(one).collect()
+    }
+
+    /// What each of `pods` uses, in their order. Blocks.
+    pub fn measure_pods(&self, pods: Vec<Measured>) -> Vec<PodUsage> {
+        let mut budget = Budget::new();
+        let pin = |pod: &Measured| {
+            let own = pod.view.wish.namespaces.network != NamespaceMode::Node;
+            own.then(|| self.pin(&pod.view.id))
+        };
+        let pins: Vec<_> = pods.iter().map(pin).collect();
+        let (network_at, interfaces) = (now(), network::read(&pins));
+        let one = |(pod, interfaces): (Measured, Option<Vec<Interface>>)| {
+            let containers = pod.containers.iter().map(Arc::clone);
+            let containers: Vec<_> = containers
+                .map(|view| self.measure_one(view, &mut budget))
+                .collect();
+            let keeper = format!(
+                "{}/{}",
+                pod.view.cgroup_parent.trim_end_matches('/'),
+                pod.view.id
+            );
+            let (usage, processes) = if pod.owns_parent {
+                self.whole(&pod.view)
+            } else {
+                self.sum_of_parts(&pod.view, &keeper, &containers)
+            };
+            PodUsage {
+                view: pod.view,
+                usage,
+                processes,
+                network_at,
+                interfaces,
+                containers,
+            }
+        };
+        pods.into_iter().zip(interfaces).map(one).collect()
+    }
+
+    /// Forgets what is remembered of containers and pods that are no more, once that has become much. `containers`
+    /// and `pods` are all that exist.
+    pub fn forget_measures(&self, containers: &[Arc<ContainerView>], pods: &[Arc<PodView>]) {
+        let meter = &self.meter;
+        if meter.layers.len() > containers.len() + SLACK {
+            meter
+                .layers
+                .retain(|id| containers.iter().any(|view| view.id == *id));
+        }
+        let mut sums = meter.sums.lock().unwrap_or_else(PoisonError::into_inner);
+        if sums.len() > pods.len() + SLACK {
+            sums.retain(|id, _| pods.iter().any(|view| view.id == *id));
+        }
+        drop(sums);
+        let mut rates = meter.rates.lock().unwrap_or_else(PoisonError::into_inner);
+        if rates.len() > containers.len() + pods.len() + SLACK {
+            let exists = |name: &str| {
+                containers.iter().any(|view| view.cgroup == name)
+                    || pods.iter().any(|view| pod_name(view) == name)
+            };
+            rates.retain(exists);
+        }
+    }
+
+    fn measure_one(&self, view: Arc<ContainerView>, budget: &mut Budget) -> ContainerUsage {
+        let usage = (view.state != ContainerState::Exited)
+            .then(|| self.usage_of(&view))
+            .flatten();
+        let upper = self.container_directory(&view.pod, &view.id).join("upper");
+        let layer = self.meter.layers.usage(&view.id, &upper, budget);
+        ContainerUsage { view, usage, layer }
+    }
+
+    fn usage_of(&self, view: &ContainerView) -> Option<Usage> {
+        let stats = stats(&self.cgroup(&view.cgroup)?)?;
+        let age = (view.started_at > 0).then(|| since(view.started_at));
+        Some(Usage {
+            at: now(),
+            nano_cores: self.meter.rate(&view.cgroup, stats.cpu_usage_ns, age),
+            stats,
+        })
+    }
+
+    /// A pod whose parent cgroup is its own, as the kubelet makes them.
+    fn whole(&self, view: &PodView) -> (Option<Usage>, u64) {
+        let Some(parent) = self.cgroup(&view.cgroup_parent) else {
+            return (None, 0);
+        };
+        let usage = stats(&parent).map(|stats| self.pod_usage(view, stats));
+        (usage, count_processes(&parent))
+    }
+
+    /// A pod that shares its parent cgroup: the sum of what it has there.
+    fn sum_of_parts(
+        &self,
+        view: &PodView,
+        keeper: &str,
+        containers: &[ContainerUsage],
+    ) -> (Option<Usage>, u64) {
+        let mut all: Vec<(String, Stats)> = Vec::new();
+        let mut processes = 0;
+        if let Some(cgroup) = self.cgroup(keeper) {
+            processes += count_processes(&cgroup);
+            all.extend(stats(&cgroup).map(|stats| (keeper.to_owned(), stats)));
+        }
+        for container in containers {
+            let Some(usage) = &container.usage else {
+                continue;
+            };
+            let path = &container.view.cgroup;
+            processes += self
+                .cgroup(path)
+                .map_or(0, |cgroup| count_processes(&cgroup));
+            all.push((path.clone(), usage.stats));
+        }
+        let cpu = all
+            .iter()
+            .map(|(path, stats)| (path.clone(), stats.cpu_usage_ns))
+            .collect();
+        let total = all
+            .iter()
+            .fold(Stats::default(), |total, (_, part)| added(total, part));
+        let mut sums = self
+            .meter
+            .sums
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let cpu_usage_ns = sums.entry(view.id.clone()).or_default().of(cpu);
+        drop(sums);
+        let total = Stats {
+            cpu_usage_ns,
+            ..total
+        };
+        (Some(self.pod_usage(view, total)), processes)
+    }
+
+    fn pod_usage(&self, view: &PodView, stats: Stats) -> Usage {
+        let age = Some(since(view.created_at));
+        Usage {
+            at: now(),
+            nano_cores: self.meter.rate(&pod_name(view), stats.cpu_usage_ns, age),
+            stats,
+        }
+    }
+
+    fn cgroup(&self, path: &str) -> Option<Cgroup> {
+        self.parts.cgroups.open(path).ok()
+    }
+}
+
+/// The name under which a pod's rate is remembered; no cgroup has it.
+fn pod_name(view: &PodView) -> String {
+    format!("pod {}", view.id)
+}
+
+/// `None` when the cgroup is gone, which it is as soon as its container has ended.
+fn stats(cgroup: &Cgroup) -> Option<Stats> {
+    match cgroup.stats() {
+        Ok(stats) => Some(stats),
+        Err(error) => {
+            tracing::debug!(cgroup = cgroup.path(), %error, "no numbers of a cgroup");
+            None
+        }
+    }
+}
+
+fn count_processes(cgroup: &Cgroup) -> u64 {
+    cgroup
+        .pids()
+        .map_or(0, |pids| u64::try_from(pids.len()).unwrap_or(u64::MAX))
+}
+
+/// The sum of two cgroups, of what sums: limits, pressure and peaks are left out.
+fn added(total: Stats, part: &Stats) -> Stats {
+    let both = |a: Option<u64>, b: Option<u64>| match (a, b) {
+        (Some(a), Some(b)) => Some(a + b),
+        (a, b) => a.or(b),
+    };
+    let swap = SwapStats {
+        usage_bytes: [total.swap, part.swap]
+            .iter()
+            .flatten()
+            .map(|swap| swap.usage_bytes)
+            .sum(),
+        limit_bytes: None,
+    };
+    Stats {
+        cpu_usage_ns: total.cpu_usage_ns + part.cpu_usage_ns,
+        cpu_user_ns: both(total.cpu_user_ns, part.cpu_user_ns),
+        cpu_system_ns: both(total.cpu_system_ns, part.cpu_system_ns),
+        memory_usage_bytes: total.memory_usage_bytes + part.memory_usage_bytes,
+        inactive_file_bytes: total.inactive_file_bytes + part.inactive_file_bytes,
+        cache_bytes: total.cache_bytes + part.cache_bytes,
+        rss_bytes: total.rss_bytes + part.rss_bytes,
+        mapped_file_bytes: total.mapped_file_bytes + part.mapped_file_bytes,
+        page_faults: total.page_faults + part.page_faults,
+        major_page_faults: total.major_page_faults + part.major_page_faults,
+        swap: total.swap.or(part.swap).map(|_| swap),
+        pids: total.pids + part.pids,
+        ..Stats::default()
+    }
+}
+
+/// How long ago `wall` was, in nanoseconds since 1970 UTC.
+fn since(wall: i64) -> Duration {
+    Duration::from_nanos(u64::try_from(now().saturating_sub(wall)).unwrap_or(0))
+}
+
+/// Nanoseconds since 1970 UTC.
+fn now() -> i64 {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,162 @@
+//! What went through the interfaces of pods, read inside their network namespaces.
+//!
+//! Called by: `stats`, on a blocking thread. Calls: setns(2) on a thread that ends with the call, /proc.
+//! Invariants: no thread of the daemon but that one leaves the host's namespace; a namespace that is gone has no
+//! answer and hinders no other; what a pod can make many of is read up to a bound.
+//! Not here: how a pod got its interfaces.
+
+use std::fs::File;
+use std::io::Read as _;
+use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
+use std::thread;
+
+use coracle_runtime::network::open_pin;
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+/// The most of a pod's list of interfaces that is read, in bytes: some 500 interfaces.
+const MAX_BYTES: u64 = 64 << 10;
+
+/// What went through one interface since it was made. Source: proc(5), `/proc/net/dev`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Interface {
+    /// Its name inside the pod.
+    pub name: String,
+    /// What it received.
+    pub received: Traffic,
+    /// What it sent.
+    pub sent: Traffic,
+}
+
+/// One direction of an interface.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Bytes.
+    pub bytes: u64,
+    /// Packets.
+    pub packets: u64,
+    /// Packets with errors.
+    pub errors: u64,
+    /// Packets dropped.
+    pub dropped: u64,
+}
+
+/// The interfaces, but for loopback, of each namespace that is pinned on one of `pins`; `None` where it is gone.
+pub(super) fn read(pins: &[Option<PathBuf>]) -> Vec<Option<Vec<Interface>>> {
+    let none = || pins.iter().map(|_| None).collect();
+    if pins.iter().all(Option::is_none) {
+        return none();
+    }
+    let visit = || pins.iter().map(|pin| visit(pin.as_ref()?)).collect();
+    thread::scope(|scope| {
+        let visitor = thread::Builder::new().name("netns".to_owned());
+        match visitor.spawn_scoped(scope, visit) {
+            Ok(visitor) => visitor
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+            Err(error) => {
+                tracing::warn!(%error, "no thread to look at the network of pods");
+                none()
+            }
+        }
+    })
+}
+
+/// Enters the namespace for good and lists its interfaces: only for a thread that does nothing else afterwards.
+fn visit(pin: &Path) -> Option<Vec<Interface>> {
+    let netns = open_pin(pin).ok()?;
+    move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network)).ok()?;
+    let mut text = String::new();
+    let listed = File::open("/proc/thread-self/net/dev").ok()?;
+    listed.take(MAX_BYTES).read_to_string(&mut text).ok()?;
+    Some(parse(&text))
+}
+
+fn parse(text: &str) -> Vec<Interface> {
+    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    whole.lines().skip(2).filter_map(interface).collect()
+}
+
+/// `eth0: bytes packets errs drop fifo frame compressed multicast bytes packets errs drop fifo colls carrier ...`
+fn interface(line: &str) -> Option<Interface> {
+    let (name, numbers) = line.split_once(':')?;
+    let numbers: Vec<u64> = numbers
+        .split_ascii_whitespace()
+        .map(str::parse)
+        .collect::<Result<_, _>>()
+        .ok()?;
+    let direction = |at: usize| {
+        let part = numbers.get(at..at + 4)?;
+        Some(Traffic {
+            bytes: part[0],
+            packets: part[1],
+            errors: part[2],
+            dropped: part[3],
+        })
+    };
+    let name = name.trim().to_owned();
+    (name != "lo").then_some(())?;
+    Some(Interface {
+        name,
+        received: direction(0)?,
+        sent: direction(8)?,
+    })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use coracle_runtime::network::{NamespaceWish, create_namespaces, unpin};
+
+    use super::*;
+
+    #[test]
+    fn the_kernels_table_is_read_without_loopback_and_up_to_its_last_whole_line() {
+        let text = "\
+Inter-|   Receive                                                |  Transmit
+ face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed
+    lo:     100       1    0    0    0     0          0         0      100       1    0    0    0     0       0          0
+  eth0: 1234567     890    1    2    0     0          0         0   765432     198    3    4    0     0       0          0
+  eth1:      5      1";
+        let eth0 = Interface {
+            name: "eth0".to_owned(),
+            received: Traffic {
+                bytes: 1_234_567,
+                packets: 890,
+                errors: 1,
+                dropped: 2,
+            },
+            sent: Traffic {
+                bytes: 765_432,
+                packets: 198,
+                errors: 3,
+                dropped: 4,
+            },
+        };
+        assert_eq!(parse(text), [eth0]);
+        assert_eq!(parse(""), []);
+    }
+
+    #[test]
+    fn a_pod_is_read_in_its_own_namespace_and_the_daemon_stays_in_its_own() {
+        let own = std::fs::read_link("/proc/thread-self/ns/net").unwrap();
+        let pin = std::env::temp_dir().join(format!("coracle-stats-pin-{}", std::process::id()));
+        let wish = NamespaceWish {
+            net: true,
+            ..NamespaceWish::default()
+        };
+        let made = create_namespaces(wish, Some(&pin)).unwrap();
+        let found = read(&[None, Some(pin.clone()), Some("/nowhere".into())]);
+        // A new namespace holds loopback, and tunnels where the kernel makes them by itself.
+        let interfaces = found[1].as_ref().unwrap();
+        assert!(
+            interfaces
+                .iter()
+                .all(|interface| interface.received == Traffic::default())
+        );
+        assert!(found[0].is_none() && found[2].is_none());
+        assert_eq!(std::fs::read_link("/proc/thread-self/ns/net").unwrap(), own);
+        drop(made);
+        unpin(&pin).unwrap();
+    }
+}
