@@ -1,7 +1,8 @@
 //! Makes, limits, reads, kills and removes one cgroup, on cgroup v1 and v2 behind one interface.
 //! Called by: the daemon (create, set, kill, stats, remove) and by whoever joins a cgroup, which
 //! writes `0` to each of [`Cgroup::procs_files`].
-//! Calls: the cgroup file systems, nothing else; no process is exec'd, nothing is cached.
+//! Calls: the cgroup file systems and bpf(2), nothing else; no process is executed; nothing is kept but loaded device
+//! programs.
 //! Invariants: a path is checked once, when a [`Cgroup`] is made, and never leaves its hierarchy;
 //! making, killing and removing may be repeated; a failed create leaves no new cgroup behind
 //! (parents excepted); a failed set leaves the limits as they were.

@@ -7,6 +7,7 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -28,6 +29,8 @@ const BLOCK: i32 = 1;
 const CHAR: i32 = 2;
 /// The kernel attaches no more than this to one cgroup.
 const MOST_PROGRAMS: usize = 64;
+/// How many programs are kept for the next container that has the same policy.
+const MOST_LOADED: usize = 16;
 
 // The layout of instructions and of addresses below is that of the machines we are built for.
 const _: () = assert!(cfg!(target_endian = "little"));
@@ -141,39 +144,79 @@ fn allow(node: &Node, access: Access) -> Vec<Instruction> {
     block
 }
 
-/// Makes `policy` the only device policy of the cgroup `dir` itself; those of its ancestors go on counting.
-/// Errors: the kernel has no device programs, or we lack CAP_BPF, CAP_NET_ADMIN or CAP_SYS_ADMIN.
-pub(super) fn apply(dir: &Path, policy: &Policy) -> Result<(), Error> {
-    let failed = |doing: &'static str| {
-        move |errno: Errno| Error::io(format!("{doing} cgroup"), dir, errno.into())
-    };
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let cgroup = rustix::fs::open(dir, flags, Mode::empty()).map_err(failed("open"))?;
-    let (old, old_flags) =
-        attached(cgroup.as_fd()).map_err(failed("list the device programs of"))?;
-    if let Policy::Only(nodes) = policy {
-        let program = load(&assemble(nodes)).map_err(failed("load a device program for"))?;
-        let attaching = failed("attach a device program to");
-        match old.as_slice() {
-            [only] if old_flags & ALLOW_MULTI != 0 => {
-                return attach(cgroup.as_fd(), program.as_fd(), Some(only.as_fd()))
-                    .map_err(attaching);
-            }
-            // Attached for itself alone: there is no way to have two, even for a moment.
-            [only] => detach(cgroup.as_fd(), only.as_fd())
-                .and_then(|()| attach(cgroup.as_fd(), program.as_fd(), None))
-                .map_err(attaching)?,
-            _ => attach(cgroup.as_fd(), program.as_fd(), None).map_err(attaching)?,
+/// Loaded programs, the latest last. Containers with equal policies share one: loading takes five times as long as
+/// attaching, and each program holds kernel memory of its own.
+#[derive(Debug, Default)]
+pub(super) struct Programs {
+    loaded: Mutex<Vec<(Vec<Instruction>, Arc<OwnedFd>)>>,
+}
+
+impl Programs {
+    /// The program that consists of `instructions`.
+    fn get(&self, instructions: Vec<Instruction>) -> Result<Arc<OwnedFd>, Errno> {
+        let lock = || self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut loaded = lock();
+        if let Some(at) = loaded.iter().position(|(known, _)| *known == instructions) {
+            let entry = loaded.remove(at);
+            let program = Arc::clone(&entry.1);
+            loaded.push(entry);
+            return Ok(program);
         }
-        if old.len() == 1 {
-            return Ok(());
+        drop(loaded);
+        let program = Arc::new(load(&instructions)?);
+        let mut loaded = lock();
+        if loaded.len() >= MOST_LOADED {
+            loaded.remove(0);
+        }
+        loaded.push((instructions, Arc::clone(&program)));
+        Ok(program)
+    }
+
+    /// Makes `policy` the only device policy of the cgroup `dir` itself; those of its ancestors go on counting.
+    /// Errors: the kernel has no device programs, or we lack CAP_BPF, CAP_NET_ADMIN or CAP_SYS_ADMIN.
+    pub(super) fn apply(&self, dir: &Path, policy: &Policy) -> Result<(), Error> {
+        let failed = |doing: &'static str| {
+            move |errno: Errno| Error::io(format!("{doing} cgroup"), dir, errno.into())
+        };
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let cgroup = rustix::fs::open(dir, flags, Mode::empty()).map_err(failed("open"))?;
+        let cgroup = cgroup.as_fd();
+        let (old, old_flags) = attached(cgroup).map_err(failed("list the device programs of"))?;
+        let Policy::Only(nodes) = policy else {
+            return detach_all(cgroup, &old).map_err(failed("detach the device program of"));
+        };
+        let program = self
+            .get(assemble(nodes))
+            .map_err(failed("load a device program for"))?;
+        replace(cgroup, program.as_fd(), &old, old_flags)
+            .map_err(failed("attach a device program to"))
+    }
+}
+
+/// Puts `program` in the place of those that are attached.
+fn replace(
+    cgroup: BorrowedFd,
+    program: BorrowedFd,
+    old: &[OwnedFd],
+    old_flags: u32,
+) -> Result<(), Errno> {
+    match old {
+        [only] if old_flags & ALLOW_MULTI != 0 => attach(cgroup, program, Some(only.as_fd())),
+        // Attached for itself alone: there is no way to have two, even for a moment.
+        [only] => {
+            detach(cgroup, only.as_fd())?;
+            attach(cgroup, program, None)
+        }
+        _ => {
+            attach(cgroup, program, None)?;
+            detach_all(cgroup, old)
         }
     }
-    for program in old {
-        detach(cgroup.as_fd(), program.as_fd())
-            .map_err(failed("detach an older device program from"))?;
-    }
-    Ok(())
+}
+
+fn detach_all(cgroup: BorrowedFd, programs: &[OwnedFd]) -> Result<(), Errno> {
+    let mut programs = programs.iter();
+    programs.try_for_each(|program| detach(cgroup, program.as_fd()))
 }
 
 /// The arguments of one bpf(2) call, `union bpf_attr`, as 32-bit words. Longer than any kernel's, because the kernel may

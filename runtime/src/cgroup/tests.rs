@@ -253,23 +253,53 @@ fn kill_without_unified_tree_uses_the_freezer() {
 }
 
 #[test]
-fn frozen_cgroup_is_killed() {
+fn frozen_cgroups_are_killed() {
     let parent = Parent::new();
-    let Layout::V1(v1) = &*parent.cgroups.layout else {
-        return;
+    let v1 = |cgroup: &Cgroup| match cgroup.layout() {
+        Layout::V1(v1) => v1.dir("freezer", cgroup.path()),
+        Layout::V2(_) => None,
     };
     let cgroup = parent.create("pod", &Limits::default());
-    let mut shell = run_in(&cgroup, "sleep 1000 & sleep 1000");
-    wait_for("the tree", || cgroup.pids().unwrap().len() >= 3);
-    files::write(
-        &v1.dir("freezer", cgroup.path())
-            .unwrap()
-            .join("freezer.state"),
-        "FROZEN",
-    )
-    .unwrap();
-    cgroup.kill().unwrap();
-    shell.wait().unwrap();
+    let ways = [
+        v1(&cgroup).map(|dir| (dir.join("freezer.state"), "FROZEN")),
+        cgroup
+            .unified_dir()
+            .map(|dir| (dir.join("cgroup.freeze"), "1")),
+    ];
+    assert!(ways.iter().any(Option::is_some));
+    for (file, frozen) in ways.into_iter().flatten() {
+        let cgroup = parent.create("pod", &Limits::default());
+        let mut shell = run_in(&cgroup, "sleep 1000 & sleep 1000");
+        wait_for("the tree", || cgroup.pids().unwrap().len() >= 3);
+        files::write(&file, frozen).unwrap();
+        cgroup.kill().unwrap();
+        shell.wait().unwrap();
+        cgroup.remove().unwrap();
+    }
+}
+
+#[test]
+fn oom_kills_below_are_counted() {
+    let parent = Parent::new();
+    let limits = Limits {
+        memory_bytes: Some(16 << 20),
+        memory_swap_bytes: Some(16 << 20),
+        ..Limits::default()
+    };
+    let cgroup = parent.create("pod", &limits);
+    let path = format!("{}/below", cgroup.path());
+    let Layout::V1(v1) = cgroup.layout() else {
+        // There a v2 cgroup with a process in it may hand no controller down.
+        return;
+    };
+    let below = v1.dir("memory", &path).unwrap();
+    std::fs::create_dir(&below).unwrap();
+    let move_down = format!(
+        "echo 0 > {}/cgroup.procs; exec tail /dev/zero",
+        below.display()
+    );
+    assert!(!run_in(&cgroup, &move_down).wait().unwrap().success());
+    assert_eq!(cgroup.oom_kills().unwrap(), 1);
 }
 
 #[test]

@@ -376,6 +376,7 @@ mod tests {
             mount: dir.clone(),
             wanted: vec![],
             page_sizes: vec!["2MB".into()],
+            programs: Default::default(),
         };
         assert!(v2(&tree, "/absent").is_err());
         let put = |file: &str, text: &str| std::fs::write(dir.join("pod").join(file), text);

@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 
-use super::bpf;
 use super::change::Change;
 use super::detect::Hierarchy;
 use super::devices::{self, DeviceRule, Policy};
@@ -185,12 +184,8 @@ impl V1 {
                 change.put(&self.required_dir(controller, path)?.join(file), value)?;
             }
         }
-        let hugetlb = self.dir("hugetlb", path).map(|dir| (dir, "limit_in_bytes"));
-        let unified = || Some((self.unified.as_ref()?.hugetlb_dir(path)?, "max"));
-        if let Some((dir, suffix)) = hugetlb.or_else(unified) {
-            for (file, value) in hugepage_writes(path, &dir, suffix, &limits.hugepages)? {
-                change.put(&file, &value)?;
-            }
+        if !limits.hugepages.is_empty() {
+            self.set_hugepages(path, limits, change)?;
         }
         match &limits.devices {
             Some(rules) => self.set_devices(path, rules),
@@ -198,11 +193,23 @@ impl V1 {
         }
     }
 
+    fn set_hugepages(&self, path: &str, limits: &Limits, change: &mut Change) -> Result<(), Error> {
+        let hugetlb = self.dir("hugetlb", path).map(|dir| (dir, "limit_in_bytes"));
+        let unified = || Some((self.unified.as_ref()?.hugetlb_dir(path)?, "max"));
+        let Some((dir, suffix)) = hugetlb.or_else(unified) else {
+            return Ok(());
+        };
+        for (file, value) in hugepage_writes(path, &dir, suffix, &limits.hugepages)? {
+            change.put(&file, &value)?;
+        }
+        Ok(())
+    }
+
     fn set_devices(&self, path: &str, rules: &[DeviceRule]) -> Result<(), Error> {
         let policy = Policy::of(rules);
         match (self.dir("devices", path), &self.unified) {
             (Some(dir), _) => devices::apply_v1(&dir, &policy),
-            (None, Some(unified)) => bpf::apply(&unified.dir(path), &policy),
+            (None, Some(unified)) => unified.programs.apply(&unified.dir(path), &policy),
             (None, None) => self.required_dir("devices", path).map(drop),
         }
     }

@@ -26,6 +26,8 @@ pub(super) struct V2 {
     pub(super) wanted: Vec<&'static str>,
     /// Sizes of huge pages, as cgroup files name them.
     pub(super) page_sizes: Vec<String>,
+    /// Device programs that are loaded.
+    pub(super) programs: bpf::Programs,
 }
 
 impl V2 {
@@ -41,6 +43,7 @@ impl V2 {
             mount,
             wanted,
             page_sizes,
+            programs: bpf::Programs::default(),
         })
     }
 
@@ -140,17 +143,14 @@ impl V2 {
         let dir = self.dir(path);
         let limits = completed(&dir, limits)?;
         let mut files = writes(path, &limits)?;
-        if !dir.join("memory.swap.max").exists() {
-            files.retain(|(file, _)| *file != "memory.swap.max");
-        }
+        files.retain(|(file, _)| *file != "memory.swap.max" || dir.join(file).exists());
         check_unified(path, &dir, &limits)?;
         let mut files: Vec<_> = files
             .into_iter()
             .map(|(file, value)| (dir.join(file), value))
             .collect();
-        if let Some(hugetlb) = self
-            .hugetlb_dir(path)
-            .filter(|_| !limits.hugepages.is_empty())
+        if !limits.hugepages.is_empty()
+            && let Some(hugetlb) = self.hugetlb_dir(path)
         {
             files.extend(hugepage_writes(path, &hugetlb, "max", &limits.hugepages)?);
         }
@@ -164,7 +164,7 @@ impl V2 {
             .iter()
             .try_for_each(|(file, value)| change.put(file, value));
         if let (Ok(()), Some(rules)) = (&done, &limits.devices) {
-            done = bpf::apply(&dir, &Policy::of(rules));
+            done = self.programs.apply(&dir, &Policy::of(rules));
         }
         change.end(done)
     }
@@ -412,6 +412,7 @@ mod tests {
                 mount: dir,
                 wanted,
                 page_sizes,
+                programs: bpf::Programs::default(),
             })
         }
 

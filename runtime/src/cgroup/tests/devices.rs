@@ -2,8 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+use super::super::bpf::Programs;
+use super::super::detect;
 use super::super::devices::Policy;
-use super::super::{bpf, detect};
 use super::*;
 
 /// Device nodes to be tried, in a directory that goes away with it.
@@ -111,7 +112,8 @@ fn disk() -> DeviceRule {
 fn the_program_confines_and_is_replaced() {
     let nodes = Nodes::new("v2");
     let cgroup = V2Cgroup::new("confines");
-    let apply = |rules: &[DeviceRule]| bpf::apply(&cgroup.0, &Policy::of(rules)).unwrap();
+    let programs = Programs::default();
+    let apply = |rules: &[DeviceRule]| programs.apply(&cgroup.0, &Policy::of(rules)).unwrap();
     let read = || nodes.tried(&cgroup.procs(), "r", &TRIED);
     assert_eq!(read(), "yyyyyyyyyy", "no policy");
     apply(&DeviceRule::defaults());
@@ -149,20 +151,28 @@ fn a_program_holds_in_cgroups_below_and_is_replaced_once() {
     let cgroup = V2Cgroup::new("below");
     let leaf = cgroup.0.join("exec-1");
     std::fs::create_dir(&leaf).unwrap();
-    for _ in 0..3 {
-        bpf::apply(&cgroup.0, &Policy::of(&DeviceRule::defaults())).unwrap();
+    // The same program, as a daemon attaches it that goes on, and another one, as from the next daemon.
+    let programs = [Programs::default(), Programs::default()];
+    for programs in programs.iter().chain(&programs) {
+        for _ in 0..2 {
+            programs
+                .apply(&cgroup.0, &Policy::of(&DeviceRule::defaults()))
+                .unwrap();
+        }
     }
-    bpf::apply(
-        &leaf,
-        &Policy::of(&[DeviceRule::defaults(), vec![disk()]].concat()),
-    )
-    .unwrap();
+    let [programs, _] = programs;
+    programs
+        .apply(
+            &leaf,
+            &Policy::of(&[DeviceRule::defaults(), vec![disk()]].concat()),
+        )
+        .unwrap();
     let read = nodes.tried(&[leaf.join("cgroup.procs")], "r", &TRIED);
     assert_eq!(
         read, DEFAULTS,
         "no cgroup allows more than the one above it"
     );
-    bpf::apply(&cgroup.0, &Policy::Everything).unwrap();
+    programs.apply(&cgroup.0, &Policy::Everything).unwrap();
     let read = nodes.tried(&[leaf.join("cgroup.procs")], "r", &TRIED);
     assert_eq!(read, "yyy-y-yyyy", "repeated policies left nothing behind");
 }
@@ -216,7 +226,11 @@ fn a_policy_costs_little() {
         times.sort_unstable();
         times[25]
     };
-    let program = median(Box::new(|| bpf::apply(&cgroup.0, &policy).unwrap()));
+    let programs = Programs::default();
+    let loaded = median(Box::new(|| {
+        Programs::default().apply(&cgroup.0, &policy).unwrap()
+    }));
+    let program = median(Box::new(|| programs.apply(&cgroup.0, &policy).unwrap()));
     let parent = Parent::new();
     let limits = Limits {
         devices: Some(DeviceRule::defaults()),
@@ -231,16 +245,19 @@ fn a_policy_costs_little() {
         number += 1;
         parent.create(&format!("devices{number}"), &limits);
     }));
-    println!("device program: {program:?}; create: {plain:?}, with devices {with_devices:?}");
+    println!(
+        "device program: {loaded:?}, known {program:?}; create: {plain:?}, with devices {with_devices:?}"
+    );
     assert!(program < Duration::from_millis(5), "{program:?}");
 }
 
 #[test]
 fn a_cgroup_that_is_gone_is_named() {
-    let error = bpf::apply(
-        Path::new("/sys/fs/cgroup/coracle-absent"),
-        &Policy::Everything,
-    )
-    .unwrap_err();
+    let error = Programs::default()
+        .apply(
+            Path::new("/sys/fs/cgroup/coracle-absent"),
+            &Policy::Everything,
+        )
+        .unwrap_err();
     assert!(error.to_string().contains("coracle-absent"), "{error}");
 }
