@@ -13,6 +13,7 @@
 //! Not here: kubelet, images, the daemon's records.
 
 mod client;
+mod execs;
 mod exits;
 mod guest;
 mod log;
@@ -28,7 +29,9 @@ use crate::error::{Context as _, Result};
 use crate::id::ContainerId;
 use crate::spec::Exit;
 
-pub use client::{Greeted, Greeting, Keeper, KeeperEvent, StartOrder, StartPayload, Started};
+pub use client::{
+    Exec, ExecOrder, Greeted, Greeting, Keeper, KeeperEvent, StartOrder, StartPayload, Started,
+};
 pub use guest::main as guest_main;
 
 /// Makes a keeper's control socket at `path` (0600), replacing one that was left behind.

@@ -91,7 +91,7 @@ fn confine(linux: &LinuxSpec, who: Credentials) -> Result<()> {
     sys::ids::own_session_keyring().during(|| "join an own session keyring".into())?;
     who.label.map_or(Ok(()), Label::apply)?;
     let load = |filter: &Option<OwnedFd>| match filter {
-        Some(filter) => sandbox::install(filter.as_fd()),
+        Some(filter) => sandbox::install(filter.as_fd(), linux.filter_flags),
         None => Ok(()),
     };
     if !jail.no_new_privs {

@@ -58,9 +58,28 @@ pub fn build(spec: &ContainerSpec, pod: &PodNamespaces) -> Result<()> {
     set_oom_score(spec.oom_score_adj)?;
     failpoint::hit("guest.jail").during(|| "build the jail".into())?;
     join(pod)?;
+    within(spec, pod, |host| root::build(spec, host))
+}
+
+/// Enters the jail of `spec` that another process has built, by `join`, up to but without seccomp; the caller is in its
+/// cgroups already. Errors: the first step that failed.
+pub fn enter(
+    spec: &ContainerSpec,
+    pod: &PodNamespaces,
+    join: impl FnOnce() -> Result<()>,
+) -> Result<()> {
+    within(spec, pod, |_| join())
+}
+
+/// Reaches the root by `arrive`, then takes on identity and limits.
+fn within(
+    spec: &ContainerSpec,
+    pod: &PodNamespaces,
+    arrive: impl FnOnce(&identity::HostIdentity) -> Result<()>,
+) -> Result<()> {
     let host = identity::host_identity(spec, pod.ids.as_ref())?;
     let host = root::carried(spec, host)?;
-    root::build(spec, &host)?;
+    arrive(&host)?;
     sys::ids::own_session_keyring().during(|| "join an own session keyring".into())?;
     limit_resources()?;
     sys::ids::become_user(host.uid, host.gid, &host.groups)
@@ -76,7 +95,7 @@ fn seal() -> Result<()> {
         .during(|| "become undumpable".into())
 }
 
-fn enter_cgroups(spec: &ContainerSpec) -> Result<()> {
+pub(crate) fn enter_cgroups(spec: &ContainerSpec) -> Result<()> {
     for file in &spec.cgroup_procs {
         fs::OpenOptions::new()
             .write(true)
@@ -143,11 +162,11 @@ fn limit_resources() -> Result<()> {
     Ok(())
 }
 
-/// Installs a ready filter on every thread of this process.
+/// Installs a ready filter on every thread of this process, with `flags` of seccomp(2) beside.
 ///
 /// Errors: the descriptor holds no filter, or seccomp(2) refused it.
-pub fn install(filter: BorrowedFd<'_>) -> Result<()> {
-    seccomp::install(filter)
+pub fn install(filter: BorrowedFd<'_>, flags: u32) -> Result<()> {
+    seccomp::install(filter, flags)
 }
 
 /// Leaves shared namespaces for new ones; `whose` is named if the kernel refuses.
@@ -177,5 +196,5 @@ pub fn jail_compiler() -> Result<()> {
         .during(|| "become nobody".into())?;
     sys::ids::drop_capabilities().during(|| "drop all capabilities".into())?;
     seal()?;
-    seccomp::install_now(&seccomp::compiler_filter()?)
+    seccomp::install_now(&seccomp::compiler_filter()?, 0)
 }

@@ -11,7 +11,7 @@ pub mod process;
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, IntoRawFd as _, OwnedFd};
 use std::os::unix::process::CommandExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -27,6 +27,7 @@ use crate::id::PodId;
 use crate::network::Namespaces;
 use crate::process::Process;
 use crate::spec::IdRange;
+use crate::sys::mounts::{self, Forbid};
 
 /// How long a spawner may take to warm its engine.
 const WARM_UP: Duration = Duration::from_secs(20);
@@ -136,7 +137,13 @@ impl Link {
         let what = || "start the spawner".to_owned();
         let (ours, theirs) = std::os::unix::net::UnixStream::pair().during(what)?;
         ours.set_nonblocking(true).during(what)?;
-        let child = command(&theirs, engine_hash).spawn().during(what)?;
+        let binary = own_binary().inspect_err(|e| {
+            tracing::warn!(error = %e, "the spawner's executable is not write-protected by a mount of its own");
+        });
+        let binary = binary.ok();
+        let child = command(binary.as_ref(), &theirs, engine_hash)
+            .spawn()
+            .during(what)?;
         drop(theirs);
         let socket = UnixStream::from_std(ours).during(what)?;
         let mut link = Self {
@@ -293,8 +300,26 @@ fn gone(cause: io::Error) -> Error {
     Error::with(Kind::Gone, "talk to the spawner", cause)
 }
 
-fn command(socket: &std::os::unix::net::UnixStream, engine_hash: &str) -> std::process::Command {
-    let mut command = std::process::Command::new("/proc/self/exe");
+/// Our own executable behind a read-only mount that exists nowhere else: what runs from it, every keeper and guest,
+/// shows it to containers as `/proc/PID/exe`, and nobody can write through that.
+///
+/// Errors: the kernel lacks the mount calls.
+fn own_binary() -> io::Result<OwnedFd> {
+    let tree = mounts::clone_tree(Path::new("/proc/self/exe"), false)?;
+    mounts::set_attributes(tree.as_fd(), Forbid::WRITES, None, false)?;
+    Ok(tree)
+}
+
+fn command(
+    binary: Option<&OwnedFd>,
+    socket: &std::os::unix::net::UnixStream,
+    engine_hash: &str,
+) -> std::process::Command {
+    let path = match binary {
+        Some(binary) => format!("/proc/self/fd/{}", binary.as_raw_fd()),
+        None => "/proc/self/exe".to_owned(),
+    };
+    let mut command = std::process::Command::new(path);
     // The arguments leave room for a keeper's or guest's own title.
     command
         .arg0("coracle")

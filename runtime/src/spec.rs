@@ -75,6 +75,10 @@ pub struct LinuxSpec {
     pub stdin: bool,
     /// What confines it.
     pub jail: LinuxJail,
+    /// Flags of seccomp(2) with which its filter is installed.
+    pub filter_flags: u32,
+    /// It lives in its pod's own user namespace.
+    pub userns: bool,
     /// The cgroup hierarchies of the node, as they are shown below `/sys/fs/cgroup`.
     pub cgroups: Vec<CgroupMount>,
     /// A host directory at which the pod's `/dev/shm` is mounted where it cannot be handed over as a descriptor.

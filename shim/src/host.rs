@@ -31,13 +31,14 @@ use coracle_runtime::cgroup::Cgroups;
 use coracle_runtime::id::{ContainerId, PodId};
 use coracle_runtime::network::Network;
 use coracle_runtime::sandbox::Filters;
+use coracle_runtime::sandbox::profile::ProfileCache;
 use coracle_runtime::spawner::Spawner;
 use coracle_runtime::spec::Spawn;
 use coracle_runtime::wasm::CompileCache;
 
 pub use exec::ExecOutput;
 pub use ids::Ids;
-pub use launch::{Launch, Launched};
+pub use launch::{Launch, Launched, USUAL_CAPABILITIES};
 pub use pod::{GREETING_PATIENCE, Raised};
 pub use stats::{ContainerUsage, Interface, LayerUsage, Measured, PodUsage, Usage};
 pub use sweep::Owned;
@@ -110,8 +111,10 @@ pub struct Parts {
     pub spawner: Spawner,
     /// Compiled modules.
     pub compiler: Arc<CompileCache>,
-    /// Ready seccomp filters.
+    /// Ready seccomp filters of Wasm guests.
     pub filters: Filters,
+    /// Seccomp filters of Linux programs, as they were asked for.
+    pub profiles: Arc<ProfileCache>,
 }
 
 /// Everything a driver may do to the world.

@@ -12,6 +12,7 @@ use coracle_images::{Images, ImagesConfig};
 use coracle_runtime::cgroup::{Cgroups, Version};
 use coracle_runtime::network::{Builtin, BuiltinConfig, Network};
 use coracle_runtime::sandbox::Filters;
+use coracle_runtime::sandbox::profile::ProfileCache;
 use coracle_runtime::spawner::Spawner;
 use coracle_runtime::wasm::{CompileCache, CompileLimits};
 use tokio::signal::unix::{SignalKind, signal};
@@ -131,13 +132,30 @@ async fn host(config: &Config, cgroups: Cgroups) -> Result<(Host, Images), Box<d
         spawner: Spawner::launch().await?,
         compiler: Arc::new(CompileCache::open(&config.root.join("compiled"), limits)?),
         filters: Filters::build()?,
+        profiles: profiles(),
     };
     Ok((Host::new(HostConfig::of(config), parts)?, images))
+}
+
+/// The cache of filters, with the one that nearly every Linux container wants already on its way.
+fn profiles() -> Arc<ProfileCache> {
+    let profiles = Arc::new(ProfileCache::default());
+    let cache = Arc::clone(&profiles);
+    tokio::task::spawn_blocking(move || {
+        if let Err(error) = cache.warm(crate::host::USUAL_CAPABILITIES) {
+            tracing::warn!(
+                error = error.chain(),
+                "the default seccomp filter is not ready"
+            );
+        }
+    });
+    profiles
 }
 
 fn images_config(config: &Config) -> ImagesConfig {
     let mut images = ImagesConfig::new(&config.root);
     images.plain_http.clone_from(&config.images.plain_http);
+    images.registry_config = Some(config.images.registry_config.clone());
     images.pull_idle_timeout = config.images.pull_idle_timeout;
     images.limits.max_manifest_bytes = config.images.max_manifest_bytes;
     images.limits.max_layers = config.images.max_layers as u64;

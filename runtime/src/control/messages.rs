@@ -106,6 +106,20 @@ pub enum Ask {
         #[serde(default)]
         linux: Option<LinuxStart>,
     },
+    /// Fork a process into a running container. Descriptors: as for [`Ask::Start`] without the log, then standard
+    /// input if `stdin`, standard output, standard error. Answer: [`Answer::Started`], later [`FromKeeper::ExecEnded`].
+    Exec {
+        /// Which container.
+        container: ContainerId,
+        /// Whether standard input came along.
+        stdin: bool,
+        /// Whether a cgroup to be born into came along.
+        into_cgroup: bool,
+        /// What a keeper must know of a Linux payload; none for Wasm.
+        linux: Option<LinuxStart>,
+        /// Files to which `1` is written to kill everything that it started, should the daemon vanish.
+        kill: Vec<PathBuf>,
+    },
     /// Write to another log file from now on. Descriptor: the file.
     ReopenLog {
         /// Which container.
@@ -147,6 +161,13 @@ pub enum FromKeeper {
     Exited {
         /// Which container.
         container: ContainerId,
+        /// How.
+        exit: Exit,
+    },
+    /// A process that was forked into a container ended.
+    ExecEnded {
+        /// The request that started it.
+        request: u64,
         /// How.
         exit: Exit,
     },

@@ -4,6 +4,10 @@
 //! Invariant: a hung keeper delays nobody but who asked it; when the connection ends every waiter learns it.
 //! Not here: what to do about a keeper that does not answer.
 
+mod exec;
+
+pub use exec::{Exec, ExecOrder};
+
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -39,10 +43,13 @@ pub struct Keeper {
     numbers: Arc<AtomicU64>,
     /// Newest protocol that it speaks.
     protocol: Arc<AtomicU64>,
+    /// Who waits for the end of which exec, by the request that started it.
+    ends: Ends,
 }
 
 type Reply = (Answer, Vec<OwnedFd>);
 type Waiting = Arc<Mutex<HashMap<u64, oneshot::Sender<Reply>>>>;
+type Ends = Arc<Mutex<HashMap<u64, oneshot::Sender<Exit>>>>;
 
 /// What a keeper says first.
 #[derive(Debug)]
@@ -130,11 +137,13 @@ impl Keeper {
             .map_err(|e| Error::with(Kind::Gone, what(), e))?;
         let (asks, asked) = mpsc::unbounded_channel();
         let (events, heard) = mpsc::unbounded_channel();
-        tokio::spawn(converse(stream, asked, events));
+        let ends = Ends::default();
+        tokio::spawn(converse(stream, asked, events, Arc::clone(&ends)));
         let keeper = Self {
             asks,
             numbers: Arc::default(),
             protocol: Arc::default(),
+            ends,
         };
         let (answer, fds) = keeper.ask(Ask::Hello, Vec::new(), deadline).await?;
         let greeting = greeting(answer, fds)?;
@@ -156,32 +165,7 @@ impl Keeper {
     /// Errors: [`Kind::StartFailed`] when the guest failed to start and left an exit record; [`Kind::Invalid`] when
     /// the keeper refused; [`Kind::Gone`] or [`Kind::Deadline`] when the keeper did not answer.
     pub async fn start(&self, order: StartOrder, filters: &Filters) -> Result<Started> {
-        let what = || format!("start container {}", order.container);
-        let spec =
-            serde_json::to_vec(&order.spec).map_err(|e| Error::with(Kind::Bug, what(), e))?;
-        let spec = sealed("spec", &spec).during(what)?;
-        let clone = |fd: &OwnedFd| fd.try_clone().during(what);
-        let mut fds = vec![spec];
-        let linux = match (order.payload, &order.spec.workload) {
-            (StartPayload::Wasm(code), _) => {
-                fds.extend([code, clone(&filters.first)?, clone(&filters.second)?]);
-                None
-            }
-            (StartPayload::Linux(filter), Workload::Linux(linux)) => {
-                self.speaks(LINUX_PROTOCOL)?;
-                let filtered = filter.is_some();
-                fds.extend(filter);
-                Some(LinuxStart {
-                    pid: linux.jail.pid.clone(),
-                    filter: filtered,
-                    tty: linux.jail.tty,
-                    shm_bytes: linux.jail.shm_bytes,
-                })
-            }
-            (StartPayload::Linux(_), Workload::Wasm(_)) => {
-                return Err(Error::new(Kind::Bug, "a Wasm spec came without its code"));
-            }
-        };
+        let (mut fds, linux) = self.payload(&order.spec, order.payload, filters)?;
         let (log, into_cgroup) = (order.log.is_some(), order.cgroup.is_some());
         fds.extend(order.cgroup);
         fds.extend(order.log);
@@ -192,31 +176,44 @@ impl Keeper {
             into_cgroup,
             linux,
         };
-        match self.ask(ask, fds, START).await? {
-            (Answer::Started { started_at }, mut fds) => {
-                let pidfd = fds
-                    .pop()
-                    .ok_or_else(|| Error::new(Kind::Bug, "the keeper sent no pidfd"))?;
-                Ok(Started {
-                    process: Process::from_pidfd(pidfd)?,
-                    started_at,
-                })
+        let (process, started_at) = started(self.ask(ask, fds, START).await?)?;
+        Ok(Started {
+            process,
+            started_at,
+        })
+    }
+
+    /// The descriptors that a guest's life begins with, and what its keeper must know of a Linux one.
+    fn payload(
+        &self,
+        spec: &ContainerSpec,
+        payload: StartPayload,
+        filters: &Filters,
+    ) -> Result<(Vec<OwnedFd>, Option<LinuxStart>)> {
+        let what = || format!("hand over the spec of container {}", spec.id);
+        let text = serde_json::to_vec(spec).map_err(|e| Error::with(Kind::Bug, what(), e))?;
+        let clone = |fd: &OwnedFd| fd.try_clone().during(what);
+        let mut fds = vec![sealed("spec", &text).during(what)?];
+        match (payload, &spec.workload) {
+            (StartPayload::Wasm(code), _) => {
+                fds.extend([code, clone(&filters.first)?, clone(&filters.second)?]);
+                Ok((fds, None))
             }
-            (
-                Answer::Failed {
-                    start_failed,
-                    message,
-                },
-                _,
-            ) => Err(Error::new(
-                if start_failed {
-                    Kind::StartFailed
-                } else {
-                    Kind::Invalid
-                },
-                message,
-            )),
-            (other, _) => Err(unexpected(&other)),
+            (StartPayload::Linux(filter), Workload::Linux(linux)) => {
+                self.speaks(LINUX_PROTOCOL)?;
+                let filtered = filter.is_some();
+                fds.extend(filter);
+                let start = LinuxStart {
+                    pid: linux.jail.pid.clone(),
+                    filter: filtered,
+                    tty: linux.jail.tty,
+                    shm_bytes: linux.jail.shm_bytes,
+                };
+                Ok((fds, Some(start)))
+            }
+            (StartPayload::Linux(_), Workload::Wasm(_)) => {
+                Err(Error::new(Kind::Bug, "a Wasm spec came without its code"))
+            }
         }
     }
 
@@ -271,8 +268,18 @@ impl Keeper {
     }
 
     async fn ask(&self, ask: Ask, fds: Vec<OwnedFd>, deadline: Duration) -> Result<Reply> {
-        let gone = || Error::new(Kind::Gone, "the keeper's connection ended");
         let request = self.numbers.fetch_add(1, Ordering::Relaxed);
+        self.ask_as(request, ask, fds, deadline).await
+    }
+
+    async fn ask_as(
+        &self,
+        request: u64,
+        ask: Ask,
+        fds: Vec<OwnedFd>,
+        deadline: Duration,
+    ) -> Result<Reply> {
+        let gone = || Error::new(Kind::Gone, "the keeper's connection ended");
         let frame = Frame::pack(&ToKeeper { request, ask }, fds)
             .during(|| "pack a request to a keeper".into())?;
         let (reply, answer) = oneshot::channel();
@@ -287,6 +294,33 @@ impl Keeper {
                 format!("the keeper did not answer within {} s", deadline.as_secs()),
             )),
         }
+    }
+}
+
+/// The process of a start or an exec.
+fn started(reply: Reply) -> Result<(Process, i64)> {
+    match reply {
+        (Answer::Started { started_at }, mut fds) => {
+            let pidfd = fds
+                .pop()
+                .ok_or_else(|| Error::new(Kind::Bug, "the keeper sent no pidfd"))?;
+            Ok((Process::from_pidfd(pidfd)?, started_at))
+        }
+        (
+            Answer::Failed {
+                start_failed,
+                message,
+            },
+            _,
+        ) => Err(Error::new(
+            if start_failed {
+                Kind::StartFailed
+            } else {
+                Kind::Invalid
+            },
+            message,
+        )),
+        (other, _) => Err(unexpected(&other)),
     }
 }
 
@@ -333,6 +367,7 @@ async fn converse(
     stream: UnixStream,
     mut asked: mpsc::UnboundedReceiver<(Frame, u64, oneshot::Sender<Reply>)>,
     events: mpsc::UnboundedSender<KeeperEvent>,
+    ends: Ends,
 ) {
     let waiting = Waiting::default();
     let (mut reader, mut writer) = (Reader::default(), Writer::default());
@@ -350,7 +385,7 @@ async fn converse(
                 ready.and_then(|()| retry(stream.try_io(Interest::WRITABLE, || writer.flush(stream.as_fd()))).map(drop))
             }
             ready = stream.readable() => match ready.and_then(|()| retry(stream.try_io(Interest::READABLE, || reader.read(stream.as_fd())))) {
-                Ok(Some(Some(frame))) => sort(frame, &waiting, &events),
+                Ok(Some(Some(frame))) => sort(frame, &waiting, &events, &ends),
                 Ok(Some(None)) => Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(None) => Ok(()),
                 Err(e) => Err(e),
@@ -362,6 +397,7 @@ async fn converse(
     }
     // Dropping the map tells every waiter that no answer will come.
     lock(&waiting).clear();
+    lock(&ends).clear();
     let _ = events.send(KeeperEvent::Closed);
 }
 
@@ -373,14 +409,15 @@ fn retry<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     }
 }
 
-fn lock(waiting: &Waiting) -> std::sync::MutexGuard<'_, HashMap<u64, oneshot::Sender<Reply>>> {
-    waiting.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(shared: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn sort(
     frame: Frame,
     waiting: &Waiting,
     events: &mpsc::UnboundedSender<KeeperEvent>,
+    ends: &Ends,
 ) -> io::Result<()> {
     match frame.message()? {
         FromKeeper::Answer { request, answer } => {
@@ -390,6 +427,11 @@ fn sort(
         }
         FromKeeper::Exited { container, exit } => {
             let _ = events.send(KeeperEvent::Exited { container, exit });
+        }
+        FromKeeper::ExecEnded { request, exit } => {
+            if let Some(waits) = lock(ends).remove(&request) {
+                let _ = waits.send(exit);
+            }
         }
     }
     Ok(())

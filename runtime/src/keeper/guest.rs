@@ -6,6 +6,7 @@
 //! Invariant: nothing but these descriptors crosses the fork, and the spec is read only after it.
 //! Not here: what a guest does ([`life`]), the steps of the jail.
 
+mod exec;
 mod life;
 
 use std::fs::File;
@@ -23,6 +24,7 @@ use crate::sys;
 use crate::sys::fork::Forked;
 use crate::wasm::Warm;
 
+pub(super) use exec::{ExecParts, fork as fork_exec};
 pub use life::main;
 
 /// Exit code of a guest that could not start.

@@ -8,11 +8,13 @@
 
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use rustix::event::epoll::{self, EventData, EventFlags};
 
-use super::guest::{ForkedGuest, Parts};
+use super::execs::{self, Exec, Execs, Heard};
+use super::guest::{ExecParts, ForkedGuest, Parts};
 use super::pid::{self, PidPlace};
 use super::table::{Table, Watch};
 use crate::control::messages::{Answer, Ask, Birth, FromKeeper, LinuxStart, ToKeeper};
@@ -46,6 +48,8 @@ const LIFELINE: u64 = 3;
 const PAUSE: u64 = 4;
 /// Watched things of containers count from here.
 pub(super) const FIRST_WATCH: u64 = 16;
+/// Watched things of execs count from here.
+const FIRST_EXEC: u64 = 1 << 32;
 
 /// Runs the keeper until it is told to leave and no container runs.
 ///
@@ -59,6 +63,7 @@ pub fn main(born: Born<'_>) -> Result<()> {
         epoll,
         connection: None,
         pause: None,
+        execs: Execs::default(),
         committed: false,
         settled: false,
         leaving: false,
@@ -66,7 +71,7 @@ pub fn main(born: Born<'_>) -> Result<()> {
     keeper.watch(LISTENER, keeper.born.listener.as_fd(), EventFlags::IN)?;
     keeper.watch(LIFELINE, keeper.born.lifeline.as_fd(), EventFlags::IN)?;
     loop {
-        if keeper.leaving && keeper.table.is_quiet() {
+        if keeper.leaving && keeper.table.is_quiet() && keeper.execs.is_empty() {
             keeper.flush();
             return Ok(());
         }
@@ -90,6 +95,7 @@ struct Loop<'a> {
     connection: Option<Connection>,
     /// First process of the pid namespace that containers share.
     pause: Option<OwnedFd>,
+    execs: Execs,
     committed: bool,
     settled: bool,
     leaving: bool,
@@ -133,6 +139,7 @@ impl Loop<'_> {
                 }
                 CONNECTION => self.hear(),
                 PAUSE => self.reap_pause(),
+                token if token >= FIRST_EXEC => self.execs.ready(token - FIRST_EXEC, &self.epoll),
                 token => self.table.ready(token - FIRST_WATCH, &self.epoll),
             }
         }
@@ -185,6 +192,7 @@ impl Loop<'_> {
             let _ = epoll::delete(&self.epoll, &old.socket);
         }
         self.table.forget_asker();
+        self.execs.kill_all();
     }
 
     fn hear(&mut self) {
@@ -235,6 +243,25 @@ impl Loop<'_> {
                     linux,
                 },
             ),
+            Ask::Exec {
+                container,
+                stdin,
+                into_cgroup,
+                linux,
+                kill,
+            } => {
+                let parts = ExecParts {
+                    fds,
+                    stdin,
+                    into_cgroup,
+                    linux,
+                };
+                match self.exec(request, container, parts, kill) {
+                    // Answered when it runs.
+                    Ok(()) => None,
+                    Err(e) => done(Err(io::Error::other(e.chain()))),
+                }
+            }
             Ask::ReopenLog { container } => match self.table.reopen(&container, request, fds) {
                 // Answered when the log thread has taken the file.
                 Ok(()) => None,
@@ -277,6 +304,49 @@ impl Loop<'_> {
                 message: e.chain(),
             }),
         }
+    }
+
+    fn exec(
+        &mut self,
+        request: u64,
+        container: ContainerId,
+        parts: ExecParts,
+        kill: Vec<PathBuf>,
+    ) -> Result<()> {
+        let absent = || {
+            Error::new(
+                Kind::WrongPhase,
+                format!("container {container} does not run"),
+            )
+        };
+        let first = self.table.process(&container).ok_or_else(absent)?;
+        let first = first
+            .try_clone_to_owned()
+            .during(|| "share a pidfd".into())?;
+        let place = match parts.linux.as_ref().map(|linux| &linux.pid) {
+            Some(PidSpace::Node) => PidPlace::Keepers,
+            _ => PidPlace::Of(first.as_fd()),
+        };
+        let with = (place, self.born.warm);
+        let (pidfd, report) =
+            super::guest::fork_exec(&container, parts, &first, &self.born.pod, with)?;
+        let exec = Exec {
+            request,
+            container,
+            pidfd,
+            report: Some(report),
+            kill,
+            heard: Heard::default(),
+        };
+        let slot = self.execs.begin(exec);
+        self.watch_exec(slot)
+    }
+
+    fn watch_exec(&self, slot: usize) -> Result<()> {
+        for (what, fd) in self.execs.watched(slot) {
+            self.watch(FIRST_EXEC + execs::token(slot, what), fd, EventFlags::IN)?;
+        }
+        Ok(())
     }
 
     /// Forks a guest, after what it is the first of its pod to need.
@@ -357,7 +427,11 @@ impl Loop<'_> {
 
     /// Says what the table has to say since the last turn.
     fn report(&mut self) {
-        for (message, fds) in self.table.take_news() {
+        let news = self.table.take_news().into_iter();
+        for (message, fds) in news.chain(self.execs.take_news()) {
+            if let FromKeeper::Exited { container, .. } = &message {
+                self.execs.kill_in(container);
+            }
             self.say(&message, fds);
         }
     }

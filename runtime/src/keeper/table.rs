@@ -15,9 +15,9 @@ use rustix::process::{WaitId, WaitIdOptions, waitid};
 
 mod entry;
 
-use entry::{Entry, State, What, borrow, follow, kill, listen, now_ns, take_terminal};
+use entry::{Entry, State, What, borrow, follow, listen, take_terminal};
 
-pub(super) use entry::Watch;
+pub(super) use entry::{Watch, kill, now_ns};
 
 use super::exits;
 use super::guest::{ForkedGuest, start_log};

@@ -249,14 +249,14 @@ pub(super) fn compiler_filter() -> Result<Vec<u8>> {
     export(&filter)
 }
 
-/// Installs the filter that `filter` holds on all threads.
-pub(super) fn install(filter: BorrowedFd<'_>) -> Result<()> {
+/// Installs the filter that `filter` holds on all threads, with `flags` of seccomp(2) beside.
+pub(super) fn install(filter: BorrowedFd<'_>, flags: u32) -> Result<()> {
     let bytes = read_all(filter, 1 << 20).during(|| "read a seccomp filter".into())?;
-    install_now(&bytes)
+    install_now(&bytes, flags)
 }
 
 /// Installs a ready filter on all threads of this process.
-pub(super) fn install_now(bytes: &[u8]) -> Result<()> {
+pub(super) fn install_now(bytes: &[u8], flags: u32) -> Result<()> {
     const SET_MODE_FILTER: libc::c_long = 1;
     const TSYNC: libc::c_long = 1;
     let count = u16::try_from(bytes.len() / size_of::<libc::sock_filter>()).map_err(|_| {
@@ -280,8 +280,10 @@ pub(super) fn install_now(bytes: &[u8]) -> Result<()> {
     };
     // SAFETY: `wanted` points at `count` instructions that live until the call returns; the kernel copies them.
     #[allow(unsafe_code, reason = "no safe wrapper loads a ready filter")]
-    let result =
-        unsafe { libc::syscall(libc::SYS_seccomp, SET_MODE_FILTER, TSYNC, &raw const wanted) };
+    let result = unsafe {
+        let flags = TSYNC | libc::c_long::from(flags);
+        libc::syscall(libc::SYS_seccomp, SET_MODE_FILTER, flags, &raw const wanted)
+    };
     if result == 0 {
         return Ok(());
     }

@@ -10,11 +10,15 @@ use std::sync::Arc;
 use coracle_runtime::id::{ContainerId, PodId};
 use coracle_runtime::keeper::{Keeper, StartOrder, StartPayload};
 use coracle_runtime::process::Process;
+use coracle_runtime::sandbox::profile::Profile;
 use coracle_runtime::spec::{ContainerSpec, LinuxSpec, Root, SPEC_VERSION, WasmSpec, Workload};
 use coracle_runtime::wasm::EngineRef;
 
-use super::{Host, log, pass, runtime_error};
-use crate::lifecycle::{ContainerWish, Error, Kind, LinuxPlan, Payload, Plan};
+use super::{Host, blocking, log, pass, runtime_error};
+use crate::lifecycle::{ContainerWish, Error, Kind, LinuxPlan, Payload, Plan, SeccompPlan};
+
+/// What containers get that ask for nothing: the filter for these capabilities is the one to have ready.
+pub const USUAL_CAPABILITIES: u64 = 0xa804_25fb;
 
 /// What a launch needs.
 pub struct Launch {
@@ -22,6 +26,8 @@ pub struct Launch {
     pub pod: PodId,
     /// The container.
     pub id: ContainerId,
+    /// Whether the pod has a user namespace of its own.
+    pub userns: bool,
     /// The pod's log directory.
     pub log_directory: String,
     /// What was asked for.
@@ -77,7 +83,7 @@ impl Host {
         opened.map_err(|error| Error::because(Kind::Io, format!("open cgroup {path}"), error))
     }
 
-    fn spec(&self, launch: &Launch) -> Result<ContainerSpec, Error> {
+    pub(super) fn spec(&self, launch: &Launch) -> Result<ContainerSpec, Error> {
         let (plan, wish) = (&launch.plan, &launch.wish);
         let directory = self.container_directory(&launch.pod, &launch.id);
         let cgroup = self.parts.cgroups.open(&plan.cgroup);
@@ -87,7 +93,7 @@ impl Host {
             version: SPEC_VERSION,
             pod: launch.pod.clone(),
             id: launch.id.clone(),
-            workload: self.workload(launch),
+            workload: self.workload(launch)?,
             root: Root {
                 layers: plan.layers.clone(),
                 upper: directory.join("upper"),
@@ -106,7 +112,7 @@ impl Host {
     }
 
     /// What the payload needs beside its spec: compiled code, or a system call filter.
-    async fn payload(&self, launch: &Launch) -> Result<StartPayload, Error> {
+    pub(super) async fn payload(&self, launch: &Launch) -> Result<StartPayload, Error> {
         match &launch.plan.payload {
             Payload::Wasm(wasm) => {
                 let compiled = self
@@ -116,17 +122,26 @@ impl Host {
                 code.map(StartPayload::Wasm)
                     .map_err(|error| runtime_error("open compiled code", error))
             }
-            Payload::Linux(linux) => self.filter(linux).map(StartPayload::Linux),
+            Payload::Linux(linux) => self.filter(linux).await.map(StartPayload::Linux),
         }
     }
 
-    fn filter(&self, _linux: &LinuxPlan) -> Result<Option<OwnedFd>, Error> {
-        Ok(None)
+    /// The filter of a Linux program, built now unless one like it was built before.
+    async fn filter(&self, linux: &LinuxPlan) -> Result<Option<OwnedFd>, Error> {
+        let (profiles, seccomp) = (Arc::clone(&self.parts.profiles), linux.seccomp.clone());
+        let capabilities = linux.jail.capabilities.bounding;
+        blocking("building a seccomp filter", move || {
+            let built = with_profile(&seccomp, |profile| profiles.filter(profile, capabilities))?;
+            built
+                .transpose()
+                .map_err(|error| runtime_error("build the seccomp filter", error))
+        })
+        .await
     }
 
-    fn workload(&self, launch: &Launch) -> Workload {
+    fn workload(&self, launch: &Launch) -> Result<Workload, Error> {
         let (plan, stdin) = (&launch.plan, launch.wish.stdin);
-        match &plan.payload {
+        Ok(match &plan.payload {
             Payload::Wasm(wasm) => Workload::Wasm(WasmSpec {
                 kind: wasm.kind,
                 args: plan.args.clone(),
@@ -140,9 +155,27 @@ impl Host {
                 working_dir: plan.working_dir.clone(),
                 stdin,
                 jail: (*linux.jail).clone(),
+                userns: launch.userns,
                 cgroups: self.parts.cgroups.mounts(),
                 shm: self.shared_memory(&launch.pod),
+                filter_flags: with_profile(&linux.seccomp, Profile::flags)?.unwrap_or(0),
             })),
+        })
+    }
+}
+
+/// What `use_it` makes of the profile that a plan names; `None` is unconfined. Errors: it is no profile any more.
+fn with_profile<T>(
+    plan: &SeccompPlan,
+    use_it: impl FnOnce(&Profile) -> T,
+) -> Result<Option<T>, Error> {
+    match plan {
+        SeccompPlan::Unconfined => Ok(None),
+        SeccompPlan::Default => Ok(Some(use_it(Profile::runtime_default()))),
+        SeccompPlan::Localhost { profile } => {
+            let parsed = Profile::parse(profile.as_bytes());
+            let parsed = parsed.map_err(|e| runtime_error("read the seccomp profile", e))?;
+            Ok(Some(use_it(&parsed)))
         }
     }
 }

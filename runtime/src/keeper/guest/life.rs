@@ -33,9 +33,9 @@ const THREAD_STACK: usize = 512 * 1024;
 /// How long a stopped payload may take to come back by itself.
 const STOP_PATIENCE: Duration = Duration::from_millis(100);
 const REPORT_FD: RawFd = 3;
-const SPEC_FD: RawFd = 4;
+pub(super) const SPEC_FD: RawFd = 4;
 /// The first descriptor of the payload.
-const PAYLOAD_FD: RawFd = 5;
+pub(super) const PAYLOAD_FD: RawFd = 5;
 
 /// Entered by `coracle guest ID NAMESPACES FAILPOINTS` when a handler asks for an own address-space layout.
 pub fn main(id: &str, namespaces: &str, failpoints: &str) -> ! {
@@ -57,7 +57,7 @@ pub(super) fn live(container: &ContainerId, layout: Layout, warm: Option<&Warm>)
 }
 
 /// Ends the guest process the way its payload ended, from whichever thread.
-fn conclude(ended: Result<End>) -> ! {
+pub(super) fn conclude(ended: Result<End>) -> ! {
     let code = match ended {
         Ok(End::Code(code)) => code & 0xff,
         Ok(End::Trapped(text)) => {
@@ -96,18 +96,27 @@ fn wasm(spec: &ContainerSpec, layout: Layout, warm: Option<&Warm>) -> Result<Inf
         }
     };
     drop(sys::fork::adopt(SPEC_FD));
+    let pod = pod_namespaces(layout);
+    let fd_dir = own_descriptors()?;
+    sandbox::build(spec, &pod)?;
+    drop(pod);
+    run_wasm(spec, warm, fd_dir)
+}
+
+/// This process's descriptors as a directory, which the finished jail does not have.
+pub(super) fn own_descriptors() -> Result<OwnedFd> {
+    use rustix::fs::{Mode, OFlags, open};
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    open("/proc/self/fd", flags, Mode::empty()).during(|| "open /proc/self/fd".into())
+}
+
+/// Runs the compiled code that is this process's payload, inside the finished jail.
+pub(super) fn run_wasm(spec: &ContainerSpec, warm: &Warm, fd_dir: OwnedFd) -> Result<Infallible> {
     let code = sys::fork::adopt(PAYLOAD_FD);
     let first = sys::fork::adopt(PAYLOAD_FD + 1);
     let second = sys::fork::adopt(PAYLOAD_FD + 2);
-    let pod = pod_namespaces(layout);
-    let flags =
-        rustix::fs::OFlags::PATH | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;
-    let fd_dir = rustix::fs::open("/proc/self/fd", flags, rustix::fs::Mode::empty())
-        .during(|| "open /proc/self/fd".into())?;
-    sandbox::build(spec, &pod)?;
-    drop(pod);
     let stop = run::arm_stop(warm)?;
-    sandbox::install(first.as_fd())?;
+    sandbox::install(first.as_fd(), 0)?;
     drop(first);
     let wake = stop
         .try_clone()
@@ -120,7 +129,7 @@ fn wasm(spec: &ContainerSpec, layout: Layout, warm: Option<&Warm>) -> Result<Inf
     };
     let work = || {
         run::run(payload, stop, || {
-            sandbox::install(second.as_fd())?;
+            sandbox::install(second.as_fd(), 0)?;
             drop(second);
             report(&Report::Ready);
             Ok(())
@@ -137,13 +146,9 @@ fn linux_program(spec: &ContainerSpec, linux: &LinuxSpec, layout: Layout) -> Res
     let pod = pod_namespaces(layout);
     // Whoever shares its pid namespace must not reach the node through a process that is still half of the node.
     rustix::process::set_dumpable_behavior(NotDumpable).during(|| "become undumpable".into())?;
-    let host_uid = match &pod.user {
-        Some(_) => spec.identity.range.base.saturating_add(spec.identity.uid),
-        None => spec.identity.uid,
-    };
-    native::give_streams(host_uid);
+    native::give_streams(host_uid(spec, linux.userns));
     let prepared = linux::prepare(spec, linux, &pod)?;
-    if let Some(user) = &pod.user {
+    if let Some(user) = pod.user.as_ref().filter(|_| linux.userns) {
         enter_user_namespace(user, linux)?;
     }
     rustix::process::setsid().during(|| "lead a session".into())?;
@@ -165,6 +170,15 @@ fn linux_program(spec: &ContainerSpec, linux: &LinuxSpec, layout: Layout) -> Res
         text: error.chain(),
     });
     sys::fork::leave(code)
+}
+
+/// The payload's user on the host.
+pub(super) fn host_uid(spec: &ContainerSpec, userns: bool) -> u32 {
+    let who = &spec.identity;
+    match userns {
+        true => who.range.base.saturating_add(who.uid),
+        false => who.uid,
+    }
 }
 
 /// Goes on inside the pod's user namespace, in a new process: one that owns its mount and pid namespaces, which only a
@@ -230,7 +244,7 @@ fn on_a_new_thread(work: impl FnOnce() -> Result<End> + Send, stop: OwnedFd) -> 
     })
 }
 
-fn read_spec() -> Result<ContainerSpec> {
+pub(super) fn read_spec() -> Result<ContainerSpec> {
     let spec = sys::fork::adopt(SPEC_FD);
     let bytes = read_all(spec.as_fd(), MAX_SPEC).during(|| "read the container's spec".into())?;
     // Needed again after an exec; whoever stays closes it.
@@ -262,7 +276,7 @@ fn again(container: &ContainerId, layout: Layout) -> Error {
     )
 }
 
-fn report(report: &Report) {
+pub(super) fn report(report: &Report) {
     if let Some((pipe, line)) = packed(report) {
         let _ = rustix::io::write(pipe, &line);
     }

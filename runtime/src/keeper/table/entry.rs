@@ -75,7 +75,7 @@ pub(super) struct Entry {
 }
 
 /// Nanoseconds since 1970.
-pub(super) fn now_ns() -> i64 {
+pub(in crate::keeper) fn now_ns() -> i64 {
     let since = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
@@ -150,7 +150,7 @@ fn watch(epoll: &OwnedFd, watch: Watch, fd: BorrowedFd<'_>) -> bool {
 }
 
 /// SIGKILL.
-pub(super) fn kill(pidfd: BorrowedFd<'_>) {
+pub(in crate::keeper) fn kill(pidfd: BorrowedFd<'_>) {
     let _ = rustix::process::pidfd_send_signal(pidfd, rustix::process::Signal::KILL);
 }
 

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use coracle_runtime::id::ContainerId;
 use coracle_runtime::wasm::EngineRef;
 
+use super::container::missing;
 use super::{Driver, Note, Word};
 use crate::host::{Launch, blocking};
 use crate::lifecycle::error::{Error, Kind};
-use crate::lifecycle::state::Effect;
+use crate::lifecycle::state::{ContainerPhase, Effect};
 
 impl Driver {
     /// The engine that the pod's guests run on.
@@ -36,34 +37,46 @@ impl Driver {
             return;
         };
         container.busy += 1;
-        let parts = container.plan.clone().zip(self.keeper.clone());
-        let (shared, pod, wish) = (
-            Arc::clone(&self.shared),
-            self.record.id.clone(),
-            Arc::clone(&container.wish),
-        );
-        let (id, word_id, log_directory) = (
-            id.clone(),
-            id.clone(),
-            self.record.wish.log_directory.clone(),
-        );
+        let (shared, word_id) = (Arc::clone(&self.shared), id.clone());
+        let launch = self.launch_parts(id, engine);
+        let silent = format!("start container {id}: its keeper does not answer");
         self.effect(
             async move {
-                let silent = || format!("start container {id}: its keeper does not answer");
-                let (plan, keeper) = parts.ok_or_else(|| Error::new(Kind::Io, silent()))?;
-                let launch = Launch {
-                    pod,
-                    id,
-                    log_directory,
-                    wish,
-                    plan,
-                    keeper,
-                    engine,
-                };
+                let launch = launch.ok_or_else(|| Error::new(Kind::Io, silent))?;
                 shared.host.launch(launch).await
             },
             |result| Note::Container(word_id, Word::Launched(result)),
         );
+    }
+
+    /// All that a launch of this container, or an exec in it, needs; `None` without a plan or a keeper.
+    fn launch_parts(&self, id: &ContainerId, engine: EngineRef) -> Option<Launch> {
+        let container = self.containers.get(id)?;
+        Some(Launch {
+            pod: self.record.id.clone(),
+            id: id.clone(),
+            userns: self.record.wish.userns.is_some(),
+            log_directory: self.record.wish.log_directory.clone(),
+            wish: Arc::clone(&container.wish),
+            plan: container.plan.clone()?,
+            keeper: self.keeper.clone()?,
+            engine,
+        })
+    }
+
+    /// What an exec in container `id` needs. Errors: Missing; WrongPhase unless it runs and is not being stopped.
+    pub(super) fn exec_parts(&self, id: &ContainerId) -> Result<Box<Launch>, Error> {
+        let container = self.containers.get(id).ok_or_else(|| missing(id))?;
+        let phase = &container.phase;
+        if !matches!(phase, ContainerPhase::Running(_)) {
+            let text = format!("cannot exec in container {id}: it is {}", phase.name());
+            return Err(Error::new(Kind::WrongPhase, text));
+        }
+        let silent = || format!("exec in container {id}: its keeper does not answer");
+        let parts = self.launch_parts(id, self.engine());
+        parts
+            .map(Box::new)
+            .ok_or_else(|| Error::new(Kind::Io, silent()))
     }
 
     fn signal(&self, id: &ContainerId) {

@@ -1,0 +1,87 @@
+//! The daemon's half of an exec: a process in a running container, whose streams are the daemon's own.
+//!
+//! Invariant: whoever started it is told of its end, or that the keeper is gone.
+//! Not here: reading the streams, deadlines, killing.
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use tokio::sync::oneshot;
+
+use super::{Keeper, START, StartPayload, lock, started};
+use crate::control::messages::Ask;
+use crate::error::{Error, Kind, Result};
+use crate::id::ContainerId;
+use crate::process::Process;
+use crate::sandbox::Filters;
+use crate::spec::{ContainerSpec, Exit};
+use std::sync::atomic::Ordering;
+
+/// What a process is forked into a container with.
+pub struct ExecOrder {
+    /// Which container.
+    pub container: ContainerId,
+    /// The container's spec with the words of this process.
+    pub spec: ContainerSpec,
+    /// What its payload needs beside that.
+    pub payload: StartPayload,
+    /// Its own cgroup in the unified tree, into which it is born.
+    pub cgroup: Option<OwnedFd>,
+    /// Standard input; the null device if there is none.
+    pub stdin: Option<OwnedFd>,
+    /// Standard output.
+    pub stdout: OwnedFd,
+    /// Standard error.
+    pub stderr: OwnedFd,
+    /// Files to which the keeper writes `1` to kill its whole tree when this daemon is gone.
+    pub kill: Vec<PathBuf>,
+}
+
+/// A process that runs in a container.
+#[derive(Debug)]
+pub struct Exec {
+    /// The process.
+    pub process: Process,
+    end: oneshot::Receiver<Exit>,
+}
+
+impl Exec {
+    /// Waits for its end. Errors: [`Kind::Gone`] when the keeper was lost before.
+    pub async fn ended(&mut self) -> Result<Exit> {
+        let gone = |_| Error::new(Kind::Gone, "the keeper was lost with what it ran");
+        (&mut self.end).await.map_err(gone)
+    }
+}
+
+impl Keeper {
+    /// Forks a process into a running container and waits until it runs.
+    ///
+    /// Errors: [`Kind::StartFailed`] when its program cannot be executed, [`Kind::WrongPhase`] or [`Kind::Invalid`] when
+    /// the container does not run; [`Kind::Gone`] or [`Kind::Deadline`] when the keeper did not answer.
+    pub async fn exec(&self, order: ExecOrder, filters: &Filters) -> Result<Exec> {
+        let (mut fds, linux) = self.payload(&order.spec, order.payload, filters)?;
+        let (into_cgroup, stdin) = (order.cgroup.is_some(), order.stdin.is_some());
+        fds.extend(order.cgroup);
+        fds.extend(order.stdin);
+        fds.extend([order.stdout, order.stderr]);
+        let ask = Ask::Exec {
+            container: order.container,
+            stdin,
+            into_cgroup,
+            linux,
+            kill: order.kill,
+        };
+        let request = self.numbers.fetch_add(1, Ordering::Relaxed);
+        let (tell, end) = oneshot::channel();
+        // Before it is asked for: its end may be told right after its start.
+        lock(&self.ends).insert(request, tell);
+        let answered = self.ask_as(request, ask, fds, START).await;
+        match answered.and_then(started) {
+            Ok((process, _)) => Ok(Exec { process, end }),
+            Err(e) => {
+                lock(&self.ends).remove(&request);
+                Err(e)
+            }
+        }
+    }
+}

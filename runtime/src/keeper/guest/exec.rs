@@ -1,0 +1,171 @@
+//! A process that is forked into a running container: its namespaces are joined, its jail is entered, not built.
+//!
+//! Descriptors: 0 to 2 the daemon's pipes or the null device, 3 report socket, 4 spec, the payload's own, then a pidfd of
+//! the container's first process.
+//! Invariant: credentials, filter and limits are set by the very code that sets them for a container's first process.
+//! Not here: who reads the streams.
+
+use std::convert::Infallible;
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
+
+use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
+
+use super::life::{self, PAYLOAD_FD, SPEC_FD, conclude, report};
+use super::{CANNOT_START, Layout};
+use crate::control::messages::{LinuxStart, Report};
+use crate::error::{Context as _, Error, Kind, Result};
+use crate::id::ContainerId;
+use crate::keeper::pid::PidPlace;
+use crate::native::{self, Credentials, Label, NotExecuted};
+use crate::sandbox::{self, PodNamespaces};
+use crate::spec::{ContainerSpec, LinuxSpec, Workload};
+use crate::sys;
+use crate::sys::fork::Forked;
+use crate::wasm::Warm;
+
+/// What came with the request.
+pub(in crate::keeper) struct ExecParts {
+    /// Spec, the payload's own, the cgroup if `into_cgroup`, standard input if `stdin`, output, error.
+    pub(in crate::keeper) fds: Vec<OwnedFd>,
+    pub(in crate::keeper) stdin: bool,
+    pub(in crate::keeper) into_cgroup: bool,
+    pub(in crate::keeper) linux: Option<LinuxStart>,
+}
+
+/// The keeper's side: forks it. Returns its pidfd and the socket of its reports.
+///
+/// Errors: the request is incomplete, the container has ended, or the node is exhausted.
+pub(in crate::keeper) fn fork(
+    container: &ContainerId,
+    parts: ExecParts,
+    first: &OwnedFd,
+    pod: &PodNamespaces,
+    (place, warm): (PidPlace<'_>, &Warm),
+) -> Result<(OwnedFd, OwnedFd)> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+    let what = || format!("fork into container {container}");
+    let ExecParts {
+        mut fds,
+        stdin,
+        into_cgroup,
+        linux,
+    } = parts;
+    let payload = linux.as_ref().map_or(3, |linux| usize::from(linux.filter));
+    if fds.len() != 1 + payload + usize::from(into_cgroup) + usize::from(stdin) + 2 {
+        let text = format!("{}: {} descriptors came along", what(), fds.len());
+        return Err(Error::new(Kind::Bug, text));
+    }
+    let streams = fds.split_off(fds.len() - 2 - usize::from(stdin));
+    let cgroup = if into_cgroup { fds.pop() } else { None };
+    let flags = SocketFlags::CLOEXEC;
+    let (ours, theirs) =
+        socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None).during(what)?;
+    rustix::io::ioctl_fionbio(&ours, true).during(what)?;
+    let entered = place.enter().during(what)?;
+    match sys::fork::fork(0, cgroup.as_ref().map(OwnedFd::as_fd)).during(what)? {
+        Forked::Child => {
+            let mut table: Vec<RawFd> = if stdin { Vec::new() } else { vec![0] };
+            table.extend(streams.iter().map(|fd| fd.as_raw_fd()));
+            table.push(theirs.as_raw_fd());
+            table.extend(fds.iter().map(|fd| fd.as_raw_fd()));
+            table.push(first.as_raw_fd());
+            // What a Wasm identity needs; the rest of the pod is reached through the first process.
+            let ids = pod.ids.as_ref().filter(|_| linux.is_none());
+            table.extend(ids.map(|fd| fd.as_raw_fd()));
+            let pod = [false, false, false, ids.is_some(), false, false];
+            match sys::fork::keep_only(&table) {
+                Ok(()) => live(container, Layout { payload, pod }, warm),
+                Err(_) => sys::fork::leave(CANNOT_START),
+            }
+        }
+        Forked::Parent { pidfd } => {
+            drop(entered);
+            Ok((pidfd, ours))
+        }
+    }
+}
+
+fn live(container: &ContainerId, layout: Layout, warm: &Warm) -> ! {
+    let failed = match exist(container, layout, warm) {
+        Ok(never) => match never {},
+        Err(e) => e,
+    };
+    conclude(Err(failed))
+}
+
+fn exist(container: &ContainerId, layout: Layout, warm: &Warm) -> Result<Infallible> {
+    use rustix::process::DumpableBehavior::NotDumpable;
+    sys::signals::reset();
+    sys::fork::set_title(&format!("coracle exec {container}"));
+    let spec = life::read_spec()?;
+    drop(sys::fork::adopt(SPEC_FD));
+    // Whoever is in the container must not reach the node through a process that is still half of the node.
+    rustix::process::set_dumpable_behavior(NotDumpable).during(|| "become undumpable".into())?;
+    sandbox::enter_cgroups(&spec)?;
+    sandbox::set_oom_score(spec.oom_score_adj)?;
+    match &spec.workload {
+        Workload::Wasm(_) => wasm(&spec, layout, warm),
+        Workload::Linux(linux) => program(&spec, linux, layout),
+    }
+}
+
+/// Takes the pidfd of the container's first process, which lies behind the payload's descriptors.
+fn first_process(layout: Layout) -> OwnedFd {
+    sys::fork::adopt(PAYLOAD_FD + layout.payload as RawFd)
+}
+
+fn wasm(spec: &ContainerSpec, layout: Layout, warm: &Warm) -> Result<Infallible> {
+    let first = first_process(layout);
+    let ids = layout.pod[3].then(|| sys::fork::adopt(PAYLOAD_FD + layout.payload as RawFd + 1));
+    let pod = PodNamespaces {
+        ids,
+        ..PodNamespaces::default()
+    };
+    let fd_dir = life::own_descriptors()?;
+    sandbox::enter(spec, &pod, || join(first, all_but_user()))?;
+    drop(pod);
+    life::run_wasm(spec, warm, fd_dir)
+}
+
+fn all_but_user() -> ThreadNameSpaceType {
+    ThreadNameSpaceType::MOUNT
+        | ThreadNameSpaceType::NETWORK
+        | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
+        | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME
+        | ThreadNameSpaceType::CONTROL_GROUP
+}
+
+/// Joins namespaces of the container's first process.
+fn join(first: OwnedFd, which: ThreadNameSpaceType) -> Result<()> {
+    move_into_thread_name_spaces(first.as_fd(), which)
+        .during(|| "join the container's namespaces; it may have ended".into())
+}
+
+fn program(spec: &ContainerSpec, linux: &LinuxSpec, layout: Layout) -> Result<Infallible> {
+    let filter = (layout.payload > 0).then(|| sys::fork::adopt(PAYLOAD_FD));
+    let first = first_process(layout);
+    let userns = linux.userns;
+    native::give_streams(life::host_uid(spec, userns));
+    let label = Label::open(linux)?;
+    let mut which = all_but_user();
+    if userns {
+        which |= ThreadNameSpaceType::USER;
+    }
+    join(first, which)?;
+    if userns {
+        sys::ids::become_user(0, 0, &[]).during(|| "become the user namespace's root".into())?;
+    }
+    rustix::process::setsid().during(|| "lead a session".into())?;
+    let who = Credentials {
+        identity: spec.identity.clone(),
+        filter,
+        label,
+    };
+    let failed = native::execute(linux, who, || report(&Report::Executing));
+    let Err(NotExecuted { code, error }) = failed;
+    report(&Report::NotExecuted {
+        code,
+        text: error.chain(),
+    });
+    sys::fork::leave(code)
+}
