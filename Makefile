@@ -22,7 +22,11 @@ UNITDIR := $(PREFIX)/lib/systemd/system
 # Go for crictl where Go is absent. To compare: containerd with runc and its network plugins.
 BUILD_PACKAGES := build-essential pkg-config libseccomp-dev ca-certificates
 DEMO_PACKAGES := $(BUILD_PACKAGES) docker-registry
-TEST_PACKAGES := $(DEMO_PACKAGES) clang lld wasi-libc libclang-rt-14-dev-wasm32 python3-venv containerd runc
+TEST_PACKAGES := $(DEMO_PACKAGES) clang lld wasi-libc libclang-rt-14-dev-wasm32 python3-venv containerd runc crun \
+	busybox-static
+# An emulated machine. virtiofsd comes with qemu-system-common or, on newer systems, by itself.
+GUEST_PACKAGES = $(TEST_PACKAGES) qemu-system-x86 busybox-static cpio xz-utils zstd debian-archive-keyring \
+    $(if $(filter systemd,$(INIT)),systemd) $(shell apt-cache show virtiofsd >/dev/null 2>&1 && echo virtiofsd)
 BENCH_PACKAGES := $(TEST_PACKAGES) containernetworking-plugins
 # busybox is built from source; ipcmk and ipcrm belong to util-linux; the peer's host ports need iptables.
 CONFORMANCE_PACKAGES := $(DEMO_PACKAGES) python3-venv dpkg-dev xz-utils bzip2 util-linux \
@@ -30,7 +34,7 @@ CONFORMANCE_PACKAGES := $(DEMO_PACKAGES) python3-venv dpkg-dev xz-utils bzip2 ut
 
 .PHONY: help
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
 
 .PHONY: packages
 packages:
@@ -61,6 +65,12 @@ test-build:
 .PHONY: test
 test: test-build ## build, then run every test, unit and end to end (as root)
 	$(CARGO) test --release --workspace --lib --bins --test '*'
+
+# INIT=systemd: the tests of the systemd cgroup driver. KERNEL=bookworm: Linux 6.1. TESTS: which, by name.
+.PHONY: test-v2
+test-v2: test-build ## run the end-to-end tests on cgroup v2, in an emulated machine (INIT=systemd, TESTS=)
+	@.ci/packages $(GUEST_PACKAGES)
+	GUEST_INIT=$(or $(INIT),plain) GUEST_KERNEL=$(or $(KERNEL),trixie) tests/guest/run.sh $(TESTS)
 
 .PHONY: bench
 bench: ## build, then compare with containerd + runc (as root; BENCH_JSON=FILE also writes JSON)

@@ -16,6 +16,7 @@ use rustix::process::Signal;
 pub use crate::builds::{binary, failpoints_binary};
 use crate::client::{self, Cri};
 use crate::leaks::{self, Snapshot};
+pub use crate::options::Options;
 use crate::procs::{self, Process, Role};
 use crate::scratch::Scratch;
 use crate::{Outcome, log, peer};
@@ -26,28 +27,6 @@ const START_DEADLINE: Duration = Duration::from_secs(20);
 const DRAIN_DEADLINE: Duration = Duration::from_secs(15);
 /// Lines of the daemon's log shown for a test that failed.
 const LOG_TAIL_LINES: usize = 60;
-
-/// How to start a daemon, where it differs from the ordinary way.
-#[derive(Clone, Debug, Default)]
-pub struct Options {
-    /// The binary; the one built beside the tests unless set.
-    pub binary: Option<PathBuf>,
-    /// TOML appended to the configuration: whole tables, not ones that the harness writes itself.
-    pub config: String,
-    /// Lines of `[images]`.
-    pub images: String,
-    /// Put the root directory on a tmpfs of this many bytes.
-    pub root_bytes: Option<u64>,
-    /// The failpoint plan, `site action` a line; needs a binary built with failpoints.
-    pub failpoints: Option<String>,
-    /// Log at `warn`, as in production, instead of `debug`.
-    pub quiet: bool,
-    /// Start containerd with this sandbox image instead, to prove a test on a runtime that is known to be right.
-    /// Leaks are not looked for then.
-    pub peer_sandbox_image: Option<String>,
-    /// A file that the daemon sees in place of /proc/sys/kernel/random/boot_id.
-    pub boot_id: Option<PathBuf>,
-}
 
 /// A running (or just killed) daemon and its scratch.
 #[derive(Debug)]
@@ -95,14 +74,11 @@ impl Daemon {
                 .args(["-t", "tmpfs", "-o", &format!("size={bytes}"), "tmpfs"])
                 .arg(&root))?;
         }
-        let config = match &options.peer_sandbox_image {
-            None => config_text(&scratch, &options),
-            Some(image) => {
-                fs::create_dir_all(scratch.dir().join("cni"))?;
-                fs::write(scratch.dir().join("cni/10.conflist"), peer::cni(&scratch))?;
-                peer::config(&scratch, image)
-            }
-        };
+        if options.peer_sandbox_image.is_some() {
+            fs::create_dir_all(scratch.dir().join("cni"))?;
+            fs::write(scratch.dir().join("cni/10.conflist"), peer::cni(&scratch))?;
+        }
+        let config = options.config_text(&scratch);
         fs::write(scratch.dir().join("config.toml"), config)?;
         if let Some(plan) = &options.failpoints {
             fs::write(scratch.dir().join("failpoints"), plan)?;
@@ -394,21 +370,4 @@ fn run(command: &mut Command) -> Outcome<()> {
     } else {
         Err(format!("{command:?}: {status}").into())
     }
-}
-
-fn config_text(scratch: &Scratch, options: &Options) -> String {
-    let dir = scratch.dir().display();
-    let images = &options.images;
-    format!(
-        "root = \"{dir}/root\"\nrun = \"{dir}/run\"\nsocket = \"{dir}/run/coracle.sock\"\n\
-         [log]\nlevel = \"{level}\"\n\
-         [cgroup]\ndriver = \"cgroupfs\"\npod_parent = \"{cgroup}/pods\"\n\
-         [network]\nsubnet = \"{subnet}\"\ninterface_prefix = \"{prefix}\"\n\
-         [images]\n{images}\n{extra}",
-        level = if options.quiet { "warn" } else { "debug" },
-        cgroup = scratch.cgroup(),
-        subnet = scratch.subnet(),
-        prefix = scratch.interface_prefix(),
-        extra = options.config,
-    )
 }

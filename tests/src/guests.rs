@@ -62,6 +62,12 @@ pub fn linux_pause() -> Outcome<Vec<u8>> {
     })
 }
 
+/// The probe of `probe.c`, static, for Linux images. See that file for its verbs.
+pub fn probe() -> Outcome<Vec<u8>> {
+    static BUILT: OnceLock<Vec<u8>> = OnceLock::new();
+    once(&BUILT, || compile("probe.c", &["cc", "-static", "-O1"]))
+}
+
 /// The web server of `webserver.c`, static: `PROGRAM PORT`.
 pub fn web_server() -> Outcome<Vec<u8>> {
     static BUILT: OnceLock<Vec<u8>> = OnceLock::new();

@@ -120,17 +120,21 @@ impl Image {
 
     /// Adds another tar layer on top (gzip).
     pub fn add_layer(&mut self, files: &[File<'_>]) -> Outcome<()> {
-        let tar = tar_of(files)?;
+        self.add_tar(&tar_of(files)?)
+    }
+
+    /// Adds a layer that is a tar archive already (gzip).
+    pub fn add_tar(&mut self, tar: &[u8]) -> Outcome<()> {
         if let Some(ids) = self
             .config
             .pointer_mut("/rootfs/diff_ids")
             .and_then(Value::as_array_mut)
         {
-            ids.push(digest(&tar).into());
+            ids.push(digest(tar).into());
         }
         self.layers.push((
             "application/vnd.oci.image.layer.v1.tar+gzip".into(),
-            gzip(&tar)?,
+            gzip(tar)?,
         ));
         Ok(())
     }

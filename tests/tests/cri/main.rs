@@ -5,13 +5,16 @@
     reason = "a test stops at the first thing that is not as it should be"
 )]
 
+mod attacks;
 mod bad_input;
 mod cli;
 mod containers;
 mod crictl;
+mod differential;
 mod faults;
 mod images;
 mod isolation;
+mod linux;
 mod logs;
 mod pods;
 mod recovery;

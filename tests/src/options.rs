@@ -1,0 +1,72 @@
+//! How a daemon under test is started, and the configuration that follows from it: Coracle's own or the peer's.
+//!
+//! Called by: [`crate::daemon`]. Not here: starting it.
+
+use std::path::PathBuf;
+
+use crate::peer;
+use crate::scratch::Scratch;
+
+/// How to start a daemon, where it differs from the ordinary way.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// The binary; the one built beside the tests unless set.
+    pub binary: Option<PathBuf>,
+    /// TOML appended to the configuration: whole tables, not ones that the harness writes itself.
+    pub config: String,
+    /// Lines of `[images]`.
+    pub images: String,
+    /// Put the root directory on a tmpfs of this many bytes.
+    pub root_bytes: Option<u64>,
+    /// The failpoint plan, `site action` a line; needs a binary built with failpoints.
+    pub failpoints: Option<String>,
+    /// Log at `warn`, as in production, instead of `debug`.
+    pub quiet: bool,
+    /// Start containerd with this sandbox image instead, to prove a test on a runtime that is known to be right.
+    /// Leaks are not looked for then.
+    pub peer_sandbox_image: Option<String>,
+    /// The runtime that containerd calls instead of runc, an absolute path.
+    pub peer_runtime: Option<PathBuf>,
+    /// A file that the daemon sees in place of /proc/sys/kernel/random/boot_id.
+    pub boot_id: Option<PathBuf>,
+}
+
+impl Options {
+    /// The configuration file of the daemon, in the scratch's directories.
+    pub(crate) fn config_text(&self, scratch: &Scratch) -> String {
+        match &self.peer_sandbox_image {
+            Some(image) => peer::config(scratch, image) + &self.peer_runtime_text(),
+            None => self.own_config_text(scratch),
+        }
+    }
+
+    fn peer_runtime_text(&self) -> String {
+        let Some(runtime) = &self.peer_runtime else {
+            return String::new();
+        };
+        let table = "plugins.\"io.containerd.grpc.v1.cri\".containerd";
+        format!(
+            "[{table}]\ndefault_runtime_name = \"other\"\n\
+             [{table}.runtimes.other]\nruntime_type = \"io.containerd.runc.v2\"\n\
+             [{table}.runtimes.other.options]\nBinaryName = \"{}\"\n",
+            runtime.display()
+        )
+    }
+
+    fn own_config_text(&self, scratch: &Scratch) -> String {
+        let dir = scratch.dir().display();
+        let images = &self.images;
+        format!(
+            "root = \"{dir}/root\"\nrun = \"{dir}/run\"\nsocket = \"{dir}/run/coracle.sock\"\n\
+             [log]\nlevel = \"{level}\"\n\
+             [cgroup]\ndriver = \"cgroupfs\"\npod_parent = \"{cgroup}/pods\"\n\
+             [network]\nsubnet = \"{subnet}\"\ninterface_prefix = \"{prefix}\"\n\
+             [images]\n{images}\n{extra}",
+            level = if self.quiet { "warn" } else { "debug" },
+            cgroup = scratch.cgroup(),
+            subnet = scratch.subnet(),
+            prefix = scratch.interface_prefix(),
+            extra = self.config,
+        )
+    }
+}

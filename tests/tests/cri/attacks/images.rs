@@ -1,0 +1,213 @@
+//! What an image's config can try: users that overflow, volumes and files that climb: T21, T24, T25.
+
+use coracle_proto::runtime::v1 as cri;
+use serde_json::json;
+
+use super::canary::{Canary, Fate, attempt, hostile, hostile_with, script};
+use crate::linux::shell::{daemon, host_dir, mount, on_peer, security};
+use crate::site::Pod;
+
+/// A passwd in which a number is a name of root's.
+const PASSWD: &[u8] = b"root:x:0:0:root:/root:/bin/sh\n0777:x:0:0::/:/bin/sh\n4294967296:x:0:0::/:/bin/sh\nevil:x:4294967296:0::/:/bin/sh\n";
+
+/// T21, CVE-2024-40635: a user that is no id is nobody's, above all not root's.
+#[tokio::test]
+async fn a_user_beyond_all_ids_is_refused() {
+    let daemon = daemon().await;
+    let canary = Canary::plant(&daemon);
+    let pod = Pod::run(&daemon, "ids").await;
+    let users = [
+        "4294967296",
+        "4294967295",
+        "2147483648",
+        "-1",
+        "+0",
+        " 0",
+        "0x0",
+        "1000:99999999999",
+        "99999999999999999999",
+        "evil",
+        "1000:-1",
+        "nobody:nogroup",
+    ];
+    for user in users {
+        let config = json!({"Env": ["PATH=/bin"], "User": user});
+        let image = hostile_with(&daemon, config, |layer| {
+            layer
+                .dir("etc", 0o755, (0, 0))
+                .unwrap()
+                .file("etc/passwd", 0o644, PASSWD)
+                .unwrap()
+        })
+        .await;
+        let fate = attempt(&daemon, &pod, &script(&image, "busybox id -u")).await;
+        match &fate {
+            Fate::Refused(_) => {}
+            // Debian's containerd takes what the number overflows to.
+            Fate::Ran(..) => assert!(on_peer(), "{user:?} ran: {fate:?}"),
+        }
+    }
+    // Digits are a number, whatever names there are.
+    let config = json!({"Env": ["PATH=/bin"], "User": "0777"});
+    let image = hostile_with(&daemon, config, |layer| {
+        layer
+            .dir("etc", 0o755, (0, 0))
+            .unwrap()
+            .file("etc/passwd", 0o644, PASSWD)
+            .unwrap()
+    })
+    .await;
+    let fate = attempt(&daemon, &pod, &script(&image, "busybox id -u")).await;
+    assert!(
+        on_peer() || matches!(&fate, Fate::Ran(0, text) if text == "777\n"),
+        "{fate:?}"
+    );
+    for value in [-1, i64::from(i32::MAX) + 1, i64::from(u32::MAX), 1 << 40] {
+        let mut config = script(&image, "busybox id -u");
+        security(&mut config).run_as_user = Some(cri::Int64Value { value });
+        let fate = attempt(&daemon, &pod, &config).await;
+        assert!(
+            on_peer() || matches!(fate, Fate::Refused(_)),
+            "{value}: {fate:?}"
+        );
+    }
+    canary.is_untouched(&daemon).await;
+    daemon.finish().await.unwrap();
+}
+
+/// The image's own users are read from regular, small files inside the image.
+#[tokio::test]
+async fn users_are_not_read_through_links_devices_or_pipes() {
+    let daemon = daemon().await;
+    let canary = Canary::plant(&daemon);
+    let pod = Pod::run(&daemon, "users").await;
+    std::fs::write(
+        canary.dir().join("passwd"),
+        format!("app:x:0:0:{}::\n", super::canary::SECRET),
+    )
+    .unwrap();
+    let canary = Canary::plant(&daemon);
+    let huge = vec![b'#'; 8 << 20];
+    for case in 0..3 {
+        let image = hostile(&daemon, |layer| {
+            let layer = layer.dir("etc", 0o755, (0, 0)).unwrap();
+            match case {
+                0 => layer
+                    .symlink("etc/passwd", &(canary.climbing() + "/passwd"))
+                    .unwrap(),
+                1 => layer.dir("etc/passwd", 0o755, (0, 0)).unwrap(),
+                _ => layer.file("etc/passwd", 0o644, &huge).unwrap(),
+            }
+        })
+        .await;
+        let mut config = script(&image, "busybox id -u");
+        security(&mut config).run_as_username = "app".into();
+        let fate = attempt(&daemon, &pod, &config).await;
+        assert!(matches!(fate, Fate::Refused(_)), "case {case}: {fate:?}");
+    }
+    canary.is_untouched(&daemon).await;
+    daemon.finish().await.unwrap();
+}
+
+/// T24, CVE-2024-5154: what the runtime or a mount puts into /etc goes to the container's /etc.
+#[tokio::test]
+async fn files_in_etc_are_not_written_through_links() {
+    let daemon = daemon().await;
+    let canary = Canary::plant(&daemon);
+    let pod = Pod::run(&daemon, "etc").await;
+    let names = [
+        "mtab",
+        "passwd",
+        "group",
+        "hosts",
+        "resolv.conf",
+        "hostname",
+    ];
+    let given = host_dir(&daemon, "given");
+    std::fs::write(given.join("hosts"), "given\n").unwrap();
+    let each = hostile(&daemon, |layer| {
+        let layer = layer.dir("etc", 0o755, (0, 0)).unwrap();
+        let link = |layer: coracle_tests::linux::Layer, name: &&str| {
+            let target = format!("{}/{name}", canary.climbing());
+            layer.symlink(&format!("etc/{name}"), &target).unwrap()
+        };
+        names.iter().fold(layer, link)
+    })
+    .await;
+    let whole = hostile(&daemon, |layer| {
+        layer.symlink("etc", &canary.climbing()).unwrap()
+    })
+    .await;
+    for image in [&each, &whole] {
+        for mounted in [false, true] {
+            let text = "for f in mtab passwd hosts resolv.conf hostname; do busybox cat /etc/$f; echo owned > /etc/$f; done";
+            let mut config = script(image, text);
+            if mounted {
+                for name in ["hosts", "resolv.conf", "hostname"] {
+                    config
+                        .mounts
+                        .push(mount(&given.join("hosts"), &format!("/etc/{name}"), false));
+                }
+            }
+            attempt(&daemon, &pod, &config).await;
+            canary.is_untouched(&daemon).await;
+        }
+    }
+    daemon.finish().await.unwrap();
+}
+
+/// T25, CVE-2022-23648: a volume of an image is filled from the image alone.
+#[tokio::test]
+async fn volumes_of_an_image_copy_nothing_from_the_host() {
+    let daemon = daemon().await;
+    let canary = Canary::plant(&daemon);
+    let pod = Pod::run(&daemon, "volumes").await;
+    let climbing = canary.climbing();
+    let paths = [
+        format!("/{climbing}"),
+        format!("/a/{climbing}"),
+        "/linked".to_owned(),
+        "/linked/x".to_owned(),
+        "relative".to_owned(),
+        "/".to_owned(),
+        "/proc/1".to_owned(),
+        "/dev".to_owned(),
+        String::new(),
+    ];
+    for path in &paths {
+        let config = json!({"Env": ["PATH=/bin"], "Volumes": {path: {}}});
+        let image = hostile_with(&daemon, config, |layer| {
+            layer
+                .dir("a", 0o755, (0, 0))
+                .unwrap()
+                .symlink("linked", &canary.climbing())
+                .unwrap()
+        })
+        .await;
+        let text = format!(
+            "busybox find '{path}' -name secret -exec busybox cat {{}} \\; ; busybox cat {}/secret",
+            canary.dir().display()
+        );
+        attempt(&daemon, &pod, &script(&image, &text)).await;
+        canary.is_untouched(&daemon).await;
+    }
+    daemon.finish().await.unwrap();
+}
+
+/// Ten thousand volumes are too many, or are made; either way the daemon lives.
+#[tokio::test]
+async fn ten_thousand_volumes_harm_nobody() {
+    let daemon = daemon().await;
+    let canary = Canary::plant(&daemon);
+    let pod = Pod::run(&daemon, "many").await;
+    let volumes: serde_json::Map<String, serde_json::Value> = (0..10_000)
+        .map(|number| (format!("/v{number}"), json!({})))
+        .collect();
+    let config = json!({"Env": ["PATH=/bin"], "Volumes": volumes});
+    let image = hostile_with(&daemon, config, |layer| layer).await;
+    if !on_peer() {
+        attempt(&daemon, &pod, &script(&image, "busybox true")).await;
+    }
+    canary.is_untouched(&daemon).await;
+    daemon.finish().await.unwrap();
+}

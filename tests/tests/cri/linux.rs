@@ -1,0 +1,18 @@
+//! Linux containers through CRI: every promise of a Linux pod, one test each.
+//!
+//! All run on containerd + runc as well (`CORACLE_TEST_PEER=containerd`), which proves the tests; what Debian's containerd
+//! is too old for is marked by [`shell::on_peer`].
+
+mod devices;
+mod files;
+mod kinds;
+mod mounts;
+mod namespaces;
+mod privilege;
+mod processes;
+mod resources;
+mod seccomp;
+pub mod shell;
+mod start;
+mod stop;
+mod users;
