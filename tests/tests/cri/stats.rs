@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::UdpSocket;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use coracle_proto::runtime::v1 as cri;
 use coracle_tests::client::{PATIENCE, container};
@@ -49,13 +49,13 @@ fn ids(stats: &[cri::ContainerStats]) -> Vec<String> {
 
 /// Asks again and again until `good` says yes.
 async fn until(pod: &Pod, id: &str, good: impl Fn(&cri::ContainerStats) -> bool) {
-    let end = std::time::Instant::now() + PATIENCE;
+    let end = Instant::now() + PATIENCE;
     loop {
         let found = stats(pod, id).await;
         if good(&found) {
             return;
         }
-        assert!(std::time::Instant::now() < end, "it stays {found:?}");
+        assert!(Instant::now() < end, "it stays {found:?}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
@@ -264,5 +264,26 @@ async fn lists_obey_their_filters_and_outlive_what_they_show() {
     };
     let refusal = two.cri.runtime.clone().container_stats(asked).await;
     refused(refusal, Code::NotFound, &["no container"]);
+    daemon.finish().await.unwrap();
+}
+
+#[tokio::test]
+async fn lists_of_many_are_answered_at_once() {
+    const MANY: usize = 300;
+    let daemon = daemon().await;
+    let pod = Pod::run(&daemon, "many").await;
+    for number in 0..MANY {
+        let config = container(&format!("c{number}"), tool(), &["show"]);
+        pod.create(&config).await.unwrap();
+    }
+    let begun = Instant::now();
+    assert_eq!(list(&pod, None).await.len(), MANY);
+    let first = begun.elapsed();
+    assert_eq!(pod_stats(&pod).await.containers.len(), MANY);
+    let second = begun.elapsed() - first;
+    assert!(
+        first.max(second) < Duration::from_millis(750),
+        "{first:?} for the list, {second:?} for the sandbox"
+    );
     daemon.finish().await.unwrap();
 }
