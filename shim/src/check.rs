@@ -16,6 +16,8 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 
+pub use kernel::maps_users;
+
 use crate::config::Config;
 
 /// How much a finding matters.

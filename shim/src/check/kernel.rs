@@ -90,6 +90,12 @@ fn version(release: &str) -> Option<(u32, u32)> {
     Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
 }
 
+/// Whether pods can have users of their own: every file system that kubelet puts volumes on can be idmapped.
+pub fn maps_users() -> bool {
+    let node = rustix::system::uname();
+    version(&node.release().to_string_lossy()).is_some_and(|found| found >= TMPFS_IDMAP)
+}
+
 fn overlayfs() -> Finding {
     let known = fs::read_to_string("/proc/filesystems").unwrap_or_default();
     match known

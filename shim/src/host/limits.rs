@@ -18,7 +18,7 @@ pub fn wasm_limits(asked: &Resources) -> Limits {
     }
 }
 
-/// The limits of a Linux container's cgroup. A memory limit without a word on swap is one for both, as containerd
+/// The limits of a Linux container's cgroup but for its devices. A memory limit without a word on swap is one for both, as containerd
 /// and CRI-O have it: else a container would take twice its limit wherever there is swap.
 pub fn linux_limits(asked: &Resources) -> Limits {
     let limits = common(asked);
@@ -38,6 +38,7 @@ fn common(asked: &Resources) -> Limits {
             .then_some(asked.memory_swap_limit_bytes),
         cpuset_cpus: text(&asked.cpuset_cpus),
         cpuset_mems: text(&asked.cpuset_mems),
+        hugepages: asked.hugepages.iter().cloned().collect(),
         unified: asked.unified.clone(),
         ..Limits::default()
     }
@@ -80,6 +81,7 @@ mod tests {
             cpu_shares: 512,
             memory_limit_bytes: 1 << 20,
             cpuset_cpus: "0-1".to_owned(),
+            hugepages: vec![("2MB".to_owned(), 4 << 20)],
             ..Resources::default()
         };
         let limits = wasm_limits(&asked);
@@ -88,6 +90,7 @@ mod tests {
         assert_eq!(limits.cpu_shares, Some(512));
         assert_eq!(limits.memory_bytes, Some(1 << 20));
         assert_eq!(limits.cpuset_cpus.as_deref(), Some("0-1"));
+        assert_eq!(limits.hugepages["2MB"], 4 << 20);
         assert_eq!(memory_limit(&asked), Some(1 << 20));
     }
 

@@ -6,6 +6,8 @@
 //! Not here: building it, names of users, mounts that the kubelet asks for.
 
 mod capabilities;
+pub(super) mod cdi;
+mod devices;
 mod files;
 mod profiles;
 mod volumes;
@@ -13,9 +15,12 @@ mod volumes;
 use std::path::Path;
 
 use coracle_images::Image;
+use coracle_runtime::cgroup::Limits;
 use coracle_runtime::id::ContainerId;
 use coracle_runtime::spec::{LinuxJail, Mount, PidSpace, ResourceLimit};
 
+use self::cdi::Additions;
+use self::devices::Grant;
 use self::profiles::SecurityFiles;
 use super::plan::invalid;
 use super::{limits, mounts};
@@ -67,13 +72,18 @@ pub(super) fn usual_environment(subject: &Subject<'_>, home: &str) -> Vec<(&'sta
 
 /// Decides what confines the container. Adds its pod's files to `mounts`, which hold the kubelet's. Blocks.
 /// Errors: Invalid, naming what was asked for and why it cannot be had.
-pub(super) fn plan(subject: &Subject<'_>, mounts: &mut Vec<Mount>) -> Result<LinuxPlan, Error> {
+pub(super) fn plan(
+    subject: &Subject<'_>,
+    additions: &Additions,
+    mounts: &mut Vec<Mount>,
+) -> Result<LinuxPlan, Error> {
     let (wish, security) = (subject.wish, &subject.wish.security);
     fits_its_pod(subject)?;
     let node = SecurityFiles::of_node();
     let labels = profiles::selinux(security.selinux.as_ref(), security.privileged, &node)?;
     let seccomp = profiles::seccomp(&security.seccomp, security.privileged)?;
     let volumes = volumes::of_image(&subject.image.config.volumes, mounts)?;
+    let grants = grants(subject, additions)?;
     let shown = |paths: &[String]| match security.privileged {
         true => Vec::new(),
         false => paths.to_vec(),
@@ -86,7 +96,7 @@ pub(super) fn plan(subject: &Subject<'_>, mounts: &mut Vec<Mount>) -> Result<Lin
         no_new_privs: security.no_new_privs,
         masked_paths: shown(&security.masked_paths),
         readonly_paths: shown(&security.readonly_paths),
-        devices: Vec::new(),
+        devices: grants.iter().map(|grant| grant.device.clone()).collect(),
         rlimits: vec![OPEN_FILES],
         umask: 0o022,
         apparmor: profiles::apparmor(&security.apparmor, security.privileged, &node)?,
@@ -101,8 +111,22 @@ pub(super) fn plan(subject: &Subject<'_>, mounts: &mut Vec<Mount>) -> Result<Lin
     Ok(LinuxPlan {
         jail: Box::new(jail),
         seccomp,
-        limits: limits::linux_limits(&wish.resources),
+        limits: Limits {
+            devices: Some(devices::rules(&grants, security.privileged)),
+            ..limits::linux_limits(&wish.resources)
+        },
     })
+}
+
+/// The devices of a container, each once: the host's if it is privileged, those asked for, those of CDI.
+fn grants(subject: &Subject<'_>, additions: &Additions) -> Result<Vec<Grant>, Error> {
+    let mut grants = match subject.wish.security.privileged {
+        true => devices::of_host(Path::new("/dev"))?,
+        false => Vec::new(),
+    };
+    grants.extend(devices::asked(&subject.wish.devices)?);
+    grants.extend(additions.grants.iter().cloned());
+    devices::merged(grants)
 }
 
 /// A container has no more of the node than its pod was made with.

@@ -63,6 +63,22 @@ pub fn check(wishes: &[MountWish], setting: Setting<'_>) -> Result<Vec<Mount>, E
     Ok(mounts)
 }
 
+/// Adds mounts that devices bring. Errors: Invalid for one where another mount is already.
+pub fn add(mounts: &mut Vec<Mount>, more: &[Mount]) -> Result<(), Error> {
+    for mount in more {
+        if mounts.iter().any(|known| known.target == mount.target) {
+            let text = format!(
+                "a device's mount at {:?}: another mount is there",
+                mount.target
+            );
+            return Err(Error::new(Kind::Invalid, text));
+        }
+        mounts.push(mount.clone());
+    }
+    sort(mounts);
+    Ok(())
+}
+
 /// Puts parents first. Stable, so that mounts of the same depth keep their order.
 pub fn sort(mounts: &mut [Mount]) {
     mounts.sort_by_key(|mount| mount.target.matches('/').count());

@@ -220,9 +220,13 @@ impl Draft {
             containers: &host.containers_directory(&pod.id),
             files: &host.pod_files(&pod.id),
         };
+        let additions = linux::cdi::additions(&wish.cdi_devices)?;
         let mut mounts = self.mounts(true)?;
-        let user = self.user()?;
-        let plan = linux::plan(&subject, &mut mounts)?;
+        mounts::add(&mut mounts, &additions.mounts)?;
+        let mut user = self.user()?;
+        user.identity.groups.extend(&additions.groups);
+        user.identity.groups = user::distinct(user.identity.groups);
+        let plan = linux::plan(&subject, &additions, &mut mounts)?;
         let usual = linux::usual_environment(&subject, &user.home);
         let usual: Vec<_> = usual
             .iter()
@@ -230,7 +234,7 @@ impl Draft {
             .collect();
         Ok(Parts {
             args: argv(&self.image, wish, false)?,
-            env: environment(&self.image, wish, &usual, &[])?,
+            env: environment(&self.image, wish, &usual, &additions.env)?,
             user,
             mounts,
             payload: Payload::Linux(plan),
@@ -311,7 +315,11 @@ fn only_linux_has(wish: &ContainerWish) -> Result<(), Error> {
     ))
 }
 
-pub(super) async fn find_module(image: &Arc<Image>, wasm: &WasmImage, argv0: &str) -> Result<Module, Error> {
+pub(super) async fn find_module(
+    image: &Arc<Image>,
+    wasm: &WasmImage,
+    argv0: &str,
+) -> Result<Module, Error> {
     let own = Module {
         path: wasm.module_path.clone(),
         digest: wasm.module.hex().to_owned(),

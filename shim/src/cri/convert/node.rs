@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use coracle_proto::runtime::v1 as cri;
 use serde_json::json;
 
+use crate::check;
 use crate::cri::runtime::{CgroupDriver, Node};
 use crate::lifecycle::Handler;
 
@@ -41,7 +42,11 @@ pub(in crate::cri) fn status_reply(
         }),
         info,
         runtime_handlers: Handler::ALL.into_iter().map(handler).collect(),
-        features: Some(cri::RuntimeFeatures::default()),
+        features: Some(cri::RuntimeFeatures {
+            supplemental_groups_policy: true,
+            user_namespaces_host_network: false,
+            mount_options: true,
+        }),
     }
 }
 
@@ -70,8 +75,8 @@ fn config(node: &Node) -> String {
 
 fn handler(handler: Handler) -> cri::RuntimeHandler {
     let features = cri::RuntimeHandlerFeatures {
-        recursive_read_only_mounts: false,
-        user_namespaces: false,
+        recursive_read_only_mounts: true,
+        user_namespaces: !handler.is_wasm_only() && check::maps_users(),
     };
     cri::RuntimeHandler {
         name: handler.as_str().to_owned(),
@@ -139,6 +144,18 @@ mod tests {
             .collect();
         assert_eq!(handlers, ["", "coracle", "coracle-wasm", "coracle-strict"]);
         assert!(reply.info.is_empty());
+        let features = reply.features.unwrap();
+        assert!(features.supplemental_groups_policy && features.mount_options);
+        assert!(!features.user_namespaces_host_network);
+        let of = |name: &str| {
+            let mut handlers = reply.runtime_handlers.iter();
+            handlers.find(|h| h.name == name).unwrap().features.unwrap()
+        };
+        assert!(
+            of("").recursive_read_only_mounts && of("coracle-strict").recursive_read_only_mounts
+        );
+        assert_eq!(of("coracle").user_namespaces, check::maps_users());
+        assert!(!of("coracle-wasm").user_namespaces);
     }
 
     #[test]

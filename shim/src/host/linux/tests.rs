@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use coracle_images::{Digest, ImageId, Kind as ImageKind, LinuxImage, RunConfig};
+use coracle_runtime::cgroup::DeviceRule;
 use coracle_runtime::id::PodId;
 use coracle_runtime::spec::IdRange;
 use serde_json::json;
@@ -60,7 +61,7 @@ impl Place {
             containers: &self.root.join("containers"),
             files: &self.root.join("files"),
         };
-        plan(&subject, &mut mounts).map(|plan| (plan, mounts))
+        plan(&subject, &Additions::default(), &mut mounts).map(|plan| (plan, mounts))
     }
 
     fn secured(&self, security: SecurityWish) -> Result<LinuxPlan, Error> {
@@ -111,6 +112,7 @@ fn a_plain_container_gets_the_usual_jail_and_its_pods_files() {
     assert_eq!(plan.seccomp, SeccompPlan::Unconfined);
     assert_eq!(plan.jail.pid, PidSpace::Own);
     assert_eq!(plan.jail.volumes, ["/data"]);
+    assert_eq!(plan.limits.devices, Some(DeviceRule::defaults()));
     assert_eq!(plan.jail.umask, 0o022);
     assert!(!plan.jail.privileged && !plan.jail.no_new_privs && !plan.jail.tty);
     let targets: Vec<_> = mounts.iter().map(|mount| mount.target.as_str()).collect();
@@ -154,7 +156,8 @@ fn privileged_needs_a_privileged_pod_and_lifts_what_confines() {
     assert_eq!(plan.seccomp, SeccompPlan::Default);
     place.change(|pod| pod.privileged = true);
     let plan = place.secured(security).unwrap();
-    assert!(plan.jail.privileged);
+    assert!(plan.jail.privileged && !plan.jail.devices.is_empty());
+    assert_eq!(plan.limits.devices, Some(DeviceRule::everything()));
     assert!(plan.jail.masked_paths.is_empty() && plan.jail.readonly_paths.is_empty());
     assert_eq!(plan.seccomp, SeccompPlan::Unconfined);
 }

@@ -1,0 +1,193 @@
+//! Devices by name: what a node's CDI specifications say that a container with such a device needs.
+//!
+//! Called by [`super`]. Source: the Container Device Interface specification 0.3 to 1.0. Specifications are root's own
+//! files in `/etc/cdi` and `/var/run/cdi`, written by device plugins and DRA drivers.
+//! Invariants: a name that cannot be resolved is refused; an edit that is not carried out (a hook, which is a program
+//! of the host's run as root; network devices; RDT) is refused, never left out; the later directory wins.
+//! Not here: who asks for a device, CRI.
+
+mod document;
+
+use std::path::{Path, PathBuf};
+
+use coracle_runtime::spec::{Device, DeviceKind, Mount, MountPropagation};
+
+use self::document::{Edits, MountEdit, Node};
+use super::devices::{Grant, device_target, one};
+use crate::host::mounts::clean_target;
+use crate::host::plan::invalid;
+use crate::lifecycle::Error;
+
+/// Where specifications lie; the later one wins.
+const DIRECTORIES: [&str; 2] = ["/etc/cdi", "/var/run/cdi"];
+
+/// What devices add to a container.
+#[derive(Debug, Default)]
+pub(in crate::host) struct Additions {
+    /// Environment, in order.
+    pub env: Vec<(String, String)>,
+    /// Mounts.
+    pub mounts: Vec<Mount>,
+    /// Supplementary groups.
+    pub groups: Vec<u32>,
+    /// Device nodes.
+    pub(super) grants: Vec<Grant>,
+}
+
+/// What all devices of these names (`vendor.com/class=name`) need together. Blocks on the node's specifications.
+/// Errors: Invalid, naming the device and what is wrong with it.
+pub(in crate::host) fn additions(names: &[String]) -> Result<Additions, Error> {
+    if names.is_empty() {
+        return Ok(Additions::default());
+    }
+    from(names, &DIRECTORIES.map(PathBuf::from))
+}
+
+fn from(names: &[String], directories: &[PathBuf]) -> Result<Additions, Error> {
+    let read = document::read_all(directories);
+    let mut additions = Additions::default();
+    let mut applied: Vec<&Path> = Vec::new();
+    for name in names {
+        let refused = |why: String| invalid(format!("CDI device {name:?}: {why}"));
+        let (kind, device) = split(name).map_err(refused)?;
+        let document = read.find(kind, device).map_err(refused)?;
+        // What a specification says for all its devices is done once.
+        if !applied.contains(&document.path.as_path()) {
+            additions.apply(&document.edits).map_err(refused)?;
+            applied.push(&document.path);
+        }
+        if let Some(edits) = document.device(device) {
+            additions.apply(edits).map_err(refused)?;
+        }
+    }
+    Ok(additions)
+}
+
+/// `vendor.com/class=name` as kind and name.
+fn split(name: &str) -> Result<(&str, &str), String> {
+    let word = |text: &str, odd: &[u8]| {
+        let good = |b: u8| b.is_ascii_alphanumeric() || odd.contains(&b);
+        !text.is_empty() && text.bytes().all(good)
+    };
+    let parts = name.split_once('=').and_then(|(kind, device)| {
+        let (vendor, class) = kind.split_once('/')?;
+        let good = word(vendor, b"._-") && word(class, b"._-") && word(device, b"._-:");
+        good.then_some((kind, device))
+    });
+    parts.ok_or_else(|| "that is no name like vendor.com/class=name".to_owned())
+}
+
+impl Additions {
+    fn apply(&mut self, edits: &Edits) -> Result<(), String> {
+        if let Some(hook) = edits.hooks.first() {
+            return Err(format!(
+                "its specification wants the program {:?} run on the host, which this runtime never does",
+                hook.path
+            ));
+        }
+        if !edits.net_devices.is_empty() || edits.intel_rdt.is_some() {
+            return Err(
+                "its specification wants network devices or RDT, which are not built".to_owned(),
+            );
+        }
+        for entry in &edits.env {
+            let (name, value) = entry
+                .split_once('=')
+                .ok_or_else(|| format!("its variable {entry:?} has no `=`"))?;
+            self.env.push((name.to_owned(), value.to_owned()));
+        }
+        for node in &edits.device_nodes {
+            self.grants.push(grant(node)?);
+        }
+        for mount in &edits.mounts {
+            self.mounts.push(bind(mount)?);
+        }
+        // 0 is what a field that was left out reads as, and every container's root has it.
+        let groups = edits.additional_gids.iter().copied();
+        self.groups.extend(groups.filter(|gid| *gid != 0));
+        Ok(())
+    }
+}
+
+fn grant(node: &Node) -> Result<Grant, String> {
+    let named = |why: String| format!("its node {:?}: {why}", node.path);
+    let target = device_target(&node.path).map_err(named)?;
+    let host = node.host_path.as_deref().unwrap_or(&node.path);
+    let found = std::fs::canonicalize(host)
+        .and_then(|path| std::fs::metadata(&path).map(|metadata| (path, metadata)));
+    let device = match (found, numbers(node)) {
+        (Ok((path, metadata)), stated) => {
+            let device = one(&path, &target, &metadata).map_err(named)?;
+            let actual = (device.kind, device.major, device.minor);
+            if stated.is_some_and(|stated| stated != actual) {
+                return Err(named(
+                    "it states other numbers than the host's node has".to_owned(),
+                ));
+            }
+            device
+        }
+        (Err(error), _) => return Err(named(format!("the host has none: {error}"))),
+    };
+    let permissions = node.permissions.clone().unwrap_or_else(|| "rwm".to_owned());
+    if permissions.is_empty() || permissions.bytes().any(|b| !b"rwm".contains(&b)) {
+        return Err(named(
+            "its permissions are not made of r, w and m".to_owned(),
+        ));
+    }
+    Ok(Grant {
+        device: Device {
+            mode: node.file_mode.map_or(device.mode, |mode| mode & 0o777),
+            uid: node.uid.unwrap_or(device.uid),
+            gid: node.gid.unwrap_or(device.gid),
+            ..device
+        },
+        permissions,
+    })
+}
+
+/// What the specification itself says of a node's numbers, if it says all of it.
+fn numbers(node: &Node) -> Option<(DeviceKind, u32, u32)> {
+    let kind = match node.kind.as_deref()? {
+        "b" => DeviceKind::Block,
+        "c" | "u" => DeviceKind::Char,
+        _ => return None,
+    };
+    Some((kind, node.major?, node.minor?))
+}
+
+fn bind(edit: &MountEdit) -> Result<Mount, String> {
+    let named = |why: String| format!("its mount at {:?}: {why}", edit.container_path);
+    let target = clean_target(&edit.container_path).map_err(named)?;
+    if !matches!(edit.kind.as_deref(), None | Some("" | "bind" | "none")) {
+        return Err(named("it is not a bind mount".to_owned()));
+    }
+    let source = PathBuf::from(&edit.host_path);
+    if !source.is_absolute() {
+        return Err(named("the host path is not absolute".to_owned()));
+    }
+    if let Err(error) = std::fs::metadata(&source) {
+        return Err(named(format!("the host path cannot be used: {error}")));
+    }
+    let mut mount = Mount {
+        source,
+        target,
+        ..Mount::default()
+    };
+    for option in &edit.options {
+        match option.as_str() {
+            "ro" => mount.readonly = true,
+            "nosuid" => mount.nosuid = true,
+            "nodev" => mount.nodev = true,
+            "noexec" => mount.noexec = true,
+            "slave" | "rslave" => mount.propagation = MountPropagation::Slave,
+            "shared" | "rshared" => mount.propagation = MountPropagation::Shared,
+            "bind" | "rbind" | "private" | "rprivate" | "rw" | "relatime" => {}
+            other => return Err(named(format!("{other:?} is no option that is known"))),
+        }
+    }
+    Ok(mount)
+}
+
+#[cfg(test)]
+#[path = "cdi/tests.rs"]
+mod tests;

@@ -1,0 +1,360 @@
+//! Devices of a container: which nodes it gets, and what its cgroup lets it do with them.
+//!
+//! Called by [`super`]. Source: containerd's `WithDevices` and `WithHostDevices`.
+//! Invariants: a node that is granted is a device of the host with the numbers that the host's node has; a directory
+//! grants what is below it, links and other file systems' peculiar directories not; one path has one device.
+//! Not here: making nodes, writing cgroups.
+
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+
+use coracle_runtime::cgroup::{DeviceClass, DeviceRule};
+use coracle_runtime::spec::{Device, DeviceKind};
+
+use crate::host::mounts::clean_target;
+use crate::host::plan::invalid;
+use crate::lifecycle::{DeviceWish, Error};
+
+/// Most nodes of a container.
+const MOST: usize = 4096;
+
+/// Deepest directory below one that is asked for.
+const MAX_DEPTH: usize = 16;
+
+/// Directories and nodes of `/dev` that no container gets from the host. Source: containerd, `getDevices`; the
+/// terminals are the container's own.
+const NOT_PASSED_ON: [&str; 10] = [
+    "pts",
+    "shm",
+    "fd",
+    "mqueue",
+    "console",
+    "ptmx",
+    ".lxc",
+    ".lxd-mounts",
+    ".udev",
+    "hugepages",
+];
+
+/// Nodes that every container has.
+const USUAL: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
+
+/// A device with what may be done with it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Grant {
+    /// The node.
+    pub device: Device,
+    /// Some of `r`, `w` and `m`.
+    pub permissions: String,
+}
+
+/// The devices that CRI asks for. Blocks on the host's `/dev`.
+/// Errors: Invalid, naming the path and what is wrong with it.
+pub(super) fn asked(wishes: &[DeviceWish]) -> Result<Vec<Grant>, Error> {
+    let mut grants = Vec::new();
+    for wish in wishes {
+        let refused = |why: String| {
+            let (host, target) = (&wish.host_path, &wish.container_path);
+            invalid(format!("device {host:?} at {target:?}: {why}"))
+        };
+        let target = device_target(&wish.container_path).map_err(refused)?;
+        // A link is resolved once, here; the node it leads to is what is granted.
+        let host = std::fs::canonicalize(&wish.host_path)
+            .map_err(|error| refused(format!("the host path cannot be used: {error}")))?;
+        let metadata = std::fs::metadata(&host).map_err(|error| refused(error.to_string()))?;
+        let found = if metadata.is_dir() {
+            below(&host, &target, 0).map_err(refused)?
+        } else {
+            vec![one(&host, &target, &metadata).map_err(refused)?]
+        };
+        if found.is_empty() {
+            return Err(refused("the directory holds no device".to_owned()));
+        }
+        grants.extend(found.into_iter().map(|device| Grant {
+            device,
+            permissions: wish.permissions.clone(),
+        }));
+    }
+    Ok(grants)
+}
+
+/// Every device node of the host, for a privileged container. Blocks.
+pub(super) fn of_host(dev: &Path) -> Result<Vec<Grant>, Error> {
+    let found =
+        below(dev, "/dev", 0).map_err(|why| invalid(format!("the host's devices: {why}")))?;
+    let is_own = |device: &Device| {
+        let name = device.path.strip_prefix("/dev/").unwrap_or_default();
+        USUAL.contains(&name)
+    };
+    let others = found.into_iter().filter(|device| !is_own(device));
+    Ok(others
+        .map(|device| Grant {
+            device,
+            permissions: "rwm".to_owned(),
+        })
+        .collect())
+}
+
+/// One grant a path: a second one of the same device adds permissions, one of another device is refused.
+pub(super) fn merged(grants: Vec<Grant>) -> Result<Vec<Grant>, Error> {
+    let mut taken: Vec<Grant> = Vec::new();
+    for grant in grants {
+        let numbers = |device: &Device| (device.kind, device.major, device.minor);
+        let path = &grant.device.path;
+        match taken.iter_mut().find(|known| known.device.path == *path) {
+            None => taken.push(grant),
+            Some(known) if numbers(&known.device) == numbers(&grant.device) => {
+                for letter in grant.permissions.chars() {
+                    if !known.permissions.contains(letter) {
+                        known.permissions.push(letter);
+                    }
+                }
+            }
+            Some(_) => {
+                return Err(invalid(format!(
+                    "two different devices are asked for at {path:?}"
+                )));
+            }
+        }
+    }
+    if taken.len() > MOST {
+        return Err(invalid(format!(
+            "{} devices are asked for, {MOST} are allowed",
+            taken.len()
+        )));
+    }
+    Ok(taken)
+}
+
+/// What the cgroup allows: what everybody may use and what is granted, or everything.
+pub(super) fn rules(grants: &[Grant], privileged: bool) -> Vec<DeviceRule> {
+    if privileged {
+        return DeviceRule::everything();
+    }
+    let rule = |grant: &Grant| {
+        let device = &grant.device;
+        let kind = match device.kind {
+            DeviceKind::Char => DeviceClass::Char,
+            DeviceKind::Block => DeviceClass::Block,
+        };
+        let (major, minor) = (Some(device.major), Some(device.minor));
+        DeviceRule::new(kind, major, minor, &grant.permissions)
+    };
+    let mut rules = DeviceRule::defaults();
+    rules.extend(grants.iter().map(rule));
+    rules
+}
+
+/// A clean path for a node; the kernel's own trees have no room for one.
+pub(super) fn device_target(path: &str) -> Result<String, String> {
+    let target = clean_target(path)?;
+    let is_kernels = ["/proc", "/sys"].iter().any(|own| {
+        target
+            .strip_prefix(own)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    });
+    if is_kernels || target == "/dev" {
+        return Err("no device can be there".to_owned());
+    }
+    Ok(target)
+}
+
+/// The device that a node of the host is. Errors: it is none.
+pub(super) fn one(
+    host: &Path,
+    target: &str,
+    metadata: &std::fs::Metadata,
+) -> Result<Device, String> {
+    let kind = match metadata.file_type() {
+        kind if kind.is_char_device() => DeviceKind::Char,
+        kind if kind.is_block_device() => DeviceKind::Block,
+        _ => return Err("the host path is not a device".to_owned()),
+    };
+    Ok(Device {
+        path: target.to_owned(),
+        source: host.to_owned(),
+        kind,
+        major: rustix::fs::major(metadata.rdev()),
+        minor: rustix::fs::minor(metadata.rdev()),
+        mode: metadata.mode() & 0o777,
+        uid: metadata.uid(),
+        gid: metadata.gid(),
+    })
+}
+
+/// All devices below a directory, by path.
+fn below(directory: &Path, target: &str, depth: usize) -> Result<Vec<Device>, String> {
+    let cannot =
+        |error: std::io::Error| format!("{} cannot be listed: {error}", directory.display());
+    if depth > MAX_DEPTH {
+        return Err(format!("{} lies too deep", directory.display()));
+    }
+    let entries: Result<Vec<PathBuf>, _> = std::fs::read_dir(directory)
+        .map_err(cannot)?
+        .map(|entry| entry.map(|entry| entry.path()))
+        .collect();
+    let mut entries = entries.map_err(cannot)?;
+    entries.sort();
+    let mut found = Vec::new();
+    for path in entries {
+        let Some(name) = path.file_name().and_then(|name| name.to_str()) else {
+            continue;
+        };
+        if NOT_PASSED_ON.contains(&name) {
+            continue;
+        }
+        // Nodes come and go while we look.
+        let Ok(metadata) = std::fs::symlink_metadata(&path) else {
+            continue;
+        };
+        let target = format!("{}/{name}", target.trim_end_matches('/'));
+        if metadata.is_dir() {
+            found.extend(below(&path, &target, depth + 1)?);
+        } else if let Ok(device) = one(&path, &target, &metadata) {
+            found.push(device);
+        }
+        if found.len() > MOST {
+            return Err(format!("there are more than {MOST} devices"));
+        }
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
+
+    use super::*;
+
+    struct Scratch(PathBuf);
+
+    impl Scratch {
+        /// A directory with two devices, a link and a FIFO.
+        fn new(name: &str) -> Scratch {
+            let root =
+                std::env::temp_dir().join(format!("coracle-devices-{name}-{}", std::process::id()));
+            let _ = std::fs::remove_dir_all(&root);
+            std::fs::create_dir_all(root.join("sub")).unwrap();
+            std::fs::create_dir_all(root.join("pts")).unwrap();
+            let node = |path: &str, kind, minor| {
+                let mode = Mode::from_raw_mode(0o640);
+                mknodat(CWD, root.join(path), kind, mode, makedev(1, minor)).unwrap();
+            };
+            node("a", FileType::CharacterDevice, 3);
+            node("sub/b", FileType::BlockDevice, 5);
+            node("pts/0", FileType::CharacterDevice, 7);
+            node("null", FileType::CharacterDevice, 3);
+            node("fifo", FileType::Fifo, 0);
+            std::os::unix::fs::symlink("a", root.join("link")).unwrap();
+            Scratch(root)
+        }
+
+        fn wish(&self, host: &str, target: &str) -> DeviceWish {
+            DeviceWish {
+                container_path: target.to_owned(),
+                host_path: self.0.join(host).to_str().unwrap().to_owned(),
+                permissions: "rw".to_owned(),
+            }
+        }
+    }
+
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn paths(grants: &[Grant]) -> Vec<&str> {
+        grants
+            .iter()
+            .map(|grant| grant.device.path.as_str())
+            .collect()
+    }
+
+    #[test]
+    fn a_device_is_what_the_host_has_at_that_path() {
+        let scratch = Scratch::new("one");
+        let grants = asked(&[scratch.wish("link", "/dev//x/")]).unwrap();
+        let device = &grants[0].device;
+        assert_eq!(device.path, "/dev/x");
+        assert_eq!(device.source, scratch.0.join("a").canonicalize().unwrap());
+        assert_eq!(
+            (device.kind, device.major, device.minor),
+            (DeviceKind::Char, 1, 3)
+        );
+        assert_eq!(grants[0].permissions, "rw");
+    }
+
+    #[test]
+    fn a_directory_grants_the_devices_below_it() {
+        let scratch = Scratch::new("below");
+        let grants = asked(&[scratch.wish("", "/dev/d")]).unwrap();
+        assert_eq!(paths(&grants), ["/dev/d/a", "/dev/d/null", "/dev/d/sub/b"]);
+        assert_eq!(grants[2].device.kind, DeviceKind::Block);
+    }
+
+    #[test]
+    fn what_is_no_device_is_refused_by_path() {
+        let scratch = Scratch::new("none");
+        for (host, target, why) in [
+            ("fifo", "/dev/x", "not a device"),
+            ("missing", "/dev/x", "cannot be used"),
+            ("pts", "/x/../y", "`..`"),
+            ("a", "relative", "not absolute"),
+            ("a", "/", "the root"),
+            ("a", "/proc/x", "no device can be there"),
+            ("a", "/dev", "no device can be there"),
+        ] {
+            let text = asked(&[scratch.wish(host, target)])
+                .unwrap_err()
+                .to_string();
+            assert!(
+                text.contains(why) && text.contains(&format!("{target:?}")),
+                "{text}"
+            );
+        }
+        std::fs::create_dir(scratch.0.join("empty")).unwrap();
+        let text = asked(&[scratch.wish("empty", "/dev/x")]).unwrap_err();
+        assert!(text.to_string().contains("holds no device"), "{text}");
+    }
+
+    #[test]
+    fn one_path_is_one_device() {
+        let scratch = Scratch::new("merge");
+        let mut twice = asked(&[scratch.wish("a", "/dev/x"), scratch.wish("a", "/dev/x")]).unwrap();
+        twice[1].permissions = "m".to_owned();
+        let merged_once = merged(twice).unwrap();
+        assert_eq!(
+            (merged_once.len(), merged_once[0].permissions.as_str()),
+            (1, "rwm")
+        );
+        let differing = asked(&[scratch.wish("a", "/dev/x"), scratch.wish("sub/b", "/dev/x")]);
+        assert!(merged(differing.unwrap()).is_err());
+    }
+
+    #[test]
+    fn the_cgroup_allows_what_is_granted_and_no_more() {
+        let scratch = Scratch::new("rules");
+        let grants = asked(&[scratch.wish("sub/b", "/dev/x")]).unwrap();
+        let rules = rules(&grants, false);
+        let (usual, own) = rules.split_at(DeviceRule::defaults().len());
+        assert_eq!(usual, DeviceRule::defaults());
+        let expected = DeviceRule::new(DeviceClass::Block, Some(1), Some(5), "rw");
+        assert_eq!(own, [expected]);
+        assert_eq!(super::rules(&grants, true), DeviceRule::everything());
+    }
+
+    #[test]
+    fn a_privileged_container_gets_what_is_not_its_own_anyway() {
+        let scratch = Scratch::new("host");
+        let grants = of_host(&scratch.0).unwrap();
+        assert_eq!(paths(&grants), ["/dev/a", "/dev/sub/b"]);
+        let grants = of_host(Path::new("/dev")).unwrap();
+        assert!(!grants.is_empty());
+        assert!(grants.iter().all(|grant| {
+            let path = &grant.device.path;
+            !path.starts_with("/dev/pts/") && path != "/dev/console" && path != "/dev/null"
+        }));
+    }
+}
