@@ -23,11 +23,11 @@ UNITDIR := $(PREFIX)/lib/systemd/system
 BUILD_PACKAGES := build-essential pkg-config libseccomp-dev ca-certificates
 DEMO_PACKAGES := $(BUILD_PACKAGES) docker-registry
 TEST_PACKAGES := $(DEMO_PACKAGES) clang lld wasi-libc libclang-rt-14-dev-wasm32 python3-venv containerd runc crun \
-	busybox-static
+	containernetworking-plugins busybox-static
 # An emulated machine. virtiofsd comes with qemu-system-common or, on newer systems, by itself.
 GUEST_PACKAGES = $(TEST_PACKAGES) qemu-system-x86 busybox-static cpio xz-utils zstd debian-archive-keyring \
     $(if $(filter systemd,$(INIT)),systemd) $(shell apt-cache show virtiofsd >/dev/null 2>&1 && echo virtiofsd)
-BENCH_PACKAGES := $(TEST_PACKAGES) containernetworking-plugins
+BENCH_PACKAGES := $(TEST_PACKAGES)
 # busybox is built from source; ipcmk and ipcrm belong to util-linux; the peer's host ports need iptables.
 CONFORMANCE_PACKAGES := $(DEMO_PACKAGES) python3-venv dpkg-dev xz-utils bzip2 util-linux \
     $(if $(PEER),containerd runc containernetworking-plugins iptables)

@@ -27,7 +27,8 @@ options=(
     -o "Dir::State::Lists=$apt/lists" -o "Dir::Cache=$apt" -o Dir::State::Status=/dev/null
     -o APT::Architecture=amd64 -o APT::Architectures=amd64 -o APT::Sandbox::User=root
 )
-if [[ ! -d $cache/lib/modules ]]; then
+if [[ ! -d $cache/lib/modules || ! -f $cache/vmlinuz ]]; then
+    rm -rf "$cache/lib"
     {
         apt-get "${options[@]}" update -qq
         package=$(apt-cache "${options[@]}" depends linux-image-cloud-amd64 |
@@ -39,6 +40,9 @@ if [[ ! -d $cache/lib/modules ]]; then
     mkdir -p "$cache/lib"
     cp "$apt"/root/boot/vmlinuz-* "$cache/vmlinuz"
     cp -r "$(find "$apt/root" -type d -path '*lib/modules')" "$cache/lib/modules"
+    # busybox inserts modules as they are.
+    find "$cache/lib/modules" -name '*.ko.xz' -exec xz -d -T 0 {} +
+    find "$cache/lib/modules" -name '*.ko.zst' -exec zstd -q -d --rm {} +
     rm -rf "$apt"
 fi
 version=$(ls "$cache/lib/modules")
@@ -54,7 +58,7 @@ install -m 0755 init "$tree/init"
 # The modules and, before each, those that it needs, in the order of insertion.
 insertion() {
     local wanted=$1 line path
-    line=$(grep -E "(^|/)$wanted\.ko(\.[a-z]+)?:" "$cache/lib/modules/$version/modules.dep" || true)
+    line=$(grep -E "(^|/)$wanted\.ko:" "$cache/lib/modules/$version/modules.dep" || true)
     [[ -n $line ]] || return 0 # built in
     for path in $(tr ' ' '\n' <<<"${line#*:}" | tac) "${line%%:*}"; do
         echo "$path"
@@ -65,12 +69,7 @@ for module in virtio_pci virtio_blk virtiofs overlay; do
 done | awk 'NF && !seen[$0]++' >"$tree/modules"
 number=100
 while read -r path; do
-    module=$cache/lib/modules/$version/$path
-    case $path in
-    *.xz) xz -dc "$module" ;;
-    *.zst) zstd -qdc "$module" ;;
-    *) cat "$module" ;;
-    esac >"$tree/lib/modules/$number.ko"
+    cp "$cache/lib/modules/$version/$path" "$tree/lib/modules/$number.ko"
     number=$((number + 1))
 done <"$tree/modules"
 (cd "$tree" && find . | cpio -o -H newc --quiet) | gzip -1 >"$cache/initramfs"
