@@ -14,6 +14,8 @@ pub struct ImagesConfig {
     pub root: PathBuf,
     /// Registry hosts (with port, as written in references) spoken to over plain http, besides loopback.
     pub plain_http: Vec<String>,
+    /// Directory of `hosts.toml` files that name mirrors (see `docs/registries.md`); `None` for none.
+    pub registry_config: Option<PathBuf>,
     /// Give up on a registry that has sent nothing for this long.
     pub pull_idle_timeout: Duration,
     /// Completed references (`registry/name:tag`) whose images are reported as pinned.
@@ -28,6 +30,7 @@ impl ImagesConfig {
         Self {
             root: root.into(),
             plain_http: Vec::new(),
+            registry_config: None,
             pull_idle_timeout: Duration::from_secs(60),
             pinned: Vec::new(),
             limits: Limits::default(),

@@ -90,6 +90,12 @@ pub enum Error {
         /// What it answered instead, or the innermost cause.
         problem: String,
     },
+    /// Several hosts, mirrors first and the registry last, were asked in vain.
+    #[error("{}", tried.iter().map(|error| error.to_string()).collect::<Vec<_>>().join("; "))]
+    Hosts {
+        /// What each of them did instead, in the order of asking. Never empty.
+        tried: Vec<Error>,
+    },
     /// The registry sent nothing for too long.
     #[error("{registry} sent nothing of {what} for {}s", idle.as_secs_f32())]
     Stalled {
@@ -181,6 +187,8 @@ impl Error {
     pub fn kind(&self) -> Kind {
         match self {
             Self::Pull { cause, .. } => cause.kind(),
+            // The last is the registry itself: what it says counts.
+            Self::Hosts { tried } => tried.last().map_or(Kind::RegistryUnavailable, Self::kind),
             Self::Name(_) | Self::Invalid { .. } => Kind::Invalid,
             Self::NotInRegistry { .. } | Self::NotInStore { .. } => Kind::Missing,
             Self::Unauthorized { .. } => Kind::Unauthorized,
@@ -191,6 +199,11 @@ impl Error {
             Self::Io { .. } | Self::Metadata { .. } => Kind::Io,
             Self::Cancelled { .. } => Kind::Cancelled,
         }
+    }
+
+    /// True if another host may do better: this one is out of reach, stalls, or sends what it should not.
+    pub(crate) fn is_of_source(&self) -> bool {
+        matches!(self.kind(), Kind::RegistryUnavailable | Kind::Corrupt)
     }
 
     /// A failed file operation; a full disk becomes its own variant.

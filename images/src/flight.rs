@@ -15,7 +15,7 @@ use crate::image::Image;
 use crate::manifest::PlatformPreference;
 use crate::pull::Pull;
 use crate::reference::ImageRef;
-use crate::registry::Credentials;
+use crate::endpoint::Credentials;
 use crate::store::Inner;
 
 /// What to pull.

@@ -14,6 +14,7 @@
 mod blobs;
 mod collect;
 mod config;
+mod endpoint;
 pub mod error;
 mod failpoint;
 mod flight;
@@ -21,6 +22,7 @@ mod image;
 mod image_config;
 mod manifest;
 mod metadata;
+mod mirrors;
 mod pull;
 mod reference;
 mod registry;
@@ -31,6 +33,7 @@ mod verify;
 mod wasm;
 
 pub use config::{ImagesConfig, Limits};
+pub use endpoint::Credentials;
 pub use error::{Error, Kind as ErrorKind};
 #[cfg(feature = "failpoints")]
 pub use failpoint::set_failpoints;
@@ -38,6 +41,5 @@ pub use flight::PullRequest;
 pub use image::{FsInfo, Image, Kind, LinuxImage, RunConfig, WasmImage};
 pub use manifest::PlatformPreference;
 pub use reference::{BadName, Digest, ImageId, ImageRef, Target};
-pub use registry::Credentials;
 pub use snapshot::lower_dirs;
 pub use store::Images;

@@ -15,13 +15,14 @@ use futures_util::stream::{self, StreamExt as _};
 
 use crate::blobs::blocking;
 use crate::collect::Pins;
+use crate::endpoint::{ATTEMPTS, BlobStream};
 use crate::error::{Error, Kind as ErrorKind};
 use crate::flight::PullRequest;
 use crate::image::{Image, RunConfig};
 use crate::manifest::{self, Blob, Content, Document, Manifest, PlatformPreference};
 use crate::metadata::{LayerRecord, Program, Record};
 use crate::reference::{Digest, ImageId, ImageRef, Target};
-use crate::registry::{ATTEMPTS, Registry};
+use crate::registry::Registry;
 use crate::store::Inner;
 use crate::unpack::{Budget, Source, unpack};
 use crate::{failpoint, image_config, verify, wasm};
@@ -46,13 +47,7 @@ impl Pull {
         reference: ImageRef,
         request: &PullRequest,
     ) -> Result<Self, Error> {
-        let config = &inner.config;
-        let registry = Registry::new(
-            &reference,
-            request.auth.as_ref(),
-            &config.plain_http,
-            config.pull_idle_timeout,
-        )?;
+        let registry = Registry::new(&reference, request.auth.as_ref(), &inner.config)?;
         let pins = Pins::new(inner.clone());
         Ok(Self {
             inner,
@@ -65,7 +60,6 @@ impl Pull {
 
     /// Does it all. Answers when the image is recorded and shown.
     pub(crate) async fn run(&mut self) -> Result<Arc<Image>, Error> {
-        self.registry.login().await?;
         let (top, manifest) = self.resolve().await?;
         failpoint::pass("pull.manifest")?;
         let config = self.fetch_config(&manifest.config).await?;
@@ -190,21 +184,32 @@ impl Pull {
         fetched.into_iter().collect()
     }
 
-    /// Makes one blob present. A registry that breaks off is asked again, a few times.
+    /// Makes one blob present. A host that breaks off or sends something else is left for the next one; the last is
+    /// asked again, a few times.
     async fn fetch_one(&self, blob: &Blob) -> Result<(), Error> {
         if self.inner.blobs.has(blob) && self.registry.may_read(blob).await? {
             return Ok(());
         }
         let mut attempt = 1;
         loop {
-            match self.try_fetch(blob).await {
+            let fetched = match self.registry.blob(blob).await {
+                Ok(mut bytes) => match self.keep(blob, &mut bytes).await {
+                    Err(error) if error.is_of_source() && bytes.give_up_host() => {
+                        tracing::debug!(digest = %blob.digest, %error, "fetching a blob elsewhere");
+                        continue;
+                    }
+                    kept => kept,
+                },
+                Err(error) => Err(error),
+            };
+            match fetched {
                 Err(error @ Error::Registry { .. }) if attempt < ATTEMPTS => {
                     tracing::debug!(digest = %blob.digest, attempt, %error, "fetching a blob again");
                     attempt += 1;
                 }
                 // A token may have expired during a long pull: once more with a new one.
-                Err(Error::Unauthorized { .. }) if attempt == 1 => {
-                    self.registry.login().await?;
+                Err(error) if attempt == 1 && error.kind() == ErrorKind::Unauthorized => {
+                    self.registry.renew().await;
                     attempt += 1;
                 }
                 done => return done,
@@ -212,8 +217,7 @@ impl Pull {
         }
     }
 
-    async fn try_fetch(&self, blob: &Blob) -> Result<(), Error> {
-        let mut bytes = self.registry.blob(blob).await?;
+    async fn keep(&self, blob: &Blob, bytes: &mut BlobStream) -> Result<(), Error> {
         let mut writer = self.inner.blobs.writer(blob).await?;
         while let Some(chunk) = bytes.next().await? {
             writer.write(&chunk).await?;

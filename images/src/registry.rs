@@ -1,420 +1,155 @@
-//! One registry, one repository, one set of credentials: tokens, manifests and blob streams.
+//! The registry of one pull: the hosts that may have its images, asked in turn.
 //!
-//! Place in the flow: the pull asks here; nothing else talks to the network.
-//! Invariants: credentials live only inside the client of one pull, so two pulls never share a token;
-//! `urls` of foreign layers are never followed; every wait for the registry ends after the idle timeout;
-//! an attempt that failed for want of an answer is repeated a bounded number of times.
+//! Place in the flow: the pull asks here; [`crate::mirrors`] says which hosts, [`crate::endpoint`] talks to each.
+//! Invariants: hosts are asked in the order of the configuration, the registry itself last; one that fails is left out
+//! for the rest of the pull, but the last never is; an error names every host that was asked. Bytes may come from any
+//! host, because the pull checks them against their digests.
 //! Not here: where bytes land, what they mean.
 
-use std::fmt;
 use std::future::Future;
-use std::sync::Once;
-use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::StreamExt as _;
-use futures_util::stream::BoxStream;
-use oci_client::client::{ClientConfig, ClientProtocol};
-use oci_client::errors::{DigestError, OciDistributionError, OciErrorCode};
-use oci_client::manifest::OciDescriptor;
-use oci_client::secrets::RegistryAuth;
-use oci_client::{Client, Reference, RegistryOperation};
-use tokio::time::timeout;
 
-use crate::error::Error;
-use crate::manifest::{ACCEPTED, Blob};
+use crate::config::ImagesConfig;
+use crate::endpoint::{BlobStream, Credentials, Endpoint, is_loopback};
+use crate::error::{Error, Kind as ErrorKind};
+use crate::manifest::Blob;
+use crate::mirrors;
 use crate::reference::{ImageRef, Target};
 
-/// How often one request is made before its failure counts.
-pub(crate) const ATTEMPTS: u32 = 3;
-/// How long to wait for a connection.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// The pause before the second attempt; it doubles.
-const BACKOFF: Duration = Duration::from_millis(200);
-
-/// What a client shows a registry to be let in. `Debug` and `Display` show no secret.
-#[derive(Clone, PartialEq, Eq, Hash)]
-pub enum Credentials {
-    /// A user name and a password, for basic authentication or a token request.
-    Basic {
-        /// The user's name.
-        username: String,
-        /// The password.
-        password: String,
-    },
-    /// A token that the registry takes as it is.
-    Bearer(String),
+/// What a host is asked to do.
+#[derive(Clone, Copy)]
+enum Task {
+    /// Say what a tag means.
+    Resolve,
+    /// Give content by its digest.
+    Pull,
 }
 
-impl fmt::Debug for Credentials {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Basic { .. } => "Basic(redacted)",
-            Self::Bearer(_) => "Bearer(redacted)",
-        })
-    }
-}
-
-/// The connection of one pull.
+/// The connections of one pull.
 pub(crate) struct Registry {
-    client: Client,
-    reference: ImageRef,
-    auth: RegistryAuth,
-    idle: Duration,
+    /// Never empty.
+    endpoints: Vec<Endpoint>,
 }
 
 impl Registry {
-    /// Prepares to talk to the registry of `reference`; nothing is sent yet.
+    /// Prepares to talk to the registry of `reference` and its mirrors; nothing is sent yet.
     ///
-    /// `plain_http` lists hosts spoken to without TLS besides loopback ones.
+    /// Errors: what the configuration of its mirrors says makes no sense.
     pub(crate) fn new(
         reference: &ImageRef,
         credentials: Option<&Credentials>,
-        plain_http: &[String],
-        idle: Duration,
+        config: &ImagesConfig,
     ) -> Result<Self, Error> {
-        install_tls();
-        let host = reference.registry();
-        let plain = is_loopback(host) || plain_http.iter().any(|name| name == host);
-        let config = ClientConfig {
-            protocol: if plain {
-                ClientProtocol::Http
-            } else {
-                ClientProtocol::Https
-            },
-            connect_timeout: Some(CONNECT_TIMEOUT.min(idle)),
-            read_timeout: Some(idle),
-            user_agent: concat!("coracle/", env!("CARGO_PKG_VERSION")),
-            platform_resolver: None,
-            ..ClientConfig::default()
-        };
-        let auth = match credentials {
-            None => RegistryAuth::Anonymous,
-            Some(Credentials::Basic { username, password }) => {
-                RegistryAuth::Basic(username.clone(), password.clone())
-            }
-            Some(Credentials::Bearer(token)) => RegistryAuth::Bearer(token.clone()),
-        };
-        let client = Client::try_from(config).map_err(|source| Error::Registry {
-            registry: host.to_owned(),
-            what: "anything".to_owned(),
-            problem: format!("the http client cannot be set up: {}", deepest(&source)),
-        })?;
+        let is_plain =
+            |host: &str| is_loopback(host) || config.plain_http.iter().any(|name| name == host);
+        let dir = config.registry_config.as_deref();
+        let upstreams = mirrors::upstreams(dir, reference.registry(), is_plain)?;
+        let last = upstreams.len() - 1;
+        let idle = config.pull_idle_timeout;
+        let endpoint =
+            |(place, upstream)| Endpoint::new(reference, upstream, credentials, idle, place < last);
+        let endpoints: Result<_, _> = upstreams.into_iter().enumerate().map(endpoint).collect();
         Ok(Self {
-            client,
-            reference: reference.clone(),
-            auth,
-            idle,
+            endpoints: endpoints?,
         })
     }
 
-    /// The registry's host.
-    pub(crate) fn host(&self) -> &str {
-        self.reference.registry()
-    }
-
-    /// Gets in. Errors: [`Error::Unauthorized`], [`Error::Registry`].
-    pub(crate) async fn login(&self) -> Result<(), Error> {
-        let what = format!("a token for {}", self.reference.repository());
-        self.retry(&what, || self.ask_token(&what)).await
-    }
-
-    async fn ask_token(&self, what: &str) -> Result<(), Error> {
-        let reference = self.wire(self.reference.target());
-        let ask = self
-            .client
-            .auth(&reference, &self.auth, RegistryOperation::Pull);
-        self.answer(what, ask).await.map(|_| ())
+    /// Makes every host be asked for a new token before the next request.
+    pub(crate) async fn renew(&self) {
+        for endpoint in &self.endpoints {
+            endpoint.leave().await;
+        }
     }
 
     /// Fetches a manifest or an index. The bytes have the digest, if `target` is one; the size is the caller's
     /// to check.
     pub(crate) async fn manifest(&self, target: &Target) -> Result<Bytes, Error> {
-        let what = format!("manifest {}:{target}", self.reference.repository());
-        let reference = self.wire(target);
-        self.retry(&what, || async {
-            let ask = self
-                .client
-                .pull_manifest_raw(&reference, &self.auth, &ACCEPTED);
-            self.answer(&what, ask).await.map(|(bytes, _)| bytes)
+        let task = match target {
+            Target::Tag(_) => Task::Resolve,
+            Target::Digest(_) => Task::Pull,
+        };
+        self.first(task, &format!("manifest {target}"), |endpoint| {
+            endpoint.manifest(target)
         })
         .await
     }
 
-    /// True if the registry would give this blob to these credentials.
+    /// True if a host would give this blob to these credentials.
     pub(crate) async fn may_read(&self, blob: &Blob) -> Result<bool, Error> {
         let what = format!("blob {}", blob.digest);
-        let reference = self.wire(self.reference.target());
-        self.retry(&what, || {
-            self.answer(
-                &what,
-                self.client.blob_exists(&reference, blob.digest.as_str()),
-            )
-        })
-        .await
+        let ask = async |endpoint: &Endpoint| match endpoint.may_read(blob).await? {
+            true => Ok(()),
+            false => Err(Error::NotInRegistry {
+                registry: endpoint.host().to_owned(),
+                what: what.clone(),
+            }),
+        };
+        match self.first(Task::Pull, &what, ask).await {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == ErrorKind::Missing => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
-    /// Opens the stream of one blob. One attempt: the caller repeats, because it owns the bytes so far.
+    /// Opens the stream of one blob. One attempt a host: the caller repeats, because it owns the bytes so far.
     pub(crate) async fn blob(&self, blob: &Blob) -> Result<BlobStream, Error> {
         let what = format!("blob {}", blob.digest);
-        if blob.size == 0 {
-            // There is no first byte to ask for: registries answer such a range with an error.
-            let stream = futures_util::stream::empty().boxed();
-            return Ok(BlobStream {
-                stream,
-                registry: self.host().to_owned(),
-                what,
-                idle: self.idle,
-            });
-        }
-        let reference = self.wire(self.reference.target());
-        let descriptor = OciDescriptor {
-            digest: blob.digest.to_string(),
-            size: i64::try_from(blob.size).unwrap_or(i64::MAX),
-            media_type: blob.media_type.clone(),
-            ..OciDescriptor::default()
-        };
-        // The partial form from byte 0 leaves the check of the digest to us, which also names both digests.
-        let ask = self
-            .client
-            .pull_blob_stream_partial(&reference, &descriptor, 0, None);
-        let stream = match self.answer(&what, ask).await? {
-            oci_client::client::BlobResponse::Full(sized)
-            | oci_client::client::BlobResponse::Partial(sized) => sized.stream,
-        };
-        Ok(BlobStream {
-            stream,
-            registry: self.host().to_owned(),
-            what,
-            idle: self.idle,
-        })
+        self.first(Task::Pull, &what, |endpoint| endpoint.blob(blob))
+            .await
     }
 
-    /// Repeats `ask` while the registry does not answer; a refusal is final.
-    async fn retry<T, F: Future<Output = Result<T, Error>>>(
-        &self,
+    /// The first answer that is no error. Errors: the only host's own, or all of them.
+    async fn first<'a, T, F: Future<Output = Result<T, Error>>>(
+        &'a self,
+        task: Task,
         what: &str,
-        ask: impl Fn() -> F,
+        ask: impl Fn(&'a Endpoint) -> F,
     ) -> Result<T, Error> {
-        let mut pause = BACKOFF;
-        let mut attempt = 1;
-        loop {
-            match ask().await {
-                Err(error @ Error::Registry { .. }) if attempt < ATTEMPTS => {
-                    tracing::debug!(registry = self.host(), what, attempt, %error, "asking the registry again");
-                }
-                answer => return answer,
-            }
-            tokio::time::sleep(pause).await;
-            pause *= 2;
-            attempt += 1;
-        }
-    }
-
-    /// Bounds the wait and turns the client's error into ours.
-    async fn answer<T>(
-        &self,
-        what: &str,
-        ask: impl Future<Output = Result<T, OciDistributionError>>,
-    ) -> Result<T, Error> {
-        match timeout(self.idle, ask).await {
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(error)) => Err(self.refusal(what, error)),
-            Err(_) => Err(Error::Stalled {
-                registry: self.host().to_owned(),
-                what: what.to_owned(),
-                idle: self.idle,
-            }),
-        }
-    }
-
-    /// Our error for the client's.
-    fn refusal(&self, what: &str, error: OciDistributionError) -> Error {
-        use OciDistributionError as Wire;
-        let (registry, what) = (self.host().to_owned(), what.to_owned());
-        let problem = match error {
-            Wire::UnauthorizedError { .. }
-            | Wire::AuthenticationFailure(_)
-            | Wire::ServerError {
-                code: 401 | 403, ..
-            } => return self.unauthorized(what),
-            Wire::ServerError { code: 404, .. } => return Error::NotInRegistry { registry, what },
-            Wire::RegistryError { envelope, .. } => {
-                match envelope.errors.first().map(|first| &first.code) {
-                    Some(OciErrorCode::Unauthorized | OciErrorCode::Denied) => {
-                        return self.unauthorized(what);
+        let mut tried = Vec::new();
+        for endpoint in self.live(task) {
+            let answer = match endpoint.enter().await {
+                Ok(()) => ask(endpoint).await,
+                Err(error) => Err(error),
+            };
+            match answer {
+                Ok(answer) => return Ok(answer),
+                Err(error) => {
+                    tracing::debug!(host = endpoint.host(), what, %error, "the host does not deliver");
+                    if error.kind() == ErrorKind::RegistryUnavailable {
+                        endpoint.give_up();
                     }
-                    Some(code) if is_absence(code) => {
-                        return Error::NotInRegistry { registry, what };
-                    }
-                    code => format!("it answers {code:?}"),
+                    tried.push(error);
                 }
             }
-            Wire::DigestError(DigestError::VerificationError { expected, actual }) => {
-                return match (expected.parse(), actual.parse()) {
-                    (Ok(want), Ok(got)) => Error::DigestMismatch { what, want, got },
-                    _ => {
-                        Error::invalid(what, format!("it has digest {actual}, expected {expected}"))
-                    }
-                };
-            }
-            Wire::ServerError { code, .. } => format!("it answers {code}"),
-            Wire::RequestError(source) => deepest(&source),
-            other => other.to_string(),
+        }
+        if tried.len() < 2 {
+            return Err(tried.pop().unwrap_or_else(|| self.nobody(task, what)));
+        }
+        Err(Error::Hosts { tried })
+    }
+
+    /// The hosts that may be asked: not those that failed, but the last in any case.
+    fn live(&self, task: Task) -> impl Iterator<Item = &Endpoint> {
+        let last = self.endpoints.len() - 1;
+        let is_live = move |(place, endpoint): &(usize, &Endpoint)| match task {
+            _ if *place < last && endpoint.is_given_up() => false,
+            Task::Resolve => endpoint.may_resolve(),
+            Task::Pull => endpoint.may_pull(),
+        };
+        let all = self.endpoints.iter().enumerate();
+        all.filter(is_live).map(|(_, endpoint)| endpoint)
+    }
+
+    fn nobody(&self, task: Task, what: &str) -> Error {
+        let capability = match task {
+            Task::Resolve => "resolve",
+            Task::Pull => "pull",
         };
         Error::Registry {
-            registry,
-            what,
-            problem,
+            registry: self.endpoints[self.endpoints.len() - 1].host().to_owned(),
+            what: what.to_owned(),
+            problem: format!("no host that still answers has the capability {capability:?}"),
         }
-    }
-
-    fn unauthorized(&self, what: String) -> Error {
-        let who = match self.auth {
-            RegistryAuth::Anonymous => "an anonymous client",
-            _ => "the given credentials",
-        };
-        Error::Unauthorized {
-            registry: self.host().to_owned(),
-            what,
-            who,
-        }
-    }
-
-    /// The client's form of a name in our repository.
-    fn wire(&self, target: &Target) -> Reference {
-        let (registry, repository) = (
-            self.host().to_owned(),
-            self.reference.repository().to_owned(),
-        );
-        match target {
-            Target::Tag(tag) => Reference::with_tag(registry, repository, tag.clone()),
-            Target::Digest(digest) => {
-                Reference::with_digest(registry, repository, digest.to_string())
-            }
-        }
-    }
-}
-
-/// True for the codes that say: there is no such thing.
-fn is_absence(code: &OciErrorCode) -> bool {
-    matches!(
-        code,
-        OciErrorCode::ManifestUnknown
-            | OciErrorCode::ManifestBlobUnknown
-            | OciErrorCode::NameUnknown
-            | OciErrorCode::BlobUnknown
-            | OciErrorCode::NotFound
-    )
-}
-
-/// The innermost cause in one line: `Connection refused (os error 111)` says more than `error sending request`.
-fn deepest(error: &dyn std::error::Error) -> String {
-    let mut cause = error;
-    while let Some(next) = cause.source() {
-        cause = next;
-    }
-    cause.to_string()
-}
-
-/// The bytes of a blob, as they come.
-pub(crate) struct BlobStream {
-    stream: BoxStream<'static, Result<Bytes, std::io::Error>>,
-    registry: String,
-    what: String,
-    idle: Duration,
-}
-
-impl BlobStream {
-    /// The next bytes; `None` at the end. Errors: the registry stalls or breaks off.
-    pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, Error> {
-        match timeout(self.idle, self.stream.next()).await {
-            Ok(None) => Ok(None),
-            Ok(Some(Ok(bytes))) => Ok(Some(bytes)),
-            Ok(Some(Err(source))) => Err(self.broken(&source)),
-            Err(_) => Err(Error::Stalled {
-                registry: self.registry.clone(),
-                what: self.what.clone(),
-                idle: self.idle,
-            }),
-        }
-    }
-
-    /// The client verifies whole answers itself; its verdict is a mismatch, not a broken connection.
-    fn broken(&self, source: &std::io::Error) -> Error {
-        let inner = source
-            .get_ref()
-            .and_then(|inner| inner.downcast_ref::<DigestError>());
-        if let Some(DigestError::VerificationError { expected, actual }) = inner
-            && let (Ok(want), Ok(got)) = (expected.parse(), actual.parse())
-        {
-            let what = self.what.clone();
-            return Error::DigestMismatch { what, want, got };
-        }
-        Error::Registry {
-            registry: self.registry.clone(),
-            what: self.what.clone(),
-            problem: format!("it broke off: {}", deepest(source)),
-        }
-    }
-}
-
-/// True for hosts that are this machine, whatever the port.
-fn is_loopback(registry: &str) -> bool {
-    let host = match registry.strip_prefix('[') {
-        Some(rest) => rest.split(']').next().unwrap_or_default(),
-        None => registry.split(':').next().unwrap_or_default(),
-    };
-    host == "localhost"
-        || host
-            .parse::<std::net::IpAddr>()
-            .is_ok_and(|address| address.is_loopback())
-}
-
-/// Gives the process a TLS implementation, unless it has one.
-fn install_tls() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        // An error means that the process already has a provider: just as good.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-    });
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_this_machine_is_loopback() {
-        for host in [
-            "localhost",
-            "localhost:5000",
-            "127.0.0.1:1",
-            "127.9.9.9",
-            "[::1]",
-            "[::1]:5000",
-        ] {
-            assert!(is_loopback(host), "{host}");
-        }
-        for host in [
-            "docker.io",
-            "localhost.evil.io",
-            "127.0.0.1.evil.io:5000",
-            "10.0.0.1:5000",
-            "[::2]:5000",
-            "",
-        ] {
-            assert!(!is_loopback(host), "{host}");
-        }
-    }
-
-    #[test]
-    fn credentials_print_no_secret() {
-        let basic = Credentials::Basic {
-            username: "canary-user".into(),
-            password: "canary-pass".into(),
-        };
-        let shown = format!("{basic:?} {:?}", Credentials::Bearer("canary-token".into()));
-        assert!(!shown.contains("canary"), "{shown}");
     }
 }

@@ -102,6 +102,8 @@ pub struct Network {
 pub struct Images {
     /// Registries, `host` or `host:port`, spoken to without TLS besides loopback ones.
     pub plain_http: Vec<String>,
+    /// Directory of `hosts.toml` files that name mirrors. Absolute; it may be absent.
+    pub registry_config: PathBuf,
     /// A registry that sends nothing for this long fails the pull.
     pub pull_idle_timeout: Duration,
     /// Largest manifest, index or image config.

@@ -27,6 +27,8 @@ pub enum Fault {
     ServerError,
     /// Every request is answered 401 without a way to authenticate.
     Unauthorized,
+    /// Whoever shows no password is asked for one; any will do.
+    WantsPassword,
 }
 
 /// The running server; ends on drop.
@@ -35,6 +37,7 @@ pub struct FaultyRegistry {
     host: String,
     end: Arc<AtomicBool>,
     requests: Arc<AtomicUsize>,
+    passwords: Arc<AtomicUsize>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -42,6 +45,15 @@ struct Site {
     image: Image,
     fault: Fault,
     end: Arc<AtomicBool>,
+    passwords: Arc<AtomicUsize>,
+}
+
+/// What is looked at of a request.
+struct Request {
+    method: String,
+    /// Without the query.
+    path: String,
+    has_password: bool,
 }
 
 impl FaultyRegistry {
@@ -49,14 +61,13 @@ impl FaultyRegistry {
     pub fn start(image: Image, fault: Fault) -> Outcome<Self> {
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let host = listener.local_addr()?.to_string();
-        let (end, requests) = (
-            Arc::new(AtomicBool::new(false)),
-            Arc::new(AtomicUsize::new(0)),
-        );
+        let end = Arc::new(AtomicBool::new(false));
+        let (requests, passwords) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
         let site = Arc::new(Site {
             image,
             fault,
             end: Arc::clone(&end),
+            passwords: Arc::clone(&passwords),
         });
         let count = Arc::clone(&requests);
         let thread = spawn(move || {
@@ -73,6 +84,7 @@ impl FaultyRegistry {
             host,
             end,
             requests,
+            passwords,
             thread: Some(thread),
         })
     }
@@ -85,6 +97,11 @@ impl FaultyRegistry {
     /// How many connections were made so far.
     pub fn requests(&self) -> usize {
         self.requests.load(Ordering::SeqCst)
+    }
+
+    /// How many requests came with a password or a token.
+    pub fn passwords(&self) -> usize {
+        self.passwords.load(Ordering::SeqCst)
     }
 }
 
@@ -102,16 +119,23 @@ impl Site {
     /// Answers the requests of one connection, one after the other, until the client or the fault ends it.
     fn serve(&self, stream: &TcpStream) {
         let mut lines = BufReader::new(stream);
-        while let Some((method, path)) = read_request(&mut lines) {
-            if self.answer(stream, &method, &path).is_none() {
+        while let Some(request) = read_request(&mut lines) {
+            self.passwords
+                .fetch_add(usize::from(request.has_password), Ordering::SeqCst);
+            if self.answer(stream, &request).is_none() {
                 break;
             }
         }
         let _ = stream.shutdown(Shutdown::Both);
     }
 
-    fn answer(&self, stream: &TcpStream, method: &str, path: &str) -> Option<()> {
+    fn answer(&self, stream: &TcpStream, request: &Request) -> Option<()> {
+        let (method, path) = (request.method.as_str(), request.path.as_str());
         match self.fault {
+            Fault::WantsPassword if !request.has_password => {
+                let status = "401 Unauthorized\r\nWWW-Authenticate: Basic realm=\"faulty\"";
+                return send(stream, status, ("text/plain", b"who?"));
+            }
             Fault::ServerError => {
                 return send(stream, "500 Internal Server Error", ("text/plain", b"no"));
             }
@@ -160,17 +184,24 @@ impl Site {
     }
 }
 
-fn read_request(lines: &mut impl BufRead) -> Option<(String, String)> {
+fn read_request(lines: &mut impl BufRead) -> Option<Request> {
     let mut first = String::new();
     if lines.read_line(&mut first).ok()? == 0 {
         return None;
     }
-    let mut header = String::new();
+    let (mut header, mut has_password) = (String::new(), false);
     while lines.read_line(&mut header).ok()? > 2 {
+        has_password |= header.to_ascii_lowercase().starts_with("authorization:");
         header.clear();
     }
     let mut words = first.split(' ');
-    Some((words.next()?.to_owned(), words.next()?.to_owned()))
+    let method = words.next()?.to_owned();
+    let path = words.next()?.split('?').next()?.to_owned();
+    Some(Request {
+        method,
+        path,
+        has_password,
+    })
 }
 
 fn send(mut stream: &TcpStream, status: &str, content: (&str, &[u8])) -> Option<()> {

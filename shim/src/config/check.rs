@@ -249,6 +249,7 @@ fn images(file: &ImagesFile) -> Result<Images, Invalid> {
     let layers = within("images.max_layers", file.max_layers, 1..=4_096)?;
     Ok(Images {
         plain_http: file.plain_http.clone(),
+        registry_config: directory("images.registry_config", &file.registry_config)?,
         pull_idle_timeout: seconds("images.pull_idle_timeout_s", file.pull_idle_timeout_s)?,
         max_manifest_bytes: within(
             "images.max_manifest_bytes",

@@ -15,6 +15,8 @@ use serde::{Deserialize, Serialize};
 pub const ROOT: &str = "/var/lib/coracle";
 /// Default of `run`.
 pub const RUN: &str = "/run/coracle";
+/// Default of `images.registry_config`.
+pub const REGISTRY_CONFIG: &str = "/etc/coracle/certs.d";
 /// File name of the socket inside `run` when `socket` is not set.
 pub const SOCKET_NAME: &str = "coracle.sock";
 
@@ -177,6 +179,8 @@ impl Default for NetworkFile {
 pub struct ImagesFile {
     /// Registries (`host` or `host:port`) spoken to without TLS, besides loopback ones.
     pub plain_http: Vec<String>,
+    /// Directory of `hosts.toml` files that name mirrors; it may be absent.
+    pub registry_config: PathBuf,
     /// A pull whose registry has sent nothing for this long fails. Seconds.
     pub pull_idle_timeout_s: u64,
     /// Largest manifest, index or image config.
@@ -195,6 +199,7 @@ impl Default for ImagesFile {
     fn default() -> Self {
         Self {
             plain_http: Vec::new(),
+            registry_config: PathBuf::from(REGISTRY_CONFIG),
             pull_idle_timeout_s: 60,
             max_manifest_bytes: 4 * MIB,
             max_layers: 256,

@@ -16,6 +16,7 @@ mod images;
 mod isolation;
 mod linux;
 mod logs;
+mod mirrors;
 mod pods;
 mod recovery;
 mod site;
