@@ -11,6 +11,7 @@
 mod containers;
 mod convert;
 mod events;
+mod exec;
 mod images;
 mod pods;
 mod runtime;

@@ -5,23 +5,23 @@
 //! Not here: what to do about a keeper that does not answer.
 
 mod exec;
+mod wire;
 
 pub use exec::{Exec, ExecOrder};
 
-use std::collections::HashMap;
-use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::control::messages::{Answer, Ask, FromKeeper, LinuxStart, ToKeeper};
-use crate::control::{Frame, Reader, Writer, sealed};
+use wire::{Ends, Reply, converse, lock};
+
+use crate::control::messages::{Answer, Ask, LinuxStart, ToKeeper};
+use crate::control::{Frame, sealed};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::id::ContainerId;
 use crate::process::Process;
@@ -46,10 +46,6 @@ pub struct Keeper {
     /// Who waits for the end of which exec, by the request that started it.
     ends: Ends,
 }
-
-type Reply = (Answer, Vec<OwnedFd>);
-type Waiting = Arc<Mutex<HashMap<u64, oneshot::Sender<Reply>>>>;
-type Ends = Arc<Mutex<HashMap<u64, oneshot::Sender<Exit>>>>;
 
 /// What a keeper says first.
 #[derive(Debug)]
@@ -360,79 +356,4 @@ fn greeting(answer: Answer, fds: Vec<OwnedFd>) -> Result<Greeting> {
         engine_hash,
         containers: greeted,
     })
-}
-
-/// Owns the connection: sends what is asked, sorts what comes back, until either side ends.
-async fn converse(
-    stream: UnixStream,
-    mut asked: mpsc::UnboundedReceiver<(Frame, u64, oneshot::Sender<Reply>)>,
-    events: mpsc::UnboundedSender<KeeperEvent>,
-    ends: Ends,
-) {
-    let waiting = Waiting::default();
-    let (mut reader, mut writer) = (Reader::default(), Writer::default());
-    loop {
-        let step = tokio::select! {
-            ask = asked.recv() => match ask {
-                Some((frame, request, reply)) => {
-                    lock(&waiting).insert(request, reply);
-                    writer.push(frame);
-                    Ok(())
-                }
-                None => Err(io::ErrorKind::NotConnected.into()),
-            },
-            ready = stream.writable(), if !writer.is_empty() => {
-                ready.and_then(|()| retry(stream.try_io(Interest::WRITABLE, || writer.flush(stream.as_fd()))).map(drop))
-            }
-            ready = stream.readable() => match ready.and_then(|()| retry(stream.try_io(Interest::READABLE, || reader.read(stream.as_fd())))) {
-                Ok(Some(Some(frame))) => sort(frame, &waiting, &events, &ends),
-                Ok(Some(None)) => Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(None) => Ok(()),
-                Err(e) => Err(e),
-            },
-        };
-        if step.is_err() {
-            break;
-        }
-    }
-    // Dropping the map tells every waiter that no answer will come.
-    lock(&waiting).clear();
-    lock(&ends).clear();
-    let _ = events.send(KeeperEvent::Closed);
-}
-
-/// `None` for "not ready after all".
-fn retry<T>(result: io::Result<T>) -> io::Result<Option<T>> {
-    match result {
-        Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(None),
-        other => other.map(Some),
-    }
-}
-
-fn lock<T>(shared: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    shared.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn sort(
-    frame: Frame,
-    waiting: &Waiting,
-    events: &mpsc::UnboundedSender<KeeperEvent>,
-    ends: &Ends,
-) -> io::Result<()> {
-    match frame.message()? {
-        FromKeeper::Answer { request, answer } => {
-            if let Some(reply) = lock(waiting).remove(&request) {
-                let _ = reply.send((answer, frame.fds));
-            }
-        }
-        FromKeeper::Exited { container, exit } => {
-            let _ = events.send(KeeperEvent::Exited { container, exit });
-        }
-        FromKeeper::ExecEnded { request, exit } => {
-            if let Some(waits) = lock(ends).remove(&request) {
-                let _ = waits.send(exit);
-            }
-        }
-    }
-    Ok(())
 }

@@ -6,24 +6,21 @@
 //! to the state directory only.
 //! Not here: how a guest is jailed.
 
+mod start;
+
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use rustix::event::epoll::{self, EventData, EventFlags};
 
-use super::execs::{self, Exec, Execs, Heard};
-use super::guest::{ExecParts, ForkedGuest, Parts};
-use super::pid::{self, PidPlace};
-use super::table::{Table, Watch};
-use crate::control::messages::{Answer, Ask, Birth, FromKeeper, LinuxStart, ToKeeper};
+use super::execs::Execs;
+use super::guest::{ExecParts, Parts};
+use super::table::Table;
+use crate::control::messages::{Answer, Ask, Birth, FromKeeper, ToKeeper};
 use crate::control::{Frame, PROTOCOL, Reader, Writer};
-use crate::error::{Context as _, Error, Kind, Result};
-use crate::id::ContainerId;
-use crate::sandbox::linux::pod_shared_memory;
+use crate::error::{Context as _, Result};
 use crate::sandbox::{PodNamespaces, identity};
-use crate::spec::PidSpace;
 use crate::wasm::Warm;
 
 /// What a keeper has from birth.
@@ -275,136 +272,6 @@ impl Loop<'_> {
         };
         if let Some(answer) = answer {
             self.say(&FromKeeper::Answer { request, answer }, Vec::new());
-        }
-    }
-
-    fn start(&mut self, request: u64, container: ContainerId, guest: Parts) -> Option<Answer> {
-        if self.leaving {
-            return Some(Answer::Failed {
-                start_failed: false,
-                message: "the pod is being stopped".into(),
-            });
-        }
-        match self.fork(&container, guest) {
-            Ok(forked) => {
-                let epoll = &self.epoll;
-                let watch = |watch: Watch, fd: BorrowedFd<'_>| {
-                    epoll::add(
-                        epoll,
-                        fd,
-                        EventData::new_u64(FIRST_WATCH + watch.token()),
-                        EventFlags::IN,
-                    )
-                };
-                self.table.begin(container, request, forked, watch);
-                None
-            }
-            Err(e) => Some(Answer::Failed {
-                start_failed: false,
-                message: e.chain(),
-            }),
-        }
-    }
-
-    fn exec(
-        &mut self,
-        request: u64,
-        container: ContainerId,
-        parts: ExecParts,
-        kill: Vec<PathBuf>,
-    ) -> Result<()> {
-        let absent = || {
-            Error::new(
-                Kind::WrongPhase,
-                format!("container {container} does not run"),
-            )
-        };
-        let first = self.table.process(&container).ok_or_else(absent)?;
-        let first = first
-            .try_clone_to_owned()
-            .during(|| "share a pidfd".into())?;
-        let place = match parts.linux.as_ref().map(|linux| &linux.pid) {
-            Some(PidSpace::Node) => PidPlace::Keepers,
-            _ => PidPlace::Of(first.as_fd()),
-        };
-        let with = (place, self.born.warm);
-        let (pidfd, report) =
-            super::guest::fork_exec(&container, parts, &first, &self.born.pod, with)?;
-        let exec = Exec {
-            request,
-            container,
-            pidfd,
-            report: Some(report),
-            kill,
-            heard: Heard::default(),
-        };
-        let slot = self.execs.begin(exec);
-        self.watch_exec(slot)
-    }
-
-    fn watch_exec(&self, slot: usize) -> Result<()> {
-        for (what, fd) in self.execs.watched(slot) {
-            self.watch(FIRST_EXEC + execs::token(slot, what), fd, EventFlags::IN)?;
-        }
-        Ok(())
-    }
-
-    /// Forks a guest, after what it is the first of its pod to need.
-    fn fork(&mut self, container: &ContainerId, guest: Parts) -> Result<ForkedGuest> {
-        if let Some(linux) = &guest.linux {
-            self.prepare(linux)?;
-        }
-        let place = match guest.linux.as_ref().map(|linux| &linux.pid) {
-            None | Some(PidSpace::Own) => PidPlace::New,
-            Some(PidSpace::Node) if self.born.birth.host_pid => PidPlace::Keepers,
-            Some(PidSpace::Node) => {
-                let text =
-                    "the node's processes are asked for, and the sandbox was made without them";
-                return Err(Error::new(Kind::Invalid, text));
-            }
-            Some(PidSpace::Pod) => match &self.pause {
-                Some(pause) => PidPlace::Of(pause.as_fd()),
-                None => PidPlace::New,
-            },
-            Some(PidSpace::Target(target)) => match self.table.process(target) {
-                Some(process) => PidPlace::Of(process),
-                None => {
-                    let text = format!("target container {target} does not run in this pod");
-                    return Err(Error::new(Kind::Invalid, text));
-                }
-            },
-        };
-        super::guest::fork(container, guest, &self.born.pod, place, self.born.warm)
-    }
-
-    /// Makes the pod's shared memory and shared pid namespace, once they are needed.
-    fn prepare(&mut self, linux: &LinuxStart) -> Result<()> {
-        let owner = match &self.born.pod.user {
-            Some(_) => self.born.birth.range.base,
-            None => 0,
-        };
-        if self.born.pod.shm.is_none() && self.born.pod.ipc.is_some() {
-            let made = pod_shared_memory(linux.shm_bytes, owner, &self.born.birth.exits);
-            self.born.pod.shm = Some(made.during(|| "make the pod's shared memory".into())?);
-        }
-        if linux.pid == PidSpace::Pod && self.pause.is_none() {
-            let pod = self.born.birth.pod.as_str();
-            let pause = pid::share(pod, self.born.pod.user.as_ref())
-                .during(|| "make the pod's shared pid namespace".into())?;
-            self.watch(PAUSE, pause.as_fd(), EventFlags::IN)?;
-            self.pause = Some(pause);
-        }
-        Ok(())
-    }
-
-    /// The shared pid namespace has ended, and everything in it; the next container to need one gets a new one.
-    fn reap_pause(&mut self) {
-        if let Some(pause) = self.pause.take() {
-            let _ = epoll::delete(&self.epoll, &pause);
-            let _ = rustix::process::waitid(
-                rustix::process::WaitId::PidFd(pause.as_fd()),
-                rustix::process::WaitIdOptions::EXITED | rustix::process::WaitIdOptions::NOHANG,
-            );
         }
     }
 

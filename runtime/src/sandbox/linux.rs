@@ -60,6 +60,13 @@ pub fn prepare(spec: &ContainerSpec, linux: &LinuxSpec, pod: &PodNamespaces) -> 
     let bound = dev::Bound::open(linux, pod)?;
     mounts::make_all_private().during(|| "make mounts private".into())?;
     let stage = Stage::over(&spec.staging)?;
+    if host.map.is_some() {
+        // An overlay works with the ids of who made it, and host root is nobody on mapped layers. Entering the user
+        // namespace resets both settings.
+        sys::ids::keep_capabilities_over_id_change()
+            .during(|| "keep capabilities while building the root".into())?;
+        sys::ids::set_filesystem_ids(host.root, host.root);
+    }
     let tree = root::base(spec, &host, &stage, Forbid::default())?;
     let mut volumes = Vec::with_capacity(binds.len());
     for ((number, mount), bind) in spec.mounts.iter().enumerate().zip(binds) {

@@ -6,7 +6,6 @@
 //! mount is nosuid, nodev, noexec and carries the pod's id map; read-only ones are so in the kernel.
 //! Not here: who decided what is mounted.
 
-use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -80,34 +79,33 @@ pub fn empty() -> Result<()> {
 }
 
 /// A private tmpfs with one directory for each tree that must be attached somewhere to be used.
-pub(super) struct Stage {
-    path: PathBuf,
-}
+///
+/// It is the working directory while it exists: a process in a user namespace could not walk to it.
+pub(super) struct Stage;
 
 impl Stage {
     pub(super) fn over(staging: &Path) -> Result<Self> {
         let what = || format!("build over staging directory {}", staging.display());
-        let tree = mounts::tmpfs("64k").during(what)?;
+        // Nobody else sees it; the root of a user namespace has to, too.
+        let options = [(c"size", Some("64k")), (c"mode", Some("0777"))];
+        let tree = mounts::filesystem(c"tmpfs", &options, Forbid::default()).during(what)?;
         let place = open_dir(staging).during(what)?;
         mounts::attach(tree.as_fd(), place.as_fd()).during(what)?;
-        fs::create_dir(staging.join("root")).during(what)?;
-        fs::create_dir(staging.join("own")).during(what)?;
         chdir(staging).during(what)?;
-        Ok(Self {
-            path: staging.into(),
-        })
+        mkdirat(CWD, "root", Mode::from_raw_mode(0o755)).during(what)?;
+        mkdirat(CWD, "own", Mode::from_raw_mode(0o755)).during(what)?;
+        Ok(Self)
     }
 
     /// Makes directory `name` of the stage and opens it.
     pub(super) fn new_place(&self, name: &str) -> Result<OwnedFd> {
-        let path = self.path.join(name);
-        fs::create_dir(&path).during(|| format!("make {}", path.display()))?;
+        mkdirat(CWD, name, Mode::RWXU).during(|| format!("make {name} of the stage"))?;
         self.place(name)
     }
 
+    /// Opens directory `name` of the stage.
     pub(super) fn place(&self, name: &str) -> Result<OwnedFd> {
-        let path = self.path.join(name);
-        open_dir(&path).during(|| format!("open {}", path.display()))
+        open_dir(Path::new(name)).during(|| format!("open {name} of the stage"))
     }
 
     /// Attaches a mapped copy of host directory `source` as `name`; the name is relative to the working directory.

@@ -189,6 +189,9 @@ pub fn filesystem(
     forbid: Forbid,
 ) -> io::Result<OwnedFd> {
     let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    if options.iter().all(|(key, _)| *key != c"source") {
+        fsconfig_set_string(context.as_fd(), c"source", kind)?;
+    }
     for (key, value) in options {
         match value {
             Some(value) => fsconfig_set_string(context.as_fd(), *key, *value)?,
@@ -226,6 +229,7 @@ const MAX_VALUE: usize = 255;
 pub fn overlay(lower: &[String], upper: Option<(&str, &str)>) -> io::Result<OwnedFd> {
     let context = fsopen(c"overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
     let set = |key: &CStr, value: &str| fsconfig_set_string(context.as_fd(), key, value);
+    set(c"source", "overlay")?;
     let joined = lower.join(":");
     if joined.len() <= MAX_VALUE {
         set(c"lowerdir", &joined)?;

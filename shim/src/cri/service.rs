@@ -14,7 +14,7 @@ use tonic::{Request, Response, Status};
 
 use super::events::Replies;
 use super::status::Failure;
-use super::{Cri, Shared, containers, convert, events, images, pods, runtime, stats, update};
+use super::{Cri, Shared, containers, convert, events, exec, images, pods, runtime, stats, update};
 
 /// The deadline of most calls whose client sent none: kubelet's own default.
 const USUAL: Duration = Duration::from_secs(120);
@@ -90,7 +90,7 @@ serve! { RuntimeService {
 
     update_container_resources = "UpdateContainerResources"(UpdateContainerResourcesRequest) -> UpdateContainerResourcesResponse, usual, update::container;
     update_pod_sandbox_resources = "UpdatePodSandboxResources"(UpdatePodSandboxResourcesRequest) -> UpdatePodSandboxResourcesResponse, usual, update::pod;
-    exec_sync = "ExecSync"(ExecSyncRequest) -> ExecSyncResponse, usual, not_built;
+    exec_sync = "ExecSync"(ExecSyncRequest) -> ExecSyncResponse, exec::limit, exec::sync;
     exec = "Exec"(ExecRequest) -> ExecResponse, usual, not_built;
     attach = "Attach"(AttachRequest) -> AttachResponse, usual, not_built;
     port_forward = "PortForward"(PortForwardRequest) -> PortForwardResponse, usual, not_built;

@@ -105,6 +105,16 @@ impl Host {
         cgroup.remove().map_err(failed)
     }
 
+    /// The exit code that the keeper has recorded of a container.
+    pub async fn exit_code(&self, pod: &PodId, id: &ContainerId) -> Option<i32> {
+        let (exits, id) = (self.exits_directory(pod), id.clone());
+        let read = move || Ok(keeper::read_exit(&exits, &id).map(|exit| exit.code));
+        blocking("reading an exit record", read)
+            .await
+            .ok()
+            .flatten()
+    }
+
     /// How often the kernel killed for memory in a cgroup; 0 when the cgroup is gone.
     pub fn oom_kills(&self, cgroup: &str) -> u64 {
         self.parts

@@ -171,6 +171,10 @@ pub(super) fn build(
         let _ = bound.null.set(null);
     }
     for (target, name) in LINKS {
+        // Not every kernel has it.
+        if name == "core" && place::inside(root.as_fd(), "proc/kcore").is_err() {
+            continue;
+        }
         match symlinkat(target, &dev, name) {
             Ok(()) | Err(rustix::io::Errno::EXIST) => {}
             Err(e) => return Err(e).during(|| format!("link /dev/{name} to {target}")),
@@ -295,7 +299,11 @@ fn terminal(dev: &OwnedFd, pts: &OwnedFd) -> Result<OwnedFd> {
 /// Errors: the kernel's.
 pub fn pod_shared_memory(bytes: u64, owner: u32, exits: &Path) -> io::Result<OwnedFd> {
     let (size, owner_text) = (bytes.to_string(), owner.to_string());
-    let mut options = vec![(c"mode", Some("1777")), (c"size", Some(&*size))];
+    let mut options = vec![
+        (c"source", Some("shm")),
+        (c"mode", Some("1777")),
+        (c"size", Some(&*size)),
+    ];
     if owner != 0 {
         options.extend([(c"uid", Some(&*owner_text)), (c"gid", Some(&*owner_text))]);
     }

@@ -106,7 +106,9 @@ impl Driver {
         }
         match word {
             Word::Built(result) => self.built(&id, result).await,
-            Word::Launched(result) => self.launched(&id, result).await,
+            Word::Launched(Ok(launched)) => self.launched(&id, launched).await,
+            Word::Launched(Err(error)) => self.never_ran(&id, error, None).await,
+            Word::NeverRan(error, code) => self.never_ran(&id, error, code).await,
             Word::Cleaned(Ok(())) => {}
             Word::Cleaned(Err(error)) => {
                 tracing::error!(container = %id, error = error.chain(), "an effect on a container failed");
@@ -136,33 +138,34 @@ impl Driver {
         self.note_failure(id, Event::BuildFailed).await;
     }
 
-    async fn launched(&mut self, id: &ContainerId, result: Result<Launched, Error>) {
+    async fn launched(&mut self, id: &ContainerId, launched: Launched) {
         let Some(container) = self.containers.get_mut(id) else {
             return;
         };
-        match result {
-            Ok(launched) => {
-                let process = ProcessFact {
-                    pid: launched.process.pid(),
-                    start_time: launched.process.start_time(),
-                };
-                let run = Run {
-                    process,
-                    started_at: launched.started_at,
-                };
-                let early = container.early_exit.take();
-                self.hold(id, launched.process);
-                self.note_failure(id, Event::Launched(run)).await;
-                if let Some(exit) = early {
-                    self.exited(id, exit).await;
-                }
-            }
-            Err(error) => {
-                let ended = Ended::never_ran(clock::wall(), &error.chain());
-                container.failure = Some(error);
-                self.note_failure(id, Event::LaunchFailed(ended)).await;
-            }
+        let process = ProcessFact {
+            pid: launched.process.pid(),
+            start_time: launched.process.start_time(),
+        };
+        let run = Run {
+            process,
+            started_at: launched.started_at,
+        };
+        let early = container.early_exit.take();
+        self.hold(id, launched.process);
+        self.note_failure(id, Event::Launched(run)).await;
+        if let Some(exit) = early {
+            self.exited(id, exit).await;
         }
+    }
+
+    async fn never_ran(&mut self, id: &ContainerId, error: Error, code: Option<i32>) {
+        let Some(container) = self.containers.get_mut(id) else {
+            return;
+        };
+        let mut ended = Ended::never_ran(clock::wall(), &error.chain());
+        ended.code = code.unwrap_or(ended.code);
+        container.failure = Some(error);
+        self.note_failure(id, Event::LaunchFailed(ended)).await;
     }
 
     /// Keeps a container's process and listens for its end.

@@ -43,9 +43,23 @@ impl Driver {
         self.effect(
             async move {
                 let launch = launch.ok_or_else(|| Error::new(Kind::Io, silent))?;
-                shared.host.launch(launch).await
+                let (pod, id) = (launch.pod.clone(), launch.id.clone());
+                match shared.host.launch(launch).await {
+                    Err(error) if error.kind() == Kind::StartFailed => {
+                        let code = shared.host.exit_code(&pod, &id).await;
+                        Ok(Err((error, code)))
+                    }
+                    other => other.map(Ok),
+                }
             },
-            |result| Note::Container(word_id, Word::Launched(result)),
+            |result| {
+                let word = match result {
+                    Ok(Ok(launched)) => Word::Launched(Ok(launched)),
+                    Ok(Err((error, code))) => Word::NeverRan(error, code),
+                    Err(error) => Word::Launched(Err(error)),
+                };
+                Note::Container(word_id, word)
+            },
         );
     }
 

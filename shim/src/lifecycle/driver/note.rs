@@ -12,7 +12,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::sync::oneshot;
 
 use super::update::Changed;
-use crate::host::{Launched, Raised};
+use crate::host::{Launch, Launched, Raised};
 use crate::lifecycle::error::Error;
 use crate::lifecycle::record::Plan;
 use crate::lifecycle::state::Live;
@@ -60,6 +60,8 @@ pub enum Ask {
     Remove(ContainerId, Reply<()>),
     /// ReopenContainerLog.
     ReopenLog(ContainerId, Reply<()>),
+    /// What an exec in a running container needs.
+    Exec(ContainerId, Reply<Box<Launch>>),
     /// UpdateContainerResources.
     Update(ContainerId, Resources, Reply<()>),
 }
@@ -70,6 +72,8 @@ pub enum Word {
     Built(Result<Box<(Arc<Plan>, Slot)>, Error>),
     /// Launched, or not.
     Launched(Result<Launched, Error>),
+    /// Its process came to be and ended before its program ran, with this exit code if anybody knows it.
+    NeverRan(Error, Option<i32>),
     /// Its cgroup and the keeper's record are gone, or were not to be removed.
     Cleaned(Result<(), Error>),
     /// Nothing of it is left, or something is.
