@@ -33,13 +33,25 @@ pub trait Contender {
 }
 
 /// The names of all contenders, in the order in which they run. The last is what the others are measured against.
-pub const NAMES: [&str; 2] = ["coracle-wasm", "containerd-runc"];
+pub const NAMES: [&str; 4] = [
+    "coracle-wasm",
+    "coracle-linux",
+    "containerd-crun",
+    "containerd-runc",
+];
+
+/// What makes crun the runtime of every pod. Source: containerd 1.6 and later, CRI plugin, version 2 configuration.
+const CRUN: &str = "[plugins.\"io.containerd.grpc.v1.cri\".containerd]\ndefault_runtime_name = \"crun\"\n\
+    [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.crun]\nruntime_type = \"io.containerd.runc.v2\"\n\
+    [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.crun.options]\nBinaryName = \"crun\"\n";
 
 /// Starts the contender of this name. Errors: unknown name, or it does not start.
 pub async fn start(name: &str, registry: &Registry) -> Outcome<Box<dyn Contender>> {
     match name {
-        "coracle-wasm" => Ok(Box::new(CoracleWasm::start(registry).await?)),
-        "containerd-runc" => Ok(Box::new(ContainerdRunc::start(registry).await?)),
+        "coracle-wasm" => coracle(NAMES[0], &wasm_image(registry)?).await,
+        "coracle-linux" => coracle(NAMES[1], &linux_image(registry)?).await,
+        "containerd-crun" => containerd(NAMES[2], registry, CRUN).await,
+        "containerd-runc" => containerd(NAMES[3], registry, "").await,
         _ => Err(format!(
             "no contender is called {name}; there are {}",
             NAMES.join(", ")
@@ -48,35 +60,66 @@ pub async fn start(name: &str, registry: &Registry) -> Outcome<Box<dyn Contender
     }
 }
 
-struct CoracleWasm {
+/// Pushes the Wasm image that prints "hello" and waits.
+fn wasm_image(registry: &Registry) -> Outcome<String> {
+    let guest = guests::wat("hello")?;
+    let image = Image::wasi(
+        &[file("hello.wasm", 0o644, &guest)],
+        Packing::Gzip,
+        &["/hello.wasm"],
+    )?;
+    let pushed = image.push(registry.host(), "bench/hello-wasm", "1")?;
+    Ok(pushed.reference)
+}
+
+/// Pushes the Linux image that does the same.
+fn linux_image(registry: &Registry) -> Outcome<String> {
+    let hello = guests::linux_workload()?;
+    let image = Image::linux(&[file("hello", 0o755, &hello)], &["/hello"])?;
+    let pushed = image.push(registry.host(), "bench/hello-linux", "1")?;
+    Ok(pushed.reference)
+}
+
+async fn coracle(name: &'static str, image: &str) -> Outcome<Box<dyn Contender>> {
+    let options = crate::daemon::Options {
+        quiet: true,
+        ..Default::default()
+    };
+    let daemon = Daemon::start_with(options).await?;
+    daemon.cri().pull(image).await?;
+    Ok(Box::new(Coracle {
+        name,
+        daemon,
+        image: image.to_owned(),
+    }))
+}
+
+async fn containerd(
+    name: &'static str,
+    registry: &Registry,
+    config: &str,
+) -> Outcome<Box<dyn Contender>> {
+    let pause = Image::linux(
+        &[file("pause", 0o755, &guests::linux_pause()?)],
+        &["/pause"],
+    )?;
+    let pause = pause.push(registry.host(), "bench/pause", "1")?.reference;
+    let image = linux_image(registry)?;
+    let peer = Containerd::start_with(&pause, config, &[]).await?;
+    peer.cri().pull(&pause).await?;
+    peer.cri().pull(&image).await?;
+    Ok(Box::new(Peer { name, peer, image }))
+}
+
+struct Coracle {
+    name: &'static str,
     daemon: Daemon,
     image: String,
 }
 
-impl CoracleWasm {
-    async fn start(registry: &Registry) -> Outcome<Self> {
-        let guest = guests::wat("hello")?;
-        let image = Image::wasi(
-            &[file("hello.wasm", 0o644, &guest)],
-            Packing::Gzip,
-            &["/hello.wasm"],
-        )?;
-        let image = image
-            .push(registry.host(), "bench/hello-wasm", "1")?
-            .reference;
-        let options = crate::daemon::Options {
-            quiet: true,
-            ..Default::default()
-        };
-        let daemon = Daemon::start_with(options).await?;
-        daemon.cri().pull(&image).await?;
-        Ok(Self { daemon, image })
-    }
-}
-
-impl Contender for CoracleWasm {
+impl Contender for Coracle {
     fn name(&self) -> &'static str {
-        NAMES[0]
+        self.name
     }
     fn cri(&self) -> Cri {
         self.daemon.cri()
@@ -92,35 +135,15 @@ impl Contender for CoracleWasm {
     }
 }
 
-struct ContainerdRunc {
+struct Peer {
+    name: &'static str,
     peer: Containerd,
     image: String,
 }
 
-impl ContainerdRunc {
-    async fn start(registry: &Registry) -> Outcome<Self> {
-        let pause = Image::linux(
-            &[file("pause", 0o755, &guests::linux_pause()?)],
-            &["/pause"],
-        )?;
-        let pause = pause.push(registry.host(), "bench/pause", "1")?.reference;
-        let hello = Image::linux(
-            &[file("hello", 0o755, &guests::linux_workload()?)],
-            &["/hello"],
-        )?;
-        let image = hello
-            .push(registry.host(), "bench/hello-linux", "1")?
-            .reference;
-        let peer = Containerd::start(&pause).await?;
-        peer.cri().pull(&pause).await?;
-        peer.cri().pull(&image).await?;
-        Ok(Self { peer, image })
-    }
-}
-
-impl Contender for ContainerdRunc {
+impl Contender for Peer {
     fn name(&self) -> &'static str {
-        NAMES[1]
+        self.name
     }
     fn cri(&self) -> Cri {
         self.peer.cri()
