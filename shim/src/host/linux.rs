@@ -17,7 +17,7 @@ use std::path::Path;
 use coracle_images::Image;
 use coracle_runtime::cgroup::Limits;
 use coracle_runtime::id::ContainerId;
-use coracle_runtime::spec::{LinuxJail, Mount, PidSpace, ResourceLimit};
+use coracle_runtime::spec::{Identity, LinuxJail, Mount, PidSpace, ResourceLimit};
 
 use self::cdi::Additions;
 use self::devices::Grant;
@@ -160,6 +160,23 @@ fn fits_its_pod(subject: &Subject<'_>) -> Result<(), Error> {
             shown(pod.userns)
         ))),
         _ => Ok(()),
+    }
+}
+
+/// In a pod with users of its own nobody can be whom the pod's map does not hold.
+pub(super) fn has_ids(pod: &PodRecord, who: &Identity) -> Result<(), Error> {
+    let Some(userns) = &pod.wish.userns else {
+        return Ok(());
+    };
+    let users = [("user", who.uid)].into_iter();
+    let groups = [who.gid].into_iter().chain(who.groups.iter().copied());
+    let mut ids = users.chain(groups.map(|gid| ("group", gid)));
+    match ids.find(|(_, id)| *id >= userns.uid.count) {
+        Some((what, id)) => Err(invalid(format!(
+            "{what} id {id} is asked for, and the sandbox's users are 0 to {}",
+            userns.uid.count - 1
+        ))),
+        None => Ok(()),
     }
 }
 

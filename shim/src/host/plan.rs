@@ -226,6 +226,7 @@ impl Draft {
         let mut user = self.user()?;
         user.identity.groups.extend(&additions.groups);
         user.identity.groups = user::distinct(user.identity.groups);
+        linux::has_ids(pod, &user.identity)?;
         let plan = linux::plan(&subject, &additions, &mut mounts)?;
         let usual = linux::usual_environment(&subject, &user.home);
         let usual: Vec<_> = usual

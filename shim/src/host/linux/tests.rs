@@ -242,3 +242,32 @@ fn a_container_has_its_pods_users() {
     assert!(place.secured(with(Some(None))).is_err());
     assert!(place.secured(with(Some(Some(users(80_000))))).is_err());
 }
+
+#[test]
+fn whom_the_pods_map_does_not_hold_nobody_can_be() {
+    let mut place = Place::new("ids");
+    let who = |uid, gid, groups: &[u32]| Identity {
+        uid,
+        gid,
+        groups: groups.to_vec(),
+        range: place.pod.range,
+    };
+    let (inside, user) = (who(99, 99, &[0]), who(100, 0, &[]));
+    let (group, added) = (who(0, 100, &[]), who(0, 0, &[5, 100]));
+    assert!(has_ids(&place.pod, &user).is_ok());
+    let map = crate::lifecycle::IdMapping {
+        inside: 0,
+        outside: 70_000,
+        count: 100,
+    };
+    place.change(|pod| pod.userns = Some(UsernsWish { uid: map, gid: map }));
+    assert!(has_ids(&place.pod, &inside).is_ok());
+    for (who, word) in [
+        (user, "user id 100"),
+        (group, "group id 100"),
+        (added, "group id 100"),
+    ] {
+        let text = has_ids(&place.pod, &who).unwrap_err().to_string();
+        assert!(text.contains(word), "{text}");
+    }
+}
