@@ -132,7 +132,7 @@ static const char *PATHS[] = {
     "/proc/latency_stats", "/proc/sched_debug", "/proc/scsi", "/proc/sys/kernel/hostname", "/proc/sys/vm/swappiness",
     "/proc/sysrq-trigger", "/proc/timer_list", "/proc/timer_stats", "/sys/firmware", "/sys/kernel/mm",
     "/sys/devices/virtual/powercap", "/proc/self/attr/current", "/sys/fs/cgroup", "/sys/fs/bpf", "/sys/kernel/debug",
-    "/sys/kernel/security", "/sys/class/net", "/dev/kmsg", "/dev/mem", "/dev/mqueue", "/dev/shm", "/proc/kmsg",
+    "/sys/kernel/security", "/sys/class/net", "/dev/mem", "/dev/mqueue", "/dev/shm", "/proc/kmsg",
     "/sys/module", "/proc/kallsyms", NULL,
 };
 

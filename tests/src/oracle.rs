@@ -114,6 +114,12 @@ pub fn settle(facts: &Facts, host: &Facts) -> Facts {
                 key += " again";
             }
             settled.insert(key, mount);
+        } else if name == "pid" && !value.starts_with("1 ") {
+            // N parent N group N session N
+            let words: Vec<_> = value.split(' ').collect();
+            let leads = [4, 6].iter().all(|at| words.get(*at) == words.first());
+            let text = if leads { "leads its session" } else { "is led" };
+            settled.insert(name.clone(), text.into());
         } else if name == "keyring" {
             // keyring;uid;gid;permissions;name
             let fields: Vec<_> = value.split(';').take(4).collect();

@@ -103,7 +103,7 @@ async fn recursive_read_only_reaches_submounts_and_plain_read_only_does_not() {
     let daemon = daemon().await;
     let pod = Pod::run(&daemon, "rro").await;
     let dir = host_dir(&daemon, "tree");
-    let _below = Tmpfs::on(&dir.join("sub"));
+    let below = Tmpfs::on(&dir.join("sub"));
     for (recursive, said) in [(false, "wrote"), (true, "refused")] {
         let script = "touch /v/top 2>/dev/null && echo bad; touch /v/sub/x 2>/dev/null && echo wrote || echo refused";
         let mut config = sh(&fresh("c"), script);
@@ -120,8 +120,10 @@ async fn recursive_read_only_reaches_submounts_and_plain_read_only_does_not() {
         config.mounts[0].recursive_read_only = true;
         change(&mut config.mounts[0]);
         let refusal = pod.create(&config).await.unwrap_err();
-        assert_eq!(refusal.code(), Code::InvalidArgument, "{refusal}");
+        let text = refusal.message();
+        assert!(text.starts_with("RROUnsupported"), "{text}");
     }
+    drop(below);
     daemon.finish().await.unwrap();
 }
 
@@ -219,7 +221,11 @@ async fn an_image_is_a_volume_whole_or_in_part_and_never_written() {
             Ok(id) => pod.cri.start(&id).await.expect_err(bad),
             Err(refusal) => refusal,
         };
-        assert!(refusal.message().contains(bad), "{refusal}");
+        let text = refusal.message();
+        assert!(
+            text.contains(bad) || text.contains("image_sub_path"),
+            "{text}"
+        );
     }
     daemon.finish().await.unwrap();
 }
@@ -232,7 +238,7 @@ async fn mounts_that_cannot_be_are_refused_by_name() {
     let cases = [
         ("absent", mount(&dir.join("absent"), "/v", false), "absent"),
         ("relative-host", mount(Path::new("etc"), "/v", false), "etc"),
-        ("empty-inside", mount(&dir, "", false), "container_path"),
+        ("empty-inside", mount(&dir, "", false), "container path"),
     ];
     for (name, bad, word) in cases {
         let mut config = program(name, &["/bin/true"]);
