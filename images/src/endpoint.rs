@@ -6,6 +6,9 @@
 //! an attempt that failed for want of an answer is repeated a bounded number of times.
 //! Not here: which host is asked first, where bytes land, what they mean.
 
+mod refusal;
+mod stream;
+
 use std::fmt;
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,12 +19,16 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream::BoxStream;
 use oci_client::client::{Certificate, CertificateEncoding, ClientConfig, ClientProtocol};
-use oci_client::errors::{DigestError, OciDistributionError, OciErrorCode};
+use oci_client::errors::OciDistributionError;
 use oci_client::manifest::OciDescriptor;
 use oci_client::secrets::RegistryAuth;
 use oci_client::{Client, Reference, RegistryOperation};
 use tokio::sync::Mutex;
 use tokio::time::timeout;
+
+pub(crate) use stream::BlobStream;
+
+use refusal::deepest;
 
 use crate::error::Error;
 use crate::manifest::{ACCEPTED, Blob};
@@ -267,59 +274,6 @@ impl Endpoint {
         }
     }
 
-    /// Our error for the client's.
-    fn refusal(&self, what: &str, error: OciDistributionError) -> Error {
-        use OciDistributionError as Wire;
-        let (registry, what) = (self.host().to_owned(), what.to_owned());
-        let problem = match error {
-            Wire::UnauthorizedError { .. }
-            | Wire::AuthenticationFailure(_)
-            | Wire::ServerError {
-                code: 401 | 403, ..
-            } => return self.unauthorized(what),
-            Wire::ServerError { code: 404, .. } => return Error::NotInRegistry { registry, what },
-            Wire::RegistryError { envelope, .. } => {
-                match envelope.errors.first().map(|first| &first.code) {
-                    Some(OciErrorCode::Unauthorized | OciErrorCode::Denied) => {
-                        return self.unauthorized(what);
-                    }
-                    Some(code) if is_absence(code) => {
-                        return Error::NotInRegistry { registry, what };
-                    }
-                    code => format!("it answers {code:?}"),
-                }
-            }
-            Wire::DigestError(DigestError::VerificationError { expected, actual }) => {
-                return match (expected.parse(), actual.parse()) {
-                    (Ok(want), Ok(got)) => Error::DigestMismatch { what, want, got },
-                    _ => {
-                        Error::invalid(what, format!("it has digest {actual}, expected {expected}"))
-                    }
-                };
-            }
-            Wire::ServerError { code, .. } => format!("it answers {code}"),
-            Wire::RequestError(source) => deepest(&source),
-            other => other.to_string(),
-        };
-        Error::Registry {
-            registry,
-            what,
-            problem,
-        }
-    }
-
-    fn unauthorized(&self, what: String) -> Error {
-        let who = match self.auth {
-            RegistryAuth::Anonymous => "an anonymous client",
-            _ => "the given credentials",
-        };
-        Error::Unauthorized {
-            registry: self.host().to_owned(),
-            what,
-            who,
-        }
-    }
-
     /// The client's form of a name in our repository at this host. A mirror is told whose image is meant.
     fn wire(&self, target: &Target) -> Reference {
         let up = &self.upstream;
@@ -377,79 +331,6 @@ fn client_config(upstream: &Upstream, idle: Duration) -> ClientConfig {
         user_agent: concat!("coracle/", env!("CARGO_PKG_VERSION")),
         platform_resolver: None,
         ..ClientConfig::default()
-    }
-}
-
-/// True for the codes that say: there is no such thing.
-fn is_absence(code: &OciErrorCode) -> bool {
-    matches!(
-        code,
-        OciErrorCode::ManifestUnknown
-            | OciErrorCode::ManifestBlobUnknown
-            | OciErrorCode::NameUnknown
-            | OciErrorCode::BlobUnknown
-            | OciErrorCode::NotFound
-    )
-}
-
-/// The innermost cause in one line: `Connection refused (os error 111)` says more than `error sending request`.
-fn deepest(error: &dyn std::error::Error) -> String {
-    let mut cause = error;
-    while let Some(next) = cause.source() {
-        cause = next;
-    }
-    cause.to_string()
-}
-
-/// The bytes of a blob, as they come.
-pub(crate) struct BlobStream {
-    stream: BoxStream<'static, Result<Bytes, std::io::Error>>,
-    registry: String,
-    what: String,
-    idle: Duration,
-    is_given_up: Arc<AtomicBool>,
-    has_next: bool,
-}
-
-impl BlobStream {
-    /// Leaves its host out for the rest of this pull; false if there is nobody else to ask.
-    pub(crate) fn give_up_host(&self) -> bool {
-        if self.has_next {
-            self.is_given_up.store(true, Ordering::Relaxed);
-        }
-        self.has_next
-    }
-
-    /// The next bytes; `None` at the end. Errors: the registry stalls or breaks off.
-    pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, Error> {
-        match timeout(self.idle, self.stream.next()).await {
-            Ok(None) => Ok(None),
-            Ok(Some(Ok(bytes))) => Ok(Some(bytes)),
-            Ok(Some(Err(source))) => Err(self.broken(&source)),
-            Err(_) => Err(Error::Stalled {
-                registry: self.registry.clone(),
-                what: self.what.clone(),
-                idle: self.idle,
-            }),
-        }
-    }
-
-    /// The client verifies whole answers itself; its verdict is a mismatch, not a broken connection.
-    fn broken(&self, source: &std::io::Error) -> Error {
-        let inner = source
-            .get_ref()
-            .and_then(|inner| inner.downcast_ref::<DigestError>());
-        if let Some(DigestError::VerificationError { expected, actual }) = inner
-            && let (Ok(want), Ok(got)) = (expected.parse(), actual.parse())
-        {
-            let what = self.what.clone();
-            return Error::DigestMismatch { what, want, got };
-        }
-        Error::Registry {
-            registry: self.registry.clone(),
-            what: self.what.clone(),
-            problem: format!("it broke off: {}", deepest(source)),
-        }
     }
 }
 
