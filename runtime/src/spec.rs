@@ -315,7 +315,7 @@ pub struct Identity {
 pub struct IdRange {
     /// First host id; never 0.
     pub base: u32,
-    /// How many ids follow it, [`IdRange::SIZE`] always.
+    /// How many ids follow it: [`IdRange::SIZE`], or what the kubelet gave a pod with a user namespace.
     pub size: u32,
 }
 

@@ -19,7 +19,7 @@ use tokio::net::unix::pipe::Receiver;
 
 use super::launch::Launch;
 use super::plan::find_module;
-use super::{Host, blocking, io_error, pass, runtime_error};
+use super::{Host, blocking, io_error, runtime_error};
 use crate::lifecycle::{Error, Kind, Payload, WasmPlan};
 
 /// Most bytes kept of each output stream. Source: kubelet and CRI-O agree on 16 MiB.
@@ -76,7 +76,6 @@ impl Host {
         argv: Vec<String>,
         limit: Option<Duration>,
     ) -> Result<ExecOutput, Error> {
-        pass("exec.begin")?;
         let mut leaf = self.exec_leaf(launch).await?;
         let (spec, payload) = self.exec_payload(launch, argv, &leaf.cgroup).await?;
         let ((out, stdout), (err, stderr)) = (pipe()?, pipe()?);

@@ -231,7 +231,10 @@ impl Driver {
     /// Gives back names and ids; whoever still waits learns that there is nothing to wait for.
     fn end(mut self) {
         self.mailbox.close();
-        self.shared.host.ids().release(self.record.range);
+        // The ids of a pod with a user namespace are the kubelet's.
+        if self.record.wish.userns.is_none() {
+            self.shared.host.ids().release(self.record.range);
+        }
         self.shared
             .names
             .release(&self.record.wish.name, &self.record.id);

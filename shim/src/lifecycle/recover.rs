@@ -188,7 +188,9 @@ async fn resume(
     containers: Vec<(ContainerRecord, Slot)>,
 ) -> Driver {
     let mail = Driver::mailbox();
-    shared.host.ids().claim(pod.range);
+    if pod.wish.userns.is_none() {
+        shared.host.ids().claim(pod.range);
+    }
     if let Claim::Held(other, _) = shared.names.claim(&pod.wish.name, &pod.id, mail.0.clone()) {
         tracing::error!(pod = %pod.id, other = %other, "two sandboxes have one name");
         shared.names.adopt(&pod.id, mail.0.clone());

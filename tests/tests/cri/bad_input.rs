@@ -508,42 +508,9 @@ async fn what_is_not_built_says_so_by_name() {
             )
         };
     }
-    unbuilt!(exec_sync, ExecSyncRequest, "ExecSync");
     unbuilt!(exec, ExecRequest, "Exec");
     unbuilt!(attach, AttachRequest, "Attach");
     unbuilt!(port_forward, PortForwardRequest, "PortForward");
-    unbuilt!(container_stats, ContainerStatsRequest, "ContainerStats");
-    unbuilt!(
-        list_container_stats,
-        ListContainerStatsRequest,
-        "ListContainerStats"
-    );
-    unbuilt!(
-        stream_container_stats,
-        StreamContainerStatsRequest,
-        "StreamContainerStats"
-    );
-    unbuilt!(pod_sandbox_stats, PodSandboxStatsRequest, "PodSandboxStats");
-    unbuilt!(
-        list_pod_sandbox_stats,
-        ListPodSandboxStatsRequest,
-        "ListPodSandboxStats"
-    );
-    unbuilt!(
-        stream_pod_sandbox_stats,
-        StreamPodSandboxStatsRequest,
-        "StreamPodSandboxStats"
-    );
-    unbuilt!(
-        update_container_resources,
-        UpdateContainerResourcesRequest,
-        "UpdateContainerResources"
-    );
-    unbuilt!(
-        update_pod_sandbox_resources,
-        UpdatePodSandboxResourcesRequest,
-        "UpdatePodSandboxResources"
-    );
     unbuilt!(
         checkpoint_container,
         CheckpointContainerRequest,

@@ -11,6 +11,7 @@ mod cli;
 mod containers;
 mod crictl;
 mod differential;
+mod exec;
 mod faults;
 mod images;
 mod isolation;

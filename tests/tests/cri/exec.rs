@@ -1,0 +1,253 @@
+//! ExecSync: programs in running containers, Linux and Wasm, and what happens to them when somebody gives up.
+
+use std::time::{Duration, Instant};
+
+use coracle_proto::runtime::v1 as cri;
+use coracle_tests::client::container;
+use tonic::{Code, Status};
+
+use crate::linux::shell;
+use crate::site::{self, Pod, eventually, refused, tool};
+
+/// ExecSync's reply with its streams as text.
+#[derive(Debug)]
+struct Said {
+    out: String,
+    err: String,
+    code: i32,
+}
+
+async fn exec(pod: &Pod, id: &str, cmd: &[&str], timeout: i64) -> Result<Said, Status> {
+    let reply = exec_bytes(pod, id, cmd, timeout).await?;
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    Ok(Said {
+        out: text(reply.stdout),
+        err: text(reply.stderr),
+        code: reply.exit_code,
+    })
+}
+
+async fn exec_bytes(
+    pod: &Pod,
+    id: &str,
+    cmd: &[&str],
+    timeout: i64,
+) -> Result<cri::ExecSyncResponse, Status> {
+    let asked = cri::ExecSyncRequest {
+        container_id: id.into(),
+        cmd: cmd.iter().map(|word| (*word).to_owned()).collect(),
+        timeout,
+    };
+    let mut runtime = pod.cri.runtime.clone();
+    runtime
+        .exec_sync(asked)
+        .await
+        .map(tonic::Response::into_inner)
+}
+
+#[tokio::test]
+async fn a_program_says_what_it_says_and_its_code_is_an_answer() {
+    let daemon = shell::daemon().await;
+    let pod = Pod::run(&daemon, "exec").await;
+    let mut config = shell::sh("main", "sleep 1000");
+    config.envs.push(cri::KeyValue {
+        key: "COLOUR".into(),
+        value: b"green".to_vec(),
+    });
+    config.working_dir = "/tmp".into();
+    let id = pod.start(&config).await;
+    let script = "echo out; echo err >&2; echo $COLOUR; pwd; exit 7";
+    let said = exec(&pod, &id, &["/bin/sh", "-c", script], 10)
+        .await
+        .unwrap();
+    assert_eq!(said.out, "out\ngreen\n/tmp\n");
+    assert_eq!((said.err.as_str(), said.code), ("err\n", 7));
+    let killed = exec(&pod, &id, &["/bin/sh", "-c", "kill -9 $$"], 10)
+        .await
+        .unwrap();
+    assert_eq!(killed.code, 137);
+    // Found by PATH, too.
+    assert_eq!(exec(&pod, &id, &["true"], 0).await.unwrap().code, 0);
+    let absent = exec(&pod, &id, &["no-such-program"], 10).await;
+    refused(
+        absent,
+        Code::FailedPrecondition,
+        &["no-such-program", "not found"],
+    );
+    refused(
+        exec(&pod, &id, &[], 10).await,
+        Code::InvalidArgument,
+        &["cmd"],
+    );
+    pod.cri.stop(&id, 0).await.unwrap();
+    let late = exec(&pod, &id, &["true"], 10).await;
+    refused(late, Code::FailedPrecondition, &[&id, "exited"]);
+    let unknown = exec(&pod, &"0".repeat(64), &["true"], 10).await;
+    refused(unknown, Code::NotFound, &["container"]);
+    daemon.finish().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_program_out_of_time_dies_with_all_it_started_and_nothing_else() {
+    let daemon = shell::daemon().await;
+    let pod = Pod::run(&daemon, "exec-late").await;
+    let id = pod
+        .start(&shell::sh("main", "sleep 1001 & sleep 1000"))
+        .await;
+    let begun = Instant::now();
+    let script = "(sleep 1002 & exec sleep 1003) & setsid sleep 1004 & sleep 1005";
+    let late = exec(&pod, &id, &["/bin/sh", "-c", script], 1).await;
+    refused(late, Code::DeadlineExceeded, &["1s", &id]);
+    assert!(
+        begun.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        begun.elapsed()
+    );
+    // The call has returned, so they are gone, not going.
+    let left = exec(&pod, &id, &["pgrep", "sleep"], 10).await.unwrap();
+    assert_eq!(left.out.lines().count(), 2, "{}", left.out);
+    assert_eq!(
+        pod.cri.status(&id).await.unwrap().state(),
+        cri::ContainerState::ContainerRunning
+    );
+    daemon.finish().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_grandchild_that_holds_the_pipe_does_not_hold_the_call() {
+    let daemon = shell::daemon().await;
+    let pod = Pod::run(&daemon, "exec-held").await;
+    let id = pod.start(&shell::sh("main", "sleep 1000")).await;
+    let begun = Instant::now();
+    let said = exec(&pod, &id, &["/bin/sh", "-c", "sleep 1006 & echo done"], 30)
+        .await
+        .unwrap();
+    assert_eq!((said.out.as_str(), said.code), ("done\n", 0));
+    assert!(
+        begun.elapsed() < Duration::from_secs(3),
+        "{:?}",
+        begun.elapsed()
+    );
+    // As everywhere, what it left in the background stays until its container ends.
+    let left = exec(&pod, &id, &["pgrep", "-f", "sleep 1006"], 10)
+        .await
+        .unwrap();
+    assert_eq!(left.code, 0);
+    daemon.finish().await.unwrap();
+}
+
+#[tokio::test]
+async fn output_without_end_is_cut_and_the_daemon_stays_small() {
+    let daemon = shell::daemon().await;
+    let pod = Pod::run(&daemon, "exec-flood").await;
+    let id = pod.start(&shell::sh("main", "sleep 1000")).await;
+    let before = rss_kib(daemon.pid());
+    let script = "head -c 50000000 /dev/zero; head -c 30000000 /dev/zero >&2; exit 4";
+    let reply = exec_bytes(&pod, &id, &["/bin/sh", "-c", script], 60)
+        .await
+        .unwrap();
+    assert_eq!(reply.exit_code, 4, "it ran to its end");
+    let (out, err) = (reply.stdout.len(), reply.stderr.len());
+    assert!(
+        out <= 16 << 20 && err <= 16 << 20 && out + err > 15 << 20,
+        "{out} {err}"
+    );
+    let grown = rss_kib(daemon.pid()).saturating_sub(before);
+    assert!(grown < 128 * 1024, "the daemon grew by {grown} KiB");
+    daemon.finish().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_wasm_container_runs_its_own_module_again_in_the_same_jail() {
+    let daemon = site::daemon().await;
+    let pod = Pod::run(&daemon, "exec-wasm").await;
+    let id = pod.start(&container("main", tool(), &["sleep"])).await;
+    let written = exec(&pod, &id, &["tool", "write", "/tmp-file", "left here"], 10)
+        .await
+        .unwrap();
+    assert_eq!(written.code, 0, "{written:?}");
+    let read = exec(&pod, &id, &["tool", "read", "/tmp-file"], 10)
+        .await
+        .unwrap();
+    assert!(read.out.contains("left here"), "{read:?}");
+    assert_eq!(
+        exec(&pod, &id, &["tool", "exit", "9"], 10)
+            .await
+            .unwrap()
+            .code,
+        9
+    );
+    let trapped = exec(&pod, &id, &["tool", "trap"], 10).await.unwrap();
+    assert_ne!(trapped.code, 0);
+    let late = exec(&pod, &id, &["tool", "spin"], 1).await;
+    refused(late, Code::DeadlineExceeded, &["1s"]);
+    assert_eq!(
+        pod.cri.status(&id).await.unwrap().state(),
+        cri::ContainerState::ContainerRunning
+    );
+    daemon.finish().await.unwrap();
+}
+
+#[tokio::test]
+async fn an_exec_does_not_outlive_the_daemon_that_asked_for_it() {
+    let mut daemon = shell::daemon().await;
+    let pod = Pod::run(&daemon, "exec-orphan").await;
+    let id = pod.start(&shell::sh("main", "sleep 1000")).await;
+    let asked = exec(&pod, &id, &["/bin/sh", "-c", "sleep 1007 & sleep 1008"], 0);
+    let lost = tokio::time::timeout(Duration::from_millis(500), asked).await;
+    assert!(lost.is_err(), "it ended by itself: {lost:?}");
+    // A client that goes away gives its exec up.
+    eventually("the exec of a client that left is gone", || {
+        !runs("sleep 1008")
+    })
+    .await;
+    let pod_again = pod.cri.clone();
+    let asked = tokio::spawn({
+        let (id, mut runtime) = (id.clone(), pod_again.runtime.clone());
+        async move {
+            let cmd = ["/bin/sh", "-c", "sleep 1009 & sleep 1010"].map(str::to_owned);
+            let asked = cri::ExecSyncRequest {
+                container_id: id,
+                cmd: cmd.to_vec(),
+                timeout: 0,
+            };
+            runtime.exec_sync(asked).await.map(drop)
+        }
+    });
+    eventually("the exec runs", || runs("sleep 1010")).await;
+    daemon.kill();
+    assert!(asked.await.unwrap().is_err());
+    eventually("the exec of a daemon that died is gone", || {
+        !runs("sleep 1009") && !runs("sleep 1010")
+    })
+    .await;
+    daemon.restart().await.unwrap();
+    assert_eq!(
+        daemon.cri().status(&id).await.unwrap().state(),
+        cri::ContainerState::ContainerRunning
+    );
+    daemon.finish().await.unwrap();
+}
+
+/// Whether a process with exactly these words runs on the machine.
+fn runs(words: &str) -> bool {
+    let wanted: Vec<u8> = words
+        .split(' ')
+        .flat_map(|word| [word.as_bytes(), b"\0"].concat())
+        .collect();
+    std::fs::read_dir("/proc")
+        .unwrap()
+        .flatten()
+        .any(|entry| std::fs::read(entry.path().join("cmdline")).is_ok_and(|line| line == wanted))
+}
+
+/// Resident memory of a process.
+fn rss_kib(pid: i32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    line.unwrap()
+        .trim()
+        .trim_end_matches(" kB")
+        .parse()
+        .unwrap()
+}
