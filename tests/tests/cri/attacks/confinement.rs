@@ -39,7 +39,14 @@ async fn exec(pod: &Pod, id: &str) -> Facts {
         "{}",
         String::from_utf8_lossy(&reply.stderr)
     );
-    facts(&String::from_utf8(reply.stdout).unwrap())
+    let text = String::from_utf8(reply.stdout).unwrap();
+    let last = text.lines().last().unwrap_or_default();
+    assert!(
+        last.contains("path./proc/kallsyms"),
+        "the output of an exec that ended with 0 ends after {} bytes with {last:?}",
+        text.len()
+    );
+    facts(&text)
 }
 
 type Change = fn(&mut cri::ContainerConfig);
