@@ -235,7 +235,7 @@ pub fn send_one(socket: BorrowedFd<'_>, bytes: &[u8], fd: BorrowedFd<'_>) -> io:
     Err(io::ErrorKind::WriteZero.into())
 }
 
-/// Reads into `chunk` from a stream socket, adding descriptors that came along to `fds`. 0 is the end.
+/// Reads into `chunk` from a stream socket or a pipe, adding descriptors that came along to `fds`. 0 is the end.
 ///
 /// Errors: recvmsg(2) failed, `WouldBlock` among them.
 pub fn receive(
@@ -245,18 +245,17 @@ pub fn receive(
 ) -> io::Result<usize> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let got = recvmsg(
-        socket,
-        &mut [IoSliceMut::new(chunk)],
-        &mut ancillary,
-        RecvFlags::CMSG_CLOEXEC,
-    )?;
+    let flags = RecvFlags::CMSG_CLOEXEC;
+    let got = match recvmsg(socket, &mut [IoSliceMut::new(chunk)], &mut ancillary, flags) {
+        Err(rustix::io::Errno::NOTSOCK) => return Ok(rustix::io::read(socket, chunk)?),
+        got => got?.bytes,
+    };
     for message in ancillary.drain() {
         if let RecvAncillaryMessage::ScmRights(received) = message {
             fds.extend(received);
         }
     }
-    Ok(got.bytes)
+    Ok(got)
 }
 
 /// Waits for one descriptor. Errors: the other side closed without sending one.

@@ -94,6 +94,20 @@ impl Process {
         }
     }
 
+    /// Whether a signal sent now would be heard: caught, or kept until it is unblocked. `None` when it is gone.
+    pub fn hears(&self, signal: i32) -> Option<bool> {
+        let text = std::fs::read_to_string(format!("/proc/{}/status", self.pid)).ok()?;
+        if start_time(self.pid) != Some(self.start_time) {
+            return None;
+        }
+        let bit = 1_u64.checked_shl(u32::try_from(signal - 1).ok()?)?;
+        let holds = |name: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+            Some(u64::from_str_radix(line.trim(), 16).ok()? & bit != 0)
+        };
+        Some(holds("SigCgt:")? || holds("SigBlk:")?)
+    }
+
     /// Whether the process has not ended.
     pub fn is_alive(&self) -> bool {
         let mut fds = [rustix::event::PollFd::new(

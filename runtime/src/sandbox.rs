@@ -68,7 +68,12 @@ pub fn enter(
     pod: &PodNamespaces,
     join: impl FnOnce() -> Result<()>,
 ) -> Result<()> {
-    within(spec, pod, |_| join())
+    within(spec, pod, |_| {
+        join()?;
+        // As the builder of a root has to: the change of user comes before the capabilities are dropped.
+        sys::ids::keep_capabilities_over_id_change()
+            .during(|| "keep capabilities until they are dropped".into())
+    })
 }
 
 /// Reaches the root by `arrive`, then takes on identity and limits.

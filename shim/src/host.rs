@@ -28,6 +28,7 @@ use std::sync::Arc;
 
 use coracle_images::Images;
 use coracle_runtime::cgroup::Cgroups;
+use coracle_runtime::cgroup::systemd::{Driver, Scopes};
 use coracle_runtime::id::{ContainerId, PodId};
 use coracle_runtime::network::Network;
 use coracle_runtime::sandbox::Filters;
@@ -54,7 +55,7 @@ pub struct HostConfig {
     pub root: PathBuf,
     /// Control sockets and pins; gone after a reboot.
     pub run: PathBuf,
-    /// Parent cgroup of a pod for which the kubelet names none.
+    /// Parent cgroup of a pod for which the kubelet names none: a path or a slice.
     pub pod_parent: String,
     /// OOM killer adjustment of keepers.
     pub keeper_oom_score_adj: i32,
@@ -105,6 +106,10 @@ pub struct Parts {
     pub images: Images,
     /// The node's cgroups.
     pub cgroups: Cgroups,
+    /// Who makes the cgroups of new pods.
+    pub cgroup_driver: Driver,
+    /// The scopes of pods that systemd makes.
+    pub scopes: Scopes,
     /// Who gives pods their addresses.
     pub network: Network,
     /// Who forks keepers.
@@ -156,14 +161,25 @@ impl Host {
         &self.ids
     }
 
-    /// Parent of a pod's cgroups: what the kubelet said, else the configured one.
-    pub fn cgroup_parent(&self, asked: &str) -> String {
-        let parent = if asked.is_empty() {
-            &self.config.pod_parent
-        } else {
-            asked
-        };
-        format!("/{}", parent.trim_matches('/'))
+    /// Parent of a pod's cgroups: below what the kubelet said, else below the configured one.
+    /// Errors: Invalid when the kubelet speaks of the other driver's kind.
+    pub fn cgroup_parent(&self, asked: &str, pod: &PodId) -> Result<String, Error> {
+        let placed = self
+            .parts
+            .cgroup_driver
+            .place(asked, &self.config.pod_parent, pod);
+        placed.map_err(|error| {
+            Error::because(
+                Kind::Invalid,
+                format!("place the cgroups of sandbox {pod}"),
+                error,
+            )
+        })
+    }
+
+    /// Where the cgroups of pods lie that name no parent, as a path.
+    pub fn default_cgroup_parent(&self) -> String {
+        format!("/{}", self.config.pod_parent.trim_matches('/'))
     }
 
     /// All pods' records.

@@ -27,9 +27,9 @@ pub use record::{LinuxPlan, Payload, Plan, PodRecord, SeccompPlan, WasmPlan};
 pub use store::Slot;
 pub use view::{Board, ContainerState, ContainerView, Event, EventKind, PodView};
 pub use wish::{
-    CapabilityWish, ContainerName, ContainerWish, DeviceWish, Dns, GroupsPolicy, Handler, IdMapping,
-    ImageVolume, MountWish, NamespaceMode, Namespaces, PidWish, PodName, PodWish, ProfileWish,
-    Propagation, Resources, SecurityWish, SelinuxWish, UserWish, UsernsWish,
+    CapabilityWish, ContainerName, ContainerWish, DeviceWish, Dns, GroupsPolicy, Handler,
+    IdMapping, ImageVolume, MountWish, NamespaceMode, Namespaces, PidWish, PodName, PodWish,
+    ProfileWish, Propagation, Resources, SecurityWish, SelinuxWish, UserWish, UsernsWish,
 };
 
 use std::sync::Arc;
@@ -115,7 +115,7 @@ impl Pods {
             wish: Arc::clone(wish),
             created_at: clock::wall(),
             boot: self.shared.boot.clone(),
-            cgroup_parent: host.cgroup_parent(&wish.cgroup_parent),
+            cgroup_parent: host.cgroup_parent(&wish.cgroup_parent, id)?,
             range: match &wish.userns {
                 // The kubelet hands out the ids of pods with user namespaces.
                 Some(userns) => IdRange {

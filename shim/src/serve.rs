@@ -9,6 +9,7 @@ use std::error::Error;
 use std::sync::Arc;
 
 use coracle_images::{Images, ImagesConfig};
+use coracle_runtime::cgroup::systemd::{Driver, Scopes};
 use coracle_runtime::cgroup::{Cgroups, Version};
 use coracle_runtime::network::{Builtin, BuiltinConfig, Network};
 use coracle_runtime::sandbox::Filters;
@@ -91,11 +92,9 @@ fn node(config: &Config, cgroups: &Cgroups) -> Result<Node, Box<dyn Error>> {
             format!("the cgroup controller {first} is missing; see `coracle check`").into(),
         );
     }
-    let cgroup_driver = match config.cgroup.driver {
-        CgroupDriver::Systemd => {
-            return Err("cgroup.driver = \"systemd\" is not built yet; set it to \"cgroupfs\", and kubelet follows".into());
-        }
-        CgroupDriver::Auto | CgroupDriver::Cgroupfs => cri::CgroupDriver::Cgroupfs,
+    let cgroup_driver = match driver(config, cgroups) {
+        Driver::Systemd => cri::CgroupDriver::Systemd,
+        Driver::Cgroupfs => cri::CgroupDriver::Cgroupfs,
     };
     if cgroups.version() == Version::V1 {
         tracing::info!("this node has cgroup v1; kubelet 1.35 and later need failCgroupV1: false");
@@ -106,6 +105,15 @@ fn node(config: &Config, cgroups: &Cgroups) -> Result<Node, Box<dyn Error>> {
         cgroup_driver,
         network_problem: None,
     })
+}
+
+/// Who makes the cgroups of new pods.
+fn driver(config: &Config, cgroups: &Cgroups) -> Driver {
+    match config.cgroup.driver {
+        CgroupDriver::Auto => Driver::detect(cgroups),
+        CgroupDriver::Systemd => Driver::Systemd,
+        CgroupDriver::Cgroupfs => Driver::Cgroupfs,
+    }
 }
 
 async fn host(config: &Config, cgroups: Cgroups) -> Result<(Host, Images), Box<dyn Error>> {
@@ -127,6 +135,8 @@ async fn host(config: &Config, cgroups: Cgroups) -> Result<(Host, Images), Box<d
     })?;
     let parts = Parts {
         images: images.clone(),
+        cgroup_driver: driver(config, &cgroups),
+        scopes: Scopes::default(),
         cgroups,
         network: Network::Builtin(network),
         spawner: Spawner::launch().await?,

@@ -22,6 +22,8 @@ pub enum Role {
     Guest,
     /// `coracle compiler`: lives as long as one compile.
     Compiler,
+    /// What a keeper has beside its guests: the first process of a shared pid namespace, holders of id maps.
+    Helper,
 }
 
 /// One process, as it was when it was read.
@@ -140,6 +142,7 @@ fn role_of(command: &str) -> Role {
         (_, "spawner") if ours => Role::Spawner,
         (_, "keeper") if ours => Role::Keeper,
         (_, "compiler") if ours => Role::Compiler,
+        (_, "idmap" | "helper" | "pause") if ours => Role::Helper,
         _ => Role::Guest,
     }
 }

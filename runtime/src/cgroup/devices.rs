@@ -61,20 +61,15 @@ impl DeviceRule {
     }
 
     /// What every container may use: nodes of all devices may be made, and null, zero, full, random, urandom, tty,
-    /// console, ptmx and the terminals of `/dev/pts` be opened. Source: runc `specconv.AllowedDevices`, and the
-    /// console, which containerd adds.
+    /// ptmx and the terminals of `/dev/pts` be opened. Source: runc `specconv.AllowedDevices`. The node's console (5:1)
+    /// is not among them: a container's is a terminal of its own.
     #[must_use]
     pub fn defaults() -> Vec<Self> {
         let any_node = [DeviceClass::Char, DeviceClass::Block];
         let nodes = any_node.map(|kind| Self::new(kind, None, None, "m"));
         let open = |major, minor| Self::new(DeviceClass::Char, Some(major), minor, "rwm");
         let memory = [3, 5, 7, 8, 9].map(|minor| open(1, Some(minor)));
-        let terminals = [
-            open(5, Some(0)),
-            open(5, Some(1)),
-            open(5, Some(2)),
-            open(136, None),
-        ];
+        let terminals = [open(5, Some(0)), open(5, Some(2)), open(136, None)];
         nodes.into_iter().chain(memory).chain(terminals).collect()
     }
 

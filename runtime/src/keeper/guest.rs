@@ -75,11 +75,14 @@ struct Streams {
 }
 
 impl Streams {
-    fn make(stdin: bool, tty: bool) -> io::Result<Self> {
-        use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+    fn make(stdin: bool, linux: Option<&LinuxStart>) -> io::Result<Self> {
         let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC);
-        let flags = SocketFlags::CLOEXEC;
-        let report = socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        let tty = linux.is_some_and(|linux| linux.tty);
+        // A Wasm guest keeps its end while it runs, and has nothing to hand over.
+        let report = match linux {
+            Some(_) => report_socket()?,
+            None => pipe()?,
+        };
         rustix::io::ioctl_fionbio(&report.0, true)?;
         Ok(Self {
             stdin: if stdin && !tty { Some(pipe()?) } else { None },
@@ -97,6 +100,18 @@ impl Streams {
         };
         vec![input, out, err, self.report.1.as_raw_fd()]
     }
+}
+
+/// A stream of reports that can carry descriptors: the keeper's end, the guest's.
+fn report_socket() -> io::Result<(OwnedFd, OwnedFd)> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+    let flags = SocketFlags::CLOEXEC;
+    Ok(socketpair(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        flags,
+        None,
+    )?)
 }
 
 /// Forks a guest. Errors: the request is incomplete, or the node is exhausted; then nothing was left behind.
@@ -122,8 +137,7 @@ pub(super) fn fork(
     }
     let log_file = if log { fds.pop().map(File::from) } else { None };
     let cgroup = if into_cgroup { fds.pop() } else { None };
-    let tty = linux.as_ref().is_some_and(|linux| linux.tty);
-    let streams = Streams::make(stdin, tty).during(what)?;
+    let streams = Streams::make(stdin, linux.as_ref()).during(what)?;
     failpoint::hit("keeper.fork").during(what)?;
     let entered = place.enter().during(what)?;
     let flags = place.flags(linux.is_some() && pod.user.is_some());

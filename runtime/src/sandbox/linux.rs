@@ -132,6 +132,8 @@ pub fn finish(
         volume::attach(&root, tree, &mount.target)?;
     }
     image_volumes(spec, linux, &root, &stage)?;
+    // While it can be made; what is wrong with it is said when it is entered.
+    let _ = place::ensure(root.as_fd(), &linux.working_dir, true);
     kernel::confine(&root, &linux.jail, &bound)?;
     if spec.root.readonly {
         mounts::set_attributes(root.as_fd(), Forbid::WRITES, None, false)

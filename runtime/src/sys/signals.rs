@@ -27,6 +27,17 @@ pub fn reset() {
             let action: libc::sigaction = std::mem::zeroed();
             libc::sigaction(signal, &raw const action, std::ptr::null_mut());
         }
+        // glibc keeps these two to itself and refuses to touch them; the kernel does not.
+        let default = [0_u64; 4];
+        for signal in [32, 33] {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                default.as_ptr(),
+                std::ptr::null_mut::<u64>(),
+                size_of::<u64>(),
+            );
+        }
         libc::signal(libc::SIGPIPE, libc::SIG_IGN);
         let mut none: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&raw mut none);

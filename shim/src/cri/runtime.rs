@@ -32,10 +32,6 @@ pub enum CgroupDriver {
     /// We, as directories.
     Cgroupfs,
     /// systemd, as scopes.
-    #[allow(
-        dead_code,
-        reason = "part of the protocol; the systemd driver is not built yet"
-    )]
     Systemd,
 }
 

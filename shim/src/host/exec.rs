@@ -24,6 +24,8 @@ use crate::lifecycle::{Error, Kind, Payload, WasmPlan};
 
 /// Most bytes kept of each output stream. Source: kubelet and CRI-O agree on 16 MiB.
 pub const OUTPUT_BYTES: usize = 16 << 20;
+/// Most that a pipe can hold. Source: pipe(7), `/proc/sys/fs/pipe-max-size`.
+const PIPE_BYTES: usize = 1 << 20;
 /// How long a killed exec may take to be gone.
 const KILLED: Duration = Duration::from_secs(3);
 
@@ -263,8 +265,8 @@ impl Streams {
             }
         };
         let exit = ended.map_err(|error| runtime_error("wait for an exec's end", error))?;
-        while read_some(out, out_kept).is_ok_and(|got| got > 0) {}
-        while read_some(err, err_kept).is_ok_and(|got| got > 0) {}
+        rest(out, out_kept);
+        rest(err, err_kept);
         Ok(exit.code)
     }
 }
@@ -282,11 +284,32 @@ async fn until_end(pipe: &Receiver, kept: &mut Vec<u8>) {
     }
 }
 
+/// Takes what is in the pipe now: at most what a pipe can hold, should somebody go on writing.
+fn rest(pipe: &Receiver, kept: &mut Vec<u8>) {
+    let mut chunk = [0; 16 * 1024];
+    let mut taken = 0;
+    while taken < PIPE_BYTES {
+        // Asked of the kernel: the reactor may not have heard of the last bytes.
+        match rustix::io::read(pipe, &mut chunk) {
+            Ok(got) if got > 0 => {
+                keep(kept, &chunk[..got]);
+                taken += got;
+            }
+            Err(rustix::io::Errno::INTR) => {}
+            _ => return,
+        }
+    }
+}
+
+fn keep(kept: &mut Vec<u8>, bytes: &[u8]) {
+    let room = OUTPUT_BYTES - kept.len();
+    kept.extend_from_slice(&bytes[..bytes.len().min(room)]);
+}
+
 /// Reads once and keeps what there is room for.
 fn read_some(pipe: &Receiver, kept: &mut Vec<u8>) -> io::Result<usize> {
     let mut chunk = [0; 16 * 1024];
     let got = pipe.try_read(&mut chunk)?;
-    let room = OUTPUT_BYTES - kept.len();
-    kept.extend_from_slice(&chunk[..got.min(room)]);
+    keep(kept, &chunk[..got]);
     Ok(got)
 }

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use coracle_runtime::cgroup::systemd;
 use coracle_runtime::id::PodId;
 use coracle_runtime::keeper::{self, Greeting, Keeper, KeeperEvent};
 use coracle_runtime::network::{self, Attachment, IdMaps, NamespaceWish, Namespaces};
@@ -95,12 +96,7 @@ impl Host {
                 Some(made.map_err(|error| network_error(named("attach the network"), error))?);
         }
         pass("run.cgroup")?;
-        let cgroup = self
-            .parts
-            .cgroups
-            .create(&self.keeper_cgroup(record), &Default::default());
-        let cgroup = cgroup
-            .map_err(|error| Error::because(Kind::Io, named("make the keeper's cgroup"), error))?;
+        let (entrance, cgroup_procs) = self.keeper_entrance(record)?;
         let socket = self.control_socket(&record.id);
         make_private(&self.run_directory().join(record.id.as_str()))?;
         make_private(&self.exits_directory(&record.id))?;
@@ -110,12 +106,44 @@ impl Host {
         Ok(Nest {
             namespaces,
             attachment: attached.clone(),
-            entrance: cgroup.entrance().map_err(|error| {
-                Error::because(Kind::Io, named("open the keeper's cgroup"), error)
-            })?,
-            cgroup_procs: cgroup.task_files(),
+            entrance,
+            cgroup_procs,
             listener,
         })
+    }
+
+    /// The keeper's cgroup, to be born into. Nothing where the pod's is a scope: that is made around the keeper.
+    fn keeper_entrance(
+        &self,
+        record: &PodRecord,
+    ) -> Result<(Option<OwnedFd>, Vec<PathBuf>), Error> {
+        if systemd::is_scope(&record.cgroup_parent) {
+            return Ok((None, Vec::new()));
+        }
+        let path = self.keeper_cgroup(record);
+        let cgroup = self.parts.cgroups.create(&path, &Default::default());
+        let opened = cgroup.and_then(|cgroup| Ok((cgroup.entrance()?, cgroup.task_files())));
+        opened.map_err(|error| {
+            let what = format!("make the keeper's cgroup of sandbox {}", record.id);
+            Error::because(Kind::Io, what, error)
+        })
+    }
+
+    /// Has systemd make the pod's scope around its keeper. Nothing where the pod's cgroups are ours.
+    async fn enclose(&self, record: &PodRecord, keeper: i32) -> Result<(), Error> {
+        let place = record.cgroup_parent.clone();
+        if !systemd::is_scope(&place) {
+            return Ok(());
+        }
+        let (cgroups, scopes) = (self.parts.cgroups.clone(), self.parts.scopes.clone());
+        let (leaf, pod) = (self.keeper_cgroup(record), record.id.clone());
+        blocking("making a scope", move || {
+            let adopted = scopes.adopt(&cgroups, &place, &leaf, keeper);
+            adopted.map_err(|error| {
+                Error::because(Kind::Io, format!("make the scope of sandbox {pod}"), error)
+            })
+        })
+        .await
     }
 
     async fn hatch(&self, record: &PodRecord, nest: Nest) -> Result<Raised, Error> {
@@ -135,7 +163,8 @@ impl Host {
         let born = born.map_err(|error| {
             runtime_error(format!("fork the keeper of sandbox {}", record.id), error)
         })?;
-        let connected = match pass("run.connect") {
+        let enclosed = self.enclose(record, born.process.pid()).await;
+        let connected = match enclosed.and_then(|()| pass("run.connect")) {
             Ok(()) => self.connect(&record.id, GREETING_PATIENCE).await,
             Err(error) => Err(error),
         };
@@ -226,9 +255,13 @@ impl Host {
             None => Ok(()),
         });
         let removed = self.remove_cgroup(&self.keeper_cgroup(record));
+        let released = self.parts.scopes.release(&record.cgroup_parent);
+        let released =
+            released.map_err(|error| Error::because(Kind::Io, named("release the scope"), error));
         let shm = self.drop_shared_memory(&record.id);
         let socket = remove_tree(&self.run_directory().join(record.id.as_str()));
-        unpinned.and(detached).and(removed).and(shm).and(socket)
+        let cgroups = removed.and(released);
+        unpinned.and(detached).and(cgroups).and(shm).and(socket)
     }
 
     /// Unmounts a pod's shared memory, where it had to be mounted.

@@ -45,7 +45,7 @@ pub async fn recover(shared: &Arc<Shared>) -> Result<Vec<Driver>, Error> {
     }
     let mut drivers = Vec::new();
     let mut owned = Owned::default();
-    owned.parents.insert(shared.host.cgroup_parent(""));
+    owned.parents.insert(shared.host.default_cgroup_parent());
     while let Some(joined) = pods.join_next().await {
         match joined {
             Ok(Ok(Outcome::Driver(driver))) => {

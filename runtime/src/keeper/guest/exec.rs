@@ -42,7 +42,6 @@ pub(in crate::keeper) fn fork(
     pod: &PodNamespaces,
     (place, warm): (PidPlace<'_>, &Warm),
 ) -> Result<(OwnedFd, OwnedFd)> {
-    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
     let what = || format!("fork into container {container}");
     let ExecParts {
         mut fds,
@@ -57,9 +56,11 @@ pub(in crate::keeper) fn fork(
     }
     let streams = fds.split_off(fds.len() - 2 - usize::from(stdin));
     let cgroup = if into_cgroup { fds.pop() } else { None };
-    let flags = SocketFlags::CLOEXEC;
-    let (ours, theirs) =
-        socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None).during(what)?;
+    let (ours, theirs) = match linux {
+        Some(_) => super::report_socket(),
+        None => rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(Into::into),
+    }
+    .during(what)?;
     rustix::io::ioctl_fionbio(&ours, true).during(what)?;
     let entered = place.enter().during(what)?;
     match sys::fork::fork(0, cgroup.as_ref().map(OwnedFd::as_fd)).during(what)? {

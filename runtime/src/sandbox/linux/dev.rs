@@ -49,7 +49,7 @@ pub(super) struct Bound {
     nodes: Vec<OwnedFd>,
     /// The node's `/sys`, where the network is the node's but the user namespace is not.
     sys: Option<OwnedFd>,
-    /// The node's `/dev/shm`, where ipc is the node's.
+    /// Shared memory: the pod's, or the node's where ipc is the node's.
     shm: Option<OwnedFd>,
     /// Our own null device, once it was made.
     null: OnceCell<OwnedFd>,
@@ -68,9 +68,14 @@ impl Bound {
                 sys = Some(tree(Path::new("/sys"), true)?);
             }
         }
-        let shm = match pod.ipc {
-            None => Some(tree(Path::new("/dev/shm"), false)?),
-            Some(_) => None,
+        let shm = match (&pod.ipc, &pod.shm) {
+            (None, _) => Some(tree(Path::new("/dev/shm"), false)?),
+            (Some(_), Some(shm)) => Some(match mounts::clone_at(shm.as_fd()) {
+                // Before Linux 6.15 only what is attached can be copied; the keeper has attached it.
+                Err(e) if e.raw_os_error() == Some(libc::EINVAL) => tree(&linux.shm, false)?,
+                copied => copied.during(|| "share the pod's memory".into())?,
+            }),
+            (Some(_), None) => None,
         };
         Ok(Self {
             nodes,
@@ -181,7 +186,7 @@ pub(super) fn build(
         }
     }
     let pts = terminals(&dev, pod)?;
-    shared_memory(&dev, linux, pod, bound)?;
+    shared_memory(&dev, bound)?;
     queues(&dev)?;
     if linux.jail.tty {
         return terminal(&dev, &pts).map(Some);
@@ -246,31 +251,13 @@ fn terminals(dev: &OwnedFd, pod: &PodNamespaces) -> Result<OwnedFd> {
     Ok(tree)
 }
 
-fn shared_memory(
-    dev: &OwnedFd,
-    linux: &LinuxSpec,
-    pod: &PodNamespaces,
-    bound: &Bound,
-) -> Result<()> {
+fn shared_memory(dev: &OwnedFd, bound: &Bound) -> Result<()> {
     let what = || "mount shared memory at /dev/shm".to_owned();
     let at = directory(dev, "shm").during(what)?;
-    let made;
-    let tree = match (&bound.shm, &pod.shm) {
-        (Some(node), _) => node,
-        (None, Some(shm)) => {
-            made = match mounts::clone_at(shm.as_fd()) {
-                // Before Linux 6.15 only what is attached can be copied; the keeper has attached it.
-                Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {
-                    mounts::clone_tree(&linux.shm, false)
-                }
-                other => other,
-            }
-            .during(what)?;
-            &made
-        }
-        (None, None) => return Ok(()),
-    };
-    mounts::attach(tree.as_fd(), at.as_fd()).during(what)
+    match &bound.shm {
+        Some(tree) => mounts::attach(tree.as_fd(), at.as_fd()).during(what),
+        None => Ok(()),
+    }
 }
 
 fn queues(dev: &OwnedFd) -> Result<()> {

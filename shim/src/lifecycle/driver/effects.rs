@@ -1,15 +1,42 @@
 //! The effects on containers, each a task of its own that comes back as a word in the mailbox.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use coracle_runtime::id::ContainerId;
+use coracle_runtime::process::Process;
+use coracle_runtime::spec::PidSpace;
 use coracle_runtime::wasm::EngineRef;
 
 use super::container::missing;
 use super::{Driver, Note, Word};
 use crate::host::{Launch, blocking};
 use crate::lifecycle::error::{Error, Kind};
+use crate::lifecycle::record::Payload;
 use crate::lifecycle::state::{ContainerPhase, Effect};
+
+/// How often, and for how long after the first time, it is looked whether a stop signal can be heard by now.
+const HEARING: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(10));
+
+/// Sends a stop signal again once the program listens to it. The kernel drops a signal for the first process of a pid
+/// namespace that has no handler for it yet, and a container may be stopped before its program came that far.
+async fn signal_again(process: Arc<Process>, signal: i32) {
+    let (mut pause, until) = (HEARING.0, Instant::now() + HEARING.1);
+    let mut was_deaf = false;
+    while Instant::now() < until && process.is_alive() {
+        match process.hears(signal) {
+            Some(false) => was_deaf = true,
+            Some(true) if was_deaf => {
+                let _ = process.signal(signal);
+                return;
+            }
+            // It heard the first one, or is gone.
+            Some(true) | None => return,
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_millis(200));
+    }
+}
 
 impl Driver {
     /// The engine that the pod's guests run on.
@@ -107,6 +134,13 @@ impl Driver {
         if let Err(error) = self.shared.host.signal(process, signal) {
             // The deadline that is armed ends it all the same.
             tracing::warn!(container = %id, error = error.chain(), "the stop signal was not sent");
+        }
+        let first_of_its_namespace = matches!(
+            container.plan.as_ref().map(|plan| &plan.payload),
+            Some(Payload::Linux(linux)) if linux.jail.pid == PidSpace::Own
+        );
+        if first_of_its_namespace {
+            tokio::spawn(signal_again(Arc::clone(process), signal));
         }
     }
 

@@ -90,6 +90,11 @@ async fn a_killed_child_is_not_the_containers_end_unless_the_kernel_makes_it_so(
     let mut config = sh("c", "probe eat 200; echo child ended with $?; exit 0");
     resources(&mut config).memory_limit_in_bytes = 32 << 20;
     resources(&mut config).memory_swap_limit_in_bytes = 32 << 20;
+    if !is_v1(daemon.scratch()) {
+        // As the kubelet does unless `singleProcessOOMKill` is set.
+        let unified = &mut resources(&mut config).unified;
+        unified.insert("memory.oom.group".into(), "1".into());
+    }
     let ran = run(&daemon, &pod, &config).await;
     if is_v1(daemon.scratch()) {
         // A container that ends by itself with 0 was not killed, whatever happened inside.
