@@ -120,6 +120,10 @@ pub fn settle(facts: &Facts, host: &Facts) -> Facts {
             let leads = [4, 6].iter().all(|at| words.get(*at) == words.first());
             let text = if leads { "leads its session" } else { "is led" };
             settled.insert(name.clone(), text.into());
+        } else if name == "status.SigIgn" || name == "status.SigBlk" {
+            // Signals 32 and 33 are the C library's own; what it does to them in a runtime's parent is not the runtime's.
+            let mask = u64::from_str_radix(value.trim(), 16).unwrap_or(u64::MAX);
+            settled.insert(name.clone(), format!("{:016x}", mask & !0x1_8000_0000));
         } else if name == "keyring" {
             // keyring;uid;gid;permissions;name
             let fields: Vec<_> = value.split(';').take(4).collect();

@@ -168,11 +168,21 @@ fn image_volumes(
         for part in ["", "/upper", "/work"] {
             make_directory(Path::new(&format!("{upper}{part}"))).during(what)?;
         }
+        owned_alike(&found, &format!("{upper}/upper")).during(what)?;
         let own = (&*format!("{upper}/upper"), &*format!("{upper}/work"));
         let tree = mounts::overlay(&[lower], Some(own)).during(what)?;
         mounts::attach(tree.as_fd(), found.as_fd()).during(what)?;
     }
     Ok(())
+}
+
+/// Gives directory `path` owner and mode of `of`: the top of a writable layer is what an overlay shows of its root.
+fn owned_alike(of: &OwnedFd, path: &str) -> std::io::Result<()> {
+    use rustix::fs::{Gid, Mode, Uid, chmod, chown, fstat};
+    let found = fstat(of)?;
+    let (uid, gid) = (Uid::from_raw(found.st_uid), Gid::from_raw(found.st_gid));
+    chown(path, Some(uid), Some(gid))?;
+    Ok(chmod(path, Mode::from_raw_mode(found.st_mode & 0o7777))?)
 }
 
 fn make_directory(path: &Path) -> std::io::Result<()> {

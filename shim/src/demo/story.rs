@@ -37,6 +37,7 @@ pub async fn tell(place: &Place, calls: &Calls, image: &str) -> Result<(), Error
         .create(&pod, "sleeper", &["kubelet", "and-wait"])
         .await?;
     scene.start("sleeper", &sleeper).await?;
+    scene.hear_greeting("sleeper").await?;
     scene.stop(&sleeper).await?;
     scene.remove("greeter", &greeter).await?;
     scene.remove("sleeper", &sleeper).await?;
@@ -352,6 +353,19 @@ impl Scene<'_> {
         call("RemoveImage", "", asked, |_| "removed".into())
             .await
             .map(drop)
+    }
+
+    /// Waits until a container has greeted. Errors: it does not within ten seconds.
+    async fn hear_greeting(&self, name: &str) -> Result<(), Error> {
+        let file = self.logs.join(format!("{name}.log"));
+        for _ in 0..1000 {
+            let log = std::fs::read_to_string(&file).unwrap_or_default();
+            if log.contains(GREETING.trim()) {
+                return Ok(());
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        self.show_log(name)
     }
 
     /// Prints a container's log as the kubelet would read it. Errors: the guest's greeting is not in it.

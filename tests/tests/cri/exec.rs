@@ -104,8 +104,14 @@ async fn a_program_out_of_time_dies_with_all_it_started_and_nothing_else() {
         begun.elapsed()
     );
     // The call has returned, so they are gone, not going.
-    let left = exec(&pod, &id, &["pgrep", "sleep"], 10).await.unwrap();
-    assert_eq!(left.out.lines().count(), 2, "{}", left.out);
+    let left = exec(&pod, &id, &["ps"], 10).await.unwrap();
+    let sleeps = |seconds: &str| left.out.contains(&format!("sleep {seconds}"));
+    assert!(sleeps("1000") && sleeps("1001"), "{}", left.out);
+    assert!(
+        !["1002", "1003", "1004", "1005"].into_iter().any(sleeps),
+        "{}",
+        left.out
+    );
     assert_eq!(
         pod.cri.status(&id).await.unwrap().state(),
         cri::ContainerState::ContainerRunning

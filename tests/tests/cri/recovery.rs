@@ -291,6 +291,13 @@ async fn a_torn_record_is_named_and_the_rest_lives_on() {
         daemon.processes(Role::Keeper).is_empty()
     })
     .await;
+    let own = daemon.scratch().interface_prefix();
+    eventually("no interface is left", || {
+        let all = std::fs::read_dir("/sys/class/net").unwrap().flatten();
+        let mut names = all.map(|entry| entry.file_name().to_string_lossy().into_owned());
+        !names.any(|name| name.starts_with(&own))
+    })
+    .await;
     daemon.rebase();
     daemon.finish().await.unwrap();
 }

@@ -140,6 +140,11 @@ pub const KNOWN: &[Known] = &[
         "process_vm_readv and process_vm_writev are in the default list of later containerd versions, on kernels from 4.8 on.",
     ),
     known(
+        ["*", "seccomp", "syscall.41"],
+        ["EPERM", "EINVAL"],
+        "A socket of a family that no kernel has is refused by the filter already: families are compared in 32 bits, or AF_VSOCK and AF_ALG could be had with a high bit set.",
+    ),
+    known(
         ["*", "seccomp", "syscall.42*"],
         ["EPERM", "E*"],
         "io_uring is not in the default list of later containerd versions.",
