@@ -5,8 +5,9 @@
 #   tests/guest/run.sh [FILTER | --FLAG]...    what the test binary is given
 #
 # Called by `make test-v2`, which builds first. GUEST_INIT=plain (a script is process 1; the tests in tests/cri) or
-# systemd (tests/systemd.rs); GUEST_KERNEL=bookworm (6.1) or trixie (6.12); GUEST_COMMAND replaces the tests by a
-# command line of your own.
+# systemd (tests/systemd.rs); GUEST_KERNEL=bookworm (6.1) or trixie (6.12); GUEST_LSM=apparmor for a kernel with it (the
+# tests in tests/apparmor.rs); GUEST_COMMAND replaces the tests by a command line of your own, GUEST_FILES are what it
+# needs of cargo's target directory, in which nothing else is.
 # Passes on the guest's console and ends with its status; 124 when it took longer than GUEST_TIMEOUT seconds.
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -22,6 +23,15 @@ systemd)
     set -- --ignored --test-threads 1 "$@"
     ;;
 *) echo "GUEST_INIT is $init, must be plain or systemd" >&2; exit 2 ;;
+esac
+case ${GUEST_LSM:-} in
+'') ;;
+apparmor)
+    suite=apparmor
+    words+=" lsm=landlock,lockdown,yama,integrity,apparmor,bpf apparmor=1"
+    set -- --ignored --test-threads 1 "$@"
+    ;;
+*) echo "GUEST_LSM is $GUEST_LSM, must be apparmor" >&2; exit 2 ;;
 esac
 target=${CARGO_TARGET_DIR:-$HOME/.cache/coracle/target}
 kernel=$(./kernel.sh "${GUEST_KERNEL:-trixie}")
@@ -56,7 +66,7 @@ if [[ -z $tests ]]; then
     [[ -n $tests ]] || { echo "cargo named no binary for the tests $suite" >&2; exit 1; }
     tests=${tests#"$target/"}
 fi
-for file in "$tests" release/coracle failpoints-bin/coracle tools/crictl tools/crictl.version; do
+for file in "$tests" release/coracle failpoints-bin/coracle tools/crictl tools/crictl.version ${GUEST_FILES:-}; do
     snapshot "$file"
 done
 # What the guest is to do.

@@ -170,7 +170,8 @@ fn image_volumes(
         }
         owned_alike(&found, &format!("{upper}/upper")).during(what)?;
         let own = (&*format!("{upper}/upper"), &*format!("{upper}/work"));
-        let tree = mounts::overlay(&[lower], Some(own)).during(what)?;
+        let tree =
+            mounts::overlay(&[lower], Some(own), linux.jail.mount_label.as_deref()).during(what)?;
         mounts::attach(tree.as_fd(), found.as_fd()).during(what)?;
     }
     Ok(())

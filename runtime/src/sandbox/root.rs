@@ -16,7 +16,7 @@ use super::identity::HostIdentity;
 use super::place::open_dir;
 use super::volume;
 use crate::error::{Context as _, Error, Kind, Result};
-use crate::spec::{ContainerSpec, MountKind};
+use crate::spec::{ContainerSpec, MountKind, Workload};
 use crate::sys;
 use crate::sys::mounts::{self, Forbid};
 
@@ -149,13 +149,17 @@ pub(super) fn base(
     }
     stage.hold("own", own, Forbid::default(), host)?;
     let lower = stage.layers("l", &spec.root.layers, host)?;
+    let label = match &spec.workload {
+        Workload::Linux(linux) => linux.jail.mount_label.as_deref(),
+        Workload::Wasm(_) => None,
+    };
     let base = |path: &Path| {
         path.file_name()
             .map(|n| format!("own/{}", n.to_string_lossy()))
             .unwrap_or_default()
     };
     let own = (&*base(&spec.root.upper), &*base(&spec.root.work));
-    let tree = mounts::overlay(&lower, Some(own))
+    let tree = mounts::overlay(&lower, Some(own), label)
         .during(|| format!("mount an overlay of {} layers", lower.len()))?;
     mounts::set_attributes(tree.as_fd(), forbid, None, false)
         .during(|| "restrict the overlay".into())?;

@@ -99,7 +99,7 @@ pub fn make(
             let tree = match names.as_slice() {
                 [] => mounts::tmpfs("4k").during(what)?,
                 [only] => mounts::clone_at(stage.place(only)?.as_fd()).during(what)?,
-                several => mounts::overlay(several, None).during(what)?,
+                several => mounts::overlay(several, None, None).during(what)?,
             };
             let tree = sub_tree(tree, sub_path, &format!("i{number}"), stage)?;
             mounts::set_attributes(tree.as_fd(), forbid.and_writes(true), None, true)

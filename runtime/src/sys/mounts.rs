@@ -223,10 +223,14 @@ pub fn tmpfs(size: &str) -> io::Result<OwnedFd> {
 const MAX_VALUE: usize = 255;
 
 /// A detached overlay of `lower` (topmost first, at least one) and, if given, a writable upper directory with its work
-/// directory; paths count from the working directory.
+/// directory; paths count from the working directory. With a `label`, everything in it shows that SELinux label.
 ///
 /// Errors: E2BIG for more layers than this kernel takes in one option (before 6.5).
-pub fn overlay(lower: &[String], upper: Option<(&str, &str)>) -> io::Result<OwnedFd> {
+pub fn overlay(
+    lower: &[String],
+    upper: Option<(&str, &str)>,
+    label: Option<&str>,
+) -> io::Result<OwnedFd> {
     let context = fsopen(c"overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
     let set = |key: &CStr, value: &str| fsconfig_set_string(context.as_fd(), key, value);
     set(c"source", "overlay")?;
@@ -237,6 +241,9 @@ pub fn overlay(lower: &[String], upper: Option<(&str, &str)>) -> io::Result<Owne
         for layer in lower {
             set(c"lowerdir+", layer).map_err(|_| io::Error::from_raw_os_error(libc::E2BIG))?;
         }
+    }
+    if let Some(label) = label {
+        set(c"context", label)?;
     }
     if let Some((upper, work)) = upper {
         set(c"upperdir", upper)?;

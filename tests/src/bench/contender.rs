@@ -40,10 +40,15 @@ pub const NAMES: [&str; 4] = [
     "containerd-runc",
 ];
 
-/// What makes crun the runtime of every pod. Source: containerd 1.6 and later, CRI plugin, version 2 configuration.
-const CRUN: &str = "[plugins.\"io.containerd.grpc.v1.cri\".containerd]\ndefault_runtime_name = \"crun\"\n\
+/// What makes crun the runtime of every pod, by a script that knows where Debian's runs. Source: containerd 1.6 and
+/// later, CRI plugin, version 2 configuration.
+const CRUN: &str = concat!(
+    "[plugins.\"io.containerd.grpc.v1.cri\".containerd]\ndefault_runtime_name = \"crun\"\n\
     [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.crun]\nruntime_type = \"io.containerd.runc.v2\"\n\
-    [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.crun.options]\nBinaryName = \"crun\"\n";
+    [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.crun.options]\nBinaryName = \"",
+    env!("CARGO_MANIFEST_DIR"),
+    "/tools/crun.sh\"\n"
+);
 
 /// Starts the contender of this name. Errors: unknown name, or it does not start.
 pub async fn start(name: &str, registry: &Registry) -> Outcome<Box<dyn Contender>> {

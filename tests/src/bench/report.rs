@@ -22,7 +22,7 @@ pub fn table(outcomes: &[Outcomes]) -> String {
         let _ = write!(text, "{:>18}", outcome.name);
     }
     for outcome in &outcomes[..outcomes.len().saturating_sub(1)] {
-        let _ = write!(text, "{:>20}", format!("{} better", outcome.name));
+        let _ = write!(text, "{:>25}", format!("{} better", outcome.name));
     }
     text.push('\n');
     for row in rows(outcomes) {
@@ -44,7 +44,7 @@ pub fn table(outcomes: &[Outcomes]) -> String {
             } else {
                 "-".into()
             };
-            let _ = write!(text, "{shown:>20}");
+            let _ = write!(text, "{shown:>25}");
         }
         text.push('\n');
     }

@@ -156,7 +156,9 @@ pub(super) fn build(
 ) -> Result<Option<OwnedFd>> {
     let what = || "mount a tmpfs at /dev".to_owned();
     let at = place::plain_directory(root.as_fd(), "dev").during(what)?;
-    let options = [(c"mode", Some("0755")), (c"size", Some("65536k"))];
+    let mut options = vec![(c"mode", Some("0755")), (c"size", Some("65536k"))];
+    let label = linux.jail.mount_label.as_deref();
+    options.extend(label.map(|label| (c"context", Some(label))));
     let setid = Forbid {
         setid: true,
         ..Forbid::default()
@@ -185,7 +187,7 @@ pub(super) fn build(
             Err(e) => return Err(e).during(|| format!("link /dev/{name} to {target}")),
         }
     }
-    let pts = terminals(&dev, pod)?;
+    let pts = terminals(&dev, pod, label)?;
     shared_memory(&dev, bound)?;
     queues(&dev)?;
     if linux.jail.tty {
@@ -228,13 +230,14 @@ fn directory(dev: &OwnedFd, name: &str) -> io::Result<OwnedFd> {
     place::inside(dev.as_fd(), name)
 }
 
-fn terminals(dev: &OwnedFd, pod: &PodNamespaces) -> Result<OwnedFd> {
+fn terminals(dev: &OwnedFd, pod: &PodNamespaces, label: Option<&str>) -> Result<OwnedFd> {
     let what = || "mount devpts at /dev/pts".to_owned();
     let mut options = vec![
         (c"newinstance", None),
         (c"ptmxmode", Some("0666")),
         (c"mode", Some("0620")),
     ];
+    options.extend(label.map(|label| (c"context", Some(label))));
     // A map may be too small for the group; terminals then stay with root's.
     let tty_is_mapped = pod.user.is_none() || sys::ids::is_group_mapped(5);
     if tty_is_mapped {
