@@ -26,11 +26,12 @@ TEST_PACKAGES := $(DEMO_PACKAGES) clang lld wasi-libc libclang-rt-14-dev-wasm32 
 	containernetworking-plugins busybox-static
 # An emulated machine. virtiofsd comes with qemu-system-common or, on newer systems, by itself.
 GUEST_PACKAGES = $(TEST_PACKAGES) qemu-system-x86 busybox-static cpio xz-utils zstd debian-archive-keyring \
-    $(if $(filter systemd,$(INIT)),systemd) $(shell apt-cache show virtiofsd >/dev/null 2>&1 && echo virtiofsd)
+    $(if $(filter systemd,$(INIT)),systemd) $(filter apparmor,$(LSM)) \
+    $(shell apt-cache show virtiofsd >/dev/null 2>&1 && echo virtiofsd)
 BENCH_PACKAGES := $(TEST_PACKAGES)
 # busybox is built from source; ipcmk and ipcrm belong to util-linux; the peer's host ports need iptables.
 CONFORMANCE_PACKAGES := $(DEMO_PACKAGES) python3-venv dpkg-dev xz-utils bzip2 util-linux \
-    $(if $(PEER),containerd runc containernetworking-plugins iptables)
+    $(if $(PEER),containerd runc containernetworking-plugins iptables) $(if $(LSM),$(GUEST_PACKAGES))
 
 .PHONY: help
 help: ## list the targets
@@ -66,14 +67,15 @@ test-build:
 test: test-build ## build, then run every test, unit and end to end (as root)
 	$(CARGO) test --release --workspace --lib --bins --test '*'
 
-# INIT=systemd: the tests of the systemd cgroup driver. KERNEL=bookworm: Linux 6.1. TESTS: which, by name; unless set
-# those for which the version of cgroups matters, and which fit into 15 minutes. GUEST_TIMEOUT=SECONDS for more.
+# INIT=systemd: the tests of the systemd cgroup driver. LSM=apparmor: those of a kernel with AppArmor. KERNEL=bookworm:
+# Linux 6.1. TESTS: which, by name; unless set all of those two kinds, and else the ones for which the version of
+# cgroups matters and which fit into 15 minutes. GUEST_TIMEOUT=SECONDS for more.
+GUEST = GUEST_INIT=$(or $(INIT),plain) GUEST_LSM=$(LSM) GUEST_KERNEL=$(or $(KERNEL),trixie) tests/guest/run.sh
 V2_TESTS := containers:: linux:: pods:: stats:: volumes::
 .PHONY: test-v2
-test-v2: test-build ## run the end-to-end tests on cgroup v2, in an emulated machine (INIT=systemd, TESTS=)
+test-v2: test-build ## run the end-to-end tests on cgroup v2, in an emulated machine (INIT=, LSM=, TESTS=)
 	@.ci/packages $(GUEST_PACKAGES)
-	GUEST_INIT=$(or $(INIT),plain) GUEST_KERNEL=$(or $(KERNEL),trixie) tests/guest/run.sh \
-	    $(or $(TESTS),$(if $(filter systemd,$(INIT)),,$(V2_TESTS)))
+	$(GUEST) $(or $(TESTS),$(if $(LSM)$(filter systemd,$(INIT)),,$(V2_TESTS)))
 
 .PHONY: bench
 bench: ## build, then compare with containerd + runc (as root; BENCH_JSON=FILE also writes JSON)
@@ -81,14 +83,16 @@ bench: ## build, then compare with containerd + runc (as root; BENCH_JSON=FILE a
 	$(CARGO) build --release --workspace --bins
 	$(RELEASE)/bench
 
-# See docs/conformance.md.
+# See docs/conformance.md. With LSM=apparmor the first run builds critest and skips what only the guest can run.
 CONFORMANCE := $(if $(FOCUS),--focus '$(FOCUS)') $(if $(SKIP),--skip '$(SKIP)') $(if $(WEBSOCKET),--websocket) \
     $(if $(PEER),--peer $(PEER)) $(if $(HANDLER),--handler $(HANDLER))
 .PHONY: conformance
-conformance: ## build, then run critest (as root; FOCUS=REGEX SKIP=REGEX WEBSOCKET=1 PEER=containerd HANDLER=NAME)
+conformance: ## build, then run critest (as root; FOCUS=REGEX SKIP=REGEX WEBSOCKET=1 PEER=containerd HANDLER=NAME LSM=)
 	@.ci/packages $(CONFORMANCE_PACKAGES)
 	$(CARGO) build --release --workspace --bins
-	$(RELEASE)/conformance $(CONFORMANCE)
+	$(RELEASE)/conformance $(if $(LSM),--focus AppArmor,$(CONFORMANCE))
+	$(if $(LSM),GUEST_FILES='release/coracle tools/busybox tools/critest tools/critest.version' \
+	    GUEST_COMMAND='bash /run/guest/critest.sh --focus AppArmor' GUEST_TESTS=release/conformance $(GUEST))
 
 .PHONY: lint
 lint: ## formatting, clippy, and cargo-deny where it is installed

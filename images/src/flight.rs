@@ -6,17 +6,27 @@
 //! Not here: how a pull is done.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::future::{BoxFuture, FutureExt as _, Shared, WeakShared};
 
+use crate::endpoint::Credentials;
 use crate::error::Error;
 use crate::image::Image;
 use crate::manifest::PlatformPreference;
 use crate::pull::Pull;
 use crate::reference::ImageRef;
-use crate::endpoint::Credentials;
 use crate::store::Inner;
+
+/// Tells blocking work that nobody waits for it any more.
+pub(crate) struct StopOnDrop(pub(crate) Arc<AtomicBool>);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
 
 /// What to pull.
 #[derive(Debug, Clone, Default)]

@@ -18,6 +18,7 @@ use crate::collect::Pins;
 use crate::endpoint::{ATTEMPTS, BlobStream};
 use crate::error::{Error, Kind as ErrorKind};
 use crate::flight::PullRequest;
+use crate::flight::StopOnDrop;
 use crate::image::{Image, RunConfig};
 use crate::manifest::{self, Blob, Content, Document, Manifest, PlatformPreference};
 use crate::metadata::{LayerRecord, Program, Record};
@@ -391,14 +392,5 @@ impl Job {
             inner.record_layer(&self.chain, record)?;
         }
         Ok(())
-    }
-}
-
-/// Tells blocking work that nobody waits for it any more.
-struct StopOnDrop(Arc<AtomicBool>);
-
-impl Drop for StopOnDrop {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
     }
 }

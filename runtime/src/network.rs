@@ -31,7 +31,9 @@ use serde::{Deserialize, Serialize};
 
 pub use builtin::{Builtin, BuiltinConfig};
 pub use error::Error;
-pub use namespace::{IdMaps, NamespaceWish, Namespaces, create_namespaces, list_pins, open_pin, unpin};
+pub use namespace::{
+    IdMaps, NamespaceWish, Namespaces, create_namespaces, list_pins, open_pin, unpin,
+};
 pub use subnet::{Ipv4Subnet, Ipv6Subnet};
 
 /// How a pod is connected; part of the pod's record, so that it survives the daemon.

@@ -6,8 +6,8 @@
 #
 # Called by `make test-v2`, which builds first. GUEST_INIT=plain (a script is process 1; the tests in tests/cri) or
 # systemd (tests/systemd.rs); GUEST_KERNEL=bookworm (6.1) or trixie (6.12); GUEST_LSM=apparmor for a kernel with it (the
-# tests in tests/apparmor.rs); GUEST_COMMAND replaces the tests by a command line of your own, GUEST_FILES are what it
-# needs of cargo's target directory, in which nothing else is.
+# tests in tests/apparmor.rs); GUEST_COMMAND replaces the tests by a command line of your own, and then GUEST_FILES are
+# what the guest has of cargo's target directory.
 # Passes on the guest's console and ends with its status; 124 when it took longer than GUEST_TIMEOUT seconds.
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -66,9 +66,11 @@ if [[ -z $tests ]]; then
     [[ -n $tests ]] || { echo "cargo named no binary for the tests $suite" >&2; exit 1; }
     tests=${tests#"$target/"}
 fi
-for file in "$tests" release/coracle failpoints-bin/coracle tools/crictl tools/crictl.version ${GUEST_FILES:-}; do
+files=${GUEST_FILES:-release/coracle failpoints-bin/coracle tools/crictl tools/crictl.version}
+for file in "$tests" $files; do
     snapshot "$file"
 done
+mkdir -p "$work/target/conformance" # critest.sh mounts there
 # What the guest is to do.
 {
     printf 'target=%q\n' "$target"

@@ -200,9 +200,8 @@ impl Table {
         entry.state = State::Running;
         let _ = failpoint::hit("keeper.started");
         if let (Some(request), Ok(pidfd)) = (request, entry.pidfd.try_clone()) {
-            let answer = Answer::Started {
-                started_at: entry.started_at,
-            };
+            let started_at = entry.started_at;
+            let answer = Answer::Started { started_at };
             self.news
                 .push((FromKeeper::Answer { request, answer }, vec![pidfd]));
         }
@@ -223,10 +222,9 @@ impl Table {
             .exit_status()
             .or(status.terminating_signal().map(|s| 128 + s))
             .unwrap_or(255);
-        let request = if let State::Starting { request, .. } = entry.state {
-            request
-        } else {
-            None
+        let request = match entry.state {
+            State::Starting { request, .. } => request,
+            _ => None,
         };
         let never_ran = matches!(entry.state, State::Starting { .. });
         let (code, cause) = match entry.cause.take() {
@@ -322,10 +320,9 @@ impl Table {
     }
 
     fn put_away(&mut self, log: LogThread) {
-        if log.is_finished() {
-            log.join()
-        } else {
-            self.stalled.push(log)
+        match log.is_finished() {
+            true => log.join(),
+            false => self.stalled.push(log),
         }
     }
 

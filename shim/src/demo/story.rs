@@ -33,9 +33,8 @@ pub async fn tell(place: &Place, calls: &Calls, image: &str) -> Result<(), Error
     let greeter = scene.create(&pod, "greeter", &["kubelet"]).await?;
     scene.start("greeter", &greeter).await?;
     scene.see_exit(&greeter).await?;
-    let sleeper = scene
-        .create(&pod, "sleeper", &["kubelet", "and-wait"])
-        .await?;
+    let waits = ["kubelet", "and-wait"];
+    let sleeper = scene.create(&pod, "sleeper", &waits).await?;
     scene.start("sleeper", &sleeper).await?;
     scene.hear_greeting("sleeper").await?;
     scene.stop(&sleeper).await?;
@@ -359,11 +358,10 @@ impl Scene<'_> {
     async fn hear_greeting(&self, name: &str) -> Result<(), Error> {
         let file = self.logs.join(format!("{name}.log"));
         for _ in 0..1000 {
-            let log = std::fs::read_to_string(&file).unwrap_or_default();
-            if log.contains(GREETING.trim()) {
-                return Ok(());
+            match std::fs::read_to_string(&file) {
+                Ok(log) if log.contains(GREETING.trim()) => return Ok(()),
+                _ => tokio::time::sleep(std::time::Duration::from_millis(10)).await,
             }
-            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
         }
         self.show_log(name)
     }

@@ -153,9 +153,7 @@ impl Bus {
 /// A socket's timeout shows as EAGAIN.
 fn in_time(error: io::Error) -> io::Error {
     match error.kind() {
-        io::ErrorKind::WouldBlock => {
-            io::Error::new(io::ErrorKind::TimedOut, "no answer in time")
-        }
+        io::ErrorKind::WouldBlock => io::Error::new(io::ErrorKind::TimedOut, "no answer in time"),
         _ => error,
     }
 }

@@ -280,7 +280,10 @@ mod tests {
     /// `gdbus` and `busctl` write these bytes for the same call, but for the serial.
     #[test]
     fn a_call_is_laid_out_as_the_specification_says() {
-        let call = Body::default().text("a.scope").text("replace").call(7, "StopUnit");
+        let call = Body::default()
+            .text("a.scope")
+            .text("replace")
+            .call(7, "StopUnit");
         assert_eq!(call[..4], *b"l\x01\x00\x01");
         let body = 4 + 8 + 4 + 8; // "a.scope" and its zero end on a multiple of 4
         assert_eq!(call[4..8], u32::to_le_bytes(body));
@@ -347,7 +350,10 @@ mod tests {
         for text in ["/org/freedesktop/systemd1/job/12", "a.scope", "done"] {
             put_text(&mut body, text);
         }
-        let fields = [(FIELD_MEMBER, "s", "JobRemoved"), (FIELD_SIGNATURE, "g", "uoss")];
+        let fields = [
+            (FIELD_MEMBER, "s", "JobRemoved"),
+            (FIELD_SIGNATURE, "g", "uoss"),
+        ];
         received(SIGNAL, &fields, &body)
     }
 
@@ -358,7 +364,10 @@ mod tests {
         let mut body = Vec::new();
         put_text(&mut body, "Unit a.scope already exists.");
         let name = "org.freedesktop.systemd1.UnitExists";
-        let fields = [(FIELD_ERROR_NAME, "s", name), (FIELD_REPLY_SERIAL, "u", "4")];
+        let fields = [
+            (FIELD_ERROR_NAME, "s", name),
+            (FIELD_REPLY_SERIAL, "u", "4"),
+        ];
         let refusal = Message::Error {
             reply_to: 4,
             name: name.into(),

@@ -33,7 +33,10 @@ pub(super) fn cgroup_of(parent: &str) -> Result<String, Error> {
     }
     let mut cgroup = String::new();
     if stem != "-" {
-        let mut ends = stem.match_indices('-').map(|(at, _)| at).collect::<Vec<_>>();
+        let mut ends = stem
+            .match_indices('-')
+            .map(|(at, _)| at)
+            .collect::<Vec<_>>();
         ends.push(stem.len());
         for (part, end) in stem.split('-').zip(ends) {
             if part.is_empty() {

@@ -97,6 +97,9 @@ fn read_profile(path: &str) -> Result<String, Error> {
     String::from_utf8(bytes).map_err(|_| invalid(format!("seccomp profile {path:?} is not text")))
 }
 
+/// What stands before the name of a profile of the node in CRI's older field, and by some clients in the newer.
+const APPARMOR_PREFIX: &str = "localhost/";
+
 /// The AppArmor profile to change to, if any.
 pub(super) fn apparmor(
     wish: &ProfileWish,
@@ -107,7 +110,7 @@ pub(super) fn apparmor(
         _ if privileged => return Ok(None),
         ProfileWish::Unconfined => return Ok(None),
         ProfileWish::Unset | ProfileWish::Default => None,
-        ProfileWish::Localhost(name) => Some(name.as_str()),
+        ProfileWish::Localhost(name) => Some(name.strip_prefix(APPARMOR_PREFIX).unwrap_or(name)),
     };
     let Some(loaded) = loaded(files.apparmor)? else {
         return match asked {
@@ -271,6 +274,10 @@ mod tests {
         };
         let web = Some("web".to_owned());
         assert_eq!(apparmor(&localhost("web"), false, &with).unwrap(), web);
+        assert_eq!(
+            apparmor(&localhost("localhost/web"), false, &with).unwrap(),
+            web
+        );
         assert_eq!(apparmor(&localhost("web"), true, &with).unwrap(), None);
         assert!(apparmor(&localhost("we"), false, &with).is_err());
         assert_eq!(

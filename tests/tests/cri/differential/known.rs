@@ -125,6 +125,11 @@ pub const KNOWN: &[Known] = &[
         "A process in the node's pid namespace has no pid namespace of its pod that ends it with its keeper.",
     ),
     known(
+        ["crun", "resources", "device c 5:1 rwm"],
+        ["(absent)", "allowed"],
+        "The node's console is no device of a container, whose own console is a terminal of its own; runc leaves it out, too.",
+    ),
+    known(
         ["runc", "resources", "device c 10:200 rwm"],
         ["(absent)", "allowed"],
         "The tunnel device is no default of the OCI runtime specification; runc 1.2 and later leave it out.",
