@@ -26,7 +26,7 @@ TEST_PACKAGES := $(DEMO_PACKAGES) clang lld wasi-libc libclang-rt-14-dev-wasm32 
 	containernetworking-plugins busybox-static
 # An emulated machine. virtiofsd comes with qemu-system-common or, on newer systems, by itself.
 GUEST_PACKAGES = $(TEST_PACKAGES) qemu-system-x86 busybox-static cpio xz-utils zstd debian-archive-keyring \
-    $(if $(filter systemd,$(INIT)),systemd) $(filter apparmor,$(LSM)) \
+    $(if $(filter systemd,$(INIT)),systemd) $(if $(LSM),$(if $(filter selinux,$(LSM)),secilc,apparmor)) \
     $(shell apt-cache show virtiofsd >/dev/null 2>&1 && echo virtiofsd)
 BENCH_PACKAGES := $(TEST_PACKAGES)
 # busybox is built from source; ipcmk and ipcrm belong to util-linux; the peer's host ports need iptables.
@@ -67,9 +67,9 @@ test-build:
 test: test-build ## build, then run every test, unit and end to end (as root)
 	$(CARGO) test --release --workspace --lib --bins --test '*'
 
-# INIT=systemd: the tests of the systemd cgroup driver. LSM=apparmor: those of a kernel with AppArmor. KERNEL=bookworm:
-# Linux 6.1. TESTS: which, by name; unless set all of those two kinds, and else the ones for which the version of
-# cgroups matters and which fit into 15 minutes. GUEST_TIMEOUT=SECONDS for more.
+# INIT=systemd: the tests of the systemd cgroup driver. LSM=apparmor or selinux: those of such a kernel.
+# KERNEL=bookworm: Linux 6.1. TESTS: which, by name; unless set all of those two kinds, and else the ones for which the
+# version of cgroups matters and which fit into 15 minutes. GUEST_TIMEOUT=SECONDS for more.
 GUEST = GUEST_INIT=$(or $(INIT),plain) GUEST_LSM=$(LSM) GUEST_KERNEL=$(or $(KERNEL),trixie) tests/guest/run.sh
 V2_TESTS := containers:: linux:: pods:: stats:: volumes::
 .PHONY: test-v2

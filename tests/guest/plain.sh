@@ -7,6 +7,7 @@ mount -t devpts -o mode=0620,ptmxmode=0666 devpts /dev/pts
 mount -t tmpfs shm /dev/shm
 mount -t mqueue mqueue /dev/mqueue 2>/dev/null || { mkdir -p /dev/mqueue && mount -t mqueue mqueue /dev/mqueue; }
 mount -t securityfs securityfs /sys/kernel/security
+[[ ! -d /sys/fs/selinux ]] || mount -t selinuxfs selinuxfs /sys/fs/selinux
 mount -t bpf bpf /sys/fs/bpf
 ulimit -n 1048576
 hostname guest

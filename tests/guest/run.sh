@@ -5,9 +5,9 @@
 #   tests/guest/run.sh [FILTER | --FLAG]...    what the test binary is given
 #
 # Called by `make test-v2`, which builds first. GUEST_INIT=plain (a script is process 1; the tests in tests/cri) or
-# systemd (tests/systemd.rs); GUEST_KERNEL=bookworm (6.1) or trixie (6.12); GUEST_LSM=apparmor for a kernel with it (the
-# tests in tests/apparmor.rs); GUEST_COMMAND replaces the tests by a command line of your own, and then GUEST_FILES are
-# what the guest has of cargo's target directory.
+# systemd (tests/systemd.rs); GUEST_KERNEL=bookworm (6.1) or trixie (6.12); GUEST_LSM=apparmor or selinux for a kernel
+# with that (tests/apparmor.rs, tests/selinux.rs); GUEST_COMMAND replaces the tests by a command line of your own, and
+# then GUEST_FILES are what the guest has of cargo's target directory.
 # Passes on the guest's console and ends with its status; 124 when it took longer than GUEST_TIMEOUT seconds.
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -26,12 +26,12 @@ systemd)
 esac
 case ${GUEST_LSM:-} in
 '') ;;
-apparmor)
-    suite=apparmor
-    words+=" lsm=landlock,lockdown,yama,integrity,apparmor,bpf apparmor=1"
+apparmor | selinux)
+    suite=$GUEST_LSM
+    words+=" lsm=landlock,lockdown,yama,integrity,$suite,bpf $suite=1"
     set -- --ignored --test-threads 1 "$@"
     ;;
-*) echo "GUEST_LSM is $GUEST_LSM, must be apparmor" >&2; exit 2 ;;
+*) echo "GUEST_LSM is $GUEST_LSM, must be apparmor or selinux" >&2; exit 2 ;;
 esac
 target=${CARGO_TARGET_DIR:-$HOME/.cache/coracle/target}
 kernel=$(./kernel.sh "${GUEST_KERNEL:-trixie}")

@@ -4,7 +4,7 @@
 //! a profile.
 //! Not here: compiling filters, applying any of it.
 
-use std::io::Read as _;
+use std::io::{Read as _, Write as _};
 use std::path::Path;
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
@@ -151,7 +151,7 @@ pub(super) struct Labels {
     pub mount: Option<String>,
 }
 
-/// Completes a label; without a wish there is none.
+/// Completes a label; without a wish there is none. Errors: Invalid without SELinux, or for what its policy has not.
 pub(super) fn selinux(
     wish: Option<&SelinuxWish>,
     privileged: bool,
@@ -169,9 +169,27 @@ pub(super) fn selinux(
             "SELinux label {process:?} is asked for, and this kernel runs without SELinux"
         )));
     }
+    let mount = format!("{user}:object_r:container_file_t:{level}");
+    for label in [&process, &mount] {
+        known_to_policy(label, files.selinux)?;
+    }
     Ok(Labels {
-        mount: Some(format!("{user}:object_r:container_file_t:{level}")),
+        mount: Some(mount),
         process: Some(process),
+    })
+}
+
+/// Refuses a label that the loaded policy has not. The kernel checks what is written to `context`.
+fn known_to_policy(label: &str, selinux: &Path) -> Result<(), Error> {
+    let file = std::fs::File::options()
+        .write(true)
+        .open(selinux.join("context"));
+    let checked = file.and_then(|mut file| file.write_all(label.as_bytes()));
+    checked.map_err(|error| match error.kind() {
+        std::io::ErrorKind::InvalidInput => invalid(format!(
+            "SELinux label {label:?} is none of the policy on this node"
+        )),
+        _ => io_error(format!("check SELinux label {label:?}"), error),
     })
 }
 
@@ -319,6 +337,7 @@ mod tests {
             Labels::default()
         );
         scratch.put("enforce", b"1");
+        scratch.put("context", b"");
         let labels = selinux(Some(&wish), false, &files(&scratch.0)).unwrap();
         assert_eq!(
             labels.process.as_deref(),
