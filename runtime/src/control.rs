@@ -23,7 +23,7 @@ pub const PROTOCOL: u16 = 2;
 /// The largest body, in bytes; specs travel as descriptors, so frames are small.
 pub const MAX_BODY: usize = 256 * 1024;
 /// The most descriptors that one frame may carry.
-pub const MAX_FDS: usize = 16;
+pub const MAX_FDS: usize = 253;
 
 const HEAD: usize = 8;
 

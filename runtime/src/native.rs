@@ -52,7 +52,8 @@ impl Label {
         Ok(Some(Self { file, text }))
     }
 
-    fn apply(mut self) -> Result<()> {
+    /// Takes it on, for the next execve of this process or of one that it forks. Errors: the policy refuses.
+    pub fn apply(mut self) -> Result<()> {
         let text = self.text;
         self.file
             .write_all(text.as_bytes())
@@ -87,19 +88,21 @@ fn confine(linux: &LinuxSpec, who: Credentials) -> Result<()> {
     let jail = &linux.jail;
     limit_resources(&jail.rlimits)?;
     sys::ids::set_umask(0o022);
-    let entered = enter(&linux.working_dir, true);
+    let entered = enter(&linux.working_dir);
     sys::ids::own_session_keyring().during(|| "join an own session keyring".into())?;
     who.label.map_or(Ok(()), Label::apply)?;
     let load = |filter: &Option<OwnedFd>| match filter {
         Some(filter) => sandbox::install(filter.as_fd(), linux.filter_flags),
         None => Ok(()),
     };
+    // A profile of the node need not allow this call.
+    sys::fork::close_on_exec_from(3).during(|| "close other descriptors".into())?;
     if !jail.no_new_privs {
         load(&who.filter)?;
     }
     become_user(linux, &who.identity)?;
     if entered.is_err() {
-        enter(&linux.working_dir, false)?;
+        enter(&linux.working_dir)?;
     }
     inside_root(&linux.working_dir)?;
     sys::ids::set_umask(jail.umask);
@@ -110,7 +113,7 @@ fn confine(linux: &LinuxSpec, who: Credentials) -> Result<()> {
         rustix::thread::set_no_new_privs(true).during(|| "set no_new_privs".into())?;
         load(&who.filter)?;
     }
-    sys::fork::close_on_exec_from(3).during(|| "close other descriptors".into())
+    Ok(())
 }
 
 fn become_user(linux: &LinuxSpec, who: &Identity) -> Result<()> {
@@ -173,16 +176,9 @@ fn resource(number: u32) -> Option<Resource> {
     all.iter().find(|(n, _)| *n == number).map(|(_, r)| *r)
 }
 
-/// Enters the working directory, which is made if nothing is there.
-fn enter(directory: &str, make: bool) -> Result<()> {
-    let what = || format!("enter working directory {directory:?}");
-    match rustix::process::chdir(directory) {
-        Err(rustix::io::Errno::NOENT) if make => {
-            std::fs::create_dir_all(directory).during(what)?;
-            rustix::process::chdir(directory).during(what)
-        }
-        other => other.during(what),
-    }
+/// Enters the working directory; one that was missing was made with the root, where no link leads out.
+fn enter(directory: &str) -> Result<()> {
+    rustix::process::chdir(directory).during(|| format!("enter working directory {directory:?}"))
 }
 
 /// A working directory reached through a leaked descriptor is outside every root, and getcwd(2) says so.

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use rustix::event::epoll;
 use rustix::process::{WaitId, WaitIdOptions, waitid};
 
+use super::process::FIRST_EXEC;
 use super::table::{kill, now_ns};
 use crate::control::messages::{Answer, FromKeeper, Report};
 use crate::control::receive;
@@ -40,6 +41,8 @@ pub(super) struct Exec {
 #[derive(Default)]
 pub(super) struct Heard {
     bytes: Vec<u8>,
+    /// Descriptors that came along, in order.
+    fds: Vec<OwnedFd>,
     /// It is about to execute a program; the end of its reports says that it did.
     executing: bool,
     /// It runs, and whoever asked was told.
@@ -118,27 +121,28 @@ impl Execs {
         let Some(mut exec) = self.slots.get_mut(slot).and_then(Option::take) else {
             return;
         };
-        self.hear(&mut exec, poll);
+        self.hear(&mut exec, slot, poll);
         let about_process = token.is_multiple_of(2);
-        if about_process && self.ended(&mut exec, poll) {
+        if about_process && self.ended(&mut exec, slot, poll) {
             return;
         }
         self.slots[slot] = Some(exec);
     }
 
-    fn hear(&mut self, exec: &mut Exec, poll: &OwnedFd) {
+    fn hear(&mut self, exec: &mut Exec, slot: usize, poll: &OwnedFd) {
         let is_over = listen(exec, poll);
-        let heard = &mut exec.heard;
         let mut runs = false;
-        while let Some(end) = heard.bytes.iter().position(|b| *b == b'\n') {
-            let line: Vec<u8> = heard.bytes.drain(..=end).collect();
+        while let Some(end) = exec.heard.bytes.iter().position(|b| *b == b'\n') {
+            let line: Vec<u8> = exec.heard.bytes.drain(..=end).collect();
             match serde_json::from_slice(&line) {
                 Ok(Report::Ready) => runs = true,
-                Ok(Report::Executing) => heard.executing = true,
-                Ok(report) => heard.cause = Some(report),
+                Ok(Report::Executing) => exec.heard.executing = true,
+                Ok(Report::Moved) => follow(exec, slot, poll),
+                Ok(report) => exec.heard.cause = Some(report),
                 Err(_) => {}
             }
         }
+        let heard = &mut exec.heard;
         runs |= is_over && heard.executing && heard.cause.is_none();
         if runs && !heard.started {
             heard.started = true;
@@ -151,13 +155,19 @@ impl Execs {
     }
 
     /// Whether it has ended; then whoever asked is told.
-    fn ended(&mut self, exec: &mut Exec, poll: &OwnedFd) -> bool {
+    fn ended(&mut self, exec: &mut Exec, slot: usize, poll: &OwnedFd) -> bool {
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
-        let Ok(Some(status)) = waitid(WaitId::PidFd(exec.pidfd.as_fd()), options) else {
-            return false;
+        let status = match waitid(WaitId::PidFd(exec.pidfd.as_fd()), options) {
+            Ok(Some(status)) => status,
+            Ok(None) => return false,
+            Err(_) => {
+                // Not ours to wait for: nothing more will be heard of it.
+                let _ = epoll::delete(poll, &exec.pidfd);
+                return true;
+            }
         };
         let _ = epoll::delete(poll, &exec.pidfd);
-        self.hear(exec, poll);
+        self.hear(exec, slot, poll);
         let signal = status.terminating_signal();
         let code = status.exit_status().or(signal.map(|s| 128 + s));
         let code = code.unwrap_or(255);
@@ -202,6 +212,23 @@ impl Execs {
     }
 }
 
+/// The exec goes on in another process, whose pidfd came along; the one before ends with this very message.
+fn follow(exec: &mut Exec, slot: usize, poll: &OwnedFd) {
+    use epoll::{EventData, EventFlags};
+    if exec.heard.fds.is_empty() {
+        return;
+    }
+    let next = exec.heard.fds.remove(0);
+    let _ = epoll::delete(poll, &exec.pidfd);
+    kill(exec.pidfd.as_fd());
+    let _ = waitid(WaitId::PidFd(exec.pidfd.as_fd()), WaitIdOptions::EXITED);
+    exec.pidfd = next;
+    let data = EventData::new_u64(FIRST_EXEC + token(slot, What::Process));
+    if epoll::add(poll, &exec.pidfd, data, EventFlags::IN).is_err() {
+        kill(exec.pidfd.as_fd());
+    }
+}
+
 /// Takes what was said; `true` once nothing can follow.
 fn listen(exec: &mut Exec, poll: &OwnedFd) -> bool {
     let Some(socket) = &exec.report else {
@@ -209,7 +236,7 @@ fn listen(exec: &mut Exec, poll: &OwnedFd) -> bool {
     };
     let mut chunk = [0; 4096];
     loop {
-        match receive(socket.as_fd(), &mut chunk, &mut Vec::new()) {
+        match receive(socket.as_fd(), &mut chunk, &mut exec.heard.fds) {
             Ok(0) => break,
             Ok(count) => {
                 let room = MAX_REPORT.saturating_sub(exec.heard.bytes.len());

@@ -197,7 +197,7 @@ fn kept(streams: Streams, pidfd: OwnedFd, log_file: Option<File>) -> io::Result<
 }
 
 /// Starts a log thread, or ends the guest that would have written to it.
-pub(super) fn start_log(
+fn start_log(
     out: OwnedFd,
     err: Option<OwnedFd>,
     file: Option<File>,

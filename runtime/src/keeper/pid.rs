@@ -78,7 +78,9 @@ pub(super) fn share(pod: &str, user: Option<&OwnedFd>) -> io::Result<OwnedFd> {
     match sys::fork::fork(0, None)? {
         Forked::Child => {
             sys::fork::set_title("coracle helper");
-            let _ = move_into_link_name_space(user.as_fd(), Some(LinkNameSpaceType::User));
+            if move_into_link_name_space(user.as_fd(), Some(LinkNameSpaceType::User)).is_err() {
+                sys::fork::leave(1);
+            }
             match sys::fork::fork_sibling(flags) {
                 Ok(Forked::Child) => reap(pod),
                 Ok(Forked::Parent { pidfd }) => {
@@ -103,7 +105,7 @@ pub(super) fn share(pod: &str, user: Option<&OwnedFd>) -> io::Result<OwnedFd> {
 /// The life of that process: nothing of the node, no privilege, reaps whatever is left to it.
 fn reap(pod: &str) -> ! {
     sys::fork::set_title(&format!("coracle pause {pod}"));
-    let jailed = sys::fork::keep_only(&[0, 1, 2])
+    let jailed = sys::fork::keep_only(&[0, 0, 0])
         .and_then(|()| root::empty().map_err(io::Error::other))
         .and_then(|()| sys::ids::drop_capabilities())
         .and_then(|()| Ok(rustix::thread::set_no_new_privs(true)?))

@@ -46,7 +46,7 @@ const PAUSE: u64 = 4;
 /// Watched things of containers count from here.
 pub(super) const FIRST_WATCH: u64 = 16;
 /// Watched things of execs count from here.
-const FIRST_EXEC: u64 = 1 << 32;
+pub(super) const FIRST_EXEC: u64 = 1 << 32;
 
 /// Runs the keeper until it is told to leave and no container runs.
 ///

@@ -20,7 +20,7 @@ use entry::{Entry, State, What, borrow, follow, listen, take_terminal};
 pub(super) use entry::{Watch, kill, now_ns};
 
 use super::exits;
-use super::guest::{ForkedGuest, start_log};
+use super::guest::ForkedGuest;
 use super::log::LogThread;
 use super::process::FIRST_WATCH;
 use crate::control::messages::{Answer, FromKeeper, Kept, Report};
@@ -149,14 +149,15 @@ impl Table {
             let Some(mut entry) = self.slots[slot].take() else {
                 continue;
             };
-            match &entry.state {
+            match &mut entry.state {
                 State::Starting { until, .. } if *until <= now => {
+                    // Whoever asked is answered by its end, which need not be soon on a hung disk.
+                    *until = now + Duration::from_secs(86_400);
                     entry.cause = Some(Report::Failed(format!(
                         "the jail was not ready within {} s",
                         START.as_secs()
                     )));
                     kill(entry.pidfd.as_fd());
-                    entry.state = State::Running;
                 }
                 State::Draining { until, .. } if *until <= now => self.settle(&mut entry, true),
                 _ => {}
@@ -255,10 +256,10 @@ impl Table {
         }
     }
 
-    /// The process behind container `id`, if it runs.
+    /// The process behind container `id`, if it runs: before that it may still see the node.
     pub(super) fn process(&self, id: &ContainerId) -> Option<BorrowedFd<'_>> {
         let entry = self.slots.iter().flatten().find(|entry| entry.id == *id)?;
-        matches!(entry.state, State::Running | State::Starting { .. }).then(|| entry.pidfd.as_fd())
+        matches!(entry.state, State::Running).then(|| entry.pidfd.as_fd())
     }
 
     fn log_moved(&mut self, entry: &mut Entry) {

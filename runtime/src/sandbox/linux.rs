@@ -125,7 +125,7 @@ pub fn finish(
     mounts::attach(tree.as_fd(), at.as_fd()).during(|| "attach the root".into())?;
     let root = stage.place("root")?;
     kernel::proc(&root)?;
-    let terminal = dev::build(&root, linux, pod, &bound)?;
+    let terminal = dev::build(&root, linux, pod, &bound, spec.identity.uid)?;
     kernel::sys(&root, linux, bound.sys())?;
     kernel::cgroups(&root, linux)?;
     for (mount, tree) in spec.mounts.iter().zip(&volumes) {

@@ -33,12 +33,14 @@ pub fn other_side(control: BorrowedFd<'_>) -> io::Result<OwnedFd> {
 
 /// Makes `side` the controlling terminal of this process's session, which it leads, and its standard streams.
 pub fn become_controlled_by(side: BorrowedFd<'_>) -> io::Result<()> {
-    // SAFETY: the calls take integers; the standard streams are meant to be replaced.
-    unsafe {
-        check(libc::ioctl(side.as_raw_fd(), libc::TIOCSCTTY, 0))?;
-        for stream in 0..3 {
-            check(libc::dup2(side.as_raw_fd(), stream))?;
-        }
-    }
-    Ok(())
+    // SAFETY: the call takes integers.
+    check(unsafe { libc::ioctl(side.as_raw_fd(), libc::TIOCSCTTY, 0) })?;
+    (0..3).try_for_each(|stream| replace_stream(side, stream))
+}
+
+/// Makes `file` standard stream `stream` (0 to 2) of this process.
+pub fn replace_stream(file: BorrowedFd<'_>, stream: i32) -> io::Result<()> {
+    debug_assert!((0..=2).contains(&stream));
+    // SAFETY: dup2 takes integers; a standard stream is meant to be replaced.
+    check(unsafe { libc::dup2(file.as_raw_fd(), stream) }).map(drop)
 }

@@ -14,6 +14,7 @@ use std::time::Duration;
 use coracle_images::{Image, Kind as ImageKind};
 use coracle_runtime::cgroup::ExecLeaf;
 use coracle_runtime::keeper::{Exec, ExecOrder, StartPayload};
+use coracle_runtime::process::Process;
 use coracle_runtime::spec::{ContainerSpec, Workload};
 use tokio::net::unix::pipe::Receiver;
 
@@ -43,12 +44,18 @@ pub struct ExecOutput {
 /// The cgroup of one exec; what is in it is killed when this is dropped before the exec has ended.
 struct Leaf {
     cgroup: ExecLeaf,
+    /// Its first process, once there is one.
+    process: Option<Process>,
     ended: bool,
 }
 
 impl Drop for Leaf {
     fn drop(&mut self) {
         let (cgroup, ended) = (self.cgroup.clone(), self.ended);
+        if let Some(process) = self.process.take().filter(|_| !ended) {
+            // In a cgroup that is not its own nobody else would kill it.
+            let _ = process.signal(libc::SIGKILL);
+        }
         // What a program left running in the background stays with the container, and so does its cgroup.
         let tidy = move || {
             if !ended && let Err(error) = cgroup.kill() {
@@ -98,10 +105,13 @@ impl Host {
             kill: leaf.cgroup.kill_files(),
         };
         let what = || format!("exec in container {}", launch.id);
-        let started = launch.keeper.exec(order, &self.parts.filters).await;
-        let mut exec = started.map_err(|error| runtime_error(what(), error))?;
         let mut streams = Streams::new(out, err)?;
-        let run = streams.collect(&mut exec);
+        let run = async {
+            let started = launch.keeper.exec(order, &self.parts.filters).await;
+            let mut exec = started.map_err(|error| runtime_error(what(), error))?;
+            leaf.process = Some(exec.process.clone());
+            streams.collect(&mut exec).await
+        };
         let ended = match limit {
             Some(limit) => tokio::time::timeout(limit, run).await,
             None => Ok(run.await),
@@ -117,7 +127,7 @@ impl Host {
                     code,
                 })
             }
-            Err(_) => Err(give_up(&leaf, &mut exec, limit, what()).await),
+            Err(_) => Err(give_up(&leaf, limit, what()).await),
         }
     }
 
@@ -135,6 +145,7 @@ impl Host {
         });
         Ok(Leaf {
             cgroup: made.await?,
+            process: None,
             ended: false,
         })
     }
@@ -198,7 +209,7 @@ async fn named_module(
 }
 
 /// Kills an exec that is out of time and waits until it is gone.
-async fn give_up(leaf: &Leaf, exec: &mut Exec, limit: Option<Duration>, what: String) -> Error {
+async fn give_up(leaf: &Leaf, limit: Option<Duration>, what: String) -> Error {
     let cgroup = leaf.cgroup.clone();
     let killed = blocking("killing an exec", move || {
         cgroup
@@ -206,11 +217,13 @@ async fn give_up(leaf: &Leaf, exec: &mut Exec, limit: Option<Duration>, what: St
             .map_err(|error| Error::because(Kind::Io, "kill an exec", error))
     })
     .await;
-    // In a cgroup that is not its own nobody was killed.
-    let _ = exec.process.signal(libc::SIGKILL);
-    let gone = tokio::time::timeout(KILLED, exec.process.ended()).await;
-    if let (Err(error), Err(_)) = (killed, gone) {
-        tracing::error!(error = error.chain(), "an exec outlives SIGKILL");
+    if let Some(process) = &leaf.process {
+        // In a cgroup that is not its own nobody was killed.
+        let _ = process.signal(libc::SIGKILL);
+        let gone = tokio::time::timeout(KILLED, process.ended()).await;
+        if let (Err(error), Err(_)) = (killed, gone) {
+            tracing::error!(error = error.chain(), "an exec outlives SIGKILL");
+        }
     }
     let limit = limit.unwrap_or_default();
     Error::new(

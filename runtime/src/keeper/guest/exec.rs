@@ -18,7 +18,7 @@ use crate::id::ContainerId;
 use crate::keeper::pid::PidPlace;
 use crate::native::{self, Credentials, Label, NotExecuted};
 use crate::sandbox::{self, PodNamespaces};
-use crate::spec::{ContainerSpec, LinuxSpec, Workload};
+use crate::spec::{ContainerSpec, LinuxSpec, PidSpace, Workload};
 use crate::sys;
 use crate::sys::fork::Forked;
 use crate::wasm::Warm;
@@ -62,10 +62,17 @@ pub(in crate::keeper) fn fork(
     }
     .during(what)?;
     rustix::io::ioctl_fionbio(&ours, true).during(what)?;
+    // Nothing to read; the node's null device would be a way to change that device.
+    let (nothing, writer) =
+        rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).during(what)?;
+    drop(writer);
     let entered = place.enter().during(what)?;
     match sys::fork::fork(0, cgroup.as_ref().map(OwnedFd::as_fd)).during(what)? {
         Forked::Child => {
-            let mut table: Vec<RawFd> = if stdin { Vec::new() } else { vec![0] };
+            let mut table: Vec<RawFd> = Vec::new();
+            if !stdin {
+                table.push(nothing.as_raw_fd());
+            }
             table.extend(streams.iter().map(|fd| fd.as_raw_fd()));
             table.push(theirs.as_raw_fd());
             table.extend(fds.iter().map(|fd| fd.as_raw_fd()));
@@ -96,12 +103,12 @@ fn live(container: &ContainerId, layout: Layout, warm: &Warm) -> ! {
 
 fn exist(container: &ContainerId, layout: Layout, warm: &Warm) -> Result<Infallible> {
     use rustix::process::DumpableBehavior::NotDumpable;
+    // Whoever is in the container must not reach the node through a process that is still half of the node.
+    rustix::process::set_dumpable_behavior(NotDumpable).during(|| "become undumpable".into())?;
     sys::signals::reset();
     sys::fork::set_title(&format!("coracle exec {container}"));
     let spec = life::read_spec()?;
     drop(sys::fork::adopt(SPEC_FD));
-    // Whoever is in the container must not reach the node through a process that is still half of the node.
-    rustix::process::set_dumpable_behavior(NotDumpable).during(|| "become undumpable".into())?;
     sandbox::enter_cgroups(&spec)?;
     sandbox::set_oom_score(spec.oom_score_adj)?;
     match &spec.workload {
@@ -142,6 +149,17 @@ fn join(first: OwnedFd, which: ThreadNameSpaceType) -> Result<()> {
         .during(|| "join the container's namespaces; it may have ended".into())
 }
 
+/// Goes on as a new process of the pid namespace that was joined: the first one that the container can see of the exec.
+fn be_born_there() -> Result<()> {
+    match sys::fork::fork_sibling(0).during(|| "fork into the container's pid namespace".into())? {
+        Forked::Parent { pidfd } => {
+            life::report_with(&Report::Moved, pidfd.as_fd());
+            sys::fork::leave(0)
+        }
+        Forked::Child => Ok(()),
+    }
+}
+
 fn program(spec: &ContainerSpec, linux: &LinuxSpec, layout: Layout) -> Result<Infallible> {
     let filter = (layout.payload > 0).then(|| sys::fork::adopt(PAYLOAD_FD));
     let first = first_process(layout);
@@ -149,18 +167,23 @@ fn program(spec: &ContainerSpec, linux: &LinuxSpec, layout: Layout) -> Result<In
     native::give_streams(life::host_uid(spec, userns));
     let label = Label::open(linux)?;
     let mut which = all_but_user();
-    if userns {
-        which |= ThreadNameSpaceType::USER;
-    }
+    which.set(ThreadNameSpaceType::USER, userns);
+    let other_pids = linux.jail.pid != PidSpace::Node;
+    which.set(ThreadNameSpaceType::PROCESS_ID, other_pids);
     join(first, which)?;
     if userns {
         sys::ids::become_user(0, 0, &[]).during(|| "become the user namespace's root".into())?;
+    }
+    // What is taken on for the next execve stays over a fork; the open file would not.
+    label.map_or(Ok(()), Label::apply)?;
+    if other_pids {
+        be_born_there()?;
     }
     rustix::process::setsid().during(|| "lead a session".into())?;
     let who = Credentials {
         identity: spec.identity.clone(),
         filter,
-        label,
+        label: None,
     };
     let failed = native::execute(linux, who, || report(&Report::Executing));
     let Err(NotExecuted { code, error }) = failed;

@@ -34,6 +34,8 @@ const THREAD_STACK: usize = 512 * 1024;
 const STOP_PATIENCE: Duration = Duration::from_millis(100);
 const REPORT_FD: RawFd = 3;
 pub(super) const SPEC_FD: RawFd = 4;
+/// How many descriptors a Wasm payload has of its own; a Linux one has fewer.
+const WASM_PAYLOAD: usize = 3;
 /// The first descriptor of the payload.
 pub(super) const PAYLOAD_FD: RawFd = 5;
 
@@ -42,7 +44,14 @@ pub fn main(id: &str, namespaces: &str, failpoints: &str) -> ! {
     failpoint::arm(Some(failpoints.to_owned()));
     let pod = Layout::LETTERS.map(|letter| namespaces.contains(letter));
     match id.parse() {
-        Ok(id) => live(&id, Layout { payload: 3, pod }, None),
+        Ok(id) => live(
+            &id,
+            Layout {
+                payload: WASM_PAYLOAD,
+                pod,
+            },
+            None,
+        ),
         Err(_) => sys::fork::leave(CANNOT_START),
     }
 }
@@ -74,6 +83,12 @@ pub(super) fn conclude(ended: Result<End>) -> ! {
 }
 
 fn exist(container: &ContainerId, layout: Layout, warm: Option<&Warm>) -> Result<Infallible> {
+    if layout.payload < WASM_PAYLOAD {
+        // Whoever shares its pid namespace must not reach the node through a process that is half of the node yet.
+        use rustix::process::DumpableBehavior::NotDumpable;
+        rustix::process::set_dumpable_behavior(NotDumpable)
+            .during(|| "become undumpable".into())?;
+    }
     sys::signals::reset();
     sys::fork::set_title(&format!("coracle guest {container}"));
     let spec = read_spec()?;
@@ -140,12 +155,9 @@ pub(super) fn run_wasm(spec: &ContainerSpec, warm: &Warm, fd_dir: OwnedFd) -> Re
 
 /// Becomes a program of a Linux image, in this process or, inside a user namespace, in one that replaces it.
 fn linux_program(spec: &ContainerSpec, linux: &LinuxSpec, layout: Layout) -> Result<Infallible> {
-    use rustix::process::DumpableBehavior::NotDumpable;
     drop(sys::fork::adopt(SPEC_FD));
     let filter = (layout.payload > 0).then(|| sys::fork::adopt(PAYLOAD_FD));
     let pod = pod_namespaces(layout);
-    // Whoever shares its pid namespace must not reach the node through a process that is still half of the node.
-    rustix::process::set_dumpable_behavior(NotDumpable).during(|| "become undumpable".into())?;
     native::give_streams(host_uid(spec, linux.userns));
     let prepared = linux::prepare(spec, linux, &pod)?;
     if let Some(user) = pod.user.as_ref().filter(|_| linux.userns) {
@@ -283,7 +295,7 @@ pub(super) fn report(report: &Report) {
 }
 
 /// Reports with a descriptor. Without it the keeper would wait in vain, so a failure ends the guest.
-fn report_with(report: &Report, fd: std::os::fd::BorrowedFd<'_>) {
+pub(super) fn report_with(report: &Report, fd: std::os::fd::BorrowedFd<'_>) {
     let sent = packed(report)
         .is_some_and(|(socket, line)| crate::control::send_one(socket, &line, fd).is_ok());
     if !sent {

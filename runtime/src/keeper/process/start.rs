@@ -70,8 +70,9 @@ impl Loop<'_> {
             .try_clone_to_owned()
             .during(|| "share a pidfd".into())?;
         let place = match parts.linux.as_ref().map(|linux| &linux.pid) {
-            Some(PidSpace::Node) => PidPlace::Keepers,
-            _ => PidPlace::Of(first.as_fd()),
+            // It goes on in the container's pid namespace once nothing of the node can be reached through it.
+            Some(_) => PidPlace::Keepers,
+            None => PidPlace::Of(first.as_fd()),
         };
         let with = (place, self.born.warm);
         let (pidfd, report) = guest::fork_exec(&container, parts, &first, &self.born.pod, with)?;

@@ -114,6 +114,8 @@ pub(super) fn follow(entry: &mut Entry, slot: usize, epoll: &OwnedFd) {
     }
     let next = entry.heard_fds.remove(0);
     let _ = rustix::event::epoll::delete(epoll, &entry.pidfd);
+    // It has nothing left to do; somebody in its pid namespace may have stopped it.
+    kill(entry.pidfd.as_fd());
     let _ = rustix::process::waitid(
         rustix::process::WaitId::PidFd(entry.pidfd.as_fd()),
         rustix::process::WaitIdOptions::EXITED,
@@ -134,11 +136,18 @@ pub(super) fn take_terminal(entry: &mut Entry, slot: usize, epoll: &OwnedFd) {
     let file = entry.log_file.take();
     let log = terminal
         .try_clone()
-        .and_then(|out| super::start_log(out, None, file, &entry.pidfd));
-    if let Ok(log) = log {
-        let what = What::Log;
-        watch(epoll, Watch { slot, what }, borrow(log.done_fd()));
-        entry.log = Some(log);
+        .and_then(|out| LogThread::start(out, None, file));
+    match log {
+        Ok(log) => {
+            let what = What::Log;
+            watch(epoll, Watch { slot, what }, borrow(log.done_fd()));
+            entry.log = Some(log);
+        }
+        Err(e) => {
+            let text = format!("start the log of the container's terminal: {e}");
+            entry.cause = Some(Report::Failed(text));
+            kill(entry.pidfd.as_fd());
+        }
     }
     entry.terminal = Some(terminal);
 }

@@ -7,7 +7,7 @@
 
 use std::cell::OnceCell;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{
@@ -153,6 +153,7 @@ pub(super) fn build(
     linux: &LinuxSpec,
     pod: &PodNamespaces,
     bound: &Bound,
+    uid: u32,
 ) -> Result<Option<OwnedFd>> {
     let what = || "mount a tmpfs at /dev".to_owned();
     let at = place::plain_directory(root.as_fd(), "dev").during(what)?;
@@ -190,8 +191,9 @@ pub(super) fn build(
     let pts = terminals(&dev, pod, label)?;
     shared_memory(&dev, bound)?;
     queues(&dev)?;
+    own_null(&dev)?;
     if linux.jail.tty {
-        return terminal(&dev, &pts).map(Some);
+        return terminal(&dev, &pts, uid).map(Some);
     }
     Ok(None)
 }
@@ -270,12 +272,35 @@ fn queues(dev: &OwnedFd) -> Result<()> {
     mounts::attach(tree.as_fd(), at.as_fd()).during(what)
 }
 
+/// Standard streams that are the node's null device become the container's: whoever holds a node can change it.
+fn own_null(dev: &OwnedFd) -> Result<()> {
+    let what = || "open the container's null device".to_owned();
+    let is_null = |fd: BorrowedFd<'_>| {
+        let found = fstat(fd)?;
+        let is_char = FileType::from_raw_mode(found.st_mode) == FileType::CharacterDevice;
+        io::Result::Ok(is_char && found.st_rdev == makedev(1, 3))
+    };
+    let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let own = openat(dev, "null", flags, Mode::empty()).during(what)?;
+    if !is_null(own.as_fd()).during(what)? {
+        return Err(Error::new(Kind::Invalid, "/dev/null is not char 1:3"));
+    }
+    for stream in 0..3 {
+        if is_null(sys::standard(stream)).during(what)? {
+            sys::terminal::replace_stream(own.as_fd(), stream).during(what)?;
+        }
+    }
+    Ok(())
+}
+
 /// Opens a terminal of the container's own devpts, by descriptor; it becomes the standard streams and `/dev/console`.
-fn terminal(dev: &OwnedFd, pts: &OwnedFd) -> Result<OwnedFd> {
+fn terminal(dev: &OwnedFd, pts: &OwnedFd, uid: u32) -> Result<OwnedFd> {
     let what = || "open the container's terminal".to_owned();
     let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
     let control = openat(pts, "ptmx", flags, Mode::empty()).during(what)?;
     let side = sys::terminal::other_side(control.as_fd()).during(what)?;
+    // Its user opens it again, as /dev/stdout or by its name.
+    rustix::fs::fchown(&side, Some(Uid::from_raw(uid)), None).during(what)?;
     let tree = mounts::clone_at(side.as_fd()).during(what)?;
     let at = place::ensure(dev.as_fd(), "console", false).during(what)?;
     mounts::attach(tree.as_fd(), at.as_fd()).during(what)?;

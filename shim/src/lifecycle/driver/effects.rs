@@ -20,9 +20,8 @@ const HEARING: (Duration, Duration) = (Duration::from_millis(10), Duration::from
 
 /// Sends a stop signal again once the program listens to it. The kernel drops a signal for the first process of a pid
 /// namespace that has no handler for it yet, and a container may be stopped before its program came that far.
-async fn signal_again(process: Arc<Process>, signal: i32) {
+async fn signal_again(process: Arc<Process>, signal: i32, mut was_deaf: bool) {
     let (mut pause, until) = (HEARING.0, Instant::now() + HEARING.1);
-    let mut was_deaf = false;
     while Instant::now() < until && process.is_alive() {
         match process.hears(signal) {
             Some(false) => was_deaf = true,
@@ -131,6 +130,7 @@ impl Driver {
         let Some(process) = &container.process else {
             return;
         };
+        let was_deaf = process.hears(signal) == Some(false);
         if let Err(error) = self.shared.host.signal(process, signal) {
             // The deadline that is armed ends it all the same.
             tracing::warn!(container = %id, error = error.chain(), "the stop signal was not sent");
@@ -140,7 +140,7 @@ impl Driver {
             Some(Payload::Linux(linux)) if linux.jail.pid == PidSpace::Own
         );
         if first_of_its_namespace {
-            tokio::spawn(signal_again(Arc::clone(process), signal));
+            tokio::spawn(signal_again(Arc::clone(process), signal, was_deaf));
         }
     }
 
