@@ -21,11 +21,6 @@ const fn known(
 /// The committed list; an entry that explains nothing any more fails the test as well.
 pub const KNOWN: &[Known] = &[
     known(
-        ["*", "*", "fd.0"],
-        ["/dev/null r", "/dev/null rw"],
-        "Without CRI's stdin it reads as end of file; nobody needs to write to it.",
-    ),
-    known(
         ["*", "*", "keyring"],
         ["keyring;0;0;3f030000", "keyring;0;0;3f1*"],
         "The kernel's own permissions of a new session keyring: whoever possesses it, as every process of the container does, may do all.",
