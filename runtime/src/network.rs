@@ -23,6 +23,7 @@ mod namespace;
 mod netlink;
 mod plumbing;
 mod subnet;
+mod wish;
 
 use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
@@ -35,6 +36,7 @@ pub use namespace::{
     IdMaps, NamespaceWish, Namespaces, create_namespaces, list_pins, open_pin, unpin,
 };
 pub use subnet::{Ipv4Subnet, Ipv6Subnet};
+pub use wish::{Bandwidth, HostPort, NetworkWish, Protocol, Resolver};
 
 /// How a pod is connected; part of the pod's record, so that it survives the daemon.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +47,9 @@ pub struct Attachment {
     pub host_interface: String,
     /// The pod's addresses, IPv4 first.
     pub addresses: Vec<IpAddr>,
+    /// Ports of the node that lead to it.
+    #[serde(default)]
+    pub ports: Vec<HostPort>,
 }
 
 /// Who connects pods.
@@ -55,11 +60,11 @@ pub enum Network {
 }
 
 impl Network {
-    /// Connects the pod whose network namespace is `netns`. Repeating it gives an equal attachment.
+    /// Connects a pod whose network namespace is `netns`. Repeating it gives an equal attachment.
     /// Errors: no address free, the kernel refuses an interface or a route; nothing is left then.
-    pub fn attach(&self, pod: &str, netns: BorrowedFd<'_>) -> Result<Attachment, Error> {
+    pub fn attach(&self, wish: &NetworkWish, netns: BorrowedFd<'_>) -> Result<Attachment, Error> {
         match self {
-            Self::Builtin(builtin) => builtin.attach(pod, netns),
+            Self::Builtin(builtin) => builtin.attach(wish, netns),
         }
     }
 

@@ -18,6 +18,7 @@ mod host;
 mod lifecycle;
 mod logging;
 mod serve;
+mod streaming;
 
 use std::io::{self, Write as _};
 use std::process::ExitCode;

@@ -20,12 +20,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::io::Errno;
 
-use super::Attachment;
 use super::error::Error;
 use super::lease::{Lease, Leases};
 use super::netlink::{Link, Netlink};
 use super::plumbing::{self, Endpoint, POD_INTERFACE};
 use super::subnet::{Ipv4Subnet, Ipv6Subnet};
+use super::{Attachment, NetworkWish};
 
 /// The first number that is tried for the group in which orphans are deleted together.
 const ORPHAN_GROUP: u32 = 0x000c_04ac;
@@ -94,7 +94,8 @@ impl Builtin {
     }
 
     /// See [`super::Network::attach`].
-    pub fn attach(&self, pod: &str, netns: BorrowedFd<'_>) -> Result<Attachment, Error> {
+    pub fn attach(&self, wish: &NetworkWish, netns: BorrowedFd<'_>) -> Result<Attachment, Error> {
+        let pod = wish.pod.as_str();
         let host = Netlink::open()?;
         let is_in_use = |index| Ok(host.index(&self.endpoint(index).host_interface)?.is_some());
         let lease = self.lock_leases().take(pod, is_in_use)?;
@@ -119,6 +120,7 @@ impl Builtin {
             pod: pod.to_owned(),
             addresses: endpoint.addresses(),
             host_interface: endpoint.host_interface,
+            ports: wish.ports.clone(),
         })
     }
 

@@ -14,7 +14,9 @@ use std::time::Duration;
 use coracle_runtime::cgroup::systemd;
 use coracle_runtime::id::PodId;
 use coracle_runtime::keeper::{self, Greeting, Keeper, KeeperEvent};
-use coracle_runtime::network::{self, Attachment, IdMaps, NamespaceWish, Namespaces};
+use coracle_runtime::network::{
+    self, Attachment, IdMaps, NamespaceWish, Namespaces, NetworkWish, Resolver,
+};
 use coracle_runtime::process::Process;
 use coracle_runtime::spawner::KeeperBirth;
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -91,7 +93,10 @@ impl Host {
             .map_err(|error| Error::because(Kind::Io, named("make the namespaces"), error))?;
         pass("run.network")?;
         if let Some(netns) = &namespaces.net {
-            let made = self.parts.network.attach(record.id.as_str(), netns.as_fd());
+            let made = self
+                .parts
+                .network
+                .attach(&network_wish(record), netns.as_fd());
             *attached =
                 Some(made.map_err(|error| network_error(named("attach the network"), error))?);
         }
@@ -303,6 +308,23 @@ impl Host {
             record.cgroup_parent.trim_end_matches('/'),
             record.id
         )
+    }
+}
+
+fn network_wish(record: &PodRecord) -> NetworkWish {
+    let (wish, name) = (&record.wish, &record.wish.name);
+    NetworkWish {
+        pod: record.id.to_string(),
+        namespace: name.namespace.clone(),
+        name: name.name.clone(),
+        uid: name.uid.clone(),
+        ports: wish.ports.clone(),
+        bandwidth: wish.bandwidth,
+        resolver: Resolver {
+            servers: wish.dns.servers.clone(),
+            searches: wish.dns.searches.clone(),
+            options: wish.dns.options.clone(),
+        },
     }
 }
 

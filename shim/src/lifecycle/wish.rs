@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
+use coracle_runtime::network::{Bandwidth, HostPort};
 use serde::{Deserialize, Serialize};
 
 pub use linux::{
@@ -167,6 +168,12 @@ pub struct PodWish {
     /// It may hold privileged containers.
     #[serde(default)]
     pub privileged: bool,
+    /// Ports that the node offers for it; none in the node's network.
+    #[serde(default)]
+    pub ports: Vec<HostPort>,
+    /// Limits of its traffic.
+    #[serde(default)]
+    pub bandwidth: Bandwidth,
 }
 
 /// One CRI mount of a host path or of an image.

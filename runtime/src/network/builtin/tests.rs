@@ -24,6 +24,13 @@ struct Node {
     dir: PathBuf,
 }
 
+fn wish(pod: &str) -> NetworkWish {
+    NetworkWish {
+        pod: pod.to_owned(),
+        ..NetworkWish::default()
+    }
+}
+
 struct Pod {
     id: String,
     pin: PathBuf,
@@ -79,7 +86,9 @@ impl Node {
     }
 
     fn attach(&self, pod: &Pod) -> Attachment {
-        self.network.attach(&pod.id, pod.netns.as_fd()).unwrap()
+        self.network
+            .attach(&wish(&pod.id), pod.netns.as_fd())
+            .unwrap()
     }
 
     fn end(&self, pod: Pod, attachment: &Attachment) {
@@ -209,7 +218,9 @@ fn attach_is_repeatable_and_mends() {
     let first = node.attach(&pod);
     assert_eq!(node.attach(&pod), first);
     assert_eq!(
-        node.reopened().attach("pod", pod.netns.as_fd()).unwrap(),
+        node.reopened()
+            .attach(&wish("pod"), pod.netns.as_fd())
+            .unwrap(),
         first,
         "after a restart"
     );
@@ -252,10 +263,16 @@ fn failed_attach_leaves_nothing() {
     let (one, two) = (node.pod("one"), node.pod("two"));
     let attachment = node.attach(&one);
     // Its eth0 is taken.
-    let error = node.network.attach("other", one.netns.as_fd()).unwrap_err();
+    let error = node
+        .network
+        .attach(&wish("other"), one.netns.as_fd())
+        .unwrap_err();
     assert!(error.to_string().starts_with("create veth c"), "{error}");
     let file = std::fs::File::open("/proc/self/cmdline").unwrap();
-    let error = node.network.attach("nowhere", file.as_fd()).unwrap_err();
+    let error = node
+        .network
+        .attach(&wish("nowhere"), file.as_fd())
+        .unwrap_err();
     assert_eq!(error.to_string(), "enter the pod's network namespace");
     assert_eq!(node.network.leases(), 1);
     assert_eq!(node.interfaces(), [attachment.host_interface.as_str()]);
@@ -275,7 +292,7 @@ fn failed_configuration_takes_the_veth_back() {
     v6_is_off("1");
     let error = node
         .network
-        .attach("pod", pod.netns.as_fd())
+        .attach(&wish("pod"), pod.netns.as_fd())
         .unwrap_err()
         .to_string();
     assert!(error.starts_with("add pod address fd00:c0:ac:"), "{error}");
@@ -294,7 +311,7 @@ fn address_waits_for_its_interface() {
     // A daemon that starts over at the first address, which is given back but still answers.
     std::fs::remove_file(node.dir.join("leases/.cursor")).unwrap();
     let restarted = node.reopened();
-    let second = restarted.attach("two", two.netns.as_fd()).unwrap();
+    let second = restarted.attach(&wish("two"), two.netns.as_fd()).unwrap();
     assert_ne!(second.addresses, first.addresses);
     assert_eq!(
         second.host_interface,
@@ -344,7 +361,7 @@ fn sweep_removes_orphans_only() {
     assert_eq!(
         (
             bare.leases(),
-            bare.attach("pod0", pods[0].netns.as_fd()).unwrap()
+            bare.attach(&wish("pod0"), pods[0].netns.as_fd()).unwrap()
         ),
         (5, attachments[0].clone())
     );
@@ -407,7 +424,7 @@ fn pin_is_enough_to_attach() {
     let pod = node.pod("pod");
     drop(pod.netns);
     let netns = open_pin(&pod.pin).unwrap();
-    let attachment = node.network.attach("pod", netns.as_fd()).unwrap();
+    let attachment = node.network.attach(&wish("pod"), netns.as_fd()).unwrap();
     talk(Some(&netns), None, attachment.addresses[0]);
     node.end(Pod { netns, ..pod }, &attachment);
 }

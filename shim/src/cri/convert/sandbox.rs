@@ -4,7 +4,10 @@
 //! out of a directory, or be asked for and then not done.
 //! Not here: rendering, containers.
 
+use std::net::IpAddr;
+
 use coracle_proto::runtime::v1 as cri;
+use coracle_runtime::network::{Bandwidth, HostPort, Protocol};
 
 use super::{BadRequest, check, namespaces, security, sysctl};
 use crate::lifecycle::{Dns, Handler, NamespaceMode, Namespaces, PodName, PodWish};
@@ -39,8 +42,9 @@ pub(in crate::cri) fn pod_wish(request: cri::RunPodSandboxRequest) -> Result<Pod
     security_context(context)?;
     let field = "config.linux.security_context.namespace_options";
     let (namespaces, userns) = namespaces::of_pod(field, context.namespace_options.as_ref())?;
-    ports(&config.port_mappings, &namespaces)?;
     Ok(PodWish {
+        ports: ports(&config.port_mappings, &namespaces)?,
+        bandwidth: Bandwidth::default(),
         name,
         hostname: config.hostname,
         log_directory: config.log_directory,
@@ -127,37 +131,65 @@ fn dns(config: Option<cri::DnsConfig>) -> Result<Dns, BadRequest> {
     })
 }
 
-fn ports(mappings: &[cri::PortMapping], namespaces: &Namespaces) -> Result<(), BadRequest> {
+/// Host ports; a mapping without one says only what the pod listens on. In the node's network there is nothing to map.
+fn ports(
+    mappings: &[cri::PortMapping],
+    namespaces: &Namespaces,
+) -> Result<Vec<HostPort>, BadRequest> {
+    let mut ports = Vec::new();
     for (index, mapping) in mappings.iter().enumerate() {
-        let field = format!("config.port_mappings[{index}]");
-        check::within(
-            &format!("{field}.container_port"),
-            i64::from(mapping.container_port),
-            0,
-            65_535,
-        )?;
-        check::within(
-            &format!("{field}.host_port"),
-            i64::from(mapping.host_port),
-            0,
-            65_535,
-        )?;
-        if cri::Protocol::try_from(mapping.protocol).is_err() {
+        let port = port(&format!("config.port_mappings[{index}]"), mapping)?;
+        if namespaces.network != NamespaceMode::Node {
+            ports.extend(port);
+        }
+    }
+    Ok(ports)
+}
+
+fn port(field: &str, mapping: &cri::PortMapping) -> Result<Option<HostPort>, BadRequest> {
+    let number = |name: &str, value: i32| {
+        let field = format!("{field}.{name}");
+        check::within(&field, i64::from(value), 0, 65_535)?;
+        u16::try_from(value).map_err(|_| BadRequest::invalid(field, "is no port"))
+    };
+    let container_port = number("container_port", mapping.container_port)?;
+    let host_port = number("host_port", mapping.host_port)?;
+    let protocol = match cri::Protocol::try_from(mapping.protocol) {
+        Ok(cri::Protocol::Tcp) => Protocol::Tcp,
+        Ok(cri::Protocol::Udp) => Protocol::Udp,
+        Ok(cri::Protocol::Sctp) => Protocol::Sctp,
+        Err(_) => {
             let problem = format!("is {}, which is no protocol", mapping.protocol);
             return Err(BadRequest::invalid(format!("{field}.protocol"), problem));
         }
-        if mapping.host_port != 0 && namespaces.network != NamespaceMode::Node {
-            let problem = format!(
-                "is {}, and the built-in network maps no host ports",
-                mapping.host_port
-            );
-            return Err(BadRequest::unsupported(
-                format!("{field}.host_port"),
-                problem,
-            ));
-        }
+    };
+    let host_ip = match mapping.host_ip.as_str() {
+        "" => None,
+        text => Some(text.parse::<IpAddr>().map_err(|_| {
+            let shown: String = text.chars().take(64).collect();
+            BadRequest::invalid(
+                format!("{field}.host_ip"),
+                format!("is {shown:?}, which is no address"),
+            )
+        })?),
+    };
+    if host_port == 0 {
+        return Ok(None);
     }
-    Ok(())
+    if container_port == 0 {
+        let problem = format!("is 0, and host port {host_port} is to lead there");
+        return Err(BadRequest::invalid(
+            format!("{field}.container_port"),
+            problem,
+        ));
+    }
+    Ok(Some(HostPort {
+        protocol,
+        host_port,
+        container_port,
+        // "Any" is what no address says, too.
+        host_ip: host_ip.filter(|ip| !ip.is_unspecified()),
+    }))
 }
 
 /// Checks what a sandbox says of users and profiles. Nothing of a user's runs in a sandbox itself, and each
@@ -291,14 +323,14 @@ mod tests {
     }
 
     #[test]
-    fn what_would_silently_not_happen_is_refused() {
+    fn host_ports_are_kept_but_in_the_nodes_network() {
         let port = cri::PortMapping {
             container_port: 80,
             host_port: 8080,
             ..Default::default()
         };
-        let on_pod = changed(|c| c.port_mappings.push(port.clone())).unwrap_err();
-        assert!(matches!(on_pod, BadRequest::Unsupported { .. }), "{on_pod}");
+        let on_pod = changed(|c| c.port_mappings.push(port.clone())).unwrap();
+        assert_eq!(on_pod.ports[0].host_port, 8080);
         let on_host = changed(|c| {
             c.port_mappings.push(port);
             let options = cri::NamespaceOption {
@@ -311,7 +343,9 @@ mod tests {
             };
             c.linux.as_mut().unwrap().security_context = Some(context);
         });
-        assert_eq!(on_host.unwrap().namespaces.network, NamespaceMode::Node);
+        let on_host = on_host.unwrap();
+        assert_eq!(on_host.namespaces.network, NamespaceMode::Node);
+        assert!(on_host.ports.is_empty());
     }
 
     #[test]

@@ -1,0 +1,72 @@
+//! What a pod asks of its network: who it is, which of its ports the node offers, how fast it may send.
+//!
+//! Written by the daemon from a checked request, kept in the pod's record, read by whoever connects pods.
+//! Invariant: nothing here is undone by asking again; a detach needs no more than the attachment.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+/// A transport protocol of a host port. Source: cri-api v0.37 api.proto: Protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// SCTP.
+    Sctp,
+}
+
+/// A port of the node that leads to a port of the pod. Source: cri-api v0.37 api.proto: PortMapping.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct HostPort {
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// Port of the node, 1 to 65535.
+    pub host_port: u16,
+    /// Port of the pod, 1 to 65535.
+    pub container_port: u16,
+    /// The one address of the node at which it is offered; all of them if none.
+    pub host_ip: Option<IpAddr>,
+}
+
+/// Limits of a pod's traffic, bits a second; none is unlimited.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bandwidth {
+    /// Into the pod.
+    pub ingress: Option<u64>,
+    /// Out of the pod.
+    pub egress: Option<u64>,
+}
+
+/// What a pod's resolver is told.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resolver {
+    /// Addresses of servers.
+    pub servers: Vec<String>,
+    /// Search domains.
+    pub searches: Vec<String>,
+    /// Options.
+    pub options: Vec<String>,
+}
+
+/// Everything that a pod asks of its network.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NetworkWish {
+    /// The sandbox id, 64 lowercase hex digits.
+    pub pod: String,
+    /// Kubernetes' namespace of the pod.
+    pub namespace: String,
+    /// Kubernetes' name of the pod.
+    pub name: String,
+    /// Kubernetes' uid of the pod.
+    pub uid: String,
+    /// Ports that the node offers for it.
+    pub ports: Vec<HostPort>,
+    /// Its limits.
+    pub bandwidth: Bandwidth,
+    /// Its resolver.
+    pub resolver: Resolver,
+}
