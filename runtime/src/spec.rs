@@ -208,6 +208,9 @@ pub struct WasmSpec {
     pub working_dir: String,
     /// Whether standard input is piped; closed (reads as end of file) when not.
     pub stdin: bool,
+    /// A terminal is its standard input, output and error, and controls its session.
+    #[serde(default)]
+    pub tty: bool,
 }
 
 /// The two shapes of a WebAssembly program.

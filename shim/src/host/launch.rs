@@ -17,9 +17,6 @@ use coracle_runtime::wasm::EngineRef;
 use super::{Host, blocking, log, pass, runtime_error};
 use crate::lifecycle::{ContainerWish, Error, Kind, LinuxPlan, Payload, Plan, SeccompPlan};
 
-/// What containers get that ask for nothing: the filter for these capabilities is the one to have ready.
-pub const USUAL_CAPABILITIES: u64 = 0xa804_25fb;
-
 /// What a launch needs.
 pub struct Launch {
     /// The pod.
@@ -55,10 +52,11 @@ impl Host {
         pass("start.log")?;
         let log = log::open(&launch.log_directory, &launch.plan.log_path).await?;
         let plan = &launch.plan;
-        let payload = self.payload(&launch).await?;
+        let mut spec = self.spec(&launch)?;
+        let payload = self.payload(&launch, &mut spec).await?;
         let order = StartOrder {
             container: launch.id.clone(),
-            spec: self.spec(&launch)?,
+            spec,
             payload,
             cgroup: self.entrance(&plan.cgroup)?,
             log,
@@ -83,6 +81,7 @@ impl Host {
         opened.map_err(|error| Error::because(Kind::Io, format!("open cgroup {path}"), error))
     }
 
+    /// What the keeper is told; complete once [`Host::payload`] has seen it.
     pub(super) fn spec(&self, launch: &Launch) -> Result<ContainerSpec, Error> {
         let (plan, wish) = (&launch.plan, &launch.wish);
         let directory = self.container_directory(&launch.pod, &launch.id);
@@ -93,7 +92,7 @@ impl Host {
             version: SPEC_VERSION,
             pod: launch.pod.clone(),
             id: launch.id.clone(),
-            workload: self.workload(launch)?,
+            workload: self.workload(launch),
             root: Root {
                 layers: plan.layers.clone(),
                 upper: directory.join("upper"),
@@ -111,8 +110,12 @@ impl Host {
         })
     }
 
-    /// What the payload needs beside its spec: compiled code, or a system call filter.
-    pub(super) async fn payload(&self, launch: &Launch) -> Result<StartPayload, Error> {
+    /// What the payload needs beside its spec: compiled code, or a system call filter, whose flags go into `spec`.
+    pub(super) async fn payload(
+        &self,
+        launch: &Launch,
+        spec: &mut ContainerSpec,
+    ) -> Result<StartPayload, Error> {
         match &launch.plan.payload {
             Payload::Wasm(wasm) => {
                 let compiled = self
@@ -122,16 +125,26 @@ impl Host {
                 code.map(StartPayload::Wasm)
                     .map_err(|error| runtime_error("open compiled code", error))
             }
-            Payload::Linux(linux) => self.filter(linux).await.map(StartPayload::Linux),
+            Payload::Linux(linux) => {
+                let filter = self.filter(linux).await?;
+                let (filter, flags) = filter.unzip();
+                if let Workload::Linux(linux) = &mut spec.workload {
+                    linux.filter_flags = flags.unwrap_or(0);
+                }
+                Ok(StartPayload::Linux(filter))
+            }
         }
     }
 
-    /// The filter of a Linux program, built now unless one like it was built before.
-    async fn filter(&self, linux: &LinuxPlan) -> Result<Option<OwnedFd>, Error> {
+    /// The filter of a Linux program, built now unless one like it was built before, and the flags to load it with.
+    async fn filter(&self, linux: &LinuxPlan) -> Result<Option<(OwnedFd, u32)>, Error> {
         let (profiles, seccomp) = (Arc::clone(&self.parts.profiles), linux.seccomp.clone());
         let capabilities = linux.jail.capabilities.bounding;
         blocking("building a seccomp filter", move || {
-            let built = with_profile(&seccomp, |profile| profiles.filter(profile, capabilities))?;
+            let built = with_profile(&seccomp, |profile| {
+                let filter = profiles.filter(profile, capabilities)?;
+                Ok((filter, profile.flags()))
+            })?;
             built
                 .transpose()
                 .map_err(|error| runtime_error("build the seccomp filter", error))
@@ -139,15 +152,16 @@ impl Host {
         .await
     }
 
-    fn workload(&self, launch: &Launch) -> Result<Workload, Error> {
+    fn workload(&self, launch: &Launch) -> Workload {
         let (plan, stdin) = (&launch.plan, launch.wish.stdin);
-        Ok(match &plan.payload {
+        match &plan.payload {
             Payload::Wasm(wasm) => Workload::Wasm(WasmSpec {
                 kind: wasm.kind,
                 args: plan.args.clone(),
                 env: plan.env.clone(),
                 working_dir: plan.working_dir.clone(),
                 stdin,
+                tty: launch.wish.tty,
             }),
             Payload::Linux(linux) => Workload::Linux(Box::new(LinuxSpec {
                 args: plan.args.clone(),
@@ -158,9 +172,9 @@ impl Host {
                 userns: launch.userns,
                 cgroups: self.parts.cgroups.mounts(),
                 shm: self.shared_memory(&launch.pod),
-                filter_flags: with_profile(&linux.seccomp, Profile::flags)?.unwrap_or(0),
+                filter_flags: 0,
             })),
-        })
+        }
     }
 }
 
