@@ -13,6 +13,7 @@
 //! Not here: pod phases, hostNetwork (such a pod never comes here), DNS.
 
 mod builtin;
+pub mod egress;
 mod error;
 mod lease;
 #[allow(
@@ -31,6 +32,7 @@ use std::os::fd::BorrowedFd;
 use serde::{Deserialize, Serialize};
 
 pub use builtin::{Builtin, BuiltinConfig};
+pub use egress::Egress;
 pub use error::Error;
 pub use namespace::{
     IdMaps, NamespaceWish, Namespaces, create_namespaces, list_pins, open_pin, unpin,
