@@ -27,10 +27,6 @@ use crate::sys;
 
 pub use program::{NotExecuted, Words};
 
-/// Descriptors that a program starts with when the kubelet says nothing: what systemd gives services, whatever the
-/// daemon itself was given.
-const DESCRIPTORS: (u64, u64) = (1024, 524_288);
-
 /// An open `/proc/self/attr` file that takes the security label of the next execve.
 pub struct Label {
     file: File,
@@ -132,14 +128,7 @@ fn become_user(linux: &LinuxSpec, who: &Identity) -> Result<()> {
 }
 
 fn limit_resources(limits: &[ResourceLimit]) -> Result<()> {
-    let usual = ResourceLimit {
-        resource: libc::RLIMIT_NOFILE,
-        soft: DESCRIPTORS.0,
-        hard: DESCRIPTORS.1,
-    };
-    let given = limits.iter().any(|l| l.resource == usual.resource);
-    let all = limits.iter().chain((!given).then_some(&usual));
-    for limit in all {
+    for limit in limits {
         let Some(resource) = resource(limit.resource) else {
             continue;
         };

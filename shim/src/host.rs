@@ -39,7 +39,8 @@ use coracle_runtime::wasm::CompileCache;
 
 pub use exec::ExecOutput;
 pub use ids::Ids;
-pub use launch::{Launch, Launched, USUAL_CAPABILITIES};
+pub use launch::{Launch, Launched};
+pub use linux::usual_capabilities;
 pub use pod::{GREETING_PATIENCE, Raised};
 pub use stats::{ContainerUsage, Interface, LayerUsage, Measured, PodUsage, Usage};
 pub use sweep::Owned;

@@ -152,7 +152,7 @@ fn profiles() -> Arc<ProfileCache> {
     let profiles = Arc::new(ProfileCache::default());
     let cache = Arc::clone(&profiles);
     tokio::task::spawn_blocking(move || {
-        if let Err(error) = cache.warm(crate::host::USUAL_CAPABILITIES) {
+        if let Err(error) = cache.warm(crate::host::usual_capabilities()) {
             tracing::warn!(
                 error = error.chain(),
                 "the default seccomp filter is not ready"

@@ -160,7 +160,7 @@ impl Host {
         let mut spec = self.spec(launch)?;
         spec.cgroup_procs = leaf.task_files();
         let payload = match &launch.plan.payload {
-            Payload::Linux(_) => self.payload(launch).await?,
+            Payload::Linux(_) => self.payload(launch, &mut spec).await?,
             Payload::Wasm(own) => self.exec_code(launch, own, &argv[0], &mut spec).await?,
         };
         match &mut spec.workload {

@@ -19,6 +19,7 @@ use coracle_runtime::cgroup::Limits;
 use coracle_runtime::id::ContainerId;
 use coracle_runtime::spec::{Identity, LinuxJail, Mount, PidSpace, ResourceLimit};
 
+pub use self::capabilities::usual as usual_capabilities;
 use self::cdi::Additions;
 use self::devices::Grant;
 use self::profiles::SecurityFiles;

@@ -76,6 +76,14 @@ const USUAL: [&str; 14] = [
 
 const ALL: &str = "ALL";
 
+/// What a container has unless it asks for something else, as a mask: the filter for these is the one to have ready.
+pub fn usual() -> u64 {
+    USUAL
+        .iter()
+        .filter_map(|name| bit(name))
+        .fold(0, |set, bit| set | bit)
+}
+
 /// What this process has, as a mask. Errors: procfs cannot be read.
 pub(super) fn own() -> Result<u64, Error> {
     let failed = |error| io_error("read this process's capabilities", error);
@@ -98,8 +106,7 @@ pub(super) fn sets(wish: &SecurityWish, own: u64) -> Result<Capabilities, Error>
         });
     }
     let asked = &wish.capabilities;
-    let usual = USUAL.iter().filter_map(|name| bit(name));
-    let mut set = usual.fold(0, |set, bit| set | bit) & own;
+    let mut set = usual() & own;
     if has_all(&asked.add) {
         set = own;
     }
