@@ -83,17 +83,7 @@ pub(super) async fn status(
     shared: Arc<Shared>,
     request: cri::ContainerStatusRequest,
 ) -> Result<cri::ContainerStatusResponse, Failure> {
-    let named = request.object()?;
-    concerns("container", named);
-    let id = shared.pods.find_container(named)?;
-    // It may have been removed since it was found.
-    let gone = || {
-        Error::new(
-            Kind::Missing,
-            format!("container {id} is not there any more"),
-        )
-    };
-    let view = shared.pods.container(&id).ok_or_else(gone)?;
+    let view = one(&shared, request.object()?)?;
     Ok(convert::container_status_reply(&view, &request))
 }
 
@@ -119,6 +109,21 @@ pub(super) async fn stream(
     ))
 }
 
-fn chosen(shared: &Shared, filter: ContainerFilter) -> Vec<Arc<ContainerView>> {
+/// The container with this id or beginning of one. Errors: Missing; several begin so.
+pub(super) fn one(shared: &Shared, named: &str) -> Result<Arc<ContainerView>, Failure> {
+    concerns("container", named);
+    let id = shared.pods.find_container(named)?;
+    // It may have been removed since it was found.
+    let gone = || {
+        Error::new(
+            Kind::Missing,
+            format!("container {id} is not there any more"),
+        )
+    };
+    Ok(shared.pods.container(&id).ok_or_else(gone)?)
+}
+
+/// The containers that a filter lets through.
+pub(super) fn chosen(shared: &Shared, filter: ContainerFilter) -> Vec<Arc<ContainerView>> {
     filter.select(shared.pods.containers())
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use coracle_proto::runtime::v1 as cri;
 
+use super::containers::{chosen, one};
 use super::convert::{self, ContainerFilter, NamesObject as _, PodFilter};
 use super::events::{Replies, replies};
 use super::status::Failure;
@@ -20,16 +21,7 @@ pub(super) async fn container(
     shared: Arc<Shared>,
     request: cri::ContainerStatsRequest,
 ) -> Result<cri::ContainerStatsResponse, Failure> {
-    let named = request.object()?;
-    concerns("container", named);
-    let id = shared.pods.find_container(named)?;
-    let gone = || {
-        Error::new(
-            Kind::Missing,
-            format!("container {id} is not there any more"),
-        )
-    };
-    let view = shared.pods.container(&id).ok_or_else(gone)?;
+    let view = one(&shared, request.object()?)?;
     let measured = shared.pods.container_usage(vec![view]).await?;
     let stats = measured
         .first()
@@ -109,8 +101,7 @@ async fn containers(
     shared: &Shared,
     filter: ContainerFilter,
 ) -> Result<Vec<ContainerUsage>, Failure> {
-    let chosen = filter.select(shared.pods.containers());
-    Ok(shared.pods.container_usage(chosen).await?)
+    Ok(shared.pods.container_usage(chosen(shared, filter)).await?)
 }
 
 async fn pods(shared: &Shared, filter: PodFilter) -> Result<Vec<PodUsage>, Failure> {
