@@ -1,6 +1,6 @@
 //! `coracle demo`: a daemon, a registry and directories of its own, one pod's whole life, and nothing left of it.
 //!
-//! Called by: `main`. Calls: `place` (where), `process` and `registry` (who), `story` over `calls` (what), `leftovers`
+//! Called by: `main`. Calls: `place` (where), `process` and `registry` (who), `story` over `calls` and `log` (what), `leftovers`
 //! (what remains). The daemon is this very program, exec'd as a node runs it; the demo knows it only by its socket.
 //! Invariant: however the demo ends, by itself, by an error or by Ctrl-C, everything it started is ended, and what would
 //! remain is named and makes it fail.
@@ -10,6 +10,7 @@ mod calls;
 mod error;
 mod http;
 mod leftovers;
+mod log;
 mod place;
 mod process;
 mod registry;

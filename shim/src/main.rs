@@ -17,6 +17,8 @@ mod demo;
 mod host;
 mod lifecycle;
 mod logging;
+#[cfg(test)]
+mod scratch;
 mod serve;
 mod streaming;
 

@@ -187,25 +187,7 @@ fn listen(path: &Path) -> io::Result<StdListener> {
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
     use super::*;
-
-    /// A directory of this test alone, removed at the end.
-    struct Scratch(PathBuf);
-
-    impl Scratch {
-        fn new(name: &str) -> Self {
-            let path =
-                std::env::temp_dir().join(format!("coracle-socket-{name}-{}", std::process::id()));
-            let _ = fs::remove_dir_all(&path);
-            fs::create_dir_all(&path).unwrap();
-            Self(path)
-        }
-    }
-
-    impl Drop for Scratch {
-        fn drop(&mut self) {
-            let _ = fs::remove_dir_all(&self.0);
-        }
-    }
+    use crate::scratch::Scratch;
 
     fn mode(path: &Path) -> u32 {
         fs::metadata(path).unwrap().mode() & 0o7777
@@ -213,7 +195,7 @@ mod tests {
 
     #[tokio::test]
     async fn socket_is_0660_in_a_directory_made_0700() {
-        let scratch = Scratch::new("modes");
+        let scratch = Scratch::new("socket-modes");
         let path = scratch.0.join("run/coracle/coracle.sock");
         let socket = Socket::bind(&path).unwrap();
         assert_eq!(mode(&path), 0o660);
@@ -225,7 +207,7 @@ mod tests {
 
     #[tokio::test]
     async fn stale_socket_is_replaced_and_a_live_one_refused() {
-        let scratch = Scratch::new("stale");
+        let scratch = Scratch::new("socket-stale");
         let path = scratch.0.join("coracle.sock");
         drop(Socket::bind(&path).unwrap());
         assert!(path.exists(), "a dropped socket leaves its file");
@@ -241,7 +223,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_no_socket_stays_untouched() {
-        let scratch = Scratch::new("other");
+        let scratch = Scratch::new("socket-other");
         let path = scratch.0.join("coracle.sock");
         fs::write(&path, "precious").unwrap();
         let refused = Socket::bind(&path).err().unwrap().to_string();
@@ -254,7 +236,7 @@ mod tests {
 
     #[tokio::test]
     async fn another_daemons_socket_is_not_removed() {
-        let scratch = Scratch::new("swap");
+        let scratch = Scratch::new("socket-swap");
         let path = scratch.0.join("coracle.sock");
         let first = Socket::bind(&path).unwrap();
         fs::remove_file(&path).unwrap();
@@ -265,7 +247,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_path_too_long_for_a_socket_is_named() {
-        let scratch = Scratch::new("long");
+        let scratch = Scratch::new("socket-long");
         let path = scratch.0.join("x".repeat(120));
         let refused = Socket::bind(&path).err().unwrap();
         assert!(

@@ -1,6 +1,6 @@
 //! What the demo shows: the calls that a kubelet makes for one pod, in a kubelet's order.
 //!
-//! Called by: the demo, when daemon and registry answer. Calls: `calls`. The pod has two containers of one image:
+//! Called by: the demo, when daemon and registry answer. Calls: `calls`, `log`. The pod has two containers of one image:
 //! `greeter` prints and exits, `sleeper` waits until it is stopped.
 //! Invariant: a reply that is not what the protocol promises is an error, not a line in the table.
 //! Not here: how the daemon was started, what is left when it has ended.
@@ -13,6 +13,7 @@ use cri::{ContainerState, PodSandboxState};
 
 use super::calls::{Calls, call, refused, say};
 use super::error::Error;
+use super::log::Logs;
 use super::place::Place;
 
 /// What `guest.wat` exits with.
@@ -36,14 +37,14 @@ pub async fn tell(place: &Place, calls: &Calls, image: &str) -> Result<(), Error
     let waits = ["kubelet", "and-wait"];
     let sleeper = scene.create(&pod, "sleeper", &waits).await?;
     scene.start("sleeper", &sleeper).await?;
-    scene.hear_greeting("sleeper").await?;
+    scene.logs.hear_greeting("sleeper").await?;
     scene.stop(&sleeper).await?;
     scene.remove("greeter", &greeter).await?;
     scene.remove("sleeper", &sleeper).await?;
     scene.remove_pod(&pod).await?;
     scene.remove_image(&image_ref).await?;
-    scene.show_log("greeter")?;
-    scene.show_log("sleeper")?;
+    scene.logs.show("greeter")?;
+    scene.logs.show("sleeper")?;
     say(format_args!("\ngreeter's exit code: {EXIT_CODE}"))
 }
 
@@ -76,7 +77,7 @@ struct Scene<'a> {
     pod: cri::PodSandboxConfig,
     /// Host directory of the mounted file.
     volume: PathBuf,
-    logs: PathBuf,
+    logs: Logs,
 }
 
 impl Scene<'_> {
@@ -107,7 +108,10 @@ impl Scene<'_> {
             image,
             pod,
             volume,
-            logs,
+            logs: Logs {
+                directory: logs,
+                greeting: GREETING.trim_ascii_end(),
+            },
         })
     }
 
@@ -352,37 +356,6 @@ impl Scene<'_> {
         call("RemoveImage", "", asked, |_| "removed".into())
             .await
             .map(drop)
-    }
-
-    /// Waits until a container has greeted. Errors: it does not within ten seconds.
-    async fn hear_greeting(&self, name: &str) -> Result<(), Error> {
-        let file = self.logs.join(format!("{name}.log"));
-        for _ in 0..1000 {
-            match std::fs::read_to_string(&file) {
-                Ok(log) if log.contains(GREETING.trim()) => return Ok(()),
-                _ => tokio::time::sleep(std::time::Duration::from_millis(10)).await,
-            }
-        }
-        self.show_log(name)
-    }
-
-    /// Prints a container's log as the kubelet would read it. Errors: the guest's greeting is not in it.
-    fn show_log(&self, name: &str) -> Result<(), Error> {
-        let file = self.logs.join(format!("{name}.log"));
-        let log =
-            std::fs::read_to_string(&file).map_err(|error| Error::file("read", &file, error))?;
-        say(format_args!("\nwhat {name} printed, in its CRI log:"))?;
-        for line in log.lines() {
-            say(format_args!("  {line}"))?;
-        }
-        if log.contains(GREETING.trim()) {
-            return Ok(());
-        }
-        Err(Error::new(format!(
-            "{} does not hold the line {:?}",
-            file.display(),
-            GREETING.trim()
-        )))
     }
 }
 

@@ -202,18 +202,9 @@ pub fn quarantine(directory: &Path, quarantine: &Path) -> io::Result<PathBuf> {
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
     use super::*;
-
-    struct Scratch(PathBuf);
+    use crate::scratch::Scratch;
 
     impl Scratch {
-        fn new(name: &str) -> Scratch {
-            let path =
-                std::env::temp_dir().join(format!("coracle-store-{name}-{}", std::process::id()));
-            let _ = fs::remove_dir_all(&path);
-            fs::create_dir_all(&path).unwrap();
-            Scratch(path)
-        }
-
         fn names(&self) -> Vec<String> {
             let mut names: Vec<String> = fs::read_dir(&self.0)
                 .unwrap()
@@ -221,12 +212,6 @@ mod tests {
                 .collect();
             names.sort();
             names
-        }
-    }
-
-    impl Drop for Scratch {
-        fn drop(&mut self) {
-            let _ = fs::remove_dir_all(&self.0);
         }
     }
 
@@ -239,7 +224,7 @@ mod tests {
 
     #[test]
     fn a_save_leaves_one_generation_and_load_returns_the_last() {
-        let dir = Scratch::new("save");
+        let dir = Scratch::new("store-save");
         let mut slot = Slot::new(dir.0.clone());
         for text in ["one", "two", "three"] {
             slot.save(&text).unwrap();
@@ -250,7 +235,7 @@ mod tests {
 
     #[test]
     fn saving_goes_on_after_a_load() {
-        let dir = Scratch::new("goon");
+        let dir = Scratch::new("store-goon");
         Slot::new(dir.0.clone()).save(&"one").unwrap();
         let Loaded::Found(text, mut slot) = load::<String>(&dir.0).unwrap() else {
             panic!("no record")
@@ -261,7 +246,7 @@ mod tests {
 
     #[test]
     fn every_cut_of_the_newest_record_falls_back_to_the_older_one() {
-        let dir = Scratch::new("torn");
+        let dir = Scratch::new("store-torn");
         let older = encode(&"older").unwrap();
         let newer = encode(&"newer").unwrap();
         for cut in 0..newer.len() {
@@ -274,7 +259,7 @@ mod tests {
 
     #[test]
     fn two_valid_generations_are_a_crash_before_the_unlink_and_the_newer_wins() {
-        let dir = Scratch::new("two");
+        let dir = Scratch::new("store-two");
         fs::write(path_of(&dir.0, 9), encode(&"older").unwrap()).unwrap();
         fs::write(path_of(&dir.0, 10), encode(&"newer").unwrap()).unwrap();
         assert_eq!(read(&dir).as_deref(), Some("newer"));
@@ -283,7 +268,7 @@ mod tests {
 
     #[test]
     fn a_torn_record_alone_is_reported_and_kept() {
-        let dir = Scratch::new("alone");
+        let dir = Scratch::new("store-alone");
         let mut bytes = encode(&"text").unwrap();
         let last = bytes.len() - 2;
         bytes[last] ^= 1;
@@ -297,7 +282,7 @@ mod tests {
 
     #[test]
     fn a_record_of_another_format_is_not_read() {
-        let dir = Scratch::new("format");
+        let dir = Scratch::new("store-format");
         let text = String::from_utf8(encode(&"text").unwrap()).unwrap();
         fs::write(path_of(&dir.0, 1), text.replacen(" 1 ", " 2 ", 1)).unwrap();
         let Loaded::Torn(text) = load::<String>(&dir.0).unwrap() else {
@@ -308,7 +293,7 @@ mod tests {
 
     #[test]
     fn an_erased_or_missing_object_is_absent() {
-        let dir = Scratch::new("erased");
+        let dir = Scratch::new("store-erased");
         let mut slot = Slot::new(dir.0.clone());
         slot.save(&"text").unwrap();
         slot.erase().unwrap();
@@ -322,7 +307,7 @@ mod tests {
 
     #[test]
     fn a_failed_save_keeps_the_older_record() {
-        let dir = Scratch::new("failed");
+        let dir = Scratch::new("store-failed");
         let mut slot = Slot::new(dir.0.clone());
         slot.save(&"kept").unwrap();
         // The next name is taken by a directory: create_new fails, unlink of it fails as well.
@@ -336,7 +321,7 @@ mod tests {
 
     #[test]
     fn quarantine_never_overwrites_an_earlier_one() {
-        let dir = Scratch::new("quarantine");
+        let dir = Scratch::new("store-quarantine");
         let away = dir.0.join("away");
         for _ in 0..2 {
             let broken = dir.0.join("broken");

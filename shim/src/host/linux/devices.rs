@@ -226,15 +226,13 @@ mod tests {
     use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
 
     use super::*;
-
-    struct Scratch(PathBuf);
+    use crate::scratch::Scratch;
 
     impl Scratch {
         /// A directory with two devices, a link and a FIFO.
-        fn new(name: &str) -> Scratch {
-            let root =
-                std::env::temp_dir().join(format!("coracle-devices-{name}-{}", std::process::id()));
-            let _ = std::fs::remove_dir_all(&root);
+        fn with_devices(name: &str) -> Scratch {
+            let scratch = Scratch::new(&format!("devices-{name}"));
+            let root = &scratch.0;
             std::fs::create_dir_all(root.join("sub")).unwrap();
             std::fs::create_dir_all(root.join("pts")).unwrap();
             let node = |path: &str, kind, minor| {
@@ -247,7 +245,7 @@ mod tests {
             node("null", FileType::CharacterDevice, 3);
             node("fifo", FileType::Fifo, 0);
             std::os::unix::fs::symlink("a", root.join("link")).unwrap();
-            Scratch(root)
+            scratch
         }
 
         fn wish(&self, host: &str, target: &str) -> DeviceWish {
@@ -256,12 +254,6 @@ mod tests {
                 host_path: self.0.join(host).to_str().unwrap().to_owned(),
                 permissions: "rw".to_owned(),
             }
-        }
-    }
-
-    impl Drop for Scratch {
-        fn drop(&mut self) {
-            let _ = std::fs::remove_dir_all(&self.0);
         }
     }
 
@@ -274,7 +266,7 @@ mod tests {
 
     #[test]
     fn a_device_is_what_the_host_has_at_that_path() {
-        let scratch = Scratch::new("one");
+        let scratch = Scratch::with_devices("one");
         let grants = asked(&[scratch.wish("link", "/dev//x/")]).unwrap();
         let device = &grants[0].device;
         assert_eq!(device.path, "/dev/x");
@@ -288,7 +280,7 @@ mod tests {
 
     #[test]
     fn a_directory_grants_the_devices_below_it() {
-        let scratch = Scratch::new("below");
+        let scratch = Scratch::with_devices("below");
         let grants = asked(&[scratch.wish("", "/dev/d")]).unwrap();
         assert_eq!(paths(&grants), ["/dev/d/a", "/dev/d/null", "/dev/d/sub/b"]);
         assert_eq!(grants[2].device.kind, DeviceKind::Block);
@@ -296,7 +288,7 @@ mod tests {
 
     #[test]
     fn what_is_no_device_is_refused_by_path() {
-        let scratch = Scratch::new("none");
+        let scratch = Scratch::with_devices("none");
         for (host, target, why) in [
             ("fifo", "/dev/x", "not a device"),
             ("missing", "/dev/x", "cannot be used"),
@@ -321,7 +313,7 @@ mod tests {
 
     #[test]
     fn one_path_is_one_device() {
-        let scratch = Scratch::new("merge");
+        let scratch = Scratch::with_devices("merge");
         let mut twice = asked(&[scratch.wish("a", "/dev/x"), scratch.wish("a", "/dev/x")]).unwrap();
         twice[1].permissions = "m".to_owned();
         let merged_once = merged(twice).unwrap();
@@ -335,7 +327,7 @@ mod tests {
 
     #[test]
     fn the_cgroup_allows_what_is_granted_and_no_more() {
-        let scratch = Scratch::new("rules");
+        let scratch = Scratch::with_devices("rules");
         let grants = asked(&[scratch.wish("sub/b", "/dev/x")]).unwrap();
         let rules = rules(&grants, false);
         let (usual, own) = rules.split_at(DeviceRule::defaults().len());
@@ -347,7 +339,7 @@ mod tests {
 
     #[test]
     fn a_privileged_container_gets_what_is_not_its_own_anyway() {
-        let scratch = Scratch::new("host");
+        let scratch = Scratch::with_devices("host");
         let grants = of_host(&scratch.0).unwrap();
         assert_eq!(paths(&grants), ["/dev/a", "/dev/sub/b"]);
         let grants = of_host(Path::new("/dev")).unwrap();

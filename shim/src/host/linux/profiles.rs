@@ -196,33 +196,8 @@ fn known_to_policy(label: &str, selinux: &Path) -> Result<(), Error> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
-    use std::path::PathBuf;
-
     use super::*;
-
-    struct Scratch(PathBuf);
-
-    impl Scratch {
-        fn new(name: &str) -> Scratch {
-            let root = std::env::temp_dir()
-                .join(format!("coracle-profiles-{name}-{}", std::process::id()));
-            let _ = std::fs::remove_dir_all(&root);
-            std::fs::create_dir_all(&root).unwrap();
-            Scratch(root)
-        }
-
-        fn put(&self, name: &str, bytes: &[u8]) -> String {
-            let path = self.0.join(name);
-            std::fs::write(&path, bytes).unwrap();
-            path.to_str().unwrap().to_owned()
-        }
-    }
-
-    impl Drop for Scratch {
-        fn drop(&mut self) {
-            let _ = std::fs::remove_dir_all(&self.0);
-        }
-    }
+    use crate::scratch::Scratch;
 
     fn localhost(path: &str) -> ProfileWish {
         ProfileWish::Localhost(path.to_owned())
@@ -230,7 +205,7 @@ mod tests {
 
     #[test]
     fn a_seccomp_profile_is_read_once_and_privileged_has_none() {
-        let scratch = Scratch::new("seccomp");
+        let scratch = Scratch::new("profiles-seccomp");
         let text = r#"{"defaultAction": "SCMP_ACT_ERRNO"}"#;
         let path = localhost(&scratch.put("a.json", text.as_bytes()));
         let expected = SeccompPlan::Localhost {
@@ -250,7 +225,7 @@ mod tests {
 
     #[test]
     fn what_is_no_profile_is_refused_never_unconfined() {
-        let scratch = Scratch::new("odd");
+        let scratch = Scratch::new("profiles-odd");
         let fifo = scratch.0.join("fifo");
         rustix::fs::mknodat(CWD, &fifo, rustix::fs::FileType::Fifo, Mode::RWXU, 0).unwrap();
         let good = scratch.put("good.json", b"{}");
@@ -264,7 +239,7 @@ mod tests {
             scratch.put("list.json", b"[]"),
             scratch.put("text.json", b"root:x:0:0"),
             scratch.put("empty.json", b""),
-            scratch.put("large.json", &vec![b' '; (1 << 20) + 1]),
+            scratch.put("large.json", vec![b' '; (1 << 20) + 1]),
             "/dev/zero".to_owned(),
         ];
         for path in cases {
@@ -276,7 +251,7 @@ mod tests {
 
     #[test]
     fn an_apparmor_profile_is_loaded_or_refused() {
-        let scratch = Scratch::new("apparmor");
+        let scratch = Scratch::new("profiles-apparmor");
         scratch.put(
             "profiles",
             b"/usr/bin/man (enforce)\nweb (complain)\na (b) (enforce)\n",
@@ -321,7 +296,7 @@ mod tests {
 
     #[test]
     fn a_label_is_completed_or_refused() {
-        let scratch = Scratch::new("selinux");
+        let scratch = Scratch::new("profiles-selinux");
         let absent = scratch.0.join("absent");
         let wish = SelinuxWish {
             level: "s0:c1,c2".to_owned(),

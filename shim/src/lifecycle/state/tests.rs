@@ -1,12 +1,14 @@
-//! The rules of [`step`] and [`pod_step`] as a table, then as a property over random lives.
+//! The rules of [`step`] as a table; of [`pod_step`] in `pod`, as a property over random lives in `random`.
 
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 use coracle_runtime::spec::{Cause, Exit};
 
 use super::ended::MESSAGE_LIMIT;
-use super::pod::PodRefused;
 use super::*;
+
+mod pod;
+mod random;
 
 const SECOND: u64 = 1_000_000_000;
 
@@ -155,113 +157,6 @@ fn impossible_pairs_are_named() {
     }
 }
 
-struct Xorshift(u64);
-
-impl Xorshift {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % limit
-    }
-}
-
-fn random_event(random: &mut Xorshift) -> Event {
-    match random.below(10) {
-        0 => Event::Built,
-        1 => Event::BuildFailed,
-        2 => Event::StartAsked,
-        3 => Event::Launched(run()),
-        4 => Event::LaunchFailed(Ended::never_ran(6, "no")),
-        5 => Event::StopAsked(Duration::from_secs(random.below(30))),
-        6 => Event::DeadlinePassed,
-        7 => Event::Ended(ended()),
-        8 => Event::RemoveAsked,
-        _ => Event::Removed,
-    }
-}
-
-/// What must hold between any phase and the one that follows it.
-fn assert_lawful(
-    now: BootTime,
-    before: &ContainerPhase,
-    event: &Event,
-    after: &ContainerPhase,
-    effects: &[Effect],
-) {
-    let context = format!("{before:?} --{event:?}--> {after:?} with {effects:?}");
-    if let (ContainerPhase::Stopping(_, old), ContainerPhase::Stopping(_, new)) = (before, after) {
-        assert!(new.kill_at <= old.kill_at, "the grace grew: {context}");
-        assert!(
-            !(old.then == Then::Remove && new.then == Then::Rest),
-            "the removal was forgotten: {context}"
-        );
-        assert!(
-            !(old.stage == Stage::Killed && new.stage == Stage::Asked),
-            "the kill was forgotten: {context}"
-        );
-    }
-    if let ContainerPhase::Stopping(_, stop) = after {
-        assert_eq!(
-            stop.stage == Stage::Asked,
-            stop.kill_at > now,
-            "a due kill was not sent: {context}"
-        );
-    }
-    if *before == ContainerPhase::Gone {
-        assert!(
-            *after == ContainerPhase::Gone && effects.is_empty(),
-            "the gone acts: {context}"
-        );
-    }
-    let enters = |name| after.name() == name && before.name() != name;
-    assert_eq!(
-        enters("exited"),
-        effects.contains(&Effect::CleanUp),
-        "clean-up belongs to the exit: {context}"
-    );
-    assert!(
-        !enters("being removed") || effects.contains(&Effect::Forget),
-        "nothing removes it: {context}"
-    );
-    assert!(
-        !effects.contains(&Effect::Launch) || *before == ContainerPhase::Created,
-        "{context}"
-    );
-    let touches_process = effects
-        .iter()
-        .any(|effect| matches!(effect, Effect::Signal | Effect::Kill));
-    assert!(
-        !touches_process || after.run().is_some(),
-        "a signal without a process: {context}"
-    );
-}
-
-#[test]
-fn no_random_life_breaks_the_rules() {
-    for seed in 1..=400_u64 {
-        let mut random = Xorshift(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        let (mut now, mut phase) = (SECOND, ContainerPhase::Creating(Then::Rest));
-        for _ in 0..250 {
-            now += random.below(5) * SECOND;
-            // As in the driver: a due deadline is told before anything else.
-            if phase.deadline().is_some_and(|at| at <= now) {
-                let (after, effects) = step(now, phase.clone(), Event::DeadlinePassed).unwrap();
-                assert_lawful(now, &phase, &Event::DeadlinePassed, &after, &effects);
-                phase = after;
-            }
-            let event = random_event(&mut random);
-            if let Ok((after, effects)) = step(now, phase.clone(), event.clone()) {
-                assert_lawful(now, &phase, &event, &after, &effects);
-                phase = after;
-            }
-            if phase == ContainerPhase::Gone && random.below(4) == 0 {
-                phase = ContainerPhase::Creating(Then::Rest);
-            }
-        }
-    }
-}
-
 #[test]
 fn ends_are_judged_by_cause_code_and_who_killed() {
     let exit = |code, cause| Exit {
@@ -337,127 +232,4 @@ fn reasons_are_spelled_as_kubelet_reads_them() {
     assert_eq!(Reason::CgroupOom.name(), "OOMKilled");
     assert_eq!(Reason::Completed.name(), "Completed");
     assert_eq!(Reason::Error.name(), "Error");
-}
-
-fn live_pod(events: &[PodEvent]) -> Result<(&'static str, Vec<PodEffect>), PodRefused> {
-    let (mut phase, mut all) = (PodPhase::Starting, Vec::new());
-    for event in events {
-        let (next, effects) = pod_step(phase, event.clone())?;
-        phase = next;
-        all.extend(effects);
-    }
-    Ok((phase.name(), all))
-}
-
-fn raised() -> PodEvent {
-    PodEvent::Raised(Live {
-        keeper: ProcessFact {
-            pid: 8,
-            start_time: 4,
-        },
-        attachment: None,
-    })
-}
-
-#[test]
-fn pods_live_by_the_table() {
-    use PodEffect::{EndContainers, Forget, RemoveContainers, TakeDown};
-    use PodEvent::{
-        Cleared, Emptied, Forgotten, KeeperLost, RaiseFailed, RemoveAsked, StopAsked, TakenDown,
-    };
-    let table: [(&[PodEvent], &str, &[PodEffect]); 9] = [
-        (&[raised()], "ready", &[]),
-        (&[RaiseFailed, Forgotten], "gone", &[Forget]),
-        (
-            &[raised(), StopAsked, Emptied, TakenDown],
-            "not ready",
-            &[EndContainers, TakeDown],
-        ),
-        (
-            &[raised(), KeeperLost, Emptied, TakenDown],
-            "not ready",
-            &[EndContainers, TakeDown],
-        ),
-        (
-            &[raised(), StopAsked, StopAsked, Emptied],
-            "stopping",
-            &[EndContainers, EndContainers, TakeDown],
-        ),
-        (
-            &[
-                raised(),
-                StopAsked,
-                RemoveAsked,
-                StopAsked,
-                Emptied,
-                TakenDown,
-            ],
-            "being removed",
-            &[
-                EndContainers,
-                EndContainers,
-                EndContainers,
-                TakeDown,
-                RemoveContainers,
-            ],
-        ),
-        (
-            &[
-                raised(),
-                RemoveAsked,
-                Emptied,
-                TakenDown,
-                Cleared,
-                Forgotten,
-            ],
-            "gone",
-            &[EndContainers, TakeDown, RemoveContainers, Forget],
-        ),
-        (
-            &[
-                raised(),
-                StopAsked,
-                Emptied,
-                TakenDown,
-                StopAsked,
-                KeeperLost,
-            ],
-            "not ready",
-            &[EndContainers, TakeDown],
-        ),
-        (
-            &[
-                raised(),
-                StopAsked,
-                Emptied,
-                TakenDown,
-                RemoveAsked,
-                Cleared,
-                Forgotten,
-                StopAsked,
-                RemoveAsked,
-            ],
-            "gone",
-            &[EndContainers, TakeDown, RemoveContainers, Forget],
-        ),
-    ];
-    for (events, phase, effects) in table {
-        assert_eq!(
-            live_pod(events),
-            Ok((phase, effects.to_vec())),
-            "{events:?}"
-        );
-    }
-}
-
-#[test]
-fn a_pod_refuses_what_cannot_be() {
-    for events in [
-        &[PodEvent::StopAsked][..],
-        &[PodEvent::TakenDown],
-        &[raised(), raised()],
-        &[raised(), PodEvent::Emptied],
-    ] {
-        assert!(live_pod(events).is_err(), "{events:?}");
-    }
 }

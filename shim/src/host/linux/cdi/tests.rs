@@ -3,21 +3,16 @@
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 use super::*;
-
-struct Scratch(PathBuf);
+use crate::scratch::Scratch;
 
 impl Scratch {
-    fn new(name: &str) -> Scratch {
-        let root = std::env::temp_dir().join(format!("coracle-cdi-{name}-{}", std::process::id()));
-        let _ = std::fs::remove_dir_all(&root);
+    /// With directories of the administrator and of the node's programs.
+    fn with_places(name: &str) -> Scratch {
+        let scratch = Scratch::new(&format!("cdi-{name}"));
         for directory in ["etc", "run"] {
-            std::fs::create_dir_all(root.join(directory)).unwrap();
+            std::fs::create_dir(scratch.0.join(directory)).unwrap();
         }
-        Scratch(root)
-    }
-
-    fn put(&self, name: &str, text: &str) {
-        std::fs::write(self.0.join(name), text).unwrap();
+        scratch
     }
 
     fn resolve(&self, names: &[&str]) -> Result<Additions, String> {
@@ -28,12 +23,6 @@ impl Scratch {
             self.0.join("absent"),
         ];
         from(&names, &directories).map_err(|error| error.to_string())
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
     }
 }
 
@@ -76,7 +65,7 @@ fn json(kind: &str, device: &str, edits: &str) -> String {
 
 #[test]
 fn devices_add_what_their_specification_says_and_the_common_part_once() {
-    let scratch = Scratch::new("apply");
+    let scratch = Scratch::with_places("apply");
     scratch.put("etc/gpu.yaml", YAML);
     let added = scratch.resolve(&["v.com/gpu=0", "v.com/gpu=one"]).unwrap();
     let env = [("ALL", "1"), ("GPU", "0"), ("GPU", "1")];
@@ -105,25 +94,25 @@ fn devices_add_what_their_specification_says_and_the_common_part_once() {
 
 #[test]
 fn the_later_directory_wins_and_two_of_the_same_rank_are_refused() {
-    let scratch = Scratch::new("rank");
+    let scratch = Scratch::with_places("rank");
     scratch.put(
         "etc/a.json",
-        &json("v.com/nic", "x", r#"{"env": ["A=etc"]}"#),
+        json("v.com/nic", "x", r#"{"env": ["A=etc"]}"#),
     );
     scratch.put(
         "run/b.json",
-        &json("v.com/nic", "x", r#"{"env": ["A=run"]}"#),
+        json("v.com/nic", "x", r#"{"env": ["A=run"]}"#),
     );
     let added = scratch.resolve(&["v.com/nic=x"]).unwrap();
     assert_eq!(added.env[0].1, "run");
-    scratch.put("run/c.json", &json("v.com/nic", "x", "{}"));
+    scratch.put("run/c.json", json("v.com/nic", "x", "{}"));
     let text = scratch.resolve(&["v.com/nic=x"]).unwrap_err();
     assert!(text.contains("b.json") && text.contains("c.json"), "{text}");
 }
 
 #[test]
 fn a_name_that_cannot_be_resolved_is_refused_by_name() {
-    let scratch = Scratch::new("names");
+    let scratch = Scratch::with_places("names");
     scratch.put("etc/gpu.yaml", YAML);
     for name in ["v.com/gpu=2", "v.com/nic=0", "w.com/gpu=0"] {
         let text = scratch.resolve(&[name]).unwrap_err();
@@ -152,7 +141,7 @@ fn a_name_that_cannot_be_resolved_is_refused_by_name() {
 
 #[test]
 fn edits_that_would_not_be_carried_out_are_refused() {
-    let scratch = Scratch::new("refused");
+    let scratch = Scratch::with_places("refused");
     let node = |rest: &str| format!(r#"{{"deviceNodes": [{{"path": "/dev/x", {rest}}}]}}"#);
     let mount = |rest: &str| format!(r#"{{"mounts": [{{{rest}}}]}}"#);
     let cases = [
@@ -197,7 +186,7 @@ fn edits_that_would_not_be_carried_out_are_refused() {
         ),
     ];
     for (edits, why) in cases {
-        scratch.put("etc/x.json", &json("v.com/x", "x", &edits));
+        scratch.put("etc/x.json", json("v.com/x", "x", &edits));
         let text = scratch.resolve(&["v.com/x=x"]).unwrap_err();
         assert!(text.contains(why) && text.contains("v.com/x=x"), "{text}");
     }

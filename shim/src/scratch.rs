@@ -1,0 +1,31 @@
+//! A directory that one unit test has to itself. Only in tests; end-to-end tests have the harness's own.
+
+#![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+
+use std::path::PathBuf;
+
+/// A new empty directory, removed with all that is in it when this is dropped.
+pub struct Scratch(pub PathBuf);
+
+impl Scratch {
+    /// Makes it; `name` is one that no other test of this process uses. What a killed run left there goes first.
+    pub fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("coracle-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&path);
+        std::fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    /// Writes a file and gives its path.
+    pub fn put(&self, name: &str, bytes: impl AsRef<[u8]>) -> String {
+        let path = self.0.join(name);
+        std::fs::write(&path, bytes).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
