@@ -16,13 +16,12 @@ pub mod suite;
 
 use std::fs::{self, File};
 use std::io::Write;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
 use rustix::fs::{FlockOperation, flock};
 
 use crate::registry::Registry;
-use crate::{Outcome, builds};
+use crate::{Outcome, builds, tools};
 use report::Report;
 use runtime::Judged;
 
@@ -51,8 +50,8 @@ pub async fn run(plan: &Plan) -> Outcome<Report> {
     let out = builds::target_dir()?.join("conformance");
     fs::create_dir_all(&out)?;
     say("building critest and the images")?;
-    let critest = script("critest.sh", &[&images::known_digest()?])?;
-    let busybox = script("busybox.sh", &[])?;
+    let critest = tools::build("critest.sh", &[&images::known_digest()?])?;
+    let busybox = tools::build("busybox.sh", &[])?;
     let registry = Registry::start()?;
     images::push_all(registry.host(), &busybox)?;
     let work = suite::Work::new()?;
@@ -88,23 +87,6 @@ fn write_mirrors(dir: &Path, registry: &str) -> Outcome<()> {
         fs::write(dir.join(host).join("hosts.toml"), text)?;
     }
     Ok(())
-}
-
-/// Runs a script of `tests/tools`, which prints the path of what it built. Errors: its own words.
-fn script(name: &str, args: &[&str]) -> Outcome<PathBuf> {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tools")
-        .join(name);
-    let run = Command::new(&script).args(args).output()?;
-    if !run.status.success() {
-        return Err(format!(
-            "{}: {}",
-            script.display(),
-            String::from_utf8_lossy(&run.stderr)
-        )
-        .into());
-    }
-    Ok(PathBuf::from(String::from_utf8_lossy(&run.stdout).trim()))
 }
 
 fn say(words: &str) -> Outcome<()> {

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use crate::Outcome;
+use crate::{Outcome, tools};
 
 /// crictl bound to one socket.
 #[derive(Debug)]
@@ -15,7 +15,7 @@ pub struct Crictl {
 impl Crictl {
     /// Finds crictl, building it when it is absent (minutes, once a machine). Errors: the script's own words.
     pub fn new(socket: &Path) -> Outcome<Self> {
-        let binary = build()?;
+        let binary = tools::build("crictl.sh", &[])?;
         Ok(Self {
             binary,
             socket: socket.to_owned(),
@@ -51,18 +51,4 @@ impl Crictl {
             .trim_end()
             .to_owned())
     }
-}
-
-fn build() -> Outcome<PathBuf> {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools/crictl.sh");
-    let run = Command::new(&script).output()?;
-    if !run.status.success() {
-        return Err(format!(
-            "{}: {}",
-            script.display(),
-            String::from_utf8_lossy(&run.stderr)
-        )
-        .into());
-    }
-    Ok(PathBuf::from(String::from_utf8_lossy(&run.stdout).trim()))
 }

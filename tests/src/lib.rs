@@ -12,6 +12,7 @@
 pub mod bench;
 pub mod builds;
 pub mod client;
+pub mod component;
 pub mod conformance;
 pub mod crictl;
 pub mod daemon;
@@ -29,6 +30,7 @@ pub mod procs;
 pub mod push;
 pub mod registry;
 pub mod scratch;
+pub mod tools;
 
 /// What a step of the harness gives back. The error is for a reader: it names the step and the object.
 pub type Outcome<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;

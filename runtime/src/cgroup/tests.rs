@@ -121,18 +121,32 @@ fn bad_paths_are_refused() {
     );
 }
 
+/// Memory, and memory with swap. Bytes.
+fn memory(bytes: i64, with_swap: Option<i64>) -> Limits {
+    Limits {
+        memory_bytes: Some(bytes),
+        memory_swap_bytes: with_swap,
+        ..Limits::default()
+    }
+}
+
+/// Half the usual shares, 0.4 of a CPU, 64 MiB without swap, 17 processes.
+fn modest() -> Limits {
+    Limits {
+        cpu_shares: Some(512),
+        cpu_quota: Some(20_000),
+        cpu_period: Some(50_000),
+        pids: Some(17),
+        ..memory(64 << 20, Some(64 << 20))
+    }
+}
+
 #[test]
 fn limits_are_written_and_changed() {
     let parent = Parent::new();
     let limits = Limits {
-        cpu_shares: Some(512),
-        cpu_quota: Some(20_000),
-        cpu_period: Some(50_000),
-        memory_bytes: Some(64 << 20),
-        memory_swap_bytes: Some(64 << 20),
-        pids: Some(17),
         cpuset_cpus: Some("0".into()),
-        ..Limits::default()
+        ..modest()
     };
     let cgroup = parent.create("burstable/pod/container", &limits);
     if parent.cgroups.version() == Version::V1 {
@@ -281,12 +295,7 @@ fn frozen_cgroups_are_killed() {
 #[test]
 fn oom_kills_below_are_counted() {
     let parent = Parent::new();
-    let limits = Limits {
-        memory_bytes: Some(16 << 20),
-        memory_swap_bytes: Some(16 << 20),
-        ..Limits::default()
-    };
-    let cgroup = parent.create("pod", &limits);
+    let cgroup = parent.create("pod", &memory(16 << 20, Some(16 << 20)));
     let path = format!("{}/below", cgroup.path());
     let Layout::V1(v1) = cgroup.layout() else {
         // There a v2 cgroup with a process in it may hand no controller down.
@@ -305,12 +314,7 @@ fn oom_kills_below_are_counted() {
 #[test]
 fn oom_kill_is_counted() {
     let parent = Parent::new();
-    let limits = Limits {
-        memory_bytes: Some(16 << 20),
-        memory_swap_bytes: Some(16 << 20),
-        ..Limits::default()
-    };
-    let cgroup = parent.create("pod", &limits);
+    let cgroup = parent.create("pod", &memory(16 << 20, Some(16 << 20)));
     assert_eq!(cgroup.oom_kills().unwrap(), 0);
     let status = run_in(&cgroup, "exec tail /dev/zero").wait().unwrap();
     assert!(!status.success());

@@ -8,6 +8,7 @@ use coracle_tests::client::container;
 use coracle_tests::daemon::Daemon;
 use coracle_tests::procs::Role;
 
+use crate::linux::shell::security;
 use crate::site::{Pod, daemon, eventually, tool};
 
 /// A directory of the host for one test to mount.
@@ -152,6 +153,13 @@ async fn the_root_is_the_images_and_each_container_writes_to_its_own() {
     daemon.finish().await.unwrap();
 }
 
+/// As this user, in the group that the volumes here belong to.
+fn run_as(config: &mut cri::ContainerConfig, user: i64) {
+    let context = security(config);
+    context.run_as_user = Some(cri::Int64Value { value: user });
+    context.run_as_group = Some(cri::Int64Value { value: 5678 });
+}
+
 #[tokio::test]
 async fn files_on_a_volume_belong_to_who_was_asked_for_and_secrets_can_be_read() {
     let daemon = daemon().await;
@@ -164,15 +172,7 @@ async fn files_on_a_volume_belong_to_who_was_asked_for_and_secrets_can_be_read()
     let as_user = |name: &str, args: &[&str], user: i64| {
         let mut config = container(name, tool(), args);
         config.mounts = vec![mount(&dir, "/data", false)];
-        let context = config
-            .linux
-            .as_mut()
-            .unwrap()
-            .security_context
-            .as_mut()
-            .unwrap();
-        context.run_as_user = Some(cri::Int64Value { value: user });
-        context.run_as_group = Some(cri::Int64Value { value: 5678 });
+        run_as(&mut config, user);
         config
     };
     let (status, text) = pod
@@ -233,15 +233,7 @@ async fn a_volume_that_takes_no_id_map_is_for_users_other_than_root() {
     let as_user = |name: &str, user: i64| {
         let mut config = container(name, tool(), &["write", "/data/mine", "x"]);
         config.mounts = vec![mount(&overlay.0, "/data", false)];
-        let context = config
-            .linux
-            .as_mut()
-            .unwrap()
-            .security_context
-            .as_mut()
-            .unwrap();
-        context.run_as_user = Some(cri::Int64Value { value: user });
-        context.run_as_group = Some(cri::Int64Value { value: 5678 });
+        run_as(&mut config, user);
         config
     };
     let root = pod.create(&as_user("root", 0)).await.unwrap();

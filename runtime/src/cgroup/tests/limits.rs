@@ -2,14 +2,6 @@
 
 use super::*;
 
-fn memory(bytes: i64, with_swap: Option<i64>) -> Limits {
-    Limits {
-        memory_bytes: Some(bytes),
-        memory_swap_bytes: with_swap,
-        ..Limits::default()
-    }
-}
-
 #[test]
 fn memory_and_swap_go_up_and_down() {
     let parent = Parent::new();
@@ -72,16 +64,7 @@ fn cpu_quota_and_period_stay_below_the_parents_share() {
 #[test]
 fn a_refused_limit_takes_the_earlier_ones_back() {
     let parent = Parent::new();
-    let before = Limits {
-        cpu_shares: Some(512),
-        cpu_quota: Some(20_000),
-        cpu_period: Some(50_000),
-        memory_bytes: Some(64 << 20),
-        memory_swap_bytes: Some(64 << 20),
-        pids: Some(17),
-        ..Limits::default()
-    };
-    let cgroup = parent.create("pod", &before);
+    let cgroup = parent.create("pod", &modest());
     let refused = Limits {
         cpu_shares: Some(1024),
         cpu_quota: Some(-1),

@@ -1,6 +1,7 @@
 //! What an image's config can try: users that overflow, volumes and files that climb: T21, T24, T25.
 
 use coracle_proto::runtime::v1 as cri;
+use coracle_tests::linux::Layer;
 use serde_json::json;
 
 use super::canary::{Canary, Fate, attempt, hostile, hostile_with, script};
@@ -9,6 +10,11 @@ use crate::site::Pod;
 
 /// A passwd in which a number is a name of root's.
 const PASSWD: &[u8] = b"root:x:0:0:root:/root:/bin/sh\n0777:x:0:0::/:/bin/sh\n4294967296:x:0:0::/:/bin/sh\nevil:x:4294967296:0::/:/bin/sh\n";
+
+fn with_passwd(layer: Layer) -> Layer {
+    let layer = layer.dir("etc", 0o755, (0, 0)).unwrap();
+    layer.file("etc/passwd", 0o644, PASSWD).unwrap()
+}
 
 /// T21, CVE-2024-40635: a user that is no id is nobody's, above all not root's.
 #[tokio::test]
@@ -32,14 +38,7 @@ async fn a_user_beyond_all_ids_is_refused() {
     ];
     for user in users {
         let config = json!({"Env": ["PATH=/bin"], "User": user});
-        let image = hostile_with(&daemon, config, |layer| {
-            layer
-                .dir("etc", 0o755, (0, 0))
-                .unwrap()
-                .file("etc/passwd", 0o644, PASSWD)
-                .unwrap()
-        })
-        .await;
+        let image = hostile_with(&daemon, config, with_passwd).await;
         let fate = attempt(&daemon, &pod, &script(&image, "busybox id -u")).await;
         match &fate {
             Fate::Refused(_) => {}
@@ -49,14 +48,7 @@ async fn a_user_beyond_all_ids_is_refused() {
     }
     // Digits are a number, whatever names there are.
     let config = json!({"Env": ["PATH=/bin"], "User": "0777"});
-    let image = hostile_with(&daemon, config, |layer| {
-        layer
-            .dir("etc", 0o755, (0, 0))
-            .unwrap()
-            .file("etc/passwd", 0o644, PASSWD)
-            .unwrap()
-    })
-    .await;
+    let image = hostile_with(&daemon, config, with_passwd).await;
     let fate = attempt(&daemon, &pod, &script(&image, "busybox id -u")).await;
     assert!(
         on_peer() || matches!(&fate, Fate::Ran(0, text) if text == "777\n"),
@@ -127,7 +119,7 @@ async fn files_in_etc_are_not_written_through_links() {
     std::fs::write(given.join("hosts"), "given\n").unwrap();
     let each = hostile(&daemon, |layer| {
         let layer = layer.dir("etc", 0o755, (0, 0)).unwrap();
-        let link = |layer: coracle_tests::linux::Layer, name: &&str| {
+        let link = |layer: Layer, name: &&str| {
             let target = format!("{}/{name}", canary.climbing());
             layer.symlink(&format!("etc/{name}"), &target).unwrap()
         };
