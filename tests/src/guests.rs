@@ -1,29 +1,38 @@
 //! The programs that run inside containers, built from `tests/guests/`.
 //!
-//! WAT files are assembled in process by `wat`; C files are compiled by clang for wasm32-wasi, or by the system's C
-//! compiler for Linux. Each is built once a test process.
+//! WAT files are assembled in process by `wat`; C files are compiled by clang for wasm32-wasi (and wrapped by
+//! [`component`], when they are to be components), or by the system's C compiler for Linux. Each is built once a test
+//! process.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-use crate::Outcome;
+use crate::{Outcome, component};
+
+/// The compiler of WASI p1 modules, and what it is always told.
+pub(crate) const WASI_CLANG: [&str; 5] = [
+    "clang",
+    "--target=wasm32-wasi",
+    "--sysroot=/usr",
+    "-O1",
+    "-Wl,--strip-debug",
+];
 
 /// The multi-verb guest `tool.c`, a WASI p1 module with a name section. See that file for its verbs.
 pub fn tool() -> Outcome<Vec<u8>> {
     static BUILT: OnceLock<Vec<u8>> = OnceLock::new();
-    let clang = [
-        "clang",
-        "--target=wasm32-wasi",
-        "--sysroot=/usr",
-        "-O1",
-        "-Wl,--strip-debug",
-    ];
-    once(&BUILT, || compile("tool.c", &clang))
+    once(&BUILT, || compile("tool.c", &WASI_CLANG))
 }
 
-/// The same program for Linux, to prove the tests on a peer that runs no WebAssembly.
+/// The multi-verb component `net.c`: sockets, names, HTTP, terminals. See that file for its verbs.
+pub fn net() -> Outcome<Vec<u8>> {
+    static BUILT: OnceLock<Vec<u8>> = OnceLock::new();
+    once(&BUILT, || component::from_c("net.c"))
+}
+
+/// The program `tool.c` for Linux, to prove the tests on a peer that runs no WebAssembly.
 pub fn linux_tool() -> Outcome<Vec<u8>> {
     static BUILT: OnceLock<Vec<u8>> = OnceLock::new();
     once(&BUILT, || compile("tool.c", &["cc", "-static", "-O1"]))
@@ -96,7 +105,8 @@ fn source(name: &str) -> PathBuf {
         .join(name)
 }
 
-fn compile(file: &str, compiler: &[&str]) -> Outcome<Vec<u8>> {
+/// Compiles one C file of `tests/guests/`. Errors: the compiler is missing, or refuses it.
+pub(crate) fn compile(file: &str, compiler: &[&str]) -> Outcome<Vec<u8>> {
     let out = tempfile(file);
     let run = Command::new(compiler[0])
         .args(&compiler[1..])
@@ -144,6 +154,8 @@ mod tests {
             assert!(wat(name).unwrap().starts_with(b"\0asm"), "{name}");
         }
         assert!(tool().unwrap().starts_with(b"\0asm"));
+        // Version 13, layer 1: a component.
+        assert!(net().unwrap().starts_with(b"\0asm\x0d\0\x01\0"));
         assert!(linux_workload().unwrap().starts_with(b"\x7fELF"));
     }
 

@@ -1,0 +1,66 @@
+//! Components written in C: compiled by clang for WASI preview 1, then wrapped as a component of WASI 0.2.
+//!
+//! Called by: `guests` and whoever has a C file in `tests/guests/`. What a program calls of preview 1 is translated by
+//! the published adapter (stdio, files, arguments, clocks, exit codes); what preview 1 has not (sockets, HTTP) it
+//! imports itself, by core functions named after the interfaces in `tests/guests/wit/`, as the canonical ABI lowers them:
+//!
+//! ```c
+//! __attribute__((import_module("wasi:sockets/instance-network@0.2.0"), import_name("instance-network")))
+//! int instance_network(void);
+//! ```
+//! A program that is handed lists or strings exports `cabi_realloc`. No tool but clang is needed.
+//! Not here: what the programs do.
+
+use std::path::{Path, PathBuf};
+
+use wasi_preview1_component_adapter_provider as adapter;
+use wit_component::{ComponentEncoder, StringEncoding, embed_component_metadata};
+use wit_parser::Resolve;
+
+use crate::{Outcome, guests};
+
+/// The component made of the C file `file` of `tests/guests/`, a program with `main`.
+/// Errors: clang refuses it, or it imports what the world of `guests/wit/` has not.
+pub fn from_c(file: &str) -> Outcome<Vec<u8>> {
+    let module = guests::compile(file, &guests::WASI_CLANG)?;
+    wrap(file, module)
+}
+
+/// As [`from_c`], with further arguments to clang, such as `-DNAME=value`.
+pub fn from_c_with(file: &str, arguments: &[&str]) -> Outcome<Vec<u8>> {
+    let compiler: Vec<&str> = guests::WASI_CLANG
+        .iter()
+        .chain(arguments)
+        .copied()
+        .collect();
+    wrap(file, guests::compile(file, &compiler)?)
+}
+
+fn wrap(file: &str, mut module: Vec<u8>) -> Outcome<Vec<u8>> {
+    let what = |step: &str, cause: &dyn std::fmt::Debug| format!("{step} {file}: {cause:?}");
+    let mut wit = Resolve::default();
+    let (package, _) = wit
+        .push_dir(interfaces())
+        .map_err(|e| what("read the interfaces for", &e))?;
+    let world = wit
+        .select_world(&[package], Some("guest"))
+        .map_err(|e| what("find the world of", &e))?;
+    embed_component_metadata(&mut module, &wit, world, StringEncoding::UTF8)
+        .map_err(|e| what("say what is imported by", &e))?;
+    let made = ComponentEncoder::default()
+        .module(&module)
+        .and_then(|encoder| {
+            encoder
+                .adapter(
+                    adapter::WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME,
+                    adapter::WASI_SNAPSHOT_PREVIEW1_COMMAND_ADAPTER,
+                )?
+                .validate(true)
+                .encode()
+        });
+    made.map_err(|e| what("make a component of", &e).into())
+}
+
+fn interfaces() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("guests/wit")
+}
