@@ -19,6 +19,7 @@ mod guest;
 mod log;
 mod pid;
 pub mod process;
+mod reports;
 mod table;
 
 use std::io;
@@ -30,7 +31,8 @@ use crate::id::ContainerId;
 use crate::spec::Exit;
 
 pub use client::{
-    Exec, ExecOrder, Greeted, Greeting, Keeper, KeeperEvent, StartOrder, StartPayload, Started,
+    AttachOrder, Attached, Exec, ExecOrder, ExecStreams, Greeted, Greeting, Keeper, KeeperEvent,
+    StartOrder, StartPayload, Started,
 };
 pub use guest::main as guest_main;
 

@@ -33,6 +33,10 @@ pub mod spawner;
 pub mod spec;
 #[allow(unsafe_code, reason = "raw kernel calls live here")]
 mod sys;
+pub mod terminal {
+    //! Terminals that the daemon makes and resizes.
+    pub use crate::sys::terminal::{pair, resize};
+}
 #[allow(
     unsafe_code,
     reason = "compiled code is mapped and the stop handler touches a static"

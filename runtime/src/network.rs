@@ -24,6 +24,7 @@ mod namespace;
 mod netlink;
 mod plumbing;
 mod subnet;
+mod visit;
 mod wish;
 
 use std::net::IpAddr;
@@ -38,6 +39,7 @@ pub use namespace::{
     IdMaps, NamespaceWish, Namespaces, create_namespaces, list_pins, open_pin, unpin,
 };
 pub use subnet::{Ipv4Subnet, Ipv6Subnet};
+pub use visit::tcp_socket;
 pub use wish::{Bandwidth, HostPort, NetworkWish, Protocol, Resolver};
 
 /// How a pod is connected; part of the pod's record, so that it survives the daemon.

@@ -5,9 +5,12 @@
 //! pool; whatever waits for another process has a deadline.
 //! Not here: phases, who asked, gRPC.
 
+mod attach;
+mod channel;
 mod container;
 mod exec;
 mod flow;
+mod forward;
 mod ids;
 mod image_volumes;
 mod launch;

@@ -15,6 +15,7 @@ mod error;
 mod names;
 mod record;
 mod recover;
+mod sessions;
 mod state;
 mod store;
 mod usage;
@@ -189,10 +190,7 @@ impl Pods {
         argv: Vec<String>,
         limit: Option<Duration>,
     ) -> Result<ExecOutput, Error> {
-        let launch = ask(&self.container_mailbox(id)?, |reply| {
-            Ask::Exec(id.clone(), reply)
-        })
-        .await?;
+        let launch = self.enter(id, "exec in").await?;
         self.shared.host.exec_sync(&launch, argv, limit).await
     }
 

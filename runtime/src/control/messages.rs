@@ -105,9 +105,13 @@ pub enum Ask {
         /// What a keeper must know of a Linux payload; none for Wasm.
         #[serde(default)]
         linux: Option<LinuxStart>,
+        /// Whether a Wasm payload is to have a terminal.
+        #[serde(default)]
+        tty: bool,
     },
     /// Fork a process into a running container. Descriptors: as for [`Ask::Start`] without the log, then standard
-    /// input if `stdin`, standard output, standard error. Answer: [`Answer::Started`], later [`FromKeeper::ExecEnded`].
+    /// input if `stdin`, standard output, standard error; no streams for a Linux payload with a terminal, which makes
+    /// one. Answer: [`Answer::Started`], later [`FromKeeper::ExecEnded`].
     Exec {
         /// Which container.
         container: ContainerId,
@@ -119,6 +123,14 @@ pub enum Ask {
         linux: Option<LinuxStart>,
         /// Files to which `1` is written to kill everything that it started, should the daemon vanish.
         kill: Vec<PathBuf>,
+    },
+    /// Join a client to a running container's standard streams. Descriptors: pipes for standard output and error, as
+    /// far as they are asked for. Answer: [`Answer::Joined`].
+    Attach {
+        /// Which container.
+        container: ContainerId,
+        /// What is joined.
+        joining: Joining,
     },
     /// Write to another log file from now on. Descriptor: the file.
     ReopenLog {
@@ -145,6 +157,19 @@ pub struct LinuxStart {
     pub tty: bool,
     /// Limit of the pod's shared memory, should this be the first to need it. Bytes.
     pub shm_bytes: u64,
+}
+
+/// Which streams a client joins.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Joining {
+    /// Standard input.
+    pub stdin: bool,
+    /// Standard output; of a container with a terminal, that.
+    pub stdout: bool,
+    /// Standard error.
+    pub stderr: bool,
+    /// Standard input ends with this client.
+    pub once: bool,
 }
 
 /// Keeper to daemon.
@@ -189,7 +214,12 @@ pub enum Answer {
         /// Its containers.
         containers: Vec<Kept>,
     },
-    /// The guest runs. Descriptor: its pidfd.
+    /// A client was joined. Descriptor: where its input goes, if that was asked for.
+    Joined {
+        /// That is the controlling side of a terminal.
+        tty: bool,
+    },
+    /// The guest runs. Descriptors: its pidfd, then the controlling side of an exec's terminal if it made one.
     Started {
         /// Nanoseconds since 1970 UTC.
         started_at: i64,

@@ -4,10 +4,12 @@
 //! Invariant: a hung keeper delays nobody but who asked it; when the connection ends every waiter learns it.
 //! Not here: what to do about a keeper that does not answer.
 
+mod attach;
 mod exec;
 mod wire;
 
-pub use exec::{Exec, ExecOrder};
+pub use attach::{AttachOrder, Attached};
+pub use exec::{Exec, ExecOrder, ExecStreams};
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -35,6 +37,8 @@ const START: Duration = Duration::from_secs(30);
 
 /// The protocol since which keepers run Linux payloads.
 const LINUX_PROTOCOL: u64 = 2;
+/// The protocol since which keepers make terminals and take clients.
+const STREAMING_PROTOCOL: u64 = 3;
 
 /// A connection to one keeper; cheap to clone.
 #[derive(Clone, Debug)]
@@ -165,14 +169,19 @@ impl Keeper {
         let (log, into_cgroup) = (order.log.is_some(), order.cgroup.is_some());
         fds.extend(order.cgroup);
         fds.extend(order.log);
+        let tty = matches!(&order.spec.workload, Workload::Wasm(wasm) if wasm.tty);
+        if tty {
+            self.speaks(STREAMING_PROTOCOL)?;
+        }
         let ask = Ask::Start {
             container: order.container.clone(),
             stdin: order.spec.workload.stdin(),
             log,
             into_cgroup,
             linux,
+            tty,
         };
-        let (process, started_at) = started(self.ask(ask, fds, START).await?)?;
+        let (process, started_at, _) = started(self.ask(ask, fds, START).await?)?;
         Ok(Started {
             process,
             started_at,
@@ -191,8 +200,9 @@ impl Keeper {
         let clone = |fd: &OwnedFd| fd.try_clone().during(what);
         let mut fds = vec![sealed("spec", &text).during(what)?];
         match (payload, &spec.workload) {
-            (StartPayload::Wasm(code), _) => {
-                fds.extend([code, clone(&filters.first)?, clone(&filters.second)?]);
+            (StartPayload::Wasm(code), Workload::Wasm(wasm)) => {
+                let [first, second] = filters.of(wasm);
+                fds.extend([code, clone(first)?, clone(second)?]);
                 Ok((fds, None))
             }
             (StartPayload::Linux(filter), Workload::Linux(linux)) => {
@@ -207,9 +217,11 @@ impl Keeper {
                 };
                 Ok((fds, Some(start)))
             }
-            (StartPayload::Linux(_), Workload::Wasm(_)) => {
-                Err(Error::new(Kind::Bug, "a Wasm spec came without its code"))
-            }
+            (StartPayload::Linux(_), Workload::Wasm(_))
+            | (StartPayload::Wasm(_), Workload::Linux(_)) => Err(Error::new(
+                Kind::Bug,
+                "a spec came with what the other kind of payload needs",
+            )),
         }
     }
 
@@ -293,14 +305,14 @@ impl Keeper {
     }
 }
 
-/// The process of a start or an exec.
-fn started(reply: Reply) -> Result<(Process, i64)> {
+/// The process of a start or an exec, when it was started, and the controlling side of an exec's own terminal.
+fn started(reply: Reply) -> Result<(Process, i64, Option<OwnedFd>)> {
     match reply {
-        (Answer::Started { started_at }, mut fds) => {
-            let pidfd = fds
-                .pop()
-                .ok_or_else(|| Error::new(Kind::Bug, "the keeper sent no pidfd"))?;
-            Ok((Process::from_pidfd(pidfd)?, started_at))
+        (Answer::Started { started_at }, fds) => {
+            let mut fds = fds.into_iter();
+            let pidfd = fds.next();
+            let pidfd = pidfd.ok_or_else(|| Error::new(Kind::Bug, "the keeper sent no pidfd"))?;
+            Ok((Process::from_pidfd(pidfd)?, started_at, fds.next()))
         }
         (
             Answer::Failed {

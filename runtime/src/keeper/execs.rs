@@ -12,42 +12,46 @@ use rustix::event::epoll;
 use rustix::process::{WaitId, WaitIdOptions, waitid};
 
 use super::process::FIRST_EXEC;
-use super::table::{kill, now_ns};
-use crate::control::messages::{Answer, FromKeeper, Report};
-use crate::control::receive;
+use super::reports::{self, Reports, Said, kill};
+use super::table::now_ns;
+use crate::control::messages::{Answer, FromKeeper};
 use crate::id::ContainerId;
 use crate::spec::{Cause, Exit};
-use crate::wasm::run::TRAP_CODE;
-
-/// Most bytes of reports taken from one exec.
-const MAX_REPORT: usize = 32 * 1024;
-/// Exit code of a process whose jail could not be entered.
-const NOT_STARTED: i32 = 128;
 
 /// One exec.
 pub(super) struct Exec {
     /// The request that asked for it.
-    pub(super) request: u64,
+    request: u64,
     /// Where.
-    pub(super) container: ContainerId,
-    pub(super) pidfd: OwnedFd,
-    pub(super) report: Option<OwnedFd>,
+    container: ContainerId,
+    pidfd: OwnedFd,
+    reports: Reports,
     /// Files that kill its whole tree.
-    pub(super) kill: Vec<PathBuf>,
-    pub(super) heard: Heard,
-}
-
-/// What an exec has said so far.
-#[derive(Default)]
-pub(super) struct Heard {
-    bytes: Vec<u8>,
-    /// Descriptors that came along, in order.
-    fds: Vec<OwnedFd>,
-    /// It is about to execute a program; the end of its reports says that it did.
-    executing: bool,
+    kill: Vec<PathBuf>,
     /// It runs, and whoever asked was told.
     started: bool,
-    cause: Option<Report>,
+    /// The controlling side of its terminal, for whoever asked.
+    terminal: Option<OwnedFd>,
+}
+
+impl Exec {
+    /// One that was just forked.
+    pub(super) fn new(
+        request: u64,
+        container: ContainerId,
+        (pidfd, report): (OwnedFd, OwnedFd),
+        kill: Vec<PathBuf>,
+    ) -> Self {
+        Self {
+            request,
+            container,
+            pidfd,
+            reports: Reports::new(report),
+            kill,
+            started: false,
+            terminal: None,
+        }
+    }
 }
 
 /// All execs of one keeper.
@@ -88,10 +92,9 @@ impl Execs {
         let Some(Some(exec)) = self.slots.get(slot) else {
             return Vec::new();
         };
-        let report = exec.report.iter().map(|fd| (What::Report, fd.as_fd()));
-        report
-            .chain([(What::Process, exec.pidfd.as_fd())])
-            .collect()
+        let report = exec.reports.fd().map(|fd| (What::Report, fd));
+        let process = (What::Process, exec.pidfd.as_fd());
+        report.into_iter().chain([process]).collect()
     }
 
     /// Whether none runs.
@@ -130,27 +133,25 @@ impl Execs {
     }
 
     fn hear(&mut self, exec: &mut Exec, slot: usize, poll: &OwnedFd) {
-        let is_over = listen(exec, poll);
         let mut runs = false;
-        while let Some(end) = exec.heard.bytes.iter().position(|b| *b == b'\n') {
-            let line: Vec<u8> = exec.heard.bytes.drain(..=end).collect();
-            match serde_json::from_slice(&line) {
-                Ok(Report::Ready) => runs = true,
-                Ok(Report::Executing) => exec.heard.executing = true,
-                Ok(Report::Moved) => follow(exec, slot, poll),
-                Ok(report) => exec.heard.cause = Some(report),
-                Err(_) => {}
+        for said in exec.reports.hear(poll) {
+            match said {
+                Said::Runs => runs = true,
+                Said::Terminal(terminal) => exec.terminal = Some(terminal),
+                Said::Moved(next) => {
+                    let token = FIRST_EXEC + token(slot, What::Process);
+                    reports::follow(&mut exec.pidfd, next, poll, token);
+                }
             }
         }
-        let heard = &mut exec.heard;
-        runs |= is_over && heard.executing && heard.cause.is_none();
-        if runs && !heard.started {
-            heard.started = true;
+        if runs && !exec.started {
+            exec.started = true;
             let (request, started_at) = (exec.request, now_ns());
             let answer = Answer::Started { started_at };
-            let pidfd = exec.pidfd.try_clone().into_iter().collect();
+            let pidfd = exec.pidfd.try_clone().into_iter();
+            let fds = pidfd.chain(exec.terminal.take()).collect();
             self.news
-                .push((FromKeeper::Answer { request, answer }, pidfd));
+                .push((FromKeeper::Answer { request, answer }, fds));
         }
     }
 
@@ -168,37 +169,27 @@ impl Execs {
         };
         let _ = epoll::delete(poll, &exec.pidfd);
         self.hear(exec, slot, poll);
-        let signal = status.terminating_signal();
-        let code = status.exit_status().or(signal.map(|s| 128 + s));
-        let code = code.unwrap_or(255);
-        let (code, cause) = match exec.heard.cause.take() {
-            Some(Report::Failed(text)) => (NOT_STARTED, Cause::StartFailed(text)),
-            Some(Report::NotExecuted { code, text }) => (code, Cause::StartFailed(text)),
-            Some(Report::Trap(text)) => (TRAP_CODE, Cause::Trap(text)),
-            _ if !exec.heard.started => {
-                let text = format!("the process ended with code {code} before it was ready");
-                (NOT_STARTED, Cause::StartFailed(text))
-            }
-            _ => (code, Cause::Ended),
-        };
+        let (code, cause) = exec.reports.judge(&status, exec.started);
         let request = exec.request;
-        if let Cause::StartFailed(message) = cause {
-            let answer = Answer::Failed {
-                start_failed: true,
-                message,
-            };
-            self.news
-                .push((FromKeeper::Answer { request, answer }, Vec::new()));
-            return true;
-        }
-        let exit = Exit {
-            code,
-            signal,
-            finished_at: now_ns(),
-            cause,
+        let news = match cause {
+            Cause::StartFailed(message) => {
+                let answer = Answer::Failed {
+                    start_failed: true,
+                    message,
+                };
+                FromKeeper::Answer { request, answer }
+            }
+            cause => {
+                let exit = Exit {
+                    code,
+                    signal: status.terminating_signal(),
+                    finished_at: now_ns(),
+                    cause,
+                };
+                FromKeeper::ExecEnded { request, exit }
+            }
         };
-        self.news
-            .push((FromKeeper::ExecEnded { request, exit }, Vec::new()));
+        self.news.push((news, Vec::new()));
         true
     }
 
@@ -210,46 +201,4 @@ impl Execs {
             }
         }
     }
-}
-
-/// The exec goes on in another process, whose pidfd came along; the one before ends with this very message.
-fn follow(exec: &mut Exec, slot: usize, poll: &OwnedFd) {
-    use epoll::{EventData, EventFlags};
-    if exec.heard.fds.is_empty() {
-        return;
-    }
-    let next = exec.heard.fds.remove(0);
-    let _ = epoll::delete(poll, &exec.pidfd);
-    kill(exec.pidfd.as_fd());
-    let _ = waitid(WaitId::PidFd(exec.pidfd.as_fd()), WaitIdOptions::EXITED);
-    exec.pidfd = next;
-    let data = EventData::new_u64(FIRST_EXEC + token(slot, What::Process));
-    if epoll::add(poll, &exec.pidfd, data, EventFlags::IN).is_err() {
-        kill(exec.pidfd.as_fd());
-    }
-}
-
-/// Takes what was said; `true` once nothing can follow.
-fn listen(exec: &mut Exec, poll: &OwnedFd) -> bool {
-    let Some(socket) = &exec.report else {
-        return true;
-    };
-    let mut chunk = [0; 4096];
-    loop {
-        match receive(socket.as_fd(), &mut chunk, &mut exec.heard.fds) {
-            Ok(0) => break,
-            Ok(count) => {
-                let room = MAX_REPORT.saturating_sub(exec.heard.bytes.len());
-                exec.heard
-                    .bytes
-                    .extend_from_slice(&chunk[..count.min(room)]);
-            }
-            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => return false,
-            Err(_) => break,
-        }
-    }
-    let _ = epoll::delete(poll, socket);
-    exec.report = None;
-    true
 }

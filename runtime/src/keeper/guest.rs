@@ -42,6 +42,8 @@ pub(super) struct Parts {
     pub(super) stdin: bool,
     /// What is to be known of a Linux payload.
     pub(super) linux: Option<LinuxStart>,
+    /// Whether a Wasm payload is to have a terminal.
+    pub(super) tty: bool,
 }
 
 /// The keeper's side of a guest that was just forked.
@@ -52,6 +54,8 @@ pub(super) struct ForkedGuest {
     /// The log file of a guest that has yet to make its terminal.
     pub(super) log_file: Option<File>,
     pub(super) stdin: Option<OwnedFd>,
+    /// The controlling side of a Wasm guest's terminal.
+    pub(super) terminal: Option<OwnedFd>,
 }
 
 /// How a guest's descriptors are laid out.
@@ -71,47 +75,60 @@ impl Layout {
 struct Streams {
     stdin: Option<(OwnedFd, OwnedFd)>,
     out: Option<[(OwnedFd, OwnedFd); 2]>,
+    /// Controlling side and other side.
+    terminal: Option<(OwnedFd, OwnedFd)>,
     report: (OwnedFd, OwnedFd),
 }
 
 impl Streams {
-    fn make(stdin: bool, linux: Option<&LinuxStart>) -> io::Result<Self> {
+    /// `tty`: a Wasm guest is to have a terminal; a Linux guest makes its own.
+    fn make(stdin: bool, tty: bool, linux: Option<&LinuxStart>) -> io::Result<Self> {
         let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC);
-        let tty = linux.is_some_and(|linux| linux.tty);
-        // A Wasm guest keeps its end while it runs, and has nothing to hand over.
-        let report = match linux {
-            Some(_) => report_socket()?,
-            None => pipe()?,
+        let terminal = match tty && linux.is_none() {
+            true => Some(sys::terminal::pair()?),
+            false => None,
         };
-        rustix::io::ioctl_fionbio(&report.0, true)?;
+        let tty = terminal.is_some() || linux.is_some_and(|linux| linux.tty);
+        let stdin = if stdin && !tty { Some(pipe()?) } else { None };
+        if let Some((_, write)) = &stdin {
+            // A client that types must not wait for a guest that does not read.
+            rustix::io::ioctl_fionbio(write, true)?;
+        }
         Ok(Self {
-            stdin: if stdin && !tty { Some(pipe()?) } else { None },
+            stdin,
             out: if tty { None } else { Some([pipe()?, pipe()?]) },
-            report,
+            terminal,
+            report: reports(linux.is_some())?,
         })
     }
 
     /// Numbers of a guest's first four descriptors; what it has no pipe for is the keeper's own, the null device.
     fn numbers(&self) -> Vec<RawFd> {
+        let report = self.report.1.as_raw_fd();
+        if let Some((_, side)) = &self.terminal {
+            let side = side.as_raw_fd();
+            return vec![side, side, side, report];
+        }
         let input = self.stdin.as_ref().map_or(0, |(read, _)| read.as_raw_fd());
         let [out, err] = match &self.out {
             Some([out, err]) => [out.1.as_raw_fd(), err.1.as_raw_fd()],
             None => [0, 0],
         };
-        vec![input, out, err, self.report.1.as_raw_fd()]
+        vec![input, out, err, report]
     }
 }
 
-/// A stream of reports that can carry descriptors: the keeper's end, the guest's.
-fn report_socket() -> io::Result<(OwnedFd, OwnedFd)> {
+/// A stream of reports: the keeper's end, which does not block, and the guest's. A Wasm guest keeps its end while it
+/// runs and has nothing to hand over; a Linux one sends descriptors.
+fn reports(linux: bool) -> io::Result<(OwnedFd, OwnedFd)> {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-    let flags = SocketFlags::CLOEXEC;
-    Ok(socketpair(
-        AddressFamily::UNIX,
-        SocketType::STREAM,
-        flags,
-        None,
-    )?)
+    let (flags, kind) = (SocketFlags::CLOEXEC, SocketType::STREAM);
+    let made = match linux {
+        true => socketpair(AddressFamily::UNIX, kind, flags, None)?,
+        false => rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?,
+    };
+    rustix::io::ioctl_fionbio(&made.0, true)?;
+    Ok(made)
 }
 
 /// Forks a guest. Errors: the request is incomplete, or the node is exhausted; then nothing was left behind.
@@ -129,6 +146,7 @@ pub(super) fn fork(
         log,
         stdin,
         linux,
+        tty,
     } = parts;
     let payload = linux.as_ref().map_or(3, |linux| usize::from(linux.filter));
     if fds.len() != 1 + payload + usize::from(log) + usize::from(into_cgroup) {
@@ -137,7 +155,7 @@ pub(super) fn fork(
     }
     let log_file = if log { fds.pop().map(File::from) } else { None };
     let cgroup = if into_cgroup { fds.pop() } else { None };
-    let streams = Streams::make(stdin, linux.as_ref()).during(what)?;
+    let streams = Streams::make(stdin, tty, linux.as_ref()).during(what)?;
     failpoint::hit("keeper.fork").during(what)?;
     let entered = place.enter().during(what)?;
     let flags = place.flags(linux.is_some() && pod.user.is_some());
@@ -178,20 +196,37 @@ fn pods_part(pod: &PodNamespaces, payload: usize, linux: bool) -> (Vec<RawFd>, L
 
 /// What the keeper keeps of a guest that was forked.
 fn kept(streams: Streams, pidfd: OwnedFd, log_file: Option<File>) -> io::Result<ForkedGuest> {
-    let Streams { stdin, out, report } = streams;
+    let Streams {
+        stdin,
+        out,
+        terminal,
+        report,
+    } = streams;
     let mut guest = ForkedGuest {
         pidfd,
         report: report.0,
         log: None,
         log_file: None,
         stdin: stdin.map(|(_, write)| write),
+        terminal: None,
     };
-    match out {
-        Some([(out, out_in), (err, err_in)]) => {
+    match (out, terminal) {
+        (Some([(out, out_in), (err, err_in)]), _) => {
             drop((out_in, err_in));
             guest.log = Some(start_log(out, Some(err), log_file, &guest.pidfd)?);
         }
-        None => guest.log_file = log_file,
+        (None, Some((control, side))) => {
+            drop(side);
+            rustix::io::ioctl_fionbio(&control, true)?;
+            guest.log = Some(start_log(
+                control.try_clone()?,
+                None,
+                log_file,
+                &guest.pidfd,
+            )?);
+            guest.terminal = Some(control);
+        }
+        (None, None) => guest.log_file = log_file,
     }
     Ok(guest)
 }

@@ -6,7 +6,8 @@
 //! system calls only. It never allocates, locks or panics, so a fork finds every lock of the process free.
 //! Invariants: a line reaches the file in one write(2), as `RFC3339Nano stream P|F text`; text longer than 16 KiB is
 //! cut into `P` pieces; a rotation loses nothing and repeats nothing; a full disk drops lines, never the container.
-//! Not here: when a container ends, attach clients.
+//! Attached clients get the same bytes from the same thread ([`taps`]).
+//! Not here: when a container ends.
 
 use std::fs::File;
 use std::io;
@@ -14,8 +15,10 @@ use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 
 mod line;
+mod taps;
 
 use line::{Lines, Stamp};
+use taps::{Board, TAPS, Taps};
 
 /// Text bytes of one log line, as containerd and CRI-O have it.
 pub const MAX_TEXT: usize = 16 * 1024;
@@ -40,6 +43,17 @@ struct Shared {
     started: AtomicBool,
     /// Lines that a full or broken disk cost.
     dropped: AtomicU64,
+    /// Clients of standard output and of standard error.
+    boards: [Board; 2],
+}
+
+/// A stream that clients can be attached to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tapped {
+    /// Standard output, or the terminal.
+    Out,
+    /// Standard error.
+    Err,
 }
 
 /// The thread that writes one container's log.
@@ -51,11 +65,27 @@ pub struct LogThread {
 
 struct Work {
     shared: *const Shared,
-    out: Lines,
-    err: Lines,
-    out_fd: RawFd,
-    err_fd: RawFd,
+    /// Standard output and error.
+    streams: [Stream; 2],
     file: RawFd,
+}
+
+/// One of a container's two output streams.
+struct Stream {
+    /// Its pipe or terminal; -1 once it has ended.
+    fd: RawFd,
+    lines: Lines,
+    taps: Taps,
+}
+
+impl Stream {
+    fn new(name: &'static [u8; 6], fd: Option<OwnedFd>) -> io::Result<Self> {
+        Ok(Self {
+            lines: Lines::new(name)?,
+            taps: Taps::new(),
+            fd: fd.map_or(-1, IntoRawFd::into_raw_fd),
+        })
+    }
 }
 
 fn event() -> io::Result<OwnedFd> {
@@ -84,13 +114,14 @@ impl LogThread {
             leaving: AtomicBool::new(false),
             started: AtomicBool::new(false),
             dropped: AtomicU64::new(0),
+            boards: [Board::new(), Board::new()],
         });
         let work = Box::new(Work {
             shared: &raw const *shared,
-            out: Lines::new(b"stdout")?,
-            err: Lines::new(b"stderr")?,
-            out_fd: out.into_raw_fd(),
-            err_fd: err.map_or(-1, IntoRawFd::into_raw_fd),
+            streams: [
+                Stream::new(b"stdout", Some(out))?,
+                Stream::new(b"stderr", err)?,
+            ],
             file: file.map_or(-1, IntoRawFd::into_raw_fd),
         });
         let (thread, work) = spawn(work)?;
@@ -138,6 +169,14 @@ impl LogThread {
         signal(self.shared.wake.as_raw_fd());
     }
 
+    /// Attaches a client to a stream: what comes from now on also goes into `pipe`, a pipe's write end. `false` if there
+    /// are as many clients as there can be.
+    pub fn tap(&self, stream: Tapped, pipe: OwnedFd) -> bool {
+        let added = self.shared.boards[stream as usize].add(pipe);
+        signal(self.shared.wake.as_raw_fd());
+        added
+    }
+
     /// Asks the thread to take what the pipes hold now and end, even if somebody still holds a write end.
     pub fn close(&self) {
         self.shared.closing.store(true, Ordering::Release);
@@ -152,6 +191,7 @@ impl LogThread {
         unsafe { libc::pthread_join(self.thread, std::ptr::null_mut()) };
         // SAFETY: `spawn` leaked this Box for the thread, which is gone; nobody else has the pointer.
         drop(unsafe { Box::from_raw(self.work) });
+        self.shared.boards.iter().for_each(Board::close);
     }
 }
 
@@ -186,7 +226,7 @@ extern "C" fn entry(work: *mut libc::c_void) -> *mut libc::c_void {
     // keeper drops it.
     let (work, shared) = unsafe { (&mut *work, &*(*work).shared) };
     shared.started.store(true, Ordering::Release);
-    while work.out_fd >= 0 || work.err_fd >= 0 {
+    while work.streams.iter().any(|stream| stream.fd >= 0) {
         take_next(work, shared);
         if !wait(work, shared) {
             break;
@@ -194,6 +234,7 @@ extern "C" fn entry(work: *mut libc::c_void) -> *mut libc::c_void {
     }
     take_next(work, shared);
     close_fd(&mut work.file);
+    shared.boards.iter().for_each(Board::close);
     shared.finished.store(true, Ordering::Release);
     signal(shared.done.as_raw_fd());
     park(shared);
@@ -238,22 +279,33 @@ fn take_next(work: &mut Work, shared: &Shared) {
 
 /// Waits for output or a wake-up and handles it; `false` when all has ended.
 fn wait(work: &mut Work, shared: &Shared) -> bool {
+    const FIRST_TAP: usize = 3;
+    let closing = shared.closing.load(Ordering::Acquire);
     let wanted = |fd| libc::pollfd {
         fd,
         events: libc::POLLIN,
         revents: 0,
     };
-    let mut fds = [
-        wanted(work.out_fd),
-        wanted(work.err_fd),
-        wanted(shared.wake.as_raw_fd()),
-    ];
-    let closing = shared.closing.load(Ordering::Acquire);
-    // SAFETY: three initialised pollfds; poll(2) neither allocates nor locks.
-    let ready = unsafe { libc::poll(fds.as_mut_ptr(), 3, if closing { 0 } else { -1 }) };
-    if ready <= 0 {
+    let mut fds = [wanted(-1); FIRST_TAP + 2 * TAPS];
+    fds[2] = wanted(shared.wake.as_raw_fd());
+    let mut timeout = if closing { 0 } else { -1 };
+    for (at, stream) in work.streams.iter_mut().enumerate() {
+        let board = &shared.boards[at];
+        match stream.taps.is_pending(board) {
+            // A client that lags holds its stream back, for as long as it moves.
+            true if !closing && timeout < 0 => timeout = stream.taps.patience(),
+            true if !closing => timeout = timeout.min(stream.taps.patience()),
+            _ => fds[at].fd = stream.fd,
+        }
+        stream
+            .taps
+            .watch(board, &mut fds[FIRST_TAP + at * TAPS..][..TAPS]);
+    }
+    // SAFETY: initialised pollfds, as many as are counted; poll(2) neither allocates nor locks.
+    let ready = unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, timeout) };
+    if ready <= 0 && closing {
         // Nothing more is there, and nothing more is wanted.
-        return !closing;
+        return false;
     }
     if fds[2].revents != 0 {
         let mut count = 0_u64;
@@ -261,30 +313,38 @@ fn wait(work: &mut Work, shared: &Shared) -> bool {
         unsafe { libc::read(shared.wake.as_raw_fd(), (&raw mut count).cast(), 8) };
         take_next(work, shared);
     }
-    if fds[0].revents != 0 {
-        drain(&mut work.out_fd, &mut work.out, work.file, shared);
-    }
-    if fds[1].revents != 0 {
-        drain(&mut work.err_fd, &mut work.err, work.file, shared);
+    for (at, stream) in work.streams.iter_mut().enumerate() {
+        let board = &shared.boards[at];
+        let seen = &fds[FIRST_TAP + at * TAPS..][..TAPS];
+        stream.taps.seen(board, seen, closing);
+        if stream.taps.is_pending(board) {
+            stream.taps.expire(board);
+        } else if fds[at].revents != 0 {
+            drain(stream, board, work.file, shared, closing);
+        }
     }
     true
 }
 
 /// Reads once and writes every line that is whole; at the end of the pipe, the rest.
-fn drain(fd: &mut RawFd, lines: &mut Lines, file: RawFd, shared: &Shared) {
-    let space = lines.space();
+fn drain(stream: &mut Stream, board: &Board, file: RawFd, shared: &Shared, closing: bool) {
+    let space = stream.lines.space();
     // SAFETY: `space` is writable memory of this thread.
-    let got = unsafe { libc::read(*fd, space.as_mut_ptr().cast(), space.len()) };
+    let got = unsafe { libc::read(stream.fd, space.as_mut_ptr().cast(), space.len()) };
     let now = Stamp::now();
     let write = |bytes: &[u8]| write_line(file, bytes, shared);
     if got > 0 {
-        lines.filled(got.unsigned_abs(), now, write);
+        let got = got.unsigned_abs();
+        stream.taps.feed(board, &space[..got], closing);
+        stream.lines.filled(got, now, write);
         return;
     }
-    let interrupted = got < 0 && io::Error::last_os_error().kind() == io::ErrorKind::Interrupted;
-    if !interrupted {
-        lines.finish(now, write);
-        close_fd(fd);
+    // A terminal does not block, whatever poll(2) said.
+    let again = [io::ErrorKind::Interrupted, io::ErrorKind::WouldBlock];
+    if got == 0 || !again.contains(&io::Error::last_os_error().kind()) {
+        stream.lines.finish(now, write);
+        close_fd(&mut stream.fd);
+        board.close();
     }
 }
 

@@ -229,6 +229,7 @@ impl Loop<'_> {
                 log,
                 into_cgroup,
                 linux,
+                tty,
             } => self.start(
                 request,
                 container,
@@ -238,6 +239,7 @@ impl Loop<'_> {
                     stdin,
                     into_cgroup,
                     linux,
+                    tty,
                 },
             ),
             Ask::Exec {
@@ -257,6 +259,16 @@ impl Loop<'_> {
                     // Answered when it runs.
                     Ok(()) => None,
                     Err(e) => done(Err(io::Error::other(e.chain()))),
+                }
+            }
+            Ask::Attach { container, joining } => {
+                match self.table.attach(&container, joining, fds) {
+                    Ok(joined) => {
+                        let answer = Answer::Joined { tty: joined.tty };
+                        let fds = joined.input.into_iter().collect();
+                        return self.say(&FromKeeper::Answer { request, answer }, fds);
+                    }
+                    Err(e) => done(Err(e)),
                 }
             }
             Ask::ReopenLog { container } => match self.table.reopen(&container, request, fds) {

@@ -13,28 +13,27 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{WaitId, WaitIdOptions, waitid};
 
+mod attach;
 mod entry;
 
-use entry::{Entry, State, What, borrow, follow, listen, take_terminal};
+use entry::{Entry, State, What, borrow, take_terminal};
 
-pub(super) use entry::{Watch, kill, now_ns};
+pub(super) use entry::{Watch, now_ns};
 
 use super::exits;
 use super::guest::ForkedGuest;
 use super::log::LogThread;
 use super::process::FIRST_WATCH;
-use crate::control::messages::{Answer, FromKeeper, Kept, Report};
+use super::reports::{self, Reports, Said, kill};
+use crate::control::messages::{Answer, FromKeeper, Kept};
 use crate::failpoint;
 use crate::id::ContainerId;
 use crate::spec::{Cause, Exit};
-use crate::wasm::run::TRAP_CODE;
 
 /// How long an ended container's log may take to be written out before its exit is told without it.
 const DRAIN: Duration = Duration::from_millis(1000);
 /// How long a guest may take to report that it is ready.
 const START: Duration = Duration::from_secs(25);
-/// Exit code of a container that never ran.
-const START_FAILED_CODE: i32 = 128;
 
 /// All containers of one keeper.
 pub(super) struct Table {
@@ -114,17 +113,13 @@ impl Table {
                 until: Instant::now() + START,
             },
             pidfd: forked.pidfd,
-            report: Some(forked.report),
-            heard: Vec::new(),
-            heard_fds: Vec::new(),
-            executing: false,
-            cause: None,
+            reports: Reports::new(forked.report),
             log: forked.log,
             log_file: forked.log_file,
-            terminal: None,
+            terminal: forked.terminal,
             reopening: None,
             started_at: now_ns(),
-            _stdin: forked.stdin,
+            stdin: forked.stdin,
         });
     }
 
@@ -153,10 +148,8 @@ impl Table {
                 State::Starting { until, .. } if *until <= now => {
                     // Whoever asked is answered by its end, which need not be soon on a hung disk.
                     *until = now + Duration::from_secs(86_400);
-                    entry.cause = Some(Report::Failed(format!(
-                        "the jail was not ready within {} s",
-                        START.as_secs()
-                    )));
+                    let text = format!("the jail was not ready within {} s", START.as_secs());
+                    entry.reports.blame(text);
                     kill(entry.pidfd.as_fd());
                 }
                 State::Draining { until, .. } if *until <= now => self.settle(&mut entry, true),
@@ -176,20 +169,16 @@ impl Table {
     }
 
     fn hear(&mut self, entry: &mut Entry, slot: usize, epoll: &OwnedFd) {
-        let is_over = listen(entry, epoll);
-        while let Some(end) = entry.heard.iter().position(|b| *b == b'\n') {
-            let line: Vec<u8> = entry.heard.drain(..=end).collect();
-            match serde_json::from_slice(&line) {
-                Ok(Report::Ready) => self.started(entry),
-                Ok(Report::Executing) => entry.executing = true,
-                Ok(Report::Moved) => follow(entry, slot, epoll),
-                Ok(Report::Terminal) => take_terminal(entry, slot, epoll),
-                Ok(report) => entry.cause = Some(report),
-                Err(_) => {}
+        for said in entry.reports.hear(epoll) {
+            match said {
+                Said::Runs => self.started(entry),
+                Said::Terminal(control) => take_terminal(entry, control, slot, epoll),
+                Said::Moved(next) => {
+                    let what = What::Process;
+                    let token = FIRST_WATCH + Watch { slot, what }.token();
+                    reports::follow(&mut entry.pidfd, next, epoll, token);
+                }
             }
-        }
-        if is_over && entry.executing && entry.cause.is_none() {
-            self.started(entry);
         }
     }
 
@@ -219,27 +208,11 @@ impl Table {
         };
         let _ = rustix::event::epoll::delete(epoll, &entry.pidfd);
         self.hear(entry, slot, epoll);
-        let code = status
-            .exit_status()
-            .or(status.terminating_signal().map(|s| 128 + s))
-            .unwrap_or(255);
-        let request = match entry.state {
-            State::Starting { request, .. } => request,
-            _ => None,
+        let (request, ran) = match entry.state {
+            State::Starting { request, .. } => (request, false),
+            _ => (None, true),
         };
-        let never_ran = matches!(entry.state, State::Starting { .. });
-        let (code, cause) = match entry.cause.take() {
-            Some(Report::Failed(text)) => (START_FAILED_CODE, Cause::StartFailed(text)),
-            Some(Report::NotExecuted { code, text }) => (code, Cause::StartFailed(text)),
-            Some(Report::Trap(text)) => (TRAP_CODE, Cause::Trap(text)),
-            _ if never_ran => (
-                START_FAILED_CODE,
-                Cause::StartFailed(format!(
-                    "the guest process ended with code {code} before it was ready"
-                )),
-            ),
-            _ => (code, Cause::Ended),
-        };
+        let (code, cause) = entry.reports.judge(&status, ran);
         let exit = Exit {
             code,
             signal: status.terminating_signal(),

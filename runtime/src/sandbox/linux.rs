@@ -14,8 +14,10 @@
 
 mod dev;
 mod kernel;
+mod terminal;
 
 pub use dev::pod_shared_memory;
+pub use terminal::join_terminal;
 
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};

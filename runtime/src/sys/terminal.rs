@@ -1,10 +1,10 @@
 //! Pseudo terminals: the other side of one, the controlling terminal of a session, the window's size.
 //!
 //! Called by `sandbox` while a guest is built, and by whoever resizes a terminal later.
-//! Invariant: no terminal is ever opened by a path.
+//! Invariant: a terminal of a container is never opened by a path that the container could have changed.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd};
 
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 {
@@ -29,6 +29,27 @@ pub fn other_side(control: BorrowedFd<'_>) -> io::Result<OwnedFd> {
         let side = check(libc::ioctl(control.as_raw_fd(), libc::TIOCGPTPEER, flags))?;
         Ok(OwnedFd::from_raw_fd(side))
     }
+}
+
+/// A new terminal of the devpts in this mount namespace: its controlling side and the other one.
+pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    use rustix::fs::{Mode, OFlags, open};
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let control = open("/dev/ptmx", flags, Mode::empty())?;
+    let side = other_side(control.as_fd())?;
+    Ok((control, side))
+}
+
+/// Sets the size of a terminal's window and tells the programs in its foreground. `control` is either side.
+pub fn resize(control: BorrowedFd<'_>, columns: u16, rows: u16) -> io::Result<()> {
+    let size = libc::winsize {
+        ws_row: rows,
+        ws_col: columns,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    // SAFETY: TIOCSWINSZ reads one winsize from the pointer, which lives until the call returns.
+    check(unsafe { libc::ioctl(control.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) }).map(drop)
 }
 
 /// Makes `side` the controlling terminal of this process's session, which it leads, and its standard streams.

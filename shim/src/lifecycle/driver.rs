@@ -216,7 +216,7 @@ impl Driver {
             Ask::Stop(id, grace, reply) => self.ask_stop(id, grace, reply).await,
             Ask::Remove(id, reply) => self.ask_remove(id, reply).await,
             Ask::ReopenLog(id, reply) => self.ask_reopen_log(&id, reply),
-            Ask::Exec(id, reply) => drop(reply.send(self.exec_parts(&id))),
+            Ask::Enter(id, verb, reply) => drop(reply.send(self.entry(&id, verb))),
             Ask::Update(id, asked, reply) => self.ask_update(&id, asked, reply),
         }
     }

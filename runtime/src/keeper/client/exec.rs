@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use tokio::sync::oneshot;
 
-use super::{Keeper, START, StartPayload, lock, started};
+use super::{Keeper, START, STREAMING_PROTOCOL, StartPayload, lock, started};
 use crate::control::messages::Ask;
 use crate::error::{Error, Kind, Result};
 use crate::id::ContainerId;
@@ -27,14 +27,25 @@ pub struct ExecOrder {
     pub payload: StartPayload,
     /// Its own cgroup in the unified tree, into which it is born.
     pub cgroup: Option<OwnedFd>,
-    /// Standard input; the null device if there is none.
-    pub stdin: Option<OwnedFd>,
-    /// Standard output.
-    pub stdout: OwnedFd,
-    /// Standard error.
-    pub stderr: OwnedFd,
+    /// Its standard streams.
+    pub streams: ExecStreams,
     /// Files to which the keeper writes `1` to kill its whole tree when this daemon is gone.
     pub kill: Vec<PathBuf>,
+}
+
+/// Standard streams of a process that is forked into a container.
+pub enum ExecStreams {
+    /// The daemon's.
+    Given {
+        /// Standard input; reads as ended if there is none.
+        stdin: Option<OwnedFd>,
+        /// Standard output.
+        stdout: OwnedFd,
+        /// Standard error.
+        stderr: OwnedFd,
+    },
+    /// A terminal of the container, made by the process. Linux payloads only.
+    OwnTerminal,
 }
 
 /// A process that runs in a container.
@@ -42,6 +53,8 @@ pub struct ExecOrder {
 pub struct Exec {
     /// The process.
     pub process: Process,
+    /// The controlling side of its own terminal, which does not block.
+    pub terminal: Option<OwnedFd>,
     end: oneshot::Receiver<Exit>,
 }
 
@@ -60,10 +73,23 @@ impl Keeper {
     /// the container does not run; [`Kind::Gone`] or [`Kind::Deadline`] when the keeper did not answer.
     pub async fn exec(&self, order: ExecOrder, filters: &Filters) -> Result<Exec> {
         let (mut fds, linux) = self.payload(&order.spec, order.payload, filters)?;
-        let (into_cgroup, stdin) = (order.cgroup.is_some(), order.stdin.is_some());
+        let into_cgroup = order.cgroup.is_some();
         fds.extend(order.cgroup);
-        fds.extend(order.stdin);
-        fds.extend([order.stdout, order.stderr]);
+        let stdin = match order.streams {
+            ExecStreams::OwnTerminal => {
+                self.speaks(STREAMING_PROTOCOL)?;
+                false
+            }
+            ExecStreams::Given {
+                stdin,
+                stdout,
+                stderr,
+            } => {
+                let has_stdin = stdin.is_some();
+                fds.extend(stdin.into_iter().chain([stdout, stderr]));
+                has_stdin
+            }
+        };
         let ask = Ask::Exec {
             container: order.container,
             stdin,
@@ -77,7 +103,11 @@ impl Keeper {
         lock(&self.ends).insert(request, tell);
         let answered = self.ask_as(request, ask, fds, START).await;
         match answered.and_then(started) {
-            Ok((process, _)) => Ok(Exec { process, end }),
+            Ok((process, _, terminal)) => Ok(Exec {
+                process,
+                terminal,
+                end,
+            }),
             Err(e) => {
                 lock(&self.ends).remove(&request);
                 Err(e)

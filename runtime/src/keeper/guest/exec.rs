@@ -1,6 +1,6 @@
 //! A process that is forked into a running container: its namespaces are joined, its jail is entered, not built.
 //!
-//! Descriptors: 0 to 2 the daemon's pipes or the null device, 3 report socket, 4 spec, the payload's own, then a pidfd of
+//! Descriptors: 0 to 2 what the daemon gave or a pipe without a writer, 3 report socket, 4 spec, the payload's own, then a pidfd of
 //! the container's first process.
 //! Invariant: credentials, filter and limits are set by the very code that sets them for a container's first process.
 //! Not here: who reads the streams.
@@ -10,13 +10,13 @@ use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
 
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
-use super::life::{self, PAYLOAD_FD, SPEC_FD, conclude, report};
+use super::life::{self, PAYLOAD_FD, SPEC_FD, conclude};
 use super::{CANNOT_START, Layout};
 use crate::control::messages::{LinuxStart, Report};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::id::ContainerId;
 use crate::keeper::pid::PidPlace;
-use crate::native::{self, Credentials, Label, NotExecuted};
+use crate::native::{self, Label};
 use crate::sandbox::{self, PodNamespaces};
 use crate::spec::{ContainerSpec, LinuxSpec, PidSpace, Workload};
 use crate::sys;
@@ -50,18 +50,17 @@ pub(in crate::keeper) fn fork(
         linux,
     } = parts;
     let payload = linux.as_ref().map_or(3, |linux| usize::from(linux.filter));
-    if fds.len() != 1 + payload + usize::from(into_cgroup) + usize::from(stdin) + 2 {
+    // What makes itself a terminal brings no streams.
+    let own_terminal = linux.as_ref().is_some_and(|linux| linux.tty);
+    let stdin = stdin && !own_terminal;
+    let given = usize::from(stdin) + if own_terminal { 0 } else { 2 };
+    if fds.len() != 1 + payload + usize::from(into_cgroup) + given {
         let text = format!("{}: {} descriptors came along", what(), fds.len());
         return Err(Error::new(Kind::Bug, text));
     }
-    let streams = fds.split_off(fds.len() - 2 - usize::from(stdin));
+    let streams = fds.split_off(fds.len() - given);
     let cgroup = if into_cgroup { fds.pop() } else { None };
-    let (ours, theirs) = match linux {
-        Some(_) => super::report_socket(),
-        None => rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(Into::into),
-    }
-    .during(what)?;
-    rustix::io::ioctl_fionbio(&ours, true).during(what)?;
+    let (ours, theirs) = super::reports(linux.is_some()).during(what)?;
     // Nothing to read; the node's null device would be a way to change that device.
     let (nothing, writer) =
         rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).during(what)?;
@@ -74,6 +73,8 @@ pub(in crate::keeper) fn fork(
                 table.push(nothing.as_raw_fd());
             }
             table.extend(streams.iter().map(|fd| fd.as_raw_fd()));
+            // Until it has its terminal.
+            table.resize(3, nothing.as_raw_fd());
             table.push(theirs.as_raw_fd());
             table.extend(fds.iter().map(|fd| fd.as_raw_fd()));
             table.push(first.as_raw_fd());
@@ -129,6 +130,9 @@ fn wasm(spec: &ContainerSpec, layout: Layout, warm: &Warm) -> Result<Infallible>
         ids,
         ..PodNamespaces::default()
     };
+    if let Workload::Wasm(wasm) = &spec.workload {
+        life::lead_session(wasm)?;
+    }
     let fd_dir = life::own_descriptors()?;
     sandbox::enter(spec, &pod, || join(first, all_but_user()))?;
     drop(pod);
@@ -149,17 +153,6 @@ fn join(first: OwnedFd, which: ThreadNameSpaceType) -> Result<()> {
         .during(|| "join the container's namespaces; it may have ended".into())
 }
 
-/// Goes on as a new process of the pid namespace that was joined: the first one that the container can see of the exec.
-fn be_born_there() -> Result<()> {
-    match sys::fork::fork_sibling(0).during(|| "fork into the container's pid namespace".into())? {
-        Forked::Parent { pidfd } => {
-            life::report_with(&Report::Moved, pidfd.as_fd());
-            sys::fork::leave(0)
-        }
-        Forked::Child => Ok(()),
-    }
-}
-
 fn program(spec: &ContainerSpec, linux: &LinuxSpec, layout: Layout) -> Result<Infallible> {
     let filter = (layout.payload > 0).then(|| sys::fork::adopt(PAYLOAD_FD));
     let first = first_process(layout);
@@ -177,19 +170,13 @@ fn program(spec: &ContainerSpec, linux: &LinuxSpec, layout: Layout) -> Result<In
     // What is taken on for the next execve stays over a fork; the open file would not.
     label.map_or(Ok(()), Label::apply)?;
     if other_pids {
-        be_born_there()?;
+        // The first process that the container can see of the exec.
+        life::go_on(0).during(|| "fork into the container's pid namespace".into())?;
     }
     rustix::process::setsid().during(|| "lead a session".into())?;
-    let who = Credentials {
-        identity: spec.identity.clone(),
-        filter,
-        label: None,
-    };
-    let failed = native::execute(linux, who, || report(&Report::Executing));
-    let Err(NotExecuted { code, error }) = failed;
-    report(&Report::NotExecuted {
-        code,
-        text: error.chain(),
-    });
-    sys::fork::leave(code)
+    if linux.jail.tty {
+        let terminal = sandbox::linux::join_terminal(spec.identity.uid)?;
+        life::report_with(&Report::Terminal, terminal.as_fd());
+    }
+    life::become_program(spec, linux, filter, None)
 }

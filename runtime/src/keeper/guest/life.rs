@@ -20,7 +20,7 @@ use crate::failpoint;
 use crate::id::ContainerId;
 use crate::native::{self, Credentials, Label, NotExecuted};
 use crate::sandbox::{self, PodNamespaces, linux};
-use crate::spec::{ContainerSpec, LinuxSpec, PidSpace, Spawn, Workload};
+use crate::spec::{ContainerSpec, LinuxSpec, PidSpace, Spawn, WasmSpec, Workload};
 use crate::sys;
 use crate::sys::fork::Forked;
 use crate::wasm::Warm;
@@ -111,11 +111,24 @@ fn wasm(spec: &ContainerSpec, layout: Layout, warm: Option<&Warm>) -> Result<Inf
         }
     };
     drop(sys::fork::adopt(SPEC_FD));
+    if let Workload::Wasm(wasm) = &spec.workload {
+        lead_session(wasm)?;
+    }
     let pod = pod_namespaces(layout);
     let fd_dir = own_descriptors()?;
     sandbox::build(spec, &pod)?;
     drop(pod);
     run_wasm(spec, warm, fd_dir)
+}
+
+/// Lets a payload's terminal control it, so that what is typed can interrupt it.
+pub(super) fn lead_session(wasm: &WasmSpec) -> Result<()> {
+    let what = || "lead the session of its terminal".to_owned();
+    if wasm.tty {
+        rustix::process::setsid().during(what)?;
+        sys::terminal::become_controlled_by(sys::standard(0)).during(what)?;
+    }
+    Ok(())
 }
 
 /// This process's descriptors as a directory, which the finished jail does not have.
@@ -170,6 +183,16 @@ fn linux_program(spec: &ContainerSpec, linux: &LinuxSpec, layout: Layout) -> Res
     if let Some(terminal) = terminal {
         report_with(&Report::Terminal, terminal.as_fd());
     }
+    become_program(spec, linux, filter, label)
+}
+
+/// The last step: the program of a Linux image, or a report of why not.
+pub(super) fn become_program(
+    spec: &ContainerSpec,
+    linux: &LinuxSpec,
+    filter: Option<OwnedFd>,
+    label: Option<Label>,
+) -> ! {
     let who = Credentials {
         identity: spec.identity.clone(),
         filter,
@@ -204,12 +227,19 @@ fn enter_user_namespace(user: &OwnedFd, linux: &LinuxSpec) -> Result<()> {
         _ => 0,
     };
     let flags = (libc::CLONE_NEWNS | own_pid) as u64;
-    match sys::fork::fork_sibling(flags).during(what)? {
+    go_on(flags).during(what)?;
+    sys::ids::become_user(0, 0, &[]).during(what)
+}
+
+/// Goes on as a new process, a child of the keeper like this one, in the namespaces that `flags` ask for and, if another
+/// pid namespace was joined, in that. The keeper is told; this process ends.
+pub(super) fn go_on(flags: u64) -> std::io::Result<()> {
+    match sys::fork::fork_sibling(flags)? {
         Forked::Parent { pidfd } => {
             report_with(&Report::Moved, pidfd.as_fd());
             sys::fork::leave(0)
         }
-        Forked::Child => sys::ids::become_user(0, 0, &[]).during(what),
+        Forked::Child => Ok(()),
     }
 }
 

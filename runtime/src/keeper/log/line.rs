@@ -61,7 +61,7 @@ fn civil(days: u64) -> (u64, u64, u64) {
 
 /// Memory straight from the kernel, made page by page when it is first touched: a container that writes little
 /// costs one page, and none of it lies in the heap that guests inherit.
-struct Pages {
+pub(super) struct Pages {
     start: *mut u8,
 }
 
@@ -72,7 +72,7 @@ const PAGES_BYTES: usize = (HEAD + MAX_TEXT + 1).next_multiple_of(4096);
 unsafe impl Send for Pages {}
 
 impl Pages {
-    fn new() -> io::Result<Self> {
+    pub(super) fn new() -> io::Result<Self> {
         use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
         let access = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: a fresh private mapping at an address of the kernel's choice overlaps nothing.

@@ -11,7 +11,7 @@ use super::{FIRST_EXEC, FIRST_WATCH, Loop, PAUSE};
 use crate::control::messages::{Answer, LinuxStart};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::id::ContainerId;
-use crate::keeper::execs::{self, Exec, Heard};
+use crate::keeper::execs::{self, Exec};
 use crate::keeper::guest::{self, ExecParts, ForkedGuest, Parts};
 use crate::keeper::pid::{self, PidPlace};
 use crate::keeper::table::Watch;
@@ -75,15 +75,8 @@ impl Loop<'_> {
             None => PidPlace::Of(first.as_fd()),
         };
         let with = (place, self.born.warm);
-        let (pidfd, report) = guest::fork_exec(&container, parts, &first, &self.born.pod, with)?;
-        let exec = Exec {
-            request,
-            container,
-            pidfd,
-            report: Some(report),
-            kill,
-            heard: Heard::default(),
-        };
+        let forked = guest::fork_exec(&container, parts, &first, &self.born.pod, with)?;
+        let exec = Exec::new(request, container, forked, kill);
         let slot = self.execs.begin(exec);
         self.watch_exec(slot)
     }

@@ -105,14 +105,14 @@ impl Driver {
     }
 
     /// What an exec in container `id` needs. Errors: Missing; WrongPhase unless it runs and is not being stopped.
-    pub(super) fn exec_parts(&self, id: &ContainerId) -> Result<Box<Launch>, Error> {
+    pub(super) fn entry(&self, id: &ContainerId, verb: &str) -> Result<Box<Launch>, Error> {
         let container = self.containers.get(id).ok_or_else(|| missing(id))?;
         let phase = &container.phase;
         if !matches!(phase, ContainerPhase::Running(_)) {
-            let text = format!("cannot exec in container {id}: it is {}", phase.name());
+            let text = format!("cannot {verb} container {id}: it is {}", phase.name());
             return Err(Error::new(Kind::WrongPhase, text));
         }
-        let silent = || format!("exec in container {id}: its keeper does not answer");
+        let silent = || format!("{verb} container {id}: its keeper does not answer");
         let parts = self.launch_parts(id, self.engine());
         parts
             .map(Box::new)

@@ -60,8 +60,8 @@ pub enum Ask {
     Remove(ContainerId, Reply<()>),
     /// ReopenContainerLog.
     ReopenLog(ContainerId, Reply<()>),
-    /// What an exec in a running container needs.
-    Exec(ContainerId, Reply<Box<Launch>>),
+    /// What it takes to reach into a running container; the words say what for.
+    Enter(ContainerId, &'static str, Reply<Box<Launch>>),
     /// UpdateContainerResources.
     Update(ContainerId, Resources, Reply<()>),
 }

@@ -1,0 +1,326 @@
+//! Clients that are attached to one stream of a container: each gets what the log gets, as raw bytes, by a pipe.
+//!
+//! The keeper puts a pipe's write end into a free place of a [`Board`]; from then on it is the log thread's. Like that
+//! thread, everything here but [`Board::add`] makes system calls only: it never allocates, locks or panics.
+//! Invariants: no byte is lost for a client that takes them: one that lags holds the container back, as a full pipe
+//! would; one that takes nothing for [`PATIENCE_MS`] is dropped. A container that has ended waits for no client: what it
+//! left is put into the client's pipe, which grows for that.
+//! Not here: lines, files.
+
+use std::io;
+use std::os::fd::{AsFd as _, IntoRawFd as _, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicI32, Ordering};
+
+use super::line::Pages;
+
+/// Most clients of one stream at a time.
+pub(super) const TAPS: usize = 16;
+/// How long a client may take nothing before it is dropped. Milliseconds.
+const PATIENCE_MS: u64 = 10_000;
+/// What a pipe grows by for the rest of an ended container: more than its own pipe and one chunk hold. Bytes.
+const GROWTH: i32 = 128 * 1024;
+const FREE: RawFd = -1;
+
+/// Where the keeper puts new clients of one stream.
+pub(super) struct Board([AtomicI32; TAPS]);
+
+impl Board {
+    pub(super) fn new() -> Self {
+        Self([const { AtomicI32::new(FREE) }; TAPS])
+    }
+
+    /// Hands over a pipe's write end; `false` if every place is taken or the pipe cannot be used.
+    pub(super) fn add(&self, pipe: OwnedFd) -> bool {
+        if rustix::io::ioctl_fionbio(pipe.as_fd(), true).is_err() {
+            return false;
+        }
+        let pipe = pipe.into_raw_fd();
+        let put = |place: &AtomicI32| {
+            place
+                .compare_exchange(FREE, pipe, Ordering::AcqRel, Ordering::Relaxed)
+                .is_ok()
+        };
+        if self.0.iter().any(put) {
+            return true;
+        }
+        drop(crate::sys::fork::adopt(pipe));
+        false
+    }
+
+    fn at(&self, place: usize) -> RawFd {
+        self.0[place].load(Ordering::Acquire)
+    }
+
+    /// Closes every client's pipe: no more comes.
+    pub(super) fn close(&self) {
+        for place in &self.0 {
+            let pipe = place.swap(FREE, Ordering::AcqRel);
+            if pipe != FREE {
+                // SAFETY: the number came from `add`, which gave it away; the swap makes sure that it is closed once.
+                unsafe { libc::close(pipe) };
+            }
+        }
+    }
+}
+
+/// The log thread's side of a [`Board`].
+pub(super) struct Taps {
+    /// The last piece of output, for as long as somebody has yet to take it; made for the first client.
+    chunk: Option<Pages>,
+    held: usize,
+    /// Which pipe each place held when it was last looked at.
+    known: [RawFd; TAPS],
+    /// How much of the piece each has taken.
+    sent: [usize; TAPS],
+    /// Since when nobody has taken anything. Milliseconds of the monotonic clock.
+    stuck_since: u64,
+}
+
+impl Taps {
+    pub(super) fn new() -> Self {
+        Self {
+            chunk: None,
+            held: 0,
+            known: [FREE; TAPS],
+            sent: [0; TAPS],
+            stuck_since: 0,
+        }
+    }
+
+    /// Looks for clients that came; they get what comes from now on.
+    fn look(&mut self, board: &Board) {
+        for place in 0..TAPS {
+            let pipe = board.at(place);
+            if pipe != self.known[place] {
+                self.known[place] = pipe;
+                self.sent[place] = self.held;
+            }
+        }
+    }
+
+    fn lags(&self, place: usize) -> bool {
+        self.known[place] != FREE && self.sent[place] < self.held
+    }
+
+    /// Whether somebody has yet to take the last piece; then no other may be fed.
+    pub(super) fn is_pending(&mut self, board: &Board) -> bool {
+        self.look(board);
+        (0..TAPS).any(|place| self.lags(place))
+    }
+
+    /// Milliseconds until [`Self::expire`] has something to do.
+    pub(super) fn patience(&self) -> i32 {
+        let left = (self.stuck_since + PATIENCE_MS).saturating_sub(now_ms());
+        i32::try_from(left).unwrap_or(i32::MAX).max(1)
+    }
+
+    /// Gives a piece of output to all clients. Only when nothing is pending.
+    pub(super) fn feed(&mut self, board: &Board, bytes: &[u8], ending: bool) {
+        self.look(board);
+        if self.known.iter().all(|pipe| *pipe == FREE) {
+            return;
+        }
+        if self.chunk.is_none() {
+            // Without memory nobody is fed; the clients learn it by the end of their pipes.
+            match Pages::new() {
+                Ok(pages) => self.chunk = Some(pages),
+                Err(_) => return board.close(),
+            }
+        }
+        let Some(chunk) = &mut self.chunk else { return };
+        let held = bytes.len().min(chunk.len());
+        chunk[..held].copy_from_slice(&bytes[..held]);
+        (self.held, self.sent) = (held, [0; TAPS]);
+        self.stuck_since = now_ms();
+        self.push(board, ending);
+    }
+
+    /// Writes what clients have yet to take. Of an `ending` container everything, into a larger pipe if need be.
+    pub(super) fn push(&mut self, board: &Board, ending: bool) {
+        for place in 0..TAPS {
+            let mut grown = !ending;
+            while self.lags(place) {
+                let Some(chunk) = &self.chunk else { return };
+                let rest = &chunk[self.sent[place]..self.held];
+                let pipe = self.known[place];
+                // SAFETY: `rest` is readable memory of this thread.
+                let put = unsafe { libc::write(pipe, rest.as_ptr().cast(), rest.len()) };
+                if put > 0 {
+                    self.sent[place] += put.unsigned_abs();
+                    self.stuck_since = now_ms();
+                    continue;
+                }
+                match io::Error::last_os_error().raw_os_error() {
+                    Some(libc::EINTR) => {}
+                    Some(libc::EAGAIN) if !ending => break,
+                    Some(libc::EAGAIN) if !grown => grown = !grow(pipe),
+                    _ => self.drop_one(board, place),
+                }
+            }
+        }
+    }
+
+    /// Drops those that have been taking nothing for too long.
+    pub(super) fn expire(&mut self, board: &Board) {
+        if now_ms() < self.stuck_since + PATIENCE_MS {
+            return;
+        }
+        for place in 0..TAPS {
+            if self.lags(place) {
+                self.drop_one(board, place);
+            }
+        }
+    }
+
+    fn drop_one(&mut self, board: &Board, place: usize) {
+        let pipe = std::mem::replace(&mut self.known[place], FREE);
+        board.0[place].store(FREE, Ordering::Release);
+        // SAFETY: the thread owns what lies on the board and has just taken it off.
+        unsafe { libc::close(pipe) };
+    }
+
+    /// What poll(2) is to watch: room in the pipes of those that lag, and readers that went away.
+    pub(super) fn watch(&mut self, board: &Board, fds: &mut [libc::pollfd]) {
+        self.look(board);
+        for (place, fd) in fds.iter_mut().enumerate().take(TAPS) {
+            let events = if self.lags(place) { libc::POLLOUT } else { 0 };
+            *fd = libc::pollfd {
+                fd: self.known[place],
+                events,
+                revents: 0,
+            };
+        }
+    }
+
+    /// What poll(2) has seen of it.
+    pub(super) fn seen(&mut self, board: &Board, fds: &[libc::pollfd], ending: bool) {
+        for (place, fd) in fds.iter().enumerate().take(TAPS) {
+            let is_gone = fd.revents & (libc::POLLERR | libc::POLLNVAL) != 0;
+            if is_gone && fd.fd == self.known[place] && fd.fd != FREE {
+                self.drop_one(board, place);
+            }
+        }
+        self.push(board, ending);
+    }
+}
+
+/// Makes room in a pipe; `false` if the kernel does not.
+fn grow(pipe: RawFd) -> bool {
+    // SAFETY: fcntl(2) with integers on a descriptor that this thread owns.
+    unsafe {
+        let size = libc::fcntl(pipe, libc::F_GETPIPE_SZ);
+        size > 0 && libc::fcntl(pipe, libc::F_SETPIPE_SZ, size + GROWTH) > size
+    }
+}
+
+/// The monotonic clock in milliseconds.
+fn now_ms() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    now.tv_sec.unsigned_abs() * 1000 + now.tv_nsec.unsigned_abs() / 1_000_000
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use std::fs::File;
+    use std::io::{Read as _, Write as _};
+    use std::time::{Duration, Instant};
+
+    use super::super::{LogThread, Tapped};
+    use super::*;
+
+    fn pipe() -> (File, OwnedFd) {
+        let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+        (read.into(), write)
+    }
+
+    /// A log thread without a file, and the write end of what it reads.
+    fn logged() -> (LogThread, File) {
+        let (out, program) = pipe();
+        let (err, _) = pipe();
+        let log = LogThread::start(out.into(), Some(err.into()), None).unwrap();
+        (log, program.into())
+    }
+
+    fn joined(log: &LogThread) -> File {
+        let (client, tap) = pipe();
+        assert!(log.tap(Tapped::Out, tap));
+        client
+    }
+
+    fn end(log: LogThread) {
+        let limit = Instant::now() + Duration::from_secs(5);
+        while !log.is_finished() {
+            assert!(Instant::now() < limit, "the log thread goes on");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        log.join();
+    }
+
+    fn pattern(bytes: usize) -> Vec<u8> {
+        (0..bytes).map(|at| (at % 251) as u8).collect()
+    }
+
+    #[test]
+    fn every_client_gets_every_byte_from_when_it_came() {
+        let (log, mut program) = logged();
+        let mut first = joined(&log);
+        program.write_all(b"one").unwrap();
+        let mut seen = [0; 3];
+        first.read_exact(&mut seen).unwrap();
+        let mut second = joined(&log);
+        program.write_all(b" two").unwrap();
+        drop(program);
+        let (mut of_first, mut of_second) = (String::new(), String::new());
+        first.read_to_string(&mut of_first).unwrap();
+        second.read_to_string(&mut of_second).unwrap();
+        assert_eq!((of_first.as_str(), of_second.as_str()), (" two", " two"));
+        end(log);
+    }
+
+    #[test]
+    fn a_slow_client_loses_nothing_and_holds_the_program_back() {
+        let (log, mut program) = logged();
+        let mut client = joined(&log);
+        let sent = pattern(1 << 20);
+        let writer = std::thread::spawn(move || program.write_all(&sent).unwrap());
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(!writer.is_finished(), "1 MiB went where nobody read");
+        let mut seen = Vec::new();
+        client.read_to_end(&mut seen).unwrap();
+        assert!(seen == pattern(1 << 20));
+        writer.join().unwrap();
+        end(log);
+    }
+
+    #[test]
+    fn the_rest_of_an_ended_program_is_put_into_the_clients_pipe() {
+        let (log, mut program) = logged();
+        let mut client = joined(&log);
+        let sent = pattern(120 * 1024);
+        // What fits into both pipes and the piece under way: the program ends before anybody reads.
+        program.write_all(&sent).unwrap();
+        log.close();
+        drop(program);
+        end(log);
+        let mut seen = Vec::new();
+        client.read_to_end(&mut seen).unwrap();
+        assert!(seen == sent, "{} of {} bytes", seen.len(), sent.len());
+    }
+
+    #[test]
+    fn a_client_that_went_away_is_forgotten_and_there_are_only_so_many() {
+        let (log, mut program) = logged();
+        let clients: Vec<File> = (0..TAPS).map(|_| joined(&log)).collect();
+        assert!(!log.tap(Tapped::Out, pipe().1));
+        drop(clients);
+        let limit = Instant::now() + Duration::from_secs(5);
+        while !log.tap(Tapped::Out, pipe().1) {
+            assert!(Instant::now() < limit, "no place became free");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        program.write_all(b"nobody hears").unwrap();
+        drop(program);
+        end(log);
+    }
+}

@@ -1,0 +1,34 @@
+//! Sockets of another network namespace, made without entering it for longer than that takes.
+//!
+//! Invariant: only a thread that ends right after ever changes its namespace.
+//! Not here: what is done with a socket.
+
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::thread;
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+/// A non-blocking TCP socket of namespace `netns`, or of this thread's if there is none.
+///
+/// Errors: the kernel's; EAFNOSUPPORT where it has no IPv6.
+pub fn tcp_socket(netns: Option<BorrowedFd<'_>>, v6: bool) -> io::Result<OwnedFd> {
+    let family = match v6 {
+        true => AddressFamily::INET6,
+        false => AddressFamily::INET,
+    };
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let make = || Ok(socket_with(family, SocketType::STREAM, flags, None)?);
+    let Some(netns) = netns else { return make() };
+    thread::scope(|scope| {
+        let visitor = thread::Builder::new().name("netns".to_owned());
+        let visitor = visitor.spawn_scoped(scope, || {
+            move_into_link_name_space(netns, Some(LinkNameSpaceType::Network))?;
+            make()
+        })?;
+        visitor
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}

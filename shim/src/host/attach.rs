@@ -1,0 +1,126 @@
+//! Attach: a client joins the standard streams of a container's own program.
+//!
+//! Called by: `Pods`. Calls: the pod's keeper, which feeds the output by pipes and hands over the input's descriptor.
+//! Invariants: a client that comes and goes changes nothing for the container, unless its input is to be used once; any
+//! number of clients may be joined at a time, each fed by itself.
+//! Not here: whether the container runs (its driver).
+
+use coracle_runtime::keeper::AttachOrder;
+use tokio::sync::watch;
+
+use super::channel::{Channel, ClientReader};
+use super::exec::pipe;
+use super::launch::Launch;
+use super::{Host, runtime_error};
+use crate::lifecycle::{Error, Kind};
+use crate::streaming::{AttachWish, Streams};
+
+impl Host {
+    /// Joins a client to the container of `launch`, which runs, until its output ends.
+    ///
+    /// Errors: Invalid when its input is asked for and it was made without; WrongPhase when it has ended meanwhile.
+    pub async fn attach(
+        &self,
+        launch: &Launch,
+        wish: AttachWish,
+        streams: Streams,
+    ) -> Result<(), Error> {
+        let what = || format!("attach to container {}", launch.id);
+        let (container_tty, once) = (launch.wish.tty, launch.wish.stdin_once);
+        if wish.stdin && !launch.wish.stdin {
+            let text = format!("{}: it was made without standard input", what());
+            return Err(Error::new(Kind::Invalid, text));
+        }
+        // Its end is what tells of the container's, also to a client that takes no output.
+        let (out, stdout) = pipe()?;
+        let (err, stderr) = match wish.stderr && !container_tty {
+            true => {
+                let (err, stderr) = pipe()?;
+                (Some(Channel::new(err)?), Some(stderr))
+            }
+            false => (None, None),
+        };
+        let order = AttachOrder {
+            container: launch.id.clone(),
+            stdin: wish.stdin,
+            once: once && !container_tty,
+            stdout: Some(stdout),
+            stderr,
+        };
+        let joined = launch.keeper.attach(order).await;
+        let joined = joined.map_err(|error| runtime_error(what(), error))?;
+        let input = joined.input.map(Channel::new).transpose()?;
+        let ours = Joined {
+            input,
+            tty: joined.tty,
+            once,
+            out: Channel::new(out)?,
+            err,
+        };
+        ours.converse(streams).await;
+        Ok(())
+    }
+}
+
+/// A client's ends of a container's streams.
+struct Joined {
+    input: Option<Channel>,
+    tty: bool,
+    once: bool,
+    out: Channel,
+    err: Option<Channel>,
+}
+
+impl Joined {
+    async fn converse(self, streams: Streams) {
+        let (_running, ended) = watch::channel(false);
+        let Self {
+            input,
+            tty,
+            once,
+            out,
+            err,
+        } = self;
+        let size = streams.size.clone();
+        let output = async {
+            let err = async {
+                if let Some(err) = &err {
+                    err.pump_out(streams.stderr, ended.clone()).await;
+                }
+            };
+            tokio::join!(out.pump_out(streams.stdout, ended.clone()), err);
+        };
+        let feeding = async {
+            match input {
+                Some(input) if tty => {
+                    tokio::join!(
+                        input.follow_size(size),
+                        type_in(&input, streams.stdin, once)
+                    );
+                }
+                Some(input) => {
+                    if let Some(mut client) = streams.stdin {
+                        input.pump_in(&mut client).await;
+                    }
+                    drop(input);
+                }
+                None => {}
+            }
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            () = output => {}
+            () = feeding => {}
+        }
+    }
+}
+
+/// What a client types; its end is the end of the container's input only if that is used once.
+async fn type_in(terminal: &Channel, client: Option<ClientReader>, once: bool) {
+    if let Some(mut client) = client {
+        terminal.pump_in(&mut client).await;
+        if once {
+            terminal.end_input().await;
+        }
+    }
+}

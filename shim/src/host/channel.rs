@@ -1,0 +1,143 @@
+//! One end of a pipe or a terminal, read and written without blocking, and its pumps to and from a client.
+//!
+//! Used by streamed execs and by attach. Invariants: at most one piece of [`PIECE`] bytes is held for each direction; a
+//! client that does not take what it is given holds back whoever writes, and nobody else.
+//! Not here: what runs at the other end.
+
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+
+use coracle_runtime::terminal;
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::sync::watch;
+
+use super::io_error;
+use crate::lifecycle::Error;
+use crate::streaming::Size;
+
+/// Bytes moved at a time.
+const PIECE: usize = 32 * 1024;
+/// Most that is still taken of a program that has ended, should somebody it left behind go on writing. Bytes.
+const REST: usize = 1 << 20;
+/// What a terminal takes for the end of its input. Source: termios(3), VEOF.
+const END_OF_INPUT: &[u8] = &[4];
+
+/// One end of a pipe, or the controlling side of a terminal.
+pub(super) struct Channel(AsyncFd<OwnedFd>);
+
+/// Where a client's bytes come from.
+pub(super) type ClientReader = Box<dyn AsyncRead + Send + Unpin>;
+/// Where they go.
+pub(super) type ClientWriter = Box<dyn AsyncWrite + Send + Unpin>;
+
+impl Channel {
+    /// Errors: the kernel cannot watch it.
+    #[allow(
+        deprecated,
+        reason = "its successor is unsafe for descriptors that may be closed under it; this one is owned"
+    )]
+    pub(super) fn new(fd: OwnedFd) -> Result<Self, Error> {
+        let made = rustix::io::ioctl_fionbio(&fd, true).map_err(io::Error::from);
+        let made = made.and_then(|()| AsyncFd::new(fd));
+        made.map(Self)
+            .map_err(|error| io_error("watch a stream of a container", error))
+    }
+
+    /// What can be read now; 0 at its end, which a terminal tells by an error.
+    fn take(&self, piece: &mut [u8]) -> io::Result<usize> {
+        match rustix::io::read(&self.0, piece) {
+            Err(rustix::io::Errno::IO) => Ok(0),
+            got => Ok(got?),
+        }
+    }
+
+    async fn put(&self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let mut ready = self.0.writable().await?;
+            match ready.try_io(|fd| Ok(rustix::io::write(fd, bytes)?)) {
+                Ok(Ok(written)) => bytes = &bytes[written..],
+                Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+                Ok(Err(error)) => return Err(error),
+                Err(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes what comes until its end and gives it to `client`; a client that is gone is not waited for. Once `ended`
+    /// says so, only what is there already.
+    pub(super) async fn pump_out(
+        &self,
+        mut client: Option<ClientWriter>,
+        mut ended: watch::Receiver<bool>,
+    ) {
+        let mut piece = vec![0; PIECE];
+        let mut rest = REST;
+        while rest > 0 {
+            // Asked of the kernel: the reactor may not have heard of the last bytes.
+            match self.take(&mut piece) {
+                Ok(0) => break,
+                Ok(got) => {
+                    if *ended.borrow() {
+                        rest = rest.saturating_sub(got);
+                    }
+                    if let Some(writer) = &mut client
+                        && writer.write_all(&piece[..got]).await.is_err()
+                    {
+                        client = None;
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() != io::ErrorKind::WouldBlock => break,
+                Err(_) if *ended.borrow() => break,
+                Err(_) => {
+                    tokio::select! {
+                        ready = self.0.readable() => match ready {
+                            Ok(mut ready) => ready.clear_ready(),
+                            Err(_) => break,
+                        },
+                        _ = ended.changed() => {}
+                    }
+                }
+            }
+        }
+        if let Some(mut writer) = client {
+            let _ = writer.shutdown().await;
+        }
+    }
+
+    /// Gives what the client sends to whoever reads, until the client's end. What nobody reads any more is taken and
+    /// dropped, so that it does not hold back the client's other streams.
+    pub(super) async fn pump_in(&self, client: &mut ClientReader) {
+        let mut piece = vec![0; PIECE];
+        let mut heard = true;
+        loop {
+            match client.read(&mut piece).await {
+                Ok(0) | Err(_) => return,
+                Ok(got) if heard => heard = self.put(&piece[..got]).await.is_ok(),
+                Ok(_) => {}
+            }
+        }
+    }
+
+    /// Tells a terminal that no more is typed.
+    pub(super) async fn end_input(&self) {
+        let _ = self.put(END_OF_INPUT).await;
+    }
+
+    /// Keeps a terminal as large as the client's.
+    pub(super) async fn follow_size(&self, mut size: watch::Receiver<Option<Size>>) {
+        loop {
+            let newest = *size.borrow_and_update();
+            if let Some(Size { width, height }) = newest
+                && let Err(error) = terminal::resize(self.0.get_ref().as_fd(), width, height)
+            {
+                tracing::debug!(error = %error, "a terminal was not resized");
+            }
+            if size.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+}

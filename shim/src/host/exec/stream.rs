@@ -1,0 +1,184 @@
+//! A streamed exec: its pipes or its terminal, joined to a client.
+//!
+//! ```text
+//! client --Streams--> pumps here --pipes, by descriptor--> program
+//!                              or --controlling side--> terminal
+//! ```
+//! Invariants: the keeper copies nothing; the program's end ends the session once its output was taken, whoever still
+//! holds a pipe; a session that is dropped kills everything the program started.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use coracle_runtime::keeper::{Exec, ExecStreams};
+use coracle_runtime::terminal;
+use tokio::sync::watch;
+
+use super::{Stdio, pipe};
+use crate::host::channel::{Channel, ClientReader};
+use crate::host::launch::Launch;
+use crate::host::{Host, io_error, runtime_error};
+use crate::lifecycle::{Error, Kind, Payload};
+use crate::streaming::{ExecWish, Streams};
+
+/// Our ends of an exec's streams.
+enum Ours {
+    Pipes {
+        stdin: Option<Channel>,
+        stdout: Channel,
+        stderr: Channel,
+    },
+    Terminal(Channel),
+    /// The program has yet to send it.
+    TerminalToCome,
+}
+
+impl Host {
+    /// Runs a program in the container of `launch`, which runs, with the client's streams; its exit code.
+    ///
+    /// Errors: StartFailed when the program cannot be executed, WrongPhase when the container has ended meanwhile.
+    pub async fn exec_stream(
+        self: &Arc<Self>,
+        launch: &Launch,
+        wish: ExecWish,
+        streams: Streams,
+    ) -> Result<i32, Error> {
+        let mut leaf = self.exec_leaf(launch).await?;
+        let stdio = Stdio {
+            stdin: wish.stdin,
+            tty: wish.tty,
+        };
+        let (theirs, ours) = ends(stdio, &launch.plan.payload)?;
+        let with = (stdio, theirs);
+        let order = self.exec_order(launch, wish.argv, &leaf.cgroup, with);
+        let order = order.await?;
+        let what = || format!("exec in container {}", launch.id);
+        let started = launch.keeper.exec(order, &self.parts.filters).await;
+        let mut exec = started.map_err(|error| runtime_error(what(), error))?;
+        leaf.process = Some(exec.process.clone());
+        let ours = match (ours, exec.terminal.take()) {
+            (Ours::TerminalToCome, Some(terminal)) => Ours::Terminal(Channel::new(terminal)?),
+            (ours, _) => ours,
+        };
+        let code = converse(&mut exec, ours, streams).await?;
+        leaf.ended = true;
+        Ok(code)
+    }
+}
+
+/// The program's ends of its streams, and ours.
+fn ends(stdio: Stdio, payload: &Payload) -> Result<(ExecStreams, Ours), Error> {
+    if !stdio.tty {
+        let ((out, stdout), (err, stderr)) = (pipe()?, pipe()?);
+        let (stdin, input) = match stdio.stdin {
+            true => {
+                let (read, write) = pipe()?;
+                (Some(read), Some(Channel::new(write)?))
+            }
+            false => (None, None),
+        };
+        let ours = Ours::Pipes {
+            stdin: input,
+            stdout: Channel::new(out)?,
+            stderr: Channel::new(err)?,
+        };
+        let theirs = ExecStreams::Given {
+            stdin,
+            stdout,
+            stderr,
+        };
+        return Ok((theirs, ours));
+    }
+    match payload {
+        Payload::Linux(_) => Ok((ExecStreams::OwnTerminal, Ours::TerminalToCome)),
+        // It has no terminals of its own to make one from.
+        Payload::Wasm(_) => {
+            let pair = terminal::pair();
+            let (control, side) = pair.map_err(|error| io_error("make a terminal", error))?;
+            let theirs = ExecStreams::Given {
+                stdin: Some(copy(&side)?),
+                stdout: copy(&side)?,
+                stderr: side,
+            };
+            Ok((theirs, Ours::Terminal(Channel::new(control)?)))
+        }
+    }
+}
+
+fn copy(fd: &OwnedFd) -> Result<OwnedFd, Error> {
+    fd.try_clone()
+        .map_err(|error| io_error("copy a terminal's descriptor", error))
+}
+
+/// Moves bytes until the program has ended and its output was taken; its exit code.
+async fn converse(exec: &mut Exec, ours: Ours, streams: Streams) -> Result<i32, Error> {
+    let (say_ended, ended) = watch::channel(false);
+    let Streams {
+        stdin,
+        stdout,
+        stderr,
+        size,
+    } = streams;
+    match ours {
+        Ours::Pipes {
+            stdin: input,
+            stdout: out,
+            stderr: err,
+        } => {
+            let feeding = async move {
+                if let (Some(mut client), Some(input)) = (stdin, input) {
+                    input.pump_in(&mut client).await;
+                    // Closing our end is what the program sees of the client's.
+                    drop(input);
+                }
+            };
+            let output = async {
+                let out = out.pump_out(stdout, ended.clone());
+                tokio::join!(out, err.pump_out(stderr, ended.clone()));
+            };
+            until_end(exec, say_ended, output, feeding).await
+        }
+        Ours::Terminal(terminal) => {
+            let feeding = async {
+                tokio::join!(terminal.follow_size(size), type_in(&terminal, stdin));
+            };
+            let output = terminal.pump_out(stdout, ended.clone());
+            until_end(exec, say_ended, output, feeding).await
+        }
+        Ours::TerminalToCome => Err(Error::new(
+            Kind::Bug,
+            "an exec's terminal did not come from its keeper",
+        )),
+    }
+}
+
+async fn type_in(terminal: &Channel, client: Option<ClientReader>) {
+    if let Some(mut client) = client {
+        terminal.pump_in(&mut client).await;
+        terminal.end_input().await;
+    }
+}
+
+/// Waits for an exec's end while its streams move, and then for its output; its exit code.
+async fn until_end(
+    exec: &mut Exec,
+    say_ended: watch::Sender<bool>,
+    output: impl Future<Output = ()>,
+    feeding: impl Future<Output = ()>,
+) -> Result<i32, Error> {
+    let end = async {
+        let exit = exec.ended().await;
+        let _ = say_ended.send(true);
+        exit
+    };
+    let feeding = async {
+        feeding.await;
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        ((), exit) = async { tokio::join!(output, end) } => exit
+            .map(|exit| exit.code)
+            .map_err(|error| runtime_error("wait for an exec's end", error)),
+        () = feeding => Err(Error::new(Kind::Bug, "the input of an exec cannot end it")),
+    }
+}
