@@ -42,13 +42,8 @@ impl Table {
         if outputs.len() != wanted.len() {
             return Err(refuse(format!("got {} pipes to fill", outputs.len())));
         }
-        let input = match (&entry.terminal, joining.stdin) {
-            (_, false) => None,
-            (Some(control), true) => Some(control.try_clone()?),
-            (None, true) if joining.once => entry.stdin.take(),
-            (None, true) => entry.stdin.as_ref().map(OwnedFd::try_clone).transpose()?,
-        };
-        if joining.stdin && input.is_none() {
+        let has_input = entry.terminal.is_some() || entry.stdin.is_some();
+        if joining.stdin && !has_input {
             let text = "has no standard input, or its one client has come already";
             return Err(refuse(text.into()));
         }
@@ -59,6 +54,12 @@ impl Table {
                 return Err(refuse("has as many attached clients as it can".into()));
             }
         }
+        let input = match (&entry.terminal, joining.stdin) {
+            (_, false) => None,
+            (Some(control), true) => Some(control.try_clone()?),
+            (None, true) if joining.once => entry.stdin.take(),
+            (None, true) => entry.stdin.as_ref().map(OwnedFd::try_clone).transpose()?,
+        };
         let tty = entry.terminal.is_some();
         Ok(Joined { tty, input })
     }
