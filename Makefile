@@ -94,6 +94,14 @@ conformance: ## build, then run critest (as root; FOCUS=REGEX SKIP=REGEX WEBSOCK
 	$(if $(LSM),GUEST_FILES='release/coracle tools/busybox tools/critest tools/critest.version' \
 	    GUEST_COMMAND='bash /run/guest/critest.sh --focus AppArmor' GUEST_TESTS=release/conformance $(GUEST))
 
+# A kubelet and a kubectl of the pinned release are built from their modules the first time: some ten minutes.
+.PHONY: kubelet
+kubelet: ## build, then hold a real kubelet's static pods to what kubelet promises (as root; TESTS=)
+	@.ci/packages $(TEST_PACKAGES)
+	$(CARGO) build --release --workspace --bins
+	tests/tools/kubelet.sh >/dev/null
+	$(CARGO) test --release --workspace --test kubelet -- --ignored $(TESTS)
+
 .PHONY: lint
 lint: ## formatting, clippy, and cargo-deny where it is installed
 	@.ci/packages $(BUILD_PACKAGES)

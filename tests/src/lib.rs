@@ -20,6 +20,7 @@ pub mod faulty;
 pub mod fuse;
 pub mod guests;
 pub mod http;
+pub mod kubelet;
 pub mod leaks;
 pub mod linux;
 pub mod log;

@@ -1,0 +1,14 @@
+//! Promises that a real kubelet makes about pods on Coracle: probes, restarts, logs, numbers, streams, images.
+//!
+//! `make kubelet` builds the kubelet and runs them (as root); they are not part of `make test`, because the build takes
+//! ten minutes and a pod's life by the kubelet's clock many seconds. Each test has a node of its own, see
+//! `coracle_tests::kubelet`.
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test stops at the first thing that is not as it should be"
+)]
+
+#[path = "kubelet/lives.rs"]
+mod lives;
+#[path = "kubelet/node.rs"]
+mod node;

@@ -1,0 +1,130 @@
+//! How long containers live: probes, failures, back-off, the end of a pod, a daemon that is killed.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::node::{node, pod, restarts, script, status, wasm};
+
+const SERVE: &str = "mkdir /www; echo fine > /www/index.html; touch /tmp/healthy; httpd -f -p 8080 -h /www & \
+                     trap 'exit 0' TERM; wait; while :; do sleep 1; done";
+
+fn probed(name: &str, probe: &Value) -> Value {
+    let mut container = script(name, SERVE);
+    let mut probe = probe.clone();
+    probe["periodSeconds"] = json!(1);
+    probe["failureThreshold"] = json!(2);
+    container["livenessProbe"] = probe.clone();
+    container["readinessProbe"] = probe;
+    container
+}
+
+#[tokio::test]
+#[ignore = "needs a kubelet: make kubelet"]
+async fn probes_pass_and_a_container_whose_liveness_probe_fails_is_restarted() {
+    let node = node(json!({})).await;
+    let probes = [
+        (
+            "exec",
+            json!({"exec": {"command": ["cat", "/tmp/healthy"]}}),
+        ),
+        ("http", json!({"httpGet": {"path": "/", "port": 8080}})),
+        ("tcp", json!({"tcpSocket": {"port": 8080}})),
+    ];
+    for (name, probe) in &probes {
+        node.put(&pod(name, &[probed("web", probe)])).unwrap();
+    }
+    for (name, _) in &probes {
+        node.ready(name).await.unwrap();
+    }
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    for (name, _) in &probes {
+        assert_eq!(restarts(&node.pod(name).unwrap(), "web"), 0, "{name}");
+    }
+    let spoil = |name: &str, words: &[&str]| {
+        let full = format!("{name}-node1");
+        let words: Vec<&str> = [&["exec", &full, "--"], words].concat();
+        node.says(true, &words).unwrap();
+    };
+    spoil("exec", &["rm", "/tmp/healthy"]);
+    spoil("http", &["rm", "/www/index.html"]);
+    spoil("tcp", &["killall", "httpd"]);
+    for (name, _) in &probes {
+        let seen = node
+            .wait(name, "restarted", |pod| restarts(pod, "web") == 1)
+            .await
+            .unwrap();
+        let last = &status(&seen, "web")["lastState"]["terminated"];
+        assert_eq!(last["exitCode"], 0, "{name}: {last}");
+        node.ready(name).await.unwrap();
+    }
+    node.finish().await.unwrap();
+}
+
+#[tokio::test]
+#[ignore = "needs a kubelet: make kubelet"]
+async fn a_failing_container_is_restarted_with_back_off_and_says_how_it_failed() {
+    let node = node(json!({})).await;
+    let mut fails = script("fails", "echo trouble > /dev/termination-log; exit 7");
+    fails["terminationMessagePolicy"] = json!("FallbackToLogsOnError");
+    node.put(&pod("linux", &[fails])).unwrap();
+    node.put(&pod("wasm", &[wasm("traps", &["trap"])])).unwrap();
+    for (name, container, code, reason) in [
+        ("linux", "fails", 7, "Error"),
+        ("wasm", "traps", 134, "WasmTrap"),
+    ] {
+        let waiting = |pod: &Value| {
+            let one = status(pod, container);
+            restarts(pod, container) >= 2 && one["state"]["waiting"]["reason"] == "CrashLoopBackOff"
+        };
+        let seen = node.wait(name, "backing off", waiting).await.unwrap();
+        let last = &status(&seen, container)["lastState"]["terminated"];
+        assert_eq!(
+            (&last["exitCode"], &last["reason"]),
+            (&json!(code), &json!(reason)),
+            "{last}"
+        );
+        if name == "linux" {
+            assert_eq!(last["message"], "trouble\n");
+        }
+    }
+    node.finish().await.unwrap();
+}
+
+#[tokio::test]
+#[ignore = "needs a kubelet: make kubelet"]
+async fn a_killed_daemon_costs_no_pod_and_the_kubelet_goes_on() {
+    let mut node = node(json!({})).await;
+    let beat = script(
+        "beat",
+        "trap 'exit 0' TERM; while :; do echo tick; sleep 0.2; done",
+    );
+    node.put(&pod("linux", &[beat])).unwrap();
+    node.put(&pod("wasm", &[wasm("sleeper", &["sleep", "1000"])]))
+        .unwrap();
+    let before = [
+        node.ready("linux").await.unwrap(),
+        node.ready("wasm").await.unwrap(),
+    ];
+    let ids = before
+        .clone()
+        .map(|pod| pod["status"]["containerStatuses"][0]["containerID"].clone());
+    node.daemon().kill();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    node.daemon().restart().await.unwrap();
+    node.put(&pod("after", &[script("new", "sleep 1000")]))
+        .unwrap();
+    node.ready("after").await.unwrap();
+    for (name, id) in ["linux", "wasm"].iter().zip(&ids) {
+        let seen = node.ready(name).await.unwrap();
+        let one = &seen["status"]["containerStatuses"][0];
+        assert_eq!(
+            (&one["restartCount"], &one["containerID"]),
+            (&json!(0), id),
+            "{name}"
+        );
+    }
+    let ticks = node.says(true, &["logs", "linux-node1"]).unwrap();
+    assert!(ticks.lines().count() > 15, "{ticks}");
+    node.finish().await.unwrap();
+}
