@@ -22,6 +22,7 @@ mod lease;
 )]
 mod namespace;
 mod netlink;
+mod nft;
 mod plumbing;
 mod subnet;
 mod visit;

@@ -2,15 +2,18 @@
 //! Called by [`super::Network`] on blocking threads of the host's network namespace.
 //!
 //! ```text
-//! attach: lease -> veth with its peer in the pod's namespace -> host's end -> pod's end
-//! detach: lease back. The veth goes with the namespace; deleting it here would cost 40 ms.
-//! sweep:  leases and veths without a live pod
+//! attach: lease -> host ports -> veth with its peer in the pod's namespace -> host's end -> pod's end
+//! detach: host ports and lease back. The veth goes with the namespace; deleting it here would cost 40 ms.
+//! sweep:  leases, veths and host ports without a live pod
 //! ```
 //! Invariants: an address is leased only when no interface of its name exists (a dropped namespace
 //! answers for some 30 ms more); a failed attach leaves neither lease nor interface; an interface
 //! is deleted only if name, kind and MAC say that it is ours. The node's own settings are left
 //! alone: what leaves the node needs `net.ipv4.ip_forward` and routes from whoever runs it.
-//! Not here: masquerading, policies, ports.
+//! Not here: masquerading of what leaves the node, policies.
+
+mod ports;
+mod table;
 
 use std::collections::HashSet;
 use std::fs;
@@ -26,6 +29,8 @@ use super::netlink::{Link, Netlink};
 use super::plumbing::{self, Endpoint, POD_INTERFACE};
 use super::subnet::{Ipv4Subnet, Ipv6Subnet};
 use super::{Attachment, NetworkWish};
+use ports::Ports;
+use table::Table;
 
 /// The first number that is tried for the group in which orphans are deleted together.
 const ORPHAN_GROUP: u32 = 0x000c_04ac;
@@ -51,6 +56,7 @@ pub struct Builtin {
     config: BuiltinConfig,
     kernel_has_v6: bool,
     leases: Mutex<Leases>,
+    ports: Ports,
 }
 
 impl Builtin {
@@ -86,10 +92,16 @@ impl Builtin {
             });
         }
         let leases = Mutex::new(Leases::open(&config.lease_dir, config.subnet_v4)?);
+        let ports = Ports::new(Table {
+            name: format!("coracle-{}", config.interface_prefix),
+            interface_prefix: config.interface_prefix.clone(),
+            sender_v6: config.subnet_v6.map(|subnet| subnet.address(0)),
+        });
         Ok(Self {
             config,
             kernel_has_v6,
             leases,
+            ports,
         })
     }
 
@@ -99,20 +111,14 @@ impl Builtin {
         let host = Netlink::open()?;
         let is_in_use = |index| Ok(host.index(&self.endpoint(index).host_interface)?.is_some());
         let lease = self.lock_leases().take(pod, is_in_use)?;
-        let endpoint = self.endpoint(lease.index);
-        let done = self.make(&host, netns, &endpoint, lease).and_then(|pod| {
+        let endpoint = Endpoint {
+            serves_loopback: !wish.ports.is_empty(),
+            ..self.endpoint(lease.index)
+        };
+        if let Err(error) = self.connect(&host, netns, &endpoint, (wish, lease)) {
             // A pod that was attached before keeps what it has: the next attempt mends it.
-            self.configure(&host, &pod, &endpoint).inspect_err(|_| {
-                if lease.is_new {
-                    undo(&host, &endpoint)
-                }
-            })
-        });
-        if let Err(error) = done {
-            if lease.is_new
-                && let Err(second) = self.lock_leases().release(pod)
-            {
-                tracing::warn!(pod, error = %second, "the lease of a failed attach is left for the next sweep");
+            if lease.is_new {
+                self.give_back(pod);
             }
             return Err(error);
         }
@@ -122,6 +128,33 @@ impl Builtin {
             host_interface: endpoint.host_interface,
             ports: wish.ports.clone(),
         })
+    }
+
+    /// The ports come first: their table must be there before a veth lets packets of loopback addresses by.
+    fn connect(
+        &self,
+        host: &Netlink,
+        netns: BorrowedFd<'_>,
+        endpoint: &Endpoint,
+        (wish, lease): (&NetworkWish, Lease),
+    ) -> Result<(), Error> {
+        self.ports
+            .open(&wish.pod, &endpoint.addresses(), &wish.ports)?;
+        let pod = self.make(host, netns, endpoint, lease)?;
+        self.configure(host, &pod, endpoint).inspect_err(|_| {
+            if lease.is_new {
+                undo(host, endpoint);
+            }
+        })
+    }
+
+    /// After a failed attach; what cannot be undone, the next sweep finds.
+    fn give_back(&self, pod: &str) {
+        let closed = self.ports.close(pod);
+        let released = self.lock_leases().release(pod).map(drop);
+        if let Err(error) = closed.and(released) {
+            tracing::warn!(pod, error = %error, "what a failed attach held is left for the next sweep");
+        }
     }
 
     /// Makes the veth, unless an earlier attempt did. Gives a socket in the pod's namespace.
@@ -161,12 +194,15 @@ impl Builtin {
 
     /// See [`super::Network::detach`].
     pub fn detach(&self, attachment: &Attachment) -> Result<(), Error> {
+        // The address may be another pod's as soon as its lease is back.
+        self.ports.close(&attachment.pod)?;
         self.lock_leases().release(&attachment.pod).map(drop)
     }
 
     /// See [`super::Network::sweep`].
     pub fn sweep(&self, live: &[Attachment]) -> Result<Vec<String>, Error> {
-        let mut removed = self.sweep_leases(live)?;
+        let mut removed = self.ports.restore(live)?;
+        removed.extend(self.sweep_leases(live)?);
         let owned: HashSet<&str> = live
             .iter()
             .map(|attachment| attachment.host_interface.as_str())
@@ -244,6 +280,7 @@ impl Builtin {
             v4: self.config.subnet_v4.address(index),
             v6: self.config.subnet_v6.map(|subnet| subnet.address(index)),
             kernel_has_v6: self.kernel_has_v6,
+            serves_loopback: false,
         }
     }
 

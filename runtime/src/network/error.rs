@@ -32,6 +32,24 @@ pub enum Error {
         /// How many of them are leased.
         leased: usize,
     },
+    /// A port of the node that another pod has.
+    #[error("offer {port} for pod {pod}: pod {holder} has it until it is stopped")]
+    PortTaken {
+        /// The port, as `tcp port 80 of every address`.
+        port: String,
+        /// The pod.
+        pod: String,
+        /// The pod that has it; perhaps the same, when it asks for one port twice.
+        holder: String,
+    },
+    /// A port at an address of a family that the pod has not.
+    #[error("offer {port} for pod {pod}: the pod has no address of that family")]
+    PortFamily {
+        /// The port, as `tcp port 80 of [2001:db8::1]`.
+        port: String,
+        /// The pod.
+        pod: String,
+    },
     /// A pinned namespace that is no namespace any more.
     #[error(
         "open the pinned namespace {pin}: it is a plain file, its mount is gone (unmounted, or the node rebooted)"

@@ -3,6 +3,7 @@
 //! A socket stays in the network namespace it was opened in, whoever uses it later.
 //! Not here: what the messages mean (`plumbing` builds them).
 
+use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::thread;
 
@@ -11,6 +12,7 @@ use netlink_packet_core::{
     NlasIterator,
 };
 use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::address::AddressMessage;
 use netlink_packet_route::link::LinkMessage;
 use netlink_sys::{Socket, protocols::NETLINK_ROUTE};
 use rustix::io::Errno;
@@ -31,6 +33,10 @@ const IFLA_GROUP: u16 = 27;
 const IFLA_INFO_KIND: u16 = 1;
 const NLMSGERR_ATTR_MSG: u16 = 1;
 const RTM_NEWLINK: u16 = 16;
+const RTM_NEWADDR: u16 = 20;
+const IFADDRMSG_BYTES: usize = 8;
+const IFA_ADDRESS: u16 = 1;
+const IFA_LOCAL: u16 = 2;
 
 /// One request and the words for its error.
 pub(super) struct Request {
@@ -72,24 +78,9 @@ impl Netlink {
         Ok(Self { socket })
     }
 
-    /// A socket in `netns`, opened by a thread that enters it and ends there.
+    /// A socket in `netns`.
     pub(super) fn open_in(netns: BorrowedFd<'_>) -> Result<Self, Error> {
-        let enter = || {
-            move_into_link_name_space(netns, Some(LinkNameSpaceType::Network))
-                .map_err(|error| Error::io("enter", "the pod's network namespace", error))?;
-            Self::open()
-        };
-        thread::scope(|scope| {
-            let visitor = thread::Builder::new()
-                .name("netns".to_owned())
-                .spawn_scoped(scope, enter)
-                .map_err(|error| {
-                    Error::io("start a thread to enter", "a network namespace", error)
-                })?;
-            visitor
-                .join()
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        })
+        inside(netns, Self::open)
     }
 
     /// The index of interface `name`, if it exists.
@@ -171,30 +162,43 @@ impl Netlink {
 
     /// All interfaces of the namespace.
     pub(super) fn links(&self) -> Result<Vec<Link>, Error> {
+        let ask = RouteNetlinkMessage::GetLink(LinkMessage::default());
+        self.dump("interfaces", ask, RTM_NEWLINK, link)
+    }
+
+    /// All addresses of the namespace's interfaces.
+    pub(super) fn addresses(&self) -> Result<Vec<IpAddr>, Error> {
+        let ask = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+        self.dump("addresses", ask, RTM_NEWADDR, address)
+    }
+
+    /// What `read` makes of every message of `kind` in the answer.
+    fn dump<T>(
+        &self,
+        object: &str,
+        ask: RouteNetlinkMessage,
+        kind: u16,
+        read: impl Fn(&[u8]) -> Option<T>,
+    ) -> Result<Vec<T>, Error> {
         let mut datagram = Vec::new();
-        append(
-            &mut datagram,
-            0,
-            NLM_F_DUMP,
-            RouteNetlinkMessage::GetLink(LinkMessage::default()),
-        );
+        append(&mut datagram, 0, NLM_F_DUMP, ask);
         self.socket
             .send(&datagram, 0)
-            .map_err(|error| Error::io("list", "interfaces", error))?;
-        let mut links = Vec::new();
+            .map_err(|error| Error::io("list", object, error))?;
+        let mut found = Vec::new();
         let mut buffer = vec![0; RECEIVE_BYTES];
         loop {
             let length = self.receive(&mut buffer)?;
             let mut rest = &buffer[..length];
-            while let Some((kind, payload, next)) = split(rest) {
-                match kind {
-                    RTM_NEWLINK => links.extend(link(payload)),
-                    netlink_packet_core::NLMSG_DONE => return Ok(links),
+            while let Some((this, payload, next)) = split(rest) {
+                match this {
+                    netlink_packet_core::NLMSG_DONE => return Ok(found),
+                    this if this == kind => found.extend(read(payload)),
                     other => {
-                        let what = format!("message {other} in place of an interface");
+                        let what = format!("message {other} in place of one of type {kind}");
                         return Err(Error::Answer {
                             operation: "list",
-                            object: "interfaces".to_owned(),
+                            object: object.to_owned(),
                             what,
                         });
                     }
@@ -203,6 +207,27 @@ impl Netlink {
             }
         }
     }
+}
+
+/// Does `work` on a thread that enters `netns` and ends there.
+pub(super) fn inside<T: Send>(
+    netns: BorrowedFd<'_>,
+    work: impl FnOnce() -> Result<T, Error> + Send,
+) -> Result<T, Error> {
+    let enter = || {
+        move_into_link_name_space(netns, Some(LinkNameSpaceType::Network))
+            .map_err(|error| Error::io("enter", "the pod's network namespace", error))?;
+        work()
+    };
+    thread::scope(|scope| {
+        let visitor = thread::Builder::new()
+            .name("netns".to_owned())
+            .spawn_scoped(scope, enter)
+            .map_err(|error| Error::io("start a thread to enter", "a network namespace", error))?;
+        visitor
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
 fn append(datagram: &mut Vec<u8>, number: usize, flags: u16, message: RouteNetlinkMessage) {
@@ -269,6 +294,24 @@ fn link(payload: &[u8]) -> Option<Link> {
         }
     }
     Some(link)
+}
+
+/// The interface's own address; the other end's, where there is one, comes as another attribute.
+fn address(payload: &[u8]) -> Option<IpAddr> {
+    let mut found = None;
+    for attribute in NlasIterator::new(payload.get(IFADDRMSG_BYTES..)?).flatten() {
+        let value = attribute.value();
+        let address = match value.len() {
+            4 => <[u8; 4]>::try_from(value).ok().map(IpAddr::from),
+            _ => <[u8; 16]>::try_from(value).ok().map(IpAddr::from),
+        };
+        match attribute.kind() {
+            IFA_LOCAL => return address,
+            IFA_ADDRESS => found = address,
+            _ => {}
+        }
+    }
+    found
 }
 
 fn text(bytes: &[u8]) -> String {

@@ -29,13 +29,15 @@ use super::netlink::Request;
 
 /// The pod's interface.
 pub(super) const POD_INTERFACE: &str = "eth0";
-const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+/// What a pod sends to, to reach anybody. No interface has it.
+pub(super) const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 /// `lo` has this index in every network namespace. Source: net/loopback.c, `LOOPBACK_IFINDEX`.
 const LOOPBACK_INDEX: u32 = 1;
 // Source: linux/if_link.h and linux/ip.h.
 const IFLA_INET_CONF: u16 = 1;
 const IPV4_DEVCONF_FORWARDING: u16 = 1;
+const IPV4_DEVCONF_ROUTE_LOCALNET: u16 = 26;
 
 /// What one pod's connection looks like; follows from its address alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,6 +47,9 @@ pub(super) struct Endpoint {
     pub(super) v6: Option<Ipv6Addr>,
     /// Whether this kernel speaks IPv6 at all.
     pub(super) kernel_has_v6: bool,
+    /// Whether packets from the node's loopback addresses come by, for a host port. [`super::builtin`] sees to it
+    /// that the pod cannot send to those.
+    pub(super) serves_loopback: bool,
 }
 
 impl Endpoint {
@@ -107,9 +112,13 @@ pub(super) fn create(endpoint: &Endpoint, netns: BorrowedFd<'_>) -> Request {
 
 /// Everything on the host's end, whose index is `index`.
 pub(super) fn configure_host(endpoint: &Endpoint, index: u32) -> Vec<Request> {
-    let forwarding = DefaultNla::new(IPV4_DEVCONF_FORWARDING, 1u32.to_ne_bytes().to_vec());
-    let mut nested = vec![0; forwarding.buffer_len()];
-    forwarding.emit(&mut nested);
+    let on = |setting| DefaultNla::new(setting, 1u32.to_ne_bytes().to_vec());
+    let mut switches = vec![on(IPV4_DEVCONF_FORWARDING)];
+    if endpoint.serves_loopback {
+        switches.push(on(IPV4_DEVCONF_ROUTE_LOCALNET));
+    }
+    let mut nested = vec![0; switches.as_slice().buffer_len()];
+    switches.as_slice().emit(&mut nested);
     let inet = AfSpecUnspec::Inet(vec![AfSpecInet::Other(DefaultNla::new(
         IFLA_INET_CONF,
         nested,

@@ -1,19 +1,183 @@
-//! Holds a pod to its [`Egress`] by nftables in its network namespace.
+//! Holds a pod to its [`Egress`] by nftables in its network namespace: one table, one chain on what leaves.
+//!
+//! ```text
+//! loopback, answers, neighbour discovery      go on
+//! DNS to the pod's servers                    goes on if a host is listed by name
+//! what no list opens                          is rejected
+//! listed addresses, listed ports              go on
+//! the rest                                    is rejected
+//! ```
+//! A host that is listed by name has no address yet, so its port is open towards all addresses that are not refused:
+//! the names themselves are for the guest's host functions to hold. Rejected means an ICMP error to the sender: a
+//! connection fails at once and not after minutes.
+//! Invariant: the table is replaced whole; between two calls there is never none.
+//! Not here: packets that a process with CAP_NET_RAW sends past the kernel's IP stack.
 
 use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
 
 use super::super::error::Error;
-use super::Egress;
+use super::super::netlink::Netlink;
+use super::super::nft::{Base, Batch, Element, Hook, Kind, Nft, Rule, Set, Type};
+use super::{Cidr, Denied, Egress, List, Target};
+
+/// The table in a pod's namespace.
+pub(in crate::network) const TABLE: &str = "coracle-egress";
+const OUT: &str = "out";
+const LISTED: &str = "listed";
+const PORTS: &str = "ports";
+const NODE: &str = "node";
+const NODE_V4: Set = Set {
+    name: "node_v4",
+    key: &[Type::Ipv4],
+    value: &[],
+};
+const NODE_V6: Set = Set {
+    name: "node_v6",
+    key: &[Type::Ipv6],
+    value: &[],
+};
+/// `lo` has this index in every network namespace. Source: net/loopback.c, `LOOPBACK_IFINDEX`.
+const LOOPBACK_INDEX: u32 = 1;
+const DNS_PORT: u16 = 53;
+const WITH_PORTS: [i32; 3] = [libc::IPPROTO_TCP, libc::IPPROTO_UDP, libc::IPPROTO_SCTP];
+/// Multicast listener query to done, router solicitation to neighbour advertisement, and listener report version 2.
+/// Without them an IPv6 neighbour is not found. Source: RFC 2710, RFC 4861, RFC 3810.
+const NEIGHBOUR_DISCOVERY: [(u8, u8); 3] = [(130, 132), (133, 136), (143, 143)];
+
+impl Denied {
+    /// The addresses that this node has now, except loopback ones, at `ports` and [`Denied::USUAL_PORTS`]. To be
+    /// called in the node's network namespace. Errors: the kernel does not tell its addresses.
+    pub fn of_this_node(ports: &[(u16, u16)]) -> Result<Self, Error> {
+        let mut node = Netlink::open()?.addresses()?;
+        node.retain(|address| !address.is_loopback());
+        node.sort_unstable();
+        node.dedup();
+        let ports = Self::USUAL_PORTS.iter().chain(ports).copied().collect();
+        Ok(Self { node, ports })
+    }
+}
 
 /// Holds whatever runs in `netns` to `egress`. `resolvers` are the pod's DNS servers, which it may ask if any host
-/// is listed by name. To be called before the first process of the pod; repeating it replaces the rules.
-pub fn install(
-    _netns: BorrowedFd<'_>,
-    egress: &Egress,
-    _resolvers: &[IpAddr],
-) -> Result<(), Error> {
-    match egress {
-        Egress::Open | Egress::Listed(_) => Ok(()),
+/// is listed by name. To be called before the first process of the pod; repeating it replaces the rules. Nothing is
+/// done for [`Egress::Open`], so that such a pod pays nothing.
+/// Errors: the kernel has no nf_tables, or refuses the table; none is there then.
+pub fn install(netns: BorrowedFd<'_>, egress: &Egress, resolvers: &[IpAddr]) -> Result<(), Error> {
+    let Egress::Listed(list) = egress else {
+        return Ok(());
+    };
+    let resolvers = if egress.has_names() { resolvers } else { &[] };
+    Nft::open_in(netns)?.commit(table(list, resolvers))
+}
+
+fn table(list: &List, resolvers: &[IpAddr]) -> Batch {
+    let mut batch = Batch::new(TABLE);
+    batch.renew_table();
+    let base = Base {
+        kind: Kind::Filter,
+        hook: Hook::Output,
+        priority: 0,
+        accepts: false,
+    };
+    batch.add_chain(OUT, Some(base));
+    batch.add_chain(LISTED, None);
+    batch.add_chain(PORTS, None);
+    pass(&mut batch, resolvers);
+    refuse(&mut batch, &list.denied);
+    for rule in targets(list) {
+        batch.add_rule(LISTED, &rule);
     }
+    for rule in ports(list) {
+        batch.add_rule(PORTS, &rule);
+    }
+    batch.add_rule(OUT, &Rule::default().jump(LISTED));
+    for protocol in WITH_PORTS {
+        let rule = Rule::default().protocol(protocol as u8);
+        batch.add_rule(OUT, &rule.jump(PORTS));
+    }
+    batch.add_rule(OUT, &Rule::default().reject());
+    batch
+}
+
+/// What goes on without being listed.
+fn pass(batch: &mut Batch, resolvers: &[IpAddr]) {
+    let loopback = Rule::default().out_interface(LOOPBACK_INDEX);
+    batch.add_rule(OUT, &loopback.accept());
+    batch.add_rule(OUT, &Rule::default().established().accept());
+    for (first, last) in NEIGHBOUR_DISCOVERY {
+        let rule = Rule::default().ipv6().icmpv6_types(first, last);
+        batch.add_rule(OUT, &rule.accept());
+    }
+    // Before what is refused: a node's DNS cache often has a link-local address.
+    for resolver in resolvers {
+        for protocol in [libc::IPPROTO_UDP, libc::IPPROTO_TCP] {
+            let rule = towards(Cidr::host(resolver.to_canonical()))
+                .protocol(protocol as u8)
+                .ports(DNS_PORT, DNS_PORT);
+            batch.add_rule(OUT, &rule.accept());
+        }
+    }
+}
+
+/// What is rejected although it is listed.
+fn refuse(batch: &mut Batch, denied: &Denied) {
+    for network in Denied::NETWORKS {
+        batch.add_rule(OUT, &towards(network).reject());
+    }
+    // Sets, because a node may have thousands of addresses: kube-proxy can give it those of all services.
+    batch.add_chain(NODE, None);
+    for (first, last) in &denied.ports {
+        for protocol in WITH_PORTS {
+            let rule = Rule::default().protocol(protocol as u8);
+            batch.add_rule(NODE, &rule.ports(*first, *last).reject());
+        }
+    }
+    for set in [NODE_V4, NODE_V6] {
+        let is_ipv4 = set == NODE_V4;
+        let own = |address: &&IpAddr| address.is_ipv4() == is_ipv4;
+        let elements: Vec<Element> = denied.node.iter().filter(own).map(key).collect();
+        batch.add_set(set);
+        batch.add_elements(set, &elements);
+        let rule = match is_ipv4 {
+            true => Rule::default().ipv4(),
+            false => Rule::default().ipv6(),
+        };
+        batch.add_rule(OUT, &rule.destination_in(set).jump(NODE));
+    }
+}
+
+fn key(address: &IpAddr) -> Element {
+    let key = match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    };
+    Element {
+        key,
+        value: Vec::new(),
+    }
+}
+
+/// What goes on at all ports.
+fn targets(list: &List) -> impl Iterator<Item = Rule> {
+    let open = list.rules.iter().filter(|rule| rule.port.is_none());
+    open.map(|rule| match rule.target {
+        Target::Cidr(cidr) => towards(cidr).accept(),
+        Target::Name(_) | Target::Suffix(_) => Rule::default().accept(),
+    })
+}
+
+/// What goes on at one port.
+fn ports(list: &List) -> impl Iterator<Item = Rule> {
+    list.rules.iter().filter_map(|rule| {
+        let port = rule.port?;
+        let from = match rule.target {
+            Target::Cidr(cidr) => towards(cidr),
+            Target::Name(_) | Target::Suffix(_) => Rule::default(),
+        };
+        Some(from.ports(port, port).accept())
+    })
+}
+
+fn towards(cidr: Cidr) -> Rule {
+    Rule::default().family_of(cidr.base()).destination(cidr)
 }

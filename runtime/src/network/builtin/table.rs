@@ -1,0 +1,230 @@
+//! The one table of nftables that leads ports of the node to pods.
+//!
+//! ```text
+//! guard        raw, prerouting   what a pod sends to or from 127.0.0.0/8            is dropped
+//! arriving     nat, prerouting   what is addressed to the node                     -> offered
+//! made_here    nat, output       the same of the node's own programs               -> offered
+//! offered                        (address . protocol . port), (protocol . port)    -> pod . port, by maps
+//! leaving      nat, postrouting  loopback to a pod, a pod to itself: both need a sender that the pod can answer
+//! ```
+//! A packet from 127.0.0.1 leaves for a pod only if the pod's veth has `route_localnet`, which would let the pod send
+//! to the node's loopback as well: hence `guard`, which sees packets before any translation is undone, when the
+//! answers to our own are still addressed to the gateway. IPv6 has no such switch, so `::1` leads nowhere.
+//! Invariants: a lookup is one hash, however many pods have ports; the table is there exactly while one has.
+//! Not here: who has which port.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use super::super::egress::Cidr;
+use super::super::nft::{Base, Batch, Element, Hook, Kind, Rule, Set, Type, concat};
+use super::super::plumbing::GATEWAY_V4;
+use super::super::{HostPort, Protocol};
+
+const OFFERED: &str = "offered";
+// Source: linux/netfilter_ipv4.h, NF_IP_PRI_RAW, NF_IP_PRI_NAT_DST and NF_IP_PRI_NAT_SRC.
+const PRIORITY_RAW: i32 = -300;
+const PRIORITY_NAT_DST: i32 = -100;
+const PRIORITY_NAT_SRC: i32 = 100;
+
+const EXACT_V4: Set = Set {
+    name: "exact_v4",
+    key: &[Type::Ipv4, Type::Protocol, Type::Port],
+    value: &[Type::Ipv4, Type::Port],
+};
+const ANY_V4: Set = Set {
+    name: "any_v4",
+    key: &[Type::Protocol, Type::Port],
+    value: &[Type::Ipv4, Type::Port],
+};
+const SELF_V4: Set = Set {
+    name: "self_v4",
+    key: &[Type::Ipv4, Type::Ipv4],
+    value: &[],
+};
+const EXACT_V6: Set = Set {
+    name: "exact_v6",
+    key: &[Type::Ipv6, Type::Protocol, Type::Port],
+    value: &[Type::Ipv6, Type::Port],
+};
+const ANY_V6: Set = Set {
+    name: "any_v6",
+    key: &[Type::Protocol, Type::Port],
+    value: &[Type::Ipv6, Type::Port],
+};
+const SELF_V6: Set = Set {
+    name: "self_v6",
+    key: &[Type::Ipv6, Type::Ipv6],
+    value: &[],
+};
+const SETS: [Set; 6] = [EXACT_V4, ANY_V4, SELF_V4, EXACT_V6, ANY_V6, SELF_V6];
+
+/// What a table is made of.
+#[derive(Clone, Debug)]
+pub(super) struct Table {
+    /// Its name.
+    pub(super) name: String,
+    /// What names of the node's ends of veths begin with.
+    pub(super) interface_prefix: String,
+    /// Who a pod sees when it reaches itself by IPv6: an address that no pod has.
+    pub(super) sender_v6: Option<Ipv6Addr>,
+}
+
+/// The ports of one pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Mapping {
+    /// Its addresses.
+    pub(super) addresses: Vec<IpAddr>,
+    /// Its ports.
+    pub(super) ports: Vec<HostPort>,
+}
+
+impl Table {
+    /// Puts this table with the ports of `mappings` in place of what is there.
+    pub(super) fn renew<'a>(&self, mappings: impl Iterator<Item = &'a Mapping>) -> Batch {
+        let mut batch = Batch::new(&self.name);
+        batch.renew_table();
+        for set in SETS {
+            batch.add_set(set);
+        }
+        self.add_chains(&mut batch);
+        let mut all: [Vec<Element>; SETS.len()] = Default::default();
+        for mapping in mappings {
+            for (all, own) in all.iter_mut().zip(elements(mapping)) {
+                all.extend(own);
+            }
+        }
+        for (set, elements) in SETS.into_iter().zip(&all) {
+            batch.add_elements(set, elements);
+        }
+        batch
+    }
+
+    /// Adds the ports of one pod.
+    pub(super) fn add(&self, mapping: &Mapping) -> Batch {
+        let mut batch = Batch::new(&self.name);
+        for (set, elements) in SETS.into_iter().zip(elements(mapping)) {
+            batch.add_elements(set, &elements);
+        }
+        batch
+    }
+
+    /// Takes them out.
+    pub(super) fn remove(&self, mapping: &Mapping) -> Batch {
+        let mut batch = Batch::new(&self.name);
+        for (set, elements) in SETS.into_iter().zip(elements(mapping)) {
+            batch.delete_elements(set, &elements);
+        }
+        batch
+    }
+
+    /// Deletes the table.
+    pub(super) fn delete(&self) -> Batch {
+        let mut batch = Batch::new(&self.name);
+        batch.delete_table();
+        batch
+    }
+
+    fn add_chains(&self, batch: &mut Batch) {
+        let base = |kind, hook, priority| Base {
+            kind,
+            hook,
+            priority,
+            accepts: true,
+        };
+        let arriving = base(Kind::Nat, Hook::Prerouting, PRIORITY_NAT_DST);
+        let made_here = base(Kind::Nat, Hook::Output, PRIORITY_NAT_DST);
+        batch.add_chain(OFFERED, None);
+        for map in [EXACT_V4, ANY_V4] {
+            batch.add_rule(OFFERED, &Rule::default().ipv4().dnat_by(map));
+        }
+        for map in [EXACT_V6, ANY_V6] {
+            batch.add_rule(OFFERED, &Rule::default().ipv6().dnat_by(map));
+        }
+        for (name, base) in [("arriving", arriving), ("made_here", made_here)] {
+            batch.add_chain(name, Some(base));
+            let rule = Rule::default().destination_is_local();
+            batch.add_rule(name, &rule.jump(OFFERED));
+        }
+        self.add_guard(batch, base(Kind::Filter, Hook::Prerouting, PRIORITY_RAW));
+        self.add_leaving(batch, base(Kind::Nat, Hook::Postrouting, PRIORITY_NAT_SRC));
+    }
+
+    fn add_guard(&self, batch: &mut Batch, base: Base) {
+        batch.add_chain("guard", Some(base));
+        let from_pods = || {
+            Rule::default()
+                .interfaces(base.hook, &self.interface_prefix)
+                .ipv4()
+        };
+        let loopback = loopback_v4();
+        batch.add_rule("guard", &from_pods().destination(loopback).drop());
+        batch.add_rule("guard", &from_pods().source(loopback).drop());
+    }
+
+    fn add_leaving(&self, batch: &mut Batch, base: Base) {
+        batch.add_chain("leaving", Some(base));
+        let to_pods = || Rule::default().interfaces(base.hook, &self.interface_prefix);
+        let loopback = to_pods().ipv4().source(loopback_v4());
+        batch.add_rule("leaving", &loopback.snat_to(GATEWAY_V4.into()));
+        let itself = to_pods().ipv4().source_and_destination_in(SELF_V4);
+        batch.add_rule("leaving", &itself.snat_to(GATEWAY_V4.into()));
+        if let Some(sender) = self.sender_v6 {
+            let itself = to_pods().ipv6().source_and_destination_in(SELF_V6);
+            batch.add_rule("leaving", &itself.snat_to(sender.into()));
+        }
+    }
+}
+
+fn loopback_v4() -> Cidr {
+    // Its last 24 bits are zero.
+    Cidr::new(Ipv4Addr::new(127, 0, 0, 0).into(), 8)
+        .unwrap_or(Cidr::host(Ipv4Addr::LOCALHOST.into()))
+}
+
+/// What one pod adds to each of [`SETS`]. A port of every address is offered in the families that the pod has.
+fn elements(mapping: &Mapping) -> [Vec<Element>; SETS.len()] {
+    let mut all: [Vec<Element>; SETS.len()] = Default::default();
+    for address in &mapping.addresses {
+        let (first, own) = match address {
+            IpAddr::V4(address) => (0, address.octets().to_vec()),
+            IpAddr::V6(address) => (3, address.octets().to_vec()),
+        };
+        let [exact, any, itself] = &mut all[first..first + 3] else {
+            continue;
+        };
+        for port in &mapping.ports {
+            let protocol = [protocol_number(port.protocol)];
+            let host_port = port.host_port.to_be_bytes();
+            let value = concat(&[&own, &port.container_port.to_be_bytes()]);
+            let at = match port.host_ip.map(|at| at.to_canonical()) {
+                Some(at) if at.is_ipv4() != address.is_ipv4() => continue,
+                Some(at) if !at.is_unspecified() => Some(at),
+                _ => None,
+            };
+            let (key, set) = match at {
+                Some(IpAddr::V4(at)) => {
+                    (concat(&[&at.octets(), &protocol, &host_port]), &mut *exact)
+                }
+                Some(IpAddr::V6(at)) => {
+                    (concat(&[&at.octets(), &protocol, &host_port]), &mut *exact)
+                }
+                None => (concat(&[&protocol, &host_port]), &mut *any),
+            };
+            set.push(Element { key, value });
+        }
+        itself.push(Element {
+            key: concat(&[&own, &own]),
+            value: Vec::new(),
+        });
+    }
+    all
+}
+
+/// The protocol's number in an IP header. Source: linux/in.h.
+pub(super) fn protocol_number(protocol: Protocol) -> u8 {
+    match protocol {
+        Protocol::Tcp => 6,
+        Protocol::Udp => 17,
+        Protocol::Sctp => 132,
+    }
+}

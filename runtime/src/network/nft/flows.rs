@@ -1,0 +1,113 @@
+//! Makes the kernel forget connections that it still translates as when they began.
+//!
+//! A UDP sender that never pauses keeps its entry alive: one from before a host port was offered goes past the pod
+//! for ever, and one that outlives the pod reaches whoever has its address next.
+//! Not here: which entries are stale.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use super::attributes::find;
+use super::{Attributes, Error, Head, NFNL_SUBSYS_CTNETLINK, NLM_F_ACK, NLM_F_DUMP, Nft, append};
+
+// Source: linux/netfilter/nfnetlink_conntrack.h.
+const IPCTNL_MSG_CT_GET: u16 = 1;
+const IPCTNL_MSG_CT_DELETE: u16 = 2;
+const CTA_TUPLE_ORIG: u16 = 1;
+const CTA_TUPLE_REPLY: u16 = 2;
+const CTA_ID: u16 = 12;
+const CTA_ZONE: u16 = 18;
+const CTA_TUPLE_IP: u16 = 1;
+const CTA_TUPLE_PROTO: u16 = 2;
+const CTA_IP_V4_SRC: u16 = 1;
+const CTA_IP_V4_DST: u16 = 2;
+const CTA_IP_V6_SRC: u16 = 3;
+const CTA_IP_V6_DST: u16 = 4;
+const CTA_PROTO_NUM: u16 = 1;
+const CTA_PROTO_DST_PORT: u16 = 3;
+/// Bytes of an nfgenmsg.
+const FAMILY_HEADER_BYTES: usize = 4;
+const NLA_F_NESTED: u16 = 1 << 15;
+
+/// One entry of the connection table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::network) struct Flow {
+    /// Transport protocol, by its number.
+    pub(in crate::network) protocol: u8,
+    /// Where its first packet was sent.
+    pub(in crate::network) target: IpAddr,
+    /// To which port of it; 0 for protocols without ports.
+    pub(in crate::network) port: u16,
+    /// Who answers: whom the first packet was given to.
+    pub(in crate::network) answers: IpAddr,
+}
+
+/// Forgets every connection of which `is_stale` says yes, and returns how many. One that ends meanwhile is fine.
+pub(in crate::network) fn forget_flows(
+    nft: &Nft,
+    is_stale: impl Fn(&Flow) -> bool,
+) -> Result<usize, Error> {
+    let mut stale = Vec::new();
+    for family in [libc::AF_INET, libc::AF_INET6] {
+        let mut message = Vec::new();
+        let head = head(IPCTNL_MSG_CT_GET, NLM_F_DUMP, family);
+        append(&mut message, head, &[]);
+        nft.ask("list", &message, |entry| {
+            let entry = entry.get(FAMILY_HEADER_BYTES..).unwrap_or_default();
+            if flow(entry).is_some_and(|flow| is_stale(&flow)) {
+                stale.push((family, key(entry)));
+            }
+        })?;
+    }
+    for (family, key) in &stale {
+        let mut message = Vec::new();
+        let head = head(IPCTNL_MSG_CT_DELETE, NLM_F_ACK, *family);
+        append(&mut message, head, key.bytes());
+        match nft.ask("forget", &message, |_| {}) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+            done => done?,
+        }
+    }
+    Ok(stale.len())
+}
+
+fn head(message: u16, flags: u16, family: i32) -> Head {
+    Head {
+        kind: NFNL_SUBSYS_CTNETLINK << 8 | message,
+        flags,
+        // AF_INET and AF_INET6 are 2 and 10.
+        family: family as u8,
+        ..Head::default()
+    }
+}
+
+fn flow(entry: &[u8]) -> Option<Flow> {
+    let original = find(entry, CTA_TUPLE_ORIG)?;
+    let protocol = find(original, CTA_TUPLE_PROTO)?;
+    let port = find(protocol, CTA_PROTO_DST_PORT).and_then(|port| port.try_into().ok());
+    Some(Flow {
+        protocol: *find(protocol, CTA_PROTO_NUM)?.first()?,
+        target: address(original, CTA_IP_V4_DST, CTA_IP_V6_DST)?,
+        port: port.map(u16::from_be_bytes).unwrap_or_default(),
+        answers: address(find(entry, CTA_TUPLE_REPLY)?, CTA_IP_V4_SRC, CTA_IP_V6_SRC)?,
+    })
+}
+
+fn address(tuple: &[u8], v4: u16, v6: u16) -> Option<IpAddr> {
+    let ip = find(tuple, CTA_TUPLE_IP)?;
+    let octets = |kind| find(ip, kind);
+    match octets(v4) {
+        Some(octets) => Some(Ipv4Addr::from(<[u8; 4]>::try_from(octets).ok()?).into()),
+        None => Some(Ipv6Addr::from(<[u8; 16]>::try_from(octets(v6)?).ok()?).into()),
+    }
+}
+
+/// What names an entry to the kernel: its tuple, its zone, and its number, so that no later one is meant.
+fn key(entry: &[u8]) -> Attributes {
+    let parts = [CTA_TUPLE_ORIG | NLA_F_NESTED, CTA_ZONE, CTA_ID];
+    parts.into_iter().fold(Attributes::default(), |key, kind| {
+        match find(entry, kind & !NLA_F_NESTED) {
+            Some(value) => key.value(kind, value),
+            None => key,
+        }
+    })
+}
