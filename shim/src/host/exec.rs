@@ -5,23 +5,23 @@
 //! because nobody waits any more, everything it started dies, and nothing else.
 //! Not here: whether the container runs (its driver), what becomes of the output ([`sync`], [`stream`]).
 
+mod processes;
 mod stream;
 mod sync;
 
 pub use sync::ExecOutput;
 
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::time::Duration;
 
-use coracle_images::{Image, Kind as ImageKind};
+use coracle_images::Kind as ImageKind;
 use coracle_runtime::cgroup::ExecLeaf;
 use coracle_runtime::keeper::{ExecOrder, ExecStreams, StartPayload};
 use coracle_runtime::process::Process;
-use coracle_runtime::spec::{ContainerSpec, Workload};
+use coracle_runtime::spec::{ContainerSpec, Tool, Toolbox, Workload};
 
 use super::launch::Launch;
-use super::plan::find_module;
+use super::plan::named_module;
 use super::{Host, blocking, io_error, runtime_error};
 use crate::lifecycle::{Error, Kind, Payload, WasmPlan};
 
@@ -153,7 +153,8 @@ impl Host {
         Ok((spec, payload))
     }
 
-    /// Compiled code of the module that `program` names in the container's image, else of the container's own module.
+    /// Compiled code of the module that `program` names in the container's image, else of the container's own module,
+    /// unless the toolbox has a program of that name: then `spec` says so.
     async fn exec_code(
         &self,
         launch: &Launch,
@@ -161,29 +162,46 @@ impl Host {
         program: &str,
         spec: &mut ContainerSpec,
     ) -> Result<StartPayload, Error> {
-        let (mut path, mut digest) = (own.module.clone(), own.module_digest.clone());
-        if let Some(image) = self.parts.images.resolve(&launch.plan.image_id)
-            && let Some(found) = named_module(&image, program).await?
-        {
-            (path, digest) = (found.path, found.digest);
-        }
-        let compiled = self.compiled(&launch.engine, &path, &digest).await?;
+        let image = self.parts.images.resolve(&launch.plan.image_id);
+        let named = match image.as_ref().map(|image| (image, &image.kind)) {
+            Some((image, ImageKind::Wasm(wasm))) => named_module(image, wasm, program).await?,
+            _ => None,
+        };
+        let toolbox = match named {
+            None if own.toolbox => self.toolbox(launch, program).await?,
+            _ => None,
+        };
+        let (path, digest) = match &named {
+            Some(module) => (&module.path, &module.digest),
+            None => (&own.module, &own.module_digest),
+        };
+        let compiled = self.compiled(&launch.engine, path, digest).await?;
         if let Workload::Wasm(wasm) = &mut spec.workload {
-            wasm.kind = compiled.info.kind;
+            (wasm.kind, wasm.toolbox) = (compiled.info.kind, toolbox);
         }
         let code = compiled.open();
         code.map(StartPayload::Wasm)
             .map_err(|error| runtime_error("open compiled code", error))
     }
-}
 
-async fn named_module(
-    image: &Arc<Image>,
-    program: &str,
-) -> Result<Option<super::plan::Module>, Error> {
-    match &image.kind {
-        ImageKind::Wasm(wasm) => find_module(image, wasm, program).await.map(Some),
-        ImageKind::Linux(_) => Ok(None),
+    /// The tool that `program` names, with what it cannot find out inside the jail.
+    async fn toolbox(&self, launch: &Launch, program: &str) -> Result<Option<Toolbox>, Error> {
+        let Some(mut toolbox) = Toolbox::named(program) else {
+            return Ok(None);
+        };
+        if toolbox.tool == Tool::Ps {
+            let path = &launch.plan.cgroup;
+            let cgroup =
+                self.parts.cgroups.open(path).map_err(|error| {
+                    Error::because(Kind::Io, format!("open cgroup {path}"), error)
+                })?;
+            let own = launch.plan.args.join(" ");
+            let rows = blocking("listing processes", move || {
+                Ok(processes::rows(&cgroup, &own))
+            });
+            toolbox.processes = rows.await?;
+        }
+        Ok(Some(toolbox))
     }
 }
 

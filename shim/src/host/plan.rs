@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use coracle_images::{Image, Kind as ImageKind, WasmImage};
 use coracle_runtime::id::{ContainerId, hex};
-use coracle_runtime::spec::Mount;
+use coracle_runtime::spec::{Mount, WasmKind, WasmNetwork};
 use coracle_runtime::wasm::{Compiled, EngineRef, ModuleInfo};
 use sha2::{Digest as _, Sha256};
 
@@ -19,7 +19,8 @@ use super::{
     Host, blocking, image_volumes, io_error, limits, linux, mounts, pass, runtime_error, user,
 };
 use crate::lifecycle::{
-    ContainerWish, Error, Kind, Payload, PidWish, Plan, PodRecord, ProfileWish, WasmPlan,
+    ContainerWish, Error, Handler, Kind, Payload, PidWish, Plan, PodRecord, PodWish, ProfileWish,
+    WasmPlan,
 };
 
 pub(super) struct Module {
@@ -68,8 +69,9 @@ impl Host {
         let (draft, parts) = match &draft.image.kind {
             ImageKind::Wasm(wasm) => {
                 let payload = self.wasm_payload(&draft, wasm, engine).await?;
+                let files = self.pod_files(&pod.id);
                 blocking("checking user and mounts", move || {
-                    draft.wasm_parts(payload).map(|parts| (draft, parts))
+                    draft.wasm_parts(payload, &files).map(|parts| (draft, parts))
                 })
                 .await?
             }
@@ -117,6 +119,8 @@ impl Host {
             module: module.path,
             module_digest: module.digest,
             kind: compiled.info.kind,
+            network: network(&draft.pod.wish),
+            toolbox: draft.pod.wish.handler != Handler::Strict,
         };
         Ok(WasmPayload { args, plan })
     }
@@ -185,6 +189,15 @@ pub(super) fn invalid(text: String) -> Error {
     Error::new(Kind::Invalid, text)
 }
 
+/// What a guest may do with its network: as the pod may, but `coracle-strict` makes no socket at all for a pod without
+/// the annotation.
+fn network(pod: &PodWish) -> WasmNetwork {
+    match (&pod.egress, pod.handler) {
+        (None, Handler::Strict) => WasmNetwork::Off,
+        (_, _) => WasmNetwork::On(pod.reach()),
+    }
+}
+
 /// What is settled of a Wasm container once its module is compiled.
 struct WasmPayload {
     args: Vec<String>,
@@ -192,12 +205,23 @@ struct WasmPayload {
 }
 
 impl Draft {
-    fn wasm_parts(&self, payload: WasmPayload) -> Result<Parts, Error> {
+    /// Blocks on the image's and the pod's files, which lie in directory `files`.
+    fn wasm_parts(&self, payload: WasmPayload, files: &Path) -> Result<Parts, Error> {
+        let mut mounts = self.mounts(false)?;
+        // A core module has no sockets, hence no use for a resolver.
+        if payload.plan.network != WasmNetwork::Off && payload.plan.kind == WasmKind::Component {
+            let own = linux::files::PodFiles {
+                pod: &self.pod,
+                directory: files,
+                holder: self.id.as_str(),
+            };
+            own.add(&linux::files::RESOLVER, true, &mut mounts)?;
+        }
         Ok(Parts {
             args: payload.args,
             env: environment(&self.image, &self.wish, &[], &[])?,
             user: self.user()?,
-            mounts: self.mounts(false)?,
+            mounts,
             payload: Payload::Wasm(payload.plan),
         })
     }
@@ -316,20 +340,30 @@ fn only_linux_has(wish: &ContainerWish) -> Result<(), Error> {
     ))
 }
 
-pub(super) async fn find_module(
+/// The module that `argv0` names in a Wasm image, else the image's own.
+async fn find_module(image: &Arc<Image>, wasm: &WasmImage, argv0: &str) -> Result<Module, Error> {
+    let named = named_module(image, wasm, argv0).await?;
+    Ok(named.unwrap_or_else(|| own_module(wasm)))
+}
+
+fn own_module(wasm: &WasmImage) -> Module {
+    Module {
+        path: wasm.module_path.clone(),
+        digest: wasm.module.hex().to_owned(),
+    }
+}
+
+/// The module that `argv0` names in a Wasm image, if it names one.
+pub(super) async fn named_module(
     image: &Arc<Image>,
     wasm: &WasmImage,
     argv0: &str,
-) -> Result<Module, Error> {
-    let own = Module {
-        path: wasm.module_path.clone(),
-        digest: wasm.module.hex().to_owned(),
-    };
-    if image.config.argv0() == Some(argv0)
-        || wasm.guest_path.as_deref() == Some(argv0)
-        || wasm.layers.is_empty()
-    {
-        return Ok(own);
+) -> Result<Option<Module>, Error> {
+    if image.config.argv0() == Some(argv0) || wasm.guest_path.as_deref() == Some(argv0) {
+        return Ok(Some(own_module(wasm)));
+    }
+    if wasm.layers.is_empty() {
+        return Ok(None);
     }
     let (wasm, argv0) = (wasm.clone(), argv0.to_owned());
     blocking("looking for a module", move || {
@@ -337,13 +371,13 @@ pub(super) async fn find_module(
         let found = found.map_err(|error| {
             Error::because(Kind::Io, format!("look for {argv0:?} in its image"), error)
         })?;
-        let Some(path) = found else { return Ok(own) };
+        let Some(path) = found else { return Ok(None) };
         let bytes = std::fs::read(&path)
             .map_err(|error| io_error(format!("read module {}", path.display()), error))?;
-        Ok(Module {
+        Ok(Some(Module {
             digest: hex(&Sha256::digest(&bytes)),
             path,
-        })
+        }))
     })
     .await
 }
@@ -371,8 +405,6 @@ fn judge(info: &ModuleInfo, image: &str, memory_limit_bytes: Option<u64>) -> Res
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
-    use coracle_runtime::spec::WasmKind;
-
     use super::*;
 
     #[test]

@@ -1,0 +1,78 @@
+//! A container's processes as it would see them itself, for the toolbox' `ps`.
+//!
+//! Invariant: a process that ends meanwhile is left out; nothing here fails.
+//! Not here: how they are shown.
+
+use std::fs;
+
+use coracle_runtime::cgroup::Cgroup;
+use coracle_runtime::spec::ProcessRow;
+
+/// Longest command that is shown, bytes.
+const MAX_COMMAND: usize = 512;
+/// Clock ticks a second in procfs. Source: proc(5), every Linux has 100 since 2.6.
+const TICKS: u64 = 100;
+
+/// Rows of all processes in `cgroup`, by their number in the container. `own` is what its first process runs.
+pub(super) fn rows(cgroup: &Cgroup, own: &str) -> Vec<ProcessRow> {
+    let pids = cgroup.pids().unwrap_or_default();
+    let mut rows: Vec<_> = pids.into_iter().filter_map(|pid| row(pid, own)).collect();
+    rows.sort_by_key(|row| row.pid);
+    rows
+}
+
+fn row(pid: i32, own: &str) -> Option<ProcessRow> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name));
+    let inside = field("NSpid:")?.split_whitespace().last()?.parse().ok()?;
+    // The name in parentheses may hold anything; what follows it does not.
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    let ticks = |at: usize| fields.get(at).and_then(|text| text.parse::<u64>().ok());
+    let mut command = match inside {
+        1 => own.to_owned(),
+        _ => title(pid).unwrap_or_else(|| field("Name:").unwrap_or_default().trim().to_owned()),
+    };
+    let end = (0..=MAX_COMMAND.min(command.len()))
+        .rev()
+        .find(|at| command.is_char_boundary(*at));
+    command.truncate(end.unwrap_or(0));
+    Some(ProcessRow {
+        pid: inside,
+        state: fields.first()?.chars().next()?,
+        cpu_s: (ticks(11)? + ticks(12)?) / TICKS,
+        command,
+    })
+}
+
+/// What a process calls itself.
+fn title(pid: i32) -> Option<String> {
+    let bytes = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    let words: Vec<_> = bytes.split(|b| *b == 0).filter(|w| !w.is_empty()).collect();
+    (!words.is_empty()).then(|| String::from_utf8_lossy(&words.join(&b' ')).into_owned())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_tells_number_state_and_command() {
+        let mut child = std::process::Command::new("sleep")
+            .arg("30")
+            .spawn()
+            .unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        let seen = row(pid, "unused").unwrap();
+        let gone = row(i32::MAX, "unused");
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!((seen.cpu_s, gone), (0, None));
+        assert!(['S', 'R', 'D'].contains(&seen.state), "{}", seen.state);
+        assert!(
+            ["sleep 30", ""].contains(&seen.command.as_str()) || seen.pid == 1,
+            "{seen:?}"
+        );
+    }
+}
