@@ -132,6 +132,7 @@ pub struct Host {
     parts: Parts,
     ids: Ids,
     meter: stats::Meter,
+    leftovers: exec::Leftovers,
 }
 
 impl Host {
@@ -143,6 +144,7 @@ impl Host {
             parts,
             ids,
             meter: stats::Meter::default(),
+            leftovers: exec::Leftovers::default(),
         };
         for directory in [
             host.pods_directory(),

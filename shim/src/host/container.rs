@@ -167,6 +167,7 @@ impl Host {
         erased.map_err(|error| io_error(format!("erase the record of container {id}"), error))?;
         pass("remove.cgroup")?;
         self.remove_cgroup(cgroup)?;
+        self.leftovers.forget(id);
         pass("remove.rootfs")?;
         remove_tree(&directory)?;
         keeper::remove_exit(&self.exits_directory(pod), id);

@@ -5,79 +5,25 @@
 //! because nobody waits any more, everything it started dies, and nothing else.
 //! Not here: whether the container runs (its driver), what becomes of the output ([`sync`], [`stream`]).
 
+mod leaf;
 mod processes;
 mod stream;
 mod sync;
 
+pub(super) use leaf::Leftovers;
 pub use sync::ExecOutput;
 
 use std::os::fd::OwnedFd;
-use std::time::Duration;
 
 use coracle_images::Kind as ImageKind;
 use coracle_runtime::cgroup::ExecLeaf;
 use coracle_runtime::keeper::{ExecOrder, ExecStreams, StartPayload};
-use coracle_runtime::process::Process;
 use coracle_runtime::spec::{ContainerSpec, Tool, Toolbox, Workload};
 
 use super::launch::Launch;
 use super::plan::named_module;
 use super::{Host, blocking, io_error, runtime_error};
 use crate::lifecycle::{Error, Kind, Payload, WasmPlan};
-
-/// How often, and how long apart, an exec that was given up is killed again: it may just be on its way into its cgroup.
-const KILLS: (u32, Duration) = (50, Duration::from_millis(20));
-
-/// The cgroup of one exec; what is in it is killed when this is dropped before the exec has ended.
-struct Leaf {
-    cgroup: ExecLeaf,
-    /// Its first process, once there is one.
-    process: Option<Process>,
-    ended: bool,
-}
-
-impl Drop for Leaf {
-    fn drop(&mut self) {
-        let (cgroup, ended) = (self.cgroup.clone(), self.ended);
-        if let Some(process) = self.process.take().filter(|_| !ended) {
-            // In a cgroup that is not its own nobody else would kill it.
-            let _ = process.signal(libc::SIGKILL);
-        }
-        let tidy = move || match ended {
-            true => leave_behind(&cgroup),
-            false => end(&cgroup),
-        };
-        match tokio::runtime::Handle::try_current() {
-            Ok(runtime) => drop(runtime.spawn_blocking(tidy)),
-            Err(_) => tidy(),
-        }
-    }
-}
-
-/// What a program left running in the background stays with the container, and so does its cgroup.
-fn leave_behind(cgroup: &ExecLeaf) {
-    if cgroup.pids().is_ok_and(|pids| pids.is_empty())
-        && let Err(error) = cgroup.remove()
-    {
-        tracing::debug!(cgroup = cgroup.path(), error = %error, "an exec's cgroup stays");
-    }
-}
-
-/// Kills what is in the cgroup until it can be removed. Blocks.
-fn end(cgroup: &ExecLeaf) {
-    let (times, pause) = KILLS;
-    let mut outcome = Ok(());
-    for _ in 0..times {
-        outcome = cgroup.kill().and_then(|()| cgroup.remove());
-        if outcome.is_ok() {
-            return;
-        }
-        std::thread::sleep(pause);
-    }
-    if let Err(error) = outcome {
-        tracing::error!(cgroup = cgroup.path(), error = %error, "an exec was not killed");
-    }
-}
 
 /// Which standard streams an exec has beside its output.
 #[derive(Clone, Copy, Default)]
@@ -87,25 +33,6 @@ struct Stdio {
 }
 
 impl Host {
-    async fn exec_leaf(&self, launch: &Launch) -> Result<Leaf, Error> {
-        let path = &launch.plan.cgroup;
-        let failed =
-            |error| Error::because(Kind::Io, format!("make an exec's cgroup in {path}"), error);
-        let container = self.parts.cgroups.open(path).map_err(failed)?;
-        let name = coracle_runtime::id::ContainerId::random()
-            .map_err(|error| io_error("draw an exec's name", error))?;
-        let made = blocking("making an exec's cgroup", move || {
-            container
-                .exec_leaf(name.short())
-                .map_err(|error| Error::because(Kind::Io, "make an exec's cgroup", error))
-        });
-        Ok(Leaf {
-            cgroup: made.await?,
-            process: None,
-            ended: false,
-        })
-    }
-
     /// What the keeper is told of an exec.
     async fn exec_order(
         &self,

@@ -11,7 +11,8 @@ use std::time::Duration;
 use coracle_runtime::keeper::{Exec, ExecStreams};
 use tokio::net::unix::pipe::Receiver;
 
-use super::{Leaf, Stdio, pipe};
+use super::leaf::Leaf;
+use super::{Stdio, pipe};
 use crate::host::launch::Launch;
 use crate::host::{Host, blocking, io_error, runtime_error};
 use crate::lifecycle::{Error, Kind};

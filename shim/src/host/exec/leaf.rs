@@ -1,0 +1,131 @@
+//! The cgroup of one exec: made for it, killed with it, removed once nothing is left in it.
+//!
+//! Invariants: an exec that is given up takes everything it started along; what one that ended left running stays with
+//! its container, and its cgroup is removed at the first exec in that container that finds it empty.
+//! Not here: forking.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use coracle_runtime::cgroup::ExecLeaf;
+use coracle_runtime::id::ContainerId;
+use coracle_runtime::process::Process;
+
+use crate::host::launch::Launch;
+use crate::host::{Host, blocking, io_error};
+use crate::lifecycle::{Error, Kind};
+
+/// For how long an exec that was given up is killed again: it may just be on its way into its cgroup.
+const KILLING: Duration = Duration::from_secs(5);
+/// How long apart.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// Cgroups in which execs that have ended left something running, by container.
+#[derive(Default)]
+pub struct Leftovers(Mutex<HashMap<ContainerId, Vec<ExecLeaf>>>);
+
+impl Leftovers {
+    fn lock(&self) -> MutexGuard<'_, HashMap<ContainerId, Vec<ExecLeaf>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The container is gone, and they with it.
+    pub fn forget(&self, container: &ContainerId) {
+        self.lock().remove(container);
+    }
+
+    /// Removes those of a container that are empty by now. Blocks.
+    fn tidy(&self, container: &ContainerId) {
+        let Some(leaves) = self.lock().remove(container) else {
+            return;
+        };
+        let left: Vec<_> = leaves
+            .into_iter()
+            .filter(|leaf| !is_removed(leaf))
+            .collect();
+        if !left.is_empty() {
+            self.lock()
+                .entry(container.clone())
+                .or_default()
+                .extend(left);
+        }
+    }
+}
+
+fn is_removed(leaf: &ExecLeaf) -> bool {
+    leaf.pids().is_ok_and(|pids| pids.is_empty()) && leaf.remove().is_ok()
+}
+
+/// The cgroup of one exec; what is in it is killed when this is dropped before the exec has ended.
+pub(super) struct Leaf {
+    pub(super) cgroup: ExecLeaf,
+    /// Its first process, once there is one.
+    pub(super) process: Option<Process>,
+    pub(super) ended: bool,
+    host: Arc<Host>,
+    container: ContainerId,
+}
+
+impl Drop for Leaf {
+    fn drop(&mut self) {
+        let (cgroup, ended) = (self.cgroup.clone(), self.ended);
+        if let Some(process) = self.process.take().filter(|_| !ended) {
+            // In a cgroup that is not its own nobody else would kill it.
+            let _ = process.signal(libc::SIGKILL);
+        }
+        let (host, container) = (Arc::clone(&self.host), self.container.clone());
+        let tidy = move || match ended {
+            false => end(&cgroup),
+            true if is_removed(&cgroup) => {}
+            true => {
+                let mut left = host.leftovers.lock();
+                left.entry(container).or_default().push(cgroup);
+            }
+        };
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn_blocking(tidy)),
+            Err(_) => tidy(),
+        }
+    }
+}
+
+/// Kills what is in the cgroup until it can be removed. Blocks.
+fn end(cgroup: &ExecLeaf) {
+    let limit = Instant::now() + KILLING;
+    loop {
+        let Err(error) = cgroup.kill().and_then(|()| cgroup.remove()) else {
+            return;
+        };
+        if Instant::now() > limit {
+            tracing::error!(cgroup = cgroup.path(), error = %error, "an exec was not killed");
+            return;
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
+
+impl Host {
+    /// Makes a cgroup for one exec in the container of `launch`. Errors: the container's own is gone.
+    pub(super) async fn exec_leaf(self: &Arc<Self>, launch: &Launch) -> Result<Leaf, Error> {
+        let path = &launch.plan.cgroup;
+        let failed =
+            |error| Error::because(Kind::Io, format!("make an exec's cgroup in {path}"), error);
+        let parent = self.parts.cgroups.open(path).map_err(failed)?;
+        let name = ContainerId::random().map_err(|error| io_error("draw an exec's name", error))?;
+        let (host, container) = (Arc::clone(self), launch.id.clone());
+        let made = blocking("making an exec's cgroup", move || {
+            host.leftovers.tidy(&container);
+            parent
+                .exec_leaf(name.short())
+                .map_err(|error| Error::because(Kind::Io, "make an exec's cgroup", error))
+        });
+        Ok(Leaf {
+            cgroup: made.await?,
+            process: None,
+            ended: false,
+            host: Arc::clone(self),
+            container: launch.id.clone(),
+        })
+    }
+}
