@@ -7,12 +7,15 @@
 //! Network::detach   -> address given back; the veth dies with the namespace, asynchronously
 //! unpin             -> the namespace is gone once its last process is
 //! ```
+//! Where plugins connect pods, [`Cni`] takes the place of attach and detach, and waits instead of blocking.
 //!
-//! Invariants: every operation may be repeated; a failed one leaves nothing behind; no process is
-//! exec'd; no setting of the node itself is changed, only those of interfaces we made.
+//! Invariants: every operation may be repeated; a failed one leaves nothing behind, or says what is owed; nothing but
+//! plugins is exec'd; no setting of the node itself is changed, only those of interfaces we made; a pod is
+//! disconnected by whoever connected it, whatever the configuration says by then.
 //! Not here: pod phases, hostNetwork (such a pod never comes here), DNS.
 
 mod builtin;
+pub mod cni;
 pub mod egress;
 mod error;
 mod lease;
@@ -28,12 +31,15 @@ mod subnet;
 mod visit;
 mod wish;
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 pub use builtin::{Builtin, BuiltinConfig};
+pub use cni::{Cni, CniConfig};
 pub use egress::Egress;
 pub use error::Error;
 pub use namespace::{
@@ -43,48 +49,112 @@ pub use subnet::{Ipv4Subnet, Ipv6Subnet};
 pub use visit::tcp_socket;
 pub use wish::{Bandwidth, HostPort, NetworkWish, Protocol, Resolver};
 
+/// Who connects a pod.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Provider {
+    /// We ourselves, in process.
+    #[default]
+    Builtin,
+    /// Plugins of the node.
+    Cni,
+}
+
 /// How a pod is connected; part of the pod's record, so that it survives the daemon.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attachment {
     /// The pod, 64 lowercase hex digits.
     pub pod: String,
-    /// The host's end of the pod's veth.
+    /// Who has connected it and will disconnect it.
+    #[serde(default)]
+    pub provider: Provider,
+    /// The host's end of the pod's veth; empty where plugins made it.
     pub host_interface: String,
     /// The pod's addresses, IPv4 first.
     pub addresses: Vec<IpAddr>,
-    /// Ports of the node that lead to it.
+    /// Ports of the node that lead to it, where we see to them.
     #[serde(default)]
     pub ports: Vec<HostPort>,
 }
 
-/// Who connects pods.
+impl Attachment {
+    /// That of a pod that plugins have connected.
+    #[must_use]
+    pub fn by_plugins(pod: &str, addresses: Vec<IpAddr>) -> Self {
+        Self {
+            pod: pod.to_owned(),
+            provider: Provider::Cni,
+            host_interface: String::new(),
+            addresses,
+            ports: Vec::new(),
+        }
+    }
+}
+
+/// Who connects pods: one of two for new pods, both for those that are there.
 #[derive(Debug)]
-pub enum Network {
-    /// The built-in routed network.
-    Builtin(Builtin),
+pub struct Network {
+    provider: Provider,
+    builtin: Builtin,
+    cni: Arc<Cni>,
 }
 
 impl Network {
-    /// Connects a pod whose network namespace is `netns`. Repeating it gives an equal attachment.
+    /// New pods are connected by `provider`, others disconnected by whoever connected them.
+    #[must_use]
+    pub fn new(provider: Provider, builtin: Builtin, cni: Arc<Cni>) -> Self {
+        Self {
+            provider,
+            builtin,
+            cni,
+        }
+    }
+
+    /// Who connects new pods.
+    #[must_use]
+    pub fn provider(&self) -> Provider {
+        self.provider
+    }
+
+    /// Networks by plugins.
+    #[must_use]
+    pub fn cni(&self) -> &Arc<Cni> {
+        &self.cni
+    }
+
+    /// Why new pods get no network, for users to read; `None` if they do. Answers within 100 ms.
+    pub async fn problem(&self) -> Option<String> {
+        match self.provider {
+            Provider::Builtin => None,
+            Provider::Cni => self.cni.problem().await,
+        }
+    }
+
+    /// Connects a pod whose network namespace is `netns` by the built-in network. Repeating it gives an equal attachment.
     /// Errors: no address free, the kernel refuses an interface or a route; nothing is left then.
     pub fn attach(&self, wish: &NetworkWish, netns: BorrowedFd<'_>) -> Result<Attachment, Error> {
-        match self {
-            Self::Builtin(builtin) => builtin.attach(wish, netns),
-        }
+        self.builtin.attach(wish, netns)
     }
 
-    /// Gives back what `attachment` holds. Fine if that has happened before.
+    /// Gives back what `attachment` holds of the built-in network; what plugins hold is [`Cni::del`]'s to give back.
+    /// Fine if that has happened before.
     pub fn detach(&self, attachment: &Attachment) -> Result<(), Error> {
-        match self {
-            Self::Builtin(builtin) => builtin.detach(attachment),
+        match attachment.provider {
+            Provider::Builtin => self.builtin.detach(attachment),
+            Provider::Cni => Ok(()),
         }
     }
 
-    /// Removes what no attachment in `live` owns, and reports it, one line a thing. To be called
-    /// once, at the daemon's start, before the first [`Network::attach`].
+    /// To be called once in a runtime, at the daemon's start, with the ids of the pods that live: see [`Cni::resume`].
+    pub fn resume(&self, live: &HashSet<String>) {
+        self.cni.resume(live, self.provider == Provider::Cni);
+    }
+
+    /// Removes from the built-in network what no attachment in `live` owns, and reports it, one line a thing. To be
+    /// called once, at the daemon's start, before the first [`Network::attach`].
     pub fn sweep(&self, live: &[Attachment]) -> Result<Vec<String>, Error> {
-        match self {
-            Self::Builtin(builtin) => builtin.sweep(live),
-        }
+        let builtin = |attachment: &&Attachment| attachment.provider == Provider::Builtin;
+        let live: Vec<Attachment> = live.iter().filter(builtin).cloned().collect();
+        self.builtin.sweep(&live)
     }
 }

@@ -95,6 +95,12 @@ pub struct Network {
     pub subnet_v6: Option<Subnet<Ipv6Addr>>,
     /// First letters of the node's end of each veth: 1 to 4 of `a-z0-9`.
     pub interface_prefix: String,
+    /// Where configurations of CNI networks are. Absolute; it may be absent.
+    pub cni_conf_dir: PathBuf,
+    /// Where CNI plugins are, the first that has one wins. Absolute, without `:`; at least one.
+    pub cni_bin_dirs: Vec<PathBuf>,
+    /// How long one CNI plugin may take.
+    pub cni_plugin_timeout: Duration,
 }
 
 /// Where images come from and how large they may be.

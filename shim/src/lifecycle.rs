@@ -80,6 +80,11 @@ impl Pods {
         })
     }
 
+    /// Why new sandboxes get no network, for users to read; `None` if they do. Answers within 100 ms.
+    pub async fn network_problem(&self) -> Option<String> {
+        self.shared.host.network_problem().await
+    }
+
     /// Makes a sandbox; answers when it is ready. A retry of the same wish gets the first one's result.
     /// Errors: Invalid, Draining; NameTaken when another wish has the name; Exhausted; what the node refuses.
     pub async fn run_pod(&self, wish: PodWish) -> Result<PodId, Error> {

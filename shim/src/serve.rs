@@ -11,14 +11,14 @@ use std::sync::Arc;
 use coracle_images::{Images, ImagesConfig};
 use coracle_runtime::cgroup::systemd::{Driver, Scopes};
 use coracle_runtime::cgroup::{Cgroups, Version};
-use coracle_runtime::network::{Builtin, BuiltinConfig, Network};
+use coracle_runtime::network::{Builtin, BuiltinConfig, Cni, CniConfig, Network, Provider};
 use coracle_runtime::sandbox::Filters;
 use coracle_runtime::sandbox::profile::ProfileCache;
 use coracle_runtime::spawner::Spawner;
 use coracle_runtime::wasm::{CompileCache, CompileLimits};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::config::{CgroupDriver, Config};
+use crate::config::{CgroupDriver, Config, NetworkMode};
 use crate::cri::{self, Node, Socket};
 use crate::host::{Host, HostConfig, Parts};
 use crate::lifecycle::Pods;
@@ -103,7 +103,6 @@ fn node(config: &Config, cgroups: &Cgroups) -> Result<Node, Box<dyn Error>> {
         root_dir: config.root.clone(),
         state_dir: config.run.clone(),
         cgroup_driver,
-        network_problem: None,
     })
 }
 
@@ -123,7 +122,23 @@ async fn host(config: &Config, cgroups: Cgroups) -> Result<(Host, Images), Box<d
         memory_bytes: config.wasm.compile_memory_bytes,
         module_bytes: config.wasm.max_module_bytes,
     };
-    let network = Builtin::open(BuiltinConfig {
+    let parts = Parts {
+        images: images.clone(),
+        cgroup_driver: driver(config, &cgroups),
+        scopes: Scopes::default(),
+        cgroups,
+        network: network(config)?,
+        spawner: Spawner::launch().await?,
+        compiler: Arc::new(CompileCache::open(&config.root.join("compiled"), limits)?),
+        filters: Filters::build()?,
+        profiles: profiles(),
+    };
+    Ok((Host::new(HostConfig::of(config), parts)?, images))
+}
+
+/// Both networks: pods of the one that is not in use are still given back by it.
+fn network(config: &Config) -> Result<Network, Box<dyn Error>> {
+    let builtin = Builtin::open(BuiltinConfig {
         subnet_v4: config.network.subnet.to_string().parse()?,
         subnet_v6: config
             .network
@@ -133,18 +148,17 @@ async fn host(config: &Config, cgroups: Cgroups) -> Result<(Host, Images), Box<d
         lease_dir: config.run.join("leases"),
         interface_prefix: config.network.interface_prefix.clone(),
     })?;
-    let parts = Parts {
-        images: images.clone(),
-        cgroup_driver: driver(config, &cgroups),
-        scopes: Scopes::default(),
-        cgroups,
-        network: Network::Builtin(network),
-        spawner: Spawner::launch().await?,
-        compiler: Arc::new(CompileCache::open(&config.root.join("compiled"), limits)?),
-        filters: Filters::build()?,
-        profiles: profiles(),
+    let cni = Cni::open(CniConfig {
+        conf_dir: config.network.cni_conf_dir.clone(),
+        bin_dirs: config.network.cni_bin_dirs.clone(),
+        entry_dir: config.root.join("cni"),
+        plugin_limit: config.network.cni_plugin_timeout,
+    })?;
+    let provider = match config.network.mode {
+        NetworkMode::Builtin => Provider::Builtin,
+        NetworkMode::Cni => Provider::Cni,
     };
-    Ok((Host::new(HostConfig::of(config), parts)?, images))
+    Ok(Network::new(provider, builtin, cni))
 }
 
 /// The cache of filters, with the one that nearly every Linux container wants already on its way.

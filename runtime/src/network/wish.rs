@@ -69,4 +69,8 @@ pub struct NetworkWish {
     pub bandwidth: Bandwidth,
     /// Its resolver.
     pub resolver: Resolver,
+    /// Addresses with prefix lengths that its plugins shall give it; they choose unless set.
+    pub ips: Vec<String>,
+    /// The hardware address that its plugins shall give it; they choose unless set.
+    pub mac: Option<String>,
 }

@@ -171,7 +171,27 @@ fn network(file: &NetworkFile) -> Result<Network, Invalid> {
             text => Some(subnet_v6(text)?),
         },
         interface_prefix: interface_prefix(&file.interface_prefix)?,
+        cni_conf_dir: directory("network.cni_conf_dir", &file.cni_conf_dir)?,
+        cni_bin_dirs: plugin_directories(&file.cni_bin_dirs)?,
+        cni_plugin_timeout: seconds("network.cni_plugin_timeout_s", file.cni_plugin_timeout_s)?,
     })
+}
+
+/// Directories that can stand in a search path.
+fn plugin_directories(paths: &[PathBuf]) -> Result<Vec<PathBuf>, Invalid> {
+    let key = "network.cni_bin_dirs";
+    if paths.is_empty() {
+        return invalid(key, "is empty, must name at least one directory");
+    }
+    let mut plain = Vec::new();
+    for path in paths {
+        let path = directory(key, path)?;
+        match path.to_str() {
+            Some(text) if !text.contains(':') => plain.push(path),
+            _ => return invalid(key, format!("holds {path:?}, must be text without `:`")),
+        }
+    }
+    Ok(plain)
 }
 
 fn subnet_v4(text: &str) -> Result<Subnet<Ipv4Addr>, Invalid> {

@@ -146,6 +146,8 @@ pub enum NetworkMode {
     /// One routed veth a pod, made in process.
     #[default]
     Builtin,
+    /// CNI plugins of the node.
+    Cni,
 }
 
 /// `[network]`.
@@ -160,6 +162,12 @@ pub struct NetworkFile {
     pub subnet_v6: String,
     /// First letters of the node's end of each veth.
     pub interface_prefix: String,
+    /// Directory of CNI network configurations.
+    pub cni_conf_dir: PathBuf,
+    /// Directories of CNI plugins.
+    pub cni_bin_dirs: Vec<PathBuf>,
+    /// How long one CNI plugin may take. Seconds.
+    pub cni_plugin_timeout_s: u64,
 }
 
 impl Default for NetworkFile {
@@ -169,6 +177,9 @@ impl Default for NetworkFile {
             subnet: "10.88.0.0/16".to_owned(),
             subnet_v6: String::new(),
             interface_prefix: "cor".to_owned(),
+            cni_conf_dir: PathBuf::from("/etc/cni/net.d"),
+            cni_bin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
+            cni_plugin_timeout_s: 60,
         }
     }
 }

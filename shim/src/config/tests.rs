@@ -197,6 +197,26 @@ fn values_that_cannot_be_used_name_their_line_and_key() {
             "config.toml:2: network.interface_prefix is",
         ),
         (
+            "[network]\nmode = \"bridge\"\n",
+            "config.toml:2: network.mode: unknown variant",
+        ),
+        (
+            "[network]\ncni_conf_dir = \"net.d\"\n",
+            "config.toml:2: network.cni_conf_dir is",
+        ),
+        (
+            "[network]\ncni_bin_dirs = []\n",
+            "config.toml:2: network.cni_bin_dirs is empty",
+        ),
+        (
+            "[network]\ncni_bin_dirs = [\"/a:/b\"]\n",
+            "config.toml:2: network.cni_bin_dirs holds",
+        ),
+        (
+            "[network]\ncni_plugin_timeout_s = 0\n",
+            "config.toml:2: network.cni_plugin_timeout_s is 0",
+        ),
+        (
             "[images]\nplain_http = [\"http://r\"]\n",
             "config.toml:2: images.plain_http has \"http://r\"",
         ),

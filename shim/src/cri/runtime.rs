@@ -1,7 +1,7 @@
 //! The RPCs about the runtime itself: Version, Status, RuntimeConfig, UpdateRuntimeConfig.
 //!
-//! Called by `service`. Invariant: they answer at once, from facts that `main` gathered; kubelet probes them
-//! before anything else and every five seconds after.
+//! Called by `service`. Invariant: they answer at once, from facts that `main` gathered and from what is known of the
+//! network; kubelet probes them before anything else and every five seconds after.
 //! Not here: pods, images.
 
 use std::path::PathBuf;
@@ -22,8 +22,6 @@ pub struct Node {
     pub state_dir: PathBuf,
     /// Who makes cgroups; kubelet follows it.
     pub cgroup_driver: CgroupDriver,
-    /// Why pods get no network, for users to read; `None` when they do.
-    pub network_problem: Option<String>,
 }
 
 /// Who makes the cgroups of pods. Source: cri-api `CgroupDriver`.
@@ -58,7 +56,12 @@ pub(super) async fn status(
     shared: Arc<Shared>,
     request: cri::StatusRequest,
 ) -> Result<cri::StatusResponse, Failure> {
-    Ok(convert::status_reply(&shared.node, &request))
+    let problem = shared.pods.network_problem().await;
+    Ok(convert::status_reply(
+        &shared.node,
+        problem.as_deref(),
+        &request,
+    ))
 }
 
 /// RuntimeConfig: the cgroup driver.
@@ -69,7 +72,8 @@ pub(super) async fn config(
     Ok(convert::runtime_config_reply(shared.node.cgroup_driver))
 }
 
-/// UpdateRuntimeConfig: accepted and not used, since the built-in network has a subnet of its own.
+/// UpdateRuntimeConfig: accepted and not used: the built-in network has a subnet of its own, and plugins have theirs
+/// in their configuration.
 pub(super) async fn update_config(
     _: Arc<Shared>,
     request: cri::UpdateRuntimeConfigRequest,

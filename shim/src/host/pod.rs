@@ -3,8 +3,11 @@
 //! Called by: its driver and recovery. Calls: network, cgroups, the spawner, keepers.
 //! Invariants: a raise that fails leaves nothing; lowering can be repeated, takes what is absent for done, and goes
 //! on after an error so that one stuck part does not keep the others. Until a raise is committed the keeper lives
-//! only while this process holds its lifeline.
+//! only while this process holds its lifeline. Plugins connect a pod while its keeper comes to life; they are given
+//! its namespace until they have let go of it.
 //! Not here: records of phases.
+
+mod joining;
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
@@ -14,13 +17,12 @@ use std::time::Duration;
 use coracle_runtime::cgroup::systemd;
 use coracle_runtime::id::PodId;
 use coracle_runtime::keeper::{self, Greeting, Keeper, KeeperEvent};
-use coracle_runtime::network::{
-    self, Attachment, IdMaps, NamespaceWish, Namespaces, NetworkWish, Resolver,
-};
+use coracle_runtime::network::{self, Attachment, IdMaps, NamespaceWish, Namespaces, cni};
 use coracle_runtime::process::Process;
 use coracle_runtime::spawner::KeeperBirth;
 use tokio::sync::mpsc::UnboundedReceiver;
 
+use self::joining::{cni_error, network_error, network_wish};
 use super::{Host, blocking, io_error, make_private, pass, remove_tree, runtime_error};
 use crate::lifecycle::{Error, IdMapping, Kind, NamespaceMode, PodRecord};
 
@@ -49,6 +51,8 @@ pub struct Raised {
 struct Nest {
     namespaces: Namespaces,
     attachment: Option<Attachment>,
+    /// What plugins are still to be asked, where they connect pods.
+    joining: Option<cni::Plan>,
     entrance: Option<OwnedFd>,
     cgroup_procs: Vec<PathBuf>,
     listener: OwnedFd,
@@ -58,41 +62,38 @@ impl Host {
     /// Makes namespaces, network, cgroup and keeper of a pod whose record is saved. Undoes all of it on failure.
     pub async fn raise(self: &Arc<Self>, record: &PodRecord) -> Result<Raised, Error> {
         let (host, plan) = (Arc::clone(self), record.clone());
-        let nest = blocking("making a sandbox", move || {
+        let (nest, attachment) = blocking("making a sandbox", move || {
             let mut attachment = None;
             let made = host.nest(&plan, &mut attachment);
-            if made.is_err() {
-                host.undo(&plan, attachment.as_ref());
-            }
-            made
+            Ok((made, attachment))
         })
         .await?;
-        let attachment = nest.attachment.clone();
-        match self.hatch(record, nest).await {
-            Ok(raised) => Ok(raised),
-            Err(error) => {
-                let (host, plan) = (Arc::clone(self), record.clone());
-                blocking("undoing a sandbox", move || {
-                    host.undo(&plan, attachment.as_ref());
-                    Ok(())
-                })
-                .await?;
-                Err(error)
-            }
+        let raised = match nest {
+            Ok(nest) => self.hatch_and_join(record, nest).await,
+            Err(error) => Err(error),
+        };
+        if raised.is_err() {
+            self.undo(record, attachment).await;
         }
+        raised
     }
 
-    fn nest(&self, record: &PodRecord, attached: &mut Option<Attachment>) -> Result<Nest, Error> {
+    fn nest(
+        self: &Arc<Self>,
+        record: &PodRecord,
+        attached: &mut Option<Attachment>,
+    ) -> Result<Nest, Error> {
         pass("run.netns")?;
         let named = |what| format!("{what} of sandbox {}", record.id);
         let own_net = record.wish.namespaces.network != NamespaceMode::Node;
+        let joining = self.plan_to_join(record)?;
         let pin = self.pin(&record.id);
         let namespaces =
             network::create_namespaces(namespaces_of(record), own_net.then_some(pin.as_path()));
         let namespaces = namespaces
             .map_err(|error| Error::because(Kind::Io, named("make the namespaces"), error))?;
         pass("run.network")?;
-        if let Some(netns) = &namespaces.net {
+        if let (Some(netns), None) = (&namespaces.net, &joining) {
             let made = self
                 .parts
                 .network
@@ -108,9 +109,14 @@ impl Host {
         let listener = keeper::bind_control(&socket);
         let listener =
             listener.map_err(|error| runtime_error(named("bind the control socket"), error))?;
+        if let Some(joining) = &joining {
+            let begun = self.parts.network.cni().begin(joining);
+            begun.map_err(|error| cni_error(named("record the network"), error))?;
+        }
         Ok(Nest {
             namespaces,
             attachment: attached.clone(),
+            joining,
             entrance,
             cgroup_procs,
             listener,
@@ -237,20 +243,27 @@ impl Host {
                 ),
             ));
         }
-        let (host, record) = (Arc::clone(self), record.clone());
-        blocking("taking a sandbox down", move || {
+        let left = self.leave_plugins(record).await;
+        let (host, record, is_left) = (Arc::clone(self), record.clone(), left.is_ok());
+        let down = blocking("taking a sandbox down", move || {
             let attachment = record.phase.live().and_then(|live| live.attachment.clone());
-            host.take_down(&record, attachment.as_ref())
-        })
-        .await
+            host.take_down(&record, attachment.as_ref(), is_left)
+        });
+        left.and(down.await)
     }
 
-    /// Every step is tried; the first error is returned.
-    fn take_down(&self, record: &PodRecord, attachment: Option<&Attachment>) -> Result<(), Error> {
+    /// Every step is tried; the first error is returned. Unless plugins have let go of it, the network namespace stays.
+    fn take_down(
+        &self,
+        record: &PodRecord,
+        attachment: Option<&Attachment>,
+        is_left: bool,
+    ) -> Result<(), Error> {
         let named = |what| format!("{what} of sandbox {}", record.id);
-        let unpinned = pass("stoppod.unpin").and_then(|()| {
-            network::unpin(&self.pin(&record.id))
-                .map_err(|error| network_error(named("unpin the network namespace"), error))
+        let unpinned = pass("stoppod.unpin").and_then(|()| match is_left {
+            true => network::unpin(&self.pin(&record.id))
+                .map_err(|error| network_error(named("unpin the network namespace"), error)),
+            false => Ok(()),
         });
         let detached = pass("stoppod.detach").and_then(|()| match attachment {
             Some(attachment) => {
@@ -286,9 +299,14 @@ impl Host {
         std::fs::remove_dir(&place).map_err(failed)
     }
 
-    /// After a failed raise; what cannot be undone now is swept at the next start, and said.
-    fn undo(&self, record: &PodRecord, attachment: Option<&Attachment>) {
-        if let Err(error) = self.take_down(record, attachment) {
+    /// After a failed raise; what cannot be undone now is undone later or swept at the next start, and said.
+    async fn undo(self: &Arc<Self>, record: &PodRecord, attachment: Option<Attachment>) {
+        let left = self.leave_plugins(record).await;
+        let (host, plan) = (Arc::clone(self), record.clone());
+        let down = blocking("undoing a sandbox", move || {
+            host.take_down(&plan, attachment.as_ref(), true)
+        });
+        if let Err(error) = left.and(down.await) {
             tracing::warn!(pod = %record.id, error = error.chain(), "a failed sandbox was not undone completely");
         }
     }
@@ -298,6 +316,7 @@ impl Host {
         let directory = self.pod_directory(pod);
         let erased = crate::lifecycle::Slot::new(directory.clone()).erase();
         erased.map_err(|error| io_error(format!("erase the record of sandbox {pod}"), error))?;
+        self.parts.network.cni().abandon(pod.as_str());
         remove_tree(&directory)
     }
 
@@ -308,23 +327,6 @@ impl Host {
             record.cgroup_parent.trim_end_matches('/'),
             record.id
         )
-    }
-}
-
-fn network_wish(record: &PodRecord) -> NetworkWish {
-    let (wish, name) = (&record.wish, &record.wish.name);
-    NetworkWish {
-        pod: record.id.to_string(),
-        namespace: name.namespace.clone(),
-        name: name.name.clone(),
-        uid: name.uid.clone(),
-        ports: wish.ports.clone(),
-        bandwidth: wish.bandwidth,
-        resolver: Resolver {
-            servers: wish.dns.servers.clone(),
-            searches: wish.dns.searches.clone(),
-            options: wish.dns.options.clone(),
-        },
     }
 }
 
@@ -345,14 +347,6 @@ fn namespaces_of(record: &PodRecord) -> NamespaceWish {
 
 fn block(ids: IdMapping) -> (u32, u32, u32) {
     (ids.inside, ids.outside, ids.count)
-}
-
-fn network_error(what: String, error: network::Error) -> Error {
-    let kind = match error {
-        network::Error::Exhausted { .. } => Kind::Exhausted,
-        _ => Kind::Io,
-    };
-    Error::because(kind, what, error)
 }
 
 /// Kills a process, after a while if it `leaves` by itself. Returns whether it has ended.

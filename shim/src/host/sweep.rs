@@ -72,6 +72,7 @@ impl Host {
                 error,
             )),
         }
+        self.parts.network.resume(&owned.live);
         found
     }
 

@@ -25,13 +25,14 @@ pub(in crate::cri) fn version_reply() -> cri::VersionResponse {
     }
 }
 
-/// The reply of Status; `info["config"]` only when asked for.
+/// The reply of Status; `network_problem` is why pods get no network, `info["config"]` is there only when asked for.
 pub(in crate::cri) fn status_reply(
     node: &Node,
+    network_problem: Option<&str>,
     request: &cri::StatusRequest,
 ) -> cri::StatusResponse {
     let runtime = condition("RuntimeReady", None);
-    let network = condition("NetworkReady", node.network_problem.as_deref());
+    let network = condition("NetworkReady", network_problem);
     let info = match request.verbose {
         true => BTreeMap::from([("config".to_owned(), config(node))]),
         false => BTreeMap::new(),
@@ -55,9 +56,8 @@ fn condition(name: &str, problem: Option<&str>) -> cri::RuntimeCondition {
     cri::RuntimeCondition {
         r#type: name.to_owned(),
         status: problem.is_none(),
-        reason: problem
-            .map(|_| format!("{}NotReady", name.trim_end_matches("Ready")))
-            .unwrap_or_default(),
+        // The word of other runtimes, by which node problems are told apart.
+        reason: problem.map_or("", |_| "NetworkPluginNotReady").to_owned(),
         message: problem.unwrap_or_default().to_owned(),
     }
 }
@@ -101,12 +101,11 @@ pub(in crate::cri) fn runtime_config_reply(driver: CgroupDriver) -> cri::Runtime
 mod tests {
     use super::*;
 
-    fn node(network_problem: Option<&str>) -> Node {
+    fn node() -> Node {
         Node {
             root_dir: "/var/lib/coracle".into(),
             state_dir: "/run/coracle".into(),
             cgroup_driver: CgroupDriver::Cgroupfs,
-            network_problem: network_problem.map(str::to_owned),
         }
     }
 
@@ -130,7 +129,7 @@ mod tests {
 
     #[test]
     fn status_lists_both_conditions_and_every_handler() {
-        let reply = status_reply(&node(None), &cri::StatusRequest { verbose: false });
+        let reply = status_reply(&node(), None, &cri::StatusRequest { verbose: false });
         let conditions = reply.status.unwrap().conditions;
         let ready: Vec<_> = conditions
             .iter()
@@ -161,15 +160,19 @@ mod tests {
     #[test]
     fn a_network_problem_is_shown_to_users() {
         let reply = status_reply(
-            &node(Some("subnet 10.0.0.0/8 is full")),
+            &node(),
+            Some("no network configuration in /etc/cni/net.d"),
             &cri::StatusRequest { verbose: true },
         );
         let network = reply.status.unwrap().conditions.remove(1);
         assert_eq!(
             (network.status, network.reason.as_str()),
-            (false, "NetworkNotReady")
+            (false, "NetworkPluginNotReady")
         );
-        assert_eq!(network.message, "subnet 10.0.0.0/8 is full");
+        assert_eq!(
+            network.message,
+            "no network configuration in /etc/cni/net.d"
+        );
         let config: serde_json::Value = serde_json::from_str(&reply.info["config"]).unwrap();
         assert_eq!(config["stateDir"], "/run/coracle");
     }

@@ -1,0 +1,309 @@
+//! What each pod was attached with, on disk: enough to detach it whatever has become of configuration, pod or daemon.
+//!
+//! Called by: [`super::Cni`]; blocks on the disk. Two files a pod below the root directory, which survives a reboot:
+//!
+//! ```text
+//! POD.asked   before the first ADD: list, arguments, namespace          -> DEL is owed
+//! POD.added   after the last ADD: its result                            -> DEL and CHECK are given it
+//! ```
+//! Invariants: a file appears whole or not at all, and is never written over; the files go only when DEL has
+//! succeeded. An entry that a power loss has torn is set aside by name, with an error, since nobody can act on it.
+//! Not here: running plugins.
+
+use std::collections::HashSet;
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::error::Error;
+use super::list::NetworkList;
+
+/// The format this build writes.
+const FORMAT: u32 = 1;
+
+/// What a pod was or is being attached with.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Entry {
+    /// The pod's id, which is its `CNI_CONTAINERID`.
+    pub pod: String,
+    /// The boot in which it was asked for.
+    pub boot: String,
+    /// Where its network namespace was pinned.
+    pub netns: PathBuf,
+    /// Name of the interface in the pod.
+    pub interface: String,
+    /// `CNI_ARGS`.
+    pub args: String,
+    /// Arguments by capability.
+    pub capabilities: Map<String, Value>,
+    /// The network.
+    pub list: NetworkList,
+    /// The result of ADD, once there is one.
+    pub result: Option<Value>,
+}
+
+/// [`Entry`] as it is written.
+#[derive(Serialize, Deserialize)]
+struct Asked {
+    format: u32,
+    boot: String,
+    netns: PathBuf,
+    interface: String,
+    args: String,
+    capabilities: Map<String, Value>,
+    list: Value,
+}
+
+/// The entries of one daemon.
+#[derive(Debug)]
+pub struct Entries {
+    directory: PathBuf,
+    /// Pods that have an entry.
+    pods: Mutex<HashSet<String>>,
+}
+
+impl Entries {
+    /// Finds what earlier daemons left. Errors: the directory can be neither made nor listed.
+    pub fn open(directory: &Path) -> Result<Entries, Error> {
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(directory)
+            .map_err(|error| Error::file("make directory", directory, error))?;
+        let failed = |error| Error::file("list", directory, error);
+        let mut pods = HashSet::new();
+        for entry in fs::read_dir(directory).map_err(failed)? {
+            let path = entry.map_err(failed)?.path();
+            let (stem, extension) = (path.file_stem(), path.extension());
+            match (stem.and_then(|stem| stem.to_str()), extension) {
+                (Some(pod), Some(extension)) if extension == "asked" => {
+                    pods.insert(pod.to_owned());
+                }
+                // Half-written by a daemon that was killed: its ADD had not begun.
+                (_, Some(extension)) if extension == "new" => {
+                    let _ = fs::remove_file(&path);
+                }
+                _ => {}
+            }
+        }
+        Ok(Entries {
+            directory: directory.to_owned(),
+            pods: Mutex::new(pods),
+        })
+    }
+
+    /// Whether DEL is owed for a pod.
+    pub fn holds(&self, pod: &str) -> bool {
+        self.lock().contains(pod)
+    }
+
+    /// All pods for which DEL is owed.
+    pub fn pods(&self) -> Vec<String> {
+        let mut pods: Vec<String> = self.lock().iter().cloned().collect();
+        pods.sort();
+        pods
+    }
+
+    /// Whether ADD of a pod has come to a result.
+    pub fn is_added(&self, pod: &str) -> bool {
+        self.path(pod, "added").exists()
+    }
+
+    /// Notes what is about to be added. Errors: the disk's; nothing is noted then.
+    pub fn ask(&self, entry: &Entry) -> Result<(), Error> {
+        let asked = Asked {
+            format: FORMAT,
+            boot: entry.boot.clone(),
+            netns: entry.netns.clone(),
+            interface: entry.interface.clone(),
+            args: entry.args.clone(),
+            capabilities: entry.capabilities.clone(),
+            list: entry.list.to_json(),
+        };
+        let path = self.path(&entry.pod, "asked");
+        let text =
+            serde_json::to_vec(&asked).map_err(|error| Error::file("write", &path, error))?;
+        write(&path, &text)?;
+        self.lock().insert(entry.pod.clone());
+        Ok(())
+    }
+
+    /// Notes the result of what was asked. Errors: the disk's.
+    pub fn add(&self, pod: &str, result: &Value) -> Result<(), Error> {
+        write(&self.path(pod, "added"), result.to_string().as_bytes())
+    }
+
+    /// A pod's entry; `None` if DEL is not owed. Errors: the disk's, or [`Error::Entry`].
+    pub fn read(&self, pod: &str) -> Result<Option<Entry>, Error> {
+        let path = self.path(pod, "asked");
+        let Some(text) = read(&path)? else {
+            self.lock().remove(pod);
+            return Ok(None);
+        };
+        let broken = |what: String| Error::Entry {
+            file: path.clone(),
+            what,
+        };
+        let asked: Asked =
+            serde_json::from_slice(&text).map_err(|error| broken(error.to_string()))?;
+        if asked.format != FORMAT {
+            return Err(broken(format!(
+                "its format is {}, we know {FORMAT}",
+                asked.format
+            )));
+        }
+        let list = NetworkList::parse(asked.list.to_string().as_bytes());
+        let list = list.and_then(NetworkList::complete).map_err(broken)?;
+        // A torn result is as good as none: plugins have to detach without one, too.
+        let result = read(&self.path(pod, "added"))?;
+        Ok(Some(Entry {
+            pod: pod.to_owned(),
+            boot: asked.boot,
+            netns: asked.netns,
+            interface: asked.interface,
+            args: asked.args,
+            capabilities: asked.capabilities,
+            list,
+            result: result.and_then(|text| serde_json::from_slice(&text).ok()),
+        }))
+    }
+
+    /// Nothing is owed for a pod any more. Errors: the disk's.
+    pub fn forget(&self, pod: &str) -> Result<(), Error> {
+        // The result first: an entry without one is still an entry.
+        for extension in ["added", "asked"] {
+            remove(&self.path(pod, extension))?;
+        }
+        self.lock().remove(pod);
+        Ok(())
+    }
+
+    /// Keeps a broken entry for a person to look at, and owes nothing for it any more.
+    pub fn set_aside(&self, pod: &str) -> Result<(), Error> {
+        let path = self.path(pod, "asked");
+        fs::rename(&path, self.path(pod, "broken"))
+            .map_err(|error| Error::file("rename", &path, error))?;
+        remove(&self.path(pod, "added"))?;
+        self.lock().remove(pod);
+        Ok(())
+    }
+
+    fn path(&self, pod: &str, extension: &str) -> PathBuf {
+        self.directory.join(format!("{pod}.{extension}"))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashSet<String>> {
+        // No use of it leaves the set half changed.
+        self.pods.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Writes under another name first, so that the file is whole whenever it is there.
+fn write(path: &Path, text: &[u8]) -> Result<(), Error> {
+    let new = path.with_added_extension("new");
+    let written = || -> io::Result<()> {
+        let mut options = File::options();
+        let mut file = options
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&new)?;
+        file.write_all(text)?;
+        fs::rename(&new, path)
+    };
+    written().map_err(|error| {
+        let _ = fs::remove_file(&new);
+        Error::file("write", path, error)
+    })
+}
+
+fn read(path: &Path) -> Result<Option<Vec<u8>>, Error> {
+    match fs::read(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::file("read", path, error)),
+    }
+}
+
+fn remove(path: &Path) -> Result<(), Error> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(Error::file("remove", path, error))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    reason = "a test stops at the first thing that is not as it should be"
+)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::tests::Temp;
+    use super::*;
+
+    fn entry(pod: &str) -> Entry {
+        let list =
+            json!({"name": "n", "cniVersion": "1.0.0", "plugins": [{"type": "p", "mtu": 9000}]});
+        Entry {
+            pod: pod.into(),
+            boot: "b".into(),
+            netns: "/run/x".into(),
+            interface: "eth0".into(),
+            args: "A=b".into(),
+            capabilities: json!({"mac": "m"}).as_object().unwrap().clone(),
+            list: NetworkList::parse(list.to_string().as_bytes()).unwrap(),
+            result: None,
+        }
+    }
+
+    #[test]
+    fn an_entry_survives_its_daemon_until_it_is_forgotten() {
+        let temp = Temp::new();
+        let entries = Entries::open(temp.dir()).unwrap();
+        assert_eq!(entries.read("a").unwrap(), None);
+        let mut expected = entry("a");
+        entries.ask(&expected).unwrap();
+        entries.ask(&entry("b")).unwrap();
+        assert!(!entries.is_added("a"));
+        expected.result = Some(json!({"ips": []}));
+        entries.add("a", &json!({"ips": []})).unwrap();
+        fs::write(temp.dir().join("c.asked.new"), "{").unwrap();
+
+        let later = Entries::open(temp.dir()).unwrap();
+        assert_eq!(later.pods(), ["a", "b"]);
+        assert!(later.holds("a") && later.is_added("a") && !later.is_added("b"));
+        assert_eq!(later.read("a").unwrap(), Some(expected));
+        later.forget("a").unwrap();
+        later.forget("a").unwrap();
+        assert!(!later.holds("a"));
+        assert_eq!(Entries::open(temp.dir()).unwrap().pods(), ["b"]);
+        assert_eq!(fs::read_dir(temp.dir()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_torn_entry_is_named_and_set_aside_and_a_torn_result_is_none() {
+        let temp = Temp::new();
+        let entries = Entries::open(temp.dir()).unwrap();
+        entries.ask(&entry("a")).unwrap();
+        fs::write(temp.dir().join("a.added"), "{\"ips").unwrap();
+        assert_eq!(entries.read("a").unwrap().unwrap().result, None);
+        for torn in ["", "{", "{\"format\":2}"] {
+            fs::write(temp.dir().join("a.asked"), torn).unwrap();
+            let error = entries.read("a").unwrap_err();
+            assert!(error.to_string().contains("a.asked"), "{error}");
+        }
+        entries.set_aside("a").unwrap();
+        assert_eq!(entries.pods(), Vec::<String>::new());
+        assert!(temp.dir().join("a.broken").exists());
+    }
+}

@@ -1,0 +1,489 @@
+//! One run of one plugin: found, executed, listened to, killed when it takes too long.
+//!
+//! Called by: [`super::invoke`]. Source: CNI specification 1.1.0, "CNI Plugin Execution" and "Error".
+//! Invariants: a plugin's environment is [`PATH`] and `CNI_*`, nothing of ours; it leads a process group of its own,
+//! which is killed whole when its time is up or its caller goes away; what it says is bounded; waiting for it holds
+//! no thread.
+//! Not here: what it is told, what its answer means.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Seek as _, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::process::{Pid, Signal, kill_process_group};
+use serde_json::Value;
+use tokio::io::{AsyncRead, AsyncReadExt as _};
+use tokio::process::{Child, Command};
+
+use super::error::{Error, plain};
+
+/// The search path of plugins, which run tools of the node such as `iptables`.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// A longer answer is refused. Bytes.
+const MAX_ANSWER: usize = 1 << 20;
+/// How much of a plugin's standard error is kept. Bytes.
+const MAX_COMPLAINT: usize = 16 << 10;
+/// How much of its words is shown. Characters.
+const MAX_SHOWN: usize = 512;
+/// How long a plugin's descendants may hold its output open after its end.
+const LINGER: Duration = Duration::from_millis(500);
+/// How often, and after what pause each time, a plugin is tried whose file somebody is just writing.
+const BUSY_TRIES: (u32, Duration) = (5, Duration::from_millis(200));
+
+/// What a plugin can be asked to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verb {
+    /// Attach a pod.
+    Add,
+    /// Detach it.
+    Del,
+    /// See whether an attachment is as it was made.
+    Check,
+    /// Say whether ADD would work.
+    Status,
+    /// Drop what no attachment owns.
+    Gc,
+}
+
+impl Verb {
+    /// As `CNI_COMMAND` says it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Add => "ADD",
+            Self::Del => "DEL",
+            Self::Check => "CHECK",
+            Self::Status => "STATUS",
+            Self::Gc => "GC",
+        }
+    }
+}
+
+impl fmt::Display for Verb {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        to.write_str(self.as_str())
+    }
+}
+
+/// Whom ADD, DEL and CHECK are about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Subject {
+    /// `CNI_CONTAINERID`: the pod's id.
+    pub container: String,
+    /// `CNI_NETNS`: the path of its network namespace; empty when that is gone.
+    pub netns: String,
+    /// `CNI_IFNAME`.
+    pub interface: String,
+    /// `CNI_ARGS`.
+    pub args: String,
+}
+
+/// One thing to ask of one plugin.
+#[derive(Debug)]
+pub struct Question<'a> {
+    /// What to do.
+    pub verb: Verb,
+    /// The plugin's type, a plain file name.
+    pub plugin: &'a str,
+    /// The network's name, for messages.
+    pub network: &'a str,
+    /// Whom it is about.
+    pub subject: Option<&'a Subject>,
+    /// What it gets on standard input.
+    pub input: Vec<u8>,
+}
+
+/// Runs plugins of these directories.
+#[derive(Clone, Debug)]
+pub struct Runner {
+    /// Where plugins are; the first that has one wins. Absolute, without `:`.
+    pub dirs: Vec<PathBuf>,
+    /// How long a plugin may take.
+    pub limit: Duration,
+}
+
+/// What a plugin said, and how it ended.
+struct Heard {
+    status: ExitStatus,
+    answer: Bounded,
+    complaint: Bounded,
+}
+
+#[derive(Default)]
+struct Bounded {
+    bytes: Vec<u8>,
+    is_cut: bool,
+}
+
+impl Runner {
+    /// The executable of a plugin. Errors: [`Error::NoPlugin`].
+    pub fn find(&self, network: &str, plugin: &str) -> Result<PathBuf, Error> {
+        let is_program = |path: &PathBuf| {
+            let facts = path.metadata();
+            facts.is_ok_and(|facts| facts.is_file() && facts.permissions().mode() & 0o111 != 0)
+        };
+        let mut paths = self.dirs.iter().map(|dir| dir.join(plugin));
+        paths.find(is_program).ok_or_else(|| {
+            let dirs: Vec<String> = self
+                .dirs
+                .iter()
+                .map(|dir| dir.display().to_string())
+                .collect();
+            Error::NoPlugin {
+                network: network.to_owned(),
+                plugin: plugin.to_owned(),
+                dirs: dirs.join(", "),
+            }
+        })
+    }
+
+    /// Asks, and gives what the plugin wrote to standard output.
+    /// Errors: no such plugin, it cannot be executed, refuses, says too much or takes too long.
+    pub async fn ask(&self, question: &Question<'_>) -> Result<Vec<u8>, Error> {
+        let program = self.find(question.network, question.plugin)?;
+        let begun = Instant::now();
+        let child = self.spawn(&program, question).await?;
+        let heard = match tokio::time::timeout(self.limit, listen(child)).await {
+            Ok(heard) => heard.map_err(|error| Error::file("wait for", &program, error))?,
+            Err(_) => {
+                return Err(Error::TimedOut {
+                    verb: question.verb,
+                    plugin: question.plugin.to_owned(),
+                    network: question.network.to_owned(),
+                    limit: self.limit,
+                });
+            }
+        };
+        tracing::debug!(
+            verb = question.verb.as_str(),
+            plugin = question.plugin,
+            took_ms = begun.elapsed().as_millis(),
+            "network plugin ended"
+        );
+        judge(question, heard)
+    }
+
+    async fn spawn(&self, program: &Path, question: &Question<'_>) -> Result<Group, Error> {
+        let failed = |error| Error::file("execute", program, error);
+        let input = standard_input(&question.input).map_err(failed)?;
+        let mut command = self.command(program, question);
+        let (tries, pause) = BUSY_TRIES;
+        for _ in 1..tries {
+            command.stdin(Stdio::from(input.try_clone().map_err(failed)?));
+            match command.spawn() {
+                // Whoever installs plugins may be writing this one.
+                Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy => {
+                    tokio::time::sleep(pause).await;
+                }
+                spawned => return spawned.map(Group).map_err(failed),
+            }
+        }
+        command.stdin(Stdio::from(input));
+        command.spawn().map(Group).map_err(failed)
+    }
+
+    fn command(&self, program: &Path, question: &Question<'_>) -> Command {
+        let mut command = Command::new(program);
+        command
+            .env_clear()
+            .env("PATH", PATH)
+            .env("CNI_COMMAND", question.verb.as_str())
+            .env("CNI_PATH", self.search_path());
+        if let Some(subject) = question.subject {
+            command
+                .env("CNI_CONTAINERID", &subject.container)
+                .env("CNI_NETNS", &subject.netns)
+                .env("CNI_IFNAME", &subject.interface)
+                .env("CNI_ARGS", &subject.args);
+        }
+        command
+            .current_dir("/")
+            .process_group(0)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command
+    }
+
+    fn search_path(&self) -> String {
+        let dirs: Vec<String> = self
+            .dirs
+            .iter()
+            .map(|dir| dir.display().to_string())
+            .collect();
+        dirs.join(":")
+    }
+}
+
+/// A file that holds the input, so that a plugin that does not read it cannot make us wait.
+fn standard_input(input: &[u8]) -> io::Result<File> {
+    let mut file = File::from(memfd_create("cni-input", MemfdFlags::CLOEXEC)?);
+    file.write_all(input)?;
+    file.rewind()?;
+    Ok(file)
+}
+
+/// A plugin with its process group, which does not outlive this unless the plugin has ended by itself.
+struct Group(Child);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // The pid is given only until the child was waited for, so it cannot be anybody else's.
+        let leader = self.0.id().and_then(|pid| Pid::from_raw(pid.cast_signed()));
+        if let Some(leader) = leader {
+            let _ = kill_process_group(leader, Signal::KILL);
+        }
+    }
+}
+
+async fn listen(mut group: Group) -> io::Result<Heard> {
+    let (mut answer, mut complaint) = (Bounded::default(), Bounded::default());
+    let (stdout, stderr) = (group.0.stdout.take(), group.0.stderr.take());
+    let status = {
+        let hearing = async {
+            tokio::join!(
+                hear(stdout, &mut answer, MAX_ANSWER),
+                hear(stderr, &mut complaint, MAX_COMPLAINT)
+            )
+        };
+        tokio::pin!(hearing);
+        tokio::select! {
+            status = group.0.wait() => {
+                // Nobody else writes, unless the plugin left somebody behind.
+                let _ = tokio::time::timeout(LINGER, hearing).await;
+                status?
+            }
+            _ = &mut hearing => group.0.wait().await?,
+        }
+    };
+    Ok(Heard {
+        status,
+        answer,
+        complaint,
+    })
+}
+
+/// Reads to the end and keeps the first `limit` bytes.
+async fn hear(from: Option<impl AsyncRead + Unpin>, into: &mut Bounded, limit: usize) {
+    let Some(mut from) = from else { return };
+    let mut piece = [0; 4096];
+    while let Ok(got) = from.read(&mut piece).await {
+        if got == 0 {
+            return;
+        }
+        let room = limit.saturating_sub(into.bytes.len()).min(got);
+        into.bytes.extend_from_slice(&piece[..room]);
+        into.is_cut |= room < got;
+    }
+}
+
+fn judge(question: &Question<'_>, heard: Heard) -> Result<Vec<u8>, Error> {
+    if !heard.status.success() {
+        return Err(Error::Refused {
+            verb: question.verb,
+            plugin: question.plugin.to_owned(),
+            network: question.network.to_owned(),
+            words: words(&heard),
+        });
+    }
+    if heard.answer.is_cut {
+        return Err(Error::Answer {
+            verb: question.verb,
+            plugin: question.plugin.to_owned(),
+            network: question.network.to_owned(),
+            what: format!("is longer than {MAX_ANSWER} bytes"),
+        });
+    }
+    Ok(heard.answer.bytes)
+}
+
+/// Why it failed: its error object, else what it complained of, else how it ended.
+fn words(heard: &Heard) -> String {
+    let answer: Option<Value> = serde_json::from_slice(&heard.answer.bytes).ok();
+    let of = |key: &str| {
+        let text = answer.as_ref().and_then(|answer| answer.get(key)?.as_str());
+        text.map(|text| plain(text, MAX_SHOWN))
+            .filter(|text| !text.is_empty())
+    };
+    if let Some(message) = of("msg") {
+        let code = answer
+            .as_ref()
+            .and_then(|answer| answer.get("code")?.as_u64());
+        let code = code.map_or(String::new(), |code| format!(" (code {code})"));
+        let details = of("details").map_or(String::new(), |details| format!("; {details}"));
+        return format!("{message}{code}{details}");
+    }
+    let complaint = plain(&String::from_utf8_lossy(&heard.complaint.bytes), MAX_SHOWN);
+    match complaint.is_empty() {
+        true => format!("{}, without a word", heard.status),
+        false => format!("{complaint} ({})", heard.status),
+    }
+}
+
+#[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    reason = "a test stops at the first thing that is not as it should be"
+)]
+mod tests {
+    use std::fs;
+
+    use super::super::tests::Temp;
+    use super::*;
+
+    fn runner(temp: &Temp, script: &str, limit: Duration) -> Runner {
+        temp.script("p", script);
+        Runner {
+            dirs: vec![temp.dir().join("empty"), temp.dir().to_owned()],
+            limit,
+        }
+    }
+
+    async fn ask(
+        runner: &Runner,
+        input: &[u8],
+        subject: Option<&Subject>,
+    ) -> Result<String, Error> {
+        let question = Question {
+            verb: Verb::Add,
+            plugin: "p",
+            network: "net",
+            subject,
+            input: input.to_vec(),
+        };
+        let answer = runner.ask(&question).await?;
+        Ok(String::from_utf8(answer).unwrap())
+    }
+
+    const LONG: Duration = Duration::from_secs(20);
+
+    #[tokio::test]
+    async fn a_plugin_sees_its_input_and_a_fixed_environment() {
+        let temp = Temp::new();
+        let runner = runner(&temp, "cat; env | sort; pwd", LONG);
+        let subject = Subject {
+            container: "c1".into(),
+            netns: "/n".into(),
+            interface: "eth0".into(),
+            args: "A=b".into(),
+        };
+        let said = ask(&runner, b"input\n", Some(&subject)).await.unwrap();
+        let dirs = runner.search_path();
+        let expected = format!(
+            "input\nCNI_ARGS=A=b\nCNI_COMMAND=ADD\nCNI_CONTAINERID=c1\nCNI_IFNAME=eth0\nCNI_NETNS=/n\nCNI_PATH={dirs}\n\
+             PATH={PATH}\nPWD=/\n/\n"
+        );
+        // What the shell adds by itself.
+        let said: String = said
+            .lines()
+            .filter(|line| {
+                !line.starts_with("_=")
+                    && !line.starts_with("SHLVL=")
+                    && !line.starts_with("OLDPWD=")
+            })
+            .map(|line| format!("{line}\n"))
+            .collect();
+        assert_eq!(said, expected);
+    }
+
+    #[tokio::test]
+    async fn a_refusal_carries_the_plugins_own_words() {
+        let temp = Temp::new();
+        let says = async |script: &str| {
+            let runner = runner(&temp, script, LONG);
+            ask(&runner, b"", None).await.unwrap_err().to_string()
+        };
+        let head = "ADD of plugin p for network net: ";
+        let object = r#"printf %s '{"cniVersion":"1.0.0","code":11,"msg":"try\nagain","details":"x"}'; exit 1"#;
+        assert_eq!(says(object).await, format!("{head}try again (code 11); x"));
+        assert_eq!(
+            says("echo no JSON; echo it broke >&2; exit 3").await,
+            format!("{head}it broke (exit status: 3)")
+        );
+        assert_eq!(
+            says("kill -9 $$").await,
+            format!("{head}signal: 9 (SIGKILL), without a word")
+        );
+        let endless = says("yes '\x1b[31m evil' | head -c 3000000 >&2; exit 1").await;
+        assert!(
+            endless.len() < 700 && !endless.contains('\x1b'),
+            "{endless}"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_plugin_that_hangs_is_killed_with_all_its_children() {
+        let temp = Temp::new();
+        let script = format!(
+            "sleep 1000 & echo $! > {0}/pid; trap '' TERM; wait",
+            temp.dir().display()
+        );
+        let runner = runner(&temp, &script, Duration::from_millis(300));
+        let begun = Instant::now();
+        let error = ask(&runner, b"", None).await.unwrap_err();
+        assert!(matches!(error, Error::TimedOut { .. }), "{error}");
+        assert!(begun.elapsed() < Duration::from_secs(5));
+        let pid = fs::read_to_string(temp.dir().join("pid")).unwrap();
+        let is_alive = || {
+            let stat = fs::read_to_string(format!("/proc/{}/stat", pid.trim()));
+            stat.is_ok_and(|stat| !stat.contains(") Z "))
+        };
+        for _ in 0..200 {
+            if !is_alive() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("the child {pid} of a killed plugin lives");
+    }
+
+    #[tokio::test]
+    async fn a_child_that_keeps_the_output_open_does_not_hold_us() {
+        let temp = Temp::new();
+        let script = "echo '{}'; (sleep 6; exit 0) & exit 0";
+        let runner = runner(&temp, script, LONG);
+        let begun = Instant::now();
+        assert_eq!(ask(&runner, b"", None).await.unwrap(), "{}\n");
+        assert!(begun.elapsed() < Duration::from_secs(5));
+    }
+
+    #[tokio::test]
+    async fn input_that_is_not_read_and_output_without_end_do_no_harm() {
+        let temp = Temp::new();
+        let big = vec![b'x'; 8 << 20];
+        let deaf = runner(&temp, "exec echo fine", LONG);
+        assert_eq!(ask(&deaf, &big, None).await.unwrap(), "fine\n");
+        let loud = runner(&temp, "exec head -c 5000000 /dev/zero", LONG);
+        let error = ask(&loud, b"", None).await.unwrap_err();
+        assert!(matches!(error, Error::Answer { .. }), "{error}");
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_executed_is_named() {
+        let temp = Temp::new();
+        let runner = runner(&temp, "exit 0", LONG);
+        fs::write(temp.dir().join("p"), "no program").unwrap();
+        assert!(
+            ask(&runner, b"", None)
+                .await
+                .unwrap_err()
+                .to_string()
+                .starts_with("execute ")
+        );
+        fs::set_permissions(temp.dir().join("p"), fs::Permissions::from_mode(0o644)).unwrap();
+        let error = ask(&runner, b"", None).await.unwrap_err().to_string();
+        assert!(
+            error.contains("no executable of that name in") && error.contains("empty, "),
+            "{error}"
+        );
+        fs::remove_file(temp.dir().join("p")).unwrap();
+        fs::create_dir(temp.dir().join("p")).unwrap();
+        assert!(matches!(
+            ask(&runner, b"", None).await,
+            Err(Error::NoPlugin { .. })
+        ));
+    }
+}

@@ -1,0 +1,167 @@
+//! What is asked of a network as a whole: its plugins one after the other, in the order the specification says.
+//!
+//! Called by: [`super::Cni`] and [`super::readiness`]. Calls: [`super::exec`], once a plugin.
+//! Source: CNI specification 1.1.0, "Lifecycle & Ordering" and "Execution of Network Configurations".
+//! Invariants: ADD, CHECK, STATUS and GC go from first to last, DEL from last to first; ADD, CHECK and STATUS end with
+//! the first failure, DEL and GC try every plugin and give the first failure, so that nothing is kept by a plugin
+//! because another one is broken.
+//! Not here: undoing a failed ADD, what is kept on disk.
+
+use std::net::IpAddr;
+
+use serde_json::Value;
+
+use super::entries::Entry;
+use super::error::Error;
+use super::exec::{Question, Runner, Subject, Verb};
+use super::list::{Extra, NetworkList, Plugin, Version};
+use super::outcome;
+
+/// Attaches. Gives the last plugin's result and the pod's addresses in it.
+pub async fn add(runner: &Runner, entry: &Entry) -> Result<(Value, Vec<IpAddr>), Error> {
+    let subject = subject(entry, entry.netns.display().to_string());
+    let mut result: Option<Value> = None;
+    let mut last = "";
+    for plugin in &entry.list.plugins {
+        let extra = Extra {
+            previous: result.as_ref(),
+            capabilities: Some(&entry.capabilities),
+            valid_attachments: None,
+        };
+        let question = question(Verb::Add, &entry.list, plugin, extra).of(&subject);
+        let answer = runner.ask(&question).await?;
+        result = Some(outcome::result(&answer).map_err(|what| useless(&question, what))?);
+        last = &plugin.kind;
+    }
+    let result = result.unwrap_or_default();
+    let addresses =
+        outcome::addresses(&result, &entry.interface).map_err(|what| Error::Answer {
+            verb: Verb::Add,
+            plugin: last.to_owned(),
+            network: entry.list.name.clone(),
+            what,
+        })?;
+    Ok((result, addresses))
+}
+
+/// Detaches; `netns` is empty when the namespace is gone. Plugins take what is absent for done.
+pub async fn del(runner: &Runner, entry: &Entry, netns: String) -> Result<(), Error> {
+    let subject = subject(entry, netns);
+    let mut outcome = Ok(());
+    for plugin in entry.list.plugins.iter().rev() {
+        let extra = Extra {
+            previous: result_of(entry),
+            capabilities: Some(&entry.capabilities),
+            valid_attachments: None,
+        };
+        let question = question(Verb::Del, &entry.list, plugin, extra).of(&subject);
+        let deleted = runner.ask(&question).await.map(drop);
+        outcome = outcome.and(deleted);
+    }
+    outcome
+}
+
+/// Has plugins compare an attachment with its result. Fine if the network's version or file does not have it so.
+pub async fn check(runner: &Runner, entry: &Entry) -> Result<(), Error> {
+    let list = &entry.list;
+    if list.version < Version::V0_4_0 || list.disable_check || entry.result.is_none() {
+        return Ok(());
+    }
+    let subject = subject(entry, entry.netns.display().to_string());
+    for plugin in &list.plugins {
+        let extra = Extra {
+            previous: result_of(entry),
+            capabilities: Some(&entry.capabilities),
+            valid_attachments: None,
+        };
+        let question = question(Verb::Check, list, plugin, extra).of(&subject);
+        runner.ask(&question).await?;
+    }
+    Ok(())
+}
+
+/// Asks plugins whether ADD would work; they are not asked before version 1.1.0.
+pub async fn status(runner: &Runner, list: &NetworkList) -> Result<(), Error> {
+    if !has_status(list) {
+        return Ok(());
+    }
+    for plugin in &list.plugins {
+        runner
+            .ask(&question(Verb::Status, list, plugin, Extra::default()))
+            .await?;
+    }
+    Ok(())
+}
+
+/// Whether plugins of this network can be asked for their status.
+pub fn has_status(list: &NetworkList) -> bool {
+    list.version >= Version::V1_1_0
+}
+
+/// Whether plugins of this network can be asked to drop what nobody owns.
+pub fn has_gc(list: &NetworkList) -> bool {
+    list.version >= Version::V1_1_0 && !list.disable_gc
+}
+
+/// Has plugins drop what no attachment in `valid` owns: a list of `{containerID, ifname}`.
+pub async fn gc(runner: &Runner, list: &NetworkList, valid: &Value) -> Result<(), Error> {
+    if !has_gc(list) {
+        return Ok(());
+    }
+    let mut outcome = Ok(());
+    for plugin in &list.plugins {
+        let extra = Extra {
+            valid_attachments: Some(valid),
+            ..Extra::default()
+        };
+        let dropped = runner.ask(&question(Verb::Gc, list, plugin, extra)).await;
+        outcome = outcome.and(dropped.map(drop));
+    }
+    outcome
+}
+
+fn subject(entry: &Entry, netns: String) -> Subject {
+    Subject {
+        container: entry.pod.clone(),
+        netns,
+        interface: entry.interface.clone(),
+        args: entry.args.clone(),
+    }
+}
+
+/// The result that CHECK and DEL get: before 0.4.0, none.
+fn result_of(entry: &Entry) -> Option<&Value> {
+    let result = entry.result.as_ref();
+    result.filter(|_| entry.list.version >= Version::V0_4_0)
+}
+
+fn question<'a>(
+    verb: Verb,
+    list: &'a NetworkList,
+    plugin: &'a Plugin,
+    extra: Extra<'_>,
+) -> Question<'a> {
+    Question {
+        verb,
+        plugin: &plugin.kind,
+        network: &list.name,
+        subject: None,
+        input: list.input(plugin, extra),
+    }
+}
+
+impl<'a> Question<'a> {
+    fn of(mut self, subject: &'a Subject) -> Self {
+        self.subject = Some(subject);
+        self
+    }
+}
+
+fn useless(question: &Question<'_>, what: String) -> Error {
+    Error::Answer {
+        verb: question.verb,
+        plugin: question.plugin.to_owned(),
+        network: question.network.to_owned(),
+        what,
+    }
+}

@@ -1,0 +1,110 @@
+//! Plugins that a killed daemon left running in the middle of an ADD: ended before the same pods are detached.
+//!
+//! Called by: [`super::Cni::open`], once. Otherwise such a plugin could take an address after DEL has given it back.
+//! Invariant: only processes whose environment names, as `CNI_CONTAINERID`, a pod of this daemon are ended, each by a
+//! descriptor that cannot come to mean another process.
+//! Not here: which pods those are.
+
+use std::collections::HashSet;
+use std::fs::{self, File};
+use std::io::Read as _;
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+/// How much of an environment is looked at. Bytes.
+const MAX_ENVIRONMENT: u64 = 64 << 10;
+/// How long the killed may take to be gone, together.
+const PATIENCE: Duration = Duration::from_secs(2);
+const KEY: &[u8] = b"CNI_CONTAINERID=";
+
+/// Kills what works for one of `pods` and waits until it is gone; gives how many processes that were.
+pub fn end(pods: &HashSet<String>) -> usize {
+    if pods.is_empty() {
+        return 0;
+    }
+    let deadline = Instant::now() + PATIENCE;
+    let mut ended = 0;
+    // Once more after each round: one of them may have begun another meanwhile.
+    loop {
+        let found = processes(pods);
+        if found.is_empty() || Instant::now() > deadline {
+            return ended;
+        }
+        for process in &found {
+            ended += usize::from(pidfd_send_signal(process, Signal::KILL).is_ok());
+        }
+        for process in &found {
+            wait(process, deadline);
+        }
+    }
+}
+
+fn processes(pods: &HashSet<String>) -> Vec<OwnedFd> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    pids.filter_map(|pid| {
+        let process = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
+        // Read after the process was opened: if it ended in between, the signal finds nobody.
+        works_for(pid, pods).then_some(process)
+    })
+    .collect()
+}
+
+fn works_for(pid: i32, pods: &HashSet<String>) -> bool {
+    let mut environment = Vec::new();
+    let file = File::open(format!("/proc/{pid}/environ"));
+    let read = file.and_then(|file| file.take(MAX_ENVIRONMENT).read_to_end(&mut environment));
+    if read.is_err() {
+        return false;
+    }
+    let mut words = environment.split(|byte| *byte == 0);
+    let named = words.find_map(|word| word.strip_prefix(KEY));
+    named
+        .and_then(|pod| std::str::from_utf8(pod).ok())
+        .is_some_and(|pod| pods.contains(pod))
+}
+
+fn wait(process: &OwnedFd, deadline: Instant) {
+    let left = deadline.saturating_duration_since(Instant::now());
+    let left = Timespec {
+        tv_sec: left.as_secs().cast_signed(),
+        tv_nsec: left.subsec_nanos().into(),
+    };
+    // Whatever it comes to, the next round sees what is left.
+    let _ = poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&left));
+}
+
+#[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    reason = "a test stops at the first thing that is not as it should be"
+)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn only_those_who_work_for_a_named_pod_are_ended() {
+        let sleeper = |pod: &str| {
+            let mut command = Command::new("sleep");
+            command
+                .arg("60")
+                .env("CNI_CONTAINERID", pod)
+                .spawn()
+                .unwrap()
+        };
+        let (mine, other) = (format!("mine-{}", std::process::id()), "other");
+        let mut left = sleeper(&mine);
+        let mut unharmed = sleeper(other);
+        assert_eq!(end(&HashSet::new()), 0);
+        assert_eq!(end(&HashSet::from([mine])), 1);
+        assert!(!left.wait().unwrap().success());
+        assert!(unharmed.try_wait().unwrap().is_none());
+        unharmed.kill().unwrap();
+        unharmed.wait().unwrap();
+    }
+}

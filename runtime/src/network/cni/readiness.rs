@@ -1,0 +1,300 @@
+//! Whether pods can be attached, and to what: the file in force, its plugins on disk, and what they say of themselves.
+//!
+//! Called by: [`super::Cni`], for every pod and for every Status of the kubelet's.
+//! Invariants: a changed file is noticed at the next look, without a restart and without anybody waking up to look;
+//! a pod always gets what is on disk now; whoever only wants to know is never kept waiting by a disk or a plugin.
+//! Not here: pods.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::directory::{self, Look, Reading};
+use super::error::{Error, plain};
+use super::exec::Runner;
+use super::invoke;
+use super::list::NetworkList;
+
+/// How long Status waits for a look to end before it answers with what was known before.
+const PATIENCE: Duration = Duration::from_millis(100);
+/// Plugins are asked for their status at most this often. The kubelet asks us every five seconds.
+const STATUS_INTERVAL: Duration = Duration::from_secs(3);
+/// Broken files beyond these are counted, not named.
+const NAMED_FILES: usize = 3;
+/// How much is said of one broken file. Characters.
+const MAX_REASON: usize = 300;
+
+/// Who attaches pods, and whether it can.
+#[derive(Debug)]
+pub struct Readiness {
+    directory: PathBuf,
+    runner: Runner,
+    state: Mutex<State>,
+    /// Held while somebody looks on behalf of Status.
+    looking: tokio::sync::Mutex<()>,
+}
+
+#[derive(Debug)]
+struct State {
+    look: Option<Look>,
+    network: Result<Arc<NetworkList>, String>,
+    /// What plugins have said of themselves, and when.
+    status: Option<(Instant, Result<(), String>)>,
+}
+
+impl Readiness {
+    /// Nothing is looked at before somebody asks.
+    pub fn new(directory: &Path, runner: Runner) -> Readiness {
+        Readiness {
+            directory: directory.to_owned(),
+            runner,
+            state: Mutex::new(State {
+                look: None,
+                network: Err("the network configuration was not looked at yet".to_owned()),
+                status: None,
+            }),
+            looking: tokio::sync::Mutex::new(()),
+        }
+    }
+
+    /// The network that the directory says now. Blocks on the disk.
+    /// Errors: [`Error::NotReady`] with the path at fault, [`Error::NoPlugin`].
+    pub fn network(&self) -> Result<Arc<NetworkList>, Error> {
+        let look = directory::look(&self.directory).ok();
+        let known = {
+            let state = self.lock();
+            (look.is_some() && state.look == look).then(|| state.network.clone())
+        };
+        let network = match known {
+            Some(Ok(network)) => self.installed(&network).map(|()| network),
+            Some(Err(why)) => Err(Error::NotReady { why }),
+            None => self.read(look),
+        };
+        if let Err(Error::NoPlugin { .. }) = &network {
+            // Installers put the file first, the plugins next: look at all of it again.
+            let mut state = self.lock();
+            state.look = None;
+            state.network = network.as_ref().map(Arc::clone).map_err(Error::to_string);
+        }
+        network
+    }
+
+    fn read(&self, look: Option<Look>) -> Result<Arc<NetworkList>, Error> {
+        let (network, said) = match directory::read(&self.directory) {
+            Ok(reading) => self.judge(reading),
+            Err(error) => Err(format!(
+                "the directory of network configurations {} cannot be listed: {error}",
+                self.directory.display()
+            )),
+        }
+        .map_or_else(
+            |why| (Err(why), None),
+            |(network, said)| (Ok(network), said),
+        );
+        let mut state = self.lock();
+        let is_news = state.network != network;
+        if is_news {
+            state.status = None;
+        }
+        (state.look, state.network) = (look, network.clone());
+        drop(state);
+        match &network {
+            Ok(network) if is_news => {
+                let file = said.unwrap_or_default();
+                tracing::info!(network = %network.name, version = network.version.as_str(), file, "pods join this network");
+            }
+            Err(why) if is_news => tracing::warn!(why, "there is no network for pods"),
+            _ => {}
+        }
+        let network = network.map_err(|why| Error::NotReady { why })?;
+        self.installed(&network).map(|()| network)
+    }
+
+    /// The network of a reading with its file. Errors: why there is none.
+    fn judge(&self, reading: Reading) -> Result<(Arc<NetworkList>, Option<String>), String> {
+        let named: Vec<String> = reading
+            .broken
+            .iter()
+            .take(NAMED_FILES)
+            .map(|(file, why)| format!("{}: {}", file.display(), plain(why, MAX_REASON)))
+            .collect();
+        let more = reading.broken.len() - named.len();
+        let more = if more > 0 {
+            format!("; {more} more")
+        } else {
+            String::new()
+        };
+        let broken = format!("{}{more}", named.join("; "));
+        match reading.chosen {
+            Some((file, list)) => {
+                if !named.is_empty() {
+                    tracing::warn!(broken, "network configurations were passed over");
+                }
+                Ok((Arc::new(list), Some(file.display().to_string())))
+            }
+            None if named.is_empty() => Err(format!(
+                "no network configuration in {}; whoever installs the cluster's network puts a .conflist there",
+                self.directory.display()
+            )),
+            None => Err(format!(
+                "no valid network configuration in {}: {broken}",
+                self.directory.display()
+            )),
+        }
+    }
+
+    fn installed(&self, network: &NetworkList) -> Result<(), Error> {
+        for plugin in &network.plugins {
+            self.runner.find(&network.name, &plugin.kind)?;
+        }
+        Ok(())
+    }
+
+    /// Why pods cannot be attached, for users to read; `None` if they can. Looks anew, and waits for that only briefly.
+    pub async fn problem(self: &Arc<Self>) -> Option<String> {
+        let looker = Arc::clone(self);
+        let look = tokio::spawn(async move { looker.look().await });
+        // Later than that it still comes to an end, and is told at the next call.
+        let _ = tokio::time::timeout(PATIENCE, look).await;
+        self.last_problem()
+    }
+
+    fn last_problem(&self) -> Option<String> {
+        let state = self.lock();
+        match (&state.network, &state.status) {
+            (Err(why), _) => Some(why.clone()),
+            (Ok(network), None) if invoke::has_status(network) => Some(format!(
+                "plugins of network {} have not said yet whether they are ready",
+                network.name
+            )),
+            (Ok(_), Some((_, Err(why)))) => Some(why.clone()),
+            (Ok(_), _) => None,
+        }
+    }
+
+    /// Looks at disk and plugins, unless somebody does so already.
+    async fn look(self: Arc<Self>) {
+        let Ok(_only) = self.looking.try_lock() else {
+            return;
+        };
+        let reader = Arc::clone(&self);
+        let network = tokio::task::spawn_blocking(move || reader.network()).await;
+        let Ok(Ok(network)) = network else { return };
+        let is_fresh = |at: &Instant| at.elapsed() < STATUS_INTERVAL;
+        let asked_at = self.lock().status.as_ref().map(|(at, _)| *at);
+        if !invoke::has_status(&network) || asked_at.as_ref().is_some_and(is_fresh) {
+            return;
+        }
+        let said = invoke::status(&self.runner, &network).await;
+        let said = said.map_err(|error| error.to_string());
+        let mut state = self.lock();
+        // Of a network that has been replaced meanwhile nobody wants to know.
+        if state.network.as_ref().is_ok_and(|now| *now == network) {
+            state.status = Some((Instant::now(), said));
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // No use of it leaves the state half changed.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    reason = "a test stops at the first thing that is not as it should be"
+)]
+mod tests {
+    use std::fs;
+
+    use super::super::tests::Temp;
+    use super::*;
+
+    fn readiness(temp: &Temp) -> Arc<Readiness> {
+        let runner = Runner {
+            dirs: vec![temp.dir().join("bin")],
+            limit: Duration::from_secs(10),
+        };
+        Arc::new(Readiness::new(&temp.dir().join("conf"), runner))
+    }
+
+    fn write(temp: &Temp, name: &str, version: &str) {
+        let text = format!(
+            r#"{{"name": "{name}", "cniVersion": "{version}", "plugins": [{{"type": "p"}}]}}"#
+        );
+        fs::write(temp.dir().join("conf/10.conflist"), text).unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_network_becomes_ready_and_unready_as_files_come_and_go() {
+        let temp = Temp::new();
+        let readiness = readiness(&temp);
+        let problem = async || readiness.problem().await.unwrap_or_default();
+        assert!(
+            problem().await.contains("conf cannot be listed"),
+            "{}",
+            problem().await
+        );
+        fs::create_dir(temp.dir().join("conf")).unwrap();
+        assert!(problem().await.contains("no network configuration in"));
+        fs::write(temp.dir().join("conf/05.conflist"), "{").unwrap();
+        assert!(problem().await.contains("05.conflist: it is no JSON"));
+        write(&temp, "one", "1.0.0");
+        assert!(problem().await.contains("find plugin p of network one"));
+        fs::create_dir(temp.dir().join("bin")).unwrap();
+        temp.script("bin/p", "exit 0");
+        assert_eq!(problem().await, "");
+        assert_eq!(readiness.network().unwrap().name, "one");
+        write(&temp, "two", "1.0.0");
+        assert_eq!(readiness.network().unwrap().name, "two");
+        fs::remove_file(temp.dir().join("bin/p")).unwrap();
+        assert!(matches!(readiness.network(), Err(Error::NoPlugin { .. })));
+        assert!(problem().await.contains("find plugin p"));
+        temp.script("bin/p", "exit 0");
+        assert_eq!(problem().await, "");
+        fs::remove_dir_all(temp.dir().join("conf")).unwrap();
+        assert!(problem().await.contains("cannot be listed"));
+    }
+
+    #[tokio::test]
+    async fn plugins_that_can_be_asked_are_asked_and_nobody_waits_for_them() {
+        let temp = Temp::new();
+        fs::create_dir(temp.dir().join("conf")).unwrap();
+        fs::create_dir(temp.dir().join("bin")).unwrap();
+        let answer = temp.dir().join("answer");
+        fs::write(&answer, "sleep 1; exit 0").unwrap();
+        temp.script("bin/p", &format!(". {}", answer.display()));
+        write(&temp, "one", "1.1.0");
+        let readiness = readiness(&temp);
+        let begun = Instant::now();
+        let problem = readiness.problem().await.unwrap();
+        assert!(problem.contains("have not said yet"), "{problem}");
+        assert!(begun.elapsed() < Duration::from_millis(800));
+        let turns = async |words: Option<&str>| {
+            let is = |problem: Option<String>| match words {
+                None => problem.is_none(),
+                Some(words) => problem.is_some_and(|problem| problem.contains(words)),
+            };
+            for _ in 0..200 {
+                if is(readiness.problem().await) {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            panic!("never {words:?} but {:?}", readiness.problem().await);
+        };
+        turns(None).await;
+        fs::write(
+            &answer,
+            r#"echo '{"code": 50, "msg": "no uplink"}'; exit 1"#,
+        )
+        .unwrap();
+        turns(Some(
+            "STATUS of plugin p for network one: no uplink (code 50)",
+        ))
+        .await;
+        fs::write(&answer, "exit 0").unwrap();
+        turns(None).await;
+    }
+}

@@ -1,0 +1,211 @@
+//! The annotations that speak of a pod's network: its bandwidth as Kubernetes has it, its addresses as we do.
+//!
+//! Called by: [`super::sandbox`]. Pure. Source of the first two: Kubernetes, "Network Plugins", "Support traffic
+//! shaping", and k8s.io/apimachinery `resource.Quantity`.
+//! Invariant: what leaves here is a number or an address again, never text of a user's.
+//! Not here: who enforces a limit or gives an address.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use coracle_runtime::network::Bandwidth;
+
+use super::BadRequest;
+
+/// Bits a second into the pod.
+const INGRESS: &str = "kubernetes.io/ingress-bandwidth";
+/// Bits a second out of the pod.
+const EGRESS: &str = "kubernetes.io/egress-bandwidth";
+/// Addresses with prefix lengths, apart by commas.
+const IPS: &str = "cni.coracle.dev/ips";
+/// A hardware address.
+const MAC: &str = "cni.coracle.dev/mac";
+/// The least and the most bandwidth that means something, as Kubernetes has it: 1k and 1P.
+const RATES: std::ops::RangeInclusive<u64> = 1_000..=1_000_000_000_000_000;
+/// Most addresses that can be asked for.
+const MAX_IPS: usize = 16;
+
+/// The limits of a pod's traffic. Errors: [`BadRequest`] that names the annotation.
+pub(super) fn bandwidth(annotations: &BTreeMap<String, String>) -> Result<Bandwidth, BadRequest> {
+    let rate = |key| match annotations.get(key) {
+        None => Ok(None),
+        Some(text) => match quantity(text) {
+            Some(rate) if RATES.contains(&rate) => Ok(Some(rate)),
+            _ => Err(refused(key, text, "must be a quantity from 1k to 1P")),
+        },
+    };
+    Ok(Bandwidth {
+        ingress: rate(INGRESS)?,
+        egress: rate(EGRESS)?,
+    })
+}
+
+/// The addresses that a pod asks for. Errors: as [`bandwidth`].
+pub(super) fn ips(annotations: &BTreeMap<String, String>) -> Result<Vec<String>, BadRequest> {
+    let Some(text) = annotations.get(IPS) else {
+        return Ok(Vec::new());
+    };
+    let wanted = "must be addresses with prefix lengths, such as 10.1.2.3/24, apart by commas";
+    let address = |entry: &str| {
+        let (ip, bits) = entry.trim().split_once('/')?;
+        let (ip, bits) = (ip.parse::<IpAddr>().ok()?, bits.parse::<u8>().ok()?);
+        let most = if ip.is_ipv6() { 128 } else { 32 };
+        (bits <= most).then(|| format!("{ip}/{bits}"))
+    };
+    let asked: Option<Vec<String>> = text.split(',').map(address).collect();
+    asked
+        .filter(|asked| asked.len() <= MAX_IPS)
+        .ok_or_else(|| refused(IPS, text, wanted))
+}
+
+/// The hardware address that a pod asks for. Errors: as [`bandwidth`].
+pub(super) fn mac(annotations: &BTreeMap<String, String>) -> Result<Option<String>, BadRequest> {
+    let Some(text) = annotations.get(MAC) else {
+        return Ok(None);
+    };
+    let is_octet =
+        |part: &str| part.len() == 2 && part.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let is_good = text.split(':').count() == 6 && text.split(':').all(is_octet);
+    match is_good {
+        true => Ok(Some(text.to_ascii_lowercase())),
+        false => Err(refused(
+            MAC,
+            text,
+            "must be six octets, such as 02:00:5e:00:53:01",
+        )),
+    }
+}
+
+fn refused(key: &str, text: &str, wanted: &str) -> BadRequest {
+    let shown: String = text.chars().take(64).collect();
+    BadRequest::invalid(
+        format!("config.annotations[{key:?}]"),
+        format!("is {shown:?}, {wanted}"),
+    )
+}
+
+/// A Kubernetes quantity as a whole number, rounded up; `None` if it is none, negative or beyond 64 bits.
+fn quantity(text: &str) -> Option<u64> {
+    let is_number = |c: char| c.is_ascii_digit() || c == '.';
+    let end = text.find(|c| !is_number(c)).unwrap_or(text.len());
+    let (number, suffix) = text.split_at(end);
+    let (whole, part) = number.split_once('.').unwrap_or((number, ""));
+    // Eighteen digits and 2^60 together stay below 2^127.
+    if (whole.is_empty() && part.is_empty()) || part.contains('.') || number.len() > 19 {
+        return None;
+    }
+    let digits: u128 = format!("{whole}{part}").parse().ok()?;
+    let (up, down) = scale(suffix)?;
+    let below = 10_u128
+        .checked_pow(u32::try_from(part.len()).ok()?)?
+        .checked_mul(down)?;
+    u64::try_from(digits.checked_mul(up)?.div_ceil(below)).ok()
+}
+
+/// By what a suffix multiplies and divides.
+fn scale(suffix: &str) -> Option<(u128, u128)> {
+    let decimal = |power: u32| Some((10_u128.pow(power), 1));
+    let binary = |power: u32| Some((1_u128 << power, 1));
+    match suffix {
+        "" => decimal(0),
+        "n" => Some((1, 1_000_000_000)),
+        "u" => Some((1, 1_000_000)),
+        "m" => Some((1, 1_000)),
+        "k" => decimal(3),
+        "M" => decimal(6),
+        "G" => decimal(9),
+        "T" => decimal(12),
+        "P" => decimal(15),
+        "E" => decimal(18),
+        "Ki" => binary(10),
+        "Mi" => binary(20),
+        "Gi" => binary(30),
+        "Ti" => binary(40),
+        "Pi" => binary(50),
+        "Ei" => binary(60),
+        _ => {
+            let power: i32 = suffix.strip_prefix(['e', 'E'])?.parse().ok()?;
+            let size = 10_u128.pow(Some(power.unsigned_abs()).filter(|power| *power <= 18)?);
+            Some(if power < 0 { (1, size) } else { (size, 1) })
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use super::*;
+
+    fn annotated(key: &str, value: &str) -> BTreeMap<String, String> {
+        BTreeMap::from([(key.to_owned(), value.to_owned())])
+    }
+
+    #[test]
+    fn quantities_are_read_as_kubernetes_writes_them() {
+        let cases = [
+            ("1000", Some(1_000)),
+            ("1k", Some(1_000)),
+            ("10M", Some(10_000_000)),
+            ("1.5Gi", Some(1_610_612_736)),
+            ("0.0000015G", Some(1_500)),
+            (".5k", Some(500)),
+            ("5.k", Some(5_000)),
+            ("1e6", Some(1_000_000)),
+            ("15E-1", Some(2)),
+            ("1001m", Some(2)),
+            ("1P", Some(1_000_000_000_000_000)),
+            ("", None),
+            (".", None),
+            ("-1k", None),
+            ("1 k", None),
+            ("1kk", None),
+            ("1.2.3", None),
+            ("1e99", None),
+            ("99999E", None),
+            ("99999999999999999999", None),
+            ("k", None),
+            ("\u{661}k", None),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(quantity(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn bandwidth_is_kept_within_what_means_something() {
+        assert_eq!(bandwidth(&BTreeMap::new()), Ok(Bandwidth::default()));
+        let read = bandwidth(&annotated(INGRESS, "10M")).unwrap();
+        assert_eq!((read.ingress, read.egress), (Some(10_000_000), None));
+        for bad in ["0", "999", "1001T", "10Mbit", "1; tc qdisc"] {
+            let refusal = bandwidth(&annotated(EGRESS, bad)).unwrap_err().to_string();
+            assert!(refusal.contains("egress-bandwidth"), "{refusal}");
+        }
+    }
+
+    #[test]
+    fn addresses_are_addresses() {
+        let read = ips(&annotated(IPS, "10.1.2.3/24, fd00::5/64")).unwrap();
+        assert_eq!(read, ["10.1.2.3/24", "fd00::5/64"]);
+        assert!(ips(&BTreeMap::new()).unwrap().is_empty());
+        for bad in [
+            "",
+            "10.1.2.3",
+            "10.1.2.3/33",
+            "10.1.2.3/24,",
+            "1.2.3.4/8 -j ACCEPT",
+        ] {
+            assert!(ips(&annotated(IPS, bad)).is_err(), "{bad}");
+        }
+        let read = mac(&annotated(MAC, "02:00:5E:00:53:01")).unwrap();
+        assert_eq!(read.as_deref(), Some("02:00:5e:00:53:01"));
+        for bad in [
+            "",
+            "02:00:5e:00:53",
+            "02:00:5e:00:53:1",
+            "02-00-5e-00-53-01",
+            "02:00:5e:00:53:0g",
+        ] {
+            assert!(mac(&annotated(MAC, bad)).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! Effects on a pod's network where plugins make it: joining while the keeper comes to life, letting go before the
+//! namespace goes.
+//!
+//! Called by: the effects on one pod. Calls: [`cni`].
+//! Invariants: what plugins may hold is on disk before they are asked; a pod that plugins connected is let go by them,
+//! whatever the configuration says by then; nobody waits for a plugin whose pod nobody asks for any more.
+//! Not here: the built-in network's calls, which are part of making the nest.
+
+use std::sync::Arc;
+
+use coracle_runtime::network::{self, Attachment, NetworkWish, Provider, Resolver, cni};
+
+use super::{Nest, Raised, end_process};
+use crate::host::Host;
+use crate::lifecycle::{Error, Kind, NamespaceMode, PodRecord};
+
+impl Host {
+    /// What plugins will be asked, where they connect pods and the pod has a network of its own.
+    pub(super) fn plan_to_join(&self, record: &PodRecord) -> Result<Option<cni::Plan>, Error> {
+        let own_net = record.wish.namespaces.network != NamespaceMode::Node;
+        if !own_net || self.parts.network.provider() != Provider::Cni {
+            return Ok(None);
+        }
+        let (network, wish) = (self.parts.network.cni(), network_wish(record));
+        let plan = network.plan(&wish, &self.pin(&record.id));
+        plan.map(Some).map_err(|error| {
+            cni_error(
+                format!("attach the network of sandbox {}", record.id),
+                error,
+            )
+        })
+    }
+
+    /// Brings the keeper to life and has plugins connect the pod meanwhile.
+    pub(super) async fn hatch_and_join(
+        self: &Arc<Self>,
+        record: &PodRecord,
+        mut nest: Nest,
+    ) -> Result<Raised, Error> {
+        let Some(joining) = nest.joining.take() else {
+            return self.hatch(record, nest).await;
+        };
+        let joined = async {
+            let added = self.parts.network.cni().add(joining).await;
+            added.map_err(|error| {
+                cni_error(
+                    format!("attach the network of sandbox {}", record.id),
+                    error,
+                )
+            })
+        };
+        match tokio::join!(joined, self.hatch(record, nest)) {
+            (Ok(addresses), Ok(mut raised)) => {
+                let attachment = Attachment::by_plugins(record.id.as_str(), addresses);
+                raised.attachment = Some(attachment);
+                Ok(raised)
+            }
+            (Err(error), Ok(raised)) => {
+                drop(raised.lifeline);
+                end_process(&raised.process, true).await;
+                Err(error)
+            }
+            (_, Err(error)) => Err(error),
+        }
+    }
+
+    /// Why new pods get no network, for users to read; `None` if they do. Answers within 100 ms.
+    pub async fn network_problem(&self) -> Option<String> {
+        self.parts.network.problem().await
+    }
+
+    /// Has plugins let go of a pod, if they hold it. For one that never came to be nobody will ask again: that goes on
+    /// in the background until it succeeds.
+    pub(super) async fn leave_plugins(&self, record: &PodRecord) -> Result<(), Error> {
+        let (network, pod) = (self.parts.network.cni(), record.id.as_str());
+        if !network.is_owed(pod) {
+            return Ok(());
+        }
+        if record.phase.live().is_none() {
+            network.del_soon(pod).await;
+            return Ok(());
+        }
+        let left = network.del(pod).await;
+        left.map_err(|error| cni_error(format!("detach the network of sandbox {pod}"), error))
+    }
+}
+
+/// What a pod asks of its network.
+pub(super) fn network_wish(record: &PodRecord) -> NetworkWish {
+    let (wish, name) = (&record.wish, &record.wish.name);
+    NetworkWish {
+        pod: record.id.to_string(),
+        namespace: name.namespace.clone(),
+        name: name.name.clone(),
+        uid: name.uid.clone(),
+        ports: wish.ports.clone(),
+        bandwidth: wish.bandwidth,
+        resolver: Resolver {
+            servers: wish.dns.servers.clone(),
+            searches: wish.dns.searches.clone(),
+            options: wish.dns.options.clone(),
+        },
+        ips: wish.ips.clone(),
+        mac: wish.mac.clone(),
+    }
+}
+
+/// A failure of the built-in network or of a namespace, with what was being done.
+pub(super) fn network_error(what: String, error: network::Error) -> Error {
+    let kind = match error {
+        network::Error::Exhausted { .. } => Kind::Exhausted,
+        _ => Kind::Io,
+    };
+    Error::because(kind, what, error)
+}
+
+/// A failure of plugins, with what was being done.
+pub(super) fn cni_error(what: String, error: cni::Error) -> Error {
+    let kind = match error {
+        cni::Error::Words { .. } => Kind::Invalid,
+        _ => Kind::Io,
+    };
+    Error::because(kind, what, error)
+}
