@@ -5,11 +5,15 @@
 //! Invariant: every value was checked when the container was created; a guest obeys and never re-decides.
 //! Not here: CRI messages, images, how a jail is built.
 
+mod payload;
+
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 use crate::id::{ContainerId, PodId};
+
+pub use payload::{ProcessRow, Tool, Toolbox, WasmNetwork};
 
 /// The version of [`ContainerSpec`] that this build writes; a keeper of an older build reads older ones.
 pub const SPEC_VERSION: u32 = 1;
@@ -211,6 +215,12 @@ pub struct WasmSpec {
     /// A terminal is its standard input, output and error, and controls its session.
     #[serde(default)]
     pub tty: bool,
+    /// What it may do with the pod's network.
+    #[serde(default)]
+    pub network: WasmNetwork,
+    /// A built-in program that runs instead of compiled code.
+    #[serde(default)]
+    pub toolbox: Option<Toolbox>,
 }
 
 /// The two shapes of a WebAssembly program.

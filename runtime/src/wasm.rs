@@ -9,8 +9,11 @@ pub mod cache;
 pub mod compiler;
 pub mod engine;
 mod host;
+mod http;
 pub mod inspect;
+mod network;
 pub mod run;
+mod streams;
 
 pub use cache::{CompileCache, CompileLimits, Compiled, EngineRef};
 pub use engine::{Warm, engine_hash};

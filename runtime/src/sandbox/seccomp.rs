@@ -12,25 +12,40 @@ use libseccomp::{ScmpAction, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, S
 
 use crate::control::{read_all, sealed};
 use crate::error::{Context as _, Error, Kind, Result};
+use crate::spec::{WasmKind, WasmNetwork, WasmSpec};
 
 /// Ready filters for guests; cheap to hand out again and again.
 #[derive(Debug)]
 pub struct Filters {
-    /// Before code is mapped.
-    pub first: OwnedFd,
+    /// Before code is mapped, for a guest without sockets.
+    offline: OwnedFd,
+    /// The same for a guest with sockets.
+    online: OwnedFd,
     /// After: no new executable mapping.
-    pub second: OwnedFd,
+    locked: OwnedFd,
 }
 
 impl Filters {
-    /// Builds both stages for Wasm guests. Errors: libseccomp refuses (an architecture it does not know).
+    /// The two stages for a guest of `spec`, in the order in which it loads them.
+    pub fn of(&self, spec: &WasmSpec) -> [&OwnedFd; 2] {
+        // Neither preview 1 nor the toolbox has sockets.
+        let has_sockets = spec.kind == WasmKind::Component && spec.toolbox.is_none();
+        let first = match &spec.network {
+            WasmNetwork::On(_) if has_sockets => &self.online,
+            WasmNetwork::On(_) | WasmNetwork::Off => &self.offline,
+        };
+        [first, &self.locked]
+    }
+
+    /// Builds all stages for Wasm guests. Errors: libseccomp refuses (an architecture it does not know).
     pub fn build() -> Result<Self> {
         let seal = |name, bytes: Vec<u8>| {
             sealed(name, &bytes).during(|| format!("seal seccomp filter {name}"))
         };
         Ok(Self {
-            first: seal("seccomp-wasm", guest_filter()?)?,
-            second: seal("seccomp-noexec", lock_filter()?)?,
+            offline: seal("seccomp-wasm", guest_filter(false)?)?,
+            online: seal("seccomp-wasm-net", guest_filter(true)?)?,
+            locked: seal("seccomp-noexec", lock_filter()?)?,
         })
     }
 }
@@ -128,6 +143,22 @@ const FILES: &[&str] = &[
     "getcwd",
 ];
 
+/// What TCP and UDP sockets need once they are made.
+const SOCKETS: &[&str] = &[
+    "accept4",
+    "bind",
+    "connect",
+    "getpeername",
+    "getsockname",
+    "getsockopt",
+    "listen",
+    "recvmsg",
+    "sendmsg",
+    "sendto",
+    "setsockopt",
+    "shutdown",
+];
+
 fn broken(cause: libseccomp::error::SeccompError) -> Error {
     Error::with(Kind::Bug, "build a seccomp filter", cause)
 }
@@ -182,13 +213,47 @@ pub(super) fn export(filter: &ScmpFilterContext) -> Result<Vec<u8>> {
     read_all(file.as_fd(), 1 << 20).during(|| "read the exported filter".into())
 }
 
-fn guest_filter() -> Result<Vec<u8>> {
+/// TCP and UDP over IP, and no other family or kind of socket: raw ones, netlink and paths of the node stay out.
+fn sockets(filter: &mut ScmpFilterContext) -> Result<()> {
+    allow(filter, SOCKETS)?;
+    let call = ScmpSyscall::from_name("socket").map_err(broken)?;
+    for family in [libc::AF_INET, libc::AF_INET6] {
+        for (kind, protocol) in [
+            (libc::SOCK_STREAM, libc::IPPROTO_TCP),
+            (libc::SOCK_DGRAM, libc::IPPROTO_UDP),
+        ] {
+            for protocol in [0, protocol] {
+                // The kernel reads 32 bits of each.
+                let int = u64::from(u32::MAX);
+                let flags = (libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK) as u64;
+                let is = |argument, mask, value: i32| {
+                    let same = ScmpCompareOp::MaskedEqual(mask);
+                    ScmpArgCompare::new(argument, same, value as u64)
+                };
+                let only = [
+                    is(0, int, family),
+                    is(1, int & !flags, kind),
+                    is(2, int, protocol),
+                ];
+                filter
+                    .add_rule_conditional(ScmpAction::Allow, call, &only)
+                    .map_err(broken)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn guest_filter(online: bool) -> Result<Vec<u8>> {
     let mut filter = fresh()?;
     allow(&mut filter, CORE)?;
     allow(&mut filter, STREAMS)?;
     allow(&mut filter, FILES)?;
     threads(&mut filter)?;
-    // The event loop's private self-pipe; no other address family has socketpairs, and socket(2) stays denied.
+    if online {
+        sockets(&mut filter)?;
+    }
+    // The event loop's private self-pipe; no other address family has socketpairs.
     masked(&mut filter, "socketpair", 0, u64::MAX, libc::AF_UNIX as u64)?;
     // Asking for a terminal is answered, not fatal.
     let ioctl = ScmpSyscall::from_name("ioctl").map_err(broken)?;
@@ -299,7 +364,8 @@ mod tests {
     #[test]
     fn filters_build_and_hold_whole_instructions() {
         for bytes in [
-            guest_filter().unwrap(),
+            guest_filter(false).unwrap(),
+            guest_filter(true).unwrap(),
             lock_filter().unwrap(),
             compiler_filter().unwrap(),
         ] {

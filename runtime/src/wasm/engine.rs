@@ -87,7 +87,7 @@ pub struct Warm {
     pub(super) engine: Engine,
     /// WASI preview 1 for core modules.
     pub(super) modules: Linker<ModuleState>,
-    /// WASI 0.2 for components.
+    /// WASI 0.2 and wasi:http for components.
     pub(super) components: wasmtime::component::Linker<ComponentState>,
 }
 
@@ -118,6 +118,8 @@ pub(super) fn linkers(
         .map_err(engine_error)?;
     let mut components = wasmtime::component::Linker::new(engine);
     wasmtime_wasi::p2::add_to_linker_async(&mut components).map_err(engine_error)?;
+    super::network::lookup::link(&mut components).map_err(engine_error)?;
+    wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut components).map_err(engine_error)?;
     Ok((modules, components))
 }
 

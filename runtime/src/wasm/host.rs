@@ -6,17 +6,17 @@
 //! Not here: why something is allowed (the spec says what).
 
 use std::convert::Infallible;
-use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
-use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::sync::Arc;
 
 use wasmtime::component::ResourceTable;
 use wasmtime::{StoreLimits, StoreLimitsBuilder};
-use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use wasmtime_wasi::p1::WasiP1Ctx;
 use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
+use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
+use super::http::Client;
+use super::network::Guard;
+use super::streams::{Input, Output};
 use crate::spec::{ContainerSpec, WasmSpec};
 
 /// Most linear memories, tables and instances of one guest.
@@ -27,6 +27,8 @@ pub(super) const HOSTCALL_BYTES: usize = 8 * 1024 * 1024;
 const RANDOM_BYTES: u64 = 1024 * 1024;
 /// Most open handles of a component.
 const MAX_HANDLES: usize = 16 * 1024;
+/// Most bytes of one set of HTTP header fields, as the host keeps them.
+const HTTP_FIELDS_BYTES: usize = 128 * 1024;
 
 /// Store data of a core module.
 pub struct ModuleState {
@@ -39,7 +41,11 @@ pub struct ModuleState {
 /// Store data of a component.
 pub struct ComponentState {
     wasi: WasiCtx,
+    http: WasiHttpCtx,
+    client: Client,
     table: ResourceTable,
+    /// What it may do with the pod's network.
+    pub(super) guard: Arc<Guard>,
     /// Bounds of memories, tables, instances.
     pub limits: StoreLimits,
 }
@@ -49,6 +55,16 @@ impl WasiView for ComponentState {
         WasiCtxView {
             ctx: &mut self.wasi,
             table: &mut self.table,
+        }
+    }
+}
+
+impl WasiHttpView for ComponentState {
+    fn http(&mut self) -> WasiHttpCtxView<'_> {
+        WasiHttpCtxView {
+            ctx: &mut self.http,
+            table: &mut self.table,
+            hooks: &mut self.client,
         }
     }
 }
@@ -76,9 +92,17 @@ impl ComponentState {
     pub fn new(spec: &ContainerSpec, wasm: &WasmSpec) -> wasmtime::Result<Self> {
         let mut table = ResourceTable::new();
         table.set_max_capacity(MAX_HANDLES);
+        let guard = Arc::new(Guard::new(&wasm.network));
+        let mut http = WasiHttpCtx::new();
+        http.set_field_size_limit(HTTP_FIELDS_BYTES);
+        let mut builder = context(spec, wasm)?;
+        allow_sockets(&mut builder, &guard);
         Ok(Self {
-            wasi: context(spec, wasm)?.build(),
+            wasi: builder.build(),
+            http,
+            client: Client::new(Arc::clone(&guard)),
             table,
+            guard,
             limits: limits(spec),
         })
     }
@@ -107,14 +131,27 @@ fn context(spec: &ContainerSpec, wasm: &WasmSpec) -> wasmtime::Result<WasiCtxBui
         .insecure_random(KernelRandom)
         .insecure_random_seed(seed());
     builder.max_random_size(RANDOM_BYTES);
-    if wasm.stdin {
-        builder.inherit_stdin();
+    if wasm.stdin || wasm.tty {
+        builder.stdin(Input { tty: wasm.tty });
     }
-    builder.stdout(Output::Out).stderr(Output::Err);
+    builder
+        .stdout(Output::out(wasm.tty))
+        .stderr(Output::err(wasm.tty));
     for (path, perms) in preopens(spec, wasm) {
         builder.preopened_dir(&path, &path, perms)?;
     }
     Ok(builder)
+}
+
+/// Sockets, each address of which is asked of `guard`. Name lookups are linked by [`super::network`].
+fn allow_sockets(builder: &mut WasiCtxBuilder, guard: &Arc<Guard>) {
+    let is_on = guard.is_on();
+    let guard = Arc::clone(guard);
+    builder.allow_tcp(is_on).allow_udp(is_on);
+    builder.socket_addr_check(move |address, purpose| {
+        let permitted = guard.permits(address, purpose);
+        Box::pin(async move { permitted })
+    });
 }
 
 /// `/` first, then each mounted directory, so that the longest match decides for a guest's libc; a relative path is
@@ -149,7 +186,8 @@ fn seed() -> u128 {
     u128::from_le_bytes(bytes)
 }
 
-fn fill(bytes: &mut [u8]) {
+/// Random bytes from the kernel.
+pub(super) fn fill(bytes: &mut [u8]) {
     let mut filled = 0;
     while filled < bytes.len() {
         match rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty()) {
@@ -182,92 +220,5 @@ impl rand_core::TryRng for KernelRandom {
     fn try_fill_bytes(&mut self, bytes: &mut [u8]) -> Result<(), Infallible> {
         fill(bytes);
         Ok(())
-    }
-}
-
-/// Standard output or error: each write of the guest goes to the pipe at once, nothing is kept in this process.
-#[derive(Clone, Copy)]
-enum Output {
-    Out,
-    Err,
-}
-
-impl Output {
-    fn fd(self) -> BorrowedFd<'static> {
-        match self {
-            // Both descriptors stay open for the life of a guest.
-            Self::Out => crate::sys::standard(1),
-            Self::Err => crate::sys::standard(2),
-        }
-    }
-
-    fn put(self, mut bytes: &[u8]) -> io::Result<()> {
-        while !bytes.is_empty() {
-            match rustix::io::write(self.fd().as_fd(), bytes) {
-                Ok(written) => bytes = &bytes[written..],
-                Err(rustix::io::Errno::INTR) if super::run::stopping() => {
-                    return Err(io::ErrorKind::Interrupted.into());
-                }
-                Err(rustix::io::Errno::INTR) => {}
-                Err(e) => return Err(e.into()),
-            }
-        }
-        Ok(())
-    }
-}
-
-impl IsTerminal for Output {
-    fn is_terminal(&self) -> bool {
-        false
-    }
-}
-
-impl StdoutStream for Output {
-    fn p2_stream(&self) -> Box<dyn wasmtime_wasi::p2::OutputStream> {
-        Box::new(*self)
-    }
-
-    fn async_stream(&self) -> Box<dyn tokio::io::AsyncWrite + Send + Sync> {
-        Box::new(*self)
-    }
-}
-
-impl wasmtime_wasi::p2::OutputStream for Output {
-    fn write(&mut self, bytes: bytes::Bytes) -> wasmtime_wasi::p2::StreamResult<()> {
-        self.put(&bytes).map_err(|e| match e.kind() {
-            io::ErrorKind::BrokenPipe => wasmtime_wasi::p2::StreamError::Closed,
-            _ => wasmtime_wasi::p2::StreamError::LastOperationFailed(e.into()),
-        })
-    }
-
-    fn flush(&mut self) -> wasmtime_wasi::p2::StreamResult<()> {
-        Ok(())
-    }
-
-    fn check_write(&mut self) -> wasmtime_wasi::p2::StreamResult<usize> {
-        Ok(64 * 1024)
-    }
-}
-
-#[wasmtime_wasi::async_trait]
-impl wasmtime_wasi::p2::Pollable for Output {
-    async fn ready(&mut self) {}
-}
-
-impl tokio::io::AsyncWrite for Output {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Poll::Ready(self.put(bytes).map(|()| bytes.len()))
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
     }
 }

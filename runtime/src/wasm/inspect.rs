@@ -105,7 +105,7 @@ pub(super) fn component(engine: &Engine, component: &Component) -> Result<Module
         memory_min_bytes: memory.saturating_mul(PAGE),
         missing_imports: missing.into_iter().collect(),
         offers:
-            "wasi:cli, wasi:io, wasi:clocks, wasi:random, wasi:filesystem and wasi:sockets, all 0.2"
+            "wasi:cli, wasi:io, wasi:clocks, wasi:random, wasi:filesystem, wasi:sockets and wasi:http (outgoing), all 0.2"
                 .to_owned(),
         problem,
     })

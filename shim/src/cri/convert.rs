@@ -8,12 +8,14 @@
 
 mod check;
 mod container;
+mod egress;
 mod exec;
 mod filter;
 mod image;
 mod lists;
 mod mount;
 mod namespaces;
+mod network;
 mod node;
 mod render;
 mod resources;

@@ -162,6 +162,8 @@ impl Host {
                 working_dir: plan.working_dir.clone(),
                 stdin,
                 tty: launch.wish.tty,
+                network: wasm.network.clone(),
+                toolbox: None,
             }),
             Payload::Linux(linux) => Workload::Linux(Box::new(LinuxSpec {
                 args: plan.args.clone(),

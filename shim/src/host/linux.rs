@@ -8,7 +8,7 @@
 mod capabilities;
 pub(super) mod cdi;
 mod devices;
-mod files;
+pub(super) mod files;
 mod profiles;
 mod volumes;
 
@@ -106,8 +106,12 @@ pub(super) fn plan(
         volumes,
         shm_bytes: SHM_BYTES,
     };
-    let (directory, holder) = (subject.files, subject.id.as_str());
-    files::add(subject.pod, directory, holder, wish.readonly_rootfs, mounts)?;
+    let own = files::PodFiles {
+        pod: subject.pod,
+        directory: subject.files,
+        holder: subject.id.as_str(),
+    };
+    own.add(&files::ALL, wish.readonly_rootfs, mounts)?;
     mounts::sort(mounts);
     Ok(LinuxPlan {
         jail: Box::new(jail),

@@ -92,7 +92,7 @@ fn refusal(path: &str, error: cgroup::Error) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use coracle_runtime::spec::{IdRange, Identity, Spawn, WasmKind};
+    use coracle_runtime::spec::{IdRange, Identity, Spawn, WasmKind, WasmNetwork};
 
     use super::*;
     use crate::lifecycle::WasmPlan;
@@ -126,6 +126,8 @@ mod tests {
                 module: "/m".into(),
                 module_digest: String::new(),
                 kind: WasmKind::Module,
+                network: WasmNetwork::Off,
+                toolbox: false,
             }),
         }
     }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use coracle_runtime::cgroup::Limits;
 use coracle_runtime::id::{ContainerId, PodId};
-use coracle_runtime::spec::{IdRange, Identity, LinuxJail, Mount, Spawn, WasmKind};
+use coracle_runtime::spec::{IdRange, Identity, LinuxJail, Mount, Spawn, WasmKind, WasmNetwork};
 use serde::{Deserialize, Serialize};
 
 use super::state::{ContainerPhase, PodPhase};
@@ -108,6 +108,12 @@ pub struct WasmPlan {
     pub module_digest: String,
     /// Core module or component.
     pub kind: WasmKind,
+    /// What it may do with the pod's network.
+    #[serde(default)]
+    pub network: WasmNetwork,
+    /// An exec of a program that the image has not may be one of the toolbox's.
+    #[serde(default)]
+    pub toolbox: bool,
 }
 
 /// The part of a [`Plan`] that only a Linux program has.
@@ -284,6 +290,8 @@ mod tests {
             module: "/m.wasm".into(),
             module_digest: "00ff".to_owned(),
             kind: WasmKind::Component,
+            network: WasmNetwork::Off,
+            toolbox: false,
         };
         assert_eq!(plan.payload, Payload::Wasm(wasm));
         assert_eq!(plan.mounts[0].target, "/t");

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
+use coracle_runtime::network::egress::{Egress, List};
 use coracle_runtime::network::{Bandwidth, HostPort};
 use serde::{Deserialize, Serialize};
 
@@ -174,6 +175,26 @@ pub struct PodWish {
     /// Limits of its traffic.
     #[serde(default)]
     pub bandwidth: Bandwidth,
+    /// Addresses with prefix lengths that network plugins shall give it.
+    #[serde(default)]
+    pub ips: Vec<String>,
+    /// The hardware address that network plugins shall give it.
+    #[serde(default)]
+    pub mac: Option<String>,
+    /// What its annotation lists as reachable; everything, or what its handler says, if there is none.
+    #[serde(default)]
+    pub egress: Option<List>,
+}
+
+impl PodWish {
+    /// What the pod may reach: what its annotation lists; without one everything, or nothing under `coracle-strict`.
+    pub fn reach(&self) -> Egress {
+        match (&self.egress, self.handler) {
+            (Some(list), _) => Egress::Listed(list.clone()),
+            (None, Handler::Strict) => Egress::Listed(List::default()),
+            (None, _) => Egress::Open,
+        }
+    }
 }
 
 /// One CRI mount of a host path or of an image.

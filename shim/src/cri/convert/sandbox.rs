@@ -7,9 +7,9 @@
 use std::net::IpAddr;
 
 use coracle_proto::runtime::v1 as cri;
-use coracle_runtime::network::{Bandwidth, HostPort, Protocol};
+use coracle_runtime::network::{HostPort, Protocol};
 
-use super::{BadRequest, check, namespaces, security, sysctl};
+use super::{BadRequest, check, egress, namespaces, network, security, sysctl};
 use crate::lifecycle::{Dns, Handler, NamespaceMode, Namespaces, PodName, PodWish};
 
 /// Linux' HOST_NAME_MAX, in bytes.
@@ -44,7 +44,10 @@ pub(in crate::cri) fn pod_wish(request: cri::RunPodSandboxRequest) -> Result<Pod
     let (namespaces, userns) = namespaces::of_pod(field, context.namespace_options.as_ref())?;
     Ok(PodWish {
         ports: ports(&config.port_mappings, &namespaces)?,
-        bandwidth: Bandwidth::default(),
+        bandwidth: network::bandwidth(&config.annotations)?,
+        ips: network::ips(&config.annotations)?,
+        mac: network::mac(&config.annotations)?,
+        egress: egress::egress(&config.annotations)?,
         name,
         hostname: config.hostname,
         log_directory: config.log_directory,

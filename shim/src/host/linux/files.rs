@@ -1,6 +1,6 @@
-//! A pod's own `/etc/hostname`, `/etc/hosts` and `/etc/resolv.conf`, bound into its Linux containers.
+//! A pod's own `/etc/hostname`, `/etc/hosts` and `/etc/resolv.conf`, bound into its containers.
 //!
-//! Called by [`super`] when a container is created. Made once a pod, in its run directory, so that they go with it.
+//! Called when a container is created. Made once a pod, in its run directory, so that they go with it.
 //! Invariants: a file that is there is whole and never replaced, for a container may have it mounted; users of
 //! containers reach it by a mount only, as the directories above are root's alone.
 //! Not here: mounts that the kubelet asks for at the same places; those win.
@@ -16,12 +16,28 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 use crate::host::{io_error, make_private};
 use crate::lifecycle::{Dns, Error, NamespaceMode, PodRecord};
 
-/// The files: name in our directory, place in the container.
-const FILES: [(&str, &str); 3] = [
+/// A file: name in our directory, place in the container.
+type PodFile = (&'static str, &'static str);
+
+/// What a Linux container has.
+pub(in crate::host) const ALL: [PodFile; 3] = [
     ("hostname", "/etc/hostname"),
     ("hosts", "/etc/hosts"),
     ("resolv.conf", "/etc/resolv.conf"),
 ];
+
+/// What names are resolved with, which is all that a WebAssembly container has.
+pub(in crate::host) const RESOLVER: [PodFile; 2] = [ALL[1], ALL[2]];
+
+/// Whose files, and where they are made.
+pub(in crate::host) struct PodFiles<'a> {
+    /// The pod.
+    pub(in crate::host) pod: &'a PodRecord,
+    /// Its directory for them.
+    pub(in crate::host) directory: &'a Path,
+    /// A name that nobody else writes under.
+    pub(in crate::host) holder: &'a str,
+}
 
 /// Largest file of the node's that is copied. Bytes.
 const MAX_NODE_FILE_BYTES: u64 = 1 << 20;
@@ -34,38 +50,36 @@ struct Facts<'a> {
     on_node_network: bool,
 }
 
-/// Makes the pod's files in `directory` if they are not there and adds a mount for each place that `mounts` leaves
-/// free. `holder` is a name that nobody else writes under. Blocks on the disk.
-pub(super) fn add(
-    pod: &PodRecord,
-    directory: &Path,
-    holder: &str,
-    readonly: bool,
-    mounts: &mut Vec<Mount>,
-) -> Result<(), Error> {
-    let free = |target: &str| !mounts.iter().any(|mount| covers(&mount.target, target));
-    let wanted: Vec<_> = FILES
-        .into_iter()
-        .filter(|(_, target)| free(target))
-        .collect();
-    if wanted.is_empty() {
-        return Ok(());
-    }
-    make_private(directory)?;
-    let facts = facts(pod);
-    for (name, target) in wanted {
-        let path = directory.join(name);
-        if !path.exists() {
-            put(directory, name, holder, &text(name, &facts)?)?;
+impl PodFiles<'_> {
+    /// Makes those of `files` that are not there and adds a mount for each place that `mounts` leaves free.
+    /// Blocks on the disk.
+    pub(in crate::host) fn add(
+        &self,
+        files: &[PodFile],
+        readonly: bool,
+        mounts: &mut Vec<Mount>,
+    ) -> Result<(), Error> {
+        let free = |target: &str| !mounts.iter().any(|mount| covers(&mount.target, target));
+        let wanted: Vec<_> = files.iter().filter(|(_, target)| free(target)).collect();
+        if wanted.is_empty() {
+            return Ok(());
         }
-        mounts.push(Mount {
-            source: path,
-            target: target.to_owned(),
-            readonly,
-            ..Mount::default()
-        });
+        make_private(self.directory)?;
+        let facts = facts(self.pod);
+        for (name, target) in wanted {
+            let path = self.directory.join(name);
+            if !path.exists() {
+                put(self.directory, name, self.holder, &text(name, &facts)?)?;
+            }
+            mounts.push(Mount {
+                source: path,
+                target: (*target).to_owned(),
+                readonly,
+                ..Mount::default()
+            });
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 /// Whether a mount at `target` is at `path` or above it: what lies there then belongs to that mount.
