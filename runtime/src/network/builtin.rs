@@ -124,6 +124,7 @@ impl Builtin {
         }
         Ok(Attachment {
             pod: pod.to_owned(),
+            provider: super::Provider::Builtin,
             addresses: endpoint.addresses(),
             host_interface: endpoint.host_interface,
             ports: wish.ports.clone(),

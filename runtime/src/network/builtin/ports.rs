@@ -58,8 +58,12 @@ impl Ports {
         let mut held = self.lock();
         check(pod, &mapping, &held)?;
         let before = held.insert(pod.to_owned(), mapping.clone());
-        let is_table_there = held.len() > 1 || before.is_some();
-        let step = is_table_there.then(|| self.table.add(&mapping));
+        // One step where the pod's are the only ones to change, and somebody's are there already.
+        let is_step = match &before {
+            Some(before) => *before == mapping,
+            None => held.len() > 1,
+        };
+        let step = is_step.then(|| self.table.add(&mapping));
         if let Err(error) = self.write(step, &held) {
             held.remove(pod);
             return Err(error);

@@ -1,9 +1,10 @@
 //! The promises of the built-in network, with real namespaces and interfaces on this machine.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-#![allow(
-    clippy::print_stdout,
-    reason = "measurements are for whoever reads the test output"
-)]
+
+mod egress;
+mod many;
+mod node;
+mod ports;
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -321,101 +322,6 @@ fn address_waits_for_its_interface() {
     unpin(&one.pin).unwrap();
     unpin(&two.pin).unwrap();
     drop((one, two));
-}
-
-#[test]
-fn sweep_removes_orphans_only() {
-    let node = Node::new();
-    let pods: Vec<Pod> = (0..20)
-        .map(|number| node.pod(&format!("pod{number}")))
-        .collect();
-    let attachments: Vec<Attachment> = pods.iter().map(|pod| node.attach(pod)).collect();
-    let stranger = node.network.endpoint(4000);
-    let host = Netlink::open().unwrap();
-    let restarted = node.reopened();
-    assert_eq!(restarted.leases(), 20);
-    let started = Instant::now();
-    let removed = restarted.sweep(&attachments[..5]).unwrap();
-    println!("sweep of 15 orphans: {:?}", started.elapsed());
-    assert_eq!(removed.len(), 30, "{removed:?}");
-    assert!(removed.contains(&format!("interface {}", attachments[5].host_interface)));
-    assert!(removed.contains(&format!(
-        "lease {} of pod pod19",
-        attachments[19].addresses[0]
-    )));
-    assert_eq!(host.index(&stranger.host_interface).unwrap(), None);
-    assert_eq!(node.interfaces().len(), 5);
-    talk(
-        Some(&pods[4].netns),
-        Some(&pods[0].netns),
-        attachments[4].addresses[0],
-    );
-    assert_eq!(
-        restarted.sweep(&attachments[..5]).unwrap(),
-        Vec::<String>::new()
-    );
-    // The lease directory was lost: live pods keep their addresses.
-    std::fs::remove_dir_all(node.dir.join("leases")).unwrap();
-    let bare = node.reopened();
-    bare.sweep(&attachments[..5]).unwrap();
-    assert_eq!(
-        (
-            bare.leases(),
-            bare.attach(&wish("pod0"), pods[0].netns.as_fd()).unwrap()
-        ),
-        (5, attachments[0].clone())
-    );
-    for (pod, attachment) in pods.into_iter().zip(&attachments) {
-        bare.detach(attachment).unwrap();
-        node.end(pod, attachment);
-    }
-}
-
-#[test]
-fn hundreds_of_pods_cost_little() {
-    const PODS: usize = 300;
-    let node = Node::new();
-    let (mut makes, mut attaches) = (Vec::new(), Vec::new());
-    let mut pods = Vec::new();
-    for number in 0..PODS {
-        let started = Instant::now();
-        let pod = node.pod(&format!("pod{number}"));
-        makes.push(started.elapsed());
-        let started = Instant::now();
-        let attachment = node.attach(&pod);
-        attaches.push(started.elapsed());
-        pods.push((pod, attachment));
-    }
-    let (last, address) = (&pods[PODS - 1].0.netns, pods[0].1.addresses[0]);
-    assert_eq!(
-        talk(Some(&pods[0].0.netns), Some(last), address),
-        pods[PODS - 1].1.addresses[0]
-    );
-    let started = Instant::now();
-    for (pod, attachment) in pods {
-        node.end(pod, &attachment);
-    }
-    let ended = started.elapsed() / u32::try_from(PODS).unwrap();
-    makes.sort_unstable();
-    attaches.sort_unstable();
-    let (make, attach) = (makes[PODS / 2], attaches[PODS / 2]);
-    println!(
-        "namespaces: median {make:?}, p99 {:?}",
-        makes[PODS * 99 / 100]
-    );
-    println!(
-        "attach: median {attach:?}, p99 {:?}; detach and unpin: {ended:?}",
-        attaches[PODS * 99 / 100]
-    );
-    // Wide of the mark of 1 ms, because other tests hold the kernel's one network lock meanwhile.
-    assert!(
-        make + attach < Duration::from_millis(40),
-        "{make:?} {attach:?}"
-    );
-    assert!(
-        ended < Duration::from_millis(10),
-        "nobody waits for the veth"
-    );
 }
 
 #[test]

@@ -8,8 +8,8 @@
 //! the rest                                    is rejected
 //! ```
 //! A host that is listed by name has no address yet, so its port is open towards all addresses that are not refused:
-//! the names themselves are for the guest's host functions to hold. Rejected means an ICMP error to the sender: a
-//! connection fails at once and not after minutes.
+//! the names themselves are for the guest's host functions to hold. Rejected means that the sender is told: a connection
+//! fails at once and not after minutes.
 //! Invariant: the table is replaced whole; between two calls there is never none.
 //! Not here: packets that a process with CAP_NET_RAW sends past the kernel's IP stack.
 
@@ -26,6 +26,7 @@ pub(in crate::network) const TABLE: &str = "coracle-egress";
 const OUT: &str = "out";
 const LISTED: &str = "listed";
 const PORTS: &str = "ports";
+const REFUSED: &str = "refused";
 const NODE: &str = "node";
 const NODE_V4: Set = Set {
     name: "node_v4",
@@ -82,6 +83,11 @@ fn table(list: &List, resolvers: &[IpAddr]) -> Batch {
     batch.add_chain(OUT, Some(base));
     batch.add_chain(LISTED, None);
     batch.add_chain(PORTS, None);
+    batch.add_chain(REFUSED, None);
+    // An ICMP error about a SYN is lost while connect(2) still holds the socket; a reset is not.
+    let tcp = Rule::default().protocol(libc::IPPROTO_TCP as u8);
+    batch.add_rule(REFUSED, &tcp.reset());
+    batch.add_rule(REFUSED, &Rule::default().reject());
     pass(&mut batch, resolvers);
     refuse(&mut batch, &list.denied);
     for rule in targets(list) {
@@ -95,7 +101,7 @@ fn table(list: &List, resolvers: &[IpAddr]) -> Batch {
         let rule = Rule::default().protocol(protocol as u8);
         batch.add_rule(OUT, &rule.jump(PORTS));
     }
-    batch.add_rule(OUT, &Rule::default().reject());
+    batch.add_rule(OUT, &Rule::default().jump(REFUSED));
     batch
 }
 
@@ -122,14 +128,14 @@ fn pass(batch: &mut Batch, resolvers: &[IpAddr]) {
 /// What is rejected although it is listed.
 fn refuse(batch: &mut Batch, denied: &Denied) {
     for network in Denied::NETWORKS {
-        batch.add_rule(OUT, &towards(network).reject());
+        batch.add_rule(OUT, &towards(network).jump(REFUSED));
     }
     // Sets, because a node may have thousands of addresses: kube-proxy can give it those of all services.
     batch.add_chain(NODE, None);
     for (first, last) in &denied.ports {
         for protocol in WITH_PORTS {
             let rule = Rule::default().protocol(protocol as u8);
-            batch.add_rule(NODE, &rule.ports(*first, *last).reject());
+            batch.add_rule(NODE, &rule.ports(*first, *last).jump(REFUSED));
         }
     }
     for set in [NODE_V4, NODE_V6] {

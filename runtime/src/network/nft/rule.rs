@@ -62,6 +62,7 @@ const NFT_NAT_SNAT: u32 = 0;
 const NFT_NAT_DNAT: u32 = 1;
 const NFTA_REJECT_TYPE: u16 = 1;
 const NFTA_REJECT_ICMP_CODE: u16 = 2;
+const NFT_REJECT_TCP_RST: u32 = 1;
 const NFT_REJECT_ICMPX_UNREACH: u32 = 2;
 const NFT_REJECT_ICMPX_ADMIN_PROHIBITED: u8 = 3;
 const NFT_JUMP: i32 = -3;
@@ -267,6 +268,12 @@ impl Rule {
     /// Throws it away.
     pub(in crate::network) fn drop(self) -> Self {
         self.verdict(NF_DROP, None)
+    }
+
+    /// Throws it away and resets its connection. Only for TCP: [`Rule::protocol`] has said so.
+    pub(in crate::network) fn reset(self) -> Self {
+        let kind = Attributes::default().number(NFTA_REJECT_TYPE, NFT_REJECT_TCP_RST);
+        self.expression("reject", kind)
     }
 
     /// Throws it away and tells the sender that it is forbidden.

@@ -1,0 +1,223 @@
+//! The promises of egress lists in a pod's namespace, with a world outside to be kept from.
+
+use super::node::{NODE, NODE_OTHER, NODE_V6, Server, World, run, tcp, udp};
+use super::*;
+use crate::network::egress::{Denied, Egress, List, install};
+use crate::network::{HostPort, Protocol};
+
+const METADATA: &str = "169.254.169.254";
+
+struct Scene {
+    world: World,
+    pod: Server,
+    attachment: Attachment,
+    _outside: [Server; 2],
+    _node: [Server; 2],
+}
+
+/// A pod that may reach what `rules` list, servers outside at 80 and 81, on the node at 10250 and 10251, and a
+/// metadata service.
+fn scene(name: &str, rules: &[&str]) -> Scene {
+    let world = World::new(name);
+    for line in ["ip addr add 169.254.169.254/32 dev lo", "ip link set lo up"] {
+        run(&world.outside, line);
+    }
+    run(
+        &world.node,
+        "ip route add 169.254.169.254/32 via 198.51.100.2",
+    );
+    let pod = Server::new("pod", 80);
+    let port = HostPort {
+        protocol: Protocol::Tcp,
+        host_port: 8080,
+        container_port: 80,
+        host_ip: None,
+    };
+    let attachment = world.attach(&pod.netns, "pod", &[port]);
+    let copy = |netns: &OwnedFd| netns.try_clone().unwrap();
+    let scene = Scene {
+        _outside: [80, 81].map(|port| Server::within(copy(&world.outside), "outside", port)),
+        _node: [10250, 10251].map(|port| Server::within(copy(&world.node), "node", port)),
+        pod,
+        attachment,
+        world,
+    };
+    // All of it is in reach before there are rules.
+    for target in [
+        "198.51.100.2:81".to_owned(),
+        "[2001:db8:1::2]:81".to_owned(),
+        format!("{METADATA}:80"),
+        format!("{NODE}:10250"),
+        format!("[{NODE_V6}]:10250"),
+    ] {
+        assert!(scene.reaches(&target), "{target}");
+    }
+    scene.listed(rules, &[]);
+    scene
+}
+
+impl Scene {
+    fn listed(&self, rules: &[&str], resolvers: &[&str]) {
+        let denied = inside(&self.world.node, || Denied::of_this_node(&[])).unwrap();
+        let egress = Egress::Listed(List {
+            rules: rules.iter().map(|rule| rule.parse().unwrap()).collect(),
+            denied,
+        });
+        let resolvers: Vec<IpAddr> = resolvers.iter().map(|one| one.parse().unwrap()).collect();
+        install(self.pod.netns.as_fd(), &egress, &resolvers).unwrap();
+    }
+
+    fn reaches(&self, target: &str) -> bool {
+        tcp(&self.pod.netns, target).is_some()
+    }
+
+    /// A connection to `target` fails, and at once.
+    fn is_rejected(&self, target: &str) -> bool {
+        let started = Instant::now();
+        !self.reaches(target) && started.elapsed() < Duration::from_millis(200)
+    }
+}
+
+impl Drop for Scene {
+    fn drop(&mut self) {
+        self.world.detach(&self.attachment);
+    }
+}
+
+#[test]
+fn only_what_is_listed_is_reached() {
+    let scene = scene(
+        "listed",
+        &["198.51.100.2:80", "[2001:db8:1::/64]:80", "192.0.2.1"],
+    );
+    for target in ["198.51.100.2:80", "[2001:db8:1::2]:80", "192.0.2.1:10251"] {
+        assert!(scene.reaches(target), "{target}");
+    }
+    for target in [
+        "198.51.100.2:81",
+        "[2001:db8:1::2]:81",
+        "198.51.100.1:10251",
+        "203.0.113.1:80",
+    ] {
+        assert!(scene.is_rejected(target), "{target}");
+    }
+    assert!(udp(&scene.pod.netns, "198.51.100.2:80").is_some());
+    assert!(udp(&scene.pod.netns, "198.51.100.2:81").is_none());
+    // The next list takes the place of this one.
+    scene.listed(&["198.51.100.2:81"], &[]);
+    assert!(scene.reaches("198.51.100.2:81") && scene.is_rejected("198.51.100.2:80"));
+}
+
+#[test]
+fn nothing_is_reached_with_an_empty_list_but_loopback_and_whoever_calls() {
+    let scene = scene("empty", &[]);
+    assert!(scene.is_rejected("198.51.100.2:80") && scene.is_rejected("[2001:db8:1::2]:80"));
+    assert!(
+        scene.is_rejected("198.51.100.1:8080"),
+        "not even its own host port"
+    );
+    let pod = &scene.pod.netns;
+    let (v4, v6) = (scene.attachment.addresses[0], scene.attachment.addresses[1]);
+    for own in [
+        "127.0.0.1:80",
+        "[::1]:80",
+        &format!("{v4}:80"),
+        &format!("[{v6}]:80"),
+    ] {
+        assert!(tcp(pod, own).is_some(), "{own}");
+    }
+    // A probe, a host port, the node's own loopback: answers go out.
+    for target in [
+        format!("{v4}:80"),
+        format!("[{v6}]:80"),
+        "127.0.0.1:8080".to_owned(),
+    ] {
+        assert!(tcp(&scene.world.node, &target).is_some(), "{target}");
+    }
+    for target in [format!("{v4}:80"), format!("[{v6}]:80")] {
+        assert!(udp(&scene.world.node, &target).is_some(), "{target}");
+    }
+    assert_eq!(
+        tcp(&scene.world.outside, &format!("{NODE}:8080")).as_deref(),
+        Some("pod 198.51.100.2")
+    );
+}
+
+#[test]
+fn what_no_list_opens_stays_shut() {
+    let scene = scene(
+        "never",
+        &[
+            "0.0.0.0/0",
+            "::/0",
+            "169.254.169.254:80",
+            "198.51.100.1:10250",
+        ],
+    );
+    assert!(scene.reaches("198.51.100.2:81") && scene.reaches("[2001:db8:1::2]:81"));
+    for target in [
+        format!("{METADATA}:80"),
+        format!("[::ffff:{METADATA}]:80"),
+        format!("{NODE}:10250"),
+        format!("{NODE_OTHER}:10250"),
+        format!("[{NODE_V6}]:10250"),
+    ] {
+        assert!(scene.is_rejected(&target), "{target}");
+    }
+    assert!(udp(&scene.pod.netns, &format!("{METADATA}:80")).is_none());
+    for target in [format!("{NODE}:10251"), format!("[{NODE_V6}]:10251")] {
+        assert!(scene.reaches(&target), "another port of the node: {target}");
+    }
+}
+
+#[test]
+fn a_listed_name_opens_its_port_and_the_way_to_dns() {
+    let scene = scene("names", &["api.example.com:80"]);
+    let dns = Server::within(scene.world.outside.try_clone().unwrap(), "dns", 53);
+    let asks = |server: &str| udp(&scene.pod.netns, &format!("{server}:53")).is_some();
+    assert!(scene.reaches("198.51.100.2:80") && scene.is_rejected("198.51.100.2:81"));
+    assert!(scene.is_rejected(&format!("{METADATA}:80")) && !asks("198.51.100.2"));
+    scene.listed(&["api.example.com:80"], &["198.51.100.2"]);
+    assert!(asks("198.51.100.2") && scene.reaches("198.51.100.2:53") && !asks(METADATA));
+    // A node's DNS cache with a link-local address is a resolver, and nothing else.
+    scene.listed(&[".example.com:80"], &[METADATA]);
+    assert!(
+        asks(METADATA) && !asks("198.51.100.2") && scene.is_rejected(&format!("{METADATA}:80"))
+    );
+    scene.listed(&["198.51.100.2:80"], &["198.51.100.2"]);
+    assert!(
+        !asks("198.51.100.2"),
+        "no name is listed, none need be asked for"
+    );
+    drop(dns);
+}
+
+#[test]
+fn neighbours_are_found_where_they_must_be_asked_for() {
+    // The world outside has an ordinary link to the node, as plugins make it: it asks by ARP and NDP.
+    let world = World::new("ndp");
+    let node = Server::within(world.node.try_clone().unwrap(), "node", 8000);
+    let listed = Egress::Listed(List {
+        rules: vec![
+            "198.51.100.1".parse().unwrap(),
+            "2001:db8:1::1".parse().unwrap(),
+        ],
+        denied: Denied::default(),
+    });
+    install(world.outside.as_fd(), &listed, &[]).unwrap();
+    run(&world.outside, "ip neigh flush all");
+    assert!(tcp(&world.outside, &format!("{NODE}:8000")).is_some());
+    assert!(tcp(&world.outside, &format!("[{NODE_V6}]:8000")).is_some());
+    drop(node);
+}
+
+#[test]
+fn an_open_pod_has_no_rules_and_a_refused_table_is_an_error() {
+    let world = World::new("open");
+    install(world.outside.as_fd(), &Egress::Open, &[]).unwrap();
+    assert_eq!(run(&world.outside, "nft list ruleset"), "");
+    let file = std::fs::File::open("/proc/self/cmdline").unwrap();
+    let shut = Egress::Listed(List::default());
+    let error = install(file.as_fd(), &shut, &[]).unwrap_err().to_string();
+    assert_eq!(error, "enter the pod's network namespace");
+}

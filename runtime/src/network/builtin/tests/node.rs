@@ -1,0 +1,244 @@
+//! A node of its own: a network namespace with the built-in network in it, a world outside, pods that answer.
+//!
+//! ```text
+//! outside 198.51.100.2, 2001:db8:1::2 --- node 198.51.100.1, 192.0.2.1, 2001:db8:1::1 --- pods
+//! ```
+
+use std::net::UdpSocket;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use super::*;
+use crate::network::HostPort;
+
+/// The node's addresses that are not loopback ones.
+pub(super) const NODE: &str = "198.51.100.1";
+pub(super) const NODE_OTHER: &str = "192.0.2.1";
+pub(super) const NODE_V6: &str = "2001:db8:1::1";
+/// How long a packet that leads nowhere is waited for.
+const PATIENCE: Duration = Duration::from_millis(400);
+
+pub(super) struct World {
+    pub(super) node: OwnedFd,
+    pub(super) outside: OwnedFd,
+    pub(super) network: Builtin,
+    dir: PathBuf,
+}
+
+fn netns() -> OwnedFd {
+    let wish = NamespaceWish {
+        net: true,
+        ..NamespaceWish::default()
+    };
+    create_namespaces(wish, None).unwrap().net.unwrap()
+}
+
+/// Runs `program` in `netns` and returns what it prints; panics if it fails.
+pub(super) fn run(netns: &OwnedFd, line: &str) -> String {
+    let mut words = line.split_whitespace();
+    let mut command = Command::new(words.next().unwrap());
+    command.args(words);
+    let output = inside(netns, move || command.output().unwrap());
+    assert!(output.status.success(), "{line}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Sets a kernel setting of `netns`, by its path below `/proc/sys/net`.
+pub(super) fn set(netns: &OwnedFd, path: &str, value: &str) {
+    let file = Path::new("/proc/sys/net").join(path);
+    inside(netns, || std::fs::write(file, value).unwrap());
+}
+
+/// Waits until the node's link to the world carries IPv6: the kernel sees to that up to a second late.
+fn meet(node: &OwnedFd) {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    let target = "[2001:db8:1::2]:9".parse().unwrap();
+    let is_refused = || {
+        let connected = TcpStream::connect_timeout(&target, Duration::from_millis(100));
+        connected.is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused)
+    };
+    while !inside(node, is_refused) {
+        assert!(Instant::now() < deadline, "no link to the world");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+impl World {
+    pub(super) fn new(name: &str) -> Self {
+        let (node, outside) = (netns(), netns());
+        let peer = format!(
+            "/proc/{}/fd/{}",
+            std::process::id(),
+            std::os::fd::AsRawFd::as_raw_fd(&outside)
+        );
+        // Without addresses of their own, and for a second with them, neighbours are not asked for.
+        for netns in [&node, &outside] {
+            set(netns, "ipv6/conf/default/accept_dad", "0");
+        }
+        for line in [
+            format!("ip link add up0 type veth peer name eth0 netns {peer}"),
+            format!("ip addr add {NODE}/24 dev up0"),
+            format!("ip addr add {NODE_OTHER}/32 dev lo"),
+            format!("ip addr add {NODE_V6}/64 dev up0 nodad"),
+            "ip link set up0 up".to_owned(),
+        ] {
+            run(&node, &line);
+        }
+        for line in [
+            "ip addr add 198.51.100.2/24 dev eth0",
+            "ip addr add 2001:db8:1::2/64 dev eth0 nodad",
+            "ip link set eth0 up",
+            "ip route add default via 198.51.100.1",
+            "ip route add default via 2001:db8:1::1",
+        ] {
+            run(&outside, line);
+        }
+        set(&node, "ipv4/ip_forward", "1");
+        set(&node, "ipv6/conf/all/forwarding", "1");
+        let dir =
+            std::env::temp_dir().join(format!("coracle-test-ports-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let network = Builtin::open(config(1, &dir)).unwrap();
+        meet(&node);
+        Self {
+            node,
+            outside,
+            network,
+            dir,
+        }
+    }
+
+    pub(super) fn restarted(&self) -> Builtin {
+        Builtin::open(self.network.config.clone()).unwrap()
+    }
+
+    pub(super) fn attach(&self, pod: &OwnedFd, id: &str, ports: &[HostPort]) -> Attachment {
+        self.try_attach(pod, id, ports).unwrap()
+    }
+
+    pub(super) fn try_attach(
+        &self,
+        pod: &OwnedFd,
+        id: &str,
+        ports: &[HostPort],
+    ) -> Result<Attachment, Error> {
+        let wish = NetworkWish {
+            ports: ports.to_vec(),
+            ..wish(id)
+        };
+        inside(&self.node, || self.network.attach(&wish, pod.as_fd()))
+    }
+
+    pub(super) fn detach(&self, attachment: &Attachment) {
+        inside(&self.node, || self.network.detach(attachment)).unwrap();
+    }
+
+    /// The ruleset of the node, as nft prints it.
+    pub(super) fn ruleset(&self) -> String {
+        run(&self.node, "nft list ruleset")
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        std::fs::remove_dir_all(&self.dir).unwrap();
+    }
+}
+
+/// A pod that answers on ports of both families and both protocols with its name and whom it sees.
+pub(super) struct Server {
+    pub(super) netns: OwnedFd,
+    stop: Arc<AtomicBool>,
+    threads: Vec<thread::JoinHandle<()>>,
+}
+
+impl Server {
+    pub(super) fn new(name: &'static str, port: u16) -> Self {
+        Self::within(netns(), name, port)
+    }
+
+    /// One in a namespace that is there.
+    pub(super) fn within(netns: OwnedFd, name: &'static str, port: u16) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (tcp, udp) = inside(&netns, || {
+            (
+                TcpListener::bind(("::", port)).unwrap(),
+                UdpSocket::bind(("::", port)).unwrap(),
+            )
+        });
+        tcp.set_nonblocking(true).unwrap();
+        udp.set_read_timeout(Some(Duration::from_millis(10)))
+            .unwrap();
+        let (tcp_stop, udp_stop) = (Arc::clone(&stop), Arc::clone(&stop));
+        let answer = move |peer: SocketAddr| format!("{name} {}", peer.ip().to_canonical());
+        let tcp = thread::spawn(move || {
+            while !tcp_stop.load(Ordering::Relaxed) {
+                match tcp.accept() {
+                    Ok((mut stream, peer)) => {
+                        // The client may be gone; then nobody misses the answer.
+                        let _ = stream.write_all(answer(peer).as_bytes());
+                    }
+                    Err(_) => thread::sleep(Duration::from_millis(2)),
+                }
+            }
+        });
+        let udp = thread::spawn(move || {
+            let mut buffer = [0; 64];
+            while !udp_stop.load(Ordering::Relaxed) {
+                if let Ok((_, peer)) = udp.recv_from(&mut buffer) {
+                    let _ = udp.send_to(answer(peer).as_bytes(), peer);
+                }
+            }
+        });
+        Self {
+            netns,
+            stop,
+            threads: vec![tcp, udp],
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            let joined = thread.join();
+            assert!(joined.is_ok() || thread::panicking());
+        }
+    }
+}
+
+/// What a server at `target` answers to somebody in `from`; nothing if nobody answers in time.
+pub(super) fn tcp(from: &OwnedFd, target: &str) -> Option<String> {
+    let target: SocketAddr = target.parse().unwrap();
+    let connect = || TcpStream::connect_timeout(&target, PATIENCE);
+    let mut stream = inside(from, connect).ok()?;
+    let mut answer = String::new();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.read_to_string(&mut answer).ok()?;
+    Some(answer)
+}
+
+/// The same by UDP, from `socket` if there is one.
+pub(super) fn udp(from: &OwnedFd, target: &str) -> Option<String> {
+    udp_from(&udp_socket(from, target), target)
+}
+
+pub(super) fn udp_socket(from: &OwnedFd, target: &str) -> UdpSocket {
+    let any = if target.starts_with('[') {
+        "[::]:0"
+    } else {
+        "0.0.0.0:0"
+    };
+    let socket = inside(from, || UdpSocket::bind(any).unwrap());
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket
+}
+
+pub(super) fn udp_from(socket: &UdpSocket, target: &str) -> Option<String> {
+    let mut buffer = [0; 64];
+    socket.send_to(b"ahoy", target).ok()?;
+    let (length, _) = socket.recv_from(&mut buffer).ok()?;
+    Some(String::from_utf8_lossy(&buffer[..length]).into_owned())
+}
