@@ -10,9 +10,60 @@
 #![allow(
     dead_code,
     unused_imports,
-    reason = "server and backend are on their way"
+    reason = "the backend and the calls are on their way"
 )]
 
+mod base64;
+mod forward;
+mod http;
+mod inbox;
+mod link;
+mod outbox;
+mod remote;
+mod resize;
+mod server;
 mod session;
+mod spdy;
+mod status;
+mod tls;
+mod tokens;
+mod websocket;
 
+pub use server::{Server, Settings};
 pub use session::{AttachWish, Backend, ExecWish, ForwardWish, Job, Size, Streams, Wish};
+pub use tls::Identity;
+
+/// Why there is no streaming server.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The address is taken, or not the node's.
+    #[error("listen for streaming clients on {address}")]
+    Listen {
+        /// What the configuration says.
+        address: std::net::SocketAddr,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The certificate or its key cannot be used.
+    #[error("use {} and {} for TLS of streaming", certificate.display(), key.display())]
+    Tls {
+        /// Its file.
+        certificate: std::path::PathBuf,
+        /// Its key's.
+        key: std::path::PathBuf,
+        /// What is wrong with them.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+/// An error with its causes, as `a: b: c`.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

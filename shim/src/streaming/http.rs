@@ -1,0 +1,333 @@
+//! The request in front of a session: which token, which protocol, and the switch to it.
+//!
+//! ```text
+//! server --request--> answer --redeem--> tokens
+//!                       |--404, 400, 403, 405, 503
+//!                       +--101--> spdy | websocket session, in a task of its own
+//! ```
+//! Invariants: only the token says what a client gets; showing a token uses it up, whatever comes of it; a browser's page
+//! from elsewhere gets nothing.
+//! Not here: frames.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ::http::header::{
+    CONNECTION, HOST, HeaderName, ORIGIN, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY,
+};
+use ::http::header::{SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE};
+use ::http::{HeaderMap, Method, Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper_util::rt::TokioIo;
+use tokio::sync::Semaphore;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+
+use super::link::{Connection, Peer};
+use super::remote::{self, Program};
+use super::tokens::Tokens;
+use super::websocket::{self, Dialect};
+use super::{Backend, Wish, forward};
+
+/// Most sessions at a time.
+const SESSIONS: usize = 2048;
+
+const STREAM_PROTOCOL: HeaderName = HeaderName::from_static("x-stream-protocol-version");
+const ACCEPTED_PROTOCOLS: HeaderName =
+    HeaderName::from_static("x-accepted-stream-protocol-versions");
+
+const SPDY: &str = "SPDY/3.1";
+/// Protocols of exec and attach over SPDY, with their versions.
+const SPDY_REMOTE: &[&str] = &[
+    "v4.channel.k8s.io",
+    "v3.channel.k8s.io",
+    "v2.channel.k8s.io",
+    "channel.k8s.io",
+];
+const SPDY_FORWARD: &[&str] = &["portforward.k8s.io"];
+
+type Reply = Response<Full<Bytes>>;
+
+/// What all requests share.
+pub struct Site {
+    tokens: Arc<Tokens>,
+    backend: Arc<dyn Backend>,
+    idle: Duration,
+    origins: Vec<String>,
+    sessions: Arc<Semaphore>,
+}
+
+impl Site {
+    /// No session is open yet.
+    pub fn new(
+        tokens: Arc<Tokens>,
+        backend: Arc<dyn Backend>,
+        idle: Duration,
+        origins: Vec<String>,
+    ) -> Site {
+        Site {
+            tokens,
+            backend,
+            idle,
+            origins,
+            sessions: Arc::new(Semaphore::new(SESSIONS)),
+        }
+    }
+}
+
+/// The first part of a wish's URL.
+pub fn name(wish: &Wish) -> &'static str {
+    match wish {
+        Wish::Exec(_) => "exec",
+        Wish::Attach(_) => "attach",
+        Wish::Forward(_) => "portforward",
+    }
+}
+
+/// What will be spoken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Speech {
+    /// SPDY; the version of the protocol of exec and attach in it.
+    Spdy(u8),
+    /// WebSocket channels.
+    Channels(Dialect),
+    /// SPDY in a WebSocket.
+    Tunnel,
+}
+
+/// Answers one request.
+pub async fn answer(
+    site: Arc<Site>,
+    peer: Peer,
+    request: Request<Incoming>,
+) -> Result<Reply, Infallible> {
+    Ok(agree(&site, peer, request).unwrap_or_else(|refusal| refusal))
+}
+
+fn agree(site: &Arc<Site>, peer: Peer, request: Request<Incoming>) -> Result<Reply, Reply> {
+    if request.method() != Method::GET && request.method() != Method::POST {
+        return Err(refusal(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "a session is opened by GET or POST",
+        ));
+    }
+    let wish = find(&site.tokens, request.uri().path());
+    let wish = wish.ok_or_else(|| {
+        refusal(
+            StatusCode::NOT_FOUND,
+            "no such session; its URL is good once, for a minute",
+        )
+    })?;
+    let headers = request.headers();
+    let (speech, reply) = if is_websocket(headers) {
+        check_origin(headers, &site.origins)?;
+        websocket_reply(headers, &wish)?
+    } else {
+        spdy_reply(headers, &wish)?
+    };
+    let permit = Arc::clone(&site.sessions).try_acquire_owned();
+    let permit = permit.map_err(|_| {
+        refusal(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "too many sessions are open",
+        )
+    })?;
+    let (backend, idle) = (Arc::clone(&site.backend), site.idle);
+    tokio::spawn(async move {
+        match hyper::upgrade::on(request).await {
+            Ok(upgraded) => {
+                let wire = Box::new(TokioIo::new(upgraded));
+                serve(Connection { wire, peer, idle }, speech, wish, backend).await;
+            }
+            Err(error) => {
+                tracing::debug!(%error, "a streaming client left before its session began")
+            }
+        }
+        drop(permit);
+    });
+    Ok(reply)
+}
+
+/// What the URL's token was issued for; nothing if the URL says something else.
+fn find(tokens: &Tokens, path: &str) -> Option<Wish> {
+    let (kind, token) = path.strip_prefix('/')?.split_once('/')?;
+    tokens.redeem(token).filter(|wish| name(wish) == kind)
+}
+
+async fn serve(connection: Connection, speech: Speech, wish: Wish, backend: Arc<dyn Backend>) {
+    let program = match wish {
+        Wish::Exec(wish) => Program::Exec(wish),
+        Wish::Attach(wish) => Program::Attach(wish),
+        Wish::Forward(wish) => {
+            return match speech {
+                Speech::Spdy(_) => forward::serve_spdy(connection, wish, backend).await,
+                Speech::Channels(dialect) => {
+                    websocket::serve_forward(connection, dialect, wish, backend).await
+                }
+                Speech::Tunnel => websocket::serve_tunnel(connection, wish, backend).await,
+            };
+        }
+    };
+    match speech {
+        Speech::Spdy(version) => remote::serve_spdy(connection, version, program, backend).await,
+        Speech::Channels(dialect) => {
+            websocket::serve_remote(connection, dialect, program, backend).await
+        }
+        // Only port-forward is offered it.
+        Speech::Tunnel => {}
+    }
+}
+
+fn refusal(status: StatusCode, why: impl Into<String>) -> Reply {
+    let mut reply = Response::new(Full::new(Bytes::from(why.into() + "\n")));
+    *reply.status_mut() = status;
+    reply
+}
+
+fn bad(why: impl Into<String>) -> Reply {
+    refusal(StatusCode::BAD_REQUEST, why)
+}
+
+/// A header's values, each split at commas.
+fn values<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Vec<&'a str> {
+    let lines = headers
+        .get_all(name)
+        .iter()
+        .filter_map(|value| value.to_str().ok());
+    lines
+        .flat_map(|line| line.split(','))
+        .map(str::trim)
+        .filter(|value| !value.is_empty())
+        .collect()
+}
+
+fn has(headers: &HeaderMap, name: &HeaderName, wanted: &str) -> bool {
+    values(headers, name)
+        .iter()
+        .any(|value| value.eq_ignore_ascii_case(wanted))
+}
+
+fn is_websocket(headers: &HeaderMap) -> bool {
+    has(headers, &CONNECTION, "upgrade") && has(headers, &UPGRADE, "websocket")
+}
+
+/// A page that a browser has from another host may not open a session, even if it knows a token.
+fn check_origin(headers: &HeaderMap, allowed: &[String]) -> Result<(), Reply> {
+    let Some(origin) = headers.get(ORIGIN) else {
+        return Ok(());
+    };
+    let origin = origin.to_str().unwrap_or_default();
+    let host = headers
+        .get(HOST)
+        .and_then(|host| host.to_str().ok())
+        .unwrap_or_default();
+    let page = origin.split_once("://").map_or("", |(_, page)| page);
+    if !host.is_empty() && page.eq_ignore_ascii_case(host) {
+        return Ok(());
+    }
+    if allowed
+        .iter()
+        .any(|one| one == "*" || one.eq_ignore_ascii_case(origin))
+    {
+        return Ok(());
+    }
+    let shown: String = origin
+        .chars()
+        .filter(|c| !c.is_control())
+        .take(256)
+        .collect();
+    let why =
+        format!("origin {shown:?} is not this host's; streaming.allowed_origins lists others");
+    Err(refusal(StatusCode::FORBIDDEN, why))
+}
+
+fn switching(upgrade: &'static str) -> ::http::response::Builder {
+    Response::builder()
+        .status(StatusCode::SWITCHING_PROTOCOLS)
+        .header(CONNECTION, "Upgrade")
+        .header(UPGRADE, upgrade)
+}
+
+fn built(reply: ::http::response::Builder) -> Result<Reply, Reply> {
+    reply
+        .body(Full::default())
+        .map_err(|_| refusal(StatusCode::INTERNAL_SERVER_ERROR, "no answer could be made"))
+}
+
+fn spdy_reply(headers: &HeaderMap, wish: &Wish) -> Result<(Speech, Reply), Reply> {
+    if !has(headers, &CONNECTION, "upgrade") || !has(headers, &UPGRADE, SPDY) {
+        return Err(bad("a session needs an upgrade to SPDY/3.1 or websocket"));
+    }
+    let offered = values(headers, &STREAM_PROTOCOL);
+    if offered.is_empty() {
+        return Err(bad(
+            "the header X-Stream-Protocol-Version names no protocol",
+        ));
+    }
+    let known = if matches!(wish, Wish::Forward(_)) {
+        SPDY_FORWARD
+    } else {
+        SPDY_REMOTE
+    };
+    let chosen = offered
+        .iter()
+        .find_map(|name| known.iter().position(|one| one == name));
+    let Some(at) = chosen else {
+        let why = format!(
+            "the client speaks {}, this server {}",
+            offered.join(", "),
+            known.join(", ")
+        );
+        let mut reply = refusal(StatusCode::FORBIDDEN, why);
+        for one in known {
+            reply
+                .headers_mut()
+                .append(ACCEPTED_PROTOCOLS, ::http::HeaderValue::from_static(one));
+        }
+        return Err(reply);
+    };
+    let reply = built(switching(SPDY).header(STREAM_PROTOCOL, known[at]))?;
+    Ok((Speech::Spdy(4 - at as u8), reply))
+}
+
+fn websocket_reply(headers: &HeaderMap, wish: &Wish) -> Result<(Speech, Reply), Reply> {
+    if !has(headers, &SEC_WEBSOCKET_VERSION, "13") {
+        return Err(bad("the WebSocket version is not 13"));
+    }
+    let key = headers
+        .get(SEC_WEBSOCKET_KEY)
+        .ok_or_else(|| bad("the header Sec-WebSocket-Key is missing"))?;
+    let mut offered = values(headers, &SEC_WEBSOCKET_PROTOCOL);
+    let named = !offered.is_empty();
+    if !named {
+        offered.push("");
+    }
+    let forward = matches!(wish, Wish::Forward(_));
+    let known = if forward {
+        websocket::FORWARD
+    } else {
+        websocket::REMOTE
+    };
+    let chosen = offered.iter().find_map(|name| match *name {
+        websocket::TUNNEL if forward => Some((Speech::Tunnel, websocket::TUNNEL)),
+        name => known
+            .iter()
+            .find(|one| **one == name)
+            .map(|one| (Speech::Channels(Dialect::named(one)), *one)),
+    });
+    let Some((speech, protocol)) = chosen else {
+        let why = format!(
+            "the client speaks {}, this server {}",
+            offered.join(", "),
+            known.join(", ")
+        );
+        return Err(refusal(StatusCode::FORBIDDEN, why));
+    };
+    let mut reply =
+        switching("websocket").header(SEC_WEBSOCKET_ACCEPT, derive_accept_key(key.as_bytes()));
+    if named {
+        reply = reply.header(SEC_WEBSOCKET_PROTOCOL, protocol);
+    }
+    Ok((speech, built(reply)?))
+}

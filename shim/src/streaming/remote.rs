@@ -1,0 +1,225 @@
+//! Exec and attach: the client's streams, once all are there, joined to a program until it ends.
+//!
+//! ```text
+//! spdy (one stream each) | websocket (one channel each) --> Opened --> run --Streams--> Backend
+//! ```
+//! Invariants: which streams there are was fixed when CRI was asked; a client that goes, or stays silent for too long,
+//! gives the program up at once; the verdict leaves after all output, and the connection closes after the verdict was
+//! read.
+//! Not here: frames, and what runs.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::AsyncWriteExt as _;
+use tokio::sync::{mpsc, watch};
+
+use super::inbox::Intake;
+use super::link::{Connection, Link};
+use super::outbox::{Outflow, Sender};
+use super::spdy::{self, Headers, Incoming};
+use super::status::{Form, Verdict};
+use super::{AttachWish, Backend, ExecWish, Streams, resize};
+
+/// How long a client may take to open its streams.
+pub const OPENING: Duration = Duration::from_secs(30);
+
+/// What of it a client gets to see, whichever it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ends {
+    /// It sends sizes.
+    pub tty: bool,
+    /// It sends input.
+    pub stdin: bool,
+    /// It takes output.
+    pub stdout: bool,
+    /// It takes errors.
+    pub stderr: bool,
+}
+
+/// What is to be done with the client's streams.
+#[derive(Clone, Debug)]
+pub enum Program {
+    /// Run it.
+    Exec(ExecWish),
+    /// Join it.
+    Attach(AttachWish),
+}
+
+impl Program {
+    /// Which streams CRI was asked for.
+    pub fn ends(&self) -> Ends {
+        let (tty, stdin, stdout, stderr) = match self {
+            Program::Exec(wish) => (wish.tty, wish.stdin, wish.stdout, wish.stderr),
+            Program::Attach(wish) => (wish.tty, wish.stdin, wish.stdout, wish.stderr),
+        };
+        Ends {
+            tty,
+            stdin,
+            stdout,
+            stderr: stderr && !tty,
+        }
+    }
+}
+
+/// A client whose streams are all there.
+pub struct Opened {
+    /// Its connection.
+    pub link: Link,
+    /// What it sends, if it was asked to.
+    pub stdin: Option<Intake>,
+    /// The sizes that it sends.
+    pub sizes: Option<Intake>,
+    /// Where it takes output.
+    pub stdout: Option<Arc<Outflow>>,
+    /// Where it takes errors.
+    pub stderr: Option<Arc<Outflow>>,
+    /// Where it reads how it ended.
+    pub error: Arc<Outflow>,
+    /// How it wants that said.
+    pub form: Form,
+}
+
+/// Serves a SPDY client to its end. `version` is the protocol's, 1 to 4.
+pub async fn serve_spdy(
+    connection: Connection,
+    version: u8,
+    program: Program,
+    backend: Arc<dyn Backend>,
+) {
+    let (link, accepted) = spdy::start(connection, is_known);
+    let ends = program.ends();
+    let names = names(ends, version);
+    let opened = tokio::select! {
+        streams = collect(accepted, &names) => streams,
+        _ = link.gone() => None,
+        () = tokio::time::sleep(OPENING) => None,
+    };
+    let Some(mut streams) = opened else {
+        tracing::debug!("a streaming client did not open its streams");
+        return;
+    };
+    let mut take = |name: &str| streams.remove(name);
+    let error = take("error");
+    let Some(error) = error else {
+        return;
+    };
+    let opened = Opened {
+        link,
+        stdin: take("stdin").map(|stream| stream.intake),
+        sizes: take("resize").map(|stream| stream.intake),
+        stdout: take("stdout").map(|stream| stream.outflow),
+        stderr: take("stderr").map(|stream| stream.outflow),
+        error: error.outflow,
+        form: if version >= 4 { Form::Json } else { Form::Text },
+    };
+    run(opened, program, backend).await;
+}
+
+fn is_known(headers: &Headers) -> bool {
+    let name = headers.get("streamtype").unwrap_or_default();
+    matches!(name, "error" | "stdin" | "stdout" | "stderr" | "resize")
+}
+
+/// The streams that a client of this protocol version opens.
+fn names(ends: Ends, version: u8) -> Vec<&'static str> {
+    let all = [
+        ("error", true),
+        ("stdin", ends.stdin),
+        ("stdout", ends.stdout),
+        ("stderr", ends.stderr),
+        ("resize", ends.tty && version >= 3),
+    ];
+    all.into_iter()
+        .filter_map(|(name, wanted)| wanted.then_some(name))
+        .collect()
+}
+
+/// Waits for a stream of each name; those that were not asked for, and second ones, end at once.
+async fn collect(
+    mut accepted: mpsc::Receiver<Incoming>,
+    names: &[&str],
+) -> Option<HashMap<String, Incoming>> {
+    let mut streams: HashMap<String, Incoming> = HashMap::new();
+    while streams.len() < names.len() {
+        let stream = accepted.recv().await?;
+        let name = stream
+            .headers
+            .get("streamtype")
+            .unwrap_or_default()
+            .to_owned();
+        if names.contains(&name.as_str()) && !streams.contains_key(&name) {
+            streams.insert(name, stream);
+        } else {
+            stream.outflow.reset();
+        }
+    }
+    Some(streams)
+}
+
+/// Joins the client to its program until one of them ends.
+pub async fn run(opened: Opened, program: Program, backend: Arc<dyn Backend>) {
+    let Opened {
+        link,
+        stdin,
+        sizes,
+        stdout,
+        stderr,
+        error,
+        form,
+    } = opened;
+    let (newest, size) = watch::channel(None);
+    let writer = |flow: &Option<Arc<Outflow>>| {
+        let flow = flow.clone()?;
+        Some(Box::new(Sender(flow)) as Box<dyn tokio::io::AsyncWrite + Send + Unpin>)
+    };
+    let streams = Streams {
+        stdin: stdin.map(|intake| Box::new(intake) as Box<dyn tokio::io::AsyncRead + Send + Unpin>),
+        stdout: writer(&stdout),
+        stderr: writer(&stderr),
+        size,
+    };
+    let resizing = async {
+        if let Some(sizes) = sizes {
+            resize::follow(sizes, newest).await;
+        }
+        std::future::pending::<()>().await;
+    };
+    let verdict = tokio::select! {
+        verdict = verdict(program, streams, backend) => verdict,
+        why = link.gone() => {
+            tracing::debug!(why, "a streaming session was given up");
+            return;
+        }
+        () = resizing => return,
+    };
+    tracing::debug!(?verdict, "a streaming session ended");
+    let text = form.render(&verdict);
+    let mut error = Sender(error);
+    // Fails only if the client is gone, which `finish` finds out.
+    let _ = error.write_all(text.as_bytes()).await;
+    drop(error);
+    [stdout, stderr]
+        .into_iter()
+        .flatten()
+        .for_each(|flow| flow.end());
+    link.finish().await;
+}
+
+async fn verdict(program: Program, streams: Streams, backend: Arc<dyn Backend>) -> Verdict {
+    let (what, outcome) = match program {
+        Program::Exec(wish) => (
+            "executing command in container",
+            backend.exec(wish, streams).await,
+        ),
+        Program::Attach(wish) => (
+            "attaching to container",
+            backend.attach(wish, streams).await.map(|()| 0),
+        ),
+    };
+    match outcome {
+        Ok(code) => Verdict::Exited(code),
+        Err(error) => Verdict::Failed(format!("error {what}: {}", error.chain())),
+    }
+}

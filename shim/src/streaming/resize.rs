@@ -1,0 +1,75 @@
+//! The sizes of the client's terminal: a stream of JSON objects, of which only the newest matters.
+//!
+//! Used by: [`super::remote`]. Invariants: at most [`MAX_OBJECT`] bytes are held; what is no size is skipped, so that no
+//! flood of them, and nothing odd, does more than pass by.
+//! Not here: terminals.
+
+use serde::Deserialize;
+use tokio::io::{AsyncRead, AsyncReadExt as _};
+use tokio::sync::watch;
+
+use super::Size;
+
+/// Longest object, bytes; clients send thirty.
+const MAX_OBJECT: usize = 1024;
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Told {
+    width: u16,
+    height: u16,
+}
+
+/// Reads sizes until the stream ends. Objects may follow each other with or without line ends.
+pub async fn follow(mut stream: impl AsyncRead + Unpin, newest: watch::Sender<Option<Size>>) {
+    let mut held: Vec<u8> = Vec::new();
+    let mut some = [0; 512];
+    while let Ok(count @ 1..) = stream.read(&mut some).await {
+        for byte in &some[..count] {
+            match byte {
+                b'{' => held.clear(),
+                _ if held.len() >= MAX_OBJECT => held.clear(),
+                _ => {}
+            }
+            held.push(*byte);
+            if *byte == b'}'
+                && let Ok(told) = serde_json::from_slice::<Told>(&held)
+            {
+                newest.send_replace(Some(Size {
+                    width: told.width,
+                    height: told.height,
+                }));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn after(bytes: &[u8]) -> Option<Size> {
+        let (newest, seen) = watch::channel(None);
+        follow(bytes, newest).await;
+        *seen.borrow()
+    }
+
+    #[tokio::test]
+    async fn the_newest_size_counts_however_they_are_cut() {
+        let size = |width, height| Some(Size { width, height });
+        assert_eq!(after(b"{\"Width\":80,\"Height\":24}\n").await, size(80, 24));
+        assert_eq!(
+            after(b"{\"Width\":80,\"Height\":24}{\"Height\":50,\"Width\":132}").await,
+            size(132, 50)
+        );
+        assert_eq!(
+            after(b"garbage}{\"Width\":1,\"Height\":2} {\"Width\":70000,\"Height\":2}{").await,
+            size(1, 2)
+        );
+        assert_eq!(after(b"").await, None);
+        assert_eq!(after(&vec![b'{'; 100_000]).await, None);
+        let mut noise = vec![b' '; 100_000];
+        noise.extend_from_slice(b"{\"Width\":3,\"Height\":4}");
+        assert_eq!(after(&noise).await, size(3, 4));
+    }
+}

@@ -1,0 +1,158 @@
+//! The streaming server: listens, hands out URLs, and takes the clients that come for them.
+//!
+//! Called by: `serve` (bind), `cri/streaming` (offer). Calls: [`super::http`] for each connection.
+//! Invariants: a connection has ten seconds for its TLS handshake and as many for its request, in bounded memory, and
+//! few of them are in that state at a time; the server ends when its handle is dropped.
+//! Not here: what requests mean.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use rustix::net::sockopt;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use super::http::{self, Site};
+use super::link::{Peer, Wire};
+use super::tls::{Identity, Tls};
+use super::tokens::Tokens;
+use super::{Backend, Error, Wish};
+use crate::lifecycle;
+
+/// How long a handshake, and then a request, may take.
+const ARRIVAL: Duration = Duration::from_secs(10);
+/// Most connections that have not brought a good request yet; others wait to be accepted.
+const ARRIVING: usize = 256;
+/// Largest head of a request, bytes.
+const MAX_HEAD: usize = 16 << 10;
+/// Most headers of a request.
+const MAX_HEADERS: usize = 64;
+/// A client that does not answer the kernel's probes for about a minute and a half is gone.
+const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(60), Duration::from_secs(10), 3);
+
+/// What an operator decides; see `assets/config.toml`, `[streaming]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Where to listen; no wildcard. Port 0 is any.
+    pub address: SocketAddr,
+    /// Certificate and key; without them HTTP is spoken.
+    pub identity: Option<Identity>,
+    /// A session that carries nothing for so long ends.
+    pub idle: Duration,
+    /// Origins of browsers that may come though their page is another host's; `*` is any.
+    pub origins: Vec<String>,
+}
+
+/// The running server.
+pub struct Server {
+    tokens: Arc<Tokens>,
+    base: String,
+    _accepting: JoinSet<()>,
+}
+
+impl Server {
+    /// Listens and serves what `backend` has. Errors: the address or the certificate cannot be used.
+    pub async fn bind(settings: Settings, backend: Arc<dyn Backend>) -> Result<Server, Error> {
+        let Settings {
+            address,
+            identity,
+            idle,
+            origins,
+        } = settings;
+        let tls = identity.map(Tls::open).transpose()?.map(Arc::new);
+        let failed = |source| Error::Listen { address, source };
+        let listener = TcpListener::bind(address).await.map_err(failed)?;
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        let base = format!("{scheme}://{}", listener.local_addr().map_err(failed)?);
+        let tokens = Arc::new(Tokens::default());
+        let site = Site::new(Arc::clone(&tokens), backend, idle, origins);
+        let mut accepting = JoinSet::new();
+        accepting.spawn(accept(listener, tls, Arc::new(site)));
+        Ok(Server {
+            tokens,
+            base,
+            _accepting: accepting,
+        })
+    }
+
+    /// A URL that opens the session, once, within a minute. Errors: Exhausted when too many wait for their clients.
+    pub fn offer(&self, wish: Wish) -> Result<String, lifecycle::Error> {
+        let kind = http::name(&wish);
+        let token = self.tokens.issue(wish).map_err(|refused| {
+            let kind = match refused {
+                super::tokens::Refused::TooMany => lifecycle::Kind::Exhausted,
+                super::tokens::Refused::Draw(_) => lifecycle::Kind::Io,
+            };
+            lifecycle::Error::because(kind, "no URL for another streaming session", refused)
+        })?;
+        Ok(format!("{}/{kind}/{token}", self.base))
+    }
+}
+
+async fn accept(listener: TcpListener, tls: Option<Arc<Tls>>, site: Arc<Site>) {
+    let arriving = Arc::new(Semaphore::new(ARRIVING));
+    loop {
+        // Closed never: nobody else has it.
+        let Ok(permit) = Arc::clone(&arriving).acquire_owned().await else {
+            return;
+        };
+        match listener.accept().await {
+            Ok((socket, _)) => {
+                let (tls, site) = (tls.clone(), Arc::clone(&site));
+                tokio::spawn(async move {
+                    arrive(socket, tls, site).await;
+                    drop(permit);
+                });
+            }
+            Err(error) => {
+                // Out of file descriptors, most likely: others must end first.
+                tracing::warn!(%error, "a streaming client could not be accepted");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn arrive(socket: TcpStream, tls: Option<Arc<Tls>>, site: Arc<Site>) {
+    let Ok(peer) = tune(&socket) else {
+        return;
+    };
+    let wire: Wire = match tls {
+        None => Box::new(socket),
+        Some(tls) => match tokio::time::timeout(ARRIVAL, tls.accept(socket)).await {
+            Ok(Ok(secured)) => Box::new(secured),
+            Ok(Err(error)) => {
+                return tracing::debug!(%error, "a streaming client's TLS handshake failed");
+            }
+            Err(_) => return,
+        },
+    };
+    let service = service_fn(move |request| http::answer(Arc::clone(&site), peer.clone(), request));
+    let serving = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(ARRIVAL)
+        .max_buf_size(MAX_HEAD)
+        .max_headers(MAX_HEADERS)
+        .serve_connection(TokioIo::new(wire), service)
+        .with_upgrades();
+    // An upgraded connection leaves this future as soon as its answer is out.
+    if let Ok(Err(error)) = tokio::time::timeout(ARRIVAL * 2, serving).await {
+        tracing::debug!(%error, "a streaming client made no good request");
+    }
+}
+
+/// Makes keystrokes leave at once and dead clients known.
+fn tune(socket: &TcpStream) -> std::io::Result<Peer> {
+    let (after, every, times) = KEEPALIVE;
+    socket.set_nodelay(true)?;
+    sockopt::set_socket_keepalive(socket, true)?;
+    sockopt::set_tcp_keepidle(socket, after)?;
+    sockopt::set_tcp_keepintvl(socket, every)?;
+    sockopt::set_tcp_keepcnt(socket, times)?;
+    Ok(Peer::new(rustix::io::fcntl_dupfd_cloexec(socket, 0)?))
+}

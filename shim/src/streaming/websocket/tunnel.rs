@@ -1,0 +1,87 @@
+//! Bytes in WebSocket messages: each binary message is a piece of a stream, and nothing else.
+//!
+//! Used by: [`super::serve_tunnel`], to speak SPDY inside. Invariant: pieces may be cut anywhere; a message of text is an
+//! error. Not here: SPDY.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use futures_util::{Sink as _, Stream as _};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::{Bytes, Error, Message};
+
+use super::super::link::Wire;
+
+/// A WebSocket as bytes both ways.
+pub struct Tunnel {
+    socket: WebSocketStream<Wire>,
+    piece: Bytes,
+}
+
+impl Tunnel {
+    /// Over an open WebSocket.
+    pub fn new(socket: WebSocketStream<Wire>) -> Tunnel {
+        Tunnel {
+            socket,
+            piece: Bytes::new(),
+        }
+    }
+}
+
+fn failed(error: Error) -> io::Error {
+    match error {
+        Error::Io(error) => error,
+        other => io::Error::other(other),
+    }
+}
+
+impl AsyncRead for Tunnel {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        while self.piece.is_empty() {
+            match ready!(Pin::new(&mut self.socket).poll_next(context)) {
+                Some(Ok(Message::Binary(piece))) => self.piece = piece,
+                Some(Ok(Message::Text(_))) => {
+                    return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
+                }
+                Some(Ok(_)) => {}
+                Some(Err(error)) => return Poll::Ready(Err(failed(error))),
+                None => return Poll::Ready(Ok(())),
+            }
+        }
+        let count = self.piece.len().min(into.remaining());
+        into.put_slice(&self.piece.split_to(count));
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Tunnel {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let mut socket = Pin::new(&mut self.socket);
+        ready!(socket.as_mut().poll_ready(context)).map_err(failed)?;
+        let message = Message::Binary(Bytes::copy_from_slice(bytes));
+        socket.start_send(message).map_err(failed)?;
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket)
+            .poll_flush(context)
+            .map_err(failed)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket)
+            .poll_close(context)
+            .map_err(failed)
+    }
+}
