@@ -15,6 +15,7 @@ mod check;
 mod error;
 mod file;
 mod keys;
+mod streaming;
 mod subnet;
 
 use std::fs::File;
@@ -26,6 +27,7 @@ use std::time::Duration;
 
 pub use error::Error;
 pub use file::{CgroupDriver, LogFormat, LogLevel, NetworkMode, Spawn};
+pub use streaming::Streaming;
 pub use subnet::Subnet;
 
 use file::{ConfigFile, SOCKET_NAME};
@@ -60,6 +62,8 @@ pub struct Config {
     pub sandbox: Sandbox,
     /// Limits of the module compiler.
     pub wasm: Wasm,
+    /// Where clients of exec, attach and port-forward come.
+    pub streaming: Streaming,
     /// What each RuntimeClass handler does.
     pub handlers: Handlers,
 }

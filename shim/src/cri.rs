@@ -19,6 +19,7 @@ mod service;
 mod socket;
 mod stats;
 mod status;
+mod streaming;
 mod update;
 
 use std::future::Future;
@@ -60,9 +61,22 @@ pub struct ServeError {
 pub(crate) struct Shared {
     pods: crate::lifecycle::Pods,
     images: coracle_images::Images,
+    streaming: crate::streaming::Server,
     node: Node,
     /// Turns true when the daemon drains; ends the streams that would never end by themselves.
     draining: watch::Receiver<bool>,
+}
+
+/// What calls are answered from.
+pub struct Parts {
+    /// Pods and containers.
+    pub pods: crate::lifecycle::Pods,
+    /// The image store.
+    pub images: coracle_images::Images,
+    /// Sessions of exec, attach and port-forward.
+    pub streaming: crate::streaming::Server,
+    /// The facts that Status and RuntimeConfig report.
+    pub node: Node,
 }
 
 /// The two services; a clone is another handle to the same.
@@ -70,22 +84,27 @@ pub(crate) struct Shared {
 struct Cri(Arc<Shared>);
 
 /// Serves CRI on `socket` until `shutdown` resolves, then drains for at most 10 seconds and removes the
-/// socket. `node` holds the facts that Status and RuntimeConfig report.
+/// socket. `parts` is what calls are answered from.
 ///
 /// Errors: [`ServeError`] when the listener broke; never because of a client.
 pub async fn serve(
     socket: Socket,
-    pods: crate::lifecycle::Pods,
-    images: coracle_images::Images,
-    node: Node,
+    parts: Parts,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
     let path = socket.path().display().to_string();
     let (drain, draining) = watch::channel(false);
     let mut stop = draining.clone();
+    let Parts {
+        pods,
+        images,
+        streaming,
+        node,
+    } = parts;
     let cri = Cri(Arc::new(Shared {
         pods,
         images,
+        streaming,
         node,
         draining,
     }));

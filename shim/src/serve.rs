@@ -23,6 +23,7 @@ use crate::cri::{self, Node, Socket};
 use crate::host::{Host, HostConfig, Parts};
 use crate::lifecycle::Pods;
 use crate::logging;
+use crate::streaming::{Identity, Server, Settings};
 
 /// Threads that answer RPCs; the daemon waits more than it computes.
 const MAX_WORKERS: usize = 4;
@@ -70,9 +71,27 @@ async fn run(config: &Config) -> Result<(), Box<dyn Error>> {
         }
         tracing::info!("told to end; pods go on");
     };
-    cri::serve(socket, pods.clone(), images, node, told).await?;
+    let parts = cri::Parts {
+        streaming: streaming(config, &pods).await?,
+        pods: pods.clone(),
+        images,
+        node,
+    };
+    cri::serve(socket, parts, told).await?;
     pods.drain(DRAIN).await;
     Ok(())
+}
+
+async fn streaming(config: &Config, pods: &Pods) -> Result<Server, Box<dyn Error>> {
+    let config = &config.streaming;
+    let identity = config.identity.clone();
+    let settings = Settings {
+        address: config.address,
+        identity: identity.map(|(certificate, key)| Identity { certificate, key }),
+        idle: config.idle_timeout,
+        origins: config.allowed_origins.clone(),
+    };
+    Ok(Server::bind(settings, pods.backend()).await?)
 }
 
 fn private_directory(path: &std::path::Path) -> Result<(), Box<dyn Error>> {

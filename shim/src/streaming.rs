@@ -7,12 +7,6 @@
 //! by its URL; buffers are bounded and a slow side slows the other by way of its own connection.
 //! Not here: what runs in a container, and who may ask.
 
-#![allow(
-    dead_code,
-    unused_imports,
-    reason = "the backend and the calls are on their way"
-)]
-
 mod base64;
 mod forward;
 mod http;

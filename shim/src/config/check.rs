@@ -12,6 +12,7 @@ use std::time::Duration;
 use super::file::{
     CgroupFile, ConfigFile, HandlersFile, ImagesFile, NetworkFile, SandboxFile, Spawn, WasmFile,
 };
+use super::streaming;
 use super::subnet::Subnet;
 use super::{
     Accepts, Cgroup, Config, Egress, Handler, Handlers, Images, Log, Network, Sandbox, Wasm,
@@ -34,7 +35,7 @@ pub(super) struct Invalid {
     pub why: String,
 }
 
-fn invalid<T>(key: &'static str, why: impl Into<String>) -> Result<T, Invalid> {
+pub(super) fn invalid<T>(key: &'static str, why: impl Into<String>) -> Result<T, Invalid> {
     Err(Invalid {
         key,
         why: why.into(),
@@ -68,12 +69,13 @@ pub(super) fn check(file: &ConfigFile) -> Result<Config, Invalid> {
         images: images(&file.images)?,
         sandbox: sandbox(&file.sandbox)?,
         wasm: wasm(&file.wasm)?,
+        streaming: streaming::check(&file.streaming)?,
         handlers: handlers(&file.handlers),
     })
 }
 
 /// An absolute path without `.` and `..`, as its components spell it.
-fn plain_absolute(path: &Path) -> Option<PathBuf> {
+pub(super) fn plain_absolute(path: &Path) -> Option<PathBuf> {
     let parts: PathBuf = path.components().collect();
     let plain = path
         .components()
@@ -118,7 +120,7 @@ fn socket(path: &Path) -> Result<PathBuf, Invalid> {
     Ok(plain)
 }
 
-fn within(
+pub(super) fn within(
     key: &'static str,
     value: u64,
     range: std::ops::RangeInclusive<u64>,

@@ -11,6 +11,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use super::streaming::StreamingFile;
+
 /// Default of `root`.
 pub const ROOT: &str = "/var/lib/coracle";
 /// Default of `run`.
@@ -45,6 +47,8 @@ pub struct ConfigFile {
     pub sandbox: SandboxFile,
     /// `[wasm]`.
     pub wasm: WasmFile,
+    /// `[streaming]`.
+    pub streaming: StreamingFile,
     /// `[handlers.*]`.
     pub handlers: HandlersFile,
 }
@@ -61,6 +65,7 @@ impl Default for ConfigFile {
             images: ImagesFile::default(),
             sandbox: SandboxFile::default(),
             wasm: WasmFile::default(),
+            streaming: StreamingFile::default(),
             handlers: HandlersFile::default(),
         }
     }

@@ -23,6 +23,7 @@ mod sandbox;
 mod security;
 mod signal;
 mod stats;
+mod streaming;
 mod sysctl;
 mod update;
 
@@ -43,6 +44,7 @@ pub(super) use self::render::samples::event as sample_event;
 pub(super) use self::render::{container, container_status_reply, event, pod, pod_status_reply};
 pub(super) use self::sandbox::pod_wish;
 pub(super) use self::stats::{container_stats, pod_stats};
+pub(super) use self::streaming::{attach_session, exec_session, forward_session};
 pub(super) use self::update::new_resources;
 use super::status::KubeletWord;
 
@@ -135,6 +137,8 @@ names_object!(pod_sandbox_id: StopPodSandboxRequest, RemovePodSandboxRequest, Po
 names_object!(pod_sandbox_id: CreateContainerRequest);
 names_object!(container_id: StartContainerRequest, StopContainerRequest, RemoveContainerRequest);
 names_object!(container_id: ContainerStatusRequest, ReopenContainerLogRequest, ExecSyncRequest);
+names_object!(container_id: ExecRequest, AttachRequest);
+names_object!(pod_sandbox_id: PortForwardRequest);
 names_object!(container_id: ContainerStatsRequest, UpdateContainerResourcesRequest);
 names_object!(pod_sandbox_id: PodSandboxStatsRequest, UpdatePodSandboxResourcesRequest);
 

@@ -14,7 +14,9 @@ use tonic::{Request, Response, Status};
 
 use super::events::Replies;
 use super::status::Failure;
-use super::{Cri, Shared, containers, convert, events, exec, images, pods, runtime, stats, update};
+use super::{
+    Cri, Shared, containers, convert, events, exec, images, pods, runtime, stats, streaming, update,
+};
 
 /// The deadline of most calls whose client sent none: kubelet's own default.
 const USUAL: Duration = Duration::from_secs(120);
@@ -91,9 +93,9 @@ serve! { RuntimeService {
     update_container_resources = "UpdateContainerResources"(UpdateContainerResourcesRequest) -> UpdateContainerResourcesResponse, usual, update::container;
     update_pod_sandbox_resources = "UpdatePodSandboxResources"(UpdatePodSandboxResourcesRequest) -> UpdatePodSandboxResourcesResponse, usual, update::pod;
     exec_sync = "ExecSync"(ExecSyncRequest) -> ExecSyncResponse, exec::limit, exec::sync;
-    exec = "Exec"(ExecRequest) -> ExecResponse, usual, not_built;
-    attach = "Attach"(AttachRequest) -> AttachResponse, usual, not_built;
-    port_forward = "PortForward"(PortForwardRequest) -> PortForwardResponse, usual, not_built;
+    exec = "Exec"(ExecRequest) -> ExecResponse, usual, streaming::exec;
+    attach = "Attach"(AttachRequest) -> AttachResponse, usual, streaming::attach;
+    port_forward = "PortForward"(PortForwardRequest) -> PortForwardResponse, usual, streaming::port_forward;
     container_stats = "ContainerStats"(ContainerStatsRequest) -> ContainerStatsResponse, usual, stats::container;
     list_container_stats = "ListContainerStats"(ListContainerStatsRequest) -> ListContainerStatsResponse, usual, stats::list_containers;
     pod_sandbox_stats = "PodSandboxStats"(PodSandboxStatsRequest) -> PodSandboxStatsResponse, usual, stats::pod;

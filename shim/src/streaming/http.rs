@@ -102,10 +102,10 @@ pub async fn answer(
     peer: Peer,
     request: Request<Incoming>,
 ) -> Result<Reply, Infallible> {
-    Ok(agree(&site, peer, request).unwrap_or_else(|refusal| refusal))
+    Ok(agree(&site, peer, request).unwrap_or_else(Refusal::into_reply))
 }
 
-fn agree(site: &Arc<Site>, peer: Peer, request: Request<Incoming>) -> Result<Reply, Reply> {
+fn agree(site: &Arc<Site>, peer: Peer, request: Request<Incoming>) -> Result<Reply, Refusal> {
     if request.method() != Method::GET && request.method() != Method::POST {
         return Err(refusal(
             StatusCode::METHOD_NOT_ALLOWED,
@@ -179,14 +179,56 @@ async fn serve(connection: Connection, speech: Speech, wish: Wish, backend: Arc<
     }
 }
 
-fn refusal(status: StatusCode, why: impl Into<String>) -> Reply {
-    let mut reply = Response::new(Full::new(Bytes::from(why.into() + "\n")));
-    *reply.status_mut() = status;
-    reply
+/// Why there is no session.
+struct Refusal {
+    status: StatusCode,
+    why: String,
+    /// The protocols that would have done.
+    accepts: &'static [&'static str],
 }
 
-fn bad(why: impl Into<String>) -> Reply {
+impl Refusal {
+    fn into_reply(self) -> Reply {
+        let mut reply = Response::new(Full::new(Bytes::from(self.why + "\n")));
+        *reply.status_mut() = self.status;
+        for one in self.accepts {
+            reply
+                .headers_mut()
+                .append(ACCEPTED_PROTOCOLS, ::http::HeaderValue::from_static(one));
+        }
+        reply
+    }
+}
+
+fn refusal(status: StatusCode, why: impl Into<String>) -> Refusal {
+    Refusal {
+        status,
+        why: why.into(),
+        accepts: &[],
+    }
+}
+
+fn bad(why: impl Into<String>) -> Refusal {
     refusal(StatusCode::BAD_REQUEST, why)
+}
+
+/// No protocol of those that the client offered is known.
+fn no_common(offered: &[&str], accepts: &'static [&'static str]) -> Refusal {
+    let offered: String = offered
+        .join(", ")
+        .chars()
+        .filter(|c| !c.is_control())
+        .take(256)
+        .collect();
+    let why = format!(
+        "the client speaks {offered}, this server {}",
+        accepts.join(", ")
+    );
+    Refusal {
+        status: StatusCode::FORBIDDEN,
+        why,
+        accepts,
+    }
 }
 
 /// A header's values, each split at commas.
@@ -213,7 +255,7 @@ fn is_websocket(headers: &HeaderMap) -> bool {
 }
 
 /// A page that a browser has from another host may not open a session, even if it knows a token.
-fn check_origin(headers: &HeaderMap, allowed: &[String]) -> Result<(), Reply> {
+fn check_origin(headers: &HeaderMap, allowed: &[String]) -> Result<(), Refusal> {
     let Some(origin) = headers.get(ORIGIN) else {
         return Ok(());
     };
@@ -249,13 +291,13 @@ fn switching(upgrade: &'static str) -> ::http::response::Builder {
         .header(UPGRADE, upgrade)
 }
 
-fn built(reply: ::http::response::Builder) -> Result<Reply, Reply> {
+fn built(reply: ::http::response::Builder) -> Result<Reply, Refusal> {
     reply
         .body(Full::default())
         .map_err(|_| refusal(StatusCode::INTERNAL_SERVER_ERROR, "no answer could be made"))
 }
 
-fn spdy_reply(headers: &HeaderMap, wish: &Wish) -> Result<(Speech, Reply), Reply> {
+fn spdy_reply(headers: &HeaderMap, wish: &Wish) -> Result<(Speech, Reply), Refusal> {
     if !has(headers, &CONNECTION, "upgrade") || !has(headers, &UPGRADE, SPDY) {
         return Err(bad("a session needs an upgrade to SPDY/3.1 or websocket"));
     }
@@ -273,25 +315,12 @@ fn spdy_reply(headers: &HeaderMap, wish: &Wish) -> Result<(Speech, Reply), Reply
     let chosen = offered
         .iter()
         .find_map(|name| known.iter().position(|one| one == name));
-    let Some(at) = chosen else {
-        let why = format!(
-            "the client speaks {}, this server {}",
-            offered.join(", "),
-            known.join(", ")
-        );
-        let mut reply = refusal(StatusCode::FORBIDDEN, why);
-        for one in known {
-            reply
-                .headers_mut()
-                .append(ACCEPTED_PROTOCOLS, ::http::HeaderValue::from_static(one));
-        }
-        return Err(reply);
-    };
+    let at = chosen.ok_or_else(|| no_common(&offered, known))?;
     let reply = built(switching(SPDY).header(STREAM_PROTOCOL, known[at]))?;
     Ok((Speech::Spdy(4 - at as u8), reply))
 }
 
-fn websocket_reply(headers: &HeaderMap, wish: &Wish) -> Result<(Speech, Reply), Reply> {
+fn websocket_reply(headers: &HeaderMap, wish: &Wish) -> Result<(Speech, Reply), Refusal> {
     if !has(headers, &SEC_WEBSOCKET_VERSION, "13") {
         return Err(bad("the WebSocket version is not 13"));
     }
@@ -316,14 +345,7 @@ fn websocket_reply(headers: &HeaderMap, wish: &Wish) -> Result<(Speech, Reply), 
             .find(|one| **one == name)
             .map(|one| (Speech::Channels(Dialect::named(one)), *one)),
     });
-    let Some((speech, protocol)) = chosen else {
-        let why = format!(
-            "the client speaks {}, this server {}",
-            offered.join(", "),
-            known.join(", ")
-        );
-        return Err(refusal(StatusCode::FORBIDDEN, why));
-    };
+    let (speech, protocol) = chosen.ok_or_else(|| no_common(&offered, known))?;
     let mut reply =
         switching("websocket").header(SEC_WEBSOCKET_ACCEPT, derive_accept_key(key.as_bytes()));
     if named {

@@ -15,12 +15,7 @@ use super::BadRequest;
 pub(in crate::cri) fn exec_wish(
     request: cri::ExecSyncRequest,
 ) -> Result<(Vec<String>, Option<Duration>), BadRequest> {
-    if request.cmd.first().is_none_or(String::is_empty) {
-        return Err(BadRequest::invalid("cmd", "names no program"));
-    }
-    if let Some(index) = request.cmd.iter().position(|word| word.contains('\0')) {
-        return Err(BadRequest::invalid(format!("cmd[{index}]"), "holds a NUL"));
-    }
+    check_words(&request.cmd)?;
     let limit = match u64::try_from(request.timeout) {
         Ok(0) => None,
         Ok(seconds) => Some(Duration::from_secs(seconds.min(u64::from(u32::MAX)))),
@@ -30,6 +25,17 @@ pub(in crate::cri) fn exec_wish(
         }
     };
     Ok((request.cmd, limit))
+}
+
+/// Program and arguments as a kernel takes them.
+pub(super) fn check_words(cmd: &[String]) -> Result<(), BadRequest> {
+    if cmd.first().is_none_or(String::is_empty) {
+        return Err(BadRequest::invalid("cmd", "names no program"));
+    }
+    if let Some(index) = cmd.iter().position(|word| word.contains('\0')) {
+        return Err(BadRequest::invalid(format!("cmd[{index}]"), "holds a NUL"));
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -1,0 +1,84 @@
+//! The RPCs that hand out URLs of sessions: Exec, Attach, PortForward.
+//!
+//! Called by `service`. Invariant: what cannot work now is refused here, where the caller reads why; whether it still
+//! can is asked again when the client comes.
+//! Not here: sessions.
+
+use std::sync::Arc;
+
+use coracle_proto::runtime::v1 as cri;
+use coracle_runtime::id::{ContainerId, PodId};
+
+use super::convert::{self, NamesObject as _};
+use super::status::Failure;
+use super::{Shared, concerns};
+use crate::lifecycle::{ContainerState, Error, Kind};
+use crate::streaming::Wish;
+
+/// Exec: a URL that runs a program.
+pub(super) async fn exec(
+    shared: Arc<Shared>,
+    request: cri::ExecRequest,
+) -> Result<cri::ExecResponse, Failure> {
+    let id = container(&shared, request.object()?)?;
+    let wish = convert::exec_session(request, id.clone())?;
+    check_runs(&shared, &id, "exec in")?;
+    let url = shared.streaming.offer(Wish::Exec(wish))?;
+    Ok(cri::ExecResponse { url })
+}
+
+/// Attach: a URL that joins a container's own streams.
+pub(super) async fn attach(
+    shared: Arc<Shared>,
+    request: cri::AttachRequest,
+) -> Result<cri::AttachResponse, Failure> {
+    let id = container(&shared, request.object()?)?;
+    let wish = convert::attach_session(&request, id.clone())?;
+    check_runs(&shared, &id, "attach to")?;
+    let url = shared.streaming.offer(Wish::Attach(wish))?;
+    Ok(cri::AttachResponse { url })
+}
+
+/// PortForward: a URL that reaches ports of a sandbox.
+pub(super) async fn port_forward(
+    shared: Arc<Shared>,
+    request: cri::PortForwardRequest,
+) -> Result<cri::PortForwardResponse, Failure> {
+    let named = request.object()?;
+    concerns("pod", named);
+    let id = shared.pods.find_pod(named)?;
+    let wish = convert::forward_session(&request, id.clone())?;
+    check_ready(&shared, &id)?;
+    let url = shared.streaming.offer(Wish::Forward(wish))?;
+    Ok(cri::PortForwardResponse { url })
+}
+
+fn container(shared: &Shared, named: &str) -> Result<ContainerId, Failure> {
+    concerns("container", named);
+    Ok(shared.pods.find_container(named)?)
+}
+
+fn check_runs(shared: &Shared, id: &ContainerId, verb: &str) -> Result<(), Error> {
+    let view = shared.pods.container(id);
+    let view =
+        view.ok_or_else(|| Error::new(Kind::Missing, format!("there is no container {id}")))?;
+    let state = match view.state {
+        ContainerState::Running => return Ok(()),
+        ContainerState::Created => "created",
+        ContainerState::Exited => "exited",
+        ContainerState::Unknown => "lost",
+    };
+    let text = format!("cannot {verb} container {id}: it is {state}, not running");
+    Err(Error::new(Kind::WrongPhase, text))
+}
+
+fn check_ready(shared: &Shared, id: &PodId) -> Result<(), Error> {
+    let view = shared.pods.pod(id);
+    let view =
+        view.ok_or_else(|| Error::new(Kind::Missing, format!("there is no sandbox {id}")))?;
+    if view.ready {
+        return Ok(());
+    }
+    let text = format!("cannot forward ports of sandbox {id}: it is not ready");
+    Err(Error::new(Kind::WrongPhase, text))
+}
