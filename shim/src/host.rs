@@ -8,6 +8,7 @@
 mod attach;
 mod channel;
 mod container;
+mod egress;
 mod exec;
 mod flow;
 mod forward;
@@ -63,6 +64,8 @@ pub struct HostConfig {
     pub pod_parent: String,
     /// OOM killer adjustment of keepers.
     pub keeper_oom_score_adj: i32,
+    /// Pods have no IPv6 at all.
+    pub ipv6_off: bool,
     /// First host id of the first pod.
     pub id_base: u32,
     /// Host ids a pod.
@@ -87,6 +90,7 @@ impl HostConfig {
             run: config.run.clone(),
             pod_parent: config.cgroup.pod_parent.clone(),
             keeper_oom_score_adj: config.cgroup.keeper_oom_score_adj,
+            ipv6_off: config.network.ipv6 == crate::config::Ipv6::Off,
             id_base: config.sandbox.id_base,
             id_count: config.sandbox.id_count,
             spawn: spawn("coracle"),

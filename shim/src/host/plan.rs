@@ -13,6 +13,7 @@ use coracle_runtime::spec::{Mount, WasmKind, WasmNetwork};
 use coracle_runtime::wasm::{Compiled, EngineRef, ModuleInfo};
 use sha2::{Digest as _, Sha256};
 
+use super::egress;
 use super::user::Resolved;
 use super::words::{argv, environment, log_path, stop_signal, working_dir};
 use super::{
@@ -71,7 +72,9 @@ impl Host {
                 let payload = self.wasm_payload(&draft, wasm, engine).await?;
                 let files = self.pod_files(&pod.id);
                 blocking("checking user and mounts", move || {
-                    draft.wasm_parts(payload, &files).map(|parts| (draft, parts))
+                    draft
+                        .wasm_parts(payload, &files)
+                        .map(|parts| (draft, parts))
                 })
                 .await?
             }
@@ -119,7 +122,7 @@ impl Host {
             module: module.path,
             module_digest: module.digest,
             kind: compiled.info.kind,
-            network: network(&draft.pod.wish),
+            network: network(&draft.pod.wish)?,
             toolbox: draft.pod.wish.handler != Handler::Strict,
         };
         Ok(WasmPayload { args, plan })
@@ -191,11 +194,11 @@ pub(super) fn invalid(text: String) -> Error {
 
 /// What a guest may do with its network: as the pod may, but `coracle-strict` makes no socket at all for a pod without
 /// the annotation.
-fn network(pod: &PodWish) -> WasmNetwork {
-    match (&pod.egress, pod.handler) {
+fn network(pod: &PodWish) -> Result<WasmNetwork, Error> {
+    Ok(match (&pod.egress, pod.handler) {
         (None, Handler::Strict) => WasmNetwork::Off,
-        (_, _) => WasmNetwork::On(pod.reach()),
-    }
+        (_, _) => WasmNetwork::On(egress::reach(pod)?),
+    })
 }
 
 /// What is settled of a Wasm container once its module is compiled.
@@ -236,6 +239,7 @@ impl Draft {
                 pod.wish.handler.as_str()
             )));
         }
+        egress::check_linux(&pod.wish)?;
         let subject = linux::Subject {
             pod,
             id: &self.id,

@@ -22,8 +22,9 @@ use coracle_runtime::process::Process;
 use coracle_runtime::spawner::KeeperBirth;
 use tokio::sync::mpsc::UnboundedReceiver;
 
-use self::joining::{cni_error, network_error, network_wish};
-use super::{Host, blocking, io_error, make_private, pass, remove_tree, runtime_error};
+pub(super) use self::joining::network_error;
+use self::joining::{cni_error, network_wish};
+use super::{Host, blocking, egress, io_error, make_private, pass, remove_tree, runtime_error};
 use crate::lifecycle::{Error, IdMapping, Kind, NamespaceMode, PodRecord};
 
 /// How long a keeper may take to greet.
@@ -83,15 +84,19 @@ impl Host {
         record: &PodRecord,
         attached: &mut Option<Attachment>,
     ) -> Result<Nest, Error> {
+        egress::check(record)?;
         pass("run.netns")?;
         let named = |what| format!("{what} of sandbox {}", record.id);
         let own_net = record.wish.namespaces.network != NamespaceMode::Node;
         let joining = self.plan_to_join(record)?;
         let pin = self.pin(&record.id);
         let namespaces =
-            network::create_namespaces(namespaces_of(record), own_net.then_some(pin.as_path()));
+            network::create_namespaces(self.namespaces_of(record), own_net.then_some(pin.as_path()));
         let namespaces = namespaces
             .map_err(|error| Error::because(Kind::Io, named("make the namespaces"), error))?;
+        if let Some(netns) = &namespaces.net {
+            self.hold(record, netns.as_fd())?;
+        }
         pass("run.network")?;
         if let (Some(netns), None) = (&namespaces.net, &joining) {
             let made = self
@@ -121,6 +126,22 @@ impl Host {
             cgroup_procs,
             listener,
         })
+    }
+
+    fn namespaces_of(&self, record: &PodRecord) -> NamespaceWish {
+        let wish = &record.wish;
+        let own_net = wish.namespaces.network != NamespaceMode::Node;
+        NamespaceWish {
+            net: own_net,
+            ipc: wish.namespaces.ipc != NamespaceMode::Node,
+            uts: (own_net && !wish.hostname.is_empty()).then(|| wish.hostname.clone()),
+            user: wish.userns.map(|userns| IdMaps {
+                users: block(userns.uid),
+                groups: block(userns.gid),
+            }),
+            ipv6_off: self.config.ipv6_off,
+            sysctls: wish.sysctls.clone().into_iter().collect(),
+        }
     }
 
     /// The keeper's cgroup, to be born into. Nothing where the pod's is a scope: that is made around the keeper.
@@ -327,21 +348,6 @@ impl Host {
             record.cgroup_parent.trim_end_matches('/'),
             record.id
         )
-    }
-}
-
-fn namespaces_of(record: &PodRecord) -> NamespaceWish {
-    let wish = &record.wish;
-    let own_net = wish.namespaces.network != NamespaceMode::Node;
-    NamespaceWish {
-        net: own_net,
-        ipc: wish.namespaces.ipc != NamespaceMode::Node,
-        uts: (own_net && !wish.hostname.is_empty()).then(|| wish.hostname.clone()),
-        user: wish.userns.map(|userns| IdMaps {
-            users: block(userns.uid),
-            groups: block(userns.gid),
-        }),
-        sysctls: wish.sysctls.clone().into_iter().collect(),
     }
 }
 

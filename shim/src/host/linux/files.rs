@@ -144,6 +144,15 @@ fn resolv_conf(dns: &Dns) -> String {
     text
 }
 
+/// The servers that the node's own resolv.conf names, for pods that get a copy of it.
+pub(in crate::host) fn node_resolvers() -> Result<Vec<IpAddr>, Error> {
+    let text = of_node("/etc/resolv.conf")?;
+    let servers = text
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("nameserver"));
+    Ok(servers.filter_map(|word| word.trim().parse().ok()).collect())
+}
+
 /// The node's own file; an absent one reads as empty.
 fn of_node(path: &str) -> Result<String, Error> {
     use std::io::Read as _;

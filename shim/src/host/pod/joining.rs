@@ -106,9 +106,10 @@ pub(super) fn network_wish(record: &PodRecord) -> NetworkWish {
 }
 
 /// A failure of the built-in network or of a namespace, with what was being done.
-pub(super) fn network_error(what: String, error: network::Error) -> Error {
+pub(in crate::host) fn network_error(what: String, error: network::Error) -> Error {
     let kind = match error {
-        network::Error::Exhausted { .. } => Kind::Exhausted,
+        network::Error::Exhausted { .. } | network::Error::PortTaken { .. } => Kind::Exhausted,
+        network::Error::PortFamily { .. } => Kind::Invalid,
         _ => Kind::Io,
     };
     Error::because(kind, what, error)

@@ -1,0 +1,82 @@
+//! What a pod may reach: its annotation's list with the addresses of this node that no list opens, held in its network
+//! namespace.
+//!
+//! Called by: the effects on one pod, and the plans of its Wasm containers, which are held to the same list in process.
+//! Invariants: the rules stand before the first process of the pod; a list that nothing would enforce is refused.
+//! Not here: how a list reads, nftables.
+
+use std::net::IpAddr;
+use std::os::fd::BorrowedFd;
+
+use coracle_runtime::network::egress::{self, Denied, Egress};
+
+use super::pod::network_error;
+use super::{Host, linux};
+use crate::lifecycle::{Error, Kind, NamespaceMode, PodRecord, PodWish};
+
+/// What a pod may reach, the node's own addresses as they are now. Blocks.
+/// Errors: the kernel does not tell its addresses.
+pub(super) fn reach(wish: &PodWish) -> Result<Egress, Error> {
+    let mut reach = wish.reach();
+    if let Egress::Listed(list) = &mut reach {
+        let own = std::mem::take(&mut list.denied.ports);
+        list.denied = Denied::of_this_node(&own).map_err(|error| {
+            network_error(
+                format!("list this node's addresses for {}", wish.name),
+                error,
+            )
+        })?;
+    }
+    Ok(reach)
+}
+
+/// Refuses a list that could not be enforced: in the node's network nothing of it may be changed.
+pub(super) fn check(record: &PodRecord) -> Result<(), Error> {
+    let wish = &record.wish;
+    if wish.egress.is_none() || wish.namespaces.network != NamespaceMode::Node {
+        return Ok(());
+    }
+    let text = format!(
+        "sandbox {} lists what it may reach, and it is to be in the node's network, where nothing holds it to that",
+        wish.name
+    );
+    Err(Error::new(Kind::Invalid, text))
+}
+
+/// Refuses a Linux container in a pod that lists hosts by name: only WebAssembly is held to names.
+pub(super) fn check_linux(wish: &PodWish) -> Result<(), Error> {
+    let names = wish.egress.is_some() && wish.reach().has_names();
+    if !names {
+        return Ok(());
+    }
+    let text = format!(
+        "sandbox {} lists hosts by name, and a Linux container is held to addresses only; list those, or run WebAssembly",
+        wish.name
+    );
+    Err(Error::new(Kind::Invalid, text))
+}
+
+impl Host {
+    /// Installs the rules in the pod's network namespace. Blocks.
+    pub(super) fn hold(&self, record: &PodRecord, netns: BorrowedFd<'_>) -> Result<(), Error> {
+        let reach = reach(&record.wish)?;
+        if reach == Egress::Open {
+            return Ok(());
+        }
+        let servers = &record.wish.dns.servers;
+        let resolvers: Vec<IpAddr> = match servers.is_empty() {
+            // It gets a copy of the node's settings.
+            true => linux::files::node_resolvers()?,
+            false => servers
+                .iter()
+                .filter_map(|server| server.parse().ok())
+                .collect(),
+        };
+        egress::install(netns, &reach, &resolvers).map_err(|error| {
+            network_error(
+                format!("hold sandbox {} to its egress list", record.id),
+                error,
+            )
+        })
+    }
+}
