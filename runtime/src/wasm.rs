@@ -14,6 +14,7 @@ pub mod inspect;
 mod network;
 pub mod run;
 mod streams;
+mod toolbox;
 
 pub use cache::{CompileCache, CompileLimits, Compiled, EngineRef};
 pub use engine::{Warm, engine_hash};

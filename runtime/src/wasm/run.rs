@@ -18,6 +18,7 @@ use wasmtime_wasi::p2::bindings::Command;
 
 use super::engine::Warm;
 use super::host::{ComponentState, HOSTCALL_BYTES, ModuleState};
+use super::toolbox;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::spec::{ContainerSpec, WasmKind, WasmSpec, Workload};
 use crate::sys;
@@ -112,6 +113,12 @@ pub fn run(payload: Payload<'_>, stop: OwnedFd, ready: impl FnOnce() -> Result<(
     let Workload::Wasm(wasm) = &payload.spec.workload else {
         return Err(Error::new(Kind::Bug, "a Linux payload came to the engine"));
     };
+    if let Some(toolbox) = &wasm.toolbox {
+        rustix::process::chdir(c"/").during(|| "enter the guest's root".into())?;
+        drop((payload.fd_dir, payload.code));
+        ready()?;
+        return Ok(End::Code(toolbox::run(payload.spec, wasm, toolbox)));
+    }
     let reactor = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(8)

@@ -203,9 +203,7 @@ mod tests {
 
     #[test]
     fn what_is_no_name_is_not_asked() {
-        let long = "a".repeat(64);
-        for name in [&*long, "a..b"] {
-            assert_eq!(Query { name, ..QUERY }.bytes(), None, "{name}");
-        }
+        let name = &*"a".repeat(64);
+        assert_eq!(Query { name, ..QUERY }.bytes(), None);
     }
 }

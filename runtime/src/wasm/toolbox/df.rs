@@ -1,0 +1,84 @@
+//! `df`: the space of the file systems that the container has, or of those that files are on. In KiB, or `-h`.
+//!
+//! A jail has no mount table: the root and the mounts that the container was made with are what there is.
+//! Not here: inodes.
+
+use std::io::{self, Write};
+use std::path::Path;
+
+use rustix::fs::{Mode, OFlags, StatVfs, fstatfs, fstatvfs, open};
+
+use super::{Job, Streams, text};
+
+pub(super) fn run<O: Write, E: Write>(
+    job: &Job<'_>,
+    streams: &mut Streams<O, E>,
+) -> io::Result<()> {
+    let places: Vec<&str> = match job.operands.as_slice() {
+        [] => {
+            let mounts = job.spec.mounts.iter().map(|mount| mount.target.as_str());
+            std::iter::once("/").chain(mounts).collect()
+        }
+        operands => operands.to_vec(),
+    };
+    let size = if job.has('h') { "Size" } else { "1K-blocks" };
+    writeln!(
+        streams.out,
+        "{:<12} {size:>10} {:>10} {:>10} {:>4} Mounted on",
+        "Filesystem", "Used", "Available", "Use%"
+    )?;
+    for place in places {
+        match space(&job.path(place)) {
+            Ok((kind, space)) => show(job, (place, &kind), &space, &mut streams.out)?,
+            Err(error) => streams.cannot(job, place, &error)?,
+        }
+    }
+    Ok(())
+}
+
+fn space(path: &Path) -> io::Result<(String, StatVfs)> {
+    let file = open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    // The type's width differs between platforms; magic numbers have 32 bits.
+    let magic = (fstatfs(&file)?.f_type as u64) & u64::from(u32::MAX);
+    let known = MAGICS.iter().find(|(number, _)| *number == magic);
+    let kind = known.map_or_else(|| format!("{magic:#x}"), |(_, name)| (*name).to_owned());
+    Ok((kind, fstatvfs(&file)?))
+}
+
+/// Source: linux/magic.h.
+const MAGICS: [(u64, &str); 8] = [
+    (0x794c_7630, "overlay"),
+    (0x0102_1994, "tmpfs"),
+    (0xef53, "ext4"),
+    (0x5846_5342, "xfs"),
+    (0x9123_683e, "btrfs"),
+    (0x6969, "nfs"),
+    (0x6573_5546, "fuse"),
+    (0x2fc1_2fc1, "zfs"),
+];
+
+fn show(
+    job: &Job<'_>,
+    (place, kind): (&str, &str),
+    space: &StatVfs,
+    out: &mut impl Write,
+) -> io::Result<()> {
+    let bytes = |blocks: u64| blocks.saturating_mul(space.f_frsize);
+    let used = space.f_blocks.saturating_sub(space.f_bfree);
+    let known = used + space.f_bavail;
+    let percent = match known {
+        0 => "-".to_owned(),
+        _ => format!("{}%", (used.saturating_mul(100)).div_ceil(known)),
+    };
+    let shown = |blocks| match job.has('h') {
+        true => text::human(bytes(blocks)),
+        false => (bytes(blocks) / 1024).to_string(),
+    };
+    writeln!(
+        out,
+        "{kind:<12} {:>10} {:>10} {:>10} {percent:>4} {place}",
+        shown(space.f_blocks),
+        shown(used),
+        shown(space.f_bavail)
+    )
+}

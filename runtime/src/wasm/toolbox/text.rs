@@ -1,0 +1,97 @@
+//! How files look in words: modes, sizes, times, reasons.
+//!
+//! Invariant: whatever a file system says, a line is made of it. Not here: which file.
+
+use std::fs::Metadata;
+use std::io;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+
+/// Ten letters, as `ls -l` has them.
+pub(super) fn mode(metadata: &Metadata) -> String {
+    let kind = metadata.file_type();
+    let first = match kind {
+        _ if kind.is_dir() => 'd',
+        _ if kind.is_symlink() => 'l',
+        _ if kind.is_fifo() => 'p',
+        _ if kind.is_socket() => 's',
+        _ if kind.is_char_device() => 'c',
+        _ if kind.is_block_device() => 'b',
+        _ => '-',
+    };
+    let mode = metadata.mode();
+    let mut text = String::from(first);
+    for (shift, set, letter) in [(6, 0o4000, 's'), (3, 0o2000, 's'), (0, 0o1000, 't')] {
+        let bits = mode >> shift;
+        text.push(if bits & 4 != 0 { 'r' } else { '-' });
+        text.push(if bits & 2 != 0 { 'w' } else { '-' });
+        text.push(match (mode & set != 0, bits & 1 != 0) {
+            (true, true) => letter,
+            (true, false) => letter.to_ascii_uppercase(),
+            (false, true) => 'x',
+            (false, false) => '-',
+        });
+    }
+    text
+}
+
+/// What kind of file it is.
+pub(super) fn kind(metadata: &Metadata) -> &'static str {
+    match mode(metadata).as_bytes()[0] {
+        b'd' => "directory",
+        b'l' => "symbolic link",
+        b'p' => "fifo",
+        b's' => "socket",
+        b'c' => "character special file",
+        b'b' => "block special file",
+        _ if metadata.len() == 0 => "regular empty file",
+        _ => "regular file",
+    }
+}
+
+/// At most four characters, rounded up: `0`, `1023`, `1.5K`, `12M`.
+pub(super) fn human(bytes: u64) -> String {
+    if bytes < 1024 {
+        return bytes.to_string();
+    }
+    let mut unit = 0;
+    let mut tenths = bytes.saturating_mul(10).div_ceil(1024);
+    while tenths >= 10_240 && unit + 1 < UNITS.len() {
+        tenths = tenths.div_ceil(1024);
+        unit += 1;
+    }
+    match tenths {
+        0..100 => format!("{}.{}{}", tenths / 10, tenths % 10, UNITS[unit]),
+        _ => format!("{}{}", tenths.div_ceil(10), UNITS[unit]),
+    }
+}
+
+const UNITS: [char; 5] = ['K', 'M', 'G', 'T', 'P'];
+
+/// Seconds since 1970 as `2026-11-21 08:31:04`, UTC. Source of the calendar: H. Hinnant, `civil_from_days`.
+pub(super) fn time(seconds: i64) -> String {
+    let (days, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
+    let days = days + 719_468;
+    let (era, day_of_era) = (days.div_euclid(146_097), days.rem_euclid(146_097));
+    let year_of_era =
+        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted + 2) / 5 + 1;
+    let month = if shifted < 10 {
+        shifted + 3
+    } else {
+        shifted - 9
+    };
+    let year = year_of_era + era * 400 + i64::from(month <= 2);
+    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}")
+}
+
+/// Why something failed, as C libraries word it, without the number.
+pub(super) fn reason(error: &io::Error) -> String {
+    let text = error.to_string();
+    match text.rfind(" (os error ") {
+        Some(end) => text[..end].to_owned(),
+        None => text,
+    }
+}
