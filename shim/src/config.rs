@@ -26,7 +26,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use error::Error;
-pub use file::{CgroupDriver, LogFormat, LogLevel, NetworkMode, Spawn};
+pub use file::{CgroupDriver, Ipv6, LogFormat, LogLevel, NetworkMode, Spawn};
 pub use streaming::Streaming;
 pub use subnet::Subnet;
 
@@ -97,7 +97,9 @@ pub struct Network {
     pub subnet: Subnet<Ipv4Addr>,
     /// IPv6 addresses of pods: /116 or larger, unicast.
     pub subnet_v6: Option<Subnet<Ipv6Addr>>,
-    /// First letters of the node's end of each veth: 1 to 4 of `a-z0-9`.
+    /// Whether pods have IPv6 at all; without it there is no `subnet_v6`.
+    pub ipv6: Ipv6,
+    /// First letters of the node's end of each veth: 3 or 4 of `a-z`.
     pub interface_prefix: String,
     /// Where configurations of CNI networks are. Absolute; it may be absent.
     pub cni_conf_dir: PathBuf,

@@ -79,6 +79,9 @@ impl Builtin {
             Some(_) if !kernel_has_v6 => {
                 Some("cannot be used, IPv6 is off in this kernel".to_owned())
             }
+            Some(_) if is_v6_off_for_new_interfaces() => Some(
+                "cannot be used, net.ipv6.conf.default.disable_ipv6 is 1 on this node".to_owned(),
+            ),
             Some(v6) if !v6.covers(&config.subnet_v4) => {
                 Some(format!("has fewer addresses than {}", config.subnet_v4))
             }
@@ -289,6 +292,11 @@ impl Builtin {
         // No method of `Leases` leaves it half changed where it could panic.
         self.leases.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn is_v6_off_for_new_interfaces() -> bool {
+    let switch = fs::read_to_string("/proc/sys/net/ipv6/conf/default/disable_ipv6");
+    switch.is_ok_and(|value| value.trim() == "1")
 }
 
 /// For a pod that was attached before, perhaps not to the end: true if both ends are there.

@@ -35,6 +35,8 @@ pub struct NamespaceWish {
     pub uts: Option<String>,
     /// A user namespace that owns the others.
     pub user: Option<IdMaps>,
+    /// The network namespace has no IPv6: not even a link-local address, now or on a later interface.
+    pub ipv6_off: bool,
     /// Kernel settings of these namespaces: path below `/proc/sys`, value.
     pub sysctls: Vec<(String, String)>,
 }
@@ -99,6 +101,10 @@ fn make(wish: &NamespaceWish, pin: Option<&Path>) -> Result<Namespaces, Error> {
             .transpose()?,
         user,
     };
+    if wish.net && wish.ipv6_off && Path::new("/proc/sys/net/ipv6").exists() {
+        // The value for all interfaces is that of later ones, too.
+        set("net/ipv6/conf/all/disable_ipv6", "1")?;
+    }
     for (path, value) in &wish.sysctls {
         set(path, value)?;
     }

@@ -10,7 +10,8 @@ use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use super::file::{
-    CgroupFile, ConfigFile, HandlersFile, ImagesFile, NetworkFile, SandboxFile, Spawn, WasmFile,
+    CgroupFile, ConfigFile, HandlersFile, ImagesFile, Ipv6, NetworkFile, SandboxFile, Spawn,
+    WasmFile,
 };
 use super::streaming;
 use super::subnet::Subnet;
@@ -168,10 +169,16 @@ fn network(file: &NetworkFile) -> Result<Network, Invalid> {
     Ok(Network {
         mode: file.mode,
         subnet: subnet_v4(&file.subnet)?,
-        subnet_v6: match file.subnet_v6.as_str() {
-            "" => None,
-            text => Some(subnet_v6(text)?),
+        subnet_v6: match (file.subnet_v6.as_str(), file.ipv6) {
+            ("", _) => None,
+            (text, Ipv6::Auto) => Some(subnet_v6(text)?),
+            (text, Ipv6::Off) => {
+                let why =
+                    format!("is {text:?}, and network.ipv6 is \"off\"; leave one of them out");
+                return invalid("network.subnet_v6", why);
+            }
         },
+        ipv6: file.ipv6,
         interface_prefix: interface_prefix(&file.interface_prefix)?,
         cni_conf_dir: directory("network.cni_conf_dir", &file.cni_conf_dir)?,
         cni_bin_dirs: plugin_directories(&file.cni_bin_dirs)?,
@@ -239,17 +246,14 @@ fn subnet_v6(text: &str) -> Result<Subnet<Ipv6Addr>, Invalid> {
 }
 
 fn interface_prefix(text: &str) -> Result<String, Invalid> {
-    let letters = text
-        .bytes()
-        .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
-    let starts = text.starts_with(|first: char| first.is_ascii_lowercase());
-    if letters && starts && text.len() <= 4 {
+    let letters = text.bytes().all(|byte| byte.is_ascii_lowercase());
+    if letters && (3..=4).contains(&text.len()) {
         return Ok(text.to_owned());
     }
     invalid(
         "network.interface_prefix",
         format!(
-            "is {text:?}, must be 1 to 4 of a-z and 0-9, a letter first: an interface's name has 15 bytes in all"
+            "is {text:?}, must be 3 or 4 letters of a-z: the number of an address follows, and a name has 15 bytes in all"
         ),
     )
 }

@@ -155,6 +155,17 @@ pub enum NetworkMode {
     Cni,
 }
 
+/// Whether pods have IPv6.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Ipv6 {
+    /// As the kernel and the network have it.
+    #[default]
+    Auto,
+    /// None at all.
+    Off,
+}
+
 /// `[network]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -165,6 +176,8 @@ pub struct NetworkFile {
     pub subnet: String,
     /// IPv6 addresses of pods, /116 or larger; empty for none.
     pub subnet_v6: String,
+    /// Whether pods have IPv6 at all.
+    pub ipv6: Ipv6,
     /// First letters of the node's end of each veth.
     pub interface_prefix: String,
     /// Directory of CNI network configurations.
@@ -181,6 +194,7 @@ impl Default for NetworkFile {
             mode: NetworkMode::Builtin,
             subnet: "10.88.0.0/16".to_owned(),
             subnet_v6: String::new(),
+            ipv6: Ipv6::Auto,
             interface_prefix: "cor".to_owned(),
             cni_conf_dir: PathBuf::from("/etc/cni/net.d"),
             cni_bin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],

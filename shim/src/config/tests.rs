@@ -193,6 +193,14 @@ fn values_that_cannot_be_used_name_their_line_and_key() {
             "config.toml:2: network.subnet_v6 is fd00::/120",
         ),
         (
+            "[network]\nipv6 = \"off\"\nsubnet_v6 = \"fd00:10:88::/64\"\n",
+            "config.toml:3: network.subnet_v6 is \"fd00:10:88::/64\", and network.ipv6 is \"off\"",
+        ),
+        (
+            "[network]\ninterface_prefix = \"c0r\"\n",
+            "config.toml:2: network.interface_prefix is \"c0r\", must be 3 or 4",
+        ),
+        (
             "[network]\ninterface_prefix = \"Veth0\"\n",
             "config.toml:2: network.interface_prefix is",
         ),

@@ -90,8 +90,10 @@ impl Host {
         let own_net = record.wish.namespaces.network != NamespaceMode::Node;
         let joining = self.plan_to_join(record)?;
         let pin = self.pin(&record.id);
-        let namespaces =
-            network::create_namespaces(self.namespaces_of(record), own_net.then_some(pin.as_path()));
+        let namespaces = network::create_namespaces(
+            self.namespaces_of(record),
+            own_net.then_some(pin.as_path()),
+        );
         let namespaces = namespaces
             .map_err(|error| Error::because(Kind::Io, named("make the namespaces"), error))?;
         if let Some(netns) = &namespaces.net {

@@ -54,7 +54,9 @@ impl Denied {
         node.retain(|address| !address.is_loopback());
         node.sort_unstable();
         node.dedup();
-        let ports = Self::USUAL_PORTS.iter().chain(ports).copied().collect();
+        let mut ports: Vec<_> = Self::USUAL_PORTS.iter().chain(ports).copied().collect();
+        ports.sort_unstable();
+        ports.dedup();
         Ok(Self { node, ports })
     }
 }

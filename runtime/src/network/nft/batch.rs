@@ -136,6 +136,10 @@ pub(in crate::network) fn concat(fields: &[&[u8]]) -> Vec<u8> {
     bytes
 }
 
+/// What a message does, with the words for its error.
+#[derive(Clone, Copy)]
+struct Step(u16, u16, &'static str);
+
 /// Messages about one table of the family `inet`, with the words for the error of each.
 #[derive(Clone, Debug)]
 pub(in crate::network) struct Batch {
@@ -159,7 +163,8 @@ impl Batch {
     /// Adds the table, unless it is there.
     pub(in crate::network) fn add_table(&mut self) {
         let name = Attributes::default().text(NFTA_TABLE_NAME, &self.table);
-        self.push(NFT_MSG_NEWTABLE, NLM_F_CREATE, "add table", "", name);
+        let step = Step(NFT_MSG_NEWTABLE, NLM_F_CREATE, "add table");
+        self.push(step, "", name);
     }
 
     /// Makes the table empty, whether or not it was there.
@@ -172,7 +177,7 @@ impl Batch {
     /// Deletes the table and all in it. Refuses the batch if there is none.
     pub(in crate::network) fn delete_table(&mut self) {
         let name = Attributes::default().text(NFTA_TABLE_NAME, &self.table);
-        self.push(NFT_MSG_DELTABLE, 0, "delete table", "", name);
+        self.push(Step(NFT_MSG_DELTABLE, 0, "delete table"), "", name);
     }
 
     /// Adds a chain.
@@ -193,7 +198,8 @@ impl Batch {
                 .number(NFTA_CHAIN_POLICY, u32::from(base.accepts))
                 .text(NFTA_CHAIN_TYPE, kind);
         }
-        self.push(NFT_MSG_NEWCHAIN, NLM_F_CREATE, "add chain", name, chain);
+        let step = Step(NFT_MSG_NEWCHAIN, NLM_F_CREATE, "add chain");
+        self.push(step, name, chain);
     }
 
     /// Adds a rule behind those that `chain` has.
@@ -203,7 +209,8 @@ impl Batch {
             .text(NFTA_RULE_CHAIN, chain)
             .nest(NFTA_RULE_EXPRESSIONS, rule.expressions());
         let flags = NLM_F_CREATE | NLM_F_APPEND;
-        self.push(NFT_MSG_NEWRULE, flags, "add a rule to chain", chain, rule);
+        let step = Step(NFT_MSG_NEWRULE, flags, "add a rule to chain");
+        self.push(step, chain, rule);
     }
 
     /// Adds a set or a map.
@@ -227,40 +234,23 @@ impl Batch {
                 .number(NFTA_SET_DATA_TYPE, number(set.value))
                 .number(NFTA_SET_DATA_LEN, bytes(set.value));
         }
-        self.push(
-            NFT_MSG_NEWSET,
-            NLM_F_CREATE,
-            "add set",
-            set.name,
-            attributes,
-        );
+        let step = Step(NFT_MSG_NEWSET, NLM_F_CREATE, "add set");
+        self.push(step, set.name, attributes);
     }
 
     /// Adds elements to a set. One that is there with the same value is fine.
     pub(in crate::network) fn add_elements(&mut self, set: Set, elements: &[Element]) {
-        let what = "add elements to set";
-        self.elements(NFT_MSG_NEWSETELEM, NLM_F_CREATE, what, set, elements);
+        let step = Step(NFT_MSG_NEWSETELEM, NLM_F_CREATE, "add elements to set");
+        self.elements(step, set, elements);
     }
 
     /// Deletes elements from a set. One that is absent refuses the batch.
     pub(in crate::network) fn delete_elements(&mut self, set: Set, elements: &[Element]) {
-        self.elements(
-            NFT_MSG_DELSETELEM,
-            0,
-            "delete elements of set",
-            set,
-            elements,
-        );
+        let step = Step(NFT_MSG_DELSETELEM, 0, "delete elements of set");
+        self.elements(step, set, elements);
     }
 
-    fn elements(
-        &mut self,
-        kind: u16,
-        flags: u16,
-        operation: &'static str,
-        set: Set,
-        elements: &[Element],
-    ) {
+    fn elements(&mut self, step: Step, set: Set, elements: &[Element]) {
         let value = |bytes: &[u8]| Attributes::default().value(NFTA_DATA_VALUE, bytes);
         for some in elements.chunks(ELEMENTS_A_MESSAGE) {
             let mut list = Attributes::default();
@@ -275,18 +265,11 @@ impl Batch {
                 .text(NFTA_SET_ELEM_LIST_TABLE, &self.table)
                 .text(NFTA_SET_ELEM_LIST_SET, set.name)
                 .nest(NFTA_SET_ELEM_LIST_ELEMENTS, &list);
-            self.push(kind, flags, operation, set.name, attributes);
+            self.push(step, set.name, attributes);
         }
     }
 
-    fn push(
-        &mut self,
-        kind: u16,
-        flags: u16,
-        operation: &'static str,
-        object: &str,
-        attributes: Attributes,
-    ) {
+    fn push(&mut self, Step(kind, flags, operation): Step, object: &str, attributes: Attributes) {
         let object = match object {
             "" => self.table.clone(),
             object => format!("{object} of table {}", self.table),
