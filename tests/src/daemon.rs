@@ -19,7 +19,7 @@ use crate::leaks::{self, Snapshot};
 pub use crate::options::Options;
 use crate::procs::{self, Process, Role};
 use crate::scratch::Scratch;
-use crate::{Outcome, log, peer};
+use crate::{Outcome, cni, log, peer};
 
 /// How long a start may take before the tests give up on it.
 const START_DEADLINE: Duration = Duration::from_secs(20);
@@ -77,6 +77,9 @@ impl Daemon {
         if options.peer_sandbox_image.is_some() {
             fs::create_dir_all(scratch.dir().join("cni"))?;
             fs::write(scratch.dir().join("cni/10.conflist"), peer::cni(&scratch))?;
+        }
+        if options.cni.is_some() {
+            cni::prepare(&scratch)?;
         }
         let config = options.config_text(&scratch);
         fs::write(scratch.dir().join("config.toml"), config)?;
@@ -168,6 +171,11 @@ impl Daemon {
     /// The daemon's corner of the machine.
     pub fn scratch(&self) -> &Scratch {
         &self.scratch
+    }
+
+    /// The directories of its CNI network.
+    pub fn cni(&self) -> cni::Place {
+        cni::Place::of(&self.scratch)
     }
 
     /// The daemon's configuration file.
@@ -357,7 +365,7 @@ impl Drop for Daemon {
             let _ = writeln!(std::io::stderr(), "{}", self.log_tail());
         }
         self.kill();
-        if self.options.peer_sandbox_image.is_some() {
+        if self.options.peer_sandbox_image.is_some() || self.options.cni.is_some() {
             peer::remove_bridge(&self.scratch);
         }
     }

@@ -12,6 +12,7 @@
 pub mod bench;
 pub mod builds;
 pub mod client;
+pub mod cni;
 pub mod component;
 pub mod conformance;
 pub mod crictl;
@@ -24,6 +25,7 @@ pub mod kubelet;
 pub mod leaks;
 pub mod linux;
 pub mod log;
+pub mod nameserver;
 pub mod options;
 pub mod oracle;
 pub mod peer;
@@ -31,6 +33,7 @@ pub mod procs;
 pub mod push;
 pub mod registry;
 pub mod scratch;
+pub mod streaming;
 pub mod tools;
 
 /// What a step of the harness gives back. The error is for a reader: it names the step and the object.

@@ -16,6 +16,10 @@ pub struct Options {
     pub config: String,
     /// Lines of `[images]`.
     pub images: String,
+    /// Lines of `[network]`.
+    pub network: String,
+    /// Have CNI plugins connect pods, each given this many seconds; see [`crate::cni`].
+    pub cni: Option<u64>,
     /// Put the root directory on a tmpfs of this many bytes.
     pub root_bytes: Option<u64>,
     /// The failpoint plan, `site action` a line; needs a binary built with failpoints.
@@ -55,12 +59,18 @@ impl Options {
 
     fn own_config_text(&self, scratch: &Scratch) -> String {
         let dir = scratch.dir().display();
-        let images = &self.images;
+        let (images, mut network) = (&self.images, self.network.clone());
+        if let Some(limit_s) = self.cni {
+            network += &format!(
+                "\nmode = \"cni\"\ncni_conf_dir = \"{dir}/cni\"\n\
+                 cni_bin_dirs = [\"{dir}/plugins\", \"/usr/lib/cni\"]\ncni_plugin_timeout_s = {limit_s}"
+            );
+        }
         format!(
             "root = \"{dir}/root\"\nrun = \"{dir}/run\"\nsocket = \"{dir}/run/coracle.sock\"\n\
              [log]\nlevel = \"{level}\"\n\
              [cgroup]\ndriver = \"cgroupfs\"\npod_parent = \"{cgroup}/pods\"\n\
-             [network]\nsubnet = \"{subnet}\"\ninterface_prefix = \"{prefix}\"\n\
+             [network]\nsubnet = \"{subnet}\"\ninterface_prefix = \"{prefix}\"\n{network}\n\
              [images]\n{images}\n{extra}",
             level = if self.quiet { "warn" } else { "debug" },
             cgroup = scratch.cgroup(),

@@ -78,7 +78,7 @@ pub struct Cni {
     boot: String,
     /// Read by ADD, DEL and CHECK, written by GC, which must run alone.
     gate: tokio::sync::RwLock<()>,
-    /// One turn a pod: DELs of the same pod follow each other.
+    /// One turn a pod: CHECK and DELs of the same pod follow each other.
     turns: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
     /// Pods at whose DEL somebody keeps trying in the background.
     abandoned: Mutex<HashSet<String>>,
@@ -313,14 +313,14 @@ impl Cni {
 
     async fn check(self: &Arc<Self>, pods: Vec<String>) {
         for pod in pods {
+            let turn = self.turn(&pod);
+            let _turn = turn.lock().await;
             let _gate = self.gate.read().await;
             let id = pod.clone();
             let Ok(Some(entry)) = self.on_disk(move |entries| entries.read(&id)).await else {
                 continue;
             };
-            if let Err(error) = invoke::check(&self.runner, &entry).await
-                && self.is_owed(&pod)
-            {
+            if let Err(error) = invoke::check(&self.runner, &entry).await {
                 tracing::warn!(
                     pod,
                     error = chain(&error),

@@ -8,6 +8,7 @@
 mod attacks;
 mod bad_input;
 mod cli;
+mod cni;
 mod containers;
 mod crictl;
 mod differential;
@@ -21,7 +22,9 @@ mod mirrors;
 mod pods;
 mod recovery;
 mod site;
+mod sockets;
 mod stats;
+mod toolbox;
 mod update;
 mod volumes;
 mod wasm;

@@ -1,0 +1,246 @@
+//! Plugins that fail, hang or talk nonsense, and requests that would have them do what nobody meant.
+
+use std::time::{Duration, Instant};
+
+use coracle_tests::cni::condition;
+use coracle_tests::procs;
+use serde_json::json;
+use tonic::Code;
+
+use super::{end, scripted};
+use crate::site::{Pod, eventually, refused};
+
+#[tokio::test]
+async fn a_pod_whose_plugins_fail_is_refused_by_name_and_leaves_nothing() {
+    let daemon = scripted(2, "1.0.0").await;
+    let (place, cri) = (daemon.cni(), daemon.cri());
+    // Each takes its lease before it fails, so only a DEL gives it back.
+    let leased = ": > $dir/leases/$name-$CNI_CONTAINERID;";
+    for (script, words) in [
+        (
+            r#"echo '{"code": 11, "msg": "pool is empty"}'; exit 1"#,
+            "pool is empty (code 11)",
+        ),
+        (
+            "printf 'it \\033[31mbroke' >&2; exit 7",
+            "it [31mbroke (exit status: 7)",
+        ),
+        ("kill -SEGV $$", "SIGSEGV"),
+        ("echo 'not JSON'; exit 0", "its answer is no JSON"),
+        ("exit 0", "its answer is empty"),
+        (
+            r#"echo '{"ips": [{"address": "10.0.0.1 -j ACCEPT/8"}]}'; exit 0"#,
+            "no address of a host",
+        ),
+        ("head -c 3000000 /dev/zero; exit 0", "longer than"),
+        ("sleep 1000", "no answer within 2 s, killed"),
+    ] {
+        place
+            .does("two", "ADD", &format!("{leased} {script}"))
+            .unwrap();
+        let refusal = cri.run_pod(&daemon.pod("fails")).await;
+        refused(
+            refusal,
+            Code::Internal,
+            &["ADD of plugin two for network scripted", words],
+        );
+        assert_eq!(
+            place.commands(),
+            ["ADD one", "ADD two", "DEL two", "DEL one"],
+            "{words}"
+        );
+        assert!(
+            place.leases().is_empty() && place.entries().is_empty(),
+            "{words}"
+        );
+        assert!(cri.list_pods(None).await.unwrap().is_empty());
+    }
+    daemon.expect_no_leak().await.unwrap();
+    place.does("two", "ADD", "").unwrap();
+    let pod = Pod::run(&daemon, "fails").await;
+    assert_eq!(place.leases().len(), 2);
+    end(&pod).await;
+    daemon.finish().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_detach_that_fails_is_repeated_and_one_that_succeeded_is_not() {
+    let daemon = scripted(2, "1.0.0").await;
+    let place = daemon.cni();
+    let pod = Pod::run(&daemon, "stops").await;
+    place.calls();
+    for (script, words) in [
+        ("exit 3", "DEL of plugin one"),
+        ("sleep 1000", "no answer within 2 s"),
+    ] {
+        place.does("one", "DEL", script).unwrap();
+        let stopped = pod.cri.stop_pod(&pod.id).await;
+        refused(
+            stopped,
+            Code::Internal,
+            &["detach the network of sandbox", words],
+        );
+        let calls = place.calls();
+        let pin = daemon.scratch().dir().join("run/netns").join(&pod.id);
+        assert_eq!(calls.len(), 2);
+        assert!(
+            calls
+                .iter()
+                .all(|call| call.ends_with(&pin.display().to_string())),
+            "{calls:?}"
+        );
+    }
+    place.does("one", "DEL", "").unwrap();
+    pod.cri.stop_pod(&pod.id).await.unwrap();
+    assert_eq!(place.commands(), ["DEL two", "DEL one"]);
+    assert!(place.leases().is_empty() && place.entries().is_empty());
+    end(&pod).await;
+    assert!(place.commands().is_empty(), "detached exactly once");
+    daemon.finish().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_namespace_deleted_under_a_live_pod_wedges_nothing() {
+    let daemon = scripted(10, "1.0.0").await;
+    let place = daemon.cni();
+    let pod = Pod::run(&daemon, "robbed").await;
+    let sleeping = pod.tool(&["sleep"]).await;
+    place.calls();
+    let pin = daemon.scratch().dir().join("run/netns").join(&pod.id);
+    // What `ip netns delete` does.
+    rustix::mount::unmount(&pin, rustix::mount::UnmountFlags::DETACH).unwrap();
+    std::fs::remove_file(&pin).unwrap();
+    pod.cri.pod_status(&pod.id).await.unwrap();
+    pod.cri.status(&sleeping).await.unwrap();
+    pod.cri.stop_pod(&pod.id).await.unwrap();
+    let expected = [
+        format!("DEL two {} ", pod.id),
+        format!("DEL one {} ", pod.id),
+    ];
+    assert_eq!(place.calls(), expected, "without a namespace");
+    assert!(place.leases().is_empty());
+    daemon.finish().await.unwrap();
+}
+
+#[tokio::test]
+async fn names_that_would_become_arguments_are_refused_before_any_plugin_runs() {
+    let daemon = scripted(10, "1.0.0").await;
+    let (place, cri) = (daemon.cni(), daemon.cri());
+    for (field, value) in [
+        ("name", "a;K8S_POD_NAME=b;IgnoreUnknown=1"),
+        ("namespace", "a;K8S_POD_NAMESPACE=kube-system"),
+        ("uid", "a=b"),
+        ("name", "a\nb"),
+        ("name", "$(reboot)"),
+    ] {
+        let mut config = daemon.pod("injected");
+        let metadata = config.metadata.as_mut().unwrap();
+        match field {
+            "name" => metadata.name = value.into(),
+            "namespace" => metadata.namespace = value.into(),
+            _ => metadata.uid = value.into(),
+        }
+        refused(cri.run_pod(&config).await, Code::InvalidArgument, &[]);
+    }
+    for (key, value) in [
+        ("kubernetes.io/ingress-bandwidth", "10M -j ACCEPT"),
+        ("cni.coracle.dev/ips", "1.2.3.4 -j ACCEPT"),
+        ("cni.coracle.dev/mac", "02:00:5e:00:53:01; reboot"),
+    ] {
+        let mut config = daemon.pod("injected");
+        config.annotations.insert(key.into(), value.into());
+        refused(cri.run_pod(&config).await, Code::InvalidArgument, &[key]);
+    }
+    assert!(place.commands().is_empty(), "nothing was executed");
+    daemon.expect_no_leak().await.unwrap();
+
+    let pod = Pod::run(&daemon, "honest").await;
+    let environment = place.environment("one", "ADD").unwrap();
+    let mut keys: Vec<&str> = environment
+        .lines()
+        .filter_map(|line| line.split('=').next())
+        .collect();
+    // What the shell adds by itself.
+    keys.retain(|key| !["PWD", "OLDPWD", "SHLVL", "_"].contains(key));
+    keys.sort_unstable();
+    let fixed = [
+        "CNI_ARGS",
+        "CNI_COMMAND",
+        "CNI_CONTAINERID",
+        "CNI_IFNAME",
+        "CNI_NETNS",
+        "CNI_PATH",
+        "PATH",
+    ];
+    assert_eq!(keys, fixed);
+    let args = format!(
+        "CNI_ARGS=IgnoreUnknown=1;K8S_POD_NAMESPACE=test;K8S_POD_NAME=honest;K8S_POD_INFRA_CONTAINER_ID={};\
+         K8S_POD_UID=uid-honest",
+        pod.id
+    );
+    assert!(
+        environment.lines().any(|line| line == args),
+        "{environment}"
+    );
+    end(&pod).await;
+
+    // A list that names a program outside of the plugins' directories.
+    let evil =
+        json!({"cniVersion": "1.0.0", "name": "evil", "plugins": [{"type": "../../bin/sh"}]});
+    place.configure(&evil).unwrap();
+    let (ready, _, message) = condition(&cri).await.unwrap();
+    assert!(
+        !ready && message.contains("20-test.conflist") && message.contains("../../bin/sh"),
+        "{message}"
+    );
+    refused(
+        cri.run_pod(&daemon.pod("evil")).await,
+        Code::Internal,
+        &["../../bin/sh"],
+    );
+    daemon.finish().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_hanging_plugin_delays_no_other_pod_and_no_status() {
+    let daemon = scripted(20, "1.0.0").await;
+    let (place, cri) = (daemon.cni(), daemon.cri());
+    let patient = Pod::run(&daemon, "patient").await;
+    place
+        .does(
+            "one",
+            "ADD",
+            "case $CNI_ARGS in *K8S_POD_NAME=slow*) sleep 1000 ;; esac",
+        )
+        .unwrap();
+    place.calls();
+    let mut slow = tokio::task::JoinSet::new();
+    for number in 0..80 {
+        let (cri, config) = (daemon.cri(), daemon.pod(&format!("slow-{number}")));
+        slow.spawn(async move { cri.run_pod(&config).await.map(drop).is_err() });
+    }
+    eventually("all of them hang", || {
+        std::fs::read_to_string(place.plugins().join("calls"))
+            .is_ok_and(|calls| calls.lines().count() == 80)
+    })
+    .await;
+    let begun = Instant::now();
+    let pod = Pod::run(&daemon, "quick").await;
+    assert!(condition(&cri).await.unwrap().0);
+    end(&pod).await;
+    end(&patient).await;
+    assert!(
+        begun.elapsed() < Duration::from_secs(8),
+        "{:?}",
+        begun.elapsed()
+    );
+    assert_eq!(slow.join_all().await, [true; 80]);
+    assert!(place.leases().is_empty() && place.entries().is_empty());
+    let plugins = procs::of_scratch(daemon.scratch());
+    let left: Vec<_> = plugins
+        .iter()
+        .filter(|process| process.command.contains("sleep"))
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
+    daemon.finish().await.unwrap();
+}
