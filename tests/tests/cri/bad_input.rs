@@ -508,9 +508,6 @@ async fn what_is_not_built_says_so_by_name() {
             )
         };
     }
-    unbuilt!(exec, ExecRequest, "Exec");
-    unbuilt!(attach, AttachRequest, "Attach");
-    unbuilt!(port_forward, PortForwardRequest, "PortForward");
     unbuilt!(
         checkpoint_container,
         CheckpointContainerRequest,
