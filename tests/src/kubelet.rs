@@ -9,10 +9,11 @@
 //! machine stays as it is; its cgroups are below the scratch's; its ports are free ones, so several can run.
 //! Not here: what is expected of it.
 
+mod api;
 mod settings;
 
 use std::fs::{self, File};
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -21,7 +22,7 @@ use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_bind, mount_chang
 use serde_json::Value;
 
 use crate::daemon::Daemon;
-use crate::{Outcome, http, scratch, tools};
+use crate::{Outcome, http, log, scratch, tools};
 use settings::Ports;
 
 /// How long the kubelet may take to be healthy.
@@ -60,7 +61,7 @@ impl Node {
         mount_bind(&root, &root)?;
         mount_change(&root, MountPropagationFlags::SHARED)?;
         let ports = Ports::free()?;
-        let (podapi, server) = start_podapi(&programs, &ports)?;
+        let (podapi, server) = api::start_podapi(&programs, &ports)?;
         let mut node = Self {
             dir: daemon.scratch().dir().to_owned(),
             daemon: Some(daemon),
@@ -154,14 +155,19 @@ impl Node {
             .join(format!("{name}.json"))
     }
 
-    /// What the kubelet's read-only port answers. Errors: no JSON, or not 200.
+    /// What the kubelet's read-only port answers. Errors: no JSON, or as [`Node::text`].
     pub fn get(&self, path: &str) -> Outcome<Value> {
+        Ok(serde_json::from_str(&self.text(path)?)?)
+    }
+
+    /// What the kubelet's read-only port answers, as it is. Errors: not 200, no text.
+    pub fn text(&self, path: &str) -> Outcome<String> {
         let host = format!("127.0.0.1:{}", self.ports.read_only);
         let reply = http::request(&host, "GET", path, None)?;
         if reply.status != 200 {
             return Err(format!("GET {path}: {}", reply.status).into());
         }
-        Ok(serde_json::from_slice(&whole(&reply))?)
+        Ok(String::from_utf8(api::whole(&reply))?)
     }
 
     /// The pod as the kubelet has it; null when it has none of this name.
@@ -195,6 +201,18 @@ impl Node {
             }
             tokio::time::sleep(LOOK).await;
         }
+    }
+
+    /// Waits until `is_so`, as long as for a pod; whether it came so.
+    pub async fn eventually(&self, is_so: impl Fn() -> bool) -> bool {
+        let end = Instant::now() + PATIENCE;
+        while Instant::now() < end {
+            if is_so() {
+                return true;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        false
     }
 
     /// Waits until every container of the pod is ready.
@@ -255,6 +273,16 @@ impl Node {
         }
         found.sort();
         Ok(found)
+    }
+
+    /// What a container has written to standard output, as far as it lies in its newest log file.
+    pub fn log_text(&self, pod: &str, container: &str) -> Outcome<String> {
+        let files = self.log_files(pod, container)?;
+        let newest = files
+            .iter()
+            .rfind(|file| file.extension().is_some_and(|kind| kind == "log"));
+        let newest = newest.ok_or_else(|| format!("{pod} has no log of {container}"))?;
+        Ok(log::text(&log::read(newest)?, "stdout"))
     }
 
     /// Everything the kubelet has logged.
@@ -350,35 +378,4 @@ impl Drop for Node {
             self.clean_up();
         }
     }
-}
-
-/// What kubectl talks to, and its address.
-fn start_podapi(programs: &Path, ports: &Ports) -> Outcome<(Child, String)> {
-    let mut podapi = Command::new(programs.join("podapi"))
-        .arg(format!("https://127.0.0.1:{}", ports.main))
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()?;
-    let mut line = String::new();
-    let said = podapi.stdout.take().ok_or("podapi has no output")?;
-    BufReader::new(said).read_line(&mut line)?;
-    Ok((podapi, format!("http://{}", line.trim())))
-}
-
-/// The body of a reply, put together when it came in chunks.
-fn whole(reply: &http::Reply) -> Vec<u8> {
-    if reply.header("transfer-encoding") != Some("chunked") {
-        return reply.body.clone();
-    }
-    let (mut rest, mut body) = (reply.body.as_slice(), Vec::new());
-    while let Some(end) = rest.windows(2).position(|two| two == b"\r\n") {
-        let size = std::str::from_utf8(&rest[..end]).ok();
-        let size = size.and_then(|hex| usize::from_str_radix(hex.trim(), 16).ok());
-        let Some(size) = size.filter(|size| *size > 0 && end + 4 + size <= rest.len()) else {
-            break;
-        };
-        body.extend_from_slice(&rest[end + 2..end + 2 + size]);
-        rest = &rest[end + 4 + size..];
-    }
-    body
 }

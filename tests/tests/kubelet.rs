@@ -10,5 +10,11 @@
 
 #[path = "kubelet/lives.rs"]
 mod lives;
+#[path = "kubelet/logs.rs"]
+mod logs;
 #[path = "kubelet/node.rs"]
 mod node;
+#[path = "kubelet/numbers.rs"]
+mod numbers;
+#[path = "kubelet/pods.rs"]
+mod pods;

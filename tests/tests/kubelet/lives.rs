@@ -73,11 +73,19 @@ async fn a_failing_container_is_restarted_with_back_off_and_says_how_it_failed()
         ("linux", "fails", 7, "Error"),
         ("wasm", "traps", 134, "WasmTrap"),
     ] {
-        let waiting = |pod: &Value| {
-            let one = status(pod, container);
-            restarts(pod, container) >= 2 && one["state"]["waiting"]["reason"] == "CrashLoopBackOff"
+        let seen = node
+            .wait(name, "restarted twice", |pod| restarts(pod, container) >= 2)
+            .await
+            .unwrap();
+        // The kubelet says so in the pod's status only when it happens to look in between.
+        let said = |time| {
+            let words = format!("back-off {time} restarting failed container={container}");
+            node.log().contains(&words)
         };
-        let seen = node.wait(name, "backing off", waiting).await.unwrap();
+        assert!(
+            node.eventually(|| said("10s") && said("20s")).await,
+            "{name}"
+        );
         let last = &status(&seen, container)["lastState"]["terminated"];
         assert_eq!(
             (&last["exitCode"], &last["reason"]),

@@ -17,6 +17,8 @@ pub struct Images {
     pub shell: String,
     /// The multi-verb p1 module.
     pub wasm: String,
+    /// A file and a directory, to be mounted.
+    pub content: String,
 }
 
 /// Everything is pushed once a process.
@@ -32,6 +34,7 @@ pub fn images() -> &'static Images {
         Images {
             shell: push(linux::base().unwrap(), "shell"),
             wasm: push(wasm, "wasm"),
+            content: push(linux::content().unwrap(), "content"),
             _registry: registry,
         }
     })
