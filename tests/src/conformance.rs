@@ -4,7 +4,7 @@
 //! images -> registry <-hosts.toml- daemon (Coracle, or containerd to prove the harness) <-CRI- critest -> report
 //! ```
 //! Called by: the program `conformance`. [`images`] makes what is pulled, [`runtime`] starts who is judged, [`suite`]
-//! runs critest and cleans up after it, [`report`] reads its verdict.
+//! runs critest and cleans up after it, [`report`] reads its verdict, [`wasm`] knows what WebAssembly cannot do.
 //! Invariants: everything lies in a scratch or in a directory of the run's own, and goes when the run ends, mounts that
 //! failed specs forgot first; one run at a time, because specs use fixed host ports.
 //! Not here: what critest checks.
@@ -13,6 +13,7 @@ pub mod images;
 pub mod report;
 pub mod runtime;
 pub mod suite;
+pub mod wasm;
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -28,6 +29,28 @@ use runtime::Judged;
 /// Held while critest runs: specs listen on fixed ports of the host.
 const LOCK: &str = "/tmp/coracle-conformance.lock";
 
+/// How exec, attach and port-forward are spoken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// SPDY/3.1.
+    Spdy,
+    /// WebSocket.
+    WebSocket,
+}
+
+impl Transport {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Spdy, Self::WebSocket];
+
+    /// For messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Spdy => "SPDY",
+            Self::WebSocket => "WebSocket",
+        }
+    }
+}
+
 /// What to run, and on whom.
 #[derive(Clone, Debug, Default)]
 pub struct Plan {
@@ -35,25 +58,39 @@ pub struct Plan {
     pub focus: Option<String>,
     /// Not these; regular expressions of Go.
     pub skip: Vec<String>,
-    /// Stream by WebSocket instead of SPDY.
-    pub websocket: bool,
+    /// How to stream: critest runs once for each.
+    pub transports: Vec<Transport>,
     /// Judge containerd and runc instead of Coracle.
     pub peer: bool,
     /// The RuntimeClass handler to ask for; the default one unless set.
     pub handler: Option<String>,
 }
 
-/// Builds, starts, runs and cleans up. Errors: a part is missing or does not start; failed specs are in the report.
-pub async fn run(plan: &Plan) -> Outcome<Report> {
+impl Plan {
+    /// Whether the images are to hold WebAssembly.
+    pub fn is_wasm(&self) -> bool {
+        self.handler
+            .as_deref()
+            .is_some_and(|handler| handler != "coracle")
+    }
+}
+
+/// Builds, starts, runs once for each transport and cleans up; a report each, what is left in the last.
+/// Errors: a part is missing or does not start; failed specs are in the reports.
+pub async fn run(plan: &Plan) -> Outcome<Vec<Report>> {
     let lock = File::create(LOCK)?;
     flock(&lock, FlockOperation::LockExclusive)?;
     let out = builds::target_dir()?.join("conformance");
     fs::create_dir_all(&out)?;
     say("building critest and the images")?;
     let critest = tools::build("critest.sh", &[&images::known_digest()?])?;
-    let busybox = tools::build("busybox.sh", &[])?;
     let registry = Registry::start()?;
-    images::push_all(registry.host(), &busybox)?;
+    if plan.is_wasm() {
+        images::push_all(registry.host(), images::Look::Wasm)?;
+    } else {
+        let busybox = tools::build("busybox.sh", &[])?;
+        images::push_all(registry.host(), images::Look::Linux(&busybox))?;
+    }
     let work = suite::Work::new()?;
     write_mirrors(&work.mirrors(), registry.host())?;
     let judged = Judged::start(plan.peer, registry.host(), &work.mirrors()).await?;
@@ -62,19 +99,33 @@ pub async fn run(plan: &Plan) -> Outcome<Report> {
         judged.name(),
         out.display()
     ))?;
-    let verdict = suite::run(&critest, plan, &judged.socket(), &work, &out).await;
+    let mut reports = Ok(Vec::new());
+    for transport in &plan.transports {
+        let place = suite::Place {
+            critest: &critest,
+            socket: &judged.socket(),
+            work: &work,
+            out: &out,
+        };
+        match (&mut reports, place.run(plan, *transport).await) {
+            (Ok(all), Ok(report)) => all.push(report),
+            (_, Err(error)) => {
+                reports = Err(error);
+                break;
+            }
+            (Err(_), Ok(_)) => {}
+        }
+    }
     let log = judged.log();
     let end = judged.finish().await;
     fs::write(out.join("daemon.log"), log)?;
     let left = work.clean_up();
-    let mut report = verdict?;
-    report.aftermath = end
-        .err()
-        .into_iter()
-        .chain(left.err())
-        .map(|error| error.to_string())
-        .collect();
-    Ok(report)
+    let mut reports = reports?;
+    let aftermath = end.err().into_iter().chain(left.err());
+    if let Some(last) = reports.last_mut() {
+        last.aftermath = aftermath.map(|error| error.to_string()).collect();
+    }
+    Ok(reports)
 }
 
 /// One file a host, all for the one registry that stands in for them.

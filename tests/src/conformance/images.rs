@@ -1,31 +1,49 @@
-//! The look-alikes of the images that critest runs, made from a busybox of our own and two small programs.
+//! The look-alikes of the images that critest runs: of Linux programs (a busybox of our own and two small ones), or of
+//! one WebAssembly component that answers to the same names (`tests/guests/box.c`).
 //!
 //! Place in the flow: [`push_all`] fills one registry, which then answers for every registry that critest names.
 //! Invariants: every image is an index whose first entry is for another architecture, and images take turns with
-//! Docker's and OCI's media types, so that the choice of platform and type is tried everywhere; commands of busybox
-//! are hard links, because specs mask single ones; [`DIGEST_REPOSITORY`] holds the same bytes on every machine.
-//! Not here: which runtime pulls them.
+//! Docker's and OCI's media types, so that the choice of platform and type is tried everywhere;
+//! [`DIGEST_REPOSITORY`] holds the same bytes on every machine.
+//! Not here: which runtime pulls them; [`layer`] makes the layers.
 
-use std::process::Command;
+mod layer;
+
+use std::path::Path;
 
 use serde_json::{Value, json};
 
 use crate::push::{self, digest};
-use crate::{Outcome, guests};
+use crate::{Outcome, component, guests};
+use layer::{Layer, add_file};
 
 /// The hosts that critest pulls from; one registry stands in for all of them.
 pub const HOSTS: [&str; 3] = ["registry.k8s.io", "k8s.gcr.io", "gcr.io"];
 /// The repository of the image that critest knows by digest.
 pub const DIGEST_REPOSITORY: &str = "k8s-staging-cri-tools/test-image-digest";
 
-const MTIME: u64 = 1_700_000_000;
-const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\n\
-    daemon:x:1:1:daemon:/usr/sbin:/bin/false\n\
-    www-data:x:33:33:www-data:/var/www:/bin/false\n\
-    default-user:x:1000:1000:Linux User:/home/default-user:/bin/sh\n\
-    nobody:x:65534:65534:nobody:/home:/bin/false\n";
-const GROUP: &str = "root:x:0:\ndaemon:x:1:\nwww-data:x:33:\ndefault-user:x:1000:\n\
-    group-defined-in-image:x:50000:default-user\nnobody:x:65534:\n";
+/// The commands of `tests/guests/box.c` that images have in `/bin`.
+const BOX_COMMANDS: [&str; 15] = [
+    "cat", "echo", "env", "false", "grep", "hostname", "ls", "mkdir", "pause", "sh", "sleep",
+    "test", "top", "touch", "true",
+];
+
+/// What the images' programs are.
+#[derive(Clone, Copy, Debug)]
+pub enum Look<'a> {
+    /// Linux programs, busybox first of all, which lies here.
+    Linux(&'a Path),
+    /// One WebAssembly component.
+    Wasm,
+}
+
+/// The programs that images add to the base, and the platform that they are for.
+struct Programs {
+    server: Vec<u8>,
+    pause: Vec<u8>,
+    effective_uid: Vec<u8>,
+    platform: (&'static str, &'static str),
+}
 
 /// The media types of one family: index, manifest, config, gzip layer.
 struct Family([&'static str; 4]);
@@ -43,12 +61,6 @@ const DOCKER: Family = Family([
     "application/vnd.docker.image.rootfs.diff.tar.gzip",
 ]);
 
-/// A layer: the digest of its tar, and the tar packed.
-struct Layer {
-    diff_id: String,
-    packed: Vec<u8>,
-}
-
 /// One image to be: where it goes, what it adds to the base, how it starts.
 struct Recipe {
     repository: String,
@@ -59,11 +71,18 @@ struct Recipe {
 }
 
 /// Pushes every image. Errors: a compiler or busybox is missing, or the registry refuses.
-pub fn push_all(host: &str, busybox: &std::path::Path) -> Outcome<()> {
-    let base = base_layer(busybox)?;
-    for (number, recipe) in recipes()?.iter().enumerate() {
+pub fn push_all(host: &str, look: Look<'_>) -> Outcome<()> {
+    let (programs, base) = match look {
+        Look::Linux(busybox) => (Programs::linux()?, layer::of_busybox(busybox)?),
+        Look::Wasm => {
+            let program = component::from_c("box.c")?;
+            let base = layer::of_links(&program, &BOX_COMMANDS)?;
+            (Programs::wasm(program), base)
+        }
+    };
+    for (number, recipe) in recipes(&programs).iter().enumerate() {
         let family = if number % 2 == 0 { OCI } else { DOCKER };
-        push_one(host, &base, recipe, &family)?;
+        push_one(host, &base, recipe, (&family, programs.platform))?;
     }
     let (manifest, blobs) = digest_image()?;
     for blob in &blobs {
@@ -83,18 +102,38 @@ pub fn known_digest() -> Outcome<String> {
     Ok(digest(digest_image()?.0.as_bytes()))
 }
 
-fn recipes() -> Outcome<Vec<Recipe>> {
-    let server = guests::web_server()?;
+impl Programs {
+    fn linux() -> Outcome<Self> {
+        Ok(Self {
+            server: guests::web_server()?,
+            pause: guests::linux_pause()?,
+            effective_uid: guests::effective_uid()?,
+            platform: ("linux", architecture()),
+        })
+    }
+
+    /// The component goes by the name of its file.
+    fn wasm(program: Vec<u8>) -> Self {
+        Self {
+            server: program.clone(),
+            pause: program.clone(),
+            effective_uid: program,
+            platform: ("wasi", "wasm"),
+        }
+    }
+}
+
+fn recipes(programs: &Programs) -> Vec<Recipe> {
     let serve = |path: &'static str, port: &str, words: &str| {
         let start =
             json!({"Entrypoint": [format!("/{path}"), port, words], "StopSignal": "SIGQUIT"});
-        (Some((path, 0o755, server.clone())), start)
+        (Some((path, 0o755, programs.server.clone())), start)
     };
     let (nginx, nginx_run) = serve("usr/sbin/nginx", "80", "master process");
     let (hostnet, hostnet_run) = serve("usr/sbin/nginx", "12003", "master process");
     let (httpd, httpd_run) = serve("usr/local/apache2/bin/httpd", "80", "-DFOREGROUND");
-    let escalate = Some(("nnp", 0o4755, guests::effective_uid()?));
-    let pause = Some(("pause", 0o755, guests::linux_pause()?));
+    let escalate = Some(("nnp", 0o4755, programs.effective_uid.clone()));
+    let pause = Some(("pause", 0o755, programs.pause.clone()));
     let e2e = |name: &str, tag, program, run| {
         recipe(format!("e2e-test-images/{name}"), &[tag], program, run)
     };
@@ -122,7 +161,7 @@ fn recipes() -> Outcome<Vec<Recipe>> {
         ),
     ];
     all.extend(plain_images());
-    Ok(all)
+    all
 }
 
 /// The images of cri-tools' own registry that differ only in tags and users.
@@ -178,13 +217,18 @@ fn architecture() -> &'static str {
     }
 }
 
-fn push_one(host: &str, base: &Layer, recipe: &Recipe, family: &Family) -> Outcome<()> {
+fn push_one(
+    host: &str,
+    base: &Layer,
+    recipe: &Recipe,
+    (family, own): (&Family, (&'static str, &'static str)),
+) -> Outcome<()> {
     let repository = &recipe.repository;
-    let own = match &recipe.program {
-        Some((path, mode, bytes)) => Some(layer(|tar| add_file(tar, path, *mode, bytes))?),
+    let added = match &recipe.program {
+        Some((path, mode, bytes)) => Some(Layer::of(|tar| add_file(tar, path, *mode, bytes))?),
         None => None,
     };
-    let layers: Vec<&Layer> = std::iter::once(base).chain(&own).collect();
+    let layers: Vec<&Layer> = std::iter::once(base).chain(&added).collect();
     for layer in &layers {
         push::push_blob(host, repository, &layer.packed)?;
     }
@@ -195,8 +239,8 @@ fn push_one(host: &str, base: &Layer, recipe: &Recipe, family: &Family) -> Outco
         "arm64"
     };
     let mut entries = Vec::new();
-    for architecture in [foreign, architecture()] {
-        let config = config(recipe, architecture, &layers)
+    for (os, architecture) in [("linux", foreign), own] {
+        let config = config(recipe, (os, architecture), &layers)
             .to_string()
             .into_bytes();
         push::push_blob(host, repository, &config)?;
@@ -204,7 +248,7 @@ fn push_one(host: &str, base: &Layer, recipe: &Recipe, family: &Family) -> Outco
         let tag = format!("{}-{architecture}", recipe.tags[0]);
         push::push_manifest(host, repository, &tag, (family.0[1], &manifest))?;
         let mut entry = push::descriptor(family.0[1], &manifest);
-        entry["platform"] = json!({"os": "linux", "architecture": architecture});
+        entry["platform"] = json!({"os": os, "architecture": architecture});
         entries.push(entry);
     }
     let index =
@@ -215,11 +259,11 @@ fn push_one(host: &str, base: &Layer, recipe: &Recipe, family: &Family) -> Outco
     Ok(())
 }
 
-fn config(recipe: &Recipe, architecture: &str, layers: &[&Layer]) -> Value {
+fn config(recipe: &Recipe, (os, architecture): (&str, &str), layers: &[&Layer]) -> Value {
     let mut run = recipe.run.clone();
     run["Env"] = json!(["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"]);
     json!({
-        "created": "2026-01-02T03:04:05Z", "os": "linux", "architecture": architecture, "config": run,
+        "created": "2026-01-02T03:04:05Z", "os": os, "architecture": architecture, "config": run,
         "rootfs": {"type": "layers", "diff_ids": layers.iter().map(|layer| &layer.diff_id).collect::<Vec<_>>()},
     })
 }
@@ -250,60 +294,6 @@ fn digest_image() -> Outcome<(String, Vec<Vec<u8>>)> {
     Ok((manifest.to_string(), vec![config, tar]))
 }
 
-/// Busybox under the names of all its commands, and the few files and directories that a root needs.
-fn base_layer(busybox: &std::path::Path) -> Outcome<Layer> {
-    let listed = Command::new(busybox).arg("--list-full").output()?;
-    let names = String::from_utf8(listed.stdout)?;
-    let program = std::fs::read(busybox)?;
-    layer(|tar| {
-        for dir in [
-            "bin", "dev", "etc", "home", "proc", "run", "sbin", "sys", "usr", "usr/bin",
-            "usr/sbin", "var", "var/run",
-        ] {
-            add_directory(tar, dir, 0o755)?;
-        }
-        add_directory(tar, "root", 0o700)?;
-        add_directory(tar, "tmp", 0o1777)?;
-        add_file(tar, "etc/passwd", 0o644, PASSWD.as_bytes())?;
-        add_file(tar, "etc/group", 0o644, GROUP.as_bytes())?;
-        add_file(tar, "bin/busybox", 0o755, &program)?;
-        for name in names.lines().filter(|name| *name != "bin/busybox") {
-            let mut header = header(tar::EntryType::Link, 0o755, 0);
-            tar.append_link(&mut header, name, "bin/busybox")?;
-        }
-        Ok(())
-    })
-}
-
-fn layer(fill: impl FnOnce(&mut tar::Builder<Vec<u8>>) -> Outcome<()>) -> Outcome<Layer> {
-    let mut tar = tar::Builder::new(Vec::new());
-    fill(&mut tar)?;
-    let tar = tar.into_inner()?;
-    Ok(Layer {
-        diff_id: digest(&tar),
-        packed: push::gzip(&tar)?,
-    })
-}
-
-fn header(kind: tar::EntryType, mode: u32, size: u64) -> tar::Header {
-    let mut header = tar::Header::new_ustar();
-    header.set_entry_type(kind);
-    header.set_mode(mode);
-    header.set_size(size);
-    header.set_mtime(MTIME);
-    header
-}
-
-fn add_directory(tar: &mut tar::Builder<Vec<u8>>, path: &str, mode: u32) -> Outcome<()> {
-    let mut header = header(tar::EntryType::Directory, mode, 0);
-    Ok(tar.append_data(&mut header, format!("{path}/"), &[][..])?)
-}
-
-fn add_file(tar: &mut tar::Builder<Vec<u8>>, path: &str, mode: u32, bytes: &[u8]) -> Outcome<()> {
-    let mut header = header(tar::EntryType::Regular, mode, bytes.len() as u64);
-    Ok(tar.append_data(&mut header, path, bytes)?)
-}
-
 #[cfg(test)]
 #[allow(
     clippy::unwrap_used,
@@ -314,8 +304,7 @@ mod tests {
 
     #[test]
     fn every_image_has_a_place_of_its_own() {
-        let mut places: Vec<String> = recipes()
-            .unwrap()
+        let mut places: Vec<String> = recipes(&Programs::wasm(Vec::new()))
             .iter()
             .flat_map(|recipe| {
                 recipe

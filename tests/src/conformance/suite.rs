@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use rustix::mount::{UnmountFlags, unmount};
 
-use super::Plan;
 use super::report::Report;
+use super::{Plan, Transport};
 use crate::{Outcome, scratch};
 
 /// Critest gives up by itself after this; a run takes two minutes.
@@ -80,42 +80,52 @@ impl Work {
     }
 }
 
-/// Runs critest to its end. Errors: it wrote no report.
-pub async fn run(
-    critest: &Path,
-    plan: &Plan,
-    socket: &Path,
-    work: &Work,
-    out: &Path,
-) -> Outcome<Report> {
-    let json = out.join("report.json");
-    let _ = fs::remove_file(&json);
-    let log = File::create(out.join("critest.log"))?;
-    let mut child = tokio::process::Command::new(critest)
-        .args(arguments(plan, socket, &json))
-        .current_dir(&work.dir)
-        .env("TMPDIR", work.tmp())
-        .stdin(Stdio::null())
-        .stdout(log.try_clone()?)
-        .stderr(log)
-        .spawn()?;
-    tokio::select! {
-        status = child.wait() => {
-            let text = fs::read(&json).map_err(|error| format!("critest ({}) wrote no report: {error}", match status {
-                Ok(status) => status.to_string(),
-                Err(error) => error.to_string(),
-            }))?;
-            Report::parse(&text)
-        }
-        _ = tokio::signal::ctrl_c() => {
-            child.start_kill()?;
-            tokio::time::timeout(Duration::from_secs(5), child.wait()).await??;
-            Err("interrupted".into())
+/// What critest is run with.
+#[derive(Clone, Copy, Debug)]
+pub struct Place<'a> {
+    /// The program.
+    pub critest: &'a Path,
+    /// The CRI socket of who is judged.
+    pub socket: &'a Path,
+    /// The run's directory.
+    pub work: &'a Work,
+    /// Where critest's words and its report go, in files named after the transport.
+    pub out: &'a Path,
+}
+
+impl Place<'_> {
+    /// Runs critest to its end. Errors: it wrote no report.
+    pub async fn run(&self, plan: &Plan, transport: Transport) -> Outcome<Report> {
+        let name = transport.name().to_lowercase();
+        let json = self.out.join(format!("report-{name}.json"));
+        let _ = fs::remove_file(&json);
+        let log = File::create(self.out.join(format!("critest-{name}.log")))?;
+        let mut child = tokio::process::Command::new(self.critest)
+            .args(arguments(plan, transport, self.socket, &json))
+            .current_dir(&self.work.dir)
+            .env("TMPDIR", self.work.tmp())
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()?;
+        tokio::select! {
+            status = child.wait() => {
+                let text = fs::read(&json).map_err(|error| format!("critest ({}) wrote no report: {error}", match status {
+                    Ok(status) => status.to_string(),
+                    Err(error) => error.to_string(),
+                }))?;
+                Report::parse(&text)
+            }
+            _ = tokio::signal::ctrl_c() => {
+                child.start_kill()?;
+                tokio::time::timeout(Duration::from_secs(5), child.wait()).await??;
+                Err("interrupted".into())
+            }
         }
     }
 }
 
-fn arguments(plan: &Plan, socket: &Path, json: &Path) -> Vec<String> {
+fn arguments(plan: &Plan, transport: Transport, socket: &Path, json: &Path) -> Vec<String> {
     let endpoint = format!("unix://{}", socket.display());
     let mut words = vec![
         "-config=/nonexistent".to_owned(),
@@ -136,7 +146,7 @@ fn arguments(plan: &Plan, socket: &Path, json: &Path) -> Vec<String> {
             .iter()
             .map(|handler| format!("-runtime-handler={handler}")),
     );
-    if plan.websocket {
+    if transport == Transport::WebSocket {
         let flags = ["exec", "attach", "portforward"];
         words.extend(flags.map(|name| format!("-websocket-{name}")));
     }
@@ -170,10 +180,14 @@ mod tests {
         let plan = Plan {
             focus: Some("Pod".into()),
             skip: vec!["a".into(), "b".into()],
-            websocket: true,
             ..Plan::default()
         };
-        let words = arguments(&plan, Path::new("/run/x.sock"), Path::new("/r.json"));
+        let words = arguments(
+            &plan,
+            Transport::WebSocket,
+            Path::new("/run/x.sock"),
+            Path::new("/r.json"),
+        );
         for word in [
             "-runtime-endpoint=unix:///run/x.sock",
             "-image-endpoint=unix:///run/x.sock",
@@ -188,7 +202,12 @@ mod tests {
                 "{word} is not in {words:?}"
             );
         }
-        let plain = arguments(&Plan::default(), Path::new("/x"), Path::new("/r"));
+        let plain = arguments(
+            &Plan::default(),
+            Transport::Spdy,
+            Path::new("/x"),
+            Path::new("/r"),
+        );
         assert!(
             !plain
                 .iter()
