@@ -9,6 +9,7 @@
 
 mod host;
 mod kernel;
+mod network;
 mod place;
 mod probe;
 
@@ -96,6 +97,7 @@ pub struct Report {
 pub fn examine(config: &Config) -> Report {
     let mut findings = kernel::findings(config);
     findings.extend(host::findings(config));
+    findings.extend(network::findings(config));
     findings.extend(place::findings(config));
     Report { findings }
 }

@@ -22,6 +22,7 @@ mod leftovers;
 mod list;
 mod outcome;
 mod readiness;
+mod sight;
 mod told;
 
 use std::collections::{HashMap, HashSet};
@@ -41,6 +42,7 @@ use super::wish::NetworkWish;
 
 pub use self::error::Error;
 pub use self::exec::Verb;
+pub use self::sight::{Sight, look};
 
 /// Name of the interface that plugins make in a pod.
 const INTERFACE: &str = "eth0";

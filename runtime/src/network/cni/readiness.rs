@@ -65,53 +65,66 @@ impl Readiness {
             let state = self.lock();
             (look.is_some() && state.look == look).then(|| state.network.clone())
         };
-        let network = match known {
-            Some(Ok(network)) => self.installed(&network).map(|()| network),
-            Some(Err(why)) => Err(Error::NotReady { why }),
-            None => self.read(look),
+        let (network, file) = match known {
+            Some(known) => (known, None),
+            None => self.read(),
         };
-        if let Err(Error::NoPlugin { .. }) = &network {
-            // Installers put the file first, the plugins next: look at all of it again.
-            let mut state = self.lock();
-            state.look = None;
-            state.network = network.as_ref().map(Arc::clone).map_err(Error::to_string);
-        }
+        let network = network
+            .map_err(|why| Error::NotReady { why })
+            .and_then(|network| self.installed(&network).map(|()| network));
+        self.note(look, &network, file);
         network
     }
 
-    fn read(&self, look: Option<Look>) -> Result<Arc<NetworkList>, Error> {
-        let (network, said) = match directory::read(&self.directory) {
+    /// The network that the directory says, with its file. Errors: why there is none.
+    fn read(&self) -> (Result<Arc<NetworkList>, String>, Option<String>) {
+        let judged = match directory::read(&self.directory) {
             Ok(reading) => self.judge(reading),
             Err(error) => Err(format!(
                 "the directory of network configurations {} cannot be listed: {error}",
                 self.directory.display()
             )),
+        };
+        match judged {
+            Ok((network, file)) => (Ok(network), Some(file)),
+            Err(why) => (Err(why), None),
         }
-        .map_or_else(
-            |why| (Err(why), None),
-            |(network, said)| (Ok(network), said),
-        );
+    }
+
+    /// Keeps what a look came to, and says it if it is news.
+    fn note(
+        &self,
+        look: Option<Look>,
+        network: &Result<Arc<NetworkList>, Error>,
+        file: Option<String>,
+    ) {
+        // Installers put the file first and the plugins next: all of it is looked at again then.
+        let look = look.filter(|_| !matches!(network, Err(Error::NoPlugin { .. })));
+        let network = network
+            .as_ref()
+            .map(Arc::clone)
+            .map_err(|error| match error {
+                Error::NotReady { why } => why.clone(),
+                other => other.to_string(),
+            });
         let mut state = self.lock();
-        let is_news = state.network != network;
-        if is_news {
-            state.status = None;
+        state.look = look;
+        if state.network == network {
+            return;
         }
-        (state.look, state.network) = (look, network.clone());
+        state.status = None;
+        state.network = network.clone();
         drop(state);
-        match &network {
-            Ok(network) if is_news => {
-                let file = said.unwrap_or_default();
-                tracing::info!(network = %network.name, version = network.version.as_str(), file, "pods join this network");
+        match network {
+            Ok(network) => {
+                tracing::info!(network = %network.name, version = network.version.as_str(), file, "pods join this network")
             }
-            Err(why) if is_news => tracing::warn!(why, "there is no network for pods"),
-            _ => {}
+            Err(why) => tracing::warn!(why, "there is no network for pods"),
         }
-        let network = network.map_err(|why| Error::NotReady { why })?;
-        self.installed(&network).map(|()| network)
     }
 
     /// The network of a reading with its file. Errors: why there is none.
-    fn judge(&self, reading: Reading) -> Result<(Arc<NetworkList>, Option<String>), String> {
+    fn judge(&self, reading: Reading) -> Result<(Arc<NetworkList>, String), String> {
         let named: Vec<String> = reading
             .broken
             .iter()
@@ -130,7 +143,7 @@ impl Readiness {
                 if !named.is_empty() {
                     tracing::warn!(broken, "network configurations were passed over");
                 }
-                Ok((Arc::new(list), Some(file.display().to_string())))
+                Ok((Arc::new(list), file.display().to_string()))
             }
             None if named.is_empty() => Err(format!(
                 "no network configuration in {}; whoever installs the cluster's network puts a .conflist there",

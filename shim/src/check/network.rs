@@ -1,0 +1,84 @@
+//! Whether pods would get a network, as far as it is not the built-in one, whose subnet `host` looks at.
+//!
+//! Place in the flow: `check::examine` asks [`findings`]. Invariant: files are read, no plugin is executed.
+//! Not here: whether the node forwards.
+
+use coracle_runtime::network::cni::{self, Error, Sight};
+
+use super::Finding;
+use crate::config::{Config, NetworkMode};
+
+/// The finding about CNI, where plugins connect pods.
+pub(super) fn findings(config: &Config) -> Vec<Finding> {
+    let network = &config.network;
+    match network.mode {
+        NetworkMode::Builtin => Vec::new(),
+        NetworkMode::Cni => vec![judge(cni::look(
+            &network.cni_conf_dir,
+            &network.cni_bin_dirs,
+        ))],
+    }
+}
+
+fn judge(seen: Result<Sight, Error>) -> Finding {
+    let subject = "CNI network";
+    match seen {
+        Ok(seen) => Finding::ok(
+            subject,
+            format!(
+                "{}, version {}, by {}",
+                seen.name,
+                seen.version,
+                seen.plugins.join(" ")
+            ),
+        ),
+        Err(error @ Error::NoPlugin { .. }) => Finding::missing(
+            subject,
+            error.to_string(),
+            "install the plugin (Debian: containernetworking-plugins), or name its directory in network.cni_bin_dirs",
+        ),
+        Err(error) => Finding::missing(
+            subject,
+            error.to_string(),
+            "install the cluster's network, or set network.mode to \"builtin\"",
+        ),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use std::path::{Path, PathBuf};
+
+    use super::*;
+    use crate::check::Level;
+
+    #[test]
+    fn a_node_without_its_cni_network_is_told_what_is_missing() {
+        let mut config = Config::default();
+        assert_eq!(findings(&config), []);
+        config.network.mode = NetworkMode::Cni;
+        config.network.cni_conf_dir = PathBuf::from("/nonexistent/net.d");
+        let found = findings(&config).remove(0);
+        assert_eq!(found.level, Level::Missing);
+        assert!(
+            found.found.contains("/nonexistent/net.d"),
+            "{}",
+            found.found
+        );
+        assert!(found.mend.unwrap().contains("builtin"));
+
+        let refused = cni::look(Path::new("/proc/self/fdinfo"), &[]).unwrap_err();
+        assert_eq!(judge(Err(refused)).level, Level::Missing);
+        let seen = Sight {
+            name: "cbr0".into(),
+            version: "1.0.0",
+            plugins: vec!["bridge".into(), "portmap".into()],
+        };
+        let found = judge(Ok(seen));
+        assert_eq!(
+            (found.level, found.found.as_str()),
+            (Level::Ok, "cbr0, version 1.0.0, by bridge portmap")
+        );
+    }
+}
