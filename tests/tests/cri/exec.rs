@@ -11,13 +11,14 @@ use crate::site::{self, Pod, eventually, refused, tool};
 
 /// ExecSync's reply with its streams as text.
 #[derive(Debug)]
-struct Said {
-    out: String,
-    err: String,
-    code: i32,
+pub struct Said {
+    pub out: String,
+    pub err: String,
+    pub code: i32,
 }
 
-async fn exec(pod: &Pod, id: &str, cmd: &[&str], timeout: i64) -> Result<Said, Status> {
+/// ExecSync. Errors: what the daemon says.
+pub async fn exec(pod: &Pod, id: &str, cmd: &[&str], timeout: i64) -> Result<Said, Status> {
     let reply = exec_bytes(pod, id, cmd, timeout).await?;
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
     Ok(Said {
@@ -234,7 +235,7 @@ async fn an_exec_does_not_outlive_the_daemon_that_asked_for_it() {
 }
 
 /// Whether a process with exactly these words runs on the machine.
-fn runs(words: &str) -> bool {
+pub fn runs(words: &str) -> bool {
     let wanted: Vec<u8> = words
         .split(' ')
         .flat_map(|word| [word.as_bytes(), b"\0"].concat())
