@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! open     nobody else has it? -> into the table -> UDP flows that go past it are forgotten
-//! close    out of the table -> whatever was led to the pod is forgotten
+//! close    out of the table -> with a UDP port, whatever was led to the pod is forgotten
 //! restore  the table is written anew from the live pods, whatever happened to it
 //! ```
 //! Invariants: a port belongs to one pod; the lock is held while the table changes, so that both say the same, and
@@ -91,7 +91,9 @@ impl Ports {
             return Err(error);
         }
         drop(held);
-        forget(pod, |flow, _| mapping.addresses.contains(&flow.answers));
+        if has_udp(&mapping) {
+            forget(pod, |flow, _| mapping.addresses.contains(&flow.answers));
+        }
         Ok(())
     }
 
@@ -213,6 +215,12 @@ fn words(port: &HostPort) -> String {
         None => "every address".to_owned(),
     };
     format!("{protocol} port {} of {at}", port.host_port)
+}
+
+/// Whether connections must be forgotten: one of TCP ends when its pod or the next one resets it.
+fn has_udp(mapping: &Mapping) -> bool {
+    let is_udp = |port: &HostPort| port.protocol == Protocol::Udp;
+    mapping.ports.iter().any(is_udp)
 }
 
 /// Whether `flow` goes to a UDP port of the node that is `mapping`'s, but not to its pod.

@@ -47,17 +47,17 @@ pub(in crate::network) fn forget_flows(
     is_stale: impl Fn(&Flow) -> bool,
 ) -> Result<usize, Error> {
     let mut stale = Vec::new();
-    for family in [libc::AF_INET, libc::AF_INET6] {
-        let mut message = Vec::new();
-        let head = head(IPCTNL_MSG_CT_GET, NLM_F_DUMP, family);
-        append(&mut message, head, &[]);
-        nft.ask("list", &message, |entry| {
-            let entry = entry.get(FAMILY_HEADER_BYTES..).unwrap_or_default();
-            if flow(entry).is_some_and(|flow| is_stale(&flow)) {
-                stale.push((family, key(entry)));
-            }
-        })?;
-    }
+    let mut message = Vec::new();
+    // Of both families at once: the kernel walks its whole table, which takes it some milliseconds.
+    append(&mut message, head(IPCTNL_MSG_CT_GET, NLM_F_DUMP, 0), &[]);
+    nft.ask("list", &message, |entry| {
+        let Some((header, attributes)) = entry.split_at_checked(FAMILY_HEADER_BYTES) else {
+            return;
+        };
+        if flow(attributes).is_some_and(|flow| is_stale(&flow)) {
+            stale.push((header[0], key(attributes)));
+        }
+    })?;
     for (family, key) in &stale {
         let mut message = Vec::new();
         let head = head(IPCTNL_MSG_CT_DELETE, NLM_F_ACK, *family);
@@ -70,12 +70,11 @@ pub(in crate::network) fn forget_flows(
     Ok(stale.len())
 }
 
-fn head(message: u16, flags: u16, family: i32) -> Head {
+fn head(message: u16, flags: u16, family: u8) -> Head {
     Head {
         kind: NFNL_SUBSYS_CTNETLINK << 8 | message,
         flags,
-        // AF_INET and AF_INET6 are 2 and 10.
-        family: family as u8,
+        family,
         ..Head::default()
     }
 }
