@@ -213,49 +213,52 @@ pub async fn condition(client: &Cri) -> Result<(bool, String, String), Status> {
     Ok((network.status, network.reason, network.message))
 }
 
-/// How long the plugins of the peers' bridge take by themselves, each time: executed as a runtime would, for a network
-/// namespace of our own, ADD and DEL. Errors: no plugin, or it fails.
-pub fn plugin_times(scratch: &Scratch, rounds: usize) -> Outcome<Vec<(Duration, Duration)>> {
+/// How long the plugins of the peers' bridge take by themselves: executed as a runtime would, ADD and then DEL, for a
+/// network namespace of our own. Errors: no plugin, or it fails.
+pub fn plugin_times(scratch: &Scratch) -> Outcome<(Duration, Duration)> {
     let list: Value = serde_json::from_str(&peer::cni(scratch))?;
     let mut input = list["plugins"][0].clone();
     input["name"] = list["name"].clone();
     input["cniVersion"] = list["cniVersion"].clone();
     let netns = scratch.dir().join("plugin-netns");
-    let mut times = Vec::new();
-    for round in 0..rounds {
-        let script = format!("touch {0} && unshare --net={0} true", netns.display());
-        succeeds(Command::new("/bin/sh").args(["-c", &script]))?;
-        let mut run = |command: &str| -> Outcome<Duration> {
-            let text = scratch.dir().join("plugin-input");
-            fs::write(&text, input.to_string())?;
-            let mut plugin = Command::new(Path::new(PLUGINS).join("bridge"));
-            plugin
-                .env_clear()
-                .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
-                .env("CNI_COMMAND", command)
-                .env("CNI_CONTAINERID", format!("plugin-alone-{round}"))
-                .env("CNI_NETNS", &netns)
-                .env("CNI_IFNAME", "eth0")
-                .env("CNI_PATH", PLUGINS)
-                .stdin(fs::File::open(&text)?)
-                .stdout(fs::File::create(scratch.dir().join("plugin-output"))?);
-            let begun = Instant::now();
-            succeeds(&mut plugin)?;
-            let took = begun.elapsed();
-            input["prevResult"] =
-                serde_json::from_slice(&fs::read(scratch.dir().join("plugin-output"))?)
-                    .unwrap_or_default();
-            Ok(took)
-        };
-        let added = run("ADD")?;
-        let deleted = run("DEL")?;
-        if let Some(input) = input.as_object_mut() {
-            input.remove("prevResult");
-        }
-        rustix::mount::unmount(&netns, rustix::mount::UnmountFlags::DETACH)?;
-        times.push((added, deleted));
-    }
-    Ok(times)
+    let make = format!("touch {0} && unshare --net={0} true", netns.display());
+    succeeds(Command::new("/bin/sh").args(["-c", &make]))?;
+    let timed = time_plugin(scratch, &netns, "ADD", &input).and_then(|(added, result)| {
+        input["prevResult"] = result;
+        let (deleted, _) = time_plugin(scratch, &netns, "DEL", &input)?;
+        Ok((added, deleted))
+    });
+    rustix::mount::unmount(&netns, rustix::mount::UnmountFlags::DETACH)?;
+    timed
+}
+
+fn time_plugin(
+    scratch: &Scratch,
+    netns: &Path,
+    command: &str,
+    input: &Value,
+) -> Outcome<(Duration, Value)> {
+    let (text, output) = (
+        scratch.dir().join("plugin-input"),
+        scratch.dir().join("plugin-output"),
+    );
+    fs::write(&text, input.to_string())?;
+    let mut plugin = Command::new(Path::new(PLUGINS).join("bridge"));
+    plugin
+        .env_clear()
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .env("CNI_COMMAND", command)
+        .env("CNI_CONTAINERID", "plugins-alone")
+        .env("CNI_NETNS", netns)
+        .env("CNI_IFNAME", "eth0")
+        .env("CNI_PATH", PLUGINS)
+        .stdin(fs::File::open(&text)?)
+        .stdout(fs::File::create(&output)?);
+    let begun = Instant::now();
+    succeeds(&mut plugin)?;
+    let took = begun.elapsed();
+    let result = serde_json::from_slice(&fs::read(&output)?).unwrap_or_default();
+    Ok((took, result))
 }
 
 fn succeeds(command: &mut Command) -> Outcome<()> {

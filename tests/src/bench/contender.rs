@@ -22,6 +22,8 @@ pub trait Contender {
     fn handler(&self) -> &'static str {
         ""
     }
+    /// Whether plugins connect its pods, by the bridge that all such contenders have.
+    fn has_plugins(&self) -> bool;
     /// Its corner of the machine: every process in it belongs to this runtime.
     fn scratch(&self) -> &Scratch;
     /// The pid of the daemon, whose memory is told apart from the pods'.
@@ -33,9 +35,11 @@ pub trait Contender {
 }
 
 /// The names of all contenders, in the order in which they run. The last is what the others are measured against.
-pub const NAMES: [&str; 4] = [
+pub const NAMES: [&str; 6] = [
     "coracle-wasm",
     "coracle-linux",
+    "coracle-wasm-cni",
+    "coracle-linux-cni",
     "containerd-crun",
     "containerd-runc",
 ];
@@ -50,13 +54,18 @@ const CRUN: &str = concat!(
     "/tools/crun.sh\"\n"
 );
 
+/// How long a plugin may take, seconds, where plugins connect Coracle's pods: as long as the configuration's default.
+const PLUGIN_LIMIT_S: Option<u64> = Some(60);
+
 /// Starts the contender of this name. Errors: unknown name, or it does not start.
 pub async fn start(name: &str, registry: &Registry) -> Outcome<Box<dyn Contender>> {
     match name {
-        "coracle-wasm" => coracle(NAMES[0], &wasm_image(registry)?).await,
-        "coracle-linux" => coracle(NAMES[1], &linux_image(registry)?).await,
-        "containerd-crun" => containerd(NAMES[2], registry, CRUN).await,
-        "containerd-runc" => containerd(NAMES[3], registry, "").await,
+        "coracle-wasm" => coracle(NAMES[0], &wasm_image(registry)?, None).await,
+        "coracle-linux" => coracle(NAMES[1], &linux_image(registry)?, None).await,
+        "coracle-wasm-cni" => coracle(NAMES[2], &wasm_image(registry)?, PLUGIN_LIMIT_S).await,
+        "coracle-linux-cni" => coracle(NAMES[3], &linux_image(registry)?, PLUGIN_LIMIT_S).await,
+        "containerd-crun" => containerd(NAMES[4], registry, CRUN).await,
+        "containerd-runc" => containerd(NAMES[5], registry, "").await,
         _ => Err(format!(
             "no contender is called {name}; there are {}",
             NAMES.join(", ")
@@ -85,9 +94,15 @@ fn linux_image(registry: &Registry) -> Outcome<String> {
     Ok(pushed.reference)
 }
 
-async fn coracle(name: &'static str, image: &str) -> Outcome<Box<dyn Contender>> {
+/// With plugins of the peers' bridge if `plugin_limit_s` is given, else with the built-in network.
+async fn coracle(
+    name: &'static str,
+    image: &str,
+    plugin_limit_s: Option<u64>,
+) -> Outcome<Box<dyn Contender>> {
     let options = crate::daemon::Options {
         quiet: true,
+        cni: plugin_limit_s,
         ..Default::default()
     };
     let daemon = Daemon::start_with(options).await?;
@@ -96,6 +111,7 @@ async fn coracle(name: &'static str, image: &str) -> Outcome<Box<dyn Contender>>
         name,
         daemon,
         image: image.to_owned(),
+        has_plugins: plugin_limit_s.is_some(),
     }))
 }
 
@@ -120,6 +136,7 @@ struct Coracle {
     name: &'static str,
     daemon: Daemon,
     image: String,
+    has_plugins: bool,
 }
 
 impl Contender for Coracle {
@@ -131,6 +148,9 @@ impl Contender for Coracle {
     }
     fn image(&self) -> &str {
         &self.image
+    }
+    fn has_plugins(&self) -> bool {
+        self.has_plugins
     }
     fn scratch(&self) -> &Scratch {
         self.daemon.scratch()
@@ -155,6 +175,9 @@ impl Contender for Peer {
     }
     fn image(&self) -> &str {
         &self.image
+    }
+    fn has_plugins(&self) -> bool {
+        true
     }
     fn scratch(&self) -> &Scratch {
         self.peer.scratch()

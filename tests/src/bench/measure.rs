@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::contender::Contender;
 use super::memory;
 use crate::client::{self, Cri};
-use crate::{Outcome, log};
+use crate::{Outcome, cni, log};
 
 /// How much is measured.
 #[derive(Clone, Copy, Debug)]
@@ -48,6 +48,8 @@ pub struct Outcomes {
     pub name: &'static str,
     /// Times of each step, ms, in the order measured. Keys are those of [`STEPS`].
     pub times_ms: BTreeMap<&'static str, Vec<f64>>,
+    /// Where plugins connect pods: how long they take by themselves, ms, ADD and DEL, between the same pods.
+    pub plugins_ms: Vec<(f64, f64)>,
     /// Pods started in a second with several in flight.
     pub pods_per_s: f64,
     /// Proportional memory of all processes but the daemon, a pod, KiB.
@@ -100,9 +102,14 @@ pub async fn measure(contender: &dyn Contender, plan: Plan) -> Outcome<Outcomes>
     });
     let mut times_ms: BTreeMap<_, Vec<f64>> =
         STEPS.iter().map(|step| (*step, Vec::new())).collect();
+    let mut plugins_ms = Vec::new();
     for round in 0..plan.cycles + plan.cycles.div_ceil(10) {
         let times = maker.cycle().await?;
         if round >= plan.cycles.div_ceil(10) {
+            if contender.has_plugins() {
+                let (added, deleted) = cni::plugin_times(contender.scratch())?;
+                plugins_ms.push((added.as_secs_f64() * 1e3, deleted.as_secs_f64() * 1e3));
+            }
             for (step, time) in STEPS.iter().zip(times) {
                 times_ms
                     .entry(step)
@@ -127,6 +134,7 @@ pub async fn measure(contender: &dyn Contender, plan: Plan) -> Outcome<Outcomes>
     Ok(Outcomes {
         name: contender.name(),
         times_ms,
+        plugins_ms,
         pods_per_s: plan.pods as f64 / took.as_secs_f64(),
         pss_kib_per_pod: a_pod(idle.others_pss_kib, full.others_pss_kib),
         memavailable_kib_per_pod: a_pod(full.available_kib, idle.available_kib),

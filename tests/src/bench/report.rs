@@ -28,7 +28,11 @@ pub fn table(outcomes: &[Outcomes]) -> String {
     for row in rows(outcomes) {
         let _ = write!(text, "{:<40}", row.label);
         for value in &row.values {
-            let _ = write!(text, "{value:>18.2}");
+            let shown = match value.is_nan() {
+                true => "-".to_owned(),
+                false => format!("{value:.2}"),
+            };
+            let _ = write!(text, "{shown:>18}");
         }
         let Some((reference, others)) = row.values.split_last() else {
             continue;
@@ -65,6 +69,21 @@ fn rows(outcomes: &[Outcomes]) -> Vec<Row> {
             }));
         }
     }
+    rows.push(row(
+        "network plugins alone, ADD, median ms".into(),
+        false,
+        &|o| plugins(o).0,
+    ));
+    rows.push(row(
+        "RunPodSandbox beyond them, median ms".into(),
+        false,
+        &|o| quantile(&o.times_ms["RunPodSandbox"], 0.5) - plugins(o).0,
+    ));
+    rows.push(row(
+        "network plugins alone, DEL, median ms".into(),
+        false,
+        &|o| plugins(o).1,
+    ));
     rows.push(row("pods started a second".into(), true, &|o| o.pods_per_s));
     rows.push(row("PSS a pod, KiB".into(), false, &|o| o.pss_kib_per_pod));
     rows.push(row("MemAvailable lost a pod, KiB".into(), false, &|o| {
@@ -88,7 +107,11 @@ fn rows(outcomes: &[Outcomes]) -> Vec<Row> {
 pub fn json(outcomes: &[Outcomes]) -> Value {
     let object = |o: &Outcomes| {
         let (start, stop) = (&o.times_ms["whole start"], &o.times_ms["stop and remove"]);
+        let (added, deleted) = plugins(o);
         json!({
+            "plugins_add_ms_p50": added,
+            "plugins_del_ms_p50": deleted,
+            "run_beyond_plugins_ms_p50": quantile(&o.times_ms["RunPodSandbox"], 0.5) - added,
             "start_ms_p50": quantile(start, 0.5),
             "start_ms_p99": quantile(start, 0.99),
             "stop_ms_p50": quantile(stop, 0.5),
@@ -102,6 +125,15 @@ pub fn json(outcomes: &[Outcomes]) -> Value {
     };
     let objects: BTreeMap<_, _> = outcomes.iter().map(|o| (o.name, object(o))).collect();
     json!(objects)
+}
+
+/// How long the plugins of a contender's network take by themselves, ADD and DEL, median ms; no number without plugins.
+fn plugins(outcomes: &Outcomes) -> (f64, f64) {
+    if outcomes.plugins_ms.is_empty() {
+        return (f64::NAN, f64::NAN);
+    }
+    let (added, deleted): (Vec<f64>, Vec<f64>) = outcomes.plugins_ms.iter().copied().unzip();
+    (quantile(&added, 0.5), quantile(&deleted, 0.5))
 }
 
 /// The value below which this share of the values lies (nearest rank); 0 of nothing.
