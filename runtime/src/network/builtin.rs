@@ -28,7 +28,7 @@ use super::lease::{Lease, Leases};
 use super::netlink::{Link, Netlink};
 use super::plumbing::{self, Endpoint, POD_INTERFACE};
 use super::subnet::{Ipv4Subnet, Ipv6Subnet};
-use super::{Attachment, NetworkWish};
+use super::{Attachment, HostPort, NetworkWish};
 use ports::Ports;
 use table::Table;
 
@@ -115,7 +115,7 @@ impl Builtin {
         let is_in_use = |index| Ok(host.index(&self.endpoint(index).host_interface)?.is_some());
         let lease = self.lock_leases().take(pod, is_in_use)?;
         let endpoint = Endpoint {
-            serves_loopback: !wish.ports.is_empty(),
+            serves_loopback: wish.ports.iter().any(is_at_loopback),
             ..self.endpoint(lease.index)
         };
         if let Err(error) = self.connect(&host, netns, &endpoint, (wish, lease)) {
@@ -292,6 +292,13 @@ impl Builtin {
         // No method of `Leases` leaves it half changed where it could panic.
         self.leases.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether somebody on the node reaches `port` at 127.0.0.1.
+fn is_at_loopback(port: &HostPort) -> bool {
+    port.host_ip
+        .map(|at| at.to_canonical())
+        .is_none_or(|at| at.is_ipv4() && (at.is_unspecified() || at.is_loopback()))
 }
 
 fn is_v6_off_for_new_interfaces() -> bool {

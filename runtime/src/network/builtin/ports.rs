@@ -50,11 +50,7 @@ impl Ports {
         if ports.is_empty() {
             return Ok(());
         }
-        let ports: BTreeSet<HostPort> = ports.iter().cloned().collect();
-        let mapping = Mapping {
-            addresses: addresses.to_vec(),
-            ports: ports.into_iter().collect(),
-        };
+        let mapping = mapping(addresses, ports);
         let mut held = self.lock();
         check(pod, &mapping, &held)?;
         let before = held.insert(pod.to_owned(), mapping.clone());
@@ -105,10 +101,7 @@ impl Ports {
             if attachment.ports.is_empty() {
                 continue;
             }
-            let mapping = Mapping {
-                addresses: attachment.addresses.clone(),
-                ports: attachment.ports.clone(),
-            };
+            let mapping = mapping(&attachment.addresses, &attachment.ports);
             match check(&attachment.pod, &mapping, &held) {
                 Ok(()) => drop(held.insert(attachment.pod.clone(), mapping)),
                 Err(error) => {
@@ -150,6 +143,15 @@ impl Ports {
     fn lock(&self) -> MutexGuard<'_, Held> {
         // Nothing panics between the changes of it that belong together.
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A port that is asked for twice in the same words is one.
+fn mapping(addresses: &[IpAddr], ports: &[HostPort]) -> Mapping {
+    let ports: BTreeSet<HostPort> = ports.iter().cloned().collect();
+    Mapping {
+        addresses: addresses.to_vec(),
+        ports: ports.into_iter().collect(),
     }
 }
 
