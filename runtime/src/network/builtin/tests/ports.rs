@@ -153,8 +153,8 @@ fn a_port_has_one_holder_and_errors_name_it() {
     assert_eq!(world.ruleset(), before, "a refused pod leaves nothing");
     assert_eq!(world.network.leases(), 1);
     // The same port of another protocol is another port; the same port said twice is one.
-    let udp = port(Protocol::Udp, 8080, 80);
-    let b = world.attach(&two.netns, "two", &[udp.clone(), udp]);
+    let dns = port(Protocol::Udp, 8080, 80);
+    let b = world.attach(&two.netns, "two", &[dns.clone(), dns]);
     assert_eq!(
         world.attach(&one.netns, "one", std::slice::from_ref(&web)),
         a,
