@@ -164,7 +164,8 @@ fn talk(server: Option<&OwnedFd>, client: Option<&OwnedFd>, address: IpAddr) -> 
     let mut stream = None;
     within(client, &mut || {
         let target = SocketAddr::new(address, port);
-        stream = Some(TcpStream::connect_timeout(&target, Duration::from_millis(900)).unwrap());
+        // The kernel may put a new IPv6 address to use a moment late; a SYN is sent again after a second.
+        stream = Some(TcpStream::connect_timeout(&target, Duration::from_secs(5)).unwrap());
     });
     let mut stream = stream.unwrap();
     let (mut accepted, peer) = listener.accept().unwrap();

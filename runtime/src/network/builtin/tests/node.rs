@@ -17,7 +17,7 @@ pub(super) const NODE: &str = "198.51.100.1";
 pub(super) const NODE_OTHER: &str = "192.0.2.1";
 pub(super) const NODE_V6: &str = "2001:db8:1::1";
 /// How long a packet that leads nowhere is waited for.
-const PATIENCE: Duration = Duration::from_millis(400);
+const PATIENCE: Duration = Duration::from_millis(900);
 
 pub(super) struct World {
     pub(super) node: OwnedFd,
@@ -50,16 +50,17 @@ pub(super) fn set(netns: &OwnedFd, path: &str, value: &str) {
     inside(netns, || std::fs::write(file, value).unwrap());
 }
 
-/// Waits until the node's link to the world carries IPv6: the kernel sees to that up to a second late.
-fn meet(node: &OwnedFd) {
+/// Waits until whoever has this address takes packets: the kernel puts an IPv6 address to use by a worker of its own,
+/// late by a second where a link has just come up.
+fn meet(node: &OwnedFd, address: IpAddr) {
     let deadline = Instant::now() + Duration::from_secs(5);
-    let target = "[2001:db8:1::2]:9".parse().unwrap();
+    let target = SocketAddr::new(address, 9);
     let is_refused = || {
         let connected = TcpStream::connect_timeout(&target, Duration::from_millis(100));
         connected.is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused)
     };
     while !inside(node, is_refused) {
-        assert!(Instant::now() < deadline, "no link to the world");
+        assert!(Instant::now() < deadline, "{address} does not answer");
         thread::sleep(Duration::from_millis(10));
     }
 }
@@ -100,7 +101,7 @@ impl World {
             std::env::temp_dir().join(format!("coracle-test-ports-{name}-{}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
         let network = Builtin::open(config(1, &dir)).unwrap();
-        meet(&node);
+        meet(&node, "2001:db8:1::2".parse().unwrap());
         Self {
             node,
             outside,
@@ -114,7 +115,9 @@ impl World {
     }
 
     pub(super) fn attach(&self, pod: &OwnedFd, id: &str, ports: &[HostPort]) -> Attachment {
-        self.try_attach(pod, id, ports).unwrap()
+        let attachment = self.try_attach(pod, id, ports).unwrap();
+        meet(&self.node, attachment.addresses[1]);
+        attachment
     }
 
     pub(super) fn try_attach(
