@@ -19,6 +19,9 @@ mod server;
 mod session;
 mod spdy;
 mod status;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests;
 mod tls;
 mod tokens;
 mod websocket;

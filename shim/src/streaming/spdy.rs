@@ -12,7 +12,7 @@
 
 mod dictionary;
 pub mod frame;
-mod headers;
+pub mod headers;
 
 use std::collections::HashMap;
 use std::io;

@@ -1,0 +1,189 @@
+//! Sessions over pipes in memory, with a backend that is nothing but pipes.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use coracle_runtime::id::{ContainerId, PodId};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
+use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
+
+use super::link::{Connection, Peer};
+use super::remote::{self, Program};
+use super::spdy::Headers;
+use super::spdy::frame::{self, HEAD, Head, Kind};
+use super::spdy::headers::Deflater;
+use super::{AttachWish, Backend, ExecWish, Job, Streams};
+use crate::lifecycle::{Error, Kind as ErrorKind};
+
+/// Exec copies input to output and ends with 5; with `flood` it writes for ever. Counts the bytes that were taken, and
+/// the jobs that live.
+#[derive(Default)]
+struct Pipes {
+    flood: bool,
+    taken: AtomicUsize,
+    alive: Arc<()>,
+}
+
+impl Backend for Arc<Pipes> {
+    fn exec(&self, _: ExecWish, streams: Streams) -> Job<i32> {
+        let (pipes, alive) = (Arc::clone(self), Arc::clone(&self.alive));
+        Box::pin(async move {
+            let _alive = alive;
+            let (Some(mut stdin), Some(mut stdout)) = (streams.stdin, streams.stdout) else {
+                return Err(Error::new(ErrorKind::Invalid, "streams are missing"));
+            };
+            while pipes.flood {
+                let written = stdout.write(&[0; 4096]).await;
+                let written = written.map_err(|e| Error::because(ErrorKind::Io, "write", e))?;
+                pipes.taken.fetch_add(written, Ordering::AcqRel);
+            }
+            let copied = tokio::io::copy(&mut stdin, &mut stdout).await;
+            copied.map_err(|e| Error::because(ErrorKind::Io, "copy", e))?;
+            Ok(5)
+        })
+    }
+
+    fn attach(&self, _: AttachWish, _: Streams) -> Job<()> {
+        Box::pin(async { Err(Error::new(ErrorKind::WrongPhase, "nothing runs")) })
+    }
+
+    fn connect(&self, _: PodId, _: u16) -> Job<TcpStream> {
+        Box::pin(async { Err(Error::new(ErrorKind::Missing, "nobody listens")) })
+    }
+}
+
+/// A client's end, and the session's task.
+fn exec(pipes: &Arc<Pipes>) -> (DuplexStream, JoinHandle<()>) {
+    let (ours, theirs) = tokio::io::duplex(4096);
+    let connection = Connection {
+        wire: Box::new(theirs),
+        peer: Peer::default(),
+        idle: Duration::from_secs(60),
+    };
+    let wish = ExecWish {
+        container: ContainerId::random().unwrap(),
+        argv: vec!["cat".into()],
+        tty: false,
+        stdin: true,
+        stdout: true,
+        stderr: false,
+    };
+    let backend: Arc<dyn Backend> = Arc::new(Arc::clone(pipes));
+    let session = remote::serve_spdy(connection, 4, Program::Exec(wish), backend);
+    (ours, tokio::spawn(session))
+}
+
+/// Opens streams 1, 3, 5: error, stdin, stdout.
+async fn open(client: &mut DuplexStream) {
+    let mut deflater = Deflater::new();
+    for (id, name) in [(1_u32, "error"), (3, "stdin"), (5, "stdout")] {
+        let block = deflater.write(&Headers::from([("streamType", name)]));
+        let mut syn = vec![0x80, 3, 0, 1];
+        syn.extend((block.len() as u32 + 10).to_be_bytes());
+        syn.extend(id.to_be_bytes());
+        syn.extend([0; 6]);
+        syn.extend(block);
+        client.write_all(&syn).await.unwrap();
+        let (head, payload) = next(client).await;
+        assert!(
+            matches!(
+                head,
+                Head::Control {
+                    kind: Kind::Other,
+                    ..
+                }
+            ),
+            "{head:?}"
+        );
+        assert_eq!(frame::stream_id(&payload), id);
+    }
+}
+
+async fn next(client: &mut DuplexStream) -> (Head, Vec<u8>) {
+    let mut head = [0; HEAD];
+    client.read_exact(&mut head).await.unwrap();
+    let head = Head::parse(head);
+    let (Head::Data { length, .. } | Head::Control { length, .. }) = head else {
+        panic!("{head:?}");
+    };
+    let mut payload = vec![0; length];
+    client.read_exact(&mut payload).await.unwrap();
+    (head, payload)
+}
+
+#[tokio::test]
+async fn input_comes_back_then_the_status_then_the_ends() {
+    let pipes = Arc::default();
+    let (mut client, session) = exec(&pipes);
+    open(&mut client).await;
+    client
+        .write_all(&frame::data(3, b"echo", true))
+        .await
+        .unwrap();
+    // Data after the end is dropped.
+    client
+        .write_all(&frame::data(3, b"late", true))
+        .await
+        .unwrap();
+    let (head, payload) = next(&mut client).await;
+    assert_eq!(
+        (head, payload.as_slice()),
+        (
+            Head::Data {
+                stream: 5,
+                fin: false,
+                length: 4
+            },
+            &b"echo"[..]
+        )
+    );
+    let (mut status, mut ended) = (Vec::new(), Vec::new());
+    while ended.len() < 2 {
+        let (head, payload) = next(&mut client).await;
+        let Head::Data { stream, fin, .. } = head else {
+            panic!("{head:?}");
+        };
+        if stream == 1 {
+            status.extend(payload);
+        }
+        if fin {
+            ended.push(stream);
+        }
+    }
+    ended.sort_unstable();
+    assert_eq!(ended, [1, 5]);
+    assert!(
+        String::from_utf8(status)
+            .unwrap()
+            .contains("\"message\":\"5\"")
+    );
+    // The connection stays until the client closes it.
+    assert!(!session.is_finished());
+    drop(client);
+    session.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_client_that_reads_nothing_takes_a_bounded_amount_and_its_going_ends_the_job() {
+    let pipes = Arc::new(Pipes {
+        flood: true,
+        ..Pipes::default()
+    });
+    let (mut client, session) = exec(&pipes);
+    open(&mut client).await;
+    let mut before = usize::MAX;
+    while pipes.taken.load(Ordering::Acquire) != before {
+        before = pipes.taken.load(Ordering::Acquire);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!((100_000..600_000).contains(&before), "{before}");
+    assert_eq!(Arc::strong_count(&pipes.alive), 2);
+    drop(client);
+    tokio::time::timeout(Duration::from_secs(5), session)
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(Arc::strong_count(&pipes.alive), 1, "the job lives on");
+}
