@@ -101,6 +101,10 @@ pub struct Network {
     pub ipv6: Ipv6,
     /// First letters of the node's end of each veth: 3 or 4 of `a-z`.
     pub interface_prefix: String,
+    /// Ports of the node that no egress list opens, besides the usual ones: first and last of each range.
+    pub denied_node_ports: Vec<(u16, u16)>,
+    /// Where pods' network namespaces are mounted. Absolute, of this daemon alone; gone after a reboot.
+    pub netns_dir: PathBuf,
     /// Where configurations of CNI networks are. Absolute; it may be absent.
     pub cni_conf_dir: PathBuf,
     /// Where CNI plugins are, the first that has one wins. Absolute, without `:`; at least one.

@@ -60,12 +60,16 @@ pub struct HostConfig {
     pub root: PathBuf,
     /// Control sockets and pins; gone after a reboot.
     pub run: PathBuf,
+    /// Where network namespaces are pinned; gone after a reboot, too.
+    pub pins: PathBuf,
     /// Parent cgroup of a pod for which the kubelet names none: a path or a slice.
     pub pod_parent: String,
     /// OOM killer adjustment of keepers.
     pub keeper_oom_score_adj: i32,
     /// Pods have no IPv6 at all.
     pub ipv6_off: bool,
+    /// Ports of the node, first and last of ranges, that no egress list opens, besides the usual ones.
+    pub denied_node_ports: Vec<(u16, u16)>,
     /// First host id of the first pod.
     pub id_base: u32,
     /// Host ids a pod.
@@ -88,9 +92,11 @@ impl HostConfig {
         HostConfig {
             root: config.root.clone(),
             run: config.run.clone(),
+            pins: config.network.netns_dir.clone(),
             pod_parent: config.cgroup.pod_parent.clone(),
             keeper_oom_score_adj: config.cgroup.keeper_oom_score_adj,
             ipv6_off: config.network.ipv6 == crate::config::Ipv6::Off,
+            denied_node_ports: config.network.denied_node_ports.clone(),
             id_base: config.sandbox.id_base,
             id_count: config.sandbox.id_count,
             spawn: spawn("coracle"),
@@ -150,6 +156,12 @@ impl Host {
             meter: stats::Meter::default(),
             leftovers: exec::Leftovers::default(),
         };
+        if let Some(parent) = host.config.pins.parent() {
+            // It may be the node's own directory of namespaces, which others look into.
+            std::fs::create_dir_all(parent).map_err(|error| {
+                io_error(format!("make directory {}", parent.display()), error)
+            })?;
+        }
         for directory in [
             host.pods_directory(),
             host.run_directory(),
@@ -234,7 +246,7 @@ impl Host {
 
     /// Pinned network namespaces, by pod.
     pub fn pins_directory(&self) -> PathBuf {
-        self.config.run.join("netns")
+        self.config.pins.clone()
     }
 
     /// A pod's own `/etc` files.

@@ -1,12 +1,14 @@
 //! What one daemon holds on the machine, as a list of lines, so that before and after can be compared.
 //!
 //! Called by: [`crate::daemon::Daemon::finish`] and the fault tests. Counts what must be as it was once the pods are
-//! gone: processes by role, mounts, host interfaces, cgroups, and the files of the daemon's root and run directories.
+//! gone: processes by role, mounts, host interfaces, tables of nftables, cgroups, and the files of the daemon's root and
+//! run directories.
 //! Not here: images and compiled modules, which are kept on purpose, and logs, which belong to the kubelet.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::procs::{self, Role};
@@ -47,6 +49,7 @@ impl Snapshot {
                 .into_iter()
                 .map(|name| format!("interface {name}")),
         );
+        lines.extend(tables(&scratch.interface_prefix()));
         for cgroup in scratch.cgroup_dirs("") {
             walk(&cgroup, &mut |path, is_dir| {
                 if is_dir {
@@ -106,6 +109,17 @@ pub fn interfaces(prefix: &str) -> Vec<String> {
         .flatten();
     let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
     names.filter(|name| name.starts_with(prefix)).collect()
+}
+
+/// The tables of nftables that belong to this prefix. Empty where nft is not installed.
+fn tables(prefix: &str) -> Vec<String> {
+    let listed = Command::new("nft").args(["list", "tables"]).output();
+    let listed = listed.map_or(Vec::new(), |output| output.stdout);
+    let listed = String::from_utf8_lossy(&listed);
+    let own = listed
+        .lines()
+        .filter(|line| line.ends_with(&format!("coracle-{prefix}")));
+    own.map(str::to_owned).collect()
 }
 
 fn files(dir: &Path) -> Vec<String> {

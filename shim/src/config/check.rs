@@ -57,6 +57,7 @@ pub(super) fn check(file: &ConfigFile) -> Result<Config, Invalid> {
             ),
         );
     }
+    let network = network(&file.network, &run)?;
     Ok(Config {
         root,
         run,
@@ -66,7 +67,7 @@ pub(super) fn check(file: &ConfigFile) -> Result<Config, Invalid> {
             level: file.log.level,
         },
         cgroup: cgroup(&file.cgroup)?,
-        network: network(&file.network)?,
+        network,
         images: images(&file.images)?,
         sandbox: sandbox(&file.sandbox)?,
         wasm: wasm(&file.wasm)?,
@@ -165,7 +166,7 @@ fn cgroup(file: &CgroupFile) -> Result<Cgroup, Invalid> {
     })
 }
 
-fn network(file: &NetworkFile) -> Result<Network, Invalid> {
+fn network(file: &NetworkFile, run: &Path) -> Result<Network, Invalid> {
     Ok(Network {
         mode: file.mode,
         subnet: subnet_v4(&file.subnet)?,
@@ -179,7 +180,16 @@ fn network(file: &NetworkFile) -> Result<Network, Invalid> {
             }
         },
         ipv6: file.ipv6,
+        denied_node_ports: file
+            .denied_node_ports
+            .iter()
+            .map(|port| (*port, *port))
+            .collect(),
         interface_prefix: interface_prefix(&file.interface_prefix)?,
+        netns_dir: match file.netns_dir.as_os_str().is_empty() {
+            true => run.join("netns"),
+            false => directory("network.netns_dir", &file.netns_dir)?,
+        },
         cni_conf_dir: directory("network.cni_conf_dir", &file.cni_conf_dir)?,
         cni_bin_dirs: plugin_directories(&file.cni_bin_dirs)?,
         cni_plugin_timeout: seconds("network.cni_plugin_timeout_s", file.cni_plugin_timeout_s)?,

@@ -180,6 +180,10 @@ pub struct NetworkFile {
     pub ipv6: Ipv6,
     /// First letters of the node's end of each veth.
     pub interface_prefix: String,
+    /// Ports of the node that no egress list opens, besides the usual ones.
+    pub denied_node_ports: Vec<u16>,
+    /// Directory in which pods' network namespaces are mounted; below `run` if empty.
+    pub netns_dir: PathBuf,
     /// Directory of CNI network configurations.
     pub cni_conf_dir: PathBuf,
     /// Directories of CNI plugins.
@@ -196,6 +200,8 @@ impl Default for NetworkFile {
             subnet_v6: String::new(),
             ipv6: Ipv6::Auto,
             interface_prefix: "cor".to_owned(),
+            denied_node_ports: Vec::new(),
+            netns_dir: PathBuf::new(),
             cni_conf_dir: PathBuf::from("/etc/cni/net.d"),
             cni_bin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
             cni_plugin_timeout_s: 60,

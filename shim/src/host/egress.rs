@@ -14,13 +14,14 @@ use super::pod::network_error;
 use super::{Host, linux};
 use crate::lifecycle::{Error, Kind, NamespaceMode, PodRecord, PodWish};
 
-/// What a pod may reach, the node's own addresses as they are now. Blocks.
-/// Errors: the kernel does not tell its addresses.
-pub(super) fn reach(wish: &PodWish) -> Result<Egress, Error> {
+/// What a pod may reach, the node's own addresses as they are now, at which the usual ports and `denied` ones are never
+/// opened. Blocks. Errors: the kernel does not tell its addresses.
+pub(super) fn reach(wish: &PodWish, denied: &[(u16, u16)]) -> Result<Egress, Error> {
     let mut reach = wish.reach();
     if let Egress::Listed(list) = &mut reach {
-        let own = std::mem::take(&mut list.denied.ports);
-        list.denied = Denied::of_this_node(&own).map_err(|error| {
+        let mut ports = std::mem::take(&mut list.denied.ports);
+        ports.extend(denied);
+        list.denied = Denied::of_this_node(&ports).map_err(|error| {
             network_error(
                 format!("list this node's addresses for {}", wish.name),
                 error,
@@ -59,7 +60,7 @@ pub(super) fn check_linux(wish: &PodWish) -> Result<(), Error> {
 impl Host {
     /// Installs the rules in the pod's network namespace. Blocks.
     pub(super) fn hold(&self, record: &PodRecord, netns: BorrowedFd<'_>) -> Result<(), Error> {
-        let reach = reach(&record.wish)?;
+        let reach = reach(&record.wish, &self.config.denied_node_ports)?;
         if reach == Egress::Open {
             return Ok(());
         }

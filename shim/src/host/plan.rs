@@ -122,10 +122,19 @@ impl Host {
             module: module.path,
             module_digest: module.digest,
             kind: compiled.info.kind,
-            network: network(&draft.pod.wish)?,
+            network: self.wasm_network(&draft.pod.wish)?,
             toolbox: draft.pod.wish.handler != Handler::Strict,
         };
         Ok(WasmPayload { args, plan })
+    }
+
+    /// What a guest may do with its network: as the pod may, but `coracle-strict` makes no socket at all for a pod
+    /// without the annotation.
+    fn wasm_network(&self, pod: &PodWish) -> Result<WasmNetwork, Error> {
+        Ok(match (&pod.egress, pod.handler) {
+            (None, Handler::Strict) => WasmNetwork::Off,
+            (_, _) => WasmNetwork::On(egress::reach(pod, &self.config.denied_node_ports)?),
+        })
     }
 
     fn image(&self, name: &str) -> Result<Arc<Image>, Error> {
@@ -190,15 +199,6 @@ impl Host {
 
 pub(super) fn invalid(text: String) -> Error {
     Error::new(Kind::Invalid, text)
-}
-
-/// What a guest may do with its network: as the pod may, but `coracle-strict` makes no socket at all for a pod without
-/// the annotation.
-fn network(pod: &PodWish) -> Result<WasmNetwork, Error> {
-    Ok(match (&pod.egress, pod.handler) {
-        (None, Handler::Strict) => WasmNetwork::Off,
-        (_, _) => WasmNetwork::On(egress::reach(pod)?),
-    })
 }
 
 /// What is settled of a Wasm container once its module is compiled.

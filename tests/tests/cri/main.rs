@@ -19,6 +19,7 @@ mod isolation;
 mod linux;
 mod logs;
 mod mirrors;
+mod network;
 mod pods;
 mod recovery;
 mod site;
