@@ -42,6 +42,7 @@ use coracle_runtime::id::{ContainerId, PodId};
 use coracle_runtime::spec::IdRange;
 use tokio::sync::{broadcast, oneshot};
 
+pub use driver::Purpose;
 use driver::{Ask, Driver, Mailbox, Note, Reply, Shared};
 use names::{Claim, Names};
 use state::PodPhase;
@@ -195,7 +196,7 @@ impl Pods {
         argv: Vec<String>,
         limit: Option<Duration>,
     ) -> Result<ExecOutput, Error> {
-        let launch = self.enter(id, "exec in").await?;
+        let launch = self.enter(id, Purpose::Exec).await?;
         self.shared.host.exec_sync(&launch, argv, limit).await
     }
 

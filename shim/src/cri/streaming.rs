@@ -12,7 +12,7 @@ use coracle_runtime::id::{ContainerId, PodId};
 use super::convert::{self, NamesObject as _};
 use super::status::Failure;
 use super::{Shared, concerns};
-use crate::lifecycle::{ContainerState, Error, Kind};
+use crate::lifecycle::{Error, Kind, Purpose};
 use crate::streaming::Wish;
 
 /// Exec: a URL that runs a program.
@@ -22,7 +22,7 @@ pub(super) async fn exec(
 ) -> Result<cri::ExecResponse, Failure> {
     let id = container(&shared, request.object()?)?;
     let wish = convert::exec_session(request, id.clone())?;
-    check_runs(&shared, &id, "exec in")?;
+    shared.pods.admit(&id, Purpose::Exec).await?;
     let url = shared.streaming.offer(Wish::Exec(wish))?;
     Ok(cri::ExecResponse { url })
 }
@@ -34,7 +34,7 @@ pub(super) async fn attach(
 ) -> Result<cri::AttachResponse, Failure> {
     let id = container(&shared, request.object()?)?;
     let wish = convert::attach_session(&request, id.clone())?;
-    check_runs(&shared, &id, "attach to")?;
+    shared.pods.admit(&id, Purpose::Attach).await?;
     let url = shared.streaming.offer(Wish::Attach(wish))?;
     Ok(cri::AttachResponse { url })
 }
@@ -56,20 +56,6 @@ pub(super) async fn port_forward(
 fn container(shared: &Shared, named: &str) -> Result<ContainerId, Failure> {
     concerns("container", named);
     Ok(shared.pods.find_container(named)?)
-}
-
-fn check_runs(shared: &Shared, id: &ContainerId, verb: &str) -> Result<(), Error> {
-    let view = shared.pods.container(id);
-    let view =
-        view.ok_or_else(|| Error::new(Kind::Missing, format!("there is no container {id}")))?;
-    let state = match view.state {
-        ContainerState::Running => return Ok(()),
-        ContainerState::Created => "created",
-        ContainerState::Exited => "exited",
-        ContainerState::Unknown => "lost",
-    };
-    let text = format!("cannot {verb} container {id}: it is {state}, not running");
-    Err(Error::new(Kind::WrongPhase, text))
 }
 
 fn check_ready(shared: &Shared, id: &PodId) -> Result<(), Error> {

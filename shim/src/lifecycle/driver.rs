@@ -42,7 +42,7 @@ use super::wish::{ContainerWish, Resources};
 use super::work::Work;
 use crate::host::{Host, blocking, io_error, pass};
 
-pub use note::{Ask, Connection, Mailbox, Note, Reply, Standing, Word};
+pub use note::{Ask, Connection, Mailbox, Note, Purpose, Reply, Standing, Word};
 pub use resume::{FoundKeeper, Resumed};
 
 /// What all drivers share.
@@ -216,7 +216,7 @@ impl Driver {
             Ask::Stop(id, grace, reply) => self.ask_stop(id, grace, reply).await,
             Ask::Remove(id, reply) => self.ask_remove(id, reply).await,
             Ask::ReopenLog(id, reply) => self.ask_reopen_log(&id, reply),
-            Ask::Enter(id, verb, reply) => drop(reply.send(self.entry(&id, verb))),
+            Ask::Enter(id, purpose, reply) => drop(reply.send(self.entry(&id, purpose))),
             Ask::Update(id, asked, reply) => self.ask_update(&id, asked, reply),
         }
     }

@@ -9,13 +9,12 @@ use std::sync::Arc;
 use coracle_runtime::id::{ContainerId, PodId};
 use tokio::net::TcpStream;
 
-use super::{Ask, Error, Kind, NamespaceMode, Pods, ask};
+use super::{Ask, Error, Kind, NamespaceMode, Pods, Purpose, ask};
 use crate::host::Launch;
 use crate::streaming::{AttachWish, Backend, ExecWish, Job, Streams};
 
 impl Pods {
     /// The containers' side of streaming.
-    #[allow(dead_code, reason = "the streaming server is on its way")]
     pub fn backend(&self) -> Arc<dyn Backend> {
         Arc::new(self.clone())
     }
@@ -24,12 +23,17 @@ impl Pods {
     pub(super) async fn enter(
         &self,
         id: &ContainerId,
-        verb: &'static str,
+        purpose: Purpose,
     ) -> Result<Box<Launch>, Error> {
         ask(&self.container_mailbox(id)?, |reply| {
-            Ask::Enter(id.clone(), verb, reply)
+            Ask::Enter(id.clone(), purpose, reply)
         })
         .await
+    }
+
+    /// Whether a session may begin now. Errors: Missing; WrongPhase.
+    pub async fn admit(&self, id: &ContainerId, purpose: Purpose) -> Result<(), Error> {
+        self.enter(id, purpose).await.map(drop)
     }
 }
 
@@ -37,7 +41,7 @@ impl Backend for Pods {
     fn exec(&self, wish: ExecWish, streams: Streams) -> Job<i32> {
         let pods = self.clone();
         Box::pin(async move {
-            let launch = pods.enter(&wish.container, "exec in").await?;
+            let launch = pods.enter(&wish.container, Purpose::Exec).await?;
             pods.shared.host.exec_stream(&launch, wish, streams).await
         })
     }
@@ -45,7 +49,7 @@ impl Backend for Pods {
     fn attach(&self, wish: AttachWish, streams: Streams) -> Job<()> {
         let pods = self.clone();
         Box::pin(async move {
-            let launch = pods.enter(&wish.container, "attach to").await?;
+            let launch = pods.enter(&wish.container, Purpose::Attach).await?;
             pods.shared.host.attach(&launch, wish, streams).await
         })
     }

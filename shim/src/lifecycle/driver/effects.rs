@@ -9,7 +9,7 @@ use coracle_runtime::spec::PidSpace;
 use coracle_runtime::wasm::EngineRef;
 
 use super::container::missing;
-use super::{Driver, Note, Word};
+use super::{Driver, Note, Purpose, Word};
 use crate::host::{Launch, blocking};
 use crate::lifecycle::error::{Error, Kind};
 use crate::lifecycle::record::Payload;
@@ -104,11 +104,17 @@ impl Driver {
         })
     }
 
-    /// What an exec in container `id` needs. Errors: Missing; WrongPhase unless it runs and is not being stopped.
-    pub(super) fn entry(&self, id: &ContainerId, verb: &str) -> Result<Box<Launch>, Error> {
+    /// What it takes to reach into container `id`. Errors: Missing; WrongPhase when it does not run.
+    pub(super) fn entry(&self, id: &ContainerId, purpose: Purpose) -> Result<Box<Launch>, Error> {
         let container = self.containers.get(id).ok_or_else(|| missing(id))?;
         let phase = &container.phase;
-        if !matches!(phase, ContainerPhase::Running(_)) {
+        let admits = match phase {
+            ContainerPhase::Running(_) => true,
+            ContainerPhase::Stopping(..) => purpose == Purpose::Attach,
+            _ => false,
+        };
+        let verb = purpose.words();
+        if !admits {
             let text = format!("cannot {verb} container {id}: it is {}", phase.name());
             return Err(Error::new(Kind::WrongPhase, text));
         }

@@ -60,10 +60,29 @@ pub enum Ask {
     Remove(ContainerId, Reply<()>),
     /// ReopenContainerLog.
     ReopenLog(ContainerId, Reply<()>),
-    /// What it takes to reach into a running container; the words say what for.
-    Enter(ContainerId, &'static str, Reply<Box<Launch>>),
+    /// What it takes to reach into a running container.
+    Enter(ContainerId, Purpose, Reply<Box<Launch>>),
     /// UpdateContainerResources.
     Update(ContainerId, Resources, Reply<()>),
+}
+
+/// What somebody reaches into a running container for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// To run another program there; not while it is being stopped.
+    Exec,
+    /// To join the streams of its own program.
+    Attach,
+}
+
+impl Purpose {
+    /// For messages.
+    pub fn words(self) -> &'static str {
+        match self {
+            Purpose::Exec => "exec in",
+            Purpose::Attach => "attach to",
+        }
+    }
 }
 
 /// What an effect on a container came to, or what was seen of it.
