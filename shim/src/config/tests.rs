@@ -209,6 +209,10 @@ fn values_that_cannot_be_used_name_their_line_and_key() {
             "config.toml:2: network.mode: unknown variant",
         ),
         (
+            "[network]\nnetns_dir = \"netns\"\n",
+            "config.toml:2: network.netns_dir is",
+        ),
+        (
             "[network]\ncni_conf_dir = \"net.d\"\n",
             "config.toml:2: network.cni_conf_dir is",
         ),

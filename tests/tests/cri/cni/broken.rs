@@ -64,6 +64,26 @@ async fn a_pod_whose_plugins_fail_is_refused_by_name_and_leaves_nothing() {
 }
 
 #[tokio::test]
+async fn a_start_that_failed_is_undone_in_the_background_when_it_cannot_be_at_once() {
+    let daemon = scripted(10, "1.0.0").await;
+    let (place, cri) = (daemon.cni(), daemon.cri());
+    place.does("two", "ADD", "exit 1").unwrap();
+    place.does("one", "DEL", "exit 1").unwrap();
+    refused(
+        cri.run_pod(&daemon.pod("twice")).await,
+        Code::Internal,
+        &["ADD of plugin two"],
+    );
+    assert_eq!(place.leases().len(), 1);
+    place.does("two", "ADD", "").unwrap();
+    let pod = Pod::run(&daemon, "twice").await;
+    place.does("one", "DEL", "").unwrap();
+    eventually("the failed start is undone", || place.leases().len() == 2).await;
+    end(&pod).await;
+    daemon.finish().await.unwrap();
+}
+
+#[tokio::test]
 async fn a_detach_that_fails_is_repeated_and_one_that_succeeded_is_not() {
     let daemon = scripted(2, "1.0.0").await;
     let place = daemon.cni();

@@ -125,6 +125,25 @@ async fn plugins_of_1_1_say_themselves_whether_they_are_ready() {
 }
 
 #[tokio::test]
+async fn namespaces_are_pinned_where_the_operator_says() {
+    let mut daemon = scripted(10, "1.0.0").await;
+    let pins = daemon.scratch().dir().join("netns/coracle");
+    let text = std::fs::read_to_string(daemon.config_path()).unwrap();
+    let set = format!("[network]\nnetns_dir = {pins:?}");
+    std::fs::write(daemon.config_path(), text.replace("[network]", &set)).unwrap();
+    daemon.restart().await.unwrap();
+    let pod = Pod::run(&daemon, "pinned").await;
+    let pin = pins.join(&pod.id).display().to_string();
+    let calls = daemon.cni().calls();
+    assert!(calls.iter().all(|call| call.ends_with(&pin)), "{calls:?}");
+    assert!(daemon.scratch().mounts().contains(&pin));
+    daemon.restart().await.unwrap();
+    end(&pod).await;
+    assert!(std::fs::read_dir(&pins).unwrap().next().is_none());
+    daemon.finish().await.unwrap();
+}
+
+#[tokio::test]
 async fn pods_are_let_go_by_whoever_connected_them_after_a_switch() {
     let mut daemon = scripted(10, "1.0.0").await;
     let place = daemon.cni();
