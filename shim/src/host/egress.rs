@@ -9,10 +9,11 @@ use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
 
 use coracle_runtime::network::egress::{self, Denied, Egress};
+use coracle_runtime::spec::WasmNetwork;
 
 use super::pod::network_error;
 use super::{Host, linux};
-use crate::lifecycle::{Error, Kind, NamespaceMode, PodRecord, PodWish};
+use crate::lifecycle::{Error, Handler, Kind, NamespaceMode, PodRecord, PodWish};
 
 /// What a pod may reach, the node's own addresses as they are now, at which the usual ports and `denied` ones are never
 /// opened. Blocks. Errors: the kernel does not tell its addresses.
@@ -58,6 +59,15 @@ pub(super) fn check_linux(wish: &PodWish) -> Result<(), Error> {
 }
 
 impl Host {
+    /// What a guest may do with its network: as the pod may, but `coracle-strict` makes no socket at all for a pod
+    /// without the annotation.
+    pub(super) fn wasm_network(&self, pod: &PodWish) -> Result<WasmNetwork, Error> {
+        Ok(match (&pod.egress, pod.handler) {
+            (None, Handler::Strict) => WasmNetwork::Off,
+            (_, _) => WasmNetwork::On(reach(pod, &self.config.denied_node_ports)?),
+        })
+    }
+
     /// Installs the rules in the pod's network namespace. Blocks.
     pub(super) fn hold(&self, record: &PodRecord, netns: BorrowedFd<'_>) -> Result<(), Error> {
         let reach = reach(&record.wish, &self.config.denied_node_ports)?;

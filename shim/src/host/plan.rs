@@ -20,8 +20,7 @@ use super::{
     Host, blocking, image_volumes, io_error, limits, linux, mounts, pass, runtime_error, user,
 };
 use crate::lifecycle::{
-    ContainerWish, Error, Handler, Kind, Payload, PidWish, Plan, PodRecord, PodWish, ProfileWish,
-    WasmPlan,
+    ContainerWish, Error, Handler, Kind, Payload, PidWish, Plan, PodRecord, ProfileWish, WasmPlan,
 };
 
 pub(super) struct Module {
@@ -126,15 +125,6 @@ impl Host {
             toolbox: draft.pod.wish.handler != Handler::Strict,
         };
         Ok(WasmPayload { args, plan })
-    }
-
-    /// What a guest may do with its network: as the pod may, but `coracle-strict` makes no socket at all for a pod
-    /// without the annotation.
-    fn wasm_network(&self, pod: &PodWish) -> Result<WasmNetwork, Error> {
-        Ok(match (&pod.egress, pod.handler) {
-            (None, Handler::Strict) => WasmNetwork::Off,
-            (_, _) => WasmNetwork::On(egress::reach(pod, &self.config.denied_node_ports)?),
-        })
     }
 
     fn image(&self, name: &str) -> Result<Arc<Image>, Error> {
