@@ -45,7 +45,7 @@ fn with_ports(daemon: &Daemon, name: &str, ports: Vec<cri::PortMapping>) -> cri:
 
 /// The first of twenty ports of the node that no other test of this machine uses now.
 fn free_ports(daemon: &Daemon) -> i32 {
-    20_000 + i32::try_from(outside::number(daemon)).unwrap() * 20
+    20_000 + i32::from(outside::number(daemon)) * 20
 }
 
 /// The addresses of a pod, first and additional ones.
