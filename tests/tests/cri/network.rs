@@ -17,9 +17,8 @@ use crate::site::Pod;
 async fn web(daemon: &Daemon, config: cri::PodSandboxConfig) -> Pod {
     let name = config.metadata.as_ref().unwrap().name.clone();
     let pod = Pod::run_config(daemon, config).await;
-    let script = format!(
-        "echo {name} > /tmp/index.html; httpd -p 80 -h /tmp; echo ready; exec sleep 1000"
-    );
+    let script =
+        format!("echo {name} > /tmp/index.html; httpd -p 80 -h /tmp; echo ready; exec sleep 1000");
     pod.start(&sh("web", &script)).await;
     pod.wait_log(daemon, "web", "ready").await;
     pod
