@@ -54,6 +54,17 @@ static int serve(const char *ip, int port) {
     }
 }
 
+// Takes connections and says nothing.
+static int hold(int port) {
+    int socket = listen_at("0.0.0.0", port);
+    if (socket < 0) return 1;
+    for (;;) {
+        struct stream s;
+        int error = tcp_accept(socket, &s);
+        if (error) return failed("accept", "0.0.0.0", error);
+    }
+}
+
 // Sends back what it is sent, one connection at a time.
 static int echo(const char *ip, int port) {
     int socket = listen_at(ip, port);
@@ -134,6 +145,7 @@ int main(int argc, char **argv) {
     setvbuf(stdout, NULL, _IOLBF, 0);
     if (!strcmp(verb, "tcp-connect")) return connect_to(object, atoi(third), argc > 4 ? argv[4] : NULL);
     if (!strcmp(verb, "tcp-serve")) return serve(argc > 3 ? third : "0.0.0.0", atoi(object));
+    if (!strcmp(verb, "tcp-hold")) return hold(atoi(object));
     if (!strcmp(verb, "tcp-echo")) return echo(argc > 3 ? third : "0.0.0.0", atoi(object));
     if (!strcmp(verb, "udp-echo")) return udp_echo(atoi(object));
     if (!strcmp(verb, "udp-ask")) return udp_ask(object, atoi(third), argc > 4 ? argv[4] : "");

@@ -67,6 +67,47 @@ async fn a_components_exit_and_its_stop_are_told_like_a_modules() {
 }
 
 #[tokio::test]
+async fn a_component_knows_whether_it_has_a_terminal() {
+    let daemon = daemon().await;
+    let pod = Pod::run(&daemon, "terminals").await;
+    let pushed = Image::artifact(&guests::net().unwrap())
+        .push(images().registry.host(), "terminals", "v1")
+        .unwrap();
+    pod.cri.pull(&pushed.reference).await.unwrap();
+    let mut config = container("with", &pushed.reference, &["isatty"]);
+    config.tty = true;
+    let (_, said) = pod.finish(&daemon, &config).await;
+    assert_eq!(
+        said.replace('\r', ""),
+        "0 terminal\n1 terminal\n2 terminal\n"
+    );
+    config = container("without", &pushed.reference, &["isatty"]);
+    config.stdin = true;
+    let (_, said) = pod.finish(&daemon, &config).await;
+    assert_eq!(said, "0 other\n1 other\n2 other\n");
+    daemon.finish().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_component_that_waits_for_input_is_stopped_at_once() {
+    let daemon = daemon().await;
+    let pod = Pod::run(&daemon, "waiting").await;
+    let pushed = Image::artifact(&guests::net().unwrap())
+        .push(images().registry.host(), "waiting", "v1")
+        .unwrap();
+    pod.cri.pull(&pushed.reference).await.unwrap();
+    let mut config = container("cat", &pushed.reference, &["cat"]);
+    config.stdin = true;
+    let id = pod.start(&config).await;
+    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    let begun = std::time::Instant::now();
+    pod.cri.stop(&id, 10).await.unwrap();
+    assert!(begun.elapsed() < std::time::Duration::from_secs(2));
+    assert_eq!(pod.cri.status(&id).await.unwrap().exit_code, 143);
+    daemon.finish().await.unwrap();
+}
+
+#[tokio::test]
 async fn a_trap_exits_134_and_tells_where() {
     let daemon = daemon().await;
     let pod = Pod::run(&daemon, "trap").await;
