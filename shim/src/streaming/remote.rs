@@ -79,6 +79,8 @@ pub struct Opened {
     pub error: Arc<Outflow>,
     /// How it wants that said.
     pub form: Form,
+    /// The streams on which only it sends, to be told when nobody listens any more.
+    pub inputs: Vec<Arc<Outflow>>,
 }
 
 /// Serves a SPDY client to its end. `version` is the protocol's, 1 to 4.
@@ -100,9 +102,12 @@ pub async fn serve_spdy(
         tracing::debug!("a streaming client did not open its streams");
         return;
     };
+    let inputs = ["stdin", "resize"]
+        .into_iter()
+        .filter_map(|name| streams.get(name));
+    let inputs = inputs.map(|stream| Arc::clone(&stream.outflow)).collect();
     let mut take = |name: &str| streams.remove(name);
-    let error = take("error");
-    let Some(error) = error else {
+    let Some(error) = take("error") else {
         return;
     };
     let opened = Opened {
@@ -113,6 +118,7 @@ pub async fn serve_spdy(
         stderr: take("stderr").map(|stream| stream.outflow),
         error: error.outflow,
         form: if version >= 4 { Form::Json } else { Form::Text },
+        inputs,
     };
     run(opened, program, backend).await;
 }
@@ -168,6 +174,7 @@ pub async fn run(opened: Opened, program: Program, backend: Arc<dyn Backend>) {
         stderr,
         error,
         form,
+        inputs,
     } = opened;
     let (newest, size) = watch::channel(None);
     let writer = |flow: &Option<Arc<Outflow>>| {
@@ -195,6 +202,7 @@ pub async fn run(opened: Opened, program: Program, backend: Arc<dyn Backend>) {
         () = resizing => return,
     };
     tracing::debug!(?verdict, "a streaming session ended");
+    inputs.iter().for_each(|flow| flow.reset());
     let text = form.render(&verdict);
     let mut error = Sender(error);
     // Fails only if the client is gone, which `finish` finds out.

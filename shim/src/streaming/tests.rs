@@ -139,19 +139,22 @@ async fn input_comes_back_then_the_status_then_the_ends() {
             &b"echo"[..]
         )
     );
-    let (mut status, mut ended) = (Vec::new(), Vec::new());
-    while ended.len() < 2 {
+    let (mut status, mut ended, mut reset) = (Vec::new(), Vec::new(), Vec::new());
+    while ended.len() + reset.len() < 3 {
         let (head, payload) = next(&mut client).await;
-        let Head::Data { stream, fin, .. } = head else {
-            panic!("{head:?}");
-        };
-        if stream == 1 {
-            status.extend(payload);
-        }
-        if fin {
-            ended.push(stream);
+        match head {
+            Head::Data { stream, fin, .. } => {
+                assert!(
+                    stream == 1 || payload.is_empty(),
+                    "more than was sent came back"
+                );
+                status.extend(payload);
+                ended.extend(fin.then_some(stream));
+            }
+            _ => reset.push(frame::stream_id(&payload)),
         }
     }
+    assert_eq!(reset, [3], "nobody listens to input any more");
     ended.sort_unstable();
     assert_eq!(ended, [1, 5]);
     assert!(

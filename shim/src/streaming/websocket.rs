@@ -120,6 +120,7 @@ pub async fn serve_remote(
         stderr,
         error,
         form,
+        inputs: Vec::new(),
     };
     remote::run(opened, program, backend).await;
 }
