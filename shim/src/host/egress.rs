@@ -45,17 +45,28 @@ pub(super) fn check(record: &PodRecord) -> Result<(), Error> {
     Err(Error::new(Kind::Invalid, text))
 }
 
-/// Refuses a Linux container in a pod that lists hosts by name: only WebAssembly is held to names.
-pub(super) fn check_linux(wish: &PodWish) -> Result<(), Error> {
-    let names = wish.egress.is_some() && wish.reach().has_names();
-    if !names {
+/// Refuses a Linux container that its pod's list would not hold: only WebAssembly is held to names, and whoever may
+/// send raw packets or change the rules is held to nothing. `bounding` are the capabilities it may ever have.
+pub(super) fn check_linux(wish: &PodWish, bounding: u64) -> Result<(), Error> {
+    /// Source: linux/capability.h.
+    const UNHELD: [(&str, u32); 2] = [("NET_ADMIN", 12), ("NET_RAW", 13)];
+    if wish.egress.is_none() {
         return Ok(());
     }
-    let text = format!(
-        "sandbox {} lists hosts by name, and a Linux container is held to addresses only; list those, or run WebAssembly",
-        wish.name
-    );
-    Err(Error::new(Kind::Invalid, text))
+    let refused = |why: String| {
+        let text = format!("sandbox {} lists what it may reach, {why}", wish.name);
+        Err(Error::new(Kind::Invalid, text))
+    };
+    if wish.reach().has_names() {
+        let why = "some of it by name, and a Linux container is held to addresses only; list those";
+        return refused(why.into());
+    }
+    match UNHELD.iter().find(|(_, bit)| bounding & (1 << bit) != 0) {
+        Some((name, _)) => refused(format!(
+            "and a container with the capability {name} is not held to that; drop it"
+        )),
+        None => Ok(()),
+    }
 }
 
 impl Host {

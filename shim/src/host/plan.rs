@@ -229,7 +229,6 @@ impl Draft {
                 pod.wish.handler.as_str()
             )));
         }
-        egress::check_linux(&pod.wish)?;
         let subject = linux::Subject {
             pod,
             id: &self.id,
@@ -246,6 +245,7 @@ impl Draft {
         user.identity.groups = user::distinct(user.identity.groups);
         linux::has_ids(pod, &user.identity)?;
         let plan = linux::plan(&subject, &additions, &mut mounts)?;
+        egress::check_linux(&pod.wish, plan.jail.capabilities.bounding)?;
         let usual = linux::usual_environment(&subject, &user.home);
         let usual: Vec<_> = usual
             .iter()

@@ -10,7 +10,7 @@ mod ports;
 use coracle_proto::runtime::v1 as cri;
 use coracle_tests::daemon::Daemon;
 
-use crate::linux::shell::sh;
+use crate::linux::shell::{self, sh};
 use crate::site::Pod;
 
 /// Runs a web server in a new pod of this configuration; it answers with the pod's name.
@@ -19,9 +19,19 @@ async fn web(daemon: &Daemon, config: cri::PodSandboxConfig) -> Pod {
     let pod = Pod::run_config(daemon, config).await;
     let script =
         format!("echo {name} > /tmp/index.html; httpd -p 80 -h /tmp; echo ready; exec sleep 1000");
-    pod.start(&sh("web", &script)).await;
+    pod.start(&held("web", &script)).await;
     pod.wait_log(daemon, "web", "ready").await;
     pod
+}
+
+/// A container that runs a script without raw sockets: the only kind in a pod that lists what it may reach.
+fn held(name: &str, script: &str) -> cri::ContainerConfig {
+    let mut config = sh(name, script);
+    shell::security(&mut config).capabilities = Some(cri::Capability {
+        drop_capabilities: vec!["NET_RAW".into()],
+        ..Default::default()
+    });
+    config
 }
 
 /// A mapping of a port of the node to the pod's port 80.

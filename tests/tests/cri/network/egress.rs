@@ -4,8 +4,8 @@ use coracle_tests::daemon::{Daemon, Options};
 use tonic::Code;
 
 use super::outside::{Outside, fetch};
-use super::{addresses, cri, free_ports, mapping, web};
-use crate::linux::shell::{daemon, daemon_with, on_peer, pod_security, run_sh, sh};
+use super::{addresses, cri, free_ports, held, mapping, web};
+use crate::linux::shell::{daemon, daemon_with, fresh, on_peer, pod_security, run, sh};
 use crate::site::{Pod, refused};
 
 const METADATA: &str = "169.254.169.254";
@@ -24,7 +24,8 @@ async fn reaches(daemon: &Daemon, pod: &Pod, targets: &[String], expected: &str)
         .iter()
         .map(|target| format!("wget -q -O - http://{target}/ 2>/dev/null || echo no"))
         .collect();
-    let said = run_sh(daemon, pod, &tries.join("; ")).await.ok();
+    let config = held(&fresh("c"), &tries.join("; "));
+    let said = run(daemon, pod, &config).await.ok();
     let lines: Vec<&str> = said.lines().collect();
     assert_eq!(lines, vec![expected; targets.len()], "{targets:?}");
 }
@@ -102,8 +103,10 @@ async fn the_nodes_own_ports_stay_shut_whatever_is_listed() {
     let open = Pod::run(&daemon, "open").await;
     for port in [6443, 9443] {
         let ask = format!("nc -w 2 {} {port} </dev/null || echo shut", world.node());
-        run_sh(&daemon, &open, &ask).await.says(&["open"]);
-        run_sh(&daemon, &pod, &ask).await.says(&["shut"]);
+        for (pod, expected) in [(&open, "open"), (&pod, "shut")] {
+            let asker = held(&fresh("c"), &ask);
+            run(&daemon, pod, &asker).await.says(&[expected]);
+        }
     }
     daemon.finish().await.unwrap();
 }
@@ -124,11 +127,17 @@ async fn lists_that_nothing_could_hold_are_refused() {
         &["the node's network"],
     );
     let named = Pod::run_config(&daemon, listing(&daemon, "named", "api.example.com")).await;
-    let words = ["lists hosts by name", "Linux"];
     refused(
-        named.create(&sh("c", "true")).await,
+        named.create(&held("c", "true")).await,
         Code::InvalidArgument,
-        &words,
+        &["by name", "Linux"],
     );
+    let listed = Pod::run_config(&daemon, listing(&daemon, "listed", "203.0.113.1")).await;
+    refused(
+        listed.create(&sh("raw", "true")).await,
+        Code::InvalidArgument,
+        &["NET_RAW", "drop"],
+    );
+    listed.create(&held("held", "true")).await.unwrap();
     daemon.finish().await.unwrap();
 }
