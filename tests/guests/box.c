@@ -28,11 +28,14 @@ static int echo(int argc, char **argv) {
     return 0;
 }
 
+// What there is, as soon as it is there.
 static int copy(FILE *from) {
     char buffer[4096];
-    size_t n;
-    while ((n = fread(buffer, 1, sizeof buffer, from)) > 0) fwrite(buffer, 1, n, out), fflush(out);
-    return ferror(from) != 0;
+    long n;
+    int memory = fileno(from) < 0;
+    while ((n = memory ? (long)fread(buffer, 1, sizeof buffer, from) : read(fileno(from), buffer, sizeof buffer)) > 0)
+        fwrite(buffer, 1, n, out), fflush(out);
+    return n < 0 || ferror(from);
 }
 
 static int cat(int argc, char **argv) {
@@ -185,8 +188,10 @@ static int serve(int argc, char **argv) {
         struct stream connection;
         char *bytes;
         if (tcp_accept(socket, &connection)) continue;
-        long got = stream_read(connection.in, &bytes);
-        if (got > 0) free(bytes), stream_write(connection.out, page, sizeof page - 1);
+        unsigned char out[4];
+        if (stream_read(connection.in, &bytes) > 0) free(bytes), stream_write(connection.out, page, sizeof page - 1);
+        tcp_shutdown(connection.socket, 1, out);
+        while (stream_read(connection.in, &bytes) > 0) free(bytes);
         stream_close(&connection);
     }
 }
@@ -213,7 +218,12 @@ static int run(int argc, char **argv) {
 
 #include "boxsh.h"
 
+// Called here, or the linker would have every export call it, cabi_realloc too, inside of which nothing of the host's
+// may be called, and libc's constructors ask for directories and the environment.
+void __wasm_call_ctors(void);
+
 int main(int argc, char **argv) {
+    __wasm_call_ctors();
     in = stdin, out = stdout, err = stderr;
     setvbuf(stderr, NULL, _IONBF, 0);
     const char *slash = argc ? strrchr(argv[0], '/') : NULL;

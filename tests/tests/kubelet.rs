@@ -18,3 +18,5 @@ mod node;
 mod numbers;
 #[path = "kubelet/pods.rs"]
 mod pods;
+#[path = "kubelet/streams.rs"]
+mod streams;

@@ -138,7 +138,7 @@ fn recipes(programs: &Programs) -> Vec<Recipe> {
         recipe(format!("e2e-test-images/{name}"), &[tag], program, run)
     };
     let mut all = vec![
-        e2e("busybox", "1.29-2", None, json!({"Cmd": ["sh"]})),
+        e2e("busybox", "1.29-2", None, json!({"Cmd": ["/bin/sh"]})),
         e2e("nginx", "1.14-2", nginx, nginx_run),
         e2e("httpd", "2.4.39-4", httpd, httpd_run),
         e2e(
@@ -167,7 +167,7 @@ fn recipes(programs: &Programs) -> Vec<Recipe> {
 /// The images of cri-tools' own registry that differ only in tags and users.
 fn plain_images() -> Vec<Recipe> {
     let plain = |name: &str, tags: &[&'static str], user: &str| {
-        let run = json!({"Cmd": ["sh"], "User": user, "Labels": {"name": name, "tag": tags[0]}});
+        let run = json!({"Cmd": ["/bin/sh"], "User": user, "Labels": {"name": name, "tag": tags[0]}});
         recipe(staging(name), tags, None, run)
     };
     vec![

@@ -6,7 +6,7 @@ use coracle_tests::daemon::Daemon;
 use coracle_tests::kubelet::Node;
 use coracle_tests::push::{Image, Packing, file};
 use coracle_tests::registry::Registry;
-use coracle_tests::{guests, linux};
+use coracle_tests::{component, guests, linux};
 use serde_json::{Value, json};
 
 /// The registry of this test process and what is in it.
@@ -17,6 +17,8 @@ pub struct Images {
     pub shell: String,
     /// The multi-verb p1 module.
     pub wasm: String,
+    /// The component of many commands, in `/bin` under the names of some.
+    pub component: String,
     /// A file and a directory, to be mounted.
     pub content: String,
 }
@@ -29,11 +31,16 @@ pub fn images() -> &'static Images {
         let tool = guests::tool().unwrap();
         let files = [file("tool.wasm", 0o755, &tool)];
         let wasm = Image::wasi(&files, Packing::Gzip, &["/tool.wasm"]).unwrap();
+        let many = component::from_c("box.c").unwrap();
+        let names = ["bin/sh", "bin/cat", "bin/httpd", "bin/echo"];
+        let files = names.map(|name| file(name, 0o755, &many));
+        let component = Image::wasi(&files, Packing::Gzip, &["/bin/sh"]).unwrap();
         let push =
             |image: Image, name: &str| image.push(registry.host(), name, "v1").unwrap().reference;
         Images {
             shell: push(linux::base().unwrap(), "shell"),
             wasm: push(wasm, "wasm"),
+            component: push(component, "component"),
             content: push(linux::content().unwrap(), "content"),
             _registry: registry,
         }
@@ -65,6 +72,13 @@ pub fn script(name: &str, text: &str) -> Value {
 /// A Wasm container with these arguments.
 pub fn wasm(name: &str, arguments: &[&str]) -> Value {
     json!({"name": name, "image": images().wasm, "imagePullPolicy": "IfNotPresent", "args": arguments})
+}
+
+/// A container of the component of many commands.
+pub fn boxed(name: &str, command: &[&str]) -> Value {
+    json!({
+        "name": name, "image": images().component, "imagePullPolicy": "IfNotPresent", "command": command,
+    })
 }
 
 /// How the kubelet sees a pod's container: an entry of `containerStatuses`; null when there is none.
