@@ -25,10 +25,12 @@ use tokio::sync::mpsc::UnboundedReceiver;
 pub(super) use self::joining::network_error;
 use self::joining::{cni_error, network_wish};
 use super::{Host, blocking, egress, io_error, make_private, pass, remove_tree, runtime_error};
-use crate::lifecycle::{Error, IdMapping, Kind, NamespaceMode, PodRecord};
+use crate::lifecycle::{Error, IdMapping, Kind, NamespaceMode, PodRecord, PodWish};
 
 /// How long a keeper may take to greet.
 pub const GREETING_PATIENCE: Duration = Duration::from_secs(5);
+/// The first port for which no privilege is needed, below `/proc/sys`.
+const FIRST_FREE_PORT: &str = "net/ipv4/ip_unprivileged_port_start";
 /// How long a keeper may take to leave by itself, and again after it was killed.
 const LEAVE_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -142,7 +144,7 @@ impl Host {
                 groups: block(userns.gid),
             }),
             ipv6_off: self.config.ipv6_off,
-            sysctls: wish.sysctls.clone().into_iter().collect(),
+            sysctls: sysctls(wish, own_net),
         }
     }
 
@@ -351,6 +353,18 @@ impl Host {
             record.id
         )
     }
+}
+
+/// What the pod asked for. In a network of its own every user may listen at every port, unless the pod says otherwise:
+/// there is no other user whose ports need protection, and a guest without capabilities could serve no HTTP.
+fn sysctls(wish: &PodWish, own_net: bool) -> Vec<(String, String)> {
+    let mut values = wish.sysctls.clone();
+    if own_net {
+        values
+            .entry(FIRST_FREE_PORT.to_owned())
+            .or_insert_with(|| "0".to_owned());
+    }
+    values.into_iter().collect()
 }
 
 fn block(ids: IdMapping) -> (u32, u32, u32) {

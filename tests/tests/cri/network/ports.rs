@@ -8,8 +8,8 @@ use coracle_tests::push::{Image, Packing, file};
 use tonic::Code;
 
 use super::outside::{Outside, fetch};
-use super::{addresses, cri, free_ports, mapping, web, with_ports};
-use crate::linux::shell::{daemon, on_peer, run_sh};
+use super::{addresses, cri, free_ports, held, mapping, web, with_ports};
+use crate::linux::shell::{daemon, fresh, on_peer, run, run_sh, security};
 use crate::site::{Pod, eventually, images, refused};
 
 fn some(text: &str) -> Option<String> {
@@ -146,5 +146,32 @@ async fn a_component_serves_udp_at_a_host_port() {
                 .is_ok_and(|length| &answer[..length] == b"ahoy")
     })
     .await;
+    daemon.finish().await.unwrap();
+}
+
+#[tokio::test]
+async fn every_user_listens_at_every_port_of_a_pod_unless_the_pod_says_otherwise() {
+    if on_peer() {
+        return; // containerd does so since 2.0.
+    }
+    let daemon = daemon().await;
+    let name = "net.ipv4.ip_unprivileged_port_start".to_owned();
+    for (pod_name, sysctl, expected) in [("free", None, "80\n"), ("usual", Some("1024"), "no\n")] {
+        let mut config = daemon.pod(pod_name);
+        if let Some(value) = sysctl {
+            let sysctls = &mut config.linux.as_mut().unwrap().sysctls;
+            sysctls.insert(name.clone(), value.to_owned());
+        }
+        let pod = Pod::run_config(&daemon, config).await;
+        let script =
+            "nc -l -p 80 & sleep 0.3; grep -q ':0050 ' /proc/net/tcp* && echo 80 || echo no";
+        let mut config = held(&fresh("c"), script);
+        security(&mut config).run_as_user = Some(cri::Int64Value { value: 1000 });
+        assert_eq!(
+            run(&daemon, &pod, &config).await.ok(),
+            expected,
+            "{pod_name}"
+        );
+    }
     daemon.finish().await.unwrap();
 }
