@@ -30,7 +30,7 @@ GUEST_PACKAGES = $(TEST_PACKAGES) qemu-system-x86 busybox-static cpio xz-utils z
     $(shell apt-cache show virtiofsd >/dev/null 2>&1 && echo virtiofsd)
 BENCH_PACKAGES := $(TEST_PACKAGES)
 # busybox is built from source; ipcmk and ipcrm belong to util-linux; the peer's host ports need iptables.
-CONFORMANCE_PACKAGES := $(DEMO_PACKAGES) python3-venv dpkg-dev xz-utils bzip2 util-linux \
+CONFORMANCE_PACKAGES := $(DEMO_PACKAGES) clang lld wasi-libc libclang-rt-14-dev-wasm32 python3-venv dpkg-dev xz-utils bzip2 util-linux \
     $(if $(PEER),containerd runc containernetworking-plugins iptables) $(if $(LSM),$(GUEST_PACKAGES))
 
 .PHONY: help
@@ -83,16 +83,17 @@ bench: ## build, then compare with containerd + runc (as root; BENCH_JSON=FILE a
 	$(CARGO) build --release --workspace --bins
 	$(RELEASE)/bench
 
-# See docs/conformance.md. With LSM=apparmor the first run builds critest and skips what only the guest can run.
-CONFORMANCE := $(if $(FOCUS),--focus '$(FOCUS)') $(if $(SKIP),--skip '$(SKIP)') $(if $(WEBSOCKET),--websocket) \
+# See docs/conformance.md. Without SPDY or WEBSOCKET critest runs by both. With LSM=apparmor the first run builds
+# critest and skips what only the guest can run.
+CONFORMANCE := $(if $(FOCUS),--focus '$(FOCUS)') $(if $(SKIP),--skip '$(SKIP)') $(if $(SPDY),--spdy) $(if $(WEBSOCKET),--websocket) \
     $(if $(PEER),--peer $(PEER)) $(if $(HANDLER),--handler $(HANDLER))
 .PHONY: conformance
-conformance: ## build, then run critest (as root; FOCUS=REGEX SKIP=REGEX WEBSOCKET=1 PEER=containerd HANDLER=NAME LSM=)
+conformance: ## build, then run critest (as root; FOCUS=REGEX SKIP=REGEX SPDY=1 WEBSOCKET=1 PEER= HANDLER= LSM=)
 	@.ci/packages $(CONFORMANCE_PACKAGES)
 	$(CARGO) build --release --workspace --bins
-	$(RELEASE)/conformance $(if $(LSM),--focus AppArmor,$(CONFORMANCE))
+	$(RELEASE)/conformance $(if $(LSM),--focus AppArmor --spdy,$(CONFORMANCE))
 	$(if $(LSM),GUEST_FILES='release/coracle tools/busybox tools/critest tools/critest.version' \
-	    GUEST_COMMAND='bash /run/guest/critest.sh --focus AppArmor' GUEST_TESTS=release/conformance $(GUEST))
+	    GUEST_COMMAND='bash /run/guest/critest.sh --focus AppArmor --spdy' GUEST_TESTS=release/conformance $(GUEST))
 
 # A kubelet and a kubectl of the pinned release are built from their modules the first time: some ten minutes.
 .PHONY: kubelet

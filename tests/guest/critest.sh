@@ -10,6 +10,6 @@ chmod 0755 /run/guest/bin/sudo
 export PATH=/run/guest/bin:$PATH
 "$CARGO_TARGET_DIR/release/conformance" "$@" || {
     status=$?
-    tail -n 100 "$out/critest.log" "$out/daemon.log"
+    tail -n 100 "$out"/critest-*.log "$out/daemon.log"
     exit "$status"
 }

@@ -136,3 +136,30 @@ async fn a_killed_daemon_costs_no_pod_and_the_kubelet_goes_on() {
     assert!(ticks.lines().count() > 15, "{ticks}");
     node.finish().await.unwrap();
 }
+
+#[tokio::test]
+#[ignore = "needs a kubelet: make kubelet"]
+async fn a_kubelet_that_listens_to_events_sees_the_same_lives() {
+    let node = node(json!({"featureGates": {"EventedPLEG": true}})).await;
+    node.put(&pod("sleeps", &[wasm("sleeper", &["sleep", "1000"])]))
+        .unwrap();
+    let once = "[ -e /marks/ran ] && exec sleep 1000; touch /marks/ran; exit 3";
+    let mut fails = script("fails", once);
+    fails["volumeMounts"] = json!([{"name": "marks", "mountPath": "/marks"}]);
+    let mut pod = pod("fails", &[fails]);
+    pod["spec"]["volumes"] = json!([{"name": "marks", "emptyDir": {}}]);
+    node.put(&pod).unwrap();
+    node.ready("sleeps").await.unwrap();
+    node.wait("fails", "restarted", |pod| restarts(pod, "fails") == 1)
+        .await
+        .unwrap();
+    let seen = node.ready("fails").await.unwrap();
+    let last = &status(&seen, "fails")["lastState"]["terminated"];
+    assert_eq!(last["exitCode"], 3, "{last}");
+    assert!(
+        !node.log().contains("Evented PLEG: failed"),
+        "{}",
+        node.log()
+    );
+    node.finish().await.unwrap();
+}
