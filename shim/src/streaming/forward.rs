@@ -28,8 +28,9 @@ use super::{Backend, ForwardWish};
 
 /// How long a stream waits for the other one of its pair.
 const PAIRING: Duration = Duration::from_secs(30);
-/// How long a client may stay silent once the pod has said all: old clients never end their side.
-const QUIET: Duration = Duration::from_secs(10);
+/// How long a client may stay silent once the pod has said all. Old clients never end their side, and an open socket keeps
+/// the namespace of a pod that is gone.
+const QUIET: Duration = Duration::from_secs(1);
 
 /// One connection to be made.
 pub struct Pair {

@@ -34,10 +34,12 @@ impl Backend for Arc<Pipes> {
             let (Some(mut stdin), Some(mut stdout)) = (streams.stdin, streams.stdout) else {
                 return Err(Error::new(ErrorKind::Invalid, "streams are missing"));
             };
-            while pipes.flood {
-                let written = stdout.write(&[0; 4096]).await;
-                let written = written.map_err(|e| Error::because(ErrorKind::Io, "write", e))?;
-                pipes.taken.fetch_add(written, Ordering::AcqRel);
+            if pipes.flood {
+                loop {
+                    let written = stdout.write(&[0; 4096]).await;
+                    let written = written.map_err(|e| Error::because(ErrorKind::Io, "write", e))?;
+                    pipes.taken.fetch_add(written, Ordering::AcqRel);
+                }
             }
             let copied = tokio::io::copy(&mut stdin, &mut stdout).await;
             copied.map_err(|e| Error::because(ErrorKind::Io, "copy", e))?;

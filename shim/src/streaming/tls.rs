@@ -114,3 +114,99 @@ impl Tls {
         loaded.acceptor.clone()
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use std::path::Path;
+    use std::process::Command;
+
+    use rustls::{ClientConfig, RootCertStore};
+    use tokio::net::TcpListener;
+    use tokio_rustls::TlsConnector;
+
+    use super::*;
+
+    /// A fresh key and a certificate for 127.0.0.1, made by openssl(1).
+    fn renew(identity: &Identity) {
+        let made = Command::new("openssl")
+            .args([
+                "req",
+                "-x509",
+                "-newkey",
+                "ec",
+                "-pkeyopt",
+                "ec_paramgen_curve:prime256v1",
+            ])
+            .args(["-nodes", "-days", "2", "-subj", "/CN=test"])
+            .args([
+                "-addext",
+                "subjectAltName=IP:127.0.0.1",
+                "-addext",
+                "basicConstraints=critical,CA:false",
+            ])
+            .arg("-keyout")
+            .arg(&identity.key)
+            .arg("-out")
+            .arg(&identity.certificate)
+            .output()
+            .unwrap();
+        assert!(
+            made.status.success(),
+            "{}",
+            String::from_utf8_lossy(&made.stderr)
+        );
+    }
+
+    /// Whether a client that trusts `certificate` alone gets through.
+    async fn shakes(tls: &Tls, certificate: &Path) -> bool {
+        let mut roots = RootCertStore::empty();
+        roots
+            .add(CertificateDer::from_pem_file(certificate).unwrap())
+            .unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap())
+            .await
+            .unwrap();
+        let (server, _) = listener.accept().await.unwrap();
+        let connector = TlsConnector::from(Arc::new(config));
+        let name = "127.0.0.1".try_into().unwrap();
+        let (client, server) = tokio::join!(connector.connect(name, client), tls.accept(server));
+        client.is_ok() && server.is_ok()
+    }
+
+    #[tokio::test]
+    async fn a_changed_certificate_is_used_and_a_broken_one_is_not() {
+        let dir = std::env::temp_dir().join(format!("coracle-tls-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let identity = Identity {
+            certificate: dir.join("cert.pem"),
+            key: dir.join("key.pem"),
+        };
+        let missing = Tls::open(identity.clone()).err().unwrap().to_string();
+        assert!(
+            missing.contains("cert.pem") && missing.contains("key.pem"),
+            "{missing}"
+        );
+        renew(&identity);
+        let tls = Tls::open(identity.clone()).unwrap();
+        let first = dir.join("first.pem");
+        std::fs::copy(&identity.certificate, &first).unwrap();
+        assert!(shakes(&tls, &first).await);
+        let settle = || std::thread::sleep(LOOK + Duration::from_millis(50));
+        settle();
+        std::fs::write(&identity.key, "no key").unwrap();
+        assert!(shakes(&tls, &first).await, "the pair it has stays");
+        renew(&identity);
+        settle();
+        assert!(shakes(&tls, &identity.certificate).await);
+        assert!(!shakes(&tls, &first).await, "the old one is gone");
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+}
