@@ -167,7 +167,8 @@ fn recipes(programs: &Programs) -> Vec<Recipe> {
 /// The images of cri-tools' own registry that differ only in tags and users.
 fn plain_images() -> Vec<Recipe> {
     let plain = |name: &str, tags: &[&'static str], user: &str| {
-        let run = json!({"Cmd": ["/bin/sh"], "User": user, "Labels": {"name": name, "tag": tags[0]}});
+        let run =
+            json!({"Cmd": ["/bin/sh"], "User": user, "Labels": {"name": name, "tag": tags[0]}});
         recipe(staging(name), tags, None, run)
     };
     vec![
