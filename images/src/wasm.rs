@@ -61,16 +61,31 @@ pub(crate) fn absolute(working_dir: &str, argv0: &str) -> String {
     }
 }
 
-/// The file the image would start, if it is there. A bare name is looked for in the working directory first,
-/// then in the root.
+/// The file the image would start, if it is there. A bare name is looked for in the working directory first, then in the
+/// root, then in the directories of the image's `PATH`.
 fn entrypoint(merged: &Merged<'_>, run: &RunConfig) -> Result<Option<ImageFile>, Error> {
     let Some(argv0) = run.argv0() else {
         return Ok(None);
     };
-    match merged.find_file(&absolute(&run.working_dir, argv0))? {
-        None if !argv0.starts_with('/') => merged.find_file(argv0),
-        found => Ok(found),
+    let mut places = vec![absolute(&run.working_dir, argv0)];
+    if !argv0.starts_with('/') {
+        places.push(argv0.to_owned());
     }
+    if !argv0.contains('/') {
+        let path = run.env.iter().find_map(|pair| pair.strip_prefix("PATH="));
+        let directories = path.unwrap_or_default().split(':');
+        places.extend(
+            directories
+                .filter(|d| !d.is_empty())
+                .map(|d| format!("{d}/{argv0}")),
+        );
+    }
+    for place in places {
+        if let Some(found) = merged.find_file(&place)? {
+            return Ok(Some(found));
+        }
+    }
+    Ok(None)
 }
 
 /// The module of an image whose platform says WebAssembly.

@@ -218,6 +218,10 @@ pub struct WasmSpec {
     /// What it may do with the pod's network.
     #[serde(default)]
     pub network: WasmNetwork,
+    /// Text of resolv.conf(5) by which names are looked up, instead of the files in its root: where names decide what may
+    /// be reached, nothing that a container could write is asked.
+    #[serde(default)]
+    pub resolver: Option<String>,
     /// A built-in program that runs instead of compiled code.
     #[serde(default)]
     pub toolbox: Option<Toolbox>,

@@ -170,9 +170,6 @@ impl Keeper {
         fds.extend(order.cgroup);
         fds.extend(order.log);
         let tty = matches!(&order.spec.workload, Workload::Wasm(wasm) if wasm.tty);
-        if tty {
-            self.speaks(STREAMING_PROTOCOL)?;
-        }
         let ask = Ask::Start {
             container: order.container.clone(),
             stdin: order.spec.workload.stdin(),
@@ -201,6 +198,9 @@ impl Keeper {
         let mut fds = vec![sealed("spec", &text).during(what)?];
         match (payload, &spec.workload) {
             (StartPayload::Wasm(code), Workload::Wasm(wasm)) => {
+                if wasm.tty || wasm.toolbox.is_some() {
+                    self.speaks(STREAMING_PROTOCOL)?;
+                }
                 let [first, second] = filters.of(wasm);
                 fds.extend([code, clone(first)?, clone(second)?]);
                 Ok((fds, None))

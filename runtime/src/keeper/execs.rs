@@ -97,6 +97,17 @@ impl Execs {
         report.into_iter().chain([process]).collect()
     }
 
+    /// Kills the exec in `slot`, which cannot be followed, and forgets it.
+    pub(super) fn abandon(&mut self, slot: usize) {
+        if let Some(exec) = self.slots.get_mut(slot).and_then(Option::take) {
+            for file in &exec.kill {
+                let _ = std::fs::write(file, "1");
+            }
+            kill(exec.pidfd.as_fd());
+            let _ = waitid(WaitId::PidFd(exec.pidfd.as_fd()), WaitIdOptions::EXITED);
+        }
+    }
+
     /// Whether none runs.
     pub(super) fn is_empty(&self) -> bool {
         self.slots.iter().all(Option::is_none)

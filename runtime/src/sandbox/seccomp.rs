@@ -253,8 +253,18 @@ fn guest_filter(online: bool) -> Result<Vec<u8>> {
     if online {
         sockets(&mut filter)?;
     }
-    // The event loop's private self-pipe; no other address family has socketpairs.
-    masked(&mut filter, "socketpair", 0, u64::MAX, libc::AF_UNIX as u64)?;
+    // The event loop's private self-pipe; no other address family has socketpairs. A datagram one could be sent from to
+    // whoever listens under an abstract name in the network namespace.
+    let flags = (libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK) as u64;
+    let (int, stream) = (u64::from(u32::MAX), libc::SOCK_STREAM as u64);
+    let call = ScmpSyscall::from_name("socketpair").map_err(broken)?;
+    let only = [
+        ScmpArgCompare::new(0, ScmpCompareOp::MaskedEqual(int), libc::AF_UNIX as u64),
+        ScmpArgCompare::new(1, ScmpCompareOp::MaskedEqual(int & !flags), stream),
+    ];
+    filter
+        .add_rule_conditional(ScmpAction::Allow, call, &only)
+        .map_err(broken)?;
     // Asking for a terminal is answered, not fatal.
     let ioctl = ScmpSyscall::from_name("ioctl").map_err(broken)?;
     filter

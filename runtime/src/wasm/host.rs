@@ -92,7 +92,7 @@ impl ComponentState {
     pub fn new(spec: &ContainerSpec, wasm: &WasmSpec) -> wasmtime::Result<Self> {
         let mut table = ResourceTable::new();
         table.set_max_capacity(MAX_HANDLES);
-        let guard = Arc::new(Guard::new(&wasm.network));
+        let guard = Arc::new(Guard::new(&wasm.network, wasm.resolver.clone()));
         let mut http = WasiHttpCtx::new();
         http.set_field_size_limit(HTTP_FIELDS_BYTES);
         let mut builder = context(spec, wasm)?;

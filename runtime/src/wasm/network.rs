@@ -26,6 +26,8 @@ const MAX_LEARNT: usize = 1024;
 #[derive(Debug)]
 pub(super) struct Guard {
     policy: WasmNetwork,
+    /// By what names are looked up, if not by the files in the guest's root.
+    resolver: Option<String>,
     /// Listed names and the addresses they led to, oldest first.
     learnt: Mutex<VecDeque<(IpAddr, String)>>,
 }
@@ -44,10 +46,11 @@ pub(super) enum Failure {
 }
 
 impl Guard {
-    /// The guard of a guest that was told `policy`.
-    pub(super) fn new(policy: &WasmNetwork) -> Self {
+    /// The guard of a guest that was told `policy`. `resolver`: see [`crate::spec::WasmSpec::resolver`].
+    pub(super) fn new(policy: &WasmNetwork, resolver: Option<String>) -> Self {
         Self {
             policy: policy.clone(),
+            resolver,
             learnt: Mutex::default(),
         }
     }
@@ -98,7 +101,8 @@ impl Guard {
         if !self.is_on() {
             return Err(Failure::Denied);
         }
-        let found = resolver::resolve(name, |candidate| self.may_ask(candidate)).await?;
+        let sources = resolver::Sources::of(self.resolver.as_deref());
+        let found = resolver::resolve(name, &sources, |candidate| self.may_ask(candidate)).await?;
         for name in [name, &found.name] {
             self.learn(name, &found.addresses);
         }
@@ -138,7 +142,7 @@ mod tests {
             rules: rules.iter().map(|rule| rule.parse().unwrap()).collect(),
             denied: Denied::default(),
         };
-        Guard::new(&WasmNetwork::On(Egress::Listed(list)))
+        Guard::new(&WasmNetwork::On(Egress::Listed(list)), None)
     }
 
     fn at(text: &str) -> SocketAddr {
@@ -147,7 +151,7 @@ mod tests {
 
     #[test]
     fn without_a_network_nothing_is_permitted() {
-        let guard = Guard::new(&WasmNetwork::Off);
+        let guard = Guard::new(&WasmNetwork::Off, None);
         for purpose in [
             SocketAddrUse::TcpBind,
             SocketAddrUse::TcpConnect,

@@ -84,7 +84,17 @@ pub(super) async fn status(
     request: cri::ContainerStatusRequest,
 ) -> Result<cri::ContainerStatusResponse, Failure> {
     let view = one(&shared, request.object()?)?;
-    Ok(convert::container_status_reply(&view, &request))
+    let mut reply = convert::container_status_reply(&view, &request);
+    // The kubelet creates by id; people want to read a name.
+    let image = shared.images.resolve(&view.image_id);
+    let name = image.as_ref().and_then(|image| {
+        let mut names = image.repo_tags.iter().chain(&image.repo_digests);
+        names.next()
+    });
+    if let (Some(name), Some(status)) = (name, &mut reply.status) {
+        status.image.get_or_insert_default().image.clone_from(name);
+    }
+    Ok(reply)
 }
 
 /// ListContainers.

@@ -79,6 +79,8 @@ impl Channel {
             match self.take(&mut piece) {
                 Ok(0) => break,
                 Ok(got) => {
+                    // With nobody to give it to there is nothing else to wait for here.
+                    tokio::task::consume_budget().await;
                     if *ended.borrow() {
                         rest = rest.saturating_sub(got);
                     }

@@ -46,10 +46,18 @@ pub(super) fn check(record: &PodRecord) -> Result<(), Error> {
 }
 
 /// Refuses a Linux container that its pod's list would not hold: only WebAssembly is held to names, and whoever may
-/// send raw packets or change the rules is held to nothing. `bounding` are the capabilities it may ever have.
+/// get past the rules is held to nothing. `bounding` are the capabilities it may ever have.
 pub(super) fn check_linux(wish: &PodWish, bounding: u64) -> Result<(), Error> {
-    /// Source: linux/capability.h.
-    const UNHELD: [(&str, u32); 2] = [("NET_ADMIN", 12), ("NET_RAW", 13)];
+    /// They send raw packets, change the rules, enter another network namespace or change the kernel. Source:
+    /// linux/capability.h.
+    const UNHELD: [(&str, u32); 6] = [
+        ("NET_ADMIN", 12),
+        ("NET_RAW", 13),
+        ("SYS_MODULE", 16),
+        ("SYS_RAWIO", 17),
+        ("SYS_PTRACE", 19),
+        ("SYS_ADMIN", 21),
+    ];
     if wish.egress.is_none() {
         return Ok(());
     }
@@ -66,6 +74,15 @@ pub(super) fn check_linux(wish: &PodWish, bounding: u64) -> Result<(), Error> {
             "and a container with the capability {name} is not held to that; drop it"
         )),
         None => Ok(()),
+    }
+}
+
+/// By what a guest looks names up in a pod that lists some: the pod's own settings. Its containers may be able to write
+/// the files that say so in their roots.
+pub(super) fn resolver(wish: &PodWish) -> Result<Option<String>, Error> {
+    match wish.reach() {
+        Egress::Open => Ok(None),
+        Egress::Listed(_) => linux::files::resolver(&wish.dns).map(Some),
     }
 }
 

@@ -163,6 +163,7 @@ impl Host {
                 stdin,
                 tty: launch.wish.tty,
                 network: wasm.network.clone(),
+                resolver: wasm.resolver.clone(),
                 toolbox: None,
             }),
             Payload::Linux(linux) => Workload::Linux(Box::new(LinuxSpec {

@@ -122,6 +122,7 @@ impl Host {
             module_digest: module.digest,
             kind: compiled.info.kind,
             network: self.wasm_network(&draft.pod.wish)?,
+            resolver: egress::resolver(&draft.pod.wish)?,
             toolbox: draft.pod.wish.handler != Handler::Strict,
         };
         Ok(WasmPayload { args, plan })
@@ -208,7 +209,7 @@ impl Draft {
                 directory: files,
                 holder: self.id.as_str(),
             };
-            own.add(&linux::files::RESOLVER, true, &mut mounts)?;
+            own.add(&linux::files::ALL, true, &mut mounts)?;
         }
         Ok(Parts {
             args: payload.args,

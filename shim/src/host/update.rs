@@ -127,6 +127,7 @@ mod tests {
                 module_digest: String::new(),
                 kind: WasmKind::Module,
                 network: WasmNetwork::Off,
+                resolver: None,
                 toolbox: false,
             }),
         }

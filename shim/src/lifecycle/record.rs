@@ -111,6 +111,9 @@ pub struct WasmPlan {
     /// What it may do with the pod's network.
     #[serde(default)]
     pub network: WasmNetwork,
+    /// By what its names are looked up, where they decide what it may reach.
+    #[serde(default)]
+    pub resolver: Option<String>,
     /// An exec of a program that the image has not may be one of the toolbox's.
     #[serde(default)]
     pub toolbox: bool,
@@ -291,6 +294,7 @@ mod tests {
             module_digest: "00ff".to_owned(),
             kind: WasmKind::Component,
             network: WasmNetwork::Off,
+            resolver: None,
             toolbox: false,
         };
         assert_eq!(plan.payload, Payload::Wasm(wasm));

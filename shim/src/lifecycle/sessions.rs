@@ -5,13 +5,19 @@
 //! Not here: wires, pipes.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use coracle_runtime::id::{ContainerId, PodId};
 use tokio::net::TcpStream;
 
-use super::{Ask, Error, Kind, NamespaceMode, Pods, Purpose, ask};
+use super::{Ask, ContainerState, Error, Kind, NamespaceMode, Pods, Purpose, ask};
 use crate::host::Launch;
 use crate::streaming::{AttachWish, Backend, ExecWish, Job, Streams};
+
+/// How long the exit of a container may be known later than the end of its output.
+const EXIT_PATIENCE: Duration = Duration::from_secs(2);
+/// How often it is looked for.
+const GLANCE: Duration = Duration::from_millis(20);
 
 impl Pods {
     /// The containers' side of streaming.
@@ -29,6 +35,25 @@ impl Pods {
             Ask::Enter(id.clone(), purpose, reply)
         })
         .await
+    }
+
+    /// Tells apart why a container's output has ended for a client. Errors: it runs on.
+    async fn has_ended(&self, id: &ContainerId) -> Result<(), Error> {
+        let limit = tokio::time::Instant::now() + EXIT_PATIENCE;
+        loop {
+            let view = self.container(id);
+            if view.is_none_or(|view| view.state != ContainerState::Running) {
+                return Ok(());
+            }
+            if tokio::time::Instant::now() > limit {
+                let text = format!(
+                    "the output of container {id} has ended for this client, and the container runs on: \
+                     the client was too slow, or the program has closed its output"
+                );
+                return Err(Error::new(Kind::Io, text));
+            }
+            tokio::time::sleep(GLANCE).await;
+        }
     }
 
     /// Whether a session may begin now. Errors: Missing; WrongPhase.
@@ -50,7 +75,9 @@ impl Backend for Pods {
         let pods = self.clone();
         Box::pin(async move {
             let launch = pods.enter(&wish.container, Purpose::Attach).await?;
-            pods.shared.host.attach(&launch, wish, streams).await
+            let id = wish.container.clone();
+            pods.shared.host.attach(&launch, wish, streams).await?;
+            pods.has_ended(&id).await
         })
     }
 

@@ -24,7 +24,7 @@ use super::outbox::{Item, Outbox};
 
 /// How long a client may take to read the rest and close, once its session has ended. Closing before the client does
 /// would make the kernel throw away what is still on its way.
-const FINISH: Duration = Duration::from_secs(300);
+pub const FINISH: Duration = Duration::from_secs(300);
 /// How often a reader that must wait for room looks whether its client is still there.
 const GLANCE: Duration = Duration::from_secs(1);
 

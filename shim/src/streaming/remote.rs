@@ -16,7 +16,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::sync::{mpsc, watch};
 
 use super::inbox::Intake;
-use super::link::{Connection, Link};
+use super::link::{Connection, FINISH, Link};
 use super::outbox::{Outflow, Sender};
 use super::spdy::{self, Headers, Incoming};
 use super::status::{Form, Verdict};
@@ -205,8 +205,11 @@ pub async fn run(opened: Opened, program: Program, backend: Arc<dyn Backend>) {
     inputs.iter().for_each(|flow| flow.reset());
     let text = form.render(&verdict);
     let mut error = Sender(error);
-    // Fails only if the client is gone, which `finish` finds out.
-    let _ = error.write_all(text.as_bytes()).await;
+    // Fails only if the client is gone, which `finish` finds out; one that takes nothing is not waited for longer.
+    let told = tokio::time::timeout(FINISH, error.write_all(text.as_bytes()));
+    if told.await.is_err() {
+        return;
+    }
     drop(error);
     [stdout, stderr]
         .into_iter()

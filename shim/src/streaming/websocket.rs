@@ -25,8 +25,8 @@ use super::{Backend, ForwardWish};
 use channels::{Channels, Codec};
 use tunnel::Tunnel;
 
-/// Longest message taken, bytes. Clients in scripts send a whole file as one.
-const MAX_MESSAGE: usize = 16 << 20;
+/// Longest message taken, bytes. It is held whole, whoever is slow; Kubernetes' own clients send 32 KiB at most.
+const MAX_MESSAGE: usize = 1 << 20;
 /// Bytes that are put together before they are written.
 const WRITE: usize = 32 << 10;
 

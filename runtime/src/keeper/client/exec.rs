@@ -101,17 +101,41 @@ impl Keeper {
         let (tell, end) = oneshot::channel();
         // Before it is asked for: its end may be told right after its start.
         lock(&self.ends).insert(request, tell);
+        let mut waits = Waits {
+            keeper: self,
+            request: Some(request),
+        };
         let answered = self.ask_as(request, ask, fds, START).await;
         match answered.and_then(started) {
-            Ok((process, _, terminal)) => Ok(Exec {
-                process,
-                terminal,
-                end,
-            }),
-            Err(e) => {
-                lock(&self.ends).remove(&request);
-                Err(e)
+            Ok((process, _, terminal)) => {
+                waits.request = None;
+                Ok(Exec {
+                    process,
+                    terminal,
+                    end,
+                })
             }
+            Err(e) => {
+                // What was asked is ours and whole: if the keeper cannot do it, the container is not what it was.
+                Err(match e.kind() {
+                    Kind::Invalid => Error::with(Kind::WrongPhase, "the container has changed", e),
+                    _ => e,
+                })
+            }
+        }
+    }
+}
+
+/// Whoever waits for an exec's end, until it is known to run: then its end is told, whether anybody still waits or not.
+struct Waits<'a> {
+    keeper: &'a Keeper,
+    request: Option<u64>,
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        if let Some(request) = self.request {
+            lock(&self.keeper.ends).remove(&request);
         }
     }
 }

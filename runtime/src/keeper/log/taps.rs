@@ -72,6 +72,8 @@ pub(super) struct Taps {
     known: [RawFd; TAPS],
     /// How much of the piece each has taken.
     sent: [usize; TAPS],
+    /// Whose pipe has grown for the rest of an ended container: it does so once.
+    grown: [bool; TAPS],
     /// Since when nobody has taken anything. Milliseconds of the monotonic clock.
     stuck_since: u64,
 }
@@ -83,6 +85,7 @@ impl Taps {
             held: 0,
             known: [FREE; TAPS],
             sent: [0; TAPS],
+            grown: [false; TAPS],
             stuck_since: 0,
         }
     }
@@ -94,6 +97,7 @@ impl Taps {
             if pipe != self.known[place] {
                 self.known[place] = pipe;
                 self.sent[place] = self.held;
+                self.grown[place] = false;
             }
         }
     }
@@ -138,7 +142,6 @@ impl Taps {
     /// Writes what clients have yet to take. Of an `ending` container everything, into a larger pipe if need be.
     pub(super) fn push(&mut self, board: &Board, ending: bool) {
         for place in 0..TAPS {
-            let mut grown = !ending;
             while self.lags(place) {
                 let Some(chunk) = &self.chunk else { return };
                 let rest = &chunk[self.sent[place]..self.held];
@@ -153,7 +156,9 @@ impl Taps {
                 match io::Error::last_os_error().raw_os_error() {
                     Some(libc::EINTR) => {}
                     Some(libc::EAGAIN) if !ending => break,
-                    Some(libc::EAGAIN) if !grown => grown = !grow(pipe),
+                    Some(libc::EAGAIN) if !self.grown[place] && grow(pipe) => {
+                        self.grown[place] = true;
+                    }
                     _ => self.drop_one(board, place),
                 }
             }

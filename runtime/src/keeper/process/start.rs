@@ -79,6 +79,7 @@ impl Loop<'_> {
         let exec = Exec::new(request, container, forked, kill);
         let slot = self.execs.begin(exec);
         self.watch_exec(slot)
+            .inspect_err(|_| self.execs.abandon(slot))
     }
 
     fn watch_exec(&self, slot: usize) -> Result<()> {

@@ -1,7 +1,8 @@
 //! Looks up names as libc does: `/etc/hosts`, then the servers of `/etc/resolv.conf` with its search list.
 //!
 //! Called by [`super::Guard`]. libc itself cannot be asked: its resolver loads libraries that an image could bring, and
-//! asks daemons and netlink, for none of which the jail has a door. The files are the pod's, bound read-only.
+//! asks daemons and netlink, for none of which the jail has a door. Where names decide what may be reached, the files in the
+//! guest's root do not count: a container may be able to write them.
 //! Invariants: every wait has an end; each question has a random number and a port of its own; a name that may not be
 //! asked for leaves the pod in no query.
 //! Not here: the wire format, what answers are remembered.
@@ -34,9 +35,42 @@ pub(super) struct Found {
     pub(super) addresses: Vec<IpAddr>,
 }
 
+/// What is looked at before a server is asked, and which servers those are.
+pub(super) enum Sources<'a> {
+    /// The files in the guest's root, read at each lookup.
+    Files,
+    /// This text of resolv.conf(5), and no hosts.
+    Settings(&'a str),
+}
+
+impl<'a> Sources<'a> {
+    /// The text if there is one, else the files.
+    pub(super) fn of(text: Option<&'a str>) -> Self {
+        text.map_or(Self::Files, Self::Settings)
+    }
+
+    fn hosts(&self) -> String {
+        match self {
+            Self::Files => settings::text_of("/etc/hosts"),
+            Self::Settings(_) => String::new(),
+        }
+    }
+
+    fn settings(&self) -> Settings {
+        match self {
+            Self::Files => Settings::parse(&settings::text_of("/etc/resolv.conf")),
+            Self::Settings(text) => Settings::parse(text),
+        }
+    }
+}
+
 /// Looks up `name`, or reads it if it is an address. `may_ask` says of a full name whether it may be asked for; whoever
 /// may ask for the name as written may also ask for what the search list makes of it.
-pub(super) async fn resolve(name: &str, may_ask: impl Fn(&str) -> bool) -> Result<Found, Failure> {
+pub(super) async fn resolve(
+    name: &str,
+    sources: &Sources<'_>,
+    may_ask: impl Fn(&str) -> bool,
+) -> Result<Found, Failure> {
     if let Some(address) = literal(name) {
         return Ok(found(name, vec![address]));
     }
@@ -46,13 +80,13 @@ pub(super) async fn resolve(name: &str, may_ask: impl Fn(&str) -> bool) -> Resul
     }
     let as_written = may_ask(&name);
     let known = match as_written {
-        true => settings::hosts(&settings::text_of("/etc/hosts"), &name),
+        true => settings::hosts(&sources.hosts(), &name),
         false => Vec::new(),
     };
     if !known.is_empty() {
         return Ok(found(&name, ordered(known).await));
     }
-    let settings = Settings::parse(&settings::text_of("/etc/resolv.conf"));
+    let settings = sources.settings();
     let mut failure = Failure::Denied;
     for candidate in settings.candidates(&name) {
         if !as_written && !may_ask(&candidate) {
@@ -251,7 +285,7 @@ mod tests {
     #[tokio::test]
     async fn what_may_not_be_asked_for_is_not() {
         let asked = std::sync::Mutex::new(Vec::new());
-        let denied = resolve("unlisted.example.", |name| {
+        let denied = resolve("unlisted.example.", &Sources::Files, |name| {
             asked.lock().unwrap().push(name.to_owned());
             false
         });
@@ -263,7 +297,9 @@ mod tests {
                 .iter()
                 .all(|name| name.starts_with("unlisted.example"))
         );
-        let own = resolve("localhost", |_| false).await.unwrap();
+        let own = resolve("localhost", &Sources::Files, |_| false)
+            .await
+            .unwrap();
         assert_eq!(own.addresses, LOCALHOST);
     }
 

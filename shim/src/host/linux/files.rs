@@ -19,15 +19,12 @@ use crate::lifecycle::{Dns, Error, NamespaceMode, PodRecord};
 /// A file: name in our directory, place in the container.
 type PodFile = (&'static str, &'static str);
 
-/// What a Linux container has.
+/// What a container has.
 pub(in crate::host) const ALL: [PodFile; 3] = [
     ("hostname", "/etc/hostname"),
     ("hosts", "/etc/hosts"),
     ("resolv.conf", "/etc/resolv.conf"),
 ];
-
-/// What names are resolved with, which is all that a WebAssembly container has.
-pub(in crate::host) const RESOLVER: [PodFile; 2] = [ALL[1], ALL[2]];
 
 /// Whose files, and where they are made.
 pub(in crate::host) struct PodFiles<'a> {
@@ -115,8 +112,15 @@ fn text(name: &str, facts: &Facts<'_>) -> Result<String, Error> {
         "hostname" => Ok(format!("{}\n", facts.hostname)),
         "hosts" if facts.on_node_network => of_node("/etc/hosts"),
         "hosts" => Ok(hosts(facts)),
-        _ if *facts.dns == Dns::default() => of_node("/etc/resolv.conf"),
-        _ => Ok(resolv_conf(facts.dns)),
+        _ => resolver(facts.dns),
+    }
+}
+
+/// The text of a pod's resolv.conf: its own settings, else the node's.
+pub(in crate::host) fn resolver(dns: &Dns) -> Result<String, Error> {
+    match *dns == Dns::default() {
+        true => of_node("/etc/resolv.conf"),
+        false => Ok(resolv_conf(dns)),
     }
 }
 
@@ -150,7 +154,9 @@ pub(in crate::host) fn node_resolvers() -> Result<Vec<IpAddr>, Error> {
     let servers = text
         .lines()
         .filter_map(|line| line.trim().strip_prefix("nameserver"));
-    Ok(servers.filter_map(|word| word.trim().parse().ok()).collect())
+    Ok(servers
+        .filter_map(|word| word.trim().parse().ok())
+        .collect())
 }
 
 /// The node's own file; an absent one reads as empty.
