@@ -26,6 +26,7 @@ mod recovery;
 mod site;
 mod sockets;
 mod stats;
+mod streaming;
 mod toolbox;
 mod update;
 mod volumes;
