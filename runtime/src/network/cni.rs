@@ -13,6 +13,7 @@
 //! thread waits for a plugin.
 //! Not here: which pods there are, their namespaces, resolver files.
 
+mod background;
 mod directory;
 mod entries;
 mod error;
@@ -24,20 +25,22 @@ mod outcome;
 mod readiness;
 mod sight;
 mod told;
+mod turns;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
+use tokio::sync::{RwLock, Semaphore};
 
 use self::entries::{Entries, Entry};
 use self::exec::Runner;
 use self::list::NetworkList;
 use self::readiness::Readiness;
+use self::turns::Turns;
 use super::wish::NetworkWish;
 
 pub use self::error::Error;
@@ -46,12 +49,6 @@ pub use self::sight::{Sight, look};
 
 /// Name of the interface that plugins make in a pod.
 const INTERFACE: &str = "eth0";
-/// How long a DEL may delay the daemon's start before it goes on in the background.
-const START_PATIENCE: Duration = Duration::from_secs(2);
-/// Pauses between attempts at a DEL that nobody asks for again: the first, and the longest.
-const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
-/// How long one plugin may take to collect garbage; pods that are attached or detached wait meanwhile.
-const GC_LIMIT: Duration = Duration::from_secs(10);
 /// What a pod asks for and does not get if no plugin declares it; that is said in the log.
 const EXPECTED: [&str; 4] = ["portMappings", "bandwidth", "ips", "mac"];
 /// What statfs(2) says of a namespace that is mounted on a file. Source: linux/magic.h, NSFS_MAGIC.
@@ -78,12 +75,15 @@ pub struct Cni {
     entries: Entries,
     /// This boot.
     boot: String,
-    /// Read by ADD, DEL and CHECK, written by GC, which must run alone.
-    gate: tokio::sync::RwLock<()>,
-    /// One turn a pod: CHECK and DELs of the same pod follow each other.
-    turns: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    /// Read by ADD, DEL and CHECK, written by GC, which must run alone. Never waited for by a writer: readers would
+    /// wait behind it.
+    gate: RwLock<()>,
+    /// CHECK and DELs of the same pod follow each other.
+    turns: Turns,
     /// Pods at whose DEL somebody keeps trying in the background.
     abandoned: Mutex<HashSet<String>>,
+    /// Held by each DEL in the background while its plugins run.
+    background: Semaphore,
 }
 
 /// A pod that is about to be attached.
@@ -114,9 +114,10 @@ impl Cni {
             runner,
             entries,
             boot: boot.trim().to_owned(),
-            gate: tokio::sync::RwLock::new(()),
-            turns: Mutex::default(),
+            gate: RwLock::new(()),
+            turns: Turns::default(),
             abandoned: Mutex::default(),
+            background: Semaphore::new(background::AT_ONCE),
         }))
     }
 
@@ -195,58 +196,18 @@ impl Cni {
             self.del_soon(pod).await;
             return Ok(());
         }
-        self.del_now(pod).await
+        self.del_now(pod).await.map(drop)
     }
 
-    /// The same, at the daemon's start: after 2 s, or a failure, it goes on in the background until it succeeds.
-    pub async fn del_soon(self: &Arc<Self>, pod: &str) {
-        let (network, pod) = (Arc::clone(self), pod.to_owned());
-        let attempts = tokio::spawn(async move { network.del_until_done(&pod).await });
-        let _ = tokio::time::timeout(START_PATIENCE, attempts).await;
-    }
-
-    /// Nobody will ask again for this pod: what is still owed goes on in the background. To be called in a runtime.
-    pub fn abandon(self: &Arc<Self>, pod: &str) {
-        if self.is_owed(pod) {
-            let (network, pod) = (Arc::clone(self), pod.to_owned());
-            tokio::spawn(async move { network.del_until_done(&pod).await });
-        }
-    }
-
-    async fn del_until_done(self: &Arc<Self>, pod: &str) {
-        if !self.lock_abandoned().insert(pod.to_owned()) {
-            return;
-        }
-        let (mut pause, longest) = RETRY;
-        while let Err(error) = self.del_now(pod).await {
-            tracing::warn!(
-                pod,
-                error = chain(&error),
-                again_in_s = pause.as_secs(),
-                "a pod that is gone was not detached"
-            );
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(longest);
-        }
-        self.lock_abandoned().remove(pod);
-    }
-
-    fn lock_abandoned(&self) -> MutexGuard<'_, HashSet<String>> {
-        // No use of it leaves the set half changed.
-        self.abandoned
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-    }
-
-    async fn del_now(self: &Arc<Self>, pod: &str) -> Result<(), Error> {
-        let turn = self.turn(pod);
-        let _turn = turn.lock().await;
+    /// Gives where the pod's namespace was pinned, if it was attached and a record tells.
+    async fn del_now(self: &Arc<Self>, pod: &str) -> Result<Option<PathBuf>, Error> {
+        let _turn = self.turns.take(pod).await;
         let _gate = self.gate.read().await;
         let begun = Instant::now();
         let id = pod.to_owned();
         let entry = match self.on_disk(move |entries| entries.read(&id)).await {
             Ok(Some(entry)) => entry,
-            Ok(None) => return Ok(()),
+            Ok(None) => return Ok(None),
             Err(error @ Error::Entry { .. }) => {
                 tracing::error!(
                     pod,
@@ -254,92 +215,21 @@ impl Cni {
                     "a record of the network is broken and was set aside"
                 );
                 let id = pod.to_owned();
-                return self.on_disk(move |entries| entries.set_aside(&id)).await;
+                let set_aside = self.on_disk(move |entries| entries.set_aside(&id)).await;
+                return set_aside.map(|()| None);
             }
             Err(error) => return Err(error),
         };
         invoke::del(&self.runner, &entry, namespace(&entry.netns)).await?;
         let id = pod.to_owned();
         self.on_disk(move |entries| entries.forget(&id)).await?;
-        self.lock_turns().remove(pod);
         tracing::info!(
             pod,
             network = entry.list.name,
             took_ms = begun.elapsed().as_millis(),
             "pod detached"
         );
-        Ok(())
-    }
-
-    /// To be called once in a runtime, when it is known which pods live: detaches all others, compares what pods have
-    /// with what they were given, and, if new pods are attached here, has plugins drop what nobody owns. All of it in
-    /// the background; failures are logged.
-    pub fn resume(self: &Arc<Self>, live: &HashSet<String>, is_in_use: bool) {
-        let (kept, gone): (Vec<String>, Vec<String>) = self
-            .entries
-            .pods()
-            .into_iter()
-            .partition(|pod| live.contains(pod));
-        for pod in gone {
-            tracing::info!(pod, "an attachment without a pod is given back");
-            self.abandon(&pod);
-        }
-        let network = Arc::clone(self);
-        tokio::spawn(async move {
-            if is_in_use {
-                network.collect_garbage().await;
-            }
-            network.check(kept).await;
-        });
-    }
-
-    async fn collect_garbage(self: &Arc<Self>) {
-        let readiness = Arc::clone(&self.readiness);
-        let list = tokio::task::spawn_blocking(move || readiness.network()).await;
-        let Ok(Ok(list)) = list else { return };
-        if !invoke::has_gc(&list) {
-            return;
-        }
-        let mut runner = self.runner.clone();
-        runner.limit = runner.limit.min(GC_LIMIT);
-        // The list of what is valid must be made while nobody is being attached.
-        let _alone = self.gate.write().await;
-        let attachments = self.entries.pods().into_iter();
-        let valid: Vec<Value> = attachments
-            .map(|pod| json!({"containerID": pod, "ifname": INTERFACE}))
-            .collect();
-        if let Err(error) = invoke::gc(&runner, &list, &Value::Array(valid)).await {
-            tracing::warn!(network = %list.name, error = chain(&error), "garbage of the network was not collected");
-        }
-    }
-
-    async fn check(self: &Arc<Self>, pods: Vec<String>) {
-        for pod in pods {
-            let turn = self.turn(&pod);
-            let _turn = turn.lock().await;
-            let _gate = self.gate.read().await;
-            let id = pod.clone();
-            let Ok(Some(entry)) = self.on_disk(move |entries| entries.read(&id)).await else {
-                continue;
-            };
-            if let Err(error) = invoke::check(&self.runner, &entry).await {
-                tracing::warn!(
-                    pod,
-                    error = chain(&error),
-                    "a pod's network is not as it was made"
-                );
-            }
-        }
-    }
-
-    fn turn(&self, pod: &str) -> Arc<tokio::sync::Mutex<()>> {
-        let mut turns = self.lock_turns();
-        Arc::clone(turns.entry(pod.to_owned()).or_default())
-    }
-
-    fn lock_turns(&self) -> MutexGuard<'_, HashMap<String, Arc<tokio::sync::Mutex<()>>>> {
-        // No use of it leaves the map half changed.
-        self.turns.lock().unwrap_or_else(PoisonError::into_inner)
+        Ok(Some(entry.netns))
     }
 
     async fn on_disk<T: Send + 'static>(

@@ -5,6 +5,9 @@
 )]
 
 mod temp;
+mod unasked;
+
+use serde_json::{Value, json};
 
 use super::*;
 
@@ -302,7 +305,7 @@ async fn what_another_boot_has_left_delays_nobody() {
     let later = site.open();
     let begun = Instant::now();
     later.del(POD).await.unwrap();
-    assert!(begun.elapsed() < START_PATIENCE + Duration::from_secs(2));
+    assert!(begun.elapsed() < background::START_PATIENCE + Duration::from_secs(2));
     assert!(later.is_owed(POD));
     fs::write(site.temp.dir().join("up"), "").unwrap();
     site.becomes("detached", || !later.is_owed(POD)).await;

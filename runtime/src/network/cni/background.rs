@@ -1,0 +1,236 @@
+//! What is done in the background: DELs that nobody asks for again, and what a start of the daemon brings with it.
+//!
+//! Called by: [`super::Cni`]'s users, at a failed start of a pod, at its removal, and at the daemon's start.
+//! Invariants: at most [`AT_ONCE`] DELs run in the background, so that a node full of debris stays a node; GC never
+//! waits in front of ADD or DEL; CHECK gives way to DEL; the pin of a pod's namespace goes when its DEL has succeeded,
+//! not while plugins may be in it.
+//! Not here: the DEL itself.
+
+use std::collections::HashSet;
+use std::hash::{BuildHasher as _, RandomState};
+use std::path::Path;
+use std::sync::{Arc, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tokio::sync::RwLockWriteGuard;
+
+use super::exec::Runner;
+use super::{Cni, INTERFACE, chain, invoke};
+use crate::network::namespace::unpin;
+
+/// How many DELs run in the background at a time.
+pub const AT_ONCE: usize = 4;
+/// How long a DEL may delay the daemon's start before it goes on in the background.
+pub const START_PATIENCE: Duration = Duration::from_secs(2);
+/// Pauses between attempts at a DEL that nobody asks for again: the first, and the longest; both get up to half more.
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins(10));
+/// How long one plugin may take for GC, while which pods that are attached or detached wait, and for CHECK.
+const UNASKED_LIMIT: Duration = Duration::from_secs(10);
+/// How long GC looks for a moment in which nobody is attached or detached, and how often.
+const GC_PATIENCE: (Duration, Duration) = (Duration::from_mins(2), Duration::from_millis(50));
+/// How long the DELs of pods without a record leave such a moment to GC.
+const GC_HEAD_START: Duration = Duration::from_secs(5);
+
+impl Cni {
+    /// As [`Cni::del`], but after 2 s, or a failure, it goes on in the background until it succeeds; the pod's
+    /// namespace is unpinned then.
+    pub async fn del_soon(self: &Arc<Self>, pod: &str) {
+        let (network, pod) = (Arc::clone(self), pod.to_owned());
+        let attempts = tokio::spawn(async move { network.del_until_done(&pod).await });
+        let _ = tokio::time::timeout(START_PATIENCE, attempts).await;
+    }
+
+    /// Nobody will ask again for this pod: what is still owed goes on in the background, and its namespace is unpinned
+    /// after that. To be called in a runtime.
+    pub fn abandon(self: &Arc<Self>, pod: &str) {
+        if self.is_owed(pod) {
+            let (network, pod) = (Arc::clone(self), pod.to_owned());
+            tokio::spawn(async move { network.del_until_done(&pod).await });
+        }
+    }
+
+    async fn del_until_done(self: &Arc<Self>, pod: &str) {
+        if !self.lock_abandoned().insert(pod.to_owned()) {
+            return;
+        }
+        let mut attempt = 0;
+        let pin = loop {
+            let deleted = {
+                let _place = self.background.acquire().await;
+                self.del_now(pod).await
+            };
+            let error = match deleted {
+                Ok(pin) => break pin,
+                Err(error) => error,
+            };
+            let pause = pause(attempt);
+            attempt += 1;
+            tracing::warn!(
+                pod,
+                error = chain(&error),
+                again_in_s = pause.as_secs(),
+                "a pod that is gone was not detached"
+            );
+            tokio::time::sleep(pause).await;
+        };
+        if let Some(pin) = pin {
+            let id = pod.to_owned();
+            let _ = tokio::task::spawn_blocking(move || drop_pin(&id, &pin)).await;
+        }
+        self.lock_abandoned().remove(pod);
+    }
+
+    fn lock_abandoned(&self) -> MutexGuard<'_, HashSet<String>> {
+        // No use of it leaves the set half changed.
+        self.abandoned
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// To be called once in a runtime, when it is known which pods live: detaches all others, compares what pods have
+    /// with what they were given, and, if new pods are attached here, has plugins drop what nobody owns. All of it in
+    /// the background; failures are logged.
+    pub fn resume(self: &Arc<Self>, live: &HashSet<String>, is_in_use: bool) {
+        let (kept, gone): (Vec<String>, Vec<String>) = self
+            .entries
+            .pods()
+            .into_iter()
+            .partition(|pod| live.contains(pod));
+        let network = Arc::clone(self);
+        tokio::spawn(async move {
+            if is_in_use {
+                let collector = Arc::clone(&network);
+                let garbage = tokio::spawn(async move { collector.collect_garbage().await });
+                let _ = tokio::time::timeout(GC_HEAD_START, garbage).await;
+            }
+            for pod in gone {
+                tracing::info!(pod, "an attachment without a pod is given back");
+                network.abandon(&pod);
+            }
+            network.check(kept).await;
+        });
+    }
+
+    pub(super) async fn collect_garbage(self: &Arc<Self>) {
+        let readiness = Arc::clone(&self.readiness);
+        let list = tokio::task::spawn_blocking(move || readiness.network()).await;
+        let Ok(Ok(list)) = list else { return };
+        if !invoke::has_gc(&list) {
+            return;
+        }
+        let Some(_alone) = self.be_alone().await else {
+            tracing::warn!(network = %list.name, "garbage of the network was not collected: plugins were at work all the time");
+            return;
+        };
+        // The list of what is valid must be made while nobody is being attached.
+        let attachments = self.entries.pods().into_iter();
+        let valid: Vec<Value> = attachments
+            .map(|pod| json!({"containerID": pod, "ifname": INTERFACE}))
+            .collect();
+        if let Err(error) = invoke::gc(&self.hasty(), &list, &Value::Array(valid)).await {
+            tracing::warn!(network = %list.name, error = chain(&error), "garbage of the network was not collected");
+        }
+    }
+
+    /// Waits for a moment in which no plugin is at work on a pod, and holds it. It does not queue for that: whoever
+    /// is to be attached would wait behind it for the slowest plugin. `None`: there is no such moment.
+    async fn be_alone(&self) -> Option<RwLockWriteGuard<'_, ()>> {
+        let (begun, (patience, pause)) = (Instant::now(), GC_PATIENCE);
+        while begun.elapsed() < patience {
+            if let Ok(alone) = self.gate.try_write() {
+                return Some(alone);
+            }
+            tokio::time::sleep(pause).await;
+        }
+        None
+    }
+
+    /// One pod after the other. Whoever wants a pod's turn meanwhile gets it at once.
+    pub(super) async fn check(self: &Arc<Self>, pods: Vec<String>) {
+        let runner = self.hasty();
+        for pod in pods {
+            let turn = self.turns.take(&pod).await;
+            let checked = async {
+                let _gate = self.gate.read().await;
+                let id = pod.clone();
+                match self.on_disk(move |entries| entries.read(&id)).await {
+                    Ok(Some(entry)) => invoke::check(&runner, &entry).await,
+                    // Detached meanwhile, or for DEL to complain of.
+                    _ => Ok(()),
+                }
+            };
+            let checked = tokio::select! {
+                checked = checked => checked,
+                () = turn.is_wanted() => continue,
+            };
+            if let Err(error) = checked {
+                tracing::warn!(
+                    pod,
+                    error = chain(&error),
+                    "a pod's network is not as it was made"
+                );
+            }
+        }
+    }
+
+    /// Runs plugins for what nobody has asked for.
+    fn hasty(&self) -> Runner {
+        let mut runner = self.runner.clone();
+        runner.limit = runner.limit.min(UNASKED_LIMIT);
+        runner
+    }
+}
+
+/// The pause after a failed attempt, the first of which is 0. Spread, so that pods that failed together do not come
+/// back together.
+fn pause(attempt: u32) -> Duration {
+    let (first, longest) = RETRY;
+    let pause = first
+        .saturating_mul(2_u32.saturating_pow(attempt))
+        .min(longest);
+    let spread = RandomState::new().hash_one(attempt) % 512;
+    // Below 512, so it fits.
+    pause + pause * u32::try_from(spread).unwrap_or_default() / 1024
+}
+
+/// Unpins a pod's namespace. Only a file of the pod's own name is one; what else a record names stays.
+fn drop_pin(pod: &str, pin: &Path) {
+    if pin.file_name().is_none_or(|name| name != pod) {
+        return;
+    }
+    if let Err(error) = unpin(pin) {
+        tracing::warn!(
+            pod,
+            error = %error,
+            "the network namespace of a pod that is gone was not unpinned"
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_to_ten_minutes_and_are_spread() {
+        for (attempt, least) in [
+            (0, 1),
+            (1, 2),
+            (3, 8),
+            (10, 600),
+            (40, 600),
+            (u32::MAX, 600),
+        ] {
+            let pauses: Vec<Duration> = (0..32).map(|_| pause(attempt)).collect();
+            let least = Duration::from_secs(least);
+            assert!(
+                pauses
+                    .iter()
+                    .all(|pause| (least..least * 3 / 2).contains(pause)),
+                "{attempt}: {pauses:?}"
+            );
+            assert!(pauses.iter().any(|pause| *pause != pauses[0]), "{attempt}");
+        }
+    }
+}

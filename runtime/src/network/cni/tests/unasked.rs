@@ -1,0 +1,170 @@
+//! What goes on in the background, and that nobody waits for it.
+
+use super::*;
+
+use super::super::background::{AT_ONCE, START_PATIENCE};
+
+/// Has a pod asked for, so that DEL is owed, with its namespace pinned at `pin`.
+fn ask(cni: &Cni, pod: &str, pin: &Path) {
+    let wish = NetworkWish {
+        pod: pod.into(),
+        ..NetworkWish::default()
+    };
+    cni.begin(&cni.plan(&wish, pin).unwrap()).unwrap();
+}
+
+async fn asked(site: &Site, call: &str) {
+    let calls = site.temp.dir().join("calls");
+    site.becomes(call, || {
+        fs::read_to_string(&calls).is_ok_and(|calls| calls.contains(call))
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn few_pods_are_detached_in_the_background_at_once() {
+    let site = Site::new("1.0.0");
+    let dir = site.temp.dir().display().to_string();
+    fs::create_dir(site.temp.dir().join("at")).unwrap();
+    site.does(
+        "two",
+        &format!(
+            ": > {dir}/at/$CNI_CONTAINERID; ls {dir}/at | wc -l >> {dir}/counts; sleep 0.1; rm {dir}/at/$CNI_CONTAINERID"
+        ),
+    );
+    let cni = site.open();
+    for number in 0..24 {
+        ask(&cni, &format!("{number}"), Path::new("/x"));
+    }
+    cni.resume(&HashSet::new(), false);
+    site.becomes("all given back", || cni.entries.pods().is_empty())
+        .await;
+    let counts = fs::read_to_string(site.temp.dir().join("counts")).unwrap();
+    let counts: Vec<usize> = counts
+        .lines()
+        .map(|count| count.trim().parse().unwrap())
+        .collect();
+    assert_eq!(counts.len(), 24);
+    let most = counts.iter().max().copied().unwrap();
+    assert!((2..=AT_ONCE).contains(&most), "{counts:?}");
+}
+
+#[tokio::test]
+async fn a_hanging_detach_delays_neither_an_attach_nor_other_pods_while_garbage_waits() {
+    let site = Site::new("1.1.0");
+    let cni = site.open();
+    ask(&cni, "hangs", Path::new("/x"));
+    let ok = r#"echo '{"ips": [{"address": "10.0.0.9/8"}]}'"#;
+    site.does(
+        "two",
+        &format!(r#"[ "$CNI_CONTAINERID" = hangs ] && sleep 4; {ok}"#),
+    );
+    cni.abandon("hangs");
+    asked(&site, "DEL two hangs").await;
+    let collector = Arc::clone(&cni);
+    let garbage = tokio::spawn(async move { collector.collect_garbage().await });
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let begun = Instant::now();
+    site.add(&cni).await.unwrap();
+    cni.del(POD).await.unwrap();
+    assert!(
+        begun.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        begun.elapsed()
+    );
+    assert!(cni.is_owed("hangs") && !garbage.is_finished());
+    garbage.await.unwrap();
+    assert!(site.calls().contains(&"GC two  []".to_owned()));
+}
+
+#[tokio::test]
+async fn garbage_is_collected_before_debris_is_detached() {
+    let site = Site::new("1.1.0");
+    let cni = site.open();
+    ask(&cni, "00bb", Path::new("/x"));
+    cni.resume(&HashSet::new(), true);
+    site.becomes("given back", || !cni.is_owed("00bb")).await;
+    assert_eq!(
+        site.calls(),
+        [
+            "GC one  []",
+            "GC two  []",
+            "DEL two 00bb []",
+            "DEL one 00bb []"
+        ]
+    );
+}
+
+#[tokio::test]
+async fn a_check_gives_way_to_a_detach() {
+    let site = Site::new("1.0.0");
+    let cni = site.open();
+    site.add(&cni).await.unwrap();
+    site.does("one", "[ $CNI_COMMAND = CHECK ] && sleep 8; true");
+    let checker = Arc::clone(&cni);
+    let checked = tokio::spawn(async move { checker.check(vec![POD.into()]).await });
+    asked(&site, "CHECK one").await;
+    let begun = Instant::now();
+    cni.del(POD).await.unwrap();
+    assert!(
+        begun.elapsed() < Duration::from_secs(3),
+        "{:?}",
+        begun.elapsed()
+    );
+    checked.await.unwrap();
+    let calls = site.calls();
+    assert!(
+        !calls.contains(&format!("CHECK two 00aa {NETNS}")),
+        "{calls:?}"
+    );
+}
+
+#[tokio::test]
+async fn no_turn_is_kept_for_a_pod_that_nobody_is_at() {
+    let site = Site::new("1.0.0");
+    let cni = site.open();
+    site.add(&cni).await.unwrap();
+    cni.check(vec![POD.into(), "unknown".into()]).await;
+    assert_eq!(cni.turns.len(), 0);
+    cni.del_now("unknown").await.unwrap();
+    assert_eq!(cni.turns.len(), 0);
+    site.does("two", "exit 1");
+    cni.del_now(POD).await.unwrap_err();
+    assert_eq!(cni.turns.len(), 0);
+    fs::write(site.temp.dir().join("entries/00aa.asked"), "torn").unwrap();
+    cni.del_now(POD).await.unwrap();
+    assert_eq!(cni.turns.len(), 0);
+    assert_eq!(site.files(), ["00aa.broken"]);
+}
+
+#[tokio::test]
+async fn a_pin_stays_while_a_detach_is_owed_and_goes_after_it() {
+    let site = Site::new("1.0.0");
+    let dir = site.temp.dir();
+    let cni = site.open();
+    let (pin, other) = (dir.join("00bb"), dir.join("other"));
+    for path in [&pin, &other] {
+        fs::write(path, "").unwrap();
+    }
+    ask(&cni, "00bb", &pin);
+    ask(&cni, "00cc", &other);
+    site.does(
+        "two",
+        &format!(
+            "test -e {} || {{ sleep 2.5; exit 1; }}",
+            dir.join("up").display()
+        ),
+    );
+    let begun = Instant::now();
+    cni.del_soon("00bb").await;
+    assert!(begun.elapsed() < START_PATIENCE + Duration::from_secs(1));
+    assert!(cni.is_owed("00bb") && pin.exists());
+    fs::write(dir.join("up"), "").unwrap();
+    site.becomes("unpinned", || !pin.exists()).await;
+    assert!(!cni.is_owed("00bb"));
+    cni.del_soon("00cc").await;
+    assert!(
+        !cni.is_owed("00cc") && other.exists(),
+        "not a pin of the pod's"
+    );
+}
