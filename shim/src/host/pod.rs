@@ -269,26 +269,23 @@ impl Host {
             ));
         }
         let left = self.leave_plugins(record).await;
-        let (host, record, is_left) = (Arc::clone(self), record.clone(), left.is_ok());
+        let (host, record) = (Arc::clone(self), record.clone());
         let down = blocking("taking a sandbox down", move || {
             let attachment = record.phase.live().and_then(|live| live.attachment.clone());
-            host.take_down(&record, attachment.as_ref(), is_left)
+            host.take_down(&record, attachment.as_ref())
         });
         left.and(down.await)
     }
 
-    /// Every step is tried; the first error is returned. Unless plugins have let go of it, the network namespace stays.
-    fn take_down(
-        &self,
-        record: &PodRecord,
-        attachment: Option<&Attachment>,
-        is_left: bool,
-    ) -> Result<(), Error> {
+    /// Every step is tried; the first error is returned. Unless plugins have let go of it, the network namespace stays,
+    /// for them to work in; where nobody will ask again, it goes when they have.
+    fn take_down(&self, record: &PodRecord, attachment: Option<&Attachment>) -> Result<(), Error> {
         let named = |what| format!("{what} of sandbox {}", record.id);
-        let unpinned = pass("stoppod.unpin").and_then(|()| match is_left {
-            true => network::unpin(&self.pin(&record.id))
+        let is_owed = self.parts.network.cni().is_owed(record.id.as_str());
+        let unpinned = pass("stoppod.unpin").and_then(|()| match is_owed {
+            true => Ok(()),
+            false => network::unpin(&self.pin(&record.id))
                 .map_err(|error| network_error(named("unpin the network namespace"), error)),
-            false => Ok(()),
         });
         let detached = pass("stoppod.detach").and_then(|()| match attachment {
             Some(attachment) => {
@@ -329,7 +326,7 @@ impl Host {
         let left = self.leave_plugins(record).await;
         let (host, plan) = (Arc::clone(self), record.clone());
         let down = blocking("undoing a sandbox", move || {
-            host.take_down(&plan, attachment.as_ref(), true)
+            host.take_down(&plan, attachment.as_ref())
         });
         if let Err(error) = left.and(down.await) {
             tracing::warn!(pod = %record.id, error = error.chain(), "a failed sandbox was not undone completely");

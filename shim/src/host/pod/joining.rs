@@ -3,15 +3,17 @@
 //!
 //! Called by: the effects on one pod. Calls: [`cni`].
 //! Invariants: what plugins may hold is on disk before they are asked; a pod that plugins connected is let go by them,
-//! whatever the configuration says by then; nobody waits for a plugin whose pod nobody asks for any more.
+//! whatever the configuration says by then; a list of what a pod may reach knows the addresses that plugins gave the
+//! node; nobody waits for a plugin whose pod nobody asks for any more.
 //! Not here: the built-in network's calls, which are part of making the nest.
 
+use std::os::fd::AsFd as _;
 use std::sync::Arc;
 
-use coracle_runtime::network::{self, Attachment, NetworkWish, Provider, Resolver, cni};
+use coracle_runtime::network::{self, Attachment, Egress, NetworkWish, Provider, Resolver, cni};
 
 use super::{Nest, Raised, end_process};
-use crate::host::Host;
+use crate::host::{Host, blocking};
 use crate::lifecycle::{Error, Kind, NamespaceMode, PodRecord};
 
 impl Host {
@@ -53,15 +55,30 @@ impl Host {
             (Ok(addresses), Ok(mut raised)) => {
                 let attachment = Attachment::by_plugins(record.id.as_str(), addresses);
                 raised.attachment = Some(attachment);
-                Ok(raised)
+                match self.hold_again(record).await {
+                    Ok(()) => Ok(raised),
+                    Err(error) => Err(end_raised(raised, error).await),
+                }
             }
-            (Err(error), Ok(raised)) => {
-                drop(raised.lifeline);
-                end_process(&raised.process, true).await;
-                Err(error)
-            }
+            (Err(error), Ok(raised)) => Err(end_raised(raised, error).await),
             (_, Err(error)) => Err(error),
         }
+    }
+
+    /// Plugins may have given the node addresses: a bridge is made with the first pod on it. A list is to deny those too.
+    async fn hold_again(self: &Arc<Self>, record: &PodRecord) -> Result<(), Error> {
+        if record.wish.reach() == Egress::Open {
+            return Ok(());
+        }
+        let (host, record) = (Arc::clone(self), record.clone());
+        blocking("holding a sandbox to its egress list", move || {
+            let netns = network::open_pin(&host.pin(&record.id)).map_err(|error| {
+                let what = format!("open the network namespace of sandbox {}", record.id);
+                network_error(what, error)
+            })?;
+            host.hold(&record, netns.as_fd())
+        })
+        .await
     }
 
     /// Why new pods get no network, for users to read; `None` if they do. Answers within 100 ms.
@@ -83,6 +100,13 @@ impl Host {
         let left = network.del(pod).await;
         left.map_err(|error| cni_error(format!("detach the network of sandbox {pod}"), error))
     }
+}
+
+/// Ends the keeper of a pod that did not come to be because of `error`.
+async fn end_raised(raised: Raised, error: Error) -> Error {
+    drop(raised.lifeline);
+    end_process(&raised.process, true).await;
+    error
 }
 
 /// What a pod asks of its network.

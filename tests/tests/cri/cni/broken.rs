@@ -84,6 +84,31 @@ async fn a_start_that_failed_is_undone_in_the_background_when_it_cannot_be_at_on
 }
 
 #[tokio::test]
+async fn the_namespace_of_a_failed_start_stays_until_plugins_have_let_go_of_it() {
+    let daemon = scripted(20, "1.0.0").await;
+    let (place, cri) = (daemon.cni(), daemon.cri());
+    place.does("two", "ADD", "exit 1").unwrap();
+    // Longer than a failed start waits for it; the next plugin is asked after that.
+    let slow = r#"until [ -e "$dir/go" ]; do sleep 0.1; done"#;
+    place.does("two", "DEL", slow).unwrap();
+    let look = r#"[ -e "$CNI_NETNS" ] && : > "$dir/seen""#;
+    place.does("one", "DEL", look).unwrap();
+    refused(
+        cri.run_pod(&daemon.pod("slow-to-go")).await,
+        Code::Internal,
+        &["ADD of plugin two"],
+    );
+    let pins = daemon.scratch().dir().join("run/netns");
+    let pinned = || std::fs::read_dir(&pins).unwrap().count();
+    assert_eq!((pinned(), place.leases().len()), (1, 1));
+    std::fs::write(place.plugins().join("go"), "").unwrap();
+    eventually("the namespace is unpinned", || pinned() == 0).await;
+    assert!(place.plugins().join("seen").exists(), "unpinned too early");
+    assert!(place.leases().is_empty() && place.entries().is_empty());
+    daemon.finish().await.unwrap();
+}
+
+#[tokio::test]
 async fn a_detach_that_fails_is_repeated_and_one_that_succeeded_is_not() {
     let daemon = scripted(2, "1.0.0").await;
     let place = daemon.cni();

@@ -1,7 +1,7 @@
 //! Debian's plugins: addresses, reachability, host ports, limits, and everything given back.
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 use std::time::Duration;
 
@@ -214,5 +214,38 @@ async fn many_pods_come_and_go_at_once() {
     }
     stops.join_all().await;
     assert!(daemon.cni().addresses().is_empty());
+    daemon.finish().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_list_does_not_open_the_node_at_an_address_that_plugins_give_it() {
+    let daemon = linux_daemon().await;
+    let mut config = daemon.pod("first");
+    let key = "egress.coracle.dev/allow".to_owned();
+    config.annotations.insert(key, "0.0.0.0/0".to_owned());
+    // The bridge gets its address with the first pod.
+    let first = Pod::run_config(&daemon, config).await;
+    let own = ip(&first).await;
+    let gateway = format!("{}.1", own.rsplit_once('.').unwrap().0);
+    // Stands in for the API server.
+    let api = TcpListener::bind((gateway.as_str(), 6443)).unwrap();
+    std::thread::spawn(move || {
+        for mut stream in api.incoming().flatten() {
+            // The asker may be gone already.
+            let _ = stream.write_all(b"open\n");
+        }
+    });
+    let open = Pod::run(&daemon, "open").await;
+    let script = format!("nc -w 2 {gateway} 6443 </dev/null || echo shut");
+    for (pod, expected) in [(&open, "open"), (&first, "shut")] {
+        let mut asker = sh("asker", &script);
+        shell::security(&mut asker).capabilities = Some(cri::Capability {
+            drop_capabilities: vec!["NET_RAW".into()],
+            ..Default::default()
+        });
+        shell::run(&daemon, pod, &asker).await.says(&[expected]);
+    }
+    end(&open).await;
+    end(&first).await;
     daemon.finish().await.unwrap();
 }
