@@ -121,7 +121,7 @@ async fn a_thousand_sessions_leave_nothing() {
 /// Exec and attach, polite and rude, over both wires, at different moments.
 async fn one(pod: &Pod, id: &str, number: usize) {
     let wire = MODERN[number % 2];
-    let rude = number / 2 % 2 == 0;
+    let rude = (number / 2).is_multiple_of(2);
     match number / 4 % 4 {
         0 => {
             let url = attach_url(pod, id, BOTH).await.unwrap();
