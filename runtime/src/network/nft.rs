@@ -5,6 +5,7 @@
 //! Batch   begin, messages about one table of ours, end          (`batch`)
 //! Rule    what a packet must be, then what becomes of it        (`rule`)
 //! Nft     sends a batch; a socket stays in the namespace it was opened in
+//! Events  hears of what others change                           (`events`)
 //! ```
 //! Invariants: only tables of ours are named; a refused batch has changed nothing; no program is exec'd, and no
 //! library holds a copy of the ruleset. The kernel has handled a datagram when send(2) returns, so no read waits.
@@ -12,6 +13,7 @@
 
 mod attributes;
 mod batch;
+mod events;
 mod flows;
 mod rule;
 
@@ -26,6 +28,7 @@ use super::netlink::inside;
 
 pub(super) use attributes::Attributes;
 pub(super) use batch::{Base, Batch, Element, Hook, Kind, Set, Type, concat};
+pub(super) use events::Events;
 pub(super) use flows::{Flow, forget_flows};
 pub(super) use rule::Rule;
 
@@ -107,10 +110,10 @@ impl Nft {
     fn ask(
         &self,
         operation: &'static str,
+        object: &str,
         message: &[u8],
         mut each: impl FnMut(&[u8]),
     ) -> Result<(), Error> {
-        let object = "connections";
         self.send(message, operation, object)?;
         let mut buffer = vec![0; RECEIVE_BYTES];
         while let Some(length) = self.receive(&mut buffer)? {

@@ -117,14 +117,8 @@ pub(super) fn configure_host(endpoint: &Endpoint, index: u32) -> Vec<Request> {
     if endpoint.serves_loopback {
         switches.push(on(IPV4_DEVCONF_ROUTE_LOCALNET));
     }
-    let mut nested = vec![0; switches.as_slice().buffer_len()];
-    switches.as_slice().emit(&mut nested);
-    let inet = AfSpecUnspec::Inet(vec![AfSpecInet::Other(DefaultNla::new(
-        IFLA_INET_CONF,
-        nested,
-    ))]);
     let mut requests = vec![
-        settings(endpoint, index, Some(inet)),
+        settings(endpoint, index, Some(inet_conf(&switches))),
         up(index, &endpoint.host_interface),
     ];
     for address in endpoint.addresses() {
@@ -132,6 +126,24 @@ pub(super) fn configure_host(endpoint: &Endpoint, index: u32) -> Vec<Request> {
         requests.push(neighbour(address, endpoint.pod_mac(), index));
     }
     requests
+}
+
+/// Lets no packet with a loopback address by any more.
+pub(super) fn close_loopback(index: u32, name: &str) -> Request {
+    let off = DefaultNla::new(IPV4_DEVCONF_ROUTE_LOCALNET, 0u32.to_ne_bytes().to_vec());
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message
+        .attributes
+        .push(LinkAttribute::AfSpecUnspec(vec![inet_conf(&[off])]));
+    set_link("close the node's loopback to", name, message)
+}
+
+fn inet_conf(switches: &[DefaultNla]) -> AfSpecUnspec {
+    let mut nested = vec![0; switches.buffer_len()];
+    switches.emit(&mut nested);
+    let conf = DefaultNla::new(IFLA_INET_CONF, nested);
+    AfSpecUnspec::Inet(vec![AfSpecInet::Other(conf)])
 }
 
 /// Everything on the pod's end, whose index in the pod's namespace is `index`.

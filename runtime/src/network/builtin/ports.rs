@@ -4,38 +4,51 @@
 //! open     nobody else has it? -> into the table -> UDP flows that go past it are forgotten
 //! close    out of the table -> with a UDP port, whatever was led to the pod is forgotten
 //! restore  the table is written anew from the live pods, whatever happened to it
+//! mend     somebody else changed the table (`watch` says so): all of it is written anew
 //! ```
 //! Invariants: a port belongs to one pod; the lock is held while the table changes, so that both say the same, and
-//! never touched for a pod without ports; if somebody else flushed the table, the next change writes all of it.
+//! never touched for a pod without ports; somebody watches the table exactly while a pod has ports.
 //! Not here: what the table looks like.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::super::error::Error;
 use super::super::netlink::Netlink;
 use super::super::nft::{Batch, Flow, Nft, forget_flows};
 use super::super::{Attachment, HostPort, Protocol};
 use super::table::{Mapping, Table, protocol_number};
+use super::watch::Watch;
 
 /// The host ports of one daemon's pods.
 #[derive(Debug)]
-pub(super) struct Ports {
+pub(super) struct Ports(Arc<Shared>);
+
+/// What the watch looks at, too.
+#[derive(Debug)]
+struct Shared {
     table: Table,
     held: Mutex<Held>,
 }
 
+#[derive(Debug, Default)]
+struct Held {
+    by_pod: ByPod,
+    /// There while `by_pod` has any.
+    watch: Option<Watch>,
+}
+
 /// Ports by pod.
-type Held = BTreeMap<String, Mapping>;
+type ByPod = BTreeMap<String, Mapping>;
 
 impl Ports {
     /// Nobody has any. What the kernel's table says is not known before [`Ports::restore`].
     pub(super) fn new(table: Table) -> Self {
-        Self {
+        Self(Arc::new(Shared {
             table,
             held: Mutex::default(),
-        }
+        }))
     }
 
     /// Leads `ports` of the node to a pod at `addresses`. Repeating it is fine.
@@ -51,25 +64,24 @@ impl Ports {
             return Ok(());
         }
         let mapping = mapping(addresses, ports);
-        let mut held = self.lock();
-        check(pod, &mapping, &held)?;
-        let before = held.insert(pod.to_owned(), mapping.clone());
+        let mut held = self.0.lock();
+        check(pod, &mapping, &held.by_pod)?;
+        let before = held.by_pod.insert(pod.to_owned(), mapping.clone());
         // One step where the pod's are the only ones to change, and somebody's are there already.
         let is_step = match &before {
             Some(before) => *before == mapping,
-            None => held.len() > 1,
+            None => held.by_pod.len() > 1,
         };
-        let step = is_step.then(|| self.table.add(&mapping));
-        if let Err(error) = self.write(step, &held) {
-            held.remove(pod);
+        let step = is_step.then(|| self.0.table.add(&mapping));
+        if let Err(error) = self.0.write(step, &mut held) {
+            held.by_pod.remove(pod);
+            if held.by_pod.is_empty() {
+                held.watch = None;
+            }
             return Err(error);
         }
         drop(held);
-        if mapping
-            .ports
-            .iter()
-            .any(|port| port.protocol == Protocol::Udp)
-        {
+        if has_udp(&mapping) {
             forget(pod, |flow, node| passes_by(flow, node, &mapping));
         }
         Ok(())
@@ -78,12 +90,13 @@ impl Ports {
     /// Takes back what [`Ports::open`] gave to a pod. Fine if it has none.
     /// Errors: the kernel refuses; the pod still has them then.
     pub(super) fn close(&self, pod: &str) -> Result<(), Error> {
-        let mut held = self.lock();
-        let Some(mapping) = held.remove(pod) else {
+        let mut held = self.0.lock();
+        let Some(mapping) = held.by_pod.remove(pod) else {
             return Ok(());
         };
-        if let Err(error) = self.write(Some(self.table.remove(&mapping)), &held) {
-            held.insert(pod.to_owned(), mapping);
+        let step = self.0.table.remove(&mapping);
+        if let Err(error) = self.0.write(Some(step), &mut held) {
+            held.by_pod.insert(pod.to_owned(), mapping);
             return Err(error);
         }
         drop(held);
@@ -93,42 +106,66 @@ impl Ports {
         Ok(())
     }
 
-    /// Makes the ports of `live` pods, and only those, lead where they should. Says what it took away.
-    pub(super) fn restore(&self, live: &[Attachment]) -> Result<Vec<String>, Error> {
-        let mut held = self.lock();
-        held.clear();
+    /// Whether `pod` has any.
+    pub(super) fn has(&self, pod: &str) -> bool {
+        self.0.lock().by_pod.contains_key(pod)
+    }
+
+    /// Makes the ports of `live` pods, and only those, lead where they should. Where none has any, the table is left
+    /// as it is for [`Ports::sweep`].
+    pub(super) fn restore(&self, live: &[Attachment]) -> Result<(), Error> {
+        let mut held = self.0.lock();
+        held.by_pod.clear();
         for attachment in live {
             if attachment.ports.is_empty() {
                 continue;
             }
             let mapping = mapping(&attachment.addresses, &attachment.ports);
-            match check(&attachment.pod, &mapping, &held) {
-                Ok(()) => drop(held.insert(attachment.pod.clone(), mapping)),
+            match check(&attachment.pod, &mapping, &held.by_pod) {
+                Ok(()) => drop(held.by_pod.insert(attachment.pod.clone(), mapping)),
                 Err(error) => {
                     tracing::warn!(error = %error, "a pod's record has host ports that it cannot have")
                 }
             }
         }
-        if !held.is_empty() {
-            return self.write(None, &held).map(|()| Vec::new());
-        }
-        match commit(self.table.delete()) {
-            Ok(()) => Ok(vec![format!("table {} of nftables", self.table.name)]),
-            Err(error) => {
-                // It is not there, or this kernel has no nf_tables at all.
-                tracing::debug!(error = %error, "no table of host ports is left");
-                Ok(Vec::new())
-            }
+        match held.by_pod.is_empty() {
+            true => Ok(()),
+            false => self.0.write(None, &mut held),
         }
     }
 
+    /// Deletes the table if no pod has ports, and says so. Nothing that needs its guard may be left.
+    pub(super) fn sweep(&self) -> Vec<String> {
+        let mut held = self.0.lock();
+        if !held.by_pod.is_empty() {
+            return Vec::new();
+        }
+        held.watch = None;
+        match commit(self.0.table.delete()) {
+            Ok(()) => vec![format!("table {} of nftables", self.0.table.name)],
+            Err(error) => {
+                // It is not there, or this kernel has no nf_tables at all.
+                tracing::debug!(error = %error, "no table of host ports is left");
+                Vec::new()
+            }
+        }
+    }
+}
+
+impl Shared {
     /// Makes the table say what `held` says: by one `step` if that works, else by writing all of it.
-    fn write(&self, step: Option<Batch>, held: &Held) -> Result<(), Error> {
-        if held.is_empty() {
-            return match commit(self.table.delete()) {
-                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
-                done => done,
-            };
+    fn write(self: &Arc<Self>, step: Option<Batch>, held: &mut Held) -> Result<(), Error> {
+        if held.by_pod.is_empty() {
+            match commit(self.table.delete()) {
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+                done => done?,
+            }
+            held.watch = None;
+            return Ok(());
+        }
+        // Before the table: no change of it goes unnoticed.
+        if held.watch.is_none() {
+            held.watch = Some(self.watch()?);
         }
         match step.map(commit) {
             Some(Ok(())) => return Ok(()),
@@ -137,7 +174,40 @@ impl Ports {
             }
             None => {}
         }
-        commit(self.table.renew(held.values()))
+        commit(self.table.renew(held.by_pod.values()))
+    }
+
+    fn watch(self: &Arc<Self>) -> Result<Watch, Error> {
+        let shared = Arc::downgrade(self);
+        Watch::start(&self.table.name, move || {
+            shared.upgrade().map_or(Ok(false), |shared| shared.mend())
+        })
+    }
+
+    /// Writes the table anew if somebody else flushed or changed it; says whether that was so.
+    fn mend(&self) -> Result<bool, Error> {
+        let held = self.lock();
+        if held.by_pod.is_empty() {
+            return Ok(false);
+        }
+        let nft = Nft::open()?;
+        if nft.rules(&self.table.name)? == self.table.rules() {
+            return Ok(false);
+        }
+        nft.commit(self.table.renew(held.by_pod.values()))?;
+        tracing::warn!(table = %self.table.name, "somebody else changed our table of nftables; it is written anew");
+        let udp: ByPod = held
+            .by_pod
+            .iter()
+            .filter(|(_, mapping)| has_udp(mapping))
+            .map(|(pod, mapping)| (pod.clone(), mapping.clone()))
+            .collect();
+        drop(held);
+        // Those that began without the table go past the pods.
+        for (pod, mapping) in &udp {
+            forget(pod, |flow, node| passes_by(flow, node, mapping));
+        }
+        Ok(true)
     }
 
     fn lock(&self) -> MutexGuard<'_, Held> {
@@ -160,7 +230,7 @@ fn commit(batch: Batch) -> Result<(), Error> {
 }
 
 /// Errors: a port of `mapping` that somebody has, or that no address of the pod could serve.
-fn check(pod: &str, mapping: &Mapping, held: &Held) -> Result<(), Error> {
+fn check(pod: &str, mapping: &Mapping, held: &ByPod) -> Result<(), Error> {
     for (number, port) in mapping.ports.iter().enumerate() {
         if let Some(at) = port.host_ip.map(|at| at.to_canonical()) {
             let serves = |own: &IpAddr| own.is_ipv4() == at.is_ipv4();

@@ -10,7 +10,8 @@
 //! A packet from 127.0.0.1 leaves for a pod only if the pod's veth has `route_localnet`, which would let the pod send
 //! to the node's loopback as well: hence `guard`, which sees packets before any translation is undone, when the
 //! answers to our own are still addressed to the gateway. IPv6 has no such switch, so `::1` leads nowhere.
-//! Invariants: a lookup is one hash, however many pods have ports; the table is there exactly while one has.
+//! Invariants: a lookup is one hash, however many pods have ports; the table is there exactly while one has; with and
+//! without ports it has the same rules, so that their number says whether somebody else changed them.
 //! Not here: who has which port.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -97,6 +98,11 @@ impl Table {
             batch.add_elements(set, elements);
         }
         batch
+    }
+
+    /// How many rules it has.
+    pub(super) fn rules(&self) -> usize {
+        self.renew(std::iter::empty()).rules()
     }
 
     /// Adds the ports of one pod.

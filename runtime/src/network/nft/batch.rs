@@ -213,6 +213,12 @@ impl Batch {
         self.push(step, chain, rule);
     }
 
+    /// How many rules are added.
+    pub(in crate::network) fn rules(&self) -> usize {
+        let is_rule = |(kind, _, _): &&(u16, u16, Attributes)| *kind == NFT_MSG_NEWRULE;
+        self.messages.iter().filter(is_rule).count()
+    }
+
     /// Adds a set or a map.
     pub(in crate::network) fn add_set(&mut self, set: Set) {
         // Type numbers of a concatenation: six bits each. Source: nftables, TYPE_BITS.

@@ -50,7 +50,7 @@ pub(in crate::network) fn forget_flows(
     let mut message = Vec::new();
     // Of both families at once: the kernel walks its whole table, which takes it some milliseconds.
     append(&mut message, head(IPCTNL_MSG_CT_GET, NLM_F_DUMP, 0), &[]);
-    nft.ask("list", &message, |entry| {
+    nft.ask("list", "connections", &message, |entry| {
         let Some((header, attributes)) = entry.split_at_checked(FAMILY_HEADER_BYTES) else {
             return;
         };
@@ -62,7 +62,7 @@ pub(in crate::network) fn forget_flows(
         let mut message = Vec::new();
         let head = head(IPCTNL_MSG_CT_DELETE, NLM_F_ACK, *family);
         append(&mut message, head, key.bytes());
-        match nft.ask("forget", &message, |_| {}) {
+        match nft.ask("forget", "connections", &message, |_| {}) {
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
             done => done?,
         }

@@ -110,8 +110,22 @@ impl World {
         }
     }
 
-    pub(super) fn restarted(&self) -> Builtin {
-        Builtin::open(self.network.config.clone()).unwrap()
+    /// Puts another daemon in the place of this one, which has seen nothing before [`World::sweep`].
+    pub(super) fn restart(&mut self) {
+        self.network = Builtin::open(self.network.config.clone()).unwrap();
+    }
+
+    pub(super) fn sweep(&self, live: &[Attachment]) -> Vec<String> {
+        inside(&self.node, || self.network.sweep(live)).unwrap()
+    }
+
+    /// Waits until the ruleset is `expected`, for some seconds.
+    pub(super) fn waits_for(&self, expected: &str) {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while self.ruleset() != expected {
+            assert!(Instant::now() < deadline, "{}", self.ruleset());
+            thread::sleep(Duration::from_millis(5));
+        }
     }
 
     pub(super) fn attach(&self, pod: &OwnedFd, id: &str, ports: &[HostPort]) -> Attachment {

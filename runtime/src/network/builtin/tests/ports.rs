@@ -130,7 +130,7 @@ fn a_port_at_one_address_is_at_that_alone() {
 
 #[test]
 fn a_port_has_one_holder_and_errors_name_it() {
-    let world = World::new("holder");
+    let mut world = World::new("holder");
     let (one, two) = (Server::new("one", 80), Server::new("two", 80));
     let web = port(Protocol::Tcp, 8080, 80);
     let a = world.attach(&one.netns, "one", std::slice::from_ref(&web));
@@ -162,8 +162,8 @@ fn a_port_has_one_holder_and_errors_name_it() {
     );
     world.detach(&a);
     // Said twice, it is one after a restart, too.
-    let restarted = world.restarted();
-    inside(&world.node, || restarted.sweep(std::slice::from_ref(&b))).unwrap();
+    world.restart();
+    world.sweep(std::slice::from_ref(&b));
     assert!(world.ruleset().contains("udp . 8080"));
     let with_web = world.attach(&two.netns, "two", &[web]);
     assert_eq!(with_web.addresses, b.addresses);
@@ -180,7 +180,7 @@ fn a_port_has_one_holder_and_errors_name_it() {
 
 #[test]
 fn a_pod_cannot_send_to_the_loopback_of_its_node() {
-    let world = World::new("guard");
+    let mut world = World::new("guard");
     let pod = Server::new("pod", 80);
     let attachment = world.attach(&pod.netns, "pod", &[port(Protocol::Tcp, 8080, 80)]);
     let secret = inside(&world.node, || TcpListener::bind("127.0.0.1:6000").unwrap());
@@ -197,10 +197,16 @@ fn a_pod_cannot_send_to_the_loopback_of_its_node() {
         run(&pod.netns, line);
     }
     assert!(!attack());
-    // Without the guard the same attack succeeds: it is a real one.
-    let table = format!("coracle-{}", world.network.config.interface_prefix);
-    run(&world.node, &format!("nft flush chain inet {table} guard"));
+    // Without the guard, which nobody watches now, the same attack succeeds: it is a real one.
+    let whole = world.ruleset();
+    world.restart();
+    run(&world.node, "nft flush ruleset");
     assert!(attack());
+    world.sweep(std::slice::from_ref(&attachment));
+    assert!(!attack());
+    run(&world.node, "nft flush ruleset");
+    world.waits_for(&whole);
+    assert!(!attack());
     let other = Server::new("other", 80);
     let plain = world.attach(&other.netns, "plain", &[]);
     let switch = |name: &str| {
@@ -214,6 +220,11 @@ fn a_pod_cannot_send_to_the_loopback_of_its_node() {
         "only where it is needed"
     );
     assert_eq!(switch("all"), "0\n");
+    // The pod still runs when its ports and the guard go: the switch has gone before.
+    world.detach(&attachment);
+    assert_eq!(world.ruleset(), "");
+    assert_eq!(switch(&attachment.host_interface), "0\n");
+    assert!(!attack());
     drop(secret);
     world.detach(&attachment);
     world.detach(&plain);
@@ -221,7 +232,7 @@ fn a_pod_cannot_send_to_the_loopback_of_its_node() {
 
 #[test]
 fn a_restart_and_the_next_change_mend_the_table() {
-    let world = World::new("mend");
+    let mut world = World::new("mend");
     let (one, two) = (Server::new("one", 80), Server::new("two", 80));
     let web = |host_port| port(Protocol::Tcp, host_port, 80);
     let a = world.attach(&one.netns, "one", &[web(8080)]);
@@ -234,26 +245,18 @@ fn a_restart_and_the_next_change_mend_the_table() {
         ..a.clone()
     };
     for damage in ["flush ruleset", "delete table inet coracle-caab"] {
+        world.restart();
         run(&world.node, &format!("nft {damage}"));
-        let restarted = world.restarted();
-        let removed = inside(&world.node, || restarted.sweep(&[a.clone(), b.clone()])).unwrap();
-        assert_eq!(removed, Vec::<String>::new());
+        assert_eq!(world.sweep(&[a.clone(), b.clone()]), Vec::<String>::new());
         assert_eq!(world.ruleset(), whole);
     }
     // The record knows the ports: another pod cannot have them after a restart either.
-    let restarted = world.restarted();
-    inside(&world.node, || {
-        restarted.sweep(&[a.clone(), b.clone(), gone])
-    })
-    .unwrap();
-    let wish = NetworkWish {
-        ports: vec![web(8082)],
-        ..wish("third")
-    };
+    world.restart();
+    world.sweep(&[a.clone(), b.clone(), gone]);
     let third = Server::new("third", 80);
-    let refused = inside(&world.node, || restarted.attach(&wish, third.netns.as_fd()));
+    let refused = world.try_attach(&third.netns, "third", &[web(8082)]);
     assert!(refused.unwrap_err().to_string().contains("pod gone has it"));
-    inside(&world.node, || restarted.sweep(&[a.clone(), b.clone()])).unwrap();
+    world.sweep(&[a.clone(), b.clone()]);
     // Somebody flushes while the daemon runs: the next pod brings everything back.
     run(&world.node, "nft flush ruleset");
     let c = world.attach(&third.netns, "third", &[web(8082)]);
@@ -264,13 +267,52 @@ fn a_restart_and_the_next_change_mend_the_table() {
     world.detach(&c);
     assert_eq!(world.ruleset(), whole);
     // The last daemon died and its pods with it.
-    let restarted = world.restarted();
-    let removed = inside(&world.node, || restarted.sweep(&[])).unwrap();
+    world.restart();
+    let removed = world.sweep(&[]);
     assert!(
         removed.contains(&"table coracle-caab of nftables".to_owned()),
         "{removed:?}"
     );
     assert_eq!(world.ruleset(), "");
+}
+
+#[test]
+fn what_others_do_to_the_table_is_mended_while_pods_live() {
+    let world = World::new("watch");
+    let one = Server::new("one", 80);
+    let ports = [port(Protocol::Tcp, 8080, 80), port(Protocol::Udp, 5353, 80)];
+    let pod = world.attach(&one.netns, "one", &ports);
+    let whole = world.ruleset();
+    let (web, dns) = (format!("{NODE}:8080"), format!("{NODE}:5353"));
+    let client = udp_socket(&world.outside, &dns);
+    let seen = some("one 198.51.100.2");
+    for damage in [
+        "flush ruleset",
+        "delete table inet coracle-caab",
+        "flush chain inet coracle-caab guard",
+        "insert rule inet coracle-caab guard accept",
+    ] {
+        run(&world.node, &format!("nft {damage}"));
+        world.waits_for(&whole);
+        assert_eq!(tcp(&world.outside, &web), seen, "after {damage}");
+        assert_eq!(
+            tcp(&world.node, "127.0.0.1:8080"),
+            some(format!("one {GATEWAY}"))
+        );
+    }
+    // It has just been mended and is left alone for a moment: a client that sends meanwhile is led right later.
+    run(&world.node, "nft flush ruleset");
+    assert_eq!(udp_from(&client, &dns), None);
+    world.waits_for(&whole);
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while udp_from(&client, &dns) != seen {
+        assert!(Instant::now() < deadline, "the flow goes past the pod");
+    }
+    // Nobody watches what is not there: another table is left alone.
+    world.detach(&pod);
+    run(&world.node, "nft add table inet coracle-caab");
+    thread::sleep(Duration::from_millis(100));
+    assert_eq!(world.ruleset().trim(), "table inet coracle-caab {\n}");
 }
 
 #[test]
