@@ -4,10 +4,12 @@
 //! the host functions of a Wasm guest, which know names, and by nftables in the pod's network namespace ([`install`]),
 //! which holds whatever runs in the pod and knows addresses alone.
 //! Invariants: some addresses are refused however they are listed and whatever name led to them ([`Denied`]); an
-//! address is judged in its canonical form, so that `::ffff:169.254.169.254` is 169.254.169.254; loopback, and
-//! whatever arrives from outside with the answers to it, is the pod's own business.
+//! address is judged in its canonical form, so that `::ffff:169.254.169.254` is 169.254.169.254, and refused if an
+//! IPv4 address that a translator would find in it is ([`disguise`]); loopback, and whatever arrives from outside with
+//! the answers to it, is the pod's own business.
 //! Not here: the annotation's name, DNS, sockets.
 
+mod disguise;
 mod enforce;
 mod parse;
 
@@ -170,9 +172,8 @@ impl Denied {
     pub const USUAL_PORTS: [(u16, u16); 4] =
         [(2379, 2380), (6443, 6443), (10250, 10250), (10255, 10256)];
 
-    /// Networks refused at all ports: link-local ones and the same behind the NAT64 prefix of RFC 6052, and the
-    /// address of a metadata service that is not link-local.
-    pub const NETWORKS: [Cidr; 4] = [
+    /// Networks refused at all ports: link-local ones, and the address of a metadata service that is not link-local.
+    pub const NETWORKS: [Cidr; 3] = [
         Cidr {
             base: IpAddr::V4(Ipv4Addr::new(169, 254, 0, 0)),
             bits: 16,
@@ -182,17 +183,30 @@ impl Denied {
             bits: 10,
         },
         Cidr {
-            base: IpAddr::V6(Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, 0xa9fe, 0)),
-            bits: 112,
-        },
-        Cidr {
             base: IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
             bits: 128,
         },
     ];
 
-    /// Whether `port` of `address`, which is in canonical form, is refused.
+    /// IPv4 networks, with how many bits count, that are refused behind a translator: link-local, and its own loopback.
+    const BEHIND: [(Ipv4Addr, u8); 2] = [
+        (Ipv4Addr::new(169, 254, 0, 0), 16),
+        (Ipv4Addr::new(127, 0, 0, 0), 8),
+    ];
+
+    /// Whether `port` of `address`, which is in canonical form, is refused, or of an address that it hides.
     fn covers(&self, address: IpAddr, port: u16) -> bool {
+        let is_hidden = |inner: Ipv4Addr| {
+            inner.is_link_local() || inner.is_loopback() || self.names(inner.into(), port)
+        };
+        let hides = match address {
+            IpAddr::V4(_) => false,
+            IpAddr::V6(address) => disguise::hidden(address).any(is_hidden),
+        };
+        hides || self.names(address, port)
+    }
+
+    fn names(&self, address: IpAddr, port: u16) -> bool {
         Self::NETWORKS.iter().any(|cidr| cidr.contains(address))
             || (self.node.contains(&address)
                 && self
@@ -260,11 +274,16 @@ impl Cidr {
                 let differ = base.to_bits() ^ address.to_bits();
                 differ.leading_zeros() >= u32::from(self.bits)
             }
-            (IpAddr::V6(base), IpAddr::V6(address)) => {
-                let differ = base.to_bits() ^ address.to_bits();
-                differ.leading_zeros() >= u32::from(self.bits)
-            }
+            (IpAddr::V6(_), IpAddr::V6(address)) => self.contains_bits(address.to_bits()),
             _ => false,
+        }
+    }
+
+    /// Whether the IPv6 address of these bits is among them, taken as it is written.
+    fn contains_bits(&self, address: u128) -> bool {
+        match self.base {
+            IpAddr::V4(_) => false,
+            IpAddr::V6(base) => (base.to_bits() ^ address).leading_zeros() >= u32::from(self.bits),
         }
     }
 }
@@ -292,6 +311,7 @@ mod tests {
     fn addresses_are_judged_by_their_canonical_form() {
         use Decision::{Allowed, Never, Unlisted};
         let egress = listed(&["0.0.0.0/0", "2001:db8::/32", "fe80::/10", "64:ff9b::/96"]);
+        let everything = listed(&["::/0"]);
         let narrow = listed(&["203.0.113.0/24:443", "198.51.100.7"]);
         for (policy, target, want) in [
             (&egress, "203.0.113.9:80", Allowed),
@@ -299,6 +319,22 @@ mod tests {
             (&egress, "[::ffff:169.254.169.254]:80", Never),
             (&egress, "[64:ff9b::169.254.169.254]:80", Never),
             (&egress, "[64:ff9b::203.0.113.9]:80", Allowed),
+            (&egress, "[64:ff9b::192.0.2.2]:10250", Never),
+            (&egress, "[64:ff9b::192.0.2.2]:443", Allowed),
+            (&egress, "[64:ff9b::127.0.0.1]:10250", Never),
+            (&everything, "[64:ff9b:1::192.0.2.2]:10250", Never),
+            (&everything, "[64:ff9b:1:c000:2:200::]:10250", Never),
+            (&everything, "[64:ff9b:1:c0:0:202::]:6443", Never),
+            (&everything, "[64:ff9b:1:7:c0:2:200:0]:6443", Never),
+            (&everything, "[64:ff9b:1:a9fe:a9:fe00::]:80", Never),
+            (&everything, "[64:ff9b:1::203.0.113.9]:10250", Allowed),
+            (&everything, "[64:ff9b:1::192.0.2.2]:443", Allowed),
+            (&everything, "[::192.0.2.2]:10250", Never),
+            (&everything, "[::ffff:0:192.0.2.2]:10250", Never),
+            (&everything, "[2002:c000:202::1]:10250", Never),
+            (&everything, "[2002:a9fe:a9fe::1]:80", Never),
+            (&everything, "[::1]:10250", Allowed),
+            (&everything, "[2001:db8:1::2]:10250", Allowed),
             (&egress, "[fe80::1]:80", Never),
             (&egress, "[fd00:ec2::254]:80", Never),
             (&egress, "[fd00::1]:80", Unlisted),

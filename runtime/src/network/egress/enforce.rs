@@ -3,7 +3,7 @@
 //! ```text
 //! loopback, answers, neighbour discovery      go on
 //! DNS to the pod's servers                    goes on if a host is listed by name
-//! what no list opens                          is rejected
+//! what no list opens                          is rejected, and IPv6 that a translator would make such IPv4 of
 //! listed addresses, listed ports              go on
 //! the rest                                    is rejected
 //! ```
@@ -13,12 +13,13 @@
 //! Invariant: the table is replaced whole; between two calls there is never none.
 //! Not here: packets that a process with CAP_NET_RAW sends past the kernel's IP stack.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::BorrowedFd;
 
 use super::super::error::Error;
 use super::super::netlink::Netlink;
-use super::super::nft::{Base, Batch, Element, Hook, Kind, Nft, Rule, Set, Type};
+use super::super::nft::{Base, Batch, Element, Hook, Kind, Nft, Rule, Set, Type, concat};
+use super::disguise::FORMS;
 use super::{Cidr, Denied, Egress, List, Target};
 
 /// The table in a pod's namespace.
@@ -28,6 +29,7 @@ const LISTED: &str = "listed";
 const PORTS: &str = "ports";
 const REFUSED: &str = "refused";
 const NODE: &str = "node";
+const DISGUISED: &str = "disguised";
 const NODE_V4: Set = Set {
     name: "node_v4",
     key: &[Type::Ipv4],
@@ -38,6 +40,19 @@ const NODE_V6: Set = Set {
     key: &[Type::Ipv6],
     value: &[],
 };
+/// The same in forms of IPv6 that tear an IPv4 address apart.
+const NODE_TORN: [Set; 2] = [
+    Set {
+        name: "node_2_2",
+        key: &[Type::Port, Type::Port],
+        value: &[],
+    },
+    Set {
+        name: "node_1_2_1",
+        key: &[Type::Protocol, Type::Port, Type::Protocol],
+        value: &[],
+    },
+];
 /// `lo` has this index in every network namespace. Source: net/loopback.c, `LOOPBACK_IFINDEX`.
 const LOOPBACK_INDEX: u32 = 1;
 const DNS_PORT: u16 = 53;
@@ -151,6 +166,51 @@ fn refuse(batch: &mut Batch, denied: &Denied) {
             false => Rule::default().ipv6(),
         };
         batch.add_rule(OUT, &rule.destination_in(set).jump(NODE));
+    }
+    refuse_disguised(batch, denied);
+}
+
+/// The same where an IPv6 address hides it, in a chain of its own: IPv4 does not come by.
+fn refuse_disguised(batch: &mut Batch, denied: &Denied) {
+    let v4 = |address: &IpAddr| match address {
+        IpAddr::V4(address) => Some(*address),
+        IpAddr::V6(_) => None,
+    };
+    for set in NODE_TORN {
+        let torn = |address: Ipv4Addr| Element {
+            key: tear(address, set),
+            value: Vec::new(),
+        };
+        let node = denied.node.iter().filter_map(v4);
+        let elements: Vec<Element> = node.map(torn).collect();
+        batch.add_set(set);
+        batch.add_elements(set, &elements);
+    }
+    batch.add_chain(DISGUISED, None);
+    for form in FORMS {
+        for (network, bits) in Denied::BEHIND {
+            let (mask, value) = form.bits_of(network, bits);
+            let rule = Rule::default().ipv6().destination_bits(mask, value);
+            batch.add_rule(DISGUISED, &rule.jump(REFUSED));
+        }
+        let runs = form.runs();
+        let set = match runs.len() {
+            1 => NODE_V4,
+            2 => NODE_TORN[0],
+            _ => NODE_TORN[1],
+        };
+        let rule = towards(form.network()).destination_runs_in(&runs, set);
+        batch.add_rule(DISGUISED, &rule.jump(NODE));
+    }
+    batch.add_rule(OUT, &Rule::default().ipv6().jump(DISGUISED));
+}
+
+/// The parts of an address as the fields of `set` hold them.
+fn tear(address: Ipv4Addr, set: Set) -> Vec<u8> {
+    let [a, b, c, d] = address.octets();
+    match set.key.len() {
+        2 => concat(&[&[a, b], &[c, d]]),
+        _ => concat(&[&[a], &[b, c], &[d]]),
     }
 }
 

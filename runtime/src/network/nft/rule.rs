@@ -3,11 +3,12 @@
 //! Written left to right as `nft` prints it: `Rule::default().ipv4().destination(cidr).drop()`.
 //! Invariant: whoever looks at addresses has said [`Rule::ipv4`] or [`Rule::ipv6`] before, since they lie in
 //! different places; ports are looked at as nft's `th dport`, so the protocol is a condition of its own.
-//! Not here: chains, hooks.
+//! Not here: chains, hooks; conditions on addresses are in `address`.
+
+mod address;
 
 use std::net::IpAddr;
 
-use super::super::egress::Cidr;
 use super::{Attributes, Hook, Set, Type};
 
 // Source: linux/netfilter/nf_tables.h, as all below.
@@ -144,40 +145,6 @@ impl Rule {
         loaded.equals(&RTN_LOCAL.to_ne_bytes())
     }
 
-    /// Only what is addressed to one of `cidr`.
-    pub(in crate::network) fn destination(self, cidr: Cidr) -> Self {
-        self.address_in(cidr, false)
-    }
-
-    /// Only what claims to come from one of `cidr`.
-    pub(in crate::network) fn source(self, cidr: Cidr) -> Self {
-        self.address_in(cidr, true)
-    }
-
-    fn address_in(self, cidr: Cidr, is_source: bool) -> Self {
-        let (base, mask) = match cidr.base() {
-            IpAddr::V4(base) => {
-                let mask = u32::MAX.checked_shl(32 - u32::from(cidr.bits()));
-                (
-                    base.octets().to_vec(),
-                    mask.unwrap_or(0).to_be_bytes().to_vec(),
-                )
-            }
-            IpAddr::V6(base) => {
-                let mask = u128::MAX.checked_shl(128 - u32::from(cidr.bits()));
-                (
-                    base.octets().to_vec(),
-                    mask.unwrap_or(0).to_be_bytes().to_vec(),
-                )
-            }
-        };
-        let loaded = self.load_address(cidr.base().is_ipv4(), is_source, 0);
-        match cidr == Cidr::host(cidr.base()) {
-            true => loaded.equals(&base),
-            false => loaded.masked(&mask).equals(&base),
-        }
-    }
-
     /// Only what is addressed to ports `first` to `last`.
     pub(in crate::network) fn ports(self, first: u16, last: u16) -> Self {
         let loaded = self.load_port(0);
@@ -195,22 +162,6 @@ impl Rule {
             .payload(NFT_PAYLOAD_TRANSPORT_HEADER, 0, 1, 0)
             .compare(NFT_CMP_GTE, &[first])
             .compare(NFT_CMP_LTE, &[last])
-    }
-
-    /// Only what is addressed to one of `set`.
-    pub(in crate::network) fn destination_in(self, set: Set) -> Self {
-        let is_ipv4 = set.key.first() == Some(&Type::Ipv4);
-        self.load_address(is_ipv4, false, 0).look_up(set)
-    }
-
-    /// Only what goes from and to a pair of addresses that `set` has.
-    pub(in crate::network) fn source_and_destination_in(self, set: Set) -> Self {
-        let is_ipv4 = set.key.first() == Some(&Type::Ipv4);
-        let second = if is_ipv4 { 1 } else { 4 };
-        let loaded = self
-            .load_address(is_ipv4, true, 0)
-            .load_address(is_ipv4, false, second);
-        loaded.look_up(set)
     }
 
     /// Sends it to where `map` says for its destination (if the key begins with an address), protocol and port.
@@ -322,17 +273,6 @@ impl Rule {
                 .number(NFTA_PAYLOAD_OFFSET, offset)
                 .number(NFTA_PAYLOAD_LEN, length),
         )
-    }
-
-    /// Offsets: RFC 791 section 3.1, RFC 8200 section 3.
-    fn load_address(self, is_ipv4: bool, is_source: bool, at: u32) -> Self {
-        let (offset, length) = match (is_ipv4, is_source) {
-            (true, true) => (12, 4),
-            (true, false) => (16, 4),
-            (false, true) => (8, 16),
-            (false, false) => (24, 16),
-        };
-        self.payload(NFT_PAYLOAD_NETWORK_HEADER, offset, length, at)
     }
 
     /// TCP, UDP and SCTP have the destination port in the same place.

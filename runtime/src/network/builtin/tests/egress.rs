@@ -171,6 +171,46 @@ fn what_no_list_opens_stays_shut() {
 }
 
 #[test]
+fn a_translator_on_the_way_opens_nothing() {
+    let scene = scene("nat64", &["::/0"]);
+    let (node, outside) = (&scene.world.node, &scene.world.outside);
+    let _kubelet = Server::within(outside.try_clone().unwrap(), "behind", 10250);
+    let _other = Server::within(outside.try_clone().unwrap(), "behind", 443);
+    // Whoever is out there has the addresses that a translator would serve.
+    let hiding = [
+        "64:ff9b::c633:6401",
+        "64:ff9b:1::c633:6401",
+        "64:ff9b:1:c633:64:100::",
+        "64:ff9b:1:c6:33:6401::",
+        "64:ff9b:1:7:c6:3364:100:0",
+        "::ffff:0:c633:6401",
+        "2002:c633:6401::1",
+    ];
+    let metadata = ["64:ff9b::a9fe:a9fe", "64:ff9b:1:a9fe:a9:fe00::"];
+    let harmless = ["64:ff9b::c633:6402", "64:ff9b:1::c633:6402"];
+    for address in hiding.into_iter().chain(metadata).chain(harmless) {
+        run(outside, &format!("ip addr add {address}/128 dev lo nodad"));
+        run(
+            node,
+            &format!("ip route add {address}/128 via 2001:db8:1::2"),
+        );
+    }
+    for address in hiding {
+        assert!(
+            scene.is_rejected(&format!("[{address}]:10250")),
+            "{address}"
+        );
+        assert!(scene.reaches(&format!("[{address}]:443")), "{address}");
+    }
+    for address in metadata {
+        assert!(scene.is_rejected(&format!("[{address}]:443")), "{address}");
+    }
+    for address in harmless {
+        assert!(scene.reaches(&format!("[{address}]:10250")), "{address}");
+    }
+}
+
+#[test]
 fn a_listed_name_opens_its_port_and_the_way_to_dns() {
     let scene = scene("names", &["api.example.com:80"]);
     let dns = Server::within(scene.world.outside.try_clone().unwrap(), "dns", 53);

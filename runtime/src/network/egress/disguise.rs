@@ -1,0 +1,150 @@
+//! IPv4 addresses in the clothes of IPv6: what a translator on the way makes IPv4 again.
+//!
+//! Invariants: an address may hide several, because only the operator of a translator knows its prefix length, and all
+//! of them are judged; a prefix that the operator took from his own addresses cannot be told from any other.
+//! Not here: which addresses are refused.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use super::Cidr;
+
+/// One way to write an IPv4 address as an IPv6 one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Form {
+    /// What such addresses begin with.
+    prefix: u128,
+    bits: u8,
+    /// Which of the sixteen octets are the IPv4 address, in order.
+    places: [u8; 4],
+}
+
+const LAST: [u8; 4] = [12, 13, 14, 15];
+
+const fn form(prefix: u128, bits: u8, places: [u8; 4]) -> Form {
+    Form {
+        prefix,
+        bits,
+        places,
+    }
+}
+
+/// All of them. Source: RFC 6052 section 2.2 with RFC 8215 (NAT64), RFC 4291 section 2.5.5, RFC 2765 section 2.1 and
+/// RFC 3056 section 2. In the prefix for local use, octet 8 is not part of the address.
+pub(super) const FORMS: [Form; 9] = [
+    form(0x64_ff9b << 96, 96, LAST),
+    form(0x64_ff9b_0001 << 80, 48, [6, 7, 9, 10]),
+    form(0x64_ff9b_0001 << 80, 48, [7, 9, 10, 11]),
+    form(0x64_ff9b_0001 << 80, 48, [9, 10, 11, 12]),
+    form(0x64_ff9b_0001 << 80, 48, LAST),
+    form(0xffff << 32, 96, LAST),
+    form(0, 96, LAST),
+    form(0xffff << 48, 96, LAST),
+    form(0x2002 << 112, 16, [2, 3, 4, 5]),
+];
+
+impl Form {
+    /// The addresses of this form.
+    pub(super) fn network(&self) -> Cidr {
+        Cidr {
+            base: Ipv6Addr::from_bits(self.prefix).into(),
+            bits: self.bits,
+        }
+    }
+
+    /// The IPv4 address in `address`, if it is of this form.
+    fn read(&self, address: Ipv6Addr) -> Option<Ipv4Addr> {
+        let octets = address.octets();
+        let inner = self.places.map(|place| octets[usize::from(place)]);
+        let is_such = self.network().contains_bits(address.to_bits());
+        is_such.then(|| Ipv4Addr::from(inner))
+    }
+
+    /// Which bits of an address say that it is of this form and its IPv4 address one of `network`, the first `bits` of
+    /// whose base count, and what they are then.
+    pub(super) fn bits_of(&self, network: Ipv4Addr, bits: u8) -> (Ipv6Addr, Ipv6Addr) {
+        let inner_mask = u32::MAX.checked_shl(32 - u32::from(bits)).unwrap_or(0);
+        let prefix_mask = u128::MAX.checked_shl(128 - u32::from(self.bits));
+        let mask = prefix_mask.unwrap_or(0) | self.place(inner_mask.to_be_bytes());
+        let value = self.prefix | self.place(network.octets());
+        (Ipv6Addr::from_bits(mask), Ipv6Addr::from_bits(value))
+    }
+
+    fn place(&self, octets: [u8; 4]) -> u128 {
+        let mut all = [0; 16];
+        for (place, octet) in self.places.into_iter().zip(octets) {
+            all[usize::from(place)] = octet;
+        }
+        u128::from_be_bytes(all)
+    }
+
+    /// Where the IPv4 address lies: first octet and length of each run of it. One of 4, or 2 and 2, or 1, 2 and 1.
+    pub(super) fn runs(&self) -> Vec<(u8, u8)> {
+        let longest = if self.places[0] + 3 == self.places[3] {
+            4
+        } else {
+            2
+        };
+        let mut runs: Vec<(u8, u8)> = Vec::with_capacity(3);
+        for place in self.places {
+            match runs.last_mut() {
+                Some((first, length)) if *first + *length == place && *length < longest => {
+                    *length += 1;
+                }
+                _ => runs.push((place, 1)),
+            }
+        }
+        runs
+    }
+}
+
+/// Every IPv4 address that `address` may hide.
+pub(super) fn hidden(address: Ipv6Addr) -> impl Iterator<Item = Ipv4Addr> {
+    FORMS.iter().filter_map(move |form| form.read(address))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_found_in_every_form() {
+        // The examples of RFC 6052 section 2.4, with the prefix for local use in place of documentation's.
+        for (address, inner) in [
+            ("64:ff9b::192.0.2.33", "192.0.2.33"),
+            ("64:ff9b:1:c000:2:2100::", "192.0.2.33"),
+            ("64:ff9b:1:3c0:0:221::", "192.0.2.33"),
+            ("64:ff9b:1:344:c0:2:2100:0", "192.0.2.33"),
+            ("64:ff9b:1:344:ff:7:192.0.2.33", "192.0.2.33"),
+            ("::ffff:192.0.2.33", "192.0.2.33"),
+            ("::192.0.2.33", "192.0.2.33"),
+            ("::ffff:0:192.0.2.33", "192.0.2.33"),
+            ("2002:c000:221::1", "192.0.2.33"),
+        ] {
+            let inner: Ipv4Addr = inner.parse().unwrap();
+            let found: Vec<_> = hidden(address.parse().unwrap()).collect();
+            assert!(found.contains(&inner), "{address}: {found:?}");
+        }
+        for address in ["64:ff9b:2::192.0.2.33", "2001:db8::192.0.2.33", "fd00::1"] {
+            assert_eq!(hidden(address.parse().unwrap()).count(), 0, "{address}");
+        }
+    }
+
+    #[test]
+    fn masks_and_runs_say_the_same() {
+        for form in FORMS {
+            let (mask, value) = form.bits_of(Ipv4Addr::new(192, 0, 2, 33), 32);
+            assert_eq!(form.read(value), Some(Ipv4Addr::new(192, 0, 2, 33)));
+            assert_eq!(mask.to_bits() & value.to_bits(), value.to_bits());
+            assert_eq!(mask.to_bits().count_ones(), u32::from(form.bits) + 32);
+            let octets = value.octets();
+            let told = form.runs().into_iter().flat_map(|(first, length)| {
+                octets[usize::from(first)..usize::from(first + length)].to_vec()
+            });
+            assert_eq!(told.collect::<Vec<u8>>(), [192, 0, 2, 33]);
+            let lengths: Vec<u8> = form.runs().into_iter().map(|(_, length)| length).collect();
+            let is_known = matches!(lengths[..], [4] | [2, 2] | [1, 2, 1]);
+            assert!(is_known, "{form:?}: {lengths:?}");
+        }
+    }
+}
