@@ -4,6 +4,7 @@
 //! Invariant: the `unsafe` of process making and mounting lives here, each block argued.
 //! Not here: pods, containers, policy.
 
+pub mod children;
 pub mod fork;
 pub mod ids;
 pub mod mounts;

@@ -18,6 +18,9 @@ use crate::control::messages::{Answer, FromKeeper};
 use crate::id::ContainerId;
 use crate::spec::{Cause, Exit};
 
+/// Exit code of a process that somebody else has waited for.
+const UNKNOWN: i32 = 255;
+
 /// One exec.
 pub(super) struct Exec {
     /// The request that asked for it.
@@ -108,6 +111,16 @@ impl Execs {
         }
     }
 
+    /// The processes of all.
+    pub(super) fn processes(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.slots.iter().flatten().map(|exec| exec.pidfd.as_fd())
+    }
+
+    /// Whether some have yet to come to run.
+    pub(super) fn is_starting(&self) -> bool {
+        self.slots.iter().flatten().any(|exec| !exec.started)
+    }
+
     /// Whether none runs.
     pub(super) fn is_empty(&self) -> bool {
         self.slots.iter().all(Option::is_none)
@@ -170,17 +183,20 @@ impl Execs {
     fn ended(&mut self, exec: &mut Exec, slot: usize, poll: &OwnedFd) -> bool {
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
         let status = match waitid(WaitId::PidFd(exec.pidfd.as_fd()), options) {
-            Ok(Some(status)) => status,
             Ok(None) => return false,
-            Err(_) => {
-                // Not ours to wait for: nothing more will be heard of it.
-                let _ = epoll::delete(poll, &exec.pidfd);
-                return true;
-            }
+            status => status.ok().flatten(),
         };
         let _ = epoll::delete(poll, &exec.pidfd);
         self.hear(exec, slot, poll);
-        let (code, cause) = exec.reports.judge(&status, exec.started);
+        let (code, cause) = match &status {
+            Some(status) => exec.reports.judge(status, exec.started),
+            // Not ours to wait for: how it ended is not known, but whoever asked is told that it has.
+            None if exec.started => (UNKNOWN, Cause::Unknown),
+            None => {
+                let text = "the process was lost before it was ready".to_owned();
+                (UNKNOWN, Cause::StartFailed(text))
+            }
+        };
         let request = exec.request;
         let news = match cause {
             Cause::StartFailed(message) => {
@@ -193,7 +209,7 @@ impl Execs {
             cause => {
                 let exit = Exit {
                     code,
-                    signal: status.terminating_signal(),
+                    signal: status.and_then(|status| status.terminating_signal()),
                     finished_at: now_ns(),
                     cause,
                 };

@@ -21,6 +21,7 @@ use crate::control::messages::{Answer, Ask, Birth, FromKeeper, ToKeeper};
 use crate::control::{Frame, PROTOCOL, Reader, Writer};
 use crate::error::{Context as _, Result};
 use crate::sandbox::{PodNamespaces, identity};
+use crate::sys;
 use crate::wasm::Warm;
 
 /// What a keeper has from birth.
@@ -43,6 +44,7 @@ const LISTENER: u64 = 1;
 const CONNECTION: u64 = 2;
 const LIFELINE: u64 = 3;
 const PAUSE: u64 = 4;
+const CHILDREN: u64 = 5;
 /// Watched things of containers count from here.
 pub(super) const FIRST_WATCH: u64 = 16;
 /// Watched things of execs count from here.
@@ -60,12 +62,15 @@ pub fn main(born: Born<'_>) -> Result<()> {
         epoll,
         connection: None,
         pause: None,
+        ends: sys::children::word_of_ends().during(|| "hear of ended children".into())?,
+        unclaimed: false,
         execs: Execs::default(),
         committed: false,
         settled: false,
         leaving: false,
     };
     keeper.watch(LISTENER, keeper.born.listener.as_fd(), EventFlags::IN)?;
+    keeper.watch(CHILDREN, keeper.ends.as_fd(), EventFlags::IN)?;
     keeper.watch(LIFELINE, keeper.born.lifeline.as_fd(), EventFlags::IN)?;
     loop {
         if keeper.leaving && keeper.table.is_quiet() && keeper.execs.is_empty() {
@@ -92,6 +97,10 @@ struct Loop<'a> {
     connection: Option<Connection>,
     /// First process of the pid namespace that containers share.
     pause: Option<OwnedFd>,
+    /// Readable when a child has ended.
+    ends: OwnedFd,
+    /// A child has ended since the last look for those that nobody follows.
+    unclaimed: bool,
     execs: Execs,
     committed: bool,
     settled: bool,
@@ -136,10 +145,16 @@ impl Loop<'_> {
                 }
                 CONNECTION => self.hear(),
                 PAUSE => self.reap_pause(),
+                CHILDREN => {
+                    let mut told = [0; 1024];
+                    while rustix::io::read(&self.ends, &mut told).is_ok() {}
+                    self.unclaimed = true;
+                }
                 token if token >= FIRST_EXEC => self.execs.ready(token - FIRST_EXEC, &self.epoll),
                 token => self.table.ready(token - FIRST_WATCH, &self.epoll),
             }
         }
+        self.reap_unclaimed();
         self.table.expire(Instant::now());
         self.report();
         self.flush();
@@ -159,6 +174,30 @@ impl Loop<'_> {
         // A node without user namespaces says so when a guest needs the map.
         self.born.pod.ids = identity::usual_map(self.born.birth.range).ok();
         Ok(())
+    }
+
+    /// Reaps children that nobody follows: siblings of processes that were killed before they could tell of them. One
+    /// left unreaped would keep its whole pid namespace from ending.
+    fn reap_unclaimed(&mut self) {
+        // Who is still on the way may have told of a sibling that was not heard of yet.
+        let is_calm = !self.table.is_starting() && !self.execs.is_starting();
+        while self.unclaimed && is_calm {
+            let Some(pid) = sys::children::peek() else {
+                self.unclaimed = false;
+                return;
+            };
+            let pause = self.pause.iter().map(|fd| fd.as_fd());
+            let mut followed = self
+                .table
+                .processes()
+                .chain(self.execs.processes())
+                .chain(pause);
+            if followed.any(|pidfd| sys::children::peek_at(pidfd) == Some(pid)) {
+                // Its own event is next; then this looks on.
+                return;
+            }
+            sys::children::reap(pid);
+        }
     }
 
     /// Takes the newest daemon; an older connection is dropped.

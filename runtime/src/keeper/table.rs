@@ -54,6 +54,17 @@ impl Table {
         }
     }
 
+    /// The processes of all containers, ended ones too.
+    pub(super) fn processes(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.slots.iter().flatten().map(|entry| entry.pidfd.as_fd())
+    }
+
+    /// Whether some guest has yet to come to run.
+    pub(super) fn is_starting(&self) -> bool {
+        let starting = |entry: &Entry| matches!(entry.state, State::Starting { .. });
+        self.slots.iter().flatten().any(starting)
+    }
+
     /// Whether no container runs.
     pub(super) fn is_quiet(&self) -> bool {
         self.slots
