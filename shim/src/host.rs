@@ -158,9 +158,8 @@ impl Host {
         };
         if let Some(parent) = host.config.pins.parent() {
             // It may be the node's own directory of namespaces, which others look into.
-            std::fs::create_dir_all(parent).map_err(|error| {
-                io_error(format!("make directory {}", parent.display()), error)
-            })?;
+            std::fs::create_dir_all(parent)
+                .map_err(|error| io_error(format!("make directory {}", parent.display()), error))?;
         }
         for directory in [
             host.pods_directory(),

@@ -34,10 +34,7 @@ impl Host {
             IpAddr::V4(Ipv4Addr::LOCALHOST),
             IpAddr::V6(Ipv6Addr::LOCALHOST),
         ] {
-            match self
-                .dial_at(pod, on_node, SocketAddr::new(ip, port))
-                .await
-            {
+            match self.dial_at(pod, on_node, SocketAddr::new(ip, port)).await {
                 Ok(stream) => return Ok(stream),
                 Err(error) => refusals.push(format!("{ip}: {error}")),
             }

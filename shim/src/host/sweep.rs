@@ -135,7 +135,8 @@ impl Host {
 
     fn sweep_directories(&self, owned: &Owned, found: &mut Found) {
         for id in ids_in(&self.pins_directory()) {
-            if owned.live.contains(&id) {
+            // What plugins are still to let go of is unpinned once they have.
+            if owned.live.contains(&id) || self.parts.network.cni().is_owed(&id) {
                 continue;
             }
             let unpinned = network::unpin(&self.pins_directory().join(&id));

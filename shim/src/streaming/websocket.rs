@@ -26,7 +26,7 @@ use channels::{Channels, Codec};
 use tunnel::Tunnel;
 
 /// Longest message taken, bytes. It is held whole, whoever is slow; Kubernetes' own clients send 32 KiB at most.
-const MAX_MESSAGE: usize = 1 << 20;
+const MAX_MESSAGE: usize = 4 << 20;
 /// Bytes that are put together before they are written.
 const WRITE: usize = 32 << 10;
 

@@ -495,6 +495,20 @@ async fn only_what_is_listed_is_reached_by_sockets_names_and_requests_alike() {
             "{words}: {said:?}"
         );
     }
+    // A hosts file that a container could write, as the kubelet's is, decides nothing where names do.
+    let hosts = daemon.scratch().dir().join("hosts");
+    fs::write(&hosts, "203.0.113.66 api.example.com\n").unwrap();
+    let mut config = container("own-hosts", &image, &["resolve", "api.example.com"]);
+    config.mounts = vec![cri::Mount {
+        host_path: hosts.display().to_string(),
+        container_path: "/etc/hosts".into(),
+        ..Default::default()
+    }];
+    let (_, said) = pod.finish(&daemon, &config).await;
+    assert!(
+        said.contains(&target.to_string()) && !said.contains("203.0.113.66"),
+        "{said}"
+    );
     // Whichever answer it gets, a request goes to an address that was checked.
     let mut ends = Vec::new();
     for _ in 0..4 {

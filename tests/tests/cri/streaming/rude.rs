@@ -66,7 +66,7 @@ async fn a_client_that_goes_while_its_input_waits_is_noticed() {
         let mut remote = open(&pod, &id, &cmd, *wire, BOTH).await;
         let stdin = remote.stdin.take().unwrap();
         // More than any buffer of ours, less than the kernel takes for both of us.
-        stdin.send(&vec![0; 700_000]).await.unwrap();
+        stdin.send(&vec![0; 470_000]).await.unwrap();
         eventually("it runs", || runs(&words)).await;
         drop((stdin, remote));
         eventually(&format!("{words} is gone"), || !runs(&words)).await;
