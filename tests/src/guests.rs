@@ -83,6 +83,12 @@ pub fn web_server() -> Outcome<Vec<u8>> {
     once(&BUILT, || compile("webserver.c", &["cc", "-static", "-O1"]))
 }
 
+/// Both ends of SCTP of `sctp.c`, static. See that file for its verbs.
+pub fn sctp() -> Outcome<Vec<u8>> {
+    static BUILT: OnceLock<Vec<u8>> = OnceLock::new();
+    once(&BUILT, || compile("sctp.c", &["cc", "-static", "-O1"]))
+}
+
 /// The program of `nonewprivs.c`, static: prints its effective user id.
 pub fn effective_uid() -> Outcome<Vec<u8>> {
     static BUILT: OnceLock<Vec<u8>> = OnceLock::new();

@@ -6,6 +6,7 @@ mod egress;
 mod families;
 mod outside;
 mod ports;
+mod sctp;
 
 use coracle_proto::runtime::v1 as cri;
 use coracle_tests::daemon::Daemon;

@@ -102,7 +102,8 @@ impl Outside {
         });
     }
 
-    fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+    /// What `work` gives out there; programs that it starts are there too.
+    pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         let netns = File::open(format!("/run/netns/{}", self.name)).unwrap();
         thread::scope(|scope| {
             let visitor = scope.spawn(|| {
