@@ -1,6 +1,8 @@
 //! Attach and terminals: clients that join a container's own streams, and programs that are given a terminal, by the
 //! wires that kubectl speaks today.
 
+use std::time::Duration;
+
 use coracle_proto::runtime::v1 as cri;
 use coracle_tests::client::container;
 use coracle_tests::streaming::{Ends, MODERN, Remote, Wire};
@@ -87,9 +89,16 @@ async fn clients_come_and_go_and_each_sees_what_is_said_while_it_is_there() {
         type_into(&first, "one\n").await;
         first.wait_for("noted one").await.unwrap();
         let mut second = joined(&pod, &id, *wire, OUTPUT).await;
-        type_into(&first, "two\n").await;
-        first.wait_for("noted two").await.unwrap();
-        let seen = second.wait_for("two").await.unwrap();
+        // A session is open a little before the container's output is joined to it.
+        let seen = loop {
+            type_into(&first, "two\n").await;
+            first.wait_for("noted two").await.unwrap();
+            let heard = second.wait_for("two");
+            match tokio::time::timeout(Duration::from_millis(500), heard).await {
+                Ok(seen) => break seen.unwrap(),
+                Err(_) => continue,
+            }
+        };
         assert!(!seen.contains("one"), "{seen}");
         // The end of a client's input is not that of the container's.
         first.stdin.as_ref().unwrap().end().await.unwrap();

@@ -260,13 +260,18 @@ async fn a_hanging_plugin_delays_no_other_pod_and_no_status() {
         .unwrap();
     place.calls();
     let mut slow = tokio::task::JoinSet::new();
-    for number in 0..80 {
+    // More than the daemon has threads for work that blocks; an emulated machine starts fewer in time.
+    let many = match std::env::var_os("CORACLE_IN_GUEST") {
+        None => 80,
+        Some(_) => 16,
+    };
+    for number in 0..many {
         let (cri, config) = (daemon.cri(), daemon.pod(&format!("slow-{number}")));
         slow.spawn(async move { cri.run_pod(&config).await.map(drop).is_err() });
     }
     eventually("all of them hang", || {
         std::fs::read_to_string(place.plugins().join("calls"))
-            .is_ok_and(|calls| calls.lines().count() == 80)
+            .is_ok_and(|calls| calls.lines().count() == many)
     })
     .await;
     let begun = Instant::now();
@@ -279,7 +284,7 @@ async fn a_hanging_plugin_delays_no_other_pod_and_no_status() {
         "{:?}",
         begun.elapsed()
     );
-    assert_eq!(slow.join_all().await, [true; 80]);
+    assert_eq!(slow.join_all().await, vec![true; many]);
     assert!(place.leases().is_empty() && place.entries().is_empty());
     let plugins = procs::of_scratch(daemon.scratch());
     let left: Vec<_> = plugins
