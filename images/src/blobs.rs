@@ -2,7 +2,8 @@
 //!
 //! Place in the flow: the pull writes here, the store deletes here.
 //! Invariants: a name under `blobs/` or `layers/` is complete, because it appears by a rename of something
-//! that was verified and synced; whatever is in `tmp/` when the daemon starts is rubbish; all directories
+//! that was verified and synced; whatever is in `tmp/` when the daemon starts is rubbish and goes
+//! to `trash/`, which is emptied in the background; all directories
 //! above content are 0700, so that no setuid file of an image can be reached by a user of the node.
 //! Not here: media types, names of images, what is still wanted.
 
@@ -13,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use coracle_tree::Trash;
 use tokio::io::AsyncWriteExt as _;
 
 use crate::error::Error;
@@ -27,6 +29,7 @@ use crate::verify::Verifier;
 pub(crate) struct Blobs {
     images: PathBuf,
     used: Arc<Used>,
+    trash: Trash,
 }
 
 /// Running totals, so that nobody ever walks the store to know its size.
@@ -40,17 +43,16 @@ struct Used {
 impl Blobs {
     /// Makes the directories under `root` and empties `tmp/`. Blocking.
     pub(crate) fn open(root: &Path) -> Result<Self, Error> {
+        let images = root.join("images");
+        let trash = images.join("trash");
         let blobs = Self {
-            images: root.join("images"),
+            trash: Trash::open(&trash).map_err(|error| Error::io("open", &trash, error))?,
+            images,
             used: Arc::default(),
         };
         let temporary = blobs.images.join("tmp");
-        match fs::remove_dir_all(&temporary) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(Error::io("empty", &temporary, error));
-            }
-            _ => {}
-        }
+        let emptied = blobs.trash.remove_later(&temporary);
+        emptied.map_err(|error| Error::io("empty", &temporary, error))?;
         for directory in [
             blobs.images.clone(),
             blobs.images.join("blobs/sha256"),
@@ -244,14 +246,16 @@ impl Blobs {
         let number = self.used.temporary.fetch_add(1, Ordering::Relaxed);
         Temporary {
             path: self.images.join("tmp").join(number.to_string()),
+            trash: self.trash.clone(),
         }
     }
 }
 
-/// A name in `tmp/`; what is there is deleted with the value.
+/// A name in `tmp/`; what is there goes with the value: small things at once, large trees in the background.
 #[derive(Debug)]
 pub(crate) struct Temporary {
     path: PathBuf,
+    trash: Trash,
 }
 
 impl Temporary {
@@ -262,16 +266,8 @@ impl Temporary {
 
 impl Drop for Temporary {
     fn drop(&mut self) {
-        let removed = match fs::symlink_metadata(&self.path) {
-            Ok(found) if found.is_dir() => fs::remove_dir_all(&self.path),
-            Ok(_) => fs::remove_file(&self.path),
-            Err(error) => Err(error),
-        };
-        match removed {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                tracing::warn!(path = %self.path.display(), %error, "temporary file stays until the next start");
-            }
-            _ => {}
+        if let Err(error) = self.trash.remove(&self.path) {
+            tracing::warn!(path = %self.path.display(), %error, "temporary file stays until the next start");
         }
     }
 }

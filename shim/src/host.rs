@@ -40,6 +40,7 @@ use coracle_runtime::sandbox::profile::ProfileCache;
 use coracle_runtime::spawner::Spawner;
 use coracle_runtime::spec::Spawn;
 use coracle_runtime::wasm::CompileCache;
+use coracle_tree::Trash;
 
 pub use exec::ExecOutput;
 pub use ids::Ids;
@@ -143,13 +144,18 @@ pub struct Host {
     ids: Ids,
     meter: stats::Meter,
     leftovers: exec::Leftovers,
+    /// Records and writable layers on their way out.
+    trash: Trash,
 }
 
 impl Host {
     /// Makes the directories that effects expect. Errors: the disk's.
     pub fn new(config: HostConfig, parts: Parts) -> Result<Host, Error> {
         let ids = Ids::new(config.id_base, config.id_count);
+        let trash = config.root.join("trash");
         let host = Host {
+            trash: Trash::open(&trash)
+                .map_err(|error| io_error(format!("open {}", trash.display()), error))?,
             config,
             parts,
             ids,
@@ -231,6 +237,12 @@ impl Host {
     /// Where a pod's shared memory is mounted on kernels that cannot hand it over as a descriptor.
     pub fn shared_memory(&self, pod: &PodId) -> PathBuf {
         self.pod_directory(pod).join("shm")
+    }
+
+    /// Removes what a container may have written to: out of sight at once, a large tree deleted in the background.
+    fn discard_tree(&self, directory: &Path) -> Result<(), Error> {
+        let discarded = self.trash.remove(directory);
+        discarded.map_err(|error| io_error(format!("discard {}", directory.display()), error))
     }
 
     /// Where broken records are kept for a person to look at.
@@ -326,13 +338,8 @@ pub fn make_private(directory: &Path) -> Result<(), Error> {
         .map_err(|error| io_error(format!("make directory {}", directory.display()), error))
 }
 
-/// Removes a directory with all it holds. An absent one is fine.
+/// Removes a small directory with all it holds. An absent one is fine.
 pub fn remove_tree(directory: &Path) -> Result<(), Error> {
-    match std::fs::remove_dir_all(directory) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(io_error(
-            format!("remove directory {}", directory.display()),
-            error,
-        )),
-        _ => Ok(()),
-    }
+    coracle_tree::remove(directory)
+        .map_err(|error| io_error(format!("remove directory {}", directory.display()), error))
 }

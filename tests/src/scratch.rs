@@ -6,6 +6,7 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
@@ -112,7 +113,8 @@ impl Scratch {
         for root in self.cgroup_dirs("") {
             remove_cgroups(&root);
         }
-        let _ = fs::remove_dir_all(&self.dir);
+        // What a test has left may be too deep for the standard library.
+        let _ = Command::new("rm").arg("-rf").arg(&self.dir).status();
     }
 
     /// The mount points of this mount namespace that lie in this scratch's directory, in mount order.

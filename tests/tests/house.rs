@@ -1,6 +1,6 @@
 //! What the crates may know of each other, held against `cargo metadata`.
 //!
-//! proto, images and runtime are leaves; only shim sees all three; the tests see the protocol alone, so that they
+//! proto and runtime are leaves, and so is tree, the part of images that removes what strangers made; only shim sees all three; the tests see the protocol alone, so that they
 //! drive the daemon as a kubelet does.
 
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
@@ -36,11 +36,17 @@ fn crates_depend_on_each_other_only_as_designed() {
         .collect();
     let want = BTreeMap::from([
         ("coracle-proto", BTreeSet::new()),
-        ("coracle-images", BTreeSet::new()),
+        ("coracle-images", BTreeSet::from(["coracle-tree"])),
+        ("coracle-tree", BTreeSet::new()),
         ("coracle-runtime", BTreeSet::new()),
         (
             "coracle-shim",
-            BTreeSet::from(["coracle-proto", "coracle-images", "coracle-runtime"]),
+            BTreeSet::from([
+                "coracle-proto",
+                "coracle-images",
+                "coracle-runtime",
+                "coracle-tree",
+            ]),
         ),
         ("coracle-tests", BTreeSet::from(["coracle-proto"])),
     ]);

@@ -95,7 +95,7 @@ impl Place {
 
     /// Removes the directory with all it holds. Errors: the disk's.
     pub fn remove(&self) -> Result<(), Error> {
-        let removed = fs::remove_dir_all(&self.directory);
+        let removed = coracle_tree::remove(&self.directory);
         removed.map_err(|error| Error::file("remove", &self.directory, error))
     }
 }

@@ -12,9 +12,7 @@ use coracle_runtime::id::{ContainerId, PodId};
 use coracle_runtime::keeper::{self, Keeper};
 use coracle_runtime::process::Process;
 
-use super::{
-    Host, blocking, io_error, limits, log, make_private, pass, remove_tree, runtime_error,
-};
+use super::{Host, blocking, io_error, limits, log, make_private, pass, runtime_error};
 use crate::lifecycle::{ContainerWish, Error, Kind, Payload, Plan, Slot};
 
 /// How long a keeper may take to drop what it keeps of an exited container.
@@ -169,7 +167,7 @@ impl Host {
         self.remove_cgroup(cgroup)?;
         self.leftovers.forget(id);
         pass("remove.rootfs")?;
-        remove_tree(&directory)?;
+        self.discard_tree(&directory)?;
         keeper::remove_exit(&self.exits_directory(pod), id);
         self.parts.images.release(id.as_str());
         Ok(())

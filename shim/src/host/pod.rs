@@ -339,7 +339,7 @@ impl Host {
         let erased = crate::lifecycle::Slot::new(directory.clone()).erase();
         erased.map_err(|error| io_error(format!("erase the record of sandbox {pod}"), error))?;
         self.parts.network.cni().abandon(pod.as_str());
-        remove_tree(&directory)
+        self.discard_tree(&directory)
     }
 
     /// The leaf of a pod's keeper.

@@ -156,7 +156,7 @@ impl Host {
             if !owned.pods.contains(&id) {
                 found.note(
                     format!("directory of sandbox {id}"),
-                    remove_tree(&self.pods_directory().join(&id)),
+                    self.discard_tree(&self.pods_directory().join(&id)),
                 );
             }
         }

@@ -11,3 +11,4 @@ mod images;
 mod mounts;
 mod requests;
 mod swaps;
+mod trees;
