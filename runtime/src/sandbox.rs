@@ -5,13 +5,14 @@
 //!
 //! ```text
 //! cgroups -> net/ipc/uts -> mounts private -> root and volumes -> pivot -> keyring -> rlimits -> identity
-//!         -> capabilities -> no_new_privs -> not dumpable -> seccomp        (then a thread is born and loads the code)
+//!         -> capabilities -> no_new_privs -> not dumpable -> Landlock -> seccomp   (then a thread is born and loads the code)
 //! ```
 //! Invariant: when [`build`] returns, the process is not host root, has no capability, sees only its own root and
 //! its volumes, and a system call outside the allow-list kills it.
 //! Not here: which payload, logs, CRI.
 
 pub mod identity;
+pub mod landlock;
 pub mod linux;
 mod place;
 pub mod profile;
@@ -50,7 +51,7 @@ pub struct PodNamespaces {
     pub shm: Option<OwnedFd>,
 }
 
-/// Builds the whole jail of `spec` around the calling process, up to but without seccomp.
+/// Builds the whole jail of `spec` around the calling process, up to but without Landlock and seccomp.
 ///
 /// The process was forked into new mount and pid namespaces. Errors: the first step that failed.
 pub fn build(spec: &ContainerSpec, pod: &PodNamespaces) -> Result<()> {
@@ -61,8 +62,8 @@ pub fn build(spec: &ContainerSpec, pod: &PodNamespaces) -> Result<()> {
     within(spec, pod, |host| root::build(spec, host))
 }
 
-/// Enters the jail of `spec` that another process has built, by `join`, up to but without seccomp; the caller is in its
-/// cgroups already. Errors: the first step that failed.
+/// Enters the jail of `spec` that another process has built, by `join`, up to but without Landlock and seccomp; the
+/// caller is in its cgroups already. Errors: the first step that failed.
 pub fn enter(
     spec: &ContainerSpec,
     pod: &PodNamespaces,
@@ -201,5 +202,6 @@ pub fn jail_compiler() -> Result<()> {
         .during(|| "become nobody".into())?;
     sys::ids::drop_capabilities().during(|| "drop all capabilities".into())?;
     seal()?;
+    landlock::confine_to_nothing()?;
     seccomp::install_now(&seccomp::compiler_filter()?, 0)
 }

@@ -51,7 +51,7 @@ pub struct ContainerSpec {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Workload {
     /// Instantiate and run compiled WebAssembly.
-    Wasm(WasmSpec),
+    Wasm(Box<WasmSpec>),
     /// Execute a program of a Linux image.
     Linux(Box<LinuxSpec>),
 }

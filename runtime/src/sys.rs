@@ -7,6 +7,7 @@
 pub mod children;
 pub mod fork;
 pub mod ids;
+pub mod landlock;
 pub mod mounts;
 pub mod signals;
 pub mod terminal;

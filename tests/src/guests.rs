@@ -77,6 +77,12 @@ pub fn probe() -> Outcome<Vec<u8>> {
     once(&BUILT, || compile("probe.c", &["cc", "-static", "-O1"]))
 }
 
+/// The program of `inject.c`, which acts through another process: `PROGRAM PID ADDRESS PORT`.
+pub fn inject() -> Outcome<Vec<u8>> {
+    static BUILT: OnceLock<Vec<u8>> = OnceLock::new();
+    once(&BUILT, || compile("inject.c", &["cc", "-static", "-O1"]))
+}
+
 /// The web server of `webserver.c`, static: `PROGRAM PORT`.
 pub fn web_server() -> Outcome<Vec<u8>> {
     static BUILT: OnceLock<Vec<u8>> = OnceLock::new();

@@ -20,6 +20,9 @@ use serde::{Deserialize, Serialize};
 pub use enforce::install;
 pub use parse::BadRule;
 
+/// Where servers answer for names.
+const DNS_PORT: u16 = 53;
+
 /// What a pod may reach.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -39,6 +42,9 @@ pub struct List {
     /// What may not, although it is listed.
     #[serde(default)]
     pub denied: Denied,
+    /// TCP ports that the pod's containers declare: over loopback they are reachable without being listed.
+    #[serde(default)]
+    pub own_ports: Vec<u16>,
 }
 
 /// Addresses that no list opens, besides link-local ones, where clouds offer credentials to whoever asks.
@@ -148,6 +154,28 @@ impl Egress {
                 .iter()
                 .any(|rule| !matches!(rule.target, Target::Cidr(_))),
         }
+    }
+
+    /// The TCP ports that a guest may connect to at all, over loopback too: the listed ones, the pod's own, and that of
+    /// DNS if a name is listed. `None` is every port: nothing is listed, or something at all ports.
+    #[must_use]
+    pub fn tcp_ports(&self) -> Option<Vec<u16>> {
+        let Self::Listed(list) = self else {
+            return None;
+        };
+        if list.rules.is_empty() {
+            return None;
+        }
+        let mut ports: Vec<u16> = list
+            .rules
+            .iter()
+            .map(|rule| rule.port)
+            .collect::<Option<_>>()?;
+        ports.extend(&list.own_ports);
+        ports.extend(self.has_names().then_some(DNS_PORT));
+        ports.sort_unstable();
+        ports.dedup();
+        Some(ports)
     }
 
     fn judge(&self, target: SocketAddr, covers: impl Fn(&Rule) -> bool) -> Decision {
@@ -304,7 +332,24 @@ mod tests {
                 node: vec!["192.0.2.2".parse().unwrap(), "2001:db8::2".parse().unwrap()],
                 ports: Denied::USUAL_PORTS.to_vec(),
             },
+            own_ports: vec![5432],
         })
+    }
+
+    #[test]
+    fn tcp_has_ports_where_every_entry_has_one() {
+        assert_eq!(Egress::Open.tcp_ports(), None);
+        for rules in [
+            &[][..],
+            &["a.example.com"],
+            &["a.example.com:443", "10.0.0.0/8"],
+        ] {
+            assert_eq!(listed(rules).tcp_ports(), None, "{rules:?}");
+        }
+        let addresses = listed(&["10.0.0.0/8:443", "[fd00::1]:80", "10.0.0.1:443"]);
+        assert_eq!(addresses.tcp_ports().unwrap(), [80, 443, 5432]);
+        let names = listed(&[".example.com:443"]);
+        assert_eq!(names.tcp_ports().unwrap(), [53, 443, 5432]);
     }
 
     #[test]

@@ -159,7 +159,9 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 async fn connect(guard: &Guard, tls: &Tls, place: &Place) -> Result<Box<dyn Stream>> {
     let addresses = guard.resolve(&place.host).await?;
     let targets = addresses.iter().map(|ip| SocketAddr::new(*ip, place.port));
-    let permitted: Vec<_> = targets.filter(|target| guard.may_reach(*target)).collect();
+    let permitted: Vec<_> = targets
+        .filter(|target| guard.may_connect(*target))
+        .collect();
     let mut failed = Error::DestinationIpProhibited;
     for target in permitted {
         match TcpStream::connect(target).await {

@@ -26,6 +26,8 @@ const MAX_LEARNT: usize = 1024;
 #[derive(Debug)]
 pub(super) struct Guard {
     policy: WasmNetwork,
+    /// The ports of TCP connections, sorted; every port if `None`.
+    tcp_ports: Option<Vec<u16>>,
     /// By what names are looked up, if not by the files in the guest's root.
     resolver: Option<String>,
     /// Listed names and the addresses they led to, oldest first.
@@ -50,6 +52,10 @@ impl Guard {
     pub(super) fn new(policy: &WasmNetwork, resolver: Option<String>) -> Self {
         Self {
             policy: policy.clone(),
+            tcp_ports: match policy {
+                WasmNetwork::On(egress) => egress.tcp_ports(),
+                WasmNetwork::Off => None,
+            },
             resolver,
             learnt: Mutex::default(),
         }
@@ -63,7 +69,8 @@ impl Guard {
     /// Whether a socket may be used with this address in this way. What arrives from outside is the pod's business.
     pub(super) fn permits(&self, target: SocketAddr, purpose: SocketAddrUse) -> bool {
         match purpose {
-            SocketAddrUse::TcpConnect | SocketAddrUse::UdpSend => self.may_reach(target),
+            SocketAddrUse::TcpConnect => self.may_connect(target),
+            SocketAddrUse::UdpSend => self.may_reach(target),
             SocketAddrUse::TcpBind
             | SocketAddrUse::TcpListen
             | SocketAddrUse::TcpAccept
@@ -72,8 +79,18 @@ impl Guard {
         }
     }
 
+    /// Whether `target` may be connected to by TCP: it is reachable, and its port one of those that Landlock leaves the
+    /// guest. Asked here as well, so that a kernel without Landlock makes no difference.
+    pub(super) fn may_connect(&self, target: SocketAddr) -> bool {
+        let has_port = match &self.tcp_ports {
+            Some(ports) => ports.binary_search(&target.port()).is_ok(),
+            None => true,
+        };
+        has_port && self.may_reach(target)
+    }
+
     /// Whether `target` is listed, by itself or by a name that led this guest there.
-    pub(super) fn may_reach(&self, target: SocketAddr) -> bool {
+    fn may_reach(&self, target: SocketAddr) -> bool {
         let WasmNetwork::On(egress) = &self.policy else {
             return false;
         };
@@ -135,12 +152,13 @@ impl Guard {
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
     use super::*;
-    use crate::network::egress::{Denied, List};
+    use crate::network::egress::List;
 
     fn listed(rules: &[&str]) -> Guard {
         let list = List {
             rules: rules.iter().map(|rule| rule.parse().unwrap()).collect(),
-            denied: Denied::default(),
+            own_ports: vec![5432],
+            ..List::default()
         };
         Guard::new(&WasmNetwork::On(Egress::Listed(list)), None)
     }
@@ -177,6 +195,28 @@ mod tests {
         assert!(guard.permits(at("0.0.0.0:80"), SocketAddrUse::TcpListen));
         assert!(guard.permits(at("198.51.100.99:9"), SocketAddrUse::TcpAccept));
         assert!(!guard.permits(at("198.51.100.99:9"), SocketAddrUse::UdpSend));
+    }
+
+    #[test]
+    fn tcp_is_held_to_the_listed_ports_where_every_entry_has_one() {
+        let guard = listed(&["api.example.com:443", "203.0.113.7:8080"]);
+        let connect = |target| guard.permits(at(target), SocketAddrUse::TcpConnect);
+        // Its own neighbours listen at what the pod declares.
+        for open in ["203.0.113.7:8080", "127.0.0.1:5432", "[::1]:443"] {
+            assert!(connect(open), "{open}");
+        }
+        for shut in ["203.0.113.7:5432", "127.0.0.1:9000", "[::1]:1"] {
+            assert!(!connect(shut), "{shut}");
+        }
+        assert!(guard.permits(at("127.0.0.1:9000"), SocketAddrUse::UdpSend));
+        for rules in [
+            &[][..],
+            &["203.0.113.7"],
+            &["a.example.com:443", "10.0.0.0/8"],
+        ] {
+            let connect = |target| listed(rules).permits(at(target), SocketAddrUse::TcpConnect);
+            assert!(connect("127.0.0.1:9000"), "{rules:?}");
+        }
     }
 
     #[test]

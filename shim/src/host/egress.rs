@@ -20,6 +20,7 @@ use crate::lifecycle::{Error, Handler, Kind, NamespaceMode, PodRecord, PodWish};
 pub(super) fn reach(wish: &PodWish, denied: &[(u16, u16)]) -> Result<Egress, Error> {
     let mut reach = wish.reach();
     if let Egress::Listed(list) = &mut reach {
+        list.own_ports.clone_from(&wish.container_ports);
         let mut ports = std::mem::take(&mut list.denied.ports);
         ports.extend(denied);
         list.denied = Denied::of_this_node(&ports).map_err(|error| {

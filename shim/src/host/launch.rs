@@ -155,7 +155,7 @@ impl Host {
     fn workload(&self, launch: &Launch) -> Workload {
         let (plan, stdin) = (&launch.plan, launch.wish.stdin);
         match &plan.payload {
-            Payload::Wasm(wasm) => Workload::Wasm(WasmSpec {
+            Payload::Wasm(wasm) => Workload::Wasm(Box::new(WasmSpec {
                 kind: wasm.kind,
                 args: plan.args.clone(),
                 env: plan.env.clone(),
@@ -165,7 +165,7 @@ impl Host {
                 network: wasm.network.clone(),
                 resolver: wasm.resolver.clone(),
                 toolbox: None,
-            }),
+            })),
             Payload::Linux(linux) => Workload::Linux(Box::new(LinuxSpec {
                 args: plan.args.clone(),
                 env: plan.env.clone(),

@@ -172,6 +172,9 @@ pub struct PodWish {
     /// Ports that the node offers for it; none in the node's network.
     #[serde(default)]
     pub ports: Vec<HostPort>,
+    /// TCP ports that its containers declare.
+    #[serde(default)]
+    pub container_ports: Vec<u16>,
     /// Limits of its traffic.
     #[serde(default)]
     pub bandwidth: Bandwidth,

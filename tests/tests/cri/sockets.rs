@@ -546,6 +546,69 @@ async fn a_list_lets_others_in_and_the_pod_talk_to_itself() {
     daemon.finish().await.unwrap();
 }
 
+/// What the program of `inject.c` says. With the pid of a guest: what connect(2) answers to one that asks the kernel
+/// itself, past everything that WebAssembly's host functions hold.
+fn inject(daemon: &Daemon, words: &[String]) -> String {
+    use std::os::unix::fs::PermissionsExt as _;
+    let program = daemon.scratch().dir().join("inject");
+    if !program.exists() {
+        fs::write(&program, guests::inject().unwrap()).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let said = Command::new(program).args(words).output().unwrap();
+    assert!(said.status.success(), "{said:?}");
+    String::from_utf8(said.stdout).unwrap().trim().to_owned()
+}
+
+/// Over loopback, which nftables leaves alone.
+#[tokio::test]
+async fn a_guest_that_has_broken_out_is_held_to_the_listed_ports() {
+    let (daemon, image) = net_daemon().await;
+    let version: u32 = inject(&daemon, &[]).parse().unwrap();
+    if version < 4 {
+        daemon.finish().await.unwrap();
+        return;
+    }
+    for (name, allow, neighbour) in [
+        ("ports", Some("203.0.113.7:8080"), "EACCES"),
+        ("everywhere", Some("203.0.113.7"), "ok"),
+        ("open", None, "ok"),
+    ] {
+        let mut config = daemon.pod(name);
+        if let Some(allow) = allow {
+            config.annotations.insert(ALLOW.into(), allow.into());
+        }
+        config.port_mappings = vec![cri::PortMapping {
+            container_port: 8082,
+            ..Default::default()
+        }];
+        let pod = pod_with(&daemon, config, "coracle").await;
+        let mut first = None;
+        for port in ["8080", "8081", "8082"] {
+            let id = server(&daemon, &pod, &image, &["tcp-serve", port]).await;
+            first.get_or_insert(id);
+        }
+        let guest = pid_of(&daemon, &first.unwrap());
+        let connect = |port: &str| {
+            inject(
+                &daemon,
+                &[&guest.to_string(), "127.0.0.1", port].map(str::to_owned),
+            )
+        };
+        let answers = ["8080", "8081", "8082"].map(connect);
+        assert_eq!(answers, ["ok", neighbour, "ok"], "{name}");
+        // The host functions say the same, and no less.
+        let words = ["tcp-connect", "127.0.0.1", "8081", "x"];
+        let said = net(&daemon, &pod, &image, &words).await;
+        assert_eq!(said.0 == 0, neighbour == "ok", "{name}: {said:?}");
+        let words = ["tcp-connect", "127.0.0.1", "8082", "x"];
+        assert_eq!(net(&daemon, &pod, &image, &words).await.0, 0, "{name}");
+        pod.cri.stop_pod(&pod.id).await.unwrap();
+        pod.cri.remove_pod(&pod.id).await.unwrap();
+    }
+    daemon.finish().await.unwrap();
+}
+
 #[tokio::test]
 async fn a_list_that_is_none_refuses_the_pod_by_name() {
     let daemon = daemon().await;

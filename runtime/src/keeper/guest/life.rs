@@ -1,7 +1,7 @@
 //! The guest's half: from its fork to the end of its payload.
 //!
 //! ```text
-//! Wasm:   spec -> jail -> first filter -> a new thread: load, second filter, run
+//! Wasm:   spec -> jail -> Landlock -> first filter -> a new thread: load, second filter, run
 //! Linux:  spec -> prepare -> [into the user namespace, as a new process] -> finish -> execute
 //! ```
 //! Invariants: a Wasm payload runs on a thread born after the fork, so that no per-thread state of keeper or spawner
@@ -144,6 +144,9 @@ pub(super) fn run_wasm(spec: &ContainerSpec, warm: &Warm, fd_dir: OwnedFd) -> Re
     let first = sys::fork::adopt(PAYLOAD_FD + 1);
     let second = sys::fork::adopt(PAYLOAD_FD + 2);
     let stop = run::arm_stop(warm)?;
+    if let Workload::Wasm(wasm) = &spec.workload {
+        sandbox::landlock::confine(spec, wasm, code.as_fd())?;
+    }
     sandbox::install(first.as_fd(), 0)?;
     drop(first);
     let wake = stop

@@ -38,6 +38,7 @@ pub(super) fn egress(annotations: &BTreeMap<String, String>) -> Result<Option<Li
             node: Vec::new(),
             ports: Denied::USUAL_PORTS.to_vec(),
         },
+        own_ports: Vec::new(),
     }))
 }
 

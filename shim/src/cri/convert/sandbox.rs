@@ -44,6 +44,7 @@ pub(in crate::cri) fn pod_wish(request: cri::RunPodSandboxRequest) -> Result<Pod
     let (namespaces, userns) = namespaces::of_pod(field, context.namespace_options.as_ref())?;
     Ok(PodWish {
         ports: ports(&config.port_mappings, &namespaces)?,
+        container_ports: container_ports(&config.port_mappings),
         bandwidth: network::bandwidth(&config.annotations)?,
         ips: network::ips(&config.annotations)?,
         mac: network::mac(&config.annotations)?,
@@ -147,6 +148,15 @@ fn ports(
         }
     }
     Ok(ports)
+}
+
+/// The TCP ports that containers declare, with a host port or without.
+fn container_ports(mappings: &[cri::PortMapping]) -> Vec<u16> {
+    let tcp = mappings
+        .iter()
+        .filter(|mapping| mapping.protocol == cri::Protocol::Tcp as i32);
+    let ports = tcp.filter_map(|mapping| u16::try_from(mapping.container_port).ok());
+    ports.filter(|port| *port != 0).collect()
 }
 
 fn port(field: &str, mapping: &cri::PortMapping) -> Result<Option<HostPort>, BadRequest> {
@@ -334,6 +344,7 @@ mod tests {
         };
         let on_pod = changed(|c| c.port_mappings.push(port.clone())).unwrap();
         assert_eq!(on_pod.ports[0].host_port, 8080);
+        assert_eq!(on_pod.container_ports, [on_pod.ports[0].container_port]);
         let on_host = changed(|c| {
             c.port_mappings.push(port);
             let options = cri::NamespaceOption {

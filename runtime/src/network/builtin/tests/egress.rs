@@ -62,6 +62,7 @@ impl Scene {
         let egress = Egress::Listed(List {
             rules: rules.iter().map(|rule| rule.parse().unwrap()).collect(),
             denied,
+            ..List::default()
         });
         let resolvers: Vec<IpAddr> = resolvers.iter().map(|one| one.parse().unwrap()).collect();
         install(self.pod.netns.as_fd(), &egress, &resolvers).unwrap();
@@ -242,7 +243,7 @@ fn neighbours_are_found_where_they_must_be_asked_for() {
             "198.51.100.1".parse().unwrap(),
             "2001:db8:1::1".parse().unwrap(),
         ],
-        denied: Denied::default(),
+        ..List::default()
     });
     install(world.outside.as_fd(), &listed, &[]).unwrap();
     run(&world.outside, "ip neigh flush all");
