@@ -45,7 +45,7 @@ use coracle_tree::Trash;
 pub use exec::ExecOutput;
 pub use ids::Ids;
 pub use launch::{Launch, Launched};
-pub use linux::usual_capabilities;
+pub use linux::{DefaultProfile, default_profile, load_default_profile, usual_capabilities};
 pub use pod::{GREETING_PATIENCE, Raised};
 pub use stats::{ContainerUsage, Interface, LayerUsage, Measured, PodUsage, Usage};
 pub use sweep::Owned;

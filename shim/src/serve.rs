@@ -20,7 +20,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::{CgroupDriver, Config, NetworkMode};
 use crate::cri::{self, Node, Socket};
-use crate::host::{Host, HostConfig, Parts};
+use crate::host::{DefaultProfile, Host, HostConfig, Parts};
 use crate::lifecycle::Pods;
 use crate::logging;
 use crate::streaming::{Identity, Server, Settings};
@@ -192,7 +192,24 @@ fn profiles() -> Arc<ProfileCache> {
             );
         }
     });
+    tokio::task::spawn_blocking(load_apparmor);
     profiles
+}
+
+/// Loads the default AppArmor profile, so that no container waits for it. A failure is said again to each that needs it.
+fn load_apparmor() {
+    match crate::host::load_default_profile() {
+        Ok(DefaultProfile::Unsupported) => {}
+        Ok(DefaultProfile::Loaded) => tracing::debug!("the default AppArmor profile is loaded"),
+        Ok(DefaultProfile::Absent) => tracing::warn!(
+            "this kernel has AppArmor, and the node no apparmor_parser to load the default profile with: \
+             containers run without one; see `coracle check`"
+        ),
+        Err(error) => tracing::error!(
+            error = error.chain(),
+            "the default AppArmor profile is not loaded: containers that need it are refused"
+        ),
+    }
 }
 
 fn images_config(config: &Config) -> ImagesConfig {

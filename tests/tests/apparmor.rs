@@ -1,7 +1,8 @@
 //! Promises on a node whose kernel has AppArmor: whose profile a program runs under, and what is refused.
 //!
 //! The tests load profiles into the kernel and so need a machine of their own: `make test-v2 LSM=apparmor` runs them
-//! in a guest. A profile named `coracle-default` concerns every container, so they take turns.
+//! in a guest. A profile named `coracle-default` concerns every container, so they take turns; the daemon loads its own
+//! whenever there is none.
 #![allow(
     clippy::unwrap_used,
     reason = "a test stops at the first thing that is not as it should be"
@@ -35,6 +36,8 @@ const SCRIPT: &str = "cat /proc/self/attr/current; \
      done";
 /// What [`SCRIPT`] says when nothing confines it.
 const FREE: &str = "unconfined\nwrote\nwrote\n";
+/// What it says under the profile that is ours.
+const OURS: &str = "coracle-default (enforce)\nwrote\nwrote\n";
 
 /// A profile in the kernel, unloaded when dropped.
 struct Profile {
@@ -151,7 +154,7 @@ async fn a_profile_confines_the_first_program_and_every_exec() {
         assert_eq!(says(&daemon, &pod, &config).await, deny.confined());
     }
     // The rules are at fault, not the files.
-    assert_eq!(says(&daemon, &pod, &under(None, SCRIPT)).await, FREE);
+    assert_eq!(says(&daemon, &pod, &under(None, SCRIPT)).await, OURS);
     for config in [
         under(asked(), "sleep 1000"),
         restricted(under(asked(), "sleep 1000")),
@@ -242,7 +245,7 @@ async fn a_profile_that_is_not_loaded_is_refused_by_name() {
 
 #[tokio::test]
 #[ignore = "needs a kernel with AppArmor: make test-v2 LSM=apparmor"]
-async fn the_default_is_the_profile_of_that_name_or_none() {
+async fn the_default_is_the_profile_of_that_name_and_ours_if_there_is_none() {
     let daemon = shell::daemon().await;
     let pod = Pod::run(&daemon, "default").await;
     let by_default = || {
@@ -253,8 +256,9 @@ async fn the_default_is_the_profile_of_that_name_or_none() {
         ]
     };
     for config in by_default() {
-        assert_eq!(says(&daemon, &pod, &config).await, FREE);
+        assert_eq!(says(&daemon, &pod, &config).await, OURS);
     }
+    // An administrator's own takes its place.
     let default = Profile::load("coracle-default", "enforce", DENY);
     for config in by_default() {
         assert_eq!(says(&daemon, &pod, &config).await, default.confined());
@@ -265,8 +269,74 @@ async fn the_default_is_the_profile_of_that_name_or_none() {
     ] {
         assert_eq!(says(&daemon, &pod, &config).await, FREE);
     }
+    // Gone, it is loaded again for whoever needs it, also as a container's first exec finds it.
     drop(default);
+    for config in by_default() {
+        assert_eq!(says(&daemon, &pod, &config).await, OURS);
+    }
+    let id = pod.start(&under(None, "sleep 1000")).await;
+    assert_eq!(exec(&pod, &id, SCRIPT).await.unwrap(), OURS);
     daemon.finish().await.unwrap();
+}
+
+/// What capabilities and an unmasked `/proc` would allow.
+#[tokio::test]
+#[ignore = "needs a kernel with AppArmor: make test-v2 LSM=apparmor"]
+async fn our_default_leaves_programs_alone_and_shuts_the_ways_to_the_node() {
+    let daemon = shell::daemon().await;
+    let mut config = daemon.pod("ways");
+    let options = shell::pod_security(&mut config).namespace_options.as_mut();
+    options.unwrap().pid = cri::NamespaceMode::Node as i32;
+    let pod = Pod::run_config(&daemon, config).await;
+    let widened = |apparmor, script: &str| {
+        let mut config = under(apparmor, script);
+        shell::namespaces(&mut config).pid = cri::NamespaceMode::Node as i32;
+        let security = security(&mut config);
+        security.masked_paths.clear();
+        security.readonly_paths.clear();
+        security.capabilities = Some(cri::Capability {
+            add_capabilities: vec!["ALL".into()],
+            ..Default::default()
+        });
+        config
+    };
+    // Each is a way to the node for who has the capability. What is written is what is there already.
+    let ways = "try() { if (eval \"$1\") >/dev/null 2>&1; then echo open; else echo shut; fi; }; \
+        try 'probe try mount | grep -q ok'; \
+        try 'ls /proc/1/root/'; \
+        try 'cat /proc/sys/vm/swappiness >/tmp/v && cat /tmp/v >/proc/sys/vm/swappiness'; \
+        try 'cat /proc/sys/kernel/core_pattern >/tmp/v && cat /tmp/v >/proc/sys/kernel/core_pattern'; \
+        try 'kill -0 1'";
+    let said = says(&daemon, &pod, &widened(None, ways)).await;
+    assert_eq!(said, "shut\n".repeat(5));
+    // The profile shuts them, nothing else does.
+    let said = says(
+        &daemon,
+        &pod,
+        &widened(of_type(ProfileType::Unconfined), ways),
+    )
+    .await;
+    assert_eq!(said, "open\n".repeat(5));
+    // What programs do every day.
+    let usual = "mkdir /tmp/d && echo x >/tmp/d/f && mv /tmp/d/f /tmp/d/g && ln -s g /tmp/d/h && cat /tmp/d/h && \
+        cat /proc/self/status >/dev/null && ls /proc/self/root/ >/dev/null && echo 1 >/dev/null && \
+        (sleep 100 & kill $!) && echo done";
+    assert_eq!(says(&daemon, &pod, &under_pid(usual)).await, "x\ndone\n");
+    // Who stops it is heard.
+    let config = under_pid("trap 'exit 5' TERM; echo ready; while :; do sleep 0.1; done");
+    let id = pod.start(&config).await;
+    let name = &config.metadata.as_ref().unwrap().name;
+    pod.wait_log(&daemon, name, "ready").await;
+    pod.cri.stop(&id, 60).await.unwrap();
+    assert_eq!(pod.cri.status(&id).await.unwrap().exit_code, 5);
+    daemon.finish().await.unwrap();
+}
+
+/// An ordinary container of a pod among the node's processes.
+fn under_pid(script: &str) -> cri::ContainerConfig {
+    let mut config = under(None, script);
+    shell::namespaces(&mut config).pid = cri::NamespaceMode::Node as i32;
+    config
 }
 
 #[tokio::test]

@@ -7,9 +7,12 @@
 use std::fs;
 use std::io;
 
+use coracle_runtime::sandbox::landlock;
+
 use super::probe::{self, UserNamespace};
 use super::{Finding, place};
 use crate::config::Config;
+use crate::host::{DefaultProfile, default_profile};
 
 /// The oldest kernel whose every feature we use without a fallback: idmapped layers of an overlay, cgroup.kill.
 const OLDEST: (u32, u32) = (5, 19);
@@ -23,7 +26,7 @@ const NEWER_KERNEL: &str =
 
 /// Every finding about the kernel.
 pub(super) fn findings(config: &Config) -> Vec<Finding> {
-    let mut findings = vec![kernel(), overlayfs(), seccomp(), landlock()];
+    let mut findings = vec![kernel(), overlayfs(), seccomp(), landlock(), apparmor()];
     findings.push(tried("openat2", probe::openat2()));
     findings.push(tried("pidfd", probe::pidfd()));
     findings.push(veth(probe::veth()));
@@ -127,12 +130,42 @@ fn seccomp() -> Finding {
 }
 
 fn landlock() -> Finding {
-    match probe::landlock_version() {
-        Ok(version) => Finding::ok("landlock", format!("version {version}")),
-        Err(error) => Finding::warning(
-            "landlock",
-            format!("guests lack one of their walls: {error}"),
-            "boot with landlock in the lsm= list and CONFIG_SECURITY_LANDLOCK=y",
+    const MEND: &str = "boot with landlock in the lsm= list and CONFIG_SECURITY_LANDLOCK=y";
+    let subject = "landlock";
+    match landlock::version() {
+        Ok(Some(version)) => {
+            let walls = landlock::walls(version).join(", ");
+            let found = format!("version {version} holds WebAssembly guests to their {walls}");
+            Finding::ok(subject, found)
+        }
+        Ok(None) => Finding::warning(
+            subject,
+            "this kernel runs without it: WebAssembly guests lack one of their walls",
+            MEND,
+        ),
+        Err(error) => Finding::warning(subject, error.chain(), MEND),
+    }
+}
+
+fn apparmor() -> Finding {
+    match default_profile() {
+        Ok((profile, parser)) => judge_apparmor(profile, parser.is_some()),
+        Err(error) => Finding::warning("apparmor", error.chain(), "run as root"),
+    }
+}
+
+fn judge_apparmor(profile: DefaultProfile, has_parser: bool) -> Finding {
+    let subject = "apparmor";
+    match profile {
+        DefaultProfile::Unsupported => Finding::ok(subject, "this kernel runs without it"),
+        DefaultProfile::Loaded => Finding::ok(subject, "profile coracle-default is loaded"),
+        DefaultProfile::Absent if has_parser => {
+            Finding::ok(subject, "the daemon loads profile coracle-default")
+        }
+        DefaultProfile::Absent => Finding::warning(
+            subject,
+            "there is no apparmor_parser to load profile coracle-default with: Linux containers run without a profile",
+            "apt-get install apparmor, or your distribution's package",
         ),
     }
 }
@@ -203,6 +236,23 @@ mod tests {
         ];
         for (release, level) in cases {
             assert_eq!(judge_release(release).level, level, "{release}");
+        }
+    }
+
+    #[test]
+    fn an_apparmor_without_a_profile_is_a_warning_unless_the_daemon_loads_it() {
+        use DefaultProfile::{Absent, Loaded, Unsupported};
+        for (profile, has_parser, level) in [
+            (Unsupported, false, Level::Ok),
+            (Loaded, false, Level::Ok),
+            (Absent, true, Level::Ok),
+            (Absent, false, Level::Warning),
+        ] {
+            assert_eq!(
+                judge_apparmor(profile, has_parser).level,
+                level,
+                "{profile:?}"
+            );
         }
     }
 

@@ -16,26 +16,6 @@ use rustix::mount::OpenTreeFlags;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 use rustix::process::{Pid, PidfdFlags, Signal};
 
-/// Version of the Landlock interface.
-#[allow(unsafe_code, reason = "no safe wrapper asks only for the version")]
-pub(super) fn landlock_version() -> io::Result<i64> {
-    const VERSION: libc::c_uint = 1;
-    // SAFETY: with a null pointer, size 0 and the VERSION flag the call reads no memory and makes nothing.
-    let answer = unsafe {
-        libc::syscall(
-            libc::SYS_landlock_create_ruleset,
-            std::ptr::null::<u8>(),
-            0_usize,
-            VERSION,
-        )
-    };
-    if answer < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(answer)
-    }
-}
-
 /// Opens `/` by openat2, which is how every path from an image is opened.
 pub(super) fn openat2() -> io::Result<()> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;

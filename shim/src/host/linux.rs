@@ -23,6 +23,7 @@ pub use self::capabilities::usual as usual_capabilities;
 use self::cdi::Additions;
 use self::devices::Grant;
 use self::profiles::SecurityFiles;
+pub use self::profiles::{DefaultProfile, default_profile};
 use super::plan::invalid;
 use super::{limits, mounts};
 use crate::lifecycle::{
@@ -56,6 +57,13 @@ pub(super) struct Subject<'a> {
     pub containers: &'a Path,
     /// Where the pod's files are made.
     pub files: &'a Path,
+}
+
+/// Loads the AppArmor profile of containers that ask for no other, where that is not done. Blocks.
+///
+/// Errors: AppArmor's parser refuses it; containers that need it will be refused, too.
+pub fn load_default_profile() -> Result<DefaultProfile, Error> {
+    profiles::load_default(&SecurityFiles::of_node())
 }
 
 /// The environment that an image and a container override.

@@ -175,3 +175,25 @@ async fn sysctls_are_the_pods_own() {
     assert_eq!(before, after);
     daemon.finish().await.unwrap();
 }
+
+/// As containerd and CRI-O have it, and upstream's conformance tests rely on it.
+#[tokio::test]
+async fn selinux_options_are_passed_over_where_the_kernel_has_no_selinux() {
+    if std::path::Path::new("/sys/fs/selinux/enforce").exists() {
+        return; // tests/selinux.rs says what they mean there.
+    }
+    let daemon = daemon().await;
+    let options = cri::SeLinuxOption {
+        user: "no_such_u".into(),
+        role: "no_such_r".into(),
+        r#type: "no_such_t".into(),
+        level: "s0:c0,c1".into(),
+    };
+    let mut config = daemon.pod("selinux");
+    pod_security(&mut config).selinux_options = Some(options.clone());
+    let pod = Pod::run_config(&daemon, config).await;
+    let mut config = sh(&fresh("c"), "echo ran");
+    security(&mut config).selinux_options = Some(options);
+    run(&daemon, &pod, &config).await.says(&["ran"]);
+    daemon.finish().await.unwrap();
+}

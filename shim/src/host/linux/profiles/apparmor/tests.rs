@@ -1,0 +1,112 @@
+use std::os::unix::fs::PermissionsExt as _;
+
+use super::*;
+use crate::scratch::Scratch;
+
+fn localhost(path: &str) -> ProfileWish {
+    ProfileWish::Localhost(path.to_owned())
+}
+
+/// Where the kernel would list `profiles`; a parser that is `script`, if any.
+struct Node {
+    scratch: Scratch,
+    parsers: Vec<String>,
+}
+
+impl Node {
+    fn new(name: &str, profiles: &str, script: Option<&str>) -> Self {
+        let scratch = Scratch::new(name);
+        scratch.put("profiles", profiles.as_bytes());
+        let mut node = Self {
+            scratch,
+            parsers: Vec::new(),
+        };
+        if let Some(script) = script {
+            let list = node.scratch.0.join("profiles");
+            let text = format!(
+                "#!/bin/sh\nPATH=/bin:/usr/bin\nlist={}\n{script}\n",
+                list.display()
+            );
+            let path = node.scratch.put("parser", text.as_bytes());
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+            node.parsers = vec!["/absent/apparmor_parser".to_owned(), path];
+        }
+        node
+    }
+
+    fn ask(&self, wish: &ProfileWish, privileged: bool) -> Result<Option<String>, Error> {
+        let parsers: Vec<&str> = self.parsers.iter().map(String::as_str).collect();
+        let absent = self.scratch.0.join("absent");
+        let files = SecurityFiles {
+            apparmor: &self.scratch.0,
+            selinux: &absent,
+            parsers: &parsers,
+        };
+        apparmor(wish, privileged, &files)
+    }
+}
+
+#[test]
+fn a_profile_is_loaded_or_refused() {
+    let list = "/usr/bin/man (enforce)\nweb (complain)\na (b) (enforce)\n";
+    let node = Node::new("apparmor-named", list, None);
+    let web = Some("web".to_owned());
+    assert_eq!(node.ask(&localhost("web"), false).unwrap(), web);
+    assert_eq!(node.ask(&localhost("localhost/web"), false).unwrap(), web);
+    assert_eq!(node.ask(&localhost("web"), true).unwrap(), None);
+    assert_eq!(node.ask(&ProfileWish::Unconfined, false).unwrap(), None);
+    assert!(node.ask(&localhost("we"), false).is_err());
+    let odd = node.ask(&localhost("a (b)"), false).unwrap();
+    assert_eq!(odd.as_deref(), Some("a (b)"));
+    fs::remove_file(node.scratch.0.join("profiles")).unwrap();
+    assert!(node.ask(&localhost("web"), false).is_err());
+    assert_eq!(node.ask(&ProfileWish::Default, false).unwrap(), None);
+}
+
+#[test]
+fn the_default_is_loaded_when_it_is_needed() {
+    let script = "cat >\"$list.text\"; echo \"$@\" >>\"$list.calls\"; echo 'coracle-default (enforce)' >>\"$list\"";
+    let node = Node::new("apparmor-default", "web (enforce)\n", Some(script));
+    assert_eq!(node.ask(&ProfileWish::Default, true).unwrap(), None);
+    let ours = Some("coracle-default".to_owned());
+    for wish in [
+        ProfileWish::Unset,
+        ProfileWish::Default,
+        localhost("coracle-default"),
+    ] {
+        assert_eq!(node.ask(&wish, false).unwrap(), ours, "{wish:?}");
+    }
+    let said = |name: &str| fs::read_to_string(node.scratch.0.join(name)).unwrap();
+    assert_eq!(said("profiles.calls"), "--replace --skip-cache --quiet\n");
+    assert!(said("profiles.text").contains("profile coracle-default flags="));
+    // Whoever unloads it gets it again with the next container.
+    node.scratch.put("profiles", b"");
+    assert_eq!(
+        node.ask(&localhost("coracle-default"), false).unwrap(),
+        ours
+    );
+}
+
+#[test]
+fn a_parser_that_fails_refuses_and_an_absent_one_is_done_without() {
+    let absent = Node::new("apparmor-absent", "", None);
+    assert_eq!(absent.ask(&ProfileWish::Unset, false).unwrap(), None);
+    let broken = Node::new("apparmor-broken", "", Some("echo line 3: no >&2; exit 1"));
+    let refusal = broken.ask(&ProfileWish::Unset, false).unwrap_err();
+    for word in ["coracle-default", "parser", "line 3: no"] {
+        assert!(refusal.to_string().contains(word), "{refusal}");
+    }
+    let liar = Node::new("apparmor-liar", "", Some("exit 0"));
+    assert!(liar.ask(&ProfileWish::Unset, false).is_err());
+    assert_eq!(broken.ask(&ProfileWish::Unconfined, false).unwrap(), None);
+}
+
+#[test]
+fn the_text_knows_who_stops_containers() {
+    let plain = default_text("unconfined", false);
+    assert_eq!(plain, DEFAULT_TEXT);
+    let confined = default_text("/usr/bin/coracle", true);
+    assert!(confined.starts_with("abi <abi/3.0>,\n#"));
+    assert!(confined.ends_with("  signal (receive) peer=\"/usr/bin/coracle\",\n}\n"));
+    assert_eq!(default_text("a\" b", false), plain);
+}
