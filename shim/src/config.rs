@@ -135,12 +135,14 @@ pub struct Images {
 }
 
 /// Host ids of pods: pod number N gets `id_base + N * id_count` and the `id_count - 1` ids after it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sandbox {
     /// First host uid and gid of the first pod.
     pub id_base: u32,
     /// Ids each pod gets.
     pub id_count: u32,
+    /// The kubelet's directory of pod logs.
+    pub pod_logs_dir: PathBuf,
 }
 
 /// Limits of the module compiler.

@@ -46,6 +46,7 @@ pub use exec::ExecOutput;
 pub use ids::Ids;
 pub use launch::{Launch, Launched};
 pub use linux::{DefaultProfile, default_profile, load_default_profile, usual_capabilities};
+use log::LogRoot;
 pub use pod::{GREETING_PATIENCE, Raised};
 pub use stats::{ContainerUsage, Interface, LayerUsage, Measured, PodUsage, Usage};
 pub use sweep::Owned;
@@ -75,6 +76,8 @@ pub struct HostConfig {
     pub id_base: u32,
     /// Host ids a pod.
     pub id_count: u32,
+    /// Where the kubelet keeps pods' logs.
+    pub log_root: LogRoot,
     /// How `""` and `coracle` make a guest's process.
     pub spawn: Spawn,
     /// How `coracle-wasm` does.
@@ -100,6 +103,7 @@ impl HostConfig {
             denied_node_ports: config.network.denied_node_ports.clone(),
             id_base: config.sandbox.id_base,
             id_count: config.sandbox.id_count,
+            log_root: LogRoot::resolve(&config.sandbox.pod_logs_dir),
             spawn: spawn("coracle"),
             spawn_wasm: spawn("coracle-wasm"),
             spawn_strict: spawn("coracle-strict"),

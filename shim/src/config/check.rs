@@ -311,6 +311,7 @@ fn sandbox(file: &SandboxFile) -> Result<Sandbox, Invalid> {
     Ok(Sandbox {
         id_base: base as u32,
         id_count: count as u32,
+        pod_logs_dir: directory("sandbox.pod_logs_dir", &file.pod_logs_dir)?,
     })
 }
 

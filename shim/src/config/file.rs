@@ -254,6 +254,8 @@ pub struct SandboxFile {
     pub id_base: u64,
     /// How many uids and gids each pod gets.
     pub id_count: u64,
+    /// The kubelet's `podLogsDir`, whose own links are followed.
+    pub pod_logs_dir: PathBuf,
 }
 
 impl Default for SandboxFile {
@@ -261,6 +263,7 @@ impl Default for SandboxFile {
         Self {
             id_base: 1_879_048_192,
             id_count: 65_536,
+            pod_logs_dir: "/var/log/pods".into(),
         }
     }
 }

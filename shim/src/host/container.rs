@@ -55,7 +55,7 @@ impl Host {
         log_directory: &str,
         path: &str,
     ) -> Result<(), Error> {
-        let Some(log) = log::open(log_directory, path).await? else {
+        let Some(log) = log::open(&self.config.log_root, log_directory, path).await? else {
             return Ok(());
         };
         let reopened = keeper.reopen_log(id, log).await;

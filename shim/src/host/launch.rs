@@ -50,7 +50,12 @@ impl Host {
     /// Errors: StartFailed when the jail or the program failed; the container then has ended.
     pub async fn launch(&self, launch: Launch) -> Result<Launched, Error> {
         pass("start.log")?;
-        let log = log::open(&launch.log_directory, &launch.plan.log_path).await?;
+        let log = log::open(
+            &self.config.log_root,
+            &launch.log_directory,
+            &launch.plan.log_path,
+        )
+        .await?;
         let plan = &launch.plan;
         let mut spec = self.spec(&launch)?;
         let payload = self.payload(&launch, &mut spec).await?;

@@ -1,33 +1,79 @@
 //! Opens a container's log file.
 //!
 //! Called by: StartContainer and ReopenContainerLog. The keeper gets the descriptor and never sees the path.
-//! Invariants: below the pod's log directory no symlink is followed and nothing but a regular file is taken; a file
-//! system that does not answer holds up one blocking thread and one request, nothing else.
+//!
+//! A kubelet's log directory may be reached by an operator's link (`/var/log` -> `/data/log`); a pod that has
+//! `/var/log` mounted may plant others. So the links of the configured directory ([`LogRoot`]) are resolved once, when the
+//! daemon starts; after that, and in any other directory that a kubelet names, no component is a link.
+//! Invariants: what is opened is a regular file with one name, found without following a link; nothing else is ever
+//! opened for writing; a file system that does not answer holds up one blocking thread and one request, nothing else.
 //! Not here: the format of a log.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
+use rustix::fs::{
+    CWD, FileType, Mode, OFlags, ResolveFlags, fstat, mkdirat, open as open_at_path, openat2,
+};
+use rustix::io::Errno;
 
 use super::{blocking, io_error};
 use crate::lifecycle::{Error, Kind};
 
 /// How long a file system may take to open a log file.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How often a file is looked for again that comes and goes while it is opened.
+const TRIES: usize = 8;
+/// Mode of a log file that is made.
+const MODE: Mode = Mode::from_raw_mode(0o640);
+
+/// The directory below which the kubelet keeps pods' logs, as configured and where it really is.
+#[derive(Clone, Debug)]
+pub struct LogRoot {
+    named: PathBuf,
+    real: PathBuf,
+}
+
+impl LogRoot {
+    /// Resolves the links of `directory`, as far as it exists.
+    pub fn resolve(directory: &Path) -> Self {
+        let found = directory.ancestors().find_map(|ancestor| {
+            let real = ancestor.canonicalize().ok()?;
+            Some(real.join(directory.strip_prefix(ancestor).ok()?))
+        });
+        Self {
+            named: directory.to_owned(),
+            real: found.unwrap_or_else(|| directory.to_owned()),
+        }
+    }
+
+    /// Where `path` is, with no link left that the operator made.
+    fn place(&self, path: &Path) -> PathBuf {
+        match path.strip_prefix(&self.named) {
+            Ok(below) => self.real.join(below),
+            Err(_) => path.to_owned(),
+        }
+    }
+}
 
 /// Opens (and makes) `log`, which lies below `directory`, to append to. An empty path is no log.
-/// Errors: Deadline when the file system does not answer; Invalid when the path is a symlink or no regular file.
-pub async fn open(directory: &str, log: &str) -> Result<Option<OwnedFd>, Error> {
+///
+/// Errors: Deadline when the file system does not answer; Invalid when a component is a link, or the file is not a regular
+/// one or has a second name.
+pub async fn open(root: &LogRoot, directory: &str, log: &str) -> Result<Option<OwnedFd>, Error> {
     if log.is_empty() {
         return Ok(None);
     }
     let (directory, log) = (PathBuf::from(directory), PathBuf::from(log));
     let text = log.display().to_string();
-    let opened = blocking("opening a log file", move || open_below(&directory, &log));
+    let root = root.clone();
+    let opened = blocking("opening a log file", move || {
+        open_below(&root, &directory, &log)
+    });
     match tokio::time::timeout(PATIENCE, opened).await {
         Ok(result) => result.map(Some),
         Err(_) => Err(Error::new(
@@ -40,51 +86,114 @@ pub async fn open(directory: &str, log: &str) -> Result<Option<OwnedFd>, Error> 
     }
 }
 
-fn open_below(directory: &Path, log: &Path) -> Result<OwnedFd, Error> {
+fn open_below(root: &LogRoot, directory: &Path, log: &Path) -> Result<OwnedFd, Error> {
     let failed = |error: io::Error| match error.raw_os_error() {
-        Some(libc::ELOOP | libc::EXDEV | libc::ENXIO | libc::EISDIR) => Error::because(
+        Some(libc::ELOOP | libc::EXDEV | libc::ENOTDIR) => Error::because(
             Kind::Invalid,
-            format!("log {} is no regular file of its directory", log.display()),
+            format!(
+                "log {} is not below its directory without links; links of the kubelet's log directory itself are \
+                 followed if the configuration names it (sandbox.pod_logs_dir, now {})",
+                log.display(),
+                root.named.display()
+            ),
             error,
+        ),
+        Some(libc::EINVAL) => Error::because(
+            Kind::Invalid,
+            format!("log {} is no regular file", log.display()),
+            error,
+        ),
+        Some(libc::EMLINK) => Error::new(
+            Kind::Invalid,
+            format!(
+                "log {} is a file with another name elsewhere (a hard link), into which nothing is written",
+                log.display()
+            ),
         ),
         _ => io_error(format!("open log {}", log.display()), error),
     };
     let name = log.strip_prefix(directory).unwrap_or(log);
-    let file = match open_file(directory, name) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let parent = log.parent().unwrap_or(directory);
-            std::fs::create_dir_all(parent).map_err(failed)?;
-            open_file(directory, name)
-        }
-        result => result,
-    }
-    .map_err(failed)?;
-    let facts = file.metadata().map_err(failed)?;
-    if !facts.is_file() {
-        return Err(Error::new(
-            Kind::Invalid,
-            format!("log {} is no regular file", log.display()),
-        ));
-    }
-    Ok(file.into())
+    let name = plain(name).ok_or_else(|| failed(Errno::XDEV.into()))?;
+    let directory = make_directories(&root.place(directory)).map_err(failed)?;
+    open_file(directory, &name).map_err(failed).map(Into::into)
 }
 
-fn open_file(directory: &Path, name: &Path) -> io::Result<File> {
-    let root = openat(
-        CWD,
-        directory,
-        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )?;
-    // Without NONBLOCK a FIFO planted here would hold the open until somebody reads it.
-    let flags = OFlags::WRONLY
-        | OFlags::APPEND
-        | OFlags::CREATE
-        | OFlags::CLOEXEC
-        | OFlags::NOCTTY
-        | OFlags::NONBLOCK;
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-    Ok(openat2(root, name, flags, Mode::from_raw_mode(0o640), resolve)?.into())
+/// The components of a path that only goes down; `None` for an absolute one, an empty one, or one with `..`.
+fn plain(path: &Path) -> Option<Vec<&OsStr>> {
+    let parts: Option<Vec<_>> = path
+        .components()
+        .map(|part| match part {
+            Component::Normal(name) => Some(name),
+            _ => None,
+        })
+        .collect();
+    parts.filter(|parts| !parts.is_empty())
+}
+
+/// Opens the absolute `path` without following a link, making what is missing.
+fn make_directories(path: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let whole = openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS);
+    match whole {
+        Err(Errno::NOENT) => {}
+        found => return Ok(found?),
+    }
+    let mut at = open_at_path("/", flags, Mode::empty())?;
+    let below = path.strip_prefix("/").unwrap_or(path);
+    for name in plain(below).ok_or(Errno::XDEV)? {
+        at = make_directory(at.as_fd(), name)?;
+    }
+    Ok(at)
+}
+
+fn make_directory(parent: BorrowedFd<'_>, name: &OsStr) -> io::Result<OwnedFd> {
+    match mkdirat(parent, name, Mode::from_raw_mode(0o755)) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(e) => return Err(e.into()),
+    }
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(openat2(parent, name, flags, Mode::empty(), BELOW)?)
+}
+
+/// Never through a link, never out of the directory.
+const BELOW: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS);
+
+fn open_file(mut at: OwnedFd, name: &[&OsStr]) -> io::Result<File> {
+    let Some((name, directories)) = name.split_last() else {
+        return Err(Errno::INVAL.into());
+    };
+    for directory in directories {
+        at = make_directory(at.as_fd(), directory)?;
+    }
+    for _ in 0..TRIES {
+        match open_existing(at.as_fd(), name) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            opened => return opened,
+        }
+        let flags =
+            OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        match openat2(&at, *name, flags, MODE, BELOW) {
+            Err(Errno::EXIST) => {}
+            made => return Ok(made?.into()),
+        }
+    }
+    Err(Errno::AGAIN.into())
+}
+
+/// Looks at the file before it is opened: a device or FIFO must not even see that.
+fn open_existing(at: BorrowedFd<'_>, name: &OsStr) -> io::Result<File> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let place = openat2(at, name, flags, Mode::empty(), BELOW)?;
+    let found = fstat(&place)?;
+    match FileType::from_raw_mode(found.st_mode) {
+        FileType::RegularFile if found.st_nlink > 1 => return Err(Errno::MLINK.into()),
+        FileType::RegularFile => {}
+        FileType::Symlink => return Err(Errno::LOOP.into()),
+        _ => return Err(Errno::INVAL.into()),
+    }
+    let same = format!("/proc/self/fd/{}", place.as_raw_fd());
+    let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CLOEXEC | OFlags::NOCTTY;
+    Ok(open_at_path(same, flags, Mode::empty())?.into())
 }
 
 #[cfg(test)]
@@ -96,7 +205,11 @@ mod tests {
         let path = std::env::temp_dir().join(format!("coracle-log-{name}-{}", std::process::id()));
         let _ = std::fs::remove_dir_all(&path);
         std::fs::create_dir_all(&path).unwrap();
-        path
+        path.canonicalize().unwrap()
+    }
+
+    fn root() -> LogRoot {
+        LogRoot::resolve(Path::new("/var/log/pods"))
     }
 
     #[test]
@@ -105,7 +218,7 @@ mod tests {
         let dir = scratch("make");
         let log = dir.join("pod/web/0.log");
         for text in ["one\n", "two\n"] {
-            File::from(open_below(&dir.join("pod"), &log).unwrap())
+            File::from(open_below(&root(), &dir.join("pod"), &log).unwrap())
                 .write_all(text.as_bytes())
                 .unwrap();
         }
@@ -130,7 +243,8 @@ mod tests {
         )
         .unwrap();
         for name in ["link.log", "up/new.log", "dir.log", "fifo.log"] {
-            let error = open_below(&dir.join("logs"), &dir.join("logs").join(name)).unwrap_err();
+            let log = dir.join("logs").join(name);
+            let error = open_below(&root(), &dir.join("logs"), &log).unwrap_err();
             assert_eq!(error.kind(), Kind::Invalid, "{name}: {}", error.chain());
         }
         assert_eq!(std::fs::read_to_string(dir.join("canary")).unwrap(), "safe");
@@ -138,8 +252,47 @@ mod tests {
         std::fs::remove_dir_all(dir).unwrap();
     }
 
+    #[test]
+    fn no_component_of_the_directory_is_a_link_unless_the_operator_made_it_before() {
+        let dir = scratch("above");
+        std::fs::create_dir_all(dir.join("disk/pods/uid")).unwrap();
+        std::os::unix::fs::symlink("disk", dir.join("log")).unwrap();
+        let named = dir.join("log/pods");
+        let log = named.join("uid/web/0.log");
+        let open = |root: &LogRoot| open_below(root, &named.join("uid"), &log);
+        let refused = open(&root()).unwrap_err();
+        assert_eq!(refused.kind(), Kind::Invalid, "{}", refused.chain());
+        assert!(refused.chain().contains("pod_logs_dir"));
+        let operator = LogRoot::resolve(&named);
+        open(&operator).unwrap();
+        assert!(dir.join("disk/pods/uid/web/0.log").is_file());
+        // What is planted once the daemon runs is not followed, whoever made it.
+        std::fs::rename(dir.join("disk/pods"), dir.join("elsewhere")).unwrap();
+        std::os::unix::fs::symlink("../elsewhere", dir.join("disk/pods")).unwrap();
+        assert_eq!(open(&operator).unwrap_err().kind(), Kind::Invalid);
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn a_file_with_a_second_name_is_no_log() {
+        let dir = scratch("linked");
+        std::fs::write(dir.join("canary"), "safe").unwrap();
+        std::fs::create_dir(dir.join("logs")).unwrap();
+        std::fs::hard_link(dir.join("canary"), dir.join("logs/0.log")).unwrap();
+        let log = dir.join("logs/0.log");
+        let refused = open_below(&root(), &dir.join("logs"), &log).unwrap_err();
+        assert_eq!(refused.kind(), Kind::Invalid, "{}", refused.chain());
+        for bad in ["../canary", "a/../../canary", "."] {
+            let log = dir.join("logs").join(bad);
+            let refused = open_below(&root(), &dir.join("logs"), &log).unwrap_err();
+            assert_eq!(refused.kind(), Kind::Invalid, "{bad}: {}", refused.chain());
+        }
+        assert_eq!(std::fs::read_to_string(dir.join("canary")).unwrap(), "safe");
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+
     #[tokio::test]
     async fn no_path_is_no_log() {
-        assert!(open("/anywhere", "").await.unwrap().is_none());
+        assert!(open(&root(), "/anywhere", "").await.unwrap().is_none());
     }
 }
