@@ -31,6 +31,7 @@ use std::time::{Duration, Instant};
 
 pub use devices::{DeviceClass, DeviceRule};
 pub use error::Error;
+pub use kill::KillList;
 use kill::Target;
 pub use leaf::ExecLeaf;
 pub use limits::Limits;

@@ -45,6 +45,33 @@ pub mod wasm;
 
 pub use error::{Error, Kind, Result};
 
+/// Keeps other processes of the node, and of containers that see its pids, out of this one. The first act of every
+/// process of ours, for execve(2) opens it again.
+///
+/// Errors: the kernel refuses.
+pub fn forbid_access() -> Result<()> {
+    use error::Context as _;
+    sys::dump::forbid().during(|| "keep other processes out of this one (PR_SET_DUMPABLE)".into())
+}
+
+/// What the daemon does while it has one thread: an own, empty session keyring, so that containers have none to lose.
+///
+/// Errors: the kernel has no keyrings, or a setting of the node would open processes of ours to containers.
+pub fn isolate_daemon() -> Result<()> {
+    use error::Context as _;
+    let file = "/proc/sys/fs/suid_dumpable";
+    if sys::dump::id_change_reopens().during(|| format!("read {file}"))? {
+        return Err(Error::new(
+            Kind::Unsupported,
+            format!(
+                "{file} is 1, which opens each process that changes its user to every other one of that user; \
+                 0 or 2 is needed: sysctl -w fs.suid_dumpable=2"
+            ),
+        ));
+    }
+    sandbox::own_session_keyring()
+}
+
 /// Runs the compiler process: `coracle compiler CPU_S MEMORY_BYTES MODULE_BYTES`.
 ///
 /// Errors: bad arguments, or the jail could not be built.

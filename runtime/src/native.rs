@@ -4,7 +4,7 @@
 //! function for both, so that no exec is confined less than the container.
 //!
 //! ```text
-//! limits -> working directory -> keyring -> [filter] -> bounding set -> groups and user -> capabilities
+//! limits -> working directory -> [filter] -> bounding set -> groups and user -> capabilities
 //!        -> no_new_privs -> [filter] -> other descriptors closed -> execve
 //! ```
 //! A filter is loaded as late as possible: after no_new_privs where that is set, else while the process may still.
@@ -85,7 +85,6 @@ fn confine(linux: &LinuxSpec, who: Credentials) -> Result<()> {
     limit_resources(&jail.rlimits)?;
     sys::ids::set_umask(0o022);
     let entered = enter(&linux.working_dir);
-    sys::ids::own_session_keyring().during(|| "join an own session keyring".into())?;
     who.label.map_or(Ok(()), Label::apply)?;
     let load = |filter: &Option<OwnedFd>| match filter {
         Some(filter) => sandbox::install(filter.as_fd(), linux.filter_flags),

@@ -4,8 +4,9 @@
 //! root. Each step is a function; each failure is fatal and named.
 //!
 //! ```text
-//! cgroups -> net/ipc/uts -> mounts private -> root and volumes -> pivot -> keyring -> rlimits -> identity
-//!         -> capabilities -> no_new_privs -> not dumpable -> Landlock -> seccomp   (then a thread is born and loads the code)
+//! not dumpable, since its birth -> cgroups -> net/ipc/uts -> keyring -> mounts private -> root and volumes -> pivot
+//!         -> rlimits -> identity -> capabilities -> no_new_privs -> Landlock -> seccomp
+//!                                                              (then a thread is born and loads the code)
 //! ```
 //! Invariant: when [`build`] returns, the process is not host root, has no capability, sees only its own root and
 //! its volumes, and a system call outside the allow-list kills it.
@@ -49,6 +50,8 @@ pub struct PodNamespaces {
     pub user: Option<OwnedFd>,
     /// The pod's shared memory, a mounted tmpfs.
     pub shm: Option<OwnedFd>,
+    /// A process in whose pid namespace a Linux container is to live, where that is not one of its own.
+    pub pids: Option<OwnedFd>,
 }
 
 /// Builds the whole jail of `spec` around the calling process, up to but without Landlock and seccomp.
@@ -83,10 +86,10 @@ fn within(
     pod: &PodNamespaces,
     arrive: impl FnOnce(&identity::HostIdentity) -> Result<()>,
 ) -> Result<()> {
+    own_session_keyring()?;
     let host = identity::host_identity(spec, pod.ids.as_ref())?;
     let host = root::carried(spec, host)?;
     arrive(&host)?;
-    sys::ids::own_session_keyring().during(|| "join an own session keyring".into())?;
     limit_resources()?;
     sys::ids::become_user(host.uid, host.gid, &host.groups)
         .during(|| format!("become host user {}:{}", host.uid, host.gid))?;
@@ -94,11 +97,17 @@ fn within(
     seal()
 }
 
+/// Leaves the maker's session keyring for a new one, as host root and before the filesystem ids are set.
+///
+/// Errors: whatever the kernel says; there is none with which a container may go on.
+pub fn own_session_keyring() -> Result<()> {
+    sys::keyring::join_own().during(|| "join a session keyring of its own".into())
+}
+
 /// no_new_privs and not dumpable: nothing executed or attached may change what the jail decided.
 fn seal() -> Result<()> {
     rustix::thread::set_no_new_privs(true).during(|| "set no_new_privs".into())?;
-    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
-        .during(|| "become undumpable".into())
+    sys::dump::forbid().during(|| "become undumpable".into())
 }
 
 pub(crate) fn enter_cgroups(spec: &ContainerSpec) -> Result<()> {
@@ -193,9 +202,9 @@ pub fn jail_compiler() -> Result<()> {
     use rustix::thread::UnshareFlags;
     let apart =
         UnshareFlags::NEWNS | UnshareFlags::NEWNET | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
+    own_session_keyring()?;
     unshare(apart, "compiler's")?;
-    root::empty()?;
-    sys::ids::own_session_keyring().during(|| "join an own session keyring".into())?;
+    sys::empty::replace_root().during(|| "enter an empty root".into())?;
     sys::ids::keep_capabilities_over_id_change()
         .during(|| "keep capabilities until they are dropped".into())?;
     sys::ids::become_user(identity::NOBODY, identity::NOBODY, &[])

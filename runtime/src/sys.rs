@@ -5,8 +5,11 @@
 //! Not here: pods, containers, policy.
 
 pub mod children;
+pub mod dump;
+pub mod empty;
 pub mod fork;
 pub mod ids;
+pub mod keyring;
 pub mod landlock;
 pub mod mounts;
 pub mod signals;

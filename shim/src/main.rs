@@ -31,6 +31,9 @@ use coracle_runtime::{failpoint, keeper, spawner, wasm};
 use cli::{Cli, Command, ConfigCommand};
 
 fn main() -> ExitCode {
+    if let Err(error) = coracle_runtime::forbid_access() {
+        return internal(Err(error));
+    }
     let arguments: Vec<String> = std::env::args_os()
         .map(|a| a.to_string_lossy().into_owned())
         .collect();

@@ -41,6 +41,7 @@ pub fn main(config: &Config) -> Result<(), Box<dyn Error>> {
     logging::init(&config.log)?;
     #[cfg(feature = "failpoints")]
     coracle_images::set_failpoints(coracle_runtime::failpoint::hit);
+    coracle_runtime::isolate_daemon()?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -7,6 +7,12 @@
 //   eat MIB           touches that much memory, then pauses
 //   forks N           starts N children that wait; prints how many it got
 //   grab MILLISECONDS holds every program behind a /proc/PID/exe and says which could be opened for writing
+//   scan PATH node|pod looks into every process that it sees until /tmp/enough exists: says "reached HOW PID" for a file
+//                     PATH found through another root, and for anything that is to be had of a process named coracle;
+//                     of the node's processes only those that the container's own daemon has started count
+//   keys fill         adds keys until the quota of its user is used up, then pauses; frees none before it ends
+//   keys find NAME    says whether a key "user" of this name is found in or below the session keyring
+//   keys ring         prints the number of the session keyring
 #define _GNU_SOURCE
 #include <dirent.h>
 #include <errno.h>
@@ -396,6 +402,118 @@ static int grab(long milliseconds) {
     return 0;
 }
 
+static int is_ours(const char *pid) {
+    char path[64], text[256];
+    snprintf(path, sizeof path, "/proc/%s/cmdline", pid);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return 0;
+    ssize_t n = read(fd, text, sizeof text - 1);
+    close(fd);
+    if (n <= 0) return 0;
+    text[n] = 0;
+    const char *base = strrchr(text, '/');
+    return !strncmp(base ? base + 1 : text, "coracle", 7);
+}
+
+// Whether a process belongs to the daemon of this container: as seen from its cgroup, pods/ID of the daemon's, others lie
+// three levels up.
+static int is_of_this_daemon(const char *pid) {
+    char path[64], text[4096];
+    snprintf(path, sizeof path, "/proc/%s/cgroup", pid);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return 0;
+    ssize_t n = read(fd, text, sizeof text - 1);
+    close(fd);
+    text[n > 0 ? n : 0] = 0;
+    char *line = strstr(text, ":pids:");
+    if (!line) line = strstr(text, "0::");
+    if (!line) return 0;
+    line[strcspn(line, "\n")] = 0;
+    return !strstr(line, "/../../..");
+}
+
+static int is_readable(const char *path) {
+    char byte;
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (fd < 0) return 0;
+    ssize_t n = pread(fd, &byte, 1, 0);
+    close(fd);
+    return n > 0;
+}
+
+// What a process of ours must refuse; a program that has just replaced it does not count.
+static void reach_into(const char *pid, const char *secret) {
+    static const char *LINKS[] = {"exe", "ns/user", "ns/mnt", "fd/0", "fd/3", "fd/4", "fd/5"};
+    static const char *PLACES[] = {"root", "cwd"};
+    static const char *FILES[] = {"mem", "environ", "maps", "auxv", "stack"};
+    char path[600], target[64];
+    for (int i = 0; i < 2; i++) {
+        snprintf(path, sizeof path, "/proc/%s/%s%s", pid, PLACES[i], secret);
+        int fd = open(path, O_RDONLY | O_CLOEXEC);
+        if (fd >= 0) { printf("reached %s%s %s\n", PLACES[i], secret, pid); close(fd); }
+    }
+    if (!is_ours(pid)) return;
+    const char *found = NULL;
+    for (unsigned i = 0; i < sizeof LINKS / sizeof *LINKS && !found; i++) {
+        snprintf(path, sizeof path, "/proc/%s/%s", pid, LINKS[i]);
+        if (readlink(path, target, sizeof target) > 0) found = LINKS[i];
+    }
+    for (unsigned i = 0; i < sizeof FILES / sizeof *FILES && !found; i++) {
+        snprintf(path, sizeof path, "/proc/%s/%s", pid, FILES[i]);
+        if (is_readable(path)) found = FILES[i];
+    }
+    for (int i = 0; i < 2 && !found; i++) {
+        snprintf(path, sizeof path, "/proc/%s/%s", pid, PLACES[i]);
+        if (readlink(path, target, sizeof target) > 0) found = PLACES[i];
+    }
+    if (found && is_ours(pid)) printf("reached %s %s\n", found, pid);
+}
+
+static int scan(const char *secret, int whole_node) {
+    long looks = 0, ours = 0;
+    int own = getpid();
+    puts("scanning");
+    fflush(stdout);
+    while (access("/tmp/enough", F_OK)) {
+        DIR *proc = opendir("/proc");
+        for (struct dirent *e; proc && (e = readdir(proc));) {
+            if (e->d_name[0] < '1' || e->d_name[0] > '9' || atoi(e->d_name) == own) continue;
+            if (whole_node && !is_of_this_daemon(e->d_name)) continue;
+            looks++;
+            ours += is_ours(e->d_name);
+            reach_into(e->d_name, secret);
+        }
+        if (proc) closedir(proc);
+        fflush(stdout);
+    }
+    printf("looked %ld, ours %ld\n", looks, ours);
+    return 0;
+}
+
+static int keys(const char *act, const char *name) {
+    long ring = syscall(SYS_keyctl, 0, -3, 0);
+    if (!strcmp(act, "ring")) { printf("%ld\n", ring); return 0; }
+    if (!strcmp(act, "find")) {
+        long key = syscall(SYS_keyctl, 10, -3, "user", name, 0);
+        puts(key > 0 ? "found" : strerrorname_np(errno));
+        return 0;
+    }
+    static char payload[32000];
+    char text[32];
+    size_t size = sizeof payload;
+    long count = 0;
+    // Large ones until those do not fit, then ever smaller ones.
+    while (size) {
+        snprintf(text, sizeof text, "fill-%ld", count);
+        if (syscall(SYS_add_key, "user", text, payload, size, -3) > 0) count++;
+        else if (errno == EDQUOT) size /= 2;
+        else { printf("add_key: %s\n", strerrorname_np(errno)); return 1; }
+    }
+    printf("filled with %ld\n", count);
+    fflush(stdout);
+    return pause();
+}
+
 int main(int argc, char **argv) {
     const char *verb = argc > 1 ? argv[1] : "look";
     if (!strcmp(verb, "look")) return look();
@@ -405,6 +523,8 @@ int main(int argc, char **argv) {
     if (!strcmp(verb, "eat") && argc == 3) return eat(atol(argv[2]));
     if (!strcmp(verb, "forks") && argc == 3) return forks(atoi(argv[2]));
     if (!strcmp(verb, "grab") && argc == 3) return grab(atol(argv[2]));
+    if (!strcmp(verb, "scan") && argc == 4) return scan(argv[2], !strcmp(argv[3], "node"));
+    if (!strcmp(verb, "keys") && argc > 2) return keys(argv[2], argc > 3 ? argv[3] : "");
     fprintf(stderr, "probe: no such verb: %s\n", verb);
     return 2;
 }

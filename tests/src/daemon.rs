@@ -23,6 +23,8 @@ use crate::{Outcome, cni, log, peer};
 
 /// How long a start may take before the tests give up on it.
 const START_DEADLINE: Duration = Duration::from_secs(20);
+/// Where a hybrid node has the unified tree of cgroups.
+pub const UNIFIED: &str = "/sys/fs/cgroup/unified";
 /// How long a drain after SIGTERM may take.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(15);
 /// Lines of the daemon's log shown for a test that failed.
@@ -108,6 +110,10 @@ impl Daemon {
             _ if self.options.peer_sandbox_image.is_some() => {
                 format!("{enter}exec containerd --config \"$1\"")
             }
+            None if self.options.pure_v1 => format!(
+                "{enter}exec unshare -m --propagation slave /bin/sh -c 'umount -l {UNIFIED}; \
+                 exec \"$0\" serve --config \"$1\"' \"$0\" \"$1\""
+            ),
             None => format!("{enter}exec \"$0\" serve --config \"$1\""),
             // In a mount namespace of its own, so that only this daemon sees the other boot id.
             Some(other) => format!(

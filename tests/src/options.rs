@@ -33,6 +33,8 @@ pub struct Options {
     pub peer_runtime: Option<PathBuf>,
     /// A file that the daemon sees in place of /proc/sys/kernel/random/boot_id.
     pub boot_id: Option<PathBuf>,
+    /// Hide the unified tree of a hybrid node from the daemon, which then sees cgroup v1 alone.
+    pub pure_v1: bool,
 }
 
 impl Options {

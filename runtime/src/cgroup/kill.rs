@@ -46,6 +46,45 @@ impl Target<'_> {
     }
 }
 
+/// For how long a keeper goes on killing by list.
+const LIST_PATIENCE: Duration = Duration::from_millis(100);
+/// How long it waits between two looks.
+const LIST_PAUSE: Duration = Duration::from_micros(500);
+
+/// Where the processes of a cgroup are listed that the kernel cannot kill as a whole (pure v1, or before Linux 5.14): the
+/// last resort of a keeper whose daemon is gone.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct KillList {
+    /// Directories that together list all its processes.
+    pub listings: Vec<PathBuf>,
+    /// Its directory in the freezer hierarchy, if it has one.
+    pub freezer: Option<PathBuf>,
+}
+
+impl KillList {
+    /// Kills what is listed until nothing is, for a tenth of a second at most: one that is stuck in the kernel dies
+    /// later. The pids are those of the caller's pid namespace; in none of it is anybody who is not listed there.
+    ///
+    /// Errors: the cgroup cannot be read, or a process not be signalled.
+    pub fn kill(&self) -> Result<(), Error> {
+        let target = Target {
+            path: "an exec's cgroup",
+            listings: self.listings.clone(),
+            unified: None,
+            freezer: self.freezer.clone(),
+        };
+        let begun = Instant::now();
+        loop {
+            let alive = target.pids()?;
+            if alive.is_empty() || begun.elapsed() > LIST_PATIENCE {
+                return Ok(());
+            }
+            signal_all(&target, &alive)?;
+            thread::sleep(LIST_PAUSE);
+        }
+    }
+}
+
 /// See [`super::Cgroup::kill`].
 pub(super) fn kill(cgroup: &Target) -> Result<(), Error> {
     let started = Instant::now();

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 
 use super::error::Error;
 use super::files;
-use super::kill::{self, Target};
+use super::kill::{self, KillList, Target};
 use super::v1::V1;
 use super::{Cgroup, Layout, REMOVE_PATIENCE};
 
@@ -105,12 +105,24 @@ impl ExecLeaf {
     }
 
     /// Files to which anybody may write `1` to kill every process of the exec and nobody else: the last resort of a
-    /// keeper whose daemon is gone. None where the kernel kills no cgroup as a whole (a pure v1 node, before Linux 5.14)
-    /// or the exec has none of its own.
+    /// keeper whose daemon is gone. None where the kernel kills no cgroup as a whole (a pure v1 node, before Linux 5.14:
+    /// see [`ExecLeaf::kill_list`]) or the exec has none of its own.
     #[must_use]
     pub fn kill_files(&self) -> Vec<PathBuf> {
         let file = self.unified.iter().map(|dir| dir.join("cgroup.kill"));
         file.filter(|file| file.exists()).collect()
+    }
+
+    /// How a keeper kills every process of the exec where [`ExecLeaf::kill_files`] has no file: `None` where it has one,
+    /// or where the exec has no cgroup of its own.
+    #[must_use]
+    pub fn kill_list(&self) -> Option<KillList> {
+        let target = self.target();
+        let needed = self.is_own() && self.kill_files().is_empty();
+        needed.then_some(KillList {
+            listings: target.listings,
+            freezer: target.freezer,
+        })
     }
 
     /// The processes of the exec, ascending.

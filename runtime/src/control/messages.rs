@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::cgroup::KillList;
 use crate::id::{ContainerId, PodId};
 use crate::spec::{Exit, IdRange, PidSpace};
 
@@ -123,6 +124,9 @@ pub enum Ask {
         linux: Option<LinuxStart>,
         /// Files to which `1` is written to kill everything that it started, should the daemon vanish.
         kill: Vec<PathBuf>,
+        /// How the same is done where the kernel kills no cgroup as a whole.
+        #[serde(default)]
+        kill_list: Option<KillList>,
     },
     /// Join a client to a running container's standard streams. Descriptors: pipes for standard output and error, as
     /// far as they are asked for. Answer: [`Answer::Joined`].

@@ -14,6 +14,7 @@ use rustix::process::{WaitId, WaitIdOptions, waitid};
 use super::process::FIRST_EXEC;
 use super::reports::{self, Reports, Said, kill};
 use super::table::now_ns;
+use crate::cgroup::KillList;
 use crate::control::messages::{Answer, FromKeeper};
 use crate::id::ContainerId;
 use crate::spec::{Cause, Exit};
@@ -29,8 +30,7 @@ pub(super) struct Exec {
     container: ContainerId,
     pidfd: OwnedFd,
     reports: Reports,
-    /// Files that kill its whole tree.
-    kill: Vec<PathBuf>,
+    tree: Tree,
     /// It runs, and whoever asked was told.
     started: bool,
     /// The controlling side of its terminal, for whoever asked.
@@ -43,16 +43,38 @@ impl Exec {
         request: u64,
         container: ContainerId,
         (pidfd, report): (OwnedFd, OwnedFd),
-        kill: Vec<PathBuf>,
+        tree: Tree,
     ) -> Self {
         Self {
             request,
             container,
             pidfd,
             reports: Reports::new(report),
-            kill,
+            tree,
             started: false,
             terminal: None,
+        }
+    }
+}
+
+/// How everything is killed that an exec has started.
+pub(super) struct Tree {
+    /// Files to which `1` is written.
+    pub(super) files: Vec<PathBuf>,
+    /// Where its processes are listed, if there is no such file.
+    pub(super) list: Option<KillList>,
+}
+
+impl Exec {
+    /// Kills it with all that it started. Whatever fails, its first process is killed.
+    fn kill_whole(&self) {
+        for file in &self.tree.files {
+            let _ = std::fs::write(file, "1");
+        }
+        // Before it enters its cgroup it has started nothing; afterwards nothing leaves that.
+        kill(self.pidfd.as_fd());
+        if let Some(list) = &self.tree.list {
+            let _ = list.kill();
         }
     }
 }
@@ -103,10 +125,7 @@ impl Execs {
     /// Kills the exec in `slot`, which cannot be followed, and forgets it.
     pub(super) fn abandon(&mut self, slot: usize) {
         if let Some(exec) = self.slots.get_mut(slot).and_then(Option::take) {
-            for file in &exec.kill {
-                let _ = std::fs::write(file, "1");
-            }
-            kill(exec.pidfd.as_fd());
+            exec.kill_whole();
             let _ = waitid(WaitId::PidFd(exec.pidfd.as_fd()), WaitIdOptions::EXITED);
         }
     }
@@ -135,10 +154,7 @@ impl Execs {
     pub(super) fn kill_all(&mut self) {
         self.news.clear();
         for exec in self.slots.iter().flatten() {
-            for file in &exec.kill {
-                let _ = std::fs::write(file, "1");
-            }
-            kill(exec.pidfd.as_fd());
+            exec.kill_whole();
         }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! Descriptors of a guest, in this order: 0 to 2 standard streams, 3 report socket, 4 spec, then its payload's (Wasm:
 //! compiled code and two seccomp filters; Linux: a filter if it has one), then those of the pod that it needs (net, ipc,
-//! uts, the namespace with its id map; for Linux user namespace and shared memory).
+//! uts, the namespace with its id map; for Linux user namespace, shared memory and a process to share pids with).
 //! Invariant: nothing but these descriptors crosses the fork, and the spec is read only after it.
 //! Not here: what a guest does ([`life`]), the steps of the jail.
 
@@ -63,12 +63,12 @@ pub(super) struct ForkedGuest {
 struct Layout {
     /// How many are the payload's own.
     payload: usize,
-    /// Which of the pod's are there: net, ipc, uts, ids, user, shm.
-    pod: [bool; 6],
+    /// Which of the pod's are there: net, ipc, uts, ids, user, shm, pids.
+    pod: [bool; 7],
 }
 
 impl Layout {
-    const LETTERS: [&str; 6] = ["n", "i", "u", "m", "U", "s"];
+    const LETTERS: [&str; 7] = ["n", "i", "u", "m", "U", "s", "p"];
 }
 
 /// Descriptors that one guest is born with, and their other ends.
@@ -157,23 +157,22 @@ pub(super) fn fork(
     let cgroup = if into_cgroup { fds.pop() } else { None };
     let streams = Streams::make(stdin, tty, linux.as_ref()).during(what)?;
     failpoint::hit("keeper.fork").during(what)?;
-    let entered = place.enter().during(what)?;
+    let pids = place.process().map(|process| process.as_raw_fd());
     let flags = place.flags(linux.is_some() && pod.user.is_some());
     match sys::fork::fork(flags, cgroup.as_ref().map(OwnedFd::as_fd)).during(what)? {
         Forked::Child => {
             let mut table = streams.numbers();
             table.extend(fds.iter().map(|fd| fd.as_raw_fd()));
-            let (numbers, layout) = pods_part(pod, payload, linux.is_some());
+            let (numbers, mut layout) = pods_part(pod, payload, linux.is_some());
             table.extend(numbers);
+            table.extend(pids);
+            layout.pod[6] = pids.is_some();
             match sys::fork::keep_only(&table) {
                 Ok(()) => life::live(container, layout, Some(warm)),
                 Err(_) => sys::fork::leave(CANNOT_START),
             }
         }
-        Forked::Parent { pidfd } => {
-            drop(entered);
-            kept(streams, pidfd, log_file).during(what)
-        }
+        Forked::Parent { pidfd } => kept(streams, pidfd, log_file).during(what),
     }
 }
 
@@ -187,6 +186,7 @@ fn pods_part(pod: &PodNamespaces, payload: usize, linux: bool) -> (Vec<RawFd>, L
         (&pod.ids, wasm_only),
         (&pod.user, linux_only),
         (&pod.shm, linux_only),
+        (&pod.pids, linux_only),
     ];
     let given = all.map(|(fd, wanted)| fd.as_ref().filter(|_| wanted));
     let numbers = given.iter().flatten().map(|fd| fd.as_raw_fd()).collect();

@@ -1,20 +1,18 @@
 //! Pid namespaces of a pod's Linux containers, seen from the keeper: whose processes a new guest will see.
 //!
-//! A process cannot change its own pid namespace, only that of its next children; so the keeper points itself at the
-//! right one, forks, and points back. A namespace that containers share has a first process of our own: it reaps, and
+//! A process cannot change its own pid namespace, only that of its next children. A Linux guest is forked beside the
+//! keeper, builds what it can, leaves the node's mounts and forks itself into a namespace that others share: they never
+//! see a process that sees the node. A namespace that containers share has a first process of our own: it reaps, and
 //! does nothing else.
 //! Invariant: no container ever lives in the keeper's own pid namespace, except in pods that were given the node's.
 //! Not here: what a guest does.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use rustix::thread::{
-    LinkNameSpaceType, ThreadNameSpaceType, move_into_link_name_space, move_into_thread_name_spaces,
-};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::control;
-use crate::sandbox::root;
 use crate::sys;
 use crate::sys::fork::Forked;
 
@@ -29,18 +27,13 @@ pub(super) enum PidPlace<'a> {
     Keepers,
 }
 
-/// While this lives, children are born into another pid namespace.
-pub(super) struct Entered(Option<OwnedFd>);
-
-impl PidPlace<'_> {
-    /// Points the keeper's next children at the place. Errors: the process behind it has ended.
-    pub(super) fn enter(self) -> io::Result<Entered> {
-        let Self::Of(process) = self else {
-            return Ok(Entered(None));
-        };
-        let own = std::fs::File::open("/proc/self/ns/pid")?.into();
-        move_into_thread_name_spaces(process, ThreadNameSpaceType::PROCESS_ID)?;
-        Ok(Entered(Some(own)))
+impl<'a> PidPlace<'a> {
+    /// The process whose pid namespace a Linux guest joins by itself, once it has left the node.
+    pub(super) fn process(self) -> Option<BorrowedFd<'a>> {
+        match self {
+            Self::Of(process) => Some(process),
+            _ => None,
+        }
     }
 
     /// Namespaces that the fork itself makes; `later` leaves the pid namespace to a second fork.
@@ -53,66 +46,70 @@ impl PidPlace<'_> {
     }
 }
 
-impl Drop for Entered {
-    fn drop(&mut self) {
-        if let Some(own) = self.0.take() {
-            // Cannot fail for a namespace that this process is in.
-            let _ = move_into_link_name_space(own.as_fd(), Some(LinkNameSpaceType::ProcessID));
-        }
-    }
-}
-
 /// Forks the first process of a pid namespace that a pod's containers share, inside `user` if that is given.
 ///
-/// Returns its pidfd. Errors: the node is exhausted.
-pub(super) fn share(pod: &str, user: Option<&OwnedFd>) -> io::Result<OwnedFd> {
-    let flags = (libc::CLONE_NEWPID | libc::CLONE_NEWNS) as u64;
-    let Some(user) = user else {
-        return match sys::fork::fork(flags, None)? {
-            Forked::Child => reap(pod),
-            Forked::Parent { pidfd } => Ok(pidfd),
-        };
-    };
-    // A pid namespace belongs to the user namespace in which it was made, so a helper goes there first.
+/// It never sees the node: a helper enters the `empty` mount namespace and the user namespace, and forks it there.
+/// Returns its pidfd once it has given up all privileges. Errors: the node is exhausted.
+pub(super) fn share(
+    pod: &str,
+    user: Option<&OwnedFd>,
+    empty: BorrowedFd<'_>,
+) -> io::Result<OwnedFd> {
     let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
     match sys::fork::fork(0, None)? {
         Forked::Child => {
             sys::fork::set_title("coracle helper");
-            if move_into_link_name_space(user.as_fd(), Some(LinkNameSpaceType::User)).is_err() {
-                sys::fork::leave(1);
-            }
-            match sys::fork::fork_sibling(flags) {
-                Ok(Forked::Child) => reap(pod),
-                Ok(Forked::Parent { pidfd }) => {
-                    let sent = control::send_one(theirs.as_fd(), b"\n", pidfd.as_fd());
-                    sys::fork::leave(i32::from(sent.is_err()))
-                }
-                Err(_) => sys::fork::leave(1),
-            }
+            let user = user.map_or(0, AsRawFd::as_raw_fd);
+            let table = [0, theirs.as_raw_fd(), empty.as_raw_fd(), user];
+            let done = sys::fork::keep_only(&table).and_then(|()| help(pod, user != 0));
+            sys::fork::leave(i32::from(done.is_err()))
         }
         Forked::Parent { pidfd } => {
             drop(theirs);
             let received = control::receive_one(ours.as_fd());
-            let _ = rustix::process::waitid(
+            // The end of the stream: the first process holds its end until it is jailed.
+            let jailed = rustix::io::retry_on_intr(|| rustix::io::read(&ours, &mut [0; 1]));
+            rustix::process::waitid(
                 rustix::process::WaitId::PidFd(pidfd.as_fd()),
                 rustix::process::WaitIdOptions::EXITED,
-            );
-            received
+            )?;
+            match jailed? {
+                0 => received,
+                _ => Err(io::ErrorKind::InvalidData.into()),
+            }
         }
     }
 }
 
-/// The life of that process: nothing of the node, no privilege, reaps whatever is left to it.
+/// The helper: descriptors are 0 the null device, 1 the keeper's socket, 2 an empty mount namespace, 3 the pod's user
+/// namespace if it has one.
+fn help(pod: &str, has_user: bool) -> io::Result<()> {
+    let [socket, empty, user] = [1, 2, 3].map(sys::fork::adopt);
+    sys::empty::enter(empty.as_fd())?;
+    if has_user {
+        move_into_link_name_space(user.as_fd(), Some(LinkNameSpaceType::User))?;
+    }
+    drop((empty, user));
+    match sys::fork::fork_sibling(libc::CLONE_NEWPID as u64)? {
+        Forked::Child => {
+            std::mem::forget(socket);
+            reap(pod)
+        }
+        Forked::Parent { pidfd } => {
+            let sent = control::send_one(socket.as_fd(), b"\n", pidfd.as_fd());
+            sent.map(drop)
+        }
+    }
+}
+
+/// The life of that process: no privilege, no descriptor but the null device; reaps whatever is left to it.
 fn reap(pod: &str) -> ! {
     sys::fork::set_title(&format!("coracle pause {pod}"));
-    let jailed = sys::fork::keep_only(&[0, 0, 0])
-        .and_then(|()| root::empty().map_err(io::Error::other))
+    let jailed = sys::dump::forbid()
         .and_then(|()| sys::ids::drop_capabilities())
         .and_then(|()| Ok(rustix::thread::set_no_new_privs(true)?))
-        .and_then(|()| {
-            use rustix::process::DumpableBehavior::NotDumpable;
-            Ok(rustix::process::set_dumpable_behavior(NotDumpable)?)
-        });
+        // Closes the socket, which lets the keeper go on.
+        .and_then(|()| sys::fork::keep_only(&[0, 0, 0]));
     if jailed.is_err() {
         sys::fork::leave(1);
     }

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::epoll::{self, EventData, EventFlags};
 
-use super::execs::Execs;
+use super::execs::{Execs, Tree};
 use super::guest::{ExecParts, Parts};
 use super::table::Table;
 use crate::control::messages::{Answer, Ask, Birth, FromKeeper, ToKeeper};
@@ -34,6 +34,8 @@ pub struct Born<'a> {
     pub lifeline: OwnedFd,
     /// Namespaces of the pod.
     pub pod: PodNamespaces,
+    /// A mount namespace with an empty root, for processes that need no files.
+    pub empty: OwnedFd,
     /// Engine and linkers, shared with the spawner.
     pub warm: &'a Warm,
     /// The engine's hash.
@@ -172,7 +174,8 @@ impl Loop<'_> {
                 .during(|| format!("enter the keeper's cgroup {}", file.display()))?;
         }
         // A node without user namespaces says so when a guest needs the map.
-        self.born.pod.ids = identity::usual_map(self.born.birth.range).ok();
+        self.born.pod.ids =
+            identity::usual_map(self.born.birth.range, self.born.empty.as_fd()).ok();
         Ok(())
     }
 
@@ -287,6 +290,7 @@ impl Loop<'_> {
                 into_cgroup,
                 linux,
                 kill,
+                kill_list,
             } => {
                 let parts = ExecParts {
                     fds,
@@ -294,7 +298,11 @@ impl Loop<'_> {
                     into_cgroup,
                     linux,
                 };
-                match self.exec(request, container, parts, kill) {
+                let tree = Tree {
+                    files: kill,
+                    list: kill_list,
+                };
+                match self.exec(request, container, parts, tree) {
                     // Answered when it runs.
                     Ok(()) => None,
                     Err(e) => done(Err(io::Error::other(e.chain()))),

@@ -6,8 +6,9 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use rustix::fs::{Mode, OFlags, fstatfs};
@@ -19,7 +20,8 @@ use rustix::thread::{UnshareFlags, move_into_link_name_space, unshare_unsafe};
 use super::error::Error;
 use super::netlink::Netlink;
 use super::plumbing;
-use crate::sys::userns;
+use crate::sys::empty;
+use crate::sys::userns::{self, Holder};
 
 /// `f_type` of nsfs. Source: linux/magic.h, `NSFS_MAGIC`.
 const NSFS_MAGIC: u64 = 0x6e73_6673;
@@ -140,13 +142,30 @@ fn enter_new_user_namespace(wish: &NamespaceWish, maps: &IdMaps) -> Result<Owned
     let wanted = || kinds.iter().filter(|(wanted, _, _)| *wanted);
     let flags = wanted().fold(0, |flags, (_, flag, _)| flags | flag);
     let failed = |error| Error::io("make a user namespace with", format!("{maps:?}"), error);
-    let held = userns::hold(flags, &[maps.users], &[maps.groups], None).map_err(failed)?;
+    let holder = Holder {
+        flags,
+        root: Some(empty_mounts().map_err(failed)?),
+        title: None,
+    };
+    let held = userns::hold(holder, &[maps.users], &[maps.groups]).map_err(failed)?;
     for (_, _, kind) in wanted() {
         let namespace = held.open(kind).map_err(failed)?;
         move_into_link_name_space(namespace.as_fd(), None)
             .map_err(|error| Error::io("enter the new namespace", (*kind).to_owned(), error))?;
     }
     held.open("user").map_err(failed)
+}
+
+/// The daemon's empty mount namespace, made when it is first needed.
+fn empty_mounts() -> io::Result<BorrowedFd<'static>> {
+    static EMPTY: Mutex<Option<&'static OwnedFd>> = Mutex::new(None);
+    let mut made = EMPTY.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(made) = *made {
+        return Ok(made.as_fd());
+    }
+    let new: &'static OwnedFd = Box::leak(Box::new(empty::namespace()?));
+    *made = Some(new);
+    Ok(new.as_fd())
 }
 
 /// Sets one kernel setting of the namespaces this thread is in.

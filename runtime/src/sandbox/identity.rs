@@ -7,11 +7,11 @@
 //! Invariant: a mapped id is never outside the pod's range, an unmapped one never 0.
 //! Not here: how mounts are made.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::spec::{ContainerSpec, IdRange};
-use crate::sys::userns::{self, Extent};
+use crate::sys::userns::{self, Extent, Holder};
 
 /// The overflow id: owner of what nobody maps.
 pub(super) const NOBODY: u32 = 65_534;
@@ -32,12 +32,13 @@ pub struct HostIdentity {
 }
 
 /// The id map of a pod whose containers use ids below 65,472 only: nearly every pod's. It takes half a millisecond,
-/// so a keeper makes it before it is needed.
+/// so a keeper makes it before it is needed, with an `empty` mount namespace to make it in.
 ///
 /// Errors: the kernel refuses user namespaces.
-pub fn usual_map(range: IdRange) -> Result<OwnedFd> {
+pub fn usual_map(range: IdRange, empty: BorrowedFd<'_>) -> Result<OwnedFd> {
     let extents = extents(range, &[])?;
-    map_namespace(&extents, &extents).during(|| "make the pod's id map (a user namespace)".into())
+    map_namespace(&extents, &extents, Some(empty))
+        .during(|| "make the pod's id map (a user namespace)".into())
 }
 
 /// Works out the host ids of `spec` and makes the id map, or takes `usual` if it covers them.
@@ -52,7 +53,7 @@ pub fn host_identity(spec: &ContainerSpec, usual: Option<&OwnedFd>) -> Result<Ho
     let what = || "make the pod's id map (a user namespace)".to_owned();
     let map = match usual.filter(|_| users.len() == 1 && groups.len() == 1) {
         Some(usual) => usual.try_clone().during(what)?,
-        None => map_namespace(&users, &groups).during(what)?,
+        None => map_namespace(&users, &groups, None).during(what)?,
     };
     Ok(HostIdentity {
         uid: host_id(&users, who.uid)?,
@@ -123,8 +124,17 @@ fn host_id(extents: &[Extent], id: u32) -> Result<u32> {
 /// A user namespace with these maps; nobody lives in it, it only carries the map.
 ///
 /// The map's inside is what is on disk, its outside what the mount shows.
-fn map_namespace(users: &[Extent], groups: &[Extent]) -> std::io::Result<OwnedFd> {
-    userns::hold(0, users, groups, Some("coracle idmap"))?.open("user")
+fn map_namespace(
+    users: &[Extent],
+    groups: &[Extent],
+    empty: Option<BorrowedFd<'_>>,
+) -> std::io::Result<OwnedFd> {
+    let holder = Holder {
+        flags: 0,
+        root: empty,
+        title: Some("coracle idmap"),
+    };
+    userns::hold(holder, users, groups)?.open("user")
 }
 
 #[cfg(test)]
@@ -163,7 +173,7 @@ mod tests {
 
     #[test]
     fn the_map_namespace_holds_the_map() {
-        let map = map_namespace(&[(0, RANGE.base, 10)], &[(0, RANGE.base, 10)]);
+        let map = map_namespace(&[(0, RANGE.base, 10)], &[(0, RANGE.base, 10)], None);
         assert!(map.is_ok(), "{map:?}");
     }
 }

@@ -1,10 +1,12 @@
 //! Builds the root of a Linux container: image, kernel filesystems, devices, volumes, masks.
 //!
 //! Called by a guest process right after its fork, in two parts: [`prepare`] as host root in a mount namespace of its
-//! own, [`finish`] inside the pod's user namespace when there is one, else by the same process.
+//! own, [`finish`] by the same process or by one that was forked into the pod's user or pid namespace. Before anything
+//! of it is seen there, [`Prepared::leave_node`] takes the node's mounts away.
 //!
 //! ```text
 //! prepare: cgroups -> host paths opened -> mounts private -> overlay -> volumes as detached trees
+//! [leave_node: the stage becomes the root]
 //! finish:  net/ipc/uts/cgroup -> root attached -> /proc /dev /sys -> volumes -> masks -> read-only -> pivot
 //! ```
 //! Invariants: whatever must be opened on the host is opened in `prepare`, once, by descriptor; in `finish` a path is
@@ -67,7 +69,8 @@ pub fn prepare(spec: &ContainerSpec, linux: &LinuxSpec, pod: &PodNamespaces) -> 
         // namespace resets both settings.
         sys::ids::keep_capabilities_over_id_change()
             .during(|| "keep capabilities while building the root".into())?;
-        sys::ids::set_filesystem_ids(host.root, host.root);
+        sys::ids::set_filesystem_ids(host.root, host.root)
+            .during(|| format!("make files as host user {}", host.root))?;
     }
     let tree = root::base(spec, &host, &stage, Forbid::default())?;
     let mut volumes = Vec::with_capacity(binds.len());
@@ -86,6 +89,28 @@ pub fn prepare(spec: &ContainerSpec, linux: &LinuxSpec, pod: &PodNamespaces) -> 
         volumes,
         bound,
     })
+}
+
+impl Prepared {
+    /// Makes the stage the root of this mount namespace: what is forked from here on sees the container's own layers and
+    /// volumes, and nothing of the node.
+    ///
+    /// With `userns` the stage shows the node's `/proc` and `/sys`, for the kernel mounts new ones inside a user
+    /// namespace only where they are to be seen already. Errors: the first mount that failed, by name.
+    pub fn leave_node(&self, userns: bool) -> Result<()> {
+        for name in ["proc", "sys"].iter().filter(|_| userns) {
+            let path = Path::new("/").join(name);
+            let what = || format!("show {} to a user namespace", path.display());
+            // Without what is mounted below it; a runtime that is itself in a user namespace may not take that away.
+            let tree = match mounts::clone_tree(&path, false) {
+                Err(e) if e.raw_os_error() == Some(libc::EINVAL) => mounts::clone_tree(&path, true),
+                tree => tree,
+            };
+            let at = self.stage.new_place(name)?;
+            mounts::attach(tree.during(what)?.as_fd(), at.as_fd()).during(what)?;
+        }
+        mounts::pivot_into_working_directory().during(|| "leave the node's mounts".into())
+    }
 }
 
 /// A Linux payload has the host's own ids, or those of its pod's user namespace, whose map its files carry.

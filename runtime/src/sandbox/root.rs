@@ -45,7 +45,8 @@ pub fn build(spec: &ContainerSpec, host: &HostIdentity) -> Result<()> {
     // From here on files are created as the container's own root; mounting still works as capabilities stay.
     sys::ids::keep_capabilities_over_id_change()
         .during(|| "keep capabilities while building the root".into())?;
-    sys::ids::set_filesystem_ids(host.root, host.root);
+    sys::ids::set_filesystem_ids(host.root, host.root)
+        .during(|| format!("make files as host user {}", host.root))?;
     let tree = base(spec, host, &stage, JAILED)?;
     let place = stage.place("root")?;
     mounts::attach(tree.as_fd(), place.as_fd()).during(|| "attach the root".into())?;
@@ -63,19 +64,6 @@ pub fn build(spec: &ContainerSpec, host: &HostIdentity) -> Result<()> {
     }
     fchdir(&root).during(|| "enter the new root".into())?;
     mounts::pivot_into_working_directory().during(|| "make the new root the root".into())
-}
-
-/// An empty, read-only root without anything mounted; for the compiler.
-pub fn empty() -> Result<()> {
-    mounts::make_all_private().during(|| "make mounts private".into())?;
-    let tree = mounts::tmpfs("4k").during(|| "make an empty root".into())?;
-    let place = open_dir(Path::new("/proc")).during(|| "open /proc".into())?;
-    mounts::attach(tree.as_fd(), place.as_fd()).during(|| "attach an empty root".into())?;
-    let root = open_dir(Path::new("/proc")).during(|| "open the empty root".into())?;
-    mounts::set_attributes(root.as_fd(), JAILED.and_writes(true), None, false)
-        .during(|| "make the empty root read-only".into())?;
-    fchdir(&root).during(|| "enter the empty root".into())?;
-    mounts::pivot_into_working_directory().during(|| "make the empty root the root".into())
 }
 
 /// A private tmpfs with one directory for each tree that must be attached somewhere to be used.

@@ -32,6 +32,12 @@ pub fn main(engine_hash: &str, failpoints: &str) -> Result<()> {
     // Children are the keepers; their ends are the daemon's business, by pidfd. Nobody waits here.
     sys::signals::ignore_children();
     let warm = Warm::new()?;
+    let empty = sys::empty::namespace().during(|| "make an empty mount namespace".into())?;
+    let parts = Parts {
+        warm: &warm,
+        empty: empty.as_fd(),
+        engine_hash,
+    };
     let mut link = Link {
         socket,
         reader: Reader::default(),
@@ -47,7 +53,7 @@ pub fn main(engine_hash: &str, failpoints: &str) -> Result<()> {
             .message()
             .during(|| "read the daemon's request".into())?;
         let request = birth.request;
-        match fork(birth, frame.fds, &warm, engine_hash) {
+        match fork(birth, frame.fds, parts) {
             Ok(pidfd) => link.say(&FromSpawner::Born { request }, vec![pidfd])?,
             Err(e) => {
                 let failed = FromSpawner::Failed {
@@ -71,12 +77,16 @@ fn one_arena() {
     }
 }
 
-fn fork(
-    birth: Birth,
-    mut fds: Vec<OwnedFd>,
-    warm: &Warm,
-    engine_hash: &str,
-) -> std::io::Result<OwnedFd> {
+/// What every keeper takes over from the spawner.
+#[derive(Clone, Copy)]
+struct Parts<'a> {
+    warm: &'a Warm,
+    /// A mount namespace with an empty root.
+    empty: BorrowedFd<'a>,
+    engine_hash: &'a str,
+}
+
+fn fork(birth: Birth, mut fds: Vec<OwnedFd>, parts: Parts<'_>) -> std::io::Result<OwnedFd> {
     failpoint::hit("spawner.fork")?;
     let cgroup = (birth.into_cgroup && fds.len() > 2).then(|| fds.remove(2));
     let own_pids = if birth.host_pid {
@@ -87,7 +97,7 @@ fn fork(
     match sys::fork::fork(own_pids as u64, cgroup.as_ref().map(OwnedFd::as_fd))? {
         Forked::Parent { pidfd } => Ok(pidfd),
         Forked::Child => {
-            let code = match become_keeper(birth, fds, warm, engine_hash) {
+            let code = match become_keeper(birth, fds, parts) {
                 Ok(()) => 0,
                 Err(e) => {
                     complain(&e);
@@ -100,14 +110,14 @@ fn fork(
 }
 
 /// Sorts out what a keeper inherits and runs it.
-fn become_keeper(birth: Birth, fds: Vec<OwnedFd>, warm: &Warm, engine_hash: &str) -> Result<()> {
-    let mut numbers = vec![0, 1, 2];
+fn become_keeper(birth: Birth, fds: Vec<OwnedFd>, parts: Parts<'_>) -> Result<()> {
+    let mut numbers = vec![0, 1, 2, parts.empty.as_raw_fd()];
     numbers.extend(fds.iter().map(|fd| fd.as_raw_fd()));
     sys::fork::keep_only(&numbers).during(|| "take over the keeper's descriptors".into())?;
     let count = fds.len();
     // The old numbers are closed; their owners must not close them again.
     std::mem::forget(fds);
-    let mut table = (3..3 + count).map(|n| sys::fork::adopt(n as i32));
+    let mut table = (3..4 + count).map(|n| sys::fork::adopt(n as i32));
     let mut next = || {
         table.next().ok_or_else(|| {
             Error::new(
@@ -116,7 +126,7 @@ fn become_keeper(birth: Birth, fds: Vec<OwnedFd>, warm: &Warm, engine_hash: &str
             )
         })
     };
-    let (listener, lifeline) = (next()?, next()?);
+    let (empty, listener, lifeline) = (next()?, next()?, next()?);
     let mut namespace = |wanted: bool| if wanted { next().map(Some) } else { Ok(None) };
     let (net, ipc, uts, user) = (
         namespace(birth.net)?,
@@ -131,6 +141,7 @@ fn become_keeper(birth: Birth, fds: Vec<OwnedFd>, warm: &Warm, engine_hash: &str
         ids: None,
         user,
         shm: None,
+        pids: None,
     };
     sys::signals::reset();
     sys::fork::set_title(&format!("coracle keeper {}", birth.pod));
@@ -141,8 +152,9 @@ fn become_keeper(birth: Birth, fds: Vec<OwnedFd>, warm: &Warm, engine_hash: &str
         listener,
         lifeline,
         pod,
-        warm,
-        engine_hash,
+        empty,
+        warm: parts.warm,
+        engine_hash: parts.engine_hash,
     })
 }
 

@@ -1,10 +1,11 @@
-//! Identity of the calling process: user and group ids, groups, capabilities, securebits, keyring.
+//! Identity of the calling process: user and group ids, groups, capabilities, securebits.
 //!
 //! Called by `sandbox` while a guest is still single-threaded; the calls are the kernel's per-thread ones.
 //! Invariant: after [`drop_capabilities`] all five sets are empty and cannot grow again.
 
 use std::io;
 
+use super::dump;
 use rustix::thread::{
     CapabilitiesSecureBits, CapabilitySet, CapabilitySets, clear_ambient_capability_set,
     remove_capability_from_bounding_set, set_capabilities, set_capabilities_secure_bits,
@@ -25,14 +26,25 @@ pub fn keep_capabilities_over_id_change() -> io::Result<()> {
     )?)
 }
 
-/// Creates files from now on as `uid` and `gid` (filesystem ids only).
-pub fn set_filesystem_ids(uid: u32, gid: u32) {
-    // SAFETY: both calls take one integer and change only this thread's filesystem ids; they cannot fail for a
-    // process that has CAP_SETUID and CAP_SETGID.
-    unsafe {
+/// Creates files from now on as `uid` and `gid` (filesystem ids only), and stays not dumpable.
+///
+/// Errors: EPERM when an id was not taken on, which the calls themselves do not say.
+pub fn set_filesystem_ids(uid: u32, gid: u32) -> io::Result<()> {
+    const NONE: u32 = u32::MAX;
+    // SAFETY: each call takes one integer and changes only this thread's filesystem ids; an id that does not exist
+    // changes nothing and gives the present one.
+    let now = unsafe {
         libc::syscall(libc::SYS_setfsgid, gid);
         libc::syscall(libc::SYS_setfsuid, uid);
+        [
+            libc::syscall(libc::SYS_setfsuid, NONE),
+            libc::syscall(libc::SYS_setfsgid, NONE),
+        ]
+    };
+    if now != [libc::c_long::from(uid), libc::c_long::from(gid)] {
+        return Err(io::Error::from_raw_os_error(libc::EPERM));
     }
+    dump::forbid()
 }
 
 /// Sets the file mode creation mask.
@@ -116,7 +128,7 @@ pub fn take_capabilities(permitted: u64, ambient: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// Becomes `uid`, `gid` with supplementary `groups`, in all their variants.
+/// Becomes `uid`, `gid` with supplementary `groups`, in all their variants, and stays not dumpable.
 pub fn become_user(uid: u32, gid: u32, groups: &[u32]) -> io::Result<()> {
     // SAFETY: setgroups reads `len` ids from the pointer, which the slice guarantees; the other two take integers.
     unsafe {
@@ -126,8 +138,9 @@ pub fn become_user(uid: u32, gid: u32, groups: &[u32]) -> io::Result<()> {
             groups.as_ptr(),
         ))?;
         check(libc::syscall(libc::SYS_setresgid, gid, gid, gid))?;
-        check(libc::syscall(libc::SYS_setresuid, uid, uid, uid))
+        check(libc::syscall(libc::SYS_setresuid, uid, uid, uid))?;
     }
+    dump::forbid()
 }
 
 /// Empties the bounding, ambient, inheritable, permitted and effective sets and locks the securebits.
@@ -160,18 +173,4 @@ pub fn drop_capabilities() -> io::Result<()> {
             inheritable: none,
         },
     )?)
-}
-
-/// Gives this process a session keyring of its own, so that it sees no key of the node.
-///
-/// Errors: none when the kernel has no keyrings or they are used up: then there is nothing to see either.
-pub fn own_session_keyring() -> io::Result<()> {
-    const JOIN_SESSION_KEYRING: libc::c_long = 1;
-    // SAFETY: the operation takes a name or null for an anonymous keyring; null touches no memory.
-    let result =
-        check(unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, 0, 0, 0, 0) });
-    match result.as_ref().map_err(io::Error::raw_os_error) {
-        Err(Some(libc::ENOSYS | libc::EDQUOT)) => Ok(()),
-        _ => result,
-    }
 }

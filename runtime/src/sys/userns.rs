@@ -2,14 +2,19 @@
 //!
 //! Called by `sandbox::identity` (a map for mounts) and by `network` (the namespaces of a pod with ids of its own). The
 //! daemon may call it although it has threads: the child makes system calls only.
-//! Invariant: the holder ends with its handle, whatever becomes of the caller.
+//! Invariants: the holder ends with its handle, whatever becomes of the caller; before the namespace exists it is not
+//! dumpable, has an empty root and none of the caller's descriptors, so that there is nothing to find in it, not even
+//! while it ends (a process that is exiting has no memory left whose setting could be asked).
 //! Not here: which ids.
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+
+use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 use super::fork::{self, Forked};
+use super::{dump, empty};
 
 /// One block of ids: first inside, first outside, count.
 pub type Extent = (u32, u32, u32);
@@ -21,38 +26,88 @@ pub struct Held {
     pid: i32,
 }
 
-/// Makes a user namespace with these maps, and beside it the namespaces that `flags` (`CLONE_NEW*`) name, inside it.
-/// With a `title` the holder shows itself under that; only a process without other threads may give one.
+/// What a holder is made with.
+#[derive(Clone, Copy, Default)]
+pub struct Holder<'a> {
+    /// Namespaces (`CLONE_NEW*`) that are made beside the user namespace, inside it.
+    pub flags: libc::c_int,
+    /// The mount namespace in which the holder lives, one of [`empty`]; without one it makes its own.
+    pub root: Option<BorrowedFd<'a>>,
+    /// What the holder shows itself as; only a process without other threads may give one.
+    pub title: Option<&'a str>,
+}
+
+/// Makes a user namespace with these maps.
 ///
 /// Errors: the kernel refuses user namespaces, or the maps.
-pub fn hold(
-    flags: libc::c_int,
-    users: &[Extent],
-    groups: &[Extent],
-    title: Option<&str>,
-) -> io::Result<Held> {
-    let (wait, release) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-    match fork::fork((libc::CLONE_NEWUSER | flags) as u64, None)? {
+pub fn hold(holder: Holder<'_>, users: &[Extent], groups: &[Extent]) -> io::Result<Held> {
+    let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC);
+    let (wait, release) = pipe()?;
+    let (answer, ready) = pipe()?;
+    // The child has it from its first instruction on.
+    dump::forbid()?;
+    match fork::fork(0, None)? {
         Forked::Child => {
-            drop(release);
-            if let Some(title) = title {
+            if let Some(title) = holder.title {
                 fork::set_title(title);
             }
-            // Ends when the other side closes, however that happens.
-            let _ = rustix::io::read(&wait, &mut [0; 1]);
-            fork::leave(0)
+            let root = holder.root.map(|root| root.as_raw_fd());
+            live(holder.flags, root, wait.as_raw_fd(), ready.as_raw_fd())
         }
         Forked::Parent { pidfd } => {
-            let held = Held {
+            drop((wait, ready));
+            let mut held = Held {
                 release: Some(release),
-                pid: fork::pid_of(pidfd.as_fd())?,
+                pid: 0,
                 pidfd,
             };
+            // Dropped on an error, which ends the child.
+            made(&answer)?;
+            held.pid = fork::pid_of(held.pidfd.as_fd())?;
             held.map("uid_map", users)?;
             held.map("gid_map", groups)?;
             Ok(held)
         }
     }
+}
+
+/// Waits for the child's error number, 0 when it has made its namespaces.
+fn made(answer: &OwnedFd) -> io::Result<()> {
+    let mut number = [0; 4];
+    match rustix::io::retry_on_intr(|| rustix::io::read(answer, &mut number))? {
+        4 => match i32::from_ne_bytes(number) {
+            0 => Ok(()),
+            errno => Err(io::Error::from_raw_os_error(errno)),
+        },
+        _ => Err(io::Error::from_raw_os_error(libc::ECHILD)),
+    }
+}
+
+/// The life of the holder.
+fn live(flags: libc::c_int, root: Option<i32>, wait: i32, ready: i32) -> ! {
+    // Nothing is allocated here: another thread of the caller may have held the allocator's lock.
+    let table = [wait, ready, root.unwrap_or(wait)];
+    let entered = fork::keep_only(&table).and_then(|()| enter(flags, root.is_some()));
+    let errno = entered.map_or_else(|e| e.raw_os_error().unwrap_or(libc::EIO), |()| 0);
+    let told = rustix::io::write(super::standard(1), &errno.to_ne_bytes());
+    if errno == 0 && told.is_ok() {
+        // Ends when the other side closes, however that happens.
+        let _ = rustix::io::read(super::standard(0), &mut [0; 1]);
+    }
+    fork::leave(0)
+}
+
+fn enter(flags: libc::c_int, root_is_given: bool) -> io::Result<()> {
+    match root_is_given {
+        true => {
+            let root = fork::adopt(2);
+            empty::enter(root.as_fd())?;
+        }
+        false => empty::enter_new()?,
+    }
+    let flags = UnshareFlags::NEWUSER | UnshareFlags::from_bits_retain(flags.cast_unsigned());
+    // SAFETY: unsafe only for CLONE_FILES, which no caller asks for; this process is single-threaded.
+    Ok(unsafe { unshare_unsafe(flags) }?)
 }
 
 impl Held {
@@ -77,5 +132,43 @@ impl Drop for Held {
             rustix::process::WaitId::PidFd(self.pidfd.as_fd()),
             rustix::process::WaitIdOptions::EXITED,
         );
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_is_nothing_to_find_in_a_holder() {
+        let map = [(0, 1_879_048_192, 10)];
+        let empty = empty::namespace().unwrap();
+        for root in [None, Some(empty.as_fd())] {
+            let holder = Holder {
+                flags: libc::CLONE_NEWIPC,
+                root,
+                title: None,
+            };
+            let held = hold(holder, &map, &map).unwrap();
+            let list = |what: &str| {
+                let found = std::fs::read_dir(format!("/proc/{}/{what}", held.pid)).unwrap();
+                found
+                    .map(|entry| entry.unwrap().file_name())
+                    .collect::<Vec<_>>()
+            };
+            assert_eq!(list("root"), Vec::<std::ffi::OsString>::new());
+            assert_eq!(list("cwd"), Vec::<std::ffi::OsString>::new());
+            assert!(list("fd").len() <= 2, "{:?}", list("fd"));
+            let link = |pid: &str, kind: &str| {
+                std::fs::read_link(format!("/proc/{pid}/ns/{kind}")).unwrap()
+            };
+            for kind in ["user", "ipc", "mnt"] {
+                assert_ne!(link(&held.pid.to_string(), kind), link("self", kind));
+            }
+            held.open("ipc").unwrap();
+        }
+        let refused = hold(Holder::default(), &[(0, 0, 0)], &map);
+        assert!(refused.is_err());
     }
 }

@@ -30,6 +30,7 @@ pub(super) fn findings(config: &Config) -> Vec<Finding> {
     findings.push(tried("openat2", probe::openat2()));
     findings.push(tried("pidfd", probe::pidfd()));
     findings.push(veth(probe::veth()));
+    findings.push(own_processes());
     match UserNamespace::new(config.sandbox.id_base, config.sandbox.id_count) {
         Ok(namespace) => {
             findings.push(Finding::ok("user namespaces", "made and mapped one"));
@@ -174,6 +175,21 @@ fn tried(subject: &'static str, outcome: io::Result<()>) -> Finding {
     match outcome {
         Ok(()) => Finding::ok(subject, "works"),
         Err(error) => Finding::missing(subject, error.to_string(), NEWER_KERNEL),
+    }
+}
+
+/// What keeps containers out of the runtime's own processes, tried on a thread that ends with it.
+fn own_processes() -> Finding {
+    let subject = "own processes";
+    let tried = std::thread::spawn(coracle_runtime::isolate_daemon).join();
+    match tried {
+        Ok(Ok(())) => Finding::ok(subject, "closed to containers, in keyrings of their own"),
+        Ok(Err(error)) => Finding::missing(
+            subject,
+            error.chain(),
+            "sysctl -w fs.suid_dumpable=2; a kernel with CONFIG_KEYS; no seccomp filter on the runtime that blocks keyctl",
+        ),
+        Err(_) => Finding::missing(subject, "could not be tried", "run coracle check again"),
     }
 }
 

@@ -52,6 +52,7 @@ impl Host {
             cgroup: entrance,
             streams,
             kill: leaf.kill_files(),
+            kill_list: leaf.kill_list(),
         })
     }
 

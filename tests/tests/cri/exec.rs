@@ -4,6 +4,8 @@ use std::time::{Duration, Instant};
 
 use coracle_proto::runtime::v1 as cri;
 use coracle_tests::client::container;
+use coracle_tests::daemon::{Daemon, Options, UNIFIED};
+use coracle_tests::procs;
 use tonic::{Code, Status};
 
 use crate::linux::shell;
@@ -195,22 +197,44 @@ async fn a_wasm_container_runs_its_own_module_again_in_the_same_jail() {
 
 #[tokio::test]
 async fn an_exec_does_not_outlive_the_daemon_that_asked_for_it() {
-    let mut daemon = shell::daemon().await;
+    outlives_nobody(shell::daemon().await, ["1007", "1008", "1009", "1010"]).await;
+}
+
+/// Where the kernel kills no cgroup as a whole.
+#[tokio::test]
+async fn on_pure_v1_an_exec_does_not_outlive_its_daemon_either() {
+    let is_hybrid = std::path::Path::new(UNIFIED).join("cgroup.procs").exists();
+    if shell::on_peer() || !is_hybrid {
+        return;
+    }
+    let options = Options {
+        pure_v1: true,
+        ..Options::default()
+    };
+    let daemon = shell::daemon_with(options).await;
+    outlives_nobody(daemon, ["1017", "1018", "1019", "1020"]).await;
+}
+
+async fn outlives_nobody(mut daemon: Daemon, seconds: [&str; 4]) {
+    let [first, second, third, fourth] = seconds;
     let pod = Pod::run(&daemon, "exec-orphan").await;
     let id = pod.start(&shell::sh("main", "sleep 1000")).await;
-    let asked = exec(&pod, &id, &["/bin/sh", "-c", "sleep 1007 & sleep 1008"], 0);
+    let script = format!("setsid sleep {first} & sleep {second}");
+    let command = ["/bin/sh", "-c", &*script];
+    let asked = exec(&pod, &id, &command, 0);
     let lost = tokio::time::timeout(Duration::from_millis(500), asked).await;
     assert!(lost.is_err(), "it ended by itself: {lost:?}");
     // A client that goes away gives its exec up.
     eventually("the exec of a client that left is gone", || {
-        !runs("sleep 1008")
+        !runs(&format!("sleep {first}")) && !runs(&format!("sleep {second}"))
     })
     .await;
     let pod_again = pod.cri.clone();
     let asked = tokio::spawn({
         let (id, mut runtime) = (id.clone(), pod_again.runtime.clone());
+        let script = format!("setsid sleep {third} & sleep {fourth}");
         async move {
-            let cmd = ["/bin/sh", "-c", "sleep 1009 & sleep 1010"].map(str::to_owned);
+            let cmd = ["/bin/sh", "-c", &script].map(str::to_owned);
             let asked = cri::ExecSyncRequest {
                 container_id: id,
                 cmd: cmd.to_vec(),
@@ -219,11 +243,14 @@ async fn an_exec_does_not_outlive_the_daemon_that_asked_for_it() {
             runtime.exec_sync(asked).await.map(drop)
         }
     });
-    eventually("the exec runs", || runs("sleep 1010")).await;
+    eventually("the exec runs", || {
+        runs(&format!("sleep {third}")) && runs(&format!("sleep {fourth}"))
+    })
+    .await;
     daemon.kill();
     assert!(asked.await.unwrap().is_err());
     eventually("the exec of a daemon that died is gone", || {
-        !runs("sleep 1009") && !runs("sleep 1010")
+        !runs(&format!("sleep {third}")) && !runs(&format!("sleep {fourth}"))
     })
     .await;
     daemon.restart().await.unwrap();
@@ -232,6 +259,38 @@ async fn an_exec_does_not_outlive_the_daemon_that_asked_for_it() {
         cri::ContainerState::ContainerRunning
     );
     daemon.finish().await.unwrap();
+}
+
+/// Address-space layout randomisation works for an attacker who has one leak if all processes are forks of one.
+#[tokio::test]
+async fn under_coracle_strict_an_exec_has_an_address_space_layout_of_its_own() {
+    let daemon = site::daemon().await;
+    let config = daemon.pod("strict");
+    let cri = daemon.cri();
+    let id = cri.run_pod_with(&config, "coracle-strict").await.unwrap();
+    let pod = Pod { cri, config, id };
+    let id = pod.start(&container("main", tool(), &["sleep"])).await;
+    let title = format!("coracle exec {}", &id[..12]);
+    let others = procs::of_scratch(daemon.scratch());
+    let others: Vec<_> = others.iter().filter_map(|p| code_base(p.pid)).collect();
+    assert!(others.len() >= 3, "daemon, spawner, keeper: {others:?}");
+    let running = exec(&pod, &id, &["tool", "sleep", "30"], 6);
+    // Until it has executed itself again it looks like its keeper.
+    let found = eventually("an exec whose layout no other process has", || {
+        let processes = procs::of_scratch(daemon.scratch());
+        let exec = processes.iter().find(|p| p.command.starts_with(&title));
+        exec.and_then(|process| code_base(process.pid))
+            .is_some_and(|base| !others.contains(&base))
+    });
+    let (late, ()) = tokio::join!(running, found);
+    refused(late, Code::DeadlineExceeded, &["6s"]);
+    daemon.finish().await.unwrap();
+}
+
+/// Where a process's program is mapped: the lowest of its mappings.
+fn code_base(pid: i32) -> Option<String> {
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).ok()?;
+    Some(maps.lines().next()?.split('-').next()?.to_owned())
 }
 
 /// Whether a process with exactly these words runs on the machine.

@@ -15,4 +15,4 @@ mod seccomp;
 pub mod shell;
 mod start;
 mod stop;
-mod users;
+pub mod users;

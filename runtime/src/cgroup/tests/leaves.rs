@@ -68,7 +68,7 @@ fn an_exec_is_killed_whole_and_alone() {
         wait_for("init", || container.pids().unwrap().len() >= 3 + 5 + 3);
         match leaf.kill_files().as_slice() {
             [file] => files::write(file, "1").unwrap(),
-            _ => leaf.kill().unwrap(),
+            _ => leaf.kill_list().unwrap().kill().unwrap(),
         }
         wait_for("the end", || leaf.pids().unwrap().is_empty());
         leaf.kill().unwrap();

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use tokio::sync::oneshot;
 
 use super::{Keeper, START, STREAMING_PROTOCOL, StartPayload, lock, started};
+use crate::cgroup::KillList;
 use crate::control::messages::Ask;
 use crate::error::{Error, Kind, Result};
 use crate::id::ContainerId;
@@ -31,6 +32,8 @@ pub struct ExecOrder {
     pub streams: ExecStreams,
     /// Files to which the keeper writes `1` to kill its whole tree when this daemon is gone.
     pub kill: Vec<PathBuf>,
+    /// How it does that where there is no such file.
+    pub kill_list: Option<KillList>,
 }
 
 /// Standard streams of a process that is forked into a container.
@@ -96,6 +99,7 @@ impl Keeper {
             into_cgroup,
             linux,
             kill: order.kill,
+            kill_list: order.kill_list,
         };
         let request = self.numbers.fetch_add(1, Ordering::Relaxed);
         let (tell, end) = oneshot::channel();

@@ -1,5 +1,6 @@
 //! A process that is forked into a running container: its namespaces are joined, its jail is entered, not built.
 //!
+//! A Wasm process keeps to a pid namespace of its own, a Linux one goes on in the container's.
 //! Descriptors: 0 to 2 what the daemon gave or a pipe without a writer, 3 report socket, 4 spec, the payload's own, then a pidfd of
 //! the container's first process.
 //! Invariant: credentials, filter and limits are set by the very code that sets them for a container's first process.
@@ -15,7 +16,6 @@ use super::{CANNOT_START, Layout};
 use crate::control::messages::{LinuxStart, Report};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::id::ContainerId;
-use crate::keeper::pid::PidPlace;
 use crate::native::{self, Label};
 use crate::sandbox::{self, PodNamespaces};
 use crate::spec::{ContainerSpec, LinuxSpec, PidSpace, Workload};
@@ -40,7 +40,7 @@ pub(in crate::keeper) fn fork(
     parts: ExecParts,
     first: &OwnedFd,
     pod: &PodNamespaces,
-    (place, warm): (PidPlace<'_>, &Warm),
+    warm: &Warm,
 ) -> Result<(OwnedFd, OwnedFd)> {
     let what = || format!("fork into container {container}");
     let ExecParts {
@@ -65,8 +65,13 @@ pub(in crate::keeper) fn fork(
     let (nothing, writer) =
         rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).during(what)?;
     drop(writer);
-    let entered = place.enter().during(what)?;
-    match sys::fork::fork(0, cgroup.as_ref().map(OwnedFd::as_fd)).during(what)? {
+    let pids = match linux {
+        // It goes on in the container's pid namespace once nothing of the node can be reached through it.
+        Some(_) => 0,
+        // It sees no processes, and whoever looks into the container's must not see it while it is half-built.
+        None => libc::CLONE_NEWPID as u64,
+    };
+    match sys::fork::fork(pids, cgroup.as_ref().map(OwnedFd::as_fd)).during(what)? {
         Forked::Child => {
             let mut table: Vec<RawFd> = Vec::new();
             if !stdin {
@@ -81,20 +86,18 @@ pub(in crate::keeper) fn fork(
             // What a Wasm identity needs; the rest of the pod is reached through the first process.
             let ids = pod.ids.as_ref().filter(|_| linux.is_none());
             table.extend(ids.map(|fd| fd.as_raw_fd()));
-            let pod = [false, false, false, ids.is_some(), false, false];
+            let pod = [false, false, false, ids.is_some(), false, false, false];
             match sys::fork::keep_only(&table) {
-                Ok(()) => live(container, Layout { payload, pod }, warm),
+                Ok(()) => live(container, Layout { payload, pod }, Some(warm)),
                 Err(_) => sys::fork::leave(CANNOT_START),
             }
         }
-        Forked::Parent { pidfd } => {
-            drop(entered);
-            Ok((pidfd, ours))
-        }
+        Forked::Parent { pidfd } => Ok((pidfd, ours)),
     }
 }
 
-fn live(container: &ContainerId, layout: Layout, warm: &Warm) -> ! {
+/// The life of the process; its descriptors are in place. Without `warm` it was executed for its own address space.
+pub(super) fn live(container: &ContainerId, layout: Layout, warm: Option<&Warm>) -> ! {
     let failed = match exist(container, layout, warm) {
         Ok(never) => match never {},
         Err(e) => e,
@@ -102,13 +105,15 @@ fn live(container: &ContainerId, layout: Layout, warm: &Warm) -> ! {
     conclude(Err(failed))
 }
 
-fn exist(container: &ContainerId, layout: Layout, warm: &Warm) -> Result<Infallible> {
-    use rustix::process::DumpableBehavior::NotDumpable;
+fn exist(container: &ContainerId, layout: Layout, warm: Option<&Warm>) -> Result<Infallible> {
     // Whoever is in the container must not reach the node through a process that is still half of the node.
-    rustix::process::set_dumpable_behavior(NotDumpable).during(|| "become undumpable".into())?;
+    sys::dump::forbid().during(|| "become undumpable".into())?;
     sys::signals::reset();
     sys::fork::set_title(&format!("coracle exec {container}"));
     let spec = life::read_spec()?;
+    if life::needs_own_layout(&spec, warm) {
+        return Err(life::again(container, layout, true));
+    }
     drop(sys::fork::adopt(SPEC_FD));
     sandbox::enter_cgroups(&spec)?;
     sandbox::set_oom_score(spec.oom_score_adj)?;
@@ -123,7 +128,15 @@ fn first_process(layout: Layout) -> OwnedFd {
     sys::fork::adopt(PAYLOAD_FD + layout.payload as RawFd)
 }
 
-fn wasm(spec: &ContainerSpec, layout: Layout, warm: &Warm) -> Result<Infallible> {
+fn wasm(spec: &ContainerSpec, layout: Layout, warm: Option<&Warm>) -> Result<Infallible> {
+    let own;
+    let warm = match warm {
+        Some(warm) => warm,
+        None => {
+            own = Warm::new()?;
+            &own
+        }
+    };
     let first = first_process(layout);
     let ids = layout.pod[3].then(|| sys::fork::adopt(PAYLOAD_FD + layout.payload as RawFd + 1));
     let pod = PodNamespaces {
@@ -158,6 +171,7 @@ fn program(spec: &ContainerSpec, linux: &LinuxSpec, layout: Layout) -> Result<In
     let first = first_process(layout);
     let userns = linux.userns;
     native::give_streams(life::host_uid(spec, userns));
+    sandbox::own_session_keyring()?;
     let label = Label::open(linux)?;
     let mut which = all_but_user();
     which.set(ThreadNameSpaceType::USER, userns);

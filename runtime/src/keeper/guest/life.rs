@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! Wasm:   spec -> jail -> Landlock -> first filter -> a new thread: load, second filter, run
-//! Linux:  spec -> prepare -> [into the user namespace, as a new process] -> finish -> execute
+//! Linux:  spec -> prepare -> [node left, into user or shared pid namespace, as a new process] -> finish -> execute
 //! ```
 //! Invariants: a Wasm payload runs on a thread born after the fork, so that no per-thread state of keeper or spawner
 //! (hash keys, generators) is shared between guests; a Linux guest is undumpable until its program replaces it.
@@ -12,7 +12,9 @@ use std::convert::Infallible;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::time::Duration;
 
-use super::{CANNOT_START, Layout};
+use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
+
+use super::{CANNOT_START, Layout, exec};
 use crate::control::messages::Report;
 use crate::control::read_all;
 use crate::error::{Context as _, Error, Kind, Result};
@@ -39,19 +41,20 @@ const WASM_PAYLOAD: usize = 3;
 /// The first descriptor of the payload.
 pub(super) const PAYLOAD_FD: RawFd = 5;
 
-/// Entered by `coracle guest ID NAMESPACES FAILPOINTS` when a handler asks for an own address-space layout.
-pub fn main(id: &str, namespaces: &str, failpoints: &str) -> ! {
+/// In the letters of a process that joins a running container.
+const JOINS: &str = "x";
+
+/// Entered by `coracle guest ID LETTERS FAILPOINTS` when a handler asks for an own address-space layout: for a container
+/// or, with the letter [`JOINS`], for a process in a running one.
+pub fn main(id: &str, letters: &str, failpoints: &str) -> ! {
     failpoint::arm(Some(failpoints.to_owned()));
-    let pod = Layout::LETTERS.map(|letter| namespaces.contains(letter));
+    let layout = Layout {
+        payload: WASM_PAYLOAD,
+        pod: Layout::LETTERS.map(|letter| letters.contains(letter)),
+    };
     match id.parse() {
-        Ok(id) => live(
-            &id,
-            Layout {
-                payload: WASM_PAYLOAD,
-                pod,
-            },
-            None,
-        ),
+        Ok(id) if letters.contains(JOINS) => exec::live(&id, layout, None),
+        Ok(id) => live(&id, layout, None),
         Err(_) => sys::fork::leave(CANNOT_START),
     }
 }
@@ -83,19 +86,13 @@ pub(super) fn conclude(ended: Result<End>) -> ! {
 }
 
 fn exist(container: &ContainerId, layout: Layout, warm: Option<&Warm>) -> Result<Infallible> {
-    if layout.payload < WASM_PAYLOAD {
-        // Whoever shares its pid namespace must not reach the node through a process that is half of the node yet.
-        use rustix::process::DumpableBehavior::NotDumpable;
-        rustix::process::set_dumpable_behavior(NotDumpable)
-            .during(|| "become undumpable".into())?;
-    }
+    // Whoever sees its pid must not reach the node through a process that is half of the node yet.
+    sys::dump::forbid().during(|| "become undumpable".into())?;
     sys::signals::reset();
     sys::fork::set_title(&format!("coracle guest {container}"));
     let spec = read_spec()?;
     match &spec.workload {
-        Workload::Wasm(_) if spec.spawn == Spawn::Exec && warm.is_some() => {
-            Err(again(container, layout))
-        }
+        Workload::Wasm(_) if needs_own_layout(&spec, warm) => Err(again(container, layout, false)),
         Workload::Wasm(_) => wasm(&spec, layout, warm),
         Workload::Linux(linux) => linux_program(&spec, linux, layout),
     }
@@ -175,12 +172,18 @@ fn linux_program(spec: &ContainerSpec, linux: &LinuxSpec, layout: Layout) -> Res
     let filter = (layout.payload > 0).then(|| sys::fork::adopt(PAYLOAD_FD));
     let pod = pod_namespaces(layout);
     native::give_streams(host_uid(spec, linux.userns));
+    sandbox::own_session_keyring()?;
     let prepared = linux::prepare(spec, linux, &pod)?;
-    if let Some(user) = pod.user.as_ref().filter(|_| linux.userns) {
-        enter_user_namespace(user, linux)?;
+    // Opened while there is a /proc to open it in.
+    let mut label = Label::open(linux)?;
+    let user = pod.user.as_ref().filter(|_| linux.userns);
+    if user.is_some() || pod.pids.is_some() {
+        // What is taken on for the next execve stays over a fork; the open file would not.
+        label.take().map_or(Ok(()), Label::apply)?;
+        prepared.leave_node(user.is_some())?;
+        join_pod(&pod, user, linux)?;
     }
     rustix::process::setsid().during(|| "lead a session".into())?;
-    let label = Label::open(linux)?;
     let terminal = linux::finish(spec, linux, prepared, &pod)?;
     drop(pod);
     if let Some(terminal) = terminal {
@@ -219,19 +222,29 @@ pub(super) fn host_uid(spec: &ContainerSpec, userns: bool) -> u32 {
     }
 }
 
-/// Goes on inside the pod's user namespace, in a new process: one that owns its mount and pid namespaces, which only a
-/// process born there does. This one ends.
-fn enter_user_namespace(user: &OwnedFd, linux: &LinuxSpec) -> Result<()> {
+/// Goes on in the pid namespace that the container shares and in the pod's `user` namespace, in a new process: one that
+/// owns its mount and pid namespaces, which only a process born there does. This one ends.
+fn join_pod(pod: &PodNamespaces, user: Option<&OwnedFd>, linux: &LinuxSpec) -> Result<()> {
     use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+    if let Some(process) = &pod.pids {
+        let which = ThreadNameSpaceType::PROCESS_ID;
+        move_into_thread_name_spaces(process.as_fd(), which)
+            .during(|| "join a shared pid namespace, whose process may have ended".into())?;
+    }
+    let mut flags = 0;
     let what = || "enter the pod's user namespace".to_owned();
-    move_into_link_name_space(user.as_fd(), Some(LinkNameSpaceType::User)).during(what)?;
-    let own_pid = match linux.jail.pid {
-        PidSpace::Own => libc::CLONE_NEWPID,
-        _ => 0,
-    };
-    let flags = (libc::CLONE_NEWNS | own_pid) as u64;
-    go_on(flags).during(what)?;
-    sys::ids::become_user(0, 0, &[]).during(what)
+    if let Some(user) = user {
+        move_into_link_name_space(user.as_fd(), Some(LinkNameSpaceType::User)).during(what)?;
+        flags |= libc::CLONE_NEWNS;
+    }
+    if linux.jail.pid == PidSpace::Own {
+        flags |= libc::CLONE_NEWPID;
+    }
+    go_on(flags as u64).during(|| "fork into the pod's namespaces".into())?;
+    match user {
+        Some(_) => sys::ids::become_user(0, 0, &[]).during(what),
+        None => Ok(()),
+    }
 }
 
 /// Goes on as a new process, a child of the keeper like this one, in the namespaces that `flags` ask for and, if another
@@ -240,6 +253,8 @@ pub(super) fn go_on(flags: u64) -> std::io::Result<()> {
     match sys::fork::fork_sibling(flags)? {
         Forked::Parent { pidfd } => {
             report_with(&Report::Moved, pidfd.as_fd());
+            // Nothing is left to be found in a process that is about to end.
+            let _ = sys::fork::keep_only(&[]);
             sys::fork::leave(0)
         }
         Forked::Child => Ok(()),
@@ -254,7 +269,7 @@ fn pod_namespaces(layout: Layout) -> PodNamespaces {
             sys::fork::adopt(next - 1)
         })
     };
-    let [net, ipc, uts, ids, user, shm] = layout.pod.map(&mut namespace);
+    let [net, ipc, uts, ids, user, shm, pids] = layout.pod.map(&mut namespace);
     PodNamespaces {
         net,
         ipc,
@@ -262,6 +277,7 @@ fn pod_namespaces(layout: Layout) -> PodNamespaces {
         ids,
         user,
         shm,
+        pids,
     }
 }
 
@@ -298,15 +314,18 @@ pub(super) fn read_spec() -> Result<ContainerSpec> {
         .map_err(|e| Error::with(Kind::Bug, "understand the container's spec", e))
 }
 
+/// Whether this process, forked with a `warm` engine, is to be executed again for an address-space layout of its own.
+pub(super) fn needs_own_layout(spec: &ContainerSpec, warm: Option<&Warm>) -> bool {
+    let is_wasm = matches!(spec.workload, Workload::Wasm(_));
+    is_wasm && spec.spawn == Spawn::Exec && warm.is_some()
+}
+
 /// Executes this very binary again, as `coracle guest`; returns only if that failed.
-fn again(container: &ContainerId, layout: Layout) -> Error {
+pub(super) fn again(container: &ContainerId, layout: Layout, joins: bool) -> Error {
     use std::os::unix::process::CommandExt as _;
-    let letters: String = Layout::LETTERS
-        .iter()
-        .zip(layout.pod)
-        .filter(|(_, there)| *there)
-        .map(|(l, _)| *l)
-        .collect();
+    let pods = Layout::LETTERS.iter().zip(layout.pod);
+    let pods = pods.filter(|(_, there)| *there).map(|(letter, _)| *letter);
+    let letters: String = pods.chain(joins.then_some(JOINS)).collect();
     let mut command = std::process::Command::new("/proc/self/exe");
     command
         .arg0("coracle")

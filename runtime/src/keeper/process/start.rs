@@ -3,7 +3,6 @@
 //! Called by the event loop when the daemon asks. Not here: what becomes of a process once it is forked.
 
 use std::os::fd::{AsFd as _, BorrowedFd};
-use std::path::PathBuf;
 
 use rustix::event::epoll::{self, EventData, EventFlags};
 
@@ -11,7 +10,7 @@ use super::{FIRST_EXEC, FIRST_WATCH, Loop, PAUSE};
 use crate::control::messages::{Answer, LinuxStart};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::id::ContainerId;
-use crate::keeper::execs::{self, Exec};
+use crate::keeper::execs::{self, Exec, Tree};
 use crate::keeper::guest::{self, ExecParts, ForkedGuest, Parts};
 use crate::keeper::pid::{self, PidPlace};
 use crate::keeper::table::Watch;
@@ -57,7 +56,7 @@ impl Loop<'_> {
         request: u64,
         container: ContainerId,
         parts: ExecParts,
-        kill: Vec<PathBuf>,
+        tree: Tree,
     ) -> Result<()> {
         let absent = || {
             Error::new(
@@ -69,14 +68,9 @@ impl Loop<'_> {
         let first = first
             .try_clone_to_owned()
             .during(|| "share a pidfd".into())?;
-        let place = match parts.linux.as_ref().map(|linux| &linux.pid) {
-            // It goes on in the container's pid namespace once nothing of the node can be reached through it.
-            Some(_) => PidPlace::Keepers,
-            None => PidPlace::Of(first.as_fd()),
-        };
-        let with = (place, self.born.warm);
-        let forked = guest::fork_exec(&container, parts, &first, &self.born.pod, with)?;
-        let exec = Exec::new(request, container, forked, kill);
+        let (pod, warm) = (&self.born.pod, self.born.warm);
+        let forked = guest::fork_exec(&container, parts, &first, pod, warm)?;
+        let exec = Exec::new(request, container, forked, tree);
         let slot = self.execs.begin(exec);
         self.watch_exec(slot)
             .inspect_err(|_| self.execs.abandon(slot))
@@ -129,7 +123,8 @@ impl Loop<'_> {
         }
         if linux.pid == PidSpace::Pod && self.pause.is_none() {
             let pod = self.born.birth.pod.as_str();
-            let pause = pid::share(pod, self.born.pod.user.as_ref())
+            let (user, empty) = (self.born.pod.user.as_ref(), self.born.empty.as_fd());
+            let pause = pid::share(pod, user, empty)
                 .during(|| "make the pod's shared pid namespace".into())?;
             self.watch(PAUSE, pause.as_fd(), EventFlags::IN)?;
             self.pause = Some(pause);

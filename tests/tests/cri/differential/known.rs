@@ -22,8 +22,8 @@ const fn known(
 pub const KNOWN: &[Known] = &[
     known(
         ["*", "*", "keyring"],
-        ["keyring;0;0;3f030000", "keyring;0;0;3f1*"],
-        "The kernel's own permissions of a new session keyring: whoever possesses it, as every process of the container does, may do all.",
+        ["keyring;*;*;3f030000", "keyring;0;0;3f1*"],
+        "The kernel's own permissions of a new session keyring: whoever possesses it, as every process of the container does, may do all. It is charged to an id drawn at random, so that no container uses up the quota of another.",
     ),
     known(
         ["*", "*", "limit.NOFILE"],

@@ -129,7 +129,7 @@ async fn set_uid_takes_effect_unless_no_new_privileges_forbids() {
 }
 
 /// A pod in a user namespace whose root is `host`.
-fn in_userns(daemon: &Daemon, name: &str, host: u32) -> cri::PodSandboxConfig {
+pub fn in_userns(daemon: &Daemon, name: &str, host: u32) -> cri::PodSandboxConfig {
     let map = cri::IdMapping {
         host_id: host,
         container_id: 0,

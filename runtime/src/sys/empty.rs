@@ -1,0 +1,97 @@
+//! A mount namespace that holds one empty, read-only directory, for processes that need no files.
+//!
+//! Made once by the daemon and once by the spawner; whoever holds a user namespace, or is the first process of a shared
+//! pid namespace, enters it before that namespace exists, so that no file of the node can be reached through it.
+//! Invariant: entering an existing one costs the same on a node with any number of mounts.
+//! Not here: what lives in it.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{CWD, Mode, OFlags, open, openat};
+use rustix::process::fchdir;
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
+
+use super::mounts::{self, Forbid};
+
+/// Stack of the thread that makes one, bytes.
+const STACK: usize = 128 * 1024;
+
+/// Makes one, on a thread that ends with it, so that the caller stays where it is.
+///
+/// Errors: no thread can be started, or the kernel refuses a mount.
+pub fn namespace() -> io::Result<OwnedFd> {
+    std::thread::scope(|scope| {
+        let builder = std::thread::Builder::new()
+            .name("empty-root".to_owned())
+            .stack_size(STACK);
+        let maker = builder.spawn_scoped(scope, || {
+            // Taken before, opened after the namespace was made: the new root has no /proc.
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let own = open("/proc/thread-self/ns", flags, Mode::empty())?;
+            enter_new()?;
+            let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+            Ok(openat(own, "mnt", flags, Mode::empty())?)
+        })?;
+        maker
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+/// Moves the calling thread, which must be the only one of its process or one that ends soon, into `namespace`.
+///
+/// Errors: the kernel refuses: the caller is not host root.
+pub fn enter(namespace: BorrowedFd<'_>) -> io::Result<()> {
+    Ok(move_into_link_name_space(
+        namespace,
+        Some(LinkNameSpaceType::Mount),
+    )?)
+}
+
+/// Moves the calling thread into a new one. The cost grows with the mounts that it leaves.
+///
+/// Errors: the kernel refuses a mount.
+pub fn enter_new() -> io::Result<()> {
+    // SAFETY: unsafe only for CLONE_FILES, which is not among the flags.
+    unsafe { unshare_unsafe(UnshareFlags::NEWNS) }?;
+    replace_root()
+}
+
+/// Makes an empty directory the root of the mount namespace the caller is in, which is its own already.
+///
+/// Errors: the kernel refuses a mount.
+pub fn replace_root() -> io::Result<()> {
+    let directory = || {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        openat(CWD, "/proc", flags, Mode::empty())
+    };
+    mounts::make_all_private()?;
+    let tree = mounts::tmpfs("4k")?;
+    mounts::attach(tree.as_fd(), directory()?.as_fd())?;
+    let root = directory()?;
+    let forbid = Forbid::PRIVILEGE.and_writes(true);
+    mounts::set_attributes(root.as_fd(), forbid, None, false)?;
+    fchdir(&root)?;
+    mounts::pivot_into_working_directory()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_in_it() {
+        let made = namespace().unwrap();
+        let found = std::thread::spawn(move || {
+            // SAFETY: unsafe only for CLONE_FILES, which is not among the flags.
+            unsafe { unshare_unsafe(UnshareFlags::FS) }.unwrap();
+            enter(made.as_fd()).unwrap();
+            let names = std::fs::read_dir("/").unwrap().count();
+            (names, std::fs::write("/new", "").is_err())
+        });
+        assert_eq!(found.join().unwrap(), (0, true));
+        assert!(std::path::Path::new("/proc/self").exists());
+    }
+}
