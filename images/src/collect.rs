@@ -1,49 +1,101 @@
 //! Deletes what nobody needs, and keeps pulls' content from being deleted under them.
 //!
-//! Place in the flow: removal, failed pulls and the daemon's own collection end here.
-//! Invariants: content goes only when no record names it and no pull has pinned it, checked and done under
-//! the lock that pins are taken with; nothing goes at all while damaged metadata is kept, because a record
-//! that was lost may have named it.
-//! Not here: which images are wanted.
+//! Place in the flow: removal, failed pulls and the daemon's collector end here; the daemon waits for
+//! [`Images::garbage`] and then calls [`Images::collect`], beside all requests.
+//! Invariants: content goes only when no record names it, no holder has claimed it and no pull has pinned it, checked and
+//! done under the lock that pins are taken with; nothing goes at all while damaged metadata is kept or collection is
+//! suspended, because somebody may use what nobody names.
+//! Not here: which images are wanted, compiled code.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
-use crate::blobs::Temporary;
+use crate::blobs::{Temporary, blocking};
 use crate::error::Error;
-use crate::metadata::{Change, LayerRecord, Record};
+use crate::metadata::{Change, LayerRecord, Program};
 use crate::reference::{Digest, ImageId};
-use crate::store::Inner;
+use crate::store::{Images, Inner};
 use crate::unpack::Usage;
 
+/// What a collection came to.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Collected {
+    /// Removed images that were forgotten, because their last holder has gone.
+    pub images: Vec<ImageId>,
+    /// Unneeded blobs were left because they are too young: a pull that failed may be tried again.
+    pub left_young: bool,
+}
+
+impl Images {
+    /// Deletes content that no image, holder or pull needs, but no blob that was written less than `spare` ago.
+    /// After a start, call it when all claims are declared again.
+    ///
+    /// Deletes nothing while damaged metadata is kept (see the log). Errors: the disk fails.
+    pub async fn collect(&self, spare: Duration) -> Result<Collected, Error> {
+        let inner = self.inner.clone();
+        blocking("collecting unused content", move || inner.collect(spare)).await
+    }
+
+    /// Lets [`Images::garbage`] answer: something that goes with images may be left over.
+    pub fn wake_collector(&self) {
+        self.inner.garbage.notify_one();
+    }
+
+    /// Waits until there may be something to collect. One caller at a time.
+    pub async fn garbage(&self) {
+        self.inner.garbage.notified().await;
+    }
+
+    /// Whether an image runs the module of this SHA-256 (64 digits), or did and is still used.
+    pub fn has_module(&self, hex: &str) -> bool {
+        let index = self.inner.read();
+        let mut programs = index.images.values().map(|(record, _)| &record.program);
+        programs.any(|program| match program {
+            Program::Module { digest } | Program::ModuleFile { digest, .. } => digest.hex() == hex,
+            Program::Linux => false,
+        })
+    }
+}
+
 impl Inner {
-    /// Forgets removed images that no lease holds any more, then deletes all content that is not named.
-    /// Blocking.
-    pub(crate) fn collect(&self) -> Result<(), Error> {
-        if self.keep_everything {
-            return Ok(());
+    /// Forgets removed images that nobody holds any more, then deletes all content that is not named. Blocking.
+    fn collect(&self, spare: Duration) -> Result<Collected, Error> {
+        if self.keeps_everything() {
+            return Ok(Collected::default());
         }
-        let guard = self.writer();
-        let forgotten: Vec<ImageId> = {
-            let index = self.read();
-            let is_gone = |record: &&Record| record.removed && !index.is_leased(&record.id);
-            let records = index.images.values().map(|(record, _)| record);
-            records
-                .filter(is_gone)
-                .map(|record| record.id.clone())
-                .collect()
+        let (images, layers) = {
+            let _writer = self.writer();
+            let images = self.forget(|record| record.removed)?;
+            (
+                images,
+                self.read().layers.keys().cloned().collect::<Vec<_>>(),
+            )
         };
-        self.metadata.commit(&Change {
-            drop_images: forgotten.clone(),
-            ..Change::default()
-        })?;
-        {
-            let mut index = self.write();
-            index.images.retain(|id, _| !forgotten.contains(id));
-        }
-        let layers: Vec<Digest> = self.read().layers.keys().cloned().collect();
-        drop(guard);
-        self.discard(&self.blobs.stored_blobs()?, &layers, 0)
+        self.sweep_unrecorded_layers()?;
+        let (old, left_young) = self.old_blobs(spare)?;
+        self.discard(&old, &layers, 0)?;
+        Ok(Collected { images, left_young })
+    }
+
+    /// The blobs that were written at least `spare` ago, and whether there are younger ones that no record names.
+    fn old_blobs(&self, spare: Duration) -> Result<(Vec<Digest>, bool), Error> {
+        let stored = self.blobs.stored_blobs()?;
+        let now = SystemTime::now();
+        let is_young = |digest: &Digest| {
+            let written =
+                std::fs::metadata(self.blobs.blob(digest)).and_then(|found| found.modified());
+            // A clock that went back makes a blob neither old nor young for ever: it counts as old.
+            let age = written
+                .ok()
+                .and_then(|written| now.duration_since(written).ok());
+            age.is_some_and(|age| age < spare)
+        };
+        let (young, old): (Vec<Digest>, Vec<Digest>) = stored.into_iter().partition(is_young);
+        let index = self.read();
+        let (used, _) = index.referenced();
+        let left_young = young.iter().any(|digest| !used.contains(digest));
+        Ok((old, left_young))
     }
 
     /// Deletes those of `blobs` and `layers` that no record names and at most `pins` pulls use. Blocking.
@@ -56,7 +108,7 @@ impl Inner {
         layers: &[Digest],
         pins: usize,
     ) -> Result<(), Error> {
-        if self.keep_everything {
+        if self.keeps_everything() {
             return Ok(());
         }
         let graves = self.bury(blobs, layers, pins)?;
@@ -91,6 +143,7 @@ impl Inner {
             let index = self.read();
             let (used_blobs, used_layers) = index.referenced();
             let recorded = |chain: &Digest| Some((chain.clone(), index.layers.get(chain)?.clone()));
+            let is_free = |digest: &Digest| is_free(digest) && !index.leases.holds_content(digest);
             let blobs = blobs
                 .iter()
                 .filter(|blob| is_free(blob) && !used_blobs.contains(blob));
@@ -114,15 +167,22 @@ impl Inner {
         Ok(graves)
     }
 
-    /// Deletes layers that were renamed into place but not recorded: the daemon died in between. Blocking.
-    pub(crate) fn sweep_unrecorded_layers(&self) -> Result<(), Error> {
-        if self.keep_everything {
-            return Ok(());
-        }
+    /// Deletes layers without a record that nobody uses: a daemon died before it recorded them, or a database was lost
+    /// and their containers have ended. Blocking.
+    fn sweep_unrecorded_layers(&self) -> Result<(), Error> {
         for chain in self.blobs.stored_layers()? {
-            if !self.read().layers.contains_key(&chain) {
-                tracing::info!(layer = %chain, "removing a layer that was never recorded");
-                drop(self.blobs.retire_layer(&chain, Usage::default())?);
+            let writer = self.writer();
+            let is_used = {
+                let (pinned, index) = (self.lock_pins(), self.read());
+                pinned.contains_key(&chain)
+                    || index.layers.contains_key(&chain)
+                    || index.leases.holds_content(&chain)
+            };
+            if !is_used {
+                tracing::info!(layer = %chain, "removing a layer that no record names");
+                let grave = self.blobs.retire_layer(&chain, Usage::default())?;
+                drop(writer);
+                drop(grave);
             }
         }
         Ok(())
@@ -133,6 +193,8 @@ impl Inner {
 pub(crate) struct Pins {
     inner: Arc<Inner>,
     digests: BTreeSet<Digest>,
+    /// The pull leaves nothing for the collector.
+    pub(crate) is_done: bool,
 }
 
 impl Pins {
@@ -140,6 +202,7 @@ impl Pins {
         Self {
             inner,
             digests: BTreeSet::new(),
+            is_done: false,
         }
     }
 
@@ -166,6 +229,9 @@ impl Drop for Pins {
                     pins.remove(digest);
                 }
             }
+        }
+        if !self.is_done {
+            self.inner.garbage.notify_one();
         }
     }
 }

@@ -18,7 +18,7 @@ use crate::wasm;
 /// One image, as CRI's `Image` message needs it. Source: cri-api v0.37 api.proto, message `Image`.
 #[derive(Debug, Clone)]
 pub struct Image {
-    /// `sha256:` of the config blob.
+    /// Stands for all of the content; see [`ImageId`].
     pub id: ImageId,
     /// Every tag that points here, completed: `docker.io/library/busybox:1.36`. Sorted.
     pub repo_tags: Vec<String>,

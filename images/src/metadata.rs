@@ -46,10 +46,13 @@ pub(crate) struct Record {
     pub annotations: BTreeMap<String, String>,
     /// Removed, but a container still uses it: neither listed nor found, only leased.
     pub removed: bool,
+    /// The manifest that it was made from; `None` in records of builds that did not keep it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub manifest: Option<Digest>,
 }
 
 /// What the image runs.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Program {
     /// A blob.
@@ -74,6 +77,22 @@ impl Record {
             removed: true,
             ..self.clone()
         }
+    }
+
+    /// This record without those of its names, if it has any of them.
+    pub(crate) fn without_names(
+        &self,
+        tags: &BTreeSet<String>,
+        digests: &BTreeSet<String>,
+    ) -> Option<Self> {
+        if self.tags.is_disjoint(tags) && self.digests.is_disjoint(digests) {
+            return None;
+        }
+        Some(Self {
+            tags: self.tags.difference(tags).cloned().collect(),
+            digests: self.digests.difference(digests).cloned().collect(),
+            ..self.clone()
+        })
     }
 
     /// The public form.

@@ -19,6 +19,7 @@ use crate::endpoint::{ATTEMPTS, BlobStream};
 use crate::error::{Error, Kind as ErrorKind};
 use crate::flight::PullRequest;
 use crate::flight::StopOnDrop;
+use crate::identity::Candidate;
 use crate::image::{Image, RunConfig};
 use crate::manifest::{self, Blob, Content, Document, Manifest, PlatformPreference};
 use crate::metadata::{LayerRecord, Program, Record};
@@ -30,6 +31,15 @@ use crate::{failpoint, image_config, verify, wasm};
 
 /// Blobs fetched at the same time by one pull.
 const PARALLEL_BLOBS: usize = 3;
+
+/// What a reference means.
+struct Resolved {
+    /// The digest of the topmost document: the manifest, or the index that names it.
+    top: Digest,
+    /// The digest of the manifest.
+    digest: Digest,
+    manifest: Manifest,
+}
 
 /// The state of one pull.
 pub(crate) struct Pull {
@@ -61,7 +71,11 @@ impl Pull {
 
     /// Does it all. Answers when the image is recorded and shown.
     pub(crate) async fn run(&mut self) -> Result<Arc<Image>, Error> {
-        let (top, manifest) = self.resolve().await?;
+        let Resolved {
+            top,
+            digest,
+            manifest,
+        } = self.resolve().await?;
         failpoint::pass("pull.manifest")?;
         let config = self.fetch_config(&manifest.config).await?;
         let layers = match &manifest.content {
@@ -81,6 +95,7 @@ impl Pull {
             chains: Vec::new(),
             annotations: manifest.annotations.clone(),
             removed: false,
+            manifest: Some(digest.clone()),
         };
         if matches!(self.reference.target(), Target::Tag(_)) {
             record.tags.insert(self.reference.to_string());
@@ -89,32 +104,45 @@ impl Pull {
             Content::Module(module) => self.add_module(module, &mut record).await?,
             Content::Archives(layers) => self.add_layers(&config, layers, &mut record).await?,
         }
-        let image = self.publish(record).await?;
+        let image = self
+            .publish(Candidate {
+                record,
+                manifest: digest,
+                config: manifest.config.digest.clone(),
+            })
+            .await?;
         self.drop_packed_layers(&manifest.content).await?;
+        self.pins.is_done = true;
         Ok(image)
     }
 
-    async fn publish(&self, record: Record) -> Result<Arc<Image>, Error> {
+    async fn publish(&self, candidate: Candidate) -> Result<Arc<Image>, Error> {
         let inner = self.inner.clone();
         let publish = move || {
             failpoint::pass("pull.commit")?;
-            let image = inner.publish(record)?;
+            let image = inner.publish(candidate)?;
             failpoint::pass("pull.record").map(|()| image)
         };
         blocking("recording an image", publish).await
     }
 
-    /// Follows indexes down to one manifest. Answers the digest of the topmost document, too.
-    async fn resolve(&self) -> Result<(Digest, Manifest), Error> {
+    /// Follows indexes down to one manifest.
+    async fn resolve(&self) -> Result<Resolved, Error> {
         let mut target = self.reference.target().clone();
         let mut top = None;
         for _ in 0..=self.inner.config.limits.max_index_depth {
             let bytes = self.fetch_document(&target).await?;
             let digest = Digest::of(&bytes);
             let what = format!("manifest {digest}");
-            let top = top.get_or_insert(digest).clone();
+            let top = top.get_or_insert_with(|| digest.clone()).clone();
             match manifest::parse(&what, &bytes, &self.inner.config.limits)? {
-                Document::Manifest(manifest) => return Ok((top, manifest)),
+                Document::Manifest(manifest) => {
+                    return Ok(Resolved {
+                        top,
+                        digest,
+                        manifest,
+                    });
+                }
                 Document::Index(entries) => {
                     target =
                         Target::Digest(manifest::choose(&what, &entries, self.platform)?.digest);
@@ -383,7 +411,12 @@ impl Job {
             diff_id: &self.diff_id,
         };
         let usage = unpack(&source, draft.path(), budget, cancelled)?;
-        if inner.blobs.commit_layer(draft, &self.chain, usage)? {
+        let is_ours = inner.blobs.commit_layer(draft, &self.chain, usage)?;
+        // One that is there without a record is just as good, and is on record from now on.
+        if is_ours || !inner.read().layers.contains_key(&self.chain) {
+            if !is_ours {
+                inner.blobs.grow(usage);
+            }
             let record = LayerRecord {
                 blob: self.blob.digest.clone(),
                 bytes: usage.bytes,

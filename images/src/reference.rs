@@ -114,15 +114,16 @@ impl fmt::Debug for Digest {
     }
 }
 
-/// The id of an image: the digest of its config blob. What CRI calls `Image.id` and `image_ref`.
+/// The id of an image, which covers all of its content: the digest of its config where that ties the layers, else the
+/// digest of its manifest (see `docs/registries.md`). What CRI calls `Image.id` and `image_ref`.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct ImageId(Digest);
 
 impl ImageId {
-    /// The id of the image whose config blob has this digest.
-    pub fn new(config: Digest) -> Self {
-        Self(config)
+    /// The id that is this digest.
+    pub fn new(digest: Digest) -> Self {
+        Self(digest)
     }
 
     /// `sha256:<hex>`.
@@ -130,7 +131,7 @@ impl ImageId {
         self.0.as_str()
     }
 
-    /// The digest of the config blob.
+    /// The digest that it is.
     pub fn digest(&self) -> &Digest {
         &self.0
     }

@@ -6,21 +6,24 @@
 //! and no pull has pinned it.
 //! Not here: network, archives.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::blobs::{Blobs, blocking};
 use crate::config::ImagesConfig;
 use crate::error::Error;
 use crate::flight::{self, Flights, PullRequest};
+use crate::identity::{Candidate, drop_ambiguous_names};
 use crate::image::{FsInfo, Image};
+use crate::leases::Leases;
 use crate::metadata::{Change, LayerRecord, Loaded, Metadata, Record};
 use crate::reference::{Digest, ImageId, ImageRef};
 
 /// The images of one node. Cheap to clone; clones are the same store.
 #[derive(Clone)]
 pub struct Images {
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
 }
 
 pub(crate) struct Inner {
@@ -34,23 +37,25 @@ pub(crate) struct Inner {
     /// How many pulls use a blob or a layer now.
     pins: Mutex<HashMap<Digest, usize>>,
     /// Records were lost: content without a record may be somebody's.
-    pub(crate) keep_everything: bool,
+    pub(crate) keep_everything: AtomicBool,
+    /// Wakes the collector.
+    pub(crate) garbage: tokio::sync::Notify,
 }
 
 /// Everything that lists and lookups need.
 #[derive(Default)]
 pub(crate) struct Index {
     pub(crate) images: BTreeMap<ImageId, (Record, Arc<Image>)>,
-    names: HashMap<String, ImageId>,
+    pub(crate) names: HashMap<String, ImageId>,
     pub(crate) layers: HashMap<Digest, LayerRecord>,
-    leases: HashMap<String, BTreeSet<ImageId>>,
+    pub(crate) leases: Leases,
 }
 
 impl Images {
     /// Opens the store under `config.root`, making it if it is not there.
     ///
-    /// Half-made files and layers are removed; images whose files are gone are forgotten, with an error in the
-    /// log. Errors: the store is open elsewhere, is of a newer version, or the disk fails.
+    /// Half-made files are removed; images whose files are gone are forgotten, with an error in the log. Content that
+    /// nobody names stays until the first [`Images::collect`]. Errors: the store is open elsewhere, is of a newer version, or the disk fails.
     pub async fn open(config: ImagesConfig) -> Result<Self, Error> {
         let inner = blocking("opening the image store", move || Inner::open(config)).await?;
         Ok(Self {
@@ -88,14 +93,6 @@ impl Images {
             .map(|(_, image)| image.clone())
     }
 
-    /// Removes an image with all its names; it is gone from lists at once. Content that a lease holds stays.
-    ///
-    /// Answers what was removed; `Ok(None)` if there was nothing. Errors: the disk fails.
-    pub async fn remove(&self, name: &str) -> Result<Option<Arc<Image>>, Error> {
-        let (inner, name) = (self.inner.clone(), name.to_owned());
-        blocking("removing an image", move || inner.remove(&name)).await
-    }
-
     /// What the store occupies. O(1).
     pub fn fs_info(&self) -> FsInfo {
         let (used_bytes, inodes_used) = self.inner.blobs.used();
@@ -105,52 +102,11 @@ impl Images {
             inodes_used,
         }
     }
-
-    /// Keeps the content of image `id` until `holder` is released. The same holder may hold several.
-    ///
-    /// Errors: [`Error::NotInStore`].
-    pub fn lease(&self, id: &ImageId, holder: &str) -> Result<(), Error> {
-        let mut index = self.inner.write();
-        if !index.images.contains_key(id) {
-            return Err(Error::NotInStore {
-                name: id.to_string(),
-            });
-        }
-        index
-            .leases
-            .entry(holder.to_owned())
-            .or_default()
-            .insert(id.clone());
-        Ok(())
-    }
-
-    /// Ends all leases of `holder`. What nobody holds any more goes with the next [`Images::collect`].
-    pub fn release(&self, holder: &str) {
-        self.inner.write().leases.remove(holder);
-    }
-
-    /// The image that a lease holds, even if it has been removed meanwhile.
-    pub fn leased(&self, id: &ImageId) -> Option<Arc<Image>> {
-        let index = self.inner.read();
-        index
-            .images
-            .get(id)
-            .filter(|_| index.is_leased(id))
-            .map(|(_, image)| image.clone())
-    }
-
-    /// Deletes content that no image, lease or pull needs. After a start, call it when leases are declared again.
-    ///
-    /// Deletes nothing while damaged metadata is kept (see the log). Errors: the disk fails.
-    pub async fn collect(&self) -> Result<(), Error> {
-        let inner = self.inner.clone();
-        blocking("collecting unused content", move || inner.collect()).await
-    }
 }
 
 impl Index {
     /// The image that `name` means, hidden ones included.
-    fn find(&self, name: &str) -> Option<ImageId> {
+    pub(crate) fn find(&self, name: &str) -> Option<ImageId> {
         if let Ok(id) = name.parse::<ImageId>() {
             return Some(id);
         }
@@ -158,11 +114,7 @@ impl Index {
         self.names.get(&reference.to_string()).cloned()
     }
 
-    pub(crate) fn is_leased(&self, id: &ImageId) -> bool {
-        self.leases.values().any(|held| held.contains(id))
-    }
-
-    fn put(&mut self, record: Record, blobs: &Blobs, pinned: &[String]) {
+    pub(crate) fn put(&mut self, record: Record, blobs: &Blobs, pinned: &[String]) {
         self.names.retain(|_, id| *id != record.id);
         for name in record.tags.iter().chain(&record.digests) {
             self.names.insert(name.clone(), record.id.clone());
@@ -189,7 +141,7 @@ impl Inner {
         for layer in index.layers.values() {
             blobs.grow(layer.usage());
         }
-        let inner = Self {
+        Ok(Self {
             config,
             blobs,
             flights: Flights::default(),
@@ -197,10 +149,9 @@ impl Inner {
             index: RwLock::new(index),
             writer: Mutex::default(),
             pins: Mutex::default(),
-            keep_everything: loaded.is_partial,
-        };
-        inner.sweep_unrecorded_layers()?;
-        Ok(inner)
+            keep_everything: AtomicBool::new(loaded.is_partial),
+            garbage: tokio::sync::Notify::new(),
+        })
     }
 
     /// True if the unpacked layer is here and came from this blob.
@@ -223,25 +174,26 @@ impl Inner {
         Ok(())
     }
 
-    /// Records an image and shows it. Tags move here from other images; names it had are kept. Blocking.
-    pub(crate) fn publish(&self, mut record: Record) -> Result<Arc<Image>, Error> {
+    /// Records an image and shows it; names move here from other images. An image that is here already is not changed:
+    /// it gets the names. Blocking.
+    pub(crate) fn publish(&self, candidate: Candidate) -> Result<Arc<Image>, Error> {
         let _writer = self.writer();
+        let names = (
+            candidate.record.tags.clone(),
+            candidate.record.digests.clone(),
+        );
         let mut change = Change::default();
-        {
+        let record = {
             let index = self.read();
-            for (other, _) in index.images.values() {
-                if other.id == record.id {
-                    record.tags.extend(other.tags.iter().cloned());
-                    record.digests.extend(other.digests.iter().cloned());
-                } else if !other.tags.is_disjoint(&record.tags) {
-                    let tags = other.tags.difference(&record.tags).cloned().collect();
-                    change.put_images.push(Record {
-                        tags,
-                        ..other.clone()
-                    });
-                }
-            }
-        }
+            let known = |id: &ImageId| index.images.get(id).map(|(record, _)| record);
+            let record = candidate.settle(known)?;
+            let others = index.images.values().map(|(other, _)| other);
+            let others = others.filter(|other| other.id != record.id);
+            change
+                .put_images
+                .extend(others.filter_map(|other| other.without_names(&names.0, &names.1)));
+            record
+        };
         let id = record.id.clone();
         change.put_images.push(record);
         self.metadata.commit(&change)?;
@@ -258,39 +210,9 @@ impl Inner {
             })
     }
 
-    fn remove(&self, name: &str) -> Result<Option<Arc<Image>>, Error> {
-        let guard = self.writer();
-        let (record, image, is_leased) = {
-            let index = self.read();
-            let found = index.find(name).and_then(|id| index.images.get(&id));
-            let Some((record, image)) = found.filter(|(record, _)| !record.removed) else {
-                return Ok(None);
-            };
-            (record.clone(), image.clone(), index.is_leased(&record.id))
-        };
-        let mut change = Change::default();
-        if is_leased {
-            change.put_images.push(record.hidden());
-        } else {
-            change.drop_images.push(record.id.clone());
-        }
-        self.metadata.commit(&change)?;
-        let mut index = self.write();
-        // A lease taken since we looked keeps the image, too.
-        if is_leased || index.is_leased(&record.id) {
-            index.put(record.hidden(), &self.blobs, &[]);
-        } else {
-            index.images.remove(&record.id);
-            index.names.retain(|_, id| *id != record.id);
-        }
-        drop(index);
-        drop(guard);
-        self.discard(
-            &record.blobs.iter().cloned().collect::<Vec<_>>(),
-            &record.chains,
-            0,
-        )?;
-        Ok(Some(image))
+    /// True while nothing may be deleted.
+    pub(crate) fn keeps_everything(&self) -> bool {
+        self.keep_everything.load(Ordering::Relaxed)
     }
 
     pub(crate) fn read(&self) -> RwLockReadGuard<'_, Index> {
@@ -322,6 +244,11 @@ impl Index {
             }
         }
         for record in &loaded.images {
+            let mut record = record.clone();
+            if drop_ambiguous_names(&mut record) {
+                tracing::warn!(image = %record.id, "an earlier build may have merged several images in one record: its names are dropped, pull them again");
+                change.put_images.push(record.clone());
+            }
             let lost_blob = record
                 .blobs
                 .iter()
@@ -333,8 +260,9 @@ impl Index {
             if let Some(lost) = lost_blob.or(lost_layer) {
                 tracing::error!(image = %record.id, %lost, "content of an image is gone: it has to be pulled again");
                 change.drop_images.push(record.id.clone());
+                change.put_images.retain(|kept| kept.id != record.id);
             } else {
-                self.put(record.clone(), blobs, pinned);
+                self.put(record, blobs, pinned);
             }
         }
         change

@@ -7,6 +7,7 @@
 
 mod attach;
 mod channel;
+mod collector;
 mod container;
 mod egress;
 mod exec;
@@ -150,6 +151,7 @@ pub struct Host {
     leftovers: exec::Leftovers,
     /// Records and writable layers on their way out.
     trash: Trash,
+    modules: collector::NamedModules,
 }
 
 impl Host {
@@ -165,6 +167,7 @@ impl Host {
             ids,
             meter: stats::Meter::default(),
             leftovers: exec::Leftovers::default(),
+            modules: collector::NamedModules::default(),
         };
         if let Some(parent) = host.config.pins.parent() {
             // It may be the node's own directory of namespaces, which others look into.

@@ -75,6 +75,8 @@ impl Pods {
         for driver in recover::recover(&shared).await? {
             tokio::spawn(driver.run());
         }
+        // Every container has claimed its images by now.
+        tokio::spawn(Arc::clone(&shared.host).collect_garbage());
         Ok(Pods {
             shared,
             draining: Arc::default(),

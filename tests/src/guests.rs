@@ -52,6 +52,22 @@ pub fn nothing(salt: &str) -> Outcome<Vec<u8>> {
     Ok(wat::parse_str(text)?)
 }
 
+/// A module that sleeps for an hour and is like no other with another salt.
+pub fn sleeper(salt: &str) -> Outcome<Vec<u8>> {
+    // One subscription of poll_oneoff: the monotonic clock (1) at 16, the time in nanoseconds at 24.
+    let text = format!(
+        "(module (@custom \"salt\" \"{salt}\")
+           (import \"wasi_snapshot_preview1\" \"poll_oneoff\"
+             (func $poll (param i32 i32 i32 i32) (result i32)))
+           (memory (export \"memory\") 1)
+           (func (export \"_start\")
+             (i32.store (i32.const 16) (i32.const 1))
+             (i64.store (i32.const 24) (i64.const 3600000000000))
+             (drop (call $poll (i32.const 0) (i32.const 64) (i32.const 1) (i32.const 128)))))"
+    );
+    Ok(wat::parse_str(text)?)
+}
+
 /// The Linux workload of `workload.c`: prints "hello" and pauses. Static, 9 KiB.
 pub fn linux_workload() -> Outcome<Vec<u8>> {
     static BUILT: OnceLock<Vec<u8>> = OnceLock::new();

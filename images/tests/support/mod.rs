@@ -1,5 +1,6 @@
 //! What the tests of this crate stand on: a real `docker-registry`, a server that lies, a client that pushes,
 //! and builders for images. Invariant: everything started or mounted here ends with the value that owns it.
+#![allow(dead_code, reason = "each file of tests uses its part of this")]
 
 use std::collections::HashMap;
 use std::io::Write as _;
@@ -212,6 +213,7 @@ pub struct Parts {
     pub media_type: &'static str,
     pub config: (&'static str, Vec<u8>),
     pub layers: Vec<(&'static str, Vec<u8>)>,
+    pub annotations: Value,
 }
 
 impl Parts {
@@ -222,6 +224,7 @@ impl Parts {
             media_type: OCI_MANIFEST,
             config: (WASM_CONFIG, config.to_string().into_bytes()),
             layers: vec![("application/wasm", module.to_vec())],
+            annotations: json!({"org.example.note": "kept"}),
         }
     }
 
@@ -248,16 +251,17 @@ impl Parts {
             media_type: OCI_MANIFEST,
             config: (IMAGE_CONFIG, config.to_string().into_bytes()),
             layers,
+            annotations: json!({"org.example.note": "kept"}),
         }
     }
 
     /// The manifest, when its descriptors are known.
     pub fn manifest(&self, config: Value, layers: Vec<Value>) -> Value {
         json!({"schemaVersion": 2, "mediaType": self.media_type, "config": config, "layers": layers,
-               "annotations": {"org.example.note": "kept"}})
+               "annotations": self.annotations})
     }
 
-    /// The digest of the config: the image's id.
+    /// The digest of the config: the id of an image of archives.
     pub fn id(&self) -> String {
         Digest::of(&self.config.1).to_string()
     }
@@ -362,8 +366,8 @@ impl Liar {
             .insert(format!("/v2{path}"), reply);
     }
 
-    /// Serves a whole image, honestly.
-    pub fn serve_image(&self, repository: &str, tag: &str, image: &Parts) {
+    /// Serves a whole image, honestly. Answers the digest of its manifest.
+    pub fn serve_image(&self, repository: &str, tag: &str, image: &Parts) -> Digest {
         let describe = |media_type: &str, data: &[u8]| {
             self.on(
                 &format!("/{repository}/blobs/{}", Digest::of(data)),
@@ -378,10 +382,14 @@ impl Liar {
             .map(|(media_type, data)| describe(media_type, data))
             .collect();
         let manifest = image.manifest(config, layers);
-        self.on(
-            &format!("/{repository}/manifests/{tag}"),
-            Reply::manifest(&manifest),
-        );
+        let digest = Digest::of(manifest.to_string().as_bytes());
+        for name in [tag, digest.as_str()] {
+            self.on(
+                &format!("/{repository}/manifests/{name}"),
+                Reply::manifest(&manifest),
+            );
+        }
+        digest
     }
 
     /// How often a `GET` of something that ends so was asked.

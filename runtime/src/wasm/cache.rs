@@ -179,6 +179,28 @@ impl CompileCache {
         Ok(())
     }
 
+    /// Forgets compiled code of modules that `keep`, asked with their digests (64 digits), does not want. Blocks.
+    ///
+    /// Answers how many files went. Errors: the cache directory cannot be listed.
+    pub fn retain(&self, keep: impl Fn(&str) -> bool) -> Result<usize> {
+        let list = |dir: &Path| fs::read_dir(dir).during(|| format!("list {}", dir.display()));
+        let mut removed = 0;
+        for engine in list(&self.dir)?.flatten() {
+            if engine.file_name().len() != 64 || !engine.path().is_dir() {
+                continue;
+            }
+            for file in list(&engine.path())?.flatten() {
+                let name = file.file_name().to_string_lossy().into_owned();
+                let digest = name.split('.').next().unwrap_or_default();
+                if digest.len() == 64 && !keep(digest) {
+                    removed += usize::from(fs::remove_file(file.path()).is_ok());
+                }
+            }
+        }
+        lock(&self.entries).retain(|(_, digest), _| keep(digest));
+        Ok(removed)
+    }
+
     fn paths(&self, hash: &str, digest: &str) -> (PathBuf, PathBuf) {
         let dir = self.dir.join(hash);
         (

@@ -90,7 +90,7 @@ impl Host {
         program: &str,
         spec: &mut ContainerSpec,
     ) -> Result<StartPayload, Error> {
-        let image = self.parts.images.resolve(&launch.plan.image_id);
+        let image = self.image_of(&launch.plan);
         let named = match image.as_ref().map(|image| (image, &image.kind)) {
             Some((image, ImageKind::Wasm(wasm))) => named_module(image, wasm, program).await?,
             _ => None,
@@ -103,6 +103,9 @@ impl Host {
             Some(module) => (&module.path, &module.digest),
             None => (&own.module, &own.module_digest),
         };
+        if let (Some(image), Some(module)) = (&image, &named) {
+            self.modules.add(&module.digest, &image.id);
+        }
         let compiled = self.compiled(&launch.engine, path, digest).await?;
         if let Workload::Wasm(wasm) = &mut spec.workload {
             (wasm.kind, wasm.toolbox) = (compiled.info.kind, toolbox);

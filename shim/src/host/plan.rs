@@ -113,6 +113,7 @@ impl Host {
         only_linux_has(&draft.wish)?;
         let args = argv(&draft.image, &draft.wish, true)?;
         let module = find_module(&draft.image, wasm, &args[0]).await?;
+        self.modules.add(&module.digest, &draft.image.id);
         pass("create.compile")?;
         let compiled = self.compiled(engine, &module.path, &module.digest).await?;
         let limit = limits::memory_limit(&draft.wish.resources);
@@ -140,9 +141,14 @@ impl Host {
             return Ok(());
         };
         let engine = self.own_engine();
-        self.compiled(&engine, &wasm.module_path, wasm.module.hex())
-            .await
-            .map(|_| ())
+        let compiled = self
+            .compiled(&engine, &wasm.module_path, wasm.module.hex())
+            .await;
+        if !self.parts.images.has_module(wasm.module.hex()) {
+            // It was removed meanwhile: nobody else would collect what was just made.
+            self.parts.images.wake_collector();
+        }
+        compiled.map(|_| ())
     }
 
     /// The engine that this daemon's spawner gives to new keepers.
@@ -173,18 +179,6 @@ impl Host {
     ) -> Result<Arc<Compiled>, Error> {
         let compiled = self.parts.compiler.compiled(engine, module, digest).await;
         compiled.map_err(|error| runtime_error(format!("compile module sha256:{digest}"), error))
-    }
-
-    /// Keeps the image's content for `holder`, whatever happens to its names.
-    pub fn lease(&self, image: &Image, holder: &ContainerId) -> Result<(), Error> {
-        let leased = self.parts.images.lease(&image.id, holder.as_str());
-        leased.map_err(|error| {
-            Error::because(
-                Kind::Missing,
-                format!("lease image {}", image.id.as_str()),
-                error,
-            )
-        })
     }
 }
 

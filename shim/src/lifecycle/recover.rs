@@ -53,8 +53,15 @@ pub async fn recover(shared: &Arc<Shared>) -> Result<Vec<Driver>, Error> {
                 drivers.push(*driver);
             }
             Ok(Ok(Outcome::Dead(ids))) => owned.dead.extend(ids),
-            Ok(Err(error)) => tracing::error!(error = error.chain(), "a sandbox was not recovered"),
-            Err(error) => tracing::error!(error = %error, "recovery of a sandbox did not finish"),
+            Ok(Err(error)) => {
+                // Nobody knows which images its containers use.
+                shared.host.images().suspend_collection();
+                tracing::error!(error = error.chain(), "a sandbox was not recovered");
+            }
+            Err(error) => {
+                shared.host.images().suspend_collection();
+                tracing::error!(error = %error, "recovery of a sandbox did not finish");
+            }
         }
     }
     sweep(shared, owned, &drivers).await?;

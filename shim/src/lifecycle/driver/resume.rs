@@ -51,25 +51,9 @@ impl Driver {
         self
     }
 
-    /// Keeps an image of a container that an earlier daemon made.
-    fn lease_again(&self, container: &ContainerId, image: &str) {
-        let host = &self.shared.host;
-        match host.images().resolve(image) {
-            Some(found) => {
-                if let Err(error) = host.lease(&found, container) {
-                    tracing::error!(container = %container, error = error.chain(), "its image was not leased again");
-                }
-            }
-            None => tracing::error!(container = %container, image, "its image is gone"),
-        }
-    }
-
     fn take_over(&mut self, record: ContainerRecord, slot: Slot) {
         let id = record.id.clone();
-        let plan = &record.plan;
-        for image in plan.image_volumes.iter().chain([&plan.image_id]) {
-            self.lease_again(&id, image);
-        }
+        self.shared.host.claim_images(&id, &record.plan);
         self.shared.names.add_container(&id, &self.record.id);
         let container = Container {
             id: id.clone(),

@@ -1,0 +1,124 @@
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::*;
+use crate::image::RunConfig;
+
+fn module(bytes: &[u8]) -> Program {
+    Program::Module {
+        digest: Digest::of(bytes),
+    }
+}
+
+fn candidate(manifest: &str, program: Program) -> Candidate {
+    let record = Record {
+        id: ImageId::new(Digest::of(b"not settled")),
+        tags: BTreeSet::from([format!("r.io/{manifest}:v1")]),
+        digests: BTreeSet::from([format!(
+            "r.io/{manifest}@{}",
+            Digest::of(manifest.as_bytes())
+        )]),
+        size: 1,
+        config: RunConfig::default(),
+        program,
+        blobs: BTreeSet::new(),
+        chains: Vec::new(),
+        annotations: BTreeMap::new(),
+        removed: false,
+        manifest: Some(Digest::of(manifest.as_bytes())),
+    };
+    Candidate {
+        record,
+        manifest: Digest::of(manifest.as_bytes()),
+        config: Digest::of(b"{}"),
+    }
+}
+
+/// Settles one after the other, as a store does.
+fn settle_all(candidates: Vec<Candidate>) -> Vec<Record> {
+    let mut kept: Vec<Record> = Vec::new();
+    for candidate in candidates {
+        let known = |id: &ImageId| kept.iter().find(|record| record.id == *id);
+        let settled = candidate.settle(known).unwrap();
+        kept.retain(|record| record.id != settled.id);
+        kept.push(settled);
+    }
+    kept
+}
+
+#[test]
+fn records_that_differ_in_anything_are_never_one() {
+    let changes: [(&str, fn(&mut Record)); 5] = [
+        ("program", |record| record.program = module(b"other")),
+        ("config", |record| record.config.user = "0".to_owned()),
+        ("layers", |record| record.chains.push(Digest::of(b"layer"))),
+        ("blobs", |record| {
+            record.blobs.insert(Digest::of(b"blob"));
+        }),
+        ("annotations", |record| {
+            record.annotations.insert("a".to_owned(), "b".to_owned());
+        }),
+    ];
+    for program in [module(b"bank"), Program::Linux] {
+        for (what, change) in changes {
+            let (bank, mut tenant) = (
+                candidate("bank", program.clone()),
+                candidate("tenant", program.clone()),
+            );
+            change(&mut tenant.record);
+            let before = bank.record.clone();
+            let kept = settle_all(vec![bank, tenant]);
+            assert_eq!(kept.len(), 2, "{what}");
+            assert_ne!(kept[0].id, kept[1].id, "{what}");
+            assert!(has_same_content(&kept[0], &before), "{what}");
+        }
+    }
+}
+
+#[test]
+fn the_same_content_is_one_image_under_the_id_it_had() {
+    let again = || candidate("again", Program::Linux);
+    let kept = settle_all(vec![candidate("first", Program::Linux), again()]);
+    assert_eq!((kept.len(), kept[0].tags.len()), (1, 2));
+    assert_eq!(kept[0].id, ImageId::new(Digest::of(b"{}")));
+    // One that had to take another id keeps it when the better one becomes free.
+    let mut other = candidate("other", Program::Linux);
+    other.record.annotations.insert("a".into(), "b".into());
+    let mut kept = settle_all(vec![again(), other]);
+    let second = kept.pop().unwrap();
+    assert_eq!(second.id, ImageId::new(Digest::of(b"other")));
+    let mut once_more = candidate("other", Program::Linux);
+    once_more.record.annotations.insert("a".into(), "b".into());
+    let settled = once_more.settle(|id| (second.id == *id).then_some(&second));
+    assert_eq!(settled.unwrap().id, second.id);
+}
+
+#[test]
+fn a_module_is_named_by_its_manifest_even_if_that_is_somebodys_config() {
+    let kept = settle_all(vec![candidate("m", module(b"x"))]);
+    assert_eq!(kept[0].id, ImageId::new(Digest::of(b"m")));
+    let mut squatter = candidate("squatter", Program::Linux);
+    squatter.config = Digest::of(b"m");
+    let kept = settle_all(vec![squatter, candidate("m", module(b"x"))]);
+    assert_eq!(kept.len(), 2);
+    assert_ne!(kept[1].id, kept[0].id);
+}
+
+#[test]
+fn only_a_record_that_may_hold_several_images_loses_its_names() {
+    let old = |digests: &[&str], program: Program| {
+        let mut record = candidate("x", program).record;
+        record.manifest = None;
+        record.digests = digests.iter().map(|digest| (*digest).to_owned()).collect();
+        record
+    };
+    let mut merged = old(&["a@sha256:1", "b@sha256:2"], module(b""));
+    assert!(drop_ambiguous_names(&mut merged));
+    assert!(merged.tags.is_empty() && merged.digests.is_empty());
+    for mut clear in [
+        old(&["a@sha256:1", "b@sha256:1"], module(b"")),
+        old(&["a@sha256:1", "b@sha256:2"], Program::Linux),
+        candidate("new", module(b"")).record,
+    ] {
+        assert!(!drop_ambiguous_names(&mut clear) && !clear.tags.is_empty());
+    }
+}

@@ -1,0 +1,144 @@
+//! What keeps images on disk, and the collector that deletes what nobody needs any more.
+//!
+//! Called by: plans (leases), recovery (claims), `serve` (the collector, one task for the life of the daemon). Calls: the
+//! image store, the compile cache.
+//! Invariants: nothing is collected before every container has claimed what it uses; a collection runs beside requests,
+//! one at a time; the task sleeps while there is nothing to do. Compiled code goes with the last image that has its
+//! module.
+//! Not here: which images are removed.
+
+use std::collections::{BTreeSet, HashMap};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use coracle_images::{Image, ImageId};
+use coracle_runtime::id::ContainerId;
+
+use super::{Host, blocking, runtime_error};
+use crate::lifecycle::{Error, Kind, Payload, Plan};
+
+/// How long what a failed pull left behind waits for another attempt.
+const SPARE: Duration = Duration::from_secs(10 * 60);
+/// Removals that come within this time are collected together.
+const GATHER: Duration = Duration::from_millis(200);
+
+/// Modules that containers run although they are not the ones their images name, by digest, with those images.
+#[derive(Debug, Default)]
+pub(super) struct NamedModules(Mutex<HashMap<String, BTreeSet<ImageId>>>);
+
+impl NamedModules {
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, BTreeSet<ImageId>>> {
+        // A panic while holding it leaves a plain map behind, which stays usable.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Remembers that the module of this digest (64 digits) is one of `image`.
+    pub(super) fn add(&self, digest: &str, image: &ImageId) {
+        let mut modules = self.lock();
+        modules
+            .entry(digest.to_owned())
+            .or_default()
+            .insert(image.clone());
+    }
+
+    /// Forgets the modules of images that are gone.
+    fn forget(&self, gone: &[ImageId]) {
+        self.lock().retain(|_, images| {
+            images.retain(|image| !gone.contains(image));
+            !images.is_empty()
+        });
+    }
+
+    fn has(&self, digest: &str) -> bool {
+        self.lock().contains_key(digest)
+    }
+}
+
+impl Host {
+    /// Keeps the image's content for `holder`, whatever happens to its names.
+    pub fn lease(&self, image: &Image, holder: &ContainerId) -> Result<(), Error> {
+        let leased = self.parts.images.lease(&image.id, holder.as_str());
+        leased.map_err(|error| {
+            Error::because(
+                Kind::Missing,
+                format!("lease image {}", image.id.as_str()),
+                error,
+            )
+        })
+    }
+
+    /// Keeps for a container of an earlier daemon what its plan says that it uses, removed or not.
+    pub fn claim_images(&self, holder: &ContainerId, plan: &Plan) {
+        let mut paths: Vec<PathBuf> = plan.layers.clone();
+        if let Payload::Wasm(wasm) = &plan.payload {
+            paths.push(wasm.module.clone());
+        }
+        for name in plan.image_volumes.iter().chain([&plan.image_id]) {
+            let Ok(id) = name.parse::<ImageId>() else {
+                tracing::error!(container = %holder, image = name, "its record names no image id");
+                continue;
+            };
+            if let Payload::Wasm(wasm) = &plan.payload {
+                self.modules.add(&wasm.module_digest, &id);
+            }
+            if !self.parts.images.claim(&id, &paths, holder.as_str()) {
+                tracing::error!(container = %holder, image = name, "the record of its image is gone; its content is kept");
+            }
+        }
+    }
+
+    /// The image of a container, even if it has been removed meanwhile.
+    pub(super) fn image_of(&self, plan: &Plan) -> Option<Arc<Image>> {
+        self.parts.images.leased(&plan.image_id.parse().ok()?)
+    }
+
+    /// Collects at once, then whenever something was removed or a container that used it has gone. Never ends.
+    pub async fn collect_garbage(self: Arc<Self>) {
+        let mut is_first = true;
+        loop {
+            let images = &self.parts.images;
+            match self.collect_once(is_first).await {
+                Ok(left_young) if left_young => {
+                    // Whichever comes first: something new, or the young have grown old.
+                    let _ = tokio::time::timeout(SPARE, images.garbage()).await;
+                }
+                Ok(_) => images.garbage().await,
+                Err(error) => {
+                    tracing::error!(error = error.chain(), "unused images were not collected");
+                    images.garbage().await;
+                }
+            }
+            is_first = false;
+            tokio::time::sleep(GATHER).await;
+        }
+    }
+
+    async fn collect_once(self: &Arc<Self>, is_first: bool) -> Result<bool, Error> {
+        let collected = self.parts.images.collect(SPARE).await;
+        let collected = collected
+            .map_err(|error| Error::because(Kind::Io, "collect unused content of images", error))?;
+        self.modules.forget(&collected.images);
+        let host = Arc::clone(self);
+        let removed = blocking("collecting compiled code", move || host.collect_compiled());
+        let removed = removed.await?;
+        if is_first || removed > 0 || !collected.images.is_empty() {
+            tracing::debug!(
+                images = collected.images.len(),
+                compiled = removed,
+                "collected"
+            );
+        }
+        Ok(collected.left_young)
+    }
+
+    /// Drops compiled code of modules that no image has. Blocks.
+    fn collect_compiled(&self) -> Result<usize, Error> {
+        // Whatever is recorded after this look is compiled after it, too, and stays.
+        let retained = self
+            .parts
+            .compiler
+            .retain(|digest| self.modules.has(digest) || self.parts.images.has_module(digest));
+        retained.map_err(|error| runtime_error("drop compiled code", error))
+    }
+}
