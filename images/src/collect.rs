@@ -75,6 +75,8 @@ impl Inner {
         self.sweep_unrecorded_layers()?;
         let (old, left_young) = self.old_blobs(spare)?;
         self.discard(&old, &layers, 0)?;
+        let _writer = self.writer();
+        self.forget_sources()?;
         Ok(Collected { images, left_young })
     }
 

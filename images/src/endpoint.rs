@@ -1,13 +1,17 @@
 //! One host, one repository, one set of credentials: tokens, manifests and blob streams.
 //!
 //! Place in the flow: [`crate::registry`] asks here, the registry itself or a mirror; nothing else talks to the network.
-//! Invariants: credentials live only inside the client of one pull, so two pulls never share a token;
-//! `urls` of foreign layers are never followed; every wait for the host ends after the idle timeout;
-//! an attempt that failed for want of an answer is repeated a bounded number of times.
-//! Not here: which host is asked first, where bytes land, what they mean.
+//! Invariants: credentials live only inside the connections of one pull, so two pulls never share a token;
+//! `urls` of foreign layers are never followed; every wait for the host ends after the idle timeout; what is read whole
+//! is bounded before it is read; an attempt that failed for want of an answer is repeated a bounded number of times.
+//! Not here: which host is asked first, where bytes land, what they mean; where a host may lead ([`walls`]).
 
+mod document;
 mod refusal;
 mod stream;
+mod token;
+mod walls;
+mod wire;
 
 use std::fmt;
 use std::future::Future;
@@ -15,20 +19,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Once};
 use std::time::Duration;
 
-use bytes::Bytes;
-use futures_util::StreamExt as _;
-use futures_util::stream::BoxStream;
-use oci_client::client::{Certificate, CertificateEncoding, ClientConfig, ClientProtocol};
-use oci_client::errors::OciDistributionError;
-use oci_client::manifest::OciDescriptor;
-use oci_client::secrets::RegistryAuth;
-use oci_client::{Client, Reference, RegistryOperation};
+use reqwest::Method;
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 
+pub(crate) use document::{Document, large_document};
 pub(crate) use stream::BlobStream;
 
-use refusal::deepest;
+use refusal::{Asker, refusal};
+use wire::{Answer, Auth, Bound, Request, Wire, read_bounded};
 
 use crate::error::Error;
 use crate::manifest::{ACCEPTED, Blob};
@@ -41,6 +40,8 @@ pub(crate) const ATTEMPTS: u32 = 3;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The pause before the second attempt; it doubles.
 const BACKOFF: Duration = Duration::from_millis(200);
+/// How much of an answer that is no success is read, for its error code. Bytes.
+const MAX_ERROR_BYTES: u64 = 64 << 10;
 
 /// What a client shows a registry to be let in. `Debug` and `Display` show no secret.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -67,23 +68,25 @@ impl fmt::Debug for Credentials {
 
 /// The connection of one pull to one host.
 pub(crate) struct Endpoint {
-    client: Client,
+    wire: Wire,
     reference: ImageRef,
     upstream: Upstream,
     /// For messages: the registry's name, or the URL of a mirror.
     name: String,
-    auth: RegistryAuth,
+    /// What the pull was given, if this host may see it.
+    given: Auth,
     idle: Duration,
-    /// How often one request is made before its failure counts.
     attempts: u32,
-    /// True once the host has let us in.
-    is_in: Mutex<bool>,
-    /// True once it has failed and somebody else is better asked.
+    /// What the host wants to see; `None` until it was asked.
+    auth: Mutex<Option<Auth>>,
     is_given_up: Arc<AtomicBool>,
 }
 
 impl Endpoint {
-    /// Prepares to talk to a host; nothing is sent yet. `has_next` says that another is asked if this one fails.
+    /// Prepares to talk to one host about `reference`; nothing is sent yet. `has_next`: another host can be asked
+    /// instead, so that this one gets no second chance.
+    ///
+    /// Errors: its certificates cannot be used.
     pub(crate) fn new(
         reference: &ImageRef,
         upstream: Upstream,
@@ -93,28 +96,22 @@ impl Endpoint {
     ) -> Result<Self, Error> {
         install_tls();
         let name = name(reference, &upstream);
-        let auth = match credentials.filter(|_| upstream.gets_credentials) {
-            None => RegistryAuth::Anonymous,
+        let given = match credentials.filter(|_| upstream.gets_credentials) {
+            None => Auth::None,
             Some(Credentials::Basic { username, password }) => {
-                RegistryAuth::Basic(username.clone(), password.clone())
+                Auth::Basic(username.clone(), password.clone())
             }
-            Some(Credentials::Bearer(token)) => RegistryAuth::Bearer(token.clone()),
+            Some(Credentials::Bearer(token)) => Auth::Bearer(token.clone()),
         };
-        let config = client_config(&upstream, idle);
-        let client = Client::try_from(config).map_err(|source| Error::Registry {
-            registry: name.clone(),
-            what: "anything".to_owned(),
-            problem: format!("the http client cannot be set up: {}", deepest(&source)),
-        })?;
         Ok(Self {
-            client,
+            wire: Wire::new(&upstream, &name, idle)?,
             reference: reference.clone(),
             upstream,
             name,
-            auth,
+            given,
             idle,
             attempts: if has_next { 1 } else { ATTEMPTS },
-            is_in: Mutex::new(false),
+            auth: Mutex::default(),
             is_given_up: Arc::default(),
         })
     }
@@ -144,40 +141,67 @@ impl Endpoint {
         self.is_given_up.store(true, Ordering::Relaxed);
     }
 
-    /// Gets in, unless it is in. Errors: [`Error::Unauthorized`], [`Error::Registry`].
+    /// The repository at this host, as [`crate::sources`] knows it.
+    pub(crate) fn source(&self) -> String {
+        let up = &self.upstream;
+        let scheme = if up.plain_http { "http" } else { "https" };
+        format!(
+            "{scheme}://{}{}/{}",
+            up.authority,
+            up.prefix,
+            self.repository()
+        )
+    }
+
+    /// The repository's name at this host.
+    fn repository(&self) -> String {
+        format!(
+            "{}{}",
+            self.upstream.repository_prefix,
+            self.reference.repository()
+        )
+    }
+
+    /// Gets in, unless it is in. Errors: [`Error::Unauthorized`], [`Error::Registry`], [`Error::Unreachable`].
     pub(crate) async fn enter(&self) -> Result<(), Error> {
-        let mut is_in = self.is_in.lock().await;
-        if !*is_in {
+        let mut auth = self.auth.lock().await;
+        if auth.is_none() {
             let what = format!("a token for {}", self.reference.repository());
-            self.retry(&what, || self.ask_token(&what)).await?;
-            *is_in = true;
+            let repository = self.repository();
+            let got = self
+                .retry(&what, || {
+                    let asker = self.asker(&what);
+                    let repository = &repository;
+                    self.within(&what, async move {
+                        token::fetch(&self.wire, repository, &self.given, &asker).await
+                    })
+                })
+                .await?;
+            *auth = Some(got);
         }
         Ok(())
     }
 
     /// Makes the next [`Endpoint::enter`] ask for a new token.
     pub(crate) async fn leave(&self) {
-        *self.is_in.lock().await = false;
+        *self.auth.lock().await = None;
     }
 
-    async fn ask_token(&self, what: &str) -> Result<(), Error> {
-        let reference = self.wire(self.reference.target());
-        let ask = self
-            .client
-            .auth(&reference, &self.auth, RegistryOperation::Pull);
-        self.answer(what, ask).await.map(|_| ())
-    }
-
-    /// Fetches a manifest or an index. The bytes have the digest, if `target` is one; the size is the caller's
-    /// to check.
-    pub(crate) async fn manifest(&self, target: &Target) -> Result<Bytes, Error> {
+    /// Fetches a manifest or an index of at most `allowed` bytes. Whether it is the one that `target` names, if that is a
+    /// digest, is the caller's to check.
+    pub(crate) async fn manifest(&self, target: &Target, allowed: u64) -> Result<Document, Error> {
         let what = format!("manifest {}:{target}", self.reference.repository());
-        let reference = self.wire(target);
-        self.retry(&what, || async {
-            let ask = self
-                .client
-                .pull_manifest_raw(&reference, &self.auth, &ACCEPTED);
-            self.answer(&what, ask).await.map(|(bytes, _)| bytes)
+        let path = format!("manifests/{target}");
+        self.retry(&what, || {
+            self.within(&what, async {
+                let mut answer = self.get(Method::GET, &path, &ACCEPTED, &what).await?;
+                let bound = Bound {
+                    what: &what,
+                    limit: "max_manifest_bytes",
+                    allowed,
+                };
+                document::read(&self.wire, &mut answer, bound).await
+            })
         })
         .await
     }
@@ -185,12 +209,15 @@ impl Endpoint {
     /// True if the registry would give this blob to these credentials.
     pub(crate) async fn may_read(&self, blob: &Blob) -> Result<bool, Error> {
         let what = format!("blob {}", blob.digest);
-        let reference = self.wire(self.reference.target());
+        let path = format!("blobs/{}", blob.digest);
         self.retry(&what, || {
-            self.answer(
-                &what,
-                self.client.blob_exists(&reference, blob.digest.as_str()),
-            )
+            self.within(&what, async {
+                match self.get(Method::HEAD, &path, &[], &what).await {
+                    Ok(_) => Ok(true),
+                    Err(Error::NotInRegistry { .. }) => Ok(false),
+                    Err(error) => Err(error),
+                }
+            })
         })
         .await
     }
@@ -199,40 +226,77 @@ impl Endpoint {
     pub(crate) async fn blob(&self, blob: &Blob) -> Result<BlobStream, Error> {
         let what = format!("blob {}", blob.digest);
         if blob.size == 0 {
-            // There is no first byte to ask for: registries answer such a range with an error.
-            let stream = futures_util::stream::empty().boxed();
-            return Ok(self.stream(stream, what));
+            // There is nothing to ask for.
+            return Ok(self.stream(None, what));
         }
-        let reference = self.wire(self.reference.target());
-        let descriptor = OciDescriptor {
-            digest: blob.digest.to_string(),
-            size: i64::try_from(blob.size).unwrap_or(i64::MAX),
-            media_type: blob.media_type.clone(),
-            ..OciDescriptor::default()
-        };
-        // The partial form from byte 0 leaves the check of the digest to us, which also names both digests.
-        let ask = self
-            .client
-            .pull_blob_stream_partial(&reference, &descriptor, 0, None);
-        let stream = match self.answer(&what, ask).await? {
-            oci_client::client::BlobResponse::Full(sized)
-            | oci_client::client::BlobResponse::Partial(sized) => sized.stream,
-        };
-        Ok(self.stream(stream, what))
+        let path = format!("blobs/{}", blob.digest);
+        let answer = self
+            .within(&what, self.get(Method::GET, &path, &[], &what))
+            .await?;
+        Ok(self.stream(Some(answer), what))
     }
 
-    fn stream(
-        &self,
-        stream: BoxStream<'static, Result<Bytes, std::io::Error>>,
-        what: String,
-    ) -> BlobStream {
+    fn stream(&self, answer: Option<Answer>, what: String) -> BlobStream {
         BlobStream {
-            stream,
+            is_elsewhere: answer.as_ref().is_some_and(|answer| answer.is_elsewhere),
+            response: answer.map(|answer| answer.response),
             registry: self.host().to_owned(),
             what,
             idle: self.idle,
             is_given_up: Arc::clone(&self.is_given_up),
             has_next: self.attempts == 1,
+            source: self.source(),
+        }
+    }
+
+    /// A success for something in our repository. Errors: what the host says instead.
+    async fn get(
+        &self,
+        method: Method,
+        path: &str,
+        accept: &[&str],
+        what: &str,
+    ) -> Result<Answer, Error> {
+        let auth = self.auth.lock().await.clone().unwrap_or_default();
+        let path = format!("/v2/{}/{path}", self.repository());
+        let mut url = self.wire.url(&path, what)?;
+        if is_mirror(&self.reference, &self.upstream) {
+            // A mirror is told whose image is meant.
+            url.query_pairs_mut()
+                .append_pair("ns", self.reference.registry());
+        }
+        let mut answer = self
+            .wire
+            .send(Request {
+                method,
+                url,
+                auth: &auth,
+                accept,
+                what,
+            })
+            .await?;
+        let status = answer.response.status();
+        if status.is_success() {
+            return Ok(answer);
+        }
+        let bound = Bound {
+            what,
+            limit: "of an error's text",
+            allowed: MAX_ERROR_BYTES,
+        };
+        let body = read_bounded(&self.wire, &mut answer, bound).await;
+        Err(refusal(
+            &self.asker(what),
+            status,
+            &body.unwrap_or_default(),
+        ))
+    }
+
+    fn asker<'a>(&'a self, what: &'a str) -> Asker<'a> {
+        Asker {
+            registry: &self.name,
+            what,
+            is_anonymous: matches!(self.given, Auth::None),
         }
     }
 
@@ -246,7 +310,7 @@ impl Endpoint {
         let mut attempt = 1;
         loop {
             match ask().await {
-                Err(error @ Error::Registry { .. }) if attempt < self.attempts => {
+                Err(error) if error.may_pass() && attempt < self.attempts => {
                     tracing::debug!(registry = self.host(), what, attempt, %error, "asking the registry again");
                 }
                 answer => return answer,
@@ -257,44 +321,19 @@ impl Endpoint {
         }
     }
 
-    /// Bounds the wait and turns the client's error into ours.
-    async fn answer<T>(
+    /// Bounds the wait for something that is read whole, or begins.
+    async fn within<T>(
         &self,
         what: &str,
-        ask: impl Future<Output = Result<T, OciDistributionError>>,
+        ask: impl Future<Output = Result<T, Error>>,
     ) -> Result<T, Error> {
-        match timeout(self.idle, ask).await {
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(error)) => Err(self.refusal(what, error)),
-            Err(_) => Err(Error::Stalled {
+        timeout(self.idle, ask).await.unwrap_or_else(|_| {
+            Err(Error::Stalled {
                 registry: self.host().to_owned(),
                 what: what.to_owned(),
                 idle: self.idle,
-            }),
-        }
-    }
-
-    /// The client's form of a name in our repository at this host. A mirror is told whose image is meant.
-    fn wire(&self, target: &Target) -> Reference {
-        let up = &self.upstream;
-        let place = format!("{}{}", up.authority, up.prefix);
-        let repository = format!("{}{}", up.repository_prefix, self.reference.repository());
-        let is_mirror = is_mirror(&self.reference, up);
-        let registry = if is_mirror {
-            self.reference.registry().to_owned()
-        } else {
-            place.clone()
-        };
-        let mut reference = match target {
-            Target::Tag(tag) => Reference::with_tag(registry, repository, tag.clone()),
-            Target::Digest(digest) => {
-                Reference::with_digest(registry, repository, digest.to_string())
-            }
-        };
-        if is_mirror {
-            reference.set_mirror_registry(place);
-        }
-        reference
+            })
+        })
     }
 }
 
@@ -311,27 +350,6 @@ fn name(reference: &ImageRef, upstream: &Upstream) -> String {
     }
     let scheme = if upstream.plain_http { "http" } else { "https" };
     format!("{scheme}://{}{}", upstream.authority, upstream.prefix)
-}
-
-fn client_config(upstream: &Upstream, idle: Duration) -> ClientConfig {
-    let trust = |pem: &Vec<u8>| Certificate {
-        encoding: CertificateEncoding::Pem,
-        data: pem.clone(),
-    };
-    ClientConfig {
-        protocol: if upstream.plain_http {
-            ClientProtocol::Http
-        } else {
-            ClientProtocol::Https
-        },
-        accept_invalid_certificates: upstream.skip_verify,
-        extra_root_certificates: upstream.authorities.iter().map(trust).collect(),
-        connect_timeout: Some(CONNECT_TIMEOUT.min(idle)),
-        read_timeout: Some(idle),
-        user_agent: concat!("coracle/", env!("CARGO_PKG_VERSION")),
-        platform_resolver: None,
-        ..ClientConfig::default()
-    }
 }
 
 /// True for hosts that are this machine, whatever the port.

@@ -90,6 +90,20 @@ pub enum Error {
         /// What it answered instead, or the innermost cause.
         problem: String,
     },
+    /// There is no connection to the registry.
+    #[error("{registry} cannot be reached: {problem}")]
+    Unreachable {
+        /// The registry's host.
+        registry: String,
+        /// The innermost cause, such as `Connection refused (os error 111)`.
+        problem: String,
+    },
+    /// What another host sent, to which the registry led, is not what it should be. Nothing more is told of it.
+    #[error("{what} came by a redirect to another host and is not what it should be")]
+    Withheld {
+        /// Manifest or blob.
+        what: String,
+    },
     /// Several hosts, mirrors first and the registry last, were asked in vain.
     #[error("{}", tried.iter().map(|error| error.to_string()).collect::<Vec<_>>().join("; "))]
     Hosts {
@@ -192,13 +206,22 @@ impl Error {
             Self::Name(_) | Self::Invalid { .. } => Kind::Invalid,
             Self::NotInRegistry { .. } | Self::NotInStore { .. } => Kind::Missing,
             Self::Unauthorized { .. } => Kind::Unauthorized,
-            Self::Registry { .. } | Self::Stalled { .. } => Kind::RegistryUnavailable,
-            Self::DigestMismatch { .. } | Self::SizeMismatch { .. } => Kind::Corrupt,
+            Self::Registry { .. } | Self::Unreachable { .. } | Self::Stalled { .. } => {
+                Kind::RegistryUnavailable
+            }
+            Self::DigestMismatch { .. } | Self::SizeMismatch { .. } | Self::Withheld { .. } => {
+                Kind::Corrupt
+            }
             Self::Limit { .. } => Kind::Limit,
             Self::DiskFull { .. } => Kind::Exhausted,
             Self::Io { .. } | Self::Metadata { .. } => Kind::Io,
             Self::Cancelled { .. } => Kind::Cancelled,
         }
+    }
+
+    /// True if the same host may answer the next time it is asked.
+    pub(crate) fn may_pass(&self) -> bool {
+        matches!(self, Self::Registry { .. } | Self::Unreachable { .. })
     }
 
     /// True if another host may do better: this one is out of reach, stalls, or sends what it should not.

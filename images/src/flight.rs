@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::future::{BoxFuture, FutureExt as _, Shared, WeakShared};
+use tokio::sync::Semaphore;
 
 use crate::endpoint::Credentials;
 use crate::error::Error;
@@ -18,6 +19,9 @@ use crate::manifest::PlatformPreference;
 use crate::pull::Pull;
 use crate::reference::ImageRef;
 use crate::store::Inner;
+
+/// Pulls under way at a time; further ones wait. It bounds what all of them hold in memory.
+static TURNS: Semaphore = Semaphore::const_new(64);
 
 /// Tells blocking work that nobody waits for it any more.
 pub(crate) struct StopOnDrop(pub(crate) Arc<AtomicBool>);
@@ -88,6 +92,8 @@ pub(crate) async fn pull(inner: &Arc<Inner>, request: PullRequest) -> Result<Arc
     let flight = inner.flights.join(key, || {
         let (inner, reference) = (inner.clone(), reference.clone());
         async move {
+            // Never closed, so an error cannot be.
+            let _turn = TURNS.acquire().await.ok();
             let mut pull = Pull::new(inner, reference, &request)?;
             let outcome = pull.run().await;
             if let Err(error) = &outcome {

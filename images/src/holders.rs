@@ -136,7 +136,7 @@ impl Inner {
     }
 
     /// Forgets the chosen images, unless somebody uses them; answers which. The writer's lock is held.
-    pub(crate) fn forget(&self, choose: impl Fn(&Record) -> bool) -> Result<Vec<ImageId>, Error> {
+    pub(crate) fn forget(&self, choose: impl Fn(&Record) -> bool) -> Result<Vec<Record>, Error> {
         let gone: Vec<Record> = {
             let mut index = self.write();
             let records = index.images.values().map(|(record, _)| record);
@@ -149,9 +149,8 @@ impl Inner {
             }
             gone
         };
-        let drop_images: Vec<ImageId> = gone.iter().map(|record| record.id.clone()).collect();
         let committed = self.metadata.commit(&Change {
-            drop_images: drop_images.clone(),
+            drop_images: gone.iter().map(|record| record.id.clone()).collect(),
             ..Change::default()
         });
         if let Err(error) = committed {
@@ -161,6 +160,6 @@ impl Inner {
             }
             return Err(error);
         }
-        Ok(drop_images)
+        Ok(gone)
     }
 }

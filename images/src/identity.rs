@@ -20,6 +20,8 @@ pub(crate) struct Candidate {
     pub manifest: Digest,
     /// The digest of the config blob.
     pub config: Digest,
+    /// All blobs and layers that its pull has used.
+    pub content: Vec<Digest>,
 }
 
 impl Candidate {

@@ -30,6 +30,7 @@ mod pull;
 mod reference;
 mod registry;
 mod snapshot;
+mod sources;
 mod store;
 mod unpack;
 mod verify;

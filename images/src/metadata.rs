@@ -20,10 +20,13 @@ use crate::blobs::Blobs;
 use crate::error::{Cause, Error};
 use crate::image::{Image, Kind, LinuxImage, RunConfig, WasmImage};
 use crate::reference::{Digest, ImageId};
+use crate::sources::Sources;
 use crate::unpack::Usage;
 
 const IMAGES: TableDefinition<&str, &[u8]> = TableDefinition::new("images");
 const LAYERS: TableDefinition<&str, &[u8]> = TableDefinition::new("layers");
+/// Which repositories have delivered a blob; see [`crate::sources`]. A build that does not know it passes it over.
+const SOURCES: TableDefinition<&str, &[u8]> = TableDefinition::new("sources");
 const FORMAT: TableDefinition<&str, u64> = TableDefinition::new("format");
 /// The version of the records below.
 const VERSION: u64 = 1;
@@ -154,6 +157,7 @@ impl LayerRecord {
 pub(crate) struct Loaded {
     pub images: Vec<Record>,
     pub layers: HashMap<Digest, LayerRecord>,
+    pub sources: Sources,
     /// Something could not be read: content without a record may still be in use.
     pub is_partial: bool,
 }
@@ -165,6 +169,8 @@ pub(crate) struct Change {
     pub drop_images: Vec<ImageId>,
     pub put_layers: Vec<(Digest, LayerRecord)>,
     pub drop_layers: Vec<Digest>,
+    pub put_sources: Vec<(Digest, BTreeSet<String>)>,
+    pub drop_sources: Vec<Digest>,
 }
 
 impl Change {
@@ -173,6 +179,8 @@ impl Change {
             && self.drop_images.is_empty()
             && self.put_layers.is_empty()
             && self.drop_layers.is_empty()
+            && self.put_sources.is_empty()
+            && self.drop_sources.is_empty()
     }
 }
 
@@ -256,6 +264,13 @@ impl Metadata {
             for chain in &change.drop_layers {
                 layers.remove(chain.as_str())?;
             }
+            let mut sources = transaction.open_table(SOURCES)?;
+            for (blob, repositories) in &change.put_sources {
+                sources.insert(blob.as_str(), to_json(repositories).as_slice())?;
+            }
+            for blob in &change.drop_sources {
+                sources.remove(blob.as_str())?;
+            }
         }
         transaction.commit()?;
         Ok(())
@@ -323,6 +338,7 @@ fn prepare(database: &Database) -> Result<u64, redb::Error> {
     let version = {
         transaction.open_table(IMAGES)?;
         transaction.open_table(LAYERS)?;
+        transaction.open_table(SOURCES)?;
         let mut format = transaction.open_table(FORMAT)?;
         let found = format.get("version")?.map(|version| version.value());
         if found.is_none() {
@@ -355,6 +371,15 @@ fn read(database: &Database) -> Result<Loaded, redb::Error> {
                 tracing::error!(layer = chain.value(), "the record of a layer is damaged");
                 loaded.is_partial = true;
             }
+        }
+    }
+    for row in transaction.open_table(SOURCES)?.iter()? {
+        let (blob, json) = row?;
+        // One that cannot be read only costs a transfer.
+        if let (Ok(blob), Ok(repositories)) =
+            (blob.value().parse(), serde_json::from_slice(json.value()))
+        {
+            loaded.sources.insert(blob, repositories);
         }
     }
     Ok(loaded)

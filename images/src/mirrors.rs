@@ -48,6 +48,8 @@ pub(crate) struct Upstream {
     pub(crate) authorities: Vec<Vec<u8>>,
     /// Show it the credentials of the pull.
     pub(crate) gets_credentials: bool,
+    /// The operator's file names it, not only somebody's image reference.
+    pub(crate) is_configured: bool,
 }
 
 impl Upstream {
@@ -220,6 +222,7 @@ impl Found {
             }
         };
         server.gets_credentials = !self.is_default || server.authority == registry;
+        server.is_configured = !self.is_default || file.server.is_some();
         upstreams.push(server);
         Ok(upstreams)
     }
@@ -275,6 +278,7 @@ impl Found {
             skip_verify: table.skip_verify,
             authorities: self.certificates(table.ca)?,
             gets_credentials: false,
+            is_configured: true,
         })
     }
 

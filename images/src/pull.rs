@@ -1,21 +1,20 @@
 //! One pull: resolve, fetch, verify, unpack, record.
 //!
 //! Place in the flow: [`crate::flight`] starts it; everything that touches the outside is used from here.
-//! Invariants: content that is already here is used only after the registry has said that these credentials
-//! may read it; what a failed pull leaves is either reusable or deleted.
-//! Not here: pods, policies, who else waits for the same.
+//! Invariants: content that is already here is used only after the repository that is asked has proven to have it and to
+//! give it to these credentials; what a failed pull leaves is either reusable or deleted.
+//! Not here: pods, policies, who else waits for the same, how blobs travel ([`fetch`]).
+
+mod fetch;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-
-use bytes::Bytes;
-use futures_util::stream::{self, StreamExt as _};
+use std::sync::atomic::AtomicBool;
 
 use crate::blobs::blocking;
 use crate::collect::Pins;
-use crate::endpoint::{ATTEMPTS, BlobStream};
+use crate::endpoint::{Document as DocumentBytes, large_document};
 use crate::error::{Error, Kind as ErrorKind};
 use crate::flight::PullRequest;
 use crate::flight::StopOnDrop;
@@ -28,9 +27,7 @@ use crate::registry::Registry;
 use crate::store::Inner;
 use crate::unpack::{Budget, Source, unpack};
 use crate::{failpoint, image_config, verify, wasm};
-
-/// Blobs fetched at the same time by one pull.
-const PARALLEL_BLOBS: usize = 3;
+use fetch::Want;
 
 /// What a reference means.
 struct Resolved {
@@ -109,6 +106,7 @@ impl Pull {
                 record,
                 manifest: digest,
                 config: manifest.config.digest.clone(),
+                content: self.pins.digests(),
             })
             .await?;
         self.drop_packed_layers(&manifest.content).await?;
@@ -131,11 +129,13 @@ impl Pull {
         let mut target = self.reference.target().clone();
         let mut top = None;
         for _ in 0..=self.inner.config.limits.max_index_depth {
-            let bytes = self.fetch_document(&target).await?;
-            let digest = Digest::of(&bytes);
+            let document = self.fetch_document(&target).await?;
+            let digest = Digest::of(&document.bytes);
             let what = format!("manifest {digest}");
             let top = top.get_or_insert_with(|| digest.clone()).clone();
-            match manifest::parse(&what, &bytes, &self.inner.config.limits)? {
+            let asked = format!("manifest {target} of {}", self.reference.name());
+            let parsed = manifest::parse(&what, &document.bytes, &self.inner.config.limits);
+            match parsed.map_err(|error| document.withhold(asked, error))? {
                 Document::Manifest(manifest) => {
                     return Ok(Resolved {
                         top,
@@ -157,30 +157,21 @@ impl Pull {
         })
     }
 
-    async fn fetch_document(&self, target: &Target) -> Result<Bytes, Error> {
-        let bytes = self.registry.manifest(target).await?;
+    async fn fetch_document(&self, target: &Target) -> Result<DocumentBytes, Error> {
         let allowed = self.inner.config.limits.max_manifest_bytes;
-        if bytes.len() as u64 > allowed {
-            let what = format!("manifest {target} of {} bytes", bytes.len());
-            return Err(Error::Limit {
-                what,
-                limit: "max_manifest_bytes",
-                allowed,
-            });
-        }
+        let document = self.registry.manifest(target, allowed).await?;
         if let Target::Digest(want) = target {
-            verify::check(
-                &format!("manifest {}", self.reference.name()),
-                &bytes,
-                want,
-                bytes.len() as u64,
-            )?;
+            let what = format!("manifest {}", self.reference.name());
+            let bytes = &document.bytes;
+            verify::check(&what, bytes, want, bytes.len() as u64)
+                .map_err(|error| document.withhold(&what, error))?;
         }
-        Ok(bytes)
+        Ok(document)
     }
 
     async fn fetch_config(&mut self, blob: &Blob) -> Result<Vec<u8>, Error> {
-        self.fetch(vec![blob.clone()]).await?;
+        self.fetch(vec![Want::whole(blob)]).await?;
+        let _turn = large_document(blob.size).await;
         let (path, blob) = (self.inner.blobs.blob(&blob.digest), blob.clone());
         blocking("reading a config", move || {
             let bytes = std::fs::read(&path).map_err(|error| Error::io("read", &path, error))?;
@@ -190,73 +181,9 @@ impl Pull {
         .await
     }
 
-    /// Makes all `blobs` present, a few at a time. After a failure no further one is begun, but those that
-    /// are on their way may arrive: the next attempt will need them.
-    async fn fetch(&mut self, blobs: Vec<Blob>) -> Result<(), Error> {
-        for blob in &blobs {
-            self.pins.add(&blob.digest);
-        }
-        let (this, has_failed) = (&*self, &AtomicBool::new(false));
-        let fetch = |blob: Blob| async move {
-            if has_failed.load(Ordering::Relaxed) {
-                return Ok(());
-            }
-            let fetched = this.fetch_one(&blob).await;
-            has_failed.fetch_or(fetched.is_err(), Ordering::Relaxed);
-            fetched
-        };
-        let fetched: Vec<_> = stream::iter(blobs)
-            .map(fetch)
-            .buffer_unordered(PARALLEL_BLOBS)
-            .collect()
-            .await;
-        fetched.into_iter().collect()
-    }
-
-    /// Makes one blob present. A host that breaks off or sends something else is left for the next one; the last is
-    /// asked again, a few times.
-    async fn fetch_one(&self, blob: &Blob) -> Result<(), Error> {
-        if self.inner.blobs.has(blob) && self.registry.may_read(blob).await? {
-            return Ok(());
-        }
-        let mut attempt = 1;
-        loop {
-            let fetched = match self.registry.blob(blob).await {
-                Ok(mut bytes) => match self.keep(blob, &mut bytes).await {
-                    Err(error) if error.is_of_source() && bytes.give_up_host() => {
-                        tracing::debug!(digest = %blob.digest, %error, "fetching a blob elsewhere");
-                        continue;
-                    }
-                    kept => kept,
-                },
-                Err(error) => Err(error),
-            };
-            match fetched {
-                Err(error @ Error::Registry { .. }) if attempt < ATTEMPTS => {
-                    tracing::debug!(digest = %blob.digest, attempt, %error, "fetching a blob again");
-                    attempt += 1;
-                }
-                // A token may have expired during a long pull: once more with a new one.
-                Err(error) if attempt == 1 && error.kind() == ErrorKind::Unauthorized => {
-                    self.registry.renew().await;
-                    attempt += 1;
-                }
-                done => return done,
-            }
-        }
-    }
-
-    async fn keep(&self, blob: &Blob, bytes: &mut BlobStream) -> Result<(), Error> {
-        let mut writer = self.inner.blobs.writer(blob).await?;
-        while let Some(chunk) = bytes.next().await? {
-            writer.write(&chunk).await?;
-        }
-        writer.commit(&self.inner.blobs).await
-    }
-
     /// The content of an artifact: the module is the blob.
     async fn add_module(&mut self, module: &Blob, record: &mut Record) -> Result<(), Error> {
-        self.fetch(vec![module.clone()]).await?;
+        self.fetch(vec![Want::whole(module)]).await?;
         let (path, what) = (
             self.inner.blobs.blob(&module.digest),
             format!("layer {}", module.digest),
@@ -298,11 +225,8 @@ impl Pull {
         for chain in &record.chains {
             self.pins.add(chain);
         }
-        let jobs = self
-            .missing_layers(layers, &record.chains, &config.diff_ids)
-            .await?;
-        self.fetch(jobs.iter().map(|job| job.blob.clone()).collect())
-            .await?;
+        let jobs = self.missing_layers(layers, &record.chains, &config.diff_ids);
+        self.fetch(wanted(layers, &jobs)).await?;
         self.unpack(jobs).await?;
         let (inner, run) = (self.inner.clone(), record.config.clone());
         let layers: Vec<PathBuf> = record
@@ -324,26 +248,16 @@ impl Pull {
         Ok(())
     }
 
-    /// The layers that have to be fetched and unpacked. A layer that is here is used only if it came from the
-    /// same blob and the registry would give that blob to these credentials.
-    async fn missing_layers(
-        &self,
-        layers: &[Blob],
-        chains: &[Digest],
-        diff_ids: &[Digest],
-    ) -> Result<Vec<Job>, Error> {
-        let mut jobs = Vec::new();
-        for ((blob, chain), diff_id) in layers.iter().zip(chains).zip(diff_ids) {
-            if self.inner.has_layer(chain, &blob.digest) && self.registry.may_read(blob).await? {
-                continue;
-            }
-            jobs.push(Job {
+    /// The layers that have to be unpacked: those that are not here, or came from another blob.
+    fn missing_layers(&self, layers: &[Blob], chains: &[Digest], diff_ids: &[Digest]) -> Vec<Job> {
+        let all = layers.iter().zip(chains).zip(diff_ids);
+        all.filter(|((blob, chain), _)| !self.inner.has_layer(chain, &blob.digest))
+            .map(|((blob, chain), diff_id)| Job {
                 blob: blob.clone(),
                 chain: chain.clone(),
                 diff_id: diff_id.clone(),
-            });
-        }
-        Ok(jobs)
+            })
+            .collect()
     }
 
     async fn unpack(&self, jobs: Vec<Job>) -> Result<(), Error> {
@@ -391,6 +305,16 @@ impl Pull {
             tracing::warn!(image = %self.reference, %error, "content of a failed pull stays until the next collection");
         }
     }
+}
+
+/// What to fetch of the layers of an image: of those that are unpacked already, only the proof.
+fn wanted(layers: &[Blob], jobs: &[Job]) -> Vec<Want> {
+    let is_missing = |blob: &Blob| jobs.iter().any(|job| job.blob.digest == blob.digest);
+    let want = |blob: &Blob| match is_missing(blob) {
+        true => Want::whole(blob),
+        false => Want::proof(blob),
+    };
+    layers.iter().map(want).collect()
 }
 
 /// One layer to unpack.

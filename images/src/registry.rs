@@ -6,12 +6,11 @@
 //! host, because the pull checks them against their digests.
 //! Not here: where bytes land, what they mean.
 
+use std::collections::BTreeSet;
 use std::future::Future;
 
-use bytes::Bytes;
-
 use crate::config::ImagesConfig;
-use crate::endpoint::{BlobStream, Credentials, Endpoint, is_loopback};
+use crate::endpoint::{BlobStream, Credentials, Document, Endpoint, is_loopback};
 use crate::error::{Error, Kind as ErrorKind};
 use crate::manifest::Blob;
 use crate::mirrors;
@@ -62,34 +61,39 @@ impl Registry {
         }
     }
 
-    /// Fetches a manifest or an index. The bytes have the digest, if `target` is one; the size is the caller's
-    /// to check.
-    pub(crate) async fn manifest(&self, target: &Target) -> Result<Bytes, Error> {
+    /// Fetches a manifest or an index of at most `allowed` bytes. Whether it is the one that `target` names, if that is a
+    /// digest, is the caller's to check.
+    pub(crate) async fn manifest(&self, target: &Target, allowed: u64) -> Result<Document, Error> {
         let task = match target {
             Target::Tag(_) => Task::Resolve,
             Target::Digest(_) => Task::Pull,
         };
         self.first(task, &format!("manifest {target}"), |endpoint| {
-            endpoint.manifest(target)
+            endpoint.manifest(target, allowed)
         })
         .await
     }
 
-    /// True if a host would give this blob to these credentials.
-    pub(crate) async fn may_read(&self, blob: &Blob) -> Result<bool, Error> {
-        let what = format!("blob {}", blob.digest);
-        let ask = async |endpoint: &Endpoint| match endpoint.may_read(blob).await? {
-            true => Ok(()),
-            false => Err(Error::NotInRegistry {
-                registry: endpoint.host().to_owned(),
-                what: what.clone(),
-            }),
-        };
-        match self.first(Task::Pull, &what, ask).await {
-            Ok(()) => Ok(true),
-            Err(error) if error.kind() == ErrorKind::Missing => Ok(false),
-            Err(error) => Err(error),
+    /// True if one of the repositories in `proven`, which have delivered this blob before, says that it would give it to
+    /// these credentials, too. What a repository says that has never delivered it counts for nothing.
+    pub(crate) async fn may_read(&self, blob: &Blob, proven: &BTreeSet<String>) -> bool {
+        for endpoint in self.live(Task::Pull) {
+            if !proven.contains(&endpoint.source()) {
+                continue;
+            }
+            let answer = match endpoint.enter().await {
+                Ok(()) => endpoint.may_read(blob).await,
+                Err(error) => Err(error),
+            };
+            match answer {
+                Ok(true) => return true,
+                Ok(false) => {}
+                Err(error) => {
+                    tracing::debug!(host = endpoint.host(), digest = %blob.digest, %error, "access is not proven");
+                }
+            }
         }
+        false
     }
 
     /// Opens the stream of one blob. One attempt a host: the caller repeats, because it owns the bytes so far.

@@ -19,6 +19,7 @@ use crate::image::{FsInfo, Image};
 use crate::leases::Leases;
 use crate::metadata::{Change, LayerRecord, Loaded, Metadata, Record};
 use crate::reference::{Digest, ImageId, ImageRef};
+use crate::sources::Sources;
 
 /// The images of one node. Cheap to clone; clones are the same store.
 #[derive(Clone)]
@@ -49,6 +50,7 @@ pub(crate) struct Index {
     pub(crate) names: HashMap<String, ImageId>,
     pub(crate) layers: HashMap<Digest, LayerRecord>,
     pub(crate) leases: Leases,
+    pub(crate) sources: Sources,
 }
 
 impl Images {
@@ -185,6 +187,8 @@ impl Inner {
         let mut change = Change::default();
         let record = {
             let index = self.read();
+            let sources = |blob: &Digest| Some((blob.clone(), index.sources.get(blob)?.clone()));
+            change.put_sources = candidate.content.iter().filter_map(sources).collect();
             let known = |id: &ImageId| index.images.get(id).map(|(record, _)| record);
             let record = candidate.settle(known)?;
             let others = index.images.values().map(|(other, _)| other);
@@ -236,6 +240,7 @@ impl Index {
     /// Takes over what was remembered, as far as its files are there. Answers what has to be forgotten.
     fn load(&mut self, loaded: &Loaded, blobs: &Blobs, pinned: &[String]) -> Change {
         let mut change = Change::default();
+        self.sources.clone_from(&loaded.sources);
         for (chain, record) in &loaded.layers {
             if blobs.layer(chain).is_dir() {
                 self.layers.insert(chain.clone(), record.clone());

@@ -136,6 +136,7 @@ fn driver(config: &Config, cgroups: &Cgroups) -> Driver {
 }
 
 async fn host(config: &Config, cgroups: Cgroups) -> Result<(Host, Images), Box<dyn Error>> {
+    warn_of_proxies();
     let images = Images::open(images_config(config)).await?;
     let limits = CompileLimits {
         timeout: config.wasm.compile_timeout,
@@ -210,6 +211,20 @@ fn load_apparmor() {
             error = error.chain(),
             "the default AppArmor profile is not loaded: containers that need it are refused"
         ),
+    }
+}
+
+/// Says that images are pulled without the proxies that the environment names.
+fn warn_of_proxies() {
+    for name in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"] {
+        for name in [name.to_owned(), name.to_lowercase()] {
+            if std::env::var_os(&name).is_some_and(|value| !value.is_empty()) {
+                tracing::warn!(
+                    variable = name,
+                    "images are pulled without the proxy that the environment names; use a mirror in hosts.toml"
+                );
+            }
+        }
     }
 }
 

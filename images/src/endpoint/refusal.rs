@@ -1,66 +1,60 @@
 //! What a host refused, in this crate's words.
 //!
-//! Place in the flow: [`super::Endpoint`] hands over each error of its client. Invariant: no message repeats what a host
-//! answered to a request for a token. Not here: whether to ask again.
+//! Place in the flow: [`super::Endpoint`] hands over each answer that is not what was asked for. Invariant: no message
+//! repeats what a host answered, but the registry's own error code. Not here: whether to ask again.
 
-use oci_client::errors::{DigestError, OciDistributionError, OciErrorCode};
-use oci_client::secrets::RegistryAuth;
+use oci_client::errors::{OciEnvelope, OciErrorCode};
+use reqwest::StatusCode;
 
-use super::Endpoint;
 use crate::error::Error;
 
-impl Endpoint {
-    /// Our error for the client's.
-    pub(super) fn refusal(&self, what: &str, error: OciDistributionError) -> Error {
-        use OciDistributionError as Wire;
-        let (registry, what) = (self.host().to_owned(), what.to_owned());
-        let problem = match error {
-            Wire::UnauthorizedError { .. }
-            | Wire::AuthenticationFailure(_)
-            | Wire::ServerError {
-                code: 401 | 403, ..
-            } => return self.unauthorized(what),
-            Wire::ServerError { code: 404, .. } => return Error::NotInRegistry { registry, what },
-            Wire::RegistryError { envelope, .. } => {
-                match envelope.errors.first().map(|first| &first.code) {
-                    Some(OciErrorCode::Unauthorized | OciErrorCode::Denied) => {
-                        return self.unauthorized(what);
-                    }
-                    Some(code) if is_absence(code) => {
-                        return Error::NotInRegistry { registry, what };
-                    }
-                    code => format!("it answers {code:?}"),
-                }
-            }
-            Wire::DigestError(DigestError::VerificationError { expected, actual }) => {
-                return match (expected.parse(), actual.parse()) {
-                    (Ok(want), Ok(got)) => Error::DigestMismatch { what, want, got },
-                    _ => {
-                        Error::invalid(what, format!("it has digest {actual}, expected {expected}"))
-                    }
-                };
-            }
-            Wire::ServerError { code, .. } => format!("it answers {code}"),
-            Wire::RequestError(source) => deepest(&source),
-            other => other.to_string(),
-        };
-        Error::Registry {
-            registry,
-            what,
-            problem,
+/// Who asked whom for what.
+pub(super) struct Asker<'a> {
+    /// The host's name, for messages.
+    pub registry: &'a str,
+    /// What was asked for.
+    pub what: &'a str,
+    /// Whether credentials were given.
+    pub is_anonymous: bool,
+}
+
+impl Asker<'_> {
+    /// The registry does not let them in.
+    pub(super) fn unauthorized(&self) -> Error {
+        Error::Unauthorized {
+            registry: self.registry.to_owned(),
+            what: self.what.to_owned(),
+            who: if self.is_anonymous {
+                "an anonymous client"
+            } else {
+                "the given credentials"
+            },
         }
     }
+}
 
-    fn unauthorized(&self, what: String) -> Error {
-        let who = match self.auth {
-            RegistryAuth::Anonymous => "an anonymous client",
-            _ => "the given credentials",
-        };
-        Error::Unauthorized {
-            registry: self.host().to_owned(),
-            what,
-            who,
+/// Our error for an answer of this status; `body` may hold the error codes of the distribution specification.
+pub(super) fn refusal(asker: &Asker<'_>, status: StatusCode, body: &[u8]) -> Error {
+    let (registry, what) = (asker.registry.to_owned(), asker.what.to_owned());
+    let envelope: Option<OciEnvelope> = serde_json::from_slice(body).ok();
+    let code = envelope.and_then(|envelope| envelope.errors.into_iter().next());
+    let code = code.map(|error| error.code);
+    match (status.as_u16(), code) {
+        (401 | 403, _) | (_, Some(OciErrorCode::Unauthorized | OciErrorCode::Denied)) => {
+            asker.unauthorized()
         }
+        (404, _) => Error::NotInRegistry { registry, what },
+        (_, Some(code)) if is_absence(&code) => Error::NotInRegistry { registry, what },
+        (status, Some(code)) => Error::Registry {
+            registry,
+            what,
+            problem: format!("it answers {status} ({code:?})"),
+        },
+        (status, None) => Error::Registry {
+            registry,
+            what,
+            problem: format!("it answers {status}"),
+        },
     }
 }
 

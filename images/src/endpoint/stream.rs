@@ -8,9 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::StreamExt as _;
-use futures_util::stream::BoxStream;
-use oci_client::errors::DigestError;
+use reqwest::Response;
 use tokio::time::timeout;
 
 use super::refusal::deepest;
@@ -18,12 +16,15 @@ use crate::error::Error;
 
 /// The bytes of a blob, as they come.
 pub(crate) struct BlobStream {
-    pub(super) stream: BoxStream<'static, Result<Bytes, std::io::Error>>,
+    /// `None` for a blob without bytes.
+    pub(super) response: Option<Response>,
     pub(super) registry: String,
     pub(super) what: String,
     pub(super) idle: Duration,
     pub(super) is_given_up: Arc<AtomicBool>,
     pub(super) has_next: bool,
+    pub(super) is_elsewhere: bool,
+    pub(super) source: String,
 }
 
 impl BlobStream {
@@ -35,35 +36,41 @@ impl BlobStream {
         self.has_next
     }
 
+    /// The repository that delivers it, with its host: see [`crate::sources`].
+    pub(crate) fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// The error to tell for bytes that are not what they should be: of what another host sent, nothing is told.
+    pub(crate) fn withhold(&self, error: Error) -> Error {
+        match error {
+            Error::DigestMismatch { .. } | Error::SizeMismatch { .. } if self.is_elsewhere => {
+                tracing::debug!(%error, "told without what was received");
+                Error::Withheld {
+                    what: self.what.clone(),
+                }
+            }
+            other => other,
+        }
+    }
+
     /// The next bytes; `None` at the end. Errors: the registry stalls or breaks off.
     pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, Error> {
-        match timeout(self.idle, self.stream.next()).await {
-            Ok(None) => Ok(None),
-            Ok(Some(Ok(bytes))) => Ok(Some(bytes)),
-            Ok(Some(Err(source))) => Err(self.broken(&source)),
+        let Some(response) = &mut self.response else {
+            return Ok(None);
+        };
+        match timeout(self.idle, response.chunk()).await {
+            Ok(Ok(bytes)) => Ok(bytes),
+            Ok(Err(source)) => Err(Error::Registry {
+                registry: self.registry.clone(),
+                what: self.what.clone(),
+                problem: format!("it broke off: {}", deepest(&source)),
+            }),
             Err(_) => Err(Error::Stalled {
                 registry: self.registry.clone(),
                 what: self.what.clone(),
                 idle: self.idle,
             }),
-        }
-    }
-
-    /// The client verifies whole answers itself; its verdict is a mismatch, not a broken connection.
-    fn broken(&self, source: &std::io::Error) -> Error {
-        let inner = source
-            .get_ref()
-            .and_then(|inner| inner.downcast_ref::<DigestError>());
-        if let Some(DigestError::VerificationError { expected, actual }) = inner
-            && let (Ok(want), Ok(got)) = (expected.parse(), actual.parse())
-        {
-            let what = self.what.clone();
-            return Error::DigestMismatch { what, want, got };
-        }
-        Error::Registry {
-            registry: self.registry.clone(),
-            what: self.what.clone(),
-            problem: format!("it broke off: {}", deepest(source)),
         }
     }
 }

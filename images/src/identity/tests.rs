@@ -30,6 +30,7 @@ fn candidate(manifest: &str, program: Program) -> Candidate {
         record,
         manifest: Digest::of(manifest.as_bytes()),
         config: Digest::of(b"{}"),
+        content: Vec::new(),
     }
 }
 

@@ -313,6 +313,8 @@ pub enum Reply {
     Dies(Vec<u8>, usize),
     /// Promises the whole body, sends this many bytes, says nothing more.
     Stalls(Vec<u8>, usize),
+    /// This status and these headers, then bytes without end and without a word on how many.
+    Endless(u16, Vec<(&'static str, String)>),
 }
 
 impl Reply {
@@ -334,6 +336,8 @@ pub struct Liar {
     pub host: String,
     replies: Arc<Mutex<HashMap<String, Reply>>>,
     asked: Arc<Mutex<Vec<String>>>,
+    heads: Arc<Mutex<Vec<String>>>,
+    sent: Arc<AtomicUsize>,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -343,7 +347,11 @@ impl Liar {
         let host = listener.local_addr().unwrap().to_string();
         let replies: Arc<Mutex<HashMap<String, Reply>>> = Arc::default();
         let asked: Arc<Mutex<Vec<String>>> = Arc::default();
-        let (known, log) = (replies.clone(), asked.clone());
+        let (heads, sent): (Arc<Mutex<Vec<String>>>, Arc<AtomicUsize>) = Default::default();
+        let (known, log) = (
+            replies.clone(),
+            (asked.clone(), heads.clone(), sent.clone()),
+        );
         let task = tokio::spawn(async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
@@ -354,8 +362,42 @@ impl Liar {
             host,
             replies,
             asked,
+            heads,
+            sent,
             task,
         }
+    }
+
+    /// From now on a `HEAD` of `path` is answered so, whatever a `GET` is.
+    pub fn on_head(&self, path: &str, reply: Reply) {
+        let key = format!("HEAD /v2{path}");
+        self.replies.lock().unwrap().insert(key, reply);
+    }
+
+    /// Answers at `to`, by both methods, as at `from`.
+    pub fn alias(&self, from: &str, to: &str) {
+        let mut replies = self.replies.lock().unwrap();
+        for method in ["", "HEAD "] {
+            if let Some(reply) = replies.get(&format!("{method}/v2{from}")).cloned() {
+                replies.insert(format!("{method}/v2{to}"), reply);
+            }
+        }
+    }
+
+    /// Forgets what was asked so far.
+    pub fn forget(&self) {
+        self.asked.lock().unwrap().clear();
+        self.heads.lock().unwrap().clear();
+    }
+
+    /// Everything that was asked, with all header fields.
+    pub fn heads(&self) -> Vec<String> {
+        self.heads.lock().unwrap().clone()
+    }
+
+    /// Bytes of endless bodies that were taken from it.
+    pub fn sent(&self) -> usize {
+        self.sent.load(Ordering::Relaxed)
     }
 
     /// From now on `path` (after `/v2`) is answered so.
@@ -412,7 +454,11 @@ impl Drop for Liar {
 async fn serve(
     mut stream: TcpStream,
     replies: Arc<Mutex<HashMap<String, Reply>>>,
-    asked: Arc<Mutex<Vec<String>>>,
+    (asked, heads, sent_endless): (
+        Arc<Mutex<Vec<String>>>,
+        Arc<Mutex<Vec<String>>>,
+        Arc<AtomicUsize>,
+    ),
 ) {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
@@ -428,21 +474,25 @@ async fn serve(
         words.next().unwrap_or_default(),
     );
     asked.lock().unwrap().push(format!("{method} {path}"));
+    heads.lock().unwrap().push(head.clone());
     let fallback = if path == "/v2/" {
         Reply::ok(b"{}")
     } else {
         Reply::Full(404, vec![], b"{}".to_vec())
     };
-    let reply = replies
-        .lock()
-        .unwrap()
-        .get(path)
-        .cloned()
-        .unwrap_or(fallback);
+    let reply = {
+        let known = replies.lock().unwrap();
+        let found = known.get(&format!("{method} {path}"));
+        found.or(known.get(path)).cloned().unwrap_or(fallback)
+    };
+    if let Reply::Endless(status, headers) = reply {
+        return endless(stream, status, &headers, &sent_endless).await;
+    }
     let (status, headers, body, sent, stays) = match reply {
         Reply::Full(status, headers, body) => (status, headers, body.clone(), body.len(), false),
         Reply::Dies(body, sent) => (200, vec![], body, sent, false),
         Reply::Stalls(body, sent) => (200, vec![], body, sent, true),
+        Reply::Endless(..) => return,
     };
     let extra: String = headers
         .iter()
@@ -459,5 +509,23 @@ async fn serve(
         if stays {
             tokio::time::sleep(Duration::from_secs(3600)).await;
         }
+    }
+}
+
+async fn endless(
+    mut stream: TcpStream,
+    status: u16,
+    headers: &[(&'static str, String)],
+    sent: &AtomicUsize,
+) {
+    let extra: String = headers
+        .iter()
+        .map(|(name, value)| format!("{name}: {value}\r\n"))
+        .collect();
+    let head = format!("HTTP/1.1 {status} X\r\nConnection: close\r\n{extra}\r\n");
+    let _ = stream.write_all(head.as_bytes()).await;
+    let block = [b' '; 64 << 10];
+    while stream.write_all(&block).await.is_ok() {
+        sent.fetch_add(block.len(), Ordering::Relaxed);
     }
 }

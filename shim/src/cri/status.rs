@@ -132,7 +132,7 @@ impl Failure {
     pub(super) fn into_status(self, rpc: &'static str) -> Status {
         let Verdict { code, word } = self.verdict();
         let chain = self.chain(rpc);
-        log(code, &chain);
+        log(rpc, code, &chain);
         let shown = if self.is_bug() {
             self.headline(rpc)
         } else {
@@ -269,9 +269,12 @@ fn with_causes(mut text: String, mut cause: Option<&(dyn StdError + 'static)>) -
 
 /// One line a failure: `error` where we or the node broke, `warn` where something around us did, `info`
 /// where the request cannot be met, `debug` where kubelet asks such things all day.
-fn log(code: Code, chain: &str) {
+///
+/// A pull of what the registry does not have is nothing that kubelet asks all day, but somebody's mistake.
+fn log(rpc: &str, code: Code, chain: &str) {
     let code = CodeName(code);
     match code.0 {
+        Code::NotFound if rpc == "PullImage" => info!(%code, failure = chain, "call failed"),
         Code::Internal => error!(%code, failure = chain, "call failed"),
         Code::Unknown
         | Code::DataLoss

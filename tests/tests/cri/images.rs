@@ -340,3 +340,32 @@ async fn what_a_dead_daemon_left_of_images_is_collected_at_the_start() {
     crate::site::eventually("what nobody names goes", || stored(&daemon) == before).await;
     daemon.finish().await.unwrap();
 }
+
+#[tokio::test]
+async fn a_pull_of_what_is_not_there_is_logged_for_people() {
+    let daemon = daemon().await;
+    let missing = format!("{}/never/pushed:v7", images().registry.host());
+    refused(
+        daemon.cri().pull(&missing).await,
+        Code::NotFound,
+        &["never/pushed"],
+    );
+    let log = daemon.log();
+    let is_told = |line: &str| line.contains(" INFO ") && line.contains(&missing);
+    assert!(log.lines().any(is_told), "{log}");
+    let nobody = format!(
+        "127.0.0.1:{}",
+        coracle_tests::registry::free_port().unwrap()
+    );
+    let refusal = daemon.cri().pull(&format!("{nobody}/app:v1")).await;
+    refused(
+        refusal,
+        Code::Unknown,
+        &[
+            "RegistryUnavailable",
+            "cannot be reached",
+            "Connection refused",
+        ],
+    );
+    daemon.finish().await.unwrap();
+}

@@ -1,0 +1,210 @@
+//! Gets a token where a registry says that it wants one.
+//!
+//! Place in the flow: [`super::Endpoint::enter`] calls [`fetch`] once, and again when a token has expired.
+//! Invariants: credentials go to the registry itself and to the realm that it names, nowhere else; a token and a challenge
+//! are bounded before they are read; no error repeats what was answered.
+//! Not here: where a realm may be ([`super::walls`]).
+
+use reqwest::header::WWW_AUTHENTICATE;
+use reqwest::{Method, Url};
+use serde::Deserialize;
+
+use super::refusal::{Asker, refusal};
+use super::wire::{Auth, Bound, Request, Wire, read_bounded};
+use crate::error::Error;
+
+/// A larger answer is no token. Bytes.
+const MAX_TOKEN_BYTES: u64 = 1 << 20;
+/// A longer challenge is not read. Bytes.
+const MAX_CHALLENGE_BYTES: usize = 8 << 10;
+
+/// What a registry wants to see.
+#[derive(Debug, PartialEq, Eq)]
+enum Challenge {
+    Basic,
+    Bearer {
+        realm: String,
+        service: Option<String>,
+    },
+}
+
+/// What to show the registry for `repository`; `auth` is what the pull was given.
+pub(super) async fn fetch(
+    wire: &Wire,
+    repository: &str,
+    auth: &Auth,
+    asker: &Asker<'_>,
+) -> Result<Auth, Error> {
+    if let Auth::Bearer(_) = auth {
+        return Ok(auth.clone());
+    }
+    let what = asker.what;
+    let answer = wire
+        .send(Request {
+            method: Method::GET,
+            url: wire.url("/v2/", what)?,
+            auth: &Auth::None,
+            accept: &[],
+            what,
+        })
+        .await?;
+    let headers = answer.response.headers().get_all(WWW_AUTHENTICATE);
+    let challenges: Vec<Challenge> = headers
+        .iter()
+        .filter_map(|value| value.to_str().ok().and_then(parse))
+        .collect();
+    let bearer = challenges.iter().find_map(|challenge| match challenge {
+        Challenge::Bearer { realm, service } => Some((realm, service.as_deref())),
+        Challenge::Basic => None,
+    });
+    match bearer {
+        Some((realm, service)) => {
+            let url = token_url(realm, service, repository)
+                .ok_or_else(|| wire.refused(what, "the realm it names is no URL".to_owned()))?;
+            request(wire, url, auth, asker).await
+        }
+        None if challenges.is_empty() => Ok(Auth::None),
+        None => Ok(auth.clone()),
+    }
+}
+
+async fn request(wire: &Wire, url: Url, auth: &Auth, asker: &Asker<'_>) -> Result<Auth, Error> {
+    #[derive(Deserialize)]
+    struct Token {
+        token: Option<String>,
+        access_token: Option<String>,
+    }
+    let what = asker.what;
+    let mut answer = wire
+        .send(Request {
+            method: Method::GET,
+            url,
+            auth,
+            accept: &[],
+            what,
+        })
+        .await?;
+    let status = answer.response.status();
+    if status.is_server_error() || status.as_u16() == 429 {
+        return Err(refusal(asker, status, b""));
+    }
+    if !status.is_success() {
+        return Err(asker.unauthorized());
+    }
+    let bound = Bound {
+        what,
+        limit: "of a token",
+        allowed: MAX_TOKEN_BYTES,
+    };
+    let body = read_bounded(wire, &mut answer, bound).await?;
+    let read: Option<Token> = serde_json::from_slice(&body).ok();
+    let token = read.and_then(|read| read.token.or(read.access_token));
+    match token.filter(|token| !token.is_empty()) {
+        Some(token) => Ok(Auth::Bearer(token)),
+        None => Err(Error::Registry {
+            registry: asker.registry.to_owned(),
+            what: what.to_owned(),
+            problem: "its realm answers without a token".to_owned(),
+        }),
+    }
+}
+
+fn token_url(realm: &str, service: Option<&str>, repository: &str) -> Option<Url> {
+    let mut url = Url::parse(realm).ok()?;
+    let scope = format!("repository:{repository}:pull");
+    url.query_pairs_mut().append_pair("scope", &scope);
+    if let Some(service) = service {
+        url.query_pairs_mut().append_pair("service", service);
+    }
+    Some(url)
+}
+
+/// One challenge of a `WWW-Authenticate` field; `None` for one that is not understood.
+fn parse(field: &str) -> Option<Challenge> {
+    if field.len() > MAX_CHALLENGE_BYTES {
+        return None;
+    }
+    let (scheme, rest) = field.trim().split_once(' ').unwrap_or((field.trim(), ""));
+    if scheme.eq_ignore_ascii_case("basic") {
+        return Some(Challenge::Basic);
+    }
+    if !scheme.eq_ignore_ascii_case("bearer") {
+        return None;
+    }
+    let (mut realm, mut service) = (None, None);
+    let mut rest = rest;
+    while let Some((name, value, after)) = parameter(rest) {
+        match name.to_ascii_lowercase().as_str() {
+            "realm" => realm = Some(value),
+            "service" => service = Some(value),
+            _ => {}
+        }
+        rest = after;
+    }
+    Some(Challenge::Bearer {
+        realm: realm?,
+        service,
+    })
+}
+
+/// `name="value"` or `name=value` at the beginning of `text`, and what follows it.
+fn parameter(text: &str) -> Option<(&str, String, &str)> {
+    let text = text.trim_start_matches([',', ' ', '\t']);
+    let (name, rest) = text.split_once('=')?;
+    let Some(quoted) = rest.strip_prefix('"') else {
+        let end = rest.find(',').unwrap_or(rest.len());
+        return Some((name.trim(), rest[..end].trim().to_owned(), &rest[end..]));
+    };
+    let mut value = String::new();
+    let mut chars = quoted.char_indices();
+    while let Some((at, char)) = chars.next() {
+        match char {
+            '"' => return Some((name.trim(), value, &quoted[at + 1..])),
+            '\\' => value.push(chars.next()?.1),
+            other => value.push(other),
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bearer(realm: &str, service: Option<&str>) -> Option<Challenge> {
+        Some(Challenge::Bearer {
+            realm: realm.to_owned(),
+            service: service.map(str::to_owned),
+        })
+    }
+
+    #[test]
+    fn challenges_are_read_as_registries_write_them() {
+        let whole =
+            r#"Bearer realm="https://a.io/t?x=1,2",service="r.io",scope="repository:a:pull""#;
+        assert_eq!(parse(whole), bearer("https://a.io/t?x=1,2", Some("r.io")));
+        assert_eq!(
+            parse("bearer realm=https://a.io/t, service=r"),
+            bearer("https://a.io/t", Some("r"))
+        );
+        assert_eq!(parse(r#"Bearer scope="\"x", realm="r""#), bearer("r", None));
+        assert_eq!(parse("Basic realm=\"x\""), Some(Challenge::Basic));
+        assert_eq!(parse("Basic"), Some(Challenge::Basic));
+    }
+
+    #[test]
+    fn what_is_no_challenge_is_passed_over() {
+        let long = format!("Bearer realm=\"{}\"", "x".repeat(MAX_CHALLENGE_BYTES));
+        for field in [
+            "",
+            "Bearer",
+            "Bearer realm",
+            "Bearer realm=\"open",
+            "Negotiate x",
+            "Bearer =,\\\"",
+            &long,
+        ] {
+            assert_eq!(parse(field), None, "{field:.40}");
+        }
+    }
+}

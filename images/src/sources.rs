@@ -1,0 +1,60 @@
+//! Which repository has delivered which blob: what a claim of access to content that is here already is checked against.
+//!
+//! Place in the flow: the pull adds a source when the bytes of a blob have arrived and have its digest, and asks before it
+//! uses content that is here; the store keeps the sources with its records.
+//! Invariants: a repository is a source of a blob only if it has sent all of its bytes; saying that it has it is nothing.
+//! A source is no permission: who pulls must be let in by it now. Forgetting a source only costs a transfer.
+//! Not here: credentials, requests.
+
+use std::collections::{BTreeSet, HashMap};
+
+use crate::error::Error;
+use crate::metadata::Change;
+use crate::reference::Digest;
+use crate::store::Inner;
+
+/// Sources kept a blob; pulls from further repositories transfer it each time.
+const MAX_SOURCES: usize = 64;
+
+/// The sources of all blobs: URLs of repositories, `https://host/name`.
+pub(crate) type Sources = HashMap<Digest, BTreeSet<String>>;
+
+impl Inner {
+    /// The repositories that have delivered this blob.
+    pub(crate) fn sources(&self, blob: &Digest) -> BTreeSet<String> {
+        self.read().sources.get(blob).cloned().unwrap_or_default()
+    }
+
+    /// `source` has sent all bytes of `blob`. On disk with the next image that names it.
+    pub(crate) fn add_source(&self, blob: &Digest, source: &str) {
+        let mut index = self.write();
+        let sources = index.sources.entry(blob.clone()).or_default();
+        if sources.len() < MAX_SOURCES {
+            sources.insert(source.to_owned());
+        }
+    }
+
+    /// Forgets the sources of blobs that nothing here was made from. Blocking. The writer's lock is held.
+    pub(crate) fn forget_sources(&self) -> Result<(), Error> {
+        // A blob that arrives after this look is pinned by its pull.
+        let stored = self.blobs.stored_blobs()?.into_iter();
+        let gone: Vec<Digest> = {
+            let (pinned, mut index) = (self.lock_pins(), self.write());
+            let layers = index.layers.values().map(|layer| layer.blob.clone());
+            let used: BTreeSet<Digest> = stored.chain(layers).collect();
+            let is_used = |blob: &Digest| used.contains(blob) || pinned.contains_key(blob);
+            let gone: Vec<Digest> = index
+                .sources
+                .keys()
+                .filter(|blob| !is_used(blob))
+                .cloned()
+                .collect();
+            index.sources.retain(|blob, _| is_used(blob));
+            gone
+        };
+        self.metadata.commit(&Change {
+            drop_sources: gone,
+            ..Change::default()
+        })
+    }
+}

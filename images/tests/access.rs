@@ -1,0 +1,130 @@
+//! Content that is here already is not handed to whoever names its digest: the repository that is asked proves that it has
+//! it, by its bytes.
+#![allow(clippy::unwrap_used, reason = "a test panics to fail")]
+
+mod support;
+
+use std::path::Path;
+
+use coracle_images::{Digest, Error, ErrorKind, Images, ImagesConfig, PullRequest};
+use serde_json::json;
+use support::{Liar, MODULE, Parts, Reply, Scratch, TAR, tar};
+
+async fn open(root: &Path) -> Images {
+    let mut config = ImagesConfig::new(root);
+    config.registry_config = Some(root.join("hosts"));
+    config.plain_http = vec!["bank.invalid".to_owned()];
+    Images::open(config).await.unwrap()
+}
+
+async fn pull(images: &Images, reference: &str) -> Result<Digest, Error> {
+    let pulled = images.pull(PullRequest::new(reference)).await;
+    pulled.map(|image| image.id.digest().clone())
+}
+
+/// Private images of both sorts, with what is private in them.
+fn private() -> Vec<(&'static str, Parts, Vec<u8>)> {
+    let archive = tar(&[("a.wasm", MODULE), ("secret", b"of the bank")]);
+    let layers = Parts::archives("wasi", "wasm", json!({}), &[(TAR, archive.clone())]);
+    let module = [MODULE, b"of the bank"].concat();
+    vec![
+        ("layer", layers, archive),
+        ("module", Parts::artifact(&module), module),
+    ]
+}
+
+/// Serves the manifest and the config of an image, and says of the rest that it is there without having it.
+fn pretend(liar: &Liar, repository: &str, parts: &Parts, secret: &[u8]) {
+    liar.serve_image(repository, "v1", parts);
+    let path = format!("/{repository}/blobs/{}", Digest::of(secret));
+    liar.on(&path, Reply::Full(404, vec![], b"{}".to_vec()));
+    let length = vec![("Content-Type", "application/octet-stream".to_owned())];
+    liar.on_head(&path, Reply::Full(200, length, secret.to_vec()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn naming_a_digest_is_no_proof() {
+    for (what, parts, secret) in private() {
+        for is_same_host in [true, false] {
+            let (bank, evil, scratch) = (Liar::start().await, Liar::start().await, Scratch::new());
+            let mut images = open(&scratch.0).await;
+            bank.serve_image("bank/app", "v1", &parts);
+            let own = pull(&images, &format!("{}/bank/app:v1", bank.host))
+                .await
+                .unwrap();
+            let asked = if is_same_host { &bank } else { &evil };
+            pretend(asked, "tenant-b/x", &parts, &secret);
+            let theirs = format!("{}/tenant-b/x:v1", asked.host);
+            for _ in 0..2 {
+                let error = pull(&images, &theirs).await.unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::Missing, "{what}: {error}");
+                assert!(images.resolve(&theirs).is_none(), "{what}");
+                drop(images);
+                images = open(&scratch.0).await;
+            }
+            // One that has the bytes gets them used, and is the same image.
+            asked.serve_image("tenant-b/x", "v1", &parts);
+            let path = format!("/tenant-b/x/blobs/{}", Digest::of(&secret));
+            asked.on_head(&path, Reply::ok(&secret));
+            assert_eq!(pull(&images, &theirs).await.unwrap(), own, "{what}");
+            assert_eq!(asked.gets(&path), 3, "{what}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mirror_proves_nothing_for_anybody_else() {
+    for (what, parts, secret) in private() {
+        let (bank, mirror, scratch) = (Liar::start().await, Liar::start().await, Scratch::new());
+        let images = open(&scratch.0).await;
+        bank.serve_image("bank/app", "v1", &parts);
+        pull(&images, &format!("{}/bank/app:v1", bank.host))
+            .await
+            .unwrap();
+        let hosts = scratch.0.join("hosts/bank.invalid");
+        std::fs::create_dir_all(&hosts).unwrap();
+        let text = format!(
+            "server = \"http://{}\"\n[host.\"http://{}\"]\n",
+            bank.host, mirror.host
+        );
+        std::fs::write(hosts.join("hosts.toml"), text).unwrap();
+        pretend(&mirror, "tenant-b/x", &parts, &secret);
+        // The mirror is asked with the registry's name.
+        for end in ["manifests/v1", &format!("blobs/{}", Digest::of(&secret))] {
+            mirror.alias(
+                &format!("/tenant-b/x/{end}"),
+                &format!("/tenant-b/x/{end}?ns=bank.invalid"),
+            );
+        }
+        let config = Digest::of(&parts.config.1);
+        mirror.alias(
+            &format!("/tenant-b/x/blobs/{config}"),
+            &format!("/tenant-b/x/blobs/{config}?ns=bank.invalid"),
+        );
+        let error = pull(&images, "bank.invalid/tenant-b/x:v1")
+            .await
+            .unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Missing, "{what}: {error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repository_that_has_proven_it_is_only_asked_whether_it_still_may() {
+    for (what, parts, secret) in private() {
+        let (bank, scratch) = (Liar::start().await, Scratch::new());
+        bank.serve_image("bank/app", "v1", &parts);
+        let name = format!("{}/bank/app:v1", bank.host);
+        let first = pull(&open(&scratch.0).await, &name).await.unwrap();
+        let images = open(&scratch.0).await;
+        let blob = format!("/bank/app/blobs/{}", Digest::of(&secret));
+        assert_eq!(pull(&images, &name).await.unwrap(), first, "{what}");
+        assert_eq!(bank.gets(&blob), 1, "{what}: transferred once");
+        for status in [401, 403] {
+            let refused = Reply::Full(status, vec![], b"{}".to_vec());
+            bank.on_head(&blob, refused.clone());
+            bank.on(&blob, refused);
+            let error = pull(&images, &name).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Unauthorized, "{what}: {error}");
+        }
+    }
+}
