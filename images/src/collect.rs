@@ -64,17 +64,19 @@ impl Inner {
         if self.keeps_everything() {
             return Ok(Collected::default());
         }
-        let (images, layers) = {
+        let (gone, layers) = {
             let _writer = self.writer();
-            let images = self.forget(|record| record.removed)?;
-            (
-                images,
-                self.read().layers.keys().cloned().collect::<Vec<_>>(),
-            )
+            let gone = self.forget(|record| record.removed)?;
+            let layers: Vec<Digest> = self.read().layers.keys().cloned().collect();
+            (gone, layers)
         };
+        let images = gone.iter().map(|record| record.id.clone()).collect();
+        // What belonged to an image is not spared: no pull waits for it.
+        let freed: Vec<Digest> = gone.into_iter().flat_map(|record| record.blobs).collect();
+        self.discard(&freed, &layers, 0)?;
         self.sweep_unrecorded_layers()?;
         let (old, left_young) = self.old_blobs(spare)?;
-        self.discard(&old, &layers, 0)?;
+        self.discard(&old, &[], 0)?;
         let _writer = self.writer();
         self.forget_sources()?;
         Ok(Collected { images, left_young })

@@ -27,6 +27,7 @@ mod manifest;
 mod metadata;
 mod mirrors;
 mod pull;
+mod record;
 mod reference;
 mod registry;
 mod snapshot;

@@ -5,7 +5,7 @@
 //! another name and reported, never replaced silently; a database of a newer version is refused untouched.
 //! Not here: which files exist, who uses them.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -14,14 +14,12 @@ use redb::{
     Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, StorageError,
     TableDefinition,
 };
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
-use crate::blobs::Blobs;
 use crate::error::{Cause, Error};
-use crate::image::{Image, Kind, LinuxImage, RunConfig, WasmImage};
+pub(crate) use crate::record::{LayerRecord, Program, Record};
 use crate::reference::{Digest, ImageId};
 use crate::sources::Sources;
-use crate::unpack::Usage;
 
 const IMAGES: TableDefinition<&str, &[u8]> = TableDefinition::new("images");
 const LAYERS: TableDefinition<&str, &[u8]> = TableDefinition::new("layers");
@@ -32,125 +30,6 @@ const FORMAT: TableDefinition<&str, u64> = TableDefinition::new("format");
 const VERSION: u64 = 1;
 /// What the name of a database that was put aside has after `metadata.redb`.
 const DAMAGED: &str = ".damaged-";
-
-/// One image.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct Record {
-    pub id: ImageId,
-    pub tags: BTreeSet<String>,
-    pub digests: BTreeSet<String>,
-    pub size: u64,
-    pub config: RunConfig,
-    pub program: Program,
-    /// Everything in `blobs/` that the image needs.
-    pub blobs: BTreeSet<Digest>,
-    /// Chain ids of its layers, lowest first.
-    pub chains: Vec<Digest>,
-    pub annotations: BTreeMap<String, String>,
-    /// Removed, but a container still uses it: neither listed nor found, only leased.
-    pub removed: bool,
-    /// The manifest that it was made from; `None` in records of builds that did not keep it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub manifest: Option<Digest>,
-}
-
-/// What the image runs.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum Program {
-    /// A blob.
-    Module { digest: Digest },
-    /// A file in a layer; `file` is relative to the directory of layers.
-    ModuleFile {
-        digest: Digest,
-        file: PathBuf,
-        guest_path: String,
-    },
-    /// Linux programs.
-    Linux,
-}
-
-impl Record {
-    /// The record of a removed image that is still leased.
-    pub(crate) fn hidden(&self) -> Self {
-        let (tags, digests) = (BTreeSet::new(), BTreeSet::new());
-        Self {
-            tags,
-            digests,
-            removed: true,
-            ..self.clone()
-        }
-    }
-
-    /// This record without those of its names, if it has any of them.
-    pub(crate) fn without_names(
-        &self,
-        tags: &BTreeSet<String>,
-        digests: &BTreeSet<String>,
-    ) -> Option<Self> {
-        if self.tags.is_disjoint(tags) && self.digests.is_disjoint(digests) {
-            return None;
-        }
-        Some(Self {
-            tags: self.tags.difference(tags).cloned().collect(),
-            digests: self.digests.difference(digests).cloned().collect(),
-            ..self.clone()
-        })
-    }
-
-    /// The public form.
-    pub(crate) fn image(&self, blobs: &Blobs, pinned: &[String]) -> Image {
-        let layers: Vec<PathBuf> = self.chains.iter().map(|chain| blobs.layer(chain)).collect();
-        let wasm = |module: &Digest, module_path, guest_path| {
-            let (module, working_dir) = (module.clone(), self.config.working_dir.clone());
-            Kind::Wasm(WasmImage {
-                module,
-                module_path,
-                layers: layers.clone(),
-                guest_path,
-                working_dir,
-            })
-        };
-        let kind = match &self.program {
-            Program::Module { digest } => wasm(digest, blobs.blob(digest), None),
-            Program::ModuleFile {
-                digest,
-                file,
-                guest_path,
-            } => wasm(digest, blobs.layers().join(file), Some(guest_path.clone())),
-            Program::Linux => Kind::Linux(LinuxImage { layers }),
-        };
-        Image {
-            id: self.id.clone(),
-            repo_tags: self.tags.iter().cloned().collect(),
-            repo_digests: self.digests.iter().cloned().collect(),
-            size: self.size,
-            user: Some(self.config.user.clone()).filter(|user| !user.is_empty()),
-            config: self.config.clone(),
-            kind,
-            pinned: self.tags.iter().any(|tag| pinned.contains(tag)),
-            spec_annotations: self.annotations.clone(),
-        }
-    }
-}
-
-/// One unpacked layer.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct LayerRecord {
-    /// The blob it was unpacked from.
-    pub blob: Digest,
-    pub bytes: u64,
-    pub inodes: u64,
-}
-
-impl LayerRecord {
-    pub(crate) fn usage(&self) -> Usage {
-        Usage {
-            bytes: self.bytes,
-            inodes: self.inodes,
-        }
-    }
-}
 
 /// Everything that was remembered.
 #[derive(Debug, Default)]
@@ -419,6 +298,7 @@ fn to_json<T: Serialize>(record: &T) -> Vec<u8> {
 #[allow(clippy::unwrap_used, reason = "a test panics to fail")]
 mod tests {
     use super::*;
+    use crate::unpack::Usage;
 
     struct Scratch(PathBuf);
 
