@@ -98,13 +98,13 @@ fn live(flags: libc::c_int, root: Option<i32>, wait: i32, ready: i32) -> ! {
 }
 
 fn enter(flags: libc::c_int, root_is_given: bool) -> io::Result<()> {
+    // Its third descriptor, whatever that is, ends here.
+    let root = fork::adopt(2);
     match root_is_given {
-        true => {
-            let root = fork::adopt(2);
-            empty::enter(root.as_fd())?;
-        }
+        true => empty::enter(root.as_fd())?,
         false => empty::enter_new()?,
     }
+    drop(root);
     let flags = UnshareFlags::NEWUSER | UnshareFlags::from_bits_retain(flags.cast_unsigned());
     // SAFETY: unsafe only for CLONE_FILES, which no caller asks for; this process is single-threaded.
     Ok(unsafe { unshare_unsafe(flags) }?)
