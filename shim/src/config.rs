@@ -12,8 +12,10 @@
 //! Not here: what the values do.
 
 mod check;
+mod egress;
 mod error;
 mod file;
+mod handlers;
 mod keys;
 mod streaming;
 mod subnet;
@@ -27,6 +29,7 @@ use std::time::Duration;
 
 pub use error::Error;
 pub use file::{CgroupDriver, Ipv6, LogFormat, LogLevel, NetworkMode, Spawn};
+pub use handlers::{Allowance, Egress, Handlers};
 pub use streaming::Streaming;
 pub use subnet::Subnet;
 
@@ -154,49 +157,6 @@ pub struct Wasm {
     pub compile_memory_bytes: u64,
     /// Largest module or component that is compiled.
     pub max_module_bytes: u64,
-}
-
-/// What a handler runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Accepts {
-    /// WebAssembly or Linux, by image.
-    ByImage,
-    /// WebAssembly; a Linux image is refused.
-    WasmOnly,
-}
-
-/// Whether WebAssembly guests may open connections that no policy lists.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Egress {
-    /// As the pod's own policy says.
-    ByPod,
-    /// Only what is listed.
-    ListedOnly,
-}
-
-/// One RuntimeClass handler.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Handler {
-    /// The name, as CRI sends it; `coracle` also answers to the empty name.
-    pub name: &'static str,
-    /// What it runs.
-    pub accepts: Accepts,
-    /// How the container's first process comes to be.
-    pub spawn: Spawn,
-    /// Connections of guests.
-    pub egress: Egress,
-}
-
-/// The three handlers of a node.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Handlers([Handler; 3]);
-
-impl Handlers {
-    /// The handler that CRI's `runtime_handler` names; the empty name is `coracle`.
-    pub fn find(&self, name: &str) -> Option<&Handler> {
-        let name = if name.is_empty() { "coracle" } else { name };
-        self.0.iter().find(|handler| handler.name == name)
-    }
 }
 
 impl Default for Config {

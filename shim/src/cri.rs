@@ -39,6 +39,7 @@ use tracing::{Instrument as _, Span, debug, field::Empty, info, info_span, warn}
 pub use self::runtime::{CgroupDriver, Node};
 pub use self::socket::Socket;
 use self::status::Failure;
+use crate::config::Handlers;
 
 /// The largest message taken and sent, in bytes: what kubelet's client accepts.
 const MAX_MESSAGE_BYTES: usize = 16 << 20;
@@ -63,6 +64,7 @@ pub(crate) struct Shared {
     images: coracle_images::Images,
     streaming: crate::streaming::Server,
     node: Node,
+    handlers: Handlers,
     /// Turns true when the daemon drains; ends the streams that would never end by themselves.
     draining: watch::Receiver<bool>,
 }
@@ -77,6 +79,8 @@ pub struct Parts {
     pub streaming: crate::streaming::Server,
     /// The facts that Status and RuntimeConfig report.
     pub node: Node,
+    /// What the operator lets pods of each handler open.
+    pub handlers: Handlers,
 }
 
 /// The two services; a clone is another handle to the same.
@@ -100,12 +104,14 @@ pub async fn serve(
         images,
         streaming,
         node,
+        handlers,
     } = parts;
     let cri = Cri(Arc::new(Shared {
         pods,
         images,
         streaming,
         node,
+        handlers,
         draining,
     }));
     let stopped = async move {

@@ -28,9 +28,10 @@ pub use record::{LinuxPlan, Payload, Plan, PodRecord, SeccompPlan, WasmPlan};
 pub use store::Slot;
 pub use view::{Board, ContainerState, ContainerView, Event, EventKind, PodView};
 pub use wish::{
-    CapabilityWish, ContainerName, ContainerWish, DeviceWish, Dns, GroupsPolicy, Handler,
-    IdMapping, ImageVolume, MountWish, NamespaceMode, Namespaces, PidWish, PodName, PodWish,
-    ProfileWish, Propagation, Resources, SecurityWish, SelinuxWish, UserWish, UsernsWish,
+    Annotations, CapabilityWish, ContainerName, ContainerWish, DeviceWish, Dns, Grants,
+    GroupsPolicy, Handler, IdMapping, ImageVolume, MountWish, NamespaceMode, Namespaces, PidWish,
+    PodName, PodWish, ProfileWish, Propagation, Resources, SecurityWish, SelinuxWish, UserWish,
+    UsernsWish,
 };
 
 use std::sync::Arc;

@@ -77,6 +77,7 @@ async fn run(config: &Config) -> Result<(), Box<dyn Error>> {
         pods: pods.clone(),
         images,
         node,
+        handlers: config.handlers.clone(),
     };
     cri::serve(socket, parts, told).await?;
     pods.drain(DRAIN).await;

@@ -9,6 +9,7 @@
 //! the answers to it, is the pod's own business.
 //! Not here: the annotation's name, DNS, sockets.
 
+mod cover;
 mod disguise;
 mod enforce;
 mod parse;

@@ -9,15 +9,9 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
-use super::file::{
-    CgroupFile, ConfigFile, HandlersFile, ImagesFile, Ipv6, NetworkFile, SandboxFile, Spawn,
-    WasmFile,
-};
-use super::streaming;
+use super::file::{CgroupFile, ConfigFile, ImagesFile, Ipv6, NetworkFile, SandboxFile, WasmFile};
 use super::subnet::Subnet;
-use super::{
-    Accepts, Cgroup, Config, Egress, Handler, Handlers, Images, Log, Network, Sandbox, Wasm,
-};
+use super::{Cgroup, Config, Images, Log, Network, Sandbox, Wasm, handlers, streaming};
 
 /// Pods whose id ranges must fit behind `id_base`: a full node and as many again.
 const ID_RANGES: u64 = 5_000;
@@ -72,7 +66,7 @@ pub(super) fn check(file: &ConfigFile) -> Result<Config, Invalid> {
         sandbox: sandbox(&file.sandbox)?,
         wasm: wasm(&file.wasm)?,
         streaming: streaming::check(&file.streaming)?,
-        handlers: handlers(&file.handlers),
+        handlers: handlers::check(&file.handlers)?,
     })
 }
 
@@ -329,26 +323,4 @@ fn wasm(file: &WasmFile) -> Result<Wasm, Invalid> {
             KIB..=4 * KIB * MIB,
         )?,
     })
-}
-
-fn handlers(file: &HandlersFile) -> Handlers {
-    let by_image = Handler {
-        name: "coracle",
-        accepts: Accepts::ByImage,
-        spawn: file.coracle.spawn.unwrap_or(Spawn::Fork),
-        egress: Egress::ByPod,
-    };
-    let wasm = Handler {
-        name: "coracle-wasm",
-        accepts: Accepts::WasmOnly,
-        spawn: file.wasm.spawn.unwrap_or(Spawn::Fork),
-        egress: Egress::ByPod,
-    };
-    let strict = Handler {
-        name: "coracle-strict",
-        accepts: Accepts::WasmOnly,
-        spawn: file.strict.spawn.unwrap_or(Spawn::Exec),
-        egress: Egress::ListedOnly,
-    };
-    Handlers([by_image, wasm, strict])
 }

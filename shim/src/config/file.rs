@@ -11,6 +11,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use super::handlers::HandlersFile;
 pub use super::streaming::StreamingFile;
 
 /// Default of `root`.
@@ -299,42 +300,4 @@ pub enum Spawn {
     Fork,
     /// Executed anew inside the jail: its own layout, for about 3 ms and 2.5 MiB.
     Exec,
-}
-
-/// `[handlers.*]`. The names are fixed; another name is an unknown key.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct HandlersFile {
-    /// `""` and `coracle`: the image chooses.
-    pub coracle: HandlerFile,
-    /// `coracle-wasm`: WebAssembly only.
-    #[serde(rename = "coracle-wasm")]
-    pub wasm: HandlerFile,
-    /// `coracle-strict`: WebAssembly only, own address-space layout, no egress unless listed.
-    #[serde(rename = "coracle-strict")]
-    pub strict: HandlerFile,
-}
-
-impl Default for HandlersFile {
-    fn default() -> Self {
-        Self {
-            coracle: HandlerFile {
-                spawn: Some(Spawn::Fork),
-            },
-            wasm: HandlerFile {
-                spawn: Some(Spawn::Fork),
-            },
-            strict: HandlerFile {
-                spawn: Some(Spawn::Exec),
-            },
-        }
-    }
-}
-
-/// `[handlers.NAME]`. A key that is left out takes the default of that handler, not one common to all.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct HandlerFile {
-    /// How the container's first process comes to be.
-    pub spawn: Option<Spawn>,
 }

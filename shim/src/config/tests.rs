@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::{PermissionsExt, chown};
 
+use super::handlers::Accepts;
 use super::*;
 
 fn from(text: &str) -> Result<Config, String> {
@@ -360,4 +361,103 @@ fn a_named_file_must_exist() {
         "read configuration /nonexistent/coracle.toml"
     );
     assert!(std::error::Error::source(&refused).is_some());
+}
+
+#[test]
+fn what_handlers_open_is_judged_by_key_and_line() {
+    let cases = [
+        (
+            "[handlers.coracle-strict]\negress = \"any\"\n",
+            "config.toml:2: handlers.coracle-strict.egress opens everything",
+        ),
+        (
+            "[handlers.coracle-wasm]\n\negress = [\"10.0.0.1/8\"]\n",
+            "config.toml:3: handlers.coracle-wasm.egress is no list: egress entry \"10.0.0.1/8\"",
+        ),
+        (
+            "[handlers.coracle]\negress = \"all\"\n",
+            "config.toml:2: handlers.coracle.egress: invalid value: string \"all\", expected \"any\", \"none\" or a list",
+        ),
+        (
+            "[handlers.coracle]\negress = 3\n",
+            "config.toml:2: handlers.coracle.egress: invalid type: integer `3`, expected",
+        ),
+        (
+            "[handlers.coracle]\nannotations = [\"*\"]\n",
+            "config.toml:2: handlers.coracle.annotations has \"*\"",
+        ),
+        (
+            "[handlers.coracle]\nannotations = [\"a.example/*/x\"]\n",
+            "config.toml:2: handlers.coracle.annotations has \"a.example/*/x\"",
+        ),
+        (
+            "[handlers.coracle]\nnamespaces = [{ namespace = \"Team\" }]\n",
+            "config.toml:2: handlers.coracle.namespaces has \"Team\"",
+        ),
+        (
+            "[handlers.coracle-strict]\nnamespaces = [{ namespace = \"a\", egress = \"any\" }]\n",
+            "config.toml:2: handlers.coracle-strict.namespaces opens everything",
+        ),
+        (
+            "[[handlers.coracle.namespaces]]\nnamespace = \"a*\"\n[[handlers.coracle.namespaces]]\nnamespace = \"ab\"\n",
+            "config.toml:1: handlers.coracle.namespaces has \"ab\" behind \"a*\"",
+        ),
+        (
+            "[[handlers.coracle.namespaces]]\nnamespace = \"a\"\negres = \"any\"\n",
+            "config.toml:3: ",
+        ),
+        (
+            "[[handlers.coracle.namespaces]]\negress = \"any\"\n",
+            "config.toml:1: ",
+        ),
+    ];
+    for (text, start) in cases {
+        let message = from(text).unwrap_err();
+        assert!(
+            message.starts_with(start),
+            "{message:?} does not start with {start:?}"
+        );
+    }
+}
+
+#[test]
+fn by_default_strict_pods_reach_nothing_and_no_annotation_opens_the_network() {
+    let handlers = Config::default().handlers;
+    for (name, egress, annotations) in [
+        ("coracle", Egress::Any, &["cdi.k8s.io/*"][..]),
+        ("coracle-wasm", Egress::Any, &[]),
+        ("coracle-strict", Egress::None, &[]),
+    ] {
+        let found = handlers.find(name).unwrap().allowance("default");
+        assert_eq!(
+            (found.egress, found.annotations.len()),
+            (&egress, annotations.len())
+        );
+        assert!(found.annotations.iter().eq(annotations.iter()), "{name}");
+    }
+}
+
+#[test]
+fn a_shown_handler_is_the_one_in_force() {
+    let text = "[handlers.coracle-strict]\negress = [\"10.0.0.0/8:443\", \".example.com\"]\n\
+                [[handlers.coracle-strict.namespaces]]\nnamespace = \"team-*\"\negress = []\n";
+    let scratch = Scratch::new("handlers", text);
+    let shown = show(Some(&scratch.0), &Overrides::default()).unwrap();
+    assert_eq!(from(&shown), from(text), "{shown}");
+}
+
+#[test]
+fn examples_in_the_documentation_are_configurations() {
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs");
+    let mut read = 0;
+    for name in ["networking.md", "security/admission.md"] {
+        let text = std::fs::read_to_string(docs.join(name)).unwrap();
+        for block in text.split("```toml\n").skip(1) {
+            let example = block.split("```").next().unwrap();
+            let taken = from(example);
+            assert!(taken.is_ok(), "{name}: {example}{taken:?}");
+            read += 1;
+        }
+    }
+    assert_eq!(read, 2);
 }

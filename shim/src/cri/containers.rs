@@ -21,8 +21,14 @@ pub(super) async fn create(
 ) -> Result<cri::CreateContainerResponse, Failure> {
     let named = request.object()?.to_owned();
     concerns("pod", &named);
-    let wish = convert::container_wish(request)?;
-    let pod = shared.pods.find_pod(&named)?;
+    let pod = shared.pods.find_pod(&named);
+    let view = pod.as_ref().ok().and_then(|id| shared.pods.pod(id));
+    let (grants, handler) = match &view {
+        Some(view) => (view.wish.grants.clone(), view.wish.handler.as_str()),
+        None => Default::default(),
+    };
+    let wish = convert::container_wish(request, &grants, handler)?;
+    let pod = pod?;
     let id = shared.pods.create_container(&pod, wish).await?;
     Ok(convert::create_reply(&id))
 }

@@ -6,6 +6,7 @@
 //! and annotations pass byte for byte; every refusal names the field at fault.
 //! Not here: whether an image, a path or a sandbox exists.
 
+mod annotations;
 mod check;
 mod container;
 mod egress;

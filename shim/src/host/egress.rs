@@ -1,5 +1,4 @@
-//! What a pod may reach: its annotation's list with the addresses of this node that no list opens, held in its network
-//! namespace.
+//! What a pod may reach: its list with the addresses of this node that no list opens, held in its network namespace.
 //!
 //! Called by: the effects on one pod, and the plans of its Wasm containers, which are held to the same list in process.
 //! Invariants: the rules stand before the first process of the pod; a list that nothing would enforce is refused.
@@ -13,7 +12,7 @@ use coracle_runtime::spec::WasmNetwork;
 
 use super::pod::network_error;
 use super::{Host, linux};
-use crate::lifecycle::{Error, Handler, Kind, NamespaceMode, PodRecord, PodWish};
+use crate::lifecycle::{Error, Kind, NamespaceMode, PodRecord, PodWish};
 
 /// What a pod may reach, the node's own addresses as they are now, at which the usual ports and `denied` ones are never
 /// opened. Blocks. Errors: the kernel does not tell its addresses.
@@ -36,11 +35,13 @@ pub(super) fn reach(wish: &PodWish, denied: &[(u16, u16)]) -> Result<Egress, Err
 /// Refuses a list that could not be enforced: in the node's network nothing of it may be changed.
 pub(super) fn check(record: &PodRecord) -> Result<(), Error> {
     let wish = &record.wish;
-    if wish.egress.is_none() || wish.namespaces.network != NamespaceMode::Node {
+    let has_no_sockets = wish.is_offline() && wish.handler.is_wasm_only();
+    let is_in_nodes = wish.namespaces.network == NamespaceMode::Node;
+    if wish.egress.is_none() || !is_in_nodes || has_no_sockets {
         return Ok(());
     }
     let text = format!(
-        "sandbox {} lists what it may reach, and it is to be in the node's network, where nothing holds it to that",
+        "sandbox {} may reach only what is listed for it, and it is to be in the node's network, where nothing holds it to that",
         wish.name
     );
     Err(Error::new(Kind::Invalid, text))
@@ -63,7 +64,10 @@ pub(super) fn check_linux(wish: &PodWish, bounding: u64) -> Result<(), Error> {
         return Ok(());
     }
     let refused = |why: String| {
-        let text = format!("sandbox {} lists what it may reach, {why}", wish.name);
+        let text = format!(
+            "sandbox {} may reach only what is listed for it, {why}",
+            wish.name
+        );
         Err(Error::new(Kind::Invalid, text))
     };
     if wish.reach().has_names() {
@@ -88,12 +92,11 @@ pub(super) fn resolver(wish: &PodWish) -> Result<Option<String>, Error> {
 }
 
 impl Host {
-    /// What a guest may do with its network: as the pod may, but `coracle-strict` makes no socket at all for a pod
-    /// without the annotation.
+    /// What a guest may do with its network: as the pod may, and no socket at all in a pod that is offline.
     pub(super) fn wasm_network(&self, pod: &PodWish) -> Result<WasmNetwork, Error> {
-        Ok(match (&pod.egress, pod.handler) {
-            (None, Handler::Strict) => WasmNetwork::Off,
-            (_, _) => WasmNetwork::On(reach(pod, &self.config.denied_node_ports)?),
+        Ok(match pod.is_offline() {
+            true => WasmNetwork::Off,
+            false => WasmNetwork::On(reach(pod, &self.config.denied_node_ports)?),
         })
     }
 

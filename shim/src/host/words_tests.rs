@@ -37,7 +37,7 @@ fn wish() -> ContainerWish {
         env: Vec::new(),
         mounts: Vec::new(),
         labels: BTreeMap::new(),
-        annotations: BTreeMap::new(),
+        annotations: Default::default(),
         log_path: String::new(),
         stdin: false,
         stdin_once: false,

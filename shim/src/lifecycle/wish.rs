@@ -1,9 +1,11 @@
 //! What the kubelet asks for, in our own words: checked once by `cri/convert`, kept in records, compared on a retry.
 //!
 //! Made by: `cri/convert`. Read by: the driver and the host. Stored whole, so that a status can echo it byte for byte.
-//! Invariant: two wishes are equal exactly when the kubelet asked twice for the same thing.
+//! Invariant: two wishes are equal exactly when the kubelet asked twice for the same thing and the configuration has not
+//! changed between.
 //! Not here: CRI messages, what became of a wish.
 
+mod annotations;
 mod linux;
 
 use std::collections::BTreeMap;
@@ -14,6 +16,7 @@ use coracle_runtime::network::egress::{Egress, List};
 use coracle_runtime::network::{Bandwidth, HostPort};
 use serde::{Deserialize, Serialize};
 
+pub use annotations::{Annotations, Grants};
 pub use linux::{
     CapabilityWish, DeviceWish, GroupsPolicy, IdMapping, ImageVolume, PidWish, ProfileWish,
     SecurityWish, SelinuxWish, UsernsWish,
@@ -153,7 +156,10 @@ pub struct PodWish {
     /// Labels, byte for byte.
     pub labels: BTreeMap<String, String>,
     /// Annotations, byte for byte.
-    pub annotations: BTreeMap<String, String>,
+    pub annotations: Annotations,
+    /// Which of them, and of its containers', are honoured although they open something.
+    #[serde(default)]
+    pub grants: Grants,
     /// Which handler runs it.
     pub handler: Handler,
     /// Parent cgroup as the kubelet gave it; empty means the configured default.
@@ -184,19 +190,40 @@ pub struct PodWish {
     /// The hardware address that network plugins shall give it.
     #[serde(default)]
     pub mac: Option<String>,
-    /// What its annotation lists as reachable; everything, or what its handler says, if there is none.
+    /// What it may reach, decided by configuration and annotation when it was made; everything if `None`, but nothing
+    /// in a record that an older build made for `coracle-strict`.
     #[serde(default)]
     pub egress: Option<List>,
+    /// Its WebAssembly guests make no sockets at all.
+    #[serde(default)]
+    pub is_offline: bool,
 }
 
 impl PodWish {
-    /// What the pod may reach: what its annotation lists; without one everything, or nothing under `coracle-strict`.
+    /// What the pod may reach.
     pub fn reach(&self) -> Egress {
         match (&self.egress, self.handler) {
             (Some(list), _) => Egress::Listed(list.clone()),
             (None, Handler::Strict) => Egress::Listed(List::default()),
             (None, _) => Egress::Open,
         }
+    }
+
+    /// Whether its WebAssembly guests make no sockets at all, listening ones neither.
+    pub fn is_offline(&self) -> bool {
+        self.is_offline || (self.egress.is_none() && self.handler == Handler::Strict)
+    }
+
+    /// Whether `other` is the same request, sent again. What the configuration has decided does not count: it may have
+    /// changed since, and the pod keeps what was decided first.
+    pub fn is_repeated_by(&self, other: &PodWish) -> bool {
+        let decided_alike = PodWish {
+            egress: self.egress.clone(),
+            is_offline: self.is_offline,
+            grants: self.grants.clone(),
+            ..other.clone()
+        };
+        *self == decided_alike
     }
 }
 
@@ -319,7 +346,7 @@ pub struct ContainerWish {
     /// Labels, byte for byte.
     pub labels: BTreeMap<String, String>,
     /// Annotations, byte for byte.
-    pub annotations: BTreeMap<String, String>,
+    pub annotations: Annotations,
     /// Log path relative to the pod's log directory; empty discards output.
     pub log_path: String,
     /// Standard input is kept open for attach.

@@ -11,10 +11,14 @@ use coracle_tests::daemon::{Daemon, Options};
 
 use crate::site::{self, Pod};
 
+/// Lets pods choose their addresses.
+const CHOOSE: &str = "[handlers.coracle]\nannotations = [\"cni.coracle.dev/*\"]\n";
+
 /// A daemon whose pods plugins connect, each given `limit_s` seconds; by Debian's bridge unless the test says else.
 async fn daemon(limit_s: u64) -> Daemon {
     let options = Options {
         cni: Some(limit_s),
+        config: CHOOSE.to_owned(),
         ..Options::default()
     };
     site::daemon_with(options).await

@@ -22,6 +22,7 @@ mod logs;
 mod mirrors;
 mod network;
 mod pods;
+mod policy;
 mod recovery;
 mod site;
 mod sockets;

@@ -9,21 +9,30 @@ use std::time::{Duration, Instant};
 
 use coracle_proto::runtime::v1 as cri;
 use coracle_tests::client::container;
-use coracle_tests::daemon::Daemon;
+use coracle_tests::daemon::{Daemon, Options};
 use coracle_tests::guests;
 use coracle_tests::nameserver::{Answer, NameServer};
 use coracle_tests::procs::Role;
 use coracle_tests::push::{File, Image, Packing, file};
 use tonic::Code;
 
-use crate::site::{Pod, daemon, images, refused};
+use crate::site::{Pod, daemon, daemon_with, images, refused};
 
 /// The annotation that lists what a pod may reach.
 const ALLOW: &str = "egress.coracle.dev/allow";
 
 /// A daemon that has pulled the component of `net.c`, and the image's reference.
-async fn net_daemon() -> (Daemon, String) {
-    let mut daemon = daemon().await;
+pub async fn net_daemon() -> (Daemon, String) {
+    net_daemon_with("").await
+}
+
+/// The same, with further tables in its configuration.
+pub async fn net_daemon_with(config: &str) -> (Daemon, String) {
+    let options = Options {
+        config: config.to_owned(),
+        ..Options::default()
+    };
+    let mut daemon = daemon_with(options).await;
     let hosts = file("etc/hosts", 0o644, b"192.0.2.66 from-the-image\n");
     let image = net_image(&daemon, "net", &[hosts]).await;
     daemon.rebase();
@@ -41,19 +50,21 @@ async fn net_image(daemon: &Daemon, name: &str, files: &[File<'_>]) -> String {
     pushed.reference
 }
 
-async fn pod_with(daemon: &Daemon, config: cri::PodSandboxConfig, handler: &str) -> Pod {
+/// Runs a pod by this handler.
+pub async fn pod_with(daemon: &Daemon, config: cri::PodSandboxConfig, handler: &str) -> Pod {
     let cri = daemon.cri();
     let id = cri.run_pod_with(&config, handler).await.unwrap();
     Pod { cri, config, id }
 }
 
-async fn ip(pod: &Pod) -> IpAddr {
+/// A pod's first address.
+pub async fn ip(pod: &Pod) -> IpAddr {
     let status = pod.cri.pod_status(&pod.id).await.unwrap();
     status.network.unwrap().ip.parse().unwrap()
 }
 
 /// Runs one verb to its end: exit code, standard output, standard error.
-async fn net(daemon: &Daemon, pod: &Pod, image: &str, words: &[&str]) -> (i32, String, String) {
+pub async fn net(daemon: &Daemon, pod: &Pod, image: &str, words: &[&str]) -> (i32, String, String) {
     use std::sync::atomic::{AtomicU32, Ordering};
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let name = format!("run-{}", COUNT.fetch_add(1, Ordering::Relaxed));
@@ -64,7 +75,7 @@ async fn net(daemon: &Daemon, pod: &Pod, image: &str, words: &[&str]) -> (i32, S
 }
 
 /// Starts a verb that goes on, and waits until it says that it listens.
-async fn server(daemon: &Daemon, pod: &Pod, image: &str, words: &[&str]) -> String {
+pub async fn server(daemon: &Daemon, pod: &Pod, image: &str, words: &[&str]) -> String {
     let name = words.join("-").replace(['.', ':'], "");
     let id = pod.start(&container(&name, image, words)).await;
     pod.wait_log(daemon, &name, "listening\n").await;
@@ -420,7 +431,10 @@ fn listing(daemon: &Daemon, name: &str, allow: &str) -> cri::PodSandboxConfig {
 
 #[tokio::test]
 async fn only_what_is_listed_is_reached_by_sockets_names_and_requests_alike() {
-    let (daemon, image) = net_daemon().await;
+    let (daemon, image) = net_daemon_with(
+        "[handlers.coracle-strict]\negress = [\".example.com\", \"203.0.113.0/24\"]\n",
+    )
+    .await;
     let other = Pod::run(&daemon, "target").await;
     let target = ip(&other).await;
     for port in ["8080", "8081"] {
@@ -526,8 +540,8 @@ async fn only_what_is_listed_is_reached_by_sockets_names_and_requests_alike() {
 
 #[tokio::test]
 async fn a_list_lets_others_in_and_the_pod_talk_to_itself() {
-    let (daemon, image) = net_daemon().await;
-    let pod = pod_with(&daemon, listing(&daemon, "inbound", ""), "coracle-strict").await;
+    let (daemon, image) = net_daemon_with("[handlers.coracle-strict]\negress = []\n").await;
+    let pod = pod_with(&daemon, daemon.pod("inbound"), "coracle-strict").await;
     server(&daemon, &pod, &image, &["tcp-serve", "8080"]).await;
     let at = SocketAddr::new(ip(&pod).await, 8080);
     let mut stream = TcpStream::connect(at).unwrap();

@@ -6,22 +6,27 @@
 
 use coracle_proto::runtime::v1 as cri;
 
+use super::annotations::Reader;
 use super::{BadRequest, check, mount, resources, security, signal};
-use crate::lifecycle::{ContainerName, ContainerWish, UserWish};
+use crate::lifecycle::{ContainerName, ContainerWish, Grants, UserWish};
 
 /// The longest image name that is looked up, in bytes.
 const MAX_IMAGE_BYTES: usize = 1024;
 
-/// Reads CreateContainer but for the sandbox's id. Errors: [`BadRequest`] that names the first field at fault.
+/// Reads CreateContainer but for the sandbox's id. `grants` and `handler` are the sandbox's. Errors: [`BadRequest`] that names the first field at fault.
 pub(in crate::cri) fn container_wish(
     request: cri::CreateContainerRequest,
+    grants: &Grants,
+    handler: &str,
 ) -> Result<ContainerWish, BadRequest> {
-    let config = request
+    let mut config = request
         .config
         .ok_or_else(|| BadRequest::invalid("config", "is missing"))?;
     not_here(&config)?;
     texts(&config)?;
-    let cdi_devices = mount::cdi_devices(&config)?;
+    let reader = Reader::of_container(&mut config, grants, handler);
+    let cdi_devices = mount::cdi_devices(&config.cdi_devices, &reader)?;
+    let (annotations, _) = reader.kept();
     let name = name(config.metadata.as_ref())?;
     let image = config
         .image
@@ -39,7 +44,7 @@ pub(in crate::cri) fn container_wish(
         env: environment(config.envs)?,
         mounts: mount::mounts(config.mounts)?,
         labels: config.labels,
-        annotations: config.annotations,
+        annotations,
         log_path: config.log_path,
         stdin: config.stdin,
         stdin_once: config.stdin_once,
@@ -164,12 +169,16 @@ mod tests {
         }
     }
 
+    fn made(request: cri::CreateContainerRequest) -> Result<ContainerWish, BadRequest> {
+        container_wish(request, &Grants::default(), "coracle")
+    }
+
     fn changed(
         change: impl FnOnce(&mut cri::ContainerConfig),
     ) -> Result<ContainerWish, BadRequest> {
         let mut config = config();
         change(&mut config);
-        container_wish(cri::CreateContainerRequest {
+        made(cri::CreateContainerRequest {
             config: Some(config),
             ..Default::default()
         })
@@ -218,14 +227,14 @@ mod tests {
         );
         assert_eq!(wish.args, ["", "--x=ü"]);
         assert_eq!(wish.stop_signal, Some(libc::SIGUSR1));
-        assert_eq!(wish.annotations["k"], "v\n");
+        assert_eq!(wish.annotations.echo()["k"], "v\n");
         assert_eq!(wish.mounts[0].propagation, Propagation::HostToContainer);
         assert!(wish.mounts[0].readonly);
     }
 
     #[test]
     fn missing_fields_are_named() {
-        let none = container_wish(cri::CreateContainerRequest::default()).unwrap_err();
+        let none = made(cri::CreateContainerRequest::default()).unwrap_err();
         assert_eq!(none.to_string(), "config is missing");
         type Change = fn(&mut cri::ContainerConfig);
         let cases: [(&str, Change); 4] = [

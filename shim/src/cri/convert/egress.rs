@@ -1,28 +1,59 @@
-//! The annotation that lists what a pod may reach, into checked rules.
+//! What a pod may reach: what its handler allows, narrowed or, where the operator has it so, decided by its annotation.
 //!
-//! Called by `sandbox`. Invariant: a list that cannot be understood whole is refused; nothing of it is guessed.
+//! Called by `sandbox`. Invariants: a list that cannot be understood whole is refused, nothing of it is guessed; a list
+//! that is not honoured opens nothing that the handler does not, entry by entry, and is refused otherwise, so that no
+//! pod starts with less than it says.
 //! Not here: what a rule allows, who enforces it.
-
-use std::collections::BTreeMap;
 
 use coracle_runtime::network::egress::{BadRule, Denied, List, Rule};
 
 use super::BadRequest;
+use super::annotations::{Bounded, Claim, Reader, decider, field, setting};
+use crate::config::{Allowance, Egress};
 
 /// The pod annotation: entries apart by commas, blanks around them ignored; an empty value lists nothing.
-pub(in crate::cri) const ANNOTATION: &str = "egress.coracle.dev/allow";
+const ANNOTATION: Bounded = Bounded("egress.coracle.dev/allow");
 
 /// Most entries of a list.
 const MAX_ENTRIES: usize = 256;
 
-/// What the pod's annotation lists; `None` if it has none. The node's own addresses are to be added by who knows them.
-/// Errors: the first entry that is none, by its place and text.
-pub(super) fn egress(annotations: &BTreeMap<String, String>) -> Result<Option<List>, BadRequest> {
-    let Some(text) = annotations.get(ANNOTATION) else {
-        return Ok(None);
+/// What was decided about one pod.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Decided {
+    /// What it may reach; everything if `None`. The node's own addresses are to be added by who knows them.
+    pub(super) list: Option<List>,
+    /// Its WebAssembly guests make no sockets at all.
+    pub(super) is_off: bool,
+}
+
+/// Decides what a pod may reach. Errors: the first entry that is none, or that opens what the handler does not.
+pub(super) fn egress(reader: &Reader, allowance: &Allowance<'_>) -> Result<Decided, BadRequest> {
+    let Some(claim) = reader.bounded(&ANNOTATION) else {
+        return Ok(match allowance.egress {
+            Egress::Any => Decided::default(),
+            Egress::None => Decided {
+                list: Some(list(Vec::new())),
+                is_off: true,
+            },
+            Egress::Listed(rules) => Decided {
+                list: Some(list(rules.clone())),
+                is_off: false,
+            },
+        });
     };
-    let field = format!("config.annotations[{ANNOTATION:?}]");
-    let entries: Vec<&str> = match text.trim() {
+    let rules = rules(claim)?;
+    if !claim.is_granted {
+        narrows(&rules, allowance)?;
+    }
+    Ok(Decided {
+        list: Some(list(rules)),
+        is_off: *allowance.egress == Egress::None && !claim.is_granted,
+    })
+}
+
+fn rules(claim: Claim<'_>) -> Result<Vec<Rule>, BadRequest> {
+    let field = field(ANNOTATION.0);
+    let entries: Vec<&str> = match claim.text.trim() {
         "" => Vec::new(),
         listed => listed.split(',').map(str::trim).collect(),
     };
@@ -31,34 +62,80 @@ pub(super) fn egress(annotations: &BTreeMap<String, String>) -> Result<Option<Li
         return Err(BadRequest::invalid(field, problem));
     }
     let rules: Result<Vec<Rule>, BadRule> = entries.iter().map(|entry| entry.parse()).collect();
-    let rules = rules.map_err(|bad| BadRequest::invalid(&field, format!("is no list: {bad}")))?;
-    Ok(Some(List {
+    rules.map_err(|bad| BadRequest::invalid(&field, format!("is no list: {bad}")))
+}
+
+/// Refuses the first of `rules` that opens something that the handler does not.
+fn narrows(rules: &[Rule], allowance: &Allowance<'_>) -> Result<(), BadRequest> {
+    let (allowed, words) = match allowance.egress {
+        Egress::Any => return Ok(()),
+        Egress::None => (&[][..], "allows nothing"),
+        Egress::Listed(allowed) => (&allowed[..], "does not allow all of it"),
+    };
+    let Some(wider) = rules.iter().find(|rule| !rule.is_covered_by(allowed)) else {
+        return Ok(());
+    };
+    let problem = format!(
+        "lists \"{wider}\", and {} {words}; the operator of this node can add it to {}, or honour the annotation by {}",
+        decider(allowance),
+        setting(allowance, "egress"),
+        setting(allowance, "annotations"),
+    );
+    Err(BadRequest::invalid(field(ANNOTATION.0), problem))
+}
+
+fn list(rules: Vec<Rule>) -> List {
+    List {
         rules,
         denied: Denied {
             node: Vec::new(),
             ports: Denied::USUAL_PORTS.to_vec(),
         },
         own_ports: Vec::new(),
-    }))
+    }
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
+    use super::super::annotations::tests::reader;
     use super::*;
+    use crate::config::Config;
 
-    fn of(text: &str) -> Result<Option<List>, BadRequest> {
-        egress(&[(ANNOTATION.to_owned(), text.to_owned())].into())
+    /// What becomes of a pod that lists `text`, if it lists something, under a handler that allows `base`.
+    fn decide(text: Option<&str>, base: &Egress, grants: &[&str]) -> Result<Decided, String> {
+        let handlers = Config::default().handlers;
+        let mut allowance = handlers
+            .find("coracle-strict")
+            .unwrap()
+            .allowance("default");
+        allowance.egress = base;
+        let listed = text.map(|text| (ANNOTATION.0, text));
+        let reader = reader(listed.as_slice(), grants);
+        egress(&reader, &allowance).map_err(|refusal| refusal.to_string())
+    }
+
+    fn texts(decided: Decided) -> Vec<String> {
+        decided
+            .list
+            .unwrap()
+            .rules
+            .into_iter()
+            .map(String::from)
+            .collect()
+    }
+
+    fn base(entries: &[&str]) -> Egress {
+        Egress::Listed(entries.iter().map(|entry| entry.parse().unwrap()).collect())
     }
 
     #[test]
     fn a_list_is_read_whole_or_refused_by_name() {
-        assert_eq!(egress(&BTreeMap::new()).unwrap(), None);
-        assert_eq!(of(" ").unwrap().unwrap().rules, []);
-        let list = of("db.default.svc:5432, 10.0.0.0/8:443 ,.example.com").unwrap();
-        let texts: Vec<String> = list.unwrap().rules.into_iter().map(String::from).collect();
+        let any = Egress::Any;
+        assert_eq!(texts(decide(Some(" "), &any, &[]).unwrap()), [""; 0]);
+        let list = "db.default.svc:5432, 10.0.0.0/8:443 ,.example.com";
         assert_eq!(
-            texts,
+            texts(decide(Some(list), &any, &[]).unwrap()),
             ["db.default.svc:5432", "10.0.0.0/8:443", ".example.com"]
         );
         for (bad, named) in [
@@ -69,13 +146,62 @@ mod tests {
             ("http://x", "http://x"),
             ("*", "*"),
         ] {
-            let text = of(bad).unwrap_err().to_string();
-            assert!(
-                text.contains(ANNOTATION) && text.contains(named),
-                "{bad}: {text}"
-            );
+            let text = decide(Some(bad), &any, &[]).unwrap_err();
+            let is_named = text.contains(ANNOTATION.0) && text.contains(named);
+            assert!(is_named, "{bad}: {text}");
         }
         let many = vec!["a"; MAX_ENTRIES + 1].join(",");
-        assert!(of(&many).unwrap_err().to_string().contains("257"));
+        assert!(decide(Some(&many), &any, &[]).unwrap_err().contains("257"));
+    }
+
+    #[test]
+    fn without_a_list_of_its_own_a_pod_has_what_its_handler_allows() {
+        assert_eq!(decide(None, &Egress::Any, &[]), Ok(Decided::default()));
+        let none = decide(None, &Egress::None, &[]).unwrap();
+        assert!(none.is_off && texts(none).is_empty());
+        let listed = decide(None, &base(&["10.0.0.0/8", "a.example"]), &[]).unwrap();
+        assert!(!listed.is_off);
+        assert_eq!(texts(listed), ["10.0.0.0/8", "a.example"]);
+        let empty = decide(None, &base(&[]), &[]).unwrap();
+        assert!(!empty.is_off && texts(empty).is_empty());
+    }
+
+    #[test]
+    fn a_list_only_narrows_unless_it_is_honoured() {
+        let allowed = base(&["10.0.0.0/8:443", ".example.com", "fd00::/64"]);
+        for narrower in ["10.1.0.0/16:443", "api.example.com:8080,fd00::1", ""] {
+            let decided = decide(Some(narrower), &allowed, &[]).unwrap();
+            assert_eq!(texts(decided).join(","), narrower);
+        }
+        for (wider, named) in [
+            ("10.1.0.0/16", "10.1.0.0/16"),
+            ("10.0.0.1:443,10.0.0.1:80", "10.0.0.1:80"),
+            ("0.0.0.0/0:443", "0.0.0.0/0:443"),
+            ("example.com", "example.com"),
+            ("api.example.org", "api.example.org"),
+            ("::/0", "::/0"),
+        ] {
+            let text = decide(Some(wider), &allowed, &[]).unwrap_err();
+            let want = format!(
+                "config.annotations[\"egress.coracle.dev/allow\"] lists \"{named}\", and handler \"coracle-strict\" does \
+                 not allow all of it; the operator of this node can add it to handlers.coracle-strict.egress, or honour \
+                 the annotation by handlers.coracle-strict.annotations"
+            );
+            assert_eq!(text, want);
+            let honoured = decide(Some(wider), &allowed, &["egress.coracle.dev/*"]).unwrap();
+            assert_eq!(texts(honoured).join(","), wider);
+        }
+        let text = decide(Some("10.0.0.1"), &Egress::None, &[]).unwrap_err();
+        assert!(
+            text.contains("\"10.0.0.1\"") && text.contains("allows nothing"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_handler_without_sockets_gives_none_to_a_list_of_nothing() {
+        assert!(decide(Some(""), &Egress::None, &[]).unwrap().is_off);
+        let honoured = decide(Some(""), &Egress::None, &[ANNOTATION.0]).unwrap();
+        assert!(!honoured.is_off && texts(honoured).is_empty());
     }
 }

@@ -6,6 +6,7 @@
 
 use coracle_proto::runtime::v1 as cri;
 
+use super::annotations::{self, OpensAll, Reader};
 use super::{BadRequest, check, namespaces};
 use crate::cri::status::KubeletWord;
 use crate::lifecycle::{DeviceWish, IdMapping, ImageVolume, MountWish, Propagation};
@@ -22,8 +23,9 @@ const MAX_DEVICES: usize = 256;
 /// The longest name of a CDI device, in bytes.
 const MAX_CDI_BYTES: usize = 256;
 
-/// Annotations with this prefix hold names of CDI devices. Source: the CDI specification, for containerd and CRI-O.
-const CDI_ANNOTATION: &str = "cdi.k8s.io/";
+/// Annotations that hold names of CDI devices. Source: the CDI specification, for containerd and CRI-O. The kubelet
+/// writes them for device plugins; a pod's own annotations do not become those of its containers.
+const CDI_ANNOTATIONS: OpensAll = OpensAll("cdi.k8s.io/");
 
 /// Reads all mounts of a container.
 pub(super) fn mounts(mounts: Vec<cri::Mount>) -> Result<Vec<MountWish>, BadRequest> {
@@ -218,18 +220,17 @@ fn device((index, device): (usize, cri::Device)) -> Result<DeviceWish, BadReques
 }
 
 /// The names of a container's CDI devices, those of the field first, each once.
-pub(super) fn cdi_devices(config: &cri::ContainerConfig) -> Result<Vec<String>, BadRequest> {
-    let fields = config.cdi_devices.iter().enumerate();
+pub(super) fn cdi_devices(
+    devices: &[cri::CdiDevice],
+    reader: &Reader,
+) -> Result<Vec<String>, BadRequest> {
+    let fields = devices.iter().enumerate();
     let fields =
         fields.map(|(index, device)| (format!("config.CDI_devices[{index}]"), &*device.name));
-    let annotations = config
-        .annotations
-        .iter()
-        .filter(|(key, _)| key.starts_with(CDI_ANNOTATION));
-    let annotations = annotations.flat_map(|(key, names)| {
-        let shown: String = key.chars().filter(|c| !c.is_control()).take(128).collect();
+    let annotations = reader.all_opening(&CDI_ANNOTATIONS)?;
+    let annotations = annotations.into_iter().flat_map(|(key, names)| {
         let names = names.split(',').take(MAX_DEVICES + 1);
-        names.map(move |name| (format!("config.annotations[{shown:?}]"), name))
+        names.map(move |name| (annotations::field(key), name))
     });
     let mut found: Vec<String> = Vec::new();
     for (field, name) in fields.chain(annotations) {
@@ -248,6 +249,7 @@ pub(super) fn cdi_devices(config: &cri::ContainerConfig) -> Result<Vec<String>, 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
+    use super::super::annotations::tests::reader;
     use super::*;
 
     fn one(asked: cri::Mount) -> Result<MountWish, BadRequest> {
@@ -395,26 +397,19 @@ mod tests {
 
     #[test]
     fn cdi_names_come_from_field_and_annotations_once_each() {
-        let config = cri::ContainerConfig {
-            cdi_devices: vec![cri::CdiDevice {
-                name: "v.com/gpu=0".into(),
-            }],
-            annotations: [
-                ("cdi.k8s.io/a", "v.com/gpu=1,v.com/gpu=0"),
-                ("cdi.k8s.io.example/b", "no,such"),
-            ]
-            .map(|(key, value)| (key.to_owned(), value.to_owned()))
-            .into(),
-            ..Default::default()
-        };
-        assert_eq!(
-            cdi_devices(&config).unwrap(),
-            ["v.com/gpu=0", "v.com/gpu=1"]
-        );
-        let odd = cri::ContainerConfig {
-            annotations: [("cdi.k8s.io/a".to_owned(), "v.com/gpu=1,".to_owned())].into(),
-            ..Default::default()
-        };
-        assert!(cdi_devices(&odd).is_err());
+        let field = [cri::CdiDevice {
+            name: "v.com/gpu=0".into(),
+        }];
+        let annotations = [
+            ("cdi.k8s.io/a", "v.com/gpu=1,v.com/gpu=0"),
+            ("cdi.k8s.io.example/b", "no,such"),
+        ];
+        let granted = reader(&annotations, &["cdi.k8s.io/*"]);
+        let names = cdi_devices(&field, &granted).unwrap();
+        assert_eq!(names, ["v.com/gpu=0", "v.com/gpu=1"]);
+        let closed = cdi_devices(&field, &reader(&annotations, &[])).unwrap_err();
+        assert!(closed.to_string().contains("cdi.k8s.io/a"), "{closed}");
+        let odd = reader(&[("cdi.k8s.io/a", "v.com/gpu=1,")], &["cdi.k8s.io/*"]);
+        assert!(cdi_devices(&[], &odd).is_err());
     }
 }

@@ -5,44 +5,44 @@
 //! Invariant: what leaves here is a number or an address again, never text of a user's.
 //! Not here: who enforces a limit or gives an address.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use coracle_runtime::network::Bandwidth;
 
 use super::BadRequest;
+use super::annotations::{Narrows, Opens, Reader, field};
 
 /// Bits a second into the pod.
-const INGRESS: &str = "kubernetes.io/ingress-bandwidth";
+const INGRESS: Narrows = Narrows("kubernetes.io/ingress-bandwidth");
 /// Bits a second out of the pod.
-const EGRESS: &str = "kubernetes.io/egress-bandwidth";
-/// Addresses with prefix lengths, apart by commas.
-const IPS: &str = "cni.coracle.dev/ips";
-/// A hardware address.
-const MAC: &str = "cni.coracle.dev/mac";
+const EGRESS: Narrows = Narrows("kubernetes.io/egress-bandwidth");
+/// Addresses with prefix lengths, apart by commas. It opens something: rules for other pods go by addresses.
+const IPS: Opens = Opens("cni.coracle.dev/ips");
+/// A hardware address, likewise.
+const MAC: Opens = Opens("cni.coracle.dev/mac");
 /// The least and the most bandwidth that means something, as Kubernetes has it: 1k and 1P.
 const RATES: std::ops::RangeInclusive<u64> = 1_000..=1_000_000_000_000_000;
 /// Most addresses that can be asked for.
 const MAX_IPS: usize = 16;
 
 /// The limits of a pod's traffic. Errors: [`BadRequest`] that names the annotation.
-pub(super) fn bandwidth(annotations: &BTreeMap<String, String>) -> Result<Bandwidth, BadRequest> {
-    let rate = |key| match annotations.get(key) {
+pub(super) fn bandwidth(reader: &Reader) -> Result<Bandwidth, BadRequest> {
+    let rate = |key: &Narrows| match reader.narrowing(key) {
         None => Ok(None),
         Some(text) => match quantity(text) {
             Some(rate) if RATES.contains(&rate) => Ok(Some(rate)),
-            _ => Err(refused(key, text, "must be a quantity from 1k to 1P")),
+            _ => Err(refused(key.0, text, "must be a quantity from 1k to 1P")),
         },
     };
     Ok(Bandwidth {
-        ingress: rate(INGRESS)?,
-        egress: rate(EGRESS)?,
+        ingress: rate(&INGRESS)?,
+        egress: rate(&EGRESS)?,
     })
 }
 
-/// The addresses that a pod asks for. Errors: as [`bandwidth`].
-pub(super) fn ips(annotations: &BTreeMap<String, String>) -> Result<Vec<String>, BadRequest> {
-    let Some(text) = annotations.get(IPS) else {
+/// The addresses that a pod asks for. Errors: as [`bandwidth`], or the handler does not honour the annotation.
+pub(super) fn ips(reader: &Reader) -> Result<Vec<String>, BadRequest> {
+    let Some(text) = reader.opening(&IPS)? else {
         return Ok(Vec::new());
     };
     let wanted = "must be addresses with prefix lengths, such as 10.1.2.3/24, apart by commas";
@@ -55,12 +55,12 @@ pub(super) fn ips(annotations: &BTreeMap<String, String>) -> Result<Vec<String>,
     let asked: Option<Vec<String>> = text.split(',').map(address).collect();
     asked
         .filter(|asked| asked.len() <= MAX_IPS)
-        .ok_or_else(|| refused(IPS, text, wanted))
+        .ok_or_else(|| refused(IPS.0, text, wanted))
 }
 
-/// The hardware address that a pod asks for. Errors: as [`bandwidth`].
-pub(super) fn mac(annotations: &BTreeMap<String, String>) -> Result<Option<String>, BadRequest> {
-    let Some(text) = annotations.get(MAC) else {
+/// The hardware address that a pod asks for. Errors: as [`ips`].
+pub(super) fn mac(reader: &Reader) -> Result<Option<String>, BadRequest> {
+    let Some(text) = reader.opening(&MAC)? else {
         return Ok(None);
     };
     let is_octet =
@@ -69,7 +69,7 @@ pub(super) fn mac(annotations: &BTreeMap<String, String>) -> Result<Option<Strin
     match is_good {
         true => Ok(Some(text.to_ascii_lowercase())),
         false => Err(refused(
-            MAC,
+            MAC.0,
             text,
             "must be six octets, such as 02:00:5e:00:53:01",
         )),
@@ -78,10 +78,7 @@ pub(super) fn mac(annotations: &BTreeMap<String, String>) -> Result<Option<Strin
 
 fn refused(key: &str, text: &str, wanted: &str) -> BadRequest {
     let shown: String = text.chars().take(64).collect();
-    BadRequest::invalid(
-        format!("config.annotations[{key:?}]"),
-        format!("is {shown:?}, {wanted}"),
-    )
+    BadRequest::invalid(field(key), format!("is {shown:?}, {wanted}"))
 }
 
 /// A Kubernetes quantity as a whole number, rounded up; `None` if it is none, negative or beyond 64 bits.
@@ -134,10 +131,11 @@ fn scale(suffix: &str) -> Option<(u128, u128)> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
+    use super::super::annotations::tests::reader;
     use super::*;
 
-    fn annotated(key: &str, value: &str) -> BTreeMap<String, String> {
-        BTreeMap::from([(key.to_owned(), value.to_owned())])
+    fn annotated(key: &str, value: &str) -> Reader {
+        reader(&[(key, value)], &[IPS.0, MAC.0])
     }
 
     #[test]
@@ -173,20 +171,22 @@ mod tests {
 
     #[test]
     fn bandwidth_is_kept_within_what_means_something() {
-        assert_eq!(bandwidth(&BTreeMap::new()), Ok(Bandwidth::default()));
-        let read = bandwidth(&annotated(INGRESS, "10M")).unwrap();
+        assert_eq!(bandwidth(&reader(&[], &[])), Ok(Bandwidth::default()));
+        let read = bandwidth(&annotated(INGRESS.0, "10M")).unwrap();
         assert_eq!((read.ingress, read.egress), (Some(10_000_000), None));
         for bad in ["0", "999", "1001T", "10Mbit", "1; tc qdisc"] {
-            let refusal = bandwidth(&annotated(EGRESS, bad)).unwrap_err().to_string();
+            let refusal = bandwidth(&annotated(EGRESS.0, bad))
+                .unwrap_err()
+                .to_string();
             assert!(refusal.contains("egress-bandwidth"), "{refusal}");
         }
     }
 
     #[test]
     fn addresses_are_addresses() {
-        let read = ips(&annotated(IPS, "10.1.2.3/24, fd00::5/64")).unwrap();
+        let read = ips(&annotated(IPS.0, "10.1.2.3/24, fd00::5/64")).unwrap();
         assert_eq!(read, ["10.1.2.3/24", "fd00::5/64"]);
-        assert!(ips(&BTreeMap::new()).unwrap().is_empty());
+        assert!(ips(&reader(&[], &[])).unwrap().is_empty());
         for bad in [
             "",
             "10.1.2.3",
@@ -194,9 +194,9 @@ mod tests {
             "10.1.2.3/24,",
             "1.2.3.4/8 -j ACCEPT",
         ] {
-            assert!(ips(&annotated(IPS, bad)).is_err(), "{bad}");
+            assert!(ips(&annotated(IPS.0, bad)).is_err(), "{bad}");
         }
-        let read = mac(&annotated(MAC, "02:00:5E:00:53:01")).unwrap();
+        let read = mac(&annotated(MAC.0, "02:00:5E:00:53:01")).unwrap();
         assert_eq!(read.as_deref(), Some("02:00:5e:00:53:01"));
         for bad in [
             "",
@@ -205,7 +205,20 @@ mod tests {
             "02-00-5e-00-53-01",
             "02:00:5e:00:53:0g",
         ] {
-            assert!(mac(&annotated(MAC, bad)).is_err(), "{bad}");
+            assert!(mac(&annotated(MAC.0, bad)).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn addresses_are_chosen_only_where_the_operator_lets_pods_choose() {
+        let closed = reader(&[(IPS.0, "10.1.2.3/24"), (MAC.0, "02:00:5e:00:53:01")], &[]);
+        for (refusal, key) in [
+            (ips(&closed).unwrap_err(), IPS.0),
+            (mac(&closed).unwrap_err(), MAC.0),
+        ] {
+            let text = refusal.to_string();
+            let is_named = text.contains(key) && text.contains("handlers.coracle.annotations");
+            assert!(is_named, "{text}");
         }
     }
 }

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use coracle_proto::runtime::v1 as cri;
+use coracle_runtime::network::Egress;
 use serde_json::json;
 
 use super::signal;
@@ -26,7 +27,7 @@ pub(in crate::cri) fn pod(view: &PodView) -> cri::PodSandbox {
         state: pod_state(view),
         created_at: view.created_at,
         labels: view.wish.labels.clone(),
-        annotations: view.wish.annotations.clone(),
+        annotations: view.wish.annotations.echo(),
         runtime_handler: view.wish.handler.as_str().to_owned(),
     }
 }
@@ -42,7 +43,7 @@ pub(in crate::cri) fn container(view: &ContainerView) -> cri::Container {
         state: container_state(view.state) as i32,
         created_at: view.created_at,
         labels: view.wish.labels.clone(),
-        annotations: view.wish.annotations.clone(),
+        annotations: view.wish.annotations.echo(),
         image_id: view.image_id.clone(),
     }
 }
@@ -75,7 +76,7 @@ fn pod_status(view: &PodView) -> cri::PodSandboxStatus {
             namespaces: Some(namespaces),
         }),
         labels: view.wish.labels.clone(),
-        annotations: view.wish.annotations.clone(),
+        annotations: view.wish.annotations.echo(),
         runtime_handler: view.wish.handler.as_str().to_owned(),
     }
 }
@@ -88,6 +89,7 @@ pub(in crate::cri) fn pod_status_reply<'a>(
 ) -> cri::PodSandboxStatusResponse {
     let details = json!({
         "runtimeHandler": view.wish.handler.as_str(),
+        "egress": egress(view),
         "cgroupParent": view.wish.cgroup_parent,
         "hostname": view.wish.hostname,
         "logDirectory": view.wish.log_directory,
@@ -97,6 +99,15 @@ pub(in crate::cri) fn pod_status_reply<'a>(
         info: info(request.verbose, &details),
         containers_statuses: containers.map(container_status).collect(),
         timestamp: now(),
+    }
+}
+
+/// What the pod may reach, as it was decided when it was made: `"any"`, `"none"` or the targets.
+fn egress(view: &PodView) -> serde_json::Value {
+    match (view.wish.is_offline(), view.wish.reach()) {
+        (true, _) => json!("none"),
+        (false, Egress::Open) => json!("any"),
+        (false, Egress::Listed(list)) => json!(list.rules),
     }
 }
 
@@ -127,7 +138,7 @@ fn container_status(view: &ContainerView) -> cri::ContainerStatus {
         reason: view.reason.clone(),
         message: view.message.clone(),
         labels: view.wish.labels.clone(),
-        annotations: view.wish.annotations.clone(),
+        annotations: view.wish.annotations.echo(),
         mounts: mounts(view),
         log_path: view.log_path.clone(),
         resources: Some(resources),
@@ -331,6 +342,8 @@ pub(in crate::cri) mod samples {
 
     use super::super::{container_wish, pod_wish};
     use super::*;
+    use crate::config::Config;
+    use crate::lifecycle::Grants;
 
     /// A ready sandbox whose id is 64 times `digit`.
     pub(in crate::cri::convert) fn pod(digit: char) -> PodView {
@@ -351,7 +364,7 @@ pub(in crate::cri) mod samples {
         };
         PodView {
             id: digit.to_string().repeat(64).parse().unwrap(),
-            wish: Arc::new(pod_wish(request).unwrap()),
+            wish: Arc::new(pod_wish(request, &Config::default().handlers).unwrap()),
             ready: true,
             created_at: 1_700_000_000_000_000_001,
             ips: vec!["10.88.0.7".parse().unwrap(), "fd00::7".parse().unwrap()],
@@ -429,7 +442,7 @@ pub(in crate::cri) mod samples {
         ContainerView {
             id: digit.to_string().repeat(64).parse().unwrap(),
             pod: pod.to_string().repeat(64).parse().unwrap(),
-            wish: Arc::new(container_wish(request).unwrap()),
+            wish: Arc::new(container_wish(request, &Grants::default(), "").unwrap()),
             image_id: "sha256:00".into(),
             state: ContainerState::Exited,
             created_at: 10,

@@ -7,10 +7,14 @@
 use std::net::IpAddr;
 
 use coracle_proto::runtime::v1 as cri;
-use coracle_runtime::network::{HostPort, Protocol};
+use coracle_runtime::network::{Bandwidth, HostPort, Protocol};
 
+use super::annotations::Reader;
 use super::{BadRequest, check, egress, namespaces, network, security, sysctl};
-use crate::lifecycle::{Dns, Handler, NamespaceMode, Namespaces, PodName, PodWish};
+use crate::config::{Allowance, Handlers};
+use crate::lifecycle::{
+    Annotations, Dns, Grants, Handler, NamespaceMode, Namespaces, PodName, PodWish,
+};
 
 /// Linux' HOST_NAME_MAX, in bytes.
 const MAX_HOSTNAME_BYTES: usize = 64;
@@ -21,20 +25,18 @@ const MAX_DNS_BYTES: usize = 253;
 /// The most entries of each resolver list.
 const MAX_DNS_ENTRIES: usize = 32;
 
-/// Reads RunPodSandbox. Errors: [`BadRequest`] that names the first field at fault.
-pub(in crate::cri) fn pod_wish(request: cri::RunPodSandboxRequest) -> Result<PodWish, BadRequest> {
-    let config = request
+/// Reads RunPodSandbox; `handlers` say what the pod may open. Errors: [`BadRequest`] that names the first field at fault.
+pub(in crate::cri) fn pod_wish(
+    request: cri::RunPodSandboxRequest,
+    handlers: &Handlers,
+) -> Result<PodWish, BadRequest> {
+    let mut config = request
         .config
         .ok_or_else(|| BadRequest::invalid("config", "is missing"))?;
-    if config.windows.is_some() {
-        return Err(BadRequest::invalid(
-            "config.windows",
-            "is set, and this is a Linux node",
-        ));
-    }
-    hostname(&config.hostname)?;
-    check::absolute_or_empty("config.log_directory", &config.log_directory)?;
+    texts(&config)?;
     let name = name(config.metadata.as_ref())?;
+    let handler = handler(&request.runtime_handler)?;
+    let annotated = annotated(&mut config, allowance(handlers, handler, &name)?)?;
     let linux = config.linux.unwrap_or_default();
     check::path("config.linux.cgroup_parent", &linux.cgroup_parent)?;
     let absent = cri::LinuxSandboxSecurityContext::default();
@@ -45,23 +47,76 @@ pub(in crate::cri) fn pod_wish(request: cri::RunPodSandboxRequest) -> Result<Pod
     Ok(PodWish {
         ports: ports(&config.port_mappings, &namespaces)?,
         container_ports: container_ports(&config.port_mappings),
-        bandwidth: network::bandwidth(&config.annotations)?,
-        ips: network::ips(&config.annotations)?,
-        mac: network::mac(&config.annotations)?,
-        egress: egress::egress(&config.annotations)?,
+        bandwidth: annotated.bandwidth,
+        ips: annotated.ips,
+        mac: annotated.mac,
+        egress: annotated.reach.list,
+        is_offline: annotated.reach.is_off,
+        annotations: annotated.kept,
+        grants: annotated.grants,
         name,
         hostname: config.hostname,
         log_directory: config.log_directory,
         dns: dns(config.dns_config)?,
         labels: config.labels,
-        annotations: config.annotations,
-        handler: handler(&request.runtime_handler)?,
+        handler,
         userns,
         sysctls: sysctl::sysctls(linux.sysctls, &namespaces)?,
         privileged: context.privileged,
         cgroup_parent: linux.cgroup_parent,
         namespaces,
     })
+}
+
+fn texts(config: &cri::PodSandboxConfig) -> Result<(), BadRequest> {
+    if config.windows.is_some() {
+        return Err(BadRequest::invalid(
+            "config.windows",
+            "is set, and this is a Linux node",
+        ));
+    }
+    hostname(&config.hostname)?;
+    check::absolute_or_empty("config.log_directory", &config.log_directory)
+}
+
+/// What the annotations of a pod come to.
+struct Annotated {
+    bandwidth: Bandwidth,
+    ips: Vec<String>,
+    mac: Option<String>,
+    reach: egress::Decided,
+    kept: Annotations,
+    grants: Grants,
+}
+
+fn annotated(
+    config: &mut cri::PodSandboxConfig,
+    allowance: Allowance<'_>,
+) -> Result<Annotated, BadRequest> {
+    let reader = Reader::of_pod(config, &allowance);
+    let (bandwidth, ips) = (network::bandwidth(&reader)?, network::ips(&reader)?);
+    let (mac, reach) = (network::mac(&reader)?, egress::egress(&reader, &allowance)?);
+    let (kept, grants) = reader.kept();
+    Ok(Annotated {
+        bandwidth,
+        ips,
+        mac,
+        reach,
+        kept,
+        grants,
+    })
+}
+
+/// What the operator allows a pod of this handler and namespace.
+fn allowance<'a>(
+    handlers: &'a Handlers,
+    handler: Handler,
+    name: &PodName,
+) -> Result<Allowance<'a>, BadRequest> {
+    let found = handlers.find(handler.as_str());
+    found
+        .map(|found| found.allowance(&name.namespace))
+        .ok_or_else(|| BadRequest::invalid("runtime_handler", "is not configured on this node"))
 }
 
 fn name(metadata: Option<&cri::PodSandboxMetadata>) -> Result<PodName, BadRequest> {
@@ -229,6 +284,7 @@ fn security_context(context: &cri::LinuxSandboxSecurityContext) -> Result<(), Ba
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
     use super::*;
+    use crate::config::Config;
 
     fn request() -> cri::RunPodSandboxRequest {
         let metadata = cri::PodSandboxMetadata {
@@ -253,7 +309,11 @@ mod tests {
     fn changed(change: impl FnOnce(&mut cri::PodSandboxConfig)) -> Result<PodWish, BadRequest> {
         let mut request = request();
         change(request.config.as_mut().unwrap());
-        pod_wish(request)
+        made(request)
+    }
+
+    fn made(request: cri::RunPodSandboxRequest) -> Result<PodWish, BadRequest> {
+        pod_wish(request, &Config::default().handlers)
     }
 
     #[test]
@@ -266,14 +326,14 @@ mod tests {
         .unwrap();
         assert_eq!(wish.name.to_string(), "default/web (uid 5b1c, attempt 2)");
         assert_eq!(wish.labels["app"], " spaced ");
-        assert_eq!(wish.annotations[odd.0], odd.1);
+        assert_eq!(wish.annotations.echo()[odd.0], odd.1);
         assert_eq!(wish.handler, Handler::Wasm);
         assert_eq!(wish.namespaces.network, NamespaceMode::Pod);
     }
 
     #[test]
     fn missing_fields_are_named() {
-        let none = pod_wish(cri::RunPodSandboxRequest::default()).unwrap_err();
+        let none = made(cri::RunPodSandboxRequest::default()).unwrap_err();
         assert_eq!(none.to_string(), "config is missing");
         type Change = fn(&mut cri::PodSandboxConfig);
         let cases: [(&str, Change); 4] = [
@@ -405,7 +465,7 @@ mod tests {
             runtime_handler: "runc".into(),
             ..request()
         };
-        let refused = pod_wish(unknown).unwrap_err().to_string();
+        let refused = made(unknown).unwrap_err().to_string();
         assert_eq!(
             refused,
             r#"runtime_handler is "runc", known handlers are "", "coracle", "coracle-wasm", "coracle-strict""#

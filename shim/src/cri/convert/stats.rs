@@ -51,7 +51,7 @@ pub(in crate::cri) fn container_stats(
         id: view.id.to_string(),
         metadata: Some(container_metadata(view)),
         labels: view.wish.labels.clone(),
-        annotations: view.wish.annotations.clone(),
+        annotations: view.wish.annotations.echo(),
     };
     let usage = measured.usage.as_ref();
     cri::ContainerStats {
@@ -71,7 +71,7 @@ pub(in crate::cri) fn pod_stats(measured: &PodUsage, root: &Path) -> cri::PodSan
         id: view.id.to_string(),
         metadata: Some(pod_metadata(&view.wish.name)),
         labels: view.wish.labels.clone(),
-        annotations: view.wish.annotations.clone(),
+        annotations: view.wish.annotations.echo(),
     };
     let usage = measured.usage.as_ref();
     let process = usage.map(|usage| cri::ProcessUsage {

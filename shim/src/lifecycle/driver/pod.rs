@@ -16,7 +16,7 @@ use crate::lifecycle::wish::PodWish;
 
 impl Driver {
     pub(super) fn ask_ready(&mut self, wish: &PodWish, reply: Reply<()>) {
-        let mine = *self.record.wish == *wish;
+        let mine = self.record.wish.is_repeated_by(wish);
         if mine && matches!(self.record.phase, PodPhase::Starting | PodPhase::Ready(_)) {
             // Answered when settled: at once, or with the first try.
             self.ready.push(reply);

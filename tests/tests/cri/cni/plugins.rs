@@ -17,6 +17,7 @@ use crate::site::{Pod, eventually};
 async fn linux_daemon() -> Daemon {
     let options = Options {
         cni: Some(30),
+        config: super::CHOOSE.to_owned(),
         ..Options::default()
     };
     shell::daemon_with(options).await

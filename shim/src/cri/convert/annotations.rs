@@ -1,0 +1,241 @@
+//! The one place that reads annotations: which may do what, and which only with the operator's leave.
+//!
+//! Called by `sandbox` and `container`, which hand the values on to the module that understands them.
+//! Invariants: a value leaves here through a constant that says what the annotation can do, so that a new one cannot be
+//! read without deciding that; one that opens something is refused unless the handler of the pod honours it.
+//! Not here: what a value means; image annotations, which choose how an image is run and open nothing.
+//!
+//! | kind | means | without the operator's leave |
+//! |---|---|---|
+//! | [`Narrows`] | can only take something from the pod | honoured |
+//! | [`Bounded`] | can do both | honoured as far as it narrows what the handler allows |
+//! | [`Opens`], [`OpensAll`] | gives the pod something | refused |
+
+use std::collections::BTreeMap;
+
+use coracle_proto::runtime::v1 as cri;
+
+use super::BadRequest;
+use crate::config::Allowance;
+use crate::lifecycle::{Annotations, Grants};
+
+/// An annotation that only takes something from whoever has it.
+pub(super) struct Narrows(pub(super) &'static str);
+
+/// An annotation that narrows or opens, by its value.
+pub(super) struct Bounded(pub(super) &'static str);
+
+/// An annotation that gives something.
+pub(super) struct Opens(pub(super) &'static str);
+
+/// All annotations that begin so, each of which gives something.
+pub(super) struct OpensAll(pub(super) &'static str);
+
+/// The annotations of one request, and who may honour them.
+pub(super) struct Reader {
+    annotations: BTreeMap<String, String>,
+    grants: Grants,
+    /// Whose settings decide, for messages: `handler "coracle"`.
+    decider: String,
+    /// The setting that would honour more of them.
+    setting: String,
+}
+
+/// The value of a [`Bounded`] annotation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Claim<'a> {
+    /// The value.
+    pub(super) text: &'a str,
+    /// It is honoured whatever it opens.
+    pub(super) is_granted: bool,
+}
+
+impl Reader {
+    /// Takes the annotations out of a pod's configuration.
+    pub(super) fn of_pod(config: &mut cri::PodSandboxConfig, allowance: &Allowance<'_>) -> Self {
+        Self {
+            annotations: std::mem::take(&mut config.annotations),
+            grants: Grants::new(allowance.annotations),
+            decider: decider(allowance),
+            setting: setting(allowance, "annotations"),
+        }
+    }
+
+    /// Takes them out of a container's. `grants` are the pod's, as they were decided when it was made, and `handler` is
+    /// its handler.
+    pub(super) fn of_container(
+        config: &mut cri::ContainerConfig,
+        grants: &Grants,
+        handler: &str,
+    ) -> Self {
+        let name = if handler.is_empty() {
+            "coracle"
+        } else {
+            handler
+        };
+        Self {
+            annotations: std::mem::take(&mut config.annotations),
+            grants: grants.clone(),
+            decider: format!("handler {name:?}"),
+            setting: format!("handlers.{name}.annotations"),
+        }
+    }
+
+    /// The value of an annotation that needs no leave.
+    pub(super) fn narrowing(&self, key: &Narrows) -> Option<&str> {
+        self.annotations.get(key.0).map(String::as_str)
+    }
+
+    /// The value of an annotation that may open something, and whether it is honoured then.
+    pub(super) fn bounded(&self, key: &Bounded) -> Option<Claim<'_>> {
+        let text = self.annotations.get(key.0)?;
+        Some(Claim {
+            text,
+            is_granted: self.grants.allow(key.0),
+        })
+    }
+
+    /// The value of an annotation that opens something. Errors: it is there, and not honoured.
+    pub(super) fn opening(&self, key: &Opens) -> Result<Option<&str>, BadRequest> {
+        let Some(value) = self.annotations.get(key.0) else {
+            return Ok(None);
+        };
+        self.honours(key.0).map(|()| Some(value.as_str()))
+    }
+
+    /// The keys and values of annotations that open something. Errors: one is there, and not honoured.
+    pub(super) fn all_opening(&self, keys: &OpensAll) -> Result<Vec<(&str, &str)>, BadRequest> {
+        let begin_so = self
+            .annotations
+            .iter()
+            .filter(|(key, _)| key.starts_with(keys.0));
+        begin_so
+            .map(|(key, value)| self.honours(key).map(|()| (key.as_str(), value.as_str())))
+            .collect()
+    }
+
+    /// What is kept of them, to be echoed.
+    pub(super) fn kept(self) -> (Annotations, Grants) {
+        (Annotations::new(self.annotations), self.grants)
+    }
+
+    fn honours(&self, key: &str) -> Result<(), BadRequest> {
+        if self.grants.allow(key) {
+            return Ok(());
+        }
+        let problem = format!(
+            "is not honoured by {}; the operator of this node can list it in {}",
+            self.decider, self.setting
+        );
+        Err(BadRequest::invalid(field(key), problem))
+    }
+}
+
+/// How messages name an annotation.
+pub(super) fn field(key: &str) -> String {
+    let shown: String = key.chars().filter(|c| !c.is_control()).take(128).collect();
+    format!("config.annotations[{shown:?}]")
+}
+
+/// Whose settings decide about a pod: `handler "coracle-strict" for namespaces "team-*"`.
+pub(super) fn decider(allowance: &Allowance<'_>) -> String {
+    match allowance.namespace {
+        None => format!("handler {:?}", allowance.handler),
+        Some(pattern) => format!("handler {:?} for namespaces {pattern:?}", allowance.handler),
+    }
+}
+
+/// The setting of a handler that decides about a pod: `handlers.coracle-strict.egress`.
+pub(super) fn setting(allowance: &Allowance<'_>, key: &str) -> String {
+    match allowance.namespace {
+        None => format!("handlers.{}.{key}", allowance.handler),
+        Some(pattern) => format!(
+            "{key} of {pattern:?} in handlers.{}.namespaces",
+            allowance.handler
+        ),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+pub(super) mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    /// A reader of these annotations for a pod of the default handler that honours `grants`.
+    pub(in crate::cri::convert) fn reader(annotations: &[(&str, &str)], grants: &[&str]) -> Reader {
+        let pairs = annotations.iter();
+        let mut config = cri::PodSandboxConfig {
+            annotations: pairs
+                .map(|(key, value)| (key.to_string(), value.to_string()))
+                .collect(),
+            ..Default::default()
+        };
+        let handlers = Config::default().handlers;
+        let patterns: Vec<String> = grants.iter().map(ToString::to_string).collect();
+        let mut allowance = handlers.find("").unwrap().allowance("default");
+        allowance.annotations = &patterns;
+        Reader::of_pod(&mut config, &allowance)
+    }
+
+    #[test]
+    fn what_opens_something_is_refused_unless_the_handler_honours_it() {
+        let annotations = [("d.example/one", "1"), ("d.example/two", "2")];
+        let closed = reader(&annotations, &[]);
+        assert_eq!(closed.narrowing(&Narrows("d.example/one")), Some("1"));
+        assert_eq!(closed.narrowing(&Narrows("d.example/three")), None);
+        let claim = closed.bounded(&Bounded("d.example/one")).unwrap();
+        assert_eq!((claim.text, claim.is_granted), ("1", false));
+        assert_eq!(closed.opening(&Opens("d.example/three")), Ok(None));
+        assert_eq!(closed.all_opening(&OpensAll("e.example/")), Ok(Vec::new()));
+        let refused = closed.opening(&Opens("d.example/one")).unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            "config.annotations[\"d.example/one\"] is not honoured by handler \"coracle\"; the operator of this node \
+             can list it in handlers.coracle.annotations"
+        );
+        assert!(closed.all_opening(&OpensAll("d.example/")).is_err());
+        let half = reader(&annotations, &["d.example/one"]);
+        assert_eq!(half.opening(&Opens("d.example/one")), Ok(Some("1")));
+        assert!(half.bounded(&Bounded("d.example/one")).unwrap().is_granted);
+        let refused = half.all_opening(&OpensAll("d.example/")).unwrap_err();
+        assert!(refused.to_string().contains("d.example/two"), "{refused}");
+        let open = reader(&annotations, &["d.example/*"]);
+        assert_eq!(open.all_opening(&OpensAll("d.example/")).unwrap().len(), 2);
+    }
+
+    /// The types keep later steps from reading annotations; this keeps the other converters from it.
+    #[test]
+    fn no_other_converter_reads_annotations() {
+        // Nobody else sees messages.
+        let here = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/cri");
+        let mut read = 0;
+        let mut open = vec![here];
+        while let Some(path) = open.pop() {
+            if path.is_dir() {
+                open.extend(
+                    std::fs::read_dir(&path)
+                        .unwrap()
+                        .map(|entry| entry.unwrap().path()),
+                );
+                continue;
+            }
+            let is_source = path.extension().is_some_and(|kind| kind == "rs");
+            if !is_source || path.ends_with("cri/convert/annotations.rs") {
+                continue;
+            }
+            let text = std::fs::read_to_string(&path).unwrap();
+            // Tests fill messages and look at what became of them.
+            let code = text.split("#[cfg(test)]").next().unwrap();
+            for (at, _) in code.match_indices(".annotations") {
+                let is_echo = code[at..].starts_with(".annotations.echo()");
+                assert!(is_echo, "{} reads annotations", path.display());
+                read += 1;
+            }
+        }
+        assert!(
+            read >= 6,
+            "only {read} places echo annotations: is this still what is looked for?"
+        );
+    }
+}
