@@ -32,6 +32,17 @@ pub fn net() -> Outcome<Vec<u8>> {
     once(&BUILT, || component::from_c("net.c"))
 }
 
+/// The guest `hostile.c`, a WASI p1 module that tries to get out. See that file for its verbs.
+pub fn hostile() -> Outcome<Vec<u8>> {
+    static BUILT: OnceLock<Vec<u8>> = OnceLock::new();
+    once(&BUILT, || compile("hostile.c", &WASI_CLANG))
+}
+
+/// The module of this text.
+pub fn module(text: &str) -> Outcome<Vec<u8>> {
+    Ok(wat::parse_str(text)?)
+}
+
 /// The program `tool.c` for Linux, to prove the tests on a peer that runs no WebAssembly.
 pub fn linux_tool() -> Outcome<Vec<u8>> {
     static BUILT: OnceLock<Vec<u8>> = OnceLock::new();

@@ -21,6 +21,8 @@ use crate::spec::{ContainerSpec, WasmSpec};
 
 /// Most linear memories, tables and instances of one guest.
 const MAX_ITEMS: usize = 64;
+/// Most elements of one table. Source: "Limits" of the WebAssembly JavaScript interface, so that what runs in browsers fits.
+const MAX_TABLE_ELEMENTS: usize = 10_000_000;
 /// Most bytes that one call may pass from guest to host.
 pub(super) const HOSTCALL_BYTES: usize = 8 * 1024 * 1024;
 /// Most random bytes a call.
@@ -112,7 +114,8 @@ fn limits(spec: &ContainerSpec) -> StoreLimits {
     let mut builder = StoreLimitsBuilder::new()
         .instances(MAX_ITEMS)
         .memories(MAX_ITEMS)
-        .tables(MAX_ITEMS);
+        .tables(MAX_ITEMS)
+        .table_elements(MAX_TABLE_ELEMENTS);
     if let Some(bytes) = spec.memory_limit_bytes {
         builder = builder.memory_size(usize::try_from(bytes).unwrap_or(usize::MAX));
     }

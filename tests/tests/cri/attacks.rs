@@ -5,8 +5,10 @@
 //! says so.
 
 pub mod canary;
+mod compiled;
 mod confinement;
 mod escapes;
+mod floods;
 mod images;
 mod keyrings;
 mod mounts;
@@ -14,3 +16,4 @@ mod reach;
 mod requests;
 mod swaps;
 mod trees;
+mod wasm;

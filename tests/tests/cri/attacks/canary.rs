@@ -139,14 +139,23 @@ pub async fn hostile_with(
     config: serde_json::Value,
     change: impl FnOnce(Layer) -> Layer,
 ) -> String {
+    pulled(daemon, config, change).await.unwrap()
+}
+
+/// The same, if the pull is not refused already.
+pub async fn pulled(
+    daemon: &Daemon,
+    config: serde_json::Value,
+    change: impl FnOnce(Layer) -> Layer,
+) -> Result<String, tonic::Status> {
     let layers = [
         linux::bare_layer().unwrap(),
         change(Layer::default()).tar().unwrap(),
     ];
     let image: Image = linux::image(&layers, config).unwrap();
     let reference = push(&fresh("hostile"), &image).reference;
-    daemon.cri().pull(&reference).await.unwrap();
-    reference
+    daemon.cri().pull(&reference).await?;
+    Ok(reference)
 }
 
 /// A container of that image that runs this script.

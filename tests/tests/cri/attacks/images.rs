@@ -1,10 +1,10 @@
-//! What an image's config can try: users that overflow, volumes and files that climb: T21, T24, T25.
+//! What an image's config can try: users that overflow, volumes and files that climb, odd fields: T21, T24, T25, T50.
 
 use coracle_proto::runtime::v1 as cri;
 use coracle_tests::linux::Layer;
 use serde_json::json;
 
-use super::canary::{Canary, Fate, attempt, hostile, hostile_with, script};
+use super::canary::{Canary, Fate, attempt, hostile, hostile_with, pulled, script};
 use crate::linux::shell::{daemon, host_dir, mount, on_peer, security};
 use crate::site::Pod;
 
@@ -201,5 +201,78 @@ async fn ten_thousand_volumes_harm_nobody() {
         attempt(&daemon, &pod, &script(&image, "busybox true")).await;
     }
     canary.is_untouched(&daemon).await;
+    daemon.finish().await.unwrap();
+}
+
+/// T50: what a config says beside users and volumes is carried out or refused, and the daemon never falls over it.
+#[tokio::test]
+async fn odd_configs_are_refused_or_carried_out_and_harm_nobody() {
+    let daemon = daemon().await;
+    let canary = Canary::plant(&daemon);
+    let pod = Pod::run(&daemon, "configs").await;
+    let many: Vec<String> = (0..20_000).map(|number| format!("V{number}=x")).collect();
+    let cases = [
+        ("nameless", json!({"Env": ["PATH=/bin", "=x"]})),
+        ("nul", json!({"Env": ["PATH=/bin", "A\u{0}B=evil"]})),
+        ("no value", json!({"Env": ["PATH=/bin", "LONELY"]})),
+        (
+            "large",
+            json!({"Env": ["PATH=/bin", format!("A={}", "x".repeat(900 << 10))]}),
+        ),
+        (
+            "larger",
+            json!({"Env": ["PATH=/bin", format!("A={}", "x".repeat(1 << 20))]}),
+        ),
+        ("many", json!({"Env": many})),
+        ("signal", json!({"Env": ["PATH=/bin"], "StopSignal": "999"})),
+        (
+            "signal name",
+            json!({"Env": ["PATH=/bin"], "StopSignal": "SIGFOO"}),
+        ),
+        (
+            "directory",
+            json!({"Env": ["PATH=/bin"], "WorkingDir": "relative"}),
+        ),
+        (
+            "climbing",
+            json!({"Env": ["PATH=/bin"], "WorkingDir": canary.climbing()}),
+        ),
+        (
+            "nul directory",
+            json!({"Env": ["PATH=/bin"], "WorkingDir": "/a\u{0}b"}),
+        ),
+        (
+            "long directory",
+            json!({"Env": ["PATH=/bin"], "WorkingDir": "/x".repeat(5_000)}),
+        ),
+        (
+            "words",
+            json!({"Env": ["PATH=/bin"], "Entrypoint": ["/bin/busybox\u{0}x"]}),
+        ),
+        (
+            "labels",
+            json!({"Env": ["PATH=/bin"], "Labels": {"a": "x".repeat(1 << 20), "b\n": "\u{0}"}}),
+        ),
+        (
+            "types",
+            json!({"Env": ["PATH=/bin"], "Cmd": [], "Entrypoint": null, "Volumes": null}),
+        ),
+    ];
+    for (what, config) in cases {
+        let text = "busybox env | busybox grep -c ^B=; busybox pwd | busybox cut -c1-20";
+        let fate = match pulled(&daemon, config, |layer| layer).await {
+            Ok(image) => attempt(&daemon, &pod, &script(&image, text)).await,
+            Err(refusal) => Fate::Refused(refusal.message().to_owned()),
+        };
+        match &fate {
+            Fate::Refused(text) => {
+                assert!(!text.is_empty() && text.len() < 8 << 10, "{what}: {text}")
+            }
+            // A NUL does not make two variables of one.
+            Fate::Ran(_, text) => assert!(text.starts_with("0\n"), "{what}: {text}"),
+        }
+        canary.is_untouched(&daemon).await;
+    }
+    assert!(on_peer() || !daemon.log().contains("panicked"));
     daemon.finish().await.unwrap();
 }
