@@ -65,3 +65,49 @@ fn ours(package: &serde_json::Value) -> (&str, BTreeSet<&str>) {
         names.filter(|name| name.starts_with("coracle-")).collect(),
     )
 }
+
+/// Every test that the pages on security name, as `path::name`, is in the tree.
+#[test]
+fn tests_named_by_the_documentation_exist() {
+    let top = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let mut named = 0;
+    for page in ["attack-classes.md", "threat-model.md"] {
+        let text = std::fs::read_to_string(top.join("docs/security").join(page)).unwrap();
+        for quoted in text.split('`').skip(1).step_by(2) {
+            let Some((file, name)) = quoted.split_once(".rs::") else {
+                continue;
+            };
+            let path = top.join(format!("{file}.rs"));
+            let source = std::fs::read_to_string(&path).unwrap_or_default();
+            let is_there = source.contains(&format!("fn {name}()"));
+            assert!(is_there, "{page} names {quoted}, which is not there");
+            named += 1;
+        }
+    }
+    assert!(named > 80, "only {named} tests are named");
+}
+
+/// Every class of attacks has a test, or says why it has none.
+#[test]
+fn every_class_of_attacks_is_answered() {
+    const LEFT_OUT: [u32; 9] = [9, 16, 20, 22, 29, 45, 57, 61, 64];
+    let page = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../docs/security/attack-classes.md"
+    );
+    let text = std::fs::read_to_string(page).unwrap();
+    let rows: BTreeMap<&str, &str> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("| T")?.split_once(" | "))
+        .collect();
+    for class in (1..=65).filter(|class| !LEFT_OUT.contains(class)) {
+        let row = rows.get(format!("{class:02}").as_str());
+        let row = row.unwrap_or_else(|| panic!("T{class:02} has no line"));
+        let is_answered = row.contains(".rs::") || row.contains("No test");
+        assert!(
+            is_answered,
+            "T{class:02} has neither a test nor a reason: {row}"
+        );
+    }
+    assert_eq!(rows.len(), 65 - LEFT_OUT.len());
+}
