@@ -35,6 +35,9 @@ pub const SITES: &[&str] = &[
     "stoppod.unpin",
     "stoppod.detach",
     "recover.begin",
+    "recover.read-pod",
+    "recover.list-containers",
+    "recover.read-container",
     "recover.adopt",
     "recover.sweep",
     "spawner.fork",
@@ -63,7 +66,7 @@ pub fn hit(_site: &str) -> io::Result<()> {
 
 /// Does what the plan says for `site`: the file named by `CORACLE_FAILPOINTS` at start, lines `site action`.
 ///
-/// Errors: the plan says `error` (EIO) or `enospc` for this site.
+/// Errors: the plan says `error` (EIO), `enospc` or `errno:NUMBER` for this site.
 #[cfg(feature = "failpoints")]
 pub fn hit(site: &str) -> io::Result<()> {
     debug_assert!(
@@ -85,6 +88,10 @@ fn act(action: &str) -> io::Result<()> {
     if let Some(ms) = action.strip_prefix("delay:") {
         std::thread::sleep(std::time::Duration::from_millis(ms.parse().unwrap_or(0)));
         return Ok(());
+    }
+    if let Some(errno) = action.strip_prefix("errno:") {
+        let errno = errno.parse().unwrap_or(libc::EIO);
+        return Err(io::Error::from_raw_os_error(errno));
     }
     match action {
         "error" => Err(io::Error::from_raw_os_error(libc::EIO)),

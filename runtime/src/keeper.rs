@@ -66,13 +66,9 @@ fn short(path: &Path) -> io::Result<(OwnedFd, PathBuf)> {
     Ok((directory, by_number.join(name)))
 }
 
-/// Exit records that keepers left in `dir`. Errors: the directory cannot be listed; absent is empty.
-pub fn read_exits(dir: &Path) -> Result<Vec<(ContainerId, Exit)>> {
-    exits::read_all(dir)
-}
-
-/// The exit record of one container, if there is a whole one.
-pub fn read_exit(dir: &Path, container: &ContainerId) -> Option<Exit> {
+/// The exit record of one container that its keeper left in `dir`, if there is a whole one.
+/// Errors: one is there and cannot be read, or is of a format that this build does not know.
+pub fn read_exit(dir: &Path, container: &ContainerId) -> Result<Option<Exit>> {
     exits::read(dir, container)
 }
 

@@ -145,16 +145,30 @@ impl Network {
         }
     }
 
+    /// Gives back what a pod holds of the built-in network whose attachment nobody knows. Fine if that is nothing.
+    pub fn detach_unknown(&self, pod: &str) -> Result<(), Error> {
+        self.builtin.detach_unknown(pod)
+    }
+
+    /// Takes back what an attachment says that was not known at the start: its address and its ports.
+    pub fn restore(&self, attachment: &Attachment) -> Result<(), Error> {
+        match attachment.provider {
+            Provider::Builtin => self.builtin.restore(attachment),
+            Provider::Cni => Ok(()),
+        }
+    }
+
     /// To be called once in a runtime, at the daemon's start, with the ids of the pods that live: see [`Cni::resume`].
     pub fn resume(&self, live: &HashSet<String>) {
         self.cni.resume(live, self.provider == Provider::Cni);
     }
 
     /// Removes from the built-in network what no attachment in `live` owns, and reports it, one line a thing. To be
-    /// called once, at the daemon's start, before the first [`Network::attach`].
-    pub fn sweep(&self, live: &[Attachment]) -> Result<Vec<String>, Error> {
+    /// called once, at the daemon's start, before the first [`Network::attach`]. What the pods in `kept` hold stays,
+    /// although nobody knows their attachments.
+    pub fn sweep(&self, live: &[Attachment], kept: &HashSet<String>) -> Result<Vec<String>, Error> {
         let builtin = |attachment: &&Attachment| attachment.provider == Provider::Builtin;
         let live: Vec<Attachment> = live.iter().filter(builtin).cloned().collect();
-        self.builtin.sweep(&live)
+        self.builtin.sweep(&live, kept)
     }
 }

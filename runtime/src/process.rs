@@ -43,7 +43,7 @@ impl Process {
 
     /// The process of a record: `None` when it is gone or the pid belongs to another by now.
     ///
-    /// Errors: the node is out of descriptors.
+    /// Errors: the node is out of descriptors or memory, so that nobody can tell.
     pub fn open(pid: i32, recorded_start: u64) -> Result<Option<Self>> {
         let Some(raw) = Pid::from_raw(pid).filter(|_| pid > 0) else {
             return Ok(None);
@@ -54,8 +54,10 @@ impl Process {
             Err(e) => return Err(e).during(|| format!("open process {pid}")),
         };
         // Read after the pidfd was opened: if the times agree now, the pidfd is of that very process.
-        if start_time(pid) != Some(recorded_start) {
-            return Ok(None);
+        match read_stat(pid) {
+            Ok(Some(stat)) if start_in(&stat) == Some(recorded_start) => {}
+            Ok(_) => return Ok(None),
+            Err(e) => return Err(e).during(|| format!("read the start time of process {pid}")),
         }
         Ok(Some(Self {
             pidfd: Arc::new(pidfd),
@@ -157,14 +159,31 @@ impl Process {
 }
 
 fn stat_fields(pid: i32) -> Option<Vec<String>> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    fields_of(&read_stat(pid).ok()??)
+}
+
+fn fields_of(stat: &str) -> Option<Vec<String>> {
     // The name in parentheses may hold anything; fields are counted after the last one. Index 0 is field 3.
-    let (_, fields) = text.rsplit_once(") ")?;
+    let (_, fields) = stat.rsplit_once(") ")?;
     Some(fields.split_ascii_whitespace().map(str::to_owned).collect())
 }
 
+/// `/proc/PID/stat`, or `None` of a process that is gone. Errors: descriptors or memory have run out.
+fn read_stat(pid: i32) -> io::Result<Option<String>> {
+    match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
+        Ok(text) => Ok(Some(text)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) if e.raw_os_error() == Some(libc::ESRCH) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
 fn start_time(pid: i32) -> Option<u64> {
-    stat_fields(pid)?.get(19)?.parse().ok()
+    start_in(&read_stat(pid).ok()??)
+}
+
+fn start_in(stat: &str) -> Option<u64> {
+    fields_of(stat)?.get(19)?.parse().ok()
 }
 
 fn zombie_status(pid: i32, started: u64) -> Option<i32> {

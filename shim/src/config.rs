@@ -31,7 +31,7 @@ pub use error::Error;
 pub use file::{CgroupDriver, Ipv6, LogFormat, LogLevel, NetworkMode, Spawn};
 pub use handlers::{Allowance, Egress, Handlers};
 pub use streaming::Streaming;
-pub use subnet::Subnet;
+pub use subnet::{Family, Subnet};
 
 use file::{ConfigFile, SOCKET_NAME};
 use keys::Document;

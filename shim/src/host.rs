@@ -24,6 +24,7 @@ mod plan;
 mod pod;
 mod stats;
 mod sweep;
+mod unreadable;
 mod update;
 mod user;
 mod words;

@@ -12,12 +12,14 @@
 mod clock;
 mod driver;
 mod error;
+mod kept;
 mod names;
 mod record;
 mod recover;
 mod sessions;
 mod state;
 mod store;
+mod unreadable;
 mod usage;
 mod view;
 mod wish;
@@ -25,7 +27,7 @@ mod work;
 
 pub use error::{Error, Kind};
 pub use record::{LinuxPlan, Payload, Plan, PodRecord, SeccompPlan, WasmPlan};
-pub use store::Slot;
+pub use store::{Slot, quarantine};
 pub use view::{Board, ContainerState, ContainerView, Event, EventKind, PodView};
 pub use wish::{
     Annotations, CapabilityWish, ContainerName, ContainerWish, DeviceWish, Dns, Grants,
@@ -63,7 +65,7 @@ pub struct Pods {
 
 impl Pods {
     /// Reads the records, re-adopts what lives, sweeps what nobody owns, then takes requests.
-    /// Errors: the state directory cannot be read; a single broken record is quarantined instead.
+    /// Errors: the state directory cannot be read; what cannot be understood of one pod is kept and read again instead.
     pub async fn open(host: Host) -> Result<Pods, Error> {
         let boot = clock::boot_id().map_err(|error| io_error("read the boot id", error))?;
         let shared = Arc::new(Shared {
@@ -73,8 +75,12 @@ impl Pods {
             work: Arc::new(Work::default()),
             boot,
         });
-        for driver in recover::recover(&shared).await? {
+        let recovered = recover::recover(&shared).await?;
+        for driver in recovered.drivers {
             tokio::spawn(driver.run());
+        }
+        for kept in recovered.kept {
+            tokio::spawn(kept.run());
         }
         // Every container has claimed its images by now.
         tokio::spawn(Arc::clone(&shared.host).collect_garbage());

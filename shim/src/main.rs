@@ -10,6 +10,7 @@
 //! Not here: any RPC.
 
 mod check;
+mod claims;
 mod cli;
 mod config;
 mod cri;

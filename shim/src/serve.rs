@@ -1,7 +1,7 @@
 //! `coracle serve`: builds the daemon from its configuration, recovers, announces itself, waits, drains.
 //!
-//! Called by `main`. Calls everything else once. Order matters: the socket is bound first, so that a second daemon
-//! stops before it touches any state; it answers only after recovery.
+//! Called by `main`. Calls everything else once. Order matters: what the daemon has for itself is claimed first, so that
+//! a second one stops before it touches any state; the socket is bound then, and answers only after recovery.
 //! Invariant: the daemon owns no pod: whenever it ends, keepers go on and the next daemon finds them.
 //! Not here: RPCs, phases.
 
@@ -18,6 +18,7 @@ use coracle_runtime::spawner::Spawner;
 use coracle_runtime::wasm::{CompileCache, CompileLimits};
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::claims::Claims;
 use crate::config::{CgroupDriver, Config, NetworkMode};
 use crate::cri::{self, Node, Socket};
 use crate::host::{DefaultProfile, Host, HostConfig, Parts};
@@ -59,6 +60,7 @@ async fn run(config: &Config) -> Result<(), Box<dyn Error>> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     private_directory(&config.root)?;
     private_directory(&config.run)?;
+    let claims = Claims::take(config)?;
     let socket = Socket::bind(&config.socket)?;
     let cgroups = Cgroups::detect()?;
     let node = node(config, &cgroups)?;
@@ -81,6 +83,7 @@ async fn run(config: &Config) -> Result<(), Box<dyn Error>> {
     };
     cri::serve(socket, parts, told).await?;
     pods.drain(DRAIN).await;
+    claims.release();
     Ok(())
 }
 

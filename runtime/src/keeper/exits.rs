@@ -15,7 +15,9 @@ use crate::error::{Context as _, Error, Kind, Result};
 use crate::id::{ContainerId, hex};
 use crate::spec::Exit;
 
-const HEADER: &str = "coracle-exit 1 ";
+const HEADER: &str = "coracle-exit ";
+/// The format this build writes.
+const VERSION: &str = "1";
 
 /// Leaves the record of `container` in `dir`. Errors: the disk is full or broken.
 pub fn write(dir: &Path, container: &ContainerId, exit: &Exit) -> Result<()> {
@@ -23,7 +25,7 @@ pub fn write(dir: &Path, container: &ContainerId, exit: &Exit) -> Result<()> {
     let body = serde_json::to_string(exit).map_err(|e| Error::with(Kind::Bug, what(), e))?;
     let temp = dir.join(format!("tmp-{container}"));
     let text = format!(
-        "{HEADER}{}\n{body}\n",
+        "{HEADER}{VERSION} {}\n{body}\n",
         hex(&Sha256::digest(body.as_bytes()))
     );
     let mut file = fs::File::create(&temp).during(what)?;
@@ -31,29 +33,48 @@ pub fn write(dir: &Path, container: &ContainerId, exit: &Exit) -> Result<()> {
     fs::rename(&temp, dir.join(container.as_str())).during(what)
 }
 
-/// All whole records in `dir`; a torn one is skipped, as if its container had not been seen to end.
+/// The record of `container`. A torn one is none: its container was not seen to end.
 ///
-/// Errors: the directory cannot be listed; one that does not exist holds none.
-pub fn read_all(dir: &Path) -> Result<Vec<(ContainerId, Exit)>> {
-    let entries = match fs::read_dir(dir) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        other => other.during(|| format!("list exit records in {}", dir.display()))?,
-    };
-    let named = entries
-        .flatten()
-        .filter_map(|e| e.file_name().to_str()?.parse().ok());
-    Ok(named
-        .filter_map(|id: ContainerId| Some((id.clone(), read(dir, &id)?)))
-        .collect())
+/// Errors: it is there and cannot be read, or is of a format that this build does not know.
+pub fn read(dir: &Path, container: &ContainerId) -> Result<Option<Exit>> {
+    let path = dir.join(container.as_str());
+    let what = || format!("read exit record {}", path.display());
+    match fs::read(&path) {
+        Ok(bytes) => decode(&bytes)
+            .map_err(|why| Error::new(Kind::Unsupported, format!("{}: {why}", what()))),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e).during(what),
+    }
 }
 
-/// The record of `container`, if it is there and whole.
-pub fn read(dir: &Path, container: &ContainerId) -> Option<Exit> {
-    let text = fs::read_to_string(dir.join(container.as_str())).ok()?;
-    let (header, body) = text.split_once('\n')?;
-    let body = body.strip_suffix('\n')?;
-    let sum = header.strip_prefix(HEADER)?;
-    (sum == hex(&Sha256::digest(body.as_bytes()))).then(|| serde_json::from_str(body).ok())?
+/// A whole record's exit; `None` if it is torn. Errors: it is whole and of another format.
+fn decode(bytes: &[u8]) -> std::result::Result<Option<Exit>, String> {
+    let Some((header, body)) = std::str::from_utf8(bytes)
+        .ok()
+        .and_then(|text| text.split_once('\n'))
+    else {
+        return Ok(None);
+    };
+    let Some((version, sum)) = header
+        .strip_prefix(HEADER)
+        .and_then(|rest| rest.split_once(' '))
+    else {
+        return Ok(None);
+    };
+    if version != VERSION {
+        return Err(format!(
+            "its format is {version}, this build reads {VERSION}"
+        ));
+    }
+    let Some(body) = body.strip_suffix('\n') else {
+        return Ok(None);
+    };
+    if sum != hex(&Sha256::digest(body.as_bytes())) {
+        return Ok(None);
+    }
+    serde_json::from_str(body)
+        .map(Some)
+        .map_err(|e| e.to_string())
 }
 
 /// Removes the record of `container`; absent is fine.
@@ -80,13 +101,35 @@ mod tests {
             cause: Cause::Ended,
         };
         write(&dir, &id, &exit).unwrap();
-        assert_eq!(read_all(&dir).unwrap(), [(id.clone(), exit)]);
+        assert_eq!(read(&dir, &id).unwrap(), Some(exit));
         let path = dir.join(id.as_str());
         let text = fs::read_to_string(&path).unwrap();
         fs::write(&path, &text[..text.len() - 4]).unwrap();
-        assert!(read_all(&dir).unwrap().is_empty());
+        assert_eq!(read(&dir, &id).unwrap(), None);
         remove(&dir, &id);
         assert_eq!(fs::read_dir(&dir).unwrap().count(), 0);
         fs::remove_dir(&dir).unwrap();
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_not_taken_for_absent() {
+        let dir = std::env::temp_dir().join(format!("coracle-exits-odd-{}", std::process::id()));
+        let id = ContainerId::random().unwrap();
+        let path = dir.join(id.as_str());
+        fs::create_dir_all(&path).unwrap();
+        assert!(read(&dir, &id).is_err(), "EISDIR");
+        fs::remove_dir(&path).unwrap();
+        fs::write(&path, "coracle-exit 2 ?\n?\n").unwrap();
+        assert!(read(&dir, &id).is_err(), "a newer format");
+        let whole = "{\"of\":\"tomorrow\"}";
+        let sum = hex(&Sha256::digest(whole.as_bytes()));
+        fs::write(&path, format!("coracle-exit 1 {sum}\n{whole}\n")).unwrap();
+        assert!(read(&dir, &id).is_err(), "unknown content");
+        fs::remove_file(&path).unwrap();
+        fs::remove_dir(&dir).unwrap();
+        assert_eq!(read(&dir, &id).unwrap(), None);
+        fs::write(&dir, "").unwrap();
+        assert!(read(&dir, &id).is_err(), "ENOTDIR");
+        fs::remove_file(&dir).unwrap();
     }
 }

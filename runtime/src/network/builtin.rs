@@ -15,10 +15,10 @@
 //! Not here: masquerading of what leaves the node, policies.
 
 mod ports;
+mod sweep;
 mod table;
 mod watch;
 
-use std::collections::HashSet;
 use std::fs;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
@@ -28,15 +28,12 @@ use rustix::io::Errno;
 
 use super::error::Error;
 use super::lease::{Lease, Leases};
-use super::netlink::{Link, Netlink};
+use super::netlink::Netlink;
 use super::plumbing::{self, Endpoint, POD_INTERFACE};
 use super::subnet::{Ipv4Subnet, Ipv6Subnet};
 use super::{Attachment, HostPort, NetworkWish};
 use ports::Ports;
 use table::Table;
-
-/// The first number that is tried for the group in which orphans are deleted together.
-const ORPHAN_GROUP: u32 = 0x000c_04ac;
 
 /// What the built-in network needs to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -211,80 +208,10 @@ impl Builtin {
         self.lock_leases().release(&attachment.pod).map(drop)
     }
 
-    /// See [`super::Network::sweep`].
-    pub fn sweep(&self, live: &[Attachment]) -> Result<Vec<String>, Error> {
-        self.ports.restore(live)?;
-        let mut removed = self.sweep_leases(live)?;
-        let owned: HashSet<&str> = live
-            .iter()
-            .map(|attachment| attachment.host_interface.as_str())
-            .collect();
-        let host = Netlink::open()?;
-        let links = host.links()?;
-        let orphans: Vec<&Link> = links
-            .iter()
-            .filter(|link| self.is_ours(link) && !owned.contains(link.name.as_str()))
-            .collect();
-        // Deleting one costs the kernel 40 ms, deleting a group hardly more.
-        let mut group = ORPHAN_GROUP;
-        while links.iter().any(|link| link.group == group) {
-            group += 1;
-        }
-        for orphan in &orphans {
-            ignore_gone(host.run(vec![plumbing::set_group(orphan.index, &orphan.name, group)]))?;
-        }
-        if !orphans.is_empty() {
-            ignore_gone(host.run(vec![plumbing::delete_group(group)]))?;
-        }
-        removed.extend(
-            orphans
-                .iter()
-                .map(|orphan| format!("interface {}", orphan.name)),
-        );
-        removed.extend(self.ports.sweep());
-        Ok(removed)
-    }
-
-    fn sweep_leases(&self, live: &[Attachment]) -> Result<Vec<String>, Error> {
-        let pods: HashSet<&str> = live
-            .iter()
-            .map(|attachment| attachment.pod.as_str())
-            .collect();
-        let mut leases = self.lock_leases();
-        let mut removed = Vec::new();
-        for pod in leases.pods() {
-            if let Some(index) = leases.index_of(&pod).filter(|_| !pods.contains(&*pod)) {
-                leases.release(&pod)?;
-                removed.push(format!(
-                    "lease {} of pod {pod}",
-                    self.config.subnet_v4.address(index)
-                ));
-            }
-        }
-        for attachment in live {
-            // None after a change of the subnet: such a pod keeps what it has, and no lease.
-            if let Some(index) = self.config.subnet_v4.index_among(&attachment.addresses) {
-                leases.restore(&attachment.pod, index)?;
-            }
-        }
-        Ok(removed)
-    }
-
     /// How many addresses are leased.
     #[must_use]
     pub fn leases(&self) -> usize {
         self.lock_leases().len()
-    }
-
-    fn is_ours(&self, link: &Link) -> bool {
-        let digits = link.name.strip_prefix(&self.config.interface_prefix);
-        let index = digits.and_then(|digits| u32::from_str_radix(digits, 16).ok());
-        let Some(index) = index.filter(|index| (1..=self.config.subnet_v4.size()).contains(index))
-        else {
-            return false;
-        };
-        let endpoint = self.endpoint(index);
-        link.is_veth && link.name == endpoint.host_interface && link.mac == endpoint.host_mac()
     }
 
     fn endpoint(&self, index: u32) -> Endpoint {

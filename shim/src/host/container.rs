@@ -106,7 +106,10 @@ impl Host {
     /// The exit code that the keeper has recorded of a container.
     pub async fn exit_code(&self, pod: &PodId, id: &ContainerId) -> Option<i32> {
         let (exits, id) = (self.exits_directory(pod), id.clone());
-        let read = move || Ok(keeper::read_exit(&exits, &id).map(|exit| exit.code));
+        let read = move || {
+            let exit = keeper::read_exit(&exits, &id);
+            Ok(exit.ok().flatten().map(|exit| exit.code))
+        };
         blocking("reading an exit record", read)
             .await
             .ok()

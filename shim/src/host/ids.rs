@@ -68,6 +68,16 @@ impl Ids {
         }
     }
 
+    /// Takes the block that a host id lies in.
+    pub fn claim_holding(&self, id: u32) {
+        let Some(block) = id.checked_sub(self.base).map(|offset| offset / self.size) else {
+            return;
+        };
+        if block < self.blocks {
+            self.lock().taken.insert(block);
+        }
+    }
+
     /// Gives a block back. One that is not leased stays as it is.
     pub fn release(&self, range: IdRange) {
         let mut state = self.lock();

@@ -305,7 +305,7 @@ impl Host {
     }
 
     /// Unmounts a pod's shared memory, where it had to be mounted.
-    fn drop_shared_memory(&self, pod: &PodId) -> Result<(), Error> {
+    pub(super) fn drop_shared_memory(&self, pod: &PodId) -> Result<(), Error> {
         use rustix::mount::{UnmountFlags, unmount};
         let place = self.shared_memory(pod);
         if !place.exists() {

@@ -1,13 +1,16 @@
 //! Removes what nobody owns: the debris of daemons, keepers and nodes that died half-way.
 //!
 //! Called by: recovery, once, after all records were read and all keepers that live were found.
-//! Invariants: only names of ours are touched (64 hexadecimal digits under our own directories, under parents that our
-//! pods name, or interfaces with our prefix); every step is tried and every failure is reported, none stops the rest.
+//! Invariants: only what carries a mark of ours is touched: ids that have a directory under our own root or run
+//! directory, which is made before anything else of a pod and goes last, and addresses that a lease of ours names. A
+//! cgroup, a namespace or an interface with any other name is another daemon's, whatever parent, directory or prefix it
+//! is found under. Nothing of a pod whose records cannot be used is touched. Every step is tried and every failure is
+//! reported, none stops the rest.
 //! Not here: which record is right.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use coracle_runtime::id::PodId;
 use coracle_runtime::network::{self, Attachment};
@@ -22,14 +25,18 @@ pub struct Owned {
     pub pods: HashSet<String>,
     /// Pods whose keeper may live: their control sockets and pins stay.
     pub live: HashSet<String>,
-    /// Ids whose cgroup may exist.
-    pub leaves: HashSet<String>,
+    /// Pods of which too little is known to tell what they hold: all of it stays.
+    pub kept: HashSet<String>,
+    /// Something may be in use of which no record tells.
+    pub has_unreadable: bool,
     /// Parents under which our cgroups lie.
     pub parents: BTreeSet<String>,
     /// Addresses in use.
     pub attachments: Vec<Attachment>,
     /// Ids known to be nobody's any more, with processes perhaps.
     pub dead: HashSet<String>,
+    /// Directories of containers among those.
+    pub debris: Vec<PathBuf>,
 }
 
 /// What a sweep came to.
@@ -60,9 +67,9 @@ impl Host {
         let mut dead = owned.dead.clone();
         dead.extend(self.orphans(owned));
         self.sweep_processes(&dead, &mut found);
-        self.sweep_cgroups(owned, &mut found);
+        self.sweep_cgroups(owned, &dead, &mut found);
         self.sweep_directories(owned, &mut found);
-        match self.parts.network.sweep(&owned.attachments) {
+        match self.parts.network.sweep(&owned.attachments, &owned.kept) {
             Ok(interfaces) => found
                 .removed
                 .extend(interfaces.into_iter().map(|name| format!("network {name}"))),
@@ -85,16 +92,12 @@ impl Host {
             .map_err(|error| runtime_error("sweep compiled code", error))
     }
 
-    /// Ids that have left a trace on disk but no record, with their containers.
+    /// Ids that have left a trace in our own directories but no record, with their containers.
     fn orphans(&self, owned: &Owned) -> HashSet<String> {
-        let mut ids = HashSet::new();
-        for directory in [self.run_directory(), self.pins_directory()] {
-            ids.extend(
-                ids_in(&directory)
-                    .into_iter()
-                    .filter(|id| !owned.live.contains(id)),
-            );
-        }
+        let mut ids: HashSet<String> = ids_in(&self.run_directory())
+            .into_iter()
+            .filter(|id| !owned.live.contains(id))
+            .collect();
         for id in ids_in(&self.pods_directory()) {
             if owned.pods.contains(&id) {
                 continue;
@@ -118,23 +121,29 @@ impl Host {
         }
     }
 
-    fn sweep_cgroups(&self, owned: &Owned, found: &mut Found) {
-        for parent in &owned.parents {
-            let Ok(cgroup) = self.parts.cgroups.open(parent) else {
-                continue;
-            };
-            let files = cgroup.procs_files();
-            let directories = files.iter().filter_map(|file| file.parent());
-            let leaves: BTreeSet<String> = directories.flat_map(ids_in).collect();
-            for leaf in leaves.difference(&owned.leaves.iter().cloned().collect()) {
-                let path = format!("{}/{leaf}", parent.trim_end_matches('/'));
+    /// Removes the cgroups named after `dead` that hold no process, under the parents that pods name.
+    fn sweep_cgroups(&self, owned: &Owned, dead: &HashSet<String>, found: &mut Found) {
+        for (parent, leaf) in owned
+            .parents
+            .iter()
+            .flat_map(|parent| dead.iter().map(move |leaf| (parent, leaf)))
+        {
+            let path = format!("{}/{leaf}", parent.trim_end_matches('/'));
+            let opened = self.parts.cgroups.open(&path);
+            if opened.is_ok_and(|cgroup| cgroup.exists()) {
                 found.note(format!("cgroup {path}"), self.remove_cgroup(&path));
             }
         }
     }
 
     fn sweep_directories(&self, owned: &Owned, found: &mut Found) {
+        // Pins in a directory of the operator's choice may be another daemon's.
+        let are_all_ours = self.pins_directory().starts_with(&self.config.run);
         for id in ids_in(&self.pins_directory()) {
+            let is_ours = are_all_ours || self.pods_directory().join(&id).exists();
+            if !is_ours || owned.kept.contains(&id) {
+                continue;
+            }
             // What plugins are still to let go of is unpinned once they have.
             if owned.live.contains(&id) || self.parts.network.cni().is_owed(&id) {
                 continue;
@@ -151,6 +160,10 @@ impl Host {
                     remove_tree(&self.run_directory().join(&id)),
                 );
             }
+        }
+        for directory in &owned.debris {
+            let removed = self.discard_tree(directory);
+            found.note(format!("directory {}", directory.display()), removed);
         }
         for id in ids_in(&self.pods_directory()) {
             if !owned.pods.contains(&id) {
@@ -176,7 +189,7 @@ fn ids_in(directory: &Path) -> Vec<String> {
 }
 
 /// The cgroups whose last part is one of `leaves` and that hold processes.
-fn cgroups_of_processes(leaves: &HashSet<String>) -> BTreeMap<String, BTreeSet<i32>> {
+pub(super) fn cgroups_of_processes(leaves: &HashSet<String>) -> BTreeMap<String, BTreeSet<i32>> {
     let mut found: BTreeMap<String, BTreeSet<i32>> = BTreeMap::new();
     let Ok(entries) = std::fs::read_dir("/proc") else {
         return found;

@@ -17,11 +17,13 @@ mod note;
 mod pod;
 mod requests;
 mod resume;
+pub mod unreadable;
 mod update;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::time::Duration;
 
 use coracle_runtime::id::ContainerId;
 use coracle_runtime::keeper::{Keeper, KeeperEvent};
@@ -43,7 +45,7 @@ use super::work::Work;
 use crate::host::{Host, blocking, io_error, pass};
 
 pub use note::{Ask, Connection, Mailbox, Note, Purpose, Reply, Standing, Word};
-pub use resume::{FoundKeeper, Resumed};
+pub use resume::{FoundContainer, FoundKeeper, Resumed};
 
 /// What all drivers share.
 pub struct Shared {
@@ -124,6 +126,12 @@ pub struct Driver {
     keeper_watch: Option<Watch>,
     /// Calls a keeper that does not answer.
     calling: Option<Watch>,
+    /// Waits until records that cannot be used are read again.
+    reading: Option<Watch>,
+    /// How long that takes.
+    reading_pause: Duration,
+    /// Containers that have a directory and no record; for the sweep at the start.
+    dead: Vec<ContainerId>,
     engine_hash: String,
     containers: BTreeMap<ContainerId, Container>,
     effort: Effort,
@@ -158,6 +166,9 @@ impl Driver {
             keeper_process: None,
             keeper_watch: None,
             calling: None,
+            reading: None,
+            reading_pause: unreadable::FIRST_PAUSE,
+            dead: Vec::new(),
             engine_hash: String::new(),
             containers: BTreeMap::new(),
             effort: Effort::Idle,
@@ -203,6 +214,7 @@ impl Driver {
             Note::PodForgotten(result) => self.pod_forgotten(result).await,
             Note::KeeperEnded => self.keeper_ended().await,
             Note::Reconnected(connection) => self.connected(*connection).await,
+            Note::ReadAgain => self.read_again().await,
         }
     }
 

@@ -13,6 +13,7 @@ use coracle_runtime::spec::{IdRange, Identity, LinuxJail, Mount, Spawn, WasmKind
 use serde::{Deserialize, Serialize};
 
 use super::state::{ContainerPhase, PodPhase};
+use super::unreadable;
 use super::view::{ContainerState, ContainerView, PodView};
 use super::wish::{ContainerWish, PodWish};
 
@@ -179,8 +180,13 @@ impl ContainerRecord {
             ContainerPhase::Removing(None) | ContainerPhase::Gone => {
                 (ContainerState::Created, None)
             }
+            ContainerPhase::Unreadable(_) => (ContainerState::Unknown, None),
         };
         let started_at = self.phase.run().map(|run| run.started_at);
+        let unreadable = match &self.phase {
+            ContainerPhase::Unreadable(why) => Some(why),
+            _ => None,
+        };
         ContainerView {
             id: self.id.clone(),
             pod: pod.clone(),
@@ -194,8 +200,15 @@ impl ContainerRecord {
                 .unwrap_or(0),
             finished_at: ended.map_or(0, |ended| ended.finished_at),
             exit_code: ended.map_or(0, |ended| ended.code),
-            reason: ended.map_or("", |ended| ended.reason.name()).to_owned(),
-            message: ended.map(|ended| ended.message.clone()).unwrap_or_default(),
+            reason: match (ended, unreadable) {
+                (Some(ended), _) => ended.reason.name().to_owned(),
+                (None, Some(_)) => unreadable::REASON.to_owned(),
+                (None, None) => String::new(),
+            },
+            message: ended
+                .map(|ended| ended.message.clone())
+                .or_else(|| unreadable.cloned())
+                .unwrap_or_default(),
             log_path: self.plan.log_path.clone(),
             uid: self.plan.identity.uid,
             gid: self.plan.identity.gid,

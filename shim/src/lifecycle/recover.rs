@@ -1,147 +1,197 @@
 //! At start: from records, live keepers and exit records to drivers; then everything that nobody owns is removed.
 //!
-//! Called by: [`super::Pods::open`], before any request is taken. Keepers are met in parallel, each under its own
-//! deadline: one that hangs delays no other.
-//! Invariants: what was acknowledged is there afterwards with the right state; what was not is finished or undone; a
-//! torn record is moved aside and named, never read as "nothing there".
+//! Called by: [`super::Pods::open`], before any request is taken; what could not be recovered then is tried again by
+//! [`super::kept`] and the drivers. Pods are recovered in parallel, each keeper is met under its own deadline, and a pod
+//! that takes longer than [`PATIENCE`] is shown as it is while that goes on: none delays another.
+//! Invariants: what was acknowledged is there afterwards with the right state; what was not is finished or undone. Only
+//! what a readable record calls ended, or what never had one, is removed: a record that cannot be read, is of another
+//! format, or whose pod could not be brought into order, keeps everything of its pod. A torn record is moved aside with
+//! what belongs to it, and named, once nothing of it runs.
 //! Not here: requests.
 
-use std::path::{Path, PathBuf};
+mod read;
+mod reboot;
+
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use coracle_runtime::id::{ContainerId, PodId};
 use coracle_runtime::process::Process;
-use serde::de::DeserializeOwned;
-use tokio::task::JoinSet;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
-use super::clock;
-use super::driver::{Connection, Driver, FoundKeeper, Resumed, Shared};
+use super::driver::{Connection, Driver, FoundContainer, FoundKeeper, Resumed, Shared};
 use super::error::Error;
+use super::kept::{Kept, Known};
 use super::names::Claim;
-use super::record::{ContainerRecord, PodRecord};
-use super::state::{ContainerPhase, Ended, PodPhase, Reason};
-use super::store::{self, Loaded, Slot};
-use crate::host::{Owned, blocking, io_error, pass};
+use super::record::PodRecord;
+use super::state::PodPhase;
+use super::store::Slot;
+use crate::host::{Owned, blocking, io_error, pass, runtime_error};
+pub use read::read_container;
+use read::{OnDisk, read_pod};
+use reboot::after_reboot;
 
 /// How long a keeper may take to greet while nothing else is served; it is called again later.
 const ADOPTION_PATIENCE: Duration = Duration::from_secs(1);
+/// How long the start waits for the recovery of all pods.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What became of the records of one pod.
-enum Outcome {
+pub enum Outcome {
     /// It goes on.
     Driver(Box<Driver>),
-    /// It never came to be, or its record is broken: ids of it and its containers, whose processes must end.
+    /// It never came to be, or its torn record was moved aside and nothing of it runs: its id and its containers'.
     Dead(Vec<String>),
+    /// It is left as it is, for this reason.
+    Kept(Known, String),
 }
 
-/// Resumes every pod on disk and sweeps the rest. Returns the drivers, not yet running.
-/// Errors: the directory of records cannot be read.
-pub async fn recover(shared: &Arc<Shared>) -> Result<Vec<Driver>, Error> {
+/// What was found at the start.
+#[derive(Default)]
+pub struct Recovered {
+    /// Pods that go on, not yet running.
+    pub drivers: Vec<Driver>,
+    /// Pods that are left as they are, not yet running.
+    pub kept: Vec<Kept>,
+}
+
+/// Resumes every pod on disk and sweeps the rest. Errors: the directory of records cannot be read.
+pub async fn recover(shared: &Arc<Shared>) -> Result<Recovered, Error> {
     pass("recover.begin")?;
-    let mut pods = JoinSet::new();
-    for directory in directories(&shared.host.pods_directory())? {
-        let shared = Arc::clone(shared);
-        pods.spawn(async move { recover_pod(&shared, &directory).await });
-    }
-    let mut drivers = Vec::new();
+    let found = ids_in::<PodId>(&shared.host.pods_directory())?;
+    let tasks: Vec<(PodId, JoinHandle<Outcome>)> = found
+        .into_iter()
+        .map(|id| {
+            let task = tokio::spawn(recover_pod(Arc::clone(shared), id.clone()));
+            (id, task)
+        })
+        .collect();
     let mut owned = Owned::default();
     owned.parents.insert(shared.host.default_cgroup_parent());
-    while let Some(joined) = pods.join_next().await {
-        match joined {
+    let mut recovered = gather(shared, tasks, &mut owned).await;
+    for kept in &mut recovered.kept {
+        kept.declare(&mut owned).await;
+    }
+    if owned.has_unreadable {
+        // Nobody knows which images its containers use.
+        shared.host.images().suspend_collection();
+    }
+    sweep(shared, owned, &recovered.drivers).await?;
+    tracing::info!(
+        sandboxes = recovered.drivers.len(),
+        kept = recovered.kept.len(),
+        "recovered"
+    );
+    Ok(recovered)
+}
+
+/// Waits for the recoveries of all pods, each no longer than until the common deadline.
+async fn gather(
+    shared: &Arc<Shared>,
+    tasks: Vec<(PodId, JoinHandle<Outcome>)>,
+    owned: &mut Owned,
+) -> Recovered {
+    let deadline = Instant::now() + PATIENCE;
+    let mut recovered = Recovered::default();
+    for (id, mut task) in tasks {
+        match tokio::time::timeout_at(deadline, &mut task).await {
             Ok(Ok(Outcome::Driver(driver))) => {
-                driver.declare(&mut owned);
-                drivers.push(*driver);
+                driver.declare(owned);
+                recovered.drivers.push(*driver);
             }
             Ok(Ok(Outcome::Dead(ids))) => owned.dead.extend(ids),
-            Ok(Err(error)) => {
-                // Nobody knows which images its containers use.
-                shared.host.images().suspend_collection();
-                tracing::error!(error = error.chain(), "a sandbox was not recovered");
+            Ok(Ok(Outcome::Kept(known, why))) => {
+                recovered.kept.push(Kept::new(shared, id, known, why, None));
             }
-            Err(error) => {
-                shared.host.images().suspend_collection();
-                tracing::error!(error = %error, "recovery of a sandbox did not finish");
+            Ok(Err(error)) => {
+                let why = format!("its recovery did not finish: {error}");
+                recovered
+                    .kept
+                    .push(Kept::new(shared, id, Known::default(), why, None));
+            }
+            Err(_) => {
+                let why = format!("its recovery takes longer than {} s", PATIENCE.as_secs());
+                let kept = Kept::new(shared, id, Known::default(), why, Some(task));
+                recovered.kept.push(kept);
             }
         }
     }
-    sweep(shared, owned, &drivers).await?;
-    tracing::info!(sandboxes = drivers.len(), "recovered");
-    Ok(drivers)
+    recovered
 }
 
-fn directories(of: &Path) -> Result<Vec<PathBuf>, Error> {
-    let failed = |error| io_error(format!("list the records in {}", of.display()), error);
-    let entries = match std::fs::read_dir(of) {
+/// The ids that are names in a directory; none when it is not there. Errors: it cannot be listed.
+pub fn ids_in<T: std::str::FromStr>(directory: &Path) -> Result<Vec<T>, Error> {
+    let failed = |error| {
+        io_error(
+            format!("list the records in {}", directory.display()),
+            error,
+        )
+    };
+    let entries = match std::fs::read_dir(directory) {
         Ok(entries) => entries,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(failed(error)),
     };
-    let paths: std::io::Result<Vec<PathBuf>> = entries
-        .map(|entry| entry.map(|entry| entry.path()))
-        .collect();
-    paths.map_err(failed)
+    let mut ids = Vec::new();
+    for entry in entries {
+        let name = entry.map_err(failed)?.file_name();
+        ids.extend(name.to_str().and_then(|name| name.parse::<T>().ok()));
+    }
+    Ok(ids)
 }
 
-async fn recover_pod(shared: &Arc<Shared>, directory: &Path) -> Result<Outcome, Error> {
-    let (host, path) = (Arc::clone(&shared.host), directory.to_owned());
-    let quarantine = host.quarantine();
+/// Recovers one pod, or finds out why that cannot be.
+pub async fn recover_pod(shared: Arc<Shared>, id: PodId) -> Outcome {
+    let (reader, of) = (Arc::clone(&shared), id.clone());
     let read = blocking("reading the records of a sandbox", move || {
-        let Some((pod, slot)) = load::<PodRecord>(&path, &quarantine)? else {
-            return Ok(None);
-        };
-        let mut containers: Vec<(ContainerRecord, Slot)> = Vec::new();
-        for directory in directories(&path.join("containers"))? {
-            containers.extend(load::<ContainerRecord>(&directory, &quarantine)?);
-        }
-        Ok(Some((pod, slot, containers)))
-    })
-    .await?;
-    let Some((mut pod, mut slot, mut containers)) = read else {
-        return Ok(Outcome::Dead(ids_below(directory)));
+        Ok(read_pod(&reader, &of))
+    });
+    let (pod, slot, containers, dead) = match read.await {
+        Ok(OnDisk::Absent(containers)) => return Outcome::Dead(ids_of(&id, &containers)),
+        Ok(OnDisk::Kept(known, why)) => return Outcome::Kept(known, why),
+        Ok(OnDisk::Found {
+            pod,
+            slot,
+            containers,
+            dead,
+        }) => (pod, slot, containers, dead),
+        Err(error) => return Outcome::Kept(Known::default(), error.chain()),
     };
+    let known = Known::of(&pod, &containers);
+    match bring_back(&shared, *pod, slot, containers).await {
+        Ok(Outcome::Driver(mut driver)) => {
+            driver.bury(dead);
+            Outcome::Driver(driver)
+        }
+        Ok(other) => other,
+        Err(error) => Outcome::Kept(known, error.chain()),
+    }
+}
+
+async fn bring_back(
+    shared: &Arc<Shared>,
+    mut pod: PodRecord,
+    mut slot: Slot,
+    mut containers: Vec<FoundContainer>,
+) -> Result<Outcome, Error> {
     if pod.phase == PodPhase::Starting {
         return drop_unborn(shared, &pod).await;
     }
     if pod.boot != shared.boot {
         after_reboot(shared, &mut pod, &mut slot, &mut containers).await?;
     }
+    let keeper = find_keeper(shared, &pod).await?;
+    let found = Resumed { containers, keeper };
     Ok(Outcome::Driver(Box::new(
-        resume(shared, pod, slot, containers).await,
+        resume(shared, pod, slot, found).await,
     )))
 }
 
-/// A record; `None` when there is none or when it was broken and moved aside.
-fn load<T: DeserializeOwned>(
-    directory: &Path,
-    quarantine: &Path,
-) -> Result<Option<(T, Slot)>, Error> {
-    let loaded = store::load(directory);
-    match loaded
-        .map_err(|error| io_error(format!("read the record in {}", directory.display()), error))?
-    {
-        Loaded::Found(record, slot) => Ok(Some((record, slot))),
-        Loaded::Absent => Ok(None),
-        Loaded::Torn(why) => {
-            let moved = store::quarantine(directory, quarantine);
-            let moved = moved
-                .map_err(|error| io_error(format!("quarantine {}", directory.display()), error))?;
-            tracing::error!(record = why, quarantine = %moved.display(), "a broken record was moved aside");
-            Ok(None)
-        }
-    }
-}
-
-/// The ids that a broken or missing record stood for: its directory's name and those of its containers.
-fn ids_below(directory: &Path) -> Vec<String> {
-    let name = |path: &Path| {
-        path.file_name()
-            .map(|name| name.to_string_lossy().into_owned())
-    };
-    let containers = directories(&directory.join("containers")).unwrap_or_default();
-    name(directory)
-        .into_iter()
-        .chain(containers.iter().filter_map(|path| name(path)))
-        .collect()
+fn ids_of(pod: &PodId, containers: &[ContainerId]) -> Vec<String> {
+    let containers = containers.iter().map(|id| id.as_str().to_owned());
+    containers.chain([pod.as_str().to_owned()]).collect()
 }
 
 /// A sandbox that was never acknowledged: its keeper has died with its daemon, the rest is removed here.
@@ -153,69 +203,39 @@ async fn drop_unborn(shared: &Arc<Shared>, pod: &PodRecord) -> Result<Outcome, E
     Ok(Outcome::Dead(vec![pod.id.as_str().to_owned()]))
 }
 
-/// Another boot: nothing lives. What ran has ended unseen, what had ended keeps its end.
-async fn after_reboot(
-    shared: &Arc<Shared>,
-    pod: &mut PodRecord,
-    slot: &mut Slot,
-    containers: &mut [(ContainerRecord, Slot)],
-) -> Result<(), Error> {
-    if pod.phase.live().is_some() {
-        shared.host.lower(pod, None, None).await?;
-    }
-    for (container, slot) in containers {
-        if container.phase.is_live() {
-            container.phase = ContainerPhase::Exited(Ended {
-                started_at: container.phase.run().map_or(0, |run| run.started_at),
-                finished_at: clock::wall(),
-                code: 255,
-                reason: Reason::Unknown,
-                message: "the node restarted".to_owned(),
-            });
-            let saved = slot.save(container);
-            saved.map_err(|error| {
-                io_error(
-                    format!("save the record of container {}", container.id),
-                    error,
-                )
-            })?;
-        }
-    }
-    // Last, so that a crash before it does all of this again.
-    pod.phase = PodPhase::NotReady;
-    pod.boot.clone_from(&shared.boot);
-    slot.save(pod)
-        .map_err(|error| io_error(format!("save the record of sandbox {}", pod.id), error))
-}
-
-async fn resume(
-    shared: &Arc<Shared>,
-    pod: PodRecord,
-    slot: Slot,
-    containers: Vec<(ContainerRecord, Slot)>,
-) -> Driver {
+async fn resume(shared: &Arc<Shared>, pod: PodRecord, slot: Slot, found: Resumed) -> Driver {
     let mail = Driver::mailbox();
     if pod.wish.userns.is_none() {
         shared.host.ids().claim(pod.range);
     }
     if let Claim::Held(other, _) = shared.names.claim(&pod.wish.name, &pod.id, mail.0.clone()) {
-        tracing::error!(pod = %pod.id, other = %other, "two sandboxes have one name");
+        // Its own id: it was kept before.
+        if other != pod.id {
+            tracing::error!(pod = %pod.id, other = %other, "two sandboxes have one name");
+        }
         shared.names.adopt(&pod.id, mail.0.clone());
     }
-    let keeper = find_keeper(shared, &pod).await;
     Driver::new(Arc::clone(shared), pod, slot, mail)
-        .resume(Resumed { containers, keeper })
+        .resume(found)
         .await
 }
 
-async fn find_keeper(shared: &Arc<Shared>, pod: &PodRecord) -> Option<FoundKeeper> {
-    let fact = pod.phase.live()?.keeper;
-    let opened = Process::open(fact.pid, fact.start_time).unwrap_or_else(|error| {
-        tracing::error!(pod = %pod.id, error = error.chain(), "the keeper's process cannot be looked at");
-        None
-    });
+/// The keeper of a pod; `None` if it is dead or the pod needs none. Errors: it cannot be told whether it lives.
+async fn find_keeper(shared: &Arc<Shared>, pod: &PodRecord) -> Result<Option<FoundKeeper>, Error> {
+    let Some(fact) = pod.phase.live().map(|live| live.keeper) else {
+        return Ok(None);
+    };
+    let opened = Process::open(fact.pid, fact.start_time).map_err(|error| {
+        let what = format!(
+            "look at the keeper of sandbox {} (pid {})",
+            pod.id, fact.pid
+        );
+        runtime_error(what, error)
+    })?;
     // One that has ended may linger as a zombie until somebody reaps it.
-    let process = Arc::new(opened.filter(Process::is_alive)?);
+    let Some(process) = opened.filter(Process::is_alive).map(Arc::new) else {
+        return Ok(None);
+    };
     let greeted = match pass("recover.adopt") {
         Ok(()) => shared.host.connect(&pod.id, ADOPTION_PATIENCE).await,
         Err(error) => Err(error),
@@ -231,10 +251,10 @@ async fn find_keeper(shared: &Arc<Shared>, pod: &PodRecord) -> Option<FoundKeepe
             None
         }
     };
-    Some(FoundKeeper {
+    Ok(Some(FoundKeeper {
         process,
         connection,
-    })
+    }))
 }
 
 async fn sweep(shared: &Arc<Shared>, owned: Owned, drivers: &[Driver]) -> Result<(), Error> {
@@ -245,7 +265,10 @@ async fn sweep(shared: &Arc<Shared>, owned: Owned, drivers: &[Driver]) -> Result
         .collect();
     let found = blocking("sweeping", move || {
         let mut found = host.sweep(&owned);
-        if let Err(error) = host.sweep_compiled(hashes) {
+        // A pod of which little is known may need the code of any engine.
+        if !owned.has_unreadable
+            && let Err(error) = host.sweep_compiled(hashes)
+        {
             found.errors.push(error);
         }
         Ok(found)

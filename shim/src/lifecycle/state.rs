@@ -118,6 +118,9 @@ pub enum ContainerPhase {
     Stopping(Run, Stop),
     /// It has ended.
     Exited(Ended),
+    /// Its record, or that of its exit, cannot be used for the reason given: left as it is, and read again. Never on
+    /// disk.
+    Unreadable(String),
     /// What is left of it is being removed; shown as it last was. Never on disk.
     Removing(Option<Ended>),
     /// It is no more. Never on disk.
@@ -134,6 +137,7 @@ impl ContainerPhase {
             ContainerPhase::Running(_) => "running",
             ContainerPhase::Stopping(..) => "stopping",
             ContainerPhase::Exited(_) => "exited",
+            ContainerPhase::Unreadable(_) => "unknown, for its record cannot be read",
             ContainerPhase::Removing(_) => "being removed",
             ContainerPhase::Gone => "gone",
         }
@@ -258,7 +262,7 @@ pub fn step(
 }
 
 fn stop(now: BootTime, phase: ContainerPhase, wish: Stop) -> (ContainerPhase, Vec<Effect>) {
-    use ContainerPhase::{Running, Starting, Stopping};
+    use ContainerPhase::{Running, Starting, Stopping, Unreadable};
     match phase {
         Starting(None) => (Starting(Some(wish)), vec![]),
         Starting(Some(old)) => (Starting(Some(old.joined(wish))), vec![]),
@@ -275,6 +279,8 @@ fn stop(now: BootTime, phase: ContainerPhase, wish: Stop) -> (ContainerPhase, Ve
             vec![Effect::Kill],
         ),
         Stopping(run, old) => (Stopping(run, old.joined(wish)), vec![]),
+        // Whatever runs of it.
+        Unreadable(why) => (Unreadable(why), vec![Effect::Kill]),
         // CRI: stopping what does not run is success and changes nothing.
         other => (other, vec![]),
     }
@@ -292,10 +298,10 @@ fn begin_stop(now: BootTime, run: Run, wish: Stop) -> (ContainerPhase, Vec<Effec
 }
 
 fn remove(now: BootTime, phase: ContainerPhase) -> (ContainerPhase, Vec<Effect>) {
-    use ContainerPhase::{Created, Creating, Exited, Gone, Removing};
+    use ContainerPhase::{Created, Creating, Exited, Gone, Removing, Unreadable};
     match phase {
         Creating(_) => (Creating(Then::Remove), vec![]),
-        Created => (Removing(None), vec![Effect::Forget]),
+        Created | Unreadable(_) => (Removing(None), vec![Effect::Forget]),
         Exited(ended) => (Removing(Some(ended)), vec![Effect::Forget]),
         Removing(ended) => (Removing(ended), vec![Effect::Forget]),
         Gone => (Gone, vec![]),

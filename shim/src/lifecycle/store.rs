@@ -5,7 +5,9 @@
 //! did not exist and unlinks the older one; ext4 would flush on a rename over an existing name, and nothing here
 //! waits for a disk.
 //! Invariants: the newest valid generation wins; a torn newest one over a valid older one is a crash in a save and
-//! dropped; a torn one alone is reported, never read as "nothing there".
+//! dropped; a torn one alone is reported, never read as "nothing there". What cannot be read (an error of the disk, of
+//! memory or of descriptors) or is of a format that this build does not know is never taken for torn or absent, and no
+//! older generation stands in for it.
 //! Not here: what a record says.
 
 use std::fs;
@@ -34,10 +36,29 @@ pub struct Slot {
 pub enum Loaded<T> {
     /// A valid record.
     Found(T, Slot),
-    /// Files are there, none valid; the text says what is wrong with the newest.
+    /// Files are there, none whole; the text says what is wrong with the newest.
     Torn(String),
+    /// The newest may be whole, but could not be read or is not of a format that this build knows.
+    Unreadable(Unreadable),
     /// No record at all.
     Absent,
+}
+
+/// A record that exists and cannot be used now.
+#[derive(Debug)]
+pub struct Unreadable {
+    /// The file and what is wrong, for people.
+    pub why: String,
+    /// The checked JSON of a record of another format; `None` when nothing could be read.
+    pub json: Option<serde_json::Value>,
+}
+
+/// Why one file is no record.
+enum Defect {
+    /// It was cut off or overwritten.
+    Torn(String),
+    /// It is whole, and of another format.
+    Foreign(String, Option<serde_json::Value>),
 }
 
 impl Slot {
@@ -81,31 +102,49 @@ impl Slot {
 }
 
 /// Reads the newest valid record of `directory` and drops what is older or torn beside it.
-/// Errors: the directory cannot be read; an absent one is [`Loaded::Absent`].
-pub fn load<T: DeserializeOwned>(directory: &Path) -> io::Result<Loaded<T>> {
-    let mut found = generations(directory)?;
+pub fn load<T: DeserializeOwned>(directory: &Path) -> Loaded<T> {
+    let unreadable = |path: &Path, error: &dyn std::fmt::Display, json| {
+        let why = format!("{}: {error}", path.display());
+        Loaded::Unreadable(Unreadable { why, json })
+    };
+    let mut found = match generations(directory) {
+        Ok(found) => found,
+        Err(error) => return unreadable(directory, &error, None),
+    };
     found.sort_by_key(|(generation, _)| std::cmp::Reverse(*generation));
     let mut complaint = None;
-    for (index, (generation, path)) in found.iter().enumerate() {
-        match decode(&fs::read(path)?) {
+    for (generation, path) in &found {
+        let bytes = match fs::read(path) {
+            Ok(bytes) => bytes,
+            Err(error) => return unreadable(path, &error, None),
+        };
+        match decode(&bytes) {
             Ok(value) => {
-                for (other, (_, path)) in found.iter().enumerate() {
-                    if other != index {
-                        remove_if_there(path)?;
-                    }
-                }
+                drop_others(&found, *generation);
                 let slot = Slot {
                     directory: directory.to_owned(),
                     generation: *generation,
                 };
-                return Ok(Loaded::Found(value, slot));
+                return Loaded::Found(value, slot);
             }
-            Err(text) => {
+            Err(Defect::Foreign(text, json)) => return unreadable(path, &text, json),
+            Err(Defect::Torn(text)) => {
                 complaint.get_or_insert(format!("{}: {text}", path.display()));
             }
         }
     }
-    Ok(complaint.map_or(Loaded::Absent, Loaded::Torn))
+    complaint.map_or(Loaded::Absent, Loaded::Torn)
+}
+
+/// Best effort: what stays is older or torn, and dropped by the next load.
+fn drop_others(found: &[(u64, PathBuf)], kept: u64) {
+    for (generation, path) in found {
+        if *generation != kept
+            && let Err(error) = remove_if_there(path)
+        {
+            tracing::warn!(record = %path.display(), error = %error, "an old record was not removed");
+        }
+    }
 }
 
 fn path_of(directory: &Path, generation: u64) -> PathBuf {
@@ -140,31 +179,39 @@ fn encode<T: Serialize>(value: &T) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
-    let end = bytes
-        .iter()
-        .position(|byte| *byte == b'\n')
-        .ok_or("it has no header line")?;
-    let header = std::str::from_utf8(&bytes[..end]).map_err(|_| "its header is no text")?;
+fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Defect> {
+    let torn = |text: &str| Defect::Torn(text.to_owned());
+    let end = bytes.iter().position(|byte| *byte == b'\n');
+    let end = end.ok_or_else(|| torn("it has no header line"))?;
+    let header = std::str::from_utf8(&bytes[..end]).map_err(|_| torn("its header is no text"))?;
     let body = &bytes[end + 1..];
     let mut words = header.split(' ');
     if words.next() != Some(MAGIC) {
-        return Err(format!("its header does not begin with {MAGIC}"));
+        return Err(Defect::Torn(format!(
+            "its header does not begin with {MAGIC}"
+        )));
     }
     let version = words.next().and_then(|word| word.parse::<u32>().ok());
-    if version != Some(VERSION) {
-        return Err(format!(
-            "its format is {version:?}, this build reads {VERSION}"
-        ));
-    }
+    let version = version.ok_or_else(|| torn("its header names no format"))?;
     let got = hex(&Sha256::digest(body));
-    if words.next() != Some(got.as_str()) {
-        return Err(format!(
+    let is_whole = words.next() == Some(got.as_str());
+    if version != VERSION {
+        // A later format may have another checksum: its body is only looked at when ours fits.
+        let json = is_whole
+            .then(|| serde_json::from_slice(body).ok())
+            .flatten();
+        let text = format!("its format is {version}, this build reads {VERSION}");
+        return Err(Defect::Foreign(text, json));
+    }
+    if !is_whole {
+        return Err(Defect::Torn(format!(
             "its {} bytes hash to {got}, its header says otherwise",
             body.len()
-        ));
+        )));
     }
-    serde_json::from_slice(body).map_err(|error| error.to_string())
+    // Whole, so it was written like this: by a build that knows more.
+    serde_json::from_slice(body)
+        .map_err(|error| Defect::Foreign(error.to_string(), serde_json::from_slice(body).ok()))
 }
 
 fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
@@ -200,134 +247,4 @@ pub fn quarantine(directory: &Path, quarantine: &Path) -> io::Result<PathBuf> {
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
-mod tests {
-    use super::*;
-    use crate::scratch::Scratch;
-
-    impl Scratch {
-        fn names(&self) -> Vec<String> {
-            let mut names: Vec<String> = fs::read_dir(&self.0)
-                .unwrap()
-                .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-                .collect();
-            names.sort();
-            names
-        }
-    }
-
-    fn read(dir: &Scratch) -> Option<String> {
-        match load::<String>(&dir.0).unwrap() {
-            Loaded::Found(text, _) => Some(text),
-            Loaded::Torn(_) | Loaded::Absent => None,
-        }
-    }
-
-    #[test]
-    fn a_save_leaves_one_generation_and_load_returns_the_last() {
-        let dir = Scratch::new("store-save");
-        let mut slot = Slot::new(dir.0.clone());
-        for text in ["one", "two", "three"] {
-            slot.save(&text).unwrap();
-        }
-        assert_eq!(dir.names(), ["record.3"]);
-        assert_eq!(read(&dir).as_deref(), Some("three"));
-    }
-
-    #[test]
-    fn saving_goes_on_after_a_load() {
-        let dir = Scratch::new("store-goon");
-        Slot::new(dir.0.clone()).save(&"one").unwrap();
-        let Loaded::Found(text, mut slot) = load::<String>(&dir.0).unwrap() else {
-            panic!("no record")
-        };
-        slot.save(&format!("{text} two")).unwrap();
-        assert_eq!(read(&dir).as_deref(), Some("one two"));
-    }
-
-    #[test]
-    fn every_cut_of_the_newest_record_falls_back_to_the_older_one() {
-        let dir = Scratch::new("store-torn");
-        let older = encode(&"older").unwrap();
-        let newer = encode(&"newer").unwrap();
-        for cut in 0..newer.len() {
-            fs::write(path_of(&dir.0, 7), &older).unwrap();
-            fs::write(path_of(&dir.0, 8), &newer[..cut]).unwrap();
-            assert_eq!(read(&dir).as_deref(), Some("older"), "cut at {cut}");
-            assert_eq!(dir.names(), ["record.7"], "cut at {cut}");
-        }
-    }
-
-    #[test]
-    fn two_valid_generations_are_a_crash_before_the_unlink_and_the_newer_wins() {
-        let dir = Scratch::new("store-two");
-        fs::write(path_of(&dir.0, 9), encode(&"older").unwrap()).unwrap();
-        fs::write(path_of(&dir.0, 10), encode(&"newer").unwrap()).unwrap();
-        assert_eq!(read(&dir).as_deref(), Some("newer"));
-        assert_eq!(dir.names(), ["record.10"]);
-    }
-
-    #[test]
-    fn a_torn_record_alone_is_reported_and_kept() {
-        let dir = Scratch::new("store-alone");
-        let mut bytes = encode(&"text").unwrap();
-        let last = bytes.len() - 2;
-        bytes[last] ^= 1;
-        fs::write(path_of(&dir.0, 3), &bytes).unwrap();
-        let Loaded::Torn(text) = load::<String>(&dir.0).unwrap() else {
-            panic!("it was taken")
-        };
-        assert!(text.contains("record.3") && text.contains("hash"), "{text}");
-        assert_eq!(dir.names(), ["record.3"]);
-    }
-
-    #[test]
-    fn a_record_of_another_format_is_not_read() {
-        let dir = Scratch::new("store-format");
-        let text = String::from_utf8(encode(&"text").unwrap()).unwrap();
-        fs::write(path_of(&dir.0, 1), text.replacen(" 1 ", " 2 ", 1)).unwrap();
-        let Loaded::Torn(text) = load::<String>(&dir.0).unwrap() else {
-            panic!("it was taken")
-        };
-        assert!(text.contains("format"), "{text}");
-    }
-
-    #[test]
-    fn an_erased_or_missing_object_is_absent() {
-        let dir = Scratch::new("store-erased");
-        let mut slot = Slot::new(dir.0.clone());
-        slot.save(&"text").unwrap();
-        slot.erase().unwrap();
-        assert!(matches!(load::<String>(&dir.0).unwrap(), Loaded::Absent));
-        assert!(matches!(
-            load::<String>(&dir.0.join("none")).unwrap(),
-            Loaded::Absent
-        ));
-        assert_eq!(dir.names(), [""; 0]);
-    }
-
-    #[test]
-    fn a_failed_save_keeps_the_older_record() {
-        let dir = Scratch::new("store-failed");
-        let mut slot = Slot::new(dir.0.clone());
-        slot.save(&"kept").unwrap();
-        // The next name is taken by a directory: create_new fails, unlink of it fails as well.
-        fs::create_dir(path_of(&dir.0, 2)).unwrap();
-        assert!(slot.save(&"lost").is_err());
-        fs::remove_dir(path_of(&dir.0, 2)).unwrap();
-        assert_eq!(read(&dir).as_deref(), Some("kept"));
-        slot.save(&"next").unwrap();
-        assert_eq!(read(&dir).as_deref(), Some("next"));
-    }
-
-    #[test]
-    fn quarantine_never_overwrites_an_earlier_one() {
-        let dir = Scratch::new("store-quarantine");
-        let away = dir.0.join("away");
-        for _ in 0..2 {
-            let broken = dir.0.join("broken");
-            fs::create_dir(&broken).unwrap();
-            quarantine(&broken, &away).unwrap();
-        }
-        assert!(away.join("broken").is_dir() && away.join("broken.2").is_dir());
-    }
-}
+mod tests;

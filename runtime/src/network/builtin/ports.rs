@@ -112,8 +112,8 @@ impl Ports {
     }
 
     /// Makes the ports of `live` pods, and only those, lead where they should. Where none has any, the table is left
-    /// as it is for [`Ports::sweep`].
-    pub(super) fn restore(&self, live: &[Attachment]) -> Result<(), Error> {
+    /// as it is for [`Ports::sweep`]. Unless `all` pods are known, what the table has besides stays.
+    pub(super) fn restore(&self, live: &[Attachment], all: bool) -> Result<(), Error> {
         let mut held = self.0.lock();
         held.by_pod.clear();
         for attachment in live {
@@ -128,10 +128,13 @@ impl Ports {
                 }
             }
         }
-        match held.by_pod.is_empty() {
-            true => Ok(()),
-            false => self.0.write(None, &mut held),
+        if held.by_pod.is_empty() {
+            return Ok(());
         }
+        // A step that changes nothing, where the table is as the last daemon left it.
+        let known = held.by_pod.values().next().filter(|_| !all);
+        let step = known.map(|mapping| self.0.table.add(mapping));
+        self.0.write(step, &mut held)
     }
 
     /// Deletes the table if no pod has ports, and says so. Nothing that needs its guard may be left.

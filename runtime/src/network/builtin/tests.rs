@@ -99,7 +99,9 @@ impl Node {
 
     fn interfaces(&self) -> Vec<String> {
         let links = Netlink::open().unwrap().links().unwrap();
-        let ours = links.into_iter().filter(|link| self.network.is_ours(link));
+        let ours = links
+            .into_iter()
+            .filter(|link| self.network.index_of(link).is_some());
         ours.map(|link| link.name).collect()
     }
 

@@ -14,6 +14,7 @@ use crate::lifecycle::error::{Error, Kind};
 use crate::lifecycle::record::{ContainerRecord, Plan};
 use crate::lifecycle::state::{ContainerPhase, Ended, Event, ProcessFact, Refused, Run, step};
 use crate::lifecycle::store::Slot;
+use crate::lifecycle::unreadable::container_view;
 use crate::lifecycle::view::EventKind;
 
 /// How long a keeper may be silent about an exit that the kernel has already told.
@@ -55,7 +56,9 @@ impl Container {
             let result = self.failure.clone().map_or(Ok(()), Err);
             answer(&mut self.waiting.start, &result);
         }
-        if !self.phase.is_live() {
+        // What runs of an unreadable one is being killed while it is busy.
+        let is_unreadable = matches!(self.phase, ContainerPhase::Unreadable(_));
+        if !(self.phase.is_live() || is_unreadable && self.busy > 0) {
             answer(&mut self.waiting.stop, &Ok(()));
         }
         if gone {
@@ -111,6 +114,11 @@ impl Driver {
             Word::NeverRan(error, code) => self.never_ran(&id, error, code).await,
             Word::Cleaned(Ok(())) => {}
             Word::Cleaned(Err(error)) => {
+                if let Some(container) = self.containers.get_mut(&id)
+                    && matches!(container.phase, ContainerPhase::Unreadable(_))
+                {
+                    answer(&mut container.waiting.stop, &Err(error.clone()));
+                }
                 tracing::error!(container = %id, error = error.chain(), "an effect on a container failed");
             }
             Word::Forgotten(Ok(())) => self.note_failure(&id, Event::Removed).await,
@@ -301,11 +309,18 @@ impl Driver {
         );
         let unborn = container.failure.is_some()
             && matches!(container.phase, ContainerPhase::Removing(None));
-        if let Some(record) = container.record().filter(|_| !hidden && !unborn) {
-            self.shared
-                .board
-                .show_container(record.view(&self.record.id));
+        if hidden || unborn {
+            return;
         }
+        let pod = &self.record.id;
+        let view = match (container.record(), &container.phase) {
+            (Some(record), _) => record.view(pod),
+            (None, ContainerPhase::Unreadable(why)) => {
+                container_view(id, pod, Arc::clone(&container.wish), why)
+            }
+            (None, _) => return,
+        };
+        self.shared.board.show_container(view);
     }
 
     pub(super) fn settle_containers(&mut self) {
@@ -349,7 +364,9 @@ fn told(before: &ContainerPhase, after: &ContainerPhase) -> Option<EventKind> {
 
 pub(super) async fn save_container(container: &mut Container) -> Result<(), Error> {
     let site = match &container.phase {
-        ContainerPhase::Removing(_) | ContainerPhase::Gone => return Ok(()),
+        ContainerPhase::Removing(_) | ContainerPhase::Gone | ContainerPhase::Unreadable(_) => {
+            return Ok(());
+        }
         ContainerPhase::Created => Some("create.ready"),
         ContainerPhase::Running(_) => Some("start.record"),
         ContainerPhase::Exited(_) => Some("exit.record"),

@@ -4,14 +4,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use coracle_runtime::id::ContainerId;
-use coracle_runtime::keeper::{KeeperEvent, read_exits};
+use coracle_runtime::keeper::{KeeperEvent, read_exit};
 use coracle_runtime::process::Process;
 use coracle_runtime::spec::{Cause, Exit};
 
 use super::{Connection, Driver, Effort, Note};
 use crate::host::{GREETING_PATIENCE, blocking, pass, runtime_error};
 use crate::lifecycle::clock;
-use crate::lifecycle::state::PodEvent;
+use crate::lifecycle::error::Error;
+use crate::lifecycle::state::{ContainerPhase, PodEvent};
 
 /// How long to wait before a keeper that does not answer is called again: at first, and at most.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
@@ -94,7 +95,6 @@ impl Driver {
         tracing::error!(pod = %self.record.id, "the keeper has died; its sandbox ends");
         (self.keeper, self.events, self.keeper_process) = (None, None, None);
         (self.keeper_watch, self.calling) = (None, None);
-        let exits = self.recorded_exits().await;
         let lost = || Exit {
             code: 137,
             signal: Some(libc::SIGKILL),
@@ -102,24 +102,32 @@ impl Driver {
             cause: Cause::KeeperLost,
         };
         for id in self.containers.keys().cloned().collect::<Vec<_>>() {
-            let recorded = exits
-                .iter()
-                .find(|(of, _)| *of == id)
-                .map(|(_, exit)| exit.clone());
-            self.exited(&id, recorded.unwrap_or_else(lost)).await;
+            self.exited_as_recorded(&id, lost()).await;
         }
         self.note_pod(PodEvent::KeeperLost).await;
     }
 
-    /// Exit records that the keeper has left on disk; none when they cannot be read, which is said.
-    pub(super) async fn recorded_exits(&self) -> Vec<(ContainerId, Exit)> {
+    /// The process of a container is gone: it has ended as its keeper recorded, else as `unrecorded` says. A record that
+    /// is there and cannot be used is neither.
+    pub(super) async fn exited_as_recorded(&mut self, id: &ContainerId, unrecorded: Exit) {
+        let phase = self.containers.get(id).map(|container| &container.phase);
+        if !phase.is_some_and(ContainerPhase::is_live) {
+            return;
+        }
+        match self.recorded_exit(id).await {
+            Ok(recorded) => self.exited(id, recorded.unwrap_or(unrecorded)).await,
+            Err(error) => self.set_unreadable(id, error.chain()),
+        }
+    }
+
+    /// How a container ended, if its keeper has recorded that. Errors: a record is there and cannot be used.
+    pub(super) async fn recorded_exit(&self, id: &ContainerId) -> Result<Option<Exit>, Error> {
         let directory = self.shared.host.exits_directory(&self.record.id);
-        let read = blocking("reading exit records", move || {
-            read_exits(&directory).map_err(|error| runtime_error("read exit records", error))
-        });
-        read.await.unwrap_or_else(|error| {
-            tracing::error!(pod = %self.record.id, error = error.chain(), "exit records cannot be read");
-            Vec::new()
+        let id = id.clone();
+        blocking("reading an exit record", move || {
+            read_exit(&directory, &id)
+                .map_err(|error| runtime_error(format!("learn how container {id} ended"), error))
         })
+        .await
     }
 }

@@ -38,6 +38,8 @@ pub enum Note {
     KeeperEnded,
     /// A new connection to a keeper that had hung up.
     Reconnected(Box<Connection>),
+    /// It is time to read again what could not be read.
+    ReadAgain,
     /// Something that happened to one container.
     Container(ContainerId, Word),
 }

@@ -9,7 +9,9 @@ use crate::host::{blocking, io_error, make_private, pass};
 use crate::lifecycle::clock;
 use crate::lifecycle::error::{Error, Kind};
 use crate::lifecycle::record::PodRecord;
-use crate::lifecycle::state::{Event, Live, PodEffect, PodEvent, PodPhase, ProcessFact, pod_step};
+use crate::lifecycle::state::{
+    ContainerPhase, Event, Live, PodEffect, PodEvent, PodPhase, ProcessFact, pod_step,
+};
 use crate::lifecycle::store::Slot;
 use crate::lifecycle::view::EventKind;
 use crate::lifecycle::wish::PodWish;
@@ -154,10 +156,11 @@ impl Driver {
     async fn act_pod(&mut self, effect: PodEffect) {
         match effect {
             PodEffect::EndContainers => {
+                let unknown = |phase: &_| matches!(phase, ContainerPhase::Unreadable(_));
                 let live = self
                     .containers
                     .values()
-                    .filter(|container| container.phase.is_live());
+                    .filter(|container| container.phase.is_live() || unknown(&container.phase));
                 for id in live
                     .map(|container| container.id.clone())
                     .collect::<Vec<_>>()

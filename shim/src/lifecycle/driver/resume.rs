@@ -4,24 +4,33 @@ use std::sync::Arc;
 
 use coracle_runtime::id::ContainerId;
 use coracle_runtime::keeper::{Greeted, Greeting};
+use coracle_runtime::network::Attachment;
 use coracle_runtime::process::Process;
 use coracle_runtime::spec::{Cause, Exit};
 
-use super::{Connection, Container, Driver, Waiting};
+use super::{Connection, Container, Driver};
 use crate::host::Owned;
 use crate::lifecycle::clock;
 use crate::lifecycle::record::ContainerRecord;
 use crate::lifecycle::state::{
     ContainerPhase, Effect, Ended, Event, PodEvent, PodPhase, ProcessFact, Run, Stage,
 };
-use crate::lifecycle::store::Slot;
+use crate::lifecycle::store::{Slot, Unreadable};
 
 /// What recovery has found of a pod besides its record.
 pub struct Resumed {
     /// Its containers.
-    pub containers: Vec<(ContainerRecord, Slot)>,
+    pub containers: Vec<FoundContainer>,
     /// Its keeper, if that process lives.
     pub keeper: Option<FoundKeeper>,
+}
+
+/// A container on disk.
+pub enum FoundContainer {
+    /// With its record.
+    Readable(Box<ContainerRecord>, Slot),
+    /// With a record that cannot be used.
+    Unreadable(ContainerId, Unreadable),
 }
 
 /// A keeper that lives.
@@ -35,8 +44,11 @@ pub struct FoundKeeper {
 impl Driver {
     /// Takes over what an earlier daemon left. What is half-made is finished or undone; nothing is answered yet.
     pub async fn resume(mut self, found: Resumed) -> Driver {
-        for (record, slot) in found.containers {
-            self.take_over(record, slot);
+        for container in found.containers {
+            match container {
+                FoundContainer::Readable(record, slot) => self.take_over(*record, slot),
+                FoundContainer::Unreadable(id, found) => self.keep_unreadable(id, &found),
+            }
         }
         self.show_pod();
         match found.keeper {
@@ -51,10 +63,12 @@ impl Driver {
         self
     }
 
-    fn take_over(&mut self, record: ContainerRecord, slot: Slot) {
+    pub(super) fn take_over(&mut self, record: ContainerRecord, slot: Slot) {
         let id = record.id.clone();
         self.shared.host.claim_images(&id, &record.plan);
         self.shared.names.add_container(&id, &self.record.id);
+        // Of one that could not be read before, somebody may wait.
+        let waiting = self.containers.remove(&id).map(|before| before.waiting);
         let container = Container {
             id: id.clone(),
             wish: record.wish,
@@ -67,7 +81,7 @@ impl Driver {
             early_exit: None,
             busy: 0,
             failure: None,
-            waiting: Waiting::default(),
+            waiting: waiting.unwrap_or_default(),
         };
         self.containers.insert(id.clone(), container);
         self.show(&id);
@@ -112,7 +126,6 @@ impl Driver {
     /// Takes the process of each running container by pid and start time; what neither lives nor has left a record
     /// ended unseen.
     async fn find_processes(&mut self, greeted: &[Greeted]) {
-        let exits = self.recorded_exits().await;
         for (id, run) in self.running() {
             if greeted
                 .iter()
@@ -120,22 +133,21 @@ impl Driver {
             {
                 continue;
             }
-            match open(run.process) {
-                Some(process) => self.hold(&id, process),
-                None => {
-                    let recorded = exits
-                        .iter()
-                        .find(|(of, _)| *of == id)
-                        .map(|(_, exit)| exit.clone());
-                    let unseen = Exit {
-                        code: 255,
-                        signal: None,
-                        finished_at: clock::wall(),
-                        cause: Cause::Unknown,
-                    };
-                    self.exited(&id, recorded.unwrap_or(unseen)).await;
-                }
-            }
+            self.find_process(&id, run).await;
+        }
+    }
+
+    /// The same for one container.
+    pub(super) async fn find_process(&mut self, id: &ContainerId, run: Run) {
+        // What a boot or a stop has ended is not looked for: its pid may be anybody's.
+        let opened = match self.record.phase.live() {
+            Some(_) => Process::open(run.process.pid, run.process.start_time),
+            None => Ok(None),
+        };
+        match opened {
+            Ok(Some(process)) => self.hold(id, Arc::new(process)),
+            Ok(None) => self.exited_as_recorded(id, unseen()).await,
+            Err(error) => self.set_unreadable(id, error.chain()),
         }
     }
 
@@ -199,31 +211,36 @@ impl Driver {
             .map(|container| container.id.clone())
             .collect();
         for id in ids {
-            let exit = Exit {
-                code: 255,
-                signal: None,
-                finished_at: clock::wall(),
-                cause: Cause::Unknown,
-            };
-            self.note_failure(&id, Event::LaunchFailed(Ended::judge(0, &exit, 0, None)))
-                .await;
+            self.give_up_start(&id).await;
         }
+    }
+
+    /// The same of one.
+    pub(super) async fn give_up_start(&mut self, id: &ContainerId) {
+        let ended = Ended::judge(0, &unseen(), 0, None);
+        self.note_failure(id, Event::LaunchFailed(ended)).await;
     }
 
     /// A start that never reached the keeper was not acknowledged either: the container is created, as before.
     async fn return_unstarted(&mut self, greeted: &[Greeted]) {
-        let exits = self.recorded_exits().await;
-        for container in self.containers.values_mut() {
-            let known = greeted.iter().any(|greeted| greeted.id == container.id);
-            if !matches!(container.phase, ContainerPhase::Starting(_)) || known {
+        for id in self.containers.keys().cloned().collect::<Vec<_>>() {
+            let known = greeted.iter().any(|greeted| greeted.id == id);
+            let phase = self.containers.get(&id).map(|container| &container.phase);
+            if !matches!(phase, Some(ContainerPhase::Starting(_))) || known {
                 continue;
             }
-            let recorded = exits
-                .iter()
-                .find(|(id, _)| *id == container.id)
-                .map(|(_, exit)| exit);
+            let recorded = match self.recorded_exit(&id).await {
+                Ok(recorded) => recorded,
+                Err(error) => {
+                    self.set_unreadable(&id, error.chain());
+                    continue;
+                }
+            };
+            let Some(container) = self.containers.get_mut(&id) else {
+                continue;
+            };
             container.phase = match recorded {
-                Some(exit) => ContainerPhase::Exited(Ended::judge(0, exit, 0, None)),
+                Some(exit) => ContainerPhase::Exited(Ended::judge(0, &exit, 0, None)),
                 None => ContainerPhase::Created,
             };
             let saved = super::container::save_container(container).await;
@@ -239,31 +256,33 @@ impl Driver {
     /// Repeats the effects of the phases that were recorded.
     async fn resume_phases(&mut self) {
         for id in self.containers.keys().cloned().collect::<Vec<_>>() {
-            match self
-                .containers
-                .get(&id)
-                .map(|container| container.phase.clone())
-            {
-                // Nobody has heard of it.
-                Some(ContainerPhase::Creating(_)) => {
-                    if let Some(container) = self.containers.get_mut(&id) {
-                        let text = "the daemon ended while it was made";
-                        container.failure = Some(super::Error::new(super::Kind::Bug, text));
-                    }
-                    self.note_failure(&id, Event::BuildFailed).await;
-                }
-                Some(ContainerPhase::Stopping(_, stop)) if stop.stage == Stage::Asked => {
-                    self.act(&id, Effect::Signal)
-                }
-                Some(ContainerPhase::Stopping(..)) => self.act(&id, Effect::Kill),
-                Some(ContainerPhase::Exited(_)) => self.act(&id, Effect::CleanUp),
-                _ => {}
-            }
+            self.resume_phase(&id).await;
         }
         if matches!(self.record.phase, PodPhase::Stopping(..))
             && let Err(error) = self.pod_step(PodEvent::StopAsked).await
         {
             tracing::error!(pod = %self.record.id, error = error.chain(), "a stop was not resumed");
+        }
+    }
+
+    /// The same of one container.
+    pub(super) async fn resume_phase(&mut self, id: &ContainerId) {
+        let phase = self.containers.get(id).map(|held| held.phase.clone());
+        match phase {
+            // Nobody has heard of it.
+            Some(ContainerPhase::Creating(_)) => {
+                if let Some(container) = self.containers.get_mut(id) {
+                    let text = "the daemon ended while it was made";
+                    container.failure = Some(super::Error::new(super::Kind::Bug, text));
+                }
+                self.note_failure(id, Event::BuildFailed).await;
+            }
+            Some(ContainerPhase::Stopping(_, stop)) if stop.stage == Stage::Asked => {
+                self.act(id, Effect::Signal)
+            }
+            Some(ContainerPhase::Stopping(..)) => self.act(id, Effect::Kill),
+            Some(ContainerPhase::Exited(_)) => self.act(id, Effect::CleanUp),
+            _ => {}
         }
     }
 
@@ -274,18 +293,32 @@ impl Driver {
         owned.parents.insert(self.record.cgroup_parent.clone());
         if let Some(live) = self.record.phase.live() {
             owned.live.insert(id.to_owned());
-            owned.leaves.insert(id.to_owned());
             owned.attachments.extend(live.attachment.clone());
         }
-        let kept = |container: &&Container| {
-            container.phase == ContainerPhase::Created || container.phase.is_live()
-        };
-        owned.leaves.extend(
-            self.containers
-                .values()
-                .filter(kept)
-                .map(|container| container.id.as_str().to_owned()),
-        );
+        owned.has_unreadable |= self.has_unreadable();
+        for container in &self.dead {
+            owned.dead.insert(container.as_str().to_owned());
+            let directory = self
+                .shared
+                .host
+                .container_directory(&self.record.id, container);
+            owned.debris.push(directory);
+        }
+    }
+
+    /// Leaves the directories of containers that have no record to the sweep.
+    pub fn bury(&mut self, dead: Vec<ContainerId>) {
+        self.dead = dead;
+    }
+
+    /// Whether it has that container.
+    pub fn holds(&self, container: &ContainerId) -> bool {
+        self.containers.contains_key(container)
+    }
+
+    /// Its place in the network, while it has one.
+    pub fn attachment(&self) -> Option<Attachment> {
+        self.record.phase.live()?.attachment.clone()
     }
 
     /// The engine of its keeper; empty when nobody knows it.
@@ -294,7 +327,17 @@ impl Driver {
     }
 }
 
-/// The process that a record names, if it is still the same one.
+/// The end of a container that nobody saw.
+fn unseen() -> Exit {
+    Exit {
+        code: 255,
+        signal: None,
+        finished_at: clock::wall(),
+        cause: Cause::Unknown,
+    }
+}
+
+/// The process that a greeting names, if it is still the same one.
 fn open(fact: ProcessFact) -> Option<Arc<Process>> {
     Process::open(fact.pid, fact.start_time)
         .ok()

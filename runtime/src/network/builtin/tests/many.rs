@@ -4,6 +4,8 @@
     reason = "measurements are for whoever reads the test output"
 )]
 
+use std::collections::HashSet;
+
 use super::*;
 
 #[test]
@@ -18,7 +20,7 @@ fn sweep_removes_orphans_only() {
     let restarted = node.reopened();
     assert_eq!(restarted.leases(), 20);
     let started = Instant::now();
-    let removed = restarted.sweep(&attachments[..5]).unwrap();
+    let removed = restarted.sweep(&attachments[..5], &HashSet::new()).unwrap();
     println!("sweep of 15 orphans: {:?}", started.elapsed());
     assert_eq!(removed.len(), 30, "{removed:?}");
     assert!(removed.contains(&format!("interface {}", attachments[5].host_interface)));
@@ -34,13 +36,13 @@ fn sweep_removes_orphans_only() {
         attachments[4].addresses[0],
     );
     assert_eq!(
-        restarted.sweep(&attachments[..5]).unwrap(),
+        restarted.sweep(&attachments[..5], &HashSet::new()).unwrap(),
         Vec::<String>::new()
     );
     // The lease directory was lost: live pods keep their addresses.
     std::fs::remove_dir_all(node.dir.join("leases")).unwrap();
     let bare = node.reopened();
-    bare.sweep(&attachments[..5]).unwrap();
+    bare.sweep(&attachments[..5], &HashSet::new()).unwrap();
     assert_eq!(
         (
             bare.leases(),
@@ -50,6 +52,36 @@ fn sweep_removes_orphans_only() {
     );
     for (pod, attachment) in pods.into_iter().zip(&attachments) {
         bare.detach(attachment).unwrap();
+        node.end(pod, attachment);
+    }
+}
+
+#[test]
+fn a_sweep_leaves_what_is_unknown_and_what_is_another_daemons() {
+    let node = Node::new();
+    let pods: Vec<Pod> = (0..3)
+        .map(|number| node.pod(&format!("pod{number}")))
+        .collect();
+    let attachments: Vec<Attachment> = pods.iter().map(|pod| node.attach(pod)).collect();
+    let restarted = node.reopened();
+    let kept = HashSet::from(["pod1".to_owned()]);
+    restarted.sweep(&attachments[..1], &kept).unwrap();
+    assert_eq!((restarted.leases(), node.interfaces().len()), (2, 2));
+    // A daemon of another run directory has the same prefix and subnet, and no lease of these.
+    let other = Builtin::open(BuiltinConfig {
+        lease_dir: node.dir.join("other"),
+        ..node.network.config.clone()
+    })
+    .unwrap();
+    assert_eq!(other.sweep(&[], &HashSet::new()).unwrap(), [""; 0]);
+    assert_eq!(node.interfaces().len(), 2);
+    // What is unknown can be given back, and what becomes known again is taken back.
+    restarted.detach_unknown("pod1").unwrap();
+    assert_eq!(restarted.leases(), 1);
+    restarted.restore(&attachments[1]).unwrap();
+    assert_eq!(restarted.leases(), 2);
+    for (pod, attachment) in pods.into_iter().zip(&attachments) {
+        restarted.detach(attachment).unwrap();
         node.end(pod, attachment);
     }
 }

@@ -116,7 +116,7 @@ impl World {
     }
 
     pub(super) fn sweep(&self, live: &[Attachment]) -> Vec<String> {
-        inside(&self.node, || self.network.sweep(live)).unwrap()
+        inside(&self.node, || self.network.sweep(live, &Default::default())).unwrap()
     }
 
     /// Waits until the ruleset is `expected`, for some seconds.

@@ -1,0 +1,126 @@
+//! What a daemon that died half-way has left of the built-in network, and of pods of which little is known.
+//!
+//! Called by: [`crate::network::Network`], at the daemon's start and when a pod is given up or understood again.
+//! Invariants: only what a lease of this daemon's own directory names is removed, for an address is leased before
+//! anything is made for it; what pods hold whose attachment nobody knows stays.
+//! Not here: which pods live.
+
+use std::collections::HashSet;
+
+use super::super::error::Error;
+use super::super::netlink::{Link, Netlink};
+use super::super::{Attachment, Provider, plumbing};
+use super::{Builtin, ignore_gone};
+
+/// The first number that is tried for the group in which orphans are deleted together.
+const ORPHAN_GROUP: u32 = 0x000c_04ac;
+
+impl Builtin {
+    /// See [`crate::network::Network::sweep`].
+    pub fn sweep(&self, live: &[Attachment], kept: &HashSet<String>) -> Result<Vec<String>, Error> {
+        self.ports.restore(live, kept.is_empty())?;
+        let (mut removed, orphaned) = self.sweep_leases(live, kept)?;
+        let owned: HashSet<&str> = live
+            .iter()
+            .map(|attachment| attachment.host_interface.as_str())
+            .collect();
+        let host = Netlink::open()?;
+        let links = host.links()?;
+        // An address is leased before its veth is made: what no lease of ours names is another daemon's.
+        let orphans: Vec<&Link> = links
+            .iter()
+            .filter(|link| {
+                self.index_of(link)
+                    .is_some_and(|index| orphaned.contains(&index))
+                    && !owned.contains(link.name.as_str())
+            })
+            .collect();
+        // Deleting one costs the kernel 40 ms, deleting a group hardly more.
+        let mut group = ORPHAN_GROUP;
+        while links.iter().any(|link| link.group == group) {
+            group += 1;
+        }
+        for orphan in &orphans {
+            ignore_gone(host.run(vec![plumbing::set_group(orphan.index, &orphan.name, group)]))?;
+        }
+        if !orphans.is_empty() {
+            ignore_gone(host.run(vec![plumbing::delete_group(group)]))?;
+        }
+        removed.extend(
+            orphans
+                .iter()
+                .map(|orphan| format!("interface {}", orphan.name)),
+        );
+        if kept.is_empty() {
+            removed.extend(self.ports.sweep());
+        }
+        Ok(removed)
+    }
+
+    /// See [`crate::network::Network::detach_unknown`].
+    pub fn detach_unknown(&self, pod: &str) -> Result<(), Error> {
+        let index = self.lock_leases().index_of(pod);
+        let endpoint = index.map(|index| self.endpoint(index));
+        self.detach(&Attachment {
+            pod: pod.to_owned(),
+            provider: Provider::Builtin,
+            host_interface: endpoint.map_or_else(String::new, |end| end.host_interface),
+            addresses: Vec::new(),
+            ports: Vec::new(),
+        })
+    }
+
+    /// See [`crate::network::Network::restore`].
+    pub fn restore(&self, attachment: &Attachment) -> Result<(), Error> {
+        if let Some(index) = self.config.subnet_v4.index_among(&attachment.addresses) {
+            self.lock_leases().restore(&attachment.pod, index)?;
+        }
+        self.ports
+            .open(&attachment.pod, &attachment.addresses, &attachment.ports)
+    }
+
+    /// Gives what was removed, for people, and the indices of those leases.
+    fn sweep_leases(
+        &self,
+        live: &[Attachment],
+        kept: &HashSet<String>,
+    ) -> Result<(Vec<String>, HashSet<u32>), Error> {
+        let pods: HashSet<&str> = live
+            .iter()
+            .map(|attachment| attachment.pod.as_str())
+            .collect();
+        let mut leases = self.lock_leases();
+        let (mut removed, mut orphaned) = (Vec::new(), HashSet::new());
+        for pod in leases.pods() {
+            let is_owned = pods.contains(&*pod) || kept.contains(&*pod);
+            if let Some(index) = leases.index_of(&pod).filter(|_| !is_owned) {
+                leases.release(&pod)?;
+                orphaned.insert(index);
+                removed.push(format!(
+                    "lease {} of pod {pod}",
+                    self.config.subnet_v4.address(index)
+                ));
+            }
+        }
+        for attachment in live {
+            // None after a change of the subnet: such a pod keeps what it has, and no lease.
+            if let Some(index) = self.config.subnet_v4.index_among(&attachment.addresses) {
+                leases.restore(&attachment.pod, index)?;
+            }
+        }
+        Ok((removed, orphaned))
+    }
+
+    /// The index that the name of a veth stands for, if name, kind and MAC are such as we give.
+    pub(super) fn index_of(&self, link: &Link) -> Option<u32> {
+        let digits = link.name.strip_prefix(&self.config.interface_prefix)?;
+        let index = u32::from_str_radix(digits, 16).ok()?;
+        if !(1..=self.config.subnet_v4.size()).contains(&index) {
+            return None;
+        }
+        let endpoint = self.endpoint(index);
+        let is_ours =
+            link.is_veth && link.name == endpoint.host_interface && link.mac == endpoint.host_mac();
+        is_ours.then_some(index)
+    }
+}

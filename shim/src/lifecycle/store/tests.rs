@@ -1,0 +1,161 @@
+use super::*;
+use crate::scratch::Scratch;
+
+impl Scratch {
+    fn names(&self) -> Vec<String> {
+        let mut names: Vec<String> = fs::read_dir(&self.0)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+}
+
+fn read(dir: &Scratch) -> Option<String> {
+    match load::<String>(&dir.0) {
+        Loaded::Found(text, _) => Some(text),
+        Loaded::Torn(_) | Loaded::Unreadable(_) | Loaded::Absent => None,
+    }
+}
+
+#[test]
+fn a_save_leaves_one_generation_and_load_returns_the_last() {
+    let dir = Scratch::new("store-save");
+    let mut slot = Slot::new(dir.0.clone());
+    for text in ["one", "two", "three"] {
+        slot.save(&text).unwrap();
+    }
+    assert_eq!(dir.names(), ["record.3"]);
+    assert_eq!(read(&dir).as_deref(), Some("three"));
+}
+
+#[test]
+fn saving_goes_on_after_a_load() {
+    let dir = Scratch::new("store-goon");
+    Slot::new(dir.0.clone()).save(&"one").unwrap();
+    let Loaded::Found(text, mut slot) = load::<String>(&dir.0) else {
+        panic!("no record")
+    };
+    slot.save(&format!("{text} two")).unwrap();
+    assert_eq!(read(&dir).as_deref(), Some("one two"));
+}
+
+#[test]
+fn every_cut_of_the_newest_record_falls_back_to_the_older_one() {
+    let dir = Scratch::new("store-torn");
+    let older = encode(&"older").unwrap();
+    let newer = encode(&"newer").unwrap();
+    for cut in 0..newer.len() {
+        fs::write(path_of(&dir.0, 7), &older).unwrap();
+        fs::write(path_of(&dir.0, 8), &newer[..cut]).unwrap();
+        assert_eq!(read(&dir).as_deref(), Some("older"), "cut at {cut}");
+        assert_eq!(dir.names(), ["record.7"], "cut at {cut}");
+    }
+}
+
+#[test]
+fn two_valid_generations_are_a_crash_before_the_unlink_and_the_newer_wins() {
+    let dir = Scratch::new("store-two");
+    fs::write(path_of(&dir.0, 9), encode(&"older").unwrap()).unwrap();
+    fs::write(path_of(&dir.0, 10), encode(&"newer").unwrap()).unwrap();
+    assert_eq!(read(&dir).as_deref(), Some("newer"));
+    assert_eq!(dir.names(), ["record.10"]);
+}
+
+#[test]
+fn a_torn_record_alone_is_reported_and_kept() {
+    let dir = Scratch::new("store-alone");
+    let mut bytes = encode(&"text").unwrap();
+    let last = bytes.len() - 2;
+    bytes[last] ^= 1;
+    fs::write(path_of(&dir.0, 3), &bytes).unwrap();
+    let Loaded::Torn(text) = load::<String>(&dir.0) else {
+        panic!("it was taken")
+    };
+    assert!(text.contains("record.3") && text.contains("hash"), "{text}");
+    assert_eq!(dir.names(), ["record.3"]);
+}
+
+fn unreadable(dir: &Scratch) -> Unreadable {
+    match load::<String>(&dir.0) {
+        Loaded::Unreadable(found) => found,
+        Loaded::Found(..) => panic!("it was taken"),
+        Loaded::Torn(why) => panic!("it was taken for torn: {why}"),
+        Loaded::Absent => panic!("it was taken for absent"),
+    }
+}
+
+#[test]
+fn a_record_of_another_format_hides_the_older_one_and_is_kept() {
+    let dir = Scratch::new("store-format");
+    Slot::new(dir.0.clone()).save(&"older").unwrap();
+    let text = String::from_utf8(encode(&"text").unwrap()).unwrap();
+    fs::write(path_of(&dir.0, 2), text.replacen(" 1 ", " 2 ", 1)).unwrap();
+    let found = unreadable(&dir);
+    assert!(found.why.contains("format is 2"), "{}", found.why);
+    assert_eq!(found.json, Some("text".into()));
+    assert_eq!(dir.names(), ["record.1", "record.2"]);
+}
+
+#[test]
+fn a_whole_record_with_unknown_content_is_not_torn() {
+    let dir = Scratch::new("store-content");
+    fs::write(path_of(&dir.0, 1), encode(&17).unwrap()).unwrap();
+    assert_eq!(unreadable(&dir).json, Some(17.into()));
+    assert_eq!(dir.names(), ["record.1"]);
+}
+
+#[test]
+fn an_error_of_the_disk_hides_the_older_record_and_is_kept() {
+    let dir = Scratch::new("store-eisdir");
+    Slot::new(dir.0.clone()).save(&"older").unwrap();
+    fs::create_dir(path_of(&dir.0, 2)).unwrap();
+    let found = unreadable(&dir);
+    assert!(found.why.contains("record.2"), "{}", found.why);
+    assert_eq!(dir.names(), ["record.1", "record.2"]);
+    // The directory itself cannot be listed.
+    let file = dir.0.join("file");
+    fs::write(&file, "").unwrap();
+    assert!(matches!(load::<String>(&file), Loaded::Unreadable(_)));
+}
+
+#[test]
+fn an_erased_or_missing_object_is_absent() {
+    let dir = Scratch::new("store-erased");
+    let mut slot = Slot::new(dir.0.clone());
+    slot.save(&"text").unwrap();
+    slot.erase().unwrap();
+    assert!(matches!(load::<String>(&dir.0), Loaded::Absent));
+    assert!(matches!(
+        load::<String>(&dir.0.join("none")),
+        Loaded::Absent
+    ));
+    assert_eq!(dir.names(), [""; 0]);
+}
+
+#[test]
+fn a_failed_save_keeps_the_older_record() {
+    let dir = Scratch::new("store-failed");
+    let mut slot = Slot::new(dir.0.clone());
+    slot.save(&"kept").unwrap();
+    // The next name is taken by a directory: create_new fails, unlink of it fails as well.
+    fs::create_dir(path_of(&dir.0, 2)).unwrap();
+    assert!(slot.save(&"lost").is_err());
+    fs::remove_dir(path_of(&dir.0, 2)).unwrap();
+    assert_eq!(read(&dir).as_deref(), Some("kept"));
+    slot.save(&"next").unwrap();
+    assert_eq!(read(&dir).as_deref(), Some("next"));
+}
+
+#[test]
+fn quarantine_never_overwrites_an_earlier_one() {
+    let dir = Scratch::new("store-quarantine");
+    let away = dir.0.join("away");
+    for _ in 0..2 {
+        let broken = dir.0.join("broken");
+        fs::create_dir(&broken).unwrap();
+        quarantine(&broken, &away).unwrap();
+    }
+    assert!(away.join("broken").is_dir() && away.join("broken.2").is_dir());
+}
