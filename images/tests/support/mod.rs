@@ -304,6 +304,9 @@ pub fn noise(seed: u64, length: usize) -> Vec<u8> {
         .collect()
 }
 
+/// Lines that a server has noted.
+type Log = Arc<Mutex<Vec<String>>>;
+
 /// What the lying server does with one request.
 #[derive(Clone)]
 pub enum Reply {
@@ -454,11 +457,7 @@ impl Drop for Liar {
 async fn serve(
     mut stream: TcpStream,
     replies: Arc<Mutex<HashMap<String, Reply>>>,
-    (asked, heads, sent_endless): (
-        Arc<Mutex<Vec<String>>>,
-        Arc<Mutex<Vec<String>>>,
-        Arc<AtomicUsize>,
-    ),
+    (asked, heads, sent_endless): (Log, Log, Arc<AtomicUsize>),
 ) {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
