@@ -83,6 +83,19 @@ bench: ## build, then compare with containerd + runc (as root; BENCH_JSON=FILE a
 	$(CARGO) build --release --workspace --bins
 	$(RELEASE)/bench
 
+# PODS pods while daemon and spawner are killed after every 200, then half as many on one daemon. See docs/security/fuzzing.md.
+.PHONY: churn
+churn: ## build, then run 10,000 pods under kills and look for leaks (as root; PODS=)
+	@.ci/packages $(BENCH_PACKAGES)
+	$(CARGO) build --release --workspace --bins
+	$(RELEASE)/churn $(PODS)
+
+# See docs/security/fuzzing.md.
+.PHONY: fuzz
+fuzz: ## build, then run one fuzz target (TARGET= SECONDS=60)
+	@.ci/packages $(BUILD_PACKAGES)
+	tests/tools/fuzz.sh $(TARGET) $(or $(SECONDS),60)
+
 # See docs/conformance.md. Without SPDY or WEBSOCKET critest runs by both. With LSM=apparmor the first run builds
 # critest and skips what only the guest can run.
 CONFORMANCE := $(if $(FOCUS),--focus '$(FOCUS)') $(if $(SKIP),--skip '$(SKIP)') $(if $(SPDY),--spdy) $(if $(WEBSOCKET),--websocket) \

@@ -32,17 +32,7 @@ pub struct Cri {
 impl Cri {
     /// A client for this socket. Connects at the first call.
     pub fn new(socket: &Path) -> Self {
-        let socket: PathBuf = socket.to_owned();
-        let connector = tower::service_fn(move |_: Uri| {
-            let socket = socket.clone();
-            async move {
-                Ok::<_, std::io::Error>(TokioIo::new(
-                    tokio::net::UnixStream::connect(socket).await?,
-                ))
-            }
-        });
-        let endpoint = Endpoint::from_static("http://localhost").timeout(CALL_DEADLINE);
-        let channel = endpoint.connect_with_connector_lazy(connector);
+        let channel = channel(socket);
         Self {
             runtime: RuntimeServiceClient::new(channel.clone())
                 .max_decoding_message_size(MAX_MESSAGE_BYTES),
@@ -320,6 +310,19 @@ impl Cri {
         }
         Ok(())
     }
+}
+
+/// A connection to this socket, made at the first call and again when it is lost.
+pub fn channel(socket: &Path) -> Channel {
+    let socket: PathBuf = socket.to_owned();
+    let connector = tower::service_fn(move |_: Uri| {
+        let socket = socket.clone();
+        async move {
+            Ok::<_, std::io::Error>(TokioIo::new(tokio::net::UnixStream::connect(socket).await?))
+        }
+    });
+    let endpoint = Endpoint::from_static("http://localhost").timeout(CALL_DEADLINE);
+    endpoint.connect_with_connector_lazy(connector)
 }
 
 /// An image named by a reference or an id.

@@ -136,6 +136,15 @@ fn files(dir: &Path) -> Vec<String> {
     lines
 }
 
+/// How many files there are in the parts of the daemon's directories that grow with images.
+pub fn kept_files(scratch: &Scratch) -> usize {
+    let mut count = 0;
+    for part in KEPT {
+        walk(&scratch.dir().join(part), &mut |_, _| count += 1);
+    }
+    count
+}
+
 /// Visits everything below `dir` without following links or entering what cannot be read.
 fn walk(dir: &Path, visit: &mut dyn FnMut(&Path, bool)) {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {

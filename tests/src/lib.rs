@@ -11,15 +11,18 @@
 
 pub mod bench;
 pub mod builds;
+pub mod churn;
 pub mod client;
 pub mod cni;
 pub mod component;
 pub mod conformance;
 pub mod crictl;
 pub mod daemon;
+pub mod dice;
 pub mod faulty;
 pub mod fuse;
 pub mod guests;
+pub mod hostile;
 pub mod http;
 pub mod kubelet;
 pub mod leaks;
@@ -30,11 +33,15 @@ pub mod options;
 pub mod oracle;
 pub mod peer;
 pub mod procs;
+pub mod protobuf;
 pub mod push;
+pub mod raw;
 pub mod registry;
+pub mod retry;
 pub mod scratch;
 pub mod streaming;
 pub mod tools;
+pub mod vitals;
 
 /// What a step of the harness gives back. The error is for a reader: it names the step and the object.
 pub type Outcome<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;

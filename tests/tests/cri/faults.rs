@@ -11,9 +11,11 @@ use std::time::Duration;
 use coracle_proto::runtime::v1 as cri;
 use coracle_tests::client::{Cri, container};
 use coracle_tests::daemon::{self, Daemon};
+use coracle_tests::dice::Dice;
 use coracle_tests::guests;
 use coracle_tests::procs::{self, Role};
 use coracle_tests::push::{Image, Packing, file};
+use coracle_tests::retry;
 use tonic::{Code, Status};
 
 use crate::site::{daemon, failing_daemon, images, tool};
@@ -190,7 +192,7 @@ impl Life {
         .await?;
         let cri = &self.cri;
         let pod = self
-            .retry("run", async || run_once(cri, &self.pod).await)
+            .retry("run", async || retry::run_pod(cri, &self.pod).await)
             .await?;
         let mut ids = Vec::new();
         for (name, args) in [
@@ -201,11 +203,11 @@ impl Life {
             let config = container(name, tool(), args);
             let id = self
                 .tolerate("create", async || {
-                    create_once(cri, &pod, &config, &self.pod).await
+                    retry::create(cri, &pod, &config, &self.pod).await
                 })
                 .await?;
             let Some(id) = id else { continue };
-            self.tolerate("start", async || start_once(cri, &id).await)
+            self.tolerate("start", async || retry::start(cri, &id).await)
                 .await?;
             ids.push((name, id));
         }
@@ -273,20 +275,7 @@ impl Life {
         what: &str,
         call: impl AsyncFn() -> Result<T, Status>,
     ) -> Result<T, String> {
-        let mut last = String::new();
-        for _ in 0..100 {
-            match tokio::time::timeout(Duration::from_secs(15), call()).await {
-                Ok(Ok(answer)) => return Ok(answer),
-                Ok(Err(refusal)) => last = refusal.to_string(),
-                Err(_) => {
-                    return Err(format!(
-                        "{what}: no answer within 15 s; before that: {last}"
-                    ));
-                }
-            }
-            tokio::time::sleep(Duration::from_millis(30)).await;
-        }
-        Err(format!("{what} never succeeded: {last}"))
+        retry::until_answered(what, call).await
     }
 
     /// The same, but a pod that lost its keeper or a guest may refuse for good.
@@ -306,63 +295,6 @@ impl Life {
             }
         }
         Ok(None)
-    }
-}
-
-/// RunPodSandbox, where a retry finds in the list what a daemon that died had finished, as a kubelet does.
-async fn run_once(cri: &Cri, config: &cri::PodSandboxConfig) -> Result<String, Status> {
-    let refusal = match cri.run_pod(config).await {
-        Ok(id) => return Ok(id),
-        Err(refusal) => refusal,
-    };
-    if refusal.code() != Code::AlreadyExists {
-        return Err(refusal);
-    }
-    let listed = cri.list_pods(None).await?;
-    let Some(found) = listed
-        .into_iter()
-        .find(|pod| pod.metadata == config.metadata)
-    else {
-        return Err(refusal);
-    };
-    if found.state() == cri::PodSandboxState::SandboxReady {
-        return Ok(found.id);
-    }
-    // A half-made sandbox that was not worth finishing makes way for the next try.
-    cri.stop_pod(&found.id).await?;
-    cri.remove_pod(&found.id).await?;
-    Err(refusal)
-}
-
-/// CreateContainer, likewise.
-async fn create_once(
-    cri: &Cri,
-    pod: &str,
-    config: &cri::ContainerConfig,
-    sandbox: &cri::PodSandboxConfig,
-) -> Result<String, Status> {
-    let refusal = match cri.create(pod, config, sandbox).await {
-        Ok(id) => return Ok(id),
-        Err(refusal) => refusal,
-    };
-    if refusal.code() != Code::AlreadyExists {
-        return Err(refusal);
-    }
-    let mut listed = cri.list(None).await?.into_iter();
-    let found =
-        listed.find(|found| found.pod_sandbox_id == pod && found.metadata == config.metadata);
-    found.map(|container| container.id).ok_or(refusal)
-}
-
-/// StartContainer, where a retry finds that the first try was carried out after all.
-async fn start_once(cri: &Cri, id: &str) -> Result<(), Status> {
-    let refusal = match cri.start(id).await {
-        Ok(()) => return Ok(()),
-        Err(refusal) => refusal,
-    };
-    match cri.status(id).await?.state() {
-        cri::ContainerState::ContainerRunning | cri::ContainerState::ContainerExited => Ok(()),
-        _ => Err(refusal),
     }
 }
 
@@ -424,19 +356,6 @@ async fn every_site_survives_a_kill_of_the_guests() {
     cross_every_site(Victim::All(Role::Guest), true).await;
 }
 
-/// A small generator, so that a failure can be repeated from its seed.
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % bound
-    }
-}
-
 #[tokio::test]
 async fn two_hundred_pods_live_and_die_under_random_kills() {
     tokio::task::LocalSet::new().run_until(random_kills()).await;
@@ -444,12 +363,7 @@ async fn two_hundred_pods_live_and_die_under_random_kills() {
 
 async fn random_kills() {
     const CYCLES: usize = 200;
-    let seed = std::time::UNIX_EPOCH
-        .elapsed()
-        .unwrap()
-        .subsec_nanos()
-        .into();
-    let mut dice = Dice(seed);
+    let (mut dice, seed) = Dice::fresh();
     let mut daemon = daemon().await;
     let left = Arc::new(AtomicUsize::new(CYCLES));
     let mut workers = tokio::task::JoinSet::new();
@@ -515,17 +429,17 @@ async fn cycle(cri: &Cri, config: cri::PodSandboxConfig) -> Result<(), String> {
         harmed: true,
     };
     let pod = life
-        .retry("run", async || run_once(cri, &life.pod).await)
+        .retry("run", async || retry::run_pod(cri, &life.pod).await)
         .await?;
     let workload = container("c", tool(), &["exit", "5"]);
     if let Some(id) = life
         .tolerate("create", async || {
-            create_once(cri, &pod, &workload, &life.pod).await
+            retry::create(cri, &pod, &workload, &life.pod).await
         })
         .await?
     {
         let started = life
-            .tolerate("start", async || start_once(cri, &id).await)
+            .tolerate("start", async || retry::start(cri, &id).await)
             .await?;
         if started.is_some() {
             life.expect_exit(&id, 5)

@@ -8,6 +8,7 @@
 mod attach;
 mod attacks;
 mod bad_input;
+mod churn;
 mod cli;
 mod cni;
 mod containers;
@@ -15,6 +16,7 @@ mod crictl;
 mod differential;
 mod exec;
 mod faults;
+mod hostile;
 mod images;
 mod isolation;
 mod kept;

@@ -4,10 +4,32 @@
 //! never repeats a value that could be long or hold control characters.
 //! Not here: which field has which rule.
 
+use std::collections::BTreeMap;
+
 use super::BadRequest;
 
 /// The longest name of a pod, namespace or container, in bytes: Kubernetes' own limit for most names.
 const MAX_NAME_BYTES: usize = 253;
+
+/// The most labels, or annotations, of one object. Each is kept in a record and repeated in every list.
+const MAX_ENTRIES: usize = 4096;
+
+/// The most bytes of all of them: eight times what Kubernetes allows for annotations.
+const MAX_ENTRIES_BYTES: usize = 2 << 20;
+
+/// Labels or annotations: a bounded number, with a bounded number of bytes in all.
+pub(super) fn entries(field: &str, map: &BTreeMap<String, String>) -> Result<(), BadRequest> {
+    if map.len() > MAX_ENTRIES {
+        let problem = format!("has {} entries, the limit is {MAX_ENTRIES}", map.len());
+        return Err(BadRequest::invalid(field, problem));
+    }
+    let bytes: usize = map.iter().map(|(key, value)| key.len() + value.len()).sum();
+    if bytes > MAX_ENTRIES_BYTES {
+        let problem = format!("holds {bytes} bytes, the limit is {MAX_ENTRIES_BYTES}");
+        return Err(BadRequest::invalid(field, problem));
+    }
+    Ok(())
+}
 
 /// Refuses an empty text.
 pub(super) fn given<'a>(field: &str, text: &'a str) -> Result<&'a str, BadRequest> {
@@ -100,6 +122,20 @@ pub(super) fn id(field: &str, value: i64) -> Result<(), BadRequest> {
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
     use super::*;
+
+    #[test]
+    fn entries_are_bounded_in_number_and_size() {
+        let many = |count: usize, bytes: usize| -> BTreeMap<String, String> {
+            let entry = |n: usize| (format!("{n:08}"), "v".repeat(bytes));
+            (0..count).map(entry).collect()
+        };
+        for (count, bytes) in [(0, 0), (4096, 0), (1, 1 << 20)] {
+            entries("f", &many(count, bytes)).unwrap();
+        }
+        for (count, bytes) in [(4097, 0), (4096, 512), (1, 2 << 20)] {
+            entries("f", &many(count, bytes)).unwrap_err();
+        }
+    }
 
     #[test]
     fn names_are_no_paths_and_bounded() {

@@ -76,6 +76,8 @@ fn texts(config: &cri::PodSandboxConfig) -> Result<(), BadRequest> {
         ));
     }
     hostname(&config.hostname)?;
+    check::entries("config.labels", &config.labels)?;
+    check::entries("config.annotations", &config.annotations)?;
     check::absolute_or_empty("config.log_directory", &config.log_directory)
 }
 

@@ -1,0 +1,96 @@
+//! Calls as a kubelet repeats them: a repeat finds what a daemon that died or a reply that was lost had finished.
+//!
+//! Called by: the fault tests and [`crate::churn`]. Invariant: success means that the object is there exactly once.
+//! Not here: how often and how long a caller tries; see [`until_answered`] for the ordinary way.
+
+use std::time::Duration;
+
+use coracle_proto::runtime::v1 as cri;
+use tonic::{Code, Status};
+
+use crate::client::Cri;
+
+/// How long one call may take before the daemon counts as hung.
+const CALL_LIMIT: Duration = Duration::from_secs(15);
+/// How long between two tries.
+const PAUSE: Duration = Duration::from_millis(30);
+/// How many tries; with [`PAUSE`] between them three seconds and more.
+const TRIES: usize = 100;
+
+/// Repeats `call` until it succeeds. Errors: no answer at all within 15 s, or the last refusal after 100 tries.
+pub async fn until_answered<T>(
+    what: &str,
+    call: impl AsyncFn() -> Result<T, Status>,
+) -> Result<T, String> {
+    let mut last = String::new();
+    for _ in 0..TRIES {
+        match tokio::time::timeout(CALL_LIMIT, call()).await {
+            Ok(Ok(answer)) => return Ok(answer),
+            Ok(Err(refusal)) => last = refusal.to_string(),
+            Err(_) => {
+                return Err(format!(
+                    "{what}: no answer within {CALL_LIMIT:?}; before that: {last}"
+                ));
+            }
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+    Err(format!("{what} never succeeded: {last}"))
+}
+
+/// RunPodSandbox, where a repeat finds in the list what a daemon that died had finished.
+/// Errors: the refusal; a half-made sandbox is removed first, so that the next try begins anew.
+pub async fn run_pod(cri: &Cri, config: &cri::PodSandboxConfig) -> Result<String, Status> {
+    let refusal = match cri.run_pod(config).await {
+        Ok(id) => return Ok(id),
+        Err(refusal) => refusal,
+    };
+    if refusal.code() != Code::AlreadyExists {
+        return Err(refusal);
+    }
+    let listed = cri.list_pods(None).await?;
+    let Some(found) = listed
+        .into_iter()
+        .find(|pod| pod.metadata == config.metadata)
+    else {
+        return Err(refusal);
+    };
+    if found.state() == cri::PodSandboxState::SandboxReady {
+        return Ok(found.id);
+    }
+    cri.stop_pod(&found.id).await?;
+    cri.remove_pod(&found.id).await?;
+    Err(refusal)
+}
+
+/// CreateContainer, likewise. Errors: the refusal.
+pub async fn create(
+    cri: &Cri,
+    pod: &str,
+    config: &cri::ContainerConfig,
+    sandbox: &cri::PodSandboxConfig,
+) -> Result<String, Status> {
+    let refusal = match cri.create(pod, config, sandbox).await {
+        Ok(id) => return Ok(id),
+        Err(refusal) => refusal,
+    };
+    if refusal.code() != Code::AlreadyExists {
+        return Err(refusal);
+    }
+    let mut listed = cri.list(None).await?.into_iter();
+    let found =
+        listed.find(|found| found.pod_sandbox_id == pod && found.metadata == config.metadata);
+    found.map(|container| container.id).ok_or(refusal)
+}
+
+/// StartContainer, where a repeat finds that the first try was carried out after all. Errors: the refusal.
+pub async fn start(cri: &Cri, id: &str) -> Result<(), Status> {
+    let refusal = match cri.start(id).await {
+        Ok(()) => return Ok(()),
+        Err(refusal) => refusal,
+    };
+    match cri.status(id).await?.state() {
+        cri::ContainerState::ContainerRunning | cri::ContainerState::ContainerExited => Ok(()),
+        _ => Err(refusal),
+    }
+}
