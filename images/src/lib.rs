@@ -18,6 +18,9 @@ mod endpoint;
 pub mod error;
 mod failpoint;
 mod flight;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzz;
 mod holders;
 mod identity;
 mod image;

@@ -129,6 +129,17 @@ pub(crate) fn upstreams(
     }
 }
 
+/// What a file of this text says of a registry. For fuzzing. Errors: as [`upstreams`].
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn of_text(text: &str, registry: &str) -> Result<Vec<Upstream>, Error> {
+    let found = Found {
+        path: PathBuf::from("hosts.toml"),
+        text: text.to_owned(),
+        is_default: false,
+    };
+    found.upstreams(registry, |_| false)
+}
+
 /// A file that is about a registry.
 struct Found {
     path: PathBuf,

@@ -22,6 +22,8 @@ use crate::config::Limits;
 use crate::error::Error;
 use crate::reference::Digest;
 use crate::verify::HashingReader;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use archive::list;
 use archive::{Archive, Entry, Sort};
 pub(crate) use tree::OPAQUE;
 use tree::Tree;

@@ -6,6 +6,8 @@
 //! Invariant: a peer that sends a bad head, an oversized body or too many descriptors is dropped, never obeyed.
 //! Not here: deadlines and retries (the callers' business), what a message means.
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 pub mod messages;
 
 use std::io::{self, IoSlice, IoSliceMut};

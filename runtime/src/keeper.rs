@@ -36,6 +36,28 @@ pub use client::{
 };
 pub use guest::main as guest_main;
 
+/// Fuzz target: a record counts only if its checksum is right; what is behind one is an exit or nothing. The checksum
+/// of the second half of the inputs is made right first.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn exit_record(input: &[u8]) {
+    let Ok(text) = std::str::from_utf8(input) else {
+        return;
+    };
+    let sum = |body: &str| {
+        use sha2::{Digest as _, Sha256};
+        crate::id::hex(&Sha256::digest(body.as_bytes()))
+    };
+    if let (Ok(Some(_)), Some((header, body))) = (exits::decode(input), text.split_once('\n')) {
+        let body = body.strip_suffix('\n').unwrap_or(body);
+        assert!(header.ends_with(&sum(body)), "{header}");
+    }
+    let whole = format!("coracle-exit 1 {}\n{text}\n", sum(text));
+    if let Ok(Some(exit)) = exits::decode(whole.as_bytes()) {
+        let written = serde_json::to_string(&exit).expect("an exit is JSON");
+        assert_eq!(serde_json::from_str::<Exit>(&written).ok(), Some(exit));
+    }
+}
+
 /// Makes a keeper's control socket at `path` (0600), replacing one that was left behind.
 ///
 /// Errors: the directory is missing, or it is not ours to write.

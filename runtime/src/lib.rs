@@ -22,6 +22,9 @@ pub mod cgroup;
 pub mod control;
 pub mod error;
 pub mod failpoint;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzz;
 pub mod id;
 #[allow(unsafe_code, reason = "log threads, guest descriptors by number")]
 pub mod keeper;

@@ -16,6 +16,9 @@ pub mod run;
 mod streams;
 mod toolbox;
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use network::resolver_answer;
+
 pub use cache::{CompileCache, CompileLimits, Compiled, EngineRef};
 pub use engine::{Warm, engine_hash};
 pub use inspect::ModuleInfo;

@@ -12,6 +12,8 @@
 mod clock;
 mod driver;
 mod error;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 mod kept;
 mod names;
 mod record;

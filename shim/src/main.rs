@@ -15,6 +15,8 @@ mod cli;
 mod config;
 mod cri;
 mod demo;
+#[cfg(test)]
+mod fuzz_targets;
 mod host;
 mod lifecycle;
 mod logging;

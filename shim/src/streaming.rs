@@ -9,6 +9,8 @@
 
 mod base64;
 mod forward;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 mod http;
 mod inbox;
 mod link;

@@ -249,6 +249,45 @@ impl Extensions {
     }
 }
 
+/// What one entry of an archive is. For fuzzing.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) struct Listed {
+    pub path: Vec<u8>,
+    pub link: Vec<u8>,
+    /// Bytes of names and values of its extended attributes.
+    pub attributes: usize,
+    /// Bytes of its data.
+    pub data: usize,
+}
+
+/// All entries of an archive, read to its end. For fuzzing. Errors: as the reader's.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn list(bytes: &[u8]) -> io::Result<Vec<Listed>> {
+    let mut archive = Archive::new(bytes);
+    let (mut listed, mut buffer) = (Vec::new(), [0; 4096]);
+    while let Some(entry) = archive.next()? {
+        let mut data = 0;
+        loop {
+            match archive.read(&mut buffer)? {
+                0 => break,
+                count => data += count,
+            }
+        }
+        let sizes = entry
+            .xattrs
+            .iter()
+            .map(|(name, value)| name.len() + value.len());
+        listed.push(Listed {
+            attributes: sizes.sum(),
+            path: entry.path,
+            link: entry.link,
+            data,
+        });
+    }
+    archive.finish()?;
+    Ok(listed)
+}
+
 fn sort(kind: EntryType, header: &Header) -> io::Result<Sort> {
     Ok(match kind {
         EntryType::Regular | EntryType::Continuous if header.path_bytes().ends_with(b"/") => {

@@ -48,7 +48,7 @@ pub fn read(dir: &Path, container: &ContainerId) -> Result<Option<Exit>> {
 }
 
 /// A whole record's exit; `None` if it is torn. Errors: it is whole and of another format.
-fn decode(bytes: &[u8]) -> std::result::Result<Option<Exit>, String> {
+pub(super) fn decode(bytes: &[u8]) -> std::result::Result<Option<Exit>, String> {
     let Some((header, body)) = std::str::from_utf8(bytes)
         .ok()
         .and_then(|text| text.split_once('\n'))

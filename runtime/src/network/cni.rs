@@ -18,6 +18,8 @@ mod directory;
 mod entries;
 mod error;
 mod exec;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 mod invoke;
 mod leftovers;
 mod list;

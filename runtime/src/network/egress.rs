@@ -12,6 +12,8 @@
 mod cover;
 mod disguise;
 mod enforce;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 mod parse;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};

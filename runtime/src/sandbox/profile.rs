@@ -80,6 +80,14 @@ struct Gate {
     min_kernel: Option<(u32, u32)>,
 }
 
+/// Fuzz target: a profile is read or refused.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn fuzz_document(input: &[u8]) {
+    if let Err(error) = Profile::parse(input) {
+        assert!(!error.to_string().is_empty());
+    }
+}
+
 impl Profile {
     /// Reads a profile in Docker's JSON format, of which the OCI runtime format is a part.
     ///

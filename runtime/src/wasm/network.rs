@@ -22,6 +22,32 @@ use crate::spec::WasmNetwork;
 /// Most answers of name lookups that are remembered of one guest.
 const MAX_LEARNT: usize = 1024;
 
+/// Fuzz target: an answer gives addresses of the family that was asked for, and few of them. The first byte chooses the
+/// family; the query has the answer's number, so that what is behind it is reached.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn resolver_answer(input: &[u8]) {
+    use message::{Family, Query, Reply};
+    let Some((family, packet)) = input.split_first() else {
+        return;
+    };
+    let family = match family % 2 {
+        0 => Family::V4,
+        _ => Family::V6,
+    };
+    let id = packet.first_chunk().map_or(0, |id| u16::from_be_bytes(*id));
+    let name = "www.example.com";
+    let query = Query { id, name, family };
+    assert!(query.bytes().is_some());
+    if let Reply::Addresses(addresses) = query.reply(packet) {
+        assert!(addresses.len() <= 64);
+        assert!(
+            addresses
+                .iter()
+                .all(|address| address.is_ipv6() == (family == Family::V6))
+        );
+    }
+}
+
 /// The policy of one guest and what its lookups have answered.
 #[derive(Debug)]
 pub(super) struct Guard {

@@ -54,7 +54,8 @@ pub struct Unreadable {
 }
 
 /// Why one file is no record.
-enum Defect {
+#[derive(Debug)]
+pub(super) enum Defect {
     /// It was cut off or overwritten.
     Torn(String),
     /// It is whole, and of another format.
@@ -172,14 +173,14 @@ fn generations(directory: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
     Ok(found)
 }
 
-fn encode<T: Serialize>(value: &T) -> io::Result<Vec<u8>> {
+pub(super) fn encode<T: Serialize>(value: &T) -> io::Result<Vec<u8>> {
     let body = serde_json::to_vec(value)?;
     let mut bytes = format!("{MAGIC} {VERSION} {}\n", hex(&Sha256::digest(&body))).into_bytes();
     bytes.extend_from_slice(&body);
     Ok(bytes)
 }
 
-fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Defect> {
+pub(super) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Defect> {
     let torn = |text: &str| Defect::Torn(text.to_owned());
     let end = bytes.iter().position(|byte| *byte == b'\n');
     let end = end.ok_or_else(|| torn("it has no header line"))?;

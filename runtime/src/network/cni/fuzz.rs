@@ -1,0 +1,47 @@
+//! The targets that read what plugins answer and what networks are made of.
+
+use super::list::{Extra, NetworkList};
+use super::outcome;
+
+/// Most addresses that a result may have; more must be refused.
+const MAX_ADDRESSES: usize = 64;
+
+/// Addresses that are taken belong to hosts, each once, IPv4 first.
+pub(crate) fn result(input: &[u8]) {
+    let Ok(result) = outcome::result(input) else {
+        return;
+    };
+    assert!(result.is_object());
+    let Ok(addresses) = outcome::addresses(&result, "eth0") else {
+        return;
+    };
+    assert!((1..=MAX_ADDRESSES).contains(&addresses.len()));
+    assert!(addresses.is_sorted_by_key(|address| address.is_ipv6()));
+    for (at, address) in addresses.iter().enumerate() {
+        assert!(!address.is_unspecified() && !address.is_multicast());
+        assert!(!addresses[..at].contains(address), "{address} twice");
+    }
+}
+
+/// A list that is taken is written as one that is read the same; no plugin's name is a path.
+pub(crate) fn list(input: &[u8]) {
+    for parse in [NetworkList::parse, NetworkList::parse_single] {
+        let Ok(list) = parse(input).and_then(NetworkList::complete) else {
+            continue;
+        };
+        for plugin in &list.plugins {
+            assert!(
+                !plugin.kind.contains(['/', '\0'])
+                    && !matches!(plugin.kind.as_str(), "" | "." | "..")
+            );
+            let told = list.input(plugin, Extra::default());
+            let told: serde_json::Value =
+                serde_json::from_slice(&told).expect("plugins are told JSON");
+            assert_eq!(told["cniVersion"], list.version.as_str());
+        }
+        let written = list.to_json();
+        let again = NetworkList::parse(written.to_string().as_bytes());
+        let again = again.and_then(NetworkList::complete);
+        assert_eq!(again.map(|again| again.to_json()), Ok(written));
+    }
+}
