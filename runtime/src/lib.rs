@@ -36,6 +36,10 @@ pub mod spawner;
 pub mod spec;
 #[allow(unsafe_code, reason = "raw kernel calls live here")]
 mod sys;
+pub mod memory {
+    //! What this process's allocator holds.
+    pub use crate::sys::give_memory_back;
+}
 pub mod terminal {
     //! Terminals that the daemon makes and resizes.
     pub use crate::sys::terminal::{pair, resize};

@@ -190,6 +190,7 @@ async fn answered<A>(
     work: impl Future<Output = Result<A, Failure>>,
 ) -> Result<Response<A>, Status> {
     let work = AssertUnwindSafe(work).catch_unwind();
+    crate::memory::settle_soon();
     let call = async move {
         let began = Instant::now();
         let outcome = match limit {

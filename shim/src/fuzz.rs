@@ -19,6 +19,7 @@ mod fuzz_targets;
 mod host;
 mod lifecycle;
 mod logging;
+mod memory;
 mod serve;
 mod streaming;
 

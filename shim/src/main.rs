@@ -20,6 +20,7 @@ mod fuzz_targets;
 mod host;
 mod lifecycle;
 mod logging;
+mod memory;
 #[cfg(test)]
 mod scratch;
 mod serve;

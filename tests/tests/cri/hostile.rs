@@ -270,5 +270,5 @@ async fn requests_beyond_all_bounds_are_refused() {
             .await;
         assert_eq!(code, Code::InvalidArgument);
     }
-    target.finish(pid).await;
+    target.finish_as_small(pid).await;
 }
