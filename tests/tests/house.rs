@@ -87,6 +87,25 @@ fn tests_named_by_the_documentation_exist() {
     assert!(named > 80, "only {named} tests are named");
 }
 
+/// Every file that the threat model names, as `path` or `path/{one,two}.rs`, is in the tree.
+#[test]
+fn files_named_by_the_threat_model_exist() {
+    let top = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let text = std::fs::read_to_string(top.join("docs/security/threat-model.md")).unwrap();
+    let mut named = 0;
+    let quoted = text.split('`').skip(1).step_by(2);
+    for quoted in quoted.filter(|quoted| quoted.contains("/src/") && !quoted.contains("::")) {
+        let (before, rest) = quoted.split_once('{').unwrap_or((quoted, "}"));
+        let (parts, after) = rest.split_once('}').unwrap();
+        for part in parts.split(',') {
+            let path = top.join(format!("{before}{part}{after}"));
+            assert!(path.is_file(), "{} is not there", path.display());
+            named += 1;
+        }
+    }
+    assert!(named > 40, "only {named} files are named");
+}
+
 /// Every class of attacks has a test, or says why it has none.
 #[test]
 fn every_class_of_attacks_is_answered() {
