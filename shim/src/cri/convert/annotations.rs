@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 
 use coracle_proto::runtime::v1 as cri;
 
-use super::BadRequest;
+use super::{BadRequest, check};
 use crate::config::Allowance;
 use crate::lifecycle::{Annotations, Grants};
 
@@ -51,34 +51,37 @@ pub(super) struct Claim<'a> {
 }
 
 impl Reader {
-    /// Takes the annotations out of a pod's configuration.
-    pub(super) fn of_pod(config: &mut cri::PodSandboxConfig, allowance: &Allowance<'_>) -> Self {
-        Self {
-            annotations: std::mem::take(&mut config.annotations),
+    /// Takes the annotations out of a pod's configuration. Errors: they are too many.
+    pub(super) fn of_pod(
+        config: &mut cri::PodSandboxConfig,
+        allowance: &Allowance<'_>,
+    ) -> Result<Self, BadRequest> {
+        Ok(Self {
+            annotations: taken(&mut config.annotations)?,
             grants: Grants::new(allowance.annotations),
             decider: decider(allowance),
             setting: setting(allowance, "annotations"),
-        }
+        })
     }
 
     /// Takes them out of a container's. `grants` are the pod's, as they were decided when it was made, and `handler` is
-    /// its handler.
+    /// its handler. Errors: they are too many.
     pub(super) fn of_container(
         config: &mut cri::ContainerConfig,
         grants: &Grants,
         handler: &str,
-    ) -> Self {
+    ) -> Result<Self, BadRequest> {
         let name = if handler.is_empty() {
             "coracle"
         } else {
             handler
         };
-        Self {
-            annotations: std::mem::take(&mut config.annotations),
+        Ok(Self {
+            annotations: taken(&mut config.annotations)?,
             grants: grants.clone(),
             decider: format!("handler {name:?}"),
             setting: format!("handlers.{name}.annotations"),
-        }
+        })
     }
 
     /// The value of an annotation that needs no leave.
@@ -131,6 +134,11 @@ impl Reader {
     }
 }
 
+fn taken(from: &mut BTreeMap<String, String>) -> Result<BTreeMap<String, String>, BadRequest> {
+    check::entries("config.annotations", from)?;
+    Ok(std::mem::take(from))
+}
+
 /// How messages name an annotation.
 pub(super) fn field(key: &str) -> String {
     let shown: String = key.chars().filter(|c| !c.is_control()).take(128).collect();
@@ -175,7 +183,7 @@ pub(super) mod tests {
         let patterns: Vec<String> = grants.iter().map(ToString::to_string).collect();
         let mut allowance = handlers.find("").unwrap().allowance("default");
         allowance.annotations = &patterns;
-        Reader::of_pod(&mut config, &allowance)
+        Reader::of_pod(&mut config, &allowance).unwrap()
     }
 
     #[test]

@@ -25,8 +25,7 @@ pub(in crate::cri) fn container_wish(
     not_here(&config)?;
     texts(&config)?;
     check::entries("config.labels", &config.labels)?;
-    check::entries("config.annotations", &config.annotations)?;
-    let reader = Reader::of_container(&mut config, grants, handler);
+    let reader = Reader::of_container(&mut config, grants, handler)?;
     let cdi_devices = mount::cdi_devices(&config.cdi_devices, &reader)?;
     let (annotations, _) = reader.kept();
     let name = name(config.metadata.as_ref())?;

@@ -77,7 +77,6 @@ fn texts(config: &cri::PodSandboxConfig) -> Result<(), BadRequest> {
     }
     hostname(&config.hostname)?;
     check::entries("config.labels", &config.labels)?;
-    check::entries("config.annotations", &config.annotations)?;
     check::absolute_or_empty("config.log_directory", &config.log_directory)
 }
 
@@ -95,7 +94,7 @@ fn annotated(
     config: &mut cri::PodSandboxConfig,
     allowance: Allowance<'_>,
 ) -> Result<Annotated, BadRequest> {
-    let reader = Reader::of_pod(config, &allowance);
+    let reader = Reader::of_pod(config, &allowance)?;
     let (bandwidth, ips) = (network::bandwidth(&reader)?, network::ips(&reader)?);
     let (mac, reach) = (network::mac(&reader)?, egress::egress(&reader, &allowance)?);
     let (kept, grants) = reader.kept();
