@@ -14,7 +14,7 @@ use std::time::Duration;
 use crate::reference::{BadName, Digest};
 
 /// A boxed cause.
-pub(crate) type Cause = Box<dyn std::error::Error + Send + Sync>;
+pub type Cause = Box<dyn std::error::Error + Send + Sync>;
 
 /// What a caller can conclude from an [`Error`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,7 +27,7 @@ pub enum Kind {
     Unauthorized,
     /// The registry does not answer, breaks off or stalls; asking again may help.
     RegistryUnavailable,
-    /// The disk is full.
+    /// The disk is full, or a process of the node ran out of time or memory.
     Exhausted,
     /// The image is larger than this node accepts.
     Limit,
@@ -188,6 +188,14 @@ pub enum Error {
         /// The database's error.
         source: Cause,
     },
+    /// A layer's unpacker could not be started or ended without a verdict.
+    #[error("{what}: {problem}")]
+    Unpacker {
+        /// The layer.
+        what: String,
+        /// How it ended, with its limits.
+        problem: String,
+    },
     /// Nobody waits for this any more.
     #[error("cancelled while {doing}")]
     Cancelled {
@@ -213,7 +221,7 @@ impl Error {
                 Kind::Corrupt
             }
             Self::Limit { .. } => Kind::Limit,
-            Self::DiskFull { .. } => Kind::Exhausted,
+            Self::DiskFull { .. } | Self::Unpacker { .. } => Kind::Exhausted,
             Self::Io { .. } | Self::Metadata { .. } => Kind::Io,
             Self::Cancelled { .. } => Kind::Cancelled,
         }

@@ -6,7 +6,6 @@
 //! Not here: how a pull is done.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::future::{BoxFuture, FutureExt as _, Shared, WeakShared};
@@ -22,15 +21,6 @@ use crate::store::Inner;
 
 /// Pulls under way at a time; further ones wait. It bounds what all of them hold in memory.
 static TURNS: Semaphore = Semaphore::const_new(64);
-
-/// Tells blocking work that nobody waits for it any more.
-pub(crate) struct StopOnDrop(pub(crate) Arc<AtomicBool>);
-
-impl Drop for StopOnDrop {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
 
 /// What to pull.
 #[derive(Debug, Clone, Default)]

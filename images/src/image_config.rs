@@ -10,7 +10,7 @@ use oci_spec::image::ImageConfiguration;
 use crate::config::Limits;
 use crate::error::Error;
 use crate::image::RunConfig;
-use crate::manifest::{Platform, json};
+use crate::manifest::{Blob, Platform, json};
 use crate::reference::Digest;
 
 /// The config of an image of archives.
@@ -103,7 +103,16 @@ fn run_config(config: oci_spec::image::Config) -> RunConfig {
     }
 }
 
-/// The chain ids of a stack of layers, lowest first: what an unpacked layer on top of its parents is named.
+/// What the unpacked layers of an image are named, lowest first: by chain id and blob together. One image's unpacker may
+/// have been led to write anything; what it wrote is never taken for the content of another blob.
+pub(crate) fn layer_names(diff_ids: &[Digest], layers: &[Blob]) -> Vec<Digest> {
+    let name = |(chain, layer): (&Digest, &Blob)| {
+        Digest::of(format!("{chain} {}", layer.digest).as_bytes())
+    };
+    chain_ids(diff_ids).iter().zip(layers).map(name).collect()
+}
+
+/// The chain ids of a stack of layers, lowest first.
 pub(crate) fn chain_ids(diff_ids: &[Digest]) -> Vec<Digest> {
     let mut chain: Vec<Digest> = Vec::with_capacity(diff_ids.len());
     for diff_id in diff_ids {

@@ -43,12 +43,13 @@ mod wasm;
 pub use collect::Collected;
 pub use config::{ImagesConfig, Limits};
 pub use endpoint::Credentials;
-pub use error::{Error, Kind as ErrorKind};
+pub use error::{Cause, Error, Kind as ErrorKind};
 #[cfg(feature = "failpoints")]
 pub use failpoint::set_failpoints;
 pub use flight::PullRequest;
 pub use image::{FsInfo, Image, Kind, LinuxImage, RunConfig, WasmImage};
 pub use manifest::PlatformPreference;
 pub use reference::{BadName, Digest, ImageId, ImageRef, Target};
-pub use snapshot::lower_dirs;
+pub use snapshot::{lower_dirs, open_file};
 pub use store::Images;
+pub use unpack::{RunningUnpacker, Unpacker, UnpackerLauncher};

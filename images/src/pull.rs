@@ -10,14 +10,12 @@ mod fetch;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use crate::blobs::blocking;
 use crate::collect::Pins;
 use crate::endpoint::{Document as DocumentBytes, large_document};
 use crate::error::{Error, Kind as ErrorKind};
 use crate::flight::PullRequest;
-use crate::flight::StopOnDrop;
 use crate::identity::Candidate;
 use crate::image::{Image, RunConfig};
 use crate::manifest::{self, Blob, Content, Document, Manifest, PlatformPreference};
@@ -221,7 +219,7 @@ impl Pull {
             ));
         }
         record.config = config.run;
-        record.chains = image_config::chain_ids(&config.diff_ids);
+        record.chains = image_config::layer_names(&config.diff_ids, layers);
         for chain in &record.chains {
             self.pins.add(chain);
         }
@@ -261,14 +259,11 @@ impl Pull {
     }
 
     async fn unpack(&self, jobs: Vec<Job>) -> Result<(), Error> {
-        let stop = StopOnDrop(Arc::default());
-        let (inner, cancelled) = (self.inner.clone(), stop.0.clone());
-        blocking("unpacking layers", move || {
-            let mut budget = Budget::new(&inner.config.limits);
-            jobs.iter()
-                .try_for_each(|job| job.run(&inner, &mut budget, &cancelled))
-        })
-        .await
+        let mut budget = Budget::new(&self.inner.config.limits);
+        for job in jobs {
+            job.run(&self.inner, &mut budget).await?;
+        }
+        Ok(())
     }
 
     /// Layers are kept unpacked; their archives are not needed any more.
@@ -325,8 +320,12 @@ struct Job {
 }
 
 impl Job {
-    fn run(&self, inner: &Inner, budget: &mut Budget, cancelled: &AtomicBool) -> Result<(), Error> {
-        let draft = inner.blobs.layer_draft()?;
+    async fn run(&self, inner: &Arc<Inner>, budget: &mut Budget) -> Result<(), Error> {
+        let own = inner.clone();
+        let draft = blocking("making a layer's directory", move || {
+            own.blobs.layer_draft()
+        })
+        .await?;
         let path: PathBuf = inner.blobs.blob(&self.blob.digest);
         let source = Source {
             path: &path,
@@ -334,20 +333,26 @@ impl Job {
             media_type: &self.blob.media_type,
             diff_id: &self.diff_id,
         };
-        let usage = unpack(&source, draft.path(), budget, cancelled)?;
-        let is_ours = inner.blobs.commit_layer(draft, &self.chain, usage)?;
-        // One that is there without a record is just as good, and is on record from now on.
-        if is_ours || !inner.read().layers.contains_key(&self.chain) {
-            if !is_ours {
-                inner.blobs.grow(usage);
+        let unpacked = unpack(&*inner.unpackers, &source, draft.path(), budget).await;
+        let (inner, chain, blob) = (inner.clone(), self.chain.clone(), self.blob.digest.clone());
+        // Whichever way it went: removing a half-made layer blocks, too.
+        blocking("storing a layer", move || {
+            let usage = unpacked?;
+            let is_ours = inner.blobs.commit_layer(draft, &chain, usage)?;
+            // One that is there without a record is just as good, and is on record from now on.
+            if is_ours || !inner.read().layers.contains_key(&chain) {
+                if !is_ours {
+                    inner.blobs.grow(usage);
+                }
+                let record = LayerRecord {
+                    blob,
+                    bytes: usage.bytes,
+                    inodes: usage.inodes,
+                };
+                inner.record_layer(&chain, record)?;
             }
-            let record = LayerRecord {
-                blob: self.blob.digest.clone(),
-                bytes: usage.bytes,
-                inodes: usage.inodes,
-            };
-            inner.record_layer(&self.chain, record)?;
-        }
-        Ok(())
+            Ok(())
+        })
+        .await
     }
 }

@@ -2,11 +2,13 @@
 //! no mount.
 //!
 //! Place in the flow: the pull uses [`Merged`] to find the module of an image; the daemon hands
-//! [`lower_dirs`] to whoever mounts.
+//! [`lower_dirs`] to whoever mounts, and reads an image's users by [`open_file`].
 //! Invariants: a lookup never leaves the layers: each name is opened without following links, links are
-//! followed by us, from the image's root; whiteouts and opaque directories hide what they hide.
+//! followed by us, from the image's root; whiteouts and opaque directories hide what they hide; each lookup and each
+//! search is bounded, for the layers' directories and links are the image's choice.
 //! Not here: mount calls, upper directories, users.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
@@ -23,6 +25,10 @@ use crate::wasm::Magic;
 const MAX_LINKS: usize = 40;
 /// Directories that a search for modules descends into.
 const MAX_SEARCH_DEPTH: usize = 64;
+/// Entries that a search for modules looks at.
+const MAX_SEARCH_ENTRIES: usize = 20_000;
+/// Names that the kernel looks up for one [`Merged`]: enough for 256 layers of deep paths, about a second of work.
+const MAX_LOOKUPS: u64 = 1_000_000;
 
 /// The value of overlayfs's `lowerdir` option for these layers (lowest first), escaped as it wants it.
 pub fn lower_dirs(layers: &[PathBuf]) -> Vec<u8> {
@@ -41,10 +47,21 @@ pub fn lower_dirs(layers: &[PathBuf]) -> Vec<u8> {
     option
 }
 
+/// The regular file that `path` names in an image of `layers` (lowest first), links followed inside the image, as an
+/// overlay of them would show it. `None`: there is none, or something else. Blocking.
+///
+/// Errors: the disk fails; [`Error::Limit`] for a path whose lookup takes too long.
+pub fn open_file(layers: &[PathBuf], path: &str) -> Result<Option<std::fs::File>, Error> {
+    let found = Merged::open(layers)?.find_file(path)?;
+    Ok(found.map(ImageFile::into_file))
+}
+
 /// The stacked layers of one image.
 pub(crate) struct Merged<'a> {
     /// Topmost first.
     layers: Vec<(OwnedFd, &'a Path)>,
+    /// Names that may still be looked up.
+    lookups_left: Cell<u64>,
 }
 
 /// A regular file of an image.
@@ -89,6 +106,7 @@ impl<'a> Merged<'a> {
         };
         Ok(Self {
             layers: layers.iter().rev().map(open).collect::<Result<_, _>>()?,
+            lookups_left: Cell::new(MAX_LOOKUPS),
         })
     }
 
@@ -140,10 +158,22 @@ impl<'a> Merged<'a> {
         }
     }
 
+    fn spend(&self, lookups: usize) -> Result<(), Error> {
+        let left = self.lookups_left.get().checked_sub(lookups as u64);
+        let left = left.ok_or_else(|| Error::Limit {
+            what: "a path through the image".to_owned(),
+            limit: "lookups",
+            allowed: MAX_LOOKUPS,
+        })?;
+        self.lookups_left.set(left);
+        Ok(())
+    }
+
     /// Looks up one path whose parents are known to be directories.
     fn look(&self, at: &[Vec<u8>]) -> Result<Seen, Error> {
         let path = at.join(&b'/');
         for (index, (root, host)) in self.layers.iter().enumerate() {
+            self.spend(at.len())?;
             let failed = |errno: Errno| Error::io("look into layer", host, errno.into());
             match open_beneath(root, &path, OFlags::PATH | OFlags::NOFOLLOW) {
                 Err(Errno::NOENT | Errno::NOTDIR | Errno::NAMETOOLONG) => {}
@@ -166,6 +196,8 @@ impl<'a> Merged<'a> {
                     });
                 }
             }
+            // Each directory above is looked up from the root.
+            self.spend(at.len() * at.len())?;
             if hides_below(root, at).map_err(failed)? {
                 return Ok(Seen::Nothing);
             }
@@ -174,19 +206,29 @@ impl<'a> Merged<'a> {
     }
 
     /// Up to `most` regular files whose name ends in `.wasm`, by path in the image.
+    ///
+    /// Errors: the disk's; Invalid for an image with more to search than is searched.
     pub(crate) fn find_modules(&self, most: usize) -> Result<Vec<ImageFile>, Error> {
         let mut found: Vec<ImageFile> = Vec::new();
+        let mut left = MAX_SEARCH_ENTRIES;
         for (root, host) in &self.layers {
             let failed = |errno: Errno| Error::io("search layer", host, errno.into());
-            let mut stack = vec![Vec::<Vec<u8>>::new()];
-            while let Some(directory) = stack.pop() {
-                for (name, kind) in entries(root, &directory).map_err(failed)? {
-                    let is_module = kind == FileType::RegularFile && name.ends_with(b".wasm");
-                    let inner = [directory.as_slice(), &[name]].concat();
-                    if is_module {
-                        self.add_module(&inner.join(&b'/'), &mut found)?;
-                    } else if kind == FileType::Directory && inner.len() < MAX_SEARCH_DEPTH {
-                        stack.push(inner);
+            let mut stack = vec![(0, b".".to_vec())];
+            while let Some((depth, directory)) = stack.pop() {
+                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
+                let opened = open_beneath(root, &directory, flags).map_err(failed)?;
+                for entry in fs::Dir::new(opened).map_err(failed)? {
+                    let entry = entry.map_err(failed)?;
+                    let name = entry.file_name().to_bytes();
+                    if matches!(name, b"." | b"..") {
+                        continue;
+                    }
+                    left = left.checked_sub(1).ok_or_else(too_many_files)?;
+                    let inner = [directory.as_slice(), name].join(&b'/');
+                    if entry.file_type() == FileType::RegularFile && name.ends_with(b".wasm") {
+                        self.add_module(&inner, &mut found)?;
+                    } else if entry.file_type() == FileType::Directory && depth < MAX_SEARCH_DEPTH {
+                        stack.push((depth + 1, inner));
                     }
                     if found.len() >= most {
                         return Ok(found);
@@ -243,27 +285,9 @@ fn hides_below(root: &OwnedFd, at: &[Vec<u8>]) -> Result<bool, Errno> {
     Ok(false)
 }
 
-/// What a directory of one layer holds.
-fn entries(root: &OwnedFd, directory: &[Vec<u8>]) -> Result<Vec<(Vec<u8>, FileType)>, Errno> {
-    let path = if directory.is_empty() {
-        b".".to_vec()
-    } else {
-        directory.join(&b'/')
-    };
-    let open = open_beneath(
-        root,
-        &path,
-        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW,
-    )?;
-    let mut found = Vec::new();
-    for entry in fs::Dir::new(open)? {
-        let entry = entry?;
-        let name = entry.file_name().to_bytes();
-        if !matches!(name, b"." | b"..") {
-            found.push((name.to_vec(), entry.file_type()));
-        }
-    }
-    Ok(found)
+fn too_many_files() -> Error {
+    let problem = format!("it holds more than {MAX_SEARCH_ENTRIES} files to search for a module");
+    Error::invalid("image without entrypoint", problem)
 }
 
 fn open_beneath(root: &OwnedFd, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
@@ -387,6 +411,32 @@ mod tests {
         let names: Vec<&str> = found.iter().map(|file| file.guest_path.as_str()).collect();
         assert_eq!(names, ["/app/a.wasm"]);
         assert_eq!(found[0].host_path, layers[1].join("app/a.wasm"));
+    }
+
+    #[test]
+    fn lookups_and_searches_are_bounded() {
+        let (scratch, layers) = layers("bounds");
+        let deep = "d/".repeat(250);
+        for layer in &layers {
+            fs::create_dir_all(layer.join(&deep)).unwrap();
+        }
+        symlink(
+            format!("/{deep}{}", "../".repeat(250)),
+            layers[0].join("back"),
+        )
+        .unwrap();
+        let climbing = "back/".repeat(39) + "text";
+        let refused = open_file(&layers, &climbing).unwrap_err();
+        assert!(matches!(refused, Error::Limit { .. }), "{refused}");
+        assert!(open_file(&layers, &format!("{deep}x")).unwrap().is_none());
+        let wide = scratch.0.join("wide");
+        fs::create_dir(&wide).unwrap();
+        for number in 0..=MAX_SEARCH_ENTRIES {
+            fs::write(wide.join(number.to_string()), "").unwrap();
+        }
+        let many = [wide];
+        let refused = Merged::open(&many).unwrap().find_modules(9);
+        assert!(refused.is_err_and(|error| error.to_string().contains("20000 files")));
     }
 
     #[test]

@@ -20,6 +20,7 @@ use crate::leases::Leases;
 use crate::metadata::{Change, LayerRecord, Loaded, Metadata, Record};
 use crate::reference::{Digest, ImageId, ImageRef};
 use crate::sources::Sources;
+use crate::unpack::UnpackerLauncher;
 
 /// The images of one node. Cheap to clone; clones are the same store.
 #[derive(Clone)]
@@ -29,6 +30,7 @@ pub struct Images {
 
 pub(crate) struct Inner {
     pub(crate) config: ImagesConfig,
+    pub(crate) unpackers: Arc<dyn UnpackerLauncher>,
     pub(crate) blobs: Blobs,
     pub(crate) flights: Flights,
     pub(crate) metadata: Metadata,
@@ -54,12 +56,17 @@ pub(crate) struct Index {
 }
 
 impl Images {
-    /// Opens the store under `config.root`, making it if it is not there.
+    /// Opens the store under `config.root`, making it if it is not there; its layers are unpacked by `unpackers`.
     ///
     /// Half-made files are removed; images whose files are gone are forgotten, with an error in the log. Content that
-    /// nobody names stays until the first [`Images::collect`]. Errors: the store is open elsewhere, is of a newer version, or the disk fails.
-    pub async fn open(config: ImagesConfig) -> Result<Self, Error> {
-        let inner = blocking("opening the image store", move || Inner::open(config)).await?;
+    /// nobody names stays until the first [`Images::collect`]. Errors: the store is open elsewhere, is of a newer
+    /// version, or the disk fails.
+    pub async fn open(
+        config: ImagesConfig,
+        unpackers: Arc<dyn UnpackerLauncher>,
+    ) -> Result<Self, Error> {
+        let open = move || Inner::open(config, unpackers);
+        let inner = blocking("opening the image store", open).await?;
         Ok(Self {
             inner: Arc::new(inner),
         })
@@ -134,7 +141,7 @@ impl Index {
 }
 
 impl Inner {
-    fn open(config: ImagesConfig) -> Result<Self, Error> {
+    fn open(config: ImagesConfig, unpackers: Arc<dyn UnpackerLauncher>) -> Result<Self, Error> {
         let blobs = Blobs::open(&config.root)?;
         let (metadata, loaded) = Metadata::open(&blobs.database())?;
         let mut index = Index::default();
@@ -145,6 +152,7 @@ impl Inner {
         }
         Ok(Self {
             config,
+            unpackers,
             blobs,
             flights: Flights::default(),
             metadata,

@@ -5,8 +5,6 @@
 //! than promised is refused at the first byte too many, not at its end.
 //! Not here: network, disk, signature policies.
 
-use std::io::{self, Read};
-
 use sha2::{Digest as _, Sha256};
 
 use crate::error::Error;
@@ -73,39 +71,6 @@ pub(crate) fn check(what: &str, bytes: &[u8], want: &Digest, want_bytes: u64) ->
     let mut verifier = Verifier::new(what, want.clone(), want_bytes);
     verifier.update(bytes)?;
     verifier.finish()
-}
-
-/// A reader that hashes what passes.
-pub(crate) struct HashingReader<R> {
-    inner: R,
-    hasher: Sha256,
-}
-
-impl<R: Read> HashingReader<R> {
-    pub(crate) fn new(inner: R) -> Self {
-        Self {
-            inner,
-            hasher: Sha256::new(),
-        }
-    }
-
-    /// The reader underneath.
-    pub(crate) fn inner(&self) -> &R {
-        &self.inner
-    }
-
-    /// The digest of everything read.
-    pub(crate) fn finish(self) -> Digest {
-        Digest::from_hasher(self.hasher)
-    }
-}
-
-impl<R: Read> Read for HashingReader<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.inner.read(buffer)?;
-        self.hasher.update(&buffer[..count]);
-        Ok(count)
-    }
 }
 
 #[cfg(test)]

@@ -88,12 +88,17 @@ fn entrypoint(merged: &Merged<'_>, run: &RunConfig) -> Result<Option<ImageFile>,
     Ok(None)
 }
 
+/// As much of a name as an error shows.
+fn shown(name: &str) -> &str {
+    &name[..name.floor_char_boundary(200)]
+}
+
 /// The module of an image whose platform says WebAssembly.
 fn find(merged: &Merged<'_>, run: &RunConfig) -> Result<ImageFile, Error> {
     if let Some(argv0) = run.argv0() {
         return entrypoint(merged, run)?.ok_or_else(|| {
             Error::invalid(
-                format!("entrypoint {argv0:?}"),
+                format!("entrypoint {:?}", shown(argv0)),
                 "the image has no such file",
             )
         });
@@ -109,7 +114,7 @@ fn find(merged: &Merged<'_>, run: &RunConfig) -> Result<ImageFile, Error> {
             let names: Vec<&str> = found
                 .iter()
                 .chain([&last])
-                .map(|file| file.guest_path.as_str())
+                .map(|file| shown(&file.guest_path))
                 .collect();
             let problem = format!(
                 "it holds {} .wasm files, set one of them: {}",
@@ -143,7 +148,7 @@ pub(crate) fn program(
     let (guest_path, host_path) = (module.guest_path.clone(), module.host_path.clone());
     module
         .magic()?
-        .require_module(&format!("file {guest_path}"))?;
+        .require_module(&format!("file {}", shown(&guest_path)))?;
     let digest = digest(module, limits)?;
     let file = host_path.strip_prefix(above);
     let file = file
@@ -164,7 +169,7 @@ fn digest(module: ImageFile, limits: &Limits) -> Result<Digest, Error> {
     let count =
         io::copy(&mut reader, &mut hasher).map_err(|error| Error::io("read", &host_path, error))?;
     if count > limits.max_module_bytes {
-        let what = format!("module {guest_path}");
+        let what = format!("module {}", shown(&guest_path));
         return Err(Error::Limit {
             what,
             limit: "max_module_bytes",

@@ -14,7 +14,9 @@ async fn open(root: &Path) -> Images {
     let mut config = ImagesConfig::new(root);
     config.registry_config = Some(root.join("hosts"));
     config.plain_http = vec!["bank.invalid".to_owned()];
-    Images::open(config).await.unwrap()
+    Images::open(config, std::sync::Arc::new(support::Unpackers))
+        .await
+        .unwrap()
 }
 
 async fn pull(images: &Images, reference: &str) -> Result<Digest, Error> {

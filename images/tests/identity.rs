@@ -16,7 +16,12 @@ use support::{Liar, MODULE, Parts, Scratch, TAR, tar};
 const EMPTY_CONFIG: &str = "application/vnd.oci.empty.v1+json";
 
 async fn open(root: &Path) -> Images {
-    Images::open(ImagesConfig::new(root)).await.unwrap()
+    Images::open(
+        ImagesConfig::new(root),
+        std::sync::Arc::new(support::Unpackers),
+    )
+    .await
+    .unwrap()
 }
 
 async fn pull(images: &Images, reference: &str) -> Arc<Image> {

@@ -13,8 +13,8 @@ use coracle_images::{
 };
 use serde_json::json;
 use support::{
-    DOCKER_MANIFEST, Liar, MODULE, OCI_INDEX, Parts, Registry, Reply, Scratch, TAR, WASM_CONFIG,
-    free_port, noise, tar,
+    DOCKER_MANIFEST, Liar, MODULE, OCI_INDEX, Parts, Registry, Reply, Scratch, TAR, Unpackers,
+    WASM_CONFIG, free_port, noise, tar,
 };
 
 const GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
@@ -23,7 +23,7 @@ const ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
 async fn open(root: &Path) -> Images {
     let mut config = ImagesConfig::new(root);
     config.pull_idle_timeout = Duration::from_secs(5);
-    Images::open(config).await.unwrap()
+    Images::open(config, Arc::new(Unpackers)).await.unwrap()
 }
 
 async fn pull(images: &Images, reference: &str) -> Result<Arc<Image>, Error> {
@@ -672,7 +672,7 @@ async fn a_silent_registry_is_given_up_and_delays_no_other() {
     let (liar, scratch) = (Liar::start().await, Scratch::new());
     let mut config = ImagesConfig::new(&scratch.0);
     config.pull_idle_timeout = Duration::from_secs(3);
-    let images = Images::open(config).await.unwrap();
+    let images = Images::open(config, Arc::new(Unpackers)).await.unwrap();
     let quick = [MODULE, b"quick"].concat();
     liar.serve_image("slow", "v1", &Parts::artifact(MODULE));
     liar.serve_image("quick", "v1", &Parts::artifact(&quick));
@@ -785,12 +785,11 @@ async fn what_is_too_large_is_refused() {
         max_layer_bytes: 1 << 20,
         ..Limits::default()
     };
-    let images = Images::open(ImagesConfig {
+    let config = ImagesConfig {
         limits,
         ..ImagesConfig::new(&scratch.0)
-    })
-    .await
-    .unwrap();
+    };
+    let images = Images::open(config, Arc::new(Unpackers)).await.unwrap();
     liar.serve_image("app", "module", &Parts::artifact(MODULE));
     let many =
         json!({"schemaVersion": 2, "config": {"mediaType": WASM_CONFIG}, "layers": vec![0; 2000]});

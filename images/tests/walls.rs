@@ -67,7 +67,9 @@ async fn open(root: &Path, plain_http: Vec<String>) -> Images {
     let mut config = ImagesConfig::new(root);
     config.plain_http = plain_http;
     config.pull_idle_timeout = Duration::from_secs(5);
-    Images::open(config).await.unwrap()
+    Images::open(config, std::sync::Arc::new(support::Unpackers))
+        .await
+        .unwrap()
 }
 
 fn blob(bytes: &[u8]) -> String {
@@ -191,7 +193,9 @@ async fn what_is_read_whole_is_bounded_before_it_is_read() {
         };
         let mut config = ImagesConfig::new(&scratch.0);
         (config.limits, config.pull_idle_timeout) = (limits, Duration::from_secs(5));
-        let images = Images::open(config).await.unwrap();
+        let images = Images::open(config, std::sync::Arc::new(support::Unpackers))
+            .await
+            .unwrap();
         liar.serve_image("app", "v1", &Parts::artifact(MODULE));
         if path == scope {
             let realm = format!("http://{}/v2/token", liar.host);

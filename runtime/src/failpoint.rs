@@ -48,6 +48,7 @@ pub const SITES: &[&str] = &[
     "guest.jail",
     "compile.exec",
     "compile.store",
+    "unpack.exec",
     "pull.manifest",
     "pull.blob",
     "pull.commit",

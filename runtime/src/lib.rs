@@ -10,6 +10,7 @@
 //! | [`spawner`], [`keeper`] | the processes, and the daemon's half of each |
 //! | [`sandbox`] | builds a jail: namespaces, root, identity, privileges, seccomp |
 //! | [`wasm`] | compiles, caches and runs WebAssembly |
+//! | [`helper`], [`unpacker`] | jailed processes for foreign bytes: how many, and the one for layers |
 //! | [`cgroup`], [`network`] | limits and pod networks |
 //! | [`process`] | a process that cannot be taken for another |
 //! | [`failpoint`] | named places where tests make things fail |
@@ -25,6 +26,7 @@ pub mod failpoint;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzz;
+pub mod helper;
 pub mod id;
 #[allow(unsafe_code, reason = "log threads, guest descriptors by number")]
 pub mod keeper;
@@ -36,6 +38,7 @@ pub mod spawner;
 pub mod spec;
 #[allow(unsafe_code, reason = "raw kernel calls live here")]
 mod sys;
+pub mod unpacker;
 pub mod memory {
     //! What this process's allocator holds.
     pub use crate::sys::give_memory_back;

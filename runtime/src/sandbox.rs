@@ -19,6 +19,7 @@ mod place;
 pub mod profile;
 pub mod root;
 pub mod seccomp;
+pub(crate) mod unpacker;
 mod volume;
 
 use std::fs;

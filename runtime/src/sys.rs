@@ -5,6 +5,7 @@
 //! Not here: pods, containers, policy.
 
 pub mod children;
+pub mod command;
 pub mod dump;
 pub mod empty;
 pub mod fork;

@@ -56,6 +56,9 @@ pub enum Command {
     /// The jailed process that compiles one module; started by `serve`.
     #[command(hide = true, disable_help_flag = true)]
     Compiler(InternalArgs),
+    /// The jailed process that unpacks one layer; started by `serve`.
+    #[command(hide = true, disable_help_flag = true)]
+    Unpacker(InternalArgs),
     /// A guest that wants an address-space layout of its own; started by a keeper.
     #[command(hide = true, disable_help_flag = true)]
     Guest(InternalArgs),

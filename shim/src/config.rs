@@ -16,6 +16,7 @@ mod egress;
 mod error;
 mod file;
 mod handlers;
+mod helpers;
 mod keys;
 mod streaming;
 mod subnet;
@@ -30,6 +31,7 @@ use std::time::Duration;
 pub use error::Error;
 pub use file::{CgroupDriver, Ipv6, LogFormat, LogLevel, NetworkMode, Spawn};
 pub use handlers::{Allowance, Egress, Handlers};
+pub use helpers::Helpers;
 pub use streaming::Streaming;
 pub use subnet::{Family, Subnet};
 
@@ -65,6 +67,8 @@ pub struct Config {
     pub sandbox: Sandbox,
     /// Limits of the module compiler.
     pub wasm: Wasm,
+    /// The processes that unpack and compile.
+    pub helpers: Helpers,
     /// Where clients of exec, attach and port-forward come.
     pub streaming: Streaming,
     /// What each RuntimeClass handler does.

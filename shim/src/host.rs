@@ -19,6 +19,7 @@ mod launch;
 mod limits;
 mod linux;
 mod log;
+mod modules;
 mod mounts;
 mod plan;
 mod pod;
@@ -80,6 +81,8 @@ pub struct HostConfig {
     pub id_count: u32,
     /// Where the kubelet keeps pods' logs.
     pub log_root: LogRoot,
+    /// Largest module that is read. Bytes.
+    pub max_module_bytes: u64,
     /// How `""` and `coracle` make a guest's process.
     pub spawn: Spawn,
     /// How `coracle-wasm` does.
@@ -106,6 +109,7 @@ impl HostConfig {
             id_base: config.sandbox.id_base,
             id_count: config.sandbox.id_count,
             log_root: LogRoot::resolve(&config.sandbox.pod_logs_dir),
+            max_module_bytes: config.wasm.max_module_bytes,
             spawn: spawn("coracle"),
             spawn_wasm: spawn("coracle-wasm"),
             spawn_strict: spawn("coracle-strict"),
@@ -150,6 +154,7 @@ pub struct Host {
     ids: Ids,
     meter: stats::Meter,
     leftovers: exec::Leftovers,
+    module_digests: modules::Modules,
     /// Records and writable layers on their way out.
     trash: Trash,
     modules: collector::NamedModules,
@@ -169,6 +174,7 @@ impl Host {
             meter: stats::Meter::default(),
             leftovers: exec::Leftovers::default(),
             modules: collector::NamedModules::default(),
+            module_digests: modules::Modules::default(),
         };
         if let Some(parent) = host.config.pins.parent() {
             // It may be the node's own directory of namespaces, which others look into.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! coracle serve ----> serve: build, recover, announce, wait, drain
-//! coracle spawner, compiler, guest --> coracle-runtime, exec'd by the daemon or a keeper; nobody else calls them
+//! coracle spawner, compiler, unpacker, guest --> coracle-runtime, exec'd by the daemon or a keeper; nobody else calls them
 //! coracle demo | check | config | version --> for people
 //! ```
 //! Invariant: a process of ours is recognised before anything else happens, so that it starts in microseconds and
@@ -25,6 +25,7 @@ mod memory;
 mod scratch;
 mod serve;
 mod streaming;
+mod unpackers;
 
 use std::io::{self, Write as _};
 use std::process::ExitCode;
@@ -48,6 +49,7 @@ fn main() -> ExitCode {
         }
         Some("engine-hash") => return internal(say_engine_hash()),
         Some("compiler") => return internal(coracle_runtime::compiler_main(&arguments[2..])),
+        Some("unpacker") => return internal(unpackers::main(&arguments[2..])),
         Some("guest") => keeper::guest_main(word(&words, 2), word(&words, 3), word(&words, 4)),
         _ => {}
     }
@@ -121,7 +123,7 @@ fn command(command: Command) -> Outcome {
             }
             Ok(0)
         }
-        Command::Spawner(_) | Command::Compiler(_) | Command::Guest(_) => {
+        Command::Spawner(_) | Command::Compiler(_) | Command::Unpacker(_) | Command::Guest(_) => {
             Err("this command is for processes of the daemon".into())
         }
     }

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use coracle_images::{Images, ImagesConfig};
 use coracle_runtime::cgroup::systemd::{Driver, Scopes};
 use coracle_runtime::cgroup::{Cgroups, Version};
+use coracle_runtime::helper::Permits;
 use coracle_runtime::network::{Builtin, BuiltinConfig, Cni, CniConfig, Network, Provider};
 use coracle_runtime::sandbox::Filters;
 use coracle_runtime::sandbox::profile::ProfileCache;
@@ -25,6 +26,7 @@ use crate::host::{DefaultProfile, Host, HostConfig, Parts};
 use crate::lifecycle::Pods;
 use crate::logging;
 use crate::streaming::{Identity, Server, Settings};
+use crate::unpackers::Unpackers;
 
 /// Threads that answer RPCs; the daemon waits more than it computes.
 const MAX_WORKERS: usize = 4;
@@ -141,7 +143,9 @@ fn driver(config: &Config, cgroups: &Cgroups) -> Driver {
 
 async fn host(config: &Config, cgroups: Cgroups) -> Result<(Host, Images), Box<dyn Error>> {
     warn_of_proxies();
-    let images = Images::open(images_config(config)).await?;
+    let helpers = Permits::new(config.helpers.processes, config.helpers.memory_bytes);
+    let unpackers = Arc::new(Unpackers(helpers.clone()));
+    let images = Images::open(images_config(config), unpackers).await?;
     let limits = CompileLimits {
         timeout: config.wasm.compile_timeout,
         memory_bytes: config.wasm.compile_memory_bytes,
@@ -154,7 +158,11 @@ async fn host(config: &Config, cgroups: Cgroups) -> Result<(Host, Images), Box<d
         cgroups,
         network: network(config)?,
         spawner: Spawner::launch().await?,
-        compiler: Arc::new(CompileCache::open(&config.root.join("compiled"), limits)?),
+        compiler: Arc::new(CompileCache::open(
+            &config.root.join("compiled"),
+            limits,
+            helpers,
+        )?),
         filters: Filters::build()?,
         profiles: profiles(),
     };

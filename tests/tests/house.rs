@@ -1,6 +1,7 @@
 //! What the crates may know of each other, held against `cargo metadata`.
 //!
-//! proto and runtime are leaves, and so is tree, the part of images that removes what strangers made; only shim sees all three; the tests see the protocol alone, so that they
+//! proto and runtime are leaves, and so are tree and unpack, the parts of images that handle what strangers made:
+//! the jailed unpacker is the shim's, which joins unpack with the runtime's jail; only shim sees all three; the tests see the protocol alone, so that they
 //! drive the daemon as a kubelet does.
 
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
@@ -36,8 +37,12 @@ fn crates_depend_on_each_other_only_as_designed() {
         .collect();
     let want = BTreeMap::from([
         ("coracle-proto", BTreeSet::new()),
-        ("coracle-images", BTreeSet::from(["coracle-tree"])),
+        (
+            "coracle-images",
+            BTreeSet::from(["coracle-tree", "coracle-unpack"]),
+        ),
         ("coracle-tree", BTreeSet::new()),
+        ("coracle-unpack", BTreeSet::new()),
         ("coracle-runtime", BTreeSet::new()),
         (
             "coracle-shim",
@@ -46,6 +51,7 @@ fn crates_depend_on_each_other_only_as_designed() {
                 "coracle-images",
                 "coracle-runtime",
                 "coracle-tree",
+                "coracle-unpack",
             ]),
         ),
         ("coracle-tests", BTreeSet::from(["coracle-proto"])),

@@ -2,7 +2,8 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
+
+use coracle_unpack::Verdict;
 
 use crate::config::Limits;
 use crate::reference::Digest;
@@ -58,9 +59,14 @@ pub(super) fn layer(input: &[u8]) {
         media_type,
         diff_id: &Digest::of(b"fuzz"),
     };
-    let mut budget = Budget::new(&limits);
-    let into = place.0.join("into");
-    let _ = unpack::unpack(&source, &into, &mut budget, &AtomicBool::new(false));
+    let open = |name: &str| fs::File::open(place.0.join(name)).expect("it was made above");
+    let job = source.job(archive.len() as u64, &Budget::new(&limits));
+    let job = job.expect("the media type is one of those above");
+    let verdict = unpack::unpack_here(&job, open("layer").into(), open("into").into());
+    if let Verdict::Unpacked(unpacked) = verdict {
+        assert!(unpacked.archive_bytes <= limits.max_unpacked_bytes);
+        assert!(unpacked.entries <= limits.max_entries);
+    }
     place.is_untouched();
 }
 

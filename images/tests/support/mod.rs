@@ -10,7 +10,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use coracle_images::Digest;
+use coracle_images::{Cause, Digest, RunningUnpacker, Unpacker, UnpackerLauncher};
+use futures_util::future::{BoxFuture, FutureExt as _};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -526,5 +527,36 @@ async fn endless(
     let block = [b' '; 64 << 10];
     while stream.write_all(&block).await.is_ok() {
         sent.fetch_add(block.len(), Ordering::Relaxed);
+    }
+}
+
+/// Unpacks in this process, without a jail: the daemon's own tests have that.
+pub struct Unpackers;
+
+struct Unpacking(std::thread::JoinHandle<std::io::Result<()>>);
+
+impl UnpackerLauncher for Unpackers {
+    fn start(
+        &self,
+        unpacker: Unpacker,
+    ) -> BoxFuture<'static, Result<Box<dyn RunningUnpacker>, Cause>> {
+        let run = move || {
+            let Unpacker {
+                socket,
+                blob,
+                directory,
+                ..
+            } = unpacker;
+            coracle_unpack::serve(&socket, blob, directory)
+        };
+        let running: Box<dyn RunningUnpacker> = Box::new(Unpacking(std::thread::spawn(run)));
+        async { Ok(running) }.boxed()
+    }
+}
+
+impl RunningUnpacker for Unpacking {
+    fn end(self: Box<Self>) -> BoxFuture<'static, Result<(), Cause>> {
+        let ended = self.0.join().unwrap();
+        async { Ok(ended?) }.boxed()
     }
 }

@@ -51,7 +51,7 @@ impl Filters {
 }
 
 /// What running threads, memory, signals and time need.
-const CORE: &[&str] = &[
+pub(super) const CORE: &[&str] = &[
     "brk",
     "clock_getres",
     "clock_gettime",
@@ -163,7 +163,7 @@ fn broken(cause: libseccomp::error::SeccompError) -> Error {
     Error::with(Kind::Bug, "build a seccomp filter", cause)
 }
 
-fn allow(filter: &mut ScmpFilterContext, names: &[&str]) -> Result<()> {
+pub(super) fn allow(filter: &mut ScmpFilterContext, names: &[&str]) -> Result<()> {
     for name in names {
         // A name that this libseccomp or architecture does not have cannot be called either.
         if let Ok(call) = ScmpSyscall::from_name(name) {
@@ -189,7 +189,7 @@ fn masked(
 }
 
 /// Threads only, no new process; clone3 hides its flags from a filter, so glibc is told to use clone.
-fn threads(filter: &mut ScmpFilterContext) -> Result<()> {
+pub(super) fn threads(filter: &mut ScmpFilterContext) -> Result<()> {
     let clone3 = ScmpSyscall::from_name("clone3").map_err(broken)?;
     filter
         .add_rule(ScmpAction::Errno(libc::ENOSYS), clone3)
@@ -202,7 +202,7 @@ fn threads(filter: &mut ScmpFilterContext) -> Result<()> {
     Ok(())
 }
 
-fn fresh() -> Result<ScmpFilterContext> {
+pub(super) fn fresh() -> Result<ScmpFilterContext> {
     ScmpFilterContext::new(ScmpAction::KillProcess).map_err(broken)
 }
 

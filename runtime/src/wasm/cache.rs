@@ -7,10 +7,10 @@
 //! Not here: images, what a guest may do.
 
 use std::collections::HashMap;
-use std::fs::{self, File, OpenOptions};
-use std::io::{Read as _, Write as _};
+use std::fs::{self, OpenOptions};
+use std::io::{Seek as _, Write as _};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -24,9 +24,13 @@ use super::compiler::Bounds;
 use super::inspect::ModuleInfo;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::failpoint;
+use crate::helper::Permits;
 use crate::id::hex;
 
+mod files;
 mod launch;
+
+use files::{Stamp, Temporary, key, open_read, stamp, stamp_of};
 
 /// Bounds of every compilation.
 #[derive(Clone, Copy, Debug)]
@@ -57,13 +61,6 @@ pub struct Compiled {
     stamp: Stamp,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp {
-    inode: u64,
-    ctime: (i64, i64),
-    size: u64,
-}
-
 #[derive(Serialize, Deserialize)]
 struct Label {
     info: ModuleInfo,
@@ -81,16 +78,17 @@ pub struct CompileCache {
     dir: PathBuf,
     key: [u8; 32],
     limits: CompileLimits,
+    permits: Permits,
     entries: Mutex<HashMap<At, Arc<Compiled>>>,
     busy: Mutex<HashMap<At, Lane>>,
     serial: AtomicU64,
 }
 
 impl CompileCache {
-    /// Opens the cache in `dir`, making it (0700) and its key (0400) when absent, and sweeps half-written files.
+    /// Opens the cache in `dir`, whose compilers take their turns in `permits`, making it (0700) and its key (0400) when absent, and sweeps half-written files.
     ///
     /// Errors: the directory cannot be made or the key not be read.
-    pub fn open(dir: &Path, limits: CompileLimits) -> Result<Self> {
+    pub fn open(dir: &Path, limits: CompileLimits, permits: Permits) -> Result<Self> {
         let _ = fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
@@ -108,6 +106,7 @@ impl CompileCache {
             dir: dir.into(),
             key,
             limits,
+            permits,
             entries: Mutex::default(),
             busy: Mutex::default(),
             serial: AtomicU64::new(0),
@@ -154,8 +153,20 @@ impl CompileCache {
             memory_bytes: self.limits.memory_bytes,
             module_bytes: usize::try_from(self.limits.module_bytes).unwrap_or(usize::MAX),
         };
-        let (info, code) =
-            launch::compile(&engine.exe, module, bounds, self.limits.timeout).await?;
+        let job = launch::Job {
+            exe: &engine.exe,
+            module,
+            bounds,
+            timeout: self.limits.timeout,
+        };
+        let cache = Arc::clone(self);
+        let code = blocking(move || {
+            cache
+                .temporary()
+                .during(|| "make a file for compiled code".into())
+        })
+        .await?;
+        let info = launch::compile(&self.permits, &job, &code.file).await?;
         let cache = Arc::clone(self);
         let (hash, name) = (engine.hash.clone(), digest.to_owned());
         blocking(move || cache.store(&hash, &name, info, code)).await
@@ -251,7 +262,7 @@ impl CompileCache {
         let good = sum == label.code_sha256
             && self.mac(at, &label.info, &sum).as_deref() == Some(label.mac.as_str());
         (good && stamp(&file)? == before).then(|| Compiled {
-            info: label.info,
+            info: label.info.bounded(),
             code: code.into(),
             stamp: before,
         })
@@ -271,7 +282,7 @@ impl CompileCache {
         hash: &str,
         digest: &str,
         info: ModuleInfo,
-        code: Vec<u8>,
+        code: Temporary,
     ) -> Result<Arc<Compiled>> {
         let at = (hash.to_owned(), digest.to_owned());
         let (code_path, label_path) = self.paths(hash, digest);
@@ -280,7 +291,11 @@ impl CompileCache {
             .recursive(true)
             .mode(0o700)
             .create(self.dir.join(hash));
-        let code_sha256 = hex(&Sha256::digest(&code));
+        let mut hasher = Sha256::new();
+        let mut reader = &code.file;
+        reader.rewind().during(what)?;
+        std::io::copy(&mut reader, &mut hasher).during(what)?;
+        let code_sha256 = hex(&hasher.finalize());
         let mac = self
             .mac(&at, &info, &code_sha256)
             .ok_or_else(|| Error::new(Kind::Bug, what()))?;
@@ -290,9 +305,11 @@ impl CompileCache {
             mac,
         })
         .map_err(|e| Error::with(Kind::Bug, what(), e))?;
-        self.write_new(&code_path, &code).during(what)?;
+        code.rename(&code_path).during(what)?;
         failpoint::hit("compile.store").during(what)?;
-        self.write_new(&label_path, &label).during(what)?;
+        let file = self.temporary().during(what)?;
+        (&file.file).write_all(&label).during(what)?;
+        file.rename(&label_path).during(what)?;
         self.find(hash, digest).ok_or_else(|| {
             Error::new(
                 Kind::Bug,
@@ -301,21 +318,18 @@ impl CompileCache {
         })
     }
 
-    fn write_new(&self, path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    fn temporary(&self) -> std::io::Result<Temporary> {
         let serial = self.serial.fetch_add(1, Ordering::Relaxed);
-        let temp = self
+        let path = self
             .dir
             .join(format!("tmp-{}-{serial}", std::process::id()));
-        let mut file = OpenOptions::new()
+        let file = OpenOptions::new()
+            .read(true)
             .write(true)
             .create_new(true)
             .mode(0o444)
-            .open(&temp)?;
-        let written = file.write_all(bytes).and_then(|()| fs::rename(&temp, path));
-        if written.is_err() {
-            let _ = fs::remove_file(&temp);
-        }
-        written
+            .open(&path)?;
+        Ok(Temporary { path, file })
     }
 }
 
@@ -346,46 +360,4 @@ async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work)
         .await
         .map_err(|e| Error::with(Kind::Bug, "run blocking work of the compile cache", e))?
-}
-
-fn open_read(path: &Path) -> std::io::Result<File> {
-    OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NOFOLLOW)
-        .open(path)
-}
-
-fn stamp(file: &File) -> Option<Stamp> {
-    file.metadata().ok().map(|m| Stamp {
-        inode: m.ino(),
-        ctime: (m.ctime(), m.ctime_nsec()),
-        size: m.len(),
-    })
-}
-
-fn stamp_of(path: &Path) -> Option<Stamp> {
-    stamp(&open_read(path).ok()?)
-}
-
-fn key(dir: &Path) -> Result<[u8; 32]> {
-    let path = dir.join("key");
-    let what = || format!("make the compile cache's key {}", path.display());
-    let mut key = [0; 32];
-    if let Ok(mut file) = open_read(&path)
-        && file.metadata().is_ok_and(|m| m.len() == 32)
-    {
-        file.read_exact(&mut key)
-            .during(|| format!("read {}", path.display()))?;
-        return Ok(key);
-    }
-    rustix::rand::getrandom(&mut key, rustix::rand::GetRandomFlags::empty()).during(what)?;
-    let _ = fs::remove_file(&path);
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o400)
-        .open(&path)
-        .during(what)?;
-    file.write_all(&key).during(what)?;
-    Ok(key)
 }

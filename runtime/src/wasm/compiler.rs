@@ -7,7 +7,7 @@
 //! Not here: the cache, its key.
 
 use std::fs::File;
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
 use std::os::fd::AsFd as _;
 
 use serde::{Deserialize, Serialize};
@@ -17,8 +17,7 @@ use wasmtime::{Engine, Module};
 use super::inspect::{self, ModuleInfo};
 use crate::control::read_all;
 use crate::error::{Context as _, Error, Kind, Result};
-use crate::sandbox;
-use crate::sys;
+use crate::{helper, sandbox, sys};
 
 /// What the compiler process says on its standard output.
 #[derive(Debug, Serialize, Deserialize)]
@@ -28,6 +27,11 @@ pub(super) enum Verdict {
     /// The input is no program, or one that this engine does not take.
     Refused(String),
 }
+
+/// Largest compiled code, bytes; real code is some four times its module.
+const MAX_CODE_BYTES: u64 = 1 << 30;
+/// Exit code of a compiler that found no room for its output.
+pub(super) const DISK_FULL: i32 = 28;
 
 /// Bounds of one compilation, handed over as arguments.
 #[derive(Clone, Copy, Debug)]
@@ -49,7 +53,7 @@ pub fn main(bounds: Bounds) -> Result<()> {
     let (input, output) = fds.during(|| "take over the compiler's descriptors".into())?;
     limit(bounds)?;
     sandbox::jail_compiler()?;
-    watch_lifeline();
+    helper::watch_lifeline();
     let verdict = match read_all(input.as_fd(), bounds.module_bytes) {
         Ok(bytes) => compile(&bytes, File::from(output))?,
         Err(e) => Verdict::Refused(format!("{e}")),
@@ -72,32 +76,22 @@ fn limit(bounds: Bounds) -> Result<()> {
     };
     set(Resource::Cpu, bounds.cpu_s)?;
     set(Resource::As, bounds.memory_bytes)?;
+    set(Resource::Fsize, MAX_CODE_BYTES)?;
     set(Resource::Core, 0)?;
     set(Resource::Nofile, 64)
-}
-
-/// Ends this process when the daemon does. The thread only reads.
-fn watch_lifeline() {
-    std::thread::spawn(|| {
-        let mut byte = [0];
-        while matches!(
-            rustix::io::read(sys::standard(0), &mut byte),
-            Ok(1) | Err(rustix::io::Errno::INTR)
-        ) {}
-        sys::fork::leave(1);
-    });
 }
 
 fn compile(bytes: &[u8], mut output: File) -> Result<Verdict> {
     let engine = super::engine::compiling()?;
     let (info, code) = match translate(&engine, bytes) {
         Ok(done) => done?,
-        Err(e) => return Ok(Verdict::Refused(format!("{e:#}"))),
+        Err(e) => return Ok(Verdict::Refused(inspect::text(&format!("{e:#}")))),
     };
-    output
-        .write_all(&code)
-        .during(|| format!("write {} bytes of compiled code", code.len()))?;
-    Ok(Verdict::Compiled(info))
+    match output.write_all(&code) {
+        Ok(()) => Ok(Verdict::Compiled(info)),
+        Err(e) if e.kind() == ErrorKind::StorageFull => sys::fork::leave(DISK_FULL),
+        Err(e) => Err(e).during(|| format!("write {} bytes of compiled code", code.len())),
+    }
 }
 
 /// Outer error: the module's fault. Inner error: ours.

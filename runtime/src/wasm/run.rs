@@ -172,7 +172,10 @@ fn load(payload: &Payload<'_>, kind: WasmKind) -> Result<Loaded> {
 }
 
 fn cannot_start(e: wasmtime::Error) -> Error {
-    Error::new(Kind::StartFailed, format!("instantiate: {e:#}"))
+    Error::new(
+        Kind::StartFailed,
+        format!("instantiate: {}", super::inspect::text(&format!("{e:#}"))),
+    )
 }
 
 async fn run_module(

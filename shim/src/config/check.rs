@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use super::file::{CgroupFile, ConfigFile, ImagesFile, Ipv6, NetworkFile, SandboxFile, WasmFile};
 use super::subnet::Subnet;
-use super::{Cgroup, Config, Images, Log, Network, Sandbox, Wasm, handlers, streaming};
+use super::{Cgroup, Config, Images, Log, Network, Sandbox, Wasm, handlers, helpers, streaming};
 
 /// Pods whose id ranges must fit behind `id_base`: a full node and as many again.
 const ID_RANGES: u64 = 5_000;
@@ -65,6 +65,7 @@ pub(super) fn check(file: &ConfigFile) -> Result<Config, Invalid> {
         images: images(&file.images)?,
         sandbox: sandbox(&file.sandbox)?,
         wasm: wasm(&file.wasm)?,
+        helpers: helpers::check(&file.helpers)?,
         streaming: streaming::check(&file.streaming)?,
         handlers: handlers::check(&file.handlers)?,
     })

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use super::handlers::HandlersFile;
+pub use super::helpers::HelpersFile;
 pub use super::streaming::StreamingFile;
 
 /// Default of `root`.
@@ -48,6 +49,8 @@ pub struct ConfigFile {
     pub sandbox: SandboxFile,
     /// `[wasm]`.
     pub wasm: WasmFile,
+    /// `[helpers]`.
+    pub helpers: HelpersFile,
     /// `[streaming]`.
     pub streaming: StreamingFile,
     /// `[handlers.*]`.
@@ -66,6 +69,7 @@ impl Default for ConfigFile {
             images: ImagesFile::default(),
             sandbox: SandboxFile::default(),
             wasm: WasmFile::default(),
+            helpers: HelpersFile::default(),
             streaming: StreamingFile::default(),
             handlers: HandlersFile::default(),
         }

@@ -246,6 +246,10 @@ fn values_that_cannot_be_used_name_their_line_and_key() {
             "config.toml:2: sandbox.id_count is 1",
         ),
         (
+            "[helpers]\nmax_processes = 0\n",
+            "config.toml:2: helpers.max_processes is 0",
+        ),
+        (
             "[wasm]\nmax_module_bytes = 1\n",
             "config.toml:2: wasm.max_module_bytes is 1",
         ),

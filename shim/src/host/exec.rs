@@ -21,7 +21,6 @@ use coracle_runtime::keeper::{ExecOrder, ExecStreams, StartPayload};
 use coracle_runtime::spec::{ContainerSpec, Tool, Toolbox, Workload};
 
 use super::launch::Launch;
-use super::plan::named_module;
 use super::{Host, blocking, io_error, runtime_error};
 use crate::lifecycle::{Error, Kind, Payload, WasmPlan};
 
@@ -92,7 +91,7 @@ impl Host {
     ) -> Result<StartPayload, Error> {
         let image = self.image_of(&launch.plan);
         let named = match image.as_ref().map(|image| (image, &image.kind)) {
-            Some((image, ImageKind::Wasm(wasm))) => named_module(image, wasm, program).await?,
+            Some((image, ImageKind::Wasm(wasm))) => self.named_module(image, wasm, program).await?,
             _ => None,
         };
         let toolbox = match named {

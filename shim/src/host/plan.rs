@@ -8,17 +8,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use coracle_images::{Image, Kind as ImageKind, WasmImage};
-use coracle_runtime::id::{ContainerId, hex};
+use coracle_runtime::id::ContainerId;
 use coracle_runtime::spec::{Mount, WasmKind, WasmNetwork};
 use coracle_runtime::wasm::{Compiled, EngineRef, ModuleInfo};
-use sha2::{Digest as _, Sha256};
 
 use super::egress;
 use super::user::Resolved;
 use super::words::{argv, environment, log_path, stop_signal, working_dir};
-use super::{
-    Host, blocking, image_volumes, io_error, limits, linux, mounts, pass, runtime_error, user,
-};
+use super::{Host, blocking, image_volumes, limits, linux, mounts, pass, runtime_error, user};
 use crate::lifecycle::{
     ContainerWish, Error, Handler, Kind, Payload, PidWish, Plan, PodRecord, ProfileWish, WasmPlan,
 };
@@ -112,7 +109,8 @@ impl Host {
     ) -> Result<WasmPayload, Error> {
         only_linux_has(&draft.wish)?;
         let args = argv(&draft.image, &draft.wish, true)?;
-        let module = find_module(&draft.image, wasm, &args[0]).await?;
+        let named = self.named_module(&draft.image, wasm, &args[0]).await?;
+        let module = named.unwrap_or_else(|| own_module(wasm));
         self.modules.add(&module.digest, &draft.image.id);
         pass("create.compile")?;
         let compiled = self.compiled(engine, &module.path, &module.digest).await?;
@@ -127,6 +125,34 @@ impl Host {
             toolbox: draft.pod.wish.handler != Handler::Strict,
         };
         Ok(WasmPayload { args, plan })
+    }
+
+    /// The module that `argv0` names in a Wasm image, if it names one.
+    pub(super) async fn named_module(
+        &self,
+        image: &Arc<Image>,
+        wasm: &WasmImage,
+        argv0: &str,
+    ) -> Result<Option<Module>, Error> {
+        if image.config.argv0() == Some(argv0) || wasm.guest_path.as_deref() == Some(argv0) {
+            return Ok(Some(own_module(wasm)));
+        }
+        if wasm.layers.is_empty() {
+            return Ok(None);
+        }
+        let (wasm, argv0) = (wasm.clone(), argv0.to_owned());
+        let found = blocking("looking for a module", move || {
+            let found = wasm.module_for(&argv0);
+            found.map_err(|error| {
+                Error::because(Kind::Io, format!("look for {argv0:?} in its image"), error)
+            })
+        });
+        let Some(path) = found.await? else {
+            return Ok(None);
+        };
+        let limit = self.config.max_module_bytes;
+        let digest = self.module_digests.digest(&path, limit).await?;
+        Ok(Some(Module { path, digest }))
     }
 
     fn image(&self, name: &str) -> Result<Arc<Image>, Error> {
@@ -329,12 +355,6 @@ fn only_linux_has(wish: &ContainerWish) -> Result<(), Error> {
     ))
 }
 
-/// The module that `argv0` names in a Wasm image, else the image's own.
-async fn find_module(image: &Arc<Image>, wasm: &WasmImage, argv0: &str) -> Result<Module, Error> {
-    let named = named_module(image, wasm, argv0).await?;
-    Ok(named.unwrap_or_else(|| own_module(wasm)))
-}
-
 fn own_module(wasm: &WasmImage) -> Module {
     Module {
         path: wasm.module_path.clone(),
@@ -342,40 +362,15 @@ fn own_module(wasm: &WasmImage) -> Module {
     }
 }
 
-/// The module that `argv0` names in a Wasm image, if it names one.
-pub(super) async fn named_module(
-    image: &Arc<Image>,
-    wasm: &WasmImage,
-    argv0: &str,
-) -> Result<Option<Module>, Error> {
-    if image.config.argv0() == Some(argv0) || wasm.guest_path.as_deref() == Some(argv0) {
-        return Ok(Some(own_module(wasm)));
-    }
-    if wasm.layers.is_empty() {
-        return Ok(None);
-    }
-    let (wasm, argv0) = (wasm.clone(), argv0.to_owned());
-    blocking("looking for a module", move || {
-        let found = wasm.module_for(&argv0);
-        let found = found.map_err(|error| {
-            Error::because(Kind::Io, format!("look for {argv0:?} in its image"), error)
-        })?;
-        let Some(path) = found else { return Ok(None) };
-        let bytes = std::fs::read(&path)
-            .map_err(|error| io_error(format!("read module {}", path.display()), error))?;
-        Ok(Some(Module {
-            digest: hex(&Sha256::digest(&bytes)),
-            path,
-        }))
-    })
-    .await
-}
-
 fn judge(info: &ModuleInfo, image: &str, memory_limit_bytes: Option<u64>) -> Result<(), Error> {
     if !info.missing_imports.is_empty() {
         return Err(invalid(format!(
-            "image {image:?}: its module imports {}, which nothing here offers; offered is {}",
+            "image {image:?}: its module imports {}{}, which nothing here offers; offered is {}",
             info.missing_imports.join(", "),
+            match info.more_missing {
+                0 => String::new(),
+                more => format!(" and {more} more"),
+            },
             info.offers
         )));
     }
@@ -402,6 +397,7 @@ mod tests {
             kind: WasmKind::Module,
             memory_min_bytes: memory,
             missing_imports: missing.iter().map(|name| (*name).to_owned()).collect(),
+            more_missing: 0,
             offers: "wasi_snapshot_preview1".to_owned(),
             problem: problem.map(str::to_owned),
         };

@@ -1,16 +1,15 @@
 //! Who a container runs as: what CRI asks for, else what the image says, else 0.
 //!
-//! Called by: CreateContainer. Reads the image's own `/etc/passwd` and `/etc/group`, confined to its layers.
+//! Called by: CreateContainer. Reads the image's own `/etc/passwd` and `/etc/group`, as an overlay of its layers shows
+//! them.
 //! Invariants: digits are a number and never a name, however large; nothing that cannot be told exactly becomes 0.
 //! Not here: host ids.
 
 use std::collections::BTreeSet;
-use std::fs::File;
-use std::io::{self, Read as _};
-use std::path::{Path, PathBuf};
+use std::io::Read as _;
+use std::path::PathBuf;
 
 use coracle_runtime::spec::{IdRange, Identity};
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
 
 use super::io_error;
 use crate::lifecycle::{Error, GroupsPolicy, Kind, UserWish};
@@ -185,54 +184,23 @@ fn number(text: &str, what: &str) -> Result<u32, Error> {
     }
 }
 
-/// The text of a file of the image, from the topmost layer that has one; empty when none has.
+/// The text of a file of the image, as a container would see it; empty when there is none.
 fn read_file(layers: &[PathBuf], name: &str) -> Result<String, Error> {
-    for layer in layers.iter().rev() {
-        match open_confined(layer, name) {
-            Ok(Some(file)) => {
-                let mut bytes = Vec::new();
-                let read = file.take(MAX_BYTES + 1).read_to_end(&mut bytes);
-                read.map_err(|error| io_error(format!("read the image's /{name}"), error))?;
-                if bytes.len() as u64 > MAX_BYTES {
-                    return Err(invalid(format!(
-                        "the image's /{name} is larger than {MAX_BYTES} bytes"
-                    )));
-                }
-                return Ok(String::from_utf8_lossy(&bytes).into_owned());
-            }
-            // A whiteout, or something that is no file: it hides what lies below.
-            Ok(None) => return Ok(String::new()),
-            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => {}
-            Err(error) => return Err(io_error(format!("open the image's /{name}"), error)),
-        }
+    let found = coracle_images::open_file(layers, name).map_err(|error| {
+        Error::because(Kind::Invalid, format!("open the image's /{name}"), error)
+    })?;
+    let Some(file) = found else {
+        return Ok(String::new());
+    };
+    let mut bytes = Vec::new();
+    let read = file.take(MAX_BYTES + 1).read_to_end(&mut bytes);
+    read.map_err(|error| io_error(format!("read the image's /{name}"), error))?;
+    if bytes.len() as u64 > MAX_BYTES {
+        return Err(invalid(format!(
+            "the image's /{name} is larger than {MAX_BYTES} bytes"
+        )));
     }
-    Ok(String::new())
-}
-
-fn open_confined(layer: &Path, name: &str) -> io::Result<Option<File>> {
-    let root = openat(
-        CWD,
-        layer,
-        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )?;
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    // Looked at before it is opened: opening a device or a FIFO of an image would act on it.
-    let found: File = openat2(
-        &root,
-        name,
-        OFlags::PATH | OFlags::CLOEXEC,
-        Mode::empty(),
-        resolve,
-    )?
-    .into();
-    if !found.metadata()?.is_file() {
-        return Ok(None);
-    }
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    Ok(Some(
-        openat2(&root, name, flags, Mode::empty(), resolve)?.into(),
-    ))
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 #[cfg(test)]
@@ -413,10 +381,10 @@ mod tests {
         assert!(resolve(UserWish::default(), "evil", &layers).is_err());
         std::fs::remove_file(layers[1].join("etc/passwd")).unwrap();
         rustix::fs::mknodat(
-            CWD,
+            rustix::fs::CWD,
             layers[1].join("etc/passwd"),
             rustix::fs::FileType::Fifo,
-            Mode::RWXU,
+            rustix::fs::Mode::RWXU,
             0,
         )
         .unwrap();
@@ -424,6 +392,50 @@ mod tests {
             resolve(UserWish::default(), "web", &layers).is_err(),
             "a FIFO did not hide the lower file"
         );
+        std::fs::remove_dir_all(root).unwrap();
+    }
+
+    /// Whatever a layer can do to hide a file of those below: whiteout, opaque directory, a file in the way, a link.
+    #[test]
+    fn users_that_a_layer_has_removed_are_no_users() {
+        use rustix::fs::{CWD, FileType, Mode, XattrFlags, mknodat, setxattr};
+        use std::os::unix::fs::symlink;
+        let hides: [(&str, fn(&std::path::Path)); 5] = [
+            ("whiteout of the file", |high| {
+                let path = high.join("etc/passwd");
+                mknodat(CWD, path, FileType::CharacterDevice, Mode::empty(), 0).unwrap();
+            }),
+            ("whiteout of its directory", |high| {
+                std::fs::remove_dir(high.join("etc")).unwrap();
+                let path = high.join("etc");
+                mknodat(CWD, path, FileType::CharacterDevice, Mode::empty(), 0).unwrap();
+            }),
+            ("opaque directory", |high| {
+                let name = "trusted.overlay.opaque";
+                setxattr(high.join("etc"), name, b"y", XattrFlags::empty()).unwrap();
+            }),
+            ("a file in the way", |high| {
+                std::fs::remove_dir(high.join("etc")).unwrap();
+                std::fs::write(high.join("etc"), "").unwrap();
+            }),
+            ("a link elsewhere", |high| {
+                std::fs::remove_dir(high.join("etc")).unwrap();
+                symlink("/other", high.join("etc")).unwrap();
+            }),
+        ];
+        for (number, (how, hide)) in hides.into_iter().enumerate() {
+            let (root, layers) = image(&format!("hidden-{number}"));
+            hide(&layers[1]);
+            let found = resolve(UserWish::default(), "web", &layers);
+            assert!(found.is_err(), "{how}: {found:?}");
+            std::fs::remove_dir_all(root).unwrap();
+        }
+        let (root, layers) = image("linked");
+        std::fs::remove_dir(layers[1].join("etc")).unwrap();
+        std::fs::create_dir(layers[1].join("new")).unwrap();
+        std::fs::write(layers[1].join("new/passwd"), "web:x:7:8::/:/\n").unwrap();
+        symlink("../../new", layers[1].join("etc")).unwrap();
+        assert_eq!(resolve(UserWish::default(), "web", &layers), Ok((7, 8)));
         std::fs::remove_dir_all(root).unwrap();
     }
 }

@@ -11,6 +11,7 @@ mod escapes;
 mod floods;
 mod images;
 mod keyrings;
+mod layers;
 mod mounts;
 mod reach;
 mod requests;

@@ -1,7 +1,8 @@
 //! Reads a tar stream entry by entry: untrusted bytes in, plain values out. Pure but for the reader.
 //!
-//! Place in the flow: under [`super`], above the decompressor.
-//! Invariants: nothing is read into memory beyond [`EXTENSION_MAX_BYTES`]; a size in a PAX record replaces the
+//! Place in the flow: under `layer`, above the decompressor.
+//! Invariants: what extension headers say of one entry, however many they are, is at most [`EXTENSION_MAX_BYTES`], and
+//! forgotten with the entry; a size in a PAX record replaces the
 //! header's for the data that follows, and for nothing else, so that our list of entries is the one other
 //! readers see; what we do not understand is refused, never guessed.
 //! Not here: paths' meaning, the disk.
@@ -10,13 +11,13 @@ use std::io::{self, Read};
 
 use tar::{EntryType, Header, PaxExtensions};
 
-/// The largest long name or PAX header that is read. Bytes.
+/// The most that long names and PAX headers of one entry may hold together. Bytes.
 const EXTENSION_MAX_BYTES: u64 = 1 << 20;
 const BLOCK: u64 = 512;
 
 /// What one entry asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Sort {
+pub(crate) enum Sort {
     Regular,
     Directory,
     Symlink,
@@ -27,7 +28,7 @@ pub(super) enum Sort {
 
 /// One entry; its data, if it is [`Sort::Regular`], is read from the archive.
 #[derive(Debug)]
-pub(super) struct Entry {
+pub(crate) struct Entry {
     pub path: Vec<u8>,
     pub link: Vec<u8>,
     pub sort: Sort,
@@ -41,10 +42,12 @@ pub(super) struct Entry {
 }
 
 /// A tar stream.
-pub(super) struct Archive<R> {
+pub(crate) struct Archive<R> {
     reader: R,
     data_left: u64,
     padding: u64,
+    /// What extension headers of the current entry may still hold. Bytes.
+    extension_left: u64,
 }
 
 /// What extension headers said about the entry that follows them.
@@ -60,18 +63,20 @@ struct Extensions {
 }
 
 impl<R: Read> Archive<R> {
-    pub(super) fn new(reader: R) -> Self {
+    pub(crate) fn new(reader: R) -> Self {
         Self {
             reader,
             data_left: 0,
             padding: 0,
+            extension_left: EXTENSION_MAX_BYTES,
         }
     }
 
     /// The next entry; skips what is left of the one before. `None` at the end-of-archive mark or at the end of
     /// the stream between two entries. Errors: the reader's own, or `InvalidData`.
-    pub(super) fn next(&mut self) -> io::Result<Option<Entry>> {
+    pub(crate) fn next(&mut self) -> io::Result<Option<Entry>> {
         let mut extensions = Extensions::default();
+        self.extension_left = EXTENSION_MAX_BYTES;
         loop {
             self.skip()?;
             let Some(header) = self.header()? else {
@@ -94,7 +99,7 @@ impl<R: Read> Archive<R> {
     }
 
     /// Reads data of the current entry; 0 at its end.
-    pub(super) fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+    pub(crate) fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let want = usize::try_from(self.data_left)
             .unwrap_or(usize::MAX)
             .min(buffer.len());
@@ -113,7 +118,7 @@ impl<R: Read> Archive<R> {
     }
 
     /// Reads to the very end, past the end-of-archive mark, and gives the reader back.
-    pub(super) fn finish(mut self) -> io::Result<R> {
+    pub(crate) fn finish(mut self) -> io::Result<R> {
         io::copy(&mut self.reader, &mut io::sink())?;
         Ok(self.reader)
     }
@@ -172,9 +177,12 @@ impl<R: Read> Archive<R> {
 
     /// The whole data of an extension entry.
     fn extension(&mut self) -> io::Result<Vec<u8>> {
-        if self.data_left > EXTENSION_MAX_BYTES {
-            return Err(bad("an extended header is larger than 1 MiB"));
-        }
+        // An empty one costs something, too.
+        let cost = self.data_left.saturating_add(BLOCK);
+        self.extension_left = self
+            .extension_left
+            .checked_sub(cost)
+            .ok_or_else(|| bad("extended headers of one entry are larger than 1 MiB"))?;
         let mut data = vec![0; usize::try_from(self.data_left).unwrap_or(usize::MAX)];
         let mut at = 0;
         while at < data.len() {
@@ -250,9 +258,11 @@ impl Extensions {
 }
 
 /// What one entry of an archive is. For fuzzing.
-#[cfg(any(test, feature = "fuzzing"))]
-pub(crate) struct Listed {
+#[cfg(feature = "fuzzing")]
+pub struct Listed {
+    /// Its name.
     pub path: Vec<u8>,
+    /// What it links to; empty for no link.
     pub link: Vec<u8>,
     /// Bytes of names and values of its extended attributes.
     pub attributes: usize,
@@ -261,8 +271,8 @@ pub(crate) struct Listed {
 }
 
 /// All entries of an archive, read to its end. For fuzzing. Errors: as the reader's.
-#[cfg(any(test, feature = "fuzzing"))]
-pub(crate) fn list(bytes: &[u8]) -> io::Result<Vec<Listed>> {
+#[cfg(feature = "fuzzing")]
+pub fn list(bytes: &[u8]) -> io::Result<Vec<Listed>> {
     let mut archive = Archive::new(bytes);
     let (mut listed, mut buffer) = (Vec::new(), [0; 4096]);
     while let Some(entry) = archive.next()? {

@@ -1,50 +1,52 @@
 //! Writes entries of one layer into one directory, and nowhere else.
 //!
-//! Place in the flow: under [`super`], the only code that creates files from an image's names.
+//! Place in the flow: under `layer`, the only code that creates files from an image's names.
 //! Invariants: every directory is reached by `openat2` from the layer's own root with `RESOLVE_IN_ROOT` and
 //! without magic links; every last name is used with `*at` calls that do not follow links; so no name, link or
-//! order of entries reaches a file outside. Attributes that would steer overlayfs come from us alone.
+//! order of entries reaches a file outside. Attributes that would steer overlayfs come from us alone: a directory is
+//! made opaque by whoever holds the other end of [`Mark`].
 //! Not here: archives, compression, limits on amounts.
 
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
-use std::path::Path;
 
 use rustix::fs::{
-    self, AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid,
-    XattrFlags,
+    self, AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags,
 };
 use rustix::io::{Errno, Result as SysResult};
 
-use super::archive::Entry;
+use crate::archive::Entry;
 
 /// The attribute by which overlayfs knows that a directory hides what lies below it.
-pub(crate) const OPAQUE: &str = "trusted.overlay.opaque";
+pub const OPAQUE: &str = "trusted.overlay.opaque";
 
 /// Walks stay inside the root; symlinks count from it; `/proc`-style links are refused.
 const CONFINED: ResolveFlags = ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MAGICLINKS);
 
+/// Makes a directory opaque.
+pub(crate) type Mark<'a> = dyn Fn(BorrowedFd<'_>) -> Result<(), Errno> + 'a;
+
 /// A layer that is being written.
-pub(super) struct Tree {
+pub(crate) struct Tree<'a> {
     root: OwnedFd,
+    mark: &'a Mark<'a>,
 }
 
 /// A name in a directory that has been reached safely.
-pub(super) struct Place<'a> {
+pub(crate) struct Place<'a> {
     parent: OwnedFd,
     name: &'a OsStr,
 }
 
-impl Tree {
-    /// A layer in the existing, empty directory `path`, which no one else writes.
-    pub(super) fn open(path: &Path) -> SysResult<Self> {
-        let root = fs::openat(CWD, path, directory_flags(), Mode::empty())?;
-        Ok(Self { root })
+impl<'t> Tree<'t> {
+    /// A layer in the empty directory `root`, which no one else writes.
+    pub(crate) fn new(root: OwnedFd, mark: &'t Mark<'t>) -> Self {
+        Self { root, mark }
     }
 
     /// The directory above the last of `components`, made where missing. `components` is not empty.
-    pub(super) fn place<'a>(&self, components: &[&'a [u8]]) -> SysResult<Place<'a>> {
+    pub(crate) fn place<'a>(&self, components: &[&'a [u8]]) -> SysResult<Place<'a>> {
         let (name, parents) = components.split_last().ok_or(Errno::INVAL)?;
         let parent = match self.directory(parents) {
             Err(Errno::NOENT) => self.make_directories(parents)?,
@@ -84,12 +86,12 @@ impl Tree {
     }
 
     /// Gives the root of the layer its owner and mode.
-    pub(super) fn dress_root(&self, entry: &Entry) -> SysResult<()> {
+    pub(crate) fn dress_root(&self, entry: &Entry) -> SysResult<()> {
         dress(self.root.as_fd(), entry)
     }
 
     /// Creates a directory, or keeps one that is there; either way with the entry's owner and mode.
-    pub(super) fn make_directory(&self, place: &Place<'_>, entry: &Entry) -> SysResult<()> {
+    pub(crate) fn make_directory(&self, place: &Place<'_>, entry: &Entry) -> SysResult<()> {
         let found = place.stat()?;
         if found != Found::Directory {
             place.remove(found)?;
@@ -97,13 +99,13 @@ impl Tree {
         }
         let directory = fs::openat(&place.parent, place.name, directory_flags(), Mode::empty())?;
         if found == Found::Whiteout {
-            set_opaque(directory.as_fd())?;
+            (self.mark)(directory.as_fd())?;
         }
         dress(directory.as_fd(), entry)
     }
 
     /// Creates an empty file to be written and then dressed.
-    pub(super) fn create_file(&self, place: &Place<'_>) -> SysResult<OwnedFd> {
+    pub(crate) fn create_file(&self, place: &Place<'_>) -> SysResult<OwnedFd> {
         place.remove(place.stat()?)?;
         let flags =
             OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -111,7 +113,7 @@ impl Tree {
     }
 
     /// Creates a symlink with whatever target the entry says: targets are confined when they are followed.
-    pub(super) fn make_symlink(&self, place: &Place<'_>, entry: &Entry) -> SysResult<()> {
+    pub(crate) fn make_symlink(&self, place: &Place<'_>, entry: &Entry) -> SysResult<()> {
         place.remove(place.stat()?)?;
         fs::symlinkat(entry.link.as_slice(), &place.parent, place.name)?;
         let (uid, gid) = owner(entry)?;
@@ -131,7 +133,7 @@ impl Tree {
     }
 
     /// Links to another file of this layer. Errors: `NOENT` if it is not there, `PERM` if it is not a file.
-    pub(super) fn make_hardlink(&self, place: &Place<'_>, target: &[&[u8]]) -> SysResult<()> {
+    pub(crate) fn make_hardlink(&self, place: &Place<'_>, target: &[&[u8]]) -> SysResult<()> {
         let (name, parents) = target.split_last().ok_or(Errno::INVAL)?;
         let target = Place {
             parent: self.directory(parents)?,
@@ -156,7 +158,7 @@ impl Tree {
     }
 
     /// Creates a FIFO.
-    pub(super) fn make_fifo(&self, place: &Place<'_>, entry: &Entry) -> SysResult<()> {
+    pub(crate) fn make_fifo(&self, place: &Place<'_>, entry: &Entry) -> SysResult<()> {
         place.remove(place.stat()?)?;
         let mode = Mode::from_raw_mode(entry.mode & 0o777);
         fs::mknodat(&place.parent, place.name, FileType::Fifo, mode, 0)?;
@@ -171,9 +173,9 @@ impl Tree {
     }
 
     /// Hides `place` of the layers below. What this layer itself put there stays.
-    pub(super) fn white_out(&self, place: &Place<'_>) -> SysResult<()> {
+    pub(crate) fn white_out(&self, place: &Place<'_>) -> SysResult<()> {
         match place.stat()? {
-            Found::Directory => set_opaque(
+            Found::Directory => (self.mark)(
                 fs::openat(&place.parent, place.name, directory_flags(), Mode::empty())?.as_fd(),
             ),
             Found::File | Found::Whiteout => Ok(()),
@@ -188,8 +190,8 @@ impl Tree {
     }
 
     /// Hides everything that layers below have in the directory of `place`.
-    pub(super) fn make_opaque(&self, place: &Place<'_>) -> SysResult<()> {
-        set_opaque(place.parent.as_fd())
+    pub(crate) fn make_opaque(&self, place: &Place<'_>) -> SysResult<()> {
+        (self.mark)(place.parent.as_fd())
     }
 }
 
@@ -204,7 +206,7 @@ enum Found {
 
 impl<'a> Place<'a> {
     /// Another name in the same directory.
-    pub(super) fn beside(self, name: &'a [u8]) -> Self {
+    pub(crate) fn beside(self, name: &'a [u8]) -> Self {
         Self {
             name: OsStr::from_bytes(name),
             ..self
@@ -275,7 +277,7 @@ fn remove_directory(parent: BorrowedFd<'_>, name: &OsStr) -> SysResult<()> {
 
 /// Gives an open file or directory the entry's owner, mode, attributes and time, in the order in which none
 /// undoes another.
-pub(super) fn dress(file: BorrowedFd<'_>, entry: &Entry) -> SysResult<()> {
+pub(crate) fn dress(file: BorrowedFd<'_>, entry: &Entry) -> SysResult<()> {
     let (uid, gid) = owner(entry)?;
     fs::fchown(file, Some(uid), Some(gid))?;
     fs::fchmod(file, Mode::from_raw_mode(entry.mode & 0o7777))?;
@@ -297,10 +299,6 @@ pub(super) fn dress(file: BorrowedFd<'_>, entry: &Entry) -> SysResult<()> {
 fn is_allowed_attribute(name: &[u8]) -> bool {
     name == b"security.capability"
         || (name.starts_with(b"user.") && !name.starts_with(b"user.overlay."))
-}
-
-fn set_opaque(directory: BorrowedFd<'_>) -> SysResult<()> {
-    fs::fsetxattr(directory, OPAQUE, b"y", XattrFlags::empty())
 }
 
 /// Owner ids that the kernel can store: -1 means "keep" to chown, -2 is the overflow id of some systems.

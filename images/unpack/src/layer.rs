@@ -1,0 +1,213 @@
+//! One layer: decompresses it, walks its entries and puts each where it belongs.
+//!
+//! Called by `wire` in the unpacker. Calls: `archive`, `meter`, `tree`.
+//! Invariant: whatever the bytes are, the end is a [`Verdict`]; on any but `Unpacked` the directory holds part of the
+//! layer, which the daemon removes. Not here: sockets, the jail.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd as _, OwnedFd};
+
+use rustix::io::Errno;
+
+use crate::archive::{Archive, Entry, Sort};
+use crate::meter::{Metered, Stop};
+use crate::tree::{self, Mark, Place, Tree};
+use crate::{Bounds, Compression, Doing, Job, Limit, MAX_PROBLEM_BYTES, Unpacked, Verdict};
+
+/// What an inode is counted as, besides its data. Bytes.
+const INODE_BYTES: u64 = 512;
+/// Bytes of a path that an error shows.
+const SHOWN_PATH_BYTES: usize = 200;
+
+/// Unpacks `blob` into `directory`, which is empty. `mark` makes a directory opaque.
+pub(crate) fn unpack(job: &Job, blob: OwnedFd, directory: OwnedFd, mark: &Mark<'_>) -> Verdict {
+    let layer = Layer {
+        bounds: &job.bounds,
+        tree: Tree::new(directory, mark),
+    };
+    match layer.run(job, File::from(blob)) {
+        Ok(unpacked) => Verdict::Unpacked(unpacked),
+        Err(verdict) => verdict,
+    }
+}
+
+struct Layer<'a> {
+    bounds: &'a Bounds,
+    tree: Tree<'a>,
+}
+
+/// What an unpacked layer occupies.
+struct Usage {
+    bytes: u64,
+    inodes: u64,
+}
+
+/// The bytes inside the packing.
+fn decoder(job: &Job, blob: File) -> io::Result<Box<dyn Read>> {
+    let blob = io::BufReader::with_capacity(128 << 10, blob);
+    Ok(match job.compression {
+        Compression::None => Box::new(blob),
+        Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(blob)),
+        Compression::Zstd => {
+            let mut decoder = zstd::Decoder::with_buffer(blob)?;
+            decoder.window_log_max(job.bounds.zstd_window_log)?;
+            Box::new(decoder)
+        }
+    })
+}
+
+impl Layer<'_> {
+    fn run(&self, job: &Job, blob: File) -> Result<Unpacked, Verdict> {
+        let decoder = decoder(job, blob).map_err(unreadable)?;
+        let bounds = self.bounds;
+        let metered = Metered::new(decoder, bounds.bytes, job.packed_bytes, bounds.ratio);
+        let mut archive = Archive::new(metered);
+        let mut usage = Usage {
+            bytes: INODE_BYTES,
+            inodes: 1,
+        };
+        let mut entries = 0;
+        while let Some(entry) = archive.next().map_err(unreadable)? {
+            entries += 1;
+            if entries > bounds.entries {
+                return Err(Verdict::Limit(Limit::Entries));
+            }
+            self.place(&mut archive, &entry, &mut usage)?;
+        }
+        let (archive_bytes, digest) = archive.finish().map_err(unreadable)?.finish();
+        Ok(Unpacked {
+            digest,
+            bytes: usage.bytes,
+            inodes: usage.inodes,
+            archive_bytes,
+            entries,
+        })
+    }
+
+    /// Puts one entry where it belongs.
+    fn place<R: Read>(
+        &self,
+        archive: &mut Archive<R>,
+        entry: &Entry,
+        usage: &mut Usage,
+    ) -> Result<(), Verdict> {
+        let components = self.components(&entry.path)?;
+        let Some(name) = components.last() else {
+            return match entry.sort {
+                Sort::Directory => written(self.tree.dress_root(entry), entry),
+                _ => Err(bad_entry(&entry.path, "it is the root, but no directory")),
+            };
+        };
+        if entry.sort == Sort::Device {
+            return Ok(());
+        }
+        let hidden = name.strip_prefix(b".wh.");
+        let place = written(self.tree.place(&components), entry)?;
+        usage.inodes += 1;
+        usage.bytes += INODE_BYTES;
+        let done = match (hidden, entry.sort) {
+            (Some(b".wh..opq"), _) => self.tree.make_opaque(&place),
+            // Other names of this form belong to aufs, not to the image.
+            (Some(other), _) if other.starts_with(b".wh.") => Ok(()),
+            (Some(b"" | b"." | b".."), _) => {
+                return Err(bad_entry(&entry.path, "a whiteout of no file"));
+            }
+            (Some(hidden), _) => self.tree.white_out(&place.beside(hidden)),
+            (None, Sort::Regular) => return self.file(archive, entry, &place, usage),
+            (None, Sort::Directory) => self.tree.make_directory(&place, entry),
+            (None, Sort::Symlink) => self.tree.make_symlink(&place, entry),
+            (None, Sort::Fifo) => self.tree.make_fifo(&place, entry),
+            (None, Sort::Hardlink) => {
+                usage.inodes -= 1;
+                self.tree
+                    .make_hardlink(&place, &self.components(&entry.link)?)
+            }
+            (None, Sort::Device) => Ok(()),
+        };
+        written(done, entry)
+    }
+
+    /// Writes a regular file.
+    fn file<R: Read>(
+        &self,
+        archive: &mut Archive<R>,
+        entry: &Entry,
+        place: &Place<'_>,
+        usage: &mut Usage,
+    ) -> Result<(), Verdict> {
+        let file = written(self.tree.create_file(place), entry)?;
+        let mut buffer = [0; 64 << 10];
+        loop {
+            let count = archive.read(&mut buffer).map_err(unreadable)?;
+            if count == 0 {
+                break;
+            }
+            let mut rest = &buffer[..count];
+            while !rest.is_empty() {
+                let count = written(rustix::io::write(&file, rest), entry)?;
+                rest = &rest[count..];
+            }
+            usage.bytes += count as u64;
+        }
+        written(tree::dress(file.as_fd(), entry), entry)
+    }
+
+    /// The names of a path. Absolute paths count from the layer's root. Errors: `..`, too long, too deep.
+    fn components<'p>(&self, path: &'p [u8]) -> Result<Vec<&'p [u8]>, Verdict> {
+        if path.len() as u64 > self.bounds.path_bytes {
+            return Err(Verdict::Limit(Limit::PathBytes));
+        }
+        let components: Vec<&[u8]> = path
+            .split(|byte| *byte == b'/')
+            .filter(|name| !matches!(*name, b"" | b"."))
+            .collect();
+        if components.iter().any(|name| *name == b"..") {
+            return Err(bad_entry(path, "`..` could lead out of the layer"));
+        }
+        if components.len() as u64 > self.bounds.path_depth {
+            return Err(Verdict::Limit(Limit::PathDepth));
+        }
+        Ok(components)
+    }
+}
+
+/// The verdict on a call that made part of the tree: the image's fault, or the disk's.
+fn written<T>(done: Result<T, Errno>, entry: &Entry) -> Result<T, Verdict> {
+    let bad = |problem| bad_entry(&entry.path, problem);
+    done.map_err(|errno| match errno {
+        Errno::NOENT => bad("it links to a file that is not there"),
+        Errno::PERM if entry.sort == Sort::Hardlink => bad("it links to a directory"),
+        Errno::NOTDIR | Errno::EXIST | Errno::LOOP => bad("what lies above it is not a directory"),
+        Errno::NAMETOOLONG => bad("a name is too long for the file system"),
+        Errno::OVERFLOW => bad("its owner is not a user or group id"),
+        Errno::INVAL => bad("the file system refuses its name or attributes"),
+        other => Verdict::Io(Doing::Write, other.raw_os_error()),
+    })
+}
+
+/// The verdict on a read: a limit, the image's fault, or the disk's.
+fn unreadable(error: io::Error) -> Verdict {
+    let stop = error
+        .get_ref()
+        .and_then(|inner| inner.downcast_ref::<Stop>());
+    match (stop, error.raw_os_error()) {
+        (Some(Stop(limit)), _) => Verdict::Limit(*limit),
+        (None, Some(errno)) => Verdict::Io(Doing::Read, errno),
+        (None, None) => invalid(format!("its archive cannot be read: {error}")),
+    }
+}
+
+fn bad_entry(path: &[u8], problem: &str) -> Verdict {
+    let shown = &path[..path.len().min(SHOWN_PATH_BYTES)];
+    invalid(format!("entry \"{}\": {problem}", shown.escape_ascii()))
+}
+
+fn invalid(mut problem: String) -> Verdict {
+    let end = problem.floor_char_boundary(MAX_PROBLEM_BYTES);
+    problem.truncate(end);
+    Verdict::Invalid(problem)
+}
+
+#[cfg(test)]
+mod tests;

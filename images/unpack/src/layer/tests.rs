@@ -1,0 +1,469 @@
+#![allow(clippy::unwrap_used, reason = "a test panics to fail")]
+
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _, symlink};
+use std::path::PathBuf;
+
+use super::*;
+
+const BOUNDS: Bounds = Bounds {
+    bytes: 1 << 30,
+    entries: 100_000,
+    ratio: 200,
+    path_bytes: 4096,
+    path_depth: 256,
+    zstd_window_log: 27,
+};
+
+/// A scratch directory with a layer to fill and a canary that nothing may touch.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(name: &str) -> Self {
+        let path =
+            std::env::temp_dir().join(format!("images-unpack-{name}-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&path);
+        fs::create_dir_all(path.join("layer")).unwrap();
+        fs::create_dir_all(path.join("canary/dir")).unwrap();
+        fs::write(path.join("canary/file"), "untouched").unwrap();
+        Self(path)
+    }
+
+    fn layer(&self) -> PathBuf {
+        self.0.join("layer")
+    }
+
+    /// Everything that can be seen of the canary.
+    fn canary(&self) -> Vec<(PathBuf, u32, i64, i64, u64, Vec<u8>)> {
+        ["canary", "canary/dir", "canary/file"]
+            .iter()
+            .map(|name| {
+                let path = self.0.join(name);
+                let found = fs::symlink_metadata(&path).unwrap();
+                let data = fs::read(&path).unwrap_or_default();
+                (
+                    path,
+                    found.mode(),
+                    found.mtime(),
+                    found.ctime_nsec(),
+                    found.nlink(),
+                    data,
+                )
+            })
+            .collect()
+    }
+
+    fn unpack(&self, layer: &Layer) -> Result<Unpacked, Verdict> {
+        self.unpack_as(&layer.bytes(), Compression::None, BOUNDS)
+    }
+
+    /// As daemon and unpacker do it, but for the jail.
+    fn unpack_as(
+        &self,
+        blob: &[u8],
+        compression: Compression,
+        bounds: Bounds,
+    ) -> Result<Unpacked, Verdict> {
+        let path = self.0.join("blob");
+        fs::write(&path, blob).unwrap();
+        let job = Job {
+            compression,
+            packed_bytes: blob.len() as u64,
+            bounds,
+        };
+        let (ours, theirs) = crate::begin(&job).unwrap();
+        let directory = OwnedFd::from(File::open(self.layer()).unwrap());
+        let (blob, inside) = (File::open(&path).unwrap(), directory.try_clone().unwrap());
+        let unpacker = std::thread::spawn(move || crate::serve(&theirs, blob.into(), inside));
+        let verdict = crate::supervise(&ours, &directory, 100).unwrap();
+        unpacker.join().unwrap().unwrap();
+        match verdict {
+            Verdict::Unpacked(unpacked) => Ok(unpacked),
+            other => Err(other),
+        }
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Writes raw headers, so that names no honest tool would write can be written.
+#[derive(Default, Clone)]
+struct Layer(Vec<u8>);
+
+impl Layer {
+    fn entry(mut self, kind: u8, name: &[u8], link: &[u8], data: &[u8]) -> Self {
+        let mut header = tar::Header::new_ustar();
+        header.as_mut_bytes()[..name.len()].copy_from_slice(name);
+        header.as_mut_bytes()[157..157 + link.len()].copy_from_slice(link);
+        header.set_entry_type(tar::EntryType::new(kind));
+        header.set_mode(0o644);
+        header.set_uid(1000);
+        header.set_gid(1000);
+        header.set_mtime(1);
+        header.set_size(data.len() as u64);
+        header.set_cksum();
+        self.0.extend_from_slice(header.as_bytes());
+        self.0.extend_from_slice(data);
+        self.0.resize(self.0.len().next_multiple_of(512), 0);
+        self
+    }
+
+    fn file(self, name: &str, data: &[u8]) -> Self {
+        self.entry(b'0', name.as_bytes(), b"", data)
+    }
+
+    fn dir(self, name: &str) -> Self {
+        self.entry(b'5', name.as_bytes(), b"", b"")
+    }
+
+    fn pax(self, records: &[(&str, &[u8])]) -> Self {
+        let mut data = Vec::new();
+        for (key, value) in records {
+            let rest = key.len() + value.len() + 3;
+            let mut length = rest + 1;
+            while length != rest + length.to_string().len() {
+                length += 1;
+            }
+            data.extend_from_slice(format!("{length} {key}=").as_bytes());
+            data.extend_from_slice(value);
+            data.push(b'\n');
+        }
+        self.entry(b'x', b"pax", b"", &data)
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        let mut bytes = self.0.clone();
+        bytes.resize(bytes.len() + 1024, 0);
+        bytes
+    }
+}
+
+#[test]
+fn hostile_names_reach_nothing_outside() {
+    let scratch = Scratch::new("hostile");
+    let outside = scratch
+        .0
+        .join("canary")
+        .into_os_string()
+        .into_string()
+        .unwrap();
+    let up = "../".repeat(10) + outside.trim_start_matches('/');
+    let through = |target: &str| Layer::default().entry(b'2', b"l", target.as_bytes(), b"");
+    let before = scratch.canary();
+    let refused = [
+        ("dots", Layer::default().file("../canary/file", b"x")),
+        (
+            "dots inside",
+            Layer::default().file("a/../../canary/file", b"x"),
+        ),
+        (
+            "dots in a PAX name",
+            Layer::default()
+                .pax(&[("path", b"../canary/file")])
+                .file("a", b"x"),
+        ),
+        (
+            "through an absolute link",
+            through(&outside).file("l/file", b"x"),
+        ),
+        (
+            "through a relative link",
+            through("../canary").file("l/file", b"x"),
+        ),
+        ("through many dots", through(&up).file("l/file", b"x")),
+        (
+            "hardlink out",
+            Layer::default().entry(b'1', b"h", format!("{outside}/file").as_bytes(), b""),
+        ),
+        (
+            "hardlink by dots",
+            Layer::default().entry(b'1', b"h", b"../canary/file", b""),
+        ),
+        (
+            "hardlink through a link",
+            through(&outside).entry(b'1', b"h", b"l/file", b""),
+        ),
+        (
+            "whiteout through a link",
+            through(&outside).file("l/.wh.file", b""),
+        ),
+        ("whiteout of ..", Layer::default().file(".wh...", b"")),
+        ("whiteout of .", Layer::default().file("a/.wh..", b"")),
+        ("whiteout of nothing", Layer::default().file(".wh.", b"")),
+        (
+            "magic link",
+            through("/proc/self/root").file("l/tmp/x", b"x"),
+        ),
+        (
+            "root as a file",
+            Layer::default().file("/", b"").file(".", b"x"),
+        ),
+    ];
+    for (name, layer) in refused {
+        let refused = scratch.unpack(&layer).expect_err(name);
+        assert!(
+            matches!(refused, Verdict::Invalid(_)),
+            "{name}: {refused:?}"
+        );
+        assert_eq!(scratch.canary(), before, "{name}");
+        fs::remove_dir_all(scratch.layer()).unwrap();
+        fs::create_dir(scratch.layer()).unwrap();
+    }
+    // An absolute name counts from the layer's root; a directory replaces a link of the same name.
+    let layer = through(&outside)
+        .dir("l")
+        .file("l/file", b"mine")
+        .file("/etc/x", b"y");
+    scratch.unpack(&layer).unwrap();
+    assert_eq!(scratch.canary(), before);
+    assert_eq!(fs::read(scratch.layer().join("l/file")).unwrap(), b"mine");
+    assert_eq!(fs::read(scratch.layer().join("etc/x")).unwrap(), b"y");
+}
+
+#[test]
+fn links_are_followed_inside_the_layer() {
+    let scratch = Scratch::new("inside");
+    let layer = Layer::default()
+        .dir("usr/lib")
+        .entry(b'2', b"lib", b"/usr/lib", b"")
+        .file("lib/a", b"a")
+        .entry(b'1', b"lib/b", b"lib/a", b"")
+        .entry(b'1', b"lib/a", b"usr/lib/a", b"");
+    scratch.unpack(&layer).unwrap();
+    assert_eq!(fs::read(scratch.layer().join("usr/lib/b")).unwrap(), b"a");
+    assert_eq!(
+        fs::metadata(scratch.layer().join("usr/lib/a"))
+            .unwrap()
+            .nlink(),
+        2
+    );
+}
+
+#[test]
+fn whiteouts_become_what_overlayfs_reads() {
+    let scratch = Scratch::new("whiteout");
+    let layer = Layer::default()
+        .file("a/.wh.gone", b"")
+        .file("b/own", b"1")
+        .file("b/.wh..wh..opq", b"")
+        .file(".wh.back", b"")
+        .dir("back")
+        .file(".wh.file", b"")
+        .file("file", b"2")
+        .file("late", b"3")
+        .file(".wh.late", b"")
+        .file(".wh..wh.plnk", b"");
+    scratch.unpack(&layer).unwrap();
+    let at = |name: &str| scratch.layer().join(name);
+    let gone = fs::symlink_metadata(at("a/gone")).unwrap();
+    assert!(gone.file_type().is_char_device() && gone.rdev() == 0);
+    let is_opaque = |name: &str| {
+        let mut value = [0; 4];
+        rustix::fs::getxattr(at(name), crate::OPAQUE, &mut value)
+            .is_ok_and(|count| &value[..count] == b"y")
+    };
+    assert!(is_opaque("b") && is_opaque("back") && !is_opaque("a"));
+    assert_eq!(fs::read(at("b/own")).unwrap(), b"1");
+    assert_eq!(fs::read(at("file")).unwrap(), b"2");
+    assert_eq!(fs::read(at("late")).unwrap(), b"3");
+    let names: Vec<_> = fs::read_dir(scratch.layer())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    assert!(
+        names
+            .iter()
+            .all(|name| !name.to_string_lossy().starts_with(".wh.")),
+        "{names:?}"
+    );
+}
+
+#[test]
+fn owners_modes_and_harmless_attributes_are_kept() {
+    let scratch = Scratch::new("dress");
+    let capability = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let layer = Layer::default()
+        .pax(&[
+            ("SCHILY.xattr.trusted.overlay.redirect", b"/etc"),
+            ("SCHILY.xattr.trusted.overlay.opaque", b"y"),
+            ("SCHILY.xattr.user.overlay.opaque", b"y"),
+            ("SCHILY.xattr.security.capability", &capability),
+            ("uid", b"70000"),
+        ])
+        .file("f", b"x")
+        .entry(b'3', b"dev/mem", b"", b"")
+        .entry(b'6', b"fifo", b"", b"");
+    scratch.unpack(&layer).unwrap();
+    let path = scratch.layer().join("f");
+    let found = fs::metadata(&path).unwrap();
+    assert_eq!(
+        (
+            found.uid(),
+            found.gid(),
+            found.mode() & 0o7777,
+            found.mtime()
+        ),
+        (70000, 1000, 0o644, 1)
+    );
+    let mut names = [0; 256];
+    let count = rustix::fs::listxattr(&path, &mut names).unwrap();
+    assert_eq!(&names[..count], b"security.capability\0");
+    assert!(
+        !scratch.layer().join("dev/mem").exists(),
+        "device nodes are skipped"
+    );
+    assert!(
+        fs::symlink_metadata(scratch.layer().join("fifo"))
+            .unwrap()
+            .file_type()
+            .is_fifo()
+    );
+    let refused = scratch
+        .unpack(
+            &Layer::default()
+                .pax(&[("uid", b"4294967295")])
+                .file("g", b""),
+        )
+        .unwrap_err();
+    assert!(
+        matches!(&refused, Verdict::Invalid(text) if text.contains("owner")),
+        "{refused:?}"
+    );
+}
+
+#[test]
+fn amounts_are_bounded_while_they_grow() {
+    let scratch = Scratch::new("limits");
+    let check = |blob: &[u8], compression, bounds: Bounds, limit| {
+        let refused = scratch.unpack_as(blob, compression, bounds).unwrap_err();
+        assert_eq!(refused, Verdict::Limit(limit));
+    };
+    let plain = Compression::None;
+    let three = Layer::default()
+        .file("1", b"")
+        .file("2", b"")
+        .file("3", b"")
+        .bytes();
+    let few = Bounds {
+        entries: 2,
+        ..BOUNDS
+    };
+    check(&three, plain, few, Limit::Entries);
+    let short = Bounds {
+        bytes: 1500,
+        ..BOUNDS
+    };
+    check(&three, plain, short, Limit::Bytes);
+    let deep = Layer::default()
+        .pax(&[("path", "d/".repeat(257).as_bytes())])
+        .dir("d")
+        .bytes();
+    check(&deep, plain, BOUNDS, Limit::PathDepth);
+    let long = Layer::default()
+        .pax(&[("path", &[b'x'; 5000])])
+        .file("d", b"")
+        .bytes();
+    check(&long, plain, BOUNDS, Limit::PathBytes);
+    let zeros = Layer::default().file("zeros", &vec![0; 80 << 20]).bytes();
+    check(&gzip(&zeros), Compression::Gzip, BOUNDS, Limit::Ratio);
+    let window = zstd::encode_all(&zeros[..], 1).unwrap();
+    check(&window, Compression::Zstd, BOUNDS, Limit::Ratio);
+}
+
+/// Headers that follow each other add up, and each entry begins anew.
+#[test]
+fn extended_headers_of_one_entry_are_bounded_together() {
+    let scratch = Scratch::new("extensions");
+    let attribute = vec![b'x'; 40 << 10];
+    let pax = |layer: Layer| layer.pax(&[("SCHILY.xattr.user.big", &attribute)]);
+    let mut honest = Layer::default();
+    for number in 0..60 {
+        honest = pax(honest).entry(b'3', number.to_string().as_bytes(), b"", b"");
+    }
+    scratch.unpack(&honest).unwrap();
+    let mut many = Layer::default();
+    for _ in 0..60 {
+        many = pax(many);
+    }
+    let mut empty = Layer::default();
+    for _ in 0..3_000 {
+        empty = empty.entry(b'L', b"long", b"", b"");
+    }
+    let global = (0..60).fold(Layer::default(), |layer, _| {
+        layer.entry(b'g', b"pax", b"", &attribute)
+    });
+    for layer in [many, empty, global] {
+        let refused = scratch.unpack(&layer.file("f", b"x")).unwrap_err();
+        assert!(
+            matches!(&refused, Verdict::Invalid(text) if text.contains("1 MiB")),
+            "{refused:?}"
+        );
+    }
+}
+
+#[test]
+fn broken_archives_are_told_apart() {
+    let scratch = Scratch::new("broken");
+    let good = Layer::default().file("f", b"hello").bytes();
+    let gz = Compression::Gzip;
+    let plain = Compression::None;
+    let unpack = |blob: &[u8], compression| scratch.unpack_as(blob, compression, BOUNDS);
+    unpack(&gzip(&good), gz).unwrap();
+    let first = unpack(&good, plain).unwrap();
+    let packed = zstd::encode_all(&good[..], 1).unwrap();
+    assert_eq!(unpack(&packed, Compression::Zstd).unwrap(), first);
+    let mut flipped = good.clone();
+    flipped[512] ^= 1;
+    assert_ne!(unpack(&flipped, plain).unwrap().digest, first.digest);
+    let mut trailer = gzip(&good);
+    let last = trailer.len() - 5;
+    trailer[last] ^= 1;
+    let mut checksum = good.clone();
+    checksum[0] ^= 1;
+    for (blob, compression) in [
+        (&trailer[..], gz),
+        (&gzip(&good)[..30], gz),
+        (&good[..700], plain),
+        (&good[..100], plain),
+        (&checksum, plain),
+        (&good, gz),
+    ] {
+        let refused = unpack(blob, compression).unwrap_err();
+        assert!(matches!(refused, Verdict::Invalid(_)), "{refused:?}");
+    }
+}
+
+#[test]
+fn a_directory_that_becomes_a_file_is_replaced_whole() {
+    let scratch = Scratch::new("replace");
+    symlink("/", scratch.0.join("root")).unwrap();
+    let layer = Layer::default()
+        .file("d/e/f", b"1")
+        .entry(
+            b'2',
+            b"d/e/out",
+            scratch.0.join("canary").to_str().unwrap().as_bytes(),
+            b"",
+        )
+        .file("d/g", b"2")
+        .file("d", b"now a file");
+    let before = scratch.canary();
+    scratch.unpack(&layer).unwrap();
+    assert_eq!(fs::read(scratch.layer().join("d")).unwrap(), b"now a file");
+    assert_eq!(scratch.canary(), before);
+    assert_eq!(
+        fs::metadata(scratch.layer()).unwrap().permissions().mode() & 0o777,
+        0o755
+    );
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}

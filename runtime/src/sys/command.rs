@@ -1,0 +1,33 @@
+//! Gives a process that is exec'd descriptors beyond the standard ones.
+//!
+//! Called by `helper`. Invariant: the child has exactly the descriptors that were given, from 3 on, besides 0 to 2.
+//! Not here: what is executed.
+
+use std::io;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
+
+/// Lets the child of `command` have `descriptors` as 3, 4 and so on. They are closed with `command`.
+pub fn give(command: &mut Command, descriptors: Vec<OwnedFd>) {
+    let mut lifted = vec![-1; descriptors.len()];
+    let hand_over = move || {
+        for (slot, descriptor) in lifted.iter_mut().zip(&descriptors) {
+            // SAFETY: F_DUPFD_CLOEXEC takes integers and touches no memory.
+            *slot = unsafe { libc::fcntl(descriptor.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 32) };
+            if *slot < 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        for (target, slot) in (3..).zip(&lifted) {
+            // SAFETY: dup2 takes integers; whatever `target` named in the child is meant to be replaced.
+            if unsafe { libc::dup2(*slot, target) } < 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec the closure makes only async-signal-safe calls on integers and on memory that was
+    // allocated before. All sources are lifted above the targets first, so no dup2 overwrites another's source.
+    unsafe { command.pre_exec(hand_over) };
+}

@@ -1,0 +1,56 @@
+//! Joins the image store's wish for an unpacker with the runtime's jail: both halves of `coracle unpacker`.
+//!
+//! Called by `serve` ([`Unpackers`], in the daemon) and by `main` ([`main`], in the unpacker itself).
+//! Invariant: nothing is read from a layer before the jail is built. Not here: archives, jails.
+
+use coracle_images::{Cause, RunningUnpacker, Unpacker, UnpackerLauncher};
+use coracle_runtime::helper::Permits;
+use coracle_runtime::unpacker::{self, Bounds, Descriptors, Running};
+use coracle_runtime::{Error, Kind, Result};
+use futures_util::future::{BoxFuture, FutureExt as _};
+
+/// Starts unpackers, as many at a time as the node allows.
+pub struct Unpackers(pub Permits);
+
+struct Started(Running);
+
+impl UnpackerLauncher for Unpackers {
+    fn start(
+        &self,
+        unpacker: Unpacker,
+    ) -> BoxFuture<'static, std::result::Result<Box<dyn RunningUnpacker>, Cause>> {
+        let permits = self.0.clone();
+        let bounds = Bounds {
+            cpu_s: unpacker.cpu_s,
+            file_bytes: unpacker.file_bytes,
+        };
+        let descriptors = Descriptors {
+            blob: unpacker.blob,
+            directory: unpacker.directory,
+            socket: unpacker.socket,
+        };
+        async move {
+            let started = unpacker::start(&permits, descriptors, bounds).await;
+            let running = started.map_err(|error| Cause::from(error.chain()))?;
+            Ok(Box::new(Started(running)) as Box<dyn RunningUnpacker>)
+        }
+        .boxed()
+    }
+}
+
+impl RunningUnpacker for Started {
+    fn end(self: Box<Self>) -> BoxFuture<'static, std::result::Result<(), Cause>> {
+        async move {
+            let ended = self.0.end().await;
+            ended.map_err(|error| Cause::from(error.chain()))
+        }
+        .boxed()
+    }
+}
+
+/// The unpacker's process. Errors: the jail could not be built, or the daemon is gone.
+pub fn main(arguments: &[String]) -> Result<()> {
+    let given = unpacker::enter(arguments)?;
+    coracle_unpack::serve(&given.socket, given.blob, given.directory)
+        .map_err(|error| Error::with(Kind::Gone, "report to the daemon", error))
+}
