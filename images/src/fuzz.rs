@@ -15,8 +15,11 @@ use crate::mirrors;
 use crate::record::Record;
 use crate::reference::{Digest, ImageId, ImageRef, Target};
 
+/// A target: its name, and what reads one input.
+pub type FuzzTarget = (&'static str, fn(&[u8]));
+
 /// The targets by name.
-pub const TARGETS: &[(&str, fn(&[u8]))] = &[
+pub const TARGETS: &[FuzzTarget] = &[
     ("image-reference", image_reference),
     ("manifest", read_manifest),
     ("image-config", image_config),

@@ -6,8 +6,11 @@
 
 use crate::{control, keeper, network, sandbox, wasm};
 
+/// A target: its name, and what reads one input.
+pub type FuzzTarget = (&'static str, fn(&[u8]));
+
 /// The targets by name.
-pub const TARGETS: &[(&str, fn(&[u8]))] = &[
+pub const TARGETS: &[FuzzTarget] = &[
     ("control-frames", control::fuzz::frames),
     ("control-messages", control::fuzz::messages),
     ("exit-record", keeper::exit_record),

@@ -7,8 +7,11 @@
 use crate::lifecycle::fuzz as records;
 use crate::streaming::fuzz as streaming;
 
+/// A target: its name, and what reads one input.
+pub type FuzzTarget = (&'static str, fn(&[u8]));
+
 /// The targets by name.
-pub const TARGETS: &[(&str, fn(&[u8]))] = &[
+pub const TARGETS: &[FuzzTarget] = &[
     ("pod-record", records::pod),
     ("container-record", records::container),
     ("spdy-headers", streaming::headers),

@@ -32,6 +32,7 @@ pub(crate) fn rules(input: &[u8]) {
             node: vec![node.ip()],
             ports: Denied::USUAL_PORTS.into(),
         },
+        ..List::default()
     });
     for denied in [
         "169.254.169.254:80",
