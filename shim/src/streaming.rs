@@ -7,6 +7,7 @@
 //! by its URL; buffers are bounded and a slow side slows the other by way of its own connection.
 //! Not here: what runs in a container, and who may ask.
 
+mod arrivals;
 mod base64;
 mod forward;
 #[cfg(any(test, feature = "fuzzing"))]

@@ -27,7 +27,7 @@ pub struct StreamingFile {
     pub tls_key: PathBuf,
     /// A session that carries nothing for so long ends. Seconds.
     pub idle_timeout_s: u64,
-    /// Origins of browsers that may come although their page is another host's.
+    /// Origins that may come beside this host's own. Empty: the origin is not looked at.
     pub allowed_origins: Vec<String>,
 }
 
@@ -52,7 +52,7 @@ pub struct Streaming {
     pub identity: Option<(PathBuf, PathBuf)>,
     /// A session that carries nothing for so long ends.
     pub idle_timeout: Duration,
-    /// `https://HOST` of pages that may come from elsewhere; `*` is any.
+    /// `https://HOST` of pages that may come beside this host's own; `*` is any. Empty: the origin is not looked at.
     pub allowed_origins: Vec<String>,
 }
 

@@ -1,8 +1,9 @@
 //! The streaming server: listens, hands out URLs, and takes the clients that come for them.
 //!
 //! Called by: `serve` (bind), `cri/streaming` (offer). Calls: [`super::http`] for each connection.
-//! Invariants: a connection has ten seconds for its TLS handshake and as many for its request, in bounded memory, and
-//! few of them are in that state at a time; the server ends when its handle is dropped.
+//! Invariants: a connection has ten seconds to say something and as many to bring its request, TLS handshake and all, in
+//! bounded memory; few are in that state at a time, and a new one never waits for silent ones ([`super::arrivals`]); the
+//! server ends when its handle is dropped.
 //! Not here: what requests mean.
 
 use std::net::SocketAddr;
@@ -14,9 +15,9 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustix::net::sockopt;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
+use super::arrivals::{Arrival, Arrivals};
 use super::http::{self, Site};
 use super::link::{Peer, Wire};
 use super::tls::{Identity, Tls};
@@ -24,10 +25,10 @@ use super::tokens::Tokens;
 use super::{Backend, Error, Wish};
 use crate::lifecycle;
 
-/// How long a handshake, and then a request, may take.
+/// How long a connection may say nothing, and how long its handshake and request may take from then on.
 const ARRIVAL: Duration = Duration::from_secs(10);
-/// Most connections that have not brought a good request yet; others wait to be accepted.
-const ARRIVING: usize = 256;
+/// How long nothing is accepted after a failure, first and at most.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
 /// Largest head of a request, bytes.
 const MAX_HEAD: usize = 16 << 10;
 /// Most headers of a request.
@@ -44,7 +45,7 @@ pub struct Settings {
     pub identity: Option<Identity>,
     /// A session that carries nothing for so long ends.
     pub idle: Duration,
-    /// Origins of browsers that may come though their page is another host's; `*` is any.
+    /// Origins that may come beside this host's own; `*` is any. Empty: the origin is not looked at.
     pub origins: Vec<String>,
 }
 
@@ -95,26 +96,43 @@ impl Server {
 }
 
 async fn accept(listener: TcpListener, tls: Option<Arc<Tls>>, site: Arc<Site>) {
-    let arriving = Arc::new(Semaphore::new(ARRIVING));
+    let arrivals = Arrivals::default();
+    let mut pause = BACKOFF.0;
     loop {
-        // Closed never: nobody else has it.
-        let Ok(permit) = Arc::clone(&arriving).acquire_owned().await else {
-            return;
-        };
         match listener.accept().await {
-            Ok((socket, _)) => {
+            Ok((socket, from)) => {
+                pause = BACKOFF.0;
+                let arrival = arrivals.admit(from.ip());
                 let (tls, site) = (tls.clone(), Arc::clone(&site));
-                tokio::spawn(async move {
-                    arrive(socket, tls, site).await;
-                    drop(permit);
-                });
+                tokio::spawn(attend(socket, arrival, tls, site));
             }
             Err(error) => {
                 // Out of file descriptors, most likely: others must end first.
-                tracing::warn!(%error, "a streaming client could not be accepted");
-                tokio::time::sleep(Duration::from_millis(100)).await;
+                if pause == BACKOFF.0 {
+                    tracing::warn!(%error, "no streaming client can be accepted; trying again until one can");
+                }
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(BACKOFF.1);
             }
         }
+    }
+}
+
+/// Takes a connection to its session, or lets it go when its time is over or its place is needed.
+async fn attend(socket: TcpStream, mut arrival: Arrival, tls: Option<Arc<Tls>>, site: Arc<Site>) {
+    let spoken = async {
+        // Its first bytes; an error is found again by whoever reads them.
+        let _ = socket.readable().await;
+    };
+    tokio::select! {
+        () = arrival.evicted() => return,
+        () = tokio::time::sleep(ARRIVAL) => return,
+        () = spoken => arrival.has_spoken(),
+    }
+    tokio::select! {
+        () = arrival.evicted() => {}
+        () = tokio::time::sleep(ARRIVAL) => {}
+        () = arrive(socket, tls, site) => {}
     }
 }
 
@@ -124,12 +142,11 @@ async fn arrive(socket: TcpStream, tls: Option<Arc<Tls>>, site: Arc<Site>) {
     };
     let wire: Wire = match tls {
         None => Box::new(socket),
-        Some(tls) => match tokio::time::timeout(ARRIVAL, tls.accept(socket)).await {
-            Ok(Ok(secured)) => Box::new(secured),
-            Ok(Err(error)) => {
+        Some(tls) => match tls.accept(socket).await {
+            Ok(secured) => Box::new(secured),
+            Err(error) => {
                 return tracing::debug!(%error, "a streaming client's TLS handshake failed");
             }
-            Err(_) => return,
         },
     };
     let service = service_fn(move |request| http::answer(Arc::clone(&site), peer.clone(), request));
@@ -141,7 +158,7 @@ async fn arrive(socket: TcpStream, tls: Option<Arc<Tls>>, site: Arc<Site>) {
         .serve_connection(TokioIo::new(wire), service)
         .with_upgrades();
     // An upgraded connection leaves this future as soon as its answer is out.
-    if let Ok(Err(error)) = tokio::time::timeout(ARRIVAL * 2, serving).await {
+    if let Err(error) = serving.await {
         tracing::debug!(%error, "a streaming client made no good request");
     }
 }
