@@ -233,12 +233,22 @@ extern "C" fn entry(work: *mut libc::c_void) -> *mut libc::c_void {
         }
     }
     take_next(work, shared);
+    finish(work, shared);
     close_fd(&mut work.file);
     shared.boards.iter().for_each(Board::close);
     shared.finished.store(true, Ordering::Release);
     signal(shared.done.as_raw_fd());
     park(shared);
     std::ptr::null_mut()
+}
+
+/// Writes what no newline ended of streams that are given up while somebody still holds their write end.
+fn finish(work: &mut Work, shared: &Shared) {
+    let file = work.file;
+    for stream in work.streams.iter_mut().filter(|stream| stream.fd >= 0) {
+        let write = |bytes: &[u8]| write_line(file, bytes, shared);
+        stream.lines.finish(Stamp::now(), write);
+    }
 }
 
 /// Waits to be joined: a thread that ends gives memory back under locks, which no fork may find held.
