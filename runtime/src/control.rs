@@ -21,7 +21,9 @@ use rustix::net::{
 use serde::{Serialize, de::DeserializeOwned};
 
 /// The protocol version that this build speaks; it also understands every older one.
-pub const PROTOCOL: u16 = 3;
+pub const PROTOCOL: u16 = 4;
+/// The protocol since which a greeting comes in pages.
+pub const PAGED_PROTOCOL: u16 = 4;
 /// The largest body, in bytes; specs travel as descriptors, so frames are small.
 pub const MAX_BODY: usize = 256 * 1024;
 /// The most descriptors that one frame may carry.

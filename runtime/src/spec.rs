@@ -364,6 +364,9 @@ pub struct Exit {
     pub cause: Cause,
 }
 
+/// Most bytes of the text of a [`Cause`]: what a kubelet takes of a container's last message.
+pub const MAX_CAUSE_BYTES: usize = 4096;
+
 /// Why a container ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Cause {
@@ -377,4 +380,13 @@ pub enum Cause {
     KeeperLost,
     /// Nobody saw it end (the node rebooted).
     Unknown,
+}
+
+impl Cause {
+    /// Cuts its text, if it has one, to at most `bytes` bytes of whole characters.
+    pub fn shorten(&mut self, bytes: usize) {
+        if let Cause::Trap(text) | Cause::StartFailed(text) = self {
+            text.truncate(text.floor_char_boundary(bytes));
+        }
+    }
 }

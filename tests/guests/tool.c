@@ -23,6 +23,13 @@ __attribute__((noinline)) void stumble(void) {
     puts("not reached");
 }
 
+// A backtrace of this is longer than any text that is kept of a trap.
+#define A_LONG_NAME a_function_whose_name_is_so_long_that_a_backtrace_of_a_few_frames_of_it_fills_all_the_room_that_there_is_for_the_text_of_a_trap_and_that_does_not_end_before_it_has_reached_a_good_two_hundred_and_fifty_characters_which_is_about_here_or_maybe_here
+__attribute__((noinline)) int A_LONG_NAME(volatile int depth) {
+    if (depth == 0) __builtin_trap();
+    return A_LONG_NAME(depth - 1) + depth;
+}
+
 // Prints the arguments and the environment, one a line.
 static int show(int argc, char **argv) {
     for (int i = 0; i < argc; i++) printf("arg %d=%s\n", i, argv[i]);
@@ -106,6 +113,16 @@ static int grow_when(const char *path, int mebibytes) {
     return grow(mebibytes);
 }
 
+// Traps once a file is there, with as long a text as there can be.
+static int trap_when(const char *path) {
+    struct timespec t = {.tv_nsec = 50000000};
+    struct stat s;
+    printf("waiting\n");
+    fflush(stdout);
+    while (stat(path, &s)) nanosleep(&t, NULL);
+    return A_LONG_NAME(40);
+}
+
 static void out(int fd, const char *bytes, size_t n) {
     while (n) {
         ssize_t w = write(fd, bytes, n);
@@ -170,6 +187,7 @@ int main(int argc, char **argv) {
     if (!strcmp(verb, "stat")) return stat_file(a);
     if (!strcmp(verb, "grow")) return grow(atoi(a));
     if (!strcmp(verb, "grow-when")) return grow_when(a, atoi(b));
+    if (!strcmp(verb, "trap-when")) return trap_when(a);
     if (!strcmp(verb, "spam")) return spam();
     if (!strcmp(verb, "count")) return count(atoi(a), atoi(b));
     if (!strcmp(verb, "cat")) return copy_stdin();

@@ -146,6 +146,12 @@ pub enum Ask {
         /// Which container.
         container: ContainerId,
     },
+    /// Name the containers from this number on: the rest of a greeting, page by page. Answer: [`Answer::Kept`]. Since
+    /// protocol 4.
+    Kept {
+        /// The `next` of the page before.
+        from: usize,
+    },
     /// End once no container runs.
     Leave,
 }
@@ -215,8 +221,18 @@ pub enum Answer {
         engine_hash: String,
         /// Its pod.
         pod: PodId,
-        /// Its containers.
+        /// Its containers, as many as fit.
         containers: Vec<Kept>,
+        /// Where [`Ask::Kept`] goes on, if there are more; only said to a daemon that speaks protocol 4.
+        #[serde(default)]
+        next: Option<usize>,
+    },
+    /// More containers. Descriptors: as for the greeting.
+    Kept {
+        /// As many as fit.
+        containers: Vec<Kept>,
+        /// Where to go on, if there are more.
+        next: Option<usize>,
     },
     /// A client was joined. Descriptor: where its input goes, if that was asked for.
     Joined {

@@ -18,7 +18,7 @@ use super::execs::{Execs, Tree};
 use super::guest::{ExecParts, Parts};
 use super::table::Table;
 use crate::control::messages::{Answer, Ask, Birth, FromKeeper, ToKeeper};
-use crate::control::{Frame, PROTOCOL, Reader, Writer};
+use crate::control::{Frame, PAGED_PROTOCOL, PROTOCOL, Reader, Writer};
 use crate::error::{Context as _, Result};
 use crate::sandbox::{PodNamespaces, identity};
 use crate::sys;
@@ -241,7 +241,7 @@ impl Loop<'_> {
             };
             match connection.reader.read(connection.socket.as_fd()) {
                 Ok(Some(frame)) => match frame.message::<ToKeeper>() {
-                    Ok(asked) => self.answer(asked, frame.fds),
+                    Ok(asked) => self.answer(asked, frame.version, frame.fds),
                     Err(_) => return self.hang_up(),
                 },
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
@@ -250,7 +250,7 @@ impl Loop<'_> {
         }
     }
 
-    fn answer(&mut self, asked: ToKeeper, fds: Vec<OwnedFd>) {
+    fn answer(&mut self, asked: ToKeeper, version: u16, fds: Vec<OwnedFd>) {
         let request = asked.request;
         let done = |result: io::Result<()>| match result {
             Ok(()) => Some(Answer::Done),
@@ -260,7 +260,8 @@ impl Loop<'_> {
             }),
         };
         let answer = match asked.ask {
-            Ask::Hello => return self.greet(request),
+            Ask::Hello => return self.greet(request, version),
+            Ask::Kept { from } => return self.go_on(request, from),
             Ask::Commit => {
                 self.committed = true;
                 Some(Answer::Done)
@@ -334,21 +335,29 @@ impl Loop<'_> {
         }
     }
 
-    fn greet(&mut self, request: u64) {
-        let (containers, pidfds) = self.table.kept();
-        let greeting = Answer::Greeting {
+    /// Says who this is, to a daemon that speaks protocol `version`.
+    fn greet(&mut self, request: u64, version: u16) {
+        let page = match version >= PAGED_PROTOCOL {
+            true => self.table.page(0),
+            false => self.table.only_page(),
+        };
+        let answer = Answer::Greeting {
             protocol: PROTOCOL,
             engine_hash: self.born.engine_hash.to_owned(),
             pod: self.born.birth.pod.clone(),
-            containers,
+            containers: page.containers,
+            next: page.next,
         };
-        self.say(
-            &FromKeeper::Answer {
-                request,
-                answer: greeting,
-            },
-            pidfds,
-        );
+        self.say(&FromKeeper::Answer { request, answer }, page.pidfds);
+    }
+
+    fn go_on(&mut self, request: u64, from: usize) {
+        let page = self.table.page(from);
+        let answer = Answer::Kept {
+            containers: page.containers,
+            next: page.next,
+        };
+        self.say(&FromKeeper::Answer { request, answer }, page.pidfds);
     }
 
     /// Says what the table has to say since the last turn.

@@ -12,7 +12,7 @@ use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus, waitid};
 
 use crate::control::messages::Report;
 use crate::control::receive;
-use crate::spec::Cause;
+use crate::spec::{Cause, MAX_CAUSE_BYTES};
 use crate::wasm::run::TRAP_CODE;
 
 /// Most bytes of reports taken from one process.
@@ -115,7 +115,7 @@ impl Reports {
     pub(super) fn judge(&mut self, status: &WaitIdStatus, ran: bool) -> (i32, Cause) {
         let signalled = status.terminating_signal().map(|signal| 128 + signal);
         let code = status.exit_status().or(signalled).unwrap_or(255);
-        match self.cause.take() {
+        let (code, mut cause) = match self.cause.take() {
             Some(Report::Failed(text)) => (NOT_STARTED, Cause::StartFailed(text)),
             Some(Report::NotExecuted { code, text }) => (code, Cause::StartFailed(text)),
             Some(Report::Trap(text)) => (TRAP_CODE, Cause::Trap(text)),
@@ -124,7 +124,10 @@ impl Reports {
                 (NOT_STARTED, Cause::StartFailed(text))
             }
             _ => (code, Cause::Ended),
-        }
+        };
+        // What a tenant's program says of itself goes into records and messages.
+        cause.shorten(MAX_CAUSE_BYTES);
+        (code, cause)
     }
 }
 

@@ -15,6 +15,7 @@ use rustix::process::{WaitId, WaitIdOptions, waitid};
 
 mod attach;
 mod entry;
+mod kept;
 
 use entry::{Entry, State, What, borrow, take_terminal};
 
@@ -25,7 +26,7 @@ use super::guest::ForkedGuest;
 use super::log::LogThread;
 use super::process::FIRST_WATCH;
 use super::reports::{self, Reports, Said, kill};
-use crate::control::messages::{Answer, FromKeeper, Kept};
+use crate::control::messages::{Answer, FromKeeper};
 use crate::failpoint;
 use crate::id::ContainerId;
 use crate::spec::{Cause, Exit};
@@ -146,7 +147,11 @@ impl Table {
             _ => self.log_moved(&mut entry),
         }
         self.settle(&mut entry, false);
+        let has_ended = matches!(entry.state, State::Exited(_));
         self.slots[slot] = Some(entry);
+        if has_ended {
+            self.bound_exited();
+        }
     }
 
     /// Handles deadlines that have passed.
@@ -357,29 +362,5 @@ impl Table {
         }
         exits::remove(&self.exits, id);
         Ok(())
-    }
-
-    /// All containers, and pidfds of those that have not ended, in order.
-    pub(super) fn kept(&self) -> (Vec<Kept>, Vec<OwnedFd>) {
-        let (mut kept, mut pidfds) = (Vec::new(), Vec::new());
-        for entry in self.slots.iter().flatten() {
-            let exit = if let State::Exited(exit) = &entry.state {
-                Some(exit.clone())
-            } else {
-                None
-            };
-            if exit.is_none() {
-                match entry.pidfd.try_clone() {
-                    Ok(fd) => pidfds.push(fd),
-                    Err(_) => continue,
-                }
-            }
-            kept.push(Kept {
-                id: entry.id.clone(),
-                started_at: entry.started_at,
-                exit,
-            });
-        }
-        (kept, pidfds)
     }
 }

@@ -1,0 +1,191 @@
+//! A keeper's containers as it names them to a daemon that greets it: in pages that always fit a frame.
+//!
+//! Called by the event loop when a daemon connects. Invariants: a page is at most [`PAGE_BYTES`] of JSON and
+//! [`PAGE_FDS`] descriptors, whatever the containers said of their ends and however many there are; an ended container
+//! beyond [`MAX_EXITED`] is known by its exit record alone.
+//! Must not know: the connection.
+
+use std::os::fd::OwnedFd;
+
+use super::{State, Table};
+use crate::control::messages::Kept;
+
+/// Most bytes of JSON of a page: half a frame.
+const PAGE_BYTES: usize = crate::control::MAX_BODY / 2;
+/// Most descriptors of a page.
+const PAGE_FDS: usize = 128;
+/// Most ended containers that a keeper holds; their exit records stay on disk.
+const MAX_EXITED: usize = 1024;
+/// Bytes of an ended container's text for a daemon that takes one page only.
+const SHORT_TEXT: usize = 256;
+
+/// Some of a keeper's containers, in order.
+#[derive(Debug, Default)]
+pub(in crate::keeper) struct Page {
+    /// The containers.
+    pub(in crate::keeper) containers: Vec<Kept>,
+    /// A pidfd for each that has not ended.
+    pub(in crate::keeper) pidfds: Vec<OwnedFd>,
+    /// Where the next page begins, if there is one.
+    pub(in crate::keeper) next: Option<usize>,
+}
+
+impl Page {
+    /// Takes what fits from `kept`, each with its number.
+    fn fill(kept: impl Iterator<Item = (usize, Kept, Option<OwnedFd>)>) -> Self {
+        let (mut page, mut bytes) = (Self::default(), 0);
+        for (number, kept, pidfd) in kept {
+            // It is one of our own messages, so it can be written as JSON.
+            bytes += serde_json::to_vec(&kept).map_or(PAGE_BYTES, |text| text.len()) + 1;
+            let is_full = bytes > PAGE_BYTES || page.pidfds.len() == PAGE_FDS;
+            if is_full && !page.containers.is_empty() {
+                page.next = Some(number);
+                return page;
+            }
+            page.containers.push(kept);
+            page.pidfds.extend(pidfd);
+        }
+        page
+    }
+}
+
+impl Table {
+    /// The containers from number `from` on, as many as fit.
+    pub(in crate::keeper) fn page(&self, from: usize) -> Page {
+        Page::fill(self.kept(from))
+    }
+
+    /// What fits of all containers for a daemon that takes one page only: those that run first, ends in few words.
+    pub(in crate::keeper) fn only_page(&self) -> Page {
+        let (running, ended): (Vec<_>, Vec<_>) =
+            self.kept(0).partition(|(_, kept, _)| kept.exit.is_none());
+        let mut all: Vec<_> = running.into_iter().chain(ended).collect();
+        for (_, kept, _) in &mut all {
+            if let Some(exit) = &mut kept.exit {
+                exit.cause.shorten(SHORT_TEXT);
+            }
+        }
+        Page::fill(all.into_iter())
+    }
+
+    /// The containers from number `from` on, and pidfds of those that have not ended.
+    fn kept(&self, from: usize) -> impl Iterator<Item = (usize, Kept, Option<OwnedFd>)> {
+        let slots = self.slots.iter().enumerate().skip(from);
+        slots.filter_map(|(number, slot)| {
+            let entry = slot.as_ref()?;
+            let (exit, pidfd) = match &entry.state {
+                State::Exited(exit) => (Some(exit.clone()), None),
+                // Without a descriptor to spare it is found by its record.
+                _ => (None, Some(entry.pidfd.try_clone().ok()?)),
+            };
+            let kept = Kept {
+                id: entry.id.clone(),
+                started_at: entry.started_at,
+                exit,
+            };
+            Some((number, kept, pidfd))
+        })
+    }
+
+    /// Lets go of the container that ended first, if there are too many.
+    pub(super) fn bound_exited(&mut self) {
+        let ended = |slot: &Option<super::Entry>| match slot.as_ref().map(|entry| &entry.state) {
+            Some(State::Exited(exit)) => Some(exit.finished_at),
+            _ => None,
+        };
+        let all = self.slots.iter().enumerate();
+        let ends: Vec<_> = all
+            .filter_map(|(at, slot)| Some((ended(slot)?, at)))
+            .collect();
+        if ends.len() > MAX_EXITED
+            && let Some((_, first)) = ends.into_iter().min()
+        {
+            self.slots[first] = None;
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use super::*;
+    use crate::control::messages::{Answer, FromKeeper};
+    use crate::control::{Frame, MAX_BODY};
+    use crate::id::{ContainerId, PodId};
+    use crate::spec::{Cause, Exit, MAX_CAUSE_BYTES};
+
+    fn trapped(text: &str) -> Kept {
+        let mut cause = Cause::Trap(text.to_owned());
+        cause.shorten(MAX_CAUSE_BYTES);
+        Kept {
+            id: ContainerId::random().unwrap(),
+            started_at: i64::MIN,
+            exit: Some(Exit {
+                code: i32::MIN,
+                signal: Some(i32::MIN),
+                finished_at: i64::MIN,
+                cause,
+            }),
+        }
+    }
+
+    #[test]
+    fn every_page_fits_a_frame_and_none_is_left_out() {
+        // The longest that JSON makes of a text, and the longest of a character's middle.
+        for text in [
+            "\u{1}".repeat(100_000),
+            "\u{1f600}".repeat(50_000),
+            String::new(),
+        ] {
+            let all: Vec<Kept> = (0..700).map(|_| trapped(&text)).collect();
+            let ids: Vec<_> = all.iter().map(|kept| kept.id.clone()).collect();
+            let (mut seen, mut from) = (Vec::new(), 0);
+            let again = |kept: &Kept| Kept {
+                id: kept.id.clone(),
+                started_at: kept.started_at,
+                exit: kept.exit.clone(),
+            };
+            loop {
+                let rest = all.iter().enumerate().skip(from);
+                let page = Page::fill(rest.map(|(number, kept)| (number, again(kept), None)));
+                seen.extend(page.containers.iter().map(|kept| kept.id.clone()));
+                let answer = Answer::Greeting {
+                    protocol: u16::MAX,
+                    engine_hash: "f".repeat(64),
+                    pod: PodId::random().unwrap(),
+                    containers: page.containers,
+                    next: page.next,
+                };
+                let request = u64::MAX;
+                let frame = Frame::pack(&FromKeeper::Answer { request, answer }, Vec::new());
+                assert!(frame.unwrap().body.len() <= MAX_BODY);
+                match page.next {
+                    Some(next) => from = next,
+                    None => break,
+                }
+            }
+            assert_eq!(seen, ids);
+        }
+    }
+
+    #[test]
+    fn a_page_carries_no_more_descriptors_than_a_frame() {
+        let running = |number| {
+            let kept = Kept {
+                exit: None,
+                ..trapped("")
+            };
+            let pidfd = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap();
+            (number, kept, Some(pidfd))
+        };
+        let page = Page::fill((0..300).map(running));
+        assert_eq!((page.pidfds.len(), page.next), (PAGE_FDS, Some(PAGE_FDS)));
+    }
+
+    #[test]
+    fn a_text_is_cut_at_a_character() {
+        let mut cause = Cause::Trap("a\u{1f600}b".to_owned());
+        cause.shorten(3);
+        assert_eq!(cause, Cause::Trap("a".to_owned()));
+    }
+}
