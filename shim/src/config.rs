@@ -14,6 +14,7 @@
 mod check;
 mod egress;
 mod error;
+mod exec;
 mod file;
 mod handlers;
 mod helpers;
@@ -29,6 +30,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use error::Error;
+pub use exec::Exec;
 pub use file::{CgroupDriver, Ipv6, LogFormat, LogLevel, NetworkMode, Spawn};
 pub use handlers::{Allowance, Egress, Handlers};
 pub use helpers::Helpers;
@@ -69,6 +71,8 @@ pub struct Config {
     pub wasm: Wasm,
     /// The processes that unpack and compile.
     pub helpers: Helpers,
+    /// What programs that are run in containers may cost.
+    pub exec: Exec,
     /// Where clients of exec, attach and port-forward come.
     pub streaming: Streaming,
     /// What each RuntimeClass handler does.
@@ -150,6 +154,8 @@ pub struct Sandbox {
     pub id_count: u32,
     /// The kubelet's directory of pod logs.
     pub pod_logs_dir: PathBuf,
+    /// A mount's host path that is absent is made, as a directory.
+    pub create_host_paths: bool,
 }
 
 /// Limits of the module compiler.

@@ -31,7 +31,6 @@ use coracle_proto::runtime::v1::image_service_server::ImageServiceServer;
 use coracle_proto::runtime::v1::runtime_service_server::RuntimeServiceServer;
 use futures_util::FutureExt as _;
 use tokio::sync::watch;
-use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status};
 use tracing::{Instrument as _, Span, debug, field::Empty, info, info_span, warn};
@@ -130,7 +129,7 @@ pub async fn serve(
                 .max_decoding_message_size(MAX_MESSAGE_BYTES)
                 .max_encoding_message_size(MAX_MESSAGE_BYTES),
         )
-        .serve_with_incoming_shutdown(UnixListenerStream::new(socket.listener), stopped);
+        .serve_with_incoming_shutdown(socket::incoming(socket.listener), stopped);
     info!(socket = path, "serving the container runtime interface");
     let outcome = drained(server, shutdown, &drain, DRAIN).await;
     socket.name.remove();

@@ -21,6 +21,7 @@ mod linux;
 mod log;
 mod modules;
 mod mounts;
+mod paths;
 mod plan;
 mod pod;
 mod stats;
@@ -83,6 +84,10 @@ pub struct HostConfig {
     pub log_root: LogRoot,
     /// Largest module that is read. Bytes.
     pub max_module_bytes: u64,
+    /// Absent host paths of mounts are made.
+    pub create_host_paths: bool,
+    /// Memory for the output of all ExecSyncs. Bytes.
+    pub exec_sync_output_bytes: usize,
     /// How `""` and `coracle` make a guest's process.
     pub spawn: Spawn,
     /// How `coracle-wasm` does.
@@ -110,6 +115,8 @@ impl HostConfig {
             id_count: config.sandbox.id_count,
             log_root: LogRoot::resolve(&config.sandbox.pod_logs_dir),
             max_module_bytes: config.wasm.max_module_bytes,
+            create_host_paths: config.sandbox.create_host_paths,
+            exec_sync_output_bytes: config.exec.sync_output_bytes,
             spawn: spawn("coracle"),
             spawn_wasm: spawn("coracle-wasm"),
             spawn_strict: spawn("coracle-strict"),
@@ -158,6 +165,10 @@ pub struct Host {
     /// Records and writable layers on their way out.
     trash: Trash,
     modules: collector::NamedModules,
+    /// Threads for paths that may hang.
+    paths: paths::Paths,
+    /// Memory for the output of ExecSyncs.
+    exec_budget: exec::Budget,
 }
 
 impl Host {
@@ -165,6 +176,7 @@ impl Host {
     pub fn new(config: HostConfig, parts: Parts) -> Result<Host, Error> {
         let ids = Ids::new(config.id_base, config.id_count);
         let trash = config.root.join("trash");
+        let exec_budget = exec::Budget::new(config.exec_sync_output_bytes);
         let host = Host {
             trash: Trash::open(&trash)
                 .map_err(|error| io_error(format!("open {}", trash.display()), error))?,
@@ -175,6 +187,8 @@ impl Host {
             leftovers: exec::Leftovers::default(),
             modules: collector::NamedModules::default(),
             module_digests: modules::Modules::default(),
+            paths: paths::Paths::default(),
+            exec_budget,
         };
         if let Some(parent) = host.config.pins.parent() {
             // It may be the node's own directory of namespaces, which others look into.
@@ -274,9 +288,9 @@ impl Host {
         self.config.pins.clone()
     }
 
-    /// A pod's own `/etc` files.
-    fn pod_files(&self, pod: &PodId) -> PathBuf {
-        self.run_directory().join(pod.as_str()).join("files")
+    /// A container's copies of its pod's own `/etc` files.
+    fn pod_files(&self, pod: &PodId, container: &ContainerId) -> PathBuf {
+        self.container_directory(pod, container).join("files")
     }
 
     fn control_socket(&self, pod: &PodId) -> PathBuf {

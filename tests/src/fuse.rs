@@ -30,6 +30,7 @@ pub struct StallingDir {
 #[derive(Debug, Default)]
 struct State {
     stalled: AtomicBool,
+    dead: AtomicBool,
     unanswered: AtomicUsize,
     files: Mutex<Vec<(String, Vec<u8>)>>,
 }
@@ -73,7 +74,12 @@ impl StallingDir {
         self.state.stalled.store(true, Ordering::SeqCst);
     }
 
-    /// How many writes wait for an answer that never comes.
+    /// From now on nothing at all is answered, not even what is there.
+    pub fn die(&self) {
+        self.state.dead.store(true, Ordering::SeqCst);
+    }
+
+    /// How many requests wait for an answer that never comes.
     pub fn unanswered(&self) -> usize {
         self.state.unanswered.load(Ordering::SeqCst)
     }
@@ -144,6 +150,10 @@ impl State {
 
     /// The error and body of the reply, or `None` for a request that is not answered.
     fn answer(&self, request: &Request<'_>) -> Option<(i32, Vec<u8>)> {
+        if self.dead.load(Ordering::SeqCst) {
+            self.unanswered.fetch_add(1, Ordering::SeqCst);
+            return None;
+        }
         let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
         let at = request
             .node

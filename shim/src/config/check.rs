@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use super::file::{CgroupFile, ConfigFile, ImagesFile, Ipv6, NetworkFile, SandboxFile, WasmFile};
 use super::subnet::Subnet;
-use super::{Cgroup, Config, Images, Log, Network, Sandbox, Wasm, handlers, helpers, streaming};
+use super::{
+    Cgroup, Config, Images, Log, Network, Sandbox, Wasm, exec, handlers, helpers, streaming,
+};
 
 /// Pods whose id ranges must fit behind `id_base`: a full node and as many again.
 const ID_RANGES: u64 = 5_000;
@@ -66,6 +68,7 @@ pub(super) fn check(file: &ConfigFile) -> Result<Config, Invalid> {
         sandbox: sandbox(&file.sandbox)?,
         wasm: wasm(&file.wasm)?,
         helpers: helpers::check(&file.helpers)?,
+        exec: exec::check(&file.exec)?,
         streaming: streaming::check(&file.streaming)?,
         handlers: handlers::check(&file.handlers)?,
     })
@@ -307,6 +310,7 @@ fn sandbox(file: &SandboxFile) -> Result<Sandbox, Invalid> {
         id_base: base as u32,
         id_count: count as u32,
         pod_logs_dir: directory("sandbox.pod_logs_dir", &file.pod_logs_dir)?,
+        create_host_paths: file.create_host_paths,
     })
 }
 

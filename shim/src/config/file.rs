@@ -11,6 +11,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use super::exec::ExecFile;
 pub use super::handlers::HandlersFile;
 pub use super::helpers::HelpersFile;
 pub use super::streaming::StreamingFile;
@@ -51,6 +52,8 @@ pub struct ConfigFile {
     pub wasm: WasmFile,
     /// `[helpers]`.
     pub helpers: HelpersFile,
+    /// `[exec]`.
+    pub exec: ExecFile,
     /// `[streaming]`.
     pub streaming: StreamingFile,
     /// `[handlers.*]`.
@@ -70,6 +73,7 @@ impl Default for ConfigFile {
             sandbox: SandboxFile::default(),
             wasm: WasmFile::default(),
             helpers: HelpersFile::default(),
+            exec: ExecFile::default(),
             streaming: StreamingFile::default(),
             handlers: HandlersFile::default(),
         }
@@ -261,6 +265,8 @@ pub struct SandboxFile {
     pub id_count: u64,
     /// The kubelet's `podLogsDir`, whose own links are followed.
     pub pod_logs_dir: PathBuf,
+    /// Whether a mount's host path that is absent is made, as a directory.
+    pub create_host_paths: bool,
 }
 
 impl Default for SandboxFile {
@@ -269,6 +275,7 @@ impl Default for SandboxFile {
             id_base: 1_879_048_192,
             id_count: 65_536,
             pod_logs_dir: "/var/log/pods".into(),
+            create_host_paths: true,
         }
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! Place in the flow: bound by `main` before anything is recovered, handed to [`super::serve`].
 //! Invariants: the file is never wider than 0660, not even for a moment; a directory made here is 0700; a
-//! socket somebody listens on is never replaced; only the very file made here is removed.
+//! socket somebody listens on is never replaced; only the very file made here is removed; a daemon that is out of
+//! descriptors does not spin.
 //! Not here: gRPC.
 
 use std::fs::{self, DirBuilder, File, Metadata};
@@ -11,10 +12,12 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _};
 use std::os::unix::net::{UnixListener as StdListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, Mode};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use tokio::net::UnixListener;
+use tokio_stream::Stream;
 use tracing::{info, warn};
 
 /// Permission bits of the socket: root and its group may connect.
@@ -113,6 +116,31 @@ impl Socket {
     pub fn path(&self) -> &Path {
         &self.name.path
     }
+}
+
+/// How long nothing is accepted after a failure, first and at most: descriptors come back when others are done.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+
+/// The connections that come to `listener`. After a failed accept, out of descriptors most likely, it waits ever longer
+/// instead of asking again at once, and goes on by itself.
+pub(super) fn incoming(
+    listener: UnixListener,
+) -> impl Stream<Item = io::Result<tokio::net::UnixStream>> {
+    futures_util::stream::unfold(listener, |listener| async move {
+        let mut pause = BACKOFF.0;
+        loop {
+            match listener.accept().await {
+                Ok((connection, _)) => return Some((Ok(connection), listener)),
+                Err(error) => {
+                    if pause == BACKOFF.0 {
+                        warn!(%error, "no connection can be accepted; trying again until one can");
+                    }
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(BACKOFF.1);
+                }
+            }
+        }
+    })
 }
 
 impl Name {

@@ -12,17 +12,17 @@ use coracle_runtime::id::{ContainerId, PodId};
 use coracle_runtime::keeper::{self, Keeper};
 use coracle_runtime::process::Process;
 
-use super::{Host, blocking, io_error, limits, log, make_private, pass, runtime_error};
-use crate::lifecycle::{ContainerWish, Error, Kind, Payload, Plan, Slot};
+use super::{Host, blocking, io_error, limits, linux, log, make_private, pass, runtime_error};
+use crate::lifecycle::{ContainerWish, Error, Kind, Payload, Plan, PodRecord, Slot};
 
 /// How long a keeper may take to drop what it keeps of an exited container.
 const FORGET_PATIENCE: Duration = Duration::from_secs(1);
 
 impl Host {
-    /// Makes a container's cgroup and writable layer; its directory and record are there. Blocks.
+    /// Makes a container's cgroup, files and writable layer; its directory and record are there. Blocks.
     pub fn build(
         &self,
-        pod: &PodId,
+        pod: &PodRecord,
         id: &ContainerId,
         wish: &ContainerWish,
         plan: &Plan,
@@ -42,7 +42,12 @@ impl Host {
             )
         })?;
         pass("create.rootfs")?;
-        let directory = self.container_directory(pod, id);
+        let files = linux::files::PodFiles {
+            pod,
+            directory: &self.pod_files(&pod.id, id),
+        };
+        files.write(&plan.mounts)?;
+        let directory = self.container_directory(&pod.id, id);
         make_private(&directory.join("work"))?;
         make_public(&directory.join("upper"))
     }
@@ -55,7 +60,9 @@ impl Host {
         log_directory: &str,
         path: &str,
     ) -> Result<(), Error> {
-        let Some(log) = log::open(&self.config.log_root, log_directory, path).await? else {
+        let log_root = &self.config.log_root;
+        let opened = log::open(&self.paths, log_root, log_directory, path);
+        let Some(log) = opened.await? else {
             return Ok(());
         };
         let reopened = keeper.reopen_log(id, log).await;

@@ -5,11 +5,13 @@
 //! because nobody waits any more, everything it started dies, and nothing else.
 //! Not here: whether the container runs (its driver), what becomes of the output ([`sync`], [`stream`]).
 
+mod budget;
 mod leaf;
 mod processes;
 mod stream;
 mod sync;
 
+pub(super) use budget::Budget;
 pub(super) use leaf::Leftovers;
 pub use sync::ExecOutput;
 

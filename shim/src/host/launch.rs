@@ -51,6 +51,7 @@ impl Host {
     pub async fn launch(&self, launch: Launch) -> Result<Launched, Error> {
         pass("start.log")?;
         let log = log::open(
+            &self.paths,
             &self.config.log_root,
             &launch.log_directory,
             &launch.plan.log_path,

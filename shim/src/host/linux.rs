@@ -55,7 +55,7 @@ pub(super) struct Subject<'a> {
     pub image: &'a Image,
     /// Where the pod's containers have their directories.
     pub containers: &'a Path,
-    /// Where the pod's files are made.
+    /// Where the pod's files of this container are made.
     pub files: &'a Path,
 }
 
@@ -117,9 +117,8 @@ pub(super) fn plan(
     let own = files::PodFiles {
         pod: subject.pod,
         directory: subject.files,
-        holder: subject.id.as_str(),
     };
-    own.add(&files::ALL, wish.readonly_rootfs, mounts)?;
+    own.add(wish.readonly_rootfs, mounts);
     mounts::sort(mounts);
     Ok(LinuxPlan {
         jail: Box::new(jail),

@@ -6,7 +6,8 @@
 //! `/var/log` mounted may plant others. So the links of the configured directory ([`LogRoot`]) are resolved once, when the
 //! daemon starts; after that, and in any other directory that a kubelet names, no component is a link.
 //! Invariants: what is opened is a regular file with one name, found without following a link; nothing else is ever
-//! opened for writing; a file system that does not answer holds up one blocking thread and one request, nothing else.
+//! opened for writing; a file system that does not answer holds up one thread of [`super::paths`] and one
+//! request, nothing else.
 //! Not here: the format of a log.
 
 use std::ffi::OsStr;
@@ -14,18 +15,16 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
-use std::time::Duration;
 
 use rustix::fs::{
     CWD, FileType, Mode, OFlags, ResolveFlags, fstat, mkdirat, open as open_at_path, openat2,
 };
 use rustix::io::Errno;
 
-use super::{blocking, io_error};
+use super::io_error;
+use super::paths::{Missing, Paths};
 use crate::lifecycle::{Error, Kind};
 
-/// How long a file system may take to open a log file.
-const PATIENCE: Duration = Duration::from_secs(10);
 /// How often a file is looked for again that comes and goes while it is opened.
 const TRIES: usize = 8;
 /// Mode of a log file that is made.
@@ -64,26 +63,31 @@ impl LogRoot {
 ///
 /// Errors: Deadline when the file system does not answer; Invalid when a component is a link, or the file is not a regular
 /// one or has a second name.
-pub async fn open(root: &LogRoot, directory: &str, log: &str) -> Result<Option<OwnedFd>, Error> {
+pub async fn open(
+    paths: &Paths,
+    root: &LogRoot,
+    directory: &str,
+    log: &str,
+) -> Result<Option<OwnedFd>, Error> {
     if log.is_empty() {
         return Ok(None);
     }
     let (directory, log) = (PathBuf::from(directory), PathBuf::from(log));
     let text = log.display().to_string();
     let root = root.clone();
-    let opened = blocking("opening a log file", move || {
-        open_below(&root, &directory, &log)
-    });
-    match tokio::time::timeout(PATIENCE, opened).await {
-        Ok(result) => result.map(Some),
-        Err(_) => Err(Error::new(
-            Kind::Deadline,
-            format!(
-                "open log {text}: its file system did not answer within {} s",
-                PATIENCE.as_secs()
-            ),
-        )),
-    }
+    let opened = paths.run(
+        || format!("open log {text}"),
+        move |visit| {
+            // Only to be in the directory's filesystem from here on; what is wrong with it is found out below.
+            match visit.open(&root.place(&directory), Missing::Refuse) {
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                    Err(io_error(format!("open log {}", log.display()), error))
+                }
+                _ => open_below(&root, &directory, &log),
+            }
+        },
+    );
+    opened.await.map(Some)
 }
 
 fn open_below(root: &LogRoot, directory: &Path, log: &Path) -> Result<OwnedFd, Error> {
@@ -293,6 +297,8 @@ mod tests {
 
     #[tokio::test]
     async fn no_path_is_no_log() {
-        assert!(open(&root(), "/anywhere", "").await.unwrap().is_none());
+        let (paths, root) = (Paths::default(), root());
+        let none = open(&paths, &root, "/anywhere", "").await;
+        assert!(none.unwrap().is_none());
     }
 }

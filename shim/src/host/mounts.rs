@@ -1,8 +1,8 @@
 //! CRI mounts, checked when the container is created.
 //!
-//! Called by: CreateContainer. The guest resolves sources again at start, each only once.
-//! Invariants: a mount that passes has an absolute source that exists, or an image that is leased, and a clean
-//! absolute target that no other mount has; parents come before what lies in them.
+//! Called by: CreateContainer, on a thread of [`super::paths`]. The guest resolves sources again at start, each only once.
+//! Invariants: a mount that passes has an absolute source that exists, made if need be, or an image that is leased, and a
+//! clean absolute target that no other mount has; parents come before what lies in them.
 //! Not here: mounting, looking for images.
 
 use std::collections::BTreeSet;
@@ -11,6 +11,7 @@ use std::path::{Component, Path, PathBuf};
 use coracle_runtime::spec::{Mount, MountKind, MountPropagation};
 
 use super::flow;
+use super::paths::{Missing, Visit};
 use crate::lifecycle::{Error, IdMapping, Kind, MountWish, Propagation, UsernsWish};
 
 /// Most mounts of a container.
@@ -37,11 +38,17 @@ pub struct Setting<'a> {
     pub userns: Option<&'a UsernsWish>,
     /// The layers of the images that are mounted, in the order of the mounts that have one.
     pub images: &'a [Vec<PathBuf>],
+    /// What is done about a host path that is not there.
+    pub missing: Missing,
 }
 
-/// The mounts to make, parents first. Blocks on the sources' file systems.
+/// The mounts to make, parents first. Blocks on the sources' filesystems, through `visit`.
 /// Errors: Invalid, naming the mount and what is wrong with it; ImageVolume for one of an image.
-pub fn check(wishes: &[MountWish], setting: Setting<'_>) -> Result<Vec<Mount>, Error> {
+pub fn check(
+    wishes: &[MountWish],
+    setting: Setting<'_>,
+    visit: &Visit<'_>,
+) -> Result<Vec<Mount>, Error> {
     if wishes.len() > MOST {
         return Err(Error::new(
             Kind::Invalid,
@@ -54,6 +61,9 @@ pub fn check(wishes: &[MountWish], setting: Setting<'_>) -> Result<Vec<Mount>, E
     for wish in wishes {
         let layers = wish.image.as_ref().and_then(|_| images.next());
         let mount = check_one(wish, setting, layers).map_err(|why| refused(wish, &why))?;
+        if mount.kind == MountKind::Bind {
+            check_source(wish, setting, visit)?;
+        }
         if !seen.insert(mount.target.clone()) {
             return Err(refused(wish, "another mount has the same container path"));
         }
@@ -117,10 +127,7 @@ fn check_one(
             layers: layers.clone(),
             sub_path: volume.sub_path.clone(),
         },
-        _ => {
-            check_source(wish, setting.is_linux)?;
-            MountKind::Bind
-        }
+        _ => MountKind::Bind,
     };
     Ok(Mount {
         source: wish.host_path.clone(),
@@ -144,15 +151,21 @@ fn propagation(wish: &MountWish, is_linux: bool) -> MountPropagation {
     }
 }
 
-fn check_source(wish: &MountWish, is_linux: bool) -> Result<(), String> {
+/// Errors: Invalid; Exhausted when too many calls wait for its filesystem.
+fn check_source(wish: &MountWish, setting: Setting<'_>, visit: &Visit<'_>) -> Result<(), Error> {
     if !wish.host_path.is_absolute() {
-        return Err("the host path is not absolute".to_owned());
+        return Err(refused(wish, "the host path is not absolute"));
     }
-    if let Err(error) = std::fs::metadata(&wish.host_path) {
-        return Err(format!("the host path cannot be used: {error}"));
+    if let Err(error) = visit.open(&wish.host_path, setting.missing) {
+        let refusal = refused(wish, &format!("the host path cannot be used: {error}"));
+        return Err(match error.kind() {
+            std::io::ErrorKind::TimedOut => Error::new(Kind::Exhausted, refusal.to_string()),
+            _ => refusal,
+        });
     }
-    if is_linux {
-        flow::check(&wish.host_path, wish.propagation)?;
+    if setting.is_linux {
+        let flows = flow::check(&wish.host_path, wish.propagation);
+        flows.map_err(|why| refused(wish, &why))?;
     }
     Ok(())
 }
@@ -229,6 +242,7 @@ mod tests {
         is_linux: false,
         userns: None,
         images: &[],
+        missing: Missing::Refuse,
     };
     const LINUX: Setting<'static> = Setting {
         is_linux: true,
@@ -248,6 +262,10 @@ mod tests {
             uid_mappings: Vec::new(),
             gid_mappings: Vec::new(),
         }
+    }
+
+    fn check(wishes: &[MountWish], setting: Setting<'_>) -> Result<Vec<Mount>, Error> {
+        super::super::paths::visited(|visit| super::check(wishes, setting, visit))
     }
 
     fn why(wish: &MountWish, setting: Setting<'_>) -> String {

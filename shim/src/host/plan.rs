@@ -13,6 +13,7 @@ use coracle_runtime::spec::{Mount, WasmKind, WasmNetwork};
 use coracle_runtime::wasm::{Compiled, EngineRef, ModuleInfo};
 
 use super::egress;
+use super::paths::{Missing, Visit};
 use super::user::Resolved;
 use super::words::{argv, environment, log_path, stop_signal, working_dir};
 use super::{Host, blocking, image_volumes, limits, linux, mounts, pass, runtime_error, user};
@@ -66,23 +67,51 @@ impl Host {
         let (draft, parts) = match &draft.image.kind {
             ImageKind::Wasm(wasm) => {
                 let payload = self.wasm_payload(&draft, wasm, engine).await?;
-                let files = self.pod_files(&pod.id);
+                let (draft, mounts) = self.mounts(draft, false).await?;
+                let files = self.pod_files(&pod.id, id);
                 blocking("checking user and mounts", move || {
                     draft
-                        .wasm_parts(payload, &files)
+                        .wasm_parts(payload, mounts, &files)
                         .map(|parts| (draft, parts))
                 })
                 .await?
             }
             ImageKind::Linux(_) => {
                 let host = Arc::clone(self);
+                let (draft, mounts) = self.mounts(draft, true).await?;
                 blocking("planning a Linux container", move || {
-                    draft.linux_parts(&host).map(|parts| (draft, parts))
+                    draft.linux_parts(&host, mounts).map(|parts| (draft, parts))
                 })
                 .await?
             }
         };
         draft.finish(parts, self)
+    }
+
+    /// The mounts of a container, their host paths looked at on a thread that may hang.
+    async fn mounts(&self, draft: Draft, is_linux: bool) -> Result<(Draft, Vec<Mount>), Error> {
+        if draft.wish.mounts.is_empty() {
+            return Ok((draft, Vec::new()));
+        }
+        let missing = match self.config.create_host_paths {
+            true => Missing::Create,
+            false => Missing::Refuse,
+        };
+        let wish = Arc::clone(&draft.wish);
+        let what = move || {
+            let host_paths = wish.mounts.iter().map(|mount| &mount.host_path);
+            let named: Vec<_> = host_paths
+                .filter(|path| !path.as_os_str().is_empty())
+                .take(3)
+                .map(|path| path.display().to_string())
+                .collect();
+            format!("check the mounts of {}", named.join(", "))
+        };
+        let check = move |visit: &Visit<'_>| {
+            let mounts = draft.mounts(is_linux, missing, visit)?;
+            Ok((draft, mounts))
+        };
+        self.paths.run(what, check).await
     }
 
     /// The images that a container mounts, each leased to it.
@@ -219,17 +248,20 @@ struct WasmPayload {
 }
 
 impl Draft {
-    /// Blocks on the image's and the pod's files, which lie in directory `files`.
-    fn wasm_parts(&self, payload: WasmPayload, files: &Path) -> Result<Parts, Error> {
-        let mut mounts = self.mounts(false)?;
+    /// Blocks on the image's files. The pod's will lie in directory `files`.
+    fn wasm_parts(
+        &self,
+        payload: WasmPayload,
+        mut mounts: Vec<Mount>,
+        files: &Path,
+    ) -> Result<Parts, Error> {
         // A core module has no sockets, hence no use for a resolver.
         if payload.plan.network != WasmNetwork::Off && payload.plan.kind == WasmKind::Component {
             let own = linux::files::PodFiles {
                 pod: &self.pod,
                 directory: files,
-                holder: self.id.as_str(),
             };
-            own.add(&linux::files::ALL, true, &mut mounts)?;
+            own.add(true, &mut mounts);
         }
         Ok(Parts {
             args: payload.args,
@@ -241,7 +273,7 @@ impl Draft {
     }
 
     /// Blocks on the image's and the node's file systems.
-    fn linux_parts(&self, host: &Host) -> Result<Parts, Error> {
+    fn linux_parts(&self, host: &Host, mut mounts: Vec<Mount>) -> Result<Parts, Error> {
         let (pod, wish) = (&self.pod, &self.wish);
         if pod.wish.handler.is_wasm_only() {
             return Err(invalid(format!(
@@ -256,10 +288,9 @@ impl Draft {
             wish,
             image: &self.image,
             containers: &host.containers_directory(&pod.id),
-            files: &host.pod_files(&pod.id),
+            files: &host.pod_files(&pod.id, &self.id),
         };
         let additions = linux::cdi::additions(&wish.cdi_devices)?;
-        let mut mounts = self.mounts(true)?;
         mounts::add(&mut mounts, &additions.mounts)?;
         let mut user = self.user()?;
         user.identity.groups.extend(&additions.groups);
@@ -291,7 +322,12 @@ impl Draft {
         )
     }
 
-    fn mounts(&self, is_linux: bool) -> Result<Vec<Mount>, Error> {
+    fn mounts(
+        &self,
+        is_linux: bool,
+        missing: Missing,
+        visit: &Visit<'_>,
+    ) -> Result<Vec<Mount>, Error> {
         let layers = |image: &Arc<Image>| image.kind.layers().to_vec();
         let images: Vec<Vec<PathBuf>> = self.volumes.iter().map(layers).collect();
         image_volumes::check(&self.wish.mounts, &images)?;
@@ -299,8 +335,9 @@ impl Draft {
             is_linux,
             userns: self.pod.wish.userns.as_ref(),
             images: &images,
+            missing,
         };
-        mounts::check(&self.wish.mounts, setting)
+        mounts::check(&self.wish.mounts, setting, visit)
     }
 
     fn finish(&self, parts: Parts, host: &Host) -> Result<Plan, Error> {

@@ -20,7 +20,7 @@ use coracle_runtime::id::PodId;
 pub use layer::LayerUsage;
 pub use network::Interface;
 
-use super::Host;
+use super::{Host, linux};
 use crate::lifecycle::{ContainerState, ContainerView, NamespaceMode, PodView};
 use layer::{Budget, Layers};
 use rate::{Rates, Sum};
@@ -166,6 +166,11 @@ impl Host {
             .flatten();
         let upper = self.container_directory(&view.pod, &view.id).join("upper");
         let layer = self.meter.layers.usage(&view.id, &upper, budget);
+        let files = linux::files::usage(&self.pod_files(&view.pod, &view.id));
+        let layer = layer.map(|layer| LayerUsage {
+            bytes: layer.bytes + files,
+            ..layer
+        });
         ContainerUsage { view, usage, layer }
     }
 

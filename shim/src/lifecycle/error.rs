@@ -59,6 +59,11 @@ impl Error {
         text: impl Into<String>,
         cause: impl std::error::Error + Send + Sync + 'static,
     ) -> Error {
+        let kind = match kind {
+            // Whatever was tried: it is not the node that refuses it, and it will pass.
+            Kind::Io if lacks_descriptors(&cause) => Kind::Exhausted,
+            kind => kind,
+        };
         Error {
             kind,
             text: text.into(),
@@ -81,5 +86,46 @@ impl Error {
             cause = error.source();
         }
         text
+    }
+}
+
+/// Whether `cause` or one of its own causes is that this process, or the node, has no file descriptors left.
+fn lacks_descriptors(cause: &(dyn std::error::Error + 'static)) -> bool {
+    let mut next = Some(cause);
+    while let Some(error) = next {
+        // Our own errors share their causes, and the box is no cause of its own.
+        if let Some(shared) = error.downcast_ref::<Arc<dyn std::error::Error + Send + Sync>>() {
+            next = Some(shared.as_ref());
+            continue;
+        }
+        let io = error.downcast_ref::<std::io::Error>();
+        let errno = error.downcast_ref::<rustix::io::Errno>();
+        let number = io
+            .and_then(std::io::Error::raw_os_error)
+            .or(errno.map(|errno| errno.raw_os_error()));
+        if matches!(number, Some(libc::EMFILE | libc::ENFILE)) {
+            return true;
+        }
+        next = error.source();
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lack_of_descriptors_is_told_apart_however_deep_it_lies() {
+        let of = |number| std::io::Error::from_raw_os_error(number);
+        for (cause, kind) in [
+            (libc::EMFILE, Kind::Exhausted),
+            (libc::ENFILE, Kind::Exhausted),
+            (libc::EIO, Kind::Io),
+        ] {
+            let inner = Error::because(Kind::Bug, "open a cgroup", of(cause));
+            let outer = Error::because(Kind::Io, "make a container", inner.clone());
+            assert_eq!((inner.kind(), outer.kind()), (Kind::Bug, kind));
+        }
     }
 }

@@ -8,6 +8,7 @@
 mod attach;
 mod attacks;
 mod bad_input;
+mod bounds;
 mod churn;
 mod cli;
 mod cni;

@@ -88,7 +88,7 @@ async fn run(pod: &Pod, id: &str, script: &str, wire: Wire) -> Said {
 }
 
 /// Resident memory of a process, KiB; the highest so far with `VmHWM:`.
-fn memory_kib(pid: i32, line: &str) -> u64 {
+pub fn memory_kib(pid: i32, line: &str) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let found = status.lines().find_map(|text| text.strip_prefix(line));
     found

@@ -1,7 +1,8 @@
 //! A pod's own `/etc/hostname`, `/etc/hosts` and `/etc/resolv.conf`, bound into its containers.
 //!
-//! Called when a container is created. Made once a pod, in its run directory, so that they go with it.
-//! Invariants: a file that is there is whole and never replaced, for a container may have it mounted; users of
+//! Called when a container is created. Made once a container, in its directory on disk: what it writes to them is its
+//! own, counts as its writable layer does, goes with it, and never lands in the node's memory.
+//! Invariants: a file that is there is whole and never replaced, for the container may have it mounted; users of
 //! containers reach it by a mount only, as the directories above are root's alone.
 //! Not here: mounts that the kubelet asks for at the same places; those win.
 
@@ -20,7 +21,7 @@ use crate::lifecycle::{Dns, Error, NamespaceMode, PodRecord};
 type PodFile = (&'static str, &'static str);
 
 /// What a container has.
-pub(in crate::host) const ALL: [PodFile; 3] = [
+const ALL: [PodFile; 3] = [
     ("hostname", "/etc/hostname"),
     ("hosts", "/etc/hosts"),
     ("resolv.conf", "/etc/resolv.conf"),
@@ -30,10 +31,8 @@ pub(in crate::host) const ALL: [PodFile; 3] = [
 pub(in crate::host) struct PodFiles<'a> {
     /// The pod.
     pub(in crate::host) pod: &'a PodRecord,
-    /// Its directory for them.
+    /// The container's directory for them, on the root directory's disk.
     pub(in crate::host) directory: &'a Path,
-    /// A name that nobody else writes under.
-    pub(in crate::host) holder: &'a str,
 }
 
 /// Largest file of the node's that is copied. Bytes.
@@ -48,35 +47,44 @@ struct Facts<'a> {
 }
 
 impl PodFiles<'_> {
-    /// Makes those of `files` that are not there and adds a mount for each place that `mounts` leaves free.
-    /// Blocks on the disk.
-    pub(in crate::host) fn add(
-        &self,
-        files: &[PodFile],
-        readonly: bool,
-        mounts: &mut Vec<Mount>,
-    ) -> Result<(), Error> {
+    /// Adds a mount of each file whose place `mounts` leaves free; [`Self::write`] makes the files.
+    pub(in crate::host) fn add(&self, readonly: bool, mounts: &mut Vec<Mount>) {
         let free = |target: &str| !mounts.iter().any(|mount| covers(&mount.target, target));
-        let wanted: Vec<_> = files.iter().filter(|(_, target)| free(target)).collect();
+        let wanted: Vec<_> = ALL.iter().filter(|(_, target)| free(target)).collect();
+        mounts.extend(wanted.into_iter().map(|(name, target)| Mount {
+            source: self.directory.join(name),
+            target: (*target).to_owned(),
+            readonly,
+            ..Mount::default()
+        }));
+    }
+
+    /// Makes the files that `mounts` have for sources, unless they are there. Blocks on the disk.
+    pub(in crate::host) fn write(&self, mounts: &[Mount]) -> Result<(), Error> {
+        let is_wanted = |name: &str| {
+            let path = self.directory.join(name);
+            mounts.iter().any(|mount| mount.source == path) && !path.exists()
+        };
+        let wanted: Vec<_> = ALL.iter().filter(|(name, _)| is_wanted(name)).collect();
         if wanted.is_empty() {
             return Ok(());
         }
         make_private(self.directory)?;
         let facts = facts(self.pod);
-        for (name, target) in wanted {
-            let path = self.directory.join(name);
-            if !path.exists() {
-                put(self.directory, name, self.holder, &text(name, &facts)?)?;
-            }
-            mounts.push(Mount {
-                source: path,
-                target: (*target).to_owned(),
-                readonly,
-                ..Mount::default()
-            });
+        for (name, _) in wanted {
+            put(self.directory, name, &text(name, &facts)?)?;
         }
         Ok(())
     }
+}
+
+/// Bytes of disk that the files in `directory` take: the container may have written to them.
+pub(in crate::host) fn usage(directory: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt as _;
+    let facts = ALL
+        .iter()
+        .filter_map(|(name, _)| std::fs::symlink_metadata(directory.join(name)).ok());
+    facts.map(|facts| facts.blocks() * 512).sum()
 }
 
 /// Whether a mount at `target` is at `path` or above it: what lies there then belongs to that mount.
@@ -173,12 +181,12 @@ fn of_node(path: &str) -> Result<String, Error> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// Writes a whole file under a name of its own, then gives it its name unless somebody was faster.
-fn put(directory: &Path, name: &str, holder: &str, text: &str) -> Result<(), Error> {
-    let half: PathBuf = directory.join(format!("{name}.{holder}"));
+/// Writes a whole file under another name, then gives it its name unless that is taken.
+fn put(directory: &Path, name: &str, text: &str) -> Result<(), Error> {
+    let half: PathBuf = directory.join(format!("{name}.new"));
     let written = write_new(&half, text).and_then(|()| publish(&half, &directory.join(name)));
     if let Err(error) = written {
-        // It is in the pod's own directory: what stays goes with the pod.
+        // It is in the container's own directory: what stays goes with it.
         let _ = std::fs::remove_file(&half);
         return Err(io_error(format!("write a pod's {name}"), error));
     }
@@ -265,8 +273,8 @@ mod tests {
         let root = std::env::temp_dir().join(format!("coracle-files-{}", std::process::id()));
         let _ = std::fs::remove_dir_all(&root);
         make_private(&root).unwrap();
-        put(&root, "hosts", "a", "first").unwrap();
-        put(&root, "hosts", "b", "second").unwrap();
+        put(&root, "hosts", "first").unwrap();
+        put(&root, "hosts", "second").unwrap();
         assert_eq!(
             std::fs::read_to_string(root.join("hosts")).unwrap(),
             "first"

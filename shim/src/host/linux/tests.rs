@@ -118,7 +118,16 @@ fn a_plain_container_gets_the_usual_jail_and_its_pods_files() {
     let targets: Vec<_> = mounts.iter().map(|mount| mount.target.as_str()).collect();
     assert_eq!(targets, ["/etc/hostname", "/etc/hosts", "/etc/resolv.conf"]);
     assert!(mounts.iter().all(|mount| !mount.readonly));
+    let own = files::PodFiles {
+        pod: &place.pod,
+        directory: &place.root.join("files"),
+    };
+    own.write(&mounts[..2]).unwrap();
     let name = std::fs::read_to_string(&mounts[0].source).unwrap();
+    assert!(
+        !mounts[2].source.exists(),
+        "a file that is not mounted was made"
+    );
     assert_eq!(name, "web-0\n");
     let readonly = ContainerWish {
         readonly_rootfs: true,

@@ -195,6 +195,6 @@ fn make(
         .map_err(|error| io_error(format!("save the record of container {}", record.id), error))?;
     shared
         .host
-        .build(&pod.id, &record.id, &record.wish, &record.plan)?;
+        .build(pod, &record.id, &record.wish, &record.plan)?;
     Ok((record.plan, slot))
 }

@@ -54,7 +54,8 @@ async fn a_swapped_mount_point_never_leads_to_the_host() {
     daemon.finish().await.unwrap();
 }
 
-/// T31: a source that is not there is refused and not made; one that is swapped is one of the two, never a mixture.
+/// T31: a source behind a link that leads to nothing is refused and not made; one that is swapped is one of the two, never
+/// a mixture.
 #[tokio::test]
 async fn a_source_is_resolved_once() {
     let daemon = daemon().await;
@@ -78,11 +79,13 @@ async fn a_source_is_resolved_once() {
             "{fate:?}"
         );
     }
+    let dangling = base.join("dangling");
+    std::os::unix::fs::symlink(canary.dir().join("x/absent"), &dangling).unwrap();
     let mut config = program("absent", &["/bin/true"]);
-    config.mounts = vec![mount(&canary.dir().join("x/absent"), "/v", false)];
+    config.mounts = vec![mount(&dangling, "/v", false)];
     let fate = attempt(&daemon, &pod, &config).await;
     if !crate::linux::shell::on_peer() {
-        fate.is_refused(&["absent"]);
+        fate.is_refused(&["dangling"]);
         canary.is_untouched(&daemon).await;
     }
     daemon.finish().await.unwrap();

@@ -1,16 +1,20 @@
 //! Volumes: host paths, read-only in depth, propagation, images as volumes, what is refused.
 
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
 
 use coracle_proto::runtime::v1 as cri;
 use coracle_tests::client;
+use coracle_tests::daemon::Options;
 use cri::MountPropagation::{
     self, PropagationBidirectional, PropagationHostToContainer, PropagationPrivate,
 };
 use tonic::Code;
 
-use super::shell::{daemon, fresh, host_dir, images, mount, on_peer, program, run, security, sh};
+use super::shell::{
+    daemon, daemon_with, fresh, host_dir, images, mount, on_peer, program, run, security, sh,
+};
 use crate::site::{Pod, refused};
 
 /// A tmpfs on a directory of the host, gone on drop.
@@ -236,7 +240,6 @@ async fn mounts_that_cannot_be_are_refused_by_name() {
     let pod = Pod::run(&daemon, "badmounts").await;
     let dir = host_dir(&daemon, "d");
     let cases = [
-        ("absent", mount(&dir.join("absent"), "/v", false), "absent"),
         ("relative-host", mount(Path::new("etc"), "/v", false), "etc"),
         ("empty-inside", mount(&dir, "", false), "container path"),
     ];
@@ -249,9 +252,53 @@ async fn mounts_that_cannot_be_are_refused_by_name() {
         }
         refused(created, Code::InvalidArgument, &[word]);
     }
-    assert!(
-        !dir.join("absent").exists() || on_peer(),
-        "a missing source was made"
+    daemon.finish().await.unwrap();
+}
+
+/// Calico and others count on it; containerd and CRI-O do it.
+#[tokio::test]
+async fn an_absent_host_path_is_made_unless_the_operator_refuses() {
+    let daemon = daemon().await;
+    let pod = Pod::run(&daemon, "absent").await;
+    let dir = host_dir(&daemon, "d");
+    let absent = dir.join("absent/deep");
+    let mut config = sh("made", "echo here > /v/file");
+    config.mounts = vec![mount(&absent, "/v", false)];
+    let (status, _) = pod.finish(&daemon, &config).await;
+    assert_eq!(status.exit_code, 0);
+    assert_eq!(
+        std::fs::read_to_string(absent.join("file")).unwrap(),
+        "here\n"
     );
+    for made in [&absent, &dir.join("absent")] {
+        let facts = std::fs::metadata(made).unwrap();
+        let mode = facts.permissions().mode() & 0o7777;
+        assert_eq!((mode, facts.uid(), facts.gid()), (0o755, 0, 0), "{made:?}");
+    }
+    // Never behind a link that leads to nothing.
+    std::os::unix::fs::symlink(dir.join("elsewhere"), dir.join("dangling")).unwrap();
+    let mut config = program("dangling", &["/bin/true"]);
+    config.mounts = vec![mount(&dir.join("dangling"), "/v", false)];
+    if !on_peer() {
+        let created = pod.create(&config).await;
+        refused(created, Code::InvalidArgument, &["dangling", "link"]);
+    }
+    assert!(!dir.join("elsewhere").exists());
+    daemon.finish().await.unwrap();
+    if on_peer() {
+        return; // It has no such setting.
+    }
+    let options = Options {
+        config: "[sandbox]\ncreate_host_paths = false\n".into(),
+        ..Options::default()
+    };
+    let daemon = daemon_with(options).await;
+    let pod = Pod::run(&daemon, "absent").await;
+    let dir = host_dir(&daemon, "d");
+    let mut config = program("absent", &["/bin/true"]);
+    config.mounts = vec![mount(&dir.join("absent"), "/v", false)];
+    let created = pod.create(&config).await;
+    refused(created, Code::InvalidArgument, &["absent"]);
+    assert!(!dir.join("absent").exists(), "a missing source was made");
     daemon.finish().await.unwrap();
 }

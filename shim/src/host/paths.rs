@@ -1,0 +1,276 @@
+//! Threads of their own for paths that may hang: host paths of mounts, log directories.
+//!
+//! Called by: CreateContainer (mount sources), StartContainer and ReopenContainerLog (log files). A path on a dead network
+//! disk blocks whoever resolves it, for ever and deaf to signals; here that costs one of [`THREADS`] threads, never one
+//! of the runtime's.
+//! Invariants: a caller waits at most [`PATIENCE`]; at most [`INSIDE`] threads are in one filesystem while it does not
+//! answer, so that a dead one leaves the others their threads; idle threads end.
+//! Must not know: what a path is for.
+
+mod walk;
+
+use std::cell::RefCell;
+use std::collections::{HashMap, VecDeque};
+use std::ffi::OsString;
+use std::path::Path;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+
+use crate::lifecycle::{Error, Kind};
+
+/// Most threads that resolve paths.
+const THREADS: usize = 128;
+/// Most threads in one filesystem at a time.
+const INSIDE: usize = 8;
+/// A filesystem that holds [`INSIDE`] threads, one of them for so long, gets no more.
+const SILENCE: Duration = Duration::from_secs(3);
+/// How long a caller waits.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How long an idle thread waits for work before it ends.
+const IDLE: Duration = Duration::from_secs(10);
+/// Stack of a thread. Bytes; only touched pages count.
+const STACK: usize = 256 << 10;
+
+type Job = Box<dyn FnOnce(&Places) + Send>;
+
+/// The threads; cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Paths(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    state: Mutex<State>,
+    work: Condvar,
+    places: Places,
+}
+
+#[derive(Default)]
+struct State {
+    queue: VecDeque<Job>,
+    idle: usize,
+    threads: usize,
+}
+
+impl std::fmt::Debug for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let State {
+            queue,
+            idle,
+            threads,
+        } = self;
+        write!(f, "{} queued, {threads} threads, {idle} idle", queue.len())
+    }
+}
+
+impl Paths {
+    /// Runs `work` on one of the threads. `what` names it in errors, with its path.
+    ///
+    /// Errors: Deadline when its filesystem does not answer or no thread is free in time; else those of `work`.
+    pub async fn run<T: Send + 'static>(
+        &self,
+        what: impl Fn() -> String,
+        work: impl FnOnce(&Visit<'_>) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let (sender, receiver) = oneshot::channel();
+        let (began, has_begun) = oneshot::channel();
+        let job = move |places: &Places| {
+            if sender.is_closed() {
+                return;
+            }
+            let _ = began.send(());
+            let _ = sender.send(work(&Visit::new(places)));
+        };
+        if let Err(error) = self.submit(Box::new(job)) {
+            return Err(super::io_error(
+                format!("start a thread for {}", what()),
+                error,
+            ));
+        }
+        let late = |why: String| Err(Error::new(Kind::Deadline, format!("{}: {why}", what())));
+        match tokio::time::timeout(PATIENCE, receiver).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(Error::new(Kind::Bug, format!("{} did not finish", what()))),
+            Err(_) if has_begun.is_empty() => late(format!(
+                "all {THREADS} threads for paths wait for filesystems that do not answer"
+            )),
+            Err(_) => late(format!(
+                "its filesystem did not answer within {} s",
+                PATIENCE.as_secs()
+            )),
+        }
+    }
+
+    fn submit(&self, job: Job) -> std::io::Result<()> {
+        let mut state = lock(&self.0.state);
+        state.queue.push_back(job);
+        if state.idle >= state.queue.len() {
+            self.0.work.notify_one();
+            return Ok(());
+        }
+        if state.threads >= THREADS {
+            return Ok(());
+        }
+        let shared = Arc::clone(&self.0);
+        let builder = std::thread::Builder::new()
+            .name("paths".to_owned())
+            .stack_size(STACK);
+        match builder.spawn(move || shared.serve()) {
+            Ok(_) => state.threads += 1,
+            // Those that are there will come to it.
+            Err(_) if state.threads > 0 => {}
+            Err(error) => {
+                state.queue.pop_back();
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Shared {
+    fn serve(&self) {
+        let _leaving = Leaving(self);
+        let mut state = lock(&self.state);
+        loop {
+            if let Some(job) = state.queue.pop_front() {
+                drop(state);
+                job(&self.places);
+                state = lock(&self.state);
+                continue;
+            }
+            state.idle += 1;
+            let waited = self.work.wait_timeout(state, IDLE);
+            let (woken, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
+            state = woken;
+            state.idle -= 1;
+            if timeout.timed_out() && state.queue.is_empty() {
+                return;
+            }
+        }
+    }
+}
+
+/// Counts a thread off, also one that panics.
+struct Leaving<'a>(&'a Shared);
+
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        lock(&self.0.state).threads -= 1;
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Where a thread may hang.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Place {
+    /// A filesystem, by its device number.
+    Device(u64),
+    /// On the way over a mount point: device and inode of its directory, and its name.
+    MountPoint(u64, u64, OsString),
+}
+
+/// Who is where, and since when.
+#[derive(Debug, Default)]
+struct Places {
+    inside: Mutex<HashMap<Place, Vec<Instant>>>,
+    left: Condvar,
+}
+
+/// One job's way through filesystems. It is in one place at a time.
+#[derive(Debug)]
+pub struct Visit<'a> {
+    places: &'a Places,
+    at: RefCell<Option<(Place, Instant)>>,
+}
+
+impl<'a> Visit<'a> {
+    fn new(places: &'a Places) -> Self {
+        Self {
+            places,
+            at: RefCell::new(None),
+        }
+    }
+
+    /// Resolves `path`, which is absolute, as the kernel would; the visit stays in its filesystem. An absent directory is
+    /// made where `missing` says so.
+    ///
+    /// Errors: the kernel's; TimedOut for a filesystem that holds as many threads as it may.
+    pub fn open(&self, path: &Path, missing: Missing) -> std::io::Result<std::os::fd::OwnedFd> {
+        walk::open(self, path, missing)
+    }
+
+    /// Goes on to `place`, waiting while too many are there.
+    fn enter(&self, place: Place) -> std::io::Result<()> {
+        if matches!(&*self.at.borrow(), Some((here, _)) if *here == place) {
+            return Ok(());
+        }
+        self.leave();
+        let mut inside = lock(&self.places.inside);
+        loop {
+            let those = inside.entry(place.clone()).or_default();
+            if those.len() < INSIDE {
+                let now = Instant::now();
+                those.push(now);
+                *self.at.borrow_mut() = Some((place, now));
+                return Ok(());
+            }
+            let oldest = those.iter().min().map_or(Duration::ZERO, Instant::elapsed);
+            if oldest >= SILENCE {
+                let text = format!(
+                    "{} calls wait for its filesystem, one for {} s; no more are let in until it answers",
+                    those.len(),
+                    oldest.as_secs()
+                );
+                return Err(std::io::Error::new(std::io::ErrorKind::TimedOut, text));
+            }
+            let waited = self.places.left.wait_timeout(inside, SILENCE - oldest);
+            inside = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    fn leave(&self) {
+        let Some((place, since)) = self.at.borrow_mut().take() else {
+            return;
+        };
+        let mut inside = lock(&self.places.inside);
+        if let Some(those) = inside.get_mut(&place) {
+            if let Some(own) = those.iter().position(|one| *one == since) {
+                those.swap_remove(own);
+            }
+            if those.is_empty() {
+                inside.remove(&place);
+            }
+        }
+        self.places.left.notify_one();
+    }
+}
+
+impl Drop for Visit<'_> {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}
+
+/// What `work` makes of a visit on this thread; for tests.
+#[cfg(test)]
+pub fn visited<T>(work: impl FnOnce(&Visit<'_>) -> T) -> T {
+    work(&Visit::new(&Places::default()))
+}
+
+/// What is done about a directory that is not there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Missing {
+    /// It is an error.
+    Refuse,
+    /// It is made, with its parents: root's, mode 0755.
+    Create,
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests;
