@@ -6,6 +6,7 @@
 
 mod attach;
 mod exec;
+mod greeting;
 mod wire;
 
 pub use attach::{AttachOrder, Attached};
@@ -22,7 +23,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use wire::{Ends, Reply, converse, lock};
 
-use crate::control::messages::{Answer, Ask, Kept, LinuxStart, ToKeeper};
+use crate::control::messages::{Answer, Ask, LinuxStart, ToKeeper};
 use crate::control::{Frame, sealed};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::id::ContainerId;
@@ -153,30 +154,6 @@ impl Keeper {
             .protocol
             .store(greeting.protocol.into(), Ordering::Relaxed);
         Ok((keeper, greeting, heard))
-    }
-
-    /// Hears who it is and what it keeps, page by page.
-    async fn greeting(&self, deadline: Duration) -> Result<Greeting> {
-        let reply = self.ask(Ask::Hello, Vec::new(), deadline).await?;
-        let (mut greeting, mut next) = greeting(reply)?;
-        while let Some(from) = next {
-            let reply = self.ask(Ask::Kept { from }, Vec::new(), deadline).await?;
-            let (containers, fds) = match reply {
-                (
-                    Answer::Kept {
-                        containers,
-                        next: n,
-                    },
-                    fds,
-                ) if n.is_none_or(|n| n > from) => {
-                    next = n;
-                    (containers, fds)
-                }
-                (other, _) => return Err(unexpected(&other)),
-            };
-            greeting.containers.extend(greeted(containers, fds)?);
-        }
-        Ok(greeting)
     }
 
     /// Tells the keeper that its pod is recorded, so that it lives without its lifeline.
@@ -360,46 +337,4 @@ fn started(reply: Reply) -> Result<(Process, i64, Option<OwnedFd>)> {
 
 fn unexpected(answer: &Answer) -> Error {
     Error::new(Kind::Bug, format!("the keeper answered {answer:?}"))
-}
-
-/// A greeting's first page, and where the next one begins.
-fn greeting((answer, fds): Reply) -> Result<(Greeting, Option<usize>)> {
-    let Answer::Greeting {
-        protocol,
-        engine_hash,
-        containers,
-        next,
-        ..
-    } = answer
-    else {
-        return Err(unexpected(&answer));
-    };
-    let greeting = Greeting {
-        protocol: u32::from(protocol),
-        engine_hash,
-        containers: greeted(containers, fds)?,
-    };
-    Ok((greeting, next))
-}
-
-/// The containers of a page with the processes that its descriptors name, in order.
-fn greeted(containers: Vec<Kept>, fds: Vec<OwnedFd>) -> Result<Vec<Greeted>> {
-    let mut fds = fds.into_iter();
-    let mut greeted = Vec::with_capacity(containers.len());
-    for kept in containers {
-        let process = match (
-            &kept.exit,
-            kept.exit.is_none().then(|| fds.next()).flatten(),
-        ) {
-            (None, Some(pidfd)) => Some(Process::from_pidfd(pidfd)?),
-            _ => None,
-        };
-        greeted.push(Greeted {
-            id: kept.id,
-            process,
-            exit: kept.exit,
-            started_at: kept.started_at,
-        });
-    }
-    Ok(greeted)
 }

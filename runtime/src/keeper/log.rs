@@ -423,7 +423,7 @@ mod tests {
         for end in [
             " stdout F half done\n",
             " stderr F oops\n",
-            " stdout F last\n",
+            " stdout P last\n",
         ] {
             assert!(text.contains(end), "{text:?} lacks {end:?}");
         }
@@ -443,5 +443,20 @@ mod tests {
         log.close();
         wait_for(|| log.is_finished());
         log.join();
+    }
+
+    #[test]
+    fn what_no_newline_ended_is_written_though_somebody_holds_the_pipe() {
+        let (out, out_in) = rustix::pipe::pipe().unwrap();
+        let mut file = memfile();
+        let log = LogThread::start(out, None, Some(file.try_clone().unwrap())).unwrap();
+        let mut out_in = File::from(out_in);
+        out_in.write_all(b"whole\nhalf").unwrap();
+        wait_for(|| content(&mut file).ends_with(" stdout F whole\n"));
+        log.close();
+        wait_for(|| log.is_finished());
+        log.join();
+        assert!(content(&mut file).ends_with(" stdout P half\n"));
+        drop(out_in);
     }
 }
