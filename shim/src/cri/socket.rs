@@ -126,11 +126,14 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from
 pub(super) fn incoming(
     listener: UnixListener,
 ) -> impl Stream<Item = io::Result<tokio::net::UnixStream>> {
-    futures_util::stream::unfold(listener, |listener| async move {
-        let mut pause = BACKOFF.0;
+    futures_util::stream::unfold((listener, BACKOFF.0), |(listener, mut pause)| async move {
         loop {
             match listener.accept().await {
-                Ok((connection, _)) => return Some((Ok(connection), listener)),
+                Ok((connection, _)) => {
+                    // Not at once: where descriptors come back one by one, each would warn anew.
+                    let calmer = (pause / 2).max(BACKOFF.0);
+                    return Some((Ok(connection), (listener, calmer)));
+                }
                 Err(error) => {
                     if pause == BACKOFF.0 {
                         warn!(%error, "no connection can be accepted; trying again until one can");

@@ -246,6 +246,11 @@ async fn a_daemon_out_of_descriptors_does_not_spin_says_so_and_recovers() {
     let ready = daemon.cri().wait_ready(Duration::from_secs(5)).await;
     ready.unwrap();
     prlimit(process, Resource::Nofile, before).unwrap();
+    let records = daemon.scratch().dir().join("root/pods");
+    eventually("what the failed pod has left is removed", || {
+        std::fs::read_dir(&records).unwrap().count() == 0
+    })
+    .await;
     let pod = Pod::run(&daemon, "after").await;
     let (status, _) = pod
         .finish(&daemon, &container("show", tool(), &["show"]))

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use coracle_runtime::id::PodId;
+
 use super::container::answer;
 use super::{Driver, Effort, Note, Reply, Shared, Standing, save};
 use crate::host::{blocking, io_error, make_private, pass};
@@ -258,7 +260,8 @@ impl Driver {
                 answer(&mut self.remove, &Err(error));
                 return;
             }
-            // It never came to be: nobody will ask to remove it, and the next start sweeps what is left.
+            // It never came to be: nobody will ask to remove it.
+            forget_later(Arc::clone(&self.shared), self.record.id.clone());
         }
         self.note_pod(PodEvent::Forgotten).await;
     }
@@ -267,6 +270,22 @@ impl Driver {
     pub(super) fn removal_failed(&mut self, error: &Error) {
         answer(&mut self.remove, &Err(error.clone()));
     }
+}
+
+/// Tries again to remove what a sandbox that never came to be has left, until it works: what stood in the way, a lack of
+/// descriptors for example, passes. What is still there in the end the next start sweeps.
+fn forget_later(shared: Arc<Shared>, pod: PodId) {
+    tokio::spawn(async move {
+        for pause in [1, 2, 4, 8, 16, 32, 64, 128, 256, 512] {
+            tokio::time::sleep(Duration::from_secs(pause)).await;
+            let (host, id) = (Arc::clone(&shared.host), pod.clone());
+            let forgotten = blocking("forgetting a sandbox", move || host.forget_pod(&id));
+            if forgotten.await.is_ok() {
+                return;
+            }
+        }
+        tracing::error!(%pod, "what a failed sandbox has left is not removed before the next start");
+    });
 }
 
 /// Records a pod as starting, raises it, records it as ready, commits its keeper; or leaves nothing running.
