@@ -46,9 +46,12 @@ fn settle_all(candidates: Vec<Candidate>) -> Vec<Record> {
     kept
 }
 
+/// What is changed in a record, and how.
+type Change = (&'static str, fn(&mut Record));
+
 #[test]
 fn records_that_differ_in_anything_are_never_one() {
-    let changes: [(&str, fn(&mut Record)); 5] = [
+    let changes: [Change; 5] = [
         ("program", |record| record.program = module(b"other")),
         ("config", |record| record.config.user = "0".to_owned()),
         ("layers", |record| record.chains.push(Digest::of(b"layer"))),

@@ -395,12 +395,15 @@ mod tests {
         std::fs::remove_dir_all(root).unwrap();
     }
 
+    /// How a layer hides a file of those below, and what makes it so in the layer's directory.
+    type Hiding = (&'static str, fn(&std::path::Path));
+
     /// Whatever a layer can do to hide a file of those below: whiteout, opaque directory, a file in the way, a link.
     #[test]
     fn users_that_a_layer_has_removed_are_no_users() {
         use rustix::fs::{CWD, FileType, Mode, XattrFlags, mknodat, setxattr};
         use std::os::unix::fs::symlink;
-        let hides: [(&str, fn(&std::path::Path)); 5] = [
+        let hides: [Hiding; 5] = [
             ("whiteout of the file", |high| {
                 let path = high.join("etc/passwd");
                 mknodat(CWD, path, FileType::CharacterDevice, Mode::empty(), 0).unwrap();
