@@ -370,8 +370,12 @@ async fn bad_mounts_are_named_and_earlier_ones_undone() {
     let good = daemon.scratch().dir().join("good");
     std::fs::create_dir(&good).unwrap();
     let good = good.display().to_string();
+    // A source that is absent is made, but nothing is made behind a link.
+    let dangling = daemon.scratch().dir().join("dangling");
+    std::os::unix::fs::symlink("/no/such/source", &dangling).unwrap();
+    let dangling = dangling.display().to_string();
     let cases = [
-        ("/no/such/source", "/x", "/no/such/source"),
+        (dangling.as_str(), "/x", dangling.as_str()),
         ("relative", "/x", "relative"),
         (good.as_str(), "relative", "relative"),
         (good.as_str(), "", "container path"),
