@@ -65,8 +65,9 @@ async fn a_client_that_goes_while_its_input_waits_is_noticed() {
         let cmd: Vec<&str> = words.split(' ').collect();
         let mut remote = open(&pod, &id, &cmd, *wire, BOTH).await;
         let stdin = remote.stdin.take().unwrap();
-        // More than any buffer of ours, less than the kernel takes for both of us.
-        stdin.send(&vec![0; 470_000]).await.unwrap();
+        // More than the pipe and our 256 KiB take. What is left has to fit into the window that the kernel opens at
+        // first (64 KiB): behind a closed window it would hold the end of the connection back.
+        stdin.send(&vec![0; 400_000]).await.unwrap();
         eventually("it runs", || runs(&words)).await;
         drop((stdin, remote));
         eventually(&format!("{words} is gone"), || !runs(&words)).await;
