@@ -41,13 +41,14 @@ struct Scene {
 }
 
 impl Scene {
-    /// To be called on a thread that ends soon: it gets a mount namespace of its own.
+    /// To be called on a thread that ends soon: it gets a mount namespace of its own, with which all of this goes.
     fn new(name: &str) -> Self {
-        let top =
-            std::env::temp_dir().join(format!("coracle-landlock-{name}-{}", std::process::id()));
-        let _ = fs::remove_dir_all(&top);
+        let top = std::env::temp_dir().join(format!("coracle-landlock-{name}"));
         super::super::unshare(UnshareFlags::NEWNS | UnshareFlags::FS, "test's").unwrap();
         mounts::make_all_private().unwrap();
+        let temporary = mounts::filesystem(c"tmpfs", &[], Forbid::default()).unwrap();
+        let place = place::open_dir(&std::env::temp_dir()).unwrap();
+        mounts::attach(temporary.as_fd(), place.as_fd()).unwrap();
         for directory in ["root/rw", "root/ro", "root/sub", "outside"] {
             fs::create_dir_all(top.join(directory)).unwrap();
         }
