@@ -10,6 +10,7 @@ mod channel;
 mod collector;
 mod container;
 mod egress;
+mod engine;
 mod exec;
 mod flow;
 mod forward;

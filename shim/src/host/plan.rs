@@ -10,13 +10,13 @@ use std::sync::Arc;
 use coracle_images::{Image, Kind as ImageKind, WasmImage};
 use coracle_runtime::id::ContainerId;
 use coracle_runtime::spec::{Mount, WasmKind, WasmNetwork};
-use coracle_runtime::wasm::{Compiled, EngineRef, ModuleInfo};
+use coracle_runtime::wasm::{EngineRef, ModuleInfo};
 
 use super::egress;
 use super::paths::{Missing, Visit};
 use super::user::Resolved;
 use super::words::{argv, environment, log_path, stop_signal, working_dir};
-use super::{Host, blocking, image_volumes, limits, linux, mounts, pass, runtime_error, user};
+use super::{Host, blocking, image_volumes, limits, linux, mounts, pass, user};
 use crate::lifecycle::{
     ContainerWish, Error, Handler, Kind, Payload, PidWish, Plan, PodRecord, ProfileWish, WasmPlan,
 };
@@ -188,52 +188,6 @@ impl Host {
         let text = || format!("image {name:?} is not on this node; pull it first");
         let found = self.parts.images.resolve(name);
         found.ok_or_else(|| Error::new(Kind::Missing, text()))
-    }
-
-    /// Compiles an image's module into the cache for the engine that new keepers have. A Linux image needs nothing.
-    pub async fn prepare_image(&self, image: &Image) -> Result<(), Error> {
-        let ImageKind::Wasm(wasm) = &image.kind else {
-            return Ok(());
-        };
-        let engine = self.own_engine();
-        let compiled = self
-            .compiled(&engine, &wasm.module_path, wasm.module.hex())
-            .await;
-        if !self.parts.images.has_module(wasm.module.hex()) {
-            // It was removed meanwhile: nobody else would collect what was just made.
-            self.parts.images.wake_collector();
-        }
-        compiled.map(|_| ())
-    }
-
-    /// The engine that this daemon's spawner gives to new keepers.
-    pub fn own_engine(&self) -> EngineRef {
-        EngineRef {
-            hash: self.parts.spawner.engine_hash().to_owned(),
-            exe: PathBuf::from("/proc/self/exe"),
-        }
-    }
-
-    /// The engine of a keeper; one of another build compiles with the keeper's own executable.
-    pub fn engine_of(&self, hash: &str, keeper_pid: i32) -> EngineRef {
-        let own = self.own_engine();
-        if own.hash == hash {
-            return own;
-        }
-        EngineRef {
-            hash: hash.to_owned(),
-            exe: PathBuf::from(format!("/proc/{keeper_pid}/exe")),
-        }
-    }
-
-    pub(super) async fn compiled(
-        &self,
-        engine: &EngineRef,
-        module: &Path,
-        digest: &str,
-    ) -> Result<Arc<Compiled>, Error> {
-        let compiled = self.parts.compiler.compiled(engine, module, digest).await;
-        compiled.map_err(|error| runtime_error(format!("compile module sha256:{digest}"), error))
     }
 }
 

@@ -1,0 +1,62 @@
+//! Engines and the code that is compiled for them: this daemon's own, and those of keepers of another build.
+//!
+//! Called by: PullImage (compile ahead), CreateContainer, recovery. Calls: the compile cache.
+//! Invariant: code for another build's engine is compiled by that build's own executable.
+//! Not here: what a module may import, what a container asks for.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use coracle_images::{Image, Kind as ImageKind};
+use coracle_runtime::wasm::{Compiled, EngineRef};
+
+use super::{Host, runtime_error};
+use crate::lifecycle::Error;
+
+impl Host {
+    /// Compiles an image's module into the cache for the engine that new keepers have. A Linux image needs nothing.
+    pub async fn prepare_image(&self, image: &Image) -> Result<(), Error> {
+        let ImageKind::Wasm(wasm) = &image.kind else {
+            return Ok(());
+        };
+        let engine = self.own_engine();
+        let compiled = self
+            .compiled(&engine, &wasm.module_path, wasm.module.hex())
+            .await;
+        if !self.parts.images.has_module(wasm.module.hex()) {
+            // It was removed meanwhile: nobody else would collect what was just made.
+            self.parts.images.wake_collector();
+        }
+        compiled.map(|_| ())
+    }
+
+    /// The engine that this daemon's spawner gives to new keepers.
+    pub fn own_engine(&self) -> EngineRef {
+        EngineRef {
+            hash: self.parts.spawner.engine_hash().to_owned(),
+            exe: PathBuf::from("/proc/self/exe"),
+        }
+    }
+
+    /// The engine of a keeper; one of another build compiles with the keeper's own executable.
+    pub fn engine_of(&self, hash: &str, keeper_pid: i32) -> EngineRef {
+        let own = self.own_engine();
+        if own.hash == hash {
+            return own;
+        }
+        EngineRef {
+            hash: hash.to_owned(),
+            exe: PathBuf::from(format!("/proc/{keeper_pid}/exe")),
+        }
+    }
+
+    pub(super) async fn compiled(
+        &self,
+        engine: &EngineRef,
+        module: &Path,
+        digest: &str,
+    ) -> Result<Arc<Compiled>, Error> {
+        let compiled = self.parts.compiler.compiled(engine, module, digest).await;
+        compiled.map_err(|error| runtime_error(format!("compile module sha256:{digest}"), error))
+    }
+}
