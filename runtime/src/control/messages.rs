@@ -152,6 +152,12 @@ pub enum Ask {
         /// The `next` of the page before.
         from: usize,
     },
+    /// Answer when the start of a container that a greeting calls starting has ended, as [`Ask::Start`] is answered.
+    /// Only sent to a keeper that said `starting`.
+    AwaitStart {
+        /// Which container.
+        container: ContainerId,
+    },
     /// End once no container runs.
     Leave,
 }
@@ -262,6 +268,10 @@ pub struct Kept {
     pub started_at: i64,
     /// How it ended, if it has.
     pub exit: Option<Exit>,
+    /// Whether its program has yet to run, or failed to and has yet to be recorded; its process may still be replaced
+    /// by another. Keepers of older builds do not say this.
+    #[serde(default)]
+    pub starting: bool,
 }
 
 /// Guest to keeper, one JSON text a line on the report pipe.

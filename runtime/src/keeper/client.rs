@@ -74,6 +74,8 @@ pub struct Greeted {
     pub exit: Option<Exit>,
     /// Nanoseconds since 1970 UTC.
     pub started_at: i64,
+    /// Whether its start is still under way; [`Keeper::await_start`] waits for its end.
+    pub starting: bool,
 }
 
 /// What a guest is started with.
@@ -181,6 +183,19 @@ impl Keeper {
             linux,
             tty,
         };
+        self.start_as(ask, fds).await
+    }
+
+    /// Waits until the start of a container that was [`Greeted::starting`] has ended.
+    ///
+    /// Errors: as of [`Keeper::start`].
+    pub async fn await_start(&self, container: &ContainerId) -> Result<Started> {
+        let container = container.clone();
+        self.start_as(Ask::AwaitStart { container }, Vec::new())
+            .await
+    }
+
+    async fn start_as(&self, ask: Ask, fds: Vec<OwnedFd>) -> Result<Started> {
         let (process, started_at, _) = started(self.ask(ask, fds, START).await?)?;
         Ok(Started {
             process,

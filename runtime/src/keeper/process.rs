@@ -6,6 +6,7 @@
 //! to the state directory only.
 //! Not here: how a guest is jailed.
 
+mod connection;
 mod start;
 
 use std::io;
@@ -18,11 +19,12 @@ use super::execs::{Execs, Tree};
 use super::guest::{ExecParts, Parts};
 use super::table::Table;
 use crate::control::messages::{Answer, Ask, Birth, FromKeeper, ToKeeper};
-use crate::control::{Frame, PAGED_PROTOCOL, PROTOCOL, Reader, Writer};
+use crate::control::{PAGED_PROTOCOL, PROTOCOL};
 use crate::error::{Context as _, Result};
 use crate::sandbox::{PodNamespaces, identity};
 use crate::sys;
 use crate::wasm::Warm;
+use connection::Connection;
 
 /// What a keeper has from birth.
 pub struct Born<'a> {
@@ -107,12 +109,6 @@ struct Loop<'a> {
     committed: bool,
     settled: bool,
     leaving: bool,
-}
-
-struct Connection {
-    socket: OwnedFd,
-    reader: Reader,
-    writer: Writer,
 }
 
 impl Loop<'_> {
@@ -203,53 +199,6 @@ impl Loop<'_> {
         }
     }
 
-    /// Takes the newest daemon; an older connection is dropped.
-    fn accept(&mut self) {
-        let flags = rustix::net::SocketFlags::CLOEXEC | rustix::net::SocketFlags::NONBLOCK;
-        let Ok(socket) = rustix::net::accept_with(&self.born.listener, flags) else {
-            return;
-        };
-        let is_root = crate::sys::peer_uid(socket.as_fd()).is_ok_and(|uid| uid == 0);
-        if !is_root {
-            return;
-        }
-        self.hang_up();
-        if self
-            .watch(CONNECTION, socket.as_fd(), EventFlags::IN)
-            .is_ok()
-        {
-            self.connection = Some(Connection {
-                socket,
-                reader: Reader::default(),
-                writer: Writer::default(),
-            });
-        }
-    }
-
-    fn hang_up(&mut self) {
-        if let Some(old) = self.connection.take() {
-            let _ = epoll::delete(&self.epoll, &old.socket);
-        }
-        self.table.forget_asker();
-        self.execs.kill_all();
-    }
-
-    fn hear(&mut self) {
-        loop {
-            let Some(connection) = &mut self.connection else {
-                return;
-            };
-            match connection.reader.read(connection.socket.as_fd()) {
-                Ok(Some(frame)) => match frame.message::<ToKeeper>() {
-                    Ok(asked) => self.answer(asked, frame.version, frame.fds),
-                    Err(_) => return self.hang_up(),
-                },
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
-                Ok(None) | Err(_) => return self.hang_up(),
-            }
-        }
-    }
-
     fn answer(&mut self, asked: ToKeeper, version: u16, fds: Vec<OwnedFd>) {
         let request = asked.request;
         let done = |result: io::Result<()>| match result {
@@ -324,6 +273,12 @@ impl Loop<'_> {
                 Ok(()) => None,
                 Err(e) => done(Err(e)),
             },
+            Ask::AwaitStart { container } => match self.table.await_start(&container, request) {
+                Ok(Some(started)) => return self.say(&started.0, started.1),
+                // Answered when the start ends.
+                Ok(None) => None,
+                Err(e) => done(Err(e)),
+            },
             Ask::Forget { container } => done(self.table.forget(&container)),
             Ask::Leave => {
                 self.leaving = true;
@@ -369,32 +324,5 @@ impl Loop<'_> {
             }
             self.say(&message, fds);
         }
-    }
-
-    fn say(&mut self, message: &FromKeeper, fds: Vec<OwnedFd>) {
-        let Some(connection) = &mut self.connection else {
-            return;
-        };
-        match Frame::pack(message, fds) {
-            Ok(frame) => connection.writer.push(frame),
-            Err(_) => self.hang_up(),
-        }
-    }
-
-    fn flush(&mut self) {
-        let Some(connection) = &mut self.connection else {
-            return;
-        };
-        let flags = match connection.writer.flush(connection.socket.as_fd()) {
-            Ok(()) => EventFlags::IN,
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => EventFlags::IN | EventFlags::OUT,
-            Err(_) => return self.hang_up(),
-        };
-        let _ = epoll::modify(
-            &self.epoll,
-            &connection.socket,
-            EventData::new_u64(CONNECTION),
-            flags,
-        );
     }
 }

@@ -16,6 +16,7 @@ use rustix::process::{WaitId, WaitIdOptions, waitid};
 mod attach;
 mod entry;
 mod kept;
+mod starting;
 
 use entry::{Entry, State, What, borrow, take_terminal};
 

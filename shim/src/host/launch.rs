@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use coracle_runtime::id::{ContainerId, PodId};
-use coracle_runtime::keeper::{Keeper, StartOrder, StartPayload};
+use coracle_runtime::keeper::{Keeper, StartOrder, StartPayload, Started};
 use coracle_runtime::process::Process;
 use coracle_runtime::sandbox::profile::Profile;
 use coracle_runtime::spec::{ContainerSpec, LinuxSpec, Root, SPEC_VERSION, WasmSpec, Workload};
@@ -69,12 +69,16 @@ impl Host {
         };
         pass("start.order")?;
         let started = launch.keeper.start(order, &self.parts.filters).await;
-        let started = started
-            .map_err(|error| runtime_error(format!("start container {}", launch.id), error))?;
-        Ok(Launched {
-            process: Arc::new(started.process),
-            started_at: started.started_at,
-        })
+        launched(&launch.id, started)
+    }
+
+    /// The end of a launch that an earlier daemon began. Errors: as of [`Host::launch`].
+    pub async fn await_launch(
+        &self,
+        keeper: &Keeper,
+        container: &ContainerId,
+    ) -> Result<Launched, Error> {
+        launched(container, keeper.await_start(container).await)
     }
 
     /// The container's cgroup in the unified tree, into which its guest is born.
@@ -185,6 +189,18 @@ impl Host {
             })),
         }
     }
+}
+
+fn launched(
+    container: &ContainerId,
+    started: coracle_runtime::Result<Started>,
+) -> Result<Launched, Error> {
+    let started =
+        started.map_err(|error| runtime_error(format!("start container {container}"), error))?;
+    Ok(Launched {
+        process: Arc::new(started.process),
+        started_at: started.started_at,
+    })
 }
 
 /// What `use_it` makes of the profile that a plan names; `None` is unconfined. Errors: it is no profile any more.

@@ -14,5 +14,6 @@ mod resources;
 mod seccomp;
 pub mod shell;
 mod start;
+mod starting;
 mod stop;
 pub mod users;

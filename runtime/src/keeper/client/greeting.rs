@@ -63,18 +63,16 @@ fn greeted(containers: Vec<Kept>, fds: Vec<OwnedFd>) -> Result<Vec<Greeted>> {
     let mut fds = fds.into_iter();
     let mut greeted = Vec::with_capacity(containers.len());
     for kept in containers {
-        let process = match (
-            &kept.exit,
-            kept.exit.is_none().then(|| fds.next()).flatten(),
-        ) {
-            (None, Some(pidfd)) => Some(Process::from_pidfd(pidfd)?),
-            _ => None,
-        };
+        let pidfd = kept.exit.is_none().then(|| fds.next()).flatten();
+        // The process of a start may give way to another; its end names the right one.
+        let pidfd = pidfd.filter(|_| !kept.starting);
+        let process = pidfd.map(Process::from_pidfd).transpose()?;
         greeted.push(Greeted {
             id: kept.id,
             process,
             exit: kept.exit,
             started_at: kept.started_at,
+            starting: kept.starting,
         });
     }
     Ok(greeted)

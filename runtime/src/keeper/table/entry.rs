@@ -9,7 +9,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use super::LogThread;
 use crate::id::ContainerId;
 use crate::keeper::reports::{self, Reports, kill};
-use crate::spec::Exit;
+use crate::spec::{Cause, Exit};
 
 /// One watched descriptor of one container.
 #[derive(Clone, Copy)]
@@ -45,6 +45,17 @@ pub(super) enum State {
         request: Option<u64>,
     },
     Exited(Exit),
+}
+
+impl State {
+    /// Whether the start has neither succeeded nor been recorded as failed.
+    pub(super) fn is_starting(&self) -> bool {
+        match self {
+            State::Starting { .. } => true,
+            State::Draining { exit, .. } => matches!(exit.cause, Cause::StartFailed(_)),
+            State::Running | State::Exited(_) => false,
+        }
+    }
 }
 
 /// A container as its keeper holds it.

@@ -82,6 +82,7 @@ impl Table {
                 id: entry.id.clone(),
                 started_at: entry.started_at,
                 exit,
+                starting: entry.state.is_starting(),
             };
             Some((number, kept, pidfd))
         })
@@ -126,6 +127,7 @@ mod tests {
                 finished_at: i64::MIN,
                 cause,
             }),
+            starting: false,
         }
     }
 
@@ -144,6 +146,7 @@ mod tests {
                 id: kept.id.clone(),
                 started_at: kept.started_at,
                 exit: kept.exit.clone(),
+                starting: kept.starting,
             };
             loop {
                 let rest = all.iter().enumerate().skip(from);

@@ -10,7 +10,7 @@ use coracle_runtime::wasm::EngineRef;
 
 use super::container::missing;
 use super::{Driver, Note, Purpose, Word};
-use crate::host::{Launch, blocking};
+use crate::host::{Launch, Launched, blocking};
 use crate::lifecycle::error::{Error, Kind};
 use crate::lifecycle::record::Payload;
 use crate::lifecycle::state::{ContainerPhase, Effect};
@@ -58,19 +58,45 @@ impl Driver {
     }
 
     fn launch(&mut self, id: &ContainerId) {
-        let engine = self.engine();
+        let (shared, launch) = (
+            Arc::clone(&self.shared),
+            self.launch_parts(id, self.engine()),
+        );
+        let silent = format!("start container {id}: its keeper does not answer");
+        self.launch_by(id, async move {
+            let launch = launch.ok_or_else(|| Error::new(Kind::Io, silent))?;
+            shared.host.launch(launch).await
+        });
+    }
+
+    /// Waits for the end of a start that an earlier daemon had asked the keeper for, as if it were this one's.
+    pub(super) fn await_start(&mut self, id: &ContainerId) {
+        let phase = self.containers.get(id).map(|container| &container.phase);
+        let (Some(ContainerPhase::Starting(_)), Some(keeper)) = (phase, self.keeper.clone()) else {
+            return;
+        };
+        tracing::info!(container = %id, "its start is still under way");
+        let (shared, container) = (Arc::clone(&self.shared), id.clone());
+        self.launch_by(id, async move {
+            shared.host.await_launch(&keeper, &container).await
+        });
+    }
+
+    /// Runs what ends with the container launched or not.
+    fn launch_by(
+        &mut self,
+        id: &ContainerId,
+        launch: impl Future<Output = Result<Launched, Error>> + Send + 'static,
+    ) {
         let Some(container) = self.containers.get_mut(id) else {
             return;
         };
         container.busy += 1;
-        let (shared, word_id) = (Arc::clone(&self.shared), id.clone());
-        let launch = self.launch_parts(id, engine);
-        let silent = format!("start container {id}: its keeper does not answer");
+        let (shared, pod) = (Arc::clone(&self.shared), self.record.id.clone());
+        let (id, word_id) = (id.clone(), id.clone());
         self.effect(
             async move {
-                let launch = launch.ok_or_else(|| Error::new(Kind::Io, silent))?;
-                let (pod, id) = (launch.pod.clone(), launch.id.clone());
-                match shared.host.launch(launch).await {
+                match launch.await {
                     Err(error) if error.kind() == Kind::StartFailed => {
                         let code = shared.host.exit_code(&pod, &id).await;
                         Ok(Err((error, code)))

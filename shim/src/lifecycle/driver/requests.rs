@@ -90,6 +90,11 @@ impl Driver {
             let _ = reply.send(Err(Error::new(Kind::WrongPhase, text)));
             return;
         }
+        let phase = self.containers.get(&id).map(|container| &container.phase);
+        if matches!(phase, Some(ContainerPhase::Starting(None))) {
+            // A retry gets the result of the first try.
+            return self.wait(&id, reply, |waiting| &mut waiting.start);
+        }
         match self.step(&id, Event::StartAsked).await {
             Ok(()) => self.wait(&id, reply, |waiting| &mut waiting.start),
             Err(error) => drop(reply.send(Err(error))),

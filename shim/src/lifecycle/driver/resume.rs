@@ -110,6 +110,8 @@ impl Driver {
         for greeted in &containers {
             self.finish_start(greeted).await;
         }
+        let starting = containers.iter().filter(|greeted| greeted.starting);
+        let starting: Vec<ContainerId> = starting.map(|greeted| greeted.id.clone()).collect();
         let greeting = Greeting {
             protocol,
             engine_hash,
@@ -121,6 +123,9 @@ impl Driver {
             events,
         })
         .await;
+        for id in &starting {
+            self.await_start(id);
+        }
     }
 
     /// Takes the process of each running container by pid and start time; what neither lives nor has left a record
@@ -161,7 +166,7 @@ impl Driver {
         let id = &greeted.id;
         let starting =
             |container: &&Container| matches!(container.phase, ContainerPhase::Starting(_));
-        if self.containers.get(id).filter(starting).is_none() {
+        if greeted.starting || self.containers.get(id).filter(starting).is_none() {
             return;
         }
         let started_at = greeted.started_at;

@@ -1,0 +1,96 @@
+//! A keeper's connection to the daemon: accepted, read, written and given up without ever blocking.
+//!
+//! Called by the event loop. Invariant: there is one connection at most, to the newest daemon, which is root; one that
+//! breaks the protocol is dropped. Must not know: what a message means.
+
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+
+use rustix::event::epoll::{self, EventData, EventFlags};
+
+use super::{CONNECTION, Loop};
+use crate::control::messages::{FromKeeper, ToKeeper};
+use crate::control::{Frame, Reader, Writer};
+
+/// The daemon's connection and what is under way on it.
+pub(super) struct Connection {
+    socket: OwnedFd,
+    reader: Reader,
+    writer: Writer,
+}
+
+impl Loop<'_> {
+    /// Takes the newest daemon; an older connection is dropped.
+    pub(super) fn accept(&mut self) {
+        let flags = rustix::net::SocketFlags::CLOEXEC | rustix::net::SocketFlags::NONBLOCK;
+        let Ok(socket) = rustix::net::accept_with(&self.born.listener, flags) else {
+            return;
+        };
+        let is_root = crate::sys::peer_uid(socket.as_fd()).is_ok_and(|uid| uid == 0);
+        if !is_root {
+            return;
+        }
+        self.hang_up();
+        if self
+            .watch(CONNECTION, socket.as_fd(), EventFlags::IN)
+            .is_ok()
+        {
+            self.connection = Some(Connection {
+                socket,
+                reader: Reader::default(),
+                writer: Writer::default(),
+            });
+        }
+    }
+
+    fn hang_up(&mut self) {
+        if let Some(old) = self.connection.take() {
+            let _ = epoll::delete(&self.epoll, &old.socket);
+        }
+        self.table.forget_asker();
+        self.execs.kill_all();
+    }
+
+    pub(super) fn hear(&mut self) {
+        loop {
+            let Some(connection) = &mut self.connection else {
+                return;
+            };
+            match connection.reader.read(connection.socket.as_fd()) {
+                Ok(Some(frame)) => match frame.message::<ToKeeper>() {
+                    Ok(asked) => self.answer(asked, frame.version, frame.fds),
+                    Err(_) => return self.hang_up(),
+                },
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
+                Ok(None) | Err(_) => return self.hang_up(),
+            }
+        }
+    }
+
+    pub(super) fn say(&mut self, message: &FromKeeper, fds: Vec<OwnedFd>) {
+        let Some(connection) = &mut self.connection else {
+            return;
+        };
+        match Frame::pack(message, fds) {
+            Ok(frame) => connection.writer.push(frame),
+            Err(_) => self.hang_up(),
+        }
+    }
+
+    pub(super) fn flush(&mut self) {
+        let Some(connection) = &mut self.connection else {
+            return;
+        };
+        let flags = match connection.writer.flush(connection.socket.as_fd()) {
+            Ok(()) => EventFlags::IN,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => EventFlags::IN | EventFlags::OUT,
+            Err(_) => return self.hang_up(),
+        };
+        let _ = epoll::modify(
+            &self.epoll,
+            &connection.socket,
+            EventData::new_u64(CONNECTION),
+            flags,
+        );
+    }
+}

@@ -1,0 +1,52 @@
+//! The end of a start, for a daemon that did not ask for the start itself: the one before it did, and died.
+//!
+//! Called by the event loop. Invariant: every request is answered exactly once, here or when the start ends.
+//! Must not know: the connection.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use super::{State, Table};
+use crate::control::messages::{Answer, FromKeeper};
+use crate::id::ContainerId;
+use crate::spec::{Cause, Exit};
+
+impl Table {
+    /// Has the end of a container's start answered as `request`: now if it has ended, else when it does.
+    ///
+    /// Errors: there is no such container.
+    pub(in crate::keeper) fn await_start(
+        &mut self,
+        id: &ContainerId,
+        request: u64,
+    ) -> io::Result<Option<(FromKeeper, Vec<OwnedFd>)>> {
+        let Some(entry) = self.find(id)? else {
+            return Ok(None);
+        };
+        let is_starting = entry.state.is_starting();
+        match &mut entry.state {
+            State::Starting { request: asker, .. } | State::Draining { request: asker, .. }
+                if is_starting =>
+            {
+                *asker = Some(request);
+                return Ok(None);
+            }
+            State::Exited(Exit {
+                cause: Cause::StartFailed(message),
+                ..
+            }) => {
+                let answer = Answer::Failed {
+                    start_failed: true,
+                    message: message.clone(),
+                };
+                return Ok(Some((FromKeeper::Answer { request, answer }, Vec::new())));
+            }
+            _ => {}
+        }
+        // It runs, or ran meanwhile.
+        let started_at = entry.started_at;
+        let answer = Answer::Started { started_at };
+        let pidfd = entry.pidfd.try_clone()?;
+        Ok(Some((FromKeeper::Answer { request, answer }, vec![pidfd])))
+    }
+}
