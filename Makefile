@@ -123,6 +123,7 @@ lint: ## formatting, clippy, and cargo-deny where it is installed
 	@$(CARGO) clippy --version >/dev/null 2>&1 || rustup component add clippy
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --release --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --release --workspace --bin fuzz --features coracle-shim/fuzzing -- -D warnings
 	@if command -v cargo-deny >/dev/null; then $(CARGO) deny --config .deny.toml check; fi
 
 # A configuration that is already there is the operator's and stays.

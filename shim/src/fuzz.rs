@@ -11,6 +11,7 @@
 )]
 
 mod check;
+mod claims;
 mod cli;
 mod config;
 mod cri;
@@ -22,6 +23,7 @@ mod logging;
 mod memory;
 mod serve;
 mod streaming;
+mod unpackers;
 
 use std::sync::OnceLock;
 
