@@ -7,6 +7,7 @@ target=${1:?a target, see docs/security/fuzzing.md} seconds=${2:-60}
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 cd "$top"
 work=${CARGO_TARGET_DIR:-$HOME/.cache/coracle/target}
+export CARGO_TARGET_DIR=$work
 if [[ -z ${FUZZ_BUILT:-} ]]; then
     RUSTC_WORKSPACE_WRAPPER="$top/tests/tools/fuzz-rustc.sh" \
         "${CARGO:-cargo}" build --release --workspace --bin fuzz --features coracle-shim/fuzzing
