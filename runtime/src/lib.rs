@@ -5,7 +5,6 @@
 //!
 //! | module | is |
 //! |---|---|
-//! | [`id`], [`spec`], [`error`] | names, what a container is to be, what went wrong |
 //! | [`control`] | the wire between daemon, spawner and keepers |
 //! | [`spawner`], [`keeper`] | the processes, and the daemon's half of each |
 //! | [`sandbox`] | builds a jail: namespaces, root, identity, privileges, seccomp |
@@ -13,21 +12,16 @@
 //! | [`helper`], [`unpacker`] | jailed processes for foreign bytes: how many, and the one for layers |
 //! | [`cgroup`], [`network`] | limits and pod networks |
 //! | [`process`] | a process that cannot be taken for another |
-//! | [`failpoint`] | named places where tests make things fail |
-//! | `sys` | raw kernel calls |
 //!
 //! Unsafe code is denied but for the modules that say `allow` below; they are the map of it.
 //! Not here: CRI, images, the daemon's records.
 
 pub mod cgroup;
 pub mod control;
-pub mod error;
-pub mod failpoint;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzz;
 pub mod helper;
-pub mod id;
 #[allow(unsafe_code, reason = "log threads, guest descriptors by number")]
 pub mod keeper;
 mod native;
@@ -35,9 +29,6 @@ pub mod network;
 pub mod process;
 pub mod sandbox;
 pub mod spawner;
-pub mod spec;
-#[allow(unsafe_code, reason = "raw kernel calls live here")]
-mod sys;
 pub mod unpacker;
 pub mod memory {
     //! What this process's allocator holds.
@@ -52,6 +43,9 @@ pub mod terminal {
     reason = "compiled code is mapped and the stop handler touches a static"
 )]
 pub mod wasm;
+
+pub use coracle_spec::{self as spec, error, failpoint, id};
+use coracle_sys as sys;
 
 pub use error::{Error, Kind, Result};
 

@@ -40,7 +40,6 @@ use serde::{Deserialize, Serialize};
 
 pub use builtin::{Builtin, BuiltinConfig};
 pub use cni::{Cni, CniConfig};
-pub use egress::Egress;
 pub use error::Error;
 pub use namespace::{
     IdMaps, NamespaceWish, Namespaces, create_namespaces, list_pins, open_pin, unpin,

@@ -40,7 +40,10 @@ fn chosen() -> Target {
     let all = || {
         let own = fuzz_targets::TARGETS.iter();
         let images = coracle_images::fuzz::TARGETS.iter();
-        own.chain(images).chain(coracle_runtime::fuzz::TARGETS)
+        let runtime = coracle_runtime::fuzz::TARGETS
+            .iter()
+            .chain(coracle_spec::fuzz::TARGETS);
+        own.chain(images).chain(runtime)
     };
     let found = all().find(|(known, _)| *known == name);
     let names: Vec<_> = all().map(|(name, _)| *name).collect();

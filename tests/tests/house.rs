@@ -43,13 +43,19 @@ fn crates_depend_on_each_other_only_as_designed() {
         ),
         ("coracle-tree", BTreeSet::new()),
         ("coracle-unpack", BTreeSet::new()),
-        ("coracle-runtime", BTreeSet::new()),
+        ("coracle-sys", BTreeSet::new()),
+        ("coracle-spec", BTreeSet::new()),
+        (
+            "coracle-runtime",
+            BTreeSet::from(["coracle-spec", "coracle-sys"]),
+        ),
         (
             "coracle-shim",
             BTreeSet::from([
                 "coracle-proto",
                 "coracle-images",
                 "coracle-runtime",
+                "coracle-spec",
                 "coracle-tree",
                 "coracle-unpack",
             ]),

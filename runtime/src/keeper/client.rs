@@ -23,13 +23,14 @@ use tokio::sync::{mpsc, oneshot};
 
 use wire::{Ends, Reply, converse, lock};
 
+use crate::control::Frame;
 use crate::control::messages::{Answer, Ask, LinuxStart, ToKeeper};
-use crate::control::{Frame, sealed};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::id::ContainerId;
 use crate::process::Process;
 use crate::sandbox::Filters;
 use crate::spec::{ContainerSpec, Exit, Workload};
+use crate::sys::memfd::sealed;
 
 /// How long a keeper may take for an answer that only needs itself.
 const PROMPT: Duration = Duration::from_secs(5);

@@ -1,469 +1,248 @@
-//! What a pod may reach beyond itself: everything, or what is listed and nothing else.
+//! Holds a pod to its [`Egress`] by nftables in its network namespace: one table, one chain on what leaves.
 //!
-//! Written by the daemon from the handler and the pod's annotation, kept in the pod's record, enforced twice: by
-//! the host functions of a Wasm guest, which know names, and by nftables in the pod's network namespace ([`install`]),
-//! which holds whatever runs in the pod and knows addresses alone.
-//! Invariants: some addresses are refused however they are listed and whatever name led to them ([`Denied`]); an
-//! address is judged in its canonical form, so that `::ffff:169.254.169.254` is 169.254.169.254, and refused if an
-//! IPv4 address that a translator would find in it is ([`disguise`]); loopback, and whatever arrives from outside with
-//! the answers to it, is the pod's own business.
-//! Not here: the annotation's name, DNS, sockets.
+//! ```text
+//! loopback, answers, neighbour discovery      go on
+//! DNS to the pod's servers                    goes on if a host is listed by name
+//! what no list opens                          is rejected, and IPv6 that a translator would make such IPv4 of
+//! listed addresses, listed ports              go on
+//! the rest                                    is rejected
+//! ```
+//! A host that is listed by name has no address yet, so its port is open towards all addresses that are not refused:
+//! the names themselves are for the guest's host functions to hold. Rejected means that the sender is told: a connection
+//! fails at once and not after minutes.
+//! Invariant: the table is replaced whole; between two calls there is never none.
+//! Not here: packets that a process with CAP_NET_RAW sends past the kernel's IP stack.
 
-mod cover;
-mod disguise;
-mod enforce;
-#[cfg(any(test, feature = "fuzzing"))]
-pub(crate) mod fuzz;
-mod parse;
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::BorrowedFd;
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use super::error::Error;
+use super::netlink::Netlink;
+use super::nft::{Base, Batch, Element, Hook, Kind, Nft, Rule, Set, Type, concat};
+use coracle_spec::egress::{Cidr, Denied, Egress, FORMS, List, Target};
 
-use serde::{Deserialize, Serialize};
-
-pub use enforce::install;
-pub use parse::BadRule;
-
-/// Where servers answer for names.
+/// The table in a pod's namespace.
+const TABLE: &str = "coracle-egress";
+const OUT: &str = "out";
+const LISTED: &str = "listed";
+const PORTS: &str = "ports";
+const REFUSED: &str = "refused";
+const NODE: &str = "node";
+const DISGUISED: &str = "disguised";
+const NODE_V4: Set = Set {
+    name: "node_v4",
+    key: &[Type::Ipv4],
+    value: &[],
+};
+const NODE_V6: Set = Set {
+    name: "node_v6",
+    key: &[Type::Ipv6],
+    value: &[],
+};
+/// The same in forms of IPv6 that tear an IPv4 address apart.
+const NODE_TORN: [Set; 2] = [
+    Set {
+        name: "node_2_2",
+        key: &[Type::Port, Type::Port],
+        value: &[],
+    },
+    Set {
+        name: "node_1_2_1",
+        key: &[Type::Protocol, Type::Port, Type::Protocol],
+        value: &[],
+    },
+];
+/// `lo` has this index in every network namespace. Source: net/loopback.c, `LOOPBACK_IFINDEX`.
+const LOOPBACK_INDEX: u32 = 1;
 const DNS_PORT: u16 = 53;
+const WITH_PORTS: [i32; 3] = [libc::IPPROTO_TCP, libc::IPPROTO_UDP, libc::IPPROTO_SCTP];
+/// Multicast listener query to done, router solicitation to neighbour advertisement, and listener report version 2.
+/// Without them an IPv6 neighbour is not found. Source: RFC 2710, RFC 4861, RFC 3810.
+const NEIGHBOUR_DISCOVERY: [(u8, u8); 3] = [(130, 132), (133, 136), (143, 143)];
 
-/// What a pod may reach.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Egress {
-    /// Everything: the pod's network namespace is the boundary.
-    #[default]
-    Open,
-    /// What is listed; with an empty list, nothing.
-    Listed(List),
+/// The addresses that this node has now, except loopback ones, at `ports` and [`Denied::USUAL_PORTS`]. To be called in
+/// the node's network namespace. Errors: the kernel does not tell its addresses.
+pub fn denied_of_this_node(ports: &[(u16, u16)]) -> Result<Denied, Error> {
+    let mut node = Netlink::open()?.addresses()?;
+    node.retain(|address| !address.is_loopback());
+    node.sort_unstable();
+    node.dedup();
+    let mut ports: Vec<_> = Denied::USUAL_PORTS.iter().chain(ports).copied().collect();
+    ports.sort_unstable();
+    ports.dedup();
+    Ok(Denied { node, ports })
 }
 
-/// The targets of [`Egress::Listed`] and those that no list opens.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct List {
-    /// What may be reached.
-    pub rules: Vec<Rule>,
-    /// What may not, although it is listed.
-    #[serde(default)]
-    pub denied: Denied,
-    /// TCP ports that the pod's containers declare: over loopback they are reachable without being listed.
-    #[serde(default)]
-    pub own_ports: Vec<u16>,
+/// Holds whatever runs in `netns` to `egress`. `resolvers` are the pod's DNS servers, which it may ask if any host
+/// is listed by name. To be called before the first process of the pod; repeating it replaces the rules. Nothing is
+/// done for [`Egress::Open`], so that such a pod pays nothing.
+/// Errors: the kernel has no nf_tables, or refuses the table; none is there then.
+pub fn install(netns: BorrowedFd<'_>, egress: &Egress, resolvers: &[IpAddr]) -> Result<(), Error> {
+    let Egress::Listed(list) = egress else {
+        return Ok(());
+    };
+    let resolvers = if egress.has_names() { resolvers } else { &[] };
+    Nft::open_in(netns)?.commit(table(list, resolvers))
 }
 
-/// Addresses that no list opens, besides link-local ones, where clouds offer credentials to whoever asks.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Denied {
-    /// The node's own addresses, as they were when the pod was made.
-    pub node: Vec<IpAddr>,
-    /// First and last port of ranges that are refused at those addresses.
-    pub ports: Vec<(u16, u16)>,
+fn table(list: &List, resolvers: &[IpAddr]) -> Batch {
+    let mut batch = Batch::new(TABLE);
+    batch.renew_table();
+    let base = Base {
+        kind: Kind::Filter,
+        hook: Hook::Output,
+        priority: 0,
+        accepts: false,
+    };
+    batch.add_chain(OUT, Some(base));
+    batch.add_chain(LISTED, None);
+    batch.add_chain(PORTS, None);
+    batch.add_chain(REFUSED, None);
+    // An ICMP error about a SYN is lost while connect(2) still holds the socket; a reset is not.
+    let tcp = Rule::default().protocol(libc::IPPROTO_TCP as u8);
+    batch.add_rule(REFUSED, &tcp.reset());
+    batch.add_rule(REFUSED, &Rule::default().reject());
+    pass(&mut batch, resolvers);
+    refuse(&mut batch, &list.denied);
+    for rule in targets(list) {
+        batch.add_rule(LISTED, &rule);
+    }
+    for rule in ports(list) {
+        batch.add_rule(PORTS, &rule);
+    }
+    batch.add_rule(OUT, &Rule::default().jump(LISTED));
+    for protocol in WITH_PORTS {
+        let rule = Rule::default().protocol(protocol as u8);
+        batch.add_rule(OUT, &rule.jump(PORTS));
+    }
+    batch.add_rule(OUT, &Rule::default().jump(REFUSED));
+    batch
 }
 
-/// One target that may be reached: as text `host`, `host:port`, `.suffix[:port]`, `ADDRESS[/BITS]`,
-/// `ADDRESS[/BITS]:port`, `[V6ADDRESS[/BITS]]:port`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct Rule {
-    /// Where.
-    pub target: Target,
-    /// At which port, 1 to 65535; at all if none.
-    pub port: Option<u16>,
-}
-
-/// Where a rule leads.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Target {
-    /// Addresses.
-    Cidr(Cidr),
-    /// One host, in lower case and without a final dot.
-    Name(String),
-    /// Every host below a domain, but not the domain itself; written without its first dot.
-    Suffix(String),
-}
-
-/// All addresses that share their first bits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Cidr {
-    base: IpAddr,
-    bits: u8,
-}
-
-/// May it be reached?
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Decision {
-    /// Yes.
-    Allowed,
-    /// No: no rule lists it.
-    Unlisted,
-    /// No, and no rule could change that.
-    Never,
-}
-
-impl Decision {
-    fn of(is_listed: bool) -> Self {
-        match is_listed {
-            true => Self::Allowed,
-            false => Self::Unlisted,
+/// What goes on without being listed.
+fn pass(batch: &mut Batch, resolvers: &[IpAddr]) {
+    let loopback = Rule::default().out_interface(LOOPBACK_INDEX);
+    batch.add_rule(OUT, &loopback.accept());
+    batch.add_rule(OUT, &Rule::default().established().accept());
+    for (first, last) in NEIGHBOUR_DISCOVERY {
+        let rule = Rule::default().ipv6().icmpv6_types(first, last);
+        batch.add_rule(OUT, &rule.accept());
+    }
+    // Before what is refused: a node's DNS cache often has a link-local address.
+    for resolver in resolvers {
+        for protocol in [libc::IPPROTO_UDP, libc::IPPROTO_TCP] {
+            let rule = towards(Cidr::host(resolver.to_canonical()))
+                .protocol(protocol as u8)
+                .ports(DNS_PORT, DNS_PORT);
+            batch.add_rule(OUT, &rule.accept());
         }
     }
-
-    /// Whether it may be reached.
-    #[must_use]
-    pub fn is_allowed(self) -> bool {
-        self == Self::Allowed
-    }
 }
 
-impl Egress {
-    /// May `target` be reached because its address is listed? Loopback always may.
-    #[must_use]
-    pub fn allows_addr(&self, target: SocketAddr) -> Decision {
-        let covers = |rule: &Rule| match &rule.target {
-            Target::Cidr(cidr) => cidr.contains(target.ip()),
-            Target::Name(_) | Target::Suffix(_) => false,
+/// What is rejected although it is listed.
+fn refuse(batch: &mut Batch, denied: &Denied) {
+    for network in Denied::NETWORKS {
+        batch.add_rule(OUT, &towards(network).jump(REFUSED));
+    }
+    // Sets, because a node may have thousands of addresses: kube-proxy can give it those of all services.
+    batch.add_chain(NODE, None);
+    for (first, last) in &denied.ports {
+        for protocol in WITH_PORTS {
+            let rule = Rule::default().protocol(protocol as u8);
+            batch.add_rule(NODE, &rule.ports(*first, *last).jump(REFUSED));
+        }
+    }
+    for set in [NODE_V4, NODE_V6] {
+        let is_ipv4 = set == NODE_V4;
+        let own = |address: &&IpAddr| address.is_ipv4() == is_ipv4;
+        let elements: Vec<Element> = denied.node.iter().filter(own).map(key).collect();
+        batch.add_set(set);
+        batch.add_elements(set, &elements);
+        let rule = match is_ipv4 {
+            true => Rule::default().ipv4(),
+            false => Rule::default().ipv6(),
         };
-        self.judge(target, covers)
+        batch.add_rule(OUT, &rule.destination_in(set).jump(NODE));
     }
+    refuse_disguised(batch, denied);
+}
 
-    /// May `target` be reached because `name` was looked up and this address was the answer? Refused addresses stay
-    /// refused: a name that leads to the node or to a metadata service opens neither.
-    #[must_use]
-    pub fn allows_resolved(&self, name: &str, target: SocketAddr) -> Decision {
-        let name = normal(name);
-        self.judge(target, |rule| rule.target.names(&name))
-    }
-
-    /// May `name` be asked for, to reach `port` of it, or whatever port if none? The address that it leads to is
-    /// for [`Egress::allows_resolved`] to judge.
-    #[must_use]
-    pub fn allows_name(&self, name: &str, port: Option<u16>) -> Decision {
-        let Self::Listed(list) = self else {
-            return Decision::Allowed;
+/// The same where an IPv6 address hides it, in a chain of its own: IPv4 does not come by.
+fn refuse_disguised(batch: &mut Batch, denied: &Denied) {
+    let v4 = |address: &IpAddr| match address {
+        IpAddr::V4(address) => Some(*address),
+        IpAddr::V6(_) => None,
+    };
+    for set in NODE_TORN {
+        let torn = |address: Ipv4Addr| Element {
+            key: tear(address, set),
+            value: Vec::new(),
         };
-        let name = normal(name);
-        let fits = |rule: &Rule| {
-            rule.target.names(&name) && (port.is_none() || rule.port.is_none() || rule.port == port)
-        };
-        Decision::of(list.rules.iter().any(fits))
+        let node = denied.node.iter().filter_map(v4);
+        let elements: Vec<Element> = node.map(torn).collect();
+        batch.add_set(set);
+        batch.add_elements(set, &elements);
     }
-
-    /// Whether any host is listed by name, so that the pod needs DNS.
-    #[must_use]
-    pub fn has_names(&self) -> bool {
-        match self {
-            Self::Open => false,
-            Self::Listed(list) => list
-                .rules
-                .iter()
-                .any(|rule| !matches!(rule.target, Target::Cidr(_))),
+    batch.add_chain(DISGUISED, None);
+    for form in FORMS {
+        for (network, bits) in Denied::BEHIND {
+            let (mask, value) = form.bits_of(network, bits);
+            let rule = Rule::default().ipv6().destination_bits(mask, value);
+            batch.add_rule(DISGUISED, &rule.jump(REFUSED));
         }
-    }
-
-    /// The TCP ports that a guest may connect to at all, over loopback too: the listed ones, the pod's own, and that of
-    /// DNS if a name is listed. `None` is every port: nothing is listed, or something at all ports.
-    #[must_use]
-    pub fn tcp_ports(&self) -> Option<Vec<u16>> {
-        let Self::Listed(list) = self else {
-            return None;
+        let runs = form.runs();
+        let set = match runs.len() {
+            1 => NODE_V4,
+            2 => NODE_TORN[0],
+            _ => NODE_TORN[1],
         };
-        if list.rules.is_empty() {
-            return None;
-        }
-        let mut ports: Vec<u16> = list
-            .rules
-            .iter()
-            .map(|rule| rule.port)
-            .collect::<Option<_>>()?;
-        ports.extend(&list.own_ports);
-        ports.extend(self.has_names().then_some(DNS_PORT));
-        ports.sort_unstable();
-        ports.dedup();
-        Some(ports)
+        let rule = towards(form.network()).destination_runs_in(&runs, set);
+        batch.add_rule(DISGUISED, &rule.jump(NODE));
     }
+    batch.add_rule(OUT, &Rule::default().ipv6().jump(DISGUISED));
+}
 
-    fn judge(&self, target: SocketAddr, covers: impl Fn(&Rule) -> bool) -> Decision {
-        let Self::Listed(list) = self else {
-            return Decision::Allowed;
-        };
-        let address = target.ip().to_canonical();
-        // The kernel takes the unspecified address for loopback.
-        if address.is_loopback() || address.is_unspecified() {
-            return Decision::Allowed;
-        }
-        if list.denied.covers(address, target.port()) {
-            return Decision::Never;
-        }
-        let fits = |rule: &Rule| covers(rule) && rule.port.is_none_or(|port| port == target.port());
-        Decision::of(list.rules.iter().any(fits))
+/// The parts of an address as the fields of `set` hold them.
+fn tear(address: Ipv4Addr, set: Set) -> Vec<u8> {
+    let [a, b, c, d] = address.octets();
+    match set.key.len() {
+        2 => concat(&[&[a, b], &[c, d]]),
+        _ => concat(&[&[a], &[b, c], &[d]]),
     }
 }
 
-impl Denied {
-    /// Ports of the kubelet (10250, 10255, 10256 is kube-proxy's), the API server and etcd.
-    pub const USUAL_PORTS: [(u16, u16); 4] =
-        [(2379, 2380), (6443, 6443), (10250, 10250), (10255, 10256)];
+fn key(address: &IpAddr) -> Element {
+    let key = match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    };
+    Element {
+        key,
+        value: Vec::new(),
+    }
+}
 
-    /// Networks refused at all ports: link-local ones, and the address of a metadata service that is not link-local.
-    pub const NETWORKS: [Cidr; 3] = [
-        Cidr {
-            base: IpAddr::V4(Ipv4Addr::new(169, 254, 0, 0)),
-            bits: 16,
-        },
-        Cidr {
-            base: IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0)),
-            bits: 10,
-        },
-        Cidr {
-            base: IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
-            bits: 128,
-        },
-    ];
+/// What goes on at all ports.
+fn targets(list: &List) -> impl Iterator<Item = Rule> {
+    let open = list.rules.iter().filter(|rule| rule.port.is_none());
+    open.map(|rule| match rule.target {
+        Target::Cidr(cidr) => towards(cidr).accept(),
+        Target::Name(_) | Target::Suffix(_) => Rule::default().accept(),
+    })
+}
 
-    /// IPv4 networks, with how many bits count, that are refused behind a translator: link-local, and its own loopback.
-    const BEHIND: [(Ipv4Addr, u8); 2] = [
-        (Ipv4Addr::new(169, 254, 0, 0), 16),
-        (Ipv4Addr::new(127, 0, 0, 0), 8),
-    ];
-
-    /// Whether `port` of `address`, which is in canonical form, is refused, or of an address that it hides.
-    fn covers(&self, address: IpAddr, port: u16) -> bool {
-        let is_hidden = |inner: Ipv4Addr| {
-            inner.is_link_local() || inner.is_loopback() || self.names(inner.into(), port)
+/// What goes on at one port.
+fn ports(list: &List) -> impl Iterator<Item = Rule> {
+    list.rules.iter().filter_map(|rule| {
+        let port = rule.port?;
+        let from = match rule.target {
+            Target::Cidr(cidr) => towards(cidr),
+            Target::Name(_) | Target::Suffix(_) => Rule::default(),
         };
-        let hides = match address {
-            IpAddr::V4(_) => false,
-            IpAddr::V6(address) => disguise::hidden(address).any(is_hidden),
-        };
-        hides || self.names(address, port)
-    }
-
-    fn names(&self, address: IpAddr, port: u16) -> bool {
-        Self::NETWORKS.iter().any(|cidr| cidr.contains(address))
-            || (self.node.contains(&address)
-                && self
-                    .ports
-                    .iter()
-                    .any(|(first, last)| (*first..=*last).contains(&port)))
-    }
+        Some(from.ports(port, port).accept())
+    })
 }
 
-impl Target {
-    /// Whether this rule names `name`, which is lower case and has no final dot.
-    fn names(&self, name: &str) -> bool {
-        match self {
-            Self::Cidr(_) => false,
-            Self::Name(own) => own == name,
-            Self::Suffix(domain) => name
-                .strip_suffix(domain.as_str())
-                .and_then(|host| host.strip_suffix('.'))
-                .is_some_and(|host| !host.is_empty()),
-        }
-    }
-}
-
-impl Cidr {
-    /// The addresses that share the first `bits` of `base`; none if it has others set, or fewer in all.
-    #[must_use]
-    pub fn new(base: IpAddr, bits: u8) -> Option<Self> {
-        let behind = match base {
-            IpAddr::V4(base) if bits <= 32 => {
-                u128::from(base.to_bits().checked_shl(bits.into()).unwrap_or(0))
-            }
-            IpAddr::V6(base) if bits <= 128 => base.to_bits().checked_shl(bits.into()).unwrap_or(0),
-            _ => return None,
-        };
-        (behind == 0).then_some(Self { base, bits })
-    }
-
-    /// One address.
-    #[must_use]
-    pub fn host(address: IpAddr) -> Self {
-        let bits = if address.is_ipv4() { 32 } else { 128 };
-        Self {
-            base: address,
-            bits,
-        }
-    }
-
-    /// The first address.
-    #[must_use]
-    pub fn base(&self) -> IpAddr {
-        self.base
-    }
-
-    /// How many leading bits its addresses share.
-    #[must_use]
-    pub fn bits(&self) -> u8 {
-        self.bits
-    }
-
-    /// Whether `address`, or the IPv4 address mapped into it, is among them.
-    #[must_use]
-    pub fn contains(&self, address: IpAddr) -> bool {
-        match (self.base, address.to_canonical()) {
-            (IpAddr::V4(base), IpAddr::V4(address)) => {
-                let differ = base.to_bits() ^ address.to_bits();
-                differ.leading_zeros() >= u32::from(self.bits)
-            }
-            (IpAddr::V6(_), IpAddr::V6(address)) => self.contains_bits(address.to_bits()),
-            _ => false,
-        }
-    }
-
-    /// Whether the IPv6 address of these bits is among them, taken as it is written.
-    fn contains_bits(&self, address: u128) -> bool {
-        match self.base {
-            IpAddr::V4(_) => false,
-            IpAddr::V6(base) => (base.to_bits() ^ address).leading_zeros() >= u32::from(self.bits),
-        }
-    }
-}
-
-fn normal(name: &str) -> String {
-    name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase()
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-mod tests {
-    use super::*;
-
-    fn listed(rules: &[&str]) -> Egress {
-        Egress::Listed(List {
-            rules: rules.iter().map(|rule| rule.parse().unwrap()).collect(),
-            denied: Denied {
-                node: vec!["192.0.2.2".parse().unwrap(), "2001:db8::2".parse().unwrap()],
-                ports: Denied::USUAL_PORTS.to_vec(),
-            },
-            own_ports: vec![5432],
-        })
-    }
-
-    #[test]
-    fn tcp_has_ports_where_every_entry_has_one() {
-        assert_eq!(Egress::Open.tcp_ports(), None);
-        for rules in [
-            &[][..],
-            &["a.example.com"],
-            &["a.example.com:443", "10.0.0.0/8"],
-        ] {
-            assert_eq!(listed(rules).tcp_ports(), None, "{rules:?}");
-        }
-        let addresses = listed(&["10.0.0.0/8:443", "[fd00::1]:80", "10.0.0.1:443"]);
-        assert_eq!(addresses.tcp_ports().unwrap(), [80, 443, 5432]);
-        let names = listed(&[".example.com:443"]);
-        assert_eq!(names.tcp_ports().unwrap(), [53, 443, 5432]);
-    }
-
-    #[test]
-    fn addresses_are_judged_by_their_canonical_form() {
-        use Decision::{Allowed, Never, Unlisted};
-        let egress = listed(&["0.0.0.0/0", "2001:db8::/32", "fe80::/10", "64:ff9b::/96"]);
-        let everything = listed(&["::/0"]);
-        let narrow = listed(&["203.0.113.0/24:443", "198.51.100.7"]);
-        for (policy, target, want) in [
-            (&egress, "203.0.113.9:80", Allowed),
-            (&egress, "169.254.169.254:80", Never),
-            (&egress, "[::ffff:169.254.169.254]:80", Never),
-            (&egress, "[64:ff9b::169.254.169.254]:80", Never),
-            (&egress, "[64:ff9b::203.0.113.9]:80", Allowed),
-            (&egress, "[64:ff9b::192.0.2.2]:10250", Never),
-            (&egress, "[64:ff9b::192.0.2.2]:443", Allowed),
-            (&egress, "[64:ff9b::127.0.0.1]:10250", Never),
-            (&everything, "[64:ff9b:1::192.0.2.2]:10250", Never),
-            (&everything, "[64:ff9b:1:c000:2:200::]:10250", Never),
-            (&everything, "[64:ff9b:1:c0:0:202::]:6443", Never),
-            (&everything, "[64:ff9b:1:7:c0:2:200:0]:6443", Never),
-            (&everything, "[64:ff9b:1:a9fe:a9:fe00::]:80", Never),
-            (&everything, "[64:ff9b:1::203.0.113.9]:10250", Allowed),
-            (&everything, "[64:ff9b:1::192.0.2.2]:443", Allowed),
-            (&everything, "[::192.0.2.2]:10250", Never),
-            (&everything, "[::ffff:0:192.0.2.2]:10250", Never),
-            (&everything, "[2002:c000:202::1]:10250", Never),
-            (&everything, "[2002:a9fe:a9fe::1]:80", Never),
-            (&everything, "[::1]:10250", Allowed),
-            (&everything, "[2001:db8:1::2]:10250", Allowed),
-            (&egress, "[fe80::1]:80", Never),
-            (&egress, "[fd00:ec2::254]:80", Never),
-            (&egress, "[fd00::1]:80", Unlisted),
-            (&egress, "192.0.2.2:10250", Never),
-            (&egress, "192.0.2.2:10256", Never),
-            (&egress, "[::ffff:192.0.2.2]:6443", Never),
-            (&egress, "[2001:db8::2]:2380", Never),
-            (&egress, "192.0.2.2:443", Allowed),
-            (&egress, "192.0.2.3:10250", Allowed),
-            (&narrow, "127.0.0.1:10250", Allowed),
-            (&narrow, "[::1]:1", Allowed),
-            (&narrow, "0.0.0.0:1", Allowed),
-            (&narrow, "203.0.113.9:443", Allowed),
-            (&narrow, "203.0.113.9:80", Unlisted),
-            (&narrow, "203.0.114.9:443", Unlisted),
-            (&narrow, "198.51.100.7:9", Allowed),
-            (&narrow, "[::ffff:198.51.100.7]:9", Allowed),
-            (&narrow, "169.254.169.254:80", Never),
-            (&Egress::Open, "169.254.169.254:80", Allowed),
-        ] {
-            assert_eq!(
-                policy.allows_addr(target.parse().unwrap()),
-                want,
-                "{target}"
-            );
-        }
-    }
-
-    #[test]
-    fn names_are_judged_without_case_and_final_dot() {
-        let egress = listed(&["api.example.com:443", ".example.org", "10.0.0.0/8"]);
-        for (name, port, want) in [
-            ("api.example.com", Some(443), true),
-            ("API.Example.COM.", Some(443), true),
-            ("api.example.com", None, true),
-            ("api.example.com", Some(80), false),
-            ("x.api.example.com", Some(443), false),
-            ("a.example.org", Some(1), true),
-            ("a.b.example.org", None, true),
-            ("example.org", None, false),
-            ("badexample.org", None, false),
-            (".example.org", None, false),
-            ("", None, false),
-            ("10.0.0.1", None, false),
-        ] {
-            assert_eq!(egress.allows_name(name, port).is_allowed(), want, "{name}");
-        }
-        assert!(egress.has_names() && !listed(&["10.0.0.0/8"]).has_names());
-        assert!(Egress::Open.allows_name("any.where", None).is_allowed());
-    }
-
-    #[test]
-    fn a_name_does_not_open_what_is_refused() {
-        let egress = listed(&["rebind.example.com", "api.example.com:443"]);
-        let judge = |name, target: &str| egress.allows_resolved(name, target.parse().unwrap());
-        let name = "rebind.example.com";
-        assert_eq!(judge(name, "203.0.113.9:80"), Decision::Allowed);
-        assert_eq!(judge(name, "169.254.169.254:80"), Decision::Never);
-        assert_eq!(judge(name, "192.0.2.2:10250"), Decision::Never);
-        assert_eq!(
-            judge("api.example.com", "203.0.113.9:80"),
-            Decision::Unlisted
-        );
-        assert_eq!(
-            judge("other.example.com", "203.0.113.9:80"),
-            Decision::Unlisted
-        );
-    }
-
-    #[test]
-    fn records_keep_it_as_text() {
-        let egress = listed(&["10.0.0.0/8:443", "[fd00::/8]:1", "a.b", ".c.d:5"]);
-        let text = serde_json::to_string(&egress).unwrap();
-        assert!(
-            text.contains(r#"["10.0.0.0/8:443","[fd00::/8]:1","a.b",".c.d:5"]"#),
-            "{text}"
-        );
-        assert_eq!(serde_json::from_str::<Egress>(&text).unwrap(), egress);
-        assert_eq!(
-            serde_json::from_str::<Egress>("\"open\"").unwrap(),
-            Egress::Open
-        );
-    }
+fn towards(cidr: Cidr) -> Rule {
+    Rule::default().family_of(cidr.base()).destination(cidr)
 }

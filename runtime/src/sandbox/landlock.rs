@@ -17,7 +17,7 @@ use rustix::fs::{AtFlags, StatxFlags, statx};
 
 use super::place;
 use crate::error::{Context as _, Result};
-use crate::network::egress::Egress;
+use crate::spec::egress::Egress;
 use crate::spec::{ContainerSpec, Mount, MountKind, WasmKind, WasmNetwork, WasmSpec};
 use crate::sys::landlock::{self, Handled, Ruleset, files, ports, scopes};
 

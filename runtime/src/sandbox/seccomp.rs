@@ -10,9 +10,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use libseccomp::{ScmpAction, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall};
 
-use crate::control::{read_all, sealed};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::spec::{WasmKind, WasmNetwork, WasmSpec};
+use crate::sys::memfd::{read_all, sealed};
 
 /// Ready filters for guests; cheap to hand out again and again.
 #[derive(Debug)]

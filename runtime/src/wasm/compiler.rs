@@ -15,8 +15,8 @@ use wasmtime::component::Component;
 use wasmtime::{Engine, Module};
 
 use super::inspect::{self, ModuleInfo};
-use crate::control::read_all;
 use crate::error::{Context as _, Error, Kind, Result};
+use crate::sys::memfd::read_all;
 use crate::{helper, sandbox, sys};
 
 /// What the compiler process says on its standard output.

@@ -16,8 +16,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use wasmtime_wasi::sockets::SocketAddrUse;
 
-use crate::network::egress::Egress;
 use crate::spec::WasmNetwork;
+use crate::spec::egress::Egress;
 
 /// Most answers of name lookups that are remembered of one guest.
 const MAX_LEARNT: usize = 1024;
@@ -178,7 +178,7 @@ impl Guard {
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
     use super::*;
-    use crate::network::egress::List;
+    use crate::spec::egress::List;
 
     fn listed(rules: &[&str]) -> Guard {
         let list = List {

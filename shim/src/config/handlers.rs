@@ -6,7 +6,7 @@
 //! decides, and one that could never decide is refused.
 //! Not here: what a pod's annotations say, and how a list is enforced.
 
-use coracle_runtime::network::egress::Rule;
+use coracle_spec::egress::Rule;
 use serde::{Deserialize, Serialize};
 
 use super::check::{Invalid, invalid};

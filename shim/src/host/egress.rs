@@ -7,8 +7,9 @@
 use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
 
-use coracle_runtime::network::egress::{self, Denied, Egress};
+use coracle_runtime::network::egress;
 use coracle_runtime::spec::WasmNetwork;
+use coracle_spec::egress::Egress;
 
 use super::pod::network_error;
 use super::{Host, linux};
@@ -22,7 +23,7 @@ pub(super) fn reach(wish: &PodWish, denied: &[(u16, u16)]) -> Result<Egress, Err
         list.own_ports.clone_from(&wish.container_ports);
         let mut ports = std::mem::take(&mut list.denied.ports);
         ports.extend(denied);
-        list.denied = Denied::of_this_node(&ports).map_err(|error| {
+        list.denied = egress::denied_of_this_node(&ports).map_err(|error| {
             network_error(
                 format!("list this node's addresses for {}", wish.name),
                 error,

@@ -12,8 +12,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
-use coracle_runtime::network::egress::{Egress, List};
 use coracle_runtime::network::{Bandwidth, HostPort};
+use coracle_spec::egress::{Egress, List};
 use serde::{Deserialize, Serialize};
 
 pub use annotations::{Annotations, Grants};

@@ -16,7 +16,6 @@ use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
 use super::{CANNOT_START, Layout, exec};
 use crate::control::messages::Report;
-use crate::control::read_all;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::failpoint;
 use crate::id::ContainerId;
@@ -25,6 +24,7 @@ use crate::sandbox::{self, PodNamespaces, linux};
 use crate::spec::{ContainerSpec, LinuxSpec, PidSpace, Spawn, WasmSpec, Workload};
 use crate::sys;
 use crate::sys::fork::Forked;
+use crate::sys::memfd::read_all;
 use crate::wasm::Warm;
 use crate::wasm::run::{self, End, Payload, TRAP_CODE};
 

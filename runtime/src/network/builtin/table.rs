@@ -16,10 +16,10 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::super::egress::Cidr;
 use super::super::nft::{Base, Batch, Element, Hook, Kind, Rule, Set, Type, concat};
 use super::super::plumbing::GATEWAY_V4;
 use super::super::{HostPort, Protocol};
+use coracle_spec::egress::Cidr;
 
 const OFFERED: &str = "offered";
 // Source: linux/netfilter_ipv4.h, NF_IP_PRI_RAW, NF_IP_PRI_NAT_DST and NF_IP_PRI_NAT_SRC.

@@ -5,8 +5,8 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::process::Command;
 
 use super::*;
-use crate::network::egress::Cidr;
 use crate::network::{NamespaceWish, create_namespaces};
+use coracle_spec::egress::Cidr;
 
 fn netns() -> OwnedFd {
     let wish = NamespaceWish {

@@ -10,8 +10,8 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::Profile;
-use crate::control::sealed;
 use crate::error::{Context as _, Result};
+use crate::sys::memfd::sealed;
 
 /// The most filters that are kept; each is some kilobytes of kernel memory and a descriptor.
 const MOST_FILTERS: usize = 64;
@@ -92,7 +92,7 @@ mod tests {
     use rustix::fs::{SealFlags, fcntl_get_seals, fstat};
 
     use super::*;
-    use crate::control::read_all;
+    use crate::sys::memfd::read_all;
 
     const ADMIN: u64 = 1 << 21;
 

@@ -5,7 +5,7 @@
 //! pod starts with less than it says.
 //! Not here: what a rule allows, who enforces it.
 
-use coracle_runtime::network::egress::{BadRule, Denied, List, Rule};
+use coracle_spec::egress::{BadRule, Denied, List, Rule};
 
 use super::BadRequest;
 use super::annotations::{Bounded, Claim, Reader, decider, field, setting};

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use coracle_proto::runtime::v1 as cri;
-use coracle_runtime::network::Egress;
+use coracle_spec::egress::Egress;
 use serde_json::json;
 
 use super::signal;

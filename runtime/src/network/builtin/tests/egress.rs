@@ -2,7 +2,9 @@
 
 use super::node::{NODE, NODE_OTHER, NODE_V6, Server, World, run, tcp, udp};
 use super::*;
-use crate::network::egress::{Denied, Egress, List, install};
+use coracle_spec::egress::{Egress, List};
+
+use crate::network::egress::{denied_of_this_node, install};
 use crate::network::{HostPort, Protocol};
 
 const METADATA: &str = "169.254.169.254";
@@ -58,7 +60,7 @@ fn scene(name: &str, rules: &[&str]) -> Scene {
 
 impl Scene {
     fn listed(&self, rules: &[&str], resolvers: &[&str]) {
-        let denied = inside(&self.world.node, || Denied::of_this_node(&[])).unwrap();
+        let denied = inside(&self.world.node, || denied_of_this_node(&[])).unwrap();
         let egress = Egress::Listed(List {
             rules: rules.iter().map(|rule| rule.parse().unwrap()).collect(),
             denied,

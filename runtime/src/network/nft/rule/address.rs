@@ -5,9 +5,9 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 
-use super::super::super::egress::Cidr;
 use super::super::{Set, Type};
 use super::{NFT_PAYLOAD_NETWORK_HEADER, Rule};
+use coracle_spec::egress::Cidr;
 
 /// Where an IPv6 header has the destination. Source: RFC 8200 section 3.
 const DESTINATION_V6: u32 = 24;

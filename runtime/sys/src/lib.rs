@@ -4,6 +4,8 @@
 //! Invariant: the `unsafe` of process making and mounting lives here, each block argued.
 //! Not here: pods, containers, policy.
 
+#![allow(unsafe_code, reason = "raw kernel calls live here")]
+
 pub mod children;
 pub mod command;
 pub mod dump;
@@ -12,13 +14,14 @@ pub mod fork;
 pub mod ids;
 pub mod keyring;
 pub mod landlock;
+pub mod memfd;
 pub mod mounts;
 pub mod signals;
 pub mod terminal;
 pub mod userns;
 
 /// Standard input, output or error (0, 1, 2), which stay open for the life of a process of ours.
-pub(crate) fn standard(number: i32) -> std::os::fd::BorrowedFd<'static> {
+pub fn standard(number: i32) -> std::os::fd::BorrowedFd<'static> {
     debug_assert!((0..=2).contains(&number));
     // SAFETY: every process of ours is started with these three open, and none closes them.
     unsafe { std::os::fd::BorrowedFd::borrow_raw(number) }
@@ -35,7 +38,7 @@ pub fn give_memory_back() {
 
 /// The user behind the other end of a unix socket. A peer outside this pid namespace has pid 0, which safe wrappers
 /// refuse, so only the uid is taken.
-pub(crate) fn peer_uid(socket: std::os::fd::BorrowedFd<'_>) -> std::io::Result<u32> {
+pub fn peer_uid(socket: std::os::fd::BorrowedFd<'_>) -> std::io::Result<u32> {
     use std::os::fd::AsRawFd as _;
     let mut peer = libc::ucred {
         pid: 0,

@@ -104,7 +104,7 @@ impl std::error::Error for Error {
 }
 
 /// Names the operation and object of a kernel call that failed.
-pub(crate) trait Context<T> {
+pub trait Context<T> {
     /// Wraps the failure; ENOSPC, EDQUOT, ENOMEM and the fd limits become [`Kind::Exhausted`].
     fn during(self, text: impl FnOnce() -> String) -> Result<T>;
 }

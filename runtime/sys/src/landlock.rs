@@ -1,6 +1,6 @@
 //! Landlock: what the calling thread, and whatever it makes from then on, may do with files, TCP ports, signals.
 //!
-//! Called by [`crate::sandbox::landlock`], which knows what a guest needs. Source: linux/landlock.h and landlock(7).
+//! Called by `sandbox::landlock`, which knows what a guest needs. Source: linux/landlock.h and landlock(7).
 //! Invariants: a ruleset only takes rights away, for good; no right is handled that this kernel does not know.
 //! Not here: whose paths and ports.
 

@@ -42,7 +42,7 @@ pub fn id_change_reopens() -> io::Result<bool> {
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
     use super::*;
-    use crate::sys::fork::{self, Forked};
+    use crate::fork::{self, Forked};
     use std::os::fd::AsFd as _;
 
     #[test]
@@ -50,10 +50,10 @@ mod tests {
         let Forked::Parent { pidfd } = fork::fork(0, None).unwrap() else {
             let kept = || {
                 forbid()?;
-                crate::sys::ids::keep_capabilities_over_id_change()?;
-                crate::sys::ids::set_filesystem_ids(70_000, 70_000)?;
+                crate::ids::keep_capabilities_over_id_change()?;
+                crate::ids::set_filesystem_ids(70_000, 70_000)?;
                 let after_files = dumpable_behavior()?;
-                crate::sys::ids::become_user(70_000, 70_000, &[])?;
+                crate::ids::become_user(70_000, 70_000, &[])?;
                 io::Result::Ok((after_files, dumpable_behavior()?))
             };
             let closed = (DumpableBehavior::NotDumpable, DumpableBehavior::NotDumpable);

@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::network::egress::Egress;
+use crate::egress::Egress;
 
 /// What a guest may do with its pod's network.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -100,7 +100,7 @@ mod tests {
     #[test]
     fn an_older_spec_grants_no_network() {
         let old = r#"{"kind":"module","args":[],"env":[],"working_dir":"/","stdin":false}"#;
-        let spec: crate::spec::WasmSpec = serde_json::from_str(old).unwrap();
+        let spec: crate::WasmSpec = serde_json::from_str(old).unwrap();
         assert_eq!((spec.network, spec.toolbox), (WasmNetwork::Off, None));
     }
 }

@@ -10,7 +10,7 @@ use super::Cidr;
 
 /// One way to write an IPv4 address as an IPv6 one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Form {
+pub struct Form {
     /// What such addresses begin with.
     prefix: u128,
     bits: u8,
@@ -30,7 +30,7 @@ const fn form(prefix: u128, bits: u8, places: [u8; 4]) -> Form {
 
 /// All of them. Source: RFC 6052 section 2.2 with RFC 8215 (NAT64), RFC 4291 section 2.5.5, RFC 2765 section 2.1 and
 /// RFC 3056 section 2. In the prefix for local use, octet 8 is not part of the address.
-pub(super) const FORMS: [Form; 9] = [
+pub const FORMS: [Form; 9] = [
     form(0x64_ff9b << 96, 96, LAST),
     form(0x64_ff9b_0001 << 80, 48, [6, 7, 9, 10]),
     form(0x64_ff9b_0001 << 80, 48, [7, 9, 10, 11]),
@@ -44,7 +44,7 @@ pub(super) const FORMS: [Form; 9] = [
 
 impl Form {
     /// The addresses of this form.
-    pub(super) fn network(&self) -> Cidr {
+    pub fn network(&self) -> Cidr {
         Cidr {
             base: Ipv6Addr::from_bits(self.prefix).into(),
             bits: self.bits,
@@ -61,7 +61,7 @@ impl Form {
 
     /// Which bits of an address say that it is of this form and its IPv4 address one of `network`, the first `bits` of
     /// whose base count, and what they are then.
-    pub(super) fn bits_of(&self, network: Ipv4Addr, bits: u8) -> (Ipv6Addr, Ipv6Addr) {
+    pub fn bits_of(&self, network: Ipv4Addr, bits: u8) -> (Ipv6Addr, Ipv6Addr) {
         let inner_mask = u32::MAX.checked_shl(32 - u32::from(bits)).unwrap_or(0);
         let prefix_mask = u128::MAX.checked_shl(128 - u32::from(self.bits));
         let mask = prefix_mask.unwrap_or(0) | self.place(inner_mask.to_be_bytes());
@@ -78,7 +78,7 @@ impl Form {
     }
 
     /// Where the IPv4 address lies: first octet and length of each run of it. One of 4, or 2 and 2, or 1, 2 and 1.
-    pub(super) fn runs(&self) -> Vec<(u8, u8)> {
+    pub fn runs(&self) -> Vec<(u8, u8)> {
         let longest = if self.places[0] + 3 == self.places[3] {
             4
         } else {
