@@ -10,13 +10,11 @@
 //! | [`sandbox`] | builds a jail: namespaces, root, identity, privileges, seccomp |
 //! | [`wasm`] | compiles, caches and runs WebAssembly |
 //! | [`helper`], [`unpacker`] | jailed processes for foreign bytes: how many, and the one for layers |
-//! | [`cgroup`], [`network`] | limits and pod networks |
 //! | [`process`] | a process that cannot be taken for another |
 //!
 //! Unsafe code is denied but for the modules that say `allow` below; they are the map of it.
 //! Not here: CRI, images, the daemon's records.
 
-pub mod cgroup;
 pub mod control;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
@@ -25,7 +23,6 @@ pub mod helper;
 #[allow(unsafe_code, reason = "log threads, guest descriptors by number")]
 pub mod keeper;
 mod native;
-pub mod network;
 pub mod process;
 pub mod sandbox;
 pub mod spawner;

@@ -24,10 +24,10 @@ use crate::control::{Frame, Reader, Writer};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::failpoint;
 use crate::id::PodId;
-use crate::network::Namespaces;
 use crate::process::Process;
 use crate::spec::IdRange;
 use crate::sys::mounts::{self, Forbid};
+use coracle_network::Namespaces;
 
 /// How long a spawner may take to warm its engine.
 const WARM_UP: Duration = Duration::from_secs(20);

@@ -42,6 +42,7 @@ fn chosen() -> Target {
         let images = coracle_images::fuzz::TARGETS.iter();
         let runtime = coracle_runtime::fuzz::TARGETS
             .iter()
+            .chain(coracle_network::fuzz::TARGETS)
             .chain(coracle_spec::fuzz::TARGETS);
         own.chain(images).chain(runtime)
     };

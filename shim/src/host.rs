@@ -35,11 +35,11 @@ mod words;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use coracle_cgroup::Cgroups;
+use coracle_cgroup::systemd::{Driver, Scopes};
 use coracle_images::Images;
-use coracle_runtime::cgroup::Cgroups;
-use coracle_runtime::cgroup::systemd::{Driver, Scopes};
+use coracle_network::Network;
 use coracle_runtime::id::{ContainerId, PodId};
-use coracle_runtime::network::Network;
 use coracle_runtime::sandbox::Filters;
 use coracle_runtime::sandbox::profile::ProfileCache;
 use coracle_runtime::spawner::Spawner;

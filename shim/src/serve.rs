@@ -8,11 +8,11 @@
 use std::error::Error;
 use std::sync::Arc;
 
+use coracle_cgroup::systemd::{Driver, Scopes};
+use coracle_cgroup::{Cgroups, Version};
 use coracle_images::{Images, ImagesConfig};
-use coracle_runtime::cgroup::systemd::{Driver, Scopes};
-use coracle_runtime::cgroup::{Cgroups, Version};
+use coracle_network::{Builtin, BuiltinConfig, Cni, CniConfig, Network, Provider};
 use coracle_runtime::helper::Permits;
-use coracle_runtime::network::{Builtin, BuiltinConfig, Cni, CniConfig, Network, Provider};
 use coracle_runtime::sandbox::Filters;
 use coracle_runtime::sandbox::profile::ProfileCache;
 use coracle_runtime::spawner::Spawner;

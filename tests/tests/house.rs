@@ -47,6 +47,16 @@ fn crates_depend_on_each_other_only_as_designed() {
         ("coracle-spec", BTreeSet::new()),
         (
             "coracle-runtime",
+            BTreeSet::from([
+                "coracle-cgroup",
+                "coracle-network",
+                "coracle-spec",
+                "coracle-sys",
+            ]),
+        ),
+        ("coracle-cgroup", BTreeSet::from(["coracle-spec"])),
+        (
+            "coracle-network",
             BTreeSet::from(["coracle-spec", "coracle-sys"]),
         ),
         (
@@ -55,6 +65,8 @@ fn crates_depend_on_each_other_only_as_designed() {
                 "coracle-proto",
                 "coracle-images",
                 "coracle-runtime",
+                "coracle-cgroup",
+                "coracle-network",
                 "coracle-spec",
                 "coracle-tree",
                 "coracle-unpack",

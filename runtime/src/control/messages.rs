@@ -7,9 +7,9 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::cgroup::KillList;
 use crate::id::{ContainerId, PodId};
 use crate::spec::{Exit, IdRange, PidSpace};
+use coracle_cgroup::KillList;
 
 /// Daemon to spawner.
 #[derive(Debug, Serialize, Deserialize)]

@@ -14,10 +14,10 @@ use rustix::process::{WaitId, WaitIdOptions, waitid};
 use super::process::FIRST_EXEC;
 use super::reports::{self, Reports, Said, kill};
 use super::table::now_ns;
-use crate::cgroup::KillList;
 use crate::control::messages::{Answer, FromKeeper};
 use crate::id::ContainerId;
 use crate::spec::{Cause, Exit};
+use coracle_cgroup::KillList;
 
 /// Exit code of a process that somebody else has waited for.
 const UNKNOWN: i32 = 255;

@@ -3,7 +3,7 @@
 //! Place in the flow: `check::examine` asks [`findings`]. Invariant: files are read, no plugin is executed.
 //! Not here: whether the node forwards.
 
-use coracle_runtime::network::cni::{self, Error, Sight};
+use coracle_network::cni::{self, Error, Sight};
 
 use super::Finding;
 use crate::config::{Config, NetworkMode};

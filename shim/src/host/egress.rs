@@ -7,7 +7,7 @@
 use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
 
-use coracle_runtime::network::egress;
+use coracle_network::egress;
 use coracle_runtime::spec::WasmNetwork;
 use coracle_spec::egress::Egress;
 

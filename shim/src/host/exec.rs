@@ -17,8 +17,8 @@ pub use sync::ExecOutput;
 
 use std::os::fd::OwnedFd;
 
+use coracle_cgroup::ExecLeaf;
 use coracle_images::Kind as ImageKind;
-use coracle_runtime::cgroup::ExecLeaf;
 use coracle_runtime::keeper::{ExecOrder, ExecStreams, StartPayload};
 use coracle_runtime::spec::{ContainerSpec, Tool, Toolbox, Workload};
 

@@ -8,8 +8,8 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use coracle_network as network;
 use coracle_runtime::id::PodId;
-use coracle_runtime::network;
 use tokio::net::{TcpSocket, TcpStream};
 
 use super::{Host, blocking, io_error};

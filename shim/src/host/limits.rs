@@ -3,7 +3,7 @@
 //! Called by: the host when it makes a container's cgroup. Pure.
 //! Invariant: 0 and empty mean "not set", as in CRI. Not here: writing limits.
 
-use coracle_runtime::cgroup::Limits;
+use coracle_cgroup::Limits;
 
 use crate::lifecycle::Resources;
 

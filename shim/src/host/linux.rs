@@ -14,8 +14,8 @@ mod volumes;
 
 use std::path::Path;
 
+use coracle_cgroup::Limits;
 use coracle_images::Image;
-use coracle_runtime::cgroup::Limits;
 use coracle_runtime::id::ContainerId;
 use coracle_runtime::spec::{Identity, LinuxJail, Mount, PidSpace, ResourceLimit};
 

@@ -14,10 +14,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use coracle_runtime::cgroup::systemd;
+use coracle_cgroup::systemd;
+use coracle_network::{self as network, Attachment, IdMaps, NamespaceWish, Namespaces, cni};
 use coracle_runtime::id::PodId;
 use coracle_runtime::keeper::{self, Greeting, Keeper, KeeperEvent};
-use coracle_runtime::network::{self, Attachment, IdMaps, NamespaceWish, Namespaces, cni};
 use coracle_runtime::process::Process;
 use coracle_runtime::spawner::KeeperBirth;
 use tokio::sync::mpsc::UnboundedReceiver;

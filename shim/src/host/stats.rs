@@ -14,7 +14,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use coracle_runtime::cgroup::{Cgroup, Stats, SwapStats};
+use coracle_cgroup::{Cgroup, Stats, SwapStats};
 use coracle_runtime::id::PodId;
 
 pub use layer::LayerUsage;

@@ -12,8 +12,8 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
 
+use coracle_network::{self as network, Attachment};
 use coracle_runtime::id::PodId;
-use coracle_runtime::network::{self, Attachment};
 
 use super::{Host, pass, remove_tree, runtime_error};
 use crate::lifecycle::{Error, Kind};

@@ -8,8 +8,8 @@
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
+use coracle_network::{self as network, Attachment};
 use coracle_runtime::id::{ContainerId, PodId};
-use coracle_runtime::network::{self, Attachment};
 
 use super::sweep::cgroups_of_processes;
 use super::{Host, blocking, io_error, remove_tree};

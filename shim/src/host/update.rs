@@ -5,7 +5,7 @@
 //! sees to; the number of processes, the devices and the OOM killer's manner are not changed.
 //! Not here: which limits were asked for, records.
 
-use coracle_runtime::cgroup::{self, Limits};
+use coracle_cgroup::{self as cgroup, Limits};
 
 use super::{Host, limits};
 use crate::lifecycle::{Error, Kind, Payload, Plan, Resources};

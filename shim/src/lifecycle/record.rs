@@ -7,7 +7,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use coracle_runtime::cgroup::Limits;
+use coracle_cgroup::Limits;
 use coracle_runtime::id::{ContainerId, PodId};
 use coracle_runtime::spec::{IdRange, Identity, LinuxJail, Mount, Spawn, WasmKind, WasmNetwork};
 use serde::{Deserialize, Serialize};

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
-use coracle_runtime::network::{Bandwidth, HostPort};
+use coracle_network::{Bandwidth, HostPort};
 use coracle_spec::egress::{Egress, List};
 use serde::{Deserialize, Serialize};
 

@@ -9,13 +9,13 @@ use std::path::PathBuf;
 use tokio::sync::oneshot;
 
 use super::{Keeper, START, STREAMING_PROTOCOL, StartPayload, lock, started};
-use crate::cgroup::KillList;
 use crate::control::messages::Ask;
 use crate::error::{Error, Kind, Result};
 use crate::id::ContainerId;
 use crate::process::Process;
 use crate::sandbox::Filters;
 use crate::spec::{ContainerSpec, Exit};
+use coracle_cgroup::KillList;
 use std::sync::atomic::Ordering;
 
 /// What a process is forked into a container with.

@@ -7,7 +7,7 @@
 
 use std::net::IpAddr;
 
-use coracle_runtime::network::Bandwidth;
+use coracle_network::Bandwidth;
 
 use super::BadRequest;
 use super::annotations::{Narrows, Opens, Reader, field};

@@ -6,8 +6,8 @@
 
 use std::net::IpAddr;
 
+use coracle_network::{Bandwidth, HostPort, Protocol};
 use coracle_proto::runtime::v1 as cri;
-use coracle_runtime::network::{Bandwidth, HostPort, Protocol};
 
 use super::annotations::Reader;
 use super::{BadRequest, check, egress, namespaces, network, security, sysctl};

@@ -6,8 +6,8 @@
 
 use std::path::Path;
 
+use coracle_cgroup::{Pressure, Stall};
 use coracle_proto::runtime::v1 as cri;
-use coracle_runtime::cgroup::{Pressure, Stall};
 
 use super::render::{container_metadata, pod_metadata};
 use super::{BadRequest, ContainerFilter, PodFilter};

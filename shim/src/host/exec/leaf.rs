@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use coracle_runtime::cgroup::ExecLeaf;
+use coracle_cgroup::ExecLeaf;
 use coracle_runtime::id::ContainerId;
 use coracle_runtime::process::Process;
 

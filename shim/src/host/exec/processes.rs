@@ -5,7 +5,7 @@
 
 use std::fs;
 
-use coracle_runtime::cgroup::Cgroup;
+use coracle_cgroup::Cgroup;
 use coracle_runtime::spec::ProcessRow;
 
 /// Longest command that is shown, bytes.

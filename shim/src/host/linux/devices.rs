@@ -8,7 +8,7 @@
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
-use coracle_runtime::cgroup::{DeviceClass, DeviceRule};
+use coracle_cgroup::{DeviceClass, DeviceRule};
 use coracle_runtime::spec::{Device, DeviceKind};
 
 use crate::host::mounts::clean_target;

@@ -5,8 +5,8 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use coracle_cgroup::DeviceRule;
 use coracle_images::{Digest, ImageId, Kind as ImageKind, LinuxImage, RunConfig};
-use coracle_runtime::cgroup::DeviceRule;
 use coracle_runtime::id::PodId;
 use coracle_runtime::spec::IdRange;
 use serde_json::json;

@@ -10,7 +10,7 @@
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
 
-use coracle_runtime::network::{self, Attachment, NetworkWish, Provider, Resolver, cni};
+use coracle_network::{self as network, Attachment, NetworkWish, Provider, Resolver, cni};
 use coracle_spec::egress::Egress;
 
 use super::{Nest, Raised, end_process};

@@ -11,7 +11,7 @@ use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::thread;
 
-use coracle_runtime::network::open_pin;
+use coracle_network::open_pin;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 /// The most of a pod's list of interfaces that is read, in bytes: some 500 interfaces.
@@ -106,7 +106,7 @@ fn interface(line: &str) -> Option<Interface> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
-    use coracle_runtime::network::{NamespaceWish, create_namespaces, unpin};
+    use coracle_network::{NamespaceWish, create_namespaces, unpin};
 
     use super::*;
 

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
+use coracle_network::Attachment;
 use coracle_runtime::id::ContainerId;
 use coracle_runtime::keeper::{Greeted, Greeting};
-use coracle_runtime::network::Attachment;
 use coracle_runtime::process::Process;
 use coracle_runtime::spec::{Cause, Exit};
 

@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use coracle_runtime::cgroup::Limits;
+use coracle_cgroup::Limits;
 use coracle_runtime::id::ContainerId;
 
 use super::container::{missing, save_container};

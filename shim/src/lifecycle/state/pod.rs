@@ -4,7 +4,7 @@
 //! Invariants: a pod's network is taken down only after its last container has ended; its records go only after its
 //! last container is gone. Not here: containers' phases.
 
-use coracle_runtime::network::Attachment;
+use coracle_network::Attachment;
 use serde::{Deserialize, Serialize};
 
 use super::{ProcessFact, Then};

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::*;
-use crate::network::{NamespaceWish, create_namespaces, open_pin, unpin};
+use crate::{NamespaceWish, create_namespaces, open_pin, unpin};
 
 /// A network with a prefix, a subnet and directories of its own; checks at its end that no
 /// interface, lease or pin is left.
@@ -119,7 +119,7 @@ impl Node {
             .collect();
         assert_eq!(left, [".cursor"]);
         assert_eq!(
-            crate::network::list_pins(&self.dir.join("pins")).unwrap(),
+            crate::list_pins(&self.dir.join("pins")).unwrap(),
             Vec::<PathBuf>::new()
         );
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
@@ -130,7 +130,7 @@ impl Node {
 impl Drop for Node {
     fn drop(&mut self) {
         if thread::panicking() {
-            for pin in crate::network::list_pins(&self.dir.join("pins")).unwrap() {
+            for pin in crate::list_pins(&self.dir.join("pins")).unwrap() {
                 unpin(&pin).unwrap();
             }
         } else {

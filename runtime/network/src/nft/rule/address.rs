@@ -14,12 +14,12 @@ const DESTINATION_V6: u32 = 24;
 
 impl Rule {
     /// Only what is addressed to one of `cidr`.
-    pub(in crate::network) fn destination(self, cidr: Cidr) -> Self {
+    pub(crate) fn destination(self, cidr: Cidr) -> Self {
         self.address_in(cidr, false)
     }
 
     /// Only what claims to come from one of `cidr`.
-    pub(in crate::network) fn source(self, cidr: Cidr) -> Self {
+    pub(crate) fn source(self, cidr: Cidr) -> Self {
         self.address_in(cidr, true)
     }
 
@@ -48,19 +48,19 @@ impl Rule {
     }
 
     /// Only what is addressed to one of `set`.
-    pub(in crate::network) fn destination_in(self, set: Set) -> Self {
+    pub(crate) fn destination_in(self, set: Set) -> Self {
         let is_ipv4 = set.key.first() == Some(&Type::Ipv4);
         self.load_address(is_ipv4, false, 0).look_up(set)
     }
 
     /// Only IPv6 that is addressed to one whose bits of `mask` are those of `value`.
-    pub(in crate::network) fn destination_bits(self, mask: Ipv6Addr, value: Ipv6Addr) -> Self {
+    pub(crate) fn destination_bits(self, mask: Ipv6Addr, value: Ipv6Addr) -> Self {
         let loaded = self.load_address(false, false, 0);
         loaded.masked(&mask.octets()).equals(&value.octets())
     }
 
     /// Only IPv6 that is addressed to one of which `set` has these octets: first and length of each run, a field each.
-    pub(in crate::network) fn destination_runs_in(self, runs: &[(u8, u8)], set: Set) -> Self {
+    pub(crate) fn destination_runs_in(self, runs: &[(u8, u8)], set: Set) -> Self {
         let loaded = runs.iter().zip(0..).fold(self, |rule, (run, at)| {
             let offset = DESTINATION_V6 + u32::from(run.0);
             rule.payload(NFT_PAYLOAD_NETWORK_HEADER, offset, run.1.into(), at)
@@ -69,7 +69,7 @@ impl Rule {
     }
 
     /// Only what goes from and to a pair of addresses that `set` has.
-    pub(in crate::network) fn source_and_destination_in(self, set: Set) -> Self {
+    pub(crate) fn source_and_destination_in(self, set: Set) -> Self {
         let is_ipv4 = set.key.first() == Some(&Type::Ipv4);
         let second = if is_ipv4 { 1 } else { 4 };
         let loaded = self

@@ -39,7 +39,7 @@ pub use stats::{HugepageStats, IoStats, Pressure, Stall, Stats, SwapStats, Throt
 use v1::V1;
 use v2::V2;
 
-use crate::spec::CgroupMount;
+use coracle_spec::CgroupMount;
 
 /// How long [`Cgroup::remove`] tries while the kernel says EBUSY.
 pub const REMOVE_PATIENCE: Duration = Duration::from_secs(1);

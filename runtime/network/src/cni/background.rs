@@ -17,7 +17,7 @@ use tokio::sync::RwLockWriteGuard;
 
 use super::exec::Runner;
 use super::{Cni, INTERFACE, chain, invoke};
-use crate::network::namespace::unpin;
+use crate::namespace::unpin;
 
 /// How many DELs run in the background at a time.
 pub const AT_ONCE: usize = 4;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use super::*;
-use crate::network::HostPort;
+use crate::HostPort;
 
 /// The node's addresses that are not loopback ones.
 pub(super) const NODE: &str = "198.51.100.1";

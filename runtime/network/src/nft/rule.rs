@@ -79,21 +79,21 @@ const ESTABLISHED_OR_RELATED: u32 = 2 | 4;
 
 /// Expressions, as they go into a message.
 #[derive(Clone, Debug, Default)]
-pub(in crate::network) struct Rule(Attributes);
+pub(crate) struct Rule(Attributes);
 
 impl Rule {
     /// Only IPv4.
-    pub(in crate::network) fn ipv4(self) -> Self {
+    pub(crate) fn ipv4(self) -> Self {
         self.meta(NFT_META_NFPROTO).equals(&[NFPROTO_IPV4])
     }
 
     /// Only IPv6.
-    pub(in crate::network) fn ipv6(self) -> Self {
+    pub(crate) fn ipv6(self) -> Self {
         self.meta(NFT_META_NFPROTO).equals(&[NFPROTO_IPV6])
     }
 
     /// Only the family of `address`.
-    pub(in crate::network) fn family_of(self, address: IpAddr) -> Self {
+    pub(crate) fn family_of(self, address: IpAddr) -> Self {
         match address {
             IpAddr::V4(_) => self.ipv4(),
             IpAddr::V6(_) => self.ipv6(),
@@ -101,12 +101,12 @@ impl Rule {
     }
 
     /// Only this transport protocol, by its number.
-    pub(in crate::network) fn protocol(self, number: u8) -> Self {
+    pub(crate) fn protocol(self, number: u8) -> Self {
         self.meta(NFT_META_L4PROTO).equals(&[number])
     }
 
     /// Only what comes from interfaces whose names begin with `prefix`, or goes to such, by the hook.
-    pub(in crate::network) fn interfaces(self, hook: Hook, prefix: &str) -> Self {
+    pub(crate) fn interfaces(self, hook: Hook, prefix: &str) -> Self {
         let key = match hook {
             Hook::Prerouting => NFT_META_IIFNAME,
             Hook::Output | Hook::Postrouting => NFT_META_OIFNAME,
@@ -115,12 +115,12 @@ impl Rule {
     }
 
     /// Only what goes to the interface of this number.
-    pub(in crate::network) fn out_interface(self, index: u32) -> Self {
+    pub(crate) fn out_interface(self, index: u32) -> Self {
         self.meta(NFT_META_OIF).equals(&index.to_ne_bytes())
     }
 
     /// Only what belongs to a connection that both sides know, or is an error about one.
-    pub(in crate::network) fn established(self) -> Self {
+    pub(crate) fn established(self) -> Self {
         let loaded = self.expression(
             "ct",
             Attributes::default()
@@ -134,7 +134,7 @@ impl Rule {
     }
 
     /// Only what is addressed to the node itself.
-    pub(in crate::network) fn destination_is_local(self) -> Self {
+    pub(crate) fn destination_is_local(self) -> Self {
         let loaded = self.expression(
             "fib",
             Attributes::default()
@@ -146,7 +146,7 @@ impl Rule {
     }
 
     /// Only what is addressed to ports `first` to `last`.
-    pub(in crate::network) fn ports(self, first: u16, last: u16) -> Self {
+    pub(crate) fn ports(self, first: u16, last: u16) -> Self {
         let loaded = self.load_port(0);
         match first == last {
             true => loaded.equals(&first.to_be_bytes()),
@@ -157,7 +157,7 @@ impl Rule {
     }
 
     /// Only ICMPv6 messages of types `first` to `last`.
-    pub(in crate::network) fn icmpv6_types(self, first: u8, last: u8) -> Self {
+    pub(crate) fn icmpv6_types(self, first: u8, last: u8) -> Self {
         self.protocol(libc::IPPROTO_ICMPV6 as u8)
             .payload(NFT_PAYLOAD_TRANSPORT_HEADER, 0, 1, 0)
             .compare(NFT_CMP_GTE, &[first])
@@ -165,7 +165,7 @@ impl Rule {
     }
 
     /// Sends it to where `map` says for its destination (if the key begins with an address), protocol and port.
-    pub(in crate::network) fn dnat_by(self, map: Set) -> Self {
+    pub(crate) fn dnat_by(self, map: Set) -> Self {
         let is_ipv4 = map.value.first() == Some(&Type::Ipv4);
         let words = if is_ipv4 { 1 } else { 4 };
         let has_address = map.key.len() == 3;
@@ -185,7 +185,7 @@ impl Rule {
     }
 
     /// Makes it come from `address`.
-    pub(in crate::network) fn snat_to(self, address: IpAddr) -> Self {
+    pub(crate) fn snat_to(self, address: IpAddr) -> Self {
         let bytes = match address {
             IpAddr::V4(address) => address.octets().to_vec(),
             IpAddr::V6(address) => address.octets().to_vec(),
@@ -207,28 +207,28 @@ impl Rule {
     }
 
     /// Goes through `chain`, and on behind this rule if that decides nothing.
-    pub(in crate::network) fn jump(self, chain: &str) -> Self {
+    pub(crate) fn jump(self, chain: &str) -> Self {
         self.verdict(NFT_JUMP, Some(chain))
     }
 
     /// Lets it go on.
-    pub(in crate::network) fn accept(self) -> Self {
+    pub(crate) fn accept(self) -> Self {
         self.verdict(NF_ACCEPT, None)
     }
 
     /// Throws it away.
-    pub(in crate::network) fn drop(self) -> Self {
+    pub(crate) fn drop(self) -> Self {
         self.verdict(NF_DROP, None)
     }
 
     /// Throws it away and resets its connection. Only for TCP: [`Rule::protocol`] has said so.
-    pub(in crate::network) fn reset(self) -> Self {
+    pub(crate) fn reset(self) -> Self {
         let kind = Attributes::default().number(NFTA_REJECT_TYPE, NFT_REJECT_TCP_RST);
         self.expression("reject", kind)
     }
 
     /// Throws it away and tells the sender that it is forbidden.
-    pub(in crate::network) fn reject(self) -> Self {
+    pub(crate) fn reject(self) -> Self {
         self.expression(
             "reject",
             Attributes::default()

@@ -10,11 +10,11 @@ const TYPE_MASK: u16 = (1 << 14) - 1;
 
 /// Attributes, as they go into a message.
 #[derive(Clone, Debug, Default)]
-pub(in crate::network) struct Attributes(Vec<u8>);
+pub(crate) struct Attributes(Vec<u8>);
 
 impl Attributes {
     /// Adds a value as it is. It is shorter than 64 KiB: the longest are some hundred elements of a set.
-    pub(in crate::network) fn value(mut self, kind: u16, value: &[u8]) -> Self {
+    pub(crate) fn value(mut self, kind: u16, value: &[u8]) -> Self {
         let length = HEADER_BYTES + value.len();
         debug_assert!(length <= usize::from(u16::MAX));
         self.0.extend((length as u16).to_ne_bytes());
@@ -25,24 +25,24 @@ impl Attributes {
     }
 
     /// Adds a string with its zero.
-    pub(in crate::network) fn text(self, kind: u16, text: &str) -> Self {
+    pub(crate) fn text(self, kind: u16, text: &str) -> Self {
         let mut value = text.as_bytes().to_vec();
         value.push(0);
         self.value(kind, &value)
     }
 
     /// Adds a number.
-    pub(in crate::network) fn number(self, kind: u16, number: u32) -> Self {
+    pub(crate) fn number(self, kind: u16, number: u32) -> Self {
         self.value(kind, &number.to_be_bytes())
     }
 
     /// Adds attributes as one.
-    pub(in crate::network) fn nest(self, kind: u16, inner: &Self) -> Self {
+    pub(crate) fn nest(self, kind: u16, inner: &Self) -> Self {
         self.value(kind | NLA_F_NESTED, &inner.0)
     }
 
     /// The bytes.
-    pub(in crate::network) fn bytes(&self) -> &[u8] {
+    pub(crate) fn bytes(&self) -> &[u8] {
         &self.0
     }
 }

@@ -25,14 +25,14 @@ const NFTA_TABLE: u16 = 1;
 const FAMILY_HEADER_BYTES: usize = 4;
 
 /// A socket that hears of changes to one table of the family `inet`. Readable when there were any to whatever table.
-pub(in crate::network) struct Events {
+pub(crate) struct Events {
     nft: Nft,
     table: String,
 }
 
 impl Events {
     /// Listens in the calling thread's network namespace. Errors: the kernel has no nf_tables.
-    pub(in crate::network) fn open(table: &str) -> Result<Self, Error> {
+    pub(crate) fn open(table: &str) -> Result<Self, Error> {
         let mut nft = Nft::open()?;
         // The kernel skips sockets without an address.
         nft.socket
@@ -46,7 +46,7 @@ impl Events {
     }
 
     /// Takes what has come and says whether any of it concerns the table. Does not wait.
-    pub(in crate::network) fn drain(&self) -> Result<bool, Error> {
+    pub(crate) fn drain(&self) -> Result<bool, Error> {
         let mut is_ours = false;
         let mut buffer = vec![0; RECEIVE_BYTES];
         loop {
@@ -80,7 +80,7 @@ impl AsFd for Events {
 
 impl Nft {
     /// How many rules `table` of the family `inet` has in all its chains; 0 if there is no such table.
-    pub(in crate::network) fn rules(&self, table: &str) -> Result<usize, Error> {
+    pub(crate) fn rules(&self, table: &str) -> Result<usize, Error> {
         let head = Head {
             kind: NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETRULE,
             flags: NLM_F_DUMP,

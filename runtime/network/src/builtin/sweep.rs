@@ -1,6 +1,6 @@
 //! What a daemon that died half-way has left of the built-in network, and of pods of which little is known.
 //!
-//! Called by: [`crate::network::Network`], at the daemon's start and when a pod is given up or understood again.
+//! Called by: [`crate::Network`], at the daemon's start and when a pod is given up or understood again.
 //! Invariants: only what a lease of this daemon's own directory names is removed, for an address is leased before
 //! anything is made for it; what pods hold whose attachment nobody knows stays.
 //! Not here: which pods live.
@@ -16,7 +16,7 @@ use super::{Builtin, ignore_gone};
 const ORPHAN_GROUP: u32 = 0x000c_04ac;
 
 impl Builtin {
-    /// See [`crate::network::Network::sweep`].
+    /// See [`crate::Network::sweep`].
     pub fn sweep(&self, live: &[Attachment], kept: &HashSet<String>) -> Result<Vec<String>, Error> {
         self.ports.restore(live, kept.is_empty())?;
         let (mut removed, orphaned) = self.sweep_leases(live, kept)?;
@@ -57,7 +57,7 @@ impl Builtin {
         Ok(removed)
     }
 
-    /// See [`crate::network::Network::detach_unknown`].
+    /// See [`crate::Network::detach_unknown`].
     pub fn detach_unknown(&self, pod: &str) -> Result<(), Error> {
         let index = self.lock_leases().index_of(pod);
         let endpoint = index.map(|index| self.endpoint(index));
@@ -70,7 +70,7 @@ impl Builtin {
         })
     }
 
-    /// See [`crate::network::Network::restore`].
+    /// See [`crate::Network::restore`].
     pub fn restore(&self, attachment: &Attachment) -> Result<(), Error> {
         if let Some(index) = self.config.subnet_v4.index_among(&attachment.addresses) {
             self.lock_leases().restore(&attachment.pod, index)?;

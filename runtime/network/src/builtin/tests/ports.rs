@@ -4,7 +4,7 @@ use super::node::{
     NODE, NODE_OTHER, NODE_V6, Server, World, run, set, tcp, udp, udp_from, udp_socket,
 };
 use super::*;
-use crate::network::{HostPort, Protocol};
+use crate::{HostPort, Protocol};
 
 /// The address of the node that a pod sees when the node's own would lead nowhere.
 const GATEWAY: &str = "169.254.1.1";

@@ -4,8 +4,8 @@ use super::node::{NODE, NODE_OTHER, NODE_V6, Server, World, run, tcp, udp};
 use super::*;
 use coracle_spec::egress::{Egress, List};
 
-use crate::network::egress::{denied_of_this_node, install};
-use crate::network::{HostPort, Protocol};
+use crate::egress::{denied_of_this_node, install};
+use crate::{HostPort, Protocol};
 
 const METADATA: &str = "169.254.169.254";
 

@@ -20,8 +20,8 @@ use rustix::thread::{UnshareFlags, move_into_link_name_space, unshare_unsafe};
 use super::error::Error;
 use super::netlink::Netlink;
 use super::plumbing;
-use crate::sys::empty;
-use crate::sys::userns::{self, Holder};
+use coracle_sys::empty;
+use coracle_sys::userns::{self, Holder};
 
 /// `f_type` of nsfs. Source: linux/magic.h, `NSFS_MAGIC`.
 const NSFS_MAGIC: u64 = 0x6e73_6673;

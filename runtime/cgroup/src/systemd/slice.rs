@@ -2,7 +2,7 @@
 //! Called by `systemd`. Pure. Source: systemd.slice(5), systemd.unit(5).
 
 use super::error::Error;
-use crate::id::PodId;
+use coracle_spec::id::PodId;
 
 /// Longest name of a unit, its suffix included. Bytes; systemd's UNIT_NAME_MAX less the final zero.
 const MAX_NAME_BYTES: usize = 255;

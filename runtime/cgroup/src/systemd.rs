@@ -33,7 +33,7 @@ use self::bus::{Answer, Bus, SOCKET};
 use self::gate::Gate;
 use self::message::{Body, Value};
 use super::{Cgroups, Limits, Version, files};
-use crate::id::PodId;
+use coracle_spec::id::PodId;
 
 /// How long systemd may take to start or stop a scope.
 pub const PATIENCE: Duration = Duration::from_secs(10);

@@ -30,22 +30,19 @@ const NLA_F_NESTED: u16 = 1 << 15;
 
 /// One entry of the connection table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::network) struct Flow {
+pub(crate) struct Flow {
     /// Transport protocol, by its number.
-    pub(in crate::network) protocol: u8,
+    pub(crate) protocol: u8,
     /// Where its first packet was sent.
-    pub(in crate::network) target: IpAddr,
+    pub(crate) target: IpAddr,
     /// To which port of it; 0 for protocols without ports.
-    pub(in crate::network) port: u16,
+    pub(crate) port: u16,
     /// Who answers: whom the first packet was given to.
-    pub(in crate::network) answers: IpAddr,
+    pub(crate) answers: IpAddr,
 }
 
 /// Forgets every connection of which `is_stale` says yes, and returns how many. One that ends meanwhile is fine.
-pub(in crate::network) fn forget_flows(
-    nft: &Nft,
-    is_stale: impl Fn(&Flow) -> bool,
-) -> Result<usize, Error> {
+pub(crate) fn forget_flows(nft: &Nft, is_stale: impl Fn(&Flow) -> bool) -> Result<usize, Error> {
     let mut stale = Vec::new();
     let mut message = Vec::new();
     // Of both families at once: the kernel walks its whole table, which takes it some milliseconds.

@@ -51,7 +51,7 @@ const ELEMENTS_A_MESSAGE: usize = 500;
 
 /// What a base chain is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::network) enum Kind {
+pub(crate) enum Kind {
     /// Verdicts on every packet.
     Filter,
     /// Translation, decided at a connection's first packet.
@@ -60,7 +60,7 @@ pub(in crate::network) enum Kind {
 
 /// Where packets come by. Source: linux/netfilter.h, `enum nf_inet_hooks`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::network) enum Hook {
+pub(crate) enum Hook {
     /// Everything that arrives.
     Prerouting = 0,
     /// What is made here.
@@ -71,21 +71,21 @@ pub(in crate::network) enum Hook {
 
 /// What ties a chain to the kernel; a chain without it is only jumped to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::network) struct Base {
+pub(crate) struct Base {
     /// What for.
-    pub(in crate::network) kind: Kind,
+    pub(crate) kind: Kind,
     /// Where.
-    pub(in crate::network) hook: Hook,
+    pub(crate) hook: Hook,
     /// Lower comes first.
-    pub(in crate::network) priority: i32,
+    pub(crate) priority: i32,
     /// Whether what no rule decides goes on.
-    pub(in crate::network) accepts: bool,
+    pub(crate) accepts: bool,
 }
 
 /// One field of a set's keys or values. Only its size matters to the kernel; the number is nft's, for `nft list`.
 /// Source: nftables, include/datatype.h.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::network) enum Type {
+pub(crate) enum Type {
     /// An IPv4 address.
     Ipv4 = 7,
     /// An IPv6 address.
@@ -108,26 +108,26 @@ impl Type {
 
 /// A set, or with values a map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::network) struct Set {
+pub(crate) struct Set {
     /// Its name.
-    pub(in crate::network) name: &'static str,
+    pub(crate) name: &'static str,
     /// The fields of a key.
-    pub(in crate::network) key: &'static [Type],
+    pub(crate) key: &'static [Type],
     /// The fields of a value; none for a set.
-    pub(in crate::network) value: &'static [Type],
+    pub(crate) value: &'static [Type],
 }
 
 /// A key, and a value if it is a map's. Both as [`concat`] gives them.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(in crate::network) struct Element {
+pub(crate) struct Element {
     /// The key.
-    pub(in crate::network) key: Vec<u8>,
+    pub(crate) key: Vec<u8>,
     /// The value; empty in a set.
-    pub(in crate::network) value: Vec<u8>,
+    pub(crate) value: Vec<u8>,
 }
 
 /// Fields one behind another, each padded to a whole word, as registers hold them.
-pub(in crate::network) fn concat(fields: &[&[u8]]) -> Vec<u8> {
+pub(crate) fn concat(fields: &[&[u8]]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(fields.len() * 16);
     for field in fields {
         bytes.extend(*field);
@@ -142,7 +142,7 @@ struct Step(u16, u16, &'static str);
 
 /// Messages about one table of the family `inet`, with the words for the error of each.
 #[derive(Clone, Debug)]
-pub(in crate::network) struct Batch {
+pub(crate) struct Batch {
     table: String,
     messages: Vec<(u16, u16, Attributes)>,
     names: Vec<(&'static str, String)>,
@@ -151,7 +151,7 @@ pub(in crate::network) struct Batch {
 
 impl Batch {
     /// An empty one about `table`.
-    pub(in crate::network) fn new(table: &str) -> Self {
+    pub(crate) fn new(table: &str) -> Self {
         Self {
             table: table.to_owned(),
             messages: Vec::new(),
@@ -161,27 +161,27 @@ impl Batch {
     }
 
     /// Adds the table, unless it is there.
-    pub(in crate::network) fn add_table(&mut self) {
+    pub(crate) fn add_table(&mut self) {
         let name = Attributes::default().text(NFTA_TABLE_NAME, &self.table);
         let step = Step(NFT_MSG_NEWTABLE, NLM_F_CREATE, "add table");
         self.push(step, "", name);
     }
 
     /// Makes the table empty, whether or not it was there.
-    pub(in crate::network) fn renew_table(&mut self) {
+    pub(crate) fn renew_table(&mut self) {
         self.add_table();
         self.delete_table();
         self.add_table();
     }
 
     /// Deletes the table and all in it. Refuses the batch if there is none.
-    pub(in crate::network) fn delete_table(&mut self) {
+    pub(crate) fn delete_table(&mut self) {
         let name = Attributes::default().text(NFTA_TABLE_NAME, &self.table);
         self.push(Step(NFT_MSG_DELTABLE, 0, "delete table"), "", name);
     }
 
     /// Adds a chain.
-    pub(in crate::network) fn add_chain(&mut self, name: &str, base: Option<Base>) {
+    pub(crate) fn add_chain(&mut self, name: &str, base: Option<Base>) {
         let mut chain = Attributes::default()
             .text(NFTA_CHAIN_TABLE, &self.table)
             .text(NFTA_CHAIN_NAME, name);
@@ -203,7 +203,7 @@ impl Batch {
     }
 
     /// Adds a rule behind those that `chain` has.
-    pub(in crate::network) fn add_rule(&mut self, chain: &str, rule: &Rule) {
+    pub(crate) fn add_rule(&mut self, chain: &str, rule: &Rule) {
         let rule = Attributes::default()
             .text(NFTA_RULE_TABLE, &self.table)
             .text(NFTA_RULE_CHAIN, chain)
@@ -214,13 +214,13 @@ impl Batch {
     }
 
     /// How many rules are added.
-    pub(in crate::network) fn rules(&self) -> usize {
+    pub(crate) fn rules(&self) -> usize {
         let is_rule = |(kind, _, _): &&(u16, u16, Attributes)| *kind == NFT_MSG_NEWRULE;
         self.messages.iter().filter(is_rule).count()
     }
 
     /// Adds a set or a map.
-    pub(in crate::network) fn add_set(&mut self, set: Set) {
+    pub(crate) fn add_set(&mut self, set: Set) {
         // Type numbers of a concatenation: six bits each. Source: nftables, TYPE_BITS.
         let number = |types: &[Type]| types.iter().fold(0, |sum, kind| sum << 6 | *kind as u32);
         let bytes = |types: &[Type]| types.iter().map(|kind| kind.bytes()).sum();
@@ -245,13 +245,13 @@ impl Batch {
     }
 
     /// Adds elements to a set. One that is there with the same value is fine.
-    pub(in crate::network) fn add_elements(&mut self, set: Set, elements: &[Element]) {
+    pub(crate) fn add_elements(&mut self, set: Set, elements: &[Element]) {
         let step = Step(NFT_MSG_NEWSETELEM, NLM_F_CREATE, "add elements to set");
         self.elements(step, set, elements);
     }
 
     /// Deletes elements from a set. One that is absent refuses the batch.
-    pub(in crate::network) fn delete_elements(&mut self, set: Set, elements: &[Element]) {
+    pub(crate) fn delete_elements(&mut self, set: Set, elements: &[Element]) {
         let step = Step(NFT_MSG_DELSETELEM, 0, "delete elements of set");
         self.elements(step, set, elements);
     }

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::process::Command;
 
 use super::*;
-use crate::network::{NamespaceWish, create_namespaces};
+use crate::{NamespaceWish, create_namespaces};
 use coracle_spec::egress::Cidr;
 
 fn netns() -> OwnedFd {

@@ -18,6 +18,9 @@ mod builtin;
 pub mod cni;
 pub mod egress;
 mod error;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzz;
 mod lease;
 #[allow(
     unsafe_code,
