@@ -1,36 +1,41 @@
-//! The little HTTP/1.1 that pushing an image to a registry on this machine takes: one request a connection.
+//! The HTTP/1.1 that pushing an image to a registry on this machine takes: hyper, one request a connection.
 //!
 //! Called by: `registry`. Invariant: a reply is read whole or not at all, and never waited for longer than [`PATIENCE`].
 //! Not here: TLS, redirects, credentials; the daemon's own registry client has those.
 
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Bytes;
+use hyper::client::conn::http1;
+use hyper::header::{CONTENT_TYPE, HOST, HeaderMap};
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
 use super::error::Error;
 
 /// How long one request may take.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Largest reply that is read. Bytes; a registry answers a push with headers.
-const MAX_REPLY_BYTES: u64 = 1 << 20;
+/// Largest body that is read. Bytes; a registry answers a push with headers.
+const MAX_BODY_BYTES: usize = 1 << 20;
 
-/// A reply: status line and headers as text, body as text for people.
+type Cause = Box<dyn std::error::Error + Send + Sync>;
+
+/// A reply, its body as text for people.
 #[derive(Debug)]
 pub struct Reply {
     /// The HTTP status code.
     pub status: u16,
-    head: String,
+    headers: HeaderMap,
     /// The body, as far as it is text.
     pub body: String,
 }
 
 impl Reply {
-    /// The value of a header; its name is compared without case.
+    /// The value of a header, if it is text; its name is compared without case.
     pub fn header(&self, name: &str) -> Option<&str> {
-        let fields = self.head.lines().filter_map(|line| line.split_once(':'));
-        let mut named = fields.filter(|(key, _)| key.eq_ignore_ascii_case(name));
-        named.next().map(|(_, value)| value.trim())
+        self.headers.get(name)?.to_str().ok()
     }
 }
 
@@ -44,67 +49,89 @@ pub async fn request(
     content: Option<(&str, &[u8])>,
 ) -> Result<Reply, Error> {
     let what = || format!("{method} http://{host}{path}");
-    let exchanged = tokio::time::timeout(PATIENCE, exchange(host, method, path, content)).await;
-    let raw = match exchanged {
-        Ok(raw) => raw.map_err(|error| Error::because(what(), error))?,
-        Err(_) => {
-            return Err(Error::new(format!(
-                "{}: no answer within {PATIENCE:?}",
-                what()
-            )));
-        }
-    };
-    parse(&raw).ok_or_else(|| Error::new(format!("{}: the answer is not HTTP", what())))
-}
-
-async fn exchange(
-    host: &str,
-    method: &str,
-    path: &str,
-    content: Option<(&str, &[u8])>,
-) -> std::io::Result<Vec<u8>> {
-    let mut stream = TcpStream::connect(host).await?;
     let (kind, body) = content.unwrap_or(("application/octet-stream", b""));
-    let length = body.len();
-    let head = format!(
-        "{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Type: {kind}\r\n\
-         Content-Length: {length}\r\n\r\n"
-    );
-    stream.write_all(&[head.as_bytes(), body].concat()).await?;
-    let mut raw = Vec::new();
-    stream.take(MAX_REPLY_BYTES).read_to_end(&mut raw).await?;
-    Ok(raw)
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header(HOST, host)
+        .header(CONTENT_TYPE, kind)
+        .body(Full::new(Bytes::copy_from_slice(body)))
+        .map_err(|error| Error::because(what(), error))?;
+    match tokio::time::timeout(PATIENCE, exchange(host, request)).await {
+        Ok(reply) => reply.map_err(|cause| Error::because(what(), cause)),
+        Err(_) => Err(Error::new(format!(
+            "{}: no answer within {PATIENCE:?}",
+            what()
+        ))),
+    }
 }
 
-fn parse(raw: &[u8]) -> Option<Reply> {
-    let end = raw.windows(4).position(|window| window == b"\r\n\r\n")?;
-    let head = std::str::from_utf8(&raw[..end]).ok()?.to_owned();
-    let status = head
-        .strip_prefix("HTTP/1.")?
-        .split(' ')
-        .nth(1)?
-        .parse()
-        .ok()?;
-    let body = String::from_utf8_lossy(&raw[end + 4..]).into_owned();
-    Some(Reply { status, head, body })
+async fn exchange(host: &str, request: Request<Full<Bytes>>) -> Result<Reply, Cause> {
+    let stream = TcpStream::connect(host).await?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    // It ends with `sender`, and what goes wrong on it is what the request fails with.
+    tokio::spawn(connection);
+    let (head, body) = Response::into_parts(sender.send_request(request).await?);
+    let body = Limited::new(body, MAX_BODY_BYTES).collect().await?;
+    Ok(Reply {
+        status: head.status.as_u16(),
+        headers: head.headers,
+        body: String::from_utf8_lossy(&body.to_bytes()).into_owned(),
+    })
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
     use super::*;
 
-    #[test]
-    fn a_reply_is_taken_apart() {
-        let reply =
-            parse(b"HTTP/1.1 202 Accepted\r\nlocation: /v2/a?b=c\r\nX: y\r\n\r\nbody").unwrap();
+    /// What `request` makes of `answer`, and the request as it was sent.
+    async fn exchanged(answer: &'static [u8]) -> (Result<Reply, Error>, String) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let host = listener.local_addr().unwrap().to_string();
+        let server = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let (mut sent, mut room) = (Vec::new(), [0; 1024]);
+            while !sent.ends_with(b"\r\n\r\nblob") {
+                let count = stream.read(&mut room).await.unwrap();
+                assert_ne!(count, 0, "{}", String::from_utf8_lossy(&sent));
+                sent.extend_from_slice(&room[..count]);
+            }
+            stream.write_all(answer).await.unwrap();
+            String::from_utf8(sent).unwrap()
+        });
+        let reply = request(&host, "PUT", "/v2/a?b=c", Some(("x/y", b"blob"))).await;
+        (reply, server.await.unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_request_is_sent_whole_and_its_reply_taken_apart() {
+        let (reply, sent) = exchanged(
+            b"HTTP/1.1 202 Accepted\r\nlocation: /v2/a?b=c\r\nContent-Length: 4\r\n\r\nbody",
+        )
+        .await;
+        let reply = reply.unwrap();
         assert_eq!((reply.status, reply.body.as_str()), (202, "body"));
         assert_eq!(reply.header("Location"), Some("/v2/a?b=c"));
         assert_eq!(reply.header("absent"), None);
-        assert!(parse(b"SSH-2.0-OpenSSH\r\n\r\n").is_none());
-        assert!(
-            parse(b"HTTP/1.1 200 OK\r\n").is_none(),
-            "a head that was cut off is no reply"
-        );
+        assert!(sent.starts_with("PUT /v2/a?b=c HTTP/1.1\r\n"), "{sent}");
+        for header in ["host: 127.0.0.1:", "content-type: x/y", "content-length: 4"] {
+            assert!(sent.contains(header), "{sent}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_no_whole_reply_is_an_error() {
+        for odd in [
+            &b"SSH-2.0-OpenSSH\r\n\r\n"[..],
+            b"HTTP/1.1 200 OK\r\n",
+            b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf",
+        ] {
+            let (reply, _) = exchanged(odd).await;
+            assert!(reply.is_err(), "{}", String::from_utf8_lossy(odd));
+        }
     }
 }

@@ -7,6 +7,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, BufReader, DuplexStream};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::Mutex;
@@ -119,7 +120,10 @@ impl Socket {
                     continue;
                 };
                 let (channel, bytes) = match self.base64 {
-                    true => (first.wrapping_sub(b'0'), decode(rest)),
+                    true => (
+                        first.wrapping_sub(b'0'),
+                        STANDARD.decode(rest).unwrap_or_default(),
+                    ),
                     false => (*first, rest.to_vec()),
                 };
                 if !take(channel, bytes).await {
@@ -201,7 +205,7 @@ impl Channel {
     /// Sends bytes, one message. Errors: the connection is gone.
     pub async fn send(&self, bytes: &[u8]) -> Outcome<()> {
         if self.base64 {
-            let text = char::from(b'0' + self.number).to_string() + &encode(bytes);
+            let text = char::from(b'0' + self.number).to_string() + &STANDARD.encode(bytes);
             return send(&self.writer, TEXT, text.as_bytes()).await;
         }
         send(&self.writer, BINARY, &[&[self.number], bytes].concat()).await
@@ -239,38 +243,4 @@ async fn send(writer: &Mutex<OwnedWriteHalf>, kind: u8, payload: &[u8]) -> Outco
             .map(|(byte, mask)| byte ^ mask),
     );
     Ok(writer.lock().await.write_all(&frame).await?)
-}
-
-const DIGITS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-
-fn encode(bytes: &[u8]) -> String {
-    let mut text = String::new();
-    for three in bytes.chunks(3) {
-        let at = |index: usize| u32::from(three.get(index).copied().unwrap_or(0));
-        let bits = at(0) << 16 | at(1) << 8 | at(2);
-        for digit in 0..4 {
-            let value = DIGITS[(bits >> (18 - 6 * digit) & 63) as usize];
-            text.push(if digit > three.len() {
-                '='
-            } else {
-                char::from(value)
-            });
-        }
-    }
-    text
-}
-
-fn decode(text: &[u8]) -> Vec<u8> {
-    let value = |digit: &u8| DIGITS.iter().position(|other| other == digit);
-    let (mut bits, mut count, mut bytes) = (0_usize, 0, Vec::new());
-    for digit in text.iter().filter_map(value) {
-        bits = bits << 6 | digit;
-        count += 6;
-        if count >= 8 {
-            count -= 8;
-            bytes.push((bits >> count) as u8);
-            bits &= (1 << count) - 1;
-        }
-    }
-    bytes
 }

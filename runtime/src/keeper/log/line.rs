@@ -5,7 +5,9 @@
 //! Invariant: text is at most 16 KiB a line; `F` is what a newline ended, everything else `P`, so that a reader adds no
 //! newline that the program did not write.
 
-use std::io;
+use std::io::{self, Write as _};
+
+use jiff::Timestamp;
 
 use super::MAX_TEXT;
 
@@ -20,44 +22,17 @@ impl Stamp {
     /// The present.
     pub(super) fn now() -> Self {
         let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
-        Self::at(now.tv_sec.unsigned_abs(), now.tv_nsec.unsigned_abs())
+        Self::at(now.tv_sec, now.tv_nsec as i32)
     }
 
-    /// `seconds` since 1970 and `nanos` within them.
-    pub(super) fn at(seconds: u64, nanos: u64) -> Self {
-        let (days, rest) = (seconds / 86_400, seconds % 86_400);
-        let (year, month, day) = civil(days);
-        let mut text = *b"0000-00-00T00:00:00.000000000Z";
-        for (start, width, value) in [
-            (0, 4, year),
-            (5, 2, month),
-            (8, 2, day),
-            (11, 2, rest / 3600),
-            (14, 2, rest / 60 % 60),
-            (17, 2, rest % 60),
-            (20, 9, nanos),
-        ] {
-            let mut left = value;
-            for digit in text[start..start + width].iter_mut().rev() {
-                *digit = b'0' + (left % 10) as u8;
-                left /= 10;
-            }
-        }
+    /// `seconds` since 1970 and `nanos` within them; the kernel's clock is never before 1970. After 9999 it is 1970 again.
+    pub(super) fn at(seconds: i64, nanos: i32) -> Self {
+        let time = Timestamp::new(seconds, nanos).unwrap_or(Timestamp::UNIX_EPOCH);
+        let mut text = *b"1970-01-01T00:00:00.000000000Z";
+        // Writing to an array allocates nothing, and a year of four digits fills it.
+        let _ = write!(&mut text[..], "{time:.9}");
         Self(text)
     }
-}
-
-/// Year, month and day of a day counted from 1970-01-01, in the Gregorian calendar.
-fn civil(days: u64) -> (u64, u64, u64) {
-    // Counted from 0000-03-01, so that the leap day is a year's last; eras of 400 years repeat.
-    let z = days + 719_468;
-    let (era, doe) = (z / 146_097, z % 146_097);
-    let yoe = (doe - doe / 1460 + doe / 36_524 - doe / 146_096) / 365;
-    let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
-    let mp = (5 * doy + 2) / 153;
-    let day = doy - (153 * mp + 2) / 5 + 1;
-    let month = if mp < 10 { mp + 3 } else { mp - 9 };
-    (era * 400 + yoe + u64::from(month <= 2), month, day)
 }
 
 /// Memory straight from the kernel, made page by page when it is first touched: a container that writes little
@@ -227,6 +202,7 @@ mod tests {
         );
         assert_eq!(text(951_782_400, 1), "2000-02-29T00:00:00.000000001Z");
         assert_eq!(text(1_795_226_584, 7), "2026-11-21T02:03:04.000000007Z");
+        assert_eq!(text(i64::MAX, 7), "1970-01-01T00:00:00.000000000Z");
     }
 
     #[test]

@@ -190,6 +190,9 @@ fn sizes_and_times_are_readable() {
     assert_eq!(text::time(951_868_800), "2000-03-01 00:00:00");
     assert_eq!(text::time(-1), "1969-12-31 23:59:59");
     assert_eq!(text::time(1_795_249_864), "2026-11-21 08:31:04");
+    // A layer may say any time.
+    assert_eq!(text::time(i64::MAX), i64::MAX.to_string());
+    assert_eq!(text::time(i64::MIN), i64::MIN.to_string());
 }
 
 #[test]

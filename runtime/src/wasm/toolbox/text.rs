@@ -67,24 +67,12 @@ pub(super) fn human(bytes: u64) -> String {
 
 const UNITS: [char; 5] = ['K', 'M', 'G', 'T', 'P'];
 
-/// Seconds since 1970 as `2026-11-21 08:31:04`, UTC. Source of the calendar: H. Hinnant, `civil_from_days`.
+/// Seconds since 1970 as `2026-11-21 08:31:04`, UTC; the number itself beyond the years -9999 to 9999.
 pub(super) fn time(seconds: i64) -> String {
-    let (days, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
-    let days = days + 719_468;
-    let (era, day_of_era) = (days.div_euclid(146_097), days.rem_euclid(146_097));
-    let year_of_era =
-        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 {
-        shifted + 3
-    } else {
-        shifted - 9
-    };
-    let year = year_of_era + era * 400 + i64::from(month <= 2);
-    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
-    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}")
+    match jiff::Timestamp::from_second(seconds) {
+        Ok(time) => time.strftime("%F %T").to_string(),
+        Err(_) => seconds.to_string(),
+    }
 }
 
 /// Why something failed, as C libraries word it, without the number.

@@ -7,6 +7,9 @@
 
 use std::collections::BTreeMap;
 
+use base64::Engine as _;
+use base64::alphabet;
+use base64::engine::{GeneralPurpose, general_purpose::NO_PAD};
 use coracle_images::{Credentials, FsInfo, Image, ImageRef, PlatformPreference, PullRequest};
 use coracle_proto::runtime::v1 as cri;
 use serde_json::json;
@@ -135,31 +138,11 @@ fn credentials(auth: cri::AuthConfig) -> Result<Option<Credentials>, BadRequest>
 
 /// Decodes standard base64, padded or not; `None` for anything else.
 fn base64(text: &str) -> Option<Vec<u8>> {
-    let text = text.trim_end_matches('=');
-    let mut bytes = Vec::with_capacity(text.len() * 3 / 4);
-    for group in text.as_bytes().chunks(4) {
-        let mut bits = 0_u32;
-        for byte in group {
-            bits = bits << 6 | u32::from(sextet(*byte)?);
-        }
-        let whole = bits << (6 * (4 - group.len()));
-        match group.len() {
-            1 => return None,
-            length => bytes.extend_from_slice(&whole.to_be_bytes()[1..length]),
-        }
-    }
-    Some(bytes)
-}
-
-fn sextet(byte: u8) -> Option<u8> {
-    match byte {
-        b'A'..=b'Z' => Some(byte - b'A'),
-        b'a'..=b'z' => Some(byte - b'a' + 26),
-        b'0'..=b'9' => Some(byte - b'0' + 52),
-        b'+' => Some(62),
-        b'/' => Some(63),
-        _ => None,
-    }
+    const UNPADDED: GeneralPurpose = GeneralPurpose::new(
+        &alphabet::STANDARD,
+        NO_PAD.with_decode_allow_trailing_bits(true),
+    );
+    UNPADDED.decode(text.trim_end_matches('=')).ok()
 }
 
 /// One image for lists and status.
