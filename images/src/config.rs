@@ -18,6 +18,8 @@ pub struct ImagesConfig {
     pub registry_config: Option<PathBuf>,
     /// Give up on a registry that has sent nothing for this long.
     pub pull_idle_timeout: Duration,
+    /// Give up on a registry that sends a blob more slowly than this, taken over `pull_idle_timeout`; 0 for never.
+    pub pull_min_bytes_per_s: u64,
     /// Completed references (`registry/name:tag`) whose images are reported as pinned.
     pub pinned: Vec<String>,
     /// What is refused for being too large.
@@ -25,13 +27,15 @@ pub struct ImagesConfig {
 }
 
 impl ImagesConfig {
-    /// The defaults for a store under `root`: loopback registries over http, 60 s of silence, [`Limits`].
+    /// The defaults for a store under `root`: loopback registries over http, 60 s of silence, 1 KiB a
+    /// second, [`Limits`].
     pub fn new(root: impl Into<PathBuf>) -> Self {
         Self {
             root: root.into(),
             plain_http: Vec::new(),
             registry_config: None,
             pull_idle_timeout: Duration::from_secs(60),
+            pull_min_bytes_per_s: 1024,
             pinned: Vec::new(),
             limits: Limits::default(),
         }

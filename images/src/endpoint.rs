@@ -2,11 +2,13 @@
 //!
 //! Place in the flow: [`crate::registry`] asks here, the registry itself or a mirror; nothing else talks to the network.
 //! Invariants: credentials live only inside the connections of one pull, so two pulls never share a token;
-//! `urls` of foreign layers are never followed; every wait for the host ends after the idle timeout; what is read whole
+//! `urls` of foreign layers are never followed; every wait for the host ends after the idle timeout, and a
+//! blob comes at a least rate; what is read whole
 //! is bounded before it is read; an attempt that failed for want of an answer is repeated a bounded number of times.
 //! Not here: which host is asked first, where bytes land, what they mean; where a host may lead ([`walls`]).
 
 mod document;
+mod pace;
 mod refusal;
 mod stream;
 mod token;
@@ -24,8 +26,10 @@ use tokio::sync::Mutex;
 use tokio::time::timeout;
 
 pub(crate) use document::{Document, large_document};
+pub(crate) use pace::Patience;
 pub(crate) use stream::BlobStream;
 
+use pace::Pace;
 use refusal::{Asker, refusal};
 use wire::{Answer, Auth, Bound, Request, Wire, read_bounded};
 
@@ -75,7 +79,7 @@ pub(crate) struct Endpoint {
     name: String,
     /// What the pull was given, if this host may see it.
     given: Auth,
-    idle: Duration,
+    patience: Patience,
     attempts: u32,
     /// What the host wants to see; `None` until it was asked.
     auth: Mutex<Option<Auth>>,
@@ -91,7 +95,7 @@ impl Endpoint {
         reference: &ImageRef,
         upstream: Upstream,
         credentials: Option<&Credentials>,
-        idle: Duration,
+        patience: Patience,
         has_next: bool,
     ) -> Result<Self, Error> {
         install_tls();
@@ -104,12 +108,12 @@ impl Endpoint {
             Some(Credentials::Bearer(token)) => Auth::Bearer(token.clone()),
         };
         Ok(Self {
-            wire: Wire::new(&upstream, &name, idle)?,
+            wire: Wire::new(&upstream, &name, patience.idle)?,
             reference: reference.clone(),
             upstream,
             name,
             given,
-            idle,
+            patience,
             attempts: if has_next { 1 } else { ATTEMPTS },
             auth: Mutex::default(),
             is_given_up: Arc::default(),
@@ -242,7 +246,8 @@ impl Endpoint {
             response: answer.map(|answer| answer.response),
             registry: self.host().to_owned(),
             what,
-            idle: self.idle,
+            patience: self.patience,
+            pace: Pace::new(self.patience),
             is_given_up: Arc::clone(&self.is_given_up),
             has_next: self.attempts == 1,
             source: self.source(),
@@ -327,11 +332,11 @@ impl Endpoint {
         what: &str,
         ask: impl Future<Output = Result<T, Error>>,
     ) -> Result<T, Error> {
-        timeout(self.idle, ask).await.unwrap_or_else(|_| {
+        timeout(self.patience.idle, ask).await.unwrap_or_else(|_| {
             Err(Error::Stalled {
                 registry: self.host().to_owned(),
                 what: what.to_owned(),
-                idle: self.idle,
+                idle: self.patience.idle,
             })
         })
     }

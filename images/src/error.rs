@@ -120,6 +120,23 @@ pub enum Error {
         /// The longest silence that is allowed.
         idle: Duration,
     },
+    /// The registry sends a blob, but too slowly.
+    #[error(
+        "{registry} sent {received} bytes of {what} in {}s, less than the {min_rate} bytes a second of \
+         images.pull_min_bytes_per_s", waited.as_secs()
+    )]
+    Slow {
+        /// The registry's host.
+        registry: String,
+        /// What was being read.
+        what: String,
+        /// Bytes that came.
+        received: u64,
+        /// How long they took.
+        waited: Duration,
+        /// The least rate. Bytes a second.
+        min_rate: u64,
+    },
     /// Bytes do not have the digest they were promised under.
     #[error("{what} has digest {got}, expected {want}")]
     DigestMismatch {
@@ -214,9 +231,10 @@ impl Error {
             Self::Name(_) | Self::Invalid { .. } => Kind::Invalid,
             Self::NotInRegistry { .. } | Self::NotInStore { .. } => Kind::Missing,
             Self::Unauthorized { .. } => Kind::Unauthorized,
-            Self::Registry { .. } | Self::Unreachable { .. } | Self::Stalled { .. } => {
-                Kind::RegistryUnavailable
-            }
+            Self::Registry { .. }
+            | Self::Unreachable { .. }
+            | Self::Stalled { .. }
+            | Self::Slow { .. } => Kind::RegistryUnavailable,
             Self::DigestMismatch { .. } | Self::SizeMismatch { .. } | Self::Withheld { .. } => {
                 Kind::Corrupt
             }

@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use std::future::Future;
 
 use crate::config::ImagesConfig;
-use crate::endpoint::{BlobStream, Credentials, Document, Endpoint, is_loopback};
+use crate::endpoint::{BlobStream, Credentials, Document, Endpoint, Patience, is_loopback};
 use crate::error::{Error, Kind as ErrorKind};
 use crate::manifest::Blob;
 use crate::mirrors;
@@ -45,9 +45,13 @@ impl Registry {
         let dir = config.registry_config.as_deref();
         let upstreams = mirrors::upstreams(dir, reference.registry(), is_plain)?;
         let last = upstreams.len() - 1;
-        let idle = config.pull_idle_timeout;
-        let endpoint =
-            |(place, upstream)| Endpoint::new(reference, upstream, credentials, idle, place < last);
+        let patience = Patience {
+            idle: config.pull_idle_timeout,
+            min_rate: config.pull_min_bytes_per_s,
+        };
+        let endpoint = |(place, upstream)| {
+            Endpoint::new(reference, upstream, credentials, patience, place < last)
+        };
         let endpoints: Result<_, _> = upstreams.into_iter().enumerate().map(endpoint).collect();
         Ok(Self {
             endpoints: endpoints?,

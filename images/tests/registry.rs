@@ -700,6 +700,41 @@ async fn a_silent_registry_is_given_up_and_delays_no_other() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_drips_is_given_up_and_a_slow_one_is_not() {
+    let (liar, scratch) = (Liar::start().await, Scratch::new());
+    let mut config = ImagesConfig::new(&scratch.0);
+    config.pull_idle_timeout = Duration::from_secs(1);
+    config.pull_min_bytes_per_s = 100;
+    let images = Images::open(config, Arc::new(Unpackers)).await.unwrap();
+    let module = [MODULE, &[b'x'; 400]].concat();
+    let parts = Parts::artifact(&module);
+    let blob = |name: &str| format!("/{name}/blobs/{}", Digest::of(&module));
+    // Never silent for long, and done within hours: 50 bytes a second, and one.
+    for (name, pause_ms) in [("drips", 20), ("drops", 900)] {
+        liar.serve_image(name, "v1", &parts);
+        let pause = Duration::from_millis(pause_ms);
+        liar.on(&blob(name), Reply::Drips(module.clone(), pause));
+        let started = Instant::now();
+        let reference = format!("{}/{name}:v1", liar.host);
+        let error = pull(&images, &reference).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::RegistryUnavailable, "{error}");
+        let text = error.to_string();
+        assert!(text.contains("pull_min_bytes_per_s"), "{text}");
+        assert!(started.elapsed() < Duration::from_secs(5), "{text}");
+    }
+    // Slow, for longer than a window, but above the least rate.
+    liar.serve_image("slow", "v1", &parts);
+    liar.on(
+        &blob("slow"),
+        Reply::Drips(module.clone(), Duration::from_millis(4)),
+    );
+    let started = Instant::now();
+    let pulled = pull(&images, &format!("{}/slow:v1", liar.host)).await;
+    pulled.unwrap();
+    assert!(started.elapsed() > Duration::from_secs(1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn equal_pulls_are_one_and_the_last_to_leave_ends_it() {
     let (liar, scratch) = (Liar::start().await, Scratch::new());
     let images = open(&scratch.0).await;

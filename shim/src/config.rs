@@ -133,6 +133,8 @@ pub struct Images {
     pub registry_config: PathBuf,
     /// A registry that sends nothing for this long fails the pull.
     pub pull_idle_timeout: Duration,
+    /// A registry that sends a blob more slowly, taken over `pull_idle_timeout`, fails the pull; 0 for never. Bytes a second.
+    pub pull_min_bytes_per_s: u64,
     /// Largest manifest, index or image config.
     pub max_manifest_bytes: u64,
     /// Most layers of an image.

@@ -1,16 +1,17 @@
 //! The bytes of one blob on their way from one host.
 //!
 //! Place in the flow: made by [`super::Endpoint::blob`], read by the pull. Invariant: a host that sends nothing for the
-//! idle timeout ends the stream. Not here: what the bytes should be; the pull checks them.
+//! idle timeout, or less than the least rate, ends the stream. Not here: what the bytes should be; the pull checks them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::Instant;
 
 use bytes::Bytes;
 use reqwest::Response;
 use tokio::time::timeout;
 
+use super::pace::{Pace, Patience, TooSlow};
 use super::refusal::deepest;
 use crate::error::Error;
 
@@ -20,7 +21,8 @@ pub(crate) struct BlobStream {
     pub(super) response: Option<Response>,
     pub(super) registry: String,
     pub(super) what: String,
-    pub(super) idle: Duration,
+    pub(super) patience: Patience,
+    pub(super) pace: Pace,
     pub(super) is_given_up: Arc<AtomicBool>,
     pub(super) has_next: bool,
     pub(super) is_elsewhere: bool,
@@ -54,13 +56,19 @@ impl BlobStream {
         }
     }
 
-    /// The next bytes; `None` at the end. Errors: the registry stalls or breaks off.
+    /// The next bytes; `None` at the end. Errors: the registry stalls, drips or breaks off.
     pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, Error> {
         let Some(response) = &mut self.response else {
             return Ok(None);
         };
-        match timeout(self.idle, response.chunk()).await {
-            Ok(Ok(bytes)) => Ok(bytes),
+        let asked = Instant::now();
+        match timeout(self.patience.idle, response.chunk()).await {
+            Ok(Ok(Some(bytes))) => {
+                let counted = self.pace.count(asked.elapsed(), bytes.len());
+                counted.map_err(|slow| self.too_slow(&slow))?;
+                Ok(Some(bytes))
+            }
+            Ok(Ok(None)) => Ok(None),
             Ok(Err(source)) => Err(Error::Registry {
                 registry: self.registry.clone(),
                 what: self.what.clone(),
@@ -69,8 +77,18 @@ impl BlobStream {
             Err(_) => Err(Error::Stalled {
                 registry: self.registry.clone(),
                 what: self.what.clone(),
-                idle: self.idle,
+                idle: self.patience.idle,
             }),
+        }
+    }
+
+    fn too_slow(&self, slow: &TooSlow) -> Error {
+        Error::Slow {
+            registry: self.registry.clone(),
+            what: self.what.clone(),
+            received: slow.received,
+            waited: slow.waited,
+            min_rate: self.patience.min_rate,
         }
     }
 }

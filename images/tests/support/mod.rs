@@ -317,6 +317,8 @@ pub enum Reply {
     Dies(Vec<u8>, usize),
     /// Promises the whole body, sends this many bytes, says nothing more.
     Stalls(Vec<u8>, usize),
+    /// Sends the body byte by byte with this pause between them.
+    Drips(Vec<u8>, Duration),
     /// This status and these headers, then bytes without end and without a word on how many.
     Endless(u16, Vec<(&'static str, String)>),
 }
@@ -492,16 +494,20 @@ async fn serve(
         Reply::Full(status, headers, body) => (status, headers, body.clone(), body.len(), false),
         Reply::Dies(body, sent) => (200, vec![], body, sent, false),
         Reply::Stalls(body, sent) => (200, vec![], body, sent, true),
+        Reply::Drips(body, pause) => {
+            let head = head_of(200, &[], body.len());
+            let _ = stream.write_all(head.as_bytes()).await;
+            for byte in body {
+                tokio::time::sleep(pause).await;
+                if stream.write_all(&[byte]).await.is_err() {
+                    return;
+                }
+            }
+            return;
+        }
         Reply::Endless(..) => return,
     };
-    let extra: String = headers
-        .iter()
-        .map(|(name, value)| format!("{name}: {value}\r\n"))
-        .collect();
-    let head = format!(
-        "HTTP/1.1 {status} X\r\nContent-Length: {}\r\nConnection: close\r\n{extra}\r\n",
-        body.len()
-    );
+    let head = head_of(status, &headers, body.len());
     let _ = stream.write_all(head.as_bytes()).await;
     if method != "HEAD" {
         let _ = stream.write_all(&body[..sent]).await;
@@ -510,6 +516,14 @@ async fn serve(
             tokio::time::sleep(Duration::from_secs(3600)).await;
         }
     }
+}
+
+fn head_of(status: u16, headers: &[(&'static str, String)], length: usize) -> String {
+    let extra: String = headers
+        .iter()
+        .map(|(name, value)| format!("{name}: {value}\r\n"))
+        .collect();
+    format!("HTTP/1.1 {status} X\r\nContent-Length: {length}\r\nConnection: close\r\n{extra}\r\n")
 }
 
 async fn endless(

@@ -285,6 +285,11 @@ fn images(file: &ImagesFile) -> Result<Images, Invalid> {
         plain_http: file.plain_http.clone(),
         registry_config: directory("images.registry_config", &file.registry_config)?,
         pull_idle_timeout: seconds("images.pull_idle_timeout_s", file.pull_idle_timeout_s)?,
+        pull_min_bytes_per_s: within(
+            "images.pull_min_bytes_per_s",
+            file.pull_min_bytes_per_s,
+            0..=1024 * MIB,
+        )?,
         max_manifest_bytes: within(
             "images.max_manifest_bytes",
             file.max_manifest_bytes,

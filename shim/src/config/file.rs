@@ -228,6 +228,8 @@ pub struct ImagesFile {
     pub registry_config: PathBuf,
     /// A pull whose registry has sent nothing for this long fails. Seconds.
     pub pull_idle_timeout_s: u64,
+    /// A registry that sends a blob more slowly fails the pull; 0 for never. Bytes a second.
+    pub pull_min_bytes_per_s: u64,
     /// Largest manifest, index or image config.
     pub max_manifest_bytes: u64,
     /// Most layers of an image.
@@ -246,6 +248,7 @@ impl Default for ImagesFile {
             plain_http: Vec::new(),
             registry_config: PathBuf::from(REGISTRY_CONFIG),
             pull_idle_timeout_s: 60,
+            pull_min_bytes_per_s: 1024,
             max_manifest_bytes: 4 * MIB,
             max_layers: 256,
             max_layer_bytes: 8 * GIB,

@@ -1,0 +1,98 @@
+//! How fast a host must send a blob, so that none that drips keeps a pull going for ever.
+//!
+//! Place in the flow: kept by [`super::BlobStream`], which says how long it waited for how many bytes. Invariant: only
+//! the time spent waiting for the host counts, never what this node took to write the bytes. Not here: silence, which
+//! has a limit of its own.
+
+use std::time::Duration;
+
+/// What is expected of every host.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Patience {
+    /// The longest silence, and the window over which the rate is taken.
+    pub idle: Duration,
+    /// The least rate. Bytes a second; 0 for any.
+    pub min_rate: u64,
+}
+
+/// The rate of one stream.
+#[derive(Debug)]
+pub(super) struct Pace {
+    patience: Patience,
+    /// In the window at hand.
+    waited: Duration,
+    received: u64,
+}
+
+/// A host that was slower than it must be.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct TooSlow {
+    /// Bytes that came.
+    pub received: u64,
+    /// How long was waited for them.
+    pub waited: Duration,
+}
+
+impl Pace {
+    pub(super) fn new(patience: Patience) -> Self {
+        Self {
+            patience,
+            waited: Duration::ZERO,
+            received: 0,
+        }
+    }
+
+    /// Counts `bytes` for which the host was waited for `waited`. Errors: a whole window's bytes were too few.
+    pub(super) fn count(&mut self, waited: Duration, bytes: usize) -> Result<(), TooSlow> {
+        self.waited += waited;
+        self.received = self.received.saturating_add(bytes as u64);
+        if self.waited < self.patience.idle {
+            return Ok(());
+        }
+        let (waited, received) = (self.waited, self.received);
+        let least = u128::from(self.patience.min_rate) * waited.as_millis() / 1000;
+        (self.waited, self.received) = (Duration::ZERO, 0);
+        match u128::from(received) < least {
+            true => Err(TooSlow { received, waited }),
+            false => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pace(min_rate: u64) -> Pace {
+        Pace::new(Patience {
+            idle: Duration::from_secs(10),
+            min_rate,
+        })
+    }
+
+    #[test]
+    fn a_drip_is_too_slow_after_a_window_and_not_before() {
+        let mut slow = pace(100);
+        for _ in 0..9 {
+            assert_eq!(slow.count(Duration::from_secs(1), 99), Ok(()));
+        }
+        let (received, waited) = (990, Duration::from_secs(10));
+        let too_slow = TooSlow { received, waited };
+        assert_eq!(slow.count(Duration::from_secs(1), 99), Err(too_slow));
+    }
+
+    #[test]
+    fn each_window_counts_by_itself_and_fast_is_fast_enough() {
+        let mut pace = pace(100);
+        // What came at once does not pay for what drips later.
+        assert_eq!(pace.count(Duration::from_secs(10), 1 << 30), Ok(()));
+        assert!(pace.count(Duration::from_secs(10), 999).is_err());
+        assert_eq!(pace.count(Duration::from_secs(10), 1000), Ok(()));
+        assert_eq!(pace.count(Duration::ZERO, 0), Ok(()), "our own disk's time");
+    }
+
+    #[test]
+    fn zero_is_no_least_rate() {
+        assert_eq!(pace(0).count(Duration::from_secs(1000), 0), Ok(()));
+    }
+}
