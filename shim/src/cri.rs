@@ -61,7 +61,7 @@ pub struct ServeError {
 pub(crate) struct Shared {
     pods: crate::lifecycle::Pods,
     images: coracle_images::Images,
-    streaming: crate::streaming::Server,
+    streaming: coracle_streaming::Server,
     node: Node,
     handlers: Handlers,
     /// Turns true when the daemon drains; ends the streams that would never end by themselves.
@@ -75,7 +75,7 @@ pub struct Parts {
     /// The image store.
     pub images: coracle_images::Images,
     /// Sessions of exec, attach and port-forward.
-    pub streaming: crate::streaming::Server,
+    pub streaming: coracle_streaming::Server,
     /// The facts that Status and RuntimeConfig report.
     pub node: Node,
     /// What the operator lets pods of each handler open.

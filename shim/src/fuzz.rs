@@ -22,7 +22,6 @@ mod lifecycle;
 mod logging;
 mod memory;
 mod serve;
-mod streaming;
 mod unpackers;
 
 use std::sync::OnceLock;
@@ -44,6 +43,7 @@ fn chosen() -> Target {
             .iter()
             .chain(coracle_network::fuzz::TARGETS)
             .chain(coracle_spec::fuzz::TARGETS);
+        let own = own.chain(coracle_streaming::fuzz::TARGETS);
         own.chain(images).chain(runtime)
     };
     let found = all().find(|(known, _)| *known == name);

@@ -5,7 +5,6 @@
 //! The targets themselves stand beside what they read. Invariant: a target touches nothing outside this process.
 
 use crate::lifecycle::fuzz as records;
-use crate::streaming::fuzz as streaming;
 
 /// A target: its name, and what reads one input.
 pub type FuzzTarget = (&'static str, fn(&[u8]));
@@ -14,10 +13,6 @@ pub type FuzzTarget = (&'static str, fn(&[u8]));
 pub const TARGETS: &[FuzzTarget] = &[
     ("pod-record", records::pod),
     ("container-record", records::container),
-    ("spdy-headers", streaming::headers),
-    ("spdy-session", streaming::spdy),
-    ("websocket-session", streaming::websocket),
-    ("websocket-tunnel", streaming::tunnel),
 ];
 
 #[cfg(test)]

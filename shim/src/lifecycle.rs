@@ -29,6 +29,7 @@ mod work;
 
 pub use error::{Error, Kind};
 pub use record::{LinuxPlan, Payload, Plan, PodRecord, SeccompPlan, WasmPlan};
+pub use sessions::{AttachWish, ExecWish, ForwardWish};
 pub use store::{Slot, quarantine};
 pub use view::{Board, ContainerState, ContainerView, Event, EventKind, PodView};
 pub use wish::{

@@ -24,7 +24,6 @@ mod memory;
 #[cfg(test)]
 mod scratch;
 mod serve;
-mod streaming;
 mod unpackers;
 
 use std::io::{self, Write as _};

@@ -17,6 +17,7 @@ use coracle_runtime::sandbox::Filters;
 use coracle_runtime::sandbox::profile::ProfileCache;
 use coracle_runtime::spawner::Spawner;
 use coracle_runtime::wasm::{CompileCache, CompileLimits};
+use coracle_streaming::{Identity, Server, Settings};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::claims::Claims;
@@ -25,7 +26,6 @@ use crate::cri::{self, Node, Socket};
 use crate::host::{DefaultProfile, Host, HostConfig, Parts};
 use crate::lifecycle::Pods;
 use crate::logging;
-use crate::streaming::{Identity, Server, Settings};
 use crate::unpackers::Unpackers;
 
 /// Threads that answer RPCs; the daemon waits more than it computes.
@@ -77,7 +77,7 @@ async fn run(config: &Config) -> Result<(), Box<dyn Error>> {
         tracing::info!("told to end; pods go on");
     };
     let parts = cri::Parts {
-        streaming: streaming(config, &pods).await?,
+        streaming: streaming(config).await?,
         pods: pods.clone(),
         images,
         node,
@@ -89,7 +89,7 @@ async fn run(config: &Config) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-async fn streaming(config: &Config, pods: &Pods) -> Result<Server, Box<dyn Error>> {
+async fn streaming(config: &Config) -> Result<Server, Box<dyn Error>> {
     let config = &config.streaming;
     let identity = config.identity.clone();
     let settings = Settings {
@@ -98,7 +98,7 @@ async fn streaming(config: &Config, pods: &Pods) -> Result<Server, Box<dyn Error
         idle: config.idle_timeout,
         origins: config.allowed_origins.clone(),
     };
-    Ok(Server::bind(settings, pods.backend()).await?)
+    Ok(Server::bind(settings).await?)
 }
 
 fn private_directory(path: &std::path::Path) -> Result<(), Box<dyn Error>> {

@@ -12,7 +12,7 @@ for ((at = 1; at < $#; at++)); do
     fi
 done
 case $name in
-coracle_images | coracle_unpack | coracle_runtime | fuzz)
+coracle_* | fuzz)
     exec "$rustc" "$@" -Cdebug-assertions=on -Coverflow-checks=on -Cpasses=sancov-module \
         -Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
         -Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares

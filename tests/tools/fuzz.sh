@@ -13,9 +13,9 @@ if [[ -z ${FUZZ_BUILT:-} ]]; then
         "${CARGO:-cargo}" build --release --workspace --bin fuzz --features coracle-shim/fuzzing
 fi
 seeds=()
-for crate in images runtime shim; do
-    if [[ -d $crate/fuzz/$target ]]; then
-        seeds+=("$crate/fuzz/$target")
+for corpus in */fuzz/"$target" */*/fuzz/"$target"; do
+    if [[ -d $corpus ]]; then
+        seeds+=("$corpus")
     fi
 done
 mkdir -p "$work/fuzz/$target" "$work/fuzz/crashes"

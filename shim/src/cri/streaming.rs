@@ -8,12 +8,12 @@ use std::sync::Arc;
 
 use coracle_proto::runtime::v1 as cri;
 use coracle_runtime::id::{ContainerId, PodId};
+use coracle_streaming::{Refused, Session};
 
 use super::convert::{self, NamesObject as _};
 use super::status::Failure;
 use super::{Shared, concerns};
 use crate::lifecycle::{Error, Kind, Purpose};
-use crate::streaming::Wish;
 
 /// Exec: a URL that runs a program.
 pub(super) async fn exec(
@@ -23,7 +23,7 @@ pub(super) async fn exec(
     let id = container(&shared, request.object()?)?;
     let wish = convert::exec_session(request, id.clone())?;
     shared.pods.admit(&id, Purpose::Exec).await?;
-    let url = shared.streaming.offer(Wish::Exec(wish))?;
+    let url = url(&shared, shared.pods.exec_session(wish))?;
     Ok(cri::ExecResponse { url })
 }
 
@@ -35,7 +35,7 @@ pub(super) async fn attach(
     let id = container(&shared, request.object()?)?;
     let wish = convert::attach_session(&request, id.clone())?;
     shared.pods.admit(&id, Purpose::Attach).await?;
-    let url = shared.streaming.offer(Wish::Attach(wish))?;
+    let url = url(&shared, shared.pods.attach_session(wish))?;
     Ok(cri::AttachResponse { url })
 }
 
@@ -49,8 +49,18 @@ pub(super) async fn port_forward(
     let id = shared.pods.find_pod(named)?;
     let wish = convert::forward_session(&request, id.clone())?;
     check_ready(&shared, &id)?;
-    let url = shared.streaming.offer(Wish::Forward(wish))?;
+    let url = url(&shared, shared.pods.forward_session(wish))?;
     Ok(cri::PortForwardResponse { url })
+}
+
+fn url(shared: &Shared, session: Session) -> Result<String, Error> {
+    shared.streaming.offer(session).map_err(|refused| {
+        let kind = match refused {
+            Refused::TooMany => Kind::Exhausted,
+            Refused::Draw(_) => Kind::Io,
+        };
+        Error::because(kind, "no URL for another streaming session", refused)
+    })
 }
 
 fn container(shared: &Shared, named: &str) -> Result<ContainerId, Failure> {

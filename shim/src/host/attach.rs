@@ -6,14 +6,14 @@
 //! Not here: whether the container runs (its driver).
 
 use coracle_runtime::keeper::AttachOrder;
+use coracle_streaming::Streams;
 use tokio::sync::watch;
 
 use super::channel::{Channel, ClientReader};
 use super::exec::pipe;
 use super::launch::Launch;
 use super::{Host, runtime_error};
-use crate::lifecycle::{Error, Kind};
-use crate::streaming::{AttachWish, Streams};
+use crate::lifecycle::{AttachWish, Error, Kind};
 
 impl Host {
     /// Joins a client to the container of `launch`, which runs, until its output ends.

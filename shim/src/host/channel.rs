@@ -8,13 +8,13 @@ use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 
 use coracle_runtime::terminal;
+use coracle_streaming::Size;
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::watch;
 
 use super::io_error;
 use crate::lifecycle::Error;
-use crate::streaming::Size;
 
 /// Bytes moved at a time.
 const PIECE: usize = 32 * 1024;

@@ -8,7 +8,7 @@ use coracle_runtime::id::{ContainerId, PodId};
 
 use super::BadRequest;
 use super::exec::check_words;
-use crate::streaming::{AttachWish, ExecWish, ForwardWish};
+use crate::lifecycle::{AttachWish, ExecWish, ForwardWish};
 
 /// Reads Exec. Errors: [`BadRequest`] that names the field.
 pub(in crate::cri) fn exec_session(

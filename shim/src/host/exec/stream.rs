@@ -12,14 +12,14 @@ use std::sync::Arc;
 
 use coracle_runtime::keeper::{Exec, ExecStreams};
 use coracle_runtime::terminal;
+use coracle_streaming::Streams;
 use tokio::sync::watch;
 
 use super::{Stdio, pipe};
 use crate::host::channel::{Channel, ClientReader};
 use crate::host::launch::Launch;
 use crate::host::{Host, io_error, runtime_error};
-use crate::lifecycle::{Error, Kind, Payload};
-use crate::streaming::{ExecWish, Streams};
+use crate::lifecycle::{Error, ExecWish, Kind, Payload};
 
 /// Our ends of an exec's streams.
 enum Ours {

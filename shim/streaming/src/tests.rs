@@ -1,21 +1,18 @@
-//! Sessions over pipes in memory, with a backend that is nothing but pipes.
+//! Sessions over pipes in memory, with programs that are nothing but pipes.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use coracle_runtime::id::{ContainerId, PodId};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
-use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 
 use super::link::{Connection, Peer};
-use super::remote::{self, Program};
+use super::remote;
 use super::spdy::Headers;
 use super::spdy::frame::{self, HEAD, Head, Kind};
 use super::spdy::headers::Deflater;
-use super::{AttachWish, Backend, ExecWish, Job, Streams};
-use crate::lifecycle::{Error, Kind as ErrorKind};
+use super::{Ends, Job, Program, Streams};
 
 /// Exec copies input to output and ends with 5; with `flood` it writes for ever. Counts the bytes that were taken, and
 /// the jobs that live.
@@ -26,33 +23,23 @@ struct Pipes {
     alive: Arc<()>,
 }
 
-impl Backend for Arc<Pipes> {
-    fn exec(&self, _: ExecWish, streams: Streams) -> Job<i32> {
-        let (pipes, alive) = (Arc::clone(self), Arc::clone(&self.alive));
+impl Pipes {
+    fn run(self: Arc<Self>, streams: Streams) -> Job<i32> {
+        let alive = Arc::clone(&self.alive);
         Box::pin(async move {
             let _alive = alive;
             let (Some(mut stdin), Some(mut stdout)) = (streams.stdin, streams.stdout) else {
-                return Err(Error::new(ErrorKind::Invalid, "streams are missing"));
+                return Err("streams are missing".into());
             };
-            if pipes.flood {
+            if self.flood {
                 loop {
-                    let written = stdout.write(&[0; 4096]).await;
-                    let written = written.map_err(|e| Error::because(ErrorKind::Io, "write", e))?;
-                    pipes.taken.fetch_add(written, Ordering::AcqRel);
+                    let written = stdout.write(&[0; 4096]).await?;
+                    self.taken.fetch_add(written, Ordering::AcqRel);
                 }
             }
-            let copied = tokio::io::copy(&mut stdin, &mut stdout).await;
-            copied.map_err(|e| Error::because(ErrorKind::Io, "copy", e))?;
+            tokio::io::copy(&mut stdin, &mut stdout).await?;
             Ok(5)
         })
-    }
-
-    fn attach(&self, _: AttachWish, _: Streams) -> Job<()> {
-        Box::pin(async { Err(Error::new(ErrorKind::WrongPhase, "nothing runs")) })
-    }
-
-    fn connect(&self, _: PodId, _: u16) -> Job<TcpStream> {
-        Box::pin(async { Err(Error::new(ErrorKind::Missing, "nobody listens")) })
     }
 }
 
@@ -64,16 +51,15 @@ fn exec(pipes: &Arc<Pipes>) -> (DuplexStream, JoinHandle<()>) {
         peer: Peer::default(),
         idle: Duration::from_secs(60),
     };
-    let wish = ExecWish {
-        container: ContainerId::random().unwrap(),
-        argv: vec!["cat".into()],
+    let ends = Ends {
         tty: false,
         stdin: true,
         stdout: true,
         stderr: false,
     };
-    let backend: Arc<dyn Backend> = Arc::new(Arc::clone(pipes));
-    let session = remote::serve_spdy(connection, 4, Program::Exec(wish), backend);
+    let pipes = Arc::clone(pipes);
+    let program = Program::new("running pipes", ends, move |streams| pipes.run(streams));
+    let session = remote::serve_spdy(connection, 4, program);
     (ours, tokio::spawn(session))
 }
 

@@ -25,10 +25,10 @@ use tokio::sync::Semaphore;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use super::link::{Connection, Peer};
-use super::remote::{self, Program};
+use super::remote;
 use super::tokens::Tokens;
 use super::websocket::{self, Dialect};
-use super::{Backend, Wish, forward};
+use super::{Session, forward};
 
 /// Most sessions at a time.
 const SESSIONS: usize = 2048;
@@ -52,7 +52,6 @@ type Reply = Response<Full<Bytes>>;
 /// What all requests share.
 pub struct Site {
     tokens: Arc<Tokens>,
-    backend: Arc<dyn Backend>,
     idle: Duration,
     origins: Vec<String>,
     sessions: Arc<Semaphore>,
@@ -60,15 +59,9 @@ pub struct Site {
 
 impl Site {
     /// No session is open yet.
-    pub fn new(
-        tokens: Arc<Tokens>,
-        backend: Arc<dyn Backend>,
-        idle: Duration,
-        origins: Vec<String>,
-    ) -> Site {
+    pub fn new(tokens: Arc<Tokens>, idle: Duration, origins: Vec<String>) -> Site {
         Site {
             tokens,
-            backend,
             idle,
             origins,
             sessions: Arc::new(Semaphore::new(SESSIONS)),
@@ -76,12 +69,12 @@ impl Site {
     }
 }
 
-/// The first part of a wish's URL.
-pub fn name(wish: &Wish) -> &'static str {
-    match wish {
-        Wish::Exec(_) => "exec",
-        Wish::Attach(_) => "attach",
-        Wish::Forward(_) => "portforward",
+/// The first part of a session's URL.
+pub fn name(session: &Session) -> &'static str {
+    match session {
+        Session::Exec(_) => "exec",
+        Session::Attach(_) => "attach",
+        Session::Forward(_) => "portforward",
     }
 }
 
@@ -112,8 +105,8 @@ fn agree(site: &Arc<Site>, peer: Peer, request: Request<Incoming>) -> Result<Rep
             "a session is opened by GET or POST",
         ));
     }
-    let wish = find(&site.tokens, request.uri().path());
-    let wish = wish.ok_or_else(|| {
+    let session = find(&site.tokens, request.uri().path());
+    let session = session.ok_or_else(|| {
         refusal(
             StatusCode::NOT_FOUND,
             "no such session; its URL is good once, for a minute",
@@ -122,9 +115,9 @@ fn agree(site: &Arc<Site>, peer: Peer, request: Request<Incoming>) -> Result<Rep
     let headers = request.headers();
     let (speech, reply) = if is_websocket(headers) {
         check_origin(headers, &site.origins)?;
-        websocket_reply(headers, &wish)?
+        websocket_reply(headers, &session)?
     } else {
-        spdy_reply(headers, &wish)?
+        spdy_reply(headers, &session)?
     };
     let permit = Arc::clone(&site.sessions).try_acquire_owned();
     let permit = permit.map_err(|_| {
@@ -133,12 +126,12 @@ fn agree(site: &Arc<Site>, peer: Peer, request: Request<Incoming>) -> Result<Rep
             "too many sessions are open",
         )
     })?;
-    let (backend, idle) = (Arc::clone(&site.backend), site.idle);
+    let idle = site.idle;
     tokio::spawn(async move {
         match hyper::upgrade::on(request).await {
             Ok(upgraded) => {
                 let wire = Box::new(TokioIo::new(upgraded));
-                serve(Connection { wire, peer, idle }, speech, wish, backend).await;
+                serve(Connection { wire, peer, idle }, speech, session).await;
             }
             Err(error) => {
                 tracing::debug!(%error, "a streaming client left before its session began")
@@ -150,30 +143,27 @@ fn agree(site: &Arc<Site>, peer: Peer, request: Request<Incoming>) -> Result<Rep
 }
 
 /// What the URL's token was issued for; nothing if the URL says something else.
-fn find(tokens: &Tokens, path: &str) -> Option<Wish> {
+fn find(tokens: &Tokens, path: &str) -> Option<Session> {
     let (kind, token) = path.strip_prefix('/')?.split_once('/')?;
-    tokens.redeem(token).filter(|wish| name(wish) == kind)
+    tokens.redeem(token).filter(|session| name(session) == kind)
 }
 
-async fn serve(connection: Connection, speech: Speech, wish: Wish, backend: Arc<dyn Backend>) {
-    let program = match wish {
-        Wish::Exec(wish) => Program::Exec(wish),
-        Wish::Attach(wish) => Program::Attach(wish),
-        Wish::Forward(wish) => {
+async fn serve(connection: Connection, speech: Speech, session: Session) {
+    let program = match session {
+        Session::Exec(program) | Session::Attach(program) => program,
+        Session::Forward(ports) => {
             return match speech {
-                Speech::Spdy(_) => forward::serve_spdy(connection, wish, backend).await,
+                Speech::Spdy(_) => forward::serve_spdy(connection, ports).await,
                 Speech::Channels(dialect) => {
-                    websocket::serve_forward(connection, dialect, wish, backend).await
+                    websocket::serve_forward(connection, dialect, ports).await
                 }
-                Speech::Tunnel => websocket::serve_tunnel(connection, wish, backend).await,
+                Speech::Tunnel => websocket::serve_tunnel(connection, ports).await,
             };
         }
     };
     match speech {
-        Speech::Spdy(version) => remote::serve_spdy(connection, version, program, backend).await,
-        Speech::Channels(dialect) => {
-            websocket::serve_remote(connection, dialect, program, backend).await
-        }
+        Speech::Spdy(version) => remote::serve_spdy(connection, version, program).await,
+        Speech::Channels(dialect) => websocket::serve_remote(connection, dialect, program).await,
         // Only port-forward is offered it.
         Speech::Tunnel => {}
     }
@@ -298,7 +288,7 @@ fn built(reply: ::http::response::Builder) -> Result<Reply, Refusal> {
         .map_err(|_| refusal(StatusCode::INTERNAL_SERVER_ERROR, "no answer could be made"))
 }
 
-fn spdy_reply(headers: &HeaderMap, wish: &Wish) -> Result<(Speech, Reply), Refusal> {
+fn spdy_reply(headers: &HeaderMap, session: &Session) -> Result<(Speech, Reply), Refusal> {
     if !has(headers, &CONNECTION, "upgrade") || !has(headers, &UPGRADE, SPDY) {
         return Err(bad("a session needs an upgrade to SPDY/3.1 or websocket"));
     }
@@ -308,7 +298,7 @@ fn spdy_reply(headers: &HeaderMap, wish: &Wish) -> Result<(Speech, Reply), Refus
             "the header X-Stream-Protocol-Version names no protocol",
         ));
     }
-    let known = if matches!(wish, Wish::Forward(_)) {
+    let known = if matches!(session, Session::Forward(_)) {
         SPDY_FORWARD
     } else {
         SPDY_REMOTE
@@ -321,7 +311,7 @@ fn spdy_reply(headers: &HeaderMap, wish: &Wish) -> Result<(Speech, Reply), Refus
     Ok((Speech::Spdy(4 - at as u8), reply))
 }
 
-fn websocket_reply(headers: &HeaderMap, wish: &Wish) -> Result<(Speech, Reply), Refusal> {
+fn websocket_reply(headers: &HeaderMap, session: &Session) -> Result<(Speech, Reply), Refusal> {
     if !has(headers, &SEC_WEBSOCKET_VERSION, "13") {
         return Err(bad("the WebSocket version is not 13"));
     }
@@ -333,7 +323,7 @@ fn websocket_reply(headers: &HeaderMap, wish: &Wish) -> Result<(Speech, Reply), 
     if !named {
         offered.push("");
     }
-    let forward = matches!(wish, Wish::Forward(_));
+    let forward = matches!(session, Session::Forward(_));
     let known = if forward {
         websocket::FORWARD
     } else {

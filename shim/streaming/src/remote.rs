@@ -1,7 +1,7 @@
 //! Exec and attach: the client's streams, once all are there, joined to a program until it ends.
 //!
 //! ```text
-//! spdy (one stream each) | websocket (one channel each) --> Opened --> run --Streams--> Backend
+//! spdy (one stream each) | websocket (one channel each) --> Opened --> run --Streams--> Program
 //! ```
 //! Invariants: which streams there are was fixed when CRI was asked; a client that goes, or stays silent for too long,
 //! gives the program up at once; the verdict leaves after all output, and the connection closes after the verdict was
@@ -20,48 +20,10 @@ use super::link::{Connection, FINISH, Link};
 use super::outbox::{Outflow, Sender};
 use super::spdy::{self, Headers, Incoming};
 use super::status::{Form, Verdict};
-use super::{AttachWish, Backend, ExecWish, Streams, resize};
+use super::{Ends, Program, Streams, chain, resize};
 
 /// How long a client may take to open its streams.
 pub const OPENING: Duration = Duration::from_secs(30);
-
-/// What of it a client gets to see, whichever it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ends {
-    /// It sends sizes.
-    pub tty: bool,
-    /// It sends input.
-    pub stdin: bool,
-    /// It takes output.
-    pub stdout: bool,
-    /// It takes errors.
-    pub stderr: bool,
-}
-
-/// What is to be done with the client's streams.
-#[derive(Clone, Debug)]
-pub enum Program {
-    /// Run it.
-    Exec(ExecWish),
-    /// Join it.
-    Attach(AttachWish),
-}
-
-impl Program {
-    /// Which streams CRI was asked for.
-    pub fn ends(&self) -> Ends {
-        let (tty, stdin, stdout, stderr) = match self {
-            Program::Exec(wish) => (wish.tty, wish.stdin, wish.stdout, wish.stderr),
-            Program::Attach(wish) => (wish.tty, wish.stdin, wish.stdout, wish.stderr),
-        };
-        Ends {
-            tty,
-            stdin,
-            stdout,
-            stderr: stderr && !tty,
-        }
-    }
-}
 
 /// A client whose streams are all there.
 pub struct Opened {
@@ -84,12 +46,7 @@ pub struct Opened {
 }
 
 /// Serves a SPDY client to its end. `version` is the protocol's, 1 to 4.
-pub async fn serve_spdy(
-    connection: Connection,
-    version: u8,
-    program: Program,
-    backend: Arc<dyn Backend>,
-) {
+pub async fn serve_spdy(connection: Connection, version: u8, program: Program) {
     let (link, accepted) = spdy::start(connection, is_known);
     let ends = program.ends();
     let names = names(ends, version);
@@ -120,7 +77,7 @@ pub async fn serve_spdy(
         form: if version >= 4 { Form::Json } else { Form::Text },
         inputs,
     };
-    run(opened, program, backend).await;
+    run(opened, program).await;
 }
 
 fn is_known(headers: &Headers) -> bool {
@@ -165,7 +122,7 @@ async fn collect(
 }
 
 /// Joins the client to its program until one of them ends.
-pub async fn run(opened: Opened, program: Program, backend: Arc<dyn Backend>) {
+pub async fn run(opened: Opened, program: Program) {
     let Opened {
         link,
         stdin,
@@ -194,7 +151,7 @@ pub async fn run(opened: Opened, program: Program, backend: Arc<dyn Backend>) {
         std::future::pending::<()>().await;
     };
     let verdict = tokio::select! {
-        verdict = verdict(program, streams, backend) => verdict,
+        verdict = verdict(program, streams) => verdict,
         why = link.gone() => {
             tracing::debug!(why, "a streaming session was given up");
             return;
@@ -218,19 +175,10 @@ pub async fn run(opened: Opened, program: Program, backend: Arc<dyn Backend>) {
     link.finish().await;
 }
 
-async fn verdict(program: Program, streams: Streams, backend: Arc<dyn Backend>) -> Verdict {
-    let (what, outcome) = match program {
-        Program::Exec(wish) => (
-            "executing command in container",
-            backend.exec(wish, streams).await,
-        ),
-        Program::Attach(wish) => (
-            "attaching to container",
-            backend.attach(wish, streams).await.map(|()| 0),
-        ),
-    };
-    match outcome {
+async fn verdict(program: Program, streams: Streams) -> Verdict {
+    let action = program.action();
+    match program.run(streams).await {
         Ok(code) => Verdict::Exited(code),
-        Err(error) => Verdict::Failed(format!("error {what}: {}", error.chain())),
+        Err(error) => Verdict::Failed(format!("error {action}: {}", chain(&*error))),
     }
 }

@@ -11,17 +11,15 @@
 mod channels;
 mod tunnel;
 
-use std::sync::Arc;
-
 use tokio::task::JoinSet;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 
 use super::forward::{self, Pair};
 use super::link::{Connection, Wire};
-use super::remote::{self, Opened, Program};
+use super::remote::{self, Opened};
 use super::status::Form;
-use super::{Backend, ForwardWish};
+use super::{Forward, Program};
 use channels::{Channels, Codec};
 use tunnel::Tunnel;
 
@@ -90,12 +88,7 @@ async fn socket(wire: Wire) -> WebSocketStream<Wire> {
 }
 
 /// Serves exec or attach to its end; `idle` is how long nothing need be carried.
-pub async fn serve_remote(
-    connection: Connection,
-    dialect: Dialect,
-    program: Program,
-    backend: Arc<dyn Backend>,
-) {
+pub async fn serve_remote(connection: Connection, dialect: Dialect, program: Program) {
     let ends = program.ends();
     let mut channels = Channels::new(dialect.codec, dialect.closes);
     let stdin = ends.stdin.then(|| channels.read(STDIN));
@@ -122,19 +115,14 @@ pub async fn serve_remote(
         form,
         inputs: Vec::new(),
     };
-    remote::run(opened, program, backend).await;
+    remote::run(opened, program).await;
 }
 
 /// Serves port-forward by channels: two a port, data and error, that begin with the port's number, lowest byte first.
-pub async fn serve_forward(
-    connection: Connection,
-    dialect: Dialect,
-    wish: ForwardWish,
-    backend: Arc<dyn Backend>,
-) {
+pub async fn serve_forward(connection: Connection, dialect: Dialect, ports: Forward) {
     let mut channels = Channels::new(dialect.codec, dialect.closes);
-    let ports = wish.ports.iter().enumerate();
-    let read: Vec<_> = ports
+    let numbered = ports.ports().iter().enumerate();
+    let read: Vec<_> = numbered
         .map(|(at, port)| (2 * at, *port, channels.read(2 * at)))
         .collect();
     let Connection { wire, peer, idle } = connection;
@@ -150,7 +138,7 @@ pub async fn serve_forward(
             data,
             error,
         };
-        pairs.spawn(forward::carry(pair, wish.pod.clone(), Arc::clone(&backend)));
+        pairs.spawn(forward::carry(pair, ports.clone()));
     }
     tokio::select! {
         () = async { while pairs.join_next().await.is_some() {} } => link.finish().await,
@@ -159,8 +147,8 @@ pub async fn serve_forward(
 }
 
 /// Serves port-forward as SPDY inside of messages.
-pub async fn serve_tunnel(connection: Connection, wish: ForwardWish, backend: Arc<dyn Backend>) {
+pub async fn serve_tunnel(connection: Connection, ports: Forward) {
     let Connection { wire, peer, idle } = connection;
     let wire: Wire = Box::new(Tunnel::new(socket(wire).await));
-    forward::serve_spdy(Connection { wire, peer, idle }, wish, backend).await;
+    forward::serve_spdy(Connection { wire, peer, idle }, ports).await;
 }

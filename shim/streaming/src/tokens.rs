@@ -1,4 +1,4 @@
-//! Single-use tokens: what CRI was asked for, until the client comes for it.
+//! Single-use tokens: sessions that are offered, until their clients come for them.
 //!
 //! Used by: [`super::server`] (issue) and [`super::http`] (redeem). Invariants: 128 bits of the kernel's; a token opens
 //! one session at most, within [`LIFE`]; whoever shows one, for whatever, has used it; at most [`MOST`] are out.
@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Wish, base64};
+use super::{Session, base64};
 
 /// How long a token waits for its client.
 const LIFE: Duration = Duration::from_secs(60);
@@ -30,11 +30,11 @@ pub enum Refused {
 
 /// The tokens that wait for their clients.
 #[derive(Default)]
-pub struct Tokens(Mutex<HashMap<String, (Wish, Instant)>>);
+pub struct Tokens(Mutex<HashMap<String, (Session, Instant)>>);
 
 impl Tokens {
-    /// A token for `wish`.
-    pub fn issue(&self, wish: Wish) -> Result<String, Refused> {
+    /// A token for `session`. Errors: too many wait, or the kernel has no random bytes.
+    pub fn issue(&self, session: Session) -> Result<String, Refused> {
         let token = draw().map_err(Refused::Draw)?;
         let now = Instant::now();
         let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -44,15 +44,15 @@ impl Tokens {
         if waiting.len() >= MOST {
             return Err(Refused::TooMany);
         }
-        waiting.insert(token.clone(), (wish, now + LIFE));
+        waiting.insert(token.clone(), (session, now + LIFE));
         Ok(token)
     }
 
     /// What `token` was issued for, once.
-    pub fn redeem(&self, token: &str) -> Option<Wish> {
+    pub fn redeem(&self, token: &str) -> Option<Session> {
         let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let (wish, end) = waiting.remove(token)?;
-        (Instant::now() < end).then_some(wish)
+        let (session, end) = waiting.remove(token)?;
+        (Instant::now() < end).then_some(session)
     }
 }
 
@@ -69,45 +69,44 @@ fn draw() -> std::io::Result<String> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
-    use coracle_runtime::id::PodId;
-
     use super::*;
-    use crate::streaming::ForwardWish;
+    use crate::Forward;
 
-    fn wish() -> Wish {
-        let pod = PodId::random().unwrap();
-        Wish::Forward(ForwardWish {
-            pod,
-            ports: vec![80],
-        })
+    fn session() -> Session {
+        Session::Forward(Forward::new("a pod", vec![80], |_| {
+            Box::pin(async { Err("nothing listens".into()) })
+        }))
     }
 
     #[tokio::test]
     async fn a_token_is_good_once() {
-        let (tokens, wish) = (Tokens::default(), wish());
-        let token = tokens.issue(wish.clone()).unwrap();
+        let tokens = Tokens::default();
+        let token = tokens.issue(session()).unwrap();
         assert_eq!(token.len(), 22);
-        assert_eq!(tokens.redeem("AAAAAAAAAAAAAAAAAAAAAA"), None);
-        assert_eq!(tokens.redeem(&token), Some(wish));
-        assert_eq!(tokens.redeem(&token), None);
+        assert!(tokens.redeem("AAAAAAAAAAAAAAAAAAAAAA").is_none());
+        let Some(Session::Forward(redeemed)) = tokens.redeem(&token) else {
+            panic!("the token opens another session");
+        };
+        assert_eq!((redeemed.target(), redeemed.ports()), ("a pod", &[80][..]));
+        assert!(tokens.redeem(&token).is_none());
     }
 
     #[tokio::test]
     async fn old_ones_are_worth_nothing_and_make_room() {
         let tokens = Tokens::default();
-        let first = tokens.issue(wish()).unwrap();
+        let first = tokens.issue(session()).unwrap();
         for _ in 1..MOST {
-            tokens.issue(wish()).unwrap();
+            tokens.issue(session()).unwrap();
         }
-        assert!(matches!(tokens.issue(wish()), Err(Refused::TooMany)));
+        assert!(matches!(tokens.issue(session()), Err(Refused::TooMany)));
         for (_, end) in tokens.0.lock().unwrap().values_mut() {
             *end = Instant::now();
         }
-        let fresh = tokens.issue(wish()).unwrap();
+        let fresh = tokens.issue(session()).unwrap();
         assert_eq!(tokens.0.lock().unwrap().len(), 1);
         let mut waiting = tokens.0.lock().unwrap();
         waiting.get_mut(&fresh).unwrap().1 = Instant::now();
         drop(waiting);
-        assert_eq!((tokens.redeem(&first), tokens.redeem(&fresh)), (None, None));
+        assert!(tokens.redeem(&first).is_none() && tokens.redeem(&fresh).is_none());
     }
 }

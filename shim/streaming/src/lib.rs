@@ -1,17 +1,20 @@
 //! Streaming: interactive exec, attach and port-forward, from the URL that CRI hands out to the last byte.
 //!
 //! ```text
-//! cri/streaming --Wish--> tokens <--URL-- client --HTTP upgrade--> spdy | websocket --Streams--> Backend
+//! offer --Session--> tokens <--URL-- client --HTTP upgrade--> spdy | websocket --Streams--> the session's job
 //! ```
 //! Invariants: a token opens one session, once, for a minute; what a client may do was fixed when CRI was asked, never
 //! by its URL; buffers are bounded and a slow side slows the other by way of its own connection.
-//! Not here: what runs in a container, and who may ask.
+//! Called by: the shim's `serve` (bind) and the CRI services (offer).
+//! Not here: containers, pods, who may ask, and what is at the other end of the streams: a session brings the job that its
+//! streams are joined to.
 
 mod arrivals;
 mod base64;
 mod forward;
 #[cfg(any(test, feature = "fuzzing"))]
-pub(crate) mod fuzz;
+#[allow(clippy::unwrap_used, reason = "targets fail by panicking")]
+pub mod fuzz;
 mod http;
 mod inbox;
 mod link;
@@ -30,8 +33,9 @@ mod tokens;
 mod websocket;
 
 pub use server::{Server, Settings};
-pub use session::{AttachWish, Backend, ExecWish, ForwardWish, Job, Size, Streams, Wish};
+pub use session::{Ends, Forward, Job, Program, Session, Size, Streams};
 pub use tls::Identity;
+pub use tokens::Refused;
 
 /// Why there is no streaming server.
 #[derive(Debug, thiserror::Error)]

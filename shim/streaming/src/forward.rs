@@ -1,30 +1,30 @@
-//! Port-forward: pairs of streams, each pair one connection to a port of the pod.
+//! Port-forward: pairs of streams, each pair one connection to a port.
 //!
 //! ```text
 //! spdy: data + error stream with the same requestID --+
-//! websocket: channels 2i and 2i+1 -------------------+--> carry <--connect-- Backend
+//! websocket: channels 2i and 2i+1 -------------------+--> carry --connect--> port
 //! ```
 //! Invariants: a pair that breaks leaves the others alone; what either side sent before it ended arrives; a stream whose
 //! partner does not come within [`PAIRING`] is given up; when the client goes, all connections go.
-//! Not here: frames, and where a pod's ports are.
+//! Not here: frames, and where the ports are.
 
 use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use coracle_runtime::id::PodId;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use super::chain;
 use super::inbox::Intake;
 use super::link::Connection;
 use super::outbox::{FRAME, Outflow, Sender};
+use super::session::Forward;
 use super::spdy::{self, Headers, Incoming};
-use super::{Backend, ForwardWish};
 
 /// How long a stream waits for the other one of its pair.
 const PAIRING: Duration = Duration::from_secs(30);
@@ -51,10 +51,10 @@ struct Waiting {
 }
 
 /// Serves a SPDY client to its end.
-pub async fn serve_spdy(connection: Connection, wish: ForwardWish, backend: Arc<dyn Backend>) {
+pub async fn serve_spdy(connection: Connection, ports: Forward) {
     let (link, accepted) = spdy::start(connection, is_known);
     tokio::select! {
-        () = pair_up(accepted, &wish.pod, &backend) => {}
+        () = pair_up(accepted, &ports) => {}
         why = link.gone() => tracing::debug!(why, "a port-forward session ended"),
     }
 }
@@ -81,7 +81,7 @@ fn request(stream: &Incoming) -> String {
     }
 }
 
-async fn pair_up(mut accepted: mpsc::Receiver<Incoming>, pod: &PodId, backend: &Arc<dyn Backend>) {
+async fn pair_up(mut accepted: mpsc::Receiver<Incoming>, ports: &Forward) {
     let mut waiting: HashMap<String, Waiting> = HashMap::new();
     let mut pairs = JoinSet::new();
     loop {
@@ -104,7 +104,7 @@ async fn pair_up(mut accepted: mpsc::Receiver<Incoming>, pod: &PodId, backend: &
             Some(_) = pairs.join_next() => continue,
         };
         if let Some(pair) = matched(&mut waiting, stream) {
-            pairs.spawn(carry(pair, pod.clone(), Arc::clone(backend)));
+            pairs.spawn(carry(pair, ports.clone()));
         }
     }
     // The client opens no more; what runs goes on until its connection ends.
@@ -160,7 +160,7 @@ fn give_up(waiting: &mut HashMap<String, Waiting>) {
 }
 
 /// Connects a pair to its port and carries bytes both ways until both sides have said all.
-pub async fn carry(pair: Pair, pod: PodId, backend: Arc<dyn Backend>) {
+pub async fn carry(pair: Pair, ports: Forward) {
     let Pair {
         port,
         intake,
@@ -168,18 +168,19 @@ pub async fn carry(pair: Pair, pod: PodId, backend: Arc<dyn Backend>) {
         error,
     } = pair;
     let mut error = Sender(error);
-    match backend.connect(pod.clone(), port).await {
+    let target = ports.target();
+    match ports.connect(port).await {
         Err(refusal) => {
-            let why = refusal.chain();
-            tracing::debug!(pod = %pod, port, error = why, "a port was not forwarded");
-            let text = format!("error forwarding port {port} to pod {pod}: {why}");
+            let why = chain(&*refusal);
+            tracing::debug!(target, port, error = why, "a port was not forwarded");
+            let text = format!("error forwarding port {port} to {target}: {why}");
             let _ = error.write_all(text.as_bytes()).await;
             drop(error);
             data.reset();
         }
         Ok(socket) => {
             if let Err(broken) = both_ways(socket, intake, &data).await {
-                tracing::debug!(pod = %pod, port, error = %broken, "a forwarded connection broke");
+                tracing::debug!(target, port, error = %broken, "a forwarded connection broke");
                 data.reset();
             }
         }

@@ -1,6 +1,6 @@
 //! The streaming server: listens, hands out URLs, and takes the clients that come for them.
 //!
-//! Called by: `serve` (bind), `cri/streaming` (offer). Calls: [`super::http`] for each connection.
+//! Called by: the shim's `serve` (bind), the CRI services (offer). Calls: [`super::http`] for each connection.
 //! Invariants: a connection has ten seconds to say something and as many to bring its request, TLS handshake and all, in
 //! bounded memory; few are in that state at a time, and a new one never waits for silent ones ([`super::arrivals`]); the
 //! server ends when its handle is dropped.
@@ -21,9 +21,8 @@ use super::arrivals::{Arrival, Arrivals};
 use super::http::{self, Site};
 use super::link::{Peer, Wire};
 use super::tls::{Identity, Tls};
-use super::tokens::Tokens;
-use super::{Backend, Error, Wish};
-use crate::lifecycle;
+use super::tokens::{Refused, Tokens};
+use super::{Error, Session};
 
 /// How long a connection may say nothing, and how long its handshake and request may take from then on.
 const ARRIVAL: Duration = Duration::from_secs(10);
@@ -57,8 +56,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// Listens and serves what `backend` has. Errors: the address or the certificate cannot be used.
-    pub async fn bind(settings: Settings, backend: Arc<dyn Backend>) -> Result<Server, Error> {
+    /// Listens, and serves the sessions that are offered. Errors: the address or the certificate cannot be used.
+    pub async fn bind(settings: Settings) -> Result<Server, Error> {
         let Settings {
             address,
             identity,
@@ -71,7 +70,7 @@ impl Server {
         let scheme = if tls.is_some() { "https" } else { "http" };
         let base = format!("{scheme}://{}", listener.local_addr().map_err(failed)?);
         let tokens = Arc::new(Tokens::default());
-        let site = Site::new(Arc::clone(&tokens), backend, idle, origins);
+        let site = Site::new(Arc::clone(&tokens), idle, origins);
         let mut accepting = JoinSet::new();
         accepting.spawn(accept(listener, tls, Arc::new(site)));
         Ok(Server {
@@ -81,16 +80,10 @@ impl Server {
         })
     }
 
-    /// A URL that opens the session, once, within a minute. Errors: Exhausted when too many wait for their clients.
-    pub fn offer(&self, wish: Wish) -> Result<String, lifecycle::Error> {
-        let kind = http::name(&wish);
-        let token = self.tokens.issue(wish).map_err(|refused| {
-            let kind = match refused {
-                super::tokens::Refused::TooMany => lifecycle::Kind::Exhausted,
-                super::tokens::Refused::Draw(_) => lifecycle::Kind::Io,
-            };
-            lifecycle::Error::because(kind, "no URL for another streaming session", refused)
-        })?;
+    /// A URL that opens the session, once, within a minute. Errors: too many wait for their clients.
+    pub fn offer(&self, session: Session) -> Result<String, Refused> {
+        let kind = http::name(&session);
+        let token = self.tokens.issue(session)?;
         Ok(format!("{}/{kind}/{token}", self.base))
     }
 }

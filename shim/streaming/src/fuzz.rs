@@ -1,52 +1,41 @@
-//! The targets that read what streaming clients send: header blocks, and whole sessions over pipes in memory.
+//! Fuzz targets of this crate: header blocks, and whole sessions over pipes in memory. Each reads one input as hostile
+//! bytes and panics where a promise is broken.
 //!
-//! A session ends once its client has gone, whatever the client said before; nothing of it lives on.
+//! Called by: the `fuzz` binary of the shim, and the test below, which replays the corpora of `shim/streaming/fuzz` with
+//! every `make test`. Built only for those two; no release has it. docs/security/fuzzing.md says what each target promises.
+//! Invariants: a target touches nothing outside this process; a session ends once its client has gone, whatever the client
+//! said before, and nothing of it lives on.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use coracle_runtime::id::{ContainerId, PodId};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
 
 use super::link::{Connection, Peer};
-use super::remote::{self, Program};
+use super::remote;
 use super::spdy::headers::{Deflater, Inflater};
 use super::websocket::{self, Dialect};
-use super::{AttachWish, Backend, ExecWish, ForwardWish, Job, Streams};
-use crate::lifecycle::{Error, Kind};
+use super::{Ends, Forward, Program};
+
+/// A target: its name, and what reads one input.
+pub type FuzzTarget = (&'static str, fn(&[u8]));
+
+/// The targets by name.
+pub const TARGETS: &[FuzzTarget] = &[
+    ("spdy-headers", headers),
+    ("spdy-session", spdy),
+    ("websocket-session", websocket),
+    ("websocket-tunnel", tunnel),
+];
 
 /// How long a session may live without its client.
 const END: Duration = Duration::from_secs(5);
 /// Longest block that is inflated, and more than its bytes have to be.
 const MAX_BLOCK: usize = 16 << 10;
 
-/// Exec copies input to output and ends; there is nothing to attach or connect to.
-struct Echo;
-
-impl Backend for Echo {
-    fn exec(&self, _: ExecWish, streams: Streams) -> Job<i32> {
-        Box::pin(async move {
-            if let (Some(mut stdin), Some(mut stdout)) = (streams.stdin, streams.stdout) {
-                let copied = tokio::io::copy(&mut stdin, &mut stdout).await;
-                copied.map_err(|e| Error::because(Kind::Io, "copy", e))?;
-            }
-            Ok(0)
-        })
-    }
-
-    fn attach(&self, _: AttachWish, _: Streams) -> Job<()> {
-        Box::pin(async { Err(Error::new(Kind::WrongPhase, "nothing runs")) })
-    }
-
-    fn connect(&self, _: PodId, _: u16) -> Job<TcpStream> {
-        Box::pin(async { Err(Error::new(Kind::Missing, "nobody listens")) })
-    }
-}
-
 /// Blocks of one direction, each with its length in two bytes before it: what is read is bounded, and is written as
 /// what is read the same.
-pub(crate) fn headers(input: &[u8]) {
+fn headers(input: &[u8]) {
     let (mut inflater, mut deflater, mut again) =
         (Inflater::new(), Deflater::new(), Inflater::new());
     let mut rest = input;
@@ -72,54 +61,65 @@ pub(crate) fn headers(input: &[u8]) {
 }
 
 /// SPDY as exec speaks it; the first byte chooses the version of the protocol and the streams.
-pub(crate) fn spdy(input: &[u8]) {
-    session(input, |choice, connection, backend| async move {
-        remote::serve_spdy(connection, choice % 5, exec(choice), backend).await;
+fn spdy(input: &[u8]) {
+    session(input, |choice, connection, alive| async move {
+        remote::serve_spdy(connection, choice % 5, echo(choice, alive)).await;
     });
 }
 
 /// WebSocket messages of exec; the first byte chooses dialect and streams.
-pub(crate) fn websocket(input: &[u8]) {
-    session(input, |choice, connection, backend| async move {
+fn websocket(input: &[u8]) {
+    session(input, |choice, connection, alive| async move {
         let names = websocket::REMOTE;
         let dialect = Dialect::named(names[usize::from(choice) % names.len()]);
-        websocket::serve_remote(connection, dialect, exec(choice), backend).await;
+        websocket::serve_remote(connection, dialect, echo(choice, alive)).await;
     });
 }
 
 /// WebSocket messages of port-forward, by channels or as a tunnel of SPDY.
-pub(crate) fn tunnel(input: &[u8]) {
-    session(input, |choice, connection, backend| async move {
-        let wish = ForwardWish {
-            pod: PodId::random().expect("the kernel has random bytes"),
-            ports: vec![80, 443],
-        };
+fn tunnel(input: &[u8]) {
+    session(input, |choice, connection, alive| async move {
+        let ports = Forward::new("nobody", vec![80, 443], move |_| {
+            let alive = Arc::clone(&alive);
+            Box::pin(async move {
+                let _alive = alive;
+                Err("nobody listens".into())
+            })
+        });
         if choice.is_multiple_of(2) {
-            websocket::serve_tunnel(connection, wish, backend).await;
+            websocket::serve_tunnel(connection, ports).await;
         } else {
             let names = websocket::FORWARD;
             let dialect = Dialect::named(names[usize::from(choice / 2) % names.len()]);
-            websocket::serve_forward(connection, dialect, wish, backend).await;
+            websocket::serve_forward(connection, dialect, ports).await;
         }
     });
 }
 
-fn exec(choice: u8) -> Program {
+/// Copies input to output and ends. Holds `alive` as long as it runs.
+fn echo(choice: u8, alive: Arc<()>) -> Program {
     let tty = choice & 0x80 != 0;
-    Program::Exec(ExecWish {
-        container: ContainerId::random().expect("the kernel has random bytes"),
-        argv: vec!["cat".into()],
+    let ends = Ends {
         tty,
         stdin: choice & 0x40 == 0,
         stdout: true,
         stderr: choice & 0x20 != 0 && !tty,
+    };
+    Program::new("copying", ends, move |streams| {
+        Box::pin(async move {
+            let _alive = alive;
+            if let (Some(mut stdin), Some(mut stdout)) = (streams.stdin, streams.stdout) {
+                tokio::io::copy(&mut stdin, &mut stdout).await?;
+            }
+            Ok(0)
+        })
     })
 }
 
 /// Serves a client that sends the input but for its first byte, reads a while, and goes.
 fn session<F: Future<Output = ()> + Send + 'static>(
     input: &[u8],
-    serve: impl FnOnce(u8, Connection, Arc<dyn Backend>) -> F,
+    serve: impl FnOnce(u8, Connection, Arc<()>) -> F,
 ) {
     let Some((choice, bytes)) = input.split_first() else {
         return;
@@ -130,9 +130,9 @@ fn session<F: Future<Output = ()> + Send + 'static>(
         peer: Peer::default(),
         idle: Duration::from_secs(60),
     };
-    let backend: Arc<dyn Backend> = Arc::new(Echo);
-    let alive = Arc::downgrade(&backend);
-    let served = serve(*choice, connection, backend);
+    let alive = Arc::new(());
+    let jobs = Arc::downgrade(&alive);
+    let served = serve(*choice, connection, alive);
     let bytes = bytes.to_vec();
     runtime().block_on(async move {
         let served = tokio::spawn(served);
@@ -152,7 +152,7 @@ fn session<F: Future<Output = ()> + Send + 'static>(
             .expect("the session panicked");
         // Jobs are given up a moment after.
         let end = tokio::time::Instant::now() + END;
-        while alive.strong_count() > 0 {
+        while jobs.strong_count() > 0 {
             let now = tokio::time::Instant::now();
             assert!(now < end, "a job outlives its session");
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -169,4 +169,41 @@ fn runtime() -> &'static tokio::runtime::Runtime {
             .build();
         built.expect("a runtime can be built")
     })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    /// Runs a target on each input of its corpus, on every beginning of it, and on it with single bytes changed.
+    fn replay(name: &str, target: fn(&[u8])) {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("fuzz")
+            .join(name);
+        let mut count = 0;
+        for entry in fs::read_dir(&dir).unwrap() {
+            let input = fs::read(entry.unwrap().path()).unwrap();
+            target(&input);
+            let step = input.len() / 64 + 1;
+            for at in (0..input.len()).step_by(step) {
+                target(&input[..at]);
+                for change in [1, 0x20, 0x80, 0xff] {
+                    let mut changed = input.clone();
+                    changed[at] ^= change;
+                    target(&changed);
+                }
+            }
+            count += 1;
+        }
+        assert!(count > 0, "{} is empty", dir.display());
+    }
+
+    #[test]
+    fn corpora_are_replayed() {
+        for (name, target) in super::TARGETS {
+            replay(name, *target);
+        }
+    }
 }
