@@ -4,7 +4,7 @@
 //! `make test`. Built only for those two; no release has it. docs/security/fuzzing.md says what each target promises.
 //! The targets themselves stand beside what they read. Invariant: a target touches nothing outside this process.
 
-use crate::{control, keeper, sandbox, wasm};
+use crate::{control, keeper};
 
 /// A target: its name, and what reads one input.
 pub type FuzzTarget = (&'static str, fn(&[u8]));
@@ -14,8 +14,6 @@ pub const TARGETS: &[FuzzTarget] = &[
     ("control-frames", control::fuzz::frames),
     ("control-messages", control::fuzz::messages),
     ("exit-record", keeper::exit_record),
-    ("resolver", wasm::resolver_answer),
-    ("seccomp-profile", sandbox::profile::fuzz_document),
 ];
 
 #[cfg(test)]

@@ -7,9 +7,7 @@
 //! |---|---|
 //! | [`control`] | the wire between daemon, spawner and keepers |
 //! | [`spawner`], [`keeper`] | the processes, and the daemon's half of each |
-//! | [`sandbox`] | builds a jail: namespaces, root, identity, privileges, seccomp |
-//! | [`wasm`] | compiles, caches and runs WebAssembly |
-//! | [`helper`], [`unpacker`] | jailed processes for foreign bytes: how many, and the one for layers |
+//! | [`unpacker`] | the jailed process for layers |
 //! | [`process`] | a process that cannot be taken for another |
 //!
 //! Unsafe code is denied but for the modules that say `allow` below; they are the map of it.
@@ -19,12 +17,10 @@ pub mod control;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzz;
-pub mod helper;
 #[allow(unsafe_code, reason = "log threads, guest descriptors by number")]
 pub mod keeper;
 mod native;
 pub mod process;
-pub mod sandbox;
 pub mod spawner;
 pub mod unpacker;
 pub mod memory {
@@ -35,11 +31,8 @@ pub mod terminal {
     //! Terminals that the daemon makes and resizes.
     pub use crate::sys::terminal::{pair, resize};
 }
-#[allow(
-    unsafe_code,
-    reason = "compiled code is mapped and the stop handler touches a static"
-)]
-pub mod wasm;
+
+use coracle_wasm::compiler;
 
 pub use coracle_spec::{self as spec, error, failpoint, id};
 use coracle_sys as sys;
@@ -70,7 +63,7 @@ pub fn isolate_daemon() -> Result<()> {
             ),
         ));
     }
-    sandbox::own_session_keyring()
+    coracle_sandbox::own_session_keyring()
 }
 
 /// Runs the compiler process: `coracle compiler CPU_S MEMORY_BYTES MODULE_BYTES`.
@@ -85,7 +78,7 @@ pub fn compiler_main(arguments: &[String]) -> Result<()> {
         ));
     };
     let module_bytes = usize::try_from(module).unwrap_or(usize::MAX);
-    wasm::compiler::main(wasm::compiler::Bounds {
+    compiler::main(compiler::Bounds {
         cpu_s,
         memory_bytes,
         module_bytes,

@@ -21,9 +21,9 @@ use std::os::unix::ffi::OsStrExt as _;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::error::{Context as _, Error, Kind, Result};
-use crate::sandbox;
 use crate::spec::{Identity, LinuxSpec, PidSpace, ResourceLimit};
 use crate::sys;
+use coracle_sandbox as sandbox;
 
 pub use program::{NotExecuted, Words};
 

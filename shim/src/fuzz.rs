@@ -42,7 +42,9 @@ fn chosen() -> Target {
         let runtime = coracle_runtime::fuzz::TARGETS
             .iter()
             .chain(coracle_network::fuzz::TARGETS)
-            .chain(coracle_spec::fuzz::TARGETS);
+            .chain(coracle_sandbox::fuzz::TARGETS)
+            .chain(coracle_spec::fuzz::TARGETS)
+            .chain(coracle_wasm::fuzz::TARGETS);
         let own = own.chain(coracle_streaming::fuzz::TARGETS);
         own.chain(images).chain(runtime)
     };

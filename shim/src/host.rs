@@ -40,12 +40,12 @@ use coracle_cgroup::systemd::{Driver, Scopes};
 use coracle_images::Images;
 use coracle_network::Network;
 use coracle_runtime::id::{ContainerId, PodId};
-use coracle_runtime::sandbox::Filters;
-use coracle_runtime::sandbox::profile::ProfileCache;
 use coracle_runtime::spawner::Spawner;
 use coracle_runtime::spec::Spawn;
-use coracle_runtime::wasm::CompileCache;
+use coracle_sandbox::Filters;
+use coracle_sandbox::profile::ProfileCache;
 use coracle_tree::Trash;
+use coracle_wasm::CompileCache;
 
 pub use exec::ExecOutput;
 pub use ids::Ids;

@@ -30,7 +30,8 @@ use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use coracle_runtime::{failpoint, keeper, spawner, wasm};
+use coracle_runtime::{failpoint, keeper, spawner};
+use coracle_wasm as wasm;
 
 use cli::{Cli, Command, ConfigCommand};
 

@@ -12,12 +12,12 @@ use coracle_cgroup::systemd::{Driver, Scopes};
 use coracle_cgroup::{Cgroups, Version};
 use coracle_images::{Images, ImagesConfig};
 use coracle_network::{Builtin, BuiltinConfig, Cni, CniConfig, Network, Provider};
-use coracle_runtime::helper::Permits;
-use coracle_runtime::sandbox::Filters;
-use coracle_runtime::sandbox::profile::ProfileCache;
 use coracle_runtime::spawner::Spawner;
-use coracle_runtime::wasm::{CompileCache, CompileLimits};
+use coracle_sandbox::Filters;
+use coracle_sandbox::helper::Permits;
+use coracle_sandbox::profile::ProfileCache;
 use coracle_streaming::{Identity, Server, Settings};
+use coracle_wasm::{CompileCache, CompileLimits};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::claims::Claims;

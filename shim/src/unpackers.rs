@@ -4,9 +4,9 @@
 //! Invariant: nothing is read from a layer before the jail is built. Not here: archives, jails.
 
 use coracle_images::{Cause, RunningUnpacker, Unpacker, UnpackerLauncher};
-use coracle_runtime::helper::Permits;
 use coracle_runtime::unpacker::{self, Bounds, Descriptors, Running};
 use coracle_runtime::{Error, Kind, Result};
+use coracle_sandbox::helper::Permits;
 use futures_util::future::{BoxFuture, FutureExt as _};
 
 /// Starts unpackers, as many at a time as the node allows.

@@ -50,8 +50,10 @@ fn crates_depend_on_each_other_only_as_designed() {
             BTreeSet::from([
                 "coracle-cgroup",
                 "coracle-network",
+                "coracle-sandbox",
                 "coracle-spec",
                 "coracle-sys",
+                "coracle-wasm",
             ]),
         ),
         ("coracle-cgroup", BTreeSet::from(["coracle-spec"])),
@@ -61,6 +63,14 @@ fn crates_depend_on_each_other_only_as_designed() {
         ),
         ("coracle-streaming", BTreeSet::new()),
         (
+            "coracle-sandbox",
+            BTreeSet::from(["coracle-spec", "coracle-sys"]),
+        ),
+        (
+            "coracle-wasm",
+            BTreeSet::from(["coracle-sandbox", "coracle-spec", "coracle-sys"]),
+        ),
+        (
             "coracle-shim",
             BTreeSet::from([
                 "coracle-proto",
@@ -68,10 +78,12 @@ fn crates_depend_on_each_other_only_as_designed() {
                 "coracle-runtime",
                 "coracle-cgroup",
                 "coracle-network",
+                "coracle-sandbox",
                 "coracle-spec",
                 "coracle-streaming",
                 "coracle-tree",
                 "coracle-unpack",
+                "coracle-wasm",
             ]),
         ),
         ("coracle-tests", BTreeSet::from(["coracle-proto"])),

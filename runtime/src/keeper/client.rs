@@ -28,9 +28,9 @@ use crate::control::messages::{Answer, Ask, LinuxStart, ToKeeper};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::id::ContainerId;
 use crate::process::Process;
-use crate::sandbox::Filters;
 use crate::spec::{ContainerSpec, Exit, Workload};
 use crate::sys::memfd::sealed;
+use coracle_sandbox::Filters;
 
 /// How long a keeper may take for an answer that only needs itself.
 const PROMPT: Duration = Duration::from_secs(5);

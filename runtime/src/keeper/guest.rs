@@ -19,10 +19,10 @@ use crate::control::messages::LinuxStart;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::failpoint;
 use crate::id::ContainerId;
-use crate::sandbox::PodNamespaces;
 use crate::sys;
 use crate::sys::fork::Forked;
-use crate::wasm::Warm;
+use coracle_sandbox::PodNamespaces;
+use coracle_wasm::Warm;
 
 pub(super) use exec::{ExecParts, fork as fork_exec};
 pub use life::main;

@@ -21,10 +21,10 @@ use super::table::Table;
 use crate::control::messages::{Answer, Ask, Birth, FromKeeper, ToKeeper};
 use crate::control::{PAGED_PROTOCOL, PROTOCOL};
 use crate::error::{Context as _, Result};
-use crate::sandbox::{PodNamespaces, identity};
 use crate::sys;
-use crate::wasm::Warm;
 use connection::Connection;
+use coracle_sandbox::{PodNamespaces, identity};
+use coracle_wasm::Warm;
 
 /// What a keeper has from birth.
 pub struct Born<'a> {

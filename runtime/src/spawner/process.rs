@@ -11,12 +11,13 @@ use rustix::event::{PollFd, PollFlags, poll};
 use crate::control::messages::{Birth, FromSpawner, ToSpawner};
 use crate::control::{Frame, Reader, Writer};
 use crate::error::{Context as _, Error, Kind, Result};
+use crate::failpoint;
 use crate::keeper;
-use crate::sandbox::PodNamespaces;
 use crate::sys;
 use crate::sys::fork::Forked;
-use crate::wasm::Warm;
-use crate::{failpoint, sandbox};
+use coracle_sandbox as sandbox;
+use coracle_sandbox::PodNamespaces;
+use coracle_wasm::Warm;
 
 /// Runs the spawner to its end: the daemon closed the socket.
 ///

@@ -7,7 +7,7 @@
 use std::fs;
 use std::io;
 
-use coracle_runtime::sandbox::landlock;
+use coracle_sandbox::landlock;
 
 use super::probe::{self, UserNamespace};
 use super::{Finding, place};

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use coracle_images::{Image, Kind as ImageKind};
-use coracle_runtime::wasm::{Compiled, EngineRef};
+use coracle_wasm::{Compiled, EngineRef};
 
 use super::{Host, runtime_error};
 use crate::lifecycle::Error;

@@ -10,9 +10,9 @@ use std::sync::Arc;
 use coracle_runtime::id::{ContainerId, PodId};
 use coracle_runtime::keeper::{Keeper, StartOrder, StartPayload, Started};
 use coracle_runtime::process::Process;
-use coracle_runtime::sandbox::profile::Profile;
 use coracle_runtime::spec::{ContainerSpec, LinuxSpec, Root, SPEC_VERSION, WasmSpec, Workload};
-use coracle_runtime::wasm::EngineRef;
+use coracle_sandbox::profile::Profile;
+use coracle_wasm::EngineRef;
 
 use super::{Host, blocking, log, pass, runtime_error};
 use crate::lifecycle::{ContainerWish, Error, Kind, LinuxPlan, Payload, Plan, SeccompPlan};

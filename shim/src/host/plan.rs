@@ -10,7 +10,7 @@ use std::sync::Arc;
 use coracle_images::{Image, Kind as ImageKind, WasmImage};
 use coracle_runtime::id::ContainerId;
 use coracle_runtime::spec::{Mount, WasmKind, WasmNetwork};
-use coracle_runtime::wasm::{EngineRef, ModuleInfo};
+use coracle_wasm::{EngineRef, ModuleInfo};
 
 use super::egress;
 use super::paths::{Missing, Visit};

@@ -13,9 +13,9 @@ use crate::control::messages::Ask;
 use crate::error::{Error, Kind, Result};
 use crate::id::ContainerId;
 use crate::process::Process;
-use crate::sandbox::Filters;
 use crate::spec::{ContainerSpec, Exit};
 use coracle_cgroup::KillList;
+use coracle_sandbox::Filters;
 use std::sync::atomic::Ordering;
 
 /// What a process is forked into a container with.

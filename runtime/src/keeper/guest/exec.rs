@@ -17,11 +17,11 @@ use crate::control::messages::{LinuxStart, Report};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::id::ContainerId;
 use crate::native::{self, Label};
-use crate::sandbox::{self, PodNamespaces};
 use crate::spec::{ContainerSpec, LinuxSpec, PidSpace, Workload};
 use crate::sys;
 use crate::sys::fork::Forked;
-use crate::wasm::Warm;
+use coracle_sandbox::{self as sandbox, PodNamespaces};
+use coracle_wasm::Warm;
 
 /// What came with the request.
 pub(in crate::keeper) struct ExecParts {

@@ -20,13 +20,13 @@ use crate::error::{Context as _, Error, Kind, Result};
 use crate::failpoint;
 use crate::id::ContainerId;
 use crate::native::{self, Credentials, Label, NotExecuted};
-use crate::sandbox::{self, PodNamespaces, linux};
 use crate::spec::{ContainerSpec, LinuxSpec, PidSpace, Spawn, WasmSpec, Workload};
 use crate::sys;
 use crate::sys::fork::Forked;
 use crate::sys::memfd::read_all;
-use crate::wasm::Warm;
-use crate::wasm::run::{self, End, Payload, TRAP_CODE};
+use coracle_sandbox::{self as sandbox, PodNamespaces, linux};
+use coracle_wasm::Warm;
+use coracle_wasm::run::{self, End, Payload, TRAP_CODE};
 
 /// Largest spec, bytes: arguments and environment are bounded by CRI's message size.
 const MAX_SPEC: usize = 20 << 20;

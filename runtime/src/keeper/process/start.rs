@@ -14,8 +14,8 @@ use crate::keeper::execs::{self, Exec, Tree};
 use crate::keeper::guest::{self, ExecParts, ForkedGuest, Parts};
 use crate::keeper::pid::{self, PidPlace};
 use crate::keeper::table::Watch;
-use crate::sandbox::linux::pod_shared_memory;
 use crate::spec::PidSpace;
+use coracle_sandbox::linux::pod_shared_memory;
 
 impl Loop<'_> {
     pub(super) fn start(

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use coracle_runtime::id::ContainerId;
 use coracle_runtime::process::Process;
 use coracle_runtime::spec::PidSpace;
-use coracle_runtime::wasm::EngineRef;
+use coracle_wasm::EngineRef;
 
 use super::container::missing;
 use super::{Driver, Note, Purpose, Word};

@@ -1,0 +1,179 @@
+//! Who a guest is on the host: never root, in ids that belong to its pod alone, with an id map for its mounts.
+//!
+//! Called by [`super::build`]. Container ids 0 to 65,471 map to the pod's range in order; ids above that (OpenShift
+//! hands out ids near 10^9) take the range's last 64 slots.
+//! Where a volume's filesystem cannot carry an id map, a user other than root is that very user on the host; root is
+//! refused, for nobody becomes host root.
+//! Invariant: a mapped id is never outside the pod's range, an unmapped one never 0.
+//! Not here: how mounts are made.
+
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use coracle_spec::error::{Context as _, Error, Kind, Result};
+use coracle_spec::{ContainerSpec, IdRange};
+use coracle_sys::userns::{self, Extent, Holder};
+
+/// The overflow id: owner of what nobody maps.
+pub(super) const NOBODY: u32 = 65_534;
+
+/// A guest's ids on the host, and the id map that its mounts carry.
+#[derive(Debug)]
+pub struct HostIdentity {
+    /// Host user.
+    pub uid: u32,
+    /// Host group.
+    pub gid: u32,
+    /// Host supplementary groups.
+    pub groups: Vec<u32>,
+    /// Host id of container id 0: who creates mount points.
+    pub root: u32,
+    /// A user namespace whose map every mount of the guest carries; `None` when ids are the host's own.
+    pub map: Option<OwnedFd>,
+}
+
+/// The id map of a pod whose containers use ids below 65,472 only: nearly every pod's. It takes half a millisecond,
+/// so a keeper makes it before it is needed, with an `empty` mount namespace to make it in.
+///
+/// Errors: the kernel refuses user namespaces.
+pub fn usual_map(range: IdRange, empty: BorrowedFd<'_>) -> Result<OwnedFd> {
+    let extents = extents(range, &[])?;
+    map_namespace(&extents, &extents, Some(empty))
+        .during(|| "make the pod's id map (a user namespace)".into())
+}
+
+/// Works out the host ids of `spec` and makes the id map, or takes `usual` if it covers them.
+///
+/// Errors: more than one distinct id beyond 65,534 of a kind, or the kernel refuses user namespaces.
+pub fn host_identity(spec: &ContainerSpec, usual: Option<&OwnedFd>) -> Result<HostIdentity> {
+    let who = &spec.identity;
+    let users = extents(who.range, &[who.uid])?;
+    let mut asked = vec![who.gid];
+    asked.extend(&who.groups);
+    let groups = extents(who.range, &asked)?;
+    let what = || "make the pod's id map (a user namespace)".to_owned();
+    let map = match usual.filter(|_| users.len() == 1 && groups.len() == 1) {
+        Some(usual) => usual.try_clone().during(what)?,
+        None => map_namespace(&users, &groups, None).during(what)?,
+    };
+    Ok(HostIdentity {
+        uid: host_id(&users, who.uid)?,
+        gid: host_id(&groups, who.gid)?,
+        groups: who
+            .groups
+            .iter()
+            .map(|g| host_id(&groups, *g))
+            .collect::<Result<_>>()?,
+        root: who.range.base,
+        map: Some(map),
+    })
+}
+
+/// The ids asked for, as the host's own, without a map. `None` for root, which is never that.
+pub fn unmapped_identity(spec: &ContainerSpec) -> Option<HostIdentity> {
+    let who = &spec.identity;
+    (who.uid != 0).then(|| HostIdentity {
+        uid: who.uid,
+        gid: who.gid,
+        groups: who.groups.clone(),
+        root: 0,
+        map: None,
+    })
+}
+
+fn extents(range: IdRange, ids: &[u32]) -> Result<Vec<Extent>> {
+    let ordinary = range.size - 1 - spare(range);
+    let mut extents = vec![(0, range.base, ordinary)];
+    let mut large: Vec<u32> = ids.iter().copied().filter(|id| *id >= ordinary).collect();
+    large.sort_unstable();
+    large.dedup();
+    if large.len() > spare(range) as usize + 1 {
+        return Err(Error::new(
+            Kind::Invalid,
+            format!(
+                "{} ids at or above {ordinary} were asked for; a pod has room for {}",
+                large.len(),
+                spare(range) + 1
+            ),
+        ));
+    }
+    for (slot, id) in (range.base + ordinary..).zip(large) {
+        extents.push((id, slot, 1));
+    }
+    Ok(extents)
+}
+
+/// Slots at the range's end kept for large ids, beyond the last one.
+fn spare(range: IdRange) -> u32 {
+    63.min(range.size / 2)
+}
+
+fn host_id(extents: &[Extent], id: u32) -> Result<u32> {
+    let found = extents
+        .iter()
+        .find(|(inside, _, count)| id >= *inside && id - inside < *count);
+    found
+        .map(|(inside, outside, _)| outside + (id - inside))
+        .ok_or_else(|| {
+            Error::new(
+                Kind::Bug,
+                format!("container id {id} is not in the pod's map {extents:?}"),
+            )
+        })
+}
+
+/// A user namespace with these maps; nobody lives in it, it only carries the map.
+///
+/// The map's inside is what is on disk, its outside what the mount shows.
+fn map_namespace(
+    users: &[Extent],
+    groups: &[Extent],
+    empty: Option<BorrowedFd<'_>>,
+) -> std::io::Result<OwnedFd> {
+    let holder = Holder {
+        flags: 0,
+        root: empty,
+        title: Some("coracle idmap"),
+    };
+    userns::hold(holder, users, groups)?.open("user")
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use super::*;
+
+    const RANGE: IdRange = IdRange {
+        base: 1_879_048_192,
+        size: IdRange::SIZE,
+    };
+
+    #[test]
+    fn ids_stay_inside_the_pods_range() {
+        for ids in [
+            vec![0],
+            vec![65_534, 1000],
+            vec![1_000_650_000, 4_294_967_294, 7],
+        ] {
+            let map = extents(RANGE, &ids).unwrap();
+            for id in ids {
+                let host = host_id(&map, id).unwrap();
+                assert!(
+                    host >= RANGE.base && host - RANGE.base < RANGE.size,
+                    "{id} became {host}"
+                );
+            }
+        }
+        assert_eq!(
+            host_id(&extents(RANGE, &[]).unwrap(), 1000).unwrap(),
+            RANGE.base + 1000
+        );
+        let many: Vec<u32> = (1_000_000..1_000_100).collect();
+        assert!(extents(RANGE, &many).is_err());
+    }
+
+    #[test]
+    fn the_map_namespace_holds_the_map() {
+        let map = map_namespace(&[(0, RANGE.base, 10)], &[(0, RANGE.base, 10)], None);
+        assert!(map.is_ok(), "{map:?}");
+    }
+}

@@ -1,0 +1,221 @@
+//! Builds the root of a Linux container: image, kernel filesystems, devices, volumes, masks.
+//!
+//! Called by a guest process right after its fork, in two parts: [`prepare`] as host root in a mount namespace of its
+//! own, [`finish`] by the same process or by one that was forked into the pod's user or pid namespace. Before anything
+//! of it is seen there, [`Prepared::leave_node`] takes the node's mounts away.
+//!
+//! ```text
+//! prepare: cgroups -> host paths opened -> mounts private -> overlay -> volumes as detached trees
+//! [leave_node: the stage becomes the root]
+//! finish:  net/ipc/uts/cgroup -> root attached -> /proc /dev /sys -> volumes -> masks -> read-only -> pivot
+//! ```
+//! Invariants: whatever must be opened on the host is opened in `prepare`, once, by descriptor; in `finish` a path is
+//! only ever resolved below the new root; kernel filesystems are mounted before any volume, and `/dev` is filled before
+//! one could cover it.
+//! Not here: credentials, seccomp, execve.
+
+mod dev;
+mod kernel;
+mod terminal;
+
+pub use dev::pod_shared_memory;
+pub use terminal::join_terminal;
+
+use std::fs;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use rustix::process::fchdir;
+
+use super::identity::HostIdentity;
+use super::root::{self, Stage};
+use super::{PodNamespaces, enter_cgroups, join, place, set_oom_score, volume};
+use coracle_spec::error::{Context as _, Result};
+use coracle_spec::failpoint;
+use coracle_spec::{ContainerSpec, LinuxSpec, MountKind};
+use coracle_sys as sys;
+use coracle_sys::mounts::{self, Forbid};
+
+/// What [`prepare`] made while the process was host root.
+pub struct Prepared {
+    stage: Stage,
+    /// The overlay, attached nowhere yet.
+    tree: OwnedFd,
+    /// One tree for each mount of the spec, in order.
+    volumes: Vec<OwnedFd>,
+    /// What is bound from the host instead of being made, where that is not allowed or not wanted.
+    bound: dev::Bound,
+}
+
+/// Does what takes the host's root: enters cgroups, opens host paths, makes the overlay.
+///
+/// Errors: the first step that failed, by name.
+pub fn prepare(spec: &ContainerSpec, linux: &LinuxSpec, pod: &PodNamespaces) -> Result<Prepared> {
+    enter_cgroups(spec)?;
+    set_oom_score(spec.oom_score_adj)?;
+    failpoint::hit("guest.jail").during(|| "build the jail".into())?;
+    let host = host_identity(spec, pod)?;
+    let binds = spec.mounts.iter().map(|mount| {
+        (mount.kind == MountKind::Bind)
+            .then(|| volume::open_bind(mount))
+            .transpose()
+    });
+    let binds: Vec<Option<OwnedFd>> = binds.collect::<Result<_>>()?;
+    let bound = dev::Bound::open(linux, pod)?;
+    mounts::make_all_private().during(|| "make mounts private".into())?;
+    let stage = Stage::over(&spec.staging)?;
+    if host.map.is_some() {
+        // An overlay works with the ids of who made it, and host root is nobody on mapped layers. Entering the user
+        // namespace resets both settings.
+        sys::ids::keep_capabilities_over_id_change()
+            .during(|| "keep capabilities while building the root".into())?;
+        sys::ids::set_filesystem_ids(host.root, host.root)
+            .during(|| format!("make files as host user {}", host.root))?;
+    }
+    let tree = root::base(spec, &host, &stage, Forbid::default())?;
+    let mut volumes = Vec::with_capacity(binds.len());
+    for ((number, mount), bind) in spec.mounts.iter().enumerate().zip(binds) {
+        volumes.push(match bind {
+            Some(tree) => {
+                volume::restrict(&tree, mount, &host, Forbid::default(), false)?;
+                tree
+            }
+            None => volume::make(mount, number, &stage, &host, Forbid::default())?,
+        });
+    }
+    Ok(Prepared {
+        stage,
+        tree,
+        volumes,
+        bound,
+    })
+}
+
+impl Prepared {
+    /// Makes the stage the root of this mount namespace: what is forked from here on sees the container's own layers and
+    /// volumes, and nothing of the node.
+    ///
+    /// With `userns` the stage shows the node's `/proc` and `/sys`, for the kernel mounts new ones inside a user
+    /// namespace only where they are to be seen already. Errors: the first mount that failed, by name.
+    pub fn leave_node(&self, userns: bool) -> Result<()> {
+        for name in ["proc", "sys"].iter().filter(|_| userns) {
+            let path = Path::new("/").join(name);
+            let what = || format!("show {} to a user namespace", path.display());
+            // Without what is mounted below it; a runtime that is itself in a user namespace may not take that away.
+            let tree = match mounts::clone_tree(&path, false) {
+                Err(e) if e.raw_os_error() == Some(libc::EINVAL) => mounts::clone_tree(&path, true),
+                tree => tree,
+            };
+            let at = self.stage.new_place(name)?;
+            mounts::attach(tree.during(what)?.as_fd(), at.as_fd()).during(what)?;
+        }
+        mounts::pivot_into_working_directory().during(|| "leave the node's mounts".into())
+    }
+}
+
+/// A Linux payload has the host's own ids, or those of its pod's user namespace, whose map its files carry.
+fn host_identity(spec: &ContainerSpec, pod: &PodNamespaces) -> Result<HostIdentity> {
+    let who = &spec.identity;
+    let map = pod.user.as_ref().map(OwnedFd::try_clone).transpose();
+    let map = map.during(|| "share the pod's user namespace".into())?;
+    Ok(HostIdentity {
+        uid: who.uid,
+        gid: who.gid,
+        groups: who.groups.clone(),
+        root: if map.is_some() { who.range.base } else { 0 },
+        map,
+    })
+}
+
+/// Builds the root and enters it. Returns the controlling side of the terminal, if there is one; its other side is this
+/// process's standard streams by then.
+///
+/// Errors: the first step that failed, by name.
+pub fn finish(
+    spec: &ContainerSpec,
+    linux: &LinuxSpec,
+    prepared: Prepared,
+    pod: &PodNamespaces,
+) -> Result<Option<OwnedFd>> {
+    join(pod)?;
+    if kernel::has_own_cgroup_namespace(linux) {
+        super::unshare(rustix::thread::UnshareFlags::NEWCGROUP, "cgroup")?;
+    }
+    sys::ids::set_umask(0);
+    let Prepared {
+        stage,
+        tree,
+        volumes,
+        bound,
+    } = prepared;
+    let at = stage.place("root")?;
+    mounts::attach(tree.as_fd(), at.as_fd()).during(|| "attach the root".into())?;
+    let root = stage.place("root")?;
+    kernel::proc(&root)?;
+    let terminal = dev::build(&root, linux, pod, &bound, spec.identity.uid)?;
+    kernel::sys(&root, linux, bound.sys())?;
+    kernel::cgroups(&root, linux)?;
+    for (mount, tree) in spec.mounts.iter().zip(&volumes) {
+        volume::attach(&root, tree, &mount.target)?;
+    }
+    image_volumes(spec, linux, &root, &stage)?;
+    // While it can be made; what is wrong with it is said when it is entered.
+    let _ = place::ensure(root.as_fd(), &linux.working_dir, true);
+    kernel::confine(&root, &linux.jail, &bound)?;
+    if spec.root.readonly {
+        mounts::set_attributes(root.as_fd(), Forbid::WRITES, None, false)
+            .during(|| "make the root read-only".into())?;
+    }
+    drop(volumes);
+    fchdir(&root).during(|| "enter the new root".into())?;
+    mounts::pivot_into_working_directory().during(|| "make the new root the root".into())?;
+    Ok(terminal)
+}
+
+/// The image's `VOLUME`s: directories that exist, and stay writable in a read-only root: an overlay of each over
+/// itself, into the container's own writable layer.
+fn image_volumes(
+    spec: &ContainerSpec,
+    linux: &LinuxSpec,
+    root: &OwnedFd,
+    stage: &Stage,
+) -> Result<()> {
+    let covered = |path: &str| spec.mounts.iter().any(|mount| mount.target == path);
+    let open = linux.jail.volumes.iter().filter(|path| !covered(path));
+    for (number, path) in open.enumerate() {
+        let what = || format!("make the image's volume {path}");
+        let found = place::ensure(root.as_fd(), path, true).during(what)?;
+        if !spec.root.readonly || !place::is_dir(&found).during(what)? {
+            continue;
+        }
+        let (lower, upper) = (format!("w{number}"), format!("own/volume-{number}"));
+        let copy = mounts::clone_at(found.as_fd()).during(what)?;
+        let at = stage.new_place(&lower)?;
+        mounts::attach(copy.as_fd(), at.as_fd()).during(what)?;
+        for part in ["", "/upper", "/work"] {
+            make_directory(Path::new(&format!("{upper}{part}"))).during(what)?;
+        }
+        owned_alike(&found, &format!("{upper}/upper")).during(what)?;
+        let own = (&*format!("{upper}/upper"), &*format!("{upper}/work"));
+        let tree =
+            mounts::overlay(&[lower], Some(own), linux.jail.mount_label.as_deref()).during(what)?;
+        mounts::attach(tree.as_fd(), found.as_fd()).during(what)?;
+    }
+    Ok(())
+}
+
+/// Gives directory `path` owner and mode of `of`: the top of a writable layer is what an overlay shows of its root.
+fn owned_alike(of: &OwnedFd, path: &str) -> std::io::Result<()> {
+    use rustix::fs::{Gid, Mode, Uid, chmod, chown, fstat};
+    let found = fstat(of)?;
+    let (uid, gid) = (Uid::from_raw(found.st_uid), Gid::from_raw(found.st_gid));
+    chown(path, Some(uid), Some(gid))?;
+    Ok(chmod(path, Mode::from_raw_mode(found.st_mode & 0o7777))?)
+}
+
+fn make_directory(path: &Path) -> std::io::Result<()> {
+    match fs::create_dir(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => Err(e),
+        _ => Ok(()),
+    }
+}

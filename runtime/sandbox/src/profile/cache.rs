@@ -1,0 +1,171 @@
+//! Ready filters by profile and capabilities, so that building one is paid for once.
+//!
+//! Called by the daemon for every Linux container. A filter lies in a sealed memfd; what is handed out is another
+//! descriptor of the same memory, which a guest can read and nobody can change.
+//! Invariant: two callers that want one filter build it once, and a build holds up nobody who wants another.
+//! Not here: loading; which profile a container asked for.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::Profile;
+use coracle_spec::error::{Context as _, Result};
+use coracle_sys::memfd::sealed;
+
+/// The most filters that are kept; each is some kilobytes of kernel memory and a descriptor.
+const MOST_FILTERS: usize = 64;
+
+/// A profile's digest and those of the capabilities that it asks about.
+type Key = ([u8; 32], u64);
+
+/// Filters that were built before; the least recently used one goes when there are 64. Shared between threads.
+#[derive(Debug, Default)]
+pub struct ProfileCache {
+    shelf: Mutex<Shelf>,
+}
+
+#[derive(Debug, Default)]
+struct Shelf {
+    places: HashMap<Key, Place>,
+    uses: u64,
+}
+
+#[derive(Debug)]
+struct Place {
+    filter: Arc<Mutex<Option<OwnedFd>>>,
+    last_use: u64,
+}
+
+impl ProfileCache {
+    /// The filter of `profile` for a payload with this bounding set: a sealed memfd of ready BPF.
+    ///
+    /// Takes some 10 ms when it has to be built; call it where blocking is fine.
+    /// Errors: those of [`Profile::compile`], or memfd_create(2) and dup(2) failed. Nothing is kept of a failure.
+    pub fn filter(&self, profile: &Profile, capabilities: u64) -> Result<OwnedFd> {
+        let relevant = capabilities & profile.relevant_capabilities();
+        let place = self.place((profile.digest, relevant));
+        let mut filter = place.lock().unwrap_or_else(PoisonError::into_inner);
+        let ready = match filter.take() {
+            Some(ready) => ready,
+            None => sealed("seccomp-profile", &profile.compile(relevant)?)
+                .during(|| "seal a seccomp profile's filter".into())?,
+        };
+        filter
+            .insert(ready)
+            .try_clone()
+            .during(|| "hand out a seccomp profile's filter".into())
+    }
+
+    /// Builds the runtime default's filter for `capabilities`, so that the first container need not wait for it.
+    ///
+    /// Errors: those of [`ProfileCache::filter`].
+    pub fn warm(&self, capabilities: u64) -> Result<()> {
+        self.filter(Profile::runtime_default(), capabilities)
+            .map(drop)
+    }
+
+    fn place(&self, key: Key) -> Arc<Mutex<Option<OwnedFd>>> {
+        let mut shelf = self.shelf.lock().unwrap_or_else(PoisonError::into_inner);
+        shelf.uses += 1;
+        let now = shelf.uses;
+        if shelf.places.len() >= MOST_FILTERS && !shelf.places.contains_key(&key) {
+            let oldest = (shelf.places.iter())
+                .min_by_key(|(_, place)| place.last_use)
+                .map(|(key, _)| *key);
+            oldest.map(|key| shelf.places.remove(&key));
+        }
+        let place = shelf.places.entry(key).or_insert_with(|| Place {
+            filter: Arc::default(),
+            last_use: now,
+        });
+        place.last_use = now;
+        Arc::clone(&place.filter)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use std::os::fd::AsFd as _;
+
+    use rustix::fs::{SealFlags, fcntl_get_seals, fstat};
+
+    use super::*;
+    use coracle_sys::memfd::read_all;
+
+    const ADMIN: u64 = 1 << 21;
+
+    fn inode(fd: &OwnedFd) -> u64 {
+        fstat(fd).unwrap().st_ino
+    }
+
+    #[test]
+    fn a_filter_is_built_once_for_each_answer_that_it_can_give() {
+        let cache = ProfileCache::default();
+        let default = Profile::runtime_default();
+        cache.warm(0).unwrap();
+        let first = cache.filter(default, 0).unwrap();
+        // CAP_CHOWN opens no call.
+        let same = cache.filter(default, 1).unwrap();
+        let other = cache.filter(default, ADMIN).unwrap();
+        assert_eq!(inode(&first), inode(&same));
+        assert_ne!(inode(&first), inode(&other));
+        let bytes = read_all(first.as_fd(), 1 << 20).unwrap();
+        assert_eq!(bytes, default.compile(0).unwrap());
+        let seals = fcntl_get_seals(&first).unwrap();
+        assert!(seals.contains(SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK));
+    }
+
+    #[test]
+    fn the_least_recently_used_filter_goes() {
+        let cache = ProfileCache::default();
+        let profile = |n: usize| {
+            Profile::parse(
+                format!(
+                    r#"{{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[
+                        {{"names":["getpid"],"action":"SCMP_ACT_ERRNO","errnoRet":{n}}}]}}"#
+                )
+                .as_bytes(),
+            )
+            .unwrap()
+        };
+        let first = cache.filter(&profile(1), 0).unwrap();
+        let second = cache.filter(&profile(2), 0).unwrap();
+        for n in 3..=MOST_FILTERS {
+            cache.filter(&profile(n), 0).unwrap();
+        }
+        assert_eq!(inode(&first), inode(&cache.filter(&profile(1), 0).unwrap()));
+        cache.filter(&profile(MOST_FILTERS + 1), 0).unwrap();
+        assert_eq!(cache.shelf.lock().unwrap().places.len(), MOST_FILTERS);
+        assert_eq!(inode(&first), inode(&cache.filter(&profile(1), 0).unwrap()));
+        assert_ne!(
+            inode(&second),
+            inode(&cache.filter(&profile(2), 0).unwrap())
+        );
+    }
+
+    #[test]
+    fn a_profile_that_cannot_be_built_leaves_nothing_behind() {
+        let cache = ProfileCache::default();
+        let foreign = Profile::parse(
+            br#"{"defaultAction":"SCMP_ACT_ERRNO","architectures":["SCMP_ARCH_S390X"]}"#,
+        )
+        .unwrap();
+        cache.filter(&foreign, 0).unwrap_err();
+        cache.filter(&foreign, 0).unwrap_err();
+        cache.warm(0).unwrap();
+    }
+
+    #[test]
+    fn threads_that_want_one_filter_get_one() {
+        let cache = ProfileCache::default();
+        let all: Vec<OwnedFd> = std::thread::scope(|scope| {
+            let asked: Vec<_> = (0..8)
+                .map(|_| scope.spawn(|| cache.filter(Profile::runtime_default(), ADMIN).unwrap()))
+                .collect();
+            asked.into_iter().map(|t| t.join().unwrap()).collect()
+        });
+        assert!(all.iter().all(|fd| inode(fd) == inode(&all[0])));
+    }
+}

@@ -1,0 +1,477 @@
+//! From rules to a filter: libseccomp builds it, then a few instructions go in front.
+//!
+//! Called by [`Profile::compile`]. What counts, in which order and with which errno follows runc, so that a profile
+//! means here what it means there: a rule that says what the default says is left out, two conditions on one argument
+//! are alternatives, calls beyond the newest one that the profile names answer ENOSYS.
+//! Invariant: the result is whole instructions that the kernel's length limit admits.
+//! Not here: JSON, caching, loading.
+
+use libseccomp::{ScmpAction, ScmpArch, ScmpArgCompare, ScmpFilterContext, ScmpSyscall};
+
+use super::super::seccomp::export;
+use super::{Profile, Rule};
+use coracle_spec::error::{Error, Kind, Result};
+
+/// The longest filter that the kernel takes, instructions. Source: BPF_MAXINSNS.
+const MOST_INSTRUCTIONS: usize = 4096;
+
+/// From this many rules on, libseccomp arranges them as a tree.
+const TREE_FROM: usize = 32;
+
+/// Set in the numbers of x32 calls, which have the architecture of x86-64 otherwise.
+const X32_BIT: u32 = 1 << 30;
+
+/// `AUDIT_ARCH_X86_64`.
+const AUDIT_X86_64: u32 = 0xc000_003e;
+
+/// Architectures whose programs this host's kernel runs beside its own.
+pub(super) fn companions() -> Vec<ScmpArch> {
+    match ScmpArch::native() {
+        ScmpArch::X8664 => vec![ScmpArch::X86, ScmpArch::X32],
+        ScmpArch::Aarch64 => vec![ScmpArch::Arm],
+        ScmpArch::S390X => vec![ScmpArch::S390],
+        _ => Vec::new(),
+    }
+}
+
+/// See [`Profile::compile`].
+pub(super) fn compile(profile: &Profile, capabilities: u64) -> Result<Vec<u8>> {
+    let kernel = running_kernel();
+    let rules: Vec<&Rule> = (profile.rules.iter())
+        .filter(|rule| rule.counts(capabilities, kernel))
+        .collect();
+    let mut filter = ScmpFilterContext::new(profile.default)
+        .map_err(|e| refused("begin with the default action", e))?;
+    for &arch in &profile.arches {
+        let what = || format!("add architecture {arch:?}");
+        if !filter
+            .is_arch_present(arch)
+            .map_err(|e| refused(what(), e))?
+        {
+            filter.add_arch(arch).map_err(|e| refused(what(), e))?;
+        }
+    }
+    let calls: usize = rules.iter().map(|rule| rule.names.len()).sum();
+    if calls > TREE_FROM {
+        // An older libseccomp does without; the filter means the same.
+        let _ = filter.set_ctl_optimize(2);
+    }
+    for rule in &rules {
+        add(&mut filter, rule, profile.default)?;
+    }
+    let mut bytes = Vec::new();
+    for step in unknown_calls(profile, &rules) {
+        bytes.extend(step.bytes());
+    }
+    bytes.extend(export(&filter)?);
+    let count = bytes.len() / size_of::<libc::sock_filter>();
+    if count > MOST_INSTRUCTIONS {
+        return Err(Error::new(
+            Kind::Invalid,
+            format!(
+                "seccomp profile: its filter has {count} instructions, the kernel takes {MOST_INSTRUCTIONS}"
+            ),
+        ));
+    }
+    Ok(bytes)
+}
+
+fn refused(what: impl std::fmt::Display, cause: libseccomp::error::SeccompError) -> Error {
+    Error::with(Kind::Invalid, format!("seccomp profile: {what}"), cause)
+}
+
+/// Major and minor version; 0.0 if the kernel's release does not begin with one.
+fn running_kernel() -> (u32, u32) {
+    let name = rustix::system::uname();
+    let release = name.release().to_string_lossy();
+    let mut numbers = release
+        .split(|c: char| !c.is_ascii_digit())
+        .map(|part| part.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+}
+
+fn add(filter: &mut ScmpFilterContext, rule: &Rule, default: ScmpAction) -> Result<()> {
+    if rule.action == default {
+        return Ok(());
+    }
+    let conditions: Vec<ScmpArgCompare> = (rule.conditions.iter())
+        .map(|c| ScmpArgCompare::new(c.argument, c.op, c.value))
+        .collect();
+    let mut arguments: Vec<u32> = rule.conditions.iter().map(|c| c.argument).collect();
+    arguments.sort_unstable();
+    let alternatives = arguments.windows(2).any(|pair| pair[0] == pair[1]);
+    for name in &rule.names {
+        // A call that libseccomp does not know has no number to put into a filter.
+        let Ok(call) = ScmpSyscall::from_name(name) else {
+            continue;
+        };
+        let sets: Vec<&[ScmpArgCompare]> = if alternatives {
+            conditions.iter().map(std::slice::from_ref).collect()
+        } else {
+            vec![&conditions]
+        };
+        for set in sets {
+            let added = if set.is_empty() {
+                filter.add_rule(rule.action, call)
+            } else {
+                filter.add_rule_conditional(rule.action, call, set)
+            };
+            added.map_err(|e| refused(format_args!("add the rule for {name}"), e))?;
+        }
+    }
+    Ok(())
+}
+
+/// One instruction. Source: struct sock_filter, linux/filter.h.
+#[derive(Clone, Copy)]
+struct Step {
+    code: u16,
+    when: u8,
+    otherwise: u8,
+    value: u32,
+}
+
+impl Step {
+    /// Loads the word at `offset` of struct seccomp_data.
+    fn load(offset: u32) -> Self {
+        Self::jump(0x20, offset, 0, 0)
+    }
+
+    fn goes(by: usize) -> Self {
+        // A stub has a handful of architectures with six steps each.
+        Self::jump(0x05, by as u32, 0, 0)
+    }
+
+    fn answers_enosys() -> Self {
+        Self::jump(0x06, 0x0005_0000 | libc::ENOSYS.unsigned_abs(), 0, 0)
+    }
+
+    fn jump(code: u16, value: u32, when: u8, otherwise: u8) -> Self {
+        Self {
+            code,
+            when,
+            otherwise,
+            value,
+        }
+    }
+
+    fn bytes(self) -> [u8; 8] {
+        let [c0, c1] = self.code.to_ne_bytes();
+        let [v0, v1, v2, v3] = self.value.to_ne_bytes();
+        [c0, c1, self.when, self.otherwise, v0, v1, v2, v3]
+    }
+}
+
+const EQUAL: u16 = 0x15;
+const GREATER: u16 = 0x25;
+const HAS_BIT: u16 = 0x45;
+
+/// What goes in front of the filter: ENOSYS for calls above every call that the rules name, by architecture; all
+/// else falls through. Empty if the default lets such calls through, or answers ENOSYS already.
+fn unknown_calls(profile: &Profile, rules: &[&Rule]) -> Vec<Step> {
+    let open = matches!(
+        profile.default,
+        ScmpAction::Allow | ScmpAction::Log | ScmpAction::Trace(_)
+    );
+    if open || profile.default == ScmpAction::Errno(libc::ENOSYS) {
+        return Vec::new();
+    }
+    let newest = |arch| newest_call(rules, arch);
+    let mut arches = vec![ScmpArch::native()];
+    arches.extend(&profile.arches);
+    let mut sections: Vec<(u32, Vec<Step>)> = Vec::new();
+    for arch in arches {
+        let Some(audit) = audit_number(arch) else {
+            continue;
+        };
+        if sections.iter().any(|(seen, _)| *seen == audit) {
+            continue;
+        }
+        let section = if audit == AUDIT_X86_64 {
+            section_x86_64(newest(ScmpArch::X8664), newest(ScmpArch::X32))
+        } else {
+            section(newest(arch))
+        };
+        sections.push((audit, section));
+    }
+    join(sections)
+}
+
+/// The largest number on `arch` of a call that the rules name; the largest of all numbers if they name none above 0.
+fn newest_call(rules: &[&Rule], arch: ScmpArch) -> u32 {
+    (rules.iter().flat_map(|rule| &rule.names))
+        .filter_map(|name| ScmpSyscall::from_name_by_arch(name, arch).ok())
+        // Negative ones stand for calls that this architecture does not have.
+        .filter_map(|call| u32::try_from(call.as_raw_syscall()).ok())
+        .max()
+        .filter(|&number| number > 0)
+        .unwrap_or(u32::MAX)
+}
+
+/// The kernel's number of an architecture, where numbers of calls grow with their age.
+fn audit_number(arch: ScmpArch) -> Option<u32> {
+    Some(match arch {
+        ScmpArch::X8664 | ScmpArch::X32 => AUDIT_X86_64,
+        ScmpArch::X86 => 0x4000_0003,
+        ScmpArch::Aarch64 => 0xc000_00b7,
+        ScmpArch::Arm => 0x4000_0028,
+        ScmpArch::Riscv64 => 0xc000_00f3,
+        ScmpArch::Ppc64Le => 0xc000_0015,
+        _ => return None,
+    })
+}
+
+fn section(newest: u32) -> Vec<Step> {
+    vec![
+        Step::load(0),
+        Step::jump(GREATER, newest, 0, 1),
+        Step::answers_enosys(),
+    ]
+}
+
+fn section_x86_64(newest: u32, newest_x32: u32) -> Vec<Step> {
+    vec![
+        Step::load(0),
+        Step::jump(HAS_BIT, X32_BIT, 1, 0),
+        Step::jump(GREATER, newest, 1, 2),
+        Step::jump(GREATER, newest_x32, 0, 1),
+        Step::answers_enosys(),
+    ]
+}
+
+/// Puts each section behind a test for its architecture and a way out to the filter at its end.
+fn join(sections: Vec<(u32, Vec<Step>)>) -> Vec<Step> {
+    let mut left: usize = sections.iter().map(|(_, s)| s.len() + 2).sum();
+    let mut steps = vec![Step::load(4)];
+    for (audit, section) in sections {
+        let own = section.len() + 1;
+        left -= own + 1;
+        steps.push(Step::jump(EQUAL, audit, 0, own as u8));
+        steps.extend(section);
+        steps.push(Step::goes(left));
+    }
+    steps
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use std::io::Read as _;
+    use std::os::fd::AsRawFd as _;
+
+    use super::*;
+
+    /// A system call by number and its arguments.
+    type Call = (libc::c_long, [u64; 3]);
+
+    const ADMIN: u64 = 1 << 21;
+    const CLONE3: libc::c_long = libc::SYS_clone3;
+
+    /// Runs `calls` in a process of its own under `filter`; each answer is what the call returned, or minus its
+    /// errno. Fewer answers than calls: the process was killed.
+    fn under(filter: &[u8], flags: u32, calls: &[Call]) -> Vec<i64> {
+        let mut steps: Vec<libc::sock_filter> = (filter.chunks_exact(8))
+            .map(|s| libc::sock_filter {
+                code: u16::from_ne_bytes([s[0], s[1]]),
+                jt: s[2],
+                jf: s[3],
+                k: u32::from_ne_bytes([s[4], s[5], s[6], s[7]]),
+            })
+            .collect();
+        let program = libc::sock_fprog {
+            len: steps.len().try_into().unwrap(),
+            filter: steps.as_mut_ptr(),
+        };
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        #[allow(unsafe_code, reason = "a filter stays on, so it needs its own process")]
+        // SAFETY: after the fork the child only makes system calls on memory that exists already.
+        let child = unsafe {
+            let child = libc::fork();
+            if child == 0 {
+                in_child(&program, flags, calls, writer.as_raw_fd());
+            }
+            child
+        };
+        drop(writer);
+        let mut bytes = Vec::new();
+        reader.read_to_end(&mut bytes).unwrap();
+        #[allow(unsafe_code, reason = "the child of a raw fork is reaped by hand")]
+        // SAFETY: `child` is our own, and the status is not asked for.
+        let reaped = unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) };
+        assert_eq!(reaped, child);
+        (bytes.chunks_exact(8))
+            .map(|b| i64::from_ne_bytes(b.try_into().unwrap()))
+            .collect()
+    }
+
+    #[allow(unsafe_code, reason = "raw system calls are what is tested")]
+    unsafe fn in_child(program: &libc::sock_fprog, flags: u32, calls: &[Call], out: i32) -> ! {
+        // SAFETY: plain system calls whose pointers live; write and _exit end it.
+        unsafe {
+            libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+            let loaded = libc::syscall(libc::SYS_seccomp, 1, flags, std::ptr::from_ref(program));
+            if loaded != 0 {
+                libc::_exit(1);
+            }
+            for (number, arguments) in calls {
+                let got = libc::syscall(*number, arguments[0], arguments[1], arguments[2], 0, 0, 0);
+                let got = if got < 0 {
+                    -i64::from(*libc::__errno_location())
+                } else {
+                    got
+                };
+                libc::write(out, (&raw const got).cast(), 8);
+            }
+            libc::_exit(0)
+        }
+    }
+
+    fn by_default(capabilities: u64, calls: &[Call]) -> Vec<i64> {
+        let profile = Profile::runtime_default();
+        under(
+            &profile.compile(capabilities).unwrap(),
+            profile.flags(),
+            calls,
+        )
+    }
+
+    fn by(json: &str, calls: &[Call]) -> Vec<i64> {
+        let profile = Profile::parse(json.as_bytes()).unwrap();
+        under(&profile.compile(0).unwrap(), profile.flags(), calls)
+    }
+
+    fn call(number: libc::c_long, first: u64) -> Call {
+        (number, [first, 0, 0])
+    }
+
+    const EPERM: i64 = -(libc::EPERM as i64);
+    const ENOSYS: i64 = -(libc::ENOSYS as i64);
+    const EFAULT: i64 = -(libc::EFAULT as i64);
+
+    #[test]
+    fn the_default_denies_what_reaches_the_node() {
+        let answers = by_default(
+            0,
+            &[
+                call(libc::SYS_getppid, 0),
+                call(libc::SYS_unshare, libc::CLONE_NEWUSER as u64),
+                call(libc::SYS_mount, 0),
+                call(libc::SYS_io_uring_setup, 1),
+                call(libc::SYS_keyctl, 0),
+                call(libc::SYS_userfaultfd, 0),
+                call(libc::SYS_bpf, 0),
+                call(libc::SYS_chroot, 0),
+                call(CLONE3, 0),
+                call(libc::SYS_clone, libc::CLONE_NEWNET as u64),
+                // Beyond every call that the profile names.
+                call(900, 0),
+            ],
+        );
+        assert_eq!(answers[0], i64::from(std::process::id()));
+        assert_eq!(answers[1..8], [EPERM; 7]);
+        assert_eq!(answers[8..], [ENOSYS, EPERM, ENOSYS]);
+    }
+
+    #[test]
+    fn capabilities_open_the_calls_that_need_them() {
+        let bad = u64::MAX - 4095;
+        let calls = [
+            (libc::SYS_mount, [bad, bad, bad]),
+            (CLONE3, [bad, 88, 0]),
+            call(libc::SYS_chroot, bad),
+            call(libc::SYS_syslog, 99),
+        ];
+        assert_eq!(by_default(0, &calls), [EPERM, ENOSYS, EPERM, EPERM]);
+        let admin = by_default(ADMIN, &calls);
+        assert_eq!(admin[..3], [EFAULT, EFAULT, EPERM]);
+        assert_ne!(admin[3], EPERM);
+        assert_eq!(by_default(1 << 18, &calls)[2], EFAULT);
+    }
+
+    #[test]
+    fn personality_and_socket_are_allowed_by_value() {
+        let socket = |family: u64| (libc::SYS_socket, [family, libc::SOCK_STREAM as u64, 0]);
+        let answers = by_default(
+            0,
+            &[
+                call(libc::SYS_personality, 0xffff_ffff),
+                call(libc::SYS_personality, 0x20000),
+                call(libc::SYS_personality, 1),
+                socket(libc::AF_UNIX as u64),
+                socket(libc::AF_VSOCK as u64),
+                socket(libc::AF_ALG as u64),
+                // The kernel looks at the lower 32 bits only, and so must the filter.
+                socket(1 << 32 | libc::AF_VSOCK as u64),
+                socket(1 << 32 | libc::AF_ALG as u64),
+            ],
+        );
+        assert!(answers[0] >= 0 && answers[1] >= 0, "{answers:?}");
+        assert_eq!(answers[2], EPERM);
+        assert!(answers[3] >= 0, "{answers:?}");
+        assert_eq!(answers[4..], [EPERM; 4]);
+    }
+
+    #[test]
+    fn a_parsed_profile_compares_arguments_and_gives_its_errno() {
+        let answers = by(
+            r#"{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[
+                {"names":["getppid","no_such_call"],"action":"SCMP_ACT_ERRNO","errnoRet":77},
+                {"names":["kill"],"action":"SCMP_ACT_ERRNO","args":[
+                    {"index":0,"value":0,"op":"SCMP_CMP_EQ"},{"index":1,"value":10,"op":"SCMP_CMP_GE"}]},
+                {"names":["close"],"action":"SCMP_ACT_ERRNO","errnoRet":5,"args":[
+                    {"index":0,"value":1000,"op":"SCMP_CMP_EQ"},{"index":0,"value":1001,"op":"SCMP_CMP_EQ"}]}]}"#,
+            &[
+                call(libc::SYS_getppid, 0),
+                (libc::SYS_kill, [0, 9999, 0]),
+                (libc::SYS_kill, [0, 0, 0]),
+                call(libc::SYS_close, 1000),
+                call(libc::SYS_close, 1001),
+                call(libc::SYS_close, 1002),
+                call(900, 0),
+            ],
+        );
+        assert_eq!(
+            answers,
+            [-77, EPERM, 0, -5, -5, -i64::from(libc::EBADF), ENOSYS]
+        );
+    }
+
+    #[test]
+    fn a_killing_profile_kills_and_new_calls_do_not_count() {
+        for action in ["SCMP_ACT_KILL", "SCMP_ACT_KILL_PROCESS", "SCMP_ACT_TRAP"] {
+            let answers = by(
+                &format!(
+                    r#"{{"defaultAction":"{action}","flags":["SECCOMP_FILTER_FLAG_LOG"],"syscalls":[
+                        {{"names":["write","exit_group","getpid"],"action":"SCMP_ACT_ALLOW"}}]}}"#
+                ),
+                &[
+                    call(libc::SYS_getpid, 0),
+                    call(900, 0),
+                    call(libc::SYS_getuid, 0),
+                ],
+            );
+            assert_eq!(answers[1..], [ENOSYS], "{action}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_applied_is_refused() {
+        let refusal = |json: &str| {
+            Profile::parse(json.as_bytes())
+                .unwrap()
+                .compile(0)
+                .unwrap_err()
+        };
+        let foreign =
+            refusal(r#"{"defaultAction":"SCMP_ACT_ERRNO","architectures":["SCMP_ARCH_S390X"]}"#);
+        assert!(foreign.chain().contains("S390X"), "{foreign:?}");
+        let many: Vec<String> = (0..4096)
+            .map(|n| format!(r#"{{"names":["read"],"action":"SCMP_ACT_LOG","args":[{{"index":0,"value":{n},"op":"SCMP_CMP_EQ"}}]}}"#))
+            .collect();
+        let long = refusal(&format!(
+            r#"{{"defaultAction":"SCMP_ACT_ERRNO","syscalls":[{}]}}"#,
+            many.join(",")
+        ));
+        assert!(long.chain().contains("the kernel takes 4096"), "{long:?}");
+    }
+}

@@ -1,0 +1,186 @@
+//! A guest's root: the image's layers under its own writable one, its volumes on top, and nothing of the host.
+//!
+//! Called by [`super::build`] in a fresh mount namespace. Everything is assembled below a private tmpfs over the
+//! staging directory, then becomes the root; the tmpfs and the host's mounts vanish with the old root.
+//! Invariants: paths inside the container are resolved with openat2(2) below its root and never leave it; every
+//! mount is nosuid, nodev, noexec and carries the pod's id map; read-only ones are so in the kernel.
+//! Not here: who decided what is mounted.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, Mode, mkdirat};
+use rustix::process::{chdir, fchdir};
+
+use super::identity::HostIdentity;
+use super::place::open_dir;
+use super::volume;
+use coracle_spec::error::{Context as _, Error, Kind, Result};
+use coracle_spec::{ContainerSpec, MountKind, Workload};
+use coracle_sys as sys;
+use coracle_sys::mounts::{self, Forbid};
+
+const JAILED: Forbid = Forbid::PRIVILEGE;
+
+/// The identity that all volumes of `spec` can carry: `mapped`, or the host's own ids if a filesystem takes no map.
+///
+/// Errors: such a filesystem, by name, under a container that runs as root.
+pub fn carried(spec: &ContainerSpec, mapped: HostIdentity) -> Result<HostIdentity> {
+    let binds = spec.mounts.iter().filter(|m| m.kind == MountKind::Bind);
+    for source in binds.map(|mount| mount.source.as_path()) {
+        let tree =
+            mounts::clone_tree(source, true).during(|| format!("mount {}", source.display()))?;
+        let map = mapped.map.as_ref().map(AsFd::as_fd);
+        if let Err(e) = mounts::set_attributes(tree.as_fd(), Forbid::default(), map, true) {
+            return super::identity::unmapped_identity(spec).ok_or_else(|| cannot_map(source, e));
+        }
+    }
+    Ok(mapped)
+}
+
+/// Builds the root of `spec` and enters it. Errors: the first mount that failed, by name.
+pub fn build(spec: &ContainerSpec, host: &HostIdentity) -> Result<()> {
+    mounts::make_all_private().during(|| "make mounts private".into())?;
+    let stage = Stage::over(&spec.staging)?;
+    // From here on files are created as the container's own root; mounting still works as capabilities stay.
+    sys::ids::keep_capabilities_over_id_change()
+        .during(|| "keep capabilities while building the root".into())?;
+    sys::ids::set_filesystem_ids(host.root, host.root)
+        .during(|| format!("make files as host user {}", host.root))?;
+    let tree = base(spec, host, &stage, JAILED)?;
+    let place = stage.place("root")?;
+    mounts::attach(tree.as_fd(), place.as_fd()).during(|| "attach the root".into())?;
+    let root = stage.place("root")?;
+    for (number, mount) in spec.mounts.iter().enumerate() {
+        let tree = volume::make(mount, number, &stage, host, JAILED)?;
+        if mount.kind == MountKind::Bind {
+            volume::restrict(&tree, mount, host, JAILED, true)?;
+        }
+        volume::attach(&root, &tree, &mount.target)?;
+    }
+    if spec.root.readonly {
+        mounts::set_attributes(root.as_fd(), JAILED.and_writes(true), None, false)
+            .during(|| "make the root read-only".into())?;
+    }
+    fchdir(&root).during(|| "enter the new root".into())?;
+    mounts::pivot_into_working_directory().during(|| "make the new root the root".into())
+}
+
+/// A private tmpfs with one directory for each tree that must be attached somewhere to be used.
+///
+/// It is the working directory while it exists: a process in a user namespace could not walk to it.
+pub(super) struct Stage;
+
+impl Stage {
+    pub(super) fn over(staging: &Path) -> Result<Self> {
+        let what = || format!("build over staging directory {}", staging.display());
+        // Nobody else sees it; the root of a user namespace has to, too.
+        let options = [(c"size", Some("64k")), (c"mode", Some("0777"))];
+        let tree = mounts::filesystem(c"tmpfs", &options, Forbid::default()).during(what)?;
+        let place = open_dir(staging).during(what)?;
+        mounts::attach(tree.as_fd(), place.as_fd()).during(what)?;
+        chdir(staging).during(what)?;
+        mkdirat(CWD, "root", Mode::from_raw_mode(0o755)).during(what)?;
+        mkdirat(CWD, "own", Mode::from_raw_mode(0o755)).during(what)?;
+        Ok(Self)
+    }
+
+    /// Makes directory `name` of the stage and opens it.
+    pub(super) fn new_place(&self, name: &str) -> Result<OwnedFd> {
+        mkdirat(CWD, name, Mode::RWXU).during(|| format!("make {name} of the stage"))?;
+        self.place(name)
+    }
+
+    /// Opens directory `name` of the stage.
+    pub(super) fn place(&self, name: &str) -> Result<OwnedFd> {
+        open_dir(Path::new(name)).during(|| format!("open {name} of the stage"))
+    }
+
+    /// Attaches a mapped copy of host directory `source` as `name`; the name is relative to the working directory.
+    fn hold(&self, name: &str, source: &Path, forbid: Forbid, host: &HostIdentity) -> Result<()> {
+        let what = || format!("mount {} for the root", source.display());
+        let tree = mounts::clone_tree(source, false).during(what)?;
+        mounts::set_attributes(
+            tree.as_fd(),
+            forbid,
+            host.map.as_ref().map(AsFd::as_fd),
+            false,
+        )
+        .map_err(|e| cannot_map(source, e))?;
+        if !Path::new(name).exists() {
+            mkdirat(CWD, name, Mode::RWXU).during(what)?;
+        }
+        let place = self.place(name)?;
+        mounts::attach(tree.as_fd(), place.as_fd()).during(what)
+    }
+}
+
+/// The container's root before volumes: an overlay, or its own directory alone for an image without layers.
+pub(super) fn base(
+    spec: &ContainerSpec,
+    host: &HostIdentity,
+    stage: &Stage,
+    forbid: Forbid,
+) -> Result<OwnedFd> {
+    let own = spec.root.upper.parent().unwrap_or(Path::new("/"));
+    if spec.root.layers.is_empty() {
+        let what = || format!("mount {} as the root", spec.root.upper.display());
+        let tree = mounts::clone_tree(&spec.root.upper, false).during(what)?;
+        mounts::set_attributes(
+            tree.as_fd(),
+            forbid,
+            host.map.as_ref().map(AsFd::as_fd),
+            false,
+        )
+        .map_err(|e| cannot_map(own, e))?;
+        return Ok(tree);
+    }
+    stage.hold("own", own, Forbid::default(), host)?;
+    let lower = stage.layers("l", &spec.root.layers, host)?;
+    let label = match &spec.workload {
+        Workload::Linux(linux) => linux.jail.mount_label.as_deref(),
+        Workload::Wasm(_) => None,
+    };
+    let base = |path: &Path| {
+        path.file_name()
+            .map(|n| format!("own/{}", n.to_string_lossy()))
+            .unwrap_or_default()
+    };
+    let own = (&*base(&spec.root.upper), &*base(&spec.root.work));
+    let tree = mounts::overlay(&lower, Some(own), label)
+        .during(|| format!("mount an overlay of {} layers", lower.len()))?;
+    mounts::set_attributes(tree.as_fd(), forbid, None, false)
+        .during(|| "restrict the overlay".into())?;
+    Ok(tree)
+}
+
+impl Stage {
+    /// Attaches mapped, read-only copies of `layers` (lowest first); their names as overlay wants them, topmost first.
+    pub(super) fn layers(
+        &self,
+        prefix: &str,
+        layers: &[PathBuf],
+        host: &HostIdentity,
+    ) -> Result<Vec<String>> {
+        let mut names = Vec::with_capacity(layers.len());
+        for (number, layer) in layers.iter().enumerate() {
+            let name = format!("{prefix}{number}");
+            self.hold(&name, layer, Forbid::WRITES, host)?;
+            names.push(name);
+        }
+        names.reverse();
+        Ok(names)
+    }
+}
+
+pub(super) fn cannot_map(source: &Path, cause: std::io::Error) -> Error {
+    Error::with(
+        Kind::Unsupported,
+        format!(
+            "the filesystem of {} cannot carry the pod's id map (idmapped mounts), and the container runs as root; \
+             set runAsUser to a user other than 0",
+            source.display()
+        ),
+        cause,
+    )
+}

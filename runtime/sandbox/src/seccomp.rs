@@ -1,0 +1,385 @@
+//! Seccomp filters of Wasm guests and of the compiler: allow-lists, everything else kills the process.
+//!
+//! Filters are built once by the daemon ([`Filters::build`]) and travel as ready BPF in sealed memfds; a guest only
+//! loads them. Two stages: the first before the code is mapped, the second, after, forbids new executable mappings.
+//! Invariant: no list allows execve, fork, ptrace, mount, bpf, keyctl or opening an absolute path by descriptor tricks
+//! that openat2 below a preopen does not need.
+//! Not here: profiles of Linux containers.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use libseccomp::{ScmpAction, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall};
+
+use coracle_spec::error::{Context as _, Error, Kind, Result};
+use coracle_spec::{WasmKind, WasmNetwork, WasmSpec};
+use coracle_sys::memfd::{read_all, sealed};
+
+/// Ready filters for guests; cheap to hand out again and again.
+#[derive(Debug)]
+pub struct Filters {
+    /// Before code is mapped, for a guest without sockets.
+    offline: OwnedFd,
+    /// The same for a guest with sockets.
+    online: OwnedFd,
+    /// After: no new executable mapping.
+    locked: OwnedFd,
+}
+
+impl Filters {
+    /// The two stages for a guest of `spec`, in the order in which it loads them.
+    pub fn of(&self, spec: &WasmSpec) -> [&OwnedFd; 2] {
+        // Neither preview 1 nor the toolbox has sockets.
+        let has_sockets = spec.kind == WasmKind::Component && spec.toolbox.is_none();
+        let first = match &spec.network {
+            WasmNetwork::On(_) if has_sockets => &self.online,
+            WasmNetwork::On(_) | WasmNetwork::Off => &self.offline,
+        };
+        [first, &self.locked]
+    }
+
+    /// Builds all stages for Wasm guests. Errors: libseccomp refuses (an architecture it does not know).
+    pub fn build() -> Result<Self> {
+        let seal = |name, bytes: Vec<u8>| {
+            sealed(name, &bytes).during(|| format!("seal seccomp filter {name}"))
+        };
+        Ok(Self {
+            offline: seal("seccomp-wasm", guest_filter(false)?)?,
+            online: seal("seccomp-wasm-net", guest_filter(true)?)?,
+            locked: seal("seccomp-noexec", lock_filter()?)?,
+        })
+    }
+}
+
+/// What running threads, memory, signals and time need.
+pub(super) const CORE: &[&str] = &[
+    "brk",
+    "clock_getres",
+    "clock_gettime",
+    "clock_nanosleep",
+    "exit",
+    "exit_group",
+    "futex",
+    "getcpu",
+    "getpid",
+    "getrandom",
+    "gettid",
+    "gettimeofday",
+    "madvise",
+    "membarrier",
+    "mmap",
+    "mprotect",
+    "mremap",
+    "munmap",
+    "nanosleep",
+    "restart_syscall",
+    "rseq",
+    "rt_sigaction",
+    "rt_sigprocmask",
+    "rt_sigreturn",
+    "sched_getaffinity",
+    "sched_yield",
+    "set_robust_list",
+    "sigaltstack",
+    "tgkill",
+    "time",
+    "prlimit64",
+    "getrlimit",
+];
+
+/// What an event loop and standard streams need.
+const STREAMS: &[&str] = &[
+    "close",
+    "dup",
+    "epoll_create1",
+    "epoll_ctl",
+    "epoll_pwait",
+    "epoll_wait",
+    "eventfd2",
+    "fcntl",
+    "fstat",
+    "lseek",
+    "newfstatat",
+    "poll",
+    "ppoll",
+    "pread64",
+    "preadv",
+    "preadv2",
+    "pwrite64",
+    "pwritev",
+    "pwritev2",
+    "read",
+    "readv",
+    "recvfrom",
+    "statx",
+    "write",
+    "writev",
+];
+
+/// What files of preopened directories need.
+const FILES: &[&str] = &[
+    "chdir",
+    "fadvise64",
+    "fallocate",
+    "fchdir",
+    "fdatasync",
+    "fsync",
+    "ftruncate",
+    "getdents64",
+    "linkat",
+    "mkdirat",
+    "openat",
+    "openat2",
+    "readlinkat",
+    "renameat",
+    "renameat2",
+    "symlinkat",
+    "unlinkat",
+    "utimensat",
+    "fstatfs",
+    "readlink",
+    "faccessat2",
+    "faccessat",
+    "flock",
+    "getcwd",
+];
+
+/// What TCP and UDP sockets need once they are made.
+const SOCKETS: &[&str] = &[
+    "accept4",
+    "bind",
+    "connect",
+    "getpeername",
+    "getsockname",
+    "getsockopt",
+    "listen",
+    "recvmsg",
+    "sendmsg",
+    "sendto",
+    "setsockopt",
+    "shutdown",
+];
+
+fn broken(cause: libseccomp::error::SeccompError) -> Error {
+    Error::with(Kind::Bug, "build a seccomp filter", cause)
+}
+
+pub(super) fn allow(filter: &mut ScmpFilterContext, names: &[&str]) -> Result<()> {
+    for name in names {
+        // A name that this libseccomp or architecture does not have cannot be called either.
+        if let Ok(call) = ScmpSyscall::from_name(name) {
+            filter.add_rule(ScmpAction::Allow, call).map_err(broken)?;
+        }
+    }
+    Ok(())
+}
+
+fn masked(
+    filter: &mut ScmpFilterContext,
+    name: &str,
+    argument: u32,
+    mask: u64,
+    value: u64,
+) -> Result<()> {
+    let call = ScmpSyscall::from_name(name).map_err(broken)?;
+    let only = ScmpArgCompare::new(argument, ScmpCompareOp::MaskedEqual(mask), value);
+    filter
+        .add_rule_conditional(ScmpAction::Allow, call, &[only])
+        .map_err(broken)?;
+    Ok(())
+}
+
+/// Threads only, no new process; clone3 hides its flags from a filter, so glibc is told to use clone.
+pub(super) fn threads(filter: &mut ScmpFilterContext) -> Result<()> {
+    let clone3 = ScmpSyscall::from_name("clone3").map_err(broken)?;
+    filter
+        .add_rule(ScmpAction::Errno(libc::ENOSYS), clone3)
+        .map_err(broken)?;
+    let thread = (libc::CLONE_THREAD | libc::CLONE_VM | libc::CLONE_SIGHAND) as u64;
+    masked(filter, "clone", 0, thread, thread)?;
+    for name in [libc::PR_SET_NAME, libc::PR_SET_VMA] {
+        masked(filter, "prctl", 0, u64::MAX, name as u64)?;
+    }
+    Ok(())
+}
+
+pub(super) fn fresh() -> Result<ScmpFilterContext> {
+    ScmpFilterContext::new(ScmpAction::KillProcess).map_err(broken)
+}
+
+pub(super) fn export(filter: &ScmpFilterContext) -> Result<Vec<u8>> {
+    let file = rustix::fs::memfd_create("bpf", rustix::fs::MemfdFlags::CLOEXEC)
+        .during(|| "make a memfd".into())?;
+    filter.export_bpf(&file).map_err(broken)?;
+    read_all(file.as_fd(), 1 << 20).during(|| "read the exported filter".into())
+}
+
+/// TCP and UDP over IP, and no other family or kind of socket: raw ones, netlink and paths of the node stay out.
+fn sockets(filter: &mut ScmpFilterContext) -> Result<()> {
+    allow(filter, SOCKETS)?;
+    let call = ScmpSyscall::from_name("socket").map_err(broken)?;
+    for family in [libc::AF_INET, libc::AF_INET6] {
+        for (kind, protocol) in [
+            (libc::SOCK_STREAM, libc::IPPROTO_TCP),
+            (libc::SOCK_DGRAM, libc::IPPROTO_UDP),
+        ] {
+            for protocol in [0, protocol] {
+                // The kernel reads 32 bits of each.
+                let int = u64::from(u32::MAX);
+                let flags = (libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK) as u64;
+                let is = |argument, mask, value: i32| {
+                    let same = ScmpCompareOp::MaskedEqual(mask);
+                    ScmpArgCompare::new(argument, same, value as u64)
+                };
+                let only = [
+                    is(0, int, family),
+                    is(1, int & !flags, kind),
+                    is(2, int, protocol),
+                ];
+                filter
+                    .add_rule_conditional(ScmpAction::Allow, call, &only)
+                    .map_err(broken)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn guest_filter(online: bool) -> Result<Vec<u8>> {
+    let mut filter = fresh()?;
+    allow(&mut filter, CORE)?;
+    allow(&mut filter, STREAMS)?;
+    allow(&mut filter, FILES)?;
+    threads(&mut filter)?;
+    if online {
+        sockets(&mut filter)?;
+    }
+    // The event loop's private self-pipe; no other address family has socketpairs. A datagram one could be sent from to
+    // whoever listens under an abstract name in the network namespace.
+    let flags = (libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK) as u64;
+    let (int, stream) = (u64::from(u32::MAX), libc::SOCK_STREAM as u64);
+    let call = ScmpSyscall::from_name("socketpair").map_err(broken)?;
+    let only = [
+        ScmpArgCompare::new(0, ScmpCompareOp::MaskedEqual(int), libc::AF_UNIX as u64),
+        ScmpArgCompare::new(1, ScmpCompareOp::MaskedEqual(int & !flags), stream),
+    ];
+    filter
+        .add_rule_conditional(ScmpAction::Allow, call, &only)
+        .map_err(broken)?;
+    // Asking for a terminal is answered, not fatal.
+    let ioctl = ScmpSyscall::from_name("ioctl").map_err(broken)?;
+    filter
+        .add_rule(ScmpAction::Errno(libc::ENOTTY), ioctl)
+        .map_err(broken)?;
+    // The second stage is loaded by the first one's leave.
+    masked(&mut filter, "seccomp", 0, u64::MAX, 1)?;
+    export(&filter)
+}
+
+/// Denies PROT_EXEC from now on, and further filters; everything else is left to the first stage.
+fn lock_filter() -> Result<Vec<u8>> {
+    let mut filter = ScmpFilterContext::new(ScmpAction::Allow).map_err(broken)?;
+    let exec = libc::PROT_EXEC as u64;
+    for name in ["mmap", "mprotect", "pkey_mprotect"] {
+        let call = ScmpSyscall::from_name(name).map_err(broken)?;
+        let with_exec = ScmpArgCompare::new(2, ScmpCompareOp::MaskedEqual(exec), exec);
+        filter
+            .add_rule_conditional(ScmpAction::KillProcess, call, &[with_exec])
+            .map_err(broken)?;
+    }
+    for name in ["seccomp", "chdir", "fchdir"] {
+        let call = ScmpSyscall::from_name(name).map_err(broken)?;
+        filter
+            .add_rule(ScmpAction::KillProcess, call)
+            .map_err(broken)?;
+    }
+    export(&filter)
+}
+
+/// The compiler: threads, memory, its five descriptors; no files at all.
+pub(super) fn compiler_filter() -> Result<Vec<u8>> {
+    let mut filter = fresh()?;
+    allow(&mut filter, CORE)?;
+    allow(
+        &mut filter,
+        &[
+            "close", "fstat", "pread64", "read", "write", "lseek", "poll", "ppoll",
+        ],
+    )?;
+    threads(&mut filter)?;
+    for (name, errno) in [
+        ("openat", libc::ENOENT),
+        ("newfstatat", libc::ENOENT),
+        ("statx", libc::ENOSYS),
+        ("readlink", libc::ENOENT),
+        ("ioctl", libc::ENOTTY),
+        ("fcntl", libc::EINVAL),
+        ("readlinkat", libc::ENOENT),
+    ] {
+        // Libraries probe /sys and /proc for the number of processors and get on without an answer.
+        let call = ScmpSyscall::from_name(name).map_err(broken)?;
+        filter
+            .add_rule(ScmpAction::Errno(errno), call)
+            .map_err(broken)?;
+    }
+    export(&filter)
+}
+
+/// Installs the filter that `filter` holds on all threads, with `flags` of seccomp(2) beside.
+pub(super) fn install(filter: BorrowedFd<'_>, flags: u32) -> Result<()> {
+    let bytes = read_all(filter, 1 << 20).during(|| "read a seccomp filter".into())?;
+    install_now(&bytes, flags)
+}
+
+/// Installs a ready filter on all threads of this process.
+pub(super) fn install_now(bytes: &[u8], flags: u32) -> Result<()> {
+    const SET_MODE_FILTER: libc::c_long = 1;
+    const TSYNC: libc::c_long = 1;
+    let count = u16::try_from(bytes.len() / size_of::<libc::sock_filter>()).map_err(|_| {
+        Error::new(
+            Kind::Bug,
+            format!("a seccomp filter of {} bytes is too long", bytes.len()),
+        )
+    })?;
+    let mut program: Vec<libc::sock_filter> = Vec::with_capacity(usize::from(count));
+    for step in bytes.chunks_exact(size_of::<libc::sock_filter>()) {
+        program.push(libc::sock_filter {
+            code: u16::from_ne_bytes([step[0], step[1]]),
+            jt: step[2],
+            jf: step[3],
+            k: u32::from_ne_bytes([step[4], step[5], step[6], step[7]]),
+        });
+    }
+    let wanted = libc::sock_fprog {
+        len: count,
+        filter: program.as_mut_ptr(),
+    };
+    // SAFETY: `wanted` points at `count` instructions that live until the call returns; the kernel copies them.
+    #[allow(unsafe_code, reason = "no safe wrapper loads a ready filter")]
+    let result = unsafe {
+        let flags = TSYNC | libc::c_long::from(flags);
+        libc::syscall(libc::SYS_seccomp, SET_MODE_FILTER, flags, &raw const wanted)
+    };
+    if result == 0 {
+        return Ok(());
+    }
+    Err(std::io::Error::last_os_error())
+        .during(|| format!("install a seccomp filter of {count} instructions"))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn filters_build_and_hold_whole_instructions() {
+        for bytes in [
+            guest_filter(false).unwrap(),
+            guest_filter(true).unwrap(),
+            lock_filter().unwrap(),
+            compiler_filter().unwrap(),
+        ] {
+            assert!(bytes.len() > 8 * 4 && bytes.len() % 8 == 0);
+        }
+    }
+}

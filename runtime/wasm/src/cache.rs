@@ -1,0 +1,363 @@
+//! The cache of compiled code: one file per (module, engine), made by the jailed compiler, sealed with a MAC.
+//!
+//! Called by the daemon when an image was pulled and when a container is created.
+//! Invariants: an entry is handed out only after its MAC was checked, once per (inode, ctime, size) and daemon, with
+//! a key that only root reads; an entry that fails is removed and made again; a name is written once, never over.
+//! Files are 0444 in a 0700 directory: a guest, which is nobody, opens the descriptor it was given once more.
+//! Not here: images, what a guest may do.
+
+use std::collections::HashMap;
+use std::fs::{self, OpenOptions};
+use std::io::{Seek as _, Write as _};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use hmac::{Hmac, Mac as _};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use super::compiler::Bounds;
+use super::inspect::ModuleInfo;
+use coracle_sandbox::helper::Permits;
+use coracle_spec::error::{Context as _, Error, Kind, Result};
+use coracle_spec::failpoint;
+use coracle_spec::id::hex;
+
+mod files;
+mod launch;
+
+use files::{Stamp, Temporary, key, open_read, stamp, stamp_of};
+
+/// Bounds of every compilation.
+#[derive(Clone, Copy, Debug)]
+pub struct CompileLimits {
+    /// Wall-clock and CPU time of one compilation.
+    pub timeout: Duration,
+    /// Address space of the compiler process, bytes.
+    pub memory_bytes: u64,
+    /// Largest module, bytes.
+    pub module_bytes: u64,
+}
+
+/// The engine that compiled code is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EngineRef {
+    /// Its compatibility hash.
+    pub hash: String,
+    /// The executable that compiles for it: `/proc/self/exe`, or `/proc/PID/exe` of a keeper of another build.
+    pub exe: PathBuf,
+}
+
+/// One verified cache entry.
+#[derive(Debug)]
+pub struct Compiled {
+    /// What is known of the program.
+    pub info: ModuleInfo,
+    code: PathBuf,
+    stamp: Stamp,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Label {
+    info: ModuleInfo,
+    code_sha256: String,
+    mac: String,
+}
+
+/// Where an entry is: engine hash and module digest.
+type At = (String, String);
+/// Held while an entry is looked up or made.
+type Lane = Arc<tokio::sync::Mutex<()>>;
+
+/// The cache; cheap to share behind an `Arc`.
+pub struct CompileCache {
+    dir: PathBuf,
+    key: [u8; 32],
+    limits: CompileLimits,
+    permits: Permits,
+    entries: Mutex<HashMap<At, Arc<Compiled>>>,
+    busy: Mutex<HashMap<At, Lane>>,
+    serial: AtomicU64,
+}
+
+impl CompileCache {
+    /// Opens the cache in `dir`, whose compilers take their turns in `permits`, making it (0700) and its key (0400) when absent, and sweeps half-written files.
+    ///
+    /// Errors: the directory cannot be made or the key not be read.
+    pub fn open(dir: &Path, limits: CompileLimits, permits: Permits) -> Result<Self> {
+        let _ = fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(dir);
+        for entry in fs::read_dir(dir)
+            .during(|| format!("list {}", dir.display()))?
+            .flatten()
+        {
+            if entry.file_name().to_string_lossy().starts_with("tmp-") {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+        let key = key(dir)?;
+        Ok(Self {
+            dir: dir.into(),
+            key,
+            limits,
+            permits,
+            entries: Mutex::default(),
+            busy: Mutex::default(),
+            serial: AtomicU64::new(0),
+        })
+    }
+
+    /// The compiled form of the module at path `module` (SHA-256 `digest`, 64 digits) for `engine`.
+    ///
+    /// Concurrent calls for one entry share one compilation. Errors: [`Kind::Invalid`] with the engine's reason when
+    /// the module is refused, [`Kind::Exhausted`] when a compile limit or the disk was hit.
+    pub async fn compiled(
+        self: &Arc<Self>,
+        engine: &EngineRef,
+        module: &Path,
+        digest: &str,
+    ) -> Result<Arc<Compiled>> {
+        let digest = digest.trim_start_matches("sha256:").to_owned();
+        let at = (engine.hash.clone(), digest.clone());
+        let lane = lock(&self.busy).entry(at.clone()).or_default().clone();
+        let guard = lane.lock().await;
+        let result = self.compiled_alone(engine, module, &digest).await;
+        drop(guard);
+        let mut busy = lock(&self.busy);
+        if Arc::strong_count(&lane) <= 2 {
+            busy.remove(&at);
+        }
+        result
+    }
+
+    async fn compiled_alone(
+        self: &Arc<Self>,
+        engine: &EngineRef,
+        module: &Path,
+        digest: &str,
+    ) -> Result<Arc<Compiled>> {
+        let cache = Arc::clone(self);
+        let (hash, name) = (engine.hash.clone(), digest.to_owned());
+        if let Some(found) = blocking(move || Ok(cache.find(&hash, &name))).await? {
+            return Ok(found);
+        }
+        failpoint::hit("compile.exec").during(|| "start the compiler".into())?;
+        let bounds = Bounds {
+            cpu_s: self.limits.timeout.as_secs().max(1),
+            memory_bytes: self.limits.memory_bytes,
+            module_bytes: usize::try_from(self.limits.module_bytes).unwrap_or(usize::MAX),
+        };
+        let job = launch::Job {
+            exe: &engine.exe,
+            module,
+            bounds,
+            timeout: self.limits.timeout,
+        };
+        let cache = Arc::clone(self);
+        let code = blocking(move || {
+            cache
+                .temporary()
+                .during(|| "make a file for compiled code".into())
+        })
+        .await?;
+        let info = launch::compile(&self.permits, &job, &code.file).await?;
+        let cache = Arc::clone(self);
+        let (hash, name) = (engine.hash.clone(), digest.to_owned());
+        blocking(move || cache.store(&hash, &name, info, code)).await
+    }
+
+    /// Forgets compiled code for engines that are not in `live_hashes` (this build's and those of live keepers).
+    ///
+    /// Errors: the cache directory cannot be listed.
+    pub fn sweep(&self, live_hashes: &[String]) -> Result<()> {
+        for entry in fs::read_dir(&self.dir)
+            .during(|| format!("list {}", self.dir.display()))?
+            .flatten()
+        {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let is_engine = name.len() == 64 && entry.path().is_dir();
+            if is_engine && !live_hashes.contains(&name) {
+                let _ = fs::remove_dir_all(entry.path());
+                lock(&self.entries).retain(|(hash, _), _| *hash != name);
+            }
+        }
+        Ok(())
+    }
+
+    /// Forgets compiled code of modules that `keep`, asked with their digests (64 digits), does not want. Blocks.
+    ///
+    /// Answers how many files went. Errors: the cache directory cannot be listed.
+    pub fn retain(&self, keep: impl Fn(&str) -> bool) -> Result<usize> {
+        let list = |dir: &Path| fs::read_dir(dir).during(|| format!("list {}", dir.display()));
+        let mut removed = 0;
+        for engine in list(&self.dir)?.flatten() {
+            if engine.file_name().len() != 64 || !engine.path().is_dir() {
+                continue;
+            }
+            for file in list(&engine.path())?.flatten() {
+                let name = file.file_name().to_string_lossy().into_owned();
+                let digest = name.split('.').next().unwrap_or_default();
+                if digest.len() == 64 && !keep(digest) {
+                    removed += usize::from(fs::remove_file(file.path()).is_ok());
+                }
+            }
+        }
+        lock(&self.entries).retain(|(_, digest), _| keep(digest));
+        Ok(removed)
+    }
+
+    fn paths(&self, hash: &str, digest: &str) -> (PathBuf, PathBuf) {
+        let dir = self.dir.join(hash);
+        (
+            dir.join(format!("{digest}.cwasm")),
+            dir.join(format!("{digest}.json")),
+        )
+    }
+
+    /// The verified entry, or `None` when there is none that can be trusted.
+    fn find(&self, hash: &str, digest: &str) -> Option<Arc<Compiled>> {
+        let at = (hash.to_owned(), digest.to_owned());
+        let (code, label) = self.paths(hash, digest);
+        let known = lock(&self.entries).get(&at).cloned();
+        if let Some(known) = known
+            && stamp_of(&known.code).is_some_and(|now| now == known.stamp)
+        {
+            return Some(known);
+        }
+        match self.verify(&at, &code, &label) {
+            Some(entry) => {
+                let entry = Arc::new(entry);
+                lock(&self.entries).insert(at, entry.clone());
+                Some(entry)
+            }
+            None => {
+                if code.exists() {
+                    tracing::warn!(
+                        digest,
+                        engine = hash,
+                        "compiled code failed verification and is made again"
+                    );
+                }
+                let _ = fs::remove_file(&code);
+                let _ = fs::remove_file(&label);
+                lock(&self.entries).remove(&at);
+                None
+            }
+        }
+    }
+
+    fn verify(&self, at: &(String, String), code: &Path, label: &Path) -> Option<Compiled> {
+        let label: Label = serde_json::from_slice(&fs::read(label).ok()?).ok()?;
+        let mut file = open_read(code).ok()?;
+        let before = stamp(&file)?;
+        let mut hasher = Sha256::new();
+        std::io::copy(&mut file, &mut hasher).ok()?;
+        let sum = hex(&hasher.finalize());
+        let good = sum == label.code_sha256
+            && self.mac(at, &label.info, &sum).as_deref() == Some(label.mac.as_str());
+        (good && stamp(&file)? == before).then(|| Compiled {
+            info: label.info.bounded(),
+            code: code.into(),
+            stamp: before,
+        })
+    }
+
+    fn mac(&self, at: &(String, String), info: &ModuleInfo, code_sha256: &str) -> Option<String> {
+        let mut mac = Hmac::<Sha256>::new_from_slice(&self.key).ok()?;
+        let info = serde_json::to_string(info).ok()?;
+        mac.update(
+            format!("coracle-cwasm-1\n{}\n{}\n{code_sha256}\n{info}", at.0, at.1).as_bytes(),
+        );
+        Some(hex(&mac.finalize().into_bytes()))
+    }
+
+    fn store(
+        &self,
+        hash: &str,
+        digest: &str,
+        info: ModuleInfo,
+        code: Temporary,
+    ) -> Result<Arc<Compiled>> {
+        let at = (hash.to_owned(), digest.to_owned());
+        let (code_path, label_path) = self.paths(hash, digest);
+        let what = || format!("store compiled code of {digest}");
+        let _ = fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(self.dir.join(hash));
+        let mut hasher = Sha256::new();
+        let mut reader = &code.file;
+        reader.rewind().during(what)?;
+        std::io::copy(&mut reader, &mut hasher).during(what)?;
+        let code_sha256 = hex(&hasher.finalize());
+        let mac = self
+            .mac(&at, &info, &code_sha256)
+            .ok_or_else(|| Error::new(Kind::Bug, what()))?;
+        let label = serde_json::to_vec(&Label {
+            info,
+            code_sha256,
+            mac,
+        })
+        .map_err(|e| Error::with(Kind::Bug, what(), e))?;
+        code.rename(&code_path).during(what)?;
+        failpoint::hit("compile.store").during(what)?;
+        let file = self.temporary().during(what)?;
+        (&file.file).write_all(&label).during(what)?;
+        file.rename(&label_path).during(what)?;
+        self.find(hash, digest).ok_or_else(|| {
+            Error::new(
+                Kind::Bug,
+                format!("{}: the entry just written does not verify", what()),
+            )
+        })
+    }
+
+    fn temporary(&self) -> std::io::Result<Temporary> {
+        let serial = self.serial.fetch_add(1, Ordering::Relaxed);
+        let path = self
+            .dir
+            .join(format!("tmp-{}-{serial}", std::process::id()));
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o444)
+            .open(&path)?;
+        Ok(Temporary { path, file })
+    }
+}
+
+impl Compiled {
+    /// The code, read-only, checked to be the file that was verified.
+    ///
+    /// Errors: [`Kind::Missing`] when it was changed or removed since; ask the cache again.
+    pub fn open(&self) -> Result<OwnedFd> {
+        let file = open_read(&self.code).during(|| format!("open {}", self.code.display()))?;
+        if stamp(&file) != Some(self.stamp) {
+            return Err(Error::new(
+                Kind::Missing,
+                format!("{} changed since it was verified", self.code.display()),
+            ));
+        }
+        Ok(file.into())
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    // A panic while holding it leaves a plain map behind, which stays usable.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|e| Error::with(Kind::Bug, "run blocking work of the compile cache", e))?
+}

@@ -1,0 +1,108 @@
+//! Starts one compiler process and waits for its verdict, never longer than allowed.
+//!
+//! Called by the cache. Invariant: whatever happens, the process is gone when the call returns or is dropped.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::io::AsyncReadExt as _;
+
+use crate::compiler::{Bounds, DISK_FULL, Verdict};
+use crate::inspect::{self, ModuleInfo};
+use coracle_sandbox::helper::{self, Permits};
+use coracle_spec::error::{Context as _, Error, Kind, Result};
+
+/// Largest verdict, bytes.
+const MAX_VERDICT_BYTES: u64 = 64 << 10;
+
+/// What is compiled, and by whom.
+pub(super) struct Job<'a> {
+    /// The executable that compiles.
+    pub(super) exe: &'a Path,
+    pub(super) module: &'a Path,
+    pub(super) bounds: Bounds,
+    /// Wall-clock time, not counting the wait for its turn.
+    pub(super) timeout: Duration,
+}
+
+/// Compiles into the empty file `output`, when its turn has come. Errors as [`super::CompileCache::compiled`].
+pub(super) async fn compile(permits: &Permits, job: &Job<'_>, output: &File) -> Result<ModuleInfo> {
+    let what = || format!("compile {}", job.module.display());
+    let _permit = permits.take(job.bounds.memory_bytes).await?;
+    let input: OwnedFd = super::open_read(job.module).during(what)?.into();
+    let output: OwnedFd = output.try_clone().during(what)?.into();
+    let arguments = [
+        "compiler".to_owned(),
+        job.bounds.cpu_s.to_string(),
+        job.bounds.memory_bytes.to_string(),
+        job.bounds.module_bytes.to_string(),
+    ];
+    let mut helper =
+        helper::start(job.exe, &arguments, vec![input, output], Stdio::piped()).during(what)?;
+    let child = &mut helper.child;
+    let mut text = Vec::new();
+    let stdout = child.stdout.take();
+    let told = async {
+        if let Some(stdout) = stdout {
+            stdout
+                .take(MAX_VERDICT_BYTES)
+                .read_to_end(&mut text)
+                .await?;
+        }
+        child.wait().await
+    };
+    let status = match tokio::time::timeout(job.timeout, told).await {
+        Ok(status) => status.during(what)?,
+        Err(_) => {
+            return Err(Error::new(
+                Kind::Exhausted,
+                format!("{}: not done within {} s", what(), job.timeout.as_secs()),
+            ));
+        }
+    };
+    match serde_json::from_slice::<Verdict>(&text) {
+        Ok(Verdict::Compiled(info)) if status.success() => Ok(info.bounded()),
+        Ok(Verdict::Refused(reason)) => Err(Error::new(
+            Kind::Invalid,
+            format!(
+                "not a WebAssembly program that can run here: {}",
+                inspect::text(&reason)
+            ),
+        )),
+        _ => Err(died(&what(), status, job.bounds)),
+    }
+}
+
+fn died(what: &str, status: std::process::ExitStatus, bounds: Bounds) -> Error {
+    use std::os::unix::process::ExitStatusExt as _;
+    let limits = format!(
+        "(limits: {} s of CPU, {} MiB)",
+        bounds.cpu_s,
+        bounds.memory_bytes >> 20
+    );
+    if status.code() == Some(DISK_FULL) {
+        let text = format!("{what}: no space left for the compiled code");
+        return Error::new(Kind::Exhausted, text);
+    }
+    match status.signal() {
+        Some(libc::SIGXCPU | libc::SIGKILL) => Error::new(
+            Kind::Exhausted,
+            format!("{what}: the compiler ran into its CPU limit {limits}"),
+        ),
+        Some(libc::SIGABRT | libc::SIGSEGV) => Error::new(
+            Kind::Exhausted,
+            format!("{what}: the compiler ran into its memory limit {limits}"),
+        ),
+        Some(libc::SIGXFSZ) => Error::new(
+            Kind::Exhausted,
+            format!("{what}: its compiled code is too large"),
+        ),
+        _ => Error::new(
+            Kind::Bug,
+            format!("{what}: the compiler ended with {status}"),
+        ),
+    }
+}

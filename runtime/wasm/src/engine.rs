@@ -1,0 +1,144 @@
+//! The one engine configuration, and what of it is made once, before any fork.
+//!
+//! The compiler process uses [`compiling`], spawner, keepers and guests share [`Warm`]; both come from [`base`], so
+//! that their compatibility hashes agree.
+//! Invariant: an engine that runs guests has no compiler (`enable_compiler(false)`), and warming it draws nothing
+//! random and starts no thread.
+
+use std::hash::{Hash, Hasher};
+
+use sha2::{Digest as _, Sha256};
+use wasmtime::{Config, Engine, Linker, ModuleVersionStrategy};
+
+use super::host::{ComponentState, ModuleState};
+use coracle_spec::error::{Error, Kind, Result};
+use coracle_spec::id::hex;
+
+/// Stack of wasm code, in bytes.
+const WASM_STACK_BYTES: usize = 512 * 1024;
+/// Stack of the fiber that wasm and host calls share, in bytes.
+const FIBER_STACK_BYTES: usize = 1024 * 1024;
+
+/// Part of every engine hash: change it when host functions change in a way that old compiled code must not meet.
+/// Read through a volatile load, so that two builds that differ in it alone are two engines.
+#[used]
+static ENGINE_TAG: [u8; 32] = *b"coracle-engine-tag:0000000000001";
+
+fn tag() -> String {
+    // A volatile read keeps the bytes a datum of the binary instead of a constant of the code.
+    let bytes = std::hint::black_box(&ENGINE_TAG);
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn base() -> Result<Config> {
+    let mut config = Config::new();
+    config.epoch_interruption(true);
+    config.max_wasm_stack(WASM_STACK_BYTES);
+    config.async_stack_size(FIBER_STACK_BYTES);
+    config.memory_init_cow(true);
+    config.wasm_memory64(false);
+    config.wasm_backtrace_max_frames(std::num::NonZeroUsize::new(32));
+    config
+        .module_version(ModuleVersionStrategy::Custom(tag()))
+        .map_err(engine_error)?;
+    Ok(config)
+}
+
+fn engine_error(cause: wasmtime::Error) -> Error {
+    Error::new(Kind::Bug, format!("configure the wasm engine: {cause:#}"))
+}
+
+/// An engine that compiles; only the compiler process makes one.
+pub(super) fn compiling() -> Result<Engine> {
+    let mut config = base()?;
+    config.cranelift_opt_level(wasmtime::OptLevel::Speed);
+    Engine::new(&config).map_err(engine_error)
+}
+
+/// The engine compatibility hash of this build on this node: 64 hexadecimal digits.
+///
+/// Compiled code runs only on engines with the very hash it was made for. Errors: the engine cannot be configured.
+pub fn engine_hash() -> Result<String> {
+    let mut hasher = Sha(Sha256::new());
+    compiling()?
+        .precompile_compatibility_hash()
+        .hash(&mut hasher);
+    Ok(hex(&hasher.0.finalize()))
+}
+
+struct Sha(Sha256);
+
+impl Hasher for Sha {
+    fn write(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    fn finish(&self) -> u64 {
+        let digest = self.0.clone().finalize();
+        u64::from_le_bytes([
+            digest[0], digest[1], digest[2], digest[3], digest[4], digest[5], digest[6], digest[7],
+        ])
+    }
+}
+
+/// What a spawner makes once and every guest inherits by fork: the engine and the linkers with all of WASI.
+pub struct Warm {
+    /// Runs compiled code; compiles nothing.
+    pub(super) engine: Engine,
+    /// WASI preview 1 for core modules.
+    pub(super) modules: Linker<ModuleState>,
+    /// WASI 0.2 and wasi:http for components.
+    pub(super) components: wasmtime::component::Linker<ComponentState>,
+}
+
+impl Warm {
+    /// Makes engine and linkers. Errors: the engine cannot be configured.
+    pub fn new() -> Result<Self> {
+        let mut config = base()?;
+        config.enable_compiler(false);
+        let engine = Engine::new(&config).map_err(engine_error)?;
+        let (modules, components) = linkers(&engine)?;
+        Ok(Self {
+            engine,
+            modules,
+            components,
+        })
+    }
+}
+
+/// Linkers for `engine`, also used by the compiler to learn which imports nobody offers.
+pub(super) fn linkers(
+    engine: &Engine,
+) -> Result<(
+    Linker<ModuleState>,
+    wasmtime::component::Linker<ComponentState>,
+)> {
+    let mut modules = Linker::new(engine);
+    wasmtime_wasi::p1::add_to_linker_async(&mut modules, |state: &mut ModuleState| &mut state.wasi)
+        .map_err(engine_error)?;
+    let mut components = wasmtime::component::Linker::new(engine);
+    wasmtime_wasi::p2::add_to_linker_async(&mut components).map_err(engine_error)?;
+    super::network::lookup::link(&mut components).map_err(engine_error)?;
+    wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut components).map_err(engine_error)?;
+    Ok((modules, components))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hash_is_stable_and_the_running_engine_takes_what_the_compiler_makes() {
+        assert_eq!(engine_hash().unwrap(), engine_hash().unwrap());
+        let code = compiling()
+            .unwrap()
+            .precompile_module(b"\0asm\x01\0\0\0")
+            .unwrap();
+        let warm = Warm::new().unwrap();
+        #[allow(unsafe_code, reason = "the bytes were made one line above")]
+        // SAFETY: `code` is unchanged output of precompile_module of a compatible engine.
+        let module = unsafe { wasmtime::Module::deserialize(&warm.engine, code) };
+        assert!(module.is_ok(), "{:?}", module.err());
+    }
+}

@@ -1,0 +1,258 @@
+//! What a guest may do with its pod's network, asked at every socket call, name and HTTP request.
+//!
+//! One [`Guard`] a guest, shared by its sockets, its name lookups and its HTTP client.
+//! Invariants: an address is reachable because it is listed, or because a listed name led this guest to it; what no
+//! list opens is refused whatever name leads there; names are looked up only if they are listed.
+//! Not here: the rules themselves, the same rules in nftables, which know no names.
+
+pub(super) mod lookup;
+mod message;
+mod resolver;
+mod settings;
+
+use std::collections::VecDeque;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use wasmtime_wasi::sockets::SocketAddrUse;
+
+use coracle_spec::WasmNetwork;
+use coracle_spec::egress::Egress;
+
+/// Most answers of name lookups that are remembered of one guest.
+const MAX_LEARNT: usize = 1024;
+
+/// Fuzz target: an answer gives addresses of the family that was asked for, and few of them. The first byte chooses the
+/// family; the query has the answer's number, so that what is behind it is reached.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn resolver_answer(input: &[u8]) {
+    use message::{Family, Query, Reply};
+    let Some((family, packet)) = input.split_first() else {
+        return;
+    };
+    let family = match family % 2 {
+        0 => Family::V4,
+        _ => Family::V6,
+    };
+    let id = packet.first_chunk().map_or(0, |id| u16::from_be_bytes(*id));
+    let name = "www.example.com";
+    let query = Query { id, name, family };
+    assert!(query.bytes().is_some());
+    if let Reply::Addresses(addresses) = query.reply(packet) {
+        assert!(addresses.len() <= 64);
+        assert!(
+            addresses
+                .iter()
+                .all(|address| address.is_ipv6() == (family == Family::V6))
+        );
+    }
+}
+
+/// The policy of one guest and what its lookups have answered.
+#[derive(Debug)]
+pub(super) struct Guard {
+    policy: WasmNetwork,
+    /// The ports of TCP connections, sorted; every port if `None`.
+    tcp_ports: Option<Vec<u16>>,
+    /// By what names are looked up, if not by the files in the guest's root.
+    resolver: Option<String>,
+    /// Listed names and the addresses they led to, oldest first.
+    learnt: Mutex<VecDeque<(IpAddr, String)>>,
+}
+
+/// Why a name has no addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Failure {
+    /// It is no name.
+    Invalid,
+    /// No rule lists it, or the guest has no network.
+    Denied,
+    /// The servers say that there is no such name, or no address of it.
+    Absent,
+    /// No server answered, or none could.
+    Unanswered,
+}
+
+impl Guard {
+    /// The guard of a guest that was told `policy`. `resolver`: see [`coracle_spec::WasmSpec::resolver`].
+    pub(super) fn new(policy: &WasmNetwork, resolver: Option<String>) -> Self {
+        Self {
+            policy: policy.clone(),
+            tcp_ports: match policy {
+                WasmNetwork::On(egress) => egress.tcp_ports(),
+                WasmNetwork::Off => None,
+            },
+            resolver,
+            learnt: Mutex::default(),
+        }
+    }
+
+    /// Whether the guest has sockets at all.
+    pub(super) fn is_on(&self) -> bool {
+        self.policy != WasmNetwork::Off
+    }
+
+    /// Whether a socket may be used with this address in this way. What arrives from outside is the pod's business.
+    pub(super) fn permits(&self, target: SocketAddr, purpose: SocketAddrUse) -> bool {
+        match purpose {
+            SocketAddrUse::TcpConnect => self.may_connect(target),
+            SocketAddrUse::UdpSend => self.may_reach(target),
+            SocketAddrUse::TcpBind
+            | SocketAddrUse::TcpListen
+            | SocketAddrUse::TcpAccept
+            | SocketAddrUse::UdpBind
+            | SocketAddrUse::UdpReceive => self.is_on(),
+        }
+    }
+
+    /// Whether `target` may be connected to by TCP: it is reachable, and its port one of those that Landlock leaves the
+    /// guest. Asked here as well, so that a kernel without Landlock makes no difference.
+    pub(super) fn may_connect(&self, target: SocketAddr) -> bool {
+        let has_port = match &self.tcp_ports {
+            Some(ports) => ports.binary_search(&target.port()).is_ok(),
+            None => true,
+        };
+        has_port && self.may_reach(target)
+    }
+
+    /// Whether `target` is listed, by itself or by a name that led this guest there.
+    fn may_reach(&self, target: SocketAddr) -> bool {
+        let WasmNetwork::On(egress) = &self.policy else {
+            return false;
+        };
+        let address = target.ip().to_canonical();
+        egress.allows_addr(target).is_allowed()
+            || self
+                .learnt()
+                .iter()
+                .filter(|(known, _)| *known == address)
+                .any(|(_, name)| egress.allows_resolved(name, target).is_allowed())
+    }
+
+    /// Whether `name` may be asked for, whatever its port is to be. `localhost` never leaves the pod.
+    fn may_ask(&self, name: &str) -> bool {
+        match &self.policy {
+            WasmNetwork::Off => false,
+            WasmNetwork::On(egress) => {
+                settings::is_localhost(name) || egress.allows_name(name, None).is_allowed()
+            }
+        }
+    }
+
+    /// The addresses of `name`, the best first; remembers that it led there. Errors: see [`Failure`].
+    pub(super) async fn resolve(&self, name: &str) -> Result<Vec<IpAddr>, Failure> {
+        if !self.is_on() {
+            return Err(Failure::Denied);
+        }
+        let sources = resolver::Sources::of(self.resolver.as_deref());
+        let found = resolver::resolve(name, &sources, |candidate| self.may_ask(candidate)).await?;
+        for name in [name, &found.name] {
+            self.learn(name, &found.addresses);
+        }
+        Ok(found.addresses)
+    }
+
+    fn learn(&self, name: &str, addresses: &[IpAddr]) {
+        let WasmNetwork::On(Egress::Listed(_)) = &self.policy else {
+            return;
+        };
+        if !self.may_ask(name) {
+            return;
+        }
+        let mut learnt = self.learnt();
+        for address in addresses {
+            let fact = (address.to_canonical(), name.to_owned());
+            learnt.retain(|known| *known != fact);
+            learnt.push_back(fact);
+        }
+        let excess = learnt.len().saturating_sub(MAX_LEARNT);
+        learnt.drain(..excess);
+    }
+
+    fn learnt(&self) -> MutexGuard<'_, VecDeque<(IpAddr, String)>> {
+        self.learnt.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use super::*;
+    use coracle_spec::egress::List;
+
+    fn listed(rules: &[&str]) -> Guard {
+        let list = List {
+            rules: rules.iter().map(|rule| rule.parse().unwrap()).collect(),
+            own_ports: vec![5432],
+            ..List::default()
+        };
+        Guard::new(&WasmNetwork::On(Egress::Listed(list)), None)
+    }
+
+    fn at(text: &str) -> SocketAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn without_a_network_nothing_is_permitted() {
+        let guard = Guard::new(&WasmNetwork::Off, None);
+        for purpose in [
+            SocketAddrUse::TcpBind,
+            SocketAddrUse::TcpConnect,
+            SocketAddrUse::UdpSend,
+        ] {
+            assert!(!guard.permits(at("127.0.0.1:80"), purpose), "{purpose:?}");
+        }
+        assert!(!guard.may_ask("localhost"));
+    }
+
+    #[test]
+    fn an_address_is_open_to_who_was_led_there_by_a_listed_name() {
+        let guard = listed(&["api.example.com:443", "203.0.113.0/24"]);
+        let connect = |target| guard.permits(at(target), SocketAddrUse::TcpConnect);
+        assert!(connect("203.0.113.9:80") && !connect("198.51.100.7:443"));
+        guard.learn("api.example.com", &["198.51.100.7".parse().unwrap()]);
+        assert!(connect("198.51.100.7:443") && !connect("198.51.100.7:80"));
+        guard.learn("other.example.com", &["198.51.100.8".parse().unwrap()]);
+        assert!(!connect("198.51.100.8:443"));
+        // A name that leads to a metadata service opens nothing.
+        guard.learn("api.example.com", &["169.254.169.254".parse().unwrap()]);
+        assert!(!connect("169.254.169.254:443"));
+        assert!(guard.permits(at("0.0.0.0:80"), SocketAddrUse::TcpListen));
+        assert!(guard.permits(at("198.51.100.99:9"), SocketAddrUse::TcpAccept));
+        assert!(!guard.permits(at("198.51.100.99:9"), SocketAddrUse::UdpSend));
+    }
+
+    #[test]
+    fn tcp_is_held_to_the_listed_ports_where_every_entry_has_one() {
+        let guard = listed(&["api.example.com:443", "203.0.113.7:8080"]);
+        let connect = |target| guard.permits(at(target), SocketAddrUse::TcpConnect);
+        // Its own neighbours listen at what the pod declares.
+        for open in ["203.0.113.7:8080", "127.0.0.1:5432", "[::1]:443"] {
+            assert!(connect(open), "{open}");
+        }
+        for shut in ["203.0.113.7:5432", "127.0.0.1:9000", "[::1]:1"] {
+            assert!(!connect(shut), "{shut}");
+        }
+        assert!(guard.permits(at("127.0.0.1:9000"), SocketAddrUse::UdpSend));
+        for rules in [
+            &[][..],
+            &["203.0.113.7"],
+            &["a.example.com:443", "10.0.0.0/8"],
+        ] {
+            let connect = |target| listed(rules).permits(at(target), SocketAddrUse::TcpConnect);
+            assert!(connect("127.0.0.1:9000"), "{rules:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded() {
+        let guard = listed(&[".example.com"]);
+        for number in 0..2 * MAX_LEARNT {
+            let address = IpAddr::from([10, 0, (number >> 8) as u8, number as u8]);
+            guard.learn("a.example.com", &[address]);
+        }
+        assert_eq!(guard.learnt().len(), MAX_LEARNT);
+        assert!(guard.may_reach(at("10.0.7.255:1")) && !guard.may_reach(at("10.0.0.0:1")));
+    }
+}

@@ -1,0 +1,318 @@
+//! Looks up names as libc does: `/etc/hosts`, then the servers of `/etc/resolv.conf` with its search list.
+//!
+//! Called by [`super::Guard`]. libc itself cannot be asked: its resolver loads libraries that an image could bring, and
+//! asks daemons and netlink, for none of which the jail has a door. Where names decide what may be reached, the files in the
+//! guest's root do not count: a container may be able to write them.
+//! Invariants: every wait has an end; each question has a random number and a port of its own; a name that may not be
+//! asked for leaves the pod in no query.
+//! Not here: the wire format, what answers are remembered.
+
+use std::cmp::Reverse;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpStream, UdpSocket};
+
+use super::Failure;
+use super::message::{Family, Query, Reply};
+use super::settings::{self, LOCALHOST, Settings};
+
+/// The port of name servers.
+const PORT: u16 = 53;
+/// Longest name. Source: RFC 1035, section 2.3.4.
+const MAX_NAME: usize = 253;
+/// Largest answer that a server may send unasked over UDP.
+const MAX_DATAGRAM: usize = 4096;
+
+/// What a lookup found.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Found {
+    /// The full name that the addresses are of.
+    pub(super) name: String,
+    /// Its addresses, the best first.
+    pub(super) addresses: Vec<IpAddr>,
+}
+
+/// What is looked at before a server is asked, and which servers those are.
+pub(super) enum Sources<'a> {
+    /// The files in the guest's root, read at each lookup.
+    Files,
+    /// This text of resolv.conf(5), and no hosts.
+    Settings(&'a str),
+}
+
+impl<'a> Sources<'a> {
+    /// The text if there is one, else the files.
+    pub(super) fn of(text: Option<&'a str>) -> Self {
+        text.map_or(Self::Files, Self::Settings)
+    }
+
+    fn hosts(&self) -> String {
+        match self {
+            Self::Files => settings::text_of("/etc/hosts"),
+            Self::Settings(_) => String::new(),
+        }
+    }
+
+    fn settings(&self) -> Settings {
+        match self {
+            Self::Files => Settings::parse(&settings::text_of("/etc/resolv.conf")),
+            Self::Settings(text) => Settings::parse(text),
+        }
+    }
+}
+
+/// Looks up `name`, or reads it if it is an address. `may_ask` says of a full name whether it may be asked for; whoever
+/// may ask for the name as written may also ask for what the search list makes of it.
+pub(super) async fn resolve(
+    name: &str,
+    sources: &Sources<'_>,
+    may_ask: impl Fn(&str) -> bool,
+) -> Result<Found, Failure> {
+    if let Some(address) = literal(name) {
+        return Ok(found(name, vec![address]));
+    }
+    let name = ascii(name)?;
+    if settings::is_localhost(&name) {
+        return Ok(found(&name, LOCALHOST.to_vec()));
+    }
+    let as_written = may_ask(&name);
+    let known = match as_written {
+        true => settings::hosts(&sources.hosts(), &name),
+        false => Vec::new(),
+    };
+    if !known.is_empty() {
+        return Ok(found(&name, ordered(known).await));
+    }
+    let settings = sources.settings();
+    let mut failure = Failure::Denied;
+    for candidate in settings.candidates(&name) {
+        if !as_written && !may_ask(&candidate) {
+            continue;
+        }
+        match ask_servers(&settings, &candidate).await {
+            Ok(addresses) => return Ok(found(&candidate, ordered(addresses).await)),
+            // Of several reasons the one that may pass is told.
+            Err(reason) if failure != Failure::Unanswered => failure = reason,
+            Err(_) => {}
+        }
+    }
+    Err(failure)
+}
+
+fn found(name: &str, addresses: Vec<IpAddr>) -> Found {
+    Found {
+        name: name.to_owned(),
+        addresses,
+    }
+}
+
+/// The address that `name` is, with or without the brackets that IPv6 has in URLs.
+fn literal(name: &str) -> Option<IpAddr> {
+    let bare = name
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'));
+    match bare {
+        Some(inside) => inside.parse().ok().map(IpAddr::V6),
+        None => name.parse().ok(),
+    }
+}
+
+/// The name in the letters that DNS has. Errors: it has none.
+fn ascii(name: &str) -> Result<String, Failure> {
+    let name = match name.is_ascii() {
+        true => name.to_owned(),
+        false => match url::Host::parse(name) {
+            Ok(url::Host::Domain(domain)) => domain,
+            _ => return Err(Failure::Invalid),
+        },
+    };
+    let bare = name.strip_suffix('.').unwrap_or(&name);
+    let letters = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    let is_name = bare.len() <= MAX_NAME && bare.bytes().all(letters);
+    // Some writers pass over an empty part, so that another name would be asked for than was allowed.
+    if !is_name || bare.split('.').any(str::is_empty) {
+        return Err(Failure::Invalid);
+    }
+    Ok(name)
+}
+
+/// Asks one server after the other, as often as the settings say, for both families at once.
+async fn ask_servers(settings: &Settings, name: &str) -> Result<Vec<IpAddr>, Failure> {
+    for _ in 0..settings.attempts {
+        for server in &settings.servers {
+            let ask = |family| exchange(*server, name, family, settings.timeout);
+            let (v4, v6) = tokio::join!(ask(Family::V4), ask(Family::V6));
+            let complete = v4.is_ok() && v6.is_ok();
+            let mut addresses = v4.unwrap_or_default();
+            addresses.extend(v6.unwrap_or_default());
+            if !addresses.is_empty() {
+                return Ok(addresses);
+            }
+            if complete {
+                return Err(Failure::Absent);
+            }
+        }
+    }
+    Err(Failure::Unanswered)
+}
+
+/// One question to one server, over TCP if its answer does not fit. Errors: it did not say in time.
+async fn exchange(
+    server: IpAddr,
+    name: &str,
+    family: Family,
+    limit: Duration,
+) -> io::Result<Vec<IpAddr>> {
+    let mut id = [0; 2];
+    crate::host::fill(&mut id);
+    let query = Query {
+        id: u16::from_ne_bytes(id),
+        name,
+        family,
+    };
+    let bytes = query.bytes().ok_or(io::ErrorKind::InvalidInput)?;
+    let server = SocketAddr::new(server, PORT);
+    let talk = async {
+        match by_datagram(server, query, &bytes).await? {
+            Reply::Cut => by_stream(server, query, &bytes).await,
+            reply => Ok(reply),
+        }
+    };
+    match tokio::time::timeout(limit, talk).await?? {
+        Reply::Addresses(addresses) => Ok(addresses),
+        Reply::Foreign | Reply::Cut | Reply::Failed => Err(io::ErrorKind::Other.into()),
+    }
+}
+
+async fn by_datagram(server: SocketAddr, query: Query<'_>, bytes: &[u8]) -> io::Result<Reply> {
+    let socket = connected(server).await?;
+    socket.send(bytes).await?;
+    let mut answer = [0; MAX_DATAGRAM];
+    loop {
+        let got = socket.recv(&mut answer).await?;
+        match query.reply(&answer[..got]) {
+            Reply::Foreign => {}
+            reply => return Ok(reply),
+        }
+    }
+}
+
+async fn by_stream(server: SocketAddr, query: Query<'_>, bytes: &[u8]) -> io::Result<Reply> {
+    let mut stream = TcpStream::connect(server).await?;
+    let length = u16::try_from(bytes.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    stream
+        .write_all(&[&length.to_be_bytes(), bytes].concat())
+        .await?;
+    let mut answer = vec![0; usize::from(stream.read_u16().await?)];
+    stream.read_exact(&mut answer).await?;
+    Ok(query.reply(&answer))
+}
+
+/// A UDP socket that sends to `target` and hears nobody else.
+async fn connected(target: SocketAddr) -> io::Result<UdpSocket> {
+    let own: IpAddr = match target {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let socket = UdpSocket::bind((own, 0)).await?;
+    socket.connect(target).await?;
+    Ok(socket)
+}
+
+/// Those first that a route leads to, then by RFC 6724's precedence.
+async fn ordered(mut addresses: Vec<IpAddr>) -> Vec<IpAddr> {
+    if addresses.iter().all(IpAddr::is_ipv4) || addresses.iter().all(IpAddr::is_ipv6) {
+        return addresses;
+    }
+    let mut reachable = Vec::new();
+    for address in &addresses {
+        // Connecting a UDP socket asks the routing table and sends nothing.
+        if connected(SocketAddr::new(*address, PORT)).await.is_ok() {
+            reachable.push(*address);
+        }
+    }
+    sort(&mut addresses, &reachable);
+    addresses
+}
+
+fn sort(addresses: &mut [IpAddr], reachable: &[IpAddr]) {
+    addresses.sort_by_key(|address| Reverse((reachable.contains(address), precedence(*address))));
+}
+
+/// Source: RFC 6724, section 2.1, the default policy table.
+fn precedence(address: IpAddr) -> u8 {
+    match address {
+        IpAddr::V4(_) => 35,
+        IpAddr::V6(v6) if v6.is_loopback() => 50,
+        IpAddr::V6(v6) if v6.is_unique_local() => 3,
+        IpAddr::V6(_) => 40,
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_read_and_names_are_checked() {
+        for text in ["192.0.2.1", "::1", "[::1]"] {
+            assert!(literal(text).is_some(), "{text}");
+        }
+        // What only some libraries take for an address is a name here, and not one that anybody has.
+        for text in ["127.1", "0", "0x7f.1", "[192.0.2.1]", "192.0.2.1."] {
+            assert_eq!(literal(text), None, "{text}");
+        }
+        assert_eq!(ascii("bücher.example").unwrap(), "xn--bcher-kva.example");
+        assert_eq!(ascii("a_b.c-d.e.").unwrap(), "a_b.c-d.e.");
+        for text in [
+            "",
+            ".",
+            "a..b",
+            ".a",
+            "a b",
+            "a/b",
+            "a\n.b",
+            &"x.".repeat(128),
+        ] {
+            assert_eq!(ascii(text), Err(Failure::Invalid), "{text:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_may_not_be_asked_for_is_not() {
+        let asked = std::sync::Mutex::new(Vec::new());
+        let denied = resolve("unlisted.example.", &Sources::Files, |name| {
+            asked.lock().unwrap().push(name.to_owned());
+            false
+        });
+        assert_eq!(denied.await, Err(Failure::Denied));
+        assert!(
+            asked
+                .lock()
+                .unwrap()
+                .iter()
+                .all(|name| name.starts_with("unlisted.example"))
+        );
+        let own = resolve("localhost", &Sources::Files, |_| false)
+            .await
+            .unwrap();
+        assert_eq!(own.addresses, LOCALHOST);
+    }
+
+    #[test]
+    fn addresses_without_a_route_come_last() {
+        let address = |text: &str| text.parse::<IpAddr>().unwrap();
+        let [local, v4, v6] = ["fd00::1", "192.0.2.1", "2001:db8::1"].map(address);
+        let mut all = [local, v4, v6];
+        sort(&mut all, &[local, v4, v6]);
+        assert_eq!(all, [v6, v4, local]);
+        sort(&mut all, &[local, v4]);
+        assert_eq!(all, [v4, local, v6]);
+        sort(&mut all, &[]);
+        assert_eq!(all, [v6, v4, local]);
+    }
+}

@@ -1,0 +1,281 @@
+//! Runs one guest to its end, on a thread born after the fork, inside the finished jail.
+//!
+//! Called by the guest process only. Load, report ready, forbid new executable mappings, call the entry point, turn
+//! what comes back into an exit code.
+//! Invariant: guest code runs only after the whole jail stands; a stop signal advances the epoch and wakes the host,
+//! so that neither a spinning nor a sleeping guest outlives it.
+//! Not here: how the jail is built, where reports go.
+
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicI32, AtomicPtr, Ordering};
+
+use tokio::io::unix::AsyncFd;
+use wasmtime::component::Component;
+use wasmtime::{Engine, Module, Store, Trap};
+use wasmtime_wasi::I32Exit;
+use wasmtime_wasi::p2::bindings::Command;
+
+use super::engine::Warm;
+use super::host::{ComponentState, HOSTCALL_BYTES, ModuleState};
+use super::toolbox;
+use coracle_spec::error::{Context as _, Error, Kind, Result};
+use coracle_spec::{ContainerSpec, WasmKind, WasmSpec, Workload};
+use coracle_sys as sys;
+
+/// Exit code of a trap, as wasmtime's own command line has it (128 + SIGABRT).
+pub const TRAP_CODE: i32 = 134;
+/// Longest trap text kept, in bytes.
+pub const TRAP_TEXT_BYTES: usize = 4096;
+
+static STOP_SIGNAL: AtomicI32 = AtomicI32::new(0);
+static STOP_ENGINE: AtomicPtr<Engine> = AtomicPtr::new(std::ptr::null_mut());
+static STOP_WAKE: AtomicI32 = AtomicI32::new(-1);
+
+/// Whether a stop signal has arrived.
+pub(super) fn stopping() -> bool {
+    STOP_SIGNAL.load(Ordering::Relaxed) != 0
+}
+
+/// The stop signal's handler: notes it, advances the epoch, wakes the event loop. All three are signal-safe.
+extern "C" fn on_stop(signal: i32) {
+    STOP_SIGNAL.store(signal, Ordering::SeqCst);
+    let engine = STOP_ENGINE.load(Ordering::SeqCst);
+    if !engine.is_null() {
+        // SAFETY: the pointer was made from a leaked Box and is never freed; increment_epoch is documented signal-safe.
+        unsafe { (*engine).increment_epoch() };
+    }
+    let wake = STOP_WAKE.load(Ordering::SeqCst);
+    let one = 1_u64;
+    // SAFETY: write(2) is async-signal-safe; the eventfd stays open for the life of the guest, and `one` is 8 bytes.
+    unsafe { libc::write(wake, (&raw const one).cast(), 8) };
+}
+
+/// How a guest ended.
+#[derive(Debug, PartialEq, Eq)]
+pub enum End {
+    /// By returning, by `proc_exit`, or by a stop signal (128 + its number).
+    Code(i32),
+    /// By a trap: text with backtrace, bounded.
+    Trapped(String),
+}
+
+/// What a guest process hands to its payload.
+pub struct Payload<'a> {
+    /// Engine and linkers from before the fork.
+    pub warm: &'a Warm,
+    /// The container.
+    pub spec: &'a ContainerSpec,
+    /// Compiled code, from our own cache.
+    pub code: OwnedFd,
+    /// `/proc/self/fd` of the host's procfs: how a component is opened without a path in the jail.
+    pub fd_dir: OwnedFd,
+}
+
+enum Loaded {
+    Module(Module),
+    Component(Component),
+}
+
+/// Arranges for stop signals to end the guest. Call once, before [`run`].
+///
+/// Errors: out of descriptors, or sigaction(2) refused.
+pub fn arm_stop(engine: &Warm) -> Result<OwnedFd> {
+    let wake = rustix::event::eventfd(
+        0,
+        rustix::event::EventfdFlags::CLOEXEC | rustix::event::EventfdFlags::NONBLOCK,
+    )
+    .during(|| "make the stop eventfd".into())?;
+    STOP_WAKE.store(std::os::fd::AsRawFd::as_raw_fd(&wake), Ordering::SeqCst);
+    STOP_ENGINE.store(
+        Box::into_raw(Box::new(engine.engine.clone())),
+        Ordering::SeqCst,
+    );
+    sys::signals::catch_stops(on_stop).during(|| "catch stop signals".into())?;
+    Ok(wake)
+}
+
+/// Blocks until a stop signal has come; its number.
+pub fn await_stop(stop: BorrowedFd<'_>) -> i32 {
+    use rustix::event::{PollFd, PollFlags, poll};
+    while !stopping() {
+        // The handler also interrupts the wait itself.
+        let _ = poll(&mut [PollFd::from_borrowed_fd(stop, PollFlags::IN)], None);
+    }
+    STOP_SIGNAL.load(Ordering::SeqCst)
+}
+
+/// Loads and runs the payload; calls `ready` when everything that can fail before the guest's first instruction has
+/// succeeded.
+///
+/// Errors: the code does not load, an import is missing, a preopen fails, or `ready` failed: the guest never ran.
+pub fn run(payload: Payload<'_>, stop: OwnedFd, ready: impl FnOnce() -> Result<()>) -> Result<End> {
+    let Workload::Wasm(wasm) = &payload.spec.workload else {
+        return Err(Error::new(Kind::Bug, "a Linux payload came to the engine"));
+    };
+    if let Some(toolbox) = &wasm.toolbox {
+        rustix::process::chdir(c"/").during(|| "enter the guest's root".into())?;
+        drop((payload.fd_dir, payload.code));
+        ready()?;
+        return Ok(End::Code(toolbox::run(payload.spec, wasm, toolbox)));
+    }
+    let reactor = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(8)
+        .build()
+        .during(|| "start the guest's event loop".into())?;
+    let loaded = load(&payload, wasm.kind)?;
+    rustix::process::chdir(c"/").during(|| "enter the guest's root".into())?;
+    drop((payload.fd_dir, payload.code));
+    let job = Job {
+        warm: payload.warm,
+        spec: payload.spec,
+        wasm,
+    };
+    reactor.block_on(async {
+        match loaded {
+            Loaded::Module(module) => run_module(job, &module, stop, ready).await,
+            Loaded::Component(component) => run_component(job, &component, stop, ready).await,
+        }
+    })
+}
+
+#[derive(Clone, Copy)]
+struct Job<'a> {
+    warm: &'a Warm,
+    spec: &'a ContainerSpec,
+    wasm: &'a WasmSpec,
+}
+
+fn load(payload: &Payload<'_>, kind: WasmKind) -> Result<Loaded> {
+    let engine = &payload.warm.engine;
+    let loaded = match kind {
+        WasmKind::Module => {
+            let file = payload
+                .code
+                .try_clone()
+                .during(|| "share the compiled module".into())?;
+            // SAFETY: the call executes what the file holds, so it must be ours and must not change while mapped. Ours:
+            // the daemon opened it from its cache after checking the MAC that only the daemon can make. Unchanged:
+            // cache entries are written once under a temporary name, mode 0444, and never opened for writing again.
+            unsafe { Module::deserialize_open_file(engine, File::from(file)) }.map(Loaded::Module)
+        }
+        WasmKind::Component => {
+            rustix::process::fchdir(&payload.fd_dir)
+                .during(|| "reach the compiled component".into())?;
+            let name = std::os::fd::AsRawFd::as_raw_fd(&payload.code).to_string();
+            // SAFETY: as above; the relative path is the magic link of our own descriptor, so it is that very file.
+            unsafe { Component::deserialize_file(engine, name) }.map(Loaded::Component)
+        }
+    };
+    loaded.map_err(|e| Error::new(Kind::StartFailed, format!("load compiled code: {e:#}")))
+}
+
+fn cannot_start(e: wasmtime::Error) -> Error {
+    Error::new(
+        Kind::StartFailed,
+        format!("instantiate: {}", super::inspect::text(&format!("{e:#}"))),
+    )
+}
+
+async fn run_module(
+    job: Job<'_>,
+    module: &Module,
+    stop: OwnedFd,
+    ready: impl FnOnce() -> Result<()>,
+) -> Result<End> {
+    let Job { warm, spec, wasm } = job;
+    let pre = warm.modules.instantiate_pre(module).map_err(cannot_start)?;
+    let mut store = Store::new(
+        &warm.engine,
+        ModuleState::new(spec, wasm).map_err(cannot_start)?,
+    );
+    store.limiter(|state| &mut state.limits);
+    arm(&mut store);
+    ready()?;
+    let entry = async {
+        let instance = pre.instantiate_async(&mut store).await?;
+        let start = instance.get_typed_func::<(), ()>(&mut store, "_start")?;
+        start.call_async(&mut store, ()).await
+    };
+    Ok(outcome(until_stopped(entry, stop.as_fd()).await))
+}
+
+async fn run_component(
+    job: Job<'_>,
+    component: &Component,
+    stop: OwnedFd,
+    ready: impl FnOnce() -> Result<()>,
+) -> Result<End> {
+    let Job { warm, spec, wasm } = job;
+    let pre = warm
+        .components
+        .instantiate_pre(component)
+        .map_err(cannot_start)?;
+    let pre = wasmtime_wasi::p2::bindings::CommandPre::new(pre).map_err(cannot_start)?;
+    let mut store = Store::new(
+        &warm.engine,
+        ComponentState::new(spec, wasm).map_err(cannot_start)?,
+    );
+    store.limiter(|state| &mut state.limits);
+    arm(&mut store);
+    ready()?;
+    let entry = async {
+        let command: Command = pre.instantiate_async(&mut store).await?;
+        match command.wasi_cli_run().call_run(&mut store).await? {
+            Ok(()) => Ok(()),
+            Err(()) => Err(I32Exit(1).into()),
+        }
+    };
+    Ok(outcome(until_stopped(entry, stop.as_fd()).await))
+}
+
+fn arm<T>(store: &mut Store<T>) {
+    store.set_hostcall_fuel(HOSTCALL_BYTES);
+    // One epoch ahead: the first advance, which only the stop signal makes, traps.
+    store.set_epoch_deadline(1);
+}
+
+/// `None`: the stop signal came first.
+async fn until_stopped(
+    entry: impl Future<Output = wasmtime::Result<()>>,
+    stop: BorrowedFd<'_>,
+) -> Option<wasmtime::Result<()>> {
+    // SAFETY: the borrow keeps the eventfd open, under the same number, for longer than the registration lives.
+    let Ok(stop) = (unsafe { AsyncFd::register(stop) }) else {
+        return Some(entry.await);
+    };
+    tokio::select! {
+        biased;
+        _ = stop.readable() => None,
+        result = entry => Some(result),
+    }
+}
+
+fn outcome(result: Option<wasmtime::Result<()>>) -> End {
+    let stopped = STOP_SIGNAL.load(Ordering::SeqCst);
+    let error = match result {
+        None => return End::Code(128 + stopped),
+        Some(Ok(())) => return End::Code(0),
+        Some(Err(error)) => error,
+    };
+    if let Some(exit) = error.downcast_ref::<I32Exit>() {
+        return End::Code(exit.0);
+    }
+    if stopped != 0 && matches!(error.downcast_ref::<Trap>(), Some(Trap::Interrupt)) {
+        return End::Code(128 + stopped);
+    }
+    End::Trapped(bounded(&format!("{error:?}")))
+}
+
+/// `text` without control characters but line ends, cut to [`TRAP_TEXT_BYTES`].
+fn bounded(text: &str) -> String {
+    let mut kept = String::new();
+    for c in text.chars().filter(|c| *c == '\n' || !c.is_control()) {
+        if kept.len() + c.len_utf8() > TRAP_TEXT_BYTES {
+            break;
+        }
+        kept.push(c);
+    }
+    kept
+}

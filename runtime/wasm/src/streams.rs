@@ -1,0 +1,141 @@
+//! A guest's standard streams: the pipes or the terminal that its process was born with.
+//!
+//! Part of what [`super::host`] grants. Invariants: each write of the guest goes to the kernel at once, nothing is kept
+//! in this process; a read waits on a thread of its own, so that it holds up neither other calls nor the stop.
+//! Not here: who is at the other end.
+
+use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use wasmtime_wasi::cli::{IsTerminal, StdinStream, StdoutStream};
+use wasmtime_wasi::p2::{InputStream, OutputStream, Pollable, StreamError, StreamResult};
+
+/// Standard input.
+#[derive(Clone, Copy)]
+pub(super) struct Input {
+    /// Whether it is a terminal.
+    pub(super) tty: bool,
+}
+
+impl IsTerminal for Input {
+    fn is_terminal(&self) -> bool {
+        self.tty
+    }
+}
+
+impl StdinStream for Input {
+    fn p2_stream(&self) -> Box<dyn InputStream> {
+        tokio::io::stdin().p2_stream()
+    }
+
+    fn async_stream(&self) -> Box<dyn tokio::io::AsyncRead + Send + Sync> {
+        tokio::io::stdin().async_stream()
+    }
+}
+
+/// Standard output or error.
+#[derive(Clone, Copy)]
+pub(super) struct Output {
+    stream: Stream,
+    tty: bool,
+}
+
+#[derive(Clone, Copy)]
+enum Stream {
+    Out,
+    Err,
+}
+
+impl Output {
+    /// Standard output, a terminal if `tty`.
+    pub(super) fn out(tty: bool) -> Self {
+        let stream = Stream::Out;
+        Self { stream, tty }
+    }
+
+    /// Standard error, a terminal if `tty`.
+    pub(super) fn err(tty: bool) -> Self {
+        let stream = Stream::Err;
+        Self { stream, tty }
+    }
+
+    fn fd(self) -> BorrowedFd<'static> {
+        match self.stream {
+            // Both descriptors stay open for the life of a guest.
+            Stream::Out => coracle_sys::standard(1),
+            Stream::Err => coracle_sys::standard(2),
+        }
+    }
+
+    fn put(self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            match rustix::io::write(self.fd().as_fd(), bytes) {
+                Ok(written) => bytes = &bytes[written..],
+                Err(rustix::io::Errno::INTR) if super::run::stopping() => {
+                    return Err(io::ErrorKind::Interrupted.into());
+                }
+                Err(rustix::io::Errno::INTR) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl IsTerminal for Output {
+    fn is_terminal(&self) -> bool {
+        self.tty
+    }
+}
+
+impl StdoutStream for Output {
+    fn p2_stream(&self) -> Box<dyn OutputStream> {
+        Box::new(*self)
+    }
+
+    fn async_stream(&self) -> Box<dyn tokio::io::AsyncWrite + Send + Sync> {
+        Box::new(*self)
+    }
+}
+
+impl OutputStream for Output {
+    fn write(&mut self, bytes: bytes::Bytes) -> StreamResult<()> {
+        self.put(&bytes).map_err(|e| match e.kind() {
+            io::ErrorKind::BrokenPipe => StreamError::Closed,
+            _ => StreamError::LastOperationFailed(e.into()),
+        })
+    }
+
+    fn flush(&mut self) -> StreamResult<()> {
+        Ok(())
+    }
+
+    fn check_write(&mut self) -> StreamResult<usize> {
+        Ok(64 * 1024)
+    }
+}
+
+#[wasmtime_wasi::async_trait]
+impl Pollable for Output {
+    async fn ready(&mut self) {}
+}
+
+impl tokio::io::AsyncWrite for Output {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Poll::Ready(self.put(bytes).map(|()| bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
