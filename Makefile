@@ -116,6 +116,23 @@ kubelet: ## build, then hold a real kubelet's static pods to what kubelet promis
 	tests/tools/kubelet.sh >/dev/null
 	$(CARGO) test --release --workspace --test kubelet -- --ignored $(TESTS)
 
+# Unit tests that need root (namespaces, cgroups, devices, files of other owners) or minutes: whole crates, and parts of
+# names in the others. `make test` runs these, too.
+ROOT_CRATES := coracle-cgroup coracle-sys coracle-tree coracle-unpack
+ROOT_TESTS := builtin:: check::place check::probe cni::directory cni::readiness cni::tests compile::tests::capabilities \
+    config::tests demo::place fuse:: identity::tests::the_map landlock:: linux::devices mirrors:: namespace::tests \
+    nft::tests paths::tests snapshot:: stats::network toolbox:: user::tests::users watch::tests
+.PHONY: check
+check: ## formatting, clippy and the unit tests that need no root: before each commit
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --release --workspace --all-targets --quiet -- -D warnings
+	$(CARGO) test --release --workspace $(ROOT_CRATES:%=--exclude %) --lib --bins --quiet -- $(ROOT_TESTS:%=--skip %)
+
+.PHONY: doc
+doc: ## the documentation of all crates, without warnings; it begins with the architecture
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --release --workspace --no-deps
+	@echo "open $(CARGO_TARGET_DIR)/doc/coracle/index.html"
+
 .PHONY: lint
 lint: ## formatting, clippy, and cargo-deny where it is installed
 	@.ci/packages $(BUILD_PACKAGES)

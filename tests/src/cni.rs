@@ -21,7 +21,7 @@ use crate::{Outcome, peer};
 
 /// Where Debian puts the plugins.
 pub const PLUGINS: &str = "/usr/lib/cni";
-/// The file that [`prepare`] writes.
+/// The file that `prepare` writes.
 pub const FILE: &str = "10-bridge.conflist";
 
 /// What every scripted plugin does: notes the call, does what the test says, then keeps a lease for each pod.

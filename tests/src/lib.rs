@@ -3,7 +3,7 @@
 //!
 //! Flow of a test: [`scratch`] gives it a corner of the machine of its own, [`registry`] and [`push`] the images made
 //! from [`guests`], [`daemon`] a running Coracle, [`client`] the calls, [`log`] the lines it wrote, [`leaks`] the proof
-//! that nothing stayed. [`peer`] is containerd + runc behind the same calls; [`bench`] measures both.
+//! that nothing stayed. [`peer`] is containerd + runc behind the same calls; [`mod@bench`] measures both.
 //!
 //! Invariants: every process, mount, interface and cgroup made here carries the scratch's number in its name or its
 //! cgroup, so it can be found and removed even after a crash of the tests. Nothing here links or reads the product's

@@ -5,7 +5,7 @@
 //! whatever runs in the pod and knows addresses alone.
 //! Invariants: some addresses are refused however they are listed and whatever name led to them ([`Denied`]); an
 //! address is judged in its canonical form, so that `::ffff:169.254.169.254` is 169.254.169.254, and refused if an
-//! IPv4 address that a translator would find in it is ([`disguise`]); loopback, and whatever arrives from outside with
+//! IPv4 address that a translator would find in it is (`disguise`); loopback, and whatever arrives from outside with
 //! the answers to it, is the pod's own business.
 //! Not here: the annotation's name, DNS, sockets.
 

@@ -1,6 +1,6 @@
 //! The one engine configuration, and what of it is made once, before any fork.
 //!
-//! The compiler process uses [`compiling`], spawner, keepers and guests share [`Warm`]; both come from [`base`], so
+//! The compiler process uses `compiling`, spawner, keepers and guests share [`Warm`]; both come from `base`, so
 //! that their compatibility hashes agree.
 //! Invariant: an engine that runs guests has no compiler (`enable_compiler(false)`), and warming it draws nothing
 //! random and starts no thread.

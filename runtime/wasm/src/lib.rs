@@ -1,6 +1,6 @@
 //! WebAssembly payloads: one engine configuration, compilation in a jailed process, and running one guest to its end.
 //!
-//! The daemon uses [`CompileCache`]; the spawner warms an [`Engine`]; a guest runs through [`run`].
+//! The daemon uses [`CompileCache`]; the spawner warms an `Engine`; a guest runs through [`run`].
 //! Invariant: compiled code comes only from our own compiler and is verified before it is handed out; engines that
 //! run guests have no compiler.
 //! Not here: namespaces, mounts, logs.

@@ -1,4 +1,4 @@
-//! Runs one pod: takes notes from its mailbox, decides with [`step`] and [`pod_step`], saves, then acts.
+//! Runs one pod: takes notes from its mailbox, decides with `step` and `pod_step`, saves, then acts.
 //!
 //! ```text
 //! Pods --Ask--> mailbox --> step --> save --> effect (a task of its own) --Word--> mailbox

@@ -1,4 +1,4 @@
-//! The runtimes that are compared. A new one is a new implementation of [`Contender`] and a line in [`all`].
+//! The runtimes that are compared. A new one is a new implementation of [`Contender`] and a line in `all`.
 
 use std::path::PathBuf;
 

@@ -5,7 +5,7 @@
 //! Invariants: every image is an index whose first entry is for another architecture, and images take turns with
 //! Docker's and OCI's media types, so that the choice of platform and type is tried everywhere;
 //! [`DIGEST_REPOSITORY`] holds the same bytes on every machine.
-//! Not here: which runtime pulls them; [`layer`] makes the layers.
+//! Not here: which runtime pulls them; `layer` makes the layers.
 
 mod layer;
 

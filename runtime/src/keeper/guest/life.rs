@@ -45,7 +45,7 @@ pub(super) const PAYLOAD_FD: RawFd = 5;
 const JOINS: &str = "x";
 
 /// Entered by `coracle guest ID LETTERS FAILPOINTS` when a handler asks for an own address-space layout: for a container
-/// or, with the letter [`JOINS`], for a process in a running one.
+/// or, with the letter `JOINS`, for a process in a running one.
 pub fn main(id: &str, letters: &str, failpoints: &str) -> ! {
     failpoint::arm(Some(failpoints.to_owned()));
     let layout = Layout {
