@@ -275,7 +275,7 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     use super::*;
-    use crate::sys::memfd::{read_all, sealed};
+    use coracle_sys::memfd::{read_all, sealed};
 
     #[test]
     fn frames_arrive_whole_with_their_own_descriptors() {

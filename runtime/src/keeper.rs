@@ -21,14 +21,15 @@ mod pid;
 pub mod process;
 mod reports;
 mod table;
+mod tokens;
 
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use crate::error::{Context as _, Result};
-use crate::id::ContainerId;
-use crate::spec::Exit;
+use coracle_spec::Exit;
+use coracle_spec::error::{Context as _, Result};
+use coracle_spec::id::ContainerId;
 
 pub use client::{
     AttachOrder, Attached, Exec, ExecOrder, ExecStreams, Greeted, Greeting, Keeper, KeeperEvent,
@@ -45,7 +46,7 @@ pub(crate) fn exit_record(input: &[u8]) {
     };
     let sum = |body: &str| {
         use sha2::{Digest as _, Sha256};
-        crate::id::hex(&Sha256::digest(body.as_bytes()))
+        coracle_spec::id::hex(&Sha256::digest(body.as_bytes()))
     };
     if let (Ok(Some(_)), Some((header, body))) = (exits::decode(input), text.split_once('\n')) {
         let body = body.strip_suffix('\n').unwrap_or(body);

@@ -25,18 +25,18 @@ pub mod spawner;
 pub mod unpacker;
 pub mod memory {
     //! What this process's allocator holds.
-    pub use crate::sys::give_memory_back;
+    pub use coracle_sys::give_memory_back;
 }
 pub mod terminal {
     //! Terminals that the daemon makes and resizes.
-    pub use crate::sys::terminal::{pair, resize};
+    pub use coracle_sys::terminal::{pair, resize};
 }
 
+use coracle_spec::error::Context as _;
+use coracle_sys as sys;
 use coracle_wasm::compiler;
 
 pub use coracle_spec::{self as spec, error, failpoint, id};
-use coracle_sys as sys;
-
 pub use error::{Error, Kind, Result};
 
 /// Keeps other processes of the node, and of containers that see its pids, out of this one. The first act of every
@@ -44,7 +44,6 @@ pub use error::{Error, Kind, Result};
 ///
 /// Errors: the kernel refuses.
 pub fn forbid_access() -> Result<()> {
-    use error::Context as _;
     sys::dump::forbid().during(|| "keep other processes out of this one (PR_SET_DUMPABLE)".into())
 }
 
@@ -52,7 +51,6 @@ pub fn forbid_access() -> Result<()> {
 ///
 /// Errors: the kernel has no keyrings, or a setting of the node would open processes of ours to containers.
 pub fn isolate_daemon() -> Result<()> {
-    use error::Context as _;
     let file = "/proc/sys/fs/suid_dumpable";
     if sys::dump::id_change_reopens().during(|| format!("read {file}"))? {
         return Err(Error::new(

@@ -20,10 +20,10 @@ use std::os::unix::ffi::OsStrExt as _;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::error::{Context as _, Error, Kind, Result};
-use crate::spec::{Identity, LinuxSpec, PidSpace, ResourceLimit};
-use crate::sys;
 use coracle_sandbox as sandbox;
+use coracle_spec::error::{Context as _, Error, Kind, Result};
+use coracle_spec::{Identity, LinuxSpec, PidSpace, ResourceLimit};
+use coracle_sys as sys;
 
 pub use program::{NotExecuted, Words};
 

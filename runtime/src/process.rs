@@ -12,8 +12,8 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use crate::error::{Context as _, Result};
-use crate::sys;
+use coracle_spec::error::{Context as _, Result};
+use coracle_sys as sys;
 
 /// A process of ours; cheap to clone.
 #[derive(Clone, Debug)]

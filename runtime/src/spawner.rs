@@ -21,13 +21,13 @@ use tokio::sync::Mutex;
 
 use crate::control::messages::{Birth, FromSpawner, ToSpawner};
 use crate::control::{Frame, Reader, Writer};
-use crate::error::{Context as _, Error, Kind, Result};
-use crate::failpoint;
-use crate::id::PodId;
 use crate::process::Process;
-use crate::spec::IdRange;
-use crate::sys::mounts::{self, Forbid};
 use coracle_network::Namespaces;
+use coracle_spec::IdRange;
+use coracle_spec::error::{Context as _, Error, Kind, Result};
+use coracle_spec::failpoint;
+use coracle_spec::id::PodId;
+use coracle_sys::mounts::{self, Forbid};
 
 /// How long a spawner may take to warm its engine.
 const WARM_UP: Duration = Duration::from_secs(20);

@@ -14,10 +14,11 @@ use std::time::Duration;
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
 
-use crate::error::{Context as _, Error, Kind, Result};
-use crate::{failpoint, sys};
 use coracle_sandbox as sandbox;
 use coracle_sandbox::helper::{self, Helper, Permit, Permits};
+use coracle_spec::error::{Context as _, Error, Kind, Result};
+use coracle_spec::failpoint;
+use coracle_sys as sys;
 
 /// Address space of one unpacker: the largest window of a compressed layer and our own code. Bytes.
 pub const MEMORY_BYTES: u64 = 512 << 20;

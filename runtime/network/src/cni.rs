@@ -28,6 +28,7 @@ mod readiness;
 mod sight;
 mod told;
 mod turns;
+mod verb;
 
 use std::collections::HashSet;
 use std::fs;
@@ -46,8 +47,8 @@ use self::turns::Turns;
 use super::wish::NetworkWish;
 
 pub use self::error::Error;
-pub use self::exec::Verb;
 pub use self::sight::{Sight, look};
+pub use self::verb::Verb;
 
 /// Name of the interface that plugins make in a pod.
 const INTERFACE: &str = "eth0";

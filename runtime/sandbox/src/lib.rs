@@ -23,6 +23,7 @@ mod place;
 pub mod profile;
 pub mod root;
 pub mod seccomp;
+mod stage;
 pub mod unpacker;
 mod volume;
 

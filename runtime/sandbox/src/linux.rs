@@ -28,7 +28,8 @@ use std::path::Path;
 use rustix::process::fchdir;
 
 use super::identity::HostIdentity;
-use super::root::{self, Stage};
+use super::root;
+use super::stage::Stage;
 use super::{PodNamespaces, enter_cgroups, join, place, set_oom_score, volume};
 use coracle_spec::error::{Context as _, Result};
 use coracle_spec::failpoint;

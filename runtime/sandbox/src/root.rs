@@ -7,15 +7,14 @@
 //! Not here: who decided what is mounted.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use rustix::fs::{CWD, Mode, mkdirat};
-use rustix::process::{chdir, fchdir};
+use rustix::process::fchdir;
 
 use super::identity::HostIdentity;
-use super::place::open_dir;
+use super::stage::{Stage, cannot_map};
 use super::volume;
-use coracle_spec::error::{Context as _, Error, Kind, Result};
+use coracle_spec::error::{Context as _, Result};
 use coracle_spec::{ContainerSpec, MountKind, Workload};
 use coracle_sys as sys;
 use coracle_sys::mounts::{self, Forbid};
@@ -66,55 +65,6 @@ pub fn build(spec: &ContainerSpec, host: &HostIdentity) -> Result<()> {
     mounts::pivot_into_working_directory().during(|| "make the new root the root".into())
 }
 
-/// A private tmpfs with one directory for each tree that must be attached somewhere to be used.
-///
-/// It is the working directory while it exists: a process in a user namespace could not walk to it.
-pub(super) struct Stage;
-
-impl Stage {
-    pub(super) fn over(staging: &Path) -> Result<Self> {
-        let what = || format!("build over staging directory {}", staging.display());
-        // Nobody else sees it; the root of a user namespace has to, too.
-        let options = [(c"size", Some("64k")), (c"mode", Some("0777"))];
-        let tree = mounts::filesystem(c"tmpfs", &options, Forbid::default()).during(what)?;
-        let place = open_dir(staging).during(what)?;
-        mounts::attach(tree.as_fd(), place.as_fd()).during(what)?;
-        chdir(staging).during(what)?;
-        mkdirat(CWD, "root", Mode::from_raw_mode(0o755)).during(what)?;
-        mkdirat(CWD, "own", Mode::from_raw_mode(0o755)).during(what)?;
-        Ok(Self)
-    }
-
-    /// Makes directory `name` of the stage and opens it.
-    pub(super) fn new_place(&self, name: &str) -> Result<OwnedFd> {
-        mkdirat(CWD, name, Mode::RWXU).during(|| format!("make {name} of the stage"))?;
-        self.place(name)
-    }
-
-    /// Opens directory `name` of the stage.
-    pub(super) fn place(&self, name: &str) -> Result<OwnedFd> {
-        open_dir(Path::new(name)).during(|| format!("open {name} of the stage"))
-    }
-
-    /// Attaches a mapped copy of host directory `source` as `name`; the name is relative to the working directory.
-    fn hold(&self, name: &str, source: &Path, forbid: Forbid, host: &HostIdentity) -> Result<()> {
-        let what = || format!("mount {} for the root", source.display());
-        let tree = mounts::clone_tree(source, false).during(what)?;
-        mounts::set_attributes(
-            tree.as_fd(),
-            forbid,
-            host.map.as_ref().map(AsFd::as_fd),
-            false,
-        )
-        .map_err(|e| cannot_map(source, e))?;
-        if !Path::new(name).exists() {
-            mkdirat(CWD, name, Mode::RWXU).during(what)?;
-        }
-        let place = self.place(name)?;
-        mounts::attach(tree.as_fd(), place.as_fd()).during(what)
-    }
-}
-
 /// The container's root before volumes: an overlay, or its own directory alone for an image without layers.
 pub(super) fn base(
     spec: &ContainerSpec,
@@ -152,35 +102,4 @@ pub(super) fn base(
     mounts::set_attributes(tree.as_fd(), forbid, None, false)
         .during(|| "restrict the overlay".into())?;
     Ok(tree)
-}
-
-impl Stage {
-    /// Attaches mapped, read-only copies of `layers` (lowest first); their names as overlay wants them, topmost first.
-    pub(super) fn layers(
-        &self,
-        prefix: &str,
-        layers: &[PathBuf],
-        host: &HostIdentity,
-    ) -> Result<Vec<String>> {
-        let mut names = Vec::with_capacity(layers.len());
-        for (number, layer) in layers.iter().enumerate() {
-            let name = format!("{prefix}{number}");
-            self.hold(&name, layer, Forbid::WRITES, host)?;
-            names.push(name);
-        }
-        names.reverse();
-        Ok(names)
-    }
-}
-
-pub(super) fn cannot_map(source: &Path, cause: std::io::Error) -> Error {
-    Error::with(
-        Kind::Unsupported,
-        format!(
-            "the filesystem of {} cannot carry the pod's id map (idmapped mounts), and the container runs as root; \
-             set runAsUser to a user other than 0",
-            source.display()
-        ),
-        cause,
-    )
 }

@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use super::identity::HostIdentity;
 use super::place;
-use super::root::{Stage, cannot_map};
+use super::stage::{Stage, cannot_map};
 use coracle_spec::error::{Context as _, Result};
 use coracle_spec::{Mount, MountKind, MountPropagation};
 use coracle_sys::mounts::{self, Flow, Forbid};

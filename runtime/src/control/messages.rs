@@ -7,9 +7,9 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{ContainerId, PodId};
-use crate::spec::{Exit, IdRange, PidSpace};
 use coracle_cgroup::KillList;
+use coracle_spec::id::{ContainerId, PodId};
+use coracle_spec::{Exit, IdRange, PidSpace};
 
 /// Daemon to spawner.
 #[derive(Debug, Serialize, Deserialize)]

@@ -25,12 +25,12 @@ use wire::{Ends, Reply, converse, lock};
 
 use crate::control::Frame;
 use crate::control::messages::{Answer, Ask, LinuxStart, ToKeeper};
-use crate::error::{Context as _, Error, Kind, Result};
-use crate::id::ContainerId;
 use crate::process::Process;
-use crate::spec::{ContainerSpec, Exit, Workload};
-use crate::sys::memfd::sealed;
 use coracle_sandbox::Filters;
+use coracle_spec::error::{Context as _, Error, Kind, Result};
+use coracle_spec::id::ContainerId;
+use coracle_spec::{ContainerSpec, Exit, Workload};
+use coracle_sys::memfd::sealed;
 
 /// How long a keeper may take for an answer that only needs itself.
 const PROMPT: Duration = Duration::from_secs(5);

@@ -11,13 +11,13 @@ use std::path::PathBuf;
 use rustix::event::epoll;
 use rustix::process::{WaitId, WaitIdOptions, waitid};
 
-use super::process::FIRST_EXEC;
+use super::exits::now_ns;
 use super::reports::{self, Reports, Said, kill};
-use super::table::now_ns;
+use super::tokens::FIRST_EXEC;
 use crate::control::messages::{Answer, FromKeeper};
-use crate::id::ContainerId;
-use crate::spec::{Cause, Exit};
 use coracle_cgroup::KillList;
+use coracle_spec::id::ContainerId;
+use coracle_spec::{Cause, Exit};
 
 /// Exit code of a process that somebody else has waited for.
 const UNKNOWN: i32 = 255;

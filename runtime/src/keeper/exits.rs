@@ -8,12 +8,13 @@
 use std::fs;
 use std::io::Write as _;
 use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use sha2::{Digest as _, Sha256};
 
-use crate::error::{Context as _, Error, Kind, Result};
-use crate::id::{ContainerId, hex};
-use crate::spec::Exit;
+use coracle_spec::Exit;
+use coracle_spec::error::{Context as _, Error, Kind, Result};
+use coracle_spec::id::{ContainerId, hex};
 
 const HEADER: &str = "coracle-exit ";
 /// The format this build writes.
@@ -45,6 +46,14 @@ pub fn read(dir: &Path, container: &ContainerId) -> Result<Option<Exit>> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(e).during(what),
     }
+}
+
+/// The present, in nanoseconds since 1970: what a record says of when.
+pub(super) fn now_ns() -> i64 {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
 }
 
 /// A whole record's exit; `None` if it is torn. Errors: it is whole and of another format.
@@ -87,7 +96,7 @@ pub fn remove(dir: &Path, container: &ContainerId) {
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
     use super::*;
-    use crate::spec::Cause;
+    use coracle_spec::Cause;
 
     #[test]
     fn a_torn_record_is_no_record() {

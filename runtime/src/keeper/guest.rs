@@ -16,19 +16,33 @@ use std::os::fd::{AsFd, AsRawFd as _, OwnedFd, RawFd};
 use super::log::LogThread;
 use super::pid::PidPlace;
 use crate::control::messages::LinuxStart;
-use crate::error::{Context as _, Error, Kind, Result};
-use crate::failpoint;
-use crate::id::ContainerId;
-use crate::sys;
-use crate::sys::fork::Forked;
 use coracle_sandbox::PodNamespaces;
+use coracle_spec::error::{Context as _, Error, Kind, Result};
+use coracle_spec::failpoint;
+use coracle_spec::id::ContainerId;
+use coracle_sys as sys;
+use coracle_sys::fork::Forked;
 use coracle_wasm::Warm;
 
 pub(super) use exec::{ExecParts, fork as fork_exec};
-pub use life::main;
 
 /// Exit code of a guest that could not start.
 const CANNOT_START: i32 = 128;
+
+/// Entered by `coracle guest ID LETTERS FAILPOINTS` when a handler asks for an own address-space layout: for a container
+/// or, with the letter `life::JOINS`, for a process in a running one.
+pub fn main(id: &str, letters: &str, failpoints: &str) -> ! {
+    failpoint::arm(Some(failpoints.to_owned()));
+    let layout = Layout {
+        payload: life::WASM_PAYLOAD,
+        pod: Layout::LETTERS.map(|letter| letters.contains(letter)),
+    };
+    match id.parse() {
+        Ok(id) if letters.contains(life::JOINS) => exec::live(&id, layout, None),
+        Ok(id) => life::live(&id, layout, None),
+        Err(_) => sys::fork::leave(CANNOT_START),
+    }
+}
 
 /// What came with the request to start a guest.
 pub(super) struct Parts {

@@ -164,7 +164,7 @@ impl LogThread {
     pub fn reopen(&self, file: OwnedFd) {
         let old = self.shared.next.swap(file.into_raw_fd(), Ordering::AcqRel);
         if old >= 0 {
-            drop(crate::sys::fork::adopt(old));
+            drop(coracle_sys::fork::adopt(old));
         }
         signal(self.shared.wake.as_raw_fd());
     }

@@ -13,8 +13,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::control;
-use crate::sys;
-use crate::sys::fork::Forked;
+use coracle_sys as sys;
+use coracle_sys::fork::Forked;
 
 /// Where a guest's process ids come from.
 #[derive(Clone, Copy)]

@@ -18,12 +18,13 @@ use rustix::event::epoll::{self, EventData, EventFlags};
 use super::execs::{Execs, Tree};
 use super::guest::{ExecParts, Parts};
 use super::table::Table;
+use super::tokens::{CHILDREN, CONNECTION, FIRST_EXEC, FIRST_WATCH, LIFELINE, LISTENER, PAUSE};
 use crate::control::messages::{Answer, Ask, Birth, FromKeeper, ToKeeper};
 use crate::control::{PAGED_PROTOCOL, PROTOCOL};
-use crate::error::{Context as _, Result};
-use crate::sys;
 use connection::Connection;
 use coracle_sandbox::{PodNamespaces, identity};
+use coracle_spec::error::{Context as _, Result};
+use coracle_sys as sys;
 use coracle_wasm::Warm;
 
 /// What a keeper has from birth.
@@ -43,16 +44,6 @@ pub struct Born<'a> {
     /// The engine's hash.
     pub engine_hash: &'a str,
 }
-
-const LISTENER: u64 = 1;
-const CONNECTION: u64 = 2;
-const LIFELINE: u64 = 3;
-const PAUSE: u64 = 4;
-const CHILDREN: u64 = 5;
-/// Watched things of containers count from here.
-pub(super) const FIRST_WATCH: u64 = 16;
-/// Watched things of execs count from here.
-pub(super) const FIRST_EXEC: u64 = 1 << 32;
 
 /// Runs the keeper until it is told to leave and no container runs.
 ///

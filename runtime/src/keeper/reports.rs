@@ -12,7 +12,7 @@ use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus, waitid};
 
 use crate::control::messages::Report;
 use crate::control::receive;
-use crate::spec::{Cause, MAX_CAUSE_BYTES};
+use coracle_spec::{Cause, MAX_CAUSE_BYTES};
 use coracle_wasm::run::TRAP_CODE;
 
 /// Most bytes of reports taken from one process.

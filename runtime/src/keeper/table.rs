@@ -20,17 +20,17 @@ mod starting;
 
 use entry::{Entry, State, What, borrow, take_terminal};
 
-pub(super) use entry::{Watch, now_ns};
+pub(super) use entry::Watch;
 
-use super::exits;
+use super::exits::{self, now_ns};
 use super::guest::ForkedGuest;
 use super::log::LogThread;
-use super::process::FIRST_WATCH;
 use super::reports::{self, Reports, Said, kill};
+use super::tokens::FIRST_WATCH;
 use crate::control::messages::{Answer, FromKeeper};
-use crate::failpoint;
-use crate::id::ContainerId;
-use crate::spec::{Cause, Exit};
+use coracle_spec::failpoint;
+use coracle_spec::id::ContainerId;
+use coracle_spec::{Cause, Exit};
 
 /// How long an ended container's log may take to be written out before its exit is told without it.
 const DRAIN: Duration = Duration::from_millis(1000);
@@ -288,7 +288,7 @@ impl Table {
                     entry.id,
                     log.dropped()
                 );
-                let _ = rustix::io::write(crate::sys::standard(2), line.as_bytes());
+                let _ = rustix::io::write(coracle_sys::standard(2), line.as_bytes());
             }
             self.put_away(log);
         }

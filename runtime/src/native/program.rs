@@ -11,8 +11,8 @@ use std::io;
 use rustix::fs::{Access, AtFlags, CWD, FileType, accessat, statat};
 
 use super::text;
-use crate::error::{Context as _, Error, Kind, Result};
-use crate::spec::LinuxSpec;
+use coracle_spec::LinuxSpec;
+use coracle_spec::error::{Context as _, Error, Kind, Result};
 
 /// Where programs are looked for when the environment does not say.
 const USUAL_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";

@@ -10,13 +10,13 @@ use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::control::messages::{Birth, FromSpawner, ToSpawner};
 use crate::control::{Frame, Reader, Writer};
-use crate::error::{Context as _, Error, Kind, Result};
-use crate::failpoint;
 use crate::keeper;
-use crate::sys;
-use crate::sys::fork::Forked;
 use coracle_sandbox as sandbox;
 use coracle_sandbox::PodNamespaces;
+use coracle_spec::error::{Context as _, Error, Kind, Result};
+use coracle_spec::failpoint;
+use coracle_sys as sys;
+use coracle_sys::fork::Forked;
 use coracle_wasm::Warm;
 
 /// Runs the spawner to its end: the daemon closed the socket.

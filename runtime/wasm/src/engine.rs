@@ -6,11 +6,13 @@
 //! random and starts no thread.
 
 use std::hash::{Hash, Hasher};
+use std::os::fd::OwnedFd;
 
 use sha2::{Digest as _, Sha256};
 use wasmtime::{Config, Engine, Linker, ModuleVersionStrategy};
 
 use super::host::{ComponentState, ModuleState};
+use super::stop;
 use coracle_spec::error::{Error, Kind, Result};
 use coracle_spec::id::hex;
 
@@ -104,6 +106,11 @@ impl Warm {
             components,
         })
     }
+
+    /// Arranges for stop signals to end the guest: see [`stop::arm_stop`].
+    pub fn arm_stop(&self) -> Result<OwnedFd> {
+        stop::arm_stop(&self.engine)
+    }
 }
 
 /// Linkers for `engine`, also used by the compiler to learn which imports nobody offers.
@@ -118,7 +125,7 @@ pub(super) fn linkers(
         .map_err(engine_error)?;
     let mut components = wasmtime::component::Linker::new(engine);
     wasmtime_wasi::p2::add_to_linker_async(&mut components).map_err(engine_error)?;
-    super::network::lookup::link(&mut components).map_err(engine_error)?;
+    super::lookup::link(&mut components).map_err(engine_error)?;
     wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut components).map_err(engine_error)?;
     Ok((modules, components))
 }

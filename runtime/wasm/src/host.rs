@@ -5,7 +5,6 @@
 //! from getrandom(2) at each call, never from a generator that a fork could have copied.
 //! Not here: why something is allowed (the spec says what).
 
-use std::convert::Infallible;
 use std::sync::Arc;
 
 use wasmtime::component::ResourceTable;
@@ -16,6 +15,7 @@ use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
 use super::http::Client;
 use super::network::Guard;
+use super::random::{KernelRandom, seed};
 use super::streams::{Input, Output};
 use coracle_spec::{ContainerSpec, WasmSpec};
 
@@ -146,7 +146,7 @@ fn context(spec: &ContainerSpec, wasm: &WasmSpec) -> wasmtime::Result<WasiCtxBui
     Ok(builder)
 }
 
-/// Sockets, each address of which is asked of `guard`. Name lookups are linked by [`super::network`].
+/// Sockets, each address of which is asked of `guard`. Name lookups are linked by [`super::lookup`].
 fn allow_sockets(builder: &mut WasiCtxBuilder, guard: &Arc<Guard>) {
     let is_on = guard.is_on();
     let guard = Arc::clone(guard);
@@ -181,47 +181,4 @@ fn preopens(spec: &ContainerSpec, _wasm: &WasmSpec) -> Vec<(String, FsPerms)> {
             .map(|m| (m.target.clone(), perms(m.readonly))),
     );
     found
-}
-
-fn seed() -> u128 {
-    let mut bytes = [0; 16];
-    fill(&mut bytes);
-    u128::from_le_bytes(bytes)
-}
-
-/// Random bytes from the kernel.
-pub(super) fn fill(bytes: &mut [u8]) {
-    let mut filled = 0;
-    while filled < bytes.len() {
-        match rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty()) {
-            Ok(got) => filled += got,
-            Err(rustix::io::Errno::INTR) => {}
-            // No randomness is no state to go on in: end the guest rather than hand out predictable bytes.
-            Err(_) => std::process::abort(),
-        }
-    }
-}
-
-/// getrandom(2) at every call.
-struct KernelRandom;
-
-impl rand_core::TryRng for KernelRandom {
-    type Error = Infallible;
-
-    fn try_next_u32(&mut self) -> Result<u32, Infallible> {
-        let mut bytes = [0; 4];
-        fill(&mut bytes);
-        Ok(u32::from_le_bytes(bytes))
-    }
-
-    fn try_next_u64(&mut self) -> Result<u64, Infallible> {
-        let mut bytes = [0; 8];
-        fill(&mut bytes);
-        Ok(u64::from_le_bytes(bytes))
-    }
-
-    fn try_fill_bytes(&mut self, bytes: &mut [u8]) -> Result<(), Infallible> {
-        fill(bytes);
-        Ok(())
-    }
 }

@@ -19,8 +19,11 @@ pub mod fuzz;
 mod host;
 mod http;
 pub mod inspect;
+mod lookup;
 mod network;
+mod random;
 pub mod run;
+pub mod stop;
 mod streams;
 mod toolbox;
 

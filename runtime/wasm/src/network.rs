@@ -5,7 +5,6 @@
 //! list opens is refused whatever name leads there; names are looked up only if they are listed.
 //! Not here: the rules themselves, the same rules in nftables, which know no names.
 
-pub(super) mod lookup;
 mod message;
 mod resolver;
 mod settings;

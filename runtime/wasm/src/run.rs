@@ -8,48 +8,23 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicI32, AtomicPtr, Ordering};
 
 use tokio::io::unix::AsyncFd;
 use wasmtime::component::Component;
-use wasmtime::{Engine, Module, Store, Trap};
+use wasmtime::{Module, Store, Trap};
 use wasmtime_wasi::I32Exit;
 use wasmtime_wasi::p2::bindings::Command;
 
 use super::engine::Warm;
 use super::host::{ComponentState, HOSTCALL_BYTES, ModuleState};
-use super::toolbox;
+use super::{stop, toolbox};
 use coracle_spec::error::{Context as _, Error, Kind, Result};
 use coracle_spec::{ContainerSpec, WasmKind, WasmSpec, Workload};
-use coracle_sys as sys;
 
 /// Exit code of a trap, as wasmtime's own command line has it (128 + SIGABRT).
 pub const TRAP_CODE: i32 = 134;
 /// Longest trap text kept, in bytes.
 pub const TRAP_TEXT_BYTES: usize = 4096;
-
-static STOP_SIGNAL: AtomicI32 = AtomicI32::new(0);
-static STOP_ENGINE: AtomicPtr<Engine> = AtomicPtr::new(std::ptr::null_mut());
-static STOP_WAKE: AtomicI32 = AtomicI32::new(-1);
-
-/// Whether a stop signal has arrived.
-pub(super) fn stopping() -> bool {
-    STOP_SIGNAL.load(Ordering::Relaxed) != 0
-}
-
-/// The stop signal's handler: notes it, advances the epoch, wakes the event loop. All three are signal-safe.
-extern "C" fn on_stop(signal: i32) {
-    STOP_SIGNAL.store(signal, Ordering::SeqCst);
-    let engine = STOP_ENGINE.load(Ordering::SeqCst);
-    if !engine.is_null() {
-        // SAFETY: the pointer was made from a leaked Box and is never freed; increment_epoch is documented signal-safe.
-        unsafe { (*engine).increment_epoch() };
-    }
-    let wake = STOP_WAKE.load(Ordering::SeqCst);
-    let one = 1_u64;
-    // SAFETY: write(2) is async-signal-safe; the eventfd stays open for the life of the guest, and `one` is 8 bytes.
-    unsafe { libc::write(wake, (&raw const one).cast(), 8) };
-}
 
 /// How a guest ended.
 #[derive(Debug, PartialEq, Eq)]
@@ -75,34 +50,6 @@ pub struct Payload<'a> {
 enum Loaded {
     Module(Module),
     Component(Component),
-}
-
-/// Arranges for stop signals to end the guest. Call once, before [`run`].
-///
-/// Errors: out of descriptors, or sigaction(2) refused.
-pub fn arm_stop(engine: &Warm) -> Result<OwnedFd> {
-    let wake = rustix::event::eventfd(
-        0,
-        rustix::event::EventfdFlags::CLOEXEC | rustix::event::EventfdFlags::NONBLOCK,
-    )
-    .during(|| "make the stop eventfd".into())?;
-    STOP_WAKE.store(std::os::fd::AsRawFd::as_raw_fd(&wake), Ordering::SeqCst);
-    STOP_ENGINE.store(
-        Box::into_raw(Box::new(engine.engine.clone())),
-        Ordering::SeqCst,
-    );
-    sys::signals::catch_stops(on_stop).during(|| "catch stop signals".into())?;
-    Ok(wake)
-}
-
-/// Blocks until a stop signal has come; its number.
-pub fn await_stop(stop: BorrowedFd<'_>) -> i32 {
-    use rustix::event::{PollFd, PollFlags, poll};
-    while !stopping() {
-        // The handler also interrupts the wait itself.
-        let _ = poll(&mut [PollFd::from_borrowed_fd(stop, PollFlags::IN)], None);
-    }
-    STOP_SIGNAL.load(Ordering::SeqCst)
 }
 
 /// Loads and runs the payload; calls `ready` when everything that can fail before the guest's first instruction has
@@ -253,7 +200,7 @@ async fn until_stopped(
 }
 
 fn outcome(result: Option<wasmtime::Result<()>>) -> End {
-    let stopped = STOP_SIGNAL.load(Ordering::SeqCst);
+    let stopped = stop::signal();
     let error = match result {
         None => return End::Code(128 + stopped),
         Some(Ok(())) => return End::Code(0),

@@ -73,7 +73,7 @@ impl Output {
         while !bytes.is_empty() {
             match rustix::io::write(self.fd().as_fd(), bytes) {
                 Ok(written) => bytes = &bytes[written..],
-                Err(rustix::io::Errno::INTR) if super::run::stopping() => {
+                Err(rustix::io::Errno::INTR) if super::stop::stopping() => {
                     return Err(io::ErrorKind::Interrupted.into());
                 }
                 Err(rustix::io::Errno::INTR) => {}

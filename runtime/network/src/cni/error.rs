@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::exec::Verb;
+use super::verb::Verb;
 
 /// A network that was not made, unmade or looked at.
 #[derive(Debug, thiserror::Error)]

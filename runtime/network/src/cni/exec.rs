@@ -6,7 +6,6 @@
 //! no thread.
 //! Not here: what it is told, what its answer means.
 
-use std::fmt;
 use std::fs::File;
 use std::io::{self, Seek as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
@@ -21,6 +20,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::process::{Child, Command};
 
 use super::error::{Error, plain};
+use super::verb::Verb;
 
 /// The search path of plugins, which run tools of the node such as `iptables`.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -34,40 +34,6 @@ const MAX_SHOWN: usize = 512;
 const LINGER: Duration = Duration::from_millis(500);
 /// How often, and after what pause each time, a plugin is tried whose file somebody is just writing.
 const BUSY_TRIES: (u32, Duration) = (5, Duration::from_millis(200));
-
-/// What a plugin can be asked to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verb {
-    /// Attach a pod.
-    Add,
-    /// Detach it.
-    Del,
-    /// See whether an attachment is as it was made.
-    Check,
-    /// Say whether ADD would work.
-    Status,
-    /// Drop what no attachment owns.
-    Gc,
-}
-
-impl Verb {
-    /// As `CNI_COMMAND` says it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Add => "ADD",
-            Self::Del => "DEL",
-            Self::Check => "CHECK",
-            Self::Status => "STATUS",
-            Self::Gc => "GC",
-        }
-    }
-}
-
-impl fmt::Display for Verb {
-    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
-        to.write_str(self.as_str())
-    }
-}
 
 /// Whom ADD, DEL and CHECK are about.
 #[derive(Clone, Debug, PartialEq, Eq)]

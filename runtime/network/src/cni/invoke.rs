@@ -13,9 +13,10 @@ use serde_json::Value;
 
 use super::entries::Entry;
 use super::error::Error;
-use super::exec::{Question, Runner, Subject, Verb};
+use super::exec::{Question, Runner, Subject};
 use super::list::{Extra, NetworkList, Plugin, Version};
 use super::outcome;
+use super::verb::Verb;
 
 /// Attaches. Gives the last plugin's result and the pod's addresses in it.
 pub async fn add(runner: &Runner, entry: &Entry) -> Result<(Value, Vec<IpAddr>), Error> {

@@ -6,8 +6,8 @@ use std::os::fd::OwnedFd;
 
 use super::{Keeper, PROMPT, STREAMING_PROTOCOL, unexpected};
 use crate::control::messages::{Answer, Ask, Joining};
-use crate::error::{Error, Kind, Result};
-use crate::id::ContainerId;
+use coracle_spec::error::{Error, Kind, Result};
+use coracle_spec::id::ContainerId;
 
 /// What a client is joined with.
 pub struct AttachOrder {

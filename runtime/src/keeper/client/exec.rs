@@ -10,12 +10,12 @@ use tokio::sync::oneshot;
 
 use super::{Keeper, START, STREAMING_PROTOCOL, StartPayload, lock, started};
 use crate::control::messages::Ask;
-use crate::error::{Error, Kind, Result};
-use crate::id::ContainerId;
 use crate::process::Process;
-use crate::spec::{ContainerSpec, Exit};
 use coracle_cgroup::KillList;
 use coracle_sandbox::Filters;
+use coracle_spec::error::{Error, Kind, Result};
+use coracle_spec::id::ContainerId;
+use coracle_spec::{ContainerSpec, Exit};
 use std::sync::atomic::Ordering;
 
 /// What a process is forked into a container with.

@@ -9,8 +9,8 @@ use std::time::Duration;
 use super::wire::Reply;
 use super::{Greeted, Greeting, Keeper, unexpected};
 use crate::control::messages::{Answer, Ask, Kept};
-use crate::error::Result;
 use crate::process::Process;
+use coracle_spec::error::Result;
 
 impl Keeper {
     /// Hears who it is and what it keeps, page by page.

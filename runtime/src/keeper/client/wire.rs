@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::KeeperEvent;
 use crate::control::messages::{Answer, FromKeeper};
 use crate::control::{Frame, Reader, Writer};
-use crate::spec::Exit;
+use coracle_spec::Exit;
 
 /// An answer and the descriptors that came with it.
 pub(super) type Reply = (Answer, Vec<OwnedFd>);

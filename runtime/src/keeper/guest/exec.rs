@@ -14,13 +14,13 @@ use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 use super::life::{self, PAYLOAD_FD, SPEC_FD, conclude};
 use super::{CANNOT_START, Layout};
 use crate::control::messages::{LinuxStart, Report};
-use crate::error::{Context as _, Error, Kind, Result};
-use crate::id::ContainerId;
 use crate::native::{self, Label};
-use crate::spec::{ContainerSpec, LinuxSpec, PidSpace, Workload};
-use crate::sys;
-use crate::sys::fork::Forked;
 use coracle_sandbox::{self as sandbox, PodNamespaces};
+use coracle_spec::error::{Context as _, Error, Kind, Result};
+use coracle_spec::id::ContainerId;
+use coracle_spec::{ContainerSpec, LinuxSpec, PidSpace, Workload};
+use coracle_sys as sys;
+use coracle_sys::fork::Forked;
 use coracle_wasm::Warm;
 
 /// What came with the request.

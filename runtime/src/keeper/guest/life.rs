@@ -14,17 +14,17 @@ use std::time::Duration;
 
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
-use super::{CANNOT_START, Layout, exec};
+use super::{CANNOT_START, Layout};
 use crate::control::messages::Report;
-use crate::error::{Context as _, Error, Kind, Result};
-use crate::failpoint;
-use crate::id::ContainerId;
 use crate::native::{self, Credentials, Label, NotExecuted};
-use crate::spec::{ContainerSpec, LinuxSpec, PidSpace, Spawn, WasmSpec, Workload};
-use crate::sys;
-use crate::sys::fork::Forked;
-use crate::sys::memfd::read_all;
 use coracle_sandbox::{self as sandbox, PodNamespaces, linux};
+use coracle_spec::error::{Context as _, Error, Kind, Result};
+use coracle_spec::failpoint;
+use coracle_spec::id::ContainerId;
+use coracle_spec::{ContainerSpec, LinuxSpec, PidSpace, Spawn, WasmSpec, Workload};
+use coracle_sys as sys;
+use coracle_sys::fork::Forked;
+use coracle_sys::memfd::read_all;
 use coracle_wasm::Warm;
 use coracle_wasm::run::{self, End, Payload, TRAP_CODE};
 
@@ -37,27 +37,12 @@ const STOP_PATIENCE: Duration = Duration::from_millis(100);
 const REPORT_FD: RawFd = 3;
 pub(super) const SPEC_FD: RawFd = 4;
 /// How many descriptors a Wasm payload has of its own; a Linux one has fewer.
-const WASM_PAYLOAD: usize = 3;
+pub(super) const WASM_PAYLOAD: usize = 3;
 /// The first descriptor of the payload.
 pub(super) const PAYLOAD_FD: RawFd = 5;
 
 /// In the letters of a process that joins a running container.
-const JOINS: &str = "x";
-
-/// Entered by `coracle guest ID LETTERS FAILPOINTS` when a handler asks for an own address-space layout: for a container
-/// or, with the letter `JOINS`, for a process in a running one.
-pub fn main(id: &str, letters: &str, failpoints: &str) -> ! {
-    failpoint::arm(Some(failpoints.to_owned()));
-    let layout = Layout {
-        payload: WASM_PAYLOAD,
-        pod: Layout::LETTERS.map(|letter| letters.contains(letter)),
-    };
-    match id.parse() {
-        Ok(id) if letters.contains(JOINS) => exec::live(&id, layout, None),
-        Ok(id) => live(&id, layout, None),
-        Err(_) => sys::fork::leave(CANNOT_START),
-    }
-}
+pub(super) const JOINS: &str = "x";
 
 /// The life of a guest process; its descriptors are in place.
 pub(super) fn live(container: &ContainerId, layout: Layout, warm: Option<&Warm>) -> ! {
@@ -140,7 +125,7 @@ pub(super) fn run_wasm(spec: &ContainerSpec, warm: &Warm, fd_dir: OwnedFd) -> Re
     let code = sys::fork::adopt(PAYLOAD_FD);
     let first = sys::fork::adopt(PAYLOAD_FD + 1);
     let second = sys::fork::adopt(PAYLOAD_FD + 2);
-    let stop = run::arm_stop(warm)?;
+    let stop = warm.arm_stop()?;
     if let Workload::Wasm(wasm) = &spec.workload {
         sandbox::landlock::confine(spec, wasm, code.as_fd())?;
     }
@@ -299,7 +284,7 @@ fn on_a_new_thread(work: impl FnOnce() -> Result<End> + Send, stop: OwnedFd) -> 
             .spawn_scoped(scope, body);
         let _: std::thread::ScopedJoinHandle<'_, Infallible> =
             thread.during(|| "start the payload's thread".into())?;
-        let signal = run::await_stop(stop.as_fd());
+        let signal = coracle_wasm::stop::await_stop(stop.as_fd());
         std::thread::sleep(STOP_PATIENCE);
         sys::fork::leave(128 + signal)
     })

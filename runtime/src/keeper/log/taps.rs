@@ -43,7 +43,7 @@ impl Board {
         if self.0.iter().any(put) {
             return true;
         }
-        drop(crate::sys::fork::adopt(pipe));
+        drop(coracle_sys::fork::adopt(pipe));
         false
     }
 

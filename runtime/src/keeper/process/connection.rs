@@ -8,9 +8,10 @@ use std::os::fd::{AsFd as _, OwnedFd};
 
 use rustix::event::epoll::{self, EventData, EventFlags};
 
-use super::{CONNECTION, Loop};
+use super::Loop;
 use crate::control::messages::{FromKeeper, ToKeeper};
 use crate::control::{Frame, Reader, Writer};
+use crate::keeper::tokens::CONNECTION;
 
 /// The daemon's connection and what is under way on it.
 pub(super) struct Connection {
@@ -26,7 +27,7 @@ impl Loop<'_> {
         let Ok(socket) = rustix::net::accept_with(&self.born.listener, flags) else {
             return;
         };
-        let is_root = crate::sys::peer_uid(socket.as_fd()).is_ok_and(|uid| uid == 0);
+        let is_root = coracle_sys::peer_uid(socket.as_fd()).is_ok_and(|uid| uid == 0);
         if !is_root {
             return;
         }

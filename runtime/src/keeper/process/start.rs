@@ -6,16 +6,17 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 
 use rustix::event::epoll::{self, EventData, EventFlags};
 
-use super::{FIRST_EXEC, FIRST_WATCH, Loop, PAUSE};
+use super::Loop;
 use crate::control::messages::{Answer, LinuxStart};
-use crate::error::{Context as _, Error, Kind, Result};
-use crate::id::ContainerId;
 use crate::keeper::execs::{self, Exec, Tree};
 use crate::keeper::guest::{self, ExecParts, ForkedGuest, Parts};
 use crate::keeper::pid::{self, PidPlace};
 use crate::keeper::table::Watch;
-use crate::spec::PidSpace;
+use crate::keeper::tokens::{FIRST_EXEC, FIRST_WATCH, PAUSE};
 use coracle_sandbox::linux::pod_shared_memory;
+use coracle_spec::PidSpace;
+use coracle_spec::error::{Context as _, Error, Kind, Result};
+use coracle_spec::id::ContainerId;
 
 impl Loop<'_> {
     pub(super) fn start(

@@ -9,8 +9,8 @@ use std::os::fd::OwnedFd;
 
 use super::{State, Table};
 use crate::control::messages::Joining;
-use crate::id::ContainerId;
 use crate::keeper::log::Tapped;
+use coracle_spec::id::ContainerId;
 
 /// What a client joined.
 pub(in crate::keeper) struct Joined {

@@ -4,12 +4,13 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd, RawFd};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use super::LogThread;
-use crate::id::ContainerId;
 use crate::keeper::reports::{self, Reports, kill};
-use crate::spec::{Cause, Exit};
+use crate::keeper::tokens::FIRST_WATCH;
+use coracle_spec::id::ContainerId;
+use coracle_spec::{Cause, Exit};
 
 /// One watched descriptor of one container.
 #[derive(Clone, Copy)]
@@ -75,14 +76,6 @@ pub(super) struct Entry {
     pub(super) stdin: Option<OwnedFd>,
 }
 
-/// Nanoseconds since 1970.
-pub(in crate::keeper) fn now_ns() -> i64 {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
-}
-
 /// The guest has made its terminal: keeps its controlling side and logs what comes out of it.
 pub(super) fn take_terminal(entry: &mut Entry, control: OwnedFd, slot: usize, epoll: &OwnedFd) {
     let file = entry.log_file.take();
@@ -97,7 +90,7 @@ pub(super) fn take_terminal(entry: &mut Entry, control: OwnedFd, slot: usize, ep
                 slot,
                 what: What::Log,
             };
-            let token = super::FIRST_WATCH + watch.token();
+            let token = FIRST_WATCH + watch.token();
             reports::watch(epoll, token, borrow(log.done_fd()));
             entry.log = Some(log);
         }

@@ -112,8 +112,8 @@ mod tests {
     use super::*;
     use crate::control::messages::{Answer, FromKeeper};
     use crate::control::{Frame, MAX_BODY};
-    use crate::id::{ContainerId, PodId};
-    use crate::spec::{Cause, Exit, MAX_CAUSE_BYTES};
+    use coracle_spec::id::{ContainerId, PodId};
+    use coracle_spec::{Cause, Exit, MAX_CAUSE_BYTES};
 
     fn trapped(text: &str) -> Kept {
         let mut cause = Cause::Trap(text.to_owned());

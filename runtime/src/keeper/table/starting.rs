@@ -8,8 +8,8 @@ use std::os::fd::OwnedFd;
 
 use super::{State, Table};
 use crate::control::messages::{Answer, FromKeeper};
-use crate::id::ContainerId;
-use crate::spec::{Cause, Exit};
+use coracle_spec::id::ContainerId;
+use coracle_spec::{Cause, Exit};
 
 impl Table {
     /// Has the end of a container's start answered as `request`: now if it has ended, else when it does.

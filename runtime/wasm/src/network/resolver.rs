@@ -167,7 +167,7 @@ async fn exchange(
     limit: Duration,
 ) -> io::Result<Vec<IpAddr>> {
     let mut id = [0; 2];
-    crate::host::fill(&mut id);
+    crate::random::fill(&mut id);
     let query = Query {
         id: u16::from_ne_bytes(id),
         name,

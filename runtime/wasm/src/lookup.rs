@@ -14,8 +14,8 @@ use wasmtime_wasi::WasiView as _;
 use wasmtime_wasi::p2::bindings::sockets::network::{ErrorCode, IpAddress};
 use wasmtime_wasi::p2::{DynPollable, Network, Pollable, subscribe};
 
-use super::Failure;
-use crate::host::ComponentState;
+use super::host::ComponentState;
+use super::network::Failure;
 
 /// The interface; the linker gives it to importers of every 0.2 version.
 const INTERFACE: &str = "wasi:sockets/ip-name-lookup@0.2.12";

@@ -1,0 +1,66 @@
+//! How a stop signal ends a guest: by the epoch if it computes, by an eventfd if it waits.
+//!
+//! Armed by the guest process before it runs anything; asked by whatever waits on the guest's behalf.
+//! Invariant: the handler does nothing but what is safe in a signal handler.
+//! Not here: which signals, what a guest's exit code becomes.
+
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicI32, AtomicPtr, Ordering};
+
+use wasmtime::Engine;
+
+use coracle_spec::error::{Context as _, Result};
+use coracle_sys as sys;
+
+static STOP_SIGNAL: AtomicI32 = AtomicI32::new(0);
+static STOP_ENGINE: AtomicPtr<Engine> = AtomicPtr::new(std::ptr::null_mut());
+static STOP_WAKE: AtomicI32 = AtomicI32::new(-1);
+
+/// The stop signal that has arrived; 0 if none has.
+pub(super) fn signal() -> i32 {
+    STOP_SIGNAL.load(Ordering::SeqCst)
+}
+
+/// Whether a stop signal has arrived.
+pub(super) fn stopping() -> bool {
+    STOP_SIGNAL.load(Ordering::Relaxed) != 0
+}
+
+/// The stop signal's handler: notes it, advances the epoch, wakes the event loop. All three are signal-safe.
+extern "C" fn on_stop(signal: i32) {
+    STOP_SIGNAL.store(signal, Ordering::SeqCst);
+    let engine = STOP_ENGINE.load(Ordering::SeqCst);
+    if !engine.is_null() {
+        // SAFETY: the pointer was made from a leaked Box and is never freed; increment_epoch is documented signal-safe.
+        unsafe { (*engine).increment_epoch() };
+    }
+    let wake = STOP_WAKE.load(Ordering::SeqCst);
+    let one = 1_u64;
+    // SAFETY: write(2) is async-signal-safe; the eventfd stays open for the life of the guest, and `one` is 8 bytes.
+    unsafe { libc::write(wake, (&raw const one).cast(), 8) };
+}
+
+/// Arranges for stop signals to end the guest. Call once, before [`run`](super::run::run).
+///
+/// Errors: out of descriptors, or sigaction(2) refused.
+pub fn arm_stop(engine: &Engine) -> Result<OwnedFd> {
+    let wake = rustix::event::eventfd(
+        0,
+        rustix::event::EventfdFlags::CLOEXEC | rustix::event::EventfdFlags::NONBLOCK,
+    )
+    .during(|| "make the stop eventfd".into())?;
+    STOP_WAKE.store(std::os::fd::AsRawFd::as_raw_fd(&wake), Ordering::SeqCst);
+    STOP_ENGINE.store(Box::into_raw(Box::new(engine.clone())), Ordering::SeqCst);
+    sys::signals::catch_stops(on_stop).during(|| "catch stop signals".into())?;
+    Ok(wake)
+}
+
+/// Blocks until a stop signal has come; its number.
+pub fn await_stop(stop: BorrowedFd<'_>) -> i32 {
+    use rustix::event::{PollFd, PollFlags, poll};
+    while !stopping() {
+        // The handler also interrupts the wait itself.
+        let _ = poll(&mut [PollFd::from_borrowed_fd(stop, PollFlags::IN)], None);
+    }
+    signal()
+}
