@@ -65,6 +65,10 @@ impl Blobs {
                 .create(&directory)
                 .map_err(|error| Error::io("create directory", &directory, error))?;
         }
+        // What is synced into them later must be reachable after a power loss.
+        for directory in [root, &blobs.images, &blobs.images.join("blobs")] {
+            sync_directory(directory)?;
+        }
         for digest in blobs.stored_blobs()? {
             blobs.grow(blobs.blob_usage(&digest));
         }
@@ -192,6 +196,8 @@ impl Blobs {
                     io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists
                 ) =>
             {
+                // Whoever was faster may not have come to it yet.
+                sync_directory(&self.layers())?;
                 Ok(false)
             }
             Err(error) => Err(Error::io("rename to", &layer, error)),

@@ -58,7 +58,7 @@ pub use sweep::Owned;
 pub use update::{difference, replanned};
 
 use crate::config::Config;
-use crate::lifecycle::{Error, Handler, Kind};
+use crate::lifecycle::{Error, Handler, Kind, Syncer};
 
 /// The part of the configuration that effects need.
 #[derive(Clone, Debug)]
@@ -153,6 +153,8 @@ pub struct Parts {
     pub filters: Filters,
     /// Seccomp filters of Linux programs, as they were asked for.
     pub profiles: Arc<ProfileCache>,
+    /// Brings records to the disk.
+    pub syncer: Syncer,
 }
 
 /// Everything a driver may do to the world.
@@ -210,6 +212,11 @@ impl Host {
     /// The image store.
     pub fn images(&self) -> &Images {
         &self.parts.images
+    }
+
+    /// Who brings records to the disk.
+    pub fn syncer(&self) -> &Syncer {
+        &self.parts.syncer
     }
 
     /// Host ids of pods.

@@ -21,6 +21,7 @@ mod recover;
 mod sessions;
 mod state;
 mod store;
+mod syncer;
 mod unreadable;
 mod usage;
 mod view;
@@ -31,6 +32,7 @@ pub use error::{Error, Kind};
 pub use record::{LinuxPlan, Payload, Plan, PodRecord, SeccompPlan, WasmPlan};
 pub use sessions::{AttachWish, ExecWish, ForwardWish};
 pub use store::{Slot, quarantine};
+pub use syncer::Syncer;
 pub use view::{Board, ContainerState, ContainerView, Event, EventKind, PodView};
 pub use wish::{
     Annotations, CapabilityWish, ContainerName, ContainerWish, DeviceWish, Dns, Grants,
@@ -145,7 +147,7 @@ impl Pods {
             },
             phase: PodPhase::Starting,
         };
-        let slot = Slot::new(host.pod_directory(id));
+        let slot = Slot::new(host.pod_directory(id), host.syncer());
         tokio::spawn(Driver::new(Arc::clone(&self.shared), record, slot, mail).begin());
         Ok(())
     }
@@ -287,6 +289,14 @@ impl Pods {
             .is_err()
         {
             tracing::warn!("work is still under way; the next daemon finishes or undoes it");
+        }
+    }
+
+    /// Waits, at most `limit`, until all records are on the disk.
+    pub async fn flush(&self, limit: Duration) {
+        let flushed = self.shared.host.syncer().flush();
+        if tokio::time::timeout(limit, flushed).await.is_err() {
+            tracing::warn!("the disk is slow; a power loss now may cost the newest records");
         }
     }
 

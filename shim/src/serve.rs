@@ -24,7 +24,7 @@ use crate::claims::Claims;
 use crate::config::{CgroupDriver, Config, NetworkMode};
 use crate::cri::{self, Node, Socket};
 use crate::host::{DefaultProfile, Host, HostConfig, Parts};
-use crate::lifecycle::Pods;
+use crate::lifecycle::{Pods, Syncer};
 use crate::logging;
 use crate::unpackers::Unpackers;
 
@@ -85,6 +85,7 @@ async fn run(config: &Config) -> Result<(), Box<dyn Error>> {
     };
     cri::serve(socket, parts, told).await?;
     pods.drain(DRAIN).await;
+    pods.flush(DRAIN).await;
     claims.release();
     Ok(())
 }
@@ -151,12 +152,13 @@ async fn host(config: &Config, cgroups: Cgroups) -> Result<(Host, Images), Box<d
         memory_bytes: config.wasm.compile_memory_bytes,
         module_bytes: config.wasm.max_module_bytes,
     };
+    let syncer = Syncer::start(&config.root)?;
     let parts = Parts {
         images: images.clone(),
         cgroup_driver: driver(config, &cgroups),
         scopes: Scopes::default(),
         cgroups,
-        network: network(config)?,
+        network: network(config, &syncer)?,
         spawner: Spawner::launch().await?,
         compiler: Arc::new(CompileCache::open(
             &config.root.join("compiled"),
@@ -165,12 +167,13 @@ async fn host(config: &Config, cgroups: Cgroups) -> Result<(Host, Images), Box<d
         )?),
         filters: Filters::build()?,
         profiles: profiles(),
+        syncer,
     };
     Ok((Host::new(HostConfig::of(config), parts)?, images))
 }
 
 /// Both networks: pods of the one that is not in use are still given back by it.
-fn network(config: &Config) -> Result<Network, Box<dyn Error>> {
+fn network(config: &Config, syncer: &Syncer) -> Result<Network, Box<dyn Error>> {
     let builtin = Builtin::open(BuiltinConfig {
         subnet_v4: config.network.subnet.to_string().parse()?,
         subnet_v6: config
@@ -187,6 +190,8 @@ fn network(config: &Config) -> Result<Network, Box<dyn Error>> {
         entry_dir: config.root.join("cni"),
         plugin_limit: config.network.cni_plugin_timeout,
     })?;
+    let syncer = syncer.clone();
+    cni.report_changes(move |path| syncer.file(path));
     let provider = match config.network.mode {
         NetworkMode::Builtin => Provider::Builtin,
         NetworkMode::Cni => Provider::Cni,

@@ -39,7 +39,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{RwLock, Semaphore};
 
-use self::entries::{Entries, Entry};
+use self::entries::{Entries, Entry, Report};
 use self::exec::Runner;
 use self::list::NetworkList;
 use self::readiness::Readiness;
@@ -122,6 +122,12 @@ impl Cni {
             abandoned: Mutex::default(),
             background: Semaphore::new(background::AT_ONCE),
         }))
+    }
+
+    /// Has `report` called with the path of each file below the entry directory that is written or removed from now on,
+    /// and once with those that are there: whoever brings them to the disk. It must not block.
+    pub fn report_changes(&self, report: impl Fn(&Path) + Send + Sync + 'static) {
+        self.entries.report_changes(Report(Box::new(report)));
     }
 
     /// Why pods cannot be attached, with the path at fault; `None` if they can. Answers within 100 ms.

@@ -28,6 +28,7 @@ pub const SITES: &[&str] = &[
     "stop.kill",
     "exit.record",
     "exit.event",
+    "sync.records",
     "remove.cgroup",
     "remove.rootfs",
     "remove.record",

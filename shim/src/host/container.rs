@@ -11,6 +11,7 @@ use std::time::Duration;
 use coracle_runtime::id::{ContainerId, PodId};
 use coracle_runtime::keeper::{self, Keeper};
 use coracle_runtime::process::Process;
+use tokio::sync::oneshot;
 
 use super::{Host, blocking, io_error, limits, linux, log, make_private, pass, runtime_error};
 use crate::lifecycle::{ContainerWish, Error, Kind, Payload, Plan, PodRecord, Slot};
@@ -132,22 +133,30 @@ impl Host {
             .unwrap_or(0)
     }
 
-    /// After an exit was recorded: removes its cgroup and what the keeper keeps of it.
-    pub async fn clean_up(
-        self: &Arc<Self>,
+    /// Removes the cgroup of a container that has ended.
+    pub async fn clean_up(self: &Arc<Self>, cgroup: String) -> Result<(), Error> {
+        let host = Arc::clone(self);
+        let remove = move || host.remove_cgroup(&cgroup);
+        blocking("cleaning up a container", remove).await
+    }
+
+    /// Removes what the keeper keeps of a container that has ended, in memory and on disk, once `recorded` says that its
+    /// own record is on the disk. Not waited for; never if that is closed, for a later daemon to read it again.
+    pub fn drop_exit(
+        &self,
         keeper: Option<Keeper>,
         pod: &PodId,
         id: &ContainerId,
-        cgroup: String,
-    ) -> Result<(), Error> {
-        dismiss(keeper, id);
-        let (host, id, exits) = (Arc::clone(self), id.clone(), self.exits_directory(pod));
-        blocking("cleaning up a container", move || {
-            host.remove_cgroup(&cgroup)?;
-            keeper::remove_exit(&exits, &id);
-            Ok(())
-        })
-        .await
+        recorded: oneshot::Receiver<()>,
+    ) {
+        let (id, exits) = (id.clone(), self.exits_directory(pod));
+        tokio::spawn(async move {
+            if recorded.await.is_ok() {
+                dismiss(keeper, &id);
+                let remove = move || keeper::remove_exit(&exits, &id);
+                let _ = tokio::task::spawn_blocking(remove).await;
+            }
+        });
     }
 
     /// Removes everything that is left of a container, in its keeper as well.
@@ -171,7 +180,7 @@ impl Host {
     pub fn forget(&self, pod: &PodId, id: &ContainerId, cgroup: &str) -> Result<(), Error> {
         pass("remove.record")?;
         let directory = self.container_directory(pod, id);
-        let erased = Slot::new(directory.clone()).erase();
+        let erased = Slot::new(directory.clone(), self.syncer()).erase();
         erased.map_err(|error| io_error(format!("erase the record of container {id}"), error))?;
         pass("remove.cgroup")?;
         self.remove_cgroup(cgroup)?;

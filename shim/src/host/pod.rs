@@ -336,7 +336,7 @@ impl Host {
     /// Removes a pod's records and directories, the record first. Blocks.
     pub fn forget_pod(&self, pod: &PodId) -> Result<(), Error> {
         let directory = self.pod_directory(pod);
-        let erased = crate::lifecycle::Slot::new(directory.clone()).erase();
+        let erased = crate::lifecycle::Slot::new(directory.clone(), self.syncer()).erase();
         erased.map_err(|error| io_error(format!("erase the record of sandbox {pod}"), error))?;
         self.parts.network.cni().abandon(pod.as_str());
         self.discard_tree(&directory)

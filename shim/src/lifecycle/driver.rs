@@ -304,6 +304,9 @@ async fn save<T: Serialize + Send + 'static>(
     })
     .await?;
     *slot = moved;
+    if saved.is_err() {
+        slot.set_behind();
+    }
     saved
 }
 

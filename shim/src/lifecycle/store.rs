@@ -2,12 +2,12 @@
 //!
 //! Called by: drivers (save, before effects) and recovery (load). A record is `record.<generation>`: a header line
 //! with format version and SHA-256 of what follows, then JSON. A save writes the next generation under a name that
-//! did not exist and unlinks the older one; ext4 would flush on a rename over an existing name, and nothing here
-//! waits for a disk.
-//! Invariants: the newest valid generation wins; a torn newest one over a valid older one is a crash in a save and
-//! dropped; a torn one alone is reported, never read as "nothing there". What cannot be read (an error of the disk, of
-//! memory or of descriptors) or is of a format that this build does not know is never taken for torn or absent, and no
-//! older generation stands in for it.
+//! did not exist and queues it for the [`Syncer`], which unlinks the older ones once it is on the disk; ext4 would flush
+//! on a rename over an existing name, and nothing here waits for a disk.
+//! Invariants: the newest valid generation wins; a torn newest one over a valid older one is a crash before it was on
+//! the disk and dropped; a torn one alone is reported, never read as "nothing there". The first generation is there for
+//! as long as none is on the disk. What cannot be read (an error of the disk, of memory or of descriptors) or is of a
+//! format that this build does not know is never taken for torn or absent, and no older generation stands in for it.
 //! Not here: what a record says.
 
 use std::fs;
@@ -19,29 +19,45 @@ use coracle_runtime::id::hex;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sha2::{Digest as _, Sha256};
+use tokio::sync::oneshot;
+
+use super::syncer::Syncer;
 
 const MAGIC: &str = "coracle-record";
 /// The format this build writes.
 const VERSION: u32 = 1;
 const PREFIX: &str = "record.";
 
-/// Where one object's records lie, and which generation is on disk.
+/// Where one object's records lie, and which generation is the newest.
 #[derive(Clone, Debug)]
 pub struct Slot {
     directory: PathBuf,
     generation: u64,
+    /// The last save failed: the newest generation is not what the object is by now.
+    is_behind: bool,
+    syncer: Syncer,
 }
 
 /// What a directory held.
 pub enum Loaded<T> {
     /// A valid record.
     Found(T, Slot),
-    /// Files are there, none whole; the text says what is wrong with the newest.
-    Torn(String),
+    /// Files are there, none whole.
+    Torn(Torn),
     /// The newest may be whole, but could not be read or is not of a format that this build knows.
     Unreadable(Unreadable),
     /// No record at all.
     Absent,
+}
+
+/// Records of which none is whole.
+#[derive(Debug)]
+pub struct Torn {
+    /// What is wrong with the newest, for people.
+    pub why: String,
+    /// No generation ever was on the disk: the first one is still there, and all are empty or zeros. A power loss leaves
+    /// this of an object that was made in the second before.
+    pub is_unwritten: bool,
 }
 
 /// A record that exists and cannot be used now.
@@ -64,10 +80,12 @@ pub(super) enum Defect {
 
 impl Slot {
     /// An object that has no record yet. `directory` must exist when it is saved.
-    pub fn new(directory: PathBuf) -> Slot {
+    pub fn new(directory: PathBuf, syncer: &Syncer) -> Slot {
         Slot {
             directory,
             generation: 0,
+            is_behind: false,
+            syncer: syncer.clone(),
         }
     }
 
@@ -76,8 +94,10 @@ impl Slot {
         &self.directory
     }
 
-    /// Writes `value` as the next generation. Errors: the disk's; the older record then still stands.
+    /// Writes `value` as the next generation, to be on the disk within a second. Errors: the disk's; the older record
+    /// then still stands.
     pub fn save<T: Serialize>(&mut self, value: &T) -> io::Result<()> {
+        self.is_behind = true;
         let next = self.generation + 1;
         let path = path_of(&self.directory, next);
         if let Err(error) = write_new(&path, &encode(value)?) {
@@ -85,25 +105,42 @@ impl Slot {
             remove_if_there(&path)?;
             return Err(error);
         }
-        if self.generation > 0 {
-            remove_if_there(&path_of(&self.directory, self.generation))?;
-        }
         self.generation = next;
+        self.is_behind = false;
+        self.syncer.record(&self.directory, next, next == 1);
         Ok(())
+    }
+
+    /// The object has changed, and that could not be saved.
+    pub fn set_behind(&mut self) {
+        self.is_behind = true;
+    }
+
+    /// Answers once what was saved last is on the disk. Closed when that was not saved, or the disk refuses.
+    pub fn wait_durable(&self) -> oneshot::Receiver<()> {
+        match self.is_behind {
+            true => oneshot::channel().1,
+            false => self.syncer.wait(&self.directory),
+        }
     }
 
     /// Unlinks the record: from here on the object does not exist, what is left of it is an orphan.
     pub fn erase(&mut self) -> io::Result<()> {
-        for (_, path) in generations(&self.directory)? {
+        let mut found = generations(&self.directory)?;
+        // The newest one last: no older state may come back.
+        found.sort_by_key(|(generation, _)| *generation);
+        for (_, path) in found {
             remove_if_there(&path)?;
         }
         self.generation = 0;
+        self.syncer.directory(&self.directory);
         Ok(())
     }
 }
 
-/// Reads the newest valid record of `directory` and drops what is older or torn beside it.
-pub fn load<T: DeserializeOwned>(directory: &Path) -> Loaded<T> {
+/// Reads the newest valid record of `directory` and drops what is torn beside it. The record is queued for the disk,
+/// where a daemon that was killed may not have brought it; until it is there, older ones stay.
+pub fn load<T: DeserializeOwned>(directory: &Path, syncer: &Syncer) -> Loaded<T> {
     let unreadable = |path: &Path, error: &dyn std::fmt::Display, json| {
         let why = format!("{}: {error}", path.display());
         Loaded::Unreadable(Unreadable { why, json })
@@ -114,41 +151,63 @@ pub fn load<T: DeserializeOwned>(directory: &Path) -> Loaded<T> {
     };
     found.sort_by_key(|(generation, _)| std::cmp::Reverse(*generation));
     let mut complaint = None;
-    for (generation, path) in &found {
+    let mut is_unwritten = true;
+    for (index, (generation, path)) in found.iter().enumerate() {
         let bytes = match fs::read(path) {
             Ok(bytes) => bytes,
             Err(error) => return unreadable(path, &error, None),
         };
         match decode(&bytes) {
             Ok(value) => {
-                drop_others(&found, *generation);
+                drop_torn(&found[..index]);
+                syncer.record(directory, *generation, true);
                 let slot = Slot {
                     directory: directory.to_owned(),
-                    generation: *generation,
+                    // The next name must be free, also if a torn one could not be removed.
+                    generation: found[0].0,
+                    is_behind: false,
+                    syncer: syncer.clone(),
                 };
                 return Loaded::Found(value, slot);
             }
             Err(Defect::Foreign(text, json)) => return unreadable(path, &text, json),
             Err(Defect::Torn(text)) => {
+                is_unwritten &= bytes.iter().all(|byte| *byte == 0);
                 complaint.get_or_insert(format!("{}: {text}", path.display()));
             }
         }
     }
-    complaint.map_or(Loaded::Absent, Loaded::Torn)
+    is_unwritten &= found.last().is_some_and(|(oldest, _)| *oldest == 1);
+    complaint.map_or(Loaded::Absent, |why| {
+        Loaded::Torn(Torn { why, is_unwritten })
+    })
 }
 
-/// Best effort: what stays is older or torn, and dropped by the next load.
-fn drop_others(found: &[(u64, PathBuf)], kept: u64) {
-    for (generation, path) in found {
-        if *generation != kept
-            && let Err(error) = remove_if_there(path)
-        {
-            tracing::warn!(record = %path.display(), error = %error, "an old record was not removed");
+/// Best effort: what stays is torn, and dropped by the next load.
+fn drop_torn(torn: &[(u64, PathBuf)]) {
+    for (_, path) in torn {
+        match remove_if_there(path) {
+            Ok(()) => {
+                tracing::warn!(record = %path.display(), "a torn record was dropped for the one before it");
+            }
+            Err(error) => {
+                tracing::warn!(record = %path.display(), error = %error, "a torn record was not removed");
+            }
         }
     }
 }
 
-fn path_of(directory: &Path, generation: u64) -> PathBuf {
+/// Unlinks the generations before `kept`, which is on the disk. Errors: the first one that stays.
+pub(super) fn drop_older(directory: &Path, kept: u64) -> io::Result<()> {
+    for (generation, path) in generations(directory)? {
+        if generation < kept {
+            remove_if_there(&path)?;
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn path_of(directory: &Path, generation: u64) -> PathBuf {
     directory.join(format!("{PREFIX}{generation}"))
 }
 

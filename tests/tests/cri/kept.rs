@@ -89,11 +89,27 @@ async fn wait_for(what: &str, check: impl AsyncFn() -> bool) {
     panic!("never happened: {what}");
 }
 
+/// The record of a directory; older ones, which stay until it is on the disk, are removed.
 fn record(directory: &Path) -> PathBuf {
-    let names = fs::read_dir(directory).unwrap().flatten();
-    let mut records =
-        names.filter(|entry| entry.file_name().to_string_lossy().starts_with("record."));
-    records.next().unwrap().path()
+    let mut all = generations(directory);
+    let newest = all.pop().unwrap();
+    for older in all {
+        fs::remove_file(older).unwrap();
+    }
+    newest
+}
+
+/// The records of a directory, oldest first.
+pub(crate) fn generations(directory: &Path) -> Vec<PathBuf> {
+    let number = |path: &PathBuf| -> Option<u64> {
+        let name = path.file_name()?.to_str()?;
+        name.strip_prefix("record.")?.parse().ok()
+    };
+    let paths = fs::read_dir(directory).into_iter().flatten().flatten();
+    let mut all: Vec<PathBuf> = paths.map(|entry| entry.path()).collect();
+    all.retain(|path| number(path).is_some());
+    all.sort_by_key(number);
+    all
 }
 
 /// Makes the record of a directory unusable in one way and gives what puts it right.
@@ -244,11 +260,29 @@ async fn an_exit_record_that_cannot_be_used_is_no_lost_exit() {
     daemon.finish().await.unwrap();
 }
 
+/// Whether a process, also one that nobody has reaped, is in a cgroup of a pod.
+fn has_processes(daemon: &Daemon) -> bool {
+    let pods = fs::read_dir(daemon.scratch().dir().join("root/pods")).unwrap();
+    let ids: Vec<String> = pods
+        .flatten()
+        .map(|pod| pod.file_name().to_string_lossy().into_owned())
+        .collect();
+    let all = fs::read_dir("/proc").unwrap().flatten();
+    let mut cgroups = all.filter_map(|entry| fs::read_to_string(entry.path().join("cgroup")).ok());
+    cgroups.any(|cgroups| ids.iter().any(|id| cgroups.contains(id)))
+}
+
 /// Ends every process of the scratch and empties the run directory, as a reboot does.
-fn reboot(daemon: &mut Daemon) {
+pub(crate) fn reboot(daemon: &mut Daemon) {
     daemon.kill();
     for process in procs::of_scratch(daemon.scratch()) {
         procs::kill(process.pid);
+    }
+    for _ in 0..1000 {
+        if !has_processes(daemon) {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
     }
     for mount in daemon.scratch().mounts() {
         let _ = Command::new("umount").args(["-l", &mount]).status();

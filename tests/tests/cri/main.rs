@@ -28,6 +28,7 @@ mod neighbours;
 mod network;
 mod pods;
 mod policy;
+mod power;
 mod recovery;
 mod site;
 mod sockets;

@@ -15,7 +15,7 @@ use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -59,12 +59,23 @@ struct Asked {
     list: Value,
 }
 
+/// Called with the path of each file that was written or removed.
+pub struct Report(pub Box<dyn Fn(&Path) + Send + Sync>);
+
+impl std::fmt::Debug for Report {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Report")
+    }
+}
+
 /// The entries of one daemon.
 #[derive(Debug)]
 pub struct Entries {
     directory: PathBuf,
     /// Pods that have an entry.
     pods: Mutex<HashSet<String>>,
+    /// Who brings changes to the disk.
+    report: OnceLock<Report>,
 }
 
 impl Entries {
@@ -94,7 +105,25 @@ impl Entries {
         Ok(Entries {
             directory: directory.to_owned(),
             pods: Mutex::new(pods),
+            report: OnceLock::new(),
         })
+    }
+
+    /// Has changes reported from now on, and what is there once: a daemon that was killed may not have come to it.
+    pub fn report_changes(&self, report: Report) {
+        for pod in self.pods() {
+            for extension in ["asked", "added"] {
+                (report.0)(&self.path(&pod, extension));
+            }
+        }
+        // The first one stays.
+        let _ = self.report.set(report);
+    }
+
+    fn changed(&self, path: &Path) {
+        if let Some(report) = self.report.get() {
+            (report.0)(path);
+        }
     }
 
     /// Whether DEL is owed for a pod.
@@ -129,13 +158,17 @@ impl Entries {
         let text =
             serde_json::to_vec(&asked).map_err(|error| Error::file("write", &path, error))?;
         write(&path, &text)?;
+        self.changed(&path);
         self.lock().insert(entry.pod.clone());
         Ok(())
     }
 
     /// Notes the result of what was asked. Errors: the disk's.
     pub fn add(&self, pod: &str, result: &Value) -> Result<(), Error> {
-        write(&self.path(pod, "added"), result.to_string().as_bytes())
+        let path = self.path(pod, "added");
+        write(&path, result.to_string().as_bytes())?;
+        self.changed(&path);
+        Ok(())
     }
 
     /// A pod's entry; `None` if DEL is not owed. Errors: the disk's, or [`Error::Entry`].
@@ -179,6 +212,7 @@ impl Entries {
         for extension in ["added", "asked"] {
             remove(&self.path(pod, extension))?;
         }
+        self.changed(&self.path(pod, "asked"));
         self.lock().remove(pod);
         Ok(())
     }
@@ -305,5 +339,27 @@ mod tests {
         entries.set_aside("a").unwrap();
         assert_eq!(entries.pods(), Vec::<String>::new());
         assert!(temp.dir().join("a.broken").exists());
+    }
+
+    #[test]
+    fn every_change_is_reported_and_what_was_there_before_once() {
+        let temp = Temp::new();
+        Entries::open(temp.dir())
+            .unwrap()
+            .ask(&entry("old"))
+            .unwrap();
+        let entries = Entries::open(temp.dir()).unwrap();
+        let (sender, reported) = std::sync::mpsc::channel();
+        entries.report_changes(Report(Box::new(move |path| {
+            sender.send(path.to_owned()).unwrap();
+        })));
+        let told = |name: &str| reported.try_iter().any(|path| path.ends_with(name));
+        assert!(told("old.asked"));
+        entries.ask(&entry("a")).unwrap();
+        assert!(told("a.asked"));
+        entries.add("a", &json!({})).unwrap();
+        assert!(told("a.added"));
+        entries.forget("a").unwrap();
+        assert!(told("a.asked"));
     }
 }

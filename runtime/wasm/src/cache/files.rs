@@ -74,5 +74,10 @@ pub(super) fn key(dir: &Path) -> Result<[u8; 32]> {
         .open(&path)
         .during(what)?;
     file.write_all(&key).during(what)?;
+    // Once a node: half of it, or zeros, after a power loss would be a key that others know.
+    file.sync_all().during(what)?;
+    File::open(dir)
+        .and_then(|dir| dir.sync_all())
+        .during(what)?;
     Ok(key)
 }

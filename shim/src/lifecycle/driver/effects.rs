@@ -14,6 +14,7 @@ use crate::host::{Launch, Launched, blocking};
 use crate::lifecycle::error::{Error, Kind};
 use crate::lifecycle::record::Payload;
 use crate::lifecycle::state::{ContainerPhase, Effect};
+use crate::lifecycle::store::Slot;
 
 /// How often, and for how long after the first time, it is looked whether a stop signal can be heard by now.
 const HEARING: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(10));
@@ -200,16 +201,20 @@ impl Driver {
             return;
         };
         container.busy += 1;
-        let (shared, keeper, cgroup) = (
-            Arc::clone(&self.shared),
-            self.keeper.clone(),
-            self.cgroup_of(id),
-        );
-        let (pod, id, word_id) = (self.record.id.clone(), id.clone(), id.clone());
+        let (recorded, keeper) = (container.slot.wait_durable(), self.keeper.clone());
+        let shared = Arc::clone(&self.shared);
+        shared.host.drop_exit(keeper, &self.record.id, id, recorded);
+        let (cgroup, word_id) = (self.cgroup_of(id), id.clone());
         self.effect(
-            async move { shared.host.clean_up(keeper, &pod, &id, cgroup).await },
+            async move { shared.host.clean_up(cgroup).await },
             |result| Note::Container(word_id, Word::Cleaned(result)),
         );
+    }
+
+    /// Where the records of a new container go.
+    pub(super) fn new_slot(&self, id: &ContainerId) -> Slot {
+        let host = &self.shared.host;
+        Slot::new(host.container_directory(&self.record.id, id), host.syncer())
     }
 
     fn forget(&mut self, id: &ContainerId) {

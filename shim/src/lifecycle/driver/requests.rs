@@ -48,7 +48,7 @@ impl Driver {
             plan: None,
             created_at,
             phase: ContainerPhase::Creating(Then::Rest),
-            slot: Slot::new(self.shared.host.container_directory(&self.record.id, &id)),
+            slot: self.new_slot(&id),
             process: None,
             watch: None,
             early_exit: None,
@@ -194,7 +194,7 @@ fn make(
     pass("create.record")?;
     let directory = shared.host.container_directory(&pod.id, &record.id);
     make_private(&directory)?;
-    let mut slot = Slot::new(directory);
+    let mut slot = Slot::new(directory, shared.host.syncer());
     let saved = slot.save(&record);
     saved
         .map_err(|error| io_error(format!("save the record of container {}", record.id), error))?;

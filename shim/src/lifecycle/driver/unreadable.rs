@@ -13,7 +13,7 @@ use coracle_runtime::id::ContainerId;
 use super::{Container, Driver, FoundContainer, Note, Waiting};
 use crate::lifecycle::recover;
 use crate::lifecycle::state::{ContainerPhase, Then};
-use crate::lifecycle::store::{Slot, Unreadable};
+use crate::lifecycle::store::Unreadable;
 use crate::lifecycle::unreadable::container_wish;
 
 /// How long to wait before records are read again: at first, and at most.
@@ -31,7 +31,7 @@ impl Driver {
             plan: None,
             created_at: 1,
             phase: ContainerPhase::Creating(Then::Rest),
-            slot: Slot::new(self.shared.host.container_directory(&self.record.id, &id)),
+            slot: self.new_slot(&id),
             process: None,
             watch: None,
             early_exit: None,

@@ -16,7 +16,7 @@ use super::super::driver::{FoundContainer, Shared};
 use super::super::error::{Error, Kind};
 use super::super::kept::Known;
 use super::super::record::{ContainerRecord, PodRecord};
-use super::super::store::{self, Loaded, Slot, Unreadable};
+use super::super::store::{self, Loaded, Slot, Torn, Unreadable};
 use super::{ids_in, ids_of};
 use crate::host::{blocking, io_error};
 
@@ -46,7 +46,7 @@ pub(super) fn read_pod(shared: &Shared, id: &PodId) -> OnDisk {
         .and_then(|()| ids_in::<ContainerId>(&shared.host.containers_directory(id)));
     let ids: Vec<ContainerId> = listed.as_deref().map(<[_]>::to_vec).unwrap_or_default();
     let loaded = match failpoint::hit("recover.read-pod") {
-        Ok(()) => store::load::<PodRecord>(&directory),
+        Ok(()) => store::load::<PodRecord>(&directory, shared.host.syncer()),
         Err(error) => Loaded::Unreadable(unread(&directory, &error)),
     };
     let (pod, slot) = match loaded {
@@ -55,7 +55,7 @@ pub(super) fn read_pod(shared: &Shared, id: &PodId) -> OnDisk {
         Loaded::Unreadable(found) => {
             return OnDisk::Kept(Known::unreadable(ids, found.json), found.why);
         }
-        Loaded::Torn(why) => return torn_pod(shared, id, ids, listed, &why),
+        Loaded::Torn(torn) => return torn_pod(shared, id, ids, listed, &torn),
     };
     if let Err(error) = listed {
         return OnDisk::Kept(Known::of(&pod, &[]), error.chain());
@@ -81,14 +81,14 @@ fn torn_pod(
     id: &PodId,
     containers: Vec<ContainerId>,
     listed: Result<Vec<ContainerId>, Error>,
-    why: &str,
+    torn: &Torn,
 ) -> OnDisk {
     let all: HashSet<String> = ids_of(id, &containers).into_iter().collect();
     let directory = shared.host.pod_directory(id);
-    match listed.and_then(|_| set_aside(shared, &directory, &all, why)) {
+    match listed.and_then(|_| set_aside(shared, &directory, &all, torn)) {
         Ok(()) => OnDisk::Absent(containers),
         Err(error) => {
-            let why = format!("{why}; {}", error.chain());
+            let why = format!("{}; {}", torn.why, error.chain());
             OnDisk::Kept(Known::torn(containers), why)
         }
     }
@@ -111,17 +111,17 @@ pub async fn read_container(
 fn load_container(shared: &Shared, pod: &PodRecord, id: &ContainerId) -> Option<FoundContainer> {
     let directory = shared.host.container_directory(&pod.id, id);
     let loaded = match failpoint::hit("recover.read-container") {
-        Ok(()) => store::load::<ContainerRecord>(&directory),
+        Ok(()) => store::load::<ContainerRecord>(&directory, shared.host.syncer()),
         Err(error) => Loaded::Unreadable(unread(&directory, &error)),
     };
     match loaded {
         Loaded::Found(record, slot) => Some(FoundContainer::Readable(Box::new(record), slot)),
         Loaded::Unreadable(found) => Some(FoundContainer::Unreadable(id.clone(), found)),
         Loaded::Absent => None,
-        Loaded::Torn(why) => {
+        Loaded::Torn(torn) => {
             let ids = [id.as_str().to_owned()].into();
-            let error = set_aside(shared, &directory, &ids, &why).err()?;
-            let why = format!("{why}; {}", error.chain());
+            let error = set_aside(shared, &directory, &ids, &torn).err()?;
+            let why = format!("{}; {}", torn.why, error.chain());
             Some(FoundContainer::Unreadable(
                 id.clone(),
                 Unreadable { why, json: None },
@@ -137,20 +137,28 @@ fn unread(directory: &Path, error: &std::io::Error) -> Unreadable {
     }
 }
 
-/// Moves the directory of a torn record to quarantine. Errors: something of it runs, or it cannot be moved.
+/// Moves the directory of a torn record to quarantine; that of one that never was on the disk is left to the sweep.
+/// Errors: something of it runs, or it cannot be moved.
 fn set_aside(
     shared: &Shared,
     directory: &Path,
     ids: &HashSet<String>,
-    why: &str,
+    torn: &Torn,
 ) -> Result<(), Error> {
     if shared.host.has_processes(ids) {
         let text = "it stays where it is, for its processes live";
         return Err(Error::new(Kind::WrongPhase, text));
     }
+    if torn.is_unwritten {
+        tracing::warn!(
+            record = torn.why,
+            "what was made in the last second before a power loss is removed"
+        );
+        return Ok(());
+    }
     let moved = store::quarantine(directory, &shared.host.quarantine());
     let moved: PathBuf =
         moved.map_err(|error| io_error(format!("quarantine {}", directory.display()), error))?;
-    tracing::error!(record = why, quarantine = %moved.display(), "a torn record was moved aside");
+    tracing::error!(record = torn.why, quarantine = %moved.display(), "a torn record was moved aside");
     Ok(())
 }

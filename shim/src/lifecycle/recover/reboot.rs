@@ -43,19 +43,20 @@ pub(super) async fn after_reboot(
         .map_err(|error| io_error(format!("save the record of sandbox {}", pod.id), error))
 }
 
-/// Ends what ran. The inner error is why nobody can tell how it ended; it stays as it is then.
+/// Ends what ran, also where the disk only has that it was created, but how it ended. The inner error is why nobody can tell how it ended; it stays as it is then.
 fn end(
     record: &mut ContainerRecord,
     slot: &mut Slot,
     exits: &Path,
 ) -> Result<Result<(), String>, Error> {
-    if !record.phase.is_live() {
+    if matches!(record.phase, ContainerPhase::Exited(_)) {
         return Ok(Ok(()));
     }
     let started_at = record.phase.run().map_or(0, |run| run.started_at);
     let ended = match read_exit(exits, &record.id) {
         Ok(Some(exit)) => Ended::judge(started_at, &exit, 0, record.phase.stop_stage()),
-        Ok(None) => lost_in_reboot(started_at),
+        Ok(None) if record.phase.is_live() => lost_in_reboot(started_at),
+        Ok(None) => return Ok(Ok(())),
         Err(error) => {
             let what = format!("learn how container {} ended", record.id);
             return Ok(Err(runtime_error(what, error).chain()));

@@ -12,6 +12,14 @@ impl Scratch {
     }
 }
 
+fn syncer(dir: &Scratch) -> Syncer {
+    Syncer::start(&dir.0).unwrap()
+}
+
+fn load<T: DeserializeOwned>(directory: &Path) -> Loaded<T> {
+    super::load(directory, &Syncer::start(directory).unwrap())
+}
+
 fn read(dir: &Scratch) -> Option<String> {
     match load::<String>(&dir.0) {
         Loaded::Found(text, _) => Some(text),
@@ -19,13 +27,17 @@ fn read(dir: &Scratch) -> Option<String> {
     }
 }
 
-#[test]
-fn a_save_leaves_one_generation_and_load_returns_the_last() {
+#[tokio::test]
+async fn older_generations_stay_until_the_last_one_is_on_the_disk() {
     let dir = Scratch::new("store-save");
-    let mut slot = Slot::new(dir.0.clone());
+    let syncer = syncer(&dir);
+    let mut slot = Slot::new(dir.0.clone(), &syncer);
     for text in ["one", "two", "three"] {
         slot.save(&text).unwrap();
     }
+    assert_eq!(dir.names(), ["record.1", "record.2", "record.3"]);
+    assert_eq!(read(&dir).as_deref(), Some("three"));
+    syncer.flush().await;
     assert_eq!(dir.names(), ["record.3"]);
     assert_eq!(read(&dir).as_deref(), Some("three"));
 }
@@ -33,7 +45,9 @@ fn a_save_leaves_one_generation_and_load_returns_the_last() {
 #[test]
 fn saving_goes_on_after_a_load() {
     let dir = Scratch::new("store-goon");
-    Slot::new(dir.0.clone()).save(&"one").unwrap();
+    Slot::new(dir.0.clone(), &syncer(&dir))
+        .save(&"one")
+        .unwrap();
     let Loaded::Found(text, mut slot) = load::<String>(&dir.0) else {
         panic!("no record")
     };
@@ -54,13 +68,21 @@ fn every_cut_of_the_newest_record_falls_back_to_the_older_one() {
     }
 }
 
-#[test]
-fn two_valid_generations_are_a_crash_before_the_unlink_and_the_newer_wins() {
+#[tokio::test]
+async fn two_valid_generations_are_a_crash_before_the_unlink_and_the_newer_wins() {
     let dir = Scratch::new("store-two");
     fs::write(path_of(&dir.0, 9), encode(&"older").unwrap()).unwrap();
     fs::write(path_of(&dir.0, 10), encode(&"newer").unwrap()).unwrap();
-    assert_eq!(read(&dir).as_deref(), Some("newer"));
-    assert_eq!(dir.names(), ["record.10"]);
+    let syncer = syncer(&dir);
+    let Loaded::Found(text, mut slot) = super::load::<String>(&dir.0, &syncer) else {
+        panic!("no record")
+    };
+    assert_eq!(text, "newer");
+    // Nobody knows whether the newer one is on the disk.
+    assert_eq!(dir.names(), ["record.10", "record.9"]);
+    slot.save(&"newest").unwrap();
+    syncer.flush().await;
+    assert_eq!(dir.names(), ["record.11"]);
 }
 
 #[test]
@@ -70,9 +92,10 @@ fn a_torn_record_alone_is_reported_and_kept() {
     let last = bytes.len() - 2;
     bytes[last] ^= 1;
     fs::write(path_of(&dir.0, 3), &bytes).unwrap();
-    let Loaded::Torn(text) = load::<String>(&dir.0) else {
+    let Loaded::Torn(torn) = load::<String>(&dir.0) else {
         panic!("it was taken")
     };
+    let text = torn.why;
     assert!(text.contains("record.3") && text.contains("hash"), "{text}");
     assert_eq!(dir.names(), ["record.3"]);
 }
@@ -81,7 +104,7 @@ fn unreadable(dir: &Scratch) -> Unreadable {
     match load::<String>(&dir.0) {
         Loaded::Unreadable(found) => found,
         Loaded::Found(..) => panic!("it was taken"),
-        Loaded::Torn(why) => panic!("it was taken for torn: {why}"),
+        Loaded::Torn(torn) => panic!("it was taken for torn: {}", torn.why),
         Loaded::Absent => panic!("it was taken for absent"),
     }
 }
@@ -89,7 +112,9 @@ fn unreadable(dir: &Scratch) -> Unreadable {
 #[test]
 fn a_record_of_another_format_hides_the_older_one_and_is_kept() {
     let dir = Scratch::new("store-format");
-    Slot::new(dir.0.clone()).save(&"older").unwrap();
+    Slot::new(dir.0.clone(), &syncer(&dir))
+        .save(&"older")
+        .unwrap();
     let text = String::from_utf8(encode(&"text").unwrap()).unwrap();
     fs::write(path_of(&dir.0, 2), text.replacen(" 1 ", " 2 ", 1)).unwrap();
     let found = unreadable(&dir);
@@ -109,7 +134,9 @@ fn a_whole_record_with_unknown_content_is_not_torn() {
 #[test]
 fn an_error_of_the_disk_hides_the_older_record_and_is_kept() {
     let dir = Scratch::new("store-eisdir");
-    Slot::new(dir.0.clone()).save(&"older").unwrap();
+    Slot::new(dir.0.clone(), &syncer(&dir))
+        .save(&"older")
+        .unwrap();
     fs::create_dir(path_of(&dir.0, 2)).unwrap();
     let found = unreadable(&dir);
     assert!(found.why.contains("record.2"), "{}", found.why);
@@ -123,7 +150,7 @@ fn an_error_of_the_disk_hides_the_older_record_and_is_kept() {
 #[test]
 fn an_erased_or_missing_object_is_absent() {
     let dir = Scratch::new("store-erased");
-    let mut slot = Slot::new(dir.0.clone());
+    let mut slot = Slot::new(dir.0.clone(), &syncer(&dir));
     slot.save(&"text").unwrap();
     slot.erase().unwrap();
     assert!(matches!(load::<String>(&dir.0), Loaded::Absent));
@@ -137,7 +164,7 @@ fn an_erased_or_missing_object_is_absent() {
 #[test]
 fn a_failed_save_keeps_the_older_record() {
     let dir = Scratch::new("store-failed");
-    let mut slot = Slot::new(dir.0.clone());
+    let mut slot = Slot::new(dir.0.clone(), &syncer(&dir));
     slot.save(&"kept").unwrap();
     // The next name is taken by a directory: create_new fails, unlink of it fails as well.
     fs::create_dir(path_of(&dir.0, 2)).unwrap();
@@ -146,6 +173,55 @@ fn a_failed_save_keeps_the_older_record() {
     assert_eq!(read(&dir).as_deref(), Some("kept"));
     slot.save(&"next").unwrap();
     assert_eq!(read(&dir).as_deref(), Some("next"));
+}
+
+#[test]
+fn only_what_never_was_on_the_disk_is_unwritten() {
+    let dir = Scratch::new("store-unwritten");
+    let whole = encode(&"text").unwrap();
+    let zeros = vec![0; whole.len()];
+    type Files<'a> = &'a [(u64, &'a [u8])];
+    let cases: [(Files<'_>, bool); 6] = [
+        (&[(1, b"")], true),
+        (&[(1, b""), (2, &zeros)], true),
+        (&[(1, &zeros), (2, b""), (3, b"")], true),
+        // The first one is unlinked once another is on the disk: the object was there.
+        (&[(2, b"")], false),
+        (&[(2, b""), (3, &zeros)], false),
+        // Somebody wrote something.
+        (&[(1, b""), (2, &whole[..5])], false),
+    ];
+    for (files, expected) in cases {
+        for (generation, bytes) in files {
+            fs::write(path_of(&dir.0, *generation), bytes).unwrap();
+        }
+        let Loaded::Torn(torn) = load::<String>(&dir.0) else {
+            panic!("{files:?} is not torn")
+        };
+        assert_eq!(torn.is_unwritten, expected, "{files:?}");
+        assert_eq!(dir.names().len(), files.len(), "nothing is removed");
+        for (generation, _) in files {
+            fs::remove_file(path_of(&dir.0, *generation)).unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_waits_for_a_record_never_comes_before_it_is_on_the_disk() {
+    let dir = Scratch::new("store-wait");
+    let syncer = syncer(&dir);
+    let mut slot = Slot::new(dir.0.clone(), &syncer);
+    slot.save(&"saved").unwrap();
+    slot.wait_durable().await.unwrap();
+    assert_eq!(dir.names(), ["record.1"]);
+    // What was not saved cannot be durable, although the one before it is.
+    fs::create_dir(path_of(&dir.0, 2)).unwrap();
+    assert!(slot.save(&"lost").is_err());
+    assert!(slot.wait_durable().await.is_err());
+    fs::remove_dir(path_of(&dir.0, 2)).unwrap();
+    slot.save(&"again").unwrap();
+    slot.wait_durable().await.unwrap();
+    assert_eq!(dir.names(), ["record.2"]);
 }
 
 #[test]
