@@ -1,6 +1,6 @@
 //! The CRI server: binds the socket, serves both services on it, and drains when told to.
 //!
-//! Place in the flow: kubelet -> here -> `cri/*` (convert, ask, render) -> [`crate::lifecycle`] or the image
+//! Place in the flow: kubelet -> here -> `cri/*` (convert, ask, render) -> [`coracle_lifecycle`] or the image
 //! store. Called by `main`. One function per RPC in `pods`, `containers`, `images`, `runtime` and `events`;
 //! `service` wires them to the generated traits.
 //! Invariants: every RPC of the protocol answers, if only with Unimplemented and its own name; each runs in
@@ -59,7 +59,7 @@ pub struct ServeError {
 
 /// What every RPC may use; one for the whole daemon.
 pub(crate) struct Shared {
-    pods: crate::lifecycle::Pods,
+    pods: coracle_lifecycle::Pods,
     images: coracle_images::Images,
     streaming: coracle_streaming::Server,
     node: Node,
@@ -71,7 +71,7 @@ pub(crate) struct Shared {
 /// What calls are answered from.
 pub struct Parts {
     /// Pods and containers.
-    pub pods: crate::lifecycle::Pods,
+    pub pods: coracle_lifecycle::Pods,
     /// The image store.
     pub images: coracle_images::Images,
     /// Sessions of exec, attach and port-forward.

@@ -1,28 +1,8 @@
 //! The fuzz targets of the whole daemon behind libFuzzer: `CORACLE_FUZZ=TARGET fuzz [libFuzzer's options] CORPUS...`.
 //!
-//! Run by `make fuzz`. Built only with the feature `fuzzing`: the daemon has nothing of it. Its modules are the
-//! daemon's own, compiled once more, as a program has no library to link.
+//! Run by `make fuzz`. Built only with the feature `fuzzing`: the daemon has nothing of it.
 //! See docs/security/fuzzing.md. Not here: the targets.
 #![no_main]
-#![allow(
-    dead_code,
-    unused_imports,
-    reason = "the targets reach a part of the daemon's modules"
-)]
-
-mod check;
-mod claims;
-mod cli;
-mod config;
-mod cri;
-mod demo;
-mod fuzz_targets;
-mod host;
-mod lifecycle;
-mod logging;
-mod memory;
-mod serve;
-mod unpackers;
 
 use std::sync::OnceLock;
 
@@ -37,7 +17,7 @@ static TARGET: OnceLock<Target> = OnceLock::new();
 fn chosen() -> Target {
     let name = std::env::var("CORACLE_FUZZ").unwrap_or_default();
     let all = || {
-        let own = fuzz_targets::TARGETS.iter();
+        let own = coracle_lifecycle::fuzz::TARGETS.iter();
         let images = coracle_images::fuzz::TARGETS.iter();
         let runtime = coracle_runtime::fuzz::TARGETS
             .iter()
@@ -58,15 +38,3 @@ fn chosen() -> Target {
 fuzz_target!(init: { TARGET.get_or_init(chosen); }, |input: &[u8]| {
     TARGET.get_or_init(chosen)(input);
 });
-
-/// An error with its causes, as `a: b: c`.
-pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        next = cause.source();
-    }
-    text
-}

@@ -9,6 +9,7 @@ mod attach;
 mod channel;
 mod collector;
 mod container;
+mod effects;
 mod egress;
 mod engine;
 mod exec;
@@ -17,7 +18,6 @@ mod forward;
 mod ids;
 mod image_volumes;
 mod launch;
-mod limits;
 mod linux;
 mod log;
 mod modules;
@@ -38,6 +38,7 @@ use std::sync::Arc;
 use coracle_cgroup::Cgroups;
 use coracle_cgroup::systemd::{Driver, Scopes};
 use coracle_images::Images;
+use coracle_lifecycle::{Error, Handler, Kind, Layout, Syncer};
 use coracle_network::Network;
 use coracle_runtime::id::{ContainerId, PodId};
 use coracle_runtime::spawner::Spawner;
@@ -47,18 +48,12 @@ use coracle_sandbox::profile::ProfileCache;
 use coracle_tree::Trash;
 use coracle_wasm::CompileCache;
 
-pub use exec::ExecOutput;
-pub use ids::Ids;
-pub use launch::{Launch, Launched};
+pub use coracle_lifecycle::{blocking, io_error, make_private, pass, runtime_error};
+use ids::Ids;
 pub use linux::{DefaultProfile, default_profile, load_default_profile, usual_capabilities};
 use log::LogRoot;
-pub use pod::{GREETING_PATIENCE, Raised};
-pub use stats::{ContainerUsage, Interface, LayerUsage, Measured, PodUsage, Usage};
-pub use sweep::Owned;
-pub use update::{difference, replanned};
 
 use crate::config::Config;
-use crate::lifecycle::{Error, Handler, Kind, Syncer};
 
 /// The part of the configuration that effects need.
 #[derive(Clone, Debug)]
@@ -160,6 +155,7 @@ pub struct Parts {
 /// Everything a driver may do to the world.
 pub struct Host {
     config: HostConfig,
+    layout: Layout,
     parts: Parts,
     ids: Ids,
     meter: stats::Meter,
@@ -183,6 +179,7 @@ impl Host {
         let host = Host {
             trash: Trash::open(&trash)
                 .map_err(|error| io_error(format!("open {}", trash.display()), error))?,
+            layout: Layout::new(config.root.clone()),
             config,
             parts,
             ids,
@@ -199,7 +196,7 @@ impl Host {
                 .map_err(|error| io_error(format!("make directory {}", parent.display()), error))?;
         }
         for directory in [
-            host.pods_directory(),
+            host.layout.pods_directory(),
             host.run_directory(),
             host.pins_directory(),
             host.staging(),
@@ -207,11 +204,6 @@ impl Host {
             make_private(&directory)?;
         }
         Ok(host)
-    }
-
-    /// The image store.
-    pub fn images(&self) -> &Images {
-        &self.parts.images
     }
 
     /// Who brings records to the disk.
@@ -245,45 +237,15 @@ impl Host {
         format!("/{}", self.config.pod_parent.trim_matches('/'))
     }
 
-    /// All pods' records.
-    pub fn pods_directory(&self) -> PathBuf {
-        self.config.root.join("pods")
-    }
-
-    /// One pod's record, containers and exit records.
-    pub fn pod_directory(&self, pod: &PodId) -> PathBuf {
-        self.pods_directory().join(pod.as_str())
-    }
-
-    /// The records of a pod's containers.
-    pub fn containers_directory(&self, pod: &PodId) -> PathBuf {
-        self.pod_directory(pod).join("containers")
-    }
-
-    /// One container's record and writable layer.
-    pub fn container_directory(&self, pod: &PodId, container: &ContainerId) -> PathBuf {
-        self.containers_directory(pod).join(container.as_str())
-    }
-
-    /// Where a pod's keeper leaves exit records.
-    pub fn exits_directory(&self, pod: &PodId) -> PathBuf {
-        self.pod_directory(pod).join("exits")
-    }
-
     /// Where a pod's shared memory is mounted on kernels that cannot hand it over as a descriptor.
     pub fn shared_memory(&self, pod: &PodId) -> PathBuf {
-        self.pod_directory(pod).join("shm")
+        self.layout.pod_directory(pod).join("shm")
     }
 
     /// Removes what a container may have written to: out of sight at once, a large tree deleted in the background.
     fn discard_tree(&self, directory: &Path) -> Result<(), Error> {
         let discarded = self.trash.remove(directory);
         discarded.map_err(|error| io_error(format!("discard {}", directory.display()), error))
-    }
-
-    /// Where broken records are kept for a person to look at.
-    pub fn quarantine(&self) -> PathBuf {
-        self.config.root.join("quarantine")
     }
 
     /// Control sockets of all keepers, by pod.
@@ -298,7 +260,9 @@ impl Host {
 
     /// A container's copies of its pod's own `/etc` files.
     fn pod_files(&self, pod: &PodId, container: &ContainerId) -> PathBuf {
-        self.container_directory(pod, container).join("files")
+        self.layout
+            .container_directory(pod, container)
+            .join("files")
     }
 
     fn control_socket(&self, pod: &PodId) -> PathBuf {
@@ -313,65 +277,6 @@ impl Host {
     fn staging(&self) -> PathBuf {
         self.config.run.join("staging")
     }
-}
-
-/// Runs work that blocks on the blocking pool. `what` is named when it panics.
-pub async fn blocking<T: Send + 'static>(
-    what: &'static str,
-    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
-) -> Result<T, Error> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) => Err(Error::because(
-            Kind::Bug,
-            format!("{what} did not finish"),
-            error,
-        )),
-    }
-}
-
-/// Passes a failpoint. Errors: the plan says so; never in a release.
-pub fn pass(site: &'static str) -> Result<(), Error> {
-    coracle_runtime::failpoint::hit(site)
-        .map_err(|error| io_error(format!("pass failpoint {site}"), error))
-}
-
-/// An operation of the kernel that failed; a full disk is told apart.
-pub fn io_error(what: impl Into<String>, error: std::io::Error) -> Error {
-    let kind = match error.raw_os_error() {
-        Some(libc::ENOSPC | libc::EDQUOT | libc::ENOMEM | libc::EMFILE | libc::ENFILE) => {
-            Kind::Exhausted
-        }
-        _ => Kind::Io,
-    };
-    Error::because(kind, what, error)
-}
-
-/// A failure of the runtime crate, with what was being done.
-pub fn runtime_error(what: impl Into<String>, error: coracle_runtime::Error) -> Error {
-    use coracle_runtime::error::Kind as Runtime;
-    let kind = match error.kind() {
-        Runtime::Missing => Kind::Missing,
-        Runtime::Invalid => Kind::Invalid,
-        Runtime::WrongPhase => Kind::WrongPhase,
-        Runtime::Exhausted => Kind::Exhausted,
-        Runtime::StartFailed => Kind::StartFailed,
-        Runtime::Deadline => Kind::Deadline,
-        Runtime::Unsupported => Kind::Unsupported,
-        Runtime::Gone | Runtime::Io => Kind::Io,
-        Runtime::Bug => Kind::Bug,
-    };
-    Error::because(kind, what, error)
-}
-
-/// Makes a directory that only we may enter, with its parents. An existing one is fine.
-pub fn make_private(directory: &Path) -> Result<(), Error> {
-    use std::os::unix::fs::DirBuilderExt as _;
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(directory)
-        .map_err(|error| io_error(format!("make directory {}", directory.display()), error))
 }
 
 /// Removes a small directory with all it holds. An absent one is fine.

@@ -15,10 +15,7 @@ mod cli;
 mod config;
 mod cri;
 mod demo;
-#[cfg(test)]
-mod fuzz_targets;
 mod host;
-mod lifecycle;
 mod logging;
 mod memory;
 #[cfg(test)]

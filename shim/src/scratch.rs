@@ -1,4 +1,4 @@
-//! A directory that one unit test has to itself. Only in tests; end-to-end tests have the harness's own.
+//! A directory that one unit test has to itself. Only in tests, of this crate and of those that include this file; end-to-end tests have the harness's own.
 
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
@@ -17,6 +17,10 @@ impl Scratch {
     }
 
     /// Writes a file and gives its path.
+    #[allow(
+        dead_code,
+        reason = "not every crate that includes this file writes one"
+    )]
     pub fn put(&self, name: &str, bytes: impl AsRef<[u8]>) -> String {
         let path = self.0.join(name);
         std::fs::write(&path, bytes).unwrap();

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use coracle_cgroup::systemd::{Driver, Scopes};
 use coracle_cgroup::{Cgroups, Version};
 use coracle_images::{Images, ImagesConfig};
+use coracle_lifecycle::{Pods, Syncer};
 use coracle_network::{Builtin, BuiltinConfig, Cni, CniConfig, Network, Provider};
 use coracle_runtime::spawner::Spawner;
 use coracle_sandbox::Filters;
@@ -24,7 +25,6 @@ use crate::claims::Claims;
 use crate::config::{CgroupDriver, Config, NetworkMode};
 use crate::cri::{self, Node, Socket};
 use crate::host::{DefaultProfile, Host, HostConfig, Parts};
-use crate::lifecycle::{Pods, Syncer};
 use crate::logging;
 use crate::unpackers::Unpackers;
 
@@ -67,7 +67,7 @@ async fn run(config: &Config) -> Result<(), Box<dyn Error>> {
     let cgroups = Cgroups::detect()?;
     let node = node(config, &cgroups)?;
     let (host, images) = host(config, cgroups).await?;
-    let pods = Pods::open(host).await?;
+    let pods = Pods::open(Arc::new(host)).await?;
     tracing::info!(socket = %config.socket.display(), pods = pods.pods().len(), version = env!("CARGO_PKG_VERSION"), "ready");
     let told = async move {
         tokio::select! {

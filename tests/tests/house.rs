@@ -61,6 +61,17 @@ fn crates_depend_on_each_other_only_as_designed() {
             "coracle-network",
             BTreeSet::from(["coracle-spec", "coracle-sys"]),
         ),
+        (
+            "coracle-lifecycle",
+            BTreeSet::from([
+                "coracle-cgroup",
+                "coracle-images",
+                "coracle-network",
+                "coracle-runtime",
+                "coracle-spec",
+                "coracle-streaming",
+            ]),
+        ),
         ("coracle-streaming", BTreeSet::new()),
         (
             "coracle-sandbox",
@@ -75,6 +86,7 @@ fn crates_depend_on_each_other_only_as_designed() {
             BTreeSet::from([
                 "coracle-proto",
                 "coracle-images",
+                "coracle-lifecycle",
                 "coracle-runtime",
                 "coracle-cgroup",
                 "coracle-network",

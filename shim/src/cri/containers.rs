@@ -6,13 +6,13 @@
 
 use std::sync::Arc;
 
+use coracle_lifecycle::{ContainerView, Error, Kind};
 use coracle_proto::runtime::v1 as cri;
 
 use super::convert::{self, ContainerFilter, NamesObject as _};
 use super::events::{Replies, replies};
 use super::status::{Failure, or_absent};
 use super::{Shared, concerns};
-use crate::lifecycle::{ContainerView, Error, Kind};
 
 /// CreateContainer: answers when everything but the process is there.
 pub(super) async fn create(

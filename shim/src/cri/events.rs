@@ -8,6 +8,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 
+use coracle_lifecycle::Event;
 use coracle_proto::runtime::v1 as cri;
 use futures_util::{Stream, stream};
 use tokio::sync::broadcast::{Receiver, error::RecvError};
@@ -17,7 +18,6 @@ use tonic::Status;
 use super::Shared;
 use super::convert::{self, ListReply};
 use super::status::Failure;
-use crate::lifecycle::Event;
 
 /// The messages of one streamed reply.
 pub(super) type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;

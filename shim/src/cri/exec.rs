@@ -7,12 +7,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use coracle_lifecycle::ExecOutput;
 use coracle_proto::runtime::v1 as cri;
 
 use super::convert::{self, NamesObject as _};
 use super::status::Failure;
 use super::{Shared, concerns};
-use crate::host::ExecOutput;
 
 /// ExecSync.
 pub(super) async fn sync(

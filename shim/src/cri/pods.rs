@@ -6,13 +6,13 @@
 
 use std::sync::Arc;
 
+use coracle_lifecycle::{Error, Kind, PodView};
 use coracle_proto::runtime::v1 as cri;
 
 use super::convert::{self, NamesObject as _, PodFilter};
 use super::events::{Replies, replies};
 use super::status::{Failure, or_absent};
 use super::{Shared, concerns};
-use crate::lifecycle::{Error, Kind, PodView};
 
 /// RunPodSandbox: answers when the sandbox is ready.
 pub(super) async fn run(

@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use coracle_lifecycle::{ContainerUsage, Error, Kind, PodUsage};
 use coracle_proto::runtime::v1 as cri;
 
 use super::containers::{chosen, one};
@@ -13,8 +14,6 @@ use super::convert::{self, ContainerFilter, NamesObject as _, PodFilter};
 use super::events::{Replies, replies};
 use super::status::Failure;
 use super::{Shared, concerns};
-use crate::host::{ContainerUsage, PodUsage};
-use crate::lifecycle::{Error, Kind};
 
 /// ContainerStats.
 pub(super) async fn container(

@@ -12,11 +12,11 @@ use std::error::Error as StdError;
 use std::fmt;
 
 use coracle_images as images;
+use coracle_lifecycle as lifecycle;
 use tonic::{Code, Status};
 use tracing::{debug, error, info, warn};
 
 use super::convert::BadRequest;
-use crate::lifecycle;
 
 /// The longest message sent, in bytes: it travels in a header, percent-encoded, and Go clients refuse
 /// headers beyond 16 KiB.

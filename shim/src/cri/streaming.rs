@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use coracle_lifecycle::{Error, Kind, Purpose};
 use coracle_proto::runtime::v1 as cri;
 use coracle_runtime::id::{ContainerId, PodId};
 use coracle_streaming::{Refused, Session};
@@ -13,7 +14,6 @@ use coracle_streaming::{Refused, Session};
 use super::convert::{self, NamesObject as _};
 use super::status::Failure;
 use super::{Shared, concerns};
-use crate::lifecycle::{Error, Kind, Purpose};
 
 /// Exec: a URL that runs a program.
 pub(super) async fn exec(

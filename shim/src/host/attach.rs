@@ -5,15 +5,14 @@
 //! number of clients may be joined at a time, each fed by itself.
 //! Not here: whether the container runs (its driver).
 
+use coracle_lifecycle::{AttachWish, Error, Kind, Launch};
 use coracle_runtime::keeper::AttachOrder;
 use coracle_streaming::Streams;
 use tokio::sync::watch;
 
 use super::channel::{Channel, ClientReader};
 use super::exec::pipe;
-use super::launch::Launch;
 use super::{Host, runtime_error};
-use crate::lifecycle::{AttachWish, Error, Kind};
 
 impl Host {
     /// Joins a client to the container of `launch`, which runs, until its output ends.

@@ -7,6 +7,7 @@
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 
+use coracle_lifecycle::Error;
 use coracle_runtime::terminal;
 use coracle_streaming::Size;
 use tokio::io::unix::AsyncFd;
@@ -14,7 +15,6 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::watch;
 
 use super::io_error;
-use crate::lifecycle::Error;
 
 /// Bytes moved at a time.
 const PIECE: usize = 32 * 1024;

@@ -13,10 +13,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use coracle_images::{Image, ImageId};
+use coracle_lifecycle::{Error, Kind, Payload, Plan};
 use coracle_runtime::id::ContainerId;
 
 use super::{Host, blocking, runtime_error};
-use crate::lifecycle::{Error, Kind, Payload, Plan};
 
 /// How long what a failed pull left behind waits for another attempt.
 const SPARE: Duration = Duration::from_secs(10 * 60);

@@ -8,13 +8,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use coracle_lifecycle::{ContainerWish, Error, Kind, Payload, Plan, PodRecord, Slot, limits};
 use coracle_runtime::id::{ContainerId, PodId};
 use coracle_runtime::keeper::{self, Keeper};
 use coracle_runtime::process::Process;
 use tokio::sync::oneshot;
 
-use super::{Host, blocking, io_error, limits, linux, log, make_private, pass, runtime_error};
-use crate::lifecycle::{ContainerWish, Error, Kind, Payload, Plan, PodRecord, Slot};
+use super::{Host, blocking, io_error, linux, log, make_private, pass, runtime_error};
 
 /// How long a keeper may take to drop what it keeps of an exited container.
 const FORGET_PATIENCE: Duration = Duration::from_secs(1);
@@ -48,7 +48,7 @@ impl Host {
             directory: &self.pod_files(&pod.id, id),
         };
         files.write(&plan.mounts)?;
-        let directory = self.container_directory(&pod.id, id);
+        let directory = self.layout.container_directory(&pod.id, id);
         make_private(&directory.join("work"))?;
         make_public(&directory.join("upper"))
     }
@@ -113,7 +113,7 @@ impl Host {
 
     /// The exit code that the keeper has recorded of a container.
     pub async fn exit_code(&self, pod: &PodId, id: &ContainerId) -> Option<i32> {
-        let (exits, id) = (self.exits_directory(pod), id.clone());
+        let (exits, id) = (self.layout.exits_directory(pod), id.clone());
         let read = move || {
             let exit = keeper::read_exit(&exits, &id);
             Ok(exit.ok().flatten().map(|exit| exit.code))
@@ -149,7 +149,7 @@ impl Host {
         id: &ContainerId,
         recorded: oneshot::Receiver<()>,
     ) {
-        let (id, exits) = (id.clone(), self.exits_directory(pod));
+        let (id, exits) = (id.clone(), self.layout.exits_directory(pod));
         tokio::spawn(async move {
             if recorded.await.is_ok() {
                 dismiss(keeper, &id);
@@ -179,7 +179,7 @@ impl Host {
     /// Removes a container's record, then cgroup, files, exit record and image lease. Blocks.
     pub fn forget(&self, pod: &PodId, id: &ContainerId, cgroup: &str) -> Result<(), Error> {
         pass("remove.record")?;
-        let directory = self.container_directory(pod, id);
+        let directory = self.layout.container_directory(pod, id);
         let erased = Slot::new(directory.clone(), self.syncer()).erase();
         erased.map_err(|error| io_error(format!("erase the record of container {id}"), error))?;
         pass("remove.cgroup")?;
@@ -187,7 +187,7 @@ impl Host {
         self.leftovers.forget(id);
         pass("remove.rootfs")?;
         self.discard_tree(&directory)?;
-        keeper::remove_exit(&self.exits_directory(pod), id);
+        keeper::remove_exit(&self.layout.exits_directory(pod), id);
         self.parts.images.release(id.as_str());
         Ok(())
     }

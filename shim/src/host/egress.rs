@@ -7,13 +7,13 @@
 use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
 
+use coracle_lifecycle::{Error, Kind, NamespaceMode, PodRecord, PodWish};
 use coracle_network::egress;
 use coracle_runtime::spec::WasmNetwork;
 use coracle_spec::egress::Egress;
 
 use super::pod::network_error;
 use super::{Host, linux};
-use crate::lifecycle::{Error, Kind, NamespaceMode, PodRecord, PodWish};
 
 /// What a pod may reach, the node's own addresses as they are now, at which the usual ports and `denied` ones are never
 /// opened. Blocks. Errors: the kernel does not tell its addresses.

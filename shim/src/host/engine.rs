@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use coracle_images::{Image, Kind as ImageKind};
+use coracle_lifecycle::{Error, KeeperEngine};
 use coracle_wasm::{Compiled, EngineRef};
 
 use super::{Host, runtime_error};
-use crate::lifecycle::Error;
 
 impl Host {
     /// Compiles an image's module into the cache for the engine that new keepers have. A Linux image needs nothing.
@@ -39,14 +39,14 @@ impl Host {
     }
 
     /// The engine of a keeper; one of another build compiles with the keeper's own executable.
-    pub fn engine_of(&self, hash: &str, keeper_pid: i32) -> EngineRef {
+    pub fn engine_of(&self, engine: &KeeperEngine) -> EngineRef {
         let own = self.own_engine();
-        if own.hash == hash {
+        if own.hash == engine.hash {
             return own;
         }
         EngineRef {
-            hash: hash.to_owned(),
-            exe: PathBuf::from(format!("/proc/{keeper_pid}/exe")),
+            hash: engine.hash.clone(),
+            exe: PathBuf::from(format!("/proc/{}/exe", engine.pid)),
         }
     }
 

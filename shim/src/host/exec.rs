@@ -13,18 +13,16 @@ mod sync;
 
 pub(super) use budget::Budget;
 pub(super) use leaf::Leftovers;
-pub use sync::ExecOutput;
 
 use std::os::fd::OwnedFd;
 
 use coracle_cgroup::ExecLeaf;
 use coracle_images::Kind as ImageKind;
+use coracle_lifecycle::{Error, Kind, Launch, Payload, WasmPlan};
 use coracle_runtime::keeper::{ExecOrder, ExecStreams, StartPayload};
 use coracle_runtime::spec::{ContainerSpec, Tool, Toolbox, Workload};
 
-use super::launch::Launch;
 use super::{Host, blocking, io_error, runtime_error};
-use crate::lifecycle::{Error, Kind, Payload, WasmPlan};
 
 /// Which standard streams an exec has beside its output.
 #[derive(Clone, Copy, Default)]
@@ -107,7 +105,8 @@ impl Host {
         if let (Some(image), Some(module)) = (&image, &named) {
             self.modules.add(&module.digest, &image.id);
         }
-        let compiled = self.compiled(&launch.engine, path, digest).await?;
+        let engine = self.engine_of(&launch.engine);
+        let compiled = self.compiled(&engine, path, digest).await?;
         if let Workload::Wasm(wasm) = &mut spec.workload {
             (wasm.kind, wasm.toolbox) = (compiled.info.kind, toolbox);
         }

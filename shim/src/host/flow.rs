@@ -8,7 +8,7 @@ use std::path::Path;
 
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 
-use crate::lifecycle::Propagation;
+use coracle_lifecycle::Propagation;
 
 /// Checks the mount that `path` lies on. Errors: what is wrong, as the rest of a sentence.
 pub(super) fn check(path: &Path, asked: Propagation) -> Result<(), String> {

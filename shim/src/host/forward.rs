@@ -8,12 +8,12 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use coracle_lifecycle::{Error, Kind};
 use coracle_network as network;
 use coracle_runtime::id::PodId;
 use tokio::net::{TcpSocket, TcpStream};
 
 use super::{Host, blocking, io_error};
-use crate::lifecycle::{Error, Kind};
 
 /// How long a pod's loopback may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use coracle_runtime::spec::IdRange;
 
-use crate::lifecycle::{Error, Kind};
+use coracle_lifecycle::{Error, Kind};
 
 /// The blocks of this node.
 #[derive(Debug)]

@@ -7,11 +7,11 @@
 
 use std::path::{Path, PathBuf};
 
+use coracle_lifecycle::{Error, Kind, MountWish};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
 use rustix::io::Errno;
 
 use super::io_error;
-use crate::lifecycle::{Error, Kind, MountWish};
 
 /// Checks the sub paths of all mounts that have an image; `images` holds their layers in the same order.
 pub fn check(wishes: &[MountWish], images: &[Vec<PathBuf>]) -> Result<(), Error> {
@@ -67,7 +67,7 @@ fn may_hold(layer: &Path, path: &str) -> Result<bool, Error> {
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
     use super::*;
-    use crate::lifecycle::{ImageVolume, Propagation};
+    use coracle_lifecycle::{ImageVolume, Propagation};
 
     fn wish(sub_path: &str) -> MountWish {
         MountWish {

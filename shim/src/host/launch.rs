@@ -7,43 +7,13 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use coracle_runtime::id::{ContainerId, PodId};
+use coracle_lifecycle::{Error, Kind, Launch, Launched, LinuxPlan, Payload, SeccompPlan};
+use coracle_runtime::id::ContainerId;
 use coracle_runtime::keeper::{Keeper, StartOrder, StartPayload, Started};
-use coracle_runtime::process::Process;
 use coracle_runtime::spec::{ContainerSpec, LinuxSpec, Root, SPEC_VERSION, WasmSpec, Workload};
 use coracle_sandbox::profile::Profile;
-use coracle_wasm::EngineRef;
 
 use super::{Host, blocking, log, pass, runtime_error};
-use crate::lifecycle::{ContainerWish, Error, Kind, LinuxPlan, Payload, Plan, SeccompPlan};
-
-/// What a launch needs.
-pub struct Launch {
-    /// The pod.
-    pub pod: PodId,
-    /// The container.
-    pub id: ContainerId,
-    /// Whether the pod has a user namespace of its own.
-    pub userns: bool,
-    /// The pod's log directory.
-    pub log_directory: String,
-    /// What was asked for.
-    pub wish: Arc<ContainerWish>,
-    /// What came of it.
-    pub plan: Arc<Plan>,
-    /// Who runs it.
-    pub keeper: Keeper,
-    /// For which engine its code is needed.
-    pub engine: EngineRef,
-}
-
-/// A container that runs.
-pub struct Launched {
-    /// Its first process.
-    pub process: Arc<Process>,
-    /// Nanoseconds since 1970 UTC.
-    pub started_at: i64,
-}
 
 impl Host {
     /// Has the keeper run it. Its log file exists when this returns.
@@ -94,7 +64,7 @@ impl Host {
     /// What the keeper is told; complete once [`Host::payload`] has seen it.
     pub(super) fn spec(&self, launch: &Launch) -> Result<ContainerSpec, Error> {
         let (plan, wish) = (&launch.plan, &launch.wish);
-        let directory = self.container_directory(&launch.pod, &launch.id);
+        let directory = self.layout.container_directory(&launch.pod, &launch.id);
         let cgroup = self.parts.cgroups.open(&plan.cgroup);
         let cgroup = cgroup
             .map_err(|error| Error::because(Kind::Bug, format!("cgroup {}", plan.cgroup), error))?;
@@ -129,7 +99,11 @@ impl Host {
         match &launch.plan.payload {
             Payload::Wasm(wasm) => {
                 let compiled = self
-                    .compiled(&launch.engine, &wasm.module, &wasm.module_digest)
+                    .compiled(
+                        &self.engine_of(&launch.engine),
+                        &wasm.module,
+                        &wasm.module_digest,
+                    )
                     .await?;
                 let code = compiled.open();
                 code.map(StartPayload::Wasm)

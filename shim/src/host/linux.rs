@@ -16,6 +16,9 @@ use std::path::Path;
 
 use coracle_cgroup::Limits;
 use coracle_images::Image;
+use coracle_lifecycle::{
+    ContainerWish, Error, LinuxPlan, NamespaceMode, PidWish, PodRecord, UsernsWish, limits,
+};
 use coracle_runtime::id::ContainerId;
 use coracle_runtime::spec::{Identity, LinuxJail, Mount, PidSpace, ResourceLimit};
 
@@ -24,11 +27,8 @@ use self::cdi::Additions;
 use self::devices::Grant;
 use self::profiles::SecurityFiles;
 pub use self::profiles::{DefaultProfile, default_profile};
+use super::mounts;
 use super::plan::invalid;
-use super::{limits, mounts};
-use crate::lifecycle::{
-    ContainerWish, Error, LinuxPlan, NamespaceMode, PidWish, PodRecord, UsernsWish,
-};
 
 /// The search path of a container whose image has none. Source: containerd, `WithDefaultPathEnv`.
 const USUAL_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";

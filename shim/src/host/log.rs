@@ -16,6 +16,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
+use coracle_lifecycle::{Error, Kind};
 use rustix::fs::{
     CWD, FileType, Mode, OFlags, ResolveFlags, fstat, mkdirat, open as open_at_path, openat2,
 };
@@ -23,7 +24,6 @@ use rustix::io::Errno;
 
 use super::io_error;
 use super::paths::{Missing, Paths};
-use crate::lifecycle::{Error, Kind};
 
 /// How often a file is looked for again that comes and goes while it is opened.
 const TRIES: usize = 8;

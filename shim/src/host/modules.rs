@@ -12,11 +12,11 @@ use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use coracle_lifecycle::{Error, Kind};
 use coracle_runtime::id::hex;
 use sha2::{Digest as _, Sha256};
 
 use super::{blocking, io_error};
-use crate::lifecycle::{Error, Kind};
 
 /// Files remembered at most; all are forgotten when there are more.
 const MAX_KNOWN: usize = 4_096;

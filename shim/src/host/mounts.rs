@@ -8,11 +8,11 @@
 use std::collections::BTreeSet;
 use std::path::{Component, Path, PathBuf};
 
+use coracle_lifecycle::{Error, IdMapping, Kind, MountWish, Propagation, UsernsWish};
 use coracle_runtime::spec::{Mount, MountKind, MountPropagation};
 
 use super::flow;
 use super::paths::{Missing, Visit};
-use crate::lifecycle::{Error, IdMapping, Kind, MountWish, Propagation, UsernsWish};
 
 /// Most mounts of a container.
 const MOST: usize = 512;
@@ -236,7 +236,7 @@ pub fn clean_target(path: &str) -> Result<String, String> {
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
     use super::*;
-    use crate::lifecycle::ImageVolume;
+    use coracle_lifecycle::ImageVolume;
 
     const WASM: Setting<'static> = Setting {
         is_linux: false,

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use crate::lifecycle::{Error, Kind};
+use coracle_lifecycle::{Error, Kind};
 
 /// Most threads that resolve paths.
 const THREADS: usize = 128;

@@ -8,6 +8,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use coracle_images::{Image, Kind as ImageKind, WasmImage};
+use coracle_lifecycle::{
+    ContainerWish, Error, Handler, KeeperEngine, Kind, Payload, PidWish, Plan, PodRecord,
+    ProfileWish, WasmPlan, limits,
+};
 use coracle_runtime::id::ContainerId;
 use coracle_runtime::spec::{Mount, WasmKind, WasmNetwork};
 use coracle_wasm::{EngineRef, ModuleInfo};
@@ -16,10 +20,7 @@ use super::egress;
 use super::paths::{Missing, Visit};
 use super::user::Resolved;
 use super::words::{argv, environment, log_path, stop_signal, working_dir};
-use super::{Host, blocking, image_volumes, limits, linux, mounts, pass, user};
-use crate::lifecycle::{
-    ContainerWish, Error, Handler, Kind, Payload, PidWish, Plan, PodRecord, ProfileWish, WasmPlan,
-};
+use super::{Host, blocking, image_volumes, linux, mounts, pass, user};
 
 pub(super) struct Module {
     pub(super) path: PathBuf,
@@ -53,7 +54,7 @@ impl Host {
         pod: &PodRecord,
         id: &ContainerId,
         wish: &Arc<ContainerWish>,
-        engine: &EngineRef,
+        engine: &KeeperEngine,
     ) -> Result<Plan, Error> {
         let image = self.image(&wish.image)?;
         self.lease(&image, id)?;
@@ -66,7 +67,8 @@ impl Host {
         };
         let (draft, parts) = match &draft.image.kind {
             ImageKind::Wasm(wasm) => {
-                let payload = self.wasm_payload(&draft, wasm, engine).await?;
+                let engine = self.engine_of(engine);
+                let payload = self.wasm_payload(&draft, wasm, &engine).await?;
                 let (draft, mounts) = self.mounts(draft, false).await?;
                 let files = self.pod_files(&pod.id, id);
                 blocking("checking user and mounts", move || {
@@ -241,7 +243,7 @@ impl Draft {
             id: &self.id,
             wish,
             image: &self.image,
-            containers: &host.containers_directory(&pod.id),
+            containers: &host.layout.containers_directory(&pod.id),
             files: &host.pod_files(&pod.id, &self.id),
         };
         let additions = linux::cdi::additions(&wish.cdi_devices)?;

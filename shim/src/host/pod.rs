@@ -15,6 +15,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use coracle_cgroup::systemd;
+use coracle_lifecycle::{
+    Error, GREETING_PATIENCE, IdMapping, Kind, NamespaceMode, PodRecord, PodWish, Raised, Slot,
+};
 use coracle_network::{self as network, Attachment, IdMaps, NamespaceWish, Namespaces, cni};
 use coracle_runtime::id::PodId;
 use coracle_runtime::keeper::{self, Greeting, Keeper, KeeperEvent};
@@ -25,30 +28,11 @@ use tokio::sync::mpsc::UnboundedReceiver;
 pub(super) use self::joining::network_error;
 use self::joining::{cni_error, network_wish};
 use super::{Host, blocking, egress, io_error, make_private, pass, remove_tree, runtime_error};
-use crate::lifecycle::{Error, IdMapping, Kind, NamespaceMode, PodRecord, PodWish};
 
-/// How long a keeper may take to greet.
-pub const GREETING_PATIENCE: Duration = Duration::from_secs(5);
 /// The first port for which no privilege is needed, below `/proc/sys`.
 const FIRST_FREE_PORT: &str = "net/ipv4/ip_unprivileged_port_start";
 /// How long a keeper may take to leave by itself, and again after it was killed.
 const LEAVE_PATIENCE: Duration = Duration::from_secs(1);
-
-/// A pod that stands; its keeper is not committed yet.
-pub struct Raised {
-    /// Its keeper's process.
-    pub process: Arc<Process>,
-    /// The connection to its keeper.
-    pub keeper: Keeper,
-    /// What the keeper said of itself.
-    pub greeting: Greeting,
-    /// What the keeper tells unasked.
-    pub events: UnboundedReceiver<KeeperEvent>,
-    /// Its place in the network.
-    pub attachment: Option<Attachment>,
-    /// While this is open, the keeper lives without a commit.
-    pub lifeline: OwnedFd,
-}
 
 /// What a keeper is born into.
 struct Nest {
@@ -114,7 +98,7 @@ impl Host {
         let (entrance, cgroup_procs) = self.keeper_entrance(record)?;
         let socket = self.control_socket(&record.id);
         make_private(&self.run_directory().join(record.id.as_str()))?;
-        make_private(&self.exits_directory(&record.id))?;
+        make_private(&self.layout.exits_directory(&record.id))?;
         let listener = keeper::bind_control(&socket);
         let listener =
             listener.map_err(|error| runtime_error(named("bind the control socket"), error))?;
@@ -187,7 +171,7 @@ impl Host {
         let birth = KeeperBirth {
             pod: record.id.clone(),
             listener: nest.listener,
-            exits: self.exits_directory(&record.id),
+            exits: self.layout.exits_directory(&record.id),
             namespaces: nest.namespaces,
             host_pid: record.wish.namespaces.pid == NamespaceMode::Node,
             oom_score_adj: self.config.keeper_oom_score_adj,
@@ -335,8 +319,8 @@ impl Host {
 
     /// Removes a pod's records and directories, the record first. Blocks.
     pub fn forget_pod(&self, pod: &PodId) -> Result<(), Error> {
-        let directory = self.pod_directory(pod);
-        let erased = crate::lifecycle::Slot::new(directory.clone(), self.syncer()).erase();
+        let directory = self.layout.pod_directory(pod);
+        let erased = Slot::new(directory.clone(), self.syncer()).erase();
         erased.map_err(|error| io_error(format!("erase the record of sandbox {pod}"), error))?;
         self.parts.network.cni().abandon(pod.as_str());
         self.discard_tree(&directory)

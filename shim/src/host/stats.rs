@@ -15,67 +15,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use coracle_cgroup::{Cgroup, Stats, SwapStats};
+use coracle_lifecycle::{
+    ContainerState, ContainerUsage, ContainerView, Interface, LayerUsage, Measured, NamespaceMode,
+    PodUsage, PodView, Usage,
+};
 use coracle_runtime::id::PodId;
 
-pub use layer::LayerUsage;
-pub use network::Interface;
-
 use super::{Host, linux};
-use crate::lifecycle::{ContainerState, ContainerView, NamespaceMode, PodView};
 use layer::{Budget, Layers};
 use rate::{Rates, Sum};
 
 /// How many more than exist are remembered before what is gone is forgotten.
 const SLACK: usize = 256;
-
-/// What one cgroup uses.
-#[derive(Clone, Debug)]
-pub struct Usage {
-    /// When it was read, in nanoseconds since 1970 UTC.
-    pub at: i64,
-    /// The kernel's counters.
-    pub stats: Stats,
-    /// CPU time per second in nanoseconds, from the last two times that somebody asked.
-    pub nano_cores: Option<u64>,
-}
-
-/// What one container uses.
-#[derive(Clone, Debug)]
-pub struct ContainerUsage {
-    /// The container.
-    pub view: Arc<ContainerView>,
-    /// `None` when it has ended.
-    pub usage: Option<Usage>,
-    /// Its writable layer; `None` while a large one was not looked at yet.
-    pub layer: Option<LayerUsage>,
-}
-
-/// What one pod uses.
-#[derive(Clone, Debug)]
-pub struct PodUsage {
-    /// The pod.
-    pub view: Arc<PodView>,
-    /// All of it, its keeper's share included.
-    pub usage: Option<Usage>,
-    /// Number of processes in it, its keeper's included.
-    pub processes: u64,
-    /// When [`PodUsage::interfaces`] was read, in nanoseconds since 1970 UTC.
-    pub network_at: i64,
-    /// Its interfaces but for loopback; `None` on the host's network.
-    pub interfaces: Option<Vec<Interface>>,
-    /// Its containers.
-    pub containers: Vec<ContainerUsage>,
-}
-
-/// A pod to be measured.
-pub struct Measured {
-    /// The pod.
-    pub view: Arc<PodView>,
-    /// Its containers.
-    pub containers: Vec<Arc<ContainerView>>,
-    /// Nobody else has cgroups below the parent of its own.
-    pub owns_parent: bool,
-}
 
 /// What is remembered from one answer to the next.
 #[derive(Default)]
@@ -164,7 +115,10 @@ impl Host {
         let usage = (view.state != ContainerState::Exited)
             .then(|| self.usage_of(&view))
             .flatten();
-        let upper = self.container_directory(&view.pod, &view.id).join("upper");
+        let upper = self
+            .layout
+            .container_directory(&view.pod, &view.id)
+            .join("upper");
         let layer = self.meter.layers.usage(&view.id, &upper, budget);
         let files = linux::files::usage(&self.pod_files(&view.pod, &view.id));
         let layer = layer.map(|layer| LayerUsage {

@@ -10,57 +10,26 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use coracle_network::{self as network, Attachment};
+use coracle_lifecycle::{Error, Kind, Owned, Swept};
+use coracle_network as network;
 use coracle_runtime::id::PodId;
 
 use super::{Host, pass, remove_tree, runtime_error};
-use crate::lifecycle::{Error, Kind};
 
-/// What is not to be swept.
-#[derive(Debug, Default)]
-pub struct Owned {
-    /// Pods that have a record.
-    pub pods: HashSet<String>,
-    /// Pods whose keeper may live: their control sockets and pins stay.
-    pub live: HashSet<String>,
-    /// Pods of which too little is known to tell what they hold: all of it stays.
-    pub kept: HashSet<String>,
-    /// Something may be in use of which no record tells.
-    pub has_unreadable: bool,
-    /// Parents under which our cgroups lie.
-    pub parents: BTreeSet<String>,
-    /// Addresses in use.
-    pub attachments: Vec<Attachment>,
-    /// Ids known to be nobody's any more, with processes perhaps.
-    pub dead: HashSet<String>,
-    /// Directories of containers among those.
-    pub debris: Vec<PathBuf>,
-}
-
-/// What a sweep came to.
-#[derive(Debug, Default)]
-pub struct Found {
-    /// What was removed, for the log.
-    pub removed: Vec<String>,
-    /// What could not be.
-    pub errors: Vec<Error>,
-}
-
-impl Found {
-    fn note(&mut self, what: String, result: Result<(), Error>) {
-        match result {
-            Ok(()) => self.removed.push(what),
-            Err(error) => self.errors.push(error),
-        }
+/// Notes what became of one thing.
+fn note(found: &mut Swept, what: String, result: Result<(), Error>) {
+    match result {
+        Ok(()) => found.removed.push(what),
+        Err(error) => found.errors.push(error),
     }
 }
 
 impl Host {
     /// Removes what `owned` does not name. Blocks.
-    pub fn sweep(&self, owned: &Owned) -> Found {
-        let mut found = Found::default();
+    pub fn sweep(&self, owned: &Owned) -> Swept {
+        let mut found = Swept::default();
         if let Err(error) = pass("recover.sweep") {
             found.errors.push(error);
         }
@@ -98,23 +67,26 @@ impl Host {
             .into_iter()
             .filter(|id| !owned.live.contains(id))
             .collect();
-        for id in ids_in(&self.pods_directory()) {
+        for id in ids_in(&self.layout.pods_directory()) {
             if owned.pods.contains(&id) {
                 continue;
             }
-            ids.extend(ids_in(&self.pods_directory().join(&id).join("containers")));
+            ids.extend(ids_in(
+                &self.layout.pods_directory().join(&id).join("containers"),
+            ));
             ids.insert(id);
         }
         ids
     }
 
     /// Kills what runs in a cgroup named after one of `dead`, wherever that lies.
-    fn sweep_processes(&self, dead: &HashSet<String>, found: &mut Found) {
+    fn sweep_processes(&self, dead: &HashSet<String>, found: &mut Swept) {
         if dead.is_empty() {
             return;
         }
         for (path, pids) in cgroups_of_processes(dead) {
-            found.note(
+            note(
+                found,
                 format!("cgroup {path} with processes {pids:?}"),
                 self.remove_cgroup(&path),
             );
@@ -122,7 +94,7 @@ impl Host {
     }
 
     /// Removes the cgroups named after `dead` that hold no process, under the parents that pods name.
-    fn sweep_cgroups(&self, owned: &Owned, dead: &HashSet<String>, found: &mut Found) {
+    fn sweep_cgroups(&self, owned: &Owned, dead: &HashSet<String>, found: &mut Swept) {
         for (parent, leaf) in owned
             .parents
             .iter()
@@ -131,16 +103,16 @@ impl Host {
             let path = format!("{}/{leaf}", parent.trim_end_matches('/'));
             let opened = self.parts.cgroups.open(&path);
             if opened.is_ok_and(|cgroup| cgroup.exists()) {
-                found.note(format!("cgroup {path}"), self.remove_cgroup(&path));
+                note(found, format!("cgroup {path}"), self.remove_cgroup(&path));
             }
         }
     }
 
-    fn sweep_directories(&self, owned: &Owned, found: &mut Found) {
+    fn sweep_directories(&self, owned: &Owned, found: &mut Swept) {
         // Pins in a directory of the operator's choice may be another daemon's.
         let are_all_ours = self.pins_directory().starts_with(&self.config.run);
         for id in ids_in(&self.pins_directory()) {
-            let is_ours = are_all_ours || self.pods_directory().join(&id).exists();
+            let is_ours = are_all_ours || self.layout.pods_directory().join(&id).exists();
             if !is_ours || owned.kept.contains(&id) {
                 continue;
             }
@@ -151,11 +123,12 @@ impl Host {
             let unpinned = network::unpin(&self.pins_directory().join(&id));
             let unpinned = unpinned
                 .map_err(|error| Error::because(Kind::Io, format!("unpin namespace {id}"), error));
-            found.note(format!("network namespace {id}"), unpinned);
+            note(found, format!("network namespace {id}"), unpinned);
         }
         for id in ids_in(&self.run_directory()) {
             if !owned.live.contains(&id) {
-                found.note(
+                note(
+                    found,
                     format!("control socket {id}"),
                     remove_tree(&self.run_directory().join(&id)),
                 );
@@ -163,13 +136,14 @@ impl Host {
         }
         for directory in &owned.debris {
             let removed = self.discard_tree(directory);
-            found.note(format!("directory {}", directory.display()), removed);
+            note(found, format!("directory {}", directory.display()), removed);
         }
-        for id in ids_in(&self.pods_directory()) {
+        for id in ids_in(&self.layout.pods_directory()) {
             if !owned.pods.contains(&id) {
-                found.note(
+                note(
+                    found,
                     format!("directory of sandbox {id}"),
-                    self.discard_tree(&self.pods_directory().join(&id)),
+                    self.discard_tree(&self.layout.pods_directory().join(&id)),
                 );
             }
         }

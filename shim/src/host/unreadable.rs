@@ -1,6 +1,6 @@
 //! Effects on a pod of whose records little is known: everything follows from its id and those of its containers.
 //!
-//! Called by: recovery and [`crate::lifecycle`]'s keeper of such pods.
+//! Called by: recovery and [`coracle_lifecycle`]'s keeper of such pods.
 //! Invariants: nothing is ended before the kubelet asks for it; what is ended is found by cgroups that have the ids for
 //! names; each effect can be repeated.
 //! Not here: why the records cannot be used.
@@ -8,12 +8,12 @@
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
+use coracle_lifecycle::{Error, Kind, quarantine};
 use coracle_network::{self as network, Attachment};
 use coracle_runtime::id::{ContainerId, PodId};
 
 use super::sweep::cgroups_of_processes;
 use super::{Host, blocking, io_error, remove_tree};
-use crate::lifecycle::{Error, Kind, quarantine};
 
 impl Host {
     /// Whether a process runs in a cgroup named after one of `ids`, wherever that lies. Blocks.
@@ -97,8 +97,8 @@ impl Host {
     /// Removes the records and directories of a pod that was given up, or moves aside what cannot be removed. Blocks.
     pub fn forget_unreadable(&self, pod: &PodId, containers: &[ContainerId]) -> Result<(), Error> {
         if let Err(error) = self.forget_pod(pod) {
-            let directory = self.pod_directory(pod);
-            let moved = quarantine(&directory, &self.quarantine()).map_err(|moving| {
+            let directory = self.layout.pod_directory(pod);
+            let moved = quarantine(&directory, &self.layout.quarantine()).map_err(|moving| {
                 io_error(
                     format!(
                         "{}; move {} to quarantine",

@@ -1,70 +1,13 @@
 //! Changes the limits of a container that exists.
 //!
-//! Called by: its pod's driver; `change_limits` on the blocking pool. Calls: cgroups.
-//! Invariants: only what differs is written; after a refusal the limits are those from before, which `Cgroup::set`
-//! sees to; the number of processes, the devices and the OOM killer's manner are not changed.
-//! Not here: which limits were asked for, records.
+//! Called by: its pod's driver, on the blocking pool. Calls: cgroups.
+//! Invariant: after a refusal the limits are those from before, which `Cgroup::set` sees to.
+//! Not here: which limits were asked for, what differs, records.
 
 use coracle_cgroup::{self as cgroup, Limits};
+use coracle_lifecycle::{Error, Kind};
 
-use super::{Host, limits};
-use crate::lifecycle::{Error, Kind, Payload, Plan, Resources};
-
-/// What is to be written so that a container planned as `plan` for `before` has what `after` says.
-pub fn difference(plan: &Plan, before: &Resources, after: &Resources) -> Limits {
-    let of = match plan.payload {
-        Payload::Wasm(_) => limits::wasm_limits,
-        Payload::Linux(_) => limits::linux_limits,
-    };
-    let (old, new) = (of(before), of(after));
-    // The kernel holds the two of a pair against each other, so they are written together.
-    let memory = |limits: &Limits| (limits.memory_bytes, limits.memory_swap_bytes);
-    let quota = |limits: &Limits| (limits.cpu_quota, limits.cpu_period);
-    let (memory_bytes, memory_swap_bytes) = changed(memory(&old), memory(&new));
-    let (cpu_quota, cpu_period) = changed(quota(&old), quota(&new));
-    Limits {
-        memory_bytes,
-        memory_swap_bytes,
-        cpu_quota,
-        cpu_period,
-        cpu_shares: changed(old.cpu_shares, new.cpu_shares),
-        cpuset_cpus: changed(old.cpuset_cpus, new.cpuset_cpus),
-        cpuset_mems: changed(old.cpuset_mems, new.cpuset_mems),
-        hugepages: changed(old.hugepages, new.hugepages),
-        unified: changed(old.unified, new.unified),
-        ..Limits::default()
-    }
-}
-
-/// `new` where it differs from `old`, else nothing.
-fn changed<T: PartialEq + Default>(old: T, new: T) -> T {
-    if old == new { T::default() } else { new }
-}
-
-/// What a plan becomes when its container has been given `change` and is to have `resources`.
-pub fn replanned(plan: &Plan, resources: &Resources, change: &Limits) -> Plan {
-    let mut plan = plan.clone();
-    plan.memory_limit_bytes = limits::memory_limit(resources);
-    if let Payload::Linux(linux) = &mut plan.payload {
-        let limits = &mut linux.limits;
-        over(&mut limits.memory_bytes, change.memory_bytes);
-        over(&mut limits.memory_swap_bytes, change.memory_swap_bytes);
-        over(&mut limits.cpu_quota, change.cpu_quota);
-        over(&mut limits.cpu_period, change.cpu_period);
-        over(&mut limits.cpu_shares, change.cpu_shares);
-        over(&mut limits.cpuset_cpus, change.cpuset_cpus.clone());
-        over(&mut limits.cpuset_mems, change.cpuset_mems.clone());
-        limits.hugepages.extend(change.hugepages.clone());
-        limits.unified.extend(change.unified.clone());
-    }
-    plan
-}
-
-fn over<T>(old: &mut Option<T>, new: Option<T>) {
-    if new.is_some() {
-        *old = new;
-    }
-}
+use super::Host;
 
 impl Host {
     /// Sets what `change` names on the cgroup `path`. Blocks.
@@ -88,74 +31,4 @@ fn refusal(path: &str, error: cgroup::Error) -> Error {
         _ => Kind::Io,
     };
     Error::because(kind, format!("change the limits of cgroup {path}"), error)
-}
-
-#[cfg(test)]
-mod tests {
-    use coracle_runtime::spec::{IdRange, Identity, Spawn, WasmKind, WasmNetwork};
-
-    use super::*;
-    use crate::lifecycle::WasmPlan;
-
-    fn plan() -> Plan {
-        let range = IdRange {
-            base: 1 << 16,
-            size: IdRange::SIZE,
-        };
-        let identity = Identity {
-            uid: 0,
-            gid: 0,
-            groups: Vec::new(),
-            range,
-        };
-        Plan {
-            image_id: String::new(),
-            image_volumes: Vec::new(),
-            layers: Vec::new(),
-            args: Vec::new(),
-            env: Vec::new(),
-            working_dir: String::new(),
-            mounts: Vec::new(),
-            identity,
-            stop_signal: 15,
-            log_path: String::new(),
-            cgroup: String::new(),
-            memory_limit_bytes: None,
-            spawn: Spawn::Fork,
-            payload: Payload::Wasm(WasmPlan {
-                module: "/m".into(),
-                module_digest: String::new(),
-                kind: WasmKind::Module,
-                network: WasmNetwork::Off,
-                resolver: None,
-                toolbox: false,
-            }),
-        }
-    }
-
-    #[test]
-    fn only_what_differs_is_written_and_pairs_together() {
-        let before = Resources {
-            cpu_shares: 100,
-            cpu_period: 100_000,
-            memory_limit_bytes: 1 << 20,
-            ..Resources::default()
-        };
-        assert_eq!(difference(&plan(), &before, &before), Limits::default());
-        let after = Resources {
-            cpu_quota: 5_000,
-            memory_limit_bytes: 2 << 20,
-            ..before.clone()
-        };
-        let expected = Limits {
-            cpu_quota: Some(5_000),
-            cpu_period: Some(100_000),
-            memory_bytes: Some(2 << 20),
-            ..Limits::default()
-        };
-        let change = difference(&plan(), &before, &after);
-        assert_eq!(change, expected);
-        let planned = replanned(&plan(), &after, &change);
-        assert_eq!(planned.memory_limit_bytes, Some(2 << 20));
-    }
 }

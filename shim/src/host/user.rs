@@ -9,10 +9,10 @@ use std::collections::BTreeSet;
 use std::io::Read as _;
 use std::path::PathBuf;
 
+use coracle_lifecycle::{Error, GroupsPolicy, Kind, UserWish};
 use coracle_runtime::spec::{IdRange, Identity};
 
 use super::io_error;
-use crate::lifecycle::{Error, GroupsPolicy, Kind, UserWish};
 
 /// Largest `/etc/passwd` or `/etc/group` that is read. Bytes.
 const MAX_BYTES: u64 = 1 << 20;

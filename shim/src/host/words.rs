@@ -5,9 +5,9 @@
 //! Not here: which module runs.
 
 use coracle_images::{Image, Kind as ImageKind, WasmImage};
+use coracle_lifecycle::{ContainerWish, Error};
 
 use super::plan::invalid;
-use crate::lifecycle::{ContainerWish, Error};
 
 const SIGTERM: i32 = libc::SIGTERM;
 /// Most bytes of arguments, and of environment.

@@ -5,9 +5,9 @@
 use std::collections::BTreeMap;
 
 use coracle_images::{Digest, ImageId, LinuxImage, RunConfig};
+use coracle_lifecycle::{ContainerName, Kind, Resources, SecurityWish, UserWish};
 
 use super::*;
-use crate::lifecycle::{ContainerName, Kind, Resources, SecurityWish, UserWish};
 
 fn image(config: RunConfig) -> Image {
     Image {

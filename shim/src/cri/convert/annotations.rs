@@ -13,11 +13,11 @@
 
 use std::collections::BTreeMap;
 
+use coracle_lifecycle::{Annotations, Grants};
 use coracle_proto::runtime::v1 as cri;
 
 use super::{BadRequest, check};
 use crate::config::Allowance;
-use crate::lifecycle::{Annotations, Grants};
 
 /// An annotation that only takes something from whoever has it.
 pub(super) struct Narrows(pub(super) &'static str);

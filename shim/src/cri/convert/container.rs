@@ -4,11 +4,11 @@
 //! to the lifecycle; what was asked for and would not be done is refused here.
 //! Not here: rendering, sandboxes.
 
+use coracle_lifecycle::{ContainerName, ContainerWish, Grants, UserWish};
 use coracle_proto::runtime::v1 as cri;
 
 use super::annotations::Reader;
 use super::{BadRequest, check, mount, resources, security, signal};
-use crate::lifecycle::{ContainerName, ContainerWish, Grants, UserWish};
 
 /// The longest image name that is looked up, in bytes.
 const MAX_IMAGE_BYTES: usize = 1024;
@@ -154,7 +154,7 @@ fn user(context: &cri::LinuxContainerSecurityContext) -> Result<UserWish, BadReq
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
     use super::*;
-    use crate::lifecycle::{GroupsPolicy, Propagation};
+    use coracle_lifecycle::{GroupsPolicy, Propagation};
 
     fn config() -> cri::ContainerConfig {
         cri::ContainerConfig {

@@ -7,10 +7,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use coracle_lifecycle::{ContainerState, ContainerView, PodView};
 use coracle_proto::runtime::v1 as cri;
 
 use super::BadRequest;
-use crate::lifecycle::{ContainerState, ContainerView, PodView};
 
 /// Which sandboxes a list shows.
 #[derive(Debug, Default)]

@@ -4,12 +4,12 @@
 //! recognises come with the refusals it knows them for.
 //! Not here: whether paths, images and devices exist.
 
+use coracle_lifecycle::{DeviceWish, IdMapping, ImageVolume, MountWish, Propagation};
 use coracle_proto::runtime::v1 as cri;
 
 use super::annotations::{self, OpensAll, Reader};
 use super::{BadRequest, check, namespaces};
 use crate::cri::status::KubeletWord;
-use crate::lifecycle::{DeviceWish, IdMapping, ImageVolume, MountWish, Propagation};
 
 /// The longest image name that is looked up, in bytes.
 const MAX_IMAGE_BYTES: usize = 1024;

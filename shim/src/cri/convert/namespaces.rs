@@ -4,11 +4,11 @@
 //! is refused, never dropped.
 //! Not here: whether a container's wish fits its sandbox: that is seen when both are known.
 
+use coracle_lifecycle::{IdMapping, NamespaceMode, Namespaces, PidWish, SecurityWish, UsernsWish};
 use coracle_proto::runtime::v1 as cri;
 
 use super::BadRequest;
 use super::check;
-use crate::lifecycle::{IdMapping, NamespaceMode, Namespaces, PidWish, SecurityWish, UsernsWish};
 
 /// Reads the namespaces of a sandbox. Absent options mean the pod's own of each.
 pub(super) fn of_pod(

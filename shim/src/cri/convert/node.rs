@@ -5,12 +5,12 @@
 
 use std::collections::BTreeMap;
 
+use coracle_lifecycle::Handler;
 use coracle_proto::runtime::v1 as cri;
 use serde_json::json;
 
 use crate::check;
 use crate::cri::runtime::{CgroupDriver, Node};
-use crate::lifecycle::Handler;
 
 /// The version of kubelet's own runtime interface, the one value it accepts.
 const KUBELET_API_VERSION: &str = "0.1.0";

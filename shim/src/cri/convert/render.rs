@@ -9,15 +9,15 @@
 use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use coracle_lifecycle::{
+    ContainerState, ContainerView, Event, EventKind, IdMapping, MountWish, NamespaceMode, PodName,
+    PodView, Propagation, Resources, UsernsWish,
+};
 use coracle_proto::runtime::v1 as cri;
 use coracle_spec::egress::Egress;
 use serde_json::json;
 
 use super::signal;
-use crate::lifecycle::{
-    ContainerState, ContainerView, Event, EventKind, IdMapping, MountWish, NamespaceMode, PodName,
-    PodView, Propagation, Resources, UsernsWish,
-};
 
 /// One sandbox in a list.
 pub(in crate::cri) fn pod(view: &PodView) -> cri::PodSandbox {
@@ -343,7 +343,7 @@ pub(in crate::cri) mod samples {
     use super::super::{container_wish, pod_wish};
     use super::*;
     use crate::config::Config;
-    use crate::lifecycle::Grants;
+    use coracle_lifecycle::Grants;
 
     /// A ready sandbox whose id is 64 times `digit`.
     pub(in crate::cri::convert) fn pod(digit: char) -> PodView {

@@ -3,11 +3,11 @@
 //! Called by `container` and for updates. Invariant: a value that the kernel would refuse is refused here, by field.
 //! Not here: which of them a container's kind can have.
 
+use coracle_lifecycle::Resources;
 use coracle_proto::runtime::v1 as cri;
 
 use super::BadRequest;
 use super::check;
-use crate::lifecycle::Resources;
 
 /// Kernel's bounds of a CPU period, in microseconds.
 const CPU_PERIOD: (i64, i64) = (1_000, 1_000_000);

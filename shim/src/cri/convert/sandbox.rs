@@ -6,15 +6,15 @@
 
 use std::net::IpAddr;
 
+use coracle_lifecycle::{
+    Annotations, Dns, Grants, Handler, NamespaceMode, Namespaces, PodName, PodWish,
+};
 use coracle_network::{Bandwidth, HostPort, Protocol};
 use coracle_proto::runtime::v1 as cri;
 
 use super::annotations::Reader;
 use super::{BadRequest, check, egress, namespaces, network, security, sysctl};
 use crate::config::{Allowance, Handlers};
-use crate::lifecycle::{
-    Annotations, Dns, Grants, Handler, NamespaceMode, Namespaces, PodName, PodWish,
-};
 
 /// Linux' HOST_NAME_MAX, in bytes.
 const MAX_HOSTNAME_BYTES: usize = 64;

@@ -4,15 +4,15 @@
 //! of the two fields that older protocols had for a profile, the newer one wins.
 //! Not here: namespaces, resources; whether the node has a profile, a capability, SELinux.
 
+use coracle_lifecycle::{
+    CapabilityWish, GroupsPolicy, ProfileWish, SecurityWish, SelinuxWish, UserWish,
+};
 use coracle_proto::runtime::v1 as cri;
 use cri::security_profile::ProfileType;
 
 use super::BadRequest;
 use super::check;
 use super::namespaces;
-use crate::lifecycle::{
-    CapabilityWish, GroupsPolicy, ProfileWish, SecurityWish, SelinuxWish, UserWish,
-};
 
 /// The longest name of a profile, a capability or a part of a label, in bytes.
 const MAX_WORD_BYTES: usize = 256;

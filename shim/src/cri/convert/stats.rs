@@ -7,11 +7,11 @@
 use std::path::Path;
 
 use coracle_cgroup::{Pressure, Stall};
+use coracle_lifecycle::{ContainerUsage, Interface, LayerUsage, PodUsage, Usage};
 use coracle_proto::runtime::v1 as cri;
 
 use super::render::{container_metadata, pod_metadata};
 use super::{BadRequest, ContainerFilter, PodFilter};
-use crate::host::{ContainerUsage, Interface, LayerUsage, PodUsage, Usage};
 
 /// The interface that carries a pod's traffic.
 const DEFAULT_INTERFACE: &str = "eth0";

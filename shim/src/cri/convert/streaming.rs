@@ -3,12 +3,12 @@
 //! Called by `streaming`. Invariants: a session has at least one stream; a terminal has no error stream of its own; ports
 //! are ports. Not here: whether the container runs.
 
+use coracle_lifecycle::{AttachWish, ExecWish, ForwardWish};
 use coracle_proto::runtime::v1 as cri;
 use coracle_runtime::id::{ContainerId, PodId};
 
 use super::BadRequest;
 use super::exec::check_words;
-use crate::lifecycle::{AttachWish, ExecWish, ForwardWish};
 
 /// Reads Exec. Errors: [`BadRequest`] that names the field.
 pub(in crate::cri) fn exec_session(

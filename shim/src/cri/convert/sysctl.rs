@@ -7,8 +7,9 @@
 
 use std::collections::BTreeMap;
 
+use coracle_lifecycle::{NamespaceMode, Namespaces};
+
 use super::BadRequest;
-use crate::lifecycle::{NamespaceMode, Namespaces};
 
 const FIELD: &str = "config.linux.sysctls";
 

@@ -2,10 +2,10 @@
 //!
 //! Called by `update`. Not here: what a container has already.
 
+use coracle_lifecycle::Resources;
 use coracle_proto::runtime::v1 as cri;
 
 use super::{BadRequest, resources};
-use crate::lifecycle::Resources;
 
 /// What is asked for; 0 and empty leave a limit as it is. Errors: a value that no container could have.
 pub(in crate::cri) fn new_resources(

@@ -9,12 +9,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use coracle_cgroup::ExecLeaf;
+use coracle_lifecycle::{Error, Kind, Launch};
 use coracle_runtime::id::ContainerId;
 use coracle_runtime::process::Process;
 
-use crate::host::launch::Launch;
 use crate::host::{Host, blocking, io_error};
-use crate::lifecycle::{Error, Kind};
 
 /// For how long an exec that was given up is killed again: it may just be on its way into its cgroup.
 const KILLING: Duration = Duration::from_secs(5);

@@ -10,6 +10,7 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use coracle_lifecycle::{Error, ExecWish, Kind, Launch, Payload};
 use coracle_runtime::keeper::{Exec, ExecStreams};
 use coracle_runtime::terminal;
 use coracle_streaming::Streams;
@@ -17,9 +18,7 @@ use tokio::sync::watch;
 
 use super::{Stdio, pipe};
 use crate::host::channel::{Channel, ClientReader};
-use crate::host::launch::Launch;
 use crate::host::{Host, io_error, runtime_error};
-use crate::lifecycle::{Error, ExecWish, Kind, Payload};
 
 /// Our ends of an exec's streams.
 enum Ours {

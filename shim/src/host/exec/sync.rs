@@ -9,15 +9,14 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use coracle_lifecycle::{Error, ExecOutput, Kind, Launch};
 use coracle_runtime::keeper::{Exec, ExecStreams};
 use tokio::net::unix::pipe::Receiver;
 
 use super::budget::{Budget, Share};
 use super::leaf::Leaf;
 use super::{Stdio, pipe};
-use crate::host::launch::Launch;
 use crate::host::{Host, blocking, io_error, runtime_error};
-use crate::lifecycle::{Error, Kind};
 
 /// Most bytes kept of each output stream. Source: kubelet and CRI-O agree on 16 MiB.
 pub const OUTPUT_BYTES: usize = 16 << 20;
@@ -25,17 +24,6 @@ pub const OUTPUT_BYTES: usize = 16 << 20;
 const PIPE_BYTES: usize = 1 << 20;
 /// How long a killed exec may take to be gone.
 const KILLED: Duration = Duration::from_secs(3);
-
-/// What an exec came to.
-#[derive(Debug)]
-pub struct ExecOutput {
-    /// Its first [`OUTPUT_BYTES`] of standard output.
-    pub stdout: Vec<u8>,
-    /// The same of standard error.
-    pub stderr: Vec<u8>,
-    /// Exit code, 128 + signal for a signal.
-    pub code: i32,
-}
 
 impl Host {
     /// Runs `argv` in the container of `launch`, which runs. `limit` of `None` waits for ever.

@@ -5,11 +5,11 @@
 //! Invariants: nothing that is granted is more than this process itself has; an unknown name is refused.
 //! Not here: setting them.
 
+use coracle_lifecycle::{Error, SecurityWish};
 use coracle_runtime::spec::Capabilities;
 
 use crate::host::io_error;
 use crate::host::plan::invalid;
-use crate::lifecycle::{Error, SecurityWish};
 
 /// All names by number, without `CAP_`. Source: linux/capability.h.
 const NAMES: [&str; 41] = [
@@ -166,7 +166,7 @@ fn available(name: &str, own: u64) -> Result<u64, Error> {
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
     use super::*;
-    use crate::lifecycle::CapabilityWish;
+    use coracle_lifecycle::CapabilityWish;
 
     /// All 41 but SYS_RESOURCE.
     const OWN: u64 = ((1 << 41) - 1) & !(1 << 24);

@@ -10,13 +10,13 @@ mod document;
 
 use std::path::{Path, PathBuf};
 
+use coracle_lifecycle::Error;
 use coracle_runtime::spec::{Device, DeviceKind, Mount, MountPropagation};
 
 use self::document::{Edits, MountEdit, Node};
 use super::devices::{Grant, device_target, one};
 use crate::host::mounts::clean_target;
 use crate::host::plan::invalid;
-use crate::lifecycle::Error;
 
 /// Where specifications lie; the later one wins.
 const DIRECTORIES: [&str; 2] = ["/etc/cdi", "/var/run/cdi"];

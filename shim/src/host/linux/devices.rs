@@ -9,11 +9,11 @@ use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use coracle_cgroup::{DeviceClass, DeviceRule};
+use coracle_lifecycle::{DeviceWish, Error};
 use coracle_runtime::spec::{Device, DeviceKind};
 
 use crate::host::mounts::clean_target;
 use crate::host::plan::invalid;
-use crate::lifecycle::{DeviceWish, Error};
 
 /// Most nodes of a container.
 const MOST: usize = 4096;

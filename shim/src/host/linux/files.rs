@@ -11,11 +11,11 @@ use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
+use coracle_lifecycle::{Dns, Error, NamespaceMode, PodRecord};
 use coracle_runtime::spec::Mount;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use crate::host::{io_error, make_private};
-use crate::lifecycle::{Dns, Error, NamespaceMode, PodRecord};
 
 /// A file: name in our directory, place in the container.
 type PodFile = (&'static str, &'static str);

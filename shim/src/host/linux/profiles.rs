@@ -10,11 +10,11 @@ mod selinux;
 use std::io::Read as _;
 use std::path::Path;
 
+use coracle_lifecycle::{Error, ProfileWish, SeccompPlan};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
 
 use crate::host::io_error;
 use crate::host::plan::invalid;
-use crate::lifecycle::{Error, ProfileWish, SeccompPlan};
 
 pub use self::apparmor::{DefaultProfile, default_profile};
 pub(super) use self::apparmor::{apparmor, load_default};
@@ -66,7 +66,7 @@ fn read_profile(path: &str) -> Result<String, Error> {
         Ok(file) => file.into(),
         Err(errno) => {
             return Err(Error::because(
-                crate::lifecycle::Kind::Invalid,
+                coracle_lifecycle::Kind::Invalid,
                 format!("open seccomp profile {path:?}"),
                 std::io::Error::from(errno),
             ));
@@ -95,7 +95,7 @@ fn read_profile(path: &str) -> Result<String, Error> {
         }
         Err(error) => {
             return Err(Error::because(
-                crate::lifecycle::Kind::Invalid,
+                coracle_lifecycle::Kind::Invalid,
                 format!("read seccomp profile {path:?} as JSON"),
                 error,
             ));
@@ -155,7 +155,7 @@ mod tests {
         ];
         for path in cases {
             let error = seccomp(&localhost(&path), false).unwrap_err();
-            assert_eq!(error.kind(), crate::lifecycle::Kind::Invalid, "{error}");
+            assert_eq!(error.kind(), coracle_lifecycle::Kind::Invalid, "{error}");
             assert!(error.to_string().contains(&path), "{error}");
         }
     }

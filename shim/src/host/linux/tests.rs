@@ -7,12 +7,12 @@ use std::sync::Arc;
 
 use coracle_cgroup::DeviceRule;
 use coracle_images::{Digest, ImageId, Kind as ImageKind, LinuxImage, RunConfig};
+use coracle_lifecycle::{Kind, SeccompPlan, SecurityWish};
 use coracle_runtime::id::PodId;
 use coracle_runtime::spec::IdRange;
 use serde_json::json;
 
 use super::*;
-use crate::lifecycle::{Kind, SeccompPlan, SecurityWish};
 
 struct Place {
     root: PathBuf,
@@ -68,7 +68,7 @@ impl Place {
         self.plan(&asked(security)).map(|(plan, _)| plan)
     }
 
-    fn change(&mut self, change: impl FnOnce(&mut crate::lifecycle::PodWish)) {
+    fn change(&mut self, change: impl FnOnce(&mut coracle_lifecycle::PodWish)) {
         change(Arc::make_mut(&mut self.pod.wish));
     }
 }
@@ -148,7 +148,7 @@ fn privileged_needs_a_privileged_pod_and_lifts_what_confines() {
     let mut place = Place::new("privileged");
     let security = SecurityWish {
         privileged: true,
-        seccomp: crate::lifecycle::ProfileWish::Default,
+        seccomp: coracle_lifecycle::ProfileWish::Default,
         masked_paths: vec!["/proc/kcore".to_owned()],
         readonly_paths: vec!["/proc/sys".to_owned()],
         ..SecurityWish::default()
@@ -229,7 +229,7 @@ fn a_container_has_no_more_of_the_node_than_its_pod() {
 #[test]
 fn a_container_has_its_pods_users() {
     let mut place = Place::new("users");
-    let map = |outside| crate::lifecycle::IdMapping {
+    let map = |outside| coracle_lifecycle::IdMapping {
         inside: 0,
         outside,
         count: 65_536,
@@ -264,7 +264,7 @@ fn whom_the_pods_map_does_not_hold_nobody_can_be() {
     let (inside, user) = (who(99, 99, &[0]), who(100, 0, &[]));
     let (group, added) = (who(0, 100, &[]), who(0, 0, &[5, 100]));
     assert!(has_ids(&place.pod, &user).is_ok());
-    let map = crate::lifecycle::IdMapping {
+    let map = coracle_lifecycle::IdMapping {
         inside: 0,
         outside: 70_000,
         count: 100,

@@ -4,10 +4,10 @@
 //! mount's; an image cannot ask for more than a container may have mounts.
 //! Not here: making them.
 
+use coracle_lifecycle::Error;
 use coracle_runtime::spec::Mount;
 
 use crate::host::plan::invalid;
-use crate::lifecycle::Error;
 
 /// Most volumes of an image.
 const MOST: usize = 512;

@@ -10,12 +10,12 @@
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
 
+use coracle_lifecycle::{Error, Kind, NamespaceMode, PodRecord, Raised};
 use coracle_network::{self as network, Attachment, NetworkWish, Provider, Resolver, cni};
 use coracle_spec::egress::Egress;
 
-use super::{Nest, Raised, end_process};
+use super::{Nest, end_process};
 use crate::host::{Host, blocking};
-use crate::lifecycle::{Error, Kind, NamespaceMode, PodRecord};
 
 impl Host {
     /// What plugins will be asked, where they connect pods and the pod has a network of its own.

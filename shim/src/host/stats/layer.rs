@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use coracle_lifecycle::LayerUsage;
 use coracle_runtime::id::ContainerId;
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat, open, openat2, statat};
 
@@ -36,17 +37,6 @@ const MAX_DEPTH: usize = 4_096;
 const MAX_PENDING: usize = 1 << 20;
 /// The longest path that is opened in one step, in bytes: PATH_MAX with room.
 const STEP_BYTES: usize = 3_800;
-
-/// What a writable layer holds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct LayerUsage {
-    /// When it was looked at, in nanoseconds since 1970 UTC.
-    pub at: i64,
-    /// Bytes of disk that its files take.
-    pub bytes: u64,
-    /// Files, directories and links, each inode once.
-    pub inodes: u64,
-}
 
 /// What was learnt of a tree.
 #[derive(Clone, Copy, Debug)]

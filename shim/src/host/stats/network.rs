@@ -11,35 +11,12 @@ use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::thread;
 
+use coracle_lifecycle::{Interface, Traffic};
 use coracle_network::open_pin;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 /// The most of a pod's list of interfaces that is read, in bytes: some 500 interfaces.
 const MAX_BYTES: u64 = 64 << 10;
-
-/// What went through one interface since it was made. Source: proc(5), `/proc/net/dev`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Interface {
-    /// Its name inside the pod.
-    pub name: String,
-    /// What it received.
-    pub received: Traffic,
-    /// What it sent.
-    pub sent: Traffic,
-}
-
-/// One direction of an interface.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Traffic {
-    /// Bytes.
-    pub bytes: u64,
-    /// Packets.
-    pub packets: u64,
-    /// Packets with errors.
-    pub errors: u64,
-    /// Packets dropped.
-    pub dropped: u64,
-}
 
 /// The interfaces, but for loopback, of each namespace that is pinned on one of `pins`; `None` where it is gone.
 pub(super) fn read(pins: &[Option<PathBuf>]) -> Vec<Option<Vec<Interface>>> {

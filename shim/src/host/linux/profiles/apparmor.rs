@@ -14,10 +14,11 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use coracle_lifecycle::{Error, Kind, ProfileWish};
+
 use super::SecurityFiles;
 use crate::host::io_error;
 use crate::host::plan::invalid;
-use crate::lifecycle::{Error, Kind, ProfileWish};
 
 /// The profile that stands for `RuntimeDefault`.
 const DEFAULT: &str = "coracle-default";

@@ -7,10 +7,11 @@
 use std::io::Write as _;
 use std::path::Path;
 
+use coracle_lifecycle::{Error, SelinuxWish};
+
 use super::SecurityFiles;
 use crate::host::io_error;
 use crate::host::plan::invalid;
-use crate::lifecycle::{Error, SelinuxWish};
 
 /// The labels of a process and of its mounts.
 #[derive(Debug, Default, PartialEq, Eq)]

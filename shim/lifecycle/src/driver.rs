@@ -1,0 +1,333 @@
+//! Runs one pod: takes notes from its mailbox, decides with `step` and `pod_step`, saves, then acts.
+//!
+//! ```text
+//! Pods --Ask--> mailbox --> step --> save --> effect (a task of its own) --Word--> mailbox
+//!                             \--> Board (what lists show), answers to whoever waits
+//! ```
+//! Called by: [`super::Pods`], recovery. Calls: [`Host`], the records of [`super::store`], [`Board`].
+//! Invariants: one task a pod, so nothing here takes a lock; a phase is on disk before its effects run, and effects
+//! can be repeated; the task itself never waits for a process, a mount or a guest: effects and their deadlines run
+//! beside it, and a grace period is an armed deadline. A removal is not saved: its first act is to erase the record.
+//! Not here: gRPC, wasm, mounts. A driver knows *that* a container starts, never *how*.
+
+mod container;
+mod effects;
+mod keeping;
+mod note;
+mod pod;
+mod requests;
+mod resume;
+pub mod unreadable;
+mod update;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use coracle_runtime::keeper::{Keeper, KeeperEvent};
+use coracle_runtime::process::Process;
+use coracle_spec::id::ContainerId;
+use futures_util::FutureExt as _;
+use serde::Serialize;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::task::AbortHandle;
+
+use super::clock;
+use super::error::{Error, Kind};
+use super::names::Names;
+use super::record::{Plan, PodRecord};
+use super::state::{ContainerPhase, PodPhase};
+use super::store::Slot;
+use super::view::Board;
+use super::wish::{ContainerWish, Resources};
+use super::work::Work;
+use crate::blocking::{blocking, io_error, pass};
+use crate::host::Host;
+
+pub use note::{Ask, Connection, Mailbox, Note, Purpose, Reply, Standing, Word};
+pub use resume::{FoundContainer, FoundKeeper, Resumed};
+
+/// What all drivers share.
+pub struct Shared {
+    /// The world.
+    pub host: Arc<dyn Host>,
+    /// What readers see.
+    pub board: Board,
+    /// Who answers for what.
+    pub names: Names<Mailbox>,
+    /// Effects under way.
+    pub work: Arc<Work>,
+    /// This boot.
+    pub boot: String,
+}
+
+impl Shared {
+    /// The world, for an effect that outlives the call.
+    pub fn host(&self) -> Arc<dyn Host> {
+        Arc::clone(&self.host)
+    }
+}
+
+/// One container, as its driver holds it.
+pub struct Container {
+    id: ContainerId,
+    wish: Arc<ContainerWish>,
+    /// `None` until it is planned.
+    plan: Option<Arc<Plan>>,
+    created_at: i64,
+    phase: ContainerPhase,
+    slot: Slot,
+    /// `None` unless it runs; after an adoption perhaps even then.
+    process: Option<Arc<Process>>,
+    watch: Option<Watch>,
+    /// An exit that was told before the launch was.
+    early_exit: Option<coracle_spec::Exit>,
+    /// Effects under way.
+    busy: usize,
+    /// Why it could not be made.
+    failure: Option<Error>,
+    waiting: Waiting,
+}
+
+/// Who waits for what to happen to a container.
+#[derive(Default)]
+struct Waiting {
+    create: Vec<Reply<ContainerId>>,
+    start: Vec<Reply<()>>,
+    stop: Vec<Reply<()>>,
+    remove: Vec<Reply<()>>,
+    /// Changes of its limits, in the order asked; the first one is under way.
+    update: VecDeque<(Resources, Reply<()>)>,
+}
+
+/// What the driver does about its pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Effort {
+    /// Nothing.
+    Idle,
+    /// An effect is under way.
+    Busy,
+    /// An effect failed; the next request tries again.
+    Failed,
+}
+
+/// A task that watches a process; it ends with this handle.
+struct Watch(AbortHandle);
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// The task of one pod.
+pub struct Driver {
+    shared: Arc<Shared>,
+    sender: Mailbox,
+    mailbox: UnboundedReceiver<Note>,
+    record: PodRecord,
+    slot: Slot,
+    keeper: Option<Keeper>,
+    events: Option<UnboundedReceiver<KeeperEvent>>,
+    keeper_process: Option<Arc<Process>>,
+    keeper_watch: Option<Watch>,
+    /// Calls a keeper that does not answer.
+    calling: Option<Watch>,
+    /// Waits until records that cannot be used are read again.
+    reading: Option<Watch>,
+    /// How long that takes.
+    reading_pause: Duration,
+    /// Containers that have a directory and no record; for the sweep at the start.
+    dead: Vec<ContainerId>,
+    engine_hash: String,
+    containers: BTreeMap<ContainerId, Container>,
+    effort: Effort,
+    /// Why it could not be raised.
+    failure: Option<Error>,
+    ready: Vec<Reply<()>>,
+    stop: Vec<Reply<()>>,
+    remove: Vec<Reply<()>>,
+}
+
+impl Driver {
+    /// A driver for `record`, and the mailbox it reads.
+    pub fn mailbox() -> (Mailbox, UnboundedReceiver<Note>) {
+        unbounded_channel()
+    }
+
+    /// A driver that has not begun.
+    pub fn new(
+        shared: Arc<Shared>,
+        record: PodRecord,
+        slot: Slot,
+        mail: (Mailbox, UnboundedReceiver<Note>),
+    ) -> Driver {
+        Driver {
+            shared,
+            sender: mail.0,
+            mailbox: mail.1,
+            record,
+            slot,
+            keeper: None,
+            events: None,
+            keeper_process: None,
+            keeper_watch: None,
+            calling: None,
+            reading: None,
+            reading_pause: unreadable::FIRST_PAUSE,
+            dead: Vec::new(),
+            engine_hash: String::new(),
+            containers: BTreeMap::new(),
+            effort: Effort::Idle,
+            failure: None,
+            ready: Vec::new(),
+            stop: Vec::new(),
+            remove: Vec::new(),
+        }
+    }
+
+    /// Raises a new pod and drives it to its end.
+    pub async fn begin(mut self) {
+        self.raise();
+        self.run().await;
+    }
+
+    /// Drives the pod until it is gone.
+    pub async fn run(mut self) {
+        self.settle().await;
+        while self.record.phase != PodPhase::Gone {
+            let deadline = self
+                .containers
+                .values()
+                .filter_map(|container| container.phase.deadline())
+                .min();
+            tokio::select! {
+                // The sender is ours, too: the mailbox does not close while this runs.
+                Some(note) = self.mailbox.recv() => self.take(note).await,
+                event = next_event(&mut self.events) => self.hear(event).await,
+                () = sleep_until(deadline) => self.pass_deadlines().await,
+            }
+            self.settle().await;
+        }
+        self.end();
+    }
+
+    async fn take(&mut self, note: Note) {
+        match note {
+            Note::Ask(ask) => self.ask(ask).await,
+            Note::Container(id, word) => self.word(id, word).await,
+            Note::Raised(result) => self.raised(result).await,
+            Note::TakenDown(result) => self.taken_down(result).await,
+            Note::PodForgotten(result) => self.pod_forgotten(result).await,
+            Note::KeeperEnded => self.keeper_ended().await,
+            Note::Reconnected(connection) => self.connected(*connection).await,
+            Note::ReadAgain => self.read_again().await,
+        }
+    }
+
+    async fn ask(&mut self, ask: Ask) {
+        match ask {
+            Ask::Ready(wish, reply) => self.ask_ready(&wish, reply),
+            Ask::StopPod(reply) => self.ask_stop_pod(reply).await,
+            Ask::RemovePod(reply) => self.ask_remove_pod(reply).await,
+            Ask::Create(wish, reply) => self.ask_create(wish, reply),
+            Ask::Start(id, reply) => self.ask_start(id, reply).await,
+            Ask::Stop(id, grace, reply) => self.ask_stop(id, grace, reply).await,
+            Ask::Remove(id, reply) => self.ask_remove(id, reply).await,
+            Ask::ReopenLog(id, reply) => self.ask_reopen_log(&id, reply),
+            Ask::Enter(id, purpose, reply) => drop(reply.send(self.entry(&id, purpose))),
+            Ask::Update(id, asked, reply) => self.ask_update(&id, asked, reply),
+        }
+    }
+
+    /// Draws what follows by itself from what has just happened.
+    async fn settle(&mut self) {
+        self.settle_containers();
+        self.settle_pod().await;
+        self.answer_pod();
+    }
+
+    /// Gives back names and ids; whoever still waits learns that there is nothing to wait for.
+    fn end(mut self) {
+        self.mailbox.close();
+        // The ids of a pod with a user namespace are the kubelet's.
+        if self.record.wish.userns.is_none() {
+            self.shared.host.release_ids(self.record.range);
+        }
+        self.shared
+            .names
+            .release(&self.record.wish.name, &self.record.id);
+        self.answer_pod();
+        tracing::info!(pod = %self.record.id, "sandbox gone");
+    }
+
+    /// Runs an effect beside this task; its result comes back as a note.
+    fn effect<T: Send + 'static>(
+        &self,
+        effect: impl Future<Output = Result<T, Error>> + Send + 'static,
+        note: impl FnOnce(Result<T, Error>) -> Note + Send + 'static,
+    ) {
+        let (sender, work) = (self.sender.clone(), self.shared.work.begin());
+        tokio::spawn(async move {
+            let result = AssertUnwindSafe(effect)
+                .catch_unwind()
+                .await
+                .unwrap_or_else(|_| {
+                    Err(Error::new(
+                        Kind::Bug,
+                        "an effect panicked; the daemon's log has its message",
+                    ))
+                });
+            drop(work);
+            // Err means that the driver has ended, which it does only when nothing is left to be told.
+            let _ = sender.send(note(result));
+        });
+    }
+
+    /// Runs `watch` beside this task until it has a note or the handle is dropped.
+    fn watch(&self, watch: impl Future<Output = Note> + Send + 'static) -> Watch {
+        let sender = self.sender.clone();
+        let task = tokio::spawn(async move {
+            let note = watch.await;
+            let _ = sender.send(note);
+        });
+        Watch(task.abort_handle())
+    }
+}
+
+/// Saves a record on the blocking pool, past the failpoint `site`.
+async fn save<T: Serialize + Send + 'static>(
+    site: Option<&'static str>,
+    slot: &mut Slot,
+    record: T,
+) -> Result<(), Error> {
+    let mut moved = slot.clone();
+    let (moved, saved) = blocking("saving a record", move || {
+        let saved = site.map_or(Ok(()), pass).and_then(|()| {
+            let what = format!("save a record in {}", moved.directory().display());
+            moved.save(&record).map_err(|error| io_error(what, error))
+        });
+        Ok((moved, saved))
+    })
+    .await?;
+    *slot = moved;
+    if saved.is_err() {
+        slot.set_behind();
+    }
+    saved
+}
+
+async fn next_event(events: &mut Option<UnboundedReceiver<KeeperEvent>>) -> Option<KeeperEvent> {
+    match events {
+        Some(events) => events.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn sleep_until(deadline: Option<u64>) {
+    match deadline {
+        Some(at) => tokio::time::sleep(clock::until(at)).await,
+        None => std::future::pending().await,
+    }
+}

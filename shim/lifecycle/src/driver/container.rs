@@ -1,0 +1,381 @@
+//! What happens to containers: words of effects, exits, steps, answers.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use coracle_runtime::process::Process;
+use coracle_spec::id::ContainerId;
+use coracle_spec::{Cause, Exit};
+
+use super::{Container, Driver, Note, Reply, Watch, Word, save};
+use crate::clock;
+use crate::error::{Error, Kind};
+use crate::host::Launched;
+use crate::record::{ContainerRecord, Plan};
+use crate::state::{ContainerPhase, Ended, Event, ProcessFact, Refused, Run, step};
+use crate::store::Slot;
+use crate::unreadable::container_view;
+use crate::view::EventKind;
+
+/// How long a keeper may be silent about an exit that the kernel has already told.
+const KEEPER_SILENCE: Duration = Duration::from_secs(2);
+/// The same when the exit was a kill.
+const KILL_SILENCE: Duration = Duration::from_millis(200);
+/// Exit code of a process that was killed: 128 + SIGKILL.
+const KILLED: i32 = 137;
+
+impl Container {
+    /// What goes to disk; nothing before it is planned.
+    pub(super) fn record(&self) -> Option<ContainerRecord> {
+        Some(ContainerRecord {
+            id: self.id.clone(),
+            wish: Arc::clone(&self.wish),
+            plan: Arc::clone(self.plan.as_ref()?),
+            created_at: self.created_at,
+            phase: self.phase.clone(),
+        })
+    }
+
+    /// Whether nothing of it lives or is being worked on.
+    pub(super) fn is_quiet(&self) -> bool {
+        !self.phase.is_live()
+            && !matches!(self.phase, ContainerPhase::Creating(_))
+            && self.busy == 0
+    }
+
+    fn answer_waiting(&mut self) {
+        let gone = self.phase == ContainerPhase::Gone;
+        if self.phase == ContainerPhase::Created || gone {
+            let result = self.failure.clone().map_or(Ok(self.id.clone()), Err);
+            answer(&mut self.waiting.create, &result);
+        }
+        if !matches!(
+            self.phase,
+            ContainerPhase::Created | ContainerPhase::Starting(_)
+        ) {
+            let result = self.failure.clone().map_or(Ok(()), Err);
+            answer(&mut self.waiting.start, &result);
+        }
+        // What runs of an unreadable one is being killed while it is busy.
+        let is_unreadable = matches!(self.phase, ContainerPhase::Unreadable(_));
+        if !(self.phase.is_live() || is_unreadable && self.busy > 0) {
+            answer(&mut self.waiting.stop, &Ok(()));
+        }
+        if gone {
+            answer(&mut self.waiting.remove, &Ok(()));
+        }
+    }
+}
+
+/// Gives everybody the same answer; those who have left are passed over.
+pub(super) fn answer<T: Clone>(waiting: &mut Vec<Reply<T>>, result: &Result<T, Error>) {
+    for reply in waiting.drain(..) {
+        let _ = reply.send(result.clone());
+    }
+}
+
+fn refused(id: &ContainerId, refused: Refused) -> Error {
+    let kind = match refused {
+        Refused::Start { .. } => Kind::WrongPhase,
+        Refused::Impossible { .. } => Kind::Bug,
+    };
+    Error::because(kind, format!("container {id}"), refused)
+}
+
+pub(super) fn missing(id: &ContainerId) -> Error {
+    Error::new(Kind::Missing, format!("there is no container {id}"))
+}
+
+impl Driver {
+    pub(super) async fn pass_deadlines(&mut self) {
+        let now = clock::boot();
+        let due = |container: &&Container| container.phase.deadline().is_some_and(|at| at <= now);
+        let ids: Vec<ContainerId> = self
+            .containers
+            .values()
+            .filter(due)
+            .map(|container| container.id.clone())
+            .collect();
+        for id in ids {
+            self.note_failure(&id, Event::DeadlinePassed).await;
+        }
+    }
+
+    pub(super) async fn word(&mut self, id: ContainerId, word: Word) {
+        if let Some(container) = self.containers.get_mut(&id)
+            && !matches!(word, Word::Silent(_))
+        {
+            container.busy = container.busy.saturating_sub(1);
+        }
+        match word {
+            Word::Built(result) => self.built(&id, result).await,
+            Word::Launched(Ok(launched)) => self.launched(&id, launched).await,
+            Word::Launched(Err(error)) => self.never_ran(&id, error, None).await,
+            Word::NeverRan(error, code) => self.never_ran(&id, error, code).await,
+            Word::Cleaned(Ok(())) => {}
+            Word::Cleaned(Err(error)) => {
+                if let Some(container) = self.containers.get_mut(&id)
+                    && matches!(container.phase, ContainerPhase::Unreadable(_))
+                {
+                    answer(&mut container.waiting.stop, &Err(error.clone()));
+                }
+                tracing::error!(container = %id, error = error.chain(), "an effect on a container failed");
+            }
+            Word::Forgotten(Ok(())) => self.note_failure(&id, Event::Removed).await,
+            Word::Forgotten(Err(error)) => self.forgetting_failed(&id, &error),
+            Word::Silent(exit) => self.exited(&id, exit).await,
+            Word::Changed(result) => self.changed(&id, result).await,
+        }
+    }
+
+    async fn built(&mut self, id: &ContainerId, result: Result<Box<(Arc<Plan>, Slot)>, Error>) {
+        let Some(container) = self.containers.get_mut(id) else {
+            return;
+        };
+        let failure = match result {
+            Ok(made) => {
+                (container.plan, container.slot) = (Some(made.0), made.1);
+                self.step(id, Event::Built).await.err()
+            }
+            Err(error) => Some(error),
+        };
+        let Some(error) = failure else { return };
+        if let Some(container) = self.containers.get_mut(id) {
+            container.failure = Some(error);
+        }
+        self.note_failure(id, Event::BuildFailed).await;
+    }
+
+    async fn launched(&mut self, id: &ContainerId, launched: Launched) {
+        let Some(container) = self.containers.get_mut(id) else {
+            return;
+        };
+        let process = ProcessFact {
+            pid: launched.process.pid(),
+            start_time: launched.process.start_time(),
+        };
+        let run = Run {
+            process,
+            started_at: launched.started_at,
+        };
+        let early = container.early_exit.take();
+        self.hold(id, launched.process);
+        self.note_failure(id, Event::Launched(run)).await;
+        if let Some(exit) = early {
+            self.exited(id, exit).await;
+        }
+    }
+
+    async fn never_ran(&mut self, id: &ContainerId, error: Error, code: Option<i32>) {
+        let Some(container) = self.containers.get_mut(id) else {
+            return;
+        };
+        let mut ended = Ended::never_ran(clock::wall(), &error.chain());
+        ended.code = code.unwrap_or(ended.code);
+        container.failure = Some(error);
+        self.note_failure(id, Event::LaunchFailed(ended)).await;
+    }
+
+    /// Keeps a container's process and listens for its end.
+    pub(super) fn hold(&mut self, id: &ContainerId, process: Arc<Process>) {
+        let watch = self.watch_container(id.clone(), &process);
+        if let Some(container) = self.containers.get_mut(id) {
+            container.process = Some(process);
+            container.watch = Some(watch);
+        }
+    }
+
+    fn watch_container(&self, id: ContainerId, process: &Arc<Process>) -> Watch {
+        let process = Arc::clone(process);
+        self.watch(async move {
+            process.ended().await;
+            // Killed is killed: of that the keeper could add nothing but the time.
+            let killed = process.exit_status() == Some(KILLED);
+            tokio::time::sleep(if killed { KILL_SILENCE } else { KEEPER_SILENCE }).await;
+            let status = process.exit_status();
+            let cause = if status.is_some() {
+                Cause::Ended
+            } else {
+                Cause::Unknown
+            };
+            let (code, finished_at) = (status.unwrap_or(255), clock::wall());
+            Note::Container(
+                id,
+                Word::Silent(Exit {
+                    code,
+                    signal: None,
+                    finished_at,
+                    cause,
+                }),
+            )
+        })
+    }
+
+    /// A container has ended, as its keeper or the kernel says.
+    pub(super) async fn exited(&mut self, id: &ContainerId, exit: Exit) {
+        let Some(container) = self.containers.get_mut(id) else {
+            return;
+        };
+        if matches!(container.phase, ContainerPhase::Starting(_)) {
+            container.early_exit = Some(exit);
+            return;
+        }
+        let Some(run) = container.phase.run() else {
+            return;
+        };
+        let cgroup = container
+            .plan
+            .as_ref()
+            .map(|plan| plan.cgroup.as_str())
+            .unwrap_or_default();
+        // The count is read only where it can matter: it costs a file.
+        let oom_kills = if exit.code == KILLED {
+            self.shared.host.oom_kills(cgroup)
+        } else {
+            0
+        };
+        let ended = Ended::judge(
+            run.started_at,
+            &exit,
+            oom_kills,
+            container.phase.stop_stage(),
+        );
+        tracing::info!(container = %id, exit_code = ended.code, reason = ended.reason.name(), "container exited");
+        container.watch = None;
+        container.process = None;
+        self.note_failure(id, Event::Ended(ended)).await;
+    }
+
+    fn forgetting_failed(&mut self, id: &ContainerId, error: &Error) {
+        tracing::error!(container = %id, error = error.chain(), "a container could not be removed");
+        let Some(container) = self.containers.get_mut(id) else {
+            return;
+        };
+        if container.failure.is_some() && container.plan.is_none() {
+            // It never came to be: nobody will ask to remove it, and the next start sweeps what is left.
+            container.phase = ContainerPhase::Gone;
+            return;
+        }
+        answer(&mut container.waiting.remove, &Err(error.clone()));
+        let failure = container.failure.clone().unwrap_or_else(|| error.clone());
+        answer(&mut container.waiting.create, &Err(failure));
+        self.removal_failed(error);
+    }
+
+    /// A step whose failure nobody waits for.
+    pub(super) async fn note_failure(&mut self, id: &ContainerId, event: Event) {
+        if let Err(error) = self.step(id, event).await {
+            tracing::error!(container = %id, error = error.chain(), "a container's change was refused");
+        }
+    }
+
+    /// Decides, saves, shows, acts.
+    pub(super) async fn step(&mut self, id: &ContainerId, event: Event) -> Result<(), Error> {
+        let container = self.containers.get_mut(id).ok_or_else(|| missing(id))?;
+        let before = container.phase.clone();
+        let must_be_saved = matches!(event, Event::StartAsked | Event::Built);
+        let decided = step(clock::boot(), before.clone(), event);
+        let (next, effects) = decided.map_err(|why| refused(id, why))?;
+        container.phase = next;
+        if container.phase != before
+            && let Err(error) = save_container(container).await
+        {
+            if must_be_saved {
+                container.phase = before;
+                return Err(error);
+            }
+            // What has happened has happened: a later daemon learns it again from keeper, exit record or pidfd.
+            tracing::error!(container = %id, error = error.chain(), "a container's record was not saved");
+        }
+        let told = told(&before, &container.phase);
+        self.show(id);
+        if let Some(kind) = told {
+            self.tell(kind, id.as_str());
+        }
+        for effect in effects {
+            self.act(id, effect);
+        }
+        Ok(())
+    }
+
+    /// Puts the container's view on the board, once it may be seen.
+    pub(super) fn show(&self, id: &ContainerId) {
+        let Some(container) = self.containers.get(id) else {
+            return;
+        };
+        let hidden = matches!(
+            container.phase,
+            ContainerPhase::Creating(_) | ContainerPhase::Gone
+        );
+        let unborn = container.failure.is_some()
+            && matches!(container.phase, ContainerPhase::Removing(None));
+        if hidden || unborn {
+            return;
+        }
+        let pod = &self.record.id;
+        let view = match (container.record(), &container.phase) {
+            (Some(record), _) => record.view(pod),
+            (None, ContainerPhase::Unreadable(why)) => {
+                container_view(id, pod, Arc::clone(&container.wish), why)
+            }
+            (None, _) => return,
+        };
+        self.shared.board.show_container(view);
+    }
+
+    pub(super) fn settle_containers(&mut self) {
+        let mut gone = Vec::new();
+        for container in self.containers.values_mut() {
+            container.answer_waiting();
+            if container.phase == ContainerPhase::Gone {
+                gone.push(container.id.clone());
+            }
+        }
+        for id in gone {
+            self.containers.remove(&id);
+            self.shared.names.drop_container(&id);
+            if self.shared.board.hide_container(&id).is_some() {
+                self.tell(EventKind::Deleted, id.as_str());
+            }
+        }
+    }
+
+    pub(super) fn tell(&self, kind: EventKind, id: &str) {
+        let board = &self.shared.board;
+        let pod = board
+            .pod(&self.record.id)
+            .unwrap_or_else(|| Arc::new(self.record.view()));
+        board.tell(kind, id, clock::wall(), pod);
+    }
+}
+
+/// Which event a change is, if any.
+fn told(before: &ContainerPhase, after: &ContainerPhase) -> Option<EventKind> {
+    use ContainerPhase::{Created, Creating, Exited, Removing, Running, Starting, Stopping};
+    match (before, after) {
+        (Creating(_), Created) => Some(EventKind::Created),
+        (Starting(_), Running(_) | Stopping(..)) => Some(EventKind::Started),
+        (Starting(_) | Running(_) | Stopping(..), Exited(_) | Removing(_)) => {
+            Some(EventKind::Stopped)
+        }
+        _ => None,
+    }
+}
+
+pub(super) async fn save_container(container: &mut Container) -> Result<(), Error> {
+    let site = match &container.phase {
+        ContainerPhase::Removing(_) | ContainerPhase::Gone | ContainerPhase::Unreadable(_) => {
+            return Ok(());
+        }
+        ContainerPhase::Created => Some("create.ready"),
+        ContainerPhase::Running(_) => Some("start.record"),
+        ContainerPhase::Exited(_) => Some("exit.record"),
+        ContainerPhase::Creating(_)
+        | ContainerPhase::Starting(_)
+        | ContainerPhase::Stopping(..) => None,
+    };
+    match container.record() {
+        Some(record) => save(site, &mut container.slot, record).await,
+        None => Ok(()),
+    }
+}

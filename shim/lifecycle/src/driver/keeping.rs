@@ -1,0 +1,134 @@
+//! The driver's dealings with its keeper: its word, its silence, its death.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use coracle_runtime::keeper::{KeeperEvent, read_exit};
+use coracle_runtime::process::Process;
+use coracle_spec::id::ContainerId;
+use coracle_spec::{Cause, Exit};
+
+use super::{Connection, Driver, Effort, Note};
+use crate::blocking::{blocking, pass, runtime_error};
+use crate::clock;
+use crate::error::Error;
+use crate::host::GREETING_PATIENCE;
+use crate::state::{ContainerPhase, PodEvent};
+
+/// How long to wait before a keeper that does not answer is called again: at first, and at most.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+impl Driver {
+    /// Keeps the keeper's process and listens for its end.
+    pub(super) fn keep(&mut self, process: Option<Arc<Process>>) {
+        self.keeper_watch = process.clone().map(|process| {
+            self.watch(async move {
+                process.ended().await;
+                Note::KeeperEnded
+            })
+        });
+        self.keeper_process = process;
+    }
+
+    pub(super) async fn hear(&mut self, event: Option<KeeperEvent>) {
+        match event {
+            Some(KeeperEvent::Exited { container, exit }) => match pass("exit.event") {
+                Ok(()) => self.exited(&container, exit).await,
+                Err(error) => {
+                    tracing::warn!(container = %container, error = error.chain(), "word of an exit was lost")
+                }
+            },
+            Some(KeeperEvent::Closed) | None => {
+                (self.events, self.keeper) = (None, None);
+                self.reconnect();
+            }
+        }
+    }
+
+    /// Calls a keeper that does not answer, ever more rarely, for as long as it lives; its death its pidfd tells.
+    pub(super) fn reconnect(&mut self) {
+        let alive = self
+            .keeper_process
+            .as_ref()
+            .is_some_and(|process| process.is_alive());
+        if !alive || self.record.phase.live().is_none() || self.effort == Effort::Busy {
+            return;
+        }
+        let (shared, pod) = (Arc::clone(&self.shared), self.record.id.clone());
+        self.calling = Some(self.watch(async move {
+            let mut pause = FIRST_PAUSE;
+            loop {
+                tokio::time::sleep(pause).await;
+                match shared.host().connect(&pod, GREETING_PATIENCE).await {
+                    Ok((keeper, greeting, events)) => {
+                        let connection = Connection { keeper, greeting, events };
+                        return Note::Reconnected(Box::new(connection));
+                    }
+                    Err(error) if pause == FIRST_PAUSE => {
+                        tracing::warn!(pod = %pod, error = error.chain(), "the keeper hung up and does not answer");
+                    }
+                    Err(_) => {}
+                }
+                pause = (pause * 2).min(LONGEST_PAUSE);
+            }
+        }));
+    }
+
+    /// Takes a connection and learns what ended while there was none.
+    pub(super) async fn connected(&mut self, connection: Connection) {
+        self.keeper = Some(connection.keeper);
+        self.events = Some(connection.events);
+        self.engine_hash = connection.greeting.engine_hash;
+        self.calling = None;
+        for greeted in connection.greeting.containers {
+            if let Some(exit) = greeted.exit {
+                self.exited(&greeted.id, exit).await;
+            }
+        }
+    }
+
+    /// The keeper has died: its containers with it, but for those whose exit it had recorded.
+    pub(super) async fn keeper_ended(&mut self) {
+        if self.record.phase.live().is_none() || self.effort == Effort::Busy {
+            return;
+        }
+        tracing::error!(pod = %self.record.id, "the keeper has died; its sandbox ends");
+        (self.keeper, self.events, self.keeper_process) = (None, None, None);
+        (self.keeper_watch, self.calling) = (None, None);
+        let lost = || Exit {
+            code: 137,
+            signal: Some(libc::SIGKILL),
+            finished_at: clock::wall(),
+            cause: Cause::KeeperLost,
+        };
+        for id in self.containers.keys().cloned().collect::<Vec<_>>() {
+            self.exited_as_recorded(&id, lost()).await;
+        }
+        self.note_pod(PodEvent::KeeperLost).await;
+    }
+
+    /// The process of a container is gone: it has ended as its keeper recorded, else as `unrecorded` says. A record that
+    /// is there and cannot be used is neither.
+    pub(super) async fn exited_as_recorded(&mut self, id: &ContainerId, unrecorded: Exit) {
+        let phase = self.containers.get(id).map(|container| &container.phase);
+        if !phase.is_some_and(ContainerPhase::is_live) {
+            return;
+        }
+        match self.recorded_exit(id).await {
+            Ok(recorded) => self.exited(id, recorded.unwrap_or(unrecorded)).await,
+            Err(error) => self.set_unreadable(id, error.chain()),
+        }
+    }
+
+    /// How a container ended, if its keeper has recorded that. Errors: a record is there and cannot be used.
+    pub(super) async fn recorded_exit(&self, id: &ContainerId) -> Result<Option<Exit>, Error> {
+        let directory = self.shared.host.layout().exits_directory(&self.record.id);
+        let id = id.clone();
+        blocking("reading an exit record", move || {
+            read_exit(&directory, &id)
+                .map_err(|error| runtime_error(format!("learn how container {id} ended"), error))
+        })
+        .await
+    }
+}

@@ -1,0 +1,126 @@
+//! What lies in a driver's mailbox: requests, and word of effects that are done.
+//!
+//! Invariant: whoever asked may be gone; an answer to nobody is dropped. Not here: what follows from a note.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use coracle_runtime::keeper::{Greeting, Keeper, KeeperEvent};
+use coracle_spec::Exit;
+use coracle_spec::id::ContainerId;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+use tokio::sync::oneshot;
+
+use super::update::Changed;
+use crate::error::Error;
+use crate::host::{Launch, Launched, Raised};
+use crate::record::Plan;
+use crate::state::Live;
+use crate::store::Slot;
+use crate::wish::{ContainerWish, PodWish, Resources};
+
+/// Where an answer goes.
+pub type Reply<T> = oneshot::Sender<Result<T, Error>>;
+/// Where notes are put.
+pub type Mailbox = UnboundedSender<Note>;
+
+/// One note.
+pub enum Note {
+    /// A request of the kubelet.
+    Ask(Ask),
+    /// The pod stands and is recorded as ready, or nothing of it is left.
+    Raised(Result<Box<Standing>, Error>),
+    /// Keeper, network and cgroup are gone.
+    TakenDown(Result<(), Error>),
+    /// The pod's records are gone.
+    PodForgotten(Result<(), Error>),
+    /// The keeper's process has ended.
+    KeeperEnded,
+    /// A new connection to a keeper that had hung up.
+    Reconnected(Box<Connection>),
+    /// It is time to read again what could not be read.
+    ReadAgain,
+    /// Something that happened to one container.
+    Container(ContainerId, Word),
+}
+
+/// A request.
+pub enum Ask {
+    /// RunPodSandbox: the first try and its retries.
+    Ready(Arc<PodWish>, Reply<()>),
+    /// StopPodSandbox.
+    StopPod(Reply<()>),
+    /// RemovePodSandbox.
+    RemovePod(Reply<()>),
+    /// CreateContainer.
+    Create(Arc<ContainerWish>, Reply<ContainerId>),
+    /// StartContainer.
+    Start(ContainerId, Reply<()>),
+    /// StopContainer.
+    Stop(ContainerId, Duration, Reply<()>),
+    /// RemoveContainer.
+    Remove(ContainerId, Reply<()>),
+    /// ReopenContainerLog.
+    ReopenLog(ContainerId, Reply<()>),
+    /// What it takes to reach into a running container.
+    Enter(ContainerId, Purpose, Reply<Box<Launch>>),
+    /// UpdateContainerResources.
+    Update(ContainerId, Resources, Reply<()>),
+}
+
+/// What somebody reaches into a running container for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// To run another program there; not while it is being stopped.
+    Exec,
+    /// To join the streams of its own program.
+    Attach,
+}
+
+impl Purpose {
+    /// For messages.
+    pub fn words(self) -> &'static str {
+        match self {
+            Purpose::Exec => "exec in",
+            Purpose::Attach => "attach to",
+        }
+    }
+}
+
+/// What an effect on a container came to, or what was seen of it.
+pub enum Word {
+    /// Planned, recorded and built, or none of it.
+    Built(Result<Box<(Arc<Plan>, Slot)>, Error>),
+    /// Launched, or not.
+    Launched(Result<Launched, Error>),
+    /// Its process came to be and ended before its program ran, with this exit code if anybody knows it.
+    NeverRan(Error, Option<i32>),
+    /// Its cgroup and the keeper's record are gone, or were not to be removed.
+    Cleaned(Result<(), Error>),
+    /// Nothing of it is left, or something is.
+    Forgotten(Result<(), Error>),
+    /// Its pidfd fired and the keeper said nothing: the exit as the kernel knows it.
+    Silent(Exit),
+    /// Its limits are changed, or are as they were.
+    Changed(Result<Box<Changed>, Error>),
+}
+
+/// A pod that was raised, recorded and committed.
+pub struct Standing {
+    /// What was raised.
+    pub raised: Raised,
+    /// Its record.
+    pub slot: Slot,
+    /// What is recorded of it.
+    pub live: Live,
+}
+
+/// A connection to a keeper.
+pub struct Connection {
+    /// To ask it.
+    pub keeper: Keeper,
+    /// What it said of itself.
+    pub greeting: Greeting,
+    /// What it tells unasked.
+    pub events: UnboundedReceiver<KeeperEvent>,
+}

@@ -1,0 +1,344 @@
+//! The driver's dealings with its pod: requests, raising, lowering, answers.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use coracle_spec::id::PodId;
+
+use super::container::answer;
+use super::{Driver, Effort, Note, Reply, Shared, Standing, save};
+use crate::blocking::{blocking, io_error, make_private, pass};
+use crate::clock;
+use crate::error::{Error, Kind};
+use crate::record::PodRecord;
+use crate::state::{
+    ContainerPhase, Event, Live, PodEffect, PodEvent, PodPhase, ProcessFact, pod_step,
+};
+use crate::store::Slot;
+use crate::view::EventKind;
+use crate::wish::PodWish;
+
+impl Driver {
+    pub(super) fn ask_ready(&mut self, wish: &PodWish, reply: Reply<()>) {
+        let mine = self.record.wish.is_repeated_by(wish);
+        if mine && matches!(self.record.phase, PodPhase::Starting | PodPhase::Ready(_)) {
+            // Answered when settled: at once, or with the first try.
+            self.ready.push(reply);
+            return;
+        }
+        let (id, phase) = (&self.record.id, self.record.phase.name());
+        let text = format!(
+            "sandbox name {} belongs to {id}, which is {phase}; ask with another attempt",
+            wish.name
+        );
+        let _ = reply.send(Err(Error::new(Kind::NameTaken, text)));
+    }
+
+    pub(super) async fn ask_stop_pod(&mut self, reply: Reply<()>) {
+        self.try_again();
+        match self.pod_step(PodEvent::StopAsked).await {
+            Ok(()) => self.stop.push(reply),
+            Err(error) => drop(reply.send(Err(error))),
+        }
+    }
+
+    pub(super) async fn ask_remove_pod(&mut self, reply: Reply<()>) {
+        self.try_again();
+        match self.pod_step(PodEvent::RemoveAsked).await {
+            Ok(()) => self.remove.push(reply),
+            Err(error) => drop(reply.send(Err(error))),
+        }
+    }
+
+    fn try_again(&mut self) {
+        if self.effort == Effort::Failed {
+            self.effort = Effort::Idle;
+        }
+    }
+
+    pub(super) fn answer_pod(&mut self) {
+        let phase = &self.record.phase;
+        if matches!(phase, PodPhase::Ready(_)) {
+            answer(&mut self.ready, &Ok(()));
+        }
+        if matches!(
+            phase,
+            PodPhase::NotReady | PodPhase::Removing | PodPhase::Gone
+        ) {
+            answer(&mut self.stop, &Ok(()));
+        }
+        if *phase == PodPhase::Gone {
+            answer(&mut self.remove, &Ok(()));
+            let failure = self.failure.clone();
+            let gone = || {
+                Error::new(
+                    Kind::Missing,
+                    format!("sandbox {} was removed meanwhile", self.record.id),
+                )
+            };
+            answer(&mut self.ready, &Err(failure.unwrap_or_else(gone)));
+        }
+    }
+
+    /// Goes on with a stop or a removal once its containers are where they have to be.
+    pub(super) async fn settle_pod(&mut self) {
+        if self.effort != Effort::Idle {
+            return;
+        }
+        let next = match &self.record.phase {
+            PodPhase::Stopping(..) if self.containers.values().all(super::Container::is_quiet) => {
+                PodEvent::Emptied
+            }
+            PodPhase::Removing if self.containers.is_empty() => PodEvent::Cleared,
+            _ => return,
+        };
+        self.note_pod(next).await;
+    }
+
+    pub(super) async fn note_pod(&mut self, event: PodEvent) {
+        if let Err(error) = self.pod_step(event).await {
+            tracing::error!(pod = %self.record.id, error = error.chain(), "a sandbox's change was refused");
+        }
+    }
+
+    /// Decides, saves, shows, acts.
+    pub(super) async fn pod_step(&mut self, event: PodEvent) -> Result<(), Error> {
+        let before = self.record.phase.clone();
+        let decided = pod_step(before.clone(), event);
+        let refused =
+            |why| Error::because(Kind::WrongPhase, format!("sandbox {}", self.record.id), why);
+        let (next, effects) = decided.map_err(refused)?;
+        self.record.phase = next;
+        let on_disk = matches!(
+            self.record.phase,
+            PodPhase::Stopping(..) | PodPhase::NotReady
+        );
+        if self.record.phase != before
+            && on_disk
+            && let Err(error) = save(None, &mut self.slot, self.record.clone()).await
+        {
+            // Stopping must work on a full disk; a later daemon finds the keeper gone and comes to the same.
+            tracing::error!(pod = %self.record.id, error = error.chain(), "a sandbox's record was not saved");
+        }
+        self.show_pod();
+        self.tell_pod(&before);
+        for effect in effects {
+            self.act_pod(effect).await;
+        }
+        Ok(())
+    }
+
+    /// Puts the pod's view on the board, once it may be seen.
+    pub(super) fn show_pod(&self) {
+        let unborn = self.failure.is_some() || self.record.phase == PodPhase::Starting;
+        if !unborn && self.record.phase != PodPhase::Gone {
+            self.shared.board.show_pod(self.record.view());
+        }
+    }
+
+    fn tell_pod(&self, before: &PodPhase) {
+        let id = self.record.id.as_str();
+        match (before, &self.record.phase) {
+            (PodPhase::Starting, PodPhase::Ready(_)) => {
+                self.tell(EventKind::Created, id);
+                self.tell(EventKind::Started, id);
+            }
+            (PodPhase::Ready(_), PodPhase::Stopping(..)) => self.tell(EventKind::Stopped, id),
+            (PodPhase::Removing, PodPhase::Gone) => {
+                if let Some(last) = self.shared.board.hide_pod(&self.record.id) {
+                    self.shared
+                        .board
+                        .tell(EventKind::Deleted, id, clock::wall(), last);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    async fn act_pod(&mut self, effect: PodEffect) {
+        match effect {
+            PodEffect::EndContainers => {
+                let unknown = |phase: &_| matches!(phase, ContainerPhase::Unreadable(_));
+                let live = self
+                    .containers
+                    .values()
+                    .filter(|container| container.phase.is_live() || unknown(&container.phase));
+                for id in live
+                    .map(|container| container.id.clone())
+                    .collect::<Vec<_>>()
+                {
+                    self.note_failure(&id, Event::StopAsked(Duration::ZERO))
+                        .await;
+                }
+            }
+            PodEffect::RemoveContainers => {
+                for id in self.containers.keys().cloned().collect::<Vec<_>>() {
+                    self.note_failure(&id, Event::RemoveAsked).await;
+                }
+            }
+            PodEffect::TakeDown => self.take_down(),
+            PodEffect::Forget => self.forget_pod(),
+        }
+    }
+
+    pub(super) fn raise(&mut self) {
+        self.effort = Effort::Busy;
+        let (shared, record, slot) = (
+            Arc::clone(&self.shared),
+            self.record.clone(),
+            self.slot.clone(),
+        );
+        self.effect(raise(shared, record, slot), |result| {
+            Note::Raised(result.map(Box::new))
+        });
+    }
+
+    pub(super) async fn raised(&mut self, result: Result<Box<Standing>, Error>) {
+        self.effort = Effort::Idle;
+        let event = match result {
+            Ok(standing) => {
+                let Standing { raised, slot, live } = *standing;
+                self.slot = slot;
+                self.keep(Some(raised.process));
+                self.keeper = Some(raised.keeper);
+                self.events = Some(raised.events);
+                self.engine_hash = raised.greeting.engine_hash;
+                tracing::info!(pod = %self.record.id, "sandbox ready");
+                PodEvent::Raised(live)
+            }
+            Err(error) => {
+                self.failure = Some(error);
+                PodEvent::RaiseFailed
+            }
+        };
+        self.note_pod(event).await;
+    }
+
+    fn take_down(&mut self) {
+        self.effort = Effort::Busy;
+        (self.keeper_watch, self.calling) = (None, None);
+        let (shared, record) = (Arc::clone(&self.shared), self.record.clone());
+        let (keeper, process) = (self.keeper.clone(), self.keeper_process.clone());
+        self.effect(
+            async move { shared.host().lower(&record, keeper, process).await },
+            Note::TakenDown,
+        );
+    }
+
+    pub(super) async fn taken_down(&mut self, result: Result<(), Error>) {
+        match result {
+            Ok(()) => {
+                self.effort = Effort::Idle;
+                (self.keeper, self.events, self.keeper_process) = (None, None, None);
+                tracing::info!(pod = %self.record.id, "sandbox stopped");
+                self.note_pod(PodEvent::TakenDown).await;
+            }
+            Err(error) => {
+                self.effort = Effort::Failed;
+                tracing::error!(pod = %self.record.id, error = error.chain(), "a sandbox was not taken down completely");
+                answer(&mut self.stop, &Err(error.clone()));
+                answer(&mut self.remove, &Err(error));
+            }
+        }
+    }
+
+    fn forget_pod(&mut self) {
+        self.effort = Effort::Busy;
+        let (shared, pod) = (Arc::clone(&self.shared), self.record.id.clone());
+        self.effect(
+            blocking("forgetting a sandbox", move || shared.host.forget_pod(&pod)),
+            Note::PodForgotten,
+        );
+    }
+
+    pub(super) async fn pod_forgotten(&mut self, result: Result<(), Error>) {
+        self.effort = Effort::Idle;
+        if let Err(error) = result {
+            tracing::error!(pod = %self.record.id, error = error.chain(), "a sandbox's directory was not removed");
+            if self.failure.is_none() {
+                self.effort = Effort::Failed;
+                answer(&mut self.remove, &Err(error));
+                return;
+            }
+            // It never came to be: nobody will ask to remove it.
+            forget_later(Arc::clone(&self.shared), self.record.id.clone());
+        }
+        self.note_pod(PodEvent::Forgotten).await;
+    }
+
+    /// A container could not be removed: whoever waits for the pod's removal learns why.
+    pub(super) fn removal_failed(&mut self, error: &Error) {
+        answer(&mut self.remove, &Err(error.clone()));
+    }
+}
+
+/// Tries again to remove what a sandbox that never came to be has left, until it works: what stood in the way, a lack of
+/// descriptors for example, passes. What is still there in the end the next start sweeps.
+fn forget_later(shared: Arc<Shared>, pod: PodId) {
+    tokio::spawn(async move {
+        for pause in [1, 2, 4, 8, 16, 32, 64, 128, 256, 512] {
+            tokio::time::sleep(Duration::from_secs(pause)).await;
+            let (host, id) = (Arc::clone(&shared.host), pod.clone());
+            let forgotten = blocking("forgetting a sandbox", move || host.forget_pod(&id));
+            if forgotten.await.is_ok() {
+                return;
+            }
+        }
+        tracing::error!(%pod, "what a failed sandbox has left is not removed before the next start");
+    });
+}
+
+/// Records a pod as starting, raises it, records it as ready, commits its keeper; or leaves nothing running.
+async fn raise(shared: Arc<Shared>, record: PodRecord, slot: Slot) -> Result<Standing, Error> {
+    let slot = begin(&shared, &record, slot).await?;
+    let raised = shared.host().raise(&record).await?;
+    let keeper = ProcessFact {
+        pid: raised.process.pid(),
+        start_time: raised.process.start_time(),
+    };
+    let live = Live {
+        keeper,
+        attachment: raised.attachment.clone(),
+    };
+    let mut standing = Standing { raised, slot, live };
+    let ready = PodRecord {
+        phase: PodPhase::Ready(standing.live.clone()),
+        ..record
+    };
+    let committed = match save(Some("run.ready-record"), &mut standing.slot, ready.clone()).await {
+        Ok(()) => {
+            shared
+                .host()
+                .commit(&ready.id, &standing.raised.keeper)
+                .await
+        }
+        Err(error) => Err(error),
+    };
+    if let Err(error) = committed {
+        let Standing { raised, .. } = standing;
+        drop(raised.lifeline);
+        if let Err(undoing) = shared
+            .host()
+            .lower(&ready, Some(raised.keeper), Some(raised.process))
+            .await
+        {
+            tracing::warn!(pod = %ready.id, error = undoing.chain(), "a failed sandbox was not undone completely");
+        }
+        return Err(error);
+    }
+    Ok(standing)
+}
+
+async fn begin(shared: &Arc<Shared>, record: &PodRecord, mut slot: Slot) -> Result<Slot, Error> {
+    let (shared, record) = (Arc::clone(shared), record.clone());
+    blocking("recording a sandbox", move || {
+        pass("run.record")?;
+        make_private(&shared.host.layout().containers_directory(&record.id))?;
+        let saved = slot.save(&record);
+        saved.map_err(|error| {
+            io_error(format!("save the record of sandbox {}", record.id), error)
+        })?;
+        Ok(slot)
+    })
+    .await
+}

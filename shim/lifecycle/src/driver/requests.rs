@@ -1,0 +1,208 @@
+//! What the kubelet asks about containers: each request is admitted or refused, then waits for its phase.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use coracle_spec::id::ContainerId;
+
+use super::container::missing;
+use super::{Container, Driver, Note, Reply, Shared, Waiting, Word};
+use crate::blocking::{blocking, io_error, make_private, pass};
+use crate::clock;
+use crate::error::{Error, Kind};
+use crate::record::{ContainerRecord, Plan, PodRecord};
+use crate::state::{ContainerPhase, Event, PodPhase, Then};
+use crate::store::Slot;
+use crate::wish::ContainerWish;
+
+impl Driver {
+    pub(super) fn ask_create(&mut self, wish: Arc<ContainerWish>, reply: Reply<ContainerId>) {
+        if !matches!(self.record.phase, PodPhase::Ready(_)) {
+            let text = format!(
+                "cannot create container {} in sandbox {}: it is {}",
+                wish.name,
+                self.record.id,
+                self.record.phase.name()
+            );
+            let _ = reply.send(Err(Error::new(Kind::WrongPhase, text)));
+            return;
+        }
+        let named = |held: &&mut Container| held.wish.name == wish.name;
+        if let Some(held) = self.containers.values_mut().find(named) {
+            join(held, &wish, reply);
+            return;
+        }
+        match ContainerId::random() {
+            Ok(id) => self.create(id, wish, reply),
+            Err(error) => {
+                let _ = reply.send(Err(io_error("draw a container id", error)));
+            }
+        }
+    }
+
+    fn create(&mut self, id: ContainerId, wish: Arc<ContainerWish>, reply: Reply<ContainerId>) {
+        let created_at = clock::wall();
+        let container = Container {
+            id: id.clone(),
+            wish: Arc::clone(&wish),
+            plan: None,
+            created_at,
+            phase: ContainerPhase::Creating(Then::Rest),
+            slot: self.new_slot(&id),
+            process: None,
+            watch: None,
+            early_exit: None,
+            busy: 1,
+            failure: None,
+            waiting: Waiting {
+                create: vec![reply],
+                ..Waiting::default()
+            },
+        };
+        self.shared.names.add_container(&id, &self.record.id);
+        self.containers.insert(id.clone(), container);
+        let engine = self.engine();
+        let (shared, pod, word_id) = (Arc::clone(&self.shared), self.record.clone(), id.clone());
+        self.effect(
+            async move {
+                let plan = Arc::new(shared.host().plan(&pod, &id, &wish, &engine).await?);
+                let phase = ContainerPhase::Creating(Then::Rest);
+                let record = ContainerRecord {
+                    id,
+                    wish,
+                    plan,
+                    created_at,
+                    phase,
+                };
+                blocking("creating a container", move || make(&shared, &pod, record)).await
+            },
+            |result| Note::Container(word_id, Word::Built(result.map(Box::new))),
+        );
+    }
+
+    pub(super) async fn ask_start(&mut self, id: ContainerId, reply: Reply<()>) {
+        if !matches!(self.record.phase, PodPhase::Ready(_)) {
+            let text = format!(
+                "cannot start container {id}: its sandbox {} is {}",
+                self.record.id,
+                self.record.phase.name()
+            );
+            let _ = reply.send(Err(Error::new(Kind::WrongPhase, text)));
+            return;
+        }
+        let phase = self.containers.get(&id).map(|container| &container.phase);
+        if matches!(phase, Some(ContainerPhase::Starting(None))) {
+            // A retry gets the result of the first try.
+            return self.wait(&id, reply, |waiting| &mut waiting.start);
+        }
+        match self.step(&id, Event::StartAsked).await {
+            Ok(()) => self.wait(&id, reply, |waiting| &mut waiting.start),
+            Err(error) => drop(reply.send(Err(error))),
+        }
+    }
+
+    pub(super) async fn ask_stop(&mut self, id: ContainerId, grace: Duration, reply: Reply<()>) {
+        match self.step(&id, Event::StopAsked(grace)).await {
+            Ok(()) => self.wait(&id, reply, |waiting| &mut waiting.stop),
+            Err(error) => drop(reply.send(Err(error))),
+        }
+    }
+
+    pub(super) async fn ask_remove(&mut self, id: ContainerId, reply: Reply<()>) {
+        match self.step(&id, Event::RemoveAsked).await {
+            Ok(()) => self.wait(&id, reply, |waiting| &mut waiting.remove),
+            Err(error) => drop(reply.send(Err(error))),
+        }
+    }
+
+    fn wait(
+        &mut self,
+        id: &ContainerId,
+        reply: Reply<()>,
+        queue: impl FnOnce(&mut Waiting) -> &mut Vec<Reply<()>>,
+    ) {
+        match self.containers.get_mut(id) {
+            Some(container) => queue(&mut container.waiting).push(reply),
+            None => drop(reply.send(Err(missing(id)))),
+        }
+    }
+
+    pub(super) fn ask_reopen_log(&mut self, id: &ContainerId, reply: Reply<()>) {
+        let refusal = match (self.containers.get(id), &self.keeper) {
+            (None, _) => missing(id),
+            (Some(container), _) if container.phase.run().is_none() => Error::new(
+                Kind::WrongPhase,
+                format!(
+                    "cannot reopen the log of container {id}: it is {}, not running",
+                    container.phase.name()
+                ),
+            ),
+            (Some(_), None) => Error::new(
+                Kind::Io,
+                format!("reopen the log of container {id}: its keeper does not answer"),
+            ),
+            (Some(container), Some(keeper)) => {
+                let (shared, keeper, id) = (Arc::clone(&self.shared), keeper.clone(), id.clone());
+                let directory = self.record.wish.log_directory.clone();
+                let path = container
+                    .plan
+                    .as_ref()
+                    .map(|plan| plan.log_path.clone())
+                    .unwrap_or_default();
+                let work = self.shared.work.begin();
+                tokio::spawn(async move {
+                    let _ = reply.send(
+                        shared
+                            .host()
+                            .reopen_log(&keeper, &id, &directory, &path)
+                            .await,
+                    );
+                    drop(work);
+                });
+                return;
+            }
+        };
+        let _ = reply.send(Err(refusal));
+    }
+}
+
+/// A create for a name that is taken: a retry joins the first try, anything else is refused.
+fn join(held: &mut Container, wish: &Arc<ContainerWish>, reply: Reply<ContainerId>) {
+    let early = matches!(
+        held.phase,
+        ContainerPhase::Creating(_) | ContainerPhase::Created
+    );
+    if early && held.wish == *wish {
+        // Answered when settled: at once, or with the first try.
+        held.waiting.create.push(reply);
+        return;
+    }
+    let (id, phase) = (&held.id, held.phase.name());
+    let text = format!(
+        "container name {} belongs to {id}, which is {phase}",
+        wish.name
+    );
+    let _ = reply.send(Err(Error::new(Kind::NameTaken, text)));
+}
+
+/// Records a planned container and builds it. Blocks.
+fn make(
+    shared: &Shared,
+    pod: &PodRecord,
+    record: ContainerRecord,
+) -> Result<(Arc<Plan>, Slot), Error> {
+    pass("create.record")?;
+    let directory = shared
+        .host
+        .layout()
+        .container_directory(&pod.id, &record.id);
+    make_private(&directory)?;
+    let mut slot = Slot::new(directory, shared.host.syncer());
+    let saved = slot.save(&record);
+    saved
+        .map_err(|error| io_error(format!("save the record of container {}", record.id), error))?;
+    shared
+        .host
+        .build(pod, &record.id, &record.wish, &record.plan)?;
+    Ok((record.plan, slot))
+}

@@ -1,0 +1,202 @@
+//! UpdateContainerResources: new limits for a container that exists, one change after the other.
+//!
+//! Called by: the driver. Calls: the host's `change_limits` beside this task.
+//! Invariants: a change is made, then saved, then shown and answered, so that what is shown is so; a crash between the
+//! first two leaves a limit that the kubelet, which got no answer, asks for again. What a request leaves out stays.
+//! Not here: cgroup files, whether a value is sane by itself.
+
+use std::sync::Arc;
+
+use coracle_cgroup::Limits;
+use coracle_spec::id::ContainerId;
+
+use super::container::{missing, save_container};
+use super::{Driver, Note, Reply, Word};
+use crate::blocking::blocking;
+use crate::error::{Error, Kind};
+use crate::limits::{difference, replanned};
+use crate::record::Plan;
+use crate::state::ContainerPhase;
+use crate::wish::{ContainerWish, Resources};
+
+/// A container as it is after a change.
+pub struct Changed {
+    wish: Arc<ContainerWish>,
+    plan: Arc<Plan>,
+    /// What that is for its cgroup.
+    limits: Limits,
+}
+
+impl Driver {
+    pub(super) fn ask_update(&mut self, id: &ContainerId, asked: Resources, reply: Reply<()>) {
+        let Some(container) = self.containers.get_mut(id) else {
+            let _ = reply.send(Err(missing(id)));
+            return;
+        };
+        container.waiting.update.push_back((asked, reply));
+        if container.waiting.update.len() == 1 {
+            self.change(id);
+        }
+    }
+
+    /// Makes the changes that wait, until one is under way or none is left.
+    fn change(&mut self, id: &ContainerId) {
+        let Some(container) = self.containers.get_mut(id) else {
+            return;
+        };
+        while let Some((asked, _)) = container.waiting.update.front() {
+            let decided = decide(id, &container.phase, &container.wish, asked);
+            let changed = decided.and_then(|wish| {
+                let plan = container.plan.as_deref().ok_or_else(|| missing(id))?;
+                let limits = difference(plan, &container.wish.resources, &wish.resources);
+                Ok(Changed {
+                    plan: Arc::new(replanned(plan, &wish.resources, &limits)),
+                    wish: Arc::new(wish),
+                    limits,
+                })
+            });
+            match changed {
+                Ok(changed) => return self.begin_change(id, changed),
+                Err(error) => {
+                    if let Some((_, reply)) = container.waiting.update.pop_front() {
+                        let _ = reply.send(Err(error));
+                    }
+                }
+            }
+        }
+    }
+
+    fn begin_change(&mut self, id: &ContainerId, changed: Changed) {
+        let Some(container) = self.containers.get_mut(id) else {
+            return;
+        };
+        container.busy += 1;
+        let (shared, word_id) = (Arc::clone(&self.shared), id.clone());
+        self.effect(
+            blocking("changing limits", move || {
+                let (cgroup, limits) = (&changed.plan.cgroup, &changed.limits);
+                shared.host.change_limits(cgroup, limits)?;
+                Ok(changed)
+            }),
+            |result| Note::Container(word_id, Word::Changed(result.map(Box::new))),
+        );
+    }
+
+    /// The change under way is made, or was refused.
+    pub(super) async fn changed(&mut self, id: &ContainerId, result: Result<Box<Changed>, Error>) {
+        let Some(container) = self.containers.get_mut(id) else {
+            return;
+        };
+        let outcome = match result {
+            Ok(changed) => {
+                (container.wish, container.plan) = (changed.wish, Some(changed.plan));
+                save_container(container).await
+            }
+            Err(error) => Err(error),
+        };
+        if let Some((_, reply)) = container.waiting.update.pop_front() {
+            let _ = reply.send(outcome);
+        }
+        self.show(id);
+        self.change(id);
+    }
+}
+
+/// What a container is to be after `asked`. Errors: WrongPhase, Invalid.
+fn decide(
+    id: &ContainerId,
+    phase: &ContainerPhase,
+    wish: &ContainerWish,
+    asked: &Resources,
+) -> Result<ContainerWish, Error> {
+    if !matches!(phase, ContainerPhase::Created) && !phase.is_live() {
+        let text = format!(
+            "cannot change the limits of container {id}: it is {}, not created or running",
+            phase.name()
+        );
+        return Err(Error::new(Kind::WrongPhase, text));
+    }
+    let mut resources = merged(&wish.resources, asked);
+    if *phase != ContainerPhase::Created {
+        // A process has it from its start on, and may have given its children others.
+        resources.oom_score_adj = wish.resources.oom_score_adj;
+    }
+    let (memory, with_swap) = (
+        resources.memory_limit_bytes,
+        resources.memory_swap_limit_bytes,
+    );
+    if with_swap > 0 && with_swap < memory {
+        let text = format!(
+            "container {id} would have {memory} bytes of memory and {with_swap} of memory and swap together, which is less"
+        );
+        return Err(Error::new(Kind::Invalid, text));
+    }
+    let mut wish = wish.clone();
+    wish.resources = resources;
+    Ok(wish)
+}
+
+/// `before` with everything that `asked` names; 0 and empty name nothing, as everywhere in CRI.
+fn merged(before: &Resources, asked: &Resources) -> Resources {
+    let number = |old: i64, new: i64| if new == 0 { old } else { new };
+    let text = |old: &String, new: &String| if new.is_empty() { old } else { new }.clone();
+    let mut unified = before.unified.clone();
+    unified.extend(asked.unified.clone());
+    let mut hugepages = before.hugepages.clone();
+    for (size, bytes) in &asked.hugepages {
+        match hugepages.iter_mut().find(|(known, _)| known == size) {
+            Some(known) => known.1 = *bytes,
+            None => hugepages.push((size.clone(), *bytes)),
+        }
+    }
+    Resources {
+        cpu_period: number(before.cpu_period, asked.cpu_period),
+        cpu_quota: number(before.cpu_quota, asked.cpu_quota),
+        cpu_shares: number(before.cpu_shares, asked.cpu_shares),
+        memory_limit_bytes: number(before.memory_limit_bytes, asked.memory_limit_bytes),
+        oom_score_adj: number(before.oom_score_adj, asked.oom_score_adj),
+        cpuset_cpus: text(&before.cpuset_cpus, &asked.cpuset_cpus),
+        cpuset_mems: text(&before.cpuset_mems, &asked.cpuset_mems),
+        memory_swap_limit_bytes: number(
+            before.memory_swap_limit_bytes,
+            asked.memory_swap_limit_bytes,
+        ),
+        unified,
+        hugepages,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_request_leaves_out_stays() {
+        let before = Resources {
+            cpu_shares: 100,
+            cpu_quota: 50_000,
+            memory_limit_bytes: 1 << 20,
+            cpuset_cpus: "0".to_owned(),
+            hugepages: vec![("2MB".to_owned(), 1)],
+            unified: [("memory.high".to_owned(), "1".to_owned())].into(),
+            ..Resources::default()
+        };
+        assert_eq!(merged(&before, &Resources::default()), before);
+        let asked = Resources {
+            cpu_quota: -1,
+            memory_limit_bytes: 2 << 20,
+            hugepages: vec![("2MB".to_owned(), 2), ("1GB".to_owned(), 3)],
+            unified: [("memory.low".to_owned(), "2".to_owned())].into(),
+            ..Resources::default()
+        };
+        let after = merged(&before, &asked);
+        assert_eq!((after.cpu_shares, after.cpu_quota), (100, -1));
+        assert_eq!(after.memory_limit_bytes, 2 << 20);
+        assert_eq!(after.cpuset_cpus, "0");
+        assert_eq!(
+            after.hugepages,
+            [("2MB".to_owned(), 2), ("1GB".to_owned(), 3)]
+        );
+        assert_eq!(after.unified.len(), 2);
+    }
+}

@@ -1,0 +1,366 @@
+//! A pod that could not be recovered: it is left as it is, shown as not ready with the reason, and tried again.
+//!
+//! ```text
+//! recovery --Kept--> shown, its names taken --pause, ever longer--> recovered? --yes--> its driver takes over
+//!                        ^                                              | no
+//!                        +----------------------------------------------+
+//! ```
+//! Called by: [`super::Pods::open`], one task a pod. Calls: recovery, the host's effects on such pods.
+//! Invariants: nothing of it ends unless the kubelet asks for that; its records are never written over; what is
+//! asked is answered at once, or says why not. There is no such task, and nothing wakes, when all is well.
+//! Not here: single containers of a pod that goes on, which its driver keeps.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use coracle_spec::IdRange;
+use coracle_spec::id::{ContainerId, PodId};
+use serde_json::Value;
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::task::JoinHandle;
+
+use super::clock;
+use super::driver::unreadable::{FIRST_PAUSE, LONGEST_PAUSE};
+use super::driver::{Ask, Driver, FoundContainer, Mailbox, Note, Shared};
+use super::error::{Error, Kind};
+use super::names::Claim;
+use super::record::PodRecord;
+use super::recover::{Outcome, ids_in, recover_pod};
+use super::state::PodPhase;
+use super::unreadable::{container_view, container_wish, known_pod_view, pod_view};
+use super::view::EventKind;
+use crate::blocking::blocking;
+use crate::host::Owned;
+
+/// What is known of a pod that could not be recovered.
+#[derive(Default)]
+pub struct Known {
+    /// Its containers, as far as they could be listed.
+    containers: Vec<ContainerId>,
+    /// Its record, if it could be read.
+    record: Option<Box<PodRecord>>,
+    /// What a record of another format says.
+    json: Option<Value>,
+}
+
+impl Known {
+    /// A pod whose record could be read.
+    pub fn of(record: &PodRecord, containers: &[FoundContainer]) -> Known {
+        let id = |container: &FoundContainer| match container {
+            FoundContainer::Readable(record, _) => record.id.clone(),
+            FoundContainer::Unreadable(id, _) => id.clone(),
+        };
+        Known {
+            containers: containers.iter().map(id).collect(),
+            record: Some(Box::new(record.clone())),
+            json: None,
+        }
+    }
+
+    /// A pod whose record could not be used; `json` if it is of another format.
+    pub fn unreadable(containers: Vec<ContainerId>, json: Option<Value>) -> Known {
+        Known {
+            containers,
+            record: None,
+            json,
+        }
+    }
+
+    /// A pod whose record is torn.
+    pub fn torn(containers: Vec<ContainerId>) -> Known {
+        Known::unreadable(containers, None)
+    }
+
+    fn range(&self) -> Option<IdRange> {
+        if let Some(record) = &self.record {
+            return Some(record.range);
+        }
+        serde_json::from_value(self.json.as_ref()?.get("range")?.clone()).ok()
+    }
+
+    fn cgroup_parent(&self) -> Option<String> {
+        if let Some(record) = &self.record {
+            return Some(record.cgroup_parent.clone());
+        }
+        let parent = self.json.as_ref()?.get("cgroup_parent")?.as_str()?;
+        Some(parent.to_owned())
+    }
+
+    /// Nobody was told of it.
+    fn is_unborn(&self) -> bool {
+        let starting = |record: &PodRecord| record.phase == PodPhase::Starting;
+        self.record.as_deref().is_some_and(starting)
+    }
+}
+
+/// The task of one such pod.
+pub struct Kept {
+    shared: Arc<Shared>,
+    id: PodId,
+    known: Known,
+    why: String,
+    /// A recovery that takes long.
+    under_way: Option<JoinHandle<Outcome>>,
+    sender: Mailbox,
+    mailbox: UnboundedReceiver<Note>,
+}
+
+impl Kept {
+    /// A pod that is left as it is because of `why`; `under_way` is its recovery if that still goes on.
+    pub fn new(
+        shared: &Arc<Shared>,
+        id: PodId,
+        known: Known,
+        why: String,
+        under_way: Option<JoinHandle<Outcome>>,
+    ) -> Kept {
+        let (sender, mailbox) = Driver::mailbox();
+        Kept {
+            shared: Arc::clone(shared),
+            id,
+            known,
+            why,
+            under_way,
+            sender,
+            mailbox,
+        }
+    }
+
+    /// Takes what it is known to hold, shows it, and adds it to what a sweep must leave alone.
+    pub async fn declare(&mut self, owned: &mut Owned) {
+        tracing::error!(pod = %self.id, why = self.why, "a sandbox cannot be recovered; it is kept as it is and tried again");
+        let id = self.id.as_str().to_owned();
+        owned.pods.insert(id.clone());
+        owned.live.insert(id.clone());
+        owned.kept.insert(id);
+        owned.has_unreadable = true;
+        self.claim_ids().await;
+        self.show();
+    }
+
+    async fn claim_ids(&mut self) {
+        // It may have been listed when nothing else could be done.
+        if self.known.containers.is_empty()
+            && let Ok(found) = ids_in(&self.shared.host.layout().containers_directory(&self.id))
+        {
+            self.known.containers = found;
+        }
+        if let Some(range) = self.known.range() {
+            self.shared.host.claim_ids(range);
+            return;
+        }
+        let (host, ids) = (Arc::clone(&self.shared.host), self.ids());
+        let claimed = blocking("claiming host ids", move || {
+            host.claim_ids_of(&ids);
+            Ok(())
+        });
+        if let Err(error) = claimed.await {
+            tracing::error!(pod = %self.id, error = error.chain(), "its host ids are not known");
+        }
+    }
+
+    fn ids(&self) -> HashSet<String> {
+        let containers = self.known.containers.iter();
+        let containers = containers.map(|id| id.as_str().to_owned());
+        containers.chain([self.id.as_str().to_owned()]).collect()
+    }
+
+    /// Puts it on the board and routes its ids here.
+    fn show(&self) {
+        let names = &self.shared.names;
+        let mail = self.sender.clone();
+        match &self.known.record {
+            Some(record) => {
+                if let Claim::Held(..) = names.claim(&record.wish.name, &self.id, mail.clone()) {
+                    names.adopt(&self.id, mail);
+                }
+            }
+            None => names.adopt(&self.id, mail),
+        }
+        for container in &self.known.containers {
+            names.add_container(container, &self.id);
+        }
+        if self.known.is_unborn() {
+            return;
+        }
+        let view = match &self.known.record {
+            Some(record) => known_pod_view(record, &self.why),
+            None => pod_view(&self.id, self.known.json.as_ref(), &self.why),
+        };
+        self.shared.board.show_pod(view);
+        for container in &self.known.containers {
+            let wish = Arc::new(container_wish(container, None));
+            let view = container_view(container, &self.id, wish, &self.why);
+            self.shared.board.show_container(view);
+        }
+    }
+
+    /// Keeps the pod until it is recovered, whose driver this then is, or removed.
+    pub async fn run(mut self) {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let task = match self.under_way.take() {
+                Some(task) => task,
+                None => {
+                    let (shared, id) = (Arc::clone(&self.shared), self.id.clone());
+                    tokio::spawn(async move {
+                        tokio::time::sleep(pause).await;
+                        recover_pod(shared, id).await
+                    })
+                }
+            };
+            let Some(outcome) = self.answer_until(task).await else {
+                return;
+            };
+            match outcome {
+                Outcome::Driver(driver) => return self.hand_over(*driver).await,
+                Outcome::Dead(_) => {
+                    if let Err(error) = self.stop(self.ids()).await {
+                        tracing::error!(pod = %self.id, error = error.chain(), "what is left of a sandbox is swept at the next start");
+                    }
+                    return self.end();
+                }
+                Outcome::Kept(known, why) => {
+                    (self.known, self.why) = (known, why);
+                    self.claim_ids().await;
+                    self.show();
+                }
+            }
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    /// Answers requests until `task` is done; `None` once the pod is removed.
+    async fn answer_until(&mut self, mut task: JoinHandle<Outcome>) -> Option<Outcome> {
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut task => return Some(match done {
+                    Ok(outcome) => outcome,
+                    Err(error) => {
+                        let why = format!("its recovery did not finish: {error}");
+                        Outcome::Kept(std::mem::take(&mut self.known), why)
+                    }
+                }),
+                // The sender is ours, too: the mailbox does not close while this runs.
+                Some(note) = self.mailbox.recv() => {
+                    if self.take(note).await {
+                        task.abort();
+                        return None;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Returns whether the pod is gone.
+    async fn take(&mut self, note: Note) -> bool {
+        let Note::Ask(ask) = note else { return false };
+        match ask {
+            Ask::StopPod(reply) => drop(reply.send(self.stop(self.ids()).await)),
+            Ask::RemovePod(reply) => {
+                let removed = self.remove().await;
+                let is_gone = removed.is_ok();
+                if is_gone {
+                    self.end();
+                }
+                let _ = reply.send(removed);
+                return is_gone;
+            }
+            Ask::Stop(id, _, reply) => {
+                let ids = HashSet::from([id.as_str().to_owned()]);
+                let _ = reply.send(self.end_container(ids).await);
+            }
+            Ask::Remove(_, reply) | Ask::Start(_, reply) | Ask::ReopenLog(_, reply) => {
+                drop(reply.send(Err(self.refusal())));
+            }
+            Ask::Ready(_, reply) | Ask::Update(_, _, reply) => {
+                drop(reply.send(Err(self.refusal())));
+            }
+            Ask::Create(_, reply) => drop(reply.send(Err(self.refusal()))),
+            Ask::Enter(_, _, reply) => drop(reply.send(Err(self.refusal()))),
+        }
+        false
+    }
+
+    fn refusal(&self) -> Error {
+        let text = format!(
+            "sandbox {} is kept as it is, for it could not be recovered ({}); only StopPodSandbox, StopContainer and \
+             RemovePodSandbox can be asked of it; it is tried again",
+            self.id, self.why
+        );
+        Error::new(Kind::WrongPhase, text)
+    }
+
+    /// Where its cgroups lie, or would by default.
+    fn cgroup_parent(&self) -> Option<String> {
+        let known = self.known.cgroup_parent();
+        known.or_else(|| Some(self.shared.host.default_cgroup_parent()))
+    }
+
+    async fn end_container(&self, ids: HashSet<String>) -> Result<(), Error> {
+        let (host, parent) = (Arc::clone(&self.shared.host), self.cgroup_parent());
+        blocking("ending a container", move || {
+            host.end_processes(&ids, parent)
+        })
+        .await
+    }
+
+    async fn stop(&self, ids: HashSet<String>) -> Result<(), Error> {
+        let parent = self.cgroup_parent();
+        let host = self.shared.host();
+        host.end_unreadable(&self.id, ids, parent).await?;
+        tracing::info!(pod = %self.id, "an unreadable sandbox was stopped");
+        Ok(())
+    }
+
+    async fn remove(&self) -> Result<(), Error> {
+        self.stop(self.ids()).await?;
+        let (host, id) = (Arc::clone(&self.shared.host), self.id.clone());
+        let containers = self.known.containers.clone();
+        blocking("forgetting an unreadable sandbox", move || {
+            host.forget_unreadable(&id, &containers)
+        })
+        .await
+    }
+
+    /// Nothing is left of it.
+    fn end(&mut self) {
+        self.mailbox.close();
+        let board = &self.shared.board;
+        if let Some(range) = self.known.range() {
+            self.shared.host.release_ids(range);
+        }
+        for container in &self.known.containers {
+            board.hide_container(container);
+        }
+        if let Some(last) = board.hide_pod(&self.id) {
+            self.shared.names.release(&last.wish.name, &self.id);
+            board.tell(EventKind::Deleted, self.id.as_str(), clock::wall(), last);
+        }
+        tracing::info!(pod = %self.id, "sandbox gone");
+    }
+
+    /// The driver has taken names and board over; it gets what was asked meanwhile.
+    async fn hand_over(mut self, driver: Driver) {
+        tracing::info!(pod = %self.id, "a sandbox that was kept is recovered");
+        self.mailbox.close();
+        let driver_mail = self.shared.names.pod(&self.id);
+        while let Ok(note) = self.mailbox.try_recv() {
+            if let Some(mail) = &driver_mail {
+                let _ = mail.send(note);
+            }
+        }
+        for container in &self.known.containers {
+            if !driver.holds(container) {
+                self.shared.board.hide_container(container);
+            }
+        }
+        if let Some(attachment) = driver.attachment()
+            && let Err(error) = self.shared.host().restore_network(attachment).await
+        {
+            tracing::error!(pod = %self.id, error = error.chain(), "its address or ports were not taken back");
+        }
+        driver.run().await;
+    }
+}

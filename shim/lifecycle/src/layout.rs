@@ -1,0 +1,51 @@
+//! Where the records of pods and containers lie below the root directory.
+//!
+//! Used by: drivers and recovery (records), the host (what lies beside them). Pure.
+//! Invariant: the paths are those of the build before: a later daemon looks for them there. Not here: what lies there.
+
+use std::path::PathBuf;
+
+use coracle_spec::id::{ContainerId, PodId};
+
+/// The directories of records; survives a reboot.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    root: PathBuf,
+}
+
+impl Layout {
+    /// Below `root`, the configuration's `root`.
+    pub fn new(root: PathBuf) -> Layout {
+        Layout { root }
+    }
+
+    /// All pods' records.
+    pub fn pods_directory(&self) -> PathBuf {
+        self.root.join("pods")
+    }
+
+    /// One pod's record, containers and exit records.
+    pub fn pod_directory(&self, pod: &PodId) -> PathBuf {
+        self.pods_directory().join(pod.as_str())
+    }
+
+    /// The records of a pod's containers.
+    pub fn containers_directory(&self, pod: &PodId) -> PathBuf {
+        self.pod_directory(pod).join("containers")
+    }
+
+    /// One container's record and writable layer.
+    pub fn container_directory(&self, pod: &PodId, container: &ContainerId) -> PathBuf {
+        self.containers_directory(pod).join(container.as_str())
+    }
+
+    /// Where a pod's keeper leaves exit records.
+    pub fn exits_directory(&self, pod: &PodId) -> PathBuf {
+        self.pod_directory(pod).join("exits")
+    }
+
+    /// Where broken records are kept for a person to look at.
+    pub fn quarantine(&self) -> PathBuf {
+        self.root.join("quarantine")
+    }
+}

@@ -1,0 +1,390 @@
+//! Pods: the one handle through which the CRI layer asks for changes and reads what exists.
+//!
+//! ```text
+//! cri/* --Pods--> mailbox --> driver (one task a pod) --state::step--> store --> host (effects)
+//!   ^                                                                              |
+//!   +--------------- Board (snapshots, events) <-----------------------------------+
+//! ```
+//! Invariants: a handler that goes away drops an answer, never the work; lists and status come from a [`Board`] and
+//! wait for nobody; names are reserved by the operation and released with it, and a retry joins the first try.
+//! Not here: CRI messages, gRPC codes, how an effect is done.
+
+mod blocking;
+mod clock;
+mod driver;
+mod error;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;
+mod host;
+mod kept;
+mod layout;
+pub mod limits;
+mod names;
+mod record;
+mod recover;
+#[cfg(test)]
+#[path = "../../src/scratch.rs"]
+mod scratch;
+mod sessions;
+mod state;
+mod store;
+mod syncer;
+mod unreadable;
+mod usage;
+mod view;
+mod wish;
+mod work;
+
+pub use blocking::{blocking, io_error, make_private, pass, runtime_error};
+pub use error::{Error, Kind};
+pub use host::{
+    EffectFuture, ExecOutput, GREETING_PATIENCE, Host, KeeperEngine, Launch, Launched, Owned,
+    Raised, Swept,
+};
+pub use layout::Layout;
+pub use record::{LinuxPlan, Payload, Plan, PodRecord, SeccompPlan, WasmPlan};
+pub use sessions::{AttachWish, ExecWish, ForwardWish};
+pub use store::{Slot, quarantine};
+pub use syncer::Syncer;
+pub use usage::{ContainerUsage, Interface, LayerUsage, Measured, PodUsage, Traffic, Usage};
+pub use view::{ContainerState, ContainerView, Event, EventKind, PodView};
+pub use wish::{
+    Annotations, CapabilityWish, ContainerName, ContainerWish, DeviceWish, Dns, Grants,
+    GroupsPolicy, Handler, IdMapping, ImageVolume, MountWish, NamespaceMode, Namespaces, PidWish,
+    PodName, PodWish, ProfileWish, Propagation, Resources, SecurityWish, SelinuxWish, UserWish,
+    UsernsWish,
+};
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use coracle_images::Image;
+use coracle_spec::IdRange;
+use coracle_spec::id::{ContainerId, PodId};
+use tokio::sync::{broadcast, oneshot};
+
+pub use driver::Purpose;
+use driver::{Ask, Driver, Mailbox, Note, Reply, Shared};
+use names::{Claim, Names};
+use state::PodPhase;
+use view::Board;
+use work::Work;
+
+/// Longest host name, in bytes: what the kernel takes.
+const MAX_HOSTNAME: usize = 64;
+
+/// All pods of this node. Cheap to clone.
+#[derive(Clone)]
+pub struct Pods {
+    shared: Arc<Shared>,
+    draining: Arc<AtomicBool>,
+}
+
+impl Pods {
+    /// Reads the records, re-adopts what lives, sweeps what nobody owns, then takes requests.
+    /// Errors: the state directory cannot be read; what cannot be understood of one pod is kept and read again instead.
+    pub async fn open(host: Arc<dyn Host>) -> Result<Pods, Error> {
+        let boot = clock::boot_id().map_err(|error| io_error("read the boot id", error))?;
+        let shared = Arc::new(Shared {
+            host,
+            board: Board::new(),
+            names: Names::new(),
+            work: Arc::new(Work::default()),
+            boot,
+        });
+        let recovered = recover::recover(&shared).await?;
+        for driver in recovered.drivers {
+            tokio::spawn(driver.run());
+        }
+        for kept in recovered.kept {
+            tokio::spawn(kept.run());
+        }
+        // Every container has claimed its images by now.
+        tokio::spawn(shared.host().collect_garbage());
+        Ok(Pods {
+            shared,
+            draining: Arc::default(),
+        })
+    }
+
+    /// Why new sandboxes get no network, for users to read; `None` if they do. Answers within 100 ms.
+    pub async fn network_problem(&self) -> Option<String> {
+        self.shared.host().network_problem().await
+    }
+
+    /// Makes a sandbox; answers when it is ready. A retry of the same wish gets the first one's result.
+    /// Errors: Invalid, Draining; NameTaken when another wish has the name; Exhausted; what the node refuses.
+    pub async fn run_pod(&self, wish: PodWish) -> Result<PodId, Error> {
+        self.refuse_when_draining()?;
+        check_pod(&wish)?;
+        let wish = Arc::new(wish);
+        let id = PodId::random().map_err(|error| io_error("draw a sandbox id", error))?;
+        let mail = Driver::mailbox();
+        let (id, mailbox) = match self.shared.names.claim(&wish.name, &id, mail.0.clone()) {
+            Claim::Held(first, mailbox) => (first, mailbox),
+            Claim::Taken => {
+                let mailbox = mail.0.clone();
+                if let Err(error) = self.begin(&id, &wish, mail) {
+                    self.shared.names.release(&wish.name, &id);
+                    return Err(error);
+                }
+                (id, mailbox)
+            }
+        };
+        ask(&mailbox, |reply| Ask::Ready(wish, reply))
+            .await
+            .map(|()| id)
+    }
+
+    fn begin(
+        &self,
+        id: &PodId,
+        wish: &Arc<PodWish>,
+        mail: (Mailbox, tokio::sync::mpsc::UnboundedReceiver<Note>),
+    ) -> Result<(), Error> {
+        let host = &self.shared.host;
+        let record = PodRecord {
+            id: id.clone(),
+            wish: Arc::clone(wish),
+            created_at: clock::wall(),
+            boot: self.shared.boot.clone(),
+            cgroup_parent: host.cgroup_parent(&wish.cgroup_parent, id)?,
+            range: match &wish.userns {
+                // The kubelet hands out the ids of pods with user namespaces.
+                Some(userns) => IdRange {
+                    base: userns.uid.outside,
+                    size: userns.uid.count,
+                },
+                None => host.lease_ids()?,
+            },
+            phase: PodPhase::Starting,
+        };
+        let slot = Slot::new(host.layout().pod_directory(id), host.syncer());
+        tokio::spawn(Driver::new(Arc::clone(&self.shared), record, slot, mail).begin());
+        Ok(())
+    }
+
+    /// Ends all its containers and takes its network down; a stopped one is fine. Errors: Missing when absent.
+    pub async fn stop_pod(&self, id: &PodId) -> Result<(), Error> {
+        ask(&self.pod_mailbox(id)?, Ask::StopPod).await
+    }
+
+    /// Stops and forgets it with all its containers. Errors: Missing when absent.
+    pub async fn remove_pod(&self, id: &PodId) -> Result<(), Error> {
+        ask(&self.pod_mailbox(id)?, Ask::RemovePod).await
+    }
+
+    /// Makes a container; the image must be there. A retry of the same wish gets the first one's result.
+    /// Errors: Missing (sandbox, image), WrongPhase, NameTaken, Invalid, Unsupported, Draining.
+    pub async fn create_container(
+        &self,
+        pod: &PodId,
+        wish: ContainerWish,
+    ) -> Result<ContainerId, Error> {
+        self.refuse_when_draining()?;
+        ask(&self.pod_mailbox(pod)?, |reply| {
+            Ask::Create(Arc::new(wish), reply)
+        })
+        .await
+    }
+
+    /// Starts a created container; answers when it runs. Errors: Missing; WrongPhase in any other phase; StartFailed
+    /// when its jail or program failed, after which it is exited with reason `StartError`.
+    pub async fn start_container(&self, id: &ContainerId) -> Result<(), Error> {
+        ask(&self.container_mailbox(id)?, |reply| {
+            Ask::Start(id.clone(), reply)
+        })
+        .await
+    }
+
+    /// Asks it to end, kills it after `grace`; answers when it has ended. A later call can only shorten the grace.
+    /// Errors: Missing when absent.
+    pub async fn stop_container(&self, id: &ContainerId, grace: Duration) -> Result<(), Error> {
+        ask(&self.container_mailbox(id)?, |reply| {
+            Ask::Stop(id.clone(), grace, reply)
+        })
+        .await
+    }
+
+    /// Kills it if it runs, then forgets it. Errors: Missing when absent.
+    pub async fn remove_container(&self, id: &ContainerId) -> Result<(), Error> {
+        ask(&self.container_mailbox(id)?, |reply| {
+            Ask::Remove(id.clone(), reply)
+        })
+        .await
+    }
+
+    /// Runs `argv` in it and returns what came of it; at most `limit` passes, unless there is none.
+    /// Errors: Missing; WrongPhase unless it runs; StartFailed when there is no such program; Deadline.
+    pub async fn exec_sync(
+        &self,
+        id: &ContainerId,
+        argv: Vec<String>,
+        limit: Option<Duration>,
+    ) -> Result<ExecOutput, Error> {
+        let launch = self.enter(id, Purpose::Exec).await?;
+        self.shared.host().exec_sync(&launch, argv, limit).await
+    }
+
+    /// Opens its log file anew, after the kubelet renamed the old one. Errors: WrongPhase when it does not run.
+    pub async fn reopen_log(&self, id: &ContainerId) -> Result<(), Error> {
+        ask(&self.container_mailbox(id)?, |reply| {
+            Ask::ReopenLog(id.clone(), reply)
+        })
+        .await
+    }
+
+    /// Gives it new limits; what `resources` leaves 0 or empty stays. They are recorded, and shown, once they hold.
+    /// Errors: WrongPhase when it has ended or uses more memory than it shall have; Invalid; the limits then stay.
+    pub async fn update_container(
+        &self,
+        id: &ContainerId,
+        resources: Resources,
+    ) -> Result<(), Error> {
+        ask(&self.container_mailbox(id)?, |reply| {
+            Ask::Update(id.clone(), resources, reply)
+        })
+        .await
+    }
+
+    /// The sandbox whose full id or unique prefix `text` is. Errors: Missing; Invalid when several match.
+    pub fn find_pod(&self, text: &str) -> Result<PodId, Error> {
+        only("sandbox", text, self.shared.board.pods_like(text))
+    }
+
+    /// The container whose full id or unique prefix `text` is. Errors: Missing; Invalid when several match.
+    pub fn find_container(&self, text: &str) -> Result<ContainerId, Error> {
+        only("container", text, self.shared.board.containers_like(text))
+    }
+
+    /// All sandboxes, from memory.
+    pub fn pods(&self) -> Vec<Arc<PodView>> {
+        self.shared.board.pods()
+    }
+
+    /// One sandbox, from memory.
+    pub fn pod(&self, id: &PodId) -> Option<Arc<PodView>> {
+        self.shared.board.pod(id)
+    }
+
+    /// All containers, from memory.
+    pub fn containers(&self) -> Vec<Arc<ContainerView>> {
+        self.shared.board.containers()
+    }
+
+    /// One container, from memory.
+    pub fn container(&self, id: &ContainerId) -> Option<Arc<ContainerView>> {
+        self.shared.board.container(id)
+    }
+
+    /// The containers of one sandbox, from memory.
+    pub fn containers_of(&self, pod: &PodId) -> Vec<Arc<ContainerView>> {
+        self.shared.board.containers_of(pod)
+    }
+
+    /// Events from now on; a receiver that lags loses the oldest and is told so.
+    pub fn subscribe(&self) -> broadcast::Receiver<Arc<Event>> {
+        self.shared.board.subscribe()
+    }
+
+    /// Compiles a Wasm image's module into the cache, so that CreateContainer finds it. Called after PullImage.
+    /// Errors: Invalid when the engine refuses the module; Exhausted when a limit of compilation was hit.
+    pub async fn prepare_image(&self, image: &Image) -> Result<(), Error> {
+        self.shared.host().prepare_image(image).await
+    }
+
+    /// Refuses new sandboxes and containers from now on (Draining) and waits, at most `limit`, for work under way.
+    pub async fn drain(&self, limit: Duration) {
+        self.draining.store(true, Ordering::Release);
+        if tokio::time::timeout(limit, self.shared.work.idle())
+            .await
+            .is_err()
+        {
+            tracing::warn!("work is still under way; the next daemon finishes or undoes it");
+        }
+    }
+
+    /// Waits, at most `limit`, until all records are on the disk.
+    pub async fn flush(&self, limit: Duration) {
+        let flushed = self.shared.host.syncer().flush();
+        if tokio::time::timeout(limit, flushed).await.is_err() {
+            tracing::warn!("the disk is slow; a power loss now may cost the newest records");
+        }
+    }
+
+    fn refuse_when_draining(&self) -> Result<(), Error> {
+        if self.draining.load(Ordering::Acquire) {
+            return Err(Error::new(
+                Kind::Draining,
+                "the daemon is about to end; ask its successor",
+            ));
+        }
+        Ok(())
+    }
+
+    fn pod_mailbox(&self, id: &PodId) -> Result<Mailbox, Error> {
+        let absent = || Error::new(Kind::Missing, format!("there is no sandbox {id}"));
+        self.shared.names.pod(id).ok_or_else(absent)
+    }
+
+    fn container_mailbox(&self, id: &ContainerId) -> Result<Mailbox, Error> {
+        let absent = || Error::new(Kind::Missing, format!("there is no container {id}"));
+        self.shared.names.container(id).ok_or_else(absent)
+    }
+}
+
+/// Puts a request into a driver's mailbox and waits for the answer; dropping this drops only the answer.
+async fn ask<T>(mailbox: &Mailbox, request: impl FnOnce(Reply<T>) -> Ask) -> Result<T, Error> {
+    let (reply, answer) = oneshot::channel();
+    // A driver ends only when its pod is gone.
+    let gone = || Error::new(Kind::Missing, "its sandbox was removed meanwhile");
+    mailbox
+        .send(Note::Ask(request(reply)))
+        .map_err(|_| gone())?;
+    answer.await.map_err(|_| gone())?
+}
+
+fn only<T>(what: &str, text: &str, mut found: Vec<T>) -> Result<T, Error> {
+    match (found.pop(), found.is_empty()) {
+        (Some(id), true) if !text.is_empty() => Ok(id),
+        (Some(_), _) if !text.is_empty() => Err(Error::new(
+            Kind::Invalid,
+            format!("several {what} ids begin with {text:?}; give more of it"),
+        )),
+        _ => Err(Error::new(
+            Kind::Missing,
+            format!("there is no {what} {text:?}"),
+        )),
+    }
+}
+
+fn check_pod(wish: &PodWish) -> Result<(), Error> {
+    let invalid = |text: String| {
+        Err(Error::new(
+            Kind::Invalid,
+            format!("sandbox {}: {text}", wish.name),
+        ))
+    };
+    let hostname = &wish.hostname;
+    if hostname.len() > MAX_HOSTNAME
+        || hostname.contains(|c: char| c.is_control() || c.is_whitespace() || c == '/')
+    {
+        return invalid(format!(
+            "host name {hostname:?} is longer than {MAX_HOSTNAME} bytes or holds odd characters"
+        ));
+    }
+    let directory = &wish.log_directory;
+    if !directory.is_empty()
+        && (!directory.starts_with('/') || directory.split('/').any(|part| part == ".."))
+    {
+        return invalid(format!(
+            "log directory {directory:?} is no clean absolute path"
+        ));
+    }
+    let parent = &wish.cgroup_parent;
+    if parent.split('/').any(|part| part == "..") || parent.contains(['\0', '\n']) {
+        return invalid(format!("cgroup parent {parent:?} is no clean path"));
+    }
+    Ok(())
+}

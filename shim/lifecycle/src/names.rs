@@ -1,0 +1,167 @@
+//! Who answers for which id and which name: the registry of drivers.
+//!
+//! Called by: [`super::Pods`] to route a request, drivers to give names back. One short lock, never held across an
+//! await. Invariants: a pod's name belongs to the driver that serves it from the moment of the request until that
+//! driver is gone, so that a retry finds the first try instead of a "reserved" name; an id routes to one driver.
+//! Not here: what a driver does.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use coracle_spec::id::{ContainerId, PodId};
+
+use super::wish::PodName;
+
+/// What a claim of a name came to.
+#[derive(Debug)]
+pub enum Claim<M> {
+    /// The name is now the claimer's, under the id that was offered.
+    Taken,
+    /// This pod has had it before; ask its driver.
+    Held(PodId, M),
+}
+
+#[derive(Debug)]
+struct Tables<M> {
+    mailboxes: HashMap<PodId, M>,
+    names: HashMap<PodName, PodId>,
+    containers: HashMap<ContainerId, PodId>,
+}
+
+/// Names, ids and the mailboxes (`M`) behind them.
+#[derive(Debug)]
+pub struct Names<M> {
+    tables: Mutex<Tables<M>>,
+}
+
+impl<M: Clone> Names<M> {
+    /// An empty registry.
+    pub fn new() -> Names<M> {
+        let tables = Tables {
+            mailboxes: HashMap::new(),
+            names: HashMap::new(),
+            containers: HashMap::new(),
+        };
+        Names {
+            tables: Mutex::new(tables),
+        }
+    }
+
+    /// Claims `name` for the pod `id`, served by `mailbox`.
+    pub fn claim(&self, name: &PodName, id: &PodId, mailbox: M) -> Claim<M> {
+        let mut tables = self.lock();
+        if let Some(holder) = tables.names.get(name)
+            && let Some(held) = tables.mailboxes.get(holder)
+        {
+            return Claim::Held(holder.clone(), held.clone());
+        }
+        tables.names.insert(name.clone(), id.clone());
+        tables.mailboxes.insert(id.clone(), mailbox);
+        Claim::Taken
+    }
+
+    /// Routes the pod's id to `mailbox` without a name: two records claim one name, which only a defect can bring about.
+    pub fn adopt(&self, id: &PodId, mailbox: M) {
+        self.lock().mailboxes.insert(id.clone(), mailbox);
+    }
+
+    /// Gives the pod's name and id back, with those of all its containers.
+    pub fn release(&self, name: &PodName, id: &PodId) {
+        let mut tables = self.lock();
+        if tables.names.get(name) == Some(id) {
+            tables.names.remove(name);
+        }
+        tables.mailboxes.remove(id);
+        tables.containers.retain(|_, pod| pod != id);
+    }
+
+    /// The mailbox of a pod's driver.
+    pub fn pod(&self, id: &PodId) -> Option<M> {
+        self.lock().mailboxes.get(id).cloned()
+    }
+
+    /// The mailbox of the driver that has the container.
+    pub fn container(&self, id: &ContainerId) -> Option<M> {
+        let tables = self.lock();
+        tables
+            .containers
+            .get(id)
+            .and_then(|pod| tables.mailboxes.get(pod))
+            .cloned()
+    }
+
+    /// Routes the container's id to its pod's driver.
+    pub fn add_container(&self, id: &ContainerId, pod: &PodId) {
+        self.lock().containers.insert(id.clone(), pod.clone());
+    }
+
+    /// Routes it no longer.
+    pub fn drop_container(&self, id: &ContainerId) {
+        self.lock().containers.remove(id);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Tables<M>> {
+        self.tables.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use super::*;
+
+    fn name(attempt: u32) -> PodName {
+        PodName {
+            name: "web".into(),
+            namespace: "default".into(),
+            uid: "u1".into(),
+            attempt,
+        }
+    }
+
+    #[test]
+    fn a_name_belongs_to_its_first_claimer_until_released() {
+        let names = Names::new();
+        let (first, second) = (PodId::random().unwrap(), PodId::random().unwrap());
+        assert!(matches!(names.claim(&name(0), &first, 'a'), Claim::Taken));
+        assert!(matches!(names.claim(&name(0), &second, 'b'), Claim::Held(id, 'a') if id == first));
+        assert!(matches!(names.claim(&name(1), &second, 'b'), Claim::Taken));
+        names.release(&name(0), &first);
+        assert_eq!(names.pod(&first), None);
+        assert!(matches!(
+            names.claim(&name(0), &PodId::random().unwrap(), 'c'),
+            Claim::Taken
+        ));
+    }
+
+    #[test]
+    fn a_late_release_does_not_take_the_name_from_its_next_holder() {
+        let names = Names::new();
+        let (first, second) = (PodId::random().unwrap(), PodId::random().unwrap());
+        names.claim(&name(0), &first, 'a');
+        names.release(&name(0), &first);
+        names.claim(&name(0), &second, 'b');
+        names.release(&name(0), &first);
+        assert!(matches!(names.claim(&name(0), &first, 'c'), Claim::Held(id, 'b') if id == second));
+    }
+
+    #[test]
+    fn a_pods_release_takes_its_containers_along() {
+        let names = Names::new();
+        let pod = PodId::random().unwrap();
+        let (one, two) = (
+            ContainerId::random().unwrap(),
+            ContainerId::random().unwrap(),
+        );
+        names.claim(&name(0), &pod, 'a');
+        names.add_container(&one, &pod);
+        names.add_container(&two, &pod);
+        names.drop_container(&two);
+        assert_eq!(
+            (names.container(&one), names.container(&two)),
+            (Some('a'), None)
+        );
+        names.release(&name(0), &pod);
+        assert_eq!(names.container(&one), None);
+    }
+}

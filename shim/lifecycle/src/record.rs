@@ -1,0 +1,335 @@
+//! What is on disk about a pod and a container, and how it is shown.
+//!
+//! Written by: drivers through [`super::store`]. Read by: recovery. Shown by: [`super::view::Board`].
+//! Invariants: a record holds everything that a later daemon needs to go on; fields are only added, with a default.
+//! Not here: handles of living things (processes, sockets).
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use coracle_cgroup::Limits;
+use coracle_spec::id::{ContainerId, PodId};
+use coracle_spec::{IdRange, Identity, LinuxJail, Mount, Spawn, WasmKind, WasmNetwork};
+use serde::{Deserialize, Serialize};
+
+use super::state::{ContainerPhase, PodPhase};
+use super::unreadable;
+use super::view::{ContainerState, ContainerView, PodView};
+use super::wish::{ContainerWish, PodWish};
+
+/// A pod on disk.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PodRecord {
+    /// Its id.
+    pub id: PodId,
+    /// What was asked for.
+    #[serde(with = "shared")]
+    pub wish: Arc<PodWish>,
+    /// Nanoseconds since 1970 UTC.
+    pub created_at: i64,
+    /// The boot it lives in, from `/proc/sys/kernel/random/boot_id`.
+    pub boot: String,
+    /// Parent of its cgroups: the kubelet's, else the configured one.
+    pub cgroup_parent: String,
+    /// Its host ids.
+    pub range: IdRange,
+    /// Where it is in its life.
+    pub phase: PodPhase,
+}
+
+/// A container on disk.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ContainerRecord {
+    /// Its id.
+    pub id: ContainerId,
+    /// What was asked for.
+    #[serde(with = "shared")]
+    pub wish: Arc<ContainerWish>,
+    /// What came of it.
+    #[serde(with = "shared")]
+    pub plan: Arc<Plan>,
+    /// Nanoseconds since 1970 UTC.
+    pub created_at: i64,
+    /// Where it is in its life.
+    pub phase: ContainerPhase,
+}
+
+/// A container wish resolved against image and node: all that a start needs, decided once.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    /// `Image.id`.
+    pub image_id: String,
+    /// `Image.id` of the images that it mounts, in the order of the wish's mounts; each is leased to it, too.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub image_volumes: Vec<String>,
+    /// Unpacked image layers, lowest first.
+    pub layers: Vec<PathBuf>,
+    /// Arguments, the program's own name first.
+    pub args: Vec<String>,
+    /// Environment: the image's, then the wish's.
+    pub env: Vec<(String, String)>,
+    /// Absolute path in the container.
+    pub working_dir: String,
+    /// Mounts, parents first.
+    pub mounts: Vec<Mount>,
+    /// Who it runs as.
+    pub identity: Identity,
+    /// Number of the signal that stops it.
+    pub stop_signal: i32,
+    /// Absolute path of its log; empty discards output.
+    pub log_path: String,
+    /// Its cgroup.
+    pub cgroup: String,
+    /// Memory limit in bytes.
+    pub memory_limit_bytes: Option<u64>,
+    /// How its process is made.
+    pub spawn: Spawn,
+    /// What its jail ends in, with what only that has.
+    #[serde(flatten)]
+    pub payload: Payload,
+}
+
+/// The two kinds of containers. Written without a tag of its own: a record's fields tell which one it is, so that
+/// records from before there were two are read as what they are.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Payload {
+    /// WebAssembly.
+    Wasm(WasmPlan),
+    /// A program of a Linux image.
+    Linux(LinuxPlan),
+}
+
+/// The part of a [`Plan`] that only WebAssembly has.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WasmPlan {
+    /// The module on disk, owned by the image store.
+    pub module: PathBuf,
+    /// SHA-256 of the module, lowercase hexadecimal digits.
+    pub module_digest: String,
+    /// Core module or component.
+    pub kind: WasmKind,
+    /// What it may do with the pod's network.
+    #[serde(default)]
+    pub network: WasmNetwork,
+    /// By what its names are looked up, where they decide what it may reach.
+    #[serde(default)]
+    pub resolver: Option<String>,
+    /// An exec of a program that the image has not may be one of the toolbox's.
+    #[serde(default)]
+    pub toolbox: bool,
+}
+
+/// The part of a [`Plan`] that only a Linux program has.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LinuxPlan {
+    /// What confines it.
+    pub jail: Box<LinuxJail>,
+    /// Which system calls it may make.
+    pub seccomp: SeccompPlan,
+    /// What its cgroup allows.
+    pub limits: Limits,
+}
+
+/// A Linux payload's system call filter.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SeccompPlan {
+    /// None.
+    Unconfined,
+    /// Our own list (`RuntimeDefault`).
+    Default,
+    /// A profile of the node, read when the container was created.
+    Localhost {
+        /// JSON in Docker's format, at most 1 MiB.
+        profile: String,
+    },
+}
+
+impl PodRecord {
+    /// As CRI shows it.
+    pub fn view(&self) -> PodView {
+        let ips = self
+            .phase
+            .live()
+            .and_then(|live| live.attachment.as_ref())
+            .map(|at| at.addresses.clone());
+        PodView {
+            id: self.id.clone(),
+            wish: Arc::clone(&self.wish),
+            ready: matches!(self.phase, PodPhase::Ready(_)),
+            created_at: self.created_at,
+            ips: ips.unwrap_or_default(),
+            cgroup_parent: self.cgroup_parent.clone(),
+        }
+    }
+}
+
+impl ContainerRecord {
+    /// As CRI shows it; a container whose exit nobody knows yet is still running.
+    pub fn view(&self, pod: &PodId) -> ContainerView {
+        let (state, ended) = match &self.phase {
+            ContainerPhase::Creating(_) | ContainerPhase::Created | ContainerPhase::Starting(_) => {
+                (ContainerState::Created, None)
+            }
+            ContainerPhase::Running(_) | ContainerPhase::Stopping(..) => {
+                (ContainerState::Running, None)
+            }
+            ContainerPhase::Exited(ended) | ContainerPhase::Removing(Some(ended)) => {
+                (ContainerState::Exited, Some(ended))
+            }
+            ContainerPhase::Removing(None) | ContainerPhase::Gone => {
+                (ContainerState::Created, None)
+            }
+            ContainerPhase::Unreadable(_) => (ContainerState::Unknown, None),
+        };
+        let started_at = self.phase.run().map(|run| run.started_at);
+        let unreadable = match &self.phase {
+            ContainerPhase::Unreadable(why) => Some(why),
+            _ => None,
+        };
+        ContainerView {
+            id: self.id.clone(),
+            pod: pod.clone(),
+            wish: Arc::clone(&self.wish),
+            image_id: self.plan.image_id.clone(),
+            state,
+            created_at: self.created_at,
+            started_at: ended
+                .map(|ended| ended.started_at)
+                .or(started_at)
+                .unwrap_or(0),
+            finished_at: ended.map_or(0, |ended| ended.finished_at),
+            exit_code: ended.map_or(0, |ended| ended.code),
+            reason: match (ended, unreadable) {
+                (Some(ended), _) => ended.reason.name().to_owned(),
+                (None, Some(_)) => unreadable::REASON.to_owned(),
+                (None, None) => String::new(),
+            },
+            message: ended
+                .map(|ended| ended.message.clone())
+                .or_else(|| unreadable.cloned())
+                .unwrap_or_default(),
+            log_path: self.plan.log_path.clone(),
+            uid: self.plan.identity.uid,
+            gid: self.plan.identity.gid,
+            groups: self.plan.identity.groups.clone(),
+            image_volumes: self.plan.image_volumes.clone(),
+            stop_signal: self.plan.stop_signal,
+            cgroup: self.plan.cgroup.clone(),
+        }
+    }
+}
+
+/// Shared parts of a record are written as what they hold.
+mod shared {
+    use std::sync::Arc;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub fn serialize<T: Serialize, S: Serializer>(
+        value: &Arc<T>,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
+        value.as_ref().serialize(to)
+    }
+
+    pub fn deserialize<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<Arc<T>, D::Error> {
+        T::deserialize(from).map(Arc::new)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use coracle_spec::{Capabilities, PidSpace, ResourceLimit};
+    use serde_json::json;
+
+    use super::*;
+
+    fn common() -> serde_json::Value {
+        json!({
+            "image_id": "sha256:00", "layers": ["/l/1"], "args": ["/a.wasm"], "env": [["A", "1"]],
+            "working_dir": "/", "mounts": [{"source": "/s", "target": "/t", "readonly": true}],
+            "identity": {"uid": 1, "gid": 2, "groups": [3], "range": {"base": 65536, "size": 65536}},
+            "stop_signal": 15, "log_path": "", "cgroup": "/c/x", "memory_limit_bytes": null, "spawn": "fork",
+        })
+    }
+
+    fn linux() -> LinuxPlan {
+        let jail = LinuxJail {
+            tty: true,
+            pid: PidSpace::Target("ab".repeat(32).parse().unwrap()),
+            privileged: false,
+            capabilities: Capabilities {
+                bounding: u64::MAX,
+                ..Capabilities::default()
+            },
+            no_new_privs: true,
+            masked_paths: vec!["/proc/kcore".to_owned()],
+            readonly_paths: Vec::new(),
+            devices: Vec::new(),
+            rlimits: vec![ResourceLimit {
+                resource: 7,
+                soft: u64::MAX,
+                hard: u64::MAX,
+            }],
+            umask: 0o22,
+            apparmor: None,
+            selinux: None,
+            mount_label: None,
+            volumes: vec!["/data".to_owned()],
+            shm_bytes: 64 << 20,
+        };
+        LinuxPlan {
+            jail: Box::new(jail),
+            seccomp: SeccompPlan::Localhost {
+                profile: "{}".to_owned(),
+            },
+            limits: Limits {
+                cpu_quota: Some(-1),
+                unified: [("memory.high".to_owned(), "1".to_owned())].into(),
+                ..Limits::default()
+            },
+        }
+    }
+
+    #[test]
+    fn a_record_from_before_linux_containers_is_still_a_wasm_container() {
+        let mut old = common();
+        old["module"] = json!("/m.wasm");
+        old["module_digest"] = json!("00ff");
+        old["kind"] = json!("component");
+        let plan: Plan = serde_json::from_value(old).unwrap();
+        let wasm = WasmPlan {
+            module: "/m.wasm".into(),
+            module_digest: "00ff".to_owned(),
+            kind: WasmKind::Component,
+            network: WasmNetwork::Off,
+            resolver: None,
+            toolbox: false,
+        };
+        assert_eq!(plan.payload, Payload::Wasm(wasm));
+        assert_eq!(plan.mounts[0].target, "/t");
+        let again = serde_json::to_string(&plan).unwrap();
+        assert_eq!(serde_json::from_str::<Plan>(&again).unwrap(), plan);
+    }
+
+    #[test]
+    fn a_linux_plan_survives_the_disk_unchanged() {
+        let mut record = common();
+        record["module"] = json!("");
+        record["module_digest"] = json!("");
+        record["kind"] = json!("module");
+        let mut plan: Plan = serde_json::from_value(record).unwrap();
+        plan.payload = Payload::Linux(linux());
+        let text = serde_json::to_string(&plan).unwrap();
+        assert_eq!(serde_json::from_str::<Plan>(&text).unwrap(), plan);
+    }
+
+    #[test]
+    fn a_plan_of_no_kind_is_refused() {
+        assert!(serde_json::from_value::<Plan>(common()).is_err());
+    }
+}

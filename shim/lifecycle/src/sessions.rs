@@ -1,0 +1,165 @@
+//! Streaming sessions: which container or pod a client reaches, and whether it may now.
+//!
+//! Called by: the CRI services, which offer a session for a URL; run by the streaming server.
+//! Invariant: a session is admitted by the pod's own driver when it begins, not when its URL was handed out: by then the
+//! container may have ended.
+//! Not here: wires, pipes.
+
+use std::time::Duration;
+
+use coracle_spec::id::{ContainerId, PodId};
+use coracle_streaming::{Ends, Forward, Program, Session, Streams};
+use tokio::net::TcpStream;
+
+use super::{Ask, ContainerState, Error, Kind, NamespaceMode, Pods, Purpose, ask};
+use crate::host::Launch;
+
+/// Source: cri-api v0.37 api.proto: ExecRequest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExecWish {
+    /// Where.
+    pub container: ContainerId,
+    /// Program and arguments; not empty.
+    pub argv: Vec<String>,
+    /// A terminal is its input, output and error.
+    pub tty: bool,
+    /// Its standard input is streamed.
+    pub stdin: bool,
+    /// Its standard output is.
+    pub stdout: bool,
+    /// Its standard error is; never with `tty`.
+    pub stderr: bool,
+}
+
+/// Source: cri-api v0.37 api.proto: AttachRequest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AttachWish {
+    /// To which.
+    pub container: ContainerId,
+    /// The client takes the container for one with a terminal.
+    pub tty: bool,
+    /// Its standard input is streamed.
+    pub stdin: bool,
+    /// Its standard output is.
+    pub stdout: bool,
+    /// Its standard error is; never with `tty`.
+    pub stderr: bool,
+}
+
+/// Source: cri-api v0.37 api.proto: PortForwardRequest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ForwardWish {
+    /// Of which.
+    pub pod: PodId,
+    /// The ports that a client of the oldest WebSocket kind names by position; others name theirs themselves.
+    pub ports: Vec<u16>,
+}
+
+/// How long the exit of a container may be known later than the end of its output.
+const EXIT_PATIENCE: Duration = Duration::from_secs(2);
+/// How often it is looked for.
+const GLANCE: Duration = Duration::from_millis(20);
+
+impl Pods {
+    /// A session that runs a program until it ends and its output was taken.
+    pub fn exec_session(&self, wish: ExecWish) -> Session {
+        let (tty, stdin, stdout, stderr) = (wish.tty, wish.stdin, wish.stdout, wish.stderr);
+        let ends = Ends {
+            tty,
+            stdin,
+            stdout,
+            stderr,
+        };
+        let (pods, action) = (self.clone(), "executing command in container");
+        Session::Exec(Program::new(action, ends, move |streams| {
+            Box::pin(async move { Ok(pods.exec(wish, streams).await?) })
+        }))
+    }
+
+    /// A session that joins a container's own streams until it ends, or the client closes all it can send and take.
+    pub fn attach_session(&self, wish: AttachWish) -> Session {
+        let (tty, stdin, stdout, stderr) = (wish.tty, wish.stdin, wish.stdout, wish.stderr);
+        let ends = Ends {
+            tty,
+            stdin,
+            stdout,
+            stderr,
+        };
+        let (pods, action) = (self.clone(), "attaching to container");
+        Session::Attach(Program::new(action, ends, move |streams| {
+            Box::pin(async move { Ok(pods.attach(wish, streams).await.map(|()| 0)?) })
+        }))
+    }
+
+    /// A session that connects to ports of a pod at its loopback, IPv4 first.
+    pub fn forward_session(&self, wish: ForwardWish) -> Session {
+        let (pods, ForwardWish { pod, ports }) = (self.clone(), wish);
+        Session::Forward(Forward::new(format!("pod {pod}"), ports, move |port| {
+            let (pods, pod) = (pods.clone(), pod.clone());
+            Box::pin(async move { Ok(pods.connect(pod, port).await?) })
+        }))
+    }
+
+    /// What it takes to reach into a container that runs. Errors: Missing; WrongPhase.
+    pub(super) async fn enter(
+        &self,
+        id: &ContainerId,
+        purpose: Purpose,
+    ) -> Result<Box<Launch>, Error> {
+        ask(&self.container_mailbox(id)?, |reply| {
+            Ask::Enter(id.clone(), purpose, reply)
+        })
+        .await
+    }
+
+    /// Tells apart why a container's output has ended for a client. Errors: it runs on.
+    async fn has_ended(&self, id: &ContainerId) -> Result<(), Error> {
+        let limit = tokio::time::Instant::now() + EXIT_PATIENCE;
+        loop {
+            let view = self.container(id);
+            if view.is_none_or(|view| view.state != ContainerState::Running) {
+                return Ok(());
+            }
+            if tokio::time::Instant::now() > limit {
+                let text = format!(
+                    "the output of container {id} has ended for this client, and the container runs on: \
+                     the client was too slow, or the program has closed its output"
+                );
+                return Err(Error::new(Kind::Io, text));
+            }
+            tokio::time::sleep(GLANCE).await;
+        }
+    }
+
+    /// Whether a session may begin now. Errors: Missing; WrongPhase.
+    pub async fn admit(&self, id: &ContainerId, purpose: Purpose) -> Result<(), Error> {
+        self.enter(id, purpose).await.map(drop)
+    }
+
+    /// The program's exit code. Errors: it was not started, or its keeper was lost.
+    async fn exec(&self, wish: ExecWish, streams: Streams) -> Result<i32, Error> {
+        let launch = self.enter(&wish.container, Purpose::Exec).await?;
+        self.shared.host().exec_stream(&launch, wish, streams).await
+    }
+
+    /// Errors: the container does not run, or has no standard input though it is asked for.
+    async fn attach(&self, wish: AttachWish, streams: Streams) -> Result<(), Error> {
+        let launch = self.enter(&wish.container, Purpose::Attach).await?;
+        let id = wish.container.clone();
+        self.shared.host().attach(&launch, wish, streams).await?;
+        self.has_ended(&id).await
+    }
+
+    /// Errors: the pod is not ready, or nothing listens.
+    async fn connect(&self, pod: PodId, port: u16) -> Result<TcpStream, Error> {
+        let view = self.pod(&pod);
+        let view =
+            view.ok_or_else(|| Error::new(Kind::Missing, format!("there is no sandbox {pod}")))?;
+        if !view.ready {
+            let text = format!("cannot connect to a port of sandbox {pod}: it is not ready");
+            return Err(Error::new(Kind::WrongPhase, text));
+        }
+        let on_node = view.wish.namespaces.network == NamespaceMode::Node;
+        self.shared.host().dial(&pod, on_node, port).await
+    }
+}

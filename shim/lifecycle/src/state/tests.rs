@@ -1,0 +1,235 @@
+//! The rules of [`step`] as a table; of [`pod_step`] in `pod`, as a property over random lives in `random`.
+
+#![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+
+use coracle_spec::{Cause, Exit};
+
+use super::ended::MESSAGE_LIMIT;
+use super::*;
+
+mod pod;
+mod random;
+
+const SECOND: u64 = 1_000_000_000;
+
+fn run() -> Run {
+    Run {
+        process: ProcessFact {
+            pid: 7,
+            start_time: 99,
+        },
+        started_at: 5,
+    }
+}
+
+fn ended() -> Ended {
+    Ended {
+        started_at: 5,
+        finished_at: 6,
+        code: 0,
+        reason: Reason::Completed,
+        message: String::new(),
+    }
+}
+
+/// The short names that the table is written in.
+#[derive(Clone, Copy, Debug)]
+enum Act {
+    Build,
+    BuildFail,
+    Start,
+    Launch,
+    LaunchFail,
+    Stop(u64),
+    Wait(u64),
+    End,
+    Remove,
+    Removed,
+}
+
+fn event(act: Act) -> Event {
+    match act {
+        Act::Build => Event::Built,
+        Act::BuildFail => Event::BuildFailed,
+        Act::Start => Event::StartAsked,
+        Act::Launch => Event::Launched(run()),
+        Act::LaunchFail => Event::LaunchFailed(Ended::never_ran(6, "no")),
+        Act::Stop(seconds) => Event::StopAsked(Duration::from_secs(seconds)),
+        Act::Wait(_) => Event::DeadlinePassed,
+        Act::End => Event::Ended(ended()),
+        Act::Remove => Event::RemoveAsked,
+        Act::Removed => Event::Removed,
+    }
+}
+
+/// Lives through `acts` from the beginning; returns the last phase's name and all effects, or the refusal.
+fn live(acts: &[Act]) -> Result<(&'static str, Vec<Effect>), Refused> {
+    let (mut now, mut phase, mut all) = (SECOND, ContainerPhase::Creating(Then::Rest), Vec::new());
+    for act in acts {
+        if let Act::Wait(seconds) = act {
+            now += seconds * SECOND;
+        }
+        let (next, effects) = step(now, phase, event(*act))?;
+        phase = next;
+        all.extend(effects);
+    }
+    Ok((phase.name(), all))
+}
+
+macro_rules! lifecycle {
+    ($($name:ident: [$($act:expr),*] => $phase:literal after [$($effect:ident),*];)*) => {$(
+        #[test]
+        fn $name() {
+            use Act::*;
+            let seen = live(&[$($act),*]);
+            assert_eq!(seen, Ok(($phase, vec![$(Effect::$effect),*])));
+        }
+    )*};
+}
+
+lifecycle! {
+    a_life_ends_by_itself:               [Build, Start, Launch, End] => "exited" after [Launch, CleanUp];
+    stop_of_a_created_one_changes_nothing: [Build, Stop(9)] => "created" after [];
+    stop_signals_first:                  [Build, Start, Launch, Stop(9)] => "stopping" after [Launch, Signal];
+    stop_without_grace_kills_at_once:    [Build, Start, Launch, Stop(0)] => "stopping" after [Launch, Kill];
+    grace_over_kills:                    [Build, Start, Launch, Stop(9), Wait(9)] => "stopping" after [Launch, Signal, Kill];
+    grace_not_over_waits:                [Build, Start, Launch, Stop(9), Wait(8)] => "stopping" after [Launch, Signal];
+    it_is_killed_once_by_the_clock:      [Build, Start, Launch, Stop(1), Wait(1), Wait(1)] => "stopping" after [Launch, Signal, Kill];
+    a_shorter_grace_wins:                [Build, Start, Launch, Stop(9), Stop(1), Wait(1)] => "stopping" after [Launch, Signal, Kill];
+    a_longer_grace_does_not:             [Build, Start, Launch, Stop(1), Stop(9), Wait(1)] => "stopping" after [Launch, Signal, Kill];
+    stopping_again_now_kills:            [Build, Start, Launch, Stop(9), Stop(0)] => "stopping" after [Launch, Signal, Kill];
+    stopping_a_killed_one_kills_again:   [Build, Start, Launch, Stop(0), Stop(9)] => "stopping" after [Launch, Kill, Kill];
+    stop_is_idempotent:                  [Build, Start, Launch, Stop(9), End, Stop(9)] => "exited" after [Launch, Signal, CleanUp];
+    stop_while_starting_signals_later:   [Build, Start, Stop(9), Launch] => "stopping" after [Launch, Signal];
+    stop_while_starting_may_be_due_already: [Build, Start, Stop(1), Stop(0), Launch] => "stopping" after [Launch, Kill];
+    remove_kills_first:                  [Build, Start, Launch, Remove, End, Removed] => "gone" after [Launch, Kill, Forget];
+    remove_while_starting_kills_later:   [Build, Start, Remove, Launch, End, Removed] => "gone" after [Launch, Kill, Forget];
+    remove_while_starting_and_it_fails:  [Build, Start, Remove, LaunchFail, Removed] => "gone" after [Launch, Forget];
+    remove_survives_a_later_stop:        [Build, Start, Launch, Remove, Stop(9), End] => "being removed" after [Launch, Kill, Kill, Forget];
+    a_stop_turned_removal_kills:         [Build, Start, Launch, Stop(9), Remove, End] => "being removed" after [Launch, Signal, Kill, Forget];
+    remove_of_a_created_one:             [Build, Remove, Removed] => "gone" after [Forget];
+    remove_while_creating_waits:         [Remove, Build, Removed] => "gone" after [Forget];
+    remove_can_be_repeated:              [Build, Remove, Remove, Removed, Remove] => "gone" after [Forget, Forget];
+    a_failed_build_leaves_nothing:       [BuildFail, Removed] => "gone" after [Forget];
+    a_failed_launch_is_an_exit:          [Build, Start, LaunchFail] => "exited" after [Launch, CleanUp];
+    an_end_told_twice_counts_once:       [Build, Start, Launch, End, End] => "exited" after [Launch, CleanUp];
+    stop_of_the_gone_is_fine:            [Build, Remove, Removed, Stop(1)] => "gone" after [Forget];
+}
+
+#[test]
+fn start_is_refused_in_every_phase_but_created() {
+    use Act::*;
+    let lives: [&[Act]; 7] = [
+        &[],
+        &[Build, Start],
+        &[Build, Start, Launch],
+        &[Build, Start, Launch, Stop(5)],
+        &[Build, Start, Launch, End],
+        &[Build, Remove],
+        &[Build, Remove, Removed],
+    ];
+    for life in lives {
+        let mut acts = life.to_vec();
+        acts.push(Start);
+        assert!(
+            matches!(live(&acts), Err(Refused::Start { .. })),
+            "start after {life:?}"
+        );
+    }
+}
+
+#[test]
+fn impossible_pairs_are_named() {
+    use Act::*;
+    for acts in [
+        &[Build, Build][..],
+        &[Launch],
+        &[Build, Launch],
+        &[Build, End],
+        &[Build, Removed],
+        &[End],
+    ] {
+        let refused = live(acts).unwrap_err();
+        assert!(
+            matches!(refused, Refused::Impossible { .. }),
+            "{acts:?}: {refused}"
+        );
+    }
+}
+
+#[test]
+fn ends_are_judged_by_cause_code_and_who_killed() {
+    let exit = |code, cause| Exit {
+        code,
+        signal: None,
+        finished_at: 9,
+        cause,
+    };
+    let table = [
+        (exit(0, Cause::Ended), 0, None, Reason::Completed),
+        (exit(0, Cause::Ended), 3, None, Reason::Completed),
+        (exit(3, Cause::Ended), 0, None, Reason::Error),
+        (
+            exit(143, Cause::Ended),
+            1,
+            Some(Stage::Asked),
+            Reason::Error,
+        ),
+        (exit(137, Cause::Ended), 0, None, Reason::Error),
+        (exit(137, Cause::Ended), 1, None, Reason::CgroupOom),
+        (
+            exit(137, Cause::Ended),
+            1,
+            Some(Stage::Asked),
+            Reason::CgroupOom,
+        ),
+        (
+            exit(137, Cause::Ended),
+            1,
+            Some(Stage::Killed),
+            Reason::Error,
+        ),
+        (
+            exit(134, Cause::Trap("unreachable".into())),
+            0,
+            None,
+            Reason::Trap,
+        ),
+        (
+            exit(128, Cause::StartFailed("seccomp".into())),
+            0,
+            None,
+            Reason::StartFailed,
+        ),
+        (exit(137, Cause::KeeperLost), 1, None, Reason::KeeperLost),
+        (exit(255, Cause::Unknown), 0, None, Reason::Unknown),
+    ];
+    for (exit, oom_kills, stage, want) in table {
+        assert_eq!(
+            Ended::judge(5, &exit, oom_kills, stage).reason,
+            want,
+            "{exit:?} {oom_kills} {stage:?}"
+        );
+    }
+}
+
+#[test]
+fn a_message_is_cut_at_a_character_and_never_finishes_before_it_started() {
+    let text = "é".repeat(MESSAGE_LIMIT);
+    let exit = Exit {
+        code: 134,
+        signal: None,
+        finished_at: 3,
+        cause: Cause::Trap(format!("x{text}")),
+    };
+    let ended = Ended::judge(5, &exit, 0, None);
+    assert_eq!(ended.message.len(), MESSAGE_LIMIT - 1);
+    assert_eq!(ended.finished_at, 5);
+}
+
+#[test]
+fn reasons_are_spelled_as_kubelet_reads_them() {
+    assert_eq!(Reason::CgroupOom.name(), "OOMKilled");
+    assert_eq!(Reason::Completed.name(), "Completed");
+    assert_eq!(Reason::Error.name(), "Error");
+}

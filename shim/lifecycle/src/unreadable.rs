@@ -1,0 +1,197 @@
+//! What can be shown of a pod or a container whose record cannot be used: its id, the reason, and as much of the record
+//! as this build understands.
+//!
+//! Called by: recovery and drivers. Pure.
+//! Invariant: what is shown has an id and a name, so that every client can list it; nothing that is shown is a guess
+//! about what runs.
+//! Not here: reading records, what is done with such a pod.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use coracle_spec::id::{ContainerId, PodId};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::record::PodRecord;
+use super::view::{ContainerState, ContainerView, PodView};
+use super::wish::{
+    Annotations, ContainerName, ContainerWish, Dns, Handler, NamespaceMode, Namespaces, PodName,
+    PodWish, Resources, SecurityWish, UserWish,
+};
+
+/// `reason` of a container whose record cannot be used.
+pub const REASON: &str = "RecordUnreadable";
+/// The annotation that gives the reason in the status of a sandbox, for which CRI has no field.
+pub const ANNOTATION: &str = "state.coracle.dev/unreadable";
+/// How much of an id stands in for a name that nobody knows.
+const NAME_LENGTH: usize = 13;
+
+/// A part of a record, if the record has it as this build knows it.
+fn part<T: DeserializeOwned>(json: Option<&Value>, name: &str) -> Option<T> {
+    serde_json::from_value(json?.get(name)?.clone()).ok()
+}
+
+/// A sandbox of which no record is understood, or only the parts in `json`. It is not ready.
+pub fn pod_view(id: &PodId, json: Option<&Value>, why: &str) -> PodView {
+    let wish = part(json, "wish").unwrap_or_else(|| pod_wish(id));
+    let view = PodView {
+        id: id.clone(),
+        wish: Arc::new(wish),
+        ready: false,
+        created_at: part(json, "created_at").unwrap_or(1),
+        ips: Vec::new(),
+        cgroup_parent: part(json, "cgroup_parent").unwrap_or_default(),
+    };
+    explained(view, why)
+}
+
+/// A sandbox whose record is understood and which could not be taken over. It is not ready.
+pub fn known_pod_view(record: &PodRecord, why: &str) -> PodView {
+    let view = PodView {
+        ready: false,
+        ..record.view()
+    };
+    explained(view, why)
+}
+
+fn explained(mut view: PodView, why: &str) -> PodView {
+    let mut wish = PodWish::clone(&view.wish);
+    let mut annotations = wish.annotations.echo();
+    annotations.insert(ANNOTATION.to_owned(), why.to_owned());
+    wish.annotations = Annotations::new(annotations);
+    view.wish = Arc::new(wish);
+    view
+}
+
+/// A container of which no record is understood, or only the parts in `json`.
+pub fn container_view(
+    id: &ContainerId,
+    pod: &PodId,
+    wish: Arc<ContainerWish>,
+    why: &str,
+) -> ContainerView {
+    ContainerView {
+        id: id.clone(),
+        pod: pod.clone(),
+        wish,
+        image_id: String::new(),
+        state: ContainerState::Unknown,
+        created_at: 1,
+        started_at: 0,
+        finished_at: 0,
+        exit_code: 0,
+        reason: REASON.to_owned(),
+        message: why.to_owned(),
+        log_path: String::new(),
+        uid: 0,
+        gid: 0,
+        groups: Vec::new(),
+        image_volumes: Vec::new(),
+        stop_signal: libc::SIGTERM,
+        cgroup: String::new(),
+    }
+}
+
+/// What a container asked for, as far as it is known.
+pub fn container_wish(id: &ContainerId, json: Option<&Value>) -> ContainerWish {
+    part(json, "wish").unwrap_or_else(|| ContainerWish {
+        name: ContainerName {
+            name: name_of(id.as_str()),
+            attempt: 0,
+        },
+        image: String::new(),
+        user_specified_image: String::new(),
+        command: Vec::new(),
+        args: Vec::new(),
+        working_dir: String::new(),
+        env: Vec::new(),
+        mounts: Vec::new(),
+        labels: BTreeMap::new(),
+        annotations: Default::default(),
+        log_path: String::new(),
+        stdin: false,
+        stdin_once: false,
+        tty: false,
+        resources: Resources::default(),
+        user: UserWish::default(),
+        readonly_rootfs: false,
+        stop_signal: None,
+        security: SecurityWish::default(),
+        devices: Vec::new(),
+        cdi_devices: Vec::new(),
+    })
+}
+
+fn pod_wish(id: &PodId) -> PodWish {
+    PodWish {
+        name: PodName {
+            name: name_of(id.as_str()),
+            namespace: "unknown".to_owned(),
+            uid: id.as_str().to_owned(),
+            attempt: 0,
+        },
+        hostname: String::new(),
+        log_directory: String::new(),
+        dns: Dns::default(),
+        labels: BTreeMap::new(),
+        annotations: Default::default(),
+        handler: Handler::Default,
+        cgroup_parent: String::new(),
+        namespaces: Namespaces {
+            network: NamespaceMode::Pod,
+            pid: NamespaceMode::Container,
+            ipc: NamespaceMode::Pod,
+        },
+        userns: None,
+        sysctls: BTreeMap::new(),
+        privileged: false,
+        ports: Vec::new(),
+        container_ports: Vec::new(),
+        bandwidth: Default::default(),
+        ips: Vec::new(),
+        mac: None,
+        egress: None,
+        grants: Default::default(),
+        is_offline: false,
+    }
+}
+
+fn name_of(id: &str) -> String {
+    format!("unreadable-{}", id.get(..NAME_LENGTH).unwrap_or(id))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_newer_record_shows_what_of_it_is_known() {
+        let id = PodId::random().unwrap();
+        let wish = PodWish {
+            labels: [("app".to_owned(), "web".to_owned())].into(),
+            ..pod_wish(&id)
+        };
+        let json = json!({"wish": wish, "created_at": 7, "phase": {"Hovering": 1}, "new": true});
+        let view = pod_view(&id, Some(&json), "its format is 2");
+        assert_eq!((view.created_at, view.ready), (7, false));
+        assert_eq!(view.wish.labels, wish.labels);
+        assert_eq!(view.wish.annotations.echo()[ANNOTATION], "its format is 2");
+    }
+
+    #[test]
+    fn what_is_not_known_at_all_can_be_listed() {
+        let (pod, id) = (PodId::random().unwrap(), ContainerId::random().unwrap());
+        for json in [None, Some(json!(3)), Some(json!({"wish": {"name": 1}}))] {
+            let view = pod_view(&pod, json.as_ref(), "EIO");
+            assert!(!view.wish.name.name.is_empty() && view.created_at > 0);
+            let wish = container_wish(&id, json.as_ref());
+            let view = container_view(&id, &pod, Arc::new(wish), "EIO");
+            assert_eq!(view.state, ContainerState::Unknown);
+            assert!(!view.wish.name.name.is_empty());
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! What readers see: immutable snapshots of pods and containers, and the events that tell of their changes.
+//!
+//! Published by: drivers, after a phase is on disk. Read by: `cri/*` for lists, status and event streams.
+//! Invariants: reading takes a lock for a pointer copy and never waits for a disk, a mount or a driver; half-made
+//! objects are not here. Not here: how a phase came about.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use coracle_spec::id::{ContainerId, PodId};
+use tokio::sync::broadcast;
+
+use super::wish::{ContainerWish, PodWish};
+
+/// A sandbox as CRI shows it. Times in nanoseconds since 1970 UTC.
+#[derive(Clone, Debug)]
+pub struct PodView {
+    /// Its id.
+    pub id: PodId,
+    /// What was asked for: metadata, labels, annotations, handler, namespaces.
+    pub wish: Arc<PodWish>,
+    /// `SANDBOX_READY`, else `SANDBOX_NOTREADY`.
+    pub ready: bool,
+    /// When RunPodSandbox began; greater than 0.
+    pub created_at: i64,
+    /// Its addresses, the primary one first; empty on the host's network and after it was stopped.
+    pub ips: Vec<IpAddr>,
+    /// Parent of its cgroups: the kubelet's, else the configured one.
+    pub cgroup_parent: String,
+}
+
+/// A container's state as CRI names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ContainerState {
+    /// `CONTAINER_CREATED`.
+    Created,
+    /// `CONTAINER_RUNNING`.
+    Running,
+    /// `CONTAINER_EXITED`.
+    Exited,
+    /// `CONTAINER_UNKNOWN`.
+    Unknown,
+}
+
+/// A container as CRI shows it. Times in nanoseconds since 1970 UTC, 0 = not yet.
+#[derive(Clone, Debug)]
+pub struct ContainerView {
+    /// Its id.
+    pub id: ContainerId,
+    /// Its sandbox.
+    pub pod: PodId,
+    /// What was asked for: metadata, image spec, labels, annotations, mounts, resources.
+    pub wish: Arc<ContainerWish>,
+    /// `Image.id` of its image: `image_ref` and `image_id` of CRI.
+    pub image_id: String,
+    /// Its state.
+    pub state: ContainerState,
+    /// When it was created; greater than 0.
+    pub created_at: i64,
+    /// When it was started.
+    pub started_at: i64,
+    /// When it ended; not 0 exactly when `state` is `Exited`.
+    pub finished_at: i64,
+    /// Counts only when `finished_at` is not 0.
+    pub exit_code: i32,
+    /// `Completed`, `Error`, `OOMKilled`, `WasmTrap`, `StartError`, `KeeperLost`, `Unknown`; empty before the end.
+    pub reason: String,
+    /// Trap text or start failure; empty otherwise.
+    pub message: String,
+    /// Absolute path of its log; empty when output is discarded.
+    pub log_path: String,
+    /// The user it runs as, as the container sees it.
+    pub uid: u32,
+    /// Its primary group.
+    pub gid: u32,
+    /// Its supplementary groups.
+    pub groups: Vec<u32>,
+    /// `Image.id` of the images that it mounts, in the order of the wish's mounts.
+    pub image_volumes: Vec<String>,
+    /// Number of the signal that stops it.
+    pub stop_signal: i32,
+    /// Its cgroup.
+    pub cgroup: String,
+}
+
+/// What happened to a container or a sandbox. Source: cri-api `ContainerEventType`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EventKind {
+    /// `CONTAINER_CREATED_EVENT`.
+    Created,
+    /// `CONTAINER_STARTED_EVENT`.
+    Started,
+    /// `CONTAINER_STOPPED_EVENT`.
+    Stopped,
+    /// `CONTAINER_DELETED_EVENT`.
+    Deleted,
+}
+
+/// One change, with the pod as it was right after it.
+#[derive(Clone, Debug)]
+pub struct Event {
+    /// What happened.
+    pub kind: EventKind,
+    /// Id of the container, or of the sandbox for the sandbox's own events.
+    pub container: String,
+    /// When, in nanoseconds since 1970 UTC.
+    pub at: i64,
+    /// The sandbox; as it last was when it is gone.
+    pub pod: Arc<PodView>,
+    /// All its containers that still exist.
+    pub containers: Vec<Arc<ContainerView>>,
+}
+
+/// How many events a subscriber may fall behind before it loses the oldest ones.
+pub const EVENT_QUEUE: usize = 1024;
+
+#[derive(Default)]
+struct Tables {
+    pods: BTreeMap<PodId, Arc<PodView>>,
+    containers: BTreeMap<ContainerId, Arc<ContainerView>>,
+}
+
+/// The published snapshots of everything that exists.
+pub struct Board {
+    tables: RwLock<Tables>,
+    events: broadcast::Sender<Arc<Event>>,
+}
+
+impl Board {
+    /// An empty board.
+    pub fn new() -> Board {
+        Board {
+            tables: RwLock::default(),
+            events: broadcast::channel(EVENT_QUEUE).0,
+        }
+    }
+
+    /// All sandboxes.
+    pub fn pods(&self) -> Vec<Arc<PodView>> {
+        self.read().pods.values().cloned().collect()
+    }
+
+    /// One sandbox.
+    pub fn pod(&self, id: &PodId) -> Option<Arc<PodView>> {
+        self.read().pods.get(id).cloned()
+    }
+
+    /// All containers.
+    pub fn containers(&self) -> Vec<Arc<ContainerView>> {
+        self.read().containers.values().cloned().collect()
+    }
+
+    /// One container.
+    pub fn container(&self, id: &ContainerId) -> Option<Arc<ContainerView>> {
+        self.read().containers.get(id).cloned()
+    }
+
+    /// The containers of one pod.
+    pub fn containers_of(&self, pod: &PodId) -> Vec<Arc<ContainerView>> {
+        self.read()
+            .containers
+            .values()
+            .filter(|view| view.pod == *pod)
+            .cloned()
+            .collect()
+    }
+
+    /// Ids of sandboxes that begin with `prefix`, at most two of them.
+    pub fn pods_like(&self, prefix: &str) -> Vec<PodId> {
+        self.read()
+            .pods
+            .keys()
+            .filter(|id| id.as_str().starts_with(prefix))
+            .take(2)
+            .cloned()
+            .collect()
+    }
+
+    /// Ids of containers that begin with `prefix`, at most two of them.
+    pub fn containers_like(&self, prefix: &str) -> Vec<ContainerId> {
+        self.read()
+            .containers
+            .keys()
+            .filter(|id| id.as_str().starts_with(prefix))
+            .take(2)
+            .cloned()
+            .collect()
+    }
+
+    /// Shows `view` from now on.
+    pub fn show_pod(&self, view: PodView) {
+        self.write().pods.insert(view.id.clone(), Arc::new(view));
+    }
+
+    /// Shows `view` from now on.
+    pub fn show_container(&self, view: ContainerView) {
+        self.write()
+            .containers
+            .insert(view.id.clone(), Arc::new(view));
+    }
+
+    /// No longer shows the sandbox; returns its last view.
+    pub fn hide_pod(&self, id: &PodId) -> Option<Arc<PodView>> {
+        self.write().pods.remove(id)
+    }
+
+    /// No longer shows the container; returns its last view.
+    pub fn hide_container(&self, id: &ContainerId) -> Option<Arc<ContainerView>> {
+        self.write().containers.remove(id)
+    }
+
+    /// A stream of all events from now on; a slow reader loses the oldest ones and is told so.
+    pub fn subscribe(&self) -> broadcast::Receiver<Arc<Event>> {
+        self.events.subscribe()
+    }
+
+    /// Tells all subscribers; nobody listening is fine.
+    pub fn tell(&self, kind: EventKind, container: &str, at: i64, pod: Arc<PodView>) {
+        if self.events.receiver_count() == 0 {
+            return;
+        }
+        let containers = self.containers_of(&pod.id);
+        let event = Event {
+            kind,
+            container: container.to_owned(),
+            at,
+            pod,
+            containers,
+        };
+        // Err means that the last subscriber has just gone.
+        let _ = self.events.send(Arc::new(event));
+    }
+
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, Tables> {
+        self.tables.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, Tables> {
+        self.tables.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,282 @@
+//! The host as the lifecycle knows it: each effect of its trait, done by this host's own method of that name.
+//!
+//! Called by: drivers, recovery, sessions and usage, by the trait. Invariant: nothing is decided here.
+//! Not here: how an effect is done.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use coracle_cgroup::Limits;
+use coracle_images::Image;
+use coracle_lifecycle::{
+    AttachWish, ContainerUsage, ContainerView, ContainerWish, EffectFuture, Error, ExecOutput,
+    ExecWish, KeeperEngine, Launch, Launched, Layout, Measured, Owned, Plan, PodRecord, PodUsage,
+    PodView, Raised, Swept, Syncer,
+};
+use coracle_network::Attachment;
+use coracle_runtime::keeper::{Greeting, Keeper, KeeperEvent};
+use coracle_runtime::process::Process;
+use coracle_spec::IdRange;
+use coracle_spec::id::{ContainerId, PodId};
+use coracle_streaming::Streams;
+use futures_util::future::BoxFuture;
+use tokio::net::TcpStream;
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::oneshot;
+
+use super::Host;
+
+impl coracle_lifecycle::Host for Host {
+    fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    fn syncer(&self) -> &Syncer {
+        Host::syncer(self)
+    }
+
+    fn cgroup_parent(&self, asked: &str, pod: &PodId) -> Result<String, Error> {
+        Host::cgroup_parent(self, asked, pod)
+    }
+
+    fn default_cgroup_parent(&self) -> String {
+        Host::default_cgroup_parent(self)
+    }
+
+    fn lease_ids(&self) -> Result<IdRange, Error> {
+        self.ids.lease()
+    }
+
+    fn claim_ids(&self, range: IdRange) {
+        self.ids.claim(range);
+    }
+
+    fn release_ids(&self, range: IdRange) {
+        self.ids.release(range);
+    }
+
+    fn network_problem(self: Arc<Self>) -> BoxFuture<'static, Option<String>> {
+        Box::pin(async move { Host::network_problem(&self).await })
+    }
+
+    fn raise<'a>(self: Arc<Self>, record: &'a PodRecord) -> EffectFuture<'a, Raised> {
+        Box::pin(async move { Host::raise(&self, record).await })
+    }
+
+    fn connect<'a>(
+        self: Arc<Self>,
+        pod: &'a PodId,
+        patience: Duration,
+    ) -> EffectFuture<'a, (Keeper, Greeting, UnboundedReceiver<KeeperEvent>)> {
+        Box::pin(async move { Host::connect(&self, pod, patience).await })
+    }
+
+    fn commit<'a>(self: Arc<Self>, pod: &'a PodId, keeper: &'a Keeper) -> EffectFuture<'a, ()> {
+        Box::pin(async move { Host::commit(&self, pod, keeper).await })
+    }
+
+    fn lower<'a>(
+        self: Arc<Self>,
+        record: &'a PodRecord,
+        keeper: Option<Keeper>,
+        process: Option<Arc<Process>>,
+    ) -> EffectFuture<'a, ()> {
+        Box::pin(async move { Host::lower(&self, record, keeper, process).await })
+    }
+
+    fn forget_pod(&self, pod: &PodId) -> Result<(), Error> {
+        Host::forget_pod(self, pod)
+    }
+
+    fn prepare_image<'a>(self: Arc<Self>, image: &'a Image) -> EffectFuture<'a, ()> {
+        Box::pin(async move { Host::prepare_image(&self, image).await })
+    }
+
+    fn claim_images(&self, holder: &ContainerId, plan: &Plan) {
+        Host::claim_images(self, holder, plan);
+    }
+
+    fn suspend_collection(&self) {
+        self.parts.images.suspend_collection();
+    }
+
+    fn collect_garbage(self: Arc<Self>) -> BoxFuture<'static, ()> {
+        Box::pin(Host::collect_garbage(self))
+    }
+
+    fn plan<'a>(
+        self: Arc<Self>,
+        pod: &'a PodRecord,
+        id: &'a ContainerId,
+        wish: &'a Arc<ContainerWish>,
+        engine: &'a KeeperEngine,
+    ) -> EffectFuture<'a, Plan> {
+        Box::pin(async move { Host::plan(&self, pod, id, wish, engine).await })
+    }
+
+    fn build(
+        &self,
+        pod: &PodRecord,
+        id: &ContainerId,
+        wish: &ContainerWish,
+        plan: &Plan,
+    ) -> Result<(), Error> {
+        Host::build(self, pod, id, wish, plan)
+    }
+
+    fn launch(self: Arc<Self>, launch: Launch) -> EffectFuture<'static, Launched> {
+        Box::pin(async move { Host::launch(&self, launch).await })
+    }
+
+    fn await_launch<'a>(
+        self: Arc<Self>,
+        keeper: &'a Keeper,
+        container: &'a ContainerId,
+    ) -> EffectFuture<'a, Launched> {
+        Box::pin(async move { Host::await_launch(&self, keeper, container).await })
+    }
+
+    fn reopen_log<'a>(
+        self: Arc<Self>,
+        keeper: &'a Keeper,
+        id: &'a ContainerId,
+        log_directory: &'a str,
+        path: &'a str,
+    ) -> EffectFuture<'a, ()> {
+        Box::pin(async move { Host::reopen_log(&self, keeper, id, log_directory, path).await })
+    }
+
+    fn signal(&self, process: &Process, signal: i32) -> Result<(), Error> {
+        Host::signal(self, process, signal)
+    }
+
+    fn kill(&self, process: Option<&Process>, cgroup: &str) -> Result<(), Error> {
+        Host::kill(self, process, cgroup)
+    }
+
+    fn change_limits(&self, path: &str, change: &Limits) -> Result<(), Error> {
+        Host::change_limits(self, path, change)
+    }
+
+    fn oom_kills(&self, cgroup: &str) -> u64 {
+        Host::oom_kills(self, cgroup)
+    }
+
+    fn exit_code<'a>(
+        self: Arc<Self>,
+        pod: &'a PodId,
+        id: &'a ContainerId,
+    ) -> BoxFuture<'a, Option<i32>> {
+        Box::pin(async move { Host::exit_code(&self, pod, id).await })
+    }
+
+    fn clean_up(self: Arc<Self>, cgroup: String) -> EffectFuture<'static, ()> {
+        Box::pin(async move { Host::clean_up(&self, cgroup).await })
+    }
+
+    fn drop_exit(
+        &self,
+        keeper: Option<Keeper>,
+        pod: &PodId,
+        id: &ContainerId,
+        recorded: oneshot::Receiver<()>,
+    ) {
+        Host::drop_exit(self, keeper, pod, id, recorded);
+    }
+
+    fn forget_container<'a>(
+        self: Arc<Self>,
+        keeper: Option<Keeper>,
+        pod: &'a PodId,
+        id: &'a ContainerId,
+        cgroup: String,
+    ) -> EffectFuture<'a, ()> {
+        Box::pin(async move { Host::forget_container(&self, keeper, pod, id, cgroup).await })
+    }
+
+    fn exec_sync<'a>(
+        self: Arc<Self>,
+        launch: &'a Launch,
+        argv: Vec<String>,
+        limit: Option<Duration>,
+    ) -> EffectFuture<'a, ExecOutput> {
+        Box::pin(async move { Host::exec_sync(&self, launch, argv, limit).await })
+    }
+
+    fn exec_stream<'a>(
+        self: Arc<Self>,
+        launch: &'a Launch,
+        wish: ExecWish,
+        streams: Streams,
+    ) -> EffectFuture<'a, i32> {
+        Box::pin(async move { Host::exec_stream(&self, launch, wish, streams).await })
+    }
+
+    fn attach<'a>(
+        self: Arc<Self>,
+        launch: &'a Launch,
+        wish: AttachWish,
+        streams: Streams,
+    ) -> EffectFuture<'a, ()> {
+        Box::pin(async move { Host::attach(&self, launch, wish, streams).await })
+    }
+
+    fn dial<'a>(
+        self: Arc<Self>,
+        pod: &'a PodId,
+        on_node: bool,
+        port: u16,
+    ) -> EffectFuture<'a, TcpStream> {
+        Box::pin(async move { Host::dial(&self, pod, on_node, port).await })
+    }
+
+    fn measure(&self, containers: Vec<Arc<ContainerView>>) -> Vec<ContainerUsage> {
+        Host::measure(self, containers)
+    }
+
+    fn measure_pods(&self, pods: Vec<Measured>) -> Vec<PodUsage> {
+        Host::measure_pods(self, pods)
+    }
+
+    fn forget_measures(&self, containers: &[Arc<ContainerView>], pods: &[Arc<PodView>]) {
+        Host::forget_measures(self, containers, pods);
+    }
+
+    fn sweep(&self, owned: &Owned) -> Swept {
+        Host::sweep(self, owned)
+    }
+
+    fn sweep_compiled(&self, hashes: Vec<String>) -> Result<(), Error> {
+        Host::sweep_compiled(self, hashes)
+    }
+
+    fn has_processes(&self, ids: &HashSet<String>) -> bool {
+        Host::has_processes(self, ids)
+    }
+
+    fn claim_ids_of(&self, ids: &HashSet<String>) {
+        Host::claim_ids_of(self, ids);
+    }
+
+    fn end_processes(&self, ids: &HashSet<String>, parent: Option<String>) -> Result<(), Error> {
+        Host::end_processes(self, ids, parent)
+    }
+
+    fn end_unreadable<'a>(
+        self: Arc<Self>,
+        pod: &'a PodId,
+        ids: HashSet<String>,
+        parent: Option<String>,
+    ) -> EffectFuture<'a, ()> {
+        Box::pin(async move { Host::end_unreadable(&self, pod, ids, parent).await })
+    }
+
+    fn forget_unreadable(&self, pod: &PodId, containers: &[ContainerId]) -> Result<(), Error> {
+        Host::forget_unreadable(self, pod, containers)
+    }
+
+    fn restore_network(self: Arc<Self>, attachment: Attachment) -> EffectFuture<'static, ()> {
+        Box::pin(async move { Host::restore_network(&self, attachment).await })
+    }
+}
