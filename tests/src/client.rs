@@ -15,10 +15,10 @@ use tonic::{Code, Status};
 
 /// The largest message either side may send; kubelet's own limit.
 const MAX_MESSAGE_BYTES: usize = 16 << 20;
-/// The deadline of a call, kubelet's default halved.
-const CALL_DEADLINE: Duration = Duration::from_secs(60);
+/// The deadline of a call, kubelet's default.
+const CALL_DEADLINE: Duration = Duration::from_secs(120);
 /// How long [`Cri::wait_exit`] and friends look before they give up.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A client; reconnects by itself when the daemon comes back. Cheap to clone.
 #[derive(Clone, Debug)]

@@ -22,11 +22,11 @@ use crate::scratch::Scratch;
 use crate::{Outcome, cni, log, peer};
 
 /// How long a start may take before the tests give up on it.
-const START_DEADLINE: Duration = Duration::from_secs(20);
+const START_DEADLINE: Duration = Duration::from_secs(120);
 /// Where a hybrid node has the unified tree of cgroups.
 pub const UNIFIED: &str = "/sys/fs/cgroup/unified";
 /// How long a drain after SIGTERM may take.
-const DRAIN_DEADLINE: Duration = Duration::from_secs(15);
+const DRAIN_DEADLINE: Duration = Duration::from_secs(60);
 /// Lines of the daemon's log shown for a test that failed.
 const LOG_TAIL_LINES: usize = 60;
 

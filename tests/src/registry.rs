@@ -21,7 +21,7 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// Starts a registry and waits until it answers. Errors: no `docker-registry`, or no answer within ten seconds.
+    /// Starts a registry and waits until it answers. Errors: no `docker-registry`, or no answer within a minute.
     pub fn start() -> Outcome<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let dir = format!(
@@ -59,7 +59,7 @@ impl Registry {
     }
 
     fn wait_until_up(&self) -> Outcome<()> {
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + Duration::from_secs(60);
         while http::request(&self.host, "GET", "/v2/", None)
             .map(|reply| reply.status)
             .ok()
