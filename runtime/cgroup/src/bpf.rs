@@ -5,46 +5,23 @@
 //! Not here: what the rules mean ([`super::devices`]).
 //! Source: Documentation/admin-guide/cgroup-v2.rst "Device controller", include/uapi/linux/bpf.h.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
+use coracle_sys::bpf::{ALLOW_MULTI, Instruction, attach, attached, detach, load};
+
 use super::devices::{Access, Node, Policy};
 use super::error::Error;
 
-const PROG_LOAD: u32 = 5;
-const PROG_ATTACH: u32 = 8;
-const PROG_DETACH: u32 = 9;
-const PROG_GET_FD_BY_ID: u32 = 13;
-const PROG_QUERY: u32 = 16;
-const TYPE_CGROUP_DEVICE: u32 = 15;
-const ATTACH_CGROUP_DEVICE: u32 = 6;
-const ALLOW_MULTI: u32 = 2;
-const REPLACE: u32 = 4;
 /// `BPF_DEVCG_DEV_BLOCK` and `BPF_DEVCG_DEV_CHAR`.
 const BLOCK: i32 = 1;
 const CHAR: i32 = 2;
-/// The kernel attaches no more than this to one cgroup.
-const MOST_PROGRAMS: usize = 64;
 /// How many programs are kept for the next container that has the same policy.
 const MOST_LOADED: usize = 16;
-
-// The layout of instructions and of addresses below is that of the machines we are built for.
-const _: () = assert!(cfg!(target_endian = "little"));
-
-/// One instruction, `struct bpf_insn`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Instruction {
-    code: u8,
-    /// Destination in the lower four bits, source in the upper four.
-    registers: u8,
-    offset: i16,
-    immediate: i32,
-}
 
 /// Operations, with 64-bit operands unless the name says otherwise.
 mod code {
@@ -217,108 +194,6 @@ fn replace(
 fn detach_all(cgroup: BorrowedFd, programs: &[OwnedFd]) -> Result<(), Errno> {
     let mut programs = programs.iter();
     programs.try_for_each(|program| detach(cgroup, program.as_fd()))
-}
-
-/// The arguments of one bpf(2) call, `union bpf_attr`, as 32-bit words. Longer than any kernel's, because the kernel may
-/// write into the end of it whatever length it was told; words that it does not know must be 0.
-#[repr(C, align(8))]
-struct Arguments([u32; 64]);
-
-impl Arguments {
-    fn new(words: &[u32]) -> Self {
-        let mut arguments = [0; 64];
-        arguments[..words.len()].copy_from_slice(words);
-        Self(arguments)
-    }
-
-    /// Puts an address into the words `at` and `at + 1`.
-    fn with_address<T>(mut self, at: usize, address: *const T) -> Self {
-        let address = address as u64;
-        self.0[at] = address as u32;
-        self.0[at + 1] = (address >> 32) as u32;
-        self
-    }
-}
-
-/// # Safety
-/// Addresses inside `arguments` must be valid for what `command` reads and writes through them.
-unsafe fn bpf(command: u32, arguments: &mut Arguments) -> Result<i32, Errno> {
-    // SAFETY: `arguments` is valid for reads and writes of its size, which is passed; what it points
-    // to is the caller's promise.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            command,
-            std::ptr::from_mut(arguments),
-            size_of::<Arguments>(),
-        )
-    };
-    match i32::try_from(result) {
-        Ok(result) if result >= 0 => Ok(result),
-        _ => Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::INVAL)),
-    }
-}
-
-fn number(fd: impl AsRawFd) -> u32 {
-    fd.as_raw_fd().cast_unsigned()
-}
-
-/// # Safety
-/// `fd` must be open and nobody else's.
-unsafe fn owned(fd: RawFd) -> OwnedFd {
-    // SAFETY: the caller's promise is the one that is asked for.
-    unsafe { OwnedFd::from_raw_fd(fd) }
-}
-
-fn load(program: &[Instruction]) -> Result<OwnedFd, Errno> {
-    // The kernel asks for no licence of device programs; it wants a string all the same.
-    let licence = c"Apache-2.0";
-    let length = u32::try_from(program.len()).map_err(|_| Errno::TOOBIG)?;
-    let mut arguments = Arguments::new(&[TYPE_CGROUP_DEVICE, length])
-        .with_address(2, program.as_ptr())
-        .with_address(4, licence.as_ptr());
-    arguments.0[17] = ATTACH_CGROUP_DEVICE;
-    // SAFETY: `program` holds `length` instructions and `licence` ends in 0; both outlive the call,
-    // which only reads them. No log buffer is given.
-    let fd = unsafe { bpf(PROG_LOAD, &mut arguments) }?;
-    // SAFETY: the kernel made the descriptor for us just now.
-    Ok(unsafe { owned(fd) })
-}
-
-fn attach(cgroup: BorrowedFd, program: BorrowedFd, old: Option<BorrowedFd>) -> Result<(), Errno> {
-    let flags = ALLOW_MULTI | if old.is_some() { REPLACE } else { 0 };
-    let (cgroup, program, old) = (number(cgroup), number(program), old.map_or(0, number));
-    let words = [cgroup, program, ATTACH_CGROUP_DEVICE, flags, old];
-    // SAFETY: the command takes numbers only.
-    unsafe { bpf(PROG_ATTACH, &mut Arguments::new(&words)) }.map(drop)
-}
-
-fn detach(cgroup: BorrowedFd, program: BorrowedFd) -> Result<(), Errno> {
-    let words = [number(cgroup), number(program), ATTACH_CGROUP_DEVICE];
-    // SAFETY: the command takes numbers only.
-    unsafe { bpf(PROG_DETACH, &mut Arguments::new(&words)) }.map(drop)
-}
-
-/// The device programs of the cgroup itself, and the flags that they were attached with.
-fn attached(cgroup: BorrowedFd) -> Result<(Vec<OwnedFd>, u32), Errno> {
-    let mut ids = [0_u32; MOST_PROGRAMS];
-    let mut arguments = Arguments::new(&[number(cgroup), ATTACH_CGROUP_DEVICE])
-        .with_address(4, ids.as_mut_ptr().cast_const());
-    arguments.0[6] = MOST_PROGRAMS as u32;
-    // SAFETY: `ids` has room for the number of words that is passed, and is not touched meanwhile.
-    unsafe { bpf(PROG_QUERY, &mut arguments) }?;
-    let count = (arguments.0[6] as usize).min(MOST_PROGRAMS);
-    let mut programs = Vec::with_capacity(count);
-    for id in &ids[..count] {
-        // SAFETY: the command takes numbers only.
-        match unsafe { bpf(PROG_GET_FD_BY_ID, &mut Arguments::new(&[*id])) } {
-            // SAFETY: the kernel made the descriptor for us just now.
-            Ok(fd) => programs.push(unsafe { owned(fd) }),
-            Err(Errno::NOENT) => {}
-            Err(errno) => return Err(errno),
-        }
-    }
-    Ok((programs, arguments.0[3]))
 }
 
 #[cfg(test)]

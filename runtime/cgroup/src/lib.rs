@@ -8,7 +8,6 @@
 //! (parents excepted); a failed set leaves the limits as they were.
 //! Not here: who owns a path, CRI's stats shapes, systemd's D-Bus.
 
-#[allow(unsafe_code, reason = "bpf(2) has no safe wrapper")]
 mod bpf;
 mod change;
 mod detect;

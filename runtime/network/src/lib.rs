@@ -22,10 +22,6 @@ mod error;
 #[doc(hidden)]
 pub mod fuzz;
 mod lease;
-#[allow(
-    unsafe_code,
-    reason = "unshare(2) is unsafe to call; one call, argued there"
-)]
 mod namespace;
 mod netlink;
 mod nft;

@@ -15,12 +15,13 @@ use rustix::fs::{Mode, OFlags, fstatfs};
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, mount_bind, unmount};
 use rustix::system::sethostname;
-use rustix::thread::{UnshareFlags, move_into_link_name_space, unshare_unsafe};
+use rustix::thread::{UnshareFlags, move_into_link_name_space};
 
 use super::error::Error;
 use super::netlink::Netlink;
 use super::plumbing;
 use coracle_sys::empty;
+use coracle_sys::namespaces::unshare;
 use coracle_sys::userns::{self, Holder};
 
 /// `f_type` of nsfs. Source: linux/magic.h, `NSFS_MAGIC`.
@@ -124,11 +125,8 @@ fn leave_shared(wish: &NamespaceWish) -> Result<(), Error> {
     flags.set(UnshareFlags::NEWNET, wish.net);
     flags.set(UnshareFlags::NEWIPC, wish.ipc);
     flags.set(UnshareFlags::NEWUTS, wish.uts.is_some());
-    // SAFETY: `unshare_unsafe` asks that other threads never see descriptors of an unshared table,
-    // which takes CLONE_FILES: never among these flags. The namespaces become this thread's alone,
-    // and it ends when its work is done.
-    unsafe { unshare_unsafe(flags) }
-        .map_err(|error| Error::io("unshare", format!("{flags:?}"), error))
+    // The namespaces become this thread's alone, and it ends when its work is done.
+    unshare(flags).map_err(|error| Error::io("unshare", format!("{flags:?}"), error))
 }
 
 /// Makes a user namespace and the others inside it, and enters those. Returns the user namespace,

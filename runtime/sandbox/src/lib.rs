@@ -193,13 +193,7 @@ pub fn install(filter: BorrowedFd<'_>, flags: u32) -> Result<()> {
 
 /// Leaves shared namespaces for new ones; `whose` is named if the kernel refuses.
 fn unshare(apart: rustix::thread::UnshareFlags, whose: &str) -> Result<()> {
-    #[allow(
-        unsafe_code,
-        reason = "unshare is unsafe only for CLONE_FILES, which is not asked for"
-    )]
-    // SAFETY: the process is single-threaded here and shares no file table, so nothing else observes the change.
-    let unshared = unsafe { rustix::thread::unshare_unsafe(apart) };
-    unshared.during(|| format!("unshare the {whose} namespace"))
+    sys::namespaces::unshare(apart).during(|| format!("unshare the {whose} namespace"))
 }
 
 /// The compiler's jail: no network, an empty read-only root, nobody, no capabilities, a narrow seccomp list.

@@ -12,6 +12,7 @@ use libseccomp::{ScmpAction, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, S
 
 use coracle_spec::error::{Context as _, Error, Kind, Result};
 use coracle_spec::{WasmKind, WasmNetwork, WasmSpec};
+use coracle_sys as sys;
 use coracle_sys::memfd::{read_all, sealed};
 
 /// Ready filters for guests; cheap to hand out again and again.
@@ -332,38 +333,8 @@ pub(super) fn install(filter: BorrowedFd<'_>, flags: u32) -> Result<()> {
 
 /// Installs a ready filter on all threads of this process.
 pub(super) fn install_now(bytes: &[u8], flags: u32) -> Result<()> {
-    const SET_MODE_FILTER: libc::c_long = 1;
-    const TSYNC: libc::c_long = 1;
-    let count = u16::try_from(bytes.len() / size_of::<libc::sock_filter>()).map_err(|_| {
-        Error::new(
-            Kind::Bug,
-            format!("a seccomp filter of {} bytes is too long", bytes.len()),
-        )
-    })?;
-    let mut program: Vec<libc::sock_filter> = Vec::with_capacity(usize::from(count));
-    for step in bytes.chunks_exact(size_of::<libc::sock_filter>()) {
-        program.push(libc::sock_filter {
-            code: u16::from_ne_bytes([step[0], step[1]]),
-            jt: step[2],
-            jf: step[3],
-            k: u32::from_ne_bytes([step[4], step[5], step[6], step[7]]),
-        });
-    }
-    let wanted = libc::sock_fprog {
-        len: count,
-        filter: program.as_mut_ptr(),
-    };
-    // SAFETY: `wanted` points at `count` instructions that live until the call returns; the kernel copies them.
-    #[allow(unsafe_code, reason = "no safe wrapper loads a ready filter")]
-    let result = unsafe {
-        let flags = TSYNC | libc::c_long::from(flags);
-        libc::syscall(libc::SYS_seccomp, SET_MODE_FILTER, flags, &raw const wanted)
-    };
-    if result == 0 {
-        return Ok(());
-    }
-    Err(std::io::Error::last_os_error())
-        .during(|| format!("install a seccomp filter of {count} instructions"))
+    sys::seccomp::install(bytes, flags)
+        .during(|| format!("install a seccomp filter of {} bytes", bytes.len()))
 }
 
 #[cfg(test)]

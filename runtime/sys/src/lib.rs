@@ -6,6 +6,7 @@
 
 #![allow(unsafe_code, reason = "raw kernel calls live here")]
 
+pub mod bpf;
 pub mod children;
 pub mod command;
 pub mod dump;
@@ -16,6 +17,8 @@ pub mod keyring;
 pub mod landlock;
 pub mod memfd;
 pub mod mounts;
+pub mod namespaces;
+pub mod seccomp;
 pub mod signals;
 pub mod terminal;
 pub mod userns;
