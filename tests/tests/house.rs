@@ -1,16 +1,17 @@
 //! What the crates may know of each other, held against `cargo metadata`.
 //!
-//! proto, runtime and streaming are leaves, and so are tree and unpack, the parts of images that handle what strangers made:
-//! the jailed unpacker is the shim's, which joins unpack with the runtime's jail; only shim sees all three; the tests see the protocol alone, so that they
-//! drive the daemon as a kubelet does.
+//! proto, streaming, sys and spec are leaves, and so are tree and unpack, the parts of images that handle what strangers
+//! made: the jailed unpacker is the shim's, which joins unpack with the runtime's jail. Below runtime, cgroup, network
+//! and sandbox know sys and spec alone, and wasm also the jail of its compiler. Only shim sees proto, images and
+//! runtime; the tests see the protocol alone, so that they drive the daemon as a kubelet does.
 
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 
-#[test]
-fn crates_depend_on_each_other_only_as_designed() {
+/// What cargo says of the workspace.
+fn metadata() -> serde_json::Value {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
     let output = Command::new(cargo)
         .args([
@@ -28,7 +29,12 @@ fn crates_depend_on_each_other_only_as_designed() {
         "{}",
         String::from_utf8_lossy(&output.stderr)
     );
-    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[test]
+fn crates_depend_on_each_other_only_as_designed() {
+    let metadata = metadata();
     let seen: BTreeMap<&str, BTreeSet<&str>> = metadata["packages"]
         .as_array()
         .unwrap()
@@ -56,7 +62,10 @@ fn crates_depend_on_each_other_only_as_designed() {
                 "coracle-wasm",
             ]),
         ),
-        ("coracle-cgroup", BTreeSet::from(["coracle-spec"])),
+        (
+            "coracle-cgroup",
+            BTreeSet::from(["coracle-spec", "coracle-sys"]),
+        ),
         (
             "coracle-network",
             BTreeSet::from(["coracle-spec", "coracle-sys"]),
@@ -101,6 +110,71 @@ fn crates_depend_on_each_other_only_as_designed() {
         ("coracle-tests", BTreeSet::from(["coracle-proto"])),
     ]);
     assert_eq!(seen, want);
+}
+
+#[test]
+fn only_the_wasm_crate_links_the_engine() {
+    let metadata = metadata();
+    let links = |package: &&serde_json::Value| {
+        let dependencies = package["dependencies"].as_array().unwrap();
+        let mut names = dependencies.iter().filter_map(|d| d["name"].as_str());
+        names.any(|name| name.starts_with("wasmtime"))
+    };
+    let packages = metadata["packages"].as_array().unwrap().iter();
+    let linking: Vec<&str> = packages
+        .filter(links)
+        .filter_map(|package| package["name"].as_str())
+        .collect();
+    assert_eq!(linking, ["coracle-wasm"]);
+}
+
+/// Unsafe code is in `runtime/sys` and `runtime/wasm`. What else has some is listed, and leaves the list with it.
+#[test]
+fn unsafe_code_is_where_it_is_expected() {
+    const ELSEWHERE: [&str; 11] = [
+        "runtime/sandbox/src/profile/compile.rs",
+        "runtime/src/keeper/guest/life.rs",
+        "runtime/src/keeper/log.rs",
+        "runtime/src/keeper/log/line.rs",
+        "runtime/src/keeper/log/taps.rs",
+        "runtime/src/keeper/table/entry.rs",
+        "runtime/src/native/program.rs",
+        "runtime/src/process.rs",
+        "runtime/src/spawner.rs",
+        "runtime/src/spawner/process.rs",
+        "shim/src/check/probe.rs",
+    ];
+    let top = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let mut found = BTreeSet::new();
+    for folder in ["proto", "images", "runtime", "shim"] {
+        with_unsafe(&top.join(folder), &mut found);
+    }
+    let found: BTreeSet<&str> = found
+        .iter()
+        .filter_map(|path| path.strip_prefix(&top).ok()?.to_str())
+        .filter(|path| !path.starts_with("runtime/sys/") && !path.starts_with("runtime/wasm/"))
+        .collect();
+    assert_eq!(found, BTreeSet::from(ELSEWHERE));
+}
+
+/// The source files below `dir` that have unsafe code.
+fn with_unsafe(dir: &std::path::Path, found: &mut BTreeSet<std::path::PathBuf>) {
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            with_unsafe(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let text = std::fs::read_to_string(&path).unwrap();
+            let mut code = text.lines().map(|line| line.split("//").next().unwrap());
+            if code.any(|line| {
+                ["{", "fn", "impl"]
+                    .iter()
+                    .any(|what| line.contains(&format!("unsafe {what}")))
+            }) {
+                found.insert(path);
+            }
+        }
+    }
 }
 
 /// A package's name and those of our crates that it depends on.
