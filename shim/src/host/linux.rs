@@ -6,7 +6,7 @@
 //! Not here: building it, names of users, mounts that the kubelet asks for.
 
 mod capabilities;
-pub(super) mod cdi;
+mod cdi;
 mod devices;
 pub(super) mod files;
 mod profiles;
@@ -17,7 +17,7 @@ use std::path::Path;
 use coracle_cgroup::Limits;
 use coracle_images::Image;
 use coracle_lifecycle::{
-    ContainerWish, Error, LinuxPlan, NamespaceMode, PidWish, PodRecord, UsernsWish, limits,
+    ContainerWish, Error, Kind, LinuxPlan, NamespaceMode, PidWish, PodRecord, UsernsWish, limits,
 };
 use coracle_runtime::id::ContainerId;
 use coracle_runtime::spec::{Identity, LinuxJail, Mount, PidSpace, ResourceLimit};
@@ -28,6 +28,7 @@ use self::devices::Grant;
 use self::profiles::SecurityFiles;
 pub use self::profiles::{DefaultProfile, default_profile};
 use super::mounts;
+use super::paths::Visit;
 use super::plan::invalid;
 
 /// The search path of a container whose image has none. Source: containerd, `WithDefaultPathEnv`.
@@ -79,11 +80,48 @@ pub(super) fn usual_environment(subject: &Subject<'_>, home: &str) -> Vec<(&'sta
     usual
 }
 
+/// What the node's devices bring into a container.
+#[derive(Default)]
+pub(super) struct Hardware {
+    /// Nodes, each once: the host's if the container is privileged, those asked for, those of CDI.
+    grants: Vec<Grant>,
+    /// What else CDI adds.
+    pub additions: Additions,
+}
+
+impl Hardware {
+    /// Whether a container asks for any of it.
+    pub(super) fn is_asked_by(wish: &ContainerWish) -> bool {
+        wish.security.privileged || !wish.devices.is_empty() || !wish.cdi_devices.is_empty()
+    }
+
+    /// Looks at the node's devices and specifications. Errors: Invalid, naming the device and what is wrong with it;
+    /// Exhausted when too many calls wait for its filesystem.
+    pub(super) fn find(wish: &ContainerWish, visit: &Visit<'_>) -> Result<Self, Error> {
+        Self::look(wish, visit).map_err(|refusal| match visit.was_turned_away() {
+            true => Error::new(Kind::Exhausted, refusal.to_string()),
+            false => refusal,
+        })
+    }
+
+    fn look(wish: &ContainerWish, visit: &Visit<'_>) -> Result<Self, Error> {
+        let additions = cdi::additions(&wish.cdi_devices, visit)?;
+        let mut grants = match wish.security.privileged {
+            true => devices::of_host(Path::new("/dev"), visit)?,
+            false => Vec::new(),
+        };
+        grants.extend(devices::asked(&wish.devices, visit)?);
+        grants.extend(additions.grants.iter().cloned());
+        let grants = devices::merged(grants)?;
+        Ok(Self { grants, additions })
+    }
+}
+
 /// Decides what confines the container. Adds its pod's files to `mounts`, which hold the kubelet's. Blocks.
 /// Errors: Invalid, naming what was asked for and why it cannot be had.
 pub(super) fn plan(
     subject: &Subject<'_>,
-    additions: &Additions,
+    hardware: &Hardware,
     mounts: &mut Vec<Mount>,
 ) -> Result<LinuxPlan, Error> {
     let (wish, security) = (subject.wish, &subject.wish.security);
@@ -92,7 +130,7 @@ pub(super) fn plan(
     let labels = profiles::selinux(security.selinux.as_ref(), security.privileged, &node)?;
     let seccomp = profiles::seccomp(&security.seccomp, security.privileged)?;
     let volumes = volumes::of_image(&subject.image.config.volumes, mounts)?;
-    let grants = grants(subject, additions)?;
+    let grants = &hardware.grants;
     let shown = |paths: &[String]| match security.privileged {
         true => Vec::new(),
         false => paths.to_vec(),
@@ -124,21 +162,10 @@ pub(super) fn plan(
         jail: Box::new(jail),
         seccomp,
         limits: Limits {
-            devices: Some(devices::rules(&grants, security.privileged)),
+            devices: Some(devices::rules(grants, security.privileged)),
             ..limits::linux_limits(&wish.resources)
         },
     })
-}
-
-/// The devices of a container, each once: the host's if it is privileged, those asked for, those of CDI.
-fn grants(subject: &Subject<'_>, additions: &Additions) -> Result<Vec<Grant>, Error> {
-    let mut grants = match subject.wish.security.privileged {
-        true => devices::of_host(Path::new("/dev"))?,
-        false => Vec::new(),
-    };
-    grants.extend(devices::asked(&subject.wish.devices)?);
-    grants.extend(additions.grants.iter().cloned());
-    devices::merged(grants)
 }
 
 /// A container has no more of the node than its pod was made with.

@@ -1,6 +1,7 @@
-//! Threads of their own for paths that may hang: host paths of mounts, log directories.
+//! Threads of their own for paths that may hang: host paths of mounts and devices, CDI specifications, log
+//! directories.
 //!
-//! Called by: CreateContainer (mount sources), StartContainer and ReopenContainerLog (log files). A path on a dead network
+//! Called by: CreateContainer (mount sources, devices), StartContainer and ReopenContainerLog (log files). A path on a dead network
 //! disk blocks whoever resolves it, for ever and deaf to signals; here that costs one of [`THREADS`] threads, never one
 //! of the runtime's.
 //! Invariants: a caller waits at most [`PATIENCE`]; at most [`INSIDE`] threads are in one filesystem while it does not
@@ -9,10 +10,11 @@
 
 mod walk;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::ffi::OsString;
-use std::path::Path;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -186,6 +188,7 @@ struct Places {
 pub struct Visit<'a> {
     places: &'a Places,
     at: RefCell<Option<(Place, Instant)>>,
+    turned_away: Cell<bool>,
 }
 
 impl<'a> Visit<'a> {
@@ -193,6 +196,7 @@ impl<'a> Visit<'a> {
         Self {
             places,
             at: RefCell::new(None),
+            turned_away: Cell::new(false),
         }
     }
 
@@ -200,8 +204,28 @@ impl<'a> Visit<'a> {
     /// made where `missing` says so.
     ///
     /// Errors: the kernel's; TimedOut for a filesystem that holds as many threads as it may.
-    pub fn open(&self, path: &Path, missing: Missing) -> std::io::Result<std::os::fd::OwnedFd> {
+    pub fn open(&self, path: &Path, missing: Missing) -> std::io::Result<OwnedFd> {
         walk::open(self, path, missing)
+    }
+
+    /// What `path`, which is absolute, leads to: its own path without links, and what is known of it. It is not opened
+    /// for reading, so that no device or FIFO notices.
+    ///
+    /// Errors: as of [`Visit::open`].
+    pub fn look(&self, path: &Path) -> std::io::Result<Found> {
+        use std::os::fd::AsRawFd as _;
+        let file = self.open(path, Missing::Refuse)?;
+        let link = format!("/proc/self/fd/{}", file.as_raw_fd());
+        Ok(Found {
+            path: std::fs::read_link(&link)?,
+            metadata: std::fs::metadata(&link)?,
+            file,
+        })
+    }
+
+    /// Whether a filesystem that holds as many threads as it may let this visit not in: a refusal that may pass.
+    pub fn was_turned_away(&self) -> bool {
+        self.turned_away.get()
     }
 
     /// Goes on to `place`, waiting while too many are there.
@@ -221,6 +245,7 @@ impl<'a> Visit<'a> {
             }
             let oldest = those.iter().min().map_or(Duration::ZERO, Instant::elapsed);
             if oldest >= SILENCE {
+                self.turned_away.set(true);
                 let text = format!(
                     "{} calls wait for its filesystem, one for {} s; no more are let in until it answers",
                     those.len(),
@@ -253,6 +278,25 @@ impl<'a> Visit<'a> {
 impl Drop for Visit<'_> {
     fn drop(&mut self) {
         self.leave();
+    }
+}
+
+/// What a path leads to.
+#[derive(Debug)]
+pub struct Found {
+    /// Its path without links.
+    pub path: PathBuf,
+    /// What it is.
+    pub metadata: std::fs::Metadata,
+    /// It, opened as a place only.
+    pub file: OwnedFd,
+}
+
+impl Found {
+    /// Opens it for reading. Errors: the kernel's.
+    pub fn read(&self) -> std::io::Result<std::fs::File> {
+        use std::os::fd::AsRawFd as _;
+        std::fs::File::open(format!("/proc/self/fd/{}", self.file.as_raw_fd()))
     }
 }
 

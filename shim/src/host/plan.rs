@@ -4,6 +4,8 @@
 //! Invariant: a plan that is made can be started without asking anybody again what was meant.
 //! Not here: cgroups, directories, processes.
 
+mod places;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -17,6 +19,7 @@ use coracle_runtime::spec::{Mount, WasmKind, WasmNetwork};
 use coracle_wasm::{EngineRef, ModuleInfo};
 
 use super::egress;
+use super::linux::Hardware;
 use super::paths::{Missing, Visit};
 use super::user::Resolved;
 use super::words::{argv, environment, log_path, stop_signal, working_dir};
@@ -81,39 +84,16 @@ impl Host {
             ImageKind::Linux(_) => {
                 let host = Arc::clone(self);
                 let (draft, mounts) = self.mounts(draft, true).await?;
+                let hardware = self.hardware(&draft.wish).await?;
                 blocking("planning a Linux container", move || {
-                    draft.linux_parts(&host, mounts).map(|parts| (draft, parts))
+                    draft
+                        .linux_parts(&host, mounts, &hardware)
+                        .map(|parts| (draft, parts))
                 })
                 .await?
             }
         };
         draft.finish(parts, self)
-    }
-
-    /// The mounts of a container, their host paths looked at on a thread that may hang.
-    async fn mounts(&self, draft: Draft, is_linux: bool) -> Result<(Draft, Vec<Mount>), Error> {
-        if draft.wish.mounts.is_empty() {
-            return Ok((draft, Vec::new()));
-        }
-        let missing = match self.config.create_host_paths {
-            true => Missing::Create,
-            false => Missing::Refuse,
-        };
-        let wish = Arc::clone(&draft.wish);
-        let what = move || {
-            let host_paths = wish.mounts.iter().map(|mount| &mount.host_path);
-            let named: Vec<_> = host_paths
-                .filter(|path| !path.as_os_str().is_empty())
-                .take(3)
-                .map(|path| path.display().to_string())
-                .collect();
-            format!("check the mounts of {}", named.join(", "))
-        };
-        let check = move |visit: &Visit<'_>| {
-            let mounts = draft.mounts(is_linux, missing, visit)?;
-            Ok((draft, mounts))
-        };
-        self.paths.run(what, check).await
     }
 
     /// The images that a container mounts, each leased to it.
@@ -229,7 +209,12 @@ impl Draft {
     }
 
     /// Blocks on the image's and the node's file systems.
-    fn linux_parts(&self, host: &Host, mut mounts: Vec<Mount>) -> Result<Parts, Error> {
+    fn linux_parts(
+        &self,
+        host: &Host,
+        mut mounts: Vec<Mount>,
+        hardware: &Hardware,
+    ) -> Result<Parts, Error> {
         let (pod, wish) = (&self.pod, &self.wish);
         if pod.wish.handler.is_wasm_only() {
             return Err(invalid(format!(
@@ -246,13 +231,13 @@ impl Draft {
             containers: &host.layout.containers_directory(&pod.id),
             files: &host.pod_files(&pod.id, &self.id),
         };
-        let additions = linux::cdi::additions(&wish.cdi_devices)?;
+        let additions = &hardware.additions;
         mounts::add(&mut mounts, &additions.mounts)?;
         let mut user = self.user()?;
         user.identity.groups.extend(&additions.groups);
         user.identity.groups = user::distinct(user.identity.groups);
         linux::has_ids(pod, &user.identity)?;
-        let plan = linux::plan(&subject, &additions, &mut mounts)?;
+        let plan = linux::plan(&subject, hardware, &mut mounts)?;
         egress::check_linux(&pod.wish, plan.jail.capabilities.bounding)?;
         let usual = linux::usual_environment(&subject, &user.home);
         let usual: Vec<_> = usual

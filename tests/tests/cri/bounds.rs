@@ -145,6 +145,14 @@ fn path_threads(daemon: &Daemon) -> usize {
         .count()
 }
 
+fn device(path: &std::path::Path) -> cri::Device {
+    cri::Device {
+        container_path: "/dev/x".into(),
+        host_path: path.display().to_string(),
+        permissions: "r".into(),
+    }
+}
+
 #[tokio::test]
 async fn creates_that_hang_on_a_dead_filesystem_hold_up_nobody_else() {
     let daemon = shell::daemon().await;
@@ -158,7 +166,11 @@ async fn creates_that_hang_on_a_dead_filesystem_hold_up_nobody_else() {
     let mut creates = JoinSet::new();
     for number in 0..100 {
         let mut config = sh(&format!("c{number}"), "true");
-        config.mounts = vec![mount(&dead.join(format!("v{number}")), "/v", false)];
+        let path = dead.join(format!("v{number}"));
+        match number % 2 {
+            0 => config.mounts = vec![mount(&path, "/v", false)],
+            _ => config.devices = vec![device(&path)],
+        }
         let (pod, begun) = (Arc::clone(&stuck), Instant::now());
         creates.spawn(async move { (number, pod.create(&config).await, begun.elapsed()) });
     }
@@ -197,9 +209,11 @@ async fn creates_that_hang_on_a_dead_filesystem_hold_up_nobody_else() {
     let begun = Instant::now();
     let mut late = sh("late", "true");
     late.mounts = vec![mount(&dead.join("late"), "/v", false)];
-    let created = stuck.create(&late).await;
     let words = [dead.to_str().unwrap(), "wait for its filesystem"];
-    refused(created, Code::ResourceExhausted, &words);
+    refused(stuck.create(&late).await, Code::ResourceExhausted, &words);
+    let mut late = sh("late-device", "true");
+    late.devices = vec![device(&dead.join("late"))];
+    refused(stuck.create(&late).await, Code::ResourceExhausted, &words);
     assert!(begun.elapsed() < Duration::from_secs(1));
     assert!(path_threads(&daemon) <= threads.max(1));
     drop(stalling);

@@ -16,6 +16,7 @@ use coracle_runtime::spec::{Device, DeviceKind, Mount, MountPropagation};
 use self::document::{Edits, MountEdit, Node};
 use super::devices::{Grant, device_target, one};
 use crate::host::mounts::clean_target;
+use crate::host::paths::{Missing, Visit};
 use crate::host::plan::invalid;
 
 /// Where specifications lie; the later one wins.
@@ -34,17 +35,17 @@ pub(in crate::host) struct Additions {
     pub(super) grants: Vec<Grant>,
 }
 
-/// What all devices of these names (`vendor.com/class=name`) need together. Blocks on the node's specifications.
+/// What all devices of these names (`vendor.com/class=name`) need together.
 /// Errors: Invalid, naming the device and what is wrong with it.
-pub(in crate::host) fn additions(names: &[String]) -> Result<Additions, Error> {
+pub(super) fn additions(names: &[String], visit: &Visit<'_>) -> Result<Additions, Error> {
     if names.is_empty() {
         return Ok(Additions::default());
     }
-    from(names, &DIRECTORIES.map(PathBuf::from))
+    from(names, &DIRECTORIES.map(PathBuf::from), visit)
 }
 
-fn from(names: &[String], directories: &[PathBuf]) -> Result<Additions, Error> {
-    let read = document::read_all(directories);
+fn from(names: &[String], directories: &[PathBuf], visit: &Visit<'_>) -> Result<Additions, Error> {
+    let read = document::read_all(directories, visit);
     let mut additions = Additions::default();
     let mut applied: Vec<&Path> = Vec::new();
     for name in names {
@@ -53,11 +54,11 @@ fn from(names: &[String], directories: &[PathBuf]) -> Result<Additions, Error> {
         let document = read.find(kind, device).map_err(refused)?;
         // What a specification says for all its devices is done once.
         if !applied.contains(&document.path.as_path()) {
-            additions.apply(&document.edits).map_err(refused)?;
+            additions.apply(&document.edits, visit).map_err(refused)?;
             applied.push(&document.path);
         }
         if let Some(edits) = document.device(device) {
-            additions.apply(edits).map_err(refused)?;
+            additions.apply(edits, visit).map_err(refused)?;
         }
     }
     Ok(additions)
@@ -78,7 +79,7 @@ fn split(name: &str) -> Result<(&str, &str), String> {
 }
 
 impl Additions {
-    fn apply(&mut self, edits: &Edits) -> Result<(), String> {
+    fn apply(&mut self, edits: &Edits, visit: &Visit<'_>) -> Result<(), String> {
         if let Some(hook) = edits.hooks.first() {
             return Err(format!(
                 "its specification wants the program {:?} run on the host, which this runtime never does",
@@ -97,10 +98,10 @@ impl Additions {
             self.env.push((name.to_owned(), value.to_owned()));
         }
         for node in &edits.device_nodes {
-            self.grants.push(grant(node)?);
+            self.grants.push(grant(node, visit)?);
         }
         for mount in &edits.mounts {
-            self.mounts.push(bind(mount)?);
+            self.mounts.push(bind(mount, visit)?);
         }
         // 0 is what a field that was left out reads as, and every container's root has it.
         let groups = edits.additional_gids.iter().copied();
@@ -109,15 +110,16 @@ impl Additions {
     }
 }
 
-fn grant(node: &Node) -> Result<Grant, String> {
+fn grant(node: &Node, visit: &Visit<'_>) -> Result<Grant, String> {
     let named = |why: String| format!("its node {:?}: {why}", node.path);
     let target = device_target(&node.path).map_err(named)?;
     let host = node.host_path.as_deref().unwrap_or(&node.path);
-    let found = std::fs::canonicalize(host)
-        .and_then(|path| std::fs::metadata(&path).map(|metadata| (path, metadata)));
-    let device = match (found, numbers(node)) {
-        (Ok((path, metadata)), stated) => {
-            let device = one(&path, &target, &metadata).map_err(named)?;
+    if !host.starts_with('/') {
+        return Err(named("the host path is not absolute".to_owned()));
+    }
+    let device = match (visit.look(Path::new(host)), numbers(node)) {
+        (Ok(found), stated) => {
+            let device = one(&found.path, &target, &found.metadata).map_err(named)?;
             let actual = (device.kind, device.major, device.minor);
             if stated.is_some_and(|stated| stated != actual) {
                 return Err(named(
@@ -155,7 +157,7 @@ fn numbers(node: &Node) -> Option<(DeviceKind, u32, u32)> {
     Some((kind, node.major?, node.minor?))
 }
 
-fn bind(edit: &MountEdit) -> Result<Mount, String> {
+fn bind(edit: &MountEdit, visit: &Visit<'_>) -> Result<Mount, String> {
     let named = |why: String| format!("its mount at {:?}: {why}", edit.container_path);
     let target = clean_target(&edit.container_path).map_err(named)?;
     if !matches!(edit.kind.as_deref(), None | Some("" | "bind" | "none")) {
@@ -165,7 +167,7 @@ fn bind(edit: &MountEdit) -> Result<Mount, String> {
     if !source.is_absolute() {
         return Err(named("the host path is not absolute".to_owned()));
     }
-    if let Err(error) = std::fs::metadata(&source) {
+    if let Err(error) = visit.open(&source, Missing::Refuse) {
         return Err(named(format!("the host path cannot be used: {error}")));
     }
     let mut mount = Mount {

@@ -6,13 +6,14 @@
 //! Not here: making nodes, writing cgroups.
 
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use coracle_cgroup::{DeviceClass, DeviceRule};
 use coracle_lifecycle::{DeviceWish, Error};
 use coracle_runtime::spec::{Device, DeviceKind};
 
 use crate::host::mounts::clean_target;
+use crate::host::paths::{Missing, Visit};
 use crate::host::plan::invalid;
 
 /// Most nodes of a container.
@@ -48,9 +49,9 @@ pub(super) struct Grant {
     pub permissions: String,
 }
 
-/// The devices that CRI asks for. Blocks on the host's `/dev`.
+/// The devices that CRI asks for.
 /// Errors: Invalid, naming the path and what is wrong with it.
-pub(super) fn asked(wishes: &[DeviceWish]) -> Result<Vec<Grant>, Error> {
+pub(super) fn asked(wishes: &[DeviceWish], visit: &Visit<'_>) -> Result<Vec<Grant>, Error> {
     let mut grants = Vec::new();
     for wish in wishes {
         let refused = |why: String| {
@@ -59,13 +60,13 @@ pub(super) fn asked(wishes: &[DeviceWish]) -> Result<Vec<Grant>, Error> {
         };
         let target = device_target(&wish.container_path).map_err(refused)?;
         // A link is resolved once, here; the node it leads to is what is granted.
-        let host = std::fs::canonicalize(&wish.host_path)
+        let host = visit
+            .look(Path::new(&wish.host_path))
             .map_err(|error| refused(format!("the host path cannot be used: {error}")))?;
-        let metadata = std::fs::metadata(&host).map_err(|error| refused(error.to_string()))?;
-        let found = if metadata.is_dir() {
-            below(&host, &target, 0).map_err(refused)?
+        let found = if host.metadata.is_dir() {
+            all_below(&host.path, &target, visit).map_err(refused)?
         } else {
-            vec![one(&host, &target, &metadata).map_err(refused)?]
+            vec![one(&host.path, &target, &host.metadata).map_err(refused)?]
         };
         if found.is_empty() {
             return Err(refused("the directory holds no device".to_owned()));
@@ -78,10 +79,10 @@ pub(super) fn asked(wishes: &[DeviceWish]) -> Result<Vec<Grant>, Error> {
     Ok(grants)
 }
 
-/// Every device node of the host, for a privileged container. Blocks.
-pub(super) fn of_host(dev: &Path) -> Result<Vec<Grant>, Error> {
-    let found =
-        below(dev, "/dev", 0).map_err(|why| invalid(format!("the host's devices: {why}")))?;
+/// Every device node of the host, for a privileged container.
+pub(super) fn of_host(dev: &Path, visit: &Visit<'_>) -> Result<Vec<Grant>, Error> {
+    let found = all_below(dev, "/dev", visit)
+        .map_err(|why| invalid(format!("the host's devices: {why}")))?;
     let is_own = |device: &Device| {
         let name = device.path.strip_prefix("/dev/").unwrap_or_default();
         USUAL.contains(&name)
@@ -183,41 +184,57 @@ pub(super) fn one(
 }
 
 /// All devices below a directory, by path.
-fn below(directory: &Path, target: &str, depth: usize) -> Result<Vec<Device>, String> {
+fn all_below(directory: &Path, target: &str, visit: &Visit<'_>) -> Result<Vec<Device>, String> {
+    let mut found = Vec::new();
+    below(directory, target, 0, visit, &mut found)?;
+    found.sort_by(|one, other| one.path.cmp(&other.path));
+    Ok(found)
+}
+
+/// Adds the devices below a directory to `found`: its own first, for the visit then goes on to where each directory is.
+fn below(
+    directory: &Path,
+    target: &str,
+    depth: usize,
+    visit: &Visit<'_>,
+    found: &mut Vec<Device>,
+) -> Result<(), String> {
     let cannot =
         |error: std::io::Error| format!("{} cannot be listed: {error}", directory.display());
     if depth > MAX_DEPTH {
         return Err(format!("{} lies too deep", directory.display()));
     }
-    let entries: Result<Vec<PathBuf>, _> = std::fs::read_dir(directory)
-        .map_err(cannot)?
-        .map(|entry| entry.map(|entry| entry.path()))
-        .collect();
-    let mut entries = entries.map_err(cannot)?;
-    entries.sort();
-    let mut found = Vec::new();
-    for path in entries {
-        let Some(name) = path.file_name().and_then(|name| name.to_str()) else {
+    visit.open(directory, Missing::Refuse).map_err(cannot)?;
+    let mut directories = Vec::new();
+    for entry in std::fs::read_dir(directory).map_err(cannot)? {
+        let entry = entry.map_err(cannot)?;
+        let name = entry.file_name();
+        let Some(name) = name.to_str().filter(|name| !NOT_PASSED_ON.contains(name)) else {
             continue;
         };
-        if NOT_PASSED_ON.contains(&name) {
-            continue;
-        }
-        // Nodes come and go while we look.
-        let Ok(metadata) = std::fs::symlink_metadata(&path) else {
+        // Nodes come and go while we look. What the directory itself tells asks no mount that covers an entry.
+        let Ok(kind) = entry.file_type() else {
             continue;
         };
-        let target = format!("{}/{name}", target.trim_end_matches('/'));
-        if metadata.is_dir() {
-            found.extend(below(&path, &target, depth + 1)?);
-        } else if let Ok(device) = one(&path, &target, &metadata) {
+        let (path, target) = (
+            entry.path(),
+            format!("{}/{name}", target.trim_end_matches('/')),
+        );
+        if kind.is_dir() {
+            directories.push((path, target));
+        } else if (kind.is_char_device() || kind.is_block_device())
+            && let Ok(metadata) = std::fs::symlink_metadata(&path)
+            && let Ok(device) = one(&path, &target, &metadata)
+        {
             found.push(device);
         }
         if found.len() > MOST {
             return Err(format!("there are more than {MOST} devices"));
         }
     }
-    Ok(found)
+    directories
+        .into_iter()
+        .try_for_each(|(path, target)| below(&path, &target, depth + 1, visit, found))
 }
 
 #[cfg(test)]
@@ -255,6 +272,14 @@ mod tests {
                 permissions: "rw".to_owned(),
             }
         }
+    }
+
+    fn asked(wishes: &[DeviceWish]) -> Result<Vec<Grant>, Error> {
+        crate::host::paths::visited(|visit| super::asked(wishes, visit))
+    }
+
+    fn of_host(dev: &Path) -> Result<Vec<Grant>, Error> {
+        crate::host::paths::visited(|visit| super::of_host(dev, visit))
     }
 
     fn paths(grants: &[Grant]) -> Vec<&str> {

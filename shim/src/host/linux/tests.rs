@@ -53,6 +53,7 @@ impl Place {
 
     fn plan(&self, wish: &ContainerWish) -> Result<(LinuxPlan, Vec<Mount>), Error> {
         let mut mounts = Vec::new();
+        let hardware = super::super::paths::visited(|visit| Hardware::find(wish, visit))?;
         let subject = Subject {
             pod: &self.pod,
             id: &self.id,
@@ -61,7 +62,7 @@ impl Place {
             containers: &self.root.join("containers"),
             files: &self.root.join("files"),
         };
-        plan(&subject, &Additions::default(), &mut mounts).map(|plan| (plan, mounts))
+        plan(&subject, &hardware, &mut mounts).map(|plan| (plan, mounts))
     }
 
     fn secured(&self, security: SecurityWish) -> Result<LinuxPlan, Error> {

@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use crate::host::paths::Visit;
+
 /// Largest specification that is read. Bytes.
 const MAX_BYTES: u64 = 4 << 20;
 
@@ -149,21 +151,31 @@ impl Documents {
 }
 
 /// Reads every specification. An absent directory holds none.
-pub(super) fn read_all(directories: &[PathBuf]) -> Documents {
+pub(super) fn read_all(directories: &[PathBuf], visit: &Visit<'_>) -> Documents {
     let mut all = Documents {
         found: Vec::new(),
         broken: Vec::new(),
     };
     for (rank, directory) in directories.iter().enumerate() {
-        let Ok(entries) = std::fs::read_dir(directory) else {
-            continue;
+        let entries = match visit.look(directory) {
+            Ok(found) => std::fs::read_dir(found.path),
+            Err(error) => Err(error),
+        };
+        let entries = match entries {
+            Ok(entries) => entries,
+            Err(error) => {
+                if error.kind() != std::io::ErrorKind::NotFound {
+                    all.broken.push(format!("{}: {error}", directory.display()));
+                }
+                continue;
+            }
         };
         let paths = entries.filter_map(|entry| entry.ok().map(|entry| entry.path()));
         let mut paths: Vec<PathBuf> = paths.filter(|path| is_specification(path)).collect();
         paths.sort();
         paths.truncate(MAX_FILES);
         for path in paths {
-            match read(&path, rank) {
+            match read(&path, rank, visit) {
                 Ok(document) => all.found.push(document),
                 Err(why) => all.broken.push(format!("{}: {why}", path.display())),
             }
@@ -177,14 +189,15 @@ fn is_specification(path: &Path) -> bool {
     matches!(extension, Some("json" | "yaml" | "yml"))
 }
 
-fn read(path: &Path, rank: usize) -> Result<Document, String> {
+fn read(path: &Path, rank: usize, visit: &Visit<'_>) -> Result<Document, String> {
     let told = |error: std::io::Error| error.to_string();
     // Looked at before it is opened: opening a FIFO would wait.
-    if !std::fs::metadata(path).map_err(told)?.is_file() {
+    let found = visit.look(path).map_err(told)?;
+    if !found.metadata.is_file() {
         return Err("it is no regular file".to_owned());
     }
     let mut text = String::new();
-    let file = std::fs::File::open(path).map_err(told)?;
+    let file = found.read().map_err(told)?;
     file.take(MAX_BYTES + 1)
         .read_to_string(&mut text)
         .map_err(told)?;

@@ -22,7 +22,8 @@ impl Scratch {
             self.0.join("run"),
             self.0.join("absent"),
         ];
-        from(&names, &directories).map_err(|error| error.to_string())
+        crate::host::paths::visited(|visit| from(&names, &directories, visit))
+            .map_err(|error| error.to_string())
     }
 }
 

@@ -1,0 +1,64 @@
+//! What a plan needs of the node's paths, which may hang: sources of mounts, devices, CDI specifications.
+//!
+//! Called by: [`super`]. Invariant: no path of a container is resolved on a thread of the runtime's; a container that
+//! names none waits for no thread. Must not know: what is decided from it.
+
+use std::sync::Arc;
+
+use coracle_runtime::spec::Mount;
+
+use super::Draft;
+use crate::host::Host;
+use crate::host::linux::Hardware;
+use crate::host::paths::{Missing, Visit};
+use coracle_lifecycle::{ContainerWish, Error};
+
+impl Host {
+    /// The mounts of a container, their host paths looked at on a thread that may hang.
+    pub(super) async fn mounts(
+        &self,
+        draft: Draft,
+        is_linux: bool,
+    ) -> Result<(Draft, Vec<Mount>), Error> {
+        if draft.wish.mounts.is_empty() {
+            return Ok((draft, Vec::new()));
+        }
+        let missing = match self.config.create_host_paths {
+            true => Missing::Create,
+            false => Missing::Refuse,
+        };
+        let wish = Arc::clone(&draft.wish);
+        let what = move || {
+            let host_paths = wish.mounts.iter().map(|mount| &mount.host_path);
+            let named: Vec<_> = host_paths
+                .filter(|path| !path.as_os_str().is_empty())
+                .take(3)
+                .map(|path| path.display().to_string())
+                .collect();
+            format!("check the mounts of {}", named.join(", "))
+        };
+        let check = move |visit: &Visit<'_>| {
+            let mounts = draft.mounts(is_linux, missing, visit)?;
+            Ok((draft, mounts))
+        };
+        self.paths.run(what, check).await
+    }
+
+    /// The devices of a container, looked at on a thread that may hang.
+    pub(super) async fn hardware(&self, wish: &Arc<ContainerWish>) -> Result<Hardware, Error> {
+        if !Hardware::is_asked_by(wish) {
+            return Ok(Hardware::default());
+        }
+        let (named, wish) = (Arc::clone(wish), Arc::clone(wish));
+        let what = move || {
+            let paths = named.devices.iter().map(|device| device.host_path.as_str());
+            let names: Vec<_> = paths
+                .chain(named.cdi_devices.iter().map(String::as_str))
+                .take(3)
+                .collect();
+            format!("look at the node's devices {}", names.join(", "))
+        };
+        let find = move |visit: &Visit<'_>| Hardware::find(&wish, visit);
+        self.paths.run(what, find).await
+    }
+}
