@@ -27,9 +27,11 @@ use coracle_spec::error::{Context as _, Error, Kind, Result};
 use coracle_spec::failpoint;
 use coracle_spec::id::hex;
 
+mod failures;
 mod files;
 mod launch;
 
+use failures::Failures;
 use files::{Stamp, Temporary, key, open_read, stamp, stamp_of};
 
 /// Bounds of every compilation.
@@ -81,6 +83,7 @@ pub struct CompileCache {
     permits: Permits,
     entries: Mutex<HashMap<At, Arc<Compiled>>>,
     busy: Mutex<HashMap<At, Lane>>,
+    failures: Failures,
     serial: AtomicU64,
 }
 
@@ -109,13 +112,15 @@ impl CompileCache {
             permits,
             entries: Mutex::default(),
             busy: Mutex::default(),
+            failures: Failures::default(),
             serial: AtomicU64::new(0),
         })
     }
 
     /// The compiled form of the module at path `module` (SHA-256 `digest`, 64 digits) for `engine`.
     ///
-    /// Concurrent calls for one entry share one compilation. Errors: [`Kind::Invalid`] with the engine's reason when
+    /// Concurrent calls for one entry share one compilation, also one that fails: what the compiler has said of a module
+    /// is remembered for a while, so that no probe or create compiles it again. Errors: [`Kind::Invalid`] with the engine's reason when
     /// the module is refused, [`Kind::Exhausted`] when a compile limit or the disk was hit.
     pub async fn compiled(
         self: &Arc<Self>,
@@ -147,6 +152,10 @@ impl CompileCache {
         if let Some(found) = blocking(move || Ok(cache.find(&hash, &name))).await? {
             return Ok(found);
         }
+        let at = (engine.hash.clone(), digest.to_owned());
+        if let Some(failure) = self.failures.find(&at) {
+            return Err(failure);
+        }
         failpoint::hit("compile.exec").during(|| "start the compiler".into())?;
         let bounds = Bounds {
             cpu_s: self.limits.timeout.as_secs().max(1),
@@ -166,7 +175,13 @@ impl CompileCache {
                 .during(|| "make a file for compiled code".into())
         })
         .await?;
-        let info = launch::compile(&self.permits, &job, &code.file).await?;
+        let info = match launch::compile(&self.permits, &job, &code.file).await? {
+            Ok(info) => info,
+            Err(failure) => {
+                self.failures.remember(at, &failure);
+                return Err(failure);
+            }
+        };
         let cache = Arc::clone(self);
         let (hash, name) = (engine.hash.clone(), digest.to_owned());
         blocking(move || cache.store(&hash, &name, info, code)).await

@@ -75,7 +75,12 @@ fn limit(bounds: Bounds) -> Result<()> {
         };
         setrlimit(resource, both).during(|| format!("limit {resource:?} to {value}"))
     };
-    set(Resource::Cpu, bounds.cpu_s)?;
+    // At the first of the two the process gets a signal that nobody else sends.
+    let cpu = Rlimit {
+        current: Some(bounds.cpu_s),
+        maximum: Some(bounds.cpu_s.saturating_add(1)),
+    };
+    setrlimit(Resource::Cpu, cpu).during(|| format!("limit CPU time to {} s", bounds.cpu_s))?;
     set(Resource::As, bounds.memory_bytes)?;
     set(Resource::Fsize, MAX_CODE_BYTES)?;
     set(Resource::Core, 0)?;

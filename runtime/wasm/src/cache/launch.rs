@@ -28,8 +28,14 @@ pub(super) struct Job<'a> {
     pub(super) timeout: Duration,
 }
 
-/// Compiles into the empty file `output`, when its turn has come. Errors as [`super::CompileCache::compiled`].
-pub(super) async fn compile(permits: &Permits, job: &Job<'_>, output: &File) -> Result<ModuleInfo> {
+/// Compiles into the empty file `output`, when its turn has come. The inner error is the verdict on the module, which
+/// another try within the same limits would only repeat; the outer one says nothing of it. Both as
+/// [`super::CompileCache::compiled`] has them.
+pub(super) async fn compile(
+    permits: &Permits,
+    job: &Job<'_>,
+    output: &File,
+) -> Result<Result<ModuleInfo>> {
     let what = || format!("compile {}", job.module.display());
     let _permit = permits.take(job.bounds.memory_bytes).await?;
     let input: OwnedFd = super::open_read(job.module).during(what)?.into();
@@ -57,26 +63,31 @@ pub(super) async fn compile(permits: &Permits, job: &Job<'_>, output: &File) -> 
     let status = match tokio::time::timeout(job.timeout, told).await {
         Ok(status) => status.during(what)?,
         Err(_) => {
-            return Err(Error::new(
+            return Ok(Err(Error::new(
                 Kind::Exhausted,
                 format!("{}: not done within {} s", what(), job.timeout.as_secs()),
-            ));
+            )));
         }
     };
     match serde_json::from_slice::<Verdict>(&text) {
-        Ok(Verdict::Compiled(info)) if status.success() => Ok(info.bounded()),
-        Ok(Verdict::Refused(reason)) => Err(Error::new(
+        Ok(Verdict::Compiled(info)) if status.success() => Ok(Ok(info.bounded())),
+        Ok(Verdict::Refused(reason)) => Ok(Err(Error::new(
             Kind::Invalid,
             format!(
                 "not a WebAssembly program that can run here: {}",
                 inspect::text(&reason)
             ),
-        )),
-        _ => Err(died(&what(), status, job.bounds)),
+        ))),
+        _ => died(&what(), status, job.bounds),
     }
 }
 
-fn died(what: &str, status: std::process::ExitStatus, bounds: Bounds) -> Error {
+/// What follows from a compiler that ended without a verdict.
+fn died(
+    what: &str,
+    status: std::process::ExitStatus,
+    bounds: Bounds,
+) -> Result<Result<ModuleInfo>> {
     use std::os::unix::process::ExitStatusExt as _;
     let limits = format!(
         "(limits: {} s of CPU, {} MiB)",
@@ -85,24 +96,23 @@ fn died(what: &str, status: std::process::ExitStatus, bounds: Bounds) -> Error {
     );
     if status.code() == Some(DISK_FULL) {
         let text = format!("{what}: no space left for the compiled code");
-        return Error::new(Kind::Exhausted, text);
+        return Err(Error::new(Kind::Exhausted, text));
     }
-    match status.signal() {
-        Some(libc::SIGXCPU | libc::SIGKILL) => Error::new(
-            Kind::Exhausted,
-            format!("{what}: the compiler ran into its CPU limit {limits}"),
-        ),
-        Some(libc::SIGABRT | libc::SIGSEGV) => Error::new(
-            Kind::Exhausted,
-            format!("{what}: the compiler ran into its memory limit {limits}"),
-        ),
-        Some(libc::SIGXFSZ) => Error::new(
-            Kind::Exhausted,
-            format!("{what}: its compiled code is too large"),
-        ),
-        _ => Error::new(
-            Kind::Bug,
-            format!("{what}: the compiler ended with {status}"),
-        ),
-    }
+    let limit = match status.signal() {
+        // The OOM killer, or somebody else: nothing that the module is to blame for.
+        Some(libc::SIGKILL) => {
+            let text = format!("{what}: the compiler was killed {limits}");
+            return Err(Error::new(Kind::Exhausted, text));
+        }
+        Some(libc::SIGXCPU) => format!("the compiler ran into its CPU limit {limits}"),
+        Some(libc::SIGABRT | libc::SIGSEGV) => {
+            format!("the compiler ran into its memory limit {limits}")
+        }
+        Some(libc::SIGXFSZ) => "its compiled code is too large".to_owned(),
+        _ => {
+            let text = format!("{what}: the compiler ended with {status}");
+            return Err(Error::new(Kind::Bug, text));
+        }
+    };
+    Ok(Err(Error::new(Kind::Exhausted, format!("{what}: {limit}"))))
 }

@@ -8,11 +8,13 @@ use coracle_tests::client::container;
 use coracle_tests::daemon::{Daemon, Options};
 use coracle_tests::guests;
 use coracle_tests::procs::Role;
+use coracle_tests::push::{Image, Packing, file};
+use tonic::Code;
 
 use super::canary::{Canary, Fate, attempt};
 use super::wasm::{fate, limited, pulled, resident};
 use crate::linux::shell::{fresh, on_peer};
-use crate::site::{Pod, daemon, daemon_with};
+use crate::site::{Pod, daemon, daemon_with, failing_daemon, images};
 
 /// A module that prints these five bytes and a newline.
 fn saying(word: &str) -> Vec<u8> {
@@ -213,5 +215,77 @@ async fn a_module_that_is_too_much_to_compile_is_refused_and_costs_the_daemon_no
     }
     let grown = resident(daemon.pid()).saturating_sub(before);
     assert!(grown < 64 << 20, "the daemon grew by {} MiB", grown >> 20);
+    daemon.finish().await.unwrap();
+}
+
+/// T53: a probe or a create does not pay again for what was found out of a module; those that ask at the same time share
+/// one compiler.
+#[tokio::test]
+async fn a_module_that_does_not_compile_is_compiled_once_until_a_restart() {
+    if on_peer() {
+        return; // It runs no WebAssembly.
+    }
+    let mut daemon = failing_daemon().await;
+    let good = saying("hello");
+    let bad = [b"\0asm\x01\0\0\0".as_slice(), &[0xff; 64]].concat();
+    let image = Image::wasi(
+        &[
+            file("good.wasm", 0o755, &good),
+            file("bad.wasm", 0o755, &bad),
+        ],
+        Packing::Gzip,
+        &["/good.wasm"],
+    );
+    let host = images().registry.host();
+    let image = image
+        .unwrap()
+        .push(host, &fresh("mixed"), "v1")
+        .unwrap()
+        .reference;
+    daemon.cri().pull(&image).await.unwrap();
+    daemon.rebase();
+    let pod = Pod::run(&daemon, "failures").await;
+    let compilers = |daemon: &Daemon| {
+        let reached = daemon.reached();
+        reached
+            .iter()
+            .filter(|site| *site == "compile.exec")
+            .count()
+    };
+    let config = |name: &str| {
+        let mut config = container(name, &image, &[]);
+        config.command = vec!["/bad.wasm".to_owned()];
+        config
+    };
+    for round in 1..=2 {
+        let before = compilers(&daemon);
+        let mut creates = tokio::task::JoinSet::new();
+        for number in 0..8 {
+            let (cri, id, sandbox) = (daemon.cri(), pod.id.clone(), pod.config.clone());
+            let config = config(&format!("c{round}-{number}"));
+            creates.spawn(async move { cri.create(&id, &config, &sandbox).await });
+        }
+        let mut reasons: Vec<String> = Vec::new();
+        for refusal in creates.join_all().await {
+            let refusal = refusal.expect_err("it is no module");
+            assert_eq!(refusal.code(), Code::InvalidArgument, "{refusal}");
+            reasons.push(refusal.message().to_owned());
+        }
+        let late = pod.create(&config("late")).await.unwrap_err();
+        reasons.push(late.message().to_owned());
+        reasons.dedup();
+        assert_eq!(reasons.len(), 1, "{reasons:?}");
+        assert!(
+            reasons[0].contains("not a WebAssembly program"),
+            "{reasons:?}"
+        );
+        assert_eq!(compilers(&daemon) - before, 1);
+        // The module beside it is none of this.
+        let (status, out) = pod
+            .finish(&daemon, &container(&fresh("good"), &image, &[]))
+            .await;
+        assert_eq!((status.exit_code, out.as_str()), (0, "hello\n"));
+        daemon.restart().await.unwrap();
+    }
     daemon.finish().await.unwrap();
 }
