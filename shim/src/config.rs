@@ -158,6 +158,8 @@ pub struct Sandbox {
     pub pod_logs_dir: PathBuf,
     /// A mount's host path that is absent is made, as a directory.
     pub create_host_paths: bool,
+    /// What the requests of all sandboxes and containers may hold, as their records write them. Bytes.
+    pub all_requests_bytes: u64,
 }
 
 /// Limits of the module compiler.

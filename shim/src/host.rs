@@ -82,6 +82,8 @@ pub struct HostConfig {
     pub max_module_bytes: u64,
     /// Absent host paths of mounts are made.
     pub create_host_paths: bool,
+    /// What the requests of all sandboxes and containers may hold. Bytes.
+    pub all_requests_bytes: u64,
     /// Memory for the output of all ExecSyncs. Bytes.
     pub exec_sync_output_bytes: usize,
     /// How `""` and `coracle` make a guest's process.
@@ -112,6 +114,7 @@ impl HostConfig {
             log_root: LogRoot::resolve(&config.sandbox.pod_logs_dir),
             max_module_bytes: config.wasm.max_module_bytes,
             create_host_paths: config.sandbox.create_host_paths,
+            all_requests_bytes: config.sandbox.all_requests_bytes,
             exec_sync_output_bytes: config.exec.sync_output_bytes,
             spawn: spawn("coracle"),
             spawn_wasm: spawn("coracle-wasm"),

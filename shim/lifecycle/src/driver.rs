@@ -37,6 +37,7 @@ use super::clock;
 use super::error::{Error, Kind};
 use super::names::Names;
 use super::record::{Plan, PodRecord};
+use super::requests::{Requests, Share};
 use super::state::{ContainerPhase, PodPhase};
 use super::store::Slot;
 use super::view::Board;
@@ -54,6 +55,8 @@ pub struct Shared {
     pub host: Arc<dyn Host>,
     /// What readers see.
     pub board: Board,
+    /// What all requests together hold.
+    pub requests: Arc<Requests>,
     /// Who answers for what.
     pub names: Names<Mailbox>,
     /// Effects under way.
@@ -75,6 +78,8 @@ pub struct Container {
     wish: Arc<ContainerWish>,
     /// `None` until it is planned.
     plan: Option<Arc<Plan>>,
+    /// What its request holds.
+    _share: Share,
     created_at: i64,
     phase: ContainerPhase,
     slot: Slot,
@@ -127,6 +132,8 @@ pub struct Driver {
     sender: Mailbox,
     mailbox: UnboundedReceiver<Note>,
     record: PodRecord,
+    /// What its request holds.
+    _share: Share,
     slot: Slot,
     keeper: Option<Keeper>,
     events: Option<UnboundedReceiver<KeeperEvent>>,
@@ -161,6 +168,7 @@ impl Driver {
         shared: Arc<Shared>,
         record: PodRecord,
         slot: Slot,
+        share: Share,
         mail: (Mailbox, UnboundedReceiver<Note>),
     ) -> Driver {
         Driver {
@@ -168,6 +176,7 @@ impl Driver {
             sender: mail.0,
             mailbox: mail.1,
             record,
+            _share: share,
             slot,
             keeper: None,
             events: None,

@@ -54,6 +54,9 @@ pub trait Host: Send + Sync + 'static {
     /// Where the cgroups of pods lie that name no parent, as a path.
     fn default_cgroup_parent(&self) -> String;
 
+    /// What the requests of all sandboxes and containers may hold. Bytes.
+    fn all_requests_bytes(&self) -> u64;
+
     /// Leases a block of host ids. Errors: all are taken.
     fn lease_ids(&self) -> Result<IdRange, Error>;
 

@@ -22,6 +22,7 @@ pub mod limits;
 mod names;
 mod record;
 mod recover;
+mod requests;
 #[cfg(test)]
 #[path = "../../src/scratch.rs"]
 mod scratch;
@@ -67,6 +68,7 @@ use tokio::sync::{broadcast, oneshot};
 pub use driver::Purpose;
 use driver::{Ask, Driver, Mailbox, Note, Reply, Shared};
 use names::{Claim, Names};
+use requests::Requests;
 use state::PodPhase;
 use view::Board;
 use work::Work;
@@ -87,6 +89,7 @@ impl Pods {
     pub async fn open(host: Arc<dyn Host>) -> Result<Pods, Error> {
         let boot = clock::boot_id().map_err(|error| io_error("read the boot id", error))?;
         let shared = Arc::new(Shared {
+            requests: Requests::new(host.all_requests_bytes()),
             host,
             board: Board::new(),
             names: Names::new(),
@@ -144,6 +147,10 @@ impl Pods {
         mail: (Mailbox, tokio::sync::mpsc::UnboundedReceiver<Note>),
     ) -> Result<(), Error> {
         let host = &self.shared.host;
+        let share = self.shared.requests.take(wish.as_ref());
+        let share = share.map_err(|error| {
+            Error::because(error.kind(), format!("sandbox {}", wish.name), error)
+        })?;
         let record = PodRecord {
             id: id.clone(),
             wish: Arc::clone(wish),
@@ -161,7 +168,7 @@ impl Pods {
             phase: PodPhase::Starting,
         };
         let slot = Slot::new(host.layout().pod_directory(id), host.syncer());
-        tokio::spawn(Driver::new(Arc::clone(&self.shared), record, slot, mail).begin());
+        tokio::spawn(Driver::new(Arc::clone(&self.shared), record, slot, share, mail).begin());
         Ok(())
     }
 

@@ -216,7 +216,8 @@ async fn resume(shared: &Arc<Shared>, pod: PodRecord, slot: Slot, found: Resumed
         }
         shared.names.adopt(&pod.id, mail.0.clone());
     }
-    Driver::new(Arc::clone(shared), pod, slot, mail)
+    let share = shared.requests.take_over(pod.wish.as_ref());
+    Driver::new(Arc::clone(shared), pod, slot, share, mail)
         .resume(found)
         .await
 }

@@ -270,6 +270,8 @@ pub struct SandboxFile {
     pub pod_logs_dir: PathBuf,
     /// Whether a mount's host path that is absent is made, as a directory.
     pub create_host_paths: bool,
+    /// What the requests of all sandboxes and containers may hold. Bytes.
+    pub all_requests_bytes: u64,
 }
 
 impl Default for SandboxFile {
@@ -279,6 +281,7 @@ impl Default for SandboxFile {
             id_count: 65_536,
             pod_logs_dir: "/var/log/pods".into(),
             create_host_paths: true,
+            all_requests_bytes: 256 * MIB,
         }
     }
 }

@@ -44,6 +44,10 @@ impl coracle_lifecycle::Host for Host {
         Host::default_cgroup_parent(self)
     }
 
+    fn all_requests_bytes(&self) -> u64 {
+        self.config.all_requests_bytes
+    }
+
     fn lease_ids(&self) -> Result<IdRange, Error> {
         self.ids.lease()
     }

@@ -30,6 +30,7 @@ mod pods;
 mod policy;
 mod power;
 mod recovery;
+mod requests;
 mod site;
 mod sockets;
 mod stats;

@@ -11,6 +11,7 @@ use crate::blocking::{blocking, io_error, make_private, pass};
 use crate::clock;
 use crate::error::{Error, Kind};
 use crate::record::{ContainerRecord, Plan, PodRecord};
+use crate::requests::Share;
 use crate::state::{ContainerPhase, Event, PodPhase, Then};
 use crate::store::Slot;
 use crate::wish::ContainerWish;
@@ -32,19 +33,31 @@ impl Driver {
             join(held, &wish, reply);
             return;
         }
-        match ContainerId::random() {
-            Ok(id) => self.create(id, wish, reply),
-            Err(error) => {
-                let _ = reply.send(Err(io_error("draw a container id", error)));
+        let refusal = match (
+            ContainerId::random(),
+            self.shared.requests.take(wish.as_ref()),
+        ) {
+            (Ok(id), Ok(share)) => return self.create(id, wish, share, reply),
+            (Err(error), _) => io_error("draw a container id", error),
+            (_, Err(error)) => {
+                Error::because(error.kind(), format!("container {}", wish.name), error)
             }
-        }
+        };
+        let _ = reply.send(Err(refusal));
     }
 
-    fn create(&mut self, id: ContainerId, wish: Arc<ContainerWish>, reply: Reply<ContainerId>) {
+    fn create(
+        &mut self,
+        id: ContainerId,
+        wish: Arc<ContainerWish>,
+        share: Share,
+        reply: Reply<ContainerId>,
+    ) {
         let created_at = clock::wall();
         let container = Container {
             id: id.clone(),
             wish: Arc::clone(&wish),
+            _share: share,
             plan: None,
             created_at,
             phase: ContainerPhase::Creating(Then::Rest),

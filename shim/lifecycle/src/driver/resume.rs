@@ -71,6 +71,7 @@ impl Driver {
         let waiting = self.containers.remove(&id).map(|before| before.waiting);
         let container = Container {
             id: id.clone(),
+            _share: self.shared.requests.take_over(record.wish.as_ref()),
             wish: record.wish,
             plan: Some(record.plan),
             created_at: record.created_at,

@@ -25,9 +25,11 @@ impl Driver {
     /// Takes over a container of which only its id is certain.
     pub(super) fn keep_unreadable(&mut self, id: ContainerId, found: &Unreadable) {
         self.shared.names.add_container(&id, &self.record.id);
+        let wish = Arc::new(container_wish(&id, found.json.as_ref()));
         let container = Container {
             id: id.clone(),
-            wish: Arc::new(container_wish(&id, found.json.as_ref())),
+            _share: self.shared.requests.take_over(wish.as_ref()),
+            wish,
             plan: None,
             created_at: 1,
             phase: ContainerPhase::Creating(Then::Rest),

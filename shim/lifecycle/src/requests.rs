@@ -1,0 +1,121 @@
+//! Memory for what all sandboxes and containers were asked for: labels, annotations, environments, arguments, mounts.
+//!
+//! Called by: whoever admits a sandbox or a container, and recovery. Each request is bounded by the size of a message;
+//! this bounds all of them together, for each stays in memory and is repeated in lists.
+//! Invariants: a share is given back when its sandbox or container is gone; what recovery finds is always taken over, and
+//! counts. Must not know: what a request says.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde::Serialize;
+
+use crate::error::{Error, Kind};
+
+/// The bytes of all requests.
+#[derive(Debug)]
+pub struct Requests {
+    held: AtomicU64,
+    limit: u64,
+}
+
+/// The bytes of one request, for as long as they are held.
+#[derive(Debug)]
+pub struct Share {
+    of: Arc<Requests>,
+    bytes: u64,
+}
+
+impl Requests {
+    /// None yet, and at most `limit` bytes of new ones.
+    pub fn new(limit: u64) -> Arc<Requests> {
+        let held = AtomicU64::new(0);
+        Arc::new(Requests { held, limit })
+    }
+
+    /// Takes the share of a new request. Errors: Exhausted when all together would be too large.
+    pub fn take(self: &Arc<Self>, request: &impl Serialize) -> Result<Share, Error> {
+        let share = self.take_over(request);
+        let held = self.held.load(Ordering::Relaxed);
+        if held <= self.limit {
+            return Ok(share);
+        }
+        let text = format!(
+            "its request holds {} bytes, those of all sandboxes and containers then {held}; \
+             sandbox.all_requests_bytes is {}",
+            share.bytes, self.limit
+        );
+        Err(Error::new(Kind::Exhausted, text))
+    }
+
+    /// Takes the share of what is there already.
+    pub fn take_over(self: &Arc<Self>, request: &impl Serialize) -> Share {
+        let bytes = size(request);
+        self.held.fetch_add(bytes, Ordering::Relaxed);
+        Share {
+            of: Arc::clone(self),
+            bytes,
+        }
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.of.held.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// What a request takes in its record. Bytes.
+fn size(request: &impl Serialize) -> u64 {
+    struct Count(u64);
+    impl io::Write for Count {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0 += bytes.len() as u64;
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut count = Count(0);
+    // Requests are kept as JSON, so they can be written as such.
+    let _ = serde_json::to_writer(&mut count, request);
+    count.0
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_together_are_bounded_and_what_goes_makes_room() {
+        let requests = Requests::new(100);
+        let text = "x".repeat(40);
+        assert_eq!(size(&text), 42);
+        let first = requests.take(&text).unwrap();
+        let _second = requests.take(&text).unwrap();
+        let refused = requests.take(&text).unwrap_err();
+        assert_eq!(refused.kind(), Kind::Exhausted);
+        let text_of = refused.to_string();
+        for fact in ["42 bytes", "126", "all_requests_bytes is 100"] {
+            assert!(text_of.contains(fact), "{text_of}");
+        }
+        requests.take(&"small").unwrap();
+        drop(first);
+        requests.take(&text).unwrap();
+    }
+
+    #[test]
+    fn what_is_there_already_is_taken_over_and_counts() {
+        let requests = Requests::new(50);
+        let found: Vec<Share> = (0..3)
+            .map(|_| requests.take_over(&"y".repeat(40)))
+            .collect();
+        requests.take(&"").unwrap_err();
+        drop(found);
+        requests.take(&"y".repeat(40)).unwrap();
+        assert_eq!(requests.held.load(Ordering::Relaxed), 0);
+    }
+}

@@ -1,0 +1,63 @@
+//! What all requests together may hold: labels, annotations, environments, arguments of every sandbox and container.
+
+use coracle_proto::runtime::v1 as cri;
+use coracle_tests::client::container;
+use coracle_tests::daemon::{Daemon, Options};
+use tonic::Code;
+
+use crate::site::{Pod, daemon_with, refused, tool};
+
+const KIB: usize = 1 << 10;
+const WORDS: [&str; 2] = ["sandbox.all_requests_bytes", "1048576"];
+
+fn pod(daemon: &Daemon, name: &str, bytes: usize) -> cri::PodSandboxConfig {
+    let mut config = daemon.pod(name);
+    config.annotations.insert("a".into(), "x".repeat(bytes));
+    config
+}
+
+#[tokio::test]
+async fn all_requests_together_are_bounded_and_counted_over_a_restart() {
+    let mut daemon = daemon_with(Options {
+        config: "[sandbox]\nall_requests_bytes = 1048576\n".into(),
+        ..Options::default()
+    })
+    .await;
+    let cri = daemon.cri();
+    let first = Pod::run_config(&daemon, pod(&daemon, "first", 400 * KIB)).await;
+    let second = pod(&daemon, "second", 400 * KIB);
+    let second = Pod::run_config(&daemon, second).await;
+    let third = pod(&daemon, "third", 400 * KIB);
+    refused(cri.run_pod(&third).await, Code::ResourceExhausted, &WORDS);
+    // A retry of what was admitted needs no more room.
+    assert_eq!(cri.run_pod(&first.config).await.unwrap(), first.id);
+
+    // Whatever makes a request large counts.
+    let mut large = container("large", tool(), &["sleep"]);
+    large.envs = vec![cri::KeyValue {
+        key: "E".into(),
+        value: "x".repeat(100 * KIB).into(),
+    }];
+    let kept = first.create(&large).await.unwrap();
+    large.metadata.as_mut().unwrap().name = "larger".into();
+    large.labels.insert("l".into(), "y".repeat(200 * KIB));
+    refused(first.create(&large).await, Code::ResourceExhausted, &WORDS);
+
+    for _ in 0..2 {
+        // Small ones still fit, and leave nothing behind.
+        let id = second.tool(&["exit", "0"]).await;
+        cri.wait_exit(&id).await.unwrap();
+        cri.remove(&id).await.unwrap();
+        refused(cri.run_pod(&third).await, Code::ResourceExhausted, &WORDS);
+        daemon.restart().await.unwrap();
+    }
+    let cri = daemon.cri();
+    cri.remove(&kept).await.unwrap();
+    let larger = first.create(&large).await;
+    refused(larger, Code::ResourceExhausted, &WORDS);
+    cri.stop_pod(&second.id).await.unwrap();
+    cri.remove_pod(&second.id).await.unwrap();
+    first.create(&large).await.unwrap();
+    refused(cri.run_pod(&third).await, Code::ResourceExhausted, &WORDS);
+    daemon.finish().await.unwrap();
+}
