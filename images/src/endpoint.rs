@@ -28,6 +28,8 @@ use tokio::time::timeout;
 pub(crate) use document::{Document, large_document};
 pub(crate) use pace::Patience;
 pub(crate) use stream::BlobStream;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use token::fuzz::challenge;
 
 use pace::Pace;
 use refusal::{Asker, refusal};

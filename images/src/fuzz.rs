@@ -27,6 +27,7 @@ pub const TARGETS: &[FuzzTarget] = &[
     ("image-record", image_record),
     ("tar", layer::tar),
     ("layer", layer::layer),
+    ("challenge", crate::endpoint::challenge),
 ];
 
 /// A reference that is taken prints as one that is read as the same, and names no path.

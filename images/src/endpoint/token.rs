@@ -69,11 +69,6 @@ pub(super) async fn fetch(
 }
 
 async fn request(wire: &Wire, url: Url, auth: &Auth, asker: &Asker<'_>) -> Result<Auth, Error> {
-    #[derive(Deserialize)]
-    struct Token {
-        token: Option<String>,
-        access_token: Option<String>,
-    }
     let what = asker.what;
     let mut answer = wire
         .send(Request {
@@ -97,9 +92,7 @@ async fn request(wire: &Wire, url: Url, auth: &Auth, asker: &Asker<'_>) -> Resul
         allowed: MAX_TOKEN_BYTES,
     };
     let body = read_bounded(wire, &mut answer, bound).await?;
-    let read: Option<Token> = serde_json::from_slice(&body).ok();
-    let token = read.and_then(|read| read.token.or(read.access_token));
-    match token.filter(|token| !token.is_empty()) {
+    match token(&body) {
         Some(token) => Ok(Auth::Bearer(token)),
         None => Err(Error::Registry {
             registry: asker.registry.to_owned(),
@@ -107,6 +100,18 @@ async fn request(wire: &Wire, url: Url, auth: &Auth, asker: &Asker<'_>) -> Resul
             problem: "its realm answers without a token".to_owned(),
         }),
     }
+}
+
+/// The token in an answer, if it has one.
+fn token(body: &[u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Token {
+        token: Option<String>,
+        access_token: Option<String>,
+    }
+    let read: Token = serde_json::from_slice(body).ok()?;
+    let token = read.token.or(read.access_token);
+    token.filter(|token| !token.is_empty())
 }
 
 fn token_url(realm: &str, service: Option<&str>, repository: &str) -> Option<Url> {
@@ -166,6 +171,9 @@ fn parameter(text: &str) -> Option<(&str, String, &str)> {
     }
     None
 }
+
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 
 #[cfg(test)]
 mod tests {

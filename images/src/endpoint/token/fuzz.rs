@@ -1,0 +1,73 @@
+//! The target that reads challenges and tokens: what a registry says to have credentials sent somewhere.
+
+use reqwest::Url;
+
+use super::{Challenge, MAX_CHALLENGE_BYTES, parse, token, token_url};
+use crate::endpoint::walls::Rule;
+
+const REPOSITORY: &str = "library/app";
+
+/// The first line is a challenge, what follows the realm's answer. A challenge holds no more than its field; a realm that
+/// is taken is asked at its own host for this repository alone, and is never let in where no registry may lead.
+pub(crate) fn challenge(input: &[u8]) {
+    let end = input.iter().position(|byte| *byte == b'\n');
+    let (line, body) = input.split_at(end.unwrap_or(input.len()));
+    if let Some(token) = token(body) {
+        assert!(!token.is_empty() && token.len() <= body.len());
+    }
+    let Ok(field) = std::str::from_utf8(line) else {
+        return;
+    };
+    let Some(Challenge::Bearer { realm, service }) = parse(field) else {
+        return;
+    };
+    assert!(field.len() <= MAX_CHALLENGE_BYTES);
+    let held = realm.len() + service.as_ref().map_or(0, String::len);
+    assert!(held <= field.len(), "{held} bytes of {}", field.len());
+    let Some(url) = token_url(&realm, service.as_deref(), REPOSITORY) else {
+        return;
+    };
+    let named = Url::parse(&realm).expect("it was read just now");
+    let place = |url: &Url| {
+        let host = url.host_str().map(str::to_owned);
+        (url.scheme().to_owned(), host, url.port())
+    };
+    assert_eq!(place(&named), place(&url), "{realm}");
+    let scopes: Vec<_> = url
+        .query_pairs()
+        .filter(|(key, _)| key == "scope")
+        .collect();
+    let own = format!("repository:{REPOSITORY}:pull");
+    assert!(scopes.iter().any(|(_, scope)| *scope == own), "{url}");
+    leads_nowhere_forbidden(&url);
+}
+
+/// What the rule for realms lets in is no address of this machine, of its link or of a cloud's metadata service, judged
+/// from the URL as it is connected to.
+fn leads_nowhere_forbidden(url: &Url) {
+    let rule = Rule {
+        loopback: false,
+        link_local: false,
+    };
+    if !matches!(url.scheme(), "http" | "https") || rule.check(url).is_err() {
+        return;
+    }
+    let host = url.host_str().unwrap_or_default();
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    let Ok(address) = bare.parse::<std::net::IpAddr>() else {
+        return;
+    };
+    match address.to_canonical() {
+        std::net::IpAddr::V4(v4) => assert!(
+            !(v4.is_loopback() || v4.is_link_local() || v4.is_unspecified() || v4.is_multicast()),
+            "{url}"
+        ),
+        std::net::IpAddr::V6(v6) => assert!(
+            !(v6.is_loopback()
+                || v6.is_unspecified()
+                || v6.is_unicast_link_local()
+                || v6.is_multicast()),
+            "{url}"
+        ),
+    }
+}
