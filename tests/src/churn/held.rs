@@ -12,6 +12,8 @@ use crate::{Outcome, leaks};
 const GROWTH_LIMIT_KIB: u64 = 5 << 10;
 /// How long the daemon may take to let go of memory, threads and descriptors: idle threads end after ten seconds.
 const SETTLE: Duration = Duration::from_secs(15);
+/// How long after the last call the daemon has looked after its memory.
+const QUIET: Duration = Duration::from_secs(6);
 
 /// What must be exactly as it was: the machine's side is the daemon's own snapshot, this is what is inside it.
 pub(super) struct Held {
@@ -49,8 +51,9 @@ impl Held {
     }
 }
 
-/// Waits until the daemon is no larger than it may be, and gives what it holds then. Errors: it stays larger.
+/// Waits until the daemon has looked after its memory (5 s after the last call) and is no larger than it may be, and gives what it holds then. Errors: it stays larger.
 pub(super) async fn settled(daemon: &Daemon, before: Vitals) -> Outcome<Vitals> {
+    tokio::time::sleep(QUIET).await;
     let end = Instant::now() + SETTLE;
     loop {
         let now = Vitals::of(daemon.pid())?;
