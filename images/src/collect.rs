@@ -89,11 +89,7 @@ impl Inner {
         let is_young = |digest: &Digest| {
             let written =
                 std::fs::metadata(self.blobs.blob(digest)).and_then(|found| found.modified());
-            // A clock that went back makes a blob neither old nor young for ever: it counts as old.
-            let age = written
-                .ok()
-                .and_then(|written| now.duration_since(written).ok());
-            age.is_some_and(|age| age < spare)
+            written.is_ok_and(|written| is_young(written, now, spare))
         };
         let (young, old): (Vec<Digest>, Vec<Digest>) = stored.into_iter().partition(is_young);
         let index = self.read();
@@ -236,6 +232,28 @@ impl Drop for Pins {
         }
         if !self.is_done {
             self.inner.garbage.notify_one();
+        }
+    }
+}
+
+/// Whether what was `written` is to be spared `now`. A clock that went back makes nothing young for ever: what was written
+/// in the future counts as old. That costs a transfer at most, for what a pull uses is pinned.
+fn is_young(written: SystemTime, now: SystemTime, spare: Duration) -> bool {
+    now.duration_since(written).is_ok_and(|age| age < spare)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_jumps_keeps_nothing_young_for_ever() {
+        let (now, spare) = (SystemTime::now(), Duration::from_secs(600));
+        let day = Duration::from_secs(86_400);
+        assert!(is_young(now, now, spare));
+        assert!(is_young(now - spare / 2, now, spare));
+        for (written, at) in [(now, now + spare), (now, now + day), (now + day, now)] {
+            assert!(!is_young(written, at, spare), "{written:?} at {at:?}");
         }
     }
 }

@@ -8,6 +8,7 @@
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::process::Command;
 
 /// What cargo says of the workspace.
@@ -253,4 +254,48 @@ fn every_class_of_attacks_is_answered() {
         );
     }
     assert_eq!(rows.len(), 65 - LEFT_OUT.len());
+}
+
+/// Deadlines, tokens and rates go by clocks that nobody can set. Times that people read, of files and of containers, are
+/// the only ones of the clock that can be: whoever adds another says here why a jump of it does no harm.
+#[test]
+fn only_these_read_the_clock_that_can_be_set() {
+    let known = BTreeSet::from([
+        // Ages of blobs that no record names: see the tests beside it.
+        "images/src/collect.rs",
+        // Part of a file's name.
+        "images/src/metadata.rs",
+        // When a line was logged.
+        "runtime/src/keeper/log/line.rs",
+        // When a container started and ended, put in order by the lifecycle.
+        "runtime/src/keeper/table/entry.rs",
+        // When a status was made.
+        "shim/src/cri/convert/render.rs",
+        // When something was measured; rates have a clock of their own.
+        "shim/src/host/stats.rs",
+        // When something was made; deadlines have the boot clock.
+        "shim/src/lifecycle/clock.rs",
+        // Whether a certificate's file has changed.
+        "shim/src/streaming/tls.rs",
+    ]);
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let mut found = BTreeSet::new();
+    let mut open = vec![root.join("images"), root.join("runtime"), root.join("shim")];
+    while let Some(path) = open.pop() {
+        for entry in std::fs::read_dir(path).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.strip_prefix(root).unwrap().display().to_string();
+            let is_test = name.ends_with("tests.rs") || name.contains("/tests/");
+            if path.is_dir() {
+                open.push(path);
+            } else if name.ends_with(".rs") && !is_test {
+                let text = std::fs::read_to_string(&path).unwrap();
+                if text.contains("SystemTime") || text.contains("ClockId::Realtime") {
+                    found.insert(name);
+                }
+            }
+        }
+    }
+    let known: BTreeSet<String> = known.into_iter().map(str::to_owned).collect();
+    assert_eq!(found, known);
 }

@@ -37,6 +37,17 @@ pub struct Run {
     pub started_at: i64,
 }
 
+impl Run {
+    /// A container that was created at `created_at` runs. A clock that went back in between puts no start before the
+    /// creation.
+    pub fn new(process: ProcessFact, started_at: i64, created_at: i64) -> Run {
+        Run {
+            process,
+            started_at: started_at.max(created_at),
+        }
+    }
+}
+
 /// What follows once a container has ended or a pod has been stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Then {

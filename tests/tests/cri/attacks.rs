@@ -7,6 +7,7 @@
 pub mod canary;
 mod compiled;
 mod confinement;
+mod engine;
 mod escapes;
 mod floods;
 mod images;

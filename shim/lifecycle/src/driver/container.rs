@@ -154,10 +154,7 @@ impl Driver {
             pid: launched.process.pid(),
             start_time: launched.process.start_time(),
         };
-        let run = Run {
-            process,
-            started_at: launched.started_at,
-        };
+        let run = Run::new(process, launched.started_at, container.created_at);
         let early = container.early_exit.take();
         self.hold(id, launched.process);
         self.note_failure(id, Event::Launched(run)).await;
@@ -170,7 +167,8 @@ impl Driver {
         let Some(container) = self.containers.get_mut(id) else {
             return;
         };
-        let mut ended = Ended::never_ran(clock::wall(), &error.chain());
+        let at = clock::wall().max(container.created_at);
+        let mut ended = Ended::never_ran(at, &error.chain());
         ended.code = code.unwrap_or(ended.code);
         container.failure = Some(error);
         self.note_failure(id, Event::LaunchFailed(ended)).await;

@@ -53,7 +53,7 @@ impl Driver {
         share: Share,
         reply: Reply<ContainerId>,
     ) {
-        let created_at = clock::wall();
+        let created_at = clock::wall().max(self.record.created_at);
         let container = Container {
             id: id.clone(),
             wish: Arc::clone(&wish),

@@ -167,21 +167,21 @@ impl Driver {
         let id = &greeted.id;
         let starting =
             |container: &&Container| matches!(container.phase, ContainerPhase::Starting(_));
-        if greeted.starting || self.containers.get(id).filter(starting).is_none() {
+        let Some(container) = self.containers.get(id).filter(starting) else {
+            return;
+        };
+        if greeted.starting {
             return;
         }
-        let started_at = greeted.started_at;
+        let created_at = container.created_at;
         if let Some(Exit {
             cause: Cause::StartFailed(text),
             finished_at,
             ..
         }) = &greeted.exit
         {
-            self.note_failure(
-                id,
-                Event::LaunchFailed(Ended::never_ran(*finished_at, text)),
-            )
-            .await;
+            let ended = Ended::never_ran((*finished_at).max(created_at), text);
+            self.note_failure(id, Event::LaunchFailed(ended)).await;
             return;
         }
         // Ended already: its pid is nobody's any more, and its exit follows from the same greeting.
@@ -196,14 +196,8 @@ impl Driver {
             pid: 0,
             start_time: 0,
         });
-        self.note_failure(
-            id,
-            Event::Launched(Run {
-                process,
-                started_at,
-            }),
-        )
-        .await;
+        let run = Run::new(process, greeted.started_at, created_at);
+        self.note_failure(id, Event::Launched(run)).await;
     }
 
     /// Starts of which only a keeper that does not answer could tell: what may run of them is killed.

@@ -233,3 +233,31 @@ fn reasons_are_spelled_as_kubelet_reads_them() {
     assert_eq!(Reason::Completed.name(), "Completed");
     assert_eq!(Reason::Error.name(), "Error");
 }
+
+/// A clock that is set back or forth by a day at any point of a life.
+#[test]
+fn times_of_a_container_stay_in_order_whatever_the_clock_does() {
+    const DAY: i64 = 86_400_000_000_000;
+    let process = ProcessFact {
+        pid: 1,
+        start_time: 1,
+    };
+    let created_at = 1_700_000_000_000_000_000;
+    for jump in [-DAY, 0, DAY] {
+        for second_jump in [-DAY, 0, DAY] {
+            let run = Run::new(process, created_at + jump + 1, created_at);
+            let exit = coracle_runtime::spec::Exit {
+                code: 0,
+                signal: None,
+                finished_at: created_at + jump + second_jump + 2,
+                cause: coracle_runtime::spec::Cause::Ended,
+            };
+            let ended = Ended::judge(run.started_at, &exit, 0, None);
+            assert!(created_at <= ended.started_at, "{jump} {second_jump}");
+            assert!(
+                ended.started_at <= ended.finished_at,
+                "{jump} {second_jump}"
+            );
+        }
+    }
+}
