@@ -82,7 +82,11 @@ impl Paths {
                 return;
             }
             let _ = began.send(());
-            let _ = sender.send(work(&Visit::new(places)));
+            let visit = Visit::new(places);
+            let result = work(&visit);
+            // Whoever has the answer may count on the place being free.
+            drop(visit);
+            let _ = sender.send(result);
         };
         if let Err(error) = self.submit(Box::new(job)) {
             return Err(super::io_error(
