@@ -274,9 +274,9 @@ fn only_these_read_the_clock_that_can_be_set() {
         // When something was measured; rates have a clock of their own.
         "shim/src/host/stats.rs",
         // When something was made; deadlines have the boot clock.
-        "shim/src/lifecycle/clock.rs",
+        "shim/lifecycle/src/clock.rs",
         // Whether a certificate's file has changed.
-        "shim/src/streaming/tls.rs",
+        "shim/streaming/src/tls.rs",
     ]);
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let mut found = BTreeSet::new();
