@@ -265,10 +265,10 @@ fn only_these_read_the_clock_that_can_be_set() {
         "images/src/collect.rs",
         // Part of a file's name.
         "images/src/metadata.rs",
+        // When a container started and ended, put in order by the lifecycle.
+        "runtime/src/keeper/exits.rs",
         // When a line was logged.
         "runtime/src/keeper/log/line.rs",
-        // When a container started and ended, put in order by the lifecycle.
-        "runtime/src/keeper/table/entry.rs",
         // When a status was made.
         "shim/src/cri/convert/render.rs",
         // When something was measured; rates have a clock of their own.
