@@ -32,7 +32,7 @@ use std::time::Duration;
 pub use error::Error;
 pub use exec::Exec;
 pub use file::{CgroupDriver, Ipv6, LogFormat, LogLevel, NetworkMode, Spawn};
-pub use handlers::{Allowance, Egress, Handlers};
+pub use handlers::Handlers;
 pub use helpers::Helpers;
 pub use streaming::Streaming;
 pub use subnet::{Family, Subnet};

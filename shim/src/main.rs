@@ -13,7 +13,6 @@ mod check;
 mod claims;
 mod cli;
 mod config;
-mod cri;
 mod demo;
 mod host;
 mod logging;

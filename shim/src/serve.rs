@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use coracle_cgroup::systemd::{Driver, Scopes};
 use coracle_cgroup::{Cgroups, Version};
+use coracle_cri::{self as cri, Node, Socket};
 use coracle_images::{Images, ImagesConfig};
 use coracle_lifecycle::{Pods, Syncer};
 use coracle_network::{Builtin, BuiltinConfig, Cni, CniConfig, Network, Provider};
@@ -23,7 +24,6 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::claims::Claims;
 use crate::config::{CgroupDriver, Config, NetworkMode};
-use crate::cri::{self, Node, Socket};
 use crate::host::{DefaultProfile, Host, HostConfig, Parts};
 use crate::logging;
 use crate::unpackers::Unpackers;
@@ -81,7 +81,8 @@ async fn run(config: &Config) -> Result<(), Box<dyn Error>> {
         pods: pods.clone(),
         images,
         node,
-        handlers: config.handlers.clone(),
+        policies: config.handlers.policies(),
+        on_call: crate::memory::settle_soon,
     };
     cri::serve(socket, parts, told).await?;
     pods.drain(DRAIN).await;
@@ -130,6 +131,7 @@ fn node(config: &Config, cgroups: &Cgroups) -> Result<Node, Box<dyn Error>> {
         root_dir: config.root.clone(),
         state_dir: config.run.clone(),
         cgroup_driver,
+        maps_users: crate::check::maps_users(),
     })
 }
 

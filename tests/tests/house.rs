@@ -72,6 +72,18 @@ fn crates_depend_on_each_other_only_as_designed() {
             BTreeSet::from(["coracle-spec", "coracle-sys"]),
         ),
         (
+            "coracle-cri",
+            BTreeSet::from([
+                "coracle-cgroup",
+                "coracle-images",
+                "coracle-lifecycle",
+                "coracle-network",
+                "coracle-proto",
+                "coracle-spec",
+                "coracle-streaming",
+            ]),
+        ),
+        (
             "coracle-lifecycle",
             BTreeSet::from([
                 "coracle-cgroup",
@@ -94,6 +106,7 @@ fn crates_depend_on_each_other_only_as_designed() {
         (
             "coracle-shim",
             BTreeSet::from([
+                "coracle-cri",
                 "coracle-proto",
                 "coracle-images",
                 "coracle-lifecycle",

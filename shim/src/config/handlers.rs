@@ -1,11 +1,11 @@
 //! `[handlers.*]`: what each RuntimeClass handler runs, and what its pods may open.
 //!
 //! Place in the flow: [`super::file`] holds [`HandlersFile`] as it is written; [`super::check`] calls [`check`]; the CRI
-//! layer asks [`Handler::allowance`] for each new pod.
-//! Invariants: a pod never has more than the operator wrote here; of several namespace patterns that fit a pod the first
-//! decides, and one that could never decide is refused.
+//! layer holds each new pod to the policies that come of it.
+//! Invariants: a pod never has more than the operator wrote here; a namespace pattern that could never decide is refused.
 //! Not here: what a pod's annotations say, and how a list is enforced.
 
+use coracle_cri::policy::{Egress, HandlerPolicy, NamespacePolicy, Policies, fits};
 use coracle_spec::egress::Rule;
 use serde::{Deserialize, Serialize};
 
@@ -87,30 +87,6 @@ pub enum Accepts {
     WasmOnly,
 }
 
-/// What pods may reach unless an annotation narrows it, or opens more and is honoured.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Egress {
-    /// Everything.
-    Any,
-    /// Nothing; WebAssembly guests make no sockets at all, listening ones neither.
-    None,
-    /// What is listed; answering whoever calls is allowed, also if nothing is listed.
-    Listed(Vec<Rule>),
-}
-
-/// What one pod is allowed to open.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Allowance<'a> {
-    /// What it may reach.
-    pub egress: &'a Egress,
-    /// Patterns of annotations that are honoured although they open something.
-    pub annotations: &'a [String],
-    /// The handler's name.
-    pub handler: &'static str,
-    /// The namespace pattern that decided, if one did.
-    pub namespace: Option<&'a str>,
-}
-
 /// One RuntimeClass handler.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Handler {
@@ -120,33 +96,8 @@ pub struct Handler {
     pub accepts: Accepts,
     /// How the container's first process comes to be.
     pub spawn: Spawn,
-    egress: Egress,
-    annotations: Vec<String>,
-    namespaces: Vec<Namespace>,
-}
-
-/// What is different for some namespaces.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Namespace {
-    pattern: String,
-    egress: Option<Egress>,
-    annotations: Option<Vec<String>>,
-}
-
-impl Handler {
-    /// What a pod of `namespace` may open.
-    pub fn allowance(&self, namespace: &str) -> Allowance<'_> {
-        let mut namespaces = self.namespaces.iter();
-        let own = namespaces.find(|own| fits(&own.pattern, namespace));
-        let egress = own.and_then(|own| own.egress.as_ref());
-        let annotations = own.and_then(|own| own.annotations.as_ref());
-        Allowance {
-            egress: egress.unwrap_or(&self.egress),
-            annotations: annotations.unwrap_or(&self.annotations),
-            handler: self.name,
-            namespace: own.map(|own| own.pattern.as_str()),
-        }
-    }
+    /// What its pods may open.
+    pub policy: HandlerPolicy,
 }
 
 /// The three handlers of a node.
@@ -158,6 +109,11 @@ impl Handlers {
     pub fn find(&self, name: &str) -> Option<&Handler> {
         let name = if name.is_empty() { "coracle" } else { name };
         self.0.iter().find(|handler| handler.name == name)
+    }
+
+    /// What the pods of each may open.
+    pub fn policies(&self) -> Policies {
+        Policies::new(self.0.iter().map(|handler| handler.policy.clone()))
     }
 }
 
@@ -217,19 +173,22 @@ fn handler(
         name: keys.name,
         accepts,
         spawn: file.spawn.or(usual.spawn).unwrap_or_default(),
-        egress: egress(keys, keys.egress, given.unwrap_or(&EgressFile::None))?,
-        annotations: annotations(keys.annotations, listed.map_or(&[], Vec::as_slice))?,
-        namespaces: namespaces(keys, &file.namespaces)?,
+        policy: HandlerPolicy {
+            name: keys.name,
+            egress: egress(keys, keys.egress, given.unwrap_or(&EgressFile::None))?,
+            annotations: annotations(keys.annotations, listed.map_or(&[], Vec::as_slice))?,
+            namespaces: namespaces(keys, &file.namespaces)?,
+        },
     })
 }
 
-fn namespaces(keys: &Keys, entries: &[NamespaceFile]) -> Result<Vec<Namespace>, Invalid> {
+fn namespaces(keys: &Keys, entries: &[NamespaceFile]) -> Result<Vec<NamespacePolicy>, Invalid> {
     let key = keys.namespaces;
     if entries.len() > MAX_ENTRIES {
         let why = format!("has {} entries, at most {MAX_ENTRIES}", entries.len());
         return invalid(key, why);
     }
-    let mut namespaces: Vec<Namespace> = Vec::new();
+    let mut namespaces: Vec<NamespacePolicy> = Vec::new();
     for entry in entries {
         let name = &entry.namespace;
         let mut before = namespaces.iter();
@@ -241,7 +200,7 @@ fn namespaces(keys: &Keys, entries: &[NamespaceFile]) -> Result<Vec<Namespace>, 
             return invalid(key, why);
         }
         let listed = entry.annotations.as_deref();
-        namespaces.push(Namespace {
+        namespaces.push(NamespacePolicy {
             pattern: namespace(key, name)?,
             egress: entry
                 .egress
@@ -310,14 +269,6 @@ fn namespace(key: &'static str, pattern: &str) -> Result<String, Invalid> {
     Ok(pattern.to_owned())
 }
 
-/// Whether the pattern, a whole name or a beginning and `*`, fits `name`.
-fn fits(pattern: &str, name: &str) -> bool {
-    match pattern.strip_suffix('*') {
-        Some(beginning) => name.starts_with(beginning),
-        None => pattern == name,
-    }
-}
-
 /// Whether `wide` fits every name that `narrow` fits.
 fn has_all_of(wide: &str, narrow: &str) -> bool {
     match narrow.strip_suffix('*') {
@@ -358,7 +309,7 @@ mod tests {
         )
         .unwrap();
         let handlers = check(&file).unwrap();
-        let strict = handlers.find("coracle-strict").unwrap();
+        let strict = handlers.find("coracle-strict").unwrap().policy.clone();
         let listed = Egress::Listed(vec!["10.0.0.0/8".parse().unwrap()]);
         let both = ["a.example/x".to_owned()];
         for (namespace, egress, annotations, decided) in [
@@ -373,7 +324,7 @@ mod tests {
                 "{namespace}"
             );
         }
-        let other = handlers.find("").unwrap().allowance("team-a");
+        let other = handlers.find("").unwrap().policy.allowance("team-a");
         assert_eq!((other.egress, other.handler), (&Egress::Any, "coracle"));
     }
 }

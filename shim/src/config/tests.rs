@@ -2,6 +2,8 @@
 
 use std::os::unix::fs::{PermissionsExt, chown};
 
+use coracle_cri::policy::Egress;
+
 use super::handlers::Accepts;
 use super::*;
 
@@ -432,7 +434,7 @@ fn by_default_strict_pods_reach_nothing_and_no_annotation_opens_the_network() {
         ("coracle-wasm", Egress::Any, &[]),
         ("coracle-strict", Egress::None, &[]),
     ] {
-        let found = handlers.find(name).unwrap().allowance("default");
+        let found = handlers.find(name).unwrap().policy.allowance("default");
         assert_eq!(
             (found.egress, found.annotations.len()),
             (&egress, annotations.len())

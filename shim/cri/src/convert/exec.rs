@@ -12,7 +12,7 @@ use super::BadRequest;
 /// Reads ExecSync: what is to be run, and how long it may take; `None` is for ever.
 ///
 /// Errors: [`BadRequest`] that names the field.
-pub(in crate::cri) fn exec_wish(
+pub(crate) fn exec_wish(
     request: cri::ExecSyncRequest,
 ) -> Result<(Vec<String>, Option<Duration>), BadRequest> {
     check_words(&request.cmd)?;

@@ -9,14 +9,13 @@ use coracle_lifecycle::Handler;
 use coracle_proto::runtime::v1 as cri;
 use serde_json::json;
 
-use crate::check;
-use crate::cri::runtime::{CgroupDriver, Node};
+use crate::runtime::{CgroupDriver, Node};
 
 /// The version of kubelet's own runtime interface, the one value it accepts.
 const KUBELET_API_VERSION: &str = "0.1.0";
 
 /// The reply of Version.
-pub(in crate::cri) fn version_reply() -> cri::VersionResponse {
+pub(crate) fn version_reply() -> cri::VersionResponse {
     cri::VersionResponse {
         version: KUBELET_API_VERSION.to_owned(),
         runtime_name: "coracle".to_owned(),
@@ -26,7 +25,7 @@ pub(in crate::cri) fn version_reply() -> cri::VersionResponse {
 }
 
 /// The reply of Status; `network_problem` is why pods get no network, `info["config"]` is there only when asked for.
-pub(in crate::cri) fn status_reply(
+pub(crate) fn status_reply(
     node: &Node,
     network_problem: Option<&str>,
     request: &cri::StatusRequest,
@@ -42,7 +41,10 @@ pub(in crate::cri) fn status_reply(
             conditions: vec![runtime, network],
         }),
         info,
-        runtime_handlers: Handler::ALL.into_iter().map(handler).collect(),
+        runtime_handlers: Handler::ALL
+            .into_iter()
+            .map(|one| handler(node, one))
+            .collect(),
         features: Some(cri::RuntimeFeatures {
             supplemental_groups_policy: true,
             user_namespaces_host_network: false,
@@ -73,10 +75,10 @@ fn config(node: &Node) -> String {
     .to_string()
 }
 
-fn handler(handler: Handler) -> cri::RuntimeHandler {
+fn handler(node: &Node, handler: Handler) -> cri::RuntimeHandler {
     let features = cri::RuntimeHandlerFeatures {
         recursive_read_only_mounts: true,
-        user_namespaces: !handler.is_wasm_only() && check::maps_users(),
+        user_namespaces: !handler.is_wasm_only() && node.maps_users,
     };
     cri::RuntimeHandler {
         name: handler.as_str().to_owned(),
@@ -85,7 +87,7 @@ fn handler(handler: Handler) -> cri::RuntimeHandler {
 }
 
 /// The reply of RuntimeConfig. The driver is always stated: 0, which an empty reply would read as, is systemd.
-pub(in crate::cri) fn runtime_config_reply(driver: CgroupDriver) -> cri::RuntimeConfigResponse {
+pub(crate) fn runtime_config_reply(driver: CgroupDriver) -> cri::RuntimeConfigResponse {
     let driver = match driver {
         CgroupDriver::Cgroupfs => cri::CgroupDriver::Cgroupfs,
         CgroupDriver::Systemd => cri::CgroupDriver::Systemd,
@@ -106,6 +108,7 @@ mod tests {
             root_dir: "/var/lib/coracle".into(),
             state_dir: "/run/coracle".into(),
             cgroup_driver: CgroupDriver::Cgroupfs,
+            maps_users: true,
         }
     }
 
@@ -153,8 +156,23 @@ mod tests {
         assert!(
             of("").recursive_read_only_mounts && of("coracle-strict").recursive_read_only_mounts
         );
-        assert_eq!(of("coracle").user_namespaces, check::maps_users());
+        assert!(of("coracle").user_namespaces);
         assert!(!of("coracle-wasm").user_namespaces);
+    }
+
+    #[test]
+    fn user_namespaces_are_offered_only_where_the_node_has_them() {
+        let node = Node {
+            maps_users: false,
+            ..node()
+        };
+        let reply = status_reply(&node, None, &cri::StatusRequest { verbose: false });
+        let features = reply.runtime_handlers.iter().map(|h| h.features.unwrap());
+        assert!(
+            features
+                .into_iter()
+                .all(|features| !features.user_namespaces)
+        );
     }
 
     #[test]

@@ -8,7 +8,7 @@ use coracle_proto::runtime::v1 as cri;
 use super::{BadRequest, resources};
 
 /// What is asked for; 0 and empty leave a limit as it is. Errors: a value that no container could have.
-pub(in crate::cri) fn new_resources(
+pub(crate) fn new_resources(
     request: &cri::UpdateContainerResourcesRequest,
 ) -> Result<Resources, BadRequest> {
     if request.windows.is_some() {

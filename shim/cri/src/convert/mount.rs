@@ -9,7 +9,7 @@ use coracle_proto::runtime::v1 as cri;
 
 use super::annotations::{self, OpensAll, Reader};
 use super::{BadRequest, check, namespaces};
-use crate::cri::status::KubeletWord;
+use crate::status::KubeletWord;
 
 /// The longest image name that is looked up, in bytes.
 const MAX_IMAGE_BYTES: usize = 1024;

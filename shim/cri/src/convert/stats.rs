@@ -42,10 +42,7 @@ reads_stats_filter!(ListPodSandboxStatsRequest, StreamPodSandboxStatsRequest => 
 }, PodFilter);
 
 /// One container. `root` is the directory of all writable layers, which names their filesystem.
-pub(in crate::cri) fn container_stats(
-    measured: &ContainerUsage,
-    root: &Path,
-) -> cri::ContainerStats {
+pub(crate) fn container_stats(measured: &ContainerUsage, root: &Path) -> cri::ContainerStats {
     let view = &measured.view;
     let attributes = cri::ContainerAttributes {
         id: view.id.to_string(),
@@ -65,7 +62,7 @@ pub(in crate::cri) fn container_stats(
 }
 
 /// One sandbox with its containers.
-pub(in crate::cri) fn pod_stats(measured: &PodUsage, root: &Path) -> cri::PodSandboxStats {
+pub(crate) fn pod_stats(measured: &PodUsage, root: &Path) -> cri::PodSandboxStats {
     let view = &measured.view;
     let attributes = cri::PodSandboxAttributes {
         id: view.id.to_string(),

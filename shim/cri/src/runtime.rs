@@ -22,6 +22,8 @@ pub struct Node {
     pub state_dir: PathBuf,
     /// Who makes cgroups; kubelet follows it.
     pub cgroup_driver: CgroupDriver,
+    /// Whether pods can have user namespaces of their own.
+    pub maps_users: bool,
 }
 
 /// Who makes the cgroups of pods. Source: cri-api `CgroupDriver`.

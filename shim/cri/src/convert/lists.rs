@@ -6,7 +6,7 @@
 
 use coracle_images::Image;
 use coracle_proto::runtime::v1 as cri;
-use coracle_runtime::id::{ContainerId, PodId};
+use coracle_spec::id::{ContainerId, PodId};
 use prost::Message;
 
 use super::{BadRequest, ContainerFilter, PodFilter};
@@ -30,7 +30,7 @@ reads_filter!(PodFilter: ListPodSandboxRequest, StreamPodSandboxesRequest);
 reads_filter!(ContainerFilter: ListContainersRequest, StreamContainersRequest);
 
 /// A reply that is one list.
-pub(in crate::cri) trait ListReply {
+pub(crate) trait ListReply {
     /// What it lists.
     type Item: Message;
 
@@ -64,7 +64,7 @@ list_reply! {
 }
 
 /// `items` as a series of replies, rendered one at a time as they are asked for; none for an empty list.
-pub(in crate::cri) fn batches<R: ListReply>(
+pub(crate) fn batches<R: ListReply>(
     items: impl Iterator<Item = R::Item>,
 ) -> impl Iterator<Item = R> {
     let mut items = items.peekable();
@@ -80,26 +80,26 @@ pub(in crate::cri) fn batches<R: ListReply>(
 }
 
 /// `items` as one reply.
-pub(in crate::cri) fn list<R: ListReply>(items: impl Iterator<Item = R::Item>) -> R {
+pub(crate) fn list<R: ListReply>(items: impl Iterator<Item = R::Item>) -> R {
     R::of(items.collect())
 }
 
 /// The reply of RunPodSandbox.
-pub(in crate::cri) fn run_pod_reply(id: &PodId) -> cri::RunPodSandboxResponse {
+pub(crate) fn run_pod_reply(id: &PodId) -> cri::RunPodSandboxResponse {
     cri::RunPodSandboxResponse {
         pod_sandbox_id: id.to_string(),
     }
 }
 
 /// The reply of CreateContainer.
-pub(in crate::cri) fn create_reply(id: &ContainerId) -> cri::CreateContainerResponse {
+pub(crate) fn create_reply(id: &ContainerId) -> cri::CreateContainerResponse {
     cri::CreateContainerResponse {
         container_id: id.to_string(),
     }
 }
 
 /// The reply of PullImage.
-pub(in crate::cri) fn pull_reply(image: &Image) -> cri::PullImageResponse {
+pub(crate) fn pull_reply(image: &Image) -> cri::PullImageResponse {
     cri::PullImageResponse {
         image_ref: image.id.to_string(),
     }

@@ -9,7 +9,7 @@ use coracle_spec::egress::{BadRule, Denied, List, Rule};
 
 use super::BadRequest;
 use super::annotations::{Bounded, Claim, Reader, decider, field, setting};
-use crate::config::{Allowance, Egress};
+use crate::policy::{Allowance, Egress};
 
 /// The pod annotation: entries apart by commas, blanks around them ignored; an empty value lists nothing.
 const ANNOTATION: Bounded = Bounded("egress.coracle.dev/allow");
@@ -100,11 +100,11 @@ fn list(rules: Vec<Rule>) -> List {
 mod tests {
     use super::super::annotations::tests::reader;
     use super::*;
-    use crate::config::Config;
+    use crate::policy::tests::usual;
 
     /// What becomes of a pod that lists `text`, if it lists something, under a handler that allows `base`.
     fn decide(text: Option<&str>, base: &Egress, grants: &[&str]) -> Result<Decided, String> {
-        let handlers = Config::default().handlers;
+        let handlers = usual();
         let mut allowance = handlers
             .find("coracle-strict")
             .unwrap()

@@ -1,7 +1,7 @@
 //! The CRI server: binds the socket, serves both services on it, and drains when told to.
 //!
 //! Place in the flow: kubelet -> here -> `cri/*` (convert, ask, render) -> [`coracle_lifecycle`] or the image
-//! store. Called by `main`. One function per RPC in `pods`, `containers`, `images`, `runtime` and `events`;
+//! store. Called by the shim's `serve`. One function per RPC in `pods`, `containers`, `images`, `runtime` and `events`;
 //! `service` wires them to the generated traits.
 //! Invariants: every RPC of the protocol answers, if only with Unimplemented and its own name; each runs in
 //! one span, under one deadline, and a panic in it becomes an answer; only `convert` names fields of
@@ -14,7 +14,11 @@ mod events;
 mod exec;
 mod images;
 mod pods;
+pub mod policy;
 mod runtime;
+#[cfg(test)]
+#[path = "../../src/scratch.rs"]
+mod scratch;
 mod service;
 mod socket;
 mod stats;
@@ -35,10 +39,10 @@ use tonic::transport::Server;
 use tonic::{Request, Response, Status};
 use tracing::{Instrument as _, Span, debug, field::Empty, info, info_span, warn};
 
+use self::policy::Policies;
 pub use self::runtime::{CgroupDriver, Node};
 pub use self::socket::Socket;
 use self::status::Failure;
-use crate::config::Handlers;
 
 /// The largest message taken and sent, in bytes: what kubelet's client accepts.
 const MAX_MESSAGE_BYTES: usize = 16 << 20;
@@ -58,12 +62,13 @@ pub struct ServeError {
 }
 
 /// What every RPC may use; one for the whole daemon.
-pub(crate) struct Shared {
+struct Shared {
     pods: coracle_lifecycle::Pods,
     images: coracle_images::Images,
     streaming: coracle_streaming::Server,
     node: Node,
-    handlers: Handlers,
+    policies: Policies,
+    on_call: fn(),
     /// Turns true when the daemon drains; ends the streams that would never end by themselves.
     draining: watch::Receiver<bool>,
 }
@@ -79,7 +84,9 @@ pub struct Parts {
     /// The facts that Status and RuntimeConfig report.
     pub node: Node,
     /// What the operator lets pods of each handler open.
-    pub handlers: Handlers,
+    pub policies: Policies,
+    /// Called with each call, in the daemon's tokio runtime. Must not block.
+    pub on_call: fn(),
 }
 
 /// The two services; a clone is another handle to the same.
@@ -103,14 +110,16 @@ pub async fn serve(
         images,
         streaming,
         node,
-        handlers,
+        policies,
+        on_call,
     } = parts;
     let cri = Cri(Arc::new(Shared {
         pods,
         images,
         streaming,
         node,
-        handlers,
+        policies,
+        on_call,
         draining,
     }));
     let stopped = async move {
@@ -177,6 +186,7 @@ impl Cri {
         let limit = client_deadline(request.metadata())
             .map(before_the_transport)
             .or(own);
+        (self.0.on_call)();
         answered(rpc, limit, act(self.0.clone(), request.into_inner())).await
     }
 }
@@ -189,7 +199,6 @@ async fn answered<A>(
     work: impl Future<Output = Result<A, Failure>>,
 ) -> Result<Response<A>, Status> {
     let work = AssertUnwindSafe(work).catch_unwind();
-    crate::memory::settle_soon();
     let call = async move {
         let began = Instant::now();
         let outcome = match limit {

@@ -14,7 +14,7 @@ use super::{BadRequest, check, mount, resources, security, signal};
 const MAX_IMAGE_BYTES: usize = 1024;
 
 /// Reads CreateContainer but for the sandbox's id. `grants` and `handler` are the sandbox's. Errors: [`BadRequest`] that names the first field at fault.
-pub(in crate::cri) fn container_wish(
+pub(crate) fn container_wish(
     request: cri::CreateContainerRequest,
     grants: &Grants,
     handler: &str,

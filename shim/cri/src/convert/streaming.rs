@@ -5,13 +5,13 @@
 
 use coracle_lifecycle::{AttachWish, ExecWish, ForwardWish};
 use coracle_proto::runtime::v1 as cri;
-use coracle_runtime::id::{ContainerId, PodId};
+use coracle_spec::id::{ContainerId, PodId};
 
 use super::BadRequest;
 use super::exec::check_words;
 
 /// Reads Exec. Errors: [`BadRequest`] that names the field.
-pub(in crate::cri) fn exec_session(
+pub(crate) fn exec_session(
     request: cri::ExecRequest,
     container: ContainerId,
 ) -> Result<ExecWish, BadRequest> {
@@ -29,7 +29,7 @@ pub(in crate::cri) fn exec_session(
 }
 
 /// Reads Attach. Errors: [`BadRequest`] that names the field.
-pub(in crate::cri) fn attach_session(
+pub(crate) fn attach_session(
     request: &cri::AttachRequest,
     container: ContainerId,
 ) -> Result<AttachWish, BadRequest> {
@@ -45,7 +45,7 @@ pub(in crate::cri) fn attach_session(
 }
 
 /// Reads PortForward; no ports is fine, for most clients name them later. Errors: [`BadRequest`] that names the field.
-pub(in crate::cri) fn forward_session(
+pub(crate) fn forward_session(
     request: &cri::PortForwardRequest,
     pod: PodId,
 ) -> Result<ForwardWish, BadRequest> {

@@ -19,7 +19,7 @@ pub(super) async fn run(
     shared: Arc<Shared>,
     request: cri::RunPodSandboxRequest,
 ) -> Result<cri::RunPodSandboxResponse, Failure> {
-    let wish = convert::pod_wish(request, &shared.handlers)?;
+    let wish = convert::pod_wish(request, &shared.policies)?;
     concerns("pod", &wish.name.to_string());
     let id = shared.pods.run_pod(wish).await?;
     Ok(convert::run_pod_reply(&id))

@@ -20,7 +20,7 @@ use serde_json::json;
 use super::signal;
 
 /// One sandbox in a list.
-pub(in crate::cri) fn pod(view: &PodView) -> cri::PodSandbox {
+pub(crate) fn pod(view: &PodView) -> cri::PodSandbox {
     cri::PodSandbox {
         id: view.id.to_string(),
         metadata: Some(pod_metadata(&view.wish.name)),
@@ -33,7 +33,7 @@ pub(in crate::cri) fn pod(view: &PodView) -> cri::PodSandbox {
 }
 
 /// One container in a list.
-pub(in crate::cri) fn container(view: &ContainerView) -> cri::Container {
+pub(crate) fn container(view: &ContainerView) -> cri::Container {
     cri::Container {
         id: view.id.to_string(),
         pod_sandbox_id: view.pod.to_string(),
@@ -82,7 +82,7 @@ fn pod_status(view: &PodView) -> cri::PodSandboxStatus {
 }
 
 /// The reply of PodSandboxStatus, with the sandbox's containers; `info` only when asked for.
-pub(in crate::cri) fn pod_status_reply<'a>(
+pub(crate) fn pod_status_reply<'a>(
     view: &PodView,
     containers: impl Iterator<Item = &'a ContainerView>,
     request: &cri::PodSandboxStatusRequest,
@@ -149,7 +149,7 @@ fn container_status(view: &ContainerView) -> cri::ContainerStatus {
 }
 
 /// The reply of ContainerStatus; `info` only when asked for.
-pub(in crate::cri) fn container_status_reply(
+pub(crate) fn container_status_reply(
     view: &ContainerView,
     request: &cri::ContainerStatusRequest,
 ) -> cri::ContainerStatusResponse {
@@ -167,7 +167,7 @@ pub(in crate::cri) fn container_status_reply(
 }
 
 /// One event, with the sandbox as it was right after it.
-pub(in crate::cri) fn event(event: &Event) -> cri::ContainerEventResponse {
+pub(crate) fn event(event: &Event) -> cri::ContainerEventResponse {
     let kind = match event.kind {
         EventKind::Created => cri::ContainerEventType::ContainerCreatedEvent,
         EventKind::Started => cri::ContainerEventType::ContainerStartedEvent,
@@ -337,16 +337,16 @@ fn resources(limits: &Resources) -> cri::LinuxContainerResources {
 /// Snapshots for tests of this module and its neighbours, made by way of the requests that lead to them.
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
-pub(in crate::cri) mod samples {
+pub(crate) mod samples {
     use std::sync::Arc;
 
     use super::super::{container_wish, pod_wish};
     use super::*;
-    use crate::config::Config;
+    use crate::policy::tests::usual;
     use coracle_lifecycle::Grants;
 
     /// A ready sandbox whose id is 64 times `digit`.
-    pub(in crate::cri::convert) fn pod(digit: char) -> PodView {
+    pub(in crate::convert) fn pod(digit: char) -> PodView {
         let metadata = cri::PodSandboxMetadata {
             name: "web".into(),
             uid: "u1".into(),
@@ -364,7 +364,7 @@ pub(in crate::cri) mod samples {
         };
         PodView {
             id: digit.to_string().repeat(64).parse().unwrap(),
-            wish: Arc::new(pod_wish(request, &Config::default().handlers).unwrap()),
+            wish: Arc::new(pod_wish(request, &usual()).unwrap()),
             ready: true,
             created_at: 1_700_000_000_000_000_001,
             ips: vec!["10.88.0.7".parse().unwrap(), "fd00::7".parse().unwrap()],
@@ -373,7 +373,7 @@ pub(in crate::cri) mod samples {
     }
 
     /// A deletion of the sandbox of [`pod`] at `at`.
-    pub(in crate::cri) fn event(at: i64) -> Arc<Event> {
+    pub(crate) fn event(at: i64) -> Arc<Event> {
         let pod = pod('1');
         let (container, containers) = (pod.id.to_string(), vec![container('a', '1').into()]);
         Arc::new(Event {
@@ -433,7 +433,7 @@ pub(in crate::cri) mod samples {
     }
 
     /// An exited container of sandbox `pod` whose id is 64 times `digit`.
-    pub(in crate::cri::convert) fn container(digit: char, pod: char) -> ContainerView {
+    pub(in crate::convert) fn container(digit: char, pod: char) -> ContainerView {
         let config = Some(container_config());
         let request = cri::CreateContainerRequest {
             config,

@@ -14,7 +14,7 @@ use coracle_proto::runtime::v1 as cri;
 
 use super::annotations::Reader;
 use super::{BadRequest, check, egress, namespaces, network, security, sysctl};
-use crate::config::{Allowance, Handlers};
+use crate::policy::{Allowance, Policies};
 
 /// Linux' HOST_NAME_MAX, in bytes.
 const MAX_HOSTNAME_BYTES: usize = 64;
@@ -26,9 +26,9 @@ const MAX_DNS_BYTES: usize = 253;
 const MAX_DNS_ENTRIES: usize = 32;
 
 /// Reads RunPodSandbox; `handlers` say what the pod may open. Errors: [`BadRequest`] that names the first field at fault.
-pub(in crate::cri) fn pod_wish(
+pub(crate) fn pod_wish(
     request: cri::RunPodSandboxRequest,
-    handlers: &Handlers,
+    handlers: &Policies,
 ) -> Result<PodWish, BadRequest> {
     let mut config = request
         .config
@@ -110,7 +110,7 @@ fn annotated(
 
 /// What the operator allows a pod of this handler and namespace.
 fn allowance<'a>(
-    handlers: &'a Handlers,
+    handlers: &'a Policies,
     handler: Handler,
     name: &PodName,
 ) -> Result<Allowance<'a>, BadRequest> {
@@ -285,7 +285,7 @@ fn security_context(context: &cri::LinuxSandboxSecurityContext) -> Result<(), Ba
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
     use super::*;
-    use crate::config::Config;
+    use crate::policy::tests::usual;
 
     fn request() -> cri::RunPodSandboxRequest {
         let metadata = cri::PodSandboxMetadata {
@@ -314,7 +314,7 @@ mod tests {
     }
 
     fn made(request: cri::RunPodSandboxRequest) -> Result<PodWish, BadRequest> {
-        pod_wish(request, &Config::default().handlers)
+        pod_wish(request, &usual())
     }
 
     #[test]

@@ -29,13 +29,13 @@ fn image_name(spec: Option<&cri::ImageSpec>) -> Result<&str, BadRequest> {
 }
 
 /// A request about one image.
-pub(in crate::cri) trait NamesImage {
+pub(crate) trait NamesImage {
     /// The field that names it.
     fn spec(&self) -> Option<&cri::ImageSpec>;
 }
 
 /// A list of images that may be confined to one.
-pub(in crate::cri) trait ListsImages {
+pub(crate) trait ListsImages {
     /// The field that confines it.
     fn filter(self) -> Option<cri::ImageFilter>;
 }
@@ -58,12 +58,12 @@ macro_rules! image_requests {
 image_requests!(ImageStatusRequest, RemoveImageRequest; ListImagesRequest, StreamImagesRequest);
 
 /// The image that a request names.
-pub(in crate::cri) fn named_image(request: &impl NamesImage) -> Result<&str, BadRequest> {
+pub(crate) fn named_image(request: &impl NamesImage) -> Result<&str, BadRequest> {
     image_name(request.spec())
 }
 
 /// The image that a list is confined to, if any.
-pub(in crate::cri) fn listed_image(request: impl ListsImages) -> Option<String> {
+pub(crate) fn listed_image(request: impl ListsImages) -> Option<String> {
     request
         .filter()?
         .image
@@ -72,9 +72,7 @@ pub(in crate::cri) fn listed_image(request: impl ListsImages) -> Option<String> 
 }
 
 /// Reads PullImage. Errors: no image, or credentials that cannot be used.
-pub(in crate::cri) fn pull_order(
-    request: cri::PullImageRequest,
-) -> Result<PullRequest, BadRequest> {
+pub(crate) fn pull_order(request: cri::PullImageRequest) -> Result<PullRequest, BadRequest> {
     let reference = image_name(request.image.as_ref())?.to_owned();
     let auth = match request.auth {
         Some(auth) if concerns(&auth, &reference) => credentials(auth)?,
@@ -146,7 +144,7 @@ fn base64(text: &str) -> Option<Vec<u8>> {
 }
 
 /// One image for lists and status.
-pub(in crate::cri) fn image(image: &Image) -> cri::Image {
+pub(crate) fn image(image: &Image) -> cri::Image {
     let user = image.user.as_deref().unwrap_or_default();
     let user = user.split(':').next().unwrap_or_default();
     let uid = uid(user);
@@ -184,7 +182,7 @@ fn uid(user: &str) -> Option<i64> {
 }
 
 /// The reply of ImageStatus; an absent image is no error.
-pub(in crate::cri) fn image_status_reply(
+pub(crate) fn image_status_reply(
     found: Option<&Image>,
     request: &cri::ImageStatusRequest,
 ) -> cri::ImageStatusResponse {
@@ -207,7 +205,7 @@ pub(in crate::cri) fn image_status_reply(
 }
 
 /// The reply of ImageFsInfo: writable layers lie on the same filesystem as the images.
-pub(in crate::cri) fn filesystem_usage(info: &FsInfo) -> cri::ImageFsInfoResponse {
+pub(crate) fn filesystem_usage(info: &FsInfo) -> cri::ImageFsInfoResponse {
     let usage = cri::FilesystemUsage {
         timestamp: now(),
         fs_id: Some(cri::FilesystemIdentifier {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use coracle_lifecycle::{Error, Kind, Purpose};
 use coracle_proto::runtime::v1 as cri;
-use coracle_runtime::id::{ContainerId, PodId};
+use coracle_spec::id::{ContainerId, PodId};
 use coracle_streaming::{Refused, Session};
 
 use super::convert::{self, NamesObject as _};

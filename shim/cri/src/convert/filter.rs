@@ -14,7 +14,7 @@ use super::BadRequest;
 
 /// Which sandboxes a list shows.
 #[derive(Debug, Default)]
-pub(in crate::cri) struct PodFilter {
+pub(crate) struct PodFilter {
     id: String,
     ready: Option<bool>,
     labels: BTreeMap<String, String>,
@@ -22,7 +22,7 @@ pub(in crate::cri) struct PodFilter {
 
 impl PodFilter {
     /// Reads the filter of a list; absent shows all. Errors: a state that does not exist.
-    pub(in crate::cri) fn read(filter: Option<cri::PodSandboxFilter>) -> Result<Self, BadRequest> {
+    pub(crate) fn read(filter: Option<cri::PodSandboxFilter>) -> Result<Self, BadRequest> {
         let filter = filter.unwrap_or_default();
         let ready = match filter
             .state
@@ -41,7 +41,7 @@ impl PodFilter {
     }
 
     /// The sandboxes among `all` that it shows, in their order.
-    pub(in crate::cri) fn select(&self, mut all: Vec<Arc<PodView>>) -> Vec<Arc<PodView>> {
+    pub(crate) fn select(&self, mut all: Vec<Arc<PodView>>) -> Vec<Arc<PodView>> {
         let id = Wanted::among(&self.id, all.iter().map(|pod| pod.id.as_str()));
         all.retain(|pod| {
             id.is(pod.id.as_str())
@@ -54,7 +54,7 @@ impl PodFilter {
 
 /// Which containers a list shows.
 #[derive(Debug, Default)]
-pub(in crate::cri) struct ContainerFilter {
+pub(crate) struct ContainerFilter {
     id: String,
     pod: String,
     state: Option<ContainerState>,
@@ -63,7 +63,7 @@ pub(in crate::cri) struct ContainerFilter {
 
 impl ContainerFilter {
     /// Reads the filter of a list; absent shows all. Errors: a state that does not exist.
-    pub(in crate::cri) fn read(filter: Option<cri::ContainerFilter>) -> Result<Self, BadRequest> {
+    pub(crate) fn read(filter: Option<cri::ContainerFilter>) -> Result<Self, BadRequest> {
         let filter = filter.unwrap_or_default();
         let state = match filter
             .state
@@ -85,10 +85,7 @@ impl ContainerFilter {
     }
 
     /// The containers among `all` that it shows, in their order.
-    pub(in crate::cri) fn select(
-        &self,
-        mut all: Vec<Arc<ContainerView>>,
-    ) -> Vec<Arc<ContainerView>> {
+    pub(crate) fn select(&self, mut all: Vec<Arc<ContainerView>>) -> Vec<Arc<ContainerView>> {
         let id = Wanted::among(&self.id, all.iter().map(|container| container.id.as_str()));
         let pod = Wanted::among(
             &self.pod,
