@@ -1,5 +1,5 @@
-//! What a power loss may leave of records, made by hand: whatever was not on the disk yet is empty, half or absent. The
-//! loss itself, of a machine that is switched off, is `make test-power`.
+//! What a power loss may leave of records, made by hand: whatever was not on the disk yet is empty, half or absent.
+//! Not here: a machine that is switched off.
 
 use std::fs;
 use std::path::{Path, PathBuf};
