@@ -1,6 +1,6 @@
 //! Joins pulls that ask for the same.
 //!
-//! Place in the flow: [`crate::Images::pull`] lands here; a pull that nobody runs yet is started.
+//! Place in the flow: [`crate::Images::pull`] asks here; a pull that nobody runs yet is started.
 //! Invariants: callers with the same reference, credentials and platform wait for one pull, share its end, and
 //! the last of them to leave stops it.
 //! Not here: how a pull is done.
@@ -9,18 +9,12 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::future::{BoxFuture, FutureExt as _, Shared, WeakShared};
-use tokio::sync::Semaphore;
 
 use crate::endpoint::Credentials;
 use crate::error::Error;
 use crate::image::Image;
 use crate::manifest::PlatformPreference;
-use crate::pull::Pull;
 use crate::reference::ImageRef;
-use crate::store::Inner;
-
-/// Pulls under way at a time; further ones wait. It bounds what all of them hold in memory.
-static TURNS: Semaphore = Semaphore::const_new(64);
 
 /// What to pull.
 #[derive(Debug, Clone, Default)]
@@ -43,8 +37,8 @@ impl PullRequest {
     }
 }
 
-type Outcome = Result<Arc<Image>, Arc<Error>>;
-type Key = (ImageRef, Option<Credentials>, PlatformPreference);
+pub(crate) type Outcome = Result<Arc<Image>, Arc<Error>>;
+pub(crate) type Key = (ImageRef, Option<Credentials>, PlatformPreference);
 
 /// The pulls that somebody waits for.
 #[derive(Default)]
@@ -54,7 +48,7 @@ pub(crate) struct Flights {
 
 impl Flights {
     /// The running pull for `key`, or a new one made by `start`.
-    fn join(
+    pub(crate) fn join(
         &self,
         key: Key,
         start: impl FnOnce() -> BoxFuture<'static, Outcome>,
@@ -73,29 +67,4 @@ impl Flights {
             flight
         })
     }
-}
-
-/// Pulls, or joins a pull. Errors: [`Error::Name`], or [`Error::Pull`] with the cause.
-pub(crate) async fn pull(inner: &Arc<Inner>, request: PullRequest) -> Result<Arc<Image>, Error> {
-    let reference: ImageRef = request.reference.parse()?;
-    let key = (reference.clone(), request.auth.clone(), request.platform);
-    let flight = inner.flights.join(key, || {
-        let (inner, reference) = (inner.clone(), reference.clone());
-        async move {
-            // Never closed, so an error cannot be.
-            let _turn = TURNS.acquire().await.ok();
-            let mut pull = Pull::new(inner, reference, &request)?;
-            let outcome = pull.run().await;
-            if let Err(error) = &outcome {
-                pull.clean_up(error).await;
-            }
-            outcome.map_err(Arc::new)
-        }
-        .boxed()
-    });
-    flight.await.map_err(|cause| Error::Pull {
-        reference: reference.to_string(),
-        registry: reference.registry().to_owned(),
-        cause,
-    })
 }

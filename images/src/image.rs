@@ -8,12 +8,11 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use serde::{Deserialize, Serialize};
-
 use crate::error::Error;
+use crate::magic::Magic;
 use crate::reference::{Digest, ImageId};
+use crate::run_config::{RunConfig, absolute};
 use crate::snapshot::Merged;
-use crate::wasm;
 
 /// One image, as CRI's `Image` message needs it. Source: cri-api v0.37 api.proto, message `Image`.
 #[derive(Debug, Clone)]
@@ -36,38 +35,6 @@ pub struct Image {
     pub pinned: bool,
     /// Annotations of the manifest.
     pub spec_annotations: BTreeMap<String, String>,
-}
-
-/// The part of an image config that runtimes use. All empty for a Wasm artifact.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RunConfig {
-    /// Argument vector that CRI's `command` replaces.
-    pub entrypoint: Vec<String>,
-    /// Argument vector that CRI's `args` replaces.
-    pub cmd: Vec<String>,
-    /// `NAME=value`, in order.
-    pub env: Vec<String>,
-    /// Absolute path in the image, or empty.
-    pub working_dir: String,
-    /// `user[:group]`, numbers or names, or empty.
-    pub user: String,
-    /// `SIGTERM`, `15`, or empty.
-    pub stop_signal: String,
-    /// Paths in the image that want a volume. Sorted.
-    pub volumes: Vec<String>,
-    /// Labels.
-    pub labels: BTreeMap<String, String>,
-}
-
-impl RunConfig {
-    /// The program the image itself would start: the first word of the entrypoint, else of cmd.
-    pub fn argv0(&self) -> Option<&str> {
-        self.entrypoint
-            .first()
-            .or(self.cmd.first())
-            .map(String::as_str)
-            .filter(|word| !word.is_empty())
-    }
 }
 
 /// What an image holds.
@@ -114,10 +81,10 @@ impl WasmImage {
             return Ok(None);
         }
         let merged = Merged::open(&self.layers)?;
-        let Some(file) = merged.find_file(&wasm::absolute(&self.working_dir, argv0))? else {
+        let Some(file) = merged.find_file(&absolute(&self.working_dir, argv0))? else {
             return Ok(None);
         };
-        Ok((file.magic()? == wasm::Magic::Module).then_some(file.host_path))
+        Ok((file.magic()? == Magic::Module).then_some(file.host_path))
     }
 }
 

@@ -9,9 +9,9 @@ use oci_spec::image::ImageConfiguration;
 
 use crate::config::Limits;
 use crate::error::Error;
-use crate::image::RunConfig;
 use crate::manifest::{Blob, Platform, json};
 use crate::reference::Digest;
+use crate::run_config::RunConfig;
 
 /// The config of an image of archives.
 #[derive(Debug)]

@@ -17,9 +17,8 @@ use redb::{
 use serde::Serialize;
 
 use crate::error::{Cause, Error};
-pub(crate) use crate::record::{LayerRecord, Program, Record};
+pub(crate) use crate::record::{LayerRecord, Program, Record, Sources};
 use crate::reference::{Digest, ImageId};
-use crate::sources::Sources;
 
 const IMAGES: TableDefinition<&str, &[u8]> = TableDefinition::new("images");
 const LAYERS: TableDefinition<&str, &[u8]> = TableDefinition::new("layers");

@@ -1,11 +1,12 @@
 //! One pull: resolve, fetch, verify, unpack, record.
 //!
-//! Place in the flow: [`crate::flight`] starts it; everything that touches the outside is used from here.
+//! Place in the flow: [`crate::Images::pull`] starts it; everything that touches the outside is used from here.
 //! Invariants: content that is already here is used only after the repository that is asked has proven to have it and to
 //! give it to these credentials; what a failed pull leaves is either reusable or deleted.
 //! Not here: pods, policies, who else waits for the same, how blobs travel ([`fetch`]).
 
 mod fetch;
+mod join;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -17,11 +18,13 @@ use crate::endpoint::{Document as DocumentBytes, large_document};
 use crate::error::{Error, Kind as ErrorKind};
 use crate::flight::PullRequest;
 use crate::identity::Candidate;
-use crate::image::{Image, RunConfig};
+use crate::image::Image;
+use crate::magic::Magic;
 use crate::manifest::{self, Blob, Content, Document, Manifest, PlatformPreference};
 use crate::metadata::{LayerRecord, Program, Record};
 use crate::reference::{Digest, ImageId, ImageRef, Target};
 use crate::registry::Registry;
+use crate::run_config::RunConfig;
 use crate::store::Inner;
 use crate::unpack::{Budget, Source, unpack};
 use crate::{failpoint, image_config, verify, wasm};
@@ -192,7 +195,7 @@ impl Pull {
                 std::fs::File::open(&path).map_err(|error| Error::io("open", &path, error))?;
             let count = rustix::io::pread(&file, &mut first, 0)
                 .map_err(|errno| Error::io("read", &path, errno.into()))?;
-            wasm::Magic::of(&first[..count]).require_module(&what)
+            Magic::of(&first[..count]).require_module(&what)
         })
         .await?;
         record.program = Program::Module {

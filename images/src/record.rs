@@ -5,15 +5,19 @@
 //! Invariants: fields are only added, with a default; of the record of an image nothing changes but its names.
 //! Not here: the database, which records are the same image.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 use crate::blobs::Blobs;
-use crate::image::{Image, Kind, LinuxImage, RunConfig, WasmImage};
+use crate::image::{Image, Kind, LinuxImage, WasmImage};
 use crate::reference::{Digest, ImageId};
+use crate::run_config::RunConfig;
 use crate::unpack::Usage;
+
+/// The sources of all blobs: URLs of repositories, `https://host/name`.
+pub(crate) type Sources = HashMap<Digest, BTreeSet<String>>;
 
 /// One image.
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -18,8 +18,8 @@ use rustix::fs::{self, AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use crate::error::Error;
+use crate::magic::Magic;
 use crate::unpack::OPAQUE;
-use crate::wasm::Magic;
 
 /// Symlinks followed in one lookup, as the kernel's own limit.
 const MAX_LINKS: usize = 40;

@@ -6,7 +6,7 @@
 //! A source is no permission: who pulls must be let in by it now. Forgetting a source only costs a transfer.
 //! Not here: credentials, requests.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 
 use crate::error::Error;
 use crate::metadata::Change;
@@ -15,9 +15,6 @@ use crate::store::Inner;
 
 /// Sources kept a blob; pulls from further repositories transfer it each time.
 const MAX_SOURCES: usize = 64;
-
-/// The sources of all blobs: URLs of repositories, `https://host/name`.
-pub(crate) type Sources = HashMap<Digest, BTreeSet<String>>;
 
 impl Inner {
     /// The repositories that have delivered this blob.

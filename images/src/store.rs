@@ -13,13 +13,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Rw
 use crate::blobs::{Blobs, blocking};
 use crate::config::ImagesConfig;
 use crate::error::Error;
-use crate::flight::{self, Flights, PullRequest};
+use crate::flight::Flights;
 use crate::identity::{Candidate, drop_ambiguous_names};
 use crate::image::{FsInfo, Image};
 use crate::leases::Leases;
-use crate::metadata::{Change, LayerRecord, Loaded, Metadata, Record};
+use crate::metadata::{Change, LayerRecord, Loaded, Metadata, Record, Sources};
 use crate::reference::{Digest, ImageId, ImageRef};
-use crate::sources::Sources;
 use crate::unpack::UnpackerLauncher;
 
 /// The images of one node. Cheap to clone; clones are the same store.
@@ -70,14 +69,6 @@ impl Images {
         Ok(Self {
             inner: Arc::new(inner),
         })
-    }
-
-    /// Pulls an image and answers when it is whole, recorded and listed.
-    ///
-    /// Callers that ask for the same reference with the same credentials share one pull; dropping the future
-    /// of the last one stops it. Errors: [`Error::Name`] for a bad reference, else [`Error::Pull`].
-    pub async fn pull(&self, request: PullRequest) -> Result<Arc<Image>, Error> {
-        flight::pull(&self.inner, request).await
     }
 
     /// All images, by id.

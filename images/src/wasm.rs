@@ -1,4 +1,4 @@
-//! Finds the module of an image and says what bytes are.
+//! Finds the module of an image.
 //!
 //! Place in the flow: after the layers are unpacked, before the image is recorded.
 //! Invariants: a module begins with `\0asm`; machine code, whatever it is called, is refused, because nothing
@@ -12,54 +12,11 @@ use sha2::{Digest as _, Sha256};
 
 use crate::config::Limits;
 use crate::error::Error;
-use crate::image::RunConfig;
+use crate::magic::Magic;
 use crate::metadata::Program;
 use crate::reference::Digest;
+use crate::run_config::{RunConfig, absolute};
 use crate::snapshot::{ImageFile, Merged};
-
-/// What the first bytes of a file say it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Magic {
-    /// `\0asm`: a core module or a component.
-    Module,
-    /// `\x7fELF`: machine code; precompiled modules look like this too.
-    Elf,
-    Other,
-}
-
-impl Magic {
-    pub(crate) fn of(bytes: &[u8]) -> Self {
-        match bytes.first_chunk::<4>() {
-            Some(b"\0asm") => Self::Module,
-            Some(b"\x7fELF") => Self::Elf,
-            _ => Self::Other,
-        }
-    }
-
-    /// Errors: [`Error::Invalid`] for everything but a module, naming `what`.
-    pub(crate) fn require_module(self, what: &str) -> Result<(), Error> {
-        match self {
-            Self::Module => Ok(()),
-            Self::Elf => Err(Error::invalid(
-                what,
-                "it is machine code (it begins with \\x7fELF); precompiled modules are refused, publish the .wasm file",
-            )),
-            Self::Other => Err(Error::invalid(
-                what,
-                "not a WebAssembly module: it does not begin with \\0asm",
-            )),
-        }
-    }
-}
-
-/// The absolute form of a program's name in an image: relative names count from its working directory.
-pub(crate) fn absolute(working_dir: &str, argv0: &str) -> String {
-    if argv0.starts_with('/') {
-        argv0.to_owned()
-    } else {
-        format!("{working_dir}/{argv0}")
-    }
-}
 
 /// The file the image would start, if it is there. A bare name is looked for in the working directory first, then in the
 /// root, then in the directories of the image's `PATH`.

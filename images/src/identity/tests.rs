@@ -1,7 +1,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
-use crate::image::RunConfig;
+use crate::run_config::RunConfig;
 
 fn module(bytes: &[u8]) -> Program {
     Program::Module {

@@ -1,0 +1,48 @@
+//! The part of an image config that says how its program is run.
+//!
+//! Made by: `image_config`. Kept in records, shown by [`crate::Image`]. Pure. Not here: reading a config.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// The part of an image config that runtimes use. All empty for a Wasm artifact.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunConfig {
+    /// Argument vector that CRI's `command` replaces.
+    pub entrypoint: Vec<String>,
+    /// Argument vector that CRI's `args` replaces.
+    pub cmd: Vec<String>,
+    /// `NAME=value`, in order.
+    pub env: Vec<String>,
+    /// Absolute path in the image, or empty.
+    pub working_dir: String,
+    /// `user[:group]`, numbers or names, or empty.
+    pub user: String,
+    /// `SIGTERM`, `15`, or empty.
+    pub stop_signal: String,
+    /// Paths in the image that want a volume. Sorted.
+    pub volumes: Vec<String>,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+}
+
+impl RunConfig {
+    /// The program the image itself would start: the first word of the entrypoint, else of cmd.
+    pub fn argv0(&self) -> Option<&str> {
+        self.entrypoint
+            .first()
+            .or(self.cmd.first())
+            .map(String::as_str)
+            .filter(|word| !word.is_empty())
+    }
+}
+
+/// The absolute form of a program's name in an image: relative names count from its working directory.
+pub(crate) fn absolute(working_dir: &str, argv0: &str) -> String {
+    if argv0.starts_with('/') {
+        argv0.to_owned()
+    } else {
+        format!("{working_dir}/{argv0}")
+    }
+}
