@@ -27,11 +27,10 @@ use tokio::sync::oneshot;
 use super::error::Error;
 use super::layout::Layout;
 use super::record::{Plan, PodRecord};
-use super::sessions::{AttachWish, ExecWish};
 use super::syncer::Syncer;
 use super::usage::{ContainerUsage, Measured, PodUsage};
 use super::view::{ContainerView, PodView};
-use super::wish::ContainerWish;
+use super::wish::{AttachWish, ContainerWish, ExecWish};
 
 /// How long a keeper may take to greet.
 pub const GREETING_PATIENCE: Duration = Duration::from_secs(5);

@@ -7,7 +7,7 @@
 //! ```
 //! Invariants: a handler that goes away drops an answer, never the work; lists and status come from a [`Board`] and
 //! wait for nobody; names are reserved by the operation and released with it, and a retry joins the first try.
-//! Not here: CRI messages, gRPC codes, how an effect is done.
+//! Not here: CRI messages, gRPC codes, how an effect is done: [`Host`] is a trait, and the tests have one in memory.
 
 mod blocking;
 mod clock;
@@ -30,6 +30,9 @@ mod sessions;
 mod state;
 mod store;
 mod syncer;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests;
 mod unreadable;
 mod usage;
 mod view;
@@ -44,16 +47,15 @@ pub use host::{
 };
 pub use layout::Layout;
 pub use record::{LinuxPlan, Payload, Plan, PodRecord, SeccompPlan, WasmPlan};
-pub use sessions::{AttachWish, ExecWish, ForwardWish};
 pub use store::{Slot, quarantine};
 pub use syncer::Syncer;
 pub use usage::{ContainerUsage, Interface, LayerUsage, Measured, PodUsage, Traffic, Usage};
 pub use view::{ContainerState, ContainerView, Event, EventKind, PodView};
 pub use wish::{
-    Annotations, CapabilityWish, ContainerName, ContainerWish, DeviceWish, Dns, Grants,
-    GroupsPolicy, Handler, IdMapping, ImageVolume, MountWish, NamespaceMode, Namespaces, PidWish,
-    PodName, PodWish, ProfileWish, Propagation, Resources, SecurityWish, SelinuxWish, UserWish,
-    UsernsWish,
+    Annotations, AttachWish, CapabilityWish, ContainerName, ContainerWish, DeviceWish, Dns,
+    ExecWish, ForwardWish, Grants, GroupsPolicy, Handler, IdMapping, ImageVolume, MountWish,
+    NamespaceMode, Namespaces, PidWish, PodName, PodWish, ProfileWish, Propagation, Resources,
+    SecurityWish, SelinuxWish, UserWish, UsernsWish,
 };
 
 use std::sync::Arc;

@@ -13,8 +13,7 @@ use coracle_spec::{IdRange, Identity, LinuxJail, Mount, Spawn, WasmKind, WasmNet
 use serde::{Deserialize, Serialize};
 
 use super::state::{ContainerPhase, PodPhase};
-use super::unreadable;
-use super::view::{ContainerState, ContainerView, PodView};
+use super::view::{ContainerState, ContainerView, PodView, UNREADABLE_REASON};
 use super::wish::{ContainerWish, PodWish};
 
 /// A pod on disk.
@@ -202,7 +201,7 @@ impl ContainerRecord {
             exit_code: ended.map_or(0, |ended| ended.code),
             reason: match (ended, unreadable) {
                 (Some(ended), _) => ended.reason.name().to_owned(),
-                (None, Some(_)) => unreadable::REASON.to_owned(),
+                (None, Some(_)) => UNREADABLE_REASON.to_owned(),
                 (None, None) => String::new(),
             },
             message: ended

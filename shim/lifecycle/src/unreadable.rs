@@ -14,14 +14,12 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::record::PodRecord;
-use super::view::{ContainerState, ContainerView, PodView};
+use super::view::{ContainerState, ContainerView, PodView, UNREADABLE_REASON};
 use super::wish::{
     Annotations, ContainerName, ContainerWish, Dns, Handler, NamespaceMode, Namespaces, PodName,
     PodWish, Resources, SecurityWish, UserWish,
 };
 
-/// `reason` of a container whose record cannot be used.
-pub const REASON: &str = "RecordUnreadable";
 /// The annotation that gives the reason in the status of a sandbox, for which CRI has no field.
 pub const ANNOTATION: &str = "state.coracle.dev/unreadable";
 /// How much of an id stands in for a name that nobody knows.
@@ -81,7 +79,7 @@ pub fn container_view(
         started_at: 0,
         finished_at: 0,
         exit_code: 0,
-        reason: REASON.to_owned(),
+        reason: UNREADABLE_REASON.to_owned(),
         message: why.to_owned(),
         log_path: String::new(),
         uid: 0,

@@ -13,6 +13,9 @@ use tokio::sync::broadcast;
 
 use super::wish::{ContainerWish, PodWish};
 
+/// `reason` of a container whose record cannot be used.
+pub const UNREADABLE_REASON: &str = "RecordUnreadable";
+
 /// A sandbox as CRI shows it. Times in nanoseconds since 1970 UTC.
 #[derive(Clone, Debug)]
 pub struct PodView {

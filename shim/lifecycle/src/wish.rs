@@ -7,6 +7,7 @@
 
 mod annotations;
 mod linux;
+mod streaming;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -21,6 +22,7 @@ pub use linux::{
     CapabilityWish, DeviceWish, GroupsPolicy, IdMapping, ImageVolume, PidWish, ProfileWish,
     SecurityWish, SelinuxWish, UsernsWish,
 };
+pub use streaming::{AttachWish, ExecWish, ForwardWish};
 
 /// What makes a sandbox the one it is; a second one with the same four values is a retry of the first.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

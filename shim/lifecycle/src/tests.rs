@@ -1,0 +1,161 @@
+//! The whole lifecycle over a host in memory: no process, no mount, no network.
+
+mod world;
+
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+
+use crate::record::{ContainerRecord, PodRecord};
+use crate::scratch::Scratch;
+use crate::state::{ContainerPhase, Live, PodPhase, ProcessFact, Run};
+use crate::store::{self, Loaded, Slot};
+use crate::{ContainerState, Host as _, Kind, Pods};
+use world::World;
+
+/// Records that a daemon has written once.
+const POD: &str = include_str!("../fuzz/pod-record/p-818");
+const CONTAINER: &str = include_str!("../fuzz/container-record/c-1985");
+const KEEPER: ProcessFact = ProcessFact {
+    pid: 1,
+    start_time: 0,
+};
+
+fn written<T: DeserializeOwned>(json: &str) -> T {
+    serde_json::from_str(json).unwrap()
+}
+
+/// A pod that stands, in a boot long ago.
+fn ready_pod() -> PodRecord {
+    let live = Live {
+        keeper: KEEPER,
+        attachment: None,
+    };
+    PodRecord {
+        phase: PodPhase::Ready(live),
+        boot: "long ago".to_owned(),
+        ..written(POD)
+    }
+}
+
+/// Puts records where a daemon finds them.
+fn leave(world: &World, pod: &PodRecord, container: Option<&ContainerRecord>) {
+    let layout = world.layout();
+    let save = |directory: std::path::PathBuf| {
+        std::fs::create_dir_all(&directory).unwrap();
+        Slot::new(directory, world.syncer())
+    };
+    save(layout.pod_directory(&pod.id)).save(pod).unwrap();
+    if let Some(container) = container {
+        let directory = layout.container_directory(&pod.id, &container.id);
+        save(directory).save(container).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_sandbox_that_cannot_be_made_keeps_no_name_no_ids_and_no_record() {
+    let dir = Scratch::new("lifecycle-unmade");
+    let world = World::new(&dir);
+    let pods = Pods::open(world.clone()).await.unwrap();
+    let wish = (*written::<PodRecord>(POD).wish).clone();
+    // The second call is a retry of the first one, which is under way.
+    let (first, second) = tokio::join!(pods.run_pod(wish.clone()), async {
+        tokio::task::yield_now().await;
+        let retry = pods.run_pod(wish.clone());
+        world.gate.add_permits(1);
+        retry.await
+    });
+    for outcome in [first, second] {
+        assert_eq!(outcome.unwrap_err().kind(), Kind::Exhausted);
+    }
+    assert_eq!(world.count("raise"), 1);
+    assert!(pods.pods().is_empty());
+    // The name and the ids are given back right after the answer.
+    world.gate.add_permits(1);
+    while world.count("raise") < 2 {
+        assert!(pods.run_pod(wish.clone()).await.is_err());
+    }
+    while world.leased() > 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let left = std::fs::read_dir(world.layout().pods_directory()).unwrap();
+    assert_eq!(left.count(), 0, "a record is left");
+}
+
+#[tokio::test]
+async fn another_sandbox_of_the_same_name_is_refused_while_the_first_is_made() {
+    let dir = Scratch::new("lifecycle-name");
+    let world = World::new(&dir);
+    let pods = Pods::open(world.clone()).await.unwrap();
+    let wish = (*written::<PodRecord>(POD).wish).clone();
+    let first = tokio::spawn({
+        let (pods, wish) = (pods.clone(), wish.clone());
+        async move { pods.run_pod(wish).await }
+    });
+    while world.count("raise") == 0 {
+        tokio::task::yield_now().await;
+    }
+    let mut other = wish;
+    other.hostname = "other".to_owned();
+    let refused = pods.run_pod(other).await.unwrap_err();
+    assert_eq!(refused.kind(), Kind::NameTaken);
+    world.gate.add_permits(1);
+    assert_eq!(first.await.unwrap().unwrap_err().kind(), Kind::Exhausted);
+}
+
+#[tokio::test]
+async fn after_a_reboot_what_ran_has_ended_and_can_be_removed() {
+    let dir = Scratch::new("lifecycle-reboot");
+    let world = World::new(&dir);
+    let (pod, mut container) = (ready_pod(), written::<ContainerRecord>(CONTAINER));
+    let run = Run {
+        process: KEEPER,
+        started_at: 7,
+    };
+    container.phase = ContainerPhase::Running(run);
+    leave(&world, &pod, Some(&container));
+    let pods = Pods::open(world.clone()).await.unwrap();
+    assert_eq!((world.count("lower"), world.count("sweep")), (1, 1));
+    let view = pods.pod(&pod.id).unwrap();
+    assert!(!view.ready);
+    let ended = pods.container(&container.id).unwrap();
+    assert_eq!(
+        (ended.state, ended.exit_code),
+        (ContainerState::Exited, 255)
+    );
+    // A second daemon finds it so.
+    let directory = world.layout().pod_directory(&pod.id);
+    let Loaded::Found(saved, _) = store::load::<PodRecord>(&directory, world.syncer()) else {
+        panic!("the record is gone");
+    };
+    assert_eq!(saved.phase, PodPhase::NotReady);
+    pods.remove_pod(&pod.id).await.unwrap();
+    assert!(pods.pods().is_empty() && pods.containers().is_empty());
+    assert!(!directory.exists());
+    assert_eq!(world.count("forget_container"), 1);
+}
+
+#[tokio::test]
+async fn a_sandbox_that_was_never_acknowledged_is_undone() {
+    let dir = Scratch::new("lifecycle-unborn");
+    let world = World::new(&dir);
+    let pod: PodRecord = written(POD);
+    assert_eq!(pod.phase, PodPhase::Starting);
+    leave(&world, &pod, None);
+    let pods = Pods::open(world.clone()).await.unwrap();
+    assert_eq!((world.count("lower"), world.count("forget_pod")), (1, 1));
+    assert!(pods.pods().is_empty());
+    assert!(!world.layout().pod_directory(&pod.id).exists());
+}
+
+#[tokio::test]
+async fn a_lifecycle_that_drains_takes_no_sandboxes() {
+    let dir = Scratch::new("lifecycle-drain");
+    let world = World::new(&dir);
+    let pods = Pods::open(world.clone()).await.unwrap();
+    pods.drain(Duration::from_secs(1)).await;
+    let wish = (*written::<PodRecord>(POD).wish).clone();
+    let refused = pods.run_pod(wish).await.unwrap_err();
+    assert_eq!(refused.kind(), Kind::Draining);
+    assert_eq!(world.count("raise"), 0);
+}

@@ -1,0 +1,328 @@
+//! A host in memory: keeps records in a directory, makes nothing else, and counts what it is asked for.
+//!
+//! Invariant: no sandbox can be made here: no keeper exists without the kernel. Not here: what is expected of it.
+
+use std::collections::{BTreeMap, HashSet};
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use coracle_cgroup::Limits;
+use coracle_images::Image;
+use coracle_network::Attachment;
+use coracle_runtime::keeper::{Greeting, Keeper, KeeperEvent};
+use coracle_runtime::process::Process;
+use coracle_spec::IdRange;
+use coracle_spec::id::{ContainerId, PodId};
+use coracle_streaming::Streams;
+use futures_util::future::BoxFuture;
+use tokio::net::TcpStream;
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::{Semaphore, oneshot};
+
+use crate::scratch::Scratch;
+use crate::{
+    AttachWish, ContainerUsage, ContainerView, ContainerWish, EffectFuture, Error, ExecOutput,
+    ExecWish, Host, KeeperEngine, Kind, Launch, Launched, Layout, Measured, Owned, Plan, PodRecord,
+    PodUsage, PodView, Raised, Swept, Syncer,
+};
+
+/// The host.
+pub struct World {
+    layout: Layout,
+    syncer: Syncer,
+    leases: AtomicUsize,
+    calls: Mutex<BTreeMap<&'static str, usize>>,
+    /// Each sandbox that fails takes one permit before it does.
+    pub gate: Semaphore,
+}
+
+impl World {
+    /// A host below `dir`.
+    pub fn new(dir: &Scratch) -> Arc<World> {
+        let world = World {
+            layout: Layout::new(dir.0.clone()),
+            syncer: Syncer::start(&dir.0).unwrap(),
+            leases: AtomicUsize::new(0),
+            calls: Mutex::default(),
+            gate: Semaphore::new(0),
+        };
+        std::fs::create_dir_all(world.layout.pods_directory()).unwrap();
+        Arc::new(world)
+    }
+
+    /// How often the method of that name was called, of those that are counted.
+    pub fn count(&self, method: &str) -> usize {
+        self.calls.lock().unwrap().get(method).copied().unwrap_or(0)
+    }
+
+    /// Blocks of host ids that are taken.
+    pub fn leased(&self) -> usize {
+        self.leases.load(Ordering::Acquire)
+    }
+
+    fn called(&self, method: &'static str) {
+        *self.calls.lock().unwrap().entry(method).or_default() += 1;
+    }
+}
+
+fn absent(what: &str) -> Error {
+    Error::new(Kind::Unsupported, format!("{what}: not in memory"))
+}
+
+fn unavailable<'a, T: Send + 'a>(what: &'static str) -> EffectFuture<'a, T> {
+    Box::pin(async move { Err(absent(what)) })
+}
+
+fn remove(directory: &Path) -> Result<(), Error> {
+    let removed = std::fs::remove_dir_all(directory);
+    removed.map_err(|error| Error::because(Kind::Io, "remove a directory", error))
+}
+
+impl Host for World {
+    fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    fn syncer(&self) -> &Syncer {
+        &self.syncer
+    }
+
+    fn all_requests_bytes(&self) -> u64 {
+        u64::MAX
+    }
+
+    fn cgroup_parent(&self, asked: &str, pod: &PodId) -> Result<String, Error> {
+        Ok(format!("{asked}/{pod}"))
+    }
+
+    fn default_cgroup_parent(&self) -> String {
+        "/pods".to_owned()
+    }
+
+    fn lease_ids(&self) -> Result<IdRange, Error> {
+        let base = 65_536 * (self.leases.fetch_add(1, Ordering::AcqRel) as u32 + 1);
+        Ok(IdRange { base, size: 65_536 })
+    }
+
+    fn claim_ids(&self, _: IdRange) {
+        self.leases.fetch_add(1, Ordering::AcqRel);
+    }
+
+    fn release_ids(&self, _: IdRange) {
+        self.leases.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    fn network_problem(self: Arc<Self>) -> BoxFuture<'static, Option<String>> {
+        Box::pin(async { None })
+    }
+
+    fn raise<'a>(self: Arc<Self>, _: &'a PodRecord) -> EffectFuture<'a, Raised> {
+        self.called("raise");
+        Box::pin(async move {
+            self.gate.acquire().await.unwrap().forget();
+            Err(Error::new(Kind::Exhausted, "no address is left"))
+        })
+    }
+
+    fn connect<'a>(
+        self: Arc<Self>,
+        _: &'a PodId,
+        _: Duration,
+    ) -> EffectFuture<'a, (Keeper, Greeting, UnboundedReceiver<KeeperEvent>)> {
+        unavailable("connect")
+    }
+
+    fn commit<'a>(self: Arc<Self>, _: &'a PodId, _: &'a Keeper) -> EffectFuture<'a, ()> {
+        unavailable("commit")
+    }
+
+    fn lower<'a>(
+        self: Arc<Self>,
+        _: &'a PodRecord,
+        _: Option<Keeper>,
+        _: Option<Arc<Process>>,
+    ) -> EffectFuture<'a, ()> {
+        self.called("lower");
+        Box::pin(async { Ok(()) })
+    }
+
+    fn forget_pod(&self, pod: &PodId) -> Result<(), Error> {
+        self.called("forget_pod");
+        remove(&self.layout.pod_directory(pod))
+    }
+
+    fn prepare_image<'a>(self: Arc<Self>, _: &'a Image) -> EffectFuture<'a, ()> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn claim_images(&self, _: &ContainerId, _: &Plan) {}
+
+    fn suspend_collection(&self) {}
+
+    fn collect_garbage(self: Arc<Self>) -> BoxFuture<'static, ()> {
+        Box::pin(std::future::pending())
+    }
+
+    fn plan<'a>(
+        self: Arc<Self>,
+        _: &'a PodRecord,
+        _: &'a ContainerId,
+        _: &'a Arc<ContainerWish>,
+        _: &'a KeeperEngine,
+    ) -> EffectFuture<'a, Plan> {
+        unavailable("plan")
+    }
+
+    fn build(
+        &self,
+        _: &PodRecord,
+        _: &ContainerId,
+        _: &ContainerWish,
+        _: &Plan,
+    ) -> Result<(), Error> {
+        Err(absent("build"))
+    }
+
+    fn launch(self: Arc<Self>, _: Launch) -> EffectFuture<'static, Launched> {
+        unavailable("launch")
+    }
+
+    fn await_launch<'a>(
+        self: Arc<Self>,
+        _: &'a Keeper,
+        _: &'a ContainerId,
+    ) -> EffectFuture<'a, Launched> {
+        unavailable("await_launch")
+    }
+
+    fn reopen_log<'a>(
+        self: Arc<Self>,
+        _: &'a Keeper,
+        _: &'a ContainerId,
+        _: &'a str,
+        _: &'a str,
+    ) -> EffectFuture<'a, ()> {
+        unavailable("reopen_log")
+    }
+
+    fn signal(&self, _: &Process, _: i32) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn kill(&self, _: Option<&Process>, _: &str) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn change_limits(&self, _: &str, _: &Limits) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn oom_kills(&self, _: &str) -> u64 {
+        0
+    }
+
+    fn exit_code<'a>(
+        self: Arc<Self>,
+        _: &'a PodId,
+        _: &'a ContainerId,
+    ) -> BoxFuture<'a, Option<i32>> {
+        Box::pin(async { None })
+    }
+
+    fn clean_up(self: Arc<Self>, _: String) -> EffectFuture<'static, ()> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn drop_exit(&self, _: Option<Keeper>, _: &PodId, _: &ContainerId, _: oneshot::Receiver<()>) {}
+
+    fn forget_container<'a>(
+        self: Arc<Self>,
+        _: Option<Keeper>,
+        pod: &'a PodId,
+        id: &'a ContainerId,
+        _: String,
+    ) -> EffectFuture<'a, ()> {
+        self.called("forget_container");
+        let removed = remove(&self.layout.container_directory(pod, id));
+        Box::pin(async { removed })
+    }
+
+    fn exec_sync<'a>(
+        self: Arc<Self>,
+        _: &'a Launch,
+        _: Vec<String>,
+        _: Option<Duration>,
+    ) -> EffectFuture<'a, ExecOutput> {
+        unavailable("exec_sync")
+    }
+
+    fn exec_stream<'a>(
+        self: Arc<Self>,
+        _: &'a Launch,
+        _: ExecWish,
+        _: Streams,
+    ) -> EffectFuture<'a, i32> {
+        unavailable("exec_stream")
+    }
+
+    fn attach<'a>(
+        self: Arc<Self>,
+        _: &'a Launch,
+        _: AttachWish,
+        _: Streams,
+    ) -> EffectFuture<'a, ()> {
+        unavailable("attach")
+    }
+
+    fn dial<'a>(self: Arc<Self>, _: &'a PodId, _: bool, _: u16) -> EffectFuture<'a, TcpStream> {
+        unavailable("dial")
+    }
+
+    fn measure(&self, _: Vec<Arc<ContainerView>>) -> Vec<ContainerUsage> {
+        Vec::new()
+    }
+
+    fn measure_pods(&self, _: Vec<Measured>) -> Vec<PodUsage> {
+        Vec::new()
+    }
+
+    fn forget_measures(&self, _: &[Arc<ContainerView>], _: &[Arc<PodView>]) {}
+
+    fn sweep(&self, _: &Owned) -> Swept {
+        self.called("sweep");
+        Swept::default()
+    }
+
+    fn sweep_compiled(&self, _: Vec<String>) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn has_processes(&self, _: &HashSet<String>) -> bool {
+        false
+    }
+
+    fn claim_ids_of(&self, _: &HashSet<String>) {}
+
+    fn end_processes(&self, _: &HashSet<String>, _: Option<String>) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn end_unreadable<'a>(
+        self: Arc<Self>,
+        _: &'a PodId,
+        _: HashSet<String>,
+        _: Option<String>,
+    ) -> EffectFuture<'a, ()> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn forget_unreadable(&self, _: &PodId, _: &[ContainerId]) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn restore_network(self: Arc<Self>, _: Attachment) -> EffectFuture<'static, ()> {
+        Box::pin(async { Ok(()) })
+    }
+}
