@@ -1,7 +1,7 @@
-//! Sandboxes, and the processes that hold them.
+//! The processes that hold sandboxes.
 //!
-//! One builder makes every jail; what runs at its end is a payload. The daemon talks to a [`spawner`], which forks
-//! one [`keeper`] a pod, which forks one guest a container.
+//! The daemon talks to a [`spawner`], which forks one [`keeper`] a pod, which forks one guest a container. A guest has
+//! coracle-sandbox build its jail; what runs at the end of it is coracle-wasm's or a Linux program.
 //!
 //! | module | is |
 //! |---|---|
@@ -10,8 +10,8 @@
 //! | [`unpacker`] | the jailed process for layers |
 //! | [`process`] | a process that cannot be taken for another |
 //!
-//! Unsafe code is denied but for the modules that say `allow` below; they are the map of it.
-//! Not here: CRI, images, the daemon's records.
+//! Invariant: what the crates below this one know of each other, and where unsafe code is, is held by `tests/tests/house.rs`.
+//! Not here: CRI, images, the daemon's records, jails, networks, limits.
 
 pub mod control;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -32,12 +32,9 @@ pub mod terminal {
     pub use coracle_sys::terminal::{pair, resize};
 }
 
-use coracle_spec::error::Context as _;
+use coracle_spec::error::{Context as _, Error, Kind, Result};
 use coracle_sys as sys;
 use coracle_wasm::compiler;
-
-pub use coracle_spec::{self as spec, error, failpoint, id};
-pub use error::{Error, Kind, Result};
 
 /// Keeps other processes of the node, and of containers that see its pids, out of this one. The first act of every
 /// process of ours, for execve(2) opens it again.

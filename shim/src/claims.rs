@@ -20,7 +20,7 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use coracle_runtime::id::PodId;
+use coracle_spec::id::PodId;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 

@@ -40,11 +40,11 @@ use coracle_cgroup::systemd::{Driver, Scopes};
 use coracle_images::Images;
 use coracle_lifecycle::{Error, Handler, Kind, Layout, Syncer};
 use coracle_network::Network;
-use coracle_runtime::id::{ContainerId, PodId};
 use coracle_runtime::spawner::Spawner;
-use coracle_runtime::spec::Spawn;
 use coracle_sandbox::Filters;
 use coracle_sandbox::profile::ProfileCache;
+use coracle_spec::Spawn;
+use coracle_spec::id::{ContainerId, PodId};
 use coracle_tree::Trash;
 use coracle_wasm::CompileCache;
 

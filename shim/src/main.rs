@@ -26,7 +26,8 @@ use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use coracle_runtime::{failpoint, keeper, spawner};
+use coracle_runtime::{keeper, spawner};
+use coracle_spec::failpoint;
 use coracle_wasm as wasm;
 
 use cli::{Cli, Command, ConfigCommand};
@@ -60,11 +61,11 @@ fn main() -> ExitCode {
 }
 
 /// For the daemon, which must not hold a compiler.
-fn say_engine_hash() -> coracle_runtime::Result<()> {
+fn say_engine_hash() -> coracle_spec::error::Result<()> {
     let hash = wasm::engine_hash()?;
     let said = writeln!(io::stdout(), "{hash}");
     said.map_err(|e| {
-        coracle_runtime::Error::with(coracle_runtime::Kind::Io, "say the engine hash", e)
+        coracle_spec::error::Error::with(coracle_spec::error::Kind::Io, "say the engine hash", e)
     })
 }
 
@@ -72,7 +73,7 @@ fn word<'a>(words: &[&'a str], at: usize) -> &'a str {
     words.get(at).copied().unwrap_or("")
 }
 
-fn internal(result: coracle_runtime::Result<()>) -> ExitCode {
+fn internal(result: coracle_spec::error::Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

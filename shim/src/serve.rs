@@ -43,7 +43,7 @@ const DRAIN: std::time::Duration = std::time::Duration::from_secs(5);
 pub fn main(config: &Config) -> Result<(), Box<dyn Error>> {
     logging::init(&config.log)?;
     #[cfg(feature = "failpoints")]
-    coracle_images::set_failpoints(coracle_runtime::failpoint::hit);
+    coracle_images::set_failpoints(coracle_spec::failpoint::hit);
     coracle_runtime::isolate_daemon()?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     let cores = std::thread::available_parallelism().map_or(1, usize::from);

@@ -5,8 +5,8 @@
 
 use coracle_images::{Cause, RunningUnpacker, Unpacker, UnpackerLauncher};
 use coracle_runtime::unpacker::{self, Bounds, Descriptors, Running};
-use coracle_runtime::{Error, Kind, Result};
 use coracle_sandbox::helper::Permits;
+use coracle_spec::error::{Error, Kind, Result};
 use futures_util::future::{BoxFuture, FutureExt as _};
 
 /// Starts unpackers, as many at a time as the node allows.

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use coracle_images::{Image, ImageId};
 use coracle_lifecycle::{Error, Kind, Payload, Plan};
-use coracle_runtime::id::ContainerId;
+use coracle_spec::id::ContainerId;
 
 use super::{Host, blocking, runtime_error};
 

@@ -9,9 +9,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use coracle_lifecycle::{ContainerWish, Error, Kind, Payload, Plan, PodRecord, Slot, limits};
-use coracle_runtime::id::{ContainerId, PodId};
 use coracle_runtime::keeper::{self, Keeper};
 use coracle_runtime::process::Process;
+use coracle_spec::id::{ContainerId, PodId};
 use tokio::sync::oneshot;
 
 use super::{Host, blocking, io_error, linux, log, make_private, pass, runtime_error};

@@ -9,7 +9,7 @@ use std::os::fd::BorrowedFd;
 
 use coracle_lifecycle::{Error, Kind, NamespaceMode, PodRecord, PodWish};
 use coracle_network::egress;
-use coracle_runtime::spec::WasmNetwork;
+use coracle_spec::WasmNetwork;
 use coracle_spec::egress::Egress;
 
 use super::pod::network_error;

@@ -20,7 +20,7 @@ use coracle_cgroup::ExecLeaf;
 use coracle_images::Kind as ImageKind;
 use coracle_lifecycle::{Error, Kind, Launch, Payload, WasmPlan};
 use coracle_runtime::keeper::{ExecOrder, ExecStreams, StartPayload};
-use coracle_runtime::spec::{ContainerSpec, Tool, Toolbox, Workload};
+use coracle_spec::{ContainerSpec, Tool, Toolbox, Workload};
 
 use super::{Host, blocking, io_error, runtime_error};
 

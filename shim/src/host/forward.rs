@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use coracle_lifecycle::{Error, Kind};
 use coracle_network as network;
-use coracle_runtime::id::PodId;
+use coracle_spec::id::PodId;
 use tokio::net::{TcpSocket, TcpStream};
 
 use super::{Host, blocking, io_error};

@@ -7,7 +7,7 @@
 use std::collections::{HashSet, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use coracle_runtime::spec::IdRange;
+use coracle_spec::IdRange;
 
 use coracle_lifecycle::{Error, Kind};
 

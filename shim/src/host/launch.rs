@@ -8,10 +8,10 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use coracle_lifecycle::{Error, Kind, Launch, Launched, LinuxPlan, Payload, SeccompPlan};
-use coracle_runtime::id::ContainerId;
 use coracle_runtime::keeper::{Keeper, StartOrder, StartPayload, Started};
-use coracle_runtime::spec::{ContainerSpec, LinuxSpec, Root, SPEC_VERSION, WasmSpec, Workload};
 use coracle_sandbox::profile::Profile;
+use coracle_spec::id::ContainerId;
+use coracle_spec::{ContainerSpec, LinuxSpec, Root, SPEC_VERSION, WasmSpec, Workload};
 
 use super::{Host, blocking, log, pass, runtime_error};
 
@@ -167,7 +167,7 @@ impl Host {
 
 fn launched(
     container: &ContainerId,
-    started: coracle_runtime::Result<Started>,
+    started: coracle_spec::error::Result<Started>,
 ) -> Result<Launched, Error> {
     let started =
         started.map_err(|error| runtime_error(format!("start container {container}"), error))?;

@@ -19,8 +19,8 @@ use coracle_images::Image;
 use coracle_lifecycle::{
     ContainerWish, Error, Kind, LinuxPlan, NamespaceMode, PidWish, PodRecord, UsernsWish, limits,
 };
-use coracle_runtime::id::ContainerId;
-use coracle_runtime::spec::{Identity, LinuxJail, Mount, PidSpace, ResourceLimit};
+use coracle_spec::id::ContainerId;
+use coracle_spec::{Identity, LinuxJail, Mount, PidSpace, ResourceLimit};
 
 pub use self::capabilities::usual as usual_capabilities;
 use self::cdi::Additions;

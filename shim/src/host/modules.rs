@@ -13,7 +13,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use coracle_lifecycle::{Error, Kind};
-use coracle_runtime::id::hex;
+use coracle_spec::id::hex;
 use sha2::{Digest as _, Sha256};
 
 use super::{blocking, io_error};

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::path::{Component, Path, PathBuf};
 
 use coracle_lifecycle::{Error, IdMapping, Kind, MountWish, Propagation, UsernsWish};
-use coracle_runtime::spec::{Mount, MountKind, MountPropagation};
+use coracle_spec::{Mount, MountKind, MountPropagation};
 
 use super::flow;
 use super::paths::{Missing, Visit};

@@ -14,8 +14,8 @@ use coracle_lifecycle::{
     ContainerWish, Error, Handler, KeeperEngine, Kind, Payload, PidWish, Plan, PodRecord,
     ProfileWish, WasmPlan, limits,
 };
-use coracle_runtime::id::ContainerId;
-use coracle_runtime::spec::{Mount, WasmKind, WasmNetwork};
+use coracle_spec::id::ContainerId;
+use coracle_spec::{Mount, WasmKind, WasmNetwork};
 use coracle_wasm::{EngineRef, ModuleInfo};
 
 use super::egress;

@@ -19,10 +19,10 @@ use coracle_lifecycle::{
     Error, GREETING_PATIENCE, IdMapping, Kind, NamespaceMode, PodRecord, PodWish, Raised, Slot,
 };
 use coracle_network::{self as network, Attachment, IdMaps, NamespaceWish, Namespaces, cni};
-use coracle_runtime::id::PodId;
 use coracle_runtime::keeper::{self, Greeting, Keeper, KeeperEvent};
 use coracle_runtime::process::Process;
 use coracle_runtime::spawner::KeeperBirth;
+use coracle_spec::id::PodId;
 use tokio::sync::mpsc::UnboundedReceiver;
 
 pub(super) use self::joining::network_error;

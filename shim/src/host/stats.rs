@@ -19,7 +19,7 @@ use coracle_lifecycle::{
     ContainerState, ContainerUsage, ContainerView, Interface, LayerUsage, Measured, NamespaceMode,
     PodUsage, PodView, Usage,
 };
-use coracle_runtime::id::PodId;
+use coracle_spec::id::PodId;
 
 use super::{Host, linux};
 use layer::{Budget, Layers};

@@ -14,7 +14,7 @@ use std::path::Path;
 
 use coracle_lifecycle::{Error, Kind, Owned, Swept};
 use coracle_network as network;
-use coracle_runtime::id::PodId;
+use coracle_spec::id::PodId;
 
 use super::{Host, pass, remove_tree, runtime_error};
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use coracle_lifecycle::{Error, Kind, quarantine};
 use coracle_network::{self as network, Attachment};
-use coracle_runtime::id::{ContainerId, PodId};
+use coracle_spec::id::{ContainerId, PodId};
 
 use super::sweep::cgroups_of_processes;
 use super::{Host, blocking, io_error, remove_tree};

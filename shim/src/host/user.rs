@@ -10,7 +10,7 @@ use std::io::Read as _;
 use std::path::PathBuf;
 
 use coracle_lifecycle::{Error, GroupsPolicy, Kind, UserWish};
-use coracle_runtime::spec::{IdRange, Identity};
+use coracle_spec::{IdRange, Identity};
 
 use super::io_error;
 

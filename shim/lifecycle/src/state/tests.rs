@@ -246,11 +246,11 @@ fn times_of_a_container_stay_in_order_whatever_the_clock_does() {
     for jump in [-DAY, 0, DAY] {
         for second_jump in [-DAY, 0, DAY] {
             let run = Run::new(process, created_at + jump + 1, created_at);
-            let exit = coracle_runtime::spec::Exit {
+            let exit = coracle_spec::Exit {
                 code: 0,
                 signal: None,
                 finished_at: created_at + jump + second_jump + 2,
-                cause: coracle_runtime::spec::Cause::Ended,
+                cause: coracle_spec::Cause::Ended,
             };
             let ended = Ended::judge(run.started_at, &exit, 0, None);
             assert!(created_at <= ended.started_at, "{jump} {second_jump}");

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use coracle_cgroup::ExecLeaf;
 use coracle_lifecycle::{Error, Kind, Launch};
-use coracle_runtime::id::ContainerId;
 use coracle_runtime::process::Process;
+use coracle_spec::id::ContainerId;
 
 use crate::host::{Host, blocking, io_error};
 

@@ -6,7 +6,7 @@
 use std::fs;
 
 use coracle_cgroup::Cgroup;
-use coracle_runtime::spec::ProcessRow;
+use coracle_spec::ProcessRow;
 
 /// Longest command that is shown, bytes.
 const MAX_COMMAND: usize = 512;

@@ -6,7 +6,7 @@
 //! Not here: setting them.
 
 use coracle_lifecycle::{Error, SecurityWish};
-use coracle_runtime::spec::Capabilities;
+use coracle_spec::Capabilities;
 
 use crate::host::io_error;
 use crate::host::plan::invalid;

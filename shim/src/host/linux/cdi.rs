@@ -11,7 +11,7 @@ mod document;
 use std::path::{Path, PathBuf};
 
 use coracle_lifecycle::Error;
-use coracle_runtime::spec::{Device, DeviceKind, Mount, MountPropagation};
+use coracle_spec::{Device, DeviceKind, Mount, MountPropagation};
 
 use self::document::{Edits, MountEdit, Node};
 use super::devices::{Grant, device_target, one};

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use coracle_cgroup::{DeviceClass, DeviceRule};
 use coracle_lifecycle::{DeviceWish, Error};
-use coracle_runtime::spec::{Device, DeviceKind};
+use coracle_spec::{Device, DeviceKind};
 
 use crate::host::mounts::clean_target;
 use crate::host::paths::{Missing, Visit};

@@ -12,7 +12,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use coracle_lifecycle::{Dns, Error, NamespaceMode, PodRecord};
-use coracle_runtime::spec::Mount;
+use coracle_spec::Mount;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use crate::host::{io_error, make_private};

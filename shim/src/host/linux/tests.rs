@@ -8,8 +8,8 @@ use std::sync::Arc;
 use coracle_cgroup::DeviceRule;
 use coracle_images::{Digest, ImageId, Kind as ImageKind, LinuxImage, RunConfig};
 use coracle_lifecycle::{Kind, SeccompPlan, SecurityWish};
-use coracle_runtime::id::PodId;
-use coracle_runtime::spec::IdRange;
+use coracle_spec::IdRange;
+use coracle_spec::id::PodId;
 use serde_json::json;
 
 use super::*;

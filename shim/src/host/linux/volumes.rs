@@ -5,7 +5,7 @@
 //! Not here: making them.
 
 use coracle_lifecycle::Error;
-use coracle_runtime::spec::Mount;
+use coracle_spec::Mount;
 
 use crate::host::plan::invalid;
 

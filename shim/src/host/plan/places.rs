@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use coracle_runtime::spec::Mount;
+use coracle_spec::Mount;
 
 use super::Draft;
 use crate::host::Host;

@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use coracle_lifecycle::LayerUsage;
-use coracle_runtime::id::ContainerId;
+use coracle_spec::id::ContainerId;
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat, open, openat2, statat};
 
 /// How old an answer about a small tree may be.
