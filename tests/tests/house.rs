@@ -2,8 +2,9 @@
 //!
 //! proto, streaming, sys and spec are leaves, and so are tree and unpack, the parts of images that handle what strangers
 //! made: the jailed unpacker is the shim's, which joins unpack with the runtime's jail. Below runtime, cgroup, network
-//! and sandbox know sys and spec alone, and wasm also the jail of its compiler. Only shim sees proto, images and
-//! runtime; the tests see the protocol alone, so that they drive the daemon as a kubelet does.
+//! and sandbox know sys and spec alone, and wasm also the jail of its compiler. Of the shim's crates, lifecycle knows
+//! images and keepers and no protocol; cri knows the protocol and nothing of the runtime but its leaves; only the binary
+//! sees all. The tests see the protocol alone, so that they drive the daemon as a kubelet does.
 
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
