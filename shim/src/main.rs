@@ -7,7 +7,8 @@
 //! ```
 //! Invariant: a process of ours is recognised before anything else happens, so that it starts in microseconds and
 //! inherits nothing from the command line's machinery.
-//! Not here: any RPC.
+//! Not here: any RPC. What follows is `docs/architecture.md`.
+#![doc = include_str!("../../docs/architecture.md")]
 
 mod check;
 mod claims;

@@ -226,11 +226,22 @@ fn tests_named_by_the_documentation_exist() {
     assert!(named > 80, "only {named} tests are named");
 }
 
-/// Every file that the threat model names, as `path` or `path/{one,two}.rs`, is in the tree.
+/// Every file that these pages name, as `path` or `path/{one,two}.rs`, is in the tree.
 #[test]
-fn files_named_by_the_threat_model_exist() {
+fn files_named_by_the_documentation_exist() {
+    for (page, fewest) in [
+        ("docs/security/threat-model.md", 40),
+        ("docs/architecture.md", 50),
+        ("CONTRIBUTING.md", 15),
+    ] {
+        let named = files_named_by(page);
+        assert!(named > fewest, "{page}: only {named} files are named");
+    }
+}
+
+fn files_named_by(page: &str) -> usize {
     let top = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let text = std::fs::read_to_string(top.join("docs/security/threat-model.md")).unwrap();
+    let text = std::fs::read_to_string(top.join(page)).unwrap();
     let mut named = 0;
     let quoted = text.split('`').skip(1).step_by(2);
     for quoted in quoted.filter(|quoted| quoted.contains("/src/") && !quoted.contains("::")) {
@@ -238,11 +249,11 @@ fn files_named_by_the_threat_model_exist() {
         let (parts, after) = rest.split_once('}').unwrap();
         for part in parts.split(',') {
             let path = top.join(format!("{before}{part}{after}"));
-            assert!(path.is_file(), "{} is not there", path.display());
+            assert!(path.is_file(), "{page}: {} is not there", path.display());
             named += 1;
         }
     }
-    assert!(named > 40, "only {named} files are named");
+    named
 }
 
 /// Every class of attacks has a test, or says why it has none.
