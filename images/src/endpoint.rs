@@ -272,7 +272,7 @@ impl Endpoint {
             url.query_pairs_mut()
                 .append_pair("ns", self.reference.registry());
         }
-        let mut answer = self
+        let answer = self
             .wire
             .send(Request {
                 method,
@@ -282,21 +282,22 @@ impl Endpoint {
                 what,
             })
             .await?;
-        let status = answer.response.status();
-        if status.is_success() {
+        if answer.response.status().is_success() {
             return Ok(answer);
         }
+        Err(self.refused(answer, what).await)
+    }
+
+    /// What the host says instead of a success.
+    async fn refused(&self, mut answer: Answer, what: &str) -> Error {
         let bound = Bound {
             what,
             limit: "of an error's text",
             allowed: MAX_ERROR_BYTES,
         };
+        let status = answer.response.status();
         let body = read_bounded(&self.wire, &mut answer, bound).await;
-        Err(refusal(
-            &self.asker(what),
-            status,
-            &body.unwrap_or_default(),
-        ))
+        refusal(&self.asker(what), status, &body.unwrap_or_default())
     }
 
     fn asker<'a>(&'a self, what: &'a str) -> Asker<'a> {

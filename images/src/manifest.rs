@@ -213,28 +213,33 @@ fn parse_manifest(what: &str, bytes: &[u8], limits: &Limits) -> Result<Document,
         .iter()
         .map(|layer| blob(what, layer, limits.max_layer_bytes, "max_layer_bytes"))
         .collect::<Result<Vec<_>, _>>()?;
-    let annotations: BTreeMap<String, String> = manifest
-        .annotations()
-        .iter()
-        .flatten()
-        .map(|(k, v)| (k.clone(), v.clone()))
-        .collect();
-    let bytes = annotations.iter().map(|(k, v)| k.len() + v.len());
-    let bytes = bytes.sum::<usize>() as u64;
-    if bytes > limits.max_run_config_bytes {
-        // They are kept in memory as long as the image is here.
-        return Err(Error::Limit {
-            what: format!("{what} with {bytes} bytes of annotations"),
-            limit: "max_run_config_bytes",
-            allowed: limits.max_run_config_bytes,
-        });
-    }
+    let annotations = annotations(what, &manifest, limits)?;
     let content = classify(what, &config, layers, limits)?;
     Ok(Document::Manifest(Manifest {
         config,
         content,
         annotations,
     }))
+}
+
+/// The annotations, which are kept in memory as long as the image is here. Errors: Limit.
+fn annotations(
+    what: &str,
+    manifest: &ImageManifest,
+    limits: &Limits,
+) -> Result<BTreeMap<String, String>, Error> {
+    let given = manifest.annotations().iter().flatten();
+    let annotations: BTreeMap<_, _> = given.map(|(k, v)| (k.clone(), v.clone())).collect();
+    let bytes = annotations.iter().map(|(k, v)| k.len() + v.len());
+    let bytes = bytes.sum::<usize>() as u64;
+    if bytes > limits.max_run_config_bytes {
+        return Err(Error::Limit {
+            what: format!("{what} with {bytes} bytes of annotations"),
+            limit: "max_run_config_bytes",
+            allowed: limits.max_run_config_bytes,
+        });
+    }
+    Ok(annotations)
 }
 
 /// Tells a Wasm artifact from an image of archives.

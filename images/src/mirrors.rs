@@ -244,28 +244,10 @@ impl Found {
         table: HostTable,
         is_plain: impl Fn(&str) -> bool,
     ) -> Result<Upstream, Error> {
-        let bad = |problem: &str| {
-            // What stands before an @ may be a password.
-            let text = url.get_ref();
-            let shown = text
-                .rsplit_once('@')
-                .map_or(text.as_str(), |(_, host)| host);
-            self.wrong(url.span().start, format!("`{shown}` {problem}"))
-        };
-        let (scheme, rest) = match url.get_ref().split_once("://") {
-            Some((scheme, rest)) => (Some(scheme), rest),
-            None => (None, url.get_ref().as_str()),
-        };
-        let (authority, path) = match rest.find('/') {
-            Some(at) => rest.split_at(at),
-            None => (rest, ""),
-        };
-        let is_odd = |c: char| c.is_whitespace() || matches!(c, '@' | '?' | '#' | '\\' | '"');
-        if authority.is_empty() || rest.contains(is_odd) {
-            return Err(bad(
-                "is not the URL of a host: scheme, host, port and path, without user and query",
-            ));
-        }
+        let bad = |problem: &str| self.bad_host(url, problem);
+        let (scheme, authority, path) = split(url.get_ref()).ok_or_else(|| {
+            bad("is not the URL of a host: scheme, host, port and path, without user and query")
+        })?;
         let plain_http = match scheme {
             Some("http") => true,
             Some("https") => false,
@@ -293,6 +275,15 @@ impl Found {
         })
     }
 
+    fn bad_host(&self, url: &Spanned<String>, problem: &str) -> Error {
+        // What stands before an @ may be a password.
+        let text = url.get_ref();
+        let shown = text
+            .rsplit_once('@')
+            .map_or(text.as_str(), |(_, host)| host);
+        self.wrong(url.span().start, format!("`{shown}` {problem}"))
+    }
+
     fn certificates(&self, given: Authorities) -> Result<Vec<Vec<u8>>, Error> {
         let paths = match given {
             Authorities::One(path) => vec![path],
@@ -312,6 +303,21 @@ impl Found {
         let line = 1 + before.filter(|byte| **byte == b'\n').count();
         Error::invalid(format!("{}:{line}", self.path.display()), problem)
     }
+}
+
+/// Scheme, if there is one, authority and path of a host's URL; nothing for a URL with user or query, or without a host.
+fn split(url: &str) -> Option<(Option<&str>, &str, &str)> {
+    let (scheme, rest) = match url.split_once("://") {
+        Some((scheme, rest)) => (Some(scheme), rest),
+        None => (None, url),
+    };
+    let (authority, path) = match rest.find('/') {
+        Some(at) => rest.split_at(at),
+        None => (rest, ""),
+    };
+    let is_odd = |c: char| c.is_whitespace() || matches!(c, '@' | '?' | '#' | '\\' | '"');
+    let is_host = !authority.is_empty() && !rest.contains(is_odd);
+    is_host.then_some((scheme, authority, path))
 }
 
 /// What a URL's path puts before `/v2/` and after it; `None` if it cannot be had.

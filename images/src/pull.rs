@@ -69,35 +69,13 @@ impl Pull {
 
     /// Does it all. Answers when the image is recorded and shown.
     pub(crate) async fn run(&mut self) -> Result<Arc<Image>, Error> {
-        let Resolved {
-            top,
-            digest,
-            manifest,
-        } = self.resolve().await?;
+        let resolved = self.resolve().await?;
         failpoint::pass("pull.manifest")?;
-        let config = self.fetch_config(&manifest.config).await?;
-        let layers = match &manifest.content {
-            Content::Module(module) => std::slice::from_ref(module),
-            Content::Archives(layers) => layers.as_slice(),
-        };
-        let mut record = Record {
-            id: ImageId::new(manifest.config.digest.clone()),
-            tags: BTreeSet::new(),
-            digests: BTreeSet::from([self.reference.at(&top).to_string()]),
-            size: layers.iter().fold(manifest.config.size, |sum, layer| {
-                sum.saturating_add(layer.size)
-            }),
-            config: RunConfig::default(),
-            program: Program::Linux,
-            blobs: BTreeSet::from([manifest.config.digest.clone()]),
-            chains: Vec::new(),
-            annotations: manifest.annotations.clone(),
-            removed: false,
-            manifest: Some(digest.clone()),
-        };
-        if matches!(self.reference.target(), Target::Tag(_)) {
-            record.tags.insert(self.reference.to_string());
-        }
+        let config = self.fetch_config(&resolved.manifest.config).await?;
+        let mut record = self.draft(&resolved);
+        let Resolved {
+            digest, manifest, ..
+        } = resolved;
         match &manifest.content {
             Content::Module(module) => self.add_module(module, &mut record).await?,
             Content::Archives(layers) => self.add_layers(&config, layers, &mut record).await?,
@@ -113,6 +91,34 @@ impl Pull {
         self.drop_packed_layers(&manifest.content).await?;
         self.pins.is_done = true;
         Ok(image)
+    }
+
+    /// The record of an image, without its content.
+    fn draft(&self, resolved: &Resolved) -> Record {
+        let manifest = &resolved.manifest;
+        let layers = match &manifest.content {
+            Content::Module(module) => std::slice::from_ref(module),
+            Content::Archives(layers) => layers.as_slice(),
+        };
+        let mut record = Record {
+            id: ImageId::new(manifest.config.digest.clone()),
+            tags: BTreeSet::new(),
+            digests: BTreeSet::from([self.reference.at(&resolved.top).to_string()]),
+            size: layers.iter().fold(manifest.config.size, |sum, layer| {
+                sum.saturating_add(layer.size)
+            }),
+            config: RunConfig::default(),
+            program: Program::Linux,
+            blobs: BTreeSet::from([manifest.config.digest.clone()]),
+            chains: Vec::new(),
+            annotations: manifest.annotations.clone(),
+            removed: false,
+            manifest: Some(resolved.digest.clone()),
+        };
+        if matches!(self.reference.target(), Target::Tag(_)) {
+            record.tags.insert(self.reference.to_string());
+        }
+        record
     }
 
     async fn publish(&self, candidate: Candidate) -> Result<Arc<Image>, Error> {
@@ -229,13 +235,18 @@ impl Pull {
         let jobs = self.missing_layers(layers, &record.chains, &config.diff_ids);
         self.fetch(wanted(layers, &jobs)).await?;
         self.unpack(jobs).await?;
+        record.program = self.program(record, config.platform.is_wasm()).await?;
+        Ok(())
+    }
+
+    /// What an image of archives runs, by its unpacked layers.
+    async fn program(&self, record: &Record, is_wasm: bool) -> Result<Program, Error> {
         let (inner, run) = (self.inner.clone(), record.config.clone());
         let layers: Vec<PathBuf> = record
             .chains
             .iter()
             .map(|chain| inner.blobs.layer(chain))
             .collect();
-        let is_wasm = config.platform.is_wasm();
         let find = move || {
             wasm::program(
                 &inner.blobs.layers(),
@@ -245,8 +256,7 @@ impl Pull {
                 &inner.config.limits,
             )
         };
-        record.program = blocking("looking for a module", find).await?;
-        Ok(())
+        blocking("looking for a module", find).await
     }
 
     /// The layers that have to be unpacked: those that are not here, or came from another blob.

@@ -240,13 +240,7 @@ impl FromStr for ImageRef {
 
     fn from_str(text: &str) -> Result<Self, BadName> {
         let bad = |problem| BadName::new(text, "an image reference", problem);
-        let (rest, digest) = text
-            .split_once('@')
-            .map_or((text, None), |(rest, d)| (rest, Some(d)));
-        let (name, tag) = match rest.rsplit_once(':') {
-            Some((name, tag)) if !tag.contains('/') => (name, Some(tag)),
-            _ => (rest, None),
-        };
+        let (name, tag, digest) = split_target(text);
         if tag.is_some_and(|tag| !is_tag(tag)) {
             return Err(bad(
                 "a tag is 1 to 128 letters, digits, `_`, `.`, `-`, not `.` or `-` first",
@@ -279,6 +273,18 @@ impl FromStr for ImageRef {
             repository,
             target,
         })
+    }
+}
+
+/// Name, tag and digest of `name[:tag][@digest]`. A colon before a slash begins a port.
+fn split_target(text: &str) -> (&str, Option<&str>, Option<&str>) {
+    let (rest, digest) = match text.split_once('@') {
+        Some((rest, digest)) => (rest, Some(digest)),
+        None => (text, None),
+    };
+    match rest.rsplit_once(':') {
+        Some((name, tag)) if !tag.contains('/') => (name, Some(tag), digest),
+        _ => (rest, None, digest),
     }
 }
 

@@ -169,35 +169,8 @@ impl Link {
         self.requests += 1;
         let (lifeline, held) =
             rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).during(what)?;
-        let mut fds = vec![birth.listener.try_clone().during(what)?, lifeline];
-        let namespaces = &birth.namespaces;
-        for fd in [
-            &birth.cgroup,
-            &namespaces.net,
-            &namespaces.ipc,
-            &namespaces.uts,
-            &namespaces.user,
-        ]
-        .into_iter()
-        .flatten()
-        {
-            fds.push(fd.try_clone().during(what)?);
-        }
-        let message = ToSpawner::Keeper(Birth {
-            request: self.requests,
-            pod: birth.pod.clone(),
-            exits: birth.exits.clone(),
-            into_cgroup: birth.cgroup.is_some(),
-            net: namespaces.net.is_some(),
-            ipc: namespaces.ipc.is_some(),
-            uts: namespaces.uts.is_some(),
-            user: namespaces.user.is_some(),
-            host_pid: birth.host_pid,
-            oom_score_adj: birth.oom_score_adj,
-            cgroup_procs: birth.cgroup_procs.clone(),
-            range: birth.range,
-        });
-        self.writer.push(Frame::pack(&message, fds).during(what)?);
+        let frame = birth.frame(self.requests, lifeline).during(what)?;
+        self.writer.push(frame);
         self.send().await?;
         loop {
             let mut frame = self.answer(FORK).await?;
@@ -215,16 +188,7 @@ impl Link {
                         lifeline: held,
                     });
                 }
-                FromSpawner::Failed { message, errno, .. } => {
-                    let exhausted = matches!(
-                        errno,
-                        Some(libc::EAGAIN | libc::ENOMEM | libc::ENOSPC | libc::EMFILE)
-                    );
-                    return Err(Error::new(
-                        if exhausted { Kind::Exhausted } else { Kind::Io },
-                        message,
-                    ));
-                }
+                FromSpawner::Failed { message, errno, .. } => return Err(failed(message, errno)),
                 FromSpawner::Ready { .. } => {
                     return Err(Error::new(Kind::Bug, "the spawner says Ready twice"));
                 }
@@ -294,6 +258,48 @@ async fn ask_engine_hash() -> Result<String> {
             format!("{}: the child said {text:?}", what()),
         ))
     }
+}
+
+impl KeeperBirth {
+    /// The request to the spawner, with copies of the descriptors in its order.
+    fn frame(&self, request: u64, lifeline: OwnedFd) -> io::Result<Frame> {
+        let namespaces = &self.namespaces;
+        let given = [
+            &self.cgroup,
+            &namespaces.net,
+            &namespaces.ipc,
+            &namespaces.uts,
+            &namespaces.user,
+        ];
+        let mut fds = vec![self.listener.try_clone()?, lifeline];
+        for fd in given.into_iter().flatten() {
+            fds.push(fd.try_clone()?);
+        }
+        let message = ToSpawner::Keeper(Birth {
+            request,
+            pod: self.pod.clone(),
+            exits: self.exits.clone(),
+            into_cgroup: self.cgroup.is_some(),
+            net: namespaces.net.is_some(),
+            ipc: namespaces.ipc.is_some(),
+            uts: namespaces.uts.is_some(),
+            user: namespaces.user.is_some(),
+            host_pid: self.host_pid,
+            oom_score_adj: self.oom_score_adj,
+            cgroup_procs: self.cgroup_procs.clone(),
+            range: self.range,
+        });
+        Frame::pack(&message, fds)
+    }
+}
+
+/// Why the spawner could not fork.
+fn failed(message: String, errno: Option<i32>) -> Error {
+    let exhausted = matches!(
+        errno,
+        Some(libc::EAGAIN | libc::ENOMEM | libc::ENOSPC | libc::EMFILE)
+    );
+    Error::new(if exhausted { Kind::Exhausted } else { Kind::Io }, message)
 }
 
 fn gone(cause: io::Error) -> Error {

@@ -161,8 +161,16 @@ impl Resource {
 
 /// Everything that two daemons must not share. Nothing of the built-in network where plugins connect pods.
 fn resources(config: &Config) -> Vec<Resource> {
+    let mut all = of_any_daemon(config);
+    if config.network.mode == NetworkMode::Builtin {
+        all.extend(of_builtin_network(&config.network));
+    }
+    all
+}
+
+fn of_any_daemon(config: &Config) -> Vec<Resource> {
     let parent = format!("/{}", config.cgroup.pod_parent.trim_matches('/'));
-    let mut all = vec![
+    vec![
         Resource {
             kind: "run",
             value: config.run.display().to_string(),
@@ -187,26 +195,27 @@ fn resources(config: &Config) -> Vec<Resource> {
             hint: "give this one another cgroup.pod_parent",
             outlives_daemon: false,
         },
-    ];
-    if config.network.mode == NetworkMode::Builtin {
-        let prefix = &config.network.interface_prefix;
-        all.push(Resource {
-            kind: "interfaces",
-            value: prefix.clone(),
-            what: format!("the interface prefix {prefix} (network.interface_prefix)"),
-            hint: "give this one another network.interface_prefix",
-            outlives_daemon: true,
-        });
-        let mut subnets = vec![config.network.subnet.to_string()];
-        subnets.extend(config.network.subnet_v6.map(|subnet| subnet.to_string()));
-        all.extend(subnets.into_iter().map(|subnet| Resource {
-            kind: "subnet",
-            what: format!("the subnet {subnet} (network.subnet, network.subnet_v6)"),
-            value: subnet,
-            hint: "give this one a subnet that overlaps no other",
-            outlives_daemon: true,
-        }));
-    }
+    ]
+}
+
+fn of_builtin_network(network: &crate::config::Network) -> Vec<Resource> {
+    let prefix = &network.interface_prefix;
+    let mut all = vec![Resource {
+        kind: "interfaces",
+        value: prefix.clone(),
+        what: format!("the interface prefix {prefix} (network.interface_prefix)"),
+        hint: "give this one another network.interface_prefix",
+        outlives_daemon: true,
+    }];
+    let mut subnets = vec![network.subnet.to_string()];
+    subnets.extend(network.subnet_v6.map(|subnet| subnet.to_string()));
+    all.extend(subnets.into_iter().map(|subnet| Resource {
+        kind: "subnet",
+        what: format!("the subnet {subnet} (network.subnet, network.subnet_v6)"),
+        value: subnet,
+        hint: "give this one a subnet that overlaps no other",
+        outlives_daemon: true,
+    }));
     all
 }
 

@@ -102,28 +102,35 @@ impl Layer<'_> {
         if entry.sort == Sort::Device {
             return Ok(());
         }
-        let hidden = name.strip_prefix(b".wh.");
         let place = written(self.tree.place(&components), entry)?;
         usage.inodes += 1;
         usage.bytes += INODE_BYTES;
-        let done = match (hidden, entry.sort) {
-            (Some(b".wh..opq"), _) => self.tree.make_opaque(&place),
-            // Other names of this form belong to aufs, not to the image.
-            (Some(other), _) if other.starts_with(b".wh.") => Ok(()),
-            (Some(b"" | b"." | b".."), _) => {
-                return Err(bad_entry(&entry.path, "a whiteout of no file"));
-            }
-            (Some(hidden), _) => self.tree.white_out(&place.beside(hidden)),
-            (None, Sort::Regular) => return self.file(archive, entry, &place, usage),
-            (None, Sort::Directory) => self.tree.make_directory(&place, entry),
-            (None, Sort::Symlink) => self.tree.make_symlink(&place, entry),
-            (None, Sort::Fifo) => self.tree.make_fifo(&place, entry),
-            (None, Sort::Hardlink) => {
+        if let Some(hidden) = name.strip_prefix(b".wh.") {
+            return self.hide(hidden, place, entry);
+        }
+        let done = match entry.sort {
+            Sort::Regular => return self.file(archive, entry, &place, usage),
+            Sort::Directory => self.tree.make_directory(&place, entry),
+            Sort::Symlink => self.tree.make_symlink(&place, entry),
+            Sort::Fifo => self.tree.make_fifo(&place, entry),
+            Sort::Hardlink => {
                 usage.inodes -= 1;
                 self.tree
                     .make_hardlink(&place, &self.components(&entry.link)?)
             }
-            (None, Sort::Device) => Ok(()),
+            Sort::Device => Ok(()),
+        };
+        written(done, entry)
+    }
+
+    /// Carries out a whiteout; `hidden` is what follows `.wh.` in its name.
+    fn hide(&self, hidden: &[u8], place: Place<'_>, entry: &Entry) -> Result<(), Verdict> {
+        let done = match hidden {
+            b".wh..opq" => self.tree.make_opaque(&place),
+            // Other names of this form belong to aufs, not to the image.
+            other if other.starts_with(b".wh.") => Ok(()),
+            b"" | b"." | b".." => return Err(bad_entry(&entry.path, "a whiteout of no file")),
+            hidden => self.tree.white_out(&place.beside(hidden)),
         };
         written(done, entry)
     }

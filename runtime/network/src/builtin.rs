@@ -59,11 +59,10 @@ pub struct Builtin {
     ports: Ports,
 }
 
-impl Builtin {
-    /// Checks `config` and reads the leases of the last daemon.
-    /// Errors: a prefix or an IPv6 subnet that cannot be used, an unreadable lease directory.
-    pub fn open(config: BuiltinConfig) -> Result<Self, Error> {
-        let prefix = &config.interface_prefix;
+impl BuiltinConfig {
+    /// Errors: a prefix or an IPv6 subnet that cannot be used.
+    fn check(&self, kernel_has_v6: bool) -> Result<(), Error> {
+        let prefix = &self.interface_prefix;
         let is_good =
             (3..=4).contains(&prefix.len()) && prefix.bytes().all(|byte| byte.is_ascii_lowercase());
         if !is_good {
@@ -74,26 +73,32 @@ impl Builtin {
                 why,
             });
         }
-        let kernel_has_v6 = Path::new("/proc/sys/net/ipv6").exists();
-        let why = match config.subnet_v6 {
-            Some(_) if !kernel_has_v6 => {
-                Some("cannot be used, IPv6 is off in this kernel".to_owned())
-            }
-            Some(_) if is_v6_off_for_new_interfaces() => Some(
-                "cannot be used, net.ipv6.conf.default.disable_ipv6 is 1 on this node".to_owned(),
-            ),
-            Some(v6) if !v6.covers(&config.subnet_v4) => {
-                Some(format!("has fewer addresses than {}", config.subnet_v4))
-            }
-            _ => None,
+        let Some(v6) = self.subnet_v6 else {
+            return Ok(());
         };
-        if let (Some(v6), Some(why)) = (config.subnet_v6, why) {
-            return Err(Error::BadSetting {
-                key: "subnet_v6",
-                value: v6.to_string(),
-                why,
-            });
-        }
+        let why = if !kernel_has_v6 {
+            "cannot be used, IPv6 is off in this kernel".to_owned()
+        } else if is_v6_off_for_new_interfaces() {
+            "cannot be used, net.ipv6.conf.default.disable_ipv6 is 1 on this node".to_owned()
+        } else if !v6.covers(&self.subnet_v4) {
+            format!("has fewer addresses than {}", self.subnet_v4)
+        } else {
+            return Ok(());
+        };
+        Err(Error::BadSetting {
+            key: "subnet_v6",
+            value: v6.to_string(),
+            why,
+        })
+    }
+}
+
+impl Builtin {
+    /// Checks `config` and reads the leases of the last daemon.
+    /// Errors: a prefix or an IPv6 subnet that cannot be used, an unreadable lease directory.
+    pub fn open(config: BuiltinConfig) -> Result<Self, Error> {
+        let kernel_has_v6 = Path::new("/proc/sys/net/ipv6").exists();
+        config.check(kernel_has_v6)?;
         let leases = Mutex::new(Leases::open(&config.lease_dir, config.subnet_v4)?);
         let ports = Ports::new(Table {
             name: format!("coracle-{}", config.interface_prefix),

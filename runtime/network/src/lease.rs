@@ -143,18 +143,7 @@ impl Leases {
             });
         }
         let mut passed_over = Vec::new();
-        let mut search = || {
-            while let Some(index) = self.next() {
-                // Recorded before anything can fail, so that no index is ever lost.
-                passed_over.push(index);
-                if !is_in_use(index)? && self.record(pod, index)? {
-                    passed_over.pop();
-                    return Ok(Some(index));
-                }
-            }
-            Ok(None)
-        };
-        let found = search();
+        let found = self.search(pod, &mut is_in_use, &mut passed_over);
         self.returned.extend(passed_over);
         match found? {
             Some(index) => {
@@ -172,6 +161,24 @@ impl Leases {
                 leased: self.len(),
             }),
         }
+    }
+
+    /// Records the first index that is free for `pod`. Those before it are in `passed_over`, whatever comes of it.
+    fn search(
+        &mut self,
+        pod: &str,
+        is_in_use: &mut impl FnMut(u32) -> Result<bool, Error>,
+        passed_over: &mut Vec<u32>,
+    ) -> Result<Option<u32>, Error> {
+        while let Some(index) = self.next() {
+            // Before anything can fail, so that no index is ever lost.
+            passed_over.push(index);
+            if !is_in_use(index)? && self.record(pod, index)? {
+                passed_over.pop();
+                return Ok(Some(index));
+            }
+        }
+        Ok(None)
     }
 
     /// The index to be tried next, taken out of where it was.

@@ -49,6 +49,11 @@ pub fn main(engine_hash: &str, failpoints: &str) -> Result<()> {
         },
         Vec::new(),
     )?;
+    serve(&mut link, parts)
+}
+
+/// Forks a keeper for each request until the daemon closes the socket.
+fn serve(link: &mut Link, parts: Parts<'_>) -> Result<()> {
     while let Some(frame) = link.next()? {
         let ToSpawner::Keeper(birth) = frame
             .message()
@@ -112,13 +117,7 @@ fn fork(birth: Birth, mut fds: Vec<OwnedFd>, parts: Parts<'_>) -> std::io::Resul
 
 /// Sorts out what a keeper inherits and runs it.
 fn become_keeper(birth: Birth, fds: Vec<OwnedFd>, parts: Parts<'_>) -> Result<()> {
-    let mut numbers = vec![0, 1, 2, parts.empty.as_raw_fd()];
-    numbers.extend(fds.iter().map(|fd| fd.as_raw_fd()));
-    sys::fork::keep_only(&numbers).during(|| "take over the keeper's descriptors".into())?;
-    let count = fds.len();
-    // The old numbers are closed; their owners must not close them again.
-    std::mem::forget(fds);
-    let mut table = (3..4 + count).map(|n| sys::fork::adopt(n as i32));
+    let mut table = inherited(fds, parts.empty)?;
     let mut next = || {
         table.next().ok_or_else(|| {
             Error::new(
@@ -157,6 +156,17 @@ fn become_keeper(birth: Birth, fds: Vec<OwnedFd>, parts: Parts<'_>) -> Result<()
         warm: parts.warm,
         engine_hash: parts.engine_hash,
     })
+}
+
+/// Closes all but the standard streams, `empty` and `fds`, and gives those in this order.
+fn inherited(fds: Vec<OwnedFd>, empty: BorrowedFd<'_>) -> Result<impl Iterator<Item = OwnedFd>> {
+    let mut numbers = vec![0, 1, 2, empty.as_raw_fd()];
+    numbers.extend(fds.iter().map(|fd| fd.as_raw_fd()));
+    sys::fork::keep_only(&numbers).during(|| "take over the keeper's descriptors".into())?;
+    let count = fds.len();
+    // The old numbers are closed; their owners must not close them again.
+    std::mem::forget(fds);
+    Ok((3..4 + count).map(|n| sys::fork::adopt(n as i32)))
 }
 
 /// The last word of a process whose daemon may be gone: one line on the inherited standard error.

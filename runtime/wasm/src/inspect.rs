@@ -101,16 +101,6 @@ pub(super) fn module(engine: &Engine, module: &Module) -> Result<ModuleInfo> {
     {
         missing.push(text(&format!("{e:#}")));
     }
-    let problem = match module.get_export("_start") {
-        Some(ExternType::Func(f)) if f.params().len() == 0 && f.results().len() == 0 => None,
-        Some(_) => {
-            Some("its export _start is no function without parameters and results".to_owned())
-        }
-        None => Some(
-            "it exports no _start function: a program (WASI command) is needed, not a library"
-                .to_owned(),
-        ),
-    };
     Ok(ModuleInfo {
         kind: WasmKind::Module,
         memory_min_bytes: module
@@ -121,8 +111,19 @@ pub(super) fn module(engine: &Engine, module: &Module) -> Result<ModuleInfo> {
         missing_imports: missing,
         more_missing,
         offers: "wasi_snapshot_preview1".to_owned(),
-        problem,
+        problem: problem_of_module(module).map(str::to_owned),
     })
+}
+
+/// Why a core module is no program; nothing if it is one.
+fn problem_of_module(module: &Module) -> Option<&'static str> {
+    match module.get_export("_start") {
+        Some(ExternType::Func(f)) if f.params().len() == 0 && f.results().len() == 0 => None,
+        Some(_) => Some("its export _start is no function without parameters and results"),
+        None => {
+            Some("it exports no _start function: a program (WASI command) is needed, not a library")
+        }
+    }
 }
 
 /// Facts about a component. Errors: the linkers cannot be made.
@@ -132,30 +133,6 @@ pub(super) fn component(engine: &Engine, component: &Component) -> Result<Module
         .instantiate_pre(component)
         .err()
         .map(|e| text(&format!("{e:#}")));
-    let ty = component.component_type();
-    let runs = ty
-        .exports(engine)
-        .any(|(name, _)| name.starts_with("wasi:cli/run@0.2."));
-    let problem = (!runs).then(|| {
-        let all = ty.exports(engine);
-        let exports: Vec<String> = all
-            .take(MAX_NAMES)
-            .map(|(export, _)| name(export))
-            .collect();
-        let more = ty.exports(engine).count() - exports.len();
-        format!(
-            "it exports no wasi:cli/run@0.2 (it exports: {}{})",
-            if exports.is_empty() {
-                "nothing".into()
-            } else {
-                exports.join(", ")
-            },
-            match more {
-                0 => String::new(),
-                more => format!(" and {more} more"),
-            }
-        )
-    });
     let memory = component
         .resources_required()
         .and_then(|r| r.max_initial_memory_size)
@@ -168,8 +145,37 @@ pub(super) fn component(engine: &Engine, component: &Component) -> Result<Module
         offers:
             "wasi:cli, wasi:io, wasi:clocks, wasi:random, wasi:filesystem, wasi:sockets and wasi:http (outgoing), all 0.2"
                 .to_owned(),
-        problem,
+        problem: problem_of_component(engine, component),
     })
+}
+
+/// Why a component is no program; nothing if it is one.
+fn problem_of_component(engine: &Engine, component: &Component) -> Option<String> {
+    let ty = component.component_type();
+    let runs = ty
+        .exports(engine)
+        .any(|(name, _)| name.starts_with("wasi:cli/run@0.2."));
+    if runs {
+        return None;
+    }
+    let all = ty.exports(engine);
+    let exports: Vec<String> = all
+        .take(MAX_NAMES)
+        .map(|(export, _)| name(export))
+        .collect();
+    let more = ty.exports(engine).count() - exports.len();
+    Some(format!(
+        "it exports no wasi:cli/run@0.2 (it exports: {}{})",
+        if exports.is_empty() {
+            "nothing".into()
+        } else {
+            exports.join(", ")
+        },
+        match more {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        }
+    ))
 }
 
 #[cfg(test)]

@@ -32,13 +32,10 @@ impl Host {
         }
         // Its end is what tells of the container's, also to a client that takes no output.
         let (out, stdout) = pipe()?;
-        let (err, stderr) = match wish.stderr && !container_tty {
-            true => {
-                let (err, stderr) = pipe()?;
-                (Some(Channel::new(err)?), Some(stderr))
-            }
-            false => (None, None),
-        };
+        let (err, stderr) = (wish.stderr && !container_tty)
+            .then(pipe)
+            .transpose()?
+            .unzip();
         let order = AttachOrder {
             container: launch.id.clone(),
             stdin: wish.stdin,
@@ -54,7 +51,7 @@ impl Host {
             tty: joined.tty,
             once,
             out: Channel::new(out)?,
-            err,
+            err: err.map(Channel::new).transpose()?,
         };
         ours.converse(streams).await;
         Ok(())
@@ -73,24 +70,17 @@ struct Joined {
 impl Joined {
     async fn converse(self, streams: Streams) {
         let (_running, ended) = watch::channel(false);
-        let Self {
-            input,
-            tty,
-            once,
-            out,
-            err,
-        } = self;
-        let size = streams.size.clone();
         let output = async {
             let err = async {
-                if let Some(err) = &err {
+                if let Some(err) = &self.err {
                     err.pump_out(streams.stderr, ended.clone()).await;
                 }
             };
-            tokio::join!(out.pump_out(streams.stdout, ended.clone()), err);
+            tokio::join!(self.out.pump_out(streams.stdout, ended.clone()), err);
         };
+        let (size, tty, once) = (streams.size.clone(), self.tty, self.once);
         let feeding = async {
-            match input {
+            match self.input {
                 Some(input) if tty => {
                     tokio::join!(
                         input.follow_size(size),

@@ -93,20 +93,22 @@ impl Channel {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() != io::ErrorKind::WouldBlock => break,
                 Err(_) if *ended.borrow() => break,
-                Err(_) => {
-                    tokio::select! {
-                        ready = self.0.readable() => match ready {
-                            Ok(mut ready) => ready.clear_ready(),
-                            Err(_) => break,
-                        },
-                        _ = ended.changed() => {}
-                    }
-                }
+                Err(_) if self.wait_for_more(&mut ended).await.is_err() => break,
+                Err(_) => {}
             }
         }
         if let Some(mut writer) = client {
             let _ = writer.shutdown().await;
         }
+    }
+
+    /// Waits until there may be more to read, or `ended` changes. Errors: the reactor cannot say.
+    async fn wait_for_more(&self, ended: &mut watch::Receiver<bool>) -> io::Result<()> {
+        tokio::select! {
+            ready = self.0.readable() => ready?.clear_ready(),
+            _ = ended.changed() => {}
+        }
+        Ok(())
     }
 
     /// Gives what the client sends to whoever reads, until the client's end. What nobody reads any more is taken and

@@ -126,17 +126,36 @@ pub(super) fn plan(
 ) -> Result<LinuxPlan, Error> {
     let (wish, security) = (subject.wish, &subject.wish.security);
     fits_its_pod(subject)?;
-    let node = SecurityFiles::of_node();
-    let labels = profiles::selinux(security.selinux.as_ref(), security.privileged, &node)?;
     let seccomp = profiles::seccomp(&security.seccomp, security.privileged)?;
     let volumes = volumes::of_image(&subject.image.config.volumes, mounts)?;
     let grants = &hardware.grants;
+    let jail = jail(subject, grants, volumes)?;
+    let own = files::PodFiles {
+        pod: subject.pod,
+        directory: subject.files,
+    };
+    own.add(wish.readonly_rootfs, mounts);
+    mounts::sort(mounts);
+    Ok(LinuxPlan {
+        jail: Box::new(jail),
+        seccomp,
+        limits: Limits {
+            devices: Some(devices::rules(grants, security.privileged)),
+            ..limits::linux_limits(&wish.resources)
+        },
+    })
+}
+
+fn jail(subject: &Subject<'_>, grants: &[Grant], volumes: Vec<String>) -> Result<LinuxJail, Error> {
+    let security = &subject.wish.security;
+    let node = SecurityFiles::of_node();
+    let labels = profiles::selinux(security.selinux.as_ref(), security.privileged, &node)?;
     let shown = |paths: &[String]| match security.privileged {
         true => Vec::new(),
         false => paths.to_vec(),
     };
-    let jail = LinuxJail {
-        tty: wish.tty,
+    Ok(LinuxJail {
+        tty: subject.wish.tty,
         pid: pid_space(subject)?,
         privileged: security.privileged,
         capabilities: capabilities::sets(security, capabilities::own()?)?,
@@ -151,20 +170,6 @@ pub(super) fn plan(
         mount_label: labels.mount,
         volumes,
         shm_bytes: SHM_BYTES,
-    };
-    let own = files::PodFiles {
-        pod: subject.pod,
-        directory: subject.files,
-    };
-    own.add(wish.readonly_rootfs, mounts);
-    mounts::sort(mounts);
-    Ok(LinuxPlan {
-        jail: Box::new(jail),
-        seccomp,
-        limits: Limits {
-            devices: Some(devices::rules(grants, security.privileged)),
-            ..limits::linux_limits(&wish.resources)
-        },
     })
 }
 

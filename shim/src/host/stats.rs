@@ -154,22 +154,7 @@ impl Host {
         keeper: &str,
         containers: &[ContainerUsage],
     ) -> (Option<Usage>, u64) {
-        let mut all: Vec<(String, Stats)> = Vec::new();
-        let mut processes = 0;
-        if let Some(cgroup) = self.cgroup(keeper) {
-            processes += count_processes(&cgroup);
-            all.extend(stats(&cgroup).map(|stats| (keeper.to_owned(), stats)));
-        }
-        for container in containers {
-            let Some(usage) = &container.usage else {
-                continue;
-            };
-            let path = &container.view.cgroup;
-            processes += self
-                .cgroup(path)
-                .map_or(0, |cgroup| count_processes(&cgroup));
-            all.push((path.clone(), usage.stats));
-        }
+        let (all, processes) = self.parts(keeper, containers);
         let cpu = all
             .iter()
             .map(|(path, stats)| (path.clone(), stats.cpu_usage_ns))
@@ -189,6 +174,27 @@ impl Host {
             ..total
         };
         (Some(self.pod_usage(view, total)), processes)
+    }
+
+    /// What keeper and containers use, by cgroup, and how many processes they are.
+    fn parts(&self, keeper: &str, containers: &[ContainerUsage]) -> (Vec<(String, Stats)>, u64) {
+        let mut all = Vec::new();
+        let mut processes = 0;
+        if let Some(cgroup) = self.cgroup(keeper) {
+            processes += count_processes(&cgroup);
+            all.extend(stats(&cgroup).map(|stats| (keeper.to_owned(), stats)));
+        }
+        for container in containers {
+            let Some(usage) = &container.usage else {
+                continue;
+            };
+            let path = &container.view.cgroup;
+            processes += self
+                .cgroup(path)
+                .map_or(0, |cgroup| count_processes(&cgroup));
+            all.push((path.clone(), usage.stats));
+        }
+        (all, processes)
     }
 
     fn pod_usage(&self, view: &PodView, stats: Stats) -> Usage {

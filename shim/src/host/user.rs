@@ -52,12 +52,7 @@ pub fn resolve(
         ));
     }
     let (image_name, image_group) = image_user.split_once(':').unwrap_or((image_user, ""));
-    let user = match (wish.uid, wish.username.as_str()) {
-        (Some(uid), _) => uid.to_string(),
-        (None, "") => image_name.to_owned(),
-        (None, name) => name.to_owned(),
-    };
-    let found = find_user(if user.is_empty() { "0" } else { &user }, layers)?;
+    let found = find_user(&name_or_number(wish, image_name), layers)?;
     let gid = match wish.gid {
         Some(gid) => number(&gid.to_string(), "group")?,
         None if named || image_group.is_empty() => found.gid,
@@ -79,6 +74,16 @@ pub fn resolve(
         },
         home: found.home,
     })
+}
+
+/// The user to be looked up: what CRI asks for, else the image's, else 0.
+fn name_or_number(wish: &UserWish, image_name: &str) -> String {
+    match (wish.uid, wish.username.as_str()) {
+        (Some(uid), _) => uid.to_string(),
+        (None, "") if image_name.is_empty() => "0".to_owned(),
+        (None, "") => image_name.to_owned(),
+        (None, name) => name.to_owned(),
+    }
 }
 
 /// Each once, in the order of their first appearance.

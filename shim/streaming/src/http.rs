@@ -128,18 +128,29 @@ fn agree(site: &Arc<Site>, peer: Peer, request: Request<Incoming>) -> Result<Rep
     })?;
     let idle = site.idle;
     tokio::spawn(async move {
-        match hyper::upgrade::on(request).await {
-            Ok(upgraded) => {
-                let wire = Box::new(TokioIo::new(upgraded));
-                serve(Connection { wire, peer, idle }, speech, session).await;
-            }
-            Err(error) => {
-                tracing::debug!(%error, "a streaming client left before its session began")
-            }
-        }
+        switch(request, peer, idle, speech, session).await;
         drop(permit);
     });
     Ok(reply)
+}
+
+/// Waits for the connection to be ours, then serves the session on it.
+async fn switch(
+    request: Request<Incoming>,
+    peer: Peer,
+    idle: Duration,
+    speech: Speech,
+    session: Session,
+) {
+    match hyper::upgrade::on(request).await {
+        Ok(upgraded) => {
+            let wire = Box::new(TokioIo::new(upgraded));
+            serve(Connection { wire, peer, idle }, speech, session).await;
+        }
+        Err(error) => {
+            tracing::debug!(%error, "a streaming client left before its session began")
+        }
+    }
 }
 
 /// What the URL's token was issued for; nothing if the URL says something else.

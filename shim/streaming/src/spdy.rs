@@ -265,6 +265,34 @@ impl Reader {
         Ok(())
     }
 
+    /// Whether there may be another stream; those that are over are forgotten when it is needed.
+    fn has_room(&mut self) -> bool {
+        if self.streams.len() >= MAX_STREAMS {
+            self.streams.retain(|_, entry| !entry.is_over());
+        }
+        self.streams.len() < MAX_STREAMS
+    }
+
+    /// Accepts a stream. `both_ways`: we may send on it, too.
+    fn reply(&mut self, id: u32, headers: Headers, both_ways: bool) -> Incoming {
+        let (feed, intake) = inbox::stream(&self.holding);
+        let outbox = Arc::clone(&self.common.outbox);
+        let outflow = Outflow::new(outbox, Framing::Spdy(id), both_ways);
+        let block = self.deflater.write(&Headers::default());
+        self.send(frame::syn_reply(id, &block));
+        let entry = Entry {
+            feed,
+            outflow: Arc::clone(&outflow),
+        };
+        self.streams.insert(id, entry);
+        Incoming {
+            id,
+            headers,
+            intake,
+            outflow,
+        }
+    }
+
     async fn open(
         &mut self,
         id: u32,
@@ -279,38 +307,14 @@ impl Reader {
             return Ok(());
         }
         self.last = id;
-        if self.streams.len() >= MAX_STREAMS {
-            self.streams.retain(|_, entry| !entry.is_over());
-        }
-        let full = self.streams.len() >= MAX_STREAMS;
-        if full || self.accept.is_closed() || !(self.wants)(&headers) {
+        if !self.has_room() || self.accept.is_closed() || !(self.wants)(&headers) {
             self.send(frame::reset(id, ResetCode::Refused));
             return Ok(());
         }
-        let (feed, intake) = inbox::stream(&self.holding);
-        let outflow = Outflow::new(
-            Arc::clone(&self.common.outbox),
-            Framing::Spdy(id),
-            !unidirectional,
-        );
-        if fin {
-            feed.finish();
+        let incoming = self.reply(id, headers, !unidirectional);
+        if fin && let Some(entry) = self.streams.get(&id) {
+            entry.feed.finish();
         }
-        let block = self.deflater.write(&Headers::default());
-        self.send(frame::syn_reply(id, &block));
-        self.streams.insert(
-            id,
-            Entry {
-                feed,
-                outflow: Arc::clone(&outflow),
-            },
-        );
-        let incoming = Incoming {
-            id,
-            headers,
-            intake,
-            outflow,
-        };
         if let Err(refused) = self.accept.send(incoming).await {
             refused.0.outflow.reset();
             self.streams.remove(&id);

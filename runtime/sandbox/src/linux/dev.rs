@@ -178,16 +178,7 @@ pub(super) fn build(
         let null = place::inside(dev.as_fd(), "null").during(what)?;
         let _ = bound.null.set(null);
     }
-    for (target, name) in LINKS {
-        // Not every kernel has it.
-        if name == "core" && place::inside(root.as_fd(), "proc/kcore").is_err() {
-            continue;
-        }
-        match symlinkat(target, &dev, name) {
-            Ok(()) | Err(rustix::io::Errno::EXIST) => {}
-            Err(e) => return Err(e).during(|| format!("link /dev/{name} to {target}")),
-        }
-    }
+    links(root, &dev)?;
     let pts = terminals(&dev, pod, label)?;
     shared_memory(&dev, bound)?;
     queues(&dev)?;
@@ -196,6 +187,20 @@ pub(super) fn build(
         return terminal(&dev, &pts, uid).map(Some);
     }
     Ok(None)
+}
+
+fn links(root: &OwnedFd, dev: &OwnedFd) -> Result<()> {
+    for (target, name) in LINKS {
+        // Not every kernel has it.
+        if name == "core" && place::inside(root.as_fd(), "proc/kcore").is_err() {
+            continue;
+        }
+        match symlinkat(target, dev, name) {
+            Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+            Err(e) => return Err(e).during(|| format!("link /dev/{name} to {target}")),
+        }
+    }
+    Ok(())
 }
 
 fn node(root: &OwnedFd, dev: &OwnedFd, device: &Device, bound: Option<&OwnedFd>) -> io::Result<()> {

@@ -5,7 +5,7 @@
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use tokio::io::AsyncReadExt as _;
@@ -48,27 +48,14 @@ pub(super) async fn compile(
     ];
     let mut helper =
         helper::start(job.exe, &arguments, vec![input, output], Stdio::piped()).during(what)?;
-    let child = &mut helper.child;
-    let mut text = Vec::new();
-    let stdout = child.stdout.take();
-    let told = async {
-        if let Some(stdout) = stdout {
-            stdout
-                .take(MAX_VERDICT_BYTES)
-                .read_to_end(&mut text)
-                .await?;
-        }
-        child.wait().await
+    let ended = tokio::time::timeout(job.timeout, end(&mut helper.child)).await;
+    let Ok(ended) = ended else {
+        return Ok(Err(Error::new(
+            Kind::Exhausted,
+            format!("{}: not done within {} s", what(), job.timeout.as_secs()),
+        )));
     };
-    let status = match tokio::time::timeout(job.timeout, told).await {
-        Ok(status) => status.during(what)?,
-        Err(_) => {
-            return Ok(Err(Error::new(
-                Kind::Exhausted,
-                format!("{}: not done within {} s", what(), job.timeout.as_secs()),
-            )));
-        }
-    };
+    let (status, text) = ended.during(what)?;
     match serde_json::from_slice::<Verdict>(&text) {
         Ok(Verdict::Compiled(info)) if status.success() => Ok(Ok(info.bounded())),
         Ok(Verdict::Refused(reason)) => Ok(Err(Error::new(
@@ -82,12 +69,20 @@ pub(super) async fn compile(
     }
 }
 
+/// Waits for the compiler's end and gives what it said, as much of it as a verdict may be.
+async fn end(child: &mut tokio::process::Child) -> std::io::Result<(ExitStatus, Vec<u8>)> {
+    let mut text = Vec::new();
+    if let Some(stdout) = child.stdout.take() {
+        stdout
+            .take(MAX_VERDICT_BYTES)
+            .read_to_end(&mut text)
+            .await?;
+    }
+    Ok((child.wait().await?, text))
+}
+
 /// What follows from a compiler that ended without a verdict.
-fn died(
-    what: &str,
-    status: std::process::ExitStatus,
-    bounds: Bounds,
-) -> Result<Result<ModuleInfo>> {
+fn died(what: &str, status: ExitStatus, bounds: Bounds) -> Result<Result<ModuleInfo>> {
     use std::os::unix::process::ExitStatusExt as _;
     let limits = format!(
         "(limits: {} s of CPU, {} MiB)",

@@ -58,20 +58,7 @@ pub(super) fn seccomp(wish: &ProfileWish, privileged: bool) -> Result<SeccompPla
 
 fn read_profile(path: &str) -> Result<String, Error> {
     let failed = |error| io_error(format!("read seccomp profile {path:?}"), error);
-    // The directory may be a link of the administrator's making; the profile itself is a file, not a device.
-    let flags =
-        OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let opened = openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS);
-    let file: std::fs::File = match opened {
-        Ok(file) => file.into(),
-        Err(errno) => {
-            return Err(Error::because(
-                coracle_lifecycle::Kind::Invalid,
-                format!("open seccomp profile {path:?}"),
-                std::io::Error::from(errno),
-            ));
-        }
-    };
+    let file = open_profile(path)?;
     if !file.metadata().map_err(failed)?.is_file() {
         return Err(invalid(format!(
             "seccomp profile {path:?} is not a regular file"
@@ -86,22 +73,36 @@ fn read_profile(path: &str) -> Result<String, Error> {
             "seccomp profile {path:?} is larger than {MAX_PROFILE_BYTES} bytes"
         )));
     }
-    match serde_json::from_slice::<serde_json::Value>(&bytes) {
-        Ok(serde_json::Value::Object(_)) => {}
-        Ok(_) => {
-            return Err(invalid(format!(
-                "seccomp profile {path:?} is no JSON object"
-            )));
-        }
-        Err(error) => {
-            return Err(Error::because(
-                coracle_lifecycle::Kind::Invalid,
-                format!("read seccomp profile {path:?} as JSON"),
-                error,
-            ));
-        }
-    }
+    check_json(path, &bytes)?;
     String::from_utf8(bytes).map_err(|_| invalid(format!("seccomp profile {path:?} is not text")))
+}
+
+fn open_profile(path: &str) -> Result<std::fs::File, Error> {
+    // The directory may be a link of the administrator's making; the profile itself is a file, not a device.
+    let flags =
+        OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let opened = openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS);
+    opened.map(Into::into).map_err(|errno| {
+        Error::because(
+            coracle_lifecycle::Kind::Invalid,
+            format!("open seccomp profile {path:?}"),
+            std::io::Error::from(errno),
+        )
+    })
+}
+
+fn check_json(path: &str, bytes: &[u8]) -> Result<(), Error> {
+    match serde_json::from_slice::<serde_json::Value>(bytes) {
+        Ok(serde_json::Value::Object(_)) => Ok(()),
+        Ok(_) => Err(invalid(format!(
+            "seccomp profile {path:?} is no JSON object"
+        ))),
+        Err(error) => Err(Error::because(
+            coracle_lifecycle::Kind::Invalid,
+            format!("read seccomp profile {path:?} as JSON"),
+            error,
+        )),
+    }
 }
 
 #[cfg(test)]
