@@ -77,7 +77,7 @@ impl Socket {
     /// Binds `path`, mode 0660, in a directory that is made 0700 when absent, and listens. A socket file
     /// that nobody listens on is replaced. Must be called inside a tokio runtime.
     ///
-    /// Errors: [`BindError`]. Two daemons that start at the same moment cannot both win: the check and the
+    /// Errors: `BindError`. Two daemons that start at the same moment cannot both win: the check and the
     /// bind happen under a lock of the directory.
     pub fn bind(path: &Path) -> Result<Self, BindError> {
         let failed = |operation| {

@@ -5,7 +5,7 @@
 //!   ^                                                                              |
 //!   +--------------- Board (snapshots, events) <-----------------------------------+
 //! ```
-//! Invariants: a handler that goes away drops an answer, never the work; lists and status come from a [`Board`] and
+//! Invariants: a handler that goes away drops an answer, never the work; lists and status come from a `Board` and
 //! wait for nobody; names are reserved by the operation and released with it, and a retry joins the first try.
 //! Not here: CRI messages, gRPC codes, how an effect is done: [`Host`] is a trait, and the tests have one in memory.
 
