@@ -295,10 +295,10 @@ fn only_these_read_the_clock_that_can_be_set() {
         // When a line was logged.
         "runtime/src/keeper/log/line.rs",
         // When a status was made.
+        "shim/cri/src/convert/render.rs",
         // When something was measured; rates have a clock of their own.
         "shim/src/host/stats.rs",
         // When something was made; deadlines have the boot clock.
-        "shim/cri/src/convert/render.rs",
         "shim/lifecycle/src/clock.rs",
         // Whether a certificate's file has changed.
         "shim/streaming/src/tls.rs",
