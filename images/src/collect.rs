@@ -111,9 +111,9 @@ impl Inner {
         if self.keeps_everything() {
             return Ok(());
         }
-        let graves = self.bury(blobs, layers, pins)?;
+        let removed = self.unlink_content(blobs, layers, pins)?;
         // Deleting trees takes time that nobody should wait for: no lock is held here.
-        let buried: Vec<Digest> = graves.into_iter().map(|(chain, _)| chain).collect();
+        let buried: Vec<Digest> = removed.into_iter().map(|(chain, _)| chain).collect();
         let _writer = self.writer();
         let drop_layers = {
             let index = self.read();
@@ -130,7 +130,7 @@ impl Inner {
     }
 
     /// Takes unneeded content out of sight. Layers are deleted when the answer is dropped.
-    fn bury(
+    fn unlink_content(
         &self,
         blobs: &[Digest],
         layers: &[Digest],
@@ -158,13 +158,13 @@ impl Inner {
         for digest in &blobs {
             self.blobs.remove_blob(digest)?;
         }
-        let mut graves = Vec::new();
+        let mut removed = Vec::new();
         for (chain, layer) in layers {
             self.write().layers.remove(&chain);
-            let grave = self.blobs.retire_layer(&chain, layer.usage())?;
-            graves.push((chain, grave));
+            let removed_layer = self.blobs.retire_layer(&chain, layer.usage())?;
+            removed.push((chain, removed_layer));
         }
-        Ok(graves)
+        Ok(removed)
     }
 
     /// Deletes layers without a record that nobody uses: a daemon died before it recorded them, or a database was lost
@@ -180,9 +180,9 @@ impl Inner {
             };
             if !is_used {
                 tracing::info!(layer = %chain, "removing a layer that no record names");
-                let grave = self.blobs.retire_layer(&chain, Usage::default())?;
+                let removed_layer = self.blobs.retire_layer(&chain, Usage::default())?;
                 drop(writer);
-                drop(grave);
+                drop(removed_layer);
             }
         }
         Ok(())

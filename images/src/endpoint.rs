@@ -5,14 +5,14 @@
 //! `urls` of foreign layers are never followed; every wait for the host ends after the idle timeout, and a
 //! blob comes at a least rate; what is read whole
 //! is bounded before it is read; an attempt that failed for want of an answer is repeated a bounded number of times.
-//! Not here: which host is asked first, where bytes land, what they mean; where a host may lead ([`walls`]).
+//! Not here: which host is asked first, where bytes land, what they mean; where a host may lead ([`address_policy`]).
 
+mod address_policy;
 mod document;
-mod pace;
-mod refusal;
+mod error_response;
 mod stream;
+mod throughput;
 mod token;
-mod walls;
 mod wire;
 
 use std::fmt;
@@ -26,13 +26,13 @@ use tokio::sync::Mutex;
 use tokio::time::timeout;
 
 pub(crate) use document::{Document, large_document};
-pub(crate) use pace::Patience;
 pub(crate) use stream::BlobStream;
+pub(crate) use throughput::TransferLimits;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use token::fuzz::challenge;
 
-use pace::Pace;
-use refusal::{Asker, refusal};
+use error_response::{RequestInfo, error_for_status};
+use throughput::Throughput;
 use wire::{Answer, Auth, Bound, Request, Wire, read_bounded};
 
 use crate::error::Error;
@@ -81,7 +81,7 @@ pub(crate) struct Endpoint {
     name: String,
     /// What the pull was given, if this host may see it.
     given: Auth,
-    patience: Patience,
+    limits: TransferLimits,
     attempts: u32,
     /// What the host wants to see; `None` until it was asked.
     auth: Mutex<Option<Auth>>,
@@ -97,7 +97,7 @@ impl Endpoint {
         reference: &ImageRef,
         upstream: Upstream,
         credentials: Option<&Credentials>,
-        patience: Patience,
+        limits: TransferLimits,
         has_next: bool,
     ) -> Result<Self, Error> {
         install_tls();
@@ -110,12 +110,12 @@ impl Endpoint {
             Some(Credentials::Bearer(token)) => Auth::Bearer(token.clone()),
         };
         Ok(Self {
-            wire: Wire::new(&upstream, &name, patience.idle)?,
+            wire: Wire::new(&upstream, &name, limits.idle)?,
             reference: reference.clone(),
             upstream,
             name,
             given,
-            patience,
+            limits,
             attempts: if has_next { 1 } else { ATTEMPTS },
             auth: Mutex::default(),
             is_given_up: Arc::default(),
@@ -169,17 +169,17 @@ impl Endpoint {
     }
 
     /// Gets in, unless it is in. Errors: [`Error::Unauthorized`], [`Error::Registry`], [`Error::Unreachable`].
-    pub(crate) async fn enter(&self) -> Result<(), Error> {
+    pub(crate) async fn authenticate(&self) -> Result<(), Error> {
         let mut auth = self.auth.lock().await;
         if auth.is_none() {
             let what = format!("a token for {}", self.reference.repository());
             let repository = self.repository();
             let got = self
                 .retry(&what, || {
-                    let asker = self.asker(&what);
+                    let request_info = self.request_info(&what);
                     let repository = &repository;
                     self.within(&what, async move {
-                        token::fetch(&self.wire, repository, &self.given, &asker).await
+                        token::fetch(&self.wire, repository, &self.given, &request_info).await
                     })
                 })
                 .await?;
@@ -188,8 +188,8 @@ impl Endpoint {
         Ok(())
     }
 
-    /// Makes the next [`Endpoint::enter`] ask for a new token.
-    pub(crate) async fn leave(&self) {
+    /// Makes the next [`Endpoint::authenticate`] ask for a new token.
+    pub(crate) async fn drop_token(&self) {
         *self.auth.lock().await = None;
     }
 
@@ -248,8 +248,8 @@ impl Endpoint {
             response: answer.map(|answer| answer.response),
             registry: self.host().to_owned(),
             what,
-            patience: self.patience,
-            pace: Pace::new(self.patience),
+            limits: self.limits,
+            throughput: Throughput::new(self.limits),
             is_given_up: Arc::clone(&self.is_given_up),
             has_next: self.attempts == 1,
             source: self.source(),
@@ -297,27 +297,27 @@ impl Endpoint {
         };
         let status = answer.response.status();
         let body = read_bounded(&self.wire, &mut answer, bound).await;
-        refusal(&self.asker(what), status, &body.unwrap_or_default())
+        error_for_status(&self.request_info(what), status, &body.unwrap_or_default())
     }
 
-    fn asker<'a>(&'a self, what: &'a str) -> Asker<'a> {
-        Asker {
+    fn request_info<'a>(&'a self, what: &'a str) -> RequestInfo<'a> {
+        RequestInfo {
             registry: &self.name,
             what,
             is_anonymous: matches!(self.given, Auth::None),
         }
     }
 
-    /// Repeats `ask` while the registry does not answer; a refusal is final.
+    /// Repeats `request` while the registry does not answer; a refusal is final.
     async fn retry<T, F: Future<Output = Result<T, Error>>>(
         &self,
         what: &str,
-        ask: impl Fn() -> F,
+        request: impl Fn() -> F,
     ) -> Result<T, Error> {
         let mut pause = BACKOFF;
         let mut attempt = 1;
         loop {
-            match ask().await {
+            match request().await {
                 Err(error) if error.may_pass() && attempt < self.attempts => {
                     tracing::debug!(registry = self.host(), what, attempt, %error, "asking the registry again");
                 }
@@ -333,15 +333,17 @@ impl Endpoint {
     async fn within<T>(
         &self,
         what: &str,
-        ask: impl Future<Output = Result<T, Error>>,
+        request: impl Future<Output = Result<T, Error>>,
     ) -> Result<T, Error> {
-        timeout(self.patience.idle, ask).await.unwrap_or_else(|_| {
-            Err(Error::Stalled {
-                registry: self.host().to_owned(),
-                what: what.to_owned(),
-                idle: self.patience.idle,
+        timeout(self.limits.idle, request)
+            .await
+            .unwrap_or_else(|_| {
+                Err(Error::Stalled {
+                    registry: self.host().to_owned(),
+                    what: what.to_owned(),
+                    idle: self.limits.idle,
+                })
             })
-        })
     }
 }
 

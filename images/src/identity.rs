@@ -46,7 +46,7 @@ impl Candidate {
     /// The record to keep: the one that is there already with more names, or a new one under a free id.
     ///
     /// `known` answers what is recorded under an id. Errors: every id belongs to something else.
-    pub(crate) fn settle<'a>(
+    pub(crate) fn assign_id<'a>(
         self,
         known: impl Fn(&ImageId) -> Option<&'a Record>,
     ) -> Result<Record, Error> {

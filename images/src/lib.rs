@@ -17,7 +17,6 @@ mod config;
 mod endpoint;
 pub mod error;
 mod failpoint;
-mod flight;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzz;
@@ -35,6 +34,7 @@ mod record;
 mod reference;
 mod registry;
 mod run_config;
+mod singleflight;
 mod snapshot;
 mod sources;
 mod store;
@@ -48,11 +48,11 @@ pub use endpoint::Credentials;
 pub use error::{Cause, Error, Kind as ErrorKind};
 #[cfg(feature = "failpoints")]
 pub use failpoint::set_failpoints;
-pub use flight::PullRequest;
 pub use image::{FsInfo, Image, Kind, LinuxImage, WasmImage};
 pub use manifest::PlatformPreference;
 pub use reference::{BadName, Digest, ImageId, ImageRef, Target};
 pub use run_config::RunConfig;
+pub use singleflight::PullRequest;
 pub use snapshot::{lower_dirs, open_file};
 pub use store::Images;
 pub use unpack::{RunningUnpacker, Unpacker, UnpackerLauncher};

@@ -16,7 +16,6 @@ use crate::blobs::blocking;
 use crate::collect::Pins;
 use crate::endpoint::{Document as DocumentBytes, large_document};
 use crate::error::{Error, Kind as ErrorKind};
-use crate::flight::PullRequest;
 use crate::identity::Candidate;
 use crate::image::Image;
 use crate::magic::Magic;
@@ -25,6 +24,7 @@ use crate::metadata::{LayerRecord, Program, Record};
 use crate::reference::{Digest, ImageId, ImageRef, Target};
 use crate::registry::Registry;
 use crate::run_config::RunConfig;
+use crate::singleflight::PullRequest;
 use crate::store::Inner;
 use crate::unpack::{Budget, Source, unpack};
 use crate::{failpoint, image_config, verify, wasm};
@@ -178,7 +178,7 @@ impl Pull {
 
     async fn fetch_config(&mut self, blob: &Blob) -> Result<Vec<u8>, Error> {
         self.fetch(vec![Want::whole(blob)]).await?;
-        let _turn = large_document(blob.size).await;
+        let _permit = large_document(blob.size).await;
         let (path, blob) = (self.inner.blobs.blob(&blob.digest), blob.clone());
         blocking("reading a config", move || {
             let bytes = std::fs::read(&path).map_err(|error| Error::io("read", &path, error))?;

@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use std::future::Future;
 
 use crate::config::ImagesConfig;
-use crate::endpoint::{BlobStream, Credentials, Document, Endpoint, Patience, is_loopback};
+use crate::endpoint::{BlobStream, Credentials, Document, Endpoint, TransferLimits, is_loopback};
 use crate::error::{Error, Kind as ErrorKind};
 use crate::manifest::Blob;
 use crate::mirrors;
@@ -45,12 +45,12 @@ impl Registry {
         let dir = config.registry_config.as_deref();
         let upstreams = mirrors::upstreams(dir, reference.registry(), is_plain)?;
         let last = upstreams.len() - 1;
-        let patience = Patience {
+        let limits = TransferLimits {
             idle: config.pull_idle_timeout,
             min_rate: config.pull_min_bytes_per_s,
         };
         let endpoint = |(place, upstream)| {
-            Endpoint::new(reference, upstream, credentials, patience, place < last)
+            Endpoint::new(reference, upstream, credentials, limits, place < last)
         };
         let endpoints: Result<_, _> = upstreams.into_iter().enumerate().map(endpoint).collect();
         Ok(Self {
@@ -59,9 +59,9 @@ impl Registry {
     }
 
     /// Makes every host be asked for a new token before the next request.
-    pub(crate) async fn renew(&self) {
+    pub(crate) async fn drop_tokens(&self) {
         for endpoint in &self.endpoints {
-            endpoint.leave().await;
+            endpoint.drop_token().await;
         }
     }
 
@@ -81,11 +81,11 @@ impl Registry {
     /// True if one of the repositories in `proven`, which have delivered this blob before, says that it would give it to
     /// these credentials, too. What a repository says that has never delivered it counts for nothing.
     pub(crate) async fn may_read(&self, blob: &Blob, proven: &BTreeSet<String>) -> bool {
-        for endpoint in self.live(Task::Pull) {
+        for endpoint in self.candidates(Task::Pull) {
             if !proven.contains(&endpoint.source()) {
                 continue;
             }
-            let answer = match endpoint.enter().await {
+            let answer = match endpoint.authenticate().await {
                 Ok(()) => endpoint.may_read(blob).await,
                 Err(error) => Err(error),
             };
@@ -112,12 +112,12 @@ impl Registry {
         &'a self,
         task: Task,
         what: &str,
-        ask: impl Fn(&'a Endpoint) -> F,
+        request: impl Fn(&'a Endpoint) -> F,
     ) -> Result<T, Error> {
         let mut tried = Vec::new();
-        for endpoint in self.live(task) {
-            let answer = match endpoint.enter().await {
-                Ok(()) => ask(endpoint).await,
+        for endpoint in self.candidates(task) {
+            let answer = match endpoint.authenticate().await {
+                Ok(()) => request(endpoint).await,
                 Err(error) => Err(error),
             };
             match answer {
@@ -132,24 +132,26 @@ impl Registry {
             }
         }
         if tried.len() < 2 {
-            return Err(tried.pop().unwrap_or_else(|| self.nobody(task, what)));
+            return Err(tried
+                .pop()
+                .unwrap_or_else(|| self.no_capable_host(task, what)));
         }
         Err(Error::Hosts { tried })
     }
 
     /// The hosts that may be asked: not those that failed, but the last in any case.
-    fn live(&self, task: Task) -> impl Iterator<Item = &Endpoint> {
+    fn candidates(&self, task: Task) -> impl Iterator<Item = &Endpoint> {
         let last = self.endpoints.len() - 1;
-        let is_live = move |(place, endpoint): &(usize, &Endpoint)| match task {
+        let is_candidate = move |(place, endpoint): &(usize, &Endpoint)| match task {
             _ if *place < last && endpoint.is_given_up() => false,
             Task::Resolve => endpoint.may_resolve(),
             Task::Pull => endpoint.may_pull(),
         };
         let all = self.endpoints.iter().enumerate();
-        all.filter(is_live).map(|(_, endpoint)| endpoint)
+        all.filter(is_candidate).map(|(_, endpoint)| endpoint)
     }
 
-    fn nobody(&self, task: Task, what: &str) -> Error {
+    fn no_capable_host(&self, task: Task, what: &str) -> Error {
         let capability = match task {
             Task::Resolve => "resolve",
             Task::Pull => "pull",

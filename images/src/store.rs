@@ -13,12 +13,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Rw
 use crate::blobs::{Blobs, blocking};
 use crate::config::ImagesConfig;
 use crate::error::Error;
-use crate::flight::Flights;
 use crate::identity::{Candidate, drop_ambiguous_names};
 use crate::image::{FsInfo, Image};
 use crate::leases::Leases;
 use crate::metadata::{Change, LayerRecord, Loaded, Metadata, Record, Sources};
 use crate::reference::{Digest, ImageId, ImageRef};
+use crate::singleflight::InFlightPulls;
 use crate::unpack::UnpackerLauncher;
 
 /// The images of one node. Cheap to clone; clones are the same store.
@@ -31,7 +31,7 @@ pub(crate) struct Inner {
     pub(crate) config: ImagesConfig,
     pub(crate) unpackers: Arc<dyn UnpackerLauncher>,
     pub(crate) blobs: Blobs,
-    pub(crate) flights: Flights,
+    pub(crate) in_flight: InFlightPulls,
     pub(crate) metadata: Metadata,
     index: RwLock<Index>,
     /// Held over a whole change: read, commit, show.
@@ -145,7 +145,7 @@ impl Inner {
             config,
             unpackers,
             blobs,
-            flights: Flights::default(),
+            in_flight: InFlightPulls::default(),
             metadata,
             index: RwLock::new(index),
             writer: Mutex::default(),
@@ -189,7 +189,7 @@ impl Inner {
             let sources = |blob: &Digest| Some((blob.clone(), index.sources.get(blob)?.clone()));
             change.put_sources = candidate.content.iter().filter_map(sources).collect();
             let known = |id: &ImageId| index.images.get(id).map(|(record, _)| record);
-            let record = candidate.settle(known)?;
+            let record = candidate.assign_id(known)?;
             let others = index.images.values().map(|(other, _)| other);
             let others = others.filter(|other| other.id != record.id);
             change

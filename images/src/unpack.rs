@@ -10,7 +10,7 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use coracle_unpack::{Bounds, Compression, Doing, Job, Limit, Unpacked, Verdict};
+use coracle_unpack::{Bounds, Compression, IoOperation, Job, Limit, Unpacked, Verdict};
 use futures_util::future::BoxFuture;
 
 use crate::config::Limits;
@@ -222,8 +222,8 @@ impl Source<'_> {
             Verdict::Io(doing, errno) => {
                 let error = std::io::Error::from_raw_os_error(errno);
                 return match doing {
-                    Doing::Read => Error::io("read", self.path, error),
-                    Doing::Write => Error::io("unpack into", into, error),
+                    IoOperation::Read => Error::io("read", self.path, error),
+                    IoOperation::Write => Error::io("unpack into", into, error),
                 };
             }
             Verdict::Invalid(problem) => return Error::invalid(self.what(), problem),

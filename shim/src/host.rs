@@ -225,7 +225,7 @@ impl Host {
         let placed = self
             .parts
             .cgroup_driver
-            .place(asked, &self.config.pod_parent, pod);
+            .pod_path(asked, &self.config.pod_parent, pod);
         placed.map_err(|error| {
             Error::because(
                 Kind::Invalid,

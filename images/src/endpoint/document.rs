@@ -13,13 +13,13 @@ use crate::error::Error;
 /// A larger document waits for its turn. Bytes; nearly all are far smaller.
 const LARGE: u64 = 256 << 10;
 /// Large documents in memory at a time, in all pulls.
-static TURNS: Semaphore = Semaphore::const_new(8);
+static PERMITS: Semaphore = Semaphore::const_new(8);
 
 /// The bytes of a manifest or an index.
 pub(crate) struct Document {
     pub bytes: Bytes,
     is_elsewhere: bool,
-    _turn: Option<SemaphorePermit<'static>>,
+    _permit: Option<SemaphorePermit<'static>>,
 }
 
 impl Document {
@@ -39,7 +39,7 @@ pub(crate) async fn large_document(size: u64) -> Option<SemaphorePermit<'static>
         return None;
     }
     // Never closed, so an error cannot be.
-    TURNS.acquire().await.ok()
+    PERMITS.acquire().await.ok()
 }
 
 /// Reads a document.
@@ -49,10 +49,10 @@ pub(super) async fn read(
     bound: Bound<'_>,
 ) -> Result<Document, Error> {
     bound.check(answer)?;
-    let (mut body, mut turn) = (BytesMut::new(), None);
+    let (mut body, mut permit) = (BytesMut::new(), None);
     let mut is_whole = read_until(wire, answer, bound, &mut body, LARGE.min(bound.allowed)).await?;
     if !is_whole && bound.allowed > LARGE {
-        turn = large_document(bound.allowed).await;
+        permit = large_document(bound.allowed).await;
         is_whole = read_until(wire, answer, bound, &mut body, bound.allowed).await?;
     }
     if !is_whole {
@@ -61,6 +61,6 @@ pub(super) async fn read(
     Ok(Document {
         bytes: body.freeze(),
         is_elsewhere: answer.is_elsewhere,
-        _turn: turn,
+        _permit: permit,
     })
 }

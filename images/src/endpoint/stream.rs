@@ -11,8 +11,8 @@ use bytes::Bytes;
 use reqwest::Response;
 use tokio::time::timeout;
 
-use super::pace::{Pace, Patience, TooSlow};
-use super::refusal::deepest;
+use super::error_response::deepest;
+use super::throughput::{Throughput, TooSlow, TransferLimits};
 use crate::error::Error;
 
 /// The bytes of a blob, as they come.
@@ -21,8 +21,8 @@ pub(crate) struct BlobStream {
     pub(super) response: Option<Response>,
     pub(super) registry: String,
     pub(super) what: String,
-    pub(super) patience: Patience,
-    pub(super) pace: Pace,
+    pub(super) limits: TransferLimits,
+    pub(super) throughput: Throughput,
     pub(super) is_given_up: Arc<AtomicBool>,
     pub(super) has_next: bool,
     pub(super) is_elsewhere: bool,
@@ -62,9 +62,9 @@ impl BlobStream {
             return Ok(None);
         };
         let asked = Instant::now();
-        match timeout(self.patience.idle, response.chunk()).await {
+        match timeout(self.limits.idle, response.chunk()).await {
             Ok(Ok(Some(bytes))) => {
-                let counted = self.pace.count(asked.elapsed(), bytes.len());
+                let counted = self.throughput.count(asked.elapsed(), bytes.len());
                 counted.map_err(|slow| self.too_slow(&slow))?;
                 Ok(Some(bytes))
             }
@@ -77,7 +77,7 @@ impl BlobStream {
             Err(_) => Err(Error::Stalled {
                 registry: self.registry.clone(),
                 what: self.what.clone(),
-                idle: self.patience.idle,
+                idle: self.limits.idle,
             }),
         }
     }
@@ -88,7 +88,7 @@ impl BlobStream {
             what: self.what.clone(),
             received: slow.received,
             waited: slow.waited,
-            min_rate: self.patience.min_rate,
+            min_rate: self.limits.min_rate,
         }
     }
 }

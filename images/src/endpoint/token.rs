@@ -1,6 +1,6 @@
 //! Gets a token where a registry says that it wants one.
 //!
-//! Place in the flow: [`super::Endpoint::enter`] calls [`fetch`] once, and again when a token has expired.
+//! Place in the flow: [`super::Endpoint::authenticate`] calls [`fetch`] once, and again when a token has expired.
 //! Invariants: credentials go to the registry itself and to the realm that it names, nowhere else; a token and a challenge
 //! are bounded before they are read; no error repeats what was answered.
 //! Not here: where a realm may be ([`super::walls`]).
@@ -9,7 +9,7 @@ use reqwest::header::WWW_AUTHENTICATE;
 use reqwest::{Method, Url};
 use serde::Deserialize;
 
-use super::refusal::{Asker, refusal};
+use super::error_response::{RequestInfo, error_for_status};
 use super::wire::{Auth, Bound, Request, Wire, read_bounded};
 use crate::error::Error;
 
@@ -33,12 +33,12 @@ pub(super) async fn fetch(
     wire: &Wire,
     repository: &str,
     auth: &Auth,
-    asker: &Asker<'_>,
+    request_info: &RequestInfo<'_>,
 ) -> Result<Auth, Error> {
     if let Auth::Bearer(_) = auth {
         return Ok(auth.clone());
     }
-    let what = asker.what;
+    let what = request_info.what;
     let answer = wire
         .send(Request {
             method: Method::GET,
@@ -61,15 +61,20 @@ pub(super) async fn fetch(
         Some((realm, service)) => {
             let url = token_url(realm, service, repository)
                 .ok_or_else(|| wire.refused(what, "the realm it names is no URL".to_owned()))?;
-            request(wire, url, auth, asker).await
+            request(wire, url, auth, request_info).await
         }
         None if challenges.is_empty() => Ok(Auth::None),
         None => Ok(auth.clone()),
     }
 }
 
-async fn request(wire: &Wire, url: Url, auth: &Auth, asker: &Asker<'_>) -> Result<Auth, Error> {
-    let what = asker.what;
+async fn request(
+    wire: &Wire,
+    url: Url,
+    auth: &Auth,
+    request_info: &RequestInfo<'_>,
+) -> Result<Auth, Error> {
+    let what = request_info.what;
     let mut answer = wire
         .send(Request {
             method: Method::GET,
@@ -81,10 +86,10 @@ async fn request(wire: &Wire, url: Url, auth: &Auth, asker: &Asker<'_>) -> Resul
         .await?;
     let status = answer.response.status();
     if status.is_server_error() || status.as_u16() == 429 {
-        return Err(refusal(asker, status, b""));
+        return Err(error_for_status(request_info, status, b""));
     }
     if !status.is_success() {
-        return Err(asker.unauthorized());
+        return Err(request_info.unauthorized());
     }
     let bound = Bound {
         what,
@@ -95,7 +100,7 @@ async fn request(wire: &Wire, url: Url, auth: &Auth, asker: &Asker<'_>) -> Resul
     match token(&body) {
         Some(token) => Ok(Auth::Bearer(token)),
         None => Err(Error::Registry {
-            registry: asker.registry.to_owned(),
+            registry: request_info.registry.to_owned(),
             what: what.to_owned(),
             problem: "its realm answers without a token".to_owned(),
         }),

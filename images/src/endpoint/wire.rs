@@ -15,8 +15,8 @@ use reqwest::header::{ACCEPT, LOCATION};
 use reqwest::redirect::Policy;
 use reqwest::{Certificate, Client, Method, Response, Url};
 
-use super::refusal::deepest;
-use super::walls::{Forbidden, Resolver, Rule};
+use super::address_policy::{AddressPolicy, ForbiddenAddress, Resolver};
+use super::error_response::deepest;
 use super::{CONNECT_TIMEOUT, is_loopback};
 use crate::error::Error;
 use crate::mirrors::Upstream;
@@ -60,7 +60,7 @@ pub(super) struct Wire {
     name: String,
     idle: Duration,
     own: Client,
-    own_rule: Rule,
+    own_policy: AddressPolicy,
     /// For every other origin; made when the first one is met.
     other: OnceLock<Client>,
 }
@@ -68,18 +68,18 @@ pub(super) struct Wire {
 impl Wire {
     /// Nothing is sent yet. Errors: the certificates of the configuration cannot be used.
     pub(super) fn new(upstream: &Upstream, name: &str, idle: Duration) -> Result<Self, Error> {
-        let own_rule = Rule {
+        let own_policy = AddressPolicy {
             loopback: true,
             link_local: upstream.is_configured,
         };
-        let own = client(upstream, own_rule, upstream.skip_verify, idle);
+        let own = client(upstream, own_policy, upstream.skip_verify, idle);
         let own = own.map_err(|error| setup_failed(name, &error))?;
         Ok(Self {
             upstream: upstream.clone(),
             name: name.to_owned(),
             idle,
             own,
-            own_rule,
+            own_policy,
             other: OnceLock::new(),
         })
     }
@@ -121,9 +121,10 @@ impl Wire {
     async fn hop(&self, request: &Request<'_>, url: &Url, auth: &Auth) -> Result<Response, Error> {
         let what = request.what;
         let is_own = self.is_own(url);
-        let (client, rule) = self.client(is_own)?;
+        let (client, policy) = self.client(is_own)?;
         self.check_scheme(url, what)?;
-        rule.check(url)
+        policy
+            .check(url)
             .map_err(|error| self.refused(what, error.to_string()))?;
         let mut call = client.request(request.method.clone(), url.clone());
         if !request.accept.is_empty() {
@@ -173,20 +174,20 @@ impl Wire {
             .is_ok_and(|own| own.origin() == url.origin())
     }
 
-    fn client(&self, is_own: bool) -> Result<(&Client, Rule), Error> {
+    fn client(&self, is_own: bool) -> Result<(&Client, AddressPolicy), Error> {
         if is_own {
-            return Ok((&self.own, self.own_rule));
+            return Ok((&self.own, self.own_policy));
         }
-        let rule = Rule {
+        let policy = AddressPolicy {
             loopback: is_loopback(&self.upstream.authority),
             link_local: false,
         };
         if let Some(client) = self.other.get() {
-            return Ok((client, rule));
+            return Ok((client, policy));
         }
-        let made = client(&self.upstream, rule, false, self.idle);
+        let made = client(&self.upstream, policy, false, self.idle);
         let made = made.map_err(|error| setup_failed(&self.name, &error))?;
-        Ok((self.other.get_or_init(|| made), rule))
+        Ok((self.other.get_or_init(|| made), policy))
     }
 
     /// A way that is not gone.
@@ -291,10 +292,10 @@ pub(super) async fn read_until(
     Ok(true)
 }
 
-fn forbidden(error: &reqwest::Error) -> Option<&Forbidden> {
+fn forbidden(error: &reqwest::Error) -> Option<&ForbiddenAddress> {
     let mut cause = error.source();
     while let Some(inner) = cause {
-        if let Some(found) = inner.downcast_ref::<Forbidden>() {
+        if let Some(found) = inner.downcast_ref::<ForbiddenAddress>() {
             return Some(found);
         }
         cause = inner.source();
@@ -304,7 +305,7 @@ fn forbidden(error: &reqwest::Error) -> Option<&Forbidden> {
 
 fn client(
     upstream: &Upstream,
-    rule: Rule,
+    policy: AddressPolicy,
     skip_verify: bool,
     idle: Duration,
 ) -> Result<Client, reqwest::Error> {
@@ -316,7 +317,7 @@ fn client(
         .no_proxy()
         .redirect(Policy::none())
         .referer(false)
-        .dns_resolver(Resolver(rule))
+        .dns_resolver(Resolver(policy))
         .http1_only()
         .http1_max_headers(MAX_HEADERS)
         .danger_accept_invalid_certs(skip_verify)

@@ -39,7 +39,7 @@ fn settle_all(candidates: Vec<Candidate>) -> Vec<Record> {
     let mut kept: Vec<Record> = Vec::new();
     for candidate in candidates {
         let known = |id: &ImageId| kept.iter().find(|record| record.id == *id);
-        let settled = candidate.settle(known).unwrap();
+        let settled = candidate.assign_id(known).unwrap();
         kept.retain(|record| record.id != settled.id);
         kept.push(settled);
     }
@@ -92,7 +92,7 @@ fn the_same_content_is_one_image_under_the_id_it_had() {
     assert_eq!(second.id, ImageId::new(Digest::of(b"other")));
     let mut once_more = candidate("other", Program::Linux);
     once_more.record.annotations.insert("a".into(), "b".into());
-    let settled = once_more.settle(|id| (second.id == *id).then_some(&second));
+    let settled = once_more.assign_id(|id| (second.id == *id).then_some(&second));
     assert_eq!(settled.unwrap().id, second.id);
 }
 

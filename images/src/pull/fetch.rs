@@ -98,7 +98,7 @@ impl Pull {
                 }
                 // A token may have expired during a long pull: once more with a new one.
                 Err(error) if attempt == 1 && error.kind() == ErrorKind::Unauthorized => {
-                    self.registry.renew().await;
+                    self.registry.drop_tokens().await;
                     attempt += 1;
                 }
                 done => return done,

@@ -10,13 +10,13 @@ use tokio::sync::Semaphore;
 
 use super::Pull;
 use crate::error::Error;
-use crate::flight::PullRequest;
 use crate::image::Image;
 use crate::reference::ImageRef;
+use crate::singleflight::PullRequest;
 use crate::store::Images;
 
 /// Pulls under way at a time; further ones wait. It bounds what all of them hold in memory.
-static TURNS: Semaphore = Semaphore::const_new(64);
+static PERMITS: Semaphore = Semaphore::const_new(64);
 
 impl Images {
     /// Pulls an image and answers when it is whole, recorded and listed.
@@ -27,11 +27,11 @@ impl Images {
         let inner = &self.inner;
         let reference: ImageRef = request.reference.parse()?;
         let key = (reference.clone(), request.auth.clone(), request.platform);
-        let flight = inner.flights.join(key, || {
+        let pull = inner.in_flight.join(key, || {
             let (inner, reference) = (inner.clone(), reference.clone());
             async move {
                 // Never closed, so an error cannot be.
-                let _turn = TURNS.acquire().await.ok();
+                let _permit = PERMITS.acquire().await.ok();
                 let mut pull = Pull::new(inner, reference, &request)?;
                 let outcome = pull.run().await;
                 if let Err(error) = &outcome {
@@ -41,7 +41,7 @@ impl Images {
             }
             .boxed()
         });
-        flight.await.map_err(|cause| Error::Pull {
+        pull.await.map_err(|cause| Error::Pull {
             reference: reference.to_string(),
             registry: reference.registry().to_owned(),
             cause,

@@ -1,6 +1,6 @@
 //! Reads a tar stream entry by entry: untrusted bytes in, plain values out. Pure but for the reader.
 //!
-//! Place in the flow: under `layer`, above the decompressor.
+//! PathAt in the flow: under `layer`, above the decompressor.
 //! Invariants: what extension headers say of one entry, however many they are, is at most [`EXTENSION_MAX_BYTES`], and
 //! forgotten with the entry; a size in a PAX record replaces the
 //! header's for the data that follows, and for nothing else, so that our list of entries is the one other
@@ -17,7 +17,7 @@ const BLOCK: u64 = 512;
 
 /// What one entry asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Sort {
+pub(crate) enum EntryKind {
     Regular,
     Directory,
     Symlink,
@@ -26,12 +26,12 @@ pub(crate) enum Sort {
     Device,
 }
 
-/// One entry; its data, if it is [`Sort::Regular`], is read from the archive.
+/// One entry; its data, if it is [`EntryKind::Regular`], is read from the archive.
 #[derive(Debug)]
 pub(crate) struct Entry {
     pub path: Vec<u8>,
     pub link: Vec<u8>,
-    pub sort: Sort,
+    pub kind: EntryKind,
     pub mode: u32,
     pub uid: u64,
     pub gid: u64,
@@ -92,7 +92,9 @@ impl<R: Read> Archive<R> {
                 other => {
                     let size = extensions.size.unwrap_or(size);
                     self.begin_data(size);
-                    return extensions.finish(&header, sort(other, &header)?).map(Some);
+                    return extensions
+                        .finish(&header, entry_kind(other, &header)?)
+                        .map(Some);
                 }
             }
         }
@@ -226,7 +228,7 @@ impl Extensions {
         Ok(())
     }
 
-    fn finish(self, header: &Header, sort: Sort) -> io::Result<Entry> {
+    fn finish(self, header: &Header, kind: EntryKind) -> io::Result<Entry> {
         let entry = Entry {
             path: self
                 .path
@@ -235,7 +237,7 @@ impl Extensions {
                 .link
                 .or_else(|| header.link_name_bytes().map(|link| link.into_owned()))
                 .unwrap_or_default(),
-            sort,
+            kind,
             mode: or_blank(&header.as_old().mode, header.mode())?,
             uid: self
                 .uid
@@ -298,17 +300,17 @@ pub fn list(bytes: &[u8]) -> io::Result<Vec<Listed>> {
     Ok(listed)
 }
 
-fn sort(kind: EntryType, header: &Header) -> io::Result<Sort> {
+fn entry_kind(kind: EntryType, header: &Header) -> io::Result<EntryKind> {
     Ok(match kind {
         EntryType::Regular | EntryType::Continuous if header.path_bytes().ends_with(b"/") => {
-            Sort::Directory
+            EntryKind::Directory
         }
-        EntryType::Regular | EntryType::Continuous => Sort::Regular,
-        EntryType::Link => Sort::Hardlink,
-        EntryType::Symlink => Sort::Symlink,
-        EntryType::Directory => Sort::Directory,
-        EntryType::Fifo => Sort::Fifo,
-        EntryType::Char | EntryType::Block => Sort::Device,
+        EntryType::Regular | EntryType::Continuous => EntryKind::Regular,
+        EntryType::Link => EntryKind::Hardlink,
+        EntryType::Symlink => EntryKind::Symlink,
+        EntryType::Directory => EntryKind::Directory,
+        EntryType::Fifo => EntryKind::Fifo,
+        EntryType::Char | EntryType::Block => EntryKind::Device,
         EntryType::GNUSparse => return Err(bad("sparse entries are not supported")),
         other => {
             return Err(bad(&format!(

@@ -10,10 +10,10 @@ use std::os::fd::{AsFd as _, OwnedFd};
 
 use rustix::io::Errno;
 
-use crate::archive::{Archive, Entry, Sort};
+use crate::archive::{Archive, Entry, EntryKind};
 use crate::meter::{Metered, Stop};
-use crate::tree::{self, Mark, Place, Tree};
-use crate::{Bounds, Compression, Doing, Job, Limit, MAX_PROBLEM_BYTES, Unpacked, Verdict};
+use crate::tree::{self, Mark, PathAt, Tree};
+use crate::{Bounds, Compression, IoOperation, Job, Limit, MAX_PROBLEM_BYTES, Unpacked, Verdict};
 
 /// What an inode is counted as, besides its data. Bytes.
 const INODE_BYTES: u64 = 512;
@@ -73,7 +73,7 @@ impl Layer<'_> {
             if entries > bounds.entries {
                 return Err(Verdict::Limit(Limit::Entries));
             }
-            self.place(&mut archive, &entry, &mut usage)?;
+            self.extract(&mut archive, &entry, &mut usage)?;
         }
         let (archive_bytes, digest) = archive.finish().map_err(unreadable)?.finish();
         Ok(Unpacked {
@@ -86,7 +86,7 @@ impl Layer<'_> {
     }
 
     /// Puts one entry where it belongs.
-    fn place<R: Read>(
+    fn extract<R: Read>(
         &self,
         archive: &mut Archive<R>,
         entry: &Entry,
@@ -94,43 +94,43 @@ impl Layer<'_> {
     ) -> Result<(), Verdict> {
         let components = self.components(&entry.path)?;
         let Some(name) = components.last() else {
-            return match entry.sort {
-                Sort::Directory => written(self.tree.dress_root(entry), entry),
+            return match entry.kind {
+                EntryKind::Directory => written(self.tree.apply_root_metadata(entry), entry),
                 _ => Err(bad_entry(&entry.path, "it is the root, but no directory")),
             };
         };
-        if entry.sort == Sort::Device {
+        if entry.kind == EntryKind::Device {
             return Ok(());
         }
-        let place = written(self.tree.place(&components), entry)?;
+        let path = written(self.tree.resolve(&components), entry)?;
         usage.inodes += 1;
         usage.bytes += INODE_BYTES;
         if let Some(hidden) = name.strip_prefix(b".wh.") {
-            return self.hide(hidden, place, entry);
+            return self.hide(hidden, path, entry);
         }
-        let done = match entry.sort {
-            Sort::Regular => return self.file(archive, entry, &place, usage),
-            Sort::Directory => self.tree.make_directory(&place, entry),
-            Sort::Symlink => self.tree.make_symlink(&place, entry),
-            Sort::Fifo => self.tree.make_fifo(&place, entry),
-            Sort::Hardlink => {
+        let done = match entry.kind {
+            EntryKind::Regular => return self.file(archive, entry, &path, usage),
+            EntryKind::Directory => self.tree.make_directory(&path, entry),
+            EntryKind::Symlink => self.tree.make_symlink(&path, entry),
+            EntryKind::Fifo => self.tree.make_fifo(&path, entry),
+            EntryKind::Hardlink => {
                 usage.inodes -= 1;
                 self.tree
-                    .make_hardlink(&place, &self.components(&entry.link)?)
+                    .make_hardlink(&path, &self.components(&entry.link)?)
             }
-            Sort::Device => Ok(()),
+            EntryKind::Device => Ok(()),
         };
         written(done, entry)
     }
 
     /// Carries out a whiteout; `hidden` is what follows `.wh.` in its name.
-    fn hide(&self, hidden: &[u8], place: Place<'_>, entry: &Entry) -> Result<(), Verdict> {
+    fn hide(&self, hidden: &[u8], path: PathAt<'_>, entry: &Entry) -> Result<(), Verdict> {
         let done = match hidden {
-            b".wh..opq" => self.tree.make_opaque(&place),
+            b".wh..opq" => self.tree.make_opaque(&path),
             // Other names of this form belong to aufs, not to the image.
             other if other.starts_with(b".wh.") => Ok(()),
             b"" | b"." | b".." => return Err(bad_entry(&entry.path, "a whiteout of no file")),
-            hidden => self.tree.white_out(&place.beside(hidden)),
+            hidden => self.tree.white_out(&path.beside(hidden)),
         };
         written(done, entry)
     }
@@ -140,10 +140,10 @@ impl Layer<'_> {
         &self,
         archive: &mut Archive<R>,
         entry: &Entry,
-        place: &Place<'_>,
+        path: &PathAt<'_>,
         usage: &mut Usage,
     ) -> Result<(), Verdict> {
-        let file = written(self.tree.create_file(place), entry)?;
+        let file = written(self.tree.create_file(path), entry)?;
         let mut buffer = [0; 64 << 10];
         loop {
             let count = archive.read(&mut buffer).map_err(unreadable)?;
@@ -157,7 +157,7 @@ impl Layer<'_> {
             }
             usage.bytes += count as u64;
         }
-        written(tree::dress(file.as_fd(), entry), entry)
+        written(tree::apply_metadata(file.as_fd(), entry), entry)
     }
 
     /// The names of a path. Absolute paths count from the layer's root. Errors: `..`, too long, too deep.
@@ -184,12 +184,12 @@ fn written<T>(done: Result<T, Errno>, entry: &Entry) -> Result<T, Verdict> {
     let bad = |problem| bad_entry(&entry.path, problem);
     done.map_err(|errno| match errno {
         Errno::NOENT => bad("it links to a file that is not there"),
-        Errno::PERM if entry.sort == Sort::Hardlink => bad("it links to a directory"),
+        Errno::PERM if entry.kind == EntryKind::Hardlink => bad("it links to a directory"),
         Errno::NOTDIR | Errno::EXIST | Errno::LOOP => bad("what lies above it is not a directory"),
         Errno::NAMETOOLONG => bad("a name is too long for the file system"),
         Errno::OVERFLOW => bad("its owner is not a user or group id"),
         Errno::INVAL => bad("the file system refuses its name or attributes"),
-        other => Verdict::Io(Doing::Write, other.raw_os_error()),
+        other => Verdict::Io(IoOperation::Write, other.raw_os_error()),
     })
 }
 
@@ -200,7 +200,7 @@ fn unreadable(error: io::Error) -> Verdict {
         .and_then(|inner| inner.downcast_ref::<Stop>());
     match (stop, error.raw_os_error()) {
         (Some(Stop(limit)), _) => Verdict::Limit(*limit),
-        (None, Some(errno)) => Verdict::Io(Doing::Read, errno),
+        (None, Some(errno)) => Verdict::Io(IoOperation::Read, errno),
         (None, None) => invalid(format!("its archive cannot be read: {error}")),
     }
 }

@@ -75,7 +75,7 @@ pub enum Verdict {
     /// It is not a layer that can be unpacked: the image's fault. At most [`MAX_PROBLEM_BYTES`].
     Invalid(String),
     /// The disk's fault: what was being done, and the error number.
-    Io(Doing, i32),
+    Io(IoOperation, i32),
 }
 
 /// The longest text that a verdict holds. Bytes.
@@ -113,7 +113,7 @@ pub enum Limit {
 
 /// What an unpacker does with the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Doing {
+pub enum IoOperation {
     /// Reads the blob.
     Read,
     /// Writes the directory.

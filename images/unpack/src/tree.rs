@@ -1,6 +1,6 @@
 //! Writes entries of one layer into one directory, and nowhere else.
 //!
-//! Place in the flow: under `layer`, the only code that creates files from an image's names.
+//! PathAt in the flow: under `layer`, the only code that creates files from an image's names.
 //! Invariants: every directory is reached by `openat2` from the layer's own root with `RESOLVE_IN_ROOT` and
 //! without magic links; every last name is used with `*at` calls that do not follow links; so no name, link or
 //! order of entries reaches a file outside. Attributes that would steer overlayfs come from us alone: a directory is
@@ -34,7 +34,7 @@ pub(crate) struct Tree<'a> {
 }
 
 /// A name in a directory that has been reached safely.
-pub(crate) struct Place<'a> {
+pub(crate) struct PathAt<'a> {
     parent: OwnedFd,
     name: &'a OsStr,
 }
@@ -46,13 +46,13 @@ impl<'t> Tree<'t> {
     }
 
     /// The directory above the last of `components`, made where missing. `components` is not empty.
-    pub(crate) fn place<'a>(&self, components: &[&'a [u8]]) -> SysResult<Place<'a>> {
+    pub(crate) fn resolve<'a>(&self, components: &[&'a [u8]]) -> SysResult<PathAt<'a>> {
         let (name, parents) = components.split_last().ok_or(Errno::INVAL)?;
         let parent = match self.directory(parents) {
             Err(Errno::NOENT) => self.make_directories(parents)?,
             other => other?,
         };
-        Ok(Place {
+        Ok(PathAt {
             parent,
             name: OsStr::from_bytes(name),
         })
@@ -86,56 +86,56 @@ impl<'t> Tree<'t> {
     }
 
     /// Gives the root of the layer its owner and mode.
-    pub(crate) fn dress_root(&self, entry: &Entry) -> SysResult<()> {
-        dress(self.root.as_fd(), entry)
+    pub(crate) fn apply_root_metadata(&self, entry: &Entry) -> SysResult<()> {
+        apply_metadata(self.root.as_fd(), entry)
     }
 
     /// Creates a directory, or keeps one that is there; either way with the entry's owner and mode.
-    pub(crate) fn make_directory(&self, place: &Place<'_>, entry: &Entry) -> SysResult<()> {
-        let found = place.stat()?;
+    pub(crate) fn make_directory(&self, path: &PathAt<'_>, entry: &Entry) -> SysResult<()> {
+        let found = path.stat()?;
         if found != Found::Directory {
-            place.remove(found)?;
-            fs::mkdirat(&place.parent, place.name, Mode::from_raw_mode(0o700))?;
+            path.remove(found)?;
+            fs::mkdirat(&path.parent, path.name, Mode::from_raw_mode(0o700))?;
         }
-        let directory = fs::openat(&place.parent, place.name, directory_flags(), Mode::empty())?;
+        let directory = fs::openat(&path.parent, path.name, directory_flags(), Mode::empty())?;
         if found == Found::Whiteout {
             (self.mark)(directory.as_fd())?;
         }
-        dress(directory.as_fd(), entry)
+        apply_metadata(directory.as_fd(), entry)
     }
 
-    /// Creates an empty file to be written and then dressed.
-    pub(crate) fn create_file(&self, place: &Place<'_>) -> SysResult<OwnedFd> {
-        place.remove(place.stat()?)?;
+    /// Creates an empty file to be written and then given its metadata.
+    pub(crate) fn create_file(&self, path: &PathAt<'_>) -> SysResult<OwnedFd> {
+        path.remove(path.stat()?)?;
         let flags =
             OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        fs::openat(&place.parent, place.name, flags, Mode::from_raw_mode(0o600))
+        fs::openat(&path.parent, path.name, flags, Mode::from_raw_mode(0o600))
     }
 
     /// Creates a symlink with whatever target the entry says: targets are confined when they are followed.
-    pub(crate) fn make_symlink(&self, place: &Place<'_>, entry: &Entry) -> SysResult<()> {
-        place.remove(place.stat()?)?;
-        fs::symlinkat(entry.link.as_slice(), &place.parent, place.name)?;
+    pub(crate) fn make_symlink(&self, path: &PathAt<'_>, entry: &Entry) -> SysResult<()> {
+        path.remove(path.stat()?)?;
+        fs::symlinkat(entry.link.as_slice(), &path.parent, path.name)?;
         let (uid, gid) = owner(entry)?;
         fs::chownat(
-            &place.parent,
-            place.name,
+            &path.parent,
+            path.name,
             Some(uid),
             Some(gid),
             AtFlags::SYMLINK_NOFOLLOW,
         )?;
         fs::utimensat(
-            &place.parent,
-            place.name,
+            &path.parent,
+            path.name,
             &times(entry),
             AtFlags::SYMLINK_NOFOLLOW,
         )
     }
 
     /// Links to another file of this layer. Errors: `NOENT` if it is not there, `PERM` if it is not a file.
-    pub(crate) fn make_hardlink(&self, place: &Place<'_>, target: &[&[u8]]) -> SysResult<()> {
+    pub(crate) fn make_hardlink(&self, path: &PathAt<'_>, target: &[&[u8]]) -> SysResult<()> {
         let (name, parents) = target.split_last().ok_or(Errno::INVAL)?;
-        let target = Place {
+        let target = PathAt {
             parent: self.directory(parents)?,
             name: OsStr::from_bytes(name),
         };
@@ -144,44 +144,44 @@ impl<'t> Tree<'t> {
             Found::Nothing | Found::Whiteout => return Err(Errno::NOENT),
             Found::Directory => return Err(Errno::PERM),
         }
-        if place.is_same(&target)? {
+        if path.is_same(&target)? {
             return Ok(());
         }
-        place.remove(place.stat()?)?;
+        path.remove(path.stat()?)?;
         fs::linkat(
             &target.parent,
             target.name,
-            &place.parent,
-            place.name,
+            &path.parent,
+            path.name,
             AtFlags::empty(),
         )
     }
 
     /// Creates a FIFO.
-    pub(crate) fn make_fifo(&self, place: &Place<'_>, entry: &Entry) -> SysResult<()> {
-        place.remove(place.stat()?)?;
+    pub(crate) fn make_fifo(&self, path: &PathAt<'_>, entry: &Entry) -> SysResult<()> {
+        path.remove(path.stat()?)?;
         let mode = Mode::from_raw_mode(entry.mode & 0o777);
-        fs::mknodat(&place.parent, place.name, FileType::Fifo, mode, 0)?;
+        fs::mknodat(&path.parent, path.name, FileType::Fifo, mode, 0)?;
         let (uid, gid) = owner(entry)?;
         fs::chownat(
-            &place.parent,
-            place.name,
+            &path.parent,
+            path.name,
             Some(uid),
             Some(gid),
             AtFlags::SYMLINK_NOFOLLOW,
         )
     }
 
-    /// Hides `place` of the layers below. What this layer itself put there stays.
-    pub(crate) fn white_out(&self, place: &Place<'_>) -> SysResult<()> {
-        match place.stat()? {
+    /// Hides `path` of the layers below. What this layer itself put there stays.
+    pub(crate) fn white_out(&self, path: &PathAt<'_>) -> SysResult<()> {
+        match path.stat()? {
             Found::Directory => (self.mark)(
-                fs::openat(&place.parent, place.name, directory_flags(), Mode::empty())?.as_fd(),
+                fs::openat(&path.parent, path.name, directory_flags(), Mode::empty())?.as_fd(),
             ),
             Found::File | Found::Whiteout => Ok(()),
             Found::Nothing => fs::mknodat(
-                &place.parent,
-                place.name,
+                &path.parent,
+                path.name,
                 FileType::CharacterDevice,
                 Mode::empty(),
                 fs::makedev(0, 0),
@@ -189,9 +189,9 @@ impl<'t> Tree<'t> {
         }
     }
 
-    /// Hides everything that layers below have in the directory of `place`.
-    pub(crate) fn make_opaque(&self, place: &Place<'_>) -> SysResult<()> {
-        (self.mark)(place.parent.as_fd())
+    /// Hides everything that layers below have in the directory of `path`.
+    pub(crate) fn make_opaque(&self, path: &PathAt<'_>) -> SysResult<()> {
+        (self.mark)(path.parent.as_fd())
     }
 }
 
@@ -204,7 +204,7 @@ enum Found {
     File,
 }
 
-impl<'a> Place<'a> {
+impl<'a> PathAt<'a> {
     /// Another name in the same directory.
     pub(crate) fn beside(self, name: &'a [u8]) -> Self {
         Self {
@@ -277,7 +277,7 @@ fn remove_directory(parent: BorrowedFd<'_>, name: &OsStr) -> SysResult<()> {
 
 /// Gives an open file or directory the entry's owner, mode, attributes and time, in the order in which none
 /// undoes another.
-pub(crate) fn dress(file: BorrowedFd<'_>, entry: &Entry) -> SysResult<()> {
+pub(crate) fn apply_metadata(file: BorrowedFd<'_>, entry: &Entry) -> SysResult<()> {
     let (uid, gid) = owner(entry)?;
     fs::fchown(file, Some(uid), Some(gid))?;
     fs::fchmod(file, Mode::from_raw_mode(entry.mode & 0o7777))?;

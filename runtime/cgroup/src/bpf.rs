@@ -21,7 +21,7 @@ use super::error::Error;
 const BLOCK: i32 = 1;
 const CHAR: i32 = 2;
 /// How many programs are kept for the next container that has the same policy.
-const MOST_LOADED: usize = 16;
+const MAX_LOADED: usize = 16;
 
 /// Operations, with 64-bit operands unless the name says otherwise.
 mod code {
@@ -142,7 +142,7 @@ impl Programs {
         drop(loaded);
         let program = Arc::new(load(&instructions)?);
         let mut loaded = lock();
-        if loaded.len() >= MOST_LOADED {
+        if loaded.len() >= MAX_LOADED {
             loaded.remove(0);
         }
         loaded.push((instructions, Arc::clone(&program)));

@@ -40,10 +40,10 @@ const PLAIN_OPTIONS: [&str; 8] = [
 pub(super) fn parse(mountinfo: &str) -> Mounts {
     let mut mounts = Mounts::default();
     for line in mountinfo.lines() {
-        let Some((place, fs)) = line.split_once(" - ") else {
+        let Some((mount, fs)) = line.split_once(" - ") else {
             continue;
         };
-        let Some(mount) = place.split(' ').nth(4).map(unescape) else {
+        let Some(mount) = mount.split(' ').nth(4).map(unescape) else {
             continue;
         };
         let mut fs = fs.split(' ');

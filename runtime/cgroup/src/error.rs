@@ -26,7 +26,7 @@ pub enum Error {
     },
     /// A controller that every container needs is not there or not delegated.
     #[error(
-        "create cgroup {path}: controller {controller} is not available in {place}; enable it on the node"
+        "create cgroup {path}: controller {controller} is not available in {dir}; enable it on the node"
     )]
     MissingController {
         /// The cgroup that was to be made.
@@ -34,7 +34,7 @@ pub enum Error {
         /// The controller, e.g. `memory`.
         controller: &'static str,
         /// The directory that should offer it.
-        place: PathBuf,
+        dir: PathBuf,
     },
     /// A limit the hierarchy cannot express.
     #[error("set {key} on cgroup {path}: {why}")]

@@ -16,9 +16,9 @@ use super::error::Error;
 use super::files;
 
 /// How long we wait for killed processes to go. A process in uninterruptible sleep may need longer.
-pub(super) const KILL_PATIENCE: Duration = Duration::from_secs(2);
+pub(super) const KILL_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long we wait for the v1 freezer before we signal what is not yet frozen.
-const FREEZE_PATIENCE: Duration = Duration::from_millis(50);
+const FREEZE_TIMEOUT: Duration = Duration::from_millis(50);
 
 /// The directories of one cgroup that killing it needs.
 #[derive(Debug)]
@@ -47,7 +47,7 @@ impl Target<'_> {
 }
 
 /// For how long a keeper goes on killing by list.
-const LIST_PATIENCE: Duration = Duration::from_millis(100);
+const LIST_TIMEOUT: Duration = Duration::from_millis(100);
 /// How long it waits between two looks.
 const LIST_PAUSE: Duration = Duration::from_micros(500);
 
@@ -76,7 +76,7 @@ impl KillList {
         let begun = Instant::now();
         loop {
             let alive = target.pids()?;
-            if alive.is_empty() || begun.elapsed() > LIST_PATIENCE {
+            if alive.is_empty() || begun.elapsed() > LIST_TIMEOUT {
                 return Ok(());
             }
             signal_all(&target, &alive)?;
@@ -103,7 +103,7 @@ pub(super) fn kill(cgroup: &Target) -> Result<(), Error> {
             }
         }
         let waited = started.elapsed();
-        if waited > KILL_PATIENCE {
+        if waited > KILL_TIMEOUT {
             let path = cgroup.path.to_owned();
             return Err(Error::StillAlive {
                 path,
@@ -168,7 +168,7 @@ fn signal_listed(cgroup: &Target, pids: &[i32]) -> Result<(), Error> {
 fn freeze(freezer: &Path) -> Result<(), Error> {
     let state = freezer.join("freezer.state");
     files::write(&state, "FROZEN")?;
-    let deadline = Instant::now() + FREEZE_PATIENCE;
+    let deadline = Instant::now() + FREEZE_TIMEOUT;
     while files::read(&state)?.trim() != "FROZEN" && Instant::now() < deadline {
         thread::sleep(Duration::from_micros(100));
     }

@@ -13,7 +13,7 @@ use super::error::Error;
 use super::files;
 use super::kill::{self, KillList, Target};
 use super::v1::V1;
-use super::{Cgroup, Layout, REMOVE_PATIENCE};
+use super::{Cgroup, Layout, REMOVE_TIMEOUT};
 
 /// What the name of a leaf begins with.
 const PREFIX: &str = "exec-";
@@ -85,10 +85,10 @@ impl ExecLeaf {
 
     /// The cgroup in the v2 tree, for `clone3(CLONE_INTO_CGROUP)`; `None` on a pure v1 node.
     /// Errors: it does not exist.
-    pub fn entrance(&self) -> Result<Option<OwnedFd>, Error> {
+    pub fn clone_into_fd(&self) -> Result<Option<OwnedFd>, Error> {
         match &self.unified {
             Some(dir) => super::open_dir(dir).map(Some),
-            None => self.container.entrance(),
+            None => self.container.clone_into_fd(),
         }
     }
 
@@ -140,7 +140,7 @@ impl ExecLeaf {
     /// Removes the leaf and what the workload made below it. Absent is fine.
     /// Errors: processes are left.
     pub fn remove(&self) -> Result<(), Error> {
-        let deadline = std::time::Instant::now() + REMOVE_PATIENCE;
+        let deadline = std::time::Instant::now() + REMOVE_TIMEOUT;
         let mut removed = Ok(());
         for dir in self.dirs() {
             removed = removed.and(files::remove_tree(&dir, deadline));

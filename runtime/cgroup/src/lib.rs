@@ -41,7 +41,7 @@ use v2::V2;
 use coracle_spec::CgroupMount;
 
 /// How long [`Cgroup::remove`] tries while the kernel says EBUSY.
-pub const REMOVE_PATIENCE: Duration = Duration::from_secs(1);
+pub const REMOVE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Which cgroup interface the controllers of this node are on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -203,7 +203,7 @@ impl Cgroup {
 
     /// The cgroup in the unified tree, for `clone3(CLONE_INTO_CGROUP)`; `None` on a pure v1 node.
     /// Errors: it does not exist.
-    pub fn entrance(&self) -> Result<Option<OwnedFd>, Error> {
+    pub fn clone_into_fd(&self) -> Result<Option<OwnedFd>, Error> {
         self.unified_dir().map(|dir| open_dir(&dir)).transpose()
     }
 
@@ -252,10 +252,10 @@ impl Cgroup {
     }
 
     /// Removes the cgroup and those below it from every hierarchy. Absent is fine. EBUSY (a process
-    /// on its way out) is tried again for at most [`REMOVE_PATIENCE`] in all.
+    /// on its way out) is tried again for at most [`REMOVE_TIMEOUT`] in all.
     /// Errors: the first one, after all hierarchies were tried.
     pub fn remove(&self) -> Result<(), Error> {
-        let deadline = Instant::now() + REMOVE_PATIENCE;
+        let deadline = Instant::now() + REMOVE_TIMEOUT;
         let removed: Vec<_> = self
             .dirs()
             .iter()

@@ -1,6 +1,6 @@
 //! Who makes the cgroups of pods: we, as directories, or systemd, as one delegated scope a pod.
 //!
-//! Called by the daemon when it makes a pod's record ([`Driver::place`]), after it has forked the pod's keeper
+//! Called by the daemon when it makes a pod's record ([`Driver::pod_path`]), after it has forked the pod's keeper
 //! ([`Scopes::adopt`]), and when the pod is stopped ([`Scopes::release`]). With either driver the keeper's and the containers' cgroups
 //! are children of the place; systemd owns the tree down to the scope, we own what is in it.
 //!
@@ -11,15 +11,15 @@
 //!              `- CONTAINER ...
 //! ```
 //! Invariants: a pod's place says by its name which driver made it, so a pod outlives a change of the
-//! configuration; adopt and release may be repeated; neither lasts longer than [`PATIENCE`]. A scope is systemd's and
+//! configuration; adopt and release may be repeated; neither lasts longer than [`TIMEOUT`]. A scope is systemd's and
 //! no child of the daemon's unit, so nothing that happens to the daemon ends it; it ends with its last process, or by
 //! [`Scopes::release`].
 //! Not here: limits, which the kubelet sets on its slices and we on the cgroups inside.
 
 mod bus;
 mod error;
-mod gate;
 mod message;
+mod semaphore;
 mod slice;
 
 use std::path::Path;
@@ -30,13 +30,13 @@ use std::time::{Duration, Instant};
 pub use error::Error;
 
 use self::bus::{Answer, Bus, SOCKET};
-use self::gate::Gate;
 use self::message::{Body, Value};
+use self::semaphore::Semaphore;
 use super::{Cgroups, Limits, Version, files};
 use coracle_spec::id::PodId;
 
 /// How long systemd may take to start or stop a scope.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+pub const TIMEOUT: Duration = Duration::from_secs(10);
 /// Conversations at a time. systemd answers one after the other and tells each connection everything that happens,
 /// so that more of them only cost it time; two keep it busy.
 const AT_A_TIME: usize = 2;
@@ -67,26 +67,26 @@ impl Driver {
         }
     }
 
-    /// The path under which the cgroups of `pod` will lie; nothing is made. `asked` is CRI's `cgroup_parent`;
+    /// The path under which the cgroups of `pod` will lie; nothing is made. `parent` is CRI's `cgroup_parent`;
     /// `fallback`, a path or a slice, counts when it is empty.
     ///
     /// Errors: what is asked for is not of this driver's kind, which means that the kubelet uses the other one.
-    pub fn place(self, asked: &str, fallback: &str, pod: &PodId) -> Result<String, Error> {
-        let given = if asked.is_empty() { fallback } else { asked };
+    pub fn pod_path(self, parent: &str, fallback: &str, pod: &PodId) -> Result<String, Error> {
+        let given = if parent.is_empty() { fallback } else { parent };
         match self {
-            Self::Cgroupfs if slice::is_slice(asked) && !asked.contains('/') => {
+            Self::Cgroupfs if slice::is_slice(parent) && !parent.contains('/') => {
                 Err(Error::NotSystemd {
-                    parent: asked.to_owned(),
+                    parent: parent.to_owned(),
                 })
             }
             Self::Cgroupfs => Ok(format!("/{}", given.trim_matches('/'))),
             Self::Systemd => {
-                let plain = asked.is_empty() && !slice::is_slice(fallback);
-                let parent = match plain {
+                let plain = parent.is_empty() && !slice::is_slice(fallback);
+                let slice = match plain {
                     true => slice::cgroup_of(&slice::slice_for(fallback)),
                     false => slice::cgroup_of(given),
                 };
-                Ok(format!("{}/{}", parent?, slice::scope_of(pod)))
+                Ok(format!("{}/{}", slice?, slice::scope_of(pod)))
             }
         }
     }
@@ -94,72 +94,72 @@ impl Driver {
 
 /// Whether `place` is a scope, made by [`Scopes::adopt`]: then no cgroup can be made in it before there is a process.
 #[must_use]
-pub fn is_scope(place: &str) -> bool {
-    slice::split(place).is_some()
+pub fn is_scope(path: &str) -> bool {
+    slice::split(path).is_some()
 }
 
 /// Makes and removes the scopes of pods. Cheap to clone; clones share one queue in front of systemd.
 #[derive(Clone, Debug)]
 pub struct Scopes {
-    gate: Arc<Gate>,
+    permits: Arc<Semaphore>,
 }
 
 impl Default for Scopes {
     fn default() -> Self {
         Self {
-            gate: Arc::new(Gate::new(AT_A_TIME)),
+            permits: Arc::new(Semaphore::new(AT_A_TIME)),
         }
     }
 }
 
 impl Scopes {
     /// Makes the scope `place` of a pod around its keeper `pid`, and in it `leaf`, a direct child, for the keeper
-    /// alone. Blocks: for its turn, and then at most for [`PATIENCE`] and that of a stop before it.
+    /// alone. Blocks: for its turn, and then at most for [`TIMEOUT`] and that of a stop before it.
     ///
     /// A scope of that name that an earlier attempt left is stopped first. Errors: systemd does not answer or
     /// refuses; the keeper ended meanwhile; the cgroup `leaf` cannot be made.
-    pub fn adopt(&self, cgroups: &Cgroups, place: &str, leaf: &str, pid: i32) -> Result<(), Error> {
-        let Some((slice, scope)) = slice::split(place) else {
+    pub fn adopt(&self, cgroups: &Cgroups, path: &str, leaf: &str, pid: i32) -> Result<(), Error> {
+        let Some((slice, scope)) = slice::split(path) else {
             return Err(Error::Slice {
-                parent: place.to_owned(),
+                parent: path.to_owned(),
                 why: "is no scope of a pod",
             });
         };
-        let turn = self.gate.enter();
-        let deadline = Instant::now() + PATIENCE;
-        while !is_inside(pid, place) {
+        let permit = self.permits.acquire();
+        let deadline = Instant::now() + TIMEOUT;
+        while !is_inside(pid, path) {
             let left = deadline.saturating_duration_since(Instant::now());
             match start(slice, scope, pid, left) {
-                Ok(()) if is_inside(pid, place) => {}
-                Ok(()) => return Err(elsewhere(scope, pid, place)),
+                Ok(()) if is_inside(pid, path) => {}
+                Ok(()) => return Err(elsewhere(scope, pid, path)),
                 // systemd was executed anew while we spoke with it.
-                Err(Error::Talk { source, .. }) if is_hangup(&source) => thread::sleep(PAUSE),
+                Err(Error::Call { source, .. }) if is_hangup(&source) => thread::sleep(PAUSE),
                 Err(Error::Refused { name, .. }) if name.ends_with(".UnitExists") => {
                     stop(scope, left)?;
                 }
                 Err(error) => return Err(error),
             }
         }
-        drop(turn);
-        settle(cgroups, leaf, pid)
+        drop(permit);
+        move_keeper(cgroups, leaf, pid)
     }
 
     /// Stops the scope `place` and whatever still runs in it. A scope that is gone, and a place that is none, are
-    /// fine. Blocks: for its turn, and then at most for [`PATIENCE`].
+    /// fine. Blocks: for its turn, and then at most for [`TIMEOUT`].
     ///
     /// Errors: systemd does not answer or refuses.
-    pub fn release(&self, place: &str) -> Result<(), Error> {
-        let Some((_, scope)) = slice::split(place) else {
+    pub fn release(&self, path: &str) -> Result<(), Error> {
+        let Some((_, scope)) = slice::split(path) else {
             return Ok(());
         };
-        let _turn = self.gate.enter();
-        stop(scope, PATIENCE)
+        let _permit = self.permits.acquire();
+        stop(scope, TIMEOUT)
     }
 }
 
 /// Moves the keeper from the scope into its leaf. On v2 a cgroup with processes hands no controllers to its
 /// children, so the keeper goes first and the controllers follow.
-fn settle(cgroups: &Cgroups, leaf: &str, pid: i32) -> Result<(), Error> {
+fn move_keeper(cgroups: &Cgroups, leaf: &str, pid: i32) -> Result<(), Error> {
     let cgroup = cgroups.open(leaf)?;
     if cgroups.version() == Version::V1 {
         cgroups.create(leaf, &Limits::default())?;
@@ -174,7 +174,7 @@ fn settle(cgroups: &Cgroups, leaf: &str, pid: i32) -> Result<(), Error> {
     Ok(())
 }
 
-fn start(slice: &str, scope: &str, pid: i32, patience: Duration) -> Result<(), Error> {
+fn start(slice: &str, scope: &str, pid: i32, timeout: Duration) -> Result<(), Error> {
     let pids = [pid.unsigned_abs()];
     let properties = [
         ("Description", Value::Text("a pod of Coracle")),
@@ -194,20 +194,20 @@ fn start(slice: &str, scope: &str, pid: i32, patience: Duration) -> Result<(), E
         .text("fail")
         .properties(&properties)
         .no_auxiliary_units();
-    run(START, scope, body, patience)
+    run(START, scope, body, timeout)
 }
 
-fn stop(scope: &str, patience: Duration) -> Result<(), Error> {
+fn stop(scope: &str, timeout: Duration) -> Result<(), Error> {
     let body = Body::default().text(scope).text("replace");
-    match run(STOP, scope, body, patience) {
+    match run(STOP, scope, body, timeout) {
         Err(Error::Refused { name, .. }) if name.ends_with(".NoSuchUnit") => Ok(()),
         stopped => stopped,
     }
 }
 
 /// Calls a method that queues a job of `unit`, and waits for the job's end.
-fn run(member: &'static str, unit: &str, body: Body, patience: Duration) -> Result<(), Error> {
-    let mut bus = Bus::connect(Path::new(SOCKET), patience)?;
+fn run(member: &'static str, unit: &str, body: Body, timeout: Duration) -> Result<(), Error> {
+    let mut bus = Bus::connect(Path::new(SOCKET), timeout)?;
     match bus.call(member, body)? {
         Answer::Accepted => {}
         Answer::Refused { name, text } => {
@@ -235,9 +235,10 @@ fn is_hangup(error: &std::io::Error) -> bool {
 }
 
 /// Whether the process is in the cgroup `place` or below it: on v2 by the unified tree, on v1 by systemd's own.
-fn is_inside(pid: i32, place: &str) -> bool {
-    let path = cgroup_of(pid);
-    path.strip_prefix(place)
+fn is_inside(pid: i32, path: &str) -> bool {
+    let found = cgroup_of(pid);
+    found
+        .strip_prefix(path)
         .is_some_and(|below| below.is_empty() || below.starts_with('/'))
 }
 
@@ -252,12 +253,12 @@ fn cgroup_of(pid: i32) -> String {
     paths.next().unwrap_or_default().to_owned()
 }
 
-fn elsewhere(scope: &str, pid: i32, place: &str) -> Error {
+fn elsewhere(scope: &str, pid: i32, path: &str) -> Error {
     Error::Elsewhere {
         unit: scope.to_owned(),
         pid,
         found: cgroup_of(pid),
-        wanted: place.to_owned(),
+        wanted: path.to_owned(),
     }
 }
 
@@ -268,14 +269,14 @@ mod tests {
 
     const POD: &str = "00000000000000000000000000000000000000000000000000000000000000ab";
 
-    fn place(driver: Driver, asked: &str, fallback: &str) -> Result<String, String> {
-        let placed = driver.place(asked, fallback, &POD.parse().unwrap());
-        placed.map_err(|error| error.to_string())
+    fn pod_path(driver: Driver, parent: &str, fallback: &str) -> Result<String, String> {
+        let path = driver.pod_path(parent, fallback, &POD.parse().unwrap());
+        path.map_err(|error| error.to_string())
     }
 
     #[test]
-    fn directories_lie_where_the_kubelet_says_or_else_where_the_configuration_does() {
-        let of = |asked, fallback| place(Driver::Cgroupfs, asked, fallback).unwrap();
+    fn the_kubelets_parent_precedes_the_configured_one() {
+        let of = |parent, fallback| pod_path(Driver::Cgroupfs, parent, fallback).unwrap();
         assert_eq!(of("/kubepods/pod1/", "/coracle"), "/kubepods/pod1");
         assert_eq!(of("", "coracle.slice"), "/coracle.slice");
         assert_eq!(of("", "/coracle"), "/coracle");
@@ -284,33 +285,33 @@ mod tests {
     #[test]
     fn scopes_lie_in_slices() {
         let scope = format!("coracle-{POD}.scope");
-        let of = |asked, fallback| place(Driver::Systemd, asked, fallback).unwrap();
-        let asked = of("kubepods-pod1.slice", "/coracle");
+        let of = |parent, fallback| pod_path(Driver::Systemd, parent, fallback).unwrap();
+        let parent = of("kubepods-pod1.slice", "/coracle");
         assert_eq!(
-            asked,
+            parent,
             format!("/kubepods.slice/kubepods-pod1.slice/{scope}")
         );
         assert_eq!(of("", "/coracle"), format!("/coracle.slice/{scope}"));
         assert_eq!(of("", "a-b.slice"), format!("/a.slice/a-b.slice/{scope}"));
-        assert!(is_scope(&asked));
+        assert!(is_scope(&parent));
         assert!(!is_scope("/kubepods/pod1"));
     }
 
     #[test]
-    fn a_kubelet_with_the_other_driver_is_told() {
-        let error = place(Driver::Cgroupfs, "kubepods-pod1.slice", "/coracle").unwrap_err();
+    fn a_parent_of_the_other_driver_is_refused() {
+        let error = pod_path(Driver::Cgroupfs, "kubepods-pod1.slice", "/coracle").unwrap_err();
         assert!(error.contains("cgroup.driver is cgroupfs"), "{error}");
-        let error = place(Driver::Systemd, "/kubepods/pod1", "/coracle").unwrap_err();
+        let error = pod_path(Driver::Systemd, "/kubepods/pod1", "/coracle").unwrap_err();
         assert!(error.contains("must be a slice"), "{error}");
     }
 
     #[test]
-    fn a_place_that_is_no_scope_needs_no_systemd_to_be_released() {
+    fn releasing_a_plain_directory_needs_no_systemd() {
         Scopes::default().release("/kubepods/pod1").unwrap();
     }
 
     #[test]
-    fn a_node_without_systemd_says_who_is_missing() {
+    fn an_error_names_the_missing_socket_of_systemd() {
         if Path::new(SOCKET).exists() {
             return;
         }

@@ -18,12 +18,12 @@ use super::v2::V2;
 const NO_LIMIT: u64 = 1 << 62;
 
 /// One open cgroup directory, or one that does not exist.
-struct Place {
+struct StatDir {
     dir: PathBuf,
     opened: Option<std::os::fd::OwnedFd>,
 }
 
-impl Place {
+impl StatDir {
     fn open(dir: PathBuf) -> Result<Self, Error> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let opened = match rustix::fs::open(&dir, flags, Mode::empty()) {
@@ -67,7 +67,7 @@ impl Place {
         }
     }
 
-    /// Like [`Place::text`] of a file that every cgroup of the controller has.
+    /// Like [`StatDir::text`] of a file that every cgroup of the controller has.
     fn required_text(&self, file: &str) -> Result<String, Error> {
         let absent = || Error::io("read", &self.dir.join(file), Errno::NOENT.into());
         self.text(file)?.ok_or_else(absent)
@@ -124,32 +124,32 @@ fn keyed(text: &str, key: &str) -> Option<u64> {
 pub(super) fn v1(v1: &V1, path: &str) -> Result<Stats, Error> {
     let mut stats = Stats::default();
     v1_cpu(v1, path, &mut stats)?;
-    v1_memory(&Place::of(v1, "memory", path)?, &mut stats)?;
-    pids(&Place::of(v1, "pids", path)?, &mut stats)?;
-    stats.io = v1_io(&Place::of(v1, "blkio", path)?)?;
+    v1_memory(&StatDir::of(v1, "memory", path)?, &mut stats)?;
+    pids(&StatDir::of(v1, "pids", path)?, &mut stats)?;
+    stats.io = v1_io(&StatDir::of(v1, "blkio", path)?)?;
     if let Some(unified) = &v1.unified {
-        pressure(&Place::open(unified.dir(path))?, &mut stats)?;
+        pressure(&StatDir::open(unified.dir(path))?, &mut stats)?;
     }
     Ok(stats)
 }
 
 /// The huge pages that the cgroup `path` uses on a v1 node.
 pub(super) fn v1_hugepages(v1: &V1, path: &str) -> Result<Vec<HugepageStats>, Error> {
-    let place = Place::of(v1, "hugetlb", path)?;
-    match (&place.opened, &v1.unified) {
+    let dir = StatDir::of(v1, "hugetlb", path)?;
+    match (&dir.opened, &v1.unified) {
         (None, Some(unified)) => {
-            Place::open(unified.dir(path))?.hugepages(&v1.page_sizes, "current")
+            StatDir::open(unified.dir(path))?.hugepages(&v1.page_sizes, "current")
         }
-        _ => place.hugepages(&v1.page_sizes, "usage_in_bytes"),
+        _ => dir.hugepages(&v1.page_sizes, "usage_in_bytes"),
     }
 }
 
 fn v1_cpu(v1: &V1, path: &str, stats: &mut Stats) -> Result<(), Error> {
-    let place = Place::of(v1, "cpuacct", path)?;
-    stats.cpu_usage_ns = place.required_number("cpuacct.usage")?;
-    stats.cpu_user_ns = place.number("cpuacct.usage_user")?;
-    stats.cpu_system_ns = place.number("cpuacct.usage_sys")?;
-    let quota = Place::of(v1, "cpu", path)?.text("cpu.stat")?;
+    let dir = StatDir::of(v1, "cpuacct", path)?;
+    stats.cpu_usage_ns = dir.required_number("cpuacct.usage")?;
+    stats.cpu_user_ns = dir.number("cpuacct.usage_user")?;
+    stats.cpu_system_ns = dir.number("cpuacct.usage_sys")?;
+    let quota = StatDir::of(v1, "cpu", path)?.text("cpu.stat")?;
     stats.throttling = quota.and_then(|text| throttling_of(&text, "throttled_time", 1));
     Ok(())
 }
@@ -162,16 +162,16 @@ fn throttling_of(text: &str, time: &str, unit_ns: u64) -> Option<Throttling> {
     })
 }
 
-fn v1_memory(place: &Place, stats: &mut Stats) -> Result<(), Error> {
-    stats.memory_usage_bytes = place.required_number("memory.usage_in_bytes")?;
-    let text = place.required_text("memory.stat")?;
+fn v1_memory(dir: &StatDir, stats: &mut Stats) -> Result<(), Error> {
+    stats.memory_usage_bytes = dir.required_number("memory.usage_in_bytes")?;
+    let text = dir.required_text("memory.stat")?;
     memory(&text, &V1_MEMORY, stats);
-    let limit = place.limit("memory.limit_in_bytes")?;
+    let limit = dir.limit("memory.limit_in_bytes")?;
     stats.memory_limit_bytes = limit;
-    stats.memory_max_usage_bytes = place.number("memory.max_usage_in_bytes")?;
-    stats.memory_limit_hits = place.number("memory.failcnt")?;
+    stats.memory_max_usage_bytes = dir.number("memory.max_usage_in_bytes")?;
+    stats.memory_limit_hits = dir.number("memory.failcnt")?;
     // Without swap accounting there is no such file.
-    let total = place.number("memory.memsw.limit_in_bytes")?;
+    let total = dir.number("memory.memsw.limit_in_bytes")?;
     stats.swap = total.map(|total| SwapStats {
         usage_bytes: keyed(&text, "total_swap").unwrap_or_default(),
         limit_bytes: Some(total)
@@ -216,25 +216,25 @@ fn memory(text: &str, keys: &MemoryKeys, stats: &mut Stats) {
     stats.major_page_faults = major_faults;
 }
 
-fn pids(place: &Place, stats: &mut Stats) -> Result<(), Error> {
-    stats.pids = place.required_number("pids.current")?;
-    stats.pids_limit = place.number("pids.max")?;
+fn pids(dir: &StatDir, stats: &mut Stats) -> Result<(), Error> {
+    stats.pids = dir.required_number("pids.current")?;
+    stats.pids_limit = dir.number("pids.max")?;
     Ok(())
 }
 
 /// Reads the pressure files of `place`, which is in a v2 tree.
-fn pressure(place: &Place, stats: &mut Stats) -> Result<(), Error> {
-    stats.cpu_pressure = place.pressure("cpu.pressure")?;
-    stats.memory_pressure = place.pressure("memory.pressure")?;
-    stats.io_pressure = place.pressure("io.pressure")?;
+fn pressure(dir: &StatDir, stats: &mut Stats) -> Result<(), Error> {
+    stats.cpu_pressure = dir.pressure("cpu.pressure")?;
+    stats.memory_pressure = dir.pressure("memory.pressure")?;
+    stats.io_pressure = dir.pressure("io.pressure")?;
     Ok(())
 }
 
-fn v1_io(place: &Place) -> Result<Option<IoStats>, Error> {
-    let Some(bytes) = place.text("blkio.throttle.io_service_bytes_recursive")? else {
+fn v1_io(dir: &StatDir) -> Result<Option<IoStats>, Error> {
+    let Some(bytes) = dir.text("blkio.throttle.io_service_bytes_recursive")? else {
         return Ok(None);
     };
-    let operations = place
+    let operations = dir
         .text("blkio.throttle.io_serviced_recursive")?
         .unwrap_or_default();
     Ok(Some(IoStats {
@@ -260,19 +260,19 @@ fn sum_of_operation(text: &str, operation: &str) -> u64 {
 
 /// What the cgroup `path` uses on a v2 node. Errors: it does not exist.
 pub(super) fn v2(v2: &V2, path: &str) -> Result<Stats, Error> {
-    let place = Place::open(v2.dir(path))?;
+    let dir = StatDir::open(v2.dir(path))?;
     let mut stats = Stats::default();
-    v2_cpu(&place.required_text("cpu.stat")?, &mut stats);
-    v2_memory(&place, &mut stats)?;
-    pids(&place, &mut stats)?;
-    stats.io = place.text("io.stat")?.map(|text| v2_io(&text));
-    pressure(&place, &mut stats)?;
+    v2_cpu(&dir.required_text("cpu.stat")?, &mut stats);
+    v2_memory(&dir, &mut stats)?;
+    pids(&dir, &mut stats)?;
+    stats.io = dir.text("io.stat")?.map(|text| v2_io(&text));
+    pressure(&dir, &mut stats)?;
     Ok(stats)
 }
 
 /// The huge pages that the cgroup `path` uses on a v2 node.
 pub(super) fn v2_hugepages(v2: &V2, path: &str) -> Result<Vec<HugepageStats>, Error> {
-    Place::open(v2.dir(path))?.hugepages(&v2.page_sizes, "current")
+    StatDir::open(v2.dir(path))?.hugepages(&v2.page_sizes, "current")
 }
 
 fn v2_cpu(text: &str, stats: &mut Stats) {
@@ -283,18 +283,18 @@ fn v2_cpu(text: &str, stats: &mut Stats) {
     stats.throttling = throttling_of(text, "throttled_usec", 1000);
 }
 
-fn v2_memory(place: &Place, stats: &mut Stats) -> Result<(), Error> {
-    stats.memory_usage_bytes = place.required_number("memory.current")?;
-    memory(&place.required_text("memory.stat")?, &V2_MEMORY, stats);
-    stats.memory_limit_bytes = place.limit("memory.max")?;
-    stats.memory_max_usage_bytes = place.number("memory.peak")?;
-    let events = place.text("memory.events")?;
+fn v2_memory(dir: &StatDir, stats: &mut Stats) -> Result<(), Error> {
+    stats.memory_usage_bytes = dir.required_number("memory.current")?;
+    memory(&dir.required_text("memory.stat")?, &V2_MEMORY, stats);
+    stats.memory_limit_bytes = dir.limit("memory.max")?;
+    stats.memory_max_usage_bytes = dir.number("memory.peak")?;
+    let events = dir.text("memory.events")?;
     stats.memory_limit_hits = events.and_then(|text| keyed(&text, "max"));
-    stats.swap = match place.number("memory.swap.current")? {
+    stats.swap = match dir.number("memory.swap.current")? {
         None => None,
         Some(usage_bytes) => Some(SwapStats {
             usage_bytes,
-            limit_bytes: place.number("memory.swap.max")?,
+            limit_bytes: dir.number("memory.swap.max")?,
         }),
     };
     Ok(())

@@ -63,7 +63,7 @@ impl V1 {
             .ok_or_else(|| Error::MissingController {
                 path: path.to_owned(),
                 controller,
-                place: "/proc/self/mountinfo".into(),
+                dir: "/proc/self/mountinfo".into(),
             })
     }
 

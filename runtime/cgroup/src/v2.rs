@@ -16,13 +16,13 @@ use super::limits::{Limits, hugepage_writes};
 /// Controllers without which no container is run.
 pub(super) const REQUIRED: [&str; 4] = ["cpu", "cpuset", "memory", "pids"];
 /// Controllers that are switched on where the node has them.
-const WELCOME: [&str; 2] = ["io", "hugetlb"];
+const OPTIONAL: [&str; 2] = ["io", "hugetlb"];
 
 /// The unified tree.
 #[derive(Debug)]
 pub(super) struct V2 {
     pub(super) mount: PathBuf,
-    /// Controllers of the root that we want, in the order of [`REQUIRED`], then [`WELCOME`].
+    /// Controllers of the root that we want, in the order of [`REQUIRED`], then [`OPTIONAL`].
     pub(super) wanted: Vec<&'static str>,
     /// Sizes of huge pages, as cgroup files name them.
     pub(super) page_sizes: Vec<String>,
@@ -36,7 +36,7 @@ impl V2 {
         let offered = files::read(&mount.join("cgroup.controllers"))?;
         let wanted = REQUIRED
             .into_iter()
-            .chain(WELCOME)
+            .chain(OPTIONAL)
             .filter(|name| has(&offered, name))
             .collect();
         Ok(Self {
@@ -118,7 +118,7 @@ impl V2 {
             Some(controller) => Err(Error::MissingController {
                 path: path.to_owned(),
                 controller,
-                place: parent.to_owned(),
+                dir: parent.to_owned(),
             }),
             None => Ok(()),
         }
@@ -396,9 +396,9 @@ mod tests {
     }
 
     /// A directory that looks like a v2 cgroup: the rules of `set` that need no kernel.
-    struct LookAlike(V2);
+    struct FakeTree(V2);
 
-    impl LookAlike {
+    impl FakeTree {
         fn new(name: &str, files: &[(&str, &str)]) -> Self {
             let dir =
                 std::env::temp_dir().join(format!("coracle-v2-{name}-{}", std::process::id()));
@@ -424,7 +424,7 @@ mod tests {
         }
     }
 
-    impl Drop for LookAlike {
+    impl Drop for FakeTree {
         fn drop(&mut self) {
             // A directory that stays in /tmp harms nobody.
             let _ = std::fs::remove_dir_all(&self.0.mount);
@@ -433,7 +433,7 @@ mod tests {
 
     #[test]
     fn a_new_period_keeps_the_quota() {
-        let tree = LookAlike::new("period", &[("cpu.max", "20000 100000\n")]);
+        let tree = FakeTree::new("period", &[("cpu.max", "20000 100000\n")]);
         let period = |period| Limits {
             cpu_period: Some(period),
             ..Limits::default()
@@ -452,7 +452,7 @@ mod tests {
             ("memory.swap.max", "max\n"),
             ("memory.current", "0\n"),
         ];
-        let tree = LookAlike::new("swap", &files);
+        let tree = FakeTree::new("swap", &files);
         let total = Limits {
             memory_swap_bytes: Some(1700),
             ..Limits::default()
@@ -474,7 +474,7 @@ mod tests {
             ("memory.current", "5000\n"),
             ("cpu.weight", "100\n"),
         ];
-        let tree = LookAlike::new("below", &files);
+        let tree = FakeTree::new("below", &files);
         let limits = Limits {
             memory_bytes: Some(4000),
             cpu_shares: Some(2),
@@ -508,7 +508,7 @@ mod tests {
             ("memory.max", "max\n"),
             ("memory.current", "0\n"),
         ];
-        let tree = LookAlike::new("undo", &files);
+        let tree = FakeTree::new("undo", &files);
         // Writing to a directory is refused by any kernel.
         std::fs::create_dir(tree.0.dir("/pod").join("pids.max")).unwrap();
         let limits = Limits {
@@ -525,7 +525,7 @@ mod tests {
 
     #[test]
     fn unified_keys_are_files_of_controllers() {
-        let tree = LookAlike::new("unified", &[("memory.high", "max\n")]);
+        let tree = FakeTree::new("unified", &[("memory.high", "max\n")]);
         let key = |key: &str| Limits {
             unified: [(key.to_owned(), "1".to_owned())].into(),
             ..Limits::default()

@@ -29,9 +29,9 @@ use rustix::io::Errno;
 use super::error::Error;
 use super::lease::{Lease, Leases};
 use super::netlink::Netlink;
-use super::plumbing::{self, Endpoint, POD_INTERFACE};
 use super::subnet::{Ipv4Subnet, Ipv6Subnet};
-use super::{Attachment, HostPort, NetworkWish};
+use super::veth::{self, Endpoint, POD_INTERFACE};
+use super::{Attachment, HostPort, NetworkConfig};
 use ports::Ports;
 use table::Table;
 
@@ -114,16 +114,20 @@ impl Builtin {
     }
 
     /// See [`super::Network::attach`].
-    pub fn attach(&self, wish: &NetworkWish, netns: BorrowedFd<'_>) -> Result<Attachment, Error> {
-        let pod = wish.pod.as_str();
+    pub fn attach(
+        &self,
+        config: &NetworkConfig,
+        netns: BorrowedFd<'_>,
+    ) -> Result<Attachment, Error> {
+        let pod = config.pod.as_str();
         let host = Netlink::open()?;
         let is_in_use = |index| Ok(host.index(&self.endpoint(index).host_interface)?.is_some());
         let lease = self.lock_leases().take(pod, is_in_use)?;
         let endpoint = Endpoint {
-            serves_loopback: wish.ports.iter().any(is_at_loopback),
+            serves_loopback: config.ports.iter().any(is_at_loopback),
             ..self.endpoint(lease.index)
         };
-        if let Err(error) = self.connect(&host, netns, &endpoint, (wish, lease)) {
+        if let Err(error) = self.connect(&host, netns, &endpoint, (config, lease)) {
             // A pod that was attached before keeps what it has: the next attempt mends it.
             if lease.is_new {
                 self.give_back(pod);
@@ -135,7 +139,7 @@ impl Builtin {
             provider: super::Provider::Builtin,
             addresses: endpoint.addresses(),
             host_interface: endpoint.host_interface,
-            ports: wish.ports.clone(),
+            ports: config.ports.clone(),
         })
     }
 
@@ -145,10 +149,10 @@ impl Builtin {
         host: &Netlink,
         netns: BorrowedFd<'_>,
         endpoint: &Endpoint,
-        (wish, lease): (&NetworkWish, Lease),
+        (config, lease): (&NetworkConfig, Lease),
     ) -> Result<(), Error> {
         self.ports
-            .open(&wish.pod, &endpoint.addresses(), &wish.ports)?;
+            .open(&config.pod, &endpoint.addresses(), &config.ports)?;
         let pod = self.make(host, netns, endpoint, lease)?;
         self.configure(host, &pod, endpoint).inspect_err(|_| {
             if lease.is_new {
@@ -177,7 +181,7 @@ impl Builtin {
         let pod = Netlink::open_in(netns)?;
         let has_both = !lease.is_new && keep_whole(host, &pod, &endpoint.host_interface)?;
         if !has_both {
-            host.run(vec![plumbing::create(endpoint, netns)])?;
+            host.run(vec![veth::create(endpoint, netns)])?;
         }
         Ok(pod)
     }
@@ -189,16 +193,13 @@ impl Builtin {
                 .ok_or_else(|| Error::io("find the veth we made", name, Errno::NODEV))
         };
         let host_index = index(host, name)?;
-        host.run(plumbing::configure_host(endpoint, host_index))?;
+        host.run(veth::configure_host(endpoint, host_index))?;
         if endpoint.v6.is_some() {
             forward_v6(name)?;
         }
-        pod.run(plumbing::configure_pod(
-            endpoint,
-            index(pod, POD_INTERFACE)?,
-        ))?;
+        pod.run(veth::configure_pod(endpoint, index(pod, POD_INTERFACE)?))?;
         // The pod's end came up last, which is when the host's end got its carrier.
-        host.run(vec![plumbing::settle(host_index, name)])
+        host.run(vec![veth::settle(host_index, name)])
     }
 
     /// See [`super::Network::detach`].
@@ -252,9 +253,7 @@ fn is_v6_off_for_new_interfaces() -> bool {
 fn keep_whole(host: &Netlink, pod: &Netlink, name: &str) -> Result<bool, Error> {
     match (host.index(name)?, pod.index(POD_INTERFACE)?) {
         (Some(_), Some(_)) => Ok(true),
-        (Some(stale), None) => host
-            .run(vec![plumbing::delete(stale, name)])
-            .map(|()| false),
+        (Some(stale), None) => host.run(vec![veth::delete(stale, name)]).map(|()| false),
         (None, _) => Ok(false),
     }
 }
@@ -263,7 +262,7 @@ fn keep_whole(host: &Netlink, pod: &Netlink, name: &str) -> Result<bool, Error> 
 fn undo(host: &Netlink, endpoint: &Endpoint) {
     let name = &endpoint.host_interface;
     let deleted = match host.index(name) {
-        Ok(Some(index)) => host.run(vec![plumbing::delete(index, name)]),
+        Ok(Some(index)) => host.run(vec![veth::delete(index, name)]),
         Ok(None) => Ok(()),
         Err(error) => Err(error),
     };
@@ -276,7 +275,7 @@ fn undo(host: &Netlink, endpoint: &Endpoint) {
 fn close_loopback(interface: &str) -> Result<(), Error> {
     let host = Netlink::open()?;
     match host.index(interface)? {
-        Some(index) => ignore_gone(host.run(vec![plumbing::close_loopback(index, interface)])),
+        Some(index) => ignore_gone(host.run(vec![veth::close_loopback(index, interface)])),
         None => Ok(()),
     }
 }

@@ -13,21 +13,21 @@
 //! thread waits for a plugin.
 //! Not here: which pods there are, their namespaces, resolver files.
 
+mod args;
 mod background;
+mod cache;
 mod directory;
-mod entries;
 mod error;
 mod exec;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzz;
 mod invoke;
-mod leftovers;
 mod list;
-mod outcome;
+mod orphans;
+mod pod_lock;
+mod probe;
 mod readiness;
-mod sight;
-mod told;
-mod turns;
+mod result;
 mod verb;
 
 use std::collections::HashSet;
@@ -39,15 +39,15 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{RwLock, Semaphore};
 
-use self::entries::{Entries, Entry, Report};
+use self::cache::{Cache, Entry, Report};
 use self::exec::Runner;
 use self::list::NetworkList;
+use self::pod_lock::PodLocks;
 use self::readiness::Readiness;
-use self::turns::Turns;
-use super::wish::NetworkWish;
+use super::config::NetworkConfig;
 
 pub use self::error::Error;
-pub use self::sight::{Sight, look};
+pub use self::probe::{Probe, probe};
 pub use self::verb::Verb;
 
 /// Name of the interface that plugins make in a pod.
@@ -75,14 +75,14 @@ pub struct CniConfig {
 pub struct Cni {
     runner: Runner,
     readiness: Arc<Readiness>,
-    entries: Entries,
+    cache: Cache,
     /// This boot.
     boot: String,
     /// Read by ADD, DEL and CHECK, written by GC, which must run alone. Never waited for by a writer: readers would
     /// wait behind it.
     gate: RwLock<()>,
     /// CHECK and DELs of the same pod follow each other.
-    turns: Turns,
+    pod_locks: PodLocks,
     /// Pods at whose DEL somebody keeps trying in the background.
     abandoned: Mutex<HashSet<String>>,
     /// Held by each DEL in the background while its plugins run.
@@ -101,10 +101,10 @@ impl Cni {
             dirs: config.bin_dirs,
             limit: config.plugin_limit,
         };
-        let entries = Entries::open(&config.entry_dir)?;
-        let mut unfinished = entries.pods();
-        unfinished.retain(|pod| !entries.is_added(pod));
-        let ended = leftovers::end(&unfinished.into_iter().collect());
+        let cache = Cache::open(&config.entry_dir)?;
+        let mut unfinished = cache.pods();
+        unfinished.retain(|pod| !cache.is_added(pod));
+        let ended = orphans::kill(&unfinished.into_iter().collect());
         if ended > 0 {
             tracing::warn!(
                 processes = ended,
@@ -115,10 +115,10 @@ impl Cni {
         Ok(Arc::new(Self {
             readiness: Arc::new(Readiness::new(&config.conf_dir, runner.clone())),
             runner,
-            entries,
+            cache,
             boot: boot.trim().to_owned(),
             gate: RwLock::new(()),
-            turns: Turns::default(),
+            pod_locks: PodLocks::default(),
             abandoned: Mutex::default(),
             background: Semaphore::new(background::AT_ONCE),
         }))
@@ -127,7 +127,7 @@ impl Cni {
     /// Has `report` called with the path of each file below the entry directory that is written or removed from now on,
     /// and once with those that are there: whoever brings them to the disk. It must not block.
     pub fn report_changes(&self, report: impl Fn(&Path) + Send + Sync + 'static) {
-        self.entries.report_changes(Report(Box::new(report)));
+        self.cache.report_changes(Report(Box::new(report)));
     }
 
     /// Why pods cannot be attached, with the path at fault; `None` if they can. Answers within 100 ms.
@@ -138,21 +138,21 @@ impl Cni {
     /// What attaching a pod will take, by the configuration as it is now. `netns` is where its namespace will be
     /// pinned. Blocks on the disk; executes nothing.
     /// Errors: there is no network, a plugin is missing, or the pod's names are not fit to be told.
-    pub fn plan(&self, wish: &NetworkWish, netns: &Path) -> Result<Plan, Error> {
-        let args = told::args(wish)?;
+    pub fn plan(&self, config: &NetworkConfig, netns: &Path) -> Result<Plan, Error> {
+        let args = args::args(config)?;
         let list = self.readiness.network()?;
-        let capabilities = told::capabilities(wish);
+        let capabilities = args::capabilities(config);
         for name in EXPECTED
             .iter()
             .filter(|name| capabilities.contains_key(**name))
         {
             let mut plugins = list.plugins.iter();
             if !plugins.any(|plugin| plugin.capabilities.iter().any(|known| known == name)) {
-                tracing::warn!(pod = %wish.pod, network = %list.name, capability = name, "the pod asks for what no plugin of its network can");
+                tracing::warn!(pod = %config.pod, network = %list.name, capability = name, "the pod asks for what no plugin of its network can");
             }
         }
         Ok(Plan(Entry {
-            pod: wish.pod.clone(),
+            pod: config.pod.clone(),
             boot: self.boot.clone(),
             netns: netns.to_owned(),
             interface: INTERFACE.to_owned(),
@@ -165,7 +165,7 @@ impl Cni {
 
     /// Notes that the pod is about to be attached; from here on [`Cni::del`] is owed. Blocks on the disk.
     pub fn begin(&self, plan: &Plan) -> Result<(), Error> {
-        self.entries.ask(&plan.0)
+        self.cache.record_request(&plan.0)
     }
 
     /// Attaches the pod. Gives its addresses, IPv4 first.
@@ -176,7 +176,7 @@ impl Cni {
         let entry = plan.0;
         let (result, addresses) = invoke::add(&self.runner, &entry).await?;
         let (network, pod) = (entry.list.name, entry.pod.clone());
-        self.on_disk(move |entries| entries.add(&entry.pod, &result))
+        self.on_disk(move |cache| cache.record_result(&entry.pod, &result))
             .await?;
         tracing::info!(
             pod,
@@ -189,7 +189,7 @@ impl Cni {
 
     /// Whether DEL is owed for a pod.
     pub fn is_owed(&self, pod: &str) -> bool {
-        self.entries.holds(pod)
+        self.cache.contains(pod)
     }
 
     /// Detaches a pod, as it was attached. Fine if that has happened before. What is left of another boot is detached
@@ -200,7 +200,7 @@ impl Cni {
             return Ok(());
         }
         let id = pod.to_owned();
-        let entry = self.on_disk(move |entries| entries.read(&id)).await;
+        let entry = self.on_disk(move |cache| cache.read(&id)).await;
         if entry.is_ok_and(|entry| entry.is_some_and(|entry| entry.boot != self.boot)) {
             self.del_soon(pod).await;
             return Ok(());
@@ -210,11 +210,11 @@ impl Cni {
 
     /// Gives where the pod's namespace was pinned, if it was attached and a record tells.
     async fn del_now(self: &Arc<Self>, pod: &str) -> Result<Option<PathBuf>, Error> {
-        let _turn = self.turns.take(pod).await;
+        let _pod_lock = self.pod_locks.acquire(pod).await;
         let _gate = self.gate.read().await;
         let begun = Instant::now();
         let id = pod.to_owned();
-        let entry = match self.on_disk(move |entries| entries.read(&id)).await {
+        let entry = match self.on_disk(move |cache| cache.read(&id)).await {
             Ok(Some(entry)) => entry,
             Ok(None) => return Ok(None),
             Err(error @ Error::Entry { .. }) => {
@@ -224,14 +224,14 @@ impl Cni {
                     "a record of the network is broken and was set aside"
                 );
                 let id = pod.to_owned();
-                let set_aside = self.on_disk(move |entries| entries.set_aside(&id)).await;
+                let set_aside = self.on_disk(move |cache| cache.set_aside(&id)).await;
                 return set_aside.map(|()| None);
             }
             Err(error) => return Err(error),
         };
         invoke::del(&self.runner, &entry, namespace(&entry.netns)).await?;
         let id = pod.to_owned();
-        self.on_disk(move |entries| entries.forget(&id)).await?;
+        self.on_disk(move |cache| cache.remove(&id)).await?;
         tracing::info!(
             pod,
             network = entry.list.name,
@@ -243,10 +243,10 @@ impl Cni {
 
     async fn on_disk<T: Send + 'static>(
         self: &Arc<Self>,
-        work: impl FnOnce(&Entries) -> Result<T, Error> + Send + 'static,
+        work: impl FnOnce(&Cache) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
         let network = Arc::clone(self);
-        let done = tokio::task::spawn_blocking(move || work(&network.entries)).await;
+        let done = tokio::task::spawn_blocking(move || work(&network.cache)).await;
         done.unwrap_or_else(|error| {
             Err(Error::Io {
                 operation: "work on",

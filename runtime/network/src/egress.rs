@@ -28,7 +28,7 @@ const LISTED: &str = "listed";
 const PORTS: &str = "ports";
 const REFUSED: &str = "refused";
 const NODE: &str = "node";
-const DISGUISED: &str = "disguised";
+const EMBEDDED_V4: &str = "embedded_v4";
 const NODE_V4: Set = Set {
     name: "node_v4",
     key: &[Type::Ipv4],
@@ -164,11 +164,11 @@ fn refuse(batch: &mut Batch, denied: &Denied) {
         };
         batch.add_rule(OUT, &rule.destination_in(set).jump(NODE));
     }
-    refuse_disguised(batch, denied);
+    refuse_embedded_v4(batch, denied);
 }
 
 /// The same where an IPv6 address hides it, in a chain of its own: IPv4 does not come by.
-fn refuse_disguised(batch: &mut Batch, denied: &Denied) {
+fn refuse_embedded_v4(batch: &mut Batch, denied: &Denied) {
     let v4 = |address: &IpAddr| match address {
         IpAddr::V4(address) => Some(*address),
         IpAddr::V6(_) => None,
@@ -183,12 +183,12 @@ fn refuse_disguised(batch: &mut Batch, denied: &Denied) {
         batch.add_set(set);
         batch.add_elements(set, &elements);
     }
-    batch.add_chain(DISGUISED, None);
+    batch.add_chain(EMBEDDED_V4, None);
     for form in FORMS {
         for (network, bits) in Denied::BEHIND {
             let (mask, value) = form.bits_of(network, bits);
             let rule = Rule::default().ipv6().destination_bits(mask, value);
-            batch.add_rule(DISGUISED, &rule.jump(REFUSED));
+            batch.add_rule(EMBEDDED_V4, &rule.jump(REFUSED));
         }
         let runs = form.runs();
         let set = match runs.len() {
@@ -197,9 +197,9 @@ fn refuse_disguised(batch: &mut Batch, denied: &Denied) {
             _ => NODE_TORN[1],
         };
         let rule = towards(form.network()).destination_runs_in(&runs, set);
-        batch.add_rule(DISGUISED, &rule.jump(NODE));
+        batch.add_rule(EMBEDDED_V4, &rule.jump(NODE));
     }
-    batch.add_rule(OUT, &Rule::default().ipv6().jump(DISGUISED));
+    batch.add_rule(OUT, &Rule::default().ipv6().jump(EMBEDDED_V4));
 }
 
 /// The parts of an address as the fields of `set` hold them.

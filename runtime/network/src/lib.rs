@@ -16,6 +16,7 @@
 
 mod builtin;
 pub mod cni;
+mod config;
 pub mod egress;
 mod error;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -24,11 +25,10 @@ pub mod fuzz;
 mod lease;
 mod namespace;
 mod netlink;
+mod netns_socket;
 mod nft;
-mod plumbing;
 mod subnet;
-mod visit;
-mod wish;
+mod veth;
 
 use std::collections::HashSet;
 use std::net::IpAddr;
@@ -39,13 +39,13 @@ use serde::{Deserialize, Serialize};
 
 pub use builtin::{Builtin, BuiltinConfig};
 pub use cni::{Cni, CniConfig};
+pub use config::{Bandwidth, HostPort, NetworkConfig, Protocol, Resolver};
 pub use error::Error;
 pub use namespace::{
-    IdMaps, NamespaceWish, Namespaces, create_namespaces, list_pins, open_pin, unpin,
+    IdMaps, NamespaceConfig, Namespaces, create_namespaces, list_pins, open_pin, unpin,
 };
+pub use netns_socket::tcp_socket;
 pub use subnet::{Ipv4Subnet, Ipv6Subnet};
-pub use visit::tcp_socket;
-pub use wish::{Bandwidth, HostPort, NetworkWish, Protocol, Resolver};
 
 /// Who connects a pod.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -130,8 +130,12 @@ impl Network {
 
     /// Connects a pod whose network namespace is `netns` by the built-in network. Repeating it gives an equal attachment.
     /// Errors: no address free, the kernel refuses an interface or a route; nothing is left then.
-    pub fn attach(&self, wish: &NetworkWish, netns: BorrowedFd<'_>) -> Result<Attachment, Error> {
-        self.builtin.attach(wish, netns)
+    pub fn attach(
+        &self,
+        config: &NetworkConfig,
+        netns: BorrowedFd<'_>,
+    ) -> Result<Attachment, Error> {
+        self.builtin.attach(config, netns)
     }
 
     /// Gives back what `attachment` holds of the built-in network; what plugins hold is [`Cni::del`]'s to give back.

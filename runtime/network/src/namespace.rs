@@ -19,7 +19,7 @@ use rustix::thread::{UnshareFlags, move_into_link_name_space};
 
 use super::error::Error;
 use super::netlink::Netlink;
-use super::plumbing;
+use super::veth;
 use coracle_sys::empty;
 use coracle_sys::namespaces::unshare;
 use coracle_sys::userns::{self, Holder};
@@ -29,7 +29,7 @@ const NSFS_MAGIC: u64 = 0x6e73_6673;
 
 /// The namespaces a pod is to have of its own.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct NamespaceWish {
+pub struct NamespaceConfig {
     /// A network namespace.
     pub net: bool,
     /// An IPC namespace.
@@ -66,14 +66,14 @@ pub struct Namespaces {
     pub user: Option<OwnedFd>,
 }
 
-/// Makes what `wish` says. With `pin` and `wish.net`, the network namespace is bind-mounted on that
+/// Creates the namespaces that `config` names. With `pin` and `config.net`, the network namespace is bind-mounted on that
 /// file, which is created; an older pin there is replaced. Blocks for about half a millisecond.
 /// Errors: the kernel refuses a namespace, the hostname or the mount; nothing is left then.
-pub fn create_namespaces(wish: NamespaceWish, pin: Option<&Path>) -> Result<Namespaces, Error> {
+pub fn create_namespaces(config: NamespaceConfig, pin: Option<&Path>) -> Result<Namespaces, Error> {
     thread::scope(|scope| {
         let maker = thread::Builder::new()
             .name("namespaces".to_owned())
-            .spawn_scoped(scope, || make(&wish, pin))
+            .spawn_scoped(scope, || make(&config, pin))
             .map_err(|error| Error::io("start a thread to make", "namespaces", error))?;
         maker
             .join()
@@ -82,60 +82,60 @@ pub fn create_namespaces(wish: NamespaceWish, pin: Option<&Path>) -> Result<Name
 }
 
 /// Runs on a thread that ends with it.
-fn make(wish: &NamespaceWish, pin: Option<&Path>) -> Result<Namespaces, Error> {
-    let user = match &wish.user {
-        Some(maps) => Some(enter_new_user_namespace(wish, maps)?),
+fn make(config: &NamespaceConfig, pin: Option<&Path>) -> Result<Namespaces, Error> {
+    let user = match &config.user {
+        Some(maps) => Some(enter_new_user_namespace(config, maps)?),
         None => {
-            leave_shared(wish)?;
+            leave_shared(config)?;
             None
         }
     };
-    if let Some(hostname) = &wish.uts {
+    if let Some(hostname) = &config.uts {
         sethostname(hostname.as_bytes())
             .map_err(|error| Error::io("set the hostname", format!("{hostname:?}"), error))?;
     }
     let mut made = Namespaces {
-        net: wish.net.then(|| own_namespace("net")).transpose()?,
-        ipc: wish.ipc.then(|| own_namespace("ipc")).transpose()?,
-        uts: wish
+        net: config.net.then(|| own_namespace("net")).transpose()?,
+        ipc: config.ipc.then(|| own_namespace("ipc")).transpose()?,
+        uts: config
             .uts
             .is_some()
             .then(|| own_namespace("uts"))
             .transpose()?,
         user,
     };
-    if wish.net && wish.ipv6_off && Path::new("/proc/sys/net/ipv6").exists() {
+    if config.net && config.ipv6_off && Path::new("/proc/sys/net/ipv6").exists() {
         // The value for all interfaces is that of later ones, too.
         set("net/ipv6/conf/all/disable_ipv6", "1")?;
     }
-    for (path, value) in &wish.sysctls {
+    for (path, value) in &config.sysctls {
         set(path, value)?;
     }
     if let Some(net) = made.net.take() {
-        Netlink::open()?.run(vec![plumbing::loopback_up()])?;
+        Netlink::open()?.run(vec![veth::loopback_up()])?;
         pin.map_or(Ok(()), pin_own_network)?;
         made.net = Some(net);
     }
     Ok(made)
 }
 
-/// Leaves those namespaces of the node that `wish` names.
-fn leave_shared(wish: &NamespaceWish) -> Result<(), Error> {
+/// Leaves those namespaces of the node that `config` names.
+fn leave_shared(config: &NamespaceConfig) -> Result<(), Error> {
     let mut flags = UnshareFlags::empty();
-    flags.set(UnshareFlags::NEWNET, wish.net);
-    flags.set(UnshareFlags::NEWIPC, wish.ipc);
-    flags.set(UnshareFlags::NEWUTS, wish.uts.is_some());
+    flags.set(UnshareFlags::NEWNET, config.net);
+    flags.set(UnshareFlags::NEWIPC, config.ipc);
+    flags.set(UnshareFlags::NEWUTS, config.uts.is_some());
     // The namespaces become this thread's alone, and it ends when its work is done.
     unshare(flags).map_err(|error| Error::io("unshare", format!("{flags:?}"), error))
 }
 
 /// Makes a user namespace and the others inside it, and enters those. Returns the user namespace,
 /// which a process with threads cannot enter.
-fn enter_new_user_namespace(wish: &NamespaceWish, maps: &IdMaps) -> Result<OwnedFd, Error> {
+fn enter_new_user_namespace(config: &NamespaceConfig, maps: &IdMaps) -> Result<OwnedFd, Error> {
     let kinds = [
-        (wish.net, libc::CLONE_NEWNET, "net"),
-        (wish.ipc, libc::CLONE_NEWIPC, "ipc"),
-        (wish.uts.is_some(), libc::CLONE_NEWUTS, "uts"),
+        (config.net, libc::CLONE_NEWNET, "net"),
+        (config.ipc, libc::CLONE_NEWIPC, "ipc"),
+        (config.uts.is_some(), libc::CLONE_NEWUTS, "uts"),
     ];
     let wanted = || kinds.iter().filter(|(wanted, _, _)| *wanted);
     let flags = wanted().fold(0, |flags, (_, flag, _)| flags | flag);
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn wish_is_made_and_host_is_not_touched() {
+    fn namespaces_are_created_and_the_host_is_not_touched() {
         let own = |kind: &str| fs::metadata(format!("/proc/self/ns/{kind}")).unwrap().ino();
         let before = (
             own("net"),
@@ -277,13 +277,13 @@ mod tests {
             own("uts"),
             rustix::system::uname().nodename().to_owned(),
         );
-        let wish = NamespaceWish {
+        let config = NamespaceConfig {
             net: true,
             ipc: true,
             uts: Some("web-0".into()),
-            ..NamespaceWish::default()
+            ..NamespaceConfig::default()
         };
-        let made = create_namespaces(wish, None).unwrap();
+        let made = create_namespaces(config, None).unwrap();
         let inode = |fd: &Option<OwnedFd>| rustix::fs::fstat(fd.as_ref().unwrap()).unwrap().st_ino;
         assert_ne!(inode(&made.net), before.0);
         assert_ne!(inode(&made.ipc), before.1);
@@ -310,22 +310,22 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_wished() {
+    fn only_requested_namespaces_are_created() {
         let made = create_namespaces(
-            NamespaceWish {
+            NamespaceConfig {
                 ipc: true,
-                ..NamespaceWish::default()
+                ..NamespaceConfig::default()
             },
             None,
         )
         .unwrap();
         assert!(made.net.is_none() && made.ipc.is_some() && made.uts.is_none());
-        let wish = NamespaceWish {
+        let config = NamespaceConfig {
             uts: Some("x".repeat(65)),
-            ..NamespaceWish::default()
+            ..NamespaceConfig::default()
         };
         assert!(
-            create_namespaces(wish, None)
+            create_namespaces(config, None)
                 .unwrap_err()
                 .to_string()
                 .starts_with("set the hostname \"xxx")
@@ -336,16 +336,16 @@ mod tests {
     fn pin_lives_until_unpinned() {
         let dir = temp_dir("pin");
         let pin = dir.join("pod");
-        let wish = NamespaceWish {
+        let config = NamespaceConfig {
             net: true,
-            ..NamespaceWish::default()
+            ..NamespaceConfig::default()
         };
         assert_eq!(
             list_pins(&dir.join("absent")).unwrap(),
             Vec::<PathBuf>::new()
         );
-        let first = create_namespaces(wish.clone(), Some(&pin)).unwrap();
-        let again = create_namespaces(wish, Some(&pin)).unwrap();
+        let first = create_namespaces(config.clone(), Some(&pin)).unwrap();
+        let again = create_namespaces(config, Some(&pin)).unwrap();
         let inode = |fd: &OwnedFd| rustix::fs::fstat(fd).unwrap().st_ino;
         let opened = open_pin(&pin).unwrap();
         assert_eq!(
@@ -366,11 +366,11 @@ mod tests {
 
     #[test]
     fn failed_pin_leaves_nothing() {
-        let wish = NamespaceWish {
+        let config = NamespaceConfig {
             net: true,
-            ..NamespaceWish::default()
+            ..NamespaceConfig::default()
         };
-        let error = create_namespaces(wish, Some(Path::new("/proc/absent/pin"))).unwrap_err();
+        let error = create_namespaces(config, Some(Path::new("/proc/absent/pin"))).unwrap_err();
         assert!(error.to_string().contains("/proc/absent/pin"), "{error}");
     }
 }

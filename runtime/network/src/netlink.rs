@@ -1,7 +1,7 @@
 //! A route netlink socket: sends several requests in one datagram and reads one acknowledgement each.
 //! The kernel has handled a datagram when send(2) returns, so no read here ever waits.
 //! A socket stays in the network namespace it was opened in, whoever uses it later.
-//! Not here: what the messages mean (`plumbing` builds them).
+//! Not here: what the messages mean (`veth` builds them).
 
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};

@@ -12,7 +12,7 @@ use super::place;
 use super::stage::{Stage, cannot_map};
 use coracle_spec::error::{Context as _, Result};
 use coracle_spec::{Mount, MountKind, MountPropagation};
-use coracle_sys::mounts::{self, Flow, Forbid};
+use coracle_sys::mounts::{self, Forbid, Propagation};
 
 /// What `mount` shall forbid besides what the sandbox forbids everywhere.
 fn forbidden(mount: &Mount, everywhere: Forbid) -> Forbid {
@@ -31,12 +31,12 @@ fn forbidden(mount: &Mount, everywhere: Forbid) -> Forbid {
 pub fn open_bind(mount: &Mount) -> Result<OwnedFd> {
     let what = || format!("mount {} at {}", mount.source.display(), mount.target);
     let tree = mounts::clone_tree(&mount.source, true).during(what)?;
-    let flow = match mount.propagation {
-        MountPropagation::Private => Flow::Private,
-        MountPropagation::Slave => Flow::Slave,
-        MountPropagation::Shared => Flow::Shared,
+    let propagation = match mount.propagation {
+        MountPropagation::Private => Propagation::Private,
+        MountPropagation::Slave => Propagation::Slave,
+        MountPropagation::Shared => Propagation::Shared,
     };
-    mounts::set_flow(tree.as_fd(), flow).during(what)?;
+    mounts::set_propagation(tree.as_fd(), propagation).during(what)?;
     Ok(tree)
 }
 

@@ -5,12 +5,12 @@
 //! whatever runs in the pod and knows addresses alone.
 //! Invariants: some addresses are refused however they are listed and whatever name led to them ([`Denied`]); an
 //! address is judged in its canonical form, so that `::ffff:169.254.169.254` is 169.254.169.254, and refused if an
-//! IPv4 address that a translator would find in it is (`disguise`); loopback, and whatever arrives from outside with
+//! IPv4 address that a translator would find in it is (`embedded_ipv4`); loopback, and whatever arrives from outside with
 //! the answers to it, is the pod's own business.
 //! Not here: the annotation's name, DNS, sockets.
 
 mod cover;
-mod disguise;
+mod embedded_ipv4;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzz;
 mod parse;
@@ -19,7 +19,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
-pub use disguise::{FORMS, Form};
+pub use embedded_ipv4::{FORMS, Form};
 pub use parse::BadRule;
 
 /// Where servers answer for names.
@@ -231,7 +231,7 @@ impl Denied {
         };
         let hides = match address {
             IpAddr::V4(_) => false,
-            IpAddr::V6(address) => disguise::hidden(address).any(is_hidden),
+            IpAddr::V6(address) => embedded_ipv4::embedded(address).any(is_hidden),
         };
         hides || self.names(address, port)
     }

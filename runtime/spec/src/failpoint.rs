@@ -76,7 +76,7 @@ pub fn hit(site: &str) -> io::Result<()> {
         "failpoint {site} is not in the table"
     );
     let Some(plan) = plan() else { return Ok(()) };
-    note_reached(plan, site);
+    record_reached(plan, site);
     let text = std::fs::read_to_string(plan).unwrap_or_default();
     let action = text
         .lines()
@@ -112,7 +112,7 @@ fn act(action: &str) -> io::Result<()> {
 }
 
 #[cfg(feature = "failpoints")]
-fn note_reached(plan: &str, site: &str) {
+fn record_reached(plan: &str, site: &str) {
     use std::io::Write as _;
     let file = std::fs::OpenOptions::new()
         .append(true)

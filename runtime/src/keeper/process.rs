@@ -57,7 +57,7 @@ pub fn main(born: Born<'_>) -> Result<()> {
         epoll,
         connection: None,
         pause: None,
-        ends: sys::children::word_of_ends().during(|| "hear of ended children".into())?,
+        ends: sys::children::sigchld_fd().during(|| "hear of ended children".into())?,
         unclaimed: false,
         execs: Execs::default(),
         committed: false,

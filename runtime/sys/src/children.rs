@@ -10,7 +10,7 @@ use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 
 /// Blocks SIGCHLD and returns a descriptor that becomes readable when a child has ended. Children unblock it with
 /// `signals::reset`.
-pub fn word_of_ends() -> io::Result<OwnedFd> {
+pub fn sigchld_fd() -> io::Result<OwnedFd> {
     // SAFETY: the set is initialised by sigemptyset before use; sigprocmask and signalfd read it during the call; the
     // new descriptor is nobody else's.
     unsafe {

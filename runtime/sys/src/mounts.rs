@@ -62,7 +62,7 @@ impl Forbid {
 
 /// How later mounts pass between a mount and its copies. Source: mount_namespaces(7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Flow {
+pub enum Propagation {
     /// Neither way.
     Private,
     /// From the original to the copy.
@@ -110,16 +110,16 @@ pub fn set_attributes(
 /// Changes how mounts pass through `tree` and everything mounted below it.
 ///
 /// Errors: EINVAL when `tree` is no mount root.
-pub fn set_flow(tree: BorrowedFd<'_>, flow: Flow) -> io::Result<()> {
-    let propagation = match flow {
-        Flow::Private => libc::MS_PRIVATE,
-        Flow::Slave => libc::MS_SLAVE,
-        Flow::Shared => return Ok(()),
+pub fn set_propagation(tree: BorrowedFd<'_>, propagation: Propagation) -> io::Result<()> {
+    let flag = match propagation {
+        Propagation::Private => libc::MS_PRIVATE,
+        Propagation::Slave => libc::MS_SLAVE,
+        Propagation::Shared => return Ok(()),
     };
     let attr = MountAttr {
         set: 0,
         clear: 0,
-        propagation,
+        propagation: flag,
         userns: 0,
     };
     change(tree, &attr, true)

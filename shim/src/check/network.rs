@@ -3,7 +3,7 @@
 //! Place in the flow: `check::examine` asks [`findings`]. Invariant: files are read, no plugin is executed.
 //! Not here: whether the node forwards.
 
-use coracle_network::cni::{self, Error, Sight};
+use coracle_network::cni::{self, Error, Probe};
 
 use super::Finding;
 use crate::config::{Config, NetworkMode};
@@ -13,14 +13,14 @@ pub(super) fn findings(config: &Config) -> Vec<Finding> {
     let network = &config.network;
     match network.mode {
         NetworkMode::Builtin => Vec::new(),
-        NetworkMode::Cni => vec![judge(cni::look(
+        NetworkMode::Cni => vec![judge(cni::probe(
             &network.cni_conf_dir,
             &network.cni_bin_dirs,
         ))],
     }
 }
 
-fn judge(seen: Result<Sight, Error>) -> Finding {
+fn judge(seen: Result<Probe, Error>) -> Finding {
     let subject = "CNI network";
     match seen {
         Ok(seen) => Finding::ok(
@@ -68,9 +68,9 @@ mod tests {
         );
         assert!(found.mend.unwrap().contains("builtin"));
 
-        let refused = cni::look(Path::new("/proc/self/fdinfo"), &[]).unwrap_err();
+        let refused = cni::probe(Path::new("/proc/self/fdinfo"), &[]).unwrap_err();
         assert_eq!(judge(Err(refused)).level, Level::Missing);
-        let seen = Sight {
+        let seen = Probe {
             name: "cbr0".into(),
             version: "1.0.0",
             plugins: vec!["bridge".into(), "portmap".into()],

@@ -41,7 +41,7 @@ impl Host {
         (stdio, streams): (Stdio, ExecStreams),
     ) -> Result<ExecOrder, Error> {
         let (spec, payload) = self.exec_payload(launch, argv, leaf, stdio).await?;
-        let entrance = leaf.entrance().map_err(|error| {
+        let entrance = leaf.clone_into_fd().map_err(|error| {
             Error::because(Kind::Io, format!("open cgroup {}", leaf.path()), error)
         })?;
         Ok(ExecOrder {

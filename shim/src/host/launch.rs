@@ -57,7 +57,7 @@ impl Host {
             .parts
             .cgroups
             .open(path)
-            .and_then(|cgroup| cgroup.entrance());
+            .and_then(|cgroup| cgroup.clone_into_fd());
         opened.map_err(|error| Error::because(Kind::Io, format!("open cgroup {path}"), error))
     }
 

@@ -18,7 +18,7 @@ use coracle_cgroup::systemd;
 use coracle_lifecycle::{
     Error, GREETING_PATIENCE, IdMapping, Kind, NamespaceMode, PodRecord, PodWish, Raised, Slot,
 };
-use coracle_network::{self as network, Attachment, IdMaps, NamespaceWish, Namespaces, cni};
+use coracle_network::{self as network, Attachment, IdMaps, NamespaceConfig, Namespaces, cni};
 use coracle_runtime::keeper::{self, Greeting, Keeper, KeeperEvent};
 use coracle_runtime::process::Process;
 use coracle_runtime::spawner::KeeperBirth;
@@ -26,7 +26,7 @@ use coracle_spec::id::PodId;
 use tokio::sync::mpsc::UnboundedReceiver;
 
 pub(super) use self::joining::network_error;
-use self::joining::{cni_error, network_wish};
+use self::joining::{cni_error, network_config};
 use super::{Host, blocking, egress, io_error, make_private, pass, remove_tree, runtime_error};
 
 /// The first port for which no privilege is needed, below `/proc/sys`.
@@ -90,7 +90,7 @@ impl Host {
             let made = self
                 .parts
                 .network
-                .attach(&network_wish(record), netns.as_fd());
+                .attach(&network_config(record), netns.as_fd());
             *attached =
                 Some(made.map_err(|error| network_error(named("attach the network"), error))?);
         }
@@ -116,10 +116,10 @@ impl Host {
         })
     }
 
-    fn namespaces_of(&self, record: &PodRecord) -> NamespaceWish {
+    fn namespaces_of(&self, record: &PodRecord) -> NamespaceConfig {
         let wish = &record.wish;
         let own_net = wish.namespaces.network != NamespaceMode::Node;
-        NamespaceWish {
+        NamespaceConfig {
             net: own_net,
             ipc: wish.namespaces.ipc != NamespaceMode::Node,
             uts: (own_net && !wish.hostname.is_empty()).then(|| wish.hostname.clone()),
@@ -142,7 +142,7 @@ impl Host {
         }
         let path = self.keeper_cgroup(record);
         let cgroup = self.parts.cgroups.create(&path, &Default::default());
-        let opened = cgroup.and_then(|cgroup| Ok((cgroup.entrance()?, cgroup.task_files())));
+        let opened = cgroup.and_then(|cgroup| Ok((cgroup.clone_into_fd()?, cgroup.task_files())));
         opened.map_err(|error| {
             let what = format!("make the keeper's cgroup of sandbox {}", record.id);
             Error::because(Kind::Io, what, error)

@@ -3,7 +3,7 @@
 use reqwest::Url;
 
 use super::{Challenge, MAX_CHALLENGE_BYTES, parse, token, token_url};
-use crate::endpoint::walls::Rule;
+use crate::endpoint::address_policy::AddressPolicy;
 
 const REPOSITORY: &str = "library/app";
 
@@ -45,7 +45,7 @@ pub(crate) fn challenge(input: &[u8]) {
 /// What the rule for realms lets in is no address of this machine, of its link or of a cloud's metadata service, judged
 /// from the URL as it is connected to.
 fn leads_nowhere_forbidden(url: &Url) {
-    let rule = Rule {
+    let rule = AddressPolicy {
         loopback: false,
         link_local: false,
     };

@@ -39,7 +39,7 @@ pub(super) enum Answer {
 
 impl Bus {
     /// Connects and authenticates as root. Errors: nobody listens, or refuses us.
-    pub(super) fn connect(socket: &Path, patience: Duration) -> Result<Self, Error> {
+    pub(super) fn connect(socket: &Path, timeout: Duration) -> Result<Self, Error> {
         let failed = |source| Error::Connect {
             socket: socket.to_owned(),
             source,
@@ -47,7 +47,7 @@ impl Bus {
         let stream = UnixStream::connect(socket).map_err(failed)?;
         let mut bus = Self {
             stream,
-            deadline: Instant::now() + patience,
+            deadline: Instant::now() + timeout,
             serial: 0,
             ended: Vec::new(),
         };
@@ -78,7 +78,7 @@ impl Bus {
 
     /// Calls a method of systemd's manager and waits for its answer.
     pub(super) fn call(&mut self, member: &'static str, body: Body) -> Result<Answer, Error> {
-        let failed = |source| Error::Talk { member, source };
+        let failed = |source| Error::Call { member, source };
         self.serial += 1;
         let serial = self.serial;
         self.send(&body.call(serial, member)).map_err(failed)?;
@@ -105,7 +105,7 @@ impl Bus {
             self.ended.clear();
             let next = self.next();
             if let Message::JobRemoved { unit, result } =
-                next.map_err(|source| Error::Talk { member, source })?
+                next.map_err(|source| Error::Call { member, source })?
             {
                 self.ended.push((unit, result));
             }
@@ -123,7 +123,7 @@ impl Bus {
     }
 
     /// What is left until the deadline. Errors: nothing.
-    fn patience(&self) -> io::Result<Option<Duration>> {
+    fn timeout(&self) -> io::Result<Option<Duration>> {
         let left = self.deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return Err(io::Error::new(io::ErrorKind::TimedOut, "no answer in time"));
@@ -132,13 +132,13 @@ impl Bus {
     }
 
     fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.stream.set_write_timeout(self.patience()?)?;
+        self.stream.set_write_timeout(self.timeout()?)?;
         self.stream.write_all(bytes).map_err(in_time)
     }
 
     fn receive(&mut self, mut bytes: &mut [u8]) -> io::Result<()> {
         while !bytes.is_empty() {
-            self.stream.set_read_timeout(self.patience()?)?;
+            self.stream.set_read_timeout(self.timeout()?)?;
             match self.stream.read(bytes) {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(got) => bytes = &mut bytes[got..],
@@ -201,7 +201,7 @@ mod tests {
         let mut bus = Bus::connect(&socket, Duration::from_millis(100)).unwrap();
         let error = bus.call("StopUnit", Body::default()).unwrap_err();
         assert!(started.elapsed() < Duration::from_millis(300));
-        let Error::Talk { source, .. } = error else {
+        let Error::Call { source, .. } = error else {
             panic!("{error}");
         };
         assert_eq!(source.kind(), io::ErrorKind::TimedOut);

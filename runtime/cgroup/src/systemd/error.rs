@@ -35,7 +35,7 @@ pub enum Error {
     },
     /// The conversation broke off.
     #[error("ask systemd for {member}")]
-    Talk {
+    Call {
         /// The method.
         member: &'static str,
         /// The cause; `TimedOut` when the deadline passed.

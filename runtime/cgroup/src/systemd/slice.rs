@@ -69,8 +69,8 @@ pub(super) fn scope_of(pod: &PodId) -> String {
 }
 
 /// The slice and the scope in a cgroup path that ends in a pod's scope; `None` for every other path.
-pub(super) fn split(place: &str) -> Option<(&str, &str)> {
-    let (above, scope) = place.rsplit_once('/')?;
+pub(super) fn split(path: &str) -> Option<(&str, &str)> {
+    let (above, scope) = path.rsplit_once('/')?;
     let pod = scope
         .strip_prefix(SCOPE_PREFIX)?
         .strip_suffix(SCOPE_SUFFIX)?;
@@ -137,8 +137,8 @@ mod tests {
     fn only_a_pods_scope_is_taken_apart() {
         let pod: PodId = POD.parse().unwrap();
         let scope = scope_of(&pod);
-        let place = format!("/a.slice/a-b.slice/{scope}");
-        assert_eq!(split(&place), Some(("a-b.slice", scope.as_str())));
+        let path = format!("/a.slice/a-b.slice/{scope}");
+        assert_eq!(split(&path), Some(("a-b.slice", scope.as_str())));
         let root = format!("/{scope}");
         assert_eq!(split(&root), Some(("-.slice", scope.as_str())));
         for other in [

@@ -95,7 +95,7 @@ impl V2Cgroup {
 
 impl Drop for V2Cgroup {
     fn drop(&mut self) {
-        files::remove_tree(&self.0, Instant::now() + REMOVE_PATIENCE).unwrap();
+        files::remove_tree(&self.0, Instant::now() + REMOVE_TIMEOUT).unwrap();
     }
 }
 

@@ -17,9 +17,9 @@ fn run_in_leaf(leaf: &ExecLeaf, script: &str) -> Child {
 }
 
 impl ExecLeaf {
-    /// What a shell writes to, who cannot use [`ExecLeaf::entrance`].
+    /// What a shell writes to, who cannot use [`ExecLeaf::clone_into_fd`].
     fn unified_procs(&self) -> Option<PathBuf> {
-        let fd = self.entrance().unwrap()?;
+        let fd = self.clone_into_fd().unwrap()?;
         let dir = std::fs::read_link(format!(
             "/proc/self/fd/{}",
             std::os::fd::AsRawFd::as_raw_fd(&fd)

@@ -9,7 +9,7 @@ use std::collections::HashSet;
 
 use super::super::error::Error;
 use super::super::netlink::{Link, Netlink};
-use super::super::{Attachment, Provider, plumbing};
+use super::super::{Attachment, Provider, veth};
 use super::{Builtin, ignore_gone};
 
 /// The first number that is tried for the group in which orphans are deleted together.
@@ -41,10 +41,10 @@ impl Builtin {
             group += 1;
         }
         for orphan in &orphans {
-            ignore_gone(host.run(vec![plumbing::set_group(orphan.index, &orphan.name, group)]))?;
+            ignore_gone(host.run(vec![veth::set_group(orphan.index, &orphan.name, group)]))?;
         }
         if !orphans.is_empty() {
-            ignore_gone(host.run(vec![plumbing::delete_group(group)]))?;
+            ignore_gone(host.run(vec![veth::delete_group(group)]))?;
         }
         removed.extend(
             orphans

@@ -17,7 +17,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::super::nft::{Base, Batch, Element, Hook, Kind, Rule, Set, Type, concat};
-use super::super::plumbing::GATEWAY_V4;
+use super::super::veth::GATEWAY_V4;
 use super::super::{HostPort, Protocol};
 use coracle_spec::egress::Cidr;
 

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::*;
-use crate::{NamespaceWish, create_namespaces, open_pin, unpin};
+use crate::{NamespaceConfig, create_namespaces, open_pin, unpin};
 
 /// A network with a prefix, a subnet and directories of its own; checks at its end that no
 /// interface, lease or pin is left.
@@ -25,10 +25,10 @@ struct Node {
     dir: PathBuf,
 }
 
-fn wish(pod: &str) -> NetworkWish {
-    NetworkWish {
+fn pod_config(pod: &str) -> NetworkConfig {
+    NetworkConfig {
         pod: pod.to_owned(),
-        ..NetworkWish::default()
+        ..NetworkConfig::default()
     }
 }
 
@@ -72,13 +72,13 @@ impl Node {
 
     fn pod(&self, name: &str) -> Pod {
         let pin = self.dir.join("pins").join(name);
-        let wish = NamespaceWish {
+        let config = NamespaceConfig {
             net: true,
             ipc: true,
             uts: Some(name.to_owned()),
-            ..NamespaceWish::default()
+            ..NamespaceConfig::default()
         };
-        let netns = create_namespaces(wish, Some(&pin)).unwrap().net.unwrap();
+        let netns = create_namespaces(config, Some(&pin)).unwrap().net.unwrap();
         Pod {
             id: name.to_owned(),
             pin,
@@ -88,7 +88,7 @@ impl Node {
 
     fn attach(&self, pod: &Pod) -> Attachment {
         self.network
-            .attach(&wish(&pod.id), pod.netns.as_fd())
+            .attach(&pod_config(&pod.id), pod.netns.as_fd())
             .unwrap()
     }
 
@@ -223,7 +223,7 @@ fn attach_is_repeatable_and_mends() {
     assert_eq!(node.attach(&pod), first);
     assert_eq!(
         node.reopened()
-            .attach(&wish("pod"), pod.netns.as_fd())
+            .attach(&pod_config("pod"), pod.netns.as_fd())
             .unwrap(),
         first,
         "after a restart"
@@ -269,13 +269,13 @@ fn failed_attach_leaves_nothing() {
     // Its eth0 is taken.
     let error = node
         .network
-        .attach(&wish("other"), one.netns.as_fd())
+        .attach(&pod_config("other"), one.netns.as_fd())
         .unwrap_err();
     assert!(error.to_string().starts_with("create veth c"), "{error}");
     let file = std::fs::File::open("/proc/self/cmdline").unwrap();
     let error = node
         .network
-        .attach(&wish("nowhere"), file.as_fd())
+        .attach(&pod_config("nowhere"), file.as_fd())
         .unwrap_err();
     assert_eq!(error.to_string(), "enter the pod's network namespace");
     assert_eq!(node.network.leases(), 1);
@@ -296,7 +296,7 @@ fn failed_configuration_takes_the_veth_back() {
     v6_is_off("1");
     let error = node
         .network
-        .attach(&wish("pod"), pod.netns.as_fd())
+        .attach(&pod_config("pod"), pod.netns.as_fd())
         .unwrap_err()
         .to_string();
     assert!(error.starts_with("add pod address fd00:c0:ac:"), "{error}");
@@ -315,7 +315,9 @@ fn address_waits_for_its_interface() {
     // A daemon that starts over at the first address, which is given back but still answers.
     std::fs::remove_file(node.dir.join("leases/.cursor")).unwrap();
     let restarted = node.reopened();
-    let second = restarted.attach(&wish("two"), two.netns.as_fd()).unwrap();
+    let second = restarted
+        .attach(&pod_config("two"), two.netns.as_fd())
+        .unwrap();
     assert_ne!(second.addresses, first.addresses);
     assert_eq!(
         second.host_interface,
@@ -333,7 +335,10 @@ fn pin_is_enough_to_attach() {
     let pod = node.pod("pod");
     drop(pod.netns);
     let netns = open_pin(&pod.pin).unwrap();
-    let attachment = node.network.attach(&wish("pod"), netns.as_fd()).unwrap();
+    let attachment = node
+        .network
+        .attach(&pod_config("pod"), netns.as_fd())
+        .unwrap();
     talk(Some(&netns), None, attachment.addresses[0]);
     node.end(Pod { netns, ..pod }, &attachment);
 }

@@ -103,16 +103,16 @@ mod tests {
 
     use super::super::super::netlink::inside;
     use super::super::super::nft::{Batch, Nft};
-    use super::super::super::{NamespaceWish, create_namespaces};
+    use super::super::super::{NamespaceConfig, create_namespaces};
     use super::*;
 
     #[test]
     fn only_changes_of_the_table_wake_it_and_a_failure_is_tried_again() {
-        let wish = NamespaceWish {
+        let config = NamespaceConfig {
             net: true,
-            ..NamespaceWish::default()
+            ..NamespaceConfig::default()
         };
-        let netns = create_namespaces(wish, None).unwrap().net.unwrap();
+        let netns = create_namespaces(config, None).unwrap().net.unwrap();
         let nft = Nft::open_in(netns.as_fd()).unwrap();
         let add = |name: &str| {
             let mut batch = Batch::new(name);

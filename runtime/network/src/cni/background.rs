@@ -22,13 +22,13 @@ use crate::namespace::unpin;
 /// How many DELs run in the background at a time.
 pub const AT_ONCE: usize = 4;
 /// How long a DEL may delay the daemon's start before it goes on in the background.
-pub const START_PATIENCE: Duration = Duration::from_secs(2);
+pub const START_TIMEOUT: Duration = Duration::from_secs(2);
 /// Pauses between attempts at a DEL that nobody asks for again: the first, and the longest; both get up to half more.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins(10));
 /// How long one plugin may take for GC, while which pods that are attached or detached wait, and for CHECK.
-const UNASKED_LIMIT: Duration = Duration::from_secs(10);
+const BACKGROUND_LIMIT: Duration = Duration::from_secs(10);
 /// How long GC looks for a moment in which nobody is attached or detached, and how often.
-const GC_PATIENCE: (Duration, Duration) = (Duration::from_mins(2), Duration::from_millis(50));
+const GC_TIMEOUT: (Duration, Duration) = (Duration::from_mins(2), Duration::from_millis(50));
 /// How long the DELs of pods without a record leave such a moment to GC.
 const GC_HEAD_START: Duration = Duration::from_secs(5);
 
@@ -38,7 +38,7 @@ impl Cni {
     pub async fn del_soon(self: &Arc<Self>, pod: &str) {
         let (network, pod) = (Arc::clone(self), pod.to_owned());
         let attempts = tokio::spawn(async move { network.del_until_done(&pod).await });
-        let _ = tokio::time::timeout(START_PATIENCE, attempts).await;
+        let _ = tokio::time::timeout(START_TIMEOUT, attempts).await;
     }
 
     /// Nobody will ask again for this pod: what is still owed goes on in the background, and its namespace is unpinned
@@ -93,7 +93,7 @@ impl Cni {
     /// the background; failures are logged.
     pub fn resume(self: &Arc<Self>, live: &HashSet<String>, is_in_use: bool) {
         let (kept, gone): (Vec<String>, Vec<String>) = self
-            .entries
+            .cache
             .pods()
             .into_iter()
             .partition(|pod| live.contains(pod));
@@ -119,25 +119,26 @@ impl Cni {
         if !invoke::has_gc(&list) {
             return;
         }
-        let Some(_alone) = self.be_alone().await else {
+        let Some(_alone) = self.exclude_plugins().await else {
             tracing::warn!(network = %list.name, "garbage of the network was not collected: plugins were at work all the time");
             return;
         };
         // The list of what is valid must be made while nobody is being attached.
-        let attachments = self.entries.pods().into_iter();
+        let attachments = self.cache.pods().into_iter();
         let valid: Vec<Value> = attachments
             .map(|pod| json!({"containerID": pod, "ifname": INTERFACE}))
             .collect();
-        if let Err(error) = invoke::gc(&self.hasty(), &list, &Value::Array(valid)).await {
+        if let Err(error) = invoke::gc(&self.background_runner(), &list, &Value::Array(valid)).await
+        {
             tracing::warn!(network = %list.name, error = chain(&error), "garbage of the network was not collected");
         }
     }
 
     /// Waits for a moment in which no plugin is at work on a pod, and holds it. It does not queue for that: whoever
     /// is to be attached would wait behind it for the slowest plugin. `None`: there is no such moment.
-    async fn be_alone(&self) -> Option<RwLockWriteGuard<'_, ()>> {
-        let (begun, (patience, pause)) = (Instant::now(), GC_PATIENCE);
-        while begun.elapsed() < patience {
+    async fn exclude_plugins(&self) -> Option<RwLockWriteGuard<'_, ()>> {
+        let (begun, (timeout, pause)) = (Instant::now(), GC_TIMEOUT);
+        while begun.elapsed() < timeout {
             if let Ok(alone) = self.gate.try_write() {
                 return Some(alone);
             }
@@ -148,13 +149,13 @@ impl Cni {
 
     /// One pod after the other. Whoever wants a pod's turn meanwhile gets it at once.
     pub(super) async fn check(self: &Arc<Self>, pods: Vec<String>) {
-        let runner = self.hasty();
+        let runner = self.background_runner();
         for pod in pods {
-            let turn = self.turns.take(&pod).await;
+            let pod_lock = self.pod_locks.acquire(&pod).await;
             let checked = async {
                 let _gate = self.gate.read().await;
                 let id = pod.clone();
-                match self.on_disk(move |entries| entries.read(&id)).await {
+                match self.on_disk(move |cache| cache.read(&id)).await {
                     Ok(Some(entry)) => invoke::check(&runner, &entry).await,
                     // Detached meanwhile, or for DEL to complain of.
                     _ => Ok(()),
@@ -162,7 +163,7 @@ impl Cni {
             };
             let checked = tokio::select! {
                 checked = checked => checked,
-                () = turn.is_wanted() => continue,
+                () = pod_lock.is_contended() => continue,
             };
             if let Err(error) = checked {
                 tracing::warn!(
@@ -175,9 +176,9 @@ impl Cni {
     }
 
     /// Runs plugins for what nobody has asked for.
-    fn hasty(&self) -> Runner {
+    fn background_runner(&self) -> Runner {
         let mut runner = self.runner.clone();
-        runner.limit = runner.limit.min(UNASKED_LIMIT);
+        runner.limit = runner.limit.min(BACKGROUND_LIMIT);
         runner
     }
 }

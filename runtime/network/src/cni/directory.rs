@@ -15,12 +15,12 @@ use super::list::NetworkList;
 
 /// A larger file is refused. Bytes.
 const MAX_FILE_BYTES: u64 = 1 << 20;
-/// Entries of a directory beyond these are not looked at, after sorting by name.
+/// Cache of a directory beyond these are not looked at, after sorting by name.
 const MAX_ENTRIES: usize = 1024;
 
 /// What the directory looked like: every file that could matter, by name, inode, size and times.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Look(Vec<(PathBuf, [i64; 6])>);
+pub struct Fingerprint(Vec<(PathBuf, [i64; 6])>);
 
 /// What a directory of configurations comes to.
 #[derive(Clone, Debug, PartialEq)]
@@ -32,7 +32,7 @@ pub struct Reading {
 }
 
 /// Looks without reading any file. Errors: the directory cannot be listed.
-pub fn look(directory: &Path) -> io::Result<Look> {
+pub fn fingerprint(directory: &Path) -> io::Result<Fingerprint> {
     let mut seen = Vec::new();
     for path in entries(directory)? {
         let Ok(facts) = fs::metadata(&path) else {
@@ -52,7 +52,7 @@ pub fn look(directory: &Path) -> io::Result<Look> {
             seen.push((path, essence(&facts)));
         }
     }
-    Ok(Look(seen))
+    Ok(Fingerprint(seen))
 }
 
 fn essence(facts: &Metadata) -> [i64; 6] {
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_takes_the_plugins_of_its_own_directory_unless_told_not_to() {
+    fn a_list_loads_plugins_from_its_own_directory_unless_disabled() {
         let temp = Temp::new();
         let dir = temp.dir();
         fs::write(dir.join("10.conflist"), list("n")).unwrap();
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn hostile_entries_neither_hold_nor_fill_us() {
+    fn hostile_files_neither_block_nor_exhaust_memory() {
         let temp = Temp::new();
         let dir = temp.dir();
         let made = Command::new("mkfifo").arg(dir.join("01.conflist")).status();
@@ -265,17 +265,17 @@ mod tests {
         let reading = read(dir).unwrap();
         assert_eq!(reading.chosen.unwrap().1.name, "n");
         assert_eq!(reading.broken.len(), 5);
-        assert!(look(dir).is_ok());
-        assert!(look(&dir.join("absent")).is_err());
+        assert!(fingerprint(dir).is_ok());
+        assert!(fingerprint(&dir.join("absent")).is_err());
     }
 
     #[test]
     fn every_change_that_matters_is_seen() {
         let temp = Temp::new();
         let dir = temp.dir();
-        let mut before = look(dir).unwrap();
+        let mut before = fingerprint(dir).unwrap();
         let mut changed = |what: &str| {
-            let now = look(dir).unwrap();
+            let now = fingerprint(dir).unwrap();
             assert_ne!(now, before, "{what}");
             before = now;
         };
@@ -292,7 +292,7 @@ mod tests {
         changed("a file gone");
         fs::write(dir.join("notes.txt"), "").unwrap();
         assert_eq!(
-            look(dir).unwrap(),
+            fingerprint(dir).unwrap(),
             before,
             "a file that is no configuration"
         );

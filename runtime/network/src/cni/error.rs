@@ -21,7 +21,7 @@ pub enum Error {
     #[error(
         "tell plugins of pod {pod}: {what} is {value:?}; only letters, digits and `-_.:` are passed on"
     )]
-    Words {
+    InvalidName {
         /// The pod.
         pod: String,
         /// Which of its properties.
@@ -40,7 +40,7 @@ pub enum Error {
         dirs: String,
     },
     /// The plugin said no.
-    #[error("{verb} of plugin {plugin} for network {network}: {words}")]
+    #[error("{verb} of plugin {plugin} for network {network}: {message}")]
     Refused {
         /// What it was asked to do.
         verb: Verb,
@@ -49,7 +49,7 @@ pub enum Error {
         /// The network's name.
         network: String,
         /// Its words, or how it ended if it had none.
-        words: String,
+        message: String,
     },
     /// The plugin took too long and was killed.
     #[error("{verb} of plugin {plugin} for network {network}: no answer within {} s, killed", limit.as_secs())]
@@ -130,7 +130,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_of_a_plugin_are_one_bounded_line() {
+    fn plugin_messages_become_one_bounded_line() {
         assert_eq!(plain("a\n\tb\u{1b}[31m\u{202e}c\0", 80), "a b [31m c");
         assert_eq!(plain(&"\u{e9}".repeat(90), 3), "\u{e9}\u{e9}\u{e9}...");
         assert_eq!(plain("", 3), "");

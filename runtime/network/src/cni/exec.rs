@@ -50,7 +50,7 @@ pub struct Subject {
 
 /// One thing to ask of one plugin.
 #[derive(Debug)]
-pub struct Question<'a> {
+pub struct Invocation<'a> {
     /// What to do.
     pub verb: Verb,
     /// The plugin's type, a plain file name.
@@ -73,14 +73,14 @@ pub struct Runner {
 }
 
 /// What a plugin said, and how it ended.
-struct Heard {
+struct Output {
     status: ExitStatus,
-    answer: Bounded,
-    complaint: Bounded,
+    answer: BoundedBytes,
+    complaint: BoundedBytes,
 }
 
 #[derive(Default)]
-struct Bounded {
+struct BoundedBytes {
     bytes: Vec<u8>,
     is_cut: bool,
 }
@@ -109,34 +109,34 @@ impl Runner {
 
     /// Asks, and gives what the plugin wrote to standard output.
     /// Errors: no such plugin, it cannot be executed, refuses, says too much or takes too long.
-    pub async fn ask(&self, question: &Question<'_>) -> Result<Vec<u8>, Error> {
-        let program = self.find(question.network, question.plugin)?;
+    pub async fn run(&self, invocation: &Invocation<'_>) -> Result<Vec<u8>, Error> {
+        let program = self.find(invocation.network, invocation.plugin)?;
         let begun = Instant::now();
-        let child = self.spawn(&program, question).await?;
-        let heard = match tokio::time::timeout(self.limit, listen(child)).await {
-            Ok(heard) => heard.map_err(|error| Error::file("wait for", &program, error))?,
+        let child = self.spawn(&program, invocation).await?;
+        let output = match tokio::time::timeout(self.limit, collect_output(child)).await {
+            Ok(output) => output.map_err(|error| Error::file("wait for", &program, error))?,
             Err(_) => {
                 return Err(Error::TimedOut {
-                    verb: question.verb,
-                    plugin: question.plugin.to_owned(),
-                    network: question.network.to_owned(),
+                    verb: invocation.verb,
+                    plugin: invocation.plugin.to_owned(),
+                    network: invocation.network.to_owned(),
                     limit: self.limit,
                 });
             }
         };
         tracing::debug!(
-            verb = question.verb.as_str(),
-            plugin = question.plugin,
+            verb = invocation.verb.as_str(),
+            plugin = invocation.plugin,
             took_ms = begun.elapsed().as_millis(),
             "network plugin ended"
         );
-        judge(question, heard)
+        check_status(invocation, output)
     }
 
-    async fn spawn(&self, program: &Path, question: &Question<'_>) -> Result<Group, Error> {
+    async fn spawn(&self, program: &Path, invocation: &Invocation<'_>) -> Result<Group, Error> {
         let failed = |error| Error::file("execute", program, error);
-        let input = standard_input(&question.input).map_err(failed)?;
-        let mut command = self.command(program, question);
+        let input = standard_input(&invocation.input).map_err(failed)?;
+        let mut command = self.command(program, invocation);
         let (tries, pause) = BUSY_TRIES;
         for _ in 1..tries {
             command.stdin(Stdio::from(input.try_clone().map_err(failed)?));
@@ -152,14 +152,14 @@ impl Runner {
         command.spawn().map(Group).map_err(failed)
     }
 
-    fn command(&self, program: &Path, question: &Question<'_>) -> Command {
+    fn command(&self, program: &Path, invocation: &Invocation<'_>) -> Command {
         let mut command = Command::new(program);
         command
             .env_clear()
             .env("PATH", PATH)
-            .env("CNI_COMMAND", question.verb.as_str())
+            .env("CNI_COMMAND", invocation.verb.as_str())
             .env("CNI_PATH", self.search_path());
-        if let Some(subject) = question.subject {
+        if let Some(subject) = invocation.subject {
             command
                 .env("CNI_CONTAINERID", &subject.container)
                 .env("CNI_NETNS", &subject.netns)
@@ -205,27 +205,27 @@ impl Drop for Group {
     }
 }
 
-async fn listen(mut group: Group) -> io::Result<Heard> {
-    let (mut answer, mut complaint) = (Bounded::default(), Bounded::default());
+async fn collect_output(mut group: Group) -> io::Result<Output> {
+    let (mut answer, mut complaint) = (BoundedBytes::default(), BoundedBytes::default());
     let (stdout, stderr) = (group.0.stdout.take(), group.0.stderr.take());
     let status = {
-        let hearing = async {
+        let reading = async {
             tokio::join!(
-                hear(stdout, &mut answer, MAX_ANSWER),
-                hear(stderr, &mut complaint, MAX_COMPLAINT)
+                read_bounded(stdout, &mut answer, MAX_ANSWER),
+                read_bounded(stderr, &mut complaint, MAX_COMPLAINT)
             )
         };
-        tokio::pin!(hearing);
+        tokio::pin!(reading);
         tokio::select! {
             status = group.0.wait() => {
                 // Nobody else writes, unless the plugin left somebody behind.
-                let _ = tokio::time::timeout(LINGER, hearing).await;
+                let _ = tokio::time::timeout(LINGER, reading).await;
                 status?
             }
-            _ = &mut hearing => group.0.wait().await?,
+            _ = &mut reading => group.0.wait().await?,
         }
     };
-    Ok(Heard {
+    Ok(Output {
         status,
         answer,
         complaint,
@@ -233,7 +233,7 @@ async fn listen(mut group: Group) -> io::Result<Heard> {
 }
 
 /// Reads to the end and keeps the first `limit` bytes.
-async fn hear(from: Option<impl AsyncRead + Unpin>, into: &mut Bounded, limit: usize) {
+async fn read_bounded(from: Option<impl AsyncRead + Unpin>, into: &mut BoundedBytes, limit: usize) {
     let Some(mut from) = from else { return };
     let mut piece = [0; 4096];
     while let Ok(got) = from.read(&mut piece).await {
@@ -246,29 +246,29 @@ async fn hear(from: Option<impl AsyncRead + Unpin>, into: &mut Bounded, limit: u
     }
 }
 
-fn judge(question: &Question<'_>, heard: Heard) -> Result<Vec<u8>, Error> {
-    if !heard.status.success() {
+fn check_status(invocation: &Invocation<'_>, output: Output) -> Result<Vec<u8>, Error> {
+    if !output.status.success() {
         return Err(Error::Refused {
-            verb: question.verb,
-            plugin: question.plugin.to_owned(),
-            network: question.network.to_owned(),
-            words: words(&heard),
+            verb: invocation.verb,
+            plugin: invocation.plugin.to_owned(),
+            network: invocation.network.to_owned(),
+            message: failure_message(&output),
         });
     }
-    if heard.answer.is_cut {
+    if output.answer.is_cut {
         return Err(Error::Answer {
-            verb: question.verb,
-            plugin: question.plugin.to_owned(),
-            network: question.network.to_owned(),
+            verb: invocation.verb,
+            plugin: invocation.plugin.to_owned(),
+            network: invocation.network.to_owned(),
             what: format!("is longer than {MAX_ANSWER} bytes"),
         });
     }
-    Ok(heard.answer.bytes)
+    Ok(output.answer.bytes)
 }
 
 /// Why it failed: its error object, else what it complained of, else how it ended.
-fn words(heard: &Heard) -> String {
-    let answer: Option<Value> = serde_json::from_slice(&heard.answer.bytes).ok();
+fn failure_message(output: &Output) -> String {
+    let answer: Option<Value> = serde_json::from_slice(&output.answer.bytes).ok();
     let of = |key: &str| {
         let text = answer.as_ref().and_then(|answer| answer.get(key)?.as_str());
         text.map(|text| plain(text, MAX_SHOWN))
@@ -282,10 +282,10 @@ fn words(heard: &Heard) -> String {
         let details = of("details").map_or(String::new(), |details| format!("; {details}"));
         return format!("{message}{code}{details}");
     }
-    let complaint = plain(&String::from_utf8_lossy(&heard.complaint.bytes), MAX_SHOWN);
+    let complaint = plain(&String::from_utf8_lossy(&output.complaint.bytes), MAX_SHOWN);
     match complaint.is_empty() {
-        true => format!("{}, without a word", heard.status),
-        false => format!("{complaint} ({})", heard.status),
+        true => format!("{}, without a word", output.status),
+        false => format!("{complaint} ({})", output.status),
     }
 }
 
@@ -308,19 +308,19 @@ mod tests {
         }
     }
 
-    async fn ask(
+    async fn run(
         runner: &Runner,
         input: &[u8],
         subject: Option<&Subject>,
     ) -> Result<String, Error> {
-        let question = Question {
+        let invocation = Invocation {
             verb: Verb::Add,
             plugin: "p",
             network: "net",
             subject,
             input: input.to_vec(),
         };
-        let answer = runner.ask(&question).await?;
+        let answer = runner.run(&invocation).await?;
         Ok(String::from_utf8(answer).unwrap())
     }
 
@@ -336,14 +336,14 @@ mod tests {
             interface: "eth0".into(),
             args: "A=b".into(),
         };
-        let said = ask(&runner, b"input\n", Some(&subject)).await.unwrap();
+        let output = run(&runner, b"input\n", Some(&subject)).await.unwrap();
         let dirs = runner.search_path();
         let expected = format!(
             "input\nCNI_ARGS=A=b\nCNI_COMMAND=ADD\nCNI_CONTAINERID=c1\nCNI_IFNAME=eth0\nCNI_NETNS=/n\nCNI_PATH={dirs}\n\
              PATH={PATH}\nPWD=/\n/\n"
         );
         // What the shell adds by itself.
-        let said: String = said
+        let output: String = output
             .lines()
             .filter(|line| {
                 !line.starts_with("_=")
@@ -352,15 +352,15 @@ mod tests {
             })
             .map(|line| format!("{line}\n"))
             .collect();
-        assert_eq!(said, expected);
+        assert_eq!(output, expected);
     }
 
     #[tokio::test]
-    async fn a_refusal_carries_the_plugins_own_words() {
+    async fn an_error_carries_the_plugins_own_message() {
         let temp = Temp::new();
         let says = async |script: &str| {
             let runner = runner(&temp, script, LONG);
-            ask(&runner, b"", None).await.unwrap_err().to_string()
+            run(&runner, b"", None).await.unwrap_err().to_string()
         };
         let head = "ADD of plugin p for network net: ";
         let object = r#"printf %s '{"cniVersion":"1.0.0","code":11,"msg":"try\nagain","details":"x"}'; exit 1"#;
@@ -389,7 +389,7 @@ mod tests {
         );
         let runner = runner(&temp, &script, Duration::from_millis(300));
         let begun = Instant::now();
-        let error = ask(&runner, b"", None).await.unwrap_err();
+        let error = run(&runner, b"", None).await.unwrap_err();
         assert!(matches!(error, Error::TimedOut { .. }), "{error}");
         assert!(begun.elapsed() < Duration::from_secs(5));
         let pid = fs::read_to_string(temp.dir().join("pid")).unwrap();
@@ -407,23 +407,23 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_child_that_keeps_the_output_open_does_not_hold_us() {
+    async fn a_child_that_keeps_the_output_open_delays_nobody() {
         let temp = Temp::new();
         let script = "echo '{}'; (sleep 6; exit 0) & exit 0";
         let runner = runner(&temp, script, LONG);
         let begun = Instant::now();
-        assert_eq!(ask(&runner, b"", None).await.unwrap(), "{}\n");
+        assert_eq!(run(&runner, b"", None).await.unwrap(), "{}\n");
         assert!(begun.elapsed() < Duration::from_secs(5));
     }
 
     #[tokio::test]
-    async fn input_that_is_not_read_and_output_without_end_do_no_harm() {
+    async fn unread_input_and_endless_output_do_no_harm() {
         let temp = Temp::new();
         let big = vec![b'x'; 8 << 20];
         let deaf = runner(&temp, "exec echo fine", LONG);
-        assert_eq!(ask(&deaf, &big, None).await.unwrap(), "fine\n");
+        assert_eq!(run(&deaf, &big, None).await.unwrap(), "fine\n");
         let loud = runner(&temp, "exec head -c 5000000 /dev/zero", LONG);
-        let error = ask(&loud, b"", None).await.unwrap_err();
+        let error = run(&loud, b"", None).await.unwrap_err();
         assert!(matches!(error, Error::Answer { .. }), "{error}");
     }
 
@@ -433,14 +433,14 @@ mod tests {
         let runner = runner(&temp, "exit 0", LONG);
         fs::write(temp.dir().join("p"), "no program").unwrap();
         assert!(
-            ask(&runner, b"", None)
+            run(&runner, b"", None)
                 .await
                 .unwrap_err()
                 .to_string()
                 .starts_with("execute ")
         );
         fs::set_permissions(temp.dir().join("p"), fs::Permissions::from_mode(0o644)).unwrap();
-        let error = ask(&runner, b"", None).await.unwrap_err().to_string();
+        let error = run(&runner, b"", None).await.unwrap_err().to_string();
         assert!(
             error.contains("no executable of that name in") && error.contains("empty, "),
             "{error}"
@@ -448,7 +448,7 @@ mod tests {
         fs::remove_file(temp.dir().join("p")).unwrap();
         fs::create_dir(temp.dir().join("p")).unwrap();
         assert!(matches!(
-            ask(&runner, b"", None).await,
+            run(&runner, b"", None).await,
             Err(Error::NoPlugin { .. })
         ));
     }

@@ -1,18 +1,18 @@
 //! The targets that read what plugins answer and what networks are made of.
 
 use super::list::{Extra, NetworkList};
-use super::outcome;
+use super::result;
 
 /// Most addresses that a result may have; more must be refused.
 const MAX_ADDRESSES: usize = 64;
 
 /// Addresses that are taken belong to hosts, each once, IPv4 first.
 pub(crate) fn result(input: &[u8]) {
-    let Ok(result) = outcome::result(input) else {
+    let Ok(result) = result::result(input) else {
         return;
     };
     assert!(result.is_object());
-    let Ok(addresses) = outcome::addresses(&result, "eth0") else {
+    let Ok(addresses) = result::addresses(&result, "eth0") else {
         return;
     };
     assert!((1..=MAX_ADDRESSES).contains(&addresses.len()));
@@ -34,10 +34,10 @@ pub(crate) fn list(input: &[u8]) {
                 !plugin.kind.contains(['/', '\0'])
                     && !matches!(plugin.kind.as_str(), "" | "." | "..")
             );
-            let told = list.input(plugin, Extra::default());
-            let told: serde_json::Value =
-                serde_json::from_slice(&told).expect("plugins are told JSON");
-            assert_eq!(told["cniVersion"], list.version.as_str());
+            let input = list.input(plugin, Extra::default());
+            let input: serde_json::Value =
+                serde_json::from_slice(&input).expect("plugins get JSON");
+            assert_eq!(input["cniVersion"], list.version.as_str());
         }
         let written = list.to_json();
         let again = NetworkList::parse(written.to_string().as_bytes());

@@ -11,11 +11,11 @@ use std::net::IpAddr;
 
 use serde_json::Value;
 
-use super::entries::Entry;
+use super::cache::Entry;
 use super::error::Error;
-use super::exec::{Question, Runner, Subject};
+use super::exec::{Invocation, Runner, Subject};
 use super::list::{Extra, NetworkList, Plugin, Version};
-use super::outcome;
+use super::result;
 use super::verb::Verb;
 
 /// Attaches. Gives the last plugin's result and the pod's addresses in it.
@@ -29,37 +29,36 @@ pub async fn add(runner: &Runner, entry: &Entry) -> Result<(Value, Vec<IpAddr>),
             capabilities: Some(&entry.capabilities),
             valid_attachments: None,
         };
-        let question = question(Verb::Add, &entry.list, plugin, extra).of(&subject);
-        let answer = runner.ask(&question).await?;
-        result = Some(outcome::result(&answer).map_err(|what| useless(&question, what))?);
+        let invocation = invocation(Verb::Add, &entry.list, plugin, extra).of(&subject);
+        let answer = runner.run(&invocation).await?;
+        result = Some(result::result(&answer).map_err(|what| useless(&invocation, what))?);
         last = &plugin.kind;
     }
     let result = result.unwrap_or_default();
-    let addresses =
-        outcome::addresses(&result, &entry.interface).map_err(|what| Error::Answer {
-            verb: Verb::Add,
-            plugin: last.to_owned(),
-            network: entry.list.name.clone(),
-            what,
-        })?;
+    let addresses = result::addresses(&result, &entry.interface).map_err(|what| Error::Answer {
+        verb: Verb::Add,
+        plugin: last.to_owned(),
+        network: entry.list.name.clone(),
+        what,
+    })?;
     Ok((result, addresses))
 }
 
 /// Detaches; `netns` is empty when the namespace is gone. Plugins take what is absent for done.
 pub async fn del(runner: &Runner, entry: &Entry, netns: String) -> Result<(), Error> {
     let subject = subject(entry, netns);
-    let mut outcome = Ok(());
+    let mut result = Ok(());
     for plugin in entry.list.plugins.iter().rev() {
         let extra = Extra {
             previous: result_of(entry),
             capabilities: Some(&entry.capabilities),
             valid_attachments: None,
         };
-        let question = question(Verb::Del, &entry.list, plugin, extra).of(&subject);
-        let deleted = runner.ask(&question).await.map(drop);
-        outcome = outcome.and(deleted);
+        let invocation = invocation(Verb::Del, &entry.list, plugin, extra).of(&subject);
+        let deleted = runner.run(&invocation).await.map(drop);
+        result = result.and(deleted);
     }
-    outcome
+    result
 }
 
 /// Has plugins compare an attachment with its result. Fine if the network's version or file does not have it so.
@@ -75,8 +74,8 @@ pub async fn check(runner: &Runner, entry: &Entry) -> Result<(), Error> {
             capabilities: Some(&entry.capabilities),
             valid_attachments: None,
         };
-        let question = question(Verb::Check, list, plugin, extra).of(&subject);
-        runner.ask(&question).await?;
+        let invocation = invocation(Verb::Check, list, plugin, extra).of(&subject);
+        runner.run(&invocation).await?;
     }
     Ok(())
 }
@@ -88,7 +87,7 @@ pub async fn status(runner: &Runner, list: &NetworkList) -> Result<(), Error> {
     }
     for plugin in &list.plugins {
         runner
-            .ask(&question(Verb::Status, list, plugin, Extra::default()))
+            .run(&invocation(Verb::Status, list, plugin, Extra::default()))
             .await?;
     }
     Ok(())
@@ -109,16 +108,16 @@ pub async fn gc(runner: &Runner, list: &NetworkList, valid: &Value) -> Result<()
     if !has_gc(list) {
         return Ok(());
     }
-    let mut outcome = Ok(());
+    let mut result = Ok(());
     for plugin in &list.plugins {
         let extra = Extra {
             valid_attachments: Some(valid),
             ..Extra::default()
         };
-        let dropped = runner.ask(&question(Verb::Gc, list, plugin, extra)).await;
-        outcome = outcome.and(dropped.map(drop));
+        let dropped = runner.run(&invocation(Verb::Gc, list, plugin, extra)).await;
+        result = result.and(dropped.map(drop));
     }
-    outcome
+    result
 }
 
 fn subject(entry: &Entry, netns: String) -> Subject {
@@ -136,13 +135,13 @@ fn result_of(entry: &Entry) -> Option<&Value> {
     result.filter(|_| entry.list.version >= Version::V0_4_0)
 }
 
-fn question<'a>(
+fn invocation<'a>(
     verb: Verb,
     list: &'a NetworkList,
     plugin: &'a Plugin,
     extra: Extra<'_>,
-) -> Question<'a> {
-    Question {
+) -> Invocation<'a> {
+    Invocation {
         verb,
         plugin: &plugin.kind,
         network: &list.name,
@@ -151,18 +150,18 @@ fn question<'a>(
     }
 }
 
-impl<'a> Question<'a> {
+impl<'a> Invocation<'a> {
     fn of(mut self, subject: &'a Subject) -> Self {
         self.subject = Some(subject);
         self
     }
 }
 
-fn useless(question: &Question<'_>, what: String) -> Error {
+fn useless(invocation: &Invocation<'_>, what: String) -> Error {
     Error::Answer {
-        verb: question.verb,
-        plugin: question.plugin.to_owned(),
-        network: question.network.to_owned(),
+        verb: invocation.verb,
+        plugin: invocation.plugin.to_owned(),
+        network: invocation.network.to_owned(),
         what,
     }
 }

@@ -68,7 +68,7 @@ impl fmt::Display for Version {
 pub struct Plugin {
     /// Its type: the name of its executable, without any directory.
     pub kind: String,
-    /// What it can be told of a pod at run time, e.g. `portMappings`.
+    /// Arguments of the pod that it accepts at run time, e.g. `portMappings`.
     pub capabilities: Vec<String>,
     /// Everything that the file says of it.
     config: Map<String, Value>,
@@ -91,7 +91,7 @@ pub struct NetworkList {
     pub plugins: Vec<Plugin>,
 }
 
-/// What a plugin is told besides its configuration.
+/// What a plugin gets besides its configuration.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Extra<'a> {
     /// The result so far.
@@ -177,13 +177,13 @@ impl NetworkList {
             config.insert("prevResult".to_owned(), previous.clone());
         }
         if let Some(known) = extra.capabilities {
-            let told: Map<String, Value> = known
+            let arguments: Map<String, Value> = known
                 .iter()
                 .filter(|(name, _)| plugin.capabilities.contains(name))
                 .map(|(name, value)| (name.clone(), value.clone()))
                 .collect();
-            if !told.is_empty() {
-                config.insert("runtimeConfig".to_owned(), Value::Object(told));
+            if !arguments.is_empty() {
+                config.insert("runtimeConfig".to_owned(), Value::Object(arguments));
             }
         }
         if let Some(valid) = extra.valid_attachments {
@@ -385,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_network_is_refused_with_the_reason() {
+    fn invalid_lists_are_refused_with_the_reason() {
         let cases = [
             (json!([]), "no object"),
             (json!({"cniVersion": "1.0.0"}), "name is missing"),
@@ -424,9 +424,9 @@ mod tests {
                 "33 plugins",
             ),
         ];
-        for (text, words) in cases {
+        for (text, expected) in cases {
             let refused = parse(&text).unwrap_err();
-            assert!(refused.contains(words), "{text}: {refused}");
+            assert!(refused.contains(expected), "{text}: {refused}");
         }
         let deep = "[".repeat(100_000);
         assert!(NetworkList::parse(deep.as_bytes()).is_err());
@@ -434,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn a_plugin_is_told_what_it_declares_and_no_more() {
+    fn a_plugin_gets_only_the_capabilities_that_it_declares() {
         let list = parse(&json!({
             "name": "n", "cniVersion": "1.0.0",
             "plugins": [{"type": "a", "mtu": 1400, "capabilities": {"portMappings": true, "dns": false}}],
@@ -470,7 +470,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_that_was_kept_is_the_list_that_was_used() {
+    fn a_cached_list_equals_the_list_that_was_used() {
         let mut list = parse(&json!({
             "name": "n", "cniVersions": ["1.1.0"], "disableCheck": "TRUE", "disableGC": true,
             "plugins": [{"type": "a", "capabilities": {"mac": true}, "x": [1, {"y": null}]}],

@@ -9,14 +9,14 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::directory::{self, Look, Reading};
+use super::directory::{self, Fingerprint, Reading};
 use super::error::{Error, plain};
 use super::exec::Runner;
 use super::invoke;
 use super::list::NetworkList;
 
 /// How long Status waits for a look to end before it answers with what was known before.
-const PATIENCE: Duration = Duration::from_millis(100);
+const TIMEOUT: Duration = Duration::from_millis(100);
 /// Plugins are asked for their status at most this often. The kubelet asks us every five seconds.
 const STATUS_INTERVAL: Duration = Duration::from_secs(3);
 /// Broken files beyond these are counted, not named.
@@ -31,12 +31,12 @@ pub struct Readiness {
     runner: Runner,
     state: Mutex<State>,
     /// Held while somebody looks on behalf of Status.
-    looking: tokio::sync::Mutex<()>,
+    refreshing: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug)]
 struct State {
-    look: Option<Look>,
+    fingerprint: Option<Fingerprint>,
     network: Result<Arc<NetworkList>, String>,
     /// What plugins have said of themselves, and when.
     status: Option<(Instant, Result<(), String>)>,
@@ -49,21 +49,22 @@ impl Readiness {
             directory: directory.to_owned(),
             runner,
             state: Mutex::new(State {
-                look: None,
+                fingerprint: None,
                 network: Err("the network configuration was not looked at yet".to_owned()),
                 status: None,
             }),
-            looking: tokio::sync::Mutex::new(()),
+            refreshing: tokio::sync::Mutex::new(()),
         }
     }
 
     /// The network that the directory says now. Blocks on the disk.
     /// Errors: [`Error::NotReady`] with the path at fault, [`Error::NoPlugin`].
     pub fn network(&self) -> Result<Arc<NetworkList>, Error> {
-        let look = directory::look(&self.directory).ok();
+        let fingerprint = directory::fingerprint(&self.directory).ok();
         let known = {
             let state = self.lock();
-            (look.is_some() && state.look == look).then(|| state.network.clone())
+            (fingerprint.is_some() && state.fingerprint == fingerprint)
+                .then(|| state.network.clone())
         };
         let (network, file) = match known {
             Some(known) => (known, None),
@@ -72,14 +73,14 @@ impl Readiness {
         let network = network
             .map_err(|why| Error::NotReady { why })
             .and_then(|network| self.installed(&network).map(|()| network));
-        self.note(look, &network, file);
+        self.update(fingerprint, &network, file);
         network
     }
 
     /// The network that the directory says, with its file. Errors: why there is none.
     fn read(&self) -> (Result<Arc<NetworkList>, String>, Option<String>) {
         let judged = match directory::read(&self.directory) {
-            Ok(reading) => self.judge(reading),
+            Ok(reading) => self.choose(reading),
             Err(error) => Err(format!(
                 "the directory of network configurations {} cannot be listed: {error}",
                 self.directory.display()
@@ -92,14 +93,14 @@ impl Readiness {
     }
 
     /// Keeps what a look came to, and says it if it is news.
-    fn note(
+    fn update(
         &self,
-        look: Option<Look>,
+        fingerprint: Option<Fingerprint>,
         network: &Result<Arc<NetworkList>, Error>,
         file: Option<String>,
     ) {
         // Installers put the file first and the plugins next: all of it is looked at again then.
-        let look = look.filter(|_| !matches!(network, Err(Error::NoPlugin { .. })));
+        let fingerprint = fingerprint.filter(|_| !matches!(network, Err(Error::NoPlugin { .. })));
         let network = network
             .as_ref()
             .map(Arc::clone)
@@ -108,7 +109,7 @@ impl Readiness {
                 other => other.to_string(),
             });
         let mut state = self.lock();
-        state.look = look;
+        state.fingerprint = fingerprint;
         if state.network == network {
             return;
         }
@@ -124,7 +125,7 @@ impl Readiness {
     }
 
     /// The network of a reading with its file. Errors: why there is none.
-    fn judge(&self, reading: Reading) -> Result<(Arc<NetworkList>, String), String> {
+    fn choose(&self, reading: Reading) -> Result<(Arc<NetworkList>, String), String> {
         let named: Vec<String> = reading
             .broken
             .iter()
@@ -165,10 +166,10 @@ impl Readiness {
 
     /// Why pods cannot be attached, for users to read; `None` if they can. Looks anew, and waits for that only briefly.
     pub async fn problem(self: &Arc<Self>) -> Option<String> {
-        let looker = Arc::clone(self);
-        let look = tokio::spawn(async move { looker.look().await });
+        let this = Arc::clone(self);
+        let fingerprint = tokio::spawn(async move { this.refresh().await });
         // Later than that it still comes to an end, and is told at the next call.
-        let _ = tokio::time::timeout(PATIENCE, look).await;
+        let _ = tokio::time::timeout(TIMEOUT, fingerprint).await;
         self.last_problem()
     }
 
@@ -186,24 +187,24 @@ impl Readiness {
     }
 
     /// Looks at disk and plugins, unless somebody does so already.
-    async fn look(self: Arc<Self>) {
-        let Ok(_only) = self.looking.try_lock() else {
+    async fn refresh(self: Arc<Self>) {
+        let Ok(_only) = self.refreshing.try_lock() else {
             return;
         };
         let reader = Arc::clone(&self);
         let network = tokio::task::spawn_blocking(move || reader.network()).await;
         let Ok(Ok(network)) = network else { return };
         let is_fresh = |at: &Instant| at.elapsed() < STATUS_INTERVAL;
-        let asked_at = self.lock().status.as_ref().map(|(at, _)| *at);
-        if !invoke::has_status(&network) || asked_at.as_ref().is_some_and(is_fresh) {
+        let checked_at = self.lock().status.as_ref().map(|(at, _)| *at);
+        if !invoke::has_status(&network) || checked_at.as_ref().is_some_and(is_fresh) {
             return;
         }
-        let said = invoke::status(&self.runner, &network).await;
-        let said = said.map_err(|error| error.to_string());
+        let status = invoke::status(&self.runner, &network).await;
+        let status = status.map_err(|error| error.to_string());
         let mut state = self.lock();
         // Of a network that has been replaced meanwhile nobody wants to know.
         if state.network.as_ref().is_ok_and(|now| *now == network) {
-            state.status = Some((Instant::now(), said));
+            state.status = Some((Instant::now(), status));
         }
     }
 
@@ -271,7 +272,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn plugins_that_can_be_asked_are_asked_and_nobody_waits_for_them() {
+    async fn plugin_status_is_requested_without_blocking_callers() {
         let temp = Temp::new();
         fs::create_dir(temp.dir().join("conf")).unwrap();
         fs::create_dir(temp.dir().join("bin")).unwrap();
@@ -284,10 +285,10 @@ mod tests {
         let problem = readiness.problem().await.unwrap();
         assert!(problem.contains("have not said yet"), "{problem}");
         assert!(begun.elapsed() < Duration::from_millis(800));
-        let turns = async |words: Option<&str>| {
-            let is = |problem: Option<String>| match words {
+        let becomes = async |expected: Option<&str>| {
+            let is = |problem: Option<String>| match expected {
                 None => problem.is_none(),
-                Some(words) => problem.is_some_and(|problem| problem.contains(words)),
+                Some(expected) => problem.is_some_and(|problem| problem.contains(expected)),
             };
             for _ in 0..200 {
                 if is(readiness.problem().await) {
@@ -295,19 +296,19 @@ mod tests {
                 }
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
-            panic!("never {words:?} but {:?}", readiness.problem().await);
+            panic!("never {expected:?} but {:?}", readiness.problem().await);
         };
-        turns(None).await;
+        becomes(None).await;
         fs::write(
             &answer,
             r#"echo '{"code": 50, "msg": "no uplink"}'; exit 1"#,
         )
         .unwrap();
-        turns(Some(
+        becomes(Some(
             "STATUS of plugin p for network one: no uplink (code 50)",
         ))
         .await;
         fs::write(&answer, "exit 0").unwrap();
-        turns(None).await;
+        becomes(None).await;
     }
 }

@@ -4,8 +4,8 @@
     reason = "a test stops at the first thing that is not as it should be"
 )]
 
+mod in_background;
 mod temp;
-mod unasked;
 
 use serde_json::{Value, json};
 
@@ -74,15 +74,15 @@ impl Site {
     }
 
     async fn add(&self, cni: &Arc<Cni>) -> Result<Vec<IpAddr>, Error> {
-        let wish = NetworkWish {
+        let config = NetworkConfig {
             pod: POD.into(),
             namespace: "ns".into(),
             name: "n".into(),
             uid: "u".into(),
             mac: Some("m".into()),
-            ..NetworkWish::default()
+            ..NetworkConfig::default()
         };
-        let plan = cni.plan(&wish, Path::new("/proc/self/ns/net"))?;
+        let plan = cni.plan(&config, Path::new("/proc/self/ns/net"))?;
         cni.begin(&plan)?;
         cni.add(plan).await
     }
@@ -161,10 +161,10 @@ async fn a_pod_is_attached_in_order_and_detached_in_reverse_with_what_it_was_att
 }
 
 #[tokio::test]
-async fn a_failed_add_leaves_a_del_owed_and_a_failed_del_another() {
+async fn del_is_owed_after_a_failed_add_and_after_a_failed_del() {
     let site = Site::new("1.0.0");
     let cni = site.open();
-    for (script, words) in [
+    for (script, expected) in [
         (
             r#"echo '{"code": 7, "msg": "no"}'; exit 1"#,
             "ADD of plugin two for network net: no (code 7)",
@@ -178,7 +178,7 @@ async fn a_failed_add_leaves_a_del_owed_and_a_failed_del_another() {
     ] {
         site.does("two", script);
         let error = site.add(&cni).await.unwrap_err().to_string();
-        assert!(error.contains(words), "{error}");
+        assert!(error.contains(expected), "{error}");
         assert!(cni.is_owed(POD));
         assert_eq!(site.files(), ["00aa.asked"]);
         site.calls();
@@ -214,7 +214,7 @@ async fn versions_before_0_4_0_get_no_result_at_del_and_no_check() {
 }
 
 #[tokio::test]
-async fn a_pod_whose_namespace_is_gone_is_detached_without_one() {
+async fn a_pod_without_its_namespace_is_detached_with_an_empty_netns() {
     let site = Site::new("1.0.0");
     let cni = site.open();
     site.add(&cni).await.unwrap();
@@ -238,11 +238,11 @@ async fn a_daemon_that_comes_later_detaches_what_no_pod_owns_and_checks_the_rest
     let site = Site::new("1.1.0");
     let cni = site.open();
     site.add(&cni).await.unwrap();
-    let wish = NetworkWish {
+    let config = NetworkConfig {
         pod: "00bb".into(),
-        ..NetworkWish::default()
+        ..NetworkConfig::default()
     };
-    cni.begin(&cni.plan(&wish, Path::new("/x")).unwrap())
+    cni.begin(&cni.plan(&config, Path::new("/x")).unwrap())
         .unwrap();
     site.calls();
 
@@ -305,7 +305,7 @@ async fn what_another_boot_has_left_delays_nobody() {
     let later = site.open();
     let begun = Instant::now();
     later.del(POD).await.unwrap();
-    assert!(begun.elapsed() < background::START_PATIENCE + Duration::from_secs(2));
+    assert!(begun.elapsed() < background::START_TIMEOUT + Duration::from_secs(2));
     assert!(later.is_owed(POD));
     fs::write(site.temp.dir().join("up"), "").unwrap();
     site.becomes("detached", || !later.is_owed(POD)).await;
@@ -316,11 +316,11 @@ async fn a_plugin_of_a_killed_daemon_is_ended_before_its_pod_is_detached() {
     let site = Site::new("1.0.0");
     let pod = format!("00cc{}", std::process::id());
     let cni = site.open();
-    let wish = NetworkWish {
+    let config = NetworkConfig {
         pod: pod.clone(),
-        ..NetworkWish::default()
+        ..NetworkConfig::default()
     };
-    cni.begin(&cni.plan(&wish, Path::new("/x")).unwrap())
+    cni.begin(&cni.plan(&config, Path::new("/x")).unwrap())
         .unwrap();
     let mut plugin = std::process::Command::new("sleep")
         .arg("60")
@@ -338,17 +338,17 @@ async fn a_plugin_of_a_killed_daemon_is_ended_before_its_pod_is_detached() {
 }
 
 #[tokio::test]
-async fn pods_that_cannot_be_told_are_refused_before_anything_runs() {
+async fn pods_with_unsafe_names_are_refused_before_a_plugin_runs() {
     let site = Site::new("1.0.0");
     let cni = site.open();
-    let wish = NetworkWish {
+    let config = NetworkConfig {
         pod: POD.into(),
         name: "a;K8S_POD_NAME=b;IgnoreUnknown=1".into(),
-        ..NetworkWish::default()
+        ..NetworkConfig::default()
     };
     assert!(matches!(
-        cni.plan(&wish, Path::new("/x")),
-        Err(Error::Words { .. })
+        cni.plan(&config, Path::new("/x")),
+        Err(Error::InvalidName { .. })
     ));
     assert!(site.calls().is_empty() && site.files().is_empty());
 }
@@ -364,11 +364,11 @@ async fn many_pods_are_attached_at_once() {
     let begun = Instant::now();
     let mut pods = tokio::task::JoinSet::new();
     for number in 0..8 {
-        let wish = NetworkWish {
+        let config = NetworkConfig {
             pod: format!("{number}"),
-            ..NetworkWish::default()
+            ..NetworkConfig::default()
         };
-        let plan = cni.plan(&wish, Path::new("/x")).unwrap();
+        let plan = cni.plan(&config, Path::new("/x")).unwrap();
         cni.begin(&plan).unwrap();
         let cni = Arc::clone(&cni);
         pods.spawn(async move { cni.add(plan).await });

@@ -5,15 +5,15 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::process::Command;
 
 use super::*;
-use crate::{NamespaceWish, create_namespaces};
+use crate::{NamespaceConfig, create_namespaces};
 use coracle_spec::egress::Cidr;
 
 fn netns() -> OwnedFd {
-    let wish = NamespaceWish {
+    let config = NamespaceConfig {
         net: true,
-        ..NamespaceWish::default()
+        ..NamespaceConfig::default()
     };
-    create_namespaces(wish, None).unwrap().net.unwrap()
+    create_namespaces(config, None).unwrap().net.unwrap()
 }
 
 /// The ruleset of `netns` as nft prints it, without its spaces; none where nft is not installed.

@@ -11,7 +11,7 @@ use std::os::fd::AsFd as _;
 use std::sync::Arc;
 
 use coracle_lifecycle::{Error, Kind, NamespaceMode, PodRecord, Raised};
-use coracle_network::{self as network, Attachment, NetworkWish, Provider, Resolver, cni};
+use coracle_network::{self as network, Attachment, NetworkConfig, Provider, Resolver, cni};
 use coracle_spec::egress::Egress;
 
 use super::{Nest, end_process};
@@ -24,7 +24,7 @@ impl Host {
         if !own_net || self.parts.network.provider() != Provider::Cni {
             return Ok(None);
         }
-        let (network, wish) = (self.parts.network.cni(), network_wish(record));
+        let (network, wish) = (self.parts.network.cni(), network_config(record));
         let plan = network.plan(&wish, &self.pin(&record.id));
         plan.map(Some).map_err(|error| {
             cni_error(
@@ -111,9 +111,9 @@ async fn end_raised(raised: Raised, error: Error) -> Error {
 }
 
 /// What a pod asks of its network.
-pub(super) fn network_wish(record: &PodRecord) -> NetworkWish {
+pub(super) fn network_config(record: &PodRecord) -> NetworkConfig {
     let (wish, name) = (&record.wish, &record.wish.name);
-    NetworkWish {
+    NetworkConfig {
         pod: record.id.to_string(),
         namespace: name.namespace.clone(),
         name: name.name.clone(),
@@ -143,7 +143,7 @@ pub(in crate::host) fn network_error(what: String, error: network::Error) -> Err
 /// A failure of plugins, with what was being done.
 pub(super) fn cni_error(what: String, error: cni::Error) -> Error {
     let kind = match error {
-        cni::Error::Words { .. } => Kind::Invalid,
+        cni::Error::InvalidName { .. } => Kind::Invalid,
         _ => Kind::Io,
     };
     Error::because(kind, what, error)

@@ -83,7 +83,7 @@ fn interface(line: &str) -> Option<Interface> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
-    use coracle_network::{NamespaceWish, create_namespaces, unpin};
+    use coracle_network::{NamespaceConfig, create_namespaces, unpin};
 
     use super::*;
 
@@ -118,9 +118,9 @@ Inter-|   Receive                                                |  Transmit
     fn a_pod_is_read_in_its_own_namespace_and_the_daemon_stays_in_its_own() {
         let own = std::fs::read_link("/proc/thread-self/ns/net").unwrap();
         let pin = std::env::temp_dir().join(format!("coracle-stats-pin-{}", std::process::id()));
-        let wish = NamespaceWish {
+        let wish = NamespaceConfig {
             net: true,
-            ..NamespaceWish::default()
+            ..NamespaceConfig::default()
         };
         let made = create_namespaces(wish, Some(&pin)).unwrap();
         let found = read(&[None, Some(pin.clone()), Some("/nowhere".into())]);

@@ -46,7 +46,8 @@ fn sweep_removes_orphans_only() {
     assert_eq!(
         (
             bare.leases(),
-            bare.attach(&wish("pod0"), pods[0].netns.as_fd()).unwrap()
+            bare.attach(&pod_config("pod0"), pods[0].netns.as_fd())
+                .unwrap()
         ),
         (5, attachments[0].clone())
     );

@@ -17,7 +17,7 @@ pub(super) const NODE: &str = "198.51.100.1";
 pub(super) const NODE_OTHER: &str = "192.0.2.1";
 pub(super) const NODE_V6: &str = "2001:db8:1::1";
 /// How long a packet that leads nowhere is waited for.
-const PATIENCE: Duration = Duration::from_millis(900);
+const TIMEOUT: Duration = Duration::from_millis(900);
 
 pub(super) struct World {
     pub(super) node: OwnedFd,
@@ -27,11 +27,11 @@ pub(super) struct World {
 }
 
 fn netns() -> OwnedFd {
-    let wish = NamespaceWish {
+    let config = NamespaceConfig {
         net: true,
-        ..NamespaceWish::default()
+        ..NamespaceConfig::default()
     };
-    create_namespaces(wish, None).unwrap().net.unwrap()
+    create_namespaces(config, None).unwrap().net.unwrap()
 }
 
 /// Runs `program` in `netns` and returns what it prints; panics if it fails.
@@ -140,11 +140,11 @@ impl World {
         id: &str,
         ports: &[HostPort],
     ) -> Result<Attachment, Error> {
-        let wish = NetworkWish {
+        let config = NetworkConfig {
             ports: ports.to_vec(),
-            ..wish(id)
+            ..pod_config(id)
         };
-        inside(&self.node, || self.network.attach(&wish, pod.as_fd()))
+        inside(&self.node, || self.network.attach(&config, pod.as_fd()))
     }
 
     pub(super) fn detach(&self, attachment: &Attachment) {
@@ -229,10 +229,10 @@ impl Drop for Server {
 /// What a server at `target` answers to somebody in `from`; nothing if nobody answers in time.
 pub(super) fn tcp(from: &OwnedFd, target: &str) -> Option<String> {
     let target: SocketAddr = target.parse().unwrap();
-    let connect = || TcpStream::connect_timeout(&target, PATIENCE);
+    let connect = || TcpStream::connect_timeout(&target, TIMEOUT);
     let mut stream = inside(from, connect).ok()?;
     let mut answer = String::new();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
     stream.read_to_string(&mut answer).ok()?;
     Some(answer)
 }
@@ -249,7 +249,7 @@ pub(super) fn udp_socket(from: &OwnedFd, target: &str) -> UdpSocket {
         "0.0.0.0:0"
     };
     let socket = inside(from, || UdpSocket::bind(any).unwrap());
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.set_read_timeout(Some(TIMEOUT)).unwrap();
     socket
 }
 

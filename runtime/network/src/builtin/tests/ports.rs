@@ -135,16 +135,16 @@ fn a_port_has_one_holder_and_errors_name_it() {
     let web = port(Protocol::Tcp, 8080, 80);
     let a = world.attach(&one.netns, "one", std::slice::from_ref(&web));
     let before = world.ruleset();
-    for (wish, words) in [
+    for (taken, expected) in [
         (web.clone(), "tcp port 8080 of every address"),
         (at(web.clone(), NODE), "tcp port 8080 of 198.51.100.1"),
         (at(web.clone(), "::"), "tcp port 8080 of every IPv6 address"),
     ] {
         let free = port(Protocol::Udp, 9, 9);
-        let refused = world.try_attach(&two.netns, "two", &[free, wish]);
+        let refused = world.try_attach(&two.netns, "two", &[free, taken]);
         assert_eq!(
             refused.unwrap_err().to_string(),
-            format!("offer {words} for pod two: pod one has it until it is stopped")
+            format!("offer {expected} for pod two: pod one has it until it is stopped")
         );
     }
     let twice = [web.clone(), port(Protocol::Tcp, 8080, 81)];

@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn garbage_is_named() {
+    fn errors_name_what_is_wrong_with_a_result() {
         let eth0 = r#""interfaces": [{"name": "eth0", "sandbox": ""}]"#;
         let cases = [
             (" \n".to_owned(), "is empty"),
@@ -154,9 +154,9 @@ mod tests {
                 "65 addresses",
             ),
         ];
-        for (text, words) in cases {
+        for (text, expected) in cases {
             let refused = read(&text).unwrap_err();
-            assert!(refused.contains(words), "{text}: {refused}");
+            assert!(refused.contains(expected), "{text}: {refused}");
         }
     }
 }

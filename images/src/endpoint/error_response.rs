@@ -9,7 +9,7 @@ use reqwest::StatusCode;
 use crate::error::Error;
 
 /// Who asked whom for what.
-pub(super) struct Asker<'a> {
+pub(super) struct RequestInfo<'a> {
     /// The host's name, for messages.
     pub registry: &'a str,
     /// What was asked for.
@@ -18,7 +18,7 @@ pub(super) struct Asker<'a> {
     pub is_anonymous: bool,
 }
 
-impl Asker<'_> {
+impl RequestInfo<'_> {
     /// The registry does not let them in.
     pub(super) fn unauthorized(&self) -> Error {
         Error::Unauthorized {
@@ -34,14 +34,21 @@ impl Asker<'_> {
 }
 
 /// Our error for an answer of this status; `body` may hold the error codes of the distribution specification.
-pub(super) fn refusal(asker: &Asker<'_>, status: StatusCode, body: &[u8]) -> Error {
-    let (registry, what) = (asker.registry.to_owned(), asker.what.to_owned());
+pub(super) fn error_for_status(
+    request_info: &RequestInfo<'_>,
+    status: StatusCode,
+    body: &[u8],
+) -> Error {
+    let (registry, what) = (
+        request_info.registry.to_owned(),
+        request_info.what.to_owned(),
+    );
     let envelope: Option<OciEnvelope> = serde_json::from_slice(body).ok();
     let code = envelope.and_then(|envelope| envelope.errors.into_iter().next());
     let code = code.map(|error| error.code);
     match (status.as_u16(), code) {
         (401 | 403, _) | (_, Some(OciErrorCode::Unauthorized | OciErrorCode::Denied)) => {
-            asker.unauthorized()
+            request_info.unauthorized()
         }
         (404, _) => Error::NotInRegistry { registry, what },
         (_, Some(code)) if is_absence(&code) => Error::NotInRegistry { registry, what },

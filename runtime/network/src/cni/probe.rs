@@ -1,7 +1,7 @@
-//! A look at what a node has installed, for those who run no daemon.
+//! Checks a node's CNI configuration without a daemon.
 //!
-//! Called by: `coracle check`. Invariant: nothing is executed and nothing written.
-//! Not here: whether plugins say of themselves that they are ready.
+//! Called by: `coracle check`. Invariant: it executes nothing and writes nothing.
+//! Not here: the STATUS of plugins.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -10,26 +10,26 @@ use super::error::Error;
 use super::exec::Runner;
 use super::readiness::Readiness;
 
-/// A network that pods could be attached to now.
+/// The network to which new pods would be attached.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Sight {
+pub struct Probe {
     /// Its name.
     pub name: String,
-    /// The version of the specification in which its plugins are spoken to.
+    /// The `cniVersion` used with its plugins.
     pub version: &'static str,
     /// Its plugins' types, in the order of ADD.
     pub plugins: Vec<String>,
 }
 
-/// Looks at directories of configurations and plugins, and executes nothing. Blocks on the disk.
-/// Errors: why every pod would be refused, as [`super::Cni::plan`] says it.
-pub fn look(conf_dir: &Path, bin_dirs: &[PathBuf]) -> Result<Sight, Error> {
+/// Reads the configuration in `conf_dir` and looks for its plugins in `bin_dirs`. Blocks on the disk.
+/// Errors: the reason why every pod would be refused, as from [`super::Cni::plan`].
+pub fn probe(conf_dir: &Path, bin_dirs: &[PathBuf]) -> Result<Probe, Error> {
     let runner = Runner {
         dirs: bin_dirs.to_vec(),
         limit: Duration::ZERO,
     };
     let list = Readiness::new(conf_dir, runner).network()?;
-    Ok(Sight {
+    Ok(Probe {
         name: list.name.clone(),
         version: list.version.as_str(),
         plugins: list

@@ -54,7 +54,7 @@ pub struct Resolver {
 
 /// Everything that a pod asks of its network.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct NetworkWish {
+pub struct NetworkConfig {
     /// The sandbox id, 64 lowercase hex digits.
     pub pod: String,
     /// Kubernetes' namespace of the pod.

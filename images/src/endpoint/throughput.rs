@@ -8,7 +8,7 @@ use std::time::Duration;
 
 /// What is expected of every host.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Patience {
+pub(crate) struct TransferLimits {
     /// The longest silence, and the window over which the rate is taken.
     pub idle: Duration,
     /// The least rate. Bytes a second; 0 for any.
@@ -17,8 +17,8 @@ pub(crate) struct Patience {
 
 /// The rate of one stream.
 #[derive(Debug)]
-pub(super) struct Pace {
-    patience: Patience,
+pub(super) struct Throughput {
+    limits: TransferLimits,
     /// In the window at hand.
     waited: Duration,
     received: u64,
@@ -33,10 +33,10 @@ pub(super) struct TooSlow {
     pub waited: Duration,
 }
 
-impl Pace {
-    pub(super) fn new(patience: Patience) -> Self {
+impl Throughput {
+    pub(super) fn new(limits: TransferLimits) -> Self {
         Self {
-            patience,
+            limits,
             waited: Duration::ZERO,
             received: 0,
         }
@@ -46,11 +46,11 @@ impl Pace {
     pub(super) fn count(&mut self, waited: Duration, bytes: usize) -> Result<(), TooSlow> {
         self.waited += waited;
         self.received = self.received.saturating_add(bytes as u64);
-        if self.waited < self.patience.idle {
+        if self.waited < self.limits.idle {
             return Ok(());
         }
         let (waited, received) = (self.waited, self.received);
-        let least = u128::from(self.patience.min_rate) * waited.as_millis() / 1000;
+        let least = u128::from(self.limits.min_rate) * waited.as_millis() / 1000;
         (self.waited, self.received) = (Duration::ZERO, 0);
         match u128::from(received) < least {
             true => Err(TooSlow { received, waited }),
@@ -63,8 +63,8 @@ impl Pace {
 mod tests {
     use super::*;
 
-    fn pace(min_rate: u64) -> Pace {
-        Pace::new(Patience {
+    fn pace(min_rate: u64) -> Throughput {
+        Throughput::new(TransferLimits {
             idle: Duration::from_secs(10),
             min_rate,
         })

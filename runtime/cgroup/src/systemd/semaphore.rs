@@ -1,48 +1,51 @@
-//! Lets a few threads in at a time; the others wait.
-//! Called by `systemd`. Invariant: a turn ends with its value, whatever its holder does.
+//! A counting semaphore for threads.
+//! Called by `systemd`. Invariant: dropping a permit gives it back, also when its holder panics.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-/// So many may be inside.
+/// A fixed number of permits.
 #[derive(Debug)]
-pub(super) struct Gate {
+pub(super) struct Semaphore {
     free: Mutex<usize>,
-    left: Condvar,
+    released: Condvar,
 }
 
-/// A place inside; dropping it lets the next one in.
+/// One permit; dropping it gives it back.
 #[derive(Debug)]
-pub(super) struct Turn<'a>(&'a Gate);
+pub(super) struct Permit<'a>(&'a Semaphore);
 
-impl Gate {
-    /// A gate for this many at a time.
-    pub(super) fn new(at_a_time: usize) -> Self {
+impl Semaphore {
+    /// A semaphore with `permits` permits.
+    pub(super) fn new(permits: usize) -> Self {
         Self {
-            free: Mutex::new(at_a_time),
-            left: Condvar::new(),
+            free: Mutex::new(permits),
+            released: Condvar::new(),
         }
     }
 
-    /// Waits for a turn.
-    pub(super) fn enter(&self) -> Turn<'_> {
+    /// Waits for a permit.
+    pub(super) fn acquire(&self) -> Permit<'_> {
         let mut free = self.free();
         while *free == 0 {
-            free = self.left.wait(free).unwrap_or_else(PoisonError::into_inner);
+            free = self
+                .released
+                .wait(free)
+                .unwrap_or_else(PoisonError::into_inner);
         }
         *free -= 1;
-        Turn(self)
+        Permit(self)
     }
 
-    /// The count is whole at every moment, so that a panic elsewhere leaves nothing to distrust.
+    /// The number of free permits. A panic cannot leave it half changed.
     fn free(&self) -> MutexGuard<'_, usize> {
         self.free.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Drop for Turn<'_> {
+impl Drop for Permit<'_> {
     fn drop(&mut self) {
         *self.0.free() += 1;
-        self.0.left.notify_one();
+        self.0.released.notify_one();
     }
 }
 
@@ -54,9 +57,9 @@ mod tests {
     use std::time::Duration;
 
     #[test]
-    fn no_more_than_asked_for_are_inside_and_all_get_in() {
-        let (gate, inside, most, passed) = (
-            Gate::new(2),
+    fn permits_bound_concurrency_and_everybody_gets_one() {
+        let (semaphore, inside, most, passed) = (
+            Semaphore::new(2),
             AtomicUsize::new(0),
             AtomicUsize::new(0),
             AtomicUsize::new(0),
@@ -64,7 +67,7 @@ mod tests {
         thread::scope(|scope| {
             for _ in 0..10 {
                 scope.spawn(|| {
-                    let _turn = gate.enter();
+                    let _permit = semaphore.acquire();
                     most.fetch_max(inside.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
                     thread::sleep(Duration::from_millis(5));
                     inside.fetch_sub(1, Ordering::SeqCst);

@@ -1,4 +1,4 @@
-//! What plugins are told of a pod: `CNI_ARGS`, and arguments for the capabilities that they declare.
+//! The arguments that plugins get for a pod: `CNI_ARGS`, and those of the capabilities that they declare.
 //!
 //! Called by: [`super::Cni::plan`], before anything is executed. Pure.
 //! Source: CNI conventions, "Dynamic Plugin specific fields" and "CNI_ARGS"; the Kubernetes names are kubelet's own.
@@ -7,29 +7,29 @@
 
 use serde_json::{Map, Value, json};
 
-use super::super::wish::{Bandwidth, HostPort, NetworkWish, Protocol};
+use super::super::config::{Bandwidth, HostPort, NetworkConfig, Protocol};
 use super::error::Error;
 
 /// Longest word that is passed on, bytes: the longest DNS name.
-const MAX_WORD: usize = 253;
+const MAX_NAME: usize = 253;
 /// The least burst, bits: one segment as the kernel hands it on (64 KiB), below which nothing would ever pass.
 const LEAST_BURST: u64 = 8 << 16;
 
-/// `CNI_ARGS` of a pod. Errors: [`Error::Words`].
-pub fn args(wish: &NetworkWish) -> Result<String, Error> {
+/// `CNI_ARGS` of a pod. Errors: [`Error::InvalidName`].
+pub fn args(config: &NetworkConfig) -> Result<String, Error> {
     let named = [
-        ("K8S_POD_NAMESPACE", "its namespace", &wish.namespace),
-        ("K8S_POD_NAME", "its name", &wish.name),
-        ("K8S_POD_INFRA_CONTAINER_ID", "its id", &wish.pod),
-        ("K8S_POD_UID", "its uid", &wish.uid),
+        ("K8S_POD_NAMESPACE", "its namespace", &config.namespace),
+        ("K8S_POD_NAME", "its name", &config.name),
+        ("K8S_POD_INFRA_CONTAINER_ID", "its id", &config.pod),
+        ("K8S_POD_UID", "its uid", &config.uid),
     ];
     let mut text = "IgnoreUnknown=1".to_owned();
     for (key, what, value) in named {
         let is_usual =
             |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b':');
-        if value.len() > MAX_WORD || !value.bytes().all(is_usual) {
-            return Err(Error::Words {
-                pod: wish.pod.clone(),
+        if value.len() > MAX_NAME || !value.bytes().all(is_usual) {
+            return Err(Error::InvalidName {
+                pod: config.pod.clone(),
                 what,
                 value: value.chars().take(80).collect(),
             });
@@ -40,16 +40,16 @@ pub fn args(wish: &NetworkWish) -> Result<String, Error> {
 }
 
 /// Arguments by capability; a capability for which the pod asks nothing is absent.
-pub fn capabilities(wish: &NetworkWish) -> Map<String, Value> {
+pub fn capabilities(config: &NetworkConfig) -> Map<String, Value> {
     let mut known = Map::new();
-    if !wish.ports.is_empty() {
-        let ports: Vec<Value> = wish.ports.iter().map(port).collect();
+    if !config.ports.is_empty() {
+        let ports: Vec<Value> = config.ports.iter().map(port).collect();
         known.insert("portMappings".to_owned(), json!(ports));
     }
-    if let Some(limits) = bandwidth(wish.bandwidth) {
+    if let Some(limits) = bandwidth(config.bandwidth) {
         known.insert("bandwidth".to_owned(), limits);
     }
-    let resolver = &wish.resolver;
+    let resolver = &config.resolver;
     if !(resolver.servers.is_empty() && resolver.searches.is_empty() && resolver.options.is_empty())
     {
         known.insert(
@@ -61,10 +61,10 @@ pub fn capabilities(wish: &NetworkWish) -> Map<String, Value> {
             }),
         );
     }
-    if !wish.ips.is_empty() {
-        known.insert("ips".to_owned(), json!(wish.ips));
+    if !config.ips.is_empty() {
+        known.insert("ips".to_owned(), json!(config.ips));
     }
-    if let Some(mac) = &wish.mac {
+    if let Some(mac) = &config.mac {
         known.insert("mac".to_owned(), json!(mac));
     }
     known
@@ -86,15 +86,15 @@ fn port(port: &HostPort) -> Value {
 
 /// Rates in bits a second, bursts in bits: what passes in a second, and what the plugin's 32 bits can hold.
 fn bandwidth(limits: Bandwidth) -> Option<Value> {
-    let mut told = Map::new();
+    let mut arguments = Map::new();
     for (way, rate) in [("ingress", limits.ingress), ("egress", limits.egress)] {
         if let Some(rate) = rate {
             let burst = rate.clamp(LEAST_BURST, u64::from(u32::MAX));
-            told.insert(format!("{way}Rate"), json!(rate));
-            told.insert(format!("{way}Burst"), json!(burst));
+            arguments.insert(format!("{way}Rate"), json!(rate));
+            arguments.insert(format!("{way}Burst"), json!(burst));
         }
     }
-    (!told.is_empty()).then_some(Value::Object(told))
+    (!arguments.is_empty()).then_some(Value::Object(arguments))
 }
 
 #[cfg(test)]
@@ -103,16 +103,16 @@ fn bandwidth(limits: Bandwidth) -> Option<Value> {
     reason = "a test stops at the first thing that is not as it should be"
 )]
 mod tests {
-    use super::super::super::wish::Resolver;
+    use super::super::super::config::Resolver;
     use super::*;
 
-    fn wish() -> NetworkWish {
-        NetworkWish {
+    fn config() -> NetworkConfig {
+        NetworkConfig {
             pod: "ab".repeat(32),
             namespace: "kube-system".into(),
             name: "web-0.a_b".into(),
             uid: "0f:1".into(),
-            ..NetworkWish::default()
+            ..NetworkConfig::default()
         }
     }
 
@@ -123,11 +123,11 @@ mod tests {
              K8S_POD_UID=0f:1",
             "ab".repeat(32)
         );
-        assert_eq!(args(&wish()).unwrap(), expected);
+        assert_eq!(args(&config()).unwrap(), expected);
     }
 
     #[test]
-    fn names_that_would_say_more_than_a_name_are_refused() {
+    fn refuses_names_that_would_add_fields_to_cni_args() {
         let long = "a".repeat(254);
         for bad in [
             "a;K8S_POD_NAME=b;IgnoreUnknown=1",
@@ -140,17 +140,20 @@ mod tests {
             &long,
         ] {
             for field in 0..3 {
-                let mut wish = wish();
-                *[&mut wish.name, &mut wish.namespace, &mut wish.uid][field] = bad.to_owned();
-                assert!(matches!(args(&wish), Err(Error::Words { .. })), "{bad:?}");
+                let mut config = config();
+                *[&mut config.name, &mut config.namespace, &mut config.uid][field] = bad.to_owned();
+                assert!(
+                    matches!(args(&config), Err(Error::InvalidName { .. })),
+                    "{bad:?}"
+                );
             }
         }
     }
 
     #[test]
-    fn capabilities_are_what_the_pod_asks_for() {
-        assert!(capabilities(&wish()).is_empty());
-        let asked = NetworkWish {
+    fn capability_arguments_follow_the_pods_configuration() {
+        assert!(capabilities(&config()).is_empty());
+        let asked = NetworkConfig {
             ports: vec![
                 HostPort {
                     protocol: Protocol::Udp,
@@ -175,7 +178,7 @@ mod tests {
             },
             ips: vec!["10.1.2.3/24".into()],
             mac: Some("02:00:00:00:00:01".into()),
-            ..wish()
+            ..config()
         };
         let expected = json!({
             "portMappings": [

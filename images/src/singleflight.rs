@@ -37,34 +37,34 @@ impl PullRequest {
     }
 }
 
-pub(crate) type Outcome = Result<Arc<Image>, Arc<Error>>;
+pub(crate) type PullResult = Result<Arc<Image>, Arc<Error>>;
 pub(crate) type Key = (ImageRef, Option<Credentials>, PlatformPreference);
 
 /// The pulls that somebody waits for.
 #[derive(Default)]
-pub(crate) struct Flights {
-    flying: Mutex<HashMap<Key, WeakShared<BoxFuture<'static, Outcome>>>>,
+pub(crate) struct InFlightPulls {
+    pulls: Mutex<HashMap<Key, WeakShared<BoxFuture<'static, PullResult>>>>,
 }
 
-impl Flights {
+impl InFlightPulls {
     /// The running pull for `key`, or a new one made by `start`.
     pub(crate) fn join(
         &self,
         key: Key,
-        start: impl FnOnce() -> BoxFuture<'static, Outcome>,
-    ) -> Shared<BoxFuture<'static, Outcome>> {
-        let mut flying = self.flying.lock().unwrap_or_else(PoisonError::into_inner);
-        flying.retain(|_, flight| flight.upgrade().is_some());
-        let running = flying
+        start: impl FnOnce() -> BoxFuture<'static, PullResult>,
+    ) -> Shared<BoxFuture<'static, PullResult>> {
+        let mut pulls = self.pulls.lock().unwrap_or_else(PoisonError::into_inner);
+        pulls.retain(|_, pull| pull.upgrade().is_some());
+        let running = pulls
             .get(&key)
             .and_then(WeakShared::upgrade)
-            .filter(|flight| flight.peek().is_none());
+            .filter(|pull| pull.peek().is_none());
         running.unwrap_or_else(|| {
-            let flight = start().shared();
-            if let Some(weak) = flight.downgrade() {
-                flying.insert(key, weak);
+            let pull = start().shared();
+            if let Some(weak) = pull.downgrade() {
+                pulls.insert(key, weak);
             }
-            flight
+            pull
         })
     }
 }

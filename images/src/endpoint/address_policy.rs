@@ -17,7 +17,7 @@ use crate::error::Cause;
 
 /// What a client may connect to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Rule {
+pub(super) struct AddressPolicy {
     /// Addresses of this machine.
     pub loopback: bool,
     /// Link-local addresses and those under which clouds tell machines their secrets.
@@ -26,11 +26,11 @@ pub(super) struct Rule {
 
 /// An address that is out of bounds. Its text does not say which address a name stands for.
 #[derive(Debug)]
-pub(super) struct Forbidden {
+pub(super) struct ForbiddenAddress {
     host: String,
 }
 
-impl fmt::Display for Forbidden {
+impl fmt::Display for ForbiddenAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
@@ -40,15 +40,15 @@ impl fmt::Display for Forbidden {
     }
 }
 
-impl std::error::Error for Forbidden {}
+impl std::error::Error for ForbiddenAddress {}
 
-impl Rule {
+impl AddressPolicy {
     /// Errors: the URL's host is an address that the rule does not allow. Names are the [`Resolver`]'s.
-    pub(super) fn check(self, url: &Url) -> Result<(), Forbidden> {
+    pub(super) fn check(self, url: &Url) -> Result<(), ForbiddenAddress> {
         let host = url.host_str().unwrap_or_default();
         let bare = host.trim_start_matches('[').trim_end_matches(']');
         match bare.parse::<IpAddr>() {
-            Ok(address) if !self.allows(address) => Err(Forbidden {
+            Ok(address) if !self.allows(address) => Err(ForbiddenAddress {
                 host: host.to_owned(),
             }),
             _ => Ok(()),
@@ -116,21 +116,21 @@ fn embedded_v4(address: Ipv6Addr) -> Option<Ipv4Addr> {
 }
 
 /// Resolves names as the node does and passes on only addresses that the rule allows.
-pub(super) struct Resolver(pub(super) Rule);
+pub(super) struct Resolver(pub(super) AddressPolicy);
 
 impl Resolve for Resolver {
     fn resolve(&self, name: Name) -> Resolving {
-        let (rule, host) = (self.0, name.as_str().to_owned());
+        let (policy, host) = (self.0, name.as_str().to_owned());
         Box::pin(async move {
             let found = tokio::net::lookup_host((host.as_str(), 0)).await?;
             let found: Vec<SocketAddr> = found.collect();
             let is_empty = found.is_empty();
             let allowed: Vec<SocketAddr> = found
                 .into_iter()
-                .filter(|address| rule.allows(address.ip()))
+                .filter(|address| policy.allows(address.ip()))
                 .collect();
             if allowed.is_empty() && !is_empty {
-                return Err(Forbidden { host }.into());
+                return Err(ForbiddenAddress { host }.into());
             }
             Ok::<Addrs, Cause>(Box::new(allowed.into_iter()))
         })
@@ -142,13 +142,13 @@ impl Resolve for Resolver {
 mod tests {
     use super::*;
 
-    const STRICT: Rule = Rule {
+    const STRICT: AddressPolicy = AddressPolicy {
         loopback: false,
         link_local: false,
     };
 
-    fn allows(rule: Rule, url: &str) -> bool {
-        rule.check(&Url::parse(url).unwrap()).is_ok()
+    fn allows(policy: AddressPolicy, url: &str) -> bool {
+        policy.check(&Url::parse(url).unwrap()).is_ok()
     }
 
     #[test]
@@ -195,11 +195,11 @@ mod tests {
     #[test]
     fn each_permission_opens_its_own_addresses_only() {
         let (loopback, link_local) = (
-            Rule {
+            AddressPolicy {
                 loopback: true,
                 ..STRICT
             },
-            Rule {
+            AddressPolicy {
                 link_local: true,
                 ..STRICT
             },
@@ -214,8 +214,11 @@ mod tests {
     async fn a_name_is_judged_by_what_it_resolves_to() {
         let name = || "localhost".parse::<Name>().unwrap();
         let refused = Resolver(STRICT).resolve(name()).await.err().unwrap();
-        assert!(refused.downcast_ref::<Forbidden>().is_some(), "{refused}");
-        let loopback = Rule {
+        assert!(
+            refused.downcast_ref::<ForbiddenAddress>().is_some(),
+            "{refused}"
+        );
+        let loopback = AddressPolicy {
             loopback: true,
             ..STRICT
         };

@@ -15,16 +15,16 @@ pub struct Form {
     prefix: u128,
     bits: u8,
     /// Which of the sixteen octets are the IPv4 address, in order.
-    places: [u8; 4],
+    octets_at: [u8; 4],
 }
 
 const LAST: [u8; 4] = [12, 13, 14, 15];
 
-const fn form(prefix: u128, bits: u8, places: [u8; 4]) -> Form {
+const fn form(prefix: u128, bits: u8, octets_at: [u8; 4]) -> Form {
     Form {
         prefix,
         bits,
-        places,
+        octets_at,
     }
 }
 
@@ -54,7 +54,7 @@ impl Form {
     /// The IPv4 address in `address`, if it is of this form.
     fn read(&self, address: Ipv6Addr) -> Option<Ipv4Addr> {
         let octets = address.octets();
-        let inner = self.places.map(|place| octets[usize::from(place)]);
+        let inner = self.octets_at.map(|place| octets[usize::from(place)]);
         let is_such = self.network().contains_bits(address.to_bits());
         is_such.then(|| Ipv4Addr::from(inner))
     }
@@ -64,14 +64,14 @@ impl Form {
     pub fn bits_of(&self, network: Ipv4Addr, bits: u8) -> (Ipv6Addr, Ipv6Addr) {
         let inner_mask = u32::MAX.checked_shl(32 - u32::from(bits)).unwrap_or(0);
         let prefix_mask = u128::MAX.checked_shl(128 - u32::from(self.bits));
-        let mask = prefix_mask.unwrap_or(0) | self.place(inner_mask.to_be_bytes());
-        let value = self.prefix | self.place(network.octets());
+        let mask = prefix_mask.unwrap_or(0) | self.spread(inner_mask.to_be_bytes());
+        let value = self.prefix | self.spread(network.octets());
         (Ipv6Addr::from_bits(mask), Ipv6Addr::from_bits(value))
     }
 
-    fn place(&self, octets: [u8; 4]) -> u128 {
+    fn spread(&self, octets: [u8; 4]) -> u128 {
         let mut all = [0; 16];
-        for (place, octet) in self.places.into_iter().zip(octets) {
+        for (place, octet) in self.octets_at.into_iter().zip(octets) {
             all[usize::from(place)] = octet;
         }
         u128::from_be_bytes(all)
@@ -79,13 +79,13 @@ impl Form {
 
     /// Where the IPv4 address lies: first octet and length of each run of it. One of 4, or 2 and 2, or 1, 2 and 1.
     pub fn runs(&self) -> Vec<(u8, u8)> {
-        let longest = if self.places[0] + 3 == self.places[3] {
+        let longest = if self.octets_at[0] + 3 == self.octets_at[3] {
             4
         } else {
             2
         };
         let mut runs: Vec<(u8, u8)> = Vec::with_capacity(3);
-        for place in self.places {
+        for place in self.octets_at {
             match runs.last_mut() {
                 Some((first, length)) if *first + *length == place && *length < longest => {
                     *length += 1;
@@ -98,7 +98,7 @@ impl Form {
 }
 
 /// Every IPv4 address that `address` may hide.
-pub(super) fn hidden(address: Ipv6Addr) -> impl Iterator<Item = Ipv4Addr> {
+pub(super) fn embedded(address: Ipv6Addr) -> impl Iterator<Item = Ipv4Addr> {
     FORMS.iter().filter_map(move |form| form.read(address))
 }
 
@@ -122,26 +122,26 @@ mod tests {
             ("2002:c000:221::1", "192.0.2.33"),
         ] {
             let inner: Ipv4Addr = inner.parse().unwrap();
-            let found: Vec<_> = hidden(address.parse().unwrap()).collect();
+            let found: Vec<_> = embedded(address.parse().unwrap()).collect();
             assert!(found.contains(&inner), "{address}: {found:?}");
         }
         for address in ["64:ff9b:2::192.0.2.33", "2001:db8::192.0.2.33", "fd00::1"] {
-            assert_eq!(hidden(address.parse().unwrap()).count(), 0, "{address}");
+            assert_eq!(embedded(address.parse().unwrap()).count(), 0, "{address}");
         }
     }
 
     #[test]
-    fn masks_and_runs_say_the_same() {
+    fn masks_and_runs_agree() {
         for form in FORMS {
             let (mask, value) = form.bits_of(Ipv4Addr::new(192, 0, 2, 33), 32);
             assert_eq!(form.read(value), Some(Ipv4Addr::new(192, 0, 2, 33)));
             assert_eq!(mask.to_bits() & value.to_bits(), value.to_bits());
             assert_eq!(mask.to_bits().count_ones(), u32::from(form.bits) + 32);
             let octets = value.octets();
-            let told = form.runs().into_iter().flat_map(|(first, length)| {
+            let found = form.runs().into_iter().flat_map(|(first, length)| {
                 octets[usize::from(first)..usize::from(first + length)].to_vec()
             });
-            assert_eq!(told.collect::<Vec<u8>>(), [192, 0, 2, 33]);
+            assert_eq!(found.collect::<Vec<u8>>(), [192, 0, 2, 33]);
             let lengths: Vec<u8> = form.runs().into_iter().map(|(_, length)| length).collect();
             let is_known = matches!(lengths[..], [4] | [2, 2] | [1, 2, 1]);
             assert!(is_known, "{form:?}: {lengths:?}");

@@ -17,15 +17,15 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 /// How much of an environment is looked at. Bytes.
 const MAX_ENVIRONMENT: u64 = 64 << 10;
 /// How long the killed may take to be gone, together.
-const PATIENCE: Duration = Duration::from_secs(2);
+const TIMEOUT: Duration = Duration::from_secs(2);
 const KEY: &[u8] = b"CNI_CONTAINERID=";
 
 /// Kills what works for one of `pods` and waits until it is gone; gives how many processes that were.
-pub fn end(pods: &HashSet<String>) -> usize {
+pub fn kill(pods: &HashSet<String>) -> usize {
     if pods.is_empty() {
         return 0;
     }
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     let mut ended = 0;
     // Once more after each round: one of them may have begun another meanwhile.
     loop {
@@ -60,8 +60,8 @@ fn works_for(pid: i32, pods: &HashSet<String>) -> bool {
     if read.is_err() {
         return false;
     }
-    let mut words = environment.split(|byte| *byte == 0);
-    let named = words.find_map(|word| word.strip_prefix(KEY));
+    let mut variables = environment.split(|byte| *byte == 0);
+    let named = variables.find_map(|variable| variable.strip_prefix(KEY));
     named
         .and_then(|pod| std::str::from_utf8(pod).ok())
         .is_some_and(|pod| pods.contains(pod))
@@ -88,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_those_who_work_for_a_named_pod_are_ended() {
+    fn only_plugins_of_the_given_pods_are_killed() {
         let sleeper = |pod: &str| {
             let mut command = Command::new("sleep");
             command
@@ -100,8 +100,8 @@ mod tests {
         let (mine, other) = (format!("mine-{}", std::process::id()), "other");
         let mut left = sleeper(&mine);
         let mut unharmed = sleeper(other);
-        assert_eq!(end(&HashSet::new()), 0);
-        assert_eq!(end(&HashSet::from([mine])), 1);
+        assert_eq!(kill(&HashSet::new()), 0);
+        assert_eq!(kill(&HashSet::from([mine])), 1);
         assert!(!left.wait().unwrap().success());
         assert!(unharmed.try_wait().unwrap().is_none());
         unharmed.kill().unwrap();

@@ -70,7 +70,7 @@ impl std::fmt::Debug for Report {
 
 /// The entries of one daemon.
 #[derive(Debug)]
-pub struct Entries {
+pub struct Cache {
     directory: PathBuf,
     /// Pods that have an entry.
     pods: Mutex<HashSet<String>>,
@@ -78,9 +78,9 @@ pub struct Entries {
     report: OnceLock<Report>,
 }
 
-impl Entries {
+impl Cache {
     /// Finds what earlier daemons left. Errors: the directory can be neither made nor listed.
-    pub fn open(directory: &Path) -> Result<Entries, Error> {
+    pub fn open(directory: &Path) -> Result<Cache, Error> {
         fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
@@ -102,7 +102,7 @@ impl Entries {
                 _ => {}
             }
         }
-        Ok(Entries {
+        Ok(Cache {
             directory: directory.to_owned(),
             pods: Mutex::new(pods),
             report: OnceLock::new(),
@@ -127,7 +127,7 @@ impl Entries {
     }
 
     /// Whether DEL is owed for a pod.
-    pub fn holds(&self, pod: &str) -> bool {
+    pub fn contains(&self, pod: &str) -> bool {
         self.lock().contains(pod)
     }
 
@@ -144,7 +144,7 @@ impl Entries {
     }
 
     /// Notes what is about to be added. Errors: the disk's; nothing is noted then.
-    pub fn ask(&self, entry: &Entry) -> Result<(), Error> {
+    pub fn record_request(&self, entry: &Entry) -> Result<(), Error> {
         let asked = Asked {
             format: FORMAT,
             boot: entry.boot.clone(),
@@ -164,7 +164,7 @@ impl Entries {
     }
 
     /// Notes the result of what was asked. Errors: the disk's.
-    pub fn add(&self, pod: &str, result: &Value) -> Result<(), Error> {
+    pub fn record_result(&self, pod: &str, result: &Value) -> Result<(), Error> {
         let path = self.path(pod, "added");
         write(&path, result.to_string().as_bytes())?;
         self.changed(&path);
@@ -207,7 +207,7 @@ impl Entries {
     }
 
     /// Nothing is owed for a pod any more. Errors: the disk's.
-    pub fn forget(&self, pod: &str) -> Result<(), Error> {
+    pub fn remove(&self, pod: &str) -> Result<(), Error> {
         // The result first: an entry without one is still an entry.
         for extension in ["added", "asked"] {
             remove(&self.path(pod, extension))?;
@@ -301,65 +301,65 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_survives_its_daemon_until_it_is_forgotten() {
+    fn an_entry_survives_its_daemon_until_it_is_removed() {
         let temp = Temp::new();
-        let entries = Entries::open(temp.dir()).unwrap();
-        assert_eq!(entries.read("a").unwrap(), None);
+        let cache = Cache::open(temp.dir()).unwrap();
+        assert_eq!(cache.read("a").unwrap(), None);
         let mut expected = entry("a");
-        entries.ask(&expected).unwrap();
-        entries.ask(&entry("b")).unwrap();
-        assert!(!entries.is_added("a"));
+        cache.record_request(&expected).unwrap();
+        cache.record_request(&entry("b")).unwrap();
+        assert!(!cache.is_added("a"));
         expected.result = Some(json!({"ips": []}));
-        entries.add("a", &json!({"ips": []})).unwrap();
+        cache.record_result("a", &json!({"ips": []})).unwrap();
         fs::write(temp.dir().join("c.asked.new"), "{").unwrap();
 
-        let later = Entries::open(temp.dir()).unwrap();
+        let later = Cache::open(temp.dir()).unwrap();
         assert_eq!(later.pods(), ["a", "b"]);
-        assert!(later.holds("a") && later.is_added("a") && !later.is_added("b"));
+        assert!(later.contains("a") && later.is_added("a") && !later.is_added("b"));
         assert_eq!(later.read("a").unwrap(), Some(expected));
-        later.forget("a").unwrap();
-        later.forget("a").unwrap();
-        assert!(!later.holds("a"));
-        assert_eq!(Entries::open(temp.dir()).unwrap().pods(), ["b"]);
+        later.remove("a").unwrap();
+        later.remove("a").unwrap();
+        assert!(!later.contains("a"));
+        assert_eq!(Cache::open(temp.dir()).unwrap().pods(), ["b"]);
         assert_eq!(fs::read_dir(temp.dir()).unwrap().count(), 1);
     }
 
     #[test]
     fn a_torn_entry_is_named_and_set_aside_and_a_torn_result_is_none() {
         let temp = Temp::new();
-        let entries = Entries::open(temp.dir()).unwrap();
-        entries.ask(&entry("a")).unwrap();
+        let cache = Cache::open(temp.dir()).unwrap();
+        cache.record_request(&entry("a")).unwrap();
         fs::write(temp.dir().join("a.added"), "{\"ips").unwrap();
-        assert_eq!(entries.read("a").unwrap().unwrap().result, None);
+        assert_eq!(cache.read("a").unwrap().unwrap().result, None);
         for torn in ["", "{", "{\"format\":2}"] {
             fs::write(temp.dir().join("a.asked"), torn).unwrap();
-            let error = entries.read("a").unwrap_err();
+            let error = cache.read("a").unwrap_err();
             assert!(error.to_string().contains("a.asked"), "{error}");
         }
-        entries.set_aside("a").unwrap();
-        assert_eq!(entries.pods(), Vec::<String>::new());
+        cache.set_aside("a").unwrap();
+        assert_eq!(cache.pods(), Vec::<String>::new());
         assert!(temp.dir().join("a.broken").exists());
     }
 
     #[test]
     fn every_change_is_reported_and_what_was_there_before_once() {
         let temp = Temp::new();
-        Entries::open(temp.dir())
+        Cache::open(temp.dir())
             .unwrap()
-            .ask(&entry("old"))
+            .record_request(&entry("old"))
             .unwrap();
-        let entries = Entries::open(temp.dir()).unwrap();
+        let cache = Cache::open(temp.dir()).unwrap();
         let (sender, reported) = std::sync::mpsc::channel();
-        entries.report_changes(Report(Box::new(move |path| {
+        cache.report_changes(Report(Box::new(move |path| {
             sender.send(path.to_owned()).unwrap();
         })));
-        let told = |name: &str| reported.try_iter().any(|path| path.ends_with(name));
-        assert!(told("old.asked"));
-        entries.ask(&entry("a")).unwrap();
-        assert!(told("a.asked"));
-        entries.add("a", &json!({})).unwrap();
-        assert!(told("a.added"));
-        entries.forget("a").unwrap();
-        assert!(told("a.asked"));
+        let was_reported = |name: &str| reported.try_iter().any(|path| path.ends_with(name));
+        assert!(was_reported("old.asked"));
+        cache.record_request(&entry("a")).unwrap();
+        assert!(was_reported("a.asked"));
+        cache.record_result("a", &json!({})).unwrap();
+        assert!(was_reported("a.added"));
+        cache.remove("a").unwrap();
+        assert!(was_reported("a.asked"));
     }
 }

@@ -2,15 +2,15 @@
 
 use super::*;
 
-use super::super::background::{AT_ONCE, START_PATIENCE};
+use super::super::background::{AT_ONCE, START_TIMEOUT};
 
 /// Has a pod asked for, so that DEL is owed, with its namespace pinned at `pin`.
-fn ask(cni: &Cni, pod: &str, pin: &Path) {
-    let wish = NetworkWish {
+fn begin(cni: &Cni, pod: &str, pin: &Path) {
+    let config = NetworkConfig {
         pod: pod.into(),
-        ..NetworkWish::default()
+        ..NetworkConfig::default()
     };
-    cni.begin(&cni.plan(&wish, pin).unwrap()).unwrap();
+    cni.begin(&cni.plan(&config, pin).unwrap()).unwrap();
 }
 
 async fn asked(site: &Site, call: &str) {
@@ -34,10 +34,10 @@ async fn few_pods_are_detached_in_the_background_at_once() {
     );
     let cni = site.open();
     for number in 0..24 {
-        ask(&cni, &format!("{number}"), Path::new("/x"));
+        begin(&cni, &format!("{number}"), Path::new("/x"));
     }
     cni.resume(&HashSet::new(), false);
-    site.becomes("all given back", || cni.entries.pods().is_empty())
+    site.becomes("all given back", || cni.cache.pods().is_empty())
         .await;
     let counts = fs::read_to_string(site.temp.dir().join("counts")).unwrap();
     let counts: Vec<usize> = counts
@@ -53,7 +53,7 @@ async fn few_pods_are_detached_in_the_background_at_once() {
 async fn a_hanging_detach_delays_neither_an_attach_nor_other_pods_while_garbage_waits() {
     let site = Site::new("1.1.0");
     let cni = site.open();
-    ask(&cni, "hangs", Path::new("/x"));
+    begin(&cni, "hangs", Path::new("/x"));
     let ok = r#"echo '{"ips": [{"address": "10.0.0.9/8"}]}'"#;
     site.does(
         "two",
@@ -81,7 +81,7 @@ async fn a_hanging_detach_delays_neither_an_attach_nor_other_pods_while_garbage_
 async fn garbage_is_collected_before_debris_is_detached() {
     let site = Site::new("1.1.0");
     let cni = site.open();
-    ask(&cni, "00bb", Path::new("/x"));
+    begin(&cni, "00bb", Path::new("/x"));
     cni.resume(&HashSet::new(), true);
     site.becomes("given back", || !cni.is_owed("00bb")).await;
     assert_eq!(
@@ -120,20 +120,20 @@ async fn a_check_gives_way_to_a_detach() {
 }
 
 #[tokio::test]
-async fn no_turn_is_kept_for_a_pod_that_nobody_is_at() {
+async fn pod_locks_are_dropped_when_unused() {
     let site = Site::new("1.0.0");
     let cni = site.open();
     site.add(&cni).await.unwrap();
     cni.check(vec![POD.into(), "unknown".into()]).await;
-    assert_eq!(cni.turns.len(), 0);
+    assert_eq!(cni.pod_locks.len(), 0);
     cni.del_now("unknown").await.unwrap();
-    assert_eq!(cni.turns.len(), 0);
+    assert_eq!(cni.pod_locks.len(), 0);
     site.does("two", "exit 1");
     cni.del_now(POD).await.unwrap_err();
-    assert_eq!(cni.turns.len(), 0);
+    assert_eq!(cni.pod_locks.len(), 0);
     fs::write(site.temp.dir().join("entries/00aa.asked"), "torn").unwrap();
     cni.del_now(POD).await.unwrap();
-    assert_eq!(cni.turns.len(), 0);
+    assert_eq!(cni.pod_locks.len(), 0);
     assert_eq!(site.files(), ["00aa.broken"]);
 }
 
@@ -146,8 +146,8 @@ async fn a_pin_stays_while_a_detach_is_owed_and_goes_after_it() {
     for path in [&pin, &other] {
         fs::write(path, "").unwrap();
     }
-    ask(&cni, "00bb", &pin);
-    ask(&cni, "00cc", &other);
+    begin(&cni, "00bb", &pin);
+    begin(&cni, "00cc", &other);
     site.does(
         "two",
         &format!(
@@ -157,7 +157,7 @@ async fn a_pin_stays_while_a_detach_is_owed_and_goes_after_it() {
     );
     let begun = Instant::now();
     cni.del_soon("00bb").await;
-    assert!(begun.elapsed() < START_PATIENCE + Duration::from_secs(1));
+    assert!(begun.elapsed() < START_TIMEOUT + Duration::from_secs(1));
     assert!(cni.is_owed("00bb") && pin.exists());
     fs::write(dir.join("up"), "").unwrap();
     site.becomes("unpinned", || !pin.exists()).await;
