@@ -57,7 +57,7 @@ fn url(shared: &Shared, session: Session) -> Result<String, Error> {
     shared.streaming.offer(session).map_err(|refused| {
         let kind = match refused {
             Refused::TooMany => Kind::Exhausted,
-            Refused::Draw(_) => Kind::Io,
+            Refused::Random(_) => Kind::Io,
         };
         Error::because(kind, "no URL for another streaming session", refused)
     })

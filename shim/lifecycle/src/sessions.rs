@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use coracle_spec::id::{ContainerId, PodId};
-use coracle_streaming::{Ends, Forward, Program, Session, Streams};
+use coracle_streaming::{Forward, Program, Session, StreamOptions, Streams};
 use tokio::net::TcpStream;
 
 use super::{Ask, ContainerState, Error, Kind, NamespaceMode, Pods, Purpose, ask};
@@ -24,14 +24,14 @@ impl Pods {
     /// A session that runs a program until it ends and its output was taken.
     pub fn exec_session(&self, wish: ExecWish) -> Session {
         let (tty, stdin, stdout, stderr) = (wish.tty, wish.stdin, wish.stdout, wish.stderr);
-        let ends = Ends {
+        let options = StreamOptions {
             tty,
             stdin,
             stdout,
             stderr,
         };
         let (pods, action) = (self.clone(), "executing command in container");
-        Session::Exec(Program::new(action, ends, move |streams| {
+        Session::Exec(Program::new(action, options, move |streams| {
             Box::pin(async move { Ok(pods.exec(wish, streams).await?) })
         }))
     }
@@ -39,14 +39,14 @@ impl Pods {
     /// A session that joins a container's own streams until it ends, or the client closes all it can send and take.
     pub fn attach_session(&self, wish: AttachWish) -> Session {
         let (tty, stdin, stdout, stderr) = (wish.tty, wish.stdin, wish.stdout, wish.stderr);
-        let ends = Ends {
+        let options = StreamOptions {
             tty,
             stdin,
             stdout,
             stderr,
         };
         let (pods, action) = (self.clone(), "attaching to container");
-        Session::Attach(Program::new(action, ends, move |streams| {
+        Session::Attach(Program::new(action, options, move |streams| {
             Box::pin(async move { Ok(pods.attach(wish, streams).await.map(|()| 0)?) })
         }))
     }

@@ -1,6 +1,6 @@
 //! The base64 of tokens and of the oldest WebSocket protocols. Source: RFC 4648, sections 4 and 5.
 //!
-//! Called by: `tokens`, `outbox`, `websocket::channels`. Invariant: pure; clients may leave out the padding, as Go's may.
+//! Called by: `tokens`, `send`, `websocket::channels`. Invariant: pure; clients may leave out the padding, as Go's may.
 //! Not here: line breaks, which nobody sends.
 
 use base64::Engine as _;

@@ -2,11 +2,12 @@
 //!
 //! ```text
 //! spdy: data + error stream with the same requestID --+
-//! websocket: channels 2i and 2i+1 -------------------+--> carry --connect--> port
+//! websocket: channels 2i and 2i+1 -------------------+--> run_pair --connect--> port
 //! ```
-//! Invariants: a pair that breaks leaves the others alone; what either side sent before it ended arrives; a stream whose
-//! partner does not come within [`PAIRING`] is given up; when the client goes, all connections go.
-//! Not here: frames, and where the ports are.
+//! Invariants: a pair that fails leaves the others alone; what either side sent before it ended arrives; a stream whose
+//! partner is not opened within [`PAIR_TIMEOUT`] is reset; when the client closes its connection, all connections to ports
+//! are closed.
+//! Not here: frames, and how ports are reached.
 
 use std::collections::HashMap;
 use std::io;
@@ -20,42 +21,42 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::chain;
-use super::inbox::Intake;
-use super::link::Connection;
-use super::outbox::{FRAME, Outflow, Sender};
+use super::connection::Upgraded;
+use super::receive::RecvStream;
+use super::send::{MAX_FRAME, SendStream, SendStreamWriter};
 use super::session::Forward;
-use super::spdy::{self, Headers, Incoming};
+use super::spdy::{self, Headers, NewStream};
 
 /// How long a stream waits for the other one of its pair.
-const PAIRING: Duration = Duration::from_secs(30);
-/// How long a client may stay silent once the pod has said all. Old clients never end their side, and an open socket keeps
-/// the namespace of a pod that is gone.
-const QUIET: Duration = Duration::from_secs(1);
+const PAIR_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a client may send nothing once the pod has ended its side. Old clients never end their side, and an open
+/// socket keeps the namespace of a removed pod.
+const HALF_CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// One connection to be made.
 pub struct Pair {
     /// The pod's port.
     pub port: u16,
     /// What the client sends.
-    pub intake: Intake,
+    pub recv_stream: RecvStream,
     /// What it is sent.
-    pub data: Arc<Outflow>,
-    /// Where it reads why there is none.
-    pub error: Arc<Outflow>,
+    pub data: Arc<SendStream>,
+    /// Where it reads why there is no connection.
+    pub error: Arc<SendStream>,
 }
 
 /// Half of a pair.
 struct Waiting {
-    stream: Incoming,
+    stream: NewStream,
     until: Instant,
 }
 
 /// Serves a SPDY client to its end.
-pub async fn serve_spdy(connection: Connection, ports: Forward) {
-    let (link, accepted) = spdy::start(connection, is_known);
+pub async fn serve_spdy(upgraded: Upgraded, ports: Forward) {
+    let (connection, accepted) = spdy::start(upgraded, is_known);
     tokio::select! {
         () = pair_up(accepted, &ports) => {}
-        why = link.gone() => tracing::debug!(why, "a port-forward session ended"),
+        reason = connection.closed() => tracing::debug!(reason, "a port-forward session ended"),
     }
 }
 
@@ -67,13 +68,13 @@ fn port(headers: &Headers) -> Option<u16> {
     headers.get("port")?.parse().ok().filter(|port| *port > 0)
 }
 
-fn is_data(stream: &Incoming) -> bool {
+fn is_data(stream: &NewStream) -> bool {
     stream.headers.get("streamtype") == Some("data")
 }
 
 /// What the two streams of a pair have in common. Clients older than request ids open the error stream first and the
 /// data stream right after it.
-fn request(stream: &Incoming) -> String {
+fn request(stream: &NewStream) -> String {
     match stream.headers.get("requestid") {
         Some(id) if !id.is_empty() => id.to_owned(),
         _ if is_data(stream) => stream.id.saturating_sub(2).to_string(),
@@ -81,7 +82,7 @@ fn request(stream: &Incoming) -> String {
     }
 }
 
-async fn pair_up(mut accepted: mpsc::Receiver<Incoming>, ports: &Forward) {
+async fn pair_up(mut accepted: mpsc::Receiver<NewStream>, ports: &Forward) {
     let mut waiting: HashMap<String, Waiting> = HashMap::new();
     let mut pairs = JoinSet::new();
     loop {
@@ -98,29 +99,29 @@ async fn pair_up(mut accepted: mpsc::Receiver<Incoming>, ports: &Forward) {
                 None => break,
             },
             () = overdue => {
-                give_up(&mut waiting);
+                drop_overdue(&mut waiting);
                 continue;
             }
             Some(_) = pairs.join_next() => continue,
         };
         if let Some(pair) = matched(&mut waiting, stream) {
-            pairs.spawn(carry(pair, ports.clone()));
+            pairs.spawn(run_pair(pair, ports.clone()));
         }
     }
-    // The client opens no more; what runs goes on until its connection ends.
+    // The client opens no more streams; open pairs go on until its connection ends.
     while pairs.join_next().await.is_some() {}
 }
 
 /// The pair that `stream` completes; else it waits for its partner.
-fn matched(waiting: &mut HashMap<String, Waiting>, stream: Incoming) -> Option<Pair> {
+fn matched(waiting: &mut HashMap<String, Waiting>, stream: NewStream) -> Option<Pair> {
     let request = request(&stream);
     let Some(half) = waiting.remove(&request) else {
-        let until = Instant::now() + PAIRING;
+        let until = Instant::now() + PAIR_TIMEOUT;
         waiting.insert(request, Waiting { stream, until });
         return None;
     };
     if is_data(&half.stream) == is_data(&stream) {
-        stream.outflow.reset();
+        stream.send_stream.reset();
         waiting.insert(request, half);
         return None;
     }
@@ -132,13 +133,13 @@ fn matched(waiting: &mut HashMap<String, Waiting>, stream: Incoming) -> Option<P
     let port = port(&data.headers)?;
     Some(Pair {
         port,
-        intake: data.intake,
-        data: data.outflow,
-        error: error.outflow,
+        recv_stream: data.recv_stream,
+        data: data.send_stream,
+        error: error.send_stream,
     })
 }
 
-fn give_up(waiting: &mut HashMap<String, Waiting>) {
+fn drop_overdue(waiting: &mut HashMap<String, Waiting>) {
     let now = Instant::now();
     let mut late: Vec<String> = Vec::new();
     late.extend(
@@ -150,37 +151,37 @@ fn give_up(waiting: &mut HashMap<String, Waiting>) {
     for request in late {
         if let Some(Waiting { stream, .. }) = waiting.remove(&request) {
             if !is_data(&stream) {
-                stream.outflow.say(
+                stream.send_stream.send_now(
                     format!("request {request}: timed out waiting for its data stream").as_bytes(),
                 );
             }
-            stream.outflow.reset();
+            stream.send_stream.reset();
         }
     }
 }
 
-/// Connects a pair to its port and carries bytes both ways until both sides have said all.
-pub async fn carry(pair: Pair, ports: Forward) {
+/// Connects a pair to its port and copies bytes both ways until both sides have ended.
+pub async fn run_pair(pair: Pair, ports: Forward) {
     let Pair {
         port,
-        intake,
+        recv_stream,
         data,
         error,
     } = pair;
-    let mut error = Sender(error);
+    let mut error = SendStreamWriter(error);
     let target = ports.target();
     match ports.connect(port).await {
-        Err(refusal) => {
-            let why = chain(&*refusal);
-            tracing::debug!(target, port, error = why, "a port was not forwarded");
-            let text = format!("error forwarding port {port} to {target}: {why}");
+        Err(failure) => {
+            let reason = chain(&*failure);
+            tracing::debug!(target, port, error = reason, "a port was not forwarded");
+            let text = format!("error forwarding port {port} to {target}: {reason}");
             let _ = error.write_all(text.as_bytes()).await;
             drop(error);
             data.reset();
         }
         Ok(socket) => {
-            if let Err(broken) = both_ways(socket, intake, &data).await {
-                tracing::debug!(target, port, error = %broken, "a forwarded connection broke");
+            if let Err(failure) = copy_both_ways(socket, recv_stream, &data).await {
+                tracing::debug!(target, port, error = %failure, "a forwarded connection broke");
                 data.reset();
             }
         }
@@ -195,43 +196,47 @@ enum Failed {
     Write(io::Error),
 }
 
-/// Errors: the pod's connection was reset, or the client gave the stream up.
-async fn both_ways(mut socket: TcpStream, intake: Intake, data: &Arc<Outflow>) -> io::Result<()> {
+/// Errors: the pod's connection was reset, or the client reset the stream.
+async fn copy_both_ways(
+    mut socket: TcpStream,
+    recv_stream: RecvStream,
+    data: &Arc<SendStream>,
+) -> io::Result<()> {
     let (mut from_pod, mut to_pod) = socket.split();
-    let mut to_client = Sender(Arc::clone(data));
-    let (told, said_all) = watch::channel(false);
-    let outward = async {
-        let outcome = copy(&mut from_pod, &mut to_client, None).await;
+    let mut to_client = SendStreamWriter(Arc::clone(data));
+    let (pod_ended, pod_has_ended) = watch::channel(false);
+    let to_client_copy = async {
+        let copied = copy(&mut from_pod, &mut to_client, None).await;
         data.end();
-        told.send_replace(true);
-        outcome.map_err(|(Failed::Read(error) | Failed::Write(error))| error)
+        pod_ended.send_replace(true);
+        copied.map_err(|(Failed::Read(error) | Failed::Write(error))| error)
     };
-    let inward = async {
-        match copy(intake, &mut to_pod, Some(said_all)).await {
+    let to_pod_copy = async {
+        match copy(recv_stream, &mut to_pod, Some(pod_has_ended)).await {
             Ok(()) => to_pod.shutdown().await.or(Ok(())),
             Err(Failed::Read(error)) => Err(error),
-            // The pod takes no more; what it has said already still arrives.
+            // The pod reads no more; what it has already sent still arrives.
             Err(Failed::Write(_)) => Ok(()),
         }
     };
-    tokio::try_join!(outward, inward).map(drop)
+    tokio::try_join!(to_client_copy, to_pod_copy).map(drop)
 }
 
-/// Copies until the end of `from`; once `hurry` says so, until it is silent for [`QUIET`].
+/// Copies until the end of `from`; once `other_ended` is true, also until `from` sends nothing for [`HALF_CLOSE_TIMEOUT`].
 async fn copy(
     mut from: impl AsyncRead + Unpin,
     to: &mut (impl AsyncWrite + Unpin),
-    mut hurry: Option<watch::Receiver<bool>>,
+    mut other_ended: Option<watch::Receiver<bool>>,
 ) -> Result<(), Failed> {
-    let mut buffer = vec![0; FRAME];
+    let mut buffer = vec![0; MAX_FRAME];
     loop {
         let quiet = async {
-            match &mut hurry {
+            match &mut other_ended {
                 // An error means that the other direction is over, too.
-                Some(hurry) => drop(hurry.wait_for(|on| *on).await),
+                Some(other_ended) => drop(other_ended.wait_for(|on| *on).await),
                 None => std::future::pending().await,
             }
-            tokio::time::sleep(QUIET).await;
+            tokio::time::sleep(HALF_CLOSE_TIMEOUT).await;
         };
         let count = tokio::select! {
             count = from.read(&mut buffer) => count.map_err(Failed::Read)?,

@@ -11,11 +11,11 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use super::link::{Connection, Peer};
+use super::connection::{Peer, Upgraded};
 use super::remote;
 use super::spdy::headers::{Deflater, Inflater};
-use super::websocket::{self, Dialect};
-use super::{Ends, Forward, Program};
+use super::websocket::{self, Subprotocol};
+use super::{Forward, Program, StreamOptions};
 
 /// A target: its name, and what reads one input.
 pub type FuzzTarget = (&'static str, fn(&[u8]));
@@ -62,23 +62,23 @@ fn headers(input: &[u8]) {
 
 /// SPDY as exec speaks it; the first byte chooses the version of the protocol and the streams.
 fn spdy(input: &[u8]) {
-    session(input, |choice, connection, alive| async move {
-        remote::serve_spdy(connection, choice % 5, echo(choice, alive)).await;
+    session(input, |choice, upgraded, alive| async move {
+        remote::serve_spdy(upgraded, choice % 5, echo(choice, alive)).await;
     });
 }
 
-/// WebSocket messages of exec; the first byte chooses dialect and streams.
+/// WebSocket messages of exec; the first byte chooses subprotocol and streams.
 fn websocket(input: &[u8]) {
-    session(input, |choice, connection, alive| async move {
+    session(input, |choice, upgraded, alive| async move {
         let names = websocket::REMOTE;
-        let dialect = Dialect::named(names[usize::from(choice) % names.len()]);
-        websocket::serve_remote(connection, dialect, echo(choice, alive)).await;
+        let subprotocol = Subprotocol::named(names[usize::from(choice) % names.len()]);
+        websocket::serve_remote(upgraded, subprotocol, echo(choice, alive)).await;
     });
 }
 
 /// WebSocket messages of port-forward, by channels or as a tunnel of SPDY.
 fn tunnel(input: &[u8]) {
-    session(input, |choice, connection, alive| async move {
+    session(input, |choice, upgraded, alive| async move {
         let ports = Forward::new("nobody", vec![80, 443], move |_| {
             let alive = Arc::clone(&alive);
             Box::pin(async move {
@@ -87,11 +87,11 @@ fn tunnel(input: &[u8]) {
             })
         });
         if choice.is_multiple_of(2) {
-            websocket::serve_tunnel(connection, ports).await;
+            websocket::serve_tunnel(upgraded, ports).await;
         } else {
             let names = websocket::FORWARD;
-            let dialect = Dialect::named(names[usize::from(choice / 2) % names.len()]);
-            websocket::serve_forward(connection, dialect, ports).await;
+            let subprotocol = Subprotocol::named(names[usize::from(choice / 2) % names.len()]);
+            websocket::serve_forward(upgraded, subprotocol, ports).await;
         }
     });
 }
@@ -99,13 +99,13 @@ fn tunnel(input: &[u8]) {
 /// Copies input to output and ends. Holds `alive` as long as it runs.
 fn echo(choice: u8, alive: Arc<()>) -> Program {
     let tty = choice & 0x80 != 0;
-    let ends = Ends {
+    let options = StreamOptions {
         tty,
         stdin: choice & 0x40 == 0,
         stdout: true,
         stderr: choice & 0x20 != 0 && !tty,
     };
-    Program::new("copying", ends, move |streams| {
+    Program::new("copying", options, move |streams| {
         Box::pin(async move {
             let _alive = alive;
             if let (Some(mut stdin), Some(mut stdout)) = (streams.stdin, streams.stdout) {
@@ -119,20 +119,20 @@ fn echo(choice: u8, alive: Arc<()>) -> Program {
 /// Serves a client that sends the input but for its first byte, reads a while, and goes.
 fn session<F: Future<Output = ()> + Send + 'static>(
     input: &[u8],
-    serve: impl FnOnce(u8, Connection, Arc<()>) -> F,
+    serve: impl FnOnce(u8, Upgraded, Arc<()>) -> F,
 ) {
     let Some((choice, bytes)) = input.split_first() else {
         return;
     };
     let (client, server) = tokio::io::duplex(64 << 10);
-    let connection = Connection {
-        wire: Box::new(server),
+    let upgraded = Upgraded {
+        io: Box::new(server),
         peer: Peer::default(),
         idle: Duration::from_secs(60),
     };
     let alive = Arc::new(());
-    let jobs = Arc::downgrade(&alive);
-    let served = serve(*choice, connection, alive);
+    let futures = Arc::downgrade(&alive);
+    let served = serve(*choice, upgraded, alive);
     let bytes = bytes.to_vec();
     runtime().block_on(async move {
         let served = tokio::spawn(served);
@@ -152,9 +152,9 @@ fn session<F: Future<Output = ()> + Send + 'static>(
             .expect("the session panicked");
         // Jobs are given up a moment after.
         let end = tokio::time::Instant::now() + END;
-        while jobs.strong_count() > 0 {
+        while futures.strong_count() > 0 {
             let now = tokio::time::Instant::now();
-            assert!(now < end, "a job outlives its session");
+            assert!(now < end, "a future outlives its session");
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     });

@@ -1,12 +1,12 @@
-//! The request in front of a session: which token, which protocol, and the switch to it.
+//! The request that opens a session: its token, its protocol, and the upgrade.
 //!
 //! ```text
 //! server --request--> answer --redeem--> tokens
 //!                       |--404, 400, 403, 405, 503
 //!                       +--101--> spdy | websocket session, in a task of its own
 //! ```
-//! Invariants: only the token says what a client gets; showing a token uses it up, whatever comes of it; where origins
-//! are listed, a browser's page from elsewhere gets nothing.
+//! Invariants: only the token decides what a client gets; a token is used up by its first request, even if that fails;
+//! where origins are listed, a browser's page of another origin is refused.
 //! Not here: frames.
 
 use std::convert::Infallible;
@@ -24,10 +24,10 @@ use hyper_util::rt::TokioIo;
 use tokio::sync::Semaphore;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
-use super::link::{Connection, Peer};
+use super::connection::{Peer, Upgraded};
 use super::remote;
 use super::tokens::Tokens;
-use super::websocket::{self, Dialect};
+use super::websocket::{self, Subprotocol};
 use super::{Session, forward};
 
 /// Most sessions at a time.
@@ -49,18 +49,18 @@ const SPDY_FORWARD: &[&str] = &["portforward.k8s.io"];
 
 type Reply = Response<Full<Bytes>>;
 
-/// What all requests share.
-pub struct Site {
+/// State that all requests share.
+pub struct ServerState {
     tokens: Arc<Tokens>,
     idle: Duration,
     origins: Vec<String>,
     sessions: Arc<Semaphore>,
 }
 
-impl Site {
-    /// No session is open yet.
-    pub fn new(tokens: Arc<Tokens>, idle: Duration, origins: Vec<String>) -> Site {
-        Site {
+impl ServerState {
+    /// Without open sessions.
+    pub fn new(tokens: Arc<Tokens>, idle: Duration, origins: Vec<String>) -> ServerState {
+        ServerState {
             tokens,
             idle,
             origins,
@@ -78,34 +78,38 @@ pub fn name(session: &Session) -> &'static str {
     }
 }
 
-/// What will be spoken.
+/// The negotiated protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Speech {
+enum Protocol {
     /// SPDY; the version of the protocol of exec and attach in it.
     Spdy(u8),
     /// WebSocket channels.
-    Channels(Dialect),
+    Channels(Subprotocol),
     /// SPDY in a WebSocket.
     Tunnel,
 }
 
 /// Answers one request.
 pub async fn answer(
-    site: Arc<Site>,
+    state: Arc<ServerState>,
     peer: Peer,
     request: Request<Incoming>,
 ) -> Result<Reply, Infallible> {
-    Ok(agree(&site, peer, request).unwrap_or_else(Refusal::into_reply))
+    Ok(negotiate(&state, peer, request).unwrap_or_else(Refusal::into_reply))
 }
 
-fn agree(site: &Arc<Site>, peer: Peer, request: Request<Incoming>) -> Result<Reply, Refusal> {
+fn negotiate(
+    state: &Arc<ServerState>,
+    peer: Peer,
+    request: Request<Incoming>,
+) -> Result<Reply, Refusal> {
     if request.method() != Method::GET && request.method() != Method::POST {
         return Err(refusal(
             StatusCode::METHOD_NOT_ALLOWED,
             "a session is opened by GET or POST",
         ));
     }
-    let session = find(&site.tokens, request.uri().path());
+    let session = redeem(&state.tokens, request.uri().path());
     let session = session.ok_or_else(|| {
         refusal(
             StatusCode::NOT_FOUND,
@@ -113,84 +117,86 @@ fn agree(site: &Arc<Site>, peer: Peer, request: Request<Incoming>) -> Result<Rep
         )
     })?;
     let headers = request.headers();
-    let (speech, reply) = if is_websocket(headers) {
-        check_origin(headers, &site.origins)?;
+    let (protocol, reply) = if is_websocket(headers) {
+        check_origin(headers, &state.origins)?;
         websocket_reply(headers, &session)?
     } else {
         spdy_reply(headers, &session)?
     };
-    let permit = Arc::clone(&site.sessions).try_acquire_owned();
+    let permit = Arc::clone(&state.sessions).try_acquire_owned();
     let permit = permit.map_err(|_| {
         refusal(
             StatusCode::SERVICE_UNAVAILABLE,
             "too many sessions are open",
         )
     })?;
-    let idle = site.idle;
+    let idle = state.idle;
     tokio::spawn(async move {
-        switch(request, peer, idle, speech, session).await;
+        upgrade(request, peer, idle, protocol, session).await;
         drop(permit);
     });
     Ok(reply)
 }
 
-/// Waits for the connection to be ours, then serves the session on it.
-async fn switch(
+/// Waits for the upgrade, then serves the session on the connection.
+async fn upgrade(
     request: Request<Incoming>,
     peer: Peer,
     idle: Duration,
-    speech: Speech,
+    protocol: Protocol,
     session: Session,
 ) {
     match hyper::upgrade::on(request).await {
         Ok(upgraded) => {
-            let wire = Box::new(TokioIo::new(upgraded));
-            serve(Connection { wire, peer, idle }, speech, session).await;
+            let io = Box::new(TokioIo::new(upgraded));
+            serve(Upgraded { io, peer, idle }, protocol, session).await;
         }
         Err(error) => {
-            tracing::debug!(%error, "a streaming client left before its session began")
+            tracing::debug!(%error, "a streaming client closed its connection before its session began")
         }
     }
 }
 
-/// What the URL's token was issued for; nothing if the URL says something else.
-fn find(tokens: &Tokens, path: &str) -> Option<Session> {
+/// The session that the URL's token was issued for; `None` if the URL's kind is another one.
+fn redeem(tokens: &Tokens, path: &str) -> Option<Session> {
     let (kind, token) = path.strip_prefix('/')?.split_once('/')?;
     tokens.redeem(token).filter(|session| name(session) == kind)
 }
 
-async fn serve(connection: Connection, speech: Speech, session: Session) {
+async fn serve(upgraded: Upgraded, protocol: Protocol, session: Session) {
     let program = match session {
         Session::Exec(program) | Session::Attach(program) => program,
         Session::Forward(ports) => {
-            return match speech {
-                Speech::Spdy(_) => forward::serve_spdy(connection, ports).await,
-                Speech::Channels(dialect) => {
-                    websocket::serve_forward(connection, dialect, ports).await
+            return match protocol {
+                Protocol::Spdy(_) => forward::serve_spdy(upgraded, ports).await,
+                Protocol::Channels(subprotocol) => {
+                    websocket::serve_forward(upgraded, subprotocol, ports).await
                 }
-                Speech::Tunnel => websocket::serve_tunnel(connection, ports).await,
+                Protocol::Tunnel => websocket::serve_tunnel(upgraded, ports).await,
             };
         }
     };
-    match speech {
-        Speech::Spdy(version) => remote::serve_spdy(connection, version, program).await,
-        Speech::Channels(dialect) => websocket::serve_remote(connection, dialect, program).await,
-        // Only port-forward is offered it.
-        Speech::Tunnel => {}
+    match protocol {
+        Protocol::Spdy(version) => remote::serve_spdy(upgraded, version, program).await,
+        Protocol::Channels(subprotocol) => {
+            websocket::serve_remote(upgraded, subprotocol, program).await
+        }
+        // Only port-forward can negotiate it.
+        Protocol::Tunnel => {}
     }
 }
 
 /// Why there is no session.
 struct Refusal {
     status: StatusCode,
-    why: String,
-    /// The protocols that would have done.
+    reason: String,
+    /// The protocols that the server accepts.
     accepts: &'static [&'static str],
 }
 
 impl Refusal {
     fn into_reply(self) -> Reply {
-        let mut reply = Response::new(Full::new(Bytes::from(self.why + "\n")));
+        let mut reply = Response::new(Full::new(Bytes::from(self.reason + "\n")));
         *reply.status_mut() = self.status;
         for one in self.accepts {
             reply
@@ -201,16 +207,16 @@ impl Refusal {
     }
 }
 
-fn refusal(status: StatusCode, why: impl Into<String>) -> Refusal {
+fn refusal(status: StatusCode, reason: impl Into<String>) -> Refusal {
     Refusal {
         status,
-        why: why.into(),
+        reason: reason.into(),
         accepts: &[],
     }
 }
 
-fn bad(why: impl Into<String>) -> Refusal {
-    refusal(StatusCode::BAD_REQUEST, why)
+fn bad(reason: impl Into<String>) -> Refusal {
+    refusal(StatusCode::BAD_REQUEST, reason)
 }
 
 /// No protocol of those that the client offered is known.
@@ -221,13 +227,13 @@ fn no_common(offered: &[&str], accepts: &'static [&'static str]) -> Refusal {
         .filter(|c| !c.is_control())
         .take(256)
         .collect();
-    let why = format!(
+    let reason = format!(
         "the client speaks {offered}, this server {}",
         accepts.join(", ")
     );
     Refusal {
         status: StatusCode::FORBIDDEN,
-        why,
+        reason,
         accepts,
     }
 }
@@ -281,9 +287,9 @@ fn check_origin(headers: &HeaderMap, allowed: &[String]) -> Result<(), Refusal> 
         .filter(|c| !c.is_control())
         .take(256)
         .collect();
-    let why =
+    let reason =
         format!("origin {shown:?} is not this host's; streaming.allowed_origins lists others");
-    Err(refusal(StatusCode::FORBIDDEN, why))
+    Err(refusal(StatusCode::FORBIDDEN, reason))
 }
 
 fn switching(upgrade: &'static str) -> ::http::response::Builder {
@@ -299,7 +305,7 @@ fn built(reply: ::http::response::Builder) -> Result<Reply, Refusal> {
         .map_err(|_| refusal(StatusCode::INTERNAL_SERVER_ERROR, "no answer could be made"))
 }
 
-fn spdy_reply(headers: &HeaderMap, session: &Session) -> Result<(Speech, Reply), Refusal> {
+fn spdy_reply(headers: &HeaderMap, session: &Session) -> Result<(Protocol, Reply), Refusal> {
     if !has(headers, &CONNECTION, "upgrade") || !has(headers, &UPGRADE, SPDY) {
         return Err(bad("a session needs an upgrade to SPDY/3.1 or websocket"));
     }
@@ -319,10 +325,10 @@ fn spdy_reply(headers: &HeaderMap, session: &Session) -> Result<(Speech, Reply),
         .find_map(|name| known.iter().position(|one| one == name));
     let at = chosen.ok_or_else(|| no_common(&offered, known))?;
     let reply = built(switching(SPDY).header(STREAM_PROTOCOL, known[at]))?;
-    Ok((Speech::Spdy(4 - at as u8), reply))
+    Ok((Protocol::Spdy(4 - at as u8), reply))
 }
 
-fn websocket_reply(headers: &HeaderMap, session: &Session) -> Result<(Speech, Reply), Refusal> {
+fn websocket_reply(headers: &HeaderMap, session: &Session) -> Result<(Protocol, Reply), Refusal> {
     if !has(headers, &SEC_WEBSOCKET_VERSION, "13") {
         return Err(bad("the WebSocket version is not 13"));
     }
@@ -341,17 +347,17 @@ fn websocket_reply(headers: &HeaderMap, session: &Session) -> Result<(Speech, Re
         websocket::REMOTE
     };
     let chosen = offered.iter().find_map(|name| match *name {
-        websocket::TUNNEL if forward => Some((Speech::Tunnel, websocket::TUNNEL)),
+        websocket::TUNNEL if forward => Some((Protocol::Tunnel, websocket::TUNNEL)),
         name => known
             .iter()
             .find(|one| **one == name)
-            .map(|one| (Speech::Channels(Dialect::named(one)), *one)),
+            .map(|one| (Protocol::Channels(Subprotocol::named(one)), *one)),
     });
-    let (speech, protocol) = chosen.ok_or_else(|| no_common(&offered, known))?;
+    let (protocol, name) = chosen.ok_or_else(|| no_common(&offered, known))?;
     let mut reply =
         switching("websocket").header(SEC_WEBSOCKET_ACCEPT, derive_accept_key(key.as_bytes()));
     if named {
-        reply = reply.header(SEC_WEBSOCKET_PROTOCOL, protocol);
+        reply = reply.header(SEC_WEBSOCKET_PROTOCOL, name);
     }
-    Ok((speech, built(reply)?))
+    Ok((protocol, built(reply)?))
 }

@@ -1,26 +1,26 @@
-//! Streaming: interactive exec, attach and port-forward, from the URL that CRI hands out to the last byte.
+//! Streaming: interactive exec, attach and port-forward, from the URL that CRI returns to the last byte.
 //!
 //! ```text
-//! offer --Session--> tokens <--URL-- client --HTTP upgrade--> spdy | websocket --Streams--> the session's job
+//! offer --Session--> tokens <--URL-- client --HTTP upgrade--> spdy | websocket --Streams--> the session's future
 //! ```
-//! Invariants: a token opens one session, once, for a minute; what a client may do was fixed when CRI was asked, never
-//! by its URL; buffers are bounded and a slow side slows the other by way of its own connection.
+//! Invariants: a token opens one session, once, for a minute; what a client may do is fixed by the CRI request, never
+//! by its URL; buffers are bounded, and a slow reader slows its writer down.
 //! Called by: the shim's `serve` (bind) and the CRI services (offer).
-//! Not here: containers, pods, who may ask, and what is at the other end of the streams: a session brings the job that its
-//! streams are joined to.
+//! Not here: containers, pods, authorization, and the other end of the streams: a session comes with the future that its
+//! streams are connected to.
 
-mod arrivals;
 mod base64;
+mod connection;
 mod forward;
 #[cfg(any(test, feature = "fuzzing"))]
 #[allow(clippy::unwrap_used, reason = "targets fail by panicking")]
 pub mod fuzz;
 mod http;
-mod inbox;
-mod link;
-mod outbox;
+mod pending;
+mod receive;
 mod remote;
 mod resize;
+mod send;
 mod server;
 mod session;
 mod spdy;
@@ -33,7 +33,7 @@ mod tokens;
 mod websocket;
 
 pub use server::{Server, Settings};
-pub use session::{Ends, Forward, Job, Program, Session, Size, Streams};
+pub use session::{Forward, Program, Session, SessionFuture, Size, StreamOptions, Streams};
 pub use tls::Identity;
 pub use tokens::Refused;
 
@@ -43,9 +43,9 @@ pub enum Error {
     /// The address is taken, or not the node's.
     #[error("listen for streaming clients on {address}")]
     Listen {
-        /// What the configuration says.
+        /// The configured address.
         address: std::net::SocketAddr,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
     /// The certificate or its key cannot be used.

@@ -1,12 +1,12 @@
-//! Exec and attach: the client's streams, once all are there, joined to a program until it ends.
+//! Exec and attach: connects the client's streams, once all are open, to a program until it ends.
 //!
 //! ```text
-//! spdy (one stream each) | websocket (one channel each) --> Opened --> run --Streams--> Program
+//! spdy (one stream each) | websocket (one channel each) --> ClientStreams --> run --Streams--> Program
 //! ```
-//! Invariants: which streams there are was fixed when CRI was asked; a client that goes, or stays silent for too long,
-//! gives the program up at once; the verdict leaves after all output, and the connection closes after the verdict was
-//! read.
-//! Not here: frames, and what runs.
+//! Invariants: the CRI request fixes which streams there are; when the client closes the connection or is idle for too
+//! long, the program's future is dropped at once; the status is sent after all output, and the connection is closed after
+//! the client read the status.
+//! Not here: frames, and the program.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,45 +15,45 @@ use std::time::Duration;
 use tokio::io::AsyncWriteExt as _;
 use tokio::sync::{mpsc, watch};
 
-use super::inbox::Intake;
-use super::link::{Connection, FINISH, Link};
-use super::outbox::{Outflow, Sender};
-use super::spdy::{self, Headers, Incoming};
-use super::status::{Form, Verdict};
-use super::{Ends, Program, Streams, chain, resize};
+use super::connection::{CLOSE_TIMEOUT, Connection, Upgraded};
+use super::receive::RecvStream;
+use super::send::{SendStream, SendStreamWriter};
+use super::spdy::{self, Headers, NewStream};
+use super::status::{ExitStatus, StatusFormat};
+use super::{Program, StreamOptions, Streams, chain, resize};
 
 /// How long a client may take to open its streams.
-pub const OPENING: Duration = Duration::from_secs(30);
+pub const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A client whose streams are all there.
-pub struct Opened {
+/// A client that has opened all its streams.
+pub struct ClientStreams {
     /// Its connection.
-    pub link: Link,
-    /// What it sends, if it was asked to.
-    pub stdin: Option<Intake>,
-    /// The sizes that it sends.
-    pub sizes: Option<Intake>,
-    /// Where it takes output.
-    pub stdout: Option<Arc<Outflow>>,
-    /// Where it takes errors.
-    pub stderr: Option<Arc<Outflow>>,
-    /// Where it reads how it ended.
-    pub error: Arc<Outflow>,
-    /// How it wants that said.
-    pub form: Form,
-    /// The streams on which only it sends, to be told when nobody listens any more.
-    pub inputs: Vec<Arc<Outflow>>,
+    pub connection: Connection,
+    /// Its input, if there is any.
+    pub stdin: Option<RecvStream>,
+    /// The terminal sizes that it sends.
+    pub sizes: Option<RecvStream>,
+    /// Output to it.
+    pub stdout: Option<Arc<SendStream>>,
+    /// Standard error to it.
+    pub stderr: Option<Arc<SendStream>>,
+    /// The error stream, which carries the exit status.
+    pub error: Arc<SendStream>,
+    /// The format of the exit status.
+    pub format: StatusFormat,
+    /// The streams on which only the client sends, to be sent when nobody listens any more.
+    pub inputs: Vec<Arc<SendStream>>,
 }
 
 /// Serves a SPDY client to its end. `version` is the protocol's, 1 to 4.
-pub async fn serve_spdy(connection: Connection, version: u8, program: Program) {
-    let (link, accepted) = spdy::start(connection, is_known);
-    let ends = program.ends();
-    let names = names(ends, version);
+pub async fn serve_spdy(upgraded: Upgraded, version: u8, program: Program) {
+    let (connection, accepted) = spdy::start(upgraded, is_known);
+    let options = program.options();
+    let names = names(options, version);
     let opened = tokio::select! {
         streams = collect(accepted, &names) => streams,
-        _ = link.gone() => None,
-        () = tokio::time::sleep(OPENING) => None,
+        _ = connection.closed() => None,
+        () = tokio::time::sleep(OPEN_TIMEOUT) => None,
     };
     let Some(mut streams) = opened else {
         tracing::debug!("a streaming client did not open its streams");
@@ -62,22 +62,28 @@ pub async fn serve_spdy(connection: Connection, version: u8, program: Program) {
     let inputs = ["stdin", "resize"]
         .into_iter()
         .filter_map(|name| streams.get(name));
-    let inputs = inputs.map(|stream| Arc::clone(&stream.outflow)).collect();
+    let inputs = inputs
+        .map(|stream| Arc::clone(&stream.send_stream))
+        .collect();
     let mut take = |name: &str| streams.remove(name);
     let Some(error) = take("error") else {
         return;
     };
-    let opened = Opened {
-        link,
-        stdin: take("stdin").map(|stream| stream.intake),
-        sizes: take("resize").map(|stream| stream.intake),
-        stdout: take("stdout").map(|stream| stream.outflow),
-        stderr: take("stderr").map(|stream| stream.outflow),
-        error: error.outflow,
-        form: if version >= 4 { Form::Json } else { Form::Text },
+    let client = ClientStreams {
+        connection,
+        stdin: take("stdin").map(|stream| stream.recv_stream),
+        sizes: take("resize").map(|stream| stream.recv_stream),
+        stdout: take("stdout").map(|stream| stream.send_stream),
+        stderr: take("stderr").map(|stream| stream.send_stream),
+        error: error.send_stream,
+        format: if version >= 4 {
+            StatusFormat::Json
+        } else {
+            StatusFormat::Text
+        },
         inputs,
     };
-    run(opened, program).await;
+    run(client, program).await;
 }
 
 fn is_known(headers: &Headers) -> bool {
@@ -86,25 +92,25 @@ fn is_known(headers: &Headers) -> bool {
 }
 
 /// The streams that a client of this protocol version opens.
-fn names(ends: Ends, version: u8) -> Vec<&'static str> {
+fn names(options: StreamOptions, version: u8) -> Vec<&'static str> {
     let all = [
         ("error", true),
-        ("stdin", ends.stdin),
-        ("stdout", ends.stdout),
-        ("stderr", ends.stderr),
-        ("resize", ends.tty && version >= 3),
+        ("stdin", options.stdin),
+        ("stdout", options.stdout),
+        ("stderr", options.stderr),
+        ("resize", options.tty && version >= 3),
     ];
     all.into_iter()
         .filter_map(|(name, wanted)| wanted.then_some(name))
         .collect()
 }
 
-/// Waits for a stream of each name; those that were not asked for, and second ones, end at once.
+/// Waits for a stream of each name; resets streams of other names and duplicates.
 async fn collect(
-    mut accepted: mpsc::Receiver<Incoming>,
+    mut accepted: mpsc::Receiver<NewStream>,
     names: &[&str],
-) -> Option<HashMap<String, Incoming>> {
-    let mut streams: HashMap<String, Incoming> = HashMap::new();
+) -> Option<HashMap<String, NewStream>> {
+    let mut streams: HashMap<String, NewStream> = HashMap::new();
     while streams.len() < names.len() {
         let stream = accepted.recv().await?;
         let name = stream
@@ -115,31 +121,33 @@ async fn collect(
         if names.contains(&name.as_str()) && !streams.contains_key(&name) {
             streams.insert(name, stream);
         } else {
-            stream.outflow.reset();
+            stream.send_stream.reset();
         }
     }
     Some(streams)
 }
 
-/// Joins the client to its program until one of them ends.
-pub async fn run(opened: Opened, program: Program) {
-    let Opened {
-        link,
+/// Connects the client to its program until one of them ends.
+pub async fn run(client: ClientStreams, program: Program) {
+    let ClientStreams {
+        connection,
         stdin,
         sizes,
         stdout,
         stderr,
         error,
-        form,
+        format,
         inputs,
-    } = opened;
+    } = client;
     let (newest, size) = watch::channel(None);
-    let writer = |flow: &Option<Arc<Outflow>>| {
-        let flow = flow.clone()?;
-        Some(Box::new(Sender(flow)) as Box<dyn tokio::io::AsyncWrite + Send + Unpin>)
+    let writer = |stream: &Option<Arc<SendStream>>| {
+        let stream = stream.clone()?;
+        Some(Box::new(SendStreamWriter(stream)) as Box<dyn tokio::io::AsyncWrite + Send + Unpin>)
     };
     let streams = Streams {
-        stdin: stdin.map(|intake| Box::new(intake) as Box<dyn tokio::io::AsyncRead + Send + Unpin>),
+        stdin: stdin.map(|recv_stream| {
+            Box::new(recv_stream) as Box<dyn tokio::io::AsyncRead + Send + Unpin>
+        }),
         stdout: writer(&stdout),
         stderr: writer(&stderr),
         size,
@@ -150,35 +158,35 @@ pub async fn run(opened: Opened, program: Program) {
         }
         std::future::pending::<()>().await;
     };
-    let verdict = tokio::select! {
-        verdict = verdict(program, streams) => verdict,
-        why = link.gone() => {
-            tracing::debug!(why, "a streaming session was given up");
+    let status = tokio::select! {
+        status = status(program, streams) => status,
+        reason = connection.closed() => {
+            tracing::debug!(reason, "a streaming session was aborted");
             return;
         }
         () = resizing => return,
     };
-    tracing::debug!(?verdict, "a streaming session ended");
-    inputs.iter().for_each(|flow| flow.reset());
-    let text = form.render(&verdict);
-    let mut error = Sender(error);
-    // Fails only if the client is gone, which `finish` finds out; one that takes nothing is not waited for longer.
-    let told = tokio::time::timeout(FINISH, error.write_all(text.as_bytes()));
-    if told.await.is_err() {
+    tracing::debug!(?status, "a streaming session ended");
+    inputs.iter().for_each(|stream| stream.reset());
+    let text = format.render(&status);
+    let mut error = SendStreamWriter(error);
+    // It fails only if the client closed the connection, which `finish` notices; the time limit is for one that does not read.
+    let sent = tokio::time::timeout(CLOSE_TIMEOUT, error.write_all(text.as_bytes()));
+    if sent.await.is_err() {
         return;
     }
     drop(error);
     [stdout, stderr]
         .into_iter()
         .flatten()
-        .for_each(|flow| flow.end());
-    link.finish().await;
+        .for_each(|stream| stream.end());
+    connection.finish().await;
 }
 
-async fn verdict(program: Program, streams: Streams) -> Verdict {
+async fn status(program: Program, streams: Streams) -> ExitStatus {
     let action = program.action();
     match program.run(streams).await {
-        Ok(code) => Verdict::Exited(code),
-        Err(error) => Verdict::Failed(format!("error {action}: {}", chain(&*error))),
+        Ok(code) => ExitStatus::Exited(code),
+        Err(error) => ExitStatus::Failed(format!("error {action}: {}", chain(&*error))),
     }
 }

@@ -1,6 +1,6 @@
-//! The sizes of the client's terminal: a stream of JSON objects, of which only the newest matters.
+//! The sizes of the client's terminal: a stream of JSON objects, of which only the latest matters.
 //!
-//! Used by: [`super::remote`]. Invariants: at most [`MAX_OBJECT`] bytes are held; what is no size is skipped, so that no
+//! Used by: [`super::remote`]. Invariants: at most [`MAX_OBJECT`] bytes are object; what is no size is skipped, so that no
 //! flood of them, and nothing odd, does more than pass by.
 //! Not here: terminals.
 
@@ -15,29 +15,29 @@ const MAX_OBJECT: usize = 1024;
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Told {
+struct WireSize {
     width: u16,
     height: u16,
 }
 
 /// Reads sizes until the stream ends. Objects may follow each other with or without line ends.
 pub async fn follow(mut stream: impl AsyncRead + Unpin, newest: watch::Sender<Option<Size>>) {
-    let mut held: Vec<u8> = Vec::new();
+    let mut object: Vec<u8> = Vec::new();
     let mut some = [0; 512];
     while let Ok(count @ 1..) = stream.read(&mut some).await {
         for byte in &some[..count] {
             match byte {
-                b'{' => held.clear(),
-                _ if held.len() >= MAX_OBJECT => held.clear(),
+                b'{' => object.clear(),
+                _ if object.len() >= MAX_OBJECT => object.clear(),
                 _ => {}
             }
-            held.push(*byte);
+            object.push(*byte);
             if *byte == b'}'
-                && let Ok(told) = serde_json::from_slice::<Told>(&held)
+                && let Ok(size) = serde_json::from_slice::<WireSize>(&object)
             {
                 newest.send_replace(Some(Size {
-                    width: told.width,
-                    height: told.height,
+                    width: size.width,
+                    height: size.height,
                 }));
             }
         }

@@ -1,10 +1,10 @@
-//! The streaming server: listens, hands out URLs, and takes the clients that come for them.
+//! The streaming server: listens, issues URLs, and serves the clients that use them.
 //!
 //! Called by: the shim's `serve` (bind), the CRI services (offer). Calls: [`super::http`] for each connection.
-//! Invariants: a connection has ten seconds to say something and as many to bring its request, TLS handshake and all, in
-//! bounded memory; few are in that state at a time, and a new one never waits for silent ones ([`super::arrivals`]); the
-//! server ends when its handle is dropped.
-//! Not here: what requests mean.
+//! Invariants: a connection has ten seconds to send its first bytes and ten more for TLS handshake and request, in
+//! bounded memory; the number of such connections is limited, and a new one never waits for idle ones
+//! ([`super::pending`]); the server ends when its handle is dropped.
+//! Not here: the meaning of requests.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,16 +17,16 @@ use rustix::net::sockopt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
-use super::arrivals::{Arrival, Arrivals};
-use super::http::{self, Site};
-use super::link::{Peer, Wire};
+use super::connection::{BoxedIo, Peer};
+use super::http::{self, ServerState};
+use super::pending::{PendingConnection, PendingConnections};
 use super::tls::{Identity, Tls};
 use super::tokens::{Refused, Tokens};
 use super::{Error, Session};
 
-/// How long a connection may say nothing, and how long its handshake and request may take from then on.
-const ARRIVAL: Duration = Duration::from_secs(10);
-/// How long nothing is accepted after a failure, first and at most.
+/// How long a connection's first bytes may take, and how long its handshake and request may take from then on.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long to wait after accept(2) failed: at first, and at most.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
 /// Largest head of a request, bytes.
 const MAX_HEAD: usize = 16 << 10;
@@ -40,11 +40,11 @@ const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(60), Duration:
 pub struct Settings {
     /// Where to listen; no wildcard. Port 0 is any.
     pub address: SocketAddr,
-    /// Certificate and key; without them HTTP is spoken.
+    /// Certificate and key; without them HTTP is first_bytes.
     pub identity: Option<Identity>,
-    /// A session that carries nothing for so long ends.
+    /// A session that is idle for this long ends.
     pub idle: Duration,
-    /// Origins that may come beside this host's own; `*` is any. Empty: the origin is not looked at.
+    /// Origins that are allowed beside this host's own; `*` is any. Empty: the origin is not checked.
     pub origins: Vec<String>,
 }
 
@@ -70,9 +70,9 @@ impl Server {
         let scheme = if tls.is_some() { "https" } else { "http" };
         let base = format!("{scheme}://{}", listener.local_addr().map_err(failed)?);
         let tokens = Arc::new(Tokens::default());
-        let site = Site::new(Arc::clone(&tokens), idle, origins);
+        let state = ServerState::new(Arc::clone(&tokens), idle, origins);
         let mut accepting = JoinSet::new();
-        accepting.spawn(accept(listener, tls, Arc::new(site)));
+        accepting.spawn(accept(listener, tls, Arc::new(state)));
         Ok(Server {
             tokens,
             base,
@@ -80,7 +80,7 @@ impl Server {
         })
     }
 
-    /// A URL that opens the session, once, within a minute. Errors: too many wait for their clients.
+    /// A URL that opens the session, once, within a minute. Errors: too many sessions wait for their clients.
     pub fn offer(&self, session: Session) -> Result<String, Refused> {
         let kind = http::name(&session);
         let token = self.tokens.issue(session)?;
@@ -88,52 +88,57 @@ impl Server {
     }
 }
 
-async fn accept(listener: TcpListener, tls: Option<Arc<Tls>>, site: Arc<Site>) {
-    let arrivals = Arrivals::default();
-    let mut pause = BACKOFF.0;
+async fn accept(listener: TcpListener, tls: Option<Arc<Tls>>, state: Arc<ServerState>) {
+    let pending = PendingConnections::default();
+    let mut backoff = BACKOFF.0;
     loop {
         match listener.accept().await {
             Ok((socket, from)) => {
-                pause = BACKOFF.0;
-                let arrival = arrivals.admit(from.ip());
-                let (tls, site) = (tls.clone(), Arc::clone(&site));
-                tokio::spawn(attend(socket, arrival, tls, site));
+                backoff = BACKOFF.0;
+                let entry = pending.admit(from.ip());
+                let (tls, state) = (tls.clone(), Arc::clone(&state));
+                tokio::spawn(serve_connection(socket, entry, tls, state));
             }
             Err(error) => {
                 // Out of file descriptors, most likely: others must end first.
-                if pause == BACKOFF.0 {
+                if backoff == BACKOFF.0 {
                     tracing::warn!(%error, "no streaming client can be accepted; trying again until one can");
                 }
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(BACKOFF.1);
+                tokio::time::sleep(backoff).await;
+                backoff = (backoff * 2).min(BACKOFF.1);
             }
         }
     }
 }
 
-/// Takes a connection to its session, or lets it go when its time is over or its place is needed.
-async fn attend(socket: TcpStream, mut arrival: Arrival, tls: Option<Arc<Tls>>, site: Arc<Site>) {
-    let spoken = async {
-        // Its first bytes; an error is found again by whoever reads them.
+/// Serves a connection up to its upgrade, or closes it when its time is over or it is evicted.
+async fn serve_connection(
+    socket: TcpStream,
+    mut entry: PendingConnection,
+    tls: Option<Arc<Tls>>,
+    state: Arc<ServerState>,
+) {
+    let first_bytes = async {
+        // An error shows again when the bytes are read.
         let _ = socket.readable().await;
     };
     tokio::select! {
-        () = arrival.evicted() => return,
-        () = tokio::time::sleep(ARRIVAL) => return,
-        () = spoken => arrival.has_spoken(),
+        () = entry.evicted() => return,
+        () = tokio::time::sleep(REQUEST_TIMEOUT) => return,
+        () = first_bytes => entry.has_sent(),
     }
     tokio::select! {
-        () = arrival.evicted() => {}
-        () = tokio::time::sleep(ARRIVAL) => {}
-        () = arrive(socket, tls, site) => {}
+        () = entry.evicted() => {}
+        () = tokio::time::sleep(REQUEST_TIMEOUT) => {}
+        () = serve_request(socket, tls, state) => {}
     }
 }
 
-async fn arrive(socket: TcpStream, tls: Option<Arc<Tls>>, site: Arc<Site>) {
-    let Ok(peer) = tune(&socket) else {
+async fn serve_request(socket: TcpStream, tls: Option<Arc<Tls>>, state: Arc<ServerState>) {
+    let Ok(peer) = set_socket_options(&socket) else {
         return;
     };
-    let wire: Wire = match tls {
+    let io: BoxedIo = match tls {
         None => Box::new(socket),
         Some(tls) => match tls.accept(socket).await {
             Ok(secured) => Box::new(secured),
@@ -142,22 +147,23 @@ async fn arrive(socket: TcpStream, tls: Option<Arc<Tls>>, site: Arc<Site>) {
             }
         },
     };
-    let service = service_fn(move |request| http::answer(Arc::clone(&site), peer.clone(), request));
+    let service =
+        service_fn(move |request| http::answer(Arc::clone(&state), peer.clone(), request));
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(ARRIVAL)
+        .header_read_timeout(REQUEST_TIMEOUT)
         .max_buf_size(MAX_HEAD)
         .max_headers(MAX_HEADERS)
-        .serve_connection(TokioIo::new(wire), service)
+        .serve_connection(TokioIo::new(io), service)
         .with_upgrades();
-    // An upgraded connection leaves this future as soon as its answer is out.
+    // This future ends as soon as the reply to an upgrade is sent.
     if let Err(error) = serving.await {
-        tracing::debug!(%error, "a streaming client made no good request");
+        tracing::debug!(%error, "a streaming client sent no valid request");
     }
 }
 
-/// Makes keystrokes leave at once and dead clients known.
-fn tune(socket: &TcpStream) -> std::io::Result<Peer> {
+/// Sends keystrokes at once (TCP_NODELAY) and detects dead clients (keepalive).
+fn set_socket_options(socket: &TcpStream) -> std::io::Result<Peer> {
     let (after, every, times) = KEEPALIVE;
     socket.set_nodelay(true)?;
     sockopt::set_socket_keepalive(socket, true)?;

@@ -1,7 +1,7 @@
-//! What a URL opens: the streams that a client gets, and the work that they are joined to.
+//! What a URL opens: the streams that a client gets, and the future that they are connected to.
 //!
-//! Made by whoever offers a session ([`super::Server::offer`]); run by `remote` and `forward` once its client is there.
-//! Invariant: a session's future that is dropped gives up the session: whatever ran only for it is killed.
+//! Made by the caller of [`super::Server::offer`]; run by `remote` and `forward` once the client has connected.
+//! Invariant: dropping a session's future ends the session and kills what ran only for it.
 //! Not here: frames, tokens, pipes, and what is at the other end of the streams.
 
 use std::error::Error;
@@ -17,66 +17,66 @@ use tokio::sync::watch;
 /// What a URL opens.
 #[derive(Debug)]
 pub enum Session {
-    /// A program that begins with the session.
+    /// A program that the session starts.
     Exec(Program),
-    /// A program that runs already.
+    /// A program that already runs.
     Attach(Program),
     /// Connections to ports.
     Forward(Forward),
 }
 
-/// Which streams a client gets.
+/// Which streams a client gets, as in CRI's ExecRequest and AttachRequest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ends {
-    /// It sends sizes.
+pub struct StreamOptions {
+    /// The client sends terminal sizes.
     pub tty: bool,
-    /// It sends input.
+    /// The client sends standard input.
     pub stdin: bool,
-    /// It takes output.
+    /// The client receives standard output.
     pub stdout: bool,
-    /// It takes errors.
+    /// The client receives standard error.
     pub stderr: bool,
 }
 
-/// Starts the work of a session with the client's streams.
-type Run = Box<dyn FnOnce(Streams) -> Job<i32> + Send>;
+/// Starts a session's program with the client's streams.
+type Run = Box<dyn FnOnce(Streams) -> SessionFuture<i32> + Send>;
 
-/// A program that a client's streams are joined to.
+/// A program that a client's streams are connected to.
 pub struct Program {
     action: &'static str,
-    ends: Ends,
+    options: StreamOptions,
     run: Run,
 }
 
 impl Program {
-    /// `run` ends with the program's exit code, 128 + signal for a signal, once its output was taken. `action` is what is
-    /// being done, for the client to read when it fails: `executing command in container`.
+    /// `run` ends with the program's exit code, 128 + signal for a signal, once its output was sent. `action` is what is
+    /// being done, for the error text that a client reads: `executing command in container`.
     pub fn new(
         action: &'static str,
-        ends: Ends,
-        run: impl FnOnce(Streams) -> Job<i32> + Send + 'static,
+        options: StreamOptions,
+        run: impl FnOnce(Streams) -> SessionFuture<i32> + Send + 'static,
     ) -> Program {
         // A terminal has no error stream of its own.
-        let stderr = ends.stderr && !ends.tty;
+        let stderr = options.stderr && !options.tty;
         Program {
             action,
-            ends: Ends { stderr, ..ends },
+            options: StreamOptions { stderr, ..options },
             run: Box::new(run),
         }
     }
 
-    /// Which streams its client gets.
-    pub(super) fn ends(&self) -> Ends {
-        self.ends
+    /// The streams that its client gets.
+    pub(super) fn options(&self) -> StreamOptions {
+        self.options
     }
 
-    /// What is being done.
+    /// What is being done, for error texts.
     pub(super) fn action(&self) -> &'static str {
         self.action
     }
 
-    /// Joins the client's streams to it until it ends.
-    pub(super) fn run(self, streams: Streams) -> Job<i32> {
+    /// Connects the client's streams to it until it ends.
+    pub(super) fn run(self, streams: Streams) -> SessionFuture<i32> {
         (self.run)(streams)
     }
 }
@@ -85,13 +85,13 @@ impl fmt::Debug for Program {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Program")
             .field("action", &self.action)
-            .field("ends", &self.ends)
+            .field("options", &self.options)
             .finish_non_exhaustive()
     }
 }
 
 /// Connects to a TCP port.
-type Connect = Arc<dyn Fn(u16) -> Job<TcpStream> + Send + Sync>;
+type Connect = Arc<dyn Fn(u16) -> SessionFuture<TcpStream> + Send + Sync>;
 
 /// Ports that a client may connect to.
 #[derive(Clone)]
@@ -107,7 +107,7 @@ impl Forward {
     pub fn new(
         target: impl Into<String>,
         ports: Vec<u16>,
-        connect: impl Fn(u16) -> Job<TcpStream> + Send + Sync + 'static,
+        connect: impl Fn(u16) -> SessionFuture<TcpStream> + Send + Sync + 'static,
     ) -> Forward {
         Forward {
             target: target.into(),
@@ -127,7 +127,7 @@ impl Forward {
     }
 
     /// Connects to one port. Errors: it is not reachable, or nothing listens.
-    pub(super) fn connect(&self, port: u16) -> Job<TcpStream> {
+    pub(super) fn connect(&self, port: u16) -> SessionFuture<TcpStream> {
         (self.connect)(port)
     }
 }
@@ -150,17 +150,18 @@ pub struct Size {
     pub height: u16,
 }
 
-/// The client's side of an exec or attach. Each end that was asked for is there, no other.
+/// The client's side of an exec or attach: exactly the streams of its [`StreamOptions`].
 pub struct Streams {
-    /// What the client types; its end is the client's half-close.
+    /// The client's input; it ends when the client half-closes.
     pub stdin: Option<Box<dyn AsyncRead + Send + Unpin>>,
-    /// What it is shown; `shutdown` tells it that no more comes.
+    /// Output to the client; `shutdown` ends the stream.
     pub stdout: Option<Box<dyn AsyncWrite + Send + Unpin>>,
-    /// The same of errors.
+    /// Standard error to the client.
     pub stderr: Option<Box<dyn AsyncWrite + Send + Unpin>>,
-    /// The newest size of its terminal; none until it has said one.
+    /// The latest size of the client's terminal; `None` until it sent one.
     pub size: watch::Receiver<Option<Size>>,
 }
 
-/// Work that ends with its session: dropping it gives it up. Its error is shown to the client with all its causes.
-pub type Job<T> = Pin<Box<dyn Future<Output = Result<T, Box<dyn Error + Send + Sync>>> + Send>>;
+/// The future of a session; dropping it ends its work. The client gets its error with all causes.
+pub type SessionFuture<T> =
+    Pin<Box<dyn Future<Output = Result<T, Box<dyn Error + Send + Sync>>> + Send>>;

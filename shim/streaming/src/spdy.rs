@@ -1,9 +1,9 @@
 //! A SPDY/3.1 session as moby/spdystream speaks it: streams that the client opens, over any bytes both ways.
 //!
 //! ```text
-//! Wire --read_frames--> Feed --> Intake   \
-//!                                          > Incoming, one a stream --> remote | forward
-//! Wire <--write_frames-- Outbox <-- Sender /
+//! BoxedIo --read_frames--> RecvSink --> RecvStream   \
+//!                                          > NewStream, one a stream --> remote | forward
+//! BoxedIo <--write_frames-- SendQueue <-- SendStreamWriter /
 //! ```
 //! Invariants: no frame is held whole but control frames of at most 64 KiB; a client has at most 1,024 streams open;
 //! windows and settings are ignored, as the other side never knew them: TCP alone pushes back; header blocks are read and
@@ -24,9 +24,9 @@ use tokio::io::{
 };
 use tokio::sync::mpsc;
 
-use super::inbox::{self, Feed, Holding, Intake};
-use super::link::{Common, Connection, Link, Wire};
-use super::outbox::{Framing, Item, Outflow};
+use super::connection::{BoxedIo, Connection, Shared, Upgraded};
+use super::receive::{self, RecvBudget, RecvSink, RecvStream};
+use super::send::{Framing, Item, SendStream};
 use frame::{HEAD, Head, Kind, ResetCode};
 use headers::{BadBlock, Deflater, Inflater};
 
@@ -44,20 +44,20 @@ const READ: usize = 64 << 10;
 const WRITE: usize = 16 << 10;
 
 /// A stream that the client opened.
-pub struct Incoming {
+pub struct NewStream {
     /// Its number.
     pub id: u32,
-    /// What it is for.
+    /// Its headers.
     pub headers: Headers,
-    /// What the client sends.
-    pub intake: Intake,
-    /// What it is sent.
-    pub outflow: Arc<Outflow>,
+    /// Data from the client.
+    pub recv_stream: RecvStream,
+    /// Data to the client.
+    pub send_stream: Arc<SendStream>,
 }
 
-/// Why a session ended though nobody closed it.
+/// Why reading a session failed.
 #[derive(Debug, thiserror::Error)]
-enum Broken {
+enum ReadError {
     #[error("read from the client")]
     Io(#[from] io::Error),
     #[error("a frame of SPDY version {0}, not 3")]
@@ -70,42 +70,42 @@ enum Broken {
 
 /// Starts a session. Streams for which `wants` says no are refused, and all of them once the receiver is dropped.
 pub fn start(
-    connection: Connection,
+    upgraded: Upgraded,
     wants: fn(&Headers) -> bool,
-) -> (Link, mpsc::Receiver<Incoming>) {
-    let Connection { wire, peer, idle } = connection;
-    let common = Common::new(peer);
+) -> (Connection, mpsc::Receiver<NewStream>) {
+    let Upgraded { io, peer, idle } = upgraded;
+    let shared = Shared::new(peer);
     let (accept, accepted) = mpsc::channel(ACCEPTING);
-    let (read, write) = tokio::io::split(wire);
+    let (read, write) = tokio::io::split(io);
     let reader = Reader {
         io: BufReader::with_capacity(READ, read),
-        common: common.clone(),
+        shared: shared.clone(),
         streams: HashMap::new(),
-        holding: Arc::default(),
+        budget: Arc::default(),
         inflater: Inflater::new(),
         deflater: Deflater::new(),
         last: 0,
         wants,
         accept,
     };
-    let link = Link::start(
-        common.clone(),
+    let connection = Connection::start(
+        shared.clone(),
         idle,
         None,
         reader.run(),
-        write_frames(write, common),
+        write_frames(write, shared),
     );
-    (link, accepted)
+    (connection, accepted)
 }
 
-async fn write_frames(write: WriteHalf<Wire>, common: Common) {
+async fn write_frames(write: WriteHalf<BoxedIo>, shared: Shared) {
     let mut io = BufWriter::with_capacity(WRITE, write);
     let work = async {
-        while let Some(items) = common.outbox.take().await {
+        while let Some(items) = shared.send_queue.take().await {
             for item in items {
                 if let Item::Bytes(frame) = item {
                     io.write_all(&frame).await?;
-                    common.activity.touch();
+                    shared.activity.touch();
                 }
             }
             io.flush().await?;
@@ -113,59 +113,62 @@ async fn write_frames(write: WriteHalf<Wire>, common: Common) {
         io::Result::Ok(())
     };
     if let Err(error) = work.await {
-        tracing::debug!(%error, "a streaming client takes no more");
+        tracing::debug!(%error, "sending to a streaming client failed");
     }
 }
 
 /// One stream as the reader knows it.
 struct Entry {
-    feed: Feed,
-    outflow: Arc<Outflow>,
+    sink: RecvSink,
+    send_stream: Arc<SendStream>,
 }
 
 impl Entry {
     fn is_over(&self) -> bool {
-        self.feed.has_ended() && self.outflow.has_ended()
+        self.sink.has_ended() && self.send_stream.has_ended()
     }
 }
 
 struct Reader {
-    io: BufReader<ReadHalf<Wire>>,
-    common: Common,
+    io: BufReader<ReadHalf<BoxedIo>>,
+    shared: Shared,
     streams: HashMap<u32, Entry>,
-    holding: Arc<Holding>,
+    budget: Arc<RecvBudget>,
     inflater: Inflater,
     deflater: Deflater,
     last: u32,
     wants: fn(&Headers) -> bool,
-    accept: mpsc::Sender<Incoming>,
+    accept: mpsc::Sender<NewStream>,
 }
 
 impl Reader {
     async fn run(mut self) {
-        let Err(broken) = self.read_frames().await else {
+        let Err(error) = self.read_frames().await else {
             return;
         };
-        tracing::debug!(error = super::chain(&broken), "a SPDY session broke");
-        if !matches!(broken, Broken::Io(_)) {
+        tracing::debug!(
+            error = super::chain(&error),
+            "reading a SPDY session failed"
+        );
+        if !matches!(error, ReadError::Io(_)) {
             self.send(frame::go_away(self.last, true));
-            self.common.outbox.sent().await;
+            self.shared.send_queue.sent().await;
         }
     }
 
     fn send(&self, frame: Vec<u8>) {
-        self.common.outbox.push(Item::Bytes(frame));
+        self.shared.send_queue.push(Item::Bytes(frame));
     }
 
-    async fn read_frames(&mut self) -> Result<(), Broken> {
+    async fn read_frames(&mut self) -> Result<(), ReadError> {
         loop {
-            self.common.outbox.calm().await;
+            self.shared.send_queue.wait_below_read_pause().await;
             if self.io.fill_buf().await?.is_empty() {
                 return Ok(());
             }
             let mut head = [0; HEAD];
             self.io.read_exact(&mut head).await?;
-            self.common.activity.touch();
+            self.shared.activity.touch();
             match Head::parse(head) {
                 Head::Data {
                     stream,
@@ -176,9 +179,9 @@ impl Reader {
                         return Ok(());
                     }
                 }
-                Head::Foreign { version } => return Err(Broken::Version(version)),
+                Head::Foreign { version } => return Err(ReadError::Version(version)),
                 Head::Control { length, .. } if length > MAX_CONTROL => {
-                    return Err(Broken::TooLong(length));
+                    return Err(ReadError::TooLong(length));
                 }
                 Head::Control {
                     kind,
@@ -194,12 +197,13 @@ impl Reader {
         }
     }
 
-    /// Hands a DATA frame on, piece by piece; false when the client went while there was no room for it.
-    async fn data(&mut self, stream: u32, fin: bool, mut length: usize) -> Result<bool, Broken> {
+    /// Adds a DATA frame to its stream's buffer, in pieces; false when the client closed the connection while there was no
+    /// room.
+    async fn data(&mut self, stream: u32, fin: bool, mut length: usize) -> Result<bool, ReadError> {
         let entry = self.streams.get(&stream);
         while length > 0 {
             if let Some(entry) = entry
-                && !self.common.peer.room(&entry.feed).await
+                && !self.shared.peer.room(&entry.sink).await
             {
                 return Ok(false);
             }
@@ -209,10 +213,10 @@ impl Reader {
             }
             let taken = piece.len().min(length);
             if let Some(entry) = entry {
-                entry.feed.push(&piece[..taken]);
+                entry.sink.push(&piece[..taken]);
             }
             self.io.consume(taken);
-            self.common.activity.touch();
+            self.shared.activity.touch();
             length -= taken;
         }
         if fin {
@@ -221,10 +225,10 @@ impl Reader {
         Ok(true)
     }
 
-    /// The client has said all on a stream.
+    /// The client ended a stream.
     fn finish(&mut self, stream: u32) {
         if let Some(entry) = self.streams.get(&stream) {
-            entry.feed.finish();
+            entry.sink.finish();
             if entry.is_over() {
                 self.streams.remove(&stream);
             }
@@ -237,17 +241,17 @@ impl Reader {
         fin: bool,
         unidirectional: bool,
         payload: &[u8],
-    ) -> Result<(), Broken> {
+    ) -> Result<(), ReadError> {
         let stream = frame::stream_id(payload);
         match kind {
             Kind::SynStream => self.open(stream, fin, unidirectional, payload).await?,
             Kind::Reset => {
                 if let Some(entry) = self.streams.remove(&stream) {
-                    entry.feed.lose();
-                    entry.outflow.cut();
+                    entry.sink.reset();
+                    entry.send_stream.stop();
                 }
             }
-            // Of ours there are none: what comes is the client's.
+            // We send none: a ping is always the client's own.
             Kind::Ping => {
                 if let Some(id) = payload.first_chunk() {
                     self.send(frame::ping(*id));
@@ -259,13 +263,13 @@ impl Reader {
                     self.finish(stream);
                 }
             }
-            // It closes by itself, once its streams are done.
+            // The connection closes once its streams have ended.
             Kind::GoAway | Kind::Other => {}
         }
         Ok(())
     }
 
-    /// Whether there may be another stream; those that are over are forgotten when it is needed.
+    /// Whether another stream may be opened; drops ended streams first, where that is needed.
     fn has_room(&mut self) -> bool {
         if self.streams.len() >= MAX_STREAMS {
             self.streams.retain(|_, entry| !entry.is_over());
@@ -274,22 +278,22 @@ impl Reader {
     }
 
     /// Accepts a stream. `both_ways`: we may send on it, too.
-    fn reply(&mut self, id: u32, headers: Headers, both_ways: bool) -> Incoming {
-        let (feed, intake) = inbox::stream(&self.holding);
-        let outbox = Arc::clone(&self.common.outbox);
-        let outflow = Outflow::new(outbox, Framing::Spdy(id), both_ways);
+    fn reply(&mut self, id: u32, headers: Headers, both_ways: bool) -> NewStream {
+        let (sink, recv_stream) = receive::stream(&self.budget);
+        let send_queue = Arc::clone(&self.shared.send_queue);
+        let send_stream = SendStream::new(send_queue, Framing::Spdy(id), both_ways);
         let block = self.deflater.write(&Headers::default());
         self.send(frame::syn_reply(id, &block));
         let entry = Entry {
-            feed,
-            outflow: Arc::clone(&outflow),
+            sink,
+            send_stream: Arc::clone(&send_stream),
         };
         self.streams.insert(id, entry);
-        Incoming {
+        NewStream {
             id,
             headers,
-            intake,
-            outflow,
+            recv_stream,
+            send_stream,
         }
     }
 
@@ -299,8 +303,8 @@ impl Reader {
         fin: bool,
         unidirectional: bool,
         payload: &[u8],
-    ) -> Result<(), Broken> {
-        // Even of a stream that is refused: the next block builds on it.
+    ) -> Result<(), ReadError> {
+        // Also for a refused stream: the next block depends on it.
         let headers = self.inflater.read(frame::block(Kind::SynStream, payload))?;
         if id <= self.last || id.is_multiple_of(2) {
             self.send(frame::reset(id, ResetCode::ProtocolError));
@@ -311,12 +315,12 @@ impl Reader {
             self.send(frame::reset(id, ResetCode::Refused));
             return Ok(());
         }
-        let incoming = self.reply(id, headers, !unidirectional);
+        let stream = self.reply(id, headers, !unidirectional);
         if fin && let Some(entry) = self.streams.get(&id) {
-            entry.feed.finish();
+            entry.sink.finish();
         }
-        if let Err(refused) = self.accept.send(incoming).await {
-            refused.0.outflow.reset();
+        if let Err(refused) = self.accept.send(stream).await {
+            refused.0.send_stream.reset();
             self.streams.remove(&id);
         }
         Ok(())

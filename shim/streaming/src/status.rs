@@ -1,4 +1,4 @@
-//! What the error stream of an exec or attach says at its end.
+//! The content of the error stream of an exec or attach, sent at its end.
 //!
 //! Used by: [`super::remote`]. Source: cri.md section 5: metav1.Status as JSON from protocol v4 on, plain text before it.
 //! Invariant: pure. Not here: how it is sent.
@@ -7,38 +7,38 @@ use serde_json::json;
 
 /// How an exec or attach ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum ExitStatus {
     /// The program ended with this exit code; an attach ends with 0.
     Exited(i32),
-    /// There was no program, or it was lost; with the reason.
+    /// The program did not start, or was lost; with the reason.
     Failed(String),
 }
 
-/// How the protocol wants it said.
+/// The format of the error stream, by protocol version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
-    /// v4 and later: always an object.
+pub enum StatusFormat {
+    /// v4 and later: always a JSON object.
     Json,
-    /// Before: nothing, or the reason.
+    /// Before v4: nothing on success, else the reason.
     Text,
 }
 
-impl Form {
+impl StatusFormat {
     /// The whole content of the error stream.
-    pub fn render(self, verdict: &Verdict) -> String {
-        match (self, verdict) {
-            (Form::Text, Verdict::Exited(0)) => String::new(),
-            (Form::Text, Verdict::Exited(code)) => exited(*code),
-            (Form::Text, Verdict::Failed(why)) => internal(why),
-            (Form::Json, Verdict::Exited(0)) => json!({"metadata": {}, "status": "Success"}).to_string(),
-            (Form::Json, Verdict::Exited(code)) => json!({
+    pub fn render(self, status: &ExitStatus) -> String {
+        match (self, status) {
+            (StatusFormat::Text, ExitStatus::Exited(0)) => String::new(),
+            (StatusFormat::Text, ExitStatus::Exited(code)) => exited(*code),
+            (StatusFormat::Text, ExitStatus::Failed(reason)) => internal(reason),
+            (StatusFormat::Json, ExitStatus::Exited(0)) => json!({"metadata": {}, "status": "Success"}).to_string(),
+            (StatusFormat::Json, ExitStatus::Exited(code)) => json!({
                 "metadata": {}, "status": "Failure", "message": exited(*code), "reason": "NonZeroExitCode",
                 "details": {"causes": [{"reason": "ExitCode", "message": code.to_string()}]},
             })
             .to_string(),
-            (Form::Json, Verdict::Failed(why)) => json!({
-                "metadata": {}, "status": "Failure", "message": internal(why), "reason": "InternalError",
-                "details": {"causes": [{"message": why}]}, "code": 500,
+            (StatusFormat::Json, ExitStatus::Failed(reason)) => json!({
+                "metadata": {}, "status": "Failure", "message": internal(reason), "reason": "InternalError",
+                "details": {"causes": [{"message": reason}]}, "code": 500,
             })
             .to_string(),
         }
@@ -49,8 +49,8 @@ fn exited(code: i32) -> String {
     format!("command terminated with non-zero exit code: exit code {code}")
 }
 
-fn internal(why: &str) -> String {
-    format!("Internal error occurred: {why}")
+fn internal(reason: &str) -> String {
+    format!("Internal error occurred: {reason}")
 }
 
 #[cfg(test)]
@@ -62,37 +62,41 @@ mod tests {
 
     #[test]
     fn clients_find_the_exit_code_where_they_look_for_it() {
-        let said: Value = serde_json::from_str(&Form::Json.render(&Verdict::Exited(137))).unwrap();
+        let status: Value =
+            serde_json::from_str(&StatusFormat::Json.render(&ExitStatus::Exited(137))).unwrap();
         assert_eq!(
-            (&said["status"], &said["reason"]),
+            (&status["status"], &status["reason"]),
             (&json!("Failure"), &json!("NonZeroExitCode"))
         );
         assert_eq!(
-            said["details"]["causes"][0],
+            status["details"]["causes"][0],
             json!({"reason": "ExitCode", "message": "137"})
         );
-        let said: Value = serde_json::from_str(&Form::Json.render(&Verdict::Exited(0))).unwrap();
-        assert_eq!(said, json!({"metadata": {}, "status": "Success"}));
-        let said: Value =
-            serde_json::from_str(&Form::Json.render(&Verdict::Failed("no \"sh\"".into()))).unwrap();
+        let status: Value =
+            serde_json::from_str(&StatusFormat::Json.render(&ExitStatus::Exited(0))).unwrap();
+        assert_eq!(status, json!({"metadata": {}, "status": "Success"}));
+        let status: Value = serde_json::from_str(
+            &StatusFormat::Json.render(&ExitStatus::Failed("no \"sh\"".into())),
+        )
+        .unwrap();
         assert_eq!(
-            (&said["reason"], &said["code"]),
+            (&status["reason"], &status["code"]),
             (&json!("InternalError"), &json!(500))
         );
-        assert_eq!(said["message"], "Internal error occurred: no \"sh\"");
+        assert_eq!(status["message"], "Internal error occurred: no \"sh\"");
     }
 
     #[test]
     fn old_clients_read_text_and_silence_is_success() {
-        assert_eq!(Form::Text.render(&Verdict::Exited(0)), "");
+        assert_eq!(StatusFormat::Text.render(&ExitStatus::Exited(0)), "");
         assert!(
-            Form::Text
-                .render(&Verdict::Exited(3))
+            StatusFormat::Text
+                .render(&ExitStatus::Exited(3))
                 .contains("exit code 3")
         );
         assert!(
-            Form::Text
-                .render(&Verdict::Failed("gone".into()))
+            StatusFormat::Text
+                .render(&ExitStatus::Failed("gone".into()))
                 .contains("gone")
         );
     }

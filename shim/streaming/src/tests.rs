@@ -7,15 +7,15 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 use tokio::task::JoinHandle;
 
-use super::link::{Connection, Peer};
+use super::connection::{Peer, Upgraded};
 use super::remote;
 use super::spdy::Headers;
 use super::spdy::frame::{self, HEAD, Head, Kind};
 use super::spdy::headers::Deflater;
-use super::{Ends, Job, Program, Streams};
+use super::{Program, SessionFuture, StreamOptions, Streams};
 
 /// Exec copies input to output and ends with 5; with `flood` it writes for ever. Counts the bytes that were taken, and
-/// the jobs that live.
+/// the futures that live.
 #[derive(Default)]
 struct Pipes {
     flood: bool,
@@ -24,7 +24,7 @@ struct Pipes {
 }
 
 impl Pipes {
-    fn run(self: Arc<Self>, streams: Streams) -> Job<i32> {
+    fn run(self: Arc<Self>, streams: Streams) -> SessionFuture<i32> {
         let alive = Arc::clone(&self.alive);
         Box::pin(async move {
             let _alive = alive;
@@ -46,20 +46,20 @@ impl Pipes {
 /// A client's end, and the session's task.
 fn exec(pipes: &Arc<Pipes>) -> (DuplexStream, JoinHandle<()>) {
     let (ours, theirs) = tokio::io::duplex(4096);
-    let connection = Connection {
-        wire: Box::new(theirs),
+    let upgraded = Upgraded {
+        io: Box::new(theirs),
         peer: Peer::default(),
         idle: Duration::from_secs(60),
     };
-    let ends = Ends {
+    let options = StreamOptions {
         tty: false,
         stdin: true,
         stdout: true,
         stderr: false,
     };
     let pipes = Arc::clone(pipes);
-    let program = Program::new("running pipes", ends, move |streams| pipes.run(streams));
-    let session = remote::serve_spdy(connection, 4, program);
+    let program = Program::new("running pipes", options, move |streams| pipes.run(streams));
+    let session = remote::serve_spdy(upgraded, 4, program);
     (ours, tokio::spawn(session))
 }
 
@@ -176,5 +176,5 @@ async fn a_client_that_reads_nothing_takes_a_bounded_amount_and_its_going_ends_t
         .await
         .unwrap()
         .unwrap();
-    assert_eq!(Arc::strong_count(&pipes.alive), 1, "the job lives on");
+    assert_eq!(Arc::strong_count(&pipes.alive), 1, "the future lives on");
 }

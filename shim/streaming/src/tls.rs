@@ -1,8 +1,8 @@
-//! TLS of the streaming server: a certificate and a key from files, read anew when they change.
+//! TLS of the streaming server: a certificate and a key from files, read again when they change.
 //!
-//! Called by: [`super::server`] for each connection. Invariants: a pair that cannot be used keeps the daemon from
-//! starting, but not from going on with the pair it has; files are looked at once a second at most.
-//! Not here: who trusts the certificate.
+//! Called by: [`super::server`] for each connection. Invariants: a daemon does not start with an unusable pair, but a
+//! running one goes on with the pair it has; files are checked at most once a second.
+//! Not here: client authentication.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,10 +17,10 @@ use tokio_rustls::server::TlsStream;
 
 use super::Error;
 
-/// How often the files are looked at, when clients come.
-const LOOK: Duration = Duration::from_secs(1);
+/// How often the files are checked, when clients connect.
+const RELOAD_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Who the server is.
+/// The server's certificate and key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     /// PEM file of the certificate and those that vouch for it. Absolute.
@@ -64,7 +64,7 @@ impl Identity {
 struct Loaded {
     acceptor: TlsAcceptor,
     stamps: Stamps,
-    looked: Instant,
+    checked: Instant,
 }
 
 /// The identity in use.
@@ -81,7 +81,7 @@ impl Tls {
         let loaded = Mutex::new(Loaded {
             acceptor,
             stamps,
-            looked: Instant::now(),
+            checked: Instant::now(),
         });
         Ok(Tls { identity, loaded })
     }
@@ -94,8 +94,8 @@ impl Tls {
 
     fn current(&self) -> TlsAcceptor {
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        if loaded.looked.elapsed() >= LOOK {
-            loaded.looked = Instant::now();
+        if loaded.checked.elapsed() >= RELOAD_INTERVAL {
+            loaded.checked = Instant::now();
             let stamps = self.identity.stamps();
             if stamps != loaded.stamps {
                 loaded.stamps = stamps;
@@ -199,7 +199,7 @@ mod tests {
         let first = dir.join("first.pem");
         std::fs::copy(&identity.certificate, &first).unwrap();
         assert!(shakes(&tls, &first).await);
-        let settle = || std::thread::sleep(LOOK + Duration::from_millis(50));
+        let settle = || std::thread::sleep(RELOAD_INTERVAL + Duration::from_millis(50));
         settle();
         std::fs::write(&identity.key, "no key").unwrap();
         assert!(shakes(&tls, &first).await, "the pair it has stays");

@@ -1,7 +1,7 @@
-//! Single-use tokens: sessions that are offered, until their clients come for them.
+//! Single-use tokens for sessions that wait for their clients.
 //!
-//! Used by: [`super::server`] (issue) and [`super::http`] (redeem). Invariants: 128 bits of the kernel's; a token opens
-//! one session at most, within [`LIFE`]; whoever shows one, for whatever, has used it; at most [`MOST`] are out.
+//! Used by: [`super::server`] (issue) and [`super::http`] (redeem). Invariants: a token is 128 random bits; it opens
+//! one session at most, within [`LIFETIME`], and every attempt uses it up; at most [`MAX_TOKENS`] exist.
 //! Not here: URLs.
 
 use std::collections::HashMap;
@@ -12,20 +12,20 @@ use tokio::time::Instant;
 
 use super::{Session, base64};
 
-/// How long a token waits for its client.
-const LIFE: Duration = Duration::from_secs(60);
-/// Most tokens that wait at a time.
-const MOST: usize = 1000;
+/// How long a token is valid.
+const LIFETIME: Duration = Duration::from_secs(60);
+/// Most valid tokens at a time.
+const MAX_TOKENS: usize = 1000;
 
 /// Why there is no token.
 #[derive(Debug, thiserror::Error)]
 pub enum Refused {
-    /// As many as may be are waiting.
-    #[error("{MOST} streaming sessions wait for their clients; each gives up after {} s", LIFE.as_secs())]
+    /// [`MAX_TOKENS`] sessions wait already.
+    #[error("{MAX_TOKENS} streaming sessions wait for their clients; each gives up after {} s", LIFETIME.as_secs())]
     TooMany,
     /// The kernel gave no random bytes.
-    #[error("draw a token")]
-    Draw(#[source] std::io::Error),
+    #[error("get random bytes for a token")]
+    Random(#[source] std::io::Error),
 }
 
 /// The tokens that wait for their clients.
@@ -35,16 +35,16 @@ pub struct Tokens(Mutex<HashMap<String, (Session, Instant)>>);
 impl Tokens {
     /// A token for `session`. Errors: too many wait, or the kernel has no random bytes.
     pub fn issue(&self, session: Session) -> Result<String, Refused> {
-        let token = draw().map_err(Refused::Draw)?;
+        let token = random_token().map_err(Refused::Random)?;
         let now = Instant::now();
         let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if waiting.len() >= MOST {
+        if waiting.len() >= MAX_TOKENS {
             waiting.retain(|_, (_, end)| *end > now);
         }
-        if waiting.len() >= MOST {
+        if waiting.len() >= MAX_TOKENS {
             return Err(Refused::TooMany);
         }
-        waiting.insert(token.clone(), (session, now + LIFE));
+        waiting.insert(token.clone(), (session, now + LIFETIME));
         Ok(token)
     }
 
@@ -56,7 +56,7 @@ impl Tokens {
     }
 }
 
-fn draw() -> std::io::Result<String> {
+fn random_token() -> std::io::Result<String> {
     let mut bytes = [0_u8; 16];
     let mut filled = 0;
     while filled < bytes.len() {
@@ -92,10 +92,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn old_ones_are_worth_nothing_and_make_room() {
+    async fn expired_tokens_are_refused_and_removed() {
         let tokens = Tokens::default();
         let first = tokens.issue(session()).unwrap();
-        for _ in 1..MOST {
+        for _ in 1..MAX_TOKENS {
             tokens.issue(session()).unwrap();
         }
         assert!(matches!(tokens.issue(session()), Err(Refused::TooMany)));

@@ -25,7 +25,7 @@ pub enum BadBlock {
     TooLarge,
     /// It ends inside a name or a value.
     #[error("a header block that ends in the middle of a header")]
-    Cut,
+    Truncated,
 }
 
 /// Headers of one stream; names are lower case.
@@ -75,14 +75,14 @@ impl<const N: usize> From<[(&str, &str); N]> for Headers {
 }
 
 fn number(rest: &mut &[u8]) -> Result<usize, BadBlock> {
-    let (head, tail) = rest.split_first_chunk::<4>().ok_or(BadBlock::Cut)?;
+    let (head, tail) = rest.split_first_chunk::<4>().ok_or(BadBlock::Truncated)?;
     *rest = tail;
     Ok(u32::from_be_bytes(*head) as usize)
 }
 
 fn text(rest: &mut &[u8]) -> Result<String, BadBlock> {
     let length = number(rest)?;
-    let (head, tail) = rest.split_at_checked(length).ok_or(BadBlock::Cut)?;
+    let (head, tail) = rest.split_at_checked(length).ok_or(BadBlock::Truncated)?;
     *rest = tail;
     Ok(String::from_utf8_lossy(head).into_owned())
 }
@@ -212,7 +212,7 @@ mod tests {
         let block = Headers::from([("streamType", "stdin")]).to_block();
         for end in 0..block.len() {
             assert!(
-                matches!(Headers::from_block(&block[..end]), Err(BadBlock::Cut)),
+                matches!(Headers::from_block(&block[..end]), Err(BadBlock::Truncated)),
                 "{end}"
             );
         }

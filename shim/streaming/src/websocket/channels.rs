@@ -2,7 +2,7 @@
 //!
 //! Used by: [`super`]. Source: cri.md section 5; the codecs are those of k8s.io/apimachinery's wsstream.
 //! Invariants: an empty message, one for a channel that is not read and one that is no base64 are dropped; in v5 a message
-//! `[255, channel]` ends that channel, and a client that is silent for a minute, pings and all, is gone.
+//! `[255, channel]` ends that channel, and a client that sends nothing for a minute, not even pongs, is disconnected.
 //! Not here: what a channel is for.
 
 use std::sync::Arc;
@@ -14,18 +14,18 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::{self, Message};
 
 use super::super::base64;
-use super::super::inbox::{self, Feed, Holding, Intake};
-use super::super::link::{Common, Link, Peer, Wire};
-use super::super::outbox::{Framing, Item, Outflow};
+use super::super::connection::{BoxedIo, Connection, Peer, Shared};
+use super::super::receive::{self, RecvBudget, RecvSink, RecvStream};
+use super::super::send::{Framing, Item, SendStream};
 
 /// The channel number of a v5 message that ends another channel.
 const CLOSE: u8 = 255;
-/// After so long a silence a v5 client is asked whether it is there.
-const SILENCE: Duration = Duration::from_secs(20);
-/// How often it is asked in vain.
-const ASKED: u32 = 3;
+/// After so long without a message a v5 client is sent a ping.
+const PING_INTERVAL: Duration = Duration::from_secs(20);
+/// How many pings in a row may stay unanswered.
+const MAX_UNANSWERED_PINGS: u32 = 3;
 
-/// How messages carry bytes.
+/// How messages run_pair bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Codec {
     /// The channel's number, then the bytes.
@@ -49,85 +49,85 @@ pub struct Channels {
     codec: Codec,
     /// Its messages can end a channel, and it answers pings.
     closes: bool,
-    feeds: Vec<Option<Feed>>,
-    holding: Arc<Holding>,
+    sinks: Vec<Option<RecvSink>>,
+    budget: Arc<RecvBudget>,
 }
 
 /// Makes the sending side of a channel.
 pub struct Writers {
-    common: Common,
+    shared: Shared,
     codec: Codec,
 }
 
 impl Writers {
     /// Of this channel, below 255; below 10 in base64.
-    pub fn channel(&self, channel: usize) -> Arc<Outflow> {
+    pub fn channel(&self, channel: usize) -> Arc<SendStream> {
         let framing = self.codec.framing(channel as u8);
-        Outflow::new(Arc::clone(&self.common.outbox), framing, true)
+        SendStream::new(Arc::clone(&self.shared.send_queue), framing, true)
     }
 }
 
 impl Channels {
-    /// None is read yet.
+    /// Without channels.
     pub fn new(codec: Codec, closes: bool) -> Channels {
         Channels {
             codec,
             closes,
-            feeds: Vec::new(),
-            holding: Arc::default(),
+            sinks: Vec::new(),
+            budget: Arc::default(),
         }
     }
 
     /// The receiving side of a channel.
-    pub fn read(&mut self, channel: usize) -> Intake {
-        let (feed, intake) = inbox::stream(&self.holding);
-        if self.feeds.len() <= channel {
-            self.feeds.resize_with(channel + 1, || None);
+    pub fn read(&mut self, channel: usize) -> RecvStream {
+        let (sink, recv_stream) = receive::stream(&self.budget);
+        if self.sinks.len() <= channel {
+            self.sinks.resize_with(channel + 1, || None);
         }
-        self.feeds[channel] = Some(feed);
-        intake
+        self.sinks[channel] = Some(sink);
+        recv_stream
     }
 
-    /// Starts to read and write; `idle` is how long nothing need be carried.
+    /// Starts to read and write; `idle` is how long the connection may be idle.
     pub fn start(
         self,
-        socket: WebSocketStream<Wire>,
+        socket: WebSocketStream<BoxedIo>,
         peer: Peer,
         idle: Duration,
-    ) -> (Link, Writers) {
-        let common = Common::new(peer);
+    ) -> (Connection, Writers) {
+        let shared = Shared::new(peer);
         let writers = Writers {
-            common: common.clone(),
+            shared: shared.clone(),
             codec: self.codec,
         };
         let (sink, stream) = socket.split();
-        let reader = self.take(stream, common.clone());
-        let writer = send(sink, common.clone());
+        let reader = self.take(stream, shared.clone());
+        let writer = send(sink, shared.clone());
         (
-            Link::start(common, idle, Some(Item::Close), reader, writer),
+            Connection::start(shared, idle, Some(Item::Close), reader, writer),
             writers,
         )
     }
 
-    async fn take(self, mut stream: SplitStream<WebSocketStream<Wire>>, common: Common) {
+    async fn take(self, mut stream: SplitStream<WebSocketStream<BoxedIo>>, shared: Shared) {
         let mut silent = 0;
         loop {
-            common.outbox.calm().await;
+            shared.send_queue.wait_below_read_pause().await;
             let message = tokio::select! {
                 message = stream.next() => message,
-                () = tokio::time::sleep(SILENCE), if self.closes => {
+                () = tokio::time::sleep(PING_INTERVAL), if self.closes => {
                     silent += 1;
-                    if silent > ASKED || !common.outbox.push(Item::Ping) {
+                    if silent > MAX_UNANSWERED_PINGS || !shared.send_queue.push(Item::Ping) {
                         return;
                     }
                     continue;
                 }
             };
             silent = 0;
-            common.activity.touch();
+            shared.activity.touch();
             let going = match message {
-                Some(Ok(Message::Binary(bytes))) => self.message(&bytes, &common).await,
-                Some(Ok(Message::Text(text))) => self.message(text.as_bytes(), &common).await,
+                Some(Ok(Message::Binary(bytes))) => self.message(&bytes, &shared).await,
+                Some(Ok(Message::Text(text))) => self.message(text.as_bytes(), &shared).await,
                 // The library answers pings and closes as it is read.
                 Some(Ok(_)) => true,
                 Some(Err(_)) | None => false,
@@ -138,19 +138,19 @@ impl Channels {
         }
     }
 
-    /// Hands a message on; false when the client went while there was no room for it.
-    async fn message(&self, message: &[u8], common: &Common) -> bool {
+    /// Adds a message to its channel's buffer; false when the client closed the connection while there was no room.
+    async fn message(&self, message: &[u8], shared: &Shared) -> bool {
         let Some((first, bytes)) = message.split_first() else {
             return true;
         };
-        let feed = |channel: u8| {
-            self.feeds
+        let sink = |channel: u8| {
+            self.sinks
                 .get(usize::from(channel))
                 .and_then(Option::as_ref)
         };
         if self.closes && *first == CLOSE {
-            if let Some(feed) = bytes.first().and_then(|channel| feed(*channel)) {
-                feed.finish();
+            if let Some(sink) = bytes.first().and_then(|channel| sink(*channel)) {
+                sink.finish();
             }
             return true;
         }
@@ -158,23 +158,23 @@ impl Channels {
             Codec::Binary => *first,
             Codec::Base64 => first.wrapping_sub(b'0'),
         };
-        let Some(feed) = feed(channel) else {
+        let Some(sink) = sink(channel) else {
             return true;
         };
-        if !common.peer.room(feed).await {
+        if !shared.peer.room(sink).await {
             return false;
         }
         match self.codec {
-            Codec::Binary => feed.push(bytes),
-            Codec::Base64 => feed.push(&base64::decode(bytes).unwrap_or_default()),
+            Codec::Binary => sink.push(bytes),
+            Codec::Base64 => sink.push(&base64::decode(bytes).unwrap_or_default()),
         }
         true
     }
 }
 
-async fn send(mut sink: SplitSink<WebSocketStream<Wire>, Message>, common: Common) {
+async fn send(mut sink: SplitSink<WebSocketStream<BoxedIo>, Message>, shared: Shared) {
     let work = async {
-        while let Some(items) = common.outbox.take().await {
+        while let Some(items) = shared.send_queue.take().await {
             for item in items {
                 let message = match item {
                     Item::Bytes(bytes) => Message::Binary(bytes.into()),
@@ -186,7 +186,7 @@ async fn send(mut sink: SplitSink<WebSocketStream<Wire>, Message>, common: Commo
                     })),
                 };
                 sink.feed(message).await?;
-                common.activity.touch();
+                shared.activity.touch();
             }
             sink.flush().await?;
         }
@@ -197,7 +197,7 @@ async fn send(mut sink: SplitSink<WebSocketStream<Wire>, Message>, common: Commo
         Err(tungstenite::Error::ConnectionClosed | tungstenite::Error::Protocol(_)) => {
             std::future::pending().await
         }
-        Err(error) => tracing::debug!(%error, "a streaming client takes no more"),
+        Err(error) => tracing::debug!(%error, "sending to a streaming client failed"),
         Ok(()) => {}
     }
 }

@@ -12,17 +12,17 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::{Bytes, Error, Message};
 
-use super::super::link::Wire;
+use super::super::connection::BoxedIo;
 
 /// A WebSocket as bytes both ways.
 pub struct Tunnel {
-    socket: WebSocketStream<Wire>,
+    socket: WebSocketStream<BoxedIo>,
     piece: Bytes,
 }
 
 impl Tunnel {
     /// Over an open WebSocket.
-    pub fn new(socket: WebSocketStream<Wire>) -> Tunnel {
+    pub fn new(socket: WebSocketStream<BoxedIo>) -> Tunnel {
         Tunnel {
             socket,
             piece: Bytes::new(),

@@ -1,11 +1,11 @@
-//! What came in for one stream and was not read yet.
+//! The receive buffer of one stream.
 //!
 //! ```text
-//! TCP --> the connection's reader --Feed--> buffer --Intake--> the program's standard input, the pod's socket
+//! TCP --> the connection's reader --RecvSink--> buffer --RecvStream--> the program's standard input, the pod's socket
 //! ```
 //! Invariants: the reader stops while a stream holds [`STREAM_LIMIT`] bytes or all of a connection's together hold
-//! [`CONNECTION_LIMIT`], so that TCP pushes back and no client takes memory; nothing is ever waited for twice: an intake
-//! that is dropped makes its stream swallow what still comes.
+//! [`CONNECTION_LIMIT`], so that TCP pushes back and no client takes memory; when a `RecvStream`
+//! is dropped, what still arrives for its stream is discarded.
 //! Not here: frames.
 
 use std::io;
@@ -22,14 +22,14 @@ const STREAM_LIMIT: usize = 256 << 10;
 /// The same of all streams of a connection.
 const CONNECTION_LIMIT: usize = 1 << 20;
 
-/// What all streams of a connection hold together.
+/// Bytes that all streams of a connection hold together.
 #[derive(Default)]
-pub struct Holding {
+pub struct RecvBudget {
     bytes: AtomicUsize,
     freed: Notify,
 }
 
-impl Holding {
+impl RecvBudget {
     fn release(&self, bytes: usize) {
         self.bytes.fetch_sub(bytes, Ordering::AcqRel);
         self.freed.notify_waiters();
@@ -41,10 +41,10 @@ impl Holding {
 enum End {
     /// More may come.
     Open,
-    /// The client has said all.
+    /// The client ended the stream.
     Finished,
-    /// The client gave it up, or is gone.
-    Lost,
+    /// The client reset the stream, or the connection closed.
+    Reset,
 }
 
 struct State {
@@ -52,8 +52,8 @@ struct State {
     buffer: Vec<u8>,
     read: usize,
     end: End,
-    /// Nobody reads any more.
-    unwanted: bool,
+    /// The `RecvStream` was dropped.
+    reader_dropped: bool,
     reader: Option<Waker>,
 }
 
@@ -65,7 +65,7 @@ impl State {
 
 struct Shared {
     state: Mutex<State>,
-    holding: Arc<Holding>,
+    budget: Arc<RecvBudget>,
 }
 
 impl Shared {
@@ -74,34 +74,34 @@ impl Shared {
     }
 }
 
-/// The end of the connection's reader. Dropped without an end, the stream is lost.
-pub struct Feed(Arc<Shared>);
+/// The writing end of the buffer, for the connection's reader. Dropped without `finish`, it resets the stream.
+pub struct RecvSink(Arc<Shared>);
 
-/// The end of whoever the bytes are for.
-pub struct Intake(Arc<Shared>);
+/// The reading end of the buffer, for the program or the pod's socket.
+pub struct RecvStream(Arc<Shared>);
 
 /// A stream's two ends.
-pub fn stream(holding: &Arc<Holding>) -> (Feed, Intake) {
+pub fn stream(budget: &Arc<RecvBudget>) -> (RecvSink, RecvStream) {
     let state = State {
         buffer: Vec::new(),
         read: 0,
         end: End::Open,
-        unwanted: false,
+        reader_dropped: false,
         reader: None,
     };
     let shared = Arc::new(Shared {
         state: Mutex::new(state),
-        holding: Arc::clone(holding),
+        budget: Arc::clone(budget),
     });
-    (Feed(Arc::clone(&shared)), Intake(shared))
+    (RecvSink(Arc::clone(&shared)), RecvStream(shared))
 }
 
-impl Feed {
-    /// Waits until bytes may be added.
+impl RecvSink {
+    /// Waits until there is room.
     pub async fn room(&self) {
-        let holding = &self.0.holding;
+        let budget = &self.0.budget;
         loop {
-            let mut freed = std::pin::pin!(holding.freed.notified());
+            let mut freed = std::pin::pin!(budget.freed.notified());
             freed.as_mut().enable();
             if self.has_room() {
                 return;
@@ -113,14 +113,14 @@ impl Feed {
     /// Whether bytes may be added now.
     pub fn has_room(&self) -> bool {
         let state = self.0.lock();
-        let full = self.0.holding.bytes.load(Ordering::Acquire) >= CONNECTION_LIMIT;
-        state.unwanted || state.end != End::Open || (state.unread() < STREAM_LIMIT && !full)
+        let full = self.0.budget.bytes.load(Ordering::Acquire) >= CONNECTION_LIMIT;
+        state.reader_dropped || state.end != End::Open || (state.unread() < STREAM_LIMIT && !full)
     }
 
-    /// Adds what came in; swallowed after an end, or when nobody reads.
+    /// Adds bytes; discards them after an end, or once the `RecvStream` is dropped.
     pub fn push(&self, bytes: &[u8]) {
         let mut state = self.0.lock();
-        if state.unwanted || state.end != End::Open || bytes.is_empty() {
+        if state.reader_dropped || state.end != End::Open || bytes.is_empty() {
             return;
         }
         if state.read > 0 && state.buffer.len() + bytes.len() > state.buffer.capacity() {
@@ -128,29 +128,26 @@ impl Feed {
             state.buffer.drain(..read);
         }
         state.buffer.extend_from_slice(bytes);
-        self.0
-            .holding
-            .bytes
-            .fetch_add(bytes.len(), Ordering::AcqRel);
+        self.0.budget.bytes.fetch_add(bytes.len(), Ordering::AcqRel);
         if let Some(reader) = state.reader.take() {
             reader.wake();
         }
     }
 
-    /// The client has said all it has to say.
+    /// Ends the stream in order.
     pub fn finish(&self) {
         self.end(End::Finished);
     }
 
-    /// The client gave the stream up: what was not read is dropped, and reading fails.
-    pub fn lose(&self) {
-        self.end(End::Lost);
+    /// Ends the stream as reset: drops unread bytes, and makes reading fail.
+    pub fn reset(&self) {
+        self.end(End::Reset);
     }
 
-    /// Whether nothing that still came would be taken.
+    /// Whether further bytes would be discarded.
     pub fn has_ended(&self) -> bool {
         let state = self.0.lock();
-        state.end != End::Open || state.unwanted
+        state.end != End::Open || state.reader_dropped
     }
 
     fn end(&self, end: End) {
@@ -158,7 +155,7 @@ impl Feed {
         if state.end != End::Open && end == End::Finished {
             return;
         }
-        let lost = end == End::Lost && !state.unwanted;
+        let lost = end == End::Reset && !state.reader_dropped;
         // A stream that was finished stays readable to its end when its connection goes.
         let freed = if lost && state.end == End::Open {
             clear(&mut state)
@@ -170,7 +167,7 @@ impl Feed {
         }
         let reader = state.reader.take();
         drop(state);
-        self.0.holding.release(freed);
+        self.0.budget.release(freed);
         if let Some(reader) = reader {
             reader.wake();
         }
@@ -184,13 +181,13 @@ fn clear(state: &mut State) -> usize {
     unread
 }
 
-impl Drop for Feed {
+impl Drop for RecvSink {
     fn drop(&mut self) {
-        self.lose();
+        self.reset();
     }
 }
 
-impl AsyncRead for Intake {
+impl AsyncRead for RecvStream {
     fn poll_read(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -206,12 +203,12 @@ impl AsyncRead for Intake {
                 state.read = 0;
             }
             drop(state);
-            self.0.holding.release(count);
+            self.0.budget.release(count);
             return Poll::Ready(Ok(()));
         }
         match state.end {
             End::Finished => Poll::Ready(Ok(())),
-            End::Lost => Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
+            End::Reset => Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
             End::Open if into.remaining() == 0 => Poll::Ready(Ok(())),
             End::Open => {
                 state.reader = Some(context.waker().clone());
@@ -221,13 +218,13 @@ impl AsyncRead for Intake {
     }
 }
 
-impl Drop for Intake {
+impl Drop for RecvStream {
     fn drop(&mut self) {
         let mut state = self.0.lock();
-        state.unwanted = true;
+        state.reader_dropped = true;
         let freed = clear(&mut state);
         drop(state);
-        self.0.holding.release(freed);
+        self.0.budget.release(freed);
     }
 }
 
@@ -241,50 +238,50 @@ mod tests {
 
     #[tokio::test]
     async fn bytes_come_out_in_order_and_the_end_after_them() {
-        let (feed, mut intake) = stream(&Arc::default());
+        let (sink, mut recv_stream) = stream(&Arc::default());
         let mut all = Vec::new();
         for round in 0..200_u8 {
-            feed.push(&vec![round; 1000]);
+            sink.push(&vec![round; 1000]);
             let mut some = vec![0; 700];
-            intake.read_exact(&mut some).await.unwrap();
+            recv_stream.read_exact(&mut some).await.unwrap();
             all.extend(some);
         }
-        feed.finish();
-        feed.push(b"too late");
-        drop(feed);
-        intake.read_to_end(&mut all).await.unwrap();
+        sink.finish();
+        sink.push(b"too late");
+        drop(sink);
+        recv_stream.read_to_end(&mut all).await.unwrap();
         let want: Vec<u8> = (0..200_u8).flat_map(|round| vec![round; 1000]).collect();
         assert!(all == want);
     }
 
     #[tokio::test]
     async fn a_full_stream_and_a_full_connection_wait_for_their_readers() {
-        let holding = Arc::default();
-        let (feed, mut intake) = stream(&holding);
-        let others: Vec<_> = (0..3).map(|_| stream(&holding)).collect();
-        feed.push(&vec![1; STREAM_LIMIT]);
-        assert!(!feed.has_room() && others[0].0.has_room());
+        let budget = Arc::default();
+        let (sink, mut recv_stream) = stream(&budget);
+        let others: Vec<_> = (0..3).map(|_| stream(&budget)).collect();
+        sink.push(&vec![1; STREAM_LIMIT]);
+        assert!(!sink.has_room() && others[0].0.has_room());
         for (other, _) in &others {
             other.push(&vec![2; STREAM_LIMIT]);
         }
-        let (late, _late_intake) = stream(&holding);
+        let (late, _late_stream) = stream(&budget);
         assert!(!late.has_room(), "the connection is full");
         assert!(late.room().now_or_never().is_none());
-        intake.read_exact(&mut [0; 1]).await.unwrap();
+        recv_stream.read_exact(&mut [0; 1]).await.unwrap();
         late.room().now_or_never().unwrap();
         drop(others);
-        drop(intake);
-        assert!(feed.has_room(), "nobody reads: it swallows");
-        feed.push(&[0; 10]);
-        assert_eq!(holding.bytes.load(Ordering::Acquire), 0);
+        drop(recv_stream);
+        assert!(sink.has_room(), "without a reader it discards");
+        sink.push(&[0; 10]);
+        assert_eq!(budget.bytes.load(Ordering::Acquire), 0);
     }
 
     #[tokio::test]
     async fn a_stream_whose_connection_went_is_an_error_not_an_end() {
-        let (feed, mut intake) = stream(&Arc::default());
-        feed.push(b"half a wo");
-        drop(feed);
-        let error = intake.read(&mut [0; 16]).await.unwrap_err();
+        let (sink, mut recv_stream) = stream(&Arc::default());
+        sink.push(b"half a wo");
+        drop(sink);
+        let error = recv_stream.read(&mut [0; 16]).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
     }
 }

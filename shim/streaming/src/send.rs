@@ -1,10 +1,11 @@
-//! What waits to be sent on one connection: a queue that all of its streams share.
+//! The send queue of one connection, which all of its streams share.
 //!
 //! ```text
-//! Outflow (one a stream) --room?--> Outbox --take--> the connection's writer --> TCP
+//! SendStream (one a stream) --room?--> SendQueue --take--> the connection's writer --> TCP
 //! ```
-//! Invariants: streams wait while [`LIMIT`] bytes are unsent, so that a client that does not read slows its program and
-//! takes no memory; frames leave in the order in which they came; after `fail` nothing is taken and nobody waits.
+//! Invariants: streams wait while [`MAX_QUEUED_BYTES`] bytes are unsent, so that a client that does not read slows its program and
+//! takes no memory; frames leave in the order in which they came; after `fail` nothing is accepted and every
+//! waiting task is woken.
 //! Not here: what the bytes mean.
 
 use std::collections::VecDeque;
@@ -15,12 +16,12 @@ use std::task::{Context, Poll, Waker};
 
 use tokio::sync::Notify;
 
-/// Streams wait from here on. Bytes.
-const LIMIT: usize = 128 << 10;
-/// The connection is not read from here on: somebody asks for replies and does not take them. Bytes.
-const FLOOD: usize = LIMIT + (64 << 10);
+/// Streams wait while this much is queued. Bytes.
+const MAX_QUEUED_BYTES: usize = 128 << 10;
+/// The connection is not read while this much is queued: the client causes replies and does not read them. Bytes.
+const READ_PAUSE_BYTES: usize = MAX_QUEUED_BYTES + (64 << 10);
 /// Most bytes of a stream in one frame.
-pub const FRAME: usize = 32 << 10;
+pub const MAX_FRAME: usize = 32 << 10;
 
 /// One thing to send.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,7 +50,7 @@ impl Item {
 struct State {
     items: VecDeque<Item>,
     bytes: usize,
-    /// The writer has taken what it has not sent yet.
+    /// The writer holds items that it has not sent yet.
     writing: bool,
     failed: bool,
     waiting: Vec<Waker>,
@@ -63,15 +64,15 @@ impl State {
 
 /// The queue of one connection.
 #[derive(Default)]
-pub struct Outbox {
+pub struct SendQueue {
     state: Mutex<State>,
-    /// Something to send, or nothing ever again. Only the writer waits.
+    /// Signals items, or failure. Only the writer waits.
     filled: Notify,
-    /// Something was sent, or nothing ever will be.
+    /// Signals that items were sent, or failure.
     drained: Notify,
 }
 
-impl Outbox {
+impl SendQueue {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -89,13 +90,13 @@ impl Outbox {
         true
     }
 
-    /// Waits for room for a frame of a stream. Errors: `BrokenPipe` once nothing is sent any more.
+    /// Waits for room for a frame of a stream. Errors: `BrokenPipe` after `fail`.
     fn poll_room(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut state = self.lock();
         if state.failed {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
-        if state.bytes < LIMIT {
+        if state.bytes < MAX_QUEUED_BYTES {
             return Poll::Ready(Ok(()));
         }
         let waker = context.waker();
@@ -105,8 +106,8 @@ impl Outbox {
         Poll::Pending
     }
 
-    /// Everything that waits to be sent, once there is something; `None` after `fail`. Says, too, that what was taken
-    /// before has been sent. For the connection's writer.
+    /// Takes all queued items, once there are any; `None` after `fail`. A call also means that the items taken before have
+    /// been sent. For the connection's writer.
     pub async fn take(&self) -> Option<VecDeque<Item>> {
         loop {
             {
@@ -126,15 +127,15 @@ impl Outbox {
         }
     }
 
-    /// Waits until everything was sent, or nothing will be any more.
+    /// Waits until everything was sent, or until `fail`.
     pub async fn sent(&self) {
         self.until(|state| state.failed || (state.items.is_empty() && !state.writing))
             .await;
     }
 
-    /// Waits while more is unsent than streams alone can make.
-    pub async fn calm(&self) {
-        self.until(|state| state.failed || state.bytes < FLOOD)
+    /// Waits while [`READ_PAUSE_BYTES`] or more are queued, which streams alone cannot cause.
+    pub async fn wait_below_read_pause(&self) {
+        self.until(|state| state.failed || state.bytes < READ_PAUSE_BYTES)
             .await;
     }
 
@@ -149,7 +150,7 @@ impl Outbox {
         }
     }
 
-    /// The connection is gone: drops what waits and wakes all who do.
+    /// Fails the queue, when the connection closed: drops all items and wakes all waiting tasks.
     pub fn fail(&self) {
         let mut state = self.lock();
         state.failed = true;
@@ -161,7 +162,7 @@ impl Outbox {
         self.drained.notify_waiters();
     }
 
-    /// Lets streams look again whether they may go on.
+    /// Wakes waiting streams, to check again whether they may send.
     fn wake(&self) {
         self.lock().wake_all();
     }
@@ -179,18 +180,18 @@ pub enum Framing {
 }
 
 /// The sending side of one stream.
-pub struct Outflow {
-    outbox: Arc<Outbox>,
+pub struct SendStream {
+    send_queue: Arc<SendQueue>,
     framing: Framing,
     ended: AtomicBool,
 }
 
-impl Outflow {
-    /// A stream that may send, or one that the client opened for its own sending only.
-    pub fn new(outbox: Arc<Outbox>, framing: Framing, may_send: bool) -> Arc<Outflow> {
+impl SendStream {
+    /// Makes a stream; `may_send` is false for one that the client opened for its own sending only.
+    pub fn new(send_queue: Arc<SendQueue>, framing: Framing, may_send: bool) -> Arc<SendStream> {
         let ended = AtomicBool::new(!may_send);
-        Arc::new(Outflow {
-            outbox,
+        Arc::new(SendStream {
+            send_queue,
             framing,
             ended,
         })
@@ -201,31 +202,31 @@ impl Outflow {
         self.ended.load(Ordering::Acquire)
     }
 
-    /// Tells the client that no more comes; the second time nothing happens.
+    /// Ends the stream in order; the second time nothing happens.
     pub fn end(&self) {
         if !self.ended.swap(true, Ordering::AcqRel)
             && let Framing::Spdy(stream) = self.framing
         {
-            self.outbox
+            self.send_queue
                 .push(Item::Bytes(super::spdy::frame::data(stream, b"", true)));
         }
-        self.outbox.wake();
+        self.send_queue.wake();
     }
 
-    /// Ends the stream both ways at once; what is not SPDY just ends.
+    /// Resets the stream in both directions; without SPDY it just ends.
     pub fn reset(&self) {
         self.ended.store(true, Ordering::Release);
         if let Framing::Spdy(stream) = self.framing {
             let frame = super::spdy::frame::reset(stream, super::spdy::frame::ResetCode::Cancel);
-            self.outbox.push(Item::Bytes(frame));
+            self.send_queue.push(Item::Bytes(frame));
         }
-        self.outbox.wake();
+        self.send_queue.wake();
     }
 
-    /// The client wants no more of it.
-    pub fn cut(&self) {
+    /// Ends the stream after the client reset it.
+    pub fn stop(&self) {
         self.ended.store(true, Ordering::Release);
-        self.outbox.wake();
+        self.send_queue.wake();
     }
 
     fn item(&self, bytes: &[u8]) -> Item {
@@ -240,32 +241,32 @@ impl Outflow {
         }
     }
 
-    /// Sends a message though it may be empty, without waiting.
-    pub fn say(&self, bytes: &[u8]) {
-        self.outbox.push(self.item(bytes));
+    /// Queues a message without waiting, even an empty one.
+    pub fn send_now(&self, bytes: &[u8]) {
+        self.send_queue.push(self.item(bytes));
     }
 
     fn poll_send(&self, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         if self.has_ended() {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
-        std::task::ready!(self.outbox.poll_room(context))?;
-        // Ended between the two looks: its waker was missed.
+        std::task::ready!(self.send_queue.poll_room(context))?;
+        // It ended between the two checks: its waker was missed.
         if self.has_ended() {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
-        let taken = bytes.len().min(FRAME);
-        if taken > 0 && !self.outbox.push(self.item(&bytes[..taken])) {
+        let taken = bytes.len().min(MAX_FRAME);
+        if taken > 0 && !self.send_queue.push(self.item(&bytes[..taken])) {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
         Poll::Ready(Ok(taken))
     }
 }
 
-/// One stream as something to write to; dropping it ends the stream.
-pub struct Sender(pub Arc<Outflow>);
+/// A [`SendStream`] as an `AsyncWrite`; dropping it ends the stream.
+pub struct SendStreamWriter(pub Arc<SendStream>);
 
-impl tokio::io::AsyncWrite for Sender {
+impl tokio::io::AsyncWrite for SendStreamWriter {
     fn poll_write(
         self: std::pin::Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -285,7 +286,7 @@ impl tokio::io::AsyncWrite for Sender {
     }
 }
 
-impl Drop for Sender {
+impl Drop for SendStreamWriter {
     fn drop(&mut self) {
         self.0.end();
     }

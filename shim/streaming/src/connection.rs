@@ -1,10 +1,11 @@
-//! One upgraded connection as its session sees it: it lives, it is idle, it is gone, or it is to be ended in order.
+//! One upgraded connection as its session sees it: it can be waited for until it closes or is idle, and it can be closed
+//! in order.
 //!
 //! ```text
-//! spdy | websocket --reader, writer--> Link <--gone? finish-- remote | forward
+//! spdy | websocket --reader, writer--> Connection <--closed, finish-- remote | forward
 //! ```
-//! Invariants: whichever of reader and writer ends first ends the connection; dropping a link drops its connection at
-//! once, which a client sees as a reset; `finish` loses nothing that was sent before it.
+//! Invariants: whichever of reader and writer ends first ends the connection; dropping it closes the socket at once,
+//! which a client sees as a reset; `finish` sends all that was queued before it.
 //! Not here: frames.
 
 use std::future::Future;
@@ -19,14 +20,14 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::inbox::Feed;
-use super::outbox::{Item, Outbox};
+use super::receive::RecvSink;
+use super::send::{Item, SendQueue};
 
 /// How long a client may take to read the rest and close, once its session has ended. Closing before the client does
 /// would make the kernel throw away what is still on its way.
-pub const FINISH: Duration = Duration::from_secs(300);
-/// How often a reader that must wait for room looks whether its client is still there.
-const GLANCE: Duration = Duration::from_secs(1);
+pub const CLOSE_TIMEOUT: Duration = Duration::from_secs(300);
+/// How often a reader that waits for buffer space checks whether its client is still connected.
+const PEER_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Bytes both ways.
 pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -34,7 +35,7 @@ pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 
 /// An upgraded connection.
-pub type Wire = Box<dyn Duplex>;
+pub type BoxedIo = Box<dyn Duplex>;
 
 /// When a connection last carried a frame.
 pub struct Activity {
@@ -50,7 +51,7 @@ impl Activity {
         })
     }
 
-    /// It carries one now.
+    /// Records that a frame was carried now.
     pub fn touch(&self) {
         self.last_ms
             .store(self.began.elapsed().as_millis() as u64, Ordering::Relaxed);
@@ -69,12 +70,12 @@ impl Activity {
     }
 }
 
-/// The client's end of the TCP connection, to be asked whether it is closed while nothing can be read.
+/// The client's socket, to check whether the client closed it while nothing is read.
 #[derive(Clone, Default)]
 pub struct Peer(Option<Arc<OwnedFd>>);
 
 impl Peer {
-    /// Of a socket's duplicate.
+    /// Takes a duplicate of the socket.
     pub fn new(socket: OwnedFd) -> Peer {
         Peer(Some(Arc::new(socket)))
     }
@@ -93,10 +94,14 @@ impl Peer {
         matches!(poll(&mut polled, Some(&now)), Ok(1..)) && polled[0].revents().intersects(over)
     }
 
-    /// Waits until `feed` has room; false when the client went meanwhile.
-    pub async fn room(&self, feed: &Feed) -> bool {
-        while !feed.has_room() {
-            if tokio::time::timeout(GLANCE, feed.room()).await.is_err() && self.is_gone() {
+    /// Waits until `sink` has room; false when the client closed the connection meanwhile.
+    pub async fn room(&self, sink: &RecvSink) -> bool {
+        while !sink.has_room() {
+            if tokio::time::timeout(PEER_CHECK_INTERVAL, sink.room())
+                .await
+                .is_err()
+                && self.is_gone()
+            {
                 return false;
             }
         }
@@ -105,96 +110,104 @@ impl Peer {
 }
 
 /// An upgraded connection before its session begins.
-pub struct Connection {
+pub struct Upgraded {
     /// Its bytes.
-    pub wire: Wire,
+    pub io: BoxedIo,
     /// The client's socket.
     pub peer: Peer,
-    /// How long nothing need be carried.
+    /// How long it may be idle.
     pub idle: Duration,
 }
 
-/// What the two halves of a connection share with their session.
+/// State that reader and writer of a connection share with their session.
 #[derive(Clone)]
-pub struct Common {
-    /// What waits to be sent.
-    pub outbox: Arc<Outbox>,
-    /// When something was carried.
+pub struct Shared {
+    /// Frames to be sent.
+    pub send_queue: Arc<SendQueue>,
+    /// When a frame was last carried.
     pub activity: Arc<Activity>,
     /// The client's socket.
     pub peer: Peer,
 }
 
-impl Common {
-    /// Of a new connection.
-    pub fn new(peer: Peer) -> Common {
-        Common {
-            outbox: Arc::default(),
+impl Shared {
+    /// State of a new connection.
+    pub fn new(peer: Peer) -> Shared {
+        Shared {
+            send_queue: Arc::default(),
             activity: Activity::new(),
             peer,
         }
     }
 }
 
-/// Runs one half of a connection, whose end is the end of both.
-async fn half(work: impl Future<Output = ()>, outbox: Arc<Outbox>, ended: watch::Sender<bool>) {
+/// Runs the reader or the writer of a connection; when it ends, so does the other one.
+async fn run_half(
+    work: impl Future<Output = ()>,
+    send_queue: Arc<SendQueue>,
+    ended: watch::Sender<bool>,
+) {
     work.await;
-    outbox.fail();
+    send_queue.fail();
     ended.send_replace(true);
 }
 
 /// A connection that is being read and written.
-pub struct Link {
-    common: Common,
-    farewell: Option<Item>,
+pub struct Connection {
+    shared: Shared,
+    last_item: Option<Item>,
     idle: Duration,
     over: watch::Receiver<bool>,
     _tasks: JoinSet<()>,
 }
 
-impl Link {
-    /// Runs `reader` and `writer`. `farewell` is the last thing sent to a client whose session ended; `idle` is how long
-    /// nothing need be carried.
+impl Connection {
+    /// Runs `reader` and `writer`. `last_item` is the last thing sent to a client whose session ended; `idle` is how long
+    /// the connection may be idle.
     pub fn start(
-        common: Common,
+        shared: Shared,
         idle: Duration,
-        farewell: Option<Item>,
+        last_item: Option<Item>,
         reader: impl Future<Output = ()> + Send + 'static,
         writer: impl Future<Output = ()> + Send + 'static,
-    ) -> Link {
+    ) -> Connection {
         let (ended, over) = watch::channel(false);
         let mut tasks = JoinSet::new();
-        tasks.spawn(half(reader, Arc::clone(&common.outbox), ended.clone()));
-        tasks.spawn(half(writer, Arc::clone(&common.outbox), ended));
-        Link {
-            common,
-            farewell,
+        tasks.spawn(run_half(
+            reader,
+            Arc::clone(&shared.send_queue),
+            ended.clone(),
+        ));
+        tasks.spawn(run_half(writer, Arc::clone(&shared.send_queue), ended));
+        Connection {
+            shared,
+            last_item,
             idle,
             over,
             _tasks: tasks,
         }
     }
 
-    /// Waits until the client is gone or has been idle for too long; says which.
-    pub async fn gone(&self) -> &'static str {
+    /// Waits until the client has closed the connection or was idle for too long; returns which, for the log.
+    pub async fn closed(&self) -> &'static str {
         let mut over = self.over.clone();
         tokio::select! {
             // An error means that the task was aborted, which is an end, too.
-            _ = over.wait_for(|over| *over) => "the client is gone",
-            () = self.common.activity.idle(self.idle) => "nothing was carried for too long",
+            _ = over.wait_for(|over| *over) => "the client closed the connection",
+            () = self.shared.activity.idle(self.idle) => "the connection was idle for too long",
         }
     }
 
-    /// Waits until everything was sent and the client has closed, but not for ever.
+    /// Waits until everything was sent and the client has closed, at most [`CLOSE_TIMEOUT`].
     pub async fn finish(self) {
-        if let Some(item) = self.farewell.clone() {
-            self.common.outbox.push(item);
+        if let Some(item) = self.last_item.clone() {
+            self.shared.send_queue.push(item);
         }
         let closed = async {
-            self.common.outbox.sent().await;
-            self.gone().await;
+            self.shared.send_queue.sent().await;
+            self.closed().await;
         };
-        if tokio::time::timeout(FINISH, closed).await.is_err() {
+        if tokio::time::timeout(CLOSE_TIMEOUT, closed).await.is_err() {
             tracing::debug!("the client did not close a session that had ended");
         }
     }

@@ -1,0 +1,150 @@
+//! Connections that have not sent a valid request yet: how many may exist, and which one is closed to admit the next.
+//!
+//! Called by: [`super::server`], for each connection. Invariants: at most [`MAX_PENDING`] exist; a new one is always
+//! admitted, and evicts the oldest that has sent nothing, of the address that has the most of them.
+//! Must not know: requests.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::oneshot;
+
+/// Most connections that have not sent a valid request yet.
+pub(super) const MAX_PENDING: usize = 256;
+
+/// The pending connections, by number; cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub(super) struct PendingConnections(Arc<Mutex<State>>);
+
+#[derive(Debug, Default)]
+struct State {
+    next: u64,
+    waiting: BTreeMap<u64, Entry>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    from: IpAddr,
+    has_sent: bool,
+    /// Dropped to evict it.
+    _evict: oneshot::Sender<()>,
+}
+
+/// A pending connection's entry; removed when it is dropped.
+#[derive(Debug)]
+pub(super) struct PendingConnection {
+    number: u64,
+    pending: PendingConnections,
+    evict: oneshot::Receiver<()>,
+}
+
+impl PendingConnections {
+    /// Adds a connection of `from`; evicts another one if there are too many.
+    pub(super) fn admit(&self, from: IpAddr) -> PendingConnection {
+        let (evict_sender, evict) = oneshot::channel();
+        let mut state = self.lock();
+        if state.waiting.len() >= MAX_PENDING
+            && let Some(number) = state.eviction_candidate()
+        {
+            state.waiting.remove(&number);
+        }
+        let number = state.next;
+        state.next += 1;
+        let waiting = Entry {
+            from,
+            has_sent: false,
+            _evict: evict_sender,
+        };
+        state.waiting.insert(number, waiting);
+        drop(state);
+        PendingConnection {
+            number,
+            pending: self.clone(),
+            evict,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// The one to evict: the oldest of the address that has the most, those that sent nothing first.
+    fn eviction_candidate(&self) -> Option<u64> {
+        let mut counts: HashMap<IpAddr, usize> = HashMap::new();
+        for one in self.waiting.values() {
+            *counts.entry(one.from).or_default() += 1;
+        }
+        let most = counts.values().max().copied()?;
+        let crowd = |one: &Entry| counts.get(&one.from) == Some(&most);
+        let candidates = self.waiting.iter().filter(|(_, one)| crowd(one));
+        let oldest = candidates.min_by_key(|(number, one)| (one.has_sent, **number));
+        oldest.map(|(number, _)| *number)
+    }
+}
+
+impl PendingConnection {
+    /// Its first bytes arrived.
+    pub(super) fn has_sent(&self) {
+        if let Some(own) = self.pending.lock().waiting.get_mut(&self.number) {
+            own.has_sent = true;
+        }
+    }
+
+    /// Resolves when it is evicted.
+    pub(super) async fn evicted(&mut self) {
+        // The sender is never used, only dropped.
+        let _ = (&mut self.evict).await;
+    }
+}
+
+impl Drop for PendingConnection {
+    fn drop(&mut self) {
+        self.pending.lock().waiting.remove(&self.number);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(last: u8) -> IpAddr {
+        IpAddr::from([127, 0, 0, last])
+    }
+
+    fn is_evicted(entry: &mut PendingConnection) -> bool {
+        entry.evict.try_recv() == Err(oneshot::error::TryRecvError::Closed)
+    }
+
+    #[test]
+    fn the_oldest_silent_one_of_the_largest_crowd_makes_room() {
+        let pending = PendingConnections::default();
+        let mut other: Vec<_> = (0..3).map(|_| pending.admit(address(2))).collect();
+        let mut crowd: Vec<_> = (3..MAX_PENDING)
+            .map(|_| pending.admit(address(1)))
+            .collect();
+        crowd[0].has_sent();
+        let mut newest: Vec<_> = (0..10).map(|_| pending.admit(address(1))).collect();
+        assert!(!other.iter_mut().any(is_evicted));
+        assert!(!newest.iter_mut().any(is_evicted));
+        let gone: Vec<_> = crowd.iter_mut().map(is_evicted).collect();
+        assert!(!gone[0] && gone[1..11].iter().all(|gone| *gone));
+        assert!(!gone[11..].iter().any(|gone| *gone));
+    }
+
+    #[test]
+    fn when_all_have_spoken_the_oldest_makes_room_and_places_are_given_back() {
+        let pending = PendingConnections::default();
+        let mut all: Vec<_> = (0..MAX_PENDING)
+            .map(|_| pending.admit(address(1)))
+            .collect();
+        all.iter().for_each(PendingConnection::has_sent);
+        let newest = pending.admit(address(3));
+        assert!(is_evicted(&mut all[0]) && !is_evicted(&mut all[1]));
+        assert_eq!(pending.lock().waiting.len(), MAX_PENDING);
+        drop((all, newest));
+        assert!(pending.lock().waiting.is_empty());
+    }
+}
