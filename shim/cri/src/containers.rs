@@ -24,12 +24,12 @@ pub(super) async fn create(
     let pod = shared.pods.find_pod(&named);
     let view = pod.as_ref().ok().and_then(|id| shared.pods.pod(id));
     let (grants, handler) = match &view {
-        Some(view) => (view.wish.grants.clone(), view.wish.handler.as_str()),
+        Some(view) => (view.config.grants.clone(), view.config.handler.as_str()),
         None => Default::default(),
     };
-    let wish = convert::container_wish(request, &grants, handler)?;
+    let config = convert::container_config(request, &grants, handler)?;
     let pod = pod?;
-    let id = shared.pods.create_container(&pod, wish).await?;
+    let id = shared.pods.create_container(&pod, config).await?;
     Ok(convert::create_reply(&id))
 }
 

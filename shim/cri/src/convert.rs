@@ -1,4 +1,4 @@
-//! The only code that names fields of CRI messages: requests into checked wishes, snapshots into replies.
+//! The only code that names fields of CRI messages: requests into checked configs, snapshots into replies.
 //!
 //! Place in the flow: first and last step of every call in `cri/*`. `sandbox`, `container` and `image` read
 //! requests; `render` writes replies; `filter` does both for lists.
@@ -32,8 +32,8 @@ use std::time::Duration;
 
 use coracle_proto::runtime::v1 as cri;
 
-pub(super) use self::container::container_wish;
-pub(super) use self::exec::exec_wish;
+pub(super) use self::container::container_config;
+pub(super) use self::exec::exec_config;
 pub(super) use self::filter::{ContainerFilter, PodFilter};
 pub(super) use self::image::{
     filesystem_usage, image, image_status_reply, listed_image, named_image, pull_order,
@@ -43,7 +43,7 @@ pub(super) use self::node::{runtime_config_reply, status_reply, version_reply};
 #[cfg(test)]
 pub(super) use self::render::samples::event as sample_event;
 pub(super) use self::render::{container, container_status_reply, event, pod, pod_status_reply};
-pub(super) use self::sandbox::pod_wish;
+pub(super) use self::sandbox::sandbox_config;
 pub(super) use self::stats::{container_stats, pod_stats};
 pub(super) use self::streaming::{attach_session, exec_session, forward_session};
 pub(super) use self::update::new_resources;

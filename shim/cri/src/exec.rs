@@ -21,7 +21,7 @@ pub(super) async fn sync(
 ) -> Result<cri::ExecSyncResponse, Failure> {
     let named = request.object()?.to_owned();
     concerns("container", &named);
-    let (argv, limit) = convert::exec_wish(request)?;
+    let (argv, limit) = convert::exec_config(request)?;
     let id = shared.pods.find_container(&named)?;
     let output = shared.pods.exec_sync(&id, argv, limit).await?;
     Ok(reply(output))

@@ -19,9 +19,9 @@ pub(super) async fn run(
     shared: Arc<Shared>,
     request: cri::RunPodSandboxRequest,
 ) -> Result<cri::RunPodSandboxResponse, Failure> {
-    let wish = convert::pod_wish(request, &shared.policies)?;
-    concerns("pod", &wish.name.to_string());
-    let id = shared.pods.run_pod(wish).await?;
+    let config = convert::sandbox_config(request, &shared.policies)?;
+    concerns("pod", &config.name.to_string());
+    let id = shared.pods.run_pod(config).await?;
     Ok(convert::run_pod_reply(&id))
 }
 

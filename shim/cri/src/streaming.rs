@@ -21,9 +21,9 @@ pub(super) async fn exec(
     request: cri::ExecRequest,
 ) -> Result<cri::ExecResponse, Failure> {
     let id = container(&shared, request.object()?)?;
-    let wish = convert::exec_session(request, id.clone())?;
+    let config = convert::exec_session(request, id.clone())?;
     shared.pods.admit(&id, Purpose::Exec).await?;
-    let url = url(&shared, shared.pods.exec_session(wish))?;
+    let url = url(&shared, shared.pods.exec_session(config))?;
     Ok(cri::ExecResponse { url })
 }
 
@@ -33,9 +33,9 @@ pub(super) async fn attach(
     request: cri::AttachRequest,
 ) -> Result<cri::AttachResponse, Failure> {
     let id = container(&shared, request.object()?)?;
-    let wish = convert::attach_session(&request, id.clone())?;
+    let config = convert::attach_session(&request, id.clone())?;
     shared.pods.admit(&id, Purpose::Attach).await?;
-    let url = url(&shared, shared.pods.attach_session(wish))?;
+    let url = url(&shared, shared.pods.attach_session(config))?;
     Ok(cri::AttachResponse { url })
 }
 
@@ -47,9 +47,9 @@ pub(super) async fn port_forward(
     let named = request.object()?;
     concerns("pod", named);
     let id = shared.pods.find_pod(named)?;
-    let wish = convert::forward_session(&request, id.clone())?;
+    let config = convert::forward_session(&request, id.clone())?;
     check_ready(&shared, &id)?;
-    let url = url(&shared, shared.pods.forward_session(wish))?;
+    let url = url(&shared, shared.pods.forward_session(config))?;
     Ok(cri::PortForwardResponse { url })
 }
 

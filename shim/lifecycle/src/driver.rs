@@ -1,10 +1,10 @@
 //! Runs one pod: takes notes from its mailbox, decides with `step` and `pod_step`, saves, then acts.
 //!
 //! ```text
-//! Pods --Ask--> mailbox --> step --> save --> effect (a task of its own) --Word--> mailbox
-//!                             \--> Board (what lists show), answers to whoever waits
+//! Pods --Request--> mailbox --> step --> save --> effect (a task of its own) --Completion--> mailbox
+//!                             \--> StateCache (what lists show), answers to whoever waits
 //! ```
-//! Called by: [`super::Pods`], recovery. Calls: [`Host`], the records of [`super::store`], [`Board`].
+//! Called by: [`super::Pods`], recovery. Calls: [`Host`], the records of [`super::store`], [`StateCache`].
 //! Invariants: one task a pod, so nothing here takes a lock; a phase is on disk before its effects run, and effects
 //! can be repeated; the task itself never waits for a process, a mount or a guest: effects and their deadlines run
 //! beside it, and a grace period is an armed deadline. A removal is not saved: its first act is to erase the record.
@@ -12,8 +12,8 @@
 
 mod container;
 mod effects;
-mod keeping;
-mod note;
+mod keeper;
+mod message;
 mod pod;
 mod requests;
 mod resume;
@@ -34,19 +34,21 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::task::AbortHandle;
 
 use super::clock;
+use super::config::{ContainerConfig, Resources};
 use super::error::{Error, Kind};
-use super::names::Names;
 use super::record::{Plan, PodRecord};
+use super::registry::NameRegistry;
 use super::requests::{Requests, Share};
 use super::state::{ContainerPhase, PodPhase};
 use super::store::Slot;
-use super::view::Board;
-use super::wish::{ContainerWish, Resources};
+use super::view::StateCache;
 use super::work::Work;
 use crate::blocking::{blocking, io_error, pass};
 use crate::host::Host;
 
-pub use note::{Ask, Connection, Mailbox, Note, Purpose, Reply, Standing, Word};
+pub use message::{
+    Completion, Connection, Mailbox, Message, Purpose, ReadySandbox, Reply, Request,
+};
 pub use resume::{FoundContainer, FoundKeeper, Resumed};
 
 /// What all drivers share.
@@ -54,11 +56,11 @@ pub struct Shared {
     /// The world.
     pub host: Arc<dyn Host>,
     /// What readers see.
-    pub board: Board,
+    pub cache: StateCache,
     /// What all requests together hold.
     pub requests: Arc<Requests>,
     /// Who answers for what.
-    pub names: Names<Mailbox>,
+    pub registry: NameRegistry<Mailbox>,
     /// Effects under way.
     pub work: Arc<Work>,
     /// This boot.
@@ -75,7 +77,7 @@ impl Shared {
 /// One container, as its driver holds it.
 pub struct Container {
     id: ContainerId,
-    wish: Arc<ContainerWish>,
+    config: Arc<ContainerConfig>,
     /// `None` until it is planned.
     plan: Option<Arc<Plan>>,
     /// What its request holds.
@@ -86,7 +88,7 @@ pub struct Container {
     /// `None` unless it runs; after an adoption perhaps even then.
     process: Option<Arc<Process>>,
     watch: Option<Watch>,
-    /// An exit that was told before the launch was.
+    /// An exit that was told before the start was.
     early_exit: Option<coracle_spec::Exit>,
     /// Effects under way.
     busy: usize,
@@ -108,7 +110,7 @@ struct Waiting {
 
 /// What the driver does about its pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Effort {
+enum Progress {
     /// Nothing.
     Idle,
     /// An effect is under way.
@@ -130,7 +132,7 @@ impl Drop for Watch {
 pub struct Driver {
     shared: Arc<Shared>,
     sender: Mailbox,
-    mailbox: UnboundedReceiver<Note>,
+    mailbox: UnboundedReceiver<Message>,
     record: PodRecord,
     /// What its request holds.
     _share: Share,
@@ -149,7 +151,7 @@ pub struct Driver {
     dead: Vec<ContainerId>,
     engine_hash: String,
     containers: BTreeMap<ContainerId, Container>,
-    effort: Effort,
+    progress: Progress,
     /// Why it could not be raised.
     failure: Option<Error>,
     ready: Vec<Reply<()>>,
@@ -159,7 +161,7 @@ pub struct Driver {
 
 impl Driver {
     /// A driver for `record`, and the mailbox it reads.
-    pub fn mailbox() -> (Mailbox, UnboundedReceiver<Note>) {
+    pub fn mailbox() -> (Mailbox, UnboundedReceiver<Message>) {
         unbounded_channel()
     }
 
@@ -169,7 +171,7 @@ impl Driver {
         record: PodRecord,
         slot: Slot,
         share: Share,
-        mail: (Mailbox, UnboundedReceiver<Note>),
+        mail: (Mailbox, UnboundedReceiver<Message>),
     ) -> Driver {
         Driver {
             shared,
@@ -188,7 +190,7 @@ impl Driver {
             dead: Vec::new(),
             engine_hash: String::new(),
             containers: BTreeMap::new(),
-            effort: Effort::Idle,
+            progress: Progress::Idle,
             failure: None,
             ready: Vec::new(),
             stop: Vec::new(),
@@ -198,13 +200,13 @@ impl Driver {
 
     /// Raises a new pod and drives it to its end.
     pub async fn begin(mut self) {
-        self.raise();
+        self.create_pod();
         self.run().await;
     }
 
     /// Drives the pod until it is gone.
     pub async fn run(mut self) {
-        self.settle().await;
+        self.reconcile().await;
         while self.record.phase != PodPhase::Gone {
             let deadline = self
                 .containers
@@ -213,47 +215,47 @@ impl Driver {
                 .min();
             tokio::select! {
                 // The sender is ours, too: the mailbox does not close while this runs.
-                Some(note) = self.mailbox.recv() => self.take(note).await,
-                event = next_event(&mut self.events) => self.hear(event).await,
+                Some(message) = self.mailbox.recv() => self.handle_message(message).await,
+                event = next_event(&mut self.events) => self.handle_keeper_event(event).await,
                 () = sleep_until(deadline) => self.pass_deadlines().await,
             }
-            self.settle().await;
+            self.reconcile().await;
         }
         self.end();
     }
 
-    async fn take(&mut self, note: Note) {
-        match note {
-            Note::Ask(ask) => self.ask(ask).await,
-            Note::Container(id, word) => self.word(id, word).await,
-            Note::Raised(result) => self.raised(result).await,
-            Note::TakenDown(result) => self.taken_down(result).await,
-            Note::PodForgotten(result) => self.pod_forgotten(result).await,
-            Note::KeeperEnded => self.keeper_ended().await,
-            Note::Reconnected(connection) => self.connected(*connection).await,
-            Note::ReadAgain => self.read_again().await,
+    async fn handle_message(&mut self, message: Message) {
+        match message {
+            Message::Request(request) => self.handle_request(request).await,
+            Message::Container(id, completion) => self.handle_completion(id, completion).await,
+            Message::SandboxCreated(result) => self.created(result).await,
+            Message::TornDown(result) => self.torn_down(result).await,
+            Message::PodForgotten(result) => self.pod_forgotten(result).await,
+            Message::KeeperEnded => self.keeper_ended().await,
+            Message::Reconnected(connection) => self.connected(*connection).await,
+            Message::ReadAgain => self.read_again().await,
         }
     }
 
-    async fn ask(&mut self, ask: Ask) {
-        match ask {
-            Ask::Ready(wish, reply) => self.ask_ready(&wish, reply),
-            Ask::StopPod(reply) => self.ask_stop_pod(reply).await,
-            Ask::RemovePod(reply) => self.ask_remove_pod(reply).await,
-            Ask::Create(wish, reply) => self.ask_create(wish, reply),
-            Ask::Start(id, reply) => self.ask_start(id, reply).await,
-            Ask::Stop(id, grace, reply) => self.ask_stop(id, grace, reply).await,
-            Ask::Remove(id, reply) => self.ask_remove(id, reply).await,
-            Ask::ReopenLog(id, reply) => self.ask_reopen_log(&id, reply),
-            Ask::Enter(id, purpose, reply) => drop(reply.send(self.entry(&id, purpose))),
-            Ask::Update(id, asked, reply) => self.ask_update(&id, asked, reply),
+    async fn handle_request(&mut self, request: Request) {
+        match request {
+            Request::Ready(config, reply) => self.handle_ready(&config, reply),
+            Request::StopPod(reply) => self.handle_stop_pod(reply).await,
+            Request::RemovePod(reply) => self.handle_remove_pod(reply).await,
+            Request::Create(config, reply) => self.handle_create(config, reply),
+            Request::Start(id, reply) => self.handle_start(id, reply).await,
+            Request::Stop(id, grace, reply) => self.handle_stop(id, grace, reply).await,
+            Request::Remove(id, reply) => self.handle_remove(id, reply).await,
+            Request::ReopenLog(id, reply) => self.handle_reopen_log(&id, reply),
+            Request::Enter(id, purpose, reply) => drop(reply.send(self.entry(&id, purpose))),
+            Request::Update(id, asked, reply) => self.handle_update(&id, asked, reply),
         }
     }
 
     /// Draws what follows by itself from what has just happened.
-    async fn settle(&mut self) {
-        self.settle_containers();
-        self.settle_pod().await;
+    async fn reconcile(&mut self) {
+        self.reconcile_containers();
+        self.reconcile_pod().await;
         self.answer_pod();
     }
 
@@ -261,12 +263,12 @@ impl Driver {
     fn end(mut self) {
         self.mailbox.close();
         // The ids of a pod with a user namespace are the kubelet's.
-        if self.record.wish.userns.is_none() {
+        if self.record.config.userns.is_none() {
             self.shared.host.release_ids(self.record.range);
         }
         self.shared
-            .names
-            .release(&self.record.wish.name, &self.record.id);
+            .registry
+            .release(&self.record.config.name, &self.record.id);
         self.answer_pod();
         tracing::info!(pod = %self.record.id, "sandbox gone");
     }
@@ -275,7 +277,7 @@ impl Driver {
     fn effect<T: Send + 'static>(
         &self,
         effect: impl Future<Output = Result<T, Error>> + Send + 'static,
-        note: impl FnOnce(Result<T, Error>) -> Note + Send + 'static,
+        message: impl FnOnce(Result<T, Error>) -> Message + Send + 'static,
     ) {
         let (sender, work) = (self.sender.clone(), self.shared.work.begin());
         tokio::spawn(async move {
@@ -290,16 +292,16 @@ impl Driver {
                 });
             drop(work);
             // Err means that the driver has ended, which it does only when nothing is left to be told.
-            let _ = sender.send(note(result));
+            let _ = sender.send(message(result));
         });
     }
 
     /// Runs `watch` beside this task until it has a note or the handle is dropped.
-    fn watch(&self, watch: impl Future<Output = Note> + Send + 'static) -> Watch {
+    fn watch(&self, watch: impl Future<Output = Message> + Send + 'static) -> Watch {
         let sender = self.sender.clone();
         let task = tokio::spawn(async move {
-            let note = watch.await;
-            let _ = sender.send(note);
+            let message = watch.await;
+            let _ = sender.send(message);
         });
         Watch(task.abort_handle())
     }

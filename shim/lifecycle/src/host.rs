@@ -24,16 +24,16 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::oneshot;
 
+use super::config::{AttachConfig, ContainerConfig, ExecConfig};
 use super::error::Error;
 use super::layout::Layout;
 use super::record::{Plan, PodRecord};
 use super::syncer::Syncer;
 use super::usage::{ContainerUsage, Measured, PodUsage};
 use super::view::{ContainerView, PodView};
-use super::wish::{AttachWish, ContainerWish, ExecWish};
 
 /// How long a keeper may take to greet.
-pub const GREETING_PATIENCE: Duration = Duration::from_secs(5);
+pub const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// An effect under way; dropping it gives it up.
 pub type EffectFuture<'a, T> = BoxFuture<'a, Result<T, Error>>;
@@ -69,20 +69,23 @@ pub trait Host: Send + Sync + 'static {
     fn network_problem(self: Arc<Self>) -> BoxFuture<'static, Option<String>>;
 
     /// Makes namespaces, network, cgroup and keeper of a pod whose record is saved. Undoes all of it on failure.
-    fn raise<'a>(self: Arc<Self>, record: &'a PodRecord) -> EffectFuture<'a, Raised>;
+    fn create_sandbox<'a>(
+        self: Arc<Self>,
+        record: &'a PodRecord,
+    ) -> EffectFuture<'a, CreatedSandbox>;
 
     /// Connects to a pod's keeper and hears its greeting. Errors: Deadline, or nobody listens.
     fn connect<'a>(
         self: Arc<Self>,
         pod: &'a PodId,
-        patience: Duration,
+        timeout: Duration,
     ) -> EffectFuture<'a, (Keeper, Greeting, UnboundedReceiver<KeeperEvent>)>;
 
     /// Lets the keeper live on without its lifeline.
     fn commit<'a>(self: Arc<Self>, pod: &'a PodId, keeper: &'a Keeper) -> EffectFuture<'a, ()>;
 
     /// Ends a pod's keeper and gives back namespaces, address, cgroup and control socket.
-    fn lower<'a>(
+    fn tear_down_sandbox<'a>(
         self: Arc<Self>,
         record: &'a PodRecord,
         keeper: Option<Keeper>,
@@ -111,7 +114,7 @@ pub trait Host: Send + Sync + 'static {
         self: Arc<Self>,
         pod: &'a PodRecord,
         id: &'a ContainerId,
-        wish: &'a Arc<ContainerWish>,
+        config: &'a Arc<ContainerConfig>,
         engine: &'a KeeperEngine,
     ) -> EffectFuture<'a, Plan>;
 
@@ -120,20 +123,20 @@ pub trait Host: Send + Sync + 'static {
         &self,
         pod: &PodRecord,
         id: &ContainerId,
-        wish: &ContainerWish,
+        config: &ContainerConfig,
         plan: &Plan,
     ) -> Result<(), Error>;
 
     /// Has the keeper run it. Its log file exists when this returns.
     /// Errors: StartFailed when the jail or the program failed; the container then has ended.
-    fn launch(self: Arc<Self>, launch: Launch) -> EffectFuture<'static, Launched>;
+    fn start_container(self: Arc<Self>, launch: StartRequest) -> EffectFuture<'static, Started>;
 
-    /// The end of a launch that an earlier daemon began. Errors: as of [`Host::launch`].
-    fn await_launch<'a>(
+    /// The end of a start that an earlier daemon began. Errors: as of [`Host::start_container`].
+    fn await_start<'a>(
         self: Arc<Self>,
         keeper: &'a Keeper,
         container: &'a ContainerId,
-    ) -> EffectFuture<'a, Launched>;
+    ) -> EffectFuture<'a, Started>;
 
     /// Opens the container's log anew and hands it to the keeper.
     fn reopen_log<'a>(
@@ -147,7 +150,7 @@ pub trait Host: Send + Sync + 'static {
     /// Sends `signal` to its first process. One that has ended is fine.
     fn signal(&self, process: &Process, signal: i32) -> Result<(), Error>;
 
-    /// Kills all its processes. Blocks until none is left, at most for the cgroup's own patience.
+    /// Kills all its processes. Blocks until none is left, at most for the cgroup's own timeout.
     fn kill(&self, process: Option<&Process>, cgroup: &str) -> Result<(), Error>;
 
     /// Sets what `change` names on the cgroup `path`. Blocks.
@@ -187,34 +190,34 @@ pub trait Host: Send + Sync + 'static {
         cgroup: String,
     ) -> EffectFuture<'a, ()>;
 
-    /// Runs `argv` in the container of `launch`, which runs. `limit` of `None` waits for ever.
+    /// Runs `argv` in the container of `container`, which runs. `limit` of `None` waits for ever.
     ///
     /// Errors: StartFailed when the program cannot be executed; Deadline when it was killed for not ending in time;
     /// WrongPhase when the container has ended meanwhile; Exhausted when the node had no room for its output.
     fn exec_sync<'a>(
         self: Arc<Self>,
-        launch: &'a Launch,
+        launch: &'a StartRequest,
         argv: Vec<String>,
         limit: Option<Duration>,
     ) -> EffectFuture<'a, ExecOutput>;
 
-    /// Runs a program in the container of `launch`, which runs, with the client's streams; its exit code.
+    /// Runs a program in the container of `container`, which runs, with the client's streams; its exit code.
     ///
     /// Errors: StartFailed when the program cannot be executed, WrongPhase when the container has ended meanwhile.
     fn exec_stream<'a>(
         self: Arc<Self>,
-        launch: &'a Launch,
-        wish: ExecWish,
+        launch: &'a StartRequest,
+        config: ExecConfig,
         streams: Streams,
     ) -> EffectFuture<'a, i32>;
 
-    /// Joins a client to the container of `launch`, which runs, until its output ends.
+    /// Joins a client to the container of `container`, which runs, until its output ends.
     ///
     /// Errors: Invalid when its input is asked for and it was made without; WrongPhase when it has ended meanwhile.
     fn attach<'a>(
         self: Arc<Self>,
-        launch: &'a Launch,
-        wish: AttachWish,
+        launch: &'a StartRequest,
+        config: AttachConfig,
         streams: Streams,
     ) -> EffectFuture<'a, ()>;
 
@@ -270,7 +273,7 @@ pub trait Host: Send + Sync + 'static {
 }
 
 /// A pod that stands; its keeper is not committed yet.
-pub struct Raised {
+pub struct CreatedSandbox {
     /// Its keeper's process.
     pub process: Arc<Process>,
     /// The connection to its keeper.
@@ -285,8 +288,8 @@ pub struct Raised {
     pub lifeline: OwnedFd,
 }
 
-/// What a launch needs.
-pub struct Launch {
+/// What a start needs.
+pub struct StartRequest {
     /// The pod.
     pub pod: PodId,
     /// The container.
@@ -296,7 +299,7 @@ pub struct Launch {
     /// The pod's log directory.
     pub log_directory: String,
     /// What was asked for.
-    pub wish: Arc<ContainerWish>,
+    pub config: Arc<ContainerConfig>,
     /// What came of it.
     pub plan: Arc<Plan>,
     /// Who runs it.
@@ -315,7 +318,7 @@ pub struct KeeperEngine {
 }
 
 /// A container that runs.
-pub struct Launched {
+pub struct Started {
     /// Its first process.
     pub process: Arc<Process>,
     /// Nanoseconds since 1970 UTC.

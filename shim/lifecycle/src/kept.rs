@@ -21,13 +21,13 @@ use tokio::task::JoinHandle;
 
 use super::clock;
 use super::driver::unreadable::{FIRST_PAUSE, LONGEST_PAUSE};
-use super::driver::{Ask, Driver, FoundContainer, Mailbox, Note, Shared};
+use super::driver::{Driver, FoundContainer, Mailbox, Message, Request, Shared};
 use super::error::{Error, Kind};
-use super::names::Claim;
 use super::record::PodRecord;
 use super::recover::{Outcome, ids_in, recover_pod};
+use super::registry::Claim;
 use super::state::PodPhase;
-use super::unreadable::{container_view, container_wish, known_pod_view, pod_view};
+use super::unreadable::{container_config, container_view, known_pod_view, pod_view};
 use super::view::EventKind;
 use crate::blocking::blocking;
 use crate::host::Owned;
@@ -102,7 +102,7 @@ pub struct Kept {
     /// A recovery that takes long.
     under_way: Option<JoinHandle<Outcome>>,
     sender: Mailbox,
-    mailbox: UnboundedReceiver<Note>,
+    mailbox: UnboundedReceiver<Message>,
 }
 
 impl Kept {
@@ -165,20 +165,21 @@ impl Kept {
         containers.chain([self.id.as_str().to_owned()]).collect()
     }
 
-    /// Puts it on the board and routes its ids here.
+    /// Puts it on the cache and routes its ids here.
     fn show(&self) {
-        let names = &self.shared.names;
+        let registry = &self.shared.registry;
         let mail = self.sender.clone();
         match &self.known.record {
             Some(record) => {
-                if let Claim::Held(..) = names.claim(&record.wish.name, &self.id, mail.clone()) {
-                    names.adopt(&self.id, mail);
+                if let Claim::Held(..) = registry.claim(&record.config.name, &self.id, mail.clone())
+                {
+                    registry.adopt(&self.id, mail);
                 }
             }
-            None => names.adopt(&self.id, mail),
+            None => registry.adopt(&self.id, mail),
         }
         for container in &self.known.containers {
-            names.add_container(container, &self.id);
+            registry.add_container(container, &self.id);
         }
         if self.known.is_unborn() {
             return;
@@ -187,11 +188,11 @@ impl Kept {
             Some(record) => known_pod_view(record, &self.why),
             None => pod_view(&self.id, self.known.json.as_ref(), &self.why),
         };
-        self.shared.board.show_pod(view);
+        self.shared.cache.show_pod(view);
         for container in &self.known.containers {
-            let wish = Arc::new(container_wish(container, None));
-            let view = container_view(container, &self.id, wish, &self.why);
-            self.shared.board.show_container(view);
+            let config = Arc::new(container_config(container, None));
+            let view = container_view(container, &self.id, config, &self.why);
+            self.shared.cache.show_container(view);
         }
     }
 
@@ -243,8 +244,8 @@ impl Kept {
                     }
                 }),
                 // The sender is ours, too: the mailbox does not close while this runs.
-                Some(note) = self.mailbox.recv() => {
-                    if self.take(note).await {
+                Some(message) = self.mailbox.recv() => {
+                    if self.handle_message(message).await {
                         task.abort();
                         return None;
                     }
@@ -254,11 +255,13 @@ impl Kept {
     }
 
     /// Returns whether the pod is gone.
-    async fn take(&mut self, note: Note) -> bool {
-        let Note::Ask(ask) = note else { return false };
-        match ask {
-            Ask::StopPod(reply) => drop(reply.send(self.stop(self.ids()).await)),
-            Ask::RemovePod(reply) => {
+    async fn handle_message(&mut self, message: Message) -> bool {
+        let Message::Request(request) = message else {
+            return false;
+        };
+        match request {
+            Request::StopPod(reply) => drop(reply.send(self.stop(self.ids()).await)),
+            Request::RemovePod(reply) => {
                 let removed = self.remove().await;
                 let is_gone = removed.is_ok();
                 if is_gone {
@@ -267,18 +270,18 @@ impl Kept {
                 let _ = reply.send(removed);
                 return is_gone;
             }
-            Ask::Stop(id, _, reply) => {
+            Request::Stop(id, _, reply) => {
                 let ids = HashSet::from([id.as_str().to_owned()]);
                 let _ = reply.send(self.end_container(ids).await);
             }
-            Ask::Remove(_, reply) | Ask::Start(_, reply) | Ask::ReopenLog(_, reply) => {
+            Request::Remove(_, reply) | Request::Start(_, reply) | Request::ReopenLog(_, reply) => {
                 drop(reply.send(Err(self.refusal())));
             }
-            Ask::Ready(_, reply) | Ask::Update(_, _, reply) => {
+            Request::Ready(_, reply) | Request::Update(_, _, reply) => {
                 drop(reply.send(Err(self.refusal())));
             }
-            Ask::Create(_, reply) => drop(reply.send(Err(self.refusal()))),
-            Ask::Enter(_, _, reply) => drop(reply.send(Err(self.refusal()))),
+            Request::Create(_, reply) => drop(reply.send(Err(self.refusal()))),
+            Request::Enter(_, _, reply) => drop(reply.send(Err(self.refusal()))),
         }
         false
     }
@@ -327,33 +330,33 @@ impl Kept {
     /// Nothing is left of it.
     fn end(&mut self) {
         self.mailbox.close();
-        let board = &self.shared.board;
+        let cache = &self.shared.cache;
         if let Some(range) = self.known.range() {
             self.shared.host.release_ids(range);
         }
         for container in &self.known.containers {
-            board.hide_container(container);
+            cache.hide_container(container);
         }
-        if let Some(last) = board.hide_pod(&self.id) {
-            self.shared.names.release(&last.wish.name, &self.id);
-            board.tell(EventKind::Deleted, self.id.as_str(), clock::wall(), last);
+        if let Some(last) = cache.hide_pod(&self.id) {
+            self.shared.registry.release(&last.config.name, &self.id);
+            cache.publish(EventKind::Deleted, self.id.as_str(), clock::wall(), last);
         }
         tracing::info!(pod = %self.id, "sandbox gone");
     }
 
-    /// The driver has taken names and board over; it gets what was asked meanwhile.
+    /// The driver has taken names and cache over; it gets what was asked meanwhile.
     async fn hand_over(mut self, driver: Driver) {
         tracing::info!(pod = %self.id, "a sandbox that was kept is recovered");
         self.mailbox.close();
-        let driver_mail = self.shared.names.pod(&self.id);
-        while let Ok(note) = self.mailbox.try_recv() {
+        let driver_mail = self.shared.registry.pod(&self.id);
+        while let Ok(message) = self.mailbox.try_recv() {
             if let Some(mail) = &driver_mail {
-                let _ = mail.send(note);
+                let _ = mail.send(message);
             }
         }
         for container in &self.known.containers {
             if !driver.holds(container) {
-                self.shared.board.hide_container(container);
+                self.shared.cache.hide_container(container);
             }
         }
         if let Some(attachment) = driver.attachment()

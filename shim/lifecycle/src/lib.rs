@@ -3,14 +3,15 @@
 //! ```text
 //! cri/* --Pods--> mailbox --> driver (one task a pod) --state::step--> store --> host (effects)
 //!   ^                                                                              |
-//!   +--------------- Board (snapshots, events) <-----------------------------------+
+//!   +--------------- StateCache (snapshots, events) <-----------------------------------+
 //! ```
-//! Invariants: a handler that goes away drops an answer, never the work; lists and status come from a `Board` and
+//! Invariants: a handler that goes away drops an answer, never the work; lists and status come from a `StateCache` and
 //! wait for nobody; names are reserved by the operation and released with it, and a retry joins the first try.
 //! Not here: CRI messages, gRPC codes, how an effect is done: [`Host`] is a trait, and the tests have one in memory.
 
 mod blocking;
 mod clock;
+mod config;
 mod driver;
 mod error;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -19,9 +20,9 @@ mod host;
 mod kept;
 mod layout;
 pub mod limits;
-mod names;
 mod record;
 mod recover;
+mod registry;
 mod requests;
 #[cfg(test)]
 #[path = "../../src/scratch.rs"]
@@ -36,14 +37,20 @@ mod tests;
 mod unreadable;
 mod usage;
 mod view;
-mod wish;
 mod work;
 
 pub use blocking::{blocking, io_error, make_private, pass, runtime_error};
+pub use config::{
+    Annotations, AttachConfig, CapabilityConfig, ContainerConfig, ContainerName, DeviceConfig, Dns,
+    ExecConfig, Grants, GroupsPolicy, Handler, IdMapping, ImageVolume, MountConfig, NamespaceMode,
+    Namespaces, PidNamespaceConfig, PodName, PortForwardConfig, Propagation, Resources,
+    SandboxConfig, SecurityContext, SecurityProfile, SelinuxOptions, UserConfig,
+    UserNamespaceConfig,
+};
 pub use error::{Error, Kind};
 pub use host::{
-    EffectFuture, ExecOutput, GREETING_PATIENCE, Host, KeeperEngine, Launch, Launched, Owned,
-    Raised, Swept,
+    CreatedSandbox, EffectFuture, ExecOutput, GREETING_TIMEOUT, Host, KeeperEngine, Owned,
+    StartRequest, Started, Swept,
 };
 pub use layout::Layout;
 pub use record::{LinuxPlan, Payload, Plan, PodRecord, SeccompPlan, WasmPlan};
@@ -51,12 +58,6 @@ pub use store::{Slot, quarantine};
 pub use syncer::Syncer;
 pub use usage::{ContainerUsage, Interface, LayerUsage, Measured, PodUsage, Traffic, Usage};
 pub use view::{ContainerState, ContainerView, Event, EventKind, PodView};
-pub use wish::{
-    Annotations, AttachWish, CapabilityWish, ContainerName, ContainerWish, DeviceWish, Dns,
-    ExecWish, ForwardWish, Grants, GroupsPolicy, Handler, IdMapping, ImageVolume, MountWish,
-    NamespaceMode, Namespaces, PidWish, PodName, PodWish, ProfileWish, Propagation, Resources,
-    SecurityWish, SelinuxWish, UserWish, UsernsWish,
-};
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -68,11 +69,11 @@ use coracle_spec::id::{ContainerId, PodId};
 use tokio::sync::{broadcast, oneshot};
 
 pub use driver::Purpose;
-use driver::{Ask, Driver, Mailbox, Note, Reply, Shared};
-use names::{Claim, Names};
+use driver::{Driver, Mailbox, Message, Reply, Request, Shared};
+use registry::{Claim, NameRegistry};
 use requests::Requests;
 use state::PodPhase;
-use view::Board;
+use view::StateCache;
 use work::Work;
 
 /// Longest host name, in bytes: what the kernel takes.
@@ -93,8 +94,8 @@ impl Pods {
         let shared = Arc::new(Shared {
             requests: Requests::new(host.all_requests_bytes()),
             host,
-            board: Board::new(),
-            names: Names::new(),
+            cache: StateCache::new(),
+            registry: NameRegistry::new(),
             work: Arc::new(Work::default()),
             boot,
         });
@@ -118,26 +119,30 @@ impl Pods {
         self.shared.host().network_problem().await
     }
 
-    /// Makes a sandbox; answers when it is ready. A retry of the same wish gets the first one's result.
-    /// Errors: Invalid, Draining; NameTaken when another wish has the name; Exhausted; what the node refuses.
-    pub async fn run_pod(&self, wish: PodWish) -> Result<PodId, Error> {
+    /// Makes a sandbox; answers when it is ready. A retry of the same config gets the first one's result.
+    /// Errors: Invalid, Draining; NameTaken when another config has the name; Exhausted; what the node refuses.
+    pub async fn run_pod(&self, config: SandboxConfig) -> Result<PodId, Error> {
         self.refuse_when_draining()?;
-        check_pod(&wish)?;
-        let wish = Arc::new(wish);
+        check_pod(&config)?;
+        let config = Arc::new(config);
         let id = PodId::random().map_err(|error| io_error("draw a sandbox id", error))?;
         let mail = Driver::mailbox();
-        let (id, mailbox) = match self.shared.names.claim(&wish.name, &id, mail.0.clone()) {
+        let (id, mailbox) = match self
+            .shared
+            .registry
+            .claim(&config.name, &id, mail.0.clone())
+        {
             Claim::Held(first, mailbox) => (first, mailbox),
             Claim::Taken => {
                 let mailbox = mail.0.clone();
-                if let Err(error) = self.begin(&id, &wish, mail) {
-                    self.shared.names.release(&wish.name, &id);
+                if let Err(error) = self.begin(&id, &config, mail) {
+                    self.shared.registry.release(&config.name, &id);
                     return Err(error);
                 }
                 (id, mailbox)
             }
         };
-        ask(&mailbox, |reply| Ask::Ready(wish, reply))
+        ask(&mailbox, |reply| Request::Ready(config, reply))
             .await
             .map(|()| id)
     }
@@ -145,21 +150,21 @@ impl Pods {
     fn begin(
         &self,
         id: &PodId,
-        wish: &Arc<PodWish>,
-        mail: (Mailbox, tokio::sync::mpsc::UnboundedReceiver<Note>),
+        config: &Arc<SandboxConfig>,
+        mail: (Mailbox, tokio::sync::mpsc::UnboundedReceiver<Message>),
     ) -> Result<(), Error> {
         let host = &self.shared.host;
-        let share = self.shared.requests.take(wish.as_ref());
+        let share = self.shared.requests.take(config.as_ref());
         let share = share.map_err(|error| {
-            Error::because(error.kind(), format!("sandbox {}", wish.name), error)
+            Error::because(error.kind(), format!("sandbox {}", config.name), error)
         })?;
         let record = PodRecord {
             id: id.clone(),
-            wish: Arc::clone(wish),
+            config: Arc::clone(config),
             created_at: clock::wall(),
             boot: self.shared.boot.clone(),
-            cgroup_parent: host.cgroup_parent(&wish.cgroup_parent, id)?,
-            range: match &wish.userns {
+            cgroup_parent: host.cgroup_parent(&config.cgroup_parent, id)?,
+            range: match &config.userns {
                 // The kubelet hands out the ids of pods with user namespaces.
                 Some(userns) => IdRange {
                     base: userns.uid.outside,
@@ -176,24 +181,24 @@ impl Pods {
 
     /// Ends all its containers and takes its network down; a stopped one is fine. Errors: Missing when absent.
     pub async fn stop_pod(&self, id: &PodId) -> Result<(), Error> {
-        ask(&self.pod_mailbox(id)?, Ask::StopPod).await
+        ask(&self.pod_mailbox(id)?, Request::StopPod).await
     }
 
     /// Stops and forgets it with all its containers. Errors: Missing when absent.
     pub async fn remove_pod(&self, id: &PodId) -> Result<(), Error> {
-        ask(&self.pod_mailbox(id)?, Ask::RemovePod).await
+        ask(&self.pod_mailbox(id)?, Request::RemovePod).await
     }
 
-    /// Makes a container; the image must be there. A retry of the same wish gets the first one's result.
+    /// Makes a container; the image must be there. A retry of the same config gets the first one's result.
     /// Errors: Missing (sandbox, image), WrongPhase, NameTaken, Invalid, Unsupported, Draining.
     pub async fn create_container(
         &self,
         pod: &PodId,
-        wish: ContainerWish,
+        config: ContainerConfig,
     ) -> Result<ContainerId, Error> {
         self.refuse_when_draining()?;
         ask(&self.pod_mailbox(pod)?, |reply| {
-            Ask::Create(Arc::new(wish), reply)
+            Request::Create(Arc::new(config), reply)
         })
         .await
     }
@@ -202,7 +207,7 @@ impl Pods {
     /// when its jail or program failed, after which it is exited with reason `StartError`.
     pub async fn start_container(&self, id: &ContainerId) -> Result<(), Error> {
         ask(&self.container_mailbox(id)?, |reply| {
-            Ask::Start(id.clone(), reply)
+            Request::Start(id.clone(), reply)
         })
         .await
     }
@@ -211,7 +216,7 @@ impl Pods {
     /// Errors: Missing when absent.
     pub async fn stop_container(&self, id: &ContainerId, grace: Duration) -> Result<(), Error> {
         ask(&self.container_mailbox(id)?, |reply| {
-            Ask::Stop(id.clone(), grace, reply)
+            Request::Stop(id.clone(), grace, reply)
         })
         .await
     }
@@ -219,7 +224,7 @@ impl Pods {
     /// Kills it if it runs, then forgets it. Errors: Missing when absent.
     pub async fn remove_container(&self, id: &ContainerId) -> Result<(), Error> {
         ask(&self.container_mailbox(id)?, |reply| {
-            Ask::Remove(id.clone(), reply)
+            Request::Remove(id.clone(), reply)
         })
         .await
     }
@@ -239,7 +244,7 @@ impl Pods {
     /// Opens its log file anew, after the kubelet renamed the old one. Errors: WrongPhase when it does not run.
     pub async fn reopen_log(&self, id: &ContainerId) -> Result<(), Error> {
         ask(&self.container_mailbox(id)?, |reply| {
-            Ask::ReopenLog(id.clone(), reply)
+            Request::ReopenLog(id.clone(), reply)
         })
         .await
     }
@@ -252,49 +257,49 @@ impl Pods {
         resources: Resources,
     ) -> Result<(), Error> {
         ask(&self.container_mailbox(id)?, |reply| {
-            Ask::Update(id.clone(), resources, reply)
+            Request::Update(id.clone(), resources, reply)
         })
         .await
     }
 
     /// The sandbox whose full id or unique prefix `text` is. Errors: Missing; Invalid when several match.
     pub fn find_pod(&self, text: &str) -> Result<PodId, Error> {
-        only("sandbox", text, self.shared.board.pods_like(text))
+        only("sandbox", text, self.shared.cache.pods_like(text))
     }
 
     /// The container whose full id or unique prefix `text` is. Errors: Missing; Invalid when several match.
     pub fn find_container(&self, text: &str) -> Result<ContainerId, Error> {
-        only("container", text, self.shared.board.containers_like(text))
+        only("container", text, self.shared.cache.containers_like(text))
     }
 
     /// All sandboxes, from memory.
     pub fn pods(&self) -> Vec<Arc<PodView>> {
-        self.shared.board.pods()
+        self.shared.cache.pods()
     }
 
     /// One sandbox, from memory.
     pub fn pod(&self, id: &PodId) -> Option<Arc<PodView>> {
-        self.shared.board.pod(id)
+        self.shared.cache.pod(id)
     }
 
     /// All containers, from memory.
     pub fn containers(&self) -> Vec<Arc<ContainerView>> {
-        self.shared.board.containers()
+        self.shared.cache.containers()
     }
 
     /// One container, from memory.
     pub fn container(&self, id: &ContainerId) -> Option<Arc<ContainerView>> {
-        self.shared.board.container(id)
+        self.shared.cache.container(id)
     }
 
     /// The containers of one sandbox, from memory.
     pub fn containers_of(&self, pod: &PodId) -> Vec<Arc<ContainerView>> {
-        self.shared.board.containers_of(pod)
+        self.shared.cache.containers_of(pod)
     }
 
     /// Events from now on; a receiver that lags loses the oldest and is told so.
     pub fn subscribe(&self) -> broadcast::Receiver<Arc<Event>> {
-        self.shared.board.subscribe()
+        self.shared.cache.subscribe()
     }
 
     /// Compiles a Wasm image's module into the cache, so that CreateContainer finds it. Called after PullImage.
@@ -334,22 +339,22 @@ impl Pods {
 
     fn pod_mailbox(&self, id: &PodId) -> Result<Mailbox, Error> {
         let absent = || Error::new(Kind::Missing, format!("there is no sandbox {id}"));
-        self.shared.names.pod(id).ok_or_else(absent)
+        self.shared.registry.pod(id).ok_or_else(absent)
     }
 
     fn container_mailbox(&self, id: &ContainerId) -> Result<Mailbox, Error> {
         let absent = || Error::new(Kind::Missing, format!("there is no container {id}"));
-        self.shared.names.container(id).ok_or_else(absent)
+        self.shared.registry.container(id).ok_or_else(absent)
     }
 }
 
 /// Puts a request into a driver's mailbox and waits for the answer; dropping this drops only the answer.
-async fn ask<T>(mailbox: &Mailbox, request: impl FnOnce(Reply<T>) -> Ask) -> Result<T, Error> {
+async fn ask<T>(mailbox: &Mailbox, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, Error> {
     let (reply, answer) = oneshot::channel();
     // A driver ends only when its pod is gone.
     let gone = || Error::new(Kind::Missing, "its sandbox was removed meanwhile");
     mailbox
-        .send(Note::Ask(request(reply)))
+        .send(Message::Request(request(reply)))
         .map_err(|_| gone())?;
     answer.await.map_err(|_| gone())?
 }
@@ -368,14 +373,14 @@ fn only<T>(what: &str, text: &str, mut found: Vec<T>) -> Result<T, Error> {
     }
 }
 
-fn check_pod(wish: &PodWish) -> Result<(), Error> {
+fn check_pod(config: &SandboxConfig) -> Result<(), Error> {
     let invalid = |text: String| {
         Err(Error::new(
             Kind::Invalid,
-            format!("sandbox {}: {text}", wish.name),
+            format!("sandbox {}: {text}", config.name),
         ))
     };
-    let hostname = &wish.hostname;
+    let hostname = &config.hostname;
     if hostname.len() > MAX_HOSTNAME
         || hostname.contains(|c: char| c.is_control() || c.is_whitespace() || c == '/')
     {
@@ -383,7 +388,7 @@ fn check_pod(wish: &PodWish) -> Result<(), Error> {
             "host name {hostname:?} is longer than {MAX_HOSTNAME} bytes or holds odd characters"
         ));
     }
-    let directory = &wish.log_directory;
+    let directory = &config.log_directory;
     if !directory.is_empty()
         && (!directory.starts_with('/') || directory.split('/').any(|part| part == ".."))
     {
@@ -391,7 +396,7 @@ fn check_pod(wish: &PodWish) -> Result<(), Error> {
             "log directory {directory:?} is no clean absolute path"
         ));
     }
-    let parent = &wish.cgroup_parent;
+    let parent = &config.cgroup_parent;
     if parent.split('/').any(|part| part == "..") || parent.contains(['\0', '\n']) {
         return invalid(format!("cgroup parent {parent:?} is no clean path"));
     }

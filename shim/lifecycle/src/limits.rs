@@ -7,7 +7,7 @@ mod change;
 
 use coracle_cgroup::Limits;
 
-use super::wish::Resources;
+use super::config::Resources;
 
 pub use change::{difference, replanned};
 

@@ -1,6 +1,6 @@
 //! What is on disk about a pod and a container, and how it is shown.
 //!
-//! Written by: drivers through [`super::store`]. Read by: recovery. Shown by: [`super::view::Board`].
+//! Written by: drivers through [`super::store`]. Read by: recovery. Shown by: [`super::view::StateCache`].
 //! Invariants: a record holds everything that a later daemon needs to go on; fields are only added, with a default.
 //! Not here: handles of living things (processes, sockets).
 
@@ -12,9 +12,9 @@ use coracle_spec::id::{ContainerId, PodId};
 use coracle_spec::{IdRange, Identity, LinuxJail, Mount, Spawn, WasmKind, WasmNetwork};
 use serde::{Deserialize, Serialize};
 
+use super::config::{ContainerConfig, SandboxConfig};
 use super::state::{ContainerPhase, PodPhase};
 use super::view::{ContainerState, ContainerView, PodView, UNREADABLE_REASON};
-use super::wish::{ContainerWish, PodWish};
 
 /// A pod on disk.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -22,8 +22,8 @@ pub struct PodRecord {
     /// Its id.
     pub id: PodId,
     /// What was asked for.
-    #[serde(with = "shared")]
-    pub wish: Arc<PodWish>,
+    #[serde(rename = "wish", with = "shared")]
+    pub config: Arc<SandboxConfig>,
     /// Nanoseconds since 1970 UTC.
     pub created_at: i64,
     /// The boot it lives in, from `/proc/sys/kernel/random/boot_id`.
@@ -42,8 +42,8 @@ pub struct ContainerRecord {
     /// Its id.
     pub id: ContainerId,
     /// What was asked for.
-    #[serde(with = "shared")]
-    pub wish: Arc<ContainerWish>,
+    #[serde(rename = "wish", with = "shared")]
+    pub config: Arc<ContainerConfig>,
     /// What came of it.
     #[serde(with = "shared")]
     pub plan: Arc<Plan>,
@@ -53,19 +53,19 @@ pub struct ContainerRecord {
     pub phase: ContainerPhase,
 }
 
-/// A container wish resolved against image and node: all that a start needs, decided once.
+/// A container config resolved against image and node: all that a start needs, decided once.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Plan {
     /// `Image.id`.
     pub image_id: String,
-    /// `Image.id` of the images that it mounts, in the order of the wish's mounts; each is leased to it, too.
+    /// `Image.id` of the images that it mounts, in the order of the config's mounts; each is leased to it, too.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub image_volumes: Vec<String>,
     /// Unpacked image layers, lowest first.
     pub layers: Vec<PathBuf>,
     /// Arguments, the program's own name first.
     pub args: Vec<String>,
-    /// Environment: the image's, then the wish's.
+    /// Environment: the image's, then the config's.
     pub env: Vec<(String, String)>,
     /// Absolute path in the container.
     pub working_dir: String,
@@ -154,7 +154,7 @@ impl PodRecord {
             .map(|at| at.addresses.clone());
         PodView {
             id: self.id.clone(),
-            wish: Arc::clone(&self.wish),
+            config: Arc::clone(&self.config),
             ready: matches!(self.phase, PodPhase::Ready(_)),
             created_at: self.created_at,
             ips: ips.unwrap_or_default(),
@@ -189,7 +189,7 @@ impl ContainerRecord {
         ContainerView {
             id: self.id.clone(),
             pod: pod.clone(),
-            wish: Arc::clone(&self.wish),
+            config: Arc::clone(&self.config),
             image_id: self.plan.image_id.clone(),
             state,
             created_at: self.created_at,
@@ -246,6 +246,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::state::{Stage, Stop, Then};
 
     fn common() -> serde_json::Value {
         json!({
@@ -325,6 +326,30 @@ mod tests {
         plan.payload = Payload::Linux(linux());
         let text = serde_json::to_string(&plan).unwrap();
         assert_eq!(serde_json::from_str::<Plan>(&text).unwrap(), plan);
+    }
+
+    #[test]
+    fn renamed_fields_and_variants_keep_their_names_on_disk() {
+        let stop = Stop {
+            kill_at: 5,
+            stage: Stage::Requested,
+            then: Then::Keep,
+        };
+        let phase = ContainerPhase::Starting(Some(stop));
+        let written = json!({"Starting": {"kill_at": 5, "stage": "Asked", "then": "Rest"}});
+        assert_eq!(serde_json::to_value(&phase).unwrap(), written);
+        let phase = serde_json::from_value::<ContainerPhase>(written).unwrap();
+        assert_eq!(phase, ContainerPhase::Starting(Some(stop)));
+        for text in [
+            include_str!("../fuzz/pod-record/p-818"),
+            include_str!("../fuzz/container-record/c-1985"),
+        ] {
+            assert!(text.contains("\"wish\":"), "{text}");
+        }
+        let pod: PodRecord =
+            serde_json::from_str(include_str!("../fuzz/pod-record/p-818")).unwrap();
+        let pod = serde_json::to_value(&pod).unwrap();
+        assert!(pod.get("wish").is_some() && pod.get("config").is_none());
     }
 
     #[test]

@@ -24,8 +24,8 @@ use tokio::time::Instant;
 use super::driver::{Connection, Driver, FoundContainer, FoundKeeper, Resumed, Shared};
 use super::error::Error;
 use super::kept::{Kept, Known};
-use super::names::Claim;
 use super::record::PodRecord;
+use super::registry::Claim;
 use super::state::PodPhase;
 use super::store::Slot;
 use crate::blocking::{blocking, io_error, pass, runtime_error};
@@ -197,7 +197,7 @@ fn ids_of(pod: &PodId, containers: &[ContainerId]) -> Vec<String> {
 
 /// A sandbox that was never acknowledged: its keeper has died with its daemon, the rest is removed here.
 async fn drop_unborn(shared: &Arc<Shared>, pod: &PodRecord) -> Result<Outcome, Error> {
-    shared.host().lower(pod, None, None).await?;
+    shared.host().tear_down_sandbox(pod, None, None).await?;
     let (host, id) = (Arc::clone(&shared.host), pod.id.clone());
     blocking("forgetting a sandbox", move || host.forget_pod(&id)).await?;
     tracing::info!(pod = %pod.id, "a half-made sandbox was undone");
@@ -206,17 +206,20 @@ async fn drop_unborn(shared: &Arc<Shared>, pod: &PodRecord) -> Result<Outcome, E
 
 async fn resume(shared: &Arc<Shared>, pod: PodRecord, slot: Slot, found: Resumed) -> Driver {
     let mail = Driver::mailbox();
-    if pod.wish.userns.is_none() {
+    if pod.config.userns.is_none() {
         shared.host.claim_ids(pod.range);
     }
-    if let Claim::Held(other, _) = shared.names.claim(&pod.wish.name, &pod.id, mail.0.clone()) {
+    if let Claim::Held(other, _) = shared
+        .registry
+        .claim(&pod.config.name, &pod.id, mail.0.clone())
+    {
         // Its own id: it was kept before.
         if other != pod.id {
             tracing::error!(pod = %pod.id, other = %other, "two sandboxes have one name");
         }
-        shared.names.adopt(&pod.id, mail.0.clone());
+        shared.registry.adopt(&pod.id, mail.0.clone());
     }
-    let share = shared.requests.take_over(pod.wish.as_ref());
+    let share = shared.requests.take_over(pod.config.as_ref());
     Driver::new(Arc::clone(shared), pod, slot, share, mail)
         .resume(found)
         .await

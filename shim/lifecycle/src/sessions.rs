@@ -11,19 +11,19 @@ use coracle_spec::id::{ContainerId, PodId};
 use coracle_streaming::{Forward, Program, Session, StreamOptions, Streams};
 use tokio::net::TcpStream;
 
-use super::{Ask, ContainerState, Error, Kind, NamespaceMode, Pods, Purpose, ask};
-use crate::host::Launch;
-use crate::wish::{AttachWish, ExecWish, ForwardWish};
+use super::{ContainerState, Error, Kind, NamespaceMode, Pods, Purpose, Request, ask};
+use crate::config::{AttachConfig, ExecConfig, PortForwardConfig};
+use crate::host::StartRequest;
 
 /// How long the exit of a container may be known later than the end of its output.
-const EXIT_PATIENCE: Duration = Duration::from_secs(2);
+const EXIT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often it is looked for.
-const GLANCE: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 impl Pods {
     /// A session that runs a program until it ends and its output was taken.
-    pub fn exec_session(&self, wish: ExecWish) -> Session {
-        let (tty, stdin, stdout, stderr) = (wish.tty, wish.stdin, wish.stdout, wish.stderr);
+    pub fn exec_session(&self, config: ExecConfig) -> Session {
+        let (tty, stdin, stdout, stderr) = (config.tty, config.stdin, config.stdout, config.stderr);
         let options = StreamOptions {
             tty,
             stdin,
@@ -32,13 +32,13 @@ impl Pods {
         };
         let (pods, action) = (self.clone(), "executing command in container");
         Session::Exec(Program::new(action, options, move |streams| {
-            Box::pin(async move { Ok(pods.exec(wish, streams).await?) })
+            Box::pin(async move { Ok(pods.exec(config, streams).await?) })
         }))
     }
 
     /// A session that joins a container's own streams until it ends, or the client closes all it can send and take.
-    pub fn attach_session(&self, wish: AttachWish) -> Session {
-        let (tty, stdin, stdout, stderr) = (wish.tty, wish.stdin, wish.stdout, wish.stderr);
+    pub fn attach_session(&self, config: AttachConfig) -> Session {
+        let (tty, stdin, stdout, stderr) = (config.tty, config.stdin, config.stdout, config.stderr);
         let options = StreamOptions {
             tty,
             stdin,
@@ -47,13 +47,13 @@ impl Pods {
         };
         let (pods, action) = (self.clone(), "attaching to container");
         Session::Attach(Program::new(action, options, move |streams| {
-            Box::pin(async move { Ok(pods.attach(wish, streams).await.map(|()| 0)?) })
+            Box::pin(async move { Ok(pods.attach(config, streams).await.map(|()| 0)?) })
         }))
     }
 
     /// A session that connects to ports of a pod at its loopback, IPv4 first.
-    pub fn forward_session(&self, wish: ForwardWish) -> Session {
-        let (pods, ForwardWish { pod, ports }) = (self.clone(), wish);
+    pub fn forward_session(&self, config: PortForwardConfig) -> Session {
+        let (pods, PortForwardConfig { pod, ports }) = (self.clone(), config);
         Session::Forward(Forward::new(format!("pod {pod}"), ports, move |port| {
             let (pods, pod) = (pods.clone(), pod.clone());
             Box::pin(async move { Ok(pods.connect(pod, port).await?) })
@@ -65,16 +65,16 @@ impl Pods {
         &self,
         id: &ContainerId,
         purpose: Purpose,
-    ) -> Result<Box<Launch>, Error> {
+    ) -> Result<Box<StartRequest>, Error> {
         ask(&self.container_mailbox(id)?, |reply| {
-            Ask::Enter(id.clone(), purpose, reply)
+            Request::Enter(id.clone(), purpose, reply)
         })
         .await
     }
 
     /// Tells apart why a container's output has ended for a client. Errors: it runs on.
     async fn has_ended(&self, id: &ContainerId) -> Result<(), Error> {
-        let limit = tokio::time::Instant::now() + EXIT_PATIENCE;
+        let limit = tokio::time::Instant::now() + EXIT_TIMEOUT;
         loop {
             let view = self.container(id);
             if view.is_none_or(|view| view.state != ContainerState::Running) {
@@ -87,7 +87,7 @@ impl Pods {
                 );
                 return Err(Error::new(Kind::Io, text));
             }
-            tokio::time::sleep(GLANCE).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
 
@@ -97,16 +97,19 @@ impl Pods {
     }
 
     /// The program's exit code. Errors: it was not started, or its keeper was lost.
-    async fn exec(&self, wish: ExecWish, streams: Streams) -> Result<i32, Error> {
-        let launch = self.enter(&wish.container, Purpose::Exec).await?;
-        self.shared.host().exec_stream(&launch, wish, streams).await
+    async fn exec(&self, config: ExecConfig, streams: Streams) -> Result<i32, Error> {
+        let launch = self.enter(&config.container, Purpose::Exec).await?;
+        self.shared
+            .host()
+            .exec_stream(&launch, config, streams)
+            .await
     }
 
     /// Errors: the container does not run, or has no standard input though it is asked for.
-    async fn attach(&self, wish: AttachWish, streams: Streams) -> Result<(), Error> {
-        let launch = self.enter(&wish.container, Purpose::Attach).await?;
-        let id = wish.container.clone();
-        self.shared.host().attach(&launch, wish, streams).await?;
+    async fn attach(&self, config: AttachConfig, streams: Streams) -> Result<(), Error> {
+        let launch = self.enter(&config.container, Purpose::Attach).await?;
+        let id = config.container.clone();
+        self.shared.host().attach(&launch, config, streams).await?;
         self.has_ended(&id).await
     }
 
@@ -119,7 +122,7 @@ impl Pods {
             let text = format!("cannot connect to a port of sandbox {pod}: it is not ready");
             return Err(Error::new(Kind::WrongPhase, text));
         }
-        let on_node = view.wish.namespaces.network == NamespaceMode::Node;
+        let on_node = view.config.namespaces.network == NamespaceMode::Node;
         self.shared.host().dial(&pod, on_node, port).await
     }
 }

@@ -52,7 +52,8 @@ impl Run {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Then {
     /// It stays, to be looked at.
-    Rest,
+    #[serde(rename = "Rest")]
+    Keep,
     /// It is removed.
     Remove,
 }
@@ -60,7 +61,7 @@ pub enum Then {
 /// A stop that is under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stop {
-    /// When patience ends.
+    /// When the grace period ends.
     pub kill_at: BootTime,
     /// How far it has come.
     pub stage: Stage,
@@ -72,7 +73,8 @@ pub struct Stop {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Stage {
     /// The container's stop signal was or is to be sent.
-    Asked,
+    #[serde(rename = "Asked")]
+    Requested,
     /// It was killed by us.
     Killed,
 }
@@ -82,8 +84,8 @@ impl Stop {
         let grace_ns = u64::try_from(grace.as_nanos()).unwrap_or(u64::MAX);
         Stop {
             kill_at: now.saturating_add(grace_ns),
-            stage: Stage::Asked,
-            then: Then::Rest,
+            stage: Stage::Requested,
+            then: Then::Keep,
         }
     }
 
@@ -91,12 +93,12 @@ impl Stop {
     fn to_remove(now: BootTime) -> Stop {
         Stop {
             kill_at: now,
-            stage: Stage::Asked,
+            stage: Stage::Requested,
             then: Then::Remove,
         }
     }
 
-    /// Both wishes in one: the earlier deadline, the later stage, a removal if either wants it.
+    /// Both configs in one: the earlier deadline, the later stage, a removal if either wants it.
     fn joined(self, other: Stop) -> Stop {
         Stop {
             kill_at: self.kill_at.min(other.kill_at),
@@ -173,7 +175,9 @@ impl ContainerPhase {
     /// When the driver has to send [`Event::DeadlinePassed`].
     pub fn deadline(&self) -> Option<BootTime> {
         match self {
-            ContainerPhase::Stopping(_, stop) if stop.stage == Stage::Asked => Some(stop.kill_at),
+            ContainerPhase::Stopping(_, stop) if stop.stage == Stage::Requested => {
+                Some(stop.kill_at)
+            }
             _ => None,
         }
     }
@@ -195,19 +199,19 @@ pub enum Event {
     /// They could not be made.
     BuildFailed,
     /// StartContainer.
-    StartAsked,
+    StartRequested,
     /// The keeper runs it.
-    Launched(Run),
+    Started(Run),
     /// The keeper could not run it.
-    LaunchFailed(Ended),
+    StartFailed(Ended),
     /// StopContainer, or the pod stops.
-    StopAsked(Duration),
+    StopRequested(Duration),
     /// The deadline that [`ContainerPhase::deadline`] named has come.
     DeadlinePassed,
     /// Its process has ended.
     Ended(Ended),
     /// RemoveContainer, or the pod is removed.
-    RemoveAsked,
+    RemoveRequested,
     /// Nothing of it is left.
     Removed,
 }
@@ -216,7 +220,7 @@ pub enum Event {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
     /// Ask the keeper to run it.
-    Launch,
+    Start,
     /// Send its stop signal.
     Signal,
     /// Kill all its processes.
@@ -254,42 +258,42 @@ pub fn step(
     event: Event,
 ) -> Result<(ContainerPhase, Vec<Effect>), Refused> {
     match event {
-        Event::StartAsked => match phase {
-            ContainerPhase::Created => Ok((ContainerPhase::Starting(None), vec![Effect::Launch])),
+        Event::StartRequested => match phase {
+            ContainerPhase::Created => Ok((ContainerPhase::Starting(None), vec![Effect::Start])),
             other => Err(Refused::Start {
                 while_in: other.name(),
             }),
         },
-        Event::StopAsked(grace) => Ok(stop(now, phase, Stop::after(now, grace))),
-        Event::RemoveAsked => Ok(remove(now, phase)),
+        Event::StopRequested(grace) => Ok(stop(now, phase, Stop::after(now, grace))),
+        Event::RemoveRequested => Ok(remove(now, phase)),
         Event::DeadlinePassed => Ok(deadline(now, phase)),
         Event::Ended(ended) => end(phase, ended),
         Event::Built
         | Event::BuildFailed
-        | Event::Launched(_)
-        | Event::LaunchFailed(_)
+        | Event::Started(_)
+        | Event::StartFailed(_)
         | Event::Removed => finish(now, phase, event),
     }
 }
 
-fn stop(now: BootTime, phase: ContainerPhase, wish: Stop) -> (ContainerPhase, Vec<Effect>) {
+fn stop(now: BootTime, phase: ContainerPhase, config: Stop) -> (ContainerPhase, Vec<Effect>) {
     use ContainerPhase::{Running, Starting, Stopping, Unreadable};
     match phase {
-        Starting(None) => (Starting(Some(wish)), vec![]),
-        Starting(Some(old)) => (Starting(Some(old.joined(wish))), vec![]),
-        Running(run) => begin_stop(now, run, wish),
+        Starting(None) => (Starting(Some(config)), vec![]),
+        Starting(Some(old)) => (Starting(Some(old.joined(config))), vec![]),
+        Running(run) => begin_stop(now, run, config),
         // Killing again is harmless, and mends a kill that failed.
-        Stopping(run, old) if old.joined(wish).kill_at <= now => (
+        Stopping(run, old) if old.joined(config).kill_at <= now => (
             Stopping(
                 run,
                 Stop {
                     stage: Stage::Killed,
-                    ..old.joined(wish)
+                    ..old.joined(config)
                 },
             ),
             vec![Effect::Kill],
         ),
-        Stopping(run, old) => (Stopping(run, old.joined(wish)), vec![]),
+        Stopping(run, old) => (Stopping(run, old.joined(config)), vec![]),
         // Whatever runs of it.
         Unreadable(why) => (Unreadable(why), vec![Effect::Kill]),
         // CRI: stopping what does not run is success and changes nothing.
@@ -297,15 +301,15 @@ fn stop(now: BootTime, phase: ContainerPhase, wish: Stop) -> (ContainerPhase, Ve
     }
 }
 
-fn begin_stop(now: BootTime, run: Run, wish: Stop) -> (ContainerPhase, Vec<Effect>) {
-    if wish.kill_at <= now {
+fn begin_stop(now: BootTime, run: Run, config: Stop) -> (ContainerPhase, Vec<Effect>) {
+    if config.kill_at <= now {
         let stop = Stop {
             stage: Stage::Killed,
-            ..wish
+            ..config
         };
         return (ContainerPhase::Stopping(run, stop), vec![Effect::Kill]);
     }
-    (ContainerPhase::Stopping(run, wish), vec![Effect::Signal])
+    (ContainerPhase::Stopping(run, config), vec![Effect::Signal])
 }
 
 fn remove(now: BootTime, phase: ContainerPhase) -> (ContainerPhase, Vec<Effect>) {
@@ -323,7 +327,7 @@ fn remove(now: BootTime, phase: ContainerPhase) -> (ContainerPhase, Vec<Effect>)
 fn deadline(now: BootTime, phase: ContainerPhase) -> (ContainerPhase, Vec<Effect>) {
     match phase {
         ContainerPhase::Stopping(run, stop)
-            if stop.stage == Stage::Asked && stop.kill_at <= now =>
+            if stop.stage == Stage::Requested && stop.kill_at <= now =>
         {
             (
                 ContainerPhase::Stopping(
@@ -358,7 +362,7 @@ fn end(phase: ContainerPhase, ended: Ended) -> Result<(ContainerPhase, Vec<Effec
 
 fn rest_or_remove(ended: Ended, then: Then) -> (ContainerPhase, Vec<Effect>) {
     match then {
-        Then::Rest => (ContainerPhase::Exited(ended), vec![Effect::CleanUp]),
+        Then::Keep => (ContainerPhase::Exited(ended), vec![Effect::CleanUp]),
         Then::Remove => (ContainerPhase::Removing(Some(ended)), vec![Effect::Forget]),
     }
 }
@@ -370,15 +374,15 @@ fn finish(
 ) -> Result<(ContainerPhase, Vec<Effect>), Refused> {
     use ContainerPhase::{Created, Creating, Gone, Removing, Running, Starting};
     match (phase, event) {
-        (Creating(Then::Rest), Event::Built) => Ok((Created, vec![])),
+        (Creating(Then::Keep), Event::Built) => Ok((Created, vec![])),
         (Creating(Then::Remove), Event::Built) | (Creating(_), Event::BuildFailed) => {
             Ok((Removing(None), vec![Effect::Forget]))
         }
-        (Starting(None), Event::Launched(run)) => Ok((Running(run), vec![])),
-        (Starting(Some(stop)), Event::Launched(run)) => Ok(begin_stop(now, run, stop)),
-        (Starting(stop), Event::LaunchFailed(ended)) => Ok(rest_or_remove(
+        (Starting(None), Event::Started(run)) => Ok((Running(run), vec![])),
+        (Starting(Some(stop)), Event::Started(run)) => Ok(begin_stop(now, run, stop)),
+        (Starting(stop), Event::StartFailed(ended)) => Ok(rest_or_remove(
             ended,
-            stop.map_or(Then::Rest, |stop| stop.then),
+            stop.map_or(Then::Keep, |stop| stop.then),
         )),
         (Removing(_), Event::Removed) => Ok((Gone, vec![])),
         (other, event) => Err(Refused::Impossible {
@@ -393,13 +397,13 @@ impl Event {
         match self {
             Event::Built => "a finished build",
             Event::BuildFailed => "a failed build",
-            Event::StartAsked => "a start",
-            Event::Launched(_) => "a launch",
-            Event::LaunchFailed(_) => "a failed launch",
-            Event::StopAsked(_) => "a stop",
+            Event::StartRequested => "a start",
+            Event::Started(_) => "a finished start",
+            Event::StartFailed(_) => "a failed start",
+            Event::StopRequested(_) => "a stop",
             Event::DeadlinePassed => "a deadline",
             Event::Ended(_) => "an end",
-            Event::RemoveAsked => "a removal",
+            Event::RemoveRequested => "a removal",
             Event::Removed => "a finished removal",
         }
     }

@@ -183,7 +183,7 @@ pub fn load<T: DeserializeOwned>(directory: &Path, syncer: &Syncer) -> Loaded<T>
     })
 }
 
-/// Best effort: what stays is torn, and dropped by the next load.
+/// Best progress: what stays is torn, and dropped by the next load.
 fn drop_torn(torn: &[(u64, PathBuf)]) {
     for (_, path) in torn {
         match remove_if_there(path) {

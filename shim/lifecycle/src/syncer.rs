@@ -221,7 +221,7 @@ impl Disk {
             match refusal {
                 None => {
                     self.failed.remove(change.key());
-                    settle(change);
+                    drop_older_of(change);
                 }
                 // Older generations stay; a later save of the same object tries again with a new file.
                 Some(error) => {
@@ -285,7 +285,7 @@ impl Disk {
 }
 
 /// What follows once a change is on the disk.
-fn settle(change: &Change) {
+fn drop_older_of(change: &Change) {
     if let Change::Record {
         directory,
         generation,

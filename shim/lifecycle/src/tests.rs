@@ -57,23 +57,23 @@ async fn a_sandbox_that_cannot_be_made_keeps_no_name_no_ids_and_no_record() {
     let dir = Scratch::new("lifecycle-unmade");
     let world = World::new(&dir);
     let pods = Pods::open(world.clone()).await.unwrap();
-    let wish = (*written::<PodRecord>(POD).wish).clone();
+    let config = (*written::<PodRecord>(POD).config).clone();
     // The second call is a retry of the first one, which is under way.
-    let (first, second) = tokio::join!(pods.run_pod(wish.clone()), async {
+    let (first, second) = tokio::join!(pods.run_pod(config.clone()), async {
         tokio::task::yield_now().await;
-        let retry = pods.run_pod(wish.clone());
+        let retry = pods.run_pod(config.clone());
         world.gate.add_permits(1);
         retry.await
     });
     for outcome in [first, second] {
         assert_eq!(outcome.unwrap_err().kind(), Kind::Exhausted);
     }
-    assert_eq!(world.count("raise"), 1);
+    assert_eq!(world.count("create_sandbox"), 1);
     assert!(pods.pods().is_empty());
     // The name and the ids are given back right after the answer.
     world.gate.add_permits(1);
-    while world.count("raise") < 2 {
-        assert!(pods.run_pod(wish.clone()).await.is_err());
+    while world.count("create_sandbox") < 2 {
+        assert!(pods.run_pod(config.clone()).await.is_err());
     }
     while world.leased() > 0 {
         tokio::time::sleep(Duration::from_millis(1)).await;
@@ -87,15 +87,15 @@ async fn another_sandbox_of_the_same_name_is_refused_while_the_first_is_made() {
     let dir = Scratch::new("lifecycle-name");
     let world = World::new(&dir);
     let pods = Pods::open(world.clone()).await.unwrap();
-    let wish = (*written::<PodRecord>(POD).wish).clone();
+    let config = (*written::<PodRecord>(POD).config).clone();
     let first = tokio::spawn({
-        let (pods, wish) = (pods.clone(), wish.clone());
-        async move { pods.run_pod(wish).await }
+        let (pods, config) = (pods.clone(), config.clone());
+        async move { pods.run_pod(config).await }
     });
-    while world.count("raise") == 0 {
+    while world.count("create_sandbox") == 0 {
         tokio::task::yield_now().await;
     }
-    let mut other = wish;
+    let mut other = config;
     other.hostname = "other".to_owned();
     let refused = pods.run_pod(other).await.unwrap_err();
     assert_eq!(refused.kind(), Kind::NameTaken);
@@ -115,7 +115,10 @@ async fn after_a_reboot_what_ran_has_ended_and_can_be_removed() {
     container.phase = ContainerPhase::Running(run);
     leave(&world, &pod, Some(&container));
     let pods = Pods::open(world.clone()).await.unwrap();
-    assert_eq!((world.count("lower"), world.count("sweep")), (1, 1));
+    assert_eq!(
+        (world.count("tear_down_sandbox"), world.count("sweep")),
+        (1, 1)
+    );
     let view = pods.pod(&pod.id).unwrap();
     assert!(!view.ready);
     let ended = pods.container(&container.id).unwrap();
@@ -143,7 +146,10 @@ async fn a_sandbox_that_was_never_acknowledged_is_undone() {
     assert_eq!(pod.phase, PodPhase::Starting);
     leave(&world, &pod, None);
     let pods = Pods::open(world.clone()).await.unwrap();
-    assert_eq!((world.count("lower"), world.count("forget_pod")), (1, 1));
+    assert_eq!(
+        (world.count("tear_down_sandbox"), world.count("forget_pod")),
+        (1, 1)
+    );
     assert!(pods.pods().is_empty());
     assert!(!world.layout().pod_directory(&pod.id).exists());
 }
@@ -154,8 +160,8 @@ async fn a_lifecycle_that_drains_takes_no_sandboxes() {
     let world = World::new(&dir);
     let pods = Pods::open(world.clone()).await.unwrap();
     pods.drain(Duration::from_secs(1)).await;
-    let wish = (*written::<PodRecord>(POD).wish).clone();
-    let refused = pods.run_pod(wish).await.unwrap_err();
+    let config = (*written::<PodRecord>(POD).config).clone();
+    let refused = pods.run_pod(config).await.unwrap_err();
     assert_eq!(refused.kind(), Kind::Draining);
-    assert_eq!(world.count("raise"), 0);
+    assert_eq!(world.count("create_sandbox"), 0);
 }

@@ -13,12 +13,12 @@ use coracle_spec::id::{ContainerId, PodId};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::config::{
+    Annotations, ContainerConfig, ContainerName, Dns, Handler, NamespaceMode, Namespaces, PodName,
+    Resources, SandboxConfig, SecurityContext, UserConfig,
+};
 use super::record::PodRecord;
 use super::view::{ContainerState, ContainerView, PodView, UNREADABLE_REASON};
-use super::wish::{
-    Annotations, ContainerName, ContainerWish, Dns, Handler, NamespaceMode, Namespaces, PodName,
-    PodWish, Resources, SecurityWish, UserWish,
-};
 
 /// The annotation that gives the reason in the status of a sandbox, for which CRI has no field.
 pub const ANNOTATION: &str = "state.coracle.dev/unreadable";
@@ -32,10 +32,10 @@ fn part<T: DeserializeOwned>(json: Option<&Value>, name: &str) -> Option<T> {
 
 /// A sandbox of which no record is understood, or only the parts in `json`. It is not ready.
 pub fn pod_view(id: &PodId, json: Option<&Value>, why: &str) -> PodView {
-    let wish = part(json, "wish").unwrap_or_else(|| pod_wish(id));
+    let config = part(json, "wish").unwrap_or_else(|| sandbox_config(id));
     let view = PodView {
         id: id.clone(),
-        wish: Arc::new(wish),
+        config: Arc::new(config),
         ready: false,
         created_at: part(json, "created_at").unwrap_or(1),
         ips: Vec::new(),
@@ -54,11 +54,11 @@ pub fn known_pod_view(record: &PodRecord, why: &str) -> PodView {
 }
 
 fn explained(mut view: PodView, why: &str) -> PodView {
-    let mut wish = PodWish::clone(&view.wish);
-    let mut annotations = wish.annotations.echo();
+    let mut config = SandboxConfig::clone(&view.config);
+    let mut annotations = config.annotations.echo();
     annotations.insert(ANNOTATION.to_owned(), why.to_owned());
-    wish.annotations = Annotations::new(annotations);
-    view.wish = Arc::new(wish);
+    config.annotations = Annotations::new(annotations);
+    view.config = Arc::new(config);
     view
 }
 
@@ -66,13 +66,13 @@ fn explained(mut view: PodView, why: &str) -> PodView {
 pub fn container_view(
     id: &ContainerId,
     pod: &PodId,
-    wish: Arc<ContainerWish>,
+    config: Arc<ContainerConfig>,
     why: &str,
 ) -> ContainerView {
     ContainerView {
         id: id.clone(),
         pod: pod.clone(),
-        wish,
+        config,
         image_id: String::new(),
         state: ContainerState::Unknown,
         created_at: 1,
@@ -92,8 +92,8 @@ pub fn container_view(
 }
 
 /// What a container asked for, as far as it is known.
-pub fn container_wish(id: &ContainerId, json: Option<&Value>) -> ContainerWish {
-    part(json, "wish").unwrap_or_else(|| ContainerWish {
+pub fn container_config(id: &ContainerId, json: Option<&Value>) -> ContainerConfig {
+    part(json, "wish").unwrap_or_else(|| ContainerConfig {
         name: ContainerName {
             name: name_of(id.as_str()),
             attempt: 0,
@@ -112,17 +112,17 @@ pub fn container_wish(id: &ContainerId, json: Option<&Value>) -> ContainerWish {
         stdin_once: false,
         tty: false,
         resources: Resources::default(),
-        user: UserWish::default(),
+        user: UserConfig::default(),
         readonly_rootfs: false,
         stop_signal: None,
-        security: SecurityWish::default(),
+        security: SecurityContext::default(),
         devices: Vec::new(),
         cdi_devices: Vec::new(),
     })
 }
 
-fn pod_wish(id: &PodId) -> PodWish {
-    PodWish {
+fn sandbox_config(id: &PodId) -> SandboxConfig {
+    SandboxConfig {
         name: PodName {
             name: name_of(id.as_str()),
             namespace: "unknown".to_owned(),
@@ -169,15 +169,18 @@ mod tests {
     #[test]
     fn a_newer_record_shows_what_of_it_is_known() {
         let id = PodId::random().unwrap();
-        let wish = PodWish {
+        let config = SandboxConfig {
             labels: [("app".to_owned(), "web".to_owned())].into(),
-            ..pod_wish(&id)
+            ..sandbox_config(&id)
         };
-        let json = json!({"wish": wish, "created_at": 7, "phase": {"Hovering": 1}, "new": true});
+        let json = json!({"wish": config, "created_at": 7, "phase": {"Hovering": 1}, "new": true});
         let view = pod_view(&id, Some(&json), "its format is 2");
         assert_eq!((view.created_at, view.ready), (7, false));
-        assert_eq!(view.wish.labels, wish.labels);
-        assert_eq!(view.wish.annotations.echo()[ANNOTATION], "its format is 2");
+        assert_eq!(view.config.labels, config.labels);
+        assert_eq!(
+            view.config.annotations.echo()[ANNOTATION],
+            "its format is 2"
+        );
     }
 
     #[test]
@@ -185,11 +188,11 @@ mod tests {
         let (pod, id) = (PodId::random().unwrap(), ContainerId::random().unwrap());
         for json in [None, Some(json!(3)), Some(json!({"wish": {"name": 1}}))] {
             let view = pod_view(&pod, json.as_ref(), "EIO");
-            assert!(!view.wish.name.name.is_empty() && view.created_at > 0);
-            let wish = container_wish(&id, json.as_ref());
-            let view = container_view(&id, &pod, Arc::new(wish), "EIO");
+            assert!(!view.config.name.name.is_empty() && view.created_at > 0);
+            let config = container_config(&id, json.as_ref());
+            let view = container_view(&id, &pod, Arc::new(config), "EIO");
             assert_eq!(view.state, ContainerState::Unknown);
-            assert!(!view.wish.name.name.is_empty());
+            assert!(!view.config.name.name.is_empty());
         }
     }
 }

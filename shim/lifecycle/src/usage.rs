@@ -1,6 +1,6 @@
 //! What containers and pods use, which of them are measured, and the errand to the host that measures them.
 //!
-//! Called by: `cri/stats`. Calls: the [`super::Board`] for who exists, the host on the blocking pool.
+//! Called by: `cri/stats`. Calls: the [`super::StateCache`] for who exists, the host on the blocking pool.
 //! Invariants: no driver and no keeper is asked; a request that goes away leaves nothing behind but memory of rates.
 //! Not here: files, CRI messages.
 
@@ -131,7 +131,7 @@ fn measured(
 ) -> Vec<Measured> {
     let mut parents: BTreeMap<&str, (&str, bool)> = BTreeMap::new();
     for pod in everybody {
-        let (uid, parent) = (pod.wish.name.uid.as_str(), pod.cgroup_parent.as_str());
+        let (uid, parent) = (pod.config.name.uid.as_str(), pod.cgroup_parent.as_str());
         let owner = parents.entry(parent).or_insert((uid, true));
         // Attempts of one pod follow each other in its own parent.
         owner.1 &= owner.0 == uid;
@@ -143,7 +143,7 @@ fn measured(
     }
     let one = |view: Arc<PodView>| {
         // The configured parent is everybody's, even while only one pod is there.
-        let named = !view.wish.cgroup_parent.is_empty();
+        let named = !view.config.cgroup_parent.is_empty();
         let alone = parents
             .get(view.cgroup_parent.as_str())
             .is_some_and(|(_, alone)| *alone);

@@ -11,7 +11,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use coracle_spec::id::{ContainerId, PodId};
 use tokio::sync::broadcast;
 
-use super::wish::{ContainerWish, PodWish};
+use super::config::{ContainerConfig, SandboxConfig};
 
 /// `reason` of a container whose record cannot be used.
 pub const UNREADABLE_REASON: &str = "RecordUnreadable";
@@ -22,7 +22,7 @@ pub struct PodView {
     /// Its id.
     pub id: PodId,
     /// What was asked for: metadata, labels, annotations, handler, namespaces.
-    pub wish: Arc<PodWish>,
+    pub config: Arc<SandboxConfig>,
     /// `SANDBOX_READY`, else `SANDBOX_NOTREADY`.
     pub ready: bool,
     /// When RunPodSandbox began; greater than 0.
@@ -54,7 +54,7 @@ pub struct ContainerView {
     /// Its sandbox.
     pub pod: PodId,
     /// What was asked for: metadata, image spec, labels, annotations, mounts, resources.
-    pub wish: Arc<ContainerWish>,
+    pub config: Arc<ContainerConfig>,
     /// `Image.id` of its image: `image_ref` and `image_id` of CRI.
     pub image_id: String,
     /// Its state.
@@ -79,7 +79,7 @@ pub struct ContainerView {
     pub gid: u32,
     /// Its supplementary groups.
     pub groups: Vec<u32>,
-    /// `Image.id` of the images that it mounts, in the order of the wish's mounts.
+    /// `Image.id` of the images that it mounts, in the order of the config's mounts.
     pub image_volumes: Vec<String>,
     /// Number of the signal that stops it.
     pub stop_signal: i32,
@@ -125,15 +125,15 @@ struct Tables {
 }
 
 /// The published snapshots of everything that exists.
-pub struct Board {
+pub struct StateCache {
     tables: RwLock<Tables>,
     events: broadcast::Sender<Arc<Event>>,
 }
 
-impl Board {
-    /// An empty board.
-    pub fn new() -> Board {
-        Board {
+impl StateCache {
+    /// An empty cache.
+    pub fn new() -> StateCache {
+        StateCache {
             tables: RwLock::default(),
             events: broadcast::channel(EVENT_QUEUE).0,
         }
@@ -219,7 +219,7 @@ impl Board {
     }
 
     /// Tells all subscribers; nobody listening is fine.
-    pub fn tell(&self, kind: EventKind, container: &str, at: i64, pod: Arc<PodView>) {
+    pub fn publish(&self, kind: EventKind, container: &str, at: i64, pod: Arc<PodView>) {
         if self.events.receiver_count() == 0 {
             return;
         }

@@ -17,13 +17,13 @@ pub struct Work {
 
 /// One effect; ends when dropped.
 #[derive(Debug)]
-pub struct Effort(Arc<Work>);
+pub struct WorkGuard(Arc<Work>);
 
 impl Work {
     /// Counts one more.
-    pub fn begin(self: &Arc<Self>) -> Effort {
+    pub fn begin(self: &Arc<Self>) -> WorkGuard {
         self.under_way.fetch_add(1, Ordering::AcqRel);
-        Effort(Arc::clone(self))
+        WorkGuard(Arc::clone(self))
     }
 
     /// Waits until nothing is under way.
@@ -38,7 +38,7 @@ impl Work {
     }
 }
 
-impl Drop for Effort {
+impl Drop for WorkGuard {
     fn drop(&mut self) {
         if self.0.under_way.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.0.idle.notify_waiters();

@@ -5,7 +5,7 @@
 //! number of clients may be joined at a time, each fed by itself.
 //! Not here: whether the container runs (its driver).
 
-use coracle_lifecycle::{AttachWish, Error, Kind, Launch};
+use coracle_lifecycle::{AttachConfig, Error, Kind, StartRequest};
 use coracle_runtime::keeper::AttachOrder;
 use coracle_streaming::Streams;
 use tokio::sync::watch;
@@ -20,13 +20,13 @@ impl Host {
     /// Errors: Invalid when its input is asked for and it was made without; WrongPhase when it has ended meanwhile.
     pub async fn attach(
         &self,
-        launch: &Launch,
-        wish: AttachWish,
+        launch: &StartRequest,
+        wish: AttachConfig,
         streams: Streams,
     ) -> Result<(), Error> {
         let what = || format!("attach to container {}", launch.id);
-        let (container_tty, once) = (launch.wish.tty, launch.wish.stdin_once);
-        if wish.stdin && !launch.wish.stdin {
+        let (container_tty, once) = (launch.config.tty, launch.config.stdin_once);
+        if wish.stdin && !launch.config.stdin {
             let text = format!("{}: it was made without standard input", what());
             return Err(Error::new(Kind::Invalid, text));
         }

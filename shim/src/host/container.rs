@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use coracle_lifecycle::{ContainerWish, Error, Kind, Payload, Plan, PodRecord, Slot, limits};
+use coracle_lifecycle::{ContainerConfig, Error, Kind, Payload, Plan, PodRecord, Slot, limits};
 use coracle_runtime::keeper::{self, Keeper};
 use coracle_runtime::process::Process;
 use coracle_spec::id::{ContainerId, PodId};
@@ -25,7 +25,7 @@ impl Host {
         &self,
         pod: &PodRecord,
         id: &ContainerId,
-        wish: &ContainerWish,
+        wish: &ContainerConfig,
         plan: &Plan,
     ) -> Result<(), Error> {
         pass("create.cgroup")?;

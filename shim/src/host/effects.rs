@@ -10,9 +10,9 @@ use std::time::Duration;
 use coracle_cgroup::Limits;
 use coracle_images::Image;
 use coracle_lifecycle::{
-    AttachWish, ContainerUsage, ContainerView, ContainerWish, EffectFuture, Error, ExecOutput,
-    ExecWish, KeeperEngine, Launch, Launched, Layout, Measured, Owned, Plan, PodRecord, PodUsage,
-    PodView, Raised, Swept, Syncer,
+    AttachConfig, ContainerConfig, ContainerUsage, ContainerView, CreatedSandbox, EffectFuture,
+    Error, ExecConfig, ExecOutput, KeeperEngine, Layout, Measured, Owned, Plan, PodRecord,
+    PodUsage, PodView, StartRequest, Started, Swept, Syncer,
 };
 use coracle_network::Attachment;
 use coracle_runtime::keeper::{Greeting, Keeper, KeeperEvent};
@@ -64,7 +64,10 @@ impl coracle_lifecycle::Host for Host {
         Box::pin(async move { Host::network_problem(&self).await })
     }
 
-    fn raise<'a>(self: Arc<Self>, record: &'a PodRecord) -> EffectFuture<'a, Raised> {
+    fn create_sandbox<'a>(
+        self: Arc<Self>,
+        record: &'a PodRecord,
+    ) -> EffectFuture<'a, CreatedSandbox> {
         Box::pin(async move { Host::raise(&self, record).await })
     }
 
@@ -80,7 +83,7 @@ impl coracle_lifecycle::Host for Host {
         Box::pin(async move { Host::commit(&self, pod, keeper).await })
     }
 
-    fn lower<'a>(
+    fn tear_down_sandbox<'a>(
         self: Arc<Self>,
         record: &'a PodRecord,
         keeper: Option<Keeper>,
@@ -113,7 +116,7 @@ impl coracle_lifecycle::Host for Host {
         self: Arc<Self>,
         pod: &'a PodRecord,
         id: &'a ContainerId,
-        wish: &'a Arc<ContainerWish>,
+        wish: &'a Arc<ContainerConfig>,
         engine: &'a KeeperEngine,
     ) -> EffectFuture<'a, Plan> {
         Box::pin(async move { Host::plan(&self, pod, id, wish, engine).await })
@@ -123,21 +126,21 @@ impl coracle_lifecycle::Host for Host {
         &self,
         pod: &PodRecord,
         id: &ContainerId,
-        wish: &ContainerWish,
+        wish: &ContainerConfig,
         plan: &Plan,
     ) -> Result<(), Error> {
         Host::build(self, pod, id, wish, plan)
     }
 
-    fn launch(self: Arc<Self>, launch: Launch) -> EffectFuture<'static, Launched> {
+    fn start_container(self: Arc<Self>, launch: StartRequest) -> EffectFuture<'static, Started> {
         Box::pin(async move { Host::launch(&self, launch).await })
     }
 
-    fn await_launch<'a>(
+    fn await_start<'a>(
         self: Arc<Self>,
         keeper: &'a Keeper,
         container: &'a ContainerId,
-    ) -> EffectFuture<'a, Launched> {
+    ) -> EffectFuture<'a, Started> {
         Box::pin(async move { Host::await_launch(&self, keeper, container).await })
     }
 
@@ -201,7 +204,7 @@ impl coracle_lifecycle::Host for Host {
 
     fn exec_sync<'a>(
         self: Arc<Self>,
-        launch: &'a Launch,
+        launch: &'a StartRequest,
         argv: Vec<String>,
         limit: Option<Duration>,
     ) -> EffectFuture<'a, ExecOutput> {
@@ -210,8 +213,8 @@ impl coracle_lifecycle::Host for Host {
 
     fn exec_stream<'a>(
         self: Arc<Self>,
-        launch: &'a Launch,
-        wish: ExecWish,
+        launch: &'a StartRequest,
+        wish: ExecConfig,
         streams: Streams,
     ) -> EffectFuture<'a, i32> {
         Box::pin(async move { Host::exec_stream(&self, launch, wish, streams).await })
@@ -219,8 +222,8 @@ impl coracle_lifecycle::Host for Host {
 
     fn attach<'a>(
         self: Arc<Self>,
-        launch: &'a Launch,
-        wish: AttachWish,
+        launch: &'a StartRequest,
+        wish: AttachConfig,
         streams: Streams,
     ) -> EffectFuture<'a, ()> {
         Box::pin(async move { Host::attach(&self, launch, wish, streams).await })

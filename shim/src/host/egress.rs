@@ -7,7 +7,7 @@
 use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
 
-use coracle_lifecycle::{Error, Kind, NamespaceMode, PodRecord, PodWish};
+use coracle_lifecycle::{Error, Kind, NamespaceMode, PodRecord, SandboxConfig};
 use coracle_network::egress;
 use coracle_spec::WasmNetwork;
 use coracle_spec::egress::Egress;
@@ -17,7 +17,7 @@ use super::{Host, linux};
 
 /// What a pod may reach, the node's own addresses as they are now, at which the usual ports and `denied` ones are never
 /// opened. Blocks. Errors: the kernel does not tell its addresses.
-pub(super) fn reach(wish: &PodWish, denied: &[(u16, u16)]) -> Result<Egress, Error> {
+pub(super) fn reach(wish: &SandboxConfig, denied: &[(u16, u16)]) -> Result<Egress, Error> {
     let mut reach = wish.reach();
     if let Egress::Listed(list) = &mut reach {
         list.own_ports.clone_from(&wish.container_ports);
@@ -35,7 +35,7 @@ pub(super) fn reach(wish: &PodWish, denied: &[(u16, u16)]) -> Result<Egress, Err
 
 /// Refuses a list that could not be enforced: in the node's network nothing of it may be changed.
 pub(super) fn check(record: &PodRecord) -> Result<(), Error> {
-    let wish = &record.wish;
+    let wish = &record.config;
     let has_no_sockets = wish.is_offline() && wish.handler.is_wasm_only();
     let is_in_nodes = wish.namespaces.network == NamespaceMode::Node;
     if wish.egress.is_none() || !is_in_nodes || has_no_sockets {
@@ -50,7 +50,7 @@ pub(super) fn check(record: &PodRecord) -> Result<(), Error> {
 
 /// Refuses a Linux container that its pod's list would not hold: only WebAssembly is held to names, and whoever may
 /// get past the rules is held to nothing. `bounding` are the capabilities it may ever have.
-pub(super) fn check_linux(wish: &PodWish, bounding: u64) -> Result<(), Error> {
+pub(super) fn check_linux(wish: &SandboxConfig, bounding: u64) -> Result<(), Error> {
     /// They send raw packets, change the rules, enter another network namespace or change the kernel. Source:
     /// linux/capability.h.
     const UNHELD: [(&str, u32); 6] = [
@@ -85,7 +85,7 @@ pub(super) fn check_linux(wish: &PodWish, bounding: u64) -> Result<(), Error> {
 
 /// By what a guest looks names up in a pod that lists some: the pod's own settings. Its containers may be able to write
 /// the files that say so in their roots.
-pub(super) fn resolver(wish: &PodWish) -> Result<Option<String>, Error> {
+pub(super) fn resolver(wish: &SandboxConfig) -> Result<Option<String>, Error> {
     match wish.reach() {
         Egress::Open => Ok(None),
         Egress::Listed(_) => linux::files::resolver(&wish.dns).map(Some),
@@ -94,7 +94,7 @@ pub(super) fn resolver(wish: &PodWish) -> Result<Option<String>, Error> {
 
 impl Host {
     /// What a guest may do with its network: as the pod may, and no socket at all in a pod that is offline.
-    pub(super) fn wasm_network(&self, pod: &PodWish) -> Result<WasmNetwork, Error> {
+    pub(super) fn wasm_network(&self, pod: &SandboxConfig) -> Result<WasmNetwork, Error> {
         Ok(match pod.is_offline() {
             true => WasmNetwork::Off,
             false => WasmNetwork::On(reach(pod, &self.config.denied_node_ports)?),
@@ -103,11 +103,11 @@ impl Host {
 
     /// Installs the rules in the pod's network namespace. Blocks.
     pub(super) fn hold(&self, record: &PodRecord, netns: BorrowedFd<'_>) -> Result<(), Error> {
-        let reach = reach(&record.wish, &self.config.denied_node_ports)?;
+        let reach = reach(&record.config, &self.config.denied_node_ports)?;
         if reach == Egress::Open {
             return Ok(());
         }
-        let servers = &record.wish.dns.servers;
+        let servers = &record.config.dns.servers;
         let resolvers: Vec<IpAddr> = match servers.is_empty() {
             // It gets a copy of the node's settings.
             true => linux::files::node_resolvers()?,

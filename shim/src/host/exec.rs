@@ -18,7 +18,7 @@ use std::os::fd::OwnedFd;
 
 use coracle_cgroup::ExecLeaf;
 use coracle_images::Kind as ImageKind;
-use coracle_lifecycle::{Error, Kind, Launch, Payload, WasmPlan};
+use coracle_lifecycle::{Error, Kind, Payload, StartRequest, WasmPlan};
 use coracle_runtime::keeper::{ExecOrder, ExecStreams, StartPayload};
 use coracle_spec::{ContainerSpec, Tool, Toolbox, Workload};
 
@@ -35,7 +35,7 @@ impl Host {
     /// What the keeper is told of an exec.
     async fn exec_order(
         &self,
-        launch: &Launch,
+        launch: &StartRequest,
         argv: Vec<String>,
         leaf: &ExecLeaf,
         (stdio, streams): (Stdio, ExecStreams),
@@ -58,7 +58,7 @@ impl Host {
     /// The container's own spec with other words; for Wasm with the code that they name.
     async fn exec_payload(
         &self,
-        launch: &Launch,
+        launch: &StartRequest,
         argv: Vec<String>,
         leaf: &ExecLeaf,
         stdio: Stdio,
@@ -84,7 +84,7 @@ impl Host {
     /// unless the toolbox has a program of that name: then `spec` says so.
     async fn exec_code(
         &self,
-        launch: &Launch,
+        launch: &StartRequest,
         own: &WasmPlan,
         program: &str,
         spec: &mut ContainerSpec,
@@ -116,7 +116,11 @@ impl Host {
     }
 
     /// The tool that `program` names, with what it cannot find out inside the jail.
-    async fn toolbox(&self, launch: &Launch, program: &str) -> Result<Option<Toolbox>, Error> {
+    async fn toolbox(
+        &self,
+        launch: &StartRequest,
+        program: &str,
+    ) -> Result<Option<Toolbox>, Error> {
         let Some(mut toolbox) = Toolbox::named(program) else {
             return Ok(None);
         };

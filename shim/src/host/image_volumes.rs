@@ -7,14 +7,14 @@
 
 use std::path::{Path, PathBuf};
 
-use coracle_lifecycle::{Error, Kind, MountWish};
+use coracle_lifecycle::{Error, Kind, MountConfig};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
 use rustix::io::Errno;
 
 use super::io_error;
 
 /// Checks the sub paths of all mounts that have an image; `images` holds their layers in the same order.
-pub fn check(wishes: &[MountWish], images: &[Vec<PathBuf>]) -> Result<(), Error> {
+pub fn check(wishes: &[MountConfig], images: &[Vec<PathBuf>]) -> Result<(), Error> {
     let volumes = wishes
         .iter()
         .filter_map(|wish| Some((wish, wish.image.as_ref()?)));
@@ -69,8 +69,8 @@ mod tests {
     use super::*;
     use coracle_lifecycle::{ImageVolume, Propagation};
 
-    fn wish(sub_path: &str) -> MountWish {
-        MountWish {
+    fn wish(sub_path: &str) -> MountConfig {
+        MountConfig {
             host_path: PathBuf::new(),
             container_path: "/models".to_owned(),
             readonly: true,

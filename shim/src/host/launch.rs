@@ -7,8 +7,8 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use coracle_lifecycle::{Error, Kind, Launch, Launched, LinuxPlan, Payload, SeccompPlan};
-use coracle_runtime::keeper::{Keeper, StartOrder, StartPayload, Started};
+use coracle_lifecycle::{Error, Kind, LinuxPlan, Payload, SeccompPlan, StartRequest, Started};
+use coracle_runtime::keeper::{self, Keeper, StartOrder, StartPayload};
 use coracle_sandbox::profile::Profile;
 use coracle_spec::id::ContainerId;
 use coracle_spec::{ContainerSpec, LinuxSpec, Root, SPEC_VERSION, WasmSpec, Workload};
@@ -18,7 +18,7 @@ use super::{Host, blocking, log, pass, runtime_error};
 impl Host {
     /// Has the keeper run it. Its log file exists when this returns.
     /// Errors: StartFailed when the jail or the program failed; the container then has ended.
-    pub async fn launch(&self, launch: Launch) -> Result<Launched, Error> {
+    pub async fn launch(&self, launch: StartRequest) -> Result<Started, Error> {
         pass("start.log")?;
         let log = log::open(
             &self.paths,
@@ -47,7 +47,7 @@ impl Host {
         &self,
         keeper: &Keeper,
         container: &ContainerId,
-    ) -> Result<Launched, Error> {
+    ) -> Result<Started, Error> {
         launched(container, keeper.await_start(container).await)
     }
 
@@ -62,8 +62,8 @@ impl Host {
     }
 
     /// What the keeper is told; complete once [`Host::payload`] has seen it.
-    pub(super) fn spec(&self, launch: &Launch) -> Result<ContainerSpec, Error> {
-        let (plan, wish) = (&launch.plan, &launch.wish);
+    pub(super) fn spec(&self, launch: &StartRequest) -> Result<ContainerSpec, Error> {
+        let (plan, wish) = (&launch.plan, &launch.config);
         let directory = self.layout.container_directory(&launch.pod, &launch.id);
         let cgroup = self.parts.cgroups.open(&plan.cgroup);
         let cgroup = cgroup
@@ -93,7 +93,7 @@ impl Host {
     /// What the payload needs beside its spec: compiled code, or a system call filter, whose flags go into `spec`.
     pub(super) async fn payload(
         &self,
-        launch: &Launch,
+        launch: &StartRequest,
         spec: &mut ContainerSpec,
     ) -> Result<StartPayload, Error> {
         match &launch.plan.payload {
@@ -136,8 +136,8 @@ impl Host {
         .await
     }
 
-    fn workload(&self, launch: &Launch) -> Workload {
-        let (plan, stdin) = (&launch.plan, launch.wish.stdin);
+    fn workload(&self, launch: &StartRequest) -> Workload {
+        let (plan, stdin) = (&launch.plan, launch.config.stdin);
         match &plan.payload {
             Payload::Wasm(wasm) => Workload::Wasm(Box::new(WasmSpec {
                 kind: wasm.kind,
@@ -145,7 +145,7 @@ impl Host {
                 env: plan.env.clone(),
                 working_dir: plan.working_dir.clone(),
                 stdin,
-                tty: launch.wish.tty,
+                tty: launch.config.tty,
                 network: wasm.network.clone(),
                 resolver: wasm.resolver.clone(),
                 toolbox: None,
@@ -167,11 +167,11 @@ impl Host {
 
 fn launched(
     container: &ContainerId,
-    started: coracle_spec::error::Result<Started>,
-) -> Result<Launched, Error> {
+    started: coracle_spec::error::Result<keeper::Started>,
+) -> Result<Started, Error> {
     let started =
         started.map_err(|error| runtime_error(format!("start container {container}"), error))?;
-    Ok(Launched {
+    Ok(Started {
         process: Arc::new(started.process),
         started_at: started.started_at,
     })

@@ -17,7 +17,8 @@ use std::path::Path;
 use coracle_cgroup::Limits;
 use coracle_images::Image;
 use coracle_lifecycle::{
-    ContainerWish, Error, Kind, LinuxPlan, NamespaceMode, PidWish, PodRecord, UsernsWish, limits,
+    ContainerConfig, Error, Kind, LinuxPlan, NamespaceMode, PidNamespaceConfig, PodRecord,
+    UserNamespaceConfig, limits,
 };
 use coracle_spec::id::ContainerId;
 use coracle_spec::{Identity, LinuxJail, Mount, PidSpace, ResourceLimit};
@@ -51,7 +52,7 @@ pub(super) struct Subject<'a> {
     /// The container.
     pub id: &'a ContainerId,
     /// What was asked for.
-    pub wish: &'a ContainerWish,
+    pub wish: &'a ContainerConfig,
     /// Its image.
     pub image: &'a Image,
     /// Where the pod's containers have their directories.
@@ -91,20 +92,20 @@ pub(super) struct Hardware {
 
 impl Hardware {
     /// Whether a container asks for any of it.
-    pub(super) fn is_asked_by(wish: &ContainerWish) -> bool {
+    pub(super) fn is_asked_by(wish: &ContainerConfig) -> bool {
         wish.security.privileged || !wish.devices.is_empty() || !wish.cdi_devices.is_empty()
     }
 
     /// Looks at the node's devices and specifications. Errors: Invalid, naming the device and what is wrong with it;
     /// Exhausted when too many calls wait for its filesystem.
-    pub(super) fn find(wish: &ContainerWish, visit: &Visit<'_>) -> Result<Self, Error> {
+    pub(super) fn find(wish: &ContainerConfig, visit: &Visit<'_>) -> Result<Self, Error> {
         Self::look(wish, visit).map_err(|refusal| match visit.was_turned_away() {
             true => Error::new(Kind::Exhausted, refusal.to_string()),
             false => refusal,
         })
     }
 
-    fn look(wish: &ContainerWish, visit: &Visit<'_>) -> Result<Self, Error> {
+    fn look(wish: &ContainerConfig, visit: &Visit<'_>) -> Result<Self, Error> {
         let additions = cdi::additions(&wish.cdi_devices, visit)?;
         let mut grants = match wish.security.privileged {
             true => devices::of_host(Path::new("/dev"), visit)?,
@@ -175,7 +176,7 @@ fn jail(subject: &Subject<'_>, grants: &[Grant], volumes: Vec<String>) -> Result
 
 /// A container has no more of the node than its pod was made with.
 fn fits_its_pod(subject: &Subject<'_>) -> Result<(), Error> {
-    let (pod, security) = (&subject.pod.wish, &subject.wish.security);
+    let (pod, security) = (&subject.pod.config, &subject.wish.security);
     if security.privileged && !pod.privileged {
         return Err(invalid(
             "a privileged container is asked for in a sandbox that is not privileged".to_owned(),
@@ -185,7 +186,11 @@ fn fits_its_pod(subject: &Subject<'_>) -> Result<(), Error> {
     for (name, asked, own) in [
         ("network", security.node_network, pod.namespaces.network),
         ("ipc", security.node_ipc, pod.namespaces.ipc),
-        ("pid", security.pid == PidWish::Node, pod.namespaces.pid),
+        (
+            "pid",
+            security.pid == PidNamespaceConfig::Node,
+            pod.namespaces.pid,
+        ),
     ] {
         if asked && own != node {
             return Err(invalid(format!(
@@ -193,7 +198,7 @@ fn fits_its_pod(subject: &Subject<'_>) -> Result<(), Error> {
             )));
         }
     }
-    let shown = |userns: Option<UsernsWish>| match userns {
+    let shown = |userns: Option<UserNamespaceConfig>| match userns {
         None => "the node's users".to_owned(),
         Some(own) => format!("{} users from host id {}", own.uid.count, own.uid.outside),
     };
@@ -209,7 +214,7 @@ fn fits_its_pod(subject: &Subject<'_>) -> Result<(), Error> {
 
 /// In a pod with users of its own nobody can be whom the pod's map does not hold.
 pub(super) fn has_ids(pod: &PodRecord, who: &Identity) -> Result<(), Error> {
-    let Some(userns) = &pod.wish.userns else {
+    let Some(userns) = &pod.config.userns else {
         return Ok(());
     };
     let users = [("user", who.uid)].into_iter();
@@ -225,14 +230,14 @@ pub(super) fn has_ids(pod: &PodRecord, who: &Identity) -> Result<(), Error> {
 }
 
 fn pid_space(subject: &Subject<'_>) -> Result<PidSpace, Error> {
-    let in_node = subject.pod.wish.namespaces.pid == NamespaceMode::Node;
+    let in_node = subject.pod.config.namespaces.pid == NamespaceMode::Node;
     match &subject.wish.security.pid {
-        PidWish::Node => Ok(PidSpace::Node),
+        PidNamespaceConfig::Node => Ok(PidSpace::Node),
         // What the sandbox has is the node's.
-        PidWish::Unset | PidWish::Pod if in_node => Ok(PidSpace::Node),
-        PidWish::Unset | PidWish::Container => Ok(PidSpace::Own),
-        PidWish::Pod => Ok(PidSpace::Pod),
-        PidWish::Target(id) => target(subject, id),
+        PidNamespaceConfig::Unset | PidNamespaceConfig::Pod if in_node => Ok(PidSpace::Node),
+        PidNamespaceConfig::Unset | PidNamespaceConfig::Container => Ok(PidSpace::Own),
+        PidNamespaceConfig::Pod => Ok(PidSpace::Pod),
+        PidNamespaceConfig::Target(id) => target(subject, id),
     }
 }
 

@@ -8,7 +8,7 @@
 use std::collections::BTreeSet;
 use std::path::{Component, Path, PathBuf};
 
-use coracle_lifecycle::{Error, IdMapping, Kind, MountWish, Propagation, UsernsWish};
+use coracle_lifecycle::{Error, IdMapping, Kind, MountConfig, Propagation, UserNamespaceConfig};
 use coracle_spec::{Mount, MountKind, MountPropagation};
 
 use super::flow;
@@ -35,7 +35,7 @@ pub struct Setting<'a> {
     /// It runs a program of a Linux image.
     pub is_linux: bool,
     /// The pod's own users.
-    pub userns: Option<&'a UsernsWish>,
+    pub userns: Option<&'a UserNamespaceConfig>,
     /// The layers of the images that are mounted, in the order of the mounts that have one.
     pub images: &'a [Vec<PathBuf>],
     /// What is done about a host path that is not there.
@@ -45,7 +45,7 @@ pub struct Setting<'a> {
 /// The mounts to make, parents first. Blocks on the sources' filesystems, through `visit`.
 /// Errors: Invalid, naming the mount and what is wrong with it; ImageVolume for one of an image.
 pub fn check(
-    wishes: &[MountWish],
+    wishes: &[MountConfig],
     setting: Setting<'_>,
     visit: &Visit<'_>,
 ) -> Result<Vec<Mount>, Error> {
@@ -94,7 +94,7 @@ pub fn sort(mounts: &mut [Mount]) {
     mounts.sort_by_key(|mount| mount.target.matches('/').count());
 }
 
-fn refused(wish: &MountWish, why: &str) -> Error {
+fn refused(wish: &MountConfig, why: &str) -> Error {
     let target = &wish.container_path;
     match &wish.image {
         Some(volume) => Error::new(
@@ -112,7 +112,7 @@ fn refused(wish: &MountWish, why: &str) -> Error {
 }
 
 fn check_one(
-    wish: &MountWish,
+    wish: &MountConfig,
     setting: Setting<'_>,
     layers: Option<&Vec<PathBuf>>,
 ) -> Result<Mount, String> {
@@ -142,7 +142,7 @@ fn check_one(
     })
 }
 
-fn propagation(wish: &MountWish, is_linux: bool) -> MountPropagation {
+fn propagation(wish: &MountConfig, is_linux: bool) -> MountPropagation {
     match wish.propagation {
         _ if !is_linux || wish.image.is_some() => MountPropagation::Private,
         Propagation::Private => MountPropagation::Private,
@@ -152,7 +152,7 @@ fn propagation(wish: &MountWish, is_linux: bool) -> MountPropagation {
 }
 
 /// Errors: Invalid; Exhausted when too many calls wait for its filesystem.
-fn check_source(wish: &MountWish, setting: Setting<'_>, visit: &Visit<'_>) -> Result<(), Error> {
+fn check_source(wish: &MountConfig, setting: Setting<'_>, visit: &Visit<'_>) -> Result<(), Error> {
     if !wish.host_path.is_absolute() {
         return Err(refused(wish, "the host path is not absolute"));
     }
@@ -170,7 +170,7 @@ fn check_source(wish: &MountWish, setting: Setting<'_>, visit: &Visit<'_>) -> Re
     Ok(())
 }
 
-fn check_options(wish: &MountWish, is_linux: bool) -> Result<(), String> {
+fn check_options(wish: &MountConfig, is_linux: bool) -> Result<(), String> {
     if wish.propagation == Propagation::Bidirectional && !is_linux {
         return Err("bidirectional propagation is not given to WebAssembly".to_owned());
     }
@@ -184,7 +184,7 @@ fn check_options(wish: &MountWish, is_linux: bool) -> Result<(), String> {
 }
 
 /// Maps on a mount say again what the pod's users are; other ones cannot be told apart from a mistake.
-fn check_maps(wish: &MountWish, userns: Option<&UsernsWish>) -> Result<(), String> {
+fn check_maps(wish: &MountConfig, userns: Option<&UserNamespaceConfig>) -> Result<(), String> {
     let same = |asked: &[IdMapping], own: Option<IdMapping>| {
         asked.is_empty() || own.is_some_and(|own| asked == [own])
     };
@@ -249,8 +249,8 @@ mod tests {
         ..WASM
     };
 
-    fn wish(host: &str, target: &str) -> MountWish {
-        MountWish {
+    fn wish(host: &str, target: &str) -> MountConfig {
+        MountConfig {
             host_path: host.into(),
             container_path: target.into(),
             readonly: false,
@@ -264,11 +264,11 @@ mod tests {
         }
     }
 
-    fn check(wishes: &[MountWish], setting: Setting<'_>) -> Result<Vec<Mount>, Error> {
+    fn check(wishes: &[MountConfig], setting: Setting<'_>) -> Result<Vec<Mount>, Error> {
         super::super::paths::visited(|visit| super::check(wishes, setting, visit))
     }
 
-    fn why(wish: &MountWish, setting: Setting<'_>) -> String {
+    fn why(wish: &MountConfig, setting: Setting<'_>) -> String {
         let error = check(std::slice::from_ref(wish), setting).unwrap_err();
         assert_eq!(error.kind(), Kind::Invalid);
         let text = error.to_string();
@@ -281,7 +281,7 @@ mod tests {
 
     #[test]
     fn each_bad_mount_is_refused_with_its_reason() {
-        let readonly_below = MountWish {
+        let readonly_below = MountConfig {
             recursive_read_only: true,
             ..wish("/etc", "/a")
         };
@@ -303,7 +303,7 @@ mod tests {
                 assert!(text.contains(expected), "{text}");
             }
         }
-        let both_ways = MountWish {
+        let both_ways = MountConfig {
             propagation: Propagation::Bidirectional,
             ..wish("/etc", "/a")
         };
@@ -330,7 +330,7 @@ mod tests {
 
     #[test]
     fn options_become_flags() {
-        let asked = MountWish {
+        let asked = MountConfig {
             options: vec!["ro".to_owned(), "noexec".to_owned()],
             recursive_read_only: true,
             ..wish("/etc", "/a")
@@ -347,7 +347,7 @@ mod tests {
             outside,
             count: 65_536,
         };
-        let userns = UsernsWish {
+        let userns = UserNamespaceConfig {
             uid: map(70_000),
             gid: map(70_000),
         };
@@ -355,7 +355,7 @@ mod tests {
             userns: Some(&userns),
             ..LINUX
         };
-        let asked = |outside| MountWish {
+        let asked = |outside| MountConfig {
             uid_mappings: vec![map(outside)],
             gid_mappings: vec![map(outside)],
             ..wish("/etc", "/a")
@@ -364,7 +364,7 @@ mod tests {
         assert!(check(&[wish("/etc", "/a")], own).is_ok());
         assert!(why(&asked(70_001), own).contains("differ from its pod's"));
         assert!(why(&asked(70_000), LINUX).contains("differ from its pod's"));
-        let half = MountWish {
+        let half = MountConfig {
             gid_mappings: Vec::new(),
             ..asked(70_000)
         };
@@ -378,7 +378,7 @@ mod tests {
             user_specified_image: String::new(),
             sub_path: "s".to_owned(),
         };
-        let asked = |target: &str, image: &str| MountWish {
+        let asked = |target: &str, image: &str| MountConfig {
             image: Some(volume(image)),
             readonly: true,
             propagation: Propagation::HostToContainer,

@@ -11,8 +11,8 @@ use std::sync::Arc;
 
 use coracle_images::{Image, Kind as ImageKind, WasmImage};
 use coracle_lifecycle::{
-    ContainerWish, Error, Handler, KeeperEngine, Kind, Payload, PidWish, Plan, PodRecord,
-    ProfileWish, WasmPlan, limits,
+    ContainerConfig, Error, Handler, KeeperEngine, Kind, Payload, PidNamespaceConfig, Plan,
+    PodRecord, SecurityProfile, WasmPlan, limits,
 };
 use coracle_spec::id::ContainerId;
 use coracle_spec::{Mount, WasmKind, WasmNetwork};
@@ -34,7 +34,7 @@ pub(super) struct Module {
 struct Draft {
     pod: PodRecord,
     id: ContainerId,
-    wish: Arc<ContainerWish>,
+    wish: Arc<ContainerConfig>,
     image: Arc<Image>,
     /// The images that it mounts, in the order of its mounts.
     volumes: Vec<Arc<Image>>,
@@ -56,7 +56,7 @@ impl Host {
         self: &Arc<Self>,
         pod: &PodRecord,
         id: &ContainerId,
-        wish: &Arc<ContainerWish>,
+        wish: &Arc<ContainerConfig>,
         engine: &KeeperEngine,
     ) -> Result<Plan, Error> {
         let image = self.image(&wish.image)?;
@@ -97,7 +97,7 @@ impl Host {
     }
 
     /// The images that a container mounts, each leased to it.
-    fn volumes(&self, id: &ContainerId, wish: &ContainerWish) -> Result<Vec<Arc<Image>>, Error> {
+    fn volumes(&self, id: &ContainerId, wish: &ContainerConfig) -> Result<Vec<Arc<Image>>, Error> {
         let mut found = Vec::new();
         for mount in &wish.mounts {
             let Some(volume) = &mount.image else { continue };
@@ -131,9 +131,9 @@ impl Host {
             module: module.path,
             module_digest: module.digest,
             kind: compiled.info.kind,
-            network: self.wasm_network(&draft.pod.wish)?,
-            resolver: egress::resolver(&draft.pod.wish)?,
-            toolbox: draft.pod.wish.handler != Handler::Strict,
+            network: self.wasm_network(&draft.pod.config)?,
+            resolver: egress::resolver(&draft.pod.config)?,
+            toolbox: draft.pod.config.handler != Handler::Strict,
         };
         Ok(WasmPayload { args, plan })
     }
@@ -216,11 +216,11 @@ impl Draft {
         hardware: &Hardware,
     ) -> Result<Parts, Error> {
         let (pod, wish) = (&self.pod, &self.wish);
-        if pod.wish.handler.is_wasm_only() {
+        if pod.config.handler.is_wasm_only() {
             return Err(invalid(format!(
                 "image {:?} holds Linux programs; handler {:?} runs WebAssembly only",
                 wish.image,
-                pod.wish.handler.as_str()
+                pod.config.handler.as_str()
             )));
         }
         let subject = linux::Subject {
@@ -238,7 +238,7 @@ impl Draft {
         user.identity.groups = user::distinct(user.identity.groups);
         linux::has_ids(pod, &user.identity)?;
         let plan = linux::plan(&subject, hardware, &mut mounts)?;
-        egress::check_linux(&pod.wish, plan.jail.capabilities.bounding)?;
+        egress::check_linux(&pod.config, plan.jail.capabilities.bounding)?;
         let usual = linux::usual_environment(&subject, &user.home);
         let usual: Vec<_> = usual
             .iter()
@@ -274,7 +274,7 @@ impl Draft {
         image_volumes::check(&self.wish.mounts, &images)?;
         let setting = mounts::Setting {
             is_linux,
-            userns: self.pod.wish.userns.as_ref(),
+            userns: self.pod.config.userns.as_ref(),
             images: &images,
             missing,
         };
@@ -295,24 +295,24 @@ impl Draft {
             mounts: parts.mounts,
             identity: parts.user.identity,
             stop_signal: stop_signal(image, wish)?,
-            log_path: log_path(&pod.wish.log_directory, &wish.log_path)?,
+            log_path: log_path(&pod.config.log_directory, &wish.log_path)?,
             cgroup: format!("{}/{}", pod.cgroup_parent.trim_end_matches('/'), self.id),
             memory_limit_bytes: limits::memory_limit(&wish.resources),
-            spawn: host.config.spawn_of(pod.wish.handler),
+            spawn: host.config.spawn_of(pod.config.handler),
         })
     }
 }
 
 /// Refuses what a WebAssembly container was asked to have and would not get. What only widens a container
 /// (privileges, capabilities) is passed over: a guest has none of it either way.
-fn only_linux_has(wish: &ContainerWish) -> Result<(), Error> {
+fn only_linux_has(wish: &ContainerConfig) -> Result<(), Error> {
     let security = &wish.security;
-    let is_localhost = |profile: &ProfileWish| matches!(profile, ProfileWish::Localhost(_));
+    let is_localhost = |profile: &SecurityProfile| matches!(profile, SecurityProfile::Localhost(_));
     let what = if !wish.devices.is_empty() || !wish.cdi_devices.is_empty() {
         "devices"
     } else if is_localhost(&security.seccomp) || is_localhost(&security.apparmor) {
         "a profile of the node"
-    } else if matches!(security.pid, PidWish::Target(_)) {
+    } else if matches!(security.pid, PidNamespaceConfig::Target(_)) {
         "another container's processes"
     } else if wish
         .resources

@@ -16,7 +16,8 @@ use std::time::Duration;
 
 use coracle_cgroup::systemd;
 use coracle_lifecycle::{
-    Error, GREETING_PATIENCE, IdMapping, Kind, NamespaceMode, PodRecord, PodWish, Raised, Slot,
+    CreatedSandbox, Error, GREETING_TIMEOUT, IdMapping, Kind, NamespaceMode, PodRecord,
+    SandboxConfig, Slot,
 };
 use coracle_network::{self as network, Attachment, IdMaps, NamespaceConfig, Namespaces, cni};
 use coracle_runtime::keeper::{self, Greeting, Keeper, KeeperEvent};
@@ -47,7 +48,7 @@ struct Nest {
 
 impl Host {
     /// Makes namespaces, network, cgroup and keeper of a pod whose record is saved. Undoes all of it on failure.
-    pub async fn raise(self: &Arc<Self>, record: &PodRecord) -> Result<Raised, Error> {
+    pub async fn raise(self: &Arc<Self>, record: &PodRecord) -> Result<CreatedSandbox, Error> {
         let (host, plan) = (Arc::clone(self), record.clone());
         let (nest, attachment) = blocking("making a sandbox", move || {
             let mut attachment = None;
@@ -73,7 +74,7 @@ impl Host {
         egress::check(record)?;
         pass("run.netns")?;
         let named = |what| format!("{what} of sandbox {}", record.id);
-        let own_net = record.wish.namespaces.network != NamespaceMode::Node;
+        let own_net = record.config.namespaces.network != NamespaceMode::Node;
         let joining = self.plan_to_join(record)?;
         let pin = self.pin(&record.id);
         let namespaces = network::create_namespaces(
@@ -117,7 +118,7 @@ impl Host {
     }
 
     fn namespaces_of(&self, record: &PodRecord) -> NamespaceConfig {
-        let wish = &record.wish;
+        let wish = &record.config;
         let own_net = wish.namespaces.network != NamespaceMode::Node;
         NamespaceConfig {
             net: own_net,
@@ -166,14 +167,14 @@ impl Host {
         .await
     }
 
-    async fn hatch(&self, record: &PodRecord, nest: Nest) -> Result<Raised, Error> {
+    async fn hatch(&self, record: &PodRecord, nest: Nest) -> Result<CreatedSandbox, Error> {
         pass("run.keeper")?;
         let birth = KeeperBirth {
             pod: record.id.clone(),
             listener: nest.listener,
             exits: self.layout.exits_directory(&record.id),
             namespaces: nest.namespaces,
-            host_pid: record.wish.namespaces.pid == NamespaceMode::Node,
+            host_pid: record.config.namespaces.pid == NamespaceMode::Node,
             oom_score_adj: self.config.keeper_oom_score_adj,
             cgroup: nest.entrance,
             cgroup_procs: nest.cgroup_procs,
@@ -185,11 +186,11 @@ impl Host {
         })?;
         let enclosed = self.enclose(record, born.process.pid()).await;
         let connected = match enclosed.and_then(|()| pass("run.connect")) {
-            Ok(()) => self.connect(&record.id, GREETING_PATIENCE).await,
+            Ok(()) => self.connect(&record.id, GREETING_TIMEOUT).await,
             Err(error) => Err(error),
         };
         match connected {
-            Ok((keeper, greeting, events)) => Ok(Raised {
+            Ok((keeper, greeting, events)) => Ok(CreatedSandbox {
                 process: Arc::new(born.process),
                 keeper,
                 greeting,
@@ -338,7 +339,7 @@ impl Host {
 
 /// What the pod asked for. In a network of its own every user may listen at every port, unless the pod says otherwise:
 /// there is no other user whose ports need protection, and a guest without capabilities could serve no HTTP.
-fn sysctls(wish: &PodWish, own_net: bool) -> Vec<(String, String)> {
+fn sysctls(wish: &SandboxConfig, own_net: bool) -> Vec<(String, String)> {
     let mut values = wish.sysctls.clone();
     if own_net {
         values

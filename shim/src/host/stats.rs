@@ -55,7 +55,7 @@ impl Host {
     pub fn measure_pods(&self, pods: Vec<Measured>) -> Vec<PodUsage> {
         let mut budget = Budget::new();
         let pin = |pod: &Measured| {
-            let own = pod.view.wish.namespaces.network != NamespaceMode::Node;
+            let own = pod.view.config.namespaces.network != NamespaceMode::Node;
             own.then(|| self.pin(&pod.view.id))
         };
         let pins: Vec<_> = pods.iter().map(pin).collect();

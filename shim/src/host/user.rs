@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::io::Read as _;
 use std::path::PathBuf;
 
-use coracle_lifecycle::{Error, GroupsPolicy, Kind, UserWish};
+use coracle_lifecycle::{Error, GroupsPolicy, Kind, UserConfig};
 use coracle_spec::{IdRange, Identity};
 
 use super::io_error;
@@ -40,7 +40,7 @@ struct Entry {
 /// Resolves `wish` against the image's `USER` text and its layers (lowest first; none for an artifact).
 /// Errors: Invalid for a group without a user, an id that is none, an unknown name.
 pub fn resolve(
-    wish: &UserWish,
+    wish: &UserConfig,
     image_user: &str,
     layers: &[PathBuf],
     range: IdRange,
@@ -77,7 +77,7 @@ pub fn resolve(
 }
 
 /// The user to be looked up: what CRI asks for, else the image's, else 0.
-fn name_or_number(wish: &UserWish, image_name: &str) -> String {
+fn name_or_number(wish: &UserConfig, image_name: &str) -> String {
     match (wish.uid, wish.username.as_str()) {
         (Some(uid), _) => uid.to_string(),
         (None, "") if image_name.is_empty() => "0".to_owned(),
@@ -218,7 +218,11 @@ mod tests {
         size: 65_536,
     };
 
-    fn resolve(wish: UserWish, image_user: &str, layers: &[PathBuf]) -> Result<(u32, u32), String> {
+    fn resolve(
+        wish: UserConfig,
+        image_user: &str,
+        layers: &[PathBuf],
+    ) -> Result<(u32, u32), String> {
         super::resolve(&wish, image_user, layers, RANGE)
             .map(|found| (found.identity.uid, found.identity.gid))
             .map_err(|error| error.to_string())
@@ -242,22 +246,22 @@ mod tests {
 
     #[test]
     fn what_is_not_asked_for_is_0() {
-        assert_eq!(resolve(UserWish::default(), "", &[]), Ok((0, 0)));
-        assert_eq!(resolve(UserWish::default(), "root", &[]), Ok((0, 0)));
+        assert_eq!(resolve(UserConfig::default(), "", &[]), Ok((0, 0)));
+        assert_eq!(resolve(UserConfig::default(), "root", &[]), Ok((0, 0)));
     }
 
     #[test]
     fn cri_wins_over_the_image_and_names_are_looked_up_in_it() {
         let (root, layers) = image("names");
-        let uid = |uid| UserWish {
+        let uid = |uid| UserConfig {
             uid: Some(uid),
-            ..UserWish::default()
+            ..UserConfig::default()
         };
         assert_eq!(resolve(uid(7), "web:staff", &layers), Ok((7, 0)));
         assert_eq!(resolve(uid(101), "", &layers), Ok((101, 202)));
         assert_eq!(
             resolve(
-                UserWish {
+                UserConfig {
                     gid: Some(9),
                     ..uid(101)
                 },
@@ -266,17 +270,20 @@ mod tests {
             ),
             Ok((101, 9))
         );
-        assert_eq!(resolve(UserWish::default(), "web", &layers), Ok((101, 202)));
         assert_eq!(
-            resolve(UserWish::default(), "web:staff", &layers),
+            resolve(UserConfig::default(), "web", &layers),
+            Ok((101, 202))
+        );
+        assert_eq!(
+            resolve(UserConfig::default(), "web:staff", &layers),
             Ok((101, 303))
         );
-        assert_eq!(resolve(UserWish::default(), "8:9", &layers), Ok((8, 9)));
+        assert_eq!(resolve(UserConfig::default(), "8:9", &layers), Ok((8, 9)));
         assert_eq!(
             resolve(
-                UserWish {
+                UserConfig {
                     username: "web".into(),
-                    ..UserWish::default()
+                    ..UserConfig::default()
                 },
                 "5",
                 &layers
@@ -284,12 +291,12 @@ mod tests {
             Ok((101, 202))
         );
         assert!(
-            resolve(UserWish::default(), "nobody", &layers)
+            resolve(UserConfig::default(), "nobody", &layers)
                 .unwrap_err()
                 .contains("nobody")
         );
         assert!(
-            resolve(UserWish::default(), "web:nogroup", &layers)
+            resolve(UserConfig::default(), "web:nogroup", &layers)
                 .unwrap_err()
                 .contains("nogroup")
         );
@@ -311,16 +318,16 @@ mod tests {
             "1:-1",
         ] {
             assert!(
-                resolve(UserWish::default(), user, &layers).is_err(),
+                resolve(UserConfig::default(), user, &layers).is_err(),
                 "{user:?} was taken"
             );
         }
         for uid in [-1, 2_147_483_648, i64::MAX] {
             assert!(
                 resolve(
-                    UserWish {
+                    UserConfig {
                         uid: Some(uid),
-                        ..UserWish::default()
+                        ..UserConfig::default()
                     },
                     "",
                     &layers
@@ -335,15 +342,15 @@ mod tests {
     #[test]
     fn groups_of_the_image_are_merged_unless_the_policy_is_strict() {
         let (root, layers) = image("groups");
-        let groups = |wish: UserWish, image_user: &str| {
+        let groups = |wish: UserConfig, image_user: &str| {
             let found = super::resolve(&wish, image_user, &layers, RANGE).unwrap();
             (found.identity.groups, found.home)
         };
-        let wish = |uid, policy| UserWish {
+        let wish = |uid, policy| UserConfig {
             uid,
             policy,
             groups: vec![700, 303],
-            ..UserWish::default()
+            ..UserConfig::default()
         };
         let (merge, strict) = (GroupsPolicy::Merge, GroupsPolicy::Strict);
         let web = "/srv/web".to_owned();
@@ -360,16 +367,16 @@ mod tests {
             groups(wish(Some(999), merge), ""),
             (vec![0, 700, 303], "/".to_owned())
         );
-        let nobody = UserWish::default();
+        let nobody = UserConfig::default();
         assert_eq!(groups(nobody, ""), (vec![0, 10], "/root".to_owned()));
         std::fs::remove_dir_all(root).unwrap();
     }
 
     #[test]
     fn a_group_needs_a_user() {
-        let wish = UserWish {
+        let wish = UserConfig {
             gid: Some(5),
-            ..UserWish::default()
+            ..UserConfig::default()
         };
         assert!(
             resolve(wish, "7", &[])
@@ -383,7 +390,7 @@ mod tests {
         let (root, layers) = image("planted");
         std::fs::write(root.join("outside"), "evil:x:0:0::/:/\n").unwrap();
         std::os::unix::fs::symlink(root.join("outside"), layers[1].join("etc/passwd")).unwrap();
-        assert!(resolve(UserWish::default(), "evil", &layers).is_err());
+        assert!(resolve(UserConfig::default(), "evil", &layers).is_err());
         std::fs::remove_file(layers[1].join("etc/passwd")).unwrap();
         rustix::fs::mknodat(
             rustix::fs::CWD,
@@ -394,7 +401,7 @@ mod tests {
         )
         .unwrap();
         assert!(
-            resolve(UserWish::default(), "web", &layers).is_err(),
+            resolve(UserConfig::default(), "web", &layers).is_err(),
             "a FIFO did not hide the lower file"
         );
         std::fs::remove_dir_all(root).unwrap();
@@ -434,7 +441,7 @@ mod tests {
         for (number, (how, hide)) in hides.into_iter().enumerate() {
             let (root, layers) = image(&format!("hidden-{number}"));
             hide(&layers[1]);
-            let found = resolve(UserWish::default(), "web", &layers);
+            let found = resolve(UserConfig::default(), "web", &layers);
             assert!(found.is_err(), "{how}: {found:?}");
             std::fs::remove_dir_all(root).unwrap();
         }
@@ -443,7 +450,7 @@ mod tests {
         std::fs::create_dir(layers[1].join("new")).unwrap();
         std::fs::write(layers[1].join("new/passwd"), "web:x:7:8::/:/\n").unwrap();
         symlink("../../new", layers[1].join("etc")).unwrap();
-        assert_eq!(resolve(UserWish::default(), "web", &layers), Ok((7, 8)));
+        assert_eq!(resolve(UserConfig::default(), "web", &layers), Ok((7, 8)));
         std::fs::remove_dir_all(root).unwrap();
     }
 }

@@ -5,7 +5,7 @@
 //! Not here: which module runs.
 
 use coracle_images::{Image, Kind as ImageKind, WasmImage};
-use coracle_lifecycle::{ContainerWish, Error};
+use coracle_lifecycle::{ContainerConfig, Error};
 
 use super::plan::invalid;
 
@@ -17,7 +17,7 @@ const MAX_WORDS_BYTES: usize = 1 << 20;
 /// replaces cmd. An artifact without either is named after its file or image, if it `may_be_unnamed`.
 pub(super) fn argv(
     image: &Image,
-    wish: &ContainerWish,
+    wish: &ContainerConfig,
     may_be_unnamed: bool,
 ) -> Result<Vec<String>, Error> {
     let config = &image.config;
@@ -55,7 +55,7 @@ pub(super) fn argv(
 }
 
 /// The name of a program that nobody named: its file in the image, else the last part of the image's name.
-fn own_name(image: &Image, wish: &ContainerWish) -> String {
+fn own_name(image: &Image, wish: &ContainerConfig) -> String {
     if let ImageKind::Wasm(WasmImage {
         guest_path: Some(path),
         ..
@@ -83,7 +83,7 @@ fn own_name(image: &Image, wish: &ContainerWish) -> String {
 /// The environment: `usual` first, then the image's, then the container's, then what `devices` add.
 pub(super) fn environment(
     image: &Image,
-    wish: &ContainerWish,
+    wish: &ContainerConfig,
     usual: &[(&str, &str)],
     devices: &[(String, String)],
 ) -> Result<Vec<(String, String)>, Error> {
@@ -125,7 +125,7 @@ fn set(env: &mut Vec<(String, String)>, name: &str, value: &str) {
     }
 }
 
-pub(super) fn working_dir(image: &Image, wish: &ContainerWish) -> Result<String, Error> {
+pub(super) fn working_dir(image: &Image, wish: &ContainerConfig) -> Result<String, Error> {
     let asked = [&wish.working_dir, &image.config.working_dir];
     let directory = asked
         .into_iter()
@@ -142,7 +142,7 @@ pub(super) fn working_dir(image: &Image, wish: &ContainerWish) -> Result<String,
     Ok(directory.to_owned())
 }
 
-pub(super) fn stop_signal(image: &Image, wish: &ContainerWish) -> Result<i32, Error> {
+pub(super) fn stop_signal(image: &Image, wish: &ContainerConfig) -> Result<i32, Error> {
     if let Some(signal) = wish.stop_signal {
         return Ok(signal);
     }

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use coracle_images::{Digest, ImageId, LinuxImage, RunConfig};
-use coracle_lifecycle::{ContainerName, Kind, Resources, SecurityWish, UserWish};
+use coracle_lifecycle::{ContainerName, Kind, Resources, SecurityContext, UserConfig};
 
 use super::*;
 
@@ -23,8 +23,8 @@ fn image(config: RunConfig) -> Image {
     }
 }
 
-fn wish() -> ContainerWish {
-    ContainerWish {
+fn wish() -> ContainerConfig {
+    ContainerConfig {
         name: ContainerName {
             name: "web".to_owned(),
             attempt: 0,
@@ -43,10 +43,10 @@ fn wish() -> ContainerWish {
         stdin_once: false,
         tty: false,
         resources: Resources::default(),
-        user: UserWish::default(),
+        user: UserConfig::default(),
         readonly_rootfs: false,
         stop_signal: None,
-        security: SecurityWish::default(),
+        security: SecurityContext::default(),
         devices: Vec::new(),
         cdi_devices: Vec::new(),
     }
@@ -73,7 +73,7 @@ fn arguments_are_composed_as_kubernetes_says() {
             cmd: words(cmd),
             ..RunConfig::default()
         });
-        let wish = ContainerWish {
+        let wish = ContainerConfig {
             command: words(command),
             args: words(args),
             ..wish()
@@ -94,7 +94,7 @@ fn odd_arguments_are_refused() {
         vec!["a\0b".to_owned()],
         vec!["x".repeat(MAX_WORDS_BYTES + 1)],
     ] {
-        let wish = ContainerWish { command, ..wish() };
+        let wish = ContainerConfig { command, ..wish() };
         assert_eq!(argv(&plain, &wish, true).unwrap_err().kind(), Kind::Invalid);
     }
 }
@@ -109,7 +109,7 @@ fn the_containers_environment_wins_and_bad_names_are_refused() {
         ..RunConfig::default()
     });
     let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
-    let asked = ContainerWish {
+    let asked = ContainerConfig {
         env: vec![pair("A", "2"), pair("B", "x=y"), pair("A", "3")],
         ..wish()
     };
@@ -123,7 +123,7 @@ fn the_containers_environment_wins_and_bad_names_are_refused() {
         pair("A\0", "v"),
         pair("A", "v\0"),
     ] {
-        let asked = ContainerWish {
+        let asked = ContainerConfig {
             env: vec![bad.clone()],
             ..wish()
         };
@@ -141,7 +141,7 @@ fn the_working_directory_is_the_containers_then_the_images_then_the_root() {
         working_dir: "/srv".to_owned(),
         ..RunConfig::default()
     });
-    let asked = |directory: &str| ContainerWish {
+    let asked = |directory: &str| ContainerConfig {
         working_dir: directory.to_owned(),
         ..wish()
     };
@@ -184,7 +184,7 @@ fn signals_have_names_numbers_and_a_default() {
     assert_eq!(
         stop_signal(
             &quits,
-            &ContainerWish {
+            &ContainerConfig {
                 stop_signal: Some(2),
                 ..wish()
             }
@@ -226,7 +226,7 @@ fn a_linux_image_runs_its_arguments_and_never_its_own_name() {
         argv(&image, &wish(), false).unwrap_err().kind(),
         Kind::Invalid
     );
-    let asked = ContainerWish {
+    let asked = ContainerConfig {
         args: words("sleep 1"),
         ..wish()
     };
@@ -239,7 +239,7 @@ fn the_image_overrides_what_is_usual_and_devices_override_all() {
         env: vec!["PATH=/image".to_owned()],
         ..RunConfig::default()
     });
-    let asked = ContainerWish {
+    let asked = ContainerConfig {
         env: vec![("A".to_owned(), "1".to_owned())],
         ..wish()
     };

@@ -1,10 +1,10 @@
-//! CreateContainer: the request into a [`ContainerWish`].
+//! CreateContainer: the request into a [`ContainerConfig`].
 //!
 //! Called by `containers`. Invariants: what needs the node to be judged (image, mount paths, user names) is left
 //! to the lifecycle; what was asked for and would not be done is refused here.
 //! Not here: rendering, sandboxes.
 
-use coracle_lifecycle::{ContainerName, ContainerWish, Grants, UserWish};
+use coracle_lifecycle::{ContainerConfig, ContainerName, Grants, UserConfig};
 use coracle_proto::runtime::v1 as cri;
 
 use super::annotations::Reader;
@@ -14,11 +14,11 @@ use super::{BadRequest, check, mount, resources, security, signal};
 const MAX_IMAGE_BYTES: usize = 1024;
 
 /// Reads CreateContainer but for the sandbox's id. `grants` and `handler` are the sandbox's. Errors: [`BadRequest`] that names the first field at fault.
-pub(crate) fn container_wish(
+pub(crate) fn container_config(
     request: cri::CreateContainerRequest,
     grants: &Grants,
     handler: &str,
-) -> Result<ContainerWish, BadRequest> {
+) -> Result<ContainerConfig, BadRequest> {
     let mut config = request
         .config
         .ok_or_else(|| BadRequest::invalid("config", "is missing"))?;
@@ -35,7 +35,7 @@ pub(crate) fn container_wish(
     check::word("config.image.image", &image.image, MAX_IMAGE_BYTES)?;
     let linux = config.linux.unwrap_or_default();
     let context = linux.security_context.unwrap_or_default();
-    Ok(ContainerWish {
+    Ok(ContainerConfig {
         name,
         image: image.image,
         user_specified_image: image.user_specified_image,
@@ -129,7 +129,7 @@ fn environment(variables: Vec<cri::KeyValue>) -> Result<Vec<(String, String)>, B
     variables.into_iter().enumerate().map(one).collect()
 }
 
-fn user(context: &cri::LinuxContainerSecurityContext) -> Result<UserWish, BadRequest> {
+fn user(context: &cri::LinuxContainerSecurityContext) -> Result<UserConfig, BadRequest> {
     let field = "config.linux.security_context";
     let mut user = security::user(
         field,
@@ -170,13 +170,13 @@ mod tests {
         }
     }
 
-    fn made(request: cri::CreateContainerRequest) -> Result<ContainerWish, BadRequest> {
-        container_wish(request, &Grants::default(), "coracle")
+    fn made(request: cri::CreateContainerRequest) -> Result<ContainerConfig, BadRequest> {
+        container_config(request, &Grants::default(), "coracle")
     }
 
     fn changed(
         change: impl FnOnce(&mut cri::ContainerConfig),
-    ) -> Result<ContainerWish, BadRequest> {
+    ) -> Result<ContainerConfig, BadRequest> {
         let mut config = config();
         change(&mut config);
         made(cri::CreateContainerRequest {
@@ -187,7 +187,7 @@ mod tests {
 
     fn context(
         change: impl FnOnce(&mut cri::LinuxContainerSecurityContext),
-    ) -> Result<ContainerWish, BadRequest> {
+    ) -> Result<ContainerConfig, BadRequest> {
         let mut context = cri::LinuxContainerSecurityContext::default();
         change(&mut context);
         let linux = cri::LinuxContainerConfig {
@@ -205,8 +205,8 @@ mod tests {
     }
 
     #[test]
-    fn a_request_becomes_the_wish_it_states() {
-        let wish = changed(|c| {
+    fn a_request_becomes_its_config() {
+        let config = changed(|c| {
             c.command = vec!["/app.wasm".into()];
             c.args = vec!["".into(), "--x=ü".into()];
             c.envs = vec![env("A", b"1"), env("B", b""), env("A", b"2")];
@@ -221,16 +221,16 @@ mod tests {
                 ..Default::default()
             });
         });
-        let wish = wish.unwrap();
+        let config = config.unwrap();
         assert_eq!(
-            wish.env,
+            config.env,
             [("A", "1"), ("B", ""), ("A", "2")].map(|(k, v)| (k.to_owned(), v.to_owned()))
         );
-        assert_eq!(wish.args, ["", "--x=ü"]);
-        assert_eq!(wish.stop_signal, Some(libc::SIGUSR1));
-        assert_eq!(wish.annotations.echo()["k"], "v\n");
-        assert_eq!(wish.mounts[0].propagation, Propagation::HostToContainer);
-        assert!(wish.mounts[0].readonly);
+        assert_eq!(config.args, ["", "--x=ü"]);
+        assert_eq!(config.stop_signal, Some(libc::SIGUSR1));
+        assert_eq!(config.annotations.echo()["k"], "v\n");
+        assert_eq!(config.mounts[0].propagation, Propagation::HostToContainer);
+        assert!(config.mounts[0].readonly);
     }
 
     #[test]
@@ -299,11 +299,11 @@ mod tests {
     #[test]
     fn users_and_groups_follow_the_protocols_rules() {
         let number = |value| Some(cri::Int64Value { value });
-        let wish = context(|c| {
+        let config = context(|c| {
             (c.run_as_user, c.run_as_group) = (number(1000), number(2000));
             c.supplemental_groups = vec![3000];
         });
-        let user = wish.unwrap().user;
+        let user = config.unwrap().user;
         assert_eq!(
             (user.uid, user.gid, user.groups),
             (Some(1000), Some(2000), vec![3000])
@@ -321,7 +321,7 @@ mod tests {
 
     #[test]
     fn what_is_asked_for_beside_the_program_is_carried_on() {
-        let wish = context(|c| {
+        let config = context(|c| {
             (c.privileged, c.no_new_privs) = (true, true);
             c.supplemental_groups_policy = 1;
             c.masked_paths = vec!["/proc/kcore".into()];
@@ -330,12 +330,12 @@ mod tests {
                 ..Default::default()
             });
         });
-        let wish = wish.unwrap();
-        assert!(wish.security.privileged && wish.security.no_new_privs);
-        assert_eq!(wish.security.capabilities.add, ["NET_ADMIN"]);
-        assert_eq!(wish.security.masked_paths, ["/proc/kcore"]);
-        assert_eq!(wish.user.policy, GroupsPolicy::Strict);
-        let wish = changed(|c| {
+        let config = config.unwrap();
+        assert!(config.security.privileged && config.security.no_new_privs);
+        assert_eq!(config.security.capabilities.add, ["NET_ADMIN"]);
+        assert_eq!(config.security.masked_paths, ["/proc/kcore"]);
+        assert_eq!(config.user.policy, GroupsPolicy::Strict);
+        let config = changed(|c| {
             c.devices.push(cri::Device {
                 container_path: "/dev/fuse".into(),
                 host_path: "/dev/fuse".into(),
@@ -345,8 +345,8 @@ mod tests {
                 name: "v.com/gpu=0".into(),
             });
         });
-        let wish = wish.unwrap();
-        assert_eq!(wish.devices[0].permissions, "rw");
-        assert_eq!(wish.cdi_devices, ["v.com/gpu=0"]);
+        let config = config.unwrap();
+        assert_eq!(config.devices[0].permissions, "rw");
+        assert_eq!(config.cdi_devices, ["v.com/gpu=0"]);
     }
 }

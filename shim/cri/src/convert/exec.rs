@@ -12,7 +12,7 @@ use super::BadRequest;
 /// Reads ExecSync: what is to be run, and how long it may take; `None` is for ever.
 ///
 /// Errors: [`BadRequest`] that names the field.
-pub(crate) fn exec_wish(
+pub(crate) fn exec_config(
     request: cri::ExecSyncRequest,
 ) -> Result<(Vec<String>, Option<Duration>), BadRequest> {
     check_words(&request.cmd)?;
@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     fn ask(cmd: &[&str], timeout: i64) -> Result<(Vec<String>, Option<Duration>), BadRequest> {
-        exec_wish(cri::ExecSyncRequest {
+        exec_config(cri::ExecSyncRequest {
             container_id: "c".into(),
             cmd: cmd.iter().map(|word| (*word).to_owned()).collect(),
             timeout,

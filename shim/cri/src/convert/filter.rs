@@ -46,7 +46,7 @@ impl PodFilter {
         all.retain(|pod| {
             id.is(pod.id.as_str())
                 && self.ready.is_none_or(|ready| pod.ready == ready)
-                && has_labels(&pod.wish.labels, &self.labels)
+                && has_labels(&pod.config.labels, &self.labels)
         });
         all
     }
@@ -95,7 +95,7 @@ impl ContainerFilter {
             id.is(container.id.as_str())
                 && pod.is(container.pod.as_str())
                 && self.state.is_none_or(|state| container.state == state)
-                && has_labels(&container.wish.labels, &self.labels)
+                && has_labels(&container.config.labels, &self.labels)
         });
         all
     }
@@ -166,7 +166,7 @@ mod tests {
         let with = |id: char, pod: char, state, pairs: &[(&str, &str)]| {
             let mut view = samples::container(id, pod);
             view.state = state;
-            Arc::make_mut(&mut view.wish).labels = labels(pairs);
+            Arc::make_mut(&mut view.config).labels = labels(pairs);
             Arc::new(view)
         };
         vec![

@@ -4,7 +4,7 @@
 //! recognises come with the refusals it knows them for.
 //! Not here: whether paths, images and devices exist.
 
-use coracle_lifecycle::{DeviceWish, IdMapping, ImageVolume, MountWish, Propagation};
+use coracle_lifecycle::{DeviceConfig, IdMapping, ImageVolume, MountConfig, Propagation};
 use coracle_proto::runtime::v1 as cri;
 
 use super::annotations::{self, OpensAll, Reader};
@@ -28,7 +28,7 @@ const MAX_CDI_BYTES: usize = 256;
 const CDI_ANNOTATIONS: OpensAll = OpensAll("cdi.k8s.io/");
 
 /// Reads all mounts of a container.
-pub(super) fn mounts(mounts: Vec<cri::Mount>) -> Result<Vec<MountWish>, BadRequest> {
+pub(super) fn mounts(mounts: Vec<cri::Mount>) -> Result<Vec<MountConfig>, BadRequest> {
     mounts
         .into_iter()
         .enumerate()
@@ -36,7 +36,7 @@ pub(super) fn mounts(mounts: Vec<cri::Mount>) -> Result<Vec<MountWish>, BadReque
         .collect()
 }
 
-fn mount(index: usize, mount: cri::Mount) -> Result<MountWish, BadRequest> {
+fn mount(index: usize, mount: cri::Mount) -> Result<MountConfig, BadRequest> {
     let field = format!("config.mounts[{index}]");
     let shown: String = mount
         .container_path
@@ -51,7 +51,7 @@ fn mount(index: usize, mount: cri::Mount) -> Result<MountWish, BadRequest> {
     }
     options(&field, &shown, &mount.mount_options)?;
     let image = image(&field, &shown, readonly, &mount)?;
-    Ok(MountWish {
+    Ok(MountConfig {
         host_path: mount.host_path.into(),
         container_path: mount.container_path,
         readonly: mount.readonly,
@@ -77,14 +77,14 @@ fn mappings(field: &str, asked: &[cri::IdMapping]) -> Result<Vec<IdMapping>, Bad
 }
 
 fn options(field: &str, path: &str, options: &[String]) -> Result<(), BadRequest> {
-    let known = |option: &&String| MountWish::OPTIONS.contains(&option.as_str());
+    let known = |option: &&String| MountConfig::OPTIONS.contains(&option.as_str());
     let Some(odd) = options.iter().find(|option| !known(option)) else {
         return Ok(());
     };
     let shown: String = odd.chars().filter(|c| !c.is_control()).take(32).collect();
     let problem = format!(
         "asks for {shown:?} at {path}, known options are {}",
-        MountWish::OPTIONS.join(", ")
+        MountConfig::OPTIONS.join(", ")
     );
     Err(BadRequest::invalid(
         format!("{field}.mount_options"),
@@ -180,7 +180,7 @@ fn recursive_read_only(
 }
 
 /// Reads the devices of a container.
-pub(super) fn devices(devices: Vec<cri::Device>) -> Result<Vec<DeviceWish>, BadRequest> {
+pub(super) fn devices(devices: Vec<cri::Device>) -> Result<Vec<DeviceConfig>, BadRequest> {
     if devices.len() > MAX_DEVICES {
         let problem = format!("has {} entries, the limit is {MAX_DEVICES}", devices.len());
         return Err(BadRequest::invalid("config.devices", problem));
@@ -188,7 +188,7 @@ pub(super) fn devices(devices: Vec<cri::Device>) -> Result<Vec<DeviceWish>, BadR
     devices.into_iter().enumerate().map(device).collect()
 }
 
-fn device((index, device): (usize, cri::Device)) -> Result<DeviceWish, BadRequest> {
+fn device((index, device): (usize, cri::Device)) -> Result<DeviceConfig, BadRequest> {
     let field = format!("config.devices[{index}]");
     for (name, path) in [
         ("host_path", &device.host_path),
@@ -212,7 +212,7 @@ fn device((index, device): (usize, cri::Device)) -> Result<DeviceWish, BadReques
             "is not made of r, w and m",
         ));
     }
-    Ok(DeviceWish {
+    Ok(DeviceConfig {
         container_path: device.container_path,
         host_path: device.host_path,
         permissions: device.permissions,
@@ -252,11 +252,11 @@ mod tests {
     use super::super::annotations::tests::reader;
     use super::*;
 
-    fn one(asked: cri::Mount) -> Result<MountWish, BadRequest> {
+    fn one(asked: cri::Mount) -> Result<MountConfig, BadRequest> {
         mounts(vec![asked]).map(|mut taken| taken.remove(0))
     }
 
-    fn image_mount(change: impl FnOnce(&mut cri::Mount)) -> Result<MountWish, BadRequest> {
+    fn image_mount(change: impl FnOnce(&mut cri::Mount)) -> Result<MountConfig, BadRequest> {
         let mut asked = cri::Mount {
             container_path: "/models".into(),
             readonly: true,
@@ -271,7 +271,7 @@ mod tests {
         one(asked)
     }
 
-    fn word(refused: Result<MountWish, BadRequest>) -> (KubeletWord, String) {
+    fn word(refused: Result<MountConfig, BadRequest>) -> (KubeletWord, String) {
         match refused {
             Err(BadRequest::Recognised { word, problem, .. }) => (word, problem),
             other => panic!("{other:?}"),

@@ -2,9 +2,11 @@
 //!
 //! Called by `sandbox` and `container`. Invariant: a namespace or a mapping that was asked for and would not be made
 //! is refused, never dropped.
-//! Not here: whether a container's wish fits its sandbox: that is seen when both are known.
+//! Not here: whether a container's config fits its sandbox: that is seen when both are known.
 
-use coracle_lifecycle::{IdMapping, NamespaceMode, Namespaces, PidWish, SecurityWish, UsernsWish};
+use coracle_lifecycle::{
+    IdMapping, NamespaceMode, Namespaces, PidNamespaceConfig, SecurityContext, UserNamespaceConfig,
+};
 use coracle_proto::runtime::v1 as cri;
 
 use super::BadRequest;
@@ -14,7 +16,7 @@ use super::check;
 pub(super) fn of_pod(
     field: &str,
     options: Option<&cri::NamespaceOption>,
-) -> Result<(Namespaces, Option<UsernsWish>), BadRequest> {
+) -> Result<(Namespaces, Option<UserNamespaceConfig>), BadRequest> {
     let absent = cri::NamespaceOption::default();
     let options = options.unwrap_or(&absent);
     let shared = |name: &str, value| {
@@ -64,31 +66,32 @@ fn alone(field: &str, namespaces: &Namespaces) -> Result<(), BadRequest> {
     }
 }
 
-/// Reads the namespaces of a container into `wish`. Absent options leave it as it is.
+/// Reads the namespaces of a container into `config`. Absent options leave it as it is.
 pub(super) fn of_container(
     field: &str,
     options: Option<&cri::NamespaceOption>,
-    wish: &mut SecurityWish,
+    config: &mut SecurityContext,
 ) -> Result<(), BadRequest> {
     let Some(options) = options else {
         return Ok(());
     };
-    wish.node_network = mode(&format!("{field}.network"), options.network)? == NamespaceMode::Node;
-    wish.node_ipc = mode(&format!("{field}.ipc"), options.ipc)? == NamespaceMode::Node;
-    wish.pid = match mode(&format!("{field}.pid"), options.pid)? {
-        NamespaceMode::Pod => PidWish::Pod,
-        NamespaceMode::Container => PidWish::Container,
-        NamespaceMode::Node => PidWish::Node,
+    config.node_network =
+        mode(&format!("{field}.network"), options.network)? == NamespaceMode::Node;
+    config.node_ipc = mode(&format!("{field}.ipc"), options.ipc)? == NamespaceMode::Node;
+    config.pid = match mode(&format!("{field}.pid"), options.pid)? {
+        NamespaceMode::Pod => PidNamespaceConfig::Pod,
+        NamespaceMode::Container => PidNamespaceConfig::Container,
+        NamespaceMode::Node => PidNamespaceConfig::Node,
         NamespaceMode::Target => {
             let field = format!("{field}.target_id");
             check::word(&field, &options.target_id, 64)?;
-            PidWish::Target(options.target_id.clone())
+            PidNamespaceConfig::Target(options.target_id.clone())
         }
     };
     let field = format!("{field}.userns_options");
     let asked = options.userns_options.as_ref();
     let mapped = userns(&field, asked)?;
-    wish.userns = asked.map(|_| mapped);
+    config.userns = asked.map(|_| mapped);
     Ok(())
 }
 
@@ -109,7 +112,7 @@ fn mode(field: &str, value: i32) -> Result<NamespaceMode, BadRequest> {
 fn userns(
     field: &str,
     userns: Option<&cri::UserNamespace>,
-) -> Result<Option<UsernsWish>, BadRequest> {
+) -> Result<Option<UserNamespaceConfig>, BadRequest> {
     let Some(userns) = userns else {
         return Ok(None);
     };
@@ -128,7 +131,7 @@ fn userns(
     }
 }
 
-fn mapped(field: &str, userns: &cri::UserNamespace) -> Result<UsernsWish, BadRequest> {
+fn mapped(field: &str, userns: &cri::UserNamespace) -> Result<UserNamespaceConfig, BadRequest> {
     let uid = one(&format!("{field}.uids"), &userns.uids)?;
     let gid = one(&format!("{field}.gids"), &userns.gids)?;
     if uid != gid {
@@ -137,7 +140,7 @@ fn mapped(field: &str, userns: &cri::UserNamespace) -> Result<UsernsWish, BadReq
             "differs from uids, and a pod has one block of ids for both",
         ));
     }
-    Ok(UsernsWish { uid, gid })
+    Ok(UserNamespaceConfig { uid, gid })
 }
 
 /// The one mapping of a pod. Source: the comments of cri-api `UserNamespace`.
@@ -205,7 +208,7 @@ mod tests {
             outside: 1000,
             count: 100_000,
         };
-        let expected = UsernsWish {
+        let expected = UserNamespaceConfig {
             uid: expected,
             gid: expected,
         };
@@ -252,18 +255,21 @@ mod tests {
     #[test]
     fn a_container_says_whose_processes_it_sees() {
         let read = |pid: i32, target: &str| {
-            let mut wish = SecurityWish::default();
+            let mut config = SecurityContext::default();
             let options = cri::NamespaceOption {
                 pid,
                 target_id: target.to_owned(),
                 ..Default::default()
             };
-            of_container("o", Some(&options), &mut wish).map(|()| wish.pid)
+            of_container("o", Some(&options), &mut config).map(|()| config.pid)
         };
-        assert_eq!(read(0, "").unwrap(), PidWish::Pod);
-        assert_eq!(read(1, "").unwrap(), PidWish::Container);
-        assert_eq!(read(2, "").unwrap(), PidWish::Node);
-        assert_eq!(read(3, "abc").unwrap(), PidWish::Target("abc".to_owned()));
+        assert_eq!(read(0, "").unwrap(), PidNamespaceConfig::Pod);
+        assert_eq!(read(1, "").unwrap(), PidNamespaceConfig::Container);
+        assert_eq!(read(2, "").unwrap(), PidNamespaceConfig::Node);
+        assert_eq!(
+            read(3, "abc").unwrap(),
+            PidNamespaceConfig::Target("abc".to_owned())
+        );
         assert_eq!(read(3, "").unwrap_err().to_string(), "o.target_id is empty");
         assert!(read(4, "").is_err());
     }
@@ -275,11 +281,11 @@ mod tests {
             ..Default::default()
         };
         assert!(of_pod("o", Some(&target)).is_err());
-        let mut wish = SecurityWish::default();
-        of_container("o", Some(&target_free()), &mut wish).unwrap();
-        assert_eq!(wish.userns, None);
-        of_container("o", Some(&options(2, &[])), &mut wish).unwrap();
-        assert_eq!(wish.userns, Some(None));
+        let mut config = SecurityContext::default();
+        of_container("o", Some(&target_free()), &mut config).unwrap();
+        assert_eq!(config.userns, None);
+        of_container("o", Some(&options(2, &[])), &mut config).unwrap();
+        assert_eq!(config.userns, Some(None));
     }
 
     fn target_free() -> cri::NamespaceOption {

@@ -10,8 +10,8 @@ use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use coracle_lifecycle::{
-    ContainerState, ContainerView, Event, EventKind, IdMapping, MountWish, NamespaceMode, PodName,
-    PodView, Propagation, Resources, UsernsWish,
+    ContainerState, ContainerView, Event, EventKind, IdMapping, MountConfig, NamespaceMode,
+    PodName, PodView, Propagation, Resources, UserNamespaceConfig,
 };
 use coracle_proto::runtime::v1 as cri;
 use coracle_spec::egress::Egress;
@@ -23,12 +23,12 @@ use super::signal;
 pub(crate) fn pod(view: &PodView) -> cri::PodSandbox {
     cri::PodSandbox {
         id: view.id.to_string(),
-        metadata: Some(pod_metadata(&view.wish.name)),
+        metadata: Some(pod_metadata(&view.config.name)),
         state: pod_state(view),
         created_at: view.created_at,
-        labels: view.wish.labels.clone(),
-        annotations: view.wish.annotations.echo(),
-        runtime_handler: view.wish.handler.as_str().to_owned(),
+        labels: view.config.labels.clone(),
+        annotations: view.config.annotations.echo(),
+        runtime_handler: view.config.handler.as_str().to_owned(),
     }
 }
 
@@ -42,8 +42,8 @@ pub(crate) fn container(view: &ContainerView) -> cri::Container {
         image_ref: view.image_id.clone(),
         state: container_state(view.state) as i32,
         created_at: view.created_at,
-        labels: view.wish.labels.clone(),
-        annotations: view.wish.annotations.echo(),
+        labels: view.config.labels.clone(),
+        annotations: view.config.annotations.echo(),
         image_id: view.image_id.clone(),
     }
 }
@@ -55,12 +55,12 @@ fn pod_status(view: &PodView) -> cri::PodSandboxStatus {
         ip: ips.next().unwrap_or_default(),
         additional_ips: ips.map(|ip| cri::PodIp { ip }).collect(),
     };
-    let asked = view.wish.namespaces;
+    let asked = view.config.namespaces;
     let options = cri::NamespaceOption {
         network: namespace_mode(asked.network),
         pid: namespace_mode(asked.pid),
         ipc: namespace_mode(asked.ipc),
-        userns_options: view.wish.userns.as_ref().map(userns),
+        userns_options: view.config.userns.as_ref().map(userns),
         ..Default::default()
     };
     let namespaces = cri::Namespace {
@@ -68,16 +68,16 @@ fn pod_status(view: &PodView) -> cri::PodSandboxStatus {
     };
     cri::PodSandboxStatus {
         id: view.id.to_string(),
-        metadata: Some(pod_metadata(&view.wish.name)),
+        metadata: Some(pod_metadata(&view.config.name)),
         state: pod_state(view),
         created_at: view.created_at,
         network: Some(network),
         linux: Some(cri::LinuxPodSandboxStatus {
             namespaces: Some(namespaces),
         }),
-        labels: view.wish.labels.clone(),
-        annotations: view.wish.annotations.echo(),
-        runtime_handler: view.wish.handler.as_str().to_owned(),
+        labels: view.config.labels.clone(),
+        annotations: view.config.annotations.echo(),
+        runtime_handler: view.config.handler.as_str().to_owned(),
     }
 }
 
@@ -88,11 +88,11 @@ pub(crate) fn pod_status_reply<'a>(
     request: &cri::PodSandboxStatusRequest,
 ) -> cri::PodSandboxStatusResponse {
     let details = json!({
-        "runtimeHandler": view.wish.handler.as_str(),
+        "runtimeHandler": view.config.handler.as_str(),
         "egress": egress(view),
-        "cgroupParent": view.wish.cgroup_parent,
-        "hostname": view.wish.hostname,
-        "logDirectory": view.wish.log_directory,
+        "cgroupParent": view.config.cgroup_parent,
+        "hostname": view.config.hostname,
+        "logDirectory": view.config.log_directory,
     });
     cri::PodSandboxStatusResponse {
         status: Some(pod_status(view)),
@@ -104,7 +104,7 @@ pub(crate) fn pod_status_reply<'a>(
 
 /// What the pod may reach, as it was decided when it was made: `"any"`, `"none"` or the targets.
 fn egress(view: &PodView) -> serde_json::Value {
-    match (view.wish.is_offline(), view.wish.reach()) {
+    match (view.config.is_offline(), view.config.reach()) {
         (true, _) => json!("none"),
         (false, Egress::Open) => json!("any"),
         (false, Egress::Listed(list)) => json!(list.rules),
@@ -122,7 +122,7 @@ fn container_status(view: &ContainerView) -> cri::ContainerStatus {
         supplemental_groups: view.groups.iter().copied().map(i64::from).collect(),
     };
     let resources = cri::ContainerResources {
-        linux: Some(resources(&view.wish.resources)),
+        linux: Some(resources(&view.config.resources)),
         windows: None,
     };
     cri::ContainerStatus {
@@ -137,8 +137,8 @@ fn container_status(view: &ContainerView) -> cri::ContainerStatus {
         image_ref: view.image_id.clone(),
         reason: view.reason.clone(),
         message: view.message.clone(),
-        labels: view.wish.labels.clone(),
-        annotations: view.wish.annotations.echo(),
+        labels: view.config.labels.clone(),
+        annotations: view.config.annotations.echo(),
         mounts: mounts(view),
         log_path: view.log_path.clone(),
         resources: Some(resources),
@@ -156,9 +156,9 @@ pub(crate) fn container_status_reply(
     let details = json!({
         "sandboxID": view.pod.as_str(),
         "imageID": view.image_id,
-        "command": view.wish.command,
-        "args": view.wish.args,
-        "readonlyRootfs": view.wish.readonly_rootfs,
+        "command": view.config.command,
+        "args": view.config.args,
+        "readonlyRootfs": view.config.readonly_rootfs,
     });
     cri::ContainerStatusResponse {
         status: Some(container_status(view)),
@@ -214,15 +214,15 @@ pub(super) fn pod_metadata(name: &PodName) -> cri::PodSandboxMetadata {
 
 pub(super) fn container_metadata(view: &ContainerView) -> cri::ContainerMetadata {
     cri::ContainerMetadata {
-        name: view.wish.name.name.clone(),
-        attempt: view.wish.name.attempt,
+        name: view.config.name.name.clone(),
+        attempt: view.config.name.attempt,
     }
 }
 
 fn image_spec(view: &ContainerView) -> cri::ImageSpec {
     cri::ImageSpec {
-        image: view.wish.image.clone(),
-        user_specified_image: view.wish.user_specified_image.clone(),
+        image: view.config.image.clone(),
+        user_specified_image: view.config.user_specified_image.clone(),
         ..Default::default()
     }
 }
@@ -263,54 +263,54 @@ fn id_mapping(map: &IdMapping) -> cri::IdMapping {
     }
 }
 
-fn userns(wish: &UsernsWish) -> cri::UserNamespace {
+fn userns(config: &UserNamespaceConfig) -> cri::UserNamespace {
     cri::UserNamespace {
         mode: cri::NamespaceMode::Pod as i32,
-        uids: vec![id_mapping(&wish.uid)],
-        gids: vec![id_mapping(&wish.gid)],
+        uids: vec![id_mapping(&config.uid)],
+        gids: vec![id_mapping(&config.gid)],
     }
 }
 
 /// The mounts asked for, in their order; those of images with the id of the image that is mounted.
 fn mounts(view: &ContainerView) -> Vec<cri::Mount> {
     let mut ids = view.image_volumes.iter();
-    let one = |wish: &MountWish| {
-        let mut shown = mount(wish);
-        if let (Some(volume), Some(image)) = (&wish.image, &mut shown.image) {
+    let one = |config: &MountConfig| {
+        let mut shown = mount(config);
+        if let (Some(volume), Some(image)) = (&config.image, &mut shown.image) {
             let id = ids.next().unwrap_or(&volume.image);
             image.image.clone_from(id);
             image.image_ref.clone_from(id);
         }
         shown
     };
-    view.wish.mounts.iter().map(one).collect()
+    view.config.mounts.iter().map(one).collect()
 }
 
-fn mount(wish: &MountWish) -> cri::Mount {
-    let propagation = match wish.propagation {
+fn mount(config: &MountConfig) -> cri::Mount {
+    let propagation = match config.propagation {
         Propagation::Private => cri::MountPropagation::PropagationPrivate,
         Propagation::HostToContainer => cri::MountPropagation::PropagationHostToContainer,
         Propagation::Bidirectional => cri::MountPropagation::PropagationBidirectional,
     };
-    let image = wish.image.as_ref().map(|volume| cri::ImageSpec {
+    let image = config.image.as_ref().map(|volume| cri::ImageSpec {
         image: volume.image.clone(),
         user_specified_image: volume.user_specified_image.clone(),
         ..Default::default()
     });
-    let sub_path = wish.image.as_ref().map(|volume| volume.sub_path.clone());
+    let sub_path = config.image.as_ref().map(|volume| volume.sub_path.clone());
     cri::Mount {
-        container_path: wish.container_path.clone(),
+        container_path: config.container_path.clone(),
         // It came from a message, so it is text.
-        host_path: wish.host_path.to_string_lossy().into_owned(),
-        readonly: wish.readonly,
-        selinux_relabel: wish.selinux_relabel,
+        host_path: config.host_path.to_string_lossy().into_owned(),
+        readonly: config.readonly,
+        selinux_relabel: config.selinux_relabel,
         propagation: propagation as i32,
-        uid_mappings: wish.uid_mappings.iter().map(id_mapping).collect(),
-        gid_mappings: wish.gid_mappings.iter().map(id_mapping).collect(),
-        recursive_read_only: wish.recursive_read_only,
+        uid_mappings: config.uid_mappings.iter().map(id_mapping).collect(),
+        gid_mappings: config.gid_mappings.iter().map(id_mapping).collect(),
+        recursive_read_only: config.recursive_read_only,
         image,
         image_sub_path: sub_path.unwrap_or_default(),
-        mount_options: wish.options.clone(),
+        mount_options: config.options.clone(),
     }
 }
 
@@ -340,7 +340,7 @@ fn resources(limits: &Resources) -> cri::LinuxContainerResources {
 pub(crate) mod samples {
     use std::sync::Arc;
 
-    use super::super::{container_wish, pod_wish};
+    use super::super::{container_config, sandbox_config};
     use super::*;
     use crate::policy::tests::usual;
     use coracle_lifecycle::Grants;
@@ -364,7 +364,7 @@ pub(crate) mod samples {
         };
         PodView {
             id: digit.to_string().repeat(64).parse().unwrap(),
-            wish: Arc::new(pod_wish(request, &usual()).unwrap()),
+            config: Arc::new(sandbox_config(request, &usual()).unwrap()),
             ready: true,
             created_at: 1_700_000_000_000_000_001,
             ips: vec!["10.88.0.7".parse().unwrap(), "fd00::7".parse().unwrap()],
@@ -386,7 +386,7 @@ pub(crate) mod samples {
     }
 
     /// What [`container`] was asked to be.
-    fn container_config() -> cri::ContainerConfig {
+    fn sample_config() -> cri::ContainerConfig {
         let limits = cri::LinuxContainerResources {
             memory_limit_in_bytes: 32 << 20,
             ..Default::default()
@@ -434,7 +434,7 @@ pub(crate) mod samples {
 
     /// An exited container of sandbox `pod` whose id is 64 times `digit`.
     pub(in crate::convert) fn container(digit: char, pod: char) -> ContainerView {
-        let config = Some(container_config());
+        let config = Some(sample_config());
         let request = cri::CreateContainerRequest {
             config,
             ..Default::default()
@@ -442,7 +442,7 @@ pub(crate) mod samples {
         ContainerView {
             id: digit.to_string().repeat(64).parse().unwrap(),
             pod: pod.to_string().repeat(64).parse().unwrap(),
-            wish: Arc::new(container_wish(request, &Grants::default(), "").unwrap()),
+            config: Arc::new(container_config(request, &Grants::default(), "").unwrap()),
             image_id: "sha256:00".into(),
             state: ContainerState::Exited,
             created_at: 10,
@@ -493,7 +493,9 @@ mod tests {
     #[test]
     fn host_network_shows_in_the_namespaces_and_has_no_ip() {
         let mut view = samples::pod('1');
-        std::sync::Arc::make_mut(&mut view.wish).namespaces.network = NamespaceMode::Node;
+        std::sync::Arc::make_mut(&mut view.config)
+            .namespaces
+            .network = NamespaceMode::Node;
         view.ips.clear();
         let status = pod_status(&view);
         let options = status.linux.unwrap().namespaces.unwrap().options.unwrap();

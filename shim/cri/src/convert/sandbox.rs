@@ -1,13 +1,13 @@
-//! RunPodSandbox: the request into a [`PodWish`].
+//! RunPodSandbox: the request into a [`SandboxConfig`].
 //!
-//! Called by `pods`. Invariant: a wish holds nothing that could break a line of a hosts or resolver file, climb
+//! Called by `pods`. Invariant: a config holds nothing that could break a line of a hosts or resolver file, climb
 //! out of a directory, or be asked for and then not done.
 //! Not here: rendering, containers.
 
 use std::net::IpAddr;
 
 use coracle_lifecycle::{
-    Annotations, Dns, Grants, Handler, NamespaceMode, Namespaces, PodName, PodWish,
+    Annotations, Dns, Grants, Handler, NamespaceMode, Namespaces, PodName, SandboxConfig,
 };
 use coracle_network::{Bandwidth, HostPort, Protocol};
 use coracle_proto::runtime::v1 as cri;
@@ -26,10 +26,10 @@ const MAX_DNS_BYTES: usize = 253;
 const MAX_DNS_ENTRIES: usize = 32;
 
 /// Reads RunPodSandbox; `handlers` say what the pod may open. Errors: [`BadRequest`] that names the first field at fault.
-pub(crate) fn pod_wish(
+pub(crate) fn sandbox_config(
     request: cri::RunPodSandboxRequest,
     handlers: &Policies,
-) -> Result<PodWish, BadRequest> {
+) -> Result<SandboxConfig, BadRequest> {
     let mut config = request
         .config
         .ok_or_else(|| BadRequest::invalid("config", "is missing"))?;
@@ -44,7 +44,7 @@ pub(crate) fn pod_wish(
     security_context(context)?;
     let field = "config.linux.security_context.namespace_options";
     let (namespaces, userns) = namespaces::of_pod(field, context.namespace_options.as_ref())?;
-    Ok(PodWish {
+    Ok(SandboxConfig {
         ports: ports(&config.port_mappings, &namespaces)?,
         container_ports: container_ports(&config.port_mappings),
         bandwidth: annotated.bandwidth,
@@ -307,29 +307,31 @@ mod tests {
         }
     }
 
-    fn changed(change: impl FnOnce(&mut cri::PodSandboxConfig)) -> Result<PodWish, BadRequest> {
+    fn changed(
+        change: impl FnOnce(&mut cri::PodSandboxConfig),
+    ) -> Result<SandboxConfig, BadRequest> {
         let mut request = request();
         change(request.config.as_mut().unwrap());
         made(request)
     }
 
-    fn made(request: cri::RunPodSandboxRequest) -> Result<PodWish, BadRequest> {
-        pod_wish(request, &usual())
+    fn made(request: cri::RunPodSandboxRequest) -> Result<SandboxConfig, BadRequest> {
+        sandbox_config(request, &usual())
     }
 
     #[test]
-    fn a_request_becomes_the_wish_it_states() {
+    fn a_request_becomes_its_config() {
         let odd = ("io.example/Ключ", "line one\nline two\t\u{0}");
-        let wish = changed(|c| {
+        let config = changed(|c| {
             c.labels.insert("app".into(), " spaced ".into());
             c.annotations.insert(odd.0.into(), odd.1.into());
         })
         .unwrap();
-        assert_eq!(wish.name.to_string(), "default/web (uid 5b1c, attempt 2)");
-        assert_eq!(wish.labels["app"], " spaced ");
-        assert_eq!(wish.annotations.echo()[odd.0], odd.1);
-        assert_eq!(wish.handler, Handler::Wasm);
-        assert_eq!(wish.namespaces.network, NamespaceMode::Pod);
+        assert_eq!(config.name.to_string(), "default/web (uid 5b1c, attempt 2)");
+        assert_eq!(config.labels["app"], " spaced ");
+        assert_eq!(config.annotations.echo()[odd.0], odd.1);
+        assert_eq!(config.handler, Handler::Wasm);
+        assert_eq!(config.namespaces.network, NamespaceMode::Pod);
     }
 
     #[test]
@@ -438,7 +440,7 @@ mod tests {
             }),
             ..Default::default()
         };
-        let wish = changed(|c| {
+        let config = changed(|c| {
             let linux = c.linux.as_mut().unwrap();
             linux
                 .sysctls
@@ -449,10 +451,10 @@ mod tests {
                 ..Default::default()
             });
         });
-        let wish = wish.unwrap();
-        assert!(wish.privileged);
-        assert_eq!(wish.sysctls["net/ipv4/ip_forward"], "1");
-        assert_eq!(wish.userns.unwrap().gid.outside, 1 << 16);
+        let config = config.unwrap();
+        assert!(config.privileged);
+        assert_eq!(config.sysctls["net/ipv4/ip_forward"], "1");
+        assert_eq!(config.userns.unwrap().gid.outside, 1 << 16);
         let refused = changed(|c| {
             let sysctls = &mut c.linux.as_mut().unwrap().sysctls;
             sysctls.insert("kernel.core_pattern".into(), "|/x".into());

@@ -5,7 +5,7 @@
 //! Not here: namespaces, resources; whether the node has a profile, a capability, SELinux.
 
 use coracle_lifecycle::{
-    CapabilityWish, GroupsPolicy, ProfileWish, SecurityWish, SelinuxWish, UserWish,
+    CapabilityConfig, GroupsPolicy, SecurityContext, SecurityProfile, SelinuxOptions, UserConfig,
 };
 use coracle_proto::runtime::v1 as cri;
 use cri::security_profile::ProfileType;
@@ -32,7 +32,7 @@ pub(super) fn user(
     uid: Option<&cri::Int64Value>,
     gid: Option<&cri::Int64Value>,
     groups: &[i64],
-) -> Result<UserWish, BadRequest> {
+) -> Result<UserConfig, BadRequest> {
     let (uid, gid) = (uid.map(|v| v.value), gid.map(|v| v.value));
     uid.map_or(Ok(()), |uid| {
         check::id(&format!("{field}.run_as_user"), uid)
@@ -43,7 +43,7 @@ pub(super) fn user(
     for (index, group) in groups.iter().enumerate() {
         check::id(&format!("{field}.supplemental_groups[{index}]"), *group)?;
     }
-    Ok(UserWish {
+    Ok(UserConfig {
         uid,
         username: String::new(),
         gid,
@@ -65,7 +65,7 @@ pub(super) fn groups_policy(field: &str, value: i32) -> Result<GroupsPolicy, Bad
 }
 
 /// Refuses a group that comes without a user.
-pub(super) fn group_needs_user(field: &str, user: &UserWish) -> Result<(), BadRequest> {
+pub(super) fn group_needs_user(field: &str, user: &UserConfig) -> Result<(), BadRequest> {
     if user.gid.is_some() && user.uid.is_none() && user.username.is_empty() {
         let problem = "is set without run_as_user or run_as_username";
         return Err(BadRequest::invalid(
@@ -80,10 +80,10 @@ pub(super) fn group_needs_user(field: &str, user: &UserWish) -> Result<(), BadRe
 pub(super) fn context(
     field: &str,
     context: &cri::LinuxContainerSecurityContext,
-) -> Result<SecurityWish, BadRequest> {
+) -> Result<SecurityContext, BadRequest> {
     #[allow(deprecated, reason = "older kubelets and crictl still set these two")]
     let (old_seccomp, old_apparmor) = (&context.seccomp_profile_path, &context.apparmor_profile);
-    let mut wish = SecurityWish {
+    let mut config = SecurityContext {
         privileged: context.privileged,
         capabilities: capabilities(field, context.capabilities.as_ref())?,
         no_new_privs: context.no_new_privs,
@@ -92,19 +92,19 @@ pub(super) fn context(
         selinux: selinux(field, context.selinux_options.as_ref())?,
         masked_paths: paths(&format!("{field}.masked_paths"), &context.masked_paths)?,
         readonly_paths: paths(&format!("{field}.readonly_paths"), &context.readonly_paths)?,
-        ..SecurityWish::default()
+        ..SecurityContext::default()
     };
     let options = context.namespace_options.as_ref();
-    namespaces::of_container(&format!("{field}.namespace_options"), options, &mut wish)?;
-    Ok(wish)
+    namespaces::of_container(&format!("{field}.namespace_options"), options, &mut config)?;
+    Ok(config)
 }
 
 fn capabilities(
     field: &str,
     asked: Option<&cri::Capability>,
-) -> Result<CapabilityWish, BadRequest> {
+) -> Result<CapabilityConfig, BadRequest> {
     let Some(asked) = asked else {
-        return Ok(CapabilityWish::default());
+        return Ok(CapabilityConfig::default());
     };
     for (list, names) in [
         ("add_capabilities", &asked.add_capabilities),
@@ -123,7 +123,7 @@ fn capabilities(
             check::word(&format!("{field}[{index}]"), name, MAX_WORD_BYTES)?;
         }
     }
-    Ok(CapabilityWish {
+    Ok(CapabilityConfig {
         add: asked.add_capabilities.clone(),
         drop: asked.drop_capabilities.clone(),
         ambient: asked.add_ambient_capabilities.clone(),
@@ -135,8 +135,8 @@ pub(super) fn seccomp(
     field: &str,
     profile: Option<&cri::SecurityProfile>,
     old: &str,
-) -> Result<ProfileWish, BadRequest> {
-    let (wish, at) = match profile {
+) -> Result<SecurityProfile, BadRequest> {
+    let (config, at) = match profile {
         Some(profile) => {
             let field = format!("{field}.seccomp");
             (of_type(&field, profile)?, format!("{field}.localhost_ref"))
@@ -146,7 +146,7 @@ pub(super) fn seccomp(
             (of_text(&field, old)?, field)
         }
     };
-    if let ProfileWish::Localhost(path) = &wish {
+    if let SecurityProfile::Localhost(path) = &config {
         check::absolute_or_empty(&at, path)?;
         if path.len() > MAX_PATH_BYTES {
             let problem = format!(
@@ -156,7 +156,7 @@ pub(super) fn seccomp(
             return Err(BadRequest::invalid(at, problem));
         }
     }
-    Ok(wish)
+    Ok(config)
 }
 
 /// Reads an AppArmor profile; one of the node's is a name.
@@ -164,8 +164,8 @@ pub(super) fn apparmor(
     field: &str,
     profile: Option<&cri::SecurityProfile>,
     old: &str,
-) -> Result<ProfileWish, BadRequest> {
-    let (wish, at) = match profile {
+) -> Result<SecurityProfile, BadRequest> {
+    let (config, at) = match profile {
         Some(profile) => {
             let field = format!("{field}.apparmor");
             (of_type(&field, profile)?, format!("{field}.localhost_ref"))
@@ -175,23 +175,23 @@ pub(super) fn apparmor(
             (of_text(&field, old)?, field)
         }
     };
-    if let ProfileWish::Localhost(name) = &wish {
+    if let SecurityProfile::Localhost(name) = &config {
         check::word(&at, name, MAX_WORD_BYTES)?;
     }
-    Ok(wish)
+    Ok(config)
 }
 
-fn of_type(field: &str, profile: &cri::SecurityProfile) -> Result<ProfileWish, BadRequest> {
+fn of_type(field: &str, profile: &cri::SecurityProfile) -> Result<SecurityProfile, BadRequest> {
     match ProfileType::try_from(profile.profile_type) {
-        Ok(ProfileType::RuntimeDefault) => Ok(ProfileWish::Default),
-        Ok(ProfileType::Unconfined) => Ok(ProfileWish::Unconfined),
+        Ok(ProfileType::RuntimeDefault) => Ok(SecurityProfile::Default),
+        Ok(ProfileType::Unconfined) => Ok(SecurityProfile::Unconfined),
         Ok(ProfileType::Localhost) if profile.localhost_ref.is_empty() => Err(BadRequest::invalid(
             format!("{field}.localhost_ref"),
             "is empty for a Localhost profile",
         )),
         Ok(ProfileType::Localhost) => {
             check::printable(&format!("{field}.localhost_ref"), &profile.localhost_ref)?;
-            Ok(ProfileWish::Localhost(profile.localhost_ref.clone()))
+            Ok(SecurityProfile::Localhost(profile.localhost_ref.clone()))
         }
         Err(_) => {
             let problem = format!("is {}, which is no profile type", profile.profile_type);
@@ -204,18 +204,18 @@ fn of_type(field: &str, profile: &cri::SecurityProfile) -> Result<ProfileWish, B
 }
 
 /// The one-text form of older protocols.
-fn of_text(field: &str, text: &str) -> Result<ProfileWish, BadRequest> {
+fn of_text(field: &str, text: &str) -> Result<SecurityProfile, BadRequest> {
     check::printable(field, text)?;
     match text {
-        "" => Ok(ProfileWish::Unset),
-        "runtime/default" | "docker/default" => Ok(ProfileWish::Default),
-        "unconfined" => Ok(ProfileWish::Unconfined),
+        "" => Ok(SecurityProfile::Unset),
+        "runtime/default" | "docker/default" => Ok(SecurityProfile::Default),
+        "unconfined" => Ok(SecurityProfile::Unconfined),
         _ => match text.strip_prefix("localhost/") {
             Some("") => Err(BadRequest::invalid(
                 field,
                 "names no profile after localhost/",
             )),
-            Some(name) => Ok(ProfileWish::Localhost(name.to_owned())),
+            Some(name) => Ok(SecurityProfile::Localhost(name.to_owned())),
             None => Err(BadRequest::invalid(
                 field,
                 "is none of runtime/default, docker/default, unconfined, localhost/NAME",
@@ -228,7 +228,7 @@ fn of_text(field: &str, text: &str) -> Result<ProfileWish, BadRequest> {
 pub(super) fn selinux(
     field: &str,
     options: Option<&cri::SeLinuxOption>,
-) -> Result<Option<SelinuxWish>, BadRequest> {
+) -> Result<Option<SelinuxOptions>, BadRequest> {
     let Some(options) = options else {
         return Ok(None);
     };
@@ -248,13 +248,13 @@ pub(super) fn selinux(
             return Err(BadRequest::invalid(field, "is no part of a label"));
         }
     }
-    let wish = SelinuxWish {
+    let config = SelinuxOptions {
         user: options.user.clone(),
         role: options.role.clone(),
         kind: options.r#type.clone(),
         level: options.level.clone(),
     };
-    Ok((wish != SelinuxWish::default()).then_some(wish))
+    Ok((config != SelinuxOptions::default()).then_some(config))
 }
 
 /// Absolute clean paths in a container.
@@ -285,28 +285,28 @@ mod tests {
 
     #[test]
     fn a_profile_comes_by_its_type_or_by_the_older_text() {
-        let path = |text: &str| Ok(ProfileWish::Localhost(text.to_owned()));
-        assert_eq!(seccomp("s", None, ""), Ok(ProfileWish::Unset));
+        let path = |text: &str| Ok(SecurityProfile::Localhost(text.to_owned()));
+        assert_eq!(seccomp("s", None, ""), Ok(SecurityProfile::Unset));
         assert_eq!(
             seccomp("s", None, "runtime/default"),
-            Ok(ProfileWish::Default)
+            Ok(SecurityProfile::Default)
         );
         assert_eq!(
             seccomp("s", None, "docker/default"),
-            Ok(ProfileWish::Default)
+            Ok(SecurityProfile::Default)
         );
         assert_eq!(
             seccomp("s", None, "unconfined"),
-            Ok(ProfileWish::Unconfined)
+            Ok(SecurityProfile::Unconfined)
         );
         assert_eq!(seccomp("s", None, "localhost//p/a.json"), path("/p/a.json"));
         assert_eq!(
             seccomp("s", Some(&profile(0, "")), "unconfined"),
-            Ok(ProfileWish::Default)
+            Ok(SecurityProfile::Default)
         );
         assert_eq!(
             seccomp("s", Some(&profile(1, "")), ""),
-            Ok(ProfileWish::Unconfined)
+            Ok(SecurityProfile::Unconfined)
         );
         assert_eq!(
             seccomp("s", Some(&profile(2, "/a.json")), ""),
@@ -347,8 +347,8 @@ mod tests {
         };
         assert_eq!(selinux("s", None).unwrap(), None);
         assert_eq!(selinux("s", Some(&option("", ""))).unwrap(), None);
-        let wish = selinux("s", Some(&option("u", "s0:c1,c2"))).unwrap();
-        assert_eq!(wish.unwrap().level, "s0:c1,c2");
+        let config = selinux("s", Some(&option("u", "s0:c1,c2"))).unwrap();
+        assert_eq!(config.unwrap().level, "s0:c1,c2");
         for odd in ["a:b", "a b", "a\n", "a,context=x"] {
             assert!(selinux("s", Some(&option(odd, ""))).is_err(), "{odd:?}");
         }
@@ -376,10 +376,10 @@ mod tests {
     #[test]
     fn a_group_needs_a_user() {
         let group = cri::Int64Value { value: 1 };
-        let mut wish = user("s", None, Some(&group), &[]).unwrap();
-        assert!(group_needs_user("s", &wish).is_err());
-        wish.username = "nobody".into();
-        assert!(group_needs_user("s", &wish).is_ok());
+        let mut config = user("s", None, Some(&group), &[]).unwrap();
+        assert!(group_needs_user("s", &config).is_err());
+        config.username = "nobody".into();
+        assert!(group_needs_user("s", &config).is_ok());
         let too_large = cri::Int64Value { value: 1 << 31 };
         assert!(user("s", Some(&too_large), None, &[]).is_err());
         assert!(

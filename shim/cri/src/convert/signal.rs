@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn default_is_no_wish_and_unknown_is_refused() {
+    fn default_is_unset_and_unknown_is_refused() {
         assert_eq!(asked("f", 0).unwrap(), None);
         for odd in [-1, 66, i32::MAX] {
             assert!(asked("f", odd).is_err(), "{odd}");

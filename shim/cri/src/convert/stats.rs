@@ -47,8 +47,8 @@ pub(crate) fn container_stats(measured: &ContainerUsage, root: &Path) -> cri::Co
     let attributes = cri::ContainerAttributes {
         id: view.id.to_string(),
         metadata: Some(container_metadata(view)),
-        labels: view.wish.labels.clone(),
-        annotations: view.wish.annotations.echo(),
+        labels: view.config.labels.clone(),
+        annotations: view.config.annotations.echo(),
     };
     let usage = measured.usage.as_ref();
     cri::ContainerStats {
@@ -66,9 +66,9 @@ pub(crate) fn pod_stats(measured: &PodUsage, root: &Path) -> cri::PodSandboxStat
     let view = &measured.view;
     let attributes = cri::PodSandboxAttributes {
         id: view.id.to_string(),
-        metadata: Some(pod_metadata(&view.wish.name)),
-        labels: view.wish.labels.clone(),
-        annotations: view.wish.annotations.echo(),
+        metadata: Some(pod_metadata(&view.config.name)),
+        labels: view.config.labels.clone(),
+        annotations: view.config.annotations.echo(),
     };
     let usage = measured.usage.as_ref();
     let process = usage.map(|usage| cri::ProcessUsage {

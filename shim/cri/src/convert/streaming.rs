@@ -3,7 +3,7 @@
 //! Called by `streaming`. Invariants: a session has at least one stream; a terminal has no error stream of its own; ports
 //! are ports. Not here: whether the container runs.
 
-use coracle_lifecycle::{AttachWish, ExecWish, ForwardWish};
+use coracle_lifecycle::{AttachConfig, ExecConfig, PortForwardConfig};
 use coracle_proto::runtime::v1 as cri;
 use coracle_spec::id::{ContainerId, PodId};
 
@@ -14,11 +14,11 @@ use super::exec::check_words;
 pub(crate) fn exec_session(
     request: cri::ExecRequest,
     container: ContainerId,
-) -> Result<ExecWish, BadRequest> {
+) -> Result<ExecConfig, BadRequest> {
     check_words(&request.cmd)?;
     let (stdin, stdout, stderr) = (request.stdin, request.stdout, request.stderr);
     check_streams(request.tty, stdin, stdout, stderr)?;
-    Ok(ExecWish {
+    Ok(ExecConfig {
         container,
         argv: request.cmd,
         tty: request.tty,
@@ -32,10 +32,10 @@ pub(crate) fn exec_session(
 pub(crate) fn attach_session(
     request: &cri::AttachRequest,
     container: ContainerId,
-) -> Result<AttachWish, BadRequest> {
+) -> Result<AttachConfig, BadRequest> {
     let (stdin, stdout, stderr) = (request.stdin, request.stdout, request.stderr);
     check_streams(request.tty, stdin, stdout, stderr)?;
-    Ok(AttachWish {
+    Ok(AttachConfig {
         container,
         tty: request.tty,
         stdin,
@@ -48,7 +48,7 @@ pub(crate) fn attach_session(
 pub(crate) fn forward_session(
     request: &cri::PortForwardRequest,
     pod: PodId,
-) -> Result<ForwardWish, BadRequest> {
+) -> Result<PortForwardConfig, BadRequest> {
     let mut ports = Vec::with_capacity(request.port.len().min(MAX_PORTS));
     if request.port.len() > MAX_PORTS {
         let problem = format!("has {} ports, more than {MAX_PORTS}", request.port.len());
@@ -63,7 +63,7 @@ pub(crate) fn forward_session(
             }
         }
     }
-    Ok(ForwardWish { pod, ports })
+    Ok(PortForwardConfig { pod, ports })
 }
 
 /// Most ports of one request: each is two of the 255 channels of a WebSocket.
@@ -90,7 +90,7 @@ fn check_streams(tty: bool, stdin: bool, stdout: bool, stderr: bool) -> Result<(
 mod tests {
     use super::*;
 
-    fn exec(cmd: &[&str], ends: [bool; 4]) -> Result<ExecWish, BadRequest> {
+    fn exec(cmd: &[&str], ends: [bool; 4]) -> Result<ExecConfig, BadRequest> {
         let [tty, stdin, stdout, stderr] = ends;
         let cmd = cmd.iter().map(|word| (*word).to_owned()).collect();
         let container_id = "c".into();
@@ -108,14 +108,14 @@ mod tests {
     #[test]
     fn a_session_has_streams_and_a_terminal_no_stderr() {
         let [on, off] = [true, false];
-        let wish = exec(&["sh", "-c", ""], [on, on, on, off]).unwrap();
+        let config = exec(&["sh", "-c", ""], [on, on, on, off]).unwrap();
         assert_eq!(
             (
-                wish.argv.len(),
-                wish.tty,
-                wish.stdin,
-                wish.stdout,
-                wish.stderr
+                config.argv.len(),
+                config.tty,
+                config.stdin,
+                config.stdout,
+                config.stderr
             ),
             (3, on, on, on, off)
         );

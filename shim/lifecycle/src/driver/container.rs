@@ -7,10 +7,10 @@ use coracle_runtime::process::Process;
 use coracle_spec::id::ContainerId;
 use coracle_spec::{Cause, Exit};
 
-use super::{Container, Driver, Note, Reply, Watch, Word, save};
+use super::{Completion, Container, Driver, Message, Reply, Watch, save};
 use crate::clock;
 use crate::error::{Error, Kind};
-use crate::host::Launched;
+use crate::host::Started;
 use crate::record::{ContainerRecord, Plan};
 use crate::state::{ContainerPhase, Ended, Event, ProcessFact, Refused, Run, step};
 use crate::store::Slot;
@@ -18,9 +18,9 @@ use crate::unreadable::container_view;
 use crate::view::EventKind;
 
 /// How long a keeper may be silent about an exit that the kernel has already told.
-const KEEPER_SILENCE: Duration = Duration::from_secs(2);
+const KEEPER_EXIT_TIMEOUT: Duration = Duration::from_secs(2);
 /// The same when the exit was a kill.
-const KILL_SILENCE: Duration = Duration::from_millis(200);
+const KEEPER_KILL_TIMEOUT: Duration = Duration::from_millis(200);
 /// Exit code of a process that was killed: 128 + SIGKILL.
 const KILLED: i32 = 137;
 
@@ -29,7 +29,7 @@ impl Container {
     pub(super) fn record(&self) -> Option<ContainerRecord> {
         Some(ContainerRecord {
             id: self.id.clone(),
-            wish: Arc::clone(&self.wish),
+            config: Arc::clone(&self.config),
             plan: Arc::clone(self.plan.as_ref()?),
             created_at: self.created_at,
             phase: self.phase.clone(),
@@ -97,23 +97,23 @@ impl Driver {
             .map(|container| container.id.clone())
             .collect();
         for id in ids {
-            self.note_failure(&id, Event::DeadlinePassed).await;
+            self.step_or_log(&id, Event::DeadlinePassed).await;
         }
     }
 
-    pub(super) async fn word(&mut self, id: ContainerId, word: Word) {
+    pub(super) async fn handle_completion(&mut self, id: ContainerId, completion: Completion) {
         if let Some(container) = self.containers.get_mut(&id)
-            && !matches!(word, Word::Silent(_))
+            && !matches!(completion, Completion::ProcessEnded(_))
         {
             container.busy = container.busy.saturating_sub(1);
         }
-        match word {
-            Word::Built(result) => self.built(&id, result).await,
-            Word::Launched(Ok(launched)) => self.launched(&id, launched).await,
-            Word::Launched(Err(error)) => self.never_ran(&id, error, None).await,
-            Word::NeverRan(error, code) => self.never_ran(&id, error, code).await,
-            Word::Cleaned(Ok(())) => {}
-            Word::Cleaned(Err(error)) => {
+        match completion {
+            Completion::Built(result) => self.built(&id, result).await,
+            Completion::Started(Ok(started)) => self.started(&id, started).await,
+            Completion::Started(Err(error)) => self.never_ran(&id, error, None).await,
+            Completion::NeverRan(error, code) => self.never_ran(&id, error, code).await,
+            Completion::Cleaned(Ok(())) => {}
+            Completion::Cleaned(Err(error)) => {
                 if let Some(container) = self.containers.get_mut(&id)
                     && matches!(container.phase, ContainerPhase::Unreadable(_))
                 {
@@ -121,10 +121,10 @@ impl Driver {
                 }
                 tracing::error!(container = %id, error = error.chain(), "an effect on a container failed");
             }
-            Word::Forgotten(Ok(())) => self.note_failure(&id, Event::Removed).await,
-            Word::Forgotten(Err(error)) => self.forgetting_failed(&id, &error),
-            Word::Silent(exit) => self.exited(&id, exit).await,
-            Word::Changed(result) => self.changed(&id, result).await,
+            Completion::Forgotten(Ok(())) => self.step_or_log(&id, Event::Removed).await,
+            Completion::Forgotten(Err(error)) => self.forgetting_failed(&id, &error),
+            Completion::ProcessEnded(exit) => self.exited(&id, exit).await,
+            Completion::Changed(result) => self.changed(&id, result).await,
         }
     }
 
@@ -143,21 +143,21 @@ impl Driver {
         if let Some(container) = self.containers.get_mut(id) {
             container.failure = Some(error);
         }
-        self.note_failure(id, Event::BuildFailed).await;
+        self.step_or_log(id, Event::BuildFailed).await;
     }
 
-    async fn launched(&mut self, id: &ContainerId, launched: Launched) {
+    async fn started(&mut self, id: &ContainerId, started: Started) {
         let Some(container) = self.containers.get_mut(id) else {
             return;
         };
         let process = ProcessFact {
-            pid: launched.process.pid(),
-            start_time: launched.process.start_time(),
+            pid: started.process.pid(),
+            start_time: started.process.start_time(),
         };
-        let run = Run::new(process, launched.started_at, container.created_at);
+        let run = Run::new(process, started.started_at, container.created_at);
         let early = container.early_exit.take();
-        self.hold(id, launched.process);
-        self.note_failure(id, Event::Launched(run)).await;
+        self.hold(id, started.process);
+        self.step_or_log(id, Event::Started(run)).await;
         if let Some(exit) = early {
             self.exited(id, exit).await;
         }
@@ -171,7 +171,7 @@ impl Driver {
         let mut ended = Ended::never_ran(at, &error.chain());
         ended.code = code.unwrap_or(ended.code);
         container.failure = Some(error);
-        self.note_failure(id, Event::LaunchFailed(ended)).await;
+        self.step_or_log(id, Event::StartFailed(ended)).await;
     }
 
     /// Keeps a container's process and listens for its end.
@@ -189,7 +189,12 @@ impl Driver {
             process.ended().await;
             // Killed is killed: of that the keeper could add nothing but the time.
             let killed = process.exit_status() == Some(KILLED);
-            tokio::time::sleep(if killed { KILL_SILENCE } else { KEEPER_SILENCE }).await;
+            tokio::time::sleep(if killed {
+                KEEPER_KILL_TIMEOUT
+            } else {
+                KEEPER_EXIT_TIMEOUT
+            })
+            .await;
             let status = process.exit_status();
             let cause = if status.is_some() {
                 Cause::Ended
@@ -197,9 +202,9 @@ impl Driver {
                 Cause::Unknown
             };
             let (code, finished_at) = (status.unwrap_or(255), clock::wall());
-            Note::Container(
+            Message::Container(
                 id,
-                Word::Silent(Exit {
+                Completion::ProcessEnded(Exit {
                     code,
                     signal: None,
                     finished_at,
@@ -241,7 +246,7 @@ impl Driver {
         tracing::info!(container = %id, exit_code = ended.code, reason = ended.reason.name(), "container exited");
         container.watch = None;
         container.process = None;
-        self.note_failure(id, Event::Ended(ended)).await;
+        self.step_or_log(id, Event::Ended(ended)).await;
     }
 
     fn forgetting_failed(&mut self, id: &ContainerId, error: &Error) {
@@ -261,7 +266,7 @@ impl Driver {
     }
 
     /// A step whose failure nobody waits for.
-    pub(super) async fn note_failure(&mut self, id: &ContainerId, event: Event) {
+    pub(super) async fn step_or_log(&mut self, id: &ContainerId, event: Event) {
         if let Err(error) = self.step(id, event).await {
             tracing::error!(container = %id, error = error.chain(), "a container's change was refused");
         }
@@ -271,7 +276,7 @@ impl Driver {
     pub(super) async fn step(&mut self, id: &ContainerId, event: Event) -> Result<(), Error> {
         let container = self.containers.get_mut(id).ok_or_else(|| missing(id))?;
         let before = container.phase.clone();
-        let must_be_saved = matches!(event, Event::StartAsked | Event::Built);
+        let must_be_saved = matches!(event, Event::StartRequested | Event::Built);
         let decided = step(clock::boot(), before.clone(), event);
         let (next, effects) = decided.map_err(|why| refused(id, why))?;
         container.phase = next;
@@ -288,7 +293,7 @@ impl Driver {
         let told = told(&before, &container.phase);
         self.show(id);
         if let Some(kind) = told {
-            self.tell(kind, id.as_str());
+            self.publish_event(kind, id.as_str());
         }
         for effect in effects {
             self.act(id, effect);
@@ -296,7 +301,7 @@ impl Driver {
         Ok(())
     }
 
-    /// Puts the container's view on the board, once it may be seen.
+    /// Puts the container's view on the cache, once it may be seen.
     pub(super) fn show(&self, id: &ContainerId) {
         let Some(container) = self.containers.get(id) else {
             return;
@@ -314,14 +319,14 @@ impl Driver {
         let view = match (container.record(), &container.phase) {
             (Some(record), _) => record.view(pod),
             (None, ContainerPhase::Unreadable(why)) => {
-                container_view(id, pod, Arc::clone(&container.wish), why)
+                container_view(id, pod, Arc::clone(&container.config), why)
             }
             (None, _) => return,
         };
-        self.shared.board.show_container(view);
+        self.shared.cache.show_container(view);
     }
 
-    pub(super) fn settle_containers(&mut self) {
+    pub(super) fn reconcile_containers(&mut self) {
         let mut gone = Vec::new();
         for container in self.containers.values_mut() {
             container.answer_waiting();
@@ -331,19 +336,19 @@ impl Driver {
         }
         for id in gone {
             self.containers.remove(&id);
-            self.shared.names.drop_container(&id);
-            if self.shared.board.hide_container(&id).is_some() {
-                self.tell(EventKind::Deleted, id.as_str());
+            self.shared.registry.drop_container(&id);
+            if self.shared.cache.hide_container(&id).is_some() {
+                self.publish_event(EventKind::Deleted, id.as_str());
             }
         }
     }
 
-    pub(super) fn tell(&self, kind: EventKind, id: &str) {
-        let board = &self.shared.board;
-        let pod = board
+    pub(super) fn publish_event(&self, kind: EventKind, id: &str) {
+        let cache = &self.shared.cache;
+        let pod = cache
             .pod(&self.record.id)
             .unwrap_or_else(|| Arc::new(self.record.view()));
-        board.tell(kind, id, clock::wall(), pod);
+        cache.publish(kind, id, clock::wall(), pod);
     }
 }
 

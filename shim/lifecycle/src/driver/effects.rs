@@ -8,25 +8,25 @@ use coracle_spec::PidSpace;
 use coracle_spec::id::ContainerId;
 
 use super::container::missing;
-use super::{Driver, Note, Purpose, Word};
+use super::{Completion, Driver, Message, Purpose};
 use crate::blocking::blocking;
 use crate::error::{Error, Kind};
-use crate::host::{KeeperEngine, Launch, Launched};
+use crate::host::{KeeperEngine, StartRequest, Started};
 use crate::record::Payload;
 use crate::state::{ContainerPhase, Effect};
 use crate::store::Slot;
 
 /// How often, and for how long after the first time, it is looked whether a stop signal can be heard by now.
-const HEARING: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(10));
+const SIGNAL_RETRY: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(10));
 
 /// Sends a stop signal again once the program listens to it. The kernel drops a signal for the first process of a pid
 /// namespace that has no handler for it yet, and a container may be stopped before its program came that far.
-async fn signal_again(process: Arc<Process>, signal: i32, mut was_deaf: bool) {
-    let (mut pause, until) = (HEARING.0, Instant::now() + HEARING.1);
+async fn signal_again(process: Arc<Process>, signal: i32, mut was_ignored: bool) {
+    let (mut pause, until) = (SIGNAL_RETRY.0, Instant::now() + SIGNAL_RETRY.1);
     while Instant::now() < until && process.is_alive() {
         match process.hears(signal) {
-            Some(false) => was_deaf = true,
-            Some(true) if was_deaf => {
+            Some(false) => was_ignored = true,
+            Some(true) if was_ignored => {
                 let _ = process.signal(signal);
                 return;
             }
@@ -53,7 +53,7 @@ impl Driver {
 
     pub(super) fn act(&mut self, id: &ContainerId, effect: Effect) {
         match effect {
-            Effect::Launch => self.launch(id),
+            Effect::Start => self.start(id),
             Effect::Signal => self.signal(id),
             Effect::Kill => self.kill(id),
             Effect::CleanUp => self.clean_up(id),
@@ -61,15 +61,15 @@ impl Driver {
         }
     }
 
-    fn launch(&mut self, id: &ContainerId) {
-        let (shared, launch) = (
+    fn start(&mut self, id: &ContainerId) {
+        let (shared, request) = (
             Arc::clone(&self.shared),
-            self.launch_parts(id, self.engine()),
+            self.start_request(id, self.engine()),
         );
         let silent = format!("start container {id}: its keeper does not answer");
-        self.launch_by(id, async move {
-            let launch = launch.ok_or_else(|| Error::new(Kind::Io, silent))?;
-            shared.host().launch(launch).await
+        self.run_start(id, async move {
+            let request = request.ok_or_else(|| Error::new(Kind::Io, silent))?;
+            shared.host().start_container(request).await
         });
     }
 
@@ -81,26 +81,26 @@ impl Driver {
         };
         tracing::info!(container = %id, "its start is still under way");
         let (shared, container) = (Arc::clone(&self.shared), id.clone());
-        self.launch_by(id, async move {
-            shared.host().await_launch(&keeper, &container).await
+        self.run_start(id, async move {
+            shared.host().await_start(&keeper, &container).await
         });
     }
 
-    /// Runs what ends with the container launched or not.
-    fn launch_by(
+    /// Runs what ends with the container started or not.
+    fn run_start(
         &mut self,
         id: &ContainerId,
-        launch: impl Future<Output = Result<Launched, Error>> + Send + 'static,
+        start: impl Future<Output = Result<Started, Error>> + Send + 'static,
     ) {
         let Some(container) = self.containers.get_mut(id) else {
             return;
         };
         container.busy += 1;
         let (shared, pod) = (Arc::clone(&self.shared), self.record.id.clone());
-        let (id, word_id) = (id.clone(), id.clone());
+        let (id, completed) = (id.clone(), id.clone());
         self.effect(
             async move {
-                match launch.await {
+                match start.await {
                     Err(error) if error.kind() == Kind::StartFailed => {
                         let code = shared.host().exit_code(&pod, &id).await;
                         Ok(Err((error, code)))
@@ -109,25 +109,25 @@ impl Driver {
                 }
             },
             |result| {
-                let word = match result {
-                    Ok(Ok(launched)) => Word::Launched(Ok(launched)),
-                    Ok(Err((error, code))) => Word::NeverRan(error, code),
-                    Err(error) => Word::Launched(Err(error)),
+                let completion = match result {
+                    Ok(Ok(started)) => Completion::Started(Ok(started)),
+                    Ok(Err((error, code))) => Completion::NeverRan(error, code),
+                    Err(error) => Completion::Started(Err(error)),
                 };
-                Note::Container(word_id, word)
+                Message::Container(completed, completion)
             },
         );
     }
 
-    /// All that a launch of this container, or an exec in it, needs; `None` without a plan or a keeper.
-    fn launch_parts(&self, id: &ContainerId, engine: KeeperEngine) -> Option<Launch> {
+    /// All that a start of this container, or an exec in it, needs; `None` without a plan or a keeper.
+    fn start_request(&self, id: &ContainerId, engine: KeeperEngine) -> Option<StartRequest> {
         let container = self.containers.get(id)?;
-        Some(Launch {
+        Some(StartRequest {
             pod: self.record.id.clone(),
             id: id.clone(),
-            userns: self.record.wish.userns.is_some(),
-            log_directory: self.record.wish.log_directory.clone(),
-            wish: Arc::clone(&container.wish),
+            userns: self.record.config.userns.is_some(),
+            log_directory: self.record.config.log_directory.clone(),
+            config: Arc::clone(&container.config),
             plan: container.plan.clone()?,
             keeper: self.keeper.clone()?,
             engine,
@@ -135,7 +135,11 @@ impl Driver {
     }
 
     /// What it takes to reach into container `id`. Errors: Missing; WrongPhase when it does not run.
-    pub(super) fn entry(&self, id: &ContainerId, purpose: Purpose) -> Result<Box<Launch>, Error> {
+    pub(super) fn entry(
+        &self,
+        id: &ContainerId,
+        purpose: Purpose,
+    ) -> Result<Box<StartRequest>, Error> {
         let container = self.containers.get(id).ok_or_else(|| missing(id))?;
         let phase = &container.phase;
         let admits = match phase {
@@ -143,13 +147,13 @@ impl Driver {
             ContainerPhase::Stopping(..) => purpose == Purpose::Attach,
             _ => false,
         };
-        let verb = purpose.words();
+        let verb = purpose.verb();
         if !admits {
             let text = format!("cannot {verb} container {id}: it is {}", phase.name());
             return Err(Error::new(Kind::WrongPhase, text));
         }
         let silent = || format!("{verb} container {id}: its keeper does not answer");
-        let parts = self.launch_parts(id, self.engine());
+        let parts = self.start_request(id, self.engine());
         parts
             .map(Box::new)
             .ok_or_else(|| Error::new(Kind::Io, silent()))
@@ -166,7 +170,7 @@ impl Driver {
         let Some(process) = &container.process else {
             return;
         };
-        let was_deaf = process.hears(signal) == Some(false);
+        let was_ignored = process.hears(signal) == Some(false);
         if let Err(error) = self.shared.host.signal(process, signal) {
             // The deadline that is armed ends it all the same.
             tracing::warn!(container = %id, error = error.chain(), "the stop signal was not sent");
@@ -176,7 +180,7 @@ impl Driver {
             Some(Payload::Linux(linux)) if linux.jail.pid == PidSpace::Own
         );
         if first_of_its_namespace {
-            tokio::spawn(signal_again(Arc::clone(process), signal, was_deaf));
+            tokio::spawn(signal_again(Arc::clone(process), signal, was_ignored));
         }
     }
 
@@ -190,12 +194,12 @@ impl Driver {
             container.process.clone(),
             self.cgroup_of(id),
         );
-        let word_id = id.clone();
+        let completed = id.clone();
         self.effect(
             blocking("killing a container", move || {
                 shared.host.kill(process.as_deref(), &cgroup)
             }),
-            |result| Note::Container(word_id, Word::Cleaned(result)),
+            |result| Message::Container(completed, Completion::Cleaned(result)),
         );
     }
 
@@ -207,10 +211,10 @@ impl Driver {
         let (recorded, keeper) = (container.slot.wait_durable(), self.keeper.clone());
         let shared = Arc::clone(&self.shared);
         shared.host.drop_exit(keeper, &self.record.id, id, recorded);
-        let (cgroup, word_id) = (self.cgroup_of(id), id.clone());
+        let (cgroup, completed) = (self.cgroup_of(id), id.clone());
         self.effect(
             async move { shared.host().clean_up(cgroup).await },
-            |result| Note::Container(word_id, Word::Cleaned(result)),
+            |result| Message::Container(completed, Completion::Cleaned(result)),
         );
     }
 
@@ -231,7 +235,7 @@ impl Driver {
             self.keeper.clone(),
             self.cgroup_of(id),
         );
-        let (pod, id, word_id) = (self.record.id.clone(), id.clone(), id.clone());
+        let (pod, id, completed) = (self.record.id.clone(), id.clone(), id.clone());
         self.effect(
             async move {
                 shared
@@ -239,7 +243,7 @@ impl Driver {
                     .forget_container(keeper, &pod, &id, cgroup)
                     .await
             },
-            |result| Note::Container(word_id, Word::Forgotten(result)),
+            |result| Message::Container(completed, Completion::Forgotten(result)),
         );
     }
 

@@ -6,9 +6,10 @@ use std::time::Duration;
 use coracle_spec::id::PodId;
 
 use super::container::answer;
-use super::{Driver, Effort, Note, Reply, Shared, Standing, save};
+use super::{Driver, Message, Progress, ReadySandbox, Reply, Shared, save};
 use crate::blocking::{blocking, io_error, make_private, pass};
 use crate::clock;
+use crate::config::SandboxConfig;
 use crate::error::{Error, Kind};
 use crate::record::PodRecord;
 use crate::state::{
@@ -16,11 +17,10 @@ use crate::state::{
 };
 use crate::store::Slot;
 use crate::view::EventKind;
-use crate::wish::PodWish;
 
 impl Driver {
-    pub(super) fn ask_ready(&mut self, wish: &PodWish, reply: Reply<()>) {
-        let mine = self.record.wish.is_repeated_by(wish);
+    pub(super) fn handle_ready(&mut self, config: &SandboxConfig, reply: Reply<()>) {
+        let mine = self.record.config.is_repeated_by(config);
         if mine && matches!(self.record.phase, PodPhase::Starting | PodPhase::Ready(_)) {
             // Answered when settled: at once, or with the first try.
             self.ready.push(reply);
@@ -29,30 +29,30 @@ impl Driver {
         let (id, phase) = (&self.record.id, self.record.phase.name());
         let text = format!(
             "sandbox name {} belongs to {id}, which is {phase}; ask with another attempt",
-            wish.name
+            config.name
         );
         let _ = reply.send(Err(Error::new(Kind::NameTaken, text)));
     }
 
-    pub(super) async fn ask_stop_pod(&mut self, reply: Reply<()>) {
+    pub(super) async fn handle_stop_pod(&mut self, reply: Reply<()>) {
         self.try_again();
-        match self.pod_step(PodEvent::StopAsked).await {
+        match self.pod_step(PodEvent::StopRequested).await {
             Ok(()) => self.stop.push(reply),
             Err(error) => drop(reply.send(Err(error))),
         }
     }
 
-    pub(super) async fn ask_remove_pod(&mut self, reply: Reply<()>) {
+    pub(super) async fn handle_remove_pod(&mut self, reply: Reply<()>) {
         self.try_again();
-        match self.pod_step(PodEvent::RemoveAsked).await {
+        match self.pod_step(PodEvent::RemoveRequested).await {
             Ok(()) => self.remove.push(reply),
             Err(error) => drop(reply.send(Err(error))),
         }
     }
 
     fn try_again(&mut self) {
-        if self.effort == Effort::Failed {
-            self.effort = Effort::Idle;
+        if self.progress == Progress::Failed {
+            self.progress = Progress::Idle;
         }
     }
 
@@ -81,8 +81,8 @@ impl Driver {
     }
 
     /// Goes on with a stop or a removal once its containers are where they have to be.
-    pub(super) async fn settle_pod(&mut self) {
-        if self.effort != Effort::Idle {
+    pub(super) async fn reconcile_pod(&mut self) {
+        if self.progress != Progress::Idle {
             return;
         }
         let next = match &self.record.phase {
@@ -92,10 +92,10 @@ impl Driver {
             PodPhase::Removing if self.containers.is_empty() => PodEvent::Cleared,
             _ => return,
         };
-        self.note_pod(next).await;
+        self.pod_step_or_log(next).await;
     }
 
-    pub(super) async fn note_pod(&mut self, event: PodEvent) {
+    pub(super) async fn pod_step_or_log(&mut self, event: PodEvent) {
         if let Err(error) = self.pod_step(event).await {
             tracing::error!(pod = %self.record.id, error = error.chain(), "a sandbox's change was refused");
         }
@@ -121,34 +121,36 @@ impl Driver {
             tracing::error!(pod = %self.record.id, error = error.chain(), "a sandbox's record was not saved");
         }
         self.show_pod();
-        self.tell_pod(&before);
+        self.publish_pod_event(&before);
         for effect in effects {
             self.act_pod(effect).await;
         }
         Ok(())
     }
 
-    /// Puts the pod's view on the board, once it may be seen.
+    /// Puts the pod's view on the cache, once it may be seen.
     pub(super) fn show_pod(&self) {
         let unborn = self.failure.is_some() || self.record.phase == PodPhase::Starting;
         if !unborn && self.record.phase != PodPhase::Gone {
-            self.shared.board.show_pod(self.record.view());
+            self.shared.cache.show_pod(self.record.view());
         }
     }
 
-    fn tell_pod(&self, before: &PodPhase) {
+    fn publish_pod_event(&self, before: &PodPhase) {
         let id = self.record.id.as_str();
         match (before, &self.record.phase) {
             (PodPhase::Starting, PodPhase::Ready(_)) => {
-                self.tell(EventKind::Created, id);
-                self.tell(EventKind::Started, id);
+                self.publish_event(EventKind::Created, id);
+                self.publish_event(EventKind::Started, id);
             }
-            (PodPhase::Ready(_), PodPhase::Stopping(..)) => self.tell(EventKind::Stopped, id),
+            (PodPhase::Ready(_), PodPhase::Stopping(..)) => {
+                self.publish_event(EventKind::Stopped, id)
+            }
             (PodPhase::Removing, PodPhase::Gone) => {
-                if let Some(last) = self.shared.board.hide_pod(&self.record.id) {
+                if let Some(last) = self.shared.cache.hide_pod(&self.record.id) {
                     self.shared
-                        .board
-                        .tell(EventKind::Deleted, id, clock::wall(), last);
+                        .cache
+                        .publish(EventKind::Deleted, id, clock::wall(), last);
                 }
             }
             _ => {}
@@ -167,74 +169,83 @@ impl Driver {
                     .map(|container| container.id.clone())
                     .collect::<Vec<_>>()
                 {
-                    self.note_failure(&id, Event::StopAsked(Duration::ZERO))
+                    self.step_or_log(&id, Event::StopRequested(Duration::ZERO))
                         .await;
                 }
             }
             PodEffect::RemoveContainers => {
                 for id in self.containers.keys().cloned().collect::<Vec<_>>() {
-                    self.note_failure(&id, Event::RemoveAsked).await;
+                    self.step_or_log(&id, Event::RemoveRequested).await;
                 }
             }
-            PodEffect::TakeDown => self.take_down(),
+            PodEffect::TearDown => self.tear_down(),
             PodEffect::Forget => self.forget_pod(),
         }
     }
 
-    pub(super) fn raise(&mut self) {
-        self.effort = Effort::Busy;
+    pub(super) fn create_pod(&mut self) {
+        self.progress = Progress::Busy;
         let (shared, record, slot) = (
             Arc::clone(&self.shared),
             self.record.clone(),
             self.slot.clone(),
         );
-        self.effect(raise(shared, record, slot), |result| {
-            Note::Raised(result.map(Box::new))
+        self.effect(create_sandbox(shared, record, slot), |result| {
+            Message::SandboxCreated(result.map(Box::new))
         });
     }
 
-    pub(super) async fn raised(&mut self, result: Result<Box<Standing>, Error>) {
-        self.effort = Effort::Idle;
+    pub(super) async fn created(&mut self, result: Result<Box<ReadySandbox>, Error>) {
+        self.progress = Progress::Idle;
         let event = match result {
-            Ok(standing) => {
-                let Standing { raised, slot, live } = *standing;
+            Ok(ready_sandbox) => {
+                let ReadySandbox {
+                    created,
+                    slot,
+                    live,
+                } = *ready_sandbox;
                 self.slot = slot;
-                self.keep(Some(raised.process));
-                self.keeper = Some(raised.keeper);
-                self.events = Some(raised.events);
-                self.engine_hash = raised.greeting.engine_hash;
+                self.keep(Some(created.process));
+                self.keeper = Some(created.keeper);
+                self.events = Some(created.events);
+                self.engine_hash = created.greeting.engine_hash;
                 tracing::info!(pod = %self.record.id, "sandbox ready");
-                PodEvent::Raised(live)
+                PodEvent::Created(live)
             }
             Err(error) => {
                 self.failure = Some(error);
-                PodEvent::RaiseFailed
+                PodEvent::CreateFailed
             }
         };
-        self.note_pod(event).await;
+        self.pod_step_or_log(event).await;
     }
 
-    fn take_down(&mut self) {
-        self.effort = Effort::Busy;
+    fn tear_down(&mut self) {
+        self.progress = Progress::Busy;
         (self.keeper_watch, self.calling) = (None, None);
         let (shared, record) = (Arc::clone(&self.shared), self.record.clone());
         let (keeper, process) = (self.keeper.clone(), self.keeper_process.clone());
         self.effect(
-            async move { shared.host().lower(&record, keeper, process).await },
-            Note::TakenDown,
+            async move {
+                shared
+                    .host()
+                    .tear_down_sandbox(&record, keeper, process)
+                    .await
+            },
+            Message::TornDown,
         );
     }
 
-    pub(super) async fn taken_down(&mut self, result: Result<(), Error>) {
+    pub(super) async fn torn_down(&mut self, result: Result<(), Error>) {
         match result {
             Ok(()) => {
-                self.effort = Effort::Idle;
+                self.progress = Progress::Idle;
                 (self.keeper, self.events, self.keeper_process) = (None, None, None);
                 tracing::info!(pod = %self.record.id, "sandbox stopped");
-                self.note_pod(PodEvent::TakenDown).await;
+                self.pod_step_or_log(PodEvent::TornDown).await;
             }
             Err(error) => {
-                self.effort = Effort::Failed;
+                self.progress = Progress::Failed;
                 tracing::error!(pod = %self.record.id, error = error.chain(), "a sandbox was not taken down completely");
                 answer(&mut self.stop, &Err(error.clone()));
                 answer(&mut self.remove, &Err(error));
@@ -243,27 +254,27 @@ impl Driver {
     }
 
     fn forget_pod(&mut self) {
-        self.effort = Effort::Busy;
+        self.progress = Progress::Busy;
         let (shared, pod) = (Arc::clone(&self.shared), self.record.id.clone());
         self.effect(
             blocking("forgetting a sandbox", move || shared.host.forget_pod(&pod)),
-            Note::PodForgotten,
+            Message::PodForgotten,
         );
     }
 
     pub(super) async fn pod_forgotten(&mut self, result: Result<(), Error>) {
-        self.effort = Effort::Idle;
+        self.progress = Progress::Idle;
         if let Err(error) = result {
             tracing::error!(pod = %self.record.id, error = error.chain(), "a sandbox's directory was not removed");
             if self.failure.is_none() {
-                self.effort = Effort::Failed;
+                self.progress = Progress::Failed;
                 answer(&mut self.remove, &Err(error));
                 return;
             }
             // It never came to be: nobody will ask to remove it.
             forget_later(Arc::clone(&self.shared), self.record.id.clone());
         }
-        self.note_pod(PodEvent::Forgotten).await;
+        self.pod_step_or_log(PodEvent::Forgotten).await;
     }
 
     /// A container could not be removed: whoever waits for the pod's removal learns why.
@@ -289,44 +300,58 @@ fn forget_later(shared: Arc<Shared>, pod: PodId) {
 }
 
 /// Records a pod as starting, raises it, records it as ready, commits its keeper; or leaves nothing running.
-async fn raise(shared: Arc<Shared>, record: PodRecord, slot: Slot) -> Result<Standing, Error> {
+async fn create_sandbox(
+    shared: Arc<Shared>,
+    record: PodRecord,
+    slot: Slot,
+) -> Result<ReadySandbox, Error> {
     let slot = begin(&shared, &record, slot).await?;
-    let raised = shared.host().raise(&record).await?;
+    let created = shared.host().create_sandbox(&record).await?;
     let keeper = ProcessFact {
-        pid: raised.process.pid(),
-        start_time: raised.process.start_time(),
+        pid: created.process.pid(),
+        start_time: created.process.start_time(),
     };
     let live = Live {
         keeper,
-        attachment: raised.attachment.clone(),
+        attachment: created.attachment.clone(),
     };
-    let mut standing = Standing { raised, slot, live };
+    let mut ready_sandbox = ReadySandbox {
+        created,
+        slot,
+        live,
+    };
     let ready = PodRecord {
-        phase: PodPhase::Ready(standing.live.clone()),
+        phase: PodPhase::Ready(ready_sandbox.live.clone()),
         ..record
     };
-    let committed = match save(Some("run.ready-record"), &mut standing.slot, ready.clone()).await {
+    let committed = match save(
+        Some("run.ready-record"),
+        &mut ready_sandbox.slot,
+        ready.clone(),
+    )
+    .await
+    {
         Ok(()) => {
             shared
                 .host()
-                .commit(&ready.id, &standing.raised.keeper)
+                .commit(&ready.id, &ready_sandbox.created.keeper)
                 .await
         }
         Err(error) => Err(error),
     };
     if let Err(error) = committed {
-        let Standing { raised, .. } = standing;
-        drop(raised.lifeline);
+        let ReadySandbox { created, .. } = ready_sandbox;
+        drop(created.lifeline);
         if let Err(undoing) = shared
             .host()
-            .lower(&ready, Some(raised.keeper), Some(raised.process))
+            .tear_down_sandbox(&ready, Some(created.keeper), Some(created.process))
             .await
         {
             tracing::warn!(pod = %ready.id, error = undoing.chain(), "a failed sandbox was not undone completely");
         }
         return Err(error);
     }
-    Ok(standing)
+    Ok(ready_sandbox)
 }
 
 async fn begin(shared: &Arc<Shared>, record: &PodRecord, mut slot: Slot) -> Result<Slot, Error> {

@@ -6,41 +6,45 @@ use std::time::Duration;
 use coracle_spec::id::ContainerId;
 
 use super::container::missing;
-use super::{Container, Driver, Note, Reply, Shared, Waiting, Word};
+use super::{Completion, Container, Driver, Message, Reply, Shared, Waiting};
 use crate::blocking::{blocking, io_error, make_private, pass};
 use crate::clock;
+use crate::config::ContainerConfig;
 use crate::error::{Error, Kind};
 use crate::record::{ContainerRecord, Plan, PodRecord};
 use crate::requests::Share;
 use crate::state::{ContainerPhase, Event, PodPhase, Then};
 use crate::store::Slot;
-use crate::wish::ContainerWish;
 
 impl Driver {
-    pub(super) fn ask_create(&mut self, wish: Arc<ContainerWish>, reply: Reply<ContainerId>) {
+    pub(super) fn handle_create(
+        &mut self,
+        config: Arc<ContainerConfig>,
+        reply: Reply<ContainerId>,
+    ) {
         if !matches!(self.record.phase, PodPhase::Ready(_)) {
             let text = format!(
                 "cannot create container {} in sandbox {}: it is {}",
-                wish.name,
+                config.name,
                 self.record.id,
                 self.record.phase.name()
             );
             let _ = reply.send(Err(Error::new(Kind::WrongPhase, text)));
             return;
         }
-        let named = |held: &&mut Container| held.wish.name == wish.name;
+        let named = |held: &&mut Container| held.config.name == config.name;
         if let Some(held) = self.containers.values_mut().find(named) {
-            join(held, &wish, reply);
+            join(held, &config, reply);
             return;
         }
         let refusal = match (
             ContainerId::random(),
-            self.shared.requests.take(wish.as_ref()),
+            self.shared.requests.take(config.as_ref()),
         ) {
-            (Ok(id), Ok(share)) => return self.create(id, wish, share, reply),
+            (Ok(id), Ok(share)) => return self.create(id, config, share, reply),
             (Err(error), _) => io_error("draw a container id", error),
             (_, Err(error)) => {
-                Error::because(error.kind(), format!("container {}", wish.name), error)
+                Error::because(error.kind(), format!("container {}", config.name), error)
             }
         };
         let _ = reply.send(Err(refusal));
@@ -49,18 +53,18 @@ impl Driver {
     fn create(
         &mut self,
         id: ContainerId,
-        wish: Arc<ContainerWish>,
+        config: Arc<ContainerConfig>,
         share: Share,
         reply: Reply<ContainerId>,
     ) {
         let created_at = clock::wall().max(self.record.created_at);
         let container = Container {
             id: id.clone(),
-            wish: Arc::clone(&wish),
+            config: Arc::clone(&config),
             _share: share,
             plan: None,
             created_at,
-            phase: ContainerPhase::Creating(Then::Rest),
+            phase: ContainerPhase::Creating(Then::Keep),
             slot: self.new_slot(&id),
             process: None,
             watch: None,
@@ -72,28 +76,28 @@ impl Driver {
                 ..Waiting::default()
             },
         };
-        self.shared.names.add_container(&id, &self.record.id);
+        self.shared.registry.add_container(&id, &self.record.id);
         self.containers.insert(id.clone(), container);
         let engine = self.engine();
-        let (shared, pod, word_id) = (Arc::clone(&self.shared), self.record.clone(), id.clone());
+        let (shared, pod, completed) = (Arc::clone(&self.shared), self.record.clone(), id.clone());
         self.effect(
             async move {
-                let plan = Arc::new(shared.host().plan(&pod, &id, &wish, &engine).await?);
-                let phase = ContainerPhase::Creating(Then::Rest);
+                let plan = Arc::new(shared.host().plan(&pod, &id, &config, &engine).await?);
+                let phase = ContainerPhase::Creating(Then::Keep);
                 let record = ContainerRecord {
                     id,
-                    wish,
+                    config,
                     plan,
                     created_at,
                     phase,
                 };
                 blocking("creating a container", move || make(&shared, &pod, record)).await
             },
-            |result| Note::Container(word_id, Word::Built(result.map(Box::new))),
+            |result| Message::Container(completed, Completion::Built(result.map(Box::new))),
         );
     }
 
-    pub(super) async fn ask_start(&mut self, id: ContainerId, reply: Reply<()>) {
+    pub(super) async fn handle_start(&mut self, id: ContainerId, reply: Reply<()>) {
         if !matches!(self.record.phase, PodPhase::Ready(_)) {
             let text = format!(
                 "cannot start container {id}: its sandbox {} is {}",
@@ -108,21 +112,21 @@ impl Driver {
             // A retry gets the result of the first try.
             return self.wait(&id, reply, |waiting| &mut waiting.start);
         }
-        match self.step(&id, Event::StartAsked).await {
+        match self.step(&id, Event::StartRequested).await {
             Ok(()) => self.wait(&id, reply, |waiting| &mut waiting.start),
             Err(error) => drop(reply.send(Err(error))),
         }
     }
 
-    pub(super) async fn ask_stop(&mut self, id: ContainerId, grace: Duration, reply: Reply<()>) {
-        match self.step(&id, Event::StopAsked(grace)).await {
+    pub(super) async fn handle_stop(&mut self, id: ContainerId, grace: Duration, reply: Reply<()>) {
+        match self.step(&id, Event::StopRequested(grace)).await {
             Ok(()) => self.wait(&id, reply, |waiting| &mut waiting.stop),
             Err(error) => drop(reply.send(Err(error))),
         }
     }
 
-    pub(super) async fn ask_remove(&mut self, id: ContainerId, reply: Reply<()>) {
-        match self.step(&id, Event::RemoveAsked).await {
+    pub(super) async fn handle_remove(&mut self, id: ContainerId, reply: Reply<()>) {
+        match self.step(&id, Event::RemoveRequested).await {
             Ok(()) => self.wait(&id, reply, |waiting| &mut waiting.remove),
             Err(error) => drop(reply.send(Err(error))),
         }
@@ -140,7 +144,7 @@ impl Driver {
         }
     }
 
-    pub(super) fn ask_reopen_log(&mut self, id: &ContainerId, reply: Reply<()>) {
+    pub(super) fn handle_reopen_log(&mut self, id: &ContainerId, reply: Reply<()>) {
         let refusal = match (self.containers.get(id), &self.keeper) {
             (None, _) => missing(id),
             (Some(container), _) if container.phase.run().is_none() => Error::new(
@@ -156,7 +160,7 @@ impl Driver {
             ),
             (Some(container), Some(keeper)) => {
                 let (shared, keeper, id) = (Arc::clone(&self.shared), keeper.clone(), id.clone());
-                let directory = self.record.wish.log_directory.clone();
+                let directory = self.record.config.log_directory.clone();
                 let path = container
                     .plan
                     .as_ref()
@@ -180,12 +184,12 @@ impl Driver {
 }
 
 /// A create for a name that is taken: a retry joins the first try, anything else is refused.
-fn join(held: &mut Container, wish: &Arc<ContainerWish>, reply: Reply<ContainerId>) {
+fn join(held: &mut Container, config: &Arc<ContainerConfig>, reply: Reply<ContainerId>) {
     let early = matches!(
         held.phase,
         ContainerPhase::Creating(_) | ContainerPhase::Created
     );
-    if early && held.wish == *wish {
+    if early && held.config == *config {
         // Answered when settled: at once, or with the first try.
         held.waiting.create.push(reply);
         return;
@@ -193,7 +197,7 @@ fn join(held: &mut Container, wish: &Arc<ContainerWish>, reply: Reply<ContainerI
     let (id, phase) = (&held.id, held.phase.name());
     let text = format!(
         "container name {} belongs to {id}, which is {phase}",
-        wish.name
+        config.name
     );
     let _ = reply.send(Err(Error::new(Kind::NameTaken, text)));
 }
@@ -216,6 +220,6 @@ fn make(
         .map_err(|error| io_error(format!("save the record of container {}", record.id), error))?;
     shared
         .host
-        .build(pod, &record.id, &record.wish, &record.plan)?;
+        .build(pod, &record.id, &record.config, &record.plan)?;
     Ok((record.plan, slot))
 }

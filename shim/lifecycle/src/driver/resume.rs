@@ -66,13 +66,13 @@ impl Driver {
     pub(super) fn take_over(&mut self, record: ContainerRecord, slot: Slot) {
         let id = record.id.clone();
         self.shared.host.claim_images(&id, &record.plan);
-        self.shared.names.add_container(&id, &self.record.id);
+        self.shared.registry.add_container(&id, &self.record.id);
         // Of one that could not be read before, somebody may wait.
         let waiting = self.containers.remove(&id).map(|before| before.waiting);
         let container = Container {
             id: id.clone(),
-            _share: self.shared.requests.take_over(record.wish.as_ref()),
-            wish: record.wish,
+            _share: self.shared.requests.take_over(record.config.as_ref()),
+            config: record.config,
             plan: Some(record.plan),
             created_at: record.created_at,
             phase: record.phase,
@@ -181,7 +181,7 @@ impl Driver {
         }) = &greeted.exit
         {
             let ended = Ended::never_ran((*finished_at).max(created_at), text);
-            self.note_failure(id, Event::LaunchFailed(ended)).await;
+            self.step_or_log(id, Event::StartFailed(ended)).await;
             return;
         }
         // Ended already: its pid is nobody's any more, and its exit follows from the same greeting.
@@ -197,7 +197,7 @@ impl Driver {
             start_time: 0,
         });
         let run = Run::new(process, greeted.started_at, created_at);
-        self.note_failure(id, Event::Launched(run)).await;
+        self.step_or_log(id, Event::Started(run)).await;
     }
 
     /// Starts of which only a keeper that does not answer could tell: what may run of them is killed.
@@ -218,7 +218,7 @@ impl Driver {
     /// The same of one.
     pub(super) async fn give_up_start(&mut self, id: &ContainerId) {
         let ended = Ended::judge(0, &unseen(), 0, None);
-        self.note_failure(id, Event::LaunchFailed(ended)).await;
+        self.step_or_log(id, Event::StartFailed(ended)).await;
     }
 
     /// A start that never reached the keeper was not acknowledged either: the container is created, as before.
@@ -259,7 +259,7 @@ impl Driver {
             self.resume_phase(&id).await;
         }
         if matches!(self.record.phase, PodPhase::Stopping(..))
-            && let Err(error) = self.pod_step(PodEvent::StopAsked).await
+            && let Err(error) = self.pod_step(PodEvent::StopRequested).await
         {
             tracing::error!(pod = %self.record.id, error = error.chain(), "a stop was not resumed");
         }
@@ -275,9 +275,9 @@ impl Driver {
                     let text = "the daemon ended while it was made";
                     container.failure = Some(super::Error::new(super::Kind::Bug, text));
                 }
-                self.note_failure(id, Event::BuildFailed).await;
+                self.step_or_log(id, Event::BuildFailed).await;
             }
-            Some(ContainerPhase::Stopping(_, stop)) if stop.stage == Stage::Asked => {
+            Some(ContainerPhase::Stopping(_, stop)) if stop.stage == Stage::Requested => {
                 self.act(id, Effect::Signal)
             }
             Some(ContainerPhase::Stopping(..)) => self.act(id, Effect::Kill),

@@ -10,11 +10,11 @@ use std::time::Duration;
 
 use coracle_spec::id::ContainerId;
 
-use super::{Container, Driver, FoundContainer, Note, Waiting};
+use super::{Container, Driver, FoundContainer, Message, Waiting};
 use crate::recover;
 use crate::state::{ContainerPhase, Then};
 use crate::store::Unreadable;
-use crate::unreadable::container_wish;
+use crate::unreadable::container_config;
 
 /// How long to wait before records are read again: at first, and at most.
 pub const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -24,15 +24,15 @@ pub const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 impl Driver {
     /// Takes over a container of which only its id is certain.
     pub(super) fn keep_unreadable(&mut self, id: ContainerId, found: &Unreadable) {
-        self.shared.names.add_container(&id, &self.record.id);
-        let wish = Arc::new(container_wish(&id, found.json.as_ref()));
+        self.shared.registry.add_container(&id, &self.record.id);
+        let config = Arc::new(container_config(&id, found.json.as_ref()));
         let container = Container {
             id: id.clone(),
-            _share: self.shared.requests.take_over(wish.as_ref()),
-            wish,
+            _share: self.shared.requests.take_over(config.as_ref()),
+            config,
             plan: None,
             created_at: 1,
-            phase: ContainerPhase::Creating(Then::Rest),
+            phase: ContainerPhase::Creating(Then::Keep),
             slot: self.new_slot(&id),
             process: None,
             watch: None,
@@ -71,7 +71,7 @@ impl Driver {
         self.reading_pause = (pause * 2).min(LONGEST_PAUSE);
         self.reading = Some(self.watch(async move {
             tokio::time::sleep(pause).await;
-            Note::ReadAgain
+            Message::ReadAgain
         }));
     }
 

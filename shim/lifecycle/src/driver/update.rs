@@ -11,24 +11,24 @@ use coracle_cgroup::Limits;
 use coracle_spec::id::ContainerId;
 
 use super::container::{missing, save_container};
-use super::{Driver, Note, Reply, Word};
+use super::{Completion, Driver, Message, Reply};
 use crate::blocking::blocking;
+use crate::config::{ContainerConfig, Resources};
 use crate::error::{Error, Kind};
 use crate::limits::{difference, replanned};
 use crate::record::Plan;
 use crate::state::ContainerPhase;
-use crate::wish::{ContainerWish, Resources};
 
 /// A container as it is after a change.
 pub struct Changed {
-    wish: Arc<ContainerWish>,
+    config: Arc<ContainerConfig>,
     plan: Arc<Plan>,
     /// What that is for its cgroup.
     limits: Limits,
 }
 
 impl Driver {
-    pub(super) fn ask_update(&mut self, id: &ContainerId, asked: Resources, reply: Reply<()>) {
+    pub(super) fn handle_update(&mut self, id: &ContainerId, asked: Resources, reply: Reply<()>) {
         let Some(container) = self.containers.get_mut(id) else {
             let _ = reply.send(Err(missing(id)));
             return;
@@ -45,13 +45,13 @@ impl Driver {
             return;
         };
         while let Some((asked, _)) = container.waiting.update.front() {
-            let decided = decide(id, &container.phase, &container.wish, asked);
-            let changed = decided.and_then(|wish| {
+            let decided = decide(id, &container.phase, &container.config, asked);
+            let changed = decided.and_then(|config| {
                 let plan = container.plan.as_deref().ok_or_else(|| missing(id))?;
-                let limits = difference(plan, &container.wish.resources, &wish.resources);
+                let limits = difference(plan, &container.config.resources, &config.resources);
                 Ok(Changed {
-                    plan: Arc::new(replanned(plan, &wish.resources, &limits)),
-                    wish: Arc::new(wish),
+                    plan: Arc::new(replanned(plan, &config.resources, &limits)),
+                    config: Arc::new(config),
                     limits,
                 })
             });
@@ -71,14 +71,14 @@ impl Driver {
             return;
         };
         container.busy += 1;
-        let (shared, word_id) = (Arc::clone(&self.shared), id.clone());
+        let (shared, completed) = (Arc::clone(&self.shared), id.clone());
         self.effect(
             blocking("changing limits", move || {
                 let (cgroup, limits) = (&changed.plan.cgroup, &changed.limits);
                 shared.host.change_limits(cgroup, limits)?;
                 Ok(changed)
             }),
-            |result| Note::Container(word_id, Word::Changed(result.map(Box::new))),
+            |result| Message::Container(completed, Completion::Changed(result.map(Box::new))),
         );
     }
 
@@ -89,7 +89,7 @@ impl Driver {
         };
         let outcome = match result {
             Ok(changed) => {
-                (container.wish, container.plan) = (changed.wish, Some(changed.plan));
+                (container.config, container.plan) = (changed.config, Some(changed.plan));
                 save_container(container).await
             }
             Err(error) => Err(error),
@@ -106,9 +106,9 @@ impl Driver {
 fn decide(
     id: &ContainerId,
     phase: &ContainerPhase,
-    wish: &ContainerWish,
+    config: &ContainerConfig,
     asked: &Resources,
-) -> Result<ContainerWish, Error> {
+) -> Result<ContainerConfig, Error> {
     if !matches!(phase, ContainerPhase::Created) && !phase.is_live() {
         let text = format!(
             "cannot change the limits of container {id}: it is {}, not created or running",
@@ -116,10 +116,10 @@ fn decide(
         );
         return Err(Error::new(Kind::WrongPhase, text));
     }
-    let mut resources = merged(&wish.resources, asked);
+    let mut resources = merged(&config.resources, asked);
     if *phase != ContainerPhase::Created {
         // A process has it from its start on, and may have given its children others.
-        resources.oom_score_adj = wish.resources.oom_score_adj;
+        resources.oom_score_adj = config.resources.oom_score_adj;
     }
     let (memory, with_swap) = (
         resources.memory_limit_bytes,
@@ -131,9 +131,9 @@ fn decide(
         );
         return Err(Error::new(Kind::Invalid, text));
     }
-    let mut wish = wish.clone();
-    wish.resources = resources;
-    Ok(wish)
+    let mut config = config.clone();
+    config.resources = resources;
+    Ok(config)
 }
 
 /// `before` with everything that `asked` names; 0 and empty name nothing, as everywhere in CRI.

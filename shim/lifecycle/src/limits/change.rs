@@ -5,8 +5,8 @@
 
 use coracle_cgroup::Limits;
 
+use crate::config::Resources;
 use crate::record::{Payload, Plan};
-use crate::wish::Resources;
 
 /// What is to be written so that a container planned as `plan` for `before` has what `after` says.
 pub fn difference(plan: &Plan, before: &Resources, after: &Resources) -> Limits {

@@ -25,7 +25,7 @@ pub(super) async fn after_reboot(
     containers: &mut [FoundContainer],
 ) -> Result<(), Error> {
     if pod.phase.live().is_some() {
-        shared.host().lower(pod, None, None).await?;
+        shared.host().tear_down_sandbox(pod, None, None).await?;
     }
     let exits = shared.host.layout().exits_directory(&pod.id);
     for container in containers.iter_mut() {

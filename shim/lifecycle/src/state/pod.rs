@@ -61,19 +61,19 @@ impl PodPhase {
 #[derive(Clone, Debug, PartialEq)]
 pub enum PodEvent {
     /// Namespaces, network and keeper are there.
-    Raised(Live),
+    Created(Live),
     /// They could not be made, and nothing of them is left.
-    RaiseFailed,
+    CreateFailed,
     /// StopPodSandbox.
-    StopAsked,
+    StopRequested,
     /// Its keeper has died.
     KeeperLost,
     /// No container of it lives any more and none is being worked on.
     Emptied,
     /// Keeper, network and cgroup are gone.
-    TakenDown,
+    TornDown,
     /// RemovePodSandbox.
-    RemoveAsked,
+    RemoveRequested,
     /// No container of it exists any more.
     Cleared,
     /// Its records are gone.
@@ -86,7 +86,7 @@ pub enum PodEffect {
     /// Let every container end now.
     EndContainers,
     /// Dismiss the keeper, unpin the namespaces, give the address back, remove the cgroup.
-    TakeDown,
+    TearDown,
     /// Remove every container.
     RemoveContainers,
     /// Remove records and directories.
@@ -109,33 +109,33 @@ pub fn pod_step(
 ) -> Result<(PodPhase, Vec<PodEffect>), PodRefused> {
     use PodPhase::{Gone, NotReady, Ready, Removing, Starting, Stopping};
     let next = match (phase, event) {
-        (Starting, PodEvent::Raised(live)) => (Ready(live), vec![]),
-        (Starting, PodEvent::RaiseFailed) => (Removing, vec![PodEffect::Forget]),
-        (Ready(live), PodEvent::StopAsked | PodEvent::KeeperLost) => {
-            (Stopping(live, Then::Rest), vec![PodEffect::EndContainers])
+        (Starting, PodEvent::Created(live)) => (Ready(live), vec![]),
+        (Starting, PodEvent::CreateFailed) => (Removing, vec![PodEffect::Forget]),
+        (Ready(live), PodEvent::StopRequested | PodEvent::KeeperLost) => {
+            (Stopping(live, Then::Keep), vec![PodEffect::EndContainers])
         }
-        (Ready(live) | Stopping(live, _), PodEvent::RemoveAsked) => {
+        (Ready(live) | Stopping(live, _), PodEvent::RemoveRequested) => {
             (Stopping(live, Then::Remove), vec![PodEffect::EndContainers])
         }
-        (Stopping(live, then), PodEvent::StopAsked | PodEvent::KeeperLost) => {
+        (Stopping(live, then), PodEvent::StopRequested | PodEvent::KeeperLost) => {
             (Stopping(live, then), vec![PodEffect::EndContainers])
         }
         (Stopping(live, then), PodEvent::Emptied) => {
-            (Stopping(live, then), vec![PodEffect::TakeDown])
+            (Stopping(live, then), vec![PodEffect::TearDown])
         }
-        (Stopping(_, Then::Rest), PodEvent::TakenDown) => (NotReady, vec![]),
-        (Stopping(_, Then::Remove), PodEvent::TakenDown) => {
+        (Stopping(_, Then::Keep), PodEvent::TornDown) => (NotReady, vec![]),
+        (Stopping(_, Then::Remove), PodEvent::TornDown) => {
             (Removing, vec![PodEffect::RemoveContainers])
         }
-        (NotReady | Removing, PodEvent::RemoveAsked) => {
+        (NotReady | Removing, PodEvent::RemoveRequested) => {
             (Removing, vec![PodEffect::RemoveContainers])
         }
         (Removing, PodEvent::Cleared) => (Removing, vec![PodEffect::Forget]),
         (Removing, PodEvent::Forgotten) => (Gone, vec![]),
-        (idle @ (NotReady | Removing | Gone), PodEvent::StopAsked | PodEvent::KeeperLost) => {
+        (idle @ (NotReady | Removing | Gone), PodEvent::StopRequested | PodEvent::KeeperLost) => {
             (idle, vec![])
         }
-        (Gone, PodEvent::RemoveAsked) => (Gone, vec![]),
+        (Gone, PodEvent::RemoveRequested) => (Gone, vec![]),
         (other, event) => {
             return Err(PodRefused {
                 event: event.name(),
@@ -149,13 +149,13 @@ pub fn pod_step(
 impl PodEvent {
     fn name(&self) -> &'static str {
         match self {
-            PodEvent::Raised(_) => "a finished start",
-            PodEvent::RaiseFailed => "a failed start",
-            PodEvent::StopAsked => "a stop",
+            PodEvent::Created(_) => "a finished start",
+            PodEvent::CreateFailed => "a failed start",
+            PodEvent::StopRequested => "a stop",
             PodEvent::KeeperLost => "the keeper's death",
             PodEvent::Emptied => "the end of its last container",
-            PodEvent::TakenDown => "a finished stop",
-            PodEvent::RemoveAsked => "a removal",
+            PodEvent::TornDown => "a finished stop",
+            PodEvent::RemoveRequested => "a removal",
             PodEvent::Cleared => "the removal of its last container",
             PodEvent::Forgotten => "a finished removal",
         }

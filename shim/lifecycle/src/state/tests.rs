@@ -38,8 +38,8 @@ enum Act {
     Build,
     BuildFail,
     Start,
-    Launch,
-    LaunchFail,
+    Started,
+    StartFail,
     Stop(u64),
     Wait(u64),
     End,
@@ -51,20 +51,20 @@ fn event(act: Act) -> Event {
     match act {
         Act::Build => Event::Built,
         Act::BuildFail => Event::BuildFailed,
-        Act::Start => Event::StartAsked,
-        Act::Launch => Event::Launched(run()),
-        Act::LaunchFail => Event::LaunchFailed(Ended::never_ran(6, "no")),
-        Act::Stop(seconds) => Event::StopAsked(Duration::from_secs(seconds)),
+        Act::Start => Event::StartRequested,
+        Act::Started => Event::Started(run()),
+        Act::StartFail => Event::StartFailed(Ended::never_ran(6, "no")),
+        Act::Stop(seconds) => Event::StopRequested(Duration::from_secs(seconds)),
         Act::Wait(_) => Event::DeadlinePassed,
         Act::End => Event::Ended(ended()),
-        Act::Remove => Event::RemoveAsked,
+        Act::Remove => Event::RemoveRequested,
         Act::Removed => Event::Removed,
     }
 }
 
 /// Lives through `acts` from the beginning; returns the last phase's name and all effects, or the refusal.
 fn live(acts: &[Act]) -> Result<(&'static str, Vec<Effect>), Refused> {
-    let (mut now, mut phase, mut all) = (SECOND, ContainerPhase::Creating(Then::Rest), Vec::new());
+    let (mut now, mut phase, mut all) = (SECOND, ContainerPhase::Creating(Then::Keep), Vec::new());
     for act in acts {
         if let Act::Wait(seconds) = act {
             now += seconds * SECOND;
@@ -88,31 +88,31 @@ macro_rules! lifecycle {
 }
 
 lifecycle! {
-    a_life_ends_by_itself:               [Build, Start, Launch, End] => "exited" after [Launch, CleanUp];
+    a_life_ends_by_itself:               [Build, Start, Started, End] => "exited" after [Start, CleanUp];
     stop_of_a_created_one_changes_nothing: [Build, Stop(9)] => "created" after [];
-    stop_signals_first:                  [Build, Start, Launch, Stop(9)] => "stopping" after [Launch, Signal];
-    stop_without_grace_kills_at_once:    [Build, Start, Launch, Stop(0)] => "stopping" after [Launch, Kill];
-    grace_over_kills:                    [Build, Start, Launch, Stop(9), Wait(9)] => "stopping" after [Launch, Signal, Kill];
-    grace_not_over_waits:                [Build, Start, Launch, Stop(9), Wait(8)] => "stopping" after [Launch, Signal];
-    it_is_killed_once_by_the_clock:      [Build, Start, Launch, Stop(1), Wait(1), Wait(1)] => "stopping" after [Launch, Signal, Kill];
-    a_shorter_grace_wins:                [Build, Start, Launch, Stop(9), Stop(1), Wait(1)] => "stopping" after [Launch, Signal, Kill];
-    a_longer_grace_does_not:             [Build, Start, Launch, Stop(1), Stop(9), Wait(1)] => "stopping" after [Launch, Signal, Kill];
-    stopping_again_now_kills:            [Build, Start, Launch, Stop(9), Stop(0)] => "stopping" after [Launch, Signal, Kill];
-    stopping_a_killed_one_kills_again:   [Build, Start, Launch, Stop(0), Stop(9)] => "stopping" after [Launch, Kill, Kill];
-    stop_is_idempotent:                  [Build, Start, Launch, Stop(9), End, Stop(9)] => "exited" after [Launch, Signal, CleanUp];
-    stop_while_starting_signals_later:   [Build, Start, Stop(9), Launch] => "stopping" after [Launch, Signal];
-    stop_while_starting_may_be_due_already: [Build, Start, Stop(1), Stop(0), Launch] => "stopping" after [Launch, Kill];
-    remove_kills_first:                  [Build, Start, Launch, Remove, End, Removed] => "gone" after [Launch, Kill, Forget];
-    remove_while_starting_kills_later:   [Build, Start, Remove, Launch, End, Removed] => "gone" after [Launch, Kill, Forget];
-    remove_while_starting_and_it_fails:  [Build, Start, Remove, LaunchFail, Removed] => "gone" after [Launch, Forget];
-    remove_survives_a_later_stop:        [Build, Start, Launch, Remove, Stop(9), End] => "being removed" after [Launch, Kill, Kill, Forget];
-    a_stop_turned_removal_kills:         [Build, Start, Launch, Stop(9), Remove, End] => "being removed" after [Launch, Signal, Kill, Forget];
+    stop_signals_first:                  [Build, Start, Started, Stop(9)] => "stopping" after [Start, Signal];
+    stop_without_grace_kills_at_once:    [Build, Start, Started, Stop(0)] => "stopping" after [Start, Kill];
+    grace_over_kills:                    [Build, Start, Started, Stop(9), Wait(9)] => "stopping" after [Start, Signal, Kill];
+    grace_not_over_waits:                [Build, Start, Started, Stop(9), Wait(8)] => "stopping" after [Start, Signal];
+    it_is_killed_once_by_the_clock:      [Build, Start, Started, Stop(1), Wait(1), Wait(1)] => "stopping" after [Start, Signal, Kill];
+    a_shorter_grace_wins:                [Build, Start, Started, Stop(9), Stop(1), Wait(1)] => "stopping" after [Start, Signal, Kill];
+    a_longer_grace_does_not:             [Build, Start, Started, Stop(1), Stop(9), Wait(1)] => "stopping" after [Start, Signal, Kill];
+    stopping_again_now_kills:            [Build, Start, Started, Stop(9), Stop(0)] => "stopping" after [Start, Signal, Kill];
+    stopping_a_killed_one_kills_again:   [Build, Start, Started, Stop(0), Stop(9)] => "stopping" after [Start, Kill, Kill];
+    stop_is_idempotent:                  [Build, Start, Started, Stop(9), End, Stop(9)] => "exited" after [Start, Signal, CleanUp];
+    stop_while_starting_signals_later:   [Build, Start, Stop(9), Started] => "stopping" after [Start, Signal];
+    stop_while_starting_may_be_due_already: [Build, Start, Stop(1), Stop(0), Started] => "stopping" after [Start, Kill];
+    remove_kills_first:                  [Build, Start, Started, Remove, End, Removed] => "gone" after [Start, Kill, Forget];
+    remove_while_starting_kills_later:   [Build, Start, Remove, Started, End, Removed] => "gone" after [Start, Kill, Forget];
+    remove_while_starting_and_it_fails:  [Build, Start, Remove, StartFail, Removed] => "gone" after [Start, Forget];
+    remove_survives_a_later_stop:        [Build, Start, Started, Remove, Stop(9), End] => "being removed" after [Start, Kill, Kill, Forget];
+    a_stop_turned_removal_kills:         [Build, Start, Started, Stop(9), Remove, End] => "being removed" after [Start, Signal, Kill, Forget];
     remove_of_a_created_one:             [Build, Remove, Removed] => "gone" after [Forget];
     remove_while_creating_waits:         [Remove, Build, Removed] => "gone" after [Forget];
     remove_can_be_repeated:              [Build, Remove, Remove, Removed, Remove] => "gone" after [Forget, Forget];
     a_failed_build_leaves_nothing:       [BuildFail, Removed] => "gone" after [Forget];
-    a_failed_launch_is_an_exit:          [Build, Start, LaunchFail] => "exited" after [Launch, CleanUp];
-    an_end_told_twice_counts_once:       [Build, Start, Launch, End, End] => "exited" after [Launch, CleanUp];
+    a_failed_start_is_an_exit:           [Build, Start, StartFail] => "exited" after [Start, CleanUp];
+    an_end_seen_twice_counts_once:       [Build, Start, Started, End, End] => "exited" after [Start, CleanUp];
     stop_of_the_gone_is_fine:            [Build, Remove, Removed, Stop(1)] => "gone" after [Forget];
 }
 
@@ -122,9 +122,9 @@ fn start_is_refused_in_every_phase_but_created() {
     let lives: [&[Act]; 7] = [
         &[],
         &[Build, Start],
-        &[Build, Start, Launch],
-        &[Build, Start, Launch, Stop(5)],
-        &[Build, Start, Launch, End],
+        &[Build, Start, Started],
+        &[Build, Start, Started, Stop(5)],
+        &[Build, Start, Started, End],
         &[Build, Remove],
         &[Build, Remove, Removed],
     ];
@@ -143,8 +143,8 @@ fn impossible_pairs_are_named() {
     use Act::*;
     for acts in [
         &[Build, Build][..],
-        &[Launch],
-        &[Build, Launch],
+        &[Started],
+        &[Build, Started],
         &[Build, End],
         &[Build, Removed],
         &[End],
@@ -172,7 +172,7 @@ fn ends_are_judged_by_cause_code_and_who_killed() {
         (
             exit(143, Cause::Ended),
             1,
-            Some(Stage::Asked),
+            Some(Stage::Requested),
             Reason::Error,
         ),
         (exit(137, Cause::Ended), 0, None, Reason::Error),
@@ -180,7 +180,7 @@ fn ends_are_judged_by_cause_code_and_who_killed() {
         (
             exit(137, Cause::Ended),
             1,
-            Some(Stage::Asked),
+            Some(Stage::Requested),
             Reason::CgroupOom,
         ),
         (

@@ -23,9 +23,9 @@ use tokio::sync::{Semaphore, oneshot};
 
 use crate::scratch::Scratch;
 use crate::{
-    AttachWish, ContainerUsage, ContainerView, ContainerWish, EffectFuture, Error, ExecOutput,
-    ExecWish, Host, KeeperEngine, Kind, Launch, Launched, Layout, Measured, Owned, Plan, PodRecord,
-    PodUsage, PodView, Raised, Swept, Syncer,
+    AttachConfig, ContainerConfig, ContainerUsage, ContainerView, CreatedSandbox, EffectFuture,
+    Error, ExecConfig, ExecOutput, Host, KeeperEngine, Kind, Layout, Measured, Owned, Plan,
+    PodRecord, PodUsage, PodView, StartRequest, Started, Swept, Syncer,
 };
 
 /// The host.
@@ -118,8 +118,8 @@ impl Host for World {
         Box::pin(async { None })
     }
 
-    fn raise<'a>(self: Arc<Self>, _: &'a PodRecord) -> EffectFuture<'a, Raised> {
-        self.called("raise");
+    fn create_sandbox<'a>(self: Arc<Self>, _: &'a PodRecord) -> EffectFuture<'a, CreatedSandbox> {
+        self.called("create_sandbox");
         Box::pin(async move {
             self.gate.acquire().await.unwrap().forget();
             Err(Error::new(Kind::Exhausted, "no address is left"))
@@ -138,13 +138,13 @@ impl Host for World {
         unavailable("commit")
     }
 
-    fn lower<'a>(
+    fn tear_down_sandbox<'a>(
         self: Arc<Self>,
         _: &'a PodRecord,
         _: Option<Keeper>,
         _: Option<Arc<Process>>,
     ) -> EffectFuture<'a, ()> {
-        self.called("lower");
+        self.called("tear_down_sandbox");
         Box::pin(async { Ok(()) })
     }
 
@@ -169,7 +169,7 @@ impl Host for World {
         self: Arc<Self>,
         _: &'a PodRecord,
         _: &'a ContainerId,
-        _: &'a Arc<ContainerWish>,
+        _: &'a Arc<ContainerConfig>,
         _: &'a KeeperEngine,
     ) -> EffectFuture<'a, Plan> {
         unavailable("plan")
@@ -179,22 +179,22 @@ impl Host for World {
         &self,
         _: &PodRecord,
         _: &ContainerId,
-        _: &ContainerWish,
+        _: &ContainerConfig,
         _: &Plan,
     ) -> Result<(), Error> {
         Err(absent("build"))
     }
 
-    fn launch(self: Arc<Self>, _: Launch) -> EffectFuture<'static, Launched> {
-        unavailable("launch")
+    fn start_container(self: Arc<Self>, _: StartRequest) -> EffectFuture<'static, Started> {
+        unavailable("start_container")
     }
 
-    fn await_launch<'a>(
+    fn await_start<'a>(
         self: Arc<Self>,
         _: &'a Keeper,
         _: &'a ContainerId,
-    ) -> EffectFuture<'a, Launched> {
-        unavailable("await_launch")
+    ) -> EffectFuture<'a, Started> {
+        unavailable("await_start")
     }
 
     fn reopen_log<'a>(
@@ -251,7 +251,7 @@ impl Host for World {
 
     fn exec_sync<'a>(
         self: Arc<Self>,
-        _: &'a Launch,
+        _: &'a StartRequest,
         _: Vec<String>,
         _: Option<Duration>,
     ) -> EffectFuture<'a, ExecOutput> {
@@ -260,8 +260,8 @@ impl Host for World {
 
     fn exec_stream<'a>(
         self: Arc<Self>,
-        _: &'a Launch,
-        _: ExecWish,
+        _: &'a StartRequest,
+        _: ExecConfig,
         _: Streams,
     ) -> EffectFuture<'a, i32> {
         unavailable("exec_stream")
@@ -269,8 +269,8 @@ impl Host for World {
 
     fn attach<'a>(
         self: Arc<Self>,
-        _: &'a Launch,
-        _: AttachWish,
+        _: &'a StartRequest,
+        _: AttachConfig,
         _: Streams,
     ) -> EffectFuture<'a, ()> {
         unavailable("attach")

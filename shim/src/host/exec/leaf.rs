@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use coracle_cgroup::ExecLeaf;
-use coracle_lifecycle::{Error, Kind, Launch};
+use coracle_lifecycle::{Error, Kind, StartRequest};
 use coracle_runtime::process::Process;
 use coracle_spec::id::ContainerId;
 
@@ -106,7 +106,7 @@ fn end(cgroup: &ExecLeaf) {
 
 impl Host {
     /// Makes a cgroup for one exec in the container of `launch`. Errors: the container's own is gone.
-    pub(super) async fn exec_leaf(self: &Arc<Self>, launch: &Launch) -> Result<Leaf, Error> {
+    pub(super) async fn exec_leaf(self: &Arc<Self>, launch: &StartRequest) -> Result<Leaf, Error> {
         let path = &launch.plan.cgroup;
         let failed =
             |error| Error::because(Kind::Io, format!("make an exec's cgroup in {path}"), error);

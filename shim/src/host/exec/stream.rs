@@ -10,7 +10,7 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use coracle_lifecycle::{Error, ExecWish, Kind, Launch, Payload};
+use coracle_lifecycle::{Error, ExecConfig, Kind, Payload, StartRequest};
 use coracle_runtime::keeper::{Exec, ExecStreams};
 use coracle_runtime::terminal;
 use coracle_streaming::Streams;
@@ -38,8 +38,8 @@ impl Host {
     /// Errors: StartFailed when the program cannot be executed, WrongPhase when the container has ended meanwhile.
     pub async fn exec_stream(
         self: &Arc<Self>,
-        launch: &Launch,
-        wish: ExecWish,
+        launch: &StartRequest,
+        wish: ExecConfig,
         streams: Streams,
     ) -> Result<i32, Error> {
         let mut leaf = self.exec_leaf(launch).await?;

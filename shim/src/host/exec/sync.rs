@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use coracle_lifecycle::{Error, ExecOutput, Kind, Launch};
+use coracle_lifecycle::{Error, ExecOutput, Kind, StartRequest};
 use coracle_runtime::keeper::{Exec, ExecStreams};
 use tokio::net::unix::pipe::Receiver;
 
@@ -32,7 +32,7 @@ impl Host {
     /// WrongPhase when the container has ended meanwhile; Exhausted when the node had no room for its output.
     pub async fn exec_sync(
         self: &Arc<Self>,
-        launch: &Launch,
+        launch: &StartRequest,
         argv: Vec<String>,
         limit: Option<Duration>,
     ) -> Result<ExecOutput, Error> {

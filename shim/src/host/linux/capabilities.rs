@@ -5,7 +5,7 @@
 //! Invariants: nothing that is granted is more than this process itself has; an unknown name is refused.
 //! Not here: setting them.
 
-use coracle_lifecycle::{Error, SecurityWish};
+use coracle_lifecycle::{Error, SecurityContext};
 use coracle_spec::Capabilities;
 
 use crate::host::io_error;
@@ -97,7 +97,7 @@ pub(super) fn own() -> Result<u64, Error> {
 
 /// The sets of a container; `own` is what can be given at all.
 /// Errors: Invalid for a name that nobody knows or that is not to be had here.
-pub(super) fn sets(wish: &SecurityWish, own: u64) -> Result<Capabilities, Error> {
+pub(super) fn sets(wish: &SecurityContext, own: u64) -> Result<Capabilities, Error> {
     if wish.privileged {
         return Ok(Capabilities {
             bounding: own,
@@ -166,7 +166,7 @@ fn available(name: &str, own: u64) -> Result<u64, Error> {
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
     use super::*;
-    use coracle_lifecycle::CapabilityWish;
+    use coracle_lifecycle::CapabilityConfig;
 
     /// All 41 but SYS_RESOURCE.
     const OWN: u64 = ((1 << 41) - 1) & !(1 << 24);
@@ -178,14 +178,14 @@ mod tests {
     }
 
     fn asked(add: &[&str], drop: &[&str], ambient: &[&str]) -> Result<Capabilities, Error> {
-        let capabilities = CapabilityWish {
+        let capabilities = CapabilityConfig {
             add: words(add),
             drop: words(drop),
             ambient: words(ambient),
         };
-        let wish = SecurityWish {
+        let wish = SecurityContext {
             capabilities,
-            ..SecurityWish::default()
+            ..SecurityContext::default()
         };
         sets(&wish, OWN)
     }
@@ -245,9 +245,9 @@ mod tests {
 
     #[test]
     fn privileged_is_all_that_there_is() {
-        let wish = SecurityWish {
+        let wish = SecurityContext {
             privileged: true,
-            ..SecurityWish::default()
+            ..SecurityContext::default()
         };
         let sets = sets(&wish, OWN).unwrap();
         assert_eq!((sets.permitted, sets.ambient), (OWN, 0));

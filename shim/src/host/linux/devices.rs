@@ -9,7 +9,7 @@ use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::Path;
 
 use coracle_cgroup::{DeviceClass, DeviceRule};
-use coracle_lifecycle::{DeviceWish, Error};
+use coracle_lifecycle::{DeviceConfig, Error};
 use coracle_spec::{Device, DeviceKind};
 
 use crate::host::mounts::clean_target;
@@ -51,7 +51,7 @@ pub(super) struct Grant {
 
 /// The devices that CRI asks for.
 /// Errors: Invalid, naming the path and what is wrong with it.
-pub(super) fn asked(wishes: &[DeviceWish], visit: &Visit<'_>) -> Result<Vec<Grant>, Error> {
+pub(super) fn asked(wishes: &[DeviceConfig], visit: &Visit<'_>) -> Result<Vec<Grant>, Error> {
     let mut grants = Vec::new();
     for wish in wishes {
         let refused = |why: String| {
@@ -265,8 +265,8 @@ mod tests {
             scratch
         }
 
-        fn wish(&self, host: &str, target: &str) -> DeviceWish {
-            DeviceWish {
+        fn wish(&self, host: &str, target: &str) -> DeviceConfig {
+            DeviceConfig {
                 container_path: target.to_owned(),
                 host_path: self.0.join(host).to_str().unwrap().to_owned(),
                 permissions: "rw".to_owned(),
@@ -274,7 +274,7 @@ mod tests {
         }
     }
 
-    fn asked(wishes: &[DeviceWish]) -> Result<Vec<Grant>, Error> {
+    fn asked(wishes: &[DeviceConfig]) -> Result<Vec<Grant>, Error> {
         crate::host::paths::visited(|visit| super::asked(wishes, visit))
     }
 

@@ -98,18 +98,18 @@ fn facts(pod: &PodRecord) -> Facts<'_> {
     let attachment = live.and_then(|live| live.attachment.as_ref());
     Facts {
         hostname: hostname(pod),
-        dns: &pod.wish.dns,
+        dns: &pod.config.dns,
         ips: attachment
             .map(|at| at.addresses.clone())
             .unwrap_or_default(),
-        on_node_network: pod.wish.namespaces.network == NamespaceMode::Node,
+        on_node_network: pod.config.namespaces.network == NamespaceMode::Node,
     }
 }
 
 /// The name that a pod's containers see: its own, else the node's.
 pub(super) fn hostname(pod: &PodRecord) -> String {
-    if !pod.wish.hostname.is_empty() {
-        return pod.wish.hostname.clone();
+    if !pod.config.hostname.is_empty() {
+        return pod.config.hostname.clone();
     }
     let node = rustix::system::uname();
     node.nodename().to_string_lossy().into_owned()

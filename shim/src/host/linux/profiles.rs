@@ -10,7 +10,7 @@ mod selinux;
 use std::io::Read as _;
 use std::path::Path;
 
-use coracle_lifecycle::{Error, ProfileWish, SeccompPlan};
+use coracle_lifecycle::{Error, SeccompPlan, SecurityProfile};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
 
 use crate::host::io_error;
@@ -45,12 +45,12 @@ impl SecurityFiles<'static> {
 }
 
 /// Reads the profile that is asked for. Blocks on the disk.
-pub(super) fn seccomp(wish: &ProfileWish, privileged: bool) -> Result<SeccompPlan, Error> {
+pub(super) fn seccomp(wish: &SecurityProfile, privileged: bool) -> Result<SeccompPlan, Error> {
     match wish {
         _ if privileged => Ok(SeccompPlan::Unconfined),
-        ProfileWish::Unset | ProfileWish::Unconfined => Ok(SeccompPlan::Unconfined),
-        ProfileWish::Default => Ok(SeccompPlan::Default),
-        ProfileWish::Localhost(path) => Ok(SeccompPlan::Localhost {
+        SecurityProfile::Unset | SecurityProfile::Unconfined => Ok(SeccompPlan::Unconfined),
+        SecurityProfile::Default => Ok(SeccompPlan::Default),
+        SecurityProfile::Localhost(path) => Ok(SeccompPlan::Localhost {
             profile: read_profile(path)?,
         }),
     }
@@ -111,8 +111,8 @@ mod tests {
     use super::*;
     use crate::scratch::Scratch;
 
-    fn localhost(path: &str) -> ProfileWish {
-        ProfileWish::Localhost(path.to_owned())
+    fn localhost(path: &str) -> SecurityProfile {
+        SecurityProfile::Localhost(path.to_owned())
     }
 
     #[test]
@@ -126,11 +126,11 @@ mod tests {
         assert_eq!(seccomp(&path, false).unwrap(), expected);
         assert_eq!(seccomp(&path, true).unwrap(), SeccompPlan::Unconfined);
         assert_eq!(
-            seccomp(&ProfileWish::Default, false).unwrap(),
+            seccomp(&SecurityProfile::Default, false).unwrap(),
             SeccompPlan::Default
         );
         assert_eq!(
-            seccomp(&ProfileWish::Unset, false).unwrap(),
+            seccomp(&SecurityProfile::Unset, false).unwrap(),
             SeccompPlan::Unconfined
         );
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use coracle_cgroup::DeviceRule;
 use coracle_images::{Digest, ImageId, Kind as ImageKind, LinuxImage, RunConfig};
-use coracle_lifecycle::{Kind, SeccompPlan, SecurityWish};
+use coracle_lifecycle::{Kind, SeccompPlan, SecurityContext};
 use coracle_spec::IdRange;
 use coracle_spec::id::PodId;
 use serde_json::json;
@@ -51,7 +51,7 @@ impl Place {
         }
     }
 
-    fn plan(&self, wish: &ContainerWish) -> Result<(LinuxPlan, Vec<Mount>), Error> {
+    fn plan(&self, wish: &ContainerConfig) -> Result<(LinuxPlan, Vec<Mount>), Error> {
         let mut mounts = Vec::new();
         let hardware = super::super::paths::visited(|visit| Hardware::find(wish, visit))?;
         let subject = Subject {
@@ -65,12 +65,12 @@ impl Place {
         plan(&subject, &hardware, &mut mounts).map(|plan| (plan, mounts))
     }
 
-    fn secured(&self, security: SecurityWish) -> Result<LinuxPlan, Error> {
+    fn secured(&self, security: SecurityContext) -> Result<LinuxPlan, Error> {
         self.plan(&asked(security)).map(|(plan, _)| plan)
     }
 
-    fn change(&mut self, change: impl FnOnce(&mut coracle_lifecycle::PodWish)) {
-        change(Arc::make_mut(&mut self.pod.wish));
+    fn change(&mut self, change: impl FnOnce(&mut coracle_lifecycle::SandboxConfig)) {
+        change(Arc::make_mut(&mut self.pod.config));
     }
 }
 
@@ -91,7 +91,7 @@ fn image() -> Image {
     }
 }
 
-fn asked(security: SecurityWish) -> ContainerWish {
+fn asked(security: SecurityContext) -> ContainerConfig {
     let wish = json!({
         "name": {"name": "c", "attempt": 0}, "image": "i", "user_specified_image": "", "command": [], "args": [],
         "working_dir": "", "env": [], "mounts": [], "labels": {}, "annotations": {}, "log_path": "",
@@ -102,14 +102,14 @@ fn asked(security: SecurityWish) -> ContainerWish {
         "user": {"uid": null, "username": "", "gid": null, "groups": []},
         "readonly_rootfs": false, "stop_signal": null,
     });
-    let wish: ContainerWish = serde_json::from_value(wish).unwrap();
-    ContainerWish { security, ..wish }
+    let wish: ContainerConfig = serde_json::from_value(wish).unwrap();
+    ContainerConfig { security, ..wish }
 }
 
 #[test]
 fn a_plain_container_gets_the_usual_jail_and_its_pods_files() {
     let place = Place::new("plain");
-    let (plan, mounts) = place.plan(&asked(SecurityWish::default())).unwrap();
+    let (plan, mounts) = place.plan(&asked(SecurityContext::default())).unwrap();
     assert_eq!(plan.seccomp, SeccompPlan::Unconfined);
     assert_eq!(plan.jail.pid, PidSpace::Own);
     assert_eq!(plan.jail.volumes, ["/data"]);
@@ -130,9 +130,9 @@ fn a_plain_container_gets_the_usual_jail_and_its_pods_files() {
         "a file that is not mounted was made"
     );
     assert_eq!(name, "web-0\n");
-    let readonly = ContainerWish {
+    let readonly = ContainerConfig {
         readonly_rootfs: true,
-        ..asked(SecurityWish::default())
+        ..asked(SecurityContext::default())
     };
     assert!(
         place
@@ -147,16 +147,16 @@ fn a_plain_container_gets_the_usual_jail_and_its_pods_files() {
 #[test]
 fn privileged_needs_a_privileged_pod_and_lifts_what_confines() {
     let mut place = Place::new("privileged");
-    let security = SecurityWish {
+    let security = SecurityContext {
         privileged: true,
-        seccomp: coracle_lifecycle::ProfileWish::Default,
+        seccomp: coracle_lifecycle::SecurityProfile::Default,
         masked_paths: vec!["/proc/kcore".to_owned()],
         readonly_paths: vec!["/proc/sys".to_owned()],
-        ..SecurityWish::default()
+        ..SecurityContext::default()
     };
     let error = place.secured(security.clone()).unwrap_err();
     assert!(error.kind() == Kind::Invalid && error.to_string().contains("privileged"));
-    let confined = SecurityWish {
+    let confined = SecurityContext {
         privileged: false,
         ..security.clone()
     };
@@ -176,18 +176,27 @@ fn privileged_needs_a_privileged_pod_and_lifts_what_confines() {
 fn processes_are_seen_as_pod_and_container_say() {
     let mut place = Place::new("pid");
     let space = |place: &Place, pid| {
-        let security = SecurityWish {
+        let security = SecurityContext {
             pid,
-            ..SecurityWish::default()
+            ..SecurityContext::default()
         };
         place.secured(security).map(|plan| plan.jail.pid)
     };
-    assert_eq!(space(&place, PidWish::Unset).unwrap(), PidSpace::Own);
-    assert_eq!(space(&place, PidWish::Container).unwrap(), PidSpace::Own);
-    assert_eq!(space(&place, PidWish::Pod).unwrap(), PidSpace::Pod);
-    assert!(space(&place, PidWish::Node).is_err());
+    assert_eq!(
+        space(&place, PidNamespaceConfig::Unset).unwrap(),
+        PidSpace::Own
+    );
+    assert_eq!(
+        space(&place, PidNamespaceConfig::Container).unwrap(),
+        PidSpace::Own
+    );
+    assert_eq!(
+        space(&place, PidNamespaceConfig::Pod).unwrap(),
+        PidSpace::Pod
+    );
+    assert!(space(&place, PidNamespaceConfig::Node).is_err());
     let other = ContainerId::random().unwrap();
-    let target = || PidWish::Target(other.to_string());
+    let target = || PidNamespaceConfig::Target(other.to_string());
     let error = space(&place, target()).unwrap_err();
     assert!(error.to_string().contains(other.as_str()), "{error}");
     std::fs::create_dir_all(place.root.join("containers").join(other.as_str())).unwrap();
@@ -197,27 +206,39 @@ fn processes_are_seen_as_pod_and_container_say() {
     );
     for odd in ["", "..", "../containers", place.id.as_str()] {
         assert!(
-            space(&place, PidWish::Target(odd.to_owned())).is_err(),
+            space(&place, PidNamespaceConfig::Target(odd.to_owned())).is_err(),
             "{odd:?}"
         );
     }
     place.change(|pod| pod.namespaces.pid = NamespaceMode::Node);
-    assert_eq!(space(&place, PidWish::Node).unwrap(), PidSpace::Node);
-    assert_eq!(space(&place, PidWish::Pod).unwrap(), PidSpace::Node);
-    assert_eq!(space(&place, PidWish::Unset).unwrap(), PidSpace::Node);
-    assert_eq!(space(&place, PidWish::Container).unwrap(), PidSpace::Own);
+    assert_eq!(
+        space(&place, PidNamespaceConfig::Node).unwrap(),
+        PidSpace::Node
+    );
+    assert_eq!(
+        space(&place, PidNamespaceConfig::Pod).unwrap(),
+        PidSpace::Node
+    );
+    assert_eq!(
+        space(&place, PidNamespaceConfig::Unset).unwrap(),
+        PidSpace::Node
+    );
+    assert_eq!(
+        space(&place, PidNamespaceConfig::Container).unwrap(),
+        PidSpace::Own
+    );
 }
 
 #[test]
 fn a_container_has_no_more_of_the_node_than_its_pod() {
     let mut place = Place::new("node");
-    let network = SecurityWish {
+    let network = SecurityContext {
         node_network: true,
-        ..SecurityWish::default()
+        ..SecurityContext::default()
     };
-    let ipc = SecurityWish {
+    let ipc = SecurityContext {
         node_ipc: true,
-        ..SecurityWish::default()
+        ..SecurityContext::default()
     };
     for (security, name) in [(network.clone(), "network"), (ipc, "ipc")] {
         let error = place.secured(security).unwrap_err();
@@ -235,13 +256,13 @@ fn a_container_has_its_pods_users() {
         outside,
         count: 65_536,
     };
-    let users = |outside| UsernsWish {
+    let users = |outside| UserNamespaceConfig {
         uid: map(outside),
         gid: map(outside),
     };
-    let with = |userns| SecurityWish {
+    let with = |userns| SecurityContext {
         userns,
-        ..SecurityWish::default()
+        ..SecurityContext::default()
     };
     assert!(place.secured(with(Some(None))).is_ok());
     let error = place.secured(with(Some(Some(users(70_000))))).unwrap_err();
@@ -270,7 +291,7 @@ fn whom_the_pods_map_does_not_hold_nobody_can_be() {
         outside: 70_000,
         count: 100,
     };
-    place.change(|pod| pod.userns = Some(UsernsWish { uid: map, gid: map }));
+    place.change(|pod| pod.userns = Some(UserNamespaceConfig { uid: map, gid: map }));
     assert!(has_ids(&place.pod, &inside).is_ok());
     for (who, word) in [
         (user, "user id 100"),

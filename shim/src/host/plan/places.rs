@@ -11,7 +11,7 @@ use super::Draft;
 use crate::host::Host;
 use crate::host::linux::Hardware;
 use crate::host::paths::{Missing, Visit};
-use coracle_lifecycle::{ContainerWish, Error};
+use coracle_lifecycle::{ContainerConfig, Error};
 
 impl Host {
     /// The mounts of a container, their host paths looked at on a thread that may hang.
@@ -45,7 +45,7 @@ impl Host {
     }
 
     /// The devices of a container, looked at on a thread that may hang.
-    pub(super) async fn hardware(&self, wish: &Arc<ContainerWish>) -> Result<Hardware, Error> {
+    pub(super) async fn hardware(&self, wish: &Arc<ContainerConfig>) -> Result<Hardware, Error> {
         if !Hardware::is_asked_by(wish) {
             return Ok(Hardware::default());
         }

@@ -10,7 +10,7 @@
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
 
-use coracle_lifecycle::{Error, Kind, NamespaceMode, PodRecord, Raised};
+use coracle_lifecycle::{CreatedSandbox, Error, Kind, NamespaceMode, PodRecord};
 use coracle_network::{self as network, Attachment, NetworkConfig, Provider, Resolver, cni};
 use coracle_spec::egress::Egress;
 
@@ -20,7 +20,7 @@ use crate::host::{Host, blocking};
 impl Host {
     /// What plugins will be asked, where they connect pods and the pod has a network of its own.
     pub(super) fn plan_to_join(&self, record: &PodRecord) -> Result<Option<cni::Plan>, Error> {
-        let own_net = record.wish.namespaces.network != NamespaceMode::Node;
+        let own_net = record.config.namespaces.network != NamespaceMode::Node;
         if !own_net || self.parts.network.provider() != Provider::Cni {
             return Ok(None);
         }
@@ -39,7 +39,7 @@ impl Host {
         self: &Arc<Self>,
         record: &PodRecord,
         mut nest: Nest,
-    ) -> Result<Raised, Error> {
+    ) -> Result<CreatedSandbox, Error> {
         let Some(joining) = nest.joining.take() else {
             return self.hatch(record, nest).await;
         };
@@ -68,7 +68,7 @@ impl Host {
 
     /// Plugins may have given the node addresses: a bridge is made with the first pod on it. A list is to deny those too.
     async fn hold_again(self: &Arc<Self>, record: &PodRecord) -> Result<(), Error> {
-        if record.wish.reach() == Egress::Open {
+        if record.config.reach() == Egress::Open {
             return Ok(());
         }
         let (host, record) = (Arc::clone(self), record.clone());
@@ -104,7 +104,7 @@ impl Host {
 }
 
 /// Ends the keeper of a pod that did not come to be because of `error`.
-async fn end_raised(raised: Raised, error: Error) -> Error {
+async fn end_raised(raised: CreatedSandbox, error: Error) -> Error {
     drop(raised.lifeline);
     end_process(&raised.process, true).await;
     error
@@ -112,7 +112,7 @@ async fn end_raised(raised: Raised, error: Error) -> Error {
 
 /// What a pod asks of its network.
 pub(super) fn network_config(record: &PodRecord) -> NetworkConfig {
-    let (wish, name) = (&record.wish, &record.wish.name);
+    let (wish, name) = (&record.config, &record.config.name);
     NetworkConfig {
         pod: record.id.to_string(),
         namespace: name.namespace.clone(),

@@ -13,8 +13,8 @@ fn live_pod(events: &[PodEvent]) -> Result<(&'static str, Vec<PodEffect>), PodRe
     Ok((phase.name(), all))
 }
 
-fn raised() -> PodEvent {
-    PodEvent::Raised(Live {
+fn created() -> PodEvent {
+    PodEvent::Created(Live {
         keeper: ProcessFact {
             pid: 8,
             start_time: 4,
@@ -25,84 +25,85 @@ fn raised() -> PodEvent {
 
 #[test]
 fn pods_live_by_the_table() {
-    use PodEffect::{EndContainers, Forget, RemoveContainers, TakeDown};
+    use PodEffect::{EndContainers, Forget, RemoveContainers, TearDown};
     use PodEvent::{
-        Cleared, Emptied, Forgotten, KeeperLost, RaiseFailed, RemoveAsked, StopAsked, TakenDown,
+        Cleared, CreateFailed, Emptied, Forgotten, KeeperLost, RemoveRequested, StopRequested,
+        TornDown,
     };
     let table: [(&[PodEvent], &str, &[PodEffect]); 9] = [
-        (&[raised()], "ready", &[]),
-        (&[RaiseFailed, Forgotten], "gone", &[Forget]),
+        (&[created()], "ready", &[]),
+        (&[CreateFailed, Forgotten], "gone", &[Forget]),
         (
-            &[raised(), StopAsked, Emptied, TakenDown],
+            &[created(), StopRequested, Emptied, TornDown],
             "not ready",
-            &[EndContainers, TakeDown],
+            &[EndContainers, TearDown],
         ),
         (
-            &[raised(), KeeperLost, Emptied, TakenDown],
+            &[created(), KeeperLost, Emptied, TornDown],
             "not ready",
-            &[EndContainers, TakeDown],
+            &[EndContainers, TearDown],
         ),
         (
-            &[raised(), StopAsked, StopAsked, Emptied],
+            &[created(), StopRequested, StopRequested, Emptied],
             "stopping",
-            &[EndContainers, EndContainers, TakeDown],
+            &[EndContainers, EndContainers, TearDown],
         ),
         (
             &[
-                raised(),
-                StopAsked,
-                RemoveAsked,
-                StopAsked,
+                created(),
+                StopRequested,
+                RemoveRequested,
+                StopRequested,
                 Emptied,
-                TakenDown,
+                TornDown,
             ],
             "being removed",
             &[
                 EndContainers,
                 EndContainers,
                 EndContainers,
-                TakeDown,
+                TearDown,
                 RemoveContainers,
             ],
         ),
         (
             &[
-                raised(),
-                RemoveAsked,
+                created(),
+                RemoveRequested,
                 Emptied,
-                TakenDown,
+                TornDown,
                 Cleared,
                 Forgotten,
             ],
             "gone",
-            &[EndContainers, TakeDown, RemoveContainers, Forget],
+            &[EndContainers, TearDown, RemoveContainers, Forget],
         ),
         (
             &[
-                raised(),
-                StopAsked,
+                created(),
+                StopRequested,
                 Emptied,
-                TakenDown,
-                StopAsked,
+                TornDown,
+                StopRequested,
                 KeeperLost,
             ],
             "not ready",
-            &[EndContainers, TakeDown],
+            &[EndContainers, TearDown],
         ),
         (
             &[
-                raised(),
-                StopAsked,
+                created(),
+                StopRequested,
                 Emptied,
-                TakenDown,
-                RemoveAsked,
+                TornDown,
+                RemoveRequested,
                 Cleared,
                 Forgotten,
-                StopAsked,
-                RemoveAsked,
+                StopRequested,
+                RemoveRequested,
             ],
             "gone",
-            &[EndContainers, TakeDown, RemoveContainers, Forget],
+            &[EndContainers, TearDown, RemoveContainers, Forget],
         ),
     ];
     for (events, phase, effects) in table {
@@ -117,10 +118,10 @@ fn pods_live_by_the_table() {
 #[test]
 fn a_pod_refuses_what_cannot_be() {
     for events in [
-        &[PodEvent::StopAsked][..],
-        &[PodEvent::TakenDown],
-        &[raised(), raised()],
-        &[raised(), PodEvent::Emptied],
+        &[PodEvent::StopRequested][..],
+        &[PodEvent::TornDown],
+        &[created(), created()],
+        &[created(), PodEvent::Emptied],
     ] {
         assert!(live_pod(events).is_err(), "{events:?}");
     }

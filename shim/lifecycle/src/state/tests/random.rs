@@ -17,13 +17,13 @@ fn random_event(random: &mut Xorshift) -> Event {
     match random.below(10) {
         0 => Event::Built,
         1 => Event::BuildFailed,
-        2 => Event::StartAsked,
-        3 => Event::Launched(run()),
-        4 => Event::LaunchFailed(Ended::never_ran(6, "no")),
-        5 => Event::StopAsked(Duration::from_secs(random.below(30))),
+        2 => Event::StartRequested,
+        3 => Event::Started(run()),
+        4 => Event::StartFailed(Ended::never_ran(6, "no")),
+        5 => Event::StopRequested(Duration::from_secs(random.below(30))),
         6 => Event::DeadlinePassed,
         7 => Event::Ended(ended()),
-        8 => Event::RemoveAsked,
+        8 => Event::RemoveRequested,
         _ => Event::Removed,
     }
 }
@@ -40,17 +40,17 @@ fn assert_lawful(
     if let (ContainerPhase::Stopping(_, old), ContainerPhase::Stopping(_, new)) = (before, after) {
         assert!(new.kill_at <= old.kill_at, "the grace grew: {context}");
         assert!(
-            !(old.then == Then::Remove && new.then == Then::Rest),
+            !(old.then == Then::Remove && new.then == Then::Keep),
             "the removal was forgotten: {context}"
         );
         assert!(
-            !(old.stage == Stage::Killed && new.stage == Stage::Asked),
+            !(old.stage == Stage::Killed && new.stage == Stage::Requested),
             "the kill was forgotten: {context}"
         );
     }
     if let ContainerPhase::Stopping(_, stop) = after {
         assert_eq!(
-            stop.stage == Stage::Asked,
+            stop.stage == Stage::Requested,
             stop.kill_at > now,
             "a due kill was not sent: {context}"
         );
@@ -72,7 +72,7 @@ fn assert_lawful(
         "nothing removes it: {context}"
     );
     assert!(
-        !effects.contains(&Effect::Launch) || *before == ContainerPhase::Created,
+        !effects.contains(&Effect::Start) || *before == ContainerPhase::Created,
         "{context}"
     );
     let touches_process = effects
@@ -88,7 +88,7 @@ fn assert_lawful(
 fn no_random_life_breaks_the_rules() {
     for seed in 1..=400_u64 {
         let mut random = Xorshift(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        let (mut now, mut phase) = (SECOND, ContainerPhase::Creating(Then::Rest));
+        let (mut now, mut phase) = (SECOND, ContainerPhase::Creating(Then::Keep));
         for _ in 0..250 {
             now += random.below(5) * SECOND;
             // As in the driver: a due deadline is told before anything else.
@@ -103,7 +103,7 @@ fn no_random_life_breaks_the_rules() {
                 phase = after;
             }
             if phase == ContainerPhase::Gone && random.below(4) == 0 {
-                phase = ContainerPhase::Creating(Then::Rest);
+                phase = ContainerPhase::Creating(Then::Keep);
             }
         }
     }

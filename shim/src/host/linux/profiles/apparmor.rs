@@ -14,7 +14,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use coracle_lifecycle::{Error, Kind, ProfileWish};
+use coracle_lifecycle::{Error, Kind, SecurityProfile};
 
 use super::SecurityFiles;
 use crate::host::io_error;
@@ -44,18 +44,18 @@ pub enum DefaultProfile {
 
 /// The AppArmor profile to change to, if any. Blocks; may run the parser.
 pub(in crate::host::linux) fn apparmor(
-    wish: &ProfileWish,
+    wish: &SecurityProfile,
     privileged: bool,
     files: &SecurityFiles<'_>,
 ) -> Result<Option<String>, Error> {
     let name = match wish {
         _ if privileged => return Ok(None),
-        ProfileWish::Unconfined => return Ok(None),
-        ProfileWish::Unset | ProfileWish::Default => {
+        SecurityProfile::Unconfined => return Ok(None),
+        SecurityProfile::Unset | SecurityProfile::Default => {
             let there = load_default(files)?;
             return Ok((there == DefaultProfile::Loaded).then(|| DEFAULT.to_owned()));
         }
-        ProfileWish::Localhost(name) => name.strip_prefix(PREFIX).unwrap_or(name),
+        SecurityProfile::Localhost(name) => name.strip_prefix(PREFIX).unwrap_or(name),
     };
     match loaded(files.apparmor)? {
         None => Err(invalid(format!(

@@ -7,7 +7,7 @@
 use std::io::Write as _;
 use std::path::Path;
 
-use coracle_lifecycle::{Error, SelinuxWish};
+use coracle_lifecycle::{Error, SelinuxOptions};
 
 use super::SecurityFiles;
 use crate::host::io_error;
@@ -22,7 +22,7 @@ pub(in crate::host::linux) struct Labels {
 
 /// Completes a label; without a wish or without SELinux there is none. Errors: Invalid for what the policy has not.
 pub(in crate::host::linux) fn selinux(
-    wish: Option<&SelinuxWish>,
+    wish: Option<&SelinuxOptions>,
     privileged: bool,
     files: &SecurityFiles<'_>,
 ) -> Result<Labels, Error> {
@@ -79,9 +79,9 @@ mod tests {
     fn a_label_is_completed_or_passed_over_without_selinux() {
         let scratch = Scratch::new("profiles-selinux");
         let absent = scratch.0.join("absent");
-        let wish = SelinuxWish {
+        let wish = SelinuxOptions {
             level: "s0:c1,c2".to_owned(),
-            ..SelinuxWish::default()
+            ..SelinuxOptions::default()
         };
         let files = |selinux| SecurityFiles {
             apparmor: &absent,

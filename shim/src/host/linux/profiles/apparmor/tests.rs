@@ -3,8 +3,8 @@ use std::os::unix::fs::PermissionsExt as _;
 use super::*;
 use crate::scratch::Scratch;
 
-fn localhost(path: &str) -> ProfileWish {
-    ProfileWish::Localhost(path.to_owned())
+fn localhost(path: &str) -> SecurityProfile {
+    SecurityProfile::Localhost(path.to_owned())
 }
 
 /// Where the kernel would list `profiles`; a parser that is `script`, if any.
@@ -34,7 +34,7 @@ impl Node {
         node
     }
 
-    fn ask(&self, wish: &ProfileWish, privileged: bool) -> Result<Option<String>, Error> {
+    fn ask(&self, wish: &SecurityProfile, privileged: bool) -> Result<Option<String>, Error> {
         let parsers: Vec<&str> = self.parsers.iter().map(String::as_str).collect();
         let absent = self.scratch.0.join("absent");
         let files = SecurityFiles {
@@ -54,24 +54,24 @@ fn a_profile_is_loaded_or_refused() {
     assert_eq!(node.ask(&localhost("web"), false).unwrap(), web);
     assert_eq!(node.ask(&localhost("localhost/web"), false).unwrap(), web);
     assert_eq!(node.ask(&localhost("web"), true).unwrap(), None);
-    assert_eq!(node.ask(&ProfileWish::Unconfined, false).unwrap(), None);
+    assert_eq!(node.ask(&SecurityProfile::Unconfined, false).unwrap(), None);
     assert!(node.ask(&localhost("we"), false).is_err());
     let odd = node.ask(&localhost("a (b)"), false).unwrap();
     assert_eq!(odd.as_deref(), Some("a (b)"));
     fs::remove_file(node.scratch.0.join("profiles")).unwrap();
     assert!(node.ask(&localhost("web"), false).is_err());
-    assert_eq!(node.ask(&ProfileWish::Default, false).unwrap(), None);
+    assert_eq!(node.ask(&SecurityProfile::Default, false).unwrap(), None);
 }
 
 #[test]
 fn the_default_is_loaded_when_it_is_needed() {
     let script = "cat >\"$list.text\"; echo \"$@\" >>\"$list.calls\"; echo 'coracle-default (enforce)' >>\"$list\"";
     let node = Node::new("apparmor-default", "web (enforce)\n", Some(script));
-    assert_eq!(node.ask(&ProfileWish::Default, true).unwrap(), None);
+    assert_eq!(node.ask(&SecurityProfile::Default, true).unwrap(), None);
     let ours = Some("coracle-default".to_owned());
     for wish in [
-        ProfileWish::Unset,
-        ProfileWish::Default,
+        SecurityProfile::Unset,
+        SecurityProfile::Default,
         localhost("coracle-default"),
     ] {
         assert_eq!(node.ask(&wish, false).unwrap(), ours, "{wish:?}");
@@ -90,15 +90,18 @@ fn the_default_is_loaded_when_it_is_needed() {
 #[test]
 fn a_parser_that_fails_refuses_and_an_absent_one_is_done_without() {
     let absent = Node::new("apparmor-absent", "", None);
-    assert_eq!(absent.ask(&ProfileWish::Unset, false).unwrap(), None);
+    assert_eq!(absent.ask(&SecurityProfile::Unset, false).unwrap(), None);
     let broken = Node::new("apparmor-broken", "", Some("echo line 3: no >&2; exit 1"));
-    let refusal = broken.ask(&ProfileWish::Unset, false).unwrap_err();
+    let refusal = broken.ask(&SecurityProfile::Unset, false).unwrap_err();
     for word in ["coracle-default", "parser", "line 3: no"] {
         assert!(refusal.to_string().contains(word), "{refusal}");
     }
     let liar = Node::new("apparmor-liar", "", Some("exit 0"));
-    assert!(liar.ask(&ProfileWish::Unset, false).is_err());
-    assert_eq!(broken.ask(&ProfileWish::Unconfined, false).unwrap(), None);
+    assert!(liar.ask(&SecurityProfile::Unset, false).is_err());
+    assert_eq!(
+        broken.ask(&SecurityProfile::Unconfined, false).unwrap(),
+        None
+    );
 }
 
 #[test]

@@ -1,9 +1,9 @@
 //! What the kubelet asks for, in our own words: checked once by `cri/convert`, kept in records, compared on a retry.
 //!
 //! Made by: `cri/convert`. Read by: the driver and the host. Stored whole, so that a status can echo it byte for byte.
-//! Invariant: two wishes are equal exactly when the kubelet asked twice for the same thing and the configuration has not
+//! Invariant: two configs are equal exactly when the kubelet asked twice for the same thing and the configuration has not
 //! changed between.
-//! Not here: CRI messages, what became of a wish.
+//! Not here: CRI messages, what became of a config.
 
 mod annotations;
 mod linux;
@@ -19,10 +19,10 @@ use serde::{Deserialize, Serialize};
 
 pub use annotations::{Annotations, Grants};
 pub use linux::{
-    CapabilityWish, DeviceWish, GroupsPolicy, IdMapping, ImageVolume, PidWish, ProfileWish,
-    SecurityWish, SelinuxWish, UsernsWish,
+    CapabilityConfig, DeviceConfig, GroupsPolicy, IdMapping, ImageVolume, PidNamespaceConfig,
+    SecurityContext, SecurityProfile, SelinuxOptions, UserNamespaceConfig,
 };
-pub use streaming::{AttachWish, ExecWish, ForwardWish};
+pub use streaming::{AttachConfig, ExecConfig, PortForwardConfig};
 
 /// What makes a sandbox the one it is; a second one with the same four values is a retry of the first.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -146,7 +146,7 @@ pub struct Dns {
 
 /// RunPodSandbox, checked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PodWish {
+pub struct SandboxConfig {
     /// Its name; no part but `attempt` is empty.
     pub name: PodName,
     /// Host name; empty keeps the host's.
@@ -170,7 +170,7 @@ pub struct PodWish {
     pub namespaces: Namespaces,
     /// Its own user namespace, if it has one.
     #[serde(default)]
-    pub userns: Option<UsernsWish>,
+    pub userns: Option<UserNamespaceConfig>,
     /// Values by path below `/proc/sys`, as `net/ipv4/ip_forward`; namespaced ones of namespaces of its own only.
     #[serde(default)]
     pub sysctls: BTreeMap<String, String>,
@@ -201,7 +201,7 @@ pub struct PodWish {
     pub is_offline: bool,
 }
 
-impl PodWish {
+impl SandboxConfig {
     /// What the pod may reach.
     pub fn reach(&self) -> Egress {
         match (&self.egress, self.handler) {
@@ -218,8 +218,8 @@ impl PodWish {
 
     /// Whether `other` is the same request, sent again. What the configuration has decided does not count: it may have
     /// changed since, and the pod keeps what was decided first.
-    pub fn is_repeated_by(&self, other: &PodWish) -> bool {
-        let decided_alike = PodWish {
+    pub fn is_repeated_by(&self, other: &SandboxConfig) -> bool {
+        let decided_alike = SandboxConfig {
             egress: self.egress.clone(),
             is_offline: self.is_offline,
             grants: self.grants.clone(),
@@ -231,7 +231,7 @@ impl PodWish {
 
 /// One CRI mount of a host path or of an image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MountWish {
+pub struct MountConfig {
     /// Path on the host, empty for an image; checked by `create_container`, not by the converter.
     pub host_path: PathBuf,
     /// Path in the container; checked by `create_container`, not by the converter.
@@ -247,7 +247,7 @@ pub struct MountWish {
     /// The image that is mounted instead of a host path.
     #[serde(default)]
     pub image: Option<ImageVolume>,
-    /// Mount options by name, as asked; each is one that [`MountWish::OPTIONS`] lists.
+    /// Mount options by name, as asked; each is one that [`MountConfig::OPTIONS`] lists.
     #[serde(default)]
     pub options: Vec<String>,
     /// Users of the source, echoed in the status; the pod's own map or none.
@@ -258,7 +258,7 @@ pub struct MountWish {
     pub gid_mappings: Vec<IdMapping>,
 }
 
-impl MountWish {
+impl MountConfig {
     /// The mount options that can be asked for.
     pub const OPTIONS: [&str; 4] = ["ro", "nosuid", "nodev", "noexec"];
 
@@ -312,7 +312,7 @@ pub struct Resources {
 
 /// Who the payload shall be.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct UserWish {
+pub struct UserConfig {
     /// `run_as_user`.
     pub uid: Option<i64>,
     /// `run_as_username`; empty when not given.
@@ -328,7 +328,7 @@ pub struct UserWish {
 
 /// CreateContainer, converted; what needs the node to be judged (image, mounts, user) is judged by `create_container`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ContainerWish {
+pub struct ContainerConfig {
     /// Its name within the pod; `name` is not empty.
     pub name: ContainerName,
     /// `image.image`: an id, tag or digest.
@@ -344,7 +344,7 @@ pub struct ContainerWish {
     /// Environment in the order given.
     pub env: Vec<(String, String)>,
     /// Mounts in the order given.
-    pub mounts: Vec<MountWish>,
+    pub mounts: Vec<MountConfig>,
     /// Labels, byte for byte.
     pub labels: BTreeMap<String, String>,
     /// Annotations, byte for byte.
@@ -360,17 +360,17 @@ pub struct ContainerWish {
     /// Resource limits.
     pub resources: Resources,
     /// Who it runs as.
-    pub user: UserWish,
+    pub user: UserConfig,
     /// Nothing but mounts may be written.
     pub readonly_rootfs: bool,
     /// Signal number that stops it, from `stop_signal`; `None` means the image's, else SIGTERM.
     pub stop_signal: Option<i32>,
     /// What confines it.
     #[serde(default)]
-    pub security: SecurityWish,
+    pub security: SecurityContext,
     /// Devices in the order given.
     #[serde(default)]
-    pub devices: Vec<DeviceWish>,
+    pub devices: Vec<DeviceConfig>,
     /// Names of CDI devices, from field and annotations, distinct.
     #[serde(default)]
     pub cdi_devices: Vec<String>,

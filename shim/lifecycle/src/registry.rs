@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use coracle_spec::id::{ContainerId, PodId};
 
-use super::wish::PodName;
+use super::config::PodName;
 
 /// What a claim of a name came to.
 #[derive(Debug)]
@@ -30,19 +30,19 @@ struct Tables<M> {
 
 /// Names, ids and the mailboxes (`M`) behind them.
 #[derive(Debug)]
-pub struct Names<M> {
+pub struct NameRegistry<M> {
     tables: Mutex<Tables<M>>,
 }
 
-impl<M: Clone> Names<M> {
+impl<M: Clone> NameRegistry<M> {
     /// An empty registry.
-    pub fn new() -> Names<M> {
+    pub fn new() -> NameRegistry<M> {
         let tables = Tables {
             mailboxes: HashMap::new(),
             names: HashMap::new(),
             containers: HashMap::new(),
         };
-        Names {
+        NameRegistry {
             tables: Mutex::new(tables),
         }
     }
@@ -121,47 +121,57 @@ mod tests {
 
     #[test]
     fn a_name_belongs_to_its_first_claimer_until_released() {
-        let names = Names::new();
+        let registry = NameRegistry::new();
         let (first, second) = (PodId::random().unwrap(), PodId::random().unwrap());
-        assert!(matches!(names.claim(&name(0), &first, 'a'), Claim::Taken));
-        assert!(matches!(names.claim(&name(0), &second, 'b'), Claim::Held(id, 'a') if id == first));
-        assert!(matches!(names.claim(&name(1), &second, 'b'), Claim::Taken));
-        names.release(&name(0), &first);
-        assert_eq!(names.pod(&first), None);
         assert!(matches!(
-            names.claim(&name(0), &PodId::random().unwrap(), 'c'),
+            registry.claim(&name(0), &first, 'a'),
+            Claim::Taken
+        ));
+        assert!(
+            matches!(registry.claim(&name(0), &second, 'b'), Claim::Held(id, 'a') if id == first)
+        );
+        assert!(matches!(
+            registry.claim(&name(1), &second, 'b'),
+            Claim::Taken
+        ));
+        registry.release(&name(0), &first);
+        assert_eq!(registry.pod(&first), None);
+        assert!(matches!(
+            registry.claim(&name(0), &PodId::random().unwrap(), 'c'),
             Claim::Taken
         ));
     }
 
     #[test]
     fn a_late_release_does_not_take_the_name_from_its_next_holder() {
-        let names = Names::new();
+        let registry = NameRegistry::new();
         let (first, second) = (PodId::random().unwrap(), PodId::random().unwrap());
-        names.claim(&name(0), &first, 'a');
-        names.release(&name(0), &first);
-        names.claim(&name(0), &second, 'b');
-        names.release(&name(0), &first);
-        assert!(matches!(names.claim(&name(0), &first, 'c'), Claim::Held(id, 'b') if id == second));
+        registry.claim(&name(0), &first, 'a');
+        registry.release(&name(0), &first);
+        registry.claim(&name(0), &second, 'b');
+        registry.release(&name(0), &first);
+        assert!(
+            matches!(registry.claim(&name(0), &first, 'c'), Claim::Held(id, 'b') if id == second)
+        );
     }
 
     #[test]
     fn a_pods_release_takes_its_containers_along() {
-        let names = Names::new();
+        let registry = NameRegistry::new();
         let pod = PodId::random().unwrap();
         let (one, two) = (
             ContainerId::random().unwrap(),
             ContainerId::random().unwrap(),
         );
-        names.claim(&name(0), &pod, 'a');
-        names.add_container(&one, &pod);
-        names.add_container(&two, &pod);
-        names.drop_container(&two);
+        registry.claim(&name(0), &pod, 'a');
+        registry.add_container(&one, &pod);
+        registry.add_container(&two, &pod);
+        registry.drop_container(&two);
         assert_eq!(
-            (names.container(&one), names.container(&two)),
+            (registry.container(&one), registry.container(&two)),
             (Some('a'), None)
         );
-        names.release(&name(0), &pod);
-        assert_eq!(names.container(&one), None);
+        registry.release(&name(0), &pod);
+        assert_eq!(registry.container(&one), None);
     }
 }

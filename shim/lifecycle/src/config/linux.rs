@@ -1,4 +1,4 @@
-//! The wishes that only a Linux node can grant: namespaces of ids and processes, privileges, profiles, devices.
+//! The configs that only a Linux node can grant: namespaces of ids and processes, privileges, profiles, devices.
 //!
 //! Made by: `cri/convert`, which has checked their form. Read by: the host, which judges them against the node.
 //! Invariant: every type has a default that means "not asked for", so that older records load.
@@ -19,7 +19,7 @@ pub struct IdMapping {
 
 /// A pod's own user namespace. Source: cri-api `UserNamespace` with mode POD.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct UsernsWish {
+pub struct UserNamespaceConfig {
     /// Users; begins at container id 0, never at host id 0.
     pub uid: IdMapping,
     /// Groups; as yet always equal to `uid`.
@@ -40,7 +40,7 @@ pub enum GroupsPolicy {
 /// Whose processes a container shall see. Source: cri-api `NamespaceMode` of `pid`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum PidWish {
+pub enum PidNamespaceConfig {
     /// Nothing was said: its own, or the node's in a pod that was made for that.
     #[default]
     Unset,
@@ -57,7 +57,7 @@ pub enum PidWish {
 /// A seccomp or AppArmor profile. Source: cri-api `SecurityProfile`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum ProfileWish {
+pub enum SecurityProfile {
     /// Nothing was said.
     #[default]
     Unset,
@@ -71,7 +71,7 @@ pub enum ProfileWish {
 
 /// The parts of an SELinux label, empty where not given. Source: cri-api `SELinuxOption`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SelinuxWish {
+pub struct SelinuxOptions {
     /// User.
     pub user: String,
     /// Role.
@@ -85,7 +85,7 @@ pub struct SelinuxWish {
 /// Changes to the capabilities that every container gets, by name, with or without `CAP_`, or `ALL`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct CapabilityWish {
+pub struct CapabilityConfig {
     /// To be had, too.
     pub add: Vec<String>,
     /// Not to be had.
@@ -97,37 +97,37 @@ pub struct CapabilityWish {
 /// What confines a container. Source: cri-api `LinuxContainerSecurityContext`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct SecurityWish {
+pub struct SecurityContext {
     /// Nearly nothing confines it.
     pub privileged: bool,
     /// Capabilities.
-    pub capabilities: CapabilityWish,
+    pub capabilities: CapabilityConfig,
     /// No program gains privileges.
     pub no_new_privs: bool,
     /// System call filter.
-    pub seccomp: ProfileWish,
+    pub seccomp: SecurityProfile,
     /// AppArmor profile.
-    pub apparmor: ProfileWish,
+    pub apparmor: SecurityProfile,
     /// SELinux label; `None` when no part of it was given.
-    pub selinux: Option<SelinuxWish>,
+    pub selinux: Option<SelinuxOptions>,
     /// Absolute paths that read as empty.
     pub masked_paths: Vec<String>,
     /// Absolute paths that cannot be written.
     pub readonly_paths: Vec<String>,
     /// Whose processes it sees.
-    pub pid: PidWish,
+    pub pid: PidNamespaceConfig,
     /// The node's network was asked for.
     pub node_network: bool,
     /// The node's ipc namespace was asked for.
     pub node_ipc: bool,
     /// Its user namespace; `None` when nothing was said, `Some(None)` for the node's.
-    #[serde(with = "said")]
-    pub userns: Option<Option<UsernsWish>>,
+    #[serde(with = "double_option")]
+    pub userns: Option<Option<UserNamespaceConfig>>,
 }
 
 /// One device. Source: cri-api `Device`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DeviceWish {
+pub struct DeviceConfig {
     /// Absolute path in the container.
     pub container_path: String,
     /// Absolute path on the host: a device, or a directory of devices.
@@ -148,19 +148,19 @@ pub struct ImageVolume {
 }
 
 /// JSON has one `null`: an outer list tells "nothing said" from "the node's".
-mod said {
+mod double_option {
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-    use super::UsernsWish;
+    use super::UserNamespaceConfig;
 
-    type Said = Option<Option<UsernsWish>>;
+    type Value = Option<Option<UserNamespaceConfig>>;
 
-    pub fn serialize<S: Serializer>(value: &Said, to: S) -> Result<S::Ok, S::Error> {
+    pub fn serialize<S: Serializer>(value: &Value, to: S) -> Result<S::Ok, S::Error> {
         value.map(|inner| [inner]).serialize(to)
     }
 
-    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Said, D::Error> {
-        let list: Option<[Option<UsernsWish>; 1]> = Option::deserialize(from)?;
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Value, D::Error> {
+        let list: Option<[Option<UserNamespaceConfig>; 1]> = Option::deserialize(from)?;
         Ok(list.map(|[inner]| inner))
     }
 }
@@ -180,17 +180,17 @@ mod tests {
         for userns in [
             None,
             Some(None),
-            Some(Some(UsernsWish { uid: map, gid: map })),
+            Some(Some(UserNamespaceConfig { uid: map, gid: map })),
         ] {
-            let wish = SecurityWish {
+            let config = SecurityContext {
                 userns,
-                pid: PidWish::Target("x".to_owned()),
-                ..SecurityWish::default()
+                pid: PidNamespaceConfig::Target("x".to_owned()),
+                ..SecurityContext::default()
             };
-            let text = serde_json::to_string(&wish).unwrap();
+            let text = serde_json::to_string(&config).unwrap();
             assert_eq!(
-                serde_json::from_str::<SecurityWish>(&text).unwrap(),
-                wish,
+                serde_json::from_str::<SecurityContext>(&text).unwrap(),
+                config,
                 "{text}"
             );
         }
@@ -198,7 +198,7 @@ mod tests {
 
     #[test]
     fn a_record_from_before_any_of_this_reads_as_nothing_asked_for() {
-        let read: SecurityWish = serde_json::from_str("{}").unwrap();
-        assert_eq!(read, SecurityWish::default());
+        let read: SecurityContext = serde_json::from_str("{}").unwrap();
+        assert_eq!(read, SecurityContext::default());
     }
 }

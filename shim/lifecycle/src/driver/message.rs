@@ -12,26 +12,26 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::sync::oneshot;
 
 use super::update::Changed;
+use crate::config::{ContainerConfig, Resources, SandboxConfig};
 use crate::error::Error;
-use crate::host::{Launch, Launched, Raised};
+use crate::host::{CreatedSandbox, StartRequest, Started};
 use crate::record::Plan;
 use crate::state::Live;
 use crate::store::Slot;
-use crate::wish::{ContainerWish, PodWish, Resources};
 
 /// Where an answer goes.
 pub type Reply<T> = oneshot::Sender<Result<T, Error>>;
 /// Where notes are put.
-pub type Mailbox = UnboundedSender<Note>;
+pub type Mailbox = UnboundedSender<Message>;
 
 /// One note.
-pub enum Note {
+pub enum Message {
     /// A request of the kubelet.
-    Ask(Ask),
+    Request(Request),
     /// The pod stands and is recorded as ready, or nothing of it is left.
-    Raised(Result<Box<Standing>, Error>),
+    SandboxCreated(Result<Box<ReadySandbox>, Error>),
     /// Keeper, network and cgroup are gone.
-    TakenDown(Result<(), Error>),
+    TornDown(Result<(), Error>),
     /// The pod's records are gone.
     PodForgotten(Result<(), Error>),
     /// The keeper's process has ended.
@@ -41,19 +41,19 @@ pub enum Note {
     /// It is time to read again what could not be read.
     ReadAgain,
     /// Something that happened to one container.
-    Container(ContainerId, Word),
+    Container(ContainerId, Completion),
 }
 
 /// A request.
-pub enum Ask {
+pub enum Request {
     /// RunPodSandbox: the first try and its retries.
-    Ready(Arc<PodWish>, Reply<()>),
+    Ready(Arc<SandboxConfig>, Reply<()>),
     /// StopPodSandbox.
     StopPod(Reply<()>),
     /// RemovePodSandbox.
     RemovePod(Reply<()>),
     /// CreateContainer.
-    Create(Arc<ContainerWish>, Reply<ContainerId>),
+    Create(Arc<ContainerConfig>, Reply<ContainerId>),
     /// StartContainer.
     Start(ContainerId, Reply<()>),
     /// StopContainer.
@@ -63,7 +63,7 @@ pub enum Ask {
     /// ReopenContainerLog.
     ReopenLog(ContainerId, Reply<()>),
     /// What it takes to reach into a running container.
-    Enter(ContainerId, Purpose, Reply<Box<Launch>>),
+    Enter(ContainerId, Purpose, Reply<Box<StartRequest>>),
     /// UpdateContainerResources.
     Update(ContainerId, Resources, Reply<()>),
 }
@@ -79,7 +79,7 @@ pub enum Purpose {
 
 impl Purpose {
     /// For messages.
-    pub fn words(self) -> &'static str {
+    pub fn verb(self) -> &'static str {
         match self {
             Purpose::Exec => "exec in",
             Purpose::Attach => "attach to",
@@ -88,27 +88,27 @@ impl Purpose {
 }
 
 /// What an effect on a container came to, or what was seen of it.
-pub enum Word {
+pub enum Completion {
     /// Planned, recorded and built, or none of it.
     Built(Result<Box<(Arc<Plan>, Slot)>, Error>),
-    /// Launched, or not.
-    Launched(Result<Launched, Error>),
+    /// Started, or not.
+    Started(Result<Started, Error>),
     /// Its process came to be and ended before its program ran, with this exit code if anybody knows it.
     NeverRan(Error, Option<i32>),
     /// Its cgroup and the keeper's record are gone, or were not to be removed.
     Cleaned(Result<(), Error>),
     /// Nothing of it is left, or something is.
     Forgotten(Result<(), Error>),
-    /// Its pidfd fired and the keeper said nothing: the exit as the kernel knows it.
-    Silent(Exit),
+    /// Its pidfd fired and the keeper has reported nothing: the exit as the kernel knows it.
+    ProcessEnded(Exit),
     /// Its limits are changed, or are as they were.
     Changed(Result<Box<Changed>, Error>),
 }
 
-/// A pod that was raised, recorded and committed.
-pub struct Standing {
-    /// What was raised.
-    pub raised: Raised,
+/// A pod that was created, recorded and committed.
+pub struct ReadySandbox {
+    /// What was created.
+    pub created: CreatedSandbox,
     /// Its record.
     pub slot: Slot,
     /// What is recorded of it.

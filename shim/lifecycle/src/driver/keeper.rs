@@ -8,11 +8,11 @@ use coracle_runtime::process::Process;
 use coracle_spec::id::ContainerId;
 use coracle_spec::{Cause, Exit};
 
-use super::{Connection, Driver, Effort, Note};
+use super::{Connection, Driver, Message, Progress};
 use crate::blocking::{blocking, pass, runtime_error};
 use crate::clock;
 use crate::error::Error;
-use crate::host::GREETING_PATIENCE;
+use crate::host::GREETING_TIMEOUT;
 use crate::state::{ContainerPhase, PodEvent};
 
 /// How long to wait before a keeper that does not answer is called again: at first, and at most.
@@ -25,13 +25,13 @@ impl Driver {
         self.keeper_watch = process.clone().map(|process| {
             self.watch(async move {
                 process.ended().await;
-                Note::KeeperEnded
+                Message::KeeperEnded
             })
         });
         self.keeper_process = process;
     }
 
-    pub(super) async fn hear(&mut self, event: Option<KeeperEvent>) {
+    pub(super) async fn handle_keeper_event(&mut self, event: Option<KeeperEvent>) {
         match event {
             Some(KeeperEvent::Exited { container, exit }) => match pass("exit.event") {
                 Ok(()) => self.exited(&container, exit).await,
@@ -52,7 +52,7 @@ impl Driver {
             .keeper_process
             .as_ref()
             .is_some_and(|process| process.is_alive());
-        if !alive || self.record.phase.live().is_none() || self.effort == Effort::Busy {
+        if !alive || self.record.phase.live().is_none() || self.progress == Progress::Busy {
             return;
         }
         let (shared, pod) = (Arc::clone(&self.shared), self.record.id.clone());
@@ -60,10 +60,10 @@ impl Driver {
             let mut pause = FIRST_PAUSE;
             loop {
                 tokio::time::sleep(pause).await;
-                match shared.host().connect(&pod, GREETING_PATIENCE).await {
+                match shared.host().connect(&pod, GREETING_TIMEOUT).await {
                     Ok((keeper, greeting, events)) => {
                         let connection = Connection { keeper, greeting, events };
-                        return Note::Reconnected(Box::new(connection));
+                        return Message::Reconnected(Box::new(connection));
                     }
                     Err(error) if pause == FIRST_PAUSE => {
                         tracing::warn!(pod = %pod, error = error.chain(), "the keeper hung up and does not answer");
@@ -90,7 +90,7 @@ impl Driver {
 
     /// The keeper has died: its containers with it, but for those whose exit it had recorded.
     pub(super) async fn keeper_ended(&mut self) {
-        if self.record.phase.live().is_none() || self.effort == Effort::Busy {
+        if self.record.phase.live().is_none() || self.progress == Progress::Busy {
             return;
         }
         tracing::error!(pod = %self.record.id, "the keeper has died; its sandbox ends");
@@ -105,7 +105,7 @@ impl Driver {
         for id in self.containers.keys().cloned().collect::<Vec<_>>() {
             self.exited_as_recorded(&id, lost()).await;
         }
-        self.note_pod(PodEvent::KeeperLost).await;
+        self.pod_step_or_log(PodEvent::KeeperLost).await;
     }
 
     /// The process of a container is gone: it has ended as its keeper recorded, else as `unrecorded` says. A record that

@@ -4,7 +4,7 @@ use coracle_spec::id::{ContainerId, PodId};
 
 /// Source: cri-api v0.37 api.proto: ExecRequest.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ExecWish {
+pub struct ExecConfig {
     /// Where.
     pub container: ContainerId,
     /// Program and arguments; not empty.
@@ -21,7 +21,7 @@ pub struct ExecWish {
 
 /// Source: cri-api v0.37 api.proto: AttachRequest.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AttachWish {
+pub struct AttachConfig {
     /// To which.
     pub container: ContainerId,
     /// The client takes the container for one with a terminal.
@@ -36,7 +36,7 @@ pub struct AttachWish {
 
 /// Source: cri-api v0.37 api.proto: PortForwardRequest.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ForwardWish {
+pub struct PortForwardConfig {
     /// Of which.
     pub pod: PodId,
     /// The ports that a client of the oldest WebSocket kind names by position; others name theirs themselves.
