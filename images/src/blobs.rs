@@ -1,11 +1,10 @@
 //! The store's files: blobs by digest, unpacked layers by chain id, temporary files, and how much they occupy.
 //!
-//! Place in the flow: the pull writes here, the store deletes here.
-//! Invariants: a name under `blobs/` or `layers/` is complete, because it appears by a rename of something
-//! that was verified and synced; whatever is in `tmp/` when the daemon starts is rubbish and goes
-//! to `trash/`, which is emptied in the background; all directories
-//! above content are 0700, so that no setuid file of an image can be reached by a user of the node.
-//! Not here: media types, names of images, what is still wanted.
+//! Called by: the pull, which writes, and the store, which deletes.
+//! Invariants: every file under `blobs/` and directory under `layers/` is complete, because it was verified and synced
+//! before it was renamed there; what is in `tmp/` at the daemon's start is moved to `trash/`, which is emptied in the
+//! background; all directories above content are 0700, so that no user of the node can reach a setuid file of an
+//! image. Not here: media types, names of images, which content is unused.
 
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -32,7 +31,7 @@ pub(crate) struct Blobs {
     trash: Trash,
 }
 
-/// Running totals, so that nobody ever walks the store to know its size.
+/// Running totals, so that the store is never walked for its size.
 #[derive(Debug, Default)]
 struct Used {
     bytes: AtomicU64,
@@ -41,7 +40,7 @@ struct Used {
 }
 
 impl Blobs {
-    /// Makes the directories under `root` and empties `tmp/`. Blocking.
+    /// Creates the directories under `root` and empties `tmp/`. Blocking.
     pub(crate) fn open(root: &Path) -> Result<Self, Error> {
         let images = root.join("images");
         let trash = images.join("trash");
@@ -65,7 +64,7 @@ impl Blobs {
                 .create(&directory)
                 .map_err(|error| Error::io("create directory", &directory, error))?;
         }
-        // What is synced into them later must be reachable after a power loss.
+        // Files that are synced into them later must be reachable after a power loss.
         for directory in [root, &blobs.images, &blobs.images.join("blobs")] {
             sync_directory(directory)?;
         }
@@ -85,12 +84,12 @@ impl Blobs {
         self.images.join("metadata.redb")
     }
 
-    /// Where a blob is or would be.
+    /// The path of a blob, stored or not.
     pub(crate) fn blob(&self, digest: &Digest) -> PathBuf {
         self.images.join("blobs/sha256").join(digest.hex())
     }
 
-    /// Where an unpacked layer is or would be.
+    /// The path of an unpacked layer, stored or not.
     pub(crate) fn layer(&self, chain: &Digest) -> PathBuf {
         self.layers().join(chain.hex())
     }
@@ -100,7 +99,7 @@ impl Blobs {
         self.images.join("layers")
     }
 
-    /// True if the blob is here, with the size its descriptor says.
+    /// True if the blob is stored, with the size of its descriptor.
     pub(crate) fn has(&self, blob: &Blob) -> bool {
         fs::symlink_metadata(self.blob(&blob.digest))
             .is_ok_and(|found| found.is_file() && found.len() == blob.size)
@@ -159,7 +158,7 @@ impl Blobs {
     /// Makes an empty directory in `tmp/`, to be filled and given to [`Blobs::commit_layer`]. Blocking.
     pub(crate) fn layer_draft(&self) -> Result<Temporary, Error> {
         let draft = self.temporary();
-        // Overlayfs shows the mode of the lowest root to guests: it must let every user in.
+        // Overlayfs shows the mode of the lowest root to containers: every user must be able to enter it.
         let made = DirBuilder::new().create(&draft.path);
         made.and_then(|()| {
             fs::set_permissions(
@@ -171,7 +170,7 @@ impl Blobs {
         Ok(draft)
     }
 
-    /// Makes a finished draft the layer `chain`, unless somebody was faster. Blocking. True if it was us.
+    /// Renames a finished draft to the layer `chain`. Blocking. False if another pull has stored it meanwhile.
     pub(crate) fn commit_layer(
         &self,
         draft: Temporary,
@@ -196,7 +195,7 @@ impl Blobs {
                     io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists
                 ) =>
             {
-                // Whoever was faster may not have come to it yet.
+                // The faster pull may not have synced the directory yet.
                 sync_directory(&self.layers())?;
                 Ok(false)
             }
@@ -204,7 +203,7 @@ impl Blobs {
         }
     }
 
-    /// Deletes a blob. Absent is fine. Blocking.
+    /// Deletes a blob, if it exists. Blocking.
     pub(crate) fn remove_blob(&self, digest: &Digest) -> Result<(), Error> {
         let path = self.blob(digest);
         let usage = self.blob_usage(digest);
@@ -216,7 +215,7 @@ impl Blobs {
         Ok(())
     }
 
-    /// Takes a layer out of sight at once; it is deleted when the answer is dropped. Absent is fine. Blocking.
+    /// Removes a layer from `layers/`, if it exists; it is deleted when the returned value is dropped. Blocking.
     pub(crate) fn retire_layer(
         &self,
         chain: &Digest,
@@ -233,12 +232,12 @@ impl Blobs {
         }
     }
 
-    /// The blobs that are here. Blocking.
+    /// All stored blobs. Blocking.
     pub(crate) fn stored_blobs(&self) -> Result<Vec<Digest>, Error> {
         digests_in(&self.images.join("blobs/sha256"))
     }
 
-    /// The layers that are here. Blocking.
+    /// All stored layers. Blocking.
     pub(crate) fn stored_layers(&self) -> Result<Vec<Digest>, Error> {
         digests_in(&self.layers())
     }
@@ -257,7 +256,7 @@ impl Blobs {
     }
 }
 
-/// A name in `tmp/`; what is there goes with the value: small things at once, large trees in the background.
+/// A path in `tmp/`, deleted when this is dropped: small trees at once, large ones in the background.
 #[derive(Debug)]
 pub(crate) struct Temporary {
     path: PathBuf,
@@ -278,7 +277,7 @@ impl Drop for Temporary {
     }
 }
 
-/// A blob on its way in.
+/// Writes one blob.
 pub(crate) struct BlobWriter {
     file: tokio::fs::File,
     temporary: Temporary,
@@ -287,7 +286,7 @@ pub(crate) struct BlobWriter {
 }
 
 impl BlobWriter {
-    /// Takes the next bytes. Errors: too many, disk full, disk broken.
+    /// Writes the next bytes. Errors: too many bytes, disk full, disk broken.
     pub(crate) async fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
         self.verifier.update(bytes)?;
         self.file
@@ -296,7 +295,7 @@ impl BlobWriter {
             .map_err(|error| Error::io("write", &self.temporary.path, error))
     }
 
-    /// Verifies, syncs and gives the blob its name. Errors: not the promised bytes, disk full, disk broken.
+    /// Verifies, syncs and renames the blob. Errors: wrong digest or size, disk full, disk broken.
     pub(crate) async fn commit(mut self, blobs: &Blobs) -> Result<(), Error> {
         self.file
             .flush()
@@ -343,7 +342,7 @@ fn sync_directory(path: &Path) -> Result<(), Error> {
     synced.map_err(|error| Error::io("sync", path, error))
 }
 
-/// The entries of a directory that are digests; anything else is not ours and is left alone.
+/// The entries of a directory that are digests; others are ignored.
 fn digests_in(directory: &Path) -> Result<Vec<Digest>, Error> {
     let failed = |error| Error::io("list", directory, error);
     let mut digests = Vec::new();

@@ -1,11 +1,11 @@
-//! Deletes what nobody needs, and keeps pulls' content from being deleted under them.
+//! The garbage collector of the store, and the pins that protect the content of running pulls.
 //!
-//! Place in the flow: removal, failed pulls and the daemon's collector end here; the daemon waits for
-//! [`Images::garbage`] and then calls [`Images::collect`], beside all requests.
-//! Invariants: content goes only when no record names it, no holder has claimed it and no pull has pinned it, checked and
-//! done under the lock that pins are taken with; nothing goes at all while damaged metadata is kept or collection is
-//! suspended, because somebody may use what nobody names.
-//! Not here: which images are wanted, compiled code.
+//! Called by: the daemon, which waits for [`Images::garbage`] and then calls [`Images::collect`], beside all requests;
+//! and by removals and failed pulls.
+//! Invariants: content is deleted only if no record names it, no holder has claimed it and no pull has pinned it,
+//! checked and deleted under the lock of the pins; nothing is deleted while damaged metadata is kept or collection is
+//! suspended, because containers may use content without a record.
+//! Not here: which images are unused, compiled code.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -18,18 +18,18 @@ use crate::reference::{Digest, ImageId};
 use crate::store::{Images, Inner};
 use crate::unpack::Usage;
 
-/// What a collection came to.
+/// The result of a collection.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Collected {
-    /// Removed images that were forgotten, because their last holder has gone.
+    /// Removed images whose records were deleted, because their last holder has released them.
     pub images: Vec<ImageId>,
-    /// Unneeded blobs were left because they are too young: a pull that failed may be tried again.
+    /// Whether unneeded blobs were kept because they are too young: a failed pull may be tried again.
     pub left_young: bool,
 }
 
 impl Images {
-    /// Deletes content that no image, holder or pull needs, but no blob that was written less than `spare` ago.
-    /// After a start, call it when all claims are declared again.
+    /// Deletes content that no image, holder or pull needs, except for blobs that were written less than `spare` ago.
+    /// After a start, call it when all leases are claimed again.
     ///
     /// Deletes nothing while damaged metadata is kept (see the log). Errors: the disk fails.
     pub async fn collect(&self, spare: Duration) -> Result<Collected, Error> {
@@ -37,7 +37,7 @@ impl Images {
         blocking("collecting unused content", move || inner.collect(spare)).await
     }
 
-    /// Lets [`Images::garbage`] answer: something that goes with images may be left over.
+    /// Makes [`Images::garbage`] return: something that belongs to removed images may be left.
     pub fn wake_collector(&self) {
         self.inner.garbage.notify_one();
     }
@@ -59,7 +59,7 @@ impl Images {
 }
 
 impl Inner {
-    /// Forgets removed images that nobody holds any more, then deletes all content that is not named. Blocking.
+    /// Deletes the records of removed images without a holder, then all unreferenced content. Blocking.
     fn collect(&self, spare: Duration) -> Result<Collected, Error> {
         if self.keeps_everything() {
             return Ok(Collected::default());
@@ -71,7 +71,7 @@ impl Inner {
             (gone, layers)
         };
         let images = gone.iter().map(|record| record.id.clone()).collect();
-        // What belonged to an image is not spared: no pull waits for it.
+        // Content of a removed image is not spared: no pull needs it.
         let freed: Vec<Digest> = gone.into_iter().flat_map(|record| record.blobs).collect();
         self.discard(&freed, &layers, 0)?;
         self.sweep_unrecorded_layers()?;
@@ -129,7 +129,7 @@ impl Inner {
         })
     }
 
-    /// Takes unneeded content out of sight. Layers are deleted when the answer is dropped.
+    /// Removes unneeded content from the store. Its layers are deleted when the returned values are dropped.
     fn unlink_content(
         &self,
         blobs: &[Digest],
@@ -189,11 +189,11 @@ impl Inner {
     }
 }
 
-/// What one pull keeps from being deleted while it runs.
+/// The pins of one pull, which protect content from deletion while it runs.
 pub(crate) struct Pins {
     inner: Arc<Inner>,
     digests: BTreeSet<Digest>,
-    /// The pull leaves nothing for the collector.
+    /// Whether the pull leaves nothing for the collector.
     pub(crate) is_done: bool,
 }
 
@@ -206,14 +206,14 @@ impl Pins {
         }
     }
 
-    /// Keeps a blob or a layer from now on.
+    /// Pins a blob or a layer.
     pub(crate) fn add(&mut self, digest: &Digest) {
         if self.digests.insert(digest.clone()) {
             *self.inner.lock_pins().entry(digest.clone()).or_default() += 1;
         }
     }
 
-    /// Everything kept.
+    /// All pinned digests.
     pub(crate) fn digests(&self) -> Vec<Digest> {
         self.digests.iter().cloned().collect()
     }
@@ -236,8 +236,8 @@ impl Drop for Pins {
     }
 }
 
-/// Whether what was `written` is to be spared `now`. A clock that went back makes nothing young for ever: what was written
-/// in the future counts as old. That costs a transfer at most, for what a pull uses is pinned.
+/// Whether content that was `written` then is spared `now`. A time in the future (the clock went back) counts as old.
+/// That costs a transfer at most, because a running pull pins its content.
 fn is_young(written: SystemTime, now: SystemTime, spare: Duration) -> bool {
     now.duration_since(written).is_ok_and(|age| age < spare)
 }

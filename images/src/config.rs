@@ -1,5 +1,4 @@
-//! What the owner of a store decides: where it is, which registries are spoken to without TLS, and how much
-//! of somebody else's data this node is willing to take.
+//! Settings of a store: its directory, registries without TLS, and the limits of what a registry may send.
 //!
 //! Invariants: every limit has a documented default; none is read from the environment.
 //! Not here: the configuration file (the daemon's).
@@ -12,7 +11,7 @@ use std::time::Duration;
 pub struct ImagesConfig {
     /// The runtime's root directory; the store lives in `images/` below it.
     pub root: PathBuf,
-    /// Registry hosts (with port, as written in references) spoken to over plain http, besides loopback.
+    /// Registry hosts (with port, as in references) for plain http, besides loopback.
     pub plain_http: Vec<String>,
     /// Directory of `hosts.toml` files that name mirrors (see `docs/registries.md`); `None` for none.
     pub registry_config: Option<PathBuf>,
@@ -22,7 +21,7 @@ pub struct ImagesConfig {
     pub pull_min_bytes_per_s: u64,
     /// Completed references (`registry/name:tag`) whose images are reported as pinned.
     pub pinned: Vec<String>,
-    /// What is refused for being too large.
+    /// Size limits.
     pub limits: Limits,
 }
 

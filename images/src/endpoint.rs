@@ -1,11 +1,11 @@
 //! One host, one repository, one set of credentials: tokens, manifests and blob streams.
 //!
-//! Place in the flow: [`crate::registry`] asks here, the registry itself or a mirror; nothing else talks to the network.
+//! Called by: [`crate::registry`], for the registry itself or a mirror; no other module uses the network.
 //! Invariants: credentials live only inside the connections of one pull, so two pulls never share a token;
-//! `urls` of foreign layers are never followed; every wait for the host ends after the idle timeout, and a
-//! blob comes at a least rate; what is read whole
-//! is bounded before it is read; an attempt that failed for want of an answer is repeated a bounded number of times.
-//! Not here: which host is asked first, where bytes land, what they mean; where a host may lead ([`address_policy`]).
+//! `urls` of foreign layers are never followed; every wait for the host ends after the idle timeout, and a blob has
+//! a minimum rate; documents have a maximum size; a request without an answer is repeated a bounded number of times.
+//! Not here: the order of hosts, where bytes are stored, what they mean; which addresses are allowed
+//! ([`address_policy`]).
 
 mod address_policy;
 mod document;
@@ -40,16 +40,16 @@ use crate::manifest::{ACCEPTED, Blob};
 use crate::mirrors::Upstream;
 use crate::reference::{ImageRef, Target};
 
-/// How often one request is made before its failure counts.
+/// Attempts of one request.
 pub(crate) const ATTEMPTS: u32 = 3;
 /// How long to wait for a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The pause before the second attempt; it doubles.
 const BACKOFF: Duration = Duration::from_millis(200);
-/// How much of an answer that is no success is read, for its error code. Bytes.
+/// Most bytes of an error response that are read, for its error code.
 const MAX_ERROR_BYTES: u64 = 64 << 10;
 
-/// What a client shows a registry to be let in. `Debug` and `Display` show no secret.
+/// Credentials for a registry. `Debug` and `Display` show no secret.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub enum Credentials {
     /// A user name and a password, for basic authentication or a token request.
@@ -59,7 +59,7 @@ pub enum Credentials {
         /// The password.
         password: String,
     },
-    /// A token that the registry takes as it is.
+    /// A token for the registry, used unchanged.
     Bearer(String),
 }
 
@@ -79,18 +79,18 @@ pub(crate) struct Endpoint {
     upstream: Upstream,
     /// For messages: the registry's name, or the URL of a mirror.
     name: String,
-    /// What the pull was given, if this host may see it.
+    /// The credentials of the pull, if this host may see them.
     given: Auth,
     limits: TransferLimits,
     attempts: u32,
-    /// What the host wants to see; `None` until it was asked.
+    /// The authorization that the host requires; `None` until it was requested.
     auth: Mutex<Option<Auth>>,
     is_given_up: Arc<AtomicBool>,
 }
 
 impl Endpoint {
-    /// Prepares to talk to one host about `reference`; nothing is sent yet. `has_next`: another host can be asked
-    /// instead, so that this one gets no second chance.
+    /// Prepares requests to one host for `reference`; nothing is sent yet. `has_next`: another host follows, so that
+    /// requests to this one are not repeated.
     ///
     /// Errors: its certificates cannot be used.
     pub(crate) fn new(
@@ -127,12 +127,12 @@ impl Endpoint {
         &self.name
     }
 
-    /// Whether tags may be asked for here.
+    /// Whether it may resolve tags.
     pub(crate) fn may_resolve(&self) -> bool {
         self.upstream.may_resolve
     }
 
-    /// Whether content may be asked for here by its digest.
+    /// Whether it may serve content by digest.
     pub(crate) fn may_pull(&self) -> bool {
         self.upstream.may_pull
     }
@@ -142,12 +142,12 @@ impl Endpoint {
         self.is_given_up.load(Ordering::Relaxed)
     }
 
-    /// Leaves it out for the rest of this pull.
+    /// Skips it for the rest of this pull.
     pub(crate) fn give_up(&self) {
         self.is_given_up.store(true, Ordering::Relaxed);
     }
 
-    /// The repository at this host, as [`crate::sources`] knows it.
+    /// The repository at this host, as in [`crate::sources`].
     pub(crate) fn source(&self) -> String {
         let up = &self.upstream;
         let scheme = if up.plain_http { "http" } else { "https" };
@@ -168,7 +168,7 @@ impl Endpoint {
         )
     }
 
-    /// Gets in, unless it is in. Errors: [`Error::Unauthorized`], [`Error::Registry`], [`Error::Unreachable`].
+    /// Gets a token, unless it has one. Errors: [`Error::Unauthorized`], [`Error::Registry`], [`Error::Unreachable`].
     pub(crate) async fn authenticate(&self) -> Result<(), Error> {
         let mut auth = self.auth.lock().await;
         if auth.is_none() {
@@ -188,13 +188,12 @@ impl Endpoint {
         Ok(())
     }
 
-    /// Makes the next [`Endpoint::authenticate`] ask for a new token.
+    /// Makes the next [`Endpoint::authenticate`] request a new token.
     pub(crate) async fn drop_token(&self) {
         *self.auth.lock().await = None;
     }
 
-    /// Fetches a manifest or an index of at most `allowed` bytes. Whether it is the one that `target` names, if that is a
-    /// digest, is the caller's to check.
+    /// Fetches a manifest or an index of at most `allowed` bytes. If `target` is a digest, the caller must verify it.
     pub(crate) async fn manifest(&self, target: &Target, allowed: u64) -> Result<Document, Error> {
         let what = format!("manifest {}:{target}", self.reference.repository());
         let path = format!("manifests/{target}");
@@ -212,7 +211,7 @@ impl Endpoint {
         .await
     }
 
-    /// True if the registry would give this blob to these credentials.
+    /// True if the registry lets these credentials read this blob.
     pub(crate) async fn may_read(&self, blob: &Blob) -> Result<bool, Error> {
         let what = format!("blob {}", blob.digest);
         let path = format!("blobs/{}", blob.digest);
@@ -228,11 +227,11 @@ impl Endpoint {
         .await
     }
 
-    /// Opens the stream of one blob. One attempt: the caller repeats, because it owns the bytes so far.
+    /// Opens the stream of one blob. One attempt: the caller repeats, because it holds the bytes so far.
     pub(crate) async fn blob(&self, blob: &Blob) -> Result<BlobStream, Error> {
         let what = format!("blob {}", blob.digest);
         if blob.size == 0 {
-            // There is nothing to ask for.
+            // An empty blob needs no request.
             return Ok(self.stream(None, what));
         }
         let path = format!("blobs/{}", blob.digest);
@@ -256,7 +255,7 @@ impl Endpoint {
         }
     }
 
-    /// A success for something in our repository. Errors: what the host says instead.
+    /// Requests `path` in the repository. Errors: the host's error response.
     async fn get(
         &self,
         method: Method,
@@ -268,7 +267,7 @@ impl Endpoint {
         let path = format!("/v2/{}/{path}", self.repository());
         let mut url = self.wire.url(&path, what)?;
         if is_mirror(&self.reference, &self.upstream) {
-            // A mirror is told whose image is meant.
+            // A mirror needs the name of the registry.
             url.query_pairs_mut()
                 .append_pair("ns", self.reference.registry());
         }
@@ -288,7 +287,7 @@ impl Endpoint {
         Err(self.refused(answer, what).await)
     }
 
-    /// What the host says instead of a success.
+    /// The error for an error response.
     async fn refused(&self, mut answer: Answer, what: &str) -> Error {
         let bound = Bound {
             what,
@@ -308,7 +307,7 @@ impl Endpoint {
         }
     }
 
-    /// Repeats `request` while the registry does not answer; a refusal is final.
+    /// Repeats `request` while the registry does not answer; an error response is final.
     async fn retry<T, F: Future<Output = Result<T, Error>>>(
         &self,
         what: &str,
@@ -319,7 +318,7 @@ impl Endpoint {
         loop {
             match request().await {
                 Err(error) if error.may_pass() && attempt < self.attempts => {
-                    tracing::debug!(registry = self.host(), what, attempt, %error, "asking the registry again");
+                    tracing::debug!(registry = self.host(), what, attempt, %error, "repeating a request to the registry");
                 }
                 answer => return answer,
             }
@@ -329,7 +328,7 @@ impl Endpoint {
         }
     }
 
-    /// Bounds the wait for something that is read whole, or begins.
+    /// Applies the idle timeout to a request.
     async fn within<T>(
         &self,
         what: &str,
@@ -362,7 +361,7 @@ fn name(reference: &ImageRef, upstream: &Upstream) -> String {
     format!("{scheme}://{}{}", upstream.authority, upstream.prefix)
 }
 
-/// True for hosts that are this machine, whatever the port.
+/// True for loopback hosts, with any port.
 pub(crate) fn is_loopback(registry: &str) -> bool {
     let host = match registry.strip_prefix('[') {
         Some(rest) => rest.split(']').next().unwrap_or_default(),

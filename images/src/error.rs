@@ -1,8 +1,8 @@
-//! The one error of this crate: [`Error`] says what was asked, of which object, and the two facts that
-//! disagree; [`Kind`] says what a caller may do about it.
+//! The error of this crate: [`Error`] names the operation, the object, and the two facts that
+//! disagree; [`Kind`] tells a caller how to react.
 //!
-//! Place in the flow: made at the call that knows the operation, returned unlogged, printed once by the
-//! caller. Invariants: no message holds a credential or a registry's response body to an authentication
+//! Created at the call that knows the operation, returned unlogged, logged once by the
+//! caller. Invariants: no message contains a credential or a registry's response to an authentication
 //! request; [`Error::kind`] is exhaustive.
 //! Not here: gRPC codes, HTTP status numbers.
 
@@ -19,21 +19,21 @@ pub type Cause = Box<dyn std::error::Error + Send + Sync>;
 /// What a caller can conclude from an [`Error`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// The registry, or the store, does not have it.
+    /// The registry or the store does not have the object.
     Missing,
-    /// The request, the manifest, the config or a layer makes no sense; asking again will not help.
+    /// The request, the manifest, the config or a layer is invalid; repeating the request will not help.
     Invalid,
-    /// The registry refuses these credentials, or asks for some.
+    /// The registry refuses these credentials, or requires some.
     Unauthorized,
-    /// The registry does not answer, breaks off or stalls; asking again may help.
+    /// The registry does not answer, breaks off or stalls; repeating the request may help.
     RegistryUnavailable,
     /// The disk is full, or a process of the node ran out of time or memory.
     Exhausted,
     /// The image is larger than this node accepts.
     Limit,
-    /// Bytes are not what their digest or size promises.
+    /// Bytes do not match their digest or size.
     Corrupt,
-    /// The last caller that waited for this pull has gone.
+    /// The last caller of this pull has left.
     Cancelled,
     /// The node's disk or metadata failed.
     Io,
@@ -43,7 +43,7 @@ pub enum Kind {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A pull failed; the cause is shared by everybody who waited for it.
+    /// A pull failed; all its callers share the cause.
     #[error("pull {reference} from {registry}: {cause}")]
     Pull {
         /// The reference as completed.
@@ -56,7 +56,7 @@ pub enum Error {
     /// A name that is not a reference.
     #[error(transparent)]
     Name(#[from] BadName),
-    /// The registry does not have what was asked for.
+    /// The registry does not have the object.
     #[error("{registry} has no {what}")]
     NotInRegistry {
         /// The registry's host.
@@ -80,7 +80,7 @@ pub enum Error {
         /// `the given credentials` or `an anonymous client`.
         who: &'static str,
     },
-    /// The registry could not be asked or did not answer properly.
+    /// The request could not be sent, or the response is unusable.
     #[error("{registry} did not deliver {what}: {problem}")]
     Registry {
         /// The registry's host.
@@ -98,13 +98,13 @@ pub enum Error {
         /// The innermost cause, such as `Connection refused (os error 111)`.
         problem: String,
     },
-    /// What another host sent, to which the registry led, is not what it should be. Nothing more is told of it.
+    /// Content from a host to which the registry redirected is invalid. The error has no details about it.
     #[error("{what} came by a redirect to another host and is not what it should be")]
     Withheld {
         /// Manifest or blob.
         what: String,
     },
-    /// Several hosts, mirrors first and the registry last, were asked in vain.
+    /// All hosts failed: mirrors first, the registry last.
     #[error("{}", tried.iter().map(|error| error.to_string()).collect::<Vec<_>>().join("; "))]
     Hosts {
         /// What each of them did instead, in the order of asking. Never empty.
@@ -213,7 +213,7 @@ pub enum Error {
         /// How it ended, with its limits.
         problem: String,
     },
-    /// Nobody waits for this any more.
+    /// The caller has left.
     #[error("cancelled while {doing}")]
     Cancelled {
         /// What was being done.
@@ -226,7 +226,7 @@ impl Error {
     pub fn kind(&self) -> Kind {
         match self {
             Self::Pull { cause, .. } => cause.kind(),
-            // The last is the registry itself: what it says counts.
+            // The last is the registry itself: its error counts.
             Self::Hosts { tried } => tried.last().map_or(Kind::RegistryUnavailable, Self::kind),
             Self::Name(_) | Self::Invalid { .. } => Kind::Invalid,
             Self::NotInRegistry { .. } | Self::NotInStore { .. } => Kind::Missing,

@@ -1,15 +1,15 @@
-//! Named places where a test makes a pull fail half way; whoever builds the daemon says what happens at them.
+//! Failpoints: named sites at which a test makes a pull fail; the daemon supplies the function that decides.
 //!
-//! Place in the flow: [`pass`] stands between the steps of a pull whose half-done state the next start must handle.
-//! Invariant: without the feature `failpoints`, which no release has, [`pass`] is nothing and nobody can set anything.
-//! Not here: which places are to fail, and how; this crate knows nobody who could tell.
+//! Called between the steps of a pull whose half-done state the next start must handle.
+//! Invariant: without the feature `failpoints`, which no release has, [`pass`] does nothing.
+//! Not here: which sites fail, and how.
 
 use crate::error::Error;
 
 #[cfg(feature = "failpoints")]
 static HIT: std::sync::OnceLock<fn(&str) -> std::io::Result<()>> = std::sync::OnceLock::new();
 
-/// Says what happens at each failpoint of a pull; `hit` gets the site's name and its error fails the pull.
+/// Sets the function that is called at each failpoint; `hit` gets the site's name, and its error fails the pull.
 ///
 /// The sites are `pull.manifest`, `pull.blob`, `pull.unpack`, `pull.commit` and `pull.record`. The first call counts,
 /// later ones change nothing.
@@ -18,7 +18,7 @@ pub fn set_failpoints(hit: fn(&str) -> std::io::Result<()>) {
     let _ = HIT.set(hit);
 }
 
-/// Passes the failpoint `site`. Errors: the test asks for one.
+/// Passes the failpoint `site`. Errors: as `hit` returns.
 #[cfg(feature = "failpoints")]
 pub(crate) fn pass(site: &'static str) -> Result<(), Error> {
     let passed = HIT.get().map_or(Ok(()), |hit| hit(site));
@@ -39,7 +39,7 @@ mod tests {
     use crate::error::Kind;
 
     #[test]
-    fn a_site_fails_as_it_was_told_and_the_others_pass() {
+    fn an_armed_site_fails_and_the_others_pass() {
         set_failpoints(|site| match site {
             "pull.commit" => Err(std::io::Error::from_raw_os_error(28)),
             _ => Ok(()),

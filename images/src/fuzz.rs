@@ -1,7 +1,7 @@
-//! Fuzz targets of this crate: each reads one input as hostile bytes and panics where a promise is broken.
+//! Fuzz targets of this crate: each reads one hostile input and panics where an invariant is broken.
 //!
 //! Called by: the `fuzz` binary of the shim, and the tests below, which replay the corpora of `images/fuzz` with every
-//! `make test`. Built only for those two; no release has it. docs/security/fuzzing.md says what each target promises.
+//! `make test`. Built only for those two; no release has it. docs/security/fuzzing.md lists the invariants.
 //! Invariant: a target touches nothing but a directory of its own, and gives the same verdict each time.
 
 mod layer;
@@ -30,7 +30,7 @@ pub const TARGETS: &[FuzzTarget] = &[
     ("challenge", crate::endpoint::challenge),
 ];
 
-/// A reference that is taken prints as one that is read as the same, and names no path.
+/// An accepted reference survives a round trip, and is no path.
 fn image_reference(input: &[u8]) {
     let Ok(text) = std::str::from_utf8(input) else {
         return;
@@ -66,7 +66,7 @@ fn image_reference(input: &[u8]) {
     }
 }
 
-/// Whatever a registry calls a manifest or an index holds no more than the limits allow.
+/// An accepted manifest or index is within the limits.
 fn read_manifest(input: &[u8]) {
     let limits = Limits::default();
     match manifest::parse("fuzz", input, &limits) {
@@ -117,7 +117,7 @@ fn image_config(input: &[u8]) {
     assert!(env as u64 <= limits.max_run_config_bytes);
 }
 
-/// A file that is taken names hosts, the registry's own last.
+/// An accepted file lists hosts, the registry's own last.
 fn hosts_toml(input: &[u8]) {
     let Ok(text) = std::str::from_utf8(input) else {
         return;
@@ -137,7 +137,7 @@ fn hosts_toml(input: &[u8]) {
     }
 }
 
-/// A record of the metadata database that is read is written as it was.
+/// A record of the metadata database survives a round trip.
 fn image_record(input: &[u8]) {
     let Ok(record) = serde_json::from_slice::<Record>(input) else {
         return;

@@ -1,9 +1,9 @@
-//! Use of images by containers, and removal: what a holder keeps, what goes when nobody holds it.
+//! Leasing images to containers, and removing images.
 //!
-//! Place in the flow: the daemon leases an image to each container that it plans and releases it with the container; at
-//! its start it claims again what its records say.
-//! Invariants: a removed image is gone from lists at once and from the disk when its last holder goes; an image cannot be
-//! leased once it has begun to be forgotten.
+//! Called by: the daemon, which leases an image to each container that it creates and releases it with the container;
+//! at its start it claims the leases of its records.
+//! Invariants: a removed image disappears from lists at once and from the disk when its last holder releases it; an
+//! image cannot be leased once its deletion has begun.
 //! Not here: deleting content ([`crate::collect`]), what a container is.
 
 use std::path::{Component, Path, PathBuf};
@@ -18,7 +18,7 @@ use crate::reference::{Digest, ImageId};
 use crate::store::{Images, Inner};
 
 impl Images {
-    /// Keeps the content of image `id` until `holder` is released. The same holder may hold several.
+    /// Leases image `id` to `holder` until it is released. A holder may have several.
     ///
     /// Errors: [`Error::NotInStore`].
     pub fn lease(&self, id: &ImageId, holder: &str) -> Result<(), Error> {
@@ -32,8 +32,8 @@ impl Images {
         Ok(())
     }
 
-    /// Declares what an earlier daemon leased to `holder`: an image, removed or not, and content of the store by its
-    /// paths, which stays even if the image's record was lost. To be done before the first [`Images::collect`].
+    /// Restores the leases that an earlier daemon gave to `holder`: an image, removed or not, and content of the store
+    /// by its paths, which stays even if the image's record was lost. To be called before the first [`Images::collect`].
     ///
     /// False if the image has no record.
     pub fn claim(&self, id: &ImageId, paths: &[PathBuf], holder: &str) -> bool {
@@ -50,7 +50,7 @@ impl Images {
         index.images.contains_key(id)
     }
 
-    /// Ends all leases of `holder`. What nobody needs any more goes with the next collection, which is asked for.
+    /// Ends all leases of `holder` and triggers a collection, which deletes unused content.
     pub fn release(&self, holder: &str) {
         let mut index = self.inner.write();
         let (images, has_content) = index.leases.release(holder);
@@ -67,7 +67,7 @@ impl Images {
         }
     }
 
-    /// The image of a holder by its id, even if it has been removed meanwhile.
+    /// The image of a holder by its id, even if it was removed meanwhile.
     pub fn leased(&self, id: &ImageId) -> Option<Arc<Image>> {
         let index = self.inner.read();
         index
@@ -77,15 +77,15 @@ impl Images {
             .map(|(_, image)| image.clone())
     }
 
-    /// Removes an image with all its names; it is gone from lists at once. Content that a lease holds stays.
+    /// Removes an image with all its names; it disappears from lists at once. Leased content stays.
     ///
-    /// Answers what was removed; `Ok(None)` if there was nothing. Errors: the disk fails.
+    /// Returns the removed image; `Ok(None)` if there was none. Errors: the disk fails.
     pub async fn remove(&self, name: &str) -> Result<Option<Arc<Image>>, Error> {
         let (inner, name) = (self.inner.clone(), name.to_owned());
         blocking("removing an image", move || inner.remove(&name)).await
     }
 
-    /// Stops all deletion of content for the life of this value: somebody may use what nobody has claimed.
+    /// Stops all deletion of content for the life of this value: containers may use content that was not claimed.
     pub fn suspend_collection(&self) {
         self.inner.keep_everything.store(true, Ordering::Relaxed);
     }
@@ -123,7 +123,7 @@ impl Inner {
         Ok(Some(image))
     }
 
-    /// Takes an image out of sight: for ever, or as long as somebody uses it. The writer's lock is held.
+    /// Deletes an image's record, or hides it while it is leased. The caller holds the writer's lock.
     fn hide_or_forget(&self, record: &Record) -> Result<(), Error> {
         if self.forget(|other| other.id == record.id)?.is_empty() {
             self.metadata.commit(&Change {
@@ -135,7 +135,8 @@ impl Inner {
         Ok(())
     }
 
-    /// Forgets the chosen images, unless somebody uses them; answers which. The writer's lock is held.
+    /// Deletes the records of the chosen images, unless they are leased, and returns them. The caller holds the writer's
+    /// lock.
     pub(crate) fn forget(&self, choose: impl Fn(&Record) -> bool) -> Result<Vec<Record>, Error> {
         let gone: Vec<Record> = {
             let mut index = self.write();

@@ -1,17 +1,17 @@
-//! What makes two images the same, and which id an image gets.
+//! The identity of images: when two are the same, and which id an image gets.
 //!
-//! Place in the flow: the pull makes a [`Candidate`], the store publishes it under the id chosen here; old records pass
+//! The pull creates a [`Candidate`], the store publishes it under the id chosen here; old records pass
 //! through [`drop_ambiguous_names`] when the store opens.
-//! Invariants: an id stands for one content, for ever: a record is never changed but in its names, and a record whose
-//! content differs gets another id. The digest of a config is an id only where that config ties the layers by diff ids
-//! that were verified; everything else is named by its manifest.
+//! Invariants: an id has one content, for ever: only the names of a record change, and different content gets
+//! another id. The digest of a config is an id only if the config ties the layers by verified diff ids; every other
+//! image has an id by its manifest.
 //! Not here: names of images, disk.
 
 use crate::error::Error;
 use crate::metadata::{Program, Record};
 use crate::reference::{Digest, ImageId};
 
-/// An image that is about to be recorded. The id in the record does not count yet.
+/// An image that is about to be recorded. The id in its record is not final.
 #[derive(Debug)]
 pub(crate) struct Candidate {
     /// Everything but the final id.
@@ -20,15 +20,15 @@ pub(crate) struct Candidate {
     pub manifest: Digest,
     /// The digest of the config blob.
     pub config: Digest,
-    /// All blobs and layers that its pull has used.
+    /// All blobs and layers of its pull.
     pub content: Vec<Digest>,
 }
 
 impl Candidate {
     /// The ids it may have, best first.
     ///
-    /// The last one cannot be the digest of a document of anybody: it is there for a manifest that is also, by
-    /// construction, the config of another image.
+    /// The last one cannot be the digest of any document: it is for a manifest that is also, by construction, the
+    /// config of another image.
     fn ids(&self) -> Vec<ImageId> {
         let by_manifest = ImageId::new(self.manifest.clone());
         let own = ImageId::new(Digest::of(
@@ -43,9 +43,9 @@ impl Candidate {
         }
     }
 
-    /// The record to keep: the one that is there already with more names, or a new one under a free id.
+    /// The record to keep: an existing one with more names, or a new one under a free id.
     ///
-    /// `known` answers what is recorded under an id. Errors: every id belongs to something else.
+    /// `known` finds the record of an id. Errors: every id belongs to other content.
     pub(crate) fn assign_id<'a>(
         self,
         known: impl Fn(&ImageId) -> Option<&'a Record>,
@@ -69,7 +69,7 @@ impl Candidate {
     }
 }
 
-/// True if both are the same image, whatever their names, ids and compressed sizes.
+/// True if both are the same image; names, ids and compressed sizes do not count.
 fn has_same_content(one: &Record, other: &Record) -> bool {
     one.program == other.program
         && one.config == other.config
@@ -78,10 +78,10 @@ fn has_same_content(one: &Record, other: &Record) -> bool {
         && one.annotations == other.annotations
 }
 
-/// Takes the names from a record in which an earlier build may have merged several images: nobody can tell any more
-/// which of them its program came from. True if that was done. Containers find it by its id as before.
+/// Removes the names of a record in which an earlier build may have merged several images, so that the origin of its
+/// program is unknown. True if it did. Containers find it by its id as before.
 ///
-/// Such a record knows no manifest and is a bare module, so that its id is the digest of a config that ties nothing, and
+/// Such a record has no manifest and is a bare module, so that its id is the digest of a config that ties nothing, and
 /// it was pulled by more than one manifest or index.
 pub(crate) fn drop_ambiguous_names(record: &mut Record) -> bool {
     let mut contents = record

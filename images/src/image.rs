@@ -1,9 +1,9 @@
-//! What callers see of an image: plain, immutable values, shared by `Arc`.
+//! The public values for an image: immutable, shared by `Arc`.
 //!
-//! Place in the flow: made by the store from a record, read by whoever lists images or starts containers.
+//! Created by the store from a record, read by the image service and when containers are created.
 //! Invariants: an [`Image`] that a caller holds never changes; its paths stay valid while it is in the store
 //! or leased.
-//! Not here: how it got onto the disk, who runs it.
+//! Not here: pulling, running.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -17,7 +17,7 @@ use crate::snapshot::Merged;
 /// One image, as CRI's `Image` message needs it. Source: cri-api v0.37 api.proto, message `Image`.
 #[derive(Debug, Clone)]
 pub struct Image {
-    /// Stands for all of the content; see [`ImageId`].
+    /// Identifies the whole content; see [`ImageId`].
     pub id: ImageId,
     /// Every tag that points here, completed: `docker.io/library/busybox:1.36`. Sorted.
     pub repo_tags: Vec<String>,
@@ -27,9 +27,9 @@ pub struct Image {
     pub size: u64,
     /// The config's `User`, as written; `None` if empty.
     pub user: Option<String>,
-    /// What the image says about running it.
+    /// Its run configuration.
     pub config: RunConfig,
-    /// What is inside.
+    /// Its content.
     pub kind: Kind,
     /// True for images the node's configuration protects from garbage collection.
     pub pinned: bool,

@@ -2,8 +2,8 @@
 //!
 //! Place in the flow: after the manifest, before any layer is fetched, so that an image this node cannot run
 //! costs no download.
-//! Invariants: one diff id a layer, each a sha256; what the config may put into every container is bounded.
-//! Not here: network, disk; whether a value makes sense to whoever runs it.
+//! Invariants: one diff id per layer, each a sha256; the size of environment, arguments and labels is bounded.
+//! Not here: network, disk; whether a value is valid for running the image.
 
 use oci_spec::image::ImageConfiguration;
 
@@ -103,8 +103,8 @@ fn run_config(config: oci_spec::image::Config) -> RunConfig {
     }
 }
 
-/// What the unpacked layers of an image are named, lowest first: by chain id and blob together. One image's unpacker may
-/// have been led to write anything; what it wrote is never taken for the content of another blob.
+/// The names of an image's unpacked layers, lowest first: by chain id and blob together. A hostile layer may have
+/// compromised its unpacker, so the output for one blob is never used for another blob.
 pub(crate) fn layer_names(diff_ids: &[Digest], layers: &[Blob]) -> Vec<Digest> {
     let name = |(chain, layer): (&Digest, &Blob)| {
         Digest::of(format!("{chain} {}", layer.digest).as_bytes())

@@ -1,17 +1,15 @@
-//! Who uses what: images by id, and blobs and layers by digest.
+//! Leases of containers on images, by id, and on blobs and layers, by digest.
 //!
-//! Place in the flow: containers take leases when they are planned, and claim again what they use when a daemon starts;
-//! the collector asks before it deletes.
-//! Invariants: what a holder has taken stays held until that holder is released; every question costs the same however
-//! many holders there are.
-//! Not here: whether an image is there, who the holders are.
+//! Called by: [`crate::holders`], when a container is created or claimed after a start; and by the collector before it
+//! deletes. Invariants: a lease lasts until its holder is released; the cost of a lookup does not depend on the number
+//! of holders. Not here: whether an image exists, who the holders are.
 
 use std::collections::{BTreeSet, HashMap};
 use std::hash::Hash;
 
 use crate::reference::{Digest, ImageId};
 
-/// Everything that one holder uses.
+/// The leases of one holder.
 #[derive(Debug, Default)]
 struct Held {
     images: BTreeSet<ImageId>,
@@ -27,7 +25,7 @@ pub(crate) struct Leases {
 }
 
 impl Leases {
-    /// Keeps an image for `holder`, who may have it already.
+    /// Leases an image to `holder`; it may be repeated.
     pub(crate) fn take(&mut self, holder: &str, id: &ImageId) {
         let held = self.holders.entry(holder.to_owned()).or_default();
         if held.images.insert(id.clone()) {
@@ -35,7 +33,7 @@ impl Leases {
         }
     }
 
-    /// Keeps a blob or a layer for `holder`, whether or not an image names it.
+    /// Leases a blob or a layer to `holder`, whether or not an image names it.
     pub(crate) fn claim(&mut self, holder: &str, digest: Digest) {
         let held = self.holders.entry(holder.to_owned()).or_default();
         if held.content.insert(digest.clone()) {
@@ -43,7 +41,7 @@ impl Leases {
         }
     }
 
-    /// Ends all leases of `holder`. Answers the images that nobody holds any more, and whether content became free.
+    /// Ends all leases of `holder`. Returns the images without a holder, and whether content became free.
     pub(crate) fn release(&mut self, holder: &str) -> (Vec<ImageId>, bool) {
         let held = self.holders.remove(holder).unwrap_or_default();
         let images = held.images.into_iter();
@@ -55,18 +53,18 @@ impl Leases {
         (freed, count.count() > 0)
     }
 
-    /// Whether anybody uses this image.
+    /// Whether a holder has this image.
     pub(crate) fn holds_image(&self, id: &ImageId) -> bool {
         self.images.contains_key(id)
     }
 
-    /// Whether anybody has claimed this blob or layer.
+    /// Whether a holder has this blob or layer.
     pub(crate) fn holds_content(&self, digest: &Digest) -> bool {
         self.content.contains_key(digest)
     }
 }
 
-/// Counts one user less; true if it was the last.
+/// Decrements a count; true if it was the last.
 fn give_back<K: Eq + Hash>(counts: &mut HashMap<K, usize>, key: &K) -> bool {
     let Some(count) = counts.get_mut(key) else {
         return false;

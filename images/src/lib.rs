@@ -4,11 +4,12 @@
 //! PullRequest -> reference -> registry -> manifest -> blobs (verify) -> unpack -> wasm -> metadata -> Image
 //!                (names)      (network)   (JSON)      (files)           (layers)  (module) (redb)
 //! ```
-//! The daemon holds one [`Images`] and asks it everything; [`Image`] values are shared and never change.
+//! The daemon holds one [`Images`]; [`Image`] values are shared and never change.
 //!
-//! Invariants: bytes of others are checked before they are kept, bounded while they arrive, and never run;
-//! an image is either whole and recorded or invisible; lists and lookups touch no disk.
-//! Not here: pods, containers, gRPC, mounts, compiling modules. This crate knows none of the others.
+//! Invariants: received bytes are bounded while they arrive, verified before they are kept, and never executed;
+//! an image is either complete and recorded or invisible; lists and lookups read no disk.
+//! Not here: pods, containers, gRPC, mounts, compiling modules. This crate depends on no other of the project but
+//! `images/tree` and `images/unpack`.
 #![forbid(unsafe_code)]
 
 mod blobs;

@@ -1,11 +1,11 @@
-//! What the first bytes of a file say it is.
+//! Detects a file's type by its first bytes.
 //!
 //! Called by: pulls and the search for an image's module. Pure. Invariant: machine code, whatever it is called, is told
 //! from a module. Not here: parsing modules.
 
 use crate::error::Error;
 
-/// What the first bytes of a file say it is.
+/// The type of a file, by its first bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Magic {
     /// `\0asm`: a core module or a component.

@@ -1,9 +1,9 @@
-//! What the store remembers over a restart: one record an image, one a layer, in a redb database.
+//! The store's database (redb): one record per image, one per layer.
 //!
-//! Place in the flow: read whole when the store opens; written by the store, one transaction a change.
-//! Invariants: a change is on disk before anybody can see it; a database that cannot be read is kept under
-//! another name and reported, never replaced silently; a database of a newer version is refused untouched.
-//! Not here: which files exist, who uses them.
+//! Read when the store opens; written by the store, one transaction per change.
+//! Invariants: a change is on disk before it is visible; a damaged database is renamed and logged, never
+//! replaced silently; a database of a newer version is refused unchanged.
+//! Not here: which files exist, leases.
 
 use std::collections::{BTreeSet, HashMap};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -22,21 +22,21 @@ use crate::reference::{Digest, ImageId};
 
 const IMAGES: TableDefinition<&str, &[u8]> = TableDefinition::new("images");
 const LAYERS: TableDefinition<&str, &[u8]> = TableDefinition::new("layers");
-/// Which repositories have delivered a blob; see [`crate::sources`]. A build that does not know it passes it over.
+/// Which repositories have delivered a blob; see [`crate::sources`]. Older builds ignore it.
 const SOURCES: TableDefinition<&str, &[u8]> = TableDefinition::new("sources");
 const FORMAT: TableDefinition<&str, u64> = TableDefinition::new("format");
 /// The version of the records below.
 const VERSION: u64 = 1;
-/// What the name of a database that was put aside has after `metadata.redb`.
+/// The suffix of a damaged database's name, after `metadata.redb`.
 const DAMAGED: &str = ".damaged-";
 
-/// Everything that was remembered.
+/// The content of the database.
 #[derive(Debug, Default)]
 pub(crate) struct Loaded {
     pub images: Vec<Record>,
     pub layers: HashMap<Digest, LayerRecord>,
     pub sources: Sources,
-    /// Something could not be read: content without a record may still be in use.
+    /// Whether something could not be read: content without a record may still be in use.
     pub is_partial: bool,
 }
 
@@ -70,7 +70,7 @@ pub(crate) struct Metadata {
 
 /// Why a database does not open.
 enum Refusal {
-    /// Its bytes make no sense.
+    /// It is damaged.
     Damaged(Cause),
     /// Anything else: in use, newer, no space, no permission.
     Other(Cause),
@@ -79,7 +79,7 @@ enum Refusal {
 impl Metadata {
     /// Opens or creates the database and reads it whole. Blocking.
     ///
-    /// A damaged one is renamed aside, which `is_partial` then says until the operator removes that file.
+    /// A damaged one is renamed, and `is_partial` is true until the operator removes that file.
     /// Errors: it is in use by another process, of a newer version, or the disk fails.
     pub(crate) fn open(path: &Path) -> Result<(Self, Loaded), Error> {
         let failed = |source| Error::Metadata {
@@ -116,7 +116,7 @@ impl Metadata {
         ))
     }
 
-    /// Makes a change durable. Blocking. Errors: disk full, disk broken; then nothing has changed.
+    /// Commits a change. Blocking. Errors: disk full, disk broken; then nothing has changed.
     pub(crate) fn commit(&self, change: &Change) -> Result<(), Error> {
         if change.is_empty() {
             return Ok(());
@@ -167,7 +167,7 @@ impl Metadata {
 }
 
 fn try_open(path: &Path) -> Result<(Database, Loaded), Refusal> {
-    // Whatever the bytes are, they must not take the daemon down: a panic counts as damage.
+    // A damaged file must not crash the daemon: a panic counts as damage.
     catch_unwind(AssertUnwindSafe(|| {
         let database = Database::create(path).map_err(refusal)?;
         let loaded = load(&database)?;
@@ -210,7 +210,7 @@ fn load(database: &Database) -> Result<Loaded, Refusal> {
     read(database).map_err(damaged)
 }
 
-/// Makes the tables where they are missing and says the version of the records.
+/// Creates missing tables and returns the version of the records.
 fn prepare(database: &Database) -> Result<u64, redb::Error> {
     let transaction = database.begin_write()?;
     let version = {
@@ -253,7 +253,7 @@ fn read(database: &Database) -> Result<Loaded, redb::Error> {
     }
     for row in transaction.open_table(SOURCES)?.iter()? {
         let (blob, json) = row?;
-        // One that cannot be read only costs a transfer.
+        // An unreadable record only costs a transfer.
         if let (Ok(blob), Ok(repositories)) =
             (blob.value().parse(), serde_json::from_slice(json.value()))
         {

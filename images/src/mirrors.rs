@@ -1,16 +1,16 @@
-//! Where the images of a registry may be had besides the registry itself: containerd's `hosts.toml` files.
+//! The mirrors of a registry, from containerd's `hosts.toml` files.
 //!
-//! Place in the flow: a pull asks [`upstreams`] once, at its start, so an edited file counts from the next pull on;
-//! [`crate::registry`] then asks them in this order.
+//! A pull calls [`upstreams`] once, at its start, so an edited file counts from the next pull on;
+//! [`crate::registry`] then tries them in this order.
 //!
 //! ```text
 //! DIR/registry.example_5000_/hosts.toml, else DIR/registry.example:5000/hosts.toml, else DIR/_default/hosts.toml
 //! [host."..."] tables in the order of the file, then `server`, which is the registry itself unless set
 //! ```
-//! Invariants: the last upstream is the registry, or what its own file says stands for it, and only that one and
-//! mirrors on the registry's very host are shown its credentials (containerd shows them to every mirror); plain http is
-//! spoken only where the URL says so, and to whom `plain_http` allows; a file that others than root can write, or that
-//! holds a setting unknown here, fails the pulls of its registry and no others.
+//! Invariants: the last upstream is the registry, or the `server` of its own file; only that one and mirrors on the
+//! registry's own host get its credentials (containerd sends them to every mirror); plain http is used only if the URL
+//! has it, and for hosts in `plain_http`; a file that others than root can write, or that has an unknown setting,
+//! fails the pulls of its registry and no others.
 //! Not here: requests.
 
 use std::collections::BTreeMap;
@@ -27,26 +27,26 @@ use crate::error::Error;
 /// A larger file is refused. Bytes.
 const MAX_BYTES: u64 = 1 << 20;
 
-/// One host to ask, with what it may be asked for.
+/// One host, with its capabilities.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Upstream {
     /// `host` or `host:port`.
     pub(crate) authority: String,
-    /// What stands between the authority and `/v2/`: empty, or `/...`.
+    /// The path between the authority and `/v2/`: empty, or `/...`.
     pub(crate) prefix: String,
-    /// What stands between `/v2/` and the repository: empty, or `.../`.
+    /// The path between `/v2/` and the repository: empty, or `.../`.
     pub(crate) repository_prefix: String,
-    /// Speak http instead of https.
+    /// Whether to use http instead of https.
     pub(crate) plain_http: bool,
-    /// Tags may be asked for.
+    /// Whether it may resolve tags.
     pub(crate) may_resolve: bool,
-    /// Content may be asked for by digest.
+    /// Whether it may serve content by digest.
     pub(crate) may_pull: bool,
-    /// Take any certificate.
+    /// Whether to accept any certificate.
     pub(crate) skip_verify: bool,
     /// More certificates to trust, PEM.
     pub(crate) authorities: Vec<Vec<u8>>,
-    /// Show it the credentials of the pull.
+    /// Whether to send it the credentials of the pull.
     pub(crate) gets_credentials: bool,
     /// The operator's file names it, not only somebody's image reference.
     pub(crate) is_configured: bool,
@@ -92,7 +92,7 @@ struct HostsFile {
 enum Capability {
     Resolve,
     Pull,
-    /// Accepted, and of no use: nothing is pushed from here.
+    /// Accepted and ignored: nothing is pushed from here.
     Push,
 }
 
@@ -110,8 +110,8 @@ impl Default for Authorities {
     }
 }
 
-/// The hosts to ask for images of `registry`, best first. `dir` is the directory of the files, if there is one;
-/// `is_plain` tells for an authority whether http is spoken to it where nothing else is said.
+/// The hosts for images of `registry`, in order. `dir` is the directory of the files, if there is one;
+/// `is_plain` decides whether an authority without a scheme uses http.
 ///
 /// Errors: [`Error::Invalid`] naming file and line, [`Error::Io`].
 pub(crate) fn upstreams(
@@ -276,7 +276,7 @@ impl Found {
     }
 
     fn bad_host(&self, url: &Spanned<String>, problem: &str) -> Error {
-        // What stands before an @ may be a password.
+        // The text before an @ may be a password.
         let text = url.get_ref();
         let shown = text
             .rsplit_once('@')

@@ -1,9 +1,9 @@
 //! One pull: resolve, fetch, verify, unpack, record.
 //!
-//! Place in the flow: [`crate::Images::pull`] starts it; everything that touches the outside is used from here.
-//! Invariants: content that is already here is used only after the repository that is asked has proven to have it and to
-//! give it to these credentials; what a failed pull leaves is either reusable or deleted.
-//! Not here: pods, policies, who else waits for the same, how blobs travel ([`fetch`]).
+//! Called by: [`crate::Images::pull`]. Calls: the registry, the unpacker, the store.
+//! Invariants: stored content is used only after the repository of this pull has confirmed that these credentials may
+//! read it; what a failed pull leaves is either reusable or deleted.
+//! Not here: pods, policies, joining pulls ([`join`]), fetching blobs ([`fetch`]).
 
 mod fetch;
 mod join;
@@ -30,7 +30,7 @@ use crate::unpack::{Budget, Source, unpack};
 use crate::{failpoint, image_config, verify, wasm};
 use fetch::Want;
 
-/// What a reference means.
+/// A resolved reference.
 struct Resolved {
     /// The digest of the topmost document: the manifest, or the index that names it.
     top: Digest,
@@ -45,7 +45,7 @@ pub(crate) struct Pull {
     reference: ImageRef,
     platform: PlatformPreference,
     registry: Registry,
-    /// Keeps the garbage collector away from what this pull uses.
+    /// Protects the content of this pull from the garbage collector.
     pins: Pins,
 }
 
@@ -67,7 +67,7 @@ impl Pull {
         })
     }
 
-    /// Does it all. Answers when the image is recorded and shown.
+    /// Runs the pull. Returns when the image is recorded and published.
     pub(crate) async fn run(&mut self) -> Result<Arc<Image>, Error> {
         let resolved = self.resolve().await?;
         failpoint::pass("pull.manifest")?;
@@ -297,8 +297,8 @@ impl Pull {
         .await
     }
 
-    /// Deletes what a failed pull cannot use again: after a broken network the finished blobs stay for the next
-    /// attempt, after anything else they would only fill the disk.
+    /// Deletes what a later attempt cannot use: after a network failure the finished blobs stay for the next
+    /// attempt, after any other failure they would only fill the disk.
     pub(crate) async fn clean_up(&mut self, error: &Error) {
         if matches!(
             error.kind(),
@@ -315,7 +315,7 @@ impl Pull {
     }
 }
 
-/// What to fetch of the layers of an image: of those that are unpacked already, only the proof.
+/// The blobs to fetch for the layers of an image: for those that are unpacked already, only access is verified.
 fn wanted(layers: &[Blob], jobs: &[Job]) -> Vec<Want> {
     let is_missing = |blob: &Blob| jobs.iter().any(|job| job.blob.digest == blob.digest);
     let want = |blob: &Blob| match is_missing(blob) {
@@ -348,11 +348,11 @@ impl Job {
         };
         let unpacked = unpack(&*inner.unpackers, &source, draft.path(), budget).await;
         let (inner, chain, blob) = (inner.clone(), self.chain.clone(), self.blob.digest.clone());
-        // Whichever way it went: removing a half-made layer blocks, too.
+        // In any case: removing a half-made layer blocks, too.
         blocking("storing a layer", move || {
             let usage = unpacked?;
             let is_ours = inner.blobs.commit_layer(draft, &chain, usage)?;
-            // One that is there without a record is just as good, and is on record from now on.
+            // A stored layer without a record is as good, and gets a record now.
             if is_ours || !inner.read().layers.contains_key(&chain) {
                 if !is_ours {
                     inner.blobs.grow(usage);

@@ -1,7 +1,7 @@
 //! The records of images and layers, as they are on disk.
 //!
-//! Place in the flow: the pull makes them, [`crate::metadata`] writes and reads them, the store keeps them in memory and
-//! shows [`Image`]s made from them.
+//! The pull creates them, [`crate::metadata`] writes and reads them, the store keeps them in memory and
+//! publishes an [`Image`] for each.
 //! Invariants: fields are only added, with a default; of the record of an image nothing changes but its names.
 //! Not here: the database, which records are the same image.
 
@@ -68,7 +68,7 @@ impl Record {
         }
     }
 
-    /// This record without those of its names, if it has any of them.
+    /// This record without the given names, if it has any of them.
     pub(crate) fn without_names(
         &self,
         tags: &BTreeSet<String>,

@@ -1,10 +1,10 @@
-//! The registry of one pull: the hosts that may have its images, asked in turn.
+//! The registry of one pull: its hosts (mirrors and the registry itself), tried in order.
 //!
-//! Place in the flow: the pull asks here; [`crate::mirrors`] says which hosts, [`crate::endpoint`] talks to each.
-//! Invariants: hosts are asked in the order of the configuration, the registry itself last; one that fails is left out
-//! for the rest of the pull, but the last never is; an error names every host that was asked. Bytes may come from any
-//! host, because the pull checks them against their digests.
-//! Not here: where bytes land, what they mean.
+//! Called by: the pull. [`crate::mirrors`] lists the hosts, [`crate::endpoint`] sends the requests.
+//! Invariants: hosts are tried in the order of the configuration, the registry itself last; one that fails is skipped
+//! for the rest of the pull, except for the last; an error names every host that was tried. Bytes may come from any
+//! host, because the pull verifies their digests.
+//! Not here: where bytes are stored, what they mean.
 
 use std::collections::BTreeSet;
 use std::future::Future;
@@ -16,12 +16,12 @@ use crate::manifest::Blob;
 use crate::mirrors;
 use crate::reference::{ImageRef, Target};
 
-/// What a host is asked to do.
+/// The capability that a request needs.
 #[derive(Clone, Copy)]
 enum Task {
-    /// Say what a tag means.
+    /// Resolve a tag.
     Resolve,
-    /// Give content by its digest.
+    /// Serve content by its digest.
     Pull,
 }
 
@@ -32,9 +32,9 @@ pub(crate) struct Registry {
 }
 
 impl Registry {
-    /// Prepares to talk to the registry of `reference` and its mirrors; nothing is sent yet.
+    /// Prepares requests to the registry of `reference` and its mirrors; nothing is sent yet.
     ///
-    /// Errors: what the configuration of its mirrors says makes no sense.
+    /// Errors: the configuration of its mirrors is invalid.
     pub(crate) fn new(
         reference: &ImageRef,
         credentials: Option<&Credentials>,
@@ -58,15 +58,14 @@ impl Registry {
         })
     }
 
-    /// Makes every host be asked for a new token before the next request.
+    /// Makes every host get a new token before its next request.
     pub(crate) async fn drop_tokens(&self) {
         for endpoint in &self.endpoints {
             endpoint.drop_token().await;
         }
     }
 
-    /// Fetches a manifest or an index of at most `allowed` bytes. Whether it is the one that `target` names, if that is a
-    /// digest, is the caller's to check.
+    /// Fetches a manifest or an index of at most `allowed` bytes. If `target` is a digest, the caller must verify it.
     pub(crate) async fn manifest(&self, target: &Target, allowed: u64) -> Result<Document, Error> {
         let task = match target {
             Target::Tag(_) => Task::Resolve,
@@ -78,8 +77,8 @@ impl Registry {
         .await
     }
 
-    /// True if one of the repositories in `proven`, which have delivered this blob before, says that it would give it to
-    /// these credentials, too. What a repository says that has never delivered it counts for nothing.
+    /// True if one of the repositories in `proven`, which have delivered this blob before, lets these credentials read
+    /// it, too. The response of a repository that has never delivered the blob does not count.
     pub(crate) async fn may_read(&self, blob: &Blob, proven: &BTreeSet<String>) -> bool {
         for endpoint in self.candidates(Task::Pull) {
             if !proven.contains(&endpoint.source()) {
@@ -100,14 +99,14 @@ impl Registry {
         false
     }
 
-    /// Opens the stream of one blob. One attempt a host: the caller repeats, because it owns the bytes so far.
+    /// Opens the stream of one blob. One attempt per host: the caller repeats, because it holds the bytes so far.
     pub(crate) async fn blob(&self, blob: &Blob) -> Result<BlobStream, Error> {
         let what = format!("blob {}", blob.digest);
         self.first(Task::Pull, &what, |endpoint| endpoint.blob(blob))
             .await
     }
 
-    /// The first answer that is no error. Errors: the only host's own, or all of them.
+    /// The first successful response. Errors: the only host's error, or those of all hosts.
     async fn first<'a, T, F: Future<Output = Result<T, Error>>>(
         &'a self,
         task: Task,
@@ -139,7 +138,7 @@ impl Registry {
         Err(Error::Hosts { tried })
     }
 
-    /// The hosts that may be asked: not those that failed, but the last in any case.
+    /// The hosts to try: those that have not failed, and always the last.
     fn candidates(&self, task: Task) -> impl Iterator<Item = &Endpoint> {
         let last = self.endpoints.len() - 1;
         let is_candidate = move |(place, endpoint): &(usize, &Endpoint)| match task {

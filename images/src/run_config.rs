@@ -1,4 +1,4 @@
-//! The part of an image config that says how its program is run.
+//! The part of an image config for running its program.
 //!
 //! Made by: `image_config`. Kept in records, shown by [`crate::Image`]. Pure. Not here: reading a config.
 

@@ -19,9 +19,9 @@ use crate::reference::ImageRef;
 /// What to pull.
 #[derive(Debug, Clone, Default)]
 pub struct PullRequest {
-    /// The reference as written by whoever wants the image.
+    /// The reference as written by the user.
     pub reference: String,
-    /// What to show the registry; `None` pulls anonymously.
+    /// Credentials for the registry; `None` pulls anonymously.
     pub auth: Option<Credentials>,
     /// Which entry of an index.
     pub platform: PlatformPreference,
@@ -40,7 +40,7 @@ impl PullRequest {
 pub(crate) type PullResult = Result<Arc<Image>, Arc<Error>>;
 pub(crate) type Key = (ImageRef, Option<Credentials>, PlatformPreference);
 
-/// The pulls that somebody waits for.
+/// The running pulls.
 #[derive(Default)]
 pub(crate) struct InFlightPulls {
     pulls: Mutex<HashMap<Key, WeakShared<BoxFuture<'static, PullResult>>>>,

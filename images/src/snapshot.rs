@@ -3,9 +3,9 @@
 //!
 //! Place in the flow: the pull uses [`Merged`] to find the module of an image; the daemon hands
 //! [`lower_dirs`] to whoever mounts, and reads an image's users by [`open_file`].
-//! Invariants: a lookup never leaves the layers: each name is opened without following links, links are
-//! followed by us, from the image's root; whiteouts and opaque directories hide what they hide; each lookup and each
-//! search is bounded, for the layers' directories and links are the image's choice.
+//! Invariants: a lookup never leaves the layers: each name is opened without following links; links are resolved
+//! here, from the image's root; whiteouts and opaque directories are applied; each lookup and each search is
+//! bounded, because the image controls directories and links.
 //! Not here: mount calls, upper directories, users.
 
 use std::cell::Cell;
@@ -68,13 +68,13 @@ pub(crate) struct Merged<'a> {
 pub(crate) struct ImageFile {
     /// Absolute path in the image, links resolved.
     pub guest_path: String,
-    /// Its place on this node; no part of it below the layer is a symlink.
+    /// Its path on this node; no component below the layer is a symlink.
     pub host_path: PathBuf,
     file: OwnedFd,
 }
 
 impl ImageFile {
-    /// What the first bytes say.
+    /// Its type, by its first bytes.
     pub(crate) fn magic(&self) -> Result<Magic, Error> {
         let mut first = [0; 4];
         let count = rustix::io::pread(&self.file, &mut first, 0)
@@ -88,7 +88,7 @@ impl ImageFile {
     }
 }
 
-/// What a name is, in the topmost layer that has a say.
+/// The type of a name, in the topmost layer that has it.
 enum Seen {
     Nothing,
     Directory,
@@ -240,7 +240,7 @@ impl<'a> Merged<'a> {
         Ok(found)
     }
 
-    /// Adds the file at `path`, if the layers above let it be seen and it is not there yet.
+    /// Adds the file at `path`, unless a layer above hides it or it was added before.
     fn add_module(&self, path: &[u8], found: &mut Vec<ImageFile>) -> Result<(), Error> {
         let Ok(path) = std::str::from_utf8(path) else {
             return Ok(());
@@ -293,7 +293,7 @@ fn too_many_files() -> Error {
 fn open_beneath(root: &OwnedFd, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
     match fs::openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve) {
-        // A symlink in the middle: this layer replaced the directory, so there is nothing of it here.
+        // A symlink on the way: this layer has replaced the directory.
         Err(Errno::LOOP) => Err(Errno::NOTDIR),
         other => other,
     }

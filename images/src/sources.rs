@@ -1,9 +1,10 @@
-//! Which repository has delivered which blob: what a claim of access to content that is here already is checked against.
+//! Records which repository has delivered which blob, to check access to stored content.
 //!
-//! Place in the flow: the pull adds a source when the bytes of a blob have arrived and have its digest, and asks before it
-//! uses content that is here; the store keeps the sources with its records.
-//! Invariants: a repository is a source of a blob only if it has sent all of its bytes; saying that it has it is nothing.
-//! A source is no permission: who pulls must be let in by it now. Forgetting a source only costs a transfer.
+//! The pull adds a source when a blob has arrived and its digest is verified, and reads them before it uses stored
+//! content; the store keeps the sources with its records.
+//! Invariants: a repository is a source of a blob only if it has sent all of its bytes; a HEAD response is not enough.
+//! A source is no permission: it must still let the credentials of a pull read the blob. Losing a source only costs a
+//! transfer.
 //! Not here: credentials, requests.
 
 use std::collections::BTreeSet;
@@ -13,7 +14,7 @@ use crate::metadata::Change;
 use crate::reference::Digest;
 use crate::store::Inner;
 
-/// Sources kept a blob; pulls from further repositories transfer it each time.
+/// Sources per blob; pulls from further repositories transfer it each time.
 const MAX_SOURCES: usize = 64;
 
 impl Inner {
@@ -31,9 +32,9 @@ impl Inner {
         }
     }
 
-    /// Forgets the sources of blobs that nothing here was made from. Blocking. The writer's lock is held.
+    /// Drops the sources of blobs that no stored content comes from. Blocking. The caller holds the writer's lock.
     pub(crate) fn forget_sources(&self) -> Result<(), Error> {
-        // A blob that arrives after this look is pinned by its pull.
+        // A blob that arrives later is pinned by its pull.
         let stored = self.blobs.stored_blobs()?.into_iter();
         let gone: Vec<Digest> = {
             let (pinned, mut index) = (self.lock_pins(), self.write());

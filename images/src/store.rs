@@ -1,7 +1,7 @@
-//! The store: which images there are, who uses them, what may be deleted.
+//! The store: the images, their leases and pins.
 //!
-//! Place in the flow: [`Images`] is what the daemon holds; pulls publish here.
-//! Invariants: lists and lookups read memory and wait for nobody but a writer that is updating a map; a change is
+//! The daemon holds one [`Images`]; pulls publish here.
+//! Invariants: lists and lookups read memory and wait only for a writer that updates a map; a change is
 //! durable before it is visible; content is deleted only when no record names it, no lease holds its image
 //! and no pull has pinned it.
 //! Not here: network, archives.
@@ -34,11 +34,11 @@ pub(crate) struct Inner {
     pub(crate) in_flight: InFlightPulls,
     pub(crate) metadata: Metadata,
     index: RwLock<Index>,
-    /// Held over a whole change: read, commit, show.
+    /// Held for a whole change: read, commit, publish.
     writer: Mutex<()>,
     /// How many pulls use a blob or a layer now.
     pins: Mutex<HashMap<Digest, usize>>,
-    /// Records were lost: content without a record may be somebody's.
+    /// Set when records were lost: containers may use content without a record.
     pub(crate) keep_everything: AtomicBool,
     /// Wakes the collector.
     pub(crate) garbage: tokio::sync::Notify,
@@ -57,8 +57,8 @@ pub(crate) struct Index {
 impl Images {
     /// Opens the store under `config.root`, making it if it is not there; its layers are unpacked by `unpackers`.
     ///
-    /// Half-made files are removed; images whose files are gone are forgotten, with an error in the log. Content that
-    /// nobody names stays until the first [`Images::collect`]. Errors: the store is open elsewhere, is of a newer
+    /// Temporary files are removed; images whose files are missing are dropped, with an error in the log. Unreferenced
+    /// content stays until the first [`Images::collect`]. Errors: the store is open in another process, is of a newer
     /// version, or the disk fails.
     pub async fn open(
         config: ImagesConfig,
@@ -82,7 +82,7 @@ impl Images {
             .collect()
     }
 
-    /// The image that `name` means: an id, a tag, a digest reference, completed or short.
+    /// Finds an image by id, tag or digest reference, completed or short.
     pub fn resolve(&self, name: &str) -> Option<Arc<Image>> {
         let index = self.inner.read();
         let id = index.find(name)?;
@@ -93,7 +93,7 @@ impl Images {
             .map(|(_, image)| image.clone())
     }
 
-    /// What the store occupies. O(1).
+    /// Disk usage of the store. O(1).
     pub fn fs_info(&self) -> FsInfo {
         let (used_bytes, inodes_used) = self.inner.blobs.used();
         FsInfo {
@@ -105,7 +105,7 @@ impl Images {
 }
 
 impl Index {
-    /// The image that `name` means, hidden ones included.
+    /// Finds an image by name, hidden ones included.
     pub(crate) fn find(&self, name: &str) -> Option<ImageId> {
         if let Ok(id) = name.parse::<ImageId>() {
             return Some(id);
@@ -175,8 +175,8 @@ impl Inner {
         Ok(())
     }
 
-    /// Records an image and shows it; names move here from other images. An image that is here already is not changed:
-    /// it gets the names. Blocking.
+    /// Records and publishes an image; its names move here from other images. An image that is stored already only gets
+    /// the names. Blocking.
     pub(crate) fn publish(&self, candidate: Candidate) -> Result<Arc<Image>, Error> {
         let _writer = self.writer();
         let names = (
@@ -236,7 +236,7 @@ impl Inner {
 }
 
 impl Index {
-    /// Takes over what was remembered, as far as its files are there. Answers what has to be forgotten.
+    /// Loads the records whose files exist. Returns the change that drops the others.
     fn load(&mut self, loaded: &Loaded, blobs: &Blobs, pinned: &[String]) -> Change {
         let mut change = Change::default();
         self.sources.clone_from(&loaded.sources);

@@ -1,9 +1,8 @@
-//! Has layers unpacked: each by a jailed process of its own, which the daemon starts and this module judges.
+//! Unpacks layers, each in a jailed process of its own (the unpacker), and checks the result.
 //!
-//! Place in the flow: the pull calls [`unpack`] for a blob whose digest is verified, with a temporary directory that it
-//! renames when all went well.
-//! Invariants: no byte of a layer is decompressed or parsed in this process; the unpacker has ended before anything of
-//! its work is used; what it says decides this pull alone.
+//! Called by: the pull, for a blob whose digest is verified, with a temporary directory that it renames on success.
+//! Invariants: no byte of a layer is decompressed or parsed in this process; the unpacker has ended before its output
+//! is used; its verdict affects this pull alone.
 //! Not here: archives (`coracle-unpack`), the process and its jail (the daemon's runtime), where layers are kept.
 
 use std::fs::File;
@@ -21,14 +20,14 @@ pub(crate) use coracle_unpack::fuzzing::{list, unpack_here};
 
 pub(crate) use coracle_unpack::OPAQUE;
 
-/// Uncompressed bytes for which an unpacker gets a second of CPU time; far below what any machine does.
+/// Uncompressed bytes per second of CPU time that an unpacker gets; far below the speed of any machine.
 const BYTES_A_SECOND: u64 = 16 << 20;
-/// CPU time that every layer has. Seconds.
+/// Minimum CPU time of a layer. Seconds.
 const LEAST_CPU_S: u64 = 60;
 
-/// Starts unpackers. Implemented by whoever has jails.
+/// Starts unpackers. Implemented by the daemon, which builds the jail.
 pub trait UnpackerLauncher: Send + Sync {
-    /// Starts an unpacker when its turn has come.
+    /// Waits until an unpacker may run and starts it.
     ///
     /// Errors: it cannot be started.
     fn start(
@@ -45,7 +44,7 @@ pub trait RunningUnpacker: Send {
     fn end(self: Box<Self>) -> BoxFuture<'static, Result<(), Cause>>;
 }
 
-/// What an unpacker is given; it calls [`coracle_unpack::serve`] with it.
+/// What an unpacker gets; it calls [`coracle_unpack::serve`] with it.
 #[derive(Debug)]
 pub struct Unpacker {
     /// The blob, readable.
@@ -60,7 +59,7 @@ pub struct Unpacker {
     pub file_bytes: u64,
 }
 
-/// What an image may still unpack; shared by its layers.
+/// The remaining budget of an image; shared by its layers.
 #[derive(Debug)]
 pub(crate) struct Budget {
     limits: Limits,
@@ -106,7 +105,7 @@ pub(crate) struct Usage {
     pub inodes: u64,
 }
 
-/// Has `source` unpacked into the existing, empty directory `into`.
+/// Unpacks `source` into the existing, empty directory `into`.
 ///
 /// Dropping the future kills the unpacker. On any error `into` holds part of the layer; the caller removes it.
 pub(crate) async fn unpack(
@@ -172,7 +171,7 @@ impl Source<'_> {
         format!("layer {}", self.digest)
     }
 
-    /// What its unpacker is told; the blob has `packed_bytes`. Errors: it is no layer of a known kind.
+    /// The job for its unpacker; the blob has `packed_bytes`. Errors: the layer's media type is unknown.
     pub(crate) fn job(&self, packed_bytes: u64, budget: &Budget) -> Result<Job, Error> {
         Ok(Job {
             compression: self.compression()?,

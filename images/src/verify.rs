@@ -1,8 +1,8 @@
-//! Checks bytes against the digest and the size they were promised under, while they stream by.
+//! Verifies digest and size of a stream.
 //!
 //! Place in the flow: between a registry stream (or a file) and the content store.
-//! Invariants: [`Verifier::finish`] is the only way to learn that content is good; a stream that is longer
-//! than promised is refused at the first byte too many, not at its end.
+//! Invariants: only [`Verifier::finish`] confirms content; a stream that is too long is refused at the first
+//! excess byte, not at its end.
 //! Not here: network, disk, signature policies.
 
 use sha2::{Digest as _, Sha256};

@@ -1,8 +1,8 @@
 //! Finds the module of an image.
 //!
-//! Place in the flow: after the layers are unpacked, before the image is recorded.
-//! Invariants: a module begins with `\0asm`; machine code, whatever it is called, is refused, because nothing
-//! compiled is ever taken from an image.
+//! Called by: the pull, after the layers are unpacked and before the image is recorded.
+//! Invariants: a module begins with `\0asm`; machine code is refused under any name, because compiled code is
+//! never accepted from an image.
 //! Not here: parsing modules, compiling them.
 
 use std::io::{self, Read as _};
@@ -18,8 +18,8 @@ use crate::reference::Digest;
 use crate::run_config::{RunConfig, absolute};
 use crate::snapshot::{ImageFile, Merged};
 
-/// The file the image would start, if it is there. A bare name is looked for in the working directory first, then in the
-/// root, then in the directories of the image's `PATH`.
+/// The file that the image would start, if it exists. A bare name is searched in the working directory first, then in
+/// the root, then in the directories of the image's `PATH`.
 fn entrypoint(merged: &Merged<'_>, run: &RunConfig) -> Result<Option<ImageFile>, Error> {
     let Some(argv0) = run.argv0() else {
         return Ok(None);
@@ -45,7 +45,7 @@ fn entrypoint(merged: &Merged<'_>, run: &RunConfig) -> Result<Option<ImageFile>,
     Ok(None)
 }
 
-/// As much of a name as an error shows.
+/// The part of a name that an error shows.
 fn shown(name: &str) -> &str {
     &name[..name.floor_char_boundary(200)]
 }

@@ -1,10 +1,10 @@
-//! Where a registry may lead this node: which addresses and schemes a request may go to.
+//! Protects against SSRF: the addresses to which a registry may redirect this node.
 //!
-//! Place in the flow: [`super::wire`] checks every URL here before it sends, and both of its clients resolve names through
-//! [`Resolver`], so that the address that was checked is the one that is connected to.
-//! Invariants: a realm or a redirect to another host never reaches link-local or metadata addresses, nor loopback unless
-//! the registry is on loopback itself, whatever name or notation stands for them; the registry's own host may be loopback,
-//! but link-local only where the operator's configuration names it.
+//! Called by: [`super::wire`], which checks every URL before it sends; both of its clients resolve names through
+//! [`Resolver`], so that they connect to the address that was checked.
+//! Invariants: a realm or a redirect to another host never reaches link-local or metadata addresses, nor loopback
+//! unless the registry is on loopback itself, by any name or notation; the registry's own host may be loopback, but
+//! link-local only if the operator's configuration names it.
 //! Not here: requests, credentials.
 
 use std::fmt;
@@ -15,16 +15,16 @@ use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 
 use crate::error::Cause;
 
-/// What a client may connect to.
+/// The addresses to which a client may connect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct AddressPolicy {
     /// Addresses of this machine.
     pub loopback: bool,
-    /// Link-local addresses and those under which clouds tell machines their secrets.
+    /// Link-local addresses and those of cloud metadata services.
     pub link_local: bool,
 }
 
-/// An address that is out of bounds. Its text does not say which address a name stands for.
+/// The policy forbids an address. The text does not show to which address a name resolves.
 #[derive(Debug)]
 pub(super) struct ForbiddenAddress {
     host: String,
@@ -43,7 +43,7 @@ impl fmt::Display for ForbiddenAddress {
 impl std::error::Error for ForbiddenAddress {}
 
 impl AddressPolicy {
-    /// Errors: the URL's host is an address that the rule does not allow. Names are the [`Resolver`]'s.
+    /// Checks a URL whose host is an address; the [`Resolver`] checks names. Errors: the policy forbids the address.
     pub(super) fn check(self, url: &Url) -> Result<(), ForbiddenAddress> {
         let host = url.host_str().unwrap_or_default();
         let bare = host.trim_start_matches('[').trim_end_matches(']');
@@ -63,7 +63,7 @@ impl AddressPolicy {
     }
 
     fn allows_v4(self, address: Ipv4Addr) -> bool {
-        // The kernel connects to this machine for all of 0.0.0.0/8 that it takes at all.
+        // The kernel treats what it accepts of 0.0.0.0/8 as this machine.
         if address.is_loopback() || address.octets()[0] == 0 {
             return self.loopback;
         }
@@ -100,7 +100,7 @@ const METADATA_V6: [Ipv6Addr; 2] = [
     Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254),
 ];
 
-/// The IPv4 address that an IPv6 address stands for: mapped, compatible, translated (NAT64, SIIT) or 6to4.
+/// The IPv4 address embedded in an IPv6 address: mapped, compatible, translated (NAT64, SIIT) or 6to4.
 fn embedded_v4(address: Ipv6Addr) -> Option<Ipv4Addr> {
     let s = address.segments();
     let v4 = |high: u16, low: u16| Some(Ipv4Addr::from((u32::from(high) << 16) | u32::from(low)));
@@ -115,7 +115,7 @@ fn embedded_v4(address: Ipv6Addr) -> Option<Ipv4Addr> {
     }
 }
 
-/// Resolves names as the node does and passes on only addresses that the rule allows.
+/// Resolves names as the node does and returns only addresses that the policy allows.
 pub(super) struct Resolver(pub(super) AddressPolicy);
 
 impl Resolve for Resolver {
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_name_is_judged_by_what_it_resolves_to() {
+    async fn a_name_is_checked_by_the_addresses_it_resolves_to() {
         let name = || "localhost".parse::<Name>().unwrap();
         let refused = Resolver(STRICT).resolve(name()).await.err().unwrap();
         assert!(

@@ -1,8 +1,8 @@
-//! Documents that are read whole: manifests and indexes.
+//! Documents that are read into memory: manifests and indexes.
 //!
-//! Place in the flow: made by [`super::Endpoint::manifest`], parsed by the pull. Invariants: few large documents are in
-//! memory at a time in the whole process, however many pulls there are; a document that came from another host than the
-//! one that was asked says nothing of its content in errors. Not here: what a document means.
+//! Created by [`super::Endpoint::manifest`], parsed by the pull. Invariants: the number of large documents in memory
+//! is bounded for the whole process; errors do not show the content of a document that came from a host to which the
+//! registry redirected. Not here: parsing.
 
 use bytes::{Bytes, BytesMut};
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -10,7 +10,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use super::wire::{Answer, Bound, Wire, read_until};
 use crate::error::Error;
 
-/// A larger document waits for its turn. Bytes; nearly all are far smaller.
+/// A larger document waits for a permit. Bytes; nearly all are far smaller.
 const LARGE: u64 = 256 << 10;
 /// Large documents in memory at a time, in all pulls.
 static PERMITS: Semaphore = Semaphore::const_new(8);
@@ -23,22 +23,22 @@ pub(crate) struct Document {
 }
 
 impl Document {
-    /// The error to tell for a document that cannot be used; `what` names it as it was asked for.
+    /// The error to return for a document that cannot be used: without its content if it came from another host.
     pub(crate) fn withhold(&self, what: impl Into<String>, error: Error) -> Error {
         if !self.is_elsewhere {
             return error;
         }
-        tracing::debug!(%error, "told without what was received");
+        tracing::debug!(%error, "error text withheld: the content came from another host");
         Error::Withheld { what: what.into() }
     }
 }
 
-/// Waits for the turn of a document of `size` bytes, if it is large; it is over when the answer is dropped.
+/// Waits for a permit for a document of `size` bytes, if it is large.
 pub(crate) async fn large_document(size: u64) -> Option<SemaphorePermit<'static>> {
     if size <= LARGE {
         return None;
     }
-    // Never closed, so an error cannot be.
+    // The semaphore is never closed, so this cannot fail.
     PERMITS.acquire().await.ok()
 }
 

@@ -1,25 +1,25 @@
-//! What a host refused, in this crate's words.
+//! Maps error responses of a registry to errors of this crate.
 //!
-//! Place in the flow: [`super::Endpoint`] hands over each answer that is not what was asked for. Invariant: no message
-//! repeats what a host answered, but the registry's own error code. Not here: whether to ask again.
+//! Called by [`super::Endpoint`]. Invariant: no message repeats the response of a host, except for the error code of
+//! the distribution specification. Not here: whether to repeat the request.
 
 use oci_client::errors::{OciEnvelope, OciErrorCode};
 use reqwest::StatusCode;
 
 use crate::error::Error;
 
-/// Who asked whom for what.
+/// One request, for messages.
 pub(super) struct RequestInfo<'a> {
     /// The host's name, for messages.
     pub registry: &'a str,
-    /// What was asked for.
+    /// The requested object.
     pub what: &'a str,
     /// Whether credentials were given.
     pub is_anonymous: bool,
 }
 
 impl RequestInfo<'_> {
-    /// The registry does not let them in.
+    /// The error for a request without sufficient credentials.
     pub(super) fn unauthorized(&self) -> Error {
         Error::Unauthorized {
             registry: self.registry.to_owned(),
@@ -33,7 +33,7 @@ impl RequestInfo<'_> {
     }
 }
 
-/// Our error for an answer of this status; `body` may hold the error codes of the distribution specification.
+/// The error for a response of this status; `body` may hold the error codes of the distribution specification.
 pub(super) fn error_for_status(
     request_info: &RequestInfo<'_>,
     status: StatusCode,
@@ -65,7 +65,7 @@ pub(super) fn error_for_status(
     }
 }
 
-/// True for the codes that say: there is no such thing.
+/// True for the codes of absent objects.
 fn is_absence(code: &OciErrorCode) -> bool {
     matches!(
         code,

@@ -1,7 +1,7 @@
-//! The bytes of one blob on their way from one host.
+//! The stream of one blob from one host.
 //!
-//! Place in the flow: made by [`super::Endpoint::blob`], read by the pull. Invariant: a host that sends nothing for the
-//! idle timeout, or less than the least rate, ends the stream. Not here: what the bytes should be; the pull checks them.
+//! Created by [`super::Endpoint::blob`], read by the pull. Invariant: a host that sends nothing for the idle timeout,
+//! or less than the minimum rate, ends the stream. Not here: verification, which the pull does.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,7 +15,7 @@ use super::error_response::deepest;
 use super::throughput::{Throughput, TooSlow, TransferLimits};
 use crate::error::Error;
 
-/// The bytes of a blob, as they come.
+/// The stream of a blob.
 pub(crate) struct BlobStream {
     /// `None` for a blob without bytes.
     pub(super) response: Option<Response>,
@@ -30,7 +30,7 @@ pub(crate) struct BlobStream {
 }
 
 impl BlobStream {
-    /// Leaves its host out for the rest of this pull; false if there is nobody else to ask.
+    /// Skips its host for the rest of this pull; false if there is no other host.
     pub(crate) fn give_up_host(&self) -> bool {
         if self.has_next {
             self.is_given_up.store(true, Ordering::Relaxed);
@@ -43,11 +43,11 @@ impl BlobStream {
         &self.source
     }
 
-    /// The error to tell for bytes that are not what they should be: of what another host sent, nothing is told.
+    /// The error to return for bytes that failed verification: without details if they came from another host.
     pub(crate) fn withhold(&self, error: Error) -> Error {
         match error {
             Error::DigestMismatch { .. } | Error::SizeMismatch { .. } if self.is_elsewhere => {
-                tracing::debug!(%error, "told without what was received");
+                tracing::debug!(%error, "error text withheld: the content came from another host");
                 Error::Withheld {
                     what: self.what.clone(),
                 }
@@ -56,7 +56,7 @@ impl BlobStream {
         }
     }
 
-    /// The next bytes; `None` at the end. Errors: the registry stalls, drips or breaks off.
+    /// The next bytes; `None` at the end. Errors: the registry stalls, is too slow or breaks off.
     pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, Error> {
         let Some(response) = &mut self.response else {
             return Ok(None);

@@ -1,21 +1,20 @@
-//! How fast a host must send a blob, so that none that drips keeps a pull going for ever.
+//! The minimum rate of a blob stream, so that a slow host cannot keep a pull running for ever.
 //!
-//! Place in the flow: kept by [`super::BlobStream`], which says how long it waited for how many bytes. Invariant: only
-//! the time spent waiting for the host counts, never what this node took to write the bytes. Not here: silence, which
-//! has a limit of its own.
+//! Called by [`super::BlobStream`] with the time and the bytes of each read. Invariant: only the time spent waiting
+//! for the host counts, never the time that this node takes to write. Not here: the idle timeout.
 
 use std::time::Duration;
 
-/// What is expected of every host.
+/// The limits for every host.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct TransferLimits {
-    /// The longest silence, and the window over which the rate is taken.
+    /// The idle timeout, and the window over which the rate is measured.
     pub idle: Duration,
     /// The least rate. Bytes a second; 0 for any.
     pub min_rate: u64,
 }
 
-/// The rate of one stream.
+/// Measures the rate of one stream.
 #[derive(Debug)]
 pub(super) struct Throughput {
     limits: TransferLimits,
@@ -24,12 +23,12 @@ pub(super) struct Throughput {
     received: u64,
 }
 
-/// A host that was slower than it must be.
+/// The host was slower than the minimum rate.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct TooSlow {
     /// Bytes that came.
     pub received: u64,
-    /// How long was waited for them.
+    /// The time spent waiting for them.
     pub waited: Duration,
 }
 
@@ -42,7 +41,7 @@ impl Throughput {
         }
     }
 
-    /// Counts `bytes` for which the host was waited for `waited`. Errors: a whole window's bytes were too few.
+    /// Counts `bytes` that took `waited` to arrive. Errors: a whole window was below the minimum rate.
     pub(super) fn count(&mut self, waited: Duration, bytes: usize) -> Result<(), TooSlow> {
         self.waited += waited;
         self.received = self.received.saturating_add(bytes as u64);

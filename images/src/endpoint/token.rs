@@ -1,9 +1,9 @@
-//! Gets a token where a registry says that it wants one.
+//! Gets a token if a registry requires one.
 //!
-//! Place in the flow: [`super::Endpoint::authenticate`] calls [`fetch`] once, and again when a token has expired.
-//! Invariants: credentials go to the registry itself and to the realm that it names, nowhere else; a token and a challenge
-//! are bounded before they are read; no error repeats what was answered.
-//! Not here: where a realm may be ([`super::walls`]).
+//! Called by: [`super::Endpoint::authenticate`], once, and again when a token has expired.
+//! Invariants: credentials go to the registry itself and to the realm that it names, nowhere else; the sizes of a
+//! token and a challenge are bounded; no error repeats a response.
+//! Not here: which addresses a realm may have ([`super::address_policy`]).
 
 use reqwest::header::WWW_AUTHENTICATE;
 use reqwest::{Method, Url};
@@ -13,12 +13,12 @@ use super::error_response::{RequestInfo, error_for_status};
 use super::wire::{Auth, Bound, Request, Wire, read_bounded};
 use crate::error::Error;
 
-/// A larger answer is no token. Bytes.
+/// Largest token response. Bytes.
 const MAX_TOKEN_BYTES: u64 = 1 << 20;
-/// A longer challenge is not read. Bytes.
+/// Longest challenge that is parsed. Bytes.
 const MAX_CHALLENGE_BYTES: usize = 8 << 10;
 
-/// What a registry wants to see.
+/// The authentication scheme that a registry requires.
 #[derive(Debug, PartialEq, Eq)]
 enum Challenge {
     Basic,
@@ -28,7 +28,7 @@ enum Challenge {
     },
 }
 
-/// What to show the registry for `repository`; `auth` is what the pull was given.
+/// The authorization for `repository`; `auth` has the credentials of the pull.
 pub(super) async fn fetch(
     wire: &Wire,
     repository: &str,
@@ -129,7 +129,7 @@ fn token_url(realm: &str, service: Option<&str>, repository: &str) -> Option<Url
     Some(url)
 }
 
-/// One challenge of a `WWW-Authenticate` field; `None` for one that is not understood.
+/// One challenge of a `WWW-Authenticate` field; `None` for an unknown one.
 fn parse(field: &str) -> Option<Challenge> {
     if field.len() > MAX_CHALLENGE_BYTES {
         return None;

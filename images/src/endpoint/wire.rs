@@ -1,10 +1,11 @@
-//! One request to a host and wherever it leads: connections, redirects, bounded bodies.
+//! HTTP requests: connections, redirects, bounded bodies.
 //!
-//! Place in the flow: [`super::Endpoint`] and [`super::token`] send everything through [`Wire::send`].
-//! Invariants: every hop is checked by [`super::walls`] before it is taken, at most [`MAX_REDIRECTS`] are; credentials go
-//! to the origin they were meant for and are dropped at the first hop to another; http is spoken only to a registry that
-//! is spoken to by http; no body is read further than its limit. The environment's proxies are not used.
-//! Not here: what is asked, what an answer means.
+//! Called by: [`super::Endpoint`] and [`super::token`], for all their requests.
+//! Invariants: [`super::address_policy`] checks every redirect before it is followed, at most [`MAX_REDIRECTS`] are;
+//! credentials go only to the origin for which they are meant and are dropped at the first redirect to another; http
+//! is used only if the registry is configured for http; no body is read beyond its limit. Proxies of the environment
+//! are not used.
+//! Not here: which requests are sent, what a response means.
 
 use std::error::Error as _;
 use std::sync::OnceLock;
@@ -26,7 +27,7 @@ const MAX_REDIRECTS: usize = 5;
 /// Header fields of one answer; their bytes are bounded by the connection's own buffer (some 400 KiB).
 const MAX_HEADERS: usize = 100;
 
-/// What a request shows to prove who asks.
+/// The authorization of a request.
 #[derive(Clone, Default)]
 pub(super) enum Auth {
     #[default]
@@ -40,20 +41,20 @@ pub(super) struct Request<'a> {
     pub method: Method,
     pub url: Url,
     pub auth: &'a Auth,
-    /// Media types that are accepted; empty for whatever comes.
+    /// Accepted media types; empty for all.
     pub accept: &'a [&'a str],
-    /// What is asked for, for messages.
+    /// The requested object, for messages.
     pub what: &'a str,
 }
 
-/// An answer whose body is still to be read.
+/// A response whose body was not read yet.
 pub(super) struct Answer {
     pub response: Response,
-    /// It came from another origin than the one that was asked.
+    /// It came from another origin, after a redirect.
     pub is_elsewhere: bool,
 }
 
-/// The connections to one host and to wherever it leads.
+/// The HTTP clients for one host and for the hosts to which it redirects.
 pub(super) struct Wire {
     upstream: Upstream,
     /// The host's name, for messages.
@@ -61,7 +62,7 @@ pub(super) struct Wire {
     idle: Duration,
     own: Client,
     own_policy: AddressPolicy,
-    /// For every other origin; made when the first one is met.
+    /// For all other origins; created when first needed.
     other: OnceLock<Client>,
 }
 
@@ -92,9 +93,9 @@ impl Wire {
         Url::parse(&text).map_err(|error| Error::invalid(what, format!("URL {text:?}: {error}")))
     }
 
-    /// Sends a request and follows where it leads.
+    /// Sends a request and follows redirects.
     ///
-    /// Errors: [`Error::Unreachable`], [`Error::Registry`], [`Error::Invalid`] for a way that is not to be gone.
+    /// Errors: [`Error::Unreachable`], [`Error::Registry`], [`Error::Invalid`] for a forbidden redirect.
     pub(super) async fn send(&self, request: Request<'_>) -> Result<Answer, Error> {
         let first = request.url.origin();
         let (mut url, mut auth) = (request.url.clone(), request.auth);
@@ -140,7 +141,7 @@ impl Wire {
             .map_err(|error| self.failure(&error, url, is_own, what))
     }
 
-    /// Where an answer leads; `None` if it is the answer.
+    /// The target of a redirect; `None` if the response is none.
     fn next(&self, response: &Response, at: &Url, what: &str) -> Result<Option<Url>, Error> {
         if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
             return Ok(None);
@@ -168,7 +169,7 @@ impl Wire {
         }
     }
 
-    /// The same scheme, host and port as the host that was configured or named.
+    /// Whether the URL has scheme, host and port of the registry or mirror.
     fn is_own(&self, url: &Url) -> bool {
         self.url("/", "the registry")
             .is_ok_and(|own| own.origin() == url.origin())
@@ -190,12 +191,12 @@ impl Wire {
         Ok((self.other.get_or_init(|| made), policy))
     }
 
-    /// A way that is not gone.
+    /// The error for a refused redirect.
     pub(super) fn refused(&self, what: &str, problem: String) -> Error {
         Error::invalid(format!("{what} at {}", self.name), problem)
     }
 
-    /// Our error for a request that brought no answer. Of another host it says no more than that.
+    /// The error for a request without a response. It has no details about another host.
     fn failure(&self, error: &reqwest::Error, url: &Url, is_own: bool, what: &str) -> Error {
         if let Some(forbidden) = forbidden(error) {
             return self.refused(what, forbidden.to_string());
@@ -223,7 +224,7 @@ impl Wire {
     }
 }
 
-/// Reads a body whole. Errors: [`Error::Limit`] as soon as it is clear that it is longer, [`Error::Registry`].
+/// Reads a whole body. Errors: [`Error::Limit`] as soon as it exceeds its limit, [`Error::Registry`].
 pub(super) async fn read_bounded(
     wire: &Wire,
     answer: &mut Answer,
@@ -237,10 +238,10 @@ pub(super) async fn read_bounded(
     }
 }
 
-/// How much of a body is read.
+/// The limit of a body.
 #[derive(Clone, Copy)]
 pub(super) struct Bound<'a> {
-    /// What is read, for messages.
+    /// The object, for messages.
     pub what: &'a str,
     /// The limit's name.
     pub limit: &'static str,
@@ -257,7 +258,7 @@ impl Bound<'_> {
         }
     }
 
-    /// Errors: the body says itself that it is too long.
+    /// Errors: the Content-Length exceeds the limit.
     pub(super) fn check(self, answer: &Answer) -> Result<(), Error> {
         match answer.response.content_length() {
             Some(promised) if promised > self.allowed => Err(self.exceeded()),
@@ -266,7 +267,7 @@ impl Bound<'_> {
     }
 }
 
-/// Reads on until the body ends, which is true, or holds more than `until` bytes, which is false.
+/// Reads until the end of the body (true), or until there are more than `until` bytes (false).
 pub(super) async fn read_until(
     wire: &Wire,
     answer: &mut Answer,

@@ -1,10 +1,10 @@
-//! Brings blobs here, a few at a time, and proves that their repository has them.
+//! Fetches blobs, a few at a time, and verifies access to blobs that are stored already.
 //!
-//! Place in the flow: the pull says what it wants; streams come from [`crate::registry`], files go to [`crate::blobs`].
-//! Invariants: a blob counts only when a repository that is asked has sent all of its bytes, now or before (then it must
-//! say now that these credentials may read it): what others have sent is never handed on; bytes that are here already are
-//! compared and not written again; a blob is attempted a bounded number of times.
-//! Not here: which blobs an image needs, what is in them.
+//! Called by: the pull. Streams come from [`crate::registry`], files go to [`crate::blobs`].
+//! Invariants: a blob is used only if a repository of this pull has sent all of its bytes, now or before (then it must
+//! confirm now that these credentials may read it): content from other repositories is never exposed; stored bytes
+//! are compared and not written again; the attempts for a blob are bounded.
+//! Not here: which blobs an image needs, their content.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -19,12 +19,11 @@ use crate::verify::Verifier;
 /// Blobs fetched at the same time by one pull.
 const PARALLEL_BLOBS: usize = 3;
 
-/// A blob that a pull wants.
+/// A blob that a pull needs.
 #[derive(Clone)]
 pub(super) struct Want {
     blob: Blob,
-    /// Its bytes must be in the store afterwards; else only its repository must have proven to have it, because what was
-    /// made of it is here.
+    /// True if its bytes must be in the store; false if only access must be verified, because its layer is unpacked.
     is_whole: bool,
 }
 
@@ -37,7 +36,7 @@ impl Want {
         }
     }
 
-    /// The right to use what is here.
+    /// Access to the blob only.
     pub(super) fn proof(blob: &Blob) -> Self {
         Self {
             blob: blob.clone(),
@@ -47,8 +46,8 @@ impl Want {
 }
 
 impl Pull {
-    /// Makes all `wants` true. After a failure no further one is begun, but those that are on their way may arrive: the
-    /// next attempt will need them.
+    /// Fetches all `wants`. After a failure no further fetch starts, but running ones complete: the next attempt will
+    /// need them.
     pub(super) async fn fetch(&mut self, wants: Vec<Want>) -> Result<(), Error> {
         for want in &wants {
             self.pins.add(&want.blob.digest);
@@ -70,8 +69,7 @@ impl Pull {
         fetched.into_iter().collect()
     }
 
-    /// Makes one want true. A host that breaks off or sends something else is left for the next one; the last is asked
-    /// again, a few times.
+    /// Fetches one blob. After a broken or wrong stream the next host is tried; the last is tried a few times.
     async fn fetch_one(&self, want: &Want) -> Result<(), Error> {
         let blob = &want.blob;
         let is_here = !want.is_whole || self.inner.blobs.has(blob);
@@ -84,7 +82,7 @@ impl Pull {
             let fetched = match self.registry.blob(blob).await {
                 Ok(mut bytes) => match self.take(want, &mut bytes).await {
                     Err(error) if error.is_of_source() && bytes.give_up_host() => {
-                        tracing::debug!(digest = %blob.digest, %error, "fetching a blob elsewhere");
+                        tracing::debug!(digest = %blob.digest, %error, "fetching a blob from the next host");
                         continue;
                     }
                     taken => taken,
@@ -106,7 +104,7 @@ impl Pull {
         }
     }
 
-    /// Reads a blob to its end, keeps it if it is not here, and remembers who has sent it.
+    /// Reads a blob to its end, stores it if it is not stored, and records its source.
     async fn take(&self, want: &Want, bytes: &mut BlobStream) -> Result<(), Error> {
         let taken = if !want.is_whole || self.inner.blobs.has(&want.blob) {
             compare(&want.blob, bytes).await
@@ -127,7 +125,7 @@ impl Pull {
     }
 }
 
-/// Checks bytes that are here already and need not be written.
+/// Verifies a stream without writing it.
 async fn compare(blob: &Blob, bytes: &mut BlobStream) -> Result<(), Error> {
     let what = format!("blob {}", blob.digest);
     let mut verifier = Verifier::new(what, blob.digest.clone(), blob.size);

@@ -1,7 +1,7 @@
 //! Starts pulls, or joins those that are under way.
 //!
-//! Place in the flow: the daemon calls [`Images::pull`]; who waits for what is kept by [`crate::flight`].
-//! Invariant: a bounded number of pulls is under way at a time. Not here: how a pull is done.
+//! Called by: the daemon ([`Images::pull`]). [`crate::singleflight`] keeps the running pulls.
+//! Invariant: the number of running pulls is bounded. Not here: the pull itself.
 
 use std::sync::Arc;
 
@@ -15,11 +15,11 @@ use crate::reference::ImageRef;
 use crate::singleflight::PullRequest;
 use crate::store::Images;
 
-/// Pulls under way at a time; further ones wait. It bounds what all of them hold in memory.
+/// Running pulls; further ones wait. It bounds the memory of all of them.
 static PERMITS: Semaphore = Semaphore::const_new(64);
 
 impl Images {
-    /// Pulls an image and answers when it is whole, recorded and listed.
+    /// Pulls an image and returns when it is complete, recorded and listed.
     ///
     /// Callers that ask for the same reference with the same credentials share one pull; dropping the future
     /// of the last one stops it. Errors: [`Error::Name`] for a bad reference, else [`Error::Pull`].
@@ -30,7 +30,7 @@ impl Images {
         let pull = inner.in_flight.join(key, || {
             let (inner, reference) = (inner.clone(), reference.clone());
             async move {
-                // Never closed, so an error cannot be.
+                // The semaphore is never closed, so this cannot fail.
                 let _permit = PERMITS.acquire().await.ok();
                 let mut pull = Pull::new(inner, reference, &request)?;
                 let outcome = pull.run().await;

@@ -1,12 +1,12 @@
 //! Removes one tree in constant memory.
 //!
-//! Called by [`crate::Trash`] and by whoever removes a tree at once. Below the tree's root there are only ever two
-//! levels to look at: a directory found below a directory is renamed up to the root first.
+//! Called by [`crate::Trash`], and directly where a tree must be removed at once. It never descends further than two
+//! levels below the root: a directory found below a directory is first renamed up to the root.
 //! ```text
 //! root/a/b/c   ->   root/a, root/.0 (was a/b, still holds c)   ->   root/.0, root/.1 (was b/c)   ->   gone
 //! ```
 //! Invariants: each directory is renamed at most once, so the cost is linear; at most three descriptors are open.
-//! Not here: trees that somebody still writes to are removed as far as they are seen.
+//! A tree that is still written to is removed as far as it is seen. Not here: when to remove.
 
 use std::ffi::CStr;
 use std::io;
@@ -20,7 +20,7 @@ use rustix::io::Errno;
 
 /// Removes the file or tree at `path`. An absent one is fine; a symlink is removed, not followed.
 ///
-/// Errors: EXDEV when something is mounted in it; what the file system says. What was removed until then stays removed.
+/// Errors: EXDEV when something is mounted in it; the file system's. What was removed until then stays removed.
 pub fn remove(path: &Path) -> io::Result<()> {
     remove_some(path, u64::MAX).map(drop)
 }
@@ -46,7 +46,7 @@ pub(crate) fn remove_some(path: &Path, limit: u64) -> io::Result<bool> {
             return Ok(false);
         }
         match fs::unlinkat(CWD, path, AtFlags::REMOVEDIR) {
-            // A process that is being killed has written once more.
+            // A process that is being killed has created another file.
             Err(Errno::NOTEMPTY | Errno::EXIST) => {}
             done => return gone(done).map(|()| true),
         }
@@ -173,8 +173,8 @@ fn unlink(from: BorrowedFd<'_>, name: &CStr, kind: FileType) -> io::Result<bool>
     }
 }
 
-/// Takes the immutable and append-only marks, which a privileged container may set, off a directory and an entry in it.
-/// What fails is told by the next attempt to remove it.
+/// Clears the immutable and append-only flags, which a privileged container may set, of a directory and an entry in
+/// it. If this fails, the next attempt to remove the entry reports it.
 fn unlock(directory: BorrowedFd<'_>, name: &CStr) {
     clear_marks(directory);
     let stat = fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW);
@@ -216,7 +216,7 @@ fn open_child(directory: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> 
     fs::openat2(directory, name, directory_flags(), Mode::empty(), within())
 }
 
-/// No link is followed, no mount entered.
+/// Resolution without links and mounts.
 fn within() -> ResolveFlags {
     ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV
 }

@@ -1,9 +1,9 @@
-//! A directory for trees that are to go: put there by one rename, deleted in the background.
+//! A trash directory: trees are renamed into it and deleted in the background.
 //!
 //! Called by the image store and by the daemon's effects, each with a directory of its own on the file system of its
-//! trees. Invariants: what [`Trash::remove`] was given is out of sight when it returns; a caller deletes small trees
-//! itself and at most [`SMALL_ENTRIES`] of a large one; one thread deletes the rest and ends when nothing is left; what
-//! a dead daemon has left is deleted by the next one, in the background, too.
+//! trees. Invariants: a tree is gone from its path when [`Trash::remove`] returns; a caller deletes small trees
+//! itself and at most [`SMALL_ENTRIES`] of a large one; one thread deletes the rest and ends when nothing is left; the
+//! next daemon deletes what a dead one has left, in the background, too.
 //! Not here: how a tree is deleted.
 
 use std::fs::DirBuilder;
@@ -21,7 +21,7 @@ use crate::remove::{remove, remove_some};
 /// Entries that a caller deletes itself.
 const SMALL_ENTRIES: u64 = 256;
 
-/// Trees on their way out. Cheap to clone; clones share one directory.
+/// A trash directory. Cheap to clone; clones share it.
 #[derive(Clone, Debug)]
 pub struct Trash {
     inner: Arc<Inner>,
@@ -34,11 +34,11 @@ struct Inner {
     worker: Mutex<Worker>,
 }
 
-/// What the background thread is to do.
+/// The state of the background thread.
 #[derive(Debug, Default)]
 struct Worker {
     is_alive: bool,
-    /// Something was put in since it last looked.
+    /// A tree was added since its last round.
     is_due: bool,
 }
 
@@ -75,7 +75,7 @@ impl Trash {
             Ok(true) => {}
             Ok(false) => self.delete_later(),
             Err(error) => {
-                tracing::warn!(%error, tree = %aside.display(), "a tree is out of sight but was not deleted; it is tried again");
+                tracing::warn!(%error, tree = %aside.display(), "cannot delete a tree in the trash; trying again");
                 self.delete_later();
             }
         }
@@ -120,7 +120,7 @@ impl Trash {
         match thread.spawn(move || inner.work()) {
             Ok(_) => worker.is_alive = true,
             Err(error) => {
-                tracing::warn!(%error, directory = %self.inner.directory.display(), "no thread to delete trees; they stay until the next one");
+                tracing::warn!(%error, directory = %self.inner.directory.display(), "cannot start a thread to delete trees; they stay until the next removal");
             }
         }
     }
@@ -133,7 +133,7 @@ impl Inner {
             let entries = std::fs::read_dir(&self.directory);
             for entry in entries.into_iter().flatten().flatten() {
                 if let Err(error) = remove(&entry.path()) {
-                    tracing::warn!(%error, tree = %entry.path().display(), "a tree was not deleted; the next start tries again");
+                    tracing::warn!(%error, tree = %entry.path().display(), "cannot delete a tree in the trash; the next start tries again");
                 }
             }
         }

@@ -1,10 +1,9 @@
 //! Reads a tar stream entry by entry: untrusted bytes in, plain values out. Pure but for the reader.
 //!
-//! PathAt in the flow: under `layer`, above the decompressor.
-//! Invariants: what extension headers say of one entry, however many they are, is at most [`EXTENSION_MAX_BYTES`], and
-//! forgotten with the entry; a size in a PAX record replaces the
-//! header's for the data that follows, and for nothing else, so that our list of entries is the one other
-//! readers see; what we do not understand is refused, never guessed.
+//! Called by `layer`; reads from the decompressor.
+//! Invariants: all extension headers of one entry together are at most [`EXTENSION_MAX_BYTES`] and are dropped with
+//! the entry; a size in a PAX record replaces the header's for the data that follows, and for nothing else, so that
+//! our list of entries equals that of other readers; unknown input is refused.
 //! Not here: paths' meaning, the disk.
 
 use std::io::{self, Read};
@@ -15,7 +14,7 @@ use tar::{EntryType, Header, PaxExtensions};
 const EXTENSION_MAX_BYTES: u64 = 1 << 20;
 const BLOCK: u64 = 512;
 
-/// What one entry asks for.
+/// The type of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum EntryKind {
     Regular,
@@ -50,7 +49,7 @@ pub(crate) struct Archive<R> {
     extension_left: u64,
 }
 
-/// What extension headers said about the entry that follows them.
+/// The values of extension headers for the entry that follows them.
 #[derive(Default)]
 struct Extensions {
     path: Option<Vec<u8>>,
@@ -179,7 +178,7 @@ impl<R: Read> Archive<R> {
 
     /// The whole data of an extension entry.
     fn extension(&mut self) -> io::Result<Vec<u8>> {
-        // An empty one costs something, too.
+        // An empty one counts, too.
         let cost = self.data_left.saturating_add(BLOCK);
         self.extension_left = self
             .extension_left
@@ -259,7 +258,7 @@ impl Extensions {
     }
 }
 
-/// What one entry of an archive is. For fuzzing.
+/// One entry of an archive. For fuzzing.
 #[cfg(feature = "fuzzing")]
 pub struct Listed {
     /// Its name.

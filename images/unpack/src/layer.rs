@@ -1,7 +1,7 @@
-//! One layer: decompresses it, walks its entries and puts each where it belongs.
+//! One layer: decompresses it, reads its entries and extracts each into the tree.
 //!
 //! Called by `wire` in the unpacker. Calls: `archive`, `meter`, `tree`.
-//! Invariant: whatever the bytes are, the end is a [`Verdict`]; on any but `Unpacked` the directory holds part of the
+//! Invariant: every input ends in a [`Verdict`]; on any but `Unpacked` the directory has part of the
 //! layer, which the daemon removes. Not here: sockets, the jail.
 
 use std::fs::File;
@@ -15,7 +15,7 @@ use crate::meter::{Metered, Stop};
 use crate::tree::{self, Mark, PathAt, Tree};
 use crate::{Bounds, Compression, IoOperation, Job, Limit, MAX_PROBLEM_BYTES, Unpacked, Verdict};
 
-/// What an inode is counted as, besides its data. Bytes.
+/// Bytes counted for an inode, besides its data.
 const INODE_BYTES: u64 = 512;
 /// Bytes of a path that an error shows.
 const SHOWN_PATH_BYTES: usize = 200;
@@ -85,7 +85,7 @@ impl Layer<'_> {
         })
     }
 
-    /// Puts one entry where it belongs.
+    /// Extracts one entry.
     fn extract<R: Read>(
         &self,
         archive: &mut Archive<R>,

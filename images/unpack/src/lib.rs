@@ -37,14 +37,14 @@ pub enum Compression {
     Zstd,
 }
 
-/// What one layer may give.
+/// The limits of one layer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bounds {
     /// Uncompressed bytes.
     pub bytes: u64,
     /// Archive entries.
     pub entries: u64,
-    /// Unpacked bytes for each packed byte, counted once a layer has given 64 MiB.
+    /// Unpacked bytes for each packed byte, checked once a layer has unpacked 64 MiB.
     pub ratio: u64,
     /// A path, in bytes.
     pub path_bytes: u64,
@@ -61,11 +61,11 @@ pub struct Job {
     pub compression: Compression,
     /// Size of the blob. Bytes.
     pub packed_bytes: u64,
-    /// What it may give.
+    /// Its limits.
     pub bounds: Bounds,
 }
 
-/// What an unpacker says at its end.
+/// The result of an unpacker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Verdict {
     /// The layer is in the directory.
@@ -111,7 +111,7 @@ pub enum Limit {
     PathDepth,
 }
 
-/// What an unpacker does with the disk.
+/// A disk operation of an unpacker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum IoOperation {
     /// Reads the blob.

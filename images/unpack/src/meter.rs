@@ -1,4 +1,4 @@
-//! Readers that count and hash what passes.
+//! A reader that counts and hashes its bytes.
 //!
 //! Called by `layer`. Invariant: a stream stops at the first byte that is too many. Not here: what the bytes mean.
 
@@ -8,7 +8,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::Limit;
 
-/// How much a layer may give before its ratio is looked at. Bytes.
+/// How much a layer may unpack before its ratio is checked. Bytes.
 const RATIO_FLOOR_BYTES: u64 = 64 << 20;
 
 /// Why a [`Metered`] reader stops.

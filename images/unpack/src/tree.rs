@@ -1,10 +1,10 @@
 //! Writes entries of one layer into one directory, and nowhere else.
 //!
-//! PathAt in the flow: under `layer`, the only code that creates files from an image's names.
+//! Called by `layer`; the only code that creates files from an image's names.
 //! Invariants: every directory is reached by `openat2` from the layer's own root with `RESOLVE_IN_ROOT` and
 //! without magic links; every last name is used with `*at` calls that do not follow links; so no name, link or
-//! order of entries reaches a file outside. Attributes that would steer overlayfs come from us alone: a directory is
-//! made opaque by whoever holds the other end of [`Mark`].
+//! order of entries reaches a file outside. Attributes that control overlayfs never come from an archive: only
+//! [`Mark`] makes a directory opaque.
 //! Not here: archives, compression, limits on amounts.
 
 use std::ffi::OsStr;
@@ -18,7 +18,7 @@ use rustix::io::{Errno, Result as SysResult};
 
 use crate::archive::Entry;
 
-/// The attribute by which overlayfs knows that a directory hides what lies below it.
+/// The overlayfs attribute of an opaque directory.
 pub const OPAQUE: &str = "trusted.overlay.opaque";
 
 /// Walks stay inside the root; symlinks count from it; `/proc`-style links are refused.

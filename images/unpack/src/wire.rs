@@ -1,10 +1,10 @@
-//! What daemon and unpacker say to each other: one socket of whole messages.
+//! The protocol between daemon and unpacker, on one SOCK_SEQPACKET socket.
 //!
 //! The daemon sends the job; the unpacker answers with any number of directories to be marked opaque, as descriptors,
 //! and one verdict. A mark is an attribute that only a process with CAP_SYS_ADMIN may set, which the unpacker is not.
 //! Called by: the unpacker's main ([`serve`]), the image store ([`begin`], [`supervise`]).
-//! Invariants: the daemon believes nothing: messages are bounded, what is marked is a directory of the file system it
-//! gave away, marks are counted; a process that ends without a verdict is an error.
+//! Invariants: the daemon checks everything: messages are bounded, a marked directory must be on the file system of
+//! the layer, marks are counted; a process that ends without a verdict is an error.
 //! Not here: starting and ending processes.
 
 use std::io::{self, IoSlice, IoSliceMut};
@@ -23,7 +23,7 @@ use crate::{Job, OPAQUE, Verdict, layer};
 
 /// The longest message. Bytes.
 const MAX_MESSAGE_BYTES: usize = 8 << 10;
-/// What a message says that carries a directory to be marked.
+/// The text of a message that carries a directory to be marked.
 const MARK: &[u8] = b"mark";
 
 /// Makes the socket of one unpacker and sends it its job. The first end is the daemon's, the second the unpacker's.
@@ -38,7 +38,7 @@ pub fn begin(job: &Job) -> io::Result<(OwnedFd, OwnedFd)> {
 
 /// The unpacker's whole work: takes its job from `socket`, unpacks `blob` into `directory`, reports.
 ///
-/// Errors: the socket breaks, which means that the daemon is gone or wants nothing any more.
+/// Errors: the socket breaks, which means that the daemon is gone or has cancelled the pull.
 pub fn serve(socket: &OwnedFd, blob: OwnedFd, directory: OwnedFd) -> io::Result<()> {
     let message = receive(socket.as_fd())?.ok_or(io::ErrorKind::UnexpectedEof)?;
     let job: Job = serde_json::from_slice(&message.bytes)?;

@@ -1,7 +1,7 @@
 //! The device policy of a cgroup v2: a `BPF_PROG_TYPE_CGROUP_DEVICE` program, assembled here and attached to the cgroup.
 //! Called by: `v2`, and by `v1` on a node without a `devices` hierarchy. Calls: bpf(2), nothing else.
-//! Invariants: the program ends in "denied"; on a cgroup that has a program already the new one takes
-//! its place in one step, or stands beside it before it goes, so that no moment is without a policy.
+//! Invariants: the program ends in "deny"; a new program replaces the old one of a cgroup in one step, or is
+//! attached before the old one is detached, so that a policy is always in force.
 //! Not here: what the rules mean ([`super::devices`]).
 //! Source: Documentation/admin-guide/cgroup-v2.rst "Device controller", include/uapi/linux/bpf.h.
 
@@ -20,7 +20,7 @@ use super::error::Error;
 /// `BPF_DEVCG_DEV_BLOCK` and `BPF_DEVCG_DEV_CHAR`.
 const BLOCK: i32 = 1;
 const CHAR: i32 = 2;
-/// How many programs are kept for the next container that has the same policy.
+/// How many programs are kept for later containers with the same policy.
 const MAX_LOADED: usize = 16;
 
 /// Operations, with 64-bit operands unless the name says otherwise.
@@ -35,7 +35,7 @@ mod code {
     pub(super) const EXIT: u8 = 0x95;
 }
 
-/// The registers of the program: the kernel puts the request's address into 1 and reads the answer from 0.
+/// The registers of the program: the kernel passes the request's address in 1 and reads the result from 0.
 mod register {
     pub(super) const ANSWER: u8 = 0;
     pub(super) const REQUEST: u8 = 1;
@@ -88,7 +88,7 @@ fn assemble<'a>(nodes: impl IntoIterator<Item = (&'a Node, &'a Access)>) -> Vec<
     program
 }
 
-/// Answers 1 if the request is about `node` and wants nothing but `access`; else goes on behind itself.
+/// Returns 1 if the request is for `node` and for no more than `access`; else continues with the next block.
 fn allow(node: &Node, access: Access) -> Vec<Instruction> {
     let kind = if node.is_block { BLOCK } else { CHAR };
     let mut block = vec![with_value(code::JUMP_UNLESS_EQUAL, register::KIND, kind)];
@@ -149,7 +149,7 @@ impl Programs {
         Ok(program)
     }
 
-    /// Makes `policy` the only device policy of the cgroup `dir` itself; those of its ancestors go on counting.
+    /// Makes `policy` the only device policy of the cgroup `dir` itself; those of its ancestors stay in force.
     /// Errors: the kernel has no device programs, or we lack CAP_BPF, CAP_NET_ADMIN or CAP_SYS_ADMIN.
     pub(super) fn apply(&self, dir: &Path, policy: &Policy) -> Result<(), Error> {
         let failed = |doing: &'static str| {
@@ -170,7 +170,7 @@ impl Programs {
     }
 }
 
-/// Puts `program` in the place of those that are attached.
+/// Replaces the attached programs by `program`.
 fn replace(
     cgroup: BorrowedFd,
     program: BorrowedFd,
@@ -179,7 +179,7 @@ fn replace(
 ) -> Result<(), Errno> {
     match old {
         [only] if old_flags & ALLOW_MULTI != 0 => attach(cgroup, program, Some(only.as_fd())),
-        // Attached for itself alone: there is no way to have two, even for a moment.
+        // Attached without ALLOW_MULTI: two programs cannot be attached, even for a moment.
         [only] => {
             detach(cgroup, only.as_fd())?;
             attach(cgroup, program, None)

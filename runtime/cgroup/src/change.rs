@@ -1,6 +1,6 @@
-//! Several writes that belong together: if a later one is refused, the earlier ones are taken back.
+//! A transaction of writes: if a later one fails, the earlier ones are rolled back.
 //! Called by `v1` and `v2`. Invariant: after an error each file reads as before, as far as the
-//! kernel takes the old value back.
+//! kernel accepts the old value.
 //! Not here: which files, which order.
 
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use super::files;
 /// Writes to one cgroup.
 #[derive(Debug)]
 pub(super) struct Change {
-    /// Files written and what they said before; `None` if nobody wants that back.
+    /// Files written and their old content; `None` if it is not restored.
     before: Option<Vec<(PathBuf, String)>>,
 }
 
@@ -21,8 +21,8 @@ pub(super) struct Change {
 pub(super) type Write = (PathBuf, String);
 
 impl Change {
-    /// A change that is undone when it fails; of a cgroup that `is_new` nothing is remembered,
-    /// because it will be removed.
+    /// A change that is rolled back when it fails. For a cgroup that `is_new` no old content is kept,
+    /// because the cgroup will be removed.
     pub(super) fn new(is_new: bool) -> Self {
         let before = (!is_new).then(Vec::new);
         Self { before }
@@ -41,8 +41,8 @@ impl Change {
         Ok(())
     }
 
-    /// Writes two files that bound each other: which goes first depends on what they hold now, so
-    /// the other order is tried when the kernel says EINVAL.
+    /// Writes two files that bound each other: the right order depends on their present values, so
+    /// the other order is tried after EINVAL.
     pub(super) fn put_either_order(
         &mut self,
         first: Option<Write>,
@@ -65,12 +65,12 @@ impl Change {
         }
     }
 
-    /// Ends the change: passes `done` on, and if that is an error takes the writes back, last first.
+    /// Ends the change and returns `done`; if that is an error, rolls the writes back, last first.
     pub(super) fn end<T>(self, done: Result<T, Error>) -> Result<T, Error> {
         if done.is_err() {
             for (file, old) in self.before.unwrap_or_default().iter().rev() {
-                // Best effort: the error that brought us here is the one to report. A file of
-                // several lines takes one at a time; an empty one is emptied by a line of nothing.
+                // Best effort: the first error is the one to report. A file of several lines takes one at a time; an
+                // empty line empties a file.
                 let lines = if old.trim().is_empty() {
                     vec!["\n"]
                 } else {

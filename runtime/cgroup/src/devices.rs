@@ -1,9 +1,9 @@
-//! Which devices a cgroup may use: rules, what they add up to, and the v1 `devices` hierarchy.
+//! Which devices a cgroup may use: rules, the policy that they form, and the v1 `devices` hierarchy.
 //! Called by: `v1` and `v2`; [`super::bpf`] turns the same [`Policy`] into a program.
-//! Invariants: what no rule names is denied; a request (such as reading and writing at once) passes
-//! only if a single node of the policy allows all of it, on v1 as on v2; a policy is changed
-//! without a moment in which more is allowed than before and after.
-//! Not here: which devices a container was given.
+//! Invariants: a device that no rule names is denied; a request (such as reading and writing at once) passes
+//! only if a single node of the policy allows all of it, on v1 as on v2; while a policy changes, nothing is
+//! allowed that neither the old nor the new one allows.
+//! Not here: which devices a container has.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,7 +17,7 @@ use super::files;
 /// All devices, as the v1 files write it.
 const EVERYTHING: &str = "a *:* rwm";
 
-/// One rule that allows. Source: OCI runtime-spec `linux.resources.devices`.
+/// One allow rule. Source: OCI runtime-spec `linux.resources.devices`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceRule {
     /// Character devices, block devices, or both.
@@ -34,7 +34,7 @@ pub struct DeviceRule {
     pub mknod: bool,
 }
 
-/// What a [`DeviceRule`] is about.
+/// The class of devices of a [`DeviceRule`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DeviceClass {
@@ -47,7 +47,7 @@ pub enum DeviceClass {
 }
 
 impl DeviceRule {
-    /// A rule from the `rwm` letters that CRI and OCI use; other letters are passed over.
+    /// A rule from the `rwm` letters that CRI and OCI use; other letters are ignored.
     #[must_use]
     pub fn new(kind: DeviceClass, major: Option<u32>, minor: Option<u32>, access: &str) -> Self {
         Self {
@@ -60,9 +60,9 @@ impl DeviceRule {
         }
     }
 
-    /// What every container may use: nodes of all devices may be made, and null, zero, full, random, urandom, tty,
-    /// ptmx and the terminals of `/dev/pts` be opened. Source: runc `specconv.AllowedDevices`. The node's console (5:1)
-    /// is not among them: a container's is a terminal of its own.
+    /// What every container may do: mknod for all devices, and open null, zero, full, random, urandom, tty, ptmx and
+    /// the terminals of `/dev/pts`. Source: runc `specconv.AllowedDevices`. The node's console (5:1) is not among
+    /// them: a container's console is a pseudo terminal of its own.
     #[must_use]
     pub fn defaults() -> Vec<Self> {
         let any_node = [DeviceClass::Char, DeviceClass::Block];
@@ -80,7 +80,7 @@ impl DeviceRule {
     }
 }
 
-/// What may be done with a device, in the bits of `BPF_DEVCG_ACC_*`.
+/// Access to a device, as bits of `BPF_DEVCG_ACC_*`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Access(pub(super) u32);
 
@@ -128,7 +128,7 @@ pub(super) struct Node {
 }
 
 impl fmt::Display for Node {
-    /// As `devices.allow` wants it, without the access: `c 1:3`, `b 8:*`.
+    /// As in `devices.allow`, without the access: `c 1:3`, `b 8:*`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let number = |part: Option<u32>| part.map_or("*".to_owned(), |part| part.to_string());
         let letter = if self.is_block { 'b' } else { 'c' };
@@ -136,12 +136,12 @@ impl fmt::Display for Node {
     }
 }
 
-/// What a list of rules adds up to.
+/// The policy that a list of rules forms.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Policy {
     /// Nothing is denied.
     Everything,
-    /// These are allowed, each node once.
+    /// Only these nodes are allowed, each listed once.
     Only(BTreeMap<Node, Access>),
 }
 
@@ -175,7 +175,7 @@ impl Policy {
         Self::Only(nodes)
     }
 
-    /// What `devices.list` of a v1 cgroup says. Lines of another form are passed over.
+    /// Parses `devices.list` of a v1 cgroup. Lines of another form are ignored.
     fn parse(list: &str) -> Self {
         let number = |part: &str| part.parse().ok();
         let mut nodes = BTreeMap::new();
@@ -201,8 +201,8 @@ impl Policy {
         Self::Only(nodes)
     }
 
-    /// Lines for `devices.deny` and `devices.allow` that lead from `self` to `wanted`. Only what differs is named: the
-    /// kernel refuses `a` once there are cgroups below.
+    /// Lines for `devices.deny` and `devices.allow` that change `self` to `wanted`. They name the differences only: the
+    /// kernel refuses `a` once there are child cgroups.
     fn change_to(&self, wanted: &Self) -> (Vec<String>, Vec<String>) {
         let none = BTreeMap::new();
         let (now, mut deny) = match (self, wanted) {
@@ -241,7 +241,7 @@ pub(super) fn apply_v1(dir: &Path, wanted: &Policy) -> Result<(), Error> {
     let file = dir.join("devices.allow");
     for line in allow {
         match files::write(&file, &line) {
-            // The kernel does not return to "everything" above other cgroups; this is as good.
+            // The kernel cannot return to "everything" while there are child cgroups; this has the same effect.
             Err(error) if line == EVERYTHING && error.raw_os_error() == Some(libc::EINVAL) => {
                 files::write(&file, "c *:* rwm")?;
                 files::write(&file, "b *:* rwm")?;

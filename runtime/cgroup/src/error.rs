@@ -1,4 +1,4 @@
-//! What can go wrong with a cgroup. Made where the file is touched, so that it names file and value.
+//! Errors of cgroup operations, created where the file is accessed, so that they name file and value.
 //! Not here: gRPC codes, logging.
 
 use std::io;
@@ -16,7 +16,7 @@ pub enum Error {
         /// The mount table that was read.
         mountinfo: PathBuf,
     },
-    /// A cgroup path that could leave its hierarchy, or means the root of it.
+    /// A cgroup path that could leave its hierarchy, or is its root.
     #[error("cgroup path {path:?} {why}; it must look like /kubepods/podX/ID")]
     BadPath {
         /// The path as it was given.
@@ -24,12 +24,12 @@ pub enum Error {
         /// What is wrong with it.
         why: &'static str,
     },
-    /// A controller that every container needs is not there or not delegated.
+    /// A controller that every container needs is absent or not delegated.
     #[error(
         "create cgroup {path}: controller {controller} is not available in {dir}; enable it on the node"
     )]
     MissingController {
-        /// The cgroup that was to be made.
+        /// The cgroup to create.
         path: String,
         /// The controller, e.g. `memory`.
         controller: &'static str,
@@ -51,12 +51,12 @@ pub enum Error {
     BelowUsage {
         /// The cgroup.
         path: String,
-        /// The limit that was asked, in bytes.
+        /// The requested limit, in bytes.
         limit: u64,
         /// What the cgroup uses now, in bytes.
         usage: u64,
     },
-    /// Processes outlived SIGKILL for as long as we were willing to wait (uninterruptible sleep).
+    /// Processes outlived SIGKILL until the timeout (uninterruptible sleep).
     #[error(
         "kill cgroup {path}: {left} processes are left after {waited_ms} ms, among them pid {pid}"
     )]
@@ -70,24 +70,24 @@ pub enum Error {
         /// How long we waited, in ms.
         waited_ms: u128,
     },
-    /// A file says something other than its format.
+    /// A file is not in its format.
     #[error("read {file}: {text:?} is not {expected}")]
     Malformed {
         /// The file.
         file: PathBuf,
-        /// What it says (its beginning).
+        /// The beginning of its text.
         text: String,
-        /// What it should be.
+        /// The expected format.
         expected: &'static str,
     },
     /// A system call failed.
     #[error("{operation} {file}")]
     Io {
-        /// What was tried: `read`, `write "42" to`, `create`, `remove`, ...
+        /// The operation: `read`, `write "42" to`, `create`, `remove`, ...
         operation: String,
         /// The file or directory.
         file: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         #[source]
         source: io::Error,
     },
@@ -103,7 +103,7 @@ impl Error {
         }
     }
 
-    /// Whether the values asked for are at fault: such as processors that the node does not have.
+    /// Whether a requested value is at fault, such as processors that the node does not have.
     #[must_use]
     pub fn is_invalid(&self) -> bool {
         let refused = matches!(

@@ -1,5 +1,5 @@
-//! Reads and writes of single cgroup files, and making and removing of cgroup directories.
-//! Everything above works in terms of these, so that each failure names its file and value.
+//! Reads and writes single cgroup files; creates and removes cgroup directories.
+//! Called by all other modules, so that each error names its file and value.
 //! Not here: which controller a file belongs to.
 
 use std::fs::{self, OpenOptions};
@@ -12,7 +12,7 @@ use rustix::io::Errno;
 
 use super::error::Error;
 
-/// Writes `value` in one write(2), as cgroup files want it.
+/// Writes `value` in one write(2), as cgroup files require.
 pub(super) fn write(file: &Path, value: &str) -> Result<(), Error> {
     OpenOptions::new()
         .write(true)
@@ -91,8 +91,8 @@ pub(super) fn join(mount: &Path, path: &str) -> PathBuf {
     mount.join(path.trim_start_matches('/'))
 }
 
-/// Removes the cgroup `dir` and the cgroups below it. Absent is fine. The kernel answers EBUSY
-/// while a killed process is still on its way out: tried again until `deadline`.
+/// Removes the cgroup `dir` and the cgroups below it, if they exist. The kernel returns EBUSY
+/// while a killed process has not ended: it is tried again until `deadline`.
 pub(super) fn remove_tree(dir: &Path, deadline: Instant) -> Result<(), Error> {
     let mut pause = Duration::from_micros(100);
     loop {

@@ -1,8 +1,8 @@
-//! Kills everything in a cgroup and waits until the kernel has taken it out.
-//! With a unified tree the kernel does it (`cgroup.kill`, which no fork outruns); on a pure v1 node
-//! the freezer holds the processes still while they are signalled. A pid is signalled through a
-//! pidfd and only if the cgroup still lists it after the pidfd was opened, so never a stranger
-//! that got the number meanwhile.
+//! Kills all processes of a cgroup and waits until the kernel has removed them from it.
+//! With a unified tree the kernel does it (`cgroup.kill`, which no fork escapes); on a pure v1 node
+//! the freezer stops the processes while they are signalled. A pid is signalled through a
+//! pidfd and only if the cgroup still lists it after the pidfd was opened, so that a reused
+//! pid is never signalled.
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use super::error::Error;
 use super::files;
 
-/// How long we wait for killed processes to go. A process in uninterruptible sleep may need longer.
+/// How long we wait for killed processes to end. A process in uninterruptible sleep may take longer.
 pub(super) const KILL_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long we wait for the v1 freezer before we signal what is not yet frozen.
 const FREEZE_TIMEOUT: Duration = Duration::from_millis(50);
@@ -27,9 +27,9 @@ pub(super) struct Target<'a> {
     pub(super) path: &'a str,
     /// Where its processes are listed; together they list them all.
     pub(super) listings: Vec<PathBuf>,
-    /// Its place in a v2 tree.
+    /// Its directory in a v2 tree.
     pub(super) unified: Option<PathBuf>,
-    /// Its place in the v1 freezer hierarchy.
+    /// Its directory in the v1 freezer hierarchy.
     pub(super) freezer: Option<PathBuf>,
 }
 
@@ -46,13 +46,13 @@ impl Target<'_> {
     }
 }
 
-/// For how long a keeper goes on killing by list.
+/// How long a keeper kills by list.
 const LIST_TIMEOUT: Duration = Duration::from_millis(100);
-/// How long it waits between two looks.
+/// Its pause between two rounds.
 const LIST_PAUSE: Duration = Duration::from_micros(500);
 
-/// Where the processes of a cgroup are listed that the kernel cannot kill as a whole (pure v1, or before Linux 5.14): the
-/// last resort of a keeper whose daemon is gone.
+/// The process lists of a cgroup that the kernel cannot kill as a whole (pure v1, or before Linux 5.14): the last
+/// resort of a keeper whose daemon is gone.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct KillList {
     /// Directories that together list all its processes.
@@ -62,8 +62,8 @@ pub struct KillList {
 }
 
 impl KillList {
-    /// Kills what is listed until nothing is, for a tenth of a second at most: one that is stuck in the kernel dies
-    /// later. The pids are those of the caller's pid namespace; in none of it is anybody who is not listed there.
+    /// Kills the listed processes until none is listed, for a tenth of a second at most: a process that is stuck in
+    /// the kernel dies later. The pids are those of the caller's pid namespace.
     ///
     /// Errors: the cgroup cannot be read, or a process not be signalled.
     pub fn kill(&self) -> Result<(), Error> {
@@ -97,7 +97,7 @@ pub(super) fn kill(cgroup: &Target) -> Result<(), Error> {
         };
         if !kernel_kills {
             match signal_all(cgroup, &alive) {
-                // Emptied and removed by somebody else meanwhile.
+                // Another process emptied and removed it meanwhile.
                 Err(_) if cgroup.pids()?.is_empty() => return Ok(()),
                 signalled => signalled?,
             }
@@ -112,14 +112,14 @@ pub(super) fn kill(cgroup: &Target) -> Result<(), Error> {
                 waited_ms: waited.as_millis(),
             });
         }
-        // Who is left after the first few looks was perhaps never in the unified tree, or is frozen.
+        // Processes left after the first rounds may not be in the unified tree, or may be frozen.
         kernel_kills = kernel_kills && waited < Duration::from_millis(2);
         thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(10));
     }
 }
 
-/// Writes `cgroup.kill`. False where there is no such file.
+/// Writes `cgroup.kill`. False if there is no such file.
 fn kernel_kill(cgroup: &Target) -> Result<bool, Error> {
     let Some(dir) = &cgroup.unified else {
         return Ok(false);

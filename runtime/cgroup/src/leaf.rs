@@ -1,7 +1,7 @@
-//! A cgroup below a container's, for one exec: so that its whole tree of processes can be killed, and nothing else.
-//! Called by: whoever starts an exec; made by [`Cgroup::exec_leaf`].
-//! Invariants: no limit is set on a leaf, so that the container's count for the exec, too; on v2 no
-//! controller is switched on for it; killing or removing the container's cgroup takes its leaves.
+//! A cgroup below a container's, for one exec, so that exactly the processes of the exec can be killed.
+//! Created by [`Cgroup::exec_leaf`]; called by the daemon and the keeper around an exec.
+//! Invariants: a leaf has no limits of its own, so that the container's apply to the exec, too; on v2 no
+//! controller is enabled for it; killing or removing the container's cgroup includes its leaves.
 //! Not here: starting processes, deadlines.
 
 use std::os::fd::OwnedFd;
@@ -15,7 +15,7 @@ use super::kill::{self, KillList, Target};
 use super::v1::V1;
 use super::{Cgroup, Layout, REMOVE_TIMEOUT};
 
-/// What the name of a leaf begins with.
+/// Prefix of a leaf's name.
 const PREFIX: &str = "exec-";
 
 /// The cgroup of one exec. Dropping it leaves the cgroup alone.
@@ -45,7 +45,7 @@ impl ExecLeaf {
         };
         let made = leaf.make();
         if made.is_err() {
-            // Best effort: the error that brought us here is the one to report.
+            // Best effort: the first error is the one to report.
             let _ = leaf.remove();
         }
         made.map(|()| leaf)
@@ -75,9 +75,9 @@ impl ExecLeaf {
         &self.path
     }
 
-    /// Whether it is a cgroup of its own. False where the workload manages its cgroup in a way that
-    /// leaves no room (threaded, or `cgroup.max.descendants` reached): then the exec joins the
-    /// container's cgroup, [`ExecLeaf::kill`] kills nobody, and processes are killed by pidfd.
+    /// Whether it is a cgroup of its own. False where the workload manages its cgroup such that no
+    /// child can be created (threaded, or `cgroup.max.descendants` reached): then the exec joins the
+    /// container's cgroup, [`ExecLeaf::kill`] kills nothing, and processes are killed by pidfd.
     #[must_use]
     pub fn is_own(&self) -> bool {
         self.unified.is_some() || !self.split.is_empty()
@@ -104,9 +104,9 @@ impl ExecLeaf {
         dirs.map(|dir| own(dir).join("tasks")).collect()
     }
 
-    /// Files to which anybody may write `1` to kill every process of the exec and nobody else: the last resort of a
-    /// keeper whose daemon is gone. None where the kernel kills no cgroup as a whole (a pure v1 node, before Linux 5.14:
-    /// see [`ExecLeaf::kill_list`]) or the exec has none of its own.
+    /// Files to which `1` is written to kill every process of the exec and no other: the last resort of a keeper whose
+    /// daemon is gone. None where the kernel cannot kill a cgroup as a whole (a pure v1 node, before Linux 5.14: see
+    /// [`ExecLeaf::kill_list`]) or the exec has no cgroup of its own.
     #[must_use]
     pub fn kill_files(&self) -> Vec<PathBuf> {
         let file = self.unified.iter().map(|dir| dir.join("cgroup.kill"));
@@ -137,7 +137,7 @@ impl ExecLeaf {
         kill::kill(&self.target())
     }
 
-    /// Removes the leaf and what the workload made below it. Absent is fine.
+    /// Removes the leaf and the cgroups that the workload created below it, if they exist.
     /// Errors: processes are left.
     pub fn remove(&self) -> Result<(), Error> {
         let deadline = std::time::Instant::now() + REMOVE_TIMEOUT;
@@ -175,7 +175,7 @@ impl ExecLeaf {
 fn split_dirs(v1: &V1, path: &str, has_unified: bool) -> Vec<PathBuf> {
     let sole = |name: &&str| v1.sole_dir(name, path);
     let made = |name: &&str| sole(name).filter(|dir| dir.is_dir());
-    // The pids hierarchy is never missing; if the container is, making its leaf there says so.
+    // The pids hierarchy is never missing; if the container's cgroup is, creating its leaf there fails.
     let listing = sole(&"pids").or_else(|| ["freezer", "name=systemd"].iter().find_map(made));
     let freezer = made(&"freezer").filter(|_| !has_unified);
     let mut dirs: Vec<PathBuf> = listing.into_iter().chain(freezer).collect();
@@ -183,7 +183,7 @@ fn split_dirs(v1: &V1, path: &str, has_unified: bool) -> Vec<PathBuf> {
     dirs
 }
 
-/// Makes a v2 cgroup that processes can join; `None` if the cgroup above does not let us.
+/// Creates a v2 cgroup that processes can join; `None` if the parent does not allow it.
 fn make_domain(dir: PathBuf) -> Result<Option<PathBuf>, Error> {
     match files::make_dir(&dir) {
         Ok(_) => {}

@@ -1,12 +1,12 @@
-//! Makes, limits, reads, kills and removes one cgroup, on cgroup v1 and v2 behind one interface.
-//! Called by: the daemon (create, set, kill, stats, remove) and by whoever joins a cgroup, which
-//! writes `0` to each of [`Cgroup::procs_files`].
-//! Calls: the cgroup file systems and bpf(2), nothing else; no process is executed; nothing is kept but loaded device
-//! programs.
+//! Creates, limits, reads, kills and removes one cgroup, on cgroup v1 and v2 behind one interface.
+//! Called by: the daemon (create, set, kill, stats, remove), and processes that join a cgroup by writing `0` to
+//! each of [`Cgroup::procs_files`].
+//! Calls: the cgroup file systems and bpf(2), nothing else. It executes no process and keeps only loaded device
+//! programs in memory.
 //! Invariants: a path is checked once, when a [`Cgroup`] is made, and never leaves its hierarchy;
-//! making, killing and removing may be repeated; a failed create leaves no new cgroup behind
+//! creating, killing and removing may be repeated; a failed create leaves no new cgroup behind
 //! (parents excepted); a failed set leaves the limits as they were.
-//! Not here: who owns a path, CRI's stats shapes, systemd's D-Bus.
+//! Not here: who owns a path, CRI's stats messages.
 
 mod bpf;
 mod change;
@@ -40,13 +40,13 @@ use v2::V2;
 
 use coracle_spec::CgroupMount;
 
-/// How long [`Cgroup::remove`] tries while the kernel says EBUSY.
+/// How long [`Cgroup::remove`] tries while the kernel returns EBUSY.
 pub const REMOVE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Which cgroup interface the controllers of this node are on.
+/// The cgroup version of this node's controllers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Version {
-    /// One hierarchy a controller, perhaps with an empty unified tree beside them (hybrid).
+    /// One hierarchy per controller, perhaps with an empty unified tree beside them (hybrid).
     V1,
     /// The unified hierarchy.
     V2,
@@ -110,7 +110,7 @@ impl Cgroups {
         }
     }
 
-    /// Controllers that every container needs and this node lacks; empty on a node that is fit.
+    /// Controllers that every container needs and this node lacks.
     #[must_use]
     pub fn missing(&self) -> Vec<&'static str> {
         match &*self.layout {
@@ -143,8 +143,8 @@ impl Cgroups {
         }
     }
 
-    /// Makes the cgroup `path` (absolute inside the hierarchy, e.g. `/kubepods/podX/ID`) with its
-    /// missing parents and sets `limits`. One that exists is taken over and set.
+    /// Creates the cgroup `path` (absolute inside the hierarchy, e.g. `/kubepods/podX/ID`) with its
+    /// missing parents and sets `limits`. One that exists is reused.
     /// Errors: a bad path, a missing controller, a limit the kernel refuses.
     pub fn create(&self, path: &str, limits: &Limits) -> Result<Cgroup, Error> {
         let cgroup = self.open(path)?;
@@ -172,9 +172,9 @@ impl Cgroup {
         &self.path
     }
 
-    /// The files to write `0` to in order to join: one on v2; on v1 one a hierarchy, `name=systemd`
-    /// and the hybrid node's unified tree included. Those of optional hierarchies in which the
-    /// cgroup was not made are left out.
+    /// The files to write `0` to in order to join: one on v2; on v1 one per hierarchy, `name=systemd`
+    /// and the hybrid node's unified tree included. Optional hierarchies in which the cgroup was not
+    /// created are left out.
     #[must_use]
     pub fn procs_files(&self) -> Vec<PathBuf> {
         let dirs = match &*self.layout {
@@ -201,7 +201,7 @@ impl Cgroup {
         dirs.map(|dir| dir.join("tasks")).collect()
     }
 
-    /// The cgroup in the unified tree, for `clone3(CLONE_INTO_CGROUP)`; `None` on a pure v1 node.
+    /// The directory in the unified tree, for `clone3(CLONE_INTO_CGROUP)`; `None` on a pure v1 node.
     /// Errors: it does not exist.
     pub fn clone_into_fd(&self) -> Result<Option<OwnedFd>, Error> {
         self.unified_dir().map(|dir| open_dir(&dir)).transpose()
@@ -213,7 +213,7 @@ impl Cgroup {
         self.dirs().iter().any(|dir| dir.is_dir())
     }
 
-    /// Sets what is `Some` in `limits`; the rest stays. What is refused leaves everything as it was.
+    /// Sets the fields of `limits` that are `Some`; the rest stays. On an error all limits stay.
     /// Errors: a limit the kernel refuses; a memory limit below what is in use, which would kill.
     pub fn set(&self, limits: &Limits) -> Result<(), Error> {
         match &*self.layout {
@@ -222,8 +222,8 @@ impl Cgroup {
         }
     }
 
-    /// How many processes the OOM killer has taken from this cgroup and those below it since it was
-    /// made, whichever limit was hit (its own, its pod's, the node's). To be read before
+    /// How many processes the OOM killer has killed in this cgroup and those below it since it was
+    /// created, whichever limit was hit (its own, its pod's, the node's). To be read before
     /// [`Cgroup::remove`]. Errors: the cgroup is gone.
     pub fn oom_kills(&self) -> Result<u64, Error> {
         match &*self.layout {
@@ -238,7 +238,7 @@ impl Cgroup {
         self.target().pids()
     }
 
-    /// A cgroup below this one for one exec, made now; one that exists is taken over.
+    /// Creates a cgroup below this one for one exec; one that exists is reused.
     /// `name` has 1 to 128 letters, digits, `-` and `_`. Errors: a bad name; this cgroup is gone.
     pub fn exec_leaf(&self, name: &str) -> Result<ExecLeaf, Error> {
         ExecLeaf::create(self, name)
@@ -251,8 +251,8 @@ impl Cgroup {
         kill::kill(&self.target())
     }
 
-    /// Removes the cgroup and those below it from every hierarchy. Absent is fine. EBUSY (a process
-    /// on its way out) is tried again for at most [`REMOVE_TIMEOUT`] in all.
+    /// Removes the cgroup and those below it from every hierarchy, if they exist. EBUSY (a process has not
+    /// ended yet) is retried for at most [`REMOVE_TIMEOUT`] in all.
     /// Errors: the first one, after all hierarchies were tried.
     pub fn remove(&self) -> Result<(), Error> {
         let deadline = Instant::now() + REMOVE_TIMEOUT;
@@ -264,8 +264,8 @@ impl Cgroup {
         removed.into_iter().collect()
     }
 
-    /// What the cgroup uses now, with those below it; any cgroup that exists will do, such as the
-    /// parent that all containers of a pod share. Errors: the cgroup is gone.
+    /// The usage of the cgroup, with those below it. It works for any cgroup, such as the parent that
+    /// all containers of a pod share. Errors: the cgroup is gone.
     pub fn stats(&self) -> Result<Stats, Error> {
         match &*self.layout {
             Layout::V1(v1) => usage::v1(v1, &self.path),
@@ -292,7 +292,7 @@ impl Cgroup {
         }
     }
 
-    /// Where a process must join on v1; none on v2.
+    /// The v1 directories that a process must join; none on v2.
     fn v1_dirs(&self) -> Vec<PathBuf> {
         match &*self.layout {
             Layout::V1(v1) => v1.joinable_dirs(&self.path),
@@ -300,7 +300,7 @@ impl Cgroup {
         }
     }
 
-    /// Where the cgroup is in a cgroup v2 tree, if this node has one.
+    /// The directory in the cgroup v2 tree, if this node has one.
     fn unified_dir(&self) -> Option<PathBuf> {
         match &*self.layout {
             Layout::V1(v1) => v1.unified.as_ref().map(|v2| v2.dir(&self.path)),
@@ -334,14 +334,14 @@ fn page_sizes() -> Vec<String> {
     sizes
 }
 
-/// A descriptor of the cgroup `dir`, for nothing but naming it.
+/// An O_PATH descriptor of the cgroup `dir`.
 fn open_dir(dir: &Path) -> Result<OwnedFd, Error> {
     use rustix::fs::{Mode, OFlags, open};
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     open(dir, flags, Mode::empty()).map_err(|e| Error::io("open", dir, e.into()))
 }
 
-/// The reason a path is refused: everything that could leave the hierarchy or mean its root.
+/// Why a path is refused: it could leave the hierarchy, or is its root.
 fn check_path(path: &str) -> Result<(), Error> {
     let parts = path.strip_prefix('/');
     let why = match parts {

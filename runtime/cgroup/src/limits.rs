@@ -1,5 +1,5 @@
-//! What a cgroup may use, in the units of the OCI runtime specification.
-//! One shape for both cgroup versions; `v1` and `v2` translate it into files.
+//! The limits of a cgroup, in the units of the OCI runtime specification.
+//! The same for both cgroup versions; `v1` and `v2` translate them into files.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -23,11 +23,11 @@ pub struct Limits {
     pub cpu_period: Option<u64>,
     /// Memory in bytes; negative means no limit.
     pub memory_bytes: Option<i64>,
-    /// Memory plus swap in bytes; negative means no limit. Left out where the node does not
+    /// Memory plus swap in bytes; negative means no limit. Ignored where the node does not
     /// account swap.
     pub memory_swap_bytes: Option<i64>,
     /// Whether the OOM killer takes all processes of the cgroup together (`memory.oom.group`).
-    /// cgroup v1 cannot; there it is left out.
+    /// Ignored on cgroup v1, which has no such setting.
     pub memory_oom_group: Option<bool>,
     /// Number of processes and threads; zero or less means no limit.
     pub pids: Option<i64>,
@@ -36,11 +36,11 @@ pub struct Limits {
     /// Memory nodes they may allocate from, e.g. `0`.
     pub cpuset_mems: Option<String>,
     /// Huge pages in bytes by page size, as the kernel and CRI write it: `2MB`, `1GB`, `64KB`.
-    /// Left out where the node does not account huge pages; the kubelet sends a 0 for every size.
+    /// Ignored where the node does not account huge pages; the kubelet sends a 0 for every size.
     pub hugepages: BTreeMap<String, u64>,
-    /// The devices that may be used, and no others; `None` makes no rule at all.
+    /// The only devices that may be used; `None` sets no device policy.
     pub devices: Option<Vec<DeviceRule>>,
-    /// Files of cgroup v2 to be written as they are, e.g. `memory.high`. An error on cgroup v1.
+    /// Files of cgroup v2 and their values, e.g. `memory.high`. An error on cgroup v1.
     pub unified: BTreeMap<String, String>,
 }
 
@@ -58,8 +58,8 @@ impl Limits {
 }
 
 /// The files of the hugetlb controller in `dir`, the directory of cgroup `path`, that `limits` (bytes
-/// by page size) are to be written to: what may be used and, where the kernel has it, what may be
-/// reserved by mapping. Errors: a size that is none or that the node does not have.
+/// by page size) are to be written to: the limit of use and, where the kernel has it, the limit of
+/// reservations. Errors: a size that is invalid or that the node does not have.
 pub(super) fn hugepage_writes(
     path: &str,
     dir: &Path,

@@ -1,9 +1,9 @@
-//! What a cgroup uses: the shape, the same for both cgroup versions.
+//! The usage statistics of a cgroup, the same for both cgroup versions.
 //! Filled by [`super::usage`]. Pure.
-//! Invariant: what the kernel does not say is `None`, never 0; "no limit" is `None`, too.
-//! Not here: CRI's stats shapes, rates over time.
+//! Invariant: a value that the kernel does not report is `None`, never 0; "no limit" is `None`, too.
+//! Not here: CRI's stats messages, rates over time.
 
-/// What a cgroup uses now, with everything below it. Times and events count from when the cgroup was made.
+/// The usage of a cgroup, with everything below it. Times and events count from its creation.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Stats {
     /// CPU time, in nanoseconds.
@@ -12,13 +12,13 @@ pub struct Stats {
     pub cpu_user_ns: Option<u64>,
     /// Of it in the kernel, in nanoseconds.
     pub cpu_system_ns: Option<u64>,
-    /// What the CPU quota did.
+    /// Throttling by the CPU quota.
     pub throttling: Option<Throttling>,
     /// Memory charged to the cgroup, page cache included, in bytes.
     pub memory_usage_bytes: u64,
     /// The memory limit of this cgroup itself, in bytes.
     pub memory_limit_bytes: Option<u64>,
-    /// The most memory that was charged at once, in bytes.
+    /// The peak of charged memory, in bytes.
     pub memory_max_usage_bytes: Option<u64>,
     /// How often the memory limit was hit (v1 `failcnt`, v2 `max` events).
     pub memory_limit_hits: Option<u64>,
@@ -26,7 +26,7 @@ pub struct Stats {
     pub inactive_file_bytes: u64,
     /// Page cache, in bytes.
     pub cache_bytes: u64,
-    /// Anonymous memory, which is what the programs allocated, in bytes.
+    /// Anonymous memory, in bytes.
     pub rss_bytes: u64,
     /// Files that are mapped, shared memory included, in bytes.
     pub mapped_file_bytes: u64,
@@ -42,16 +42,16 @@ pub struct Stats {
     pub pids_limit: Option<u64>,
     /// Block devices, where the node accounts them.
     pub io: Option<IoStats>,
-    /// Waiting for want of CPU, where the kernel measures it. On a v1 node the unified tree tells.
+    /// CPU pressure, where the kernel measures it. On a v1 node it comes from the unified tree.
     pub cpu_pressure: Option<Pressure>,
-    /// Waiting for want of memory.
+    /// Memory pressure.
     pub memory_pressure: Option<Pressure>,
-    /// Waiting for block devices.
+    /// I/O pressure.
     pub io_pressure: Option<Pressure>,
 }
 
 impl Stats {
-    /// Memory that cannot be taken away without pain, in bytes. Source: CRI `MemoryUsage.working_set_bytes`, cAdvisor.
+    /// Usage without the inactive page cache, in bytes. Source: CRI `MemoryUsage.working_set_bytes`, cAdvisor.
     #[must_use]
     pub fn working_set_bytes(&self) -> u64 {
         self.memory_usage_bytes
@@ -66,14 +66,14 @@ impl Stats {
     }
 }
 
-/// What a CPU quota did since the cgroup was made.
+/// Throttling by the CPU quota since the cgroup was created.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Throttling {
-    /// Periods in which there was something to run.
+    /// Periods in which a task was runnable.
     pub periods: u64,
     /// Periods in which the quota ran out.
     pub throttled_periods: u64,
-    /// How long processes were held back, in nanoseconds.
+    /// How long tasks were throttled, in nanoseconds.
     pub throttled_ns: u64,
 }
 

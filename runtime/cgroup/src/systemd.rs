@@ -1,19 +1,18 @@
-//! Who makes the cgroups of pods: we, as directories, or systemd, as one delegated scope a pod.
+//! The two cgroup drivers: cgroupfs creates directories; with systemd, each pod has one delegated scope.
 //!
-//! Called by the daemon when it makes a pod's record ([`Driver::pod_path`]), after it has forked the pod's keeper
-//! ([`Scopes::adopt`]), and when the pod is stopped ([`Scopes::release`]). With either driver the keeper's and the containers' cgroups
-//! are children of the place; systemd owns the tree down to the scope, we own what is in it.
+//! Called by the daemon when it creates a pod's record ([`Driver::pod_path`]), after it has started the pod's keeper
+//! ([`Scopes::adopt`]), and when the pod is stopped ([`Scopes::release`]). With either driver the cgroups of keeper
+//! and containers are children of the pod's cgroup; systemd owns the tree down to the scope, we own what is in it.
 //!
 //! ```text
-//! kubelet:  kubepods-burstable-podX.slice          systemd makes slices
+//! kubelet:  kubepods-burstable-podX.slice          created by systemd
 //! adopt:    `- coracle-POD.scope   (Delegate=yes)   StartTransientUnit with the keeper's pid, wait for the job
-//!              |- KEEPER                            ours: made by Cgroups
+//!              |- KEEPER                            created by Cgroups
 //!              `- CONTAINER ...
 //! ```
-//! Invariants: a pod's place says by its name which driver made it, so a pod outlives a change of the
-//! configuration; adopt and release may be repeated; neither lasts longer than [`TIMEOUT`]. A scope is systemd's and
-//! no child of the daemon's unit, so nothing that happens to the daemon ends it; it ends with its last process, or by
-//! [`Scopes::release`].
+//! Invariants: the name of a pod's cgroup tells its driver, so a pod outlives a change of the configuration; adopt
+//! and release may be repeated; neither lasts longer than [`TIMEOUT`]. A scope is no child of the daemon's unit, so
+//! it does not end with the daemon; it ends with its last process, or by [`Scopes::release`].
 //! Not here: limits, which the kubelet sets on its slices and we on the cgroups inside.
 
 mod bus;
@@ -37,21 +36,21 @@ use coracle_spec::id::PodId;
 
 /// How long systemd may take to start or stop a scope.
 pub const TIMEOUT: Duration = Duration::from_secs(10);
-/// Conversations at a time. systemd answers one after the other and tells each connection everything that happens,
-/// so that more of them only cost it time; two keep it busy.
+/// Connections at a time. systemd answers one call after the other and sends every signal to each connection, so
+/// that more connections only cost it time; two keep it busy.
 const AT_A_TIME: usize = 2;
-/// Pause before an interrupted conversation is begun anew.
+/// Pause before a call is repeated on a new connection.
 const PAUSE: Duration = Duration::from_millis(50);
 
 const START: &str = "StartTransientUnit";
 const STOP: &str = "StopUnit";
 
-/// Who makes the cgroups of new pods.
+/// The cgroup driver of new pods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Driver {
-    /// We, as directories.
+    /// Directories in the cgroup file system.
     Cgroupfs,
-    /// systemd, as scopes in its slices.
+    /// Scopes in slices of systemd.
     Systemd,
 }
 
@@ -59,7 +58,7 @@ impl Driver {
     /// The driver that fits this node: systemd where it is process 1 and the tree is v2, else cgroupfs.
     #[must_use]
     pub fn detect(cgroups: &Cgroups) -> Self {
-        // The sign that sd_booted(3) looks at.
+        // As sd_booted(3) does it.
         let booted = Path::new("/run/systemd/system").is_dir();
         match cgroups.version() {
             Version::V2 if booted => Self::Systemd,
@@ -67,10 +66,10 @@ impl Driver {
         }
     }
 
-    /// The path under which the cgroups of `pod` will lie; nothing is made. `parent` is CRI's `cgroup_parent`;
-    /// `fallback`, a path or a slice, counts when it is empty.
+    /// The path of the cgroup of `pod`; nothing is created. `parent` is CRI's `cgroup_parent`; `fallback`, a path or a
+    /// slice, is used when it is empty.
     ///
-    /// Errors: what is asked for is not of this driver's kind, which means that the kubelet uses the other one.
+    /// Errors: `parent` is not of this driver's form, which means that the kubelet uses the other driver.
     pub fn pod_path(self, parent: &str, fallback: &str, pod: &PodId) -> Result<String, Error> {
         let given = if parent.is_empty() { fallback } else { parent };
         match self {
@@ -92,13 +91,13 @@ impl Driver {
     }
 }
 
-/// Whether `place` is a scope, made by [`Scopes::adopt`]: then no cgroup can be made in it before there is a process.
+/// Whether `path` is a scope, created by [`Scopes::adopt`]: no cgroup can be created in it before it has a process.
 #[must_use]
 pub fn is_scope(path: &str) -> bool {
     slice::split(path).is_some()
 }
 
-/// Makes and removes the scopes of pods. Cheap to clone; clones share one queue in front of systemd.
+/// Creates and removes the scopes of pods. Cheap to clone; clones share the limit of connections.
 #[derive(Clone, Debug)]
 pub struct Scopes {
     permits: Arc<Semaphore>,
@@ -113,16 +112,16 @@ impl Default for Scopes {
 }
 
 impl Scopes {
-    /// Makes the scope `place` of a pod around its keeper `pid`, and in it `leaf`, a direct child, for the keeper
-    /// alone. Blocks: for its turn, and then at most for [`TIMEOUT`] and that of a stop before it.
+    /// Creates the scope `path` of a pod with its keeper `pid` in it, and the keeper's own cgroup `leaf` as a direct
+    /// child. Blocks: for a permit, and then at most for [`TIMEOUT`] and that of a stop before it.
     ///
-    /// A scope of that name that an earlier attempt left is stopped first. Errors: systemd does not answer or
-    /// refuses; the keeper ended meanwhile; the cgroup `leaf` cannot be made.
+    /// A scope of that name from an earlier attempt is stopped first. Errors: systemd does not answer or
+    /// refuses; the keeper ended meanwhile; the cgroup `leaf` cannot be created.
     pub fn adopt(&self, cgroups: &Cgroups, path: &str, leaf: &str, pid: i32) -> Result<(), Error> {
         let Some((slice, scope)) = slice::split(path) else {
             return Err(Error::Slice {
                 parent: path.to_owned(),
-                why: "is no scope of a pod",
+                why: "is not the scope of a pod",
             });
         };
         let permit = self.permits.acquire();
@@ -132,7 +131,7 @@ impl Scopes {
             match start(slice, scope, pid, left) {
                 Ok(()) if is_inside(pid, path) => {}
                 Ok(()) => return Err(elsewhere(scope, pid, path)),
-                // systemd was executed anew while we spoke with it.
+                // systemd re-executed itself during the call.
                 Err(Error::Call { source, .. }) if is_hangup(&source) => thread::sleep(PAUSE),
                 Err(Error::Refused { name, .. }) if name.ends_with(".UnitExists") => {
                     stop(scope, left)?;
@@ -144,8 +143,8 @@ impl Scopes {
         move_keeper(cgroups, leaf, pid)
     }
 
-    /// Stops the scope `place` and whatever still runs in it. A scope that is gone, and a place that is none, are
-    /// fine. Blocks: for its turn, and then at most for [`TIMEOUT`].
+    /// Stops the scope `path` and the processes in it. Does nothing if the scope is gone, or if `path` is not a scope.
+    /// Blocks: for a permit, and then at most for [`TIMEOUT`].
     ///
     /// Errors: systemd does not answer or refuses.
     pub fn release(&self, path: &str) -> Result<(), Error> {
@@ -157,8 +156,8 @@ impl Scopes {
     }
 }
 
-/// Moves the keeper from the scope into its leaf. On v2 a cgroup with processes hands no controllers to its
-/// children, so the keeper goes first and the controllers follow.
+/// Moves the keeper from the scope into its leaf. On v2 a cgroup with processes cannot enable controllers for its
+/// children, so the keeper moves first.
 fn move_keeper(cgroups: &Cgroups, leaf: &str, pid: i32) -> Result<(), Error> {
     let cgroup = cgroups.open(leaf)?;
     if cgroups.version() == Version::V1 {
@@ -180,13 +179,13 @@ fn start(slice: &str, scope: &str, pid: i32, timeout: Duration) -> Result<(), Er
         ("Description", Value::Text("a pod of Coracle")),
         ("Slice", Value::Text(slice)),
         ("PIDs", Value::U32s(&pids)),
-        // What is below is ours, with every controller.
+        // Hands us the tree below, with every controller.
         ("Delegate", Value::Bool(true)),
-        // The kubelet drains pods before a shutdown; systemd is not to race it.
+        // The kubelet drains pods before a shutdown; systemd must not stop them earlier.
         ("DefaultDependencies", Value::Bool(false)),
         // Limits are the kubelet's, on the slice; systemd's default would be 15 % of the node's.
         ("TasksMax", Value::U64(u64::MAX)),
-        // A scope that failed is forgotten like one that ended, so that its name is free.
+        // A failed scope is unloaded like one that ended, so that its name is free.
         ("CollectMode", Value::Text("inactive-or-failed")),
     ];
     let body = Body::default()
@@ -205,7 +204,7 @@ fn stop(scope: &str, timeout: Duration) -> Result<(), Error> {
     }
 }
 
-/// Calls a method that queues a job of `unit`, and waits for the job's end.
+/// Calls a method that queues a job for `unit`, and waits for the job's end.
 fn run(member: &'static str, unit: &str, body: Body, timeout: Duration) -> Result<(), Error> {
     let mut bus = Bus::connect(Path::new(SOCKET), timeout)?;
     match bus.call(member, body)? {
@@ -234,7 +233,7 @@ fn is_hangup(error: &std::io::Error) -> bool {
     matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
 }
 
-/// Whether the process is in the cgroup `place` or below it: on v2 by the unified tree, on v1 by systemd's own.
+/// Whether the process is in the cgroup `path` or below it: on v2 by the unified tree, on v1 by systemd's hierarchy.
 fn is_inside(pid: i32, path: &str) -> bool {
     let found = cgroup_of(pid);
     found
@@ -242,7 +241,7 @@ fn is_inside(pid: i32, path: &str) -> bool {
         .is_some_and(|below| below.is_empty() || below.starts_with('/'))
 }
 
-/// Where systemd has put a process, as `/proc/PID/cgroup` tells; empty for one that is gone.
+/// The cgroup of a process in systemd's hierarchy, by `/proc/PID/cgroup`; empty if the process is gone.
 fn cgroup_of(pid: i32) -> String {
     let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
     let mut paths = text.lines().filter_map(|line| {

@@ -1,7 +1,7 @@
 //! Reads the files of a cgroup into [`Stats`], each file once.
-//! Called by `cgroup` only. Invariant: a file that is not there is `None`, and so is a value that a
+//! Called by this crate only. Invariant: an absent file is `None`, and so is a value that a
 //! file does not have; every other failure is an error that names the file.
-//! Not here: what the numbers are good for.
+//! Not here: the use of the numbers.
 
 use std::path::PathBuf;
 
@@ -34,7 +34,7 @@ impl StatDir {
         Ok(Self { dir, opened })
     }
 
-    /// The place of a v1 controller that need not be mounted.
+    /// The directory of a v1 controller that need not be mounted.
     fn of(v1: &V1, controller: &str, path: &str) -> Result<Self, Error> {
         match v1.dir(controller, path) {
             Some(dir) => Self::open(dir),
@@ -59,7 +59,7 @@ impl StatDir {
         }
     }
 
-    /// The number in `file`; `None` if there is no such file, or it says `max`.
+    /// The number in `file`; `None` if there is no such file, or it contains `max`.
     fn number(&self, file: &str) -> Result<Option<u64>, Error> {
         match self.text(file)? {
             Some(text) => files::parse_number(&self.dir.join(file), &text),
@@ -120,7 +120,7 @@ fn keyed(text: &str, key: &str) -> Option<u64> {
     number.trim().parse().ok()
 }
 
-/// What the cgroup `path` uses on a v1 node. Errors: it does not exist.
+/// The usage of the cgroup `path` on a v1 node. Errors: it does not exist.
 pub(super) fn v1(v1: &V1, path: &str) -> Result<Stats, Error> {
     let mut stats = Stats::default();
     v1_cpu(v1, path, &mut stats)?;
@@ -222,7 +222,7 @@ fn pids(dir: &StatDir, stats: &mut Stats) -> Result<(), Error> {
     Ok(())
 }
 
-/// Reads the pressure files of `place`, which is in a v2 tree.
+/// Reads the pressure files of `dir`, which is in a v2 tree.
 fn pressure(dir: &StatDir, stats: &mut Stats) -> Result<(), Error> {
     stats.cpu_pressure = dir.pressure("cpu.pressure")?;
     stats.memory_pressure = dir.pressure("memory.pressure")?;
@@ -258,7 +258,7 @@ fn sum_of_operation(text: &str, operation: &str) -> u64 {
     text.lines().filter_map(line).sum()
 }
 
-/// What the cgroup `path` uses on a v2 node. Errors: it does not exist.
+/// The usage of the cgroup `path` on a v2 node. Errors: it does not exist.
 pub(super) fn v2(v2: &V2, path: &str) -> Result<Stats, Error> {
     let dir = StatDir::open(v2.dir(path))?;
     let mut stats = Stats::default();

@@ -1,5 +1,5 @@
-//! cgroup v1: one directory a hierarchy, the same path in each, plus the unified tree of a hybrid node.
-//! Called by `cgroup` only. Invariant: a cgroup that `create` made is in every hierarchy that a
+//! cgroup v1: one directory per hierarchy, the same path in each, plus the unified tree of a hybrid node.
+//! Called by this crate only. Invariant: a created cgroup is in every hierarchy that a
 //! container needs, and its cpuset is never empty (a process could not join it).
 //! Source: Documentation/admin-guide/cgroup-v1 of Linux.
 
@@ -72,8 +72,8 @@ impl V1 {
         self.mounts().map(|(mount, _)| join(mount, path)).collect()
     }
 
-    /// Like [`V1::dirs`], without the unified tree and without those a node may lack and this cgroup
-    /// was not made in.
+    /// Like [`V1::dirs`], without the unified tree and without optional hierarchies in which this cgroup
+    /// was not created.
     pub(super) fn joinable_dirs(&self, path: &str) -> Vec<PathBuf> {
         let dirs = self
             .v1_mounts()
@@ -99,7 +99,7 @@ impl V1 {
             .map(move |hierarchy| (hierarchy.mount.as_path(), is_required(hierarchy)))
     }
 
-    /// Makes `path` everywhere and sets `limits`; on failure removes what it made.
+    /// Creates `path` in all hierarchies and sets `limits`; on failure removes what it created.
     pub(super) fn create(&self, path: &str, limits: &Limits) -> Result<(), Error> {
         if let Some(controller) = self.missing().into_iter().next() {
             self.required_dir(controller, path)?;
@@ -115,7 +115,7 @@ impl V1 {
             });
         if done.is_err() {
             for dir in made {
-                // Best effort: the error that brought us here is the one to report.
+                // Best effort: the first error is the one to report.
                 let _ = std::fs::remove_dir(dir);
             }
         }
@@ -151,13 +151,12 @@ impl V1 {
             limits.hugepages.is_empty(),
             &self.unified,
         ) {
-            // Without the controller huge pages are not accounted, which is what the limit says then.
+            // Without the controller, huge pages are not accounted and the limit is ignored.
             let _ = unified.open_parent_of(path);
         }
     }
 
-    /// Writes every limit that is set; takes back what it wrote if one is refused. Of a cgroup that
-    /// `is_new` nothing is taken back.
+    /// Writes every limit that is set; rolls them back if one is refused, unless the cgroup `is_new`.
     pub(super) fn set(&self, path: &str, limits: &Limits, is_new: bool) -> Result<(), Error> {
         if let Some(key) = limits.unified.keys().next() {
             let why = "unified keys need cgroup v2, this node runs v1";
@@ -225,7 +224,7 @@ impl V1 {
         let quota = limits
             .cpu_quota
             .map(|quota| (dir.join("cpu.cfs_quota_us"), quota.max(-1).to_string()));
-        // Bound by the parent's share: of the two mixtures of old and new one is always within it.
+        // The parent bounds quota and period together: one of the two orders stays within that bound.
         change.put_either_order(period, quota)
     }
 
@@ -240,7 +239,7 @@ impl V1 {
             .memory_swap_bytes
             .filter(|_| with_swap.exists())
             .map(|bytes| (with_swap, text(bytes)));
-        // Memory may never exceed memory and swap together, not even in between.
+        // The memory limit may not exceed the limit of memory plus swap, not even between the two writes.
         let error = match change.put_either_order(memory, swap) {
             Err(error) if error.raw_os_error() == Some(Errno::BUSY.raw_os_error()) => error,
             done => return done,
@@ -268,7 +267,7 @@ impl V1 {
 fn oom_kills_below(dir: &Path) -> Result<u64, Error> {
     let mut kills = files::read_keyed(&dir.join("memory.oom_control"), "oom_kill")?;
     for child in files::children(dir)? {
-        // One that the workload removed meanwhile has nothing to add.
+        // The workload removed it meanwhile: it counts as 0.
         kills += oom_kills_below(&child).unwrap_or_default();
     }
     Ok(kills)

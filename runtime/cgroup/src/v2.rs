@@ -1,6 +1,6 @@
-//! cgroup v2: one tree; controllers are switched on from the root down to the parent of the cgroup.
-//! Called by `cgroup` only. Invariant: processes live in leaves only, so no controller is ever
-//! switched on in the cgroup itself.
+//! cgroup v2: one tree; controllers are enabled from the root down to the parent of the cgroup.
+//! Called by this crate only. Invariant: only leaves have processes, so no controller is ever
+//! enabled in the cgroup itself.
 //! Source: Documentation/admin-guide/cgroup-v2.rst of Linux.
 
 use std::borrow::Cow;
@@ -15,7 +15,7 @@ use super::limits::{Limits, hugepage_writes};
 
 /// Controllers without which no container is run.
 pub(super) const REQUIRED: [&str; 4] = ["cpu", "cpuset", "memory", "pids"];
-/// Controllers that are switched on where the node has them.
+/// Controllers that are enabled where the node has them.
 const OPTIONAL: [&str; 2] = ["io", "hugetlb"];
 
 /// The unified tree.
@@ -47,7 +47,7 @@ impl V2 {
         })
     }
 
-    /// The tree of a hybrid node, in which only huge pages may be accounted.
+    /// The tree of a hybrid node, in which only the hugetlb controller is used.
     pub(super) fn beside_v1(mount: PathBuf) -> Result<Self, Error> {
         let mut tree = Self::open(mount, Vec::new())?;
         tree.wanted.retain(|name| *name == "hugetlb");
@@ -76,26 +76,26 @@ impl V2 {
         Some(self.dir(path)).filter(|dir| is_wanted && is_offered(dir))
     }
 
-    /// Makes `path` and sets `limits`; on failure removes the cgroup if it made it.
+    /// Creates `path` and sets `limits`; on failure removes the cgroup if it was created here.
     pub(super) fn create(&self, path: &str, limits: &Limits) -> Result<(), Error> {
         self.open_parent_of(path)?;
         let dir = self.dir(path);
         let is_new = files::make_dir(&dir)?;
         let done = self.set(path, limits, is_new);
         if done.is_err() && is_new {
-            // Best effort: the error that brought us here is the one to report.
+            // Best effort: the first error is the one to report.
             let _ = std::fs::remove_dir(&dir);
         }
         done
     }
 
-    /// Makes sure that the parent of `path` exists and hands all wanted controllers down to it.
+    /// Creates the parent of `path` if needed and enables all wanted controllers down to it.
     pub(super) fn open_parent_of(&self, path: &str) -> Result<(), Error> {
         let dir = self.dir(path);
         self.open_parent(path, dir.parent().unwrap_or(&self.mount))
     }
 
-    /// Makes sure that `parent` exists and hands all wanted controllers to its children.
+    /// Creates `parent` if needed and enables all wanted controllers for its children.
     fn open_parent(&self, path: &str, parent: &Path) -> Result<(), Error> {
         let enabled = |dir: &Path| files::read(&dir.join("cgroup.subtree_control"));
         if enabled(parent).is_ok_and(|on| self.wanted.iter().all(|name| has(&on, name))) {
@@ -137,8 +137,7 @@ impl V2 {
         }
     }
 
-    /// Writes every limit that is set; takes back what it wrote if one is refused. Of a cgroup that
-    /// `is_new` nothing is taken back.
+    /// Writes every limit that is set; rolls them back if one is refused, unless the cgroup `is_new`.
     pub(super) fn set(&self, path: &str, limits: &Limits, is_new: bool) -> Result<(), Error> {
         let dir = self.dir(path);
         let limits = completed(&dir, limits)?;
@@ -171,18 +170,18 @@ impl V2 {
 
     /// How many processes the OOM killer took from this cgroup and those below it.
     ///
-    /// `memory.events`, not `memory.events.local`: the kernel books a kill where the victim was, so a
-    /// container whose processes sit in cgroups of their own (systemd as its first process) would
-    /// have none of its own, and with `memory.oom.group` all of them die of its limit. The other side
-    /// of it, a kill by a limit that the workload set below, is counted too; the container ended of
-    /// it only if its first process was the victim, which its exit tells.
+    /// `memory.events`, not `memory.events.local`: the kernel counts a kill in the victim's cgroup, so a
+    /// container whose processes are in child cgroups (systemd as its first process) would count none,
+    /// although with `memory.oom.group` its limit kills all of them. A kill by a limit that the workload
+    /// set in a child cgroup counts, too; that ended the container only if its first process was the
+    /// victim, which its exit status shows.
     pub(super) fn oom_kills(&self, path: &str) -> Result<u64, Error> {
         files::read_keyed(&self.dir(path).join("memory.events"), "oom_kill")
     }
 }
 
-/// `limits` with what v2 keeps in one file with a value that is set: a new period leaves the quota as
-/// it is, a new limit of memory and swap together is about the memory limit as it is.
+/// Completes `limits` with present values that share a file with a new one: a new period keeps the
+/// quota, a new limit of memory plus swap refers to the present memory limit.
 fn completed<'a>(dir: &Path, limits: &'a Limits) -> Result<Cow<'a, Limits>, Error> {
     let mut limits = Cow::Borrowed(limits);
     if limits.cpu_period.is_some() && limits.cpu_quota.is_none() {
@@ -198,8 +197,8 @@ fn completed<'a>(dir: &Path, limits: &'a Limits) -> Result<Cow<'a, Limits>, Erro
     Ok(limits)
 }
 
-/// Refuses a memory limit below what is used, because the kernel would enforce it by killing. What
-/// can be reclaimed (page cache) does not count: v1 kernels reclaim before they refuse, too.
+/// Refuses a memory limit below the usage, because the kernel would enforce it by killing. Reclaimable
+/// memory (page cache) does not count: v1 kernels reclaim before they refuse, too.
 fn make_room(path: &str, dir: &Path, limits: &Limits) -> Result<(), Error> {
     let limit = limits
         .memory_bytes
@@ -210,7 +209,7 @@ fn make_room(path: &str, dir: &Path, limits: &Limits) -> Result<(), Error> {
     if over == 0 {
         return Ok(());
     }
-    // Fails when less could be reclaimed, or on a kernel before 5.19: the next look tells.
+    // Fails when less could be reclaimed, or on a kernel before 5.19: the next reading shows it.
     let _ = files::write(&dir.join("memory.reclaim"), &over.to_string());
     match current()?.unwrap_or_default() {
         usage if usage > limit => Err(Error::BelowUsage {
@@ -222,7 +221,7 @@ fn make_room(path: &str, dir: &Path, limits: &Limits) -> Result<(), Error> {
     }
 }
 
-/// Unified keys may name files of controllers, which must be there.
+/// Checks that unified keys name existing files of controllers.
 fn check_unified(path: &str, dir: &Path, limits: &Limits) -> Result<(), Error> {
     for key in limits.unified.keys() {
         let why = if key.contains('/') || !key.contains('.') || key.starts_with("cgroup.") {

@@ -3,16 +3,15 @@
 //!
 //! ```text
 //! attach: lease -> host ports -> veth with its peer in the pod's namespace -> host's end -> pod's end
-//! detach: loopback shut, host ports and lease back. The veth goes with the namespace; deleting it here would cost 40 ms.
+//! detach: close loopback, release host ports and lease. The veth goes with the namespace; deleting it costs 40 ms.
 //! sweep:  leases, veths and host ports without a live pod
 //! ```
-//! Invariants: an address is leased only when no interface of its name exists (a dropped namespace
-//! answers for some 30 ms more); a failed attach leaves neither lease nor interface; an interface
-//! is deleted only if name, kind and MAC say that it is ours; one that lets packets of loopback
-//! addresses by (`route_localnet`) has come after the table that guards them, and stops doing so
-//! before that goes. The node's own settings are left alone: what leaves the node needs
-//! `net.ipv4.ip_forward` and routes from whoever runs it.
-//! Not here: masquerading of what leaves the node, policies.
+//! Invariants: an address is leased only while no interface of its name exists (a dropped namespace
+//! still answers for some 30 ms); a failed attach leaves neither a lease nor an interface; an interface
+//! is deleted only if its name, kind and MAC show that it is ours; `route_localnet` is set on an interface
+//! only while the table that filters loopback packets exists. The node's own settings do not change:
+//! its operator sets `net.ipv4.ip_forward` and the routes for traffic that leaves the node.
+//! Not here: masquerading, policies.
 
 mod ports;
 mod sweep;
@@ -35,18 +34,18 @@ use super::{Attachment, HostPort, NetworkConfig};
 use ports::Ports;
 use table::Table;
 
-/// What the built-in network needs to know.
+/// Settings of the built-in network.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BuiltinConfig {
-    /// Where IPv4 addresses come from.
+    /// Subnet of the pods' IPv4 addresses.
     pub subnet_v4: Ipv4Subnet,
-    /// Where IPv6 addresses come from; none unless set. At least as large as `subnet_v4`.
+    /// Subnet of the pods' IPv6 addresses; pods have none unless it is set. At least as large as `subnet_v4`.
     pub subnet_v6: Option<Ipv6Subnet>,
-    /// Where leases are kept; made if absent. Best on a tmpfs: no lease outlives a reboot, and ext4
-    /// is slow to make a file when many were deleted within the last half minute.
+    /// Directory of leases, created if absent. Best on a tmpfs: no lease outlives a reboot, and ext4
+    /// creates files slowly when many were deleted within the last half minute.
     pub lease_dir: PathBuf,
-    /// What names of host interfaces begin with: 3 or 4 lowercase letters, `cor` by default. Two
-    /// daemons on one node need different ones.
+    /// Prefix of the names of host interfaces: 3 or 4 lowercase letters, `cor` by default. Two
+    /// daemons on one node need different prefixes.
     pub interface_prefix: String,
 }
 
@@ -128,7 +127,7 @@ impl Builtin {
             ..self.endpoint(lease.index)
         };
         if let Err(error) = self.connect(&host, netns, &endpoint, (config, lease)) {
-            // A pod that was attached before keeps what it has: the next attempt mends it.
+            // A pod that was attached before keeps its lease and ports: the next attempt repairs the rest.
             if lease.is_new {
                 self.give_back(pod);
             }
@@ -143,7 +142,7 @@ impl Builtin {
         })
     }
 
-    /// The ports come first: their table must be there before a veth lets packets of loopback addresses by.
+    /// The ports come first: their table must exist before a veth forwards packets with loopback addresses.
     fn connect(
         &self,
         host: &Netlink,
@@ -161,16 +160,16 @@ impl Builtin {
         })
     }
 
-    /// After a failed attach; what cannot be undone, the next sweep finds.
+    /// Undoes a failed attach. The next sweep removes what cannot be undone here.
     fn give_back(&self, pod: &str) {
         let closed = self.ports.close(pod);
         let released = self.lock_leases().release(pod).map(drop);
         if let Err(error) = closed.and(released) {
-            tracing::warn!(pod, error = %error, "what a failed attach held is left for the next sweep");
+            tracing::warn!(pod, error = %error, "cannot undo a failed attach; the next sweep tries again");
         }
     }
 
-    /// Makes the veth, unless an earlier attempt did. Gives a socket in the pod's namespace.
+    /// Creates the veth, unless an earlier attempt did. Returns a socket in the pod's namespace.
     fn make(
         &self,
         host: &Netlink,
@@ -198,18 +197,18 @@ impl Builtin {
             forward_v6(name)?;
         }
         pod.run(veth::configure_pod(endpoint, index(pod, POD_INTERFACE)?))?;
-        // The pod's end came up last, which is when the host's end got its carrier.
-        host.run(vec![veth::settle(host_index, name)])
+        // The host's end got its carrier when the pod's end came up.
+        host.run(vec![veth::sync_carrier(host_index, name)])
     }
 
     /// See [`super::Network::detach`].
     pub fn detach(&self, attachment: &Attachment) -> Result<(), Error> {
-        // The veth lives on for a while, and the guard goes with the last port. A pod without ports may have been
-        // detached before, and its interface be another pod's.
+        // The veth lives on for a while, and the last port takes the guard chain with it. A pod without ports may have
+        // been detached before, so that its interface is another pod's now.
         if self.ports.has(&attachment.pod) {
             close_loopback(&attachment.host_interface)?;
         }
-        // The address may be another pod's as soon as its lease is back.
+        // Another pod may get the address as soon as its lease is released.
         self.ports.close(&attachment.pod)?;
         self.lock_leases().release(&attachment.pod).map(drop)
     }
@@ -231,12 +230,12 @@ impl Builtin {
     }
 
     fn lock_leases(&self) -> MutexGuard<'_, Leases> {
-        // No method of `Leases` leaves it half changed where it could panic.
+        // No panic leaves `Leases` half changed.
         self.leases.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Whether somebody on the node reaches `port` at 127.0.0.1.
+/// Whether programs on the node reach `port` at 127.0.0.1.
 fn is_at_loopback(port: &HostPort) -> bool {
     port.host_ip
         .map(|at| at.to_canonical())
@@ -248,8 +247,8 @@ fn is_v6_off_for_new_interfaces() -> bool {
     switch.is_ok_and(|value| value.trim() == "1")
 }
 
-/// For a pod that was attached before, perhaps not to the end: true if both ends are there.
-/// A host's end whose peer is not in this namespace belongs to an older one and is deleted.
+/// For a pod that was attached before, perhaps not completely: true if both ends exist.
+/// A host's end whose peer is not in this namespace belongs to an older namespace and is deleted.
 fn keep_whole(host: &Netlink, pod: &Netlink, name: &str) -> Result<bool, Error> {
     match (host.index(name)?, pod.index(POD_INTERFACE)?) {
         (Some(_), Some(_)) => Ok(true),
@@ -258,7 +257,7 @@ fn keep_whole(host: &Netlink, pod: &Netlink, name: &str) -> Result<bool, Error> 
     }
 }
 
-/// Deletes the veth of a failed attach. Best effort: what fails here, the next sweep finds.
+/// Deletes the veth of a failed attach. Best effort: the next sweep tries again.
 fn undo(host: &Netlink, endpoint: &Endpoint) {
     let name = &endpoint.host_interface;
     let deleted = match host.index(name) {
@@ -267,11 +266,11 @@ fn undo(host: &Netlink, endpoint: &Endpoint) {
         Err(error) => Err(error),
     };
     if let Err(error) = deleted {
-        tracing::warn!(interface = %name, error = %error, "the veth of a failed attach is left for the next sweep");
+        tracing::warn!(interface = %name, error = %error, "cannot delete the veth of a failed attach; the next sweep tries again");
     }
 }
 
-/// Shuts the node's loopback to the pod behind `interface`. Fine if that is gone.
+/// Closes the node's loopback to the pod behind `interface`. Does nothing if the interface is gone.
 fn close_loopback(interface: &str) -> Result<(), Error> {
     let host = Netlink::open()?;
     match host.index(interface)? {
@@ -287,8 +286,8 @@ fn ignore_gone(done: Result<(), Error>) -> Result<(), Error> {
     }
 }
 
-/// Lets the kernel forward IPv6 from `interface`. Before Linux 6.17 there is no such switch an
-/// interface, and the node must set `net.ipv6.conf.all.forwarding` itself.
+/// Lets the kernel forward IPv6 from `interface`. Before Linux 6.17 no interface has such a switch,
+/// and the node must set `net.ipv6.conf.all.forwarding` itself.
 fn forward_v6(interface: &str) -> Result<(), Error> {
     let switch = PathBuf::from(format!(
         "/proc/sys/net/ipv6/conf/{interface}/force_forwarding"

@@ -1,17 +1,17 @@
-//! Networks by CNI plugins: the programs that a cluster's network has installed, executed as the specification says.
+//! Networks by CNI plugins, executed as the CNI specification says.
 //!
 //! Called by: the daemon's effects on pods. Source: CNI specification 1.1.0; lists of 0.3.0 and later.
 //!
 //! ```text
-//! plan   -> file in force read, pod's names and ports checked         nothing is executed, nothing is written
-//! begin  -> what will be asked is on disk                             from here on DEL is owed
-//! add    -> plugins, first to last; result on disk                    a failure leaves DEL owed
-//! del    -> plugins, last to first, as they were asked; then forgotten
+//! plan   -> read the configuration, check the pod's names and ports   executes nothing, writes nothing
+//! begin  -> write the request to the cache                            from here on DEL is owed
+//! add    -> ADD, first plugin to last; write the result to the cache  DEL is still owed after a failure
+//! del    -> DEL, last plugin to first, by the cache; then remove it from the cache
 //! ```
-//! Invariants: every ADD is followed by a DEL that succeeded, however pod, daemon, node or configuration end; DEL gets
-//! the list, arguments and result of its ADD, not what the directory says by then; pods never wait for each other; no
-//! thread waits for a plugin.
-//! Not here: which pods there are, their namespaces, resolver files.
+//! Invariants: every ADD is followed by a DEL that succeeds, however pod, daemon, node or configuration end; DEL gets
+//! the list, arguments and result of its ADD, not those in the directory by then; pods never wait for each other; no
+//! thread blocks on a plugin.
+//! Not here: which pods exist, their namespaces, resolver files.
 
 mod args;
 mod background;
@@ -52,38 +52,38 @@ pub use self::verb::Verb;
 
 /// Name of the interface that plugins make in a pod.
 const INTERFACE: &str = "eth0";
-/// What a pod asks for and does not get if no plugin declares it; that is said in the log.
+/// Capabilities whose absence is logged when a pod's configuration needs them.
 const EXPECTED: [&str; 4] = ["portMappings", "bandwidth", "ips", "mac"];
-/// What statfs(2) says of a namespace that is mounted on a file. Source: linux/magic.h, NSFS_MAGIC.
+/// `f_type` of statfs(2) for a pinned namespace. Source: linux/magic.h, NSFS_MAGIC.
 const NSFS: u64 = 0x6e73_6673;
 
-/// Where plugins and their configuration are.
+/// Settings of CNI.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CniConfig {
     /// Directory of network configurations.
     pub conf_dir: PathBuf,
-    /// Directories of plugins, the first that has one wins. Absolute, without `:`.
+    /// Directories of plugins, searched in order. Absolute, without `:`.
     pub bin_dirs: Vec<PathBuf>,
-    /// Where we keep what pods were attached with. Survives a reboot.
+    /// Directory of the cache. Survives a reboot.
     pub entry_dir: PathBuf,
-    /// How long one plugin may take.
+    /// Time limit of one plugin.
     pub plugin_limit: Duration,
 }
 
-/// The networks of one daemon. Cheap to share; background work holds on to it.
+/// The CNI networks of one daemon. Cheap to share; background work holds a reference.
 #[derive(Debug)]
 pub struct Cni {
     runner: Runner,
     readiness: Arc<Readiness>,
     cache: Cache,
-    /// This boot.
+    /// The id of this boot.
     boot: String,
-    /// Read by ADD, DEL and CHECK, written by GC, which must run alone. Never waited for by a writer: readers would
-    /// wait behind it.
+    /// Held for reading by ADD, DEL and CHECK, for writing by GC, which must run alone. A writer only tries to lock
+    /// it: readers would queue behind a waiting writer.
     gate: RwLock<()>,
-    /// CHECK and DELs of the same pod follow each other.
+    /// Serializes CHECK and DELs of the same pod.
     pod_locks: PodLocks,
-    /// Pods at whose DEL somebody keeps trying in the background.
+    /// Pods whose DEL is retried in the background.
     abandoned: Mutex<HashSet<String>>,
     /// Held by each DEL in the background while its plugins run.
     background: Semaphore,
@@ -94,8 +94,8 @@ pub struct Cni {
 pub struct Plan(Entry);
 
 impl Cni {
-    /// Reads what earlier daemons left and ends their plugins that are still at work on an ADD. Blocks, for 2 s at most.
-    /// Errors: the directory of entries cannot be used. A missing configuration is none: see [`Cni::problem`].
+    /// Reads the cache and kills plugins of earlier daemons that still execute an ADD. Blocks for 2 s at most.
+    /// Errors: the cache directory cannot be used. A missing configuration is no error: see [`Cni::problem`].
     pub fn open(config: CniConfig) -> Result<Arc<Self>, Error> {
         let runner = Runner {
             dirs: config.bin_dirs,
@@ -108,7 +108,7 @@ impl Cni {
         if ended > 0 {
             tracing::warn!(
                 processes = ended,
-                "network plugins outlived their daemon and were ended"
+                "killed network plugins that outlived their daemon"
             );
         }
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
@@ -124,20 +124,20 @@ impl Cni {
         }))
     }
 
-    /// Has `report` called with the path of each file below the entry directory that is written or removed from now on,
-    /// and once with those that are there: whoever brings them to the disk. It must not block.
+    /// Calls `report` with the path of each cache file that exists, and from now on of each that is written or removed,
+    /// so that it can be synced to disk. `report` must not block.
     pub fn report_changes(&self, report: impl Fn(&Path) + Send + Sync + 'static) {
         self.cache.report_changes(Report(Box::new(report)));
     }
 
-    /// Why pods cannot be attached, with the path at fault; `None` if they can. Answers within 100 ms.
+    /// Why pods cannot be attached, with the path at fault; `None` if they can. Returns within 100 ms.
     pub async fn problem(&self) -> Option<String> {
         self.readiness.problem().await
     }
 
-    /// What attaching a pod will take, by the configuration as it is now. `netns` is where its namespace will be
+    /// Prepares an attachment by the present configuration. `netns` is the path at which the pod's namespace will be
     /// pinned. Blocks on the disk; executes nothing.
-    /// Errors: there is no network, a plugin is missing, or the pod's names are not fit to be told.
+    /// Errors: there is no network, a plugin is missing, or the pod's names are unsafe.
     pub fn plan(&self, config: &NetworkConfig, netns: &Path) -> Result<Plan, Error> {
         let args = args::args(config)?;
         let list = self.readiness.network()?;
@@ -148,7 +148,7 @@ impl Cni {
         {
             let mut plugins = list.plugins.iter();
             if !plugins.any(|plugin| plugin.capabilities.iter().any(|known| known == name)) {
-                tracing::warn!(pod = %config.pod, network = %list.name, capability = name, "the pod asks for what no plugin of its network can");
+                tracing::warn!(pod = %config.pod, network = %list.name, capability = name, "the pod needs a capability that no plugin of its network has");
             }
         }
         Ok(Plan(Entry {
@@ -163,13 +163,13 @@ impl Cni {
         }))
     }
 
-    /// Notes that the pod is about to be attached; from here on [`Cni::del`] is owed. Blocks on the disk.
+    /// Records that the pod is about to be attached; from here on [`Cni::del`] is owed. Blocks on the disk.
     pub fn begin(&self, plan: &Plan) -> Result<(), Error> {
         self.cache.record_request(&plan.0)
     }
 
-    /// Attaches the pod. Gives its addresses, IPv4 first.
-    /// Errors: the plugin that failed, with its words; DEL is still owed then, for all of them.
+    /// Attaches the pod. Returns its addresses, IPv4 first.
+    /// Errors: the plugin that failed, with its message; DEL is still owed then, for all plugins.
     pub async fn add(self: &Arc<Self>, plan: Plan) -> Result<Vec<IpAddr>, Error> {
         let begun = Instant::now();
         let _gate = self.gate.read().await;
@@ -192,8 +192,8 @@ impl Cni {
         self.cache.contains(pod)
     }
 
-    /// Detaches a pod, as it was attached. Fine if that has happened before. What is left of another boot is detached
-    /// in the background if it takes long or fails: its plugins may need pods that are not up yet.
+    /// Detaches a pod, by the cache. It may be repeated. A pod of another boot is detached in the background if that
+    /// takes long or fails: its plugins may need pods that are not running yet.
     /// Errors: the first plugin that failed; DEL is still owed then.
     pub async fn del(self: &Arc<Self>, pod: &str) -> Result<(), Error> {
         if !self.is_owed(pod) {
@@ -208,7 +208,7 @@ impl Cni {
         self.del_now(pod).await.map(drop)
     }
 
-    /// Gives where the pod's namespace was pinned, if it was attached and a record tells.
+    /// Returns the path at which the pod's namespace was pinned, if the cache has the pod.
     async fn del_now(self: &Arc<Self>, pod: &str) -> Result<Option<PathBuf>, Error> {
         let _pod_lock = self.pod_locks.acquire(pod).await;
         let _gate = self.gate.read().await;
@@ -221,7 +221,7 @@ impl Cni {
                 tracing::error!(
                     pod,
                     error = chain(&error),
-                    "a record of the network is broken and was set aside"
+                    "a cache entry of the network is broken and was set aside"
                 );
                 let id = pod.to_owned();
                 let set_aside = self.on_disk(move |cache| cache.set_aside(&id)).await;
@@ -250,14 +250,14 @@ impl Cni {
         done.unwrap_or_else(|error| {
             Err(Error::Io {
                 operation: "work on",
-                object: "the records of the network".to_owned(),
+                object: "the cache of the network".to_owned(),
                 source: std::io::Error::other(error),
             })
         })
     }
 }
 
-/// The path of a namespace as DEL gets it: empty if there is none any more.
+/// The `CNI_NETNS` of a DEL: empty if the namespace is gone.
 fn namespace(pin: &Path) -> String {
     let is_namespace =
         rustix::fs::statfs(pin).is_ok_and(|facts| u64::try_from(facts.f_type) == Ok(NSFS));

@@ -1,7 +1,7 @@
-//! What a pod asks of its network: who it is, which of its ports the node offers, how fast it may send.
+//! The network configuration of one pod: its names, host ports, bandwidth limits and resolver.
 //!
-//! Written by the daemon from a checked request, kept in the pod's record, read by whoever connects pods.
-//! Invariant: nothing here is undone by asking again; a detach needs no more than the attachment.
+//! The daemon writes it from a checked request; the built-in network and CNI read it.
+//! Invariant: only an attach needs it; a detach needs no more than the attachment.
 
 use std::net::IpAddr;
 
@@ -19,7 +19,7 @@ pub enum Protocol {
     Sctp,
 }
 
-/// A port of the node that leads to a port of the pod. Source: cri-api v0.37 api.proto: PortMapping.
+/// A port of the node that is forwarded to a port of the pod. Source: cri-api v0.37 api.proto: PortMapping.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct HostPort {
     /// Transport protocol.
@@ -41,7 +41,7 @@ pub struct Bandwidth {
     pub egress: Option<u64>,
 }
 
-/// What a pod's resolver is told.
+/// A pod's DNS settings.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Resolver {
     /// Addresses of servers.
@@ -52,7 +52,7 @@ pub struct Resolver {
     pub options: Vec<String>,
 }
 
-/// Everything that a pod asks of its network.
+/// The network configuration of one pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NetworkConfig {
     /// The sandbox id, 64 lowercase hex digits.
@@ -63,14 +63,14 @@ pub struct NetworkConfig {
     pub name: String,
     /// Kubernetes' uid of the pod.
     pub uid: String,
-    /// Ports that the node offers for it.
+    /// Its host ports.
     pub ports: Vec<HostPort>,
     /// Its limits.
     pub bandwidth: Bandwidth,
     /// Its resolver.
     pub resolver: Resolver,
-    /// Addresses with prefix lengths that its plugins shall give it; they choose unless set.
+    /// Addresses with prefix lengths that plugins shall assign; they choose unless it is set.
     pub ips: Vec<String>,
-    /// The hardware address that its plugins shall give it; they choose unless set.
+    /// The MAC that plugins shall assign; they choose unless it is set.
     pub mac: Option<String>,
 }

@@ -1,16 +1,15 @@
-//! Holds a pod to its [`Egress`] by nftables in its network namespace: one table, one chain on what leaves.
+//! Enforces a pod's [`Egress`] by nftables in its network namespace: one table with one output chain.
 //!
 //! ```text
-//! loopback, answers, neighbour discovery      go on
-//! DNS to the pod's servers                    goes on if a host is listed by name
-//! what no list opens                          is rejected, and IPv6 that a translator would make such IPv4 of
-//! listed addresses, listed ports              go on
-//! the rest                                    is rejected
+//! loopback, answers, neighbour discovery      accept
+//! DNS to the pod's servers                    accept if a host is listed by name
+//! addresses that are always denied            reject, also where an IPv6 address embeds one
+//! listed addresses, listed ports              accept
+//! everything else                             reject
 //! ```
-//! A host that is listed by name has no address yet, so its port is open towards all addresses that are not refused:
-//! the names themselves are for the guest's host functions to hold. Rejected means that the sender is told: a connection
-//! fails at once and not after minutes.
-//! Invariant: the table is replaced whole; between two calls there is never none.
+//! A host that is listed by name has no address yet, so its port is open to all addresses that are not denied; the
+//! host functions of a Wasm guest check the names themselves. A rejected connection fails at once, not after minutes.
+//! Invariant: the table is replaced in one transaction.
 //! Not here: packets that a process with CAP_NET_RAW sends past the kernel's IP stack.
 
 use std::net::{IpAddr, Ipv4Addr};
@@ -39,7 +38,7 @@ const NODE_V6: Set = Set {
     key: &[Type::Ipv6],
     value: &[],
 };
-/// The same in forms of IPv6 that tear an IPv4 address apart.
+/// The same for IPv6 forms that split the embedded IPv4 address.
 const NODE_TORN: [Set; 2] = [
     Set {
         name: "node_2_2",
@@ -57,11 +56,11 @@ const LOOPBACK_INDEX: u32 = 1;
 const DNS_PORT: u16 = 53;
 const WITH_PORTS: [i32; 3] = [libc::IPPROTO_TCP, libc::IPPROTO_UDP, libc::IPPROTO_SCTP];
 /// Multicast listener query to done, router solicitation to neighbour advertisement, and listener report version 2.
-/// Without them an IPv6 neighbour is not found. Source: RFC 2710, RFC 4861, RFC 3810.
+/// IPv6 neighbours are not found without them. Source: RFC 2710, RFC 4861, RFC 3810.
 const NEIGHBOUR_DISCOVERY: [(u8, u8); 3] = [(130, 132), (133, 136), (143, 143)];
 
 /// The addresses that this node has now, except loopback ones, at `ports` and [`Denied::USUAL_PORTS`]. To be called in
-/// the node's network namespace. Errors: the kernel does not tell its addresses.
+/// the node's network namespace. Errors: the kernel does not list its addresses.
 pub fn denied_of_this_node(ports: &[(u16, u16)]) -> Result<Denied, Error> {
     let mut node = Netlink::open()?.addresses()?;
     node.retain(|address| !address.is_loopback());
@@ -73,10 +72,10 @@ pub fn denied_of_this_node(ports: &[(u16, u16)]) -> Result<Denied, Error> {
     Ok(Denied { node, ports })
 }
 
-/// Holds whatever runs in `netns` to `egress`. `resolvers` are the pod's DNS servers, which it may ask if any host
-/// is listed by name. To be called before the first process of the pod; repeating it replaces the rules. Nothing is
-/// done for [`Egress::Open`], so that such a pod pays nothing.
-/// Errors: the kernel has no nf_tables, or refuses the table; none is there then.
+/// Enforces `egress` on everything that runs in `netns`. `resolvers` are the pod's DNS servers, which it may query
+/// if any host is listed by name. To be called before the pod's first process; repeating it replaces the rules. It
+/// does nothing for [`Egress::Open`].
+/// Errors: the kernel has no nf_tables, or refuses the table; there is no table then.
 pub fn install(netns: BorrowedFd<'_>, egress: &Egress, resolvers: &[IpAddr]) -> Result<(), Error> {
     let Egress::Listed(list) = egress else {
         return Ok(());
@@ -119,7 +118,7 @@ fn table(list: &List, resolvers: &[IpAddr]) -> Batch {
     batch
 }
 
-/// What goes on without being listed.
+/// Accepts what needs no list entry.
 fn pass(batch: &mut Batch, resolvers: &[IpAddr]) {
     let loopback = Rule::default().out_interface(LOOPBACK_INDEX);
     batch.add_rule(OUT, &loopback.accept());
@@ -128,7 +127,7 @@ fn pass(batch: &mut Batch, resolvers: &[IpAddr]) {
         let rule = Rule::default().ipv6().icmpv6_types(first, last);
         batch.add_rule(OUT, &rule.accept());
     }
-    // Before what is refused: a node's DNS cache often has a link-local address.
+    // Before the denied addresses: a node's DNS cache often has a link-local one.
     for resolver in resolvers {
         for protocol in [libc::IPPROTO_UDP, libc::IPPROTO_TCP] {
             let rule = towards(Cidr::host(resolver.to_canonical()))
@@ -139,12 +138,12 @@ fn pass(batch: &mut Batch, resolvers: &[IpAddr]) {
     }
 }
 
-/// What is rejected although it is listed.
+/// Rejects the denied addresses, listed or not.
 fn refuse(batch: &mut Batch, denied: &Denied) {
     for network in Denied::NETWORKS {
         batch.add_rule(OUT, &towards(network).jump(REFUSED));
     }
-    // Sets, because a node may have thousands of addresses: kube-proxy can give it those of all services.
+    // Sets, because a node may have thousands of addresses: kube-proxy may assign it those of all services.
     batch.add_chain(NODE, None);
     for (first, last) in &denied.ports {
         for protocol in WITH_PORTS {
@@ -167,7 +166,7 @@ fn refuse(batch: &mut Batch, denied: &Denied) {
     refuse_embedded_v4(batch, denied);
 }
 
-/// The same where an IPv6 address hides it, in a chain of its own: IPv4 does not come by.
+/// The same for IPv4 addresses embedded in IPv6 ones, in a chain that IPv4 packets skip.
 fn refuse_embedded_v4(batch: &mut Batch, denied: &Denied) {
     let v4 = |address: &IpAddr| match address {
         IpAddr::V4(address) => Some(*address),
@@ -202,7 +201,7 @@ fn refuse_embedded_v4(batch: &mut Batch, denied: &Denied) {
     batch.add_rule(OUT, &Rule::default().ipv6().jump(EMBEDDED_V4));
 }
 
-/// The parts of an address as the fields of `set` hold them.
+/// The octets of an address as fields of a set's key.
 fn tear(address: Ipv4Addr, set: Set) -> Vec<u8> {
     let [a, b, c, d] = address.octets();
     match set.key.len() {
@@ -222,7 +221,7 @@ fn key(address: &IpAddr) -> Element {
     }
 }
 
-/// What goes on at all ports.
+/// Accepts targets at all ports.
 fn targets(list: &List) -> impl Iterator<Item = Rule> {
     let open = list.rules.iter().filter(|rule| rule.port.is_none());
     open.map(|rule| match rule.target {
@@ -231,7 +230,7 @@ fn targets(list: &List) -> impl Iterator<Item = Rule> {
     })
 }
 
-/// What goes on at one port.
+/// Accepts targets at one port.
 fn ports(list: &List) -> impl Iterator<Item = Rule> {
     list.rules.iter().filter_map(|rule| {
         let port = rule.port?;

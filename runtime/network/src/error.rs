@@ -1,4 +1,4 @@
-//! What can go wrong with a pod's network. Made where the call is made.
+//! Errors of a pod's network, created where the call fails.
 //! Not here: gRPC codes, logging.
 
 use std::io;
@@ -58,14 +58,14 @@ pub enum Error {
         /// The pin.
         pin: PathBuf,
     },
-    /// A netlink request was refused.
+    /// The kernel refused a netlink request.
     #[error("{operation} {object}{}", hint(explanation))]
     Netlink {
         /// What was tried, e.g. `create veth`.
         operation: &'static str,
         /// To what, e.g. an interface or an address.
         object: String,
-        /// The kernel's own words, if it had any.
+        /// The kernel's extended acknowledgement text, if it sent one.
         explanation: String,
         /// The kernel's error number.
         #[source]
@@ -88,7 +88,7 @@ pub enum Error {
         operation: &'static str,
         /// To what.
         object: String,
-        /// What the kernel said.
+        /// The kernel's error.
         #[source]
         source: io::Error,
     },

@@ -1,8 +1,8 @@
-//! Fuzz targets of this crate: each reads one input as hostile bytes and panics where a promise is broken.
+//! Fuzz targets of this crate: each reads one hostile input and panics where an invariant is broken.
 //!
 //! Called by: the `fuzz` binary of the shim, and the tests, which replay the corpora of `runtime/fuzz`. Built only for
-//! those two; no release has it. docs/security/fuzzing.md says what each target promises.
-//! The targets stand beside what they read. Invariant: a target touches nothing outside this process.
+//! those two; no release has it. docs/security/fuzzing.md lists the invariants of each target.
+//! The targets live beside the code that they test. Invariant: a target touches nothing outside this process.
 
 use crate::cni;
 

@@ -1,12 +1,12 @@
-//! Which pod holds which address: one file an address, named after it, holding the pod id.
-//! A file is created exclusively and nothing is fsynced: leases outlive the daemon, and after a
+//! Leases addresses to pods: one file per address, named after it, containing the pod id.
+//! Files are created exclusively and never fsynced: leases outlive the daemon, and after a
 //! reboot no pod has an interface any more.
 //!
-//! Order: first round robin through the addresses not given out since the start, from where the
-//! last daemon stopped (`.cursor`); then those given back, longest unused first.
-//! Invariant: every index is in exactly one place: leased, fresh (ahead of the cursor, not
-//! inherited), or in the queue of returned ones.
-//! Not here: interfaces. Whether an address is still in use is the caller's to say.
+//! Order: first round robin through the addresses not leased since the start, from where the
+//! last daemon stopped (`.cursor`); then released ones, longest unused first.
+//! Invariant: every index is in exactly one state: leased, fresh (ahead of the cursor, not
+//! inherited), or in the queue of released ones.
+//! Not here: interfaces. The caller knows whether an address is still in use.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs::{self, File, OpenOptions};
@@ -39,11 +39,11 @@ pub(super) struct Leases {
     subnet: Ipv4Subnet,
     by_pod: HashMap<Arc<str>, u32>,
     by_index: HashMap<u32, Arc<str>>,
-    /// Leased before this daemon started: not fresh, even when the cursor comes by.
+    /// Leased before this daemon started: not fresh, even when the cursor reaches it.
     inherited: HashSet<u32>,
     /// The next fresh index, while `fresh` is not 0.
     cursor: u32,
-    /// How many indices the cursor has still to pass.
+    /// How many indices the cursor still has to pass.
     fresh: u32,
     returned: VecDeque<u32>,
     cursor_file: File,
@@ -129,8 +129,8 @@ impl Leases {
         self.by_pod.keys().cloned().collect()
     }
 
-    /// Leases an address to `pod`, or finds the one it has. Addresses of which `is_in_use` says yes
-    /// are passed over and go to the end of the queue.
+    /// Leases an address to `pod`, or finds the one it has. Addresses for which `is_in_use` is true
+    /// are skipped and go to the end of the queue.
     pub(super) fn take(
         &mut self,
         pod: &str,
@@ -163,7 +163,7 @@ impl Leases {
         }
     }
 
-    /// Records the first index that is free for `pod`. Those before it are in `passed_over`, whatever comes of it.
+    /// Records the first free index for `pod`. Those before it are in `passed_over`, also after an error.
     fn search(
         &mut self,
         pod: &str,
@@ -171,7 +171,7 @@ impl Leases {
         passed_over: &mut Vec<u32>,
     ) -> Result<Option<u32>, Error> {
         while let Some(index) = self.next() {
-            // Before anything can fail, so that no index is ever lost.
+            // Before anything can fail, so that no index is lost.
             passed_over.push(index);
             if !is_in_use(index)? && self.record(pod, index)? {
                 passed_over.pop();
@@ -181,7 +181,7 @@ impl Leases {
         Ok(None)
     }
 
-    /// The index to be tried next, taken out of where it was.
+    /// Takes the next index to try.
     fn next(&mut self) -> Option<u32> {
         while self.fresh > 0 {
             let index = self.cursor;
@@ -194,7 +194,7 @@ impl Leases {
         self.returned.pop_front()
     }
 
-    /// Writes the lease file. False if somebody else's is there.
+    /// Writes the lease file. False if it exists.
     fn record(&self, pod: &str, index: u32) -> Result<bool, Error> {
         let file = self.file(index);
         let written = OpenOptions::new()
@@ -216,7 +216,7 @@ impl Leases {
         }
     }
 
-    /// The next daemon goes on behind `index`. One write, no fsync.
+    /// Saves where the next daemon continues: behind `index`. One write, no fsync.
     fn save_cursor(&self, index: u32) -> Result<(), Error> {
         let next = index % self.subnet.size() + 1;
         let text = format!("{next:>CURSOR_DIGITS$}\n");
@@ -224,7 +224,7 @@ impl Leases {
         write.map_err(|error| Error::file("write", &self.dir.join(CURSOR_FILE), error))
     }
 
-    /// Takes `pod`'s lease back. False if it has none.
+    /// Releases `pod`'s lease. False if it has none.
     pub(super) fn release(&mut self, pod: &str) -> Result<bool, Error> {
         let Some(index) = self.index_of(pod) else {
             return Ok(false);
@@ -242,7 +242,7 @@ impl Leases {
         Ok(true)
     }
 
-    /// Leases `index` to `pod`, whose record says that it has it. Nothing changes if it does.
+    /// Leases `index` to `pod`, whose record has that address. Changes nothing if it is leased to it already.
     pub(super) fn restore(&mut self, pod: &str, index: u32) -> Result<(), Error> {
         if self.index_of(pod) == Some(index) {
             return Ok(());

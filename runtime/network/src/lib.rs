@@ -2,17 +2,17 @@
 //! Called by: the daemon's effects, on blocking threads. Calls: netlink, mount(2), the lease files.
 //!
 //! ```text
-//! create_namespaces -> net, ipc, uts made on a thread that ends; net pinned as a file; `lo` up
-//! Network::attach   -> address leased, veth made, both ends routed (see `builtin`)
-//! Network::detach   -> address given back; the veth dies with the namespace, asynchronously
-//! unpin             -> the namespace is gone once its last process is
+//! create_namespaces -> create net, ipc, uts on a thread that ends; pin net as a file; set `lo` up
+//! Network::attach   -> lease an address, create a veth, add routes at both ends (see `builtin`)
+//! Network::detach   -> release the address; the kernel removes the veth with the namespace, asynchronously
+//! unpin             -> the namespace ends with its last process
 //! ```
-//! Where plugins connect pods, [`Cni`] takes the place of attach and detach, and waits instead of blocking.
+//! With CNI, [`Cni`] replaces attach and detach, and is async instead of blocking.
 //!
-//! Invariants: every operation may be repeated; a failed one leaves nothing behind, or says what is owed; nothing but
-//! plugins is exec'd; no setting of the node itself is changed, only those of interfaces we made; a pod is
-//! disconnected by whoever connected it, whatever the configuration says by then.
-//! Not here: pod phases, hostNetwork (such a pod never comes here), DNS.
+//! Invariants: every operation may be repeated; a failed one leaves nothing behind, or a DEL that is still owed;
+//! only plugins are exec'd; no setting of the node itself changes, only those of interfaces that we created; the
+//! provider that attached a pod detaches it, whatever the configuration is by then.
+//! Not here: pod phases, pods with hostNetwork, DNS.
 
 mod builtin;
 pub mod cni;
@@ -47,36 +47,36 @@ pub use namespace::{
 pub use netns_socket::tcp_socket;
 pub use subnet::{Ipv4Subnet, Ipv6Subnet};
 
-/// Who connects a pod.
+/// What attaches a pod to the network.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Provider {
-    /// We ourselves, in process.
+    /// The built-in network, in process.
     #[default]
     Builtin,
-    /// Plugins of the node.
+    /// CNI plugins of the node.
     Cni,
 }
 
-/// How a pod is connected; part of the pod's record, so that it survives the daemon.
+/// A pod's attachment to the network; part of the pod's record, so that it survives the daemon.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attachment {
     /// The pod, 64 lowercase hex digits.
     pub pod: String,
-    /// Who has connected it and will disconnect it.
+    /// What attached it and will detach it.
     #[serde(default)]
     pub provider: Provider,
-    /// The host's end of the pod's veth; empty where plugins made it.
+    /// The host's end of the pod's veth; empty for CNI.
     pub host_interface: String,
     /// The pod's addresses, IPv4 first.
     pub addresses: Vec<IpAddr>,
-    /// Ports of the node that lead to it, where we see to them.
+    /// Its host ports, where the built-in network forwards them.
     #[serde(default)]
     pub ports: Vec<HostPort>,
 }
 
 impl Attachment {
-    /// That of a pod that plugins have connected.
+    /// The attachment of a pod that CNI plugins attached.
     #[must_use]
     pub fn by_plugins(pod: &str, addresses: Vec<IpAddr>) -> Self {
         Self {
@@ -89,7 +89,7 @@ impl Attachment {
     }
 }
 
-/// Who connects pods: one of two for new pods, both for those that are there.
+/// Both providers: one attaches new pods, each detaches the pods that it attached.
 #[derive(Debug)]
 pub struct Network {
     provider: Provider,
@@ -98,7 +98,7 @@ pub struct Network {
 }
 
 impl Network {
-    /// New pods are connected by `provider`, others disconnected by whoever connected them.
+    /// `provider` attaches new pods.
     #[must_use]
     pub fn new(provider: Provider, builtin: Builtin, cni: Arc<Cni>) -> Self {
         Self {
@@ -108,19 +108,19 @@ impl Network {
         }
     }
 
-    /// Who connects new pods.
+    /// The provider that attaches new pods.
     #[must_use]
     pub fn provider(&self) -> Provider {
         self.provider
     }
 
-    /// Networks by plugins.
+    /// The CNI networks.
     #[must_use]
     pub fn cni(&self) -> &Arc<Cni> {
         &self.cni
     }
 
-    /// Why new pods get no network, for users to read; `None` if they do. Answers within 100 ms.
+    /// Why new pods get no network, for users to read; `None` if they do. Returns within 100 ms.
     pub async fn problem(&self) -> Option<String> {
         match self.provider {
             Provider::Builtin => None,
@@ -128,8 +128,8 @@ impl Network {
         }
     }
 
-    /// Connects a pod whose network namespace is `netns` by the built-in network. Repeating it gives an equal attachment.
-    /// Errors: no address free, the kernel refuses an interface or a route; nothing is left then.
+    /// Attaches a pod with network namespace `netns` to the built-in network. Repeating it returns an equal attachment.
+    /// Errors: no address is free, or the kernel refuses an interface or a route; nothing is left then.
     pub fn attach(
         &self,
         config: &NetworkConfig,
@@ -138,8 +138,7 @@ impl Network {
         self.builtin.attach(config, netns)
     }
 
-    /// Gives back what `attachment` holds of the built-in network; what plugins hold is [`Cni::del`]'s to give back.
-    /// Fine if that has happened before.
+    /// Detaches a pod from the built-in network; for pods attached by CNI, see [`Cni::del`]. It may be repeated.
     pub fn detach(&self, attachment: &Attachment) -> Result<(), Error> {
         match attachment.provider {
             Provider::Builtin => self.builtin.detach(attachment),
@@ -147,12 +146,12 @@ impl Network {
         }
     }
 
-    /// Gives back what a pod holds of the built-in network whose attachment nobody knows. Fine if that is nothing.
+    /// Detaches a pod whose attachment is unknown from the built-in network. It may be repeated.
     pub fn detach_unknown(&self, pod: &str) -> Result<(), Error> {
         self.builtin.detach_unknown(pod)
     }
 
-    /// Takes back what an attachment says that was not known at the start: its address and its ports.
+    /// Restores the address and the ports of an attachment that was unknown at the start.
     pub fn restore(&self, attachment: &Attachment) -> Result<(), Error> {
         match attachment.provider {
             Provider::Builtin => self.builtin.restore(attachment),
@@ -160,14 +159,14 @@ impl Network {
         }
     }
 
-    /// To be called once in a runtime, at the daemon's start, with the ids of the pods that live: see [`Cni::resume`].
+    /// To be called once in a tokio runtime, at the daemon's start, with the ids of live pods: see [`Cni::resume`].
     pub fn resume(&self, live: &HashSet<String>) {
         self.cni.resume(live, self.provider == Provider::Cni);
     }
 
-    /// Removes from the built-in network what no attachment in `live` owns, and reports it, one line a thing. To be
-    /// called once, at the daemon's start, before the first [`Network::attach`]. What the pods in `kept` hold stays,
-    /// although nobody knows their attachments.
+    /// Removes from the built-in network what no attachment in `live` owns, and returns one line for each removal. To
+    /// be called once, at the daemon's start, before the first [`Network::attach`]. The pods in `kept`, whose
+    /// attachments are unknown, keep what they hold.
     pub fn sweep(&self, live: &[Attachment], kept: &HashSet<String>) -> Result<Vec<String>, Error> {
         let builtin = |attachment: &&Attachment| attachment.provider == Provider::Builtin;
         let live: Vec<Attachment> = live.iter().filter(builtin).cloned().collect();

@@ -1,8 +1,7 @@
-//! Makes a pod's net, ipc and uts namespaces, and keeps a network namespace by a file (a pin).
-//! A namespace belongs to the thread that unshares, so a thread of its own does it and ends: no
-//! other thread of the daemon ever leaves the host's namespaces.
-//! Invariants: a failed call leaves no namespace and no pin; `lo` is up in every namespace made here.
-//! Not here: interfaces other than `lo`, which settings are allowed.
+//! Creates a pod's net, ipc and uts namespaces, and pins a network namespace by a bind mount (a pin).
+//! A short-lived thread unshares the namespaces: no other thread of the daemon ever leaves the host's.
+//! Invariants: a failed call leaves no namespace and no pin; `lo` is up in every namespace created here.
+//! Not here: interfaces other than `lo`, which sysctls are allowed.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -27,7 +26,7 @@ use coracle_sys::userns::{self, Holder};
 /// `f_type` of nsfs. Source: linux/magic.h, `NSFS_MAGIC`.
 const NSFS_MAGIC: u64 = 0x6e73_6673;
 
-/// The namespaces a pod is to have of its own.
+/// The namespaces to create for a pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NamespaceConfig {
     /// A network namespace.
@@ -40,7 +39,7 @@ pub struct NamespaceConfig {
     pub user: Option<IdMaps>,
     /// The network namespace has no IPv6: not even a link-local address, now or on a later interface.
     pub ipv6_off: bool,
-    /// Kernel settings of these namespaces: path below `/proc/sys`, value.
+    /// Sysctls of these namespaces: path below `/proc/sys`, value.
     pub sysctls: Vec<(String, String)>,
 }
 
@@ -53,7 +52,7 @@ pub struct IdMaps {
     pub groups: (u32, u32, u32),
 }
 
-/// The namespaces that were made; each lives as long as its descriptor, a pin or a process in it.
+/// The created namespaces; each lives as long as its descriptor, a pin or a process in it.
 #[derive(Debug, Default)]
 pub struct Namespaces {
     /// The network namespace.
@@ -66,8 +65,8 @@ pub struct Namespaces {
     pub user: Option<OwnedFd>,
 }
 
-/// Creates the namespaces that `config` names. With `pin` and `config.net`, the network namespace is bind-mounted on that
-/// file, which is created; an older pin there is replaced. Blocks for about half a millisecond.
+/// Creates the namespaces that `config` names. With `pin` and `config.net`, the network namespace is bind-mounted on
+/// that file, which is created; an older pin there is replaced. Blocks for about half a millisecond.
 /// Errors: the kernel refuses a namespace, the hostname or the mount; nothing is left then.
 pub fn create_namespaces(config: NamespaceConfig, pin: Option<&Path>) -> Result<Namespaces, Error> {
     thread::scope(|scope| {
@@ -81,7 +80,7 @@ pub fn create_namespaces(config: NamespaceConfig, pin: Option<&Path>) -> Result<
     })
 }
 
-/// Runs on a thread that ends with it.
+/// Runs on a thread that ends afterwards.
 fn make(config: &NamespaceConfig, pin: Option<&Path>) -> Result<Namespaces, Error> {
     let user = match &config.user {
         Some(maps) => Some(enter_new_user_namespace(config, maps)?),
@@ -105,7 +104,7 @@ fn make(config: &NamespaceConfig, pin: Option<&Path>) -> Result<Namespaces, Erro
         user,
     };
     if config.net && config.ipv6_off && Path::new("/proc/sys/net/ipv6").exists() {
-        // The value for all interfaces is that of later ones, too.
+        // Later interfaces inherit this value, too.
         set("net/ipv6/conf/all/disable_ipv6", "1")?;
     }
     for (path, value) in &config.sysctls {
@@ -125,12 +124,12 @@ fn leave_shared(config: &NamespaceConfig) -> Result<(), Error> {
     flags.set(UnshareFlags::NEWNET, config.net);
     flags.set(UnshareFlags::NEWIPC, config.ipc);
     flags.set(UnshareFlags::NEWUTS, config.uts.is_some());
-    // The namespaces become this thread's alone, and it ends when its work is done.
+    // Only this thread is in the new namespaces, and it ends when its work is done.
     unshare(flags).map_err(|error| Error::io("unshare", format!("{flags:?}"), error))
 }
 
-/// Makes a user namespace and the others inside it, and enters those. Returns the user namespace,
-/// which a process with threads cannot enter.
+/// Creates a user namespace and the others inside it, and enters the others. Returns the user namespace,
+/// which a multi-threaded process cannot enter.
 fn enter_new_user_namespace(config: &NamespaceConfig, maps: &IdMaps) -> Result<OwnedFd, Error> {
     let kinds = [
         (config.net, libc::CLONE_NEWNET, "net"),
@@ -166,7 +165,7 @@ fn empty_mounts() -> io::Result<BorrowedFd<'static>> {
     Ok(new.as_fd())
 }
 
-/// Sets one kernel setting of the namespaces this thread is in.
+/// Sets one sysctl of the namespaces this thread is in.
 fn set(path: &str, value: &str) -> Result<(), Error> {
     let file = Path::new("/proc/sys").join(path);
     fs::write(&file, value).map_err(|error| Error::file("set", &file, error))
@@ -216,8 +215,8 @@ pub fn open_pin(pin: &Path) -> Result<OwnedFd, Error> {
     }
 }
 
-/// Unmounts and deletes a pin; absent is fine. The namespace goes, with its interfaces, when its
-/// last process and descriptor have gone; the kernel does that later, nobody waits for it.
+/// Unmounts and deletes a pin, if it exists. The kernel later removes the namespace and its interfaces, when its
+/// last process and descriptor are gone; this call does not wait for that.
 pub fn unpin(pin: &Path) -> Result<(), Error> {
     loop {
         match unmount(pin, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
@@ -234,8 +233,8 @@ pub fn unpin(pin: &Path) -> Result<(), Error> {
     }
 }
 
-/// The pins in `dir`, sorted; none if there is no such directory. Files that are no longer mounts
-/// are among them, so that they can be unpinned.
+/// The pins in `dir`, sorted; none if there is no such directory. Includes files that are no longer mounts,
+/// so that they can be unpinned.
 pub fn list_pins(dir: &Path) -> Result<Vec<PathBuf>, Error> {
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,

@@ -38,7 +38,7 @@ const IFADDRMSG_BYTES: usize = 8;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 
-/// One request and the words for its error.
+/// One request and the text for its error.
 pub(super) struct Request {
     /// What it does, e.g. `create veth`.
     pub(super) operation: &'static str,
@@ -50,7 +50,7 @@ pub(super) struct Request {
     pub(super) flags: u16,
 }
 
-/// What a dump says of one interface.
+/// One interface of a dump.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Link {
     pub(super) index: u32,
@@ -70,7 +70,7 @@ impl Netlink {
     pub(super) fn open() -> Result<Self, Error> {
         let refuse = |error| Error::io("open", "a route netlink socket", error);
         let socket = Socket::new(NETLINK_ROUTE).map_err(refuse)?;
-        // Without them an error has no words and repeats the request; both are as old as Linux 4.12.
+        // Without these options an error carries no text and repeats the request; both exist since Linux 4.12.
         socket
             .set_ext_ack(true)
             .and_then(|()| socket.set_cap_ack(true))
@@ -92,7 +92,7 @@ impl Netlink {
         }
     }
 
-    /// Runs all `requests`, in order. The kernel goes on after one it refuses; the first is reported.
+    /// Runs all `requests`, in order. The kernel continues after a refused one; the first refusal is returned.
     pub(super) fn run(&self, requests: Vec<Request>) -> Result<(), Error> {
         let mut names = Vec::with_capacity(requests.len());
         let mut datagram = Vec::with_capacity(1024);
@@ -172,7 +172,7 @@ impl Netlink {
         self.dump("addresses", ask, RTM_NEWADDR, address)
     }
 
-    /// What `read` makes of every message of `kind` in the answer.
+    /// Maps every message of `kind` in the answer by `read`.
     fn dump<T>(
         &self,
         object: &str,
@@ -209,7 +209,7 @@ impl Netlink {
     }
 }
 
-/// Does `work` on a thread that enters `netns` and ends there.
+/// Runs `work` on a thread that enters `netns` and ends afterwards.
 pub(super) fn inside<T: Send>(
     netns: BorrowedFd<'_>,
     work: impl FnOnce() -> Result<T, Error> + Send,
@@ -242,7 +242,7 @@ fn append(datagram: &mut Vec<u8>, number: usize, flags: u16, message: RouteNetli
     message.serialize(&mut datagram[start..]);
 }
 
-/// The kernel's words in an acknowledgement, behind the header of the request.
+/// The kernel's text in an acknowledgement, behind the header of the request.
 fn explanation(payload: &[u8]) -> String {
     let attributes = NlasIterator::new(payload.get(NLMSG_HEADER_BYTES..).unwrap_or_default());
     let words = attributes

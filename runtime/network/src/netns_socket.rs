@@ -1,7 +1,7 @@
-//! Sockets of another network namespace, made without entering it for longer than that takes.
+//! Creates sockets in another network namespace.
 //!
-//! Invariant: only a thread that ends right after ever changes its namespace.
-//! Not here: what is done with a socket.
+//! Called by: the daemon's port forwarding. Invariant: only a thread that ends right after changes its namespace.
+//! Not here: connecting, reading, writing.
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};

@@ -1,15 +1,15 @@
-//! Speaks to nf_tables: batches that the kernel takes whole or not at all.
+//! Sends nf_tables batches, which the kernel applies as a whole or not at all.
 //! Called by: the host ports of the built-in network, a pod's egress rules. Calls: netlink.
 //!
 //! ```text
 //! Batch   begin, messages about one table of ours, end          (`batch`)
-//! Rule    what a packet must be, then what becomes of it        (`rule`)
+//! Rule    conditions on a packet, then a verdict                (`rule`)
 //! Nft     sends a batch; a socket stays in the namespace it was opened in
-//! Events  hears of what others change                           (`events`)
+//! Events  reports changes by other programs                     (`events`)
 //! ```
 //! Invariants: only tables of ours are named; a refused batch has changed nothing; no program is exec'd, and no
 //! library holds a copy of the ruleset. The kernel has handled a datagram when send(2) returns, so no read waits.
-//! Not here: which rules there are to be.
+//! Not here: which rules to install.
 
 mod attributes;
 mod batch;
@@ -68,8 +68,7 @@ impl Nft {
         inside(netns, Self::open)
     }
 
-    /// Has the kernel take `batch`. Errors: it refuses a message, by whose words the error is named; nothing has
-    /// changed then.
+    /// Commits `batch`. Errors: the kernel refuses a message, whose text the error carries; nothing has changed then.
     pub(super) fn commit(&self, batch: Batch) -> Result<(), Error> {
         let (datagram, names) = batch.finish();
         self.send(&datagram, "change", "a table of nftables")?;
@@ -134,7 +133,7 @@ impl Nft {
 
     fn send(&self, datagram: &[u8], operation: &'static str, object: &str) -> Result<(), Error> {
         let refuse = |error: std::io::Error| Error::io(operation, object, error);
-        // A batch is one datagram, and the kernel counts twice what it holds.
+        // A batch is one datagram, and the kernel counts its size twice.
         let wanted = datagram.len() * 2;
         let has = sockopt::socket_send_buffer_size(self.socket.as_fd()).unwrap_or(0);
         if wanted > has {
@@ -167,7 +166,7 @@ struct Message<'a> {
 }
 
 impl Message<'_> {
-    /// What an acknowledgement says: 0 or a negative error number.
+    /// The error number of an acknowledgement: 0 or negative.
     fn error(&self) -> Option<i32> {
         let code = self.payload.get(..4)?.try_into().ok()?;
         (self.kind == NLMSG_ERROR).then(|| i32::from_ne_bytes(code))
@@ -209,7 +208,7 @@ fn append(datagram: &mut Vec<u8>, head: Head, attributes: &[u8]) {
     datagram.resize(datagram.len().next_multiple_of(4), 0);
 }
 
-/// What stands in front of a message's attributes.
+/// The fields before a message's attributes.
 #[derive(Clone, Copy, Default)]
 struct Head {
     kind: u16,

@@ -4,10 +4,9 @@
 //! pod:  eth0      ADDR/32, default via 169.254.1.1 onlink, 169.254.1.1 -> host MAC permanent
 //! host: PREFIXn   ADDR/32 scope link,                      ADDR -> pod MAC permanent, forwarding on
 //! ```
-//! The same with /128 and fe80::1 for IPv6. Nobody ever asks by ARP or NDP: both MACs follow from
+//! The same with /128 and fe80::1 for IPv6. ARP and NDP are not used: both MACs follow from
 //! the address, so the neighbour entries are permanent, which also exempts them from the
-//! `gc_thresh` limits. No end makes link-local addresses: there is nothing they would be for, and
-//! each costs timers.
+//! `gc_thresh` limits. Neither end has link-local addresses: nothing needs them, and each costs timers.
 //! Invariant: everything but [`create`] replaces what is there, so that it may be repeated.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -29,7 +28,7 @@ use super::netlink::Request;
 
 /// The pod's interface.
 pub(super) const POD_INTERFACE: &str = "eth0";
-/// What a pod sends to, to reach anybody. No interface has it.
+/// The pod's gateway. No interface has this address.
 pub(super) const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 /// `lo` has this index in every network namespace. Source: net/loopback.c, `LOOPBACK_IFINDEX`.
@@ -39,16 +38,16 @@ const IFLA_INET_CONF: u16 = 1;
 const IPV4_DEVCONF_FORWARDING: u16 = 1;
 const IPV4_DEVCONF_ROUTE_LOCALNET: u16 = 26;
 
-/// What one pod's connection looks like; follows from its address alone.
+/// The parameters of one pod's veth; all follow from its address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Endpoint {
     pub(super) host_interface: String,
     pub(super) v4: Ipv4Addr,
     pub(super) v6: Option<Ipv6Addr>,
-    /// Whether this kernel speaks IPv6 at all.
+    /// Whether this kernel has IPv6.
     pub(super) kernel_has_v6: bool,
-    /// Whether packets from the node's loopback addresses come by, for a host port. [`super::builtin`] sees to it
-    /// that the pod cannot send to those.
+    /// Whether a host port needs packets from the node's loopback addresses. [`super::builtin`] makes sure
+    /// that the pod cannot send to those addresses.
     pub(super) serves_loopback: bool,
 }
 
@@ -64,7 +63,7 @@ impl Endpoint {
         mac(0x0e, self.v4)
     }
 
-    /// The MAC of the host's end. Locally administered; says that an interface is ours.
+    /// The MAC of the host's end. Locally administered; it marks an interface as ours.
     pub(super) fn host_mac(&self) -> [u8; 6] {
         mac(0x0a, self.v4)
     }
@@ -80,7 +79,7 @@ pub(super) fn loopback_up() -> Request {
     up(LOOPBACK_INDEX, "lo")
 }
 
-/// Makes both ends, the pod's directly in its namespace. Fails if either name is taken.
+/// Creates both ends, the pod's directly in its namespace. Fails if either name is taken.
 pub(super) fn create(endpoint: &Endpoint, netns: BorrowedFd<'_>) -> Request {
     // One queue: by default there is one a CPU, and a veth uses them only for XDP.
     let end = |name: &str, mac: [u8; 6]| {
@@ -110,7 +109,7 @@ pub(super) fn create(endpoint: &Endpoint, netns: BorrowedFd<'_>) -> Request {
     }
 }
 
-/// Everything on the host's end, whose index is `index`.
+/// Configures the host's end, whose index is `index`.
 pub(super) fn configure_host(endpoint: &Endpoint, index: u32) -> Vec<Request> {
     let on = |setting| DefaultNla::new(setting, 1u32.to_ne_bytes().to_vec());
     let mut switches = vec![on(IPV4_DEVCONF_FORWARDING)];
@@ -128,7 +127,7 @@ pub(super) fn configure_host(endpoint: &Endpoint, index: u32) -> Vec<Request> {
     requests
 }
 
-/// Lets no packet with a loopback address by any more.
+/// Stops routing packets with loopback addresses.
 pub(super) fn close_loopback(index: u32, name: &str) -> Request {
     let off = DefaultNla::new(IPV4_DEVCONF_ROUTE_LOCALNET, 0u32.to_ne_bytes().to_vec());
     let mut message = LinkMessage::default();
@@ -146,7 +145,7 @@ fn inet_conf(switches: &[DefaultNla]) -> AfSpecUnspec {
     AfSpecUnspec::Inet(vec![AfSpecInet::Other(conf)])
 }
 
-/// Everything on the pod's end, whose index in the pod's namespace is `index`.
+/// Configures the pod's end, whose index in the pod's namespace is `index`.
 pub(super) fn configure_pod(endpoint: &Endpoint, index: u32) -> Vec<Request> {
     let mut requests = Vec::new();
     if endpoint.kernel_has_v6 {
@@ -165,10 +164,10 @@ pub(super) fn configure_pod(endpoint: &Endpoint, index: u32) -> Vec<Request> {
     requests
 }
 
-/// Asks for interface `index` and throws the answer away: before it answers, the kernel finishes a
-/// change of carrier that it would else finish later, dropping every packet until then
-/// (`rtnl_getlink`, Linux 6.8; older kernels are merely late by some microseconds).
-pub(super) fn settle(index: u32, name: &str) -> Request {
+/// Requests interface `index` and ignores the answer: before it answers, the kernel completes a pending
+/// change of carrier, which it would otherwise complete later, dropping every packet until then
+/// (`rtnl_getlink`, Linux 6.8; older kernels are only late by some microseconds).
+pub(super) fn sync_carrier(index: u32, name: &str) -> Request {
     let mut message = LinkMessage::default();
     message.header.index = index;
     message
@@ -176,7 +175,7 @@ pub(super) fn settle(index: u32, name: &str) -> Request {
         .push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
     let message = RouteNetlinkMessage::GetLink(message);
     Request {
-        operation: "settle the link",
+        operation: "sync the carrier of",
         object: name.to_owned(),
         message,
         flags: 0,

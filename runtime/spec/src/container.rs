@@ -1,9 +1,10 @@
-//! What a container is to be: the document that the daemon writes into a memfd and only the guest reads.
+//! The spec of a container: the daemon writes it into a memfd, and only the container process reads it. The
+//! container process is forked by the pod's keeper, builds the jail and becomes the payload.
 //!
-//! Written by the daemon at StartContainer, carried unread through the keeper, read by the guest after its
-//! fork, so that no sibling's environment lies in another guest's memory.
-//! Invariant: every value was checked when the container was created; a guest obeys and never re-decides.
-//! Not here: CRI messages, images, how a jail is built.
+//! Written at StartContainer; the keeper passes the descriptor on unread, and the container process reads it after
+//! its fork, so that no container's memory holds the environment of another.
+//! Invariant: every value was checked when the container was created; the container process applies it unchanged.
+//! Not here: CRI messages, images, building a jail.
 
 mod payload;
 
@@ -18,7 +19,7 @@ pub use payload::{ProcessRow, Tool, Toolbox, WasmNetwork};
 /// The version of [`ContainerSpec`] that this build writes; a keeper of an older build reads older ones.
 pub const SPEC_VERSION: u32 = 1;
 
-/// Everything one guest process needs to know.
+/// Everything that one container process needs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ContainerSpec {
     /// [`SPEC_VERSION`] of the writer.
@@ -27,27 +28,27 @@ pub struct ContainerSpec {
     pub pod: PodId,
     /// Its own id.
     pub id: ContainerId,
-    /// What runs at the end of the jail.
+    /// What runs in the jail.
     pub workload: Workload,
     /// The root filesystem.
     pub root: Root,
-    /// CRI mounts, in the order they are to be made (parents first).
+    /// CRI mounts, in order (parents first).
     pub mounts: Vec<Mount>,
-    /// Who the payload is, inside and on the host.
+    /// User and groups of the payload, inside and on the host.
     pub identity: Identity,
-    /// Files to which the guest writes `0` to enter those cgroups that it is not born into.
+    /// Files to which the container process writes `0` to join the cgroups in which it was not created.
     pub cgroup_procs: Vec<PathBuf>,
-    /// The container's memory limit in bytes; bounds linear memory, too.
+    /// The container's memory limit in bytes; also the limit of linear memory.
     pub memory_limit_bytes: Option<u64>,
     /// OOM killer adjustment, -1000 to 1000; negative values are clamped to what the node allows.
     pub oom_score_adj: i32,
-    /// How the guest process comes to be.
+    /// How the container process is created.
     pub spawn: Spawn,
-    /// A directory in the host's mount namespace over which the guest builds its new root.
+    /// A directory in the host's mount namespace on which the container process mounts its new root.
     pub staging: PathBuf,
 }
 
-/// The last step of a container: what its jail ends in.
+/// The payload of a container.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Workload {
     /// Instantiate and run compiled WebAssembly.
@@ -69,7 +70,7 @@ impl Workload {
 /// A Linux payload.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct LinuxSpec {
-    /// Arguments; the first names the program: a path, or a name that is looked for in the environment's `PATH`.
+    /// Arguments; the first is the program: a path, or a name that is searched in the environment's `PATH`.
     pub args: Vec<String>,
     /// Environment in the order given, names distinct.
     pub env: Vec<(String, String)>,
@@ -77,15 +78,15 @@ pub struct LinuxSpec {
     pub working_dir: String,
     /// Whether standard input is piped; closed (reads as end of file) when not.
     pub stdin: bool,
-    /// What confines it.
+    /// Its confinement.
     pub jail: LinuxJail,
     /// Flags of seccomp(2) with which its filter is installed.
     pub filter_flags: u32,
-    /// It lives in its pod's own user namespace.
+    /// Whether it runs in its pod's user namespace.
     pub userns: bool,
-    /// The cgroup hierarchies of the node, as they are shown below `/sys/fs/cgroup`.
+    /// The cgroup hierarchies of the node, as they are mounted below `/sys/fs/cgroup`.
     pub cgroups: Vec<CgroupMount>,
-    /// A host directory at which the pod's `/dev/shm` is mounted where it cannot be handed over as a descriptor.
+    /// The host directory of the pod's `/dev/shm`, for kernels where it cannot be passed as a descriptor.
     pub shm: PathBuf,
 }
 
@@ -98,26 +99,27 @@ pub struct CgroupMount {
     pub controllers: Vec<String>,
 }
 
-/// What confines a Linux payload beside what every sandbox has; equal for a container's first process and each exec.
+/// The confinement of a Linux payload beyond that of every sandbox; the same for a container's first process and
+/// each exec.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LinuxJail {
-    /// A terminal is its standard input, output and error.
+    /// Whether a terminal is its standard input, output and error.
     pub tty: bool,
-    /// Whose processes it sees.
+    /// Its pid namespace.
     pub pid: PidSpace,
     /// `/sys` and the cgroup tree are writable, and the cgroup namespace is the node's.
     pub privileged: bool,
     /// Capabilities as bit masks (bit 0 is CAP_CHOWN).
     pub capabilities: Capabilities,
-    /// No program that it executes gains privileges.
+    /// Whether executed programs cannot gain privileges.
     pub no_new_privs: bool,
-    /// Absolute paths that read as empty; absent ones are passed over.
+    /// Absolute paths that read as empty; absent ones are ignored.
     pub masked_paths: Vec<String>,
-    /// Absolute paths that cannot be written; absent ones are passed over.
+    /// Absolute paths that are read-only; absent ones are ignored.
     pub readonly_paths: Vec<String>,
-    /// Device nodes beside the six that everybody has.
+    /// Device nodes beside the six that every container has.
     pub devices: Vec<Device>,
-    /// Limits of the process; those not named keep the kernel's default for a fresh process.
+    /// Limits of the process; others keep the kernel's default for a new process.
     pub rlimits: Vec<ResourceLimit>,
     /// File mode creation mask.
     pub umask: u32,
@@ -127,33 +129,33 @@ pub struct LinuxJail {
     pub selinux: Option<String>,
     /// SELinux label of its mounts.
     pub mount_label: Option<String>,
-    /// Directories that the image wants to be writable even in a read-only root (`VOLUME`).
+    /// Directories of the image that are writable even in a read-only root (`VOLUME`).
     pub volumes: Vec<String>,
     /// Limit of the pod's `/dev/shm`, bytes.
     pub shm_bytes: u64,
 }
 
-/// Whose processes a container sees. Source: cri-api `NamespaceMode` of `pid`.
+/// The pid namespace of a container. Source: cri-api `NamespaceMode` of `pid`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PidSpace {
     /// Its own; its first process is pid 1.
     Own,
-    /// All of its pod's (`shareProcessNamespace`).
+    /// The pod's (`shareProcessNamespace`).
     Pod,
-    /// All of the node's; the pod was made for that.
+    /// The node's (hostPID).
     Node,
-    /// Those of another container of the same pod.
+    /// That of another container of the same pod.
     Target(ContainerId),
 }
 
 /// Capability sets of a Linux payload; the effective set equals the permitted one, the inheritable one the ambient one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Capabilities {
-    /// What it may ever have.
+    /// The bounding set.
     pub bounding: u64,
-    /// What it has.
+    /// The permitted set.
     pub permitted: u64,
-    /// What it keeps over execve as another user than root.
+    /// The ambient set, kept over execve as another user than root.
     pub ambient: u64,
 }
 
@@ -162,7 +164,7 @@ pub struct Capabilities {
 pub struct Device {
     /// Absolute path inside the container.
     pub path: String,
-    /// The node on the host, which is bound where nodes cannot be made (user namespaces).
+    /// The node on the host, which is bind-mounted where mknod is not possible (user namespaces).
     pub source: PathBuf,
     /// Character or block.
     pub kind: DeviceKind,
@@ -212,14 +214,14 @@ pub struct WasmSpec {
     pub working_dir: String,
     /// Whether standard input is piped; closed (reads as end of file) when not.
     pub stdin: bool,
-    /// A terminal is its standard input, output and error, and controls its session.
+    /// Whether a terminal is its standard input, output and error, and controls its session.
     #[serde(default)]
     pub tty: bool,
-    /// What it may do with the pod's network.
+    /// Its access to the pod's network.
     #[serde(default)]
     pub network: WasmNetwork,
-    /// Text of resolv.conf(5) by which names are looked up, instead of the files in its root: where names decide what may
-    /// be reached, nothing that a container could write is asked.
+    /// Text of resolv.conf(5) that replaces the files in its root: where access is granted by name, no file that the
+    /// container could write may decide how names are resolved.
     #[serde(default)]
     pub resolver: Option<String>,
     /// A built-in program that runs instead of compiled code.
@@ -227,11 +229,11 @@ pub struct WasmSpec {
     pub toolbox: Option<Toolbox>,
 }
 
-/// The two shapes of a WebAssembly program.
+/// The two kinds of WebAssembly programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum WasmKind {
-    /// A core module that speaks WASI preview 1.
+    /// A core module for WASI preview 1.
     Module,
     /// A component that exports `wasi:cli/run` (WASI 0.2).
     Component,
@@ -246,7 +248,7 @@ pub struct Root {
     pub upper: PathBuf,
     /// Overlay `workdir`, on the same filesystem as `upper`.
     pub work: PathBuf,
-    /// Nothing under `/` may be written but mounts.
+    /// Whether everything but mounts is read-only.
     pub readonly: bool,
 }
 
@@ -265,10 +267,10 @@ pub struct Mount {
     /// Read-only with everything mounted below it.
     #[serde(default)]
     pub recursive_readonly: bool,
-    /// How later mounts below it pass between host and container; Linux payloads only.
+    /// Its mount propagation; Linux payloads only.
     #[serde(default)]
     pub propagation: MountPropagation,
-    /// No set-id bits take effect on it.
+    /// Set-id bits have no effect on it.
     #[serde(default)]
     pub nosuid: bool,
     /// No device nodes work on it.
@@ -301,7 +303,7 @@ pub enum MountKind {
     },
 }
 
-/// How mounts that are made later pass through a mount. Source: mount_namespaces(7).
+/// Mount propagation. Source: mount_namespaces(7).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MountPropagation {
@@ -314,12 +316,12 @@ pub enum MountPropagation {
     Shared,
 }
 
-/// Who the payload runs as.
+/// The user and groups of the payload.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
-    /// The user asked for, as the container sees it.
+    /// The user id in the container.
     pub uid: u32,
-    /// The primary group asked for.
+    /// The primary group id in the container.
     pub gid: u32,
     /// Supplementary groups.
     pub groups: Vec<u32>,
@@ -332,7 +334,7 @@ pub struct Identity {
 pub struct IdRange {
     /// First host id; never 0.
     pub base: u32,
-    /// How many ids follow it: [`IdRange::SIZE`], or what the kubelet gave a pod with a user namespace.
+    /// Number of ids: [`IdRange::SIZE`], or the kubelet's value for a pod with a user namespace.
     pub size: u32,
 }
 
@@ -341,17 +343,17 @@ impl IdRange {
     pub const SIZE: u32 = 65_536;
 }
 
-/// How a guest process is made.
+/// How a container process is created.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Spawn {
-    /// A plain fork of the keeper: fastest, shares the spawner's address-space layout.
+    /// A fork of the keeper: fastest, shares the spawner's address-space layout.
     Fork,
-    /// The guest executes our own binary again inside the half-built jail: own layout, about 3 ms more.
+    /// The container process executes our own binary again inside the half-built jail: own layout, about 3 ms more.
     Exec,
 }
 
-/// How a container ended, as its keeper saw it.
+/// How a container ended, reported by its keeper.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Exit {
     /// Exit code as CRI reports it; 128 + signal for a signal.
@@ -360,11 +362,11 @@ pub struct Exit {
     pub signal: Option<i32>,
     /// Nanoseconds since 1970 UTC.
     pub finished_at: i64,
-    /// What the guest said of its own end.
+    /// Why it ended, as the container process reported it.
     pub cause: Cause,
 }
 
-/// Most bytes of the text of a [`Cause`]: what a kubelet takes of a container's last message.
+/// Most bytes of the text of a [`Cause`]: the kubelet's limit for a termination message.
 pub const MAX_CAUSE_BYTES: usize = 4096;
 
 /// Why a container ended.
@@ -374,11 +376,11 @@ pub enum Cause {
     Ended,
     /// A WebAssembly trap; the text holds the trap and its backtrace, bounded.
     Trap(String),
-    /// The jail could not be built or the program not be loaded; the text says which step.
+    /// The jail could not be built or the program not be loaded; the text names the step.
     StartFailed(String),
     /// Its keeper died under it.
     KeeperLost,
-    /// Nobody saw it end (the node rebooted).
+    /// Its end was not observed (the node rebooted).
     Unknown,
 }
 

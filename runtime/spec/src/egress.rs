@@ -1,12 +1,11 @@
-//! What a pod may reach beyond itself: everything, or what is listed and nothing else.
+//! The egress policy of a pod: it may reach everything, or only listed targets.
 //!
 //! Written by the daemon from the handler and the pod's annotation, kept in the pod's record, enforced twice: by
-//! the host functions of a Wasm guest, which know names, and by nftables in the pod's network namespace, which holds
-//! whatever runs in the pod and knows addresses alone.
-//! Invariants: some addresses are refused however they are listed and whatever name led to them ([`Denied`]); an
-//! address is judged in its canonical form, so that `::ffff:169.254.169.254` is 169.254.169.254, and refused if an
-//! IPv4 address that a translator would find in it is (`embedded_ipv4`); loopback, and whatever arrives from outside with
-//! the answers to it, is the pod's own business.
+//! the host functions of a Wasm guest, which know names, and by nftables in the pod's network namespace, which
+//! covers all processes of the pod and knows only addresses.
+//! Invariants: denied addresses are refused even if they are listed or a name resolves to them ([`Denied`]); an
+//! address is checked in its canonical form, so that `::ffff:169.254.169.254` is 169.254.169.254, and denied if it
+//! embeds a denied IPv4 address (`embedded_ipv4`); loopback, incoming connections and their answers are not limited.
 //! Not here: the annotation's name, DNS, sockets.
 
 mod cover;
@@ -22,54 +21,54 @@ use serde::{Deserialize, Serialize};
 pub use embedded_ipv4::{FORMS, Form};
 pub use parse::BadRule;
 
-/// Where servers answer for names.
+/// The port of DNS.
 const DNS_PORT: u16 = 53;
 
-/// What a pod may reach.
+/// The egress policy of a pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Egress {
-    /// Everything: the pod's network namespace is the boundary.
+    /// Everything is allowed.
     #[default]
     Open,
-    /// What is listed; with an empty list, nothing.
+    /// Only listed targets; with an empty list, nothing.
     Listed(List),
 }
 
-/// The targets of [`Egress::Listed`] and those that no list opens.
+/// The targets of [`Egress::Listed`] and the denied addresses.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct List {
-    /// What may be reached.
+    /// The allowed targets.
     pub rules: Vec<Rule>,
-    /// What may not, although it is listed.
+    /// Addresses that stay denied although they are listed.
     #[serde(default)]
     pub denied: Denied,
-    /// TCP ports that the pod's containers declare: over loopback they are reachable without being listed.
+    /// TCP ports that the pod's containers declare: they are reachable over loopback without a list entry.
     #[serde(default)]
     pub own_ports: Vec<u16>,
 }
 
-/// Addresses that no list opens, besides link-local ones, where clouds offer credentials to whoever asks.
+/// Addresses that are always denied, besides link-local ones, where clouds serve credentials.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Denied {
-    /// The node's own addresses, as they were when the pod was made.
+    /// The node's own addresses at the pod's creation.
     pub node: Vec<IpAddr>,
-    /// First and last port of ranges that are refused at those addresses.
+    /// First and last port of the ranges that are denied at those addresses.
     pub ports: Vec<(u16, u16)>,
 }
 
-/// One target that may be reached: as text `host`, `host:port`, `.suffix[:port]`, `ADDRESS[/BITS]`,
+/// One allowed target: as text `host`, `host:port`, `.suffix[:port]`, `ADDRESS[/BITS]`,
 /// `ADDRESS[/BITS]:port`, `[V6ADDRESS[/BITS]]:port`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Rule {
-    /// Where.
+    /// The host, domain or network.
     pub target: Target,
-    /// At which port, 1 to 65535; at all if none.
+    /// The port, 1 to 65535; `None` is every port.
     pub port: Option<u16>,
 }
 
-/// Where a rule leads.
+/// The target of a rule, without its port.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Target {
     /// Addresses.
@@ -87,14 +86,14 @@ pub struct Cidr {
     bits: u8,
 }
 
-/// May it be reached?
+/// The result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// Yes.
+    /// Allowed.
     Allowed,
-    /// No: no rule lists it.
+    /// Refused: no rule lists it.
     Unlisted,
-    /// No, and no rule could change that.
+    /// Refused, and no rule could allow it.
     Never,
 }
 
@@ -106,7 +105,7 @@ impl Decision {
         }
     }
 
-    /// Whether it may be reached.
+    /// Whether it is allowed.
     #[must_use]
     pub fn is_allowed(self) -> bool {
         self == Self::Allowed
@@ -114,7 +113,7 @@ impl Decision {
 }
 
 impl Egress {
-    /// May `target` be reached because its address is listed? Loopback always may.
+    /// Whether `target` is allowed by its address. Loopback always is.
     #[must_use]
     pub fn allows_addr(&self, target: SocketAddr) -> Decision {
         let covers = |rule: &Rule| match &rule.target {
@@ -124,16 +123,16 @@ impl Egress {
         self.judge(target, covers)
     }
 
-    /// May `target` be reached because `name` was looked up and this address was the answer? Refused addresses stay
-    /// refused: a name that leads to the node or to a metadata service opens neither.
+    /// Whether `target` is allowed because `name` resolved to its address. Denied addresses stay denied: a name that
+    /// resolves to the node or to a metadata service opens neither.
     #[must_use]
     pub fn allows_resolved(&self, name: &str, target: SocketAddr) -> Decision {
         let name = normal(name);
         self.judge(target, |rule| rule.target.names(&name))
     }
 
-    /// May `name` be asked for, to reach `port` of it, or whatever port if none? The address that it leads to is
-    /// for [`Egress::allows_resolved`] to judge.
+    /// Whether `name` may be resolved to connect to `port`, or to any port if `None`. [`Egress::allows_resolved`] then
+    /// checks the address.
     #[must_use]
     pub fn allows_name(&self, name: &str, port: Option<u16>) -> Decision {
         let Self::Listed(list) = self else {
@@ -158,8 +157,8 @@ impl Egress {
         }
     }
 
-    /// The TCP ports that a guest may connect to at all, over loopback too: the listed ones, the pod's own, and that of
-    /// DNS if a name is listed. `None` is every port: nothing is listed, or something at all ports.
+    /// The TCP ports to which a guest may connect, over loopback too: the listed ones, the pod's own, and that of
+    /// DNS if a name is listed. `None` is every port: there is no list, or an entry without a port.
     #[must_use]
     pub fn tcp_ports(&self) -> Option<Vec<u16>> {
         let Self::Listed(list) = self else {
@@ -185,7 +184,7 @@ impl Egress {
             return Decision::Allowed;
         };
         let address = target.ip().to_canonical();
-        // The kernel takes the unspecified address for loopback.
+        // The kernel treats the unspecified address as loopback.
         if address.is_loopback() || address.is_unspecified() {
             return Decision::Allowed;
         }
@@ -202,7 +201,7 @@ impl Denied {
     pub const USUAL_PORTS: [(u16, u16); 4] =
         [(2379, 2380), (6443, 6443), (10250, 10250), (10255, 10256)];
 
-    /// Networks refused at all ports: link-local ones, and the address of a metadata service that is not link-local.
+    /// Networks denied at all ports: link-local ones, and the address of a metadata service that is not link-local.
     pub const NETWORKS: [Cidr; 3] = [
         Cidr {
             base: IpAddr::V4(Ipv4Addr::new(169, 254, 0, 0)),
@@ -218,13 +217,13 @@ impl Denied {
         },
     ];
 
-    /// IPv4 networks, with how many bits count, that are refused behind a translator: link-local, and its own loopback.
+    /// IPv4 networks, with prefix lengths, that are denied behind a NAT64 translator: link-local and its own loopback.
     pub const BEHIND: [(Ipv4Addr, u8); 2] = [
         (Ipv4Addr::new(169, 254, 0, 0), 16),
         (Ipv4Addr::new(127, 0, 0, 0), 8),
     ];
 
-    /// Whether `port` of `address`, which is in canonical form, is refused, or of an address that it hides.
+    /// Whether `port` of `address`, in canonical form, or of an IPv4 address embedded in it is denied.
     fn covers(&self, address: IpAddr, port: u16) -> bool {
         let is_hidden = |inner: Ipv4Addr| {
             inner.is_link_local() || inner.is_loopback() || self.names(inner.into(), port)
@@ -247,7 +246,7 @@ impl Denied {
 }
 
 impl Target {
-    /// Whether this rule names `name`, which is lower case and has no final dot.
+    /// Whether this rule covers `name`, which is lower case and has no final dot.
     fn names(&self, name: &str) -> bool {
         match self {
             Self::Cidr(_) => false,
@@ -434,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_does_not_open_what_is_refused() {
+    fn a_name_does_not_open_denied_addresses() {
         let egress = listed(&["rebind.example.com", "api.example.com:443"]);
         let judge = |name, target: &str| egress.allows_resolved(name, target.parse().unwrap());
         let name = "rebind.example.com";

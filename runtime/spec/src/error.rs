@@ -1,6 +1,6 @@
-//! The one error of this crate: what was being done, to what, and how a caller may react.
+//! The error of the runtime crates: the operation, its object, and how a caller may react.
 //!
-//! Made at the call that knows the operation; rendered by the daemon, which alone knows gRPC codes.
+//! Created at the call that knows the operation; the daemon maps it to a gRPC code.
 //! Invariant: every error carries a [`Kind`]; the text names the operation and the object.
 //! Not here: gRPC, log output.
 
@@ -10,25 +10,25 @@ use std::io;
 /// How a caller may react to an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// The object asked for does not exist.
+    /// The object does not exist.
     Missing,
-    /// The request or its input is wrong; repeating it will not help.
+    /// The request is invalid; repeating it will not help.
     Invalid,
-    /// The object is in another phase than the request needs.
+    /// The object is in the wrong phase for the request.
     WrongPhase,
-    /// A resource of the node is used up.
+    /// A resource of the node is exhausted.
     Exhausted,
-    /// A guest's jail could not be built or its program not be loaded.
+    /// A container's jail could not be built or its program not be loaded.
     StartFailed,
     /// The other side did not answer in time.
     Deadline,
     /// The process on the other side is gone.
     Gone,
-    /// The node or this build cannot do it.
+    /// The node or this build does not support it.
     Unsupported,
     /// The kernel refused an operation.
     Io,
-    /// A promise inside Coracle does not hold.
+    /// An invariant of Coracle is violated.
     Bug,
 }
 

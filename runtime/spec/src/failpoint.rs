@@ -1,12 +1,12 @@
-//! Named places where a test makes this process fail: with an error, a kill, a delay or a full disk.
+//! Failpoints: named sites at which a test injects an error, a kill, a delay or a full disk.
 //!
-//! Called on the way through every step whose half-done state recovery must handle. Compiled to nothing
+//! Called in every step whose half-done state recovery must handle. Compiled to nothing
 //! without the feature `failpoints`, which no release has.
-//! Invariant: a site that is reached is written to the `.reached` file beside the plan, armed or not.
+//! Invariant: every site that is reached is appended to the `.reached` file beside the plan, armed or not.
 
 use std::io;
 
-/// Every site there is, for tests that must reach each of them.
+/// All sites, for tests that must reach each of them.
 pub const SITES: &[&str] = &[
     "run.record",
     "run.netns",
@@ -57,7 +57,7 @@ pub const SITES: &[&str] = &[
     "pull.record",
 ];
 
-/// Does what the plan says for `site`; nothing in a release.
+/// Executes the plan's action for `site`; does nothing in a release.
 ///
 /// Errors: the plan says `error` (EIO) or `enospc` for this site.
 #[cfg(not(feature = "failpoints"))]
@@ -66,7 +66,7 @@ pub fn hit(_site: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// Does what the plan says for `site`: the file named by `CORACLE_FAILPOINTS` at start, lines `site action`.
+/// Executes the plan's action for `site`. The plan is the file in `CORACLE_FAILPOINTS` at start, lines `site action`.
 ///
 /// Errors: the plan says `error` (EIO), `enospc` or `errno:NUMBER` for this site.
 #[cfg(feature = "failpoints")]
@@ -103,7 +103,7 @@ fn act(action: &str) -> io::Result<()> {
                 rustix::process::getpid(),
                 rustix::process::Signal::KILL,
             );
-            // A keeper is pid 1 of its namespace, where signals from inside do not count.
+            // A keeper is pid 1 of its namespace, which ignores signals from inside.
             #[allow(clippy::exit, reason = "the process is to die here, whatever runs")]
             std::process::exit(137)
         }
@@ -131,7 +131,7 @@ fn plan() -> Option<&'static str> {
 #[cfg(feature = "failpoints")]
 static PLAN: std::sync::OnceLock<Option<String>> = std::sync::OnceLock::new();
 
-/// Reads where the plan lies, from `CORACLE_FAILPOINTS` or from what a parent process hands down.
+/// Sets the plan's path, from `CORACLE_FAILPOINTS` or from the parent process.
 pub fn arm(plan: Option<String>) {
     #[cfg(feature = "failpoints")]
     let _ = PLAN.set(plan.filter(|p| !p.is_empty()));
@@ -139,7 +139,7 @@ pub fn arm(plan: Option<String>) {
     drop(plan);
 }
 
-/// The plan in force, to be handed to a child that is exec'd with an empty environment.
+/// The plan's path, for a child that is exec'd with an empty environment.
 pub fn armed() -> Option<String> {
     #[cfg(feature = "failpoints")]
     return plan().map(str::to_owned);

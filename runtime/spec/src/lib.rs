@@ -1,18 +1,18 @@
-//! What all parts of the runtime speak: ids, the spec of a container, egress lists, errors.
+//! The types that all parts of the runtime share: ids, the spec of a container, egress lists, errors.
 //!
-//! Written by the daemon, read by whoever builds or runs a container. A leaf: it makes no process, opens no socket and
-//! keeps no state.
+//! The daemon writes them; the keeper and the container process read them. A leaf crate: it creates no process, opens
+//! no socket and keeps no state.
 //!
 //! | module | is |
 //! |---|---|
 //! | [`id`] | ids of pods and containers |
-//! | [`ContainerSpec`] and its parts | what a container is to be, and how one ended |
+//! | [`ContainerSpec`] and its parts | how to create a container, and how one ended |
 //! | [`egress`] | what a pod may reach |
 //! | [`error`] | the one error of the runtime crates |
-//! | [`failpoint`] | named places where tests make things fail |
+//! | [`failpoint`] | named sites at which tests inject failures |
 //!
-//! Invariant: a value was checked when it was made; what older builds wrote is read.
-//! Not here: CRI, images, how a jail is built, how a list is enforced.
+//! Invariants: values are checked when they are created; records of older builds stay readable.
+//! Not here: CRI, images, building a jail, enforcing a list.
 
 pub mod egress;
 pub mod error;

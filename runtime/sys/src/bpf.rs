@@ -1,6 +1,6 @@
 //! bpf(2) for the device programs of cgroups: load, attach, detach, list.
 //!
-//! Called by `cgroup`, which assembles the programs. Invariant: a descriptor that the kernel makes is owned at once.
+//! Called by `cgroup`, which assembles the programs. Invariant: every new descriptor is owned at once.
 //! Not here: what a program allows. Source: include/uapi/linux/bpf.h.
 
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -14,7 +14,7 @@ const PROG_GET_FD_BY_ID: u32 = 13;
 const PROG_QUERY: u32 = 16;
 const TYPE_CGROUP_DEVICE: u32 = 15;
 const ATTACH_CGROUP_DEVICE: u32 = 6;
-/// A program stands beside others of its cgroup.
+/// The program is attached beside others of its cgroup.
 pub const ALLOW_MULTI: u32 = 2;
 const REPLACE: u32 = 4;
 /// The kernel attaches no more than this to one cgroup.
@@ -38,7 +38,7 @@ pub struct Instruction {
 }
 
 /// The arguments of one bpf(2) call, `union bpf_attr`, as 32-bit words. Longer than any kernel's, because the kernel may
-/// write into the end of it whatever length it was told; words that it does not know must be 0.
+/// write beyond the length that it was passed; words that it does not know must be 0.
 #[repr(C, align(8))]
 struct Arguments([u32; 64]);
 
@@ -61,8 +61,8 @@ impl Arguments {
 /// # Safety
 /// Addresses inside `arguments` must be valid for what `command` reads and writes through them.
 unsafe fn bpf(command: u32, arguments: &mut Arguments) -> Result<i32, Errno> {
-    // SAFETY: `arguments` is valid for reads and writes of its size, which is passed; what it points
-    // to is the caller's promise.
+    // SAFETY: `arguments` is valid for reads and writes of its size, which is passed; the caller guarantees the
+    // memory that it points to.
     let result = unsafe {
         libc::syscall(
             libc::SYS_bpf,
@@ -84,13 +84,13 @@ fn number(fd: impl AsRawFd) -> u32 {
 /// # Safety
 /// `fd` must be open and nobody else's.
 unsafe fn owned(fd: RawFd) -> OwnedFd {
-    // SAFETY: the caller's promise is the one that is asked for.
+    // SAFETY: the caller guarantees exactly what is required.
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
 /// Loads a device program. Errors: the kernel has no such programs, or its verifier refuses this one.
 pub fn load(program: &[Instruction]) -> Result<OwnedFd, Errno> {
-    // The kernel asks for no licence of device programs; it wants a string all the same.
+    // The kernel does not check the licence of device programs, but requires a string.
     let licence = c"Apache-2.0";
     let length = u32::try_from(program.len()).map_err(|_| Errno::TOOBIG)?;
     let mut arguments = Arguments::new(&[TYPE_CGROUP_DEVICE, length])

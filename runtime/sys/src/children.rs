@@ -1,8 +1,8 @@
-//! Ended children that nobody has waited for, and word of their end.
+//! Zombie children: a descriptor that signals their end, peeking and reaping.
 //!
-//! Used by a keeper: a process that is killed while it goes on in a sibling (see `fork::fork_sibling`) leaves a child
-//! that its parent was never told of.
-//! Invariant: peeking leaves a child for whoever waits for it.
+//! Called by the keeper: a process that is killed while it forks a sibling (see `fork::fork_sibling`) leaves a child
+//! that its parent does not know.
+//! Invariant: peeking does not reap a child.
 //! Not here: whose child is whose.
 
 use std::io;

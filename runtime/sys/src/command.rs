@@ -1,14 +1,14 @@
-//! Gives a process that is exec'd descriptors beyond the standard ones.
+//! Passes descriptors beyond the standard ones to a process that is exec'd.
 //!
-//! Called by `helper`. Invariant: the child has exactly the descriptors that were given, from 3 on, besides 0 to 2.
-//! Not here: what is executed.
+//! Called by `helper`. Invariant: the child has exactly the passed descriptors, from 3 on, besides 0 to 2.
+//! Not here: which program is executed.
 
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
-/// Lets the child of `command` have `descriptors` as 3, 4 and so on. They are closed with `command`.
+/// Passes `descriptors` to the child of `command` as 3, 4 and so on. They are closed with `command`.
 pub fn give(command: &mut Command, descriptors: Vec<OwnedFd>) {
     let mut lifted = vec![-1; descriptors.len()];
     let hand_over = move || {

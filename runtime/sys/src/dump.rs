@@ -1,4 +1,4 @@
-//! Keeps other processes out of this one: its memory, descriptors, root, working directory, namespaces.
+//! Makes this process non-dumpable, which protects its memory, descriptors, root, working directory and namespaces.
 //!
 //! Called by every process of ours before it does anything else, and after each change of its ids.
 //!
@@ -10,13 +10,13 @@
 //! fork(2) passes the setting on, execve(2) makes a process dumpable again, a change of effective or filesystem ids sets
 //! it to `fs.suid_dumpable`.
 //! Invariant: a process is not dumpable before it, or a child of it, enters or makes a namespace.
-//! Not here: who is kept out by other means.
+//! Not here: other protections.
 
 use std::io;
 
 use rustix::process::{DumpableBehavior, dumpable_behavior, set_dumpable_behavior};
 
-/// Where the kernel says what a change of ids makes of a process that was not dumpable.
+/// The sysctl for the dumpable setting after a change of ids.
 const AFTER_ID_CHANGE: &str = "/proc/sys/fs/suid_dumpable";
 
 /// Makes this process not dumpable: no core dump, and no other process without CAP_SYS_PTRACE reaches into it.
@@ -30,8 +30,8 @@ pub fn forbid() -> io::Result<()> {
     }
 }
 
-/// Whether a change of ids makes a process dumpable on this node (`fs.suid_dumpable` is 1): for a moment no process of
-/// ours that enters a user namespace would be closed.
+/// Whether a change of ids makes a process dumpable on this node (`fs.suid_dumpable` is 1): then our processes would
+/// be dumpable for a moment when they enter a user namespace.
 ///
 /// Errors: `/proc` cannot be read.
 pub fn id_change_reopens() -> io::Result<bool> {

@@ -1,9 +1,10 @@
 //! A mount namespace that holds one empty, read-only directory, for processes that need no files.
 //!
-//! Made once by the daemon and once by the spawner; whoever holds a user namespace, or is the first process of a shared
-//! pid namespace, enters it before that namespace exists, so that no file of the node can be reached through it.
-//! Invariant: entering an existing one costs the same on a node with any number of mounts.
-//! Not here: what lives in it.
+//! Created once by the daemon and once by the spawner. A process that holds a user namespace, or is the first of a
+//! shared pid namespace, enters it before it creates that namespace, so that no file of the node can be reached
+//! through the process.
+//! Invariant: entering an existing one costs the same with any number of mounts on the node.
+//! Not here: the processes in it.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -14,10 +15,10 @@ use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space,
 
 use super::mounts::{self, Forbid};
 
-/// Stack of the thread that makes one, bytes.
+/// Stack of the thread that creates one, bytes.
 const STACK: usize = 128 * 1024;
 
-/// Makes one, on a thread that ends with it, so that the caller stays where it is.
+/// Creates one, on a short-lived thread, so that the caller stays in its namespace.
 ///
 /// Errors: no thread can be started, or the kernel refuses a mount.
 pub fn namespace() -> io::Result<OwnedFd> {
@@ -26,7 +27,7 @@ pub fn namespace() -> io::Result<OwnedFd> {
             .name("empty-root".to_owned())
             .stack_size(STACK);
         let maker = builder.spawn_scoped(scope, || {
-            // Taken before, opened after the namespace was made: the new root has no /proc.
+            // Opened before the change of root: the new root has no /proc.
             let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
             let own = open("/proc/thread-self/ns", flags, Mode::empty())?;
             enter_new()?;
@@ -49,7 +50,7 @@ pub fn enter(namespace: BorrowedFd<'_>) -> io::Result<()> {
     )?)
 }
 
-/// Moves the calling thread into a new one. The cost grows with the mounts that it leaves.
+/// Moves the calling thread into a new one. The cost grows with the number of mounts in its old namespace.
 ///
 /// Errors: the kernel refuses a mount.
 pub fn enter_new() -> io::Result<()> {

@@ -1,8 +1,8 @@
-//! Making a process by clone3(2) without exec, and calls that change only the calling process.
+//! Creates processes by clone3(2) without exec, and has calls that change only the calling process.
 //!
-//! Called by the spawner (for keepers), a keeper (for guests) and the id-map helper.
-//! Invariant: the caller's process allocates on no other thread while it forks, so that the child finds its
-//! allocator unlocked; see `keeper::log` for the threads that a keeper does have.
+//! Called by the spawner (for keepers), a keeper (for container processes) and the id-map helper.
+//! Invariant: no other thread of the caller allocates during a fork, so that the child finds its
+//! allocator unlocked; see `keeper::log` for the threads that a keeper has.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -14,7 +14,7 @@ const INTO_CGROUP: u64 = 0x2_0000_0000;
 pub enum Forked {
     /// In the parent: the child's pidfd and its pid as this process sees it.
     Parent {
-        /// Refers to the child for as long as it is held.
+        /// The child's pidfd.
         pidfd: OwnedFd,
     },
     /// In the child.
@@ -23,9 +23,9 @@ pub enum Forked {
 
 /// Forks with namespaces `flags` (`CLONE_NEW*`). The child gets a copy of everything; only this thread exists in it.
 ///
-/// Errors: what clone3(2) says: EAGAIN or ENOMEM on an exhausted node, EPERM without privilege.
+/// Errors: as clone3(2): EAGAIN or ENOMEM on an exhausted node, EPERM without privilege.
 ///
-/// The child is born into the unified-tree cgroup `cgroup`, if one is given: cheaper than moving there.
+/// The child is created in the unified-tree cgroup `cgroup`, if one is given: cheaper than moving it there.
 pub fn fork(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Forked> {
     clone(flags, libc::SIGCHLD, cgroup)
 }
@@ -34,13 +34,13 @@ pub fn fork(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Forked> {
 ///
 /// Errors: as [`fork`]; EINVAL for the first process of a pid namespace.
 pub fn fork_sibling(flags: u64) -> io::Result<Forked> {
-    // The kernel takes the signal from this process and wants none named.
+    // The kernel uses this process's exit signal and refuses an explicit one.
     clone(flags | libc::CLONE_PARENT as u64, 0, None)
 }
 
 fn clone(flags: u64, exit_signal: i32, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Forked> {
     let mut pidfd: RawFd = -1;
-    // SAFETY: clone_args is plain integers; all-zero is its documented "nothing asked" value.
+    // SAFETY: clone_args is plain integers; all-zero is its documented default.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
     args.flags = flags | libc::CLONE_PIDFD as u64;
     args.pidfd = (&raw mut pidfd) as u64;
@@ -128,7 +128,7 @@ pub fn adopt(fd: RawFd) -> OwnedFd {
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
-/// The host's view of the process behind `pidfd`: its pid in the pid namespace of the mounted `/proc`.
+/// The pid of the process behind `pidfd`, in the pid namespace of the mounted `/proc`.
 ///
 /// Errors: `/proc` is not readable; ESRCH when the process is gone.
 pub fn pid_of(pidfd: BorrowedFd<'_>) -> io::Result<i32> {

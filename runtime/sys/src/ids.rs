@@ -1,6 +1,6 @@
 //! Identity of the calling process: user and group ids, groups, capabilities, securebits.
 //!
-//! Called by `sandbox` while a guest is still single-threaded; the calls are the kernel's per-thread ones.
+//! Called by `sandbox` while the container process is single-threaded; the calls are the kernel's per-thread ones.
 //! Invariant: after [`drop_capabilities`] all five sets are empty and cannot grow again.
 
 use std::io;
@@ -19,7 +19,7 @@ fn check(result: libc::c_long) -> io::Result<()> {
     }
 }
 
-/// Lets later id changes leave the capability sets alone, so that mounts can be made as the pod's own root.
+/// Keeps the capability sets over later id changes, so that mounts can be created as the pod's own root.
 pub fn keep_capabilities_over_id_change() -> io::Result<()> {
     Ok(set_capabilities_secure_bits(
         CapabilitiesSecureBits::NO_SETUID_FIXUP,
@@ -28,7 +28,7 @@ pub fn keep_capabilities_over_id_change() -> io::Result<()> {
 
 /// Creates files from now on as `uid` and `gid` (filesystem ids only), and stays not dumpable.
 ///
-/// Errors: EPERM when an id was not taken on, which the calls themselves do not say.
+/// Errors: EPERM when an id did not change, which the calls themselves do not report.
 pub fn set_filesystem_ids(uid: u32, gid: u32) -> io::Result<()> {
     const NONE: u32 = u32::MAX;
     // SAFETY: each call takes one integer and changes only this thread's filesystem ids; an id that does not exist
@@ -89,7 +89,7 @@ pub fn bound_capabilities(kept: u64) -> io::Result<()> {
 
 /// Sets the permitted and effective sets to `permitted`, the inheritable and ambient ones to `ambient`.
 ///
-/// Errors: EPERM when more is asked for than the process has.
+/// Errors: EPERM for a capability that the process does not have.
 pub fn take_capabilities(permitted: u64, ambient: u64) -> io::Result<()> {
     #[repr(C)]
     struct Header {

@@ -1,24 +1,24 @@
 //! A session keyring of a process's own, so that it finds no key of the daemon or of another container.
 //!
-//! Called by the daemon at its start and by every process that becomes a container, as host root.
+//! Called by the daemon at its start and by every container process, as host root.
 //!
 //! A keyring counts against the quota of the real user who makes it, and every container that runs as host root shares
 //! one user's: one of them could use it up and stop all others from starting. So each keyring is charged to a user id
 //! drawn at random among two thousand million that no pod is given, which nobody can fill in advance.
-//! Invariant: success means that the keyring is new and empty; there is no failure that may be passed over, for the
-//! process would be left in its maker's keyring.
+//! Invariant: success means that the keyring is new and empty; every failure is fatal, because the process would
+//! keep its parent's keyring.
 //! Not here: keys.
 
 use std::io;
 
-/// User ids from here on own keyrings; pods' ranges end below.
+/// The first user id that owns keyrings; pods' ranges end below it.
 const FIRST_OWNER: u32 = 1 << 31;
-/// How many owners are tried whose quota is used up.
+/// How many owners are tried when their quota is exhausted.
 const OWNERS: usize = 4;
 
 /// Joins a new, empty session keyring. The filesystem ids become the effective ones.
 ///
-/// Errors: whatever the kernel says: ENOSYS without keyrings, EDQUOT when every id that was tried has no quota left,
+/// Errors: the kernel's: ENOSYS without keyrings, EDQUOT when no tried id has quota left,
 /// EPERM under a seccomp filter.
 pub fn join_own() -> io::Result<()> {
     let mut joined = Err(io::Error::from_raw_os_error(libc::EDQUOT));

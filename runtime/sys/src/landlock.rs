@@ -1,14 +1,14 @@
-//! Landlock: what the calling thread, and whatever it makes from then on, may do with files, TCP ports, signals.
+//! Landlock: restricts files, TCP ports and signals for the calling thread and its later children.
 //!
-//! Called by `sandbox::landlock`, which knows what a guest needs. Source: linux/landlock.h and landlock(7).
-//! Invariants: a ruleset only takes rights away, for good; no right is handled that this kernel does not know.
-//! Not here: whose paths and ports.
+//! Called by `sandbox::landlock`, which knows what a container needs. Source: linux/landlock.h and landlock(7).
+//! Invariants: a ruleset only restricts, permanently; only rights that this kernel knows are handled.
+//! Not here: which paths and ports.
 
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 
-/// Rights over files and directories, as bits of one set; those without a version are of the first. Nobody is given the
-/// others: to execute a file, to make a device, to send a device an ioctl.
+/// Rights on files and directories, as bits of one set; those without a version are of the first. No container gets
+/// the others: executing a file, creating a device, sending a device an ioctl.
 pub mod files {
     /// Open a file for writing.
     pub const WRITE_FILE: u64 = 1 << 1;
@@ -65,8 +65,8 @@ pub mod scopes {
     pub const SIGNALS: u64 = 1 << 1;
 }
 
-/// What a ruleset takes away, but for what its rules give back. Layout: `struct landlock_ruleset_attr`; a kernel that
-/// knows fewer fields takes zeros for the others.
+/// The rights that a ruleset denies unless a rule allows them. Layout: `struct landlock_ruleset_attr`; a kernel that
+/// knows fewer fields accepts zeros for the others.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Handled {
@@ -120,13 +120,13 @@ pub fn version() -> io::Result<u32> {
     u32::try_from(check(answer)?).map_err(io::Error::other)
 }
 
-/// Rules that are being collected; they bind nobody before [`Ruleset::restrict_self`].
+/// A ruleset; it takes effect at [`Ruleset::restrict_self`].
 #[derive(Debug)]
 pub struct Ruleset(OwnedFd);
 
 impl Ruleset {
-    /// A ruleset without rules: it takes away all that is handled. Errors: EINVAL for a right that the kernel does not
-    /// know, ENOMSG when nothing is handled.
+    /// A ruleset without rules: it denies all handled rights. Errors: EINVAL for a right that the kernel does not
+    /// know, ENOMSG when no right is handled.
     pub fn new(handled: Handled) -> io::Result<Self> {
         // SAFETY: `handled` has the layout of landlock_ruleset_attr, outlives the call, and its size goes with it.
         let answer = unsafe {
@@ -142,7 +142,7 @@ impl Ruleset {
         Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 
-    /// Gives `rights` back for `place` and, if it is a directory, for everything below it.
+    /// Allows `rights` for `place` and, if it is a directory, for everything below it.
     ///
     /// Errors: EINVAL for rights that are not handled, or that a file cannot have; EBADFD for a file of no mount.
     pub fn allow_beneath(&self, place: BorrowedFd<'_>, rights: u64) -> io::Result<()> {
@@ -153,7 +153,7 @@ impl Ruleset {
         self.add(RULE_PATH_BENEATH, (&raw const rule).cast())
     }
 
-    /// Gives `rights` back for one TCP port. Errors: EINVAL for rights that are not handled.
+    /// Allows `rights` for one TCP port. Errors: EINVAL for rights that are not handled.
     pub fn allow_port(&self, port: u16, rights: u64) -> io::Result<()> {
         let rule = NetPort {
             allowed: rights,
@@ -176,9 +176,9 @@ impl Ruleset {
         check(answer).map(drop)
     }
 
-    /// Binds the calling thread, and all threads and processes that it makes, for good.
+    /// Restricts the calling thread, and all threads and processes that it creates, permanently.
     ///
-    /// Errors: EPERM without no_new_privs, E2BIG when 16 rulesets bind it already.
+    /// Errors: EPERM without no_new_privs, E2BIG when it has 16 rulesets already.
     pub fn restrict_self(self) -> io::Result<()> {
         // SAFETY: the call takes a descriptor and flags; it changes this thread's credentials and no memory.
         let answer =

@@ -1,7 +1,7 @@
 //! Raw kernel calls that no safe library covers: fork without exec, signal dispositions, mount attributes.
 //!
 //! Called by spawner, keeper and sandbox. Wrappers always set close-on-exec and keep errno.
-//! Invariant: the `unsafe` of process making and mounting lives here, each block argued.
+//! Invariant: all `unsafe` of process creation and mounting is here, each block with its argument.
 //! Not here: pods, containers, policy.
 
 #![allow(unsafe_code, reason = "raw kernel calls live here")]
@@ -30,7 +30,7 @@ pub fn standard(number: i32) -> std::os::fd::BorrowedFd<'static> {
     unsafe { std::os::fd::BorrowedFd::borrow_raw(number) }
 }
 
-/// Gives the pages that the allocator holds free back to the kernel. Takes about a millisecond for a heap of 10 MiB.
+/// Returns the allocator's free pages to the kernel. Takes about a millisecond for a heap of 10 MiB.
 pub fn give_memory_back() {
     #[cfg(target_env = "gnu")]
     // SAFETY: malloc_trim takes the allocator's own locks and moves nothing that is in use.
@@ -39,8 +39,8 @@ pub fn give_memory_back() {
     }
 }
 
-/// The user behind the other end of a unix socket. A peer outside this pid namespace has pid 0, which safe wrappers
-/// refuse, so only the uid is taken.
+/// The user id of a unix socket's peer. A peer outside this pid namespace has pid 0, which safe wrappers refuse, so
+/// only the uid is read.
 pub fn peer_uid(socket: std::os::fd::BorrowedFd<'_>) -> std::io::Result<u32> {
     use std::os::fd::AsRawFd as _;
     let mut peer = libc::ucred {

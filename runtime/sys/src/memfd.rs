@@ -1,4 +1,4 @@
-//! Bytes that are handed to another process as a descriptor.
+//! Bytes that are passed to another process as a descriptor.
 //!
 //! Written by the daemon, read by a container process, a compiler or a keeper. Invariant: a sealed memfd never changes.
 //! Not here: what the bytes mean.

@@ -1,6 +1,6 @@
 //! The fd-based mount calls: clone a tree, change its attributes and id map, make an overlay, attach.
 //!
-//! Called by `sandbox` inside a guest's own mount namespace.
+//! Called by `sandbox` inside a container's own mount namespace.
 //! Invariant: no call here resolves a path of an image; callers pass descriptors or host paths of our own.
 
 use std::ffi::CStr;
@@ -15,7 +15,7 @@ use rustix::mount::{
     fsopen, mount_change, move_mount, open_tree, unmount,
 };
 
-/// What a mount forbids.
+/// Restrictions of a mount.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Forbid {
     /// No writes.
@@ -60,7 +60,7 @@ impl Forbid {
     }
 }
 
-/// How later mounts pass between a mount and its copies. Source: mount_namespaces(7).
+/// Mount propagation between a mount and its copies. Source: mount_namespaces(7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Propagation {
     /// Neither way.
@@ -107,7 +107,7 @@ pub fn set_attributes(
     change(tree, &attr, recursive)
 }
 
-/// Changes how mounts pass through `tree` and everything mounted below it.
+/// Sets the propagation of `tree` and everything mounted below it.
 ///
 /// Errors: EINVAL when `tree` is no mount root.
 pub fn set_propagation(tree: BorrowedFd<'_>, propagation: Propagation) -> io::Result<()> {
@@ -257,7 +257,7 @@ pub fn overlay(
     )?)
 }
 
-/// Stops mount events from passing between this namespace and its parent, both ways.
+/// Stops mount propagation between this namespace and its parent, both ways.
 pub fn make_all_private() -> io::Result<()> {
     Ok(mount_change(
         c"/",

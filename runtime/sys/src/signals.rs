@@ -1,12 +1,12 @@
-//! Signal dispositions, mask and the other attributes that survive a fork and must not reach a guest by accident.
+//! Signal dispositions, mask and other attributes that survive a fork and must not leak into a container process.
 //!
-//! Called first thing in the spawner, in each keeper and in each guest.
-//! Invariant: after [`reset`] the process has default dispositions but for faults (SIGPIPE ignored), an empty mask, nice 0,
-//! umask 022 and the affinity of the node.
+//! Called first thing in the spawner, in each keeper and in each container process.
+//! Invariant: after [`reset`] the process has default dispositions except for faults and SIGPIPE (ignored), an empty
+//! mask, nice 0, umask 022 and the affinity of the node.
 
 use std::io;
 
-/// Puts signals, nice value, umask and affinity back to what a fresh process has.
+/// Resets signals, nice value, umask and affinity to those of a new process.
 ///
 /// Errors: none; what the kernel refuses stays as it was. SIGPIPE stays ignored: our own writes report EPIPE.
 ///
@@ -27,7 +27,7 @@ pub fn reset() {
             let action: libc::sigaction = std::mem::zeroed();
             libc::sigaction(signal, &raw const action, std::ptr::null_mut());
         }
-        // glibc keeps these two to itself and refuses to touch them; the kernel does not.
+        // glibc reserves these two and refuses to change them; the kernel does not.
         let default = [0_u64; 4];
         for signal in [32, 33] {
             libc::syscall(
@@ -81,13 +81,13 @@ pub fn catch_stops(handler: extern "C" fn(i32)) -> io::Result<()> {
     Ok(())
 }
 
-/// Gives SIGPIPE its default again, for a program that is about to be executed.
+/// Resets SIGPIPE to its default, for a program that is about to be executed.
 pub fn default_pipe() {
     // SAFETY: sets a disposition of this process; nothing of ours runs after it but execve.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
 }
 
-/// Has the kernel kill this process when the one that forked it ends. To be called after the last change of user.
+/// Makes the kernel kill this process when its parent ends. To be called after the last change of user.
 pub fn die_with_parent() -> io::Result<()> {
     // SAFETY: prctl takes integers here.
     if unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) } == 0 {
@@ -97,7 +97,7 @@ pub fn die_with_parent() -> io::Result<()> {
     }
 }
 
-/// Has the kernel reap this process's children by itself.
+/// Makes the kernel reap this process's children.
 pub fn ignore_children() {
     // SAFETY: sets a disposition to SIG_IGN, which makes the kernel reap children by itself.
     unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };

@@ -1,6 +1,6 @@
 //! Pseudo terminals: the other side of one, the controlling terminal of a session, the window's size.
 //!
-//! Called by `sandbox` while a guest is built, and by whoever resizes a terminal later.
+//! Called by `sandbox` when it builds a container, and by the keeper for a resize.
 //! Invariant: a terminal of a container is never opened by a path that the container could have changed.
 
 use std::io;
@@ -40,7 +40,7 @@ pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok((control, side))
 }
 
-/// Sets the size of a terminal's window and tells the programs in its foreground. `control` is either side.
+/// Sets a terminal's window size; its foreground programs get SIGWINCH. `control` is either side.
 pub fn resize(control: BorrowedFd<'_>, columns: u16, rows: u16) -> io::Result<()> {
     let size = libc::winsize {
         ws_row: rows,

@@ -1,10 +1,10 @@
-//! New user namespaces with a map, held by a process that does nothing else.
+//! User namespaces with id maps, each kept alive by a process that does nothing else (the holder).
 //!
 //! Called by `sandbox::identity` (a map for mounts) and by `network` (the namespaces of a pod with ids of its own). The
 //! daemon may call it although it has threads: the child makes system calls only.
-//! Invariants: the holder ends with its handle, whatever becomes of the caller; before the namespace exists it is not
-//! dumpable, has an empty root and none of the caller's descriptors, so that there is nothing to find in it, not even
-//! while it ends (a process that is exiting has no memory left whose setting could be asked).
+//! Invariants: the holder ends with its handle, also when the caller is killed; before the namespace exists it is not
+//! dumpable, has an empty root and none of the caller's descriptors, so that nothing can be reached through it, not
+//! even while it exits (an exiting process has no mm, and so no dumpable setting).
 //! Not here: which ids.
 
 use std::fs::File;
@@ -26,14 +26,14 @@ pub struct Held {
     pid: i32,
 }
 
-/// What a holder is made with.
+/// Parameters of a holder.
 #[derive(Clone, Copy, Default)]
 pub struct Holder<'a> {
-    /// Namespaces (`CLONE_NEW*`) that are made beside the user namespace, inside it.
+    /// Further namespaces (`CLONE_NEW*`) to create inside the user namespace.
     pub flags: libc::c_int,
-    /// The mount namespace in which the holder lives, one of [`empty`]; without one it makes its own.
+    /// The holder's mount namespace, one of [`empty`]; without one it creates its own.
     pub root: Option<BorrowedFd<'a>>,
-    /// What the holder shows itself as; only a process without other threads may give one.
+    /// The holder's title in `ps`; only for single-threaded callers.
     pub title: Option<&'a str>,
 }
 
@@ -85,7 +85,7 @@ fn made(answer: &OwnedFd) -> io::Result<()> {
 
 /// The life of the holder.
 fn live(flags: libc::c_int, root: Option<i32>, wait: i32, ready: i32) -> ! {
-    // Nothing is allocated here: another thread of the caller may have held the allocator's lock.
+    // No allocation here: another thread of the caller may have held the allocator's lock.
     let table = [wait, ready, root.unwrap_or(wait)];
     let entered = fork::keep_only(&table).and_then(|()| enter(flags, root.is_some()));
     let errno = entered.map_or_else(|e| e.raw_os_error().unwrap_or(libc::EIO), |()| 0);
@@ -98,7 +98,7 @@ fn live(flags: libc::c_int, root: Option<i32>, wait: i32, ready: i32) -> ! {
 }
 
 fn enter(flags: libc::c_int, root_is_given: bool) -> io::Result<()> {
-    // Its third descriptor, whatever that is, ends here.
+    // Adopts descriptor 2 and closes it below.
     let root = fork::adopt(2);
     match root_is_given {
         true => empty::enter(root.as_fd())?,

@@ -1,4 +1,4 @@
-//! The target that reads challenges and tokens: what a registry says to have credentials sent somewhere.
+//! The target that reads challenges and tokens, by which a registry directs credentials to a realm.
 
 use reqwest::Url;
 
@@ -7,8 +7,8 @@ use crate::endpoint::address_policy::AddressPolicy;
 
 const REPOSITORY: &str = "library/app";
 
-/// The first line is a challenge, what follows the realm's answer. A challenge holds no more than its field; a realm that
-/// is taken is asked at its own host for this repository alone, and is never let in where no registry may lead.
+/// The first line is a challenge, the rest the realm's response. A parsed challenge is no longer than its field; the
+/// token request goes to the realm's host for this repository alone, and never to a forbidden address.
 pub(crate) fn challenge(input: &[u8]) {
     let end = input.iter().position(|byte| *byte == b'\n');
     let (line, body) = input.split_at(end.unwrap_or(input.len()));
@@ -42,8 +42,7 @@ pub(crate) fn challenge(input: &[u8]) {
     leads_nowhere_forbidden(&url);
 }
 
-/// What the rule for realms lets in is no address of this machine, of its link or of a cloud's metadata service, judged
-/// from the URL as it is connected to.
+/// Checks that a realm the policy allows is no address of this machine, of its link or of a cloud's metadata service.
 fn leads_nowhere_forbidden(url: &Url) {
     let rule = AddressPolicy {
         loopback: false,

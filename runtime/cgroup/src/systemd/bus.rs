@@ -1,11 +1,10 @@
-//! One conversation with systemd over its own socket: connect, call, wait for the job to end.
+//! One D-Bus connection to systemd's own socket: connect, call, wait for the end of the job.
 //!
-//! Called by `systemd`. systemd answers D-Bus on a private socket, without a bus daemon between, and tells every
-//! connection the end of every job. A connection serves one operation and is dropped: nothing waits when there is
-//! nothing to do, operations of different pods do not queue behind each other, and a systemd that was executed anew
-//! needs no care.
+//! Called by `systemd`. systemd serves D-Bus on a private socket, without a bus daemon, and signals the end of every
+//! job to every connection. A connection serves one operation and is dropped: none is open when there is nothing to
+//! do, operations of different pods do not queue behind each other, and a re-executed systemd needs no handling.
 //! Invariant: no call blocks beyond its deadline.
-//! Not here: what is asked of systemd.
+//! Not here: which methods are called.
 
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
@@ -18,7 +17,7 @@ use super::message::{self, Body, Message};
 /// Where systemd listens for root.
 pub(super) const SOCKET: &str = "/run/systemd/private";
 
-/// A connection, good for a few calls until its deadline.
+/// A connection, for a few calls until its deadline.
 #[derive(Debug)]
 pub(super) struct Bus {
     stream: UnixStream,
@@ -28,17 +27,17 @@ pub(super) struct Bus {
     ended: Vec<(String, String)>,
 }
 
-/// How systemd answered a call.
+/// systemd's reply to a call.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Answer {
-    /// It did or will do it.
+    /// A method return.
     Accepted,
-    /// It refused: the error's name and text.
+    /// An error: its name and text.
     Refused { name: String, text: String },
 }
 
 impl Bus {
-    /// Connects and authenticates as root. Errors: nobody listens, or refuses us.
+    /// Connects and authenticates as root. Errors: the connection or the authentication is refused.
     pub(super) fn connect(socket: &Path, timeout: Duration) -> Result<Self, Error> {
         let failed = |source| Error::Connect {
             socket: socket.to_owned(),
@@ -122,7 +121,7 @@ impl Bus {
         message::read(&bytes).ok_or_else(malformed)
     }
 
-    /// What is left until the deadline. Errors: nothing.
+    /// The time left until the deadline. Errors: none is left.
     fn timeout(&self) -> io::Result<Option<Duration>> {
         let left = self.deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
@@ -150,7 +149,7 @@ impl Bus {
     }
 }
 
-/// A socket's timeout shows as EAGAIN.
+/// Maps EAGAIN, the error of a socket timeout, to `TimedOut`.
 fn in_time(error: io::Error) -> io::Error {
     match error.kind() {
         io::ErrorKind::WouldBlock => io::Error::new(io::ErrorKind::TimedOut, "no answer in time"),
@@ -184,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_to_authenticate_is_told_with_its_words() {
+    fn an_authentication_error_carries_the_text_of_systemd() {
         let socket = listener("refusal", b"REJECTED EXTERNAL\r\n");
         let error = Bus::connect(&socket, Duration::from_secs(5)).unwrap_err();
         let Error::Connect { source, .. } = error else {

@@ -1,31 +1,31 @@
-//! What can go wrong between us and systemd. Made where the call is; names call, unit and cause.
+//! Errors of calls to systemd, created where the call fails; they name call, unit and cause.
 //! Not here: gRPC codes, logging.
 
 use std::io;
 use std::path::PathBuf;
 
-/// A pod's scope could not be named, made or removed.
+/// Why a pod's scope was not named, created or removed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A parent that is no slice.
+    /// The parent is not a slice.
     #[error("cgroup parent {parent:?} {why}; it must be a slice such as kubepods-pod1.slice")]
     Slice {
-        /// The parent as it was given.
+        /// The parent.
         parent: String,
         /// What is wrong with it.
         why: &'static str,
     },
-    /// A slice was asked for, but we make cgroups as directories.
+    /// The parent is a slice, but the driver is cgroupfs.
     #[error(
         "cgroup parent {parent:?} is a slice of systemd, but cgroup.driver is cgroupfs; give kubelet and runtime the \
          same driver"
     )]
     NotSystemd {
-        /// The parent as it was given.
+        /// The parent.
         parent: String,
     },
-    /// Nobody listens on systemd's socket, or refuses us.
+    /// systemd's socket refuses the connection, or the authentication failed.
     #[error("connect to systemd at {socket}; is it process 1?")]
     Connect {
         /// The socket.
@@ -33,8 +33,8 @@ pub enum Error {
         /// The cause.
         source: io::Error,
     },
-    /// The conversation broke off.
-    #[error("ask systemd for {member}")]
+    /// The connection broke during a call.
+    #[error("call {member} of systemd")]
     Call {
         /// The method.
         member: &'static str,
@@ -53,7 +53,7 @@ pub enum Error {
         /// Its text.
         text: String,
     },
-    /// systemd took the job and failed.
+    /// systemd queued the job, and the job failed.
     #[error("{member} of {unit}: the job ended {result:?}, not done; see systemctl status {unit}")]
     Job {
         /// The method.
@@ -63,19 +63,19 @@ pub enum Error {
         /// How the job ended.
         result: String,
     },
-    /// systemd says done, but the process is elsewhere.
+    /// The job succeeded, but the process is in another cgroup.
     #[error("start of {unit}: process {pid} is in cgroup {found}, not in {wanted}")]
     Elsewhere {
         /// The unit.
         unit: String,
-        /// The process that was to be in it.
+        /// The process that should be in it.
         pid: i32,
         /// Where it is.
         found: String,
         /// Where the scope is.
         wanted: String,
     },
-    /// The cgroups below the scope.
+    /// A cgroup below the scope failed.
     #[error(transparent)]
     Cgroup(#[from] super::super::Error),
 }

@@ -1,10 +1,10 @@
-//! D-Bus messages, as far as talking to systemd needs them: little-endian encoding, and what of an answer counts.
+//! The part of the D-Bus encoding that calls to systemd need: little-endian messages, and the fields we read.
 //!
 //! Called by `bus`. Pure over bytes. Source: D-Bus Specification 0.38, "Marshaling" and "Message Format".
-//! Invariant: nothing that is received is trusted for a length; a short or odd message is `None`, never a panic.
+//! Invariant: received lengths are checked; a short or malformed message is `None`, never a panic.
 //! Not here: sockets, which methods there are.
 
-/// Largest message that is taken. Bytes; systemd's own signals stay below a few KiB.
+/// Largest message that is accepted. Bytes; systemd's own signals stay below a few KiB.
 pub(super) const MAX_BYTES: usize = 1 << 20;
 /// Bytes before the array of header fields ends its length: enough to know how long the message is.
 pub(super) const PREFIX_BYTES: usize = 16;
@@ -29,7 +29,7 @@ pub(super) struct Body {
     signature: String,
 }
 
-/// The value of one property of a unit; which of them there are is what `systemd` sets.
+/// The value of one property of a unit; only the types that `systemd` needs.
 #[derive(Debug)]
 pub(super) enum Value<'a> {
     /// `s`
@@ -45,17 +45,17 @@ pub(super) enum Value<'a> {
 /// A message that was received.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Message {
-    /// The answer to the call of this serial.
+    /// The return of the call with this serial.
     Return { reply_to: u32 },
-    /// The refusal of the call of this serial: the error's name and its text.
+    /// The error of the call with this serial: its name and its text.
     Error {
         reply_to: u32,
         name: String,
         text: String,
     },
-    /// The end of a job: which unit's, and how it went. Signal `JobRemoved(u id, o job, s unit, s result)`.
+    /// The end of a job: its unit and result. Signal `JobRemoved(u id, o job, s unit, s result)`.
     JobRemoved { unit: String, result: String },
-    /// Everything else: other signals, and calls, which nobody answers.
+    /// Everything else: other signals, and calls, which are not answered.
     Other,
 }
 
@@ -182,7 +182,7 @@ impl Value<'_> {
     }
 }
 
-/// How long the message is that begins with these [`PREFIX_BYTES`]; `None` if it is none that we read.
+/// The length of the message that begins with these [`PREFIX_BYTES`]; `None` if it is not supported.
 pub(super) fn length_of(prefix: &[u8]) -> Option<usize> {
     let number = |at: usize| Some(u32::from_le_bytes(prefix.get(at..at + 4)?.try_into().ok()?));
     if prefix.first() != Some(&b'l') || prefix.get(3) != Some(&1) {

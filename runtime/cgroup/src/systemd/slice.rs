@@ -10,14 +10,14 @@ const SUFFIX: &str = ".slice";
 const SCOPE_PREFIX: &str = "coracle-";
 const SCOPE_SUFFIX: &str = ".scope";
 
-/// Whether `parent` means a slice: the name of one, or the path of its cgroup.
+/// Whether `parent` is a slice: its name, or the path of its cgroup.
 pub(super) fn is_slice(parent: &str) -> bool {
     parent.ends_with(SUFFIX)
 }
 
 /// The cgroup of a slice: `/a.slice/a-b.slice` for `a-b.slice`; empty for the root slice, `-.slice`.
 ///
-/// The cgroup's path is taken as well, if it is the one that the name in it has.
+/// The path of a slice's cgroup is accepted as well.
 pub(super) fn cgroup_of(parent: &str) -> Result<String, Error> {
     let refused = |why| Error::Slice {
         parent: parent.to_owned(),
@@ -29,7 +29,7 @@ pub(super) fn cgroup_of(parent: &str) -> Result<String, Error> {
     };
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b":-_.\\@".contains(&byte);
     if name.len() > MAX_NAME_BYTES || !stem.bytes().all(is_plain) {
-        return Err(refused("is not a name that systemd takes"));
+        return Err(refused("is not a valid unit name of systemd"));
     }
     let mut cgroup = String::new();
     if stem != "-" {
@@ -108,12 +108,12 @@ mod tests {
             ("a--b.slice", "dash"),
             ("-a.slice", "dash"),
             ("a-.slice", "dash"),
-            ("a b.slice", "takes"),
+            ("a b.slice", "valid unit name"),
             ("..slice/x", "does not end"),
             ("/b/a.slice", "puts that slice"),
             ("../a.slice", "puts that slice"),
             (".slice", "dash"),
-            (&format!("{}.slice", "a".repeat(250)), "takes"),
+            (&format!("{}.slice", "a".repeat(250)), "valid unit name"),
         ] {
             let error = cgroup_of(parent).unwrap_err().to_string();
             assert!(error.contains(why), "{error}");

@@ -1,14 +1,14 @@
-//! Who has which port of the node, and that the kernel's table says the same.
+//! Assigns ports of the node to pods, and keeps the kernel's table equal to the assignments.
 //!
 //! ```text
-//! open     nobody else has it? -> into the table -> UDP flows that go past it are forgotten
-//! close    out of the table -> with a UDP port, whatever was led to the pod is forgotten
-//! restore  the table is written anew from the live pods, whatever happened to it
-//! mend     somebody else changed the table (`watch` says so): all of it is written anew
+//! open     check for conflicts -> add to the table -> drop conntrack entries of UDP flows that bypass it
+//! close    remove from the table -> with a UDP port, drop the conntrack entries that lead to the pod
+//! restore  write the whole table from the live pods
+//! mend     another program changed the table (`watch` reports it): write all of it again
 //! ```
-//! Invariants: a port belongs to one pod; the lock is held while the table changes, so that both say the same, and
-//! never touched for a pod without ports; somebody watches the table exactly while a pod has ports.
-//! Not here: what the table looks like.
+//! Invariants: a port belongs to one pod; the lock is held while the table changes, so that both agree, and a pod
+//! without ports never takes it; a watch runs exactly while a pod has ports.
+//! Not here: the rules of the table.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -25,7 +25,7 @@ use super::watch::Watch;
 #[derive(Debug)]
 pub(super) struct Ports(Arc<Shared>);
 
-/// What the watch looks at, too.
+/// State that the watch uses, too.
 #[derive(Debug)]
 struct Shared {
     table: Table,
@@ -35,7 +35,7 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Held {
     by_pod: ByPod,
-    /// There while `by_pod` has any.
+    /// `Some` while `by_pod` has a port.
     watch: Option<Watch>,
 }
 
@@ -43,7 +43,7 @@ struct Held {
 type ByPod = BTreeMap<String, Mapping>;
 
 impl Ports {
-    /// Nobody has any. What the kernel's table says is not known before [`Ports::restore`].
+    /// No pod has a port. The content of the kernel's table is unknown before [`Ports::restore`].
     pub(super) fn new(table: Table) -> Self {
         Self(Arc::new(Shared {
             table,
@@ -51,9 +51,9 @@ impl Ports {
         }))
     }
 
-    /// Leads `ports` of the node to a pod at `addresses`. Repeating it is fine.
-    /// Errors: another pod has one, the pod has no address of the family of one, or the kernel refuses; the pod
-    /// has none of them then.
+    /// Forwards `ports` of the node to a pod at `addresses`. It may be repeated.
+    /// Errors: another pod has one of the ports, the pod has no address of a port's family, or the kernel refuses;
+    /// the pod then has none of the ports.
     pub(super) fn open(
         &self,
         pod: &str,
@@ -67,7 +67,7 @@ impl Ports {
         let mut held = self.0.lock();
         check(pod, &mapping, &held.by_pod)?;
         let before = held.by_pod.insert(pod.to_owned(), mapping.clone());
-        // One step where the pod's are the only ones to change, and somebody's are there already.
+        // Only this pod's elements change, in a table that exists.
         let is_step = match &before {
             Some(before) => *before == mapping,
             None => held.by_pod.len() > 1,
@@ -87,8 +87,8 @@ impl Ports {
         Ok(())
     }
 
-    /// Takes back what [`Ports::open`] gave to a pod. Fine if it has none.
-    /// Errors: the kernel refuses; the pod still has them then.
+    /// Releases the ports of a pod. Does nothing if it has none.
+    /// Errors: the kernel refuses; the pod then keeps its ports.
     pub(super) fn close(&self, pod: &str) -> Result<(), Error> {
         let mut held = self.0.lock();
         let Some(mapping) = held.by_pod.remove(pod) else {
@@ -111,8 +111,8 @@ impl Ports {
         self.0.lock().by_pod.contains_key(pod)
     }
 
-    /// Makes the ports of `live` pods, and only those, lead where they should. Where none has any, the table is left
-    /// as it is for [`Ports::sweep`]. Unless `all` pods are known, what the table has besides stays.
+    /// Writes the ports of `live` pods, and only those, to the table. If no pod has a port, the table stays
+    /// as it is for [`Ports::sweep`]. Unless `all` pods are known, other entries of the table stay.
     pub(super) fn restore(&self, live: &[Attachment], all: bool) -> Result<(), Error> {
         let mut held = self.0.lock();
         held.by_pod.clear();
@@ -124,20 +124,20 @@ impl Ports {
             match check(&attachment.pod, &mapping, &held.by_pod) {
                 Ok(()) => drop(held.by_pod.insert(attachment.pod.clone(), mapping)),
                 Err(error) => {
-                    tracing::warn!(error = %error, "a pod's record has host ports that it cannot have")
+                    tracing::warn!(error = %error, "a pod's record has host ports that conflict with another pod's")
                 }
             }
         }
         if held.by_pod.is_empty() {
             return Ok(());
         }
-        // A step that changes nothing, where the table is as the last daemon left it.
+        // Changes nothing if the table is as the last daemon left it.
         let known = held.by_pod.values().next().filter(|_| !all);
         let step = known.map(|mapping| self.0.table.add(mapping));
         self.0.write(step, &mut held)
     }
 
-    /// Deletes the table if no pod has ports, and says so. Nothing that needs its guard may be left.
+    /// Deletes the table if no pod has ports, and reports it. No interface may still need its guard chain.
     pub(super) fn sweep(&self) -> Vec<String> {
         let mut held = self.0.lock();
         if !held.by_pod.is_empty() {
@@ -147,8 +147,8 @@ impl Ports {
         match commit(self.0.table.delete()) {
             Ok(()) => vec![format!("table {} of nftables", self.0.table.name)],
             Err(error) => {
-                // It is not there, or this kernel has no nf_tables at all.
-                tracing::debug!(error = %error, "no table of host ports is left");
+                // The table is absent, or this kernel has no nf_tables.
+                tracing::debug!(error = %error, "found no table of host ports to delete");
                 Vec::new()
             }
         }
@@ -156,7 +156,7 @@ impl Ports {
 }
 
 impl Shared {
-    /// Makes the table say what `held` says: by one `step` if that works, else by writing all of it.
+    /// Makes the table equal to `held`: by one `step` if that works, else by writing all of it.
     fn write(self: &Arc<Self>, step: Option<Batch>, held: &mut Held) -> Result<(), Error> {
         if held.by_pod.is_empty() {
             match commit(self.table.delete()) {
@@ -166,14 +166,14 @@ impl Shared {
             held.watch = None;
             return Ok(());
         }
-        // Before the table: no change of it goes unnoticed.
+        // Started before the table is written, so that no change is missed.
         if held.watch.is_none() {
             held.watch = Some(self.watch()?);
         }
         match step.map(commit) {
             Some(Ok(())) => return Ok(()),
             Some(Err(error)) => {
-                tracing::warn!(error = %error, "somebody else changed our table; it is written anew");
+                tracing::warn!(error = %error, "another program changed our nftables table; writing it again");
             }
             None => {}
         }
@@ -187,7 +187,7 @@ impl Shared {
         })
     }
 
-    /// Writes the table anew if somebody else flushed or changed it; says whether that was so.
+    /// Writes the table again if another program flushed or changed it; returns whether that was so.
     fn mend(&self) -> Result<bool, Error> {
         let held = self.lock();
         if held.by_pod.is_empty() {
@@ -198,7 +198,7 @@ impl Shared {
             return Ok(false);
         }
         nft.commit(self.table.renew(held.by_pod.values()))?;
-        tracing::warn!(table = %self.table.name, "somebody else changed our table of nftables; it is written anew");
+        tracing::warn!(table = %self.table.name, "another program changed our nftables table; writing it again");
         let udp: ByPod = held
             .by_pod
             .iter()
@@ -206,7 +206,7 @@ impl Shared {
             .map(|(pod, mapping)| (pod.clone(), mapping.clone()))
             .collect();
         drop(held);
-        // Those that began without the table go past the pods.
+        // Flows that began without the table bypass the pods.
         for (pod, mapping) in &udp {
             forget(pod, |flow, node| passes_by(flow, node, mapping));
         }
@@ -214,12 +214,12 @@ impl Shared {
     }
 
     fn lock(&self) -> MutexGuard<'_, Held> {
-        // Nothing panics between the changes of it that belong together.
+        // No panic leaves the state half changed.
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A port that is asked for twice in the same words is one.
+/// Drops duplicates.
 fn mapping(addresses: &[IpAddr], ports: &[HostPort]) -> Mapping {
     let ports: BTreeSet<HostPort> = ports.iter().cloned().collect();
     Mapping {
@@ -232,7 +232,7 @@ fn commit(batch: Batch) -> Result<(), Error> {
     Nft::open()?.commit(batch)
 }
 
-/// Errors: a port of `mapping` that somebody has, or that no address of the pod could serve.
+/// Errors: another pod has a port of `mapping`, or the pod has no address of a port's family.
 fn check(pod: &str, mapping: &Mapping, held: &ByPod) -> Result<(), Error> {
     for (number, port) in mapping.ports.iter().enumerate() {
         if let Some(at) = port.host_ip.map(|at| at.to_canonical()) {
@@ -263,7 +263,7 @@ fn check(pod: &str, mapping: &Mapping, held: &ByPod) -> Result<(), Error> {
     Ok(())
 }
 
-/// Whether a packet could mean either.
+/// Whether one packet could match both.
 fn overlap(one: &HostPort, other: &HostPort) -> bool {
     let meet = match (one.host_ip, other.host_ip) {
         (Some(one), Some(other)) => {
@@ -276,7 +276,7 @@ fn overlap(one: &HostPort, other: &HostPort) -> bool {
     meet && (one.protocol, one.host_port) == (other.protocol, other.host_port)
 }
 
-/// A port as an error names it.
+/// The text of a port in errors.
 fn words(port: &HostPort) -> String {
     let protocol = match port.protocol {
         Protocol::Tcp => "tcp",
@@ -292,13 +292,13 @@ fn words(port: &HostPort) -> String {
     format!("{protocol} port {} of {at}", port.host_port)
 }
 
-/// Whether connections must be forgotten: one of TCP ends when its pod or the next one resets it.
+/// Whether conntrack entries must be dropped. TCP needs it not: the pod or its successor resets the connection.
 fn has_udp(mapping: &Mapping) -> bool {
     let is_udp = |port: &HostPort| port.protocol == Protocol::Udp;
     mapping.ports.iter().any(is_udp)
 }
 
-/// Whether `flow` goes to a UDP port of the node that is `mapping`'s, but not to its pod.
+/// Whether `flow` goes to a UDP port of `mapping`, but not to its pod.
 fn passes_by(flow: &Flow, node: &[IpAddr], mapping: &Mapping) -> bool {
     let is_for_node = flow.target.is_loopback() || node.contains(&flow.target);
     let is_ours = |port: &HostPort| {
@@ -314,16 +314,16 @@ fn passes_by(flow: &Flow, node: &[IpAddr], mapping: &Mapping) -> bool {
         && mapping.ports.iter().any(is_ours)
 }
 
-/// Has the kernel forget connections, of which `is_stale` judges with the node's addresses beside. Best effort: what
-/// stays ends by itself when nothing comes for some minutes.
+/// Drops the conntrack entries for which `is_stale` (given the node's addresses, too) is true. Best effort: an
+/// entry that stays expires after some minutes without traffic.
 fn forget(pod: &str, is_stale: impl Fn(&Flow, &[IpAddr]) -> bool) {
     let node = Netlink::open().and_then(|host| host.addresses());
     let done = node.and_then(|node| forget_flows(&Nft::open()?, |flow| is_stale(flow, &node)));
     match done {
         Ok(0) => {}
-        Ok(count) => tracing::debug!(pod, count, "stale connections are forgotten"),
+        Ok(count) => tracing::debug!(pod, count, "dropped stale conntrack entries"),
         Err(error) => {
-            tracing::warn!(pod, error = %error, "connections of host ports are left to end by themselves");
+            tracing::warn!(pod, error = %error, "cannot drop stale conntrack entries of host ports; they expire without traffic");
         }
     }
 }

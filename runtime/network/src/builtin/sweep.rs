@@ -1,9 +1,9 @@
-//! What a daemon that died half-way has left of the built-in network, and of pods of which little is known.
+//! Removes what a daemon that died left of the built-in network, and detaches pods without a readable record.
 //!
-//! Called by: [`crate::Network`], at the daemon's start and when a pod is given up or understood again.
-//! Invariants: only what a lease of this daemon's own directory names is removed, for an address is leased before
-//! anything is made for it; what pods hold whose attachment nobody knows stays.
-//! Not here: which pods live.
+//! Called by: [`crate::Network`], at the daemon's start, and when a pod is dropped or its record becomes readable.
+//! Invariants: it removes only what a lease in this daemon's own directory names, because an address is leased
+//! before its interface is created; pods whose attachment is unknown keep what they hold.
+//! Not here: which pods are live.
 
 use std::collections::HashSet;
 
@@ -12,7 +12,7 @@ use super::super::netlink::{Link, Netlink};
 use super::super::{Attachment, Provider, veth};
 use super::{Builtin, ignore_gone};
 
-/// The first number that is tried for the group in which orphans are deleted together.
+/// The first number tried for the interface group in which orphans are deleted together.
 const ORPHAN_GROUP: u32 = 0x000c_04ac;
 
 impl Builtin {
@@ -26,7 +26,7 @@ impl Builtin {
             .collect();
         let host = Netlink::open()?;
         let links = host.links()?;
-        // An address is leased before its veth is made: what no lease of ours names is another daemon's.
+        // An address is leased before its veth is created, so a veth without a lease of ours is another daemon's.
         let orphans: Vec<&Link> = links
             .iter()
             .filter(|link| {
@@ -35,7 +35,7 @@ impl Builtin {
                     && !owned.contains(link.name.as_str())
             })
             .collect();
-        // Deleting one costs the kernel 40 ms, deleting a group hardly more.
+        // Deleting one interface takes the kernel 40 ms, deleting a group hardly more.
         let mut group = ORPHAN_GROUP;
         while links.iter().any(|link| link.group == group) {
             group += 1;
@@ -79,7 +79,7 @@ impl Builtin {
             .open(&attachment.pod, &attachment.addresses, &attachment.ports)
     }
 
-    /// Gives what was removed, for people, and the indices of those leases.
+    /// Returns a text for each lease that was removed, and their indices.
     fn sweep_leases(
         &self,
         live: &[Attachment],
@@ -103,7 +103,7 @@ impl Builtin {
             }
         }
         for attachment in live {
-            // None after a change of the subnet: such a pod keeps what it has, and no lease.
+            // `None` after a change of the subnet: such a pod keeps its address without a lease.
             if let Some(index) = self.config.subnet_v4.index_among(&attachment.addresses) {
                 leases.restore(&attachment.pod, index)?;
             }
@@ -111,7 +111,7 @@ impl Builtin {
         Ok((removed, orphaned))
     }
 
-    /// The index that the name of a veth stands for, if name, kind and MAC are such as we give.
+    /// The index in the name of a veth, if name, kind and MAC show that it is ours.
     pub(super) fn index_of(&self, link: &Link) -> Option<u32> {
         let digits = link.name.strip_prefix(&self.config.interface_prefix)?;
         let index = u32::from_str_radix(digits, 16).ok()?;

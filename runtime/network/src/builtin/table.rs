@@ -1,18 +1,18 @@
-//! The one table of nftables that leads ports of the node to pods.
+//! The nftables table that forwards ports of the node to pods.
 //!
 //! ```text
-//! guard        raw, prerouting   what a pod sends to or from 127.0.0.0/8            is dropped
-//! arriving     nat, prerouting   what is addressed to the node                     -> offered
-//! made_here    nat, output       the same of the node's own programs               -> offered
+//! guard        raw, prerouting   packets of pods to or from 127.0.0.0/8            drop
+//! arriving     nat, prerouting   packets to the node                              -> offered
+//! made_here    nat, output       packets to the node from its own programs        -> offered
 //! offered                        (address . protocol . port), (protocol . port)    -> pod . port, by maps
-//! leaving      nat, postrouting  loopback to a pod, a pod to itself: both need a sender that the pod can answer
+//! leaving      nat, postrouting  loopback to a pod, a pod to itself: both need a source that the pod can answer
 //! ```
-//! A packet from 127.0.0.1 leaves for a pod only if the pod's veth has `route_localnet`, which would let the pod send
-//! to the node's loopback as well: hence `guard`, which sees packets before any translation is undone, when the
-//! answers to our own are still addressed to the gateway. IPv6 has no such switch, so `::1` leads nowhere.
-//! Invariants: a lookup is one hash, however many pods have ports; the table is there exactly while one has; with and
-//! without ports it has the same rules, so that their number says whether somebody else changed them.
-//! Not here: who has which port.
+//! The kernel routes a packet from 127.0.0.1 to a pod only if the pod's veth has `route_localnet`, which would also
+//! let the pod send to the node's loopback. `guard` prevents that: it sees packets before NAT is undone, when the
+//! answers to our own are still addressed to the gateway. IPv6 has no such switch, so `::1` has no host ports.
+//! Invariants: a lookup is one hash, however many pods have ports; the table exists exactly while a pod has ports;
+//! its rules do not depend on the ports, so that their number shows whether another program changed them.
+//! Not here: which pod has which port.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -59,14 +59,14 @@ const SELF_V6: Set = Set {
 };
 const SETS: [Set; 6] = [EXACT_V4, ANY_V4, SELF_V4, EXACT_V6, ANY_V6, SELF_V6];
 
-/// What a table is made of.
+/// The settings of a table.
 #[derive(Clone, Debug)]
 pub(super) struct Table {
     /// Its name.
     pub(super) name: String,
-    /// What names of the node's ends of veths begin with.
+    /// Prefix of the names of the host's ends of veths.
     pub(super) interface_prefix: String,
-    /// Who a pod sees when it reaches itself by IPv6: an address that no pod has.
+    /// The source address when a pod reaches itself by IPv6; no pod has it.
     pub(super) sender_v6: Option<Ipv6Addr>,
 }
 
@@ -80,7 +80,7 @@ pub(super) struct Mapping {
 }
 
 impl Table {
-    /// Puts this table with the ports of `mappings` in place of what is there.
+    /// Replaces the table by one with the ports of `mappings`.
     pub(super) fn renew<'a>(&self, mappings: impl Iterator<Item = &'a Mapping>) -> Batch {
         let mut batch = Batch::new(&self.name);
         batch.renew_table();
@@ -114,7 +114,7 @@ impl Table {
         batch
     }
 
-    /// Takes them out.
+    /// Removes the ports of one pod.
     pub(super) fn remove(&self, mapping: &Mapping) -> Batch {
         let mut batch = Batch::new(&self.name);
         for (set, elements) in SETS.into_iter().zip(elements(mapping)) {
@@ -187,7 +187,7 @@ fn loopback_v4() -> Cidr {
         .unwrap_or(Cidr::host(Ipv4Addr::LOCALHOST.into()))
 }
 
-/// What one pod adds to each of [`SETS`]. A port of every address is offered in the families that the pod has.
+/// The elements of one pod in each of [`SETS`]. A port of every address is offered in the pod's families.
 fn elements(mapping: &Mapping) -> [Vec<Element>; SETS.len()] {
     let mut all: [Vec<Element>; SETS.len()] = Default::default();
     for address in &mapping.addresses {

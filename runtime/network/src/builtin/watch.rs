@@ -1,12 +1,12 @@
-//! Has the table of host ports mended when somebody else changes it: a thread that sleeps until the kernel tells of a
+//! Repairs the table of host ports when another program changes it: a thread sleeps until the kernel reports a
 //! change to nftables, and ends with the [`Watch`].
 //!
 //! ```text
-//! nft flush ruleset -> the kernel tells -> is it about our table? -> mend -> a pause, in case somebody insists
+//! nft flush ruleset -> event from the kernel -> is it about our table? -> mend -> pause, in case it happens again
 //! ```
-//! Invariants: nothing wakes it while nobody changes nftables; it runs in the network namespace of whoever started it;
-//! nobody waits for its end, so that it may be stopped by whoever holds a lock that mending takes.
-//! Not here: what mending is.
+//! Invariants: the thread sleeps while nftables do not change; it runs in the network namespace of its creator;
+//! dropping the [`Watch`] does not wait for it, so that the caller may hold a lock that `mend` takes.
+//! Not here: how the table is repaired.
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::thread;
@@ -18,14 +18,14 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use super::super::error::Error;
 use super::super::nft::Events;
 
-/// How long it leaves the table alone after mending it, and until it tries again what failed.
+/// Pause after a repair, and before a failed one is tried again.
 const PAUSE: Timespec = Timespec {
     tv_sec: 1,
     tv_nsec: 0,
 };
 const STACK_BYTES: usize = 256 << 10;
 
-/// The thread; dropping it ends that.
+/// The thread; dropping this stops it.
 #[derive(Debug)]
 pub(super) struct Watch {
     /// Closing it is the signal.
@@ -33,9 +33,9 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    /// Calls `mend` after every change to `table`, by whomever, from now on. It says whether there was anything to
-    /// mend, and is called again soon if it fails.
-    /// Errors: the kernel tells of no changes, or has no thread for us.
+    /// Calls `mend` after every change to `table` from now on. `mend` returns whether it changed anything, and is
+    /// called again soon if it fails.
+    /// Errors: the kernel reports no changes, or a thread cannot be started.
     pub(super) fn start(
         table: &str,
         mend: impl Fn() -> Result<bool, Error> + Send + 'static,
@@ -68,7 +68,7 @@ fn run(events: &Events, stopped: &OwnedFd, mend: impl Fn() -> Result<bool, Error
             Ok(true) => {}
             Err(error) => {
                 let cause = std::error::Error::source(&error).map(ToString::to_string);
-                tracing::warn!(error = %error, cause, "the table of host ports may be damaged; trying again");
+                tracing::warn!(error = %error, cause, "cannot repair the table of host ports; trying again");
             }
         }
         if is_over(stopped) {
@@ -77,7 +77,7 @@ fn run(events: &Events, stopped: &OwnedFd, mend: impl Fn() -> Result<bool, Error
     }
 }
 
-/// Waits for a change; false if the watch is over.
+/// Waits for a change; false when the watch is stopped.
 fn is_told(events: &Events, stopped: &OwnedFd) -> bool {
     let mut fds = [
         PollFd::new(stopped, PollFlags::empty()),
@@ -89,7 +89,7 @@ fn is_told(events: &Events, stopped: &OwnedFd) -> bool {
     }
 }
 
-/// Waits out the pause; true if the watch is over before its end.
+/// Waits for the pause; true when the watch is stopped meanwhile.
 fn is_over(stopped: &OwnedFd) -> bool {
     let mut fds = [PollFd::new(stopped, PollFlags::empty())];
     !matches!(poll(&mut fds, Some(&PAUSE)), Ok(0) | Err(Errno::INTR))

@@ -2,17 +2,17 @@
 //!
 //! Called by: [`super::Cni::plan`], before anything is executed. Pure.
 //! Source: CNI conventions, "Dynamic Plugin specific fields" and "CNI_ARGS"; the Kubernetes names are kubelet's own.
-//! Invariant: nothing that a user wrote can end a field and begin another.
-//! Not here: who declares what.
+//! Invariant: no text of a user can end a field and begin another.
+//! Not here: which plugin declares which capability.
 
 use serde_json::{Map, Value, json};
 
 use super::super::config::{Bandwidth, HostPort, NetworkConfig, Protocol};
 use super::error::Error;
 
-/// Longest word that is passed on, bytes: the longest DNS name.
+/// Longest name that is passed on, bytes: the longest DNS name.
 const MAX_NAME: usize = 253;
-/// The least burst, bits: one segment as the kernel hands it on (64 KiB), below which nothing would ever pass.
+/// The least burst, bits: one GSO segment (64 KiB); with less, no packet would pass.
 const LEAST_BURST: u64 = 8 << 16;
 
 /// `CNI_ARGS` of a pod. Errors: [`Error::InvalidName`].
@@ -39,7 +39,7 @@ pub fn args(config: &NetworkConfig) -> Result<String, Error> {
     Ok(text)
 }
 
-/// Arguments by capability; a capability for which the pod asks nothing is absent.
+/// Arguments by capability; a capability that the pod does not need is absent.
 pub fn capabilities(config: &NetworkConfig) -> Map<String, Value> {
     let mut known = Map::new();
     if !config.ports.is_empty() {
@@ -84,7 +84,7 @@ fn port(port: &HostPort) -> Value {
     })
 }
 
-/// Rates in bits a second, bursts in bits: what passes in a second, and what the plugin's 32 bits can hold.
+/// Rates in bits a second, bursts in bits: one second's worth, at most what the plugin's 32 bits hold.
 fn bandwidth(limits: Bandwidth) -> Option<Value> {
     let mut arguments = Map::new();
     for (way, rate) in [("ingress", limits.ingress), ("egress", limits.egress)] {

@@ -1,9 +1,9 @@
-//! What is done in the background: DELs that nobody asks for again, and what a start of the daemon brings with it.
+//! Background work: retries of DELs that the kubelet will not repeat, and GC and CHECK at the daemon's start.
 //!
 //! Called by: [`super::Cni`]'s users, at a failed start of a pod, at its removal, and at the daemon's start.
-//! Invariants: at most [`AT_ONCE`] DELs run in the background, so that a node full of debris stays a node; GC never
-//! waits in front of ADD or DEL; CHECK gives way to DEL; the pin of a pod's namespace goes when its DEL has succeeded,
-//! not while plugins may be in it.
+//! Invariants: at most [`AT_ONCE`] DELs run in the background, so that many leftovers do not overload the node; GC
+//! never delays ADD or DEL; CHECK gives way to DEL; the pin of a pod's namespace is removed after its DEL has
+//! succeeded, not while plugins may use it.
 //! Not here: the DEL itself.
 
 use std::collections::HashSet;
@@ -23,13 +23,13 @@ use crate::namespace::unpin;
 pub const AT_ONCE: usize = 4;
 /// How long a DEL may delay the daemon's start before it goes on in the background.
 pub const START_TIMEOUT: Duration = Duration::from_secs(2);
-/// Pauses between attempts at a DEL that nobody asks for again: the first, and the longest; both get up to half more.
+/// First and longest pause between attempts at a DEL; up to half of it is added at random.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins(10));
-/// How long one plugin may take for GC, while which pods that are attached or detached wait, and for CHECK.
+/// Time limit of one plugin for CHECK, and for GC, during which ADD and DEL wait.
 const BACKGROUND_LIMIT: Duration = Duration::from_secs(10);
-/// How long GC looks for a moment in which nobody is attached or detached, and how often.
+/// How long, and at which interval, GC tries to find a moment without ADD and DEL.
 const GC_TIMEOUT: (Duration, Duration) = (Duration::from_mins(2), Duration::from_millis(50));
-/// How long the DELs of pods without a record leave such a moment to GC.
+/// How long the DELs of pods without a record wait for GC to find that moment.
 const GC_HEAD_START: Duration = Duration::from_secs(5);
 
 impl Cni {
@@ -41,8 +41,8 @@ impl Cni {
         let _ = tokio::time::timeout(START_TIMEOUT, attempts).await;
     }
 
-    /// Nobody will ask again for this pod: what is still owed goes on in the background, and its namespace is unpinned
-    /// after that. To be called in a runtime.
+    /// Retries a DEL that is still owed in the background, because no caller will repeat it, and then unpins the pod's
+    /// namespace. To be called in a tokio runtime.
     pub fn abandon(self: &Arc<Self>, pod: &str) {
         if self.is_owed(pod) {
             let (network, pod) = (Arc::clone(self), pod.to_owned());
@@ -70,7 +70,7 @@ impl Cni {
                 pod,
                 error = chain(&error),
                 again_in_s = pause.as_secs(),
-                "a pod that is gone was not detached"
+                "cannot detach a removed pod; trying again"
             );
             tokio::time::sleep(pause).await;
         };
@@ -82,15 +82,14 @@ impl Cni {
     }
 
     fn lock_abandoned(&self) -> MutexGuard<'_, HashSet<String>> {
-        // No use of it leaves the set half changed.
+        // No panic leaves the set half changed.
         self.abandoned
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// To be called once in a runtime, when it is known which pods live: detaches all others, compares what pods have
-    /// with what they were given, and, if new pods are attached here, has plugins drop what nobody owns. All of it in
-    /// the background; failures are logged.
+    /// To be called once in a tokio runtime, when the live pods are known: detaches all others, runs CHECK for the live
+    /// ones, and, if CNI attaches new pods, runs GC. All of it happens in the background; failures are logged.
     pub fn resume(self: &Arc<Self>, live: &HashSet<String>, is_in_use: bool) {
         let (kept, gone): (Vec<String>, Vec<String>) = self
             .cache
@@ -105,7 +104,7 @@ impl Cni {
                 let _ = tokio::time::timeout(GC_HEAD_START, garbage).await;
             }
             for pod in gone {
-                tracing::info!(pod, "an attachment without a pod is given back");
+                tracing::info!(pod, "detaching a pod that has no record");
                 network.abandon(&pod);
             }
             network.check(kept).await;
@@ -120,22 +119,22 @@ impl Cni {
             return;
         }
         let Some(_alone) = self.exclude_plugins().await else {
-            tracing::warn!(network = %list.name, "garbage of the network was not collected: plugins were at work all the time");
+            tracing::warn!(network = %list.name, "cannot run GC: ADD or DEL ran all the time");
             return;
         };
-        // The list of what is valid must be made while nobody is being attached.
+        // The list of valid attachments must be built while no ADD runs.
         let attachments = self.cache.pods().into_iter();
         let valid: Vec<Value> = attachments
             .map(|pod| json!({"containerID": pod, "ifname": INTERFACE}))
             .collect();
         if let Err(error) = invoke::gc(&self.background_runner(), &list, &Value::Array(valid)).await
         {
-            tracing::warn!(network = %list.name, error = chain(&error), "garbage of the network was not collected");
+            tracing::warn!(network = %list.name, error = chain(&error), "GC failed");
         }
     }
 
-    /// Waits for a moment in which no plugin is at work on a pod, and holds it. It does not queue for that: whoever
-    /// is to be attached would wait behind it for the slowest plugin. `None`: there is no such moment.
+    /// Waits for a moment without ADD, DEL and CHECK, and blocks them from then on. It does not queue for the lock: an
+    /// ADD would wait behind it for the slowest plugin. `None` if there is no such moment.
     async fn exclude_plugins(&self) -> Option<RwLockWriteGuard<'_, ()>> {
         let (begun, (timeout, pause)) = (Instant::now(), GC_TIMEOUT);
         while begun.elapsed() < timeout {
@@ -147,7 +146,7 @@ impl Cni {
         None
     }
 
-    /// One pod after the other. Whoever wants a pod's turn meanwhile gets it at once.
+    /// Runs CHECK for one pod after the other, and cancels it when a DEL waits for the pod's lock.
     pub(super) async fn check(self: &Arc<Self>, pods: Vec<String>) {
         let runner = self.background_runner();
         for pod in pods {
@@ -157,7 +156,7 @@ impl Cni {
                 let id = pod.clone();
                 match self.on_disk(move |cache| cache.read(&id)).await {
                     Ok(Some(entry)) => invoke::check(&runner, &entry).await,
-                    // Detached meanwhile, or for DEL to complain of.
+                    // Detached meanwhile, or broken, which DEL reports.
                     _ => Ok(()),
                 }
             };
@@ -169,13 +168,13 @@ impl Cni {
                 tracing::warn!(
                     pod,
                     error = chain(&error),
-                    "a pod's network is not as it was made"
+                    "CHECK of a pod's network failed"
                 );
             }
         }
     }
 
-    /// Runs plugins for what nobody has asked for.
+    /// The runner for background work, with its own time limit.
     fn background_runner(&self) -> Runner {
         let mut runner = self.runner.clone();
         runner.limit = runner.limit.min(BACKGROUND_LIMIT);
@@ -183,8 +182,8 @@ impl Cni {
     }
 }
 
-/// The pause after a failed attempt, the first of which is 0. Spread, so that pods that failed together do not come
-/// back together.
+/// The pause after failed attempt `attempt`, counted from 0. It has a random part, so that pods that failed
+/// together are not retried together.
 fn pause(attempt: u32) -> Duration {
     let (first, longest) = RETRY;
     let pause = first
@@ -195,7 +194,7 @@ fn pause(attempt: u32) -> Duration {
     pause + pause * u32::try_from(spread).unwrap_or_default() / 1024
 }
 
-/// Unpins a pod's namespace. Only a file of the pod's own name is one; what else a record names stays.
+/// Unpins a pod's namespace, if `pin` has the pod's name; any other file stays.
 fn drop_pin(pod: &str, pin: &Path) {
     if pin.file_name().is_none_or(|name| name != pod) {
         return;
@@ -204,7 +203,7 @@ fn drop_pin(pod: &str, pin: &Path) {
         tracing::warn!(
             pod,
             error = %error,
-            "the network namespace of a pod that is gone was not unpinned"
+            "cannot unpin the network namespace of a removed pod"
         );
     }
 }

@@ -1,13 +1,13 @@
-//! What each pod was attached with, on disk: enough to detach it whatever has become of configuration, pod or daemon.
+//! The cache of attachments on disk: enough to detach a pod after its configuration, its record or the daemon is gone.
 //!
 //! Called by: [`super::Cni`]; blocks on the disk. Two files a pod below the root directory, which survives a reboot:
 //!
 //! ```text
 //! POD.asked   before the first ADD: list, arguments, namespace          -> DEL is owed
-//! POD.added   after the last ADD: its result                            -> DEL and CHECK are given it
+//! POD.added   after the last ADD: its result                            -> DEL and CHECK get it
 //! ```
-//! Invariants: a file appears whole or not at all, and is never written over; the files go only when DEL has
-//! succeeded. An entry that a power loss has torn is set aside by name, with an error, since nobody can act on it.
+//! Invariants: a file is written atomically and never overwritten; it is removed only after DEL has succeeded. An
+//! entry that a power loss has torn is renamed and logged.
 //! Not here: running plugins.
 
 use std::collections::HashSet;
@@ -31,9 +31,9 @@ const FORMAT: u32 = 1;
 pub struct Entry {
     /// The pod's id, which is its `CNI_CONTAINERID`.
     pub pod: String,
-    /// The boot in which it was asked for.
+    /// The id of the boot in which ADD was requested.
     pub boot: String,
-    /// Where its network namespace was pinned.
+    /// The path at which its network namespace was pinned.
     pub netns: PathBuf,
     /// Name of the interface in the pod.
     pub interface: String,
@@ -47,7 +47,7 @@ pub struct Entry {
     pub result: Option<Value>,
 }
 
-/// [`Entry`] as it is written.
+/// The content of a `.asked` file.
 #[derive(Serialize, Deserialize)]
 struct Asked {
     format: u32,
@@ -68,18 +68,18 @@ impl std::fmt::Debug for Report {
     }
 }
 
-/// The entries of one daemon.
+/// The cache of one daemon.
 #[derive(Debug)]
 pub struct Cache {
     directory: PathBuf,
     /// Pods that have an entry.
     pods: Mutex<HashSet<String>>,
-    /// Who brings changes to the disk.
+    /// Called after each change.
     report: OnceLock<Report>,
 }
 
 impl Cache {
-    /// Finds what earlier daemons left. Errors: the directory can be neither made nor listed.
+    /// Lists the entries of earlier daemons. Errors: the directory can be neither created nor listed.
     pub fn open(directory: &Path) -> Result<Cache, Error> {
         fs::DirBuilder::new()
             .recursive(true)
@@ -95,7 +95,7 @@ impl Cache {
                 (Some(pod), Some(extension)) if extension == "asked" => {
                     pods.insert(pod.to_owned());
                 }
-                // Half-written by a daemon that was killed: its ADD had not begun.
+                // Half-written by a daemon that was killed before its ADD began.
                 (_, Some(extension)) if extension == "new" => {
                     let _ = fs::remove_file(&path);
                 }
@@ -109,14 +109,14 @@ impl Cache {
         })
     }
 
-    /// Has changes reported from now on, and what is there once: a daemon that was killed may not have come to it.
+    /// Reports existing files once, which a killed daemon may not have synced, and all changes from now on.
     pub fn report_changes(&self, report: Report) {
         for pod in self.pods() {
             for extension in ["asked", "added"] {
                 (report.0)(&self.path(&pod, extension));
             }
         }
-        // The first one stays.
+        // A second call changes nothing.
         let _ = self.report.set(report);
     }
 
@@ -138,12 +138,12 @@ impl Cache {
         pods
     }
 
-    /// Whether ADD of a pod has come to a result.
+    /// Whether ADD of a pod has succeeded.
     pub fn is_added(&self, pod: &str) -> bool {
         self.path(pod, "added").exists()
     }
 
-    /// Notes what is about to be added. Errors: the disk's; nothing is noted then.
+    /// Records an ADD that is about to run. Errors: the disk's; nothing is recorded then.
     pub fn record_request(&self, entry: &Entry) -> Result<(), Error> {
         let asked = Asked {
             format: FORMAT,
@@ -163,7 +163,7 @@ impl Cache {
         Ok(())
     }
 
-    /// Notes the result of what was asked. Errors: the disk's.
+    /// Records the result of an ADD. Errors: the disk's.
     pub fn record_result(&self, pod: &str, result: &Value) -> Result<(), Error> {
         let path = self.path(pod, "added");
         write(&path, result.to_string().as_bytes())?;
@@ -192,7 +192,7 @@ impl Cache {
         }
         let list = NetworkList::parse(asked.list.to_string().as_bytes());
         let list = list.and_then(NetworkList::complete).map_err(broken)?;
-        // A torn result is as good as none: plugins have to detach without one, too.
+        // A torn result counts as none: plugins must be able to detach without one.
         let result = read(&self.path(pod, "added"))?;
         Ok(Some(Entry {
             pod: pod.to_owned(),
@@ -206,9 +206,9 @@ impl Cache {
         }))
     }
 
-    /// Nothing is owed for a pod any more. Errors: the disk's.
+    /// Removes a pod's entry after its DEL. Errors: the disk's.
     pub fn remove(&self, pod: &str) -> Result<(), Error> {
-        // The result first: an entry without one is still an entry.
+        // The result first: an entry without one is still valid.
         for extension in ["added", "asked"] {
             remove(&self.path(pod, extension))?;
         }
@@ -217,7 +217,7 @@ impl Cache {
         Ok(())
     }
 
-    /// Keeps a broken entry for a person to look at, and owes nothing for it any more.
+    /// Renames a broken entry, so that an operator can read it; DEL is not owed any more.
     pub fn set_aside(&self, pod: &str) -> Result<(), Error> {
         let path = self.path(pod, "asked");
         fs::rename(&path, self.path(pod, "broken"))
@@ -237,7 +237,7 @@ impl Cache {
     }
 }
 
-/// Writes under another name first, so that the file is whole whenever it is there.
+/// Writes a file under another name and renames it.
 fn write(path: &Path, text: &[u8]) -> Result<(), Error> {
     let new = path.with_added_extension("new");
     let written = || -> io::Result<()> {

@@ -1,10 +1,10 @@
-//! The directory of network configurations: which file is in force, and whether anything in it has changed.
+//! The directory of network configurations: which file is used, and whether anything in it has changed.
 //!
 //! Called by: [`super::readiness`]; blocks on the disk. The first valid file by name wins, of `*.conflist`, `*.conf`
 //! and `*.json`; a list takes further plugins from `NAME/*.conf` beside it, as libcni does.
-//! Invariants: whoever can write a file here runs code as root, so files that others than root can write are not
-//! read; nothing is read that is no regular file, and of each at most [`MAX_FILE_BYTES`].
-//! Not here: what a list means, whether its plugins are installed.
+//! Invariants: a configuration makes the daemon execute programs as root, so a file that others than root can write
+//! is refused; only regular files are read, and at most [`MAX_FILE_BYTES`] of each.
+//! Not here: the content of a list, whether its plugins are installed.
 
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read as _};
@@ -15,28 +15,28 @@ use super::list::NetworkList;
 
 /// A larger file is refused. Bytes.
 const MAX_FILE_BYTES: u64 = 1 << 20;
-/// Cache of a directory beyond these are not looked at, after sorting by name.
+/// Most entries of a directory that are read, in order of name.
 const MAX_ENTRIES: usize = 1024;
 
-/// What the directory looked like: every file that could matter, by name, inode, size and times.
+/// The state of the directory: name, inode, size and times of every file that could matter.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Fingerprint(Vec<(PathBuf, [i64; 6])>);
 
-/// What a directory of configurations comes to.
+/// The result of reading the directory.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Reading {
-    /// The network in force, with its file.
+    /// The network that is used, with its file.
     pub chosen: Option<(PathBuf, NetworkList)>,
-    /// Files that come before it and are broken, each with the reason; all of them if none is in force.
+    /// Broken files that precede it, each with the reason; all of them if no network is used.
     pub broken: Vec<(PathBuf, String)>,
 }
 
-/// Looks without reading any file. Errors: the directory cannot be listed.
+/// Takes the fingerprint without reading any file. Errors: the directory cannot be listed.
 pub fn fingerprint(directory: &Path) -> io::Result<Fingerprint> {
     let mut seen = Vec::new();
     for path in entries(directory)? {
         let Ok(facts) = fs::metadata(&path) else {
-            // A dangling link, or gone meanwhile: noticed when that changes.
+            // A dangling link, or removed meanwhile: a later change will show.
             seen.push((path, [0; 6]));
             continue;
         };
@@ -125,7 +125,7 @@ fn read_list(directory: &Path, path: &Path) -> Result<NetworkList, String> {
 
 fn read_file(path: &Path) -> Result<Vec<u8>, String> {
     let shown = |error: io::Error| error.to_string();
-    // Without O_NONBLOCK, a named pipe would hold us.
+    // Without O_NONBLOCK, opening a FIFO would block.
     let file = File::options()
         .read(true)
         .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
@@ -146,7 +146,7 @@ fn read_file(path: &Path) -> Result<Vec<u8>, String> {
     Ok(text)
 }
 
-/// Why a file is not read, if it must not be.
+/// Why a file is refused; `None` if it may be read.
 fn distrust(facts: &Metadata) -> Option<String> {
     let mode = facts.mode() & 0o7777;
     let group_writes = mode & 0o020 != 0 && facts.gid() != 0;

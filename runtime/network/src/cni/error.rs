@@ -1,5 +1,5 @@
-//! What can go wrong between us and network plugins. Made where it happens; shown by whoever asked.
-//! Invariant: a plugin's own words are bounded and hold no control character. Not here: logging.
+//! Errors of CNI networks and plugins, created where they happen and logged by the caller.
+//! Invariant: a plugin's own message is bounded and has no control characters. Not here: logging.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::verb::Verb;
 
-/// A network that was not made, unmade or looked at.
+/// Why a pod was not attached, detached or checked.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -17,9 +17,9 @@ pub enum Error {
         /// Which file or directory is at fault, and why.
         why: String,
     },
-    /// Something a plugin would be told of the pod is not fit to be told.
+    /// A name of the pod is unsafe as an argument of plugins.
     #[error(
-        "tell plugins of pod {pod}: {what} is {value:?}; only letters, digits and `-_.:` are passed on"
+        "build the arguments of plugins for pod {pod}: {what} is {value:?}; only letters, digits and `-_.:` are passed on"
     )]
     InvalidName {
         /// The pod.
@@ -36,47 +36,47 @@ pub enum Error {
         network: String,
         /// The plugin's type.
         plugin: String,
-        /// Where it was looked for.
+        /// The directories that were searched.
         dirs: String,
     },
-    /// The plugin said no.
+    /// The plugin failed.
     #[error("{verb} of plugin {plugin} for network {network}: {message}")]
     Refused {
-        /// What it was asked to do.
+        /// The operation.
         verb: Verb,
         /// The plugin's type.
         plugin: String,
         /// The network's name.
         network: String,
-        /// Its words, or how it ended if it had none.
+        /// Its message, or its exit status if it printed none.
         message: String,
     },
     /// The plugin took too long and was killed.
     #[error("{verb} of plugin {plugin} for network {network}: no answer within {} s, killed", limit.as_secs())]
     TimedOut {
-        /// What it was asked to do.
+        /// The operation.
         verb: Verb,
         /// The plugin's type.
         plugin: String,
         /// The network's name.
         network: String,
-        /// How long it was given.
+        /// The time limit.
         limit: Duration,
     },
-    /// The plugin succeeded, and what it answered is of no use.
+    /// The plugin succeeded, but its result is invalid.
     #[error("{verb} of plugin {plugin} for network {network}: its answer {what}")]
     Answer {
-        /// What it was asked to do.
+        /// The operation.
         verb: Verb,
         /// The plugin's type.
         plugin: String,
         /// The network's name.
         network: String,
-        /// What is wrong with the answer.
+        /// What is wrong with the result.
         what: String,
     },
-    /// A file of ours that holds what a pod was attached with cannot be understood.
-    #[error("read {}: {what}; what its pod holds of the network is not given back", file.display())]
+    /// A file of the cache is broken.
+    #[error("read {}: {what}; its pod is not detached from the network", file.display())]
     Entry {
         /// The file.
         file: PathBuf,
@@ -86,11 +86,11 @@ pub enum Error {
     /// A system call failed.
     #[error("{operation} {object}")]
     Io {
-        /// What was tried.
+        /// The operation.
         operation: &'static str,
-        /// To what.
+        /// Its object.
         object: String,
-        /// What the kernel said.
+        /// The kernel's error.
         #[source]
         source: io::Error,
     },

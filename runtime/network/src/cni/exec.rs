@@ -1,10 +1,9 @@
-//! One run of one plugin: found, executed, listened to, killed when it takes too long.
+//! Executes one plugin: finds it, runs it, collects its output, kills it after its time limit.
 //!
 //! Called by: [`super::invoke`]. Source: CNI specification 1.1.0, "CNI Plugin Execution" and "Error".
-//! Invariants: a plugin's environment is [`PATH`] and `CNI_*`, nothing of ours; it leads a process group of its own,
-//! which is killed whole when its time is up or its caller goes away; what it says is bounded; waiting for it holds
-//! no thread.
-//! Not here: what it is told, what its answer means.
+//! Invariants: a plugin's environment is [`PATH`] and `CNI_*` only; it leads a process group of its own, which is
+//! killed when its time is up or the caller drops the future; its output is bounded; waiting blocks no thread.
+//! Not here: its input, the meaning of its output.
 
 use std::fs::File;
 use std::io::{self, Seek as _, Write as _};
@@ -26,16 +25,16 @@ use super::verb::Verb;
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// A longer answer is refused. Bytes.
 const MAX_ANSWER: usize = 1 << 20;
-/// How much of a plugin's standard error is kept. Bytes.
+/// Most bytes of a plugin's standard error that are kept.
 const MAX_COMPLAINT: usize = 16 << 10;
-/// How much of its words is shown. Characters.
+/// Most characters of its message that an error shows.
 const MAX_SHOWN: usize = 512;
-/// How long a plugin's descendants may hold its output open after its end.
+/// How long a plugin's descendants may keep its output open after its end.
 const LINGER: Duration = Duration::from_millis(500);
-/// How often, and after what pause each time, a plugin is tried whose file somebody is just writing.
+/// Attempts, and the pause between them, to execute a plugin whose file is being written (ETXTBSY).
 const BUSY_TRIES: (u32, Duration) = (5, Duration::from_millis(200));
 
-/// Whom ADD, DEL and CHECK are about.
+/// The container of ADD, DEL and CHECK.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Subject {
     /// `CNI_CONTAINERID`: the pod's id.
@@ -48,31 +47,31 @@ pub struct Subject {
     pub args: String,
 }
 
-/// One thing to ask of one plugin.
+/// One invocation of one plugin.
 #[derive(Debug)]
 pub struct Invocation<'a> {
-    /// What to do.
+    /// The operation.
     pub verb: Verb,
     /// The plugin's type, a plain file name.
     pub plugin: &'a str,
     /// The network's name, for messages.
     pub network: &'a str,
-    /// Whom it is about.
+    /// The container; none for STATUS and GC.
     pub subject: Option<&'a Subject>,
-    /// What it gets on standard input.
+    /// Its standard input.
     pub input: Vec<u8>,
 }
 
 /// Runs plugins of these directories.
 #[derive(Clone, Debug)]
 pub struct Runner {
-    /// Where plugins are; the first that has one wins. Absolute, without `:`.
+    /// Directories of plugins, searched in order. Absolute, without `:`.
     pub dirs: Vec<PathBuf>,
-    /// How long a plugin may take.
+    /// Time limit of one plugin.
     pub limit: Duration,
 }
 
-/// What a plugin said, and how it ended.
+/// A plugin's output and exit status.
 struct Output {
     status: ExitStatus,
     answer: BoundedBytes,
@@ -107,8 +106,8 @@ impl Runner {
         })
     }
 
-    /// Asks, and gives what the plugin wrote to standard output.
-    /// Errors: no such plugin, it cannot be executed, refuses, says too much or takes too long.
+    /// Runs the plugin and returns its standard output.
+    /// Errors: no such plugin; it cannot be executed, fails, writes too much or takes too long.
     pub async fn run(&self, invocation: &Invocation<'_>) -> Result<Vec<u8>, Error> {
         let program = self.find(invocation.network, invocation.plugin)?;
         let begun = Instant::now();
@@ -141,7 +140,7 @@ impl Runner {
         for _ in 1..tries {
             command.stdin(Stdio::from(input.try_clone().map_err(failed)?));
             match command.spawn() {
-                // Whoever installs plugins may be writing this one.
+                // An installer may be writing this plugin.
                 Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy => {
                     tokio::time::sleep(pause).await;
                 }
@@ -184,7 +183,7 @@ impl Runner {
     }
 }
 
-/// A file that holds the input, so that a plugin that does not read it cannot make us wait.
+/// A file with the input: unlike a pipe, it never blocks us when the plugin does not read it.
 fn standard_input(input: &[u8]) -> io::Result<File> {
     let mut file = File::from(memfd_create("cni-input", MemfdFlags::CLOEXEC)?);
     file.write_all(input)?;
@@ -192,12 +191,12 @@ fn standard_input(input: &[u8]) -> io::Result<File> {
     Ok(file)
 }
 
-/// A plugin with its process group, which does not outlive this unless the plugin has ended by itself.
+/// A plugin with its process group; dropping this kills the group unless the plugin has ended.
 struct Group(Child);
 
 impl Drop for Group {
     fn drop(&mut self) {
-        // The pid is given only until the child was waited for, so it cannot be anybody else's.
+        // `id` returns the pid only until the child was reaped, so it cannot be another process's.
         let leader = self.0.id().and_then(|pid| Pid::from_raw(pid.cast_signed()));
         if let Some(leader) = leader {
             let _ = kill_process_group(leader, Signal::KILL);
@@ -218,7 +217,7 @@ async fn collect_output(mut group: Group) -> io::Result<Output> {
         tokio::pin!(reading);
         tokio::select! {
             status = group.0.wait() => {
-                // Nobody else writes, unless the plugin left somebody behind.
+                // Only descendants that the plugin left behind can still write.
                 let _ = tokio::time::timeout(LINGER, reading).await;
                 status?
             }
@@ -266,7 +265,7 @@ fn check_status(invocation: &Invocation<'_>, output: Output) -> Result<Vec<u8>, 
     Ok(output.answer.bytes)
 }
 
-/// Why it failed: its error object, else what it complained of, else how it ended.
+/// Why it failed: its error object, else its standard error, else its exit status.
 fn failure_message(output: &Output) -> String {
     let answer: Option<Value> = serde_json::from_slice(&output.answer.bytes).ok();
     let of = |key: &str| {
@@ -284,7 +283,7 @@ fn failure_message(output: &Output) -> String {
     }
     let complaint = plain(&String::from_utf8_lossy(&output.complaint.bytes), MAX_SHOWN);
     match complaint.is_empty() {
-        true => format!("{}, without a word", output.status),
+        true => format!("{}, without a message", output.status),
         false => format!("{complaint} ({})", output.status),
     }
 }
@@ -371,7 +370,7 @@ mod tests {
         );
         assert_eq!(
             says("kill -9 $$").await,
-            format!("{head}signal: 9 (SIGKILL), without a word")
+            format!("{head}signal: 9 (SIGKILL), without a message")
         );
         let endless = says("yes '\x1b[31m evil' | head -c 3000000 >&2; exit 1").await;
         assert!(

@@ -1,4 +1,4 @@
-//! The targets that read what plugins answer and what networks are made of.
+//! The targets that read results of plugins and network configuration lists.
 
 use super::list::{Extra, NetworkList};
 use super::result;
@@ -6,7 +6,7 @@ use super::result;
 /// Most addresses that a result may have; more must be refused.
 const MAX_ADDRESSES: usize = 64;
 
-/// Addresses that are taken belong to hosts, each once, IPv4 first.
+/// Accepted addresses are host addresses, each once, IPv4 first.
 pub(crate) fn result(input: &[u8]) {
     let Ok(result) = result::result(input) else {
         return;
@@ -23,7 +23,7 @@ pub(crate) fn result(input: &[u8]) {
     }
 }
 
-/// A list that is taken is written as one that is read the same; no plugin's name is a path.
+/// An accepted list survives a round trip; no plugin's name is a path.
 pub(crate) fn list(input: &[u8]) {
     for parse in [NetworkList::parse, NetworkList::parse_single] {
         let Ok(list) = parse(input).and_then(NetworkList::complete) else {

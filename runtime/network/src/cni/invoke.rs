@@ -1,11 +1,11 @@
-//! What is asked of a network as a whole: its plugins one after the other, in the order the specification says.
+//! Operations on a network: invokes its plugins one after the other, in the order of the specification.
 //!
-//! Called by: [`super::Cni`] and [`super::readiness`]. Calls: [`super::exec`], once a plugin.
+//! Called by: [`super::Cni`] and [`super::readiness`]. Calls: [`super::exec`], once per plugin.
 //! Source: CNI specification 1.1.0, "Lifecycle & Ordering" and "Execution of Network Configurations".
 //! Invariants: ADD, CHECK, STATUS and GC go from first to last, DEL from last to first; ADD, CHECK and STATUS end with
-//! the first failure, DEL and GC try every plugin and give the first failure, so that nothing is kept by a plugin
-//! because another one is broken.
-//! Not here: undoing a failed ADD, what is kept on disk.
+//! the first failure; DEL and GC invoke every plugin and return the first failure, so that a broken plugin does not
+//! keep the others from releasing resources.
+//! Not here: undoing a failed ADD, the cache.
 
 use std::net::IpAddr;
 
@@ -18,7 +18,7 @@ use super::list::{Extra, NetworkList, Plugin, Version};
 use super::result;
 use super::verb::Verb;
 
-/// Attaches. Gives the last plugin's result and the pod's addresses in it.
+/// ADD. Returns the last plugin's result and the pod's addresses in it.
 pub async fn add(runner: &Runner, entry: &Entry) -> Result<(Value, Vec<IpAddr>), Error> {
     let subject = subject(entry, entry.netns.display().to_string());
     let mut result: Option<Value> = None;
@@ -44,7 +44,7 @@ pub async fn add(runner: &Runner, entry: &Entry) -> Result<(Value, Vec<IpAddr>),
     Ok((result, addresses))
 }
 
-/// Detaches; `netns` is empty when the namespace is gone. Plugins take what is absent for done.
+/// DEL; `netns` is empty when the namespace is gone.
 pub async fn del(runner: &Runner, entry: &Entry, netns: String) -> Result<(), Error> {
     let subject = subject(entry, netns);
     let mut result = Ok(());
@@ -61,7 +61,7 @@ pub async fn del(runner: &Runner, entry: &Entry, netns: String) -> Result<(), Er
     result
 }
 
-/// Has plugins compare an attachment with its result. Fine if the network's version or file does not have it so.
+/// CHECK. Does nothing if the network's version has no CHECK or its list disables it.
 pub async fn check(runner: &Runner, entry: &Entry) -> Result<(), Error> {
     let list = &entry.list;
     if list.version < Version::V0_4_0 || list.disable_check || entry.result.is_none() {
@@ -80,7 +80,7 @@ pub async fn check(runner: &Runner, entry: &Entry) -> Result<(), Error> {
     Ok(())
 }
 
-/// Asks plugins whether ADD would work; they are not asked before version 1.1.0.
+/// STATUS: whether ADD would work. Does nothing before version 1.1.0.
 pub async fn status(runner: &Runner, list: &NetworkList) -> Result<(), Error> {
     if !has_status(list) {
         return Ok(());
@@ -93,17 +93,17 @@ pub async fn status(runner: &Runner, list: &NetworkList) -> Result<(), Error> {
     Ok(())
 }
 
-/// Whether plugins of this network can be asked for their status.
+/// Whether this network's version has STATUS.
 pub fn has_status(list: &NetworkList) -> bool {
     list.version >= Version::V1_1_0
 }
 
-/// Whether plugins of this network can be asked to drop what nobody owns.
+/// Whether this network's version has GC and its list does not disable it.
 pub fn has_gc(list: &NetworkList) -> bool {
     list.version >= Version::V1_1_0 && !list.disable_gc
 }
 
-/// Has plugins drop what no attachment in `valid` owns: a list of `{containerID, ifname}`.
+/// GC: plugins release what no attachment in `valid` owns, a list of `{containerID, ifname}`.
 pub async fn gc(runner: &Runner, list: &NetworkList, valid: &Value) -> Result<(), Error> {
     if !has_gc(list) {
         return Ok(());

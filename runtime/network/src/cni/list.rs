@@ -1,8 +1,8 @@
-//! A network configuration list: what one file of the configuration directory says, checked.
+//! A network configuration list: the checked content of one file of the configuration directory.
 //!
-//! Called by: [`super::directory`] for files, [`super::entries`] for what a pod was attached with. Pure.
+//! Called by: [`super::directory`] for files, [`super::cache`] for attachments. Pure.
 //! Source: CNI specification 1.1.0, "Network configuration format"; where that is silent, libcni 1.3 `conf.go`.
-//! Invariants: a [`NetworkList`] has a version we speak, a name that is safe as a file name, at least one plugin, and
+//! Invariants: a [`NetworkList`] has a supported version, a name that is safe as a file name, at least one plugin, and
 //! only plugins whose type is a plain file name. Not here: files, processes.
 
 use std::fmt;
@@ -14,14 +14,14 @@ const MAX_PLUGINS: usize = 32;
 /// Longest name of a network or a plugin, bytes: a file name's.
 const MAX_NAME_BYTES: usize = 255;
 
-/// A version of the specification that we speak; later ones are greater.
+/// A supported version of the specification; later ones are greater.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Version {
     /// 0.3.0: results name interfaces.
     V0_3_0,
     /// 0.3.1.
     V0_3_1,
-    /// 0.4.0: CHECK; DEL is given the result.
+    /// 0.4.0: CHECK; DEL gets the result.
     V0_4_0,
     /// 1.0.0.
     V1_0_0,
@@ -39,7 +39,7 @@ impl Version {
         Version::V1_1_0,
     ];
 
-    /// As it is written.
+    /// The text of the version.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::V0_3_0 => "0.3.0",
@@ -70,7 +70,7 @@ pub struct Plugin {
     pub kind: String,
     /// Arguments of the pod that it accepts at run time, e.g. `portMappings`.
     pub capabilities: Vec<String>,
-    /// Everything that the file says of it.
+    /// Its whole configuration object.
     config: Map<String, Value>,
 }
 
@@ -79,13 +79,13 @@ pub struct Plugin {
 pub struct NetworkList {
     /// Its name.
     pub name: String,
-    /// The version in which its plugins are spoken to.
+    /// The `cniVersion` used with its plugins.
     pub version: Version,
-    /// CHECK is not to be called.
+    /// CHECK is disabled.
     pub disable_check: bool,
-    /// GC is not to be called.
+    /// GC is disabled.
     pub disable_gc: bool,
-    /// All plugins are in this very file.
+    /// The list's directory is not searched for further plugins (`loadOnlyInlinedPlugins`).
     pub only_inlined: bool,
     /// Its plugins, in the order of ADD; not empty once it is complete.
     pub plugins: Vec<Plugin>,
@@ -96,15 +96,15 @@ pub struct NetworkList {
 pub struct Extra<'a> {
     /// The result so far.
     pub previous: Option<&'a Value>,
-    /// What the runtime knows of the pod, by capability.
+    /// Arguments by capability.
     pub capabilities: Option<&'a Map<String, Value>>,
-    /// The attachments that are to stay.
+    /// The attachments that GC must keep.
     pub valid_attachments: Option<&'a Value>,
 }
 
 impl NetworkList {
-    /// Reads a `.conflist`. It may be without plugins if it lets further files bring them: see
-    /// [`NetworkList::only_inlined`] and [`NetworkList::complete`]. Errors: what is wrong, for people.
+    /// Reads a `.conflist`. It may have no plugins if further files may add them: see
+    /// [`NetworkList::only_inlined`] and [`NetworkList::complete`]. Errors: what is wrong, as text.
     pub fn parse(text: &[u8]) -> Result<NetworkList, String> {
         let top = object(text)?;
         let mut list = Self::head(&top)?;
@@ -128,7 +128,7 @@ impl NetworkList {
         Ok(list)
     }
 
-    /// Reads a `.conf` or `.json`: one plugin, which carries name and version of its network.
+    /// Reads a `.conf` or `.json`: one plugin, with name and version of its network.
     pub fn parse_single(text: &[u8]) -> Result<NetworkList, String> {
         let top = object(text)?;
         let mut list = Self::head(&top)?;
@@ -151,14 +151,14 @@ impl NetworkList {
         })
     }
 
-    /// Adds a plugin that a file of its own describes.
+    /// Adds a plugin from a file of its own.
     pub fn add_plugin(&mut self, text: &[u8]) -> Result<(), String> {
         self.plugins
             .push(Plugin::read(Value::Object(object(text)?))?);
         Ok(())
     }
 
-    /// The list, if it can be used as it is. Errors: no plugin, or too many.
+    /// Checks the number of plugins. Errors: none, or too many.
     pub fn complete(self) -> Result<NetworkList, String> {
         match self.plugins.len() {
             0 => Err("it has no plugins".to_owned()),
@@ -167,7 +167,7 @@ impl NetworkList {
         }
     }
 
-    /// What `plugin` gets on its standard input.
+    /// The standard input of `plugin`.
     pub fn input(&self, plugin: &Plugin, extra: Extra<'_>) -> Vec<u8> {
         let mut config = plugin.config.clone();
         config.remove("capabilities");
@@ -188,13 +188,13 @@ impl NetworkList {
         }
         if let Some(valid) = extra.valid_attachments {
             config.insert("cni.dev/valid-attachments".to_owned(), valid.clone());
-            // The name that plugins look for which were written when the specification misspelled it.
+            // For plugins written when the specification misspelled the key.
             config.insert("cni.dev/attachments".to_owned(), valid.clone());
         }
         Value::Object(config).to_string().into_bytes()
     }
 
-    /// The list as a file would say it, which [`NetworkList::parse`] reads to an equal one.
+    /// The list as JSON; [`NetworkList::parse`] reads it back to an equal one.
     pub fn to_json(&self) -> Value {
         let plugins: Vec<&Map<String, Value>> =
             self.plugins.iter().map(|plugin| &plugin.config).collect();
@@ -266,7 +266,7 @@ fn file_name(key: &str, name: &str) -> Result<(), String> {
     ))
 }
 
-/// The highest version that both sides speak, of `cniVersion` and `cniVersions`.
+/// The highest supported version in `cniVersion` and `cniVersions`.
 fn choose_version(top: &Map<String, Value>) -> Result<Version, String> {
     let mut named = Vec::new();
     match top.get("cniVersion") {
@@ -300,7 +300,7 @@ fn choose_version(top: &Map<String, Value>) -> Result<Version, String> {
     })
 }
 
-/// A switch, false unless set. libcni takes words for it, too.
+/// A boolean, false unless set. Like libcni, it accepts text, too.
 fn switch(top: &Map<String, Value>, key: &str) -> Result<bool, String> {
     match top.get(key) {
         None => Ok(false),

@@ -1,8 +1,8 @@
-//! Plugins that a killed daemon left running in the middle of an ADD: ended before the same pods are detached.
+//! Kills plugins that a killed daemon left running during an ADD, before their pods are detached.
 //!
-//! Called by: [`super::Cni::open`], once. Otherwise such a plugin could take an address after DEL has given it back.
-//! Invariant: only processes whose environment names, as `CNI_CONTAINERID`, a pod of this daemon are ended, each by a
-//! descriptor that cannot come to mean another process.
+//! Called by: [`super::Cni::open`], once. Otherwise such a plugin could take an address after DEL has released it.
+//! Invariant: only processes whose environment has a pod of this daemon as `CNI_CONTAINERID` are killed, each by a
+//! pidfd, so that a reused pid is never signalled.
 //! Not here: which pods those are.
 
 use std::collections::HashSet;
@@ -14,20 +14,20 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-/// How much of an environment is looked at. Bytes.
+/// Most bytes of an environment that are read.
 const MAX_ENVIRONMENT: u64 = 64 << 10;
-/// How long the killed may take to be gone, together.
+/// How long all killed processes together may take to end.
 const TIMEOUT: Duration = Duration::from_secs(2);
 const KEY: &[u8] = b"CNI_CONTAINERID=";
 
-/// Kills what works for one of `pods` and waits until it is gone; gives how many processes that were.
+/// Kills the plugins of `pods` and waits for their end; returns how many processes were killed.
 pub fn kill(pods: &HashSet<String>) -> usize {
     if pods.is_empty() {
         return 0;
     }
     let deadline = Instant::now() + TIMEOUT;
     let mut ended = 0;
-    // Once more after each round: one of them may have begun another meanwhile.
+    // Repeated, because a plugin may have started another process meanwhile.
     loop {
         let found = processes(pods);
         if found.is_empty() || Instant::now() > deadline {
@@ -47,7 +47,7 @@ fn processes(pods: &HashSet<String>) -> Vec<OwnedFd> {
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
     pids.filter_map(|pid| {
         let process = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
-        // Read after the process was opened: if it ended in between, the signal finds nobody.
+        // Read after the pidfd was opened: if the process ended in between, the signal reaches no one.
         works_for(pid, pods).then_some(process)
     })
     .collect()
@@ -73,7 +73,7 @@ fn wait(process: &OwnedFd, deadline: Instant) {
         tv_sec: left.as_secs().cast_signed(),
         tv_nsec: left.subsec_nanos().into(),
     };
-    // Whatever it comes to, the next round sees what is left.
+    // The result does not matter: the next round lists the processes that are left.
     let _ = poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&left));
 }
 

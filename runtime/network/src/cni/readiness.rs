@@ -1,8 +1,8 @@
-//! Whether pods can be attached, and to what: the file in force, its plugins on disk, and what they say of themselves.
+//! Whether pods can be attached, and to which network: the configuration, its plugins on disk, and their STATUS.
 //!
-//! Called by: [`super::Cni`], for every pod and for every Status of the kubelet's.
-//! Invariants: a changed file is noticed at the next look, without a restart and without anybody waking up to look;
-//! a pod always gets what is on disk now; whoever only wants to know is never kept waiting by a disk or a plugin.
+//! Called by: [`super::Cni`], for every pod and for every CRI Status call.
+//! Invariants: a changed file counts from the next call on, without a restart and without polling; a pod always gets
+//! the configuration that is on disk now; CRI Status never waits for a disk or a plugin for longer than [`TIMEOUT`].
 //! Not here: pods.
 
 use std::path::{Path, PathBuf};
@@ -15,22 +15,22 @@ use super::exec::Runner;
 use super::invoke;
 use super::list::NetworkList;
 
-/// How long Status waits for a look to end before it answers with what was known before.
+/// How long CRI Status waits for a refresh before it answers from the last one.
 const TIMEOUT: Duration = Duration::from_millis(100);
-/// Plugins are asked for their status at most this often. The kubelet asks us every five seconds.
+/// Least interval between two STATUS of the plugins. The kubelet calls CRI Status every five seconds.
 const STATUS_INTERVAL: Duration = Duration::from_secs(3);
-/// Broken files beyond these are counted, not named.
+/// How many broken files a message names; it counts the others.
 const NAMED_FILES: usize = 3;
-/// How much is said of one broken file. Characters.
+/// Most characters of the reason for one broken file.
 const MAX_REASON: usize = 300;
 
-/// Who attaches pods, and whether it can.
+/// The network of new pods, and whether it is ready.
 #[derive(Debug)]
 pub struct Readiness {
     directory: PathBuf,
     runner: Runner,
     state: Mutex<State>,
-    /// Held while somebody looks on behalf of Status.
+    /// Held during a refresh for CRI Status.
     refreshing: tokio::sync::Mutex<()>,
 }
 
@@ -38,26 +38,26 @@ pub struct Readiness {
 struct State {
     fingerprint: Option<Fingerprint>,
     network: Result<Arc<NetworkList>, String>,
-    /// What plugins have said of themselves, and when.
+    /// Result and time of the plugins' last STATUS.
     status: Option<(Instant, Result<(), String>)>,
 }
 
 impl Readiness {
-    /// Nothing is looked at before somebody asks.
+    /// Reads nothing yet.
     pub fn new(directory: &Path, runner: Runner) -> Readiness {
         Readiness {
             directory: directory.to_owned(),
             runner,
             state: Mutex::new(State {
                 fingerprint: None,
-                network: Err("the network configuration was not looked at yet".to_owned()),
+                network: Err("the network configuration was not read yet".to_owned()),
                 status: None,
             }),
             refreshing: tokio::sync::Mutex::new(()),
         }
     }
 
-    /// The network that the directory says now. Blocks on the disk.
+    /// The network by the present configuration. Blocks on the disk.
     /// Errors: [`Error::NotReady`] with the path at fault, [`Error::NoPlugin`].
     pub fn network(&self) -> Result<Arc<NetworkList>, Error> {
         let fingerprint = directory::fingerprint(&self.directory).ok();
@@ -77,7 +77,7 @@ impl Readiness {
         network
     }
 
-    /// The network that the directory says, with its file. Errors: why there is none.
+    /// Reads the network from the directory, with its file. Errors: why there is none.
     fn read(&self) -> (Result<Arc<NetworkList>, String>, Option<String>) {
         let judged = match directory::read(&self.directory) {
             Ok(reading) => self.choose(reading),
@@ -92,14 +92,14 @@ impl Readiness {
         }
     }
 
-    /// Keeps what a look came to, and says it if it is news.
+    /// Keeps the result of a reading, and logs it if it has changed.
     fn update(
         &self,
         fingerprint: Option<Fingerprint>,
         network: &Result<Arc<NetworkList>, Error>,
         file: Option<String>,
     ) {
-        // Installers put the file first and the plugins next: all of it is looked at again then.
+        // Installers write the file first and the plugins next: everything is read again then.
         let fingerprint = fingerprint.filter(|_| !matches!(network, Err(Error::NoPlugin { .. })));
         let network = network
             .as_ref()
@@ -118,7 +118,7 @@ impl Readiness {
         drop(state);
         match network {
             Ok(network) => {
-                tracing::info!(network = %network.name, version = network.version.as_str(), file, "pods join this network")
+                tracing::info!(network = %network.name, version = network.version.as_str(), file, "new pods are attached to this network")
             }
             Err(why) => tracing::warn!(why, "there is no network for pods"),
         }
@@ -142,7 +142,7 @@ impl Readiness {
         match reading.chosen {
             Some((file, list)) => {
                 if !named.is_empty() {
-                    tracing::warn!(broken, "network configurations were passed over");
+                    tracing::warn!(broken, "skipped broken network configurations");
                 }
                 Ok((Arc::new(list), file.display().to_string()))
             }
@@ -164,11 +164,11 @@ impl Readiness {
         Ok(())
     }
 
-    /// Why pods cannot be attached, for users to read; `None` if they can. Looks anew, and waits for that only briefly.
+    /// Why pods cannot be attached, for users to read; `None` if they can. Starts a refresh and waits briefly for it.
     pub async fn problem(self: &Arc<Self>) -> Option<String> {
         let this = Arc::clone(self);
         let fingerprint = tokio::spawn(async move { this.refresh().await });
-        // Later than that it still comes to an end, and is told at the next call.
+        // A slower refresh completes in the background; the next call returns its result.
         let _ = tokio::time::timeout(TIMEOUT, fingerprint).await;
         self.last_problem()
     }
@@ -178,7 +178,7 @@ impl Readiness {
         match (&state.network, &state.status) {
             (Err(why), _) => Some(why.clone()),
             (Ok(network), None) if invoke::has_status(network) => Some(format!(
-                "plugins of network {} have not said yet whether they are ready",
+                "plugins of network {} have not reported yet whether they are ready",
                 network.name
             )),
             (Ok(_), Some((_, Err(why)))) => Some(why.clone()),
@@ -186,7 +186,7 @@ impl Readiness {
         }
     }
 
-    /// Looks at disk and plugins, unless somebody does so already.
+    /// Reads the disk and runs STATUS, unless another refresh is running.
     async fn refresh(self: Arc<Self>) {
         let Ok(_only) = self.refreshing.try_lock() else {
             return;
@@ -202,14 +202,14 @@ impl Readiness {
         let status = invoke::status(&self.runner, &network).await;
         let status = status.map_err(|error| error.to_string());
         let mut state = self.lock();
-        // Of a network that has been replaced meanwhile nobody wants to know.
+        // The status of a network that was replaced meanwhile is dropped.
         if state.network.as_ref().is_ok_and(|now| *now == network) {
             state.status = Some((Instant::now(), status));
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // No use of it leaves the state half changed.
+        // No panic leaves the state half changed.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -283,7 +283,7 @@ mod tests {
         let readiness = readiness(&temp);
         let begun = Instant::now();
         let problem = readiness.problem().await.unwrap();
-        assert!(problem.contains("have not said yet"), "{problem}");
+        assert!(problem.contains("have not reported yet"), "{problem}");
         assert!(begun.elapsed() < Duration::from_millis(800));
         let becomes = async |expected: Option<&str>| {
             let is = |problem: Option<String>| match expected {

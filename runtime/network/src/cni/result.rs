@@ -1,18 +1,18 @@
-//! What ADD came to: a plugin's result, and the pod's addresses in the last one.
+//! Results of ADD: parses a plugin's result, and the pod's addresses in the last one.
 //!
 //! Called by: [`super::invoke`]. Pure. Source: CNI specification 1.1.0, "ADD Success", and the results of 0.3.0 to
-//! 1.0.0, which differ in nothing that is read here.
-//! Invariant: a result is only passed on, never trusted: it is JSON of bounded size, and each address in it parses.
-//! Not here: its routes and its `dns`, since the kubelet's resolver settings are the pod's.
+//! 1.0.0, which do not differ in what is read here.
+//! Invariant: a result is passed on but not trusted: it is JSON of bounded size, and each address in it parses.
+//! Not here: its routes, and its `dns`, because the kubelet sets the pod's resolver.
 
 use std::net::IpAddr;
 
 use serde_json::Value;
 
-/// Most addresses that are read.
+/// Most addresses of one result.
 const MAX_ADDRESSES: usize = 64;
 
-/// A plugin's answer to ADD as a result. Errors: what is wrong with it, to follow "its answer".
+/// Parses the output of ADD. Errors: what is wrong with it, as text that follows "its answer".
 pub fn result(answer: &[u8]) -> Result<Value, String> {
     if answer.iter().all(u8::is_ascii_whitespace) {
         return Err("is empty".to_owned());
@@ -25,7 +25,7 @@ pub fn result(answer: &[u8]) -> Result<Value, String> {
 }
 
 /// The addresses of the pod's `interface`, IPv4 first, else in the result's order. An address that names no interface
-/// belongs to it. Errors: as [`result`]; no address is an error, too, for a pod without one cannot be reached.
+/// belongs to it. Errors: as [`result`]; a result without an address is an error, too.
 pub fn addresses(result: &Value, interface: &str) -> Result<Vec<IpAddr>, String> {
     let none = Vec::new();
     let listed = match result.get("ips") {
@@ -67,7 +67,7 @@ fn address(entry: &Value) -> Result<IpAddr, String> {
     }
 }
 
-/// Whether the interface of this index is the pod's, if there is one of this index.
+/// Whether the interface at this index is the pod's; `None` if there is none.
 fn is_interface(result: &Value, index: &Value, name: &str) -> Option<bool> {
     let index = usize::try_from(index.as_i64()?).ok()?;
     let listed = result.get("interfaces")?.as_array()?.get(index)?;

@@ -1,24 +1,24 @@
-//! The operations of CNI. Source: CNI specification 1.1.0, "CNI operations". Not here: who carries them out.
+//! The operations of CNI. Source: CNI specification 1.1.0, "CNI operations". Not here: executing them.
 
 use std::fmt;
 
-/// What a plugin can be asked to do.
+/// An operation of a plugin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verb {
     /// Attach a pod.
     Add,
     /// Detach it.
     Del,
-    /// See whether an attachment is as it was made.
+    /// Check an attachment against its result.
     Check,
-    /// Say whether ADD would work.
+    /// Report whether ADD would work.
     Status,
-    /// Drop what no attachment owns.
+    /// Release what no attachment owns.
     Gc,
 }
 
 impl Verb {
-    /// As `CNI_COMMAND` says it.
+    /// The value of `CNI_COMMAND`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Add => "ADD",

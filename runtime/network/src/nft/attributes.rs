@@ -1,6 +1,6 @@
 //! Netlink attributes, written one behind another: length, type, value, padding to four bytes. Numbers of netfilter
 //! are big-endian.
-//! Invariant: what [`Attributes::bytes`] gives is whole, whatever was nested.
+//! Invariant: [`Attributes::bytes`] returns complete attributes, nested ones included.
 //! Not here: what the types mean.
 
 const HEADER_BYTES: usize = 4;

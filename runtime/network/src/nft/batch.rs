@@ -1,7 +1,7 @@
-//! A batch: messages about one table, which the kernel takes together or refuses together.
+//! A batch: messages about one table, which the kernel applies or refuses together.
 //!
-//! Invariant: what may be absent is added before it is deleted, which kernels before 6.3 understand, too.
-//! Not here: sockets, and what a rule says.
+//! Invariant: an object that may be absent is added before it is deleted, which works on kernels before 6.3, too.
+//! Not here: sockets, the expressions of rules.
 
 use super::{Attributes, Head, NFNL_SUBSYS_NFTABLES, NFPROTO_INET, NLM_F_ACK, Rule, append};
 
@@ -49,7 +49,7 @@ const NFTA_DATA_VALUE: u16 = 1;
 /// Elements a message: a list of them is one attribute, of less than 64 KiB.
 const ELEMENTS_A_MESSAGE: usize = 500;
 
-/// What a base chain is for.
+/// The type of a base chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// Verdicts on every packet.
@@ -58,27 +58,27 @@ pub(crate) enum Kind {
     Nat,
 }
 
-/// Where packets come by. Source: linux/netfilter.h, `enum nf_inet_hooks`.
+/// The hook of a base chain. Source: linux/netfilter.h, `enum nf_inet_hooks`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Hook {
-    /// Everything that arrives.
+    /// Packets that arrive.
     Prerouting = 0,
-    /// What is made here.
+    /// Packets that this node sends.
     Output = 3,
-    /// Everything that leaves.
+    /// Packets that leave.
     Postrouting = 4,
 }
 
-/// What ties a chain to the kernel; a chain without it is only jumped to.
+/// The parameters of a base chain; a chain without them is only a jump target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Base {
-    /// What for.
+    /// Its type.
     pub(crate) kind: Kind,
-    /// Where.
+    /// Its hook.
     pub(crate) hook: Hook,
-    /// Lower comes first.
+    /// Its priority: lower runs first.
     pub(crate) priority: i32,
-    /// Whether what no rule decides goes on.
+    /// Its policy: whether packets without a verdict are accepted.
     pub(crate) accepts: bool,
 }
 
@@ -97,7 +97,7 @@ pub(crate) enum Type {
 }
 
 impl Type {
-    /// Bytes that it fills in a register: whole words.
+    /// Bytes that it takes in a register, a multiple of four.
     fn bytes(self) -> u32 {
         match self {
             Self::Ipv6 => 16,
@@ -126,7 +126,7 @@ pub(crate) struct Element {
     pub(crate) value: Vec<u8>,
 }
 
-/// Fields one behind another, each padded to a whole word, as registers hold them.
+/// Joins fields, each padded to four bytes, as registers hold them.
 pub(crate) fn concat(fields: &[&[u8]]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(fields.len() * 16);
     for field in fields {
@@ -136,11 +136,11 @@ pub(crate) fn concat(fields: &[&[u8]]) -> Vec<u8> {
     bytes
 }
 
-/// What a message does, with the words for its error.
+/// One message, with the text for its error.
 #[derive(Clone, Copy)]
 struct Step(u16, u16, &'static str);
 
-/// Messages about one table of the family `inet`, with the words for the error of each.
+/// Messages about one table of the family `inet`, with the text for the error of each.
 #[derive(Clone, Debug)]
 pub(crate) struct Batch {
     table: String,
@@ -167,14 +167,14 @@ impl Batch {
         self.push(step, "", name);
     }
 
-    /// Makes the table empty, whether or not it was there.
+    /// Makes the table empty, whether or not it existed.
     pub(crate) fn renew_table(&mut self) {
         self.add_table();
         self.delete_table();
         self.add_table();
     }
 
-    /// Deletes the table and all in it. Refuses the batch if there is none.
+    /// Deletes the table with its content. The batch fails if there is none.
     pub(crate) fn delete_table(&mut self) {
         let name = Attributes::default().text(NFTA_TABLE_NAME, &self.table);
         self.push(Step(NFT_MSG_DELTABLE, 0, "delete table"), "", name);
@@ -202,7 +202,7 @@ impl Batch {
         self.push(step, name, chain);
     }
 
-    /// Adds a rule behind those that `chain` has.
+    /// Appends a rule to `chain`.
     pub(crate) fn add_rule(&mut self, chain: &str, rule: &Rule) {
         let rule = Attributes::default()
             .text(NFTA_RULE_TABLE, &self.table)
@@ -244,13 +244,13 @@ impl Batch {
         self.push(step, set.name, attributes);
     }
 
-    /// Adds elements to a set. One that is there with the same value is fine.
+    /// Adds elements to a set. An element that exists with the same value is no error.
     pub(crate) fn add_elements(&mut self, set: Set, elements: &[Element]) {
         let step = Step(NFT_MSG_NEWSETELEM, NLM_F_CREATE, "add elements to set");
         self.elements(step, set, elements);
     }
 
-    /// Deletes elements from a set. One that is absent refuses the batch.
+    /// Deletes elements from a set. The batch fails if one is absent.
     pub(crate) fn delete_elements(&mut self, set: Set, elements: &[Element]) {
         let step = Step(NFT_MSG_DELSETELEM, 0, "delete elements of set");
         self.elements(step, set, elements);
@@ -284,8 +284,8 @@ impl Batch {
         self.messages.push((kind, flags, attributes));
     }
 
-    /// The datagram, and for each sequence number in it what was tried with what. Only the last message asks to be
-    /// acknowledged, so that no number of them fills the socket; errors come unasked.
+    /// The datagram, and operation and object for each sequence number in it. Only the last message requests an
+    /// acknowledgement, so that they do not fill the socket; errors come without a request.
     pub(super) fn finish(self) -> (Vec<u8>, Vec<(&'static str, String)>) {
         let mut datagram = Vec::with_capacity(4096);
         let mark = |kind| Head {

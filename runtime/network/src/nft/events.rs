@@ -1,8 +1,8 @@
-//! Hears of what anybody changes in one table, and says how many rules it has.
+//! Receives events about changes to one table, and counts its rules.
 //!
-//! Invariants: whoever changes what (rules, chains, sets, the table itself), [`Events::drain`] says so once; what is
-//! lost because nobody read it in time counts as a change; elements of sets do not, they come and go with pods.
-//! Not here: what to do about it.
+//! Invariants: [`Events::drain`] reports every change of rules, chains, sets or the table once; events lost to an
+//! overflow of the socket count as a change; elements of sets do not count, as they change with pods.
+//! Not here: reacting to a change.
 
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -19,12 +19,12 @@ const NFNLGRP_NFTABLES: u32 = 7;
 const NFT_MSG_GETRULE: u16 = 7;
 const NFT_MSG_NEWSETELEM: u16 = 12;
 const NFT_MSG_DELSETELEM: u16 = 14;
-/// The table's name has this number in messages about tables, chains, rules and sets alike.
+/// The attribute of the table's name in messages about tables, chains, rules and sets alike.
 const NFTA_TABLE: u16 = 1;
 /// Bytes of an nfgenmsg.
 const FAMILY_HEADER_BYTES: usize = 4;
 
-/// A socket that hears of changes to one table of the family `inet`. Readable when there were any to whatever table.
+/// A socket that receives events about one table of the family `inet`. Readable after a change to any table.
 pub(crate) struct Events {
     nft: Nft,
     table: String,
@@ -45,7 +45,7 @@ impl Events {
         })
     }
 
-    /// Takes what has come and says whether any of it concerns the table. Does not wait.
+    /// Reads all pending events; true if one concerns the table. Does not wait.
     pub(crate) fn drain(&self) -> Result<bool, Error> {
         let mut is_ours = false;
         let mut buffer = vec![0; RECEIVE_BYTES];

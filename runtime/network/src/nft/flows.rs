@@ -1,7 +1,7 @@
-//! Makes the kernel forget connections that it still translates as when they began.
+//! Deletes stale entries from the kernel's connection tracking table (conntrack).
 //!
-//! A UDP sender that never pauses keeps its entry alive: one from before a host port was offered goes past the pod
-//! for ever, and one that outlives the pod reaches whoever has its address next.
+//! A UDP sender that never pauses keeps its entry alive: a flow from before a host port existed would bypass the pod
+//! for ever, and a flow that outlives the pod would reach the next pod with its address.
 //! Not here: which entries are stale.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -33,19 +33,19 @@ const NLA_F_NESTED: u16 = 1 << 15;
 pub(crate) struct Flow {
     /// Transport protocol, by its number.
     pub(crate) protocol: u8,
-    /// Where its first packet was sent.
+    /// The destination of its first packet.
     pub(crate) target: IpAddr,
-    /// To which port of it; 0 for protocols without ports.
+    /// The destination port; 0 for protocols without ports.
     pub(crate) port: u16,
-    /// Who answers: whom the first packet was given to.
+    /// The source of answers: where the first packet was delivered.
     pub(crate) answers: IpAddr,
 }
 
-/// Forgets every connection of which `is_stale` says yes, and returns how many. One that ends meanwhile is fine.
+/// Deletes every entry for which `is_stale` is true, and returns how many. An entry may expire meanwhile.
 pub(crate) fn forget_flows(nft: &Nft, is_stale: impl Fn(&Flow) -> bool) -> Result<usize, Error> {
     let mut stale = Vec::new();
     let mut message = Vec::new();
-    // Of both families at once: the kernel walks its whole table, which takes it some milliseconds.
+    // Both families at once: the kernel walks its whole table, which takes some milliseconds.
     append(&mut message, head(IPCTNL_MSG_CT_GET, NLM_F_DUMP, 0), &[]);
     nft.ask("list", "connections", &message, |entry| {
         let Some((header, attributes)) = entry.split_at_checked(FAMILY_HEADER_BYTES) else {
@@ -97,7 +97,7 @@ fn address(tuple: &[u8], v4: u16, v6: u16) -> Option<IpAddr> {
     }
 }
 
-/// What names an entry to the kernel: its tuple, its zone, and its number, so that no later one is meant.
+/// What identifies an entry: its tuple, its zone, and its id, so that no later entry is meant.
 fn key(entry: &[u8]) -> Attributes {
     let parts = [CTA_TUPLE_ORIG | NLA_F_NESTED, CTA_ZONE, CTA_ID];
     parts.into_iter().fold(Attributes::default(), |key, kind| {

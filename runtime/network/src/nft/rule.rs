@@ -1,8 +1,8 @@
 //! One rule: conditions, each narrowing the packets that the next one sees, then a verdict or a translation.
 //!
 //! Written left to right as `nft` prints it: `Rule::default().ipv4().destination(cidr).drop()`.
-//! Invariant: whoever looks at addresses has said [`Rule::ipv4`] or [`Rule::ipv6`] before, since they lie in
-//! different places; ports are looked at as nft's `th dport`, so the protocol is a condition of its own.
+//! Invariant: a condition on addresses follows [`Rule::ipv4`] or [`Rule::ipv6`], since their offsets
+//! differ; ports are matched as nft's `th dport`, so the protocol is a condition of its own.
 //! Not here: chains, hooks; conditions on addresses are in `address`.
 
 mod address;
@@ -105,7 +105,7 @@ impl Rule {
         self.meta(NFT_META_L4PROTO).equals(&[number])
     }
 
-    /// Only what comes from interfaces whose names begin with `prefix`, or goes to such, by the hook.
+    /// Only packets from interfaces whose names begin with `prefix`, or to such ones, depending on the hook.
     pub(crate) fn interfaces(self, hook: Hook, prefix: &str) -> Self {
         let key = match hook {
             Hook::Prerouting => NFT_META_IIFNAME,
@@ -114,12 +114,12 @@ impl Rule {
         self.meta(key).equals(prefix.as_bytes())
     }
 
-    /// Only what goes to the interface of this number.
+    /// Only packets to the interface with this index.
     pub(crate) fn out_interface(self, index: u32) -> Self {
         self.meta(NFT_META_OIF).equals(&index.to_ne_bytes())
     }
 
-    /// Only what belongs to a connection that both sides know, or is an error about one.
+    /// Only packets of established connections and errors about them.
     pub(crate) fn established(self) -> Self {
         let loaded = self.expression(
             "ct",
@@ -133,7 +133,7 @@ impl Rule {
             .compare(NFT_CMP_NEQ, &0u32.to_ne_bytes())
     }
 
-    /// Only what is addressed to the node itself.
+    /// Only packets to the node itself.
     pub(crate) fn destination_is_local(self) -> Self {
         let loaded = self.expression(
             "fib",
@@ -145,7 +145,7 @@ impl Rule {
         loaded.equals(&RTN_LOCAL.to_ne_bytes())
     }
 
-    /// Only what is addressed to ports `first` to `last`.
+    /// Only packets to ports `first` to `last`.
     pub(crate) fn ports(self, first: u16, last: u16) -> Self {
         let loaded = self.load_port(0);
         match first == last {
@@ -164,7 +164,7 @@ impl Rule {
             .compare(NFT_CMP_LTE, &[last])
     }
 
-    /// Sends it to where `map` says for its destination (if the key begins with an address), protocol and port.
+    /// DNAT to the value in `map` for its destination (if the key begins with an address), protocol and port.
     pub(crate) fn dnat_by(self, map: Set) -> Self {
         let is_ipv4 = map.value.first() == Some(&Type::Ipv4);
         let words = if is_ipv4 { 1 } else { 4 };
@@ -184,7 +184,7 @@ impl Rule {
         )
     }
 
-    /// Makes it come from `address`.
+    /// SNAT to `address`.
     pub(crate) fn snat_to(self, address: IpAddr) -> Self {
         let bytes = match address {
             IpAddr::V4(address) => address.octets().to_vec(),
@@ -206,28 +206,28 @@ impl Rule {
         )
     }
 
-    /// Goes through `chain`, and on behind this rule if that decides nothing.
+    /// Jumps to `chain`, and continues behind this rule if that gives no verdict.
     pub(crate) fn jump(self, chain: &str) -> Self {
         self.verdict(NFT_JUMP, Some(chain))
     }
 
-    /// Lets it go on.
+    /// Accepts the packet.
     pub(crate) fn accept(self) -> Self {
         self.verdict(NF_ACCEPT, None)
     }
 
-    /// Throws it away.
+    /// Drops the packet.
     pub(crate) fn drop(self) -> Self {
         self.verdict(NF_DROP, None)
     }
 
-    /// Throws it away and resets its connection. Only for TCP: [`Rule::protocol`] has said so.
+    /// Rejects the packet with a TCP reset. Only after [`Rule::protocol`] with TCP.
     pub(crate) fn reset(self) -> Self {
         let kind = Attributes::default().number(NFTA_REJECT_TYPE, NFT_REJECT_TCP_RST);
         self.expression("reject", kind)
     }
 
-    /// Throws it away and tells the sender that it is forbidden.
+    /// Rejects the packet with ICMP "administratively prohibited".
     pub(crate) fn reject(self) -> Self {
         self.expression(
             "reject",
@@ -308,7 +308,7 @@ impl Rule {
         )
     }
 
-    /// Only if `set` has what the registers hold; a map's value replaces that.
+    /// Only if `set` contains the registers' value; a map's value replaces it.
     fn look_up(self, set: Set) -> Self {
         let mut lookup = Attributes::default()
             .text(NFTA_LOOKUP_SET, set.name)

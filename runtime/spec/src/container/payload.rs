@@ -1,24 +1,24 @@
-//! What only Wasm payloads are told: their network, and the program of the toolbox that takes their place.
+//! The parts of a spec for Wasm payloads alone: their network access, and the toolbox programs for an exec.
 //!
-//! Part of [`super::WasmSpec`]. Invariant: a missing field of an older daemon's spec grants nothing.
-//! Not here: how it is enforced, what the tools print.
+//! Part of [`super::WasmSpec`]. Invariant: a field that is missing in an older daemon's spec grants nothing.
+//! Not here: enforcement, the output of the tools.
 
 use serde::{Deserialize, Serialize};
 
 use crate::egress::Egress;
 
-/// What a guest may do with its pod's network.
+/// A guest's access to its pod's network.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum WasmNetwork {
     /// Nothing: it cannot make a socket.
     #[default]
     Off,
-    /// Listen, and reach what is allowed.
+    /// It may listen, and connect to what is allowed.
     On(Egress),
 }
 
-/// A program that is part of Coracle and runs in the jail of an exec, where a module would.
+/// A program that is part of Coracle and runs in the jail of an exec instead of a module.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Toolbox {
     /// Which one.
@@ -52,7 +52,7 @@ pub enum Tool {
     Env,
     /// Prints the container's processes.
     Ps,
-    /// Prints what is known of files.
+    /// Prints the metadata of files.
     Stat,
     /// Prints the space of file systems.
     Df,

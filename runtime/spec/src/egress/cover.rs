@@ -1,4 +1,4 @@
-//! Whether one egress rule opens nothing that a list of others does not open: an exact subset test.
+//! Whether a list of egress rules covers another rule: an exact subset test.
 //!
 //! Called by the daemon when a pod narrows what its handler allows. Pure.
 //! Invariants: exact for addresses, also where several networks together make up the one that is tested; names and
@@ -10,10 +10,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use super::{Cidr, Rule, Target};
 
 impl Rule {
-    /// Whether everything that this rule opens is open by `rules` as well.
+    /// Whether `rules` allow everything that this rule allows.
     #[must_use]
     pub fn is_covered_by(&self, rules: &[Rule]) -> bool {
-        // A rule for all ports is never made up of rules for single ones: a list is far shorter than 65,535 entries.
+        // Rules for single ports never add up to all ports: a list has far fewer than 65,535 entries.
         let fitting = rules
             .iter()
             .filter(|rule| rule.port.is_none() || rule.port == self.port);

@@ -1,8 +1,8 @@
-//! IPv4 addresses in the clothes of IPv6: what a translator on the way makes IPv4 again.
+//! IPv4 addresses embedded in IPv6 ones, which a translator (NAT64, 6to4, ...) turns into IPv4 again.
 //!
-//! Invariants: an address may hide several, because only the operator of a translator knows its prefix length, and all
-//! of them are judged; a prefix that the operator took from his own addresses cannot be told from any other.
-//! Not here: which addresses are refused.
+//! Invariant: an address may embed several, because only the operator of a translator knows its prefix length; all
+//! of them are returned. A prefix from an operator's own addresses cannot be recognized.
+//! Not here: which addresses are denied.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -11,7 +11,7 @@ use super::Cidr;
 /// One way to write an IPv4 address as an IPv6 one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Form {
-    /// What such addresses begin with.
+    /// The prefix of such addresses.
     prefix: u128,
     bits: u8,
     /// Which of the sixteen octets are the IPv4 address, in order.
@@ -59,8 +59,7 @@ impl Form {
         is_such.then(|| Ipv4Addr::from(inner))
     }
 
-    /// Which bits of an address say that it is of this form and its IPv4 address one of `network`, the first `bits` of
-    /// whose base count, and what they are then.
+    /// Mask and value of the IPv6 addresses of this form whose IPv4 address is in `network/bits`.
     pub fn bits_of(&self, network: Ipv4Addr, bits: u8) -> (Ipv6Addr, Ipv6Addr) {
         let inner_mask = u32::MAX.checked_shl(32 - u32::from(bits)).unwrap_or(0);
         let prefix_mask = u128::MAX.checked_shl(128 - u32::from(self.bits));
@@ -77,7 +76,7 @@ impl Form {
         u128::from_be_bytes(all)
     }
 
-    /// Where the IPv4 address lies: first octet and length of each run of it. One of 4, or 2 and 2, or 1, 2 and 1.
+    /// The position of the IPv4 address: first octet and length of each run. One of 4, or 2 and 2, or 1, 2 and 1.
     pub fn runs(&self) -> Vec<(u8, u8)> {
         let longest = if self.octets_at[0] + 3 == self.octets_at[3] {
             4
@@ -97,7 +96,7 @@ impl Form {
     }
 }
 
-/// Every IPv4 address that `address` may hide.
+/// Every IPv4 address that `address` may embed.
 pub(super) fn embedded(address: Ipv6Addr) -> impl Iterator<Item = Ipv4Addr> {
     FORMS.iter().filter_map(move |form| form.read(address))
 }

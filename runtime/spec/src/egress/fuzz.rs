@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use super::{Cidr, Denied, Egress, List, Rule, Target};
 
-/// An entry that is taken prints as one that means the same; no list opens what no list may.
+/// An accepted entry survives a round trip; no list opens a denied address.
 pub(crate) fn rules(input: &[u8]) {
     let Ok(text) = std::str::from_utf8(input) else {
         return;

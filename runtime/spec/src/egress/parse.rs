@@ -1,7 +1,7 @@
-//! Reads one entry of an egress list, and writes it. Strict: whatever could be meant in two ways is refused, because
-//! a rule that means more than its author thought is a hole.
+//! Parses and prints one entry of an egress list. Strict: an ambiguous entry is refused, because it could allow more
+//! than its author meant.
 //!
-//! Invariant: what is written here is read back as the same rule.
+//! Invariant: a printed rule parses to the same rule.
 //! Not here: the list, and what a rule allows.
 
 use std::fmt;
@@ -14,7 +14,7 @@ use super::{Cidr, Rule, Target};
 const MAX_NAME: usize = 253;
 const MAX_LABEL: usize = 63;
 
-/// An entry that is no rule.
+/// An invalid entry.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("egress entry {entry:?} {why}")]
 pub struct BadRule {
@@ -71,7 +71,7 @@ fn rule(entry: &str) -> Result<Rule, String> {
 }
 
 fn target(host: &str) -> Result<Target, String> {
-    // As URL parsers have it: what ends in a number is an IPv4 address or nothing, so never `127.1` or `0x7f.1`.
+    // As in URL parsers: a host that ends in a number must be an IPv4 address, so `127.1` and `0x7f.1` are refused.
     let last = host.rsplit('.').next().unwrap_or_default();
     let is_number = last.starts_with(|first: char| first.is_ascii_digit())
         && (last.bytes().all(|byte| byte.is_ascii_digit()) || last.starts_with("0x"));
@@ -122,7 +122,7 @@ fn cidr(text: &str) -> Result<Cidr, String> {
             .map_err(|_| format!("has {address:?} where an IPv6 address should be"))?;
         if let Some(mapped) = address.to_ipv4_mapped() {
             return Err(format!(
-                "is an IPv4 address in the clothes of IPv6; write {mapped}"
+                "is an IPv4 address written as IPv6; write {mapped}"
             ));
         }
         IpAddr::V6(address)
@@ -151,7 +151,7 @@ fn port(text: &str) -> Result<u16, String> {
         .ok_or_else(|| format!("has port {text:?}, must be 1 to 65535"))
 }
 
-/// Digits only, none of them a zero in front.
+/// Digits only, without a leading zero.
 fn number(text: &str) -> Option<u16> {
     let is_plain =
         text.bytes().all(|byte| byte.is_ascii_digit()) && (text == "0" || !text.starts_with('0'));
@@ -292,7 +292,7 @@ mod tests {
         );
         assert_eq!(
             why("::ffff:10.0.0.1"),
-            "egress entry \"::ffff:10.0.0.1\" is an IPv4 address in the clothes of IPv6; write 10.0.0.1"
+            "egress entry \"::ffff:10.0.0.1\" is an IPv4 address written as IPv6; write 10.0.0.1"
         );
         assert!(why("*.a.com").ends_with("is written .DOMAIN"));
     }

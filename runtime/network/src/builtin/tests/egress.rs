@@ -147,7 +147,7 @@ fn nothing_is_reached_with_an_empty_list_but_loopback_and_whoever_calls() {
 }
 
 #[test]
-fn what_no_list_opens_stays_shut() {
+fn denied_addresses_cannot_be_listed() {
     let scene = scene(
         "never",
         &[

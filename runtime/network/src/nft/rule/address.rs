@@ -1,6 +1,6 @@
 //! Conditions on the addresses of a packet.
 //!
-//! Invariant: each looks where the family has them that its argument is of; what says the family stands before it.
+//! Invariant: each condition uses the offsets of its argument's family; the family's own condition precedes it.
 //! Not here: ports, verdicts.
 
 use std::net::{IpAddr, Ipv6Addr};
@@ -9,16 +9,16 @@ use super::super::{Set, Type};
 use super::{NFT_PAYLOAD_NETWORK_HEADER, Rule};
 use coracle_spec::egress::Cidr;
 
-/// Where an IPv6 header has the destination. Source: RFC 8200 section 3.
+/// Offset of the destination in an IPv6 header. Source: RFC 8200 section 3.
 const DESTINATION_V6: u32 = 24;
 
 impl Rule {
-    /// Only what is addressed to one of `cidr`.
+    /// Only packets to an address in `cidr`.
     pub(crate) fn destination(self, cidr: Cidr) -> Self {
         self.address_in(cidr, false)
     }
 
-    /// Only what claims to come from one of `cidr`.
+    /// Only packets with a source address in `cidr`.
     pub(crate) fn source(self, cidr: Cidr) -> Self {
         self.address_in(cidr, true)
     }
@@ -47,19 +47,19 @@ impl Rule {
         }
     }
 
-    /// Only what is addressed to one of `set`.
+    /// Only packets to an address in `set`.
     pub(crate) fn destination_in(self, set: Set) -> Self {
         let is_ipv4 = set.key.first() == Some(&Type::Ipv4);
         self.load_address(is_ipv4, false, 0).look_up(set)
     }
 
-    /// Only IPv6 that is addressed to one whose bits of `mask` are those of `value`.
+    /// Only IPv6 packets to an address whose bits under `mask` equal `value`.
     pub(crate) fn destination_bits(self, mask: Ipv6Addr, value: Ipv6Addr) -> Self {
         let loaded = self.load_address(false, false, 0);
         loaded.masked(&mask.octets()).equals(&value.octets())
     }
 
-    /// Only IPv6 that is addressed to one of which `set` has these octets: first and length of each run, a field each.
+    /// Only IPv6 packets to an address with octets in `set`: `runs` has first octet and length of each field.
     pub(crate) fn destination_runs_in(self, runs: &[(u8, u8)], set: Set) -> Self {
         let loaded = runs.iter().zip(0..).fold(self, |rule, (run, at)| {
             let offset = DESTINATION_V6 + u32::from(run.0);
@@ -68,7 +68,7 @@ impl Rule {
         loaded.look_up(set)
     }
 
-    /// Only what goes from and to a pair of addresses that `set` has.
+    /// Only packets whose source and destination are a pair in `set`.
     pub(crate) fn source_and_destination_in(self, set: Set) -> Self {
         let is_ipv4 = set.key.first() == Some(&Type::Ipv4);
         let second = if is_ipv4 { 1 } else { 4 };
