@@ -13,14 +13,14 @@
 //! Not here: kubelet, images, the daemon's records.
 
 mod client;
+mod container_process;
+mod containers;
 mod execs;
 mod exits;
-mod guest;
 mod log;
 mod pid;
 pub mod process;
 mod reports;
-mod table;
 mod tokens;
 
 use std::io;
@@ -32,10 +32,10 @@ use coracle_spec::error::{Context as _, Result};
 use coracle_spec::id::ContainerId;
 
 pub use client::{
-    AttachOrder, Attached, Exec, ExecOrder, ExecStreams, Greeted, Greeting, Keeper, KeeperEvent,
-    StartOrder, StartPayload, Started,
+    AttachOptions, Attached, Exec, ExecOptions, ExecStreams, Greeting, Keeper, KeeperContainer,
+    KeeperEvent, StartOptions, StartPayload, Started,
 };
-pub use guest::main as guest_main;
+pub use container_process::main as container_main;
 
 /// Fuzz target: a record counts only if its checksum is right; what is behind one is an exit or nothing. The checksum
 /// of the second half of the inputs is made right first.

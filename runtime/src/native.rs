@@ -11,7 +11,7 @@
 //! Invariants: only standard streams survive the execve; nothing here opens a path outside the root.
 //! Not here: mounts, namespaces, cgroups.
 
-mod program;
+mod exec;
 
 use std::fs::File;
 use std::io::{self, Write as _};
@@ -25,7 +25,7 @@ use coracle_spec::error::{Context as _, Error, Kind, Result};
 use coracle_spec::{Identity, LinuxSpec, PidSpace, ResourceLimit};
 use coracle_sys as sys;
 
-pub use program::{NotExecuted, Words};
+pub use exec::{NotExecuted, ProcessArgs};
 
 /// An open `/proc/self/attr` file that takes the security label of the next execve.
 pub struct Label {
@@ -73,11 +73,11 @@ pub fn execute(
     who: Credentials,
     about_to: impl FnOnce(),
 ) -> std::result::Result<std::convert::Infallible, NotExecuted> {
-    let words = Words::of(linux).map_err(NotExecuted::refused)?;
+    let args = ProcessArgs::of(linux).map_err(NotExecuted::refused)?;
     confine(linux, who).map_err(NotExecuted::refused)?;
     sys::signals::default_pipe();
     about_to();
-    Err(words.execute())
+    Err(args.execute())
 }
 
 fn confine(linux: &LinuxSpec, who: Credentials) -> Result<()> {
@@ -198,7 +198,7 @@ pub fn give_streams(host_uid: u32) {
 }
 
 /// A text as the kernel takes it. Errors: it holds a NUL.
-fn text(word: &str) -> io::Result<std::ffi::CString> {
-    std::ffi::CString::new(std::ffi::OsStr::new(word).as_bytes())
+fn text(arg: &str) -> io::Result<std::ffi::CString> {
+    std::ffi::CString::new(std::ffi::OsStr::new(arg).as_bytes())
         .map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))
 }

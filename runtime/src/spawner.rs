@@ -19,7 +19,7 @@ use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::sync::Mutex;
 
-use crate::control::messages::{Birth, FromSpawner, ToSpawner};
+use crate::control::messages::{FromSpawner, KeeperConfig, ToSpawner};
 use crate::control::{Frame, Reader, Writer};
 use crate::process::Process;
 use coracle_network::Namespaces;
@@ -35,7 +35,7 @@ const WARM_UP: Duration = Duration::from_secs(20);
 const FORK: Duration = Duration::from_secs(10);
 
 /// What a keeper is born with.
-pub struct KeeperBirth {
+pub struct NewKeeper {
     /// Its pod.
     pub pod: PodId,
     /// Its control socket, bound and listening; see [`crate::keeper::bind_control`].
@@ -66,11 +66,11 @@ pub struct KeeperProcess {
 
 /// The daemon's handle on its spawner; starts a new one whenever the old one is gone.
 pub struct Spawner {
-    link: Mutex<Option<Link>>,
+    connection: Mutex<Option<Connection>>,
     engine_hash: String,
 }
 
-struct Link {
+struct Connection {
     socket: UnixStream,
     reader: Reader,
     writer: Writer,
@@ -80,11 +80,11 @@ struct Link {
 
 impl Spawner {
     /// Starts the spawner and waits until its engine is warm. Errors: it cannot be started or says nothing.
-    pub async fn launch() -> Result<Self> {
-        let engine_hash = ask_engine_hash().await?;
-        let link = Link::start(&engine_hash).await?;
+    pub async fn start() -> Result<Self> {
+        let engine_hash = query_engine_hash().await?;
+        let connection = Connection::start(&engine_hash).await?;
         Ok(Self {
-            link: Mutex::new(Some(link)),
+            connection: Mutex::new(Some(connection)),
             engine_hash,
         })
     }
@@ -96,25 +96,31 @@ impl Spawner {
 
     /// Host pid of the spawner process; `None` while there is none.
     pub async fn pid(&self) -> Option<u32> {
-        self.link.lock().await.as_ref().map(|link| link.child.id())
+        self.connection
+            .lock()
+            .await
+            .as_ref()
+            .map(|connection| connection.child.id())
     }
 
     /// Forks a keeper; tries a second time with a new spawner if the old one was dead.
     ///
     /// Errors: the node refused the fork, or no spawner answers.
-    pub async fn keeper(&self, birth: KeeperBirth) -> Result<KeeperProcess> {
-        failpoint::hit("run.keeper").during(|| format!("fork the keeper of pod {}", birth.pod))?;
-        let mut link = self.link.lock().await;
+    pub async fn keeper(&self, keeper: NewKeeper) -> Result<KeeperProcess> {
+        failpoint::hit("run.keeper").during(|| format!("fork the keeper of pod {}", keeper.pod))?;
+        let mut connection = self.connection.lock().await;
         let mut last = None;
         for _ in 0..2 {
-            if link.is_none() {
-                *link = Some(Link::start(&self.engine_hash).await?);
+            if connection.is_none() {
+                *connection = Some(Connection::start(&self.engine_hash).await?);
             }
-            let Some(open) = link.as_mut() else { continue };
-            match open.fork(&birth).await {
+            let Some(open) = connection.as_mut() else {
+                continue;
+            };
+            match open.fork(&keeper).await {
                 Err(e) if e.kind() == Kind::Gone || e.kind() == Kind::Deadline => {
                     tracing::warn!(error = %e.chain(), "spawner is gone, starting another");
-                    *link = None;
+                    *connection = None;
                     last = Some(e);
                 }
                 other => return other,
@@ -124,7 +130,7 @@ impl Spawner {
     }
 }
 
-impl Drop for Link {
+impl Drop for Connection {
     fn drop(&mut self) {
         // It ends by itself when the socket closes; a hung one is not waited for.
         let _ = self.child.kill();
@@ -132,7 +138,7 @@ impl Drop for Link {
     }
 }
 
-impl Link {
+impl Connection {
     async fn start(engine_hash: &str) -> Result<Self> {
         let what = || "start the spawner".to_owned();
         let (ours, theirs) = std::os::unix::net::UnixStream::pair().during(what)?;
@@ -146,17 +152,17 @@ impl Link {
             .during(what)?;
         drop(theirs);
         let socket = UnixStream::from_std(ours).during(what)?;
-        let mut link = Self {
+        let mut connection = Self {
             socket,
             reader: Reader::default(),
             writer: Writer::default(),
             requests: 0,
             child,
         };
-        match link.answer(WARM_UP).await?.message().during(what)? {
+        match connection.answer(WARM_UP).await?.message().during(what)? {
             FromSpawner::Ready {
                 engine_hash: theirs,
-            } if theirs == engine_hash => Ok(link),
+            } if theirs == engine_hash => Ok(connection),
             other => Err(Error::new(
                 Kind::Bug,
                 format!("the spawner began with {other:?}, engine {engine_hash} was expected"),
@@ -164,21 +170,21 @@ impl Link {
         }
     }
 
-    async fn fork(&mut self, birth: &KeeperBirth) -> Result<KeeperProcess> {
-        let what = || format!("fork the keeper of pod {}", birth.pod);
+    async fn fork(&mut self, keeper: &NewKeeper) -> Result<KeeperProcess> {
+        let what = || format!("fork the keeper of pod {}", keeper.pod);
         self.requests += 1;
         let (lifeline, held) =
             rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).during(what)?;
-        let frame = birth.frame(self.requests, lifeline).during(what)?;
+        let frame = keeper.frame(self.requests, lifeline).during(what)?;
         self.writer.push(frame);
         self.send().await?;
         loop {
             let mut frame = self.answer(FORK).await?;
             match frame.message().during(what)? {
                 // An answer that an earlier, cancelled call did not wait for.
-                FromSpawner::Born { request } | FromSpawner::Failed { request, .. }
+                FromSpawner::Forked { request } | FromSpawner::Failed { request, .. }
                     if request != self.requests => {}
-                FromSpawner::Born { .. } => {
+                FromSpawner::Forked { .. } => {
                     let pidfd = frame
                         .fds
                         .pop()
@@ -235,7 +241,7 @@ impl Link {
 }
 
 /// Has a child compute the hash: it takes a compiler, whose memory neither daemon nor spawner is to carry.
-async fn ask_engine_hash() -> Result<String> {
+async fn query_engine_hash() -> Result<String> {
     let what = || "compute the engine hash".to_owned();
     let mut command = tokio::process::Command::new("/proc/self/exe");
     command
@@ -244,10 +250,10 @@ async fn ask_engine_hash() -> Result<String> {
         .env_clear()
         .stdin(Stdio::null())
         .kill_on_drop(true);
-    let said = tokio::time::timeout(WARM_UP, command.output())
+    let output = tokio::time::timeout(WARM_UP, command.output())
         .await
         .map_err(|e| Error::with(Kind::Deadline, what(), e))?;
-    let text = String::from_utf8_lossy(&said.during(what)?.stdout)
+    let text = String::from_utf8_lossy(&output.during(what)?.stdout)
         .trim()
         .to_owned();
     if text.len() == 64 {
@@ -260,7 +266,7 @@ async fn ask_engine_hash() -> Result<String> {
     }
 }
 
-impl KeeperBirth {
+impl NewKeeper {
     /// The request to the spawner, with copies of the descriptors in its order.
     fn frame(&self, request: u64, lifeline: OwnedFd) -> io::Result<Frame> {
         let namespaces = &self.namespaces;
@@ -275,7 +281,7 @@ impl KeeperBirth {
         for fd in given.into_iter().flatten() {
             fds.push(fd.try_clone()?);
         }
-        let message = ToSpawner::Keeper(Birth {
+        let message = ToSpawner::Keeper(KeeperConfig {
             request,
             pod: self.pod.clone(),
             exits: self.exits.clone(),

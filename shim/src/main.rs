@@ -48,7 +48,7 @@ fn main() -> ExitCode {
         Some("engine-hash") => return internal(say_engine_hash()),
         Some("compiler") => return internal(coracle_runtime::compiler_main(&arguments[2..])),
         Some("unpacker") => return internal(unpackers::main(&arguments[2..])),
-        Some("guest") => keeper::guest_main(word(&words, 2), word(&words, 3), word(&words, 4)),
+        Some("guest") => keeper::container_main(word(&words, 2), word(&words, 3), word(&words, 4)),
         _ => {}
     }
     failpoint::arm(std::env::var("CORACLE_FAILPOINTS").ok());

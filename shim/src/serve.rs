@@ -161,7 +161,7 @@ async fn host(config: &Config, cgroups: Cgroups) -> Result<(Host, Images), Box<d
         scopes: Scopes::default(),
         cgroups,
         network: network(config, &syncer)?,
-        spawner: Spawner::launch().await?,
+        spawner: Spawner::start().await?,
         compiler: Arc::new(CompileCache::open(
             &config.root.join("compiled"),
             limits,

@@ -148,12 +148,12 @@ fn only_the_wasm_crate_links_the_engine() {
 fn unsafe_code_is_where_it_is_expected() {
     const ELSEWHERE: [&str; 11] = [
         "runtime/sandbox/src/profile/compile.rs",
-        "runtime/src/keeper/guest/life.rs",
+        "runtime/src/keeper/container_process/init.rs",
         "runtime/src/keeper/log.rs",
         "runtime/src/keeper/log/line.rs",
-        "runtime/src/keeper/log/taps.rs",
-        "runtime/src/keeper/table/entry.rs",
-        "runtime/src/native/program.rs",
+        "runtime/src/keeper/log/attach.rs",
+        "runtime/src/keeper/containers/entry.rs",
+        "runtime/src/native/exec.rs",
         "runtime/src/process.rs",
         "runtime/src/spawner.rs",
         "runtime/src/spawner/process.rs",

@@ -35,7 +35,7 @@ pub struct HostIdentity {
 /// so a keeper makes it before it is needed, with an `empty` mount namespace to make it in.
 ///
 /// Errors: the kernel refuses user namespaces.
-pub fn usual_map(range: IdRange, empty: BorrowedFd<'_>) -> Result<OwnedFd> {
+pub fn pod_id_map(range: IdRange, empty: BorrowedFd<'_>) -> Result<OwnedFd> {
     let extents = extents(range, &[])?;
     map_namespace(&extents, &extents, Some(empty))
         .during(|| "make the pod's id map (a user namespace)".into())
@@ -47,9 +47,9 @@ pub fn usual_map(range: IdRange, empty: BorrowedFd<'_>) -> Result<OwnedFd> {
 pub fn host_identity(spec: &ContainerSpec, usual: Option<&OwnedFd>) -> Result<HostIdentity> {
     let who = &spec.identity;
     let users = extents(who.range, &[who.uid])?;
-    let mut asked = vec![who.gid];
-    asked.extend(&who.groups);
-    let groups = extents(who.range, &asked)?;
+    let mut ids = vec![who.gid];
+    ids.extend(&who.groups);
+    let groups = extents(who.range, &ids)?;
     let what = || "make the pod's id map (a user namespace)".to_owned();
     let map = match usual.filter(|_| users.len() == 1 && groups.len() == 1) {
         Some(usual) => usual.try_clone().during(what)?,

@@ -15,7 +15,7 @@ use std::path::Path;
 
 use rustix::fs::{AtFlags, StatxFlags, statx};
 
-use super::place;
+use super::rootfs_path;
 use coracle_spec::egress::Egress;
 use coracle_spec::error::{Context as _, Result};
 use coracle_spec::{ContainerSpec, Mount, MountKind, WasmKind, WasmNetwork, WasmSpec};
@@ -56,7 +56,7 @@ pub fn version() -> Result<Option<u32>> {
 
 /// What a guest is held to by `version`, for people.
 #[must_use]
-pub fn walls(version: u32) -> Vec<&'static str> {
+pub fn restrictions(version: u32) -> Vec<&'static str> {
     let all = [
         (1, "own files"),
         (PORTS, "TCP ports"),
@@ -72,7 +72,7 @@ pub fn walls(version: u32) -> Vec<&'static str> {
 ///
 /// Errors: the kernel has Landlock and refused a step.
 pub fn confine(spec: &ContainerSpec, wasm: &WasmSpec, code: BorrowedFd<'_>) -> Result<()> {
-    let root = place::open_dir(Path::new("/")).during(|| "open the guest's root".into())?;
+    let root = rootfs_path::open_dir(Path::new("/")).during(|| "open the guest's root".into())?;
     confine_to(&root, spec, wasm, code)
 }
 
@@ -197,7 +197,7 @@ fn is_writable(mount: &Mount) -> bool {
 
 /// What is mounted at `target`, and whether it is a directory. `None` when nothing is, or this user does not get there.
 fn mounted(root: &OwnedFd, target: &str) -> io::Result<Option<(OwnedFd, bool)>> {
-    let at = match place::inside(root.as_fd(), target) {
+    let at = match rootfs_path::inside(root.as_fd(), target) {
         Ok(at) => at,
         Err(e)
             if matches!(
@@ -213,7 +213,7 @@ fn mounted(root: &OwnedFd, target: &str) -> io::Result<Option<(OwnedFd, bool)>> 
     if found.stx_attributes.bits() & libc::STATX_ATTR_MOUNT_ROOT as u64 == 0 {
         return Ok(None);
     }
-    let is_directory = place::is_dir(&at)?;
+    let is_directory = rootfs_path::is_dir(&at)?;
     Ok(Some((at, is_directory)))
 }
 

@@ -19,9 +19,9 @@ pub mod helper;
 pub mod identity;
 pub mod landlock;
 pub mod linux;
-mod place;
 pub mod profile;
 pub mod root;
+mod rootfs_path;
 pub mod seccomp;
 mod stage;
 pub mod unpacker;
@@ -94,7 +94,7 @@ fn within(
 ) -> Result<()> {
     own_session_keyring()?;
     let host = identity::host_identity(spec, pod.ids.as_ref())?;
-    let host = root::carried(spec, host)?;
+    let host = root::idmapped_identity(spec, host)?;
     arrive(&host)?;
     limit_resources()?;
     sys::ids::become_user(host.uid, host.gid, &host.groups)

@@ -30,7 +30,7 @@ use rustix::process::fchdir;
 use super::identity::HostIdentity;
 use super::root;
 use super::stage::Stage;
-use super::{PodNamespaces, enter_cgroups, join, place, set_oom_score, volume};
+use super::{PodNamespaces, enter_cgroups, join, rootfs_path, set_oom_score, volume};
 use coracle_spec::error::{Context as _, Result};
 use coracle_spec::failpoint;
 use coracle_spec::{ContainerSpec, LinuxSpec, MountKind};
@@ -107,7 +107,7 @@ impl Prepared {
                 Err(e) if e.raw_os_error() == Some(libc::EINVAL) => mounts::clone_tree(&path, true),
                 tree => tree,
             };
-            let at = self.stage.new_place(name)?;
+            let at = self.stage.new_mount_point(name)?;
             mounts::attach(tree.during(what)?.as_fd(), at.as_fd()).during(what)?;
         }
         mounts::pivot_into_working_directory().during(|| "leave the node's mounts".into())
@@ -149,9 +149,9 @@ pub fn finish(
         volumes,
         bound,
     } = prepared;
-    let at = stage.place("root")?;
+    let at = stage.mount_point("root")?;
     mounts::attach(tree.as_fd(), at.as_fd()).during(|| "attach the root".into())?;
-    let root = stage.place("root")?;
+    let root = stage.mount_point("root")?;
     kernel::proc(&root)?;
     let terminal = dev::build(&root, linux, pod, &bound, spec.identity.uid)?;
     kernel::sys(&root, linux, bound.sys())?;
@@ -161,7 +161,7 @@ pub fn finish(
     }
     image_volumes(spec, linux, &root, &stage)?;
     // While it can be made; what is wrong with it is said when it is entered.
-    let _ = place::ensure(root.as_fd(), &linux.working_dir, true);
+    let _ = rootfs_path::ensure(root.as_fd(), &linux.working_dir, true);
     kernel::confine(&root, &linux.jail, &bound)?;
     if spec.root.readonly {
         mounts::set_attributes(root.as_fd(), Forbid::WRITES, None, false)
@@ -185,13 +185,13 @@ fn image_volumes(
     let open = linux.jail.volumes.iter().filter(|path| !covered(path));
     for (number, path) in open.enumerate() {
         let what = || format!("make the image's volume {path}");
-        let found = place::ensure(root.as_fd(), path, true).during(what)?;
-        if !spec.root.readonly || !place::is_dir(&found).during(what)? {
+        let found = rootfs_path::ensure(root.as_fd(), path, true).during(what)?;
+        if !spec.root.readonly || !rootfs_path::is_dir(&found).during(what)? {
             continue;
         }
         let (lower, upper) = (format!("w{number}"), format!("own/volume-{number}"));
         let copy = mounts::clone_at(found.as_fd()).during(what)?;
-        let at = stage.new_place(&lower)?;
+        let at = stage.new_mount_point(&lower)?;
         mounts::attach(copy.as_fd(), at.as_fd()).during(what)?;
         for part in ["", "/upper", "/work"] {
             make_directory(Path::new(&format!("{upper}{part}"))).during(what)?;

@@ -60,8 +60,8 @@ struct Rule {
     names: Vec<String>,
     action: ScmpAction,
     conditions: Vec<Condition>,
-    includes: Gate,
-    excludes: Gate,
+    includes: RuleFilter,
+    excludes: RuleFilter,
 }
 
 /// A comparison of one argument.
@@ -74,7 +74,7 @@ struct Condition {
 
 /// When a rule counts; what is empty asks nothing.
 #[derive(Debug, Default)]
-struct Gate {
+struct RuleFilter {
     capabilities: u64,
     arches: Vec<String>,
     min_kernel: Option<(u32, u32)>,
@@ -146,9 +146,14 @@ impl Profile {
 
 impl Rule {
     /// Whether it counts for a payload with these capabilities. Source: moby `profiles/seccomp`, `setupSeccomp`.
-    fn counts(&self, capabilities: u64, kernel: (u32, u32)) -> bool {
+    fn applies(&self, capabilities: u64, kernel: (u32, u32)) -> bool {
         let (only, never) = (&self.includes, &self.excludes);
-        let here = |gate: &Gate| gate.arches.iter().any(|arch| arch == HOST_ARCHITECTURE);
+        let here = |rule_filter: &RuleFilter| {
+            rule_filter
+                .arches
+                .iter()
+                .any(|arch| arch == HOST_ARCHITECTURE)
+        };
         let excluded = here(never)
             || never.capabilities & capabilities != 0
             || never.min_kernel.is_some_and(|least| kernel >= least);
@@ -175,7 +180,7 @@ fn capability(name: &str) -> Option<usize> {
 mod tests {
     use super::*;
 
-    fn rule(includes: Gate, excludes: Gate) -> Rule {
+    fn rule(includes: RuleFilter, excludes: RuleFilter) -> Rule {
         Rule {
             names: vec!["mount".into()],
             action: ScmpAction::Allow,
@@ -187,12 +192,12 @@ mod tests {
 
     #[test]
     fn includes_need_all_and_excludes_any() {
-        let two = || Gate {
+        let two = || RuleFilter {
             capabilities: 0b110,
-            ..Gate::default()
+            ..RuleFilter::default()
         };
-        let none = Gate::default;
-        for (includes, excludes, capabilities, counts) in [
+        let none = RuleFilter::default;
+        for (includes, excludes, capabilities, applies) in [
             (none(), none(), 0, true),
             (two(), none(), 0b010, false),
             (two(), none(), 0b111, true),
@@ -200,28 +205,28 @@ mod tests {
             (none(), two(), 0b010, false),
         ] {
             assert_eq!(
-                rule(includes, excludes).counts(capabilities, (6, 1)),
-                counts
+                rule(includes, excludes).applies(capabilities, (6, 1)),
+                applies
             );
         }
     }
 
     #[test]
     fn kernels_compare_as_numbers_and_architectures_by_name() {
-        let since = |min_kernel| Gate {
+        let since = |min_kernel| RuleFilter {
             min_kernel: Some(min_kernel),
-            ..Gate::default()
+            ..RuleFilter::default()
         };
-        let on = |arch: &str| Gate {
+        let on = |arch: &str| RuleFilter {
             arches: vec![arch.into()],
-            ..Gate::default()
+            ..RuleFilter::default()
         };
-        assert!(rule(since((4, 8)), Gate::default()).counts(0, (4, 18)));
-        assert!(!rule(since((4, 18)), Gate::default()).counts(0, (4, 8)));
-        assert!(!rule(Gate::default(), since((4, 8))).counts(0, (5, 0)));
-        assert!(rule(on(HOST_ARCHITECTURE), Gate::default()).counts(0, (6, 1)));
-        assert!(!rule(on("mips"), Gate::default()).counts(0, (6, 1)));
-        assert!(!rule(Gate::default(), on(HOST_ARCHITECTURE)).counts(0, (6, 1)));
+        assert!(rule(since((4, 8)), RuleFilter::default()).applies(0, (4, 18)));
+        assert!(!rule(since((4, 18)), RuleFilter::default()).applies(0, (4, 8)));
+        assert!(!rule(RuleFilter::default(), since((4, 8))).applies(0, (5, 0)));
+        assert!(rule(on(HOST_ARCHITECTURE), RuleFilter::default()).applies(0, (6, 1)));
+        assert!(!rule(on("mips"), RuleFilter::default()).applies(0, (6, 1)));
+        assert!(!rule(RuleFilter::default(), on(HOST_ARCHITECTURE)).applies(0, (6, 1)));
     }
 
     #[test]

@@ -24,7 +24,7 @@ const JAILED: Forbid = Forbid::PRIVILEGE;
 /// The identity that all volumes of `spec` can carry: `mapped`, or the host's own ids if a filesystem takes no map.
 ///
 /// Errors: such a filesystem, by name, under a container that runs as root.
-pub fn carried(spec: &ContainerSpec, mapped: HostIdentity) -> Result<HostIdentity> {
+pub fn idmapped_identity(spec: &ContainerSpec, mapped: HostIdentity) -> Result<HostIdentity> {
     let binds = spec.mounts.iter().filter(|m| m.kind == MountKind::Bind);
     for source in binds.map(|mount| mount.source.as_path()) {
         let tree =
@@ -47,9 +47,9 @@ pub fn build(spec: &ContainerSpec, host: &HostIdentity) -> Result<()> {
     sys::ids::set_filesystem_ids(host.root, host.root)
         .during(|| format!("make files as host user {}", host.root))?;
     let tree = base(spec, host, &stage, JAILED)?;
-    let place = stage.place("root")?;
-    mounts::attach(tree.as_fd(), place.as_fd()).during(|| "attach the root".into())?;
-    let root = stage.place("root")?;
+    let target = stage.mount_point("root")?;
+    mounts::attach(tree.as_fd(), target.as_fd()).during(|| "attach the root".into())?;
+    let root = stage.mount_point("root")?;
     for (number, mount) in spec.mounts.iter().enumerate() {
         let tree = volume::make(mount, number, &stage, host, JAILED)?;
         if mount.kind == MountKind::Bind {

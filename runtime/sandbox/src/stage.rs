@@ -11,7 +11,7 @@ use rustix::fs::{CWD, Mode, mkdirat};
 use rustix::process::chdir;
 
 use super::identity::HostIdentity;
-use super::place::open_dir;
+use super::rootfs_path::open_dir;
 use coracle_spec::error::{Context as _, Error, Kind, Result};
 use coracle_sys::mounts::{self, Forbid};
 
@@ -27,8 +27,8 @@ impl Stage {
         // Nobody else sees it; the root of a user namespace has to, too.
         let options = [(c"size", Some("64k")), (c"mode", Some("0777"))];
         let tree = mounts::filesystem(c"tmpfs", &options, Forbid::default()).during(what)?;
-        let place = open_dir(staging).during(what)?;
-        mounts::attach(tree.as_fd(), place.as_fd()).during(what)?;
+        let target = open_dir(staging).during(what)?;
+        mounts::attach(tree.as_fd(), target.as_fd()).during(what)?;
         chdir(staging).during(what)?;
         mkdirat(CWD, "root", Mode::from_raw_mode(0o755)).during(what)?;
         mkdirat(CWD, "own", Mode::from_raw_mode(0o755)).during(what)?;
@@ -36,13 +36,13 @@ impl Stage {
     }
 
     /// Makes directory `name` of the stage and opens it.
-    pub(super) fn new_place(&self, name: &str) -> Result<OwnedFd> {
+    pub(super) fn new_mount_point(&self, name: &str) -> Result<OwnedFd> {
         mkdirat(CWD, name, Mode::RWXU).during(|| format!("make {name} of the stage"))?;
-        self.place(name)
+        self.mount_point(name)
     }
 
     /// Opens directory `name` of the stage.
-    pub(super) fn place(&self, name: &str) -> Result<OwnedFd> {
+    pub(super) fn mount_point(&self, name: &str) -> Result<OwnedFd> {
         open_dir(Path::new(name)).during(|| format!("open {name} of the stage"))
     }
 
@@ -66,8 +66,8 @@ impl Stage {
         if !Path::new(name).exists() {
             mkdirat(CWD, name, Mode::RWXU).during(what)?;
         }
-        let place = self.place(name)?;
-        mounts::attach(tree.as_fd(), place.as_fd()).during(what)
+        let target = self.mount_point(name)?;
+        mounts::attach(tree.as_fd(), target.as_fd()).during(what)
     }
     /// Attaches mapped, read-only copies of `layers` (lowest first); their names as overlay wants them, topmost first.
     pub(super) fn layers(

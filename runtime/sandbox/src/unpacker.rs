@@ -12,7 +12,7 @@ use libseccomp::{ScmpAction, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, S
 use rustix::process::fchdir;
 use rustix::thread::UnshareFlags;
 
-use super::place::open_dir;
+use super::rootfs_path::open_dir;
 use super::{identity, own_session_keyring, seal, seccomp, unshare};
 use coracle_spec::error::{Context as _, Error, Kind, Result};
 use coracle_sys as sys;
@@ -34,8 +34,8 @@ pub fn jail(directory: BorrowedFd<'_>) -> Result<()> {
         UnshareFlags::NEWNS | UnshareFlags::NEWNET | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
     unshare(apart, "unpacker's")?;
     mounts::make_all_private().during(|| "make mounts private".into())?;
-    let place = open_dir(Path::new("/proc")).during(|| "open /proc".into())?;
-    mounts::attach(tree.as_fd(), place.as_fd()).during(|| "attach a layer".into())?;
+    let target = open_dir(Path::new("/proc")).during(|| "open /proc".into())?;
+    mounts::attach(tree.as_fd(), target.as_fd()).during(|| "attach a layer".into())?;
     let root = open_dir(Path::new("/proc")).during(|| "open a layer".into())?;
     fchdir(&root).during(|| "enter a layer".into())?;
     mounts::pivot_into_working_directory().during(|| "make a layer the root".into())?;

@@ -8,7 +8,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use super::identity::HostIdentity;
-use super::place;
+use super::rootfs_path;
 use super::stage::{Stage, cannot_map};
 use coracle_spec::error::{Context as _, Result};
 use coracle_spec::{Mount, MountKind, MountPropagation};
@@ -98,7 +98,7 @@ pub fn make(
             let names = stage.layers(&format!("v{number}-"), layers, host)?;
             let tree = match names.as_slice() {
                 [] => mounts::tmpfs("4k").during(what)?,
-                [only] => mounts::clone_at(stage.place(only)?.as_fd()).during(what)?,
+                [only] => mounts::clone_at(stage.mount_point(only)?.as_fd()).during(what)?,
                 several => mounts::overlay(several, None, None).during(what)?,
             };
             let tree = sub_tree(tree, sub_path, &format!("i{number}"), stage)?;
@@ -116,9 +116,9 @@ fn sub_tree(tree: OwnedFd, sub_path: &str, name: &str, stage: &Stage) -> Result<
     }
     let what = || format!("find sub path {sub_path:?} of the image");
     // A copy can be taken only of what is attached somewhere (before Linux 6.15).
-    let place = stage.new_place(name)?;
-    mounts::attach(tree.as_fd(), place.as_fd()).during(what)?;
-    let found = place::inside(tree.as_fd(), sub_path).during(what)?;
+    let target = stage.new_mount_point(name)?;
+    mounts::attach(tree.as_fd(), target.as_fd()).during(what)?;
+    let found = rootfs_path::inside(tree.as_fd(), sub_path).during(what)?;
     mounts::clone_at(found.as_fd()).during(what)
 }
 
@@ -127,7 +127,7 @@ fn sub_tree(tree: OwnedFd, sub_path: &str, name: &str, stage: &Stage) -> Result<
 /// Errors: the path cannot be made, or the kernel refuses the mount.
 pub fn attach(root: &OwnedFd, tree: &OwnedFd, path: &str) -> Result<()> {
     let what = || format!("mount at {path}");
-    let directory = place::is_dir(tree).during(what)?;
-    let target = place::ensure(root.as_fd(), path, directory).during(what)?;
+    let directory = rootfs_path::is_dir(tree).during(what)?;
+    let target = rootfs_path::ensure(root.as_fd(), path, directory).during(what)?;
     mounts::attach(tree.as_fd(), target.as_fd()).during(what)
 }

@@ -16,12 +16,12 @@ use coracle_spec::{Exit, IdRange, PidSpace};
 pub enum ToSpawner {
     /// Fork a keeper. Descriptors: control listener, lifeline, its cgroup in the unified tree if `into_cgroup`, then
     /// those namespaces that are asked for (`net`, `ipc`, `uts`, `user`).
-    Keeper(Birth),
+    Keeper(KeeperConfig),
 }
 
 /// What a keeper knows of itself from birth.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Birth {
+pub struct KeeperConfig {
     /// The request's number, repeated in the answer.
     pub request: u64,
     /// Its pod.
@@ -60,7 +60,8 @@ pub enum FromSpawner {
         engine_hash: String,
     },
     /// A keeper was forked. Descriptor: its pidfd.
-    Born {
+    #[serde(rename = "Born")]
+    Forked {
         /// Which request.
         request: u64,
     },
@@ -81,12 +82,13 @@ pub struct ToKeeper {
     /// The request's number, repeated in the answer.
     pub request: u64,
     /// What is asked.
-    pub ask: Ask,
+    #[serde(rename = "ask")]
+    pub body: Request,
 }
 
 /// A request to a keeper.
 #[derive(Debug, Serialize, Deserialize)]
-pub enum Ask {
+pub enum Request {
     /// First on every connection. Answer: [`Answer::Greeting`].
     Hello,
     /// The pod is recorded: live on without the lifeline.
@@ -110,7 +112,7 @@ pub enum Ask {
         #[serde(default)]
         tty: bool,
     },
-    /// Fork a process into a running container. Descriptors: as for [`Ask::Start`] without the log, then standard
+    /// Fork a process into a running container. Descriptors: as for [`Request::Start`] without the log, then standard
     /// input if `stdin`, standard output, standard error; no streams for a Linux payload with a terminal, which makes
     /// one. Answer: [`Answer::Started`], later [`FromKeeper::ExecEnded`].
     Exec {
@@ -129,12 +131,13 @@ pub enum Ask {
         kill_list: Option<KillList>,
     },
     /// Join a client to a running container's standard streams. Descriptors: pipes for standard output and error, as
-    /// far as they are asked for. Answer: [`Answer::Joined`].
+    /// far as they are asked for. Answer: [`Answer::Attached`].
     Attach {
         /// Which container.
         container: ContainerId,
         /// What is joined.
-        joining: Joining,
+        #[serde(rename = "joining")]
+        streams: AttachStreams,
     },
     /// Write to another log file from now on. Descriptor: the file.
     ReopenLog {
@@ -146,13 +149,14 @@ pub enum Ask {
         /// Which container.
         container: ContainerId,
     },
-    /// Name the containers from this number on: the rest of a greeting, page by page. Answer: [`Answer::Kept`]. Since
+    /// Name the containers from this number on: the rest of a greeting, page by page. Answer: [`Answer::Containers`]. Since
     /// protocol 4.
-    Kept {
+    #[serde(rename = "Kept")]
+    ListContainers {
         /// The `next` of the page before.
         from: usize,
     },
-    /// Answer when the start of a container that a greeting calls starting has ended, as [`Ask::Start`] is answered.
+    /// Answer when the start of a container that a greeting calls starting has ended, as [`Request::Start`] is answered.
     /// Only sent to a keeper that said `starting`.
     AwaitStart {
         /// Which container.
@@ -177,7 +181,7 @@ pub struct LinuxStart {
 
 /// Which streams a client joins.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Joining {
+pub struct AttachStreams {
     /// Standard input.
     pub stdin: bool,
     /// Standard output; of a container with a terminal, that.
@@ -228,20 +232,22 @@ pub enum Answer {
         /// Its pod.
         pod: PodId,
         /// Its containers, as many as fit.
-        containers: Vec<Kept>,
-        /// Where [`Ask::Kept`] goes on, if there are more; only said to a daemon that speaks protocol 4.
+        containers: Vec<ListedContainer>,
+        /// Where [`Request::ListContainers`] goes on, if there are more; only said to a daemon that speaks protocol 4.
         #[serde(default)]
         next: Option<usize>,
     },
     /// More containers. Descriptors: as for the greeting.
-    Kept {
+    #[serde(rename = "Kept")]
+    Containers {
         /// As many as fit.
-        containers: Vec<Kept>,
+        containers: Vec<ListedContainer>,
         /// Where to go on, if there are more.
         next: Option<usize>,
     },
     /// A client was joined. Descriptor: where its input goes, if that was asked for.
-    Joined {
+    #[serde(rename = "Joined")]
+    Attached {
         /// That is the controlling side of a terminal.
         tty: bool,
     },
@@ -261,7 +267,7 @@ pub enum Answer {
 
 /// One container of a greeting.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Kept {
+pub struct ListedContainer {
     /// Its id.
     pub id: ContainerId,
     /// Nanoseconds since 1970 UTC.
@@ -296,4 +302,41 @@ pub enum Report {
         /// Why.
         text: String,
     },
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_wire_has_the_names_of_protocol_1_to_4() {
+        let text = |message: &FromKeeper| serde_json::to_string(message).unwrap();
+        let list = ToKeeper {
+            request: 1,
+            body: Request::ListContainers { from: 2 },
+        };
+        let list = serde_json::to_string(&list).unwrap();
+        assert_eq!(list, r#"{"request":1,"ask":{"Kept":{"from":2}}}"#);
+        let attach = Request::Attach {
+            container: "0".repeat(64).parse().unwrap(),
+            streams: AttachStreams::default(),
+        };
+        let attach = serde_json::to_string(&attach).unwrap();
+        assert!(attach.contains(r#","joining":{"stdin":false"#), "{attach}");
+        let answer = |answer| FromKeeper::Answer { request: 1, answer };
+        let page = answer(Answer::Containers {
+            containers: Vec::new(),
+            next: None,
+        });
+        let page = text(&page);
+        assert!(page.contains(r#"{"Kept":{"containers":[],"#), "{page}");
+        let attached = text(&answer(Answer::Attached { tty: true }));
+        assert!(
+            attached.contains(r#"{"Joined":{"tty":true}}"#),
+            "{attached}"
+        );
+        let forked = serde_json::to_string(&FromSpawner::Forked { request: 3 }).unwrap();
+        assert_eq!(forked, r#"{"Born":{"request":3}}"#);
+    }
 }

@@ -9,8 +9,8 @@ mod exec;
 mod greeting;
 mod wire;
 
-pub use attach::{AttachOrder, Attached};
-pub use exec::{Exec, ExecOrder, ExecStreams};
+pub use attach::{AttachOptions, Attached};
+pub use exec::{Exec, ExecOptions, ExecStreams};
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -21,10 +21,10 @@ use std::time::Duration;
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
 
-use wire::{Ends, Reply, converse, lock};
+use wire::{Ends, Reply, lock, run_connection};
 
 use crate::control::Frame;
-use crate::control::messages::{Answer, Ask, LinuxStart, ToKeeper};
+use crate::control::messages::{Answer, LinuxStart, Request, ToKeeper};
 use crate::process::Process;
 use coracle_sandbox::Filters;
 use coracle_spec::error::{Context as _, Error, Kind, Result};
@@ -45,7 +45,7 @@ const STREAMING_PROTOCOL: u64 = 3;
 /// A connection to one keeper; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Keeper {
-    asks: mpsc::UnboundedSender<(Frame, u64, oneshot::Sender<Reply>)>,
+    requests: mpsc::UnboundedSender<(Frame, u64, oneshot::Sender<Reply>)>,
     numbers: Arc<AtomicU64>,
     /// Newest protocol that it speaks.
     protocol: Arc<AtomicU64>,
@@ -61,12 +61,12 @@ pub struct Greeting {
     /// The engine that its guests run on.
     pub engine_hash: String,
     /// Its containers, ended ones included until they are forgotten.
-    pub containers: Vec<Greeted>,
+    pub containers: Vec<KeeperContainer>,
 }
 
 /// One container of a [`Greeting`].
 #[derive(Debug)]
-pub struct Greeted {
+pub struct KeeperContainer {
     /// Its id.
     pub id: ContainerId,
     /// The process while it runs.
@@ -80,7 +80,7 @@ pub struct Greeted {
 }
 
 /// What a guest is started with.
-pub struct StartOrder {
+pub struct StartOptions {
     /// Which container.
     pub container: ContainerId,
     /// What it is; only the guest reads it.
@@ -139,12 +139,12 @@ impl Keeper {
             .await
             .map_err(|e| Error::with(Kind::Deadline, what(), e))?
             .map_err(|e| Error::with(Kind::Gone, what(), e))?;
-        let (asks, asked) = mpsc::unbounded_channel();
-        let (events, heard) = mpsc::unbounded_channel();
+        let (requests, queue) = mpsc::unbounded_channel();
+        let (events, received) = mpsc::unbounded_channel();
         let ends = Ends::default();
-        tokio::spawn(converse(stream, asked, events, Arc::clone(&ends)));
+        tokio::spawn(run_connection(stream, queue, events, Arc::clone(&ends)));
         let keeper = Self {
-            asks,
+            requests,
             numbers: Arc::default(),
             protocol: Arc::default(),
             ends,
@@ -156,48 +156,48 @@ impl Keeper {
         keeper
             .protocol
             .store(greeting.protocol.into(), Ordering::Relaxed);
-        Ok((keeper, greeting, heard))
+        Ok((keeper, greeting, received))
     }
 
     /// Tells the keeper that its pod is recorded, so that it lives without its lifeline.
     ///
     /// Errors: the keeper is gone or silent.
     pub async fn commit(&self) -> Result<()> {
-        self.done(Ask::Commit, Vec::new()).await
+        self.done(Request::Commit, Vec::new()).await
     }
 
     /// Forks a guest and waits until its jail stands and its program is loaded.
     ///
     /// Errors: [`Kind::StartFailed`] when the guest failed to start and left an exit record; [`Kind::Invalid`] when
     /// the keeper refused; [`Kind::Gone`] or [`Kind::Deadline`] when the keeper did not answer.
-    pub async fn start(&self, order: StartOrder, filters: &Filters) -> Result<Started> {
-        let (mut fds, linux) = self.payload(&order.spec, order.payload, filters)?;
-        let (log, into_cgroup) = (order.log.is_some(), order.cgroup.is_some());
-        fds.extend(order.cgroup);
-        fds.extend(order.log);
-        let tty = matches!(&order.spec.workload, Workload::Wasm(wasm) if wasm.tty);
-        let ask = Ask::Start {
-            container: order.container.clone(),
-            stdin: order.spec.workload.stdin(),
+    pub async fn start(&self, options: StartOptions, filters: &Filters) -> Result<Started> {
+        let (mut fds, linux) = self.payload(&options.spec, options.payload, filters)?;
+        let (log, into_cgroup) = (options.log.is_some(), options.cgroup.is_some());
+        fds.extend(options.cgroup);
+        fds.extend(options.log);
+        let tty = matches!(&options.spec.workload, Workload::Wasm(wasm) if wasm.tty);
+        let body = Request::Start {
+            container: options.container.clone(),
+            stdin: options.spec.workload.stdin(),
             log,
             into_cgroup,
             linux,
             tty,
         };
-        self.start_as(ask, fds).await
+        self.send_start(body, fds).await
     }
 
-    /// Waits until the start of a container that was [`Greeted::starting`] has ended.
+    /// Waits until the start of a container that was [`KeeperContainer::starting`] has ended.
     ///
     /// Errors: as of [`Keeper::start`].
     pub async fn await_start(&self, container: &ContainerId) -> Result<Started> {
         let container = container.clone();
-        self.start_as(Ask::AwaitStart { container }, Vec::new())
+        self.send_start(Request::AwaitStart { container }, Vec::new())
             .await
     }
 
-    async fn start_as(&self, ask: Ask, fds: Vec<OwnedFd>) -> Result<Started> {
-        let (process, started_at, _) = started(self.ask(ask, fds, START).await?)?;
+    async fn send_start(&self, body: Request, fds: Vec<OwnedFd>) -> Result<Started> {
+        let (process, started_at, _) = started(self.request(body, fds, START).await?)?;
         Ok(Started {
             process,
             started_at,
@@ -218,14 +218,14 @@ impl Keeper {
         match (payload, &spec.workload) {
             (StartPayload::Wasm(code), Workload::Wasm(wasm)) => {
                 if wasm.tty || wasm.toolbox.is_some() {
-                    self.speaks(STREAMING_PROTOCOL)?;
+                    self.require_protocol(STREAMING_PROTOCOL)?;
                 }
                 let [first, second] = filters.of(wasm);
                 fds.extend([code, clone(first)?, clone(second)?]);
                 Ok((fds, None))
             }
             (StartPayload::Linux(filter), Workload::Linux(linux)) => {
-                self.speaks(LINUX_PROTOCOL)?;
+                self.require_protocol(LINUX_PROTOCOL)?;
                 let filtered = filter.is_some();
                 fds.extend(filter);
                 let start = LinuxStart {
@@ -247,7 +247,7 @@ impl Keeper {
     /// Has the container's log written to `log` from now on. Errors: the keeper is gone, or the log is stalled.
     pub async fn reopen_log(&self, container: &ContainerId, log: OwnedFd) -> Result<()> {
         self.done(
-            Ask::ReopenLog {
+            Request::ReopenLog {
                 container: container.clone(),
             },
             vec![log],
@@ -258,7 +258,7 @@ impl Keeper {
     /// Drops an exited container and its exit record. Errors: the keeper is gone or silent.
     pub async fn forget(&self, container: &ContainerId) -> Result<()> {
         self.done(
-            Ask::Forget {
+            Request::Forget {
                 container: container.clone(),
             },
             Vec::new(),
@@ -268,11 +268,11 @@ impl Keeper {
 
     /// Ends the keeper as soon as no container of it runs. Errors: the keeper is gone or silent.
     pub async fn leave(&self) -> Result<()> {
-        self.done(Ask::Leave, Vec::new()).await
+        self.done(Request::Leave, Vec::new()).await
     }
 
     /// Refuses what a keeper of an older build does not understand.
-    fn speaks(&self, needed: u64) -> Result<()> {
+    fn require_protocol(&self, needed: u64) -> Result<()> {
         let spoken = self.protocol.load(Ordering::Relaxed);
         if spoken >= needed {
             return Ok(());
@@ -286,31 +286,31 @@ impl Keeper {
         ))
     }
 
-    async fn done(&self, ask: Ask, fds: Vec<OwnedFd>) -> Result<()> {
-        match self.ask(ask, fds, PROMPT).await?.0 {
+    async fn done(&self, body: Request, fds: Vec<OwnedFd>) -> Result<()> {
+        match self.request(body, fds, PROMPT).await?.0 {
             Answer::Done => Ok(()),
             Answer::Failed { message, .. } => Err(Error::new(Kind::WrongPhase, message)),
             other => Err(unexpected(&other)),
         }
     }
 
-    async fn ask(&self, ask: Ask, fds: Vec<OwnedFd>, deadline: Duration) -> Result<Reply> {
+    async fn request(&self, body: Request, fds: Vec<OwnedFd>, deadline: Duration) -> Result<Reply> {
         let request = self.numbers.fetch_add(1, Ordering::Relaxed);
-        self.ask_as(request, ask, fds, deadline).await
+        self.send_request(request, body, fds, deadline).await
     }
 
-    async fn ask_as(
+    async fn send_request(
         &self,
         request: u64,
-        ask: Ask,
+        body: Request,
         fds: Vec<OwnedFd>,
         deadline: Duration,
     ) -> Result<Reply> {
         let gone = || Error::new(Kind::Gone, "the keeper's connection ended");
-        let frame = Frame::pack(&ToKeeper { request, ask }, fds)
+        let frame = Frame::pack(&ToKeeper { request, body }, fds)
             .during(|| "pack a request to a keeper".into())?;
         let (reply, answer) = oneshot::channel();
-        self.asks
+        self.requests
             .send((frame, request, reply))
             .map_err(|_| gone())?;
         match tokio::time::timeout(deadline, answer).await {

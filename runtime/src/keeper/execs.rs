@@ -12,7 +12,7 @@ use rustix::event::epoll;
 use rustix::process::{WaitId, WaitIdOptions, waitid};
 
 use super::exits::now_ns;
-use super::reports::{self, Reports, Said, kill};
+use super::reports::{self, ReportEvent, Reports, kill};
 use super::tokens::FIRST_EXEC;
 use crate::control::messages::{Answer, FromKeeper};
 use coracle_cgroup::KillList;
@@ -83,7 +83,7 @@ impl Exec {
 #[derive(Default)]
 pub(super) struct Execs {
     slots: Vec<Option<Exec>>,
-    news: Vec<(FromKeeper, Vec<OwnedFd>)>,
+    events: Vec<(FromKeeper, Vec<OwnedFd>)>,
 }
 
 /// The two watched descriptors of an exec.
@@ -102,7 +102,7 @@ pub(super) fn token(slot: usize, what: What) -> u64 {
 
 impl Execs {
     /// Takes charge of one; returns its slot, whose descriptors are then to be watched.
-    pub(super) fn begin(&mut self, exec: Exec) -> usize {
+    pub(super) fn add(&mut self, exec: Exec) -> usize {
         let free = self.slots.iter().position(Option::is_none);
         let slot = free.unwrap_or_else(|| {
             self.slots.push(None);
@@ -146,13 +146,13 @@ impl Execs {
     }
 
     /// What was queued for the daemon.
-    pub(super) fn take_news(&mut self) -> Vec<(FromKeeper, Vec<OwnedFd>)> {
-        std::mem::take(&mut self.news)
+    pub(super) fn take_events(&mut self) -> Vec<(FromKeeper, Vec<OwnedFd>)> {
+        std::mem::take(&mut self.events)
     }
 
     /// Kills all: whoever asked is gone.
     pub(super) fn kill_all(&mut self) {
-        self.news.clear();
+        self.events.clear();
         for exec in self.slots.iter().flatten() {
             exec.kill_whole();
         }
@@ -164,7 +164,7 @@ impl Execs {
         let Some(mut exec) = self.slots.get_mut(slot).and_then(Option::take) else {
             return;
         };
-        self.hear(&mut exec, slot, poll);
+        self.handle_reports(&mut exec, slot, poll);
         let about_process = token.is_multiple_of(2);
         if about_process && self.ended(&mut exec, slot, poll) {
             return;
@@ -172,13 +172,13 @@ impl Execs {
         self.slots[slot] = Some(exec);
     }
 
-    fn hear(&mut self, exec: &mut Exec, slot: usize, poll: &OwnedFd) {
+    fn handle_reports(&mut self, exec: &mut Exec, slot: usize, poll: &OwnedFd) {
         let mut runs = false;
-        for said in exec.reports.hear(poll) {
-            match said {
-                Said::Runs => runs = true,
-                Said::Terminal(terminal) => exec.terminal = Some(terminal),
-                Said::Moved(next) => {
+        for event in exec.reports.read_events(poll) {
+            match event {
+                ReportEvent::Runs => runs = true,
+                ReportEvent::Terminal(terminal) => exec.terminal = Some(terminal),
+                ReportEvent::Moved(next) => {
                     let token = FIRST_EXEC + token(slot, What::Process);
                     reports::follow(&mut exec.pidfd, next, poll, token);
                 }
@@ -190,7 +190,7 @@ impl Execs {
             let answer = Answer::Started { started_at };
             let pidfd = exec.pidfd.try_clone().into_iter();
             let fds = pidfd.chain(exec.terminal.take()).collect();
-            self.news
+            self.events
                 .push((FromKeeper::Answer { request, answer }, fds));
         }
     }
@@ -203,9 +203,9 @@ impl Execs {
             status => status.ok().flatten(),
         };
         let _ = epoll::delete(poll, &exec.pidfd);
-        self.hear(exec, slot, poll);
+        self.handle_reports(exec, slot, poll);
         let (code, cause) = match &status {
-            Some(status) => exec.reports.judge(status, exec.started),
+            Some(status) => exec.reports.exit_status(status, exec.started),
             // Not ours to wait for: how it ended is not known, but whoever asked is told that it has.
             None if exec.started => (UNKNOWN, Cause::Unknown),
             None => {
@@ -214,7 +214,7 @@ impl Execs {
             }
         };
         let request = exec.request;
-        let news = match cause {
+        let events = match cause {
             Cause::StartFailed(message) => {
                 let answer = Answer::Failed {
                     start_failed: true,
@@ -232,7 +232,7 @@ impl Execs {
                 FromKeeper::ExecEnded { request, exit }
             }
         };
-        self.news.push((news, Vec::new()));
+        self.events.push((events, Vec::new()));
         true
     }
 

@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_is_not_taken_for_absent() {
+    fn an_unreadable_record_is_an_error_not_absent() {
         let dir = std::env::temp_dir().join(format!("coracle-exits-odd-{}", std::process::id()));
         let id = ContainerId::random().unwrap();
         let path = dir.join(id.as_str());

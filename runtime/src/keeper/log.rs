@@ -6,7 +6,7 @@
 //! system calls only. It never allocates, locks or panics, so a fork finds every lock of the process free.
 //! Invariants: a line reaches the file in one write(2), as `RFC3339Nano stream P|F text`; text longer than 16 KiB is
 //! cut into `P` pieces; a rotation loses nothing and repeats nothing; a full disk drops lines, never the container.
-//! Attached clients get the same bytes from the same thread ([`taps`]).
+//! Attached clients get the same bytes from the same thread ([`clients`]).
 //! Not here: when a container ends.
 
 use std::fs::File;
@@ -14,11 +14,11 @@ use std::io;
 use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 
+mod attach;
 mod line;
-mod taps;
 
+use attach::{AttachedClients, MAX_CLIENTS, PipeSlots};
 use line::{Lines, Stamp};
-use taps::{Board, TAPS, Taps};
 
 /// Text bytes of one log line, as containerd and CRI-O have it.
 pub const MAX_TEXT: usize = 16 * 1024;
@@ -44,12 +44,12 @@ struct Shared {
     /// Lines that a full or broken disk cost.
     dropped: AtomicU64,
     /// Clients of standard output and of standard error.
-    boards: [Board; 2],
+    client_pipes: [PipeSlots; 2],
 }
 
 /// A stream that clients can be attached to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Tapped {
+pub enum OutputStream {
     /// Standard output, or the terminal.
     Out,
     /// Standard error.
@@ -75,14 +75,14 @@ struct Stream {
     /// Its pipe or terminal; -1 once it has ended.
     fd: RawFd,
     lines: Lines,
-    taps: Taps,
+    clients: AttachedClients,
 }
 
 impl Stream {
     fn new(name: &'static [u8; 6], fd: Option<OwnedFd>) -> io::Result<Self> {
         Ok(Self {
             lines: Lines::new(name)?,
-            taps: Taps::new(),
+            clients: AttachedClients::new(),
             fd: fd.map_or(-1, IntoRawFd::into_raw_fd),
         })
     }
@@ -114,7 +114,7 @@ impl LogThread {
             leaving: AtomicBool::new(false),
             started: AtomicBool::new(false),
             dropped: AtomicU64::new(0),
-            boards: [Board::new(), Board::new()],
+            client_pipes: [PipeSlots::new(), PipeSlots::new()],
         });
         let work = Box::new(Work {
             shared: &raw const *shared,
@@ -171,8 +171,8 @@ impl LogThread {
 
     /// Attaches a client to a stream: what comes from now on also goes into `pipe`, a pipe's write end. `false` if there
     /// are as many clients as there can be.
-    pub fn tap(&self, stream: Tapped, pipe: OwnedFd) -> bool {
-        let added = self.shared.boards[stream as usize].add(pipe);
+    pub fn attach(&self, stream: OutputStream, pipe: OwnedFd) -> bool {
+        let added = self.shared.client_pipes[stream as usize].add(pipe);
         signal(self.shared.wake.as_raw_fd());
         added
     }
@@ -191,7 +191,7 @@ impl LogThread {
         unsafe { libc::pthread_join(self.thread, std::ptr::null_mut()) };
         // SAFETY: `spawn` leaked this Box for the thread, which is gone; nobody else has the pointer.
         drop(unsafe { Box::from_raw(self.work) });
-        self.shared.boards.iter().for_each(Board::close);
+        self.shared.client_pipes.iter().for_each(PipeSlots::close);
     }
 }
 
@@ -235,7 +235,7 @@ extern "C" fn entry(work: *mut libc::c_void) -> *mut libc::c_void {
     take_next(work, shared);
     finish(work, shared);
     close_fd(&mut work.file);
-    shared.boards.iter().for_each(Board::close);
+    shared.client_pipes.iter().for_each(PipeSlots::close);
     shared.finished.store(true, Ordering::Release);
     signal(shared.done.as_raw_fd());
     park(shared);
@@ -289,27 +289,28 @@ fn take_next(work: &mut Work, shared: &Shared) {
 
 /// Waits for output or a wake-up and handles it; `false` when all has ended.
 fn wait(work: &mut Work, shared: &Shared) -> bool {
-    const FIRST_TAP: usize = 3;
+    const FIRST_CLIENT: usize = 3;
     let closing = shared.closing.load(Ordering::Acquire);
     let wanted = |fd| libc::pollfd {
         fd,
         events: libc::POLLIN,
         revents: 0,
     };
-    let mut fds = [wanted(-1); FIRST_TAP + 2 * TAPS];
+    let mut fds = [wanted(-1); FIRST_CLIENT + 2 * MAX_CLIENTS];
     fds[2] = wanted(shared.wake.as_raw_fd());
     let mut timeout = if closing { 0 } else { -1 };
     for (at, stream) in work.streams.iter_mut().enumerate() {
-        let board = &shared.boards[at];
-        match stream.taps.is_pending(board) {
+        let slots = &shared.client_pipes[at];
+        match stream.clients.is_pending(slots) {
             // A client that lags holds its stream back, for as long as it moves.
-            true if !closing && timeout < 0 => timeout = stream.taps.patience(),
-            true if !closing => timeout = timeout.min(stream.taps.patience()),
+            true if !closing && timeout < 0 => timeout = stream.clients.timeout_ms(),
+            true if !closing => timeout = timeout.min(stream.clients.timeout_ms()),
             _ => fds[at].fd = stream.fd,
         }
-        stream
-            .taps
-            .watch(board, &mut fds[FIRST_TAP + at * TAPS..][..TAPS]);
+        stream.clients.watch(
+            slots,
+            &mut fds[FIRST_CLIENT + at * MAX_CLIENTS..][..MAX_CLIENTS],
+        );
     }
     // SAFETY: initialised pollfds, as many as are counted; poll(2) neither allocates nor locks.
     let ready = unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, timeout) };
@@ -324,20 +325,20 @@ fn wait(work: &mut Work, shared: &Shared) -> bool {
         take_next(work, shared);
     }
     for (at, stream) in work.streams.iter_mut().enumerate() {
-        let board = &shared.boards[at];
-        let seen = &fds[FIRST_TAP + at * TAPS..][..TAPS];
-        stream.taps.seen(board, seen, closing);
-        if stream.taps.is_pending(board) {
-            stream.taps.expire(board);
+        let slots = &shared.client_pipes[at];
+        let seen = &fds[FIRST_CLIENT + at * MAX_CLIENTS..][..MAX_CLIENTS];
+        stream.clients.handle_poll(slots, seen, closing);
+        if stream.clients.is_pending(slots) {
+            stream.clients.expire(slots);
         } else if fds[at].revents != 0 {
-            drain(stream, board, work.file, shared, closing);
+            drain(stream, slots, work.file, shared, closing);
         }
     }
     true
 }
 
 /// Reads once and writes every line that is whole; at the end of the pipe, the rest.
-fn drain(stream: &mut Stream, board: &Board, file: RawFd, shared: &Shared, closing: bool) {
+fn drain(stream: &mut Stream, slots: &PipeSlots, file: RawFd, shared: &Shared, closing: bool) {
     let space = stream.lines.space();
     // SAFETY: `space` is writable memory of this thread.
     let got = unsafe { libc::read(stream.fd, space.as_mut_ptr().cast(), space.len()) };
@@ -345,7 +346,7 @@ fn drain(stream: &mut Stream, board: &Board, file: RawFd, shared: &Shared, closi
     let write = |bytes: &[u8]| write_line(file, bytes, shared);
     if got > 0 {
         let got = got.unsigned_abs();
-        stream.taps.feed(board, &space[..got], closing);
+        stream.clients.feed(slots, &space[..got], closing);
         stream.lines.filled(got, now, write);
         return;
     }
@@ -354,7 +355,7 @@ fn drain(stream: &mut Stream, board: &Board, file: RawFd, shared: &Shared, closi
     if got == 0 || !again.contains(&io::Error::last_os_error().kind()) {
         stream.lines.finish(now, write);
         close_fd(&mut stream.fd);
-        board.close();
+        slots.close();
     }
 }
 
@@ -446,7 +447,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_newline_ended_is_written_though_somebody_holds_the_pipe() {
+    fn an_unterminated_line_is_written_while_the_pipe_is_held_open() {
         let (out, out_in) = rustix::pipe::pipe().unwrap();
         let mut file = memfile();
         let log = LogThread::start(out, None, Some(file.try_clone().unwrap())).unwrap();

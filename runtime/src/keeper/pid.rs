@@ -18,20 +18,20 @@ use coracle_sys::fork::Forked;
 
 /// Where a guest's process ids come from.
 #[derive(Clone, Copy)]
-pub(super) enum PidPlace<'a> {
+pub(super) enum PidNamespace<'a> {
     /// A new namespace of its own.
     New,
     /// The namespace of the process behind this pidfd.
-    Of(BorrowedFd<'a>),
+    Join(BorrowedFd<'a>),
     /// The keeper's, which is the node's.
-    Keepers,
+    Node,
 }
 
-impl<'a> PidPlace<'a> {
+impl<'a> PidNamespace<'a> {
     /// The process whose pid namespace a Linux guest joins by itself, once it has left the node.
     pub(super) fn process(self) -> Option<BorrowedFd<'a>> {
         match self {
-            Self::Of(process) => Some(process),
+            Self::Join(process) => Some(process),
             _ => None,
         }
     }
@@ -61,7 +61,7 @@ pub(super) fn share(
             sys::fork::set_title("coracle helper");
             let user = user.map_or(0, AsRawFd::as_raw_fd);
             let table = [0, theirs.as_raw_fd(), empty.as_raw_fd(), user];
-            let done = sys::fork::keep_only(&table).and_then(|()| help(pod, user != 0));
+            let done = sys::fork::keep_only(&table).and_then(|()| run_helper(pod, user != 0));
             sys::fork::leave(i32::from(done.is_err()))
         }
         Forked::Parent { pidfd } => {
@@ -83,7 +83,7 @@ pub(super) fn share(
 
 /// The helper: descriptors are 0 the null device, 1 the keeper's socket, 2 an empty mount namespace, 3 the pod's user
 /// namespace if it has one.
-fn help(pod: &str, has_user: bool) -> io::Result<()> {
+fn run_helper(pod: &str, has_user: bool) -> io::Result<()> {
     let [socket, empty, user] = [1, 2, 3].map(sys::fork::adopt);
     sys::empty::enter(empty.as_fd())?;
     if has_user {
@@ -93,7 +93,7 @@ fn help(pod: &str, has_user: bool) -> io::Result<()> {
     match sys::fork::fork_sibling(libc::CLONE_NEWPID as u64)? {
         Forked::Child => {
             std::mem::forget(socket);
-            reap(pod)
+            run_pause(pod)
         }
         Forked::Parent { pidfd } => {
             let sent = control::send_one(socket.as_fd(), b"\n", pidfd.as_fd());
@@ -103,7 +103,7 @@ fn help(pod: &str, has_user: bool) -> io::Result<()> {
 }
 
 /// The life of that process: no privilege, no descriptor but the null device; reaps whatever is left to it.
-fn reap(pod: &str) -> ! {
+fn run_pause(pod: &str) -> ! {
     sys::fork::set_title(&format!("coracle pause {pod}"));
     let jailed = sys::dump::forbid()
         .and_then(|()| sys::ids::drop_capabilities())

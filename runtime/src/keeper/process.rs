@@ -15,11 +15,11 @@ use std::time::{Duration, Instant};
 
 use rustix::event::epoll::{self, EventData, EventFlags};
 
+use super::container_process::{ExecParts, Parts};
+use super::containers::Containers;
 use super::execs::{Execs, Tree};
-use super::guest::{ExecParts, Parts};
-use super::table::Table;
 use super::tokens::{CHILDREN, CONNECTION, FIRST_EXEC, FIRST_WATCH, LIFELINE, LISTENER, PAUSE};
-use crate::control::messages::{Answer, Ask, Birth, FromKeeper, ToKeeper};
+use crate::control::messages::{Answer, FromKeeper, KeeperConfig, Request, ToKeeper};
 use crate::control::{PAGED_PROTOCOL, PROTOCOL};
 use connection::Connection;
 use coracle_sandbox::{PodNamespaces, identity};
@@ -28,9 +28,9 @@ use coracle_sys as sys;
 use coracle_wasm::Warm;
 
 /// What a keeper has from birth.
-pub struct Born<'a> {
+pub struct Inherited<'a> {
     /// Facts about the pod.
-    pub birth: Birth,
+    pub config: KeeperConfig,
     /// Where the daemon connects.
     pub listener: OwnedFd,
     /// Ends the keeper when the daemon drops it before the pod is recorded.
@@ -48,12 +48,12 @@ pub struct Born<'a> {
 /// Runs the keeper until it is told to leave and no container runs.
 ///
 /// Errors: the node is out of descriptors, or the daemon died before the pod was recorded.
-pub fn main(born: Born<'_>) -> Result<()> {
+pub fn main(inherited: Inherited<'_>) -> Result<()> {
     let epoll =
         epoll::create(epoll::CreateFlags::CLOEXEC).during(|| "make the keeper's epoll".into())?;
-    let mut keeper = Loop {
-        table: Table::new(born.birth.exits.clone()),
-        born,
+    let mut keeper = EventLoop {
+        containers: Containers::new(inherited.config.exits.clone()),
+        inherited,
         epoll,
         connection: None,
         pause: None,
@@ -61,33 +61,33 @@ pub fn main(born: Born<'_>) -> Result<()> {
         unclaimed: false,
         execs: Execs::default(),
         committed: false,
-        settled: false,
+        is_set_up: false,
         leaving: false,
     };
-    keeper.watch(LISTENER, keeper.born.listener.as_fd(), EventFlags::IN)?;
+    keeper.watch(LISTENER, keeper.inherited.listener.as_fd(), EventFlags::IN)?;
     keeper.watch(CHILDREN, keeper.ends.as_fd(), EventFlags::IN)?;
-    keeper.watch(LIFELINE, keeper.born.lifeline.as_fd(), EventFlags::IN)?;
+    keeper.watch(LIFELINE, keeper.inherited.lifeline.as_fd(), EventFlags::IN)?;
     loop {
-        if keeper.leaving && keeper.table.is_quiet() && keeper.execs.is_empty() {
+        if keeper.leaving && keeper.containers.all_exited() && keeper.execs.is_empty() {
             keeper.flush();
             return Ok(());
         }
-        if keeper.turn()? == Turn::Abandoned {
+        if keeper.run_once()? == Outcome::Abandoned {
             return Ok(());
         }
     }
 }
 
 #[derive(PartialEq, Eq)]
-enum Turn {
+enum Outcome {
     Done,
     /// The daemon is gone before the pod was recorded.
     Abandoned,
 }
 
-struct Loop<'a> {
-    born: Born<'a>,
-    table: Table,
+struct EventLoop<'a> {
+    inherited: Inherited<'a>,
+    containers: Containers,
     epoll: OwnedFd,
     connection: Option<Connection>,
     /// First process of the pid namespace that containers share.
@@ -98,18 +98,18 @@ struct Loop<'a> {
     unclaimed: bool,
     execs: Execs,
     committed: bool,
-    settled: bool,
+    is_set_up: bool,
     leaving: bool,
 }
 
-impl Loop<'_> {
+impl EventLoop<'_> {
     fn watch(&self, token: u64, fd: BorrowedFd<'_>, flags: EventFlags) -> Result<()> {
         epoll::add(&self.epoll, fd, EventData::new_u64(token), flags)
             .during(|| "watch a descriptor".into())
     }
 
-    fn turn(&mut self) -> Result<Turn> {
-        let timeout = self.table.next_deadline().map(|at| {
+    fn run_once(&mut self) -> Result<Outcome> {
+        let timeout = self.containers.next_deadline().map(|at| {
             let left = at.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
             rustix::event::Timespec {
                 tv_sec: left.as_secs().cast_signed(),
@@ -128,41 +128,41 @@ impl Loop<'_> {
         for event in events {
             match event.data.u64() {
                 LISTENER => self.accept(),
-                LIFELINE if !self.committed => return Ok(Turn::Abandoned),
+                LIFELINE if !self.committed => return Ok(Outcome::Abandoned),
                 LIFELINE => {
-                    let _ = epoll::delete(&self.epoll, &self.born.lifeline);
+                    let _ = epoll::delete(&self.epoll, &self.inherited.lifeline);
                 }
-                CONNECTION => self.hear(),
+                CONNECTION => self.receive(),
                 PAUSE => self.reap_pause(),
                 CHILDREN => {
-                    let mut told = [0; 1024];
-                    while rustix::io::read(&self.ends, &mut told).is_ok() {}
+                    let mut signals = [0; 1024];
+                    while rustix::io::read(&self.ends, &mut signals).is_ok() {}
                     self.unclaimed = true;
                 }
                 token if token >= FIRST_EXEC => self.execs.ready(token - FIRST_EXEC, &self.epoll),
-                token => self.table.ready(token - FIRST_WATCH, &self.epoll),
+                token => self.containers.ready(token - FIRST_WATCH, &self.epoll),
             }
         }
         self.reap_unclaimed();
-        self.table.expire(Instant::now());
+        self.containers.expire(Instant::now());
         self.report();
         self.flush();
-        if self.committed && !self.settled {
-            self.settle_in()?;
+        if self.committed && !self.is_set_up {
+            self.finish_setup()?;
         }
-        Ok(Turn::Done)
+        Ok(Outcome::Done)
     }
 
     /// What a keeper needs, but nobody waits for: its own cgroups, and the id map of its guests' mounts.
-    fn settle_in(&mut self) -> Result<()> {
-        self.settled = true;
-        for file in &self.born.birth.cgroup_procs {
+    fn finish_setup(&mut self) -> Result<()> {
+        self.is_set_up = true;
+        for file in &self.inherited.config.cgroup_procs {
             std::fs::write(file, "0")
                 .during(|| format!("enter the keeper's cgroup {}", file.display()))?;
         }
         // A node without user namespaces says so when a guest needs the map.
-        self.born.pod.ids =
-            identity::usual_map(self.born.birth.range, self.born.empty.as_fd()).ok();
+        self.inherited.pod.ids =
+            identity::pod_id_map(self.inherited.config.range, self.inherited.empty.as_fd()).ok();
         Ok(())
     }
 
@@ -170,7 +170,7 @@ impl Loop<'_> {
     /// left unreaped would keep its whole pid namespace from ending.
     fn reap_unclaimed(&mut self) {
         // Who is still on the way may have told of a sibling that was not heard of yet.
-        let is_calm = !self.table.is_starting() && !self.execs.is_starting();
+        let is_calm = !self.containers.is_starting() && !self.execs.is_starting();
         while self.unclaimed && is_calm {
             let Some(pid) = sys::children::peek() else {
                 self.unclaimed = false;
@@ -178,7 +178,7 @@ impl Loop<'_> {
             };
             let pause = self.pause.iter().map(|fd| fd.as_fd());
             let mut followed = self
-                .table
+                .containers
                 .processes()
                 .chain(self.execs.processes())
                 .chain(pause);
@@ -190,8 +190,8 @@ impl Loop<'_> {
         }
     }
 
-    fn answer(&mut self, asked: ToKeeper, version: u16, fds: Vec<OwnedFd>) {
-        let request = asked.request;
+    fn answer(&mut self, message: ToKeeper, version: u16, fds: Vec<OwnedFd>) {
+        let request = message.request;
         let done = |result: io::Result<()>| match result {
             Ok(()) => Some(Answer::Done),
             Err(e) => Some(Answer::Failed {
@@ -199,14 +199,14 @@ impl Loop<'_> {
                 message: e.to_string(),
             }),
         };
-        let answer = match asked.ask {
-            Ask::Hello => return self.greet(request, version),
-            Ask::Kept { from } => return self.go_on(request, from),
-            Ask::Commit => {
+        let answer = match message.body {
+            Request::Hello => return self.greet(request, version),
+            Request::ListContainers { from } => return self.list_containers(request, from),
+            Request::Commit => {
                 self.committed = true;
                 Some(Answer::Done)
             }
-            Ask::Start {
+            Request::Start {
                 container,
                 stdin,
                 log,
@@ -225,7 +225,7 @@ impl Loop<'_> {
                     tty,
                 },
             ),
-            Ask::Exec {
+            Request::Exec {
                 container,
                 stdin,
                 into_cgroup,
@@ -249,71 +249,75 @@ impl Loop<'_> {
                     Err(e) => done(Err(io::Error::other(e.chain()))),
                 }
             }
-            Ask::Attach { container, joining } => {
-                match self.table.attach(&container, joining, fds) {
-                    Ok(joined) => {
-                        let answer = Answer::Joined { tty: joined.tty };
-                        let fds = joined.input.into_iter().collect();
-                        return self.say(&FromKeeper::Answer { request, answer }, fds);
+            Request::Attach { container, streams } => {
+                match self.containers.attach(&container, streams, fds) {
+                    Ok(attached) => {
+                        let answer = Answer::Attached { tty: attached.tty };
+                        let fds = attached.input.into_iter().collect();
+                        return self.send(&FromKeeper::Answer { request, answer }, fds);
                     }
                     Err(e) => done(Err(e)),
                 }
             }
-            Ask::ReopenLog { container } => match self.table.reopen(&container, request, fds) {
-                // Answered when the log thread has taken the file.
-                Ok(()) => None,
-                Err(e) => done(Err(e)),
-            },
-            Ask::AwaitStart { container } => match self.table.await_start(&container, request) {
-                Ok(Some(started)) => return self.say(&started.0, started.1),
-                // Answered when the start ends.
-                Ok(None) => None,
-                Err(e) => done(Err(e)),
-            },
-            Ask::Forget { container } => done(self.table.forget(&container)),
-            Ask::Leave => {
+            Request::ReopenLog { container } => {
+                match self.containers.reopen(&container, request, fds) {
+                    // Answered when the log thread has taken the file.
+                    Ok(()) => None,
+                    Err(e) => done(Err(e)),
+                }
+            }
+            Request::AwaitStart { container } => {
+                match self.containers.await_start(&container, request) {
+                    Ok(Some(started)) => return self.send(&started.0, started.1),
+                    // Answered when the start ends.
+                    Ok(None) => None,
+                    Err(e) => done(Err(e)),
+                }
+            }
+            Request::Forget { container } => done(self.containers.forget(&container)),
+            Request::Leave => {
                 self.leaving = true;
                 Some(Answer::Done)
             }
         };
         if let Some(answer) = answer {
-            self.say(&FromKeeper::Answer { request, answer }, Vec::new());
+            self.send(&FromKeeper::Answer { request, answer }, Vec::new());
         }
     }
 
     /// Says who this is, to a daemon that speaks protocol `version`.
     fn greet(&mut self, request: u64, version: u16) {
         let page = match version >= PAGED_PROTOCOL {
-            true => self.table.page(0),
-            false => self.table.only_page(),
+            true => self.containers.page(0),
+            false => self.containers.only_page(),
         };
         let answer = Answer::Greeting {
             protocol: PROTOCOL,
-            engine_hash: self.born.engine_hash.to_owned(),
-            pod: self.born.birth.pod.clone(),
+            engine_hash: self.inherited.engine_hash.to_owned(),
+            pod: self.inherited.config.pod.clone(),
             containers: page.containers,
             next: page.next,
         };
-        self.say(&FromKeeper::Answer { request, answer }, page.pidfds);
+        self.send(&FromKeeper::Answer { request, answer }, page.pidfds);
     }
 
-    fn go_on(&mut self, request: u64, from: usize) {
-        let page = self.table.page(from);
-        let answer = Answer::Kept {
+    fn list_containers(&mut self, request: u64, from: usize) {
+        let page = self.containers.page(from);
+        let answer = Answer::Containers {
             containers: page.containers,
             next: page.next,
         };
-        self.say(&FromKeeper::Answer { request, answer }, page.pidfds);
+        self.send(&FromKeeper::Answer { request, answer }, page.pidfds);
     }
 
     /// Says what the table has to say since the last turn.
     fn report(&mut self) {
-        let news = self.table.take_news().into_iter();
-        for (message, fds) in news.chain(self.execs.take_news()) {
+        let events = self.containers.take_events().into_iter();
+        for (message, fds) in events.chain(self.execs.take_events()) {
             if let FromKeeper::Exited { container, .. } = &message {
                 self.execs.kill_in(container);
             }
-            self.say(&message, fds);
+            self.send(&message, fds);
         }
     }
 }

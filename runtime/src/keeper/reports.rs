@@ -32,7 +32,7 @@ pub(super) struct Reports {
 }
 
 /// What follows from a report.
-pub(super) enum Said {
+pub(super) enum ReportEvent {
     /// The payload runs.
     Runs,
     /// The process goes on in another one, whose pidfd this is.
@@ -58,24 +58,24 @@ impl Reports {
     }
 
     /// Takes what was said since the last time.
-    pub(super) fn hear(&mut self, poll: &OwnedFd) -> Vec<Said> {
-        let is_over = self.listen(poll);
-        let mut said = Vec::new();
+    pub(super) fn read_events(&mut self, poll: &OwnedFd) -> Vec<ReportEvent> {
+        let is_over = self.fill(poll);
+        let mut events = Vec::new();
         while let Some(end) = self.bytes.iter().position(|b| *b == b'\n') {
             let line: Vec<u8> = self.bytes.drain(..=end).collect();
             match serde_json::from_slice(&line) {
-                Ok(Report::Ready) => said.push(Said::Runs),
+                Ok(Report::Ready) => events.push(ReportEvent::Runs),
                 Ok(Report::Executing) => self.executing = true,
-                Ok(Report::Moved) => said.extend(self.next_fd().map(Said::Moved)),
-                Ok(Report::Terminal) => said.extend(self.next_fd().map(Said::Terminal)),
+                Ok(Report::Moved) => events.extend(self.next_fd().map(ReportEvent::Moved)),
+                Ok(Report::Terminal) => events.extend(self.next_fd().map(ReportEvent::Terminal)),
                 Ok(report) => self.cause = Some(report),
                 Err(_) => {}
             }
         }
         if is_over && self.executing && self.cause.is_none() {
-            said.push(Said::Runs);
+            events.push(ReportEvent::Runs);
         }
-        said
+        events
     }
 
     fn next_fd(&mut self) -> Option<OwnedFd> {
@@ -83,7 +83,7 @@ impl Reports {
     }
 
     /// Reads all there is; `true` once nothing can follow.
-    fn listen(&mut self, poll: &OwnedFd) -> bool {
+    fn fill(&mut self, poll: &OwnedFd) -> bool {
         let Some(socket) = &self.socket else {
             return true;
         };
@@ -107,12 +107,12 @@ impl Reports {
     }
 
     /// Why it did not come to run, told by whoever keeps it.
-    pub(super) fn blame(&mut self, text: String) {
+    pub(super) fn set_failure(&mut self, text: String) {
         self.cause = Some(Report::Failed(text));
     }
 
     /// Exit code and cause of an ended process that had come to `run`, or had not.
-    pub(super) fn judge(&mut self, status: &WaitIdStatus, ran: bool) -> (i32, Cause) {
+    pub(super) fn exit_status(&mut self, status: &WaitIdStatus, ran: bool) -> (i32, Cause) {
         let signalled = status.terminating_signal().map(|signal| 128 + signal);
         let code = status.exit_status().or(signalled).unwrap_or(255);
         let (code, mut cause) = match self.cause.take() {

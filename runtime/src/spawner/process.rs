@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, poll};
 
-use crate::control::messages::{Birth, FromSpawner, ToSpawner};
+use crate::control::messages::{FromSpawner, KeeperConfig, ToSpawner};
 use crate::control::{Frame, Reader, Writer};
 use crate::keeper;
 use coracle_sandbox as sandbox;
@@ -39,35 +39,35 @@ pub fn main(engine_hash: &str, failpoints: &str) -> Result<()> {
         empty: empty.as_fd(),
         engine_hash,
     };
-    let mut link = Link {
+    let mut connection = Connection {
         socket,
         reader: Reader::default(),
     };
-    link.say(
+    connection.send(
         &FromSpawner::Ready {
             engine_hash: engine_hash.to_owned(),
         },
         Vec::new(),
     )?;
-    serve(&mut link, parts)
+    serve(&mut connection, parts)
 }
 
 /// Forks a keeper for each request until the daemon closes the socket.
-fn serve(link: &mut Link, parts: Parts<'_>) -> Result<()> {
-    while let Some(frame) = link.next()? {
-        let ToSpawner::Keeper(birth) = frame
+fn serve(connection: &mut Connection, parts: Parts<'_>) -> Result<()> {
+    while let Some(frame) = connection.next()? {
+        let ToSpawner::Keeper(config) = frame
             .message()
             .during(|| "read the daemon's request".into())?;
-        let request = birth.request;
-        match fork(birth, frame.fds, parts) {
-            Ok(pidfd) => link.say(&FromSpawner::Born { request }, vec![pidfd])?,
+        let request = config.request;
+        match fork(config, frame.fds, parts) {
+            Ok(pidfd) => connection.send(&FromSpawner::Forked { request }, vec![pidfd])?,
             Err(e) => {
                 let failed = FromSpawner::Failed {
                     request,
                     message: e.to_string(),
                     errno: e.raw_os_error(),
                 };
-                link.say(&failed, Vec::new())?;
+                connection.send(&failed, Vec::new())?;
             }
         }
     }
@@ -92,10 +92,10 @@ struct Parts<'a> {
     engine_hash: &'a str,
 }
 
-fn fork(birth: Birth, mut fds: Vec<OwnedFd>, parts: Parts<'_>) -> std::io::Result<OwnedFd> {
+fn fork(config: KeeperConfig, mut fds: Vec<OwnedFd>, parts: Parts<'_>) -> std::io::Result<OwnedFd> {
     failpoint::hit("spawner.fork")?;
-    let cgroup = (birth.into_cgroup && fds.len() > 2).then(|| fds.remove(2));
-    let own_pids = if birth.host_pid {
+    let cgroup = (config.into_cgroup && fds.len() > 2).then(|| fds.remove(2));
+    let own_pids = if config.host_pid {
         0
     } else {
         libc::CLONE_NEWPID
@@ -103,10 +103,10 @@ fn fork(birth: Birth, mut fds: Vec<OwnedFd>, parts: Parts<'_>) -> std::io::Resul
     match sys::fork::fork(own_pids as u64, cgroup.as_ref().map(OwnedFd::as_fd))? {
         Forked::Parent { pidfd } => Ok(pidfd),
         Forked::Child => {
-            let code = match become_keeper(birth, fds, parts) {
+            let code = match become_keeper(config, fds, parts) {
                 Ok(()) => 0,
                 Err(e) => {
-                    complain(&e);
+                    log_error(&e);
                     1
                 }
             };
@@ -116,7 +116,7 @@ fn fork(birth: Birth, mut fds: Vec<OwnedFd>, parts: Parts<'_>) -> std::io::Resul
 }
 
 /// Sorts out what a keeper inherits and runs it.
-fn become_keeper(birth: Birth, fds: Vec<OwnedFd>, parts: Parts<'_>) -> Result<()> {
+fn become_keeper(config: KeeperConfig, fds: Vec<OwnedFd>, parts: Parts<'_>) -> Result<()> {
     let mut table = inherited(fds, parts.empty)?;
     let mut next = || {
         table.next().ok_or_else(|| {
@@ -129,10 +129,10 @@ fn become_keeper(birth: Birth, fds: Vec<OwnedFd>, parts: Parts<'_>) -> Result<()
     let (empty, listener, lifeline) = (next()?, next()?, next()?);
     let mut namespace = |wanted: bool| if wanted { next().map(Some) } else { Ok(None) };
     let (net, ipc, uts, user) = (
-        namespace(birth.net)?,
-        namespace(birth.ipc)?,
-        namespace(birth.uts)?,
-        namespace(birth.user)?,
+        namespace(config.net)?,
+        namespace(config.ipc)?,
+        namespace(config.uts)?,
+        namespace(config.user)?,
     );
     let pod = PodNamespaces {
         net,
@@ -144,11 +144,11 @@ fn become_keeper(birth: Birth, fds: Vec<OwnedFd>, parts: Parts<'_>) -> Result<()
         pids: None,
     };
     sys::signals::reset();
-    sys::fork::set_title(&format!("coracle keeper {}", birth.pod));
-    sandbox::set_oom_score(birth.oom_score_adj)?;
+    sys::fork::set_title(&format!("coracle keeper {}", config.pod));
+    sandbox::set_oom_score(config.oom_score_adj)?;
     failpoint::hit("keeper.born").during(|| "begin the keeper".into())?;
-    keeper::process::main(keeper::process::Born {
-        birth,
+    keeper::process::main(keeper::process::Inherited {
+        config,
         listener,
         lifeline,
         pod,
@@ -170,17 +170,17 @@ fn inherited(fds: Vec<OwnedFd>, empty: BorrowedFd<'_>) -> Result<impl Iterator<I
 }
 
 /// The last word of a process whose daemon may be gone: one line on the inherited standard error.
-pub(crate) fn complain(error: &Error) {
+pub(crate) fn log_error(error: &Error) {
     let line = format!("coracle: {}\n", error.chain());
     let _ = rustix::io::write(sys::standard(2), line.as_bytes());
 }
 
-struct Link {
+struct Connection {
     socket: OwnedFd,
     reader: Reader,
 }
 
-impl Link {
+impl Connection {
     fn next(&mut self) -> Result<Option<Frame>> {
         loop {
             match self.reader.read(self.socket.as_fd()) {
@@ -194,7 +194,7 @@ impl Link {
         }
     }
 
-    fn say(&self, message: &FromSpawner, fds: Vec<OwnedFd>) -> Result<()> {
+    fn send(&self, message: &FromSpawner, fds: Vec<OwnedFd>) -> Result<()> {
         let what = || "answer the daemon".to_owned();
         let mut writer = Writer::default();
         writer.push(Frame::pack(message, fds).during(what)?);

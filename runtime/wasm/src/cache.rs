@@ -27,9 +27,9 @@ use coracle_spec::error::{Context as _, Error, Kind, Result};
 use coracle_spec::failpoint;
 use coracle_spec::id::hex;
 
+mod compile;
 mod failures;
 mod files;
-mod launch;
 
 use failures::Failures;
 use files::{Stamp, Temporary, key, open_read, stamp, stamp_of};
@@ -162,7 +162,7 @@ impl CompileCache {
             memory_bytes: self.limits.memory_bytes,
             module_bytes: usize::try_from(self.limits.module_bytes).unwrap_or(usize::MAX),
         };
-        let job = launch::Job {
+        let job = compile::Job {
             exe: &engine.exe,
             module,
             bounds,
@@ -175,7 +175,7 @@ impl CompileCache {
                 .during(|| "make a file for compiled code".into())
         })
         .await?;
-        let info = match launch::compile(&self.permits, &job, &code.file).await? {
+        let info = match compile::compile(&self.permits, &job, &code.file).await? {
             Ok(info) => info,
             Err(failure) => {
                 self.failures.remember(at, &failure);

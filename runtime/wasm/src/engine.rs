@@ -136,7 +136,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_hash_is_stable_and_the_running_engine_takes_what_the_compiler_makes() {
+    fn the_hash_is_stable_and_the_engine_loads_compiled_code() {
         assert_eq!(engine_hash().unwrap(), engine_hash().unwrap());
         let code = compiling()
             .unwrap()

@@ -69,13 +69,13 @@ impl WasiHttpHooks for Client {
 }
 
 /// Where a request goes.
-struct Place {
+struct Endpoint {
     host: String,
     port: u16,
     tls: bool,
 }
 
-impl Place {
+impl Endpoint {
     fn of(uri: &Uri) -> Result<Self> {
         let authority = uri.authority().ok_or(Error::HttpRequestUriInvalid)?;
         // Names before an @ belong to no request, and some readers take them for the host.
@@ -108,8 +108,8 @@ async fn send(
     mut request: Request<WasiBody>,
     options: RequestOptions,
 ) -> Outcome {
-    let place = Place::of(request.uri())?;
-    let connecting = connect(guard, tls, &place);
+    let endpoint = Endpoint::of(request.uri())?;
+    let connecting = connect(guard, tls, &endpoint);
     let stream = timeout(options.connect_timeout.unwrap_or(CONNECT), connecting)
         .await
         .map_err(|_| Error::ConnectionTimeout)??;
@@ -156,9 +156,11 @@ fn broken(error: hyper::Error) -> Error {
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
-async fn connect(guard: &Guard, tls: &Tls, place: &Place) -> Result<Box<dyn Stream>> {
-    let addresses = guard.resolve(&place.host).await?;
-    let targets = addresses.iter().map(|ip| SocketAddr::new(*ip, place.port));
+async fn connect(guard: &Guard, tls: &Tls, endpoint: &Endpoint) -> Result<Box<dyn Stream>> {
+    let addresses = guard.resolve(&endpoint.host).await?;
+    let targets = addresses
+        .iter()
+        .map(|ip| SocketAddr::new(*ip, endpoint.port));
     let permitted: Vec<_> = targets
         .filter(|target| guard.may_connect(*target))
         .collect();
@@ -167,8 +169,8 @@ async fn connect(guard: &Guard, tls: &Tls, place: &Place) -> Result<Box<dyn Stre
         match TcpStream::connect(target).await {
             Ok(stream) => {
                 let _ = stream.set_nodelay(true);
-                return match place.tls {
-                    true => Ok(Box::new(tls.wrap(&place.host, stream).await?)),
+                return match endpoint.tls {
+                    true => Ok(Box::new(tls.wrap(&endpoint.host, stream).await?)),
                     false => Ok(Box::new(stream)),
                 };
             }
@@ -211,21 +213,26 @@ fn refused(error: io::Error) -> Error {
 mod tests {
     use super::*;
 
-    fn place(uri: &str) -> Result<(String, u16, bool)> {
-        Place::of(&uri.parse().unwrap()).map(|place| (place.host, place.port, place.tls))
+    fn endpoint(uri: &str) -> Result<(String, u16, bool)> {
+        Endpoint::of(&uri.parse().unwrap())
+            .map(|endpoint| (endpoint.host, endpoint.port, endpoint.tls))
     }
 
     #[test]
-    fn the_place_is_what_the_authority_says_and_nothing_else() {
+    fn the_endpoint_comes_from_the_authority_only() {
         let is = |uri, host: &str, port, tls| {
-            assert_eq!(place(uri).unwrap(), (host.to_owned(), port, tls), "{uri}");
+            assert_eq!(
+                endpoint(uri).unwrap(),
+                (host.to_owned(), port, tls),
+                "{uri}"
+            );
         };
         is("http://a.example/x?y", "a.example", 80, false);
         is("https://a.example/", "a.example", 443, true);
         is("https://a.example:8443/", "a.example", 8443, true);
         is("http://[::1]:81/", "[::1]", 81, false);
         for uri in ["http://good.example@bad.example/", "http://a:0/", "/x"] {
-            assert!(place(uri).is_err(), "{uri}");
+            assert!(endpoint(uri).is_err(), "{uri}");
         }
     }
 

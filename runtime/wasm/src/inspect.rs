@@ -183,7 +183,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_an_author_chose_is_cut_and_counted() {
+    fn text_of_a_module_is_truncated_and_counted() {
         let long = "n".repeat(200_000);
         let info = ModuleInfo {
             kind: WasmKind::Module,

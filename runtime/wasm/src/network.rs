@@ -19,7 +19,7 @@ use coracle_spec::WasmNetwork;
 use coracle_spec::egress::Egress;
 
 /// Most answers of name lookups that are remembered of one guest.
-const MAX_LEARNT: usize = 1024;
+const MAX_ANSWERS: usize = 1024;
 
 /// Fuzz target: an answer gives addresses of the family that was asked for, and few of them. The first byte chooses the
 /// family; the query has the answer's number, so that what is behind it is reached.
@@ -56,7 +56,7 @@ pub(super) struct Guard {
     /// By what names are looked up, if not by the files in the guest's root.
     resolver: Option<String>,
     /// Listed names and the addresses they led to, oldest first.
-    learnt: Mutex<VecDeque<(IpAddr, String)>>,
+    answers: Mutex<VecDeque<(IpAddr, String)>>,
 }
 
 /// Why a name has no addresses.
@@ -82,7 +82,7 @@ impl Guard {
                 WasmNetwork::Off => None,
             },
             resolver,
-            learnt: Mutex::default(),
+            answers: Mutex::default(),
         }
     }
 
@@ -122,14 +122,14 @@ impl Guard {
         let address = target.ip().to_canonical();
         egress.allows_addr(target).is_allowed()
             || self
-                .learnt()
+                .answers()
                 .iter()
                 .filter(|(known, _)| *known == address)
                 .any(|(_, name)| egress.allows_resolved(name, target).is_allowed())
     }
 
     /// Whether `name` may be asked for, whatever its port is to be. `localhost` never leaves the pod.
-    fn may_ask(&self, name: &str) -> bool {
+    fn may_resolve(&self, name: &str) -> bool {
         match &self.policy {
             WasmNetwork::Off => false,
             WasmNetwork::On(egress) => {
@@ -144,32 +144,33 @@ impl Guard {
             return Err(Failure::Denied);
         }
         let sources = resolver::Sources::of(self.resolver.as_deref());
-        let found = resolver::resolve(name, &sources, |candidate| self.may_ask(candidate)).await?;
+        let found =
+            resolver::resolve(name, &sources, |candidate| self.may_resolve(candidate)).await?;
         for name in [name, &found.name] {
-            self.learn(name, &found.addresses);
+            self.record_answer(name, &found.addresses);
         }
         Ok(found.addresses)
     }
 
-    fn learn(&self, name: &str, addresses: &[IpAddr]) {
+    fn record_answer(&self, name: &str, addresses: &[IpAddr]) {
         let WasmNetwork::On(Egress::Listed(_)) = &self.policy else {
             return;
         };
-        if !self.may_ask(name) {
+        if !self.may_resolve(name) {
             return;
         }
-        let mut learnt = self.learnt();
+        let mut answers = self.answers();
         for address in addresses {
             let fact = (address.to_canonical(), name.to_owned());
-            learnt.retain(|known| *known != fact);
-            learnt.push_back(fact);
+            answers.retain(|known| *known != fact);
+            answers.push_back(fact);
         }
-        let excess = learnt.len().saturating_sub(MAX_LEARNT);
-        learnt.drain(..excess);
+        let excess = answers.len().saturating_sub(MAX_ANSWERS);
+        answers.drain(..excess);
     }
 
-    fn learnt(&self) -> MutexGuard<'_, VecDeque<(IpAddr, String)>> {
-        self.learnt.lock().unwrap_or_else(PoisonError::into_inner)
+    fn answers(&self) -> MutexGuard<'_, VecDeque<(IpAddr, String)>> {
+        self.answers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -202,20 +203,20 @@ mod tests {
         ] {
             assert!(!guard.permits(at("127.0.0.1:80"), purpose), "{purpose:?}");
         }
-        assert!(!guard.may_ask("localhost"));
+        assert!(!guard.may_resolve("localhost"));
     }
 
     #[test]
-    fn an_address_is_open_to_who_was_led_there_by_a_listed_name() {
+    fn an_address_is_open_once_a_listed_name_resolved_to_it() {
         let guard = listed(&["api.example.com:443", "203.0.113.0/24"]);
         let connect = |target| guard.permits(at(target), SocketAddrUse::TcpConnect);
         assert!(connect("203.0.113.9:80") && !connect("198.51.100.7:443"));
-        guard.learn("api.example.com", &["198.51.100.7".parse().unwrap()]);
+        guard.record_answer("api.example.com", &["198.51.100.7".parse().unwrap()]);
         assert!(connect("198.51.100.7:443") && !connect("198.51.100.7:80"));
-        guard.learn("other.example.com", &["198.51.100.8".parse().unwrap()]);
+        guard.record_answer("other.example.com", &["198.51.100.8".parse().unwrap()]);
         assert!(!connect("198.51.100.8:443"));
         // A name that leads to a metadata service opens nothing.
-        guard.learn("api.example.com", &["169.254.169.254".parse().unwrap()]);
+        guard.record_answer("api.example.com", &["169.254.169.254".parse().unwrap()]);
         assert!(!connect("169.254.169.254:443"));
         assert!(guard.permits(at("0.0.0.0:80"), SocketAddrUse::TcpListen));
         assert!(guard.permits(at("198.51.100.99:9"), SocketAddrUse::TcpAccept));
@@ -245,13 +246,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_remembered_is_bounded() {
+    fn remembered_answers_are_bounded() {
         let guard = listed(&[".example.com"]);
-        for number in 0..2 * MAX_LEARNT {
+        for number in 0..2 * MAX_ANSWERS {
             let address = IpAddr::from([10, 0, (number >> 8) as u8, number as u8]);
-            guard.learn("a.example.com", &[address]);
+            guard.record_answer("a.example.com", &[address]);
         }
-        assert_eq!(guard.learnt().len(), MAX_LEARNT);
+        assert_eq!(guard.answers().len(), MAX_ANSWERS);
         assert!(guard.may_reach(at("10.0.7.255:1")) && !guard.may_reach(at("10.0.0.0:1")));
     }
 }

@@ -135,8 +135,9 @@ fn landlock() -> Finding {
     let subject = "landlock";
     match landlock::version() {
         Ok(Some(version)) => {
-            let walls = landlock::walls(version).join(", ");
-            let found = format!("version {version} holds WebAssembly guests to their {walls}");
+            let restrictions = landlock::restrictions(version).join(", ");
+            let found =
+                format!("version {version} holds WebAssembly guests to their {restrictions}");
             Finding::ok(subject, found)
         }
         Ok(None) => Finding::warning(

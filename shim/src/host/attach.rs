@@ -6,7 +6,7 @@
 //! Not here: whether the container runs (its driver).
 
 use coracle_lifecycle::{AttachConfig, Error, Kind, StartRequest};
-use coracle_runtime::keeper::AttachOrder;
+use coracle_runtime::keeper::AttachOptions;
 use coracle_streaming::Streams;
 use tokio::sync::watch;
 
@@ -36,14 +36,14 @@ impl Host {
             .then(pipe)
             .transpose()?
             .unzip();
-        let order = AttachOrder {
+        let options = AttachOptions {
             container: launch.id.clone(),
             stdin: wish.stdin,
             once: once && !container_tty,
             stdout: Some(stdout),
             stderr,
         };
-        let joined = launch.keeper.attach(order).await;
+        let joined = launch.keeper.attach(options).await;
         let joined = joined.map_err(|error| runtime_error(what(), error))?;
         let input = joined.input.map(Channel::new).transpose()?;
         let ours = Joined {

@@ -19,7 +19,7 @@ use std::os::fd::OwnedFd;
 use coracle_cgroup::ExecLeaf;
 use coracle_images::Kind as ImageKind;
 use coracle_lifecycle::{Error, Kind, Payload, StartRequest, WasmPlan};
-use coracle_runtime::keeper::{ExecOrder, ExecStreams, StartPayload};
+use coracle_runtime::keeper::{ExecOptions, ExecStreams, StartPayload};
 use coracle_spec::{ContainerSpec, Tool, Toolbox, Workload};
 
 use super::{Host, blocking, io_error, runtime_error};
@@ -33,18 +33,18 @@ struct Stdio {
 
 impl Host {
     /// What the keeper is told of an exec.
-    async fn exec_order(
+    async fn exec_options(
         &self,
         launch: &StartRequest,
         argv: Vec<String>,
         leaf: &ExecLeaf,
         (stdio, streams): (Stdio, ExecStreams),
-    ) -> Result<ExecOrder, Error> {
+    ) -> Result<ExecOptions, Error> {
         let (spec, payload) = self.exec_payload(launch, argv, leaf, stdio).await?;
         let entrance = leaf.clone_into_fd().map_err(|error| {
             Error::because(Kind::Io, format!("open cgroup {}", leaf.path()), error)
         })?;
-        Ok(ExecOrder {
+        Ok(ExecOptions {
             container: launch.id.clone(),
             spec,
             payload,

@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use coracle_lifecycle::{Error, Kind, LinuxPlan, Payload, SeccompPlan, StartRequest, Started};
-use coracle_runtime::keeper::{self, Keeper, StartOrder, StartPayload};
+use coracle_runtime::keeper::{self, Keeper, StartOptions, StartPayload};
 use coracle_sandbox::profile::Profile;
 use coracle_spec::id::ContainerId;
 use coracle_spec::{ContainerSpec, LinuxSpec, Root, SPEC_VERSION, WasmSpec, Workload};
@@ -30,7 +30,7 @@ impl Host {
         let plan = &launch.plan;
         let mut spec = self.spec(&launch)?;
         let payload = self.payload(&launch, &mut spec).await?;
-        let order = StartOrder {
+        let options = StartOptions {
             container: launch.id.clone(),
             spec,
             payload,
@@ -38,7 +38,7 @@ impl Host {
             log,
         };
         pass("start.order")?;
-        let started = launch.keeper.start(order, &self.parts.filters).await;
+        let started = launch.keeper.start(options, &self.parts.filters).await;
         launched(&launch.id, started)
     }
 

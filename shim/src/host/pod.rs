@@ -22,7 +22,7 @@ use coracle_lifecycle::{
 use coracle_network::{self as network, Attachment, IdMaps, NamespaceConfig, Namespaces, cni};
 use coracle_runtime::keeper::{self, Greeting, Keeper, KeeperEvent};
 use coracle_runtime::process::Process;
-use coracle_runtime::spawner::KeeperBirth;
+use coracle_runtime::spawner::NewKeeper;
 use coracle_spec::id::PodId;
 use tokio::sync::mpsc::UnboundedReceiver;
 
@@ -169,7 +169,7 @@ impl Host {
 
     async fn hatch(&self, record: &PodRecord, nest: Nest) -> Result<CreatedSandbox, Error> {
         pass("run.keeper")?;
-        let birth = KeeperBirth {
+        let new_keeper = NewKeeper {
             pod: record.id.clone(),
             listener: nest.listener,
             exits: self.layout.exits_directory(&record.id),
@@ -180,7 +180,7 @@ impl Host {
             cgroup_procs: nest.cgroup_procs,
             range: record.range,
         };
-        let born = self.parts.spawner.keeper(birth).await;
+        let born = self.parts.spawner.keeper(new_keeper).await;
         let born = born.map_err(|error| {
             runtime_error(format!("fork the keeper of sandbox {}", record.id), error)
         })?;

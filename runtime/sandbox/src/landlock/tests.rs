@@ -35,20 +35,20 @@ fn spec(readonly: bool, kind: &str, network: &serde_json::Value) -> ContainerSpe
 }
 
 /// The machine as the thread sees it: a root with mounts in it, and `outside` beside it.
-struct Scene {
+struct Fixture {
     top: PathBuf,
     code: File,
 }
 
-impl Scene {
+impl Fixture {
     /// To be called on a thread that ends soon: it gets a mount namespace of its own, with which all of this goes.
     fn new(name: &str) -> Self {
         let top = std::env::temp_dir().join(format!("coracle-landlock-{name}"));
         super::super::unshare(UnshareFlags::NEWNS | UnshareFlags::FS, "test's").unwrap();
         mounts::make_all_private().unwrap();
         let temporary = mounts::filesystem(c"tmpfs", &[], Forbid::default()).unwrap();
-        let place = place::open_dir(&std::env::temp_dir()).unwrap();
-        mounts::attach(temporary.as_fd(), place.as_fd()).unwrap();
+        let mount_point = rootfs_path::open_dir(&std::env::temp_dir()).unwrap();
+        mounts::attach(temporary.as_fd(), mount_point.as_fd()).unwrap();
         for directory in ["root/rw", "root/ro", "root/sub", "outside"] {
             fs::create_dir_all(top.join(directory)).unwrap();
         }
@@ -64,13 +64,14 @@ impl Scene {
         for directory in ["root/rw", "root/ro"] {
             // Writable to the kernel, both: what keeps the second one is Landlock.
             let tree = mounts::filesystem(c"tmpfs", &[], Forbid::default()).unwrap();
-            let place = place::open_dir(&top.join(directory)).unwrap();
-            mounts::attach(tree.as_fd(), place.as_fd()).unwrap();
+            let mount_point = rootfs_path::open_dir(&top.join(directory)).unwrap();
+            mounts::attach(tree.as_fd(), mount_point.as_fd()).unwrap();
             fs::write(top.join(directory).join("text"), "text").unwrap();
         }
         let file = mounts::clone_tree(&top.join("outside/file"), false).unwrap();
-        let place = rustix::fs::open(top.join("root/file"), OFlags::PATH, Mode::empty()).unwrap();
-        mounts::attach(file.as_fd(), place.as_fd()).unwrap();
+        let mount_point =
+            rustix::fs::open(top.join("root/file"), OFlags::PATH, Mode::empty()).unwrap();
+        mounts::attach(file.as_fd(), mount_point.as_fd()).unwrap();
         let code = File::open(top.join("code")).unwrap();
         Self { top, code }
     }
@@ -80,7 +81,7 @@ impl Scene {
             unreachable!("the spec above is Wasm's")
         };
         rustix::thread::set_no_new_privs(true).unwrap();
-        let root = place::open_dir(&self.top.join("root")).unwrap();
+        let root = rootfs_path::open_dir(&self.top.join("root")).unwrap();
         confine_to(&root, spec, wasm, self.code.as_fd())
     }
 
@@ -113,56 +114,60 @@ const DENIED: Option<ErrorKind> = Some(ErrorKind::PermissionDenied);
 #[test]
 fn a_read_only_root_is_read_and_its_writable_mounts_are_written() {
     held(2, || {
-        let scene = Scene::new("readonly");
-        scene.confine(&spec(true, "module", &"off".into())).unwrap();
+        let fixture = Fixture::new("readonly");
+        fixture
+            .confine(&spec(true, "module", &"off".into()))
+            .unwrap();
         for path in ["root/own", "root/rw/text", "root/ro/text", "root/file"] {
             assert_eq!(
-                fs::read_to_string(scene.at(path)).unwrap(),
+                fs::read_to_string(fixture.at(path)).unwrap(),
                 "text",
                 "{path}"
             );
         }
-        fs::read_dir(scene.at("root/sub")).unwrap();
+        fs::read_dir(fixture.at("root/sub")).unwrap();
         for path in ["root/rw/text", "root/file"] {
-            assert_eq!(write(&scene.at(path)), None, "{path}");
+            assert_eq!(write(&fixture.at(path)), None, "{path}");
         }
         for path in ["root/own", "root/ro/text", "outside/secret"] {
-            assert_eq!(write(&scene.at(path)), DENIED, "{path}");
+            assert_eq!(write(&fixture.at(path)), DENIED, "{path}");
         }
         for path in ["root/new", "root/sub/new", "root/ro/new", "outside/new"] {
-            assert_eq!(create(&scene.at(path)), DENIED, "{path}");
+            assert_eq!(create(&fixture.at(path)), DENIED, "{path}");
         }
         // What a program does with files of its own.
-        fs::create_dir(scene.at("root/rw/a")).unwrap();
-        fs::rename(scene.at("root/rw/text"), scene.at("root/rw/a/b")).unwrap();
-        std::os::unix::fs::symlink("b", scene.at("root/rw/a/link")).unwrap();
-        fs::write(scene.at("root/rw/a/b"), "").unwrap();
-        fs::remove_dir_all(scene.at("root/rw/a")).unwrap();
+        fs::create_dir(fixture.at("root/rw/a")).unwrap();
+        fs::rename(fixture.at("root/rw/text"), fixture.at("root/rw/a/b")).unwrap();
+        std::os::unix::fs::symlink("b", fixture.at("root/rw/a/link")).unwrap();
+        fs::write(fixture.at("root/rw/a/b"), "").unwrap();
+        fs::remove_dir_all(fixture.at("root/rw/a")).unwrap();
     });
 }
 
 #[test]
-fn whatever_leads_out_of_the_root_leads_nowhere() {
+fn no_path_leads_out_of_the_root() {
     held(2, || {
-        let scene = Scene::new("outside");
-        let outside = place::open_dir(&scene.at("outside")).unwrap();
+        let fixture = Fixture::new("outside");
+        let outside = rootfs_path::open_dir(&fixture.at("outside")).unwrap();
         let open = |path: &str| openat(&outside, path, OFlags::RDONLY, Mode::empty());
         open("secret").unwrap();
         let component = spec(false, "component", &"off".into());
-        scene.confine(&component).unwrap();
-        assert_eq!(write(&scene.at("root/own")), None);
+        fixture.confine(&component).unwrap();
+        assert_eq!(write(&fixture.at("root/own")), None);
         // A descriptor of the host's that somebody forgot to close.
         assert_eq!(open("secret").unwrap_err(), rustix::io::Errno::ACCESS);
         assert_eq!(open(".").unwrap_err(), rustix::io::Errno::ACCESS);
         assert!(File::open("/proc/self/status").is_err());
         assert!(Command::new("/bin/true").spawn().is_err());
         // The compiled component is opened by the name of its descriptor; nothing else beside it.
-        File::open(scene.at("code")).unwrap();
-        assert_eq!(write(&scene.at("code")), DENIED);
+        File::open(fixture.at("code")).unwrap();
+        assert_eq!(write(&fixture.at("code")), DENIED);
         // A root that is read-only lets no more be done than that.
-        scene.confine(&spec(true, "module", &"off".into())).unwrap();
-        assert_eq!(write(&scene.at("root/own")), DENIED);
-        assert!(File::open(scene.at("code")).is_err());
+        fixture
+            .confine(&spec(true, "module", &"off".into()))
+            .unwrap();
+        assert_eq!(write(&fixture.at("root/own")), DENIED);
+        assert!(File::open(fixture.at("code")).is_err());
     });
 }
 
@@ -185,11 +190,13 @@ fn connect(port: u16) -> Option<ErrorKind> {
 fn tcp_goes_to_the_listed_ports_alone() {
     held(PORTS, || {
         let [(_first, listed), (_second, other)] = listeners();
-        let scene = Scene::new("ports");
+        let fixture = Fixture::new("ports");
         let rules = [format!("203.0.113.7:{listed}")];
         let network = serde_json::json!({ "on": { "listed": { "rules": rules } } });
         assert_eq!((connect(listed), connect(other)), (None, None));
-        scene.confine(&spec(false, "component", &network)).unwrap();
+        fixture
+            .confine(&spec(false, "component", &network))
+            .unwrap();
         assert_eq!((connect(listed), connect(other)), (None, DENIED));
         TcpListener::bind("127.0.0.1:0").unwrap();
     });
@@ -199,12 +206,12 @@ fn tcp_goes_to_the_listed_ports_alone() {
 fn an_open_network_is_left_alone_and_a_closed_one_has_no_port() {
     held(PORTS, || {
         let [(_first, one), (_second, other)] = listeners();
-        let scene = Scene::new("closed");
+        let fixture = Fixture::new("closed");
         let open = serde_json::json!({ "on": "open" });
-        scene.confine(&spec(false, "component", &open)).unwrap();
+        fixture.confine(&spec(false, "component", &open)).unwrap();
         assert_eq!((connect(one), connect(other)), (None, None));
         // Preview 1 has no sockets, whatever its pod may reach.
-        scene.confine(&spec(false, "module", &open)).unwrap();
+        fixture.confine(&spec(false, "module", &open)).unwrap();
         assert_eq!((connect(one), connect(other)), (DENIED, DENIED));
         let bound = TcpListener::bind("127.0.0.1:0").unwrap_err();
         assert_eq!(bound.kind(), ErrorKind::PermissionDenied);
@@ -221,10 +228,10 @@ fn neither_signals_nor_abstract_sockets_leave() {
         let pid = Pid::from_child(&child);
         UnixStream::connect_addr(&address).unwrap();
         test_kill_process(pid).unwrap();
-        let scene = Scene::new("scopes");
+        let fixture = Fixture::new("scopes");
         let hold = thread::scope(|scope| {
             let held = scope.spawn(|| {
-                scene
+                fixture
                     .confine(&spec(false, "module", &"off".into()))
                     .unwrap();
                 let connected = UnixStream::connect_addr(&address);
@@ -239,33 +246,33 @@ fn neither_signals_nor_abstract_sockets_leave() {
 }
 
 #[test]
-fn what_confines_to_nothing_leaves_what_is_open() {
+fn confining_to_nothing_leaves_open_descriptors_usable() {
     held(1, || {
-        let scene = Scene::new("nothing");
+        let fixture = Fixture::new("nothing");
         rustix::thread::set_no_new_privs(true).unwrap();
         confine_to_nothing().unwrap();
-        assert!(File::open(scene.at("root/own")).is_err());
-        assert_eq!(std::io::read_to_string(&scene.code).unwrap(), "text");
+        assert!(File::open(fixture.at("root/own")).is_err());
+        assert_eq!(std::io::read_to_string(&fixture.code).unwrap(), "text");
     });
 }
 
 #[test]
 fn a_refusal_of_the_kernel_is_an_error() {
     held(1, || {
-        let scene = Scene::new("refusal");
+        let fixture = Fixture::new("refusal");
         let module = spec(false, "module", &"off".into());
         // The kernel stacks 16 rulesets.
         let first = (0..20)
-            .map(|_| scene.confine(&module))
+            .map(|_| fixture.confine(&module))
             .position(|done| done.is_err());
         assert_eq!(first, Some(16));
-        let error = scene.confine(&module).unwrap_err();
+        let error = fixture.confine(&module).unwrap_err();
         assert!(error.chain().contains("by Landlock version"), "{error:?}");
     });
 }
 
 #[test]
-fn a_version_is_asked_only_for_what_it_knows() {
+fn each_version_handles_only_the_rights_that_it_knows() {
     let known = [
         (0x1fff, 0, 0),
         (0x3fff, 0, 0),
@@ -284,6 +291,6 @@ fn a_version_is_asked_only_for_what_it_knows() {
         };
         assert_eq!(handled(version, &TcpPorts::NONE), expected, "{version}");
     }
-    assert_eq!(walls(1), ["own files"]);
-    assert_eq!(walls(7).len(), 4);
+    assert_eq!(restrictions(1), ["own files"]);
+    assert_eq!(restrictions(7).len(), 4);
 }

@@ -15,7 +15,7 @@ use rustix::fs::{
     symlinkat,
 };
 
-use crate::{PodNamespaces, place};
+use crate::{PodNamespaces, rootfs_path};
 use coracle_spec::error::{Context as _, Error, Kind, Result};
 use coracle_spec::{Device, DeviceKind, LinuxSpec};
 use coracle_sys as sys;
@@ -156,7 +156,7 @@ pub(super) fn build(
     uid: u32,
 ) -> Result<Option<OwnedFd>> {
     let what = || "mount a tmpfs at /dev".to_owned();
-    let at = place::plain_directory(root.as_fd(), "dev").during(what)?;
+    let at = rootfs_path::plain_directory(root.as_fd(), "dev").during(what)?;
     let mut options = vec![(c"mode", Some("0755")), (c"size", Some("65536k"))];
     let label = linux.jail.mount_label.as_deref();
     options.extend(label.map(|label| (c"context", Some(label))));
@@ -170,12 +170,12 @@ pub(super) fn build(
         node(root, &dev, &device, bound.nodes.get(number))
             .during(|| format!("make device {}", device.path))?;
         if usual && device.path == "/dev/null" {
-            let null = place::inside(dev.as_fd(), "null").during(what)?;
+            let null = rootfs_path::inside(dev.as_fd(), "null").during(what)?;
             let _ = bound.null.set(null);
         }
     }
     if bound.null.get().is_none() {
-        let null = place::inside(dev.as_fd(), "null").during(what)?;
+        let null = rootfs_path::inside(dev.as_fd(), "null").during(what)?;
         let _ = bound.null.set(null);
     }
     links(root, &dev)?;
@@ -192,7 +192,7 @@ pub(super) fn build(
 fn links(root: &OwnedFd, dev: &OwnedFd) -> Result<()> {
     for (target, name) in LINKS {
         // Not every kernel has it.
-        if name == "core" && place::inside(root.as_fd(), "proc/kcore").is_err() {
+        if name == "core" && rootfs_path::inside(root.as_fd(), "proc/kcore").is_err() {
             continue;
         }
         match symlinkat(target, dev, name) {
@@ -209,11 +209,11 @@ fn node(root: &OwnedFd, dev: &OwnedFd, device: &Device, bound: Option<&OwnedFd>)
     let parent = if parent == "/dev" {
         dev
     } else {
-        made = place::ensure(root.as_fd(), parent, true)?;
+        made = rootfs_path::ensure(root.as_fd(), parent, true)?;
         &made
     };
     if let Some(tree) = bound {
-        let at = place::ensure(parent.as_fd(), name, false)?;
+        let at = rootfs_path::ensure(parent.as_fd(), name, false)?;
         return mounts::attach(tree.as_fd(), at.as_fd());
     }
     let mode = Mode::from_raw_mode(device.mode);
@@ -234,7 +234,7 @@ fn node(root: &OwnedFd, dev: &OwnedFd, device: &Device, bound: Option<&OwnedFd>)
 
 fn directory(dev: &OwnedFd, name: &str) -> io::Result<OwnedFd> {
     mkdirat(dev, name, Mode::from_raw_mode(0o755))?;
-    place::inside(dev.as_fd(), name)
+    rootfs_path::inside(dev.as_fd(), name)
 }
 
 fn terminals(dev: &OwnedFd, pod: &PodNamespaces, label: Option<&str>) -> Result<OwnedFd> {
@@ -307,7 +307,7 @@ fn terminal(dev: &OwnedFd, pts: &OwnedFd, uid: u32) -> Result<OwnedFd> {
     // Its user opens it again, as /dev/stdout or by its name.
     rustix::fs::fchown(&side, Some(Uid::from_raw(uid)), None).during(what)?;
     let tree = mounts::clone_at(side.as_fd()).during(what)?;
-    let at = place::ensure(dev.as_fd(), "console", false).during(what)?;
+    let at = rootfs_path::ensure(dev.as_fd(), "console", false).during(what)?;
     mounts::attach(tree.as_fd(), at.as_fd()).during(what)?;
     sys::terminal::become_controlled_by(side.as_fd()).during(what)?;
     Ok(control)
@@ -329,9 +329,9 @@ pub fn pod_shared_memory(bytes: u64, owner: u32, exits: &Path) -> io::Result<Own
     }
     let tree = mounts::filesystem(c"tmpfs", &options, Forbid::PRIVILEGE)?;
     if mounts::clone_at(tree.as_fd()).is_err() {
-        let place = exits.with_file_name("shm");
-        std::fs::create_dir_all(&place)?;
-        mounts::attach(tree.as_fd(), place::open_dir(&place)?.as_fd())?;
+        let target = exits.with_file_name("shm");
+        std::fs::create_dir_all(&target)?;
+        mounts::attach(tree.as_fd(), rootfs_path::open_dir(&target)?.as_fd())?;
     }
     Ok(tree)
 }

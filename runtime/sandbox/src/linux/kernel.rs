@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::fs::{Mode, mkdirat, symlinkat};
 
 use super::dev::Bound;
-use crate::place;
+use crate::rootfs_path;
 use coracle_spec::error::{Context as _, Result};
 use coracle_spec::{CgroupMount, LinuxJail, LinuxSpec};
 use coracle_sys::mounts::{self, Forbid};
@@ -24,7 +24,7 @@ pub(super) fn has_own_cgroup_namespace(linux: &LinuxSpec) -> bool {
 /// Mounts `/proc` of the process's own pid namespace.
 pub(super) fn proc(root: &OwnedFd) -> Result<()> {
     let what = || "mount proc at /proc".to_owned();
-    let at = place::plain_directory(root.as_fd(), "proc").during(what)?;
+    let at = rootfs_path::plain_directory(root.as_fd(), "proc").during(what)?;
     let tree = mounts::filesystem(c"proc", &[], Forbid::PRIVILEGE).during(what)?;
     mounts::attach(tree.as_fd(), at.as_fd()).during(what)
 }
@@ -32,7 +32,7 @@ pub(super) fn proc(root: &OwnedFd) -> Result<()> {
 /// Mounts `/sys` of the process's own network namespace, or the node's where that is the node's and ours to bind only.
 pub(super) fn sys(root: &OwnedFd, linux: &LinuxSpec, bound: Option<&OwnedFd>) -> Result<()> {
     let what = || "mount sysfs at /sys".to_owned();
-    let at = place::plain_directory(root.as_fd(), "sys").during(what)?;
+    let at = rootfs_path::plain_directory(root.as_fd(), "sys").during(what)?;
     let forbid = Forbid::PRIVILEGE.and_writes(!linux.jail.privileged);
     let made;
     let tree = match bound {
@@ -52,7 +52,7 @@ pub(super) fn sys(root: &OwnedFd, linux: &LinuxSpec, bound: Option<&OwnedFd>) ->
 pub(super) fn cgroups(root: &OwnedFd, linux: &LinuxSpec) -> Result<()> {
     let what = || "mount cgroups at /sys/fs/cgroup".to_owned();
     let writes = !linux.jail.privileged;
-    let at = place::inside(root.as_fd(), "sys/fs/cgroup").during(what)?;
+    let at = rootfs_path::inside(root.as_fd(), "sys/fs/cgroup").during(what)?;
     if let [only] = linux.cgroups.as_slice()
         && only.directory.is_empty()
     {
@@ -75,7 +75,7 @@ pub(super) fn cgroups(root: &OwnedFd, linux: &LinuxSpec) -> Result<()> {
     for mount in &linux.cgroups {
         let what = || format!("mount cgroups at /sys/fs/cgroup/{}", mount.directory);
         let own = hierarchy(mount, writes).during(what)?;
-        let at = place::inside(tree.as_fd(), &mount.directory).during(what)?;
+        let at = rootfs_path::inside(tree.as_fd(), &mount.directory).during(what)?;
         mounts::attach(own.as_fd(), at.as_fd()).during(what)?;
     }
     mounts::set_attributes(
@@ -127,7 +127,7 @@ pub(super) fn confine(root: &OwnedFd, jail: &LinuxJail, bound: &Bound) -> Result
         let Some(at) = find(root, path).during(what)? else {
             continue;
         };
-        let tree = match place::is_dir(&at).during(what)? {
+        let tree = match rootfs_path::is_dir(&at).during(what)? {
             true => empty_directory().during(what)?,
             false => mounts::clone_at(bound.null().as_fd()).during(what)?,
         };
@@ -137,7 +137,7 @@ pub(super) fn confine(root: &OwnedFd, jail: &LinuxJail, bound: &Bound) -> Result
 }
 
 fn find(root: &OwnedFd, path: &str) -> std::io::Result<Option<OwnedFd>> {
-    match place::inside(root.as_fd(), path) {
+    match rootfs_path::inside(root.as_fd(), path) {
         Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => Ok(None),
         other => other.map(Some),
     }

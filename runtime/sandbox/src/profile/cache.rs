@@ -22,17 +22,17 @@ type Key = ([u8; 32], u64);
 /// Filters that were built before; the least recently used one goes when there are 64. Shared between threads.
 #[derive(Debug, Default)]
 pub struct ProfileCache {
-    shelf: Mutex<Shelf>,
+    entries: Mutex<Entries>,
 }
 
 #[derive(Debug, Default)]
-struct Shelf {
-    places: HashMap<Key, Place>,
+struct Entries {
+    by_key: HashMap<Key, Entry>,
     uses: u64,
 }
 
 #[derive(Debug)]
-struct Place {
+struct Entry {
     filter: Arc<Mutex<Option<OwnedFd>>>,
     last_use: u64,
 }
@@ -44,8 +44,8 @@ impl ProfileCache {
     /// Errors: those of [`Profile::compile`], or memfd_create(2) and dup(2) failed. Nothing is kept of a failure.
     pub fn filter(&self, profile: &Profile, capabilities: u64) -> Result<OwnedFd> {
         let relevant = capabilities & profile.relevant_capabilities();
-        let place = self.place((profile.digest, relevant));
-        let mut filter = place.lock().unwrap_or_else(PoisonError::into_inner);
+        let entry = self.entry((profile.digest, relevant));
+        let mut filter = entry.lock().unwrap_or_else(PoisonError::into_inner);
         let ready = match filter.take() {
             Some(ready) => ready,
             None => sealed("seccomp-profile", &profile.compile(relevant)?)
@@ -65,22 +65,22 @@ impl ProfileCache {
             .map(drop)
     }
 
-    fn place(&self, key: Key) -> Arc<Mutex<Option<OwnedFd>>> {
-        let mut shelf = self.shelf.lock().unwrap_or_else(PoisonError::into_inner);
-        shelf.uses += 1;
-        let now = shelf.uses;
-        if shelf.places.len() >= MOST_FILTERS && !shelf.places.contains_key(&key) {
-            let oldest = (shelf.places.iter())
-                .min_by_key(|(_, place)| place.last_use)
+    fn entry(&self, key: Key) -> Arc<Mutex<Option<OwnedFd>>> {
+        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        entries.uses += 1;
+        let now = entries.uses;
+        if entries.by_key.len() >= MOST_FILTERS && !entries.by_key.contains_key(&key) {
+            let oldest = (entries.by_key.iter())
+                .min_by_key(|(_, entry)| entry.last_use)
                 .map(|(key, _)| *key);
-            oldest.map(|key| shelf.places.remove(&key));
+            oldest.map(|key| entries.by_key.remove(&key));
         }
-        let place = shelf.places.entry(key).or_insert_with(|| Place {
+        let entry = entries.by_key.entry(key).or_insert_with(|| Entry {
             filter: Arc::default(),
             last_use: now,
         });
-        place.last_use = now;
-        Arc::clone(&place.filter)
+        entry.last_use = now;
+        Arc::clone(&entry.filter)
     }
 }
 
@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn a_filter_is_built_once_for_each_answer_that_it_can_give() {
+    fn a_filter_is_built_once_per_profile_and_relevant_capabilities() {
         let cache = ProfileCache::default();
         let default = Profile::runtime_default();
         cache.warm(0).unwrap();
@@ -137,7 +137,7 @@ mod tests {
         }
         assert_eq!(inode(&first), inode(&cache.filter(&profile(1), 0).unwrap()));
         cache.filter(&profile(MOST_FILTERS + 1), 0).unwrap();
-        assert_eq!(cache.shelf.lock().unwrap().places.len(), MOST_FILTERS);
+        assert_eq!(cache.entries.lock().unwrap().by_key.len(), MOST_FILTERS);
         assert_eq!(inode(&first), inode(&cache.filter(&profile(1), 0).unwrap()));
         assert_ne!(
             inode(&second),
@@ -161,10 +161,10 @@ mod tests {
     fn threads_that_want_one_filter_get_one() {
         let cache = ProfileCache::default();
         let all: Vec<OwnedFd> = std::thread::scope(|scope| {
-            let asked: Vec<_> = (0..8)
+            let threads: Vec<_> = (0..8)
                 .map(|_| scope.spawn(|| cache.filter(Profile::runtime_default(), ADMIN).unwrap()))
                 .collect();
-            asked.into_iter().map(|t| t.join().unwrap()).collect()
+            threads.into_iter().map(|t| t.join().unwrap()).collect()
         });
         assert!(all.iter().all(|fd| inode(fd) == inode(&all[0])));
     }

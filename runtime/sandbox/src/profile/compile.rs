@@ -38,7 +38,7 @@ pub(super) fn companions() -> Vec<ScmpArch> {
 pub(super) fn compile(profile: &Profile, capabilities: u64) -> Result<Vec<u8>> {
     let kernel = running_kernel();
     let rules: Vec<&Rule> = (profile.rules.iter())
-        .filter(|rule| rule.counts(capabilities, kernel))
+        .filter(|rule| rule.applies(capabilities, kernel))
         .collect();
     let mut filter = ScmpFilterContext::new(profile.default)
         .map_err(|e| refused("begin with the default action", e))?;
@@ -137,12 +137,12 @@ impl Step {
         Self::jump(0x20, offset, 0, 0)
     }
 
-    fn goes(by: usize) -> Self {
+    fn jump_forward(by: usize) -> Self {
         // A stub has a handful of architectures with six steps each.
         Self::jump(0x05, by as u32, 0, 0)
     }
 
-    fn answers_enosys() -> Self {
+    fn return_enosys() -> Self {
         Self::jump(0x06, 0x0005_0000 | libc::ENOSYS.unsigned_abs(), 0, 0)
     }
 
@@ -225,7 +225,7 @@ fn section(newest: u32) -> Vec<Step> {
     vec![
         Step::load(0),
         Step::jump(GREATER, newest, 0, 1),
-        Step::answers_enosys(),
+        Step::return_enosys(),
     ]
 }
 
@@ -235,7 +235,7 @@ fn section_x86_64(newest: u32, newest_x32: u32) -> Vec<Step> {
         Step::jump(HAS_BIT, X32_BIT, 1, 0),
         Step::jump(GREATER, newest, 1, 2),
         Step::jump(GREATER, newest_x32, 0, 1),
-        Step::answers_enosys(),
+        Step::return_enosys(),
     ]
 }
 
@@ -248,7 +248,7 @@ fn join(sections: Vec<(u32, Vec<Step>)>) -> Vec<Step> {
         left -= own + 1;
         steps.push(Step::jump(EQUAL, audit, 0, own as u8));
         steps.extend(section);
-        steps.push(Step::goes(left));
+        steps.push(Step::jump_forward(left));
     }
     steps
 }
@@ -455,7 +455,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_applied_is_refused() {
+    fn profiles_that_cannot_be_applied_are_refused() {
         let refusal = |json: &str| {
             Profile::parse(json.as_bytes())
                 .unwrap()

@@ -9,7 +9,7 @@
 
 use libseccomp::{ScmpAction, ScmpArch, ScmpCompareOp};
 
-use super::{Condition, Gate, Profile, Rule, capability};
+use super::{Condition, Profile, Rule, RuleFilter, capability};
 
 /// Files, directories and their attributes.
 const FILES: &str = "
@@ -145,17 +145,17 @@ const NAMESPACES: u64 = (libc::CLONE_NEWNS
 pub(super) fn profile(arches: Vec<ScmpArch>) -> Profile {
     let mut rules = vec![allow(
         &[FILES, STREAMS, SOCKETS, MEMORY, PROCESSES, TIME_AND_LIMITS],
-        Gate::default(),
+        RuleFilter::default(),
     )];
-    let since = Gate {
+    let since = RuleFilter {
         min_kernel: Some((4, 8)),
-        ..Gate::default()
+        ..RuleFilter::default()
     };
     rules.push(allow(&[TRACING], since));
     for (arches, names) in BY_ARCHITECTURE {
-        let there = Gate {
+        let there = RuleFilter {
             arches: arches.iter().map(|&a| a.to_owned()).collect(),
-            ..Gate::default()
+            ..RuleFilter::default()
         };
         rules.push(allow(&[names], there));
     }
@@ -172,7 +172,7 @@ pub(super) fn profile(arches: Vec<ScmpArch>) -> Profile {
     )
 }
 
-fn allow(names: &[&str], includes: Gate) -> Rule {
+fn allow(names: &[&str], includes: RuleFilter) -> Rule {
     Rule {
         names: (names.iter())
             .flat_map(|group| group.split_ascii_whitespace())
@@ -181,14 +181,14 @@ fn allow(names: &[&str], includes: Gate) -> Rule {
         action: ScmpAction::Allow,
         conditions: Vec::new(),
         includes,
-        excludes: Gate::default(),
+        excludes: RuleFilter::default(),
     }
 }
 
-fn holding(name: &str) -> Gate {
-    Gate {
+fn holding(name: &str) -> RuleFilter {
+    RuleFilter {
         capabilities: capability(name).map_or(0, |number| 1 << number),
-        ..Gate::default()
+        ..RuleFilter::default()
     }
 }
 
@@ -200,7 +200,7 @@ fn compared() -> impl Iterator<Item = Rule> {
             op,
             value,
         }],
-        ..allow(&[name], Gate::default())
+        ..allow(&[name], RuleFilter::default())
     };
     let personalities =
         (PERSONALITIES.iter()).map(move |&value| one("personality", ScmpCompareOp::Equal, value));
@@ -225,12 +225,12 @@ fn without_admin() -> [Rule; 2] {
                 value: 0,
             }],
             excludes: holding("CAP_SYS_ADMIN"),
-            ..allow(&["clone"], Gate::default())
+            ..allow(&["clone"], RuleFilter::default())
         },
         Rule {
             action: ScmpAction::Errno(libc::ENOSYS),
             excludes: holding("CAP_SYS_ADMIN"),
-            ..allow(&["clone3"], Gate::default())
+            ..allow(&["clone3"], RuleFilter::default())
         },
     ]
 }

@@ -8,7 +8,9 @@
 use libseccomp::{ScmpAction, ScmpArch, ScmpCompareOp};
 use serde::Deserialize;
 
-use super::{Condition, FLAG_LOG, FLAG_SPEC_ALLOW, Gate, PROFILE_BYTES, Profile, Rule, capability};
+use super::{
+    Condition, FLAG_LOG, FLAG_SPEC_ALLOW, PROFILE_BYTES, Profile, Rule, RuleFilter, capability,
+};
 use coracle_spec::error::{Error, Kind, Result};
 
 /// The most (name, rule) pairs of a profile; the kernel takes 4,096 instructions, and a pair is one at least.
@@ -100,12 +102,12 @@ pub(super) fn parse(json: &[u8]) -> Result<Profile> {
     Ok(profile)
 }
 
-fn action(word: &str, errno: Option<u32>) -> Result<ScmpAction, String> {
+fn action(name: &str, errno: Option<u32>) -> Result<ScmpAction, String> {
     let number = errno.unwrap_or(libc::EPERM.unsigned_abs());
     if number > MOST_ERRNO {
-        return Err(format!("{word}: errno {number} is above {MOST_ERRNO}"));
+        return Err(format!("{name}: errno {number} is above {MOST_ERRNO}"));
     }
-    Ok(match word {
+    Ok(match name {
         "SCMP_ACT_ALLOW" => ScmpAction::Allow,
         "SCMP_ACT_ERRNO" => ScmpAction::Errno(number.cast_signed()),
         "SCMP_ACT_KILL" | "SCMP_ACT_KILL_THREAD" => ScmpAction::KillThread,
@@ -130,12 +132,12 @@ fn architectures(document: &Document) -> Result<Vec<ScmpArch>> {
         ));
     }
     let mut arches = (listed.iter())
-        .map(|word| architecture(word))
+        .map(|name| architecture(name))
         .collect::<Result<Vec<_>>>()?;
     for entry in mapped {
         let own = architecture(&entry.architecture)?;
         let subs = (entry.sub_architectures.iter().flatten())
-            .map(|word| architecture(word))
+            .map(|name| architecture(name))
             .collect::<Result<Vec<_>>>()?;
         if own == ScmpArch::native() {
             arches.extend(subs);
@@ -144,9 +146,9 @@ fn architectures(document: &Document) -> Result<Vec<ScmpArch>> {
     Ok(arches)
 }
 
-fn architecture(word: &str) -> Result<ScmpArch> {
-    word.parse()
-        .map_err(|_| wrong(format!("{word:?} is not an architecture")))
+fn architecture(name: &str) -> Result<ScmpArch> {
+    name.parse()
+        .map_err(|_| wrong(format!("{name:?} is not an architecture")))
 }
 
 fn flags(named: &[String]) -> Result<u32> {
@@ -165,8 +167,8 @@ fn flags(named: &[String]) -> Result<u32> {
 fn rule(at: usize, entry: Entry) -> Result<Rule> {
     let listed = entry.names.unwrap_or_default();
     let first = entry.name.as_deref().or(listed.first().map(String::as_str));
-    let place = format!("syscalls[{at}] ({})", first.unwrap_or("no name"));
-    let here = |why: String| wrong(format!("{place}: {why}"));
+    let path = format!("syscalls[{at}] ({})", first.unwrap_or("no name"));
+    let here = |why: String| wrong(format!("{path}: {why}"));
     let names = match (entry.name, listed) {
         (Some(_), more) if !more.is_empty() => {
             return Err(here(
@@ -186,8 +188,8 @@ fn rule(at: usize, entry: Entry) -> Result<Rule> {
             .map(condition)
             .collect::<Result<_, _>>()
             .map_err(here)?,
-        includes: gate(entry.includes).map_err(|why| here(format!("includes {why}")))?,
-        excludes: gate(entry.excludes).map_err(|why| here(format!("excludes {why}")))?,
+        includes: rule_filter(entry.includes).map_err(|why| here(format!("includes {why}")))?,
+        excludes: rule_filter(entry.excludes).map_err(|why| here(format!("excludes {why}")))?,
     })
 }
 
@@ -220,9 +222,9 @@ fn condition(argument: &Argument) -> Result<Condition, String> {
     })
 }
 
-fn gate(written: Option<Conditions>) -> Result<Gate, String> {
+fn rule_filter(written: Option<Conditions>) -> Result<RuleFilter, String> {
     let Some(written) = written else {
-        return Ok(Gate::default());
+        return Ok(RuleFilter::default());
     };
     let mut capabilities = 0;
     for name in written.caps.into_iter().flatten() {
@@ -232,7 +234,7 @@ fn gate(written: Option<Conditions>) -> Result<Gate, String> {
     let min_kernel = (written.min_kernel.filter(|text| !text.is_empty()))
         .map(|text| kernel(&text).ok_or_else(|| format!("minKernel {text:?} is not like 4.8")))
         .transpose()?;
-    Ok(Gate {
+    Ok(RuleFilter {
         capabilities,
         arches: written.arches.unwrap_or_default(),
         min_kernel,
@@ -256,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn every_refusal_names_the_entry_and_the_word() {
+    fn every_error_names_the_entry_and_the_wrong_value() {
         let entry = |body: &str| {
             format!(
                 r#"{{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{{"names":["mount"],{body}}}]}}"#
@@ -265,7 +267,7 @@ mod tests {
         let whole = |body: &str| format!(r#"{{"defaultAction":"SCMP_ACT_ERRNO",{body}}}"#);
         let allow = r#""action":"SCMP_ACT_ALLOW""#;
         let arg = |body: &str| entry(&format!(r#"{allow},"args":[{{{body}}}]"#));
-        let place = "syscalls[0] (mount)";
+        let path = "syscalls[0] (mount)";
         for (json, parts) in [
             ("{".into(), ["JSON", "EOF"]),
             ("[]".into(), ["JSON", ""]),
@@ -317,11 +319,11 @@ mod tests {
                 ["syscalls[0]", "zero byte"],
             ),
             (entry(r#""errnoRet":1"#), ["missing field", "action"]),
-            (entry(r#""action":"SCMP_ACT_NOTIFY""#), [place, "agent"]),
-            (entry(r#""action":"ALLOW""#), [place, "ALLOW"]),
+            (entry(r#""action":"SCMP_ACT_NOTIFY""#), [path, "agent"]),
+            (entry(r#""action":"ALLOW""#), [path, "ALLOW"]),
             (
                 entry(r#""action":"SCMP_ACT_ERRNO","errnoRet":70000"#),
-                [place, "70000"],
+                [path, "70000"],
             ),
             (
                 entry(r#""name":"umount","action":"SCMP_ACT_ALLOW""#),
@@ -329,20 +331,20 @@ mod tests {
             ),
             (
                 arg(r#""index":6,"value":0,"op":"SCMP_CMP_EQ""#),
-                [place, "index 6"],
+                [path, "index 6"],
             ),
-            (arg(r#""index":0,"value":0,"op":"==""#), [place, "operator"]),
+            (arg(r#""index":0,"value":0,"op":"==""#), [path, "operator"]),
             (
                 arg(r#""index":0,"value":"1","op":"SCMP_CMP_EQ""#),
                 ["JSON", "u64"],
             ),
             (
                 entry(&format!(r#"{allow},"includes":{{"caps":["SYS_ADMIN"]}}"#)),
-                [place, "SYS_ADMIN"],
+                [path, "SYS_ADMIN"],
             ),
             (
                 entry(&format!(r#"{allow},"excludes":{{"minKernel":"new"}}"#)),
-                [place, "minKernel"],
+                [path, "minKernel"],
             ),
         ] {
             let text = refusal(&json);

@@ -5,12 +5,12 @@
 use std::os::fd::OwnedFd;
 
 use super::{Keeper, PROMPT, STREAMING_PROTOCOL, unexpected};
-use crate::control::messages::{Answer, Ask, Joining};
+use crate::control::messages::{Answer, AttachStreams, Request};
 use coracle_spec::error::{Error, Kind, Result};
 use coracle_spec::id::ContainerId;
 
 /// What a client is joined with.
-pub struct AttachOrder {
+pub struct AttachOptions {
     /// To which container.
     pub container: ContainerId,
     /// Its input goes to the container.
@@ -37,21 +37,21 @@ impl Keeper {
     ///
     /// Errors: [`Kind::WrongPhase`] when it does not run, has no standard input or too many clients;
     /// [`Kind::Unsupported`] when its keeper is of a build before streaming; [`Kind::Gone`] or [`Kind::Deadline`].
-    pub async fn attach(&self, order: AttachOrder) -> Result<Attached> {
-        self.speaks(STREAMING_PROTOCOL)?;
-        let joining = Joining {
-            stdin: order.stdin,
-            stdout: order.stdout.is_some(),
-            stderr: order.stderr.is_some(),
-            once: order.once,
+    pub async fn attach(&self, options: AttachOptions) -> Result<Attached> {
+        self.require_protocol(STREAMING_PROTOCOL)?;
+        let streams = AttachStreams {
+            stdin: options.stdin,
+            stdout: options.stdout.is_some(),
+            stderr: options.stderr.is_some(),
+            once: options.once,
         };
-        let ask = Ask::Attach {
-            container: order.container,
-            joining,
+        let body = Request::Attach {
+            container: options.container,
+            streams,
         };
-        let pipes = order.stdout.into_iter().chain(order.stderr).collect();
-        match self.ask(ask, pipes, PROMPT).await? {
-            (Answer::Joined { tty }, mut fds) => Ok(Attached {
+        let pipes = options.stdout.into_iter().chain(options.stderr).collect();
+        match self.request(body, pipes, PROMPT).await? {
+            (Answer::Attached { tty }, mut fds) => Ok(Attached {
                 tty,
                 input: fds.pop(),
             }),

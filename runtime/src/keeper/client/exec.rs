@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use tokio::sync::oneshot;
 
 use super::{Keeper, START, STREAMING_PROTOCOL, StartPayload, lock, started};
-use crate::control::messages::Ask;
+use crate::control::messages::Request;
 use crate::process::Process;
 use coracle_cgroup::KillList;
 use coracle_sandbox::Filters;
@@ -19,7 +19,7 @@ use coracle_spec::{ContainerSpec, Exit};
 use std::sync::atomic::Ordering;
 
 /// What a process is forked into a container with.
-pub struct ExecOrder {
+pub struct ExecOptions {
     /// Which container.
     pub container: ContainerId,
     /// The container's spec with the words of this process.
@@ -74,13 +74,13 @@ impl Keeper {
     ///
     /// Errors: [`Kind::StartFailed`] when its program cannot be executed, [`Kind::WrongPhase`] or [`Kind::Invalid`] when
     /// the container does not run; [`Kind::Gone`] or [`Kind::Deadline`] when the keeper did not answer.
-    pub async fn exec(&self, order: ExecOrder, filters: &Filters) -> Result<Exec> {
-        let (mut fds, linux) = self.payload(&order.spec, order.payload, filters)?;
-        let into_cgroup = order.cgroup.is_some();
-        fds.extend(order.cgroup);
-        let stdin = match order.streams {
+    pub async fn exec(&self, options: ExecOptions, filters: &Filters) -> Result<Exec> {
+        let (mut fds, linux) = self.payload(&options.spec, options.payload, filters)?;
+        let into_cgroup = options.cgroup.is_some();
+        fds.extend(options.cgroup);
+        let stdin = match options.streams {
             ExecStreams::OwnTerminal => {
-                self.speaks(STREAMING_PROTOCOL)?;
+                self.require_protocol(STREAMING_PROTOCOL)?;
                 false
             }
             ExecStreams::Given {
@@ -93,26 +93,26 @@ impl Keeper {
                 has_stdin
             }
         };
-        let ask = Ask::Exec {
-            container: order.container,
+        let body = Request::Exec {
+            container: options.container,
             stdin,
             into_cgroup,
             linux,
-            kill: order.kill,
-            kill_list: order.kill_list,
+            kill: options.kill,
+            kill_list: options.kill_list,
         };
         let request = self.numbers.fetch_add(1, Ordering::Relaxed);
-        let (tell, end) = oneshot::channel();
+        let (sender, end) = oneshot::channel();
         // Before it is asked for: its end may be told right after its start.
-        lock(&self.ends).insert(request, tell);
-        let mut waits = Waits {
+        lock(&self.ends).insert(request, sender);
+        let mut pending = PendingExec {
             keeper: self,
             request: Some(request),
         };
-        let answered = self.ask_as(request, ask, fds, START).await;
+        let answered = self.send_request(request, body, fds, START).await;
         match answered.and_then(started) {
             Ok((process, _, terminal)) => {
-                waits.request = None;
+                pending.request = None;
                 Ok(Exec {
                     process,
                     terminal,
@@ -131,12 +131,12 @@ impl Keeper {
 }
 
 /// Whoever waits for an exec's end, until it is known to run: then its end is told, whether anybody still waits or not.
-struct Waits<'a> {
+struct PendingExec<'a> {
     keeper: &'a Keeper,
     request: Option<u64>,
 }
 
-impl Drop for Waits<'_> {
+impl Drop for PendingExec<'_> {
     fn drop(&mut self) {
         if let Some(request) = self.request {
             lock(&self.keeper.ends).remove(&request);

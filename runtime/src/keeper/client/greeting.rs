@@ -7,21 +7,23 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use super::wire::Reply;
-use super::{Greeted, Greeting, Keeper, unexpected};
-use crate::control::messages::{Answer, Ask, Kept};
+use super::{Greeting, Keeper, KeeperContainer, unexpected};
+use crate::control::messages::{Answer, ListedContainer, Request};
 use crate::process::Process;
 use coracle_spec::error::Result;
 
 impl Keeper {
     /// Hears who it is and what it keeps, page by page.
     pub(super) async fn greeting(&self, deadline: Duration) -> Result<Greeting> {
-        let reply = self.ask(Ask::Hello, Vec::new(), deadline).await?;
+        let reply = self.request(Request::Hello, Vec::new(), deadline).await?;
         let (mut greeting, mut next) = greeting(reply)?;
         while let Some(from) = next {
-            let reply = self.ask(Ask::Kept { from }, Vec::new(), deadline).await?;
+            let reply = self
+                .request(Request::ListContainers { from }, Vec::new(), deadline)
+                .await?;
             let (containers, fds) = match reply {
                 (
-                    Answer::Kept {
+                    Answer::Containers {
                         containers,
                         next: n,
                     },
@@ -32,7 +34,7 @@ impl Keeper {
                 }
                 (other, _) => return Err(unexpected(&other)),
             };
-            greeting.containers.extend(greeted(containers, fds)?);
+            greeting.containers.extend(with_processes(containers, fds)?);
         }
         Ok(greeting)
     }
@@ -53,27 +55,27 @@ fn greeting((answer, fds): Reply) -> Result<(Greeting, Option<usize>)> {
     let greeting = Greeting {
         protocol: u32::from(protocol),
         engine_hash,
-        containers: greeted(containers, fds)?,
+        containers: with_processes(containers, fds)?,
     };
     Ok((greeting, next))
 }
 
 /// The containers of a page with the processes that its descriptors name, in order.
-fn greeted(containers: Vec<Kept>, fds: Vec<OwnedFd>) -> Result<Vec<Greeted>> {
+fn with_processes(listed: Vec<ListedContainer>, fds: Vec<OwnedFd>) -> Result<Vec<KeeperContainer>> {
     let mut fds = fds.into_iter();
-    let mut greeted = Vec::with_capacity(containers.len());
-    for kept in containers {
-        let pidfd = kept.exit.is_none().then(|| fds.next()).flatten();
+    let mut containers = Vec::with_capacity(listed.len());
+    for listed in listed {
+        let pidfd = listed.exit.is_none().then(|| fds.next()).flatten();
         // The process of a start may give way to another; its end names the right one.
-        let pidfd = pidfd.filter(|_| !kept.starting);
+        let pidfd = pidfd.filter(|_| !listed.starting);
         let process = pidfd.map(Process::from_pidfd).transpose()?;
-        greeted.push(Greeted {
-            id: kept.id,
+        containers.push(KeeperContainer {
+            id: listed.id,
             process,
-            exit: kept.exit,
-            started_at: kept.started_at,
-            starting: kept.starting,
+            exit: listed.exit,
+            started_at: listed.started_at,
+            starting: listed.starting,
         });
     }
-    Ok(greeted)
+    Ok(containers)
 }

@@ -24,9 +24,9 @@ type Waiting = Arc<Mutex<HashMap<u64, oneshot::Sender<Reply>>>>;
 pub(super) type Ends = Arc<Mutex<HashMap<u64, oneshot::Sender<Exit>>>>;
 
 /// Owns the connection: sends what is asked, sorts what comes back, until either side ends.
-pub(super) async fn converse(
+pub(super) async fn run_connection(
     stream: UnixStream,
-    mut asked: mpsc::UnboundedReceiver<(Frame, u64, oneshot::Sender<Reply>)>,
+    mut requests: mpsc::UnboundedReceiver<(Frame, u64, oneshot::Sender<Reply>)>,
     events: mpsc::UnboundedSender<KeeperEvent>,
     ends: Ends,
 ) {
@@ -34,7 +34,7 @@ pub(super) async fn converse(
     let (mut reader, mut writer) = (Reader::default(), Writer::default());
     loop {
         let step = tokio::select! {
-            ask = asked.recv() => match ask {
+            next = requests.recv() => match next {
                 Some((frame, request, reply)) => {
                     lock(&waiting).insert(request, reply);
                     writer.push(frame);
@@ -46,7 +46,7 @@ pub(super) async fn converse(
                 ready.and_then(|()| retry(stream.try_io(Interest::WRITABLE, || writer.flush(stream.as_fd()))).map(drop))
             }
             ready = stream.readable() => match ready.and_then(|()| retry(stream.try_io(Interest::READABLE, || reader.read(stream.as_fd())))) {
-                Ok(Some(Some(frame))) => sort(frame, &waiting, &events, &ends),
+                Ok(Some(Some(frame))) => dispatch(frame, &waiting, &events, &ends),
                 Ok(Some(None)) => Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(None) => Ok(()),
                 Err(e) => Err(e),
@@ -75,7 +75,7 @@ pub(super) fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn sort(
+fn dispatch(
     frame: Frame,
     waiting: &Waiting,
     events: &mpsc::UnboundedSender<KeeperEvent>,
@@ -91,8 +91,8 @@ fn sort(
             let _ = events.send(KeeperEvent::Exited { container, exit });
         }
         FromKeeper::ExecEnded { request, exit } => {
-            if let Some(waits) = lock(ends).remove(&request) {
-                let _ = waits.send(exit);
+            if let Some(pending) = lock(ends).remove(&request) {
+                let _ = pending.send(exit);
             }
         }
     }

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 
 use rustix::event::epoll::{self, EventData, EventFlags};
 
-use super::Loop;
+use super::EventLoop;
 use crate::control::messages::{FromKeeper, ToKeeper};
 use crate::control::{Frame, Reader, Writer};
 use crate::keeper::tokens::CONNECTION;
@@ -20,11 +20,11 @@ pub(super) struct Connection {
     writer: Writer,
 }
 
-impl Loop<'_> {
+impl EventLoop<'_> {
     /// Takes the newest daemon; an older connection is dropped.
     pub(super) fn accept(&mut self) {
         let flags = rustix::net::SocketFlags::CLOEXEC | rustix::net::SocketFlags::NONBLOCK;
-        let Ok(socket) = rustix::net::accept_with(&self.born.listener, flags) else {
+        let Ok(socket) = rustix::net::accept_with(&self.inherited.listener, flags) else {
             return;
         };
         let is_root = coracle_sys::peer_uid(socket.as_fd()).is_ok_and(|uid| uid == 0);
@@ -48,18 +48,18 @@ impl Loop<'_> {
         if let Some(old) = self.connection.take() {
             let _ = epoll::delete(&self.epoll, &old.socket);
         }
-        self.table.forget_asker();
+        self.containers.forget_requester();
         self.execs.kill_all();
     }
 
-    pub(super) fn hear(&mut self) {
+    pub(super) fn receive(&mut self) {
         loop {
             let Some(connection) = &mut self.connection else {
                 return;
             };
             match connection.reader.read(connection.socket.as_fd()) {
                 Ok(Some(frame)) => match frame.message::<ToKeeper>() {
-                    Ok(asked) => self.answer(asked, frame.version, frame.fds),
+                    Ok(message) => self.answer(message, frame.version, frame.fds),
                     Err(_) => return self.hang_up(),
                 },
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
@@ -68,7 +68,7 @@ impl Loop<'_> {
         }
     }
 
-    pub(super) fn say(&mut self, message: &FromKeeper, fds: Vec<OwnedFd>) {
+    pub(super) fn send(&mut self, message: &FromKeeper, fds: Vec<OwnedFd>) {
         let Some(connection) = &mut self.connection else {
             return;
         };

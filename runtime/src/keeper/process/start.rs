@@ -6,24 +6,24 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 
 use rustix::event::epoll::{self, EventData, EventFlags};
 
-use super::Loop;
+use super::EventLoop;
 use crate::control::messages::{Answer, LinuxStart};
+use crate::keeper::container_process::{self, ExecParts, ForkedContainer, Parts};
+use crate::keeper::containers::Watch;
 use crate::keeper::execs::{self, Exec, Tree};
-use crate::keeper::guest::{self, ExecParts, ForkedGuest, Parts};
-use crate::keeper::pid::{self, PidPlace};
-use crate::keeper::table::Watch;
+use crate::keeper::pid::{self, PidNamespace};
 use crate::keeper::tokens::{FIRST_EXEC, FIRST_WATCH, PAUSE};
 use coracle_sandbox::linux::pod_shared_memory;
 use coracle_spec::PidSpace;
 use coracle_spec::error::{Context as _, Error, Kind, Result};
 use coracle_spec::id::ContainerId;
 
-impl Loop<'_> {
+impl EventLoop<'_> {
     pub(super) fn start(
         &mut self,
         request: u64,
         container: ContainerId,
-        guest: Parts,
+        parts: Parts,
     ) -> Option<Answer> {
         if self.leaving {
             return Some(Answer::Failed {
@@ -31,7 +31,7 @@ impl Loop<'_> {
                 message: "the pod is being stopped".into(),
             });
         }
-        match self.fork(&container, guest) {
+        match self.fork(&container, parts) {
             Ok(forked) => {
                 let epoll = &self.epoll;
                 let watch = |watch: Watch, fd: BorrowedFd<'_>| {
@@ -42,7 +42,7 @@ impl Loop<'_> {
                         EventFlags::IN,
                     )
                 };
-                self.table.begin(container, request, forked, watch);
+                self.containers.add(container, request, forked, watch);
                 None
             }
             Err(e) => Some(Answer::Failed {
@@ -65,14 +65,14 @@ impl Loop<'_> {
                 format!("container {container} does not run"),
             )
         };
-        let first = self.table.process(&container).ok_or_else(absent)?;
+        let first = self.containers.process(&container).ok_or_else(absent)?;
         let first = first
             .try_clone_to_owned()
             .during(|| "share a pidfd".into())?;
-        let (pod, warm) = (&self.born.pod, self.born.warm);
-        let forked = guest::fork_exec(&container, parts, &first, pod, warm)?;
+        let (pod, warm) = (&self.inherited.pod, self.inherited.warm);
+        let forked = container_process::fork_exec(&container, parts, &first, pod, warm)?;
         let exec = Exec::new(request, container, forked, tree);
-        let slot = self.execs.begin(exec);
+        let slot = self.execs.add(exec);
         self.watch_exec(slot)
             .inspect_err(|_| self.execs.abandon(slot))
     }
@@ -85,46 +85,55 @@ impl Loop<'_> {
     }
 
     /// Forks a guest, after what it is the first of its pod to need.
-    fn fork(&mut self, container: &ContainerId, guest: Parts) -> Result<ForkedGuest> {
-        if let Some(linux) = &guest.linux {
+    fn fork(&mut self, container: &ContainerId, parts: Parts) -> Result<ForkedContainer> {
+        if let Some(linux) = &parts.linux {
             self.prepare(linux)?;
         }
-        let place = match guest.linux.as_ref().map(|linux| &linux.pid) {
-            None | Some(PidSpace::Own) => PidPlace::New,
-            Some(PidSpace::Node) if self.born.birth.host_pid => PidPlace::Keepers,
+        let pid_ns = match parts.linux.as_ref().map(|linux| &linux.pid) {
+            None | Some(PidSpace::Own) => PidNamespace::New,
+            Some(PidSpace::Node) if self.inherited.config.host_pid => PidNamespace::Node,
             Some(PidSpace::Node) => {
                 let text =
                     "the node's processes are asked for, and the sandbox was made without them";
                 return Err(Error::new(Kind::Invalid, text));
             }
             Some(PidSpace::Pod) => match &self.pause {
-                Some(pause) => PidPlace::Of(pause.as_fd()),
-                None => PidPlace::New,
+                Some(pause) => PidNamespace::Join(pause.as_fd()),
+                None => PidNamespace::New,
             },
-            Some(PidSpace::Target(target)) => match self.table.process(target) {
-                Some(process) => PidPlace::Of(process),
+            Some(PidSpace::Target(target)) => match self.containers.process(target) {
+                Some(process) => PidNamespace::Join(process),
                 None => {
                     let text = format!("target container {target} does not run in this pod");
                     return Err(Error::new(Kind::Invalid, text));
                 }
             },
         };
-        guest::fork(container, guest, &self.born.pod, place, self.born.warm)
+        container_process::fork(
+            container,
+            parts,
+            &self.inherited.pod,
+            pid_ns,
+            self.inherited.warm,
+        )
     }
 
     /// Makes the pod's shared memory and shared pid namespace, once they are needed.
     fn prepare(&mut self, linux: &LinuxStart) -> Result<()> {
-        let owner = match &self.born.pod.user {
-            Some(_) => self.born.birth.range.base,
+        let owner = match &self.inherited.pod.user {
+            Some(_) => self.inherited.config.range.base,
             None => 0,
         };
-        if self.born.pod.shm.is_none() && self.born.pod.ipc.is_some() {
-            let made = pod_shared_memory(linux.shm_bytes, owner, &self.born.birth.exits);
-            self.born.pod.shm = Some(made.during(|| "make the pod's shared memory".into())?);
+        if self.inherited.pod.shm.is_none() && self.inherited.pod.ipc.is_some() {
+            let made = pod_shared_memory(linux.shm_bytes, owner, &self.inherited.config.exits);
+            self.inherited.pod.shm = Some(made.during(|| "make the pod's shared memory".into())?);
         }
         if linux.pid == PidSpace::Pod && self.pause.is_none() {
-            let pod = self.born.birth.pod.as_str();
-            let (user, empty) = (self.born.pod.user.as_ref(), self.born.empty.as_fd());
+            let pod = self.inherited.config.pod.as_str();
+            let (user, empty) = (
+                self.inherited.pod.user.as_ref(),
+                self.inherited.empty.as_fd(),
+            );
             let pause = pid::share(pod, user, empty)
                 .during(|| "make the pod's shared pid namespace".into())?;
             self.watch(PAUSE, pause.as_fd(), EventFlags::IN)?;

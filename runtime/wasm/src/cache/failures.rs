@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn few_are_held_however_many_there_are() {
+    fn the_number_of_remembered_failures_is_bounded() {
         let failures = Failures::default();
         for number in 0..MOST * 3 {
             failures.remember(at(number), &Error::new(Kind::Invalid, "no"));

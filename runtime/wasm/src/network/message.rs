@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn what_answers_another_question_is_passed_over() {
+    fn answers_to_other_queries_are_ignored() {
         let other_id = Query { id: 1, ..QUERY };
         let other_name = Query {
             name: "www.example.org",
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn absent_refused_and_cut_answers_are_told_apart() {
+    fn absent_refused_and_truncated_answers_are_distinguished() {
         let with = |code| {
             answer(move |packet| {
                 packet.answers.clear();
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_name_is_not_asked() {
+    fn invalid_names_are_not_queried() {
         let name = &*"a".repeat(64);
         assert_eq!(Query { name, ..QUERY }.bytes(), None);
     }

@@ -64,12 +64,12 @@ impl<'a> Sources<'a> {
     }
 }
 
-/// Looks up `name`, or reads it if it is an address. `may_ask` says of a full name whether it may be asked for; whoever
+/// Looks up `name`, or reads it if it is an address. `may_resolve` says of a full name whether it may be asked for; whoever
 /// may ask for the name as written may also ask for what the search list makes of it.
 pub(super) async fn resolve(
     name: &str,
     sources: &Sources<'_>,
-    may_ask: impl Fn(&str) -> bool,
+    may_resolve: impl Fn(&str) -> bool,
 ) -> Result<Found, Failure> {
     if let Some(address) = literal(name) {
         return Ok(found(name, vec![address]));
@@ -78,7 +78,7 @@ pub(super) async fn resolve(
     if settings::is_localhost(&name) {
         return Ok(found(&name, LOCALHOST.to_vec()));
     }
-    let as_written = may_ask(&name);
+    let as_written = may_resolve(&name);
     let known = match as_written {
         true => settings::hosts(&sources.hosts(), &name),
         false => Vec::new(),
@@ -89,10 +89,10 @@ pub(super) async fn resolve(
     let settings = sources.settings();
     let mut failure = Failure::Denied;
     for candidate in settings.candidates(&name) {
-        if !as_written && !may_ask(&candidate) {
+        if !as_written && !may_resolve(&candidate) {
             continue;
         }
-        match ask_servers(&settings, &candidate).await {
+        match query_servers(&settings, &candidate).await {
             Ok(addresses) => return Ok(found(&candidate, ordered(addresses).await)),
             // Of several reasons the one that may pass is told.
             Err(reason) if failure != Failure::Unanswered => failure = reason,
@@ -140,11 +140,11 @@ fn ascii(name: &str) -> Result<String, Failure> {
 }
 
 /// Asks one server after the other, as often as the settings say, for both families at once.
-async fn ask_servers(settings: &Settings, name: &str) -> Result<Vec<IpAddr>, Failure> {
+async fn query_servers(settings: &Settings, name: &str) -> Result<Vec<IpAddr>, Failure> {
     for _ in 0..settings.attempts {
         for server in &settings.servers {
-            let ask = |family| exchange(*server, name, family, settings.timeout);
-            let (v4, v6) = tokio::join!(ask(Family::V4), ask(Family::V6));
+            let query = |family| exchange(*server, name, family, settings.timeout);
+            let (v4, v6) = tokio::join!(query(Family::V4), query(Family::V6));
             let complete = v4.is_ok() && v6.is_ok();
             let mut addresses = v4.unwrap_or_default();
             addresses.extend(v6.unwrap_or_default());
@@ -283,15 +283,15 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_may_not_be_asked_for_is_not() {
-        let asked = std::sync::Mutex::new(Vec::new());
+    async fn names_outside_the_policy_are_not_queried() {
+        let queried = std::sync::Mutex::new(Vec::new());
         let denied = resolve("unlisted.example.", &Sources::Files, |name| {
-            asked.lock().unwrap().push(name.to_owned());
+            queried.lock().unwrap().push(name.to_owned());
             false
         });
         assert_eq!(denied.await, Err(Failure::Denied));
         assert!(
-            asked
+            queried
                 .lock()
                 .unwrap()
                 .iter()

@@ -40,15 +40,15 @@ impl Settings {
             attempts: 2,
         };
         for line in text.lines() {
-            let mut words = line.split_whitespace();
-            match words.next() {
-                Some("nameserver") => settings.server(words.next()),
+            let mut fields = line.split_whitespace();
+            match fields.next() {
+                Some("nameserver") => settings.server(fields.next()),
                 Some("domain" | "search") => {
-                    let domains = words.map(|word| word.trim_end_matches('.').to_owned());
+                    let domains = fields.map(|field| field.trim_end_matches('.').to_owned());
                     let domains = domains.filter(|domain| !domain.is_empty());
                     settings.searches = domains.take(MAX_SEARCHES).collect();
                 }
-                Some("options") => words.for_each(|word| settings.option(word)),
+                Some("options") => fields.for_each(|field| settings.option(field)),
                 _ => {}
             }
         }
@@ -58,16 +58,16 @@ impl Settings {
         settings
     }
 
-    fn server(&mut self, word: Option<&str>) {
+    fn server(&mut self, field: Option<&str>) {
         // A link-local server may carry its interface behind a %.
-        let address = word.and_then(|word| word.split('%').next()?.parse::<IpAddr>().ok());
+        let address = field.and_then(|field| field.split('%').next()?.parse::<IpAddr>().ok());
         if self.servers.len() < MAX_SERVERS {
             self.servers.extend(address);
         }
     }
 
-    fn option(&mut self, word: &str) {
-        let number = |name: &str| word.strip_prefix(name)?.parse::<u32>().ok();
+    fn option(&mut self, field: &str) {
+        let number = |name: &str| field.strip_prefix(name)?.parse::<u32>().ok();
         if let Some(dots) = number("ndots:") {
             self.ndots = dots.min(15) as usize;
         } else if let Some(seconds) = number("timeout:") {
@@ -99,15 +99,15 @@ pub(super) fn hosts(text: &str, name: &str) -> Vec<IpAddr> {
     let name = name.trim_end_matches('.');
     let mut found: Vec<IpAddr> = Vec::new();
     for line in text.lines() {
-        let mut words = line
+        let mut fields = line
             .split('#')
             .next()
             .unwrap_or_default()
             .split_whitespace();
-        let Some(address) = words.next().and_then(|word| word.parse().ok()) else {
+        let Some(address) = fields.next().and_then(|field| field.parse().ok()) else {
             continue;
         };
-        if words.any(|word| word.eq_ignore_ascii_case(name)) && !found.contains(&address) {
+        if fields.any(|field| field.eq_ignore_ascii_case(name)) && !found.contains(&address) {
             found.push(address);
         }
         if found.len() == MAX_ADDRESSES {
@@ -148,7 +148,7 @@ mod tests {
         # comment\nnameserver fe80::1%eth0\nnameserver bad\noptions ndots:5 timeout:1 attempts:9 edns0\n";
 
     #[test]
-    fn a_clusters_file_is_understood() {
+    fn a_clusters_resolv_conf_is_parsed() {
         let settings = Settings::parse(CLUSTER);
         let servers: Vec<IpAddr> = vec!["10.96.0.10".parse().unwrap(), "fe80::1".parse().unwrap()];
         assert_eq!(settings.servers, servers);
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_file_asks_this_host() {
+    fn an_empty_resolv_conf_uses_the_local_server() {
         let settings = Settings::parse("");
         assert_eq!(settings.servers, [IpAddr::V4(Ipv4Addr::LOCALHOST)]);
         assert_eq!(settings.candidates("a.b"), ["a.b"]);

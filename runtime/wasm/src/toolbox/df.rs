@@ -14,7 +14,7 @@ pub(super) fn run<O: Write, E: Write>(
     job: &Job<'_>,
     streams: &mut Streams<O, E>,
 ) -> io::Result<()> {
-    let places: Vec<&str> = match job.operands.as_slice() {
+    let paths: Vec<&str> = match job.operands.as_slice() {
         [] => {
             let mounts = job.spec.mounts.iter().map(|mount| mount.target.as_str());
             std::iter::once("/").chain(mounts).collect()
@@ -27,10 +27,10 @@ pub(super) fn run<O: Write, E: Write>(
         "{:<12} {size:>10} {:>10} {:>10} {:>4} Mounted on",
         "Filesystem", "Used", "Available", "Use%"
     )?;
-    for place in places {
-        match space(&job.path(place)) {
-            Ok((kind, space)) => show(job, (place, &kind), &space, &mut streams.out)?,
-            Err(error) => streams.cannot(job, place, &error)?,
+    for path in paths {
+        match space(&job.path(path)) {
+            Ok((kind, space)) => show(job, (path, &kind), &space, &mut streams.out)?,
+            Err(error) => streams.cannot(job, path, &error)?,
         }
     }
     Ok(())
@@ -60,7 +60,7 @@ const MAGICS: [(u64, &str); 8] = [
 
 fn show(
     job: &Job<'_>,
-    (place, kind): (&str, &str),
+    (path, kind): (&str, &str),
     space: &StatVfs,
     out: &mut impl Write,
 ) -> io::Result<()> {
@@ -77,7 +77,7 @@ fn show(
     };
     writeln!(
         out,
-        "{kind:<12} {:>10} {:>10} {:>10} {percent:>4} {place}",
+        "{kind:<12} {:>10} {:>10} {:>10} {percent:>4} {path}",
         shown(space.f_blocks),
         shown(used),
         shown(space.f_bavail)

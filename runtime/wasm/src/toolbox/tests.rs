@@ -6,7 +6,7 @@ use std::os::unix::fs::{PermissionsExt as _, symlink};
 use super::*;
 use coracle_spec::{ProcessRow, WasmKind, Workload};
 
-struct Said {
+struct Output {
     out: String,
     err: String,
     failed: bool,
@@ -27,7 +27,7 @@ fn spec(directory: &Path) -> ContainerSpec {
     serde_json::from_value(text).unwrap()
 }
 
-fn say(directory: &Path, tool: Tool, args: &[&str]) -> Said {
+fn run_tool(directory: &Path, tool: Tool, args: &[&str]) -> Output {
     let spec = spec(directory);
     let Workload::Wasm(wasm) = &spec.workload else {
         unreachable!("the spec above is Wasm's")
@@ -36,7 +36,7 @@ fn say(directory: &Path, tool: Tool, args: &[&str]) -> Said {
     let mut wasm = wasm.clone();
     wasm.args = std::iter::once(&"tool")
         .chain(args)
-        .map(|word| (*word).to_owned())
+        .map(|arg| (*arg).to_owned())
         .collect();
     let processes = vec![ProcessRow {
         pid: 1,
@@ -53,7 +53,7 @@ fn say(directory: &Path, tool: Tool, args: &[&str]) -> Said {
     work(&spec, &wasm, &Toolbox { tool, processes }, &mut streams).unwrap();
     let failed = streams.failed;
     let text = |bytes| String::from_utf8(bytes).unwrap();
-    Said {
+    Output {
         out: text(out),
         err: text(err),
         failed,
@@ -74,18 +74,18 @@ fn directory(name: &str) -> PathBuf {
 #[test]
 fn ls_shows_names_and_long_lines() {
     let dir = directory("ls");
-    assert_eq!(say(&dir, Tool::Ls, &[]).out, "file\nlink\nsub\n");
+    assert_eq!(run_tool(&dir, Tool::Ls, &[]).out, "file\nlink\nsub\n");
     assert_eq!(
-        say(&dir, Tool::Ls, &["-A1"]).out,
+        run_tool(&dir, Tool::Ls, &["-A1"]).out,
         ".hidden\nfile\nlink\nsub\n"
     );
     assert!(
-        say(&dir, Tool::Ls, &["-a"])
+        run_tool(&dir, Tool::Ls, &["-a"])
             .out
             .starts_with(".\n..\n.hidden\n")
     );
-    let said = say(&dir, Tool::Ls, &["-l", "file", "absent", "link"]);
-    let lines: Vec<&str> = said.out.lines().collect();
+    let output = run_tool(&dir, Tool::Ls, &["-l", "file", "absent", "link"]);
+    let lines: Vec<&str> = output.out.lines().collect();
     assert!(
         lines[0].starts_with("-rwsr-xr--    1 0     0              5 20"),
         "{}",
@@ -96,16 +96,19 @@ fn ls_shows_names_and_long_lines() {
         "{}",
         lines[1]
     );
-    assert_eq!(said.err, "ls: absent: No such file or directory\n");
-    assert!(said.failed && lines.len() == 2);
-    let said = say(&dir, Tool::Ls, &["sub", "file"]);
-    assert_eq!((said.out.as_str(), said.failed), ("file\n\nsub:\n", false));
-    assert_eq!(say(&dir, Tool::Ls, &["-d", "sub"]).out, "sub\n");
-    let said = say(&dir, Tool::Ls, &["-z"]);
+    assert_eq!(output.err, "ls: absent: No such file or directory\n");
+    assert!(output.failed && lines.len() == 2);
+    let output = run_tool(&dir, Tool::Ls, &["sub", "file"]);
+    assert_eq!(
+        (output.out.as_str(), output.failed),
+        ("file\n\nsub:\n", false)
+    );
+    assert_eq!(run_tool(&dir, Tool::Ls, &["-d", "sub"]).out, "sub\n");
+    let output = run_tool(&dir, Tool::Ls, &["-z"]);
     assert!(
-        said.failed && said.err.contains("-z") && said.err.contains("-laA1hd"),
+        output.failed && output.err.contains("-z") && output.err.contains("-laA1hd"),
         "{}",
-        said.err
+        output.err
     );
     fs::remove_dir_all(dir).unwrap();
 }
@@ -113,61 +116,61 @@ fn ls_shows_names_and_long_lines() {
 #[test]
 fn cat_goes_on_after_what_it_cannot_read() {
     let dir = directory("cat");
-    let said = say(&dir, Tool::Cat, &["file", "sub", "--", "file"]);
-    assert_eq!(said.out, "text\ntext\n");
-    assert_eq!(said.err, "cat: sub: Is a directory\n");
-    assert!(said.failed);
+    let output = run_tool(&dir, Tool::Cat, &["file", "sub", "--", "file"]);
+    assert_eq!(output.out, "text\ntext\n");
+    assert_eq!(output.err, "cat: sub: Is a directory\n");
+    assert!(output.failed);
     fs::remove_dir_all(dir).unwrap();
 }
 
 #[test]
 fn env_and_ps_show_what_the_spec_says() {
     let dir = directory("env");
-    assert_eq!(say(&dir, Tool::Env, &[]).out, "HOME=/\nA=b c\n");
-    assert!(say(&dir, Tool::Env, &["sh"]).failed);
-    let said = say(&dir, Tool::Ps, &["aux"]);
+    assert_eq!(run_tool(&dir, Tool::Env, &[]).out, "HOME=/\nA=b c\n");
+    assert!(run_tool(&dir, Tool::Env, &["sh"]).failed);
+    let output = run_tool(&dir, Tool::Ps, &["aux"]);
     assert!(
-        said.out.is_empty()
-            || said
+        output.out.is_empty()
+            || output
                 .out
                 .ends_with("      1 S        1:01 /app.wasm serve\n"),
         "{}",
-        said.out
+        output.out
     );
-    assert_eq!(said.out.lines().count(), 2);
+    assert_eq!(output.out.lines().count(), 2);
     fs::remove_dir_all(dir).unwrap();
 }
 
 #[test]
-fn stat_and_df_tell_of_files_and_space() {
+fn stat_and_df_show_files_and_space() {
     let dir = directory("stat");
-    let said = say(&dir, Tool::Stat, &["file"]);
+    let output = run_tool(&dir, Tool::Stat, &["file"]);
     for part in [
         "  File: file\n",
         "  Size: 5 ",
         "regular file\n",
         "(4754/-rwsr-xr--)  Uid: 0  Gid: 0\n",
     ] {
-        assert!(said.out.contains(part), "no {part:?} in {}", said.out);
+        assert!(output.out.contains(part), "no {part:?} in {}", output.out);
     }
     assert!(
-        say(&dir, Tool::Stat, &["link"])
+        run_tool(&dir, Tool::Stat, &["link"])
             .out
             .contains("File: link -> file\n")
     );
     assert!(
-        say(&dir, Tool::Stat, &["-L", "link"])
+        run_tool(&dir, Tool::Stat, &["-L", "link"])
             .out
             .contains("regular file")
     );
-    assert!(say(&dir, Tool::Stat, &[]).failed);
-    let said = say(&dir, Tool::Df, &["-h"]);
-    let ends: Vec<&str> = said
+    assert!(run_tool(&dir, Tool::Stat, &[]).failed);
+    let output = run_tool(&dir, Tool::Df, &["-h"]);
+    let ends: Vec<&str> = output
         .out
         .lines()
         .filter_map(|line| line.split(' ').next_back())
         .collect();
-    assert_eq!(ends, ["on", "/", dir.to_str().unwrap()], "{}", said.out);
+    assert_eq!(ends, ["on", "/", dir.to_str().unwrap()], "{}", output.out);
     fs::remove_dir_all(dir).unwrap();
 }
 

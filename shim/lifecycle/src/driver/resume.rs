@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use coracle_network::Attachment;
-use coracle_runtime::keeper::{Greeted, Greeting};
+use coracle_runtime::keeper::{Greeting, KeeperContainer};
 use coracle_runtime::process::Process;
 use coracle_spec::id::ContainerId;
 use coracle_spec::{Cause, Exit};
@@ -131,7 +131,7 @@ impl Driver {
 
     /// Takes the process of each running container by pid and start time; what neither lives nor has left a record
     /// ended unseen.
-    async fn find_processes(&mut self, greeted: &[Greeted]) {
+    async fn find_processes(&mut self, greeted: &[KeeperContainer]) {
         for (id, run) in self.running() {
             if greeted
                 .iter()
@@ -163,7 +163,7 @@ impl Driver {
     }
 
     /// A start that the keeper carried out and nobody recorded.
-    async fn finish_start(&mut self, greeted: &Greeted) {
+    async fn finish_start(&mut self, greeted: &KeeperContainer) {
         let id = &greeted.id;
         let starting =
             |container: &&Container| matches!(container.phase, ContainerPhase::Starting(_));
@@ -222,7 +222,7 @@ impl Driver {
     }
 
     /// A start that never reached the keeper was not acknowledged either: the container is created, as before.
-    async fn return_unstarted(&mut self, greeted: &[Greeted]) {
+    async fn return_unstarted(&mut self, greeted: &[KeeperContainer]) {
         for id in self.containers.keys().cloned().collect::<Vec<_>>() {
             let known = greeted.iter().any(|greeted| greeted.id == id);
             let phase = self.containers.get(&id).map(|container| &container.phase);

@@ -49,7 +49,7 @@ impl Host {
         };
         let (theirs, ours) = ends(stdio, &launch.plan.payload)?;
         let with = (stdio, theirs);
-        let order = self.exec_order(launch, wish.argv, &leaf.cgroup, with);
+        let order = self.exec_options(launch, wish.argv, &leaf.cgroup, with);
         let order = order.await?;
         let what = || format!("exec in container {}", launch.id);
         let started = launch.keeper.exec(order, &self.parts.filters).await;

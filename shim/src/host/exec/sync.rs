@@ -44,7 +44,7 @@ impl Host {
             stderr,
         };
         let with = (Stdio::default(), given);
-        let order = self.exec_order(launch, argv, &leaf.cgroup, with).await?;
+        let order = self.exec_options(launch, argv, &leaf.cgroup, with).await?;
         let what = || format!("exec in container {}", launch.id);
         let mut streams = Streams::new(out, err, &self.exec_budget)?;
         let run = async {

@@ -11,7 +11,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
 
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
-use super::life::{self, PAYLOAD_FD, SPEC_FD, conclude};
+use super::init::{self, PAYLOAD_FD, SPEC_FD, conclude};
 use super::{CANNOT_START, Layout};
 use crate::control::messages::{LinuxStart, Report};
 use crate::native::{self, Label};
@@ -88,7 +88,7 @@ pub(in crate::keeper) fn fork(
             table.extend(ids.map(|fd| fd.as_raw_fd()));
             let pod = [false, false, false, ids.is_some(), false, false, false];
             match sys::fork::keep_only(&table) {
-                Ok(()) => live(container, Layout { payload, pod }, Some(warm)),
+                Ok(()) => enter(container, Layout { payload, pod }, Some(warm)),
                 Err(_) => sys::fork::leave(CANNOT_START),
             }
         }
@@ -97,22 +97,22 @@ pub(in crate::keeper) fn fork(
 }
 
 /// The life of the process; its descriptors are in place. Without `warm` it was executed for its own address space.
-pub(super) fn live(container: &ContainerId, layout: Layout, warm: Option<&Warm>) -> ! {
-    let failed = match exist(container, layout, warm) {
+pub(super) fn enter(container: &ContainerId, layout: Layout, warm: Option<&Warm>) -> ! {
+    let failed = match set_up(container, layout, warm) {
         Ok(never) => match never {},
         Err(e) => e,
     };
     conclude(Err(failed))
 }
 
-fn exist(container: &ContainerId, layout: Layout, warm: Option<&Warm>) -> Result<Infallible> {
+fn set_up(container: &ContainerId, layout: Layout, warm: Option<&Warm>) -> Result<Infallible> {
     // Whoever is in the container must not reach the node through a process that is still half of the node.
     sys::dump::forbid().during(|| "become undumpable".into())?;
     sys::signals::reset();
     sys::fork::set_title(&format!("coracle exec {container}"));
-    let spec = life::read_spec()?;
-    if life::needs_own_layout(&spec, warm) {
-        return Err(life::again(container, layout, true));
+    let spec = init::read_spec()?;
+    if init::needs_own_layout(&spec, warm) {
+        return Err(init::reexec(container, layout, true));
     }
     drop(sys::fork::adopt(SPEC_FD));
     sandbox::enter_cgroups(&spec)?;
@@ -144,12 +144,12 @@ fn wasm(spec: &ContainerSpec, layout: Layout, warm: Option<&Warm>) -> Result<Inf
         ..PodNamespaces::default()
     };
     if let Workload::Wasm(wasm) = &spec.workload {
-        life::lead_session(wasm)?;
+        init::lead_session(wasm)?;
     }
-    let fd_dir = life::own_descriptors()?;
+    let fd_dir = init::own_descriptors()?;
     sandbox::enter(spec, &pod, || join(first, all_but_user()))?;
     drop(pod);
-    life::run_wasm(spec, warm, fd_dir)
+    init::run_wasm(spec, warm, fd_dir)
 }
 
 fn all_but_user() -> ThreadNameSpaceType {
@@ -170,7 +170,7 @@ fn program(spec: &ContainerSpec, linux: &LinuxSpec, layout: Layout) -> Result<In
     let filter = (layout.payload > 0).then(|| sys::fork::adopt(PAYLOAD_FD));
     let first = first_process(layout);
     let userns = linux.userns;
-    native::give_streams(life::host_uid(spec, userns));
+    native::give_streams(init::host_uid(spec, userns));
     sandbox::own_session_keyring()?;
     let label = Label::open(linux)?;
     let mut which = all_but_user();
@@ -185,12 +185,12 @@ fn program(spec: &ContainerSpec, linux: &LinuxSpec, layout: Layout) -> Result<In
     label.map_or(Ok(()), Label::apply)?;
     if other_pids {
         // The first process that the container can see of the exec.
-        life::go_on(0).during(|| "fork into the container's pid namespace".into())?;
+        init::fork_and_continue(0).during(|| "fork into the container's pid namespace".into())?;
     }
     rustix::process::setsid().during(|| "lead a session".into())?;
     if linux.jail.tty {
         let terminal = sandbox::linux::join_terminal(spec.identity.uid)?;
-        life::report_with(&Report::Terminal, terminal.as_fd());
+        init::report_with(&Report::Terminal, terminal.as_fd());
     }
-    life::become_program(spec, linux, filter, None)
+    init::become_program(spec, linux, filter, None)
 }

@@ -7,8 +7,8 @@
 
 use std::os::fd::OwnedFd;
 
-use super::{State, Table};
-use crate::control::messages::Kept;
+use super::{Containers, State};
+use crate::control::messages::ListedContainer;
 
 /// Most bytes of JSON of a page: half a frame.
 const PAGE_BYTES: usize = crate::control::MAX_BODY / 2;
@@ -23,7 +23,7 @@ const SHORT_TEXT: usize = 256;
 #[derive(Debug, Default)]
 pub(in crate::keeper) struct Page {
     /// The containers.
-    pub(in crate::keeper) containers: Vec<Kept>,
+    pub(in crate::keeper) containers: Vec<ListedContainer>,
     /// A pidfd for each that has not ended.
     pub(in crate::keeper) pidfds: Vec<OwnedFd>,
     /// Where the next page begins, if there is one.
@@ -31,37 +31,38 @@ pub(in crate::keeper) struct Page {
 }
 
 impl Page {
-    /// Takes what fits from `kept`, each with its number.
-    fn fill(kept: impl Iterator<Item = (usize, Kept, Option<OwnedFd>)>) -> Self {
+    /// Takes what fits from `listed`, each with its number.
+    fn fill(listed: impl Iterator<Item = (usize, ListedContainer, Option<OwnedFd>)>) -> Self {
         let (mut page, mut bytes) = (Self::default(), 0);
-        for (number, kept, pidfd) in kept {
+        for (number, listed, pidfd) in listed {
             // It is one of our own messages, so it can be written as JSON.
-            bytes += serde_json::to_vec(&kept).map_or(PAGE_BYTES, |text| text.len()) + 1;
+            bytes += serde_json::to_vec(&listed).map_or(PAGE_BYTES, |text| text.len()) + 1;
             let is_full = bytes > PAGE_BYTES || page.pidfds.len() == PAGE_FDS;
             if is_full && !page.containers.is_empty() {
                 page.next = Some(number);
                 return page;
             }
-            page.containers.push(kept);
+            page.containers.push(listed);
             page.pidfds.extend(pidfd);
         }
         page
     }
 }
 
-impl Table {
+impl Containers {
     /// The containers from number `from` on, as many as fit.
     pub(in crate::keeper) fn page(&self, from: usize) -> Page {
-        Page::fill(self.kept(from))
+        Page::fill(self.listed(from))
     }
 
     /// What fits of all containers for a daemon that takes one page only: those that run first, ends in few words.
     pub(in crate::keeper) fn only_page(&self) -> Page {
-        let (running, ended): (Vec<_>, Vec<_>) =
-            self.kept(0).partition(|(_, kept, _)| kept.exit.is_none());
+        let (running, ended): (Vec<_>, Vec<_>) = self
+            .listed(0)
+            .partition(|(_, listed, _)| listed.exit.is_none());
         let mut all: Vec<_> = running.into_iter().chain(ended).collect();
-        for (_, kept, _) in &mut all {
-            if let Some(exit) = &mut kept.exit {
+        for (_, listed, _) in &mut all {
+            if let Some(exit) = &mut listed.exit {
                 exit.cause.shorten(SHORT_TEXT);
             }
         }
@@ -69,7 +70,10 @@ impl Table {
     }
 
     /// The containers from number `from` on, and pidfds of those that have not ended.
-    fn kept(&self, from: usize) -> impl Iterator<Item = (usize, Kept, Option<OwnedFd>)> {
+    fn listed(
+        &self,
+        from: usize,
+    ) -> impl Iterator<Item = (usize, ListedContainer, Option<OwnedFd>)> {
         let slots = self.slots.iter().enumerate().skip(from);
         slots.filter_map(|(number, slot)| {
             let entry = slot.as_ref()?;
@@ -78,13 +82,13 @@ impl Table {
                 // Without a descriptor to spare it is found by its record.
                 _ => (None, Some(entry.pidfd.try_clone().ok()?)),
             };
-            let kept = Kept {
+            let listed = ListedContainer {
                 id: entry.id.clone(),
                 started_at: entry.started_at,
                 exit,
                 starting: entry.state.is_starting(),
             };
-            Some((number, kept, pidfd))
+            Some((number, listed, pidfd))
         })
     }
 
@@ -115,10 +119,10 @@ mod tests {
     use coracle_spec::id::{ContainerId, PodId};
     use coracle_spec::{Cause, Exit, MAX_CAUSE_BYTES};
 
-    fn trapped(text: &str) -> Kept {
+    fn trapped(text: &str) -> ListedContainer {
         let mut cause = Cause::Trap(text.to_owned());
         cause.shorten(MAX_CAUSE_BYTES);
-        Kept {
+        ListedContainer {
             id: ContainerId::random().unwrap(),
             started_at: i64::MIN,
             exit: Some(Exit {
@@ -139,19 +143,19 @@ mod tests {
             "\u{1f600}".repeat(50_000),
             String::new(),
         ] {
-            let all: Vec<Kept> = (0..700).map(|_| trapped(&text)).collect();
-            let ids: Vec<_> = all.iter().map(|kept| kept.id.clone()).collect();
+            let all: Vec<ListedContainer> = (0..700).map(|_| trapped(&text)).collect();
+            let ids: Vec<_> = all.iter().map(|listed| listed.id.clone()).collect();
             let (mut seen, mut from) = (Vec::new(), 0);
-            let again = |kept: &Kept| Kept {
-                id: kept.id.clone(),
-                started_at: kept.started_at,
-                exit: kept.exit.clone(),
-                starting: kept.starting,
+            let again = |listed: &ListedContainer| ListedContainer {
+                id: listed.id.clone(),
+                started_at: listed.started_at,
+                exit: listed.exit.clone(),
+                starting: listed.starting,
             };
             loop {
                 let rest = all.iter().enumerate().skip(from);
-                let page = Page::fill(rest.map(|(number, kept)| (number, again(kept), None)));
-                seen.extend(page.containers.iter().map(|kept| kept.id.clone()));
+                let page = Page::fill(rest.map(|(number, listed)| (number, again(listed), None)));
+                seen.extend(page.containers.iter().map(|listed| listed.id.clone()));
                 let answer = Answer::Greeting {
                     protocol: u16::MAX,
                     engine_hash: "f".repeat(64),
@@ -174,12 +178,12 @@ mod tests {
     #[test]
     fn a_page_carries_no_more_descriptors_than_a_frame() {
         let running = |number| {
-            let kept = Kept {
+            let listed = ListedContainer {
                 exit: None,
                 ..trapped("")
             };
             let pidfd = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap();
-            (number, kept, Some(pidfd))
+            (number, listed, Some(pidfd))
         };
         let page = Page::fill((0..300).map(running));
         assert_eq!((page.pidfds.len(), page.next), (PAGE_FDS, Some(PAGE_FDS)));

@@ -6,12 +6,12 @@
 use std::io;
 use std::os::fd::OwnedFd;
 
-use super::{State, Table};
+use super::{Containers, State};
 use crate::control::messages::{Answer, FromKeeper};
 use coracle_spec::id::ContainerId;
 use coracle_spec::{Cause, Exit};
 
-impl Table {
+impl Containers {
     /// Has the end of a container's start answered as `request`: now if it has ended, else when it does.
     ///
     /// Errors: there is no such container.
@@ -25,10 +25,13 @@ impl Table {
         };
         let is_starting = entry.state.is_starting();
         match &mut entry.state {
-            State::Starting { request: asker, .. } | State::Draining { request: asker, .. }
-                if is_starting =>
-            {
-                *asker = Some(request);
+            State::Starting {
+                request: requester, ..
+            }
+            | State::Draining {
+                request: requester, ..
+            } if is_starting => {
+                *requester = Some(request);
                 return Ok(None);
             }
             State::Exited(Exit {

@@ -15,17 +15,17 @@ use rustix::process::{WaitId, WaitIdOptions, waitid};
 
 mod attach;
 mod entry;
-mod kept;
+mod listing;
 mod starting;
 
 use entry::{Entry, State, What, borrow, take_terminal};
 
 pub(super) use entry::Watch;
 
+use super::container_process::ForkedContainer;
 use super::exits::{self, now_ns};
-use super::guest::ForkedGuest;
 use super::log::LogThread;
-use super::reports::{self, Reports, Said, kill};
+use super::reports::{self, ReportEvent, Reports, kill};
 use super::tokens::FIRST_WATCH;
 use crate::control::messages::{Answer, FromKeeper};
 use coracle_spec::failpoint;
@@ -38,21 +38,21 @@ const DRAIN: Duration = Duration::from_millis(1000);
 const START: Duration = Duration::from_secs(25);
 
 /// All containers of one keeper.
-pub(super) struct Table {
+pub(super) struct Containers {
     exits: PathBuf,
     slots: Vec<Option<Entry>>,
     /// Log threads whose disk never answered; they end with the process.
     stalled: Vec<LogThread>,
-    news: Vec<(FromKeeper, Vec<OwnedFd>)>,
+    events: Vec<(FromKeeper, Vec<OwnedFd>)>,
 }
 
-impl Table {
+impl Containers {
     pub(super) fn new(exits: PathBuf) -> Self {
         Self {
             exits,
             slots: Vec::new(),
             stalled: Vec::new(),
-            news: Vec::new(),
+            events: Vec::new(),
         }
     }
 
@@ -68,7 +68,7 @@ impl Table {
     }
 
     /// Whether no container runs.
-    pub(super) fn is_quiet(&self) -> bool {
+    pub(super) fn all_exited(&self) -> bool {
         self.slots
             .iter()
             .flatten()
@@ -76,13 +76,13 @@ impl Table {
     }
 
     /// What was queued for the daemon.
-    pub(super) fn take_news(&mut self) -> Vec<(FromKeeper, Vec<OwnedFd>)> {
-        std::mem::take(&mut self.news)
+    pub(super) fn take_events(&mut self) -> Vec<(FromKeeper, Vec<OwnedFd>)> {
+        std::mem::take(&mut self.events)
     }
 
     /// The daemon that asked is gone: nobody waits for answers any more.
-    pub(super) fn forget_asker(&mut self) {
-        self.news.clear();
+    pub(super) fn forget_requester(&mut self) {
+        self.events.clear();
         for entry in self.slots.iter_mut().flatten() {
             entry.reopening = None;
             if let State::Starting { request, .. } | State::Draining { request, .. } =
@@ -94,11 +94,11 @@ impl Table {
     }
 
     /// Takes charge of a forked guest; `watch` registers its descriptors.
-    pub(super) fn begin(
+    pub(super) fn add(
         &mut self,
         id: ContainerId,
         request: u64,
-        forked: ForkedGuest,
+        forked: ForkedContainer,
         watch: impl Fn(Watch, BorrowedFd<'_>) -> rustix::io::Result<()>,
     ) {
         let slot = self
@@ -144,10 +144,10 @@ impl Table {
         };
         match token % 4 {
             t if t == What::Process as u64 => self.ended(&mut entry, slot, epoll),
-            t if t == What::Report as u64 => self.hear(&mut entry, slot, epoll),
-            _ => self.log_moved(&mut entry),
+            t if t == What::Report as u64 => self.handle_reports(&mut entry, slot, epoll),
+            _ => self.log_changed(&mut entry),
         }
-        self.settle(&mut entry, false);
+        self.finish(&mut entry, false);
         let has_ended = matches!(entry.state, State::Exited(_));
         self.slots[slot] = Some(entry);
         if has_ended {
@@ -166,10 +166,10 @@ impl Table {
                     // Whoever asked is answered by its end, which need not be soon on a hung disk.
                     *until = now + Duration::from_secs(86_400);
                     let text = format!("the jail was not ready within {} s", START.as_secs());
-                    entry.reports.blame(text);
+                    entry.reports.set_failure(text);
                     kill(entry.pidfd.as_fd());
                 }
-                State::Draining { until, .. } if *until <= now => self.settle(&mut entry, true),
+                State::Draining { until, .. } if *until <= now => self.finish(&mut entry, true),
                 _ => {}
             }
             self.slots[slot] = Some(entry);
@@ -185,12 +185,12 @@ impl Table {
         self.slots.iter().flatten().filter_map(until).min()
     }
 
-    fn hear(&mut self, entry: &mut Entry, slot: usize, epoll: &OwnedFd) {
-        for said in entry.reports.hear(epoll) {
-            match said {
-                Said::Runs => self.started(entry),
-                Said::Terminal(control) => take_terminal(entry, control, slot, epoll),
-                Said::Moved(next) => {
+    fn handle_reports(&mut self, entry: &mut Entry, slot: usize, epoll: &OwnedFd) {
+        for event in entry.reports.read_events(epoll) {
+            match event {
+                ReportEvent::Runs => self.started(entry),
+                ReportEvent::Terminal(control) => take_terminal(entry, control, slot, epoll),
+                ReportEvent::Moved(next) => {
                     let what = What::Process;
                     let token = FIRST_WATCH + Watch { slot, what }.token();
                     reports::follow(&mut entry.pidfd, next, epoll, token);
@@ -209,14 +209,14 @@ impl Table {
         if let (Some(request), Ok(pidfd)) = (request, entry.pidfd.try_clone()) {
             let started_at = entry.started_at;
             let answer = Answer::Started { started_at };
-            self.news
+            self.events
                 .push((FromKeeper::Answer { request, answer }, vec![pidfd]));
         }
     }
 
     /// The guest has ended: reap it, hear its last report, let its log drain.
     fn ended(&mut self, entry: &mut Entry, slot: usize, epoll: &OwnedFd) {
-        self.hear(entry, slot, epoll);
+        self.handle_reports(entry, slot, epoll);
         let Ok(Some(status)) = waitid(
             WaitId::PidFd(entry.pidfd.as_fd()),
             WaitIdOptions::EXITED | WaitIdOptions::NOHANG,
@@ -224,12 +224,12 @@ impl Table {
             return;
         };
         let _ = rustix::event::epoll::delete(epoll, &entry.pidfd);
-        self.hear(entry, slot, epoll);
+        self.handle_reports(entry, slot, epoll);
         let (request, ran) = match entry.state {
             State::Starting { request, .. } => (request, false),
             _ => (None, true),
         };
-        let (code, cause) = entry.reports.judge(&status, ran);
+        let (code, cause) = entry.reports.exit_status(&status, ran);
         let exit = Exit {
             code,
             signal: status.terminating_signal(),
@@ -252,13 +252,13 @@ impl Table {
         matches!(entry.state, State::Running).then(|| entry.pidfd.as_fd())
     }
 
-    fn log_moved(&mut self, entry: &mut Entry) {
+    fn log_changed(&mut self, entry: &mut Entry) {
         let Some(log) = &entry.log else { return };
         log.acknowledge();
         if log.has_reopened()
             && let Some(request) = entry.reopening.take()
         {
-            self.news.push((
+            self.events.push((
                 FromKeeper::Answer {
                     request,
                     answer: Answer::Done,
@@ -268,12 +268,12 @@ impl Table {
         }
     }
 
-    /// Ends a drained container: record first, then news. `late`: the log had its time.
-    fn settle(&mut self, entry: &mut Entry, late: bool) {
+    /// Ends a drained container: record first, then news. `timed_out`: the log had its time.
+    fn finish(&mut self, entry: &mut Entry, timed_out: bool) {
         let State::Draining { exit, request, .. } = &entry.state else {
             return;
         };
-        if !late && entry.log.as_ref().is_some_and(|log| !log.is_finished()) {
+        if !timed_out && entry.log.as_ref().is_some_and(|log| !log.is_finished()) {
             return;
         }
         let (exit, request) = (exit.clone(), *request);
@@ -290,17 +290,17 @@ impl Table {
                 );
                 let _ = rustix::io::write(coracle_sys::standard(2), line.as_bytes());
             }
-            self.put_away(log);
+            self.join_log(log);
         }
         if let (Some(request), Cause::StartFailed(message)) = (request, &exit.cause) {
             let answer = Answer::Failed {
                 start_failed: true,
                 message: message.clone(),
             };
-            self.news
+            self.events
                 .push((FromKeeper::Answer { request, answer }, Vec::new()));
         }
-        self.news.push((
+        self.events.push((
             FromKeeper::Exited {
                 container: entry.id.clone(),
                 exit: exit.clone(),
@@ -310,7 +310,7 @@ impl Table {
         entry.state = State::Exited(exit);
     }
 
-    fn put_away(&mut self, log: LogThread) {
+    fn join_log(&mut self, log: LogThread) {
         match log.is_finished() {
             true => log.join(),
             false => self.stalled.push(log),

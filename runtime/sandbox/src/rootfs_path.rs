@@ -107,9 +107,9 @@ pub fn open_dir(path: &Path) -> io::Result<OwnedFd> {
     Ok(open(path, flags, Mode::empty())?)
 }
 
-/// Whether the open `place` is a directory.
-pub fn is_dir(place: &OwnedFd) -> io::Result<bool> {
-    let mode = rustix::fs::fstat(place)?.st_mode;
+/// Whether the open `file` is a directory.
+pub fn is_dir(file: &OwnedFd) -> io::Result<bool> {
+    let mode = rustix::fs::fstat(file)?.st_mode;
     Ok(FileType::from_raw_mode(mode) == FileType::Directory)
 }
 

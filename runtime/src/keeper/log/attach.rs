@@ -1,7 +1,7 @@
 //! Clients that are attached to one stream of a container: each gets what the log gets, as raw bytes, by a pipe.
 //!
-//! The keeper puts a pipe's write end into a free place of a [`Board`]; from then on it is the log thread's. Like that
-//! thread, everything here but [`Board::add`] makes system calls only: it never allocates, locks or panics.
+//! The keeper puts a pipe's write end into a free place of a [`PipeSlots`]; from then on it is the log thread's. Like that
+//! thread, everything here but [`PipeSlots::add`] makes system calls only: it never allocates, locks or panics.
 //! Invariants: no byte is lost for a client that takes them: one that lags holds the container back, as a full pipe
 //! would; one that takes nothing for [`PATIENCE_MS`] is dropped. A container that has ended waits for no client: what it
 //! left is put into the client's pipe, which grows for that.
@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use super::line::Pages;
 
 /// Most clients of one stream at a time.
-pub(super) const TAPS: usize = 16;
+pub(super) const MAX_CLIENTS: usize = 16;
 /// How long a client may take nothing before it is dropped. Milliseconds.
 const PATIENCE_MS: u64 = 10_000;
 /// What a pipe grows by for the rest of an ended container: more than its own pipe and one chunk hold. Bytes.
@@ -22,11 +22,11 @@ const GROWTH: i32 = 128 * 1024;
 const FREE: RawFd = -1;
 
 /// Where the keeper puts new clients of one stream.
-pub(super) struct Board([AtomicI32; TAPS]);
+pub(super) struct PipeSlots([AtomicI32; MAX_CLIENTS]);
 
-impl Board {
+impl PipeSlots {
     pub(super) fn new() -> Self {
-        Self([const { AtomicI32::new(FREE) }; TAPS])
+        Self([const { AtomicI32::new(FREE) }; MAX_CLIENTS])
     }
 
     /// Hands over a pipe's write end; `false` if every place is taken or the pipe cannot be used.
@@ -35,9 +35,8 @@ impl Board {
             return false;
         }
         let pipe = pipe.into_raw_fd();
-        let put = |place: &AtomicI32| {
-            place
-                .compare_exchange(FREE, pipe, Ordering::AcqRel, Ordering::Relaxed)
+        let put = |slot: &AtomicI32| {
+            slot.compare_exchange(FREE, pipe, Ordering::AcqRel, Ordering::Relaxed)
                 .is_ok()
         };
         if self.0.iter().any(put) {
@@ -47,14 +46,14 @@ impl Board {
         false
     }
 
-    fn at(&self, place: usize) -> RawFd {
-        self.0[place].load(Ordering::Acquire)
+    fn at(&self, slot: usize) -> RawFd {
+        self.0[slot].load(Ordering::Acquire)
     }
 
     /// Closes every client's pipe: no more comes.
     pub(super) fn close(&self) {
-        for place in &self.0 {
-            let pipe = place.swap(FREE, Ordering::AcqRel);
+        for slot in &self.0 {
+            let pipe = slot.swap(FREE, Ordering::AcqRel);
             if pipe != FREE {
                 // SAFETY: the number came from `add`, which gave it away; the swap makes sure that it is closed once.
                 unsafe { libc::close(pipe) };
@@ -63,64 +62,64 @@ impl Board {
     }
 }
 
-/// The log thread's side of a [`Board`].
-pub(super) struct Taps {
+/// The log thread's side of a [`PipeSlots`].
+pub(super) struct AttachedClients {
     /// The last piece of output, for as long as somebody has yet to take it; made for the first client.
     chunk: Option<Pages>,
     held: usize,
     /// Which pipe each place held when it was last looked at.
-    known: [RawFd; TAPS],
+    known: [RawFd; MAX_CLIENTS],
     /// How much of the piece each has taken.
-    sent: [usize; TAPS],
+    sent: [usize; MAX_CLIENTS],
     /// Whose pipe has grown for the rest of an ended container: it does so once.
-    grown: [bool; TAPS],
+    grown: [bool; MAX_CLIENTS],
     /// Since when nobody has taken anything. Milliseconds of the monotonic clock.
     stuck_since: u64,
 }
 
-impl Taps {
+impl AttachedClients {
     pub(super) fn new() -> Self {
         Self {
             chunk: None,
             held: 0,
-            known: [FREE; TAPS],
-            sent: [0; TAPS],
-            grown: [false; TAPS],
+            known: [FREE; MAX_CLIENTS],
+            sent: [0; MAX_CLIENTS],
+            grown: [false; MAX_CLIENTS],
             stuck_since: 0,
         }
     }
 
     /// Looks for clients that came; they get what comes from now on.
-    fn look(&mut self, board: &Board) {
-        for place in 0..TAPS {
-            let pipe = board.at(place);
-            if pipe != self.known[place] {
-                self.known[place] = pipe;
-                self.sent[place] = self.held;
-                self.grown[place] = false;
+    fn refresh(&mut self, slots: &PipeSlots) {
+        for slot in 0..MAX_CLIENTS {
+            let pipe = slots.at(slot);
+            if pipe != self.known[slot] {
+                self.known[slot] = pipe;
+                self.sent[slot] = self.held;
+                self.grown[slot] = false;
             }
         }
     }
 
-    fn lags(&self, place: usize) -> bool {
-        self.known[place] != FREE && self.sent[place] < self.held
+    fn is_behind(&self, slot: usize) -> bool {
+        self.known[slot] != FREE && self.sent[slot] < self.held
     }
 
     /// Whether somebody has yet to take the last piece; then no other may be fed.
-    pub(super) fn is_pending(&mut self, board: &Board) -> bool {
-        self.look(board);
-        (0..TAPS).any(|place| self.lags(place))
+    pub(super) fn is_pending(&mut self, slots: &PipeSlots) -> bool {
+        self.refresh(slots);
+        (0..MAX_CLIENTS).any(|slot| self.is_behind(slot))
     }
 
     /// Milliseconds until [`Self::expire`] has something to do.
-    pub(super) fn patience(&self) -> i32 {
+    pub(super) fn timeout_ms(&self) -> i32 {
         let left = (self.stuck_since + PATIENCE_MS).saturating_sub(now_ms());
         i32::try_from(left).unwrap_or(i32::MAX).max(1)
     }
 
     /// Gives a piece of output to all clients. Only when nothing is pending.
-    pub(super) fn feed(&mut self, board: &Board, bytes: &[u8], ending: bool) {
-        self.look(board);
+    pub(super) fn feed(&mut self, slots: &PipeSlots, bytes: &[u8], ending: bool) {
+        self.refresh(slots);
         if self.known.iter().all(|pipe| *pipe == FREE) {
             return;
         }
@@ -128,69 +127,73 @@ impl Taps {
             // Without memory nobody is fed; the clients learn it by the end of their pipes.
             match Pages::new() {
                 Ok(pages) => self.chunk = Some(pages),
-                Err(_) => return board.close(),
+                Err(_) => return slots.close(),
             }
         }
         let Some(chunk) = &mut self.chunk else { return };
         let held = bytes.len().min(chunk.len());
         chunk[..held].copy_from_slice(&bytes[..held]);
-        (self.held, self.sent) = (held, [0; TAPS]);
+        (self.held, self.sent) = (held, [0; MAX_CLIENTS]);
         self.stuck_since = now_ms();
-        self.push(board, ending);
+        self.push(slots, ending);
     }
 
     /// Writes what clients have yet to take. Of an `ending` container everything, into a larger pipe if need be.
-    pub(super) fn push(&mut self, board: &Board, ending: bool) {
-        for place in 0..TAPS {
-            while self.lags(place) {
+    pub(super) fn push(&mut self, slots: &PipeSlots, ending: bool) {
+        for slot in 0..MAX_CLIENTS {
+            while self.is_behind(slot) {
                 let Some(chunk) = &self.chunk else { return };
-                let rest = &chunk[self.sent[place]..self.held];
-                let pipe = self.known[place];
+                let rest = &chunk[self.sent[slot]..self.held];
+                let pipe = self.known[slot];
                 // SAFETY: `rest` is readable memory of this thread.
                 let put = unsafe { libc::write(pipe, rest.as_ptr().cast(), rest.len()) };
                 if put > 0 {
-                    self.sent[place] += put.unsigned_abs();
+                    self.sent[slot] += put.unsigned_abs();
                     self.stuck_since = now_ms();
                     continue;
                 }
                 match io::Error::last_os_error().raw_os_error() {
                     Some(libc::EINTR) => {}
                     Some(libc::EAGAIN) if !ending => break,
-                    Some(libc::EAGAIN) if !self.grown[place] && grow(pipe) => {
-                        self.grown[place] = true;
+                    Some(libc::EAGAIN) if !self.grown[slot] && grow(pipe) => {
+                        self.grown[slot] = true;
                     }
-                    _ => self.drop_one(board, place),
+                    _ => self.drop_one(slots, slot),
                 }
             }
         }
     }
 
     /// Drops those that have been taking nothing for too long.
-    pub(super) fn expire(&mut self, board: &Board) {
+    pub(super) fn expire(&mut self, slots: &PipeSlots) {
         if now_ms() < self.stuck_since + PATIENCE_MS {
             return;
         }
-        for place in 0..TAPS {
-            if self.lags(place) {
-                self.drop_one(board, place);
+        for slot in 0..MAX_CLIENTS {
+            if self.is_behind(slot) {
+                self.drop_one(slots, slot);
             }
         }
     }
 
-    fn drop_one(&mut self, board: &Board, place: usize) {
-        let pipe = std::mem::replace(&mut self.known[place], FREE);
-        board.0[place].store(FREE, Ordering::Release);
+    fn drop_one(&mut self, slots: &PipeSlots, slot: usize) {
+        let pipe = std::mem::replace(&mut self.known[slot], FREE);
+        slots.0[slot].store(FREE, Ordering::Release);
         // SAFETY: the thread owns what lies on the board and has just taken it off.
         unsafe { libc::close(pipe) };
     }
 
     /// What poll(2) is to watch: room in the pipes of those that lag, and readers that went away.
-    pub(super) fn watch(&mut self, board: &Board, fds: &mut [libc::pollfd]) {
-        self.look(board);
-        for (place, fd) in fds.iter_mut().enumerate().take(TAPS) {
-            let events = if self.lags(place) { libc::POLLOUT } else { 0 };
+    pub(super) fn watch(&mut self, slots: &PipeSlots, fds: &mut [libc::pollfd]) {
+        self.refresh(slots);
+        for (slot, fd) in fds.iter_mut().enumerate().take(MAX_CLIENTS) {
+            let events = if self.is_behind(slot) {
+                libc::POLLOUT
+            } else {
+                0
+            };
             *fd = libc::pollfd {
-                fd: self.known[place],
+                fd: self.known[slot],
                 events,
                 revents: 0,
             };
@@ -198,14 +201,14 @@ impl Taps {
     }
 
     /// What poll(2) has seen of it.
-    pub(super) fn seen(&mut self, board: &Board, fds: &[libc::pollfd], ending: bool) {
-        for (place, fd) in fds.iter().enumerate().take(TAPS) {
+    pub(super) fn handle_poll(&mut self, slots: &PipeSlots, fds: &[libc::pollfd], ending: bool) {
+        for (slot, fd) in fds.iter().enumerate().take(MAX_CLIENTS) {
             let is_gone = fd.revents & (libc::POLLERR | libc::POLLNVAL) != 0;
-            if is_gone && fd.fd == self.known[place] && fd.fd != FREE {
-                self.drop_one(board, place);
+            if is_gone && fd.fd == self.known[slot] && fd.fd != FREE {
+                self.drop_one(slots, slot);
             }
         }
-        self.push(board, ending);
+        self.push(slots, ending);
     }
 }
 
@@ -231,7 +234,7 @@ mod tests {
     use std::io::{Read as _, Write as _};
     use std::time::{Duration, Instant};
 
-    use super::super::{LogThread, Tapped};
+    use super::super::{LogThread, OutputStream};
     use super::*;
 
     fn pipe() -> (File, OwnedFd) {
@@ -248,8 +251,8 @@ mod tests {
     }
 
     fn joined(log: &LogThread) -> File {
-        let (client, tap) = pipe();
-        assert!(log.tap(Tapped::Out, tap));
+        let (client, attach) = pipe();
+        assert!(log.attach(OutputStream::Out, attach));
         client
     }
 
@@ -314,13 +317,13 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_went_away_is_forgotten_and_there_are_only_so_many() {
+    fn a_closed_client_frees_its_slot_and_clients_are_limited() {
         let (log, mut program) = logged();
-        let clients: Vec<File> = (0..TAPS).map(|_| joined(&log)).collect();
-        assert!(!log.tap(Tapped::Out, pipe().1));
+        let clients: Vec<File> = (0..MAX_CLIENTS).map(|_| joined(&log)).collect();
+        assert!(!log.attach(OutputStream::Out, pipe().1));
         drop(clients);
         let limit = Instant::now() + Duration::from_secs(5);
-        while !log.tap(Tapped::Out, pipe().1) {
+        while !log.attach(OutputStream::Out, pipe().1) {
             assert!(Instant::now() < limit, "no place became free");
             std::thread::sleep(Duration::from_millis(1));
         }

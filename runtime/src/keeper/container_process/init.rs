@@ -42,11 +42,11 @@ pub(super) const WASM_PAYLOAD: usize = 3;
 pub(super) const PAYLOAD_FD: RawFd = 5;
 
 /// In the letters of a process that joins a running container.
-pub(super) const JOINS: &str = "x";
+pub(super) const EXEC_LETTER: &str = "x";
 
 /// The life of a guest process; its descriptors are in place.
-pub(super) fn live(container: &ContainerId, layout: Layout, warm: Option<&Warm>) -> ! {
-    let failed = match exist(container, layout, warm) {
+pub(super) fn enter(container: &ContainerId, layout: Layout, warm: Option<&Warm>) -> ! {
+    let failed = match set_up(container, layout, warm) {
         Ok(never) => match never {},
         Err(e) => e,
     };
@@ -70,14 +70,14 @@ pub(super) fn conclude(ended: Result<End>) -> ! {
     sys::fork::leave(code)
 }
 
-fn exist(container: &ContainerId, layout: Layout, warm: Option<&Warm>) -> Result<Infallible> {
+fn set_up(container: &ContainerId, layout: Layout, warm: Option<&Warm>) -> Result<Infallible> {
     // Whoever sees its pid must not reach the node through a process that is half of the node yet.
     sys::dump::forbid().during(|| "become undumpable".into())?;
     sys::signals::reset();
     sys::fork::set_title(&format!("coracle guest {container}"));
     let spec = read_spec()?;
     match &spec.workload {
-        Workload::Wasm(_) if needs_own_layout(&spec, warm) => Err(again(container, layout, false)),
+        Workload::Wasm(_) if needs_own_layout(&spec, warm) => Err(reexec(container, layout, false)),
         Workload::Wasm(_) => wasm(&spec, layout, warm),
         Workload::Linux(linux) => linux_program(&spec, linux, layout),
     }
@@ -225,7 +225,7 @@ fn join_pod(pod: &PodNamespaces, user: Option<&OwnedFd>, linux: &LinuxSpec) -> R
     if linux.jail.pid == PidSpace::Own {
         flags |= libc::CLONE_NEWPID;
     }
-    go_on(flags as u64).during(|| "fork into the pod's namespaces".into())?;
+    fork_and_continue(flags as u64).during(|| "fork into the pod's namespaces".into())?;
     match user {
         Some(_) => sys::ids::become_user(0, 0, &[]).during(what),
         None => Ok(()),
@@ -234,7 +234,7 @@ fn join_pod(pod: &PodNamespaces, user: Option<&OwnedFd>, linux: &LinuxSpec) -> R
 
 /// Goes on as a new process, a child of the keeper like this one, in the namespaces that `flags` ask for and, if another
 /// pid namespace was joined, in that. The keeper is told; this process ends.
-pub(super) fn go_on(flags: u64) -> std::io::Result<()> {
+pub(super) fn fork_and_continue(flags: u64) -> std::io::Result<()> {
     match sys::fork::fork_sibling(flags)? {
         Forked::Parent { pidfd } => {
             report_with(&Report::Moved, pidfd.as_fd());
@@ -306,11 +306,11 @@ pub(super) fn needs_own_layout(spec: &ContainerSpec, warm: Option<&Warm>) -> boo
 }
 
 /// Executes this very binary again, as `coracle guest`; returns only if that failed.
-pub(super) fn again(container: &ContainerId, layout: Layout, joins: bool) -> Error {
+pub(super) fn reexec(container: &ContainerId, layout: Layout, joins: bool) -> Error {
     use std::os::unix::process::CommandExt as _;
     let pods = Layout::LETTERS.iter().zip(layout.pod);
     let pods = pods.filter(|(_, there)| *there).map(|(letter, _)| *letter);
-    let letters: String = pods.chain(joins.then_some(JOINS)).collect();
+    let letters: String = pods.chain(joins.then_some(EXEC_LETTER)).collect();
     let mut command = std::process::Command::new("/proc/self/exe");
     command
         .arg0("coracle")

@@ -7,14 +7,14 @@
 //! Not here: what a guest does ([`life`]), the steps of the jail.
 
 mod exec;
-mod life;
+mod init;
 
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, OwnedFd, RawFd};
 
 use super::log::LogThread;
-use super::pid::PidPlace;
+use super::pid::PidNamespace;
 use crate::control::messages::LinuxStart;
 use coracle_sandbox::PodNamespaces;
 use coracle_spec::error::{Context as _, Error, Kind, Result};
@@ -29,17 +29,17 @@ pub(super) use exec::{ExecParts, fork as fork_exec};
 /// Exit code of a guest that could not start.
 const CANNOT_START: i32 = 128;
 
-/// Entered by `coracle guest ID LETTERS FAILPOINTS` when a handler asks for an own address-space layout: for a container
-/// or, with the letter `life::JOINS`, for a process in a running one.
+/// Entered by `coracle forked ID LETTERS FAILPOINTS` when a handler asks for an own address-space layout: for a container
+/// or, with the letter `init::EXEC_LETTER`, for a process in a running one.
 pub fn main(id: &str, letters: &str, failpoints: &str) -> ! {
     failpoint::arm(Some(failpoints.to_owned()));
     let layout = Layout {
-        payload: life::WASM_PAYLOAD,
+        payload: init::WASM_PAYLOAD,
         pod: Layout::LETTERS.map(|letter| letters.contains(letter)),
     };
     match id.parse() {
-        Ok(id) if letters.contains(life::JOINS) => exec::live(&id, layout, None),
-        Ok(id) => life::live(&id, layout, None),
+        Ok(id) if letters.contains(init::EXEC_LETTER) => exec::enter(&id, layout, None),
+        Ok(id) => init::enter(&id, layout, None),
         Err(_) => sys::fork::leave(CANNOT_START),
     }
 }
@@ -61,7 +61,7 @@ pub(super) struct Parts {
 }
 
 /// The keeper's side of a guest that was just forked.
-pub(super) struct ForkedGuest {
+pub(super) struct ForkedContainer {
     pub(super) pidfd: OwnedFd,
     pub(super) report: OwnedFd,
     pub(super) log: Option<LogThread>,
@@ -150,9 +150,9 @@ pub(super) fn fork(
     container: &ContainerId,
     parts: Parts,
     pod: &PodNamespaces,
-    place: PidPlace<'_>,
+    pid_ns: PidNamespace<'_>,
     warm: &Warm,
-) -> Result<ForkedGuest> {
+) -> Result<ForkedContainer> {
     let what = || format!("fork the guest of container {container}");
     let Parts {
         mut fds,
@@ -171,27 +171,27 @@ pub(super) fn fork(
     let cgroup = if into_cgroup { fds.pop() } else { None };
     let streams = Streams::make(stdin, tty, linux.as_ref()).during(what)?;
     failpoint::hit("keeper.fork").during(what)?;
-    let pids = place.process().map(|process| process.as_raw_fd());
-    let flags = place.flags(linux.is_some() && pod.user.is_some());
+    let pids = pid_ns.process().map(|process| process.as_raw_fd());
+    let flags = pid_ns.flags(linux.is_some() && pod.user.is_some());
     match sys::fork::fork(flags, cgroup.as_ref().map(OwnedFd::as_fd)).during(what)? {
         Forked::Child => {
             let mut table = streams.numbers();
             table.extend(fds.iter().map(|fd| fd.as_raw_fd()));
-            let (numbers, mut layout) = pods_part(pod, payload, linux.is_some());
+            let (numbers, mut layout) = pod_descriptors(pod, payload, linux.is_some());
             table.extend(numbers);
             table.extend(pids);
             layout.pod[6] = pids.is_some();
             match sys::fork::keep_only(&table) {
-                Ok(()) => life::live(container, layout, Some(warm)),
+                Ok(()) => init::enter(container, layout, Some(warm)),
                 Err(_) => sys::fork::leave(CANNOT_START),
             }
         }
-        Forked::Parent { pidfd } => kept(streams, pidfd, log_file).during(what),
+        Forked::Parent { pidfd } => forked_container(streams, pidfd, log_file).during(what),
     }
 }
 
 /// Numbers of the pod's descriptors that a guest is given, and their layout.
-fn pods_part(pod: &PodNamespaces, payload: usize, linux: bool) -> (Vec<RawFd>, Layout) {
+fn pod_descriptors(pod: &PodNamespaces, payload: usize, linux: bool) -> (Vec<RawFd>, Layout) {
     let (wasm_only, linux_only) = (!linux, linux);
     let all = [
         (&pod.net, true),
@@ -209,14 +209,18 @@ fn pods_part(pod: &PodNamespaces, payload: usize, linux: bool) -> (Vec<RawFd>, L
 }
 
 /// What the keeper keeps of a guest that was forked.
-fn kept(streams: Streams, pidfd: OwnedFd, log_file: Option<File>) -> io::Result<ForkedGuest> {
+fn forked_container(
+    streams: Streams,
+    pidfd: OwnedFd,
+    log_file: Option<File>,
+) -> io::Result<ForkedContainer> {
     let Streams {
         stdin,
         out,
         terminal,
         report,
     } = streams;
-    let mut guest = ForkedGuest {
+    let mut forked = ForkedContainer {
         pidfd,
         report: report.0,
         log: None,
@@ -227,22 +231,22 @@ fn kept(streams: Streams, pidfd: OwnedFd, log_file: Option<File>) -> io::Result<
     match (out, terminal) {
         (Some([(out, out_in), (err, err_in)]), _) => {
             drop((out_in, err_in));
-            guest.log = Some(start_log(out, Some(err), log_file, &guest.pidfd)?);
+            forked.log = Some(start_log(out, Some(err), log_file, &forked.pidfd)?);
         }
         (None, Some((control, side))) => {
             drop(side);
             rustix::io::ioctl_fionbio(&control, true)?;
-            guest.log = Some(start_log(
+            forked.log = Some(start_log(
                 control.try_clone()?,
                 None,
                 log_file,
-                &guest.pidfd,
+                &forked.pidfd,
             )?);
-            guest.terminal = Some(control);
+            forked.terminal = Some(control);
         }
-        (None, None) => guest.log_file = log_file,
+        (None, None) => forked.log_file = log_file,
     }
-    Ok(guest)
+    Ok(forked)
 }
 
 /// Starts a log thread, or ends the guest that would have written to it.
@@ -250,12 +254,12 @@ fn start_log(
     out: OwnedFd,
     err: Option<OwnedFd>,
     file: Option<File>,
-    guest: &OwnedFd,
+    forked: &OwnedFd,
 ) -> io::Result<LogThread> {
     LogThread::start(out, err, file).inspect_err(|_| {
-        let _ = rustix::process::pidfd_send_signal(guest, rustix::process::Signal::KILL);
+        let _ = rustix::process::pidfd_send_signal(forked, rustix::process::Signal::KILL);
         let _ = rustix::process::waitid(
-            rustix::process::WaitId::PidFd(guest.as_fd()),
+            rustix::process::WaitId::PidFd(forked.as_fd()),
             rustix::process::WaitIdOptions::EXITED,
         );
     })

@@ -1,6 +1,6 @@
 //! One container of a keeper: its phase, its descriptors, what its guest has reported.
 //!
-//! Used by [`super::Table`] only. Not here: what follows from a change.
+//! Used by [`super::Containers`] only. Not here: what follows from a change.
 
 use std::fs::File;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd, RawFd};
@@ -96,7 +96,7 @@ pub(super) fn take_terminal(entry: &mut Entry, control: OwnedFd, slot: usize, ep
         }
         Err(e) => {
             let text = format!("start the log of the container's terminal: {e}");
-            entry.reports.blame(text);
+            entry.reports.set_failure(text);
             kill(entry.pidfd.as_fd());
         }
     }

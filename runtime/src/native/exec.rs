@@ -47,20 +47,20 @@ impl fmt::Display for NotExecuted {
 }
 
 /// Arguments and environment, ready for the kernel.
-pub struct Words {
+pub struct ProcessArgs {
     name: String,
     path: String,
     args: Vec<CString>,
     env: Vec<CString>,
 }
 
-impl Words {
+impl ProcessArgs {
     /// Packs the words of `linux`. Errors: none at all are given, or one holds a NUL.
     pub fn of(linux: &LinuxSpec) -> Result<Self> {
         let Some(name) = linux.args.first().filter(|name| !name.is_empty()) else {
             return Err(Error::new(Kind::Invalid, "no program is named"));
         };
-        let args = linux.args.iter().map(|word| text(word));
+        let args = linux.args.iter().map(|arg| text(arg));
         let env = linux.env.iter().map(|(k, v)| text(&format!("{k}={v}")));
         let path = linux.env.iter().find(|(name, _)| name == "PATH");
         Ok(Self {
@@ -104,8 +104,8 @@ impl Words {
         let Ok(program) = text(path) else {
             return io::ErrorKind::InvalidInput.into();
         };
-        let pointers = |words: &[CString]| {
-            let mut pointers: Vec<_> = words.iter().map(|word| word.as_ptr()).collect();
+        let pointers = |args: &[CString]| {
+            let mut pointers: Vec<_> = args.iter().map(|arg| arg.as_ptr()).collect();
             pointers.push(std::ptr::null());
             pointers
         };
