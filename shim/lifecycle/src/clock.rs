@@ -1,6 +1,6 @@
 //! The two clocks of the lifecycle: one for people, one for deadlines.
 //!
-//! Invariant: deadlines are told by the boot clock, which every daemon of one boot agrees on and nobody can set.
+//! Invariant: deadlines are times of the boot clock, which every daemon of one boot agrees on and nobody can set.
 //! Not here: timers.
 
 use std::io;

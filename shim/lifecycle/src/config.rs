@@ -1,4 +1,4 @@
-//! What the kubelet asks for, in our own words: checked once by `cri/convert`, kept in records, compared on a retry.
+//! The kubelet's requests as checked configuration: checked once by `cri/convert`, kept in records, compared on a retry.
 //!
 //! Made by: `cri/convert`. Read by: the driver and the host. Stored whole, so that a status can echo it byte for byte.
 //! Invariant: two configs are equal exactly when the kubelet asked twice for the same thing and the configuration has not
@@ -72,7 +72,7 @@ pub enum Handler {
     Coracle,
     /// `coracle-wasm`: Wasm only, a Linux image is refused.
     Wasm,
-    /// `coracle-strict`: Wasm only, each guest with an address-space layout of its own.
+    /// `coracle-strict`: Wasm only, each instance with an address-space layout of its own.
     Strict,
 }
 

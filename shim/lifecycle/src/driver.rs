@@ -1,4 +1,4 @@
-//! Runs one pod: takes notes from its mailbox, decides with `step` and `pod_step`, saves, then acts.
+//! Runs one pod: takes messages from its mailbox, decides with `step` and `pod_step`, saves, then acts.
 //!
 //! ```text
 //! Pods --Request--> mailbox --> step --> save --> effect (a task of its own) --Completion--> mailbox
@@ -6,7 +6,7 @@
 //! ```
 //! Called by: [`super::Pods`], recovery. Calls: [`Host`], the records of [`super::store`], [`StateCache`].
 //! Invariants: one task a pod, so nothing here takes a lock; a phase is on disk before its effects run, and effects
-//! can be repeated; the task itself never waits for a process, a mount or a guest: effects and their deadlines run
+//! can be repeated; the task itself never waits for a process or a mount: effects and their deadlines run
 //! beside it, and a grace period is an armed deadline. A removal is not saved: its first act is to erase the record.
 //! Not here: gRPC, wasm, mounts. A driver knows *that* a container starts, never *how*.
 
@@ -88,7 +88,7 @@ pub struct Container {
     /// `None` unless it runs; after an adoption perhaps even then.
     process: Option<Arc<Process>>,
     watch: Option<Watch>,
-    /// An exit that was told before the start was.
+    /// An exit that was reported before the start was.
     early_exit: Option<coracle_spec::Exit>,
     /// Effects under way.
     busy: usize,
@@ -104,7 +104,7 @@ struct Waiting {
     start: Vec<Reply<()>>,
     stop: Vec<Reply<()>>,
     remove: Vec<Reply<()>>,
-    /// Changes of its limits, in the order asked; the first one is under way.
+    /// Changes of its limits, in the order of the requests; the first one is under way.
     update: VecDeque<(Resources, Reply<()>)>,
 }
 
@@ -152,7 +152,7 @@ pub struct Driver {
     engine_hash: String,
     containers: BTreeMap<ContainerId, Container>,
     progress: Progress,
-    /// Why it could not be raised.
+    /// Why it could not be created.
     failure: Option<Error>,
     ready: Vec<Reply<()>>,
     stop: Vec<Reply<()>>,
@@ -273,7 +273,7 @@ impl Driver {
         tracing::info!(pod = %self.record.id, "sandbox gone");
     }
 
-    /// Runs an effect beside this task; its result comes back as a note.
+    /// Runs an effect beside this task; its result comes back as a message.
     fn effect<T: Send + 'static>(
         &self,
         effect: impl Future<Output = Result<T, Error>> + Send + 'static,
@@ -291,12 +291,12 @@ impl Driver {
                     ))
                 });
             drop(work);
-            // Err means that the driver has ended, which it does only when nothing is left to be told.
+            // Err means that the driver has ended, which it does only when no message can follow.
             let _ = sender.send(message(result));
         });
     }
 
-    /// Runs `watch` beside this task until it has a note or the handle is dropped.
+    /// Runs `watch` beside this task until it has a message or the handle is dropped.
     fn watch(&self, watch: impl Future<Output = Message> + Send + 'static) -> Watch {
         let sender = self.sender.clone();
         let task = tokio::spawn(async move {

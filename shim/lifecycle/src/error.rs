@@ -1,4 +1,4 @@
-//! The lifecycle's own error: what was asked, of which object, and why not.
+//! The lifecycle's own error: which request, of which object, and why not.
 //!
 //! Made by: names, state, driver, host. Rendered by: `cri/status`, which alone turns a [`Kind`] into a gRPC code.
 //! Invariant: causes stay in `source`; the text names the object. Not here: gRPC.
@@ -12,7 +12,7 @@ pub enum Kind {
     Missing,
     /// The request cannot be met as it is written.
     Invalid,
-    /// An image cannot be mounted as a volume; kubelet knows this refusal by a word.
+    /// An image cannot be mounted as a volume; kubelet matches a word of this refusal.
     ImageVolume,
     /// The object is in a phase that does not allow it.
     WrongPhase,
@@ -20,7 +20,7 @@ pub enum Kind {
     NameTaken,
     /// A limited resource has run out: addresses, ids, disk.
     Exhausted,
-    /// The guest's jail or program could not be started.
+    /// The container's jail or program could not be started.
     StartFailed,
     /// Somebody did not answer in time.
     Deadline,

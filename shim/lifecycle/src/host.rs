@@ -46,7 +46,7 @@ pub trait Host: Send + Sync + 'static {
     /// Who brings records to the disk.
     fn syncer(&self) -> &Syncer;
 
-    /// Parent of a pod's cgroups: below what the kubelet said, else below the configured one.
+    /// Parent of a pod's cgroups: below the parent that the kubelet gave, else below the configured one.
     /// Errors: Invalid when the kubelet speaks of the other driver's kind.
     fn cgroup_parent(&self, asked: &str, pod: &PodId) -> Result<String, Error>;
 
@@ -74,7 +74,7 @@ pub trait Host: Send + Sync + 'static {
         record: &'a PodRecord,
     ) -> EffectFuture<'a, CreatedSandbox>;
 
-    /// Connects to a pod's keeper and hears its greeting. Errors: Deadline, or nobody listens.
+    /// Connects to a pod's keeper and reads its greeting. Errors: Deadline, or nobody listens.
     fn connect<'a>(
         self: Arc<Self>,
         pod: &'a PodId,
@@ -272,15 +272,15 @@ pub trait Host: Send + Sync + 'static {
     fn restore_network(self: Arc<Self>, attachment: Attachment) -> EffectFuture<'static, ()>;
 }
 
-/// A pod that stands; its keeper is not committed yet.
+/// A sandbox that was created; its keeper is not committed yet.
 pub struct CreatedSandbox {
     /// Its keeper's process.
     pub process: Arc<Process>,
     /// The connection to its keeper.
     pub keeper: Keeper,
-    /// What the keeper said of itself.
+    /// The keeper's greeting.
     pub greeting: Greeting,
-    /// What the keeper tells unasked.
+    /// The events that the keeper sends.
     pub events: UnboundedReceiver<KeeperEvent>,
     /// Its place in the network.
     pub attachment: Option<Attachment>,
@@ -298,7 +298,7 @@ pub struct StartRequest {
     pub userns: bool,
     /// The pod's log directory.
     pub log_directory: String,
-    /// What was asked for.
+    /// The request.
     pub config: Arc<ContainerConfig>,
     /// What came of it.
     pub plan: Arc<Plan>,

@@ -39,7 +39,7 @@ pub struct Known {
     containers: Vec<ContainerId>,
     /// Its record, if it could be read.
     record: Option<Box<PodRecord>>,
-    /// What a record of another format says.
+    /// The contents of a record of another format.
     json: Option<Value>,
 }
 
@@ -86,7 +86,7 @@ impl Known {
         Some(parent.to_owned())
     }
 
-    /// Nobody was told of it.
+    /// No caller knows its id.
     fn is_unborn(&self) -> bool {
         let starting = |record: &PodRecord| record.phase == PodPhase::Starting;
         self.record.as_deref().is_some_and(starting)

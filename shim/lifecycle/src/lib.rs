@@ -119,8 +119,8 @@ impl Pods {
         self.shared.host().network_problem().await
     }
 
-    /// Makes a sandbox; answers when it is ready. A retry of the same config gets the first one's result.
-    /// Errors: Invalid, Draining; NameTaken when another config has the name; Exhausted; what the node refuses.
+    /// Makes a sandbox; answers when it is ready. A retry of the same request gets the first one's result.
+    /// Errors: Invalid, Draining; NameTaken when another request has the name; Exhausted; what the node refuses.
     pub async fn run_pod(&self, config: SandboxConfig) -> Result<PodId, Error> {
         self.refuse_when_draining()?;
         check_pod(&config)?;
@@ -142,7 +142,7 @@ impl Pods {
                 (id, mailbox)
             }
         };
-        ask(&mailbox, |reply| Request::Ready(config, reply))
+        send_request(&mailbox, |reply| Request::Ready(config, reply))
             .await
             .map(|()| id)
     }
@@ -181,15 +181,15 @@ impl Pods {
 
     /// Ends all its containers and takes its network down; a stopped one is fine. Errors: Missing when absent.
     pub async fn stop_pod(&self, id: &PodId) -> Result<(), Error> {
-        ask(&self.pod_mailbox(id)?, Request::StopPod).await
+        send_request(&self.pod_mailbox(id)?, Request::StopPod).await
     }
 
     /// Stops and forgets it with all its containers. Errors: Missing when absent.
     pub async fn remove_pod(&self, id: &PodId) -> Result<(), Error> {
-        ask(&self.pod_mailbox(id)?, Request::RemovePod).await
+        send_request(&self.pod_mailbox(id)?, Request::RemovePod).await
     }
 
-    /// Makes a container; the image must be there. A retry of the same config gets the first one's result.
+    /// Makes a container; the image must be there. A retry of the same request gets the first one's result.
     /// Errors: Missing (sandbox, image), WrongPhase, NameTaken, Invalid, Unsupported, Draining.
     pub async fn create_container(
         &self,
@@ -197,7 +197,7 @@ impl Pods {
         config: ContainerConfig,
     ) -> Result<ContainerId, Error> {
         self.refuse_when_draining()?;
-        ask(&self.pod_mailbox(pod)?, |reply| {
+        send_request(&self.pod_mailbox(pod)?, |reply| {
             Request::Create(Arc::new(config), reply)
         })
         .await
@@ -206,7 +206,7 @@ impl Pods {
     /// Starts a created container; answers when it runs. Errors: Missing; WrongPhase in any other phase; StartFailed
     /// when its jail or program failed, after which it is exited with reason `StartError`.
     pub async fn start_container(&self, id: &ContainerId) -> Result<(), Error> {
-        ask(&self.container_mailbox(id)?, |reply| {
+        send_request(&self.container_mailbox(id)?, |reply| {
             Request::Start(id.clone(), reply)
         })
         .await
@@ -215,7 +215,7 @@ impl Pods {
     /// Asks it to end, kills it after `grace`; answers when it has ended. A later call can only shorten the grace.
     /// Errors: Missing when absent.
     pub async fn stop_container(&self, id: &ContainerId, grace: Duration) -> Result<(), Error> {
-        ask(&self.container_mailbox(id)?, |reply| {
+        send_request(&self.container_mailbox(id)?, |reply| {
             Request::Stop(id.clone(), grace, reply)
         })
         .await
@@ -223,7 +223,7 @@ impl Pods {
 
     /// Kills it if it runs, then forgets it. Errors: Missing when absent.
     pub async fn remove_container(&self, id: &ContainerId) -> Result<(), Error> {
-        ask(&self.container_mailbox(id)?, |reply| {
+        send_request(&self.container_mailbox(id)?, |reply| {
             Request::Remove(id.clone(), reply)
         })
         .await
@@ -243,7 +243,7 @@ impl Pods {
 
     /// Opens its log file anew, after the kubelet renamed the old one. Errors: WrongPhase when it does not run.
     pub async fn reopen_log(&self, id: &ContainerId) -> Result<(), Error> {
-        ask(&self.container_mailbox(id)?, |reply| {
+        send_request(&self.container_mailbox(id)?, |reply| {
             Request::ReopenLog(id.clone(), reply)
         })
         .await
@@ -256,7 +256,7 @@ impl Pods {
         id: &ContainerId,
         resources: Resources,
     ) -> Result<(), Error> {
-        ask(&self.container_mailbox(id)?, |reply| {
+        send_request(&self.container_mailbox(id)?, |reply| {
             Request::Update(id.clone(), resources, reply)
         })
         .await
@@ -297,7 +297,7 @@ impl Pods {
         self.shared.cache.containers_of(pod)
     }
 
-    /// Events from now on; a receiver that lags loses the oldest and is told so.
+    /// Events from now on; a receiver that lags loses the oldest and gets an error that says how many.
     pub fn subscribe(&self) -> broadcast::Receiver<Arc<Event>> {
         self.shared.cache.subscribe()
     }
@@ -349,7 +349,10 @@ impl Pods {
 }
 
 /// Puts a request into a driver's mailbox and waits for the answer; dropping this drops only the answer.
-async fn ask<T>(mailbox: &Mailbox, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, Error> {
+async fn send_request<T>(
+    mailbox: &Mailbox,
+    request: impl FnOnce(Reply<T>) -> Request,
+) -> Result<T, Error> {
     let (reply, answer) = oneshot::channel();
     // A driver ends only when its pod is gone.
     let gone = || Error::new(Kind::Missing, "its sandbox was removed meanwhile");

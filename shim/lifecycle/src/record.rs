@@ -21,7 +21,7 @@ use super::view::{ContainerState, ContainerView, PodView, UNREADABLE_REASON};
 pub struct PodRecord {
     /// Its id.
     pub id: PodId,
-    /// What was asked for.
+    /// The request.
     #[serde(rename = "wish", with = "shared")]
     pub config: Arc<SandboxConfig>,
     /// Nanoseconds since 1970 UTC.
@@ -41,7 +41,7 @@ pub struct PodRecord {
 pub struct ContainerRecord {
     /// Its id.
     pub id: ContainerId,
-    /// What was asked for.
+    /// The request.
     #[serde(rename = "wish", with = "shared")]
     pub config: Arc<ContainerConfig>,
     /// What came of it.

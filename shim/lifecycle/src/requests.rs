@@ -3,7 +3,7 @@
 //! Called by: whoever admits a sandbox or a container, and recovery. Each request is bounded by the size of a message;
 //! this bounds all of them together, for each stays in memory and is repeated in lists.
 //! Invariants: a share is given back when its sandbox or container is gone; what recovery finds is always taken over, and
-//! counts. Must not know: what a request says.
+//! counts. Must not know: the contents of a request.
 
 use std::io;
 use std::sync::Arc;

@@ -11,7 +11,7 @@ use coracle_spec::id::{ContainerId, PodId};
 use coracle_streaming::{Forward, Program, Session, StreamOptions, Streams};
 use tokio::net::TcpStream;
 
-use super::{ContainerState, Error, Kind, NamespaceMode, Pods, Purpose, Request, ask};
+use super::{ContainerState, Error, Kind, NamespaceMode, Pods, Purpose, Request, send_request};
 use crate::config::{AttachConfig, ExecConfig, PortForwardConfig};
 use crate::host::StartRequest;
 
@@ -66,7 +66,7 @@ impl Pods {
         id: &ContainerId,
         purpose: Purpose,
     ) -> Result<Box<StartRequest>, Error> {
-        ask(&self.container_mailbox(id)?, |reply| {
+        send_request(&self.container_mailbox(id)?, |reply| {
             Request::Enter(id.clone(), purpose, reply)
         })
         .await

@@ -98,7 +98,7 @@ impl Stop {
         }
     }
 
-    /// Both configs in one: the earlier deadline, the later stage, a removal if either wants it.
+    /// Both stops in one: the earlier deadline, the later stage, a removal if either wants it.
     fn joined(self, other: Stop) -> Stop {
         Stop {
             kill_at: self.kill_at.min(other.kill_at),
@@ -123,7 +123,7 @@ pub enum ContainerPhase {
     Creating(Then),
     /// It can be started.
     Created,
-    /// The keeper was asked for it; a stop may have come meanwhile.
+    /// The keeper was sent the start request; a stop may have come meanwhile.
     Starting(Option<Stop>),
     /// It runs.
     Running(Run),
@@ -349,9 +349,9 @@ fn end(phase: ContainerPhase, ended: Ended) -> Result<(ContainerPhase, Vec<Effec
     match phase {
         Running(_) => Ok((Exited(ended), vec![Effect::CleanUp])),
         Stopping(_, stop) => Ok(rest_or_remove(ended, stop.then)),
-        // The same end told twice, by the keeper and by the pidfd: the first word stands.
-        told @ (Exited(_) | ContainerPhase::Removing(_) | ContainerPhase::Gone) => {
-            Ok((told, vec![]))
+        // Keeper and pidfd report the same end: the first report counts.
+        ended @ (Exited(_) | ContainerPhase::Removing(_) | ContainerPhase::Gone) => {
+            Ok((ended, vec![]))
         }
         other => Err(Refused::Impossible {
             event: "an end",

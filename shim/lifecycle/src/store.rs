@@ -8,7 +8,7 @@
 //! the disk and dropped; a torn one alone is reported, never read as "nothing there". The first generation is there for
 //! as long as none is on the disk. What cannot be read (an error of the disk, of memory or of descriptors) or is of a
 //! format that this build does not know is never taken for torn or absent, and no older generation stands in for it.
-//! Not here: what a record says.
+//! Not here: the contents of a record.
 
 use std::fs;
 use std::io::{self, Write as _};

@@ -10,7 +10,7 @@
 //! Invariants: an older generation is unlinked only after a newer one is on the disk; a waiter runs only after what it
 //! waits for is on the disk, else never. An object appears on the disk after what it holds: directories are synced from
 //! the deepest one up.
-//! Must not know: what a record says.
+//! Must not know: the contents of a record.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::File;

@@ -1,4 +1,4 @@
-//! What readers see: immutable snapshots of pods and containers, and the events that tell of their changes.
+//! What readers see: immutable snapshots of pods and containers, and the events of their changes.
 //!
 //! Published by: drivers, after a phase is on disk. Read by: `cri/*` for lists, status and event streams.
 //! Invariants: reading takes a lock for a pointer copy and never waits for a disk, a mount or a driver; half-made
@@ -21,7 +21,7 @@ pub const UNREADABLE_REASON: &str = "RecordUnreadable";
 pub struct PodView {
     /// Its id.
     pub id: PodId,
-    /// What was asked for: metadata, labels, annotations, handler, namespaces.
+    /// The request: metadata, labels, annotations, handler, namespaces.
     pub config: Arc<SandboxConfig>,
     /// `SANDBOX_READY`, else `SANDBOX_NOTREADY`.
     pub ready: bool,
@@ -53,7 +53,7 @@ pub struct ContainerView {
     pub id: ContainerId,
     /// Its sandbox.
     pub pod: PodId,
-    /// What was asked for: metadata, image spec, labels, annotations, mounts, resources.
+    /// The request: metadata, image spec, labels, annotations, mounts, resources.
     pub config: Arc<ContainerConfig>,
     /// `Image.id` of its image: `image_ref` and `image_id` of CRI.
     pub image_id: String,
@@ -213,7 +213,7 @@ impl StateCache {
         self.write().containers.remove(id)
     }
 
-    /// A stream of all events from now on; a slow reader loses the oldest ones and is told so.
+    /// A stream of all events from now on; a slow reader loses the oldest ones and gets an error that says how many.
     pub fn subscribe(&self) -> broadcast::Receiver<Arc<Event>> {
         self.events.subscribe()
     }

@@ -1,4 +1,4 @@
-//! Counts effects under way, so that a daemon that is told to end can wait for them.
+//! Counts effects under way, so that a daemon that is stopping can wait for them.
 //!
 //! Called by: drivers (begin), [`super::Pods::drain`] (wait). Invariant: what was begun is counted until it ends, even
 //! by a panic. Not here: what an effect is.

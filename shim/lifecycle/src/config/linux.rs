@@ -1,7 +1,7 @@
 //! The configs that only a Linux node can grant: namespaces of ids and processes, privileges, profiles, devices.
 //!
 //! Made by: `cri/convert`, which has checked their form. Read by: the host, which judges them against the node.
-//! Invariant: every type has a default that means "not asked for", so that older records load.
+//! Invariant: every type has a default that means "not requested", so that older records load.
 //! Not here: what any of it does.
 
 use serde::{Deserialize, Serialize};
@@ -41,7 +41,7 @@ pub enum GroupsPolicy {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PidNamespaceConfig {
-    /// Nothing was said: its own, or the node's in a pod that was made for that.
+    /// Unset: its own, or the node's in a pod that was made for that.
     #[default]
     Unset,
     /// Its pod's.
@@ -58,7 +58,7 @@ pub enum PidNamespaceConfig {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SecurityProfile {
-    /// Nothing was said.
+    /// Not set.
     #[default]
     Unset,
     /// The runtime's own.
@@ -116,11 +116,11 @@ pub struct SecurityContext {
     pub readonly_paths: Vec<String>,
     /// Whose processes it sees.
     pub pid: PidNamespaceConfig,
-    /// The node's network was asked for.
+    /// The node's network was requested.
     pub node_network: bool,
-    /// The node's ipc namespace was asked for.
+    /// The node's ipc namespace was requested.
     pub node_ipc: bool,
-    /// Its user namespace; `None` when nothing was said, `Some(None)` for the node's.
+    /// Its user namespace; `None` when unset, `Some(None)` for the node's.
     #[serde(with = "double_option")]
     pub userns: Option<Option<UserNamespaceConfig>>,
 }
@@ -147,7 +147,7 @@ pub struct ImageVolume {
     pub sub_path: String,
 }
 
-/// JSON has one `null`: an outer list tells "nothing said" from "the node's".
+/// JSON has one `null`: an outer list tells "unset" from "the node's".
 mod double_option {
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -171,7 +171,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_said_of_the_user_namespace_survives_the_disk() {
+    fn an_unset_and_a_node_user_namespace_are_told_apart_on_disk() {
         let map = IdMapping {
             inside: 0,
             outside: 1 << 16,
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_from_before_any_of_this_reads_as_nothing_asked_for() {
+    fn an_older_record_without_these_fields_reads_as_the_default() {
         let read: SecurityContext = serde_json::from_str("{}").unwrap();
         assert_eq!(read, SecurityContext::default());
     }

@@ -1,4 +1,4 @@
-//! What is asked for a streaming session. Not kept in records.
+//! Checked requests for streaming sessions. Not kept in records.
 
 use coracle_spec::id::{ContainerId, PodId};
 

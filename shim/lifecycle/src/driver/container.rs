@@ -1,4 +1,4 @@
-//! What happens to containers: words of effects, exits, steps, answers.
+//! What happens to containers: completions of effects, exits, steps, answers.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use crate::store::Slot;
 use crate::unreadable::container_view;
 use crate::view::EventKind;
 
-/// How long a keeper may be silent about an exit that the kernel has already told.
+/// How long a keeper may be silent about an exit that the kernel has already reported.
 const KEEPER_EXIT_TIMEOUT: Duration = Duration::from_secs(2);
 /// The same when the exit was a kill.
 const KEEPER_KILL_TIMEOUT: Duration = Duration::from_millis(200);
@@ -214,7 +214,7 @@ impl Driver {
         })
     }
 
-    /// A container has ended, as its keeper or the kernel says.
+    /// A container has ended, as its keeper or the kernel reports.
     pub(super) async fn exited(&mut self, id: &ContainerId, exit: Exit) {
         let Some(container) = self.containers.get_mut(id) else {
             return;
@@ -290,9 +290,9 @@ impl Driver {
             // What has happened has happened: a later daemon learns it again from keeper, exit record or pidfd.
             tracing::error!(container = %id, error = error.chain(), "a container's record was not saved");
         }
-        let told = told(&before, &container.phase);
+        let kind = event_kind(&before, &container.phase);
         self.show(id);
-        if let Some(kind) = told {
+        if let Some(kind) = kind {
             self.publish_event(kind, id.as_str());
         }
         for effect in effects {
@@ -353,7 +353,7 @@ impl Driver {
 }
 
 /// Which event a change is, if any.
-fn told(before: &ContainerPhase, after: &ContainerPhase) -> Option<EventKind> {
+fn event_kind(before: &ContainerPhase, after: &ContainerPhase) -> Option<EventKind> {
     use ContainerPhase::{Created, Creating, Exited, Removing, Running, Starting, Stopping};
     match (before, after) {
         (Creating(_), Created) => Some(EventKind::Created),

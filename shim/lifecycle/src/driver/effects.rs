@@ -1,4 +1,4 @@
-//! The effects on containers, each a task of its own that comes back as a word in the mailbox.
+//! The effects on containers, each a task of its own that sends its completion to the mailbox.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ use crate::record::Payload;
 use crate::state::{ContainerPhase, Effect};
 use crate::store::Slot;
 
-/// How often, and for how long after the first time, it is looked whether a stop signal can be heard by now.
+/// How often, and for how long after the first time, the process is checked for a handler of the stop signal.
 const SIGNAL_RETRY: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(10));
 
 /// Sends a stop signal again once the program listens to it. The kernel drops a signal for the first process of a pid
@@ -30,7 +30,7 @@ async fn signal_again(process: Arc<Process>, signal: i32, mut was_ignored: bool)
                 let _ = process.signal(signal);
                 return;
             }
-            // It heard the first one, or is gone.
+            // It handled the first one, or is gone.
             Some(true) | None => return,
         }
         tokio::time::sleep(pause).await;
@@ -39,7 +39,7 @@ async fn signal_again(process: Arc<Process>, signal: i32, mut was_ignored: bool)
 }
 
 impl Driver {
-    /// The engine that the pod's guests run on.
+    /// The engine that the pod's Wasm containers run on.
     pub(super) fn engine(&self) -> KeeperEngine {
         let pid = self
             .keeper_process
@@ -73,7 +73,7 @@ impl Driver {
         });
     }
 
-    /// Waits for the end of a start that an earlier daemon had asked the keeper for, as if it were this one's.
+    /// Waits for the end of a start that an earlier daemon had requested from the keeper, as if it were this one's.
     pub(super) fn await_start(&mut self, id: &ContainerId) {
         let phase = self.containers.get(id).map(|container| &container.phase);
         let (Some(ContainerPhase::Starting(_)), Some(keeper)) = (phase, self.keeper.clone()) else {

@@ -1,4 +1,4 @@
-//! The driver's dealings with its keeper: its word, its silence, its death.
+//! The driver and its keeper: events, reconnecting, the keeper's death.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -46,7 +46,7 @@ impl Driver {
         }
     }
 
-    /// Calls a keeper that does not answer, ever more rarely, for as long as it lives; its death its pidfd tells.
+    /// Calls a keeper that does not answer, ever more rarely, for as long as it lives. Its pidfd reports its death.
     pub(super) fn reconnect(&mut self) {
         let alive = self
             .keeper_process

@@ -1,6 +1,6 @@
-//! What lies in a driver's mailbox: requests, and word of effects that are done.
+//! The messages of a driver's mailbox: requests, and completions of effects.
 //!
-//! Invariant: whoever asked may be gone; an answer to nobody is dropped. Not here: what follows from a note.
+//! Invariant: the sender of a request may be gone; its answer is then dropped. Not here: what follows from a message.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,10 +21,10 @@ use crate::store::Slot;
 
 /// Where an answer goes.
 pub type Reply<T> = oneshot::Sender<Result<T, Error>>;
-/// Where notes are put.
+/// Where messages are sent.
 pub type Mailbox = UnboundedSender<Message>;
 
-/// One note.
+/// One message.
 pub enum Message {
     /// A request of the kubelet.
     Request(Request),
@@ -117,10 +117,10 @@ pub struct ReadySandbox {
 
 /// A connection to a keeper.
 pub struct Connection {
-    /// To ask it.
+    /// To send it requests.
     pub keeper: Keeper,
-    /// What it said of itself.
+    /// Its greeting.
     pub greeting: Greeting,
-    /// What it tells unasked.
+    /// The events that it sends.
     pub events: UnboundedReceiver<KeeperEvent>,
 }

@@ -1,4 +1,4 @@
-//! The driver's dealings with its pod: requests, raising, lowering, answers.
+//! The driver and its sandbox: requests, creation, teardown, answers.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +22,7 @@ impl Driver {
     pub(super) fn handle_ready(&mut self, config: &SandboxConfig, reply: Reply<()>) {
         let mine = self.record.config.is_repeated_by(config);
         if mine && matches!(self.record.phase, PodPhase::Starting | PodPhase::Ready(_)) {
-            // Answered when settled: at once, or with the first try.
+            // Answered when reconciled: at once, or with the first try.
             self.ready.push(reply);
             return;
         }
@@ -299,7 +299,7 @@ fn forget_later(shared: Arc<Shared>, pod: PodId) {
     });
 }
 
-/// Records a pod as starting, raises it, records it as ready, commits its keeper; or leaves nothing running.
+/// Records a pod as starting, creates it, records it as ready, commits its keeper; or leaves nothing running.
 async fn create_sandbox(
     shared: Arc<Shared>,
     record: PodRecord,

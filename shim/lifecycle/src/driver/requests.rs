@@ -1,4 +1,4 @@
-//! What the kubelet asks about containers: each request is admitted or refused, then waits for its phase.
+//! The kubelet's requests about containers: each request is admitted or refused, then waits for its phase.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -190,7 +190,7 @@ fn join(held: &mut Container, config: &Arc<ContainerConfig>, reply: Reply<Contai
         ContainerPhase::Creating(_) | ContainerPhase::Created
     );
     if early && held.config == *config {
-        // Answered when settled: at once, or with the first try.
+        // Answered when reconciled: at once, or with the first try.
         held.waiting.create.push(reply);
         return;
     }

@@ -269,7 +269,7 @@ impl Driver {
     pub(super) async fn resume_phase(&mut self, id: &ContainerId) {
         let phase = self.containers.get(id).map(|held| held.phase.clone());
         match phase {
-            // Nobody has heard of it.
+            // No caller knows its id.
             Some(ContainerPhase::Creating(_)) => {
                 if let Some(container) = self.containers.get_mut(id) {
                     let text = "the daemon ended while it was made";

@@ -2,7 +2,7 @@
 //!
 //! Called by: the driver. Calls: recovery's reader.
 //! Invariants: nothing of such a container is changed unless the kubelet asks for its end; its record is never written
-//! over; it is read again ever more rarely, and nothing wakes when there is none.
+//! over; it is read again ever more rarely; while there is none, no timer runs.
 //! Not here: pods whose own record cannot be used (`kept`).
 
 use std::sync::Arc;

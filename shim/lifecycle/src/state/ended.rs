@@ -1,6 +1,6 @@
-//! How a container ended, in CRI's words.
+//! How a container ended, with the reasons that CRI names.
 //!
-//! Called by: the driver, when a keeper or a pidfd tells of an end. Pure.
+//! Called by: the driver, when a keeper or a pidfd reports an end. Pure.
 //! Invariants: `OOMKilled` is said of a cgroup's out-of-memory kill and of nothing else; messages are bounded.
 //! Not here: who noticed the end.
 
