@@ -1,5 +1,5 @@
 //! What of the node this daemon has for itself, so that no second one takes it: its directories, the default parent of
-//! cgroups, its subnets and the names of its interfaces.
+//! cgroups, its subnets, the names of its interfaces, a share of the SELinux categories.
 //!
 //! ```text
 //! ROOT/instance      who this root is: a random id, made once, durable; locked while a daemon lives on it
@@ -9,7 +9,7 @@
 //! Called by: `serve`, before anything is read or swept; held until the daemon ends. The kernel drops the locks with the
 //! process, however it ends; no child has them (close-on-exec).
 //! Invariants: of two daemons that would share something, the second one stops before it touches anything, and says
-//! which, whose, and what to change; interfaces and subnets stay claimed while the claimer has pods, also without its
+//! which, whose, and what to change; interfaces, subnets and categories stay claimed while the claimer has pods, also without its
 //! daemon. A claim is looked at once at a start, never on a pod's way.
 //! Not here: cgroup parents that a kubelet names, which are shared (a sweep knows its own cgroups by their ids).
 
@@ -25,6 +25,8 @@ use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, Family, NetworkMode, Subnet};
+
+mod share;
 
 /// Where claims lie: the same for all daemons of the node, whatever their configuration; gone after a reboot.
 const CLAIMS: &str = "/run/coracle.claims";
@@ -92,6 +94,7 @@ struct Claimer {
 pub struct Claims {
     _root: File,
     held: Vec<(PathBuf, File)>,
+    category_share: Option<u32>,
     pods: PathBuf,
 }
 
@@ -121,14 +124,23 @@ impl Claims {
         for resource in resources(config) {
             refuse_overlap(claims, &resource, &own)?;
             let path = claims.join(resource.file());
-            let file = claim(&path, &resource, &own)?;
+            let file = claim(&path, &resource, &own, PATIENCE)?;
             held.push((path, file));
         }
+        let share = share::claim_one(claims, &own)?;
+        let category_share = share.as_ref().map(|share| share.number);
+        held.extend(share.map(|share| (share.path, share.file)));
         Ok(Claims {
             _root: root,
             held,
+            category_share,
             pods: config.root.join("pods"),
         })
+    }
+
+    /// Which share of the node's SELinux categories this daemon hands out; none when other daemons have all.
+    pub fn category_share(&self) -> Option<u32> {
+        self.category_share
     }
 
     /// Gives everything back at the end of a daemon that leaves no pods. What cannot be removed is no matter: the
@@ -224,7 +236,7 @@ fn lock_root(root: &Path) -> Result<(File, Claimer), Error> {
     let path = root.join(INSTANCE);
     let mut file = open(&path)?;
     let known: Option<Claimer> = read(&mut file, &path)?;
-    if !lock(&file) {
+    if !lock(&file, PATIENCE) {
         return Err(Error::Held {
             what: format!("the root directory {} (root)", root.display()),
             pid: known.map_or(0, |known| known.pid),
@@ -268,10 +280,15 @@ fn claim_run(run: &Path, own: &Claimer) -> Result<(), Error> {
     write(&mut file, &path, own)
 }
 
-fn claim(path: &Path, resource: &Resource, own: &Claimer) -> Result<File, Error> {
+fn claim(
+    path: &Path,
+    resource: &Resource,
+    own: &Claimer,
+    patience: Duration,
+) -> Result<File, Error> {
     loop {
         let mut file = open(path)?;
-        let is_free = lock(&file);
+        let is_free = lock(&file, patience);
         let known: Option<Claimer> = read(&mut file, path)?;
         let other = known.filter(|known| known.instance != own.instance);
         match (is_free, other) {
@@ -297,8 +314,8 @@ fn claim(path: &Path, resource: &Resource, own: &Claimer) -> Result<File, Error>
 }
 
 /// Whether the file is ours now. A daemon that has just been killed may hold it for a moment more.
-fn lock(file: &File) -> bool {
-    let deadline = Instant::now() + PATIENCE;
+fn lock(file: &File, patience: Duration) -> bool {
+    let deadline = Instant::now() + patience;
     loop {
         if flock(file, FlockOperation::NonBlockingLockExclusive).is_ok() {
             return true;

@@ -6,6 +6,7 @@
 //! Not here: phases, who asked, gRPC.
 
 mod attach;
+mod categories;
 mod channel;
 mod collector;
 mod container;
@@ -25,6 +26,7 @@ mod mounts;
 mod paths;
 mod plan;
 mod pod;
+mod relabel;
 mod stats;
 mod sweep;
 mod unreadable;
@@ -48,6 +50,8 @@ use coracle_spec::id::{ContainerId, PodId};
 use coracle_tree::Trash;
 use coracle_wasm::CompileCache;
 
+pub use categories::CATEGORY_SHARES;
+use categories::Categories;
 pub use coracle_lifecycle::{blocking, io_error, make_private, pass, runtime_error};
 use ids::Ids;
 pub use linux::{DefaultProfile, default_profile, load_default_profile, usual_capabilities};
@@ -153,6 +157,8 @@ pub struct Parts {
     pub profiles: Arc<ProfileCache>,
     /// Brings records to the disk.
     pub syncer: Syncer,
+    /// Which share of the node's SELinux categories is handed out.
+    pub category_share: Option<u32>,
 }
 
 /// Everything a driver may do to the world.
@@ -161,6 +167,8 @@ pub struct Host {
     layout: Layout,
     parts: Parts,
     ids: Ids,
+    categories: Categories,
+    relabels: relabel::Relabels,
     meter: stats::Meter,
     leftovers: exec::Leftovers,
     module_digests: modules::Modules,
@@ -184,8 +192,10 @@ impl Host {
                 .map_err(|error| io_error(format!("open {}", trash.display()), error))?,
             layout: Layout::new(config.root.clone()),
             config,
-            parts,
             ids,
+            categories: Categories::new(parts.category_share),
+            relabels: relabel::Relabels::default(),
+            parts,
             meter: stats::Meter::default(),
             leftovers: exec::Leftovers::default(),
             modules: collector::NamedModules::default(),

@@ -66,7 +66,7 @@ async fn run(config: &Config) -> Result<(), Box<dyn Error>> {
     let socket = Socket::bind(&config.socket)?;
     let cgroups = Cgroups::detect()?;
     let node = node(config, &cgroups)?;
-    let (host, images) = host(config, cgroups).await?;
+    let (host, images) = host(config, cgroups, claims.category_share()).await?;
     let pods = Pods::open(Arc::new(host)).await?;
     tracing::info!(socket = %config.socket.display(), pods = pods.pods().len(), version = env!("CARGO_PKG_VERSION"), "ready");
     let told = async move {
@@ -144,7 +144,11 @@ fn driver(config: &Config, cgroups: &Cgroups) -> Driver {
     }
 }
 
-async fn host(config: &Config, cgroups: Cgroups) -> Result<(Host, Images), Box<dyn Error>> {
+async fn host(
+    config: &Config,
+    cgroups: Cgroups,
+    category_share: Option<u32>,
+) -> Result<(Host, Images), Box<dyn Error>> {
     warn_of_proxies();
     let helpers = Permits::new(config.helpers.processes, config.helpers.memory_bytes);
     let unpackers = Arc::new(Unpackers(helpers.clone()));
@@ -170,6 +174,7 @@ async fn host(config: &Config, cgroups: Cgroups) -> Result<(Host, Images), Box<d
         filters: Filters::build()?,
         profiles: profiles(),
         syncer,
+        category_share,
     };
     Ok((Host::new(HostConfig::of(config), parts)?, images))
 }

@@ -41,7 +41,15 @@ fn policy() {
         "these tests load an SELinux policy; run them by `make test-v2 LSM=selinux`"
     );
     LOADED.call_once(|| {
-        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/guest/selinux.cil");
+        let source = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/guest/selinux.cil"));
+        let names: Vec<String> = (0..1024).map(|number| format!("c{number}")).collect();
+        let declared: String = names
+            .iter()
+            .map(|name| format!("(category {name})\n"))
+            .collect();
+        let categories = format!("{declared}(categoryorder ({}))", names.join(" "));
+        let policy = source.unwrap().replace(";CATEGORIES", &categories);
+        fs::write("/tmp/policy.cil", policy).unwrap();
         let words = [
             "-o",
             "/tmp/policy",
@@ -49,7 +57,7 @@ fn policy() {
             "/tmp/contexts",
             "-c",
             "33",
-            source,
+            "/tmp/policy.cil",
         ];
         assert!(
             Command::new("secilc")
@@ -82,6 +90,13 @@ fn restricted(mut config: cri::ContainerConfig) -> cri::ContainerConfig {
         profile_type: ProfileType::RuntimeDefault as i32,
         localhost_ref: String::new(),
     });
+    config
+}
+
+/// The same for a program that is root.
+fn restricted_root(config: cri::ContainerConfig) -> cri::ContainerConfig {
+    let mut config = restricted(config);
+    security(&mut config).run_as_user = Some(cri::Int64Value { value: 0 });
     config
 }
 
@@ -141,9 +156,6 @@ async fn a_label_is_that_of_the_first_program_of_every_exec_and_of_the_files() {
     let mounts = says(&daemon, &pod, &mounts).await;
     assert_eq!(mounts.lines().count(), 3, "{mounts}");
     assert!(mounts.lines().all(|line| line.contains(FILES)), "{mounts}");
-    // Without a wish there is none.
-    let plain = says(&daemon, &pod, &sh(&fresh("c"), WHO)).await;
-    assert!(plain.starts_with("system_u:system_r:node_t:"), "{plain}");
     daemon.finish().await.unwrap();
 }
 
@@ -172,7 +184,8 @@ async fn a_labelled_container_writes_only_to_files_of_its_categories() {
     let expected = "x\ntext\nunread\nunwritten\ntext\nunwritten\nunread\nunwritten\n";
     assert_eq!(says(&daemon, &pod, &config).await, expected);
     // The policy is at fault, not the volumes.
-    let mut free = sh(&fresh("c"), script);
+    let mut free = labelled("s0", script);
+    security(&mut free).selinux_options.as_mut().unwrap().r#type = "node_t".into();
     free.mounts.extend(mounts());
     let expected = "x\ntext\ntext\ntext\ntext\n";
     assert_eq!(says(&daemon, &pod, &free).await, expected);
@@ -187,7 +200,7 @@ async fn a_label_that_the_policy_has_not_is_refused() {
     policy();
     let daemon = shell::daemon().await;
     let pod = Pod::run(&daemon, "unknown").await;
-    for level in ["s0,c1", "s9", "s0:c9"] {
+    for level in ["s0,c1", "s9", "s0:c2000"] {
         let answer = pod.create(&labelled(level, "true")).await;
         refused(answer, Code::InvalidArgument, &[level, "policy"]);
     }
@@ -211,5 +224,187 @@ async fn a_privileged_container_has_no_label() {
     security(&mut config).privileged = true;
     let label = says(&daemon, &pod, &config).await;
     assert!(label.starts_with("system_u:system_r:node_t:"), "{label}");
+    daemon.finish().await.unwrap();
+}
+
+/// The level of a label, `s0:c1,c2`.
+fn level(label: &str) -> String {
+    label
+        .trim_end()
+        .splitn(4, ':')
+        .nth(3)
+        .unwrap_or_default()
+        .to_owned()
+}
+
+#[tokio::test]
+#[ignore = "needs a kernel with SELinux: make test-v2 LSM=selinux"]
+async fn a_pods_containers_share_categories_that_no_other_pod_has() {
+    policy();
+    let mut daemon = shell::daemon().await;
+    let one = Pod::run(&daemon, "one").await;
+    let other = Pod::run(&daemon, "other").await;
+    let label = says(&daemon, &one, &sh(&fresh("c"), WHO)).await;
+    let own = level(&label);
+    assert!(
+        label.starts_with("system_u:system_r:container_t:s0:c"),
+        "{label}"
+    );
+    assert_eq!(own.matches(['c', ',']).count(), 3, "{label}");
+    // One that asks for a type keeps the level.
+    let mut typed = labelled("", WHO);
+    security(&mut typed)
+        .selinux_options
+        .as_mut()
+        .unwrap()
+        .r#type = "node_t".into();
+    let typed = says(&daemon, &one, &typed).await;
+    assert_eq!(typed.trim_end(), format!("system_u:system_r:node_t:{own}"));
+    let theirs = level(&says(&daemon, &other, &sh(&fresh("c"), WHO)).await);
+    assert_ne!(own, theirs);
+    // Shared memory is the pod's: what one container leaves the next one reads.
+    let left = "echo text >/dev/shm/file && grep ' /dev/shm ' /proc/self/mountinfo";
+    let mounted = says(&daemon, &one, &sh(&fresh("c"), left)).await;
+    assert!(
+        mounted.contains(&format!("system_u:object_r:container_file_t:{own}")),
+        "{mounted}"
+    );
+    let id = one.start(&sh(&fresh("c"), "sleep 1000")).await;
+    daemon.restart().await.unwrap();
+    let read = says(&daemon, &one, &sh(&fresh("c"), "cat /dev/shm/file")).await;
+    assert_eq!(read, "text\n");
+    for label in [
+        says(&daemon, &one, &sh(&fresh("c"), WHO)).await,
+        exec(&one, &id, WHO).await,
+    ] {
+        assert_eq!(level(&label), own);
+    }
+    let third = Pod::run(&daemon, "third").await;
+    // Its shared memory is the pod's, though the first container to have it has a level of its own.
+    let shm = "grep ' /dev/shm ' /proc/self/mountinfo";
+    let mounted = says(&daemon, &third, &labelled("s0:c1,c2", shm)).await;
+    let new = level(&says(&daemon, &third, &sh(&fresh("c"), WHO)).await);
+    assert!(new != own && new != theirs, "{own} {theirs} {new}");
+    let expected = format!("system_u:object_r:container_file_t:{new}");
+    assert!(mounted.contains(&expected), "{mounted}");
+    // Another daemon hands out pairs of another share.
+    let second = shell::daemon().await;
+    let foreign = Pod::run(&second, "foreign").await;
+    let foreign = level(&says(&second, &foreign, &sh(&fresh("c"), WHO)).await);
+    assert_ne!(share(&own), share(&foreign), "{own} {foreign}");
+    assert_eq!(share(&own), share(&new), "{own} {new}");
+    second.finish().await.unwrap();
+    daemon.finish().await.unwrap();
+}
+
+/// Which of the 32 shares of all pairs of categories a level is of.
+fn share(level: &str) -> u32 {
+    let pair = level
+        .strip_prefix("s0:c")
+        .unwrap()
+        .split_once(",c")
+        .unwrap();
+    let (low, high): (u32, u32) = (pair.0.parse().unwrap(), pair.1.parse().unwrap());
+    (high * (high - 1) / 2 + low) / (1024 * 1023 / 2 / 32)
+}
+
+#[tokio::test]
+#[ignore = "needs a kernel with SELinux: make test-v2 LSM=selinux"]
+async fn what_is_made_for_a_container_has_its_label() {
+    policy();
+    let daemon = shell::daemon().await;
+    let pod = Pod::run(&daemon, "own").await;
+    // Opened twice: what a program makes it may also open. The policy lets containers read everything.
+    let script = "for file in /etc/hosts /etc/hostname /etc/resolv.conf /dev/shm/x /tmp/x; do \
+                  : >>$file && : >>$file && echo $file; done";
+    for dress in [|config| config, restricted_root] {
+        let said = says(&daemon, &pod, &dress(sh(&fresh("c"), script))).await;
+        assert_eq!(said.lines().count(), 5, "{said}");
+    }
+    daemon.finish().await.unwrap();
+}
+
+#[tokio::test]
+#[ignore = "needs a kernel with SELinux: make test-v2 LSM=selinux"]
+async fn a_pod_among_the_nodes_processes_has_no_label_of_its_own_accord() {
+    policy();
+    let daemon = shell::daemon().await;
+    let mut config = daemon.pod("node");
+    let options = shell::pod_security(&mut config).namespace_options.as_mut();
+    options.unwrap().pid = cri::NamespaceMode::Node as i32;
+    let pod = Pod::run_config(&daemon, config).await;
+    let mut config = sh(&fresh("c"), WHO);
+    shell::namespaces(&mut config).pid = cri::NamespaceMode::Node as i32;
+    let label = says(&daemon, &pod, &config).await;
+    assert!(label.starts_with("system_u:system_r:node_t:"), "{label}");
+    let mut asking = labelled("s0:c1,c2", WHO);
+    shell::namespaces(&mut asking).pid = cri::NamespaceMode::Node as i32;
+    let label = says(&daemon, &pod, &asking).await;
+    assert_eq!(label, "system_u:system_r:container_t:s0:c1,c2\n");
+    daemon.finish().await.unwrap();
+}
+
+#[tokio::test]
+#[ignore = "needs a kernel with SELinux: make test-v2 LSM=selinux"]
+async fn a_volume_gets_the_label_when_that_is_asked_for() {
+    policy();
+    let daemon = shell::daemon().await;
+    let at = shell::host_dir(&daemon, "disk");
+    rustix::mount::mount("tmpfs", &at, "tmpfs", MountFlags::empty(), c"mode=0777").unwrap();
+    let disk = Volume(at);
+    let volume = disk.0.join("volume");
+    fs::create_dir_all(volume.join("deep/er")).unwrap();
+    fs::write(volume.join("deep/er/file"), "text\n").unwrap();
+    // By a link and by a mount there is a way out, to the same disk.
+    let outside = disk.0.join("outside");
+    fs::create_dir(&outside).unwrap();
+    fs::write(outside.join("file"), "text\n").unwrap();
+    std::os::unix::fs::symlink(&outside, volume.join("deep/link")).unwrap();
+    let bound = volume.join("bound");
+    fs::create_dir(&bound).unwrap();
+    rustix::mount::mount_bind(&outside, &bound).unwrap();
+    let bound = Volume(bound);
+    let pod = Pod::run(&daemon, "relabel").await;
+    let script =
+        "cat /volume/deep/er/file; (echo new >/volume/deep/er/file) 2>/dev/null || echo unwritten";
+    let mut config = sh(&fresh("c"), script);
+    config.mounts.push(mount(&volume, "/volume", false));
+    let before = says(&daemon, &pod, &config).await;
+    assert_eq!(before, "text\nunwritten\n");
+    let mut config = sh(&fresh("c"), script);
+    config.mounts.push(mount(&volume, "/volume", false));
+    config.mounts[0].selinux_relabel = true;
+    assert_eq!(says(&daemon, &pod, &config).await, "text\n");
+    let label = |path: &Path| {
+        let mut bytes = [0; 256];
+        let got = rustix::fs::lgetxattr(path, "security.selinux", &mut bytes[..]).unwrap();
+        String::from_utf8_lossy(&bytes[..got])
+            .trim_end_matches('\0')
+            .to_owned()
+    };
+    let own = level(&says(&daemon, &pod, &sh(&fresh("c"), WHO)).await);
+    let expected = format!("system_u:object_r:container_file_t:{own}");
+    for path in ["", "deep", "deep/er", "deep/er/file", "deep/link"] {
+        assert_eq!(label(&volume.join(path)), expected, "{path:?}");
+    }
+    for path in ["", "file"] {
+        let kept = label(&outside.join(path));
+        assert!(
+            kept.starts_with("system_u:object_r:node_t:"),
+            "{path:?} {kept}"
+        );
+    }
+    // The node's own directories are not a container's.
+    for system in ["/etc", "/usr/share", "/"] {
+        let mut config = sh(&fresh("c"), "true");
+        config
+            .mounts
+            .push(mount(Path::new(system), "/volume", true));
+        config.mounts[0].selinux_relabel = true;
+        let answer = pod.create(&config).await;
+        refused(answer, Code::InvalidArgument, &[system, "label"]);
+    }
+    pod.cri.remove_all_pods().await.unwrap();
+    drop((bound, disk));
     daemon.finish().await.unwrap();
 }

@@ -74,6 +74,11 @@ pub fn prepare(spec: &ContainerSpec, linux: &LinuxSpec, pod: &PodNamespaces) -> 
             .during(|| format!("make files as host user {}", host.root))?;
     }
     let tree = root::base(spec, &host, &stage, Forbid::default())?;
+    let options = volume::MountOptions {
+        host: &host,
+        forbid: Forbid::default(),
+        label: linux.jail.mount_label.as_deref(),
+    };
     let mut volumes = Vec::with_capacity(binds.len());
     for ((number, mount), bind) in spec.mounts.iter().enumerate().zip(binds) {
         volumes.push(match bind {
@@ -81,7 +86,7 @@ pub fn prepare(spec: &ContainerSpec, linux: &LinuxSpec, pod: &PodNamespaces) -> 
                 volume::restrict(&tree, mount, &host, Forbid::default(), false)?;
                 tree
             }
-            None => volume::make(mount, number, &stage, &host, Forbid::default())?,
+            None => volume::make(mount, number, &stage, &options)?,
         });
     }
     Ok(Prepared {

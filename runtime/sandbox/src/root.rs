@@ -50,8 +50,13 @@ pub fn build(spec: &ContainerSpec, host: &HostIdentity) -> Result<()> {
     let target = stage.mount_point("root")?;
     mounts::attach(tree.as_fd(), target.as_fd()).during(|| "attach the root".into())?;
     let root = stage.mount_point("root")?;
+    let options = volume::MountOptions {
+        host,
+        forbid: JAILED,
+        label: None,
+    };
     for (number, mount) in spec.mounts.iter().enumerate() {
-        let tree = volume::make(mount, number, &stage, host, JAILED)?;
+        let tree = volume::make(mount, number, &stage, &options)?;
         if mount.kind == MountKind::Bind {
             volume::restrict(&tree, mount, host, JAILED, true)?;
         }

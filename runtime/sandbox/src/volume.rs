@@ -71,6 +71,16 @@ pub fn restrict(
     Ok(())
 }
 
+/// What holds for all mounts of a container.
+pub struct MountOptions<'a> {
+    /// Whom the files of a tmpfs belong to, and whom an image's ids are mapped for.
+    pub host: &'a HostIdentity,
+    /// What no mount may allow.
+    pub forbid: Forbid,
+    /// The SELinux label of a tmpfs and of an image.
+    pub label: Option<&'a str>,
+}
+
 /// Makes the tree of a mount that is no host path: an image or a tmpfs. `number` tells it from others of `stage`.
 ///
 /// Errors: the image cannot be mounted, or has no such sub path.
@@ -78,28 +88,34 @@ pub fn make(
     mount: &Mount,
     number: usize,
     stage: &Stage,
-    host: &HostIdentity,
-    everywhere: Forbid,
+    options: &MountOptions<'_>,
 ) -> Result<OwnedFd> {
+    let (host, label) = (options.host, options.label);
     let what = || format!("make the mount at {}", mount.target);
-    let forbid = forbidden(mount, everywhere);
+    let forbid = forbidden(mount, options.forbid);
     match &mount.kind {
         MountKind::Bind => open_bind(mount),
         MountKind::Tmpfs { bytes, mode } => {
             let (size, mode) = (bytes.to_string(), format!("{mode:o}"));
             let (uid, gid) = (host.root.to_string(), host.root.to_string());
-            let mut options = vec![(c"size", Some(&*size)), (c"mode", Some(&*mode))];
+            let mut settings = vec![(c"size", Some(&*size)), (c"mode", Some(&*mode))];
             if host.root != 0 {
-                options.extend([(c"uid", Some(&*uid)), (c"gid", Some(&*gid))]);
+                settings.extend([(c"uid", Some(&*uid)), (c"gid", Some(&*gid))]);
             }
-            mounts::filesystem(c"tmpfs", &options, forbid).during(what)
+            settings.extend(label.map(|label| (c"context", Some(label))));
+            mounts::filesystem(c"tmpfs", &settings, forbid).during(what)
         }
         MountKind::Image { layers, sub_path } => {
-            let names = stage.layers(&format!("v{number}-"), layers, host)?;
+            let mut names = stage.layers(&format!("v{number}-"), layers, host)?;
+            if names.len() == 1 && label.is_some() {
+                // One layer has the labels of the disk; an overlay has its own, and two layers at least.
+                names.push(format!("v{number}-none"));
+                stage.new_mount_point(&format!("v{number}-none"))?;
+            }
             let tree = match names.as_slice() {
                 [] => mounts::tmpfs("4k").during(what)?,
                 [only] => mounts::clone_at(stage.mount_point(only)?.as_fd()).during(what)?,
-                several => mounts::overlay(several, None, None).during(what)?,
+                several => mounts::overlay(several, None, label).during(what)?,
             };
             let tree = sub_tree(tree, sub_path, &format!("i{number}"), stage)?;
             mounts::set_attributes(tree.as_fd(), forbid.and_writes(true), None, true)

@@ -133,6 +133,9 @@ pub struct LinuxJail {
     pub volumes: Vec<String>,
     /// Limit of the pod's `/dev/shm`, bytes.
     pub shm_bytes: u64,
+    /// SELinux label of the pod's `/dev/shm`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shm_label: Option<String>,
 }
 
 /// The pid namespace of a container. Source: cri-api `NamespaceMode` of `pid`.

@@ -177,6 +177,9 @@ pub struct LinuxStart {
     pub tty: bool,
     /// Limit of the pod's shared memory, should this be the first to need it. Bytes.
     pub shm_bytes: u64,
+    /// SELinux label of that memory. A keeper of an older build passes it over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shm_label: Option<String>,
 }
 
 /// Which streams a client joins.

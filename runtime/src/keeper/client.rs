@@ -233,6 +233,7 @@ impl Keeper {
                     filter: filtered,
                     tty: linux.jail.tty,
                     shm_bytes: linux.jail.shm_bytes,
+                    shm_label: linux.jail.shm_label.clone(),
                 };
                 Ok((fds, Some(start)))
             }

@@ -192,6 +192,9 @@ pub struct SandboxConfig {
     /// The hardware address that network plugins shall give it.
     #[serde(default)]
     pub mac: Option<String>,
+    /// SELinux label of its containers that bring none of their own.
+    #[serde(default)]
+    pub selinux: Option<SelinuxOptions>,
     /// What it may reach, decided by configuration and annotation when it was made; everything if `None`, but nothing
     /// in a record that an older build made for `coracle-strict`.
     #[serde(default)]
@@ -240,7 +243,7 @@ pub struct MountConfig {
     pub readonly: bool,
     /// Propagation, echoed in the status. `Bidirectional` is not taken for Wasm.
     pub propagation: Propagation,
-    /// SELinux relabelling was asked for (echoed only).
+    /// The files of the host path are to get the SELinux label of the container's mounts.
     pub selinux_relabel: bool,
     /// The mount shall be read-only recursively; it is then `readonly` and its propagation `Private`.
     pub recursive_read_only: bool,

@@ -266,6 +266,9 @@ impl Driver {
         if self.record.config.userns.is_none() {
             self.shared.host.release_ids(self.record.range);
         }
+        let id = &self.record.id;
+        self.shared.host.release_level(id.as_str());
+        self.shared.host.forget_relabels(id);
         self.shared
             .registry
             .release(&self.record.config.name, &self.record.id);

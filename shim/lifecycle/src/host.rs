@@ -24,7 +24,7 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::oneshot;
 
-use super::config::{AttachConfig, ContainerConfig, ExecConfig};
+use super::config::{AttachConfig, ContainerConfig, ExecConfig, SandboxConfig};
 use super::error::Error;
 use super::layout::Layout;
 use super::record::{Plan, PodRecord};
@@ -64,6 +64,25 @@ pub trait Host: Send + Sync + 'static {
 
     /// Gives a block of host ids back. One that is not leased stays as it is.
     fn release_ids(&self, range: IdRange);
+
+    /// The SELinux level of a new pod: what it asks for, else one with a pair of categories of its own; none without
+    /// SELinux. Errors: all pairs are taken.
+    fn lease_level(&self, pod: &PodId, wish: &SandboxConfig) -> Result<Option<String>, Error>;
+
+    /// Takes the pair of an SELinux level for a pod or a container, so that no pod is handed it.
+    fn claim_level(&self, holder: &str, level: &str);
+
+    /// The same for a container that asks for a level of its own; nothing for any other.
+    fn claim_own_level(&self, id: &ContainerId, wish: &ContainerConfig);
+
+    /// Gives back the pair that a pod or a container holds, if it holds one.
+    fn release_level(&self, holder: &str);
+
+    /// Ends the labelling of a pod's volumes, now and until the pod is forgotten.
+    fn stop_relabels(&self, pod: &PodId);
+
+    /// Forgets a pod that is gone.
+    fn forget_relabels(&self, pod: &PodId);
 
     /// Why new sandboxes get no network, for users to read; `None` if they do. Answers within 100 ms.
     fn network_problem(self: Arc<Self>) -> BoxFuture<'static, Option<String>>;
@@ -250,7 +269,8 @@ pub trait Host: Send + Sync + 'static {
     /// Whether a process runs in a cgroup named after one of `ids`, wherever that lies. Blocks.
     fn has_processes(&self, ids: &HashSet<String>) -> bool;
 
-    /// Keeps the host ids of processes in cgroups named after `ids` from being given out again. Blocks.
+    /// Keeps the host ids and SELinux categories of processes in cgroups named after `ids` from being given out again.
+    /// Blocks.
     fn claim_ids_of(&self, ids: &HashSet<String>);
 
     /// Kills what runs in cgroups named after `ids` and removes those, under `parent` also the empty ones. Blocks.

@@ -78,6 +78,15 @@ impl Known {
         serde_json::from_value(self.json.as_ref()?.get("range")?.clone()).ok()
     }
 
+    /// The SELinux level of its containers.
+    fn level(&self) -> Option<String> {
+        if let Some(record) = &self.record {
+            return record.selinux_level.clone();
+        }
+        let level = self.json.as_ref()?.get("selinux_level")?.as_str()?;
+        Some(level.to_owned())
+    }
+
     fn cgroup_parent(&self) -> Option<String> {
         if let Some(record) = &self.record {
             return Some(record.cgroup_parent.clone());
@@ -144,6 +153,9 @@ impl Kept {
             && let Ok(found) = ids_in(&self.shared.host.layout().containers_directory(&self.id))
         {
             self.known.containers = found;
+        }
+        if let Some(level) = self.known.level() {
+            self.shared.host.claim_level(self.id.as_str(), &level);
         }
         if let Some(range) = self.known.range() {
             self.shared.host.claim_ids(range);
@@ -334,6 +346,7 @@ impl Kept {
         if let Some(range) = self.known.range() {
             self.shared.host.release_ids(range);
         }
+        self.shared.host.release_level(self.id.as_str());
         for container in &self.known.containers {
             cache.hide_container(container);
         }

@@ -158,20 +158,24 @@ impl Pods {
         let share = share.map_err(|error| {
             Error::because(error.kind(), format!("sandbox {}", config.name), error)
         })?;
+        let cgroup_parent = host.cgroup_parent(&config.cgroup_parent, id)?;
+        let selinux_level = host.lease_level(id, config)?;
+        let range = match &config.userns {
+            // The kubelet hands out the ids of pods with user namespaces.
+            Some(userns) => Ok(IdRange {
+                base: userns.uid.outside,
+                size: userns.uid.count,
+            }),
+            None => host.lease_ids(),
+        };
         let record = PodRecord {
             id: id.clone(),
             config: Arc::clone(config),
             created_at: clock::wall(),
             boot: self.shared.boot.clone(),
-            cgroup_parent: host.cgroup_parent(&config.cgroup_parent, id)?,
-            range: match &config.userns {
-                // The kubelet hands out the ids of pods with user namespaces.
-                Some(userns) => IdRange {
-                    base: userns.uid.outside,
-                    size: userns.uid.count,
-                },
-                None => host.lease_ids()?,
-            },
+            cgroup_parent,
+            range: range.inspect_err(|_| host.release_level(id.as_str()))?,
+            selinux_level,
             phase: PodPhase::Starting,
         };
         let slot = Slot::new(host.layout().pod_directory(id), host.syncer());

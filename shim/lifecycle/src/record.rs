@@ -32,6 +32,10 @@ pub struct PodRecord {
     pub cgroup_parent: String,
     /// Its host ids.
     pub range: IdRange,
+    /// SELinux level of its containers: the kubelet's, or one of a pair of categories that no other pod has. `None` on a
+    /// kernel without SELinux, and for pods from before there were such levels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selinux_level: Option<String>,
     /// Where it is in its life.
     pub phase: PodPhase,
 }
@@ -281,6 +285,7 @@ mod tests {
             mount_label: None,
             volumes: vec!["/data".to_owned()],
             shm_bytes: 64 << 20,
+            shm_label: None,
         };
         LinuxPlan {
             jail: Box::new(jail),

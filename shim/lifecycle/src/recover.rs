@@ -209,6 +209,7 @@ async fn resume(shared: &Arc<Shared>, pod: PodRecord, slot: Slot, found: Resumed
     if pod.config.userns.is_none() {
         shared.host.claim_ids(pod.range);
     }
+    claim_levels(shared, &pod, &found.containers);
     if let Claim::Held(other, _) = shared
         .registry
         .claim(&pod.config.name, &pod.id, mail.0.clone())
@@ -223,6 +224,18 @@ async fn resume(shared: &Arc<Shared>, pod: PodRecord, slot: Slot, found: Resumed
     Driver::new(Arc::clone(shared), pod, slot, share, mail)
         .resume(found)
         .await
+}
+
+/// Keeps the SELinux categories of a pod and its containers from being handed out again.
+fn claim_levels(shared: &Shared, pod: &PodRecord, containers: &[FoundContainer]) {
+    if let Some(level) = &pod.selinux_level {
+        shared.host.claim_level(pod.id.as_str(), level);
+    }
+    for container in containers {
+        if let FoundContainer::Readable(record, _) = container {
+            shared.host.claim_own_level(&record.id, &record.config);
+        }
+    }
 }
 
 /// The keeper of a pod; `None` if it is dead or the pod needs none. Errors: it cannot be told whether it lives.

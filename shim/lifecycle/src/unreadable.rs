@@ -146,6 +146,7 @@ fn sandbox_config(id: &PodId) -> SandboxConfig {
         privileged: false,
         ports: Vec::new(),
         container_ports: Vec::new(),
+        selinux: None,
         bandwidth: Default::default(),
         ips: Vec::new(),
         mac: None,

@@ -47,7 +47,11 @@ impl Host {
             pod,
             directory: &self.pod_files(&pod.id, id),
         };
-        files.write(&plan.mounts)?;
+        let label = match &plan.payload {
+            Payload::Wasm(_) => None,
+            Payload::Linux(linux) => linux.jail.mount_label.as_deref(),
+        };
+        files.write(&plan.mounts, label)?;
         let directory = self.layout.container_directory(&pod.id, id);
         make_private(&directory.join("work"))?;
         make_public(&directory.join("upper"))
@@ -189,6 +193,7 @@ impl Host {
         self.discard_tree(&directory)?;
         keeper::remove_exit(&self.layout.exits_directory(pod), id);
         self.parts.images.release(id.as_str());
+        self.categories.release(id.as_str());
         Ok(())
     }
 }

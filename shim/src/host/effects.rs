@@ -12,7 +12,7 @@ use coracle_images::Image;
 use coracle_lifecycle::{
     AttachConfig, ContainerConfig, ContainerUsage, ContainerView, CreatedSandbox, EffectFuture,
     Error, ExecConfig, ExecOutput, KeeperEngine, Layout, Measured, Owned, Plan, PodRecord,
-    PodUsage, PodView, StartRequest, Started, Swept, Syncer,
+    PodUsage, PodView, SandboxConfig, StartRequest, Started, Swept, Syncer,
 };
 use coracle_network::Attachment;
 use coracle_runtime::keeper::{Greeting, Keeper, KeeperEvent};
@@ -58,6 +58,30 @@ impl coracle_lifecycle::Host for Host {
 
     fn release_ids(&self, range: IdRange) {
         self.ids.release(range);
+    }
+
+    fn lease_level(&self, pod: &PodId, wish: &SandboxConfig) -> Result<Option<String>, Error> {
+        Host::lease_level(self, pod, wish)
+    }
+
+    fn claim_level(&self, holder: &str, level: &str) {
+        self.categories.claim(holder, level);
+    }
+
+    fn claim_own_level(&self, id: &ContainerId, wish: &ContainerConfig) {
+        Host::claim_own_level(self, id, wish);
+    }
+
+    fn release_level(&self, holder: &str) {
+        self.categories.release(holder);
+    }
+
+    fn stop_relabels(&self, pod: &PodId) {
+        self.relabels.stop(pod);
+    }
+
+    fn forget_relabels(&self, pod: &PodId) {
+        self.relabels.forget(pod);
     }
 
     fn network_problem(self: Arc<Self>) -> BoxFuture<'static, Option<String>> {

@@ -26,8 +26,8 @@ use coracle_spec::{Identity, LinuxJail, Mount, PidSpace, ResourceLimit};
 pub use self::capabilities::usual as usual_capabilities;
 use self::cdi::Additions;
 use self::devices::Grant;
-use self::profiles::SecurityFiles;
 pub use self::profiles::{DefaultProfile, default_profile};
+use self::profiles::{LabelRequest, SecurityFiles};
 use super::mounts;
 use super::paths::Visit;
 use super::plan::invalid;
@@ -150,7 +150,14 @@ pub(super) fn plan(
 fn jail(subject: &Subject<'_>, grants: &[Grant], volumes: Vec<String>) -> Result<LinuxJail, Error> {
     let security = &subject.wish.security;
     let node = SecurityFiles::of_node();
-    let labels = profiles::selinux(security.selinux.as_ref(), security.privileged, &node)?;
+    let asked = label_request(subject.pod, subject.wish);
+    let labels = profiles::selinux(&asked, &node)?;
+    // It is the pod's, whichever container comes first.
+    let shared = LabelRequest {
+        own: None,
+        privileged: false,
+        ..asked
+    };
     let shown = |paths: &[String]| match security.privileged {
         true => Vec::new(),
         false => paths.to_vec(),
@@ -171,7 +178,37 @@ fn jail(subject: &Subject<'_>, grants: &[Grant], volumes: Vec<String>) -> Result
         mount_label: labels.mount,
         volumes,
         shm_bytes: SHM_BYTES,
+        shm_label: profiles::selinux(&shared, &node)?.mount,
     })
+}
+
+/// What label a container is to have: its own parts, then its pod's.
+fn label_request<'a>(pod: &'a PodRecord, wish: &'a ContainerConfig) -> LabelRequest<'a> {
+    LabelRequest {
+        own: wish.security.selinux.as_ref(),
+        pod: pod.config.selinux.as_ref(),
+        level: pod.selinux_level.as_deref(),
+        privileged: wish.security.privileged,
+        // Such a pod works on what is the node's.
+        with_node: [pod.config.namespaces.pid, pod.config.namespaces.ipc]
+            .contains(&NamespaceMode::Node),
+    }
+}
+
+/// The label of the files of a container's volumes, where volumes are to get one.
+///
+/// Errors: as for a container's own label.
+pub(super) fn volume_label(
+    pod: &PodRecord,
+    wish: &ContainerConfig,
+) -> Result<Option<String>, Error> {
+    let labels = profiles::selinux(&label_request(pod, wish), &SecurityFiles::of_node())?;
+    Ok(labels.mount)
+}
+
+/// Whether this kernel runs SELinux.
+pub(super) fn has_selinux() -> bool {
+    profiles::has_selinux(&SecurityFiles::of_node())
 }
 
 /// A container has no more of the node than its pod was made with.

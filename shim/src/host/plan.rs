@@ -238,6 +238,7 @@ impl Draft {
         user.identity.groups = user::distinct(user.identity.groups);
         linux::has_ids(pod, &user.identity)?;
         let plan = linux::plan(&subject, hardware, &mut mounts)?;
+        host.claim_own_level(&self.id, wish);
         egress::check_linux(&pod.config, plan.jail.capabilities.bounding)?;
         let usual = linux::usual_environment(&subject, &user.home);
         let usual: Vec<_> = usual

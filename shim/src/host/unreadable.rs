@@ -21,11 +21,18 @@ impl Host {
         !cgroups_of_processes(ids).is_empty()
     }
 
-    /// Keeps the host ids of processes in cgroups named after `ids` from being given out again. Blocks.
+    /// Keeps the host ids and SELinux categories of processes in cgroups named after `ids` from being given out again.
+    /// Blocks.
     pub fn claim_ids_of(&self, ids: &HashSet<String>) {
-        for pid in cgroups_of_processes(ids).into_values().flatten() {
-            for id in host_ids(pid) {
-                self.ids().claim_holding(id);
+        for (cgroup, pids) in cgroups_of_processes(ids) {
+            let holder = cgroup.rsplit('/').find(|name| ids.contains(*name));
+            for pid in pids {
+                for id in host_ids(pid) {
+                    self.ids().claim_holding(id);
+                }
+                if let (Some(holder), Some(level)) = (holder, level(pid)) {
+                    self.categories.claim(holder, &level);
+                }
             }
         }
     }
@@ -112,9 +119,17 @@ impl Host {
         }
         for container in containers {
             self.parts.images.release(container.as_str());
+            self.categories.release(container.as_str());
         }
         Ok(())
     }
+}
+
+/// The level of a process' SELinux label; none of one that is gone, or without SELinux.
+fn level(pid: i32) -> Option<String> {
+    let label = std::fs::read_to_string(format!("/proc/{pid}/attr/current")).ok()?;
+    let label = label.trim_end_matches(['\0', '\n']);
+    label.splitn(4, ':').nth(3).map(str::to_owned)
 }
 
 /// The host users that a process runs as, real and effective; none of one that is gone.

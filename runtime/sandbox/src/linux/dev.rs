@@ -11,8 +11,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, Uid, chownat, fstat, makedev, mkdirat, mknodat, openat,
-    symlinkat,
+    AtFlags, FileType, Gid, Mode, OFlags, Uid, XattrFlags, chownat, fsetxattr, fstat, makedev,
+    mkdirat, mknodat, openat, symlinkat,
 };
 
 use crate::{PodNamespaces, rootfs_path};
@@ -181,7 +181,7 @@ pub(super) fn build(
     links(root, &dev)?;
     let pts = terminals(&dev, pod, label)?;
     shared_memory(&dev, bound)?;
-    queues(&dev)?;
+    queues(&dev, label)?;
     own_null(&dev)?;
     if linux.jail.tty {
         return terminal(&dev, &pts, uid).map(Some);
@@ -270,11 +270,26 @@ fn shared_memory(dev: &OwnedFd, bound: &Bound) -> Result<()> {
     }
 }
 
-fn queues(dev: &OwnedFd) -> Result<()> {
+fn queues(dev: &OwnedFd, label: Option<&str>) -> Result<()> {
     let what = || "mount mqueue at /dev/mqueue".to_owned();
     let at = directory(dev, "mqueue").during(what)?;
     let tree = mounts::filesystem(c"mqueue", &[], Forbid::PRIVILEGE).during(what)?;
+    if let Some(label) = label {
+        let what = || format!("give /dev/mqueue the SELinux label {label:?}");
+        label_top(&tree, label).during(what)?;
+    }
     mounts::attach(tree.as_fd(), at.as_fd()).during(what)
+}
+
+/// Labels the top of a filesystem that takes no label when it is mounted. Not every policy has labels for each kind.
+fn label_top(tree: &OwnedFd, label: &str) -> io::Result<()> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let top = openat(tree, ".", flags, Mode::empty())?;
+    let name = c"security.selinux";
+    match fsetxattr(&top, name, label.as_bytes(), XattrFlags::empty()) {
+        Err(rustix::io::Errno::OPNOTSUPP) => Ok(()),
+        done => Ok(done?),
+    }
 }
 
 /// Standard streams that are the node's null device become the container's: whoever holds a node can change it.
@@ -313,11 +328,16 @@ fn terminal(dev: &OwnedFd, pts: &OwnedFd, uid: u32) -> Result<OwnedFd> {
     Ok(control)
 }
 
-/// Makes the pod's shared memory: a tmpfs that no container can grow beyond `bytes`. Where a kernel copies attached
-/// mounts only (before 6.15) it is attached at `shm` beside directory `exits`.
+/// Makes the pod's shared memory: a tmpfs that no container can grow beyond `bytes`, all of it with SELinux label
+/// `label`. Where a kernel copies attached mounts only (before 6.15) it is attached at `shm` beside directory `exits`.
 ///
 /// Errors: the kernel's.
-pub fn pod_shared_memory(bytes: u64, owner: u32, exits: &Path) -> io::Result<OwnedFd> {
+pub fn pod_shared_memory(
+    bytes: u64,
+    owner: u32,
+    label: Option<&str>,
+    exits: &Path,
+) -> io::Result<OwnedFd> {
     let (size, owner_text) = (bytes.to_string(), owner.to_string());
     let mut options = vec![
         (c"source", Some("shm")),
@@ -327,6 +347,7 @@ pub fn pod_shared_memory(bytes: u64, owner: u32, exits: &Path) -> io::Result<Own
     if owner != 0 {
         options.extend([(c"uid", Some(&*owner_text)), (c"gid", Some(&*owner_text))]);
     }
+    options.extend(label.map(|label| (c"context", Some(label))));
     let tree = mounts::filesystem(c"tmpfs", &options, Forbid::PRIVILEGE)?;
     if mounts::clone_at(tree.as_fd()).is_err() {
         let target = exits.with_file_name("shm");

@@ -125,7 +125,9 @@ impl EventLoop<'_> {
             None => 0,
         };
         if self.inherited.pod.shm.is_none() && self.inherited.pod.ipc.is_some() {
-            let made = pod_shared_memory(linux.shm_bytes, owner, &self.inherited.config.exits);
+            let label = linux.shm_label.as_deref();
+            let made =
+                pod_shared_memory(linux.shm_bytes, owner, label, &self.inherited.config.exits);
             self.inherited.pod.shm = Some(made.during(|| "make the pod's shared memory".into())?);
         }
         if linux.pid == PidSpace::Pod && self.pause.is_none() {

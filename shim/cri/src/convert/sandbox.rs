@@ -8,6 +8,7 @@ use std::net::IpAddr;
 
 use coracle_lifecycle::{
     Annotations, Dns, Grants, Handler, NamespaceMode, Namespaces, PodName, SandboxConfig,
+    SelinuxOptions,
 };
 use coracle_network::{Bandwidth, HostPort, Protocol};
 use coracle_proto::runtime::v1 as cri;
@@ -41,7 +42,7 @@ pub(crate) fn sandbox_config(
     check::path("config.linux.cgroup_parent", &linux.cgroup_parent)?;
     let absent = cri::LinuxSandboxSecurityContext::default();
     let context = linux.security_context.as_ref().unwrap_or(&absent);
-    security_context(context)?;
+    let selinux = security_context(context)?;
     let field = "config.linux.security_context.namespace_options";
     let (namespaces, userns) = namespaces::of_pod(field, context.namespace_options.as_ref())?;
     Ok(SandboxConfig {
@@ -61,6 +62,7 @@ pub(crate) fn sandbox_config(
         labels: config.labels,
         handler,
         userns,
+        selinux,
         sysctls: sysctl::sysctls(linux.sysctls, &namespaces)?,
         privileged: context.privileged,
         cgroup_parent: linux.cgroup_parent,
@@ -262,8 +264,10 @@ fn port(field: &str, mapping: &cri::PortMapping) -> Result<Option<HostPort>, Bad
 }
 
 /// Checks what a sandbox says of users and profiles. Nothing of a user's runs in a sandbox itself, and each
-/// container brings its own context, so none of it is kept.
-fn security_context(context: &cri::LinuxSandboxSecurityContext) -> Result<(), BadRequest> {
+/// container brings its own context, so that only the label is kept, whose parts a container may leave out.
+fn security_context(
+    context: &cri::LinuxSandboxSecurityContext,
+) -> Result<Option<SelinuxOptions>, BadRequest> {
     let field = "config.linux.security_context";
     let user = security::user(
         field,
@@ -277,8 +281,7 @@ fn security_context(context: &cri::LinuxSandboxSecurityContext) -> Result<(), Ba
     let old_seccomp = &context.seccomp_profile_path;
     security::seccomp(field, context.seccomp.as_ref(), old_seccomp)?;
     security::apparmor(field, context.apparmor.as_ref(), "")?;
-    security::selinux(field, context.selinux_options.as_ref())?;
-    Ok(())
+    security::selinux(field, context.selinux_options.as_ref())
 }
 
 #[cfg(test)]

@@ -36,6 +36,7 @@ impl Driver {
 
     pub(super) async fn handle_stop_pod(&mut self, reply: Reply<()>) {
         self.try_again();
+        self.shared.host.stop_relabels(&self.record.id);
         match self.pod_step(PodEvent::StopRequested).await {
             Ok(()) => self.stop.push(reply),
             Err(error) => drop(reply.send(Err(error))),
@@ -44,6 +45,7 @@ impl Driver {
 
     pub(super) async fn handle_remove_pod(&mut self, reply: Reply<()>) {
         self.try_again();
+        self.shared.host.stop_relabels(&self.record.id);
         match self.pod_step(PodEvent::RemoveRequested).await {
             Ok(()) => self.remove.push(reply),
             Err(error) => drop(reply.send(Err(error))),

@@ -25,7 +25,7 @@ use crate::scratch::Scratch;
 use crate::{
     AttachConfig, ContainerConfig, ContainerUsage, ContainerView, CreatedSandbox, EffectFuture,
     Error, ExecConfig, ExecOutput, Host, KeeperEngine, Kind, Layout, Measured, Owned, Plan,
-    PodRecord, PodUsage, PodView, StartRequest, Started, Swept, Syncer,
+    PodRecord, PodUsage, PodView, SandboxConfig, StartRequest, Started, Swept, Syncer,
 };
 
 /// The host.
@@ -113,6 +113,20 @@ impl Host for World {
     fn release_ids(&self, _: IdRange) {
         self.leases.fetch_sub(1, Ordering::AcqRel);
     }
+
+    fn lease_level(&self, _: &PodId, _: &SandboxConfig) -> Result<Option<String>, Error> {
+        Ok(None)
+    }
+
+    fn claim_level(&self, _: &str, _: &str) {}
+
+    fn claim_own_level(&self, _: &ContainerId, _: &ContainerConfig) {}
+
+    fn release_level(&self, _: &str) {}
+
+    fn stop_relabels(&self, _: &PodId) {}
+
+    fn forget_relabels(&self, _: &PodId) {}
 
     fn network_problem(self: Arc<Self>) -> BoxFuture<'static, Option<String>> {
         Box::pin(async { None })

@@ -15,7 +15,7 @@ use coracle_lifecycle::{Dns, Error, NamespaceMode, PodRecord};
 use coracle_spec::Mount;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
-use crate::host::{io_error, make_private};
+use crate::host::{io_error, make_private, relabel};
 
 /// A file: name in our directory, place in the container.
 type PodFile = (&'static str, &'static str);
@@ -59,8 +59,12 @@ impl PodFiles<'_> {
         }));
     }
 
-    /// Makes the files that `mounts` have for sources, unless they are there. Blocks on the disk.
-    pub(in crate::host) fn write(&self, mounts: &[Mount]) -> Result<(), Error> {
+    /// Makes the files that `mounts` have for sources, unless they are there, with SELinux label `label`. Blocks on the disk.
+    pub(in crate::host) fn write(
+        &self,
+        mounts: &[Mount],
+        label: Option<&str>,
+    ) -> Result<(), Error> {
         let is_wanted = |name: &str| {
             let path = self.directory.join(name);
             mounts.iter().any(|mount| mount.source == path) && !path.exists()
@@ -72,7 +76,7 @@ impl PodFiles<'_> {
         make_private(self.directory)?;
         let facts = facts(self.pod);
         for (name, _) in wanted {
-            put(self.directory, name, &text(name, &facts)?)?;
+            put(self.directory, name, &text(name, &facts)?, label)?;
         }
         Ok(())
     }
@@ -182,9 +186,10 @@ fn of_node(path: &str) -> Result<String, Error> {
 }
 
 /// Writes a whole file under another name, then gives it its name unless that is taken.
-fn put(directory: &Path, name: &str, text: &str) -> Result<(), Error> {
+fn put(directory: &Path, name: &str, text: &str, label: Option<&str>) -> Result<(), Error> {
     let half: PathBuf = directory.join(format!("{name}.new"));
-    let written = write_new(&half, text).and_then(|()| publish(&half, &directory.join(name)));
+    let written =
+        write_new(&half, text, label).and_then(|()| publish(&half, &directory.join(name)));
     if let Err(error) = written {
         // It is in the container's own directory: what stays goes with it.
         let _ = std::fs::remove_file(&half);
@@ -193,7 +198,7 @@ fn put(directory: &Path, name: &str, text: &str) -> Result<(), Error> {
     Ok(())
 }
 
-fn write_new(path: &Path, text: &str) -> std::io::Result<()> {
+fn write_new(path: &Path, text: &str, label: Option<&str>) -> std::io::Result<()> {
     let mut options = std::fs::OpenOptions::new();
     let mut file = options
         .write(true)
@@ -204,7 +209,8 @@ fn write_new(path: &Path, text: &str) -> std::io::Result<()> {
     file.write_all(text.as_bytes())?;
     // Whatever umask the daemon was started with: users of containers are to read it.
     let mode = rustix::fs::Mode::from_raw_mode(0o644);
-    Ok(rustix::fs::fchmod(&file, mode)?)
+    rustix::fs::fchmod(&file, mode)?;
+    label.map_or(Ok(()), |label| relabel::set(&file, label).map(drop))
 }
 
 fn publish(half: &Path, whole: &Path) -> std::io::Result<()> {
@@ -273,8 +279,8 @@ mod tests {
         let root = std::env::temp_dir().join(format!("coracle-files-{}", std::process::id()));
         let _ = std::fs::remove_dir_all(&root);
         make_private(&root).unwrap();
-        put(&root, "hosts", "first").unwrap();
-        put(&root, "hosts", "second").unwrap();
+        put(&root, "hosts", "first", None).unwrap();
+        put(&root, "hosts", "second", None).unwrap();
         assert_eq!(
             std::fs::read_to_string(root.join("hosts")).unwrap(),
             "first"

@@ -18,7 +18,7 @@ use crate::host::plan::invalid;
 
 pub use self::apparmor::{DefaultProfile, default_profile};
 pub(super) use self::apparmor::{apparmor, load_default};
-pub(super) use self::selinux::selinux;
+pub(super) use self::selinux::{LabelRequest, has_selinux, selinux};
 
 /// Largest seccomp profile that is read. Bytes.
 const MAX_PROFILE_BYTES: u64 = 1 << 20;

@@ -123,7 +123,7 @@ fn a_plain_container_gets_the_usual_jail_and_its_pods_files() {
         pod: &place.pod,
         directory: &place.root.join("files"),
     };
-    own.write(&mounts[..2]).unwrap();
+    own.write(&mounts[..2], None).unwrap();
     let name = std::fs::read_to_string(&mounts[0].source).unwrap();
     assert!(
         !mounts[2].source.exists(),

@@ -41,7 +41,10 @@ impl Host {
             let mounts = draft.mounts(is_linux, missing, visit)?;
             Ok((draft, mounts))
         };
-        self.paths.run(what, check).await
+        let (draft, mounts) = self.paths.run(what, check).await?;
+        // After the check: what was absent may have been made.
+        self.relabel(&draft.pod, &draft.wish).await?;
+        Ok((draft, mounts))
     }
 
     /// The devices of a container, looked at on a thread that may hang.

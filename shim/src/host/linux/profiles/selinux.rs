@@ -1,8 +1,10 @@
 //! The SELinux labels of a container.
 //!
-//! Called by [`super::super::plan`]. Invariants: a label that the loaded policy does not have is refused; a kernel
-//! without SELinux gives no labels, whatever was asked for, as containerd and CRI-O have it.
-//! Not here: taking a label on.
+//! Called by [`super::super::plan`]. Invariants: a label that was asked for and that the loaded policy does not have is
+//! refused; a kernel without SELinux gives no labels, whatever was asked for, as containerd and CRI-O have it; on one
+//! that has it, containers without privileges and namespaces of the node's are confined to their pod's categories
+//! without asking.
+//! Not here: taking a label on, handing categories out.
 
 use std::io::Write as _;
 use std::path::Path;
@@ -13,6 +15,9 @@ use super::SecurityFiles;
 use crate::host::io_error;
 use crate::host::plan::invalid;
 
+/// Level of a pod that has none: from before there were such levels.
+const NO_CATEGORIES: &str = "s0";
+
 /// The labels of a process and of its mounts.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(in crate::host::linux) struct Labels {
@@ -20,29 +25,63 @@ pub(in crate::host::linux) struct Labels {
     pub mount: Option<String>,
 }
 
-/// Completes a label; without a wish or without SELinux there is none. Errors: Invalid for what the policy has not.
+/// What label a container is to have.
+#[derive(Clone, Copy, Debug, Default)]
+pub(in crate::host::linux) struct LabelRequest<'a> {
+    /// What it asks for.
+    pub own: Option<&'a SelinuxOptions>,
+    /// What its pod asks for, part by part where it does not.
+    pub pod: Option<&'a SelinuxOptions>,
+    /// The level that its pod was given.
+    pub level: Option<&'a str>,
+    /// It has no label.
+    pub privileged: bool,
+    /// Its pod has the node's processes or ipc namespace: it has no label unless it asks for one.
+    pub with_node: bool,
+}
+
+impl LabelRequest<'_> {
+    /// The first that says something of a part.
+    fn part<'a>(&'a self, of: impl Fn(&'a SelinuxOptions) -> &'a str) -> Option<&'a str> {
+        let asked = [self.own, self.pod].into_iter().flatten();
+        asked.map(of).find(|text| !text.is_empty())
+    }
+}
+
+/// Completes a label. Errors: Invalid for what is asked for and the policy does not have.
 pub(in crate::host::linux) fn selinux(
-    wish: Option<&SelinuxOptions>,
-    privileged: bool,
+    request: &LabelRequest<'_>,
     files: &SecurityFiles<'_>,
 ) -> Result<Labels, Error> {
-    let Some(wish) = wish.filter(|_| !privileged) else {
-        return Ok(Labels::default());
-    };
-    if !is_on(files.selinux) {
-        tracing::debug!(
-            ?wish,
-            "SELinux options are passed over: this kernel runs without SELinux"
-        );
+    if request.privileged || !is_on(files.selinux) {
         return Ok(Labels::default());
     }
-    let or = |text: &str, usual: &str| if text.is_empty() { usual } else { text }.to_owned();
-    let (user, level) = (or(&wish.user, "system_u"), or(&wish.level, "s0"));
-    let (role, kind) = (or(&wish.role, "system_r"), or(&wish.kind, "container_t"));
+    let is_asked = request.own.is_some() || request.pod.is_some();
+    if !is_asked && (request.with_node || request.level.is_none()) {
+        return Ok(Labels::default());
+    }
+    let user = request.part(|wish| &wish.user).unwrap_or("system_u");
+    let role = request.part(|wish| &wish.role).unwrap_or("system_r");
+    let kind = request.part(|wish| &wish.kind).unwrap_or("container_t");
+    let own_level = request.own.map(|wish| wish.level.as_str());
+    let level = own_level.filter(|level| !level.is_empty());
+    let level = level.or(request.level).unwrap_or(NO_CATEGORIES);
     let process = format!("{user}:{role}:{kind}:{level}");
     let mount = format!("{user}:object_r:container_file_t:{level}");
     for label in [&process, &mount] {
-        known_to_policy(label, files.selinux)?;
+        if is_known(label, files.selinux)? {
+            continue;
+        }
+        if !is_asked {
+            tracing::debug!(
+                label,
+                "the policy on this node knows no containers; they get no label"
+            );
+            return Ok(Labels::default());
+        }
+        return Err(invalid(format!(
+            "SELinux label {label:?} is none of the policy on this node"
+        )));
     }
     Ok(Labels {
         mount: Some(mount),
@@ -50,23 +89,27 @@ pub(in crate::host::linux) fn selinux(
     })
 }
 
-/// Whether this kernel runs SELinux; it shows its file system then.
+/// Whether this kernel runs SELinux.
+pub(in crate::host) fn has_selinux(files: &SecurityFiles<'_>) -> bool {
+    is_on(files.selinux)
+}
+
+/// It shows its file system then.
 fn is_on(selinux: &Path) -> bool {
     selinux.join("enforce").exists()
 }
 
-/// Refuses a label that the loaded policy has not. The kernel checks what is written to `context`.
-fn known_to_policy(label: &str, selinux: &Path) -> Result<(), Error> {
+/// Whether the loaded policy has a label. The kernel checks what is written to `context`.
+fn is_known(label: &str, selinux: &Path) -> Result<bool, Error> {
     let file = std::fs::File::options()
         .write(true)
         .open(selinux.join("context"));
     let checked = file.and_then(|mut file| file.write_all(label.as_bytes()));
-    checked.map_err(|error| match error.kind() {
-        std::io::ErrorKind::InvalidInput => invalid(format!(
-            "SELinux label {label:?} is none of the policy on this node"
-        )),
-        _ => io_error(format!("check SELinux label {label:?}"), error),
-    })
+    match checked {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == std::io::ErrorKind::InvalidInput => Ok(false),
+        Err(error) => Err(io_error(format!("check SELinux label {label:?}"), error)),
+    }
 }
 
 #[cfg(test)]
@@ -79,37 +122,68 @@ mod tests {
     fn a_label_is_completed_or_passed_over_without_selinux() {
         let scratch = Scratch::new("profiles-selinux");
         let absent = scratch.0.join("absent");
-        let wish = SelinuxOptions {
+        let files = SecurityFiles {
+            apparmor: &absent,
+            selinux: &scratch.0,
+            parsers: &[],
+        };
+        let labels = |request: LabelRequest<'_>| {
+            let labels = selinux(&request, &files).unwrap();
+            assert_eq!(labels.process.is_some(), labels.mount.is_some());
+            labels.process.zip(labels.mount)
+        };
+        let own = SelinuxOptions {
             level: "s0:c1,c2".to_owned(),
             ..SelinuxOptions::default()
         };
-        let files = |selinux| SecurityFiles {
-            apparmor: &absent,
-            selinux,
-            parsers: &[],
+        let pod = SelinuxOptions {
+            kind: "web_t".to_owned(),
+            level: "s0:c5,c6".to_owned(),
+            ..SelinuxOptions::default()
         };
-        assert_eq!(
-            selinux(Some(&wish), false, &files(&scratch.0)).unwrap(),
-            Labels::default()
-        );
-        assert_eq!(
-            selinux(None, false, &files(&scratch.0)).unwrap(),
-            Labels::default()
-        );
+        let request = LabelRequest {
+            own: Some(&own),
+            pod: Some(&pod),
+            level: Some("s0:c5,c6"),
+            ..LabelRequest::default()
+        };
+        assert_eq!(labels(request), None);
         scratch.put("enforce", b"1");
         scratch.put("context", b"");
-        let labels = selinux(Some(&wish), false, &files(&scratch.0)).unwrap();
-        assert_eq!(
-            labels.process.as_deref(),
-            Some("system_u:system_r:container_t:s0:c1,c2")
-        );
-        assert_eq!(
-            labels.mount.as_deref(),
-            Some("system_u:object_r:container_file_t:s0:c1,c2")
-        );
-        assert_eq!(
-            selinux(Some(&wish), true, &files(&scratch.0)).unwrap(),
-            Labels::default()
-        );
+        let both = |kind: &str, level: &str| {
+            let process = format!("system_u:system_r:{kind}:{level}");
+            Some((
+                process,
+                format!("system_u:object_r:container_file_t:{level}"),
+            ))
+        };
+        assert_eq!(labels(request), both("web_t", "s0:c1,c2"));
+        let of_pod = LabelRequest {
+            own: None,
+            ..request
+        };
+        assert_eq!(labels(of_pod), both("web_t", "s0:c5,c6"));
+        let unasked = LabelRequest {
+            pod: None,
+            ..of_pod
+        };
+        assert_eq!(labels(unasked), both("container_t", "s0:c5,c6"));
+        let with_node = LabelRequest {
+            with_node: true,
+            ..unasked
+        };
+        assert_eq!(labels(with_node), None);
+        let asked = LabelRequest {
+            with_node: true,
+            ..request
+        };
+        assert_eq!(labels(asked), both("web_t", "s0:c1,c2"));
+        let privileged = LabelRequest {
+            privileged: true,
+            ..request
+        };
+        assert_eq!(labels(privileged), None);
+        // A pod of an older daemon.
+        assert_eq!(labels(LabelRequest::default()), None);
     }
 }
