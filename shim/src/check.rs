@@ -1,16 +1,16 @@
-//! `coracle check`: what the node lacks, and the command that mends it.
+//! `coracle check`: what the node lacks, and a command that fixes it.
 //!
-//! Place in the flow: the command line loads the configuration, calls [`examine`] and prints the
+//! the command line loads the configuration, calls [`examine`] and prints the
 //! [`Report`]. The daemon need not run.
 //! Invariants: what can be tried is tried rather than read off a version number; whatever a probe makes
 //! (a namespace, a veth inside it, a detached mount) is gone when it returns; every finding that is not
 //! ok says what to do.
-//! Not here: mending anything.
+//! Not here: fixing anything.
 
+mod directories;
 mod host;
 mod kernel;
 mod network;
-mod place;
 mod probe;
 
 use std::io::{self, Write};
@@ -52,9 +52,9 @@ pub struct Finding {
     pub subject: &'static str,
     /// What was found.
     pub found: String,
-    /// A command or a change that mends it; never absent unless the level is ok.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub mend: Option<String>,
+    /// A command or a change that fixes it; never absent unless the level is ok.
+    #[serde(rename = "mend", skip_serializing_if = "Option::is_none")]
+    pub remedy: Option<String>,
 }
 
 impl Finding {
@@ -63,25 +63,25 @@ impl Finding {
             level: Level::Ok,
             subject,
             found: found.into(),
-            mend: None,
+            remedy: None,
         }
     }
 
-    fn warning(subject: &'static str, found: impl Into<String>, mend: impl Into<String>) -> Self {
+    fn warning(subject: &'static str, found: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self {
             level: Level::Warning,
             subject,
             found: found.into(),
-            mend: Some(mend.into()),
+            remedy: Some(remedy.into()),
         }
     }
 
-    fn missing(subject: &'static str, found: impl Into<String>, mend: impl Into<String>) -> Self {
+    fn missing(subject: &'static str, found: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self {
             level: Level::Missing,
             subject,
             found: found.into(),
-            mend: Some(mend.into()),
+            remedy: Some(remedy.into()),
         }
     }
 }
@@ -93,12 +93,12 @@ pub struct Report {
     pub findings: Vec<Finding>,
 }
 
-/// Looks at the node with this configuration's eyes.
+/// Examines the node for this configuration.
 pub fn examine(config: &Config) -> Report {
     let mut findings = kernel::findings(config);
     findings.extend(host::findings(config));
     findings.extend(network::findings(config));
-    findings.extend(place::findings(config));
+    findings.extend(directories::findings(config));
     Report { findings }
 }
 
@@ -128,11 +128,11 @@ impl Report {
                 level,
                 subject,
                 found,
-                mend,
+                remedy,
             } = finding;
             writeln!(out, "{:<7}  {subject:<width$}  {found}", level.name())?;
-            if let Some(mend) = mend {
-                writeln!(out, "{:<7}  {:<width$}  -> {mend}", "", "")?;
+            if let Some(remedy) = remedy {
+                writeln!(out, "{:<7}  {:<width$}  -> {remedy}", "", "")?;
             }
         }
         let (missing, warnings) = (self.count(Level::Missing), self.count(Level::Warning));
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn text_is_aligned_and_says_how_to_mend() {
+    fn text_is_aligned_and_says_how_to_fix_it() {
         let mut out = Vec::new();
         report().print_text(&mut out).unwrap();
         let wanted = "\
@@ -215,7 +215,7 @@ missing  overlayfs    unknown to the kernel
         for finding in &report.findings {
             assert_eq!(
                 finding.level == Level::Ok,
-                finding.mend.is_none(),
+                finding.remedy.is_none(),
                 "{finding:?}"
             );
         }

@@ -1,20 +1,20 @@
 //! `coracle demo`: a daemon, a registry and directories of its own, one pod's whole life, and nothing left of it.
 //!
-//! Called by: `main`. Calls: `place` (where), `process` and `registry` (who), `story` over `calls` and `log` (what), `leftovers`
+//! Called by: `main`. Calls: `scratch` (where), `process` and `registry` (who), `steps` over `timed_calls` and `log` (what), `leak_check`
 //! (what remains). The daemon is this very program, exec'd as a node runs it; the demo knows it only by its socket.
 //! Invariant: however the demo ends, by itself, by an error or by Ctrl-C, everything it started is ended, and what would
 //! remain is named and makes it fail.
 //! Not here: anything of the daemon's insides.
 
-mod calls;
 mod error;
 mod http;
-mod leftovers;
+mod leak_check;
 mod log;
-mod place;
 mod process;
 mod registry;
-mod story;
+mod scratch;
+mod steps;
+mod timed_calls;
 
 use std::io::Write as _;
 use std::os::unix::process::CommandExt as _;
@@ -24,12 +24,12 @@ use std::time::{Duration, Instant};
 use coracle_proto::runtime::v1::VersionRequest;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use calls::{Calls, say};
 use error::Error;
-use leftovers::Traces;
-use place::Place;
+use leak_check::LeakCheck;
 use process::Process;
 use registry::Registry;
+use scratch::Scratch;
+use timed_calls::{Calls, print_line};
 
 use crate::cli::DemoArgs;
 
@@ -37,12 +37,12 @@ use crate::cli::DemoArgs;
 const GUEST: &str = include_str!("demo/guest.wat");
 /// How long the daemon may take to answer.
 const START: Duration = Duration::from_secs(10);
-/// How long daemon and registry may take to end once told.
+/// How long daemon and registry may take to end once signalled.
 const END: Duration = Duration::from_secs(10);
 /// How long the removal of a broken-off demo's pods may take.
-const UNDO: Duration = Duration::from_secs(10);
+const UNDO_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the kernel may take to let go: a veth outlives its namespace by some 60 ms.
-const SETTLE: Duration = Duration::from_secs(2);
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Shows a pod's life. Errors: what did not go as it should, what remains, or the signal that ended it.
 pub fn main(arguments: &DemoArgs) -> Result<(), Box<dyn std::error::Error>> {
@@ -52,9 +52,9 @@ pub fn main(arguments: &DemoArgs) -> Result<(), Box<dyn std::error::Error>> {
     Ok(runtime.block_on(run(arguments.keep))?)
 }
 
-/// Who plays: the processes that run now.
+/// The processes that the demo started.
 #[derive(Default)]
-struct Cast {
+struct Started {
     daemon: Option<Process>,
     registry: Option<Registry>,
     /// Every process group that was started.
@@ -63,29 +63,29 @@ struct Cast {
 
 async fn run(keep: bool) -> Result<(), Error> {
     let begun = Instant::now();
-    let mut told = Told::listen()?;
-    let place = Place::take()?;
-    let mut cast = Cast::default();
+    let mut signals = Signals::listen()?;
+    let scratch = Scratch::take()?;
+    let mut started = Started::default();
     let shown = tokio::select! {
-        shown = show(&place, &mut cast) => shown,
-        name = told.by() => Err(Error::new(format!("ended by {name}"))),
+        shown = show(&scratch, &mut started) => shown,
+        name = signals.recv() => Err(Error::new(format!("ended by {name}"))),
     };
     if shown.is_err() {
-        complain(&cast);
+        print_daemon_log(&started);
     }
-    let clean = clean_up(&place, cast, shown.is_err()).await;
+    let clean = clean_up(&scratch, started, shown.is_err()).await;
     let removed = if keep {
-        say(format_args!("kept {}", place.directory().display()))
+        print_line(format_args!("kept {}", scratch.directory().display()))
     } else {
-        place.remove()
+        scratch.remove()
     };
     match (shown, clean.and(removed)) {
         (Ok(()), Ok(())) => {
             let seconds = begun.elapsed().as_secs_f64();
-            say(
+            print_line(
                 "nothing is left: no process, mount, network interface, namespace or cgroup of the demo",
             )?;
-            say(format_args!("done in {seconds:.1} s"))
+            print_line(format_args!("done in {seconds:.1} s"))
         }
         (Ok(()), Err(problem)) | (Err(problem), Ok(())) => Err(problem),
         (Err(problem), Err(also)) => {
@@ -99,39 +99,39 @@ async fn run(keep: bool) -> Result<(), Error> {
     }
 }
 
-async fn show(place: &Place, cast: &mut Cast) -> Result<(), Error> {
+async fn show(scratch: &Scratch, started: &mut Started) -> Result<(), Error> {
     let begun = Instant::now();
-    let registry = cast
+    let registry = started
         .registry
-        .insert(Registry::start(&place.directory().join("registry"))?);
-    cast.groups.push(registry.group());
-    let daemon = cast.daemon.insert(start_daemon(place)?);
-    cast.groups.push(daemon.group());
-    let calls = Calls::new(&place.socket());
+        .insert(Registry::start(&scratch.directory().join("registry"))?);
+    started.groups.push(registry.group());
+    let daemon = started.daemon.insert(start_daemon(scratch)?);
+    started.groups.push(daemon.group());
+    let calls = Calls::new(&scratch.socket());
     wait_for_daemon(&calls, daemon).await?;
     let milliseconds = begun.elapsed().as_secs_f64() * 1e3;
-    say(format_args!(
+    print_line(format_args!(
         "daemon     answers after {milliseconds:.0} ms on {}",
-        place.socket().display()
+        scratch.socket().display()
     ))?;
     registry.ready().await?;
-    say(format_args!(
+    print_line(format_args!(
         "registry   docker-registry on {}",
         registry.host()
     ))?;
     let module =
         wat::parse_str(GUEST).map_err(|error| Error::because("assemble the guest", error))?;
     let image = registry.push("demo/greeter", "1", &module).await?;
-    say(format_args!(
+    print_line(format_args!(
         "image      {image}, a Wasm module of {} bytes, packed and pushed\n",
         module.len()
     ))?;
-    calls::head()?;
-    story::tell(place, &calls, &image).await
+    timed_calls::head()?;
+    steps::run(scratch, &calls, &image).await
 }
 
-fn start_daemon(place: &Place) -> Result<Process, Error> {
-    let config = place.write_config()?;
+fn start_daemon(scratch: &Scratch) -> Result<Process, Error> {
+    let config = scratch.write_config()?;
     // By the link, not by its name: this very build, even if the file was replaced meanwhile.
     let mut command = Command::new("/proc/self/exe");
     command
@@ -142,7 +142,7 @@ fn start_daemon(place: &Place) -> Result<Process, Error> {
     Process::start(
         "coracle serve",
         &mut command,
-        &place.directory().join("daemon.log"),
+        &scratch.directory().join("daemon.log"),
     )
 }
 
@@ -152,7 +152,7 @@ async fn wait_for_daemon(calls: &Calls, daemon: &mut Process) -> Result<(), Erro
         match calls.runtime().version(VersionRequest::default()).await {
             Ok(_) => return Ok(()),
             Err(status) if Instant::now() > deadline => {
-                return Err(calls::refused("Version", "", &status));
+                return Err(timed_calls::refused("Version", "", &status));
             }
             Err(_) => daemon.expect_running()?,
         }
@@ -161,8 +161,8 @@ async fn wait_for_daemon(calls: &Calls, daemon: &mut Process) -> Result<(), Erro
 }
 
 /// Shows the end of the daemon's log on standard error.
-fn complain(cast: &Cast) {
-    let tail = cast
+fn print_daemon_log(started: &Started) {
+    let tail = started
         .daemon
         .as_ref()
         .map(Process::log_tail)
@@ -173,19 +173,21 @@ fn complain(cast: &Cast) {
 }
 
 /// Ends all that runs, looks for what is left, and takes that away. Errors: there was something.
-async fn clean_up(place: &Place, cast: Cast, is_broken: bool) -> Result<(), Error> {
-    let traces = Traces::new(place, cast.groups);
+async fn clean_up(scratch: &Scratch, started: Started, is_broken: bool) -> Result<(), Error> {
+    let leaks = LeakCheck::new(scratch, started.groups);
     let mut problems = Vec::new();
-    if is_broken && cast.daemon.is_some() {
-        let calls = Calls::new(&place.socket());
-        if tokio::time::timeout(UNDO, story::undo(&calls))
+    if is_broken && started.daemon.is_some() {
+        let calls = Calls::new(&scratch.socket());
+        if tokio::time::timeout(UNDO_TIMEOUT, steps::undo(&calls))
             .await
             .is_err()
         {
-            problems.push(format!("the daemon did not remove the pod within {UNDO:?}"));
+            problems.push(format!(
+                "the daemon did not remove the pod within {UNDO_TIMEOUT:?}"
+            ));
         }
     }
-    for process in [cast.daemon, cast.registry.map(Registry::into_process)]
+    for process in [started.daemon, started.registry.map(Registry::into_process)]
         .into_iter()
         .flatten()
     {
@@ -193,13 +195,13 @@ async fn clean_up(place: &Place, cast: Cast, is_broken: bool) -> Result<(), Erro
             problems.push(error.to_string());
         }
     }
-    let deadline = Instant::now() + SETTLE;
-    let mut left = traces.find();
+    let deadline = Instant::now() + RELEASE_TIMEOUT;
+    let mut left = leaks.find();
     while !left.is_empty() && Instant::now() < deadline {
         tokio::time::sleep(Duration::from_millis(10)).await;
-        left = traces.find();
+        left = leaks.find();
     }
-    traces.sweep();
+    leaks.sweep();
     problems.extend(
         left.iter()
             .map(|line| format!("left behind, and removed now: {line}")),
@@ -212,18 +214,18 @@ async fn clean_up(place: &Place, cast: Cast, is_broken: bool) -> Result<(), Erro
 }
 
 /// The signals that end a demo early.
-struct Told {
+struct Signals {
     interrupt: Signal,
     terminate: Signal,
     hangup: Signal,
 }
 
-impl Told {
+impl Signals {
     /// From now on these signals no longer kill this process. Errors: the kernel's.
-    fn listen() -> Result<Told, Error> {
+    fn listen() -> Result<Signals, Error> {
         let listen =
             |kind| signal(kind).map_err(|error| Error::because("listen for signals", error));
-        Ok(Told {
+        Ok(Signals {
             interrupt: listen(SignalKind::interrupt())?,
             terminate: listen(SignalKind::terminate())?,
             hangup: listen(SignalKind::hangup())?,
@@ -231,7 +233,7 @@ impl Told {
     }
 
     /// Waits for one. Gives its name.
-    async fn by(&mut self) -> &'static str {
+    async fn recv(&mut self) -> &'static str {
         tokio::select! {
             _ = self.interrupt.recv() => "SIGINT",
             _ = self.terminate.recv() => "SIGTERM",

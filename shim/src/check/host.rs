@@ -1,6 +1,6 @@
 //! How the node is set up: who we are, its cgroups, its names and its routes.
 //!
-//! Place in the flow: `check::examine` asks [`findings`] after the kernel's. Invariant: reads files of
+//! `check::examine` asks [`findings`] after the kernel's. Invariant: reads files of
 //! /proc, /sys and /etc only; each text is judged by a pure function that a test can feed.
 //! Not here: directories and filesystems.
 
@@ -151,7 +151,7 @@ fn cgroups(found: &Cgroups) -> Finding {
         .filter(|name| !found.v2.contains(*name) && !found.v1.contains(*name))
         .collect();
     if !lacking.is_empty() {
-        let mend = match lacking.contains(&"memory") {
+        let remedy = match lacking.contains(&"memory") {
             true => {
                 "boot with cgroup_enable=memory, and mount the trees: mount -t cgroup2 none /sys/fs/cgroup"
             }
@@ -160,7 +160,7 @@ fn cgroups(found: &Cgroups) -> Finding {
         return Finding::missing(
             subject,
             format!("no controller for {}", lacking.join(" ")),
-            mend,
+            remedy,
         );
     }
     match found.unified() {
@@ -274,7 +274,7 @@ mod tests {
         };
         assert_eq!(cgroups(&v2).level, Level::Ok);
         let none = cgroups(&Cgroups::default());
-        assert!(none.mend.unwrap().contains("cgroup_enable=memory"));
+        assert!(none.remedy.unwrap().contains("cgroup_enable=memory"));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What the kernel can do.
 //!
-//! Place in the flow: `check::examine` asks [`findings`] first. Invariant: a feature that can be tried is
+//! `check::examine` asks [`findings`] first. Invariant: a feature that can be tried is
 //! tried by `probe`; only a feature whose absence shows late is judged by version.
 //! Not here: how the node is set up.
 
@@ -10,7 +10,7 @@ use std::io;
 use coracle_sandbox::landlock;
 
 use super::probe::{self, UserNamespace};
-use super::{Finding, place};
+use super::{Finding, directories};
 use crate::config::Config;
 use crate::host::{DefaultProfile, default_profile};
 
@@ -131,7 +131,7 @@ fn seccomp() -> Finding {
 }
 
 fn landlock() -> Finding {
-    const MEND: &str = "boot with landlock in the lsm= list and CONFIG_SECURITY_LANDLOCK=y";
+    const REMEDY: &str = "boot with landlock in the lsm= list and CONFIG_SECURITY_LANDLOCK=y";
     let subject = "landlock";
     match landlock::version() {
         Ok(Some(version)) => {
@@ -143,9 +143,9 @@ fn landlock() -> Finding {
         Ok(None) => Finding::warning(
             subject,
             "this kernel runs without it: WebAssembly guests lack one of their walls",
-            MEND,
+            REMEDY,
         ),
-        Err(error) => Finding::warning(subject, error.chain(), MEND),
+        Err(error) => Finding::warning(subject, error.chain(), REMEDY),
     }
 }
 
@@ -208,16 +208,16 @@ fn veth(outcome: io::Result<()>) -> Finding {
 
 fn no_user_namespace(error: &io::Error) -> Finding {
     let most = fs::read_to_string("/proc/sys/user/max_user_namespaces").unwrap_or_default();
-    let mend = match (most.trim(), error.raw_os_error()) {
+    let remedy = match (most.trim(), error.raw_os_error()) {
         ("0", _) => "sysctl -w user.max_user_namespaces=65536",
         (_, Some(libc::EPERM)) => "run as root, with CAP_SYS_ADMIN, CAP_SETUID and CAP_SETGID",
         _ => "boot a kernel with CONFIG_USER_NS=y",
     };
-    Finding::missing("user namespaces", error.to_string(), mend)
+    Finding::missing("user namespaces", error.to_string(), remedy)
 }
 
 fn idmapped(subject: &'static str, path: &std::path::Path, namespace: &UserNamespace) -> Finding {
-    let directory = place::nearest_existing(path);
+    let directory = directories::nearest_existing(path);
     match probe::idmapped_mount(&directory, namespace) {
         Ok(()) => Finding::ok(subject, format!("{} can be idmapped", directory.display())),
         Err(error) => Finding::warning(
@@ -276,8 +276,8 @@ mod tests {
     #[test]
     fn a_refused_veth_is_told_apart_from_an_unknown_one() {
         let refused = veth(Err(io::Error::from_raw_os_error(libc::EPERM)));
-        assert!(refused.mend.is_some_and(|mend| mend.contains("root")));
+        assert!(refused.remedy.is_some_and(|remedy| remedy.contains("root")));
         let unknown = veth(Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP)));
-        assert_eq!(unknown.mend.as_deref(), Some("modprobe veth"));
+        assert_eq!(unknown.remedy.as_deref(), Some("modprobe veth"));
     }
 }

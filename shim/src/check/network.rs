@@ -1,6 +1,6 @@
 //! Whether pods would get a network, as far as it is not the built-in one, whose subnet `host` looks at.
 //!
-//! Place in the flow: `check::examine` asks [`findings`]. Invariant: files are read, no plugin is executed.
+//! `check::examine` asks [`findings`]. Invariant: files are read, no plugin is executed.
 //! Not here: whether the node forwards.
 
 use coracle_network::cni::{self, Error, Probe};
@@ -66,7 +66,7 @@ mod tests {
             "{}",
             found.found
         );
-        assert!(found.mend.unwrap().contains("builtin"));
+        assert!(found.remedy.unwrap().contains("builtin"));
 
         let refused = cni::probe(Path::new("/proc/self/fdinfo"), &[]).unwrap_err();
         assert_eq!(judge(Err(refused)).level, Level::Missing);

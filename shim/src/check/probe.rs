@@ -1,6 +1,6 @@
 //! The raw calls that try what cannot be read from /proc.
 //!
-//! Place in the flow: called by `kernel` and `place`; each function tries one feature of the kernel and
+//! called by `kernel` and `directories`; each function tries one feature of the kernel and
 //! says what came of it. Invariant: nothing outlives the call; children are killed and reaped, mounts
 //! are detached ones that end with their descriptor, interfaces live in a namespace that ends with its
 //! thread. Not here: what the answers mean.

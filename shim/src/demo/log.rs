@@ -1,16 +1,16 @@
 //! The CRI logs of the demo's containers, read as a kubelet reads them.
 //!
-//! Called by: `story`. Invariant: a log without the line that was promised is an error.
+//! Called by: `steps`. Invariant: a log without the line that was promised is an error.
 //! Not here: who writes them.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::calls::say;
 use super::error::Error;
+use super::timed_calls::print_line;
 
 /// How often a greeting is looked for, and how long one look waits for the next.
-const LOOKS: (u32, Duration) = (1000, Duration::from_millis(10));
+const POLL: (u32, Duration) = (1000, Duration::from_millis(10));
 
 /// The pod's log directory, and the line that every container of the demo prints.
 pub struct Logs {
@@ -22,12 +22,12 @@ pub struct Logs {
 
 impl Logs {
     /// Waits until a container has greeted. Errors: it does not within ten seconds.
-    pub async fn hear_greeting(&self, name: &str) -> Result<(), Error> {
+    pub async fn wait_for_greeting(&self, name: &str) -> Result<(), Error> {
         let file = self.file(name);
-        for _ in 0..LOOKS.0 {
+        for _ in 0..POLL.0 {
             match std::fs::read_to_string(&file) {
                 Ok(log) if log.contains(self.greeting) => return Ok(()),
-                _ => tokio::time::sleep(LOOKS.1).await,
+                _ => tokio::time::sleep(POLL.1).await,
             }
         }
         self.show(name)
@@ -38,9 +38,9 @@ impl Logs {
         let file = self.file(name);
         let log =
             std::fs::read_to_string(&file).map_err(|error| Error::file("read", &file, error))?;
-        say(format_args!("\nwhat {name} printed, in its CRI log:"))?;
+        print_line(format_args!("\nwhat {name} printed, in its CRI log:"))?;
         for line in log.lines() {
-            say(format_args!("  {line}"))?;
+            print_line(format_args!("  {line}"))?;
         }
         if log.contains(self.greeting) {
             return Ok(());

@@ -71,7 +71,7 @@ impl Process {
         lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n")
     }
 
-    /// Sends SIGTERM and waits for the end. Errors: it does not end in time, or not as one that was told to.
+    /// Sends SIGTERM and waits for the end. Errors: it does not end in time, or not as one that was signals to.
     pub async fn end(mut self, patience: Duration) -> Result<(), Error> {
         if let Some(pid) = Pid::from_raw(self.group()) {
             let _ = kill_process(pid, Signal::TERM);

@@ -53,7 +53,7 @@ pub(super) fn check(record: &PodRecord) -> Result<(), Error> {
 pub(super) fn check_linux(wish: &SandboxConfig, bounding: u64) -> Result<(), Error> {
     /// They send raw packets, change the rules, enter another network namespace or change the kernel. Source:
     /// linux/capability.h.
-    const UNHELD: [(&str, u32); 6] = [
+    const UNENFORCED: [(&str, u32); 6] = [
         ("NET_ADMIN", 12),
         ("NET_RAW", 13),
         ("SYS_MODULE", 16),
@@ -75,7 +75,10 @@ pub(super) fn check_linux(wish: &SandboxConfig, bounding: u64) -> Result<(), Err
         let why = "some of it by name, and a Linux container is held to addresses only; list those";
         return refused(why.into());
     }
-    match UNHELD.iter().find(|(_, bit)| bounding & (1 << bit) != 0) {
+    match UNENFORCED
+        .iter()
+        .find(|(_, bit)| bounding & (1 << bit) != 0)
+    {
         Some((name, _)) => refused(format!(
             "and a container with the capability {name} is not held to that; drop it"
         )),
@@ -102,7 +105,11 @@ impl Host {
     }
 
     /// Installs the rules in the pod's network namespace. Blocks.
-    pub(super) fn hold(&self, record: &PodRecord, netns: BorrowedFd<'_>) -> Result<(), Error> {
+    pub(super) fn apply_egress(
+        &self,
+        record: &PodRecord,
+        netns: BorrowedFd<'_>,
+    ) -> Result<(), Error> {
         let reach = reach(&record.config, &self.config.denied_node_ports)?;
         if reach == Egress::Open {
             return Ok(());

@@ -11,8 +11,8 @@ use std::path::{Component, Path, PathBuf};
 use coracle_lifecycle::{Error, IdMapping, Kind, MountConfig, Propagation, UserNamespaceConfig};
 use coracle_spec::{Mount, MountKind, MountPropagation};
 
-use super::flow;
 use super::paths::{Missing, Visit};
+use super::propagation;
 
 /// Most mounts of a container.
 const MOST: usize = 512;
@@ -164,7 +164,7 @@ fn check_source(wish: &MountConfig, setting: Setting<'_>, visit: &Visit<'_>) -> 
         });
     }
     if setting.is_linux {
-        let flows = flow::check(&wish.host_path, wish.propagation);
+        let flows = propagation::check(&wish.host_path, wish.propagation);
         flows.map_err(|why| refused(wish, &why))?;
     }
     Ok(())

@@ -4,7 +4,7 @@
 //! Invariant: a plan that is made can be started without asking anybody again what was meant.
 //! Not here: cgroups, directories, processes.
 
-mod places;
+mod host_paths;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,8 +21,8 @@ use coracle_wasm::{EngineRef, ModuleInfo};
 use super::egress;
 use super::linux::Hardware;
 use super::paths::{Missing, Visit};
+use super::process_args::{argv, environment, log_path, stop_signal, working_dir};
 use super::user::Resolved;
-use super::words::{argv, environment, log_path, stop_signal, working_dir};
 use super::{Host, blocking, image_volumes, linux, mounts, pass, user};
 
 pub(super) struct Module {

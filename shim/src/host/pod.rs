@@ -7,7 +7,7 @@
 //! its namespace until they have let go of it.
 //! Not here: records of phases.
 
-mod joining;
+mod plugins;
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
@@ -26,21 +26,21 @@ use coracle_runtime::spawner::NewKeeper;
 use coracle_spec::id::PodId;
 use tokio::sync::mpsc::UnboundedReceiver;
 
-pub(super) use self::joining::network_error;
-use self::joining::{cni_error, network_config};
+pub(super) use self::plugins::network_error;
+use self::plugins::{cni_error, network_config};
 use super::{Host, blocking, egress, io_error, make_private, pass, remove_tree, runtime_error};
 
 /// The first port for which no privilege is needed, below `/proc/sys`.
 const FIRST_FREE_PORT: &str = "net/ipv4/ip_unprivileged_port_start";
 /// How long a keeper may take to leave by itself, and again after it was killed.
-const LEAVE_PATIENCE: Duration = Duration::from_secs(1);
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What a keeper is born into.
-struct Nest {
+/// What a keeper is started with.
+struct KeeperSetup {
     namespaces: Namespaces,
     attachment: Option<Attachment>,
-    /// What plugins are still to be asked, where they connect pods.
-    joining: Option<cni::Plan>,
+    /// The plugins to call, where plugins connect pods.
+    cni_plan: Option<cni::Plan>,
     entrance: Option<OwnedFd>,
     cgroup_procs: Vec<PathBuf>,
     listener: OwnedFd,
@@ -50,14 +50,14 @@ impl Host {
     /// Makes namespaces, network, cgroup and keeper of a pod whose record is saved. Undoes all of it on failure.
     pub async fn raise(self: &Arc<Self>, record: &PodRecord) -> Result<CreatedSandbox, Error> {
         let (host, plan) = (Arc::clone(self), record.clone());
-        let (nest, attachment) = blocking("making a sandbox", move || {
+        let (setup, attachment) = blocking("making a sandbox", move || {
             let mut attachment = None;
-            let made = host.nest(&plan, &mut attachment);
+            let made = host.setup(&plan, &mut attachment);
             Ok((made, attachment))
         })
         .await?;
-        let raised = match nest {
-            Ok(nest) => self.hatch_and_join(record, nest).await,
+        let raised = match setup {
+            Ok(setup) => self.start_keeper_with_plugins(record, setup).await,
             Err(error) => Err(error),
         };
         if raised.is_err() {
@@ -66,16 +66,16 @@ impl Host {
         raised
     }
 
-    fn nest(
+    fn setup(
         self: &Arc<Self>,
         record: &PodRecord,
         attached: &mut Option<Attachment>,
-    ) -> Result<Nest, Error> {
+    ) -> Result<KeeperSetup, Error> {
         egress::check(record)?;
         pass("run.netns")?;
         let named = |what| format!("{what} of sandbox {}", record.id);
         let own_net = record.config.namespaces.network != NamespaceMode::Node;
-        let joining = self.plan_to_join(record)?;
+        let cni_plan = self.plan_cni(record)?;
         let pin = self.pin(&record.id);
         let namespaces = network::create_namespaces(
             self.namespaces_of(record),
@@ -84,10 +84,10 @@ impl Host {
         let namespaces = namespaces
             .map_err(|error| Error::because(Kind::Io, named("make the namespaces"), error))?;
         if let Some(netns) = &namespaces.net {
-            self.hold(record, netns.as_fd())?;
+            self.apply_egress(record, netns.as_fd())?;
         }
         pass("run.network")?;
-        if let (Some(netns), None) = (&namespaces.net, &joining) {
+        if let (Some(netns), None) = (&namespaces.net, &cni_plan) {
             let made = self
                 .parts
                 .network
@@ -103,14 +103,14 @@ impl Host {
         let listener = keeper::bind_control(&socket);
         let listener =
             listener.map_err(|error| runtime_error(named("bind the control socket"), error))?;
-        if let Some(joining) = &joining {
-            let begun = self.parts.network.cni().begin(joining);
+        if let Some(cni_plan) = &cni_plan {
+            let begun = self.parts.network.cni().begin(cni_plan);
             begun.map_err(|error| cni_error(named("record the network"), error))?;
         }
-        Ok(Nest {
+        Ok(KeeperSetup {
             namespaces,
             attachment: attached.clone(),
-            joining,
+            cni_plan,
             entrance,
             cgroup_procs,
             listener,
@@ -151,7 +151,7 @@ impl Host {
     }
 
     /// Has systemd make the pod's scope around its keeper. Nothing where the pod's cgroups are ours.
-    async fn enclose(&self, record: &PodRecord, keeper: i32) -> Result<(), Error> {
+    async fn make_scope(&self, record: &PodRecord, keeper: i32) -> Result<(), Error> {
         let place = record.cgroup_parent.clone();
         if !systemd::is_scope(&place) {
             return Ok(());
@@ -167,24 +167,28 @@ impl Host {
         .await
     }
 
-    async fn hatch(&self, record: &PodRecord, nest: Nest) -> Result<CreatedSandbox, Error> {
+    async fn start_keeper(
+        &self,
+        record: &PodRecord,
+        setup: KeeperSetup,
+    ) -> Result<CreatedSandbox, Error> {
         pass("run.keeper")?;
         let new_keeper = NewKeeper {
             pod: record.id.clone(),
-            listener: nest.listener,
+            listener: setup.listener,
             exits: self.layout.exits_directory(&record.id),
-            namespaces: nest.namespaces,
+            namespaces: setup.namespaces,
             host_pid: record.config.namespaces.pid == NamespaceMode::Node,
             oom_score_adj: self.config.keeper_oom_score_adj,
-            cgroup: nest.entrance,
-            cgroup_procs: nest.cgroup_procs,
+            cgroup: setup.entrance,
+            cgroup_procs: setup.cgroup_procs,
             range: record.range,
         };
         let born = self.parts.spawner.keeper(new_keeper).await;
         let born = born.map_err(|error| {
             runtime_error(format!("fork the keeper of sandbox {}", record.id), error)
         })?;
-        let enclosed = self.enclose(record, born.process.pid()).await;
+        let enclosed = self.make_scope(record, born.process.pid()).await;
         let connected = match enclosed.and_then(|()| pass("run.connect")) {
             Ok(()) => self.connect(&record.id, GREETING_TIMEOUT).await,
             Err(error) => Err(error),
@@ -195,7 +199,7 @@ impl Host {
                 keeper,
                 greeting,
                 events,
-                attachment: nest.attachment,
+                attachment: setup.attachment,
                 lifeline: born.lifeline,
             }),
             Err(error) => {
@@ -236,7 +240,7 @@ impl Host {
         pass("stoppod.leave")?;
         let leaves = match keeper {
             Some(keeper) => matches!(
-                tokio::time::timeout(LEAVE_PATIENCE, keeper.leave()).await,
+                tokio::time::timeout(LEAVE_TIMEOUT, keeper.leave()).await,
                 Ok(Ok(()))
             ),
             None => false,
@@ -253,18 +257,22 @@ impl Host {
                 ),
             ));
         }
-        let left = self.leave_plugins(record).await;
+        let left = self.detach_plugins(record).await;
         let (host, record) = (Arc::clone(self), record.clone());
         let down = blocking("taking a sandbox down", move || {
             let attachment = record.phase.live().and_then(|live| live.attachment.clone());
-            host.take_down(&record, attachment.as_ref())
+            host.release_resources(&record, attachment.as_ref())
         });
         left.and(down.await)
     }
 
     /// Every step is tried; the first error is returned. Unless plugins have let go of it, the network namespace stays,
     /// for them to work in; where nobody will ask again, it goes when they have.
-    fn take_down(&self, record: &PodRecord, attachment: Option<&Attachment>) -> Result<(), Error> {
+    fn release_resources(
+        &self,
+        record: &PodRecord,
+        attachment: Option<&Attachment>,
+    ) -> Result<(), Error> {
         let named = |what| format!("{what} of sandbox {}", record.id);
         let is_owed = self.parts.network.cni().is_owed(record.id.as_str());
         let unpinned = pass("stoppod.unpin").and_then(|()| match is_owed {
@@ -308,10 +316,10 @@ impl Host {
 
     /// After a failed raise; what cannot be undone now is undone later or swept at the next start, and said.
     async fn undo(self: &Arc<Self>, record: &PodRecord, attachment: Option<Attachment>) {
-        let left = self.leave_plugins(record).await;
+        let left = self.detach_plugins(record).await;
         let (host, plan) = (Arc::clone(self), record.clone());
         let down = blocking("undoing a sandbox", move || {
-            host.take_down(&plan, attachment.as_ref())
+            host.release_resources(&plan, attachment.as_ref())
         });
         if let Err(error) = left.and(down.await) {
             tracing::warn!(pod = %record.id, error = error.chain(), "a failed sandbox was not undone completely");
@@ -356,7 +364,7 @@ fn block(ids: IdMapping) -> (u32, u32, u32) {
 /// Kills a process, after a while if it `leaves` by itself. Returns whether it has ended.
 async fn end_process(process: &Process, leaves: bool) -> bool {
     if leaves
-        && tokio::time::timeout(LEAVE_PATIENCE, process.ended())
+        && tokio::time::timeout(LEAVE_TIMEOUT, process.ended())
             .await
             .is_ok()
     {
@@ -365,7 +373,7 @@ async fn end_process(process: &Process, leaves: bool) -> bool {
     if process.signal(libc::SIGKILL).is_err() {
         return !process.is_alive();
     }
-    tokio::time::timeout(LEAVE_PATIENCE, process.ended())
+    tokio::time::timeout(LEAVE_TIMEOUT, process.ended())
         .await
         .is_ok()
 }

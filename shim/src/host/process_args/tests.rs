@@ -52,7 +52,7 @@ fn wish() -> ContainerConfig {
     }
 }
 
-fn words(text: &str) -> Vec<String> {
+fn composed(text: &str) -> Vec<String> {
     text.split_whitespace().map(str::to_owned).collect()
 }
 
@@ -69,18 +69,18 @@ fn arguments_are_composed_as_kubernetes_says() {
     ];
     for (entrypoint, cmd, command, args, want) in table {
         let image = image(RunConfig {
-            entrypoint: words(entrypoint),
-            cmd: words(cmd),
+            entrypoint: composed(entrypoint),
+            cmd: composed(cmd),
             ..RunConfig::default()
         });
         let wish = ContainerConfig {
-            command: words(command),
-            args: words(args),
+            command: composed(command),
+            args: composed(args),
             ..wish()
         };
         assert_eq!(
             argv(&image, &wish, true).unwrap(),
-            words(want),
+            composed(want),
             "{entrypoint}|{cmd}|{command}|{args}"
         );
     }
@@ -92,7 +92,7 @@ fn odd_arguments_are_refused() {
     for command in [
         vec![String::new()],
         vec!["a\0b".to_owned()],
-        vec!["x".repeat(MAX_WORDS_BYTES + 1)],
+        vec!["x".repeat(MAX_ARGS_BYTES + 1)],
     ] {
         let wish = ContainerConfig { command, ..wish() };
         assert_eq!(argv(&plain, &wish, true).unwrap_err().kind(), Kind::Invalid);
@@ -227,10 +227,10 @@ fn a_linux_image_runs_its_arguments_and_never_its_own_name() {
         Kind::Invalid
     );
     let asked = ContainerConfig {
-        args: words("sleep 1"),
+        args: composed("sleep 1"),
         ..wish()
     };
-    assert_eq!(argv(&image, &asked, false).unwrap(), words("sleep 1"));
+    assert_eq!(argv(&image, &asked, false).unwrap(), composed("sleep 1"));
 }
 
 #[test]

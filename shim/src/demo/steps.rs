@@ -1,6 +1,6 @@
 //! What the demo shows: the calls that a kubelet makes for one pod, in a kubelet's order.
 //!
-//! Called by: the demo, when daemon and registry answer. Calls: `calls`, `log`. The pod has two containers of one image:
+//! Called by: the demo, when daemon and registry answer. Calls: `timed_calls`, `log`. The pod has two containers of one image:
 //! `greeter` prints and exits, `sleeper` waits until it is stopped.
 //! Invariant: a reply that is not what the protocol promises is an error, not a line in the table.
 //! Not here: how the daemon was started, what is left when it has ended.
@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 use coracle_proto::runtime::v1 as cri;
 use cri::{ContainerState, PodSandboxState};
 
-use super::calls::{Calls, call, refused, say};
 use super::error::Error;
 use super::log::Logs;
-use super::place::Place;
+use super::scratch::Scratch;
+use super::timed_calls::{Calls, call, print_line, refused};
 
 /// What `guest.wat` exits with.
 const EXIT_CODE: i32 = 7;
@@ -26,29 +26,29 @@ const EXIT: Duration = Duration::from_secs(5);
 const GRACE_S: i64 = 2;
 
 /// The pod's life, call by call. `image` is the reference to pull. Errors: a refusal, or a reply that is not as promised.
-pub async fn tell(place: &Place, calls: &Calls, image: &str) -> Result<(), Error> {
-    let scene = Scene::set(place, calls, image)?;
-    scene.ask_runtime().await?;
-    let image_ref = scene.pull().await?;
-    let pod = scene.run_pod().await?;
-    let greeter = scene.create(&pod, "greeter", &["kubelet"]).await?;
-    scene.start("greeter", &greeter).await?;
-    scene.see_exit(&greeter).await?;
+pub async fn run(scratch: &Scratch, calls: &Calls, image: &str) -> Result<(), Error> {
+    let steps = Steps::new(scratch, calls, image)?;
+    steps.check_runtime().await?;
+    let image_ref = steps.pull().await?;
+    let pod = steps.run_pod().await?;
+    let greeter = steps.create(&pod, "greeter", &["kubelet"]).await?;
+    steps.start("greeter", &greeter).await?;
+    steps.wait_for_exit(&greeter).await?;
     let waits = ["kubelet", "and-wait"];
-    let sleeper = scene.create(&pod, "sleeper", &waits).await?;
-    scene.start("sleeper", &sleeper).await?;
-    scene.logs.hear_greeting("sleeper").await?;
-    scene.stop(&sleeper).await?;
-    scene.remove("greeter", &greeter).await?;
-    scene.remove("sleeper", &sleeper).await?;
-    scene.remove_pod(&pod).await?;
-    scene.remove_image(&image_ref).await?;
-    scene.logs.show("greeter")?;
-    scene.logs.show("sleeper")?;
-    say(format_args!("\ngreeter's exit code: {EXIT_CODE}"))
+    let sleeper = steps.create(&pod, "sleeper", &waits).await?;
+    steps.start("sleeper", &sleeper).await?;
+    steps.logs.wait_for_greeting("sleeper").await?;
+    steps.stop(&sleeper).await?;
+    steps.remove("greeter", &greeter).await?;
+    steps.remove("sleeper", &sleeper).await?;
+    steps.remove_pod(&pod).await?;
+    steps.remove_image(&image_ref).await?;
+    steps.logs.show("greeter")?;
+    steps.logs.show("sleeper")?;
+    print_line(format_args!("\ngreeter's exit code: {EXIT_CODE}"))
 }
 
-/// Stops and removes whatever pods there are, without a word: for a demo that broke off. Errors: the first refusal.
+/// Stops and removes whatever pods there are, without output: for a demo that failed. Errors: the first refusal.
 pub async fn undo(calls: &Calls) -> Result<(), Error> {
     let mut runtime = calls.runtime();
     let listed = runtime
@@ -70,8 +70,8 @@ pub async fn undo(calls: &Calls) -> Result<(), Error> {
     Ok(())
 }
 
-/// What all calls are about.
-struct Scene<'a> {
+/// What all steps share.
+struct Steps<'a> {
     calls: &'a Calls,
     image: cri::ImageSpec,
     pod: cri::PodSandboxConfig,
@@ -80,9 +80,9 @@ struct Scene<'a> {
     logs: Logs,
 }
 
-impl Scene<'_> {
-    fn set<'a>(place: &Place, calls: &'a Calls, image: &str) -> Result<Scene<'a>, Error> {
-        let (volume, logs) = (place.make("volume")?, place.make("logs")?);
+impl Steps<'_> {
+    fn new<'a>(scratch: &Scratch, calls: &'a Calls, image: &str) -> Result<Steps<'a>, Error> {
+        let (volume, logs) = (scratch.make("volume")?, scratch.make("logs")?);
         let file = volume.join("greeting");
         std::fs::write(&file, GREETING).map_err(|error| Error::file("write", &file, error))?;
         let image = cri::ImageSpec {
@@ -103,7 +103,7 @@ impl Scene<'_> {
             linux: Some(cri::LinuxPodSandboxConfig::default()),
             ..Default::default()
         };
-        Ok(Scene {
+        Ok(Steps {
             calls,
             image,
             pod,
@@ -115,12 +115,12 @@ impl Scene<'_> {
         })
     }
 
-    async fn ask_runtime(&self) -> Result<(), Error> {
+    async fn check_runtime(&self) -> Result<(), Error> {
         let mut runtime = self.calls.runtime();
-        let asked = cri::VersionRequest {
+        let request = cri::VersionRequest {
             version: "v1".into(),
         };
-        call("Version", "", runtime.version(asked), |reply| {
+        call("Version", "", runtime.version(request), |reply| {
             format!(
                 "{} {}, CRI {}",
                 reply.runtime_name, reply.runtime_version, reply.runtime_api_version
@@ -128,8 +128,8 @@ impl Scene<'_> {
         })
         .await?;
         let mut runtime = self.calls.runtime();
-        let asked = cri::StatusRequest { verbose: false };
-        call("Status", "", runtime.status(asked), |reply| {
+        let request = cri::StatusRequest { verbose: false };
+        call("Status", "", runtime.status(request), |reply| {
             let conditions = reply.status.iter().flat_map(|status| &status.conditions);
             let words =
                 conditions.map(|condition| format!("{} {}", condition.r#type, condition.status));
@@ -142,22 +142,22 @@ impl Scene<'_> {
     async fn pull(&self) -> Result<String, Error> {
         let mut images = self.calls.images();
         let image = Some(self.image.clone());
-        let asked = cri::PullImageRequest {
+        let request = cri::PullImageRequest {
             image: image.clone(),
             ..Default::default()
         };
-        let pulled = call("PullImage", "", images.pull_image(asked), |reply| {
+        let pulled = call("PullImage", "", images.pull_image(request), |reply| {
             short(&reply.image_ref)
         })
         .await?;
-        let asked = cri::ImageStatusRequest {
+        let request = cri::ImageStatusRequest {
             image,
             verbose: false,
         };
         let seen = call(
             "ImageStatus",
             "",
-            images.image_status(asked),
+            images.image_status(request),
             |reply| match &reply.image {
                 Some(image) => format!("{} bytes, {}", image.size, image.repo_tags.join(", ")),
                 None => "no such image".into(),
@@ -170,23 +170,23 @@ impl Scene<'_> {
 
     async fn run_pod(&self) -> Result<String, Error> {
         let mut runtime = self.calls.runtime();
-        let asked = cri::RunPodSandboxRequest {
+        let request = cri::RunPodSandboxRequest {
             config: Some(self.pod.clone()),
             ..Default::default()
         };
-        let asked = runtime.run_pod_sandbox(asked);
-        let pod = call("RunPodSandbox", "pod", asked, |reply| {
+        let request = runtime.run_pod_sandbox(request);
+        let pod = call("RunPodSandbox", "pod", request, |reply| {
             short(&reply.pod_sandbox_id)
         })
         .await?
         .pod_sandbox_id;
         let mut runtime = self.calls.runtime();
-        let asked = cri::PodSandboxStatusRequest {
+        let request = cri::PodSandboxStatusRequest {
             pod_sandbox_id: pod.clone(),
             verbose: false,
         };
-        let asked = runtime.pod_sandbox_status(asked);
-        let reply = call("PodSandboxStatus", "pod", asked, |reply| {
+        let request = runtime.pod_sandbox_status(request);
+        let reply = call("PodSandboxStatus", "pod", request, |reply| {
             let status = reply.status.clone().unwrap_or_default();
             let address = status.network.clone().unwrap_or_default().ip;
             format!("{}, address {address}", status.state().as_str_name())
@@ -220,14 +220,14 @@ impl Scene<'_> {
             linux: Some(cri::LinuxContainerConfig::default()),
             ..Default::default()
         };
-        let asked = cri::CreateContainerRequest {
+        let request = cri::CreateContainerRequest {
             pod_sandbox_id: pod.into(),
             config: Some(config),
             sandbox_config: Some(self.pod.clone()),
         };
         let mut runtime = self.calls.runtime();
-        let asked = runtime.create_container(asked);
-        let reply = call("CreateContainer", name, asked, |reply| {
+        let request = runtime.create_container(request);
+        let reply = call("CreateContainer", name, request, |reply| {
             short(&reply.container_id)
         })
         .await?;
@@ -236,24 +236,24 @@ impl Scene<'_> {
 
     async fn start(&self, name: &str, id: &str) -> Result<(), Error> {
         let mut runtime = self.calls.runtime();
-        let asked = runtime.start_container(cri::StartContainerRequest {
+        let request = runtime.start_container(cri::StartContainerRequest {
             container_id: id.into(),
         });
-        call("StartContainer", name, asked, |_| "started".into())
+        call("StartContainer", name, request, |_| "started".into())
             .await
             .map(drop)
     }
 
     /// Waits for the greeter's exit, as a kubelet learns it, then shows one status.
-    async fn see_exit(&self, id: &str) -> Result<(), Error> {
+    async fn wait_for_exit(&self, id: &str) -> Result<(), Error> {
         let deadline = Instant::now() + EXIT;
         let mut runtime = self.calls.runtime();
         loop {
-            let asked = cri::ContainerStatusRequest {
+            let request = cri::ContainerStatusRequest {
                 container_id: id.into(),
                 verbose: false,
             };
-            let reply = runtime.container_status(asked).await;
+            let reply = runtime.container_status(request).await;
             let reply = reply.map_err(|status| refused("ContainerStatus", "greeter", &status))?;
             let status = reply.into_inner().status.unwrap_or_default();
             if status.state() == ContainerState::ContainerExited {
@@ -279,14 +279,14 @@ impl Scene<'_> {
         let running = ContainerState::ContainerRunning.as_str_name();
         same("sleeper's state", running, status.state().as_str_name())?;
         let mut runtime = self.calls.runtime();
-        let asked = cri::StopContainerRequest {
+        let request = cri::StopContainerRequest {
             container_id: id.into(),
             timeout: GRACE_S,
         };
         call(
             "StopContainer",
             "sleeper",
-            runtime.stop_container(asked),
+            runtime.stop_container(request),
             |_| "stopped".into(),
         )
         .await?;
@@ -297,14 +297,14 @@ impl Scene<'_> {
 
     async fn status(&self, name: &str, id: &str) -> Result<cri::ContainerStatus, Error> {
         let mut runtime = self.calls.runtime();
-        let asked = cri::ContainerStatusRequest {
+        let request = cri::ContainerStatusRequest {
             container_id: id.into(),
             verbose: false,
         };
         let reply = call(
             "ContainerStatus",
             name,
-            runtime.container_status(asked),
+            runtime.container_status(request),
             |reply| {
                 let status = reply.status.clone().unwrap_or_default();
                 match status.state() {
@@ -323,25 +323,25 @@ impl Scene<'_> {
 
     async fn remove(&self, name: &str, id: &str) -> Result<(), Error> {
         let mut runtime = self.calls.runtime();
-        let asked = runtime.remove_container(cri::RemoveContainerRequest {
+        let request = runtime.remove_container(cri::RemoveContainerRequest {
             container_id: id.into(),
         });
-        call("RemoveContainer", name, asked, |_| "removed".into())
+        call("RemoveContainer", name, request, |_| "removed".into())
             .await
             .map(drop)
     }
 
     async fn remove_pod(&self, id: &str) -> Result<(), Error> {
         let mut runtime = self.calls.runtime();
-        let asked = runtime.stop_pod_sandbox(cri::StopPodSandboxRequest {
+        let request = runtime.stop_pod_sandbox(cri::StopPodSandboxRequest {
             pod_sandbox_id: id.into(),
         });
-        call("StopPodSandbox", "pod", asked, |_| "stopped".into()).await?;
+        call("StopPodSandbox", "pod", request, |_| "stopped".into()).await?;
         let mut runtime = self.calls.runtime();
-        let asked = runtime.remove_pod_sandbox(cri::RemovePodSandboxRequest {
+        let request = runtime.remove_pod_sandbox(cri::RemovePodSandboxRequest {
             pod_sandbox_id: id.into(),
         });
-        call("RemovePodSandbox", "pod", asked, |_| "removed".into())
+        call("RemovePodSandbox", "pod", request, |_| "removed".into())
             .await
             .map(drop)
     }
@@ -352,8 +352,8 @@ impl Scene<'_> {
             image: id.into(),
             ..Default::default()
         });
-        let asked = images.remove_image(cri::RemoveImageRequest { image });
-        call("RemoveImage", "", asked, |_| "removed".into())
+        let request = images.remove_image(cri::RemoveImageRequest { image });
+        call("RemoveImage", "", request, |_| "removed".into())
             .await
             .map(drop)
     }

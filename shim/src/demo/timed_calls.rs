@@ -1,6 +1,6 @@
 //! The CRI calls of the demo: each is timed and becomes one line of a table as soon as it is answered.
 //!
-//! Called by: `story`. Invariant: what is timed is the call alone, from the client's side of the socket.
+//! Called by: `steps`. Invariant: what is timed is the call alone, from the client's side of the socket.
 //! Not here: which calls are made, and why.
 
 use std::fmt::Display;
@@ -63,11 +63,11 @@ impl Calls {
 pub async fn call<T>(
     name: &str,
     object: &str,
-    asked: impl Future<Output = Result<Response<T>, Status>>,
+    request: impl Future<Output = Result<Response<T>, Status>>,
     shown: impl FnOnce(&T) -> String,
 ) -> Result<T, Error> {
     let begun = Instant::now();
-    let answer = asked.await;
+    let answer = request.await;
     let took = begun.elapsed();
     let reply = answer
         .map_err(|status| refused(name, object, &status))?
@@ -83,13 +83,13 @@ pub fn head() -> Result<(), Error> {
 }
 
 /// Prints one line of text.
-pub fn say(line: impl Display) -> Result<(), Error> {
+pub fn print_line(line: impl Display) -> Result<(), Error> {
     let written = writeln!(io::stdout().lock(), "{line}");
     written.map_err(|error| Error::because("write to standard output", error))
 }
 
 fn row(name: &str, object: &str, milliseconds: &str, shown: impl Display) -> Result<(), Error> {
-    say(format_args!(
+    print_line(format_args!(
         "  {name:<18}{object:<9}{milliseconds:>7}  {shown}"
     ))
 }

@@ -1,11 +1,11 @@
-//! Effects on a pod's network where plugins make it: joining while the keeper comes to life, letting go before the
+//! Effects on a pod's network where plugins make it: connecting while the keeper comes to life, letting go before the
 //! namespace goes.
 //!
 //! Called by: the effects on one pod. Calls: [`cni`].
 //! Invariants: what plugins may hold is on disk before they are asked; a pod that plugins connected is let go by them,
 //! whatever the configuration says by then; a list of what a pod may reach knows the addresses that plugins gave the
 //! node; nobody waits for a plugin whose pod nobody asks for any more.
-//! Not here: the built-in network's calls, which are part of making the nest.
+//! Not here: the built-in network's calls, which are part of making the namespaces.
 
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
@@ -14,12 +14,12 @@ use coracle_lifecycle::{CreatedSandbox, Error, Kind, NamespaceMode, PodRecord};
 use coracle_network::{self as network, Attachment, NetworkConfig, Provider, Resolver, cni};
 use coracle_spec::egress::Egress;
 
-use super::{Nest, end_process};
+use super::{KeeperSetup, end_process};
 use crate::host::{Host, blocking};
 
 impl Host {
     /// What plugins will be asked, where they connect pods and the pod has a network of its own.
-    pub(super) fn plan_to_join(&self, record: &PodRecord) -> Result<Option<cni::Plan>, Error> {
+    pub(super) fn plan_cni(&self, record: &PodRecord) -> Result<Option<cni::Plan>, Error> {
         let own_net = record.config.namespaces.network != NamespaceMode::Node;
         if !own_net || self.parts.network.provider() != Provider::Cni {
             return Ok(None);
@@ -35,16 +35,16 @@ impl Host {
     }
 
     /// Brings the keeper to life and has plugins connect the pod meanwhile.
-    pub(super) async fn hatch_and_join(
+    pub(super) async fn start_keeper_with_plugins(
         self: &Arc<Self>,
         record: &PodRecord,
-        mut nest: Nest,
+        mut setup: KeeperSetup,
     ) -> Result<CreatedSandbox, Error> {
-        let Some(joining) = nest.joining.take() else {
-            return self.hatch(record, nest).await;
+        let Some(cni_plan) = setup.cni_plan.take() else {
+            return self.start_keeper(record, setup).await;
         };
         let joined = async {
-            let added = self.parts.network.cni().add(joining).await;
+            let added = self.parts.network.cni().add(cni_plan).await;
             added.map_err(|error| {
                 cni_error(
                     format!("attach the network of sandbox {}", record.id),
@@ -52,22 +52,22 @@ impl Host {
                 )
             })
         };
-        match tokio::join!(joined, self.hatch(record, nest)) {
+        match tokio::join!(joined, self.start_keeper(record, setup)) {
             (Ok(addresses), Ok(mut raised)) => {
                 let attachment = Attachment::by_plugins(record.id.as_str(), addresses);
                 raised.attachment = Some(attachment);
-                match self.hold_again(record).await {
+                match self.apply_egress_again(record).await {
                     Ok(()) => Ok(raised),
-                    Err(error) => Err(end_raised(raised, error).await),
+                    Err(error) => Err(end_keeper(raised, error).await),
                 }
             }
-            (Err(error), Ok(raised)) => Err(end_raised(raised, error).await),
+            (Err(error), Ok(raised)) => Err(end_keeper(raised, error).await),
             (_, Err(error)) => Err(error),
         }
     }
 
     /// Plugins may have given the node addresses: a bridge is made with the first pod on it. A list is to deny those too.
-    async fn hold_again(self: &Arc<Self>, record: &PodRecord) -> Result<(), Error> {
+    async fn apply_egress_again(self: &Arc<Self>, record: &PodRecord) -> Result<(), Error> {
         if record.config.reach() == Egress::Open {
             return Ok(());
         }
@@ -77,7 +77,7 @@ impl Host {
                 let what = format!("open the network namespace of sandbox {}", record.id);
                 network_error(what, error)
             })?;
-            host.hold(&record, netns.as_fd())
+            host.apply_egress(&record, netns.as_fd())
         })
         .await
     }
@@ -89,7 +89,7 @@ impl Host {
 
     /// Has plugins let go of a pod, if they hold it. For one that never came to be nobody will ask again: that goes on
     /// in the background until it succeeds.
-    pub(super) async fn leave_plugins(&self, record: &PodRecord) -> Result<(), Error> {
+    pub(super) async fn detach_plugins(&self, record: &PodRecord) -> Result<(), Error> {
         let (network, pod) = (self.parts.network.cni(), record.id.as_str());
         if !network.is_owed(pod) {
             return Ok(());
@@ -104,7 +104,7 @@ impl Host {
 }
 
 /// Ends the keeper of a pod that did not come to be because of `error`.
-async fn end_raised(raised: CreatedSandbox, error: Error) -> Error {
+async fn end_keeper(raised: CreatedSandbox, error: Error) -> Error {
     drop(raised.lifeline);
     end_process(&raised.process, true).await;
     error

@@ -10,22 +10,22 @@ use std::time::{Duration, Instant};
 use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::place::Place;
+use super::scratch::Scratch;
 
 /// How long killed processes may take to be gone, so that their cgroups and mounts can be removed.
-const DYING: Duration = Duration::from_secs(1);
+const EXIT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Where to look.
-pub struct Traces<'a> {
-    place: &'a Place,
+pub struct LeakCheck<'a> {
+    scratch: &'a Scratch,
     /// Process groups that the demo made.
     groups: Vec<i32>,
 }
 
-impl<'a> Traces<'a> {
-    /// The traces of a demo in `place` that started these process groups.
-    pub fn new(place: &'a Place, groups: Vec<i32>) -> Traces<'a> {
-        Traces { place, groups }
+impl<'a> LeakCheck<'a> {
+    /// The leaks of a demo in `scratch` that started these process groups.
+    pub fn new(scratch: &'a Scratch, groups: Vec<i32>) -> LeakCheck<'a> {
+        LeakCheck { scratch, groups }
     }
 
     /// Everything that is still there, one line each; empty is as it should be. Removes cgroups that hold no process.
@@ -51,14 +51,14 @@ impl<'a> Traces<'a> {
         found
     }
 
-    /// Takes away by force what [`Traces::find`] finds, as far as it can be.
+    /// Takes away by force what [`LeakCheck::find`] finds, as far as it can be.
     pub fn sweep(&self) {
         for (pid, _) in self.processes() {
             if let Some(pid) = Pid::from_raw(pid) {
                 let _ = kill_process(pid, Signal::KILL);
             }
         }
-        let deadline = Instant::now() + DYING;
+        let deadline = Instant::now() + EXIT_TIMEOUT;
         while !self.processes().is_empty() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -101,12 +101,15 @@ impl<'a> Traces<'a> {
             .unwrap_or(0);
         let holds = |file: &str, text: &str| String::from_utf8_lossy(&read(file)).contains(text);
         self.groups.contains(&group)
-            || holds("cgroup", &format!("{}/", self.place.cgroup()))
-            || holds("cmdline", &format!("{}/", self.place.directory().display()))
+            || holds("cgroup", &format!("{}/", self.scratch.cgroup()))
+            || holds(
+                "cmdline",
+                &format!("{}/", self.scratch.directory().display()),
+            )
     }
 
     fn mounts(&self) -> Vec<String> {
-        let inside = format!("{}/", self.place.directory().display());
+        let inside = format!("{}/", self.scratch.directory().display());
         let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let points = table.lines().filter_map(|line| line.split(' ').nth(4));
         points
@@ -116,7 +119,7 @@ impl<'a> Traces<'a> {
     }
 
     fn interfaces(&self) -> Vec<String> {
-        let prefix = self.place.interface_prefix();
+        let prefix = self.scratch.interface_prefix();
         let entries = fs::read_dir("/sys/class/net")
             .into_iter()
             .flatten()
@@ -127,7 +130,7 @@ impl<'a> Traces<'a> {
 
     /// The demo's cgroup in each hierarchy where it exists.
     fn cgroups(&self) -> Vec<PathBuf> {
-        let name = self.place.cgroup();
+        let name = self.scratch.cgroup();
         let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let cgroup = |line: &&str| {
             line.split(" - ")

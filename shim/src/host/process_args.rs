@@ -1,7 +1,7 @@
-//! The words of a container: arguments, environment, directories, signal, composed from image and wish.
+//! A container's process arguments, environment, working directory, log path and stop signal, composed from image and wish.
 //!
 //! Called by: [`super::plan`]. Pure.
-//! Invariants: what comes out holds no NUL and is bounded; the container's word wins over the image's.
+//! Invariants: what comes out holds no NUL and is bounded; the container's value replaces the image's.
 //! Not here: which module runs.
 
 use coracle_images::{Image, Kind as ImageKind, WasmImage};
@@ -11,7 +11,7 @@ use super::plan::invalid;
 
 const SIGTERM: i32 = libc::SIGTERM;
 /// Most bytes of arguments, and of environment.
-const MAX_WORDS_BYTES: usize = 1 << 20;
+const MAX_ARGS_BYTES: usize = 1 << 20;
 
 /// Arguments as Kubernetes composes them: `command` replaces the entrypoint and drops the image's cmd; `args`
 /// replaces cmd. An artifact without either is named after its file or image, if it `may_be_unnamed`.
@@ -26,36 +26,36 @@ pub(super) fn argv(
         (true, false) => (&config.entrypoint, &wish.args),
         (true, true) => (&config.entrypoint, &config.cmd),
     };
-    let mut words = head.clone();
-    if words.is_empty()
+    let mut args = head.clone();
+    if args.is_empty()
         && may_be_unnamed
         && config.entrypoint.is_empty()
         && config.cmd.is_empty()
         && wish.command.is_empty()
     {
-        words.push(own_name(image, wish));
+        args.push(default_name(image, wish));
     }
-    words.extend(tail.iter().cloned());
-    if words.first().is_none_or(String::is_empty) {
+    args.extend(tail.iter().cloned());
+    if args.first().is_none_or(String::is_empty) {
         return Err(invalid(format!(
             "image {:?}: neither the image nor the container names a program",
             wish.image
         )));
     }
-    if let Some(word) = words.iter().find(|word| word.contains('\0')) {
-        return Err(invalid(format!("argument {word:?} holds a NUL byte")));
+    if let Some(arg) = args.iter().find(|arg| arg.contains('\0')) {
+        return Err(invalid(format!("argument {arg:?} holds a NUL byte")));
     }
-    let bytes: usize = words.iter().map(|word| word.len() + 1).sum();
-    if bytes > MAX_WORDS_BYTES {
+    let bytes: usize = args.iter().map(|arg| arg.len() + 1).sum();
+    if bytes > MAX_ARGS_BYTES {
         return Err(invalid(format!(
-            "the arguments hold {bytes} bytes, {MAX_WORDS_BYTES} are allowed"
+            "the arguments hold {bytes} bytes, {MAX_ARGS_BYTES} are allowed"
         )));
     }
-    Ok(words)
+    Ok(args)
 }
 
 /// The name of a program that nobody named: its file in the image, else the last part of the image's name.
-fn own_name(image: &Image, wish: &ContainerConfig) -> String {
+fn default_name(image: &Image, wish: &ContainerConfig) -> String {
     if let ImageKind::Wasm(WasmImage {
         guest_path: Some(path),
         ..
@@ -110,9 +110,9 @@ pub(super) fn environment(
         .iter()
         .map(|(name, value)| name.len() + value.len() + 2)
         .sum();
-    if bytes > MAX_WORDS_BYTES {
+    if bytes > MAX_ARGS_BYTES {
         return Err(invalid(format!(
-            "the environment holds {bytes} bytes, {MAX_WORDS_BYTES} are allowed"
+            "the environment holds {bytes} bytes, {MAX_ARGS_BYTES} are allowed"
         )));
     }
     Ok(env)
@@ -202,5 +202,4 @@ pub(super) fn log_path(directory: &str, path: &str) -> Result<String, Error> {
 }
 
 #[cfg(test)]
-#[path = "words_tests.rs"]
 mod tests;

@@ -1,6 +1,6 @@
-//! The places the configuration names: root, run, socket.
+//! The directories and the socket that the configuration names: root, run, socket.
 //!
-//! Place in the flow: `check::examine` asks [`findings`] last. Invariant: nothing is created; a directory
+//! `check::examine` asks [`findings`] last. Invariant: nothing is created; a directory
 //! that does not exist yet is judged by the nearest one above it that does.
 //! Not here: what will be kept there.
 
@@ -17,16 +17,16 @@ use crate::config::Config;
 
 const MIB: u64 = 1 << 20;
 /// Less room than this and nothing can be pulled.
-const LEAST_ROOM: u64 = 256 * MIB;
+const MIN_FREE_BYTES: u64 = 256 * MIB;
 /// Less room than this fills up within a few images.
-const WANTED_ROOM: u64 = 4_096 * MIB;
-const LEAST_INODES: u64 = 10_000;
+const LOW_FREE_BYTES: u64 = 4_096 * MIB;
+const MIN_FREE_INODES: u64 = 10_000;
 /// `f_type` of overlayfs, tmpfs and NFS in statfs(2).
 const OVERLAYFS: i64 = 0x794c_7630;
 const TMPFS: i64 = 0x0102_1994;
 const NFS: i64 = 0x6969;
 
-/// Every finding about the places.
+/// Every finding about them.
 pub(super) fn findings(config: &Config) -> Vec<Finding> {
     let root = nearest_existing(&config.root);
     let mut findings = Vec::new();
@@ -60,18 +60,18 @@ fn unreadable(subject: &'static str, path: &Path, error: io::Error) -> Finding {
 fn executable(root: &Path, facts: &StatVfs) -> Finding {
     let subject = "root is executable";
     if facts.f_flag.contains(StatVfsMountFlags::RDONLY) {
-        let mend = format!(
+        let remedy = format!(
             "mount -o remount,rw \"$(findmnt -no TARGET -T {})\"",
             root.display()
         );
         return Finding::missing(
             subject,
             format!("{} is mounted read-only", root.display()),
-            mend,
+            remedy,
         );
     }
     if facts.f_flag.contains(StatVfsMountFlags::NOEXEC) {
-        let mend = format!(
+        let remedy = format!(
             "mount -o remount,exec \"$(findmnt -no TARGET -T {})\"",
             root.display()
         );
@@ -79,7 +79,7 @@ fn executable(root: &Path, facts: &StatVfs) -> Finding {
             "{} is mounted noexec; compiled modules are mapped from it",
             root.display()
         );
-        return Finding::missing(subject, found, mend);
+        return Finding::missing(subject, found, remedy);
     }
     Finding::ok(
         subject,
@@ -95,13 +95,13 @@ fn room(root: &Path, facts: &StatVfs) -> Finding {
         facts.f_favail,
         root.display()
     );
-    let mend = "free some room, or set root to a larger filesystem";
+    let remedy = "free some room, or set root to a larger filesystem";
     // Filesystems without a table of inodes report none at all.
-    let no_inodes = facts.f_files > 0 && facts.f_favail < LEAST_INODES;
-    if free < LEAST_ROOM || no_inodes {
-        Finding::missing("room", found, mend)
-    } else if free < WANTED_ROOM {
-        Finding::warning("room", found, mend)
+    let no_inodes = facts.f_files > 0 && facts.f_favail < MIN_FREE_INODES;
+    if free < MIN_FREE_BYTES || no_inodes {
+        Finding::missing("room", found, remedy)
+    } else if free < LOW_FREE_BYTES {
+        Finding::warning("room", found, remedy)
     } else {
         Finding::ok("room", found)
     }
@@ -113,7 +113,7 @@ fn filesystem(path: &Path) -> io::Result<i64> {
 
 fn root_filesystem(root: &Path) -> Finding {
     let subject = "root filesystem";
-    let mend = "set root to a directory on ext4, xfs or btrfs";
+    let remedy = "set root to a directory on ext4, xfs or btrfs";
     match filesystem(root) {
         Ok(OVERLAYFS) => Finding::missing(
             subject,
@@ -121,7 +121,7 @@ fn root_filesystem(root: &Path) -> Finding {
                 "{} is on overlayfs, which cannot carry another",
                 root.display()
             ),
-            mend,
+            remedy,
         ),
         Ok(NFS) => Finding::missing(
             subject,
@@ -129,7 +129,7 @@ fn root_filesystem(root: &Path) -> Finding {
                 "{} is on NFS, which overlayfs cannot write to",
                 root.display()
             ),
-            mend,
+            remedy,
         ),
         Ok(TMPFS) => Finding::warning(
             subject,
@@ -137,7 +137,7 @@ fn root_filesystem(root: &Path) -> Finding {
                 "{} is on tmpfs: images are gone after a reboot",
                 root.display()
             ),
-            mend,
+            remedy,
         ),
         Ok(_) => Finding::ok(
             subject,
@@ -179,8 +179,8 @@ fn trusted(root: &Path) -> Finding {
                 facts.uid(),
                 facts.mode() & 0o7777
             );
-            let mend = format!("chown root:root {0} && chmod go-w {0}", above.display());
-            return Finding::missing(subject, found, mend);
+            let remedy = format!("chown root:root {0} && chmod go-w {0}", above.display());
+            return Finding::missing(subject, found, remedy);
         }
     }
     Finding::ok(
@@ -252,7 +252,7 @@ mod tests {
         let facts = rustix::fs::statvfs(&scratch.0).unwrap();
         let finding = executable(&scratch.0, &facts);
         assert_eq!(finding.level, Level::Missing);
-        assert!(finding.mend.unwrap().contains("remount,exec"));
+        assert!(finding.remedy.unwrap().contains("remount,exec"));
         assert_eq!(room(&scratch.0, &facts).level, Level::Missing);
         assert_eq!(root_filesystem(&scratch.0).level, Level::Warning);
         assert_eq!(run_filesystem(&scratch.0).level, Level::Ok);

@@ -2,7 +2,7 @@
 //!
 //! Called by: the demo. Invariant: two demos at once never share anything, because each holds a slot for as long as it
 //! lives, and the kernel gives a slot back whatever ends its holder.
-//! Not here: processes; what is left behind (`leftovers`).
+//! Not here: processes; what is left behind (`leak_check`).
 
 use std::fs::{self, DirBuilder};
 use std::os::linux::net::SocketAddrExt as _;
@@ -21,16 +21,16 @@ const ID_BASE: u32 = 0x9000_0000;
 
 /// One demo's directory and names.
 #[derive(Debug)]
-pub struct Place {
+pub struct Scratch {
     directory: PathBuf,
     slot: u8,
     /// Bound to the slot's abstract name; nobody connects.
     _held: UnixListener,
 }
 
-impl Place {
+impl Scratch {
     /// Takes a free slot and makes the directory. Errors: not root, no slot free, or the directory.
-    pub fn take() -> Result<Place, Error> {
+    pub fn take() -> Result<Scratch, Error> {
         if !rustix::process::geteuid().is_root() {
             return Err(Error::new(
                 "making pods takes root; run it as root: sudo coracle demo",
@@ -40,7 +40,7 @@ impl Place {
         let directory = Path::new(PARENT).join(format!("coracle-{}", std::process::id()));
         let made = DirBuilder::new().mode(0o700).create(&directory);
         made.map_err(|error| Error::file("make directory", &directory, error))?;
-        Ok(Place {
+        Ok(Scratch {
             directory,
             slot,
             _held: held,
@@ -126,22 +126,25 @@ mod tests {
     #[test]
     fn every_slot_has_a_configuration_the_daemon_takes_and_a_subnet_of_its_own() {
         let directory =
-            std::env::temp_dir().join(format!("coracle-demo-place-{}", std::process::id()));
+            std::env::temp_dir().join(format!("coracle-demo-scratch-{}", std::process::id()));
         fs::create_dir(&directory).unwrap();
         let mut subnets = std::collections::BTreeSet::new();
         for slot in 0..SLOTS {
             let held = UnixListener::bind_addr(
                 &SocketAddr::from_abstract_name(format!("{}-{slot}", directory.display())).unwrap(),
             );
-            let place = Place {
+            let scratch = Scratch {
                 directory: directory.clone(),
                 slot,
                 _held: held.unwrap(),
             };
-            let config =
-                config::load(Some(&place.write_config().unwrap()), &Overrides::default()).unwrap();
+            let config = config::load(
+                Some(&scratch.write_config().unwrap()),
+                &Overrides::default(),
+            )
+            .unwrap();
             subnets.insert(config.network.subnet.to_string());
-            assert_eq!(config.socket, place.socket());
+            assert_eq!(config.socket, scratch.socket());
         }
         assert_eq!(subnets.len(), usize::from(SLOTS));
         fs::remove_dir_all(directory).unwrap();

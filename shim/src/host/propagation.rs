@@ -1,8 +1,8 @@
 //! Whether mounts can pass through a host path as its mount into a container asks for.
 //!
-//! Called by: [`super::mounts`]. Source: mount_namespaces(7), proc(5) on mountinfo; the rule and the words are
+//! Called by: [`super::mounts`]. Source: mount_namespaces(7), proc(5) on mountinfo; rule and error texts are
 //! containerd's.
-//! Invariant: what would silently not happen is refused. Not here: mounting.
+//! Invariant: a propagation that the kernel would silently drop is refused. Not here: mounting.
 
 use std::path::Path;
 
@@ -19,10 +19,10 @@ pub(super) fn check(path: &Path, asked: Propagation) -> Result<(), String> {
     let stat = statx(CWD, path, AtFlags::empty(), StatxFlags::MNT_ID);
     let id = stat.map_err(|errno| cannot(errno.into()))?.stx_mnt_id;
     let table = std::fs::read("/proc/self/mountinfo").map_err(cannot)?;
-    judge(&String::from_utf8_lossy(&table), id, path, asked)
+    check_mount(&String::from_utf8_lossy(&table), id, path, asked)
 }
 
-fn judge(table: &str, id: u64, path: &Path, asked: Propagation) -> Result<(), String> {
+fn check_mount(table: &str, id: u64, path: &Path, asked: Propagation) -> Result<(), String> {
     let id = id.to_string();
     let line = table
         .lines()
@@ -32,11 +32,11 @@ fn judge(table: &str, id: u64, path: &Path, asked: Propagation) -> Result<(), St
         return Err("its mount is not in this process's mount table".to_owned());
     };
     let mounted_on = fields.get(4).copied().unwrap_or_default();
-    let flows = fields.iter().skip(6).take_while(|field| **field != "-");
+    let tags = fields.iter().skip(6).take_while(|field| **field != "-");
     let (mut is_shared, mut is_slave) = (false, false);
-    for flow in flows {
-        is_shared |= flow.starts_with("shared:");
-        is_slave |= flow.starts_with("master:");
+    for tag in tags {
+        is_shared |= tag.starts_with("shared:");
+        is_slave |= tag.starts_with("master:");
     }
     let path = path.display();
     match asked {
@@ -78,10 +78,10 @@ mod tests {
             (25, both, false),
             (99, down, false),
         ] {
-            let judged = judge(TABLE, id, Path::new("/p"), asked);
+            let judged = check_mount(TABLE, id, Path::new("/p"), asked);
             assert_eq!(judged.is_ok(), good, "{id} {asked:?}: {judged:?}");
         }
-        let text = judge(TABLE, 23, Path::new("/slave/x"), both);
+        let text = check_mount(TABLE, 23, Path::new("/slave/x"), both);
         assert_eq!(
             text,
             Err("path /slave/x is mounted on /slave but it is not a shared mount".to_owned())
