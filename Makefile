@@ -90,6 +90,13 @@ churn: ## build, then run 10,000 pods under kills and look for leaks (as root; P
 	$(CARGO) build --release --workspace --bins
 	$(RELEASE)/churn $(PODS)
 
+# A daemon in an emulated machine churns pods on an ext4 disk while the machine is switched off. See docs/state.md.
+.PHONY: test-power
+test-power: ## build, then cut a machine's power at random points of a churn (as root; CUTS=50)
+	@.ci/packages $(GUEST_PACKAGES)
+	$(CARGO) build --release --workspace --bins
+	$(RELEASE)/power $(CUTS)
+
 # See docs/security/fuzzing.md.
 .PHONY: fuzz
 fuzz: ## build, then run one fuzz target (TARGET= SECONDS=60)

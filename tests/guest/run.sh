@@ -8,6 +8,7 @@
 # systemd (tests/systemd.rs); GUEST_KERNEL=bookworm (6.1) or trixie (6.12); GUEST_LSM=apparmor or selinux for a kernel
 # with that (tests/apparmor.rs, tests/selinux.rs); GUEST_COMMAND replaces the tests by a command line of your own, and
 # then GUEST_FILES are what the guest has of cargo's target directory.
+# GUEST_DISK is a disk of your own, /dev/vdc in the guest; GUEST_MONITOR is where QEMU's monitor listens.
 # Passes on the guest's console and ends with its status; 124 when it took longer than GUEST_TIMEOUT seconds.
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -107,8 +108,11 @@ machine=(
     -drive "file=$work/disk,if=virtio,format=raw,cache=unsafe,discard=unmap"
     -drive "file=$work/status,if=virtio,format=raw,cache=unsafe"
     -chardev "socket,id=fs,path=$work/fs" -device vhost-user-fs-pci,chardev=fs,tag=host
-    -device virtio-rng-pci -nic none -display none -monitor none -serial stdio -no-reboot
+    -device virtio-rng-pci -nic none -display none -serial stdio -no-reboot
+    -monitor "${GUEST_MONITOR:+unix:$GUEST_MONITOR,server,nowait}"
 )
+[[ -n ${GUEST_MONITOR:-} ]] || machine[-1]=none
+[[ -z ${GUEST_DISK:-} ]] || machine+=(-drive "file=$GUEST_DISK,if=virtio,format=raw,cache=writeback")
 status=0
 timeout --foreground "${GUEST_TIMEOUT:-900}" qemu-system-x86_64 "${machine[@]}" </dev/null || status=$?
 [[ $status -eq 0 ]] || { echo "the guest did not end by itself (status $status)" >&2; exit "$status"; }

@@ -32,6 +32,7 @@ pub mod nameserver;
 pub mod options;
 pub mod oracle;
 pub mod peer;
+pub mod power;
 pub mod procs;
 pub mod protobuf;
 pub mod push;

@@ -17,6 +17,7 @@ use crate::{Outcome, http};
 #[derive(Debug)]
 pub struct Registry {
     host: String,
+    dir: PathBuf,
     watcher: Child,
 }
 
@@ -48,7 +49,7 @@ impl Registry {
             // Signals to the tests' group must not reach it: it has to clean up after them.
             .process_group(0)
             .spawn()?;
-        let registry = Self { host, watcher };
+        let registry = Self { host, dir, watcher };
         registry.wait_until_up()?;
         Ok(registry)
     }
@@ -56,6 +57,11 @@ impl Registry {
     /// `address:port`, the first part of every reference into this registry.
     pub fn host(&self) -> &str {
         &self.host
+    }
+
+    /// Where its content lies, for another registry that only reads.
+    pub fn storage(&self) -> PathBuf {
+        self.dir.join("data")
     }
 
     fn wait_until_up(&self) -> Outcome<()> {
