@@ -10,7 +10,7 @@
 //! | [`unpacker`] | the jailed process for layers |
 //! | [`process`] | a process that cannot be taken for another |
 //!
-//! Invariant: what the crates below this one know of each other, and where unsafe code is, is held by `tests/tests/house.rs`.
+//! Invariant: what the crates below this one know of each other, and where unsafe code is, is held by `tests/tests/architecture.rs`.
 //! Not here: CRI, images, the daemon's records, jails, networks, limits.
 
 pub mod control;

@@ -97,7 +97,7 @@ impl Process {
     }
 
     /// Whether a signal sent now would be heard: caught, or kept until it is unblocked. `None` when it is gone.
-    pub fn hears(&self, signal: i32) -> Option<bool> {
+    pub fn handles_signal(&self, signal: i32) -> Option<bool> {
         let text = std::fs::read_to_string(format!("/proc/{}/status", self.pid)).ok()?;
         if start_time(self.pid) != Some(self.start_time) {
             return None;

@@ -179,7 +179,7 @@ impl AttachedClients {
     fn drop_one(&mut self, slots: &PipeSlots, slot: usize) {
         let pipe = std::mem::replace(&mut self.known[slot], FREE);
         slots.0[slot].store(FREE, Ordering::Release);
-        // SAFETY: the thread owns what lies on the board and has just taken it off.
+        // SAFETY: the thread owns what is in the slots and has just taken it out.
         unsafe { libc::close(pipe) };
     }
 

@@ -24,7 +24,7 @@ const SIGNAL_RETRY: (Duration, Duration) = (Duration::from_millis(10), Duration:
 async fn signal_again(process: Arc<Process>, signal: i32, mut was_ignored: bool) {
     let (mut pause, until) = (SIGNAL_RETRY.0, Instant::now() + SIGNAL_RETRY.1);
     while Instant::now() < until && process.is_alive() {
-        match process.hears(signal) {
+        match process.handles_signal(signal) {
             Some(false) => was_ignored = true,
             Some(true) if was_ignored => {
                 let _ = process.signal(signal);
@@ -170,7 +170,7 @@ impl Driver {
         let Some(process) = &container.process else {
             return;
         };
-        let was_ignored = process.hears(signal) == Some(false);
+        let was_ignored = process.handles_signal(signal) == Some(false);
         if let Err(error) = self.shared.host.signal(process, signal) {
             // The deadline that is armed ends it all the same.
             tracing::warn!(container = %id, error = error.chain(), "the stop signal was not sent");
