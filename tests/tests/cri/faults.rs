@@ -69,7 +69,7 @@ impl Crossing {
             .plan(&format!("{site} {action}\n"))
             .map_err(|e| e.to_string())?;
         let marked = self.daemon.reached().len();
-        let life = self.life(number);
+        let life = self.life(number, site);
         let done = match self.victim {
             Victim::Itself => self.with_restarts(site, marked, life).await,
             Victim::All(_) => self.with_kill(site, marked, life).await,
@@ -101,8 +101,11 @@ impl Crossing {
     }
 
     /// The steps of one pod's life. They run beside the kills, so they own all they need.
-    fn life(&self, number: usize) -> Life {
+    fn life(&self, number: usize, site: &str) -> Life {
+        // Records are synced in the background, a fifth of a second after they were saved.
+        let in_background = site.starts_with("sync.");
         Life {
+            pause: Duration::from_millis(if in_background { 500 } else { 0 }),
             cri: self.cri.clone(),
             pod: self.daemon.pod(&format!("cross-{number}")),
             salt: format!("{:?}-{number}", self.victim),
@@ -171,6 +174,8 @@ struct Life {
     cri: Cri,
     pod: cri::PodSandboxConfig,
     salt: String,
+    /// How long it waits before the daemon is killed.
+    pause: Duration,
     restart_asked: Arc<AtomicBool>,
     harmed: bool,
 }
@@ -214,6 +219,7 @@ impl Life {
         if let Some((_, id)) = ids.iter().find(|(name, _)| *name == "c") {
             self.expect_exit(id, 5).await?;
         }
+        tokio::time::sleep(self.pause).await;
         // The next daemon has to find all this again.
         self.restart_asked.store(true, Ordering::SeqCst);
         tokio::time::sleep(Duration::from_millis(30)).await;
