@@ -431,6 +431,7 @@ async fn cycle(cri: &Cri, config: cri::PodSandboxConfig) -> Result<(), String> {
         cri: cri.clone(),
         pod: config,
         salt,
+        pause: Duration::ZERO,
         restart_asked: Arc::default(),
         harmed: true,
     };

@@ -151,7 +151,9 @@ async fn process_limits_are_not_the_daemons() {
         let mut prlimit = std::process::Command::new("prlimit");
         prlimit.args(["--nofile=1777:1999", "--pid"]);
         let set = prlimit.arg(process.pid.to_string()).status();
-        assert!(set.unwrap().success(), "{process:?}");
+        // A keeper's helpers come and go.
+        let is_gone = !coracle_tests::procs::is_alive(process.pid);
+        assert!(set.unwrap().success() || is_gone, "{process:?}");
     }
     let facts = look(&daemon, &pod, program("c", &[])).await;
     assert_ne!(facts["limit.NOFILE"], "1777 1999");
