@@ -1,12 +1,12 @@
-//! Replays the corpora in this directory with the tests of whichever crate has the targets.
+//! Replays the corpora in `fuzz` directories with the tests of whichever crate has the targets.
 //!
-//! A module of each `fuzz.rs` below `runtime`. Invariant: a target without a corpus fails.
+//! A module of each `fuzz.rs`. Invariant: a target without a corpus fails.
 //! Not here: the targets.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The corpus of `name`: below this directory, wherever the crate lies.
+/// The corpus of `name`: in the nearest `fuzz` directory above or in the crate.
 fn corpus(name: &str) -> PathBuf {
     let mut above = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors();
     let dir = above.find_map(|dir| Some(dir.join("fuzz").join(name)).filter(|dir| dir.is_dir()));

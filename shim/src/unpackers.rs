@@ -1,4 +1,4 @@
-//! Joins the image store's wish for an unpacker with the runtime's jail: both halves of `coracle unpacker`.
+//! Joins the image store's demand for an unpacker with the runtime's jail: both halves of `coracle unpacker`.
 //!
 //! Called by `serve` ([`Unpackers`], in the daemon) and by `main` ([`main`], in the unpacker itself).
 //! Invariant: nothing is read from a layer before the jail is built. Not here: archives, jails.

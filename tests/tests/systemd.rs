@@ -89,8 +89,12 @@ impl Node {
     }
 
     async fn add(&self, pod: &str, config: &cri::PodSandboxConfig, args: &[&str]) -> String {
-        let wish = container(args[0], tool(), args);
-        let id = self.cri.create(pod, &wish, config).await.unwrap();
+        let container_config = container(args[0], tool(), args);
+        let id = self
+            .cri
+            .create(pod, &container_config, config)
+            .await
+            .unwrap();
         self.cri.start(&id).await.unwrap();
         id
     }
@@ -267,14 +271,17 @@ async fn an_out_of_memory_kill_ends_neither_its_pod_nor_the_daemon() {
     let daemon = node.pid().await;
     let go = PathBuf::from(HOME).join("go");
     fs::create_dir_all(&go).unwrap();
-    let mut wish = container("grow", tool(), &["grow-when", "/go/now", "200"]);
-    wish.mounts = vec![cri::Mount {
+    let mut container_config = container("grow", tool(), &["grow-when", "/go/now", "200"]);
+    container_config.mounts = vec![cri::Mount {
         host_path: go.display().to_string(),
         container_path: "/go".into(),
         readonly: true,
         ..Default::default()
     }];
-    let id = node.cri.create(&runner.id, &wish, &runner.config).await;
+    let id = node
+        .cri
+        .create(&runner.id, &container_config, &runner.config)
+        .await;
     let id = id.unwrap();
     node.cri.start(&id).await.unwrap();
     // Less than the guest is about to ask for, behind the engine's back.

@@ -67,13 +67,13 @@ pub trait Host: Send + Sync + 'static {
 
     /// The SELinux level of a new pod: what it asks for, else one with a pair of categories of its own; none without
     /// SELinux. Errors: all pairs are taken.
-    fn lease_level(&self, pod: &PodId, wish: &SandboxConfig) -> Result<Option<String>, Error>;
+    fn lease_level(&self, pod: &PodId, config: &SandboxConfig) -> Result<Option<String>, Error>;
 
     /// Takes the pair of an SELinux level for a pod or a container, so that no pod is handed it.
     fn claim_level(&self, holder: &str, level: &str);
 
     /// The same for a container that asks for a level of its own; nothing for any other.
-    fn claim_own_level(&self, id: &ContainerId, wish: &ContainerConfig);
+    fn claim_own_level(&self, id: &ContainerId, config: &ContainerConfig);
 
     /// Gives back the pair that a pod or a container holds, if it holds one.
     fn release_level(&self, holder: &str);

@@ -21,24 +21,24 @@ impl Host {
     pub async fn attach(
         &self,
         launch: &StartRequest,
-        wish: AttachConfig,
+        config: AttachConfig,
         streams: Streams,
     ) -> Result<(), Error> {
         let what = || format!("attach to container {}", launch.id);
         let (container_tty, once) = (launch.config.tty, launch.config.stdin_once);
-        if wish.stdin && !launch.config.stdin {
+        if config.stdin && !launch.config.stdin {
             let text = format!("{}: it was made without standard input", what());
             return Err(Error::new(Kind::Invalid, text));
         }
         // Its end is what tells of the container's, also to a client that takes no output.
         let (out, stdout) = pipe()?;
-        let (err, stderr) = (wish.stderr && !container_tty)
+        let (err, stderr) = (config.stderr && !container_tty)
             .then(pipe)
             .transpose()?
             .unzip();
         let options = AttachOptions {
             container: launch.id.clone(),
-            stdin: wish.stdin,
+            stdin: config.stdin,
             once: once && !container_tty,
             stdout: Some(stdout),
             stderr,

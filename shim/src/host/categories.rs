@@ -145,11 +145,15 @@ impl Host {
     /// The SELinux level of a new pod: what it asks for, else one with a pair of its own; none without SELinux.
     ///
     /// Errors: all pairs are taken.
-    pub fn lease_level(&self, pod: &PodId, wish: &SandboxConfig) -> Result<Option<String>, Error> {
+    pub fn lease_level(
+        &self,
+        pod: &PodId,
+        config: &SandboxConfig,
+    ) -> Result<Option<String>, Error> {
         if !linux::has_selinux() {
             return Ok(None);
         }
-        let asked = wish.selinux.as_ref().map(|asked| asked.level.as_str());
+        let asked = config.selinux.as_ref().map(|asked| asked.level.as_str());
         match asked.filter(|level| !level.is_empty()) {
             Some(level) => {
                 self.categories.claim(pod.as_str(), level);
@@ -160,8 +164,8 @@ impl Host {
     }
 
     /// Takes the pair of a container that has a level of its own, so that no pod is handed it.
-    pub fn claim_own_level(&self, id: &ContainerId, wish: &ContainerConfig) {
-        let own = wish.security.selinux.as_ref().map(|own| &own.level);
+    pub fn claim_own_level(&self, id: &ContainerId, config: &ContainerConfig) {
+        let own = config.security.selinux.as_ref().map(|own| &own.level);
         if let Some(level) = own.filter(|level| !level.is_empty())
             && linux::has_selinux()
         {

@@ -25,12 +25,12 @@ impl Host {
         &self,
         pod: &PodRecord,
         id: &ContainerId,
-        wish: &ContainerConfig,
+        config: &ContainerConfig,
         plan: &Plan,
     ) -> Result<(), Error> {
         pass("create.cgroup")?;
         let limits = match &plan.payload {
-            Payload::Wasm(_) => limits::wasm_limits(&wish.resources),
+            Payload::Wasm(_) => limits::wasm_limits(&config.resources),
             Payload::Linux(linux) => linux.limits.clone(),
         };
         let made = self.parts.cgroups.create(&plan.cgroup, &limits);

@@ -60,16 +60,16 @@ impl coracle_lifecycle::Host for Host {
         self.ids.release(range);
     }
 
-    fn lease_level(&self, pod: &PodId, wish: &SandboxConfig) -> Result<Option<String>, Error> {
-        Host::lease_level(self, pod, wish)
+    fn lease_level(&self, pod: &PodId, config: &SandboxConfig) -> Result<Option<String>, Error> {
+        Host::lease_level(self, pod, config)
     }
 
     fn claim_level(&self, holder: &str, level: &str) {
         self.categories.claim(holder, level);
     }
 
-    fn claim_own_level(&self, id: &ContainerId, wish: &ContainerConfig) {
-        Host::claim_own_level(self, id, wish);
+    fn claim_own_level(&self, id: &ContainerId, config: &ContainerConfig) {
+        Host::claim_own_level(self, id, config);
     }
 
     fn release_level(&self, holder: &str) {
@@ -140,20 +140,20 @@ impl coracle_lifecycle::Host for Host {
         self: Arc<Self>,
         pod: &'a PodRecord,
         id: &'a ContainerId,
-        wish: &'a Arc<ContainerConfig>,
+        config: &'a Arc<ContainerConfig>,
         engine: &'a KeeperEngine,
     ) -> EffectFuture<'a, Plan> {
-        Box::pin(async move { Host::plan(&self, pod, id, wish, engine).await })
+        Box::pin(async move { Host::plan(&self, pod, id, config, engine).await })
     }
 
     fn build(
         &self,
         pod: &PodRecord,
         id: &ContainerId,
-        wish: &ContainerConfig,
+        config: &ContainerConfig,
         plan: &Plan,
     ) -> Result<(), Error> {
-        Host::build(self, pod, id, wish, plan)
+        Host::build(self, pod, id, config, plan)
     }
 
     fn start_container(self: Arc<Self>, launch: StartRequest) -> EffectFuture<'static, Started> {
@@ -238,19 +238,19 @@ impl coracle_lifecycle::Host for Host {
     fn exec_stream<'a>(
         self: Arc<Self>,
         launch: &'a StartRequest,
-        wish: ExecConfig,
+        config: ExecConfig,
         streams: Streams,
     ) -> EffectFuture<'a, i32> {
-        Box::pin(async move { Host::exec_stream(&self, launch, wish, streams).await })
+        Box::pin(async move { Host::exec_stream(&self, launch, config, streams).await })
     }
 
     fn attach<'a>(
         self: Arc<Self>,
         launch: &'a StartRequest,
-        wish: AttachConfig,
+        config: AttachConfig,
         streams: Streams,
     ) -> EffectFuture<'a, ()> {
-        Box::pin(async move { Host::attach(&self, launch, wish, streams).await })
+        Box::pin(async move { Host::attach(&self, launch, config, streams).await })
     }
 
     fn dial<'a>(

@@ -17,15 +17,15 @@ use super::{Host, linux};
 
 /// What a pod may reach, the node's own addresses as they are now, at which the usual ports and `denied` ones are never
 /// opened. Blocks. Errors: the kernel does not tell its addresses.
-pub(super) fn reach(wish: &SandboxConfig, denied: &[(u16, u16)]) -> Result<Egress, Error> {
-    let mut reach = wish.reach();
+pub(super) fn reach(config: &SandboxConfig, denied: &[(u16, u16)]) -> Result<Egress, Error> {
+    let mut reach = config.reach();
     if let Egress::Listed(list) = &mut reach {
-        list.own_ports.clone_from(&wish.container_ports);
+        list.own_ports.clone_from(&config.container_ports);
         let mut ports = std::mem::take(&mut list.denied.ports);
         ports.extend(denied);
         list.denied = egress::denied_of_this_node(&ports).map_err(|error| {
             network_error(
-                format!("list this node's addresses for {}", wish.name),
+                format!("list this node's addresses for {}", config.name),
                 error,
             )
         })?;
@@ -35,22 +35,22 @@ pub(super) fn reach(wish: &SandboxConfig, denied: &[(u16, u16)]) -> Result<Egres
 
 /// Refuses a list that could not be enforced: in the node's network nothing of it may be changed.
 pub(super) fn check(record: &PodRecord) -> Result<(), Error> {
-    let wish = &record.config;
-    let has_no_sockets = wish.is_offline() && wish.handler.is_wasm_only();
-    let is_in_nodes = wish.namespaces.network == NamespaceMode::Node;
-    if wish.egress.is_none() || !is_in_nodes || has_no_sockets {
+    let config = &record.config;
+    let has_no_sockets = config.is_offline() && config.handler.is_wasm_only();
+    let is_in_nodes = config.namespaces.network == NamespaceMode::Node;
+    if config.egress.is_none() || !is_in_nodes || has_no_sockets {
         return Ok(());
     }
     let text = format!(
         "sandbox {} may reach only what is listed for it, and it is to be in the node's network, where nothing holds it to that",
-        wish.name
+        config.name
     );
     Err(Error::new(Kind::Invalid, text))
 }
 
 /// Refuses a Linux container that its pod's list would not hold: only WebAssembly is held to names, and whoever may
 /// get past the rules is held to nothing. `bounding` are the capabilities it may ever have.
-pub(super) fn check_linux(wish: &SandboxConfig, bounding: u64) -> Result<(), Error> {
+pub(super) fn check_linux(config: &SandboxConfig, bounding: u64) -> Result<(), Error> {
     /// They send raw packets, change the rules, enter another network namespace or change the kernel. Source:
     /// linux/capability.h.
     const UNENFORCED: [(&str, u32); 6] = [
@@ -61,17 +61,17 @@ pub(super) fn check_linux(wish: &SandboxConfig, bounding: u64) -> Result<(), Err
         ("SYS_PTRACE", 19),
         ("SYS_ADMIN", 21),
     ];
-    if wish.egress.is_none() {
+    if config.egress.is_none() {
         return Ok(());
     }
     let refused = |why: String| {
         let text = format!(
             "sandbox {} may reach only what is listed for it, {why}",
-            wish.name
+            config.name
         );
         Err(Error::new(Kind::Invalid, text))
     };
-    if wish.reach().has_names() {
+    if config.reach().has_names() {
         let why = "some of it by name, and a Linux container is held to addresses only; list those";
         return refused(why.into());
     }
@@ -88,10 +88,10 @@ pub(super) fn check_linux(wish: &SandboxConfig, bounding: u64) -> Result<(), Err
 
 /// By what a guest looks names up in a pod that lists some: the pod's own settings. Its containers may be able to write
 /// the files that say so in their roots.
-pub(super) fn resolver(wish: &SandboxConfig) -> Result<Option<String>, Error> {
-    match wish.reach() {
+pub(super) fn resolver(config: &SandboxConfig) -> Result<Option<String>, Error> {
+    match config.reach() {
         Egress::Open => Ok(None),
-        Egress::Listed(_) => linux::files::resolver(&wish.dns).map(Some),
+        Egress::Listed(_) => linux::files::resolver(&config.dns).map(Some),
     }
 }
 

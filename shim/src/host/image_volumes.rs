@@ -14,13 +14,13 @@ use rustix::io::Errno;
 use super::io_error;
 
 /// Checks the sub paths of all mounts that have an image; `images` holds their layers in the same order.
-pub fn check(wishes: &[MountConfig], images: &[Vec<PathBuf>]) -> Result<(), Error> {
-    let volumes = wishes
+pub fn check(configs: &[MountConfig], images: &[Vec<PathBuf>]) -> Result<(), Error> {
+    let volumes = configs
         .iter()
-        .filter_map(|wish| Some((wish, wish.image.as_ref()?)));
-    for ((wish, volume), layers) in volumes.zip(images) {
+        .filter_map(|config| Some((config, config.image.as_ref()?)));
+    for ((config, volume), layers) in volumes.zip(images) {
         let named = |text: String| {
-            let (image, target) = (&volume.image, &wish.container_path);
+            let (image, target) = (&volume.image, &config.container_path);
             Error::new(
                 Kind::ImageVolume,
                 format!("mount of image {image:?} at {target:?}: {text}"),
@@ -69,7 +69,7 @@ mod tests {
     use super::*;
     use coracle_lifecycle::{ImageVolume, Propagation};
 
-    fn wish(sub_path: &str) -> MountConfig {
+    fn config(sub_path: &str) -> MountConfig {
         MountConfig {
             host_path: PathBuf::new(),
             container_path: "/models".to_owned(),
@@ -99,14 +99,14 @@ mod tests {
         std::os::unix::fs::symlink("a", layers[1].join("link")).unwrap();
         let images = [layers];
         for held in ["", "a/b", "file", "link", "link/b"] {
-            assert!(check(&[wish(held)], &images).is_ok(), "{held:?}");
+            assert!(check(&[config(held)], &images).is_ok(), "{held:?}");
         }
         for lacking in ["b", "a/c", "file/x"] {
-            let error = check(&[wish(lacking)], &images).unwrap_err();
+            let error = check(&[config(lacking)], &images).unwrap_err();
             assert_eq!(error.kind(), Kind::ImageVolume);
             assert!(error.to_string().contains(lacking), "{error}");
         }
-        assert!(check(&[wish("")], &[Vec::new()]).is_err());
+        assert!(check(&[config("")], &[Vec::new()]).is_err());
         std::fs::remove_dir_all(root).unwrap();
     }
 }

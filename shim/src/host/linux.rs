@@ -52,7 +52,7 @@ pub(super) struct Subject<'a> {
     /// The container.
     pub id: &'a ContainerId,
     /// What was asked for.
-    pub wish: &'a ContainerConfig,
+    pub config: &'a ContainerConfig,
     /// Its image.
     pub image: &'a Image,
     /// Where the pod's containers have their directories.
@@ -75,7 +75,7 @@ pub(super) fn usual_environment(subject: &Subject<'_>, home: &str) -> Vec<(&'sta
         ("HOSTNAME", files::hostname(subject.pod)),
         ("HOME", home.to_owned()),
     ];
-    if subject.wish.tty {
+    if subject.config.tty {
         usual.push(("TERM", "xterm".to_owned()));
     }
     usual
@@ -92,26 +92,26 @@ pub(super) struct Hardware {
 
 impl Hardware {
     /// Whether a container asks for any of it.
-    pub(super) fn is_asked_by(wish: &ContainerConfig) -> bool {
-        wish.security.privileged || !wish.devices.is_empty() || !wish.cdi_devices.is_empty()
+    pub(super) fn is_asked_by(config: &ContainerConfig) -> bool {
+        config.security.privileged || !config.devices.is_empty() || !config.cdi_devices.is_empty()
     }
 
     /// Looks at the node's devices and specifications. Errors: Invalid, naming the device and what is wrong with it;
     /// Exhausted when too many calls wait for its filesystem.
-    pub(super) fn find(wish: &ContainerConfig, visit: &Visit<'_>) -> Result<Self, Error> {
-        Self::look(wish, visit).map_err(|refusal| match visit.was_turned_away() {
+    pub(super) fn find(config: &ContainerConfig, visit: &Visit<'_>) -> Result<Self, Error> {
+        Self::look(config, visit).map_err(|refusal| match visit.was_turned_away() {
             true => Error::new(Kind::Exhausted, refusal.to_string()),
             false => refusal,
         })
     }
 
-    fn look(wish: &ContainerConfig, visit: &Visit<'_>) -> Result<Self, Error> {
-        let additions = cdi::additions(&wish.cdi_devices, visit)?;
-        let mut grants = match wish.security.privileged {
+    fn look(config: &ContainerConfig, visit: &Visit<'_>) -> Result<Self, Error> {
+        let additions = cdi::additions(&config.cdi_devices, visit)?;
+        let mut grants = match config.security.privileged {
             true => devices::of_host(Path::new("/dev"), visit)?,
             false => Vec::new(),
         };
-        grants.extend(devices::asked(&wish.devices, visit)?);
+        grants.extend(devices::asked(&config.devices, visit)?);
         grants.extend(additions.grants.iter().cloned());
         let grants = devices::merged(grants)?;
         Ok(Self { grants, additions })
@@ -125,7 +125,7 @@ pub(super) fn plan(
     hardware: &Hardware,
     mounts: &mut Vec<Mount>,
 ) -> Result<LinuxPlan, Error> {
-    let (wish, security) = (subject.wish, &subject.wish.security);
+    let (config, security) = (subject.config, &subject.config.security);
     fits_its_pod(subject)?;
     let seccomp = profiles::seccomp(&security.seccomp, security.privileged)?;
     let volumes = volumes::of_image(&subject.image.config.volumes, mounts)?;
@@ -135,22 +135,22 @@ pub(super) fn plan(
         pod: subject.pod,
         directory: subject.files,
     };
-    own.add(wish.readonly_rootfs, mounts);
+    own.add(config.readonly_rootfs, mounts);
     mounts::sort(mounts);
     Ok(LinuxPlan {
         jail: Box::new(jail),
         seccomp,
         limits: Limits {
             devices: Some(devices::rules(grants, security.privileged)),
-            ..limits::linux_limits(&wish.resources)
+            ..limits::linux_limits(&config.resources)
         },
     })
 }
 
 fn jail(subject: &Subject<'_>, grants: &[Grant], volumes: Vec<String>) -> Result<LinuxJail, Error> {
-    let security = &subject.wish.security;
+    let security = &subject.config.security;
     let node = SecurityFiles::of_node();
-    let asked = label_request(subject.pod, subject.wish);
+    let asked = label_request(subject.pod, subject.config);
     let labels = profiles::selinux(&asked, &node)?;
     // It is the pod's, whichever container comes first.
     let shared = LabelRequest {
@@ -163,7 +163,7 @@ fn jail(subject: &Subject<'_>, grants: &[Grant], volumes: Vec<String>) -> Result
         false => paths.to_vec(),
     };
     Ok(LinuxJail {
-        tty: subject.wish.tty,
+        tty: subject.config.tty,
         pid: pid_space(subject)?,
         privileged: security.privileged,
         capabilities: capabilities::sets(security, capabilities::own()?)?,
@@ -183,12 +183,12 @@ fn jail(subject: &Subject<'_>, grants: &[Grant], volumes: Vec<String>) -> Result
 }
 
 /// What label a container is to have: its own parts, then its pod's.
-fn label_request<'a>(pod: &'a PodRecord, wish: &'a ContainerConfig) -> LabelRequest<'a> {
+fn label_request<'a>(pod: &'a PodRecord, config: &'a ContainerConfig) -> LabelRequest<'a> {
     LabelRequest {
-        own: wish.security.selinux.as_ref(),
+        own: config.security.selinux.as_ref(),
         pod: pod.config.selinux.as_ref(),
         level: pod.selinux_level.as_deref(),
-        privileged: wish.security.privileged,
+        privileged: config.security.privileged,
         // Such a pod works on what is the node's.
         with_node: [pod.config.namespaces.pid, pod.config.namespaces.ipc]
             .contains(&NamespaceMode::Node),
@@ -200,9 +200,9 @@ fn label_request<'a>(pod: &'a PodRecord, wish: &'a ContainerConfig) -> LabelRequ
 /// Errors: as for a container's own label.
 pub(super) fn volume_label(
     pod: &PodRecord,
-    wish: &ContainerConfig,
+    config: &ContainerConfig,
 ) -> Result<Option<String>, Error> {
-    let labels = profiles::selinux(&label_request(pod, wish), &SecurityFiles::of_node())?;
+    let labels = profiles::selinux(&label_request(pod, config), &SecurityFiles::of_node())?;
     Ok(labels.mount)
 }
 
@@ -213,7 +213,7 @@ pub(super) fn has_selinux() -> bool {
 
 /// A container has no more of the node than its pod was made with.
 fn fits_its_pod(subject: &Subject<'_>) -> Result<(), Error> {
-    let (pod, security) = (&subject.pod.config, &subject.wish.security);
+    let (pod, security) = (&subject.pod.config, &subject.config.security);
     if security.privileged && !pod.privileged {
         return Err(invalid(
             "a privileged container is asked for in a sandbox that is not privileged".to_owned(),
@@ -268,7 +268,7 @@ pub(super) fn has_ids(pod: &PodRecord, who: &Identity) -> Result<(), Error> {
 
 fn pid_space(subject: &Subject<'_>) -> Result<PidSpace, Error> {
     let in_node = subject.pod.config.namespaces.pid == NamespaceMode::Node;
-    match &subject.wish.security.pid {
+    match &subject.config.security.pid {
         PidNamespaceConfig::Node => Ok(PidSpace::Node),
         // What the sandbox has is the node's.
         PidNamespaceConfig::Unset | PidNamespaceConfig::Pod if in_node => Ok(PidSpace::Node),

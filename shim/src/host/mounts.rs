@@ -45,27 +45,27 @@ pub struct Setting<'a> {
 /// The mounts to make, parents first. Blocks on the sources' filesystems, through `visit`.
 /// Errors: Invalid, naming the mount and what is wrong with it; ImageVolume for one of an image.
 pub fn check(
-    wishes: &[MountConfig],
+    configs: &[MountConfig],
     setting: Setting<'_>,
     visit: &Visit<'_>,
 ) -> Result<Vec<Mount>, Error> {
-    if wishes.len() > MOST {
+    if configs.len() > MOST {
         return Err(Error::new(
             Kind::Invalid,
-            format!("{} mounts are asked for, {MOST} are allowed", wishes.len()),
+            format!("{} mounts are asked for, {MOST} are allowed", configs.len()),
         ));
     }
     let mut images = setting.images.iter();
     let mut seen = BTreeSet::new();
-    let mut mounts = Vec::with_capacity(wishes.len());
-    for wish in wishes {
-        let layers = wish.image.as_ref().and_then(|_| images.next());
-        let mount = check_one(wish, setting, layers).map_err(|why| refused(wish, &why))?;
+    let mut mounts = Vec::with_capacity(configs.len());
+    for config in configs {
+        let layers = config.image.as_ref().and_then(|_| images.next());
+        let mount = check_one(config, setting, layers).map_err(|why| refused(config, &why))?;
         if mount.kind == MountKind::Bind {
-            check_source(wish, setting, visit)?;
+            check_source(config, setting, visit)?;
         }
         if !seen.insert(mount.target.clone()) {
-            return Err(refused(wish, "another mount has the same container path"));
+            return Err(refused(config, "another mount has the same container path"));
         }
         mounts.push(mount);
     }
@@ -94,15 +94,15 @@ pub fn sort(mounts: &mut [Mount]) {
     mounts.sort_by_key(|mount| mount.target.matches('/').count());
 }
 
-fn refused(wish: &MountConfig, why: &str) -> Error {
-    let target = &wish.container_path;
-    match &wish.image {
+fn refused(config: &MountConfig, why: &str) -> Error {
+    let target = &config.container_path;
+    match &config.image {
         Some(volume) => Error::new(
             Kind::ImageVolume,
             format!("mount of image {:?} at {target:?}: {why}", volume.image),
         ),
         None => {
-            let host = wish.host_path.display().to_string();
+            let host = config.host_path.display().to_string();
             Error::new(
                 Kind::Invalid,
                 format!("mount of host path {host:?} at {target:?}: {why}"),
@@ -112,17 +112,17 @@ fn refused(wish: &MountConfig, why: &str) -> Error {
 }
 
 fn check_one(
-    wish: &MountConfig,
+    config: &MountConfig,
     setting: Setting<'_>,
     layers: Option<&Vec<PathBuf>>,
 ) -> Result<Mount, String> {
-    let target = clean_target(&wish.container_path)?;
+    let target = clean_target(&config.container_path)?;
     if setting.is_linux {
         outside_proc(&target)?;
     }
-    check_options(wish, setting.is_linux)?;
-    check_maps(wish, setting.userns)?;
-    let kind = match (&wish.image, layers) {
+    check_options(config, setting.is_linux)?;
+    check_maps(config, setting.userns)?;
+    let kind = match (&config.image, layers) {
         (Some(volume), Some(layers)) => MountKind::Image {
             layers: layers.clone(),
             sub_path: volume.sub_path.clone(),
@@ -130,21 +130,21 @@ fn check_one(
         _ => MountKind::Bind,
     };
     Ok(Mount {
-        source: wish.host_path.clone(),
+        source: config.host_path.clone(),
         target,
-        readonly: wish.is_readonly(),
+        readonly: config.is_readonly(),
         kind,
-        recursive_readonly: wish.recursive_read_only,
-        propagation: propagation(wish, setting.is_linux),
-        nosuid: wish.has_option("nosuid"),
-        nodev: wish.has_option("nodev"),
-        noexec: wish.has_option("noexec"),
+        recursive_readonly: config.recursive_read_only,
+        propagation: propagation(config, setting.is_linux),
+        nosuid: config.has_option("nosuid"),
+        nodev: config.has_option("nodev"),
+        noexec: config.has_option("noexec"),
     })
 }
 
-fn propagation(wish: &MountConfig, is_linux: bool) -> MountPropagation {
-    match wish.propagation {
-        _ if !is_linux || wish.image.is_some() => MountPropagation::Private,
+fn propagation(config: &MountConfig, is_linux: bool) -> MountPropagation {
+    match config.propagation {
+        _ if !is_linux || config.image.is_some() => MountPropagation::Private,
         Propagation::Private => MountPropagation::Private,
         Propagation::HostToContainer => MountPropagation::Slave,
         Propagation::Bidirectional => MountPropagation::Shared,
@@ -152,45 +152,49 @@ fn propagation(wish: &MountConfig, is_linux: bool) -> MountPropagation {
 }
 
 /// Errors: Invalid; Exhausted when too many calls wait for its filesystem.
-fn check_source(wish: &MountConfig, setting: Setting<'_>, visit: &Visit<'_>) -> Result<(), Error> {
-    if !wish.host_path.is_absolute() {
-        return Err(refused(wish, "the host path is not absolute"));
+fn check_source(
+    config: &MountConfig,
+    setting: Setting<'_>,
+    visit: &Visit<'_>,
+) -> Result<(), Error> {
+    if !config.host_path.is_absolute() {
+        return Err(refused(config, "the host path is not absolute"));
     }
-    if let Err(error) = visit.open(&wish.host_path, setting.missing) {
-        let refusal = refused(wish, &format!("the host path cannot be used: {error}"));
+    if let Err(error) = visit.open(&config.host_path, setting.missing) {
+        let refusal = refused(config, &format!("the host path cannot be used: {error}"));
         return Err(match error.kind() {
             std::io::ErrorKind::TimedOut => Error::new(Kind::Exhausted, refusal.to_string()),
             _ => refusal,
         });
     }
     if setting.is_linux {
-        let flows = propagation::check(&wish.host_path, wish.propagation);
-        flows.map_err(|why| refused(wish, &why))?;
+        let flows = propagation::check(&config.host_path, config.propagation);
+        flows.map_err(|why| refused(config, &why))?;
     }
     Ok(())
 }
 
-fn check_options(wish: &MountConfig, is_linux: bool) -> Result<(), String> {
-    if wish.propagation == Propagation::Bidirectional && !is_linux {
+fn check_options(config: &MountConfig, is_linux: bool) -> Result<(), String> {
+    if config.propagation == Propagation::Bidirectional && !is_linux {
         return Err("bidirectional propagation is not given to WebAssembly".to_owned());
     }
-    if wish.recursive_read_only && !wish.is_readonly() {
+    if config.recursive_read_only && !config.is_readonly() {
         return Err("recursive_read_only needs readonly".to_owned());
     }
-    if wish.recursive_read_only && wish.propagation != Propagation::Private {
+    if config.recursive_read_only && config.propagation != Propagation::Private {
         return Err("recursive_read_only needs private propagation".to_owned());
     }
     Ok(())
 }
 
 /// Maps on a mount say again what the pod's users are; other ones cannot be told apart from a mistake.
-fn check_maps(wish: &MountConfig, userns: Option<&UserNamespaceConfig>) -> Result<(), String> {
+fn check_maps(config: &MountConfig, userns: Option<&UserNamespaceConfig>) -> Result<(), String> {
     let same = |asked: &[IdMapping], own: Option<IdMapping>| {
         asked.is_empty() || own.is_some_and(|own| asked == [own])
     };
-    let uids = same(&wish.uid_mappings, userns.map(|own| own.uid));
-    let gids = same(&wish.gid_mappings, userns.map(|own| own.gid));
-    if !uids || !gids || wish.uid_mappings.is_empty() != wish.gid_mappings.is_empty() {
+    let uids = same(&config.uid_mappings, userns.map(|own| own.uid));
+    let gids = same(&config.gid_mappings, userns.map(|own| own.gid));
+    if !uids || !gids || config.uid_mappings.is_empty() != config.gid_mappings.is_empty() {
         return Err("its id mappings differ from its pod's".to_owned());
     }
     Ok(())
@@ -249,7 +253,7 @@ mod tests {
         ..WASM
     };
 
-    fn wish(host: &str, target: &str) -> MountConfig {
+    fn config(host: &str, target: &str) -> MountConfig {
         MountConfig {
             host_path: host.into(),
             container_path: target.into(),
@@ -264,16 +268,16 @@ mod tests {
         }
     }
 
-    fn check(wishes: &[MountConfig], setting: Setting<'_>) -> Result<Vec<Mount>, Error> {
-        super::super::paths::visited(|visit| super::check(wishes, setting, visit))
+    fn check(configs: &[MountConfig], setting: Setting<'_>) -> Result<Vec<Mount>, Error> {
+        super::super::paths::visited(|visit| super::check(configs, setting, visit))
     }
 
-    fn why(wish: &MountConfig, setting: Setting<'_>) -> String {
-        let error = check(std::slice::from_ref(wish), setting).unwrap_err();
+    fn why(config: &MountConfig, setting: Setting<'_>) -> String {
+        let error = check(std::slice::from_ref(config), setting).unwrap_err();
         assert_eq!(error.kind(), Kind::Invalid);
         let text = error.to_string();
         assert!(
-            text.contains(&format!("{:?}", wish.container_path)),
+            text.contains(&format!("{:?}", config.container_path)),
             "{text}"
         );
         text
@@ -283,29 +287,29 @@ mod tests {
     fn each_bad_mount_is_refused_with_its_reason() {
         let readonly_below = MountConfig {
             recursive_read_only: true,
-            ..wish("/etc", "/a")
+            ..config("/etc", "/a")
         };
         let table = [
-            (wish("/etc", "relative"), "not absolute"),
-            (wish("/etc", ""), "not absolute"),
-            (wish("/etc", "/"), "the root"),
-            (wish("/etc", "//."), "the root"),
-            (wish("/etc", "/a/../b"), "`..`"),
-            (wish("/etc", "/a\0b"), "NUL"),
-            (wish("etc", "/a"), "host path is not absolute"),
-            (wish("", "/a"), "host path is not absolute"),
-            (wish("/no/such/path", "/a"), "cannot be used"),
+            (config("/etc", "relative"), "not absolute"),
+            (config("/etc", ""), "not absolute"),
+            (config("/etc", "/"), "the root"),
+            (config("/etc", "//."), "the root"),
+            (config("/etc", "/a/../b"), "`..`"),
+            (config("/etc", "/a\0b"), "NUL"),
+            (config("etc", "/a"), "host path is not absolute"),
+            (config("", "/a"), "host path is not absolute"),
+            (config("/no/such/path", "/a"), "cannot be used"),
             (readonly_below, "needs readonly"),
         ];
-        for (wish, expected) in table {
+        for (config, expected) in table {
             for setting in [WASM, LINUX] {
-                let text = why(&wish, setting);
+                let text = why(&config, setting);
                 assert!(text.contains(expected), "{text}");
             }
         }
         let both_ways = MountConfig {
             propagation: Propagation::Bidirectional,
-            ..wish("/etc", "/a")
+            ..config("/etc", "/a")
         };
         assert!(why(&both_ways, WASM).contains("bidirectional"));
     }
@@ -320,11 +324,11 @@ mod tests {
             "/proc/sys/kernel",
             "/proc/cpuinfo/x",
         ] {
-            let text = why(&wish("/etc", target), LINUX);
+            let text = why(&config("/etc", target), LINUX);
             assert!(text.contains("inside /proc"), "{text}");
         }
         for target in ["/proc/cpuinfo", "/process", "/sys/x", "/dev/shm", "/a/proc"] {
-            assert!(check(&[wish("/etc", target)], LINUX).is_ok(), "{target}");
+            assert!(check(&[config("/etc", target)], LINUX).is_ok(), "{target}");
         }
     }
 
@@ -333,7 +337,7 @@ mod tests {
         let asked = MountConfig {
             options: vec!["ro".to_owned(), "noexec".to_owned()],
             recursive_read_only: true,
-            ..wish("/etc", "/a")
+            ..config("/etc", "/a")
         };
         let mount = check(&[asked], LINUX).unwrap().remove(0);
         assert!(mount.readonly && mount.noexec && mount.recursive_readonly);
@@ -358,10 +362,10 @@ mod tests {
         let asked = |outside| MountConfig {
             uid_mappings: vec![map(outside)],
             gid_mappings: vec![map(outside)],
-            ..wish("/etc", "/a")
+            ..config("/etc", "/a")
         };
         assert!(check(&[asked(70_000)], own).is_ok());
-        assert!(check(&[wish("/etc", "/a")], own).is_ok());
+        assert!(check(&[config("/etc", "/a")], own).is_ok());
         assert!(why(&asked(70_001), own).contains("differ from its pod's"));
         assert!(why(&asked(70_000), LINUX).contains("differ from its pod's"));
         let half = MountConfig {
@@ -382,15 +386,15 @@ mod tests {
             image: Some(volume(image)),
             readonly: true,
             propagation: Propagation::HostToContainer,
-            ..wish("", target)
+            ..config("", target)
         };
         let images = [vec![PathBuf::from("/l/1")], vec![PathBuf::from("/l/2")]];
         let setting = Setting {
             images: &images,
             ..LINUX
         };
-        let wishes = [asked("/a", "one"), wish("/etc", "/b"), asked("/c", "two")];
-        let mounts = check(&wishes, setting).unwrap();
+        let configs = [asked("/a", "one"), config("/etc", "/b"), asked("/c", "two")];
+        let mounts = check(&configs, setting).unwrap();
         let kind = MountKind::Image {
             layers: images[1].clone(),
             sub_path: "s".to_owned(),
@@ -405,20 +409,20 @@ mod tests {
 
     #[test]
     fn targets_are_cleaned_duplicates_refused_and_parents_come_first() {
-        let wishes = [
-            wish("/etc", "/a/b//c/"),
-            wish("/etc", "/a"),
-            wish("/etc/passwd", "/x/./y"),
+        let configs = [
+            config("/etc", "/a/b//c/"),
+            config("/etc", "/a"),
+            config("/etc/passwd", "/x/./y"),
         ];
-        let mounts = check(&wishes, WASM).unwrap();
+        let mounts = check(&configs, WASM).unwrap();
         let targets: Vec<&str> = mounts.iter().map(|mount| mount.target.as_str()).collect();
         assert_eq!(targets, ["/a", "/x/y", "/a/b/c"]);
         assert!(
-            check(&[wish("/etc", "/a"), wish("/usr", "/a/")], LINUX)
+            check(&[config("/etc", "/a"), config("/usr", "/a/")], LINUX)
                 .unwrap_err()
                 .to_string()
                 .contains("same container path")
         );
-        assert!(check(&vec![wish("/etc", "/a"); MOST + 1], LINUX).is_err());
+        assert!(check(&vec![config("/etc", "/a"); MOST + 1], LINUX).is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! Resolves a container wish against image and node: everything that can be refused is refused here.
+//! Resolves a container config against image and node: everything that can be refused is refused here.
 //!
 //! Called by: CreateContainer, before anything is made. Calls: images (by name, never a pull), the compile cache.
 //! Invariant: a plan that is made can be started without asking anybody again what was meant.
@@ -34,7 +34,7 @@ pub(super) struct Module {
 struct Draft {
     pod: PodRecord,
     id: ContainerId,
-    wish: Arc<ContainerConfig>,
+    config: Arc<ContainerConfig>,
     image: Arc<Image>,
     /// The images that it mounts, in the order of its mounts.
     volumes: Vec<Arc<Image>>,
@@ -56,16 +56,16 @@ impl Host {
         self: &Arc<Self>,
         pod: &PodRecord,
         id: &ContainerId,
-        wish: &Arc<ContainerConfig>,
+        config: &Arc<ContainerConfig>,
         engine: &KeeperEngine,
     ) -> Result<Plan, Error> {
-        let image = self.image(&wish.image)?;
+        let image = self.image(&config.image)?;
         self.lease(&image, id)?;
         let draft = Draft {
             pod: pod.clone(),
             id: id.clone(),
-            wish: Arc::clone(wish),
-            volumes: self.volumes(id, wish)?,
+            config: Arc::clone(config),
+            volumes: self.volumes(id, config)?,
             image,
         };
         let (draft, parts) = match &draft.image.kind {
@@ -84,7 +84,7 @@ impl Host {
             ImageKind::Linux(_) => {
                 let host = Arc::clone(self);
                 let (draft, mounts) = self.mounts(draft, true).await?;
-                let hardware = self.hardware(&draft.wish).await?;
+                let hardware = self.hardware(&draft.config).await?;
                 blocking("planning a Linux container", move || {
                     draft
                         .linux_parts(&host, mounts, &hardware)
@@ -97,9 +97,13 @@ impl Host {
     }
 
     /// The images that a container mounts, each leased to it.
-    fn volumes(&self, id: &ContainerId, wish: &ContainerConfig) -> Result<Vec<Arc<Image>>, Error> {
+    fn volumes(
+        &self,
+        id: &ContainerId,
+        config: &ContainerConfig,
+    ) -> Result<Vec<Arc<Image>>, Error> {
         let mut found = Vec::new();
-        for mount in &wish.mounts {
+        for mount in &config.mounts {
             let Some(volume) = &mount.image else { continue };
             let named = |error: Error| {
                 let text = format!("mount an image at {:?}", mount.container_path);
@@ -118,15 +122,15 @@ impl Host {
         wasm: &WasmImage,
         engine: &EngineRef,
     ) -> Result<WasmPayload, Error> {
-        only_linux_has(&draft.wish)?;
-        let args = argv(&draft.image, &draft.wish, true)?;
+        only_linux_has(&draft.config)?;
+        let args = argv(&draft.image, &draft.config, true)?;
         let named = self.named_module(&draft.image, wasm, &args[0]).await?;
         let module = named.unwrap_or_else(|| own_module(wasm));
         self.modules.add(&module.digest, &draft.image.id);
         pass("create.compile")?;
         let compiled = self.compiled(engine, &module.path, &module.digest).await?;
-        let limit = limits::memory_limit(&draft.wish.resources);
-        judge(&compiled.info, &draft.wish.image, limit)?;
+        let limit = limits::memory_limit(&draft.config.resources);
+        judge(&compiled.info, &draft.config.image, limit)?;
         let plan = WasmPlan {
             module: module.path,
             module_digest: module.digest,
@@ -201,7 +205,7 @@ impl Draft {
         }
         Ok(Parts {
             args: payload.args,
-            env: environment(&self.image, &self.wish, &[], &[])?,
+            env: environment(&self.image, &self.config, &[], &[])?,
             user: self.user()?,
             mounts,
             payload: Payload::Wasm(payload.plan),
@@ -215,18 +219,18 @@ impl Draft {
         mut mounts: Vec<Mount>,
         hardware: &Hardware,
     ) -> Result<Parts, Error> {
-        let (pod, wish) = (&self.pod, &self.wish);
+        let (pod, config) = (&self.pod, &self.config);
         if pod.config.handler.is_wasm_only() {
             return Err(invalid(format!(
                 "image {:?} holds Linux programs; handler {:?} runs WebAssembly only",
-                wish.image,
+                config.image,
                 pod.config.handler.as_str()
             )));
         }
         let subject = linux::Subject {
             pod,
             id: &self.id,
-            wish,
+            config,
             image: &self.image,
             containers: &host.layout.containers_directory(&pod.id),
             files: &host.pod_files(&pod.id, &self.id),
@@ -238,7 +242,7 @@ impl Draft {
         user.identity.groups = user::distinct(user.identity.groups);
         linux::has_ids(pod, &user.identity)?;
         let plan = linux::plan(&subject, hardware, &mut mounts)?;
-        host.claim_own_level(&self.id, wish);
+        host.claim_own_level(&self.id, config);
         egress::check_linux(&pod.config, plan.jail.capabilities.bounding)?;
         let usual = linux::usual_environment(&subject, &user.home);
         let usual: Vec<_> = usual
@@ -246,8 +250,8 @@ impl Draft {
             .map(|(name, value)| (*name, value.as_str()))
             .collect();
         Ok(Parts {
-            args: argv(&self.image, wish, false)?,
-            env: environment(&self.image, wish, &usual, &additions.env)?,
+            args: argv(&self.image, config, false)?,
+            env: environment(&self.image, config, &usual, &additions.env)?,
             user,
             mounts,
             payload: Payload::Linux(plan),
@@ -257,7 +261,7 @@ impl Draft {
     fn user(&self) -> Result<Resolved, Error> {
         let layers = self.image.kind.layers();
         user::resolve(
-            &self.wish.user,
+            &self.config.user,
             &self.image.config.user,
             layers,
             self.pod.range,
@@ -272,18 +276,18 @@ impl Draft {
     ) -> Result<Vec<Mount>, Error> {
         let layers = |image: &Arc<Image>| image.kind.layers().to_vec();
         let images: Vec<Vec<PathBuf>> = self.volumes.iter().map(layers).collect();
-        image_volumes::check(&self.wish.mounts, &images)?;
+        image_volumes::check(&self.config.mounts, &images)?;
         let setting = mounts::Setting {
             is_linux,
             userns: self.pod.config.userns.as_ref(),
             images: &images,
             missing,
         };
-        mounts::check(&self.wish.mounts, setting, visit)
+        mounts::check(&self.config.mounts, setting, visit)
     }
 
     fn finish(&self, parts: Parts, host: &Host) -> Result<Plan, Error> {
-        let (pod, wish, image) = (&self.pod, &self.wish, &self.image);
+        let (pod, config, image) = (&self.pod, &self.config, &self.image);
         let id_of = |image: &Arc<Image>| image.id.as_str().to_owned();
         Ok(Plan {
             image_id: id_of(image),
@@ -292,13 +296,13 @@ impl Draft {
             layers: image.kind.layers().to_vec(),
             args: parts.args,
             env: parts.env,
-            working_dir: working_dir(image, wish)?,
+            working_dir: working_dir(image, config)?,
             mounts: parts.mounts,
             identity: parts.user.identity,
-            stop_signal: stop_signal(image, wish)?,
-            log_path: log_path(&pod.config.log_directory, &wish.log_path)?,
+            stop_signal: stop_signal(image, config)?,
+            log_path: log_path(&pod.config.log_directory, &config.log_path)?,
             cgroup: format!("{}/{}", pod.cgroup_parent.trim_end_matches('/'), self.id),
-            memory_limit_bytes: limits::memory_limit(&wish.resources),
+            memory_limit_bytes: limits::memory_limit(&config.resources),
             spawn: host.config.spawn_of(pod.config.handler),
         })
     }
@@ -306,16 +310,16 @@ impl Draft {
 
 /// Refuses what a WebAssembly container was asked to have and would not get. What only widens a container
 /// (privileges, capabilities) is passed over: a guest has none of it either way.
-fn only_linux_has(wish: &ContainerConfig) -> Result<(), Error> {
-    let security = &wish.security;
+fn only_linux_has(config: &ContainerConfig) -> Result<(), Error> {
+    let security = &config.security;
     let is_localhost = |profile: &SecurityProfile| matches!(profile, SecurityProfile::Localhost(_));
-    let what = if !wish.devices.is_empty() || !wish.cdi_devices.is_empty() {
+    let what = if !config.devices.is_empty() || !config.cdi_devices.is_empty() {
         "devices"
     } else if is_localhost(&security.seccomp) || is_localhost(&security.apparmor) {
         "a profile of the node"
     } else if matches!(security.pid, PidNamespaceConfig::Target(_)) {
         "another container's processes"
-    } else if wish
+    } else if config
         .resources
         .hugepages
         .iter()
@@ -329,7 +333,7 @@ fn only_linux_has(wish: &ContainerConfig) -> Result<(), Error> {
         Kind::Unsupported,
         format!(
             "the container asks for {what}, and image {:?} is WebAssembly, which has none",
-            wish.image
+            config.image
         ),
     ))
 }

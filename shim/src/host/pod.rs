@@ -118,18 +118,18 @@ impl Host {
     }
 
     fn namespaces_of(&self, record: &PodRecord) -> NamespaceConfig {
-        let wish = &record.config;
-        let own_net = wish.namespaces.network != NamespaceMode::Node;
+        let config = &record.config;
+        let own_net = config.namespaces.network != NamespaceMode::Node;
         NamespaceConfig {
             net: own_net,
-            ipc: wish.namespaces.ipc != NamespaceMode::Node,
-            uts: (own_net && !wish.hostname.is_empty()).then(|| wish.hostname.clone()),
-            user: wish.userns.map(|userns| IdMaps {
+            ipc: config.namespaces.ipc != NamespaceMode::Node,
+            uts: (own_net && !config.hostname.is_empty()).then(|| config.hostname.clone()),
+            user: config.userns.map(|userns| IdMaps {
                 users: block(userns.uid),
                 groups: block(userns.gid),
             }),
             ipv6_off: self.config.ipv6_off,
-            sysctls: sysctls(wish, own_net),
+            sysctls: sysctls(config, own_net),
         }
     }
 
@@ -347,8 +347,8 @@ impl Host {
 
 /// What the pod asked for. In a network of its own every user may listen at every port, unless the pod says otherwise:
 /// there is no other user whose ports need protection, and a guest without capabilities could serve no HTTP.
-fn sysctls(wish: &SandboxConfig, own_net: bool) -> Vec<(String, String)> {
-    let mut values = wish.sysctls.clone();
+fn sysctls(config: &SandboxConfig, own_net: bool) -> Vec<(String, String)> {
+    let mut values = config.sysctls.clone();
     if own_net {
         values
             .entry(FIRST_FREE_PORT.to_owned())

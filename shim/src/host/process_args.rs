@@ -1,4 +1,4 @@
-//! A container's process arguments, environment, working directory, log path and stop signal, composed from image and wish.
+//! A container's process arguments, environment, working directory, log path and stop signal, composed from image and config.
 //!
 //! Called by: [`super::plan`]. Pure.
 //! Invariants: what comes out holds no NUL and is bounded; the container's value replaces the image's.
@@ -17,29 +17,29 @@ const MAX_ARGS_BYTES: usize = 1 << 20;
 /// replaces cmd. An artifact without either is named after its file or image, if it `may_be_unnamed`.
 pub(super) fn argv(
     image: &Image,
-    wish: &ContainerConfig,
+    config: &ContainerConfig,
     may_be_unnamed: bool,
 ) -> Result<Vec<String>, Error> {
-    let config = &image.config;
-    let (head, tail) = match (wish.command.is_empty(), wish.args.is_empty()) {
-        (false, _) => (&wish.command, &wish.args),
-        (true, false) => (&config.entrypoint, &wish.args),
-        (true, true) => (&config.entrypoint, &config.cmd),
+    let image_config = &image.config;
+    let (head, tail) = match (config.command.is_empty(), config.args.is_empty()) {
+        (false, _) => (&config.command, &config.args),
+        (true, false) => (&image_config.entrypoint, &config.args),
+        (true, true) => (&image_config.entrypoint, &image_config.cmd),
     };
     let mut args = head.clone();
     if args.is_empty()
         && may_be_unnamed
-        && config.entrypoint.is_empty()
-        && config.cmd.is_empty()
-        && wish.command.is_empty()
+        && image_config.entrypoint.is_empty()
+        && image_config.cmd.is_empty()
+        && config.command.is_empty()
     {
-        args.push(default_name(image, wish));
+        args.push(default_name(image, config));
     }
     args.extend(tail.iter().cloned());
     if args.first().is_none_or(String::is_empty) {
         return Err(invalid(format!(
             "image {:?}: neither the image nor the container names a program",
-            wish.image
+            config.image
         )));
     }
     if let Some(arg) = args.iter().find(|arg| arg.contains('\0')) {
@@ -55,7 +55,7 @@ pub(super) fn argv(
 }
 
 /// The name of a program that nobody named: its file in the image, else the last part of the image's name.
-fn default_name(image: &Image, wish: &ContainerConfig) -> String {
+fn default_name(image: &Image, config: &ContainerConfig) -> String {
     if let ImageKind::Wasm(WasmImage {
         guest_path: Some(path),
         ..
@@ -63,7 +63,7 @@ fn default_name(image: &Image, wish: &ContainerConfig) -> String {
     {
         return path.clone();
     }
-    let asked = [&wish.user_specified_image, &wish.image];
+    let asked = [&config.user_specified_image, &config.image];
     let known = image.repo_tags.first().or(image.repo_digests.first());
     let full = asked
         .into_iter()
@@ -83,7 +83,7 @@ fn default_name(image: &Image, wish: &ContainerConfig) -> String {
 /// The environment: `usual` first, then the image's, then the container's, then what `devices` add.
 pub(super) fn environment(
     image: &Image,
-    wish: &ContainerConfig,
+    config: &ContainerConfig,
     usual: &[(&str, &str)],
     devices: &[(String, String)],
 ) -> Result<Vec<(String, String)>, Error> {
@@ -98,7 +98,7 @@ pub(super) fn environment(
     for (name, value) in usual.iter().copied().chain(of_image) {
         set(&mut env, name, value);
     }
-    for (name, value) in wish.env.iter().chain(devices) {
+    for (name, value) in config.env.iter().chain(devices) {
         if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
             return Err(invalid(format!(
                 "environment variable {name:?}: a name is not empty and holds no `=` or NUL"
@@ -125,8 +125,8 @@ fn set(env: &mut Vec<(String, String)>, name: &str, value: &str) {
     }
 }
 
-pub(super) fn working_dir(image: &Image, wish: &ContainerConfig) -> Result<String, Error> {
-    let asked = [&wish.working_dir, &image.config.working_dir];
+pub(super) fn working_dir(image: &Image, config: &ContainerConfig) -> Result<String, Error> {
+    let asked = [&config.working_dir, &image.config.working_dir];
     let directory = asked
         .into_iter()
         .find(|text| !text.is_empty())
@@ -142,8 +142,8 @@ pub(super) fn working_dir(image: &Image, wish: &ContainerConfig) -> Result<Strin
     Ok(directory.to_owned())
 }
 
-pub(super) fn stop_signal(image: &Image, wish: &ContainerConfig) -> Result<i32, Error> {
-    if let Some(signal) = wish.stop_signal {
+pub(super) fn stop_signal(image: &Image, config: &ContainerConfig) -> Result<i32, Error> {
+    if let Some(signal) = config.stop_signal {
         return Ok(signal);
     }
     let text = image.config.stop_signal.trim();
@@ -151,7 +151,7 @@ pub(super) fn stop_signal(image: &Image, wish: &ContainerConfig) -> Result<i32, 
         return Ok(SIGTERM);
     }
     signal_number(text)
-        .ok_or_else(|| invalid(format!("image {:?}: {text:?} is no signal", wish.image)))
+        .ok_or_else(|| invalid(format!("image {:?}: {text:?} is no signal", config.image)))
 }
 
 /// Signals 1 to 31 in order, without `SIG`.

@@ -151,20 +151,20 @@ impl Host {
     pub(super) async fn relabel(
         &self,
         pod: &PodRecord,
-        wish: &Arc<ContainerConfig>,
+        config: &Arc<ContainerConfig>,
     ) -> Result<(), Error> {
         let is_asked = |mount: &MountConfig| mount.selinux_relabel && mount.image.is_none();
-        if !wish.mounts.iter().any(is_asked) || !linux::has_selinux() {
+        if !config.mounts.iter().any(is_asked) || !linux::has_selinux() {
             return Ok(());
         }
-        let (record, wish) = (pod.clone(), Arc::clone(wish));
+        let (record, config) = (pod.clone(), Arc::clone(config));
         let own = [self.config.root.clone(), self.config.run.clone()];
         let what = || format!("open the volumes of sandbox {} to label them", pod.id);
         let opened = self.paths.run(what, move |visit| {
-            let Some(label) = linux::volume_label(&record, &wish)? else {
+            let Some(label) = linux::volume_label(&record, &config)? else {
                 return Ok(None);
             };
-            let asked = wish.mounts.iter().filter(|mount| is_asked(mount));
+            let asked = config.mounts.iter().filter(|mount| is_asked(mount));
             let volumes = asked.map(|mount| open(visit, &mount.host_path, &own));
             Ok(Some((label, volumes.collect::<Result<Vec<_>, Error>>()?)))
         });

@@ -63,7 +63,7 @@ impl Host {
 
     /// What the keeper is told; complete once [`Host::payload`] has seen it.
     pub(super) fn spec(&self, launch: &StartRequest) -> Result<ContainerSpec, Error> {
-        let (plan, wish) = (&launch.plan, &launch.config);
+        let (plan, config) = (&launch.plan, &launch.config);
         let directory = self.layout.container_directory(&launch.pod, &launch.id);
         let cgroup = self.parts.cgroups.open(&plan.cgroup);
         let cgroup = cgroup
@@ -77,13 +77,13 @@ impl Host {
                 layers: plan.layers.clone(),
                 upper: directory.join("upper"),
                 work: directory.join("work"),
-                readonly: wish.readonly_rootfs,
+                readonly: config.readonly_rootfs,
             },
             mounts: plan.mounts.clone(),
             identity: plan.identity.clone(),
             cgroup_procs: cgroup.task_files(),
             memory_limit_bytes: plan.memory_limit_bytes,
-            oom_score_adj: i32::try_from(wish.resources.oom_score_adj.clamp(-1000, 1000))
+            oom_score_adj: i32::try_from(config.resources.oom_score_adj.clamp(-1000, 1000))
                 .unwrap_or(0),
             spawn: plan.spawn,
             staging: self.staging(),

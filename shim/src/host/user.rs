@@ -37,32 +37,32 @@ struct Entry {
     home: String,
 }
 
-/// Resolves `wish` against the image's `USER` text and its layers (lowest first; none for an artifact).
+/// Resolves `config` against the image's `USER` text and its layers (lowest first; none for an artifact).
 /// Errors: Invalid for a group without a user, an id that is none, an unknown name.
 pub fn resolve(
-    wish: &UserConfig,
+    config: &UserConfig,
     image_user: &str,
     layers: &[PathBuf],
     range: IdRange,
 ) -> Result<Resolved, Error> {
-    let named = wish.uid.is_some() || !wish.username.is_empty();
-    if wish.gid.is_some() && !named {
+    let named = config.uid.is_some() || !config.username.is_empty();
+    if config.gid.is_some() && !named {
         return Err(invalid(
             "run_as_group is set, but neither run_as_user nor run_as_username".to_owned(),
         ));
     }
     let (image_name, image_group) = image_user.split_once(':').unwrap_or((image_user, ""));
-    let found = find_user(&name_or_number(wish, image_name), layers)?;
-    let gid = match wish.gid {
+    let found = find_user(&name_or_number(config, image_name), layers)?;
+    let gid = match config.gid {
         Some(gid) => number(&gid.to_string(), "group")?,
         None if named || image_group.is_empty() => found.gid,
         None => find_group(image_group, layers)?,
     };
     let mut groups = vec![gid];
-    if let (GroupsPolicy::Merge, Some(name)) = (wish.policy, &found.name) {
+    if let (GroupsPolicy::Merge, Some(name)) = (config.policy, &found.name) {
         groups.extend(memberships(name, layers)?);
     }
-    for gid in &wish.groups {
+    for gid in &config.groups {
         groups.push(number(&gid.to_string(), "supplemental group")?);
     }
     Ok(Resolved {
@@ -77,8 +77,8 @@ pub fn resolve(
 }
 
 /// The user to be looked up: what CRI asks for, else the image's, else 0.
-fn name_or_number(wish: &UserConfig, image_name: &str) -> String {
-    match (wish.uid, wish.username.as_str()) {
+fn name_or_number(config: &UserConfig, image_name: &str) -> String {
+    match (config.uid, config.username.as_str()) {
         (Some(uid), _) => uid.to_string(),
         (None, "") if image_name.is_empty() => "0".to_owned(),
         (None, "") => image_name.to_owned(),
@@ -219,11 +219,11 @@ mod tests {
     };
 
     fn resolve(
-        wish: UserConfig,
+        config: UserConfig,
         image_user: &str,
         layers: &[PathBuf],
     ) -> Result<(u32, u32), String> {
-        super::resolve(&wish, image_user, layers, RANGE)
+        super::resolve(&config, image_user, layers, RANGE)
             .map(|found| (found.identity.uid, found.identity.gid))
             .map_err(|error| error.to_string())
     }
@@ -342,11 +342,11 @@ mod tests {
     #[test]
     fn groups_of_the_image_are_merged_unless_the_policy_is_strict() {
         let (root, layers) = image("groups");
-        let groups = |wish: UserConfig, image_user: &str| {
-            let found = super::resolve(&wish, image_user, &layers, RANGE).unwrap();
+        let groups = |config: UserConfig, image_user: &str| {
+            let found = super::resolve(&config, image_user, &layers, RANGE).unwrap();
             (found.identity.groups, found.home)
         };
-        let wish = |uid, policy| UserConfig {
+        let config = |uid, policy| UserConfig {
             uid,
             policy,
             groups: vec![700, 303],
@@ -355,16 +355,19 @@ mod tests {
         let (merge, strict) = (GroupsPolicy::Merge, GroupsPolicy::Strict);
         let web = "/srv/web".to_owned();
         assert_eq!(
-            groups(wish(Some(101), merge), ""),
+            groups(config(Some(101), merge), ""),
             (vec![202, 303, 700], web.clone())
         );
         assert_eq!(
-            groups(wish(Some(101), strict), ""),
+            groups(config(Some(101), strict), ""),
             (vec![202, 700, 303], web.clone())
         );
-        assert_eq!(groups(wish(None, merge), "web"), (vec![202, 303, 700], web));
         assert_eq!(
-            groups(wish(Some(999), merge), ""),
+            groups(config(None, merge), "web"),
+            (vec![202, 303, 700], web)
+        );
+        assert_eq!(
+            groups(config(Some(999), merge), ""),
             (vec![0, 700, 303], "/".to_owned())
         );
         let nobody = UserConfig::default();
@@ -374,12 +377,12 @@ mod tests {
 
     #[test]
     fn a_group_needs_a_user() {
-        let wish = UserConfig {
+        let config = UserConfig {
             gid: Some(5),
             ..UserConfig::default()
         };
         assert!(
-            resolve(wish, "7", &[])
+            resolve(config, "7", &[])
                 .unwrap_err()
                 .contains("run_as_group")
         );

@@ -172,38 +172,6 @@ fn runtime() -> &'static tokio::runtime::Runtime {
 }
 
 #[cfg(test)]
+#[path = "../../../runtime/fuzz/replay.rs"]
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
-mod tests {
-    use std::fs;
-    use std::path::Path;
-
-    /// Runs a target on each input of its corpus, on every beginning of it, and on it with single bytes changed.
-    fn replay(name: &str, target: fn(&[u8])) {
-        let dir = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("fuzz")
-            .join(name);
-        let mut count = 0;
-        for entry in fs::read_dir(&dir).unwrap() {
-            let input = fs::read(entry.unwrap().path()).unwrap();
-            target(&input);
-            let step = input.len() / 64 + 1;
-            for at in (0..input.len()).step_by(step) {
-                target(&input[..at]);
-                for change in [1, 0x20, 0x80, 0xff] {
-                    let mut changed = input.clone();
-                    changed[at] ^= change;
-                    target(&changed);
-                }
-            }
-            count += 1;
-        }
-        assert!(count > 0, "{} is empty", dir.display());
-    }
-
-    #[test]
-    fn corpora_are_replayed() {
-        for (name, target) in super::TARGETS {
-            replay(name, *target);
-        }
-    }
-}
+mod replay;

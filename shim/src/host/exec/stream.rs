@@ -39,17 +39,17 @@ impl Host {
     pub async fn exec_stream(
         self: &Arc<Self>,
         launch: &StartRequest,
-        wish: ExecConfig,
+        config: ExecConfig,
         streams: Streams,
     ) -> Result<i32, Error> {
         let mut leaf = self.exec_leaf(launch).await?;
         let stdio = Stdio {
-            stdin: wish.stdin,
-            tty: wish.tty,
+            stdin: config.stdin,
+            tty: config.tty,
         };
         let (theirs, ours) = ends(stdio, &launch.plan.payload)?;
         let with = (stdio, theirs);
-        let order = self.exec_options(launch, wish.argv, &leaf.cgroup, with);
+        let order = self.exec_options(launch, config.argv, &leaf.cgroup, with);
         let order = order.await?;
         let what = || format!("exec in container {}", launch.id);
         let started = launch.keeper.exec(order, &self.parts.filters).await;

@@ -97,15 +97,15 @@ pub(super) fn own() -> Result<u64, Error> {
 
 /// The sets of a container; `own` is what can be given at all.
 /// Errors: Invalid for a name that nobody knows or that is not to be had here.
-pub(super) fn sets(wish: &SecurityContext, own: u64) -> Result<Capabilities, Error> {
-    if wish.privileged {
+pub(super) fn sets(config: &SecurityContext, own: u64) -> Result<Capabilities, Error> {
+    if config.privileged {
         return Ok(Capabilities {
             bounding: own,
             permitted: own,
             ambient: 0,
         });
     }
-    let asked = &wish.capabilities;
+    let asked = &config.capabilities;
     let mut set = usual() & own;
     if has_all(&asked.add) {
         set = own;
@@ -183,11 +183,11 @@ mod tests {
             drop: words(drop),
             ambient: words(ambient),
         };
-        let wish = SecurityContext {
+        let config = SecurityContext {
             capabilities,
             ..SecurityContext::default()
         };
-        sets(&wish, OWN)
+        sets(&config, OWN)
     }
 
     #[test]
@@ -245,11 +245,11 @@ mod tests {
 
     #[test]
     fn privileged_is_all_that_there_is() {
-        let wish = SecurityContext {
+        let config = SecurityContext {
             privileged: true,
             ..SecurityContext::default()
         };
-        let sets = sets(&wish, OWN).unwrap();
+        let sets = sets(&config, OWN).unwrap();
         assert_eq!((sets.permitted, sets.ambient), (OWN, 0));
     }
 

@@ -51,17 +51,17 @@ pub(super) struct Grant {
 
 /// The devices that CRI asks for.
 /// Errors: Invalid, naming the path and what is wrong with it.
-pub(super) fn asked(wishes: &[DeviceConfig], visit: &Visit<'_>) -> Result<Vec<Grant>, Error> {
+pub(super) fn asked(configs: &[DeviceConfig], visit: &Visit<'_>) -> Result<Vec<Grant>, Error> {
     let mut grants = Vec::new();
-    for wish in wishes {
+    for config in configs {
         let refused = |why: String| {
-            let (host, target) = (&wish.host_path, &wish.container_path);
+            let (host, target) = (&config.host_path, &config.container_path);
             invalid(format!("device {host:?} at {target:?}: {why}"))
         };
-        let target = device_target(&wish.container_path).map_err(refused)?;
+        let target = device_target(&config.container_path).map_err(refused)?;
         // A link is resolved once, here; the node it leads to is what is granted.
         let host = visit
-            .look(Path::new(&wish.host_path))
+            .look(Path::new(&config.host_path))
             .map_err(|error| refused(format!("the host path cannot be used: {error}")))?;
         let found = if host.metadata.is_dir() {
             all_below(&host.path, &target, visit).map_err(refused)?
@@ -73,7 +73,7 @@ pub(super) fn asked(wishes: &[DeviceConfig], visit: &Visit<'_>) -> Result<Vec<Gr
         }
         grants.extend(found.into_iter().map(|device| Grant {
             device,
-            permissions: wish.permissions.clone(),
+            permissions: config.permissions.clone(),
         }));
     }
     Ok(grants)
@@ -265,7 +265,7 @@ mod tests {
             scratch
         }
 
-        fn wish(&self, host: &str, target: &str) -> DeviceConfig {
+        fn config(&self, host: &str, target: &str) -> DeviceConfig {
             DeviceConfig {
                 container_path: target.to_owned(),
                 host_path: self.0.join(host).to_str().unwrap().to_owned(),
@@ -274,8 +274,8 @@ mod tests {
         }
     }
 
-    fn asked(wishes: &[DeviceConfig]) -> Result<Vec<Grant>, Error> {
-        crate::host::paths::visited(|visit| super::asked(wishes, visit))
+    fn asked(configs: &[DeviceConfig]) -> Result<Vec<Grant>, Error> {
+        crate::host::paths::visited(|visit| super::asked(configs, visit))
     }
 
     fn of_host(dev: &Path) -> Result<Vec<Grant>, Error> {
@@ -292,7 +292,7 @@ mod tests {
     #[test]
     fn a_device_is_what_the_host_has_at_that_path() {
         let scratch = Scratch::with_devices("one");
-        let grants = asked(&[scratch.wish("link", "/dev//x/")]).unwrap();
+        let grants = asked(&[scratch.config("link", "/dev//x/")]).unwrap();
         let device = &grants[0].device;
         assert_eq!(device.path, "/dev/x");
         assert_eq!(device.source, scratch.0.join("a").canonicalize().unwrap());
@@ -306,7 +306,7 @@ mod tests {
     #[test]
     fn a_directory_grants_the_devices_below_it() {
         let scratch = Scratch::with_devices("below");
-        let grants = asked(&[scratch.wish("", "/dev/d")]).unwrap();
+        let grants = asked(&[scratch.config("", "/dev/d")]).unwrap();
         assert_eq!(paths(&grants), ["/dev/d/a", "/dev/d/null", "/dev/d/sub/b"]);
         assert_eq!(grants[2].device.kind, DeviceKind::Block);
     }
@@ -323,7 +323,7 @@ mod tests {
             ("a", "/proc/x", "no device can be there"),
             ("a", "/dev", "no device can be there"),
         ] {
-            let text = asked(&[scratch.wish(host, target)])
+            let text = asked(&[scratch.config(host, target)])
                 .unwrap_err()
                 .to_string();
             assert!(
@@ -332,28 +332,32 @@ mod tests {
             );
         }
         std::fs::create_dir(scratch.0.join("empty")).unwrap();
-        let text = asked(&[scratch.wish("empty", "/dev/x")]).unwrap_err();
+        let text = asked(&[scratch.config("empty", "/dev/x")]).unwrap_err();
         assert!(text.to_string().contains("holds no device"), "{text}");
     }
 
     #[test]
     fn one_path_is_one_device() {
         let scratch = Scratch::with_devices("merge");
-        let mut twice = asked(&[scratch.wish("a", "/dev/x"), scratch.wish("a", "/dev/x")]).unwrap();
+        let mut twice =
+            asked(&[scratch.config("a", "/dev/x"), scratch.config("a", "/dev/x")]).unwrap();
         twice[1].permissions = "m".to_owned();
         let merged_once = merged(twice).unwrap();
         assert_eq!(
             (merged_once.len(), merged_once[0].permissions.as_str()),
             (1, "rwm")
         );
-        let differing = asked(&[scratch.wish("a", "/dev/x"), scratch.wish("sub/b", "/dev/x")]);
+        let differing = asked(&[
+            scratch.config("a", "/dev/x"),
+            scratch.config("sub/b", "/dev/x"),
+        ]);
         assert!(merged(differing.unwrap()).is_err());
     }
 
     #[test]
     fn the_cgroup_allows_what_is_granted_and_no_more() {
         let scratch = Scratch::with_devices("rules");
-        let grants = asked(&[scratch.wish("sub/b", "/dev/x")]).unwrap();
+        let grants = asked(&[scratch.config("sub/b", "/dev/x")]).unwrap();
         let rules = rules(&grants, false);
         let (usual, own) = rules.split_at(DeviceRule::defaults().len());
         assert_eq!(usual, DeviceRule::defaults());

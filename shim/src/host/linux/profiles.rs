@@ -45,8 +45,8 @@ impl SecurityFiles<'static> {
 }
 
 /// Reads the profile that is asked for. Blocks on the disk.
-pub(super) fn seccomp(wish: &SecurityProfile, privileged: bool) -> Result<SeccompPlan, Error> {
-    match wish {
+pub(super) fn seccomp(config: &SecurityProfile, privileged: bool) -> Result<SeccompPlan, Error> {
+    match config {
         _ if privileged => Ok(SeccompPlan::Unconfined),
         SecurityProfile::Unset | SecurityProfile::Unconfined => Ok(SeccompPlan::Unconfined),
         SecurityProfile::Default => Ok(SeccompPlan::Default),

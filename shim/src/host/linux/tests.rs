@@ -33,14 +33,14 @@ impl Place {
             std::env::temp_dir().join(format!("coracle-linux-{name}-{}", std::process::id()));
         let _ = std::fs::remove_dir_all(&root);
         std::fs::create_dir_all(root.join("containers")).unwrap();
-        let wish = json!({
+        let config = json!({
             "name": {"name": "p", "namespace": "n", "uid": "u", "attempt": 0},
             "hostname": "web-0", "log_directory": "", "dns": {"servers": [], "searches": [], "options": []},
             "labels": {}, "annotations": {}, "handler": "default", "cgroup_parent": "",
             "namespaces": {"network": "pod", "pid": "container", "ipc": "pod"},
         });
         let pod = json!({
-            "id": PodId::random().unwrap().as_str(), "wish": wish, "created_at": 1, "boot": "b",
+            "id": PodId::random().unwrap().as_str(), "config": config, "created_at": 1, "boot": "b",
             "cgroup_parent": "/c", "range": {"base": 65536, "size": IdRange::SIZE}, "phase": "Starting",
         });
         Place {
@@ -51,13 +51,13 @@ impl Place {
         }
     }
 
-    fn plan(&self, wish: &ContainerConfig) -> Result<(LinuxPlan, Vec<Mount>), Error> {
+    fn plan(&self, config: &ContainerConfig) -> Result<(LinuxPlan, Vec<Mount>), Error> {
         let mut mounts = Vec::new();
-        let hardware = super::super::paths::visited(|visit| Hardware::find(wish, visit))?;
+        let hardware = super::super::paths::visited(|visit| Hardware::find(config, visit))?;
         let subject = Subject {
             pod: &self.pod,
             id: &self.id,
-            wish,
+            config,
             image: &self.image,
             containers: &self.root.join("containers"),
             files: &self.root.join("files"),
@@ -92,7 +92,7 @@ fn image() -> Image {
 }
 
 fn asked(security: SecurityContext) -> ContainerConfig {
-    let wish = json!({
+    let config = json!({
         "name": {"name": "c", "attempt": 0}, "image": "i", "user_specified_image": "", "command": [], "args": [],
         "working_dir": "", "env": [], "mounts": [], "labels": {}, "annotations": {}, "log_path": "",
         "stdin": false, "stdin_once": false, "tty": false, "resources": {
@@ -102,8 +102,8 @@ fn asked(security: SecurityContext) -> ContainerConfig {
         "user": {"uid": null, "username": "", "gid": null, "groups": []},
         "readonly_rootfs": false, "stop_signal": null,
     });
-    let wish: ContainerConfig = serde_json::from_value(wish).unwrap();
-    ContainerConfig { security, ..wish }
+    let config: ContainerConfig = serde_json::from_value(config).unwrap();
+    ContainerConfig { security, ..config }
 }
 
 #[test]

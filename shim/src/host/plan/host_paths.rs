@@ -20,16 +20,16 @@ impl Host {
         draft: Draft,
         is_linux: bool,
     ) -> Result<(Draft, Vec<Mount>), Error> {
-        if draft.wish.mounts.is_empty() {
+        if draft.config.mounts.is_empty() {
             return Ok((draft, Vec::new()));
         }
         let missing = match self.config.create_host_paths {
             true => Missing::Create,
             false => Missing::Refuse,
         };
-        let wish = Arc::clone(&draft.wish);
+        let config = Arc::clone(&draft.config);
         let what = move || {
-            let host_paths = wish.mounts.iter().map(|mount| &mount.host_path);
+            let host_paths = config.mounts.iter().map(|mount| &mount.host_path);
             let named: Vec<_> = host_paths
                 .filter(|path| !path.as_os_str().is_empty())
                 .take(3)
@@ -43,16 +43,16 @@ impl Host {
         };
         let (draft, mounts) = self.paths.run(what, check).await?;
         // After the check: what was absent may have been made.
-        self.relabel(&draft.pod, &draft.wish).await?;
+        self.relabel(&draft.pod, &draft.config).await?;
         Ok((draft, mounts))
     }
 
     /// The devices of a container, looked at on a thread that may hang.
-    pub(super) async fn hardware(&self, wish: &Arc<ContainerConfig>) -> Result<Hardware, Error> {
-        if !Hardware::is_asked_by(wish) {
+    pub(super) async fn hardware(&self, config: &Arc<ContainerConfig>) -> Result<Hardware, Error> {
+        if !Hardware::is_asked_by(config) {
             return Ok(Hardware::default());
         }
-        let (named, wish) = (Arc::clone(wish), Arc::clone(wish));
+        let (named, config) = (Arc::clone(config), Arc::clone(config));
         let what = move || {
             let paths = named.devices.iter().map(|device| device.host_path.as_str());
             let names: Vec<_> = paths
@@ -61,7 +61,7 @@ impl Host {
                 .collect();
             format!("look at the node's devices {}", names.join(", "))
         };
-        let find = move |visit: &Visit<'_>| Hardware::find(&wish, visit);
+        let find = move |visit: &Visit<'_>| Hardware::find(&config, visit);
         self.paths.run(what, find).await
     }
 }

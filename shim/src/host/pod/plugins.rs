@@ -24,8 +24,8 @@ impl Host {
         if !own_net || self.parts.network.provider() != Provider::Cni {
             return Ok(None);
         }
-        let (network, wish) = (self.parts.network.cni(), network_config(record));
-        let plan = network.plan(&wish, &self.pin(&record.id));
+        let (network, config) = (self.parts.network.cni(), network_config(record));
+        let plan = network.plan(&config, &self.pin(&record.id));
         plan.map(Some).map_err(|error| {
             cni_error(
                 format!("attach the network of sandbox {}", record.id),
@@ -112,21 +112,21 @@ async fn end_keeper(raised: CreatedSandbox, error: Error) -> Error {
 
 /// What a pod asks of its network.
 pub(super) fn network_config(record: &PodRecord) -> NetworkConfig {
-    let (wish, name) = (&record.config, &record.config.name);
+    let (config, name) = (&record.config, &record.config.name);
     NetworkConfig {
         pod: record.id.to_string(),
         namespace: name.namespace.clone(),
         name: name.name.clone(),
         uid: name.uid.clone(),
-        ports: wish.ports.clone(),
-        bandwidth: wish.bandwidth,
+        ports: config.ports.clone(),
+        bandwidth: config.bandwidth,
         resolver: Resolver {
-            servers: wish.dns.servers.clone(),
-            searches: wish.dns.searches.clone(),
-            options: wish.dns.options.clone(),
+            servers: config.dns.servers.clone(),
+            searches: config.dns.searches.clone(),
+            options: config.dns.options.clone(),
         },
-        ips: wish.ips.clone(),
-        mac: wish.mac.clone(),
+        ips: config.ips.clone(),
+        mac: config.mac.clone(),
     }
 }
 

@@ -23,7 +23,7 @@ fn image(config: RunConfig) -> Image {
     }
 }
 
-fn wish() -> ContainerConfig {
+fn config() -> ContainerConfig {
     ContainerConfig {
         name: ContainerName {
             name: "web".to_owned(),
@@ -73,13 +73,13 @@ fn arguments_are_composed_as_kubernetes_says() {
             cmd: composed(cmd),
             ..RunConfig::default()
         });
-        let wish = ContainerConfig {
+        let config = ContainerConfig {
             command: composed(command),
             args: composed(args),
-            ..wish()
+            ..config()
         };
         assert_eq!(
-            argv(&image, &wish, true).unwrap(),
+            argv(&image, &config, true).unwrap(),
             composed(want),
             "{entrypoint}|{cmd}|{command}|{args}"
         );
@@ -94,8 +94,14 @@ fn odd_arguments_are_refused() {
         vec!["a\0b".to_owned()],
         vec!["x".repeat(MAX_ARGS_BYTES + 1)],
     ] {
-        let wish = ContainerConfig { command, ..wish() };
-        assert_eq!(argv(&plain, &wish, true).unwrap_err().kind(), Kind::Invalid);
+        let config = ContainerConfig {
+            command,
+            ..config()
+        };
+        assert_eq!(
+            argv(&plain, &config, true).unwrap_err().kind(),
+            Kind::Invalid
+        );
     }
 }
 
@@ -111,7 +117,7 @@ fn the_containers_environment_wins_and_bad_names_are_refused() {
     let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
     let asked = ContainerConfig {
         env: vec![pair("A", "2"), pair("B", "x=y"), pair("A", "3")],
-        ..wish()
+        ..config()
     };
     assert_eq!(
         environment(&image, &asked, &[], &[]).unwrap(),
@@ -125,7 +131,7 @@ fn the_containers_environment_wins_and_bad_names_are_refused() {
     ] {
         let asked = ContainerConfig {
             env: vec![bad.clone()],
-            ..wish()
+            ..config()
         };
         assert_eq!(
             environment(&image, &asked, &[], &[]).unwrap_err().kind(),
@@ -143,7 +149,7 @@ fn the_working_directory_is_the_containers_then_the_images_then_the_root() {
     });
     let asked = |directory: &str| ContainerConfig {
         working_dir: directory.to_owned(),
-        ..wish()
+        ..config()
     };
     assert_eq!(working_dir(&of_image, &asked("/app")).unwrap(), "/app");
     assert_eq!(working_dir(&of_image, &asked("")).unwrap(), "/srv");
@@ -180,20 +186,20 @@ fn signals_have_names_numbers_and_a_default() {
         stop_signal: "SIGQUIT".to_owned(),
         ..RunConfig::default()
     });
-    assert_eq!(stop_signal(&quits, &wish()).unwrap(), 3);
+    assert_eq!(stop_signal(&quits, &config()).unwrap(), 3);
     assert_eq!(
         stop_signal(
             &quits,
             &ContainerConfig {
                 stop_signal: Some(2),
-                ..wish()
+                ..config()
             }
         )
         .unwrap(),
         2
     );
     assert_eq!(
-        stop_signal(&image(RunConfig::default()), &wish()).unwrap(),
+        stop_signal(&image(RunConfig::default()), &config()).unwrap(),
         15
     );
     let odd = image(RunConfig {
@@ -201,7 +207,7 @@ fn signals_have_names_numbers_and_a_default() {
         ..RunConfig::default()
     });
     assert_eq!(
-        stop_signal(&odd, &wish()).unwrap_err().kind(),
+        stop_signal(&odd, &config()).unwrap_err().kind(),
         Kind::Invalid
     );
 }
@@ -223,12 +229,12 @@ fn a_log_lies_below_its_directory_or_there_is_none() {
 fn a_linux_image_runs_its_arguments_and_never_its_own_name() {
     let image = image(RunConfig::default());
     assert_eq!(
-        argv(&image, &wish(), false).unwrap_err().kind(),
+        argv(&image, &config(), false).unwrap_err().kind(),
         Kind::Invalid
     );
     let asked = ContainerConfig {
         args: composed("sleep 1"),
-        ..wish()
+        ..config()
     };
     assert_eq!(argv(&image, &asked, false).unwrap(), composed("sleep 1"));
 }
@@ -241,7 +247,7 @@ fn the_image_overrides_what_is_usual_and_devices_override_all() {
     });
     let asked = ContainerConfig {
         env: vec![("A".to_owned(), "1".to_owned())],
-        ..wish()
+        ..config()
     };
     let usual = [("PATH", "/usual"), ("HOSTNAME", "web")];
     let devices = [("A".to_owned(), "2".to_owned())];

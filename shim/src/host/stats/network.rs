@@ -118,11 +118,11 @@ Inter-|   Receive                                                |  Transmit
     fn a_pod_is_read_in_its_own_namespace_and_the_daemon_stays_in_its_own() {
         let own = std::fs::read_link("/proc/thread-self/ns/net").unwrap();
         let pin = std::env::temp_dir().join(format!("coracle-stats-pin-{}", std::process::id()));
-        let wish = NamespaceConfig {
+        let config = NamespaceConfig {
             net: true,
             ..NamespaceConfig::default()
         };
-        let made = create_namespaces(wish, Some(&pin)).unwrap();
+        let made = create_namespaces(config, Some(&pin)).unwrap();
         let found = read(&[None, Some(pin.clone()), Some("/nowhere".into())]);
         // A new namespace holds loopback, and tunnels where the kernel makes them by itself.
         let interfaces = found[1].as_ref().unwrap();

@@ -44,11 +44,11 @@ pub enum DefaultProfile {
 
 /// The AppArmor profile to change to, if any. Blocks; may run the parser.
 pub(in crate::host::linux) fn apparmor(
-    wish: &SecurityProfile,
+    config: &SecurityProfile,
     privileged: bool,
     files: &SecurityFiles<'_>,
 ) -> Result<Option<String>, Error> {
-    let name = match wish {
+    let name = match config {
         _ if privileged => return Ok(None),
         SecurityProfile::Unconfined => return Ok(None),
         SecurityProfile::Unset | SecurityProfile::Default => {

@@ -60,10 +60,10 @@ pub(in crate::host::linux) fn selinux(
     if !is_asked && (request.with_node || request.level.is_none()) {
         return Ok(Labels::default());
     }
-    let user = request.part(|wish| &wish.user).unwrap_or("system_u");
-    let role = request.part(|wish| &wish.role).unwrap_or("system_r");
-    let kind = request.part(|wish| &wish.kind).unwrap_or("container_t");
-    let own_level = request.own.map(|wish| wish.level.as_str());
+    let user = request.part(|config| &config.user).unwrap_or("system_u");
+    let role = request.part(|config| &config.role).unwrap_or("system_r");
+    let kind = request.part(|config| &config.kind).unwrap_or("container_t");
+    let own_level = request.own.map(|config| config.level.as_str());
     let level = own_level.filter(|level| !level.is_empty());
     let level = level.or(request.level).unwrap_or(NO_CATEGORIES);
     let process = format!("{user}:{role}:{kind}:{level}");

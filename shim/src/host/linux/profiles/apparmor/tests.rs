@@ -34,7 +34,7 @@ impl Node {
         node
     }
 
-    fn ask(&self, wish: &SecurityProfile, privileged: bool) -> Result<Option<String>, Error> {
+    fn ask(&self, config: &SecurityProfile, privileged: bool) -> Result<Option<String>, Error> {
         let parsers: Vec<&str> = self.parsers.iter().map(String::as_str).collect();
         let absent = self.scratch.0.join("absent");
         let files = SecurityFiles {
@@ -42,7 +42,7 @@ impl Node {
             selinux: &absent,
             parsers: &parsers,
         };
-        apparmor(wish, privileged, &files)
+        apparmor(config, privileged, &files)
     }
 }
 
@@ -69,12 +69,12 @@ fn the_default_is_loaded_when_it_is_needed() {
     let node = Node::new("apparmor-default", "web (enforce)\n", Some(script));
     assert_eq!(node.ask(&SecurityProfile::Default, true).unwrap(), None);
     let ours = Some("coracle-default".to_owned());
-    for wish in [
+    for config in [
         SecurityProfile::Unset,
         SecurityProfile::Default,
         localhost("coracle-default"),
     ] {
-        assert_eq!(node.ask(&wish, false).unwrap(), ours, "{wish:?}");
+        assert_eq!(node.ask(&config, false).unwrap(), ours, "{config:?}");
     }
     let said = |name: &str| fs::read_to_string(node.scratch.0.join(name)).unwrap();
     assert_eq!(said("profiles.calls"), "--replace --skip-cache --quiet\n");
