@@ -39,6 +39,11 @@ fn base() -> Result<Config> {
     config.async_stack_size(FIBER_STACK_BYTES);
     config.memory_init_cow(true);
     config.wasm_memory64(false);
+    config.wasm_function_references(false);
+    config.wasm_gc(false);
+    config.wasm_exceptions(false);
+    config.wasm_threads(false);
+    config.wasm_component_model_async(false);
     config.wasm_backtrace_max_frames(std::num::NonZeroUsize::new(32));
     config
         .module_version(ModuleVersionStrategy::Custom(tag()))
