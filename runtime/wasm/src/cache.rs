@@ -1,10 +1,10 @@
-//! The cache of compiled code: one file per (module, engine), made by the jailed compiler, sealed with a MAC.
+//! The cache of compiled code: one file per (module, engine), made by the jailed compiler, authenticated by a MAC.
 //!
-//! Called by the daemon when an image was pulled and when a container is created.
+//! The daemon calls it after an image was pulled and when a container is created.
 //! Invariants: an entry is handed out only after its MAC was checked, once per (inode, ctime, size) and daemon, with
-//! a key that only root reads; an entry that fails is removed and made again; a name is written once, never over.
-//! Files are 0444 in a 0700 directory: a guest, which is nobody, opens the descriptor it was given once more.
-//! Not here: images, what a guest may do.
+//! a key that only root can read. An entry that fails the check is removed and compiled again. A file is never
+//! overwritten. Files are 0444 in a 0700 directory: an unprivileged container process reopens the descriptor it gets.
+//! It must not know about images or what a guest may do.
 
 use std::collections::HashMap;
 use std::fs::{self, OpenOptions};
@@ -39,9 +39,9 @@ use files::{Stamp, Temporary, key, open_read, stamp, stamp_of};
 pub struct CompileLimits {
     /// Wall-clock and CPU time of one compilation.
     pub timeout: Duration,
-    /// Address space of the compiler process, bytes.
+    /// Address space of the compiler process, in bytes.
     pub memory_bytes: u64,
-    /// Largest module, bytes.
+    /// Largest module, in bytes.
     pub module_bytes: u64,
 }
 
@@ -57,7 +57,7 @@ pub struct EngineRef {
 /// One verified cache entry.
 #[derive(Debug)]
 pub struct Compiled {
-    /// What is known of the program.
+    /// What the compiler found out about the program.
     pub info: ModuleInfo,
     code: PathBuf,
     stamp: Stamp,
@@ -70,10 +70,10 @@ struct Label {
     mac: String,
 }
 
-/// Where an entry is: engine hash and module digest.
-type At = (String, String);
+/// Key of an entry: engine hash and module digest.
+type EntryKey = (String, String);
 /// Held while an entry is looked up or made.
-type Lane = Arc<tokio::sync::Mutex<()>>;
+type EntryLock = Arc<tokio::sync::Mutex<()>>;
 
 /// The cache; cheap to share behind an `Arc`.
 pub struct CompileCache {
@@ -81,14 +81,15 @@ pub struct CompileCache {
     key: [u8; 32],
     limits: CompileLimits,
     permits: Permits,
-    entries: Mutex<HashMap<At, Arc<Compiled>>>,
-    busy: Mutex<HashMap<At, Lane>>,
+    entries: Mutex<HashMap<EntryKey, Arc<Compiled>>>,
+    busy: Mutex<HashMap<EntryKey, EntryLock>>,
     failures: Failures,
     serial: AtomicU64,
 }
 
 impl CompileCache {
-    /// Opens the cache in `dir`, whose compilers take their turns in `permits`, making it (0700) and its key (0400) when absent, and sweeps half-written files.
+    /// Opens the cache in `dir` and removes half-written files. Makes the directory (0700) and its key (0400) if
+    /// they are absent. `permits` bounds how many compilers run at once.
     ///
     /// Errors: the directory cannot be made or the key not be read.
     pub fn open(dir: &Path, limits: CompileLimits, permits: Permits) -> Result<Self> {
@@ -119,9 +120,9 @@ impl CompileCache {
 
     /// The compiled form of the module at path `module` (SHA-256 `digest`, 64 digits) for `engine`.
     ///
-    /// Concurrent calls for one entry share one compilation, also one that fails: what the compiler has said of a module
-    /// is remembered for a while, so that no probe or create compiles it again. Errors: [`Kind::Invalid`] with the engine's reason when
-    /// the module is refused, [`Kind::Exhausted`] when a compile limit or the disk was hit.
+    /// Concurrent calls for one entry share one compilation. A failure is remembered for a while: a retry does not
+    /// compile the module again. Errors: [`Kind::Invalid`] with the engine's reason when the module is refused,
+    /// [`Kind::Exhausted`] when a compile limit was hit or the disk is full.
     pub async fn compiled(
         self: &Arc<Self>,
         engine: &EngineRef,
@@ -130,12 +131,12 @@ impl CompileCache {
     ) -> Result<Arc<Compiled>> {
         let digest = digest.trim_start_matches("sha256:").to_owned();
         let at = (engine.hash.clone(), digest.clone());
-        let lane = lock(&self.busy).entry(at.clone()).or_default().clone();
-        let guard = lane.lock().await;
+        let entry_lock = lock(&self.busy).entry(at.clone()).or_default().clone();
+        let guard = entry_lock.lock().await;
         let result = self.compiled_alone(engine, module, &digest).await;
         drop(guard);
         let mut busy = lock(&self.busy);
-        if Arc::strong_count(&lane) <= 2 {
+        if Arc::strong_count(&entry_lock) <= 2 {
             busy.remove(&at);
         }
         result
@@ -157,15 +158,10 @@ impl CompileCache {
             return Err(failure);
         }
         failpoint::hit("compile.exec").during(|| "start the compiler".into())?;
-        let bounds = Bounds {
-            cpu_s: self.limits.timeout.as_secs().max(1),
-            memory_bytes: self.limits.memory_bytes,
-            module_bytes: usize::try_from(self.limits.module_bytes).unwrap_or(usize::MAX),
-        };
         let job = compile::Job {
             exe: &engine.exe,
             module,
-            bounds,
+            bounds: self.bounds(),
             timeout: self.limits.timeout,
         };
         let cache = Arc::clone(self);
@@ -187,7 +183,15 @@ impl CompileCache {
         blocking(move || cache.store(&hash, &name, info, code)).await
     }
 
-    /// Forgets compiled code for engines that are not in `live_hashes` (this build's and those of live keepers).
+    fn bounds(&self) -> Bounds {
+        Bounds {
+            cpu_s: self.limits.timeout.as_secs().max(1),
+            memory_bytes: self.limits.memory_bytes,
+            module_bytes: usize::try_from(self.limits.module_bytes).unwrap_or(usize::MAX),
+        }
+    }
+
+    /// Removes compiled code for engines that are not in `live_hashes` (this build's and those of live keepers).
     ///
     /// Errors: the cache directory cannot be listed.
     pub fn sweep(&self, live_hashes: &[String]) -> Result<()> {
@@ -205,9 +209,9 @@ impl CompileCache {
         Ok(())
     }
 
-    /// Forgets compiled code of modules that `keep`, asked with their digests (64 digits), does not want. Blocks.
+    /// Removes compiled code of modules for whose digest (64 digits) `keep` returns false. Blocks.
     ///
-    /// Answers how many files went. Errors: the cache directory cannot be listed.
+    /// Returns how many files were removed. Errors: the cache directory cannot be listed.
     pub fn retain(&self, keep: impl Fn(&str) -> bool) -> Result<usize> {
         let list = |dir: &Path| fs::read_dir(dir).during(|| format!("list {}", dir.display()));
         let mut removed = 0;
@@ -235,7 +239,7 @@ impl CompileCache {
         )
     }
 
-    /// The verified entry, or `None` when there is none that can be trusted.
+    /// The verified entry, or `None` if there is none that passes verification.
     fn find(&self, hash: &str, digest: &str) -> Option<Arc<Compiled>> {
         let at = (hash.to_owned(), digest.to_owned());
         let (code, label) = self.paths(hash, digest);
@@ -256,7 +260,7 @@ impl CompileCache {
                     tracing::warn!(
                         digest,
                         engine = hash,
-                        "compiled code failed verification and is made again"
+                        "compiled code failed verification, compiling it again"
                     );
                 }
                 let _ = fs::remove_file(&code);
@@ -267,7 +271,7 @@ impl CompileCache {
         }
     }
 
-    fn verify(&self, at: &(String, String), code: &Path, label: &Path) -> Option<Compiled> {
+    fn verify(&self, at: &EntryKey, code: &Path, label: &Path) -> Option<Compiled> {
         let label: Label = serde_json::from_slice(&fs::read(label).ok()?).ok()?;
         let mut file = open_read(code).ok()?;
         let before = stamp(&file)?;
@@ -283,7 +287,7 @@ impl CompileCache {
         })
     }
 
-    fn mac(&self, at: &(String, String), info: &ModuleInfo, code_sha256: &str) -> Option<String> {
+    fn mac(&self, at: &EntryKey, info: &ModuleInfo, code_sha256: &str) -> Option<String> {
         let mut mac = Hmac::<Sha256>::new_from_slice(&self.key).ok()?;
         let info = serde_json::to_string(info).ok()?;
         mac.update(
@@ -349,9 +353,9 @@ impl CompileCache {
 }
 
 impl Compiled {
-    /// The code, read-only, checked to be the file that was verified.
+    /// Opens the code read-only, and checks that it is still the file that was verified.
     ///
-    /// Errors: [`Kind::Missing`] when it was changed or removed since; ask the cache again.
+    /// Errors: [`Kind::Missing`] if it was changed or removed since; call the cache again.
     pub fn open(&self) -> Result<OwnedFd> {
         let file = open_read(&self.code).during(|| format!("open {}", self.code.display()))?;
         if stamp(&file) != Some(self.stamp) {
@@ -365,7 +369,7 @@ impl Compiled {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    // A panic while holding it leaves a plain map behind, which stays usable.
+    // A panic while the lock is held leaves the map usable.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

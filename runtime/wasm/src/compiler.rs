@@ -1,10 +1,10 @@
-//! The compiler process: one hostile module in by descriptor, compiled code out by descriptor, then gone.
+//! The compiler process: reads one hostile module from a descriptor, writes compiled code to another, and exits.
 //!
-//! Exec'd by the daemon's cache for each module, jailed before it reads the first byte, ended by its limits or by the
-//! daemon. Descriptors: 0 lifeline pipe (end of file means the daemon is gone), 1 result text, 3 module, 4 output.
-//! Invariant: it has no network, no files, no privileges, bounded memory and CPU time; what it returns is trusted
-//! only because its own code is ours, so nothing but the engine runs here.
-//! Not here: the cache, its key.
+//! The daemon's cache execs it for each module. It jails itself before it reads the first byte; its limits or the
+//! daemon end it. Descriptors: 0 lifeline pipe (end of file means the daemon is gone), 1 verdict, 3 module, 4 output.
+//! Invariants: it has no network, no files, no privileges, and bounded memory and CPU time. Its output is trusted
+//! only because its own code is ours, so only the engine runs here.
+//! It must not know the cache or its key.
 
 use std::fs::File;
 use std::io::{ErrorKind, Write as _};
@@ -20,34 +20,34 @@ use coracle_spec::error::{Context as _, Error, Kind, Result};
 use coracle_sys as sys;
 use coracle_sys::memfd::read_all;
 
-/// What the compiler process says on its standard output.
+/// What the compiler process writes to its standard output.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Verdict {
     /// The code is in the output descriptor.
     Compiled(ModuleInfo),
-    /// The input is no program, or one that this engine does not take.
+    /// The input is not a program, or this engine does not accept it.
     Refused(String),
 }
 
-/// Largest compiled code, bytes; real code is some four times its module.
+/// Largest compiled code, in bytes. Real code is about four times as large as its module.
 const MAX_CODE_BYTES: u64 = 1 << 30;
-/// Exit code of a compiler that found no room for its output.
+/// Exit code of a compiler whose output did not fit on the disk.
 pub(super) const DISK_FULL: i32 = 28;
 
-/// Bounds of one compilation, handed over as arguments.
+/// Bounds of one compilation, passed as arguments.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
-    /// CPU time, seconds.
+    /// CPU time, in seconds.
     pub cpu_s: u64,
-    /// Address space, bytes.
+    /// Address space, in bytes.
     pub memory_bytes: u64,
-    /// Largest module, bytes.
+    /// Largest module, in bytes.
     pub module_bytes: usize,
 }
 
-/// Runs the compiler process to its end: reads descriptor 3, writes 4 and 1.
+/// Runs the compiler process: reads descriptor 3, writes 4 and 1.
 ///
-/// Errors: the jail could not be built or the output not be written; a bad module is a verdict, no error.
+/// Errors: the jail could not be built or the output not be written. A bad module is a verdict, not an error.
 pub fn main(bounds: Bounds) -> Result<()> {
     let fds =
         sys::fork::keep_only(&[0, 1, 2, 3, 4]).map(|()| (sys::fork::adopt(3), sys::fork::adopt(4)));
@@ -75,7 +75,7 @@ fn limit(bounds: Bounds) -> Result<()> {
         };
         setrlimit(resource, both).during(|| format!("limit {resource:?} to {value}"))
     };
-    // At the first of the two the process gets a signal that nobody else sends.
+    // The soft limit sends SIGXCPU, which nobody else sends; the hard limit kills.
     let cpu = Rlimit {
         current: Some(bounds.cpu_s),
         maximum: Some(bounds.cpu_s.saturating_add(1)),
@@ -100,7 +100,7 @@ fn compile(bytes: &[u8], mut output: File) -> Result<Verdict> {
     }
 }
 
-/// Outer error: the module's fault. Inner error: ours.
+/// Outer error: the module is at fault. Inner error: we are.
 fn translate(engine: &Engine, bytes: &[u8]) -> wasmtime::Result<Result<(ModuleInfo, Vec<u8>)>> {
     // Bytes 4 to 7 are version and layer: 1, 0 for a core module; 0d, 0, 1, 0 for a component.
     if bytes.get(6) == Some(&1) {

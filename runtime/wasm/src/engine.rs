@@ -1,9 +1,10 @@
-//! The one engine configuration, and what of it is made once, before any fork.
+//! The engine configuration, and the engine and linkers that are made once, before any fork.
 //!
-//! The compiler process uses `compiling`, spawner, keepers and guests share [`Warm`]; both come from `base`, so
-//! that their compatibility hashes agree.
-//! Invariant: an engine that runs guests has no compiler (`enable_compiler(false)`), and warming it draws nothing
-//! random and starts no thread.
+//! The compiler process uses `compiling`; the spawner, keepers and container processes share [`Warm`]. Both are built
+//! from `base`, so their compatibility hashes agree.
+//! Invariant: an engine that runs guests has no compiler (`enable_compiler(false)`); making it draws no random bytes
+//! and starts no thread.
+//! It must not know about specs or guests.
 
 use std::hash::{Hash, Hasher};
 use std::os::fd::OwnedFd;
@@ -21,13 +22,13 @@ const WASM_STACK_BYTES: usize = 512 * 1024;
 /// Stack of the fiber that wasm and host calls share, in bytes.
 const FIBER_STACK_BYTES: usize = 1024 * 1024;
 
-/// Part of every engine hash: change it when host functions change in a way that old compiled code must not meet.
-/// Read through a volatile load, so that two builds that differ in it alone are two engines.
+/// Part of every engine hash. Change it when old compiled code must not run with changed host functions.
+/// `tag` reads it through `black_box`, so that two builds that differ only here have different hashes.
 #[used]
 static ENGINE_TAG: [u8; 32] = *b"coracle-engine-tag:0000000000001";
 
 fn tag() -> String {
-    // A volatile read keeps the bytes a datum of the binary instead of a constant of the code.
+    // `black_box` keeps the bytes as data in the binary; otherwise they become a constant in the code.
     let bytes = std::hint::black_box(&ENGINE_TAG);
     String::from_utf8_lossy(bytes).into_owned()
 }
@@ -64,7 +65,7 @@ pub(super) fn compiling() -> Result<Engine> {
 
 /// The engine compatibility hash of this build on this node: 64 hexadecimal digits.
 ///
-/// Compiled code runs only on engines with the very hash it was made for. Errors: the engine cannot be configured.
+/// Compiled code runs only on engines with the hash it was made for. Errors: the engine cannot be configured.
 pub fn engine_hash() -> Result<String> {
     let mut hasher = Sha(Sha256::new());
     compiling()?
@@ -88,9 +89,9 @@ impl Hasher for Sha {
     }
 }
 
-/// What a spawner makes once and every guest inherits by fork: the engine and the linkers with all of WASI.
+/// The engine and the linkers with all of WASI. A spawner makes them once; container processes inherit them by fork.
 pub struct Warm {
-    /// Runs compiled code; compiles nothing.
+    /// Runs compiled code; has no compiler.
     pub(super) engine: Engine,
     /// WASI preview 1 for core modules.
     pub(super) modules: Linker<ModuleState>,
@@ -118,7 +119,7 @@ impl Warm {
     }
 }
 
-/// Linkers for `engine`, also used by the compiler to learn which imports nobody offers.
+/// Linkers for `engine`. The compiler process also uses them, to find imports that we do not offer.
 pub(super) fn linkers(
     engine: &Engine,
 ) -> Result<(

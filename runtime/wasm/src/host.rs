@@ -1,9 +1,9 @@
-//! From a container's spec to what its guest sees: arguments, environment, files, clocks, random, limits.
+//! Builds the WASI context of a guest from its container's spec: arguments, environment, files, clocks, random, limits.
 //!
 //! Called by [`super::run`] inside the finished jail: `/` is the container's own root.
-//! Invariant: nothing is inherited; every WASI capability is granted here by name, and random bytes come straight
-//! from getrandom(2) at each call, never from a generator that a fork could have copied.
-//! Not here: why something is allowed (the spec says what).
+//! Invariants: nothing is inherited; every WASI capability is granted here by name; each call takes its random bytes
+//! from getrandom(2), never from a generator that a fork could have copied.
+//! It must not know why something is allowed: it follows the spec.
 
 use std::sync::Arc;
 
@@ -21,11 +21,11 @@ use coracle_spec::{ContainerSpec, WasmSpec};
 
 /// Most linear memories, tables and instances of one guest.
 const MAX_ITEMS: usize = 64;
-/// Most elements of one table. Source: "Limits" of the WebAssembly JavaScript interface, so that what runs in browsers fits.
+/// Most elements of one table. Source: "Limits" of the WebAssembly JavaScript interface, as in browsers.
 const MAX_TABLE_ELEMENTS: usize = 10_000_000;
 /// Most bytes that one call may pass from guest to host.
 pub(super) const HOSTCALL_BYTES: usize = 8 * 1024 * 1024;
-/// Most random bytes a call.
+/// Most random bytes per call.
 const RANDOM_BYTES: u64 = 1024 * 1024;
 /// Most open handles of a component.
 const MAX_HANDLES: usize = 16 * 1024;
@@ -46,7 +46,7 @@ pub struct ComponentState {
     http: WasiHttpCtx,
     client: Client,
     table: ResourceTable,
-    /// What it may do with the pod's network.
+    /// What it may do on the pod's network.
     pub(super) guard: Arc<Guard>,
     /// Bounds of memories, tables, instances.
     pub limits: StoreLimits,
@@ -80,7 +80,7 @@ impl ModuleState {
         })
     }
 
-    /// Store data that grants nothing, to ask a linker questions with.
+    /// Store data that grants nothing, for looking up imports in a linker.
     pub(super) fn unprivileged() -> Self {
         Self {
             wasi: WasiCtxBuilder::new().build_p1(),
@@ -146,7 +146,7 @@ fn context(spec: &ContainerSpec, wasm: &WasmSpec) -> wasmtime::Result<WasiCtxBui
     Ok(builder)
 }
 
-/// Sockets, each address of which is asked of `guard`. Name lookups are linked by [`super::lookup`].
+/// Allows sockets; `guard` decides on each address. [`super::lookup`] links name lookups.
 fn allow_sockets(builder: &mut WasiCtxBuilder, guard: &Arc<Guard>) {
     let is_on = guard.is_on();
     let guard = Arc::clone(guard);
@@ -157,8 +157,8 @@ fn allow_sockets(builder: &mut WasiCtxBuilder, guard: &Arc<Guard>) {
     });
 }
 
-/// `/` first, then each mounted directory, so that the longest match decides for a guest's libc; a relative path is
-/// resolved against the working directory, which is offered as `.`.
+/// `/` first, then each mounted directory: a guest's libc takes the longest match. A relative path is resolved against
+/// the working directory.
 fn preopens(spec: &ContainerSpec, _wasm: &WasmSpec) -> Vec<(String, FsPerms)> {
     let perms = |readonly| {
         if readonly {
@@ -168,7 +168,7 @@ fn preopens(spec: &ContainerSpec, _wasm: &WasmSpec) -> Vec<(String, FsPerms)> {
         }
     };
     let is_dir = |path: &str| std::fs::metadata(path).is_ok_and(|m| m.is_dir());
-    // A writable file mounted into a read-only root is reached through `/`: the kernel keeps the rest read-only.
+    // A writable file mounted into a read-only root is opened through `/`; the kernel keeps the rest read-only.
     let writable_file = spec
         .mounts
         .iter()

@@ -1,10 +1,10 @@
-//! Outgoing requests of `wasi:http`: our own connections, held to the guest's policy.
+//! Outgoing requests of `wasi:http`: our own connections, checked against the guest's policy.
 //!
-//! Called by the published implementation of the interface for each request. Resolves, checks, connects to the very
-//! addresses that were checked, and speaks HTTP/1.1, over TLS for `https`.
-//! Invariants: no address is dialled that [`Guard`] has not let through; every wait has an end, the guest's if it set
-//! one; what a server sends in front of a body is bounded.
-//! Not here: requests that come in, redirects and proxies (which the interface leaves to the guest).
+//! wasmtime-wasi-http calls it for each request. It resolves the host, checks the addresses, connects to one of those
+//! it checked, and speaks HTTP/1.1, over TLS for `https`.
+//! Invariants: it connects only to addresses that [`Guard`] allows; every wait has a timeout, the guest's if it set
+//! one; the size of a response's head is bounded.
+//! Incoming requests are not handled here; redirects and proxies are the guest's task.
 
 mod body;
 mod tls;
@@ -27,9 +27,9 @@ use self::body::Timed;
 use self::tls::Tls;
 use super::network::{Failure, Guard};
 
-/// How long a connection may take to stand, unless the guest says.
+/// How long connecting may take, unless the guest sets a timeout.
 const CONNECT: Duration = Duration::from_secs(30);
-/// How long a server may think, and pause, unless the guest says.
+/// How long a server may take to answer, and pause in its body, unless the guest sets a timeout.
 const ANSWER: Duration = Duration::from_secs(300);
 /// Most header fields of a response, and most bytes of its head.
 const MAX_HEADERS: usize = 128;
@@ -47,7 +47,7 @@ pub(super) struct Client {
 }
 
 impl Client {
-    /// A client that is held to `guard`. Reads nothing yet.
+    /// A client that connects only where `guard` allows.
     pub(super) fn new(guard: Arc<Guard>) -> Self {
         Self {
             guard,
@@ -78,7 +78,7 @@ struct Endpoint {
 impl Endpoint {
     fn of(uri: &Uri) -> Result<Self> {
         let authority = uri.authority().ok_or(Error::HttpRequestUriInvalid)?;
-        // Names before an @ belong to no request, and some readers take them for the host.
+        // A request's URI has no user names, and some parsers take the part before an @ for the host.
         if authority.as_str().contains('@') || authority.host().is_empty() {
             return Err(Error::HttpRequestUriInvalid);
         }
@@ -119,7 +119,7 @@ async fn send(
         .max_buf_size(MAX_HEAD_BYTES)
         .handshake(TokioIo::new(stream))
         .await?;
-    // Runs beside the request; ends with the response's body, or when nobody wants it any more.
+    // Runs beside the request; ends with the response's body, or when that is dropped.
     let connection = tokio::spawn(connection);
     let first = options.first_byte_timeout.unwrap_or(ANSWER);
     let response = timeout(first, sender.send_request(request))
@@ -137,7 +137,7 @@ async fn send(
     Ok((response, Box::new(end)))
 }
 
-/// What a server is sent: scheme and authority are for proxies.
+/// The URI as it is sent to a server: scheme and authority are only for proxies.
 fn only_path(uri: &Uri) -> Result<Uri> {
     let path = uri.path_and_query().map_or("/", |path| path.as_str());
     path.parse().map_err(|_| Error::HttpRequestUriInvalid)
@@ -202,7 +202,7 @@ fn refused(error: io::Error) -> Error {
         }
         io::ErrorKind::TimedOut => Error::ConnectionTimeout,
         io::ErrorKind::ConnectionReset => Error::ConnectionTerminated,
-        // The pod's packet filter says no.
+        // The pod's packet filter refused.
         io::ErrorKind::PermissionDenied => Error::DestinationIpProhibited,
         _ => Error::Connect(error),
     }

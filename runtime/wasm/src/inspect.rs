@@ -1,7 +1,8 @@
-//! What is learnt of a program while it is compiled, so that CreateContainer can refuse it without an engine.
+//! Facts about a program, found while it is compiled, so that CreateContainer can refuse it without an engine.
 //!
-//! Made by the compiler process, kept beside the compiled code, read by the daemon.
-//! Invariant: it says what the program needs and lacks; whether that is allowed is decided where limits are known.
+//! The compiler process makes them, the cache keeps them beside the compiled code, the daemon reads them.
+//! Invariant: names and texts that the program's author chose are cut to a bounded length.
+//! It must not know what a container is allowed: it says only what the program needs and what is missing.
 
 use serde::{Deserialize, Serialize};
 use wasmtime::component::Component;
@@ -12,11 +13,11 @@ use super::host::ModuleState;
 use coracle_spec::WasmKind;
 use coracle_spec::error::Result;
 
-/// Most names of missing imports or of exports kept.
+/// Most names of missing imports, or of exports, that are kept.
 const MAX_NAMES: usize = 10;
-/// Longest name kept. Bytes.
+/// Longest name that is kept, in bytes.
 const MAX_NAME_BYTES: usize = 120;
-/// Longest text kept. Bytes.
+/// Longest text that is kept, in bytes.
 const MAX_TEXT_BYTES: usize = 2_000;
 
 /// Facts about one program.
@@ -26,15 +27,15 @@ pub struct ModuleInfo {
     pub kind: WasmKind,
     /// Initial size of its largest linear memory, in bytes.
     pub memory_min_bytes: u64,
-    /// Imports that no Coracle handler offers, at most ten and none long, as `module.name` or as the engine names them.
+    /// Imports that no Coracle handler offers, at most ten, as `module.name` or as the engine names them.
     pub missing_imports: Vec<String>,
-    /// How many imports are missing besides.
-    // Skipped when 0: the labels of older caches are sealed without it.
+    /// How many more imports are missing.
+    // Skipped when 0: the MACs of older caches do not cover it.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub more_missing: u64,
-    /// What is offered to programs of this kind, for the error's text.
+    /// The interfaces offered to programs of this kind, for the error text.
     pub offers: String,
-    /// Why it could not run even with all imports, such as a missing entry point.
+    /// Why it could not run even if it had all imports, such as a missing entry point.
     pub problem: Option<String>,
 }
 
@@ -46,7 +47,7 @@ fn is_zero(number: &u64) -> bool {
 }
 
 impl ModuleInfo {
-    /// The same with everything that a program's author chose cut to a size that can be logged.
+    /// The same facts, with every text that the program's author chose cut to a size that can be logged.
     pub(super) fn bounded(mut self) -> Self {
         let dropped = self.missing_imports.len().saturating_sub(MAX_NAMES);
         self.missing_imports.truncate(MAX_NAMES);
@@ -60,12 +61,12 @@ impl ModuleInfo {
     }
 }
 
-/// A text of a program's author, cut to its length, one line, without control characters.
+/// A text that the program's author chose, cut to length, on one line, without control characters.
 pub(super) fn text(author: &str) -> String {
     clip(author, MAX_TEXT_BYTES)
 }
 
-/// A name of a program's author, cut to its length.
+/// A name that the program's author chose, cut to length.
 fn name(author: &str) -> String {
     clip(author, MAX_NAME_BYTES)
 }
@@ -115,7 +116,7 @@ pub(super) fn module(engine: &Engine, module: &Module) -> Result<ModuleInfo> {
     })
 }
 
-/// Why a core module is no program; nothing if it is one.
+/// Why a core module is not a program; `None` if it is one.
 fn problem_of_module(module: &Module) -> Option<&'static str> {
     match module.get_export("_start") {
         Some(ExternType::Func(f)) if f.params().len() == 0 && f.results().len() == 0 => None,
@@ -149,7 +150,7 @@ pub(super) fn component(engine: &Engine, component: &Component) -> Result<Module
     })
 }
 
-/// Why a component is no program; nothing if it is one.
+/// Why a component is not a program; `None` if it is one.
 fn problem_of_component(engine: &Engine, component: &Component) -> Option<String> {
     let ty = component.component_type();
     let runs = ty

@@ -1,9 +1,10 @@
-//! WebAssembly payloads: one engine configuration, compilation in a jailed process, and running one guest to its end.
+//! WebAssembly payloads: the engine configuration, compilation in a jailed process, and running one guest.
 //!
-//! The daemon uses [`CompileCache`]; the spawner warms an `Engine`; a guest runs through [`run`].
-//! Invariant: compiled code comes only from our own compiler and is verified before it is handed out; engines that
+//! The daemon uses [`CompileCache`]; the spawner makes [`Warm`]; a container process calls [`run`]. "Guest" means the
+//! Wasm instance inside that process.
+//! Invariants: compiled code comes only from our own compiler and is verified before it is handed out; engines that
 //! run guests have no compiler.
-//! Not here: namespaces, mounts, logs.
+//! It must not know about namespaces, mounts or logs.
 
 #![allow(
     unsafe_code,

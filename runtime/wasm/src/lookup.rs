@@ -1,8 +1,8 @@
-//! `wasi:sockets/ip-name-lookup`, answered by our own resolver in place of the one that asks libc.
+//! `wasi:sockets/ip-name-lookup`, implemented with our own resolver instead of libc's.
 //!
-//! Linked over the published implementation's functions of the same names. Invariant: a name is asked for on the guest's
-//! own event loop, so that a guest that waits for it can still be stopped.
-//! Not here: the rest of `wasi:sockets`.
+//! `engine` links it over wasmtime-wasi's functions of the same names. Invariant: a lookup runs on the guest's own
+//! event loop, so that a guest that waits for it can still be stopped.
+//! The rest of `wasi:sockets` is wasmtime-wasi's.
 
 use std::net::IpAddr;
 use std::vec;
@@ -17,10 +17,10 @@ use wasmtime_wasi::p2::{DynPollable, Network, Pollable, subscribe};
 use super::host::ComponentState;
 use super::network::Failure;
 
-/// The interface; the linker gives it to importers of every 0.2 version.
+/// The interface; the linker offers it to importers of every 0.2 version.
 const INTERFACE: &str = "wasi:sockets/ip-name-lookup@0.2.12";
 
-/// A lookup that a guest holds: under way, or what is left of its answer.
+/// A lookup that a guest holds: in progress, or the addresses that the guest has not read yet.
 enum Lookup {
     Pending(JoinHandle<Result<Vec<IpAddr>, Failure>>),
     Answered(Result<vec::IntoIter<IpAddr>, Failure>),
@@ -65,7 +65,7 @@ impl From<Failure> for ErrorCode {
     }
 }
 
-/// Puts our lookups in place of those that `linker` has. Errors: the engine refuses a definition.
+/// Replaces the lookups that `linker` has by ours. Errors: the engine refuses a definition.
 pub(crate) fn link(linker: &mut Linker<ComponentState>) -> wasmtime::Result<()> {
     linker.allow_shadowing(true);
     let mut interface = linker.instance(INTERFACE)?;
@@ -101,7 +101,7 @@ fn start(
     (network, name): (Resource<Network>, String),
 ) -> wasmtime::Result<(Started,)> {
     let state = store.data_mut();
-    // The handle is the permission to ask; it says no more than that it is one.
+    // The handle is the permission to look names up; it carries nothing else.
     state.ctx().table.get(&network)?;
     if !state.guard.is_on() {
         return Ok((Err(ErrorCode::AccessDenied),));

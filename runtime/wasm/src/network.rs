@@ -1,9 +1,9 @@
-//! What a guest may do with its pod's network, asked at every socket call, name and HTTP request.
+//! Checks what a guest may do on its pod's network, at every socket call, name lookup and HTTP request.
 //!
-//! One [`Guard`] a guest, shared by its sockets, its name lookups and its HTTP client.
-//! Invariants: an address is reachable because it is listed, or because a listed name led this guest to it; what no
-//! list opens is refused whatever name leads there; names are looked up only if they are listed.
-//! Not here: the rules themselves, the same rules in nftables, which know no names.
+//! Each guest has one [`Guard`], shared by its sockets, its name lookups and its HTTP client.
+//! Invariants: an address is reachable only if it is listed, or if a listed name resolved to it for this guest; some
+//! addresses stay refused whatever name resolves to them (`allows_resolved`); only listed names are looked up.
+//! The rules are in [`coracle_spec::egress`]; nftables enforces the same rules without the names.
 
 mod message;
 mod resolver;
@@ -18,11 +18,11 @@ use wasmtime_wasi::sockets::SocketAddrUse;
 use coracle_spec::WasmNetwork;
 use coracle_spec::egress::Egress;
 
-/// Most answers of name lookups that are remembered of one guest.
+/// Most answers of name lookups that are remembered per guest.
 const MAX_ANSWERS: usize = 1024;
 
-/// Fuzz target: an answer gives addresses of the family that was asked for, and few of them. The first byte chooses the
-/// family; the query has the answer's number, so that what is behind it is reached.
+/// Fuzz target: an answer gives a bounded number of addresses, all of the requested family. The first byte chooses the
+/// family; the query takes its id from the answer, so that the parser goes past the id check.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn resolver_answer(input: &[u8]) {
     use message::{Family, Query, Reply};
@@ -53,27 +53,27 @@ pub(super) struct Guard {
     policy: WasmNetwork,
     /// The ports of TCP connections, sorted; every port if `None`.
     tcp_ports: Option<Vec<u16>>,
-    /// By what names are looked up, if not by the files in the guest's root.
+    /// The text of resolv.conf for name lookups; the files in the guest's root if `None`.
     resolver: Option<String>,
-    /// Listed names and the addresses they led to, oldest first.
+    /// The addresses that listed names resolved to, oldest first.
     answers: Mutex<VecDeque<(IpAddr, String)>>,
 }
 
 /// Why a name has no addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Failure {
-    /// It is no name.
+    /// It is not a valid name.
     Invalid,
     /// No rule lists it, or the guest has no network.
     Denied,
-    /// The servers say that there is no such name, or no address of it.
+    /// The servers answered that the name does not exist or has no address.
     Absent,
-    /// No server answered, or none could.
+    /// No server answered, or all failed.
     Unanswered,
 }
 
 impl Guard {
-    /// The guard of a guest that was told `policy`. `resolver`: see [`coracle_spec::WasmSpec::resolver`].
+    /// The guard that enforces `policy`. `resolver`: see [`coracle_spec::WasmSpec::resolver`].
     pub(super) fn new(policy: &WasmNetwork, resolver: Option<String>) -> Self {
         Self {
             policy: policy.clone(),
@@ -91,7 +91,7 @@ impl Guard {
         self.policy != WasmNetwork::Off
     }
 
-    /// Whether a socket may be used with this address in this way. What arrives from outside is the pod's business.
+    /// Whether a socket may be used with this address for this purpose. Incoming traffic is not restricted here.
     pub(super) fn permits(&self, target: SocketAddr, purpose: SocketAddrUse) -> bool {
         match purpose {
             SocketAddrUse::TcpConnect => self.may_connect(target),
@@ -104,8 +104,8 @@ impl Guard {
         }
     }
 
-    /// Whether `target` may be connected to by TCP: it is reachable, and its port one of those that Landlock leaves the
-    /// guest. Asked here as well, so that a kernel without Landlock makes no difference.
+    /// Whether the guest may connect to `target` by TCP: it is reachable, and its port is one of those that Landlock
+    /// allows. Checked here as well, for kernels without Landlock.
     pub(super) fn may_connect(&self, target: SocketAddr) -> bool {
         let has_port = match &self.tcp_ports {
             Some(ports) => ports.binary_search(&target.port()).is_ok(),
@@ -114,7 +114,7 @@ impl Guard {
         has_port && self.may_reach(target)
     }
 
-    /// Whether `target` is listed, by itself or by a name that led this guest there.
+    /// Whether `target` is listed, by its address or by a name that resolved to it for this guest.
     fn may_reach(&self, target: SocketAddr) -> bool {
         let WasmNetwork::On(egress) = &self.policy else {
             return false;
@@ -128,7 +128,7 @@ impl Guard {
                 .any(|(_, name)| egress.allows_resolved(name, target).is_allowed())
     }
 
-    /// Whether `name` may be asked for, whatever its port is to be. `localhost` never leaves the pod.
+    /// Whether `name` may be looked up, for any port. `localhost` is always allowed: it never leaves the pod.
     fn may_resolve(&self, name: &str) -> bool {
         match &self.policy {
             WasmNetwork::Off => false,
@@ -138,7 +138,7 @@ impl Guard {
         }
     }
 
-    /// The addresses of `name`, the best first; remembers that it led there. Errors: see [`Failure`].
+    /// The addresses of `name`, the best first; remembers them as its answer. Errors: see [`Failure`].
     pub(super) async fn resolve(&self, name: &str) -> Result<Vec<IpAddr>, Failure> {
         if !self.is_on() {
             return Err(Failure::Denied);
@@ -215,7 +215,7 @@ mod tests {
         assert!(connect("198.51.100.7:443") && !connect("198.51.100.7:80"));
         guard.record_answer("other.example.com", &["198.51.100.8".parse().unwrap()]);
         assert!(!connect("198.51.100.8:443"));
-        // A name that leads to a metadata service opens nothing.
+        // A name that resolves to a metadata service allows nothing.
         guard.record_answer("api.example.com", &["169.254.169.254".parse().unwrap()]);
         assert!(!connect("169.254.169.254:443"));
         assert!(guard.permits(at("0.0.0.0:80"), SocketAddrUse::TcpListen));
@@ -227,7 +227,7 @@ mod tests {
     fn tcp_is_held_to_the_listed_ports_where_every_entry_has_one() {
         let guard = listed(&["api.example.com:443", "203.0.113.7:8080"]);
         let connect = |target| guard.permits(at(target), SocketAddrUse::TcpConnect);
-        // Its own neighbours listen at what the pod declares.
+        // The containers of its own pod listen on the ports that the pod declares.
         for open in ["203.0.113.7:8080", "127.0.0.1:5432", "[::1]:443"] {
             assert!(connect(open), "{open}");
         }

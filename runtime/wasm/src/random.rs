@@ -1,12 +1,12 @@
-//! Random bytes straight from getrandom(2), at every call.
+//! Random bytes, read from getrandom(2) at every call.
 //!
-//! Called by what a guest sees, and by the resolver for the numbers of its queries.
-//! Invariant: nothing is kept between two calls, so that a fork has nothing to copy.
-//! Not here: how many bytes a guest may ask for.
+//! Called by WASI on behalf of a guest, and by the resolver for the ids of its queries.
+//! Invariant: nothing is kept between two calls, so a fork copies nothing.
+//! The bound on how many bytes a guest may request is in [`super::host`].
 
 use std::convert::Infallible;
 
-/// A seed for a generator that gives no guest its bytes.
+/// A seed for WASI's insecure generator.
 pub(super) fn seed() -> u128 {
     let mut bytes = [0; 16];
     fill(&mut bytes);
@@ -20,13 +20,13 @@ pub(super) fn fill(bytes: &mut [u8]) {
         match rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty()) {
             Ok(got) => filled += got,
             Err(rustix::io::Errno::INTR) => {}
-            // No randomness is no state to go on in: end the guest rather than hand out predictable bytes.
+            // Without randomness, end the guest rather than hand out predictable bytes.
             Err(_) => std::process::abort(),
         }
     }
 }
 
-/// getrandom(2) at every call.
+/// A generator that calls getrandom(2) every time.
 pub(super) struct KernelRandom;
 
 impl rand_core::TryRng for KernelRandom {

@@ -1,10 +1,10 @@
-//! Runs one guest to its end, on a thread born after the fork, inside the finished jail.
+//! Runs one guest until it exits, on a thread started after the fork, inside the finished jail.
 //!
-//! Called by the guest process only. Load, report ready, forbid new executable mappings, call the entry point, turn
-//! what comes back into an exit code.
-//! Invariant: guest code runs only after the whole jail stands; a stop signal advances the epoch and wakes the host,
-//! so that neither a spinning nor a sleeping guest outlives it.
-//! Not here: how the jail is built, where reports go.
+//! Called by a Wasm container's process. It loads the code, calls `ready` (which forbids new executable mappings and
+//! reports), calls the entry point, and turns its result into an exit code.
+//! Invariants: guest code runs only after the whole jail is built. A stop signal ends a guest that computes as well as
+//! one that waits: it advances the epoch and wakes the event loop.
+//! It must not know how the jail is built or where reports go.
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -21,9 +21,9 @@ use super::{stop, toolbox};
 use coracle_spec::error::{Context as _, Error, Kind, Result};
 use coracle_spec::{ContainerSpec, WasmKind, WasmSpec, Workload};
 
-/// Exit code of a trap, as wasmtime's own command line has it (128 + SIGABRT).
+/// Exit code of a trap, the same as of wasmtime's command line (128 + SIGABRT).
 pub const TRAP_CODE: i32 = 134;
-/// Longest trap text kept, in bytes.
+/// Longest trap text that is kept, in bytes.
 pub const TRAP_TEXT_BYTES: usize = 4096;
 
 /// How a guest ended.
@@ -31,11 +31,11 @@ pub const TRAP_TEXT_BYTES: usize = 4096;
 pub enum End {
     /// By returning, by `proc_exit`, or by a stop signal (128 + its number).
     Code(i32),
-    /// By a trap: text with backtrace, bounded.
+    /// By a trap: its text with a backtrace, bounded.
     Trapped(String),
 }
 
-/// What a guest process hands to its payload.
+/// What a container process passes to [`run`].
 pub struct Payload<'a> {
     /// Engine and linkers from before the fork.
     pub warm: &'a Warm,
@@ -43,7 +43,7 @@ pub struct Payload<'a> {
     pub spec: &'a ContainerSpec,
     /// Compiled code, from our own cache.
     pub code: OwnedFd,
-    /// `/proc/self/fd` of the host's procfs: how a component is opened without a path in the jail.
+    /// `/proc/self/fd` of the host's procfs, through which a component is opened: it has no path in the jail.
     pub fd_dir: OwnedFd,
 }
 
@@ -52,10 +52,10 @@ enum Loaded {
     Component(Component),
 }
 
-/// Loads and runs the payload; calls `ready` when everything that can fail before the guest's first instruction has
+/// Loads and runs the payload. Calls `ready` once everything that can fail before the guest's first instruction has
 /// succeeded.
 ///
-/// Errors: the code does not load, an import is missing, a preopen fails, or `ready` failed: the guest never ran.
+/// Errors: the code does not load, an import is missing, a preopen fails, or `ready` failed. The guest did not run.
 pub fn run(payload: Payload<'_>, stop: OwnedFd, ready: impl FnOnce() -> Result<()>) -> Result<End> {
     let Workload::Wasm(wasm) = &payload.spec.workload else {
         return Err(Error::new(Kind::Bug, "a Linux payload came to the engine"));
@@ -179,11 +179,11 @@ async fn run_component(
 
 fn arm<T>(store: &mut Store<T>) {
     store.set_hostcall_fuel(HOSTCALL_BYTES);
-    // One epoch ahead: the first advance, which only the stop signal makes, traps.
+    // One epoch ahead: only a stop signal advances the epoch, and the first advance traps.
     store.set_epoch_deadline(1);
 }
 
-/// `None`: the stop signal came first.
+/// Runs `entry`; `None` if the stop signal came first.
 async fn until_stopped(
     entry: impl Future<Output = wasmtime::Result<()>>,
     stop: BorrowedFd<'_>,
@@ -215,7 +215,7 @@ fn outcome(result: Option<wasmtime::Result<()>>) -> End {
     End::Trapped(bounded(&format!("{error:?}")))
 }
 
-/// `text` without control characters but line ends, cut to [`TRAP_TEXT_BYTES`].
+/// `text` without control characters except line ends, cut to [`TRAP_TEXT_BYTES`].
 fn bounded(text: &str) -> String {
     let mut kept = String::new();
     for c in text.chars().filter(|c| *c == '\n' || !c.is_control()) {

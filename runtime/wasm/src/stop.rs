@@ -1,8 +1,8 @@
-//! How a stop signal ends a guest: by the epoch if it computes, by an eventfd if it waits.
+//! Ends a guest on a stop signal: through the epoch if it computes, through an eventfd if it waits.
 //!
-//! Armed by the guest process before it runs anything; asked by whatever waits on the guest's behalf.
-//! Invariant: the handler does nothing but what is safe in a signal handler.
-//! Not here: which signals, what a guest's exit code becomes.
+//! The container process arms it before it runs anything; whatever waits on the guest's behalf reads it.
+//! Invariant: the handler does only what is safe in a signal handler.
+//! It must not know which signals these are, or the guest's exit code.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicI32, AtomicPtr, Ordering};
@@ -26,7 +26,7 @@ pub(super) fn stopping() -> bool {
     STOP_SIGNAL.load(Ordering::Relaxed) != 0
 }
 
-/// The stop signal's handler: notes it, advances the epoch, wakes the event loop. All three are signal-safe.
+/// The stop signal's handler: stores it, advances the epoch, wakes the event loop. All three are signal-safe.
 extern "C" fn on_stop(signal: i32) {
     STOP_SIGNAL.store(signal, Ordering::SeqCst);
     let engine = STOP_ENGINE.load(Ordering::SeqCst);
@@ -55,7 +55,7 @@ pub fn arm_stop(engine: &Engine) -> Result<OwnedFd> {
     Ok(wake)
 }
 
-/// Blocks until a stop signal has come; its number.
+/// Blocks until a stop signal has arrived, and returns its number.
 pub fn await_stop(stop: BorrowedFd<'_>) -> i32 {
     use rustix::event::{PollFd, PollFlags, poll};
     while !stopping() {

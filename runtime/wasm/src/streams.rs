@@ -1,8 +1,8 @@
-//! A guest's standard streams: the pipes or the terminal that its process was born with.
+//! A guest's standard streams: the pipes or the terminal that its process started with.
 //!
-//! Part of what [`super::host`] grants. Invariants: each write of the guest goes to the kernel at once, nothing is kept
-//! in this process; a read waits on a thread of its own, so that it holds up neither other calls nor the stop.
-//! Not here: who is at the other end.
+//! Granted by [`super::host`]. Invariants: each write of the guest goes to the kernel at once, nothing is buffered in
+//! this process; a read waits on its own thread, so that it blocks neither other calls nor the stop.
+//! It must not know who is at the other end.
 
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd};

@@ -1,10 +1,10 @@
-//! `ls`, `cat`, `env`, `ps`, `stat` and `df` for containers whose image has no programs but its own.
+//! `ls`, `cat`, `env`, `ps`, `stat` and `df` for Wasm containers, whose images have no such programs.
 //!
-//! Called by [`super::run`] in the jail of an exec, in place of compiled code: the tools see the root, the environment
-//! and the files that the guest sees, as the guest's own user, through the same system call filters.
-//! Invariants: nothing is executed and nothing written but the standard streams; what one argument does wrong does not
-//! keep the others from being shown, and makes the exit code 1.
-//! Not here: which names are tools, whether a container may have them.
+//! [`super::run`] calls it in the jail of an exec, in place of compiled code: the tools have the guest's root,
+//! environment, files, user and system call filters.
+//! Invariants: a tool executes nothing and writes only to the standard streams. After an argument that fails it goes on
+//! with the next, and its exit code is 1.
+//! It must not know which command names are tools, or whether a container may use them.
 
 mod cat;
 mod df;
@@ -17,9 +17,9 @@ use std::path::{Path, PathBuf};
 
 use coracle_spec::{ContainerSpec, Identity, Tool, Toolbox, WasmSpec};
 
-/// What a tool is run with.
+/// One invocation of a tool.
 struct Job<'a> {
-    /// Its name, in front of its errors.
+    /// Its name, the prefix of its errors.
     name: &'a str,
     /// Flags, without their dashes.
     flags: Vec<char>,
@@ -36,7 +36,7 @@ struct Streams<O, E> {
     failed: bool,
 }
 
-/// Runs the tool of `toolbox` to its end; its exit code.
+/// Runs the tool of `toolbox` and returns its exit code.
 pub(super) fn run(spec: &ContainerSpec, wasm: &WasmSpec, toolbox: &Toolbox) -> i32 {
     let mut streams = Streams {
         out: BufWriter::with_capacity(64 * 1024, io::stdout().lock()),
@@ -44,11 +44,11 @@ pub(super) fn run(spec: &ContainerSpec, wasm: &WasmSpec, toolbox: &Toolbox) -> i
         failed: false,
     };
     let ran = work(spec, wasm, toolbox, &mut streams).and_then(|()| streams.out.flush());
-    // An output that nobody reads any more is not worth a word.
+    // A closed output fails without a message.
     i32::from(ran.is_err() || streams.failed)
 }
 
-/// Errors: the output is gone.
+/// Errors: the output is closed.
 fn work<O: Write, E: Write>(
     spec: &ContainerSpec,
     wasm: &WasmSpec,
@@ -78,7 +78,7 @@ fn work<O: Write, E: Write>(
 }
 
 impl<'a> Job<'a> {
-    /// Sorts the arguments. Errors: a flag that is not `known`, as a text.
+    /// Parses the arguments. Errors: the message for a flag that is not `known`.
     fn parse(
         name: &'a str,
         known: &str,
@@ -115,12 +115,12 @@ impl<'a> Job<'a> {
         self.flags.contains(&flag)
     }
 
-    /// Where `operand` leads from the container's working directory.
+    /// `operand` as a path relative to the container's working directory.
     fn path(&self, operand: &str) -> PathBuf {
         Path::new(&self.wasm.working_dir).join(operand)
     }
 
-    /// A size in bytes, or in units that people read.
+    /// A size in bytes, or with `-h` in larger units.
     fn size(&self, bytes: u64) -> String {
         match self.has('h') {
             true => text::human(bytes),
@@ -130,14 +130,14 @@ impl<'a> Job<'a> {
 }
 
 impl<O: Write, E: Write> Streams<O, E> {
-    /// Says that something failed, and goes on.
+    /// Writes an error; the tool goes on and will exit 1.
     fn complain(&mut self, name: &str, text: &str) -> io::Result<()> {
         self.failed = true;
         self.out.flush()?;
         writeln!(self.err, "{name}: {text}")
     }
 
-    /// Says that `operand` failed, and goes on.
+    /// Writes that `operand` failed; the tool goes on and will exit 1.
     fn cannot(&mut self, job: &Job<'_>, operand: &str, error: &io::Error) -> io::Result<()> {
         let why = text::reason(error);
         self.complain(job.name, &format!("{operand}: {why}"))
@@ -167,7 +167,7 @@ fn processes<O: Write, E: Write>(toolbox: &Toolbox, streams: &mut Streams<O, E>)
     Ok(())
 }
 
-/// A host id as the container has it; ids that are not the pod's are shown as they are.
+/// A host id as the container sees it; ids outside the pod's range are not translated.
 fn inside(identity: &Identity, id: u32) -> u32 {
     match id.checked_sub(identity.range.base) {
         Some(own) if own < identity.range.size => own,

@@ -1,6 +1,7 @@
-//! Starts one compiler process and waits for its verdict, never longer than allowed.
+//! Starts one compiler process and waits for its verdict, up to a timeout.
 //!
-//! Called by the cache. Invariant: whatever happens, the process is gone when the call returns or is dropped.
+//! Called by the cache. Invariant: the process is gone when the call returns or is dropped.
+//! It must not know where compiled code is kept.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -15,22 +16,22 @@ use crate::inspect::{self, ModuleInfo};
 use coracle_sandbox::helper::{self, Permits};
 use coracle_spec::error::{Context as _, Error, Kind, Result};
 
-/// Largest verdict, bytes.
+/// Largest verdict, in bytes.
 const MAX_VERDICT_BYTES: u64 = 64 << 10;
 
-/// What is compiled, and by whom.
+/// One compilation.
 pub(super) struct Job<'a> {
-    /// The executable that compiles.
+    /// The executable that compiles: see [`super::EngineRef::exe`].
     pub(super) exe: &'a Path,
     pub(super) module: &'a Path,
     pub(super) bounds: Bounds,
-    /// Wall-clock time, not counting the wait for its turn.
+    /// Wall-clock time, without the wait for a permit.
     pub(super) timeout: Duration,
 }
 
-/// Compiles into the empty file `output`, when its turn has come. The inner error is the verdict on the module, which
-/// another try within the same limits would only repeat; the outer one says nothing of it. Both as
-/// [`super::CompileCache::compiled`] has them.
+/// Waits for a permit, then compiles into the empty file `output`. The inner error is the verdict on the module: a
+/// retry within the same limits would fail the same way. The outer error is not about the module. For the kinds see
+/// [`super::CompileCache::compiled`].
 pub(super) async fn compile(
     permits: &Permits,
     job: &Job<'_>,
@@ -69,7 +70,7 @@ pub(super) async fn compile(
     }
 }
 
-/// Waits for the compiler's end and gives what it said, as much of it as a verdict may be.
+/// Waits for the compiler to exit and returns its output, at most [`MAX_VERDICT_BYTES`] of it.
 async fn end(child: &mut tokio::process::Child) -> std::io::Result<(ExitStatus, Vec<u8>)> {
     let mut text = Vec::new();
     if let Some(stdout) = child.stdout.take() {
@@ -81,7 +82,7 @@ async fn end(child: &mut tokio::process::Child) -> std::io::Result<(ExitStatus, 
     Ok((child.wait().await?, text))
 }
 
-/// What follows from a compiler that ended without a verdict.
+/// The result of a compiler that exited without a verdict.
 fn died(what: &str, status: ExitStatus, bounds: Bounds) -> Result<Result<ModuleInfo>> {
     use std::os::unix::process::ExitStatusExt as _;
     let limits = format!(
@@ -94,7 +95,7 @@ fn died(what: &str, status: ExitStatus, bounds: Bounds) -> Result<Result<ModuleI
         return Err(Error::new(Kind::Exhausted, text));
     }
     let limit = match status.signal() {
-        // The OOM killer, or somebody else: nothing that the module is to blame for.
+        // Killed by the OOM killer or somebody else: not the module's fault.
         Some(libc::SIGKILL) => {
             let text = format!("{what}: the compiler was killed {limits}");
             return Err(Error::new(Kind::Exhausted, text));

@@ -1,25 +1,25 @@
-//! Modules that the compiler has refused or run out of its limits on, with its reason, for a while.
+//! Remembers for a while which modules failed to compile, and why.
 //!
-//! Used by the cache. In memory only: a restart, which is also the only way to other limits, forgets all of it.
-//! Invariants: at most [`MOST`] are held; one is forgotten after [`REFUSED`] or [`EXHAUSTED`].
-//! Must not know: compiling.
+//! Used by the cache. In memory only: limits change only with a restart, which also clears this.
+//! Invariants: at most [`MOST`] are kept; an entry expires after [`REFUSED`] or [`EXHAUSTED`].
+//! It must not know how modules are compiled.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use super::{At, lock};
+use super::{EntryKey, lock};
 use coracle_spec::error::{Error, Kind};
 
-/// How long a refusal is remembered: the module cannot change, and the compiler not before a restart.
+/// How long a refusal is remembered: neither the module nor the compiler changes before a restart.
 const REFUSED: Duration = Duration::from_secs(10 * 60);
-/// How long it is remembered that limits were hit: on a busy node the next try may be faster.
+/// How long a hit limit is remembered: on a busy node the next try may be faster.
 const EXHAUSTED: Duration = Duration::from_secs(60);
-/// Most failures held. Each is a few hundred bytes, 64 KiB at most.
+/// Most failures kept. Each takes a few hundred bytes, 64 KiB at most.
 const MOST: usize = 256;
 
 #[derive(Debug, Default)]
-pub(super) struct Failures(Mutex<HashMap<At, Failure>>);
+pub(super) struct Failures(Mutex<HashMap<EntryKey, Failure>>);
 
 #[derive(Debug)]
 struct Failure {
@@ -39,12 +39,12 @@ impl Failure {
 }
 
 impl Failures {
-    /// Why this module did not compile, if that was lately.
-    pub(super) fn find(&self, at: &At) -> Option<Error> {
+    /// The remembered failure of this module, unless it has expired.
+    pub(super) fn find(&self, at: &EntryKey) -> Option<Error> {
         self.find_at(at, Instant::now())
     }
 
-    fn find_at(&self, at: &At, now: Instant) -> Option<Error> {
+    fn find_at(&self, at: &EntryKey, now: Instant) -> Option<Error> {
         let mut held = lock(&self.0);
         if held.get(at)?.is_over(now) {
             held.remove(at);
@@ -53,22 +53,22 @@ impl Failures {
         let failure = held.get(at)?;
         tracing::debug!(
             digest = at.1,
-            "a module that failed to compile is not compiled again yet"
+            "module failed to compile recently, not compiling it again yet"
         );
         Some(Error::new(failure.kind, failure.text.clone()))
     }
 
-    /// Remembers why it did not.
-    pub(super) fn remember(&self, at: At, error: &Error) {
+    /// Remembers that this module failed to compile.
+    pub(super) fn remember(&self, at: EntryKey, error: &Error) {
         self.remember_at(at, error, Instant::now());
     }
 
-    fn remember_at(&self, at: At, error: &Error, now: Instant) {
+    fn remember_at(&self, at: EntryKey, error: &Error, now: Instant) {
         let mut held = lock(&self.0);
         if held.len() >= MOST {
             held.retain(|_, failure| !failure.is_over(now));
         }
-        // Whoever has so many modules refused has others pay for one more try each.
+        // With this many failures at once we start over: each module costs one more try.
         if held.len() >= MOST {
             held.clear();
         }
@@ -89,7 +89,7 @@ impl Failures {
 mod tests {
     use super::*;
 
-    fn at(number: usize) -> At {
+    fn at(number: usize) -> EntryKey {
         ("engine".to_owned(), number.to_string())
     }
 

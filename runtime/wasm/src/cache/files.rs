@@ -1,6 +1,6 @@
-//! The cache's files: half-written ones, what tells a file from itself after a change, the node's key.
+//! The cache's files: temporary files, the stamp that shows whether a file changed, and the MAC key.
 //!
-//! Called by the cache. Invariant: no link is followed. Not here: what the files hold.
+//! Called by the cache. Invariant: no symbolic link is followed. It must not know what the files hold.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read as _, Write as _};
@@ -16,7 +16,7 @@ pub(super) struct Stamp {
     size: u64,
 }
 
-/// A half-written file; removed unless it was renamed.
+/// A half-written file; removed on drop unless it was renamed.
 pub(super) struct Temporary {
     pub(super) path: PathBuf,
     pub(super) file: File,
@@ -30,7 +30,7 @@ impl Temporary {
 
 impl Drop for Temporary {
     fn drop(&mut self) {
-        // After a rename there is nothing of this name.
+        // After a rename no file has this name.
         let _ = fs::remove_file(&self.path);
     }
 }
@@ -74,7 +74,7 @@ pub(super) fn key(dir: &Path) -> Result<[u8; 32]> {
         .open(&path)
         .during(what)?;
     file.write_all(&key).during(what)?;
-    // Once a node: half of it, or zeros, after a power loss would be a key that others know.
+    // Synced, once per node: after a power loss the file could hold zeros, and zeros are a key that everybody knows.
     file.sync_all().during(what)?;
     File::open(dir)
         .and_then(|dir| dir.sync_all())

@@ -1,6 +1,6 @@
-//! A response's body that breaks off when its server pauses for too long.
+//! A response's body that fails when its server pauses for too long.
 //!
-//! Invariant: the timer runs only while somebody waits for the next part. Not here: how long that may be.
+//! Invariant: the timer runs only while the guest waits for the next part. The caller sets the pause.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -11,7 +11,7 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::{Instant, Sleep};
 use wasmtime_wasi_http::Error;
 
-/// The body and its patience.
+/// The body and its timeout.
 pub(super) struct Timed {
     body: Incoming,
     pause: Duration,
@@ -20,7 +20,7 @@ pub(super) struct Timed {
 }
 
 impl Timed {
-    /// `body`, whose parts may be `pause` apart.
+    /// Wraps `body`, whose frames may be `pause` apart.
     pub(super) fn new(body: Incoming, pause: Duration) -> Self {
         Self {
             body,

@@ -1,9 +1,9 @@
-//! TLS of a guest's own requests: whom it trusts is its image's business.
+//! TLS of a guest's outgoing requests: its image decides whom it trusts.
 //!
-//! Roots are those of `/etc/ssl/certs/ca-certificates.crt` in the guest's root, where every distribution's images have
-//! them; an image without that file trusts Mozilla's list as it was when Coracle was built.
-//! Invariant: certificates are always checked. Made at a guest's first request over TLS, kept for the next ones.
-//! Not here: client certificates, which the interface has no word for.
+//! The roots are those of `/etc/ssl/certs/ca-certificates.crt` in the guest's root, the usual place in distribution
+//! images. An image without that file trusts Mozilla's list as of the build of Coracle.
+//! Invariant: certificates are always checked. The configuration is made at a guest's first request over TLS and kept.
+//! There are no client certificates: `wasi:http` does not have them.
 
 use std::io;
 use std::sync::{Arc, OnceLock};
@@ -16,7 +16,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use wasmtime_wasi_http::{Error, Result};
 
-/// Where an image has its certificate authorities.
+/// The certificate authorities of an image.
 const BUNDLE: &str = "/etc/ssl/certs/ca-certificates.crt";
 /// Largest bundle that is read; Mozilla's is a quarter of a MiB.
 const MAX_BUNDLE: u64 = 8 << 20;
@@ -26,8 +26,8 @@ const MAX_BUNDLE: u64 = 8 << 20;
 pub(super) struct Tls(OnceLock<Arc<ClientConfig>>);
 
 impl Tls {
-    /// Speaks TLS with `host`, a name or an address as URLs have it, over `stream`.
-    /// Errors: it is not who it should be, or speaks no TLS that is safe.
+    /// Does the TLS handshake with `host`, a name or an address as in URLs, over `stream`.
+    /// Errors: its certificate is not valid for `host`, or it offers no safe TLS.
     pub(super) async fn wrap(&self, host: &str, stream: TcpStream) -> Result<TlsStream<TcpStream>> {
         let bare = host.trim_start_matches('[').trim_end_matches(']');
         let name = ServerName::try_from(bare.trim_end_matches('.').to_owned())
@@ -66,7 +66,7 @@ fn bundle() -> Vec<u8> {
     pem
 }
 
-/// The certificates of `pem` that can be roots, or the built-in list if there is none.
+/// The certificates of `pem` that can be roots; the built-in list if there are none.
 fn roots(pem: &[u8]) -> RootCertStore {
     let mut roots = RootCertStore::empty();
     let certificates = CertificateDer::pem_slice_iter(pem).filter_map(Result::ok);

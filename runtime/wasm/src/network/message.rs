@@ -1,7 +1,7 @@
-//! One question and its answer on the wire. Source: RFC 1035, section 4.
+//! A DNS query and its answer on the wire. Source: RFC 1035, section 4.
 //!
-//! Called by [`super::resolver`]. Invariant: an answer counts only if it is to this very question; whatever else
-//! arrives is passed over. Not here: sockets, who is asked.
+//! Called by [`super::resolver`]. Invariant: an answer counts only if it belongs to this query; anything else is
+//! ignored. It must not know about sockets and servers.
 
 use std::net::IpAddr;
 
@@ -11,7 +11,7 @@ use simple_dns::{CLASS, Name, Packet, PacketFlag, QCLASS, QTYPE, Question, RCODE
 /// Most addresses that are taken from one answer.
 const MAX_ADDRESSES: usize = 64;
 
-/// Which addresses are asked for.
+/// The address family of a query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Family {
     /// IPv4, record type A.
@@ -29,32 +29,32 @@ impl Family {
     }
 }
 
-/// What came back.
+/// What a server's packet means for a query.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Reply {
-    /// Something that is no answer to the question.
+    /// Not an answer to this query.
     Foreign,
-    /// An answer that did not fit and is to be asked for over TCP.
+    /// A truncated answer: query again over TCP.
     Cut,
-    /// The addresses of the name; none if it has none of this family, or does not exist.
+    /// The addresses of the name; empty if it does not exist or has none of this family.
     Addresses(Vec<IpAddr>),
-    /// The server cannot or will not say.
+    /// The server failed or refused.
     Failed,
 }
 
-/// One question.
+/// One query.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Query<'a> {
-    /// Number that the answer repeats; drawn afresh for each question.
+    /// Id that the answer repeats; random for each query.
     pub(super) id: u16,
     /// A full name without its final dot.
     pub(super) name: &'a str,
-    /// Which addresses.
+    /// Family of the wanted addresses.
     pub(super) family: Family,
 }
 
 impl Query<'_> {
-    /// The question as bytes; `None` if the name cannot be one.
+    /// The query as bytes; `None` if the name is not valid.
     pub(super) fn bytes(&self) -> Option<Vec<u8>> {
         let mut packet = Packet::new_query(self.id);
         packet.set_flags(PacketFlag::RECURSION_DESIRED);
@@ -67,7 +67,7 @@ impl Query<'_> {
         packet.build_bytes_vec().ok()
     }
 
-    /// What `bytes` say to it.
+    /// Parses `bytes` as an answer to this query.
     pub(super) fn reply(&self, bytes: &[u8]) -> Reply {
         let Ok(packet) = Packet::parse(bytes) else {
             return Reply::Foreign;
@@ -95,7 +95,7 @@ impl Query<'_> {
             && question.qname.to_string().eq_ignore_ascii_case(self.name)
     }
 
-    /// Those of the wanted family: a server that is asked to recurse puts what aliases lead to behind them.
+    /// The addresses of the wanted family. A recursing server appends the records that aliases point to.
     fn addresses(&self, packet: &Packet<'_>) -> Vec<IpAddr> {
         let address = |data: &RData<'_>| match (data, self.family) {
             (RData::A(a), Family::V4) => Some(IpAddr::from(a.address.to_be_bytes())),

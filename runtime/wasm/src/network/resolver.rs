@@ -1,11 +1,11 @@
 //! Looks up names as libc does: `/etc/hosts`, then the servers of `/etc/resolv.conf` with its search list.
 //!
-//! Called by [`super::Guard`]. libc itself cannot be asked: its resolver loads libraries that an image could bring, and
-//! asks daemons and netlink, for none of which the jail has a door. Where names decide what may be reached, the files in the
-//! guest's root do not count: a container may be able to write them.
-//! Invariants: every wait has an end; each question has a random number and a port of its own; a name that may not be
-//! asked for leaves the pod in no query.
-//! Not here: the wire format, what answers are remembered.
+//! Called by [`super::Guard`]. libc's resolver is no option: it loads libraries that an image could bring, and needs
+//! daemons and netlink, which the jail does not reach. Where names decide what a guest may reach, the files in its root
+//! are not used, because a container may be able to write them.
+//! Invariants: every wait has a timeout; each query has a random id and its own port; no query leaves the pod for a
+//! name that may not be looked up.
+//! It must not know the wire format, or which answers are remembered.
 
 use std::cmp::Reverse;
 use std::io;
@@ -23,19 +23,19 @@ use super::settings::{self, LOCALHOST, Settings};
 const PORT: u16 = 53;
 /// Longest name. Source: RFC 1035, section 2.3.4.
 const MAX_NAME: usize = 253;
-/// Largest answer that a server may send unasked over UDP.
+/// Largest answer over UDP that is read.
 const MAX_DATAGRAM: usize = 4096;
 
-/// What a lookup found.
+/// The result of a lookup.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Found {
-    /// The full name that the addresses are of.
+    /// The full name that has these addresses.
     pub(super) name: String,
     /// Its addresses, the best first.
     pub(super) addresses: Vec<IpAddr>,
 }
 
-/// What is looked at before a server is asked, and which servers those are.
+/// Where hosts and servers are read from.
 pub(super) enum Sources<'a> {
     /// The files in the guest's root, read at each lookup.
     Files,
@@ -64,8 +64,8 @@ impl<'a> Sources<'a> {
     }
 }
 
-/// Looks up `name`, or reads it if it is an address. `may_resolve` says of a full name whether it may be asked for; whoever
-/// may ask for the name as written may also ask for what the search list makes of it.
+/// Looks up `name`, or parses it if it is an address. `may_resolve` says whether a full name may be looked up. If
+/// `name` itself may, then so may the names that the search list makes of it.
 pub(super) async fn resolve(
     name: &str,
     sources: &Sources<'_>,
@@ -94,7 +94,7 @@ pub(super) async fn resolve(
         }
         match query_servers(&settings, &candidate).await {
             Ok(addresses) => return Ok(found(&candidate, ordered(addresses).await)),
-            // Of several reasons the one that may pass is told.
+            // Of several failures, report the temporary one.
             Err(reason) if failure != Failure::Unanswered => failure = reason,
             Err(_) => {}
         }
@@ -109,7 +109,7 @@ fn found(name: &str, addresses: Vec<IpAddr>) -> Found {
     }
 }
 
-/// The address that `name` is, with or without the brackets that IPv6 has in URLs.
+/// The address that `name` spells, with or without the brackets that IPv6 has in URLs.
 fn literal(name: &str) -> Option<IpAddr> {
     let bare = name
         .strip_prefix('[')
@@ -120,7 +120,7 @@ fn literal(name: &str) -> Option<IpAddr> {
     }
 }
 
-/// The name in the letters that DNS has. Errors: it has none.
+/// The name in ASCII (Punycode). Errors: it is not a valid name.
 fn ascii(name: &str) -> Result<String, Failure> {
     let name = match name.is_ascii() {
         true => name.to_owned(),
@@ -132,14 +132,14 @@ fn ascii(name: &str) -> Result<String, Failure> {
     let bare = name.strip_suffix('.').unwrap_or(&name);
     let letters = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
     let is_name = bare.len() <= MAX_NAME && bare.bytes().all(letters);
-    // Some writers pass over an empty part, so that another name would be asked for than was allowed.
+    // Some encoders skip an empty label, so that the query would be for another name than the allowed one.
     if !is_name || bare.split('.').any(str::is_empty) {
         return Err(Failure::Invalid);
     }
     Ok(name)
 }
 
-/// Asks one server after the other, as often as the settings say, for both families at once.
+/// Queries one server after the other, as often as the settings say, for both families at once.
 async fn query_servers(settings: &Settings, name: &str) -> Result<Vec<IpAddr>, Failure> {
     for _ in 0..settings.attempts {
         for server in &settings.servers {
@@ -159,7 +159,7 @@ async fn query_servers(settings: &Settings, name: &str) -> Result<Vec<IpAddr>, F
     Err(Failure::Unanswered)
 }
 
-/// One question to one server, over TCP if its answer does not fit. Errors: it did not say in time.
+/// One query to one server, over TCP if its answer is truncated. Errors: it did not answer in time, or failed.
 async fn exchange(
     server: IpAddr,
     name: &str,
@@ -211,7 +211,7 @@ async fn by_stream(server: SocketAddr, query: Query<'_>, bytes: &[u8]) -> io::Re
     Ok(query.reply(&answer))
 }
 
-/// A UDP socket that sends to `target` and hears nobody else.
+/// A UDP socket that sends to `target` and receives only from it.
 async fn connected(target: SocketAddr) -> io::Result<UdpSocket> {
     let own: IpAddr = match target {
         SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
@@ -222,14 +222,14 @@ async fn connected(target: SocketAddr) -> io::Result<UdpSocket> {
     Ok(socket)
 }
 
-/// Those first that a route leads to, then by RFC 6724's precedence.
+/// Sorts addresses with a route first, then by RFC 6724's precedence.
 async fn ordered(mut addresses: Vec<IpAddr>) -> Vec<IpAddr> {
     if addresses.iter().all(IpAddr::is_ipv4) || addresses.iter().all(IpAddr::is_ipv6) {
         return addresses;
     }
     let mut reachable = Vec::new();
     for address in &addresses {
-        // Connecting a UDP socket asks the routing table and sends nothing.
+        // Connecting a UDP socket looks up the route and sends nothing.
         if connected(SocketAddr::new(*address, PORT)).await.is_ok() {
             reachable.push(*address);
         }
@@ -262,7 +262,7 @@ mod tests {
         for text in ["192.0.2.1", "::1", "[::1]"] {
             assert!(literal(text).is_some(), "{text}");
         }
-        // What only some libraries take for an address is a name here, and not one that anybody has.
+        // Spellings that only some libraries parse as an address are names here.
         for text in ["127.1", "0", "0x7f.1", "[192.0.2.1]", "192.0.2.1."] {
             assert_eq!(literal(text), None, "{text}");
         }

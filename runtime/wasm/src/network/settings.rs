@@ -1,7 +1,7 @@
-//! What a pod's `/etc/resolv.conf` and `/etc/hosts` say. Sources: resolv.conf(5), hosts(5).
+//! Parses a pod's `/etc/resolv.conf` and `/etc/hosts`. Sources: resolv.conf(5), hosts(5).
 //!
-//! Read inside the jail, at each lookup, as libc does. Invariant: whatever the files hold, what is made of them is
-//! bounded. Not here: asking servers.
+//! The resolver reads them inside the jail at each lookup, as libc does. Invariant: the result is bounded whatever the
+//! files hold. It must not know how servers are queried.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
@@ -14,23 +14,23 @@ const MAX_BYTES: u64 = 1 << 20;
 /// Most addresses of one name in a hosts file.
 const MAX_ADDRESSES: usize = 64;
 
-/// How names are to be asked for.
+/// How names are looked up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Settings {
-    /// Servers, in the order in which they are asked.
+    /// Servers, in the order in which they are queried.
     pub(super) servers: Vec<IpAddr>,
-    /// Domains that are tried behind a short name.
+    /// Domains that are appended to a short name.
     pub(super) searches: Vec<String>,
-    /// A name with at least so many dots is tried as it is first.
+    /// A name with at least this many dots is tried unchanged first.
     pub(super) ndots: usize,
     /// How long one server may take.
     pub(super) timeout: Duration,
-    /// How often the servers are asked.
+    /// How often the servers are queried.
     pub(super) attempts: u32,
 }
 
 impl Settings {
-    /// Reads resolv.conf's text; what it does not say is as resolv.conf(5) has it.
+    /// Parses the text of resolv.conf; the defaults are those of resolv.conf(5).
     pub(super) fn parse(text: &str) -> Self {
         let mut settings = Self {
             servers: Vec::new(),
@@ -59,7 +59,7 @@ impl Settings {
     }
 
     fn server(&mut self, field: Option<&str>) {
-        // A link-local server may carry its interface behind a %.
+        // A link-local server may have its interface behind a %.
         let address = field.and_then(|field| field.split('%').next()?.parse::<IpAddr>().ok());
         if self.servers.len() < MAX_SERVERS {
             self.servers.extend(address);
@@ -77,7 +77,7 @@ impl Settings {
         }
     }
 
-    /// The full names that `name` can stand for, in the order in which they are tried.
+    /// The full names to try for `name`, in order.
     pub(super) fn candidates(&self, name: &str) -> Vec<String> {
         if let Some(full) = name.strip_suffix('.') {
             return vec![full.to_owned()];
@@ -94,7 +94,7 @@ impl Settings {
     }
 }
 
-/// The addresses that a hosts file's text gives `name`.
+/// The addresses of `name` in the text of a hosts file.
 pub(super) fn hosts(text: &str, name: &str) -> Vec<IpAddr> {
     let name = name.trim_end_matches('.');
     let mut found: Vec<IpAddr> = Vec::new();
@@ -117,7 +117,7 @@ pub(super) fn hosts(text: &str, name: &str) -> Vec<IpAddr> {
     found
 }
 
-/// Whether `name` stands for the pod itself whatever a file says. Source: RFC 6761, section 6.3.
+/// Whether `name` is the pod itself, whatever a file says. Source: RFC 6761, section 6.3.
 pub(super) fn is_localhost(name: &str) -> bool {
     let name = name.trim_end_matches('.').to_ascii_lowercase();
     name == "localhost" || name.ends_with(".localhost")
@@ -129,7 +129,7 @@ pub(super) const LOCALHOST: [IpAddr; 2] = [
     IpAddr::V6(Ipv6Addr::LOCALHOST),
 ];
 
-/// A file's text, as much of it as is used; an absent or unreadable one is empty.
+/// A file's text, up to [`MAX_BYTES`]; empty if the file is absent or unreadable.
 pub(super) fn text_of(path: &str) -> String {
     use std::io::Read as _;
     let mut bytes = Vec::new();

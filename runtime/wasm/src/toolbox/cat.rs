@@ -1,6 +1,6 @@
 //! `cat`: files, and standard input for `-` or without any.
 //!
-//! Invariant: memory does not grow with a file. Not here: flags, of which none changes anything.
+//! Invariant: memory does not grow with the file. Flags change nothing.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -39,7 +39,7 @@ fn open(job: &Job<'_>, path: &str) -> io::Result<File> {
     }
 }
 
-/// Outer error: the output is gone. Inner error: the input broke. What was read is passed on at once, for whoever types.
+/// Outer error: the output is closed. Inner error: the input failed. Flushes after each read, for interactive input.
 fn copy(from: &mut dyn Read, to: &mut impl Write) -> io::Result<io::Result<()>> {
     let mut part = vec![0; 64 * 1024];
     loop {

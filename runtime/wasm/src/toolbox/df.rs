@@ -1,7 +1,7 @@
-//! `df`: the space of the file systems that the container has, or of those that files are on. In KiB, or `-h`.
+//! `df`: the space of the container's file systems, or of those that hold the given files. In KiB, or `-h`.
 //!
-//! A jail has no mount table: the root and the mounts that the container was made with are what there is.
-//! Not here: inodes.
+//! A jail has no mount table: without arguments it lists the root and the mounts of the container's spec.
+//! It does not count inodes.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -37,7 +37,7 @@ pub(super) fn run<O: Write, E: Write>(
 }
 
 fn space(path: &Path) -> io::Result<(String, StatVfs)> {
-    // The older open(2) is not among the calls that a guest may make.
+    // The seccomp filter does not allow the older open(2).
     let file = openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
     // The type's width differs between platforms; magic numbers have 32 bits.
     let magic = (fstatfs(&file)?.f_type as u64) & u64::from(u32::MAX);

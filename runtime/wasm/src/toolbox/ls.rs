@@ -1,6 +1,6 @@
-//! `ls`: names, one a line; `-l` with mode, links, owner, group, size, time (UTC); `-a`, `-A`, `-d`, `-h`.
+//! `ls`: one name per line; `-l` adds mode, links, owner, group, size and time (UTC); `-a`, `-A`, `-d`, `-h`.
 //!
-//! Invariant: entries come in the order of their names. Not here: columns and colours.
+//! Invariant: entries are sorted by name. It has no columns and colours.
 
 use std::ffi::OsStr;
 use std::fs::{self, Metadata};
@@ -75,7 +75,7 @@ fn entries(job: &Job<'_>, directory: &Path) -> io::Result<Vec<Entry>> {
     for entry in fs::read_dir(directory)? {
         let name = entry?.file_name();
         if hidden || !name.as_bytes().starts_with(b".") {
-            // One that has gone meanwhile is not shown.
+            // Skip an entry that was removed meanwhile.
             found.extend(Entry::of(&name, directory.join(&name)));
         }
     }
@@ -113,7 +113,7 @@ fn long(job: &Job<'_>, metadata: &Metadata) -> String {
         inside(identity, metadata.uid()),
         inside(identity, metadata.gid()),
         job.size(metadata.len()),
-        // Without its seconds.
+        // Without seconds.
         &time[..time.len() - 3],
     )
 }

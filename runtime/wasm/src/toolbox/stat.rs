@@ -1,6 +1,6 @@
-//! `stat`: what is known of files, of a link itself unless `-L`.
+//! `stat`: the metadata of files; of a symbolic link itself unless `-L`.
 //!
-//! Not here: formats of one's own.
+//! It has no custom formats.
 
 use std::fs::{self, Metadata};
 use std::io::{self, Write};

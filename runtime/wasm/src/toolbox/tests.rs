@@ -1,4 +1,4 @@
-//! The tools on a directory of the machine, where no jail stands around them.
+//! Runs the tools on a temporary directory, without a jail.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
@@ -114,7 +114,7 @@ fn ls_shows_names_and_long_lines() {
 }
 
 #[test]
-fn cat_goes_on_after_what_it_cannot_read() {
+fn cat_continues_after_a_file_it_cannot_read() {
     let dir = directory("cat");
     let output = run_tool(&dir, Tool::Cat, &["file", "sub", "--", "file"]);
     assert_eq!(output.out, "text\ntext\n");
@@ -124,7 +124,7 @@ fn cat_goes_on_after_what_it_cannot_read() {
 }
 
 #[test]
-fn env_and_ps_show_what_the_spec_says() {
+fn env_and_ps_print_the_environment_and_processes_of_the_spec() {
     let dir = directory("env");
     assert_eq!(run_tool(&dir, Tool::Env, &[]).out, "HOME=/\nA=b c\n");
     assert!(run_tool(&dir, Tool::Env, &["sh"]).failed);
@@ -193,13 +193,13 @@ fn sizes_and_times_are_readable() {
     assert_eq!(text::time(951_868_800), "2000-03-01 00:00:00");
     assert_eq!(text::time(-1), "1969-12-31 23:59:59");
     assert_eq!(text::time(1_795_249_864), "2026-11-21 08:31:04");
-    // A layer may say any time.
+    // A layer may contain any time.
     assert_eq!(text::time(i64::MAX), i64::MAX.to_string());
     assert_eq!(text::time(i64::MIN), i64::MIN.to_string());
 }
 
 #[test]
-fn ids_of_the_pod_are_shown_as_the_container_has_them() {
+fn ids_of_the_pod_are_translated_to_container_ids() {
     let identity = spec(Path::new("/")).identity;
     assert_eq!(inside(&identity, (1 << 30) + 1000), 1000);
     assert_eq!(inside(&identity, 65_534), 65_534);

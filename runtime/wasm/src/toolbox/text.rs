@@ -1,6 +1,6 @@
-//! How files look in words: modes, sizes, times, reasons.
+//! Formats modes, sizes, times and errors as text.
 //!
-//! Invariant: whatever a file system says, a line is made of it. Not here: which file.
+//! Called by the tools. Invariant: it never fails, whatever a file system reports.
 
 use std::fs::Metadata;
 use std::io;
@@ -75,7 +75,7 @@ pub(super) fn time(seconds: i64) -> String {
     }
 }
 
-/// Why something failed, as C libraries word it, without the number.
+/// The C library's text for an error, without the number.
 pub(super) fn reason(error: &io::Error) -> String {
     let text = error.to_string();
     match text.rfind(" (os error ") {
