@@ -2,10 +2,12 @@
 //!
 //! Called by: [`super::Pods`] to route a request, drivers to give names back. One short lock, never held across an
 //! await. Invariants: a pod's name belongs to the driver that serves it from the moment of the request until that
-//! driver is gone, so that a retry finds the first try instead of a "reserved" name; an id routes to one driver.
+//! driver is gone, so that a retry finds the first try instead of a "reserved" name; an id routes to one driver. What a
+//! call costs does not depend on the number of pods.
 //! Not here: what a driver does.
 
-use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use coracle_spec::id::{ContainerId, PodId};
@@ -21,11 +23,33 @@ pub enum Claim<M> {
     Held(PodId, M),
 }
 
+/// A pod's driver, and the containers that it answers for.
+#[derive(Debug)]
+struct Driver<M> {
+    mailbox: M,
+    containers: HashSet<ContainerId>,
+}
+
 #[derive(Debug)]
 struct Tables<M> {
-    mailboxes: HashMap<PodId, M>,
+    drivers: HashMap<PodId, Driver<M>>,
     names: HashMap<PodName, PodId>,
     containers: HashMap<ContainerId, PodId>,
+}
+
+impl<M> Tables<M> {
+    fn route(&mut self, id: &PodId, mailbox: M) {
+        match self.drivers.entry(id.clone()) {
+            Entry::Occupied(mut driver) => driver.get_mut().mailbox = mailbox,
+            Entry::Vacant(free) => {
+                let containers = HashSet::new();
+                free.insert(Driver {
+                    mailbox,
+                    containers,
+                });
+            }
+        }
+    }
 }
 
 /// Names, ids and the mailboxes (`M`) behind them.
@@ -38,7 +62,7 @@ impl<M: Clone> NameRegistry<M> {
     /// An empty registry.
     pub fn new() -> NameRegistry<M> {
         let tables = Tables {
-            mailboxes: HashMap::new(),
+            drivers: HashMap::new(),
             names: HashMap::new(),
             containers: HashMap::new(),
         };
@@ -51,18 +75,18 @@ impl<M: Clone> NameRegistry<M> {
     pub fn claim(&self, name: &PodName, id: &PodId, mailbox: M) -> Claim<M> {
         let mut tables = self.lock();
         if let Some(holder) = tables.names.get(name)
-            && let Some(held) = tables.mailboxes.get(holder)
+            && let Some(held) = tables.drivers.get(holder)
         {
-            return Claim::Held(holder.clone(), held.clone());
+            return Claim::Held(holder.clone(), held.mailbox.clone());
         }
         tables.names.insert(name.clone(), id.clone());
-        tables.mailboxes.insert(id.clone(), mailbox);
+        tables.route(id, mailbox);
         Claim::Taken
     }
 
     /// Routes the pod's id to `mailbox` without a name: two records claim one name, which only a defect can bring about.
     pub fn adopt(&self, id: &PodId, mailbox: M) {
-        self.lock().mailboxes.insert(id.clone(), mailbox);
+        self.lock().route(id, mailbox);
     }
 
     /// Gives the pod's name and id back, with those of all its containers.
@@ -71,33 +95,46 @@ impl<M: Clone> NameRegistry<M> {
         if tables.names.get(name) == Some(id) {
             tables.names.remove(name);
         }
-        tables.mailboxes.remove(id);
-        tables.containers.retain(|_, pod| pod != id);
+        for container in tables
+            .drivers
+            .remove(id)
+            .into_iter()
+            .flat_map(|driver| driver.containers)
+        {
+            tables.containers.remove(&container);
+        }
     }
 
     /// The mailbox of a pod's driver.
     pub fn pod(&self, id: &PodId) -> Option<M> {
-        self.lock().mailboxes.get(id).cloned()
+        let tables = self.lock();
+        tables.drivers.get(id).map(|driver| driver.mailbox.clone())
     }
 
     /// The mailbox of the driver that has the container.
     pub fn container(&self, id: &ContainerId) -> Option<M> {
         let tables = self.lock();
-        tables
-            .containers
-            .get(id)
-            .and_then(|pod| tables.mailboxes.get(pod))
-            .cloned()
+        let pod = tables.containers.get(id)?;
+        tables.drivers.get(pod).map(|driver| driver.mailbox.clone())
     }
 
     /// Routes the container's id to its pod's driver.
     pub fn add_container(&self, id: &ContainerId, pod: &PodId) {
-        self.lock().containers.insert(id.clone(), pod.clone());
+        let mut tables = self.lock();
+        if let Some(driver) = tables.drivers.get_mut(pod) {
+            driver.containers.insert(id.clone());
+            tables.containers.insert(id.clone(), pod.clone());
+        }
     }
 
     /// Routes it no longer.
     pub fn drop_container(&self, id: &ContainerId) {
-        self.lock().containers.remove(id);
+        let mut tables = self.lock();
+        if let Some(pod) = tables.containers.remove(id)
+            && let Some(driver) = tables.drivers.get_mut(&pod)
+        {
+            driver.containers.remove(id);
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Tables<M>> {
