@@ -9,6 +9,7 @@
 # with that (tests/apparmor.rs, tests/selinux.rs); GUEST_COMMAND replaces the tests by a command line of your own, and
 # then GUEST_FILES are what the guest has of cargo's target directory.
 # GUEST_DISK is a disk of your own, /dev/vdc in the guest; GUEST_MONITOR is where QEMU's monitor listens.
+# GUEST_CPUS is how many processors it has (2), GUEST_MEMORY how much memory (4G).
 # Passes on the guest's console and ends with its status; 124 when it took longer than GUEST_TIMEOUT seconds.
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -101,7 +102,7 @@ memory=${GUEST_MEMORY:-4G}
 # Without the timer check: the emulated timer is late on a busy host, and the kernel panics for it.
 # Without cmpxchg16b: QEMU 7.2 leaves wrong flags after one without a lock, and Linux from 6.6 on has those.
 machine=(
-    -machine q35,memory-backend=memory -accel tcg,thread=multi,tb-size=512 -cpu max,-cx16 -smp 2 -m "$memory"
+    -machine q35,memory-backend=memory -accel tcg,thread=multi,tb-size=512 -cpu max,-cx16 -smp "${GUEST_CPUS:-2}" -m "$memory"
     -object "memory-backend-memfd,id=memory,size=$memory,share=on"
     -kernel "$kernel/vmlinuz" -initrd "$kernel/initramfs"
     -append "console=ttyS0 quiet panic=-1 nokaslr mitigations=off no_timer_check cgroup_no_v1=all guest.here=$PWD guest.order=$work/order guest.modules=$kernel/lib/modules $words ${GUEST_CMDLINE:-}"

@@ -199,6 +199,8 @@ impl Place {
             .env("GUEST_DISK", self.disk())
             .env("GUEST_MONITOR", self.monitor())
             .env("GUEST_MEMORY", "2G")
+            // On two emulated processors Linux panics now and then while it patches its own code.
+            .env("GUEST_CPUS", "1")
             .stdin(Stdio::null())
             .stdout(Stdio::piped());
         let mut child = command.spawn()?;
