@@ -8,7 +8,7 @@ use std::path::Path;
 
 use coracle_images::{Digest, Error, ErrorKind, Images, ImagesConfig, PullRequest};
 use serde_json::json;
-use support::{Liar, MODULE, Parts, Reply, Scratch, TAR, tar};
+use support::{MODULE, Parts, Reply, Scratch, ScriptedRegistry, TAR, tar};
 
 async fn open(root: &Path) -> Images {
     let mut config = ImagesConfig::new(root);
@@ -36,7 +36,7 @@ fn private() -> Vec<(&'static str, Parts, Vec<u8>)> {
 }
 
 /// Serves the manifest and the config of an image, and says of the rest that it is there without having it.
-fn pretend(liar: &Liar, repository: &str, parts: &Parts, secret: &[u8]) {
+fn pretend(liar: &ScriptedRegistry, repository: &str, parts: &Parts, secret: &[u8]) {
     liar.serve_image(repository, "v1", parts);
     let path = format!("/{repository}/blobs/{}", Digest::of(secret));
     liar.on(&path, Reply::Full(404, vec![], b"{}".to_vec()));
@@ -48,7 +48,11 @@ fn pretend(liar: &Liar, repository: &str, parts: &Parts, secret: &[u8]) {
 async fn naming_a_digest_is_no_proof() {
     for (what, parts, secret) in private() {
         for is_same_host in [true, false] {
-            let (bank, evil, scratch) = (Liar::start().await, Liar::start().await, Scratch::new());
+            let (bank, evil, scratch) = (
+                ScriptedRegistry::start().await,
+                ScriptedRegistry::start().await,
+                Scratch::new(),
+            );
             let mut images = open(&scratch.0).await;
             bank.serve_image("bank/app", "v1", &parts);
             let own = pull(&images, &format!("{}/bank/app:v1", bank.host))
@@ -77,7 +81,11 @@ async fn naming_a_digest_is_no_proof() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_mirror_proves_nothing_for_anybody_else() {
     for (what, parts, secret) in private() {
-        let (bank, mirror, scratch) = (Liar::start().await, Liar::start().await, Scratch::new());
+        let (bank, mirror, scratch) = (
+            ScriptedRegistry::start().await,
+            ScriptedRegistry::start().await,
+            Scratch::new(),
+        );
         let images = open(&scratch.0).await;
         bank.serve_image("bank/app", "v1", &parts);
         pull(&images, &format!("{}/bank/app:v1", bank.host))
@@ -113,7 +121,7 @@ async fn a_mirror_proves_nothing_for_anybody_else() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_repository_that_has_proven_it_is_only_asked_whether_it_still_may() {
     for (what, parts, secret) in private() {
-        let (bank, scratch) = (Liar::start().await, Scratch::new());
+        let (bank, scratch) = (ScriptedRegistry::start().await, Scratch::new());
         bank.serve_image("bank/app", "v1", &parts);
         let name = format!("{}/bank/app:v1", bank.host);
         let first = pull(&open(&scratch.0).await, &name).await.unwrap();

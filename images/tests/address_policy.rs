@@ -11,14 +11,14 @@ use std::time::Duration;
 use coracle_images::{
     Credentials, Digest, Error, ErrorKind, Images, ImagesConfig, Limits, PullRequest,
 };
-use support::{Liar, MODULE, Parts, Reply, Scratch, free_port};
+use support::{MODULE, Parts, Reply, Scratch, ScriptedRegistry, free_port};
 
 const SECRET: &[u8] = br#"{"schemaVersion": "a secret of the node"}"#;
 
 /// A registry, another server, and a store for which the registry is not on loopback.
 struct Site {
-    liar: Liar,
-    other: Liar,
+    liar: ScriptedRegistry,
+    other: ScriptedRegistry,
     registry: String,
     images: Images,
     _scratch: Scratch,
@@ -26,7 +26,11 @@ struct Site {
 
 impl Site {
     async fn new(is_loopback: bool) -> Self {
-        let (liar, other, scratch) = (Liar::start().await, Liar::start().await, Scratch::new());
+        let (liar, other, scratch) = (
+            ScriptedRegistry::start().await,
+            ScriptedRegistry::start().await,
+            Scratch::new(),
+        );
         let port = liar.host.rsplit_once(':').unwrap().1;
         let registry = match is_loopback {
             true => liar.host.clone(),
@@ -162,7 +166,7 @@ async fn no_error_tells_what_a_redirect_has_fetched() {
         site.lead(step, &format!("http://{}/v2/secret", site.other.host));
         let error = site.pull(false).await.unwrap_err();
         // Ports are numbers, too: they are not what was fetched.
-        let told = format!("{error} {error:?}")
+        let message = format!("{error} {error:?}")
             .replace(&site.registry, "REGISTRY")
             .replace(&site.liar.host, "LIAR")
             .replace(&site.other.host, "OTHER");
@@ -171,9 +175,9 @@ async fn no_error_tells_what_a_redirect_has_fetched() {
             "a secret",
             &SECRET.len().to_string(),
         ] {
-            assert!(!told.contains(secret), "{step}: {told}");
+            assert!(!message.contains(secret), "{step}: {message}");
         }
-        assert_eq!(error.kind(), ErrorKind::Corrupt, "{step}: {told}");
+        assert_eq!(error.kind(), ErrorKind::Corrupt, "{step}: {message}");
     }
 }
 
@@ -190,7 +194,7 @@ async fn what_is_read_whole_is_bounded_before_it_is_read() {
         ("refused token", scope, 403),
         ("challenge", "/", 200),
     ] {
-        let (liar, scratch) = (Liar::start().await, Scratch::new());
+        let (liar, scratch) = (ScriptedRegistry::start().await, Scratch::new());
         let limits = Limits {
             max_manifest_bytes: ALLOWED,
             ..Limits::default()

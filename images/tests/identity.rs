@@ -11,7 +11,7 @@ use coracle_images::{
     Digest, ErrorKind, Image, Images, ImagesConfig, Kind, PullRequest, RunConfig,
 };
 use serde_json::json;
-use support::{Liar, MODULE, Parts, Scratch, TAR, tar};
+use support::{MODULE, Parts, Scratch, ScriptedRegistry, TAR, tar};
 
 const EMPTY_CONFIG: &str = "application/vnd.oci.empty.v1+json";
 
@@ -110,7 +110,7 @@ fn pairs() -> Vec<(&'static str, Parts, Parts)> {
 async fn a_pull_changes_no_other_image_whatever_they_share() {
     for (what, bank, tenant) in pairs() {
         for bank_first in [true, false] {
-            let (liar, scratch) = (Liar::start().await, Scratch::new());
+            let (liar, scratch) = (ScriptedRegistry::start().await, Scratch::new());
             let digest = liar.serve_image("bank/app", "v1", &bank);
             liar.serve_image("tenant-b/x", "v1", &tenant);
             let names =
@@ -148,7 +148,7 @@ async fn a_pull_changes_no_other_image_whatever_they_share() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_config_ties_its_layers() {
-    let (liar, scratch) = (Liar::start().await, Scratch::new());
+    let (liar, scratch) = (ScriptedRegistry::start().await, Scratch::new());
     let bank = linux(b"bank");
     liar.serve_image("bank/app", "v1", &bank);
     let mut tenant = linux(b"bank");
@@ -167,7 +167,7 @@ async fn a_config_ties_its_layers() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_image_in_two_repositories_is_one() {
-    let (liar, scratch) = (Liar::start().await, Scratch::new());
+    let (liar, scratch) = (ScriptedRegistry::start().await, Scratch::new());
     let images = open(&scratch.0).await;
     for parts in [linux(b"app"), Parts::artifact(MODULE)] {
         let mut ids = Vec::new();

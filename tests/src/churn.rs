@@ -7,7 +7,7 @@
 //! Invariant: a report is only given for a churn that left nothing; all else is an error that names what is left.
 //! Not here: times (see [`crate::bench`]).
 
-mod held;
+mod footprint;
 
 use std::fmt;
 use std::fs;
@@ -26,7 +26,7 @@ use crate::push::{Image, Packing, file};
 use crate::registry::Registry;
 use crate::vitals::Vitals;
 use crate::{Outcome, guests, retry};
-use held::{Held, settled};
+use footprint::{Footprint, wait_for_memory};
 
 /// Pods of each kind that run before memory is read for the first time, so that the daemon's code is mapped.
 const WARM_UP: usize = 24;
@@ -160,7 +160,7 @@ async fn run_here(plan: Plan, registry: &Registry) -> Outcome<Report> {
     let mut daemon = started(&images).await?;
     let began = Instant::now();
     let idle = Vitals::of(daemon.pid())?;
-    let before = Held::of(&daemon);
+    let before = Footprint::of(&daemon);
 
     let kills = churn(
         &mut daemon,
@@ -173,8 +173,8 @@ async fn run_here(plan: Plan, registry: &Registry) -> Outcome<Report> {
         },
     )
     .await?;
-    before.is_all(&daemon).await?;
-    let after_kills = settled(&daemon, idle).await?;
+    before.expect_no_growth(&daemon).await?;
+    let after_kills = wait_for_memory(&daemon, idle).await?;
 
     daemon.restart().await?;
     churn(&mut daemon, &images, Wave::warm_up("warm")).await?;
@@ -190,8 +190,8 @@ async fn run_here(plan: Plan, registry: &Registry) -> Outcome<Report> {
         },
     )
     .await?;
-    before.is_all(&daemon).await?;
-    let after = settled(&daemon, idle).await?;
+    before.expect_no_growth(&daemon).await?;
+    let after = wait_for_memory(&daemon, idle).await?;
     daemon.finish().await?;
     Ok(Report {
         plan,

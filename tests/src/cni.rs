@@ -1,7 +1,7 @@
 //! Pod networks by CNI for a daemon under test: Debian's plugins on a bridge of the scratch's own, or scripts that do
 //! as they are told and note what they were asked.
 //!
-//! Called by: tests, and the bench, for a daemon whose [`crate::options::Options::cni`] is set. Everything lies in the
+//! Called by: tests, and the bench, for a daemon whose [`crate::daemon::Options::cni`] is set. Everything lies in the
 //! scratch: `cni/` holds configurations, `plugins/` scripts and their notes, `ipam/` the addresses of `host-local`.
 //! Not here: starting the daemon.
 

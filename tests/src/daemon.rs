@@ -4,6 +4,8 @@
 //! pods, compares the machine with how it was, and drains the daemon. A test that panics sees the daemon's log.
 //! Invariant: whatever happens, dropping it kills what it started.
 
+mod options;
+
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -16,10 +18,11 @@ use rustix::process::Signal;
 pub use crate::builds::{binary, failpoints_binary};
 use crate::client::{self, Cri};
 use crate::leaks::{self, Snapshot};
-pub use crate::options::Options;
 use crate::procs::{self, Process, Role};
 use crate::scratch::Scratch;
 use crate::{Outcome, cni, log, peer};
+
+pub use options::Options;
 
 /// How long a start may take before the tests give up on it.
 const START_DEADLINE: Duration = Duration::from_secs(120);

@@ -20,7 +20,7 @@ impl Dir {
         self
     }
 
-    fn ask(&self, registry: &str) -> Result<Vec<Upstream>, String> {
+    fn find(&self, registry: &str) -> Result<Vec<Upstream>, String> {
         upstreams(Some(&self.0), registry, |host| host.starts_with("127."))
             .map_err(|error| error.to_string())
     }
@@ -32,7 +32,7 @@ impl Dir {
             let mark = if up.gets_credentials { "!" } else { "" };
             format!("{scheme}://{}{}{mark}", up.authority, up.prefix)
         };
-        self.ask(registry).unwrap().into_iter().map(show).collect()
+        self.find(registry).unwrap().into_iter().map(show).collect()
     }
 }
 
@@ -118,7 +118,7 @@ fn settings_belong_to_their_table() {
          [host.\"http://o/v2/cache/\"]\noverride_path = true\n[host.\"http://p/v2\"]\n",
     );
     fs::write(dir.0.join("r.io/own.pem"), "PEM").unwrap();
-    let up = dir.ask("r.io").unwrap();
+    let up = dir.find("r.io").unwrap();
     assert_eq!(
         (up[0].may_resolve, up[0].may_pull, up[0].skip_verify),
         (true, false, false)
@@ -176,7 +176,7 @@ fn what_is_wrong_is_named_with_its_line() {
     ] {
         let dir = Dir::new("wrong").with("r.io", text);
         let place = format!("{}:{line}: ", dir.0.join("r.io/hosts.toml").display());
-        let error = dir.ask("r.io").unwrap_err();
+        let error = dir.find("r.io").unwrap_err();
         assert!(
             error.starts_with(&place) && error.contains(words),
             "{text:?}: {error}"
@@ -195,7 +195,7 @@ fn a_file_that_others_can_write_is_not_read() {
     let dir = Dir::new("trust").with("r.io", "[host.\"http://m\"]\n");
     let path = dir.0.join("r.io/hosts.toml");
     fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
-    let error = dir.ask("r.io").unwrap_err();
+    let error = dir.find("r.io").unwrap_err();
     assert!(
         error.contains("mode 0666") && error.contains("only root can write"),
         "{error}"

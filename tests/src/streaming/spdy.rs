@@ -17,16 +17,16 @@ use crate::Outcome;
 /// Frames of a stream that are read ahead.
 const AHEAD: usize = 4;
 
-/// What the reader tells of a stream.
+/// What the reader has found for a stream.
 #[derive(Debug)]
-enum Told {
+enum Event {
     Bytes(Vec<u8>),
     Reset,
 }
 
 struct Entry {
     reply: Option<oneshot::Sender<bool>>,
-    told: Option<mpsc::Sender<Told>>,
+    events: Option<mpsc::Sender<Event>>,
 }
 
 struct Shared {
@@ -63,7 +63,7 @@ pub struct Outgoing {
 
 /// What the server sends on it.
 pub struct Incoming {
-    told: mpsc::Receiver<Told>,
+    events: mpsc::Receiver<Event>,
     /// It ended by a reset.
     pub was_reset: bool,
 }
@@ -118,14 +118,14 @@ impl Session {
     /// Opens a stream. Errors: the server resets it, or is gone.
     pub async fn stream(&self, headers: &[(&str, &str)]) -> Outcome<Stream> {
         let (reply, replied) = oneshot::channel();
-        let (told, taken) = mpsc::channel(AHEAD);
+        let (events, received) = mpsc::channel(AHEAD);
         let id = {
             let mut writer = self.shared.writer.lock().await;
             let id = writer.next;
             writer.next += 2;
             let entry = Entry {
                 reply: Some(reply),
-                told: Some(told),
+                events: Some(events),
             };
             self.shared.streams().insert(id, entry);
             let block = writer.block(headers);
@@ -144,7 +144,7 @@ impl Session {
         Ok(Stream {
             outgoing: Outgoing { shared, id },
             incoming: Incoming {
-                told: taken,
+                events: received,
                 was_reset: false,
             },
         })
@@ -243,9 +243,9 @@ impl Outgoing {
 impl Incoming {
     /// The next bytes; none once the server has said all, reset the stream, or gone.
     pub async fn next(&mut self) -> Option<Vec<u8>> {
-        match self.told.recv().await? {
-            Told::Bytes(bytes) => Some(bytes),
-            Told::Reset => {
+        match self.events.recv().await? {
+            Event::Bytes(bytes) => Some(bytes),
+            Event::Reset => {
                 self.was_reset = true;
                 None
             }
@@ -294,8 +294,8 @@ async fn read_frames(mut io: impl AsyncRead + Unpin, shared: &Shared) -> Outcome
             }
             (3, 3) => {
                 let entry = shared.streams().remove(&id);
-                if let Some(told) = entry.and_then(|entry| entry.told) {
-                    let _ = told.send(Told::Reset).await;
+                if let Some(events) = entry.and_then(|entry| entry.events) {
+                    let _ = events.send(Event::Reset).await;
                 }
             }
             (3, 6) => shared
@@ -310,18 +310,18 @@ async fn read_frames(mut io: impl AsyncRead + Unpin, shared: &Shared) -> Outcome
 }
 
 async fn data(shared: &Shared, id: u32, bytes: Vec<u8>, fin: bool) {
-    let told = shared
+    let events = shared
         .streams()
         .get(&id)
-        .and_then(|entry| entry.told.clone());
-    if let Some(told) = told
+        .and_then(|entry| entry.events.clone());
+    if let Some(events) = events
         && !bytes.is_empty()
     {
         // Nobody may be left who reads it.
-        let _ = told.send(Told::Bytes(bytes)).await;
+        let _ = events.send(Event::Bytes(bytes)).await;
     }
     if fin && let Some(entry) = shared.streams().get_mut(&id) {
-        entry.told = None;
+        entry.events = None;
     }
 }
 

@@ -73,7 +73,7 @@ async fn type_into(client: &Remote, text: &str) {
 
 /// A shell that says what it is told, with standard input.
 fn listener(once: bool) -> cri::ContainerConfig {
-    let script = "echo up; while read line; do echo \"heard $line\"; echo \"noted $line\" >&2; done; echo over";
+    let script = "echo up; while read line; do echo \"reply $line\"; echo \"noted $line\" >&2; done; echo over";
     let mut config = shell::sh("main", script);
     (config.stdin, config.stdin_once) = (true, once);
     config
@@ -93,8 +93,8 @@ async fn clients_come_and_go_and_each_sees_what_is_said_while_it_is_there() {
         let seen = loop {
             type_into(&first, "two\n").await;
             first.wait_for("noted two").await.unwrap();
-            let heard = second.wait_for("two");
-            match tokio::time::timeout(Duration::from_millis(500), heard).await {
+            let reply = second.wait_for("two");
+            match tokio::time::timeout(Duration::from_millis(500), reply).await {
                 Ok(seen) => break seen.unwrap(),
                 Err(_) => continue,
             }

@@ -24,7 +24,7 @@ async fn version_is_what_kubelet_asks_for() {
     let asked = cri::VersionRequest {
         version: "0.1.0".into(),
     };
-    let told = daemon
+    let reply = daemon
         .cri()
         .runtime
         .clone()
@@ -33,12 +33,13 @@ async fn version_is_what_kubelet_asks_for() {
         .unwrap()
         .into_inner();
     assert_eq!(
-        (told.version.as_str(), told.runtime_name.as_str()),
+        (reply.version.as_str(), reply.runtime_name.as_str()),
         ("0.1.0", "coracle")
     );
-    assert_eq!(told.runtime_api_version, "v1");
+    assert_eq!(reply.runtime_api_version, "v1");
     assert_eq!(
-        told.runtime_version
+        reply
+            .runtime_version
             .split('.')
             .filter(|part| part.parse::<u32>().is_ok())
             .count(),
@@ -46,7 +47,7 @@ async fn version_is_what_kubelet_asks_for() {
     );
     let printed = coracle(&["version", "--json"]);
     let printed: serde_json::Value = serde_json::from_slice(&printed.stdout).unwrap();
-    assert_eq!(printed["version"], told.runtime_version);
+    assert_eq!(printed["version"], reply.runtime_version);
     daemon.finish().await.unwrap();
 }
 
@@ -54,12 +55,12 @@ async fn version_is_what_kubelet_asks_for() {
 async fn status_tells_readiness_handlers_and_the_state_directory() {
     let daemon = daemon().await;
     let mut runtime = daemon.cri().runtime.clone();
-    let told = runtime
+    let reply = runtime
         .status(cri::StatusRequest { verbose: true })
         .await
         .unwrap()
         .into_inner();
-    let conditions = told.status.unwrap().conditions;
+    let conditions = reply.status.unwrap().conditions;
     for name in ["RuntimeReady", "NetworkReady"] {
         assert!(
             conditions
@@ -68,7 +69,7 @@ async fn status_tells_readiness_handlers_and_the_state_directory() {
             "{conditions:?}"
         );
     }
-    let handlers: Vec<_> = told
+    let handlers: Vec<_> = reply
         .runtime_handlers
         .iter()
         .map(|handler| handler.name.as_str())
@@ -77,11 +78,12 @@ async fn status_tells_readiness_handlers_and_the_state_directory() {
         assert!(handlers.contains(&name), "{handlers:?}");
     }
     assert!(
-        told.runtime_handlers
+        reply
+            .runtime_handlers
             .iter()
             .all(|handler| handler.features.is_some())
     );
-    let config: serde_json::Value = serde_json::from_str(&told.info["config"]).unwrap();
+    let config: serde_json::Value = serde_json::from_str(&reply.info["config"]).unwrap();
     assert!(
         config["stateDir"]
             .as_str()
@@ -167,8 +169,8 @@ async fn unknown_commands_and_flags_are_refused_with_usage() {
 #[tokio::test]
 async fn check_names_what_the_node_has() {
     let output = coracle(&["check", "--json"]);
-    let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert!(told.to_string().contains("overlay"), "{told}");
+    let reply: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(reply.to_string().contains("overlay"), "{reply}");
 }
 
 #[tokio::test]

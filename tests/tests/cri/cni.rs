@@ -2,10 +2,10 @@
 //!
 //! Everything stays on the machine: bridges and addresses are the scratch's own, nothing is masqueraded.
 
-mod broken;
-mod ends;
+mod crashes;
+mod failing_plugins;
+mod network_ready;
 mod plugins;
-mod ready;
 
 use coracle_tests::daemon::{Daemon, Options};
 

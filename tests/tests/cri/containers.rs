@@ -264,7 +264,7 @@ async fn lists_filter_by_id_pod_state_and_labels() {
         .create(&container("c", tool(), &["show"]))
         .await
         .unwrap();
-    let ask = async |filter: cri::ContainerFilter| {
+    let list = async |filter: cri::ContainerFilter| {
         let mut ids: Vec<_> = one
             .cri
             .list(Some(filter))
@@ -282,9 +282,9 @@ async fn lists_filter_by_id_pod_state_and_labels() {
         ids
     };
     let any = cri::ContainerFilter::default;
-    assert_eq!(ask(any()).await, sorted(&[&a, &b, &c]));
+    assert_eq!(list(any()).await, sorted(&[&a, &b, &c]));
     assert_eq!(
-        ask(cri::ContainerFilter {
+        list(cri::ContainerFilter {
             id: b[..12].into(),
             ..any()
         })
@@ -292,7 +292,7 @@ async fn lists_filter_by_id_pod_state_and_labels() {
         sorted(&[&b])
     );
     assert_eq!(
-        ask(cri::ContainerFilter {
+        list(cri::ContainerFilter {
             pod_sandbox_id: one.id.clone(),
             ..any()
         })
@@ -303,7 +303,7 @@ async fn lists_filter_by_id_pod_state_and_labels() {
         state: ContainerRunning as i32,
     });
     assert_eq!(
-        ask(cri::ContainerFilter {
+        list(cri::ContainerFilter {
             state: running,
             ..any()
         })
@@ -312,7 +312,7 @@ async fn lists_filter_by_id_pod_state_and_labels() {
     );
     let label_selector = BTreeMap::from([("app".to_owned(), "x".to_owned())]);
     assert_eq!(
-        ask(cri::ContainerFilter {
+        list(cri::ContainerFilter {
             label_selector,
             ..any()
         })
@@ -348,12 +348,12 @@ async fn events_tell_each_change_in_order() {
         assert_eq!(event.pod_sandbox_status.as_ref().unwrap().id, pod.id);
         if event.container_id == id {
             if event.container_event_type() == ContainerStoppedEvent {
-                let told = event
+                let status = event
                     .containers_statuses
                     .iter()
                     .find(|status| status.id == id)
                     .unwrap();
-                assert_eq!(told.exit_code, 7);
+                assert_eq!(status.exit_code, 7);
             }
             of_container.push(event.container_event_type());
         } else {

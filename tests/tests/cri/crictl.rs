@@ -38,14 +38,14 @@ async fn a_pod_with_a_module_and_a_component_by_hand() {
         version.contains("RuntimeName:  coracle") && version.contains("RuntimeApiVersion:  v1"),
         "{version}"
     );
-    let told: Value = serde_json::from_str(&crictl.run(&["info"]).unwrap()).unwrap();
-    let conditions = told["status"]["conditions"].as_array().unwrap();
+    let info: Value = serde_json::from_str(&crictl.run(&["info"]).unwrap()).unwrap();
+    let conditions = info["status"]["conditions"].as_array().unwrap();
     for name in ["RuntimeReady", "NetworkReady"] {
         assert!(
             conditions
                 .iter()
                 .any(|c| c["type"] == name && c["status"] == true),
-            "{told}"
+            "{info}"
         );
     }
     for image in [module, component] {

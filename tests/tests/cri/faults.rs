@@ -1,24 +1,21 @@
 //! Kills at named places and at random. Afterwards every acknowledged object is there with the right state, no exit
 //! code is lost, and nothing is left over.
 
-use std::collections::BTreeSet;
-use std::io::Write;
+mod life;
+mod random;
+
+use std::io::Write as _;
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use coracle_proto::runtime::v1 as cri;
-use coracle_tests::client::{Cri, container};
+use coracle_tests::client::Cri;
 use coracle_tests::daemon::{self, Daemon};
-use coracle_tests::dice::Dice;
-use coracle_tests::guests;
 use coracle_tests::procs::{self, Role};
-use coracle_tests::push::{Image, Packing, file};
-use coracle_tests::retry;
-use tonic::{Code, Status};
+use life::Life;
 
-use crate::site::{daemon, failing_daemon, images, tool};
+use crate::site::failing_daemon;
 
 /// Every failpoint site, from the binary itself; with `CORACLE_TEST_SITE` only those that begin with its value.
 fn sites() -> Vec<String> {
@@ -169,141 +166,6 @@ impl Crossing {
     }
 }
 
-/// A pod's whole life as a kubelet would drive it: each call is tried again until it is answered.
-struct Life {
-    cri: Cri,
-    pod: cri::PodSandboxConfig,
-    salt: String,
-    /// How long it waits before the daemon is killed.
-    pause: Duration,
-    restart_asked: Arc<AtomicBool>,
-    harmed: bool,
-}
-
-impl Life {
-    async fn live(self) -> Result<(), String> {
-        let module = guests::nothing(&self.salt).map_err(|e| e.to_string())?;
-        let image = Image::wasi(
-            &[file("m.wasm", 0o644, &module)],
-            Packing::Gzip,
-            &["/m.wasm"],
-        );
-        let pushed =
-            image.and_then(|image| image.push(images().registry.host(), "cross", "latest"));
-        let pushed = pushed.map_err(|e| e.to_string())?;
-        self.retry("pull", async || {
-            self.cri.pull(&pushed.by_digest).await.map(drop)
-        })
-        .await?;
-        let cri = &self.cri;
-        let pod = self
-            .retry("run", async || retry::run_pod(cri, &self.pod).await)
-            .await?;
-        let mut ids = Vec::new();
-        for (name, args) in [
-            ("a", &["sleep"][..]),
-            ("b", &["sleep"]),
-            ("c", &["exit", "5"]),
-        ] {
-            let config = container(name, tool(), args);
-            let id = self
-                .tolerate("create", async || {
-                    retry::create(cri, &pod, &config, &self.pod).await
-                })
-                .await?;
-            let Some(id) = id else { continue };
-            self.tolerate("start", async || retry::start(cri, &id).await)
-                .await?;
-            ids.push((name, id));
-        }
-        if let Some((_, id)) = ids.iter().find(|(name, _)| *name == "c") {
-            self.expect_exit(id, 5).await?;
-        }
-        tokio::time::sleep(self.pause).await;
-        // The next daemon has to find all this again.
-        self.restart_asked.store(true, Ordering::SeqCst);
-        tokio::time::sleep(Duration::from_millis(30)).await;
-        let listed = self
-            .retry("list", async || cri.list_pods(None).await)
-            .await?;
-        if !listed.iter().any(|listed| listed.id == pod) {
-            return Err(format!("pod {pod} was acknowledged and is not in the list"));
-        }
-        for (name, id) in &ids {
-            let status = self.retry("status", async || cri.status(id).await).await?;
-            if *name != "c"
-                && !self.harmed
-                && status.state() != cri::ContainerState::ContainerRunning
-            {
-                return Err(format!(
-                    "container {name} was started and is {:?} {}",
-                    status.state(),
-                    status.reason
-                ));
-            }
-        }
-        for (name, id) in &ids {
-            let grace = if *name == "a" { 5 } else { 0 };
-            self.retry("stop", async || cri.stop(id, grace).await)
-                .await?;
-        }
-        if let Some((_, id)) = ids.first() {
-            self.retry("remove", async || cri.remove(id).await).await?;
-        }
-        self.retry("stop pod", async || cri.stop_pod(&pod).await)
-            .await?;
-        self.retry("remove pod", async || cri.remove_pod(&pod).await)
-            .await?;
-        self.retry("remove image", async || {
-            cri.remove_image(&pushed.by_digest).await
-        })
-        .await
-    }
-
-    /// The exit code of a container whose start was acknowledged is never lost, only replaced by a kill.
-    async fn expect_exit(&self, id: &str, code: i32) -> Result<(), String> {
-        let status = self
-            .retry("wait", async || self.cri.wait_exit(id).await)
-            .await?;
-        let killed = self.harmed && status.exit_code == 137;
-        if status.exit_code == code || killed || status.reason == "StartError" && self.harmed {
-            return Ok(());
-        }
-        Err(format!(
-            "container {id} exited {} {} instead of {code}",
-            status.exit_code, status.reason
-        ))
-    }
-
-    /// Calls until there is an answer; a daemon that is away or dies on the way is asked again.
-    async fn retry<T>(
-        &self,
-        what: &str,
-        call: impl AsyncFn() -> Result<T, Status>,
-    ) -> Result<T, String> {
-        retry::until_answered(what, call).await
-    }
-
-    /// The same, but a pod that lost its keeper or a guest may refuse for good.
-    async fn tolerate<T>(
-        &self,
-        what: &str,
-        call: impl AsyncFn() -> Result<T, Status>,
-    ) -> Result<Option<T>, String> {
-        if !self.harmed {
-            return self.retry(what, call).await.map(Some);
-        }
-        for _ in 0..20 {
-            match call().await {
-                Ok(answer) => return Ok(Some(answer)),
-                Err(refusal) if refusal.code() == Code::FailedPrecondition => return Ok(None),
-                Err(_) => tokio::time::sleep(Duration::from_millis(30)).await,
-            }
-        }
-        Ok(None)
-    }
-}
-
 async fn cross_every_site(victim: Victim, harmed: bool) {
     let daemon = failing_daemon().await;
     let mut crossing = Crossing {
@@ -360,113 +222,4 @@ async fn every_site_survives_a_kill_of_the_keeper() {
 #[tokio::test]
 async fn every_site_survives_a_kill_of_the_guests() {
     cross_every_site(Victim::All(Role::Guest), true).await;
-}
-
-#[tokio::test]
-async fn two_hundred_pods_live_and_die_under_random_kills() {
-    tokio::task::LocalSet::new().run_until(random_kills()).await;
-}
-
-async fn random_kills() {
-    const CYCLES: usize = 200;
-    let (mut dice, seed) = Dice::fresh();
-    let mut daemon = daemon().await;
-    let left = Arc::new(AtomicUsize::new(CYCLES));
-    let mut workers = tokio::task::JoinSet::new();
-    for worker in 0..4 {
-        let (cri, left) = (daemon.cri(), Arc::clone(&left));
-        let pods: Vec<_> = (0..CYCLES)
-            .map(|n| daemon.pod(&format!("w{worker}-{n}")))
-            .collect();
-        workers.spawn_local(async move {
-            for pod in pods {
-                if left
-                    .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1))
-                    .is_err()
-                {
-                    break;
-                }
-                cycle(&cri, pod).await?;
-            }
-            Ok::<_, String>(())
-        });
-    }
-    loop {
-        let pause = Duration::from_millis(60 + dice.below(120));
-        match tokio::time::timeout(pause, workers.join_next()).await {
-            Ok(None) => break,
-            Ok(Some(done)) => done
-                .unwrap()
-                .unwrap_or_else(|why| panic!("seed {seed}: {why}")),
-            Err(_) => kill_one(&mut daemon, &mut dice).await,
-        }
-    }
-    daemon
-        .finish()
-        .await
-        .unwrap_or_else(|why| panic!("seed {seed}: {why}"));
-}
-
-async fn kill_one(daemon: &mut Daemon, dice: &mut Dice) {
-    let role = [Role::Daemon, Role::Spawner, Role::Keeper, Role::Guest][dice.below(4) as usize];
-    if role == Role::Daemon {
-        daemon.restart().await.unwrap();
-        return;
-    }
-    let candidates = daemon.processes(role);
-    if !candidates.is_empty() {
-        procs::kill(candidates[dice.below(candidates.len() as u64) as usize].pid);
-    }
-}
-
-/// One pod with one container that exits 5, from nothing to nothing. A kill on the way may end it with 137.
-async fn cycle(cri: &Cri, config: cri::PodSandboxConfig) -> Result<(), String> {
-    let name = config
-        .metadata
-        .as_ref()
-        .map(|m| m.name.clone())
-        .unwrap_or_default();
-    let salt = String::new();
-    let life = Life {
-        cri: cri.clone(),
-        pod: config,
-        salt,
-        pause: Duration::ZERO,
-        restart_asked: Arc::default(),
-        harmed: true,
-    };
-    let pod = life
-        .retry("run", async || retry::run_pod(cri, &life.pod).await)
-        .await?;
-    let workload = container("c", tool(), &["exit", "5"]);
-    if let Some(id) = life
-        .tolerate("create", async || {
-            retry::create(cri, &pod, &workload, &life.pod).await
-        })
-        .await?
-    {
-        let started = life
-            .tolerate("start", async || retry::start(cri, &id).await)
-            .await?;
-        if started.is_some() {
-            life.expect_exit(&id, 5)
-                .await
-                .map_err(|why| format!("{name}: {why}"))?;
-        }
-    }
-    life.retry("stop pod", async || cri.stop_pod(&pod).await)
-        .await?;
-    life.retry("remove pod", async || cri.remove_pod(&pod).await)
-        .await?;
-    let listed: BTreeSet<_> = life
-        .retry("list", async || cri.list_pods(None).await)
-        .await?
-        .into_iter()
-        .map(|p| p.id)
-        .collect();
-    if listed.contains(&pod) {
-        Err(format!("{name}: removed pod {pod} is still listed"))
-    } else {
-        Ok(())
-    }
 }

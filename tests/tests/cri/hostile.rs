@@ -1,7 +1,7 @@
 //! Every RPC with fields left out, nil or hostile, over the real socket: always an answer with a code, never a crash,
 //! and nothing left: case 16, T33 and T37. `CORACLE_TEST_SEED` repeats a run, `CORACLE_TEST_ROUNDS` makes it longer.
 
-mod good;
+mod valid_requests;
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use coracle_tests::vitals::Vitals;
 use tonic::Code;
 use tonic::transport::Channel;
 
-use good::put_sandbox;
+use valid_requests::put_sandbox;
 
 use crate::linux::shell;
 use crate::site::{Pod, eventually, tool};

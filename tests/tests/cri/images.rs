@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use coracle_proto::runtime::v1 as cri;
 use coracle_tests::client::container;
-use coracle_tests::faulty::{Fault, FaultyRegistry};
+use coracle_tests::faulty_registry::{Fault, FaultyRegistry};
 use coracle_tests::guests;
 use coracle_tests::push::{Image, Packing, file};
 use tonic::Code;
@@ -184,14 +184,14 @@ async fn a_cancelled_pull_ends_and_another_is_not_delayed() {
 async fn the_filesystem_is_told_and_grows_with_images() {
     let daemon = daemon().await;
     let mut service = daemon.cri().images.clone();
-    let mut ask = async || {
+    let mut fs_info = async || {
         service
             .image_fs_info(cri::ImageFsInfoRequest {})
             .await
             .unwrap()
             .into_inner()
     };
-    let before = ask().await.image_filesystems.pop().unwrap();
+    let before = fs_info().await.image_filesystems.pop().unwrap();
     assert!(Path::new(&before.fs_id.unwrap().mountpoint).is_dir());
     assert!(before.timestamp > 0);
     let module = guests::nothing("big").unwrap();
@@ -202,11 +202,11 @@ async fn the_filesystem_is_told_and_grows_with_images() {
     let image = Image::wasi(&big, Packing::Plain, &["/m.wasm"]).unwrap();
     let pushed = image.push(images().registry.host(), "big", "v1").unwrap();
     daemon.cri().pull(&pushed.reference).await.unwrap();
-    let after = ask().await.image_filesystems.pop().unwrap();
+    let after = fs_info().await.image_filesystems.pop().unwrap();
     let grown = after.used_bytes.unwrap().value - before.used_bytes.unwrap().value;
     assert!(
         (3 << 20..16 << 20).contains(&grown),
-        "3 MiB more are told as {grown} bytes"
+        "3 MiB more are counted as {grown} bytes"
     );
     daemon.finish().await.unwrap();
 }

@@ -5,7 +5,7 @@
 
 mod devices;
 mod files;
-mod kinds;
+mod mixed_pods;
 mod mounts;
 mod namespaces;
 mod privilege;
@@ -13,7 +13,7 @@ mod processes;
 mod resources;
 mod seccomp;
 pub mod shell;
-mod start;
-mod starting;
+mod start_failures;
+mod start_recovery;
 mod stop;
 pub mod users;

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use coracle_proto::runtime::v1 as cri;
 use coracle_tests::client;
 use coracle_tests::daemon::{Daemon, Options};
-use coracle_tests::faulty::{Fault, FaultyRegistry};
+use coracle_tests::faulty_registry::{Fault, FaultyRegistry};
 use coracle_tests::guests;
 use coracle_tests::push::{Image, Packing, file};
 use coracle_tests::registry::free_port;

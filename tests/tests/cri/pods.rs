@@ -135,7 +135,7 @@ async fn lists_filter_by_id_prefix_state_and_all_labels() {
     let a = Pod::run_config(&daemon, labelled("a", &[("app", "x"), ("tier", "1")])).await;
     let b = Pod::run_config(&daemon, labelled("b", &[("app", "x"), ("tier", "2")])).await;
     b.cri.stop_pod(&b.id).await.unwrap();
-    let ask = async |filter: cri::PodSandboxFilter| -> BTreeSet<String> {
+    let list = async |filter: cri::PodSandboxFilter| -> BTreeSet<String> {
         a.cri
             .list_pods(Some(filter))
             .await
@@ -159,9 +159,9 @@ async fn lists_filter_by_id_prefix_state_and_all_labels() {
     };
     let any = cri::PodSandboxFilter::default;
 
-    assert_eq!(ask(any()).await, both);
+    assert_eq!(list(any()).await, both);
     assert_eq!(
-        ask(cri::PodSandboxFilter {
+        list(cri::PodSandboxFilter {
             id: a.id.clone(),
             ..any()
         })
@@ -169,7 +169,7 @@ async fn lists_filter_by_id_prefix_state_and_all_labels() {
         only(&a)
     );
     assert_eq!(
-        ask(cri::PodSandboxFilter {
+        list(cri::PodSandboxFilter {
             id: a.id[..13].into(),
             ..any()
         })
@@ -177,7 +177,7 @@ async fn lists_filter_by_id_prefix_state_and_all_labels() {
         only(&a)
     );
     assert_eq!(
-        ask(cri::PodSandboxFilter {
+        list(cri::PodSandboxFilter {
             id: "f".repeat(64),
             ..any()
         })
@@ -186,7 +186,7 @@ async fn lists_filter_by_id_prefix_state_and_all_labels() {
     );
     let ready = state(cri::PodSandboxState::SandboxReady);
     assert_eq!(
-        ask(cri::PodSandboxFilter {
+        list(cri::PodSandboxFilter {
             state: ready,
             ..any()
         })
@@ -195,7 +195,7 @@ async fn lists_filter_by_id_prefix_state_and_all_labels() {
     );
     let stopped = state(cri::PodSandboxState::SandboxNotready);
     assert_eq!(
-        ask(cri::PodSandboxFilter {
+        list(cri::PodSandboxFilter {
             state: stopped,
             ..any()
         })
@@ -203,7 +203,7 @@ async fn lists_filter_by_id_prefix_state_and_all_labels() {
         only(&b)
     );
     assert_eq!(
-        ask(cri::PodSandboxFilter {
+        list(cri::PodSandboxFilter {
             label_selector: labels(&[("app", "x")]),
             ..any()
         })
@@ -212,7 +212,7 @@ async fn lists_filter_by_id_prefix_state_and_all_labels() {
     );
     let two = labels(&[("app", "x"), ("tier", "2")]);
     assert_eq!(
-        ask(cri::PodSandboxFilter {
+        list(cri::PodSandboxFilter {
             label_selector: two,
             ..any()
         })
@@ -221,7 +221,7 @@ async fn lists_filter_by_id_prefix_state_and_all_labels() {
     );
     let none = labels(&[("app", "x"), ("tier", "3")]);
     assert_eq!(
-        ask(cri::PodSandboxFilter {
+        list(cri::PodSandboxFilter {
             label_selector: none,
             ..any()
         })

@@ -175,12 +175,12 @@ async fn a_linux_pod_is_held_to_the_operators_list_without_asking_for_one() {
             "for port in 80 81; do is=shut; for try in 1 2 3 4 5; do nc -w 2 {at} $port </dev/null && is=open && break; \
              sleep 0.2; done; echo $port $is; done"
         );
-        let mut asker = sh(&fresh("c"), &script);
-        security(&mut asker).capabilities = Some(cri::Capability {
+        let mut client = sh(&fresh("c"), &script);
+        security(&mut client).capabilities = Some(cri::Capability {
             drop_capabilities: vec!["NET_RAW".into()],
             ..Default::default()
         });
-        run(&daemon, pod, &asker).await.says(&expected);
+        run(&daemon, pod, &client).await.says(&expected);
     }
     refused(
         held.create(&sh("raw", "true")).await,

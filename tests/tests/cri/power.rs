@@ -11,8 +11,8 @@ use coracle_tests::daemon::Daemon;
 use cri::ContainerState::ContainerExited;
 use cri::PodSandboxState::SandboxNotready;
 
-use crate::kept::{generations, reboot};
 use crate::site::{Pod, daemon, eventually, failing_daemon, tool};
+use crate::unusable_records::{generations, reboot};
 
 fn directory(daemon: &Daemon, pod: &str) -> PathBuf {
     daemon.scratch().dir().join("root/pods").join(pod)

@@ -1,13 +1,14 @@
 //! Who may die: kill -9 of daemon, spawner, keeper and guest under running pods; drains; upgrades and rollbacks.
 
-use std::collections::BTreeMap;
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+mod upgrade;
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use coracle_proto::runtime::v1 as cri;
 use coracle_tests::client::container;
-use coracle_tests::daemon::{self, Daemon};
+use coracle_tests::daemon::Daemon;
 use coracle_tests::procs::{self, Role};
 use cri::ContainerState::{ContainerCreated, ContainerExited, ContainerRunning};
 use tonic::Code;
@@ -36,7 +37,7 @@ async fn a_killed_daemon_loses_no_pod_no_line_and_no_exit_code() {
         .await;
     let sleeping = pod.tool(&["sleep"]).await;
     let exited = pod.tool(&["exit", "6"]).await;
-    let told = pod.cri.wait_exit(&exited).await.unwrap();
+    let reported = pod.cri.wait_exit(&exited).await.unwrap();
     let (keepers, guests) = (pids(&daemon, Role::Keeper), pids(&daemon, Role::Guest));
     let before = pod.cri.pod_status(&pod.id).await.unwrap();
 
@@ -64,7 +65,7 @@ async fn a_killed_daemon_loses_no_pod_no_line_and_no_exit_code() {
         pod.cri.status(&sleeping).await.unwrap().state(),
         ContainerRunning
     );
-    assert_eq!(pod.cri.status(&exited).await.unwrap(), told);
+    assert_eq!(pod.cri.status(&exited).await.unwrap(), reported);
     let ended = pod.cri.wait_exit(&ends_meanwhile).await.unwrap();
     assert_eq!((ended.exit_code, ended.reason.as_str()), (0, "Completed"));
     assert!(ended.finished_at > ended.started_at);
@@ -101,7 +102,7 @@ async fn a_killed_keeper_ends_exactly_its_pod() {
     let unharmed = other.tool(&["sleep"]).await;
     let running = pod.tool(&["count", "100000", "1"]).await;
     let finished = pod.tool(&["exit", "8"]).await;
-    let told = pod.cri.wait_exit(&finished).await.unwrap();
+    let reported = pod.cri.wait_exit(&finished).await.unwrap();
     pod.wait_log(&daemon, "count", "line 000050").await;
 
     procs::kill(keeper);
@@ -111,7 +112,7 @@ async fn a_killed_keeper_ends_exactly_its_pod() {
         (137, "KeeperLost")
     );
     assert!(status.finished_at > 0);
-    assert_eq!(pod.cri.status(&finished).await.unwrap(), told);
+    assert_eq!(pod.cri.status(&finished).await.unwrap(), reported);
     let sandbox = pod.cri.pod_status(&pod.id).await.unwrap();
     assert_eq!(sandbox.state(), cri::PodSandboxState::SandboxNotready);
     assert!(
@@ -323,7 +324,7 @@ async fn after_a_reboot_pods_are_not_ready_and_finished_jobs_stay_finished() {
     let mut daemon = daemon().await;
     let pod = Pod::run(&daemon, "reboot").await;
     let job = pod.tool(&["exit", "0"]).await;
-    let told = pod.cri.wait_exit(&job).await.unwrap();
+    let reported = pod.cri.wait_exit(&job).await.unwrap();
     let running = pod.tool(&["sleep"]).await;
     // What a reboot does: every process ends, the run directory is empty, and the boot id is another.
     daemon.kill();
@@ -339,99 +340,12 @@ async fn after_a_reboot_pods_are_not_ready_and_finished_jobs_stay_finished() {
     daemon.boot_anew().await.unwrap();
     let sandbox = pod.cri.pod_status(&pod.id).await.unwrap();
     assert_eq!(sandbox.state(), cri::PodSandboxState::SandboxNotready);
-    assert_eq!(pod.cri.status(&job).await.unwrap(), told);
+    assert_eq!(pod.cri.status(&job).await.unwrap(), reported);
     let lost = pod.cri.status(&running).await.unwrap();
     assert_eq!(
         (lost.state(), lost.exit_code, lost.reason.as_str()),
         (ContainerExited, 255, "Unknown")
     );
     assert!(lost.finished_at > 0);
-    daemon.finish().await.unwrap();
-}
-
-/// A build's engine hash, from `version --json`.
-fn engine(binary: &Path) -> String {
-    let out = std::process::Command::new(binary)
-        .args(["version", "--json"])
-        .output()
-        .unwrap();
-    let told: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
-    told["engine"]
-        .as_str()
-        .unwrap_or_else(|| panic!("no engine in {told}"))
-        .to_owned()
-}
-
-/// A copy of the daemon's binary that differs in the tag which is part of every engine hash.
-fn other_build(daemon: &Daemon) -> PathBuf {
-    let mut bytes = std::fs::read(daemon::binary().unwrap()).unwrap();
-    let tag = b"coracle-engine-tag:0000000000001";
-    let places: Vec<usize> = bytes
-        .windows(tag.len())
-        .enumerate()
-        .filter(|(_, window)| window == tag)
-        .map(|(at, _)| at)
-        .collect();
-    assert!(!places.is_empty(), "the engine tag is not in the binary");
-    for at in places {
-        bytes[at + tag.len() - 1] = b'2';
-    }
-    let path = daemon.scratch().dir().join("coracle");
-    std::fs::write(&path, bytes).unwrap();
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
-    path
-}
-
-#[tokio::test]
-async fn builds_with_other_engines_take_over_running_pods_and_give_them_back() {
-    let mut daemon = daemon().await;
-    let (old, new) = (daemon::binary().unwrap(), other_build(&daemon));
-    assert_ne!(engine(&old), engine(&new));
-    let mut pods: BTreeMap<&str, (Pod, String)> = BTreeMap::new();
-    let mut attempt = 0;
-    for (build, name) in [(&old, "of-old"), (&new, "of-new"), (&old, "of-old-again")] {
-        if !pods.is_empty() {
-            let (keepers, guests) = (pids(&daemon, Role::Keeper), pids(&daemon, Role::Guest));
-            daemon.restart_as(build).await.unwrap();
-            assert_eq!(pids(&daemon, Role::Keeper), keepers);
-            assert_eq!(pids(&daemon, Role::Guest), guests);
-        }
-        let pod = Pod::run(&daemon, name).await;
-        let sleeper = pod.tool(&["sleep"]).await;
-        pod.wait_log(&daemon, "sleep", "sleeping").await;
-        pods.insert(name, (pod, sleeper));
-        // In every pod, whichever build's keeper it has, a container keeps crashing and is made again.
-        for (pod, sleeper) in pods.values() {
-            for _ in 0..3 {
-                attempt += 1;
-                let (status, _) = pod
-                    .finish(
-                        &daemon,
-                        &container(&format!("crash-{attempt}"), tool(), &["trap"]),
-                    )
-                    .await;
-                assert_eq!(
-                    (status.exit_code, status.reason.as_str()),
-                    (134, "WasmTrap")
-                );
-            }
-            assert_eq!(
-                pod.cri.status(sleeper).await.unwrap().state(),
-                ContainerRunning
-            );
-        }
-    }
-    // A module that no engine has seen yet, in a pod of the other build.
-    let salted = coracle_tests::guests::nothing("upgrade").unwrap();
-    let image = coracle_tests::push::Image::artifact(&salted);
-    let pushed = image
-        .push(crate::site::images().registry.host(), "upgrade", "v1")
-        .unwrap();
-    daemon.cri().pull(&pushed.reference).await.unwrap();
-    let (status, _) = pods["of-new"]
-        .0
-        .finish(&daemon, &container("unseen", &pushed.reference, &[]))
-        .await;
-    assert_eq!((status.exit_code, status.message.as_str()), (0, ""));
     daemon.finish().await.unwrap();
 }

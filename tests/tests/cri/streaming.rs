@@ -4,10 +4,10 @@
 //! conformance suite and the kubelet tests bring the real ones.
 
 mod attach;
+mod disconnects;
 mod exec;
 mod forward;
 mod refusals;
-mod rude;
 mod volume;
 
 use coracle_proto::runtime::v1 as cri;

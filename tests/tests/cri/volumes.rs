@@ -106,15 +106,15 @@ async fn directories_and_single_files_are_mounted_and_readonly_is_kept() {
     let (code, text) = run(&daemon, &pod, &["read", "/data/escape"], writable()).await;
     assert!(code == 1 && !text.contains("root:"), "{text}");
 
-    let mut config = container("told", tool(), &["show"]);
+    let mut config = container("mounts", tool(), &["show"]);
     config.mounts = readonly();
     let id = pod.start(&config).await;
-    let told = pod.cri.wait_exit(&id).await.unwrap().mounts;
+    let mounts = pod.cri.wait_exit(&id).await.unwrap().mounts;
     assert_eq!(
-        (told[0].container_path.as_str(), told[0].readonly),
+        (mounts[0].container_path.as_str(), mounts[0].readonly),
         ("/data", true)
     );
-    assert_eq!(told[0].host_path, dir.display().to_string());
+    assert_eq!(mounts[0].host_path, dir.display().to_string());
     daemon.finish().await.unwrap();
 }
 
@@ -297,7 +297,7 @@ async fn the_cgroups_limit_kills_and_is_called_oom() {
         .memory_limit_in_bytes = 512 << 20;
     let id = pod.start(&config).await;
     pod.wait_log(&daemon, "oom", "waiting").await;
-    // The engine was told 512 MiB; the kernel is told less behind its back.
+    // The engine has a limit of 512 MiB; the cgroup gets a lower one without it.
     let guest = daemon.processes(Role::Guest).pop().unwrap();
     let cgroup = std::fs::read_to_string(format!("/proc/{}/cgroup", guest.pid)).unwrap();
     let memory = cgroup

@@ -1,8 +1,11 @@
 #![allow(clippy::unwrap_used, reason = "a test panics to fail")]
 
+mod hostile;
+mod limits;
+
 use std::fs;
 use std::io::Write as _;
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _, symlink};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::PathBuf;
 
 use super::*;
@@ -144,107 +147,6 @@ impl Layer {
 }
 
 #[test]
-fn hostile_names_reach_nothing_outside() {
-    let scratch = Scratch::new("hostile");
-    let outside = scratch
-        .0
-        .join("canary")
-        .into_os_string()
-        .into_string()
-        .unwrap();
-    let up = "../".repeat(10) + outside.trim_start_matches('/');
-    let through = |target: &str| Layer::default().entry(b'2', b"l", target.as_bytes(), b"");
-    let before = scratch.canary();
-    let refused = [
-        ("dots", Layer::default().file("../canary/file", b"x")),
-        (
-            "dots inside",
-            Layer::default().file("a/../../canary/file", b"x"),
-        ),
-        (
-            "dots in a PAX name",
-            Layer::default()
-                .pax(&[("path", b"../canary/file")])
-                .file("a", b"x"),
-        ),
-        (
-            "through an absolute link",
-            through(&outside).file("l/file", b"x"),
-        ),
-        (
-            "through a relative link",
-            through("../canary").file("l/file", b"x"),
-        ),
-        ("through many dots", through(&up).file("l/file", b"x")),
-        (
-            "hardlink out",
-            Layer::default().entry(b'1', b"h", format!("{outside}/file").as_bytes(), b""),
-        ),
-        (
-            "hardlink by dots",
-            Layer::default().entry(b'1', b"h", b"../canary/file", b""),
-        ),
-        (
-            "hardlink through a link",
-            through(&outside).entry(b'1', b"h", b"l/file", b""),
-        ),
-        (
-            "whiteout through a link",
-            through(&outside).file("l/.wh.file", b""),
-        ),
-        ("whiteout of ..", Layer::default().file(".wh...", b"")),
-        ("whiteout of .", Layer::default().file("a/.wh..", b"")),
-        ("whiteout of nothing", Layer::default().file(".wh.", b"")),
-        (
-            "magic link",
-            through("/proc/self/root").file("l/tmp/x", b"x"),
-        ),
-        (
-            "root as a file",
-            Layer::default().file("/", b"").file(".", b"x"),
-        ),
-    ];
-    for (name, layer) in refused {
-        let refused = scratch.unpack(&layer).expect_err(name);
-        assert!(
-            matches!(refused, Verdict::Invalid(_)),
-            "{name}: {refused:?}"
-        );
-        assert_eq!(scratch.canary(), before, "{name}");
-        fs::remove_dir_all(scratch.layer()).unwrap();
-        fs::create_dir(scratch.layer()).unwrap();
-    }
-    // An absolute name counts from the layer's root; a directory replaces a link of the same name.
-    let layer = through(&outside)
-        .dir("l")
-        .file("l/file", b"mine")
-        .file("/etc/x", b"y");
-    scratch.unpack(&layer).unwrap();
-    assert_eq!(scratch.canary(), before);
-    assert_eq!(fs::read(scratch.layer().join("l/file")).unwrap(), b"mine");
-    assert_eq!(fs::read(scratch.layer().join("etc/x")).unwrap(), b"y");
-}
-
-#[test]
-fn links_are_followed_inside_the_layer() {
-    let scratch = Scratch::new("inside");
-    let layer = Layer::default()
-        .dir("usr/lib")
-        .entry(b'2', b"lib", b"/usr/lib", b"")
-        .file("lib/a", b"a")
-        .entry(b'1', b"lib/b", b"lib/a", b"")
-        .entry(b'1', b"lib/a", b"usr/lib/a", b"");
-    scratch.unpack(&layer).unwrap();
-    assert_eq!(fs::read(scratch.layer().join("usr/lib/b")).unwrap(), b"a");
-    assert_eq!(
-        fs::metadata(scratch.layer().join("usr/lib/a"))
-            .unwrap()
-            .nlink(),
-        2
-    );
-}
-
-#[test]
 fn whiteouts_become_what_overlayfs_reads() {
     let scratch = Scratch::new("whiteout");
     let layer = Layer::default()
@@ -333,132 +235,6 @@ fn owners_modes_and_harmless_attributes_are_kept() {
     assert!(
         matches!(&refused, Verdict::Invalid(text) if text.contains("owner")),
         "{refused:?}"
-    );
-}
-
-#[test]
-fn amounts_are_bounded_while_they_grow() {
-    let scratch = Scratch::new("limits");
-    let check = |blob: &[u8], compression, bounds: Bounds, limit| {
-        let refused = scratch.unpack_as(blob, compression, bounds).unwrap_err();
-        assert_eq!(refused, Verdict::Limit(limit));
-    };
-    let plain = Compression::None;
-    let three = Layer::default()
-        .file("1", b"")
-        .file("2", b"")
-        .file("3", b"")
-        .bytes();
-    let few = Bounds {
-        entries: 2,
-        ..BOUNDS
-    };
-    check(&three, plain, few, Limit::Entries);
-    let short = Bounds {
-        bytes: 1500,
-        ..BOUNDS
-    };
-    check(&three, plain, short, Limit::Bytes);
-    let deep = Layer::default()
-        .pax(&[("path", "d/".repeat(257).as_bytes())])
-        .dir("d")
-        .bytes();
-    check(&deep, plain, BOUNDS, Limit::PathDepth);
-    let long = Layer::default()
-        .pax(&[("path", &[b'x'; 5000])])
-        .file("d", b"")
-        .bytes();
-    check(&long, plain, BOUNDS, Limit::PathBytes);
-    let zeros = Layer::default().file("zeros", &vec![0; 80 << 20]).bytes();
-    check(&gzip(&zeros), Compression::Gzip, BOUNDS, Limit::Ratio);
-    let window = zstd::encode_all(&zeros[..], 1).unwrap();
-    check(&window, Compression::Zstd, BOUNDS, Limit::Ratio);
-}
-
-/// Headers that follow each other add up, and each entry begins anew.
-#[test]
-fn extended_headers_of_one_entry_are_bounded_together() {
-    let scratch = Scratch::new("extensions");
-    let attribute = vec![b'x'; 40 << 10];
-    let pax = |layer: Layer| layer.pax(&[("SCHILY.xattr.user.big", &attribute)]);
-    let mut honest = Layer::default();
-    for number in 0..60 {
-        honest = pax(honest).entry(b'3', number.to_string().as_bytes(), b"", b"");
-    }
-    scratch.unpack(&honest).unwrap();
-    let mut many = Layer::default();
-    for _ in 0..60 {
-        many = pax(many);
-    }
-    let mut empty = Layer::default();
-    for _ in 0..3_000 {
-        empty = empty.entry(b'L', b"long", b"", b"");
-    }
-    let global = (0..60).fold(Layer::default(), |layer, _| {
-        layer.entry(b'g', b"pax", b"", &attribute)
-    });
-    for layer in [many, empty, global] {
-        let refused = scratch.unpack(&layer.file("f", b"x")).unwrap_err();
-        assert!(
-            matches!(&refused, Verdict::Invalid(text) if text.contains("1 MiB")),
-            "{refused:?}"
-        );
-    }
-}
-
-#[test]
-fn broken_archives_are_told_apart() {
-    let scratch = Scratch::new("broken");
-    let good = Layer::default().file("f", b"hello").bytes();
-    let gz = Compression::Gzip;
-    let plain = Compression::None;
-    let unpack = |blob: &[u8], compression| scratch.unpack_as(blob, compression, BOUNDS);
-    unpack(&gzip(&good), gz).unwrap();
-    let first = unpack(&good, plain).unwrap();
-    let packed = zstd::encode_all(&good[..], 1).unwrap();
-    assert_eq!(unpack(&packed, Compression::Zstd).unwrap(), first);
-    let mut flipped = good.clone();
-    flipped[512] ^= 1;
-    assert_ne!(unpack(&flipped, plain).unwrap().digest, first.digest);
-    let mut trailer = gzip(&good);
-    let last = trailer.len() - 5;
-    trailer[last] ^= 1;
-    let mut checksum = good.clone();
-    checksum[0] ^= 1;
-    for (blob, compression) in [
-        (&trailer[..], gz),
-        (&gzip(&good)[..30], gz),
-        (&good[..700], plain),
-        (&good[..100], plain),
-        (&checksum, plain),
-        (&good, gz),
-    ] {
-        let refused = unpack(blob, compression).unwrap_err();
-        assert!(matches!(refused, Verdict::Invalid(_)), "{refused:?}");
-    }
-}
-
-#[test]
-fn a_directory_that_becomes_a_file_is_replaced_whole() {
-    let scratch = Scratch::new("replace");
-    symlink("/", scratch.0.join("root")).unwrap();
-    let layer = Layer::default()
-        .file("d/e/f", b"1")
-        .entry(
-            b'2',
-            b"d/e/out",
-            scratch.0.join("canary").to_str().unwrap().as_bytes(),
-            b"",
-        )
-        .file("d/g", b"2")
-        .file("d", b"now a file");
-    let before = scratch.canary();
-    scratch.unpack(&layer).unwrap();
-    assert_eq!(fs::read(scratch.layer().join("d")).unwrap(), b"now a file");
-    assert_eq!(scratch.canary(), before);
-    assert_eq!(
-        fs::metadata(scratch.layer()).unwrap().permissions().mode() & 0o777,
-        0o755
     );
 }
 

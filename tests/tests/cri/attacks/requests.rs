@@ -130,11 +130,11 @@ async fn annotations_change_nothing() {
         config.annotations
     );
     let listed = daemon.cri().list(None).await.unwrap();
-    let told = listed
+    let status = listed
         .iter()
         .find(|one| one.pod_sandbox_id == pod.id)
         .unwrap();
-    assert_eq!(told.annotations, container.annotations);
+    assert_eq!(status.annotations, container.annotations);
     canary.is_untouched(&daemon).await;
     daemon.finish().await.unwrap();
 }

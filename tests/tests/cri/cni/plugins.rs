@@ -232,19 +232,19 @@ async fn a_list_does_not_open_the_node_at_an_address_that_plugins_give_it() {
     let api = TcpListener::bind((gateway.as_str(), 6443)).unwrap();
     std::thread::spawn(move || {
         for mut stream in api.incoming().flatten() {
-            // The asker may be gone already.
+            // The client may have closed the connection.
             let _ = stream.write_all(b"open\n");
         }
     });
     let open = Pod::run(&daemon, "open").await;
     let script = format!("nc -w 2 {gateway} 6443 </dev/null || echo shut");
     for (pod, expected) in [(&open, "open"), (&first, "shut")] {
-        let mut asker = sh("asker", &script);
-        shell::security(&mut asker).capabilities = Some(cri::Capability {
+        let mut client = sh("client", &script);
+        shell::security(&mut client).capabilities = Some(cri::Capability {
             drop_capabilities: vec!["NET_RAW".into()],
             ..Default::default()
         });
-        shell::run(&daemon, pod, &asker).await.says(&[expected]);
+        shell::run(&daemon, pod, &client).await.says(&[expected]);
     }
     end(&open).await;
     end(&first).await;

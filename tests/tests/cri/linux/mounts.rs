@@ -212,10 +212,10 @@ async fn an_image_is_a_volume_whole_or_in_part_and_never_written() {
     );
     config.mounts = vec![volume("/all", ""), volume("/part", "sub")];
     let ran = run(&daemon, &pod, &config).await;
-    let told = ran.status.mounts[0].image.clone().unwrap();
+    let mounted = ran.status.mounts[0].image.clone().unwrap();
     assert!(
-        [content.as_str(), image_id.as_str()].contains(&told.image.as_str()),
-        "{told:?}"
+        [content.as_str(), image_id.as_str()].contains(&mounted.image.as_str()),
+        "{mounted:?}"
     );
     ran.says(&["top of the image", "inside", "inside", "refused"]);
     for bad in ["absent", "../..", "/etc", "out/passwd"] {

@@ -18,8 +18,8 @@ async fn exit_codes_and_signals_are_told() {
         ("kill -KILL -1; exit 9", 9, "Error"),
     ] {
         let ran = run_sh(&daemon, &pod, script).await;
-        let told = (ran.status.exit_code, ran.status.reason.as_str());
-        assert_eq!(told, (code, reason), "{script}");
+        let ended = (ran.status.exit_code, ran.status.reason.as_str());
+        assert_eq!(ended, (code, reason), "{script}");
         assert!(ran.status.finished_at >= ran.status.started_at);
     }
     daemon.finish().await.unwrap();

@@ -73,8 +73,8 @@ async fn running_out_of_memory_is_called_so_and_hurts_nobody_else() {
     resources(&mut config).memory_limit_in_bytes = 32 << 20;
     resources(&mut config).memory_swap_limit_in_bytes = 32 << 20;
     let ran = run(&daemon, &pod, &config).await;
-    let told = (ran.status.exit_code, ran.status.reason.as_str());
-    assert_eq!(told, (137, "OOMKilled"));
+    let ended = (ran.status.exit_code, ran.status.reason.as_str());
+    assert_eq!(ended, (137, "OOMKilled"));
     let witness = host_pid(&daemon, "sleep 8882");
     assert!(coracle_tests::procs::is_alive(witness));
     run(&daemon, &pod, &program("after", &["/bin/true"]))
@@ -107,8 +107,8 @@ async fn a_killed_child_is_not_the_containers_end_unless_the_kernel_makes_it_so(
             ran.status.reason
         );
     } else {
-        let told = (ran.status.exit_code, ran.status.reason.as_str());
-        assert_eq!(told, (137, "OOMKilled"));
+        let ended = (ran.status.exit_code, ran.status.reason.as_str());
+        assert_eq!(ended, (137, "OOMKilled"));
     }
     daemon.finish().await.unwrap();
 }

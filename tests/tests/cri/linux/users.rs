@@ -70,7 +70,7 @@ async fn the_status_tells_who_it_was() {
         return;
     }
     let daemon = daemon().await;
-    let pod = Pod::run(&daemon, "told").await;
+    let pod = Pod::run(&daemon, "fields").await;
     let mut config = program("c", &["/bin/true"]);
     security(&mut config).run_as_user = value(1000);
     security(&mut config).supplemental_groups = vec![9];

@@ -93,7 +93,7 @@ async fn the_nodes_own_ports_stay_shut_whatever_is_listed() {
         let api = std::net::TcpListener::bind((world.node(), port)).unwrap();
         std::thread::spawn(move || {
             for stream in api.incoming().flatten() {
-                // The asker may be gone already.
+                // The client may have closed the connection.
                 let _ = std::io::Write::write_all(&mut { stream }, b"open\n");
             }
         });
@@ -104,8 +104,8 @@ async fn the_nodes_own_ports_stay_shut_whatever_is_listed() {
     for port in [6443, 9443] {
         let ask = format!("nc -w 2 {} {port} </dev/null || echo shut", world.node());
         for (pod, expected) in [(&open, "open"), (&pod, "shut")] {
-            let asker = held(&fresh("c"), &ask);
-            run(&daemon, pod, &asker).await.says(&[expected]);
+            let client = held(&fresh("c"), &ask);
+            run(&daemon, pod, &client).await.says(&[expected]);
         }
     }
     daemon.finish().await.unwrap();

@@ -106,11 +106,11 @@ impl Outside {
     pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         let netns = File::open(format!("/run/netns/{}", self.name)).unwrap();
         thread::scope(|scope| {
-            let visitor = scope.spawn(|| {
+            let connection = scope.spawn(|| {
                 move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
                 work()
             });
-            visitor.join().unwrap()
+            connection.join().unwrap()
         })
     }
 

@@ -177,19 +177,19 @@ async fn ports_by_channel_number() {
             .await
             .unwrap();
         let echo = socket.channel(0);
-        let (said, mut heard) = mpsc::channel(16);
+        let (said, mut received) = mpsc::channel(16);
         let _reading = socket.forward(move |channel, bytes| {
             let said = said.clone();
             async move { said.send((channel, bytes)).await.is_ok() }
         });
         for (channel, port) in [(0, 7000_u16), (1, 7000), (2, 7009), (3, 7009)] {
             assert_eq!(
-                heard.recv().await.unwrap(),
+                received.recv().await.unwrap(),
                 (channel, port.to_le_bytes().to_vec()),
                 "{protocol}"
             );
         }
-        let (channel, why) = heard.recv().await.unwrap();
+        let (channel, why) = received.recv().await.unwrap();
         let why = String::from_utf8(why).unwrap();
         assert!(
             channel == 3 && why.contains("7009"),
@@ -197,7 +197,7 @@ async fn ports_by_channel_number() {
         );
         echo.send(b"by number").await.unwrap();
         assert_eq!(
-            heard.recv().await.unwrap(),
+            received.recv().await.unwrap(),
             (0, b"by number".to_vec()),
             "{protocol}"
         );
@@ -227,8 +227,8 @@ async fn many_connections_share_a_session() {
                     .unwrap();
             }
             for (number, pair) in pairs.iter_mut().enumerate() {
-                let heard = pair.incoming.next().await.unwrap();
-                assert_eq!(heard, format!("{round} {number}").as_bytes());
+                let received = pair.incoming.next().await.unwrap();
+                assert_eq!(received, format!("{round} {number}").as_bytes());
             }
         }
     }

@@ -64,17 +64,17 @@ async fn a_gib_goes_through_exec_both_ways() {
             }
             stdin.end().await.unwrap();
         });
-        let (mut heard, mut status) = (Sha256::new(), String::new());
+        let (mut received, mut status) = (Sha256::new(), String::new());
         while let Some(part) = remote.next().await {
             match part {
-                Part::Out(bytes) => heard.update(bytes),
+                Part::Out(bytes) => received.update(bytes),
                 Part::Err(bytes) | Part::Status(bytes) => {
                     status.push_str(&String::from_utf8(bytes).unwrap())
                 }
             }
         }
         sending.await.unwrap();
-        assert_eq!(hex(&heard.finalize()), want, "{wire:?}");
+        assert_eq!(hex(&received.finalize()), want, "{wire:?}");
         assert!(status.contains("Success"), "{wire:?}: {status}");
         let grown = peak(daemon.pid(), before);
         assert!(grown < GROWTH, "{wire:?}: the daemon grew by {grown} KiB");
@@ -99,12 +99,12 @@ async fn a_gib_goes_through_port_forward_both_ways() {
             }
             outgoing.end().await.unwrap();
         });
-        let mut heard = Sha256::new();
+        let mut received = Sha256::new();
         while let Some(bytes) = incoming.next().await {
-            heard.update(bytes);
+            received.update(bytes);
         }
         sending.await.unwrap();
-        assert_eq!(hex(&heard.finalize()), want, "{carrier:?}");
+        assert_eq!(hex(&received.finalize()), want, "{carrier:?}");
         let grown = peak(daemon.pid(), before);
         assert!(
             grown < GROWTH,

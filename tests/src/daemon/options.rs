@@ -1,6 +1,6 @@
 //! How a daemon under test is started, and the configuration that follows from it: Coracle's own or the peer's.
 //!
-//! Called by: [`crate::daemon`]. Not here: starting it.
+//! Called by: [`super`]. Not here: starting it.
 
 use std::path::PathBuf;
 

@@ -12,16 +12,16 @@ use crate::{Outcome, leaks};
 const GROWTH_LIMIT_KIB: u64 = 5 << 10;
 /// How long the daemon may take to let go of memory, threads and descriptors: idle threads end after ten seconds.
 const SETTLE: Duration = Duration::from_secs(15);
-/// How long after the last call the daemon has looked after its memory.
+/// How long after the last call the daemon returns unused memory.
 const QUIET: Duration = Duration::from_secs(6);
 
 /// What must be exactly as it was: the machine's side is the daemon's own snapshot, this is what is inside it.
-pub(super) struct Held {
+pub(super) struct Footprint {
     images: usize,
     descriptors: Vec<String>,
 }
 
-impl Held {
+impl Footprint {
     /// What the daemon holds now.
     pub(super) fn of(daemon: &Daemon) -> Self {
         Self {
@@ -31,7 +31,7 @@ impl Held {
     }
 
     /// Waits until no more is held than before. Errors: what is more, by name.
-    pub(super) async fn is_all(&self, daemon: &Daemon) -> Outcome<()> {
+    pub(super) async fn expect_no_growth(&self, daemon: &Daemon) -> Outcome<()> {
         daemon.expect_no_leak().await?;
         let end = Instant::now() + SETTLE;
         loop {
@@ -51,8 +51,9 @@ impl Held {
     }
 }
 
-/// Waits until the daemon has looked after its memory (5 s after the last call) and is no larger than it may be, and gives what it holds then. Errors: it stays larger.
-pub(super) async fn settled(daemon: &Daemon, before: Vitals) -> Outcome<Vitals> {
+/// Waits until the daemon has returned memory (5 s after the last call) and is no larger than allowed. Returns what it
+/// holds then. Errors: it stays larger.
+pub(super) async fn wait_for_memory(daemon: &Daemon, before: Vitals) -> Outcome<Vitals> {
     tokio::time::sleep(QUIET).await;
     let end = Instant::now() + SETTLE;
     loop {

@@ -1,6 +1,8 @@
 //! Records that cannot be used: each way in which reading one fails, for each kind, at a plain start and after a reboot.
 //! Nothing of the pod is ended or erased, it is shown with the reason, it comes back by itself, and it can be removed.
 
+mod reboot;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -15,22 +17,22 @@ use cri::PodSandboxState::{SandboxNotready, SandboxReady};
 use crate::site::{Pod, daemon, failing_daemon, tool};
 
 /// A pod with a container that runs and one that has ended, and who they are.
-struct Scene {
+struct Fixture {
     pod: Pod,
     running: String,
     ended: String,
     guests: Vec<i32>,
 }
 
-impl Scene {
-    async fn set(daemon: &Daemon) -> Scene {
+impl Fixture {
+    async fn new(daemon: &Daemon) -> Fixture {
         let pod = Pod::run(daemon, "kept").await;
         let ended = pod.tool(&["exit", "7"]).await;
         pod.cri.wait_exit(&ended).await.unwrap();
         let running = pod.tool(&["sleep"]).await;
         pod.wait_log(daemon, "sleep", "sleeping").await;
         let guests = pids(daemon, Role::Guest);
-        Scene {
+        Fixture {
             pod,
             running,
             ended,
@@ -145,21 +147,25 @@ fn spoil(directory: &Path, how: &str) -> impl FnOnce() + use<> {
 async fn a_pod_whose_record_cannot_be_used_runs_on_and_comes_back() {
     let mut daemon = daemon().await;
     for how in ["newer", "EISDIR", "ELOOP"] {
-        let scene = Scene::set(&daemon).await;
+        let fixture = Fixture::new(&daemon).await;
         daemon.kill();
-        let mend = spoil(&scene.directory(&daemon), how);
+        let mend = spoil(&fixture.directory(&daemon), how);
         daemon.restart().await.unwrap();
-        let sandbox = scene.sandbox().await;
+        let sandbox = fixture.sandbox().await;
         assert_eq!(sandbox.state(), SandboxNotready, "{how}");
         let why = sandbox
             .annotations
             .values()
             .any(|text| text.contains("record."));
         assert!(why, "{how}: {:?}", sandbox.annotations);
-        assert_eq!(scene.state(&scene.running).await, ContainerUnknown, "{how}");
-        assert_eq!(pids(&daemon, Role::Guest), scene.guests, "{how}");
+        assert_eq!(
+            fixture.state(&fixture.running).await,
+            ContainerUnknown,
+            "{how}"
+        );
+        assert_eq!(pids(&daemon, Role::Guest), fixture.guests, "{how}");
         mend();
-        scene.expect_whole(&daemon, how).await;
+        fixture.expect_whole(&daemon, how).await;
         daemon.expect_no_leak().await.unwrap();
     }
     daemon.finish().await.unwrap();
@@ -169,22 +175,26 @@ async fn a_pod_whose_record_cannot_be_used_runs_on_and_comes_back() {
 async fn a_container_whose_record_cannot_be_used_runs_on_and_comes_back() {
     let mut daemon = daemon().await;
     for how in ["newer", "EISDIR", "ELOOP"] {
-        let scene = Scene::set(&daemon).await;
+        let fixture = Fixture::new(&daemon).await;
         daemon.kill();
-        let mend = spoil(&scene.container(&daemon, &scene.running), how);
+        let mend = spoil(&fixture.container(&daemon, &fixture.running), how);
         daemon.restart().await.unwrap();
-        assert_eq!(scene.sandbox().await.state(), SandboxReady, "{how}");
-        let status = scene.pod.cri.status(&scene.running).await.unwrap();
+        assert_eq!(fixture.sandbox().await.state(), SandboxReady, "{how}");
+        let status = fixture.pod.cri.status(&fixture.running).await.unwrap();
         assert_eq!(status.state(), ContainerUnknown, "{how}");
         assert!(status.message.contains("record."), "{}", status.message);
-        assert_eq!(scene.state(&scene.ended).await, ContainerExited, "{how}");
+        assert_eq!(
+            fixture.state(&fixture.ended).await,
+            ContainerExited,
+            "{how}"
+        );
         // Its pod is a pod like any other.
         let other = container("other", tool(), &["exit", "0"]);
-        let (other, _) = scene.pod.finish(&daemon, &other).await;
+        let (other, _) = fixture.pod.finish(&daemon, &other).await;
         assert_eq!(other.exit_code, 0);
-        assert_eq!(pids(&daemon, Role::Guest), scene.guests, "{how}");
+        assert_eq!(pids(&daemon, Role::Guest), fixture.guests, "{how}");
         mend();
-        scene.expect_whole(&daemon, how).await;
+        fixture.expect_whole(&daemon, how).await;
         daemon.expect_no_leak().await.unwrap();
     }
     daemon.finish().await.unwrap();
@@ -195,29 +205,29 @@ async fn what_cannot_be_used_can_be_stopped_and_removed() {
     let mut daemon = daemon().await;
     for how in ["newer", "EISDIR"] {
         // A pod whose own record is spoilt.
-        let scene = Scene::set(&daemon).await;
+        let fixture = Fixture::new(&daemon).await;
         daemon.kill();
-        let mend = spoil(&scene.directory(&daemon), how);
+        let mend = spoil(&fixture.directory(&daemon), how);
         daemon.restart().await.unwrap();
-        scene.pod.cri.stop_pod(&scene.pod.id).await.unwrap();
+        fixture.pod.cri.stop_pod(&fixture.pod.id).await.unwrap();
         assert_eq!(pids(&daemon, Role::Guest), [0; 0], "{how}");
         assert_eq!(pids(&daemon, Role::Keeper), [0; 0], "{how}");
-        scene.pod.cri.remove_pod(&scene.pod.id).await.unwrap();
-        assert_eq!(scene.pod.cri.list_pods(None).await.unwrap().len(), 0);
+        fixture.pod.cri.remove_pod(&fixture.pod.id).await.unwrap();
+        assert_eq!(fixture.pod.cri.list_pods(None).await.unwrap().len(), 0);
         drop(mend);
         // A container of a pod that is well.
-        let scene = Scene::set(&daemon).await;
+        let fixture = Fixture::new(&daemon).await;
         daemon.kill();
-        let mend = spoil(&scene.container(&daemon, &scene.running), how);
+        let mend = spoil(&fixture.container(&daemon, &fixture.running), how);
         daemon.restart().await.unwrap();
-        scene.pod.cri.stop(&scene.running, 5).await.unwrap();
+        fixture.pod.cri.stop(&fixture.running, 5).await.unwrap();
         assert_eq!(pids(&daemon, Role::Guest), [0; 0], "{how}");
         if how == "newer" {
-            scene.pod.cri.remove(&scene.running).await.unwrap();
+            fixture.pod.cri.remove(&fixture.running).await.unwrap();
         } else {
             mend();
         }
-        scene.pod.cri.remove_all_pods().await.unwrap();
+        fixture.pod.cri.remove_all_pods().await.unwrap();
         let _ = fs::remove_dir_all(daemon.scratch().dir().join("root/quarantine"));
         daemon.expect_no_leak().await.unwrap();
     }
@@ -291,71 +301,6 @@ pub(crate) fn reboot(daemon: &mut Daemon) {
 }
 
 #[tokio::test]
-async fn after_a_reboot_no_record_is_lost_to_one_that_cannot_be_used() {
-    let mut daemon = daemon().await;
-    let scene = Scene::set(&daemon).await;
-    reboot(&mut daemon);
-    let mend = spoil(&scene.container(&daemon, &scene.ended), "EISDIR");
-    let mend_pod = spoil(&scene.directory(&daemon), "newer");
-    daemon.boot_anew().await.unwrap();
-    assert_eq!(scene.sandbox().await.state(), SandboxNotready);
-    mend_pod();
-    wait_for("the pod is read", async || {
-        scene.state(&scene.running).await == ContainerExited
-    })
-    .await;
-    assert_eq!(
-        scene
-            .pod
-            .cri
-            .status(&scene.running)
-            .await
-            .unwrap()
-            .exit_code,
-        255
-    );
-    assert_eq!(scene.state(&scene.ended).await, ContainerUnknown);
-    mend();
-    wait_for("the job is read", async || {
-        scene.state(&scene.ended).await == ContainerExited
-    })
-    .await;
-    assert_eq!(
-        scene.pod.cri.status(&scene.ended).await.unwrap().exit_code,
-        7
-    );
-    daemon.finish().await.unwrap();
-}
-
-#[tokio::test]
-async fn a_step_that_fails_after_a_reboot_loses_no_record() {
-    for site in ["stoppod.unpin", "stoppod.detach", "stoppod.leave"] {
-        let mut daemon = failing_daemon().await;
-        let scene = Scene::set(&daemon).await;
-        reboot(&mut daemon);
-        daemon.plan(&format!("{site} error\n")).unwrap();
-        daemon.boot_anew().await.unwrap();
-        assert_eq!(scene.sandbox().await.state(), SandboxNotready, "{site}");
-        assert!(
-            scene
-                .container(&daemon, &scene.running)
-                .join("upper")
-                .is_dir()
-        );
-        daemon.plan("").unwrap();
-        wait_for(site, async || {
-            scene.state(&scene.ended).await == ContainerExited
-        })
-        .await;
-        assert_eq!(
-            scene.pod.cri.status(&scene.ended).await.unwrap().exit_code,
-            7
-        );
-        daemon.finish().await.unwrap();
-    }
-}
-
-#[tokio::test]
 async fn no_errno_of_any_read_at_the_start_ends_a_pod() {
     let mut daemon = failing_daemon().await;
     let sites = [
@@ -365,15 +310,19 @@ async fn no_errno_of_any_read_at_the_start_ends_a_pod() {
     ];
     for errno in [libc::EIO, libc::EMFILE, libc::ENOMEM] {
         for site in sites {
-            let scene = Scene::set(&daemon).await;
+            let fixture = Fixture::new(&daemon).await;
             daemon.kill();
             daemon.plan(&format!("{site} errno:{errno}\n")).unwrap();
             daemon.restart().await.unwrap();
             let why = format!("{site} with errno {errno}");
-            assert_eq!(scene.state(&scene.running).await, ContainerUnknown, "{why}");
-            assert_eq!(pids(&daemon, Role::Guest), scene.guests, "{why}");
+            assert_eq!(
+                fixture.state(&fixture.running).await,
+                ContainerUnknown,
+                "{why}"
+            );
+            assert_eq!(pids(&daemon, Role::Guest), fixture.guests, "{why}");
             daemon.plan("").unwrap();
-            scene.expect_whole(&daemon, &why).await;
+            fixture.expect_whole(&daemon, &why).await;
             daemon.expect_no_leak().await.unwrap();
         }
     }
@@ -383,17 +332,17 @@ async fn no_errno_of_any_read_at_the_start_ends_a_pod() {
 #[tokio::test]
 async fn a_torn_record_stays_while_its_pod_lives_and_is_set_aside_afterwards() {
     let mut daemon = daemon().await;
-    let scene = Scene::set(&daemon).await;
+    let fixture = Fixture::new(&daemon).await;
     daemon.kill();
-    let path = record(&scene.directory(&daemon));
+    let path = record(&fixture.directory(&daemon));
     let bytes = fs::read(&path).unwrap();
     fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
     // The quarantine cannot be made either.
     let quarantine = daemon.scratch().dir().join("root/quarantine");
     fs::write(&quarantine, "").unwrap();
     daemon.restart().await.unwrap();
-    assert_eq!(scene.sandbox().await.state(), SandboxNotready);
-    assert_eq!(pids(&daemon, Role::Guest), scene.guests);
+    assert_eq!(fixture.sandbox().await.state(), SandboxNotready);
+    assert_eq!(pids(&daemon, Role::Guest), fixture.guests);
     daemon.kill();
     for process in daemon.processes(Role::Keeper) {
         procs::kill(process.pid);
@@ -401,18 +350,18 @@ async fn a_torn_record_stays_while_its_pod_lives_and_is_set_aside_afterwards() {
     crate::site::eventually("its guests die", || pids(&daemon, Role::Guest).is_empty()).await;
     daemon.restart().await.unwrap();
     assert!(
-        scene
-            .container(&daemon, &scene.running)
+        fixture
+            .container(&daemon, &fixture.running)
             .join("upper")
             .is_dir()
     );
-    assert_eq!(scene.sandbox().await.state(), SandboxNotready);
+    assert_eq!(fixture.sandbox().await.state(), SandboxNotready);
     fs::remove_file(&quarantine).unwrap();
     wait_for("it is set aside", async || {
-        scene.pod.cri.list_pods(None).await.unwrap().is_empty()
+        fixture.pod.cri.list_pods(None).await.unwrap().is_empty()
     })
     .await;
-    assert!(quarantine.join(&scene.pod.id).join("containers").is_dir());
+    assert!(quarantine.join(&fixture.pod.id).join("containers").is_dir());
     fs::remove_dir_all(&quarantine).unwrap();
     daemon.restart().await.unwrap();
     daemon.finish().await.unwrap();

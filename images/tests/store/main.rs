@@ -1,0 +1,51 @@
+//! The promises of the image store, each against a real registry or a scripted one.
+#![allow(clippy::unwrap_used, reason = "a test panics to fail")]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod failure;
+mod kinds;
+mod pulls;
+mod removal;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use coracle_images::{Error, Image, Images, ImagesConfig, Kind, PullRequest, WasmImage};
+use support::Unpackers;
+
+const GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+const ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
+
+async fn open(root: &Path) -> Images {
+    let mut config = ImagesConfig::new(root);
+    config.pull_idle_timeout = Duration::from_secs(5);
+    Images::open(config, Arc::new(Unpackers)).await.unwrap()
+}
+
+async fn pull(images: &Images, reference: &str) -> Result<Arc<Image>, Error> {
+    images.pull(PullRequest::new(reference)).await
+}
+
+fn wasm(image: &Image) -> &WasmImage {
+    match &image.kind {
+        Kind::Wasm(wasm) => wasm,
+        Kind::Linux(_) => panic!("{} is no Wasm image", image.id),
+    }
+}
+
+/// Every file and directory of the store but the database, without its fixed directories.
+fn content(root: &Path) -> Vec<PathBuf> {
+    let images = root.join("images");
+    let in_one = |name: &str| {
+        std::fs::read_dir(images.join(name))
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+    };
+    ["blobs/sha256", "layers", "tmp"]
+        .iter()
+        .flat_map(|name| in_one(name))
+        .collect()
+}

@@ -1,0 +1,164 @@
+//! Names, links and archives that a hostile or careless image has.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
+
+use super::super::*;
+use super::{BOUNDS, Layer, Scratch, gzip};
+
+#[test]
+fn hostile_names_reach_nothing_outside() {
+    let scratch = Scratch::new("hostile");
+    let outside = scratch
+        .0
+        .join("canary")
+        .into_os_string()
+        .into_string()
+        .unwrap();
+    let up = "../".repeat(10) + outside.trim_start_matches('/');
+    let through = |target: &str| Layer::default().entry(b'2', b"l", target.as_bytes(), b"");
+    let before = scratch.canary();
+    let refused = [
+        ("dots", Layer::default().file("../canary/file", b"x")),
+        (
+            "dots inside",
+            Layer::default().file("a/../../canary/file", b"x"),
+        ),
+        (
+            "dots in a PAX name",
+            Layer::default()
+                .pax(&[("path", b"../canary/file")])
+                .file("a", b"x"),
+        ),
+        (
+            "through an absolute link",
+            through(&outside).file("l/file", b"x"),
+        ),
+        (
+            "through a relative link",
+            through("../canary").file("l/file", b"x"),
+        ),
+        ("through many dots", through(&up).file("l/file", b"x")),
+        (
+            "hardlink out",
+            Layer::default().entry(b'1', b"h", format!("{outside}/file").as_bytes(), b""),
+        ),
+        (
+            "hardlink by dots",
+            Layer::default().entry(b'1', b"h", b"../canary/file", b""),
+        ),
+        (
+            "hardlink through a link",
+            through(&outside).entry(b'1', b"h", b"l/file", b""),
+        ),
+        (
+            "whiteout through a link",
+            through(&outside).file("l/.wh.file", b""),
+        ),
+        ("whiteout of ..", Layer::default().file(".wh...", b"")),
+        ("whiteout of .", Layer::default().file("a/.wh..", b"")),
+        ("whiteout of nothing", Layer::default().file(".wh.", b"")),
+        (
+            "magic link",
+            through("/proc/self/root").file("l/tmp/x", b"x"),
+        ),
+        (
+            "root as a file",
+            Layer::default().file("/", b"").file(".", b"x"),
+        ),
+    ];
+    for (name, layer) in refused {
+        let refused = scratch.unpack(&layer).expect_err(name);
+        assert!(
+            matches!(refused, Verdict::Invalid(_)),
+            "{name}: {refused:?}"
+        );
+        assert_eq!(scratch.canary(), before, "{name}");
+        fs::remove_dir_all(scratch.layer()).unwrap();
+        fs::create_dir(scratch.layer()).unwrap();
+    }
+    // An absolute name counts from the layer's root; a directory replaces a link of the same name.
+    let layer = through(&outside)
+        .dir("l")
+        .file("l/file", b"mine")
+        .file("/etc/x", b"y");
+    scratch.unpack(&layer).unwrap();
+    assert_eq!(scratch.canary(), before);
+    assert_eq!(fs::read(scratch.layer().join("l/file")).unwrap(), b"mine");
+    assert_eq!(fs::read(scratch.layer().join("etc/x")).unwrap(), b"y");
+}
+
+#[test]
+fn links_are_followed_inside_the_layer() {
+    let scratch = Scratch::new("inside");
+    let layer = Layer::default()
+        .dir("usr/lib")
+        .entry(b'2', b"lib", b"/usr/lib", b"")
+        .file("lib/a", b"a")
+        .entry(b'1', b"lib/b", b"lib/a", b"")
+        .entry(b'1', b"lib/a", b"usr/lib/a", b"");
+    scratch.unpack(&layer).unwrap();
+    assert_eq!(fs::read(scratch.layer().join("usr/lib/b")).unwrap(), b"a");
+    assert_eq!(
+        fs::metadata(scratch.layer().join("usr/lib/a"))
+            .unwrap()
+            .nlink(),
+        2
+    );
+}
+
+#[test]
+fn broken_archives_are_told_apart() {
+    let scratch = Scratch::new("broken");
+    let good = Layer::default().file("f", b"hello").bytes();
+    let gz = Compression::Gzip;
+    let plain = Compression::None;
+    let unpack = |blob: &[u8], compression| scratch.unpack_as(blob, compression, BOUNDS);
+    unpack(&gzip(&good), gz).unwrap();
+    let first = unpack(&good, plain).unwrap();
+    let packed = zstd::encode_all(&good[..], 1).unwrap();
+    assert_eq!(unpack(&packed, Compression::Zstd).unwrap(), first);
+    let mut flipped = good.clone();
+    flipped[512] ^= 1;
+    assert_ne!(unpack(&flipped, plain).unwrap().digest, first.digest);
+    let mut trailer = gzip(&good);
+    let last = trailer.len() - 5;
+    trailer[last] ^= 1;
+    let mut checksum = good.clone();
+    checksum[0] ^= 1;
+    for (blob, compression) in [
+        (&trailer[..], gz),
+        (&gzip(&good)[..30], gz),
+        (&good[..700], plain),
+        (&good[..100], plain),
+        (&checksum, plain),
+        (&good, gz),
+    ] {
+        let refused = unpack(blob, compression).unwrap_err();
+        assert!(matches!(refused, Verdict::Invalid(_)), "{refused:?}");
+    }
+}
+
+#[test]
+fn a_directory_that_becomes_a_file_is_replaced_whole() {
+    let scratch = Scratch::new("replace");
+    symlink("/", scratch.0.join("root")).unwrap();
+    let layer = Layer::default()
+        .file("d/e/f", b"1")
+        .entry(
+            b'2',
+            b"d/e/out",
+            scratch.0.join("canary").to_str().unwrap().as_bytes(),
+            b"",
+        )
+        .file("d/g", b"2")
+        .file("d", b"now a file");
+    let before = scratch.canary();
+    scratch.unpack(&layer).unwrap();
+    assert_eq!(fs::read(scratch.layer().join("d")).unwrap(), b"now a file");
+    assert_eq!(scratch.canary(), before);
+    assert_eq!(
+        fs::metadata(scratch.layer()).unwrap().permissions().mode() & 0o777,
+        0o755
+    );
+}

@@ -1,0 +1,74 @@
+//! Bounds: bytes, entries, paths, compression, extended headers.
+
+use super::super::*;
+use super::{BOUNDS, Layer, Scratch, gzip};
+
+#[test]
+fn amounts_are_bounded_while_they_grow() {
+    let scratch = Scratch::new("limits");
+    let check = |blob: &[u8], compression, bounds: Bounds, limit| {
+        let refused = scratch.unpack_as(blob, compression, bounds).unwrap_err();
+        assert_eq!(refused, Verdict::Limit(limit));
+    };
+    let plain = Compression::None;
+    let three = Layer::default()
+        .file("1", b"")
+        .file("2", b"")
+        .file("3", b"")
+        .bytes();
+    let few = Bounds {
+        entries: 2,
+        ..BOUNDS
+    };
+    check(&three, plain, few, Limit::Entries);
+    let short = Bounds {
+        bytes: 1500,
+        ..BOUNDS
+    };
+    check(&three, plain, short, Limit::Bytes);
+    let deep = Layer::default()
+        .pax(&[("path", "d/".repeat(257).as_bytes())])
+        .dir("d")
+        .bytes();
+    check(&deep, plain, BOUNDS, Limit::PathDepth);
+    let long = Layer::default()
+        .pax(&[("path", &[b'x'; 5000])])
+        .file("d", b"")
+        .bytes();
+    check(&long, plain, BOUNDS, Limit::PathBytes);
+    let zeros = Layer::default().file("zeros", &vec![0; 80 << 20]).bytes();
+    check(&gzip(&zeros), Compression::Gzip, BOUNDS, Limit::Ratio);
+    let window = zstd::encode_all(&zeros[..], 1).unwrap();
+    check(&window, Compression::Zstd, BOUNDS, Limit::Ratio);
+}
+
+/// Headers that follow each other add up, and each entry begins anew.
+#[test]
+fn extended_headers_of_one_entry_are_bounded_together() {
+    let scratch = Scratch::new("extensions");
+    let attribute = vec![b'x'; 40 << 10];
+    let pax = |layer: Layer| layer.pax(&[("SCHILY.xattr.user.big", &attribute)]);
+    let mut honest = Layer::default();
+    for number in 0..60 {
+        honest = pax(honest).entry(b'3', number.to_string().as_bytes(), b"", b"");
+    }
+    scratch.unpack(&honest).unwrap();
+    let mut many = Layer::default();
+    for _ in 0..60 {
+        many = pax(many);
+    }
+    let mut empty = Layer::default();
+    for _ in 0..3_000 {
+        empty = empty.entry(b'L', b"long", b"", b"");
+    }
+    let global = (0..60).fold(Layer::default(), |layer, _| {
+        layer.entry(b'g', b"pax", b"", &attribute)
+    });
+    for layer in [many, empty, global] {
+        let refused = scratch.unpack(&layer.file("f", b"x")).unwrap_err();
+        assert!(
+            matches!(&refused, Verdict::Invalid(text) if text.contains("1 MiB")),
+            "{refused:?}"
+        );
+    }
+}
