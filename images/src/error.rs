@@ -286,7 +286,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_full_disk_is_told_from_other_failures() {
+    fn a_full_disk_differs_from_other_failures() {
         let full = Error::io("write", Path::new("/x"), io::Error::from_raw_os_error(28));
         assert_eq!(full.kind(), Kind::Exhausted);
         assert_eq!(full.to_string(), "no space left to write /x");

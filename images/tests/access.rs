@@ -1,5 +1,5 @@
-//! Content that is here already is not handed to whoever names its digest: the repository that is asked proves that it has
-//! it, by its bytes.
+//! Stored content is not given to every pull that names its digest: the repository of the pull must prove that it has the
+//! content, by sending its bytes.
 #![allow(clippy::unwrap_used, reason = "a test panics to fail")]
 
 mod support;

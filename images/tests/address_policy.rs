@@ -159,7 +159,7 @@ async fn redirects_are_followed_without_credentials_and_not_for_ever() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_error_tells_what_a_redirect_has_fetched() {
+async fn no_error_shows_what_a_redirect_has_fetched() {
     for step in ["manifest", "blob"] {
         let site = Site::new(true).await;
         site.other.on("/secret", Reply::ok(SECRET));

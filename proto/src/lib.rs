@@ -8,7 +8,7 @@
 //! that a message renders the same way twice. `Debug` of a message never shows a credential or the value
 //! of an environment variable.
 //!
-//! Not here: meaning. What a request asks for and what a reply promises is the daemon's business.
+//! Not here: the meaning of requests and replies, which is the daemon's business.
 
 #![forbid(unsafe_code)]
 

@@ -1,4 +1,4 @@
-// The programs of the WebAssembly look-alike images: one component, one command per name it is called by, as busybox.
+// The programs of the WebAssembly images that replace those of critest: one component, one command per name, as in busybox.
 // Usage: box COMMAND [ARGS...], or COMMAND [ARGS...] where a file of that name is the component.
 // It has what conformance specs run and WASI can do: no users, no processes, no kernel files. boxsh.h is its shell.
 #include <dirent.h>

@@ -1,4 +1,4 @@
-// The web server of the look-alike images: `PROGRAM PORT [WORDS...]`. Answers every request with one page.
+// The web server of the images that replace those of critest: `PROGRAM PORT [WORDS...]`. Answers every request with one page.
 //
 // Stands in for nginx and httpd: writes its pid where nginx does, names itself on its standard error as httpd does,
 // and ends on SIGTERM and SIGQUIT, also as the first process of a pid namespace.

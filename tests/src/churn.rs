@@ -3,15 +3,15 @@
 //!
 //! Called by: `make churn` ([`run`] with thousands of pods) and the end-to-end tests (with few).
 //! Each pod lives the whole life that a kubelet gives it, with every call repeated until it is answered, and each exit
-//! code must be the one the program gave: neither the daemon nor the spawner may end a pod by dying.
-//! Invariant: a report is only given for a churn that left nothing; all else is an error that names what is left.
+//! code must be the one the program gave: the death of the daemon or the spawner must not end a pod.
+//! Invariant: there is a report only if nothing was left; otherwise an error names what is left.
 //! Not here: times (see [`crate::bench`]).
 
 mod footprint;
 
 use std::fmt;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -36,7 +36,7 @@ const WARM_UP: usize = 24;
 pub struct Plan {
     /// Pods that run while the daemon and the spawner are killed.
     pub pods: usize,
-    /// Pods after that, all served by one daemon that nobody kills, so that what it gathers shows.
+    /// Pods after that, all served by one daemon that is not killed, so that its growth shows.
     pub undisturbed: usize,
     /// Pods in flight.
     pub in_flight: usize,
@@ -162,34 +162,26 @@ async fn run_here(plan: Plan, registry: &Registry) -> Outcome<Report> {
     let idle = Vitals::of(daemon.pid())?;
     let before = Footprint::of(&daemon);
 
-    let kills = churn(
-        &mut daemon,
-        &images,
-        Wave {
-            name: "killed",
-            pods: plan.pods,
-            in_flight: plan.in_flight,
-            kill_every: Some(plan.kill_every),
-        },
-    )
-    .await?;
+    let killed = Wave {
+        name: "killed",
+        pods: plan.pods,
+        in_flight: plan.in_flight,
+        kill_every: Some(plan.kill_every),
+    };
+    let kills = churn(&mut daemon, &images, killed).await?;
     before.expect_no_growth(&daemon).await?;
     let after_kills = wait_for_memory(&daemon, idle).await?;
 
     daemon.restart().await?;
     churn(&mut daemon, &images, Wave::warm_up("warm")).await?;
     let warm = Vitals::of(daemon.pid())?;
-    churn(
-        &mut daemon,
-        &images,
-        Wave {
-            name: "on",
-            pods: plan.undisturbed,
-            in_flight: plan.in_flight,
-            kill_every: None,
-        },
-    )
-    .await?;
+    let undisturbed = Wave {
+        name: "on",
+        pods: plan.undisturbed,
+        kill_every: None,
+        ..killed
+    };
+    churn(&mut daemon, &images, undisturbed).await?;
     before.expect_no_growth(&daemon).await?;
     let after = wait_for_memory(&daemon, idle).await?;
     daemon.finish().await?;
@@ -204,8 +196,7 @@ async fn run_here(plan: Plan, registry: &Registry) -> Outcome<Report> {
     })
 }
 
-/// A daemon that has run a few pods in an earlier life. It has pulled nothing in this one, as those have not which come
-/// after the kills.
+/// A daemon whose predecessor has pulled the images and run a few pods: so has that of a daemon after a kill.
 async fn started(images: &Images) -> Outcome<Daemon> {
     let mut daemon = Daemon::start_with(Options {
         quiet: true,
@@ -242,36 +233,50 @@ impl Wave {
     }
 }
 
-/// Runs the pods of a wave from nothing to nothing; gives how often the daemon was killed.
-async fn churn(daemon: &mut Daemon, images: &Images, wave: Wave) -> Outcome<usize> {
-    let Wave {
-        name,
-        pods,
-        in_flight,
-        kill_every,
-    } = wave;
-    let next = Arc::new(AtomicUsize::new(0));
-    let done = Arc::new(AtomicUsize::new(0));
-    let template = daemon.pod("churn");
-    let logs = daemon.scratch().dir().join("logs");
-    let mut workers = JoinSet::new();
-    for _ in 0..in_flight {
-        let (next, done) = (Arc::clone(&next), Arc::clone(&done));
-        let (cri, images, template) = (daemon.cri(), images.clone(), template.clone());
-        let logs = logs.clone();
-        workers.spawn_local(async move {
-            loop {
-                let number = next.fetch_add(1, Ordering::SeqCst);
-                if number >= pods {
-                    return Ok(());
-                }
-                let config = named(&template, &format!("{name}-{number}"), &logs)?;
-                let outcome = live(&cri, &images, &config, number).await;
-                outcome.map_err(|why| format!("pod {name}-{number}: {why}"))?;
-                let _ = fs::remove_dir_all(&config.log_directory);
-                done.fetch_add(1, Ordering::SeqCst);
+/// Runs one pod after the other until the wave is through.
+#[derive(Clone)]
+struct Worker {
+    wave: Wave,
+    cri: Cri,
+    images: Images,
+    template: cri::PodSandboxConfig,
+    logs: PathBuf,
+    /// The number of the next pod, and how many are done; shared by all workers.
+    next: Arc<AtomicUsize>,
+    done: Arc<AtomicUsize>,
+}
+
+impl Worker {
+    async fn run(self) -> Result<(), String> {
+        loop {
+            let number = self.next.fetch_add(1, Ordering::SeqCst);
+            if number >= self.wave.pods {
+                return Ok(());
             }
-        });
+            let name = format!("{}-{number}", self.wave.name);
+            let config = named(&self.template, &name, &self.logs)?;
+            let outcome = live(&self.cri, &self.images, &config, number).await;
+            outcome.map_err(|why| format!("pod {name}: {why}"))?;
+            let _ = fs::remove_dir_all(&config.log_directory);
+            self.done.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+}
+
+/// Runs the pods of a wave from nothing to nothing; returns how often the daemon was killed.
+async fn churn(daemon: &mut Daemon, images: &Images, wave: Wave) -> Outcome<usize> {
+    let worker = Worker {
+        wave,
+        cri: daemon.cri(),
+        images: images.clone(),
+        template: daemon.pod("churn"),
+        logs: daemon.scratch().dir().join("logs"),
+        next: Arc::default(),
+        done: Arc::default(),
+    };
+    let mut workers = JoinSet::new();
+    for _ in 0..wave.in_flight {
+        workers.spawn_local(worker.clone().run());
     }
     let mut kills = 0;
     loop {
@@ -280,7 +285,8 @@ async fn churn(daemon: &mut Daemon, images: &Images, wave: Wave) -> Outcome<usiz
             Ok(Some(ended)) => ended?.map_err(|why: String| why)?,
             Err(_) => {}
         }
-        let due = kill_every.map_or(0, |every| done.load(Ordering::SeqCst) / every);
+        let done = worker.done.load(Ordering::SeqCst);
+        let due = wave.kill_every.map_or(0, |every| done / every);
         if due > kills && !workers.is_empty() {
             kills += 1;
             kill_both(daemon).await?;

@@ -1,8 +1,8 @@
-//! Pod networks by CNI for a daemon under test: Debian's plugins on a bridge of the scratch's own, or scripts that do
-//! as they are told and note what they were asked.
+//! Pod networks by CNI for a daemon under test: Debian's plugins on a bridge of the scratch's own, or scripts whose
+//! behaviour a test sets and that record their calls.
 //!
 //! Called by: tests, and the bench, for a daemon whose [`crate::daemon::Options::cni`] is set. Everything lies in the
-//! scratch: `cni/` holds configurations, `plugins/` scripts and their notes, `ipam/` the addresses of `host-local`.
+//! scratch: `cni/` holds configurations, `plugins/` scripts and the calls that they recorded, `ipam/` the addresses of `host-local`.
 //! Not here: starting the daemon.
 
 use std::fs;
@@ -24,7 +24,7 @@ pub const PLUGINS: &str = "/usr/lib/cni";
 /// The file that `prepare` writes.
 pub const FILE: &str = "10-bridge.conflist";
 
-/// What every scripted plugin does: notes the call, does what the test says, then keeps a lease for each pod.
+/// The script of every test plugin: it records the call, does what the test has set, then keeps a lease for each pod.
 const SCRIPT: &str = r#"#!/bin/sh
 name=$(basename "$0")
 dir=$(dirname "$0")
@@ -201,7 +201,7 @@ fn names(dir: &Path) -> Vec<String> {
     names
 }
 
-/// What Status says of the network: whether it is ready, the reason and the message.
+/// The network condition of Status: whether it is ready, the reason and the message.
 pub async fn condition(client: &Cri) -> Result<(bool, String, String), Status> {
     let asked = cri::StatusRequest { verbose: false };
     let reply = client.runtime.clone().status(asked).await?.into_inner();

@@ -1,14 +1,14 @@
 //! Components written in C: compiled by clang for WASI preview 1, then wrapped as a component of WASI 0.2.
 //!
-//! Called by: `guests` and whoever has a C file in `tests/guests/`. What a program calls of preview 1 is translated by
-//! the published adapter (stdio, files, arguments, clocks, exit codes); what preview 1 has not (sockets, HTTP) it
-//! imports itself, by core functions named after the interfaces in `tests/guests/wit/`, as the canonical ABI lowers them:
+//! Called by: `guests`, for C files in `tests/guests/`. The published adapter translates a program's calls of preview 1
+//! (stdio, files, arguments, clocks, exit codes). What preview 1 does not have (sockets, HTTP) the program imports as core
+//! functions named after the interfaces in `tests/guests/wit/`, as the canonical ABI lowers them:
 //!
 //! ```c
 //! __attribute__((import_module("wasi:sockets/instance-network@0.2.0"), import_name("instance-network")))
 //! int instance_network(void);
 //! ```
-//! A program that is handed lists or strings exports `cabi_realloc`. No tool but clang is needed.
+//! A program that receives lists or strings exports `cabi_realloc`. Only clang is needed.
 //! Not here: what the programs do.
 
 use std::path::{Path, PathBuf};

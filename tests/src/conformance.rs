@@ -3,8 +3,8 @@
 //! ```text
 //! images -> registry <-hosts.toml- daemon (Coracle, or containerd to prove the harness) <-CRI- critest -> report
 //! ```
-//! Called by: the program `conformance`. [`images`] makes what is pulled, [`runtime`] starts who is judged, [`suite`]
-//! runs critest and cleans up after it, [`report`] reads its verdict, [`wasm`] knows what WebAssembly cannot do.
+//! Called by: the program `conformance`. [`images`] makes the images, [`runtime`] starts the runtime, [`suite`] runs
+//! critest and cleans up after it, [`report`] reads its report, [`wasm`] lists what WebAssembly cannot do.
 //! Invariants: everything lies in a scratch or in a directory of the run's own, and goes when the run ends, mounts that
 //! failed specs forgot first; one run at a time, because specs use fixed host ports.
 //! Not here: what critest checks.
@@ -24,12 +24,12 @@ use rustix::fs::{FlockOperation, flock};
 use crate::registry::Registry;
 use crate::{Outcome, builds, tools};
 use report::Report;
-use runtime::Judged;
+use runtime::Runtime;
 
 /// Held while critest runs: specs listen on fixed ports of the host.
 const LOCK: &str = "/tmp/coracle-conformance.lock";
 
-/// How exec, attach and port-forward are spoken.
+/// The protocol of exec, attach and port-forward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transport {
     /// SPDY/3.1.
@@ -51,7 +51,7 @@ impl Transport {
     }
 }
 
-/// What to run, and on whom.
+/// What to run, and against which runtime.
 #[derive(Clone, Debug, Default)]
 pub struct Plan {
     /// Only specs whose full name matches; a regular expression of Go.
@@ -60,9 +60,9 @@ pub struct Plan {
     pub skip: Vec<String>,
     /// How to stream: critest runs once for each.
     pub transports: Vec<Transport>,
-    /// Judge containerd and runc instead of Coracle.
+    /// Test containerd and runc instead of Coracle.
     pub peer: bool,
-    /// The RuntimeClass handler to ask for; the default one unless set.
+    /// The RuntimeClass handler of pods; the default one unless set.
     pub handler: Option<String>,
 }
 
@@ -93,37 +93,36 @@ pub async fn run(plan: &Plan) -> Outcome<Vec<Report>> {
     }
     let work = suite::Work::new()?;
     write_mirrors(&work.mirrors(), registry.host())?;
-    let judged = Judged::start(plan.peer, registry.host(), &work.mirrors()).await?;
+    let runtime = Runtime::start(plan.peer, registry.host(), &work.mirrors()).await?;
     say(&format!(
-        "running critest against {}; its words: {}",
-        judged.name(),
+        "running critest against {}; its output: {}",
+        runtime.name(),
         out.display()
     ))?;
-    let mut reports = Ok(Vec::new());
-    for transport in &plan.transports {
-        let place = suite::Place {
-            critest: &critest,
-            socket: &judged.socket(),
-            work: &work,
-            out: &out,
-        };
-        match (&mut reports, place.run(plan, *transport).await) {
-            (Ok(all), Ok(report)) => all.push(report),
-            (_, Err(error)) => {
-                reports = Err(error);
-                break;
-            }
-            (Err(_), Ok(_)) => {}
-        }
-    }
-    let log = judged.log();
-    let end = judged.finish().await;
+    let place = suite::Place {
+        critest: &critest,
+        socket: &runtime.socket(),
+        work: &work,
+        out: &out,
+    };
+    let reports = run_all(plan, &place).await;
+    let log = runtime.log();
+    let end = runtime.finish().await;
     fs::write(out.join("daemon.log"), log)?;
     let left = work.clean_up();
     let mut reports = reports?;
     let aftermath = end.err().into_iter().chain(left.err());
     if let Some(last) = reports.last_mut() {
         last.aftermath = aftermath.map(|error| error.to_string()).collect();
+    }
+    Ok(reports)
+}
+
+/// Runs critest once for each transport; stops at the first run that fails to give a report.
+async fn run_all(plan: &Plan, place: &suite::Place<'_>) -> Outcome<Vec<Report>> {
+    let mut reports = Vec::new();
+    for transport in &plan.transports {
+        reports.push(place.run(plan, *transport).await?);
     }
     Ok(reports)
 }

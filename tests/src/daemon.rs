@@ -1,8 +1,8 @@
-//! Starts, kills and restarts a Coracle daemon in a scratch of its own, and holds it to leaving nothing behind.
+//! Starts, kills and restarts a Coracle daemon in a scratch of its own, and checks that it leaves nothing behind.
 //!
 //! A test takes a [`Daemon`], talks to it through [`Daemon::cri`], and ends with [`Daemon::finish`], which removes the
-//! pods, compares the machine with how it was, and drains the daemon. A test that panics sees the daemon's log.
-//! Invariant: whatever happens, dropping it kills what it started.
+//! pods, compares the machine with its state before, and drains the daemon. A test that panics sees the daemon's log.
+//! Invariant: dropping a [`Daemon`] kills everything that it started.
 
 mod options;
 

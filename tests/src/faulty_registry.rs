@@ -13,21 +13,21 @@ use crate::push::{Image, digest};
 /// The way in which the registry is wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// Nothing is wrong: the control of the experiment.
+    /// Nothing is wrong: the control.
     None,
-    /// One byte of every layer differs from what was promised.
+    /// One byte of every layer differs from the digest in the manifest.
     WrongLayer,
     /// The connection is closed in the middle of every layer.
     DieMidLayer,
     /// The first half of a layer is sent, then nothing, until the registry is dropped.
     StallMidLayer,
-    /// A manifest asked for by digest has other bytes than that digest.
+    /// A manifest that is requested by digest has another digest.
     WrongManifest,
     /// Every request is answered 500.
     ServerError,
     /// Every request is answered 401 without a way to authenticate.
     Unauthorized,
-    /// Whoever shows no password is asked for one; any will do.
+    /// Requests without a password are answered 401; any password is accepted.
     WantsPassword,
 }
 

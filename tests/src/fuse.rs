@@ -155,25 +155,15 @@ impl State {
             return None;
         }
         let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
-        let at = request
-            .node
-            .checked_sub(2)
-            .and_then(|index| usize::try_from(index).ok());
-        let size = at
-            .and_then(|at| files.get(at))
-            .map_or(0, |(_, bytes)| bytes.len() as u64);
+        let at = request.node.checked_sub(2).map(|index| index as usize);
+        let file = at.and_then(|at| files.get(at));
+        let size = file.map_or(0, |(_, bytes)| bytes.len() as u64);
         let reply = match request.opcode {
-            1 => match files
-                .iter()
-                .position(|(known, _)| *known == name(request.body))
-            {
-                Some(at) => (0, entry(at as u64 + 2, files[at].1.len() as u64)),
-                None => (ENOENT, Vec::new()),
-            },
+            1 => lookup(&files, &name(request.body)),
             2 | 36 | 42 => return None,
             3 | 4 => (0, [&[0; 16][..], &attributes(request.node, size)].concat()),
             14 | 27 => (0, opened()),
-            15 => (0, read_part(at.and_then(|at| files.get(at)), request.body)),
+            15 => (0, read_part(file, request.body)),
             16 if self.stalled.load(Ordering::SeqCst) => {
                 self.unanswered.fetch_add(1, Ordering::SeqCst);
                 return None;
@@ -194,6 +184,15 @@ impl State {
             _ => (ENOSYS, Vec::new()),
         };
         Some(reply)
+    }
+}
+
+/// The reply to a lookup: the entry of that name.
+fn lookup(files: &[(String, Vec<u8>)], name: &str) -> (i32, Vec<u8>) {
+    let found = files.iter().position(|(known, _)| known == name);
+    match found {
+        Some(at) => (0, entry(at as u64 + 2, files[at].1.len() as u64)),
+        None => (ENOENT, Vec::new()),
     }
 }
 

@@ -11,7 +11,7 @@ use std::sync::OnceLock;
 
 use crate::{Outcome, component};
 
-/// The compiler of WASI p1 modules, and what it is always told.
+/// The compiler of WASI p1 modules, with the arguments that all of them need.
 pub(crate) const WASI_CLANG: [&str; 5] = [
     "clang",
     "--target=wasm32-wasi",

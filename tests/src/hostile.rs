@@ -1,8 +1,8 @@
 //! Makes requests that no kubelet sends: fields left out, doubled, of the wrong type, out of range, endless, not UTF-8.
 //!
-//! Called by: the tests of hostile requests. What is random here is bounded: a text that names something outside the
-//! test's own corner of the machine (an image, a directory, a cgroup, a port of the node) is always one of [`Words`],
-//! so that whatever the daemon does with it stays in there.
+//! Called by: the tests of hostile requests. A text that names something outside of the test's scratch (an image, a
+//! directory, a cgroup, a port of the node) is never random but one of [`Words`], so that the effects of a request stay in
+//! the scratch.
 //! Not here: sending them.
 
 use std::collections::BTreeMap;

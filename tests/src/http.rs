@@ -9,7 +9,7 @@ use crate::Outcome;
 /// How long a single read or write of a registry on the same machine may take.
 const IO_DEADLINE: Duration = Duration::from_secs(20);
 
-/// A registry hides OCI manifests from who does not ask for them by type.
+/// A registry returns OCI manifests only for requests that accept their media type.
 const ACCEPT: &str =
     "application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json";
 

@@ -1,6 +1,6 @@
 //! What one daemon holds on the machine, as a list of lines, so that before and after can be compared.
 //!
-//! Called by: [`crate::daemon::Daemon::finish`] and the fault tests. Counts what must be as it was once the pods are
+//! Called by: [`crate::daemon::Daemon::finish`] and the fault tests. Counts what must be as before once the pods are
 //! gone: processes by role, mounts, host interfaces, tables of nftables, cgroups, and the files of the daemon's root and
 //! run directories.
 //! Not here: images and compiled modules, which are kept on purpose, and logs, which belong to the kubelet.

@@ -1,8 +1,8 @@
-//! A name server for tests: it listens in the network namespace of a process, answers what it was told, and remembers
-//! what it was asked.
+//! A name server for tests: it listens in the network namespace of a process, answers from a function, and records the
+//! names in queries.
 //!
-//! Called by tests of name lookups. Each answer is a function of the name and of how often it was asked for, so that a
-//! name can lead elsewhere the second time. Over UDP an answer that is to be cut is; the whole comes over TCP.
+//! Called by tests of name lookups. Each answer depends on the name and on the number of earlier lookups, so that a name can
+//! have another address the second time. A long answer is truncated over UDP and complete over TCP.
 //! Not here: recursion, zones.
 
 use std::collections::HashMap;
@@ -36,7 +36,7 @@ pub enum Answer {
     Silence,
 }
 
-/// What is answered to a name that is asked for the n-th time, from 0; both families of one lookup count as one.
+/// The answer for a name in its n-th lookup, from 0; both families of one lookup count as one.
 type Zone = dyn Fn(&str, usize) -> Answer + Send + Sync;
 
 /// How often the server looks whether it is to end: its sockets keep the namespace alive.
@@ -171,20 +171,11 @@ impl Shared {
                 Vec::new()
             }
         };
-        for address in addresses
-            .into_iter()
-            .filter(|address| address.is_ipv6() == v6)
-        {
-            let data = match address {
-                IpAddr::V4(v4) => RData::A(A {
-                    address: v4.to_bits(),
-                }),
-                IpAddr::V6(v6) => RData::AAAA(AAAA {
-                    address: v6.to_bits(),
-                }),
-            };
-            let record = ResourceRecord::new(name.clone(), CLASS::IN, 0, data);
-            reply.answers.push(record);
+        for address in addresses {
+            if address.is_ipv6() == v6 {
+                let record = ResourceRecord::new(name.clone(), CLASS::IN, 0, data(address));
+                reply.answers.push(record);
+            }
         }
         reply.build_bytes_vec().ok()
     }
@@ -212,4 +203,16 @@ pub fn in_netns<T: Send + 'static>(
     thread
         .join()
         .map_err(|_| "the thread in the namespace panicked")?
+}
+
+/// The record data of an address.
+fn data(address: IpAddr) -> RData<'static> {
+    match address {
+        IpAddr::V4(v4) => RData::A(A {
+            address: v4.to_bits(),
+        }),
+        IpAddr::V6(v6) => RData::AAAA(AAAA {
+            address: v6.to_bits(),
+        }),
+    }
 }

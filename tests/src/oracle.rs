@@ -1,7 +1,7 @@
 //! Compares what a container sees under two runtimes: facts of the probe, brought into a form that does not depend on
 //! when and where it ran, and the differences that remain.
 //!
-//! Called by: the differential test. Flow: [`parse`] the probe's output, [`settle`] it, [`differences`] of two,
+//! Called by: the differential test. Flow: [`parse`] the probe's output, [`normalize`] it, [`differences`] of two,
 //! [`unexplained`] against the committed list of [`Known`] ones.
 //! Not here: running containers.
 
@@ -93,55 +93,57 @@ pub fn parse(text: &str) -> Result<Facts, String> {
     Ok(facts)
 }
 
-/// Brings facts into a form that two runs can be compared in. `host` are the namespaces of the host, as the probe
-/// writes them.
-pub fn settle(facts: &Facts, host: &Facts) -> Facts {
-    let mut settled = Facts::new();
+/// Brings facts into a form in which two runs can be compared. `host` has the namespaces of the host, as the probe writes
+/// them.
+pub fn normalize(facts: &Facts, host: &Facts) -> Facts {
+    let mut normal = Facts::new();
     for (name, value) in facts {
         if VOLATILE.iter().any(|volatile| name.starts_with(volatile)) {
             continue;
         }
-        if let Some(kind) = name.strip_prefix("ns.") {
-            let shared = host.get(&format!("ns.{kind}")) == Some(value);
-            settled.insert(
-                name.clone(),
-                if shared { "the node's" } else { "its own" }.into(),
-            );
-        } else if name.starts_with("mount.") {
-            let (target, mount) = settle_mount(value);
+        if name.starts_with("mount.") {
+            let (target, mount) = normalize_mount(value);
             let mut key = format!("mount {target}");
-            while settled.contains_key(&key) {
+            while normal.contains_key(&key) {
                 key += " again";
             }
-            settled.insert(key, mount);
-        } else if name == "pid" && !value.starts_with("1 ") {
-            // N parent N group N session N
-            let words: Vec<_> = value.split(' ').collect();
-            let leads = [4, 6].iter().all(|at| words.get(*at) == words.first());
-            let text = if leads { "leads its session" } else { "is led" };
-            settled.insert(name.clone(), text.into());
-        } else if name == "status.SigIgn" || name == "status.SigBlk" {
-            // Signals 32 and 33 are the C library's own; what it does to them in a runtime's parent is not the runtime's.
-            let mask = u64::from_str_radix(value.trim(), 16).unwrap_or(u64::MAX);
-            settled.insert(name.clone(), format!("{:016x}", mask & !0x1_8000_0000));
-        } else if name == "keyring" {
-            // keyring;uid;gid;permissions;name
-            let fields: Vec<_> = value.split(';').take(4).collect();
-            settled.insert(name.clone(), fields.join(";"));
-        } else if name.starts_with("fd.") {
-            let kind = value.split([':', ' ']).next().unwrap_or_default();
-            let end = value.rsplit(' ').next().unwrap_or_default();
-            settled.insert(name.clone(), format!("{kind} {end}"));
+            normal.insert(key, mount);
         } else {
-            let words: Vec<_> = value.split_whitespace().collect();
-            settled.insert(name.clone(), words.join(" "));
+            normal.insert(name.clone(), normalize_value(name, value, host));
         }
     }
-    settled
+    normal
+}
+
+fn normalize_value(name: &str, value: &str, host: &Facts) -> String {
+    if let Some(kind) = name.strip_prefix("ns.") {
+        let shared = host
+            .get(&format!("ns.{kind}"))
+            .is_some_and(|of_host| of_host == value);
+        if shared { "the node's" } else { "its own" }.into()
+    } else if name == "pid" && !value.starts_with("1 ") {
+        // N parent N group N session N
+        let words: Vec<_> = value.split(' ').collect();
+        let leads = [4, 6].iter().all(|at| words.get(*at) == words.first());
+        if leads { "leads its session" } else { "is led" }.into()
+    } else if name == "status.SigIgn" || name == "status.SigBlk" {
+        // The C library uses signals 32 and 33; what it does to them in a runtime's parent is not the runtime's.
+        let mask = u64::from_str_radix(value.trim(), 16).unwrap_or(u64::MAX);
+        format!("{:016x}", mask & !0x1_8000_0000)
+    } else if name == "keyring" {
+        // keyring;uid;gid;permissions;name
+        value.split(';').take(4).collect::<Vec<_>>().join(";")
+    } else if name.starts_with("fd.") {
+        let kind = value.split([':', ' ']).next().unwrap_or_default();
+        let end = value.rsplit(' ').next().unwrap_or_default();
+        format!("{kind} {end}")
+    } else {
+        value.split_whitespace().collect::<Vec<_>>().join(" ")
+    }
 }
 
 /// A line of mountinfo as target and everything about it that does not name a place on the host.
-fn settle_mount(line: &str) -> (String, String) {
+fn normalize_mount(line: &str) -> (String, String) {
     let (before, after) = line.split_once(" - ").unwrap_or((line, ""));
     let before: Vec<&str> = before.split(' ').collect();
     let after: Vec<&str> = after.split(' ').collect();
@@ -302,7 +304,7 @@ mod tests {
     #[test]
     fn a_mount_is_its_target_kind_options_and_propagation() {
         let line = "612 600 0:55 / /dev/shm rw,nosuid,nodev master:4 - tmpfs shm rw,size=65536k";
-        let (target, mount) = settle_mount(line);
+        let (target, mount) = normalize_mount(line);
         assert_eq!(target, "/dev/shm");
         assert_eq!(mount, "tmpfs nodev,nosuid,rw slave rw,size=65536k");
     }
@@ -313,9 +315,9 @@ mod tests {
             parse("{\"ns.net\":\"net:[1]\"}\n{\"ns.ipc\":\"ipc:[2]\"}\n{\"status.Pid\":\"9\"}")
                 .unwrap();
         let host = parse("{\"ns.net\":\"net:[1]\"}\n{\"ns.ipc\":\"ipc:[7]\"}").unwrap();
-        let settled = settle(&facts, &host);
-        assert_eq!(settled["ns.net"], "the node's");
-        assert_eq!(settled["ns.ipc"], "its own");
-        assert_eq!(settled.len(), 2);
+        let normal = normalize(&facts, &host);
+        assert_eq!(normal["ns.net"], "the node's");
+        assert_eq!(normal["ns.ipc"], "its own");
+        assert_eq!(normal.len(), 2);
     }
 }

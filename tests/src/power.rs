@@ -1,16 +1,16 @@
-//! Power loss: a machine whose daemon churns pods is switched off at random points, many times over, and whatever a
-//! client had seen a second before must still be so.
+//! Power loss: a machine whose daemon churns pods is switched off at random points, many times over. Each state
+//! that a client had seen a second before must still be there.
 //!
 //! ```text
-//! cut --boot--> guest: mount the disk, start the daemon, hold it to what was seen, remove all, look for leaks, churn
+//! cut --boot--> guest: mount the disk, start the daemon, compare it with what was seen, remove all, look for leaks, churn
 //!  ^                        | lines on the console: what a client saw, when, and what time it is
 //!  +------- quit <--------- this
 //! ```
 //! Called by: `make test-power`. The machine is QEMU (see `tests/guest/run.sh`) with one ext4 disk that outlives it; its
 //! monitor's `quit` loses what the guest had not written out.
-//! Invariants: nothing is expected that the guest did not say before the cut, and all that is more than [`GRACE_MS`]
-//! older than the last word of the guest is; what is wrong is an error that names it.
-//! Must not know: where records lie (that is the guest's).
+//! Invariants: a state is expected only if the guest reported it, and must be there if that was more than [`GRACE_MS`] before
+//! the guest's last line; an error names what is wrong.
+//! Must not know: where records are (the guest does).
 
 mod churn;
 mod guest;
@@ -18,7 +18,7 @@ mod guest;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs;
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{BufRead as _, BufReader, Read, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -32,7 +32,7 @@ use crate::registry::Registry;
 
 pub use guest::main as guest_main;
 
-/// What a client saw this long before the cut, in milliseconds of the guest, is there afterwards.
+/// A state that a client saw this long before the cut must be there afterwards. Milliseconds of the guest.
 const GRACE_MS: u64 = 1000;
 /// What the guest's lines begin with.
 const MARK: &str = "@power ";
@@ -48,15 +48,15 @@ pub struct Report {
     pub cuts: usize,
     /// Of these, before it churned: while the daemon recovered, or what it had was removed.
     pub early: usize,
-    /// Exits that were held to.
+    /// Exits that were verified.
     pub jobs: usize,
-    /// Images that were held to.
+    /// Images that were verified.
     pub images: usize,
-    /// Removals of pods that were held to.
+    /// Removals of pods that were verified.
     pub removals: usize,
 }
 
-/// What the next boot is held to.
+/// What the next boot must still have.
 #[derive(Debug, Default)]
 struct Known {
     /// Exit code and job by container id.
@@ -78,7 +78,7 @@ pub fn run(cuts: usize) -> Outcome<Report> {
         let begun = Instant::now();
         place.order(&offers, &known, number, last)?;
         let lines = boot_and_cut(&place, &mut dice, last)
-            .and_then(|lines| judge(&lines, &mut known, &mut report, last).map(|()| lines));
+            .and_then(|lines| update(&lines, &mut known, &mut report, last).map(|()| lines));
         let lines = lines.map_err(|why| format!("cut {number} (seed {seed}): {why}"))?;
         if !last {
             report.cuts += 1;
@@ -205,24 +205,29 @@ impl Place {
             .stdout(Stdio::piped());
         let mut child = command.spawn()?;
         let output = child.stdout.take().ok_or("no output of the machine")?;
-        let mut console = fs::File::create(self.dir.join("console"))?;
-        let (sender, lines) = channel();
-        std::thread::spawn(move || {
-            let lines = BufReader::new(output).split(b'\n').map_while(Result::ok);
-            for line in lines {
-                let text = String::from_utf8_lossy(&line).trim_end().to_owned();
-                let _ = writeln!(console, "{text}");
-                if sender.send(text).is_err() {
-                    return;
-                }
-            }
-        });
+        let console = fs::File::create(self.dir.join("console"))?;
         Ok(Machine {
             child,
-            lines,
+            lines: forward_lines(output, console),
             monitor: self.monitor(),
         })
     }
+}
+
+/// The machine's lines as they come; a copy of each goes into the file `console`.
+fn forward_lines(output: impl Read + Send + 'static, mut console: fs::File) -> Receiver<String> {
+    let (sender, lines) = channel();
+    std::thread::spawn(move || {
+        let lines = BufReader::new(output).split(b'\n').map_while(Result::ok);
+        for line in lines {
+            let text = String::from_utf8_lossy(&line).trim_end().to_owned();
+            let _ = writeln!(console, "{text}");
+            if sender.send(text).is_err() {
+                return;
+            }
+        }
+    });
+    lines
 }
 
 /// A machine that runs; switched off when dropped.
@@ -274,7 +279,8 @@ fn boot_and_cut(place: &Place, dice: &mut Dice, last: bool) -> Outcome<Vec<Line>
     Err("the kernel of the machine failed three times before it ran the daemon".into())
 }
 
-/// One boot until it is cut, or, the last time, until it ends by itself. Gives what the guest said: nothing if its kernel failed before.
+/// One boot until it is cut, or, the last time, until it ends by itself. Returns the guest's lines: none if its kernel failed
+/// before it ran anything.
 fn cycle(place: &Place, dice: &mut Dice, last: bool) -> Outcome<Vec<Line>> {
     let machine = place.boot()?;
     let early = !last && dice.percent(20);
@@ -300,10 +306,7 @@ fn cycle(place: &Place, dice: &mut Dice, last: bool) -> Outcome<Vec<Line>> {
                 console.push(text);
             }
             Err(RecvTimeoutError::Timeout) if waits => {
-                let tail = console
-                    .split_off(console.len().saturating_sub(60))
-                    .join("\n");
-                return Err(format!("the machine never was {awaited}:\n{tail}").into());
+                return Err(format!("the machine never was {awaited}:\n{}", tail(&console)).into());
             }
             Err(RecvTimeoutError::Timeout) => {
                 machine.cut();
@@ -311,27 +314,29 @@ fn cycle(place: &Place, dice: &mut Dice, last: bool) -> Outcome<Vec<Line>> {
                 lines.extend(rest);
                 return Ok(lines);
             }
-            Err(RecvTimeoutError::Disconnected) if last => return Ok(lines),
+            Err(RecvTimeoutError::Disconnected) if last || may_end(&console, &lines) => {
+                return Ok(lines);
+            }
             Err(RecvTimeoutError::Disconnected) => {
-                let panicked = console.iter().any(|line| line.contains("Kernel panic"));
-                if lines.is_empty() && panicked {
-                    return Ok(lines);
-                }
-                let broken = lines.iter().any(|line| line.words[0] == "broken");
-                if broken {
-                    return Ok(lines);
-                }
-                let tail = console
-                    .split_off(console.len().saturating_sub(60))
-                    .join("\n");
-                return Err(format!("the machine ended by itself:\n{tail}").into());
+                return Err(format!("the machine ended by itself:\n{}", tail(&console)).into());
             }
         }
     }
 }
 
-/// Takes what the guest said into what is known.
-fn judge(lines: &[Line], known: &mut Known, report: &mut Report, last: bool) -> Outcome<()> {
+/// Whether a machine may have ended by itself: its kernel failed before it ran anything, or the guest reported a failure.
+fn may_end(console: &[String], lines: &[Line]) -> bool {
+    let panicked = console.iter().any(|line| line.contains("Kernel panic"));
+    lines.is_empty() && panicked || lines.iter().any(|line| line.words[0] == "broken")
+}
+
+/// The last lines of the console.
+fn tail(console: &[String]) -> String {
+    console[console.len().saturating_sub(60)..].join("\n")
+}
+
+/// Adds the guest's lines to what is known and to the report. Errors: the guest reports a broken promise.
+fn update(lines: &[Line], known: &mut Known, report: &mut Report, last: bool) -> Outcome<()> {
     let end = lines.last().map_or(0, |line| line.at);
     for line in lines {
         let words: Vec<&str> = line.words.iter().map(String::as_str).collect();

@@ -1,7 +1,7 @@
-//! Finds the processes of one scratch, and says what each of them is.
+//! Finds the processes of one scratch, and the role of each.
 //!
 //! A process belongs to a scratch when its cgroup is below the scratch's, or, for one that has left it, when its
-//! arguments or an open file name the scratch's directory. The one place that knows how Coracle's processes look.
+//! arguments or an open file name the scratch's directory. The only place that knows the names of Coracle's processes.
 
 use std::fs;
 

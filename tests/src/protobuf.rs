@@ -1,7 +1,7 @@
 //! Messages of the CRI as trees of fields that need not make sense, and their bytes.
 //!
-//! Called by: [`crate::hostile`]. The protocol's own table, `proto/fields.txt`, says which fields there are, so that
-//! an RPC or field that is added is tried without a change here.
+//! Called by: [`crate::hostile`]. The protocol's table, `proto/fields.txt`, lists the fields, so that a new RPC or field
+//! is tested without a change here.
 //! Source of the encoding: the Protocol Buffers encoding specification.
 //! Not here: which values are chosen.
 
@@ -60,7 +60,7 @@ pub struct Schema {
 }
 
 impl Schema {
-    /// Reads the table. Errors: a line that is not as its head says.
+    /// Reads the table. Errors: a line with another syntax than its first word requires.
     pub fn read() -> Result<Self, String> {
         let lines = || {
             TABLE

@@ -1,7 +1,7 @@
 //! Builds OCI images in memory and pushes them to a registry: Wasm artifacts, `wasi/wasm` images, Linux images, indexes.
 //!
-//! Nothing is taken from the product: what is pushed is written here from the OCI image and distribution specs and the
-//! CNCF Wasm artifact layout, so a mistake in the product's reading shows.
+//! It shares no code with the product and follows the OCI image and distribution specs and the CNCF Wasm artifact layout, so
+//! that mistakes in the product's parsers show.
 
 use std::io::Write;
 

@@ -30,7 +30,7 @@ pub enum Answer {
     Broken(Status),
 }
 
-/// Makes one call; the server is told to be done within `limit`. Reads of a stream end at the limit as well.
+/// Makes one call with the deadline `limit`. Reads of a stream end at the limit as well.
 pub async fn call(channel: &Channel, rpc: &Rpc, request: Vec<u8>, limit: Duration) -> Answer {
     let mut replies = 0;
     let work = read(channel, rpc, request, limit, &mut replies);

@@ -1,7 +1,7 @@
 //! A real registry: Debian's `docker-registry` on a free loopback port with storage of its own.
 //!
-//! It is watched by a shell that waits for the end of its standard input, so it ends with the test process even when
-//! that is killed, and takes its storage along.
+//! A shell that waits for the end of its standard input watches it. So it ends with the test process, even if that is killed,
+//! and its storage is removed.
 
 use std::fs;
 use std::net::TcpListener;

@@ -1,7 +1,7 @@
-//! Calls as a kubelet repeats them: a repeat finds what a daemon that died or a reply that was lost had finished.
+//! Calls as a kubelet repeats them: a repeat finds what was done before the daemon died or the reply was lost.
 //!
 //! Called by: the fault tests and [`crate::churn`]. Invariant: success means that the object is there exactly once.
-//! Not here: how often and how long a caller tries; see [`until_answered`] for the ordinary way.
+//! Not here: how often and how long a caller tries; [`until_answered`] has the usual policy.
 
 use std::time::Duration;
 

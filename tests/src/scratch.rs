@@ -1,8 +1,8 @@
-//! A corner of the machine for one daemon: a directory, a cgroup, a subnet and an interface prefix that nobody else has.
+//! A corner of the machine for one daemon: a directory, a cgroup, a subnet and an interface prefix of its own.
 //!
 //! Called by: the daemon and peer starters. Slots are held by file locks, so several test processes can run at once,
 //! and a slot that a killed process left behind is swept by the next one that takes it.
-//! Invariant: dropping a scratch leaves nothing of it on the machine, whatever the test did.
+//! Invariant: dropping a scratch removes everything of it from the machine, whatever the test did.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};

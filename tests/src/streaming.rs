@@ -1,12 +1,12 @@
 //! A client of streaming servers, written from the protocols alone: exec, attach and port-forward over SPDY/3.1 and over
-//! WebSocket, in every version, and rude where a test wants it.
+//! WebSocket, in every version, and with broken clients where a test needs them.
 //!
 //! ```text
 //! URL of a CRI reply --upgrade--> spdy::Session | websocket::Socket --> Remote (exec, attach) | pairs of streams
 //! ```
-//! Invariants: nothing is read ahead but a few frames, so that a test that does not read holds the server up; dropping a
-//! client closes its connection as a process that died would.
-//! Not here: what a server should say.
+//! Invariants: nothing is read ahead but a few frames, so that a test that does not read blocks the server; dropping a
+//! client closes its connection, as the end of a process does.
+//! Not here: what a server should answer.
 
 pub mod spdy;
 pub mod websocket;
@@ -45,7 +45,7 @@ impl Url {
     }
 }
 
-/// What a server says to a request for an upgrade.
+/// A server's response to an upgrade request.
 #[derive(Debug)]
 pub struct Answer {
     /// 101 if it is one.
@@ -131,12 +131,12 @@ impl Wire {
         name.starts_with("v4.") || name.starts_with("v5.")
     }
 
-    /// Whether the end of input can be told.
+    /// Whether the protocol can signal the end of input.
     pub fn half_closes(self) -> bool {
         matches!(self, Wire::Spdy(_) | Wire::WebSocket("v5.channel.k8s.io"))
     }
 
-    /// Whether sizes can be told.
+    /// Whether the protocol can send terminal sizes.
     pub fn resizes(self) -> bool {
         !matches!(self, Wire::Spdy("v2.channel.k8s.io" | "channel.k8s.io"))
     }
@@ -162,7 +162,7 @@ pub const MODERN: &[Wire] = &[
     Wire::WebSocket("v5.channel.k8s.io"),
 ];
 
-/// A piece of what a session says.
+/// A piece of a session's output.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Part {
     /// Of its output.

@@ -303,7 +303,7 @@ async fn an_out_of_memory_kill_ends_neither_its_pod_nor_the_daemon() {
 
 #[tokio::test]
 #[ignore = "needs systemd as process 1: make test-v2 INIT=systemd"]
-async fn a_kubelet_with_the_other_driver_is_told() {
+async fn a_kubelet_with_the_other_driver_gets_an_error() {
     let node = Node::start().await;
     let config = pod("path", &PathBuf::from(HOME).join("path"), "/kubepods/pod1");
     let answer = node.cri.run_pod(&config).await;

@@ -14,7 +14,7 @@ use crate::support::{
 };
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_not_there_is_said_with_its_names() {
+async fn errors_for_missing_images_name_them() {
     let (registry, scratch) = (Registry::start().await, Scratch::new());
     let images = open(&scratch.0).await;
     registry.image("app", "v1", &Parts::artifact(MODULE)).await;
@@ -45,7 +45,7 @@ async fn what_is_not_there_is_said_with_its_names() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn lies_are_noticed_and_leave_nothing() {
+async fn wrong_content_is_detected_and_leaves_nothing() {
     let (liar, scratch) = (ScriptedRegistry::start().await, Scratch::new());
     let images = open(&scratch.0).await;
     let parts = Parts::artifact(MODULE);
@@ -284,7 +284,7 @@ impl Drop for SmallDisk {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_disk_is_said_and_nothing_is_left_on_it() {
+async fn a_full_disk_is_reported_and_nothing_is_left_on_it() {
     let (liar, scratch) = (ScriptedRegistry::start().await, Scratch::new());
     let disk = SmallDisk::mount(scratch.0.join("disk"), 12);
     let images = open(&disk.0).await;

@@ -146,7 +146,7 @@ async fn the_right_entry_of_an_index_is_taken() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_tag_that_moves_moves_here_too() {
+async fn a_tag_that_moves_in_the_registry_moves_in_the_store() {
     let (registry, scratch) = (Registry::start().await, Scratch::new());
     let images = open(&scratch.0).await;
     let reference = format!("{}/app:latest", registry.host);
@@ -204,7 +204,7 @@ async fn equal_pulls_are_one_and_the_last_to_leave_ends_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn credentials_open_what_is_closed_and_are_never_shown() {
+async fn credentials_open_private_images_and_are_never_shown() {
     let (liar, scratch) = (ScriptedRegistry::start().await, Scratch::new());
     let images = open(&scratch.0).await;
     let realm = format!(

@@ -26,7 +26,7 @@ pub trait Contender {
     fn has_plugins(&self) -> bool;
     /// Its corner of the machine: every process in it belongs to this runtime.
     fn scratch(&self) -> &Scratch;
-    /// The pid of the daemon, whose memory is told apart from the pods'.
+    /// The pid of the daemon, whose memory is reported apart from that of pods.
     fn daemon_pid(&self) -> i32;
     /// The directory for container logs.
     fn logs(&self) -> PathBuf {

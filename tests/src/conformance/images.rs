@@ -1,4 +1,4 @@
-//! The look-alikes of the images that critest runs: of Linux programs (a busybox of our own and two small ones), or of
+//! Substitutes for the images that critest runs: of Linux programs (a busybox of our own and two small ones), or of
 //! one WebAssembly component that answers to the same names (`tests/guests/box.c`).
 //!
 //! Place in the flow: [`push_all`] fills one registry, which then answers for every registry that critest names.
@@ -233,12 +233,9 @@ fn push_one(
     for layer in &layers {
         push::push_blob(host, repository, &layer.packed)?;
     }
-    // The other architecture's image is whole, too, but nothing in it could run here.
-    let foreign = if architecture() == "arm64" {
-        "amd64"
-    } else {
-        "arm64"
-    };
+    // The other architecture's image is complete, but its programs do not run here.
+    let is_arm = architecture() == "arm64";
+    let foreign = if is_arm { "amd64" } else { "arm64" };
     let mut entries = Vec::new();
     for (os, architecture) in [("linux", foreign), own] {
         let config = config(recipe, (os, architecture), &layers)

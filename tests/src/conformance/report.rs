@@ -1,4 +1,4 @@
-//! Reads the verdict that critest writes as JSON and renders it for a reader.
+//! Reads the report that critest writes as JSON and renders it as text.
 //!
 //! The format is that of ginkgo 2 (`types.Report`); only the fields used here are named. Benchmarks, which critest
 //! carries along and always skips, are not counted.

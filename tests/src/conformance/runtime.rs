@@ -1,4 +1,4 @@
-//! The runtime that critest judges: Coracle, or Debian's containerd with runc to prove the harness itself.
+//! The runtime that critest tests: Coracle, or Debian's containerd with runc to prove the harness itself.
 //!
 //! Both run in a scratch of their own and pull every image through the same `hosts.toml` files.
 //! Not here: critest.
@@ -12,16 +12,16 @@ use crate::peer::Containerd;
 use crate::push::{Image, file};
 use crate::{Outcome, guests};
 
-/// A running daemon; ends, with all it started, on [`Judged::finish`] or on drop.
+/// A running daemon; ends, with all it started, on [`Runtime::finish`] or on drop.
 #[derive(Debug)]
-pub enum Judged {
+pub enum Runtime {
     /// The product, as the Makefile builds it.
     Coracle(Box<Daemon>),
     /// containerd and runc.
     Peer(Box<Containerd>),
 }
 
-impl Judged {
+impl Runtime {
     /// Starts the runtime with these mirrors and waits until it answers. Errors: as the starters say.
     pub async fn start(peer: bool, registry: &str, mirrors: &Path) -> Outcome<Self> {
         if peer {

@@ -18,7 +18,7 @@ use crate::{Outcome, scratch};
 
 /// Critest gives up by itself after this; a run takes two minutes.
 const DEADLINE: &str = "20m";
-/// The cgroup in which critest puts pods when the runtime does not tell its driver.
+/// The cgroup in which critest puts pods when the runtime does not report its driver.
 const CRITEST_CGROUP: &str = "test.slice";
 
 /// The directory of one run, and the machine as it was before.

@@ -1,7 +1,7 @@
-//! What conformance specs ask of a container that WebAssembly has not, hence cannot pass with the look-alike component.
+//! Conformance specs that need what WebAssembly does not have, and so cannot pass with the substitute component.
 //!
 //! Every other spec has to pass with handler `coracle-wasm`. docs/conformance.md publishes the list.
-//! Invariant: a spec is here because of what it asks, never because of what the product should do and does not yet.
+//! Invariant: a spec is here because of what it tests, never because the product does not support it yet.
 //! Not here: running them.
 
 /// Why specs cannot pass, and which: regular expressions over their full names.

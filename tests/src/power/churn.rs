@@ -1,7 +1,8 @@
-//! The churn in the machine: pods with jobs and long programs, pulls and removals, each said after it was answered.
+//! The churn in the machine: pods with jobs and long programs, pulls and removals. Each is reported after the daemon has
+//! answered.
 //!
-//! Called by: [`super::guest`]. Invariant: what is about to be taken away is said before, so that the host expects it no
-//! longer. Must not know: when the power goes.
+//! Called by: [`super::guest`]. Invariant: a removal is announced before it begins, so that the host no longer expects the
+//! object. Must not know: when the power goes.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -89,7 +90,7 @@ impl Worker {
         }))
     }
 
-    /// Runs a job to its end in a pod, and says so.
+    /// Runs a job to its end in a pod, and reports it.
     async fn job(
         &self,
         name: &str,

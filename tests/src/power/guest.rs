@@ -1,7 +1,8 @@
-//! What runs in the machine: a daemon on the disk that survives, held to what a client saw before the cut, then a churn.
+//! What runs in the machine: a daemon on the surviving disk. It is compared with what a client saw before the cut; then pods
+//! are created and removed until the next cut.
 //!
-//! Called by: `power guest ORDER`. Says what it sees on standard output, a line each, with the time.
-//! Invariant: nothing is said before it was answered.
+//! Called by: `power guest ORDER`. Writes each result to standard output, one line each, with the time.
+//! Invariant: a result is written only after the daemon has returned it.
 
 use std::fs;
 use std::io::Write as _;
@@ -28,10 +29,10 @@ const RUN: &str = "/run/power";
 const LOG: &str = "/run/power.log";
 /// Pods at a time.
 pub(super) const WORKERS: usize = 3;
-/// How often the guest says what time it is.
+/// How often the guest prints the time.
 const BEAT: Duration = Duration::from_millis(50);
 
-/// What the host wants.
+/// What the host has written for this boot.
 #[derive(Default)]
 pub(super) struct Order {
     pub(super) cut: String,
@@ -59,14 +60,14 @@ impl Order {
                 }
                 ["image", image] => order.images.push(image.to_owned()),
                 ["gone", pod] => order.gone.push(pod.to_owned()),
-                _ => return Err(format!("an order that nobody knows: {line}").into()),
+                _ => return Err(format!("unknown line in the order: {line}").into()),
             }
         }
         Ok(order)
     }
 }
 
-/// Says something to the host.
+/// Writes lines to the console, which the host reads.
 #[derive(Clone, Copy)]
 pub(super) struct Voice(Instant);
 
@@ -80,14 +81,14 @@ impl Voice {
 }
 
 impl Voice {
-    /// Says what is about to be done, and waits until the console has passed it on.
+    /// Writes what is about to be done, and waits until the host has read it.
     pub(super) async fn announce(self, text: &str) {
         self.say(text);
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
 }
 
-/// Does what the order says until the power goes, or, the last time, to the end.
+/// Carries out the order until the power goes, or, the last time, to the end.
 pub fn main(order: &Path) -> Outcome<()> {
     let voice = Voice(Instant::now());
     let order = Order::read(order)?;
@@ -134,7 +135,7 @@ async fn act(voice: Voice, order: Order) -> Outcome<()> {
     voice.announce("clearing").await;
     clear(&cri).await?;
     if order.last {
-        client_end(&mut daemon)?;
+        stop(&mut daemon)?;
         let _ = registry.kill();
         let _ = registry.wait();
         run("busybox", &["umount", DISK])?;
@@ -143,13 +144,18 @@ async fn act(voice: Voice, order: Order) -> Outcome<()> {
         return Ok(());
     }
     voice.say("churning");
+    churn(&cri, voice, &order).await
+}
+
+/// Runs and removes pods until the power goes.
+async fn churn(cri: &Cri, voice: Voice, order: &Arc<Order>) -> Outcome<()> {
     let addresses = Addresses::default();
     let mut workers = tokio::task::JoinSet::new();
     for number in 0..WORKERS {
         let worker = Worker {
             cri: cri.clone(),
             voice,
-            order: Arc::clone(&order),
+            order: Arc::clone(order),
             addresses: addresses.clone(),
             number,
         };
@@ -200,7 +206,8 @@ fn daemon() -> Outcome<Child> {
     Ok(command.stderr(log).spawn()?)
 }
 
-fn client_end(daemon: &mut Child) -> Outcome<()> {
+/// Drains the daemon. Errors: it did not exit with success.
+fn stop(daemon: &mut Child) -> Outcome<()> {
     let pid = rustix::process::Pid::from_child(daemon);
     rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
     let status = daemon.wait()?;
@@ -210,21 +217,48 @@ fn client_end(daemon: &mut Child) -> Outcome<()> {
     }
 }
 
-/// Everything that was seen is still so, and nothing is torn.
+/// Everything that a client saw a second before the cut is there, and no record is damaged.
 async fn verify(cri: &Cri, order: &Order) -> Outcome<()> {
-    for name in ["quarantine", "images"] {
-        for entry in fs::read_dir(Path::new(ROOT).join(name))
-            .into_iter()
-            .flatten()
-        {
-            let name_of = entry?.file_name().to_string_lossy().into_owned();
-            if name == "quarantine" || name_of.contains("damaged") {
-                return Err(format!("torn: {name}/{name_of}").into());
+    verify_files()?;
+    verify_pods(cri, order).await?;
+    for (container, code, job) in &order.exited {
+        verify_exit(cri, container, *code, job).await?;
+    }
+    for image in &order.images {
+        if cri.image(image).await?.is_none() {
+            return Err(format!("image {image} was pulled and is gone").into());
+        }
+    }
+    let Some(image) = order.images.last() else {
+        return Ok(());
+    };
+    let name = format!("verify-{}", order.cut);
+    let (pod, config) = sandbox(cri, &name).await?;
+    let container = container(&name, image, "exit 3");
+    let id = cri.create_started(&pod, &container, &config).await?;
+    match cri.wait_exit(&id).await?.exit_code {
+        3 => Ok(()),
+        code => Err(format!("a container of image {image} exited {code}").into()),
+    }
+}
+
+/// Nothing was set aside as damaged.
+fn verify_files() -> Outcome<()> {
+    for directory in ["quarantine", "images"] {
+        let entries = fs::read_dir(Path::new(ROOT).join(directory));
+        for entry in entries.into_iter().flatten() {
+            let name = entry?.file_name().to_string_lossy().into_owned();
+            if directory == "quarantine" || name.contains("damaged") {
+                return Err(format!("torn: {directory}/{name}").into());
             }
         }
     }
-    let pods = cri.list_pods(None).await?;
-    for pod in &pods {
+    Ok(())
+}
+
+/// All pods and containers can be read, and removed pods stay removed.
+async fn verify_pods(cri: &Cri, order: &Order) -> Outcome<()> {
+    for pod in &cri.list_pods(None).await? {
         if let Some(why) = pod.annotations.get("state.coracle.dev/unreadable") {
             return Err(format!("sandbox {} is not readable: {why}", pod.id).into());
         }
@@ -237,32 +271,20 @@ async fn verify(cri: &Cri, order: &Order) -> Outcome<()> {
             return Err(format!("container {} is not readable", container.id).into());
         }
     }
-    for (container, code, job) in &order.exited {
-        let status = cri.status(container).await;
-        let status = status.map_err(|error| format!("job {job} ({container}): {error}"))?;
-        let is = (status.state(), status.exit_code);
-        if is != (ContainerExited, *code) {
-            return Err(format!("job {job} ({container}) exited {code}, is {is:?}").into());
-        }
-        let runs = fs::read_to_string(Path::new(RUNS).join(job)).unwrap_or_default();
-        if runs != "run\n" {
-            return Err(format!("job {job} ran like this: {runs:?}").into());
-        }
+    Ok(())
+}
+
+/// A finished job has its exit code and ran once.
+async fn verify_exit(cri: &Cri, container: &str, code: i32, job: &str) -> Outcome<()> {
+    let status = cri.status(container).await;
+    let status = status.map_err(|error| format!("job {job} ({container}): {error}"))?;
+    let is = (status.state(), status.exit_code);
+    if is != (ContainerExited, code) {
+        return Err(format!("job {job} ({container}) exited {code}, is {is:?}").into());
     }
-    for image in &order.images {
-        if cri.image(image).await?.is_none() {
-            return Err(format!("image {image} was pulled and is gone").into());
-        }
-    }
-    if let Some(image) = order.images.last() {
-        let name = format!("verify-{}", order.cut);
-        let (pod, config) = sandbox(cri, &name).await?;
-        let container = container(&name, image, "exit 3");
-        let id = cri.create_started(&pod, &container, &config).await?;
-        let code = cri.wait_exit(&id).await?.exit_code;
-        if code != 3 {
-            return Err(format!("a container of image {image} exited {code}").into());
-        }
+    let runs = fs::read_to_string(Path::new(RUNS).join(job)).unwrap_or_default();
+    if runs != "run\n" {
+        return Err(format!("job {job} ran like this: {runs:?}").into());
     }
     Ok(())
 }

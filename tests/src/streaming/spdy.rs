@@ -1,6 +1,6 @@
 //! The client's side of SPDY/3.1, as moby/spdystream speaks it.
 //!
-//! Invariant: one task reads, and stops while a stream holds a few frames that nobody took. Not here: sessions' meaning.
+//! Invariant: one task reads, and stops while a stream has a few unread frames. Not here: the meaning of streams.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -1,7 +1,7 @@
 //! The client's side of WebSocket, from RFC 6455: channels in messages, or a stream of bytes in messages.
 //!
-//! Invariants: reading and writing do not wait for each other; every frame from the server is held to the rules: not
-//! masked, no reserved bits, control frames short and whole. Not here: channels' meaning.
+//! Invariants: reading and writing do not wait for each other; every frame from the server is checked: not masked,
+//! no reserved bits, control frames short and whole. Not here: the meaning of channels.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -104,7 +104,7 @@ impl Socket {
         send(&self.writer, PING, b"are you there").await
     }
 
-    /// Reads in the background; `take` gets each channel's bytes and says whether to go on. Dropping what this returns
+    /// Reads in the background; `take` gets each channel's bytes and returns whether to go on. Dropping what this returns
     /// stops reading, and closes the connection once no channel is left.
     pub fn forward<F>(
         mut self,

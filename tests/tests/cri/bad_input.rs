@@ -95,7 +95,7 @@ async fn bad_mounts_are_named_and_earlier_ones_undone() {
 }
 
 #[tokio::test]
-async fn every_rpc_says_which_field_is_missing() {
+async fn every_rpc_names_the_missing_field() {
     let daemon = daemon().await;
     let pod = Pod::run(&daemon, "fields").await;
     let (mut runtime, mut image) = (pod.cri.runtime.clone(), pod.cri.images.clone());
@@ -197,7 +197,7 @@ async fn every_rpc_says_which_field_is_missing() {
 }
 
 #[tokio::test]
-async fn what_is_not_built_says_so_by_name() {
+async fn unimplemented_rpcs_name_themselves() {
     let daemon = daemon().await;
     let mut runtime = daemon.cri().runtime.clone();
     macro_rules! unbuilt {

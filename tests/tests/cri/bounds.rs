@@ -1,4 +1,4 @@
-//! What tenants can make the daemon do or hold is bounded: output, messages, threads, descriptors, disk.
+//! Bounds on what tenants can make the daemon do or hold: output, messages, threads, descriptors, disk.
 
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -32,7 +32,7 @@ async fn exec(pod: &Pod, id: &str, script: String) -> Result<cri::ExecSyncRespon
 
 /// T26: 40 at a time once took 955 MiB.
 #[tokio::test]
-async fn the_output_of_all_execs_together_is_bounded_and_one_that_lacks_room_says_so() {
+async fn the_output_of_all_execs_together_is_bounded_and_one_beyond_it_gets_an_error() {
     let daemon = shell::daemon().await;
     let pod = Pod::run(&daemon, "output").await;
     let id = pod.start(&sh("main", "sleep 1000")).await;
@@ -232,7 +232,7 @@ fn ticks(pid: i32) -> u64 {
 }
 
 #[tokio::test]
-async fn a_daemon_out_of_descriptors_does_not_spin_says_so_and_recovers() {
+async fn a_daemon_out_of_descriptors_logs_it_does_not_spin_and_recovers() {
     let daemon = site::daemon().await;
     let pid = daemon.pid();
     let cri = daemon.cri();

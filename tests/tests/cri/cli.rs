@@ -1,4 +1,4 @@
-//! The command line and the services that tell what the runtime is: version, status, configuration.
+//! The command line, and the RPCs that describe the runtime: version, status, configuration.
 
 use std::process::{Command, Output};
 
@@ -52,7 +52,7 @@ async fn version_is_what_kubelet_asks_for() {
 }
 
 #[tokio::test]
-async fn status_tells_readiness_handlers_and_the_state_directory() {
+async fn status_has_readiness_handlers_and_the_state_directory() {
     let daemon = daemon().await;
     let mut runtime = daemon.cri().runtime.clone();
     let reply = runtime

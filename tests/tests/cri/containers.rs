@@ -58,7 +58,7 @@ async fn a_container_goes_through_its_states_with_its_times() {
 }
 
 #[tokio::test]
-async fn exit_codes_and_reasons_are_told() {
+async fn exit_codes_and_reasons_are_reported() {
     let daemon = daemon().await;
     let pod = Pod::run(&daemon, "codes").await;
     for (code, reason) in [(0, "Completed"), (1, "Error"), (3, "Error"), (125, "Error")] {

@@ -71,7 +71,7 @@ async fn view(options: Options) -> View {
     let mut view = View::new();
     for variant in variants::all() {
         let facts = variant.facts(&daemon).await;
-        view.insert(variant.name.to_owned(), oracle::settle(&facts, &host));
+        view.insert(variant.name.to_owned(), oracle::normalize(&facts, &host));
     }
     daemon.finish().await.unwrap();
     view

@@ -1,4 +1,4 @@
-//! ExecSync: programs in running containers, Linux and Wasm, and what happens to them when somebody gives up.
+//! ExecSync: programs in running containers, Linux and Wasm, and what happens to them after a timeout or a lost caller.
 
 use std::time::{Duration, Instant};
 
@@ -49,7 +49,7 @@ async fn exec_bytes(
 }
 
 #[tokio::test]
-async fn a_program_says_what_it_says_and_its_code_is_an_answer() {
+async fn output_and_exit_code_of_a_program_are_returned() {
     let daemon = shell::daemon().await;
     let pod = Pod::run(&daemon, "exec").await;
     let mut config = shell::sh("main", "sleep 1000");

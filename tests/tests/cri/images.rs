@@ -181,7 +181,7 @@ async fn a_cancelled_pull_ends_and_another_is_not_delayed() {
 }
 
 #[tokio::test]
-async fn the_filesystem_is_told_and_grows_with_images() {
+async fn the_filesystem_is_reported_and_grows_with_images() {
     let daemon = daemon().await;
     let mut service = daemon.cri().images.clone();
     let mut fs_info = async || {

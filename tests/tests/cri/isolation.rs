@@ -1,4 +1,4 @@
-//! The first jail of a Wasm guest, seen from outside: what its process holds and may do.
+//! The jail of a Wasm container from outside: what its process holds and may do.
 
 use std::collections::BTreeSet;
 use std::fs;

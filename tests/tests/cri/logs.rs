@@ -11,7 +11,7 @@ use tonic::Code;
 use crate::site::{Pod, daemon, eventually, refused, tool};
 
 #[tokio::test]
-async fn long_lines_are_split_streams_are_told_apart_and_no_byte_is_lost() {
+async fn long_lines_are_split_streams_are_marked_and_no_byte_is_lost() {
     let daemon = daemon().await;
     let pod = Pod::run(&daemon, "spam").await;
     let (_, text) = pod

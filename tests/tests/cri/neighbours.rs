@@ -1,5 +1,5 @@
-//! Two daemons on one node, and a daemon under a parent that others use: nobody loses anything to the other's sweep, and
-//! what cannot be shared is refused by name.
+//! Two daemons on one node, and a daemon under a parent that others use: no daemon removes anything of the other at
+//! its start, and what cannot be shared is refused by name.
 
 use std::fs;
 use std::path::PathBuf;

@@ -295,7 +295,7 @@ async fn each_pod_has_an_address_of_its_own_that_answers() {
 }
 
 #[tokio::test]
-async fn a_host_network_pod_takes_no_address_and_says_so() {
+async fn a_host_network_pod_leases_no_address() {
     let daemon = daemon().await;
     let mut config = daemon.pod("host");
     // As kubelet does: a pod on the host's network brings no hostname.

@@ -1,4 +1,4 @@
-//! Who may open a wall: an annotation opens nothing that the operator's configuration of the handler does not.
+//! Annotations: none allows anything that the operator's configuration of the handler does not.
 
 use coracle_proto::runtime::v1 as cri;
 use coracle_tests::daemon::{Daemon, Options};

@@ -1,4 +1,4 @@
-//! What a power loss may leave of records, made by hand: whatever was not on the disk yet is empty, half or absent.
+//! Records as a power loss may leave them, made by hand: those that were not on the disk are empty, half or missing.
 //! Not here: a machine that is switched off.
 
 use std::fs;

@@ -1,4 +1,4 @@
-//! Who may die: kill -9 of daemon, spawner, keeper and guest under running pods; drains; upgrades and rollbacks.
+//! kill -9 of daemon, spawner, keeper and container process under running pods; drains; upgrades and rollbacks.
 
 mod upgrade;
 
@@ -14,6 +14,7 @@ use cri::ContainerState::{ContainerCreated, ContainerExited, ContainerRunning};
 use tonic::Code;
 
 use crate::site::{Pod, daemon, eventually, refused, tool};
+use crate::unusable_records::reboot;
 
 fn pids(daemon: &Daemon, role: Role) -> Vec<i32> {
     daemon
@@ -161,7 +162,7 @@ async fn a_killed_keeper_is_noticed_by_the_next_daemon_too() {
 }
 
 #[tokio::test]
-async fn a_killed_spawner_is_replaced_and_nobody_notices() {
+async fn a_killed_spawner_is_replaced_and_no_pod_is_affected() {
     let daemon = daemon().await;
     let before = Pod::run(&daemon, "before").await;
     let running = before.tool(&["sleep"]).await;
@@ -326,17 +327,7 @@ async fn after_a_reboot_pods_are_not_ready_and_finished_jobs_stay_finished() {
     let job = pod.tool(&["exit", "0"]).await;
     let reported = pod.cri.wait_exit(&job).await.unwrap();
     let running = pod.tool(&["sleep"]).await;
-    // What a reboot does: every process ends, the run directory is empty, and the boot id is another.
-    daemon.kill();
-    for process in procs::of_scratch(daemon.scratch()) {
-        procs::kill(process.pid);
-    }
-    for mount in daemon.scratch().mounts() {
-        let _ = std::process::Command::new("umount")
-            .args(["-l", &mount])
-            .status();
-    }
-    std::fs::remove_dir_all(daemon.scratch().dir().join("run")).unwrap();
+    reboot(&mut daemon);
     daemon.boot_anew().await.unwrap();
     let sandbox = pod.cri.pod_status(&pod.id).await.unwrap();
     assert_eq!(sandbox.state(), cri::PodSandboxState::SandboxNotready);

@@ -1,4 +1,4 @@
-//! What all requests together may hold: labels, annotations, environments, arguments of every sandbox and container.
+//! The bound on the memory of all requests together: labels, annotations, environments, arguments of every sandbox and container.
 
 use coracle_proto::runtime::v1 as cri;
 use coracle_tests::client::container;

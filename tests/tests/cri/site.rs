@@ -1,5 +1,5 @@
-//! What the tests share: one registry with the images of all guests, a daemon that has pulled, a pod to hand, and the
-//! words in which tests say what they expect.
+//! What the tests share: one registry with the images of all guests, a daemon that has pulled, a pod, and the
+//! helpers with which tests state what they expect.
 
 use std::fmt::Debug;
 use std::sync::OnceLock;

@@ -1,4 +1,4 @@
-//! The toolbox of Wasm containers: what an exec finds that the image has not.
+//! The toolbox of Wasm containers: programs for an exec that the image does not have.
 
 use coracle_proto::runtime::v1 as cri;
 use coracle_tests::client::container;

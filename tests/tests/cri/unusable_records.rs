@@ -1,5 +1,5 @@
-//! Records that cannot be used: each way in which reading one fails, for each kind, at a plain start and after a reboot.
-//! Nothing of the pod is ended or erased, it is shown with the reason, it comes back by itself, and it can be removed.
+//! Records that cannot be used: each way in which reading one fails, for each kind, after a restart and after a reboot. The
+//! pod runs on and loses nothing, its status has the reason, it recovers by itself, and it can be removed.
 
 mod reboot;
 
@@ -54,6 +54,10 @@ impl Fixture {
 
     async fn state(&self, id: &str) -> cri::ContainerState {
         self.pod.cri.status(id).await.unwrap().state()
+    }
+
+    async fn exit_code(&self, id: &str) -> i32 {
+        self.pod.cri.status(id).await.unwrap().exit_code
     }
 
     /// Everything is as it was, and can be worked with.

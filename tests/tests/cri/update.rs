@@ -1,5 +1,5 @@
-//! UpdateContainerResources and UpdatePodSandboxResources: what is answered holds in the kernel, in the status and
-//! after the daemon's death; what is refused has changed nothing.
+//! UpdateContainerResources and UpdatePodSandboxResources: an accepted change is in the kernel, in the status and there
+//! after the daemon's death; a refused one has changed nothing.
 
 use std::fs;
 

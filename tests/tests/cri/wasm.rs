@@ -40,7 +40,7 @@ async fn modules_and_components_run_side_by_side_in_one_pod() {
 }
 
 #[tokio::test]
-async fn a_components_exit_and_its_stop_are_told_like_a_modules() {
+async fn a_components_exit_and_its_stop_are_reported_like_a_modules() {
     let daemon = daemon().await;
     let pod = Pod::run(&daemon, "components").await;
     let registry = images().registry.host();

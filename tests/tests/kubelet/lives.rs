@@ -63,7 +63,7 @@ async fn probes_pass_and_a_container_whose_liveness_probe_fails_is_restarted() {
 
 #[tokio::test]
 #[ignore = "needs a kubelet: make kubelet"]
-async fn a_failing_container_is_restarted_with_back_off_and_says_how_it_failed() {
+async fn a_failing_container_is_restarted_with_back_off_and_keeps_its_reason() {
     let node = node(json!({})).await;
     let mut fails = script("fails", "echo trouble > /dev/termination-log; exit 7");
     fails["terminationMessagePolicy"] = json!("FallbackToLogsOnError");

@@ -59,7 +59,7 @@ async fn volumes_of_a_pod_are_shared_by_its_linux_and_wasm_containers() {
 
 #[tokio::test]
 #[ignore = "needs a kubelet: make kubelet"]
-async fn names_hosts_and_the_environment_are_as_kubelet_says() {
+async fn names_hosts_and_the_environment_are_those_of_the_kubelet() {
     let node = node(json!({})).await;
     let mut shows = script(
         "shows",

@@ -1,4 +1,4 @@
-//! The layers of the look-alike images: a root with its few files and directories, and programs in it.
+//! The layers of the substitute images: a root with its few files and directories, and programs in it.
 //!
 //! Invariant: commands are hard links of one file, because specs mask single ones.
 //! Not here: which images there are.

@@ -1,4 +1,4 @@
-//! What compiling can be made to do, and what could be slipped in as compiled code: T53, T59.
+//! Attacks on the compiler, and forged compiled code: T53, T59.
 
 use std::fs;
 use std::path::{Path, PathBuf};

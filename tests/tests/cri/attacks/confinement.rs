@@ -1,4 +1,4 @@
-//! What a container must not have, and what others must not reach: T10 to T15, T17.
+//! What a container must not have, and what must not be reachable from others: T10 to T15, T17.
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};

@@ -1,4 +1,4 @@
-//! Flaws that engines have had, tried on the one that runs here, and a component that wants to be called: T62, T65.
+//! Known flaws of Wasm engines, tried on this one, and a component that exports instead of running: T62, T65.
 
 use super::canary::{Canary, Fate};
 use super::wasm::fate;

@@ -1,4 +1,4 @@
-//! Keys: a container finds none of its maker's, and none of them can keep another from starting.
+//! Kernel keys: a container finds none of the daemon, and cannot keep another from starting by using up a quota.
 
 use coracle_tests::daemon::Daemon;
 

@@ -1,4 +1,4 @@
-//! What a container that sees the node's processes gets out of those of the runtime, however short they live: nothing.
+//! A container that sees the node's processes gets nothing out of those of the runtime, however short they live.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

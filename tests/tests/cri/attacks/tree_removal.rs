@@ -1,4 +1,4 @@
-//! Trees that a container leaves behind: their removal harms nobody, however deep they are.
+//! Directory trees that a container leaves behind: their removal blocks and breaks nothing, however deep they are.
 
 use std::fs;
 use std::os::fd::OwnedFd;

@@ -1,4 +1,4 @@
-//! What a WebAssembly guest can try on the engine, the host's functions and its directories: T51, T54 to T56, T60.
+//! What a Wasm module can try on the engine, the host's functions and its directories: T51, T54 to T56, T60.
 
 use std::fs;
 use std::os::unix::fs::symlink;

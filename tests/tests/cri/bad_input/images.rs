@@ -23,7 +23,7 @@ async fn first_refusal(daemon: &Daemon, pod: &Pod, pushed: &Pushed) -> Result<St
 }
 
 #[tokio::test]
-async fn what_is_no_module_is_refused_with_its_digest() {
+async fn files_that_are_no_modules_are_refused_with_their_digest() {
     let daemon = daemon().await;
     let pod = Pod::run(&daemon, "bad").await;
     let whole = guests::tool().unwrap();

@@ -14,7 +14,7 @@ use super::{pushed, with_files};
 use crate::site::{Pod, daemon, daemon_with, images, refused};
 
 #[tokio::test]
-async fn a_registry_that_lies_or_dies_leaves_no_image() {
+async fn a_registry_that_sends_wrong_bytes_or_dies_leaves_no_image() {
     let daemon = daemon_with(Options {
         images: "pull_idle_timeout_s = 1".into(),
         ..Options::default()
@@ -94,7 +94,7 @@ async fn a_registry_that_lies_or_dies_leaves_no_image() {
 }
 
 #[tokio::test]
-async fn a_registry_that_is_down_and_what_it_does_not_have_are_told_apart() {
+async fn a_registry_that_is_down_and_a_missing_image_are_different_errors() {
     let daemon = daemon().await;
     let cri = daemon.cri();
     let nowhere = format!("127.0.0.1:{}/app:v1", free_port().unwrap());

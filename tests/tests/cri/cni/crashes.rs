@@ -1,4 +1,4 @@
-//! Daemons that are killed while plugins work, and nodes that restart: nothing is attached twice, nothing stays.
+//! Daemons that are killed while plugins work, and nodes that restart: nothing is attached twice, and nothing is left.
 
 use coracle_proto::runtime::v1 as cri;
 use coracle_tests::procs;

@@ -1,4 +1,4 @@
-//! Plugins that fail, hang or talk nonsense, and requests that would have them do what nobody meant.
+//! Plugins that fail, hang or return garbage, and requests that try to misuse plugins.
 
 use std::time::{Duration, Instant};
 

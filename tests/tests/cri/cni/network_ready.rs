@@ -125,7 +125,7 @@ async fn plugins_of_1_1_say_themselves_whether_they_are_ready() {
 }
 
 #[tokio::test]
-async fn namespaces_are_pinned_where_the_operator_says() {
+async fn namespaces_are_pinned_in_the_configured_directory() {
     let mut daemon = scripted(10, "1.0.0").await;
     let pins = daemon.scratch().dir().join("netns/coracle");
     let text = std::fs::read_to_string(daemon.config_path()).unwrap();
@@ -144,7 +144,7 @@ async fn namespaces_are_pinned_where_the_operator_says() {
 }
 
 #[tokio::test]
-async fn pods_are_let_go_by_whoever_connected_them_after_a_switch() {
+async fn pods_are_detached_by_the_network_that_connected_them_after_a_switch() {
     let mut daemon = scripted(10, "1.0.0").await;
     let place = daemon.cni();
     let text = std::fs::read_to_string(daemon.config_path()).unwrap();

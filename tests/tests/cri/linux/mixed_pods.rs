@@ -1,4 +1,4 @@
-//! Both payloads in one pod, and what the deaths of daemon and keeper do to Linux containers.
+//! Wasm and Linux containers in one pod, and Linux containers when daemon or keeper die.
 
 use coracle_tests::client;
 use coracle_tests::procs::{self, Role, is_alive};

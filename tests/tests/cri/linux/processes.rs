@@ -7,7 +7,7 @@ use super::shell::{daemon, images, look, on_peer, program, run, run_sh, sh};
 use crate::site::Pod;
 
 #[tokio::test]
-async fn exit_codes_and_signals_are_told() {
+async fn exit_codes_and_signals_are_reported() {
     let daemon = daemon().await;
     let pod = Pod::run(&daemon, "codes").await;
     for (script, code, reason) in [

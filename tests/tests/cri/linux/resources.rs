@@ -65,7 +65,7 @@ async fn limits_are_the_kernels_values() {
 }
 
 #[tokio::test]
-async fn running_out_of_memory_is_called_so_and_hurts_nobody_else() {
+async fn running_out_of_memory_is_reported_and_harms_no_other_container() {
     let daemon = daemon().await;
     let pod = Pod::run(&daemon, "oom").await;
     pod.start(&program("witness", &["sleep", "8882"])).await;

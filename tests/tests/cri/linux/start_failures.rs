@@ -1,4 +1,4 @@
-//! What cannot be started says so: StartContainer fails, the container has ended, and its status tells why.
+//! Containers that cannot be started: StartContainer fails, the container has exited, and its status has the reason.
 
 use coracle_proto::runtime::v1 as cri;
 use cri::ContainerState::ContainerExited;

@@ -1,4 +1,4 @@
-//! A daemon that dies while containers start: the next one takes them for starting until their programs run.
+//! A daemon that dies while containers start: the next one reports them as starting until their programs run.
 
 use coracle_proto::runtime::v1 as cri;
 use coracle_tests::client::container;

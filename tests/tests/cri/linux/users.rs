@@ -65,7 +65,7 @@ async fn users_and_groups_are_numbers_or_names_of_the_image() {
 }
 
 #[tokio::test]
-async fn the_status_tells_who_it_was() {
+async fn the_status_has_the_user_and_its_groups() {
     if on_peer() {
         return;
     }

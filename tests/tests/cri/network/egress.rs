@@ -1,4 +1,4 @@
-//! Egress lists as they hold any process of a pod; what WebAssembly's host functions add is tested with sockets.
+//! Egress lists as nftables enforces them on any process of a pod; `sockets` tests those of WebAssembly's host functions.
 
 use coracle_tests::daemon::{Daemon, Options};
 use tonic::Code;

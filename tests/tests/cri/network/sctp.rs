@@ -1,5 +1,5 @@
-//! Host ports of SCTP. A kernel may lack the protocol, and then only what needs no kernel is held: that of the guest
-//! of `make test-v2` has it, and may not pass for one that lacks it.
+//! Host ports of SCTP. On a kernel without the protocol only the tests that do not need it run. The kernel of
+//! `make test-v2` has it, so there all must run.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};

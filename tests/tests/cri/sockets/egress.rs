@@ -248,7 +248,7 @@ async fn a_guest_that_has_broken_out_is_held_to_the_listed_ports() {
 }
 
 #[tokio::test]
-async fn a_list_that_is_none_refuses_the_pod_by_name() {
+async fn an_invalid_egress_list_refuses_the_pod() {
     let daemon = daemon().await;
     for (allow, word) in [
         ("10.0.0.1/8", "10.0.0.1/8"),

@@ -143,7 +143,7 @@ async fn requests_over_tls_trust_whom_the_image_trusts() {
 }
 
 #[tokio::test]
-async fn a_request_is_given_up_when_the_guest_says() {
+async fn a_request_ends_at_the_timeout_that_the_guest_has_set() {
     let (daemon, image) = net_daemon().await;
     let pod = Pod::run(&daemon, "late").await;
     // Takes connections and says nothing.

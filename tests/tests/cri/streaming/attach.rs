@@ -8,7 +8,7 @@ use crate::linux::shell;
 use crate::site::{Pod, refused};
 
 #[tokio::test]
-async fn a_client_hears_what_comes_and_learns_of_the_end() {
+async fn a_client_receives_new_output_and_the_end() {
     let daemon = shell::daemon().await;
     let pod = Pod::run(&daemon, "attach").await;
     for (number, wire) in MODERN.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! Clients that go without a word: nothing of theirs stays.
+//! Clients that disconnect without notice: nothing of theirs stays.
 
 use std::sync::Arc;
 

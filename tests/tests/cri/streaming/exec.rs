@@ -1,4 +1,4 @@
-//! What a program that is run over a stream says, and hears.
+//! Output and input of programs that are run over a stream.
 
 use coracle_proto::runtime::v1 as cri;
 use coracle_tests::client::container;
@@ -116,7 +116,7 @@ async fn what_a_program_said_last_is_not_lost_on_a_slow_client() {
 }
 
 #[tokio::test]
-async fn a_program_that_is_not_there_is_told_on_the_error_stream() {
+async fn a_missing_program_is_reported_on_the_error_stream() {
     let daemon = shell::daemon().await;
     let pod = Pod::run(&daemon, "absent").await;
     let id = pod.start(&shell::sh("main", "sleep 1000")).await;
@@ -134,7 +134,7 @@ async fn a_program_that_is_not_there_is_told_on_the_error_stream() {
 }
 
 #[tokio::test]
-async fn a_container_that_ended_after_the_url_was_made_is_told_too() {
+async fn a_container_that_exited_after_the_url_was_made_is_reported() {
     let daemon = shell::daemon().await;
     let pod = Pod::run(&daemon, "ended").await;
     let id = pod.start(&shell::sh("main", "sleep 1000")).await;

@@ -107,7 +107,7 @@ async fn bytes_go_both_ways_and_each_side_ends_by_itself() {
 }
 
 #[tokio::test]
-async fn a_port_where_nobody_listens_is_told_and_harms_no_other() {
+async fn a_port_without_a_listener_is_reported_and_breaks_no_other() {
     let daemon = shell::daemon().await;
     let pod = servers(&daemon).await;
     for carrier in CARRIERS {
@@ -146,7 +146,7 @@ async fn a_port_where_nobody_listens_is_told_and_harms_no_other() {
 
 /// Clients older than request ids: the error stream, then the data stream.
 #[tokio::test]
-async fn pairs_without_a_request_id_are_told_by_their_numbers() {
+async fn pairs_without_a_request_id_are_matched_by_stream_number() {
     let daemon = shell::daemon().await;
     let pod = servers(&daemon).await;
     let session = session(&pod, Carrier::Plain).await;

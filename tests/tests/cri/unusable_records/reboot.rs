@@ -21,32 +21,14 @@ async fn after_a_reboot_no_record_is_lost_to_one_that_cannot_be_used() {
         fixture.state(&fixture.running).await == ContainerExited
     })
     .await;
-    assert_eq!(
-        fixture
-            .pod
-            .cri
-            .status(&fixture.running)
-            .await
-            .unwrap()
-            .exit_code,
-        255
-    );
+    assert_eq!(fixture.exit_code(&fixture.running).await, 255);
     assert_eq!(fixture.state(&fixture.ended).await, ContainerUnknown);
     mend();
     wait_for("the job is read", async || {
         fixture.state(&fixture.ended).await == ContainerExited
     })
     .await;
-    assert_eq!(
-        fixture
-            .pod
-            .cri
-            .status(&fixture.ended)
-            .await
-            .unwrap()
-            .exit_code,
-        7
-    );
+    assert_eq!(fixture.exit_code(&fixture.ended).await, 7);
     daemon.finish().await.unwrap();
 }
 
@@ -70,16 +52,7 @@ async fn a_step_that_fails_after_a_reboot_loses_no_record() {
             fixture.state(&fixture.ended).await == ContainerExited
         })
         .await;
-        assert_eq!(
-            fixture
-                .pod
-                .cri
-                .status(&fixture.ended)
-                .await
-                .unwrap()
-                .exit_code,
-            7
-        );
+        assert_eq!(fixture.exit_code(&fixture.ended).await, 7);
         daemon.finish().await.unwrap();
     }
 }
