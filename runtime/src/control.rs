@@ -1,10 +1,10 @@
-//! The wire between daemon, spawner and keepers: versioned, length-prefixed frames that may carry descriptors.
+//! The protocol between daemon, spawner and keepers: versioned, length-prefixed frames that may carry descriptors.
 //!
 //! Used on both ends: async in the daemon ([`crate::keeper::Keeper`], [`crate::spawner::Spawner`]), polled in the
 //! single-threaded keeper and spawner. A frame is an 8-byte head (`C` `R`, version u16, length u32, little endian)
 //! and a JSON body; descriptors travel with the head.
-//! Invariant: a peer that sends a bad head, an oversized body or too many descriptors is dropped, never obeyed.
-//! Not here: deadlines and retries (the callers' business), what a message means.
+//! Invariant: the connection to a peer that sends a bad head, an oversized body or too many descriptors is closed.
+//! Callers set deadlines and retry. It must not know what a message means.
 
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzz;
@@ -20,18 +20,18 @@ use rustix::net::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 
-/// The protocol version that this build speaks; it also understands every older one.
+/// The protocol version of this build, which also understands every older one.
 pub const PROTOCOL: u16 = 4;
-/// The protocol since which a greeting comes in pages.
+/// The protocol version since which a greeting comes in pages.
 pub const PAGED_PROTOCOL: u16 = 4;
-/// The largest body, in bytes; specs travel as descriptors, so frames are small.
+/// The largest body, in bytes. Specs are sent as descriptors, so frames are small.
 pub const MAX_BODY: usize = 256 * 1024;
 /// The most descriptors that one frame may carry.
 pub const MAX_FDS: usize = 253;
 
 const HEAD: usize = 8;
 
-/// One message with the descriptors that came or go with it.
+/// One message with its descriptors.
 #[derive(Debug)]
 pub struct Frame {
     /// The sender's protocol version.
@@ -43,7 +43,7 @@ pub struct Frame {
 }
 
 impl Frame {
-    /// Packs `message` and `fds`. Errors: the message does not serialise or is larger than [`MAX_BODY`].
+    /// Packs `message` and `fds`. Errors: the message does not serialize or is larger than [`MAX_BODY`].
     pub fn pack<M: Serialize>(message: &M, fds: Vec<OwnedFd>) -> io::Result<Self> {
         let body = serde_json::to_vec(message).map_err(io::Error::other)?;
         if body.len() > MAX_BODY || fds.len() > MAX_FDS {
@@ -63,14 +63,14 @@ impl Frame {
         })
     }
 
-    /// Reads the message. Errors: the body is no such message.
+    /// Parses the body. Errors: it is not such a message.
     pub fn message<M: DeserializeOwned>(&self) -> io::Result<M> {
         serde_json::from_slice(&self.body)
             .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
     }
 }
 
-/// Takes frames apart that arrive in pieces; one per connection.
+/// Assembles frames that arrive in pieces; one per connection.
 #[derive(Debug, Default)]
 pub struct Reader {
     bytes: Vec<u8>,
@@ -78,9 +78,9 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// Reads what is there until one frame is whole. `Ok(None)`: the peer closed. `WouldBlock`: come back later.
+    /// Reads until one frame is complete. `Ok(None)`: the peer closed. `WouldBlock`: call again when it is readable.
     ///
-    /// Errors: the peer broke the protocol, or recvmsg(2) failed; drop the connection then.
+    /// Errors: the peer broke the protocol, or recvmsg(2) failed; close the connection then.
     pub fn read(&mut self, socket: BorrowedFd<'_>) -> io::Result<Option<Frame>> {
         loop {
             let wanted = self.wanted()?;
@@ -97,7 +97,7 @@ impl Reader {
         }
     }
 
-    /// Bytes still missing from the frame at hand; never more, so that no descriptor of the next one is taken.
+    /// Bytes missing from the current frame. Reading more could take a descriptor of the next frame.
     fn wanted(&self) -> io::Result<usize> {
         if self.bytes.len() < HEAD {
             return Ok(HEAD - self.bytes.len());
@@ -161,7 +161,7 @@ impl Reader {
     }
 }
 
-/// Writes frames out in pieces; one per connection. What was not taken stays queued.
+/// Writes frames in pieces; one per connection. Bytes that the socket did not accept stay queued.
 #[derive(Debug, Default)]
 pub struct Writer {
     queue: std::collections::VecDeque<(Vec<u8>, Vec<OwnedFd>)>,
@@ -180,14 +180,14 @@ impl Writer {
         self.queue.push_back((bytes, frame.fds));
     }
 
-    /// Whether nothing waits to be sent.
+    /// Whether the queue is empty.
     pub fn is_empty(&self) -> bool {
         self.queue.is_empty()
     }
 
-    /// Sends what the socket takes. `WouldBlock`: come back when it is writable.
+    /// Sends what the socket accepts. `WouldBlock`: call again when it is writable.
     ///
-    /// Errors: sendmsg(2) failed; drop the connection then.
+    /// Errors: sendmsg(2) failed; close the connection then.
     pub fn flush(&mut self, socket: BorrowedFd<'_>) -> io::Result<()> {
         while let Some((bytes, fds)) = self.queue.front_mut() {
             let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
@@ -219,7 +219,7 @@ impl Writer {
     }
 }
 
-/// Sends `bytes` with one descriptor over a stream socket; both arrive whole, as they are small.
+/// Sends `bytes` with one descriptor over a stream socket. The bytes are few, so they arrive in one piece.
 ///
 /// Errors: sendmsg(2) failed.
 pub fn send_one(socket: BorrowedFd<'_>, bytes: &[u8], fd: BorrowedFd<'_>) -> io::Result<()> {
@@ -239,7 +239,7 @@ pub fn send_one(socket: BorrowedFd<'_>, bytes: &[u8], fd: BorrowedFd<'_>) -> io:
     Err(io::ErrorKind::WriteZero.into())
 }
 
-/// Reads into `chunk` from a stream socket or a pipe, adding descriptors that came along to `fds`. 0 is the end.
+/// Reads into `chunk` from a stream socket or a pipe and appends received descriptors to `fds`. Returns 0 at the end.
 ///
 /// Errors: recvmsg(2) failed, `WouldBlock` among them.
 pub fn receive(

@@ -1,16 +1,17 @@
-//! The keeper: one small process a pod, parent and reaper of its containers, keeper of their logs and exits.
+//! The keeper: one small process per pod. It is parent and reaper of the pod's container processes, writes their logs,
+//! and records their exits.
 //!
-//! Forked by the spawner as pid 1 of a pod-level pid namespace, so that whatever kills it ends exactly its pod. It
-//! outlives the daemon, which finds it again by record, pidfd and this module's control socket. [`process`] is the
-//! keeper itself, [`Keeper`] the daemon's half.
+//! The spawner forks it as pid 1 of a pod-level pid namespace: if it is killed, exactly its pod ends. It outlives the
+//! daemon, which finds it again by record, pidfd and control socket. [`process`] is the keeper process, [`Keeper`] the
+//! daemon's side.
 //!
 //! ```text
-//! daemon --control socket--> keeper --fork--> guest          (spec by memfd, unread on the way)
-//!                              |  log thread a container <---- stdout, stderr pipes
+//! daemon --control socket--> keeper --fork--> container process   (spec by memfd, which the keeper does not read)
+//!                              |  one log thread per container <---- stdout, stderr pipes
 //!                              +- exit record on disk, then event to the daemon
 //! ```
 //! Invariant: the keeper never blocks on a container, a log or the daemon.
-//! Not here: kubelet, images, the daemon's records.
+//! It must not know about CRI, images or the daemon's records.
 
 mod client;
 mod container_process;
@@ -37,8 +38,8 @@ pub use client::{
 };
 pub use container_process::main as container_main;
 
-/// Fuzz target: a record counts only if its checksum is right; what is behind one is an exit or nothing. The checksum
-/// of the second half of the inputs is made right first.
+/// Fuzz target: an exit record is read only if its checksum is right. For half of the inputs the target fixes the
+/// checksum first.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn exit_record(input: &[u8]) {
     let Ok(text) = std::str::from_utf8(input) else {
@@ -59,9 +60,9 @@ pub(crate) fn exit_record(input: &[u8]) {
     }
 }
 
-/// Makes a keeper's control socket at `path` (0600), replacing one that was left behind.
+/// Makes a keeper's control socket at `path` (0600) and replaces a stale one.
 ///
-/// Errors: the directory is missing, or it is not ours to write.
+/// Errors: the directory is missing or not writable.
 pub fn bind_control(path: &Path) -> Result<OwnedFd> {
     let what = || format!("make control socket {}", path.display());
     let _ = std::fs::remove_file(path);
@@ -73,8 +74,8 @@ pub fn bind_control(path: &Path) -> Result<OwnedFd> {
     Ok(listener.into())
 }
 
-/// A name for the socket `path` that fits a socket address (107 bytes) however deep the run directory lies: by way of
-/// the open directory, which must be held while the name is used.
+/// A name for the socket `path` that fits a socket address (107 bytes) however long the run directory's path is: it
+/// goes through the open directory, which must stay open while the name is used.
 fn short(path: &Path) -> io::Result<(OwnedFd, PathBuf)> {
     use rustix::fs::{Mode, OFlags, open};
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
@@ -89,13 +90,13 @@ fn short(path: &Path) -> io::Result<(OwnedFd, PathBuf)> {
     Ok((directory, by_number.join(name)))
 }
 
-/// The exit record of one container that its keeper left in `dir`, if there is a whole one.
-/// Errors: one is there and cannot be read, or is of a format that this build does not know.
+/// The exit record of one container that its keeper left in `dir`, if there is a complete one.
+/// Errors: it exists but cannot be read, or has a format that this build does not know.
 pub fn read_exit(dir: &Path, container: &ContainerId) -> Result<Option<Exit>> {
     exits::read(dir, container)
 }
 
-/// Removes the exit record of a container; absent is fine.
+/// Removes the exit record of a container, if there is one.
 pub fn remove_exit(dir: &Path, container: &ContainerId) {
     exits::remove(dir, container);
 }

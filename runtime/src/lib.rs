@@ -1,23 +1,24 @@
-//! The processes that hold sandboxes.
+//! The processes that run sandboxes.
 //!
-//! The daemon talks to a [`spawner`], which forks one [`keeper`] a pod, which forks one guest a container. A guest has
-//! coracle-sandbox build its jail; what runs at the end of it is coracle-wasm's or a Linux program.
+//! The daemon talks to a [`spawner`], which forks one [`keeper`] per pod, which forks one container process per
+//! container. That process builds its jail with coracle-sandbox, then runs a Wasm guest with coracle-wasm or executes a
+//! Linux program.
 //!
 //! | module | is |
 //! |---|---|
-//! | [`control`] | the wire between daemon, spawner and keepers |
-//! | [`spawner`], [`keeper`] | the processes, and the daemon's half of each |
-//! | [`unpacker`] | the jailed process for layers |
-//! | [`process`] | a process that cannot be taken for another |
+//! | [`control`] | the protocol between daemon, spawner and keepers |
+//! | [`spawner`], [`keeper`] | the processes, and the daemon's side of each |
+//! | [`unpacker`] | the jailed process that unpacks layers |
+//! | [`process`] | a process identified by pidfd, pid and start time |
 //!
-//! Invariant: what the crates below this one know of each other, and where unsafe code is, is held by `tests/tests/architecture.rs`.
-//! Not here: CRI, images, the daemon's records, jails, networks, limits.
+//! Invariant: `tests/tests/architecture.rs` checks which crates depend on which, and where unsafe code is.
+//! It must not know about CRI, images or the daemon's records; jails, networks and limits are in the crates below it.
 
 pub mod control;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzz;
-#[allow(unsafe_code, reason = "log threads, guest descriptors by number")]
+#[allow(unsafe_code, reason = "log threads, descriptors by number")]
 pub mod keeper;
 mod native;
 pub mod process;
@@ -36,17 +37,18 @@ use coracle_spec::error::{Context as _, Error, Kind, Result};
 use coracle_sys as sys;
 use coracle_wasm::compiler;
 
-/// Keeps other processes of the node, and of containers that see its pids, out of this one. The first act of every
-/// process of ours, for execve(2) opens it again.
+/// Makes this process undumpable, so that other processes of the node, and of containers that see its pids, cannot
+/// reach into it. Every process of ours calls this first, because execve(2) resets it.
 ///
 /// Errors: the kernel refuses.
 pub fn forbid_access() -> Result<()> {
     sys::dump::forbid().during(|| "keep other processes out of this one (PR_SET_DUMPABLE)".into())
 }
 
-/// What the daemon does while it has one thread: an own, empty session keyring, so that containers have none to lose.
+/// Gives the daemon an empty session keyring of its own, so that containers inherit none. Called while it has one
+/// thread.
 ///
-/// Errors: the kernel has no keyrings, or a setting of the node would open processes of ours to containers.
+/// Errors: the kernel has no keyrings, or a sysctl of the node would make our processes dumpable by containers.
 pub fn isolate_daemon() -> Result<()> {
     let file = "/proc/sys/fs/suid_dumpable";
     if sys::dump::id_change_reopens().during(|| format!("read {file}"))? {

@@ -1,15 +1,16 @@
-//! The last step of a Linux container: from a process inside its finished root to the program of its image.
+//! The last step of a Linux container: its process, inside the finished root, becomes the program of its image.
 //!
-//! Called by a guest after `sandbox::linux` built its root, and by each exec after it joined a container: the same
-//! function for both, so that no exec is confined less than the container.
+//! Called by a container process after `sandbox::linux` built its root, and by an exec's process after it joined a
+//! container. Both use the same function, so that no exec is confined less than the container.
 //!
 //! ```text
 //! limits -> working directory -> [filter] -> bounding set -> groups and user -> capabilities
 //!        -> no_new_privs -> [filter] -> other descriptors closed -> execve
 //! ```
-//! A filter is loaded as late as possible: after no_new_privs where that is set, else while the process may still.
+//! The filter is loaded as late as possible: after no_new_privs where that is set, else while the process still has the
+//! capability for it.
 //! Invariants: only standard streams survive the execve; nothing here opens a path outside the root.
-//! Not here: mounts, namespaces, cgroups.
+//! It must not know about mounts, namespaces or cgroups.
 
 mod exec;
 
@@ -22,19 +23,19 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use coracle_sandbox as sandbox;
 use coracle_spec::error::{Context as _, Error, Kind, Result};
-use coracle_spec::{Identity, LinuxSpec, PidSpace, ResourceLimit};
+use coracle_spec::{Identity, LinuxSpec, PidNamespaceMode, ResourceLimit};
 use coracle_sys as sys;
 
 pub use exec::{NotExecuted, ProcessArgs};
 
-/// An open `/proc/self/attr` file that takes the security label of the next execve.
+/// An open `/proc/self/attr` file, which sets the security label of the next execve.
 pub struct Label {
     file: File,
     text: String,
 }
 
 impl Label {
-    /// Opens what `linux` asks for; `None` when it asks for nothing. Called while `/proc` shows this process.
+    /// Opens the file for the label of `linux`; `None` if it has no label. Called while `/proc` shows this process.
     ///
     /// Errors: the kernel does not have that security module.
     pub fn open(linux: &LinuxSpec) -> Result<Option<Self>> {
@@ -48,7 +49,7 @@ impl Label {
         Ok(Some(Self { file, text }))
     }
 
-    /// Takes it on, for the next execve of this process or of one that it forks. Errors: the policy refuses.
+    /// Sets the label for the next execve of this process or of one that it forks. Errors: the policy refuses.
     pub fn apply(mut self) -> Result<()> {
         let text = self.text;
         self.file
@@ -57,7 +58,7 @@ impl Label {
     }
 }
 
-/// What a program is executed with, beside its spec.
+/// What a program is executed with, besides its spec.
 pub struct Credentials {
     /// User and groups, as the container sees them.
     pub identity: Identity,
@@ -67,7 +68,7 @@ pub struct Credentials {
     pub label: Option<Label>,
 }
 
-/// Becomes the program of `linux`; `about_to` is called right before. Returns only if that failed.
+/// Executes the program of `linux`; calls `about_to` right before. Returns only on failure.
 pub fn execute(
     linux: &LinuxSpec,
     who: Credentials,
@@ -90,7 +91,7 @@ fn confine(linux: &LinuxSpec, who: Credentials) -> Result<()> {
         Some(filter) => sandbox::install(filter.as_fd(), linux.filter_flags),
         None => Ok(()),
     };
-    // A profile of the node need not allow this call.
+    // Before the filter: a profile of the node may not allow this call.
     sys::fork::close_on_exec_from(3).during(|| "close other descriptors".into())?;
     if !jail.no_new_privs {
         load(&who.filter)?;
@@ -101,7 +102,7 @@ fn confine(linux: &LinuxSpec, who: Credentials) -> Result<()> {
     }
     inside_root(&linux.working_dir)?;
     sys::ids::set_umask(jail.umask);
-    if jail.pid == PidSpace::Node {
+    if jail.pid == PidNamespaceMode::Node {
         sys::signals::die_with_parent().during(|| "tie the program to its keeper".into())?;
     }
     if jail.no_new_privs {
@@ -164,12 +165,13 @@ fn resource(number: u32) -> Option<Resource> {
     all.iter().find(|(n, _)| *n == number).map(|(_, r)| *r)
 }
 
-/// Enters the working directory; one that was missing was made with the root, where no link leads out.
+/// Enters the working directory. A missing one was made with the root, where no link leads out.
 fn enter(directory: &str) -> Result<()> {
     rustix::process::chdir(directory).during(|| format!("enter working directory {directory:?}"))
 }
 
-/// A working directory reached through a leaked descriptor is outside every root, and getcwd(2) says so.
+/// Checks that the working directory is inside the root. One that was reached through a leaked descriptor is not, and
+/// getcwd(2) shows it.
 fn inside_root(directory: &str) -> Result<()> {
     let at = rustix::process::getcwd(Vec::new());
     let at = at.during(|| format!("look up working directory {directory:?}"))?;
@@ -182,9 +184,9 @@ fn inside_root(directory: &str) -> Result<()> {
     ))
 }
 
-/// Gives the standard pipes to the container's user, who could not open `/dev/stdout` again otherwise. As host root.
+/// Gives the standard pipes to the container's user, who otherwise could not reopen `/dev/stdout`. Called as host root.
 ///
-/// Errors: none; what belongs to nobody (`/dev/null`) stays as it is.
+/// Errors are ignored. Streams that are not pipes, such as `/dev/null`, keep their owner.
 pub fn give_streams(host_uid: u32) {
     for stream in 0..3 {
         let stream = sys::standard(stream);
@@ -197,7 +199,7 @@ pub fn give_streams(host_uid: u32) {
     }
 }
 
-/// A text as the kernel takes it. Errors: it holds a NUL.
+/// `text` as a C string. Errors: it holds a NUL.
 fn text(arg: &str) -> io::Result<std::ffi::CString> {
     std::ffi::CString::new(std::ffi::OsStr::new(arg).as_bytes())
         .map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))

@@ -1,8 +1,8 @@
-//! A process that cannot be taken for another: pidfd, host pid and start time together.
+//! A process that cannot be confused with another: it is identified by pidfd, host pid and start time together.
 //!
-//! Held by the daemon for keepers and guests; made from a pidfd that came over the control wire, or from a record.
-//! Invariant: signals go through the pidfd, so a reused pid is never hit.
-//! Not here: what the process is.
+//! The daemon holds one for each keeper and container process, made from a received pidfd or from a record.
+//! Invariant: signals go through the pidfd, so a reused pid is never signalled.
+//! It must not know what the process does.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -15,7 +15,7 @@ use tokio::io::unix::AsyncFd;
 use coracle_spec::error::{Context as _, Result};
 use coracle_sys as sys;
 
-/// A process of ours; cheap to clone.
+/// A process; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Process {
     pidfd: Arc<OwnedFd>,
@@ -24,9 +24,9 @@ pub struct Process {
 }
 
 impl Process {
-    /// Takes over a pidfd, learning the host pid from `/proc`.
+    /// Wraps a pidfd and reads the host pid from `/proc`.
     ///
-    /// Errors: `/proc` cannot be read. A process that is gone already is no error: its pid is 0 then.
+    /// Errors: `/proc` cannot be read. A process that is gone already is not an error: its pid is 0 then.
     pub fn from_pidfd(pidfd: OwnedFd) -> Result<Self> {
         let pid = match sys::fork::pid_of(pidfd.as_fd()) {
             Ok(pid) => pid,
@@ -41,9 +41,9 @@ impl Process {
         })
     }
 
-    /// The process of a record: `None` when it is gone or the pid belongs to another by now.
+    /// The process of a record; `None` if it is gone or the pid was reused.
     ///
-    /// Errors: the node is out of descriptors or memory, so that nobody can tell.
+    /// Errors: the node is out of descriptors or memory, so it cannot be checked.
     pub fn open(pid: i32, recorded_start: u64) -> Result<Option<Self>> {
         let Some(raw) = Pid::from_raw(pid).filter(|_| pid > 0) else {
             return Ok(None);
@@ -53,7 +53,7 @@ impl Process {
             Err(rustix::io::Errno::SRCH) => return Ok(None),
             Err(e) => return Err(e).during(|| format!("open process {pid}")),
         };
-        // Read after the pidfd was opened: if the times agree now, the pidfd is of that very process.
+        // Read after the pidfd was opened: if the times agree now, the pidfd is of that process.
         match read_stat(pid) {
             Ok(Some(stat)) if start_in(&stat) == Some(recorded_start) => {}
             Ok(_) => return Ok(None),
@@ -66,22 +66,22 @@ impl Process {
         }))
     }
 
-    /// The pid in the daemon's pid namespace; 0 if the process was gone before it was looked at.
+    /// The pid in the daemon's pid namespace; 0 if the process was gone before its pid was read.
     pub fn pid(&self) -> i32 {
         self.pid
     }
 
-    /// Start time in clock ticks since boot, as `/proc/PID/stat` field 22 has it.
+    /// Start time in clock ticks since boot: field 22 of `/proc/PID/stat`.
     pub fn start_time(&self) -> u64 {
         self.start_time
     }
 
-    /// Sends `signal`; `false` when the process is gone already.
+    /// Sends `signal`; `false` if the process is gone already.
     ///
-    /// Errors: the number is no signal, or the kernel refuses (EPERM).
+    /// Errors: the number is not a signal, or the kernel refuses (EPERM).
     pub fn signal(&self, signal: i32) -> Result<bool> {
         let sent = if (1..=64).contains(&signal) {
-            // rustix names only the classic signals; real-time ones go by number.
+            // rustix has names only for the classic signals; real-time ones are sent by number.
             match Signal::from_named_raw(signal) {
                 Some(named) => pidfd_send_signal(&*self.pidfd, named).map_err(io::Error::from),
                 None => sys::signals::send_raw(self.pidfd.as_fd(), signal),
@@ -96,7 +96,7 @@ impl Process {
         }
     }
 
-    /// Whether a signal sent now would be heard: caught, or kept until it is unblocked. `None` when it is gone.
+    /// Whether the process catches or blocks `signal`, so that it would see one sent now. `None` if it is gone.
     pub fn handles_signal(&self, signal: i32) -> Option<bool> {
         let text = std::fs::read_to_string(format!("/proc/{}/status", self.pid)).ok()?;
         if start_time(self.pid) != Some(self.start_time) {
@@ -123,14 +123,14 @@ impl Process {
         !matches!(rustix::event::poll(&mut fds, Some(&now)), Ok(n) if n > 0)
     }
 
-    /// Waits until the process has ended, reaped or not.
+    /// Waits until the process has ended, whether it was reaped or not.
     pub async fn ended(&self) {
         let own = Arc::clone(&self.pidfd);
         #[allow(
             unsafe_code,
             reason = "tokio wants the descriptor's constancy promised"
         )]
-        // SAFETY: the Arc keeps the very descriptor open, under the same number, until the registration is dropped.
+        // SAFETY: the Arc keeps the descriptor open, under the same number, until the registration is dropped.
         let waiting = unsafe { AsyncFd::register_with_interest(own, Interest::READABLE) };
         if let Ok(fd) = waiting {
             let readiness = fd.ready(Interest::READABLE).await;
@@ -138,14 +138,14 @@ impl Process {
                 return;
             }
         }
-        // Out of descriptors, or a spurious wake-up: look now and then instead.
+        // Out of descriptors, or a spurious wake-up: poll at intervals instead.
         while self.is_alive() {
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
         }
     }
 
-    /// The exit code as CRI reports it (128 + signal for a signal), if the kernel still tells: from `/proc` while the
-    /// process is a zombie, else from `PIDFD_GET_INFO` (Linux 6.15).
+    /// The exit code as in CRI (128 + signal for a signal), if the kernel still has it: from `/proc` while the process
+    /// is a zombie, else from `PIDFD_GET_INFO` (Linux 6.15).
     pub fn exit_status(&self) -> Option<i32> {
         let status = zombie_status(self.pid, self.start_time)
             .or_else(|| sys::signals::reaped_status(self.pidfd.as_raw_fd()))?;
@@ -163,12 +163,12 @@ fn stat_fields(pid: i32) -> Option<Vec<String>> {
 }
 
 fn fields_of(stat: &str) -> Option<Vec<String>> {
-    // The name in parentheses may hold anything; fields are counted after the last one. Index 0 is field 3.
+    // The name in parentheses may hold anything, so fields are counted after the last parenthesis. Index 0 is field 3.
     let (_, fields) = stat.rsplit_once(") ")?;
     Some(fields.split_ascii_whitespace().map(str::to_owned).collect())
 }
 
-/// `/proc/PID/stat`, or `None` of a process that is gone. Errors: descriptors or memory have run out.
+/// `/proc/PID/stat`; `None` if the process is gone. Errors: descriptors or memory have run out.
 fn read_stat(pid: i32) -> io::Result<Option<String>> {
     match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
         Ok(text) => Ok(Some(text)),

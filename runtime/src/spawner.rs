@@ -1,10 +1,10 @@
-//! The spawner: a small, warm, single-threaded process from which every keeper is forked.
+//! The spawner: a small single-threaded process with a loaded engine, from which every keeper is forked.
 //!
-//! The daemon execs it clean (`coracle spawner`), talks to it over a socketpair and starts another when it dies; a
-//! dead spawner costs nothing but that. This file is the daemon's half, [`process`] the other.
-//! Invariant: no answer is waited for without a deadline, and a keeper of a request that failed does not live: its
-//! lifeline is dropped with the request.
-//! Not here: what a keeper does.
+//! The daemon execs it (`coracle spawner`), talks to it over a socketpair, and starts a new one if it dies; nothing
+//! else is lost then. This file is the daemon's side, [`process`] the spawner process.
+//! Invariants: every wait has a deadline; the keeper of a failed request ends, because its lifeline is closed with the
+//! request.
+//! It must not know what a keeper does.
 
 pub mod process;
 
@@ -29,30 +29,30 @@ use coracle_spec::failpoint;
 use coracle_spec::id::PodId;
 use coracle_sys::mounts::{self, Forbid};
 
-/// How long a spawner may take to warm its engine.
+/// How long a spawner may take to load its engine.
 const WARM_UP: Duration = Duration::from_secs(20);
 /// How long it may take to fork.
 const FORK: Duration = Duration::from_secs(10);
 
-/// What a keeper is born with.
+/// Options of [`Spawner::fork`].
 pub struct NewKeeper {
     /// Its pod.
     pub pod: PodId,
     /// Its control socket, bound and listening; see [`crate::keeper::bind_control`].
     pub listener: OwnedFd,
-    /// Where it leaves exit records.
+    /// The directory of its exit records.
     pub exits: PathBuf,
-    /// Namespaces that its guests join.
+    /// Namespaces that its container processes join.
     pub namespaces: Namespaces,
-    /// Whether it lives in the node's pid namespace, as its containers do then.
+    /// Whether it lives in the node's pid namespace; then its containers do, too.
     pub host_pid: bool,
     /// OOM killer adjustment.
     pub oom_score_adj: i32,
-    /// Its cgroup in the unified tree, into which it is born.
+    /// Its cgroup in the unified tree, into which it is forked.
     pub cgroup: Option<OwnedFd>,
-    /// Files to which it writes `0` to enter the others (v1).
+    /// Files to which it writes `0` to enter its other cgroups (v1).
     pub cgroup_procs: Vec<PathBuf>,
-    /// Host ids of the pod.
+    /// The range of host ids of the pod.
     pub range: IdRange,
 }
 
@@ -60,11 +60,11 @@ pub struct NewKeeper {
 pub struct KeeperProcess {
     /// The process.
     pub process: Process,
-    /// Until [`crate::keeper::Keeper::commit`] was answered the keeper ends when this is dropped.
+    /// Dropping this ends the keeper, until [`crate::keeper::Keeper::commit`] was answered.
     pub lifeline: OwnedFd,
 }
 
-/// The daemon's handle on its spawner; starts a new one whenever the old one is gone.
+/// The daemon's handle to its spawner; starts a new one when the old one is gone.
 pub struct Spawner {
     connection: Mutex<Option<Connection>>,
     engine_hash: String,
@@ -79,7 +79,7 @@ struct Connection {
 }
 
 impl Spawner {
-    /// Starts the spawner and waits until its engine is warm. Errors: it cannot be started or says nothing.
+    /// Starts the spawner and waits until its engine is loaded. Errors: it cannot be started or does not answer.
     pub async fn start() -> Result<Self> {
         let engine_hash = query_engine_hash().await?;
         let connection = Connection::start(&engine_hash).await?;
@@ -89,12 +89,12 @@ impl Spawner {
         })
     }
 
-    /// The hash that compiled code for this build must carry.
+    /// The engine hash that compiled code for this build must have.
     pub fn engine_hash(&self) -> &str {
         &self.engine_hash
     }
 
-    /// Host pid of the spawner process; `None` while there is none.
+    /// Host pid of the spawner process, if there is one.
     pub async fn pid(&self) -> Option<u32> {
         self.connection
             .lock()
@@ -103,7 +103,7 @@ impl Spawner {
             .map(|connection| connection.child.id())
     }
 
-    /// Forks a keeper; tries a second time with a new spawner if the old one was dead.
+    /// Forks a keeper; if the spawner is dead, tries once more with a new one.
     ///
     /// Errors: the node refused the fork, or no spawner answers.
     pub async fn keeper(&self, keeper: NewKeeper) -> Result<KeeperProcess> {
@@ -132,7 +132,7 @@ impl Spawner {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        // It ends by itself when the socket closes; a hung one is not waited for.
+        // It exits when the socket closes. Do not wait: it may hang.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -181,7 +181,7 @@ impl Connection {
         loop {
             let mut frame = self.answer(FORK).await?;
             match frame.message().during(what)? {
-                // An answer that an earlier, cancelled call did not wait for.
+                // The answer to an earlier call that was cancelled.
                 FromSpawner::Forked { request } | FromSpawner::Failed { request, .. }
                     if request != self.requests => {}
                 FromSpawner::Forked { .. } => {
@@ -196,7 +196,7 @@ impl Connection {
                 }
                 FromSpawner::Failed { message, errno, .. } => return Err(failed(message, errno)),
                 FromSpawner::Ready { .. } => {
-                    return Err(Error::new(Kind::Bug, "the spawner says Ready twice"));
+                    return Err(Error::new(Kind::Bug, "the spawner sent Ready twice"));
                 }
             }
         }
@@ -240,7 +240,7 @@ impl Connection {
     }
 }
 
-/// Has a child compute the hash: it takes a compiler, whose memory neither daemon nor spawner is to carry.
+/// Computes the engine hash in a child process: it takes a compiler, whose memory daemon and spawner shall not hold.
 async fn query_engine_hash() -> Result<String> {
     let what = || "compute the engine hash".to_owned();
     let mut command = tokio::process::Command::new("/proc/self/exe");
@@ -267,7 +267,7 @@ async fn query_engine_hash() -> Result<String> {
 }
 
 impl NewKeeper {
-    /// The request to the spawner, with copies of the descriptors in its order.
+    /// The request to the spawner, with copies of the descriptors in the message's order.
     fn frame(&self, request: u64, lifeline: OwnedFd) -> io::Result<Frame> {
         let namespaces = &self.namespaces;
         let given = [
@@ -299,7 +299,7 @@ impl NewKeeper {
     }
 }
 
-/// Why the spawner could not fork.
+/// The error of a fork that failed in the spawner.
 fn failed(message: String, errno: Option<i32>) -> Error {
     let exhausted = matches!(
         errno,
@@ -312,8 +312,8 @@ fn gone(cause: io::Error) -> Error {
     Error::with(Kind::Gone, "talk to the spawner", cause)
 }
 
-/// Our own executable behind a read-only mount that exists nowhere else: what runs from it, every keeper and guest,
-/// shows it to containers as `/proc/PID/exe`, and nobody can write through that.
+/// Opens our executable through a read-only mount that exists nowhere else. Every keeper and container process runs
+/// from it; containers may see it as `/proc/PID/exe`, and nobody can write through that.
 ///
 /// Errors: the kernel lacks the mount calls.
 fn own_binary() -> io::Result<OwnedFd> {
@@ -332,7 +332,7 @@ fn command(
         None => "/proc/self/exe".to_owned(),
     };
     let mut command = std::process::Command::new(path);
-    // The arguments leave room for a keeper's or guest's own title.
+    // The arguments leave room for the title of a keeper or container process.
     command
         .arg0("coracle")
         .args(["spawner", engine_hash])

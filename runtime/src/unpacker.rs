@@ -1,11 +1,10 @@
-//! The unpacker process: one layer's bytes in, files out below one directory, then gone.
+//! The unpacker process: reads one layer, writes its files below one directory, and exits.
 //!
-//! [`start`] is the daemon's half; [`Running`] is the process that it started. [`enter`] is the process's: it builds the
-//! jail before a byte is read. What is done with the descriptors is not known here.
-//! Descriptors: 0 lifeline pipe, 3 the blob, 4 the directory, 5 the socket to the daemon.
-//! Invariant: the process has no network and sees no file but those of the directory; it may change owners, modes and
-//! attributes there and has no other privilege; it ends by its limits or with the daemon.
-//! Not here: archives, what the daemon believes.
+//! The daemon calls [`start`], which returns a [`Running`] process. The process calls [`enter`], which builds the jail
+//! before a byte is read. Descriptors: 0 lifeline pipe, 3 the blob, 4 the directory, 5 the socket to the daemon.
+//! Invariants: the process has no network and sees only the files of the directory; its only privileges are to change
+//! owners, modes and attributes there; its limits or the daemon end it.
+//! It must not know the archive formats or the protocol with the daemon.
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
@@ -20,40 +19,40 @@ use coracle_spec::error::{Context as _, Error, Kind, Result};
 use coracle_spec::failpoint;
 use coracle_sys as sys;
 
-/// Address space of one unpacker: the largest window of a compressed layer and our own code. Bytes.
+/// Address space of one unpacker, in bytes: the largest window of a compressed layer and our own code.
 pub const MEMORY_BYTES: u64 = 512 << 20;
 
-/// How long an unpacker that has reported may take to end.
+/// How long an unpacker may take to exit after its report.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// What an unpacker is given, in the order of its descriptors.
+/// The descriptors of an unpacker, in order.
 #[derive(Debug)]
 pub struct Descriptors {
     /// The blob, readable.
     pub blob: OwnedFd,
-    /// The directory that it fills.
+    /// The directory that it writes to.
     pub directory: OwnedFd,
     /// The socket to the daemon.
     pub socket: OwnedFd,
 }
 
-/// What one unpacker may use, besides [`MEMORY_BYTES`].
+/// Limits of one unpacker, besides [`MEMORY_BYTES`].
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
-    /// CPU time. Seconds.
+    /// CPU time, in seconds.
     pub cpu_s: u64,
-    /// The largest file that it may write. Bytes.
+    /// The largest file that it may write, in bytes.
     pub file_bytes: u64,
 }
 
-/// An unpacker that was started; dropping it kills it.
+/// A running unpacker; dropping it kills it.
 pub struct Running {
     helper: Helper,
     bounds: Bounds,
     _permit: Permit,
 }
 
-/// Starts an unpacker when its turn has come.
+/// Waits for a permit, then starts an unpacker.
 ///
 /// Errors: fork or exec failed.
 pub async fn start(permits: &Permits, descriptors: Descriptors, bounds: Bounds) -> Result<Running> {
@@ -81,9 +80,9 @@ pub async fn start(permits: &Permits, descriptors: Descriptors, bounds: Bounds) 
 }
 
 impl Running {
-    /// Waits for its end, which has come or is near; kills it if it lingers.
+    /// Waits for its exit, which is due; kills it after a timeout.
     ///
-    /// Errors: it ended otherwise than by exiting with 0.
+    /// Errors: it did not exit with 0.
     pub async fn end(mut self) -> Result<()> {
         let what = || "unpack a layer".to_owned();
         let child = &mut self.helper.child;
@@ -110,8 +109,8 @@ impl Running {
     }
 }
 
-/// Takes over the descriptors and jails this process: `coracle unpacker CPU_S FILE_BYTES`. The directory that is handed back is the
-/// root of the file system.
+/// Takes over the descriptors and jails this process: `coracle unpacker CPU_S FILE_BYTES`. The returned directory is
+/// the root of the file system.
 ///
 /// Errors: bad arguments, or the first step of the jail that failed.
 pub fn enter(arguments: &[String]) -> Result<Descriptors> {
@@ -125,7 +124,7 @@ pub fn enter(arguments: &[String]) -> Result<Descriptors> {
     let [blob, directory, socket] = [3, 4, 5].map(sys::fork::adopt);
     limit(Bounds { cpu_s, file_bytes })?;
     sandbox::unpacker::jail(directory.as_fd())?;
-    // It leads out of the jail; the root does not.
+    // This descriptor leads out of the jail; the new root does not.
     drop(directory);
     helper::watch_lifeline();
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;

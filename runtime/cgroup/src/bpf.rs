@@ -1,5 +1,5 @@
-//! The device policy of a cgroup v2: a `BPF_PROG_TYPE_CGROUP_DEVICE` program, assembled here and attached to the cgroup.
-//! Called by: `v2`, and by `v1` on a node without a `devices` hierarchy. Calls: bpf(2), nothing else.
+//! The device policy of a cgroup v2: a `BPF_PROG_TYPE_CGROUP_DEVICE` program, assembled here and attached to the
+//! cgroup. Called by: `v2`, and by `v1` on a node without a `devices` hierarchy. Calls: bpf(2), nothing else.
 //! Invariants: the program ends in "deny"; a new program replaces the old one of a cgroup in one step, or is
 //! attached before the old one is detached, so that a policy is always in force.
 //! Not here: what the rules mean ([`super::devices`]).

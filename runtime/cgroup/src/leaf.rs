@@ -113,8 +113,8 @@ impl ExecLeaf {
         file.filter(|file| file.exists()).collect()
     }
 
-    /// How a keeper kills every process of the exec where [`ExecLeaf::kill_files`] has no file: `None` where it has one,
-    /// or where the exec has no cgroup of its own.
+    /// How a keeper kills every process of the exec where [`ExecLeaf::kill_files`] has no file: `None` where it has
+    /// one, or where the exec has no cgroup of its own.
     #[must_use]
     pub fn kill_list(&self) -> Option<KillList> {
         let target = self.target();

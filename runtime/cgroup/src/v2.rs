@@ -417,7 +417,7 @@ mod tests {
 
         /// Whether `file` says `value`. What a longer text left behind it does not count: a look-alike
         /// is not replaced by a write, as a cgroup file is.
-        fn says(&self, file: &str, value: &str) -> bool {
+        fn holds(&self, file: &str, value: &str) -> bool {
             let text = std::fs::read_to_string(self.0.dir("/pod").join(file)).unwrap();
             text.starts_with(value)
         }
@@ -438,10 +438,10 @@ mod tests {
             ..Limits::default()
         };
         tree.0.set("/pod", &period(50_000), false).unwrap();
-        assert!(tree.says("cpu.max", "20000 50000"));
+        assert!(tree.holds("cpu.max", "20000 50000"));
         std::fs::write(tree.0.dir("/pod").join("cpu.max"), "max 100000\n").unwrap();
         tree.0.set("/pod", &period(40_000), false).unwrap();
-        assert!(tree.says("cpu.max", "max 40000"));
+        assert!(tree.holds("cpu.max", "max 40000"));
     }
 
     #[test]
@@ -457,7 +457,7 @@ mod tests {
             ..Limits::default()
         };
         tree.0.set("/pod", &total, false).unwrap();
-        assert!(tree.says("memory.swap.max", "700"));
+        assert!(tree.holds("memory.swap.max", "700"));
         std::fs::remove_file(tree.0.dir("/pod").join("memory.swap.max")).unwrap();
         tree.0.set("/pod", &total, false).unwrap();
         assert!(
@@ -491,13 +491,13 @@ mod tests {
             ),
             "{error}"
         );
-        assert!(tree.says("memory.max", "max") && tree.says("cpu.weight", "100"));
+        assert!(tree.holds("memory.max", "max") && tree.holds("cpu.weight", "100"));
         let limits = Limits {
             memory_bytes: Some(5000),
             ..limits
         };
         tree.0.set("/pod", &limits, false).unwrap();
-        assert!(tree.says("memory.max", "5000"));
+        assert!(tree.holds("memory.max", "5000"));
     }
 
     #[test]
@@ -518,8 +518,8 @@ mod tests {
         };
         let error = tree.0.set("/pod", &limits, false).unwrap_err();
         assert!(error.to_string().contains("pids.max"), "{error}");
-        assert!(tree.says("memory.max", "max"));
-        assert!(tree.says("cpu.weight", "100"));
+        assert!(tree.holds("memory.max", "max"));
+        assert!(tree.holds("cpu.weight", "100"));
     }
 
     #[test]
@@ -534,7 +534,7 @@ mod tests {
             assert!(matches!(error, Error::Unsupported { .. }), "{bad}: {error}");
         }
         tree.0.set("/pod", &key("memory.high"), false).unwrap();
-        assert!(tree.says("memory.high", "1"));
+        assert!(tree.holds("memory.high", "1"));
     }
 
     #[test]

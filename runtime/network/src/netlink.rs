@@ -220,11 +220,11 @@ pub(super) fn inside<T: Send>(
         work()
     };
     thread::scope(|scope| {
-        let visitor = thread::Builder::new()
+        let worker = thread::Builder::new()
             .name("netns".to_owned())
             .spawn_scoped(scope, enter)
             .map_err(|error| Error::io("start a thread to enter", "a network namespace", error))?;
-        visitor
+        worker
             .join()
             .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })

@@ -22,12 +22,12 @@ pub fn tcp_socket(netns: Option<BorrowedFd<'_>>, v6: bool) -> io::Result<OwnedFd
     let make = || Ok(socket_with(family, SocketType::STREAM, flags, None)?);
     let Some(netns) = netns else { return make() };
     thread::scope(|scope| {
-        let visitor = thread::Builder::new().name("netns".to_owned());
-        let visitor = visitor.spawn_scoped(scope, || {
+        let worker = thread::Builder::new().name("netns".to_owned());
+        let worker = worker.spawn_scoped(scope, || {
             move_into_link_name_space(netns, Some(LinkNameSpaceType::Network))?;
             make()
         })?;
-        visitor
+        worker
             .join()
             .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })

@@ -1,7 +1,7 @@
 //! Short-lived jailed processes that handle foreign bytes: how many there may be, and how one starts.
 //!
-//! Called by the compile cache and by the starter of unpackers, in the daemon. Each helper is our own executable again, with
-//! a lifeline as its standard input and its descriptors from 3 on.
+//! Called by the compile cache and by the starter of unpackers, in the daemon. Each helper is our own executable again,
+//! with a lifeline as its standard input and its descriptors from 3 on.
 //! Invariants: all helpers of the node share one [`Permits`]; whoever waits for one is served in order and may leave at
 //! any time; a helper whose handle is dropped is killed.
 //! Not here: jails, what helpers do.

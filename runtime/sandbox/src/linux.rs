@@ -33,7 +33,7 @@ use super::stage::Stage;
 use super::{PodNamespaces, enter_cgroups, join, rootfs_path, set_oom_score, volume};
 use coracle_spec::error::{Context as _, Result};
 use coracle_spec::failpoint;
-use coracle_spec::{ContainerSpec, LinuxSpec, MountKind};
+use coracle_spec::{ContainerSpec, LinuxSpec, Mount, MountKind};
 use coracle_sys as sys;
 use coracle_sys::mounts::{self, Forbid};
 
@@ -56,22 +56,14 @@ pub fn prepare(spec: &ContainerSpec, linux: &LinuxSpec, pod: &PodNamespaces) -> 
     set_oom_score(spec.oom_score_adj)?;
     failpoint::hit("guest.jail").during(|| "build the jail".into())?;
     let host = host_identity(spec, pod)?;
-    let binds = spec.mounts.iter().map(|mount| {
-        (mount.kind == MountKind::Bind)
-            .then(|| volume::open_bind(mount))
-            .transpose()
-    });
-    let binds: Vec<Option<OwnedFd>> = binds.collect::<Result<_>>()?;
+    let binds = open_binds(spec)?;
     let bound = dev::Bound::open(linux, pod)?;
     mounts::make_all_private().during(|| "make mounts private".into())?;
     let stage = Stage::over(&spec.staging)?;
     if host.map.is_some() {
         // An overlay works with the ids of who made it, and host root is nobody on mapped layers. Entering the user
         // namespace resets both settings.
-        sys::ids::keep_capabilities_over_id_change()
-            .during(|| "keep capabilities while building the root".into())?;
-        sys::ids::set_filesystem_ids(host.root, host.root)
-            .during(|| format!("make files as host user {}", host.root))?;
+        root::create_files_as(host.root)?;
     }
     let tree = root::base(spec, &host, &stage, Forbid::default())?;
     let options = volume::MountOptions {
@@ -97,9 +89,18 @@ pub fn prepare(spec: &ContainerSpec, linux: &LinuxSpec, pod: &PodNamespaces) -> 
     })
 }
 
+/// For each mount of `spec` its host path, opened; `None` if it is not a bind mount.
+fn open_binds(spec: &ContainerSpec) -> Result<Vec<Option<OwnedFd>>> {
+    let open = |mount: &Mount| match mount.kind {
+        MountKind::Bind => volume::open_bind(mount).map(Some),
+        _ => Ok(None),
+    };
+    spec.mounts.iter().map(open).collect()
+}
+
 impl Prepared {
-    /// Makes the stage the root of this mount namespace: what is forked from here on sees the container's own layers and
-    /// volumes, and nothing of the node.
+    /// Makes the stage the root of this mount namespace: what is forked from here on sees the container's own layers
+    /// and volumes, and nothing of the node.
     ///
     /// With `userns` the stage shows the node's `/proc` and `/sys`, for the kernel mounts new ones inside a user
     /// namespace only where they are to be seen already. Errors: the first mount that failed, by name.

@@ -41,11 +41,7 @@ pub fn idmapped_identity(spec: &ContainerSpec, mapped: HostIdentity) -> Result<H
 pub fn build(spec: &ContainerSpec, host: &HostIdentity) -> Result<()> {
     mounts::make_all_private().during(|| "make mounts private".into())?;
     let stage = Stage::over(&spec.staging)?;
-    // From here on files are created as the container's own root; mounting still works as capabilities stay.
-    sys::ids::keep_capabilities_over_id_change()
-        .during(|| "keep capabilities while building the root".into())?;
-    sys::ids::set_filesystem_ids(host.root, host.root)
-        .during(|| format!("make files as host user {}", host.root))?;
+    create_files_as(host.root)?;
     let tree = base(spec, host, &stage, JAILED)?;
     let target = stage.mount_point("root")?;
     mounts::attach(tree.as_fd(), target.as_fd()).during(|| "attach the root".into())?;
@@ -68,6 +64,14 @@ pub fn build(spec: &ContainerSpec, host: &HostIdentity) -> Result<()> {
     }
     fchdir(&root).during(|| "enter the new root".into())?;
     mounts::pivot_into_working_directory().during(|| "make the new root the root".into())
+}
+
+/// From here on this process creates files as `root`, the host id of the container's own root. It keeps its
+/// capabilities, so mounting still works.
+pub(super) fn create_files_as(root: u32) -> Result<()> {
+    sys::ids::keep_capabilities_over_id_change()
+        .during(|| "keep capabilities while building the root".into())?;
+    sys::ids::set_filesystem_ids(root, root).during(|| format!("make files as host user {root}"))
 }
 
 /// The container's root before volumes: an overlay, or its own directory alone for an image without layers.

@@ -1,6 +1,7 @@
 //! Where trees lie while a root is built from them.
 //!
-//! Called by the builders of both kinds of roots and by [`super::volume`]. Nothing of it is left once the root is entered.
+//! Called by the builders of both kinds of roots and by [`super::volume`]. Nothing of it is left once the root is
+//! entered.
 //! Invariant: no process but the builder sees what lies here.
 //! Not here: what becomes of a tree.
 

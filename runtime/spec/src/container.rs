@@ -106,7 +106,7 @@ pub struct LinuxJail {
     /// Whether a terminal is its standard input, output and error.
     pub tty: bool,
     /// Its pid namespace.
-    pub pid: PidSpace,
+    pub pid: PidNamespaceMode,
     /// `/sys` and the cgroup tree are writable, and the cgroup namespace is the node's.
     pub privileged: bool,
     /// Capabilities as bit masks (bit 0 is CAP_CHOWN).
@@ -140,7 +140,7 @@ pub struct LinuxJail {
 
 /// The pid namespace of a container. Source: cri-api `NamespaceMode` of `pid`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum PidSpace {
+pub enum PidNamespaceMode {
     /// Its own; its first process is pid 1.
     Own,
     /// The pod's (`shareProcessNamespace`).
@@ -290,7 +290,8 @@ pub enum MountKind {
     /// The host path `source`.
     #[default]
     Bind,
-    /// The unpacked layers of an image, lowest first, always read-only; `sub_path` is relative to its root, empty for all.
+    /// The unpacked layers of an image, lowest first, always read-only; `sub_path` is relative to its root, empty for
+    /// all.
     Image {
         /// Layers on the host.
         layers: Vec<PathBuf>,

@@ -1,4 +1,4 @@
-//! The targets that read the control wire: frames as they arrive, and the messages in them.
+//! Fuzz targets of the control protocol: frames, and the messages in them. See [`crate::fuzz`].
 
 use std::io::Write as _;
 use std::os::fd::AsFd as _;
@@ -10,10 +10,10 @@ use serde::de::DeserializeOwned;
 use super::messages::{FromKeeper, FromSpawner, Report, ToKeeper, ToSpawner};
 use super::{Frame, MAX_BODY, Reader, Writer};
 
-/// Most bytes that a socket pair holds without a reader.
+/// Most bytes that a socket pair buffers without a reader.
 const HELD: usize = 64 << 10;
 
-/// Frames that are read are written as they were, and no more is taken than a frame may have.
+/// A frame that was read is written back unchanged, and never exceeds the limits.
 pub(crate) fn frames(input: &[u8]) {
     let input = &input[..input.len().min(HELD)];
     let (mut left, right) = UnixStream::pair().expect("a socket pair can be made");
@@ -30,7 +30,7 @@ pub(crate) fn frames(input: &[u8]) {
     assert!(at <= input.len());
 }
 
-/// A frame as it goes over the wire.
+/// The bytes of a frame.
 fn written(frame: &Frame) -> Vec<u8> {
     let (left, mut right) = UnixStream::pair().expect("a socket pair can be made");
     let mut writer = Writer::default();
@@ -49,7 +49,7 @@ fn written(frame: &Frame) -> Vec<u8> {
     bytes
 }
 
-/// Each side reads what the other may say; what is read as a message is written as one that is read the same.
+/// Each side parses the other's messages; a parsed message serializes to one that parses the same.
 pub(crate) fn messages(body: &[u8]) {
     round::<ToSpawner>(body);
     round::<FromSpawner>(body);
@@ -69,7 +69,7 @@ fn round<M: Serialize + DeserializeOwned>(body: &[u8]) {
     };
     let packed = Frame::pack(&message, Vec::new());
     let Ok(packed) = packed else {
-        // Escapes can make a text longer than a body may be.
+        // Escapes can make a text longer than [`MAX_BODY`].
         assert!(
             body.len() > MAX_BODY / 6,
             "a short message cannot be packed"

@@ -1,7 +1,9 @@
-//! What is said over the control wire: daemon to spawner, daemon to keeper, keeper to daemon.
+//! Messages of the control protocol: daemon to spawner, daemon to keeper, keeper to daemon, container process to
+//! keeper.
 //!
-//! Invariant: fields are only ever added, with a default; a removed or renamed one needs a new protocol version.
-//! Descriptors are named in each message's documentation, in the order of the frame.
+//! Used on both sides. Invariant: fields are only added, with a default; a change that older builds cannot read needs a
+//! new protocol version. Names of code that has since changed stay on the wire by `serde(rename)`.
+//! Each message documents its descriptors in the order of the frame.
 
 use std::path::PathBuf;
 
@@ -9,26 +11,26 @@ use serde::{Deserialize, Serialize};
 
 use coracle_cgroup::KillList;
 use coracle_spec::id::{ContainerId, PodId};
-use coracle_spec::{Exit, IdRange, PidSpace};
+use coracle_spec::{Exit, IdRange, PidNamespaceMode};
 
 /// Daemon to spawner.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum ToSpawner {
     /// Fork a keeper. Descriptors: control listener, lifeline, its cgroup in the unified tree if `into_cgroup`, then
-    /// those namespaces that are asked for (`net`, `ipc`, `uts`, `user`).
+    /// the namespaces whose flag is set, in the order `net`, `ipc`, `uts`, `user`.
     Keeper(KeeperConfig),
 }
 
-/// What a keeper knows of itself from birth.
+/// Configuration of a new keeper.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct KeeperConfig {
     /// The request's number, repeated in the answer.
     pub request: u64,
     /// Its pod.
     pub pod: PodId,
-    /// Where it leaves exit records.
+    /// The directory of its exit records.
     pub exits: PathBuf,
-    /// Whether the keeper is to be born into a cgroup of the unified tree.
+    /// Whether a cgroup of the unified tree to fork the keeper into is among the descriptors.
     #[serde(default)]
     pub into_cgroup: bool,
     /// Whether a network namespace is among the descriptors.
@@ -40,23 +42,23 @@ pub struct KeeperConfig {
     /// Whether a user namespace is.
     #[serde(default)]
     pub user: bool,
-    /// Whether the keeper is to live in the node's pid namespace (hostPID).
+    /// Whether the keeper lives in the node's pid namespace (hostPID).
     #[serde(default)]
     pub host_pid: bool,
     /// OOM killer adjustment of the keeper.
     pub oom_score_adj: i32,
     /// Files to which the keeper writes `0` to enter its other cgroups.
     pub cgroup_procs: Vec<PathBuf>,
-    /// Host ids of the pod.
+    /// The range of host ids of the pod.
     pub range: IdRange,
 }
 
 /// Spawner to daemon.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum FromSpawner {
-    /// The engine is warm.
+    /// The engine is loaded.
     Ready {
-        /// What compiled code must have been made for.
+        /// The engine hash: compiled code must be for this engine.
         engine_hash: String,
     },
     /// A keeper was forked. Descriptor: its pidfd.
@@ -65,13 +67,13 @@ pub enum FromSpawner {
         /// Which request.
         request: u64,
     },
-    /// No keeper was forked.
+    /// The fork failed.
     Failed {
         /// Which request.
         request: u64,
-        /// What the kernel refused.
+        /// What failed.
         message: String,
-        /// Its errno, if it was the kernel.
+        /// Its errno, if the kernel refused.
         errno: Option<i32>,
     },
 }
@@ -81,7 +83,7 @@ pub enum FromSpawner {
 pub struct ToKeeper {
     /// The request's number, repeated in the answer.
     pub request: u64,
-    /// What is asked.
+    /// The request.
     #[serde(rename = "ask")]
     pub body: Request,
 }
@@ -89,109 +91,117 @@ pub struct ToKeeper {
 /// A request to a keeper.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Request {
-    /// First on every connection. Answer: [`Answer::Greeting`].
+    /// First message on every connection. Answer: [`Answer::Greeting`].
     Hello,
-    /// The pod is recorded: live on without the lifeline.
+    /// The pod is recorded: keep running without the lifeline.
     Commit,
-    /// Fork a guest. Descriptors: spec memfd; for Wasm compiled code and two seccomp filters, for Linux its filter if
-    /// it has one; its cgroup in the unified tree if `into_cgroup`, and the log file if `log`.
-    Start {
-        /// Which container.
-        container: ContainerId,
-        /// Whether standard input is to be a pipe.
-        stdin: bool,
-        /// Whether a log file came along.
-        log: bool,
-        /// Whether a cgroup to be born into came along.
-        #[serde(default)]
-        into_cgroup: bool,
-        /// What a keeper must know of a Linux payload; none for Wasm.
-        #[serde(default)]
-        linux: Option<LinuxStart>,
-        /// Whether a Wasm payload is to have a terminal.
-        #[serde(default)]
-        tty: bool,
-    },
+    /// Fork a container's process. Descriptors: spec memfd; for Wasm compiled code and two seccomp filters, for Linux
+    /// its filter if it has one; its cgroup in the unified tree if `into_cgroup`, and the log file if `log`.
+    Start(StartMessage),
     /// Fork a process into a running container. Descriptors: as for [`Request::Start`] without the log, then standard
     /// input if `stdin`, standard output, standard error; no streams for a Linux payload with a terminal, which makes
     /// one. Answer: [`Answer::Started`], later [`FromKeeper::ExecEnded`].
-    Exec {
-        /// Which container.
-        container: ContainerId,
-        /// Whether standard input came along.
-        stdin: bool,
-        /// Whether a cgroup to be born into came along.
-        into_cgroup: bool,
-        /// What a keeper must know of a Linux payload; none for Wasm.
-        linux: Option<LinuxStart>,
-        /// Files to which `1` is written to kill everything that it started, should the daemon vanish.
-        kill: Vec<PathBuf>,
-        /// How the same is done where the kernel kills no cgroup as a whole.
-        #[serde(default)]
-        kill_list: Option<KillList>,
-    },
-    /// Join a client to a running container's standard streams. Descriptors: pipes for standard output and error, as
-    /// far as they are asked for. Answer: [`Answer::Attached`].
+    Exec(ExecMessage),
+    /// Attach a client to a running container's standard streams. Descriptors: pipes for those of standard output and
+    /// error that `streams` has. Answer: [`Answer::Attached`].
     Attach {
         /// Which container.
         container: ContainerId,
-        /// What is joined.
+        /// The streams to attach.
         #[serde(rename = "joining")]
         streams: AttachStreams,
     },
-    /// Write to another log file from now on. Descriptor: the file.
+    /// Switch to another log file. Descriptor: the file.
     ReopenLog {
         /// Which container.
         container: ContainerId,
     },
-    /// Drop an exited container from memory and its exit record from disk.
+    /// Forget an exited container and delete its exit record.
     Forget {
         /// Which container.
         container: ContainerId,
     },
-    /// Name the containers from this number on: the rest of a greeting, page by page. Answer: [`Answer::Containers`]. Since
-    /// protocol 4.
+    /// List the containers from this number on: the rest of a greeting, page by page. Answer: [`Answer::Containers`].
+    /// Since protocol 4.
     #[serde(rename = "Kept")]
     ListContainers {
         /// The `next` of the page before.
         from: usize,
     },
-    /// Answer when the start of a container that a greeting calls starting has ended, as [`Request::Start`] is answered.
-    /// Only sent to a keeper that said `starting`.
+    /// Wait for the start of a container that a greeting lists as `starting`. Answer: as to [`Request::Start`]. Only
+    /// sent to a keeper whose greeting has `starting`.
     AwaitStart {
         /// Which container.
         container: ContainerId,
     },
-    /// End once no container runs.
+    /// Exit once no container runs.
     Leave,
 }
 
-/// What a keeper must know of a Linux payload to fork it.
+/// The fields of [`Request::Start`].
+#[derive(Debug, Serialize, Deserialize)]
+pub struct StartMessage {
+    /// Which container.
+    pub container: ContainerId,
+    /// Whether standard input is a pipe.
+    pub stdin: bool,
+    /// Whether a log file is among the descriptors.
+    pub log: bool,
+    /// Whether a cgroup to fork into is among the descriptors.
+    #[serde(default)]
+    pub into_cgroup: bool,
+    /// What a keeper must know about a Linux payload; `None` for Wasm.
+    #[serde(default)]
+    pub linux: Option<LinuxStart>,
+    /// Whether a Wasm payload has a terminal.
+    #[serde(default)]
+    pub tty: bool,
+}
+
+/// The fields of [`Request::Exec`].
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ExecMessage {
+    /// Which container.
+    pub container: ContainerId,
+    /// Whether standard input is among the descriptors.
+    pub stdin: bool,
+    /// Whether a cgroup to fork into is among the descriptors.
+    pub into_cgroup: bool,
+    /// What a keeper must know about a Linux payload; `None` for Wasm.
+    pub linux: Option<LinuxStart>,
+    /// Files to which the keeper writes `1` to kill the exec's whole tree if the daemon disappears.
+    pub kill: Vec<PathBuf>,
+    /// How to kill it where the kernel cannot kill a cgroup as a whole.
+    #[serde(default)]
+    pub kill_list: Option<KillList>,
+}
+
+/// What a keeper must know about a Linux payload to fork it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct LinuxStart {
-    /// Whose processes it is to see.
-    pub pid: PidSpace,
-    /// Whether a seccomp filter came along.
+    /// Its pid namespace.
+    pub pid: PidNamespaceMode,
+    /// Whether a seccomp filter is among the descriptors.
     pub filter: bool,
-    /// Whether it makes itself a terminal, whose controlling side it sends.
+    /// Whether it opens a terminal and sends its controlling side.
     pub tty: bool,
-    /// Limit of the pod's shared memory, should this be the first to need it. Bytes.
+    /// Limit of the pod's shared memory, in bytes; used if this container is the first to need it.
     pub shm_bytes: u64,
-    /// SELinux label of that memory. A keeper of an older build passes it over.
+    /// SELinux label of that memory. A keeper of an older build ignores it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shm_label: Option<String>,
 }
 
-/// Which streams a client joins.
+/// The streams that a client attaches to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AttachStreams {
     /// Standard input.
     pub stdin: bool,
-    /// Standard output; of a container with a terminal, that.
+    /// Standard output, or the terminal if the container has one.
     pub stdout: bool,
     /// Standard error.
     pub stderr: bool,
-    /// Standard input ends with this client.
+    /// Standard input is closed with this client.
     pub once: bool,
 }
 
@@ -202,17 +212,17 @@ pub enum FromKeeper {
     Answer {
         /// Which request.
         request: u64,
-        /// What came of it.
+        /// The answer.
         answer: Answer,
     },
-    /// A container ended; its exit record is on disk.
+    /// A container exited; its exit record is on disk.
     Exited {
         /// Which container.
         container: ContainerId,
         /// How.
         exit: Exit,
     },
-    /// A process that was forked into a container ended.
+    /// An exec's process exited.
     ExecEnded {
         /// The request that started it.
         request: u64,
@@ -228,15 +238,16 @@ pub enum Answer {
     Done,
     /// Who this keeper is. Descriptors: a pidfd for each container that has not ended, in order.
     Greeting {
-        /// Newest protocol the keeper speaks.
+        /// Newest protocol version that the keeper speaks.
         protocol: u16,
-        /// The engine it was forked with.
+        /// The hash of the engine that it was forked with.
         engine_hash: String,
         /// Its pod.
         pod: PodId,
-        /// Its containers, as many as fit.
+        /// The first of its containers, as many as fit.
         containers: Vec<ListedContainer>,
-        /// Where [`Request::ListContainers`] goes on, if there are more; only said to a daemon that speaks protocol 4.
+        /// Where [`Request::ListContainers`] continues, if there are more. Only sent to a daemon that speaks protocol
+        /// 4.
         #[serde(default)]
         next: Option<usize>,
     },
@@ -245,23 +256,23 @@ pub enum Answer {
     Containers {
         /// As many as fit.
         containers: Vec<ListedContainer>,
-        /// Where to go on, if there are more.
+        /// Where to continue, if there are more.
         next: Option<usize>,
     },
-    /// A client was joined. Descriptor: where its input goes, if that was asked for.
+    /// A client was attached. Descriptor: where it writes its input, if it attached to standard input.
     #[serde(rename = "Joined")]
     Attached {
-        /// That is the controlling side of a terminal.
+        /// The descriptor is the controlling side of a terminal.
         tty: bool,
     },
-    /// The guest runs. Descriptors: its pidfd, then the controlling side of an exec's terminal if it made one.
+    /// The process runs. Descriptors: its pidfd, then the controlling side of an exec's terminal if it opened one.
     Started {
         /// Nanoseconds since 1970 UTC.
         started_at: i64,
     },
-    /// It was not done.
+    /// The request failed.
     Failed {
-        /// Whether the guest itself failed to start (and left an exit record) rather than the request being wrong.
+        /// Whether the process failed to start and left an exit record; otherwise the request was wrong.
         start_failed: bool,
         /// Step and reason.
         message: String,
@@ -275,34 +286,34 @@ pub struct ListedContainer {
     pub id: ContainerId,
     /// Nanoseconds since 1970 UTC.
     pub started_at: i64,
-    /// How it ended, if it has.
+    /// Its exit, if it has exited.
     pub exit: Option<Exit>,
-    /// Whether its program has yet to run, or failed to and has yet to be recorded; its process may still be replaced
-    /// by another. Keepers of older builds do not say this.
+    /// Whether its program does not run yet, or failed to start and is not recorded yet. Its process may still be
+    /// replaced by another. Keepers of older builds do not send this.
     #[serde(default)]
     pub starting: bool,
 }
 
-/// Guest to keeper, one JSON text a line on the report pipe.
+/// Container process to keeper: one JSON text per line on the report pipe or socket.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Report {
-    /// The jail stands, the program is loaded and is about to run.
+    /// The jail is built, the program is loaded and is about to run.
     Ready,
     /// The jail could not be built or the program not be loaded.
     Failed(String),
     /// The program trapped.
     Trap(String),
-    /// The Linux payload lives on in another process, from inside the pod's user namespace. Descriptor: its pidfd.
+    /// The Linux payload continues in another process, inside the pod's namespaces. Descriptor: its pidfd.
     Moved,
-    /// Descriptor: the controlling side of the container's terminal.
+    /// A terminal was opened. Descriptor: its controlling side.
     Terminal,
-    /// The jail stands; if this pipe ends without another word, the program was executed.
+    /// The jail is built. If the socket closes without another report, the program was executed.
     Executing,
     /// The program was not executed.
     NotExecuted {
         /// Exit code, as shells have it.
         code: i32,
-        /// Why.
+        /// The reason.
         text: String,
     },
 }
@@ -311,6 +322,24 @@ pub enum Report {
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_start_has_the_names_of_protocol_1() {
+        let start = Request::Start(StartMessage {
+            container: "0".repeat(64).parse().unwrap(),
+            stdin: true,
+            log: true,
+            into_cgroup: false,
+            linux: None,
+            tty: false,
+        });
+        let start = serde_json::to_string(&start).unwrap();
+        let rest = r#","stdin":true,"log":true,"into_cgroup":false,"linux":null,"tty":false}}"#;
+        assert!(
+            start.starts_with(r#"{"Start":{"container":"0"#) && start.ends_with(rest),
+            "{start}"
+        );
+    }
 
     #[test]
     fn the_wire_has_the_names_of_protocol_1_to_4() {

@@ -1,8 +1,9 @@
-//! The daemon's half of a keeper's control connection.
+//! The daemon's side of a keeper's control connection.
 //!
-//! One task a connection reads and writes; callers wait for their numbered answer with a deadline.
-//! Invariant: a hung keeper delays nobody but who asked it; when the connection ends every waiter learns it.
-//! Not here: what to do about a keeper that does not answer.
+//! Called by the daemon's drivers of pods. One task per connection reads and writes; callers wait for the answer to
+//! their numbered request with a deadline.
+//! Invariants: a hung keeper delays only its callers; when the connection ends, every waiter gets an error.
+//! It must not know what to do about a keeper that does not answer.
 
 mod attach;
 mod exec;
@@ -24,7 +25,7 @@ use tokio::sync::{mpsc, oneshot};
 use wire::{Ends, Reply, lock, run_connection};
 
 use crate::control::Frame;
-use crate::control::messages::{Answer, LinuxStart, Request, ToKeeper};
+use crate::control::messages::{Answer, LinuxStart, Request, StartMessage, ToKeeper};
 use crate::process::Process;
 use coracle_sandbox::Filters;
 use coracle_spec::error::{Context as _, Error, Kind, Result};
@@ -32,14 +33,14 @@ use coracle_spec::id::ContainerId;
 use coracle_spec::{ContainerSpec, Exit, Workload};
 use coracle_sys::memfd::sealed;
 
-/// How long a keeper may take for an answer that only needs itself.
+/// How long a keeper may take for an answer that depends only on itself.
 const PROMPT: Duration = Duration::from_secs(5);
-/// How long a guest's jail and load may take.
+/// How long a container process may take to build its jail and load its program.
 const START: Duration = Duration::from_secs(30);
 
-/// The protocol since which keepers run Linux payloads.
+/// The protocol version since which keepers run Linux payloads.
 const LINUX_PROTOCOL: u64 = 2;
-/// The protocol since which keepers make terminals and take clients.
+/// The protocol version since which keepers support terminals and attach.
 const STREAMING_PROTOCOL: u64 = 3;
 
 /// A connection to one keeper; cheap to clone.
@@ -47,20 +48,20 @@ const STREAMING_PROTOCOL: u64 = 3;
 pub struct Keeper {
     requests: mpsc::UnboundedSender<(Frame, u64, oneshot::Sender<Reply>)>,
     numbers: Arc<AtomicU64>,
-    /// Newest protocol that it speaks.
+    /// Newest protocol version that it speaks.
     protocol: Arc<AtomicU64>,
-    /// Who waits for the end of which exec, by the request that started it.
+    /// Waiters for the exits of execs, by the request that started them.
     ends: Ends,
 }
 
-/// What a keeper says first.
+/// A keeper's answer to the first request.
 #[derive(Debug)]
 pub struct Greeting {
-    /// Newest protocol it speaks.
+    /// Newest protocol version it speaks.
     pub protocol: u32,
-    /// The engine that its guests run on.
+    /// The hash of the engine that runs its guests.
     pub engine_hash: String,
-    /// Its containers, ended ones included until they are forgotten.
+    /// Its containers, exited ones included until they are forgotten.
     pub containers: Vec<KeeperContainer>,
 }
 
@@ -71,29 +72,29 @@ pub struct KeeperContainer {
     pub id: ContainerId,
     /// The process while it runs.
     pub process: Option<Process>,
-    /// How it ended, if it has.
+    /// Its exit, if it has exited.
     pub exit: Option<Exit>,
     /// Nanoseconds since 1970 UTC.
     pub started_at: i64,
-    /// Whether its start is still under way; [`Keeper::await_start`] waits for its end.
+    /// Whether it is still starting; [`Keeper::await_start`] waits for that.
     pub starting: bool,
 }
 
-/// What a guest is started with.
+/// Options of [`Keeper::start`].
 pub struct StartOptions {
     /// Which container.
     pub container: ContainerId,
-    /// What it is; only the guest reads it.
+    /// Its spec; only its own process reads it.
     pub spec: ContainerSpec,
-    /// What its payload needs beside the spec.
+    /// What its payload needs besides the spec.
     pub payload: StartPayload,
-    /// Its cgroup in the unified tree, into which it is born.
+    /// Its cgroup in the unified tree, into which it is forked.
     pub cgroup: Option<OwnedFd>,
     /// The log file, open for appending; `None` discards output.
     pub log: Option<OwnedFd>,
 }
 
-/// What a payload needs beside its spec.
+/// What a payload needs besides its spec.
 pub enum StartPayload {
     /// WebAssembly: compiled code, read-only.
     Wasm(OwnedFd),
@@ -101,16 +102,16 @@ pub enum StartPayload {
     Linux(Option<OwnedFd>),
 }
 
-/// A guest that runs.
+/// A container process that runs.
 #[derive(Debug)]
 pub struct Started {
-    /// The guest process.
+    /// The process.
     pub process: Process,
     /// Nanoseconds since 1970 UTC.
     pub started_at: i64,
 }
 
-/// What a keeper says unasked.
+/// An event that a keeper sends.
 #[derive(Debug)]
 pub enum KeeperEvent {
     /// A container ended; its exit record is on disk.
@@ -120,14 +121,14 @@ pub enum KeeperEvent {
         /// How.
         exit: Exit,
     },
-    /// The connection ended; nothing follows.
+    /// The connection ended. This is the last event.
     Closed,
 }
 
 impl Keeper {
-    /// Connects to the keeper at `socket` and hears its greeting, both within `deadline`.
+    /// Connects to the keeper at `socket` and reads its greeting, both within `deadline`.
     ///
-    /// Errors: [`Kind::Gone`] when nobody listens, [`Kind::Deadline`] when the keeper is silent.
+    /// Errors: [`Kind::Gone`] when nobody listens, [`Kind::Deadline`] when the keeper does not answer.
     pub async fn connect(
         socket: &Path,
         deadline: Duration,
@@ -159,16 +160,16 @@ impl Keeper {
         Ok((keeper, greeting, received))
     }
 
-    /// Tells the keeper that its pod is recorded, so that it lives without its lifeline.
+    /// Tells the keeper that its pod is recorded, so that it outlives its lifeline.
     ///
-    /// Errors: the keeper is gone or silent.
+    /// Errors: the keeper is gone or does not answer.
     pub async fn commit(&self) -> Result<()> {
         self.done(Request::Commit, Vec::new()).await
     }
 
-    /// Forks a guest and waits until its jail stands and its program is loaded.
+    /// Forks a container process and waits until its jail is built and its program is loaded.
     ///
-    /// Errors: [`Kind::StartFailed`] when the guest failed to start and left an exit record; [`Kind::Invalid`] when
+    /// Errors: [`Kind::StartFailed`] when the process failed to start and left an exit record; [`Kind::Invalid`] when
     /// the keeper refused; [`Kind::Gone`] or [`Kind::Deadline`] when the keeper did not answer.
     pub async fn start(&self, options: StartOptions, filters: &Filters) -> Result<Started> {
         let (mut fds, linux) = self.payload(&options.spec, options.payload, filters)?;
@@ -176,18 +177,18 @@ impl Keeper {
         fds.extend(options.cgroup);
         fds.extend(options.log);
         let tty = matches!(&options.spec.workload, Workload::Wasm(wasm) if wasm.tty);
-        let body = Request::Start {
+        let body = Request::Start(StartMessage {
             container: options.container.clone(),
             stdin: options.spec.workload.stdin(),
             log,
             into_cgroup,
             linux,
             tty,
-        };
+        });
         self.send_start(body, fds).await
     }
 
-    /// Waits until the start of a container that was [`KeeperContainer::starting`] has ended.
+    /// Waits until a container that was [`KeeperContainer::starting`] runs or has failed to start.
     ///
     /// Errors: as of [`Keeper::start`].
     pub async fn await_start(&self, container: &ContainerId) -> Result<Started> {
@@ -204,7 +205,7 @@ impl Keeper {
         })
     }
 
-    /// The descriptors that a guest's life begins with, and what its keeper must know of a Linux one.
+    /// The first descriptors of a container process, and what its keeper must know about a Linux payload.
     fn payload(
         &self,
         spec: &ContainerSpec,
@@ -240,12 +241,12 @@ impl Keeper {
             (StartPayload::Linux(_), Workload::Wasm(_))
             | (StartPayload::Wasm(_), Workload::Linux(_)) => Err(Error::new(
                 Kind::Bug,
-                "a spec came with what the other kind of payload needs",
+                "the payload's options do not fit the kind of workload in its spec",
             )),
         }
     }
 
-    /// Has the container's log written to `log` from now on. Errors: the keeper is gone, or the log is stalled.
+    /// Switches the container's log to the file `log`. Errors: the keeper is gone, or the log is stalled.
     pub async fn reopen_log(&self, container: &ContainerId, log: OwnedFd) -> Result<()> {
         self.done(
             Request::ReopenLog {
@@ -256,7 +257,7 @@ impl Keeper {
         .await
     }
 
-    /// Drops an exited container and its exit record. Errors: the keeper is gone or silent.
+    /// Forgets an exited container and deletes its exit record. Errors: the keeper is gone or does not answer.
     pub async fn forget(&self, container: &ContainerId) -> Result<()> {
         self.done(
             Request::Forget {
@@ -267,12 +268,12 @@ impl Keeper {
         .await
     }
 
-    /// Ends the keeper as soon as no container of it runs. Errors: the keeper is gone or silent.
+    /// Makes the keeper exit as soon as none of its containers runs. Errors: the keeper is gone or does not answer.
     pub async fn leave(&self) -> Result<()> {
         self.done(Request::Leave, Vec::new()).await
     }
 
-    /// Refuses what a keeper of an older build does not understand.
+    /// Errors: the keeper is of an older build that does not understand `version`.
     fn require_protocol(&self, needed: u64) -> Result<()> {
         let spoken = self.protocol.load(Ordering::Relaxed);
         if spoken >= needed {

@@ -1,10 +1,10 @@
-//! A guest process: forked by the keeper, jails itself, runs its payload, ends. This file is the keeper's half.
+//! A container's process: the keeper forks it, it jails itself and runs its payload. This file is the keeper's side.
 //!
-//! Descriptors of a guest, in this order: 0 to 2 standard streams, 3 report socket, 4 spec, then its payload's (Wasm:
-//! compiled code and two seccomp filters; Linux: a filter if it has one), then those of the pod that it needs (net, ipc,
-//! uts, the namespace with its id map; for Linux user namespace, shared memory and a process to share pids with).
+//! Its descriptors, in this order: 0 to 2 standard streams, 3 report socket, 4 spec, then its payload's (Wasm:
+//! compiled code and two seccomp filters; Linux: a filter if it has one), then those of the pod that it needs (net,
+//! ipc, uts, the namespace with its id map; for Linux user namespace, shared memory and a process to share pids with).
 //! Invariant: nothing but these descriptors crosses the fork, and the spec is read only after it.
-//! Not here: what a guest does ([`life`]), the steps of the jail.
+//! What the process does is in [`init`]; the steps of the jail are in coracle-sandbox.
 
 mod exec;
 mod init;
@@ -15,22 +15,21 @@ use std::os::fd::{AsFd, AsRawFd as _, OwnedFd, RawFd};
 
 use super::log::LogThread;
 use super::pid::PidNamespace;
-use crate::control::messages::LinuxStart;
+use crate::control::messages::{LinuxStart, StartMessage};
 use coracle_sandbox::PodNamespaces;
 use coracle_spec::error::{Context as _, Error, Kind, Result};
 use coracle_spec::failpoint;
-use coracle_spec::id::ContainerId;
 use coracle_sys as sys;
 use coracle_sys::fork::Forked;
 use coracle_wasm::Warm;
 
-pub(super) use exec::{ExecParts, fork as fork_exec};
+pub(super) use exec::fork as fork_exec;
 
-/// Exit code of a guest that could not start.
+/// Exit code of a process that could not start.
 const CANNOT_START: i32 = 128;
 
-/// Entered by `coracle forked ID LETTERS FAILPOINTS` when a handler asks for an own address-space layout: for a container
-/// or, with the letter `init::EXEC_LETTER`, for a process in a running one.
+/// Entered by `coracle forked ID LETTERS FAILPOINTS` when a handler asks for an own address-space layout: for a
+/// container or, with the letter `init::EXEC_LETTER`, for a process in a running one.
 pub fn main(id: &str, letters: &str, failpoints: &str) -> ! {
     failpoint::arm(Some(failpoints.to_owned()));
     let layout = Layout {
@@ -44,40 +43,24 @@ pub fn main(id: &str, letters: &str, failpoints: &str) -> ! {
     }
 }
 
-/// What came with the request to start a guest.
-pub(super) struct Parts {
-    /// Spec, the payload's own, the cgroup if `into_cgroup`, and the log file if `log`.
-    pub(super) fds: Vec<OwnedFd>,
-    /// Whether a cgroup to be born into came along.
-    pub(super) into_cgroup: bool,
-    /// Whether a log file came along.
-    pub(super) log: bool,
-    /// Whether standard input is a pipe.
-    pub(super) stdin: bool,
-    /// What is to be known of a Linux payload.
-    pub(super) linux: Option<LinuxStart>,
-    /// Whether a Wasm payload is to have a terminal.
-    pub(super) tty: bool,
-}
-
-/// The keeper's side of a guest that was just forked.
+/// The keeper's side of a container process that was just forked.
 pub(super) struct ForkedContainer {
     pub(super) pidfd: OwnedFd,
     pub(super) report: OwnedFd,
     pub(super) log: Option<LogThread>,
-    /// The log file of a guest that has yet to make its terminal.
+    /// The log file, until the process has opened its terminal.
     pub(super) log_file: Option<File>,
     pub(super) stdin: Option<OwnedFd>,
-    /// The controlling side of a Wasm guest's terminal.
+    /// The controlling side of a Wasm container's terminal.
     pub(super) terminal: Option<OwnedFd>,
 }
 
-/// How a guest's descriptors are laid out.
+/// How a container process's descriptors are laid out.
 #[derive(Clone, Copy)]
 struct Layout {
     /// How many are the payload's own.
     payload: usize,
-    /// Which of the pod's are there: net, ipc, uts, ids, user, shm, pids.
+    /// Which of the pod's are present: net, ipc, uts, ids, user, shm, pids.
     pod: [bool; 7],
 }
 
@@ -85,7 +68,7 @@ impl Layout {
     const LETTERS: [&str; 7] = ["n", "i", "u", "m", "U", "s", "p"];
 }
 
-/// Descriptors that one guest is born with, and their other ends.
+/// The streams of a container process, and their other ends.
 struct Streams {
     stdin: Option<(OwnedFd, OwnedFd)>,
     out: Option<[(OwnedFd, OwnedFd); 2]>,
@@ -95,7 +78,7 @@ struct Streams {
 }
 
 impl Streams {
-    /// `tty`: a Wasm guest is to have a terminal; a Linux guest makes its own.
+    /// `tty`: a Wasm container gets a terminal; a Linux container opens its own.
     fn make(stdin: bool, tty: bool, linux: Option<&LinuxStart>) -> io::Result<Self> {
         let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC);
         let terminal = match tty && linux.is_none() {
@@ -105,7 +88,7 @@ impl Streams {
         let tty = terminal.is_some() || linux.is_some_and(|linux| linux.tty);
         let stdin = if stdin && !tty { Some(pipe()?) } else { None };
         if let Some((_, write)) = &stdin {
-            // A client that types must not wait for a guest that does not read.
+            // A client must not block on a program that does not read.
             rustix::io::ioctl_fionbio(write, true)?;
         }
         Ok(Self {
@@ -116,7 +99,7 @@ impl Streams {
         })
     }
 
-    /// Numbers of a guest's first four descriptors; what it has no pipe for is the keeper's own, the null device.
+    /// Numbers of a process's first four descriptors. Where it has no pipe, it gets the keeper's null device.
     fn numbers(&self) -> Vec<RawFd> {
         let report = self.report.1.as_raw_fd();
         if let Some((_, side)) = &self.terminal {
@@ -132,8 +115,8 @@ impl Streams {
     }
 }
 
-/// A stream of reports: the keeper's end, which does not block, and the guest's. A Wasm guest keeps its end while it
-/// runs and has nothing to hand over; a Linux one sends descriptors.
+/// A stream of reports: the keeper's end, which is non-blocking, and the process's. A Wasm container keeps its end
+/// while it runs and has nothing to hand over; a Linux one sends descriptors.
 fn reports(linux: bool) -> io::Result<(OwnedFd, OwnedFd)> {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
     let (flags, kind) = (SocketFlags::CLOEXEC, SocketType::STREAM);
@@ -145,31 +128,29 @@ fn reports(linux: bool) -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(made)
 }
 
-/// Forks a guest. Errors: the request is incomplete, or the node is exhausted; then nothing was left behind.
+/// Forks a container process. Errors: the request is incomplete, or the node is out of resources. On error nothing is
+/// left behind.
 pub(super) fn fork(
-    container: &ContainerId,
-    parts: Parts,
+    start: &StartMessage,
+    mut fds: Vec<OwnedFd>,
     pod: &PodNamespaces,
     pid_ns: PidNamespace<'_>,
     warm: &Warm,
 ) -> Result<ForkedContainer> {
-    let what = || format!("fork the guest of container {container}");
-    let Parts {
-        mut fds,
-        into_cgroup,
-        log,
-        stdin,
-        linux,
-        tty,
-    } = parts;
-    let payload = linux.as_ref().map_or(3, |linux| usize::from(linux.filter));
-    if fds.len() != 1 + payload + usize::from(log) + usize::from(into_cgroup) {
-        let text = format!("{}: {} descriptors came along", what(), fds.len());
+    let what = || format!("fork the process of container {}", start.container);
+    let linux = start.linux.as_ref();
+    let payload = payload_fds(linux);
+    if fds.len() != 1 + payload + usize::from(start.log) + usize::from(start.into_cgroup) {
+        let text = format!("{}: got {} descriptors", what(), fds.len());
         return Err(Error::new(Kind::Bug, text));
     }
-    let log_file = if log { fds.pop().map(File::from) } else { None };
-    let cgroup = if into_cgroup { fds.pop() } else { None };
-    let streams = Streams::make(stdin, tty, linux.as_ref()).during(what)?;
+    let log_file = if start.log {
+        fds.pop().map(File::from)
+    } else {
+        None
+    };
+    let cgroup = if start.into_cgroup { fds.pop() } else { None };
+    let streams = Streams::make(start.stdin, start.tty, linux).during(what)?;
     failpoint::hit("keeper.fork").during(what)?;
     let pids = pid_ns.process().map(|process| process.as_raw_fd());
     let flags = pid_ns.flags(linux.is_some() && pod.user.is_some());
@@ -182,7 +163,7 @@ pub(super) fn fork(
             table.extend(pids);
             layout.pod[6] = pids.is_some();
             match sys::fork::keep_only(&table) {
-                Ok(()) => init::enter(container, layout, Some(warm)),
+                Ok(()) => init::enter(&start.container, layout, Some(warm)),
                 Err(_) => sys::fork::leave(CANNOT_START),
             }
         }
@@ -190,7 +171,12 @@ pub(super) fn fork(
     }
 }
 
-/// Numbers of the pod's descriptors that a guest is given, and their layout.
+/// How many descriptors are the payload's own: compiled code and two filters for Wasm, a filter or none for Linux.
+fn payload_fds(linux: Option<&LinuxStart>) -> usize {
+    linux.map_or(3, |linux| usize::from(linux.filter))
+}
+
+/// Numbers of the pod's descriptors that a container process gets, and their layout.
 fn pod_descriptors(pod: &PodNamespaces, payload: usize, linux: bool) -> (Vec<RawFd>, Layout) {
     let (wasm_only, linux_only) = (!linux, linux);
     let all = [
@@ -208,7 +194,7 @@ fn pod_descriptors(pod: &PodNamespaces, payload: usize, linux: bool) -> (Vec<Raw
     (numbers, Layout { payload, pod })
 }
 
-/// What the keeper keeps of a guest that was forked.
+/// What the keeper keeps of a forked process.
 fn forked_container(
     streams: Streams,
     pidfd: OwnedFd,
@@ -249,7 +235,7 @@ fn forked_container(
     Ok(forked)
 }
 
-/// Starts a log thread, or ends the guest that would have written to it.
+/// Starts a log thread; kills the process if that fails.
 fn start_log(
     out: OwnedFd,
     err: Option<OwnedFd>,

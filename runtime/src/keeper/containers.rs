@@ -1,10 +1,10 @@
-//! A keeper's containers: who starts, who runs, who ended how, and what the daemon is to be told.
+//! A keeper's containers: which are starting, running or exited, and the events for the daemon.
 //!
-//! Driven by the event loop: descriptors become ready, deadlines pass, requests arrive; what comes of it is queued as
-//! news. A container goes Starting -> Running -> Draining -> Exited and stays until it is forgotten.
-//! Invariant: the exit record is on disk before anybody is told; a log that is stalled delays that by at most
-//! [`DRAIN`], and nothing else.
-//! Not here: sockets, forking.
+//! The event loop calls it when descriptors are ready, deadlines pass or requests arrive; it queues events. A container
+//! goes Starting -> Running -> Draining -> Exited and stays until it is forgotten.
+//! Invariant: the exit record is on disk before the event is sent; a stalled log delays that by at most [`DRAIN`], and
+//! delays nothing else.
+//! It must not know about sockets or forking.
 
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -32,16 +32,16 @@ use coracle_spec::failpoint;
 use coracle_spec::id::ContainerId;
 use coracle_spec::{Cause, Exit};
 
-/// How long an ended container's log may take to be written out before its exit is told without it.
+/// How long an exited container's log may take to be written before its exit is reported without it.
 const DRAIN: Duration = Duration::from_millis(1000);
-/// How long a guest may take to report that it is ready.
+/// How long a container process may take to report that it is ready.
 const START: Duration = Duration::from_secs(25);
 
 /// All containers of one keeper.
 pub(super) struct Containers {
     exits: PathBuf,
     slots: Vec<Option<Entry>>,
-    /// Log threads whose disk never answered; they end with the process.
+    /// Log threads on a disk that never answered; they end with the keeper.
     stalled: Vec<LogThread>,
     events: Vec<(FromKeeper, Vec<OwnedFd>)>,
 }
@@ -56,12 +56,12 @@ impl Containers {
         }
     }
 
-    /// The processes of all containers, ended ones too.
+    /// The processes of all containers, exited ones included.
     pub(super) fn processes(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         self.slots.iter().flatten().map(|entry| entry.pidfd.as_fd())
     }
 
-    /// Whether some guest has yet to come to run.
+    /// Whether some container is starting.
     pub(super) fn is_starting(&self) -> bool {
         let starting = |entry: &Entry| matches!(entry.state, State::Starting { .. });
         self.slots.iter().flatten().any(starting)
@@ -75,12 +75,12 @@ impl Containers {
             .all(|e| matches!(e.state, State::Exited(_)))
     }
 
-    /// What was queued for the daemon.
+    /// Takes the events that were queued for the daemon.
     pub(super) fn take_events(&mut self) -> Vec<(FromKeeper, Vec<OwnedFd>)> {
         std::mem::take(&mut self.events)
     }
 
-    /// The daemon that asked is gone: nobody waits for answers any more.
+    /// The daemon that sent the requests is gone: drop the pending answers.
     pub(super) fn forget_requester(&mut self) {
         self.events.clear();
         for entry in self.slots.iter_mut().flatten() {
@@ -93,7 +93,7 @@ impl Containers {
         }
     }
 
-    /// Takes charge of a forked guest; `watch` registers its descriptors.
+    /// Adds a forked process; `watch` registers its descriptors with epoll.
     pub(super) fn add(
         &mut self,
         id: ContainerId,
@@ -101,14 +101,7 @@ impl Containers {
         forked: ForkedContainer,
         watch: impl Fn(Watch, BorrowedFd<'_>) -> rustix::io::Result<()>,
     ) {
-        let slot = self
-            .slots
-            .iter()
-            .position(Option::is_none)
-            .unwrap_or_else(|| {
-                self.slots.push(None);
-                self.slots.len() - 1
-            });
+        let slot = self.free_slot();
         let at = |what| Watch { slot, what };
         let mut watched = watch(at(What::Process), forked.pidfd.as_fd());
         watched = watched.and(watch(at(What::Report), forked.report.as_fd()));
@@ -116,7 +109,7 @@ impl Containers {
             watched = watched.and(watch(at(What::Log), borrow(log.done_fd())));
         }
         if watched.is_err() {
-            // It could not be followed, so it must not run; its end is seen by the deadline.
+            // It cannot be watched, so it must not run; the deadline finds that it has ended.
             kill(forked.pidfd.as_fd());
         }
         self.slots[slot] = Some(Entry {
@@ -134,6 +127,14 @@ impl Containers {
             started_at: now_ns(),
             stdin: forked.stdin,
         });
+    }
+
+    fn free_slot(&mut self) -> usize {
+        let free = self.slots.iter().position(Option::is_none);
+        free.unwrap_or_else(|| {
+            self.slots.push(None);
+            self.slots.len() - 1
+        })
     }
 
     /// A watched descriptor is ready.
@@ -163,7 +164,7 @@ impl Containers {
             };
             match &mut entry.state {
                 State::Starting { until, .. } if *until <= now => {
-                    // Whoever asked is answered by its end, which need not be soon on a hung disk.
+                    // The request is answered when it ends, which may take long on a hung disk.
                     *until = now + Duration::from_secs(86_400);
                     let text = format!("the jail was not ready within {} s", START.as_secs());
                     entry.reports.set_failure(text);
@@ -176,7 +177,7 @@ impl Containers {
         }
     }
 
-    /// When [`Self::expire`] is to be called next; `None` lets the keeper sleep for good.
+    /// When to call [`Self::expire`] next; `None` if no deadline is pending.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
         let until = |e: &Entry| match e.state {
             State::Starting { until, .. } | State::Draining { until, .. } => Some(until),
@@ -214,7 +215,7 @@ impl Containers {
         }
     }
 
-    /// The guest has ended: reap it, hear its last report, let its log drain.
+    /// The process has ended: reaps it, reads its last report, and lets its log drain.
     fn ended(&mut self, entry: &mut Entry, slot: usize, epoll: &OwnedFd) {
         self.handle_reports(entry, slot, epoll);
         let Ok(Some(status)) = waitid(
@@ -246,7 +247,7 @@ impl Containers {
         }
     }
 
-    /// The process behind container `id`, if it runs: before that it may still see the node.
+    /// The process of container `id`, if it runs. Before that it may still see the node.
     pub(super) fn process(&self, id: &ContainerId) -> Option<BorrowedFd<'_>> {
         let entry = self.slots.iter().flatten().find(|entry| entry.id == *id)?;
         matches!(entry.state, State::Running).then(|| entry.pidfd.as_fd())
@@ -268,7 +269,8 @@ impl Containers {
         }
     }
 
-    /// Ends a drained container: record first, then news. `timed_out`: the log had its time.
+    /// Finishes a drained container: writes the record, then queues the event. `timed_out`: the log did not drain in
+    /// time.
     fn finish(&mut self, entry: &mut Entry, timed_out: bool) {
         let State::Draining { exit, request, .. } = &entry.state else {
             return;
@@ -278,13 +280,13 @@ impl Containers {
         }
         let (exit, request) = (exit.clone(), *request);
         let _ = failpoint::hit("keeper.exit-record");
-        // A full disk costs the record, not the answer: the daemon is told and keeps its own.
+        // On a full disk the record is lost, but the event is sent: the daemon has its own record.
         let _ = exits::write(&self.exits, &entry.id, &exit);
         if let Some(log) = entry.log.take() {
             if log.dropped() > 0 {
-                // The daemon may be gone; the journal, which the keeper inherited, is not.
+                // Logged to the inherited standard error, because the daemon may be gone.
                 let line = format!(
-                    "coracle: container {}: a full or broken disk cost {} log lines\n",
+                    "coracle: container {}: lost {} log lines to a full or broken disk\n",
                     entry.id,
                     log.dropped()
                 );
@@ -325,7 +327,7 @@ impl Containers {
         found.ok_or_else(|| io::Error::other(format!("container {id} is not kept here")))
     }
 
-    /// Hands another log file to a container's log thread; answered by news.
+    /// Passes another log file to a container's log thread; an event answers the request.
     pub(super) fn reopen(
         &mut self,
         id: &ContainerId,
@@ -347,7 +349,7 @@ impl Containers {
         }
     }
 
-    /// Drops an exited container and its record; one that is not there is fine.
+    /// Removes an exited container and its record, if they exist.
     pub(super) fn forget(&mut self, id: &ContainerId) -> io::Result<()> {
         if let Ok(slot) = self.find(id) {
             if !matches!(

@@ -1,9 +1,9 @@
-//! Processes that were forked into running containers: who asked, what they said, how they ended.
+//! A keeper's execs: which requests started them, their reports, their exits.
 //!
-//! Driven by the keeper's event loop like the container table. An exec belongs to the connection that asked for it: its
-//! streams end in the daemon, so when the daemon is gone nobody hears it, and it is killed with all that it started.
-//! Invariant: an exec never outlives the daemon that asked for it; its container is not touched by its end.
-//! Not here: streams (they are the daemon's), the container's own process.
+//! Called by the keeper's event loop, like the containers. An exec belongs to the connection that requested it: its
+//! streams end in the daemon, so when the daemon is gone it is killed with all its processes.
+//! Invariants: an exec never outlives the daemon that requested it; its end does not affect its container.
+//! It must not know about streams, which the daemon holds, or about the container's own process.
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
@@ -19,26 +19,26 @@ use coracle_cgroup::KillList;
 use coracle_spec::id::ContainerId;
 use coracle_spec::{Cause, Exit};
 
-/// Exit code of a process that somebody else has waited for.
+/// Exit code of a process that was reaped elsewhere.
 const UNKNOWN: i32 = 255;
 
 /// One exec.
 pub(super) struct Exec {
-    /// The request that asked for it.
+    /// The request that started it.
     request: u64,
-    /// Where.
+    /// Its container.
     container: ContainerId,
     pidfd: OwnedFd,
     reports: Reports,
     tree: Tree,
-    /// It runs, and whoever asked was told.
+    /// Whether it runs and the request was answered.
     started: bool,
-    /// The controlling side of its terminal, for whoever asked.
+    /// The controlling side of its terminal, until the answer takes it.
     terminal: Option<OwnedFd>,
 }
 
 impl Exec {
-    /// One that was just forked.
+    /// An exec that was just forked.
     pub(super) fn new(
         request: u64,
         container: ContainerId,
@@ -57,21 +57,21 @@ impl Exec {
     }
 }
 
-/// How everything is killed that an exec has started.
+/// How to kill all processes of an exec.
 pub(super) struct Tree {
-    /// Files to which `1` is written.
+    /// Files to write `1` to.
     pub(super) files: Vec<PathBuf>,
     /// Where its processes are listed, if there is no such file.
     pub(super) list: Option<KillList>,
 }
 
 impl Exec {
-    /// Kills it with all that it started. Whatever fails, its first process is killed.
+    /// Kills it with all its processes. Its first process is killed even if the rest fails.
     fn kill_whole(&self) {
         for file in &self.tree.files {
             let _ = std::fs::write(file, "1");
         }
-        // Before it enters its cgroup it has started nothing; afterwards nothing leaves that.
+        // It forks only after it entered its cgroup, and no process leaves that.
         kill(self.pidfd.as_fd());
         if let Some(list) = &self.tree.list {
             let _ = list.kill();
@@ -91,17 +91,17 @@ pub(super) struct Execs {
 pub(super) enum What {
     /// It has ended.
     Process,
-    /// It says something.
+    /// It has sent a report.
     Report,
 }
 
-/// A number that names one watched descriptor, from 0 up.
+/// The number of one watched descriptor, from 0 up.
 pub(super) fn token(slot: usize, what: What) -> u64 {
     slot as u64 * 2 + u64::from(what == What::Report)
 }
 
 impl Execs {
-    /// Takes charge of one; returns its slot, whose descriptors are then to be watched.
+    /// Adds an exec and returns its slot; the caller then watches its descriptors.
     pub(super) fn add(&mut self, exec: Exec) -> usize {
         let free = self.slots.iter().position(Option::is_none);
         let slot = free.unwrap_or_else(|| {
@@ -112,7 +112,7 @@ impl Execs {
         slot
     }
 
-    /// What is to be watched of the exec in `slot`.
+    /// The descriptors to watch of the exec in `slot`.
     pub(super) fn watched(&self, slot: usize) -> Vec<(What, BorrowedFd<'_>)> {
         let Some(Some(exec)) = self.slots.get(slot) else {
             return Vec::new();
@@ -122,7 +122,7 @@ impl Execs {
         report.into_iter().chain([process]).collect()
     }
 
-    /// Kills the exec in `slot`, which cannot be followed, and forgets it.
+    /// Kills and forgets the exec in `slot`, because it cannot be watched.
     pub(super) fn abandon(&mut self, slot: usize) {
         if let Some(exec) = self.slots.get_mut(slot).and_then(Option::take) {
             exec.kill_whole();
@@ -130,27 +130,27 @@ impl Execs {
         }
     }
 
-    /// The processes of all.
+    /// The processes of all execs.
     pub(super) fn processes(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         self.slots.iter().flatten().map(|exec| exec.pidfd.as_fd())
     }
 
-    /// Whether some have yet to come to run.
+    /// Whether some exec is starting.
     pub(super) fn is_starting(&self) -> bool {
         self.slots.iter().flatten().any(|exec| !exec.started)
     }
 
-    /// Whether none runs.
+    /// Whether there is no exec.
     pub(super) fn is_empty(&self) -> bool {
         self.slots.iter().all(Option::is_none)
     }
 
-    /// What was queued for the daemon.
+    /// Takes the events that were queued for the daemon.
     pub(super) fn take_events(&mut self) -> Vec<(FromKeeper, Vec<OwnedFd>)> {
         std::mem::take(&mut self.events)
     }
 
-    /// Kills all: whoever asked is gone.
+    /// Kills all, because the daemon is gone.
     pub(super) fn kill_all(&mut self) {
         self.events.clear();
         for exec in self.slots.iter().flatten() {
@@ -195,7 +195,7 @@ impl Execs {
         }
     }
 
-    /// Whether it has ended; then whoever asked is told.
+    /// Whether it has ended; if so, the event is queued.
     fn ended(&mut self, exec: &mut Exec, slot: usize, poll: &OwnedFd) -> bool {
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
         let status = match waitid(WaitId::PidFd(exec.pidfd.as_fd()), options) {
@@ -206,7 +206,7 @@ impl Execs {
         self.handle_reports(exec, slot, poll);
         let (code, cause) = match &status {
             Some(status) => exec.reports.exit_status(status, exec.started),
-            // Not ours to wait for: how it ended is not known, but whoever asked is told that it has.
+            // It cannot be waited for, so its exit code is unknown, but the daemon gets an event.
             None if exec.started => (UNKNOWN, Cause::Unknown),
             None => {
                 let text = "the process was lost before it was ready".to_owned();
@@ -236,7 +236,7 @@ impl Execs {
         true
     }
 
-    /// Kills what runs in a container that has ended: with a pid namespace of its own it is gone already.
+    /// Kills the execs of a container that has ended. Those in the container's own pid namespace are gone already.
     pub(super) fn kill_in(&mut self, container: &ContainerId) {
         for exec in self.slots.iter().flatten() {
             if exec.container == *container {

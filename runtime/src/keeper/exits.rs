@@ -1,9 +1,9 @@
 //! Exit records: how a container ended, on disk, outliving keeper and daemon.
 //!
-//! Written by the keeper before it tells anybody, read by the daemon at start and whenever a keeper is silent,
-//! removed with the container. One file a container: a header line with version and checksum, then JSON.
-//! Invariant: a record is complete or not there (written aside, then renamed to a name that does not exist yet).
-//! Not here: what the daemon makes of an exit.
+//! The keeper writes one before it sends the event; the daemon reads it at start and when a keeper does not answer; it
+//! is removed with the container. One file per container: a header line with version and checksum, then JSON.
+//! Invariant: a record is complete or absent: it is written to a temporary file, then renamed to a new name.
+//! It must not know what the daemon does with an exit.
 
 use std::fs;
 use std::io::Write as _;
@@ -20,7 +20,7 @@ const HEADER: &str = "coracle-exit ";
 /// The format this build writes.
 const VERSION: &str = "1";
 
-/// Leaves the record of `container` in `dir`. Errors: the disk is full or broken.
+/// Writes the record of `container` to `dir`. Errors: the disk is full or broken.
 pub fn write(dir: &Path, container: &ContainerId, exit: &Exit) -> Result<()> {
     let what = || format!("write exit record of container {container}");
     let body = serde_json::to_string(exit).map_err(|e| Error::with(Kind::Bug, what(), e))?;
@@ -34,9 +34,9 @@ pub fn write(dir: &Path, container: &ContainerId, exit: &Exit) -> Result<()> {
     fs::rename(&temp, dir.join(container.as_str())).during(what)
 }
 
-/// The record of `container`. A torn one is none: its container was not seen to end.
+/// The record of `container`. A torn one counts as absent.
 ///
-/// Errors: it is there and cannot be read, or is of a format that this build does not know.
+/// Errors: it exists but cannot be read, or has a format that this build does not know.
 pub fn read(dir: &Path, container: &ContainerId) -> Result<Option<Exit>> {
     let path = dir.join(container.as_str());
     let what = || format!("read exit record {}", path.display());
@@ -48,7 +48,7 @@ pub fn read(dir: &Path, container: &ContainerId) -> Result<Option<Exit>> {
     }
 }
 
-/// The present, in nanoseconds since 1970: what a record says of when.
+/// The current time in nanoseconds since 1970 UTC, as in records.
 pub(super) fn now_ns() -> i64 {
     let since = SystemTime::now()
         .duration_since(UNIX_EPOCH)
@@ -56,7 +56,7 @@ pub(super) fn now_ns() -> i64 {
     i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
 }
 
-/// A whole record's exit; `None` if it is torn. Errors: it is whole and of another format.
+/// The exit in a record; `None` if it is torn. Errors: it is complete but of another format.
 pub(super) fn decode(bytes: &[u8]) -> std::result::Result<Option<Exit>, String> {
     let Some((header, body)) = std::str::from_utf8(bytes)
         .ok()
@@ -86,7 +86,7 @@ pub(super) fn decode(bytes: &[u8]) -> std::result::Result<Option<Exit>, String> 
         .map_err(|e| e.to_string())
 }
 
-/// Removes the record of `container`; absent is fine.
+/// Removes the record of `container`, if there is one.
 pub fn remove(dir: &Path, container: &ContainerId) {
     let _ = fs::remove_file(dir.join(container.as_str()));
     let _ = fs::remove_file(dir.join(format!("tmp-{container}")));

@@ -1,13 +1,13 @@
-//! One container's CRI log: takes its output pipes, cuts lines, stamps them, writes them to the log file.
+//! One container's CRI log: reads its output pipes, cuts lines, adds timestamps, writes them to the log file.
 //!
-//! One thread a container, made by the keeper, because a write to a stalled disk or FUSE file blocks whoever makes
-//! it: it must block that log alone. The keeper forks guests while such threads exist, so they follow one rule:
-//! between the moment [`LogThread::start`] returned and the moment [`LogThread::join`] is called, a log thread makes
-//! system calls only. It never allocates, locks or panics, so a fork finds every lock of the process free.
+//! The keeper starts one thread per container, because a write to a stalled disk or FUSE file blocks its thread, and
+//! must block only that log. The keeper forks while such threads exist, so they follow one rule: between the return of
+//! [`LogThread::start`] and the call of [`LogThread::join`] a log thread makes system calls only. It never allocates,
+//! locks or panics, so a fork finds every lock of the process free.
 //! Invariants: a line reaches the file in one write(2), as `RFC3339Nano stream P|F text`; text longer than 16 KiB is
 //! cut into `P` pieces; a rotation loses nothing and repeats nothing; a full disk drops lines, never the container.
 //! Attached clients get the same bytes from the same thread ([`clients`]).
-//! Not here: when a container ends.
+//! It must not know when a container ends.
 
 use std::fs::File;
 use std::io;
@@ -20,28 +20,28 @@ mod line;
 use attach::{AttachedClients, MAX_CLIENTS, PipeSlots};
 use line::{Lines, Stamp};
 
-/// Text bytes of one log line, as containerd and CRI-O have it.
+/// Most text bytes of one log line, the same as containerd's and CRI-O's.
 pub const MAX_TEXT: usize = 16 * 1024;
 /// Stack of a log thread; its buffers are not on it.
 const STACK_BYTES: usize = 64 * 1024;
 
-/// What keeper and log thread share.
+/// State that keeper and log thread share.
 struct Shared {
     /// Next log file, or -1.
     next: AtomicI32,
     /// Wakes the thread.
     wake: OwnedFd,
-    /// Wakes the keeper: a new file was taken, or both pipes have ended.
+    /// Wakes the keeper: the thread switched to a new file, or both pipes have ended.
     done: OwnedFd,
-    /// Both pipes have ended and all is written.
+    /// Both pipes have ended and all output is written.
     finished: AtomicBool,
-    /// No more output is waited for.
+    /// Stop waiting for output.
     closing: AtomicBool,
-    /// The thread may end: it is being joined, so nobody forks.
+    /// The thread may exit: the keeper is joining it and does not fork.
     leaving: AtomicBool,
-    /// The thread has come up.
+    /// The thread runs.
     started: AtomicBool,
-    /// Lines that a full or broken disk cost.
+    /// Lines lost to a full or broken disk.
     dropped: AtomicU64,
     /// Clients of standard output and of standard error.
     client_pipes: [PipeSlots; 2],
@@ -100,10 +100,10 @@ fn signal(fd: RawFd) {
 }
 
 impl LogThread {
-    /// Starts the thread on the read ends of a guest's output pipes, or on a terminal alone. `file` of `None` discards
-    /// the output.
+    /// Starts the thread on the read ends of a container's output pipes, or on a terminal alone. Without `file` the
+    /// output is discarded.
     ///
-    /// Returns once the thread is past everything that allocates. Errors: no memory, descriptors or threads left.
+    /// Returns once the thread has done everything that allocates. Errors: no memory, descriptors or threads left.
     pub fn start(out: OwnedFd, err: Option<OwnedFd>, file: Option<File>) -> io::Result<Self> {
         let shared = Box::new(Shared {
             next: AtomicI32::new(-1),
@@ -135,7 +135,7 @@ impl LogThread {
         })
     }
 
-    /// Becomes readable when a reopen was taken or the output has ended.
+    /// Becomes readable when a reopen is done or the output has ended.
     pub fn done_fd(&self) -> RawFd {
         self.shared.done.as_raw_fd()
     }
@@ -150,7 +150,7 @@ impl LogThread {
         self.shared.finished.load(Ordering::Acquire)
     }
 
-    /// Whether no reopen is under way.
+    /// Whether no reopen is pending.
     pub fn has_reopened(&self) -> bool {
         self.shared.next.load(Ordering::Acquire) == -1
     }
@@ -160,7 +160,7 @@ impl LogThread {
         self.shared.dropped.load(Ordering::Relaxed)
     }
 
-    /// Hands over another log file; [`Self::has_reopened`] tells when it is in use.
+    /// Switches to another log file; [`Self::has_reopened`] is true once it is in use.
     pub fn reopen(&self, file: OwnedFd) {
         let old = self.shared.next.swap(file.into_raw_fd(), Ordering::AcqRel);
         if old >= 0 {
@@ -169,25 +169,25 @@ impl LogThread {
         signal(self.shared.wake.as_raw_fd());
     }
 
-    /// Attaches a client to a stream: what comes from now on also goes into `pipe`, a pipe's write end. `false` if there
-    /// are as many clients as there can be.
+    /// Attaches a client to a stream: from now on output is also written to `pipe`, a pipe's write end. `false` if
+    /// there are too many clients.
     pub fn attach(&self, stream: OutputStream, pipe: OwnedFd) -> bool {
         let added = self.shared.client_pipes[stream as usize].add(pipe);
         signal(self.shared.wake.as_raw_fd());
         added
     }
 
-    /// Asks the thread to take what the pipes hold now and end, even if somebody still holds a write end.
+    /// Tells the thread to read what the pipes hold now and finish, even if somebody still holds a write end.
     pub fn close(&self) {
         self.shared.closing.store(true, Ordering::Release);
         signal(self.shared.wake.as_raw_fd());
     }
 
-    /// Takes the thread back. Only after [`Self::is_finished`]: then it ends at once.
+    /// Joins the thread. Call it only after [`Self::is_finished`]; then it returns at once.
     pub fn join(self) {
         self.shared.leaving.store(true, Ordering::Release);
         signal(self.shared.wake.as_raw_fd());
-        // SAFETY: the thread was made by pthread_create, is joined once, and has finished what it had to do.
+        // SAFETY: the thread was made by pthread_create, is joined once, and has finished its work.
         unsafe { libc::pthread_join(self.thread, std::ptr::null_mut()) };
         // SAFETY: `spawn` leaked this Box for the thread, which is gone; nobody else has the pointer.
         drop(unsafe { Box::from_raw(self.work) });
@@ -219,7 +219,7 @@ fn spawn(work: Box<Work>) -> io::Result<(libc::pthread_t, *mut Work)> {
     }
 }
 
-/// The thread: system calls and arithmetic on memory made before it.
+/// The thread: only system calls and arithmetic on memory that was allocated before.
 extern "C" fn entry(work: *mut libc::c_void) -> *mut libc::c_void {
     let work: *mut Work = work.cast();
     // SAFETY: `spawn` leaked a Work for this thread alone; `shared` outlives the thread, which is joined before the
@@ -242,7 +242,7 @@ extern "C" fn entry(work: *mut libc::c_void) -> *mut libc::c_void {
     std::ptr::null_mut()
 }
 
-/// Writes what no newline ended of streams that are given up while somebody still holds their write end.
+/// Writes the unterminated rest of streams that are closed while somebody still holds their write end.
 fn finish(work: &mut Work, shared: &Shared) {
     let file = work.file;
     for stream in work.streams.iter_mut().filter(|stream| stream.fd >= 0) {
@@ -251,7 +251,7 @@ fn finish(work: &mut Work, shared: &Shared) {
     }
 }
 
-/// Waits to be joined: a thread that ends gives memory back under locks, which no fork may find held.
+/// Waits to be joined: a thread that exits frees memory under locks, and a fork must not find them held.
 fn park(shared: &Shared) {
     while !shared.leaving.load(Ordering::Acquire) {
         let mut wake = libc::pollfd {
@@ -270,13 +270,13 @@ fn park(shared: &Shared) {
 
 fn close_fd(fd: &mut RawFd) {
     if *fd >= 0 {
-        // SAFETY: this thread owns the descriptor and forgets its number at once.
+        // SAFETY: this thread owns the descriptor and clears its number at once.
         unsafe { libc::close(*fd) };
         *fd = -1;
     }
 }
 
-/// Switches to a file that was handed over. Lines already cut were written to the old one, whole.
+/// Switches to the next file. Lines that were cut before were written completely to the old one.
 fn take_next(work: &mut Work, shared: &Shared) {
     let next = shared.next.load(Ordering::Acquire);
     if next >= 0 {
@@ -287,35 +287,20 @@ fn take_next(work: &mut Work, shared: &Shared) {
     }
 }
 
+/// Where the clients' pipes begin in a [`PollSet`]; before them are the two output pipes and the wake-up.
+const FIRST_CLIENT: usize = 3;
+
+/// What poll(2) watches for one log.
+type PollSet = [libc::pollfd; FIRST_CLIENT + 2 * MAX_CLIENTS];
+
 /// Waits for output or a wake-up and handles it; `false` when all has ended.
 fn wait(work: &mut Work, shared: &Shared) -> bool {
-    const FIRST_CLIENT: usize = 3;
     let closing = shared.closing.load(Ordering::Acquire);
-    let wanted = |fd| libc::pollfd {
-        fd,
-        events: libc::POLLIN,
-        revents: 0,
-    };
-    let mut fds = [wanted(-1); FIRST_CLIENT + 2 * MAX_CLIENTS];
-    fds[2] = wanted(shared.wake.as_raw_fd());
-    let mut timeout = if closing { 0 } else { -1 };
-    for (at, stream) in work.streams.iter_mut().enumerate() {
-        let slots = &shared.client_pipes[at];
-        match stream.clients.is_pending(slots) {
-            // A client that lags holds its stream back, for as long as it moves.
-            true if !closing && timeout < 0 => timeout = stream.clients.timeout_ms(),
-            true if !closing => timeout = timeout.min(stream.clients.timeout_ms()),
-            _ => fds[at].fd = stream.fd,
-        }
-        stream.clients.watch(
-            slots,
-            &mut fds[FIRST_CLIENT + at * MAX_CLIENTS..][..MAX_CLIENTS],
-        );
-    }
+    let (mut fds, timeout) = poll_set(work, shared, closing);
     // SAFETY: initialised pollfds, as many as are counted; poll(2) neither allocates nor locks.
     let ready = unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, timeout) };
     if ready <= 0 && closing {
-        // Nothing more is there, and nothing more is wanted.
+        // The pipes are empty, and no more output is waited for.
         return false;
     }
     if fds[2].revents != 0 {
@@ -337,7 +322,33 @@ fn wait(work: &mut Work, shared: &Shared) -> bool {
     true
 }
 
-/// Reads once and writes every line that is whole; at the end of the pipe, the rest.
+/// The descriptors to poll and the timeout in milliseconds.
+fn poll_set(work: &mut Work, shared: &Shared, closing: bool) -> (PollSet, libc::c_int) {
+    let wanted = |fd| libc::pollfd {
+        fd,
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    let mut fds = [wanted(-1); FIRST_CLIENT + 2 * MAX_CLIENTS];
+    fds[2] = wanted(shared.wake.as_raw_fd());
+    let mut timeout = if closing { 0 } else { -1 };
+    for (at, stream) in work.streams.iter_mut().enumerate() {
+        let slots = &shared.client_pipes[at];
+        match stream.clients.is_pending(slots) {
+            // A client that lags behind blocks its stream, as long as it reads at all.
+            true if !closing && timeout < 0 => timeout = stream.clients.timeout_ms(),
+            true if !closing => timeout = timeout.min(stream.clients.timeout_ms()),
+            _ => fds[at].fd = stream.fd,
+        }
+        stream.clients.watch(
+            slots,
+            &mut fds[FIRST_CLIENT + at * MAX_CLIENTS..][..MAX_CLIENTS],
+        );
+    }
+    (fds, timeout)
+}
+
+/// Reads once and writes every complete line; at the end of the pipe, the rest.
 fn drain(stream: &mut Stream, slots: &PipeSlots, file: RawFd, shared: &Shared, closing: bool) {
     let space = stream.lines.space();
     // SAFETY: `space` is writable memory of this thread.
@@ -350,7 +361,7 @@ fn drain(stream: &mut Stream, slots: &PipeSlots, file: RawFd, shared: &Shared, c
         stream.lines.filled(got, now, write);
         return;
     }
-    // A terminal does not block, whatever poll(2) said.
+    // A terminal is non-blocking: it may have no data although poll(2) returned.
     let again = [io::ErrorKind::Interrupted, io::ErrorKind::WouldBlock];
     if got == 0 || !again.contains(&io::Error::last_os_error().kind()) {
         stream.lines.finish(now, write);

@@ -1,11 +1,11 @@
-//! Pid namespaces of a pod's Linux containers, seen from the keeper: whose processes a new guest will see.
+//! Pid namespaces of a pod's containers: the keeper chooses one for each process that it forks.
 //!
-//! A process cannot change its own pid namespace, only that of its next children. A Linux guest is forked beside the
-//! keeper, builds what it can, leaves the node's mounts and forks itself into a namespace that others share: they never
-//! see a process that sees the node. A namespace that containers share has a first process of our own: it reaps, and
-//! does nothing else.
-//! Invariant: no container ever lives in the keeper's own pid namespace, except in pods that were given the node's.
-//! Not here: what a guest does.
+//! A process cannot change its own pid namespace, only that of its next children. A Linux container's process that
+//! joins a shared namespace prepares its root first, leaves the node's mounts, and then forks into that namespace, so
+//! that the processes there never see one that sees the node. The first process of a shared namespace is ours: it only
+//! reaps.
+//! Invariant: no container lives in the keeper's own pid namespace, except in hostPID pods.
+//! It must not know what a container process does.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -16,7 +16,7 @@ use crate::control;
 use coracle_sys as sys;
 use coracle_sys::fork::Forked;
 
-/// Where a guest's process ids come from.
+/// The pid namespace of a new container process.
 #[derive(Clone, Copy)]
 pub(super) enum PidNamespace<'a> {
     /// A new namespace of its own.
@@ -28,7 +28,7 @@ pub(super) enum PidNamespace<'a> {
 }
 
 impl<'a> PidNamespace<'a> {
-    /// The process whose pid namespace a Linux guest joins by itself, once it has left the node.
+    /// The process whose pid namespace a Linux container's process joins itself, after it left the node's mounts.
     pub(super) fn process(self) -> Option<BorrowedFd<'a>> {
         match self {
             Self::Join(process) => Some(process),
@@ -36,7 +36,7 @@ impl<'a> PidNamespace<'a> {
         }
     }
 
-    /// Namespaces that the fork itself makes; `later` leaves the pid namespace to a second fork.
+    /// The clone(2) flags of the fork; with `later` a second fork makes the pid namespace.
     pub(super) fn flags(self, later: bool) -> u64 {
         let pid = match self {
             Self::New if !later => libc::CLONE_NEWPID,
@@ -46,10 +46,10 @@ impl<'a> PidNamespace<'a> {
     }
 }
 
-/// Forks the first process of a pid namespace that a pod's containers share, inside `user` if that is given.
+/// Forks the first process of a pid namespace that a pod's containers share, inside `user` if given.
 ///
 /// It never sees the node: a helper enters the `empty` mount namespace and the user namespace, and forks it there.
-/// Returns its pidfd once it has given up all privileges. Errors: the node is exhausted.
+/// Returns its pidfd after it dropped all privileges. Errors: the node is out of resources.
 pub(super) fn share(
     pod: &str,
     user: Option<&OwnedFd>,
@@ -67,7 +67,7 @@ pub(super) fn share(
         Forked::Parent { pidfd } => {
             drop(theirs);
             let received = control::receive_one(ours.as_fd());
-            // The end of the stream: the first process holds its end until it is jailed.
+            // Read until the end: the first process closes its end when it is jailed.
             let jailed = rustix::io::retry_on_intr(|| rustix::io::read(&ours, &mut [0; 1]));
             rustix::process::waitid(
                 rustix::process::WaitId::PidFd(pidfd.as_fd()),
@@ -81,7 +81,7 @@ pub(super) fn share(
     }
 }
 
-/// The helper: descriptors are 0 the null device, 1 the keeper's socket, 2 an empty mount namespace, 3 the pod's user
+/// The helper. Its descriptors: 0 the null device, 1 the keeper's socket, 2 an empty mount namespace, 3 the pod's user
 /// namespace if it has one.
 fn run_helper(pod: &str, has_user: bool) -> io::Result<()> {
     let [socket, empty, user] = [1, 2, 3].map(sys::fork::adopt);
@@ -102,13 +102,13 @@ fn run_helper(pod: &str, has_user: bool) -> io::Result<()> {
     }
 }
 
-/// The life of that process: no privilege, no descriptor but the null device; reaps whatever is left to it.
+/// The first process: drops all privileges and descriptors except the null device, then reaps orphans.
 fn run_pause(pod: &str) -> ! {
     sys::fork::set_title(&format!("coracle pause {pod}"));
     let jailed = sys::dump::forbid()
         .and_then(|()| sys::ids::drop_capabilities())
         .and_then(|()| Ok(rustix::thread::set_no_new_privs(true)?))
-        // Closes the socket, which lets the keeper go on.
+        // Closes the socket, for which the keeper waits.
         .and_then(|()| sys::fork::keep_only(&[0, 0, 0]));
     if jailed.is_err() {
         sys::fork::leave(1);
@@ -116,7 +116,7 @@ fn run_pause(pod: &str) -> ! {
     sys::signals::reset();
     sys::signals::ignore_children();
     loop {
-        // Nothing can be sent to it but SIGKILL from outside: it has no handlers and is first of its namespace.
+        // Only SIGKILL from outside reaches it: it has no handlers and is the first process of its namespace.
         sys::signals::sleep();
     }
 }

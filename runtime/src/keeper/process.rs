@@ -1,10 +1,10 @@
-//! The keeper process: one event loop over the daemon's connection, guests, their reports and their logs.
+//! The keeper process: an event loop over the daemon's connection, container processes, their reports and their logs.
 //!
-//! Entered in a fresh fork of the spawner. Wakes only when a descriptor is ready or a deadline of a starting or
-//! ending guest is near; an idle pod costs no wake-up at all.
-//! Invariant: nothing here blocks: sockets are non-blocking, log files belong to log threads, the exit record goes
+//! The spawner calls it in a new fork. It wakes only when a descriptor is ready or the deadline of a starting or
+//! exiting container is near; an idle pod wakes nothing.
+//! Invariant: nothing here blocks: sockets are non-blocking, log threads write log files, and exit records are written
 //! to the state directory only.
-//! Not here: how a guest is jailed.
+//! It must not know how a container process is jailed.
 
 mod connection;
 mod start;
@@ -15,29 +15,31 @@ use std::time::{Duration, Instant};
 
 use rustix::event::epoll::{self, EventData, EventFlags};
 
-use super::container_process::{ExecParts, Parts};
 use super::containers::Containers;
-use super::execs::{Execs, Tree};
+use super::execs::Execs;
 use super::tokens::{CHILDREN, CONNECTION, FIRST_EXEC, FIRST_WATCH, LIFELINE, LISTENER, PAUSE};
-use crate::control::messages::{Answer, FromKeeper, KeeperConfig, Request, ToKeeper};
+use crate::control::messages::{
+    Answer, AttachStreams, FromKeeper, KeeperConfig, Request, ToKeeper,
+};
 use crate::control::{PAGED_PROTOCOL, PROTOCOL};
 use connection::Connection;
 use coracle_sandbox::{PodNamespaces, identity};
-use coracle_spec::error::{Context as _, Result};
+use coracle_spec::error::{Context as _, Error, Result};
+use coracle_spec::id::ContainerId;
 use coracle_sys as sys;
 use coracle_wasm::Warm;
 
-/// What a keeper has from birth.
+/// What a keeper inherits from the spawner.
 pub struct Inherited<'a> {
-    /// Facts about the pod.
+    /// Its configuration.
     pub config: KeeperConfig,
-    /// Where the daemon connects.
+    /// The control socket, to which the daemon connects.
     pub listener: OwnedFd,
-    /// Ends the keeper when the daemon drops it before the pod is recorded.
+    /// A pipe: the keeper exits when the daemon closes it before the pod is recorded.
     pub lifeline: OwnedFd,
     /// Namespaces of the pod.
     pub pod: PodNamespaces,
-    /// A mount namespace with an empty root, for processes that need no files.
+    /// A mount namespace with an empty root, for helper processes.
     pub empty: OwnedFd,
     /// Engine and linkers, shared with the spawner.
     pub warm: &'a Warm,
@@ -45,7 +47,7 @@ pub struct Inherited<'a> {
     pub engine_hash: &'a str,
 }
 
-/// Runs the keeper until it is told to leave and no container runs.
+/// Runs the keeper until [`Request::Leave`] was received and no container runs.
 ///
 /// Errors: the node is out of descriptors, or the daemon died before the pod was recorded.
 pub fn main(inherited: Inherited<'_>) -> Result<()> {
@@ -57,7 +59,7 @@ pub fn main(inherited: Inherited<'_>) -> Result<()> {
         epoll,
         connection: None,
         pause: None,
-        ends: sys::children::sigchld_fd().during(|| "hear of ended children".into())?,
+        ends: sys::children::sigchld_fd().during(|| "watch for ended children".into())?,
         unclaimed: false,
         execs: Execs::default(),
         committed: false,
@@ -78,10 +80,15 @@ pub fn main(inherited: Inherited<'_>) -> Result<()> {
     }
 }
 
+/// An error of a fork, with its causes.
+fn chain(error: Error) -> io::Error {
+    io::Error::other(error.chain())
+}
+
 #[derive(PartialEq, Eq)]
 enum Outcome {
     Done,
-    /// The daemon is gone before the pod was recorded.
+    /// The daemon was gone before the pod was recorded.
     Abandoned,
 }
 
@@ -90,11 +97,11 @@ struct EventLoop<'a> {
     containers: Containers,
     epoll: OwnedFd,
     connection: Option<Connection>,
-    /// First process of the pid namespace that containers share.
+    /// The first process of the pid namespace that containers share.
     pause: Option<OwnedFd>,
     /// Readable when a child has ended.
     ends: OwnedFd,
-    /// A child has ended since the last look for those that nobody follows.
+    /// A child has ended since the last [`Self::reap_unclaimed`].
     unclaimed: bool,
     execs: Execs,
     committed: bool,
@@ -109,38 +116,18 @@ impl EventLoop<'_> {
     }
 
     fn run_once(&mut self) -> Result<Outcome> {
-        let timeout = self.containers.next_deadline().map(|at| {
-            let left = at.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
-            rustix::event::Timespec {
-                tv_sec: left.as_secs().cast_signed(),
-                tv_nsec: left.subsec_nanos().into(),
-            }
-        });
         let mut events = Vec::with_capacity(16);
         match epoll::wait(
             &self.epoll,
             rustix::buffer::spare_capacity(&mut events),
-            timeout.as_ref(),
+            self.timeout().as_ref(),
         ) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(e) => return Err(e).during(|| "wait for events".into()),
         }
         for event in events {
-            match event.data.u64() {
-                LISTENER => self.accept(),
-                LIFELINE if !self.committed => return Ok(Outcome::Abandoned),
-                LIFELINE => {
-                    let _ = epoll::delete(&self.epoll, &self.inherited.lifeline);
-                }
-                CONNECTION => self.receive(),
-                PAUSE => self.reap_pause(),
-                CHILDREN => {
-                    let mut signals = [0; 1024];
-                    while rustix::io::read(&self.ends, &mut signals).is_ok() {}
-                    self.unclaimed = true;
-                }
-                token if token >= FIRST_EXEC => self.execs.ready(token - FIRST_EXEC, &self.epoll),
-                token => self.containers.ready(token - FIRST_WATCH, &self.epoll),
+            if self.dispatch(event.data.u64()) == Outcome::Abandoned {
+                return Ok(Outcome::Abandoned);
             }
         }
         self.reap_unclaimed();
@@ -153,23 +140,55 @@ impl EventLoop<'_> {
         Ok(Outcome::Done)
     }
 
-    /// What a keeper needs, but nobody waits for: its own cgroups, and the id map of its guests' mounts.
+    /// Time until the next deadline; `None` without one.
+    fn timeout(&self) -> Option<rustix::event::Timespec> {
+        self.containers.next_deadline().map(|at| {
+            let left = at.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
+            rustix::event::Timespec {
+                tv_sec: left.as_secs().cast_signed(),
+                tv_nsec: left.subsec_nanos().into(),
+            }
+        })
+    }
+
+    /// Handles a ready descriptor.
+    fn dispatch(&mut self, token: u64) -> Outcome {
+        match token {
+            LISTENER => self.accept(),
+            LIFELINE if !self.committed => return Outcome::Abandoned,
+            LIFELINE => {
+                let _ = epoll::delete(&self.epoll, &self.inherited.lifeline);
+            }
+            CONNECTION => self.receive(),
+            PAUSE => self.reap_pause(),
+            CHILDREN => {
+                let mut signals = [0; 1024];
+                while rustix::io::read(&self.ends, &mut signals).is_ok() {}
+                self.unclaimed = true;
+            }
+            token if token >= FIRST_EXEC => self.execs.ready(token - FIRST_EXEC, &self.epoll),
+            token => self.containers.ready(token - FIRST_WATCH, &self.epoll),
+        }
+        Outcome::Done
+    }
+
+    /// Does the setup that no request waits for: enters its own cgroups, and makes the id map of the pod's mounts.
     fn finish_setup(&mut self) -> Result<()> {
         self.is_set_up = true;
         for file in &self.inherited.config.cgroup_procs {
             std::fs::write(file, "0")
                 .during(|| format!("enter the keeper's cgroup {}", file.display()))?;
         }
-        // A node without user namespaces says so when a guest needs the map.
+        // On a node without user namespaces, the container that needs the map reports the error.
         self.inherited.pod.ids =
             identity::pod_id_map(self.inherited.config.range, self.inherited.empty.as_fd()).ok();
         Ok(())
     }
 
-    /// Reaps children that nobody follows: siblings of processes that were killed before they could tell of them. One
-    /// left unreaped would keep its whole pid namespace from ending.
+    /// Reaps children that no container or exec watches: processes whose parent was killed before it could report them.
+    /// An unreaped one would keep its whole pid namespace alive.
     fn reap_unclaimed(&mut self) {
-        // Who is still on the way may have told of a sibling that was not heard of yet.
+        // A starting process may have reported a sibling in a report that was not read yet.
         let is_calm = !self.containers.is_starting() && !self.execs.is_starting();
         while self.unclaimed && is_calm {
             let Some(pid) = sys::children::peek() else {
@@ -183,109 +202,73 @@ impl EventLoop<'_> {
                 .chain(self.execs.processes())
                 .chain(pause);
             if followed.any(|pidfd| sys::children::peek_at(pidfd) == Some(pid)) {
-                // Its own event is next; then this looks on.
+                // Its own event comes next; then this continues.
                 return;
             }
             sys::children::reap(pid);
         }
     }
 
-    fn answer(&mut self, message: ToKeeper, version: u16, fds: Vec<OwnedFd>) {
+    /// Handles a request of a daemon that speaks protocol `version`.
+    fn handle_request(&mut self, message: ToKeeper, version: u16, fds: Vec<OwnedFd>) {
         let request = message.request;
-        let done = |result: io::Result<()>| match result {
-            Ok(()) => Some(Answer::Done),
-            Err(e) => Some(Answer::Failed {
-                start_failed: false,
-                message: e.to_string(),
-            }),
-        };
-        let answer = match message.body {
+        // Answered already, or later by an event.
+        let (done, later) = (|()| Some(Answer::Done), |()| None);
+        let result = match message.body {
             Request::Hello => return self.greet(request, version),
             Request::ListContainers { from } => return self.list_containers(request, from),
             Request::Commit => {
                 self.committed = true;
-                Some(Answer::Done)
+                Ok(done(()))
             }
-            Request::Start {
-                container,
-                stdin,
-                log,
-                into_cgroup,
-                linux,
-                tty,
-            } => self.start(
-                request,
-                container,
-                Parts {
-                    fds,
-                    log,
-                    stdin,
-                    into_cgroup,
-                    linux,
-                    tty,
-                },
-            ),
-            Request::Exec {
-                container,
-                stdin,
-                into_cgroup,
-                linux,
-                kill,
-                kill_list,
-            } => {
-                let parts = ExecParts {
-                    fds,
-                    stdin,
-                    into_cgroup,
-                    linux,
-                };
-                let tree = Tree {
-                    files: kill,
-                    list: kill_list,
-                };
-                match self.exec(request, container, parts, tree) {
-                    // Answered when it runs.
-                    Ok(()) => None,
-                    Err(e) => done(Err(io::Error::other(e.chain()))),
-                }
-            }
+            Request::Start(start) => self.start(request, start, fds).map(later).map_err(chain),
+            Request::Exec(exec) => self.exec(request, exec, fds).map(later).map_err(chain),
             Request::Attach { container, streams } => {
-                match self.containers.attach(&container, streams, fds) {
-                    Ok(attached) => {
-                        let answer = Answer::Attached { tty: attached.tty };
-                        let fds = attached.input.into_iter().collect();
-                        return self.send(&FromKeeper::Answer { request, answer }, fds);
-                    }
-                    Err(e) => done(Err(e)),
-                }
+                self.attach(request, &container, streams, fds)
             }
             Request::ReopenLog { container } => {
-                match self.containers.reopen(&container, request, fds) {
-                    // Answered when the log thread has taken the file.
-                    Ok(()) => None,
-                    Err(e) => done(Err(e)),
-                }
+                self.containers.reopen(&container, request, fds).map(later)
             }
-            Request::AwaitStart { container } => {
-                match self.containers.await_start(&container, request) {
-                    Ok(Some(started)) => return self.send(&started.0, started.1),
-                    // Answered when the start ends.
-                    Ok(None) => None,
-                    Err(e) => done(Err(e)),
-                }
-            }
-            Request::Forget { container } => done(self.containers.forget(&container)),
+            Request::AwaitStart { container } => self.await_start(request, &container),
+            Request::Forget { container } => self.containers.forget(&container).map(done),
             Request::Leave => {
                 self.leaving = true;
-                Some(Answer::Done)
+                Ok(done(()))
             }
         };
+        let answer = result.unwrap_or_else(|e| {
+            Some(Answer::Failed {
+                start_failed: false,
+                message: e.to_string(),
+            })
+        });
         if let Some(answer) = answer {
             self.send(&FromKeeper::Answer { request, answer }, Vec::new());
         }
     }
 
-    /// Says who this is, to a daemon that speaks protocol `version`.
+    fn attach(
+        &mut self,
+        request: u64,
+        container: &ContainerId,
+        streams: AttachStreams,
+        pipes: Vec<OwnedFd>,
+    ) -> io::Result<Option<Answer>> {
+        let attached = self.containers.attach(container, streams, pipes)?;
+        let answer = Answer::Attached { tty: attached.tty };
+        let fds = attached.input.into_iter().collect();
+        self.send(&FromKeeper::Answer { request, answer }, fds);
+        Ok(None)
+    }
+
+    fn await_start(&mut self, request: u64, container: &ContainerId) -> io::Result<Option<Answer>> {
+        if let Some((message, fds)) = self.containers.await_start(container, request)? {
+            self.send(&message, fds);
+        }
+        Ok(None)
+    }
+
+    /// Sends the greeting to a daemon that speaks protocol `version`.
     fn greet(&mut self, request: u64, version: u16) {
         let page = match version >= PAGED_PROTOCOL {
             true => self.containers.page(0),
@@ -310,7 +293,7 @@ impl EventLoop<'_> {
         self.send(&FromKeeper::Answer { request, answer }, page.pidfds);
     }
 
-    /// Says what the table has to say since the last turn.
+    /// Sends the events that were queued since the last call.
     fn report(&mut self) {
         let events = self.containers.take_events().into_iter();
         for (message, fds) in events.chain(self.execs.take_events()) {

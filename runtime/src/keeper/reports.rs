@@ -1,8 +1,8 @@
-//! What a guest or an exec says of itself while it comes to be, and what that means once it has ended.
+//! Reports of a container process or an exec while it starts, and its exit code and message once it has ended.
 //!
-//! Used by the container table and by the execs alike: both follow a process through its jail by one stream of reports.
-//! Invariant: at most [`MAX_REPORT`] bytes are ever held of it; a report that is not understood is passed over.
-//! Not here: phases, who is told.
+//! Used by the containers and the execs: both follow a process through its jail by one stream of reports.
+//! Invariants: at most [`MAX_REPORT`] bytes of it are kept; an unknown report is ignored.
+//! It must not know the states of containers, or who gets the events.
 
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -15,27 +15,27 @@ use crate::control::receive;
 use coracle_spec::{Cause, MAX_CAUSE_BYTES};
 use coracle_wasm::run::TRAP_CODE;
 
-/// Most bytes of reports taken from one process.
+/// Most bytes of reports that are read from one process.
 const MAX_REPORT: usize = 32 * 1024;
-/// Exit code of what never ran.
+/// Exit code of a process that never ran its program.
 const NOT_STARTED: i32 = 128;
 
 /// The reports of one process.
 pub(super) struct Reports {
     socket: Option<OwnedFd>,
     bytes: Vec<u8>,
-    /// Descriptors that came along, in order.
+    /// Received descriptors, in order.
     fds: Vec<OwnedFd>,
-    /// It is about to execute a program; the end of its reports says that it did.
+    /// It is about to execute a program; if the stream ends without another report, it did.
     executing: bool,
     cause: Option<Report>,
 }
 
-/// What follows from a report.
+/// The meaning of a report.
 pub(super) enum ReportEvent {
     /// The payload runs.
     Runs,
-    /// The process goes on in another one, whose pidfd this is.
+    /// The process continues in another one, with this pidfd.
     Moved(OwnedFd),
     /// The controlling side of its terminal.
     Terminal(OwnedFd),
@@ -52,12 +52,12 @@ impl Reports {
         }
     }
 
-    /// What is to be watched, until nothing more can follow.
+    /// The descriptor to watch, until the stream has ended.
     pub(super) fn fd(&self) -> Option<BorrowedFd<'_>> {
         self.socket.as_ref().map(|socket| socket.as_fd())
     }
 
-    /// Takes what was said since the last time.
+    /// Reads and returns new reports.
     pub(super) fn read_events(&mut self, poll: &OwnedFd) -> Vec<ReportEvent> {
         let is_over = self.fill(poll);
         let mut events = Vec::new();
@@ -82,7 +82,7 @@ impl Reports {
         (!self.fds.is_empty()).then(|| self.fds.remove(0))
     }
 
-    /// Reads all there is; `true` once nothing can follow.
+    /// Reads all available bytes; `true` once the stream has ended.
     fn fill(&mut self, poll: &OwnedFd) -> bool {
         let Some(socket) = &self.socket else {
             return true;
@@ -97,7 +97,7 @@ impl Reports {
                 }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return false,
-                // A reset says the same as an end.
+                // A reset means the same as an end.
                 Err(_) => break,
             }
         }
@@ -106,12 +106,12 @@ impl Reports {
         true
     }
 
-    /// Why it did not come to run, told by whoever keeps it.
+    /// Records why it did not run, when the keeper knows it.
     pub(super) fn set_failure(&mut self, text: String) {
         self.cause = Some(Report::Failed(text));
     }
 
-    /// Exit code and cause of an ended process that had come to `run`, or had not.
+    /// Exit code and cause of an ended process; `run`: whether its program ran.
     pub(super) fn exit_status(&mut self, status: &WaitIdStatus, ran: bool) -> (i32, Cause) {
         let signalled = status.terminating_signal().map(|signal| 128 + signal);
         let code = status.exit_status().or(signalled).unwrap_or(255);
@@ -125,14 +125,14 @@ impl Reports {
             }
             _ => (code, Cause::Ended),
         };
-        // What a tenant's program says of itself goes into records and messages.
+        // The text comes from a tenant's program and goes into records and messages, so it is cut.
         cause.shorten(MAX_CAUSE_BYTES);
         (code, cause)
     }
 }
 
-/// The process of `pidfd` goes on as `next`, which is watched as `token` from now on. The one before has nothing left to
-/// do; somebody in its pid namespace may have stopped it, so it is killed before it is waited for.
+/// The process of `pidfd` continues as `next`, which is watched as `token` from now on. The old process is done, but
+/// another one in its pid namespace may have stopped it, so it is killed before it is waited for.
 pub(super) fn follow(pidfd: &mut OwnedFd, next: OwnedFd, poll: &OwnedFd, token: u64) {
     let _ = epoll::delete(poll, &*pidfd);
     kill(pidfd.as_fd());

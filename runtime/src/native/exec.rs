@@ -1,8 +1,8 @@
-//! Finds a program as a shell would and executes it; says what went wrong as a shell would.
+//! Finds a program as a shell would and executes it; on failure it has a shell's exit code and message.
 //!
 //! Called by [`super::execute`], inside the container's root and as its user.
-//! Invariant: nothing is looked for outside `PATH` when the name holds no slash.
-//! Not here: credentials.
+//! Invariant: a name without a slash is searched for in `PATH` only.
+//! It must not know about credentials.
 
 use std::ffi::CString;
 use std::fmt;
@@ -14,9 +14,9 @@ use super::text;
 use coracle_spec::LinuxSpec;
 use coracle_spec::error::{Context as _, Error, Kind, Result};
 
-/// Where programs are looked for when the environment does not say.
+/// The search path if the environment has no `PATH`.
 const USUAL_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-/// Exit codes of a program that was not executed, as shells have them.
+/// Exit codes of a program that was not executed, the same as of shells.
 const NOT_FOUND: i32 = 127;
 const NOT_EXECUTABLE: i32 = 126;
 const REFUSED: i32 = 128;
@@ -24,14 +24,14 @@ const REFUSED: i32 = 128;
 /// Why a program was not executed.
 #[derive(Debug)]
 pub struct NotExecuted {
-    /// 127 when there is no such program, 126 when it cannot be executed, 128 when its jail was refused.
+    /// 127: no such program; 126: it cannot be executed; 128: its jail failed.
     pub code: i32,
     /// Step and reason.
     pub error: Error,
 }
 
 impl NotExecuted {
-    /// The jail, not the program, was at fault.
+    /// The jail failed, not the program.
     pub fn refused(error: Error) -> Self {
         Self {
             code: REFUSED,
@@ -55,7 +55,7 @@ pub struct ProcessArgs {
 }
 
 impl ProcessArgs {
-    /// Packs the words of `linux`. Errors: none at all are given, or one holds a NUL.
+    /// Packs arguments and environment of `linux`. Errors: there are no arguments, or a text holds a NUL.
     pub fn of(linux: &LinuxSpec) -> Result<Self> {
         let Some(name) = linux.args.first().filter(|name| !name.is_empty()) else {
             return Err(Error::new(Kind::Invalid, "no program is named"));
@@ -75,7 +75,7 @@ impl ProcessArgs {
         })
     }
 
-    /// Becomes the program. Returns only if that failed.
+    /// Executes the program. Returns only on failure.
     pub fn execute(&self) -> NotExecuted {
         if self.name.contains('/') {
             return self.failed(self.attempt(&self.name), &self.name);

@@ -1,8 +1,8 @@
-//! The spawner process: warms the engine, then forks keepers until the daemon is gone.
+//! The spawner process: loads the engine, then forks keepers until the daemon is gone.
 //!
-//! Entered by `coracle spawner ENGINE_HASH FAILPOINTS`, with the daemon's socket as descriptor 3.
-//! Invariants: single-threaded; no tokio runtime; holds no secret; draws nothing random before a fork.
-//! Not here: containers.
+//! The daemon execs it as `coracle spawner ENGINE_HASH FAILPOINTS`, with its socket as descriptor 3.
+//! Invariants: it has one thread, no tokio runtime and no secrets; it draws nothing random before a fork.
+//! It must not know about containers.
 
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 
@@ -19,7 +19,7 @@ use coracle_sys as sys;
 use coracle_sys::fork::Forked;
 use coracle_wasm::Warm;
 
-/// Runs the spawner to its end: the daemon closed the socket.
+/// Runs the spawner until the daemon closes the socket.
 ///
 /// Errors: the engine cannot be made, or the daemon broke the protocol.
 pub fn main(engine_hash: &str, failpoints: &str) -> Result<()> {
@@ -27,10 +27,10 @@ pub fn main(engine_hash: &str, failpoints: &str) -> Result<()> {
     sys::fork::keep_only(&[0, 1, 2, 3]).during(|| "take over the spawner's descriptors".into())?;
     let socket = sys::fork::adopt(3);
     sys::signals::reset();
-    // Also looks up, once for every fork, where titles go.
+    // Also finds, once for all forks, where the title is in memory.
     sys::fork::set_title("coracle spawner");
     one_arena();
-    // Children are the keepers; their ends are the daemon's business, by pidfd. Nobody waits here.
+    // The children are keepers. The daemon watches them by pidfd; nobody waits for them here.
     sys::signals::ignore_children();
     let warm = Warm::new()?;
     let empty = sys::empty::namespace().during(|| "make an empty mount namespace".into())?;
@@ -74,7 +74,7 @@ fn serve(connection: &mut Connection, parts: Parts<'_>) -> Result<()> {
     Ok(())
 }
 
-/// One allocation arena: log threads of a keeper would otherwise each reserve their own.
+/// Limits malloc to one arena: otherwise each log thread of a keeper would reserve its own.
 fn one_arena() {
     // SAFETY: mallopt sets a parameter of the allocator; called while single-threaded.
     #[allow(unsafe_code, reason = "the allocator has no safe interface")]
@@ -83,7 +83,7 @@ fn one_arena() {
     }
 }
 
-/// What every keeper takes over from the spawner.
+/// What every keeper inherits from the spawner.
 #[derive(Clone, Copy)]
 struct Parts<'a> {
     warm: &'a Warm,
@@ -115,7 +115,7 @@ fn fork(config: KeeperConfig, mut fds: Vec<OwnedFd>, parts: Parts<'_>) -> std::i
     }
 }
 
-/// Sorts out what a keeper inherits and runs it.
+/// Sorts the inherited descriptors and runs the keeper.
 fn become_keeper(config: KeeperConfig, fds: Vec<OwnedFd>, parts: Parts<'_>) -> Result<()> {
     let mut table = inherited(fds, parts.empty)?;
     let mut next = || {
@@ -138,10 +138,8 @@ fn become_keeper(config: KeeperConfig, fds: Vec<OwnedFd>, parts: Parts<'_>) -> R
         net,
         ipc,
         uts,
-        ids: None,
         user,
-        shm: None,
-        pids: None,
+        ..PodNamespaces::default()
     };
     sys::signals::reset();
     sys::fork::set_title(&format!("coracle keeper {}", config.pod));
@@ -158,7 +156,7 @@ fn become_keeper(config: KeeperConfig, fds: Vec<OwnedFd>, parts: Parts<'_>) -> R
     })
 }
 
-/// Closes all but the standard streams, `empty` and `fds`, and gives those in this order.
+/// Closes all descriptors but the standard streams, `empty` and `fds`; returns `empty` and `fds` in this order.
 fn inherited(fds: Vec<OwnedFd>, empty: BorrowedFd<'_>) -> Result<impl Iterator<Item = OwnedFd>> {
     let mut numbers = vec![0, 1, 2, empty.as_raw_fd()];
     numbers.extend(fds.iter().map(|fd| fd.as_raw_fd()));
@@ -169,7 +167,7 @@ fn inherited(fds: Vec<OwnedFd>, empty: BorrowedFd<'_>) -> Result<impl Iterator<I
     Ok((3..4 + count).map(|n| sys::fork::adopt(n as i32)))
 }
 
-/// The last word of a process whose daemon may be gone: one line on the inherited standard error.
+/// Writes an error as one line to the inherited standard error: the daemon may be gone.
 pub(crate) fn log_error(error: &Error) {
     let line = format!("coracle: {}\n", error.chain());
     let _ = rustix::io::write(sys::standard(2), line.as_bytes());
@@ -187,7 +185,7 @@ impl Connection {
                 Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {
                     wait(self.socket.as_fd(), PollFlags::IN)?
                 }
-                // A daemon that died with answers unread resets the connection: the same as closing it.
+                // A daemon that died with unread answers resets the connection; treat it as closed.
                 Err(e) if e.kind() == std::io::ErrorKind::ConnectionReset => return Ok(None),
                 other => return other.during(|| "read the daemon's request".into()),
             }

@@ -37,8 +37,8 @@ pub struct Instruction {
     pub immediate: i32,
 }
 
-/// The arguments of one bpf(2) call, `union bpf_attr`, as 32-bit words. Longer than any kernel's, because the kernel may
-/// write beyond the length that it was passed; words that it does not know must be 0.
+/// The arguments of one bpf(2) call, `union bpf_attr`, as 32-bit words. Longer than any kernel's, because the kernel
+/// may write beyond the length that it was passed; words that it does not know must be 0.
 #[repr(C, align(8))]
 struct Arguments([u32; 64]);
 

@@ -7,8 +7,8 @@
 //! pids has the latter over every user namespace that host root made. What stops it is that the other one is not
 //! dumpable: then only CAP_SYS_PTRACE over the namespace in which its program was executed helps.
 //!
-//! fork(2) passes the setting on, execve(2) makes a process dumpable again, a change of effective or filesystem ids sets
-//! it to `fs.suid_dumpable`.
+//! fork(2) passes the setting on, execve(2) makes a process dumpable again, a change of effective or filesystem ids
+//! sets it to `fs.suid_dumpable`.
 //! Invariant: a process is not dumpable before it, or a child of it, enters or makes a namespace.
 //! Not here: other protections.
 

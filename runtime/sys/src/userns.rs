@@ -89,8 +89,8 @@ fn live(flags: libc::c_int, root: Option<i32>, wait: i32, ready: i32) -> ! {
     let table = [wait, ready, root.unwrap_or(wait)];
     let entered = fork::keep_only(&table).and_then(|()| enter(flags, root.is_some()));
     let errno = entered.map_or_else(|e| e.raw_os_error().unwrap_or(libc::EIO), |()| 0);
-    let told = rustix::io::write(super::standard(1), &errno.to_ne_bytes());
-    if errno == 0 && told.is_ok() {
+    let reported = rustix::io::write(super::standard(1), &errno.to_ne_bytes());
+    if errno == 0 && reported.is_ok() {
         // Ends when the other side closes, however that happens.
         let _ = rustix::io::read(super::standard(0), &mut [0; 1]);
     }

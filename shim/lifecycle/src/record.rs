@@ -246,7 +246,7 @@ mod shared {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
-    use coracle_spec::{Capabilities, PidSpace, ResourceLimit};
+    use coracle_spec::{Capabilities, PidNamespaceMode, ResourceLimit};
     use serde_json::json;
 
     use super::*;
@@ -264,7 +264,7 @@ mod tests {
     fn linux() -> LinuxPlan {
         let jail = LinuxJail {
             tty: true,
-            pid: PidSpace::Target("ab".repeat(32).parse().unwrap()),
+            pid: PidNamespaceMode::Target("ab".repeat(32).parse().unwrap()),
             privileged: false,
             capabilities: Capabilities {
                 bounding: u64::MAX,

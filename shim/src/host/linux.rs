@@ -21,7 +21,7 @@ use coracle_lifecycle::{
     UserNamespaceConfig, limits,
 };
 use coracle_spec::id::ContainerId;
-use coracle_spec::{Identity, LinuxJail, Mount, PidSpace, ResourceLimit};
+use coracle_spec::{Identity, LinuxJail, Mount, PidNamespaceMode, ResourceLimit};
 
 pub use self::capabilities::usual as usual_capabilities;
 use self::cdi::Additions;
@@ -266,20 +266,22 @@ pub(super) fn has_ids(pod: &PodRecord, who: &Identity) -> Result<(), Error> {
     }
 }
 
-fn pid_space(subject: &Subject<'_>) -> Result<PidSpace, Error> {
+fn pid_space(subject: &Subject<'_>) -> Result<PidNamespaceMode, Error> {
     let in_node = subject.pod.config.namespaces.pid == NamespaceMode::Node;
     match &subject.config.security.pid {
-        PidNamespaceConfig::Node => Ok(PidSpace::Node),
+        PidNamespaceConfig::Node => Ok(PidNamespaceMode::Node),
         // What the sandbox has is the node's.
-        PidNamespaceConfig::Unset | PidNamespaceConfig::Pod if in_node => Ok(PidSpace::Node),
-        PidNamespaceConfig::Unset | PidNamespaceConfig::Container => Ok(PidSpace::Own),
-        PidNamespaceConfig::Pod => Ok(PidSpace::Pod),
+        PidNamespaceConfig::Unset | PidNamespaceConfig::Pod if in_node => {
+            Ok(PidNamespaceMode::Node)
+        }
+        PidNamespaceConfig::Unset | PidNamespaceConfig::Container => Ok(PidNamespaceMode::Own),
+        PidNamespaceConfig::Pod => Ok(PidNamespaceMode::Pod),
         PidNamespaceConfig::Target(id) => target(subject, id),
     }
 }
 
 /// Another container of the same pod, which is known by its directory.
-fn target(subject: &Subject<'_>, id: &str) -> Result<PidSpace, Error> {
+fn target(subject: &Subject<'_>, id: &str) -> Result<PidNamespaceMode, Error> {
     let absent = || {
         invalid(format!(
             "the processes of container {id:?} are asked for, and sandbox {} has no such container",
@@ -290,7 +292,7 @@ fn target(subject: &Subject<'_>, id: &str) -> Result<PidSpace, Error> {
     if target == *subject.id || !subject.containers.join(target.as_str()).is_dir() {
         return Err(absent());
     }
-    Ok(PidSpace::Target(target))
+    Ok(PidNamespaceMode::Target(target))
 }
 
 #[cfg(test)]

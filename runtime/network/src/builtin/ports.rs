@@ -239,7 +239,7 @@ fn check(pod: &str, mapping: &Mapping, held: &ByPod) -> Result<(), Error> {
             let serves = |own: &IpAddr| own.is_ipv4() == at.is_ipv4();
             if !mapping.addresses.iter().any(serves) {
                 return Err(Error::PortFamily {
-                    port: words(port),
+                    port: describe(port),
                     pod: pod.to_owned(),
                 });
             }
@@ -254,7 +254,7 @@ fn check(pod: &str, mapping: &Mapping, held: &ByPod) -> Result<(), Error> {
         let own = mapping.ports[..number].iter().map(|other| (pod, other));
         if let Some((holder, _)) = taken.chain(own).find(|(_, other)| overlap(port, other)) {
             return Err(Error::PortTaken {
-                port: words(port),
+                port: describe(port),
                 pod: pod.to_owned(),
                 holder: holder.to_owned(),
             });
@@ -277,7 +277,7 @@ fn overlap(one: &HostPort, other: &HostPort) -> bool {
 }
 
 /// The text of a port in errors.
-fn words(port: &HostPort) -> String {
+fn describe(port: &HostPort) -> String {
     let protocol = match port.protocol {
         Protocol::Tcp => "tcp",
         Protocol::Udp => "udp",

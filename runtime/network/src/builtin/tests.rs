@@ -143,11 +143,11 @@ impl Drop for Node {
 /// Runs `work` on a thread inside `netns`.
 fn inside<T: Send>(netns: &OwnedFd, work: impl FnOnce() -> T + Send) -> T {
     thread::scope(|scope| {
-        let visitor = scope.spawn(|| {
+        let worker = scope.spawn(|| {
             move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
             work()
         });
-        visitor.join().unwrap()
+        worker.join().unwrap()
     })
 }
 

@@ -55,7 +55,7 @@ impl Watch {
 fn run(events: &Events, stopped: &OwnedFd, mend: impl Fn() -> Result<bool, Error>) {
     let mut is_due = false;
     loop {
-        if !is_due && !is_told(events, stopped) {
+        if !is_due && !is_changed(events, stopped) {
             return;
         }
         let done = events.drain().and_then(|is_ours| match is_ours || is_due {
@@ -78,7 +78,7 @@ fn run(events: &Events, stopped: &OwnedFd, mend: impl Fn() -> Result<bool, Error
 }
 
 /// Waits for a change; false when the watch is stopped.
-fn is_told(events: &Events, stopped: &OwnedFd) -> bool {
+fn is_changed(events: &Events, stopped: &OwnedFd) -> bool {
     let mut fds = [
         PollFd::new(stopped, PollFlags::empty()),
         PollFd::from_borrowed_fd(events.as_fd(), PollFlags::IN),
@@ -119,10 +119,10 @@ mod tests {
             batch.add_table();
             nft.commit(batch).unwrap();
         };
-        let (told, calls) = channel();
+        let (sender, calls) = channel();
         let results = std::sync::Mutex::new(vec![Ok(false), Err(())]);
         let mend = move || {
-            told.send(()).unwrap();
+            sender.send(()).unwrap();
             let next = results.lock().unwrap().pop().unwrap_or(Ok(false));
             next.map_err(|()| Error::io("fail", "once", Errno::AGAIN))
         };

@@ -153,7 +153,7 @@ mod tests {
     #[test]
     fn capability_arguments_follow_the_pods_configuration() {
         assert!(capabilities(&config()).is_empty());
-        let asked = NetworkConfig {
+        let config = NetworkConfig {
             ports: vec![
                 HostPort {
                     protocol: Protocol::Udp,
@@ -192,6 +192,6 @@ mod tests {
             "ips": ["10.1.2.3/24"],
             "mac": "02:00:00:00:00:01",
         });
-        assert_eq!(Value::Object(capabilities(&asked)), expected);
+        assert_eq!(Value::Object(capabilities(&config)), expected);
     }
 }

@@ -49,7 +49,7 @@ pub struct Entry {
 
 /// The content of a `.asked` file.
 #[derive(Serialize, Deserialize)]
-struct Asked {
+struct RequestFile {
     format: u32,
     boot: String,
     netns: PathBuf,
@@ -145,7 +145,7 @@ impl Cache {
 
     /// Records an ADD that is about to run. Errors: the disk's; nothing is recorded then.
     pub fn record_request(&self, entry: &Entry) -> Result<(), Error> {
-        let asked = Asked {
+        let request = RequestFile {
             format: FORMAT,
             boot: entry.boot.clone(),
             netns: entry.netns.clone(),
@@ -156,7 +156,7 @@ impl Cache {
         };
         let path = self.path(&entry.pod, "asked");
         let text =
-            serde_json::to_vec(&asked).map_err(|error| Error::file("write", &path, error))?;
+            serde_json::to_vec(&request).map_err(|error| Error::file("write", &path, error))?;
         write(&path, &text)?;
         self.changed(&path);
         self.lock().insert(entry.pod.clone());
@@ -182,25 +182,25 @@ impl Cache {
             file: path.clone(),
             what,
         };
-        let asked: Asked =
+        let request: RequestFile =
             serde_json::from_slice(&text).map_err(|error| broken(error.to_string()))?;
-        if asked.format != FORMAT {
+        if request.format != FORMAT {
             return Err(broken(format!(
                 "its format is {}, we know {FORMAT}",
-                asked.format
+                request.format
             )));
         }
-        let list = NetworkList::parse(asked.list.to_string().as_bytes());
+        let list = NetworkList::parse(request.list.to_string().as_bytes());
         let list = list.and_then(NetworkList::complete).map_err(broken)?;
         // A torn result counts as none: plugins must be able to detach without one.
         let result = read(&self.path(pod, "added"))?;
         Ok(Some(Entry {
             pod: pod.to_owned(),
-            boot: asked.boot,
-            netns: asked.netns,
-            interface: asked.interface,
-            args: asked.args,
-            capabilities: asked.capabilities,
+            boot: request.boot,
+            netns: request.netns,
+            interface: request.interface,
+            args: request.args,
+            capabilities: request.capabilities,
             list,
             result: result.and_then(|text| serde_json::from_slice(&text).ok()),
         }))

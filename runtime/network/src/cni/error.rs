@@ -117,12 +117,12 @@ pub(super) fn plain(text: &str, limit: usize) -> String {
         .chars()
         .map(|c| if is_odd(c) { ' ' } else { c })
         .collect();
-    let mut words = spaced.split_whitespace().collect::<Vec<_>>().join(" ");
-    if let Some((at, _)) = words.char_indices().nth(limit) {
-        words.truncate(at);
-        words.push_str("...");
+    let mut line = spaced.split_whitespace().collect::<Vec<_>>().join(" ");
+    if let Some((at, _)) = line.char_indices().nth(limit) {
+        line.truncate(at);
+        line.push_str("...");
     }
-    words
+    line
 }
 
 #[cfg(test)]

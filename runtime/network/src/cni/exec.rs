@@ -357,22 +357,25 @@ mod tests {
     #[tokio::test]
     async fn an_error_carries_the_plugins_own_message() {
         let temp = Temp::new();
-        let says = async |script: &str| {
+        let error_of = async |script: &str| {
             let runner = runner(&temp, script, LONG);
             run(&runner, b"", None).await.unwrap_err().to_string()
         };
         let head = "ADD of plugin p for network net: ";
         let object = r#"printf %s '{"cniVersion":"1.0.0","code":11,"msg":"try\nagain","details":"x"}'; exit 1"#;
-        assert_eq!(says(object).await, format!("{head}try again (code 11); x"));
         assert_eq!(
-            says("echo no JSON; echo it broke >&2; exit 3").await,
+            error_of(object).await,
+            format!("{head}try again (code 11); x")
+        );
+        assert_eq!(
+            error_of("echo no JSON; echo it broke >&2; exit 3").await,
             format!("{head}it broke (exit status: 3)")
         );
         assert_eq!(
-            says("kill -9 $$").await,
+            error_of("kill -9 $$").await,
             format!("{head}signal: 9 (SIGKILL), without a message")
         );
-        let endless = says("yes '\x1b[31m evil' | head -c 3000000 >&2; exit 1").await;
+        let endless = error_of("yes '\x1b[31m evil' | head -c 3000000 >&2; exit 1").await;
         assert!(
             endless.len() < 700 && !endless.contains('\x1b'),
             "{endless}"

@@ -136,25 +136,25 @@ async fn a_pod_is_attached_in_order_and_detached_in_reverse_with_what_it_was_att
         ["10.0.0.9".parse::<IpAddr>().unwrap()]
     );
     assert_eq!(site.files(), ["00aa.added", "00aa.asked"]);
-    let asked = site.inputs();
-    assert_eq!(asked[0].0, format!("ADD one 00aa {NETNS}"));
-    assert_eq!(asked[0].1["runtimeConfig"], json!({"mac": "m"}));
-    assert_eq!(asked[0].1.get("prevResult"), None);
-    assert_eq!(asked[1].0, format!("ADD two 00aa {NETNS}"));
-    assert_eq!(asked[1].1["prevResult"]["by"], "one");
-    assert_eq!(asked[1].1.get("runtimeConfig"), None);
+    let calls = site.inputs();
+    assert_eq!(calls[0].0, format!("ADD one 00aa {NETNS}"));
+    assert_eq!(calls[0].1["runtimeConfig"], json!({"mac": "m"}));
+    assert_eq!(calls[0].1.get("prevResult"), None);
+    assert_eq!(calls[1].0, format!("ADD two 00aa {NETNS}"));
+    assert_eq!(calls[1].1["prevResult"]["by"], "one");
+    assert_eq!(calls[1].1.get("runtimeConfig"), None);
 
     // Another configuration by then, and another daemon.
     site.list["plugins"] = json!([{"type": "two", "other": true}]);
     site.write();
     let later = site.open();
     later.del(POD).await.unwrap();
-    let asked = site.inputs();
-    assert_eq!(asked[0].0, format!("DEL two 00aa {NETNS}"));
-    assert_eq!(asked[0].1["prevResult"]["by"], "two");
-    assert_eq!(asked[0].1.get("other"), None);
-    assert_eq!(asked[1].0, format!("DEL one 00aa {NETNS}"));
-    assert_eq!(asked[1].1["runtimeConfig"], json!({"mac": "m"}));
+    let calls = site.inputs();
+    assert_eq!(calls[0].0, format!("DEL two 00aa {NETNS}"));
+    assert_eq!(calls[0].1["prevResult"]["by"], "two");
+    assert_eq!(calls[0].1.get("other"), None);
+    assert_eq!(calls[1].0, format!("DEL one 00aa {NETNS}"));
+    assert_eq!(calls[1].1["runtimeConfig"], json!({"mac": "m"}));
     assert!(site.files().is_empty());
     later.del(POD).await.unwrap();
     assert!(site.calls().is_empty(), "detached exactly once");
@@ -222,9 +222,9 @@ async fn a_pod_without_its_namespace_is_detached_with_an_empty_netns() {
     let path = site.temp.dir().join("entries/00aa.asked");
     for pin in ["/nowhere", "/etc/hostname"] {
         let text = fs::read_to_string(&path).unwrap();
-        let mut asked: Value = serde_json::from_str(&text).unwrap();
-        asked["netns"] = json!(pin);
-        fs::write(&path, asked.to_string()).unwrap();
+        let mut request: Value = serde_json::from_str(&text).unwrap();
+        request["netns"] = json!(pin);
+        fs::write(&path, request.to_string()).unwrap();
         site.does("two", "exit 1");
         assert!(cni.del(POD).await.is_err());
         assert_eq!(site.calls()[0], "DEL two 00aa []");
@@ -254,9 +254,9 @@ async fn a_daemon_that_comes_later_detaches_what_no_pod_owns_and_checks_the_rest
         text.contains("CHECK two")
     })
     .await;
-    let asked = site.inputs();
+    let calls = site.inputs();
     let of = |verb: &str| {
-        asked
+        calls
             .iter()
             .filter(|(call, _)| call.starts_with(verb))
             .collect::<Vec<_>>()

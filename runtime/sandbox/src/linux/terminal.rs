@@ -1,9 +1,8 @@
 //! A terminal for a process that joins a running container.
 //!
 //! Called by an exec once it is inside the container's namespaces and leads a session of its own.
-//! Invariant: the container may have put anything at the terminals' place by now: only what is a terminal multiplexer of
-//! a devpts is used.
-//! Not here: the terminal of a container's first process, which is made with its `/dev`.
+//! Invariant: the container may have put anything at the terminals' place by now: only what is a terminal multiplexer
+//! of a devpts is used. Not here: the terminal of a container's first process, which is made with its `/dev`.
 
 use std::os::fd::{AsFd as _, OwnedFd};
 

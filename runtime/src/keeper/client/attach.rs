@@ -1,6 +1,6 @@
-//! The daemon's half of an attach: joining a client to a running container's own streams.
+//! The daemon's side of an attach: it attaches a client to a running container's standard streams.
 //!
-//! Not here: copying between client and container.
+//! Called by the daemon's streaming. It must not know how bytes are copied between client and container.
 
 use std::os::fd::OwnedFd;
 
@@ -9,34 +9,35 @@ use crate::control::messages::{Answer, AttachStreams, Request};
 use coracle_spec::error::{Error, Kind, Result};
 use coracle_spec::id::ContainerId;
 
-/// What a client is joined with.
+/// Options of [`Keeper::attach`].
 pub struct AttachOptions {
-    /// To which container.
+    /// Which container.
     pub container: ContainerId,
-    /// Its input goes to the container.
+    /// Whether the client writes to the container's standard input.
     pub stdin: bool,
-    /// The container's input ends when this client's copy of it is closed.
+    /// Whether the container's standard input ends when this client closes it.
     pub once: bool,
-    /// The write end of the pipe that is to be fed standard output, or what a terminal shows.
+    /// The write end of a pipe that gets standard output, or the terminal's output.
     pub stdout: Option<OwnedFd>,
-    /// The same of standard error.
+    /// The same for standard error.
     pub stderr: Option<OwnedFd>,
 }
 
-/// A client that was joined.
+/// A client that was attached.
 #[derive(Debug)]
 pub struct Attached {
-    /// The container has a terminal.
+    /// Whether the container has a terminal.
     pub tty: bool,
-    /// Where its input goes: a pipe's write end or the controlling side of a terminal; neither blocks.
+    /// Where its input is written: a pipe's write end or the controlling side of a terminal, both non-blocking.
     pub input: Option<OwnedFd>,
 }
 
 impl Keeper {
-    /// Joins a client to a running container.
+    /// Attaches a client to a running container.
     ///
     /// Errors: [`Kind::WrongPhase`] when it does not run, has no standard input or too many clients;
-    /// [`Kind::Unsupported`] when its keeper is of a build before streaming; [`Kind::Gone`] or [`Kind::Deadline`].
+    /// [`Kind::Unsupported`] when its keeper is of an older build without attach; [`Kind::Gone`] or [`Kind::Deadline`]
+    /// when the keeper did not answer.
     pub async fn attach(&self, options: AttachOptions) -> Result<Attached> {
         self.require_protocol(STREAMING_PROTOCOL)?;
         let streams = AttachStreams {

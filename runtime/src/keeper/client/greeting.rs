@@ -1,7 +1,7 @@
-//! What a keeper says first: who it is, and its containers page by page.
+//! Reads a keeper's greeting: which keeper it is, and its containers page by page.
 //!
-//! Called by: [`Keeper::connect`]. Invariant: pages only go forward, so that they come to an end.
-//! Must not know: what follows from what is said.
+//! Called by [`Keeper::connect`]. Invariant: each page starts after the one before, so there is a last one.
+//! It must not know what the daemon does with the containers.
 
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use crate::process::Process;
 use coracle_spec::error::Result;
 
 impl Keeper {
-    /// Hears who it is and what it keeps, page by page.
+    /// Reads the greeting and all pages.
     pub(super) async fn greeting(&self, deadline: Duration) -> Result<Greeting> {
         let reply = self.request(Request::Hello, Vec::new(), deadline).await?;
         let (mut greeting, mut next) = greeting(reply)?;
@@ -40,7 +40,7 @@ impl Keeper {
     }
 }
 
-/// A greeting's first page, and where the next one begins.
+/// A greeting's first page, and where the next one starts.
 fn greeting((answer, fds): Reply) -> Result<(Greeting, Option<usize>)> {
     let Answer::Greeting {
         protocol,
@@ -60,13 +60,13 @@ fn greeting((answer, fds): Reply) -> Result<(Greeting, Option<usize>)> {
     Ok((greeting, next))
 }
 
-/// The containers of a page with the processes that its descriptors name, in order.
+/// The containers of a page with the processes of its pidfds, in order.
 fn with_processes(listed: Vec<ListedContainer>, fds: Vec<OwnedFd>) -> Result<Vec<KeeperContainer>> {
     let mut fds = fds.into_iter();
     let mut containers = Vec::with_capacity(listed.len());
     for listed in listed {
         let pidfd = listed.exit.is_none().then(|| fds.next()).flatten();
-        // The process of a start may give way to another; its end names the right one.
+        // The process of a starting container may still be replaced; the answer to the start has the final one.
         let pidfd = pidfd.filter(|_| !listed.starting);
         let process = pidfd.map(Process::from_pidfd).transpose()?;
         containers.push(KeeperContainer {

@@ -1,7 +1,7 @@
-//! The task behind a connection: sends what is asked, sorts what comes back.
+//! The task of a connection: sends requests and dispatches answers and events.
 //!
-//! Invariant: when the connection ends, everybody who waits on it learns it.
-//! Not here: what is asked.
+//! Started by [`super::Keeper::connect`]. Invariant: when the connection ends, every waiter gets an error.
+//! It must not know what a request means.
 
 use std::collections::HashMap;
 use std::io;
@@ -17,13 +17,13 @@ use crate::control::messages::{Answer, FromKeeper};
 use crate::control::{Frame, Reader, Writer};
 use coracle_spec::Exit;
 
-/// An answer and the descriptors that came with it.
+/// An answer and its descriptors.
 pub(super) type Reply = (Answer, Vec<OwnedFd>);
 type Waiting = Arc<Mutex<HashMap<u64, oneshot::Sender<Reply>>>>;
-/// Who waits for the end of which exec, by the request that started it.
+/// Waiters for the exits of execs, by the request that started them.
 pub(super) type Ends = Arc<Mutex<HashMap<u64, oneshot::Sender<Exit>>>>;
 
-/// Owns the connection: sends what is asked, sorts what comes back, until either side ends.
+/// Owns the connection: sends requests and dispatches answers and events until either side closes it.
 pub(super) async fn run_connection(
     stream: UnixStream,
     mut requests: mpsc::UnboundedReceiver<(Frame, u64, oneshot::Sender<Reply>)>,
@@ -56,13 +56,13 @@ pub(super) async fn run_connection(
             break;
         }
     }
-    // Dropping the map tells every waiter that no answer will come.
+    // Dropping the map gives every waiter an error.
     lock(&waiting).clear();
     lock(&ends).clear();
     let _ = events.send(KeeperEvent::Closed);
 }
 
-/// `None` for "not ready after all".
+/// `None` if the socket was not ready.
 fn retry<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     match result {
         Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(None),
@@ -70,7 +70,7 @@ fn retry<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     }
 }
 
-/// The shared map.
+/// Locks the shared map.
 pub(super) fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,10 +1,10 @@
-//! A process that is forked into a running container: its namespaces are joined, its jail is entered, not built.
+//! An exec's process: it is forked by the keeper, joins a running container's namespaces and enters its jail.
 //!
-//! A Wasm process keeps to a pid namespace of its own, a Linux one goes on in the container's.
-//! Descriptors: 0 to 2 what the daemon gave or a pipe without a writer, 3 report socket, 4 spec, the payload's own, then a pidfd of
-//! the container's first process.
-//! Invariant: credentials, filter and limits are set by the very code that sets them for a container's first process.
-//! Not here: who reads the streams.
+//! A Wasm process has its own pid namespace; a Linux one joins the container's.
+//! Descriptors: 0 to 2 what the daemon gave or a pipe without a writer, 3 report socket, 4 spec, the payload's own,
+//! then a pidfd of the container's first process.
+//! Invariant: the same code sets credentials, filter and limits as for a container's first process.
+//! It must not know who reads the streams.
 
 use std::convert::Infallible;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
@@ -13,82 +13,51 @@ use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
 use super::init::{self, PAYLOAD_FD, SPEC_FD, conclude};
 use super::{CANNOT_START, Layout};
-use crate::control::messages::{LinuxStart, Report};
+use crate::control::messages::{ExecMessage, Report};
 use crate::native::{self, Label};
 use coracle_sandbox::{self as sandbox, PodNamespaces};
 use coracle_spec::error::{Context as _, Error, Kind, Result};
 use coracle_spec::id::ContainerId;
-use coracle_spec::{ContainerSpec, LinuxSpec, PidSpace, Workload};
+use coracle_spec::{ContainerSpec, LinuxSpec, PidNamespaceMode, Workload};
 use coracle_sys as sys;
 use coracle_sys::fork::Forked;
 use coracle_wasm::Warm;
 
-/// What came with the request.
-pub(in crate::keeper) struct ExecParts {
-    /// Spec, the payload's own, the cgroup if `into_cgroup`, standard input if `stdin`, output, error.
-    pub(in crate::keeper) fds: Vec<OwnedFd>,
-    pub(in crate::keeper) stdin: bool,
-    pub(in crate::keeper) into_cgroup: bool,
-    pub(in crate::keeper) linux: Option<LinuxStart>,
-}
-
-/// The keeper's side: forks it. Returns its pidfd and the socket of its reports.
+/// Forks it, in the keeper. Returns its pidfd and the socket of its reports.
 ///
-/// Errors: the request is incomplete, the container has ended, or the node is exhausted.
+/// Errors: the request is incomplete, the container has ended, or the node is out of resources.
 pub(in crate::keeper) fn fork(
-    container: &ContainerId,
-    parts: ExecParts,
+    exec: &ExecMessage,
+    fds: Vec<OwnedFd>,
     first: &OwnedFd,
     pod: &PodNamespaces,
     warm: &Warm,
 ) -> Result<(OwnedFd, OwnedFd)> {
-    let what = || format!("fork into container {container}");
-    let ExecParts {
-        mut fds,
-        stdin,
-        into_cgroup,
-        linux,
-    } = parts;
-    let payload = linux.as_ref().map_or(3, |linux| usize::from(linux.filter));
-    // What makes itself a terminal brings no streams.
-    let own_terminal = linux.as_ref().is_some_and(|linux| linux.tty);
-    let stdin = stdin && !own_terminal;
-    let given = usize::from(stdin) + if own_terminal { 0 } else { 2 };
-    if fds.len() != 1 + payload + usize::from(into_cgroup) + given {
-        let text = format!("{}: {} descriptors came along", what(), fds.len());
-        return Err(Error::new(Kind::Bug, text));
-    }
-    let streams = fds.split_off(fds.len() - given);
-    let cgroup = if into_cgroup { fds.pop() } else { None };
-    let (ours, theirs) = super::reports(linux.is_some()).during(what)?;
-    // Nothing to read; the node's null device would be a way to change that device.
-    let (nothing, writer) =
-        rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).during(what)?;
+    let what = || format!("fork into container {}", exec.container);
+    let fds = ExecFds::of(exec, fds).map_err(|e| Error::with(Kind::Bug, what(), e))?;
+    let (ours, theirs) = super::reports(exec.linux.is_some()).during(what)?;
+    // A pipe without a writer reads as ended. Through the node's null device a container could change that device.
+    let (empty, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).during(what)?;
     drop(writer);
-    let pids = match linux {
-        // It goes on in the container's pid namespace once nothing of the node can be reached through it.
+    let pids = match exec.linux {
+        // It joins the container's pid namespace later, when nothing of the node can be reached through it.
         Some(_) => 0,
-        // It sees no processes, and whoever looks into the container's must not see it while it is half-built.
+        // It sees no processes, and processes of the container must not see it while it is half-built.
         None => libc::CLONE_NEWPID as u64,
     };
-    match sys::fork::fork(pids, cgroup.as_ref().map(OwnedFd::as_fd)).during(what)? {
+    match sys::fork::fork(pids, fds.cgroup.as_ref().map(OwnedFd::as_fd)).during(what)? {
         Forked::Child => {
-            let mut table: Vec<RawFd> = Vec::new();
-            if !stdin {
-                table.push(nothing.as_raw_fd());
-            }
-            table.extend(streams.iter().map(|fd| fd.as_raw_fd()));
-            // Until it has its terminal.
-            table.resize(3, nothing.as_raw_fd());
-            table.push(theirs.as_raw_fd());
-            table.extend(fds.iter().map(|fd| fd.as_raw_fd()));
+            // A Wasm identity needs the id map; everything else of the pod is joined through the first process.
+            let ids = pod.ids.as_ref().filter(|_| exec.linux.is_none());
+            let mut table = fds.table(&empty, &theirs);
             table.push(first.as_raw_fd());
-            // What a Wasm identity needs; the rest of the pod is reached through the first process.
-            let ids = pod.ids.as_ref().filter(|_| linux.is_none());
             table.extend(ids.map(|fd| fd.as_raw_fd()));
-            let pod = [false, false, false, ids.is_some(), false, false, false];
+            let layout = Layout {
+                payload: super::payload_fds(exec.linux.as_ref()),
+                pod: [false, false, false, ids.is_some(), false, false, false],
+            };
             match sys::fork::keep_only(&table) {
-                Ok(()) => enter(container, Layout { payload, pod }, Some(warm)),
+                Ok(()) => enter(&exec.container, layout, Some(warm)),
                 Err(_) => sys::fork::leave(CANNOT_START),
             }
         }
@@ -96,7 +65,54 @@ pub(in crate::keeper) fn fork(
     }
 }
 
-/// The life of the process; its descriptors are in place. Without `warm` it was executed for its own address space.
+/// The descriptors of a request, by their use.
+struct ExecFds {
+    /// Spec and the payload's own.
+    payload: Vec<OwnedFd>,
+    cgroup: Option<OwnedFd>,
+    /// Standard input if there is one, output, error; empty for a process that makes its own terminal.
+    streams: Vec<OwnedFd>,
+    has_stdin: bool,
+}
+
+impl ExecFds {
+    /// Errors: `fds` are not as many as `exec` says.
+    fn of(exec: &ExecMessage, mut fds: Vec<OwnedFd>) -> Result<Self> {
+        let linux = exec.linux.as_ref();
+        let own_terminal = linux.is_some_and(|linux| linux.tty);
+        let has_stdin = exec.stdin && !own_terminal;
+        let streams = usize::from(has_stdin) + if own_terminal { 0 } else { 2 };
+        let own = 1 + super::payload_fds(linux) + usize::from(exec.into_cgroup);
+        if fds.len() != own + streams {
+            let text = format!("got {} descriptors instead of {}", fds.len(), own + streams);
+            return Err(Error::new(Kind::Bug, text));
+        }
+        let streams = fds.split_off(own);
+        let cgroup = if exec.into_cgroup { fds.pop() } else { None };
+        Ok(Self {
+            payload: fds,
+            cgroup,
+            streams,
+            has_stdin,
+        })
+    }
+
+    /// Numbers of the process's first descriptors: standard streams, report socket, spec, the payload's own.
+    fn table(&self, empty: &OwnedFd, report: &OwnedFd) -> Vec<RawFd> {
+        let mut table: Vec<RawFd> = Vec::new();
+        if !self.has_stdin {
+            table.push(empty.as_raw_fd());
+        }
+        table.extend(self.streams.iter().map(|fd| fd.as_raw_fd()));
+        // A process that makes its own terminal has empty streams until then.
+        table.resize(3, empty.as_raw_fd());
+        table.push(report.as_raw_fd());
+        table.extend(self.payload.iter().map(|fd| fd.as_raw_fd()));
+        table
+    }
+}
+
+/// Runs the forked process; its descriptors are in place. Without `warm` it was executed for its own address space.
 pub(super) fn enter(container: &ContainerId, layout: Layout, warm: Option<&Warm>) -> ! {
     let failed = match set_up(container, layout, warm) {
         Ok(never) => match never {},
@@ -106,7 +122,7 @@ pub(super) fn enter(container: &ContainerId, layout: Layout, warm: Option<&Warm>
 }
 
 fn set_up(container: &ContainerId, layout: Layout, warm: Option<&Warm>) -> Result<Infallible> {
-    // Whoever is in the container must not reach the node through a process that is still half of the node.
+    // The container's processes must not reach the node through this one while it still belongs to the node.
     sys::dump::forbid().during(|| "become undumpable".into())?;
     sys::signals::reset();
     sys::fork::set_title(&format!("coracle exec {container}"));
@@ -123,7 +139,7 @@ fn set_up(container: &ContainerId, layout: Layout, warm: Option<&Warm>) -> Resul
     }
 }
 
-/// Takes the pidfd of the container's first process, which lies behind the payload's descriptors.
+/// Takes the pidfd of the container's first process, which follows the payload's descriptors.
 fn first_process(layout: Layout) -> OwnedFd {
     sys::fork::adopt(PAYLOAD_FD + layout.payload as RawFd)
 }
@@ -175,16 +191,16 @@ fn program(spec: &ContainerSpec, linux: &LinuxSpec, layout: Layout) -> Result<In
     let label = Label::open(linux)?;
     let mut which = all_but_user();
     which.set(ThreadNameSpaceType::USER, userns);
-    let other_pids = linux.jail.pid != PidSpace::Node;
+    let other_pids = linux.jail.pid != PidNamespaceMode::Node;
     which.set(ThreadNameSpaceType::PROCESS_ID, other_pids);
     join(first, which)?;
     if userns {
         sys::ids::become_user(0, 0, &[]).during(|| "become the user namespace's root".into())?;
     }
-    // What is taken on for the next execve stays over a fork; the open file would not.
+    // Applied before the fork: the label survives it, and the open file belongs to this process.
     label.map_or(Ok(()), Label::apply)?;
     if other_pids {
-        // The first process that the container can see of the exec.
+        // The container can see the exec's processes from here on.
         init::fork_and_continue(0).during(|| "fork into the container's pid namespace".into())?;
     }
     rustix::process::setsid().during(|| "lead a session".into())?;

@@ -1,12 +1,12 @@
-//! The guest's half: from its fork to the end of its payload.
+//! What a container's process does from its fork to the end of its payload.
 //!
 //! ```text
 //! Wasm:   spec -> jail -> Landlock -> first filter -> a new thread: load, second filter, run
-//! Linux:  spec -> prepare -> [node left, into user or shared pid namespace, as a new process] -> finish -> execute
+//! Linux:  spec -> prepare -> [leave the node's mounts, join user or shared pid namespace, fork] -> finish -> execute
 //! ```
-//! Invariants: a Wasm payload runs on a thread born after the fork, so that no per-thread state of keeper or spawner
-//! (hash keys, generators) is shared between guests; a Linux guest is undumpable until its program replaces it.
-//! Not here: the steps of the jail.
+//! Invariants: a Wasm payload runs on a thread started after the fork, so that guests do not share per-thread state of
+//! keeper or spawner (hash keys, generators). A Linux container's process is undumpable until its program replaces it.
+//! The steps of the jail are in coracle-sandbox.
 
 use std::convert::Infallible;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
@@ -21,18 +21,18 @@ use coracle_sandbox::{self as sandbox, PodNamespaces, linux};
 use coracle_spec::error::{Context as _, Error, Kind, Result};
 use coracle_spec::failpoint;
 use coracle_spec::id::ContainerId;
-use coracle_spec::{ContainerSpec, LinuxSpec, PidSpace, Spawn, WasmSpec, Workload};
+use coracle_spec::{ContainerSpec, LinuxSpec, PidNamespaceMode, Spawn, WasmSpec, Workload};
 use coracle_sys as sys;
 use coracle_sys::fork::Forked;
 use coracle_sys::memfd::read_all;
 use coracle_wasm::Warm;
 use coracle_wasm::run::{self, End, Payload, TRAP_CODE};
 
-/// Largest spec, bytes: arguments and environment are bounded by CRI's message size.
+/// Largest spec, in bytes: CRI's message size bounds arguments and environment.
 const MAX_SPEC: usize = 20 << 20;
-/// Stack of the thread that runs the payload; wasm has a stack of its own.
+/// Stack of the thread that runs the payload; Wasm code has its own stack.
 const THREAD_STACK: usize = 512 * 1024;
-/// How long a stopped payload may take to come back by itself.
+/// How long a payload may take to return after a stop signal.
 const STOP_PATIENCE: Duration = Duration::from_millis(100);
 const REPORT_FD: RawFd = 3;
 pub(super) const SPEC_FD: RawFd = 4;
@@ -41,10 +41,10 @@ pub(super) const WASM_PAYLOAD: usize = 3;
 /// The first descriptor of the payload.
 pub(super) const PAYLOAD_FD: RawFd = 5;
 
-/// In the letters of a process that joins a running container.
+/// The letter of an exec's process.
 pub(super) const EXEC_LETTER: &str = "x";
 
-/// The life of a guest process; its descriptors are in place.
+/// Runs a container's process; its descriptors are in place.
 pub(super) fn enter(container: &ContainerId, layout: Layout, warm: Option<&Warm>) -> ! {
     let failed = match set_up(container, layout, warm) {
         Ok(never) => match never {},
@@ -53,7 +53,7 @@ pub(super) fn enter(container: &ContainerId, layout: Layout, warm: Option<&Warm>
     conclude(Err(failed))
 }
 
-/// Ends the guest process the way its payload ended, from whichever thread.
+/// Exits with the result of the payload. Any thread may call it.
 pub(super) fn conclude(ended: Result<End>) -> ! {
     let code = match ended {
         Ok(End::Code(code)) => code & 0xff,
@@ -71,7 +71,7 @@ pub(super) fn conclude(ended: Result<End>) -> ! {
 }
 
 fn set_up(container: &ContainerId, layout: Layout, warm: Option<&Warm>) -> Result<Infallible> {
-    // Whoever sees its pid must not reach the node through a process that is half of the node yet.
+    // Other processes must not reach the node through this one while it still belongs to the node.
     sys::dump::forbid().during(|| "become undumpable".into())?;
     sys::signals::reset();
     sys::fork::set_title(&format!("coracle guest {container}"));
@@ -103,7 +103,7 @@ fn wasm(spec: &ContainerSpec, layout: Layout, warm: Option<&Warm>) -> Result<Inf
     run_wasm(spec, warm, fd_dir)
 }
 
-/// Lets a payload's terminal control it, so that what is typed can interrupt it.
+/// Makes the payload's terminal its controlling terminal, so that Ctrl-C interrupts it.
 pub(super) fn lead_session(wasm: &WasmSpec) -> Result<()> {
     let what = || "lead the session of its terminal".to_owned();
     if wasm.tty {
@@ -113,7 +113,7 @@ pub(super) fn lead_session(wasm: &WasmSpec) -> Result<()> {
     Ok(())
 }
 
-/// This process's descriptors as a directory, which the finished jail does not have.
+/// Opens this process's descriptors as a directory, because the finished jail has no `/proc`.
 pub(super) fn own_descriptors() -> Result<OwnedFd> {
     use rustix::fs::{Mode, OFlags, open};
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -151,7 +151,7 @@ pub(super) fn run_wasm(spec: &ContainerSpec, warm: &Warm, fd_dir: OwnedFd) -> Re
     on_a_new_thread(work, wake)
 }
 
-/// Becomes a program of a Linux image, in this process or, inside a user namespace, in one that replaces it.
+/// Runs a program of a Linux image: in this process, or in a new one inside the pod's namespaces.
 fn linux_program(spec: &ContainerSpec, linux: &LinuxSpec, layout: Layout) -> Result<Infallible> {
     drop(sys::fork::adopt(SPEC_FD));
     let filter = (layout.payload > 0).then(|| sys::fork::adopt(PAYLOAD_FD));
@@ -159,11 +159,11 @@ fn linux_program(spec: &ContainerSpec, linux: &LinuxSpec, layout: Layout) -> Res
     native::give_streams(host_uid(spec, linux.userns));
     sandbox::own_session_keyring()?;
     let prepared = linux::prepare(spec, linux, &pod)?;
-    // Opened while there is a /proc to open it in.
+    // Opened while there is a /proc.
     let mut label = Label::open(linux)?;
     let user = pod.user.as_ref().filter(|_| linux.userns);
     if user.is_some() || pod.pids.is_some() {
-        // What is taken on for the next execve stays over a fork; the open file would not.
+        // Applied before the fork: the label survives it, and the open file belongs to this process.
         label.take().map_or(Ok(()), Label::apply)?;
         prepared.leave_node(user.is_some())?;
         join_pod(&pod, user, linux)?;
@@ -177,7 +177,7 @@ fn linux_program(spec: &ContainerSpec, linux: &LinuxSpec, layout: Layout) -> Res
     become_program(spec, linux, filter, label)
 }
 
-/// The last step: the program of a Linux image, or a report of why not.
+/// The last step: executes the program of a Linux image, or reports why it cannot.
 pub(super) fn become_program(
     spec: &ContainerSpec,
     linux: &LinuxSpec,
@@ -207,8 +207,8 @@ pub(super) fn host_uid(spec: &ContainerSpec, userns: bool) -> u32 {
     }
 }
 
-/// Goes on in the pid namespace that the container shares and in the pod's `user` namespace, in a new process: one that
-/// owns its mount and pid namespaces, which only a process born there does. This one ends.
+/// Joins the shared pid namespace and the pod's `user` namespace and continues in a new process there; this one exits.
+/// Only a process that was forked inside them owns its mount and pid namespaces.
 fn join_pod(pod: &PodNamespaces, user: Option<&OwnedFd>, linux: &LinuxSpec) -> Result<()> {
     use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
     if let Some(process) = &pod.pids {
@@ -222,7 +222,7 @@ fn join_pod(pod: &PodNamespaces, user: Option<&OwnedFd>, linux: &LinuxSpec) -> R
         move_into_link_name_space(user.as_fd(), Some(LinkNameSpaceType::User)).during(what)?;
         flags |= libc::CLONE_NEWNS;
     }
-    if linux.jail.pid == PidSpace::Own {
+    if linux.jail.pid == PidNamespaceMode::Own {
         flags |= libc::CLONE_NEWPID;
     }
     fork_and_continue(flags as u64).during(|| "fork into the pod's namespaces".into())?;
@@ -232,13 +232,13 @@ fn join_pod(pod: &PodNamespaces, user: Option<&OwnedFd>, linux: &LinuxSpec) -> R
     }
 }
 
-/// Goes on as a new process, a child of the keeper like this one, in the namespaces that `flags` ask for and, if another
-/// pid namespace was joined, in that. The keeper is told; this process ends.
+/// Continues in a new process, a child of the keeper like this one, in the new namespaces of `flags` and in the pid
+/// namespace that was joined, if any. Reports it to the keeper; this process exits.
 pub(super) fn fork_and_continue(flags: u64) -> std::io::Result<()> {
     match sys::fork::fork_sibling(flags)? {
         Forked::Parent { pidfd } => {
             report_with(&Report::Moved, pidfd.as_fd());
-            // Nothing is left to be found in a process that is about to end.
+            // Leave nothing to find in a process that is about to exit.
             let _ = sys::fork::keep_only(&[]);
             sys::fork::leave(0)
         }
@@ -266,10 +266,10 @@ fn pod_namespaces(layout: Layout) -> PodNamespaces {
     }
 }
 
-/// Runs `work` on a thread born now, whose thread-local state is drawn afresh, and ends the process with it.
+/// Runs `work` on a new thread, which has fresh thread-local state, and exits with its result.
 ///
-/// This thread stays behind for a stop signal: a payload that is inside a host call that blocks (a long sleep of
-/// preview 1, a write to a full pipe) hears of no epoch, so after [`STOP_PATIENCE`] it is not asked any more.
+/// This thread waits for a stop signal: a payload inside a blocking host call (a long sleep of preview 1, a write to a
+/// full pipe) does not see the epoch, so after [`STOP_PATIENCE`] this thread exits the process.
 fn on_a_new_thread(work: impl FnOnce() -> Result<End> + Send, stop: OwnedFd) -> Result<Infallible> {
     std::thread::scope(|scope| {
         let body =
@@ -293,19 +293,19 @@ fn on_a_new_thread(work: impl FnOnce() -> Result<End> + Send, stop: OwnedFd) -> 
 pub(super) fn read_spec() -> Result<ContainerSpec> {
     let spec = sys::fork::adopt(SPEC_FD);
     let bytes = read_all(spec.as_fd(), MAX_SPEC).during(|| "read the container's spec".into())?;
-    // Needed again after an exec; whoever stays closes it.
+    // Needed again after an exec; the process that does not exec closes it.
     std::mem::forget(spec);
     serde_json::from_slice(&bytes)
         .map_err(|e| Error::with(Kind::Bug, "understand the container's spec", e))
 }
 
-/// Whether this process, forked with a `warm` engine, is to be executed again for an address-space layout of its own.
+/// Whether this process, forked with a `warm` engine, must exec itself to get its own address-space layout.
 pub(super) fn needs_own_layout(spec: &ContainerSpec, warm: Option<&Warm>) -> bool {
     let is_wasm = matches!(spec.workload, Workload::Wasm(_));
     is_wasm && spec.spawn == Spawn::Exec && warm.is_some()
 }
 
-/// Executes this very binary again, as `coracle guest`; returns only if that failed.
+/// Executes this binary again, as `coracle guest`. Returns only on failure.
 pub(super) fn reexec(container: &ContainerId, layout: Layout, joins: bool) -> Error {
     use std::os::unix::process::CommandExt as _;
     let pods = Layout::LETTERS.iter().zip(layout.pod);
@@ -320,7 +320,7 @@ pub(super) fn reexec(container: &ContainerId, layout: Layout, joins: bool) -> Er
         .env_clear();
     Error::with(
         Kind::StartFailed,
-        "execute the guest's own process",
+        "execute the container's process again",
         command.exec(),
     )
 }
@@ -331,7 +331,7 @@ pub(super) fn report(report: &Report) {
     }
 }
 
-/// Reports with a descriptor. Without it the keeper would wait in vain, so a failure ends the guest.
+/// Reports with a descriptor. Exits on failure, because the keeper would wait for it forever.
 pub(super) fn report_with(report: &Report, fd: std::os::fd::BorrowedFd<'_>) {
     let sent = packed(report)
         .is_some_and(|(socket, line)| crate::control::send_one(socket, &line, fd).is_ok());
@@ -343,8 +343,11 @@ pub(super) fn report_with(report: &Report, fd: std::os::fd::BorrowedFd<'_>) {
 fn packed(report: &Report) -> Option<(std::os::fd::BorrowedFd<'static>, Vec<u8>)> {
     let mut line = serde_json::to_vec(report).ok()?;
     line.push(b'\n');
-    // SAFETY: descriptor 3 is the report socket for the whole life of a guest.
-    #[allow(unsafe_code, reason = "the number is part of a guest's fixed table")]
+    // SAFETY: descriptor 3 is the report socket for the whole life of the process.
+    #[allow(
+        unsafe_code,
+        reason = "the number is part of the process's fixed table"
+    )]
     let socket = unsafe { std::os::fd::BorrowedFd::borrow_raw(REPORT_FD) };
     Some((socket, line))
 }

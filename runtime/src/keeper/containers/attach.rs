@@ -1,27 +1,28 @@
-//! Clients that join a running container's standard streams.
+//! Attaches clients to a running container's standard streams.
 //!
-//! Invariant: the container's standard input stays with its keeper, so that any number of clients can come and go; only
-//! the one client of an input that is to be used once takes it with it.
-//! Not here: copying; the log thread feeds clients, the daemon takes what it feeds.
+//! Called by the event loop. Invariant: the keeper keeps the container's standard input open, so that clients can come
+//! and go; only the client of a `stdinOnce` input takes it away.
+//! It must not copy bytes: the log thread writes to clients, the daemon reads.
 
 use std::io;
 use std::os::fd::OwnedFd;
 
-use super::{Containers, State};
+use super::{Containers, Entry, State};
 use crate::control::messages::AttachStreams;
 use crate::keeper::log::OutputStream;
 use coracle_spec::id::ContainerId;
 
-/// What a client joined.
+/// A client that was attached.
 pub(in crate::keeper) struct AttachedClient {
-    /// The input is a terminal, whose controlling side it is.
+    /// Whether the input is the controlling side of a terminal.
     pub(in crate::keeper) tty: bool,
-    /// Where its input goes, if it was asked for.
+    /// Where its input is written, if it attached to standard input.
     pub(in crate::keeper) input: Option<OwnedFd>,
 }
 
 impl Containers {
-    /// Joins a client to container `id`. `outputs` are pipes for what `streams` asks of standard output and error.
+    /// Attaches a client to container `id`. `outputs` are pipes for those of standard output and error that `streams`
+    /// has.
     ///
     /// Errors: the container does not run, has no standard input, or has too many clients.
     pub(in crate::keeper) fn attach(
@@ -57,13 +58,19 @@ impl Containers {
                 return Err(refuse("has as many attached clients as it can".into()));
             }
         }
-        let input = match (&entry.terminal, streams.stdin) {
-            (_, false) => None,
-            (Some(control), true) => Some(control.try_clone()?),
-            (None, true) if streams.once => entry.stdin.take(),
-            (None, true) => entry.stdin.as_ref().map(OwnedFd::try_clone).transpose()?,
-        };
-        let tty = entry.terminal.is_some();
-        Ok(AttachedClient { tty, input })
+        Ok(AttachedClient {
+            tty: entry.terminal.is_some(),
+            input: input(entry, streams)?,
+        })
     }
+}
+
+/// What a client that wants standard input writes to.
+fn input(entry: &mut Entry, streams: AttachStreams) -> io::Result<Option<OwnedFd>> {
+    Ok(match (&entry.terminal, streams.stdin) {
+        (_, false) => None,
+        (Some(control), true) => Some(control.try_clone()?),
+        (None, true) if streams.once => entry.stdin.take(),
+        (None, true) => entry.stdin.as_ref().map(OwnedFd::try_clone).transpose()?,
+    })
 }

@@ -1,6 +1,6 @@
-//! One container of a keeper: its phase, its descriptors, what its guest has reported.
+//! One container of a keeper: its state, its descriptors, its reports.
 //!
-//! Used by [`super::Containers`] only. Not here: what follows from a change.
+//! Used by [`super::Containers`] only, which decides what follows from a change.
 
 use std::fs::File;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd, RawFd};
@@ -27,13 +27,13 @@ pub(super) enum What {
 }
 
 impl Watch {
-    /// A number that names it.
+    /// Its epoll token.
     pub(in crate::keeper) fn token(self) -> u64 {
         self.slot as u64 * 4 + self.what as u64
     }
 }
 
-/// Where a container is in its life.
+/// The state of a container.
 pub(super) enum State {
     Starting {
         request: Option<u64>,
@@ -49,7 +49,7 @@ pub(super) enum State {
 }
 
 impl State {
-    /// Whether the start has neither succeeded nor been recorded as failed.
+    /// Whether the start has neither succeeded nor been recorded as failed yet.
     pub(super) fn is_starting(&self) -> bool {
         match self {
             State::Starting { .. } => true,
@@ -66,20 +66,20 @@ pub(super) struct Entry {
     pub(super) pidfd: OwnedFd,
     pub(super) reports: Reports,
     pub(super) log: Option<LogThread>,
-    /// The log file of a guest that has yet to send its terminal.
+    /// The log file, until the process has sent its terminal.
     pub(super) log_file: Option<File>,
     /// The controlling side of its terminal.
     pub(super) terminal: Option<OwnedFd>,
     pub(super) reopening: Option<u64>,
     pub(super) started_at: i64,
-    /// Its standard input, open for as long as this is; clients that attach get copies.
+    /// Its standard input, kept open; attached clients get copies.
     pub(super) stdin: Option<OwnedFd>,
 }
 
-/// The guest has made its terminal: keeps its controlling side and logs what comes out of it.
+/// The process has opened its terminal: keeps the controlling side and logs its output.
 pub(super) fn take_terminal(entry: &mut Entry, control: OwnedFd, slot: usize, epoll: &OwnedFd) {
     let file = entry.log_file.take();
-    // A client that types into it must not wait for a program that does not read.
+    // A client must not block on a program that does not read.
     let log = rustix::io::ioctl_fionbio(&control, true)
         .map_err(Into::into)
         .and_then(|()| control.try_clone())

@@ -1,22 +1,22 @@
-//! A keeper's containers as it names them to a daemon that greets it: in pages that always fit a frame.
+//! Lists a keeper's containers for a greeting, in pages that always fit a frame.
 //!
 //! Called by the event loop when a daemon connects. Invariants: a page is at most [`PAGE_BYTES`] of JSON and
-//! [`PAGE_FDS`] descriptors, whatever the containers said of their ends and however many there are; an ended container
-//! beyond [`MAX_EXITED`] is known by its exit record alone.
-//! Must not know: the connection.
+//! [`PAGE_FDS`] descriptors, however long the exit messages are and however many containers there are; of more than
+//! [`MAX_EXITED`] exited containers, the oldest are on disk only, as exit records.
+//! It must not know the connection.
 
 use std::os::fd::OwnedFd;
 
 use super::{Containers, State};
 use crate::control::messages::ListedContainer;
 
-/// Most bytes of JSON of a page: half a frame.
+/// Most bytes of JSON in a page: half a frame.
 const PAGE_BYTES: usize = crate::control::MAX_BODY / 2;
-/// Most descriptors of a page.
+/// Most descriptors in a page.
 const PAGE_FDS: usize = 128;
-/// Most ended containers that a keeper holds; their exit records stay on disk.
+/// Most exited containers that a keeper remembers; the exit records of others stay on disk.
 const MAX_EXITED: usize = 1024;
-/// Bytes of an ended container's text for a daemon that takes one page only.
+/// Bytes of an exit message for a daemon that reads one page only.
 const SHORT_TEXT: usize = 256;
 
 /// Some of a keeper's containers, in order.
@@ -26,16 +26,16 @@ pub(in crate::keeper) struct Page {
     pub(in crate::keeper) containers: Vec<ListedContainer>,
     /// A pidfd for each that has not ended.
     pub(in crate::keeper) pidfds: Vec<OwnedFd>,
-    /// Where the next page begins, if there is one.
+    /// Where the next page starts, if there is one.
     pub(in crate::keeper) next: Option<usize>,
 }
 
 impl Page {
-    /// Takes what fits from `listed`, each with its number.
+    /// Takes from `listed`, which has each container with its number, as many as fit.
     fn fill(listed: impl Iterator<Item = (usize, ListedContainer, Option<OwnedFd>)>) -> Self {
         let (mut page, mut bytes) = (Self::default(), 0);
         for (number, listed, pidfd) in listed {
-            // It is one of our own messages, so it can be written as JSON.
+            // Our own message types always serialize.
             bytes += serde_json::to_vec(&listed).map_or(PAGE_BYTES, |text| text.len()) + 1;
             let is_full = bytes > PAGE_BYTES || page.pidfds.len() == PAGE_FDS;
             if is_full && !page.containers.is_empty() {
@@ -55,7 +55,8 @@ impl Containers {
         Page::fill(self.listed(from))
     }
 
-    /// What fits of all containers for a daemon that takes one page only: those that run first, ends in few words.
+    /// One page of all containers, as many as fit, for a daemon that reads one page only: running ones first, exit
+    /// messages cut short.
     pub(in crate::keeper) fn only_page(&self) -> Page {
         let (running, ended): (Vec<_>, Vec<_>) = self
             .listed(0)
@@ -79,7 +80,7 @@ impl Containers {
             let entry = slot.as_ref()?;
             let (exit, pidfd) = match &entry.state {
                 State::Exited(exit) => (Some(exit.clone()), None),
-                // Without a descriptor to spare it is found by its record.
+                // Without a free descriptor, the daemon finds the process by its record.
                 _ => (None, Some(entry.pidfd.try_clone().ok()?)),
             };
             let listed = ListedContainer {
@@ -92,7 +93,7 @@ impl Containers {
         })
     }
 
-    /// Lets go of the container that ended first, if there are too many.
+    /// Forgets the container that exited first, if there are too many.
     pub(super) fn bound_exited(&mut self) {
         let ended = |slot: &Option<super::Entry>| match slot.as_ref().map(|entry| &entry.state) {
             Some(State::Exited(exit)) => Some(exit.finished_at),
@@ -137,7 +138,7 @@ mod tests {
 
     #[test]
     fn every_page_fits_a_frame_and_none_is_left_out() {
-        // The longest that JSON makes of a text, and the longest of a character's middle.
+        // Texts that JSON makes longest, and a cut in the middle of a character.
         for text in [
             "\u{1}".repeat(100_000),
             "\u{1f600}".repeat(50_000),

@@ -1,7 +1,8 @@
-//! The end of a start, for a daemon that did not ask for the start itself: the one before it did, and died.
+//! Answers [`Request::AwaitStart`](crate::control::messages::Request::AwaitStart): the result of a start that an
+//! earlier daemon requested.
 //!
 //! Called by the event loop. Invariant: every request is answered exactly once, here or when the start ends.
-//! Must not know: the connection.
+//! It must not know the connection.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -12,7 +13,7 @@ use coracle_spec::id::ContainerId;
 use coracle_spec::{Cause, Exit};
 
 impl Containers {
-    /// Has the end of a container's start answered as `request`: now if it has ended, else when it does.
+    /// Answers `request` with the result of a container's start: now if it has ended, else when it ends.
     ///
     /// Errors: there is no such container.
     pub(in crate::keeper) fn await_start(
@@ -46,7 +47,7 @@ impl Containers {
             }
             _ => {}
         }
-        // It runs, or ran meanwhile.
+        // It runs, or has run.
         let started_at = entry.started_at;
         let answer = Answer::Started { started_at };
         let pidfd = entry.pidfd.try_clone()?;

@@ -1,11 +1,11 @@
-//! Clients that are attached to one stream of a container: each gets what the log gets, as raw bytes, by a pipe.
+//! Clients that are attached to one stream of a container: each gets the same bytes as the log, raw, through a pipe.
 //!
-//! The keeper puts a pipe's write end into a free place of a [`PipeSlots`]; from then on it is the log thread's. Like that
-//! thread, everything here but [`PipeSlots::add`] makes system calls only: it never allocates, locks or panics.
-//! Invariants: no byte is lost for a client that takes them: one that lags holds the container back, as a full pipe
-//! would; one that takes nothing for [`PATIENCE_MS`] is dropped. A container that has ended waits for no client: what it
-//! left is put into the client's pipe, which grows for that.
-//! Not here: lines, files.
+//! The keeper puts a pipe's write end into a free slot of a [`PipeSlots`]; then the log thread owns it. Like that
+//! thread, everything here except [`PipeSlots::add`] makes system calls only: it never allocates, locks or panics.
+//! Invariants: a client that reads gets every byte: one that lags behind blocks the container, as a full pipe would,
+//! and one that reads nothing for [`PATIENCE_MS`] is dropped. An exited container waits for no client: the rest of its
+//! output is written to the client's pipe, which grows for that.
+//! It must not know about lines or files.
 
 use std::io;
 use std::os::fd::{AsFd as _, IntoRawFd as _, OwnedFd, RawFd};
@@ -15,13 +15,14 @@ use super::line::Pages;
 
 /// Most clients of one stream at a time.
 pub(super) const MAX_CLIENTS: usize = 16;
-/// How long a client may take nothing before it is dropped. Milliseconds.
+/// How long a client may read nothing before it is dropped, in milliseconds.
 const PATIENCE_MS: u64 = 10_000;
-/// What a pipe grows by for the rest of an ended container: more than its own pipe and one chunk hold. Bytes.
+/// How much a pipe grows for the rest of an exited container's output, in bytes: more than its own pipe and one chunk
+/// hold.
 const GROWTH: i32 = 128 * 1024;
 const FREE: RawFd = -1;
 
-/// Where the keeper puts new clients of one stream.
+/// Slots where the keeper puts new clients of one stream.
 pub(super) struct PipeSlots([AtomicI32; MAX_CLIENTS]);
 
 impl PipeSlots {
@@ -29,7 +30,7 @@ impl PipeSlots {
         Self([const { AtomicI32::new(FREE) }; MAX_CLIENTS])
     }
 
-    /// Hands over a pipe's write end; `false` if every place is taken or the pipe cannot be used.
+    /// Adds a pipe's write end; `false` if there is no free slot or the pipe cannot be used.
     pub(super) fn add(&self, pipe: OwnedFd) -> bool {
         if rustix::io::ioctl_fionbio(pipe.as_fd(), true).is_err() {
             return false;
@@ -50,7 +51,7 @@ impl PipeSlots {
         self.0[slot].load(Ordering::Acquire)
     }
 
-    /// Closes every client's pipe: no more comes.
+    /// Closes every client's pipe: the output has ended.
     pub(super) fn close(&self) {
         for slot in &self.0 {
             let pipe = slot.swap(FREE, Ordering::AcqRel);
@@ -64,16 +65,16 @@ impl PipeSlots {
 
 /// The log thread's side of a [`PipeSlots`].
 pub(super) struct AttachedClients {
-    /// The last piece of output, for as long as somebody has yet to take it; made for the first client.
+    /// The last chunk of output, while some client has not read it all; allocated for the first client.
     chunk: Option<Pages>,
     held: usize,
-    /// Which pipe each place held when it was last looked at.
+    /// The pipe that each slot held at the last check.
     known: [RawFd; MAX_CLIENTS],
-    /// How much of the piece each has taken.
+    /// How much of the chunk each client has read.
     sent: [usize; MAX_CLIENTS],
-    /// Whose pipe has grown for the rest of an ended container: it does so once.
+    /// Clients whose pipe was grown for the rest of an exited container's output; it grows once.
     grown: [bool; MAX_CLIENTS],
-    /// Since when nobody has taken anything. Milliseconds of the monotonic clock.
+    /// Since when no client has read anything, in milliseconds of the monotonic clock.
     stuck_since: u64,
 }
 
@@ -89,7 +90,7 @@ impl AttachedClients {
         }
     }
 
-    /// Looks for clients that came; they get what comes from now on.
+    /// Finds new clients; they get the output from now on.
     fn refresh(&mut self, slots: &PipeSlots) {
         for slot in 0..MAX_CLIENTS {
             let pipe = slots.at(slot);
@@ -105,26 +106,26 @@ impl AttachedClients {
         self.known[slot] != FREE && self.sent[slot] < self.held
     }
 
-    /// Whether somebody has yet to take the last piece; then no other may be fed.
+    /// Whether some client has not read the last chunk yet. Then the next one must wait.
     pub(super) fn is_pending(&mut self, slots: &PipeSlots) -> bool {
         self.refresh(slots);
         (0..MAX_CLIENTS).any(|slot| self.is_behind(slot))
     }
 
-    /// Milliseconds until [`Self::expire`] has something to do.
+    /// Milliseconds until [`Self::expire`] drops a client.
     pub(super) fn timeout_ms(&self) -> i32 {
         let left = (self.stuck_since + PATIENCE_MS).saturating_sub(now_ms());
         i32::try_from(left).unwrap_or(i32::MAX).max(1)
     }
 
-    /// Gives a piece of output to all clients. Only when nothing is pending.
+    /// Writes a chunk of output to all clients. Call it only when nothing is pending.
     pub(super) fn feed(&mut self, slots: &PipeSlots, bytes: &[u8], ending: bool) {
         self.refresh(slots);
         if self.known.iter().all(|pipe| *pipe == FREE) {
             return;
         }
         if self.chunk.is_none() {
-            // Without memory nobody is fed; the clients learn it by the end of their pipes.
+            // Out of memory: close the clients' pipes.
             match Pages::new() {
                 Ok(pages) => self.chunk = Some(pages),
                 Err(_) => return slots.close(),
@@ -138,7 +139,8 @@ impl AttachedClients {
         self.push(slots, ending);
     }
 
-    /// Writes what clients have yet to take. Of an `ending` container everything, into a larger pipe if need be.
+    /// Writes the rest of the chunk to clients that have not read it. If the container is `ending`, all of it, growing
+    /// the pipe if needed.
     pub(super) fn push(&mut self, slots: &PipeSlots, ending: bool) {
         for slot in 0..MAX_CLIENTS {
             while self.is_behind(slot) {
@@ -164,7 +166,7 @@ impl AttachedClients {
         }
     }
 
-    /// Drops those that have been taking nothing for too long.
+    /// Drops clients that have read nothing for too long.
     pub(super) fn expire(&mut self, slots: &PipeSlots) {
         if now_ms() < self.stuck_since + PATIENCE_MS {
             return;
@@ -183,7 +185,7 @@ impl AttachedClients {
         unsafe { libc::close(pipe) };
     }
 
-    /// What poll(2) is to watch: room in the pipes of those that lag, and readers that went away.
+    /// Fills the poll set: space in the pipes of clients that lag, and clients that closed theirs.
     pub(super) fn watch(&mut self, slots: &PipeSlots, fds: &mut [libc::pollfd]) {
         self.refresh(slots);
         for (slot, fd) in fds.iter_mut().enumerate().take(MAX_CLIENTS) {
@@ -200,7 +202,7 @@ impl AttachedClients {
         }
     }
 
-    /// What poll(2) has seen of it.
+    /// Handles the result of poll(2).
     pub(super) fn handle_poll(&mut self, slots: &PipeSlots, fds: &[libc::pollfd], ending: bool) {
         for (slot, fd) in fds.iter().enumerate().take(MAX_CLIENTS) {
             let is_gone = fd.revents & (libc::POLLERR | libc::POLLNVAL) != 0;
@@ -212,7 +214,7 @@ impl AttachedClients {
     }
 }
 
-/// Makes room in a pipe; `false` if the kernel does not.
+/// Grows a pipe; `false` if the kernel refuses.
 fn grow(pipe: RawFd) -> bool {
     // SAFETY: fcntl(2) with integers on a descriptor that this thread owns.
     unsafe {
@@ -242,7 +244,7 @@ mod tests {
         (read.into(), write)
     }
 
-    /// A log thread without a file, and the write end of what it reads.
+    /// A log thread without a file, and the write end of its pipe.
     fn logged() -> (LogThread, File) {
         let (out, program) = pipe();
         let (err, _) = pipe();
@@ -306,7 +308,7 @@ mod tests {
         let (log, mut program) = logged();
         let mut client = joined(&log);
         let sent = pattern(120 * 1024);
-        // What fits into both pipes and the piece under way: the program ends before anybody reads.
+        // As much as both pipes and the current chunk hold: the program exits before anybody reads.
         program.write_all(&sent).unwrap();
         log.close();
         drop(program);
@@ -327,7 +329,7 @@ mod tests {
             assert!(Instant::now() < limit, "no place became free");
             std::thread::sleep(Duration::from_millis(1));
         }
-        program.write_all(b"nobody hears").unwrap();
+        program.write_all(b"nobody reads").unwrap();
         drop(program);
         end(log);
     }

@@ -1,9 +1,10 @@
-//! Cutting a stream into CRI log lines, in memory made beforehand.
+//! Cuts a stream into CRI log lines, in memory that was allocated before.
 //!
-//! Called by the log thread only, which must not allocate: one buffer holds room for the line's head in front of the
+//! Called by the log thread only, which must not allocate: the buffer has room for the line's head in front of the
 //! text, so that a line is written from where it was read.
-//! Invariant: text is at most 16 KiB a line; `F` is what a newline ended, everything else `P`, so that a reader adds no
-//! newline that the program did not write.
+//! Invariants: text is at most 16 KiB per line; a piece is `F` if a newline ended it and `P` otherwise, so that a
+//! reader adds no newline that the program did not write.
+//! It must not know about files.
 
 use std::io::{self, Write as _};
 
@@ -19,13 +20,14 @@ const HEAD: usize = 30 + 1 + 6 + 1 + 1 + 1;
 pub(super) struct Stamp([u8; 30]);
 
 impl Stamp {
-    /// The present.
+    /// The current time.
     pub(super) fn now() -> Self {
         let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
         Self::at(now.tv_sec, now.tv_nsec as i32)
     }
 
-    /// `seconds` since 1970 and `nanos` within them; the kernel's clock is never before 1970. After 9999 it is 1970 again.
+    /// From `seconds` since 1970 and `nanos` within them. The kernel's clock is never before 1970; a year after 9999 is
+    /// written as 1970.
     pub(super) fn at(seconds: i64, nanos: i32) -> Self {
         let time = Timestamp::new(seconds, nanos).unwrap_or(Timestamp::UNIX_EPOCH);
         let mut text = *b"1970-01-01T00:00:00.000000000Z";
@@ -35,13 +37,13 @@ impl Stamp {
     }
 }
 
-/// Memory straight from the kernel, made page by page when it is first touched: a container that writes little
-/// costs one page, and none of it lies in the heap that guests inherit.
+/// Memory mapped from the kernel, which allocates a page when it is first touched: a container that writes little
+/// costs one page, and none of it is in the heap, which container processes inherit.
 pub(super) struct Pages {
     start: *mut u8,
 }
 
-/// Whole pages that hold a line's head, its text and its end.
+/// Maps whole pages for a line's head, its text and its end.
 const PAGES_BYTES: usize = (HEAD + MAX_TEXT + 1).next_multiple_of(4096);
 
 // SAFETY: the mapping belongs to this value alone, whichever thread holds it.
@@ -103,12 +105,13 @@ impl Lines {
         })
     }
 
-    /// Where the next read goes; never empty.
+    /// Space for the next read; never empty.
     pub(super) fn space(&mut self) -> &mut [u8] {
         &mut self.buffer[HEAD + self.held..HEAD + MAX_TEXT]
     }
 
-    /// `count` bytes were read into [`Self::space`]: hands every whole line to `write`, and a full buffer as a piece.
+    /// `count` bytes were read into [`Self::space`]: passes every complete line to `write`, and a full buffer as a `P`
+    /// piece.
     pub(super) fn filled(&mut self, count: usize, stamp: Stamp, write: impl Fn(&[u8])) {
         let mut from = self.held;
         self.held += count;
@@ -133,7 +136,7 @@ impl Lines {
         }
     }
 
-    /// The stream has ended: what is left is a piece that no newline ends.
+    /// The stream has ended: writes the rest as a `P` piece.
     pub(super) fn finish(&mut self, stamp: Stamp, write: impl Fn(&[u8])) {
         if self.held > 0 {
             self.emit(0..self.held, b'P', stamp, &write);
@@ -141,7 +144,7 @@ impl Lines {
         }
     }
 
-    /// Writes `text` with its head put in front of it, over text that was written already.
+    /// Writes `text` with its head in front, which overwrites text that was written already.
     fn emit(
         &mut self,
         text: std::ops::Range<usize>,
@@ -150,7 +153,7 @@ impl Lines {
         write: &impl Fn(&[u8]),
     ) {
         let std::ops::Range { start, end } = text;
-        // The head fits before `start`: HEAD bytes of room come before the text.
+        // The head fits before `start`: HEAD bytes are reserved before the text.
         let head = &mut self.buffer[start..start + HEAD];
         head[..30].copy_from_slice(&stamp.0);
         head[30] = b' ';

@@ -1,7 +1,7 @@
-//! A keeper's connection to the daemon: accepted, read, written and given up without ever blocking.
+//! A keeper's connection to the daemon: accepts, reads, writes and closes it without blocking.
 //!
-//! Called by the event loop. Invariant: there is one connection at most, to the newest daemon, which is root; one that
-//! breaks the protocol is dropped. Must not know: what a message means.
+//! Called by the event loop. Invariant: there is at most one connection, to the newest daemon, which is root; one that
+//! breaks the protocol is closed. It must not know what a message means.
 
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -13,7 +13,7 @@ use crate::control::messages::{FromKeeper, ToKeeper};
 use crate::control::{Frame, Reader, Writer};
 use crate::keeper::tokens::CONNECTION;
 
-/// The daemon's connection and what is under way on it.
+/// The daemon's connection and its partial frames.
 pub(super) struct Connection {
     socket: OwnedFd,
     reader: Reader,
@@ -21,7 +21,7 @@ pub(super) struct Connection {
 }
 
 impl EventLoop<'_> {
-    /// Takes the newest daemon; an older connection is dropped.
+    /// Accepts the newest daemon and closes an older connection.
     pub(super) fn accept(&mut self) {
         let flags = rustix::net::SocketFlags::CLOEXEC | rustix::net::SocketFlags::NONBLOCK;
         let Ok(socket) = rustix::net::accept_with(&self.inherited.listener, flags) else {
@@ -59,7 +59,7 @@ impl EventLoop<'_> {
             };
             match connection.reader.read(connection.socket.as_fd()) {
                 Ok(Some(frame)) => match frame.message::<ToKeeper>() {
-                    Ok(message) => self.answer(message, frame.version, frame.fds),
+                    Ok(message) => self.handle_request(message, frame.version, frame.fds),
                     Err(_) => return self.hang_up(),
                 },
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,

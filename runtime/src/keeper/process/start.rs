@@ -1,77 +1,70 @@
-//! Forking: guests, processes inside running containers, and what the first of them needs of its pod.
+//! Forks container processes and execs, and makes what the first container of a pod needs.
 //!
-//! Called by the event loop when the daemon asks. Not here: what becomes of a process once it is forked.
+//! Called by the event loop on a request of the daemon. It must not know what a process does after its fork.
 
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use rustix::event::epoll::{self, EventData, EventFlags};
 
 use super::EventLoop;
-use crate::control::messages::{Answer, LinuxStart};
-use crate::keeper::container_process::{self, ExecParts, ForkedContainer, Parts};
+use crate::control::messages::{ExecMessage, LinuxStart, StartMessage};
+use crate::keeper::container_process::{self, ForkedContainer};
 use crate::keeper::containers::Watch;
 use crate::keeper::execs::{self, Exec, Tree};
 use crate::keeper::pid::{self, PidNamespace};
 use crate::keeper::tokens::{FIRST_EXEC, FIRST_WATCH, PAUSE};
 use coracle_sandbox::linux::pod_shared_memory;
-use coracle_spec::PidSpace;
+use coracle_spec::PidNamespaceMode;
 use coracle_spec::error::{Context as _, Error, Kind, Result};
-use coracle_spec::id::ContainerId;
 
 impl EventLoop<'_> {
     pub(super) fn start(
         &mut self,
         request: u64,
-        container: ContainerId,
-        parts: Parts,
-    ) -> Option<Answer> {
+        start: StartMessage,
+        fds: Vec<OwnedFd>,
+    ) -> Result<()> {
         if self.leaving {
-            return Some(Answer::Failed {
-                start_failed: false,
-                message: "the pod is being stopped".into(),
-            });
+            return Err(Error::new(Kind::WrongPhase, "the pod is being stopped"));
         }
-        match self.fork(&container, parts) {
-            Ok(forked) => {
-                let epoll = &self.epoll;
-                let watch = |watch: Watch, fd: BorrowedFd<'_>| {
-                    epoll::add(
-                        epoll,
-                        fd,
-                        EventData::new_u64(FIRST_WATCH + watch.token()),
-                        EventFlags::IN,
-                    )
-                };
-                self.containers.add(container, request, forked, watch);
-                None
-            }
-            Err(e) => Some(Answer::Failed {
-                start_failed: false,
-                message: e.chain(),
-            }),
-        }
+        let forked = self.fork(&start, fds)?;
+        let epoll = &self.epoll;
+        let watch = |watch: Watch, fd: BorrowedFd<'_>| {
+            epoll::add(
+                epoll,
+                fd,
+                EventData::new_u64(FIRST_WATCH + watch.token()),
+                EventFlags::IN,
+            )
+        };
+        self.containers.add(start.container, request, forked, watch);
+        Ok(())
     }
 
     pub(super) fn exec(
         &mut self,
         request: u64,
-        container: ContainerId,
-        parts: ExecParts,
-        tree: Tree,
+        exec: ExecMessage,
+        fds: Vec<OwnedFd>,
     ) -> Result<()> {
         let absent = || {
             Error::new(
                 Kind::WrongPhase,
-                format!("container {container} does not run"),
+                format!("container {} does not run", exec.container),
             )
         };
-        let first = self.containers.process(&container).ok_or_else(absent)?;
+        let first = self.containers.process(&exec.container);
+        let first = first.ok_or_else(absent)?;
         let first = first
             .try_clone_to_owned()
             .during(|| "share a pidfd".into())?;
         let (pod, warm) = (&self.inherited.pod, self.inherited.warm);
-        let forked = container_process::fork_exec(&container, parts, &first, pod, warm)?;
-        let exec = Exec::new(request, container, forked, tree);
+        let forked = container_process::fork_exec(&exec, fds, &first, pod, warm)?;
+        let tree = Tree {
+            files: exec.kill,
+            list: exec.kill_list,
+        };
+        let exec = Exec::new(request, exec.container, forked, tree);
         let slot = self.execs.add(exec);
         self.watch_exec(slot)
             .inspect_err(|_| self.execs.abandon(slot))
@@ -84,24 +77,23 @@ impl EventLoop<'_> {
         Ok(())
     }
 
-    /// Forks a guest, after what it is the first of its pod to need.
-    fn fork(&mut self, container: &ContainerId, parts: Parts) -> Result<ForkedContainer> {
-        if let Some(linux) = &parts.linux {
+    /// Forks a container process, after making what it is the first of its pod to need.
+    fn fork(&mut self, start: &StartMessage, fds: Vec<OwnedFd>) -> Result<ForkedContainer> {
+        if let Some(linux) = &start.linux {
             self.prepare(linux)?;
         }
-        let pid_ns = match parts.linux.as_ref().map(|linux| &linux.pid) {
-            None | Some(PidSpace::Own) => PidNamespace::New,
-            Some(PidSpace::Node) if self.inherited.config.host_pid => PidNamespace::Node,
-            Some(PidSpace::Node) => {
-                let text =
-                    "the node's processes are asked for, and the sandbox was made without them";
+        let pid_ns = match start.linux.as_ref().map(|linux| &linux.pid) {
+            None | Some(PidNamespaceMode::Own) => PidNamespace::New,
+            Some(PidNamespaceMode::Node) if self.inherited.config.host_pid => PidNamespace::Node,
+            Some(PidNamespaceMode::Node) => {
+                let text = "the container wants the node's pid namespace, but its sandbox was created without";
                 return Err(Error::new(Kind::Invalid, text));
             }
-            Some(PidSpace::Pod) => match &self.pause {
+            Some(PidNamespaceMode::Pod) => match &self.pause {
                 Some(pause) => PidNamespace::Join(pause.as_fd()),
                 None => PidNamespace::New,
             },
-            Some(PidSpace::Target(target)) => match self.containers.process(target) {
+            Some(PidNamespaceMode::Target(target)) => match self.containers.process(target) {
                 Some(process) => PidNamespace::Join(process),
                 None => {
                     let text = format!("target container {target} does not run in this pod");
@@ -109,16 +101,10 @@ impl EventLoop<'_> {
                 }
             },
         };
-        container_process::fork(
-            container,
-            parts,
-            &self.inherited.pod,
-            pid_ns,
-            self.inherited.warm,
-        )
+        container_process::fork(start, fds, &self.inherited.pod, pid_ns, self.inherited.warm)
     }
 
-    /// Makes the pod's shared memory and shared pid namespace, once they are needed.
+    /// Makes the pod's shared memory and shared pid namespace if `linux` is the first to need them.
     fn prepare(&mut self, linux: &LinuxStart) -> Result<()> {
         let owner = match &self.inherited.pod.user {
             Some(_) => self.inherited.config.range.base,
@@ -130,7 +116,7 @@ impl EventLoop<'_> {
                 pod_shared_memory(linux.shm_bytes, owner, label, &self.inherited.config.exits);
             self.inherited.pod.shm = Some(made.during(|| "make the pod's shared memory".into())?);
         }
-        if linux.pid == PidSpace::Pod && self.pause.is_none() {
+        if linux.pid == PidNamespaceMode::Pod && self.pause.is_none() {
             let pod = self.inherited.config.pod.as_str();
             let (user, empty) = (
                 self.inherited.pod.user.as_ref(),
@@ -144,7 +130,7 @@ impl EventLoop<'_> {
         Ok(())
     }
 
-    /// The shared pid namespace has ended, and everything in it; the next container to need one gets a new one.
+    /// The shared pid namespace has ended with everything in it; the next container that needs one gets a new one.
     pub(super) fn reap_pause(&mut self) {
         if let Some(pause) = self.pause.take() {
             let _ = epoll::delete(&self.epoll, &pause);

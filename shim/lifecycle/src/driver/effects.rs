@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use coracle_runtime::process::Process;
-use coracle_spec::PidSpace;
+use coracle_spec::PidNamespaceMode;
 use coracle_spec::id::ContainerId;
 
 use super::container::missing;
@@ -177,7 +177,7 @@ impl Driver {
         }
         let first_of_its_namespace = matches!(
             container.plan.as_ref().map(|plan| &plan.payload),
-            Some(Payload::Linux(linux)) if linux.jail.pid == PidSpace::Own
+            Some(Payload::Linux(linux)) if linux.jail.pid == PidNamespaceMode::Own
         );
         if first_of_its_namespace {
             tokio::spawn(signal_again(Arc::clone(process), signal, was_ignored));

@@ -111,7 +111,7 @@ fn a_plain_container_gets_the_usual_jail_and_its_pods_files() {
     let place = Place::new("plain");
     let (plan, mounts) = place.plan(&asked(SecurityContext::default())).unwrap();
     assert_eq!(plan.seccomp, SeccompPlan::Unconfined);
-    assert_eq!(plan.jail.pid, PidSpace::Own);
+    assert_eq!(plan.jail.pid, PidNamespaceMode::Own);
     assert_eq!(plan.jail.volumes, ["/data"]);
     assert_eq!(plan.limits.devices, Some(DeviceRule::defaults()));
     assert_eq!(plan.jail.umask, 0o022);
@@ -184,15 +184,15 @@ fn processes_are_seen_as_pod_and_container_say() {
     };
     assert_eq!(
         space(&place, PidNamespaceConfig::Unset).unwrap(),
-        PidSpace::Own
+        PidNamespaceMode::Own
     );
     assert_eq!(
         space(&place, PidNamespaceConfig::Container).unwrap(),
-        PidSpace::Own
+        PidNamespaceMode::Own
     );
     assert_eq!(
         space(&place, PidNamespaceConfig::Pod).unwrap(),
-        PidSpace::Pod
+        PidNamespaceMode::Pod
     );
     assert!(space(&place, PidNamespaceConfig::Node).is_err());
     let other = ContainerId::random().unwrap();
@@ -202,7 +202,7 @@ fn processes_are_seen_as_pod_and_container_say() {
     std::fs::create_dir_all(place.root.join("containers").join(other.as_str())).unwrap();
     assert_eq!(
         space(&place, target()).unwrap(),
-        PidSpace::Target(other.clone())
+        PidNamespaceMode::Target(other.clone())
     );
     for odd in ["", "..", "../containers", place.id.as_str()] {
         assert!(
@@ -213,19 +213,19 @@ fn processes_are_seen_as_pod_and_container_say() {
     place.change(|pod| pod.namespaces.pid = NamespaceMode::Node);
     assert_eq!(
         space(&place, PidNamespaceConfig::Node).unwrap(),
-        PidSpace::Node
+        PidNamespaceMode::Node
     );
     assert_eq!(
         space(&place, PidNamespaceConfig::Pod).unwrap(),
-        PidSpace::Node
+        PidNamespaceMode::Node
     );
     assert_eq!(
         space(&place, PidNamespaceConfig::Unset).unwrap(),
-        PidSpace::Node
+        PidNamespaceMode::Node
     );
     assert_eq!(
         space(&place, PidNamespaceConfig::Container).unwrap(),
-        PidSpace::Own
+        PidNamespaceMode::Own
     );
 }
 

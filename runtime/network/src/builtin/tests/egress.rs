@@ -9,7 +9,7 @@ use crate::{HostPort, Protocol};
 
 const METADATA: &str = "169.254.169.254";
 
-struct Scene {
+struct Setup {
     world: World,
     pod: Server,
     attachment: Attachment,
@@ -19,7 +19,7 @@ struct Scene {
 
 /// A pod that may reach what `rules` list, servers outside at 80 and 81, on the node at 10250 and 10251, and a
 /// metadata service.
-fn scene(name: &str, rules: &[&str]) -> Scene {
+fn set_up(name: &str, rules: &[&str]) -> Setup {
     let world = World::new(name);
     for line in ["ip addr add 169.254.169.254/32 dev lo", "ip link set lo up"] {
         run(&world.outside, line);
@@ -37,7 +37,7 @@ fn scene(name: &str, rules: &[&str]) -> Scene {
     };
     let attachment = world.attach(&pod.netns, "pod", &[port]);
     let copy = |netns: &OwnedFd| netns.try_clone().unwrap();
-    let scene = Scene {
+    let setup = Setup {
         _outside: [80, 81].map(|port| Server::within(copy(&world.outside), "outside", port)),
         _node: [10250, 10251].map(|port| Server::within(copy(&world.node), "node", port)),
         pod,
@@ -52,13 +52,13 @@ fn scene(name: &str, rules: &[&str]) -> Scene {
         format!("{NODE}:10250"),
         format!("[{NODE_V6}]:10250"),
     ] {
-        assert!(scene.reaches(&target), "{target}");
+        assert!(setup.reaches(&target), "{target}");
     }
-    scene.listed(rules, &[]);
-    scene
+    setup.listed(rules, &[]);
+    setup
 }
 
-impl Scene {
+impl Setup {
     fn listed(&self, rules: &[&str], resolvers: &[&str]) {
         let denied = inside(&self.world.node, || denied_of_this_node(&[])).unwrap();
         let egress = Egress::Listed(List {
@@ -81,7 +81,7 @@ impl Scene {
     }
 }
 
-impl Drop for Scene {
+impl Drop for Setup {
     fn drop(&mut self) {
         self.world.detach(&self.attachment);
     }
@@ -89,12 +89,12 @@ impl Drop for Scene {
 
 #[test]
 fn only_what_is_listed_is_reached() {
-    let scene = scene(
+    let setup = set_up(
         "listed",
         &["198.51.100.2:80", "[2001:db8:1::/64]:80", "192.0.2.1"],
     );
     for target in ["198.51.100.2:80", "[2001:db8:1::2]:80", "192.0.2.1:10251"] {
-        assert!(scene.reaches(target), "{target}");
+        assert!(setup.reaches(target), "{target}");
     }
     for target in [
         "198.51.100.2:81",
@@ -102,25 +102,25 @@ fn only_what_is_listed_is_reached() {
         "198.51.100.1:10251",
         "203.0.113.1:80",
     ] {
-        assert!(scene.is_rejected(target), "{target}");
+        assert!(setup.is_rejected(target), "{target}");
     }
-    assert!(udp(&scene.pod.netns, "198.51.100.2:80").is_some());
-    assert!(udp(&scene.pod.netns, "198.51.100.2:81").is_none());
+    assert!(udp(&setup.pod.netns, "198.51.100.2:80").is_some());
+    assert!(udp(&setup.pod.netns, "198.51.100.2:81").is_none());
     // The next list takes the place of this one.
-    scene.listed(&["198.51.100.2:81"], &[]);
-    assert!(scene.reaches("198.51.100.2:81") && scene.is_rejected("198.51.100.2:80"));
+    setup.listed(&["198.51.100.2:81"], &[]);
+    assert!(setup.reaches("198.51.100.2:81") && setup.is_rejected("198.51.100.2:80"));
 }
 
 #[test]
 fn nothing_is_reached_with_an_empty_list_but_loopback_and_whoever_calls() {
-    let scene = scene("empty", &[]);
-    assert!(scene.is_rejected("198.51.100.2:80") && scene.is_rejected("[2001:db8:1::2]:80"));
+    let setup = set_up("empty", &[]);
+    assert!(setup.is_rejected("198.51.100.2:80") && setup.is_rejected("[2001:db8:1::2]:80"));
     assert!(
-        scene.is_rejected("198.51.100.1:8080"),
+        setup.is_rejected("198.51.100.1:8080"),
         "not even its own host port"
     );
-    let pod = &scene.pod.netns;
-    let (v4, v6) = (scene.attachment.addresses[0], scene.attachment.addresses[1]);
+    let pod = &setup.pod.netns;
+    let (v4, v6) = (setup.attachment.addresses[0], setup.attachment.addresses[1]);
     for own in [
         "127.0.0.1:80",
         "[::1]:80",
@@ -135,20 +135,20 @@ fn nothing_is_reached_with_an_empty_list_but_loopback_and_whoever_calls() {
         format!("[{v6}]:80"),
         "127.0.0.1:8080".to_owned(),
     ] {
-        assert!(tcp(&scene.world.node, &target).is_some(), "{target}");
+        assert!(tcp(&setup.world.node, &target).is_some(), "{target}");
     }
     for target in [format!("{v4}:80"), format!("[{v6}]:80")] {
-        assert!(udp(&scene.world.node, &target).is_some(), "{target}");
+        assert!(udp(&setup.world.node, &target).is_some(), "{target}");
     }
     assert_eq!(
-        tcp(&scene.world.outside, &format!("{NODE}:8080")).as_deref(),
+        tcp(&setup.world.outside, &format!("{NODE}:8080")).as_deref(),
         Some("pod 198.51.100.2")
     );
 }
 
 #[test]
 fn denied_addresses_cannot_be_listed() {
-    let scene = scene(
+    let setup = set_up(
         "never",
         &[
             "0.0.0.0/0",
@@ -157,7 +157,7 @@ fn denied_addresses_cannot_be_listed() {
             "198.51.100.1:10250",
         ],
     );
-    assert!(scene.reaches("198.51.100.2:81") && scene.reaches("[2001:db8:1::2]:81"));
+    assert!(setup.reaches("198.51.100.2:81") && setup.reaches("[2001:db8:1::2]:81"));
     for target in [
         format!("{METADATA}:80"),
         format!("[::ffff:{METADATA}]:80"),
@@ -165,18 +165,18 @@ fn denied_addresses_cannot_be_listed() {
         format!("{NODE_OTHER}:10250"),
         format!("[{NODE_V6}]:10250"),
     ] {
-        assert!(scene.is_rejected(&target), "{target}");
+        assert!(setup.is_rejected(&target), "{target}");
     }
-    assert!(udp(&scene.pod.netns, &format!("{METADATA}:80")).is_none());
+    assert!(udp(&setup.pod.netns, &format!("{METADATA}:80")).is_none());
     for target in [format!("{NODE}:10251"), format!("[{NODE_V6}]:10251")] {
-        assert!(scene.reaches(&target), "another port of the node: {target}");
+        assert!(setup.reaches(&target), "another port of the node: {target}");
     }
 }
 
 #[test]
 fn a_translator_on_the_way_opens_nothing() {
-    let scene = scene("nat64", &["::/0"]);
-    let (node, outside) = (&scene.world.node, &scene.world.outside);
+    let setup = set_up("nat64", &["::/0"]);
+    let (node, outside) = (&setup.world.node, &setup.world.outside);
     let _kubelet = Server::within(outside.try_clone().unwrap(), "behind", 10250);
     let _other = Server::within(outside.try_clone().unwrap(), "behind", 443);
     // Whoever is out there has the addresses that a translator would serve.
@@ -200,34 +200,34 @@ fn a_translator_on_the_way_opens_nothing() {
     }
     for address in hiding {
         assert!(
-            scene.is_rejected(&format!("[{address}]:10250")),
+            setup.is_rejected(&format!("[{address}]:10250")),
             "{address}"
         );
-        assert!(scene.reaches(&format!("[{address}]:443")), "{address}");
+        assert!(setup.reaches(&format!("[{address}]:443")), "{address}");
     }
     for address in metadata {
-        assert!(scene.is_rejected(&format!("[{address}]:443")), "{address}");
+        assert!(setup.is_rejected(&format!("[{address}]:443")), "{address}");
     }
     for address in harmless {
-        assert!(scene.reaches(&format!("[{address}]:10250")), "{address}");
+        assert!(setup.reaches(&format!("[{address}]:10250")), "{address}");
     }
 }
 
 #[test]
 fn a_listed_name_opens_its_port_and_the_way_to_dns() {
-    let scene = scene("names", &["api.example.com:80"]);
-    let dns = Server::within(scene.world.outside.try_clone().unwrap(), "dns", 53);
-    let asks = |server: &str| udp(&scene.pod.netns, &format!("{server}:53")).is_some();
-    assert!(scene.reaches("198.51.100.2:80") && scene.is_rejected("198.51.100.2:81"));
-    assert!(scene.is_rejected(&format!("{METADATA}:80")) && !asks("198.51.100.2"));
-    scene.listed(&["api.example.com:80"], &["198.51.100.2"]);
-    assert!(asks("198.51.100.2") && scene.reaches("198.51.100.2:53") && !asks(METADATA));
+    let setup = set_up("names", &["api.example.com:80"]);
+    let dns = Server::within(setup.world.outside.try_clone().unwrap(), "dns", 53);
+    let asks = |server: &str| udp(&setup.pod.netns, &format!("{server}:53")).is_some();
+    assert!(setup.reaches("198.51.100.2:80") && setup.is_rejected("198.51.100.2:81"));
+    assert!(setup.is_rejected(&format!("{METADATA}:80")) && !asks("198.51.100.2"));
+    setup.listed(&["api.example.com:80"], &["198.51.100.2"]);
+    assert!(asks("198.51.100.2") && setup.reaches("198.51.100.2:53") && !asks(METADATA));
     // A node's DNS cache with a link-local address is a resolver, and nothing else.
-    scene.listed(&[".example.com:80"], &[METADATA]);
+    setup.listed(&[".example.com:80"], &[METADATA]);
     assert!(
-        asks(METADATA) && !asks("198.51.100.2") && scene.is_rejected(&format!("{METADATA}:80"))
+        asks(METADATA) && !asks("198.51.100.2") && setup.is_rejected(&format!("{METADATA}:80"))
     );
-    scene.listed(&["198.51.100.2:80"], &["198.51.100.2"]);
+    setup.listed(&["198.51.100.2:80"], &["198.51.100.2"]);
     assert!(
         !asks("198.51.100.2"),
         "no name is listed, none need be asked for"

@@ -13,7 +13,7 @@ fn begin(cni: &Cni, pod: &str, pin: &Path) {
     cni.begin(&cni.plan(&config, pin).unwrap()).unwrap();
 }
 
-async fn asked(site: &Site, call: &str) {
+async fn wait_for_call(site: &Site, call: &str) {
     let calls = site.temp.dir().join("calls");
     site.becomes(call, || {
         fs::read_to_string(&calls).is_ok_and(|calls| calls.contains(call))
@@ -60,7 +60,7 @@ async fn a_hanging_detach_delays_neither_an_attach_nor_other_pods_while_garbage_
         &format!(r#"[ "$CNI_CONTAINERID" = hangs ] && sleep 4; {ok}"#),
     );
     cni.abandon("hangs");
-    asked(&site, "DEL two hangs").await;
+    wait_for_call(&site, "DEL two hangs").await;
     let collector = Arc::clone(&cni);
     let garbage = tokio::spawn(async move { collector.collect_garbage().await });
     tokio::time::sleep(Duration::from_millis(200)).await;
@@ -103,7 +103,7 @@ async fn a_check_gives_way_to_a_detach() {
     site.does("one", "[ $CNI_COMMAND = CHECK ] && sleep 8; true");
     let checker = Arc::clone(&cni);
     let checked = tokio::spawn(async move { checker.check(vec![POD.into()]).await });
-    asked(&site, "CHECK one").await;
+    wait_for_call(&site, "CHECK one").await;
     let begun = Instant::now();
     cni.del(POD).await.unwrap();
     assert!(
