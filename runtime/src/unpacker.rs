@@ -137,8 +137,8 @@ pub fn enter(arguments: &[String]) -> Result<Descriptors> {
 }
 
 fn limit(bounds: Bounds) -> Result<()> {
-    use rustix::process::{Resource, Rlimit, setrlimit};
-    let limits = [
+    use rustix::process::Resource;
+    sandbox::set_limits(&[
         (Resource::Cpu, bounds.cpu_s),
         (Resource::Fsize, bounds.file_bytes),
         (Resource::As, MEMORY_BYTES),
@@ -146,13 +146,5 @@ fn limit(bounds: Bounds) -> Result<()> {
         (Resource::Nofile, 64),
         (Resource::Memlock, 0),
         (Resource::Msgqueue, 0),
-    ];
-    for (resource, value) in limits {
-        let both = Rlimit {
-            current: Some(value),
-            maximum: Some(value),
-        };
-        setrlimit(resource, both).during(|| format!("limit {resource:?} to {value}"))?;
-    }
-    Ok(())
+    ])
 }

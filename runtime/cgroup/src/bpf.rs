@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn the_program_decides_as_the_rules_say() {
+    fn the_program_implements_the_rules() {
         let mut rules = DeviceRule::defaults();
         rules.push(DeviceRule::new(DeviceClass::Block, Some(8), None, "r"));
         rules.push(DeviceRule::new(DeviceClass::Any, Some(10), Some(229), "rw"));

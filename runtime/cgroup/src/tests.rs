@@ -1,4 +1,4 @@
-//! The promises of `cgroup`, on the real cgroups of this machine, below a parent of the test's own.
+//! Tests of `cgroup` on the real cgroups of this machine, below a parent of the test's own.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(
     clippy::print_stdout,

@@ -415,7 +415,7 @@ mod tests {
             })
         }
 
-        /// Whether `file` says `value`. What a longer text left behind it does not count: a look-alike
+        /// Whether `file` starts with `value`. The rest of an older, longer text does not count: a look-alike
         /// is not replaced by a write, as a cgroup file is.
         fn holds(&self, file: &str, value: &str) -> bool {
             let text = std::fs::read_to_string(self.0.dir("/pod").join(file)).unwrap();

@@ -74,7 +74,7 @@ pub enum Error {
     /// The kernel answered a netlink request with something we cannot read.
     #[error("read the kernel's answer to {operation} {object}: {what}")]
     Answer {
-        /// What was asked.
+        /// The operation.
         operation: &'static str,
         /// About what.
         object: String,

@@ -60,6 +60,18 @@ pub(super) struct Link {
     pub(super) is_veth: bool,
 }
 
+/// Opens a netlink socket of `protocol`, which errors call `name`, in the calling thread's network namespace.
+pub(super) fn open_socket(protocol: isize, name: &'static str) -> Result<Socket, Error> {
+    let refuse = |error| Error::io("open", name, error);
+    let socket = Socket::new(protocol).map_err(refuse)?;
+    // Without these options an error carries no text and repeats the request; both exist since Linux 4.12.
+    socket
+        .set_ext_ack(true)
+        .and_then(|()| socket.set_cap_ack(true))
+        .map_err(refuse)?;
+    Ok(socket)
+}
+
 /// A socket in one network namespace.
 pub(super) struct Netlink {
     socket: Socket,
@@ -68,13 +80,7 @@ pub(super) struct Netlink {
 impl Netlink {
     /// A socket in the calling thread's network namespace.
     pub(super) fn open() -> Result<Self, Error> {
-        let refuse = |error| Error::io("open", "a route netlink socket", error);
-        let socket = Socket::new(NETLINK_ROUTE).map_err(refuse)?;
-        // Without these options an error carries no text and repeats the request; both exist since Linux 4.12.
-        socket
-            .set_ext_ack(true)
-            .and_then(|()| socket.set_cap_ack(true))
-            .map_err(refuse)?;
+        let socket = open_socket(NETLINK_ROUTE, "a route netlink socket")?;
         Ok(Self { socket })
     }
 

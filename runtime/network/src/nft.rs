@@ -24,7 +24,7 @@ use rustix::io::Errno;
 use rustix::net::sockopt;
 
 use super::error::Error;
-use super::netlink::inside;
+use super::netlink::{inside, open_socket};
 
 pub(super) use attributes::Attributes;
 pub(super) use batch::{Base, Batch, Element, Hook, Kind, Set, Type, concat};
@@ -54,12 +54,7 @@ pub(super) struct Nft {
 impl Nft {
     /// A socket in the calling thread's network namespace.
     pub(super) fn open() -> Result<Self, Error> {
-        let refuse = |error| Error::io("open", "a netfilter netlink socket", error);
-        let socket = Socket::new(NETLINK_NETFILTER).map_err(refuse)?;
-        socket
-            .set_ext_ack(true)
-            .and_then(|()| socket.set_cap_ack(true))
-            .map_err(refuse)?;
+        let socket = open_socket(NETLINK_NETFILTER, "a netfilter netlink socket")?;
         Ok(Self { socket })
     }
 

@@ -1,10 +1,10 @@
-//! Short-lived jailed processes that handle foreign bytes: how many there may be, and how one starts.
+//! Short-lived jailed processes that parse untrusted bytes: bounds their number and starts them.
 //!
-//! Called by the compile cache and by the starter of unpackers, in the daemon. Each helper is our own executable again,
-//! with a lifeline as its standard input and its descriptors from 3 on.
-//! Invariants: all helpers of the node share one [`Permits`]; whoever waits for one is served in order and may leave at
-//! any time; a helper whose handle is dropped is killed.
-//! Not here: jails, what helpers do.
+//! Called in the daemon by the compile cache and for unpackers. Each helper is our own executable, with a lifeline as
+//! its standard input and its descriptors from 3 on.
+//! Invariants: all helpers of the node share one [`Permits`]; waiters are served in order and can be cancelled; a
+//! helper whose handle is dropped is killed.
+//! It must not know about jails, or what a helper does.
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -16,10 +16,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use coracle_spec::error::{Error, Kind, Result};
 use coracle_sys as sys;
 
-/// Memory is counted in units of this. Bytes.
+/// The unit in which memory is counted, in bytes.
 const UNIT: u64 = 1 << 20;
 
-/// How many helpers the node runs, and with how much memory. Clones share one pool.
+/// Bounds the number and memory of the node's helpers. Clones share one pool.
 #[derive(Clone, Debug)]
 pub struct Permits {
     processes: Arc<Semaphore>,
@@ -27,7 +27,7 @@ pub struct Permits {
     memory_units: u32,
 }
 
-/// The right to run one helper, given back on drop.
+/// The right to run one helper; dropping returns it.
 #[derive(Debug)]
 pub struct Permit {
     _memory: OwnedSemaphorePermit,
@@ -35,7 +35,7 @@ pub struct Permit {
 }
 
 impl Permits {
-    /// A pool of `processes` helpers that have `memory_bytes` of address space together; at least one of each.
+    /// A pool for `processes` helpers with `memory_bytes` of address space together, at least one process and one unit.
     pub fn new(processes: usize, memory_bytes: u64) -> Self {
         let memory_units = u32::try_from(memory_bytes / UNIT).unwrap_or(u32::MAX >> 4);
         let memory_units = memory_units.clamp(1, u32::MAX >> 4);
@@ -46,15 +46,15 @@ impl Permits {
         }
     }
 
-    /// Waits until a helper with `memory_bytes` of address space may run. One that wants more than there is waits for
-    /// all of it.
+    /// Waits until a helper with `memory_bytes` of address space may run. A helper larger than the pool waits for all
+    /// of it.
     ///
     /// Errors: none in a running daemon.
     pub async fn take(&self, memory_bytes: u64) -> Result<Permit> {
-        let closed = |e| Error::with(Kind::Bug, "wait for the turn of a helper process", e);
+        let closed = |e| Error::with(Kind::Bug, "wait for a permit for a helper process", e);
         let units = u32::try_from(memory_bytes.div_ceil(UNIT)).unwrap_or(u32::MAX);
         let units = units.clamp(1, self.memory_units);
-        // Memory first, for everybody: whoever has a place never waits for memory.
+        // Everybody takes memory first, so nobody holds a process slot while waiting for memory.
         let memory = Arc::clone(&self.memory).acquire_many_owned(units);
         let memory = memory.await.map_err(closed)?;
         let process = Arc::clone(&self.processes).acquire_owned();
@@ -65,14 +65,14 @@ impl Permits {
     }
 }
 
-/// A helper with its lifeline: it ends when this is dropped.
+/// A running helper with its lifeline; dropping kills it.
 pub struct Helper {
     /// The process.
     pub child: tokio::process::Child,
     _lifeline: Option<tokio::process::ChildStdin>,
 }
 
-/// Starts `exe` with `arguments` and `descriptors` as 3, 4 and so on; its standard output goes to `stdout`.
+/// Starts `exe` with `arguments`, with `descriptors` as 3, 4 and so on, and with standard output `stdout`.
 ///
 /// Errors: fork or exec failed.
 pub fn start(
@@ -100,7 +100,7 @@ pub fn start(
     })
 }
 
-/// Ends this process when the daemon does, which holds the other end of its standard input. The thread only reads.
+/// Starts a thread that exits this process when the daemon, which holds the other end of its standard input, is gone.
 pub fn watch_lifeline() {
     std::thread::spawn(|| {
         let mut byte = [0];
@@ -138,7 +138,7 @@ mod tests {
         assert!(all.is_ok(), "more than there is means all of it");
     }
 
-    /// What a future gives within a moment.
+    /// The result of a future if it is ready within a short time.
     async fn futures<T>(future: &mut (impl Future<Output = T> + Unpin)) -> Option<T> {
         tokio::time::timeout(std::time::Duration::from_millis(20), future)
             .await

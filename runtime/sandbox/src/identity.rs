@@ -1,11 +1,11 @@
-//! Who a guest is on the host: never root, in ids that belong to its pod alone, with an id map for its mounts.
+//! A Wasm container's ids on the host: never root, from a range of its pod alone, with an id map for its mounts.
 //!
 //! Called by [`super::build`]. Container ids 0 to 65,471 map to the pod's range in order; ids above that (OpenShift
 //! hands out ids near 10^9) take the range's last 64 slots.
-//! Where a volume's filesystem cannot carry an id map, a user other than root is that very user on the host; root is
-//! refused, for nobody becomes host root.
-//! Invariant: a mapped id is never outside the pod's range, an unmapped one never 0.
-//! Not here: how mounts are made.
+//! If a volume's filesystem does not support id maps, a non-root user has the same id on the host; root is refused,
+//! because no container becomes host root.
+//! Invariants: a mapped id is always inside the pod's range; an unmapped one is never 0.
+//! It must not know how mounts are made.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 
@@ -13,10 +13,10 @@ use coracle_spec::error::{Context as _, Error, Kind, Result};
 use coracle_spec::{ContainerSpec, IdRange};
 use coracle_sys::userns::{self, Extent, Holder};
 
-/// The overflow id: owner of what nobody maps.
+/// The overflow id, which owns files with unmapped ids.
 pub(super) const NOBODY: u32 = 65_534;
 
-/// A guest's ids on the host, and the id map that its mounts carry.
+/// A container's ids on the host, and the id map of its mounts.
 #[derive(Debug)]
 pub struct HostIdentity {
     /// Host user.
@@ -25,14 +25,14 @@ pub struct HostIdentity {
     pub gid: u32,
     /// Host supplementary groups.
     pub groups: Vec<u32>,
-    /// Host id of container id 0: who creates mount points.
+    /// Host id of container id 0, the owner of mount points.
     pub root: u32,
-    /// A user namespace whose map every mount of the guest carries; `None` when ids are the host's own.
+    /// A user namespace whose id map every mount of the container has; `None` if its ids are the host's own.
     pub map: Option<OwnedFd>,
 }
 
-/// The id map of a pod whose containers use ids below 65,472 only: nearly every pod's. It takes half a millisecond,
-/// so a keeper makes it before it is needed, with an `empty` mount namespace to make it in.
+/// The id map of a pod whose containers use only ids below 65,472, as nearly every pod's do. Making it takes half a
+/// millisecond, so a keeper makes it before it is needed, in the `empty` mount namespace.
 ///
 /// Errors: the kernel refuses user namespaces.
 pub fn pod_id_map(range: IdRange, empty: BorrowedFd<'_>) -> Result<OwnedFd> {
@@ -41,7 +41,7 @@ pub fn pod_id_map(range: IdRange, empty: BorrowedFd<'_>) -> Result<OwnedFd> {
         .during(|| "make the pod's id map (a user namespace)".into())
 }
 
-/// Works out the host ids of `spec` and makes the id map, or takes `usual` if it covers them.
+/// Computes the host ids of `spec` and makes the id map, or uses `usual` if it covers them.
 ///
 /// Errors: more than one distinct id beyond 65,534 of a kind, or the kernel refuses user namespaces.
 pub fn host_identity(spec: &ContainerSpec, usual: Option<&OwnedFd>) -> Result<HostIdentity> {
@@ -68,7 +68,7 @@ pub fn host_identity(spec: &ContainerSpec, usual: Option<&OwnedFd>) -> Result<Ho
     })
 }
 
-/// The ids asked for, as the host's own, without a map. `None` for root, which is never that.
+/// The ids of `spec` unchanged, without a map. `None` for root, which is never unmapped.
 pub fn unmapped_identity(spec: &ContainerSpec) -> Option<HostIdentity> {
     let who = &spec.identity;
     (who.uid != 0).then(|| HostIdentity {
@@ -102,7 +102,7 @@ fn extents(range: IdRange, ids: &[u32]) -> Result<Vec<Extent>> {
     Ok(extents)
 }
 
-/// Slots at the range's end kept for large ids, beyond the last one.
+/// Slots at the end of the range for large ids.
 fn spare(range: IdRange) -> u32 {
     63.min(range.size / 2)
 }
@@ -121,9 +121,9 @@ fn host_id(extents: &[Extent], id: u32) -> Result<u32> {
         })
 }
 
-/// A user namespace with these maps; nobody lives in it, it only carries the map.
+/// Makes a user namespace with these maps. No process stays in it; mounts use its map.
 ///
-/// The map's inside is what is on disk, its outside what the mount shows.
+/// The inside ids of the map are those on disk, the outside ids those that the mount shows.
 fn map_namespace(
     users: &[Extent],
     groups: &[Extent],

@@ -1,13 +1,13 @@
-//! The wall of Landlock around a Wasm guest: its own files, its TCP ports, nobody else's sockets and signals.
+//! Landlock rules of a Wasm container: only its own files and TCP ports, no sockets of or signals to others.
 //!
-//! Called by a guest, and by each exec into one, when everything else of its jail stands but seccomp; by the compiler's
-//! jail; and by `coracle check`, for what this kernel's version gives.
-//! Invariants: a kernel without Landlock is passed over, and `coracle check` says so; on a kernel that has it every
-//! failure is fatal. A rule is made only for what is a mount of the container's when it is made: a path that the
-//! container has turned elsewhere meanwhile gets none.
-//! Limit: rules add up from `/` downwards, so a read-only mount inside a writable root is held read-only by its mount
+//! Called by a Wasm container's process and by each exec into it, as the last step of the jail before seccomp; by the
+//! compiler's jail; and by `coracle check`, which shows what this kernel's version restricts.
+//! Invariants: a kernel without Landlock is accepted, and `coracle check` reports it; on a kernel with Landlock every
+//! failure is fatal. A rule is made only for a path that is a mount of the container when the rule is made: a path that
+//! the container has redirected meanwhile gets none.
+//! Limit: rules are additive from `/` downwards, so a read-only mount inside a writable root is read-only by its mount
 //! flag and by WASI, not by Landlock.
-//! Not here: Linux containers, which mount, run set-id programs and make domains of their own.
+//! Linux containers have no Landlock rules: they mount, run set-id programs and make their own domains.
 
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -21,10 +21,10 @@ use coracle_spec::error::{Context as _, Result};
 use coracle_spec::{ContainerSpec, Mount, MountKind, WasmKind, WasmNetwork, WasmSpec};
 use coracle_sys::landlock::{self, Handled, Ruleset, files, ports, scopes};
 
-/// What reading takes.
+/// Access rights for reading.
 const READ: u64 = files::READ_FILE | files::READ_DIRECTORY;
-/// What writing takes. A FIFO or a socket that somebody else left in a volume can be renamed; a guest has no call to
-/// make one, nor a device.
+/// Access rights for writing. The rights to make FIFOs and sockets are for renaming those that others left in a volume:
+/// seccomp lets a guest make neither, and no devices.
 const WRITE: u64 = files::WRITE_FILE
     | files::TRUNCATE
     | files::REMOVE_FILE
@@ -35,26 +35,26 @@ const WRITE: u64 = files::WRITE_FILE
     | files::MAKE_FIFO
     | files::MAKE_SOCKET
     | files::REFER;
-/// What a rule about a single file may hold.
+/// Rights that a rule about a single file may have.
 const OF_A_FILE: u64 = files::READ_FILE | files::WRITE_FILE | files::TRUNCATE;
 
-/// The first version that knows TCP ports.
+/// The first version with TCP ports.
 const PORTS: u32 = 4;
-/// The first version that knows scopes.
+/// The first version with scopes.
 const SCOPES: u32 = 6;
 
-/// The version that this kernel has; `None` if it was built or booted without Landlock.
+/// The kernel's Landlock version; `None` if it was built or booted without Landlock.
 ///
-/// Errors: any other answer.
+/// Errors: the kernel answers with any other error.
 pub fn version() -> Result<Option<u32>> {
     match landlock::version() {
         Ok(version) => Ok(Some(version)),
         Err(e) if matches!(e.raw_os_error(), Some(libc::ENOSYS | libc::EOPNOTSUPP)) => Ok(None),
-        Err(e) => Err(e).during(|| "ask for the version of Landlock".into()),
+        Err(e) => Err(e).during(|| "query the version of Landlock".into()),
     }
 }
 
-/// What a guest is held to by `version`, for people.
+/// What `version` restricts, as text for users.
 #[must_use]
 pub fn restrictions(version: u32) -> Vec<&'static str> {
     let all = [
@@ -67,8 +67,8 @@ pub fn restrictions(version: u32) -> Vec<&'static str> {
     known.map(|(_, wall)| wall).collect()
 }
 
-/// Holds the calling thread, and all that it makes, to the files and ports of `spec`; `/` is the container's root
-/// already. `code` is the compiled component, which has no path in there.
+/// Restricts the calling thread and its children to the files and ports of `spec`. `/` is the container's root already.
+/// `code` is the compiled component, which has no path in it.
 ///
 /// Errors: the kernel has Landlock and refused a step.
 pub fn confine(spec: &ContainerSpec, wasm: &WasmSpec, code: BorrowedFd<'_>) -> Result<()> {
@@ -101,8 +101,8 @@ fn confine_to(
     ruleset.restrict_self().during(what)
 }
 
-/// Takes every file, TCP port, foreign abstract socket and foreign process from the calling thread and all that it
-/// makes; what is open stays so.
+/// Denies the calling thread and its children every file, TCP port, abstract socket and process of others. Open
+/// descriptors stay usable.
 ///
 /// Errors: the kernel has Landlock and refused a step.
 pub fn confine_to_nothing() -> Result<()> {
@@ -115,7 +115,7 @@ pub fn confine_to_nothing() -> Result<()> {
         .during(|| format!("give everything up by Landlock version {version}"))
 }
 
-/// The TCP ports of a guest; `None` is every port.
+/// The TCP ports that a guest may use; `None`: every port.
 #[derive(Debug, PartialEq, Eq)]
 struct TcpPorts {
     bind: Option<Vec<u16>>,
@@ -128,7 +128,7 @@ impl TcpPorts {
         connect: Some(Vec::new()),
     };
 
-    /// Neither preview 1 nor the toolbox has sockets.
+    /// Preview 1 and the toolbox have no sockets.
     fn of(wasm: &WasmSpec) -> Self {
         match &wasm.network {
             WasmNetwork::On(egress)
@@ -162,7 +162,7 @@ fn handled(version: u32, tcp: &TcpPorts) -> Handled {
     handled
 }
 
-/// Gives the root back, and the writable mounts of a root that is read-only.
+/// Allows the root, and the writable mounts inside a read-only root.
 fn allow_files(
     ruleset: &Ruleset,
     known: u64,
@@ -195,7 +195,7 @@ fn is_writable(mount: &Mount) -> bool {
     !mount.readonly && !matches!(mount.kind, MountKind::Image { .. })
 }
 
-/// What is mounted at `target`, and whether it is a directory. `None` when nothing is, or this user does not get there.
+/// What is mounted at `target`, and whether it is a directory. `None` if nothing is, or this user cannot reach it.
 fn mounted(root: &OwnedFd, target: &str) -> io::Result<Option<(OwnedFd, bool)>> {
     let at = match rootfs_path::inside(root.as_fd(), target) {
         Ok(at) => at,
@@ -217,7 +217,7 @@ fn mounted(root: &OwnedFd, target: &str) -> io::Result<Option<(OwnedFd, bool)>> 
     Ok(Some((at, is_directory)))
 }
 
-/// Lets the compiled component be opened once more. A file of no mount, as a memfd is, needs no rule.
+/// Allows opening the compiled component again. A file without a mount, such as a memfd, needs no rule.
 fn allow_code(ruleset: &Ruleset, code: BorrowedFd<'_>) -> io::Result<()> {
     match ruleset.allow_beneath(code, files::READ_FILE) {
         Err(e) if e.raw_os_error() == Some(libc::EBADFD) => Ok(()),

@@ -1,16 +1,16 @@
-//! Builds the jail of a guest, in the one order that DESIGN section 6 gives; what runs at the end is not its business.
+//! Builds the jail of a container process.
 //!
-//! Called by a guest process right after its fork, while it is single-threaded, in the host's mount namespace and as
-//! root. Each step is a function; each failure is fatal and named.
+//! A container process calls it right after its fork, while it has one thread, in the host's mount namespace and as
+//! root. Each step is a function; each failure is fatal and names the step. The order for a Wasm container:
 //!
 //! ```text
-//! not dumpable, since its birth -> cgroups -> net/ipc/uts -> keyring -> mounts private -> root and volumes -> pivot
+//! undumpable since the fork -> cgroups -> net/ipc/uts -> keyring -> mounts private -> root and volumes -> pivot
 //!         -> rlimits -> identity -> capabilities -> no_new_privs -> Landlock -> seccomp
-//!                                                              (then a thread is born and loads the code)
+//!                                                              (then a new thread loads the code)
 //! ```
-//! Invariant: when [`build`] returns, the process is not host root, has no capability, sees only its own root and
-//! its volumes, and a system call outside the allow-list kills it.
-//! Not here: which payload, logs, CRI.
+//! Invariant: when [`build`] returns, the process is not host root, has no capabilities, and sees only its own root and
+//! its volumes; after [`install`], a system call outside the allow-list kills it.
+//! It must not know what runs in the jail, or about logs and CRI.
 
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
@@ -41,7 +41,7 @@ use coracle_sys as sys;
 
 pub use seccomp::Filters;
 
-/// Namespaces of the pod that a guest joins; `None` is the node's own.
+/// Namespaces of the pod that a container process joins; `None` is the node's own.
 #[derive(Debug, Default)]
 pub struct PodNamespaces {
     /// Network.
@@ -50,17 +50,17 @@ pub struct PodNamespaces {
     pub ipc: Option<OwnedFd>,
     /// Host name.
     pub uts: Option<OwnedFd>,
-    /// A user namespace that carries the pod's usual id map; a guest with other ids makes its own.
+    /// A user namespace with the pod's usual id map; a container with other ids makes its own.
     pub ids: Option<OwnedFd>,
-    /// The pod's own user namespace, in which its Linux containers live.
+    /// The pod's own user namespace, in which its Linux containers run.
     pub user: Option<OwnedFd>,
     /// The pod's shared memory, a mounted tmpfs.
     pub shm: Option<OwnedFd>,
-    /// A process in whose pid namespace a Linux container is to live, where that is not one of its own.
+    /// A process whose pid namespace a Linux container joins; `None` if it has its own.
     pub pids: Option<OwnedFd>,
 }
 
-/// Builds the whole jail of `spec` around the calling process, up to but without Landlock and seccomp.
+/// Builds the jail of `spec` around the calling process, except Landlock and seccomp.
 ///
 /// The process was forked into new mount and pid namespaces. Errors: the first step that failed.
 pub fn build(spec: &ContainerSpec, pod: &PodNamespaces) -> Result<()> {
@@ -71,8 +71,8 @@ pub fn build(spec: &ContainerSpec, pod: &PodNamespaces) -> Result<()> {
     within(spec, pod, |host| root::build(spec, host))
 }
 
-/// Enters the jail of `spec` that another process has built, by `join`, up to but without Landlock and seccomp; the
-/// caller is in its cgroups already. Errors: the first step that failed.
+/// Enters the jail of `spec` that another process has built, by `join`, except Landlock and seccomp. The caller is in
+/// its cgroups already. Errors: the first step that failed.
 pub fn enter(
     spec: &ContainerSpec,
     pod: &PodNamespaces,
@@ -80,13 +80,13 @@ pub fn enter(
 ) -> Result<()> {
     within(spec, pod, |_| {
         join()?;
-        // As the builder of a root has to: the change of user comes before the capabilities are dropped.
+        // The user changes before the capabilities are dropped, as when a root is built.
         sys::ids::keep_capabilities_over_id_change()
             .during(|| "keep capabilities until they are dropped".into())
     })
 }
 
-/// Reaches the root by `arrive`, then takes on identity and limits.
+/// Enters the root by `arrive`, then sets identity and limits.
 fn within(
     spec: &ContainerSpec,
     pod: &PodNamespaces,
@@ -103,20 +103,20 @@ fn within(
     seal()
 }
 
-/// Leaves the maker's session keyring for a new one, as host root and before the filesystem ids are set.
+/// Joins a new session keyring. Called as host root and before the filesystem ids are set.
 ///
-/// Errors: whatever the kernel says; there is none with which a container may go on.
+/// Errors: any error of the kernel. All of them are fatal to the container.
 pub fn own_session_keyring() -> Result<()> {
     sys::keyring::join_own().during(|| "join a session keyring of its own".into())
 }
 
-/// no_new_privs and not dumpable: nothing executed or attached may change what the jail decided.
+/// Sets no_new_privs and makes the process undumpable, so that neither execve nor ptrace weakens the jail.
 fn seal() -> Result<()> {
     rustix::thread::set_no_new_privs(true).during(|| "set no_new_privs".into())?;
     sys::dump::forbid().during(|| "become undumpable".into())
 }
 
-/// Enters the cgroups of `spec` that the calling process was not born into. Errors: the kernel refuses one.
+/// Enters the cgroups of `spec` that the calling process was not forked into. Errors: the kernel refuses one.
 pub fn enter_cgroups(spec: &ContainerSpec) -> Result<()> {
     for file in &spec.cgroup_procs {
         fs::OpenOptions::new()
@@ -128,7 +128,7 @@ pub fn enter_cgroups(spec: &ContainerSpec) -> Result<()> {
     Ok(())
 }
 
-/// Sets this process's OOM adjustment; a node that does not let us go below what we have gets the nearest it allows.
+/// Sets this process's OOM adjustment. If the node does not allow a lower value than the current one, keeps that.
 pub fn set_oom_score(wanted: i32) -> Result<()> {
     let wanted = wanted.clamp(-1000, 1000);
     let write = |value: i32| fs::write("/proc/self/oom_score_adj", value.to_string());
@@ -174,7 +174,12 @@ fn limit_resources() -> Result<()> {
         (Resource::Memlock, 0),
         (Resource::Msgqueue, 0),
     ];
-    for (resource, value) in limits {
+    set_limits(&limits)
+}
+
+/// Sets soft and hard resource limits of this process. Errors: setrlimit(2) refused one.
+pub fn set_limits(limits: &[(Resource, u64)]) -> Result<()> {
+    for &(resource, value) in limits {
         let both = Rlimit {
             current: Some(value),
             maximum: Some(value),
@@ -184,14 +189,14 @@ fn limit_resources() -> Result<()> {
     Ok(())
 }
 
-/// Installs a ready filter on every thread of this process, with `flags` of seccomp(2) beside.
+/// Installs a ready filter on every thread of this process, with additional `flags` of seccomp(2).
 ///
 /// Errors: the descriptor holds no filter, or seccomp(2) refused it.
 pub fn install(filter: BorrowedFd<'_>, flags: u32) -> Result<()> {
     seccomp::install(filter, flags)
 }
 
-/// Leaves shared namespaces for new ones; `whose` is named if the kernel refuses.
+/// Unshares namespaces; `whose` appears in the error.
 fn unshare(apart: rustix::thread::UnshareFlags, whose: &str) -> Result<()> {
     sys::namespaces::unshare(apart).during(|| format!("unshare the {whose} namespace"))
 }

@@ -1,18 +1,17 @@
 //! Builds the root of a Linux container: image, kernel filesystems, devices, volumes, masks.
 //!
-//! Called by a guest process right after its fork, in two parts: [`prepare`] as host root in a mount namespace of its
-//! own, [`finish`] by the same process or by one that was forked into the pod's user or pid namespace. Before anything
-//! of it is seen there, [`Prepared::leave_node`] takes the node's mounts away.
+//! A container process calls it right after its fork, in two parts: [`prepare`] as host root in its own mount
+//! namespace, and [`finish`] in the same process or in one that it forked into the pod's user or pid namespace. Before
+//! that fork, [`Prepared::leave_node`] removes the node's mounts.
 //!
 //! ```text
 //! prepare: cgroups -> host paths opened -> mounts private -> overlay -> volumes as detached trees
 //! [leave_node: the stage becomes the root]
 //! finish:  net/ipc/uts/cgroup -> root attached -> /proc /dev /sys -> volumes -> masks -> read-only -> pivot
 //! ```
-//! Invariants: whatever must be opened on the host is opened in `prepare`, once, by descriptor; in `finish` a path is
-//! only ever resolved below the new root; kernel filesystems are mounted before any volume, and `/dev` is filled before
-//! one could cover it.
-//! Not here: credentials, seccomp, execve.
+//! Invariants: `prepare` opens every host path, once, by descriptor; `finish` resolves paths only below the new root;
+//! kernel filesystems are mounted before any volume, and `/dev` is filled before a volume could cover it.
+//! Credentials, seccomp and execve are in coracle-runtime.
 
 mod dev;
 mod kernel;
@@ -37,18 +36,18 @@ use coracle_spec::{ContainerSpec, LinuxSpec, Mount, MountKind};
 use coracle_sys as sys;
 use coracle_sys::mounts::{self, Forbid};
 
-/// What [`prepare`] made while the process was host root.
+/// The result of [`prepare`].
 pub struct Prepared {
     stage: Stage,
-    /// The overlay, attached nowhere yet.
+    /// The overlay, not attached yet.
     tree: OwnedFd,
-    /// One tree for each mount of the spec, in order.
+    /// A tree for each mount of the spec, in order.
     volumes: Vec<OwnedFd>,
-    /// What is bound from the host instead of being made, where that is not allowed or not wanted.
+    /// Host files that are bind-mounted where making them is not possible or not wanted.
     bound: dev::Bound,
 }
 
-/// Does what takes the host's root: enters cgroups, opens host paths, makes the overlay.
+/// Does the steps that need host root: enters cgroups, opens host paths, makes the overlay.
 ///
 /// Errors: the first step that failed, by name.
 pub fn prepare(spec: &ContainerSpec, linux: &LinuxSpec, pod: &PodNamespaces) -> Result<Prepared> {
@@ -99,16 +98,17 @@ fn open_binds(spec: &ContainerSpec) -> Result<Vec<Option<OwnedFd>>> {
 }
 
 impl Prepared {
-    /// Makes the stage the root of this mount namespace: what is forked from here on sees the container's own layers
-    /// and volumes, and nothing of the node.
+    /// Makes the stage the root of this mount namespace: from here on this process and its children see the container's
+    /// layers and volumes and nothing of the node.
     ///
-    /// With `userns` the stage shows the node's `/proc` and `/sys`, for the kernel mounts new ones inside a user
-    /// namespace only where they are to be seen already. Errors: the first mount that failed, by name.
+    /// With `userns` the stage shows the node's `/proc` and `/sys`, because inside a user namespace the kernel mounts
+    /// new ones only where others are visible already. Errors: the first mount that failed, by name.
     pub fn leave_node(&self, userns: bool) -> Result<()> {
         for name in ["proc", "sys"].iter().filter(|_| userns) {
             let path = Path::new("/").join(name);
             let what = || format!("show {} to a user namespace", path.display());
-            // Without what is mounted below it; a runtime that is itself in a user namespace may not take that away.
+            // Without the mounts below it. If the runtime is itself in a user namespace, the kernel refuses to leave
+            // them out.
             let tree = match mounts::clone_tree(&path, false) {
                 Err(e) if e.raw_os_error() == Some(libc::EINVAL) => mounts::clone_tree(&path, true),
                 tree => tree,
@@ -120,7 +120,7 @@ impl Prepared {
     }
 }
 
-/// A Linux payload has the host's own ids, or those of its pod's user namespace, whose map its files carry.
+/// The ids of a Linux payload: the host's own, or those of its pod's user namespace, whose map its mounts have.
 fn host_identity(spec: &ContainerSpec, pod: &PodNamespaces) -> Result<HostIdentity> {
     let who = &spec.identity;
     let map = pod.user.as_ref().map(OwnedFd::try_clone).transpose();
@@ -134,8 +134,8 @@ fn host_identity(spec: &ContainerSpec, pod: &PodNamespaces) -> Result<HostIdenti
     })
 }
 
-/// Builds the root and enters it. Returns the controlling side of the terminal, if there is one; its other side is this
-/// process's standard streams by then.
+/// Builds the root and enters it. Returns the controlling side of the terminal, if there is one; the other side has
+/// become this process's standard streams.
 ///
 /// Errors: the first step that failed, by name.
 pub fn finish(
@@ -166,7 +166,7 @@ pub fn finish(
         volume::attach(&root, tree, &mount.target)?;
     }
     image_volumes(spec, linux, &root, &stage)?;
-    // While it can be made; what is wrong with it is said when it is entered.
+    // Made now, while that is possible. Entering it reports errors.
     let _ = rootfs_path::ensure(root.as_fd(), &linux.working_dir, true);
     kernel::confine(&root, &linux.jail, &bound)?;
     if spec.root.readonly {
@@ -179,8 +179,8 @@ pub fn finish(
     Ok(terminal)
 }
 
-/// The image's `VOLUME`s: directories that exist, and stay writable in a read-only root: an overlay of each over
-/// itself, into the container's own writable layer.
+/// Makes the image's `VOLUME` directories, which stay writable in a read-only root: each is an overlay over itself,
+/// with the container's own writable layer.
 fn image_volumes(
     spec: &ContainerSpec,
     linux: &LinuxSpec,
@@ -211,7 +211,7 @@ fn image_volumes(
     Ok(())
 }
 
-/// Gives directory `path` owner and mode of `of`: the top of a writable layer is what an overlay shows of its root.
+/// Gives directory `path` the owner and mode of `of`: an overlay's root has those of its upper directory.
 fn owned_alike(of: &OwnedFd, path: &str) -> std::io::Result<()> {
     use rustix::fs::{Gid, Mode, Uid, chmod, chown, fstat};
     let found = fstat(of)?;

@@ -1,13 +1,14 @@
-//! Seccomp profiles of Linux containers: which system calls a payload may make.
+//! Seccomp profiles of Linux containers: the system calls that a payload may make.
 //!
 //! ```text
 //! Docker-format JSON --Profile::parse--> Profile --compile(capabilities)--> ready BPF --ProfileCache--> sealed memfd
-//! runtime default   --Profile::runtime_default--^                                  (the guest only loads it)
+//! runtime default   --Profile::runtime_default--^                      (the container process only loads it)
 //! ```
-//! Called by the daemon when a container is created, so that a profile that cannot be applied fails there and by
-//! name. Invariant: what was asked for is applied whole or refused; nothing falls back to "unconfined". Only a call
-//! that neither this libseccomp nor its architecture knows is passed over, as other runtimes do.
-//! Not here: where profiles lie on the node, which one a container asked for, loading.
+//! The daemon calls it when a container is created, so that a profile that cannot be applied fails there, with its
+//! name.
+//! Invariant: a profile is applied completely or refused; nothing falls back to "unconfined". Only system calls that
+//! this libseccomp or architecture does not have are ignored, as in other runtimes.
+//! It must not know where profiles are on the node, or which one a container has.
 
 mod cache;
 mod compile;
@@ -23,16 +24,16 @@ use coracle_spec::error::Result;
 
 pub use cache::ProfileCache;
 
-/// The most JSON that is read as a profile, bytes.
+/// The largest JSON that is read as a profile, in bytes.
 pub const PROFILE_BYTES: usize = 1 << 20;
 
 /// `SECCOMP_FILTER_FLAG_LOG`: the kernel logs every action but "allow".
 const FLAG_LOG: u32 = 2;
 
-/// `SECCOMP_FILTER_FLAG_SPEC_ALLOW`: speculative stores are not slowed down for filtered processes.
+/// `SECCOMP_FILTER_FLAG_SPEC_ALLOW`: no mitigation of speculative stores for filtered processes.
 const FLAG_SPEC_ALLOW: u32 = 4;
 
-/// The host's processor as profiles name it in `includes` and `excludes`. Source: Go's GOARCH.
+/// The host's architecture as in `includes` and `excludes` of profiles. Source: Go's GOARCH.
 const HOST_ARCHITECTURE: &str = if cfg!(target_arch = "x86_64") {
     "amd64"
 } else if cfg!(target_arch = "aarch64") {
@@ -43,8 +44,8 @@ const HOST_ARCHITECTURE: &str = if cfg!(target_arch = "x86_64") {
     std::env::consts::ARCH
 };
 
-/// A checked profile. Its rules are those that were written down; which of them count is decided by
-/// [`Profile::compile`], which knows the capabilities.
+/// A checked profile. It has all rules of its source; [`Profile::compile`], which gets the capabilities, decides which
+/// of them apply.
 #[derive(Debug)]
 pub struct Profile {
     digest: [u8; 32],
@@ -72,7 +73,7 @@ struct Condition {
     value: u64,
 }
 
-/// When a rule counts; what is empty asks nothing.
+/// When a rule applies; an empty list is no condition.
 #[derive(Debug, Default)]
 struct RuleFilter {
     capabilities: u64,
@@ -80,7 +81,7 @@ struct RuleFilter {
     min_kernel: Option<(u32, u32)>,
 }
 
-/// Fuzz target: a profile is read or refused.
+/// Fuzz target: a profile is accepted or refused.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn fuzz_document(input: &[u8]) {
     if let Err(error) = Profile::parse(input) {
@@ -91,36 +92,36 @@ pub(crate) fn fuzz_document(input: &[u8]) {
 impl Profile {
     /// Reads a profile in Docker's JSON format, of which the OCI runtime format is a part.
     ///
-    /// Fields that the format does not have are ignored; so is `listenerPath`, since no call is handed to an agent.
+    /// Unknown fields are ignored; so is `listenerPath`, because there is no agent.
     /// Errors: more than [`PROFILE_BYTES`]; not JSON; a field of the wrong type; an action, architecture, operator,
     /// capability or flag that is unknown; SCMP_ACT_NOTIFY. The text names the entry.
     pub fn parse(json: &[u8]) -> Result<Self> {
         document::parse(json)
     }
 
-    /// What a container runs under that asks for `RuntimeDefault`.
+    /// The profile of a container with `RuntimeDefault`.
     pub fn runtime_default() -> &'static Self {
         static DEFAULT: OnceLock<Profile> = OnceLock::new();
         DEFAULT.get_or_init(|| default::profile(compile::companions()))
     }
 
-    /// Builds the filter for a payload whose bounding set is `capabilities` (bit 0 is CAP_CHOWN): whole
-    /// `struct sock_filter`s of this host's byte order. Takes 10 ms for some hundred rules; see [`ProfileCache`].
+    /// Builds the filter for a payload whose bounding set is `capabilities` (bit 0 is CAP_CHOWN), as an array of
+    /// `struct sock_filter` in this host's byte order. Takes 10 ms for some hundred rules; see [`ProfileCache`].
     ///
-    /// Calls newer than every call that the profile names answer ENOSYS, not the default action, so that programs
-    /// fall back to older calls; not so where the default lets calls through.
-    /// Errors: libseccomp refuses an architecture or a rule, or the filter is longer than the kernel takes.
+    /// Calls newer than every call that the profile names return ENOSYS instead of the default action, so that programs
+    /// fall back to older calls; except where the default allows calls.
+    /// Errors: libseccomp refuses an architecture or a rule, or the filter is longer than the kernel accepts.
     pub fn compile(&self, capabilities: u64) -> Result<Vec<u8>> {
         compile::compile(self, capabilities)
     }
 
-    /// Flags for seccomp(2) beside TSYNC: `SECCOMP_FILTER_FLAG_LOG` (2) and `_SPEC_ALLOW` (4), the latter always
-    /// set if the profile names no flags at all, as runc does it.
+    /// Flags for seccomp(2) besides TSYNC: `SECCOMP_FILTER_FLAG_LOG` (2) and `_SPEC_ALLOW` (4). The latter is set if
+    /// the profile has no `flags` field, as in runc.
     pub fn flags(&self) -> u32 {
         self.flags
     }
 
-    /// A profile of checked parts without named flags; `source` is what tells it from others.
+    /// A profile of checked parts without a `flags` field; `source` distinguishes it from others.
     fn assemble(
         source: &[u8],
         default: ScmpAction,
@@ -136,7 +137,7 @@ impl Profile {
         }
     }
 
-    /// Those capabilities that any rule asks about: all others make no difference to the filter.
+    /// The capabilities that some rule depends on; others make no difference to the filter.
     fn relevant_capabilities(&self) -> u64 {
         (self.rules.iter()).fold(0, |all, rule| {
             all | rule.includes.capabilities | rule.excludes.capabilities
@@ -145,7 +146,7 @@ impl Profile {
 }
 
 impl Rule {
-    /// Whether it counts for a payload with these capabilities. Source: moby `profiles/seccomp`, `setupSeccomp`.
+    /// Whether it applies to a payload with these capabilities. Source: moby `profiles/seccomp`, `setupSeccomp`.
     fn applies(&self, capabilities: u64, kernel: (u32, u32)) -> bool {
         let (only, never) = (&self.includes, &self.excludes);
         let here = |rule_filter: &RuleFilter| {
@@ -164,7 +165,7 @@ impl Rule {
     }
 }
 
-/// The number of the capability that is called `name`. Source: linux/capability.h.
+/// The number of capability `name`. Source: linux/capability.h.
 fn capability(name: &str) -> Option<usize> {
     const NAMES: &str = "
         CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE NET_BIND_SERVICE

@@ -1,10 +1,10 @@
-//! A guest's root: the image's layers under its own writable one, its volumes on top, and nothing of the host.
+//! A container's root: the image's layers, a writable layer on top, its volumes, and nothing of the host.
 //!
-//! Called by [`super::build`] in a fresh mount namespace. Everything is assembled below a private tmpfs over the
-//! staging directory, then becomes the root; the tmpfs and the host's mounts vanish with the old root.
-//! Invariants: paths inside the container are resolved with openat2(2) below its root and never leave it; every
-//! mount is nosuid, nodev, noexec and carries the pod's id map; read-only ones are so in the kernel.
-//! Not here: who decided what is mounted.
+//! Called by [`super::build`] in a new mount namespace. The tree is assembled in a private tmpfs over the staging
+//! directory, then becomes the root; the tmpfs and the host's mounts disappear with the old root.
+//! Invariants: paths inside the container are resolved with openat2(2) below its root and never leave it; every mount
+//! is nosuid, nodev, noexec and has the pod's id map; read-only mounts are read-only in the kernel.
+//! It must not know why something is mounted.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -21,9 +21,10 @@ use coracle_sys::mounts::{self, Forbid};
 
 const JAILED: Forbid = Forbid::PRIVILEGE;
 
-/// The identity that all volumes of `spec` can carry: `mapped`, or the host's own ids if a filesystem takes no map.
+/// The identity that works for all volumes of `spec`: `mapped`, or the host's own ids if a filesystem does not support
+/// id maps.
 ///
-/// Errors: such a filesystem, by name, under a container that runs as root.
+/// Errors: such a filesystem, by name, in a container that runs as root.
 pub fn idmapped_identity(spec: &ContainerSpec, mapped: HostIdentity) -> Result<HostIdentity> {
     let binds = spec.mounts.iter().filter(|m| m.kind == MountKind::Bind);
     for source in binds.map(|mount| mount.source.as_path()) {

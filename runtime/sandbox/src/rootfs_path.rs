@@ -1,9 +1,9 @@
-//! Paths inside a container's root: resolved below it whatever links an image planted, and made where they are missing.
+//! Opens and makes paths inside a container's root, and never leaves it, whatever links the image has.
 //!
-//! Called by whatever mounts into a root. The walk is openat2(2) confined to the root, one component after another, so
-//! a container that swaps a directory for a link meanwhile can only mislead itself.
+//! Called by everything that mounts into a root. It walks component by component with openat2(2), confined to the root,
+//! so a container that replaces a directory by a link meanwhile affects only itself.
 //! Invariant: no call here touches anything outside `root`.
-//! Not here: what is mounted.
+//! It must not know what is mounted.
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -14,20 +14,20 @@ use rustix::fs::{
     statat,
 };
 
-/// Most links that one walk follows, as the kernel has it.
+/// Most links that one walk follows, the same as the kernel's.
 const MAX_LINKS: usize = 40;
 
-/// Opens `path` below `root` as a place (`O_PATH`), following links as if `root` were `/`.
+/// Opens `path` below `root` with `O_PATH`, following links as if `root` were `/`.
 pub fn inside(root: BorrowedFd<'_>, path: &str) -> io::Result<OwnedFd> {
     let how = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     Ok(openat2(root, path, flags, Mode::empty(), how)?)
 }
 
-/// Opens directory `name` right below `root`, made if it is missing.
+/// Opens directory `name` directly below `root`, and makes it if it is missing.
 ///
-/// Errors: `InvalidInput` when it is anything but a directory: a kernel filesystem mounted through an image's link
-/// would be found where the image wants it.
+/// Errors: `InvalidInput` if it is not a directory: through an image's link, a kernel filesystem would be mounted where
+/// the image wants it.
 pub fn plain_directory(root: BorrowedFd<'_>, name: &str) -> io::Result<OwnedFd> {
     match mkdirat(root, name, Mode::from_raw_mode(0o755)) {
         Ok(()) | Err(rustix::io::Errno::EXIST) => {}
@@ -43,8 +43,8 @@ pub fn plain_directory(root: BorrowedFd<'_>, name: &str) -> io::Result<OwnedFd> 
     })
 }
 
-/// Opens `path` below `root`, making what is missing: directories, and at the end a directory or an empty file. Links
-/// are followed, dangling ones to the place they name.
+/// Opens `path` below `root` and makes what is missing: directories, and at the end a directory or an empty file. It
+/// follows links, and makes the targets of dangling ones.
 pub fn ensure(root: BorrowedFd<'_>, path: &str, dir: bool) -> io::Result<OwnedFd> {
     let mut left: Vec<String> = parts(path);
     let mut done: Vec<String> = Vec::new();
@@ -101,7 +101,7 @@ fn make(parent: &OwnedFd, name: &str, dir: bool) -> io::Result<()> {
     Ok(())
 }
 
-/// Opens a directory of the host as a place.
+/// Opens a directory of the host with `O_PATH`.
 pub fn open_dir(path: &Path) -> io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     Ok(open(path, flags, Mode::empty())?)

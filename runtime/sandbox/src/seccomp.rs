@@ -1,10 +1,11 @@
-//! Seccomp filters of Wasm guests and of the compiler: allow-lists, everything else kills the process.
+//! Seccomp filters of Wasm containers and of the compiler: allow-lists; any other call kills the process.
 //!
-//! Filters are built once by the daemon ([`Filters::build`]) and travel as ready BPF in sealed memfds; a guest only
-//! loads them. Two stages: the first before the code is mapped, the second, after, forbids new executable mappings.
-//! Invariant: no list allows execve, fork, ptrace, mount, bpf, keyctl or opening an absolute path by descriptor tricks
-//! that openat2 below a preopen does not need.
-//! Not here: profiles of Linux containers.
+//! The daemon builds them once ([`Filters::build`]) and passes them as ready BPF in sealed memfds; a container process
+//! only loads them. There are two stages: the first is loaded before the code is mapped, the second after it and
+//! forbids new executable mappings.
+//! Invariant: no list allows execve, fork, ptrace, mount, bpf, keyctl, or ways to open an absolute path that openat2
+//! below a preopen does not need.
+//! Profiles of Linux containers are in [`super::profile`].
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -15,21 +16,21 @@ use coracle_spec::{WasmKind, WasmNetwork, WasmSpec};
 use coracle_sys as sys;
 use coracle_sys::memfd::{read_all, sealed};
 
-/// Ready filters for guests; cheap to hand out again and again.
+/// Ready filters for Wasm containers; cheap to share.
 #[derive(Debug)]
 pub struct Filters {
     /// Before code is mapped, for a guest without sockets.
     offline: OwnedFd,
-    /// The same for a guest with sockets.
+    /// The same, for a guest with sockets.
     online: OwnedFd,
-    /// After: no new executable mapping.
+    /// After code is mapped: no new executable mappings.
     locked: OwnedFd,
 }
 
 impl Filters {
-    /// The two stages for a guest of `spec`, in the order in which it loads them.
+    /// The two stages for `spec`, in the order in which they are loaded.
     pub fn of(&self, spec: &WasmSpec) -> [&OwnedFd; 2] {
-        // Neither preview 1 nor the toolbox has sockets.
+        // Preview 1 and the toolbox have no sockets.
         let has_sockets = spec.kind == WasmKind::Component && spec.toolbox.is_none();
         let first = match &spec.network {
             WasmNetwork::On(_) if has_sockets => &self.online,
@@ -51,7 +52,7 @@ impl Filters {
     }
 }
 
-/// What running threads, memory, signals and time need.
+/// Calls for threads, memory, signals and time.
 pub(super) const CORE: &[&str] = &[
     "brk",
     "clock_getres",
@@ -87,7 +88,7 @@ pub(super) const CORE: &[&str] = &[
     "getrlimit",
 ];
 
-/// What an event loop and standard streams need.
+/// Calls for an event loop and standard streams.
 const STREAMS: &[&str] = &[
     "close",
     "dup",
@@ -116,7 +117,7 @@ const STREAMS: &[&str] = &[
     "writev",
 ];
 
-/// What files of preopened directories need.
+/// Calls for files below preopened directories.
 const FILES: &[&str] = &[
     "chdir",
     "fadvise64",
@@ -144,7 +145,7 @@ const FILES: &[&str] = &[
     "getcwd",
 ];
 
-/// What TCP and UDP sockets need once they are made.
+/// Calls for TCP and UDP sockets that exist.
 const SOCKETS: &[&str] = &[
     "accept4",
     "bind",
@@ -166,7 +167,7 @@ fn broken(cause: libseccomp::error::SeccompError) -> Error {
 
 pub(super) fn allow(filter: &mut ScmpFilterContext, names: &[&str]) -> Result<()> {
     for name in names {
-        // A name that this libseccomp or architecture does not have cannot be called either.
+        // A call that this libseccomp or architecture does not have stays denied.
         if let Ok(call) = ScmpSyscall::from_name(name) {
             filter.add_rule(ScmpAction::Allow, call).map_err(broken)?;
         }
@@ -189,7 +190,8 @@ fn masked(
     Ok(())
 }
 
-/// Threads only, no new process; clone3 hides its flags from a filter, so glibc is told to use clone.
+/// Allows threads but no new process. A filter cannot see the flags of clone3, so it returns ENOSYS and glibc uses
+/// clone.
 pub(super) fn threads(filter: &mut ScmpFilterContext) -> Result<()> {
     let clone3 = ScmpSyscall::from_name("clone3").map_err(broken)?;
     filter
@@ -214,7 +216,7 @@ pub(super) fn export(filter: &ScmpFilterContext) -> Result<Vec<u8>> {
     read_all(file.as_fd(), 1 << 20).during(|| "read the exported filter".into())
 }
 
-/// TCP and UDP over IP, and no other family or kind of socket: raw ones, netlink and paths of the node stay out.
+/// Allows TCP and UDP over IP and no other sockets, such as raw, netlink or Unix ones.
 fn sockets(filter: &mut ScmpFilterContext) -> Result<()> {
     allow(filter, SOCKETS)?;
     let call = ScmpSyscall::from_name("socket").map_err(broken)?;
@@ -224,7 +226,7 @@ fn sockets(filter: &mut ScmpFilterContext) -> Result<()> {
             (libc::SOCK_DGRAM, libc::IPPROTO_UDP),
         ] {
             for protocol in [0, protocol] {
-                // The kernel reads 32 bits of each.
+                // The kernel reads 32 bits of each argument.
                 let int = u64::from(u32::MAX);
                 let flags = (libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK) as u64;
                 let is = |argument, mask, value: i32| {
@@ -254,8 +256,8 @@ fn guest_filter(online: bool) -> Result<Vec<u8>> {
     if online {
         sockets(&mut filter)?;
     }
-    // The event loop's private self-pipe; no other address family has socketpairs. A datagram one could be sent from to
-    // whoever listens under an abstract name in the network namespace.
+    // For the event loop's self-pipe. Only stream pairs: a datagram socket could send to anybody who listens on an
+    // abstract name in the network namespace.
     let flags = (libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK) as u64;
     let (int, stream) = (u64::from(u32::MAX), libc::SOCK_STREAM as u64);
     let call = ScmpSyscall::from_name("socketpair").map_err(broken)?;
@@ -266,17 +268,17 @@ fn guest_filter(online: bool) -> Result<Vec<u8>> {
     filter
         .add_rule_conditional(ScmpAction::Allow, call, &only)
         .map_err(broken)?;
-    // Asking for a terminal is answered, not fatal.
+    // isatty(3) gets an error instead of killing the process.
     let ioctl = ScmpSyscall::from_name("ioctl").map_err(broken)?;
     filter
         .add_rule(ScmpAction::Errno(libc::ENOTTY), ioctl)
         .map_err(broken)?;
-    // The second stage is loaded by the first one's leave.
+    // Allowed, so that the second stage can be loaded.
     masked(&mut filter, "seccomp", 0, u64::MAX, 1)?;
     export(&filter)
 }
 
-/// Denies PROT_EXEC from now on, and further filters; everything else is left to the first stage.
+/// Denies PROT_EXEC and further filters; the first stage decides on everything else.
 fn lock_filter() -> Result<Vec<u8>> {
     let mut filter = ScmpFilterContext::new(ScmpAction::Allow).map_err(broken)?;
     let exec = libc::PROT_EXEC as u64;
@@ -296,7 +298,7 @@ fn lock_filter() -> Result<Vec<u8>> {
     export(&filter)
 }
 
-/// The compiler: threads, memory, its five descriptors; no files at all.
+/// The compiler's filter: threads, memory, its five descriptors; no files.
 pub(super) fn compiler_filter() -> Result<Vec<u8>> {
     let mut filter = fresh()?;
     allow(&mut filter, CORE)?;
@@ -316,7 +318,7 @@ pub(super) fn compiler_filter() -> Result<Vec<u8>> {
         ("fcntl", libc::EINVAL),
         ("readlinkat", libc::ENOENT),
     ] {
-        // Libraries probe /sys and /proc for the number of processors and get on without an answer.
+        // Libraries probe /sys and /proc for the number of processors and continue on an error.
         let call = ScmpSyscall::from_name(name).map_err(broken)?;
         filter
             .add_rule(ScmpAction::Errno(errno), call)
@@ -325,7 +327,7 @@ pub(super) fn compiler_filter() -> Result<Vec<u8>> {
     export(&filter)
 }
 
-/// Installs the filter that `filter` holds on all threads, with `flags` of seccomp(2) beside.
+/// Installs the filter that `filter` holds on all threads, with additional `flags` of seccomp(2).
 pub(super) fn install(filter: BorrowedFd<'_>, flags: u32) -> Result<()> {
     let bytes = read_all(filter, 1 << 20).during(|| "read a seccomp filter".into())?;
     install_now(&bytes, flags)

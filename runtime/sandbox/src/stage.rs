@@ -1,9 +1,8 @@
-//! Where trees lie while a root is built from them.
+//! The private tmpfs in which a root is assembled.
 //!
-//! Called by the builders of both kinds of roots and by [`super::volume`]. Nothing of it is left once the root is
-//! entered.
-//! Invariant: no process but the builder sees what lies here.
-//! Not here: what becomes of a tree.
+//! Called by the builders of both kinds of roots and by [`super::volume`]. It is gone once the root is entered.
+//! Invariant: only the building process sees it.
+//! It must not know what the trees are for.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -16,16 +15,16 @@ use super::rootfs_path::open_dir;
 use coracle_spec::error::{Context as _, Error, Kind, Result};
 use coracle_sys::mounts::{self, Forbid};
 
-/// A private tmpfs with one directory for each tree that must be attached somewhere to be used.
+/// A private tmpfs with a directory for each tree that must be attached somewhere to be used.
 ///
-/// It is the working directory while it exists: a process in a user namespace could not walk to it.
+/// It is the working directory while it exists, because a process in a user namespace could not reach its path.
 pub(super) struct Stage;
 
 impl Stage {
-    /// Puts the tmpfs over `staging` and enters it. Errors: a mount failed.
+    /// Mounts the tmpfs over `staging` and enters it. Errors: a mount failed.
     pub(super) fn over(staging: &Path) -> Result<Self> {
         let what = || format!("build over staging directory {}", staging.display());
-        // Nobody else sees it; the root of a user namespace has to, too.
+        // Open to all ids: only this process sees it, and it may become the root of a user namespace.
         let options = [(c"size", Some("64k")), (c"mode", Some("0777"))];
         let tree = mounts::filesystem(c"tmpfs", &options, Forbid::default()).during(what)?;
         let target = open_dir(staging).during(what)?;
@@ -70,7 +69,8 @@ impl Stage {
         let target = self.mount_point(name)?;
         mounts::attach(tree.as_fd(), target.as_fd()).during(what)
     }
-    /// Attaches mapped, read-only copies of `layers` (lowest first); their names as overlay wants them, topmost first.
+    /// Attaches id-mapped, read-only copies of `layers` (lowest first). Returns their names topmost first, as for
+    /// overlay.
     pub(super) fn layers(
         &self,
         prefix: &str,
@@ -88,7 +88,7 @@ impl Stage {
     }
 }
 
-/// A filesystem that takes no id map, under a container that needs one.
+/// The error of a filesystem that does not support id maps, in a container that needs one.
 pub(super) fn cannot_map(source: &Path, cause: std::io::Error) -> Error {
     Error::with(
         Kind::Unsupported,

@@ -1,9 +1,9 @@
-//! The unpacker's jail: one directory as its root, no network, nobody's processes, the privileges of a file's owner.
+//! The unpacker's jail: one directory as its root, no network, no access to processes, only privileges over files.
 //!
-//! Called by the unpacker process while the process is single-threaded and has read nothing.
-//! Invariants: the only way to a file leads through the given directory; of root's capabilities those remain that write
-//! owners, modes and attributes; a call outside the list kills the process.
-//! Not here: limits, descriptors.
+//! Called by the unpacker process while it has one thread and has read nothing.
+//! Invariants: it reaches only files of the given directory; its only capabilities are those that change owners, modes
+//! and attributes; a system call outside the list kills it.
+//! It must not know about limits or other descriptors.
 
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::Path;
@@ -29,7 +29,7 @@ pub fn jail(directory: BorrowedFd<'_>) -> Result<()> {
     let tree = mounts::clone_at(directory).during(|| "copy the mount of a layer".into())?;
     mounts::set_attributes(tree.as_fd(), Forbid::PRIVILEGE, None, false)
         .during(|| "restrict the mount of a layer".into())?;
-    // No pid namespace of its own: it would have to fork once more. It may name no other process, see `filter`.
+    // It has no own pid namespace, which would take another fork. The filter allows no call on other processes.
     let apart =
         UnshareFlags::NEWNS | UnshareFlags::NEWNET | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
     unshare(apart, "unpacker's")?;
@@ -44,7 +44,7 @@ pub fn jail(directory: BorrowedFd<'_>) -> Result<()> {
     seccomp::install_now(&filter()?, 0)
 }
 
-/// Nobody, but for the ownership of files that are made and what may be done to files.
+/// Becomes nobody, but creates files as root and keeps capabilities over files.
 fn become_owner() -> Result<()> {
     sys::ids::set_umask(0);
     sys::ids::keep_capabilities_over_id_change()
@@ -56,7 +56,7 @@ fn become_owner() -> Result<()> {
     sys::ids::take_capabilities(CAPABILITIES, 0).during(|| "drop capabilities".into())
 }
 
-/// What writing a tree takes, besides memory and threads.
+/// Calls for writing a tree, besides memory and threads.
 const FILES: &[&str] = &[
     "close",
     "fchmod",

@@ -1,9 +1,9 @@
-//! The mounts that CRI asks for, each as a detached tree that is ready to be attached.
+//! The mounts of a container, each as a detached tree that is ready to be attached.
 //!
 //! Called by the builders of both kinds of roots. A host path is opened once and mounted by descriptor, so that nobody
-//! can swap it between a check and its use.
-//! Invariants: a tree carries the pod's id map and every restriction before it can be seen; an image is read-only.
-//! Not here: where a tree goes.
+//! can replace it between check and use.
+//! Invariants: a tree has the pod's id map and every restriction before it is visible; an image is read-only.
+//! The builders decide where a tree is attached.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -14,7 +14,7 @@ use coracle_spec::error::{Context as _, Result};
 use coracle_spec::{Mount, MountKind, MountPropagation};
 use coracle_sys::mounts::{self, Forbid, Propagation};
 
-/// What `mount` shall forbid besides what the sandbox forbids everywhere.
+/// The restrictions of `mount`, besides those of the sandbox for all mounts.
 fn forbidden(mount: &Mount, everywhere: Forbid) -> Forbid {
     Forbid {
         writes: everywhere.writes || mount.readonly,
@@ -24,10 +24,10 @@ fn forbidden(mount: &Mount, everywhere: Forbid) -> Forbid {
     }
 }
 
-/// Opens the host path of a bind mount, with everything mounted below it. To be called while the process still hears
-/// of the host's mounts, or nothing can pass between them later.
+/// Opens the host path of a bind mount, with everything mounted below it. Call it before mounts are made private, or
+/// mount propagation does not work.
 ///
-/// Errors: the path is not there any more, or cannot be mounted.
+/// Errors: the path no longer exists, or cannot be mounted.
 pub fn open_bind(mount: &Mount) -> Result<OwnedFd> {
     let what = || format!("mount {} at {}", mount.source.display(), mount.target);
     let tree = mounts::clone_tree(&mount.source, true).during(what)?;
@@ -40,9 +40,9 @@ pub fn open_bind(mount: &Mount) -> Result<OwnedFd> {
     Ok(tree)
 }
 
-/// Restricts an opened bind mount and gives it the id map of `host`. With `all`, what is mounted below it as well.
+/// Restricts an opened bind mount and sets the id map of `host`. With `all`, also for mounts below it.
 ///
-/// Errors: its filesystem cannot carry the map, by name.
+/// Errors: its filesystem, by name, does not support id maps.
 pub fn restrict(
     tree: &OwnedFd,
     mount: &Mount,
@@ -71,17 +71,17 @@ pub fn restrict(
     Ok(())
 }
 
-/// What holds for all mounts of a container.
+/// Options of all mounts of a container.
 pub struct MountOptions<'a> {
-    /// Whom the files of a tmpfs belong to, and whom an image's ids are mapped for.
+    /// The owner of files in a tmpfs, and the id map of images.
     pub host: &'a HostIdentity,
-    /// What no mount may allow.
+    /// Restrictions of all mounts.
     pub forbid: Forbid,
     /// The SELinux label of a tmpfs and of an image.
     pub label: Option<&'a str>,
 }
 
-/// Makes the tree of a mount that is no host path: an image or a tmpfs. `number` tells it from others of `stage`.
+/// Makes the tree of an image or tmpfs mount. `number` is its name in `stage`.
 ///
 /// Errors: the image cannot be mounted, or has no such sub path.
 pub fn make(
@@ -108,7 +108,7 @@ pub fn make(
         MountKind::Image { layers, sub_path } => {
             let mut names = stage.layers(&format!("v{number}-"), layers, host)?;
             if names.len() == 1 && label.is_some() {
-                // One layer has the labels of the disk; an overlay has its own, and two layers at least.
+                // A single layer has the labels on disk. An overlay has its own label, and needs at least two layers.
                 names.push(format!("v{number}-none"));
                 stage.new_mount_point(&format!("v{number}-none"))?;
             }
@@ -125,20 +125,20 @@ pub fn make(
     }
 }
 
-/// The part of `tree` at `sub_path`, found inside it whatever links say.
+/// The part of `tree` at `sub_path`. Links do not lead out of it.
 fn sub_tree(tree: OwnedFd, sub_path: &str, name: &str, stage: &Stage) -> Result<OwnedFd> {
     if sub_path.is_empty() {
         return Ok(tree);
     }
     let what = || format!("find sub path {sub_path:?} of the image");
-    // A copy can be taken only of what is attached somewhere (before Linux 6.15).
+    // Before Linux 6.15 only an attached tree can be copied.
     let target = stage.new_mount_point(name)?;
     mounts::attach(tree.as_fd(), target.as_fd()).during(what)?;
     let found = rootfs_path::inside(tree.as_fd(), sub_path).during(what)?;
     mounts::clone_at(found.as_fd()).during(what)
 }
 
-/// Attaches `tree` at `path` below `root`, where a directory or an empty file is made if nothing is there.
+/// Attaches `tree` at `path` below `root`; makes a directory or an empty file there if the path is missing.
 ///
 /// Errors: the path cannot be made, or the kernel refuses the mount.
 pub fn attach(root: &OwnedFd, tree: &OwnedFd, path: &str) -> Result<()> {

@@ -354,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_are_judged_by_their_canonical_form() {
+    fn addresses_are_checked_in_canonical_form() {
         use Decision::{Allowed, Never, Unlisted};
         let egress = listed(&["0.0.0.0/0", "2001:db8::/32", "fe80::/10", "64:ff9b::/96"]);
         let everything = listed(&["::/0"]);
@@ -410,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_judged_without_case_and_final_dot() {
+    fn names_are_checked_without_case_and_final_dot() {
         let egress = listed(&["api.example.com:443", ".example.org", "10.0.0.0/8"]);
         for (name, port, want) in [
             ("api.example.com", Some(443), true),

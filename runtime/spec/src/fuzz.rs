@@ -1,8 +1,8 @@
-//! Fuzz targets of this crate: each reads one input as hostile bytes and panics where a promise is broken.
+//! Fuzz targets of this crate: each parses one hostile input and panics if an invariant is broken.
 //!
-//! Called by: the `fuzz` binary of the shim, and the tests, which replay the corpora of `runtime/fuzz`. Built only for
-//! those two; no release has it. docs/security/fuzzing.md says what each target promises.
-//! The targets stand beside what they read. Invariant: a target touches nothing outside this process.
+//! Called by the `fuzz` binary of the shim and by the tests, which replay the corpora of `runtime/fuzz`. Built only for
+//! those two, never in a release. docs/security/fuzzing.md describes the targets.
+//! Each target is a function of the module it tests. Invariant: a target touches nothing outside this process.
 
 use crate::egress;
 

@@ -1,6 +1,6 @@
 //! Ids of pods and containers: checked once at the edge, then safe as file, cgroup and interface names.
 //!
-//! Made by the daemon when a pod or container is asked for, read back from records and from keepers.
+//! Made by the daemon when it creates a pod or container, read back from records and from keepers.
 //! Invariant: a value holds exactly 64 lowercase hexadecimal digits; nothing else can be constructed.
 //! Not here: what a pod or container is.
 

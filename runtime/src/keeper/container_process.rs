@@ -28,8 +28,8 @@ pub(super) use exec::fork as fork_exec;
 /// Exit code of a process that could not start.
 const CANNOT_START: i32 = 128;
 
-/// Entered by `coracle forked ID LETTERS FAILPOINTS` when a handler asks for an own address-space layout: for a
-/// container or, with the letter `init::EXEC_LETTER`, for a process in a running one.
+/// Runs `coracle guest ID LETTERS FAILPOINTS`, which a container's process executes if its handler wants an own
+/// address-space layout; with the letter `init::EXEC_LETTER` it is an exec's process.
 pub fn main(id: &str, letters: &str, failpoints: &str) -> ! {
     failpoint::arm(Some(failpoints.to_owned()));
     let layout = Layout {
@@ -116,7 +116,7 @@ impl Streams {
 }
 
 /// A stream of reports: the keeper's end, which is non-blocking, and the process's. A Wasm container keeps its end
-/// while it runs and has nothing to hand over; a Linux one sends descriptors.
+/// while it runs and sends no descriptors; a Linux one sends some.
 fn reports(linux: bool) -> io::Result<(OwnedFd, OwnedFd)> {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
     let (flags, kind) = (SocketFlags::CLOEXEC, SocketType::STREAM);

@@ -1,4 +1,4 @@
-//! Exit records: how a container ended, on disk, outliving keeper and daemon.
+//! Exit records on disk: how a container ended. They outlive keeper and daemon.
 //!
 //! The keeper writes one before it sends the event; the daemon reads it at start and when a keeper does not answer; it
 //! is removed with the container. One file per container: a header line with version and checksum, then JSON.

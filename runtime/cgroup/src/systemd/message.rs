@@ -358,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_are_told_apart() {
+    fn replies_are_distinguished() {
         let answer = received(METHOD_RETURN, &[(FIELD_REPLY_SERIAL, "u", "3")], b"");
         assert_eq!(read(&answer), Some(Message::Return { reply_to: 3 }));
         let mut body = Vec::new();

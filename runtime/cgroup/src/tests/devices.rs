@@ -24,7 +24,7 @@ impl Nodes {
         Self(dir)
     }
 
-    /// What a process in the cgroup of `procs` is told when it makes and then opens each of `numbers`:
+    /// The results of a process in the cgroup of `procs` that makes and then opens each of `numbers`:
     /// two letters a device, `y` for allowed (or a driver's own complaint), `-` for EPERM.
     fn tried(&self, procs: &[PathBuf], access: &str, numbers: &[&str]) -> String {
         let script = r#"

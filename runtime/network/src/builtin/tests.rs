@@ -1,4 +1,4 @@
-//! The promises of the built-in network, with real namespaces and interfaces on this machine.
+//! Tests of the built-in network, with real namespaces and interfaces on this machine.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod egress;

@@ -15,7 +15,7 @@ pub use temp::Temp;
 
 const POD: &str = "00aa";
 
-/// Plugins `one` and `two`, which write what they are asked to `calls` and then do what `one.do`, `two.do` say.
+/// Plugins `one` and `two`, which append each call to `calls` and then run the script `one.do` or `two.do`.
 struct Site {
     temp: Temp,
     list: Value,
@@ -87,7 +87,7 @@ impl Site {
         cni.add(plan).await
     }
 
-    /// What was asked since the last call, a line a plugin, without its input.
+    /// The plugin calls since the last time, one line each, without the input.
     fn calls(&self) -> Vec<String> {
         let with_input = self.inputs();
         let shown = with_input.iter().map(|(call, _)| call.clone());
@@ -279,7 +279,7 @@ async fn a_daemon_that_comes_later_detaches_what_no_pod_owns_and_checks_the_rest
 }
 
 #[tokio::test]
-async fn lists_say_what_is_not_to_be_called() {
+async fn lists_can_disable_check_and_gc() {
     let mut site = Site::new("1.1.0");
     site.list["disableCheck"] = json!(true);
     site.list["disableGC"] = json!(true);

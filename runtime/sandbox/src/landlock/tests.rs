@@ -1,4 +1,4 @@
-//! The kernel's own answers, on threads that are held as a guest is; their other walls are left out.
+//! Tests against the kernel, on threads restricted like a Wasm container, without the rest of its jail.
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 use std::fs::{self, File};
@@ -34,14 +34,15 @@ fn spec(readonly: bool, kind: &str, network: &serde_json::Value) -> ContainerSpe
     serde_json::from_value(text).unwrap()
 }
 
-/// The machine as the thread sees it: a root with mounts in it, and `outside` beside it.
+/// The file system that the thread sees: a root with mounts in it, and `outside` beside it.
 struct Fixture {
     top: PathBuf,
     code: File,
 }
 
 impl Fixture {
-    /// To be called on a thread that ends soon: it gets a mount namespace of its own, with which all of this goes.
+    /// Call it on a thread that ends soon: the thread gets its own mount namespace, which removes all of this at its
+    /// end.
     fn new(name: &str) -> Self {
         let top = std::env::temp_dir().join(format!("coracle-landlock-{name}"));
         super::super::unshare(UnshareFlags::NEWNS | UnshareFlags::FS, "test's").unwrap();
@@ -62,7 +63,7 @@ impl Fixture {
             fs::write(top.join(file), "text").unwrap();
         }
         for directory in ["root/rw", "root/ro"] {
-            // Writable to the kernel, both: what keeps the second one is Landlock.
+            // The kernel's mounts are both writable: only Landlock protects the second one.
             let tree = mounts::filesystem(c"tmpfs", &[], Forbid::default()).unwrap();
             let mount_point = rootfs_path::open_dir(&top.join(directory)).unwrap();
             mounts::attach(tree.as_fd(), mount_point.as_fd()).unwrap();
@@ -90,7 +91,7 @@ impl Fixture {
     }
 }
 
-/// Runs `test` on a thread of its own, which is held for good. Nothing where the kernel has no such version.
+/// Runs `test` on its own thread, which stays restricted. Does nothing on a kernel without this version.
 fn held(since: u32, test: impl FnOnce() + Send + 'static) {
     if version().unwrap().is_some_and(|version| version >= since) {
         thread::spawn(test).join().unwrap();
@@ -135,7 +136,7 @@ fn a_read_only_root_is_read_and_its_writable_mounts_are_written() {
         for path in ["root/new", "root/sub/new", "root/ro/new", "outside/new"] {
             assert_eq!(create(&fixture.at(path)), DENIED, "{path}");
         }
-        // What a program does with files of its own.
+        // What a program does with its own files.
         fs::create_dir(fixture.at("root/rw/a")).unwrap();
         fs::rename(fixture.at("root/rw/text"), fixture.at("root/rw/a/b")).unwrap();
         std::os::unix::fs::symlink("b", fixture.at("root/rw/a/link")).unwrap();
@@ -145,7 +146,7 @@ fn a_read_only_root_is_read_and_its_writable_mounts_are_written() {
 }
 
 #[test]
-fn no_path_leads_out_of_the_root() {
+fn files_outside_the_root_are_denied() {
     held(2, || {
         let fixture = Fixture::new("outside");
         let outside = rootfs_path::open_dir(&fixture.at("outside")).unwrap();
@@ -154,15 +155,15 @@ fn no_path_leads_out_of_the_root() {
         let component = spec(false, "component", &"off".into());
         fixture.confine(&component).unwrap();
         assert_eq!(write(&fixture.at("root/own")), None);
-        // A descriptor of the host's that somebody forgot to close.
+        // A leaked descriptor of the host.
         assert_eq!(open("secret").unwrap_err(), rustix::io::Errno::ACCESS);
         assert_eq!(open(".").unwrap_err(), rustix::io::Errno::ACCESS);
         assert!(File::open("/proc/self/status").is_err());
         assert!(Command::new("/bin/true").spawn().is_err());
-        // The compiled component is opened by the name of its descriptor; nothing else beside it.
+        // The compiled component can be opened by its descriptor's name, and nothing else in that directory.
         File::open(fixture.at("code")).unwrap();
         assert_eq!(write(&fixture.at("code")), DENIED);
-        // A root that is read-only lets no more be done than that.
+        // Also under a read-only root.
         fixture
             .confine(&spec(true, "module", &"off".into()))
             .unwrap();
@@ -171,7 +172,7 @@ fn no_path_leads_out_of_the_root() {
     });
 }
 
-/// Where there is no nftables to ask: a plain loopback of this machine.
+/// Listeners on this machine's loopback.
 fn listeners() -> [(TcpListener, u16); 2] {
     [(); 2].map(|()| {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -187,7 +188,7 @@ fn connect(port: u16) -> Option<ErrorKind> {
 }
 
 #[test]
-fn tcp_goes_to_the_listed_ports_alone() {
+fn only_listed_tcp_ports_are_allowed() {
     held(PORTS, || {
         let [(_first, listed), (_second, other)] = listeners();
         let fixture = Fixture::new("ports");
@@ -203,14 +204,14 @@ fn tcp_goes_to_the_listed_ports_alone() {
 }
 
 #[test]
-fn an_open_network_is_left_alone_and_a_closed_one_has_no_port() {
+fn an_unrestricted_network_has_all_ports_and_a_denied_one_none() {
     held(PORTS, || {
         let [(_first, one), (_second, other)] = listeners();
         let fixture = Fixture::new("closed");
         let open = serde_json::json!({ "on": "open" });
         fixture.confine(&spec(false, "component", &open)).unwrap();
         assert_eq!((connect(one), connect(other)), (None, None));
-        // Preview 1 has no sockets, whatever its pod may reach.
+        // Preview 1 has no sockets, whatever the pod's policy is.
         fixture.confine(&spec(false, "module", &open)).unwrap();
         assert_eq!((connect(one), connect(other)), (DENIED, DENIED));
         let bound = TcpListener::bind("127.0.0.1:0").unwrap_err();
@@ -219,7 +220,7 @@ fn an_open_network_is_left_alone_and_a_closed_one_has_no_port() {
 }
 
 #[test]
-fn neither_signals_nor_abstract_sockets_leave() {
+fn signals_and_abstract_sockets_of_others_are_denied() {
     held(SCOPES, || {
         let name = format!("coracle-landlock-{}", std::process::id());
         let address = SocketAddr::from_abstract_name(name).unwrap();
@@ -272,7 +273,7 @@ fn a_refusal_of_the_kernel_is_an_error() {
 }
 
 #[test]
-fn each_version_handles_only_the_rights_that_it_knows() {
+fn each_version_handles_only_the_rights_it_has() {
     let known = [
         (0x1fff, 0, 0),
         (0x3fff, 0, 0),

@@ -1,9 +1,9 @@
-//! `/dev` of a Linux container: its nodes, terminals, shared memory and queues.
+//! `/dev` of a Linux container: device nodes, terminals, shared memory and message queues.
 //!
 //! Called by [`super::prepare`] (what must come from the host) and [`super::finish`] (the rest), before any volume.
-//! Invariants: `/dev` is a tmpfs that we made, so nothing an image holds is followed or changed; a node is made by
-//! number, or, in a user namespace, bound from a host node whose number was checked.
-//! Not here: whether a device may be used (cgroups say so).
+//! Invariants: `/dev` is a new tmpfs, so nothing in the image is followed or changed; a node is made by number, or, in
+//! a user namespace, bind-mounted from a host node whose number was checked. Cgroups decide whether a device may be
+//! used.
 
 use std::cell::OnceCell;
 use std::io;
@@ -43,20 +43,20 @@ const LINKS: [(&str, &str); 6] = [
     ("/proc/kcore", "core"),
 ];
 
-/// What is bound from the host, because it cannot be made inside a user namespace or belongs to the node.
+/// Trees that are bind-mounted from the host, because a user namespace cannot make them or they are the node's.
 pub(super) struct Bound {
-    /// A tree for each usual node and then for each device of the spec; empty outside user namespaces.
+    /// A tree for each default node and then for each device of the spec; empty without a user namespace.
     nodes: Vec<OwnedFd>,
     /// The node's `/sys`, where the network is the node's but the user namespace is not.
     sys: Option<OwnedFd>,
     /// Shared memory: the pod's, or the node's where ipc is the node's.
     shm: Option<OwnedFd>,
-    /// Our own null device, once it was made.
+    /// The container's null device, once it was made.
     null: OnceCell<OwnedFd>,
 }
 
 impl Bound {
-    /// Opens it, as host root and before mounts are made private.
+    /// Opens them, as host root and before mounts are made private.
     pub(super) fn open(linux: &LinuxSpec, pod: &PodNamespaces) -> Result<Self> {
         let mut nodes = Vec::new();
         let mut sys = None;
@@ -71,7 +71,7 @@ impl Bound {
         let shm = match (&pod.ipc, &pod.shm) {
             (None, _) => Some(tree(Path::new("/dev/shm"), false)?),
             (Some(_), Some(shm)) => Some(match mounts::clone_at(shm.as_fd()) {
-                // Before Linux 6.15 only what is attached can be copied; the keeper has attached it.
+                // Before Linux 6.15 only an attached tree can be copied; the keeper has attached it.
                 Err(e) if e.raw_os_error() == Some(libc::EINVAL) => tree(&linux.shm, false)?,
                 copied => copied.during(|| "share the pod's memory".into())?,
             }),
@@ -89,7 +89,7 @@ impl Bound {
         self.sys.as_ref()
     }
 
-    /// The container's null device: a place that can be cloned over what is masked.
+    /// The container's null device, whose mount is cloned over masked files.
     pub(super) fn null(&self) -> &OwnedFd {
         self.null
             .get()
@@ -101,7 +101,7 @@ fn tree(path: &Path, recursive: bool) -> Result<OwnedFd> {
     mounts::clone_tree(path, recursive).during(|| format!("mount the node's {}", path.display()))
 }
 
-/// The usual devices, then those of the spec, each with whether it is a usual one.
+/// The default devices, then those of the spec, each with whether it is a default one.
 fn devices(linux: &LinuxSpec) -> impl Iterator<Item = (Device, bool)> + '_ {
     let usual = USUAL.iter().map(|(name, major, minor)| Device {
         path: format!("/dev/{name}"),
@@ -146,8 +146,8 @@ fn file_type(kind: DeviceKind) -> FileType {
     }
 }
 
-/// Makes and fills `/dev`. Returns the controlling side of the container's terminal, if it has one; the standard
-/// streams are the other side then.
+/// Makes and fills `/dev`. Returns the controlling side of the container's terminal, if it has one; the other side has
+/// become the standard streams.
 pub(super) fn build(
     root: &OwnedFd,
     linux: &LinuxSpec,
@@ -245,7 +245,7 @@ fn terminals(dev: &OwnedFd, pod: &PodNamespaces, label: Option<&str>) -> Result<
         (c"mode", Some("0620")),
     ];
     options.extend(label.map(|label| (c"context", Some(label))));
-    // A map may be too small for the group; terminals then stay with root's.
+    // If the id map does not contain the group, terminals keep root's group.
     let tty_is_mapped = pod.user.is_none() || sys::ids::is_group_mapped(5);
     if tty_is_mapped {
         options.push((c"gid", Some(TTY_GROUP)));
@@ -281,7 +281,7 @@ fn queues(dev: &OwnedFd, label: Option<&str>) -> Result<()> {
     mounts::attach(tree.as_fd(), at.as_fd()).during(what)
 }
 
-/// Labels the top of a filesystem that takes no label when it is mounted. Not every policy has labels for each kind.
+/// Labels the root of a filesystem that has no mount option for it. Not every policy has labels for each filesystem.
 fn label_top(tree: &OwnedFd, label: &str) -> io::Result<()> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let top = openat(tree, ".", flags, Mode::empty())?;
@@ -292,7 +292,8 @@ fn label_top(tree: &OwnedFd, label: &str) -> io::Result<()> {
     }
 }
 
-/// Standard streams that are the node's null device become the container's: whoever holds a node can change it.
+/// Replaces standard streams that are the node's null device by the container's: a process with the open device could
+/// change the node's.
 fn own_null(dev: &OwnedFd) -> Result<()> {
     let what = || "open the container's null device".to_owned();
     let is_null = |fd: BorrowedFd<'_>| {
@@ -313,13 +314,13 @@ fn own_null(dev: &OwnedFd) -> Result<()> {
     Ok(())
 }
 
-/// Opens a terminal of the container's own devpts, by descriptor; it becomes the standard streams and `/dev/console`.
+/// Opens a terminal of the container's own devpts by descriptor and makes it the standard streams and `/dev/console`.
 fn terminal(dev: &OwnedFd, pts: &OwnedFd, uid: u32) -> Result<OwnedFd> {
     let what = || "open the container's terminal".to_owned();
     let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
     let control = openat(pts, "ptmx", flags, Mode::empty()).during(what)?;
     let side = sys::terminal::other_side(control.as_fd()).during(what)?;
-    // Its user opens it again, as /dev/stdout or by its name.
+    // Its user may reopen it, as /dev/stdout or by its name.
     rustix::fs::fchown(&side, Some(Uid::from_raw(uid)), None).during(what)?;
     let tree = mounts::clone_at(side.as_fd()).during(what)?;
     let at = rootfs_path::ensure(dev.as_fd(), "console", false).during(what)?;
@@ -328,8 +329,8 @@ fn terminal(dev: &OwnedFd, pts: &OwnedFd, uid: u32) -> Result<OwnedFd> {
     Ok(control)
 }
 
-/// Makes the pod's shared memory: a tmpfs that no container can grow beyond `bytes`, all of it with SELinux label
-/// `label`. Where a kernel copies attached mounts only (before 6.15) it is attached at `shm` beside directory `exits`.
+/// Makes the pod's shared memory: a tmpfs of at most `bytes` with SELinux label `label`. Before Linux 6.15, which
+/// cannot copy a detached mount, it is attached at `shm` beside directory `exits`.
 ///
 /// Errors: the kernel's.
 pub fn pod_shared_memory(

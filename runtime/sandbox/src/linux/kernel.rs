@@ -1,4 +1,4 @@
-//! `/proc`, `/sys` and the cgroup tree of a Linux container, and what of them is hidden or cannot be written.
+//! `/proc`, `/sys` and the cgroup tree of a Linux container, and its masked and read-only paths.
 //!
 //! Called by [`super::finish`]. Invariants: these filesystems are mounted on ordinary directories only; a file is
 //! masked with a `/dev/null` that we made ourselves, never with one that an image or a volume could have put there. Not
@@ -14,7 +14,7 @@ use coracle_spec::error::{Context as _, Result};
 use coracle_spec::{CgroupMount, LinuxJail, LinuxSpec};
 use coracle_sys::mounts::{self, Forbid};
 
-/// Whether the container has a cgroup namespace of its own. A privileged one sees the node's unified tree, as under
+/// Whether the container has its own cgroup namespace. A privileged one sees the node's unified tree, as with
 /// containerd.
 pub(super) fn has_own_cgroup_namespace(linux: &LinuxSpec) -> bool {
     let unified = matches!(linux.cgroups.as_slice(), [only] if only.directory.is_empty());
@@ -48,7 +48,7 @@ pub(super) fn sys(root: &OwnedFd, linux: &LinuxSpec, bound: Option<&OwnedFd>) ->
     mounts::attach(tree.as_fd(), at.as_fd()).during(what)
 }
 
-/// Shows the container's own cgroups below `/sys/fs/cgroup`.
+/// Mounts the container's own cgroups below `/sys/fs/cgroup`.
 pub(super) fn cgroups(root: &OwnedFd, linux: &LinuxSpec) -> Result<()> {
     let what = || "mount cgroups at /sys/fs/cgroup".to_owned();
     let writes = !linux.jail.privileged;
@@ -109,9 +109,9 @@ fn hierarchy(mount: &CgroupMount, writes: bool) -> std::io::Result<OwnedFd> {
     mounts::filesystem(c"cgroup", &options, forbid)
 }
 
-/// Hides and write-protects what the kubelet asked for. An absent path is passed over.
+/// Masks and write-protects the paths of the spec. A path that does not exist is skipped.
 ///
-/// Errors: a path cannot be covered; leaving it open is not an answer.
+/// Errors: a path cannot be covered. That is fatal, it is never left open.
 pub(super) fn confine(root: &OwnedFd, jail: &LinuxJail, bound: &Bound) -> Result<()> {
     for path in &jail.readonly_paths {
         let what = || format!("make {path} read-only");

@@ -1,8 +1,8 @@
-//! A terminal for a process that joins a running container.
+//! Opens a terminal for an exec's process.
 //!
-//! Called by an exec once it is inside the container's namespaces and leads a session of its own.
-//! Invariant: the container may have put anything at the terminals' place by now: only what is a terminal multiplexer
-//! of a devpts is used. Not here: the terminal of a container's first process, which is made with its `/dev`.
+//! Called once the process is inside the container's namespaces and leads its own session.
+//! Invariant: it uses only the terminal multiplexer of a devpts, because the container may have replaced `/dev/pts`.
+//! The terminal of a container's first process is made with its `/dev`.
 
 use std::os::fd::{AsFd as _, OwnedFd};
 
@@ -16,10 +16,10 @@ use coracle_sys as sys;
 /// Source: linux/magic.h, DEVPTS_SUPER_MAGIC.
 const DEVPTS: i64 = 0x1cd1;
 
-/// Opens a terminal of the container's devpts for user `uid` of the container: it becomes the standard streams and
-/// controls the session. Returns its controlling side, which does not block.
+/// Opens a terminal of the container's devpts for user `uid` of the container and makes it the standard streams and the
+/// controlling terminal. Returns its controlling side, non-blocking.
 ///
-/// Errors: the container has no devpts at `/dev/pts`, or something else lies there.
+/// Errors: there is no devpts at `/dev/pts` of the container.
 pub fn join_terminal(uid: u32) -> Result<OwnedFd> {
     let what = || "open a terminal at the container's /dev/pts".to_owned();
     let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC | OFlags::NONBLOCK;
@@ -34,7 +34,7 @@ pub fn join_terminal(uid: u32) -> Result<OwnedFd> {
         return Err(Error::new(Kind::Invalid, text));
     }
     let side = sys::terminal::other_side(control.as_fd()).during(what)?;
-    // Its user opens it again, as /dev/stdout or by its name.
+    // Its user may reopen it, as /dev/stdout or by its name.
     fchown(&side, Some(Uid::from_raw(uid)), None).during(what)?;
     sys::terminal::become_controlled_by(side.as_fd()).during(what)?;
     Ok(control)

@@ -1,9 +1,9 @@
-//! Ready filters by profile and capabilities, so that building one is paid for once.
+//! Caches ready filters by profile and capabilities, so that each is built once.
 //!
-//! Called by the daemon for every Linux container. A filter lies in a sealed memfd; what is handed out is another
-//! descriptor of the same memory, which a guest can read and nobody can change.
-//! Invariant: two callers that want one filter build it once, and a build holds up nobody who wants another.
-//! Not here: loading; which profile a container asked for.
+//! The daemon calls it for every Linux container. A filter is in a sealed memfd; callers get another descriptor of it,
+//! which can be read and not changed.
+//! Invariant: concurrent callers for one filter build it once, and a build does not block callers for another filter.
+//! It must not know how filters are loaded, or which profile a container has.
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -13,13 +13,13 @@ use super::Profile;
 use coracle_spec::error::{Context as _, Result};
 use coracle_sys::memfd::sealed;
 
-/// The most filters that are kept; each is some kilobytes of kernel memory and a descriptor.
+/// The most filters that are kept; each takes some kilobytes of kernel memory and a descriptor.
 const MOST_FILTERS: usize = 64;
 
-/// A profile's digest and those of the capabilities that it asks about.
+/// A profile's digest and the relevant capabilities.
 type Key = ([u8; 32], u64);
 
-/// Filters that were built before; the least recently used one goes when there are 64. Shared between threads.
+/// Built filters; when there are 64, the least recently used one is removed. Shared between threads.
 #[derive(Debug, Default)]
 pub struct ProfileCache {
     entries: Mutex<Entries>,
@@ -40,8 +40,8 @@ struct Entry {
 impl ProfileCache {
     /// The filter of `profile` for a payload with this bounding set: a sealed memfd of ready BPF.
     ///
-    /// Takes some 10 ms when it has to be built; call it where blocking is fine.
-    /// Errors: those of [`Profile::compile`], or memfd_create(2) and dup(2) failed. Nothing is kept of a failure.
+    /// Building takes about 10 ms; call it where blocking is fine.
+    /// Errors: those of [`Profile::compile`], or memfd_create(2) or dup(2) failed. Failures are not cached.
     pub fn filter(&self, profile: &Profile, capabilities: u64) -> Result<OwnedFd> {
         let relevant = capabilities & profile.relevant_capabilities();
         let entry = self.entry((profile.digest, relevant));
@@ -54,10 +54,11 @@ impl ProfileCache {
         filter
             .insert(ready)
             .try_clone()
-            .during(|| "hand out a seccomp profile's filter".into())
+            .during(|| "duplicate a seccomp profile's filter".into())
     }
 
-    /// Builds the runtime default's filter for `capabilities`, so that the first container need not wait for it.
+    /// Builds the runtime default's filter for `capabilities` in advance, so that the first container does not wait for
+    /// it.
     ///
     /// Errors: those of [`ProfileCache::filter`].
     pub fn warm(&self, capabilities: u64) -> Result<()> {
@@ -106,7 +107,7 @@ mod tests {
         let default = Profile::runtime_default();
         cache.warm(0).unwrap();
         let first = cache.filter(default, 0).unwrap();
-        // CAP_CHOWN opens no call.
+        // No rule depends on CAP_CHOWN.
         let same = cache.filter(default, 1).unwrap();
         let other = cache.filter(default, ADMIN).unwrap();
         assert_eq!(inode(&first), inode(&same));
@@ -118,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn the_least_recently_used_filter_goes() {
+    fn the_least_recently_used_filter_is_removed() {
         let cache = ProfileCache::default();
         let profile = |n: usize| {
             Profile::parse(
@@ -146,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn a_profile_that_cannot_be_built_leaves_nothing_behind() {
+    fn a_failed_build_is_not_cached() {
         let cache = ProfileCache::default();
         let foreign = Profile::parse(
             br#"{"defaultAction":"SCMP_ACT_ERRNO","architectures":["SCMP_ARCH_S390X"]}"#,
@@ -158,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn threads_that_want_one_filter_get_one() {
+    fn concurrent_callers_build_a_filter_once() {
         let cache = ProfileCache::default();
         let all: Vec<OwnedFd> = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..8)

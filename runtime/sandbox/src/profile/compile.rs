@@ -1,10 +1,10 @@
-//! From rules to a filter: libseccomp builds it, then a few instructions go in front.
+//! Compiles rules to a filter: libseccomp builds it, then a few instructions are put in front.
 //!
-//! Called by [`Profile::compile`]. What counts, in which order and with which errno follows runc, so that a profile
-//! means here what it means there: a rule that says what the default says is left out, two conditions on one argument
-//! are alternatives, calls beyond the newest one that the profile names answer ENOSYS.
-//! Invariant: the result is whole instructions that the kernel's length limit admits.
-//! Not here: JSON, caching, loading.
+//! Called by [`Profile::compile`]. Which rules apply, in which order and with which errno is the same as in runc, so
+//! that a profile has the same meaning: a rule equal to the default is left out, two conditions on one argument are
+//! alternatives, calls newer than the newest one that the profile names return ENOSYS.
+//! Invariant: the result is complete instructions, not more than the kernel accepts.
+//! It must not know about JSON, caching or loading.
 
 use libseccomp::{ScmpAction, ScmpArch, ScmpArgCompare, ScmpFilterContext, ScmpSyscall};
 
@@ -12,19 +12,19 @@ use super::super::seccomp::export;
 use super::{Profile, Rule};
 use coracle_spec::error::{Error, Kind, Result};
 
-/// The longest filter that the kernel takes, instructions. Source: BPF_MAXINSNS.
+/// The longest filter that the kernel accepts, in instructions. Source: BPF_MAXINSNS.
 const MOST_INSTRUCTIONS: usize = 4096;
 
-/// From this many rules on, libseccomp arranges them as a tree.
+/// With at least this many rules, libseccomp arranges them as a tree.
 const TREE_FROM: usize = 32;
 
-/// Set in the numbers of x32 calls, which have the architecture of x86-64 otherwise.
+/// The bit in the numbers of x32 calls, which have the architecture of x86-64.
 const X32_BIT: u32 = 1 << 30;
 
 /// `AUDIT_ARCH_X86_64`.
 const AUDIT_X86_64: u32 = 0xc000_003e;
 
-/// Architectures whose programs this host's kernel runs beside its own.
+/// Other architectures whose programs this host's kernel runs.
 pub(super) fn companions() -> Vec<ScmpArch> {
     match ScmpArch::native() {
         ScmpArch::X8664 => vec![ScmpArch::X86, ScmpArch::X32],
@@ -53,7 +53,7 @@ pub(super) fn compile(profile: &Profile, capabilities: u64) -> Result<Vec<u8>> {
     }
     let calls: usize = rules.iter().map(|rule| rule.names.len()).sum();
     if calls > TREE_FROM {
-        // An older libseccomp does without; the filter means the same.
+        // An older libseccomp does not have this; the filter has the same meaning.
         let _ = filter.set_ctl_optimize(2);
     }
     for rule in &rules {
@@ -80,7 +80,7 @@ fn refused(what: impl std::fmt::Display, cause: libseccomp::error::SeccompError)
     Error::with(Kind::Invalid, format!("seccomp profile: {what}"), cause)
 }
 
-/// Major and minor version; 0.0 if the kernel's release does not begin with one.
+/// Major and minor version; 0.0 if the kernel's release does not start with one.
 fn running_kernel() -> (u32, u32) {
     let name = rustix::system::uname();
     let release = name.release().to_string_lossy();
@@ -101,7 +101,7 @@ fn add(filter: &mut ScmpFilterContext, rule: &Rule, default: ScmpAction) -> Resu
     arguments.sort_unstable();
     let alternatives = arguments.windows(2).any(|pair| pair[0] == pair[1]);
     for name in &rule.names {
-        // A call that libseccomp does not know has no number to put into a filter.
+        // A call that libseccomp does not know has no number.
         let Ok(call) = ScmpSyscall::from_name(name) else {
             continue;
         };
@@ -132,7 +132,7 @@ struct Step {
 }
 
 impl Step {
-    /// Loads the word at `offset` of struct seccomp_data.
+    /// Loads the 32 bits at `offset` of struct seccomp_data.
     fn load(offset: u32) -> Self {
         Self::jump(0x20, offset, 0, 0)
     }
@@ -166,8 +166,8 @@ const EQUAL: u16 = 0x15;
 const GREATER: u16 = 0x25;
 const HAS_BIT: u16 = 0x45;
 
-/// What goes in front of the filter: ENOSYS for calls above every call that the rules name, by architecture; all
-/// else falls through. Empty if the default lets such calls through, or answers ENOSYS already.
+/// The instructions in front of the filter: ENOSYS for calls above every call that the rules name, by architecture;
+/// other calls fall through. Empty if the default allows such calls or returns ENOSYS already.
 fn unknown_calls(profile: &Profile, rules: &[&Rule]) -> Vec<Step> {
     let open = matches!(
         profile.default,
@@ -201,14 +201,14 @@ fn unknown_calls(profile: &Profile, rules: &[&Rule]) -> Vec<Step> {
 fn newest_call(rules: &[&Rule], arch: ScmpArch) -> u32 {
     (rules.iter().flat_map(|rule| &rule.names))
         .filter_map(|name| ScmpSyscall::from_name_by_arch(name, arch).ok())
-        // Negative ones stand for calls that this architecture does not have.
+        // Negative numbers are calls that this architecture does not have.
         .filter_map(|call| u32::try_from(call.as_raw_syscall()).ok())
         .max()
         .filter(|&number| number > 0)
         .unwrap_or(u32::MAX)
 }
 
-/// The kernel's number of an architecture, where numbers of calls grow with their age.
+/// The kernel's number of an architecture on which newer calls have larger numbers.
 fn audit_number(arch: ScmpArch) -> Option<u32> {
     Some(match arch {
         ScmpArch::X8664 | ScmpArch::X32 => AUDIT_X86_64,
@@ -239,7 +239,7 @@ fn section_x86_64(newest: u32, newest_x32: u32) -> Vec<Step> {
     ]
 }
 
-/// Puts each section behind a test for its architecture and a way out to the filter at its end.
+/// Puts a test for its architecture before each section, and a jump to the filter after it.
 fn join(sections: Vec<(u32, Vec<Step>)>) -> Vec<Step> {
     let mut left: usize = sections.iter().map(|(_, s)| s.len() + 2).sum();
     let mut steps = vec![Step::load(4)];
@@ -267,8 +267,8 @@ mod tests {
     const ADMIN: u64 = 1 << 21;
     const CLONE3: libc::c_long = libc::SYS_clone3;
 
-    /// Runs `calls` in a process of its own under `filter`; each answer is what the call returned, or minus its
-    /// errno. Fewer answers than calls: the process was killed.
+    /// Runs `calls` in a new process under `filter`. Each result is the call's return value or its negative errno.
+    /// Fewer results than calls: the process was killed.
     fn under(filter: &[u8], flags: u32, calls: &[Call]) -> Vec<i64> {
         let mut steps: Vec<libc::sock_filter> = (filter.chunks_exact(8))
             .map(|s| libc::sock_filter {
@@ -283,7 +283,10 @@ mod tests {
             filter: steps.as_mut_ptr(),
         };
         let (mut reader, writer) = std::io::pipe().unwrap();
-        #[allow(unsafe_code, reason = "a filter stays on, so it needs its own process")]
+        #[allow(
+            unsafe_code,
+            reason = "a filter cannot be removed, so it needs its own process"
+        )]
         // SAFETY: after the fork the child only makes system calls on memory that exists already.
         let child = unsafe {
             let child = libc::fork();
@@ -296,7 +299,7 @@ mod tests {
         let mut bytes = Vec::new();
         reader.read_to_end(&mut bytes).unwrap();
         #[allow(unsafe_code, reason = "the child of a raw fork is reaped by hand")]
-        // SAFETY: `child` is our own, and the status is not asked for.
+        // SAFETY: `child` is our own, and the status pointer is null.
         let reaped = unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) };
         assert_eq!(reaped, child);
         (bytes.chunks_exact(8))
@@ -349,7 +352,7 @@ mod tests {
     const EFAULT: i64 = -(libc::EFAULT as i64);
 
     #[test]
-    fn the_default_denies_what_reaches_the_node() {
+    fn the_default_denies_calls_that_affect_the_node() {
         let answers = by_default(
             0,
             &[
@@ -363,7 +366,7 @@ mod tests {
                 call(libc::SYS_chroot, 0),
                 call(CLONE3, 0),
                 call(libc::SYS_clone, libc::CLONE_NEWNET as u64),
-                // Beyond every call that the profile names.
+                // Newer than every call that the profile names.
                 call(900, 0),
             ],
         );
@@ -373,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn capabilities_open_the_calls_that_need_them() {
+    fn capabilities_allow_the_calls_that_need_them() {
         let bad = u64::MAX - 4095;
         let calls = [
             (libc::SYS_mount, [bad, bad, bad]),
@@ -400,7 +403,7 @@ mod tests {
                 socket(libc::AF_UNIX as u64),
                 socket(libc::AF_VSOCK as u64),
                 socket(libc::AF_ALG as u64),
-                // The kernel looks at the lower 32 bits only, and so must the filter.
+                // The kernel reads only the lower 32 bits, and so must the filter.
                 socket(1 << 32 | libc::AF_VSOCK as u64),
                 socket(1 << 32 | libc::AF_ALG as u64),
             ],
@@ -412,7 +415,7 @@ mod tests {
     }
 
     #[test]
-    fn a_parsed_profile_compares_arguments_and_gives_its_errno() {
+    fn a_parsed_profile_compares_arguments_and_returns_its_errno() {
         let answers = by(
             r#"{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[
                 {"names":["getppid","no_such_call"],"action":"SCMP_ACT_ERRNO","errnoRet":77},
@@ -437,7 +440,7 @@ mod tests {
     }
 
     #[test]
-    fn a_killing_profile_kills_and_new_calls_do_not_count() {
+    fn a_kill_action_kills_but_newer_calls_get_enosys() {
         for action in ["SCMP_ACT_KILL", "SCMP_ACT_KILL_PROCESS", "SCMP_ACT_TRAP"] {
             let answers = by(
                 &format!(

@@ -1,11 +1,11 @@
-//! The profile that a container gets which asks for the runtime's default: what an ordinary image may call.
+//! The `RuntimeDefault` profile: the system calls of ordinary images.
 //!
-//! The list allows what users of other container runtimes are allowed (Docker's and containerd's default profiles as
-//! of 2026), ordered by what a call is about. What needs a capability in the kernel is allowed with that capability.
-//! Invariant: nothing here makes namespaces, mounts, loads kernel code or opens io_uring without a capability.
-//! Stricter than its models in one point: socket families are compared as the kernel reads them, in 32 bits, so that
-//! a number with bits above those cannot name a forbidden family.
-//! Not here: how rules become a filter.
+//! The list allows the same calls as the default profiles of Docker and containerd as of 2026, grouped by topic. A call
+//! that needs a capability in the kernel is allowed with that capability.
+//! Invariant: without a capability, no call makes namespaces, mounts, loads kernel code or uses io_uring.
+//! It is stricter in one point: socket families are compared in 32 bits, as the kernel reads them, so that a number
+//! with higher bits set cannot select a forbidden family.
+//! It must not know how rules become a filter.
 
 use libseccomp::{ScmpAction, ScmpArch, ScmpCompareOp};
 
@@ -32,7 +32,7 @@ const STREAMS: &str = "
     select sendfile sendfile64 signalfd signalfd4 splice tee timerfd_create timerfd_gettime timerfd_gettime64
     timerfd_settime timerfd_settime64 vmsplice write writev";
 
-/// Sockets, but for making one (see [`FAMILIES`]). `socketcall` is how old 32-bit programs use any of them.
+/// Sockets, except making one (see [`FAMILIES`]). `socketcall` is for old 32-bit programs.
 const SOCKETS: &str = "
     accept accept4 bind connect getpeername getsockname getsockopt listen recv recvfrom recvmmsg recvmmsg_time64
     recvmsg send sendmmsg sendmsg sendto setsockopt shutdown socketcall socketpair";
@@ -67,10 +67,10 @@ const TIME_AND_LIMITS: &str = "
     sysinfo time timer_create timer_delete timer_getoverrun timer_gettime timer_gettime64 timer_settime
     timer_settime64 times ugetrlimit uname";
 
-/// What other processes' memory is reached with; the kernel's own check is sound since 4.8 (CVE-2019-2054).
+/// Access to other processes' memory; safe since kernel 4.8 (CVE-2019-2054).
 const TRACING: &str = "process_vm_readv process_vm_writev ptrace";
 
-/// What one processor has and another has not, by the names of [`super::HOST_ARCHITECTURE`].
+/// Calls that only some architectures have, by the names of [`super::HOST_ARCHITECTURE`].
 const BY_ARCHITECTURE: &[(&[&str], &str)] = &[
     (&["amd64"], "arch_prctl modify_ldt"),
     (
@@ -85,7 +85,7 @@ const BY_ARCHITECTURE: &[(&[&str], &str)] = &[
     (&["ppc64le"], "sync_file_range2 swapcontext"),
 ];
 
-/// What a capability opens.
+/// Calls that a capability allows.
 const BY_CAPABILITY: &[(&str, &str)] = &[
     ("CAP_DAC_READ_SEARCH", "open_by_handle_at"),
     (
@@ -116,12 +116,12 @@ const BY_CAPABILITY: &[(&str, &str)] = &[
     ("CAP_PERFMON", "perf_event_open"),
 ];
 
-/// Execution domains: Linux, Linux with 32-bit addresses, without address-space randomisation (debuggers) and both,
-/// and the question which one it is.
+/// Allowed arguments of personality(2): Linux, Linux with 32-bit addresses, without address-space randomization (for
+/// debuggers), both, and the query.
 const PERSONALITIES: &[u64] = &[0, 0x8, 0x20000, 0x20008, 0xffff_ffff];
 
-/// Address families that a socket may have, as (mask, value) over 32 bits: 0-37, 39 and 41-47. Left out: AF_ALG (38),
-/// a standing source of kernel holes, and AF_VSOCK (40), which knows no network namespace.
+/// Allowed address families, as (mask, value) over 32 bits: 0-37, 39 and 41-47. Left out: AF_ALG (38), which often has
+/// kernel vulnerabilities, and AF_VSOCK (40), which ignores network namespaces.
 const FAMILIES: &[(u64, u64)] = &[
     (0xffff_ffe0, 0),
     (0xffff_fffc, 32),
@@ -132,7 +132,7 @@ const FAMILIES: &[(u64, u64)] = &[
     (0xffff_fffc, 44),
 ];
 
-/// All flags that make a namespace, as clone(2) takes them.
+/// All flags of clone(2) that make a namespace.
 const NAMESPACES: u64 = (libc::CLONE_NEWNS
     | libc::CLONE_NEWUTS
     | libc::CLONE_NEWIPC
@@ -141,7 +141,7 @@ const NAMESPACES: u64 = (libc::CLONE_NEWNS
     | libc::CLONE_NEWNET
     | libc::CLONE_NEWCGROUP) as u64;
 
-/// The default profile; `arches` are beside the host's own.
+/// The default profile; `arches` are those besides the host's own.
 pub(super) fn profile(arches: Vec<ScmpArch>) -> Profile {
     let mut rules = vec![allow(
         &[FILES, STREAMS, SOCKETS, MEMORY, PROCESSES, TIME_AND_LIMITS],
@@ -192,7 +192,7 @@ fn holding(name: &str) -> RuleFilter {
     }
 }
 
-/// Calls that are allowed by their first argument.
+/// Calls that are allowed depending on their first argument.
 fn compared() -> impl Iterator<Item = Rule> {
     let one = |name: &str, op, value| Rule {
         conditions: vec![Condition {
@@ -209,8 +209,8 @@ fn compared() -> impl Iterator<Item = Rule> {
     personalities.chain(families)
 }
 
-/// New processes share all namespaces; clone3 keeps its flags where no filter sees them, so C libraries are told that
-/// it does not exist and use clone.
+/// New processes share all namespaces. A filter cannot see the flags of clone3, so it returns ENOSYS, and C libraries
+/// use clone.
 fn without_admin() -> [Rule; 2] {
     let flags = if super::HOST_ARCHITECTURE == "s390x" {
         1
@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn families_leave_out_two_and_overlap_nowhere() {
+    fn families_exclude_two_and_do_not_overlap() {
         for family in 0..48_u64 {
             let hits = FAMILIES
                 .iter()

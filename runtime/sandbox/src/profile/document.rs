@@ -1,9 +1,9 @@
-//! Reads a profile: JSON as it is written down, then every word of it checked.
+//! Parses a profile: reads the JSON, then checks every value.
 //!
 //! Called by [`Profile::parse`]. The format is that of containers/common and moby `profiles/seccomp/default.json`;
-//! `null` is as good as an absent field, as Go's JSON reader has it.
-//! Invariant: every refusal names the entry, `syscalls[3] (mount)`, and the word that is wrong.
-//! Not here: what the rules mean to a container.
+//! `null` is the same as an absent field, as in Go's JSON decoder.
+//! Invariant: every error names the entry, such as `syscalls[3] (mount)`, and the wrong value.
+//! It must not know what the rules mean to a container.
 
 use libseccomp::{ScmpAction, ScmpArch, ScmpCompareOp};
 use serde::Deserialize;
@@ -13,10 +13,10 @@ use super::{
 };
 use coracle_spec::error::{Error, Kind, Result};
 
-/// The most (name, rule) pairs of a profile; the kernel takes 4,096 instructions, and a pair is one at least.
+/// The most (name, rule) pairs of a profile: the kernel accepts 4,096 instructions, and a pair takes at least one.
 const MOST_RULES: usize = 4096;
 
-/// The largest errno that the kernel hands out. Source: MAX_ERRNO, linux/err.h.
+/// The largest errno of the kernel. Source: MAX_ERRNO, linux/err.h.
 const MOST_ERRNO: u32 = 4095;
 
 #[derive(Deserialize)]
@@ -208,7 +208,7 @@ fn condition(argument: &Argument) -> Result<Condition, String> {
         "SCMP_CMP_EQ" => ScmpCompareOp::Equal,
         "SCMP_CMP_GE" => ScmpCompareOp::GreaterEqual,
         "SCMP_CMP_GT" => ScmpCompareOp::Greater,
-        // Here `value` is the mask, and `valueTwo` what has to be left under it.
+        // Here `value` is the mask and `valueTwo` the expected value.
         "SCMP_CMP_MASKED_EQ" => {
             value = argument.value_two.unwrap_or(0);
             ScmpCompareOp::MaskedEqual(argument.value)

@@ -1,4 +1,4 @@
-//! The target that reads egress lists.
+//! The fuzz target of egress lists. See [`crate::fuzz`].
 
 use std::net::SocketAddr;
 
@@ -13,18 +13,24 @@ pub(crate) fn rules(input: &[u8]) {
         .split(',')
         .filter_map(|entry| entry.parse().ok())
         .collect();
-    for rule in &rules {
-        let printed = rule.to_string();
-        assert_eq!(printed.parse(), Ok(rule.clone()), "{printed}");
-        assert_ne!(rule.port, Some(0), "{printed}");
-        if let Target::Cidr(cidr) = &rule.target {
-            assert_eq!(
-                Cidr::new(cidr.base(), cidr.bits()),
-                Some(*cidr),
-                "{printed}"
-            );
-        }
+    rules.iter().for_each(survives_a_round_trip);
+    refuses_denied_addresses(rules, text);
+}
+
+fn survives_a_round_trip(rule: &Rule) {
+    let printed = rule.to_string();
+    assert_eq!(printed.parse(), Ok(rule.clone()), "{printed}");
+    assert_ne!(rule.port, Some(0), "{printed}");
+    if let Target::Cidr(cidr) = &rule.target {
+        assert_eq!(
+            Cidr::new(cidr.base(), cidr.bits()),
+            Some(*cidr),
+            "{printed}"
+        );
     }
+}
+
+fn refuses_denied_addresses(rules: Vec<Rule>, text: &str) {
     let node: SocketAddr = "198.51.100.1:10250".parse().expect("an address");
     let egress = Egress::Listed(List {
         rules,

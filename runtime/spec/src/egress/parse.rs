@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_be_misread_is_refused() {
+    fn ambiguous_entries_are_refused() {
         let long = format!("{}.com", "a".repeat(64));
         let longer = vec!["abcdefg"; 40].join(".");
         for entry in [

@@ -134,7 +134,7 @@ fn set_up(container: &ContainerId, layout: Layout, warm: Option<&Warm>) -> Resul
     sandbox::enter_cgroups(&spec)?;
     sandbox::set_oom_score(spec.oom_score_adj)?;
     match &spec.workload {
-        Workload::Wasm(_) => wasm(&spec, layout, warm),
+        Workload::Wasm(_) => init::with_engine(warm, |warm| wasm(&spec, layout, warm)),
         Workload::Linux(linux) => program(&spec, linux, layout),
     }
 }
@@ -144,15 +144,7 @@ fn first_process(layout: Layout) -> OwnedFd {
     sys::fork::adopt(PAYLOAD_FD + layout.payload as RawFd)
 }
 
-fn wasm(spec: &ContainerSpec, layout: Layout, warm: Option<&Warm>) -> Result<Infallible> {
-    let own;
-    let warm = match warm {
-        Some(warm) => warm,
-        None => {
-            own = Warm::new()?;
-            &own
-        }
-    };
+fn wasm(spec: &ContainerSpec, layout: Layout, warm: &Warm) -> Result<Infallible> {
     let first = first_process(layout);
     let ids = layout.pod[3].then(|| sys::fork::adopt(PAYLOAD_FD + layout.payload as RawFd + 1));
     let pod = PodNamespaces {

@@ -78,20 +78,23 @@ fn set_up(container: &ContainerId, layout: Layout, warm: Option<&Warm>) -> Resul
     let spec = read_spec()?;
     match &spec.workload {
         Workload::Wasm(_) if needs_own_layout(&spec, warm) => Err(reexec(container, layout, false)),
-        Workload::Wasm(_) => wasm(&spec, layout, warm),
+        Workload::Wasm(_) => with_engine(warm, |warm| wasm(&spec, layout, warm)),
         Workload::Linux(linux) => linux_program(&spec, linux, layout),
     }
 }
 
-fn wasm(spec: &ContainerSpec, layout: Layout, warm: Option<&Warm>) -> Result<Infallible> {
-    let own;
-    let warm = match warm {
-        Some(warm) => warm,
-        None => {
-            own = Warm::new()?;
-            &own
-        }
-    };
+/// Calls `run` with the inherited engine, or with a new one in a process that was executed again.
+pub(super) fn with_engine<T>(
+    warm: Option<&Warm>,
+    run: impl FnOnce(&Warm) -> Result<T>,
+) -> Result<T> {
+    match warm {
+        Some(warm) => run(warm),
+        None => run(&Warm::new()?),
+    }
+}
+
+fn wasm(spec: &ContainerSpec, layout: Layout, warm: &Warm) -> Result<Infallible> {
     drop(sys::fork::adopt(SPEC_FD));
     if let Workload::Wasm(wasm) = &spec.workload {
         lead_session(wasm)?;

@@ -217,27 +217,29 @@ fn a_translator_on_the_way_opens_nothing() {
 fn a_listed_name_opens_its_port_and_the_way_to_dns() {
     let setup = set_up("names", &["api.example.com:80"]);
     let dns = Server::within(setup.world.outside.try_clone().unwrap(), "dns", 53);
-    let asks = |server: &str| udp(&setup.pod.netns, &format!("{server}:53")).is_some();
+    let queries = |server: &str| udp(&setup.pod.netns, &format!("{server}:53")).is_some();
     assert!(setup.reaches("198.51.100.2:80") && setup.is_rejected("198.51.100.2:81"));
-    assert!(setup.is_rejected(&format!("{METADATA}:80")) && !asks("198.51.100.2"));
+    assert!(setup.is_rejected(&format!("{METADATA}:80")) && !queries("198.51.100.2"));
     setup.listed(&["api.example.com:80"], &["198.51.100.2"]);
-    assert!(asks("198.51.100.2") && setup.reaches("198.51.100.2:53") && !asks(METADATA));
+    assert!(queries("198.51.100.2") && setup.reaches("198.51.100.2:53") && !queries(METADATA));
     // A node's DNS cache with a link-local address is a resolver, and nothing else.
     setup.listed(&[".example.com:80"], &[METADATA]);
     assert!(
-        asks(METADATA) && !asks("198.51.100.2") && setup.is_rejected(&format!("{METADATA}:80"))
+        queries(METADATA)
+            && !queries("198.51.100.2")
+            && setup.is_rejected(&format!("{METADATA}:80"))
     );
     setup.listed(&["198.51.100.2:80"], &["198.51.100.2"]);
     assert!(
-        !asks("198.51.100.2"),
-        "no name is listed, none need be asked for"
+        !queries("198.51.100.2"),
+        "no name is listed, so no DNS is needed"
     );
     drop(dns);
 }
 
 #[test]
-fn neighbours_are_found_where_they_must_be_asked_for() {
-    // The world outside has an ordinary link to the node, as plugins make it: it asks by ARP and NDP.
+fn neighbours_are_found_by_arp_and_ndp() {
+    // The outside has an ordinary link to the node, as plugins make it, which uses ARP and NDP.
     let world = World::new("ndp");
     let node = Server::within(world.node.try_clone().unwrap(), "node", 8000);
     let listed = Egress::Listed(List {

@@ -73,7 +73,7 @@ impl World {
             std::process::id(),
             std::os::fd::AsRawFd::as_raw_fd(&outside)
         );
-        // Without addresses of their own, and for a second with them, neighbours are not asked for.
+        // Without addresses of their own, and for a second with them, neighbours are not looked up.
         for netns in [&node, &outside] {
             set(netns, "ipv6/conf/default/accept_dad", "0");
         }

@@ -152,7 +152,7 @@ fn a_port_has_one_holder_and_errors_name_it() {
     assert!(matches!(error, Error::PortTaken { .. }), "{error}");
     assert_eq!(world.ruleset(), before, "a refused pod leaves nothing");
     assert_eq!(world.network.leases(), 1);
-    // The same port of another protocol is another port; the same port said twice is one.
+    // The same port of another protocol is another port; a port listed twice is one.
     let dns = port(Protocol::Udp, 8080, 80);
     let b = world.attach(&two.netns, "two", &[dns.clone(), dns]);
     assert_eq!(
@@ -172,7 +172,7 @@ fn a_port_has_one_holder_and_errors_name_it() {
     assert_eq!(
         udp(&world.node, target),
         None,
-        "it has what it asked for last"
+        "it has the ports of its last request"
     );
     world.detach(&with_web);
     assert_eq!(world.ruleset(), "");

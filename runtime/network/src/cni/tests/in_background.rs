@@ -1,10 +1,10 @@
-//! What goes on in the background, and that nobody waits for it.
+//! Tests of background work: nobody waits for it.
 
 use super::*;
 
 use super::super::background::{AT_ONCE, START_TIMEOUT};
 
-/// Has a pod asked for, so that DEL is owed, with its namespace pinned at `pin`.
+/// Records the request of a pod's ADD, so that DEL is owed; its namespace is pinned at `pin`.
 fn begin(cni: &Cni, pod: &str, pin: &Path) {
     let config = NetworkConfig {
         pod: pod.into(),
