@@ -34,7 +34,7 @@ const WARM_UP: Duration = Duration::from_secs(20);
 /// How long it may take to fork.
 const FORK: Duration = Duration::from_secs(10);
 
-/// Options of [`Spawner::fork`].
+/// Options of [`Spawner::keeper`].
 pub struct NewKeeper {
     /// Its pod.
     pub pod: PodId,
