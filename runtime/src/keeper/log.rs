@@ -6,7 +6,7 @@
 //! locks or panics, so a fork finds every lock of the process free.
 //! Invariants: a line reaches the file in one write(2), as `RFC3339Nano stream P|F text`; text longer than 16 KiB is
 //! cut into `P` pieces; a rotation loses nothing and repeats nothing; a full disk drops lines, never the container.
-//! Attached clients get the same bytes from the same thread ([`clients`]).
+//! Attached clients get the same bytes from the same thread ([`attach`]).
 //! It must not know when a container ends.
 
 use std::fs::File;

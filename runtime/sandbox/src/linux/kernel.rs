@@ -1,8 +1,8 @@
 //! `/proc`, `/sys` and the cgroup tree of a Linux container, and its masked and read-only paths.
 //!
 //! Called by [`super::finish`]. Invariants: these filesystems are mounted on ordinary directories only; a file is
-//! masked with a `/dev/null` that we made ourselves, never with one that an image or a volume could have put there. Not
-//! here: which paths are masked.
+//! masked with a `/dev/null` that we made ourselves, never with one that an image or a volume could have put there.
+//! The spec decides which paths are masked.
 
 use std::os::fd::{AsFd, OwnedFd};
 
