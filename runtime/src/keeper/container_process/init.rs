@@ -347,10 +347,7 @@ fn packed(report: &Report) -> Option<(std::os::fd::BorrowedFd<'static>, Vec<u8>)
     let mut line = serde_json::to_vec(report).ok()?;
     line.push(b'\n');
     // SAFETY: descriptor 3 is the report socket for the whole life of the process.
-    #[allow(
-        unsafe_code,
-        reason = "the number is part of the process's fixed table"
-    )]
+    #[allow(unsafe_code, reason = "the number is in a fixed table")]
     let socket = unsafe { std::os::fd::BorrowedFd::borrow_raw(REPORT_FD) };
     Some((socket, line))
 }
