@@ -8,25 +8,25 @@
 //! Not here: times (see [`crate::bench`]).
 
 mod footprint;
+mod images;
 
-use std::fmt;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
+use std::{fmt, fs};
 
 use coracle_proto::runtime::v1 as cri;
+use footprint::{Footprint, wait_for_memory};
+use images::Images;
 use tokio::task::JoinSet;
 
-use crate::client::{self, Cri};
+use crate::client::Cri;
 use crate::daemon::{Daemon, Options};
 use crate::procs::{self, Role};
-use crate::push::{Image, Packing, file};
 use crate::registry::Registry;
 use crate::vitals::Vitals;
-use crate::{Outcome, guests, retry};
-use footprint::{Footprint, wait_for_memory};
+use crate::{Outcome, retry};
 
 /// Pods of each kind that run before memory is read for the first time, so that the daemon's code is mapped.
 const WARM_UP: usize = 24;
@@ -95,55 +95,6 @@ impl fmt::Display for Report {
             )?;
         }
         Ok(())
-    }
-}
-
-/// The images that pods are made of.
-#[derive(Clone, Debug)]
-struct Images {
-    /// The multi-verb guest for WASI.
-    wasm: String,
-    /// The multi-verb guest for Linux, and a program that prints "hello" and waits.
-    linux: String,
-}
-
-impl Images {
-    fn push(registry: &Registry) -> Outcome<Self> {
-        let wasm = Image::wasi(
-            &[file("tool.wasm", 0o755, &guests::tool()?)],
-            Packing::Gzip,
-            &["/tool.wasm"],
-        )?;
-        let linux = Image::linux(
-            &[
-                file("hello", 0o755, &guests::linux_workload()?),
-                file("tool", 0o755, &guests::linux_tool()?),
-            ],
-            &["/hello"],
-        )?;
-        Ok(Self {
-            wasm: wasm.push(registry.host(), "churn/wasm", "1")?.reference,
-            linux: linux.push(registry.host(), "churn/linux", "1")?.reference,
-        })
-    }
-
-    /// A container that exits 5 by itself.
-    fn job(&self, is_wasm: bool) -> cri::ContainerConfig {
-        let mut config = client::container("job", &self.wasm, &["exit", "5"]);
-        if !is_wasm {
-            config.image = Some(client::image(&self.linux));
-            config.command = vec!["/tool".into()];
-        }
-        config
-    }
-
-    /// A container that runs until it is stopped.
-    fn service(&self, is_wasm: bool) -> cri::ContainerConfig {
-        if is_wasm {
-            client::container("service", &self.wasm, &["sleep"])
-        } else {
-            client::container("service", &self.linux, &[])
-        }
     }
 }
 

@@ -285,11 +285,8 @@ fn cycle(place: &Place, dice: &mut Dice, last: bool) -> Outcome<Vec<Line>> {
     let machine = place.boot()?;
     let early = !last && dice.percent(20);
     let awaited = if early { "starting" } else { "churning" };
-    let pause = Duration::from_millis(if early {
-        dice.below(6000)
-    } else {
-        3000 + dice.below(12_000)
-    });
+    let (least, range) = if early { (0, 6000) } else { (3000, 12_000) };
+    let pause = Duration::from_millis(least + dice.below(range));
     let (mut console, mut lines) = (Vec::new(), Vec::new());
     let mut deadline = Instant::now() + BOOT_DEADLINE;
     let mut waits = true;

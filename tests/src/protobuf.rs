@@ -62,11 +62,8 @@ pub struct Schema {
 impl Schema {
     /// Reads the table. Errors: a line with another syntax than its first word requires.
     pub fn read() -> Result<Self, String> {
-        let lines = || {
-            TABLE
-                .lines()
-                .map(|line| line.split(' ').collect::<Vec<_>>())
-        };
+        let words = |line: &'static str| line.split(' ').collect::<Vec<_>>();
+        let lines = || TABLE.lines().map(words);
         let messages = lines().filter_map(|words| match words[..] {
             ["message", name] => Some((name.to_owned(), Vec::new())),
             _ => None,

@@ -170,14 +170,9 @@ async fn serve(
     replies: Arc<Mutex<HashMap<String, Reply>>>,
     (asked, heads, sent_endless): (Log, Log, Arc<AtomicUsize>),
 ) {
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        let Ok(byte) = stream.read_u8().await else {
-            return;
-        };
-        head.push(byte);
-    }
-    let head = String::from_utf8_lossy(&head).into_owned();
+    let Some(head) = read_head(&mut stream).await else {
+        return;
+    };
     let mut words = head.split(' ');
     let method = words.next().unwrap_or_default();
     let path = words.next().unwrap_or_default();
@@ -207,6 +202,14 @@ async fn serve(
         Reply::Drips(body, pause) => drip(stream, &body, pause).await,
         Reply::Endless(status, headers) => endless(stream, status, &headers, &sent_endless).await,
     }
+}
+
+async fn read_head(stream: &mut TcpStream) -> Option<String> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await.ok()?);
+    }
+    Some(String::from_utf8_lossy(&head).into_owned())
 }
 
 fn find_reply(replies: &HashMap<String, Reply>, method: &str, path: &str) -> Reply {
