@@ -1,11 +1,10 @@
 //! `coracle check`: what the node lacks, and a command that fixes it.
 //!
-//! the command line loads the configuration, calls [`examine`] and prints the
-//! [`Report`]. The daemon need not run.
-//! Invariants: what can be tried is tried rather than read off a version number; whatever a probe makes
-//! (a namespace, a veth inside it, a detached mount) is gone when it returns; every finding that is not
-//! ok says what to do.
-//! Not here: fixing anything.
+//! Called by: the command line, which loads the configuration, calls [`examine`] and prints the [`Report`]. The daemon
+//! need not run.
+//! Invariants: what can be tried is tried rather than derived from a version number; whatever a probe creates (a
+//! namespace, a veth inside it, a detached mount) is gone when it returns; every finding other than ok has a remedy.
+//! Must not know: how to fix anything itself.
 
 mod directories;
 mod host;
@@ -43,16 +42,16 @@ impl Level {
     }
 }
 
-/// One thing that was looked at.
+/// The result of one check.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
     /// How much it matters.
     pub level: Level,
-    /// What was looked at: `overlayfs`.
+    /// The subject: `overlayfs`.
     pub subject: &'static str,
     /// What was found.
     pub found: String,
-    /// A command or a change that fixes it; never absent unless the level is ok.
+    /// A command or a change that fixes it; always set unless the level is ok.
     #[serde(rename = "mend", skip_serializing_if = "Option::is_none")]
     pub remedy: Option<String>,
 }
@@ -86,7 +85,7 @@ impl Finding {
     }
 }
 
-/// Everything that was looked at, in a fixed order.
+/// All findings, in a fixed order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Report {
     /// The findings.
@@ -174,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn text_is_aligned_and_says_how_to_fix_it() {
+    fn text_is_aligned_and_has_remedies() {
         let mut out = Vec::new();
         report().print_text(&mut out).unwrap();
         let wanted = "\

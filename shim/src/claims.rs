@@ -1,46 +1,49 @@
-//! What of the node this daemon has for itself, so that no second one takes it: its directories, the default parent of
-//! cgroups, its subnets, the names of its interfaces, a share of the SELinux categories.
+//! Claims the resources of the node that no two daemons may share: directories, the default parent of cgroups, subnets,
+//! names of interfaces, a share of the SELinux categories.
 //!
 //! ```text
-//! ROOT/instance      who this root is: a random id, made once, durable; locked while a daemon lives on it
+//! ROOT/instance      the identity of this root: a random id, created once, durable; locked while a daemon uses it
 //! RUN/instance       the root that the run directory belongs to, until it is emptied (by a reboot)
-//! CLAIMS/KIND-VALUE  who has a resource of the node: instance, root and pid; locked while that daemon lives
+//! CLAIMS/KIND-VALUE  the claimer of a resource: instance, root and pid; locked while that daemon lives
 //! ```
-//! Called by: `serve`, before anything is read or swept; held until the daemon ends. The kernel drops the locks with the
-//! process, however it ends; no child has them (close-on-exec).
-//! Invariants: of two daemons that would share something, the second one stops before it touches anything, and says
-//! which, whose, and what to change; interfaces, subnets and categories stay claimed while the claimer has pods, also without its
-//! daemon. A claim is looked at once at a start, never on a pod's way.
-//! Not here: cgroup parents that a kubelet names, which are shared (a sweep knows its own cgroups by their ids).
+//! Called by: `serve`, before anything is read or swept; held until the daemon ends. The kernel releases the locks with
+//! the process, however it ends; children do not inherit them (close-on-exec).
+//! Invariants: when two daemons would share something, the second one stops before it touches anything, and names the
+//! resource, the holder, and what to change; interfaces, subnets and categories stay claimed while the claimer has
+//! pods, even without its daemon. Claims are checked only at the start of a daemon.
+//! Must not know: cgroup parents that a kubelet names, which are shared (a sweep recognises its own cgroups by their
+//! ids).
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read as _, Seek as _, Write as _};
-use std::net::{Ipv4Addr, Ipv6Addr};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use coracle_spec::id::PodId;
 use rustix::fs::{FlockOperation, flock};
-use serde::{Deserialize, Serialize};
 
-use crate::config::{Config, Family, NetworkMode, Subnet};
+use self::file::{Claimer, lock, open, read, write};
+use self::resources::{Resource, overlap, resources};
+use crate::config::Config;
 
+mod file;
+mod resources;
 mod share;
 
-/// Where claims lie: the same for all daemons of the node, whatever their configuration; gone after a reboot.
+/// The directory of claims: the same for all daemons of the node, whatever their configuration; gone after a reboot.
 const CLAIMS: &str = "/run/coracle.claims";
 const INSTANCE: &str = "instance";
-/// How long the last holder of a claim may take to be gone.
+/// How long the last holder of a claim may take to exit.
 const PATIENCE: Duration = Duration::from_millis(300);
 
-/// Why a daemon cannot have what it is configured to have.
+/// Why a daemon cannot have its configured resources.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Another live daemon has it.
+    /// Another live daemon holds the resource.
     #[error("{what} belongs to the daemon with pid {pid} and root {}; {hint}", root.display())]
     Held {
-        /// What, with its configuration key.
+        /// The resource, with its configuration key.
         what: String,
         /// The holder's pid.
         pid: u32,
@@ -49,19 +52,19 @@ pub enum Error {
         /// What to change.
         hint: &'static str,
     },
-    /// No daemon has it now, but pods that another one has left.
+    /// Pods of a daemon that does not run use the resource.
     #[error("{what} belongs to {pods} pods of the root {}, whose daemon does not run; {hint}", root.display())]
     InUse {
-        /// What, with its configuration key.
+        /// The resource, with its configuration key.
         what: String,
-        /// How many.
+        /// The number of pods.
         pods: usize,
-        /// The root directory that has their records.
+        /// The root directory with their records.
         root: PathBuf,
         /// What to change.
         hint: &'static str,
     },
-    /// The run directory has the sockets of another root's pods.
+    /// The run directory contains the sockets of another root's pods.
     #[error("the run directory {} belongs to the root {}; give each root a run directory of its own (run), or empty this one when nothing of that root runs", run.display(), root.display())]
     ForeignRun {
         /// The run directory.
@@ -69,27 +72,19 @@ pub enum Error {
         /// The root it belongs to.
         root: PathBuf,
     },
-    /// The disk.
+    /// A file operation failed.
     #[error("{operation} {}", path.display())]
     Io {
-        /// What was done.
+        /// The operation.
         operation: &'static str,
-        /// To what.
+        /// The file.
         path: PathBuf,
-        /// Why it failed.
+        /// The system's error.
         source: io::Error,
     },
 }
 
-/// Who claims.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Claimer {
-    instance: String,
-    root: PathBuf,
-    pid: u32,
-}
-
-/// What is claimed; dropped, it is free.
+/// The claims of this daemon; dropping it releases them.
 #[derive(Debug)]
 pub struct Claims {
     _root: File,
@@ -98,18 +93,9 @@ pub struct Claims {
     pods: PathBuf,
 }
 
-/// One resource of the node.
-struct Resource {
-    kind: &'static str,
-    value: String,
-    what: String,
-    hint: &'static str,
-    /// It is in use while the claimer has pods, also without a daemon.
-    outlives_daemon: bool,
-}
-
 impl Claims {
-    /// Claims what `config` names. Both directories must exist. Errors: somebody has it, or the disk.
+    /// Claims the resources of `config`. Both directories must exist. Errors: a resource is in use, or a file operation
+    /// failed.
     pub fn take(config: &Config) -> Result<Claims, Error> {
         Claims::take_in(Path::new(CLAIMS), config)
     }
@@ -138,13 +124,12 @@ impl Claims {
         })
     }
 
-    /// Which share of the node's SELinux categories this daemon hands out; none when other daemons have all.
+    /// The share of the node's SELinux categories that this daemon hands out; `None` when other daemons hold all.
     pub fn category_share(&self) -> Option<u32> {
         self.category_share
     }
 
-    /// Gives everything back at the end of a daemon that leaves no pods. What cannot be removed is no matter: the
-    /// lock goes with the process.
+    /// Removes the claims at the end of a daemon without pods. Failures are ignored: the locks end with the process.
     pub fn release(self) {
         if count(&self.pods) > 0 {
             return;
@@ -155,83 +140,7 @@ impl Claims {
     }
 }
 
-impl Resource {
-    fn file(&self) -> String {
-        let value = self.value.replace('%', "%25").replace('/', "%2F");
-        format!("{}-{value}", self.kind)
-    }
-
-    fn held(&self, by: &Claimer) -> Error {
-        Error::Held {
-            what: self.what.clone(),
-            pid: by.pid,
-            root: by.root.clone(),
-            hint: self.hint,
-        }
-    }
-}
-
-/// Everything that two daemons must not share. Nothing of the built-in network where plugins connect pods.
-fn resources(config: &Config) -> Vec<Resource> {
-    let mut all = of_any_daemon(config);
-    if config.network.mode == NetworkMode::Builtin {
-        all.extend(of_builtin_network(&config.network));
-    }
-    all
-}
-
-fn of_any_daemon(config: &Config) -> Vec<Resource> {
-    let parent = format!("/{}", config.cgroup.pod_parent.trim_matches('/'));
-    vec![
-        Resource {
-            kind: "run",
-            value: config.run.display().to_string(),
-            what: format!("the run directory {} (run)", config.run.display()),
-            hint: "give this one another run",
-            outlives_daemon: false,
-        },
-        Resource {
-            kind: "netns",
-            value: config.network.netns_dir.display().to_string(),
-            what: format!(
-                "the directory of network namespaces {} (network.netns_dir)",
-                config.network.netns_dir.display()
-            ),
-            hint: "give this one another network.netns_dir",
-            outlives_daemon: false,
-        },
-        Resource {
-            kind: "cgroup",
-            what: format!("the parent of cgroups {parent} (cgroup.pod_parent)"),
-            value: parent,
-            hint: "give this one another cgroup.pod_parent",
-            outlives_daemon: false,
-        },
-    ]
-}
-
-fn of_builtin_network(network: &crate::config::Network) -> Vec<Resource> {
-    let prefix = &network.interface_prefix;
-    let mut all = vec![Resource {
-        kind: "interfaces",
-        value: prefix.clone(),
-        what: format!("the interface prefix {prefix} (network.interface_prefix)"),
-        hint: "give this one another network.interface_prefix",
-        outlives_daemon: true,
-    }];
-    let mut subnets = vec![network.subnet.to_string()];
-    subnets.extend(network.subnet_v6.map(|subnet| subnet.to_string()));
-    all.extend(subnets.into_iter().map(|subnet| Resource {
-        kind: "subnet",
-        what: format!("the subnet {subnet} (network.subnet, network.subnet_v6)"),
-        value: subnet,
-        hint: "give this one a subnet that overlaps no other",
-        outlives_daemon: true,
-    }));
-    all
-}
-
-/// Locks the root and gives who it is, which is decided once. Errors: a daemon lives on it.
+/// Locks the root and returns its identity, which is created once. Errors: a daemon uses the root.
 fn lock_root(root: &Path) -> Result<(File, Claimer), Error> {
     let path = root.join(INSTANCE);
     let mut file = open(&path)?;
@@ -262,7 +171,7 @@ fn lock_root(root: &Path) -> Result<(File, Claimer), Error> {
     Ok((file, own))
 }
 
-/// Marks the run directory as this root's. One of a root that was deleted and made again goes over to the new one.
+/// Marks the run directory as this root's. If its root was deleted and created again, the new root takes it over.
 fn claim_run(run: &Path, own: &Claimer) -> Result<(), Error> {
     let path = run.join(INSTANCE);
     let mut file = open(&path)?;
@@ -293,7 +202,7 @@ fn claim(
         let other = known.filter(|known| known.instance != own.instance);
         match (is_free, other) {
             (false, other) => {
-                // A holder that has not written yet is not known by name.
+                // A holder that has not written yet has no known name.
                 let nobody = Claimer {
                     pid: 0,
                     ..own.clone()
@@ -303,27 +212,13 @@ fn claim(
             (true, Some(other)) => refuse_in_use(resource, other)?,
             (true, None) => {}
         }
-        // Its last holder may have removed it between the opening and the lock.
+        // The last holder may have removed the file between open and lock.
         let mine = file.metadata().map(|mine| mine.ino());
         let there = fs::metadata(path).map(|there| there.ino());
         if matches!((mine, there), (Ok(mine), Ok(there)) if mine == there) {
             write(&mut file, path, own)?;
             return Ok(file);
         }
-    }
-}
-
-/// Whether the file is ours now. A daemon that has just been killed may hold it for a moment more.
-fn lock(file: &File, patience: Duration) -> bool {
-    let deadline = Instant::now() + patience;
-    loop {
-        if flock(file, FlockOperation::NonBlockingLockExclusive).is_ok() {
-            return true;
-        }
-        if Instant::now() > deadline {
-            return false;
-        }
-        std::thread::sleep(Duration::from_millis(10));
     }
 }
 
@@ -340,7 +235,7 @@ fn refuse_in_use(resource: &Resource, other: Claimer) -> Result<(), Error> {
     })
 }
 
-/// Subnets that are not equal may overlap: each claim of one is looked at.
+/// Refuses a subnet that overlaps one of another daemon: equal subnets share a file, others are compared here.
 fn refuse_overlap(claims: &Path, resource: &Resource, own: &Claimer) -> Result<(), Error> {
     if resource.kind != "subnet" {
         return Ok(());
@@ -371,48 +266,8 @@ fn refuse_overlap(claims: &Path, resource: &Resource, own: &Claimer) -> Result<(
     Ok(())
 }
 
-fn overlap(one: &str, other: &str) -> bool {
-    fn both<A: Family>(one: &str, other: &str) -> bool {
-        match (Subnet::<A>::parse(one), Subnet::<A>::parse(other)) {
-            (Ok(one), Ok(other)) => one.contains(other.base) || other.contains(one.base),
-            _ => false,
-        }
-    }
-    both::<Ipv4Addr>(one, other) || both::<Ipv6Addr>(one, other)
-}
-
 fn count(pods: &Path) -> usize {
     fs::read_dir(pods).map_or(0, |entries| entries.flatten().count())
-}
-
-fn open(path: &Path) -> Result<File, Error> {
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(false);
-    // O_NOFOLLOW: the directory is root's alone, but a link in it would be nobody's doing of ours.
-    options.mode(0o600).custom_flags(libc::O_NOFOLLOW);
-    options
-        .open(path)
-        .map_err(|source| failed("open", path, source))
-}
-
-/// Who claims; `None` of a file that is new or was cut off.
-fn read(file: &mut File, path: &Path) -> Result<Option<Claimer>, Error> {
-    let mut text = String::new();
-    let read = file.rewind().and_then(|()| file.read_to_string(&mut text));
-    read.map_err(|source| failed("read", path, source))?;
-    Ok(serde_json::from_str(&text).ok())
-}
-
-fn write(file: &mut File, path: &Path, claimer: &Claimer) -> Result<(), Error> {
-    let written = serde_json::to_vec(claimer)
-        .map_err(io::Error::other)
-        .and_then(|text| {
-            file.rewind()?;
-            file.write_all(&text)?;
-            // After the text, so that a crash leaves the old one or this one with a tail, never nothing.
-            file.set_len(text.len() as u64)
-        });
-    written.map_err(|source| failed("write", path, source))
 }
 
 fn failed(operation: &'static str, path: &Path, source: io::Error) -> Error {
@@ -427,6 +282,7 @@ fn failed(operation: &'static str, path: &Path, source: io::Error) -> Error {
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
     use super::*;
+    use crate::config::Subnet;
     use crate::scratch::Scratch;
 
     /// A configuration of its own below `dir`; `number` makes prefix, subnet and parent its own, too.
@@ -451,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn each_thing_that_two_daemons_would_share_is_refused_by_name() {
+    fn each_resource_of_another_daemon_is_refused_by_name() {
         let dir = Scratch::new("claims-each");
         let first = config(&dir, 1);
         let held = take(&dir, &first).unwrap();
@@ -506,7 +362,7 @@ mod tests {
             matches!(refused, Err(Error::InUse { pods: 1, .. })),
             "{refused:?}"
         );
-        // Cgroups are told apart by their names.
+        // Cgroups are recognised by their names.
         let mut second = config(&dir, 2);
         second
             .cgroup

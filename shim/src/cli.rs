@@ -1,9 +1,9 @@
-//! The command line, as clap reads it.
+//! The command line, for clap.
 //!
-//! Place in the flow: `main` parses a [`Cli`] and does what its [`Command`] says.
-//! Invariants: flags have the names of the settings they win over; the hidden commands are for this
-//! program's own processes, take whatever follows them unparsed, and are no interface to anybody else.
-//! Not here: what a command does.
+//! Called by: `main`, which parses a [`Cli`] and executes its [`Command`].
+//! Invariants: flags have the names of the settings that they override; the hidden commands are for this program's own
+//! processes, take their arguments unparsed, and are not an interface for anybody else.
+//! Must not know: what a command does.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -47,7 +47,7 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Every named failure point, for tests of builds that have them.
+    /// Every failpoint, for tests of builds that have them.
     #[command(hide = true)]
     Failpoints,
     /// The process that forks keepers; started by `serve`.
@@ -59,12 +59,12 @@ pub enum Command {
     /// The jailed process that unpacks one layer; started by `serve`.
     #[command(hide = true, disable_help_flag = true)]
     Unpacker(InternalArgs),
-    /// A guest that wants an address-space layout of its own; started by a keeper.
+    /// A Wasm container process with an address-space layout of its own; started by a keeper.
     #[command(hide = true, disable_help_flag = true)]
     Guest(InternalArgs),
 }
 
-/// Arguments of a hidden command: between processes of ours, so no names and no help.
+/// Arguments of a hidden command: between our own processes, so without names and help.
 #[derive(Debug, Args)]
 pub struct InternalArgs {
     /// Everything after the command, untouched.
@@ -72,7 +72,7 @@ pub struct InternalArgs {
     pub args: Vec<OsString>,
 }
 
-/// Where settings come from.
+/// The sources of settings.
 #[derive(Clone, Debug, Default, Args)]
 pub struct ConfigArgs {
     /// Configuration file; /etc/coracle/config.toml if it exists
@@ -90,12 +90,12 @@ pub struct ConfigArgs {
 }
 
 impl ConfigArgs {
-    /// The file that was named, if one was.
+    /// The file on the command line, if there is one.
     pub fn file(&self) -> Option<&Path> {
         self.config.as_deref()
     }
 
-    /// The flags that win over the file.
+    /// The flags that override the file.
     pub fn overrides(&self) -> Overrides {
         Overrides {
             root: self.root.clone(),
@@ -104,7 +104,7 @@ impl ConfigArgs {
         }
     }
 
-    /// The configuration that file and flags make.
+    /// The configuration from file and flags.
     pub fn load(&self) -> Result<Config, config::Error> {
         config::load(self.file(), &self.overrides())
     }
@@ -113,7 +113,7 @@ impl ConfigArgs {
 /// Arguments of `coracle serve`.
 #[derive(Debug, Args)]
 pub struct ServeArgs {
-    /// Where settings come from.
+    /// The sources of settings.
     #[command(flatten)]
     pub config: ConfigArgs,
 }
@@ -129,7 +129,7 @@ pub struct DemoArgs {
 /// Arguments of `coracle check`.
 #[derive(Debug, Args)]
 pub struct CheckArgs {
-    /// Where settings come from.
+    /// The sources of settings.
     #[command(flatten)]
     pub config: ConfigArgs,
     /// As one JSON object
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn serve_hands_its_flags_to_the_configuration() {
+    fn flags_of_serve_override_the_configuration() {
         let line = [
             "coracle", "serve", "--config", "/c", "--root", "/a", "--run", "/b", "--socket", "/b/s",
         ];

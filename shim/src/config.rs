@@ -1,7 +1,6 @@
-//! The node's configuration: a TOML file and three flags, made into a [`Config`] that cannot be wrong.
+//! The node's configuration: a TOML file and three flags, turned into a checked [`Config`].
 //!
-//! Place in the flow: the command line asks [`load`] for a [`Config`] before anything else is touched;
-//! `serve` hands each part of it to the module that it is about.
+//! Called by: the command line, which calls [`load`] before anything else; `serve` passes each part to its module.
 //!
 //! ```text
 //! file --open, trust--> text --keys--> known keys only --serde--> ConfigFile --flags--> --check--> Config
@@ -9,7 +8,7 @@
 //! Invariants: a [`Config`] comes only from [`load`] (or [`Default`]), so every value in it has been
 //! checked; flags win over the file; the environment is not read. Whoever can write the file can run
 //! code as root through it, so a file that others than root can write is refused unread.
-//! Not here: what the values do.
+//! Must not know: what the values do.
 
 mod check;
 mod egress;
@@ -21,6 +20,7 @@ mod helpers;
 mod keys;
 mod streaming;
 mod subnet;
+mod values;
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -31,8 +31,8 @@ use std::time::Duration;
 
 pub use error::Error;
 pub use exec::Exec;
-pub use file::{CgroupDriver, Ipv6, LogFormat, LogLevel, NetworkMode, Spawn};
-pub use handlers::Handlers;
+pub use file::{CgroupDriver, Ipv6, LogFormat, LogLevel, NetworkMode};
+pub use handlers::{Handlers, Spawn};
 pub use helpers::Helpers;
 pub use streaming::Streaming;
 pub use subnet::{Family, Subnet};
@@ -40,30 +40,30 @@ pub use subnet::{Family, Subnet};
 use file::{ConfigFile, SOCKET_NAME};
 use keys::Document;
 
-/// Where the configuration is looked for when no flag names it.
+/// The configuration file when no flag names one.
 pub const DEFAULT_PATH: &str = "/etc/coracle/config.toml";
 /// The commented default file: what `coracle config default` prints and `make install` installs.
 pub const DEFAULT_TEXT: &str = include_str!("../assets/config.toml");
 
-/// A larger configuration file is refused. Bytes.
+/// Largest configuration file. Bytes.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
-/// Everything an operator can decide, checked.
+/// All settings, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// Images, records and compiled modules; survives a reboot. Absolute.
     pub root: PathBuf,
-    /// Sockets, pinned namespaces, process facts; gone after a reboot. Absolute, apart from `root`.
+    /// Sockets, pinned namespaces, facts about processes; gone after a reboot. Absolute, apart from `root`.
     pub run: PathBuf,
     /// The CRI socket. Absolute, short enough for a socket address.
     pub socket: PathBuf,
-    /// What is logged and how.
+    /// The daemon's log.
     pub log: Log,
     /// Cgroups of pods and keepers.
     pub cgroup: Cgroup,
     /// Addresses of pods.
     pub network: Network,
-    /// Where images come from and how large they may be.
+    /// Sources and limits of images.
     pub images: Images,
     /// Host ids of pods.
     pub sandbox: Sandbox,
@@ -71,27 +71,27 @@ pub struct Config {
     pub wasm: Wasm,
     /// The processes that unpack and compile.
     pub helpers: Helpers,
-    /// What programs that are run in containers may cost.
+    /// Limits for programs that are run in containers.
     pub exec: Exec,
-    /// Where clients of exec, attach and port-forward come.
+    /// The address and limits of the streaming server.
     pub streaming: Streaming,
-    /// What each RuntimeClass handler does.
+    /// The RuntimeClass handlers.
     pub handlers: Handlers,
 }
 
-/// What is logged and how.
+/// The daemon's log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Log {
     /// Text or JSON.
     pub format: LogFormat,
-    /// The least important line still written.
+    /// The lowest level that is logged.
     pub level: LogLevel,
 }
 
 /// Cgroups of pods and keepers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cgroup {
-    /// Who makes them.
+    /// Who creates them.
     pub driver: CgroupDriver,
     /// Parent of a pod for which the kubelet names none: `/a/b` or `name.slice`.
     pub pod_parent: String,
@@ -102,7 +102,7 @@ pub struct Cgroup {
 /// Addresses of pods.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Network {
-    /// Who connects a pod.
+    /// Who connects a pod to the network.
     pub mode: NetworkMode,
     /// IPv4 addresses of pods: /20 or larger, unicast.
     pub subnet: Subnet<Ipv4Addr>,
@@ -110,38 +110,40 @@ pub struct Network {
     pub subnet_v6: Option<Subnet<Ipv6Addr>>,
     /// Whether pods have IPv6 at all; without it there is no `subnet_v6`.
     pub ipv6: Ipv6,
-    /// First letters of the node's end of each veth: 3 or 4 of `a-z`.
+    /// The beginning of the names of the veths on the node: 3 or 4 of `a-z`.
     pub interface_prefix: String,
-    /// Ports of the node that no egress list opens, besides the usual ones: first and last of each range.
+    /// Ports of the node that no egress list opens, in addition to the built-in ones: first and last of each range.
     pub denied_node_ports: Vec<(u16, u16)>,
-    /// Where pods' network namespaces are mounted. Absolute, of this daemon alone; gone after a reboot.
+    /// The directory in which pods' network namespaces are mounted. Absolute, of this daemon alone; gone after a
+    /// reboot.
     pub netns_dir: PathBuf,
-    /// Where configurations of CNI networks are. Absolute; it may be absent.
+    /// The directory of CNI network configurations. Absolute; may be absent.
     pub cni_conf_dir: PathBuf,
-    /// Where CNI plugins are, the first that has one wins. Absolute, without `:`; at least one.
+    /// The directories of CNI plugins; the first one with a plugin wins. Absolute, without `:`; at least one.
     pub cni_bin_dirs: Vec<PathBuf>,
     /// How long one CNI plugin may take.
     pub cni_plugin_timeout: Duration,
 }
 
-/// Where images come from and how large they may be.
+/// Sources and limits of images.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Images {
-    /// Registries, `host` or `host:port`, spoken to without TLS besides loopback ones.
+    /// Registries, `host` or `host:port`, that are used without TLS, in addition to loopback ones.
     pub plain_http: Vec<String>,
-    /// Directory of `hosts.toml` files that name mirrors. Absolute; it may be absent.
+    /// Directory of `hosts.toml` files, which name mirrors. Absolute; may be absent.
     pub registry_config: PathBuf,
     /// A registry that sends nothing for this long fails the pull.
     pub pull_idle_timeout: Duration,
-    /// A registry that sends a blob more slowly, taken over `pull_idle_timeout`, fails the pull; 0 for never. Bytes a second.
+    /// A registry that sends a blob more slowly, measured over `pull_idle_timeout`, fails the pull; 0 for no limit.
+    /// Bytes a second.
     pub pull_min_bytes_per_s: u64,
     /// Largest manifest, index or image config.
     pub max_manifest_bytes: u64,
     /// Most layers of an image.
     pub max_layers: usize,
-    /// Largest layer as it is sent.
+    /// Largest compressed layer.
     pub max_layer_bytes: u64,
-    /// Largest image once unpacked.
+    /// Largest unpacked image.
     pub max_unpacked_bytes: u64,
     /// Most files, directories and links of an image.
     pub max_entries: u64,
@@ -156,18 +158,18 @@ pub struct Sandbox {
     pub id_count: u32,
     /// The kubelet's directory of pod logs.
     pub pod_logs_dir: PathBuf,
-    /// A mount's host path that is absent is made, as a directory.
+    /// A missing host path of a mount is created, as a directory.
     pub create_host_paths: bool,
-    /// What the requests of all sandboxes and containers may hold, as their records write them. Bytes.
+    /// Limit of the memory for the requests of all sandboxes and containers, in the size of their records. Bytes.
     pub all_requests_bytes: u64,
 }
 
 /// Limits of the module compiler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Wasm {
-    /// A compile that takes longer is killed.
+    /// A compilation that takes longer is killed.
     pub compile_timeout: Duration,
-    /// A compile that needs more memory is killed.
+    /// A compilation that needs more memory is killed.
     pub compile_memory_bytes: u64,
     /// Largest module or component that is compiled.
     pub max_module_bytes: u64,
@@ -192,7 +194,7 @@ pub struct Overrides {
 
 /// Reads, checks and merges the configuration.
 ///
-/// `path` as given on the command line; without it [`DEFAULT_PATH`], whose absence means all defaults.
+/// `path` is the one on the command line; without it [`DEFAULT_PATH`], which may be absent: then all defaults apply.
 pub fn load(path: Option<&Path>, overrides: &Overrides) -> Result<Config, Error> {
     resolve(path, overrides).map(|(_, config)| config)
 }
@@ -216,7 +218,7 @@ fn resolve(path: Option<&Path>, overrides: &Overrides) -> Result<(ConfigFile, Co
     }
 }
 
-/// Reads a file after making sure, on the open file itself, that only root can have written it.
+/// Reads a file after checking, on the open file, that only root can have written it.
 fn read(path: &Path) -> Result<String, Error> {
     let failed = |source| Error::Read {
         path: path.to_owned(),
@@ -244,12 +246,12 @@ fn read(path: &Path) -> Result<String, Error> {
     Ok(text)
 }
 
-/// What makes a file untrustworthy, if anything.
+/// Why a file is not trusted, if there is a reason.
 fn distrust(facts: &std::fs::Metadata) -> Option<String> {
     let mode = facts.mode() & 0o7777;
     let group_writes = mode & 0o020 != 0 && facts.gid() != 0;
     if !facts.is_file() {
-        Some("no regular file".to_owned())
+        Some("not a regular file".to_owned())
     } else if facts.uid() != 0 {
         Some(format!("owned by uid {}", facts.uid()))
     } else if mode & 0o002 != 0 || group_writes {
@@ -262,7 +264,7 @@ fn distrust(facts: &std::fs::Metadata) -> Option<String> {
     }
 }
 
-/// Text to configuration. `path` is only for messages.
+/// Parses the text of a configuration. `path` is only for messages.
 fn parse(path: &Path, text: &str, overrides: &Overrides) -> Result<(ConfigFile, Config), Error> {
     let document = Document::parse(text).map_err(|error| malformed(path, text, None, &error))?;
     if let Some(unknown) = document.first_unknown(&known_keys()) {
@@ -306,7 +308,7 @@ fn apply(file: &mut ConfigFile, overrides: &Overrides, socket_follows_run: bool)
     }
 }
 
-/// Where a value came from: a flag, a line of the file, or the defaults.
+/// The source of a value: a flag, a line of the file, or the defaults.
 fn origin(path: &Path, document: &Document<'_>, overrides: &Overrides, key: &str) -> String {
     let flag = match key {
         "root" => overrides.root.is_some(),
@@ -328,10 +330,10 @@ fn malformed(
     error: &toml::de::Error,
 ) -> Error {
     let span = error.span().unwrap_or(0..0);
-    let words = error.message().lines().collect::<Vec<_>>().join("; ");
+    let problem = error.message().lines().collect::<Vec<_>>().join("; ");
     let what = match document.and_then(|document| document.key_at(&span)) {
-        Some(key) => format!("{key}: {words}"),
-        None => words,
+        Some(key) => format!("{key}: {problem}"),
+        None => problem,
     };
     Error::Malformed {
         path: path.to_owned(),

@@ -1,10 +1,12 @@
-//! `coracle demo`: a daemon, a registry and directories of its own, one pod's whole life, and nothing left of it.
+//! `coracle demo`: starts a daemon and a registry in directories of its own, runs one pod, and checks that nothing is
+//! left.
 //!
-//! Called by: `main`. Calls: `scratch` (where), `process` and `registry` (who), `steps` over `timed_calls` and `log` (what), `leak_check`
-//! (what remains). The daemon is this very program, exec'd as a node runs it; the demo knows it only by its socket.
-//! Invariant: however the demo ends, by itself, by an error or by Ctrl-C, everything it started is ended, and what would
-//! remain is named and makes it fail.
-//! Not here: anything of the daemon's insides.
+//! Called by: `main`. Calls: `scratch` (directory and names), `process` and `registry` (what it starts), `steps` with
+//! `timed_calls` and `log` (the pod's life), `leak_check` (what is left). The daemon is this very program, executed as
+//! on a node; the demo uses only its socket.
+//! Invariant: however the demo ends (normally, with an error, by Ctrl-C), every process that it started is ended;
+//! anything that is left is named and makes the demo fail.
+//! Must not know: the daemon's internals.
 
 mod error;
 mod http;
@@ -33,18 +35,18 @@ use timed_calls::{Calls, print_line};
 
 use crate::cli::DemoArgs;
 
-/// The program that is packed as an image.
+/// The module that is packed as an image.
 const GUEST: &str = include_str!("demo/guest.wat");
 /// How long the daemon may take to answer.
 const START: Duration = Duration::from_secs(10);
-/// How long daemon and registry may take to end once signalled.
+/// How long daemon and registry may take to end after SIGTERM.
 const END: Duration = Duration::from_secs(10);
-/// How long the removal of a broken-off demo's pods may take.
+/// How long the removal of pods may take after a failed demo.
 const UNDO_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long the kernel may take to let go: a veth outlives its namespace by some 60 ms.
+/// How long the kernel may take to release objects: a veth outlives its namespace by some 60 ms.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Shows a pod's life. Errors: what did not go as it should, what remains, or the signal that ended it.
+/// Runs the demo. Errors: the step that failed, what is left, or the signal that ended it.
 pub fn main(arguments: &DemoArgs) -> Result<(), Box<dyn std::error::Error>> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -57,7 +59,7 @@ pub fn main(arguments: &DemoArgs) -> Result<(), Box<dyn std::error::Error>> {
 struct Started {
     daemon: Option<Process>,
     registry: Option<Registry>,
-    /// Every process group that was started.
+    /// All process groups that were started.
     groups: Vec<i32>,
 }
 
@@ -132,7 +134,7 @@ async fn show(scratch: &Scratch, started: &mut Started) -> Result<(), Error> {
 
 fn start_daemon(scratch: &Scratch) -> Result<Process, Error> {
     let config = scratch.write_config()?;
-    // By the link, not by its name: this very build, even if the file was replaced meanwhile.
+    // By the link, not by its path: this very build, even if the file was replaced meanwhile.
     let mut command = Command::new("/proc/self/exe");
     command
         .arg0("coracle")
@@ -160,7 +162,7 @@ async fn wait_for_daemon(calls: &Calls, daemon: &mut Process) -> Result<(), Erro
     }
 }
 
-/// Shows the end of the daemon's log on standard error.
+/// Prints the end of the daemon's log to standard error.
 fn print_daemon_log(started: &Started) {
     let tail = started
         .daemon
@@ -172,7 +174,7 @@ fn print_daemon_log(started: &Started) {
     }
 }
 
-/// Ends all that runs, looks for what is left, and takes that away. Errors: there was something.
+/// Ends all processes, looks for what is left, and removes that. Errors: something was left.
 async fn clean_up(scratch: &Scratch, started: Started, is_broken: bool) -> Result<(), Error> {
     let leaks = LeakCheck::new(scratch, started.groups);
     let mut problems = Vec::new();
@@ -221,7 +223,7 @@ struct Signals {
 }
 
 impl Signals {
-    /// From now on these signals no longer kill this process. Errors: the kernel's.
+    /// From here on these signals no longer kill this process. Errors: the kernel's.
     fn listen() -> Result<Signals, Error> {
         let listen =
             |kind| signal(kind).map_err(|error| Error::because("listen for signals", error));
@@ -232,7 +234,7 @@ impl Signals {
         })
     }
 
-    /// Waits for one. Gives its name.
+    /// Waits for a signal; returns its name.
     async fn recv(&mut self) -> &'static str {
         tokio::select! {
             _ = self.interrupt.recv() => "SIGINT",

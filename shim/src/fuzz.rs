@@ -1,19 +1,20 @@
-//! The fuzz targets of the whole daemon behind libFuzzer: `CORACLE_FUZZ=TARGET fuzz [libFuzzer's options] CORPUS...`.
+//! Runs the fuzz targets of the whole daemon under libFuzzer: `CORACLE_FUZZ=TARGET fuzz [libFuzzer's options]
+//! CORPUS...`.
 //!
-//! Run by `make fuzz`. Built only with the feature `fuzzing`: the daemon has nothing of it.
-//! See docs/security/fuzzing.md. Not here: the targets.
+//! Called by `make fuzz`. Built only with the feature `fuzzing`; the daemon does not contain it.
+//! See docs/security/fuzzing.md. Must not know: what the targets check.
 #![no_main]
 
 use std::sync::OnceLock;
 
 use libfuzzer_sys::fuzz_target;
 
-/// What reads one input.
+/// The function that takes one input.
 type Target = fn(&[u8]);
 
 static TARGET: OnceLock<Target> = OnceLock::new();
 
-/// The target that the environment names. Panics when there is none of this name.
+/// The target named in the environment. Panics when no target has this name.
 fn chosen() -> Target {
     let name = std::env::var("CORACLE_FUZZ").unwrap_or_default();
     let all = || {
@@ -31,7 +32,7 @@ fn chosen() -> Target {
     let found = all().find(|(known, _)| *known == name);
     let names: Vec<_> = all().map(|(name, _)| *name).collect();
     let (_, target) =
-        found.unwrap_or_else(|| panic!("CORACLE_FUZZ={name} is none of {}", names.join(" ")));
+        found.unwrap_or_else(|| panic!("CORACLE_FUZZ={name} is not one of {}", names.join(" ")));
     *target
 }
 

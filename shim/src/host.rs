@@ -1,9 +1,9 @@
-//! The host: what a driver may do to the world, one method an effect, turned into calls on images and runtime.
+//! The effects of drivers on the host: one method each, which calls images and runtime.
 //!
 //! Called by: drivers and recovery. Calls: coracle-images, coracle-runtime.
-//! Invariants: every effect can be repeated and takes an absent thing for done; work that blocks runs on the blocking
-//! pool; whatever waits for another process has a deadline.
-//! Not here: phases, who asked, gRPC.
+//! Invariants: every effect can be repeated and succeeds when the object is already absent; work that blocks runs on
+//! the blocking pool; whatever waits for another process has a deadline.
+//! Must not know: phases, who sent a request, gRPC.
 
 mod attach;
 mod categories;
@@ -13,6 +13,7 @@ mod container;
 mod effects;
 mod egress;
 mod engine;
+mod errors;
 mod exec;
 mod forward;
 mod ids;
@@ -66,7 +67,7 @@ pub struct HostConfig {
     pub root: PathBuf,
     /// Control sockets and pins; gone after a reboot.
     pub run: PathBuf,
-    /// Where network namespaces are pinned; gone after a reboot, too.
+    /// The directory in which network namespaces are pinned; gone after a reboot, too.
     pub pins: PathBuf,
     /// Parent cgroup of a pod for which the kubelet names none: a path or a slice.
     pub pod_parent: String,
@@ -74,23 +75,23 @@ pub struct HostConfig {
     pub keeper_oom_score_adj: i32,
     /// Pods have no IPv6 at all.
     pub ipv6_off: bool,
-    /// Ports of the node, first and last of ranges, that no egress list opens, besides the usual ones.
+    /// Ports of the node, first and last of ranges, that no egress list opens, in addition to the built-in ones.
     pub denied_node_ports: Vec<(u16, u16)>,
     /// First host id of the first pod.
     pub id_base: u32,
-    /// Host ids a pod.
+    /// Host ids for each pod.
     pub id_count: u32,
-    /// Where the kubelet keeps pods' logs.
+    /// The kubelet's directory of pods' logs.
     pub log_root: LogRoot,
     /// Largest module that is read. Bytes.
     pub max_module_bytes: u64,
-    /// Absent host paths of mounts are made.
+    /// Missing host paths of mounts are created.
     pub create_host_paths: bool,
-    /// What the requests of all sandboxes and containers may hold. Bytes.
+    /// Limit of the memory for the requests of all sandboxes and containers. Bytes.
     pub all_requests_bytes: u64,
     /// Memory for the output of all ExecSyncs. Bytes.
     pub exec_sync_output_bytes: usize,
-    /// How `""` and `coracle` make a guest's process.
+    /// How `""` and `coracle` create a container's process.
     pub spawn: Spawn,
     /// How `coracle-wasm` does.
     pub spawn_wasm: Spawn,
@@ -135,33 +136,33 @@ impl HostConfig {
     }
 }
 
-/// The parts an effect calls on. Each is cheap to clone or shared.
+/// The parts that effects call. Each is cheap to clone or shared.
 pub struct Parts {
     /// The image store.
     pub images: Images,
     /// The node's cgroups.
     pub cgroups: Cgroups,
-    /// Who makes the cgroups of new pods.
+    /// The driver that creates the cgroups of new pods.
     pub cgroup_driver: Driver,
-    /// The scopes of pods that systemd makes.
+    /// The scopes of pods that systemd creates.
     pub scopes: Scopes,
-    /// Who gives pods their addresses.
+    /// The network that pods are attached to.
     pub network: Network,
-    /// Who forks keepers.
+    /// The spawner that forks keepers.
     pub spawner: Spawner,
     /// Compiled modules.
     pub compiler: Arc<CompileCache>,
-    /// Ready seccomp filters of Wasm guests.
+    /// Compiled seccomp filters of Wasm instances.
     pub filters: Filters,
-    /// Seccomp filters of Linux programs, as they were asked for.
+    /// Compiled seccomp filters of Linux programs, by profile.
     pub profiles: Arc<ProfileCache>,
-    /// Brings records to the disk.
+    /// Syncs records to the disk.
     pub syncer: Syncer,
-    /// Which share of the node's SELinux categories is handed out.
+    /// The share of the node's SELinux categories that this daemon hands out.
     pub category_share: Option<u32>,
 }
 
-/// Everything a driver may do to the world.
+/// The effects, and their state.
 pub struct Host {
     config: HostConfig,
     layout: Layout,
@@ -170,19 +171,19 @@ pub struct Host {
     categories: Categories,
     relabels: relabel::Relabels,
     meter: stats::Meter,
-    leftovers: exec::Leftovers,
+    orphaned_leaves: exec::OrphanedLeaves,
     module_digests: modules::Modules,
-    /// Records and writable layers on their way out.
+    /// Deletes records and writable layers in the background.
     trash: Trash,
     modules: collector::NamedModules,
     /// Threads for paths that may hang.
     paths: paths::Paths,
-    /// Memory for the output of ExecSyncs.
+    /// Memory for the output of ExecSync calls.
     exec_budget: exec::Budget,
 }
 
 impl Host {
-    /// Makes the directories that effects expect. Errors: the disk's.
+    /// Creates the directories that effects expect. Errors: the disk's.
     pub fn new(config: HostConfig, parts: Parts) -> Result<Host, Error> {
         let ids = Ids::new(config.id_base, config.id_count);
         let trash = config.root.join("trash");
@@ -197,14 +198,14 @@ impl Host {
             relabels: relabel::Relabels::default(),
             parts,
             meter: stats::Meter::default(),
-            leftovers: exec::Leftovers::default(),
+            orphaned_leaves: exec::OrphanedLeaves::default(),
             modules: collector::NamedModules::default(),
             module_digests: modules::Modules::default(),
             paths: paths::Paths::default(),
             exec_budget,
         };
         if let Some(parent) = host.config.pins.parent() {
-            // It may be the node's own directory of namespaces, which others look into.
+            // It may be the node's own directory of namespaces, which other programs read.
             std::fs::create_dir_all(parent)
                 .map_err(|error| io_error(format!("make directory {}", parent.display()), error))?;
         }
@@ -219,23 +220,23 @@ impl Host {
         Ok(host)
     }
 
-    /// Who brings records to the disk.
+    /// The thread that syncs records.
     pub fn syncer(&self) -> &Syncer {
         &self.parts.syncer
     }
 
-    /// Host ids of pods.
+    /// The leases of host ids.
     pub fn ids(&self) -> &Ids {
         &self.ids
     }
 
-    /// Parent of a pod's cgroups: below what the kubelet said, else below the configured one.
-    /// Errors: Invalid when the kubelet speaks of the other driver's kind.
-    pub fn cgroup_parent(&self, asked: &str, pod: &PodId) -> Result<String, Error> {
+    /// Parent of a pod's cgroups: below the kubelet's, else below the configured one.
+    /// Errors: Invalid when the path has the form of the other cgroup driver.
+    pub fn cgroup_parent(&self, requested: &str, pod: &PodId) -> Result<String, Error> {
         let placed = self
             .parts
             .cgroup_driver
-            .pod_path(asked, &self.config.pod_parent, pod);
+            .pod_path(requested, &self.config.pod_parent, pod);
         placed.map_err(|error| {
             Error::because(
                 Kind::Invalid,
@@ -245,17 +246,18 @@ impl Host {
         })
     }
 
-    /// Where the cgroups of pods lie that name no parent, as a path.
+    /// The parent of the cgroups of pods for which the kubelet names none, as a path.
     pub fn default_cgroup_parent(&self) -> String {
         format!("/{}", self.config.pod_parent.trim_matches('/'))
     }
 
-    /// Where a pod's shared memory is mounted on kernels that cannot hand it over as a descriptor.
+    /// The mount point of a pod's shared memory, on kernels that cannot pass it as a descriptor.
     pub fn shared_memory(&self, pod: &PodId) -> PathBuf {
         self.layout.pod_directory(pod).join("shm")
     }
 
-    /// Removes what a container may have written to: out of sight at once, a large tree deleted in the background.
+    /// Removes files that a container may have written: renames them away at once, deletes a large tree in the
+    /// background.
     fn discard_tree(&self, directory: &Path) -> Result<(), Error> {
         let discarded = self.trash.remove(directory);
         discarded.map_err(|error| io_error(format!("discard {}", directory.display()), error))
@@ -271,7 +273,7 @@ impl Host {
         self.config.pins.clone()
     }
 
-    /// A container's copies of its pod's own `/etc` files.
+    /// The copies of the pod's `/etc` files for one container.
     fn pod_files(&self, pod: &PodId, container: &ContainerId) -> PathBuf {
         self.layout
             .container_directory(pod, container)
@@ -286,13 +288,13 @@ impl Host {
         self.pins_directory().join(pod.as_str())
     }
 
-    /// Guests build their roots over this directory, each in a mount namespace of its own.
+    /// The directory over which container processes build their roots, each in its own mount namespace.
     fn staging(&self) -> PathBuf {
         self.config.run.join("staging")
     }
 }
 
-/// Removes a small directory with all it holds. An absent one is fine.
+/// Removes a small directory with its contents. An absent one is fine.
 pub fn remove_tree(directory: &Path) -> Result<(), Error> {
     coracle_tree::remove(directory)
         .map_err(|error| io_error(format!("remove directory {}", directory.display()), error))

@@ -1,9 +1,9 @@
-//! Where the daemon's own log goes: standard error, as text or as one JSON object a line.
+//! The daemon's own log on standard error: text, or one JSON object a line.
 //!
-//! Place in the flow: `main` calls [`init`] once, before the first thread of the daemon.
-//! Invariants: the level comes from the configuration, never from the environment; a time is in every
-//! line, in UTC; colours only when standard error is a terminal.
-//! Not here: containers' logs, which keepers write.
+//! Called by: `main`, once, before the daemon starts its first thread.
+//! Invariants: the level comes from the configuration, never from the environment; every line has a time in UTC;
+//! colours only when standard error is a terminal.
+//! Must not know: logs of containers, which keepers write.
 
 use std::io::{self, IsTerminal};
 
@@ -14,7 +14,7 @@ use tracing_subscriber::{Layer, fmt};
 
 use crate::config::{Log, LogFormat, LogLevel};
 
-/// Starts logging; the error is that it has been started before.
+/// Starts logging. Errors: it was started before.
 pub fn init(log: &Log) -> Result<(), TryInitError> {
     let lines = match log.format {
         LogFormat::Text => fmt::layer()
@@ -32,8 +32,8 @@ pub fn init(log: &Log) -> Result<(), TryInitError> {
         .try_init()
 }
 
-/// Our own lines from `level` on. Libraries speak from `warn` on, unless everything is asked for: what
-/// an HTTP library does is news to nobody who runs a node.
+/// Our own lines from `level` on. Libraries from `warn` on, except at the lowest level: operators do not need the
+/// details of an HTTP library.
 fn filter(level: LogLevel) -> Targets {
     let own = match level {
         LogLevel::Error => LevelFilter::ERROR,
@@ -58,7 +58,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn libraries_are_quieter_than_we_are() {
+    fn libraries_log_less_than_the_daemon() {
         let info = filter(LogLevel::Info);
         assert!(info.would_enable("coracle_runtime::keeper", &Level::INFO));
         assert!(!info.would_enable("coracle_runtime::keeper", &Level::DEBUG));

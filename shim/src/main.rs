@@ -1,13 +1,13 @@
-//! The one binary: a kubelet's container runtime, and each of the processes that it is made of.
+//! The one binary: a container runtime for the kubelet, and each of its processes.
 //!
 //! ```text
 //! coracle serve ----> serve: build, recover, announce, wait, drain
 //! coracle spawner, compiler, unpacker, guest --> coracle-runtime, exec'd by the daemon or a keeper; nobody else calls them
 //! coracle demo | check | config | version --> for people
 //! ```
-//! Invariant: a process of ours is recognised before anything else happens, so that it starts in microseconds and
-//! inherits nothing from the command line's machinery.
-//! Not here: any RPC. What follows is `docs/architecture.md`.
+//! Invariant: an internal process is recognised before anything else happens, so that it starts in microseconds and
+//! inherits nothing from the parser of the command line.
+//! Must not know: any RPC. `docs/architecture.md` is the place to continue.
 #![doc = include_str!("../../docs/architecture.md")]
 
 mod check;
@@ -40,15 +40,21 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args_os()
         .map(|a| a.to_string_lossy().into_owned())
         .collect();
-    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    match words.get(1).copied() {
+    match arguments.get(1).map(String::as_str) {
         Some("spawner") => {
-            return internal(spawner::process::main(word(&words, 2), word(&words, 3)));
+            return internal(spawner::process::main(
+                argument(&arguments, 2),
+                argument(&arguments, 3),
+            ));
         }
-        Some("engine-hash") => return internal(say_engine_hash()),
+        Some("engine-hash") => return internal(print_engine_hash()),
         Some("compiler") => return internal(coracle_runtime::compiler_main(&arguments[2..])),
         Some("unpacker") => return internal(unpackers::main(&arguments[2..])),
-        Some("guest") => keeper::container_main(word(&words, 2), word(&words, 3), word(&words, 4)),
+        Some("guest") => keeper::container_main(
+            argument(&arguments, 2),
+            argument(&arguments, 3),
+            argument(&arguments, 4),
+        ),
         _ => {}
     }
     failpoint::arm(std::env::var("CORACLE_FAILPOINTS").ok());
@@ -61,17 +67,17 @@ fn main() -> ExitCode {
     }
 }
 
-/// For the daemon, which must not hold a compiler.
-fn say_engine_hash() -> coracle_spec::error::Result<()> {
+/// Used by the daemon, which must not contain a compiler.
+fn print_engine_hash() -> coracle_spec::error::Result<()> {
     let hash = wasm::engine_hash()?;
-    let said = writeln!(io::stdout(), "{hash}");
-    said.map_err(|e| {
-        coracle_spec::error::Error::with(coracle_spec::error::Kind::Io, "say the engine hash", e)
+    let printed = writeln!(io::stdout(), "{hash}");
+    printed.map_err(|e| {
+        coracle_spec::error::Error::with(coracle_spec::error::Kind::Io, "print the engine hash", e)
     })
 }
 
-fn word<'a>(words: &[&'a str], at: usize) -> &'a str {
-    words.get(at).copied().unwrap_or("")
+fn argument(arguments: &[String], at: usize) -> &str {
+    arguments.get(at).map_or("", String::as_str)
 }
 
 fn internal(result: coracle_spec::error::Result<()>) -> ExitCode {

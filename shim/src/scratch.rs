@@ -1,14 +1,15 @@
-//! A directory that one unit test has to itself. Only in tests, of this crate and of those that include this file; end-to-end tests have the harness's own.
+//! A directory for one unit test. Used by tests of this crate and of those that include this file; end-to-end tests
+//! have the harness's own.
 
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 use std::path::PathBuf;
 
-/// A new empty directory, removed with all that is in it when this is dropped.
+/// A new empty directory, removed with its contents when this is dropped.
 pub struct Scratch(pub PathBuf);
 
 impl Scratch {
-    /// Makes it; `name` is one that no other test of this process uses. What a killed run left there goes first.
+    /// Creates it; no other test of this process may use `name`. Removes the remains of a killed run first.
     pub fn new(name: &str) -> Self {
         let path = std::env::temp_dir().join(format!("coracle-{name}-{}", std::process::id()));
         let _ = std::fs::remove_dir_all(&path);
@@ -16,7 +17,7 @@ impl Scratch {
         Self(path)
     }
 
-    /// Writes a file and gives its path.
+    /// Writes a file and returns its path.
     #[allow(
         dead_code,
         reason = "not every crate that includes this file writes one"

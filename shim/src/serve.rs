@@ -1,9 +1,9 @@
-//! `coracle serve`: builds the daemon from its configuration, recovers, announces itself, waits, drains.
+//! `coracle serve`: builds the daemon from its configuration, recovers, serves, waits for a signal, drains.
 //!
-//! Called by `main`. Calls everything else once. Order matters: what the daemon has for itself is claimed first, so that
-//! a second one stops before it touches any state; the socket is bound then, and answers only after recovery.
-//! Invariant: the daemon owns no pod: whenever it ends, keepers go on and the next daemon finds them.
-//! Not here: RPCs, phases.
+//! Called by `main`. Calls everything else once. The order matters: resources are claimed first, so that a second
+//! daemon stops before it touches any state; then the socket is bound, which answers only after recovery.
+//! Invariant: the daemon owns no pod: when it ends, keepers continue and the next daemon finds them.
+//! Must not know: RPCs, phases.
 
 use std::error::Error;
 use std::sync::Arc;
@@ -34,12 +34,12 @@ const MAX_WORKERS: usize = 4;
 const MAX_BLOCKING: usize = 64;
 /// Stack of each thread, bytes; only touched pages count.
 const THREAD_STACK: usize = 1 << 20;
-/// How long work under way may take once the daemon is told to end.
+/// How long work under way may take after the signal.
 const DRAIN: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// Runs the daemon until SIGTERM or SIGINT.
 ///
-/// Errors: what keeps it from starting, with the object's name; a running daemon ends only when told.
+/// Errors: why it cannot start, with the name of the object; a running daemon ends only by a signal.
 pub fn main(config: &Config) -> Result<(), Box<dyn Error>> {
     logging::init(&config.log)?;
     #[cfg(feature = "failpoints")]
@@ -69,12 +69,12 @@ async fn run(config: &Config) -> Result<(), Box<dyn Error>> {
     let (host, images) = host(config, cgroups, claims.category_share()).await?;
     let pods = Pods::open(Arc::new(host)).await?;
     tracing::info!(socket = %config.socket.display(), pods = pods.pods().len(), version = env!("CARGO_PKG_VERSION"), "ready");
-    let told = async move {
+    let terminated = async move {
         tokio::select! {
             _ = term.recv() => {}
             _ = interrupt.recv() => {}
         }
-        tracing::info!("told to end; pods go on");
+        tracing::info!("shutting down; pods keep running");
     };
     let parts = cri::Parts {
         streaming: streaming(config).await?,
@@ -84,7 +84,7 @@ async fn run(config: &Config) -> Result<(), Box<dyn Error>> {
         policies: config.handlers.policies(),
         on_call: crate::memory::settle_soon,
     };
-    cri::serve(socket, parts, told).await?;
+    cri::serve(socket, parts, terminated).await?;
     pods.drain(DRAIN).await;
     pods.flush(DRAIN).await;
     claims.release();
@@ -135,7 +135,7 @@ fn node(config: &Config, cgroups: &Cgroups) -> Result<Node, Box<dyn Error>> {
     })
 }
 
-/// Who makes the cgroups of new pods.
+/// The cgroup driver for new pods.
 fn driver(config: &Config, cgroups: &Cgroups) -> Driver {
     match config.cgroup.driver {
         CgroupDriver::Auto => Driver::detect(cgroups),
@@ -179,7 +179,7 @@ async fn host(
     Ok((Host::new(HostConfig::of(config), parts)?, images))
 }
 
-/// Both networks: pods of the one that is not in use are still given back by it.
+/// Opens both networks: pods of the one that is not configured are still detached by it.
 fn network(config: &Config, syncer: &Syncer) -> Result<Network, Box<dyn Error>> {
     let builtin = Builtin::open(BuiltinConfig {
         subnet_v4: config.network.subnet.to_string().parse()?,
@@ -206,7 +206,7 @@ fn network(config: &Config, syncer: &Syncer) -> Result<Network, Box<dyn Error>> 
     Ok(Network::new(provider, builtin, cni))
 }
 
-/// The cache of filters, with the one that nearly every Linux container wants already on its way.
+/// The cache of seccomp filters; builds the one that nearly every Linux container uses in the background.
 fn profiles() -> Arc<ProfileCache> {
     let profiles = Arc::new(ProfileCache::default());
     let cache = Arc::clone(&profiles);
@@ -222,7 +222,8 @@ fn profiles() -> Arc<ProfileCache> {
     profiles
 }
 
-/// Loads the default AppArmor profile, so that no container waits for it. A failure is said again to each that needs it.
+/// Loads the default AppArmor profile, so that no container waits for it. Each container that needs it reports a
+/// failure.
 fn load_apparmor() {
     match crate::host::load_default_profile() {
         Ok(DefaultProfile::Unsupported) => {}
@@ -238,7 +239,7 @@ fn load_apparmor() {
     }
 }
 
-/// Says that images are pulled without the proxies that the environment names.
+/// Warns that images are pulled without the proxies in the environment.
 fn warn_of_proxies() {
     for name in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"] {
         for name in [name.to_owned(), name.to_lowercase()] {

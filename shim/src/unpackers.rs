@@ -1,7 +1,7 @@
-//! Joins the image store's demand for an unpacker with the runtime's jail: both halves of `coracle unpacker`.
+//! Connects the image store, which needs an unpacker, with the runtime's jail: both sides of `coracle unpacker`.
 //!
 //! Called by `serve` ([`Unpackers`], in the daemon) and by `main` ([`main`], in the unpacker itself).
-//! Invariant: nothing is read from a layer before the jail is built. Not here: archives, jails.
+//! Invariant: no layer is read before the jail is built. Must not know: archives, jails.
 
 use coracle_images::{Cause, RunningUnpacker, Unpacker, UnpackerLauncher};
 use coracle_runtime::unpacker::{self, Bounds, Descriptors, Running};
@@ -9,7 +9,7 @@ use coracle_sandbox::helper::Permits;
 use coracle_spec::error::{Error, Kind, Result};
 use futures_util::future::{BoxFuture, FutureExt as _};
 
-/// Starts unpackers, as many at a time as the node allows.
+/// Starts unpackers, as many at a time as the configuration allows.
 pub struct Unpackers(pub Permits);
 
 struct Started(Running);

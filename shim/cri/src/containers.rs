@@ -1,8 +1,8 @@
-//! The RPCs about containers: convert, ask, render.
+//! The RPCs about containers: convert the request, send it to the lifecycle, render the reply.
 //!
-//! Called by `service`. Invariants: stopping or removing what is not there succeeds; lists and status come from
+//! Called by `service`. Invariants: stopping or removing an absent container succeeds; lists and status come from
 //! memory.
-//! Not here: gRPC codes, phases.
+//! Must not know: gRPC codes, phases.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use super::events::{Replies, replies};
 use super::status::{Failure, or_absent};
 use super::{Shared, concerns};
 
-/// CreateContainer: answers when everything but the process is there.
+/// CreateContainer: returns when everything except the process exists.
 pub(super) async fn create(
     shared: Arc<Shared>,
     request: cri::CreateContainerRequest,
@@ -33,7 +33,7 @@ pub(super) async fn create(
     Ok(convert::create_reply(&id))
 }
 
-/// StartContainer: answers when it runs.
+/// StartContainer: returns when it runs.
 pub(super) async fn start(
     shared: Arc<Shared>,
     request: cri::StartContainerRequest,
@@ -45,7 +45,7 @@ pub(super) async fn start(
     Ok(cri::StartContainerResponse {})
 }
 
-/// StopContainer: answers when it has ended.
+/// StopContainer: returns when it has ended.
 pub(super) async fn stop(
     shared: Arc<Shared>,
     request: cri::StopContainerRequest,
@@ -59,7 +59,7 @@ pub(super) async fn stop(
     Ok(cri::StopContainerResponse {})
 }
 
-/// RemoveContainer: kills it if it runs, then forgets it.
+/// RemoveContainer: kills it if it runs, then removes it.
 pub(super) async fn remove(
     shared: Arc<Shared>,
     request: cri::RemoveContainerRequest,
@@ -72,7 +72,7 @@ pub(super) async fn remove(
     Ok(cri::RemoveContainerResponse {})
 }
 
-/// ReopenContainerLog: after kubelet has renamed the log.
+/// ReopenContainerLog: called after the kubelet has renamed the log.
 pub(super) async fn reopen_log(
     shared: Arc<Shared>,
     request: cri::ReopenContainerLogRequest,
@@ -91,7 +91,7 @@ pub(super) async fn status(
 ) -> Result<cri::ContainerStatusResponse, Failure> {
     let view = one(&shared, request.object()?)?;
     let mut reply = convert::container_status_reply(&view, &request);
-    // The kubelet creates by id; people want to read a name.
+    // The kubelet sends an image id; people want to read a name.
     let image = shared.images.resolve(&view.image_id);
     let name = image.as_ref().and_then(|image| {
         let mut names = image.repo_tags.iter().chain(&image.repo_digests);
@@ -125,21 +125,21 @@ pub(super) async fn stream(
     ))
 }
 
-/// The container with this id or beginning of one. Errors: Missing; several begin so.
+/// The container with this id or prefix of an id. Errors: Missing; Invalid when several match.
 pub(super) fn one(shared: &Shared, named: &str) -> Result<Arc<ContainerView>, Failure> {
     concerns("container", named);
     let id = shared.pods.find_container(named)?;
-    // It may have been removed since it was found.
+    // It may have been removed since it was looked up.
     let gone = || {
         Error::new(
             Kind::Missing,
-            format!("container {id} is not there any more"),
+            format!("container {id} does not exist any more"),
         )
     };
     Ok(shared.pods.container(&id).ok_or_else(gone)?)
 }
 
-/// The containers that a filter lets through.
+/// The containers that match a filter.
 pub(super) fn chosen(shared: &Shared, filter: ContainerFilter) -> Vec<Arc<ContainerView>> {
     filter.select(shared.pods.containers())
 }

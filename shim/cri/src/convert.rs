@@ -1,10 +1,11 @@
-//! The only code that names fields of CRI messages: requests into checked configs, snapshots into replies.
+//! The only code that names fields of CRI messages: converts requests into checked configs, renders snapshots as
+//! replies.
 //!
-//! Place in the flow: first and last step of every call in `cri/*`. `sandbox`, `container` and `image` read
-//! requests; `render` writes replies; `filter` does both for lists.
-//! Invariants: pure, no waiting and no I/O; what leaves here towards the lifecycle names no message; labels
-//! and annotations pass byte for byte; every refusal names the field at fault.
-//! Not here: whether an image, a path or a sandbox exists.
+//! Called by: every function in `cri/*` that answers a call, as its first and last step. `sandbox`, `container` and
+//! `image` read requests; `render` writes replies; `filter` does both for lists.
+//! Invariants: pure, no waiting and no I/O; the configs for the lifecycle contain no CRI message; labels and
+//! annotations pass byte for byte; every refusal names the field at fault.
+//! Must not know: whether an image, a path or a sandbox exists.
 
 mod annotations;
 mod check;
@@ -47,67 +48,20 @@ pub(super) use self::sandbox::sandbox_config;
 pub(super) use self::stats::{container_stats, pod_stats};
 pub(super) use self::streaming::{attach_session, exec_session, forward_session};
 pub(super) use self::update::new_resources;
-use super::status::KubeletWord;
+pub(super) use super::bad_request::BadRequest;
 
-/// The longest object id or id prefix that is looked up, in bytes.
+/// The longest object id or id prefix, in bytes.
 const MAX_ID_BYTES: usize = 256;
-
-/// A request that cannot be met as it is written. The text names the field; `rpc` is added where it is shown.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum BadRequest {
-    /// A field is missing or holds what it may not.
-    #[error("{field} {problem}")]
-    Invalid {
-        /// Path of the field in the request: `config.metadata.name`.
-        field: String,
-        /// What is wrong with it, as the rest of a sentence.
-        problem: String,
-    },
-    /// A field asks for what this build does not have.
-    #[error("{field} {problem}")]
-    Unsupported {
-        /// Path of the field in the request.
-        field: String,
-        /// What is not there, as the rest of a sentence.
-        problem: String,
-    },
-    /// A refusal that kubelet recognises by its first word.
-    #[error("{field} {problem}")]
-    Recognised {
-        /// The word.
-        word: KubeletWord,
-        /// Path of the field in the request.
-        field: String,
-        /// What is wrong, as the rest of a sentence.
-        problem: String,
-    },
-}
-
-impl BadRequest {
-    fn invalid(field: impl Into<String>, problem: impl Into<String>) -> Self {
-        Self::Invalid {
-            field: field.into(),
-            problem: problem.into(),
-        }
-    }
-
-    fn unsupported(field: impl Into<String>, problem: impl Into<String>) -> Self {
-        Self::Unsupported {
-            field: field.into(),
-            problem: problem.into(),
-        }
-    }
-}
 
 /// A request about one existing sandbox or container.
 pub(super) trait NamesObject {
-    /// The path of the field that names it.
+    /// The path of the field with its id.
     const FIELD: &'static str;
 
-    /// What the field holds.
+    /// The value of the field.
     fn named(&self) -> &str;
 
-    /// The id, or prefix of an id, that is asked for: printable, not empty, bounded.
+    /// The requested id, or prefix of an id: printable, not empty, bounded.
     fn object(&self) -> Result<&str, BadRequest> {
         let id = check::given(Self::FIELD, self.named())?;
         if id.len() > MAX_ID_BYTES {
@@ -146,7 +100,7 @@ names_object!(pod_sandbox_id: PodSandboxStatsRequest, UpdatePodSandboxResourcesR
 /// The grace period of a stop: whole seconds, 0 kills at once.
 pub(super) fn grace(request: &cri::StopContainerRequest) -> Result<Duration, BadRequest> {
     match u64::try_from(request.timeout) {
-        // More than a century is "for ever" to everybody, and keeps every sum of times in range.
+        // More than a century is "for ever" for everybody, and keeps every sum of times in range.
         Ok(seconds) => Ok(Duration::from_secs(seconds.min(u64::from(u32::MAX)))),
         Err(_) => Err(BadRequest::invalid(
             "timeout",
@@ -155,7 +109,7 @@ pub(super) fn grace(request: &cri::StopContainerRequest) -> Result<Duration, Bad
     }
 }
 
-/// Checks UpdateRuntimeConfig, of which nothing is used: the built-in network has its own subnet.
+/// Checks UpdateRuntimeConfig. Nothing of it is used: the built-in network has its own subnet.
 pub(super) fn runtime_config(
     request: &cri::UpdateRuntimeConfigRequest,
 ) -> Result<String, BadRequest> {

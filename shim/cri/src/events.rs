@@ -1,9 +1,8 @@
-//! What is answered by more than one message: GetContainerEvents and the streamed lists.
+//! Streamed replies: GetContainerEvents and the streamed lists.
 //!
-//! Called by `service`, `pods`, `containers` and `images`. Invariants: a slow reader never holds anybody up: its
-//! queue is bounded, and when it overflows the stream ends with an error; every stream ends when the daemon
-//! drains.
-//! Not here: what an event means.
+//! Called by `service`, `pods`, `containers` and `images`. Invariants: a slow reader delays nobody: its queue is
+//! bounded, and when it overflows the stream ends with an error; every stream ends when the daemon drains.
+//! Must not know: what an event means.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -22,7 +21,7 @@ use super::status::Failure;
 /// The messages of one streamed reply.
 pub(super) type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
-/// A list as a series of messages, rendered as the client takes them; then the end.
+/// A list as a series of messages, each rendered when the client takes it.
 pub(super) fn replies<R>(items: impl Iterator<Item = R::Item> + Send + 'static) -> Replies<R>
 where
     R: ListReply + Send + 'static,
@@ -42,7 +41,7 @@ pub(super) async fn watch(
 
 type Source = (Receiver<Arc<Event>>, watch::Receiver<bool>);
 
-/// The next message and what is left to read; `None` ends the stream.
+/// The next message and the rest of the stream; `None` ends the stream.
 async fn next_event(
     source: Option<Source>,
 ) -> Option<(Result<cri::ContainerEventResponse, Status>, Option<Source>)> {
@@ -62,7 +61,7 @@ async fn next_event(
     }
 }
 
-/// Resolves once the daemon drains, or has gone.
+/// Resolves once the daemon drains, or its sender is gone.
 async fn drained(draining: &mut watch::Receiver<bool>) {
     let _ = draining.wait_for(|on| *on).await;
 }
@@ -105,16 +104,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_reader_that_falls_behind_is_told_and_dropped() {
+    async fn a_reader_that_falls_behind_gets_an_error_and_the_end() {
         let (sender, _drain, mut stream) = open(4);
         for at in 0..10 {
             sender.send(convert::sample_event(at)).unwrap();
         }
-        let told = stream.next().await.unwrap().unwrap_err();
+        let error = stream.next().await.unwrap().unwrap_err();
         assert!(
-            told.message().contains("lost 6 events"),
+            error.message().contains("lost 6 events"),
             "{}",
-            told.message()
+            error.message()
         );
         assert!(stream.next().await.is_none());
     }

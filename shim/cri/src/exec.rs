@@ -1,8 +1,8 @@
-//! The RPC that runs a program in a container and returns what it printed: ExecSync.
+//! ExecSync: runs a program in a container and returns its output.
 //!
-//! Called by `service`. Invariants: an exit code other than 0 is an answer, not a failure; a program that takes too long
-//! is DeadlineExceeded, which kubelet takes for a failed probe.
-//! Not here: streaming.
+//! Called by `service`. Invariants: a nonzero exit code is a result, not a failure; a program that exceeds its time
+//! limit is DeadlineExceeded, which the kubelet treats as a failed probe.
+//! Must not know: streaming.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,10 +27,10 @@ pub(super) async fn sync(
     Ok(reply(output))
 }
 
-/// What is left of a message for output: kubelet takes no larger ones.
+/// The room for output in a message; the kubelet accepts no larger ones.
 const ROOM: usize = super::MAX_MESSAGE_BYTES - 4096;
 
-/// The reply, cut where both streams together would not fit one message.
+/// The reply, cut where both streams together would not fit into one message.
 fn reply(output: ExecOutput) -> cri::ExecSyncResponse {
     let (mut stdout, mut stderr) = (output.stdout, output.stderr);
     stdout.truncate(ROOM);
@@ -43,7 +43,7 @@ fn reply(output: ExecOutput) -> cri::ExecSyncResponse {
     }
 }
 
-/// How long the call may take when its client says nothing: what it grants the program, and a while for the rest.
+/// The deadline when the client sent none: the program's own limit, plus time for everything else.
 pub(super) fn limit(request: &cri::ExecSyncRequest) -> Option<Duration> {
     let seconds = u64::try_from(request.timeout).ok().filter(|s| *s > 0)?;
     Some(Duration::from_secs(seconds.min(u64::from(u32::MAX))) + Duration::from_secs(120))

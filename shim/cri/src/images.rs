@@ -1,8 +1,8 @@
-//! The RPCs of the image service: convert, ask, render.
+//! The RPCs of the image service: convert the request, pass it to the store, render the reply.
 //!
-//! Called by `service`. Invariants: an absent image is no error for ImageStatus and RemoveImage; a pull ends when
+//! Called by `service`. Invariants: an absent image is not an error for ImageStatus and RemoveImage; a pull ends when
 //! its last caller goes; a module that does not compile is an error of the container, not of the pull.
-//! Not here: registries, disk.
+//! Must not know: registries, disk.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use super::events::{Replies, replies};
 use super::status::{Failure, or_absent};
 use super::{Shared, concerns};
 
-/// PullImage: answers the image's id, once it is on disk and its module compiled.
+/// PullImage: returns the image's id, once the image is on disk and its module compiled.
 pub(super) async fn pull(
     shared: Arc<Shared>,
     request: cri::PullImageRequest,
@@ -24,7 +24,7 @@ pub(super) async fn pull(
     concerns("image", &order.reference);
     let image = shared.images.pull(order).await?;
     if let Err(problem) = shared.pods.prepare_image(&image).await {
-        warn!(digest = %image.id, failure = problem.chain(), "the image is here, but its module is not ready to run");
+        warn!(digest = %image.id, failure = problem.chain(), "the image was pulled, but its module cannot be compiled");
     }
     Ok(convert::pull_reply(&image))
 }
@@ -40,7 +40,7 @@ pub(super) async fn status(
     Ok(convert::image_status_reply(image.as_deref(), &request))
 }
 
-/// RemoveImage: all tags of the image go with it; running containers keep its content.
+/// RemoveImage: removes all tags of the image; running containers keep its content.
 pub(super) async fn remove(
     shared: Arc<Shared>,
     request: cri::RemoveImageRequest,

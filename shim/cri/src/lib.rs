@@ -1,13 +1,14 @@
-//! The CRI server: binds the socket, serves both services on it, and drains when told to.
+//! The CRI server: binds the socket, serves both services on it, and drains when the daemon stops.
 //!
-//! Place in the flow: kubelet -> here -> `cri/*` (convert, ask, render) -> [`coracle_lifecycle`] or the image
-//! store. Called by the shim's `serve`. One function per RPC in `pods`, `containers`, `images`, `runtime` and `events`;
-//! `service` wires them to the generated traits.
-//! Invariants: every RPC of the protocol answers, if only with Unimplemented and its own name; each runs in
-//! one span, under one deadline, and a panic in it becomes an answer; only `convert` names fields of
-//! messages and only `status` names gRPC codes.
-//! Not here: states of pods and containers, and how anything is done.
+//! Calls: kubelet -> here -> `cri/*` (convert, request, render) -> [`coracle_lifecycle`] or the image store. Called by
+//! the shim's `serve`. `pods`, `containers`, `images`, `runtime` and `events` have one function for each RPC; `service`
+//! connects them to the generated traits.
+//! Invariants: every RPC of the protocol has an answer, if only Unimplemented with its own name; each runs in one span,
+//! under one deadline, and a panic in it becomes an answer; only `convert` names fields of messages and only `status`
+//! names gRPC codes.
+//! Must not know: states of pods and containers, how effects are carried out.
 
+mod bad_request;
 mod containers;
 mod convert;
 mod events;
@@ -44,16 +45,16 @@ pub use self::runtime::{CgroupDriver, Node};
 pub use self::socket::Socket;
 use self::status::Failure;
 
-/// The largest message taken and sent, in bytes: what kubelet's client accepts.
+/// The largest message in either direction, in bytes: what the kubelet's client accepts.
 const MAX_MESSAGE_BYTES: usize = 16 << 20;
 
-/// How long calls in flight may go on once a shutdown was asked for.
+/// How long calls in flight may continue after a shutdown was requested.
 const DRAIN: Duration = Duration::from_secs(10);
 
-/// Calls that one client connection may have in flight; kubelet uses one connection for all of its calls.
+/// Calls that one client connection may have in flight; the kubelet uses one connection for all of its calls.
 const STREAMS_PER_CONNECTION: u32 = 4096;
 
-/// The server could not go on accepting: the socket broke underneath it.
+/// The server cannot accept connections any more: the socket failed.
 #[derive(Debug, thiserror::Error)]
 #[error("serve the container runtime interface on {path}")]
 pub struct ServeError {
@@ -61,7 +62,7 @@ pub struct ServeError {
     source: tonic::transport::Error,
 }
 
-/// What every RPC may use; one for the whole daemon.
+/// State of all RPCs; one for the whole daemon.
 struct Shared {
     pods: coracle_lifecycle::Pods,
     images: coracle_images::Images,
@@ -69,11 +70,33 @@ struct Shared {
     node: Node,
     policies: Policies,
     on_call: fn(),
-    /// Turns true when the daemon drains; ends the streams that would never end by themselves.
+    /// Becomes true when the daemon drains; ends streams that have no end of their own.
     draining: watch::Receiver<bool>,
 }
 
-/// What calls are answered from.
+impl Shared {
+    fn new(parts: Parts, draining: watch::Receiver<bool>) -> Shared {
+        let Parts {
+            pods,
+            images,
+            streaming,
+            node,
+            policies,
+            on_call,
+        } = parts;
+        Shared {
+            pods,
+            images,
+            streaming,
+            node,
+            policies,
+            on_call,
+            draining,
+        }
+    }
+}
+
+/// The parts that calls are answered from.
 pub struct Parts {
     /// Pods and containers.
     pub pods: coracle_lifecycle::Pods,
@@ -83,7 +106,7 @@ pub struct Parts {
     pub streaming: coracle_streaming::Server,
     /// The facts that Status and RuntimeConfig report.
     pub node: Node,
-    /// What the operator lets pods of each handler open.
+    /// What the operator lets the pods of each handler do.
     pub policies: Policies,
     /// Called with each call, in the daemon's tokio runtime. Must not block.
     pub on_call: fn(),
@@ -93,10 +116,10 @@ pub struct Parts {
 #[derive(Clone)]
 struct Cri(Arc<Shared>);
 
-/// Serves CRI on `socket` until `shutdown` resolves, then drains for at most 10 seconds and removes the
-/// socket. `parts` is what calls are answered from.
+/// Serves CRI on `socket` until `shutdown` resolves, then drains for at most 10 seconds and removes the socket. `parts`
+/// answer the calls.
 ///
-/// Errors: [`ServeError`] when the listener broke; never because of a client.
+/// Errors: [`ServeError`] when the listener failed; never because of a client.
 pub async fn serve(
     socket: Socket,
     parts: Parts,
@@ -105,23 +128,7 @@ pub async fn serve(
     let path = socket.path().display().to_string();
     let (drain, draining) = watch::channel(false);
     let mut stop = draining.clone();
-    let Parts {
-        pods,
-        images,
-        streaming,
-        node,
-        policies,
-        on_call,
-    } = parts;
-    let cri = Cri(Arc::new(Shared {
-        pods,
-        images,
-        streaming,
-        node,
-        policies,
-        on_call,
-        draining,
-    }));
+    let cri = Cri(Arc::new(Shared::new(parts, draining)));
     let stopped = async move {
         // An error means that the sender is gone, which is a stop, too.
         let _ = stop.wait_for(|on| *on).await;
@@ -145,7 +152,7 @@ pub async fn serve(
     outcome.map_err(|source| ServeError { path, source })
 }
 
-/// Runs `server`; once `shutdown` resolved, tells it through `drain` and waits `limit` for it.
+/// Runs `server`; once `shutdown` resolved, signals `drain` and waits `limit` for it.
 async fn drained<E>(
     server: impl Future<Output = Result<(), E>>,
     shutdown: impl Future<Output = ()>,
@@ -172,7 +179,7 @@ async fn drained<E>(
 }
 
 impl Cri {
-    /// Answers `request` by `act`, under its client's deadline or else `own`.
+    /// Answers `request` with `act`, under its client's deadline or else `own`.
     async fn answer<Q, A, F>(
         &self,
         rpc: &'static str,
@@ -191,8 +198,8 @@ impl Cri {
     }
 }
 
-/// Answers one RPC by `work`: in a span, within `limit`, a panic caught, and a failure turned into its gRPC
-/// status and logged once. Past its limit, or dropped by a client that went away, it drops `work`.
+/// Answers one RPC with `work`: in a span, within `limit`. A panic is caught; a failure becomes a gRPC status and is
+/// logged once. At its limit, or when the client goes away, `work` is dropped.
 async fn answered<A>(
     rpc: &'static str,
     limit: Option<Duration>,
@@ -203,7 +210,7 @@ async fn answered<A>(
         let began = Instant::now();
         let outcome = match limit {
             None => work.await,
-            // Too short for a timer: what is not done by now will not be.
+            // Too short for a timer: `work` gets no time beyond the first poll.
             Some(limit) if limit.is_zero() => {
                 work.now_or_never().unwrap_or(Ok(Err(Failure::Deadline)))
             }
@@ -231,7 +238,7 @@ async fn answered<A>(
     .await
 }
 
-/// Names the object of the call in its span: `field` is `pod`, `container` or `image`.
+/// Records the object of the call in its span: `field` is `pod`, `container` or `image`.
 fn concerns(field: &'static str, name: &str) {
     let printable: String = name.chars().filter(|c| !c.is_control()).take(256).collect();
     Span::current().record(field, printable);
@@ -256,8 +263,8 @@ fn client_deadline(metadata: &tonic::metadata::MetadataMap) -> Option<Duration> 
     }
 }
 
-/// A little less than the client's deadline. The transport enforces the same header, but answers Cancelled;
-/// kubelet needs DeadlineExceeded, so this side has to be first.
+/// A little less than the client's deadline. The transport enforces the same header, but answers Cancelled; the kubelet
+/// needs DeadlineExceeded, so this side has to be first.
 fn before_the_transport(limit: Duration) -> Duration {
     let margin = (limit / 16).clamp(Duration::from_millis(2), Duration::from_millis(50));
     limit.saturating_sub(margin)
@@ -313,7 +320,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn every_way_a_call_can_end_is_an_answer() {
+    async fn every_end_of_a_call_is_an_answer() {
         let short = Some(Duration::from_millis(5));
         assert_eq!(outcome(short, async { Ok(7) }).await, Ok(7));
         assert_eq!(outcome(None, async { Ok(7) }).await, Ok(7));

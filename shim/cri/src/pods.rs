@@ -1,8 +1,7 @@
-//! The RPCs about sandboxes: convert, ask, render.
+//! The RPCs about sandboxes: convert the request, send it to the lifecycle, render the reply.
 //!
-//! Called by `service`. Invariants: stopping or removing what is not there succeeds; lists and status come from
-//! memory.
-//! Not here: gRPC codes, phases.
+//! Called by `service`. Invariants: stopping or removing an absent sandbox succeeds; lists and status come from memory.
+//! Must not know: gRPC codes, phases.
 
 use std::sync::Arc;
 
@@ -14,7 +13,7 @@ use super::events::{Replies, replies};
 use super::status::{Failure, or_absent};
 use super::{Shared, concerns};
 
-/// RunPodSandbox: answers when the sandbox is ready.
+/// RunPodSandbox: returns when the sandbox is ready.
 pub(super) async fn run(
     shared: Arc<Shared>,
     request: cri::RunPodSandboxRequest,
@@ -25,7 +24,7 @@ pub(super) async fn run(
     Ok(convert::run_pod_reply(&id))
 }
 
-/// StopPodSandbox: ends what runs in it and takes its network down.
+/// StopPodSandbox: ends its containers and tears its network down.
 pub(super) async fn stop(
     shared: Arc<Shared>,
     request: cri::StopPodSandboxRequest,
@@ -38,7 +37,7 @@ pub(super) async fn stop(
     Ok(cri::StopPodSandboxResponse {})
 }
 
-/// RemovePodSandbox: stops it if need be, then forgets it and its containers.
+/// RemovePodSandbox: stops it if need be, then removes it and its containers.
 pub(super) async fn remove(
     shared: Arc<Shared>,
     request: cri::RemovePodSandboxRequest,
@@ -59,8 +58,13 @@ pub(super) async fn status(
     let named = request.object()?;
     concerns("pod", named);
     let id = shared.pods.find_pod(named)?;
-    // It may have been removed since it was found.
-    let gone = || Error::new(Kind::Missing, format!("sandbox {id} is not there any more"));
+    // It may have been removed since it was looked up.
+    let gone = || {
+        Error::new(
+            Kind::Missing,
+            format!("sandbox {id} does not exist any more"),
+        )
+    };
     let view = shared.pods.pod(&id).ok_or_else(gone)?;
     let containers = shared.pods.containers_of(&id);
     Ok(convert::pod_status_reply(

@@ -1,61 +1,62 @@
-//! What the operator lets pods open, by RuntimeClass handler and namespace.
+//! What the operator lets pods do, by RuntimeClass handler and namespace.
 //!
-//! Made by: the configuration. Asked by: `convert::sandbox`, for each new pod.
-//! Invariants: a pod never has more than its handler says here; of several namespace patterns that fit a pod the first
-//! decides. Not here: what a pod's annotations say, how a list is enforced, how the configuration is written.
+//! Made by: the configuration. Read by: `convert::sandbox`, for each new pod.
+//! Invariants: a pod never has more than its handler allows here; of several matching namespace patterns the first
+//! decides.
+//! Must not know: annotations of pods, how a list is enforced, the syntax of the configuration.
 
 use coracle_spec::egress::Rule;
 
-/// What pods may reach unless an annotation narrows it, or opens more and is honoured.
+/// The destinations that pods may reach unless an annotation narrows them, or extends them and is honoured.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Egress {
-    /// Everything.
+    /// All.
     Any,
-    /// Nothing; WebAssembly guests make no sockets at all, listening ones neither.
+    /// None; WebAssembly instances cannot create sockets at all, not even listening ones.
     None,
-    /// What is listed; answering whoever calls is allowed, also if nothing is listed.
+    /// Those on the list; replies to incoming connections are always allowed.
     Listed(Vec<Rule>),
 }
 
-/// What one pod is allowed to open.
+/// What one pod may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Allowance<'a> {
-    /// What it may reach.
+    /// The destinations that it may reach.
     pub egress: &'a Egress,
-    /// Patterns of annotations that are honoured although they open something.
+    /// Patterns of annotations that are honoured although they grant something.
     pub annotations: &'a [String],
     /// The handler's name.
     pub handler: &'static str,
-    /// The namespace pattern that decided, if one did.
+    /// The namespace pattern that matched, if one did.
     pub namespace: Option<&'a str>,
 }
 
-/// What pods of one handler may open.
+/// What pods of one handler may do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HandlerPolicy {
     /// The handler's name.
     pub name: &'static str,
-    /// What its pods may reach.
+    /// The destinations that its pods may reach.
     pub egress: Egress,
-    /// Patterns of annotations that are honoured although they open something.
+    /// Patterns of annotations that are honoured although they grant something.
     pub annotations: Vec<String>,
-    /// What is different for pods of some namespaces.
+    /// Exceptions for pods of some namespaces.
     pub namespaces: Vec<NamespacePolicy>,
 }
 
-/// What is different for some namespaces. What is `None` is the handler's.
+/// The exception for some namespaces. Where a field is `None`, the handler's applies.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NamespacePolicy {
-    /// A namespace, or the beginning of some and `*`.
+    /// A namespace, or a prefix and `*`.
     pub pattern: String,
-    /// What their pods may reach.
+    /// The destinations that their pods may reach.
     pub egress: Option<Egress>,
     /// As [`HandlerPolicy::annotations`].
     pub annotations: Option<Vec<String>>,
 }
 
 impl HandlerPolicy {
-    /// What a pod of `namespace` may open.
+    /// What a pod of `namespace` may do.
     pub fn allowance(&self, namespace: &str) -> Allowance<'_> {
         let mut namespaces = self.namespaces.iter();
         let own = namespaces.find(|own| fits(&own.pattern, namespace));
@@ -70,7 +71,7 @@ impl HandlerPolicy {
     }
 }
 
-/// What pods may open, by handler.
+/// The policies of all handlers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policies(Vec<HandlerPolicy>);
 
@@ -87,7 +88,7 @@ impl Policies {
     }
 }
 
-/// Whether the pattern, a whole name or a beginning and `*`, fits `name`.
+/// Whether the pattern, a whole name or a prefix and `*`, matches `name`.
 pub fn fits(pattern: &str, name: &str) -> bool {
     match pattern.strip_suffix('*') {
         Some(beginning) => name.starts_with(beginning),

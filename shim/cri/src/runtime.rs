@@ -1,8 +1,8 @@
 //! The RPCs about the runtime itself: Version, Status, RuntimeConfig, UpdateRuntimeConfig.
 //!
-//! Called by `service`. Invariant: they answer at once, from facts that `main` gathered and from what is known of the
-//! network; kubelet probes them before anything else and every five seconds after.
-//! Not here: pods, images.
+//! Called by `service`. Invariant: they answer at once, from facts that `main` collected and from the state of the
+//! network; the kubelet calls them before anything else and then every five seconds.
+//! Must not know: pods, images.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,30 +13,30 @@ use tracing::info;
 use super::status::Failure;
 use super::{Shared, convert};
 
-/// What Status and RuntimeConfig report; fixed while the daemon runs.
+/// The facts that Status and RuntimeConfig report; fixed while the daemon runs.
 #[derive(Clone, Debug)]
 pub struct Node {
-    /// Where images and records lie: the configuration's `root`.
+    /// The directory of images and records: the configuration's `root`.
     pub root_dir: PathBuf,
-    /// Where sockets and pins lie: the configuration's `run`. Verbose Status shows it as `stateDir`.
+    /// The directory of sockets and pins: the configuration's `run`. Verbose Status shows it as `stateDir`.
     pub state_dir: PathBuf,
-    /// Who makes cgroups; kubelet follows it.
+    /// The cgroup driver, which the kubelet follows.
     pub cgroup_driver: CgroupDriver,
     /// Whether pods can have user namespaces of their own.
     pub maps_users: bool,
 }
 
-/// Who makes the cgroups of pods. Source: cri-api `CgroupDriver`.
+/// Who creates the cgroups of pods. Source: cri-api `CgroupDriver`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CgroupDriver {
-    /// We, as directories.
+    /// The daemon, as directories.
     Cgroupfs,
     /// systemd, as scopes.
     Systemd,
 }
 
 impl CgroupDriver {
-    /// Its name as kubelet's configuration spells it.
+    /// Its name in the kubelet's configuration.
     pub fn name(self) -> &'static str {
         match self {
             Self::Cgroupfs => "cgroupfs",
@@ -45,7 +45,7 @@ impl CgroupDriver {
     }
 }
 
-/// Version: who we are.
+/// Version: name and version of the runtime.
 pub(super) async fn version(
     _: Arc<Shared>,
     _: cri::VersionRequest,
@@ -74,8 +74,8 @@ pub(super) async fn config(
     Ok(convert::runtime_config_reply(shared.node.cgroup_driver))
 }
 
-/// UpdateRuntimeConfig: accepted and not used: the built-in network has a subnet of its own, and plugins have theirs
-/// in their configuration.
+/// UpdateRuntimeConfig: accepted and ignored. The built-in network has a subnet of its own, and plugins have theirs in
+/// their configuration.
 pub(super) async fn update_config(
     _: Arc<Shared>,
     request: cri::UpdateRuntimeConfigRequest,

@@ -1,8 +1,8 @@
-//! The generated service traits, one line per RPC: its deadline and the function that answers it.
+//! The generated service traits, one line for each RPC: its deadline and the function that answers it.
 //!
-//! Called by tonic. Invariant: all 43 RPCs of the protocol are here, and those that this build does not have
+//! Called by tonic. Invariant: all 43 RPCs of the protocol are here, and those that this build does not implement
 //! answer Unimplemented with their own name.
-//! Not here: what an RPC does.
+//! Must not know: what an RPC does.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,14 +18,14 @@ use super::{
     Cri, Shared, containers, convert, events, exec, images, pods, runtime, stats, streaming, update,
 };
 
-/// The deadline of most calls whose client sent none: kubelet's own default.
+/// The deadline of most calls whose client sent none: the kubelet's own default.
 const USUAL: Duration = Duration::from_secs(120);
 
 fn usual<Q>(_: &Q) -> Option<Duration> {
     Some(USUAL)
 }
 
-/// Kubelet gives RunPodSandbox twice the usual time.
+/// The kubelet gives RunPodSandbox twice the usual time.
 fn twice<Q>(_: &Q) -> Option<Duration> {
     Some(USUAL * 2)
 }
@@ -40,7 +40,7 @@ fn unbounded<Q>(_: &Q) -> Option<Duration> {
     None
 }
 
-/// Answers an RPC that this build does not have.
+/// Answers an RPC that this build does not implement.
 async fn not_built<Q, A>(_: Arc<Shared>, _: Q) -> Result<A, Failure> {
     Err(Failure::NotBuilt)
 }

@@ -1,10 +1,10 @@
-//! The one unix socket of the daemon: made safely, refused when it is taken, removed at the end.
+//! The unix socket of the daemon: created safely, refused when in use, removed at the end.
 //!
-//! Place in the flow: bound by `main` before anything is recovered, handed to [`super::serve`].
-//! Invariants: the file is never wider than 0660, not even for a moment; a directory made here is 0700; a
-//! socket somebody listens on is never replaced; only the very file made here is removed; a daemon that is out of
-//! descriptors does not spin.
-//! Not here: gRPC.
+//! Called by: `main`, which binds it before recovery and passes it to [`super::serve`].
+//! Invariants: the mode of the file is never wider than 0660, not even for a moment; a directory created here is 0700;
+//! a socket with a listener is never replaced; only the file created here is removed; a daemon without free descriptors
+//! does not spin.
+//! Must not know: gRPC.
 
 use std::fs::{self, DirBuilder, File, Metadata};
 use std::io;
@@ -23,7 +23,7 @@ use tracing::{info, warn};
 /// Permission bits of the socket: root and its group may connect.
 const SOCKET_MODE: u32 = 0o660;
 
-/// Permission bits of a directory made for the socket.
+/// Permission bits of a directory created for the socket.
 const DIRECTORY_MODE: u32 = 0o700;
 
 /// Connections the kernel queues before they are accepted.
@@ -40,22 +40,22 @@ pub enum BindError {
         /// The socket's path.
         path: PathBuf,
     },
-    /// Something that is no socket lies there.
+    /// The path holds something else than a socket.
     #[error("socket path {path} holds {found}, not a socket; remove it or choose another path")]
     NotASocket {
         /// The socket's path.
         path: PathBuf,
-        /// What lies there.
+        /// What it holds.
         found: &'static str,
     },
     /// A system call failed.
     #[error("{operation} {path}")]
     Io {
-        /// What was tried.
+        /// The operation.
         operation: &'static str,
-        /// What it was tried on.
+        /// The path.
         path: PathBuf,
-        /// The system's answer.
+        /// The system's error.
         source: io::Error,
     },
 }
@@ -66,7 +66,7 @@ pub struct Socket {
     pub(super) name: Name,
 }
 
-/// The file of a bound socket: which one, so that only that one is removed.
+/// The file of a bound socket, identified so that only this one is removed.
 pub(super) struct Name {
     path: PathBuf,
     device: u64,
@@ -74,11 +74,11 @@ pub(super) struct Name {
 }
 
 impl Socket {
-    /// Binds `path`, mode 0660, in a directory that is made 0700 when absent, and listens. A socket file
-    /// that nobody listens on is replaced. Must be called inside a tokio runtime.
+    /// Binds `path`, mode 0660, in a directory that is created with 0700 when absent, and listens. A socket file
+    /// without a listener is replaced. Must be called inside a tokio runtime.
     ///
-    /// Errors: `BindError`. Two daemons that start at the same moment cannot both win: the check and the
-    /// bind happen under a lock of the directory.
+    /// Errors: `BindError`. Two daemons that start at the same moment cannot both win: check and bind happen under a
+    /// lock of the directory.
     pub fn bind(path: &Path) -> Result<Self, BindError> {
         let failed = |operation| {
             let path = path.to_owned();
@@ -112,17 +112,17 @@ impl Socket {
         Ok(Self { listener, name })
     }
 
-    /// Where it is bound.
+    /// The path that it is bound to.
     pub fn path(&self) -> &Path {
         &self.name.path
     }
 }
 
-/// How long nothing is accepted after a failure, first and at most: descriptors come back when others are done.
+/// Pause after a failed accept, the first and the longest: descriptors come back when other connections end.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
 
-/// The connections that come to `listener`. After a failed accept, out of descriptors most likely, it waits ever longer
-/// instead of asking again at once, and goes on by itself.
+/// The connections of `listener`. After a failed accept, most likely for lack of descriptors, it pauses, each time
+/// longer, and then tries again.
 pub(super) fn incoming(
     listener: UnixListener,
 ) -> impl Stream<Item = io::Result<tokio::net::UnixStream>> {
@@ -130,7 +130,7 @@ pub(super) fn incoming(
         loop {
             match listener.accept().await {
                 Ok((connection, _)) => {
-                    // Not at once: where descriptors come back one by one, each would warn anew.
+                    // Where descriptors come back one by one, warning at once would repeat for each.
                     let calmer = (pause / 2).max(BACKOFF.0);
                     return Some((Ok(connection), (listener, calmer)));
                 }
@@ -147,13 +147,13 @@ pub(super) fn incoming(
 }
 
 impl Name {
-    /// Removes the socket's file, unless somebody put another one in its place.
+    /// Removes the socket's file, unless it was replaced by another one.
     pub(super) fn remove(&self) {
         let ours = |found: &Metadata| found.dev() == self.device && found.ino() == self.inode;
         match fs::symlink_metadata(&self.path) {
             Ok(found) if ours(&found) => {
                 if let Err(error) = fs::remove_file(&self.path) {
-                    warn!(socket = %self.path.display(), %error, "the socket file stays behind");
+                    warn!(socket = %self.path.display(), %error, "the socket file was not removed");
                 }
             }
             _ => info!(socket = %self.path.display(), "the socket file is no longer ours"),
@@ -161,7 +161,7 @@ impl Name {
     }
 }
 
-/// Makes room at `path`: nothing there, or a stale socket that is removed; anything else is refused.
+/// Makes `path` free: removes a stale socket, refuses anything else.
 fn clear(path: &Path) -> Result<(), BindError> {
     let failed = |operation, source| BindError::Io {
         operation,
@@ -193,7 +193,7 @@ fn clear(path: &Path) -> Result<(), BindError> {
             info!(socket = %path.display(), "replacing a stale socket");
             fs::remove_file(path).map_err(|e| failed("remove the stale socket", e))
         }
-        // A full backlog: somebody is there, only slow.
+        // A full backlog: somebody listens, only slowly.
         Err(e) if e.kind() == io::ErrorKind::WouldBlock => Err(BindError::Taken {
             path: path.to_owned(),
         }),
@@ -201,8 +201,8 @@ fn clear(path: &Path) -> Result<(), BindError> {
     }
 }
 
-/// Binds and listens. The mode is set on the socket before it has a name, because the kernel gives the
-/// file the socket's own mode less the umask; once bound the exact mode is set.
+/// Binds and listens. The mode is set on the socket before it has a name, because the file gets the socket's own mode
+/// less the umask; after the bind the exact mode is set.
 fn listen(path: &Path) -> io::Result<StdListener> {
     let address = SocketAddrUnix::new(path)?;
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_no_socket_stays_untouched() {
+    async fn a_file_of_another_kind_stays_untouched() {
         let scratch = Scratch::new("socket-other");
         let path = scratch.0.join("coracle.sock");
         fs::write(&path, "precious").unwrap();

@@ -1,8 +1,8 @@
-//! The RPCs that say what containers and sandboxes use: choose, measure, render.
+//! The RPCs about the usage of containers and sandboxes: select, measure, render.
 //!
-//! Called by `service`. Invariants: a container that has ended is listed without numbers, a sandbox that has ended is
-//! left out, as containerd has it; neither fails a list.
-//! Not here: how anything is measured.
+//! Called by `service`. Invariants: an ended container is listed without numbers, an ended sandbox is left out, as in
+//! containerd; neither fails a list.
+//! Must not know: how usage is measured.
 
 use std::sync::Arc;
 
@@ -52,7 +52,7 @@ pub(super) async fn stream_containers(
     Ok(replies(measured.into_iter().map(render)))
 }
 
-/// PodSandboxStats. Errors: one that has ended has none.
+/// PodSandboxStats. Errors: the sandbox has ended.
 pub(super) async fn pod(
     shared: Arc<Shared>,
     request: cri::PodSandboxStatsRequest,

@@ -1,11 +1,11 @@
-//! The only code that names gRPC codes: turns whatever went wrong into the status kubelet reads, and logs it.
+//! The only code that names gRPC codes: turns every failure into the status that the kubelet reads, and logs it.
 //!
-//! Place in the flow: last step of every failed call, called by `cri`'s one wrapper and by the streams.
-//! Invariants: every kind of every error has exactly one code, by matches without a `_` arm; each failure is
-//! logged here, once, with its whole chain of causes; the messages that kubelet recognises by their first
-//! word go out with code Unknown, the only one whose text its client passes on unchanged; of a bug of our
-//! own the client learns the headline only.
-//! Not here: how errors arise.
+//! Called by: the wrapper around every call, and the streams, when a call failed.
+//! Invariants: every kind of every error has exactly one code, by matches without a `_` arm; each failure is logged
+//! here, once, with its whole chain of causes; messages that the kubelet recognises by their beginning have code
+//! Unknown, the only one whose text its client passes on unchanged; for a bug of our own the client gets the headline
+//! only.
+//! Must not know: how errors arise.
 
 use std::any::Any;
 use std::error::Error as StdError;
@@ -16,22 +16,21 @@ use coracle_lifecycle as lifecycle;
 use tonic::{Code, Status};
 use tracing::{debug, error, info, warn};
 
-use super::convert::BadRequest;
+use super::bad_request::{BadRequest, KubeletError};
 
-/// The longest message sent, in bytes: it travels in a header, percent-encoded, and Go clients refuse
-/// headers beyond 16 KiB.
+/// The longest message, in bytes: it travels in a header, percent-encoded, and Go clients refuse headers beyond 16 KiB.
 const MAX_MESSAGE_BYTES: usize = 4096;
 
 /// Why a call failed.
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// The request itself is no good.
+    /// The request itself is invalid.
     Request(BadRequest),
-    /// Pods or containers refused or failed.
+    /// The lifecycle refused or failed.
     Lifecycle(lifecycle::Error),
     /// The image store refused or failed.
     Images(images::Error),
-    /// This build has no such call.
+    /// This build does not implement the call.
     NotBuilt,
     /// The caller's deadline, or ours where it sent none, has passed.
     Deadline,
@@ -59,57 +58,29 @@ impl From<images::Error> for Failure {
     }
 }
 
-/// The words that kubelet looks for at the beginning of a message. Source: cri-api `pkg/errors`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum KubeletWord {
-    /// A pull failed because the registry did not answer.
-    RegistryUnavailable,
-    /// A pull was refused by signature policy.
-    #[allow(
-        dead_code,
-        reason = "part of the protocol's list; signature policy is not built"
-    )]
-    SignatureValidationFailed,
-    /// A recursively read-only mount cannot be made.
-    RroUnsupported,
-    /// An image volume cannot be mounted.
-    ImageVolumeMountFailed,
-}
-
-impl KubeletWord {
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::RegistryUnavailable => "RegistryUnavailable",
-            Self::SignatureValidationFailed => "SignatureValidationFailed",
-            Self::RroUnsupported => "RROUnsupported",
-            Self::ImageVolumeMountFailed => "ImageVolumeMountFailed",
-        }
-    }
-}
-
-/// What kubelet is told: a code, and the word its message must begin with, if any.
+/// The answer to the kubelet: a code, and how its message must begin, if the kubelet recognises it by that.
 struct Verdict {
     code: Code,
-    word: Option<KubeletWord>,
+    error: Option<KubeletError>,
 }
 
 impl From<Code> for Verdict {
     fn from(code: Code) -> Self {
-        Self { code, word: None }
+        Self { code, error: None }
     }
 }
 
-impl From<KubeletWord> for Verdict {
-    fn from(word: KubeletWord) -> Self {
+impl From<KubeletError> for Verdict {
+    fn from(error: KubeletError) -> Self {
         Self {
             code: Code::Unknown,
-            word: Some(word),
+            error: Some(error),
         }
     }
 }
 
 impl Failure {
-    /// A caught panic's own text.
+    /// A caught panic, with its text.
     pub(super) fn panicked(payload: &(dyn Any + Send)) -> Self {
         let text = payload
             .downcast_ref::<&str>()
@@ -118,7 +89,7 @@ impl Failure {
         Self::Panicked(text.unwrap_or_else(|| "no text".to_owned()))
     }
 
-    /// Whether it only says that the object is not there.
+    /// Whether it only means that the object is absent.
     fn is_missing(&self) -> bool {
         match self {
             Self::Lifecycle(error) => error.kind() == lifecycle::Kind::Missing,
@@ -130,7 +101,7 @@ impl Failure {
 
     /// Logs the failure of `rpc` and renders it for the client.
     pub(super) fn into_status(self, rpc: &'static str) -> Status {
-        let Verdict { code, word } = self.verdict();
+        let Verdict { code, error } = self.verdict();
         let chain = self.chain(rpc);
         log(rpc, code, &chain);
         let shown = if self.is_bug() {
@@ -138,14 +109,14 @@ impl Failure {
         } else {
             chain
         };
-        let shown = match word {
-            Some(word) => format!("{}: {shown}", word.as_str()),
+        let shown = match error {
+            Some(error) => format!("{}: {shown}", error.as_str()),
             None => shown,
         };
         Status::new(code, bounded(shown))
     }
 
-    /// Whether it is a broken promise of our own, whose causes help nobody but us.
+    /// Whether it is a bug of our own, whose causes help only us.
     fn is_bug(&self) -> bool {
         match self {
             Self::Lifecycle(error) => error.kind() == lifecycle::Kind::Bug,
@@ -196,7 +167,7 @@ impl Failure {
     }
 }
 
-/// What was done or found, or `None` if the object is absent: to Stop and Remove that is as good.
+/// The result, or `None` if the object is absent, which Stop and Remove treat as success.
 pub(super) fn or_absent<T>(outcome: Result<T, impl Into<Failure>>) -> Result<Option<T>, Failure> {
     match outcome.map_err(Into::into) {
         Ok(done) => Ok(Some(done)),
@@ -209,7 +180,7 @@ fn of_request(bad: &BadRequest) -> Verdict {
     match bad {
         BadRequest::Invalid { .. } => Code::InvalidArgument.into(),
         BadRequest::Unsupported { .. } => Code::Unimplemented.into(),
-        BadRequest::Recognised { word, .. } => (*word).into(),
+        BadRequest::Recognised { error, .. } => (*error).into(),
     }
 }
 
@@ -218,8 +189,8 @@ fn of_lifecycle(kind: lifecycle::Kind) -> Verdict {
     match kind {
         Kind::Missing => Code::NotFound.into(),
         Kind::Invalid => Code::InvalidArgument.into(),
-        Kind::ImageVolume => KubeletWord::ImageVolumeMountFailed.into(),
-        // A container that could not be started stays so until somebody changes it.
+        Kind::ImageVolume => KubeletError::ImageVolumeMountFailed.into(),
+        // A container that could not be started stays so until it is changed.
         Kind::WrongPhase | Kind::StartFailed => Code::FailedPrecondition.into(),
         Kind::NameTaken => Code::AlreadyExists.into(),
         Kind::Exhausted => Code::ResourceExhausted.into(),
@@ -236,7 +207,7 @@ fn of_images(kind: images::ErrorKind) -> Verdict {
         Kind::Missing => Code::NotFound.into(),
         Kind::Invalid => Code::InvalidArgument.into(),
         Kind::Unauthorized => Code::Unauthenticated.into(),
-        Kind::RegistryUnavailable => KubeletWord::RegistryUnavailable.into(),
+        Kind::RegistryUnavailable => KubeletError::RegistryUnavailable.into(),
         Kind::Exhausted => Code::ResourceExhausted.into(),
         Kind::Limit => Code::FailedPrecondition.into(),
         Kind::Corrupt => Code::DataLoss.into(),
@@ -245,8 +216,8 @@ fn of_images(kind: images::ErrorKind) -> Verdict {
     }
 }
 
-/// The cause to go on with after an image error's own text: a shared pull error has already told its
-/// cause's text, so it goes on with what lies beneath that.
+/// The cause that follows after an image error's own text: a shared pull error already contains its cause's text, so it
+/// continues with the cause of that.
 fn beneath(error: &images::Error) -> Option<&(dyn StdError + 'static)> {
     match error {
         images::Error::Pull { cause, .. } => cause.source(),
@@ -256,21 +227,21 @@ fn beneath(error: &images::Error) -> Option<&(dyn StdError + 'static)> {
 
 fn with_causes(mut text: String, mut cause: Option<&(dyn StdError + 'static)>) -> String {
     while let Some(error) = cause {
-        let told = error.to_string();
+        let text_of_cause = error.to_string();
         // Some libraries repeat their cause in their own text.
-        if !text.ends_with(&told) {
+        if !text.ends_with(&text_of_cause) {
             text.push_str(": ");
-            text.push_str(&told);
+            text.push_str(&text_of_cause);
         }
         cause = error.source();
     }
     text
 }
 
-/// One line a failure: `error` where we or the node broke, `warn` where something around us did, `info`
-/// where the request cannot be met, `debug` where kubelet asks such things all day.
+/// Logs a failure in one line: `error` when we or the node failed, `warn` when something around us did, `info` when the
+/// request cannot be met, `debug` when the kubelet sends such requests all day.
 ///
-/// A pull of what the registry does not have is nothing that kubelet asks all day, but somebody's mistake.
+/// A pull of an image that the registry does not have is not such a request, but somebody's mistake.
 fn log(rpc: &str, code: Code, chain: &str) {
     let code = CodeName(code);
     match code.0 {
@@ -304,7 +275,7 @@ impl fmt::Display for CodeName {
     }
 }
 
-/// Cuts `text` to what a header can carry, at a character's boundary.
+/// Cuts `text` to the size of a header, at a character's boundary.
 fn bounded(mut text: String) -> String {
     if text.len() > MAX_MESSAGE_BYTES {
         text.truncate(text.floor_char_boundary(MAX_MESSAGE_BYTES));
@@ -348,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn causes_are_told_once_and_in_order() {
+    fn causes_are_shown_once_and_in_order() {
         let cause = io::Error::from_raw_os_error(2);
         let text = cause.to_string();
         let error = lifecycle::Error::because(
@@ -364,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bug_shows_its_headline_only_and_the_node_its_causes() {
+    fn a_bug_shows_only_its_headline_and_a_node_failure_its_causes() {
         let cause = io::Error::other("internal path /var/lib/coracle/x");
         let error =
             lifecycle::Error::because(lifecycle::Kind::Bug, "driver of pod p1 is gone", cause);
@@ -400,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unreachable_registry_is_the_word_kubelet_strips() {
+    fn an_unreachable_registry_begins_as_the_kubelet_expects() {
         let status = pull_failed(images::Error::Registry {
             registry: "r.example".into(),
             what: "manifest b".into(),
@@ -442,7 +413,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_absent_is_as_good_as_removed() {
+    fn only_a_missing_object_counts_as_removed() {
         use lifecycle::{Error, Kind};
         let of = |kind| or_absent::<()>(Err(Error::new(kind, "container abc")));
         assert!(matches!(of(Kind::Missing), Ok(None)));
@@ -451,7 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_built_names_itself() {
+    fn an_rpc_that_is_not_implemented_names_itself() {
         let status = Failure::NotBuilt.into_status("CheckpointPod");
         assert_eq!(status.code(), Code::Unimplemented);
         assert!(

@@ -1,8 +1,8 @@
-//! The RPCs that hand out URLs of sessions: Exec, Attach, PortForward.
+//! The RPCs that return URLs of sessions: Exec, Attach, PortForward.
 //!
-//! Called by `service`. Invariant: what cannot work now is refused here, where the caller reads why; whether it still
-//! can is asked again when the client comes.
-//! Not here: sessions.
+//! Called by `service`. Invariant: a request that cannot work now is refused here, where the caller sees the reason;
+//! the session checks again when the client connects.
+//! Must not know: how a session runs.
 
 use std::sync::Arc;
 
@@ -39,7 +39,7 @@ pub(super) async fn attach(
     Ok(cri::AttachResponse { url })
 }
 
-/// PortForward: a URL that reaches ports of a sandbox.
+/// PortForward: a URL that connects to ports of a sandbox.
 pub(super) async fn port_forward(
     shared: Arc<Shared>,
     request: cri::PortForwardRequest,
@@ -59,7 +59,7 @@ fn url(shared: &Shared, session: Session) -> Result<String, Error> {
             Refused::TooMany => Kind::Exhausted,
             Refused::Random(_) => Kind::Io,
         };
-        Error::because(kind, "no URL for another streaming session", refused)
+        Error::because(kind, "create a URL for a streaming session", refused)
     })
 }
 

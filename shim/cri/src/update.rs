@@ -1,6 +1,6 @@
-//! The RPCs that change what runs: UpdateContainerResources and UpdatePodSandboxResources.
+//! The RPCs that change limits: UpdateContainerResources and UpdatePodSandboxResources.
 //!
-//! Called by `service`. Not here: how limits are changed.
+//! Called by `service`. Must not know: how limits are changed.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use super::convert::{self, NamesObject as _};
 use super::status::Failure;
 use super::{Shared, concerns};
 
-/// UpdateContainerResources: new limits in place; what the request leaves out stays.
+/// UpdateContainerResources: changes limits in place; values that the request leaves out stay.
 pub(super) async fn container(
     shared: Arc<Shared>,
     request: cri::UpdateContainerResourcesRequest,
@@ -24,8 +24,8 @@ pub(super) async fn container(
     Ok(cri::UpdateContainerResourcesResponse {})
 }
 
-/// UpdatePodSandboxResources: kubelet says what the sandbox as a whole will have. The pod's cgroup is kubelet's own
-/// and nothing of ours is sized by it, so it is taken note of in the log.
+/// UpdatePodSandboxResources: the kubelet announces the resources of the whole sandbox. The pod's cgroup belongs to the
+/// kubelet and nothing of ours is sized by it, so the request is only logged.
 pub(super) async fn pod(
     shared: Arc<Shared>,
     request: cri::UpdatePodSandboxResourcesRequest,

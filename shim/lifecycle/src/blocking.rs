@@ -1,12 +1,12 @@
-//! Small things that every effect needs: the blocking pool, failpoints, errors of kernel and runtime, private directories.
+//! Helpers of every effect: the blocking pool, failpoints, errors of kernel and runtime, private directories.
 //!
-//! Used by: drivers, recovery, the host. Not here: effects.
+//! Called by: drivers, recovery, the host. Must not know: effects.
 
 use std::path::Path;
 
 use super::error::{Error, Kind};
 
-/// Runs work that blocks on the blocking pool. `what` is named when it panics.
+/// Runs work that blocks on the blocking pool. The error for a panic names `what`.
 pub async fn blocking<T: Send + 'static>(
     what: &'static str,
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
@@ -21,13 +21,13 @@ pub async fn blocking<T: Send + 'static>(
     }
 }
 
-/// Passes a failpoint. Errors: the plan says so; never in a release.
+/// Passes a failpoint. Errors: the failpoint is set to fail; never in a release.
 pub fn pass(site: &'static str) -> Result<(), Error> {
     coracle_spec::failpoint::hit(site)
         .map_err(|error| io_error(format!("pass failpoint {site}"), error))
 }
 
-/// An operation of the kernel that failed; a full disk is told apart.
+/// A failed operation of the kernel; a full disk and a lack of descriptors are `Exhausted`.
 pub fn io_error(what: impl Into<String>, error: std::io::Error) -> Error {
     let kind = match error.raw_os_error() {
         Some(libc::ENOSPC | libc::EDQUOT | libc::ENOMEM | libc::EMFILE | libc::ENFILE) => {
@@ -38,7 +38,7 @@ pub fn io_error(what: impl Into<String>, error: std::io::Error) -> Error {
     Error::because(kind, what, error)
 }
 
-/// A failure of the runtime crate, with what was being done.
+/// A failure of the runtime crate, during `what`.
 pub fn runtime_error(what: impl Into<String>, error: coracle_spec::error::Error) -> Error {
     use coracle_spec::error::Kind as Runtime;
     let kind = match error.kind() {
@@ -55,7 +55,7 @@ pub fn runtime_error(what: impl Into<String>, error: coracle_spec::error::Error)
     Error::because(kind, what, error)
 }
 
-/// Makes a directory that only we may enter, with its parents. An existing one is fine.
+/// Creates a directory that only root may enter, with its parents. An existing one is fine.
 pub fn make_private(directory: &Path) -> Result<(), Error> {
     use std::os::unix::fs::DirBuilderExt as _;
     std::fs::DirBuilder::new()

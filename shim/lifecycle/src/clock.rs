@@ -1,7 +1,7 @@
-//! The two clocks of the lifecycle: one for people, one for deadlines.
+//! The two clocks of the lifecycle: wall time for people, boot time for deadlines.
 //!
-//! Invariant: deadlines are times of the boot clock, which every daemon of one boot agrees on and nobody can set.
-//! Not here: timers.
+//! Invariant: deadlines are times of the boot clock, which is the same for every daemon of one boot and cannot be set.
+//! Must not know: timers.
 
 use std::io;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -10,7 +10,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 use super::state::BootTime;
 
-/// Nanoseconds since 1970 UTC; at least 1, so that it never reads as "not yet".
+/// Nanoseconds since 1970 UTC; at least 1, because 0 means "not yet".
 pub fn wall() -> i64 {
     let since = SystemTime::now()
         .duration_since(UNIX_EPOCH)
@@ -32,7 +32,7 @@ pub fn until(at: BootTime) -> Duration {
     Duration::from_nanos(at.saturating_sub(boot()))
 }
 
-/// The id of this boot. Errors: /proc is not there.
+/// The id of this boot. Errors: /proc cannot be read.
 pub fn boot_id() -> io::Result<String> {
     Ok(std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?
         .trim()

@@ -1,9 +1,10 @@
-//! The kubelet's requests as checked configuration: checked once by `cri/convert`, kept in records, compared on a retry.
+//! The kubelet's requests as checked configuration: checked once by `cri/convert`, stored in records, compared on a
+//! retry.
 //!
-//! Made by: `cri/convert`. Read by: the driver and the host. Stored whole, so that a status can echo it byte for byte.
-//! Invariant: two configs are equal exactly when the kubelet asked twice for the same thing and the configuration has not
-//! changed between.
-//! Not here: CRI messages, what became of a config.
+//! Made by: `cri/convert`. Read by: the driver and the host. Stored whole, so that a status returns it byte for byte.
+//! Invariant: two configs are equal exactly when the kubelet sent the same request twice and the configuration of the
+//! daemon has not changed in between.
+//! Must not know: CRI messages, what became of a config.
 
 mod annotations;
 mod linux;
@@ -24,7 +25,7 @@ pub use linux::{
 };
 pub use streaming::{AttachConfig, ExecConfig, PortForwardConfig};
 
-/// What makes a sandbox the one it is; a second one with the same four values is a retry of the first.
+/// The identity of a sandbox; a second request with the same four values is a retry of the first.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct PodName {
     /// `metadata.name`.
@@ -47,8 +48,8 @@ impl fmt::Display for PodName {
     }
 }
 
-/// What makes a container the one it is within its pod.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+/// The identity of a container within its pod.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ContainerName {
     /// `metadata.name`.
     pub name: String,
@@ -85,7 +86,7 @@ impl Handler {
         Handler::Strict,
     ];
 
-    /// The handler of that name; `None` when there is none.
+    /// The handler with that name, if there is one.
     pub fn parse(name: &str) -> Option<Handler> {
         Handler::ALL
             .into_iter()
@@ -102,7 +103,7 @@ impl Handler {
         }
     }
 
-    /// Whether it runs nothing but WebAssembly.
+    /// Whether it runs only WebAssembly.
     pub fn is_wasm_only(self) -> bool {
         matches!(self, Handler::Wasm | Handler::Strict)
     }
@@ -122,7 +123,7 @@ pub enum NamespaceMode {
     Target,
 }
 
-/// The namespaces a pod or a container asked for; echoed in its status.
+/// The requested namespaces of a pod or a container; shown in its status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Namespaces {
     /// Network namespace: `Pod` or `Node`.
@@ -159,10 +160,10 @@ pub struct SandboxConfig {
     pub labels: BTreeMap<String, String>,
     /// Annotations, byte for byte.
     pub annotations: Annotations,
-    /// Which of them, and of its containers', are honoured although they open something.
+    /// The annotations, its own and its containers', that are honoured although they grant something.
     #[serde(default)]
     pub grants: Grants,
-    /// Which handler runs it.
+    /// The handler that runs it.
     pub handler: Handler,
     /// Parent cgroup as the kubelet gave it; empty means the configured default.
     pub cgroup_parent: String,
@@ -171,13 +172,13 @@ pub struct SandboxConfig {
     /// Its own user namespace, if it has one.
     #[serde(default)]
     pub userns: Option<UserNamespaceConfig>,
-    /// Values by path below `/proc/sys`, as `net/ipv4/ip_forward`; namespaced ones of namespaces of its own only.
+    /// Values by path below `/proc/sys`, as `net/ipv4/ip_forward`; only parameters of namespaces that the pod owns.
     #[serde(default)]
     pub sysctls: BTreeMap<String, String>,
-    /// It may hold privileged containers.
+    /// It may contain privileged containers.
     #[serde(default)]
     pub privileged: bool,
-    /// Ports that the node offers for it; none in the node's network.
+    /// Ports of the node that lead to it; none in the node's network.
     #[serde(default)]
     pub ports: Vec<HostPort>,
     /// TCP ports that its containers declare.
@@ -186,26 +187,26 @@ pub struct SandboxConfig {
     /// Limits of its traffic.
     #[serde(default)]
     pub bandwidth: Bandwidth,
-    /// Addresses with prefix lengths that network plugins shall give it.
+    /// Addresses with prefix lengths that network plugins are to assign.
     #[serde(default)]
     pub ips: Vec<String>,
-    /// The hardware address that network plugins shall give it.
+    /// The hardware address that network plugins are to assign.
     #[serde(default)]
     pub mac: Option<String>,
-    /// SELinux label of its containers that bring none of their own.
+    /// SELinux label of its containers that have none of their own.
     #[serde(default)]
     pub selinux: Option<SelinuxOptions>,
-    /// What it may reach, decided by configuration and annotation when it was made; everything if `None`, but nothing
-    /// in a record that an older build made for `coracle-strict`.
+    /// The destinations that it may reach, decided from configuration and annotation when it was created. `None` allows
+    /// all, except in a record that an older build wrote for `coracle-strict`, where it allows none.
     #[serde(default)]
     pub egress: Option<List>,
-    /// Its WebAssembly guests make no sockets at all.
+    /// Its WebAssembly instances cannot create sockets.
     #[serde(default)]
     pub is_offline: bool,
 }
 
 impl SandboxConfig {
-    /// What the pod may reach.
+    /// The destinations that the pod may reach.
     pub fn reach(&self) -> Egress {
         match (&self.egress, self.handler) {
             (Some(list), _) => Egress::Listed(list.clone()),
@@ -214,13 +215,13 @@ impl SandboxConfig {
         }
     }
 
-    /// Whether its WebAssembly guests make no sockets at all, listening ones neither.
+    /// Whether its WebAssembly instances can create no sockets at all, not even listening ones.
     pub fn is_offline(&self) -> bool {
         self.is_offline || (self.egress.is_none() && self.handler == Handler::Strict)
     }
 
-    /// Whether `other` is the same request, sent again. What the configuration has decided does not count: it may have
-    /// changed since, and the pod keeps what was decided first.
+    /// Whether `other` is the same request, sent again. Decisions from the configuration are not compared: it may have
+    /// changed since, and the pod keeps the first decision.
     pub fn is_repeated_by(&self, other: &SandboxConfig) -> bool {
         let decided_alike = SandboxConfig {
             egress: self.egress.clone(),
@@ -235,25 +236,25 @@ impl SandboxConfig {
 /// One CRI mount of a host path or of an image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MountConfig {
-    /// Path on the host, empty for an image; checked by `create_container`, not by the converter.
+    /// Path on the host, empty for an image; `create_container` checks it, not the converter.
     pub host_path: PathBuf,
-    /// Path in the container; checked by `create_container`, not by the converter.
+    /// Path in the container; `create_container` checks it, not the converter.
     pub container_path: String,
     /// Read-only.
     pub readonly: bool,
-    /// Propagation, echoed in the status. `Bidirectional` is not taken for Wasm.
+    /// Propagation, shown in the status. Wasm containers refuse `Bidirectional`.
     pub propagation: Propagation,
-    /// The files of the host path are to get the SELinux label of the container's mounts.
+    /// The files of the host path get the SELinux label of the container's mounts.
     pub selinux_relabel: bool,
-    /// The mount shall be read-only recursively; it is then `readonly` and its propagation `Private`.
+    /// The mount is to be recursively read-only; it is then `readonly` and its propagation `Private`.
     pub recursive_read_only: bool,
     /// The image that is mounted instead of a host path.
     #[serde(default)]
     pub image: Option<ImageVolume>,
-    /// Mount options by name, as asked; each is one that [`MountConfig::OPTIONS`] lists.
+    /// Requested mount options by name; each is one of [`MountConfig::OPTIONS`].
     #[serde(default)]
     pub options: Vec<String>,
-    /// Users of the source, echoed in the status; the pod's own map or none.
+    /// Users of the source, shown in the status; the pod's own map or none.
     #[serde(default)]
     pub uid_mappings: Vec<IdMapping>,
     /// Groups of the source, likewise.
@@ -262,15 +263,15 @@ pub struct MountConfig {
 }
 
 impl MountConfig {
-    /// The mount options that can be asked for.
+    /// The mount options that can be requested.
     pub const OPTIONS: [&str; 4] = ["ro", "nosuid", "nodev", "noexec"];
 
-    /// Whether the option of that name was asked for.
+    /// Whether the option of that name was requested.
     pub fn has_option(&self, name: &str) -> bool {
         self.options.iter().any(|option| option == name)
     }
 
-    /// Whether it is read-only, by whichever way that was asked for.
+    /// Whether it is read-only, by any of the ways to request that.
     pub fn is_readonly(&self) -> bool {
         self.readonly || self.has_option("ro")
     }
@@ -287,7 +288,7 @@ pub enum Propagation {
     Bidirectional,
 }
 
-/// Linux resources as CRI states them; 0 or empty is "not set". Echoed in the status.
+/// Linux resources in CRI's terms; 0 or empty means "not set". Shown in the status.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Resources {
     /// CFS period in microseconds.
@@ -313,7 +314,7 @@ pub struct Resources {
     pub hugepages: Vec<(String, u64)>,
 }
 
-/// Who the payload shall be.
+/// The user that the payload runs as.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UserConfig {
     /// `run_as_user`.
@@ -329,14 +330,15 @@ pub struct UserConfig {
     pub policy: GroupsPolicy,
 }
 
-/// CreateContainer, converted; what needs the node to be judged (image, mounts, user) is judged by `create_container`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// CreateContainer, converted; `create_container` checks what depends on the node (image, mounts, user). The default
+/// requests nothing, and has no name.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContainerConfig {
     /// Its name within the pod; `name` is not empty.
     pub name: ContainerName,
     /// `image.image`: an id, tag or digest.
     pub image: String,
-    /// `image.user_specified_image`, echoed in the status.
+    /// `image.user_specified_image`, shown in the status.
     pub user_specified_image: String,
     /// `command`: replaces the image's entrypoint.
     pub command: Vec<String>,
@@ -354,21 +356,21 @@ pub struct ContainerConfig {
     pub annotations: Annotations,
     /// Log path relative to the pod's log directory; empty discards output.
     pub log_path: String,
-    /// Standard input is kept open for attach.
+    /// Standard input stays open for attach.
     pub stdin: bool,
     /// Standard input closes when the first attach ends.
     pub stdin_once: bool,
-    /// A terminal is asked for.
+    /// The container gets a terminal.
     pub tty: bool,
     /// Resource limits.
     pub resources: Resources,
-    /// Who it runs as.
+    /// The user that it runs as.
     pub user: UserConfig,
-    /// Nothing but mounts may be written.
+    /// The root file system is read-only.
     pub readonly_rootfs: bool,
-    /// Signal number that stops it, from `stop_signal`; `None` means the image's, else SIGTERM.
+    /// Number of the stop signal, from `stop_signal`; `None` means the image's, else SIGTERM.
     pub stop_signal: Option<i32>,
-    /// What confines it.
+    /// The security context.
     #[serde(default)]
     pub security: SecurityContext,
     /// Devices in the order given.

@@ -7,8 +7,8 @@
 //! Called by: [`super::Pods`], recovery. Calls: [`Host`], the records of [`super::store`], [`StateCache`].
 //! Invariants: one task a pod, so nothing here takes a lock; a phase is on disk before its effects run, and effects
 //! can be repeated; the task itself never waits for a process or a mount: effects and their deadlines run
-//! beside it, and a grace period is an armed deadline. A removal is not saved: its first act is to erase the record.
-//! Not here: gRPC, wasm, mounts. A driver knows *that* a container starts, never *how*.
+//! beside it, and a grace period is an armed deadline. A removal is not saved: its first step erases the record.
+//! Must not know: gRPC, Wasm, mounts. A driver knows *that* a container starts, never *how*.
 
 mod container;
 mod effects;
@@ -39,7 +39,7 @@ use super::error::{Error, Kind};
 use super::record::{Plan, PodRecord};
 use super::registry::NameRegistry;
 use super::requests::{Requests, Share};
-use super::state::{ContainerPhase, PodPhase};
+use super::state::{ContainerPhase, PodPhase, Then};
 use super::store::Slot;
 use super::view::StateCache;
 use super::work::Work;
@@ -49,55 +49,82 @@ use crate::host::Host;
 pub use message::{
     Completion, Connection, Mailbox, Message, Purpose, ReadySandbox, Reply, Request,
 };
-pub use resume::{FoundContainer, FoundKeeper, Resumed};
+pub use resume::{FoundKeeper, Resumed};
 
-/// What all drivers share.
+/// State that all drivers share.
 pub struct Shared {
-    /// The world.
+    /// Effects on the host.
     pub host: Arc<dyn Host>,
-    /// What readers see.
+    /// The snapshots that lists and status answer from.
     pub cache: StateCache,
-    /// What all requests together hold.
+    /// Memory that requests occupy, and its limit.
     pub requests: Arc<Requests>,
-    /// Who answers for what.
+    /// Routes names and ids to drivers.
     pub registry: NameRegistry<Mailbox>,
     /// Effects under way.
     pub work: Arc<Work>,
-    /// This boot.
+    /// The id of this boot.
     pub boot: String,
 }
 
 impl Shared {
-    /// The world, for an effect that outlives the call.
+    /// A handle of the host, for an effect that outlives the call.
     pub fn host(&self) -> Arc<dyn Host> {
         Arc::clone(&self.host)
     }
 }
 
-/// One container, as its driver holds it.
+/// One container, as its driver sees it.
 pub struct Container {
     id: ContainerId,
     config: Arc<ContainerConfig>,
     /// `None` until it is planned.
     plan: Option<Arc<Plan>>,
-    /// What its request holds.
+    /// Accounts for the memory of its request.
     _share: Share,
     created_at: i64,
     phase: ContainerPhase,
     slot: Slot,
-    /// `None` unless it runs; after an adoption perhaps even then.
+    /// `None` unless it runs; may be `None` for a running one that was taken over from an earlier daemon.
     process: Option<Arc<Process>>,
     watch: Option<Watch>,
-    /// An exit that was reported before the start was.
+    /// An exit that the keeper reported before the start was complete.
     early_exit: Option<coracle_spec::Exit>,
     /// Effects under way.
     busy: usize,
-    /// Why it could not be made.
+    /// Why its creation failed.
     failure: Option<Error>,
     waiting: Waiting,
 }
 
-/// Who waits for what to happen to a container.
+impl Container {
+    /// A container without a process and without waiting requests.
+    fn new(
+        id: ContainerId,
+        config: Arc<ContainerConfig>,
+        share: Share,
+        slot: Slot,
+        created_at: i64,
+    ) -> Container {
+        Container {
+            id,
+            config,
+            plan: None,
+            _share: share,
+            created_at,
+            phase: ContainerPhase::Creating(Then::Keep),
+            slot,
+            process: None,
+            watch: None,
+            early_exit: None,
+            busy: 0,
+            failure: None,
+            waiting: Waiting::default(),
+        }
+    }
+}
+
+/// Requests that wait for a container to change its phase.
 #[derive(Default)]
 struct Waiting {
     create: Vec<Reply<ContainerId>>,
@@ -108,18 +135,18 @@ struct Waiting {
     update: VecDeque<(Resources, Reply<()>)>,
 }
 
-/// What the driver does about its pod.
+/// The effect on the pod that is under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Progress {
-    /// Nothing.
+    /// None.
     Idle,
-    /// An effect is under way.
+    /// One is under way.
     Busy,
-    /// An effect failed; the next request tries again.
+    /// The last one failed; the next request tries again.
     Failed,
 }
 
-/// A task that watches a process; it ends with this handle.
+/// A task that watches a process; dropping this aborts the task.
 struct Watch(AbortHandle);
 
 impl Drop for Watch {
@@ -134,25 +161,25 @@ pub struct Driver {
     sender: Mailbox,
     mailbox: UnboundedReceiver<Message>,
     record: PodRecord,
-    /// What its request holds.
+    /// Accounts for the memory of its request.
     _share: Share,
     slot: Slot,
     keeper: Option<Keeper>,
     events: Option<UnboundedReceiver<KeeperEvent>>,
     keeper_process: Option<Arc<Process>>,
     keeper_watch: Option<Watch>,
-    /// Calls a keeper that does not answer.
+    /// Tries to reconnect to a keeper that does not answer.
     calling: Option<Watch>,
-    /// Waits until records that cannot be used are read again.
+    /// Waits before unusable records are read again.
     reading: Option<Watch>,
-    /// How long that takes.
+    /// How long it waits next time.
     reading_pause: Duration,
-    /// Containers that have a directory and no record; for the sweep at the start.
+    /// Containers with a directory but no record, which the sweep at the start removes.
     dead: Vec<ContainerId>,
     engine_hash: String,
     containers: BTreeMap<ContainerId, Container>,
     progress: Progress,
-    /// Why it could not be created.
+    /// Why its creation failed.
     failure: Option<Error>,
     ready: Vec<Reply<()>>,
     stop: Vec<Reply<()>>,
@@ -160,12 +187,12 @@ pub struct Driver {
 }
 
 impl Driver {
-    /// A driver for `record`, and the mailbox it reads.
+    /// A new mailbox: the sender, and the receiver that a driver reads.
     pub fn mailbox() -> (Mailbox, UnboundedReceiver<Message>) {
         unbounded_channel()
     }
 
-    /// A driver that has not begun.
+    /// A driver that has not started.
     pub fn new(
         shared: Arc<Shared>,
         record: PodRecord,
@@ -198,7 +225,7 @@ impl Driver {
         }
     }
 
-    /// Raises a new pod and drives it to its end.
+    /// Creates a new pod and drives it until it is gone.
     pub async fn begin(mut self) {
         self.create_pod();
         self.run().await;
@@ -214,7 +241,7 @@ impl Driver {
                 .filter_map(|container| container.phase.deadline())
                 .min();
             tokio::select! {
-                // The sender is ours, too: the mailbox does not close while this runs.
+                // This task holds a sender, so the mailbox does not close while it runs.
                 Some(message) = self.mailbox.recv() => self.handle_message(message).await,
                 event = next_event(&mut self.events) => self.handle_keeper_event(event).await,
                 () = sleep_until(deadline) => self.pass_deadlines().await,
@@ -248,21 +275,21 @@ impl Driver {
             Request::Remove(id, reply) => self.handle_remove(id, reply).await,
             Request::ReopenLog(id, reply) => self.handle_reopen_log(&id, reply),
             Request::Enter(id, purpose, reply) => drop(reply.send(self.entry(&id, purpose))),
-            Request::Update(id, asked, reply) => self.handle_update(&id, asked, reply),
+            Request::Update(id, requested, reply) => self.handle_update(&id, requested, reply),
         }
     }
 
-    /// Draws what follows by itself from what has just happened.
+    /// Starts the next steps that follow from the last change without another request.
     async fn reconcile(&mut self) {
         self.reconcile_containers();
         self.reconcile_pod().await;
         self.answer_pod();
     }
 
-    /// Gives back names and ids; whoever still waits learns that there is nothing to wait for.
+    /// Releases names and ids, and answers the requests that still wait: the sandbox is gone.
     fn end(mut self) {
         self.mailbox.close();
-        // The ids of a pod with a user namespace are the kubelet's.
+        // The kubelet owns the ids of a pod with a user namespace.
         if self.record.config.userns.is_none() {
             self.shared.host.release_ids(self.record.range);
         }
@@ -276,7 +303,7 @@ impl Driver {
         tracing::info!(pod = %self.record.id, "sandbox gone");
     }
 
-    /// Runs an effect beside this task; its result comes back as a message.
+    /// Runs an effect in a task of its own, which sends the result to the mailbox.
     fn effect<T: Send + 'static>(
         &self,
         effect: impl Future<Output = Result<T, Error>> + Send + 'static,
@@ -294,12 +321,12 @@ impl Driver {
                     ))
                 });
             drop(work);
-            // Err means that the driver has ended, which it does only when no message can follow.
+            // Err: the driver has ended, which it does only when no message can follow.
             let _ = sender.send(message(result));
         });
     }
 
-    /// Runs `watch` beside this task until it has a message or the handle is dropped.
+    /// Runs `watch` in a task of its own until it yields a message or the handle is dropped.
     fn watch(&self, watch: impl Future<Output = Message> + Send + 'static) -> Watch {
         let sender = self.sender.clone();
         let task = tokio::spawn(async move {
@@ -310,7 +337,7 @@ impl Driver {
     }
 }
 
-/// Saves a record on the blocking pool, past the failpoint `site`.
+/// Saves a record on the blocking pool; `site` is the failpoint before it.
 async fn save<T: Serialize + Send + 'static>(
     site: Option<&'static str>,
     slot: &mut Slot,

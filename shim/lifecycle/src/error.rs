@@ -1,7 +1,7 @@
-//! The lifecycle's own error: which request, of which object, and why not.
+//! The lifecycle's error: the operation, the object, and the reason.
 //!
-//! Made by: names, state, driver, host. Rendered by: `cri/status`, which alone turns a [`Kind`] into a gRPC code.
-//! Invariant: causes stay in `source`; the text names the object. Not here: gRPC.
+//! Made by: registry, state, driver, host. Rendered by: `cri/status`, which alone turns a [`Kind`] into a gRPC code.
+//! Invariant: causes stay in `source`; the text names the object. Must not know: gRPC.
 
 use std::sync::Arc;
 
@@ -10,9 +10,9 @@ use std::sync::Arc;
 pub enum Kind {
     /// No such sandbox, container or image.
     Missing,
-    /// The request cannot be met as it is written.
+    /// The request cannot be met as it stands.
     Invalid,
-    /// An image cannot be mounted as a volume; kubelet matches a word of this refusal.
+    /// An image cannot be mounted as a volume; the kubelet recognises this error by the beginning of its message.
     ImageVolume,
     /// The object is in a phase that does not allow it.
     WrongPhase,
@@ -22,19 +22,19 @@ pub enum Kind {
     Exhausted,
     /// The container's jail or program could not be started.
     StartFailed,
-    /// Somebody did not answer in time.
+    /// A process did not answer in time.
     Deadline,
-    /// Not built.
+    /// Not implemented.
     Unsupported,
     /// The daemon is about to end.
     Draining,
     /// The node refused an operation.
     Io,
-    /// A broken promise of our own.
+    /// A bug of our own.
     Bug,
 }
 
-/// A refusal or a failure. Cheap to clone: several waiters get the same one.
+/// An error. Cheap to clone: several waiting requests get the same one.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{text}")]
 pub struct Error {
@@ -60,7 +60,7 @@ impl Error {
         cause: impl std::error::Error + Send + Sync + 'static,
     ) -> Error {
         let kind = match kind {
-            // Whatever was tried: it is not the node that refuses it, and it will pass.
+            // The operation does not matter: the node does not refuse it, and the lack will pass.
             Kind::Io if lacks_descriptors(&cause) => Kind::Exhausted,
             kind => kind,
         };
@@ -89,11 +89,11 @@ impl Error {
     }
 }
 
-/// Whether `cause` or one of its own causes is that this process, or the node, has no file descriptors left.
+/// Whether `cause` or one of its causes is a lack of file descriptors in this process or on the node.
 fn lacks_descriptors(cause: &(dyn std::error::Error + 'static)) -> bool {
     let mut next = Some(cause);
     while let Some(error) = next {
-        // Our own errors share their causes, and the box is no cause of its own.
+        // Our errors share their causes in an `Arc`, which is not a cause itself.
         if let Some(shared) = error.downcast_ref::<Arc<dyn std::error::Error + Send + Sync>>() {
             next = Some(shared.as_ref());
             continue;
@@ -116,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_lack_of_descriptors_is_told_apart_however_deep_it_lies() {
+    fn a_lack_of_descriptors_is_recognised_at_any_depth() {
         let of = |number| std::io::Error::from_raw_os_error(number);
         for (cause, kind) in [
             (libc::EMFILE, Kind::Exhausted),

@@ -1,8 +1,7 @@
-//! Fuzz targets of this crate, which read records: each reads one input as hostile bytes and panics where a promise is
-//! broken.
+//! Fuzz targets of this crate: each decodes one input as a record, and panics when a guarantee is broken.
 //!
-//! Called by: the `fuzz` binary of the shim, and the test below, which replays the corpora of `shim/lifecycle/fuzz` with
-//! every `make test`. Built only for those two; no release has it. docs/security/fuzzing.md says what each target promises.
+//! Called by: the `fuzz` binary of the shim, and the test below, which replays the corpora of `shim/lifecycle/fuzz` in
+//! every `make test`. No release contains this module. docs/security/fuzzing.md lists what each target checks.
 //! Invariant: a target touches nothing outside this process.
 
 use serde::Serialize;
@@ -11,7 +10,7 @@ use serde::de::DeserializeOwned;
 use super::record::{ContainerRecord, PodRecord};
 use super::store;
 
-/// A target: its name, and what reads one input.
+/// A target: its name, and the function that takes one input.
 pub type FuzzTarget = (&'static str, fn(&[u8]));
 
 /// The targets by name.
@@ -31,15 +30,15 @@ fn container(input: &[u8]) {
     }
 }
 
-/// A pod id of no pod.
+/// The id of a pod that does not exist.
 fn pod_id() -> coracle_spec::id::PodId {
     "0".repeat(64)
         .parse()
         .expect("64 hexadecimal digits are an id")
 }
 
-/// A record is read only behind its own checksum; what is read is written as one that is read the same. As a file, and
-/// as what is behind a right header.
+/// Decodes the input as a record file, and once more as the body behind a valid header. A record that decodes must be
+/// encoded and decoded again without a difference, and one byte less must be refused.
 fn record<T: Serialize + DeserializeOwned>(input: &[u8]) -> Option<T> {
     let _ = store::decode::<T>(input);
     let value: T = serde_json::from_slice(input).ok()?;

@@ -1,9 +1,9 @@
-//! The host as the lifecycle knows it: what may be done to the world, one method an effect.
+//! The host as the lifecycle sees it: one method for each effect.
 //!
-//! Called by: drivers, recovery, sessions, usage. Implemented by: the shim's `host`, by tests in memory.
-//! Invariants: every effect can be repeated and takes an absent thing for done; whatever waits for another process has a
-//! deadline; a method that blocks says so, and is called on the blocking pool.
-//! Not here: phases, how an effect is done.
+//! Called by: drivers, recovery, sessions, usage. Implemented by: the shim's `host`, and in memory by tests.
+//! Invariants: every effect can be repeated and succeeds when the object is already absent; whatever waits for another
+//! process has a deadline; a method that blocks says so, and is called on the blocking pool.
+//! Must not know: phases.
 
 use std::collections::{BTreeSet, HashSet};
 use std::os::fd::OwnedFd;
@@ -35,75 +35,75 @@ use super::view::{ContainerView, PodView};
 /// How long a keeper may take to greet.
 pub const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// An effect under way; dropping it gives it up.
+/// An effect under way; dropping it cancels it.
 pub type EffectFuture<'a, T> = BoxFuture<'a, Result<T, Error>>;
 
-/// Everything that may be done to the world.
+/// Effects on the node.
 pub trait Host: Send + Sync + 'static {
-    /// Where records lie.
+    /// The paths of the records.
     fn layout(&self) -> &Layout;
 
-    /// Who brings records to the disk.
+    /// Writes records to the disk in the background.
     fn syncer(&self) -> &Syncer;
 
     /// Parent of a pod's cgroups: below the parent that the kubelet gave, else below the configured one.
-    /// Errors: Invalid when the kubelet speaks of the other driver's kind.
-    fn cgroup_parent(&self, asked: &str, pod: &PodId) -> Result<String, Error>;
+    /// Errors: Invalid when the path has the form of the other cgroup driver.
+    fn cgroup_parent(&self, requested: &str, pod: &PodId) -> Result<String, Error>;
 
-    /// Where the cgroups of pods lie that name no parent, as a path.
+    /// The parent of the cgroups of pods for which the kubelet names none, as a path.
     fn default_cgroup_parent(&self) -> String;
 
-    /// What the requests of all sandboxes and containers may hold. Bytes.
+    /// Limit of the memory that the requests of all sandboxes and containers occupy. Bytes.
     fn all_requests_bytes(&self) -> u64;
 
-    /// Leases a block of host ids. Errors: all are taken.
+    /// Leases a block of host ids. Errors: all blocks are leased.
     fn lease_ids(&self) -> Result<IdRange, Error>;
 
-    /// Takes the block of host ids that a record holds, so that nobody else gets it.
+    /// Leases the block of host ids that a record names.
     fn claim_ids(&self, range: IdRange);
 
-    /// Gives a block of host ids back. One that is not leased stays as it is.
+    /// Releases a block of host ids; one that is not leased is fine.
     fn release_ids(&self, range: IdRange);
 
-    /// The SELinux level of a new pod: what it asks for, else one with a pair of categories of its own; none without
-    /// SELinux. Errors: all pairs are taken.
+    /// The SELinux level of a new pod: the requested one, else one with a pair of categories of its own; `None` without
+    /// SELinux. Errors: all pairs are leased.
     fn lease_level(&self, pod: &PodId, config: &SandboxConfig) -> Result<Option<String>, Error>;
 
-    /// Takes the pair of an SELinux level for a pod or a container, so that no pod is handed it.
+    /// Reserves the pair of an SELinux level for a pod or a container, so that no pod is given it.
     fn claim_level(&self, holder: &str, level: &str);
 
-    /// The same for a container that asks for a level of its own; nothing for any other.
+    /// The same for a container that requests a level of its own; no effect for other containers.
     fn claim_own_level(&self, id: &ContainerId, config: &ContainerConfig);
 
-    /// Gives back the pair that a pod or a container holds, if it holds one.
+    /// Releases the pair of a pod or a container, if it has one.
     fn release_level(&self, holder: &str);
 
-    /// Ends the labelling of a pod's volumes, now and until the pod is forgotten.
+    /// Stops relabelling the volumes of a pod, now and until the pod is forgotten.
     fn stop_relabels(&self, pod: &PodId);
 
-    /// Forgets a pod that is gone.
+    /// Forgets the relabelling of a pod that is gone.
     fn forget_relabels(&self, pod: &PodId);
 
     /// Why new sandboxes get no network, for users to read; `None` if they do. Answers within 100 ms.
     fn network_problem(self: Arc<Self>) -> BoxFuture<'static, Option<String>>;
 
-    /// Makes namespaces, network, cgroup and keeper of a pod whose record is saved. Undoes all of it on failure.
+    /// Creates namespaces, network, cgroup and keeper of a pod whose record is saved. Undoes all of it on failure.
     fn create_sandbox<'a>(
         self: Arc<Self>,
         record: &'a PodRecord,
     ) -> EffectFuture<'a, CreatedSandbox>;
 
-    /// Connects to a pod's keeper and reads its greeting. Errors: Deadline, or nobody listens.
+    /// Connects to a pod's keeper and reads its greeting. Errors: Deadline; Io when nobody listens.
     fn connect<'a>(
         self: Arc<Self>,
         pod: &'a PodId,
         timeout: Duration,
     ) -> EffectFuture<'a, (Keeper, Greeting, UnboundedReceiver<KeeperEvent>)>;
 
-    /// Lets the keeper live on without its lifeline.
+    /// Lets the keeper live on when this process ends.
     fn commit<'a>(self: Arc<Self>, pod: &'a PodId, keeper: &'a Keeper) -> EffectFuture<'a, ()>;
 
-    /// Ends a pod's keeper and gives back namespaces, address, cgroup and control socket.
+    /// Ends a pod's keeper and releases namespaces, address, cgroup and control socket.
     fn tear_down_sandbox<'a>(
         self: Arc<Self>,
         record: &'a PodRecord,
@@ -111,23 +111,22 @@ pub trait Host: Send + Sync + 'static {
         process: Option<Arc<Process>>,
     ) -> EffectFuture<'a, ()>;
 
-    /// Removes a pod's record, then all that its directory holds. Blocks.
+    /// Removes a pod's record, then its directory. Blocks.
     fn forget_pod(&self, pod: &PodId) -> Result<(), Error>;
 
-    /// Compiles an image's module into the cache for the engine that new keepers have. A Linux image needs nothing.
+    /// Compiles an image's module into the cache for the engine of new keepers. No effect for a Linux image.
     fn prepare_image<'a>(self: Arc<Self>, image: &'a Image) -> EffectFuture<'a, ()>;
 
-    /// Keeps for a container of an earlier daemon what its plan says that it uses, removed or not.
+    /// Leases the images and modules that the plan of a recovered container uses, even if they were removed.
     fn claim_images(&self, holder: &ContainerId, plan: &Plan);
 
-    /// Collects no image from now on: nobody knows which ones are used.
+    /// Suspends image collection: some images in use are unknown.
     fn suspend_collection(&self);
 
-    /// Collects unused images at once, then whenever something was removed or a container that used it has gone. Never
-    /// ends.
+    /// Collects unused images at once, then after every removal of an image or of a container. Never returns.
     fn collect_garbage(self: Arc<Self>) -> BoxFuture<'static, ()>;
 
-    /// Decides what container `id` of `pod` is to be; its images are leased to it from here on.
+    /// Plans container `id` of `pod`; its images are leased to it from here on.
     /// Errors: Missing for an absent image; Invalid, naming what is wrong.
     fn plan<'a>(
         self: Arc<Self>,
@@ -137,7 +136,7 @@ pub trait Host: Send + Sync + 'static {
         engine: &'a KeeperEngine,
     ) -> EffectFuture<'a, Plan>;
 
-    /// Makes a container's cgroup, files and writable layer; its directory and record are there. Blocks.
+    /// Creates a container's cgroup, files and writable layer; its directory and record exist. Blocks.
     fn build(
         &self,
         pod: &PodRecord,
@@ -146,11 +145,11 @@ pub trait Host: Send + Sync + 'static {
         plan: &Plan,
     ) -> Result<(), Error>;
 
-    /// Has the keeper run it. Its log file exists when this returns.
-    /// Errors: StartFailed when the jail or the program failed; the container then has ended.
-    fn start_container(self: Arc<Self>, launch: StartRequest) -> EffectFuture<'static, Started>;
+    /// Has the keeper start a container. Its log file exists when this returns.
+    /// Errors: StartFailed when the jail or the program failed; the container has then ended.
+    fn start_container(self: Arc<Self>, request: StartRequest) -> EffectFuture<'static, Started>;
 
-    /// The end of a start that an earlier daemon began. Errors: as of [`Host::start_container`].
+    /// Waits for the end of a start that an earlier daemon began. Errors: as of [`Host::start_container`].
     fn await_start<'a>(
         self: Arc<Self>,
         keeper: &'a Keeper,
@@ -166,21 +165,21 @@ pub trait Host: Send + Sync + 'static {
         path: &'a str,
     ) -> EffectFuture<'a, ()>;
 
-    /// Sends `signal` to its first process. One that has ended is fine.
+    /// Sends `signal` to the container's first process. A process that has ended is fine.
     fn signal(&self, process: &Process, signal: i32) -> Result<(), Error>;
 
-    /// Kills all its processes. Blocks until none is left, at most for the cgroup's own timeout.
+    /// Kills all processes of a container. Blocks until all have ended, at most for the cgroup's own timeout.
     fn kill(&self, process: Option<&Process>, cgroup: &str) -> Result<(), Error>;
 
     /// Sets what `change` names on the cgroup `path`. Blocks.
-    /// Errors: Invalid for what the node cannot do; WrongPhase for a memory limit below what is in use; Missing when
-    /// the cgroup is gone. The limits are then as they were.
+    /// Errors: Invalid when the node cannot do it; WrongPhase for a memory limit below the current use; Missing when
+    /// the cgroup is gone. The limits are then as before.
     fn change_limits(&self, path: &str, change: &Limits) -> Result<(), Error>;
 
-    /// How often the kernel killed for memory in a cgroup; 0 when the cgroup is gone.
+    /// How often the kernel killed a process of a cgroup for lack of memory; 0 when the cgroup is gone.
     fn oom_kills(&self, cgroup: &str) -> u64;
 
-    /// The exit code that the keeper has recorded of a container.
+    /// The exit code that the keeper recorded for a container.
     fn exit_code<'a>(
         self: Arc<Self>,
         pod: &'a PodId,
@@ -190,8 +189,9 @@ pub trait Host: Send + Sync + 'static {
     /// Removes the cgroup of a container that has ended.
     fn clean_up(self: Arc<Self>, cgroup: String) -> EffectFuture<'static, ()>;
 
-    /// Removes what the keeper keeps of a container that has ended, in memory and on disk, once `recorded` says that its
-    /// own record is on the disk. Not waited for; never if that is closed, for a later daemon to read it again.
+    /// Removes the keeper's record of an ended container, in memory and on disk, once `recorded` reports that the
+    /// container's own record is on the disk. Returns at once. Removes nothing if `recorded` is closed, so that a later
+    /// daemon can read it.
     fn drop_exit(
         &self,
         keeper: Option<Keeper>,
@@ -200,7 +200,7 @@ pub trait Host: Send + Sync + 'static {
         recorded: oneshot::Receiver<()>,
     );
 
-    /// Removes everything that is left of a container, in its keeper as well.
+    /// Removes everything of a container, in its keeper as well.
     fn forget_container<'a>(
         self: Arc<Self>,
         keeper: Option<Keeper>,
@@ -209,40 +209,42 @@ pub trait Host: Send + Sync + 'static {
         cgroup: String,
     ) -> EffectFuture<'a, ()>;
 
-    /// Runs `argv` in the container of `container`, which runs. `limit` of `None` waits for ever.
+    /// Runs `argv` in the running container of `request`. Without `limit` it waits for ever.
     ///
-    /// Errors: StartFailed when the program cannot be executed; Deadline when it was killed for not ending in time;
-    /// WrongPhase when the container has ended meanwhile; Exhausted when the node had no room for its output.
+    /// Errors: StartFailed when the program cannot be executed; Deadline when it was killed at its limit; WrongPhase
+    /// when the container has ended meanwhile; Exhausted when the node has no memory left for its output.
     fn exec_sync<'a>(
         self: Arc<Self>,
-        launch: &'a StartRequest,
+        request: &'a StartRequest,
         argv: Vec<String>,
         limit: Option<Duration>,
     ) -> EffectFuture<'a, ExecOutput>;
 
-    /// Runs a program in the container of `container`, which runs, with the client's streams; its exit code.
+    /// Runs a program in the running container of `request` with the client's streams; returns its exit code.
     ///
     /// Errors: StartFailed when the program cannot be executed, WrongPhase when the container has ended meanwhile.
     fn exec_stream<'a>(
         self: Arc<Self>,
-        launch: &'a StartRequest,
+        request: &'a StartRequest,
         config: ExecConfig,
         streams: Streams,
     ) -> EffectFuture<'a, i32>;
 
-    /// Joins a client to the container of `container`, which runs, until its output ends.
+    /// Joins a client to the running container of `request` until its output ends.
     ///
-    /// Errors: Invalid when its input is asked for and it was made without; WrongPhase when it has ended meanwhile.
+    /// Errors: Invalid when the client sends input and the container takes none; WrongPhase when it has ended
+    /// meanwhile.
     fn attach<'a>(
         self: Arc<Self>,
-        launch: &'a StartRequest,
+        request: &'a StartRequest,
         config: AttachConfig,
         streams: Streams,
     ) -> EffectFuture<'a, ()>;
 
-    /// Connects to `port` of 127.0.0.1, else of ::1, in the pod's network namespace or, `on_node`, in the node's.
+    /// Connects to `port` of 127.0.0.1, else of ::1, in the network namespace of the pod or, with `on_node`, of the
+    /// node.
     ///
-    /// Errors: Io when neither takes the connection; it names both refusals.
+    /// Errors: Io when both refuse the connection; it names both reasons.
     fn dial<'a>(
         self: Arc<Self>,
         pod: &'a PodId,
@@ -250,34 +252,34 @@ pub trait Host: Send + Sync + 'static {
         port: u16,
     ) -> EffectFuture<'a, TcpStream>;
 
-    /// What each of `containers` uses, in their order. Blocks.
+    /// The usage of each of `containers`, in their order. Blocks.
     fn measure(&self, containers: Vec<Arc<ContainerView>>) -> Vec<ContainerUsage>;
 
-    /// What each of `pods` uses, in their order. Blocks.
+    /// The usage of each of `pods`, in their order. Blocks.
     fn measure_pods(&self, pods: Vec<Measured>) -> Vec<PodUsage>;
 
-    /// Forgets what is remembered of containers and pods that are no more, once that has become much. `containers`
-    /// and `pods` are all that exist.
+    /// Drops cached measurements of containers and pods that are gone, once there are many. `containers` and `pods` are
+    /// all that exist.
     fn forget_measures(&self, containers: &[Arc<ContainerView>], pods: &[Arc<PodView>]);
 
-    /// Removes what `owned` does not name. Blocks.
+    /// Removes everything on the host that `owned` does not name. Blocks.
     fn sweep(&self, owned: &Owned) -> Swept;
 
-    /// Drops compiled code that neither this daemon's engine nor one of `hashes` can run. Blocks.
+    /// Removes compiled code that neither this daemon's engine nor one of `hashes` can run. Blocks.
     fn sweep_compiled(&self, hashes: Vec<String>) -> Result<(), Error>;
 
-    /// Whether a process runs in a cgroup named after one of `ids`, wherever that lies. Blocks.
+    /// Whether a process runs in a cgroup named after one of `ids`, wherever it is. Blocks.
     fn has_processes(&self, ids: &HashSet<String>) -> bool;
 
-    /// Keeps the host ids and SELinux categories of processes in cgroups named after `ids` from being given out again.
-    /// Blocks.
+    /// Reserves the host ids and SELinux categories of processes in cgroups named after `ids`. Blocks.
     fn claim_ids_of(&self, ids: &HashSet<String>);
 
-    /// Kills what runs in cgroups named after `ids` and removes those, under `parent` also the empty ones. Blocks.
+    /// Kills the processes in cgroups named after `ids` and removes those cgroups, under `parent` also empty ones.
+    /// Blocks.
     fn end_processes(&self, ids: &HashSet<String>, parent: Option<String>) -> Result<(), Error>;
 
-    /// Ends everything of a pod of whose records little is known, and gives back what it holds, as far as its id and
-    /// those of its containers tell. Its records stay.
+    /// Ends a pod whose records cannot be used and releases what it holds, as far as its id and those of its containers
+    /// tell. Its records stay.
     fn end_unreadable<'a>(
         self: Arc<Self>,
         pod: &'a PodId,
@@ -285,10 +287,10 @@ pub trait Host: Send + Sync + 'static {
         parent: Option<String>,
     ) -> EffectFuture<'a, ()>;
 
-    /// Removes the records and directories of a pod that was given up, or moves aside what cannot be removed. Blocks.
+    /// Removes the records and directories of such a pod, or moves aside what cannot be removed. Blocks.
     fn forget_unreadable(&self, pod: &PodId, containers: &[ContainerId]) -> Result<(), Error>;
 
-    /// Takes back what a pod that is understood again holds of the network.
+    /// Claims again what a recovered pod holds of the network.
     fn restore_network(self: Arc<Self>, attachment: Attachment) -> EffectFuture<'static, ()>;
 }
 
@@ -302,13 +304,13 @@ pub struct CreatedSandbox {
     pub greeting: Greeting,
     /// The events that the keeper sends.
     pub events: UnboundedReceiver<KeeperEvent>,
-    /// Its place in the network.
+    /// Its attachment to the network.
     pub attachment: Option<Attachment>,
     /// While this is open, the keeper lives without a commit.
     pub lifeline: OwnedFd,
 }
 
-/// What a start needs.
+/// The input of a start.
 pub struct StartRequest {
     /// The pod.
     pub pod: PodId,
@@ -320,18 +322,18 @@ pub struct StartRequest {
     pub log_directory: String,
     /// The request.
     pub config: Arc<ContainerConfig>,
-    /// What came of it.
+    /// The plan.
     pub plan: Arc<Plan>,
-    /// Who runs it.
+    /// The keeper that starts it.
     pub keeper: Keeper,
-    /// For which engine its code is needed.
+    /// The engine that its code is compiled for.
     pub engine: KeeperEngine,
 }
 
-/// The engine of a keeper; one of another build compiles with the keeper's own executable.
+/// The engine of a keeper; the keeper's own executable compiles for an engine of another build.
 #[derive(Clone, Debug)]
 pub struct KeeperEngine {
-    /// Its compatibility hash; empty when nobody knows it.
+    /// Its compatibility hash; empty when unknown.
     pub hash: String,
     /// The keeper's pid; 0 when there is none.
     pub pid: i32,
@@ -345,43 +347,43 @@ pub struct Started {
     pub started_at: i64,
 }
 
-/// What an exec came to.
+/// The result of an exec.
 #[derive(Debug)]
 pub struct ExecOutput {
-    /// Its standard output, up to what the host keeps.
+    /// Its standard output, up to the host's limit.
     pub stdout: Vec<u8>,
-    /// The same of standard error.
+    /// Its standard error, up to the host's limit.
     pub stderr: Vec<u8>,
     /// Exit code, 128 + signal for a signal.
     pub code: i32,
 }
 
-/// What is not to be swept.
+/// What a sweep must leave alone.
 #[derive(Debug, Default)]
 pub struct Owned {
     /// Pods that have a record.
     pub pods: HashSet<String>,
     /// Pods whose keeper may live: their control sockets and pins stay.
     pub live: HashSet<String>,
-    /// Pods of which too little is known to tell what they hold: all of it stays.
-    pub kept: HashSet<String>,
-    /// Something may be in use of which no record tells.
+    /// Pods whose records could not be used: everything of theirs stays.
+    pub unrecovered: HashSet<String>,
+    /// Something may be in use that no record names.
     pub has_unreadable: bool,
-    /// Parents under which our cgroups lie.
+    /// Parents of our cgroups.
     pub parents: BTreeSet<String>,
-    /// Addresses in use.
+    /// Attachments in use.
     pub attachments: Vec<Attachment>,
-    /// Ids known to be nobody's any more, with processes perhaps.
+    /// Ids of objects that do not exist any more; processes of theirs may.
     pub dead: HashSet<String>,
-    /// Directories of containers among those.
+    /// Directories of containers with these ids.
     pub debris: Vec<PathBuf>,
 }
 
-/// What a sweep came to.
+/// The result of a sweep.
 #[derive(Debug, Default)]
 pub struct Swept {
     /// What was removed, for the log.
     pub removed: Vec<String>,
-    /// What could not be.
+    /// What could not be removed.
     pub errors: Vec<Error>,
 }

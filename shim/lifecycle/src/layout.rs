@@ -1,7 +1,8 @@
-//! Where the records of pods and containers lie below the root directory.
+//! The paths of records below the root directory.
 //!
-//! Used by: drivers and recovery (records), the host (what lies beside them). Pure.
-//! Invariant: the paths are those of the build before: a later daemon looks for them there. Not here: what lies there.
+//! Used by: drivers and recovery (records), the host (files beside them). Pure.
+//! Invariant: the paths never change between builds, because a later daemon looks for them. Must not know: file
+//! contents.
 
 use std::path::PathBuf;
 
@@ -14,7 +15,7 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// Below `root`, the configuration's `root`.
+    /// The layout below `root`, the configuration's `root`.
     pub fn new(root: PathBuf) -> Layout {
         Layout { root }
     }
@@ -44,7 +45,7 @@ impl Layout {
         self.pod_directory(pod).join("exits")
     }
 
-    /// Where broken records are kept for a person to look at.
+    /// The directory for broken records, which an operator may look at.
     pub fn quarantine(&self) -> PathBuf {
         self.root.join("quarantine")
     }

@@ -1,23 +1,26 @@
-//! Pods: the one handle through which the CRI layer asks for changes and reads what exists.
+//! Pods and their containers: [`Pods`] is the handle through which the CRI layer changes and reads them.
 //!
 //! ```text
 //! cri/* --Pods--> mailbox --> driver (one task a pod) --state::step--> store --> host (effects)
 //!   ^                                                                              |
 //!   +--------------- StateCache (snapshots, events) <-----------------------------------+
 //! ```
-//! Invariants: a handler that goes away drops an answer, never the work; lists and status come from a `StateCache` and
-//! wait for nobody; names are reserved by the operation and released with it, and a retry joins the first try.
-//! Not here: CRI messages, gRPC codes, how an effect is done: [`Host`] is a trait, and the tests have one in memory.
+//! Invariants: a caller that goes away loses its answer, the work continues; lists and status come from a `StateCache`
+//! and wait for nothing; an operation reserves a name and releases it, and a retry joins the first try.
+//! Must not know: CRI messages, gRPC codes, how an effect is carried out: [`Host`] is a trait, which tests implement in
+//! memory.
 
 mod blocking;
+mod check;
 mod clock;
 mod config;
+mod disk;
 mod driver;
 mod error;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzz;
+mod generations;
 mod host;
-mod kept;
 mod layout;
 pub mod limits;
 mod record;
@@ -35,6 +38,7 @@ mod syncer;
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests;
 mod unreadable;
+mod unrecovered;
 mod usage;
 mod view;
 mod work;
@@ -76,9 +80,6 @@ use state::PodPhase;
 use view::StateCache;
 use work::Work;
 
-/// Longest host name, in bytes: what the kernel takes.
-const MAX_HOSTNAME: usize = 64;
-
 /// All pods of this node. Cheap to clone.
 #[derive(Clone)]
 pub struct Pods {
@@ -87,8 +88,8 @@ pub struct Pods {
 }
 
 impl Pods {
-    /// Reads the records, re-adopts what lives, sweeps what nobody owns, then takes requests.
-    /// Errors: the state directory cannot be read; what cannot be understood of one pod is kept and read again instead.
+    /// Reads the records, takes over what lives, sweeps what has no owner, then takes requests.
+    /// Errors: the state directory cannot be read. A pod whose records cannot be used is left as it is and read again.
     pub async fn open(host: Arc<dyn Host>) -> Result<Pods, Error> {
         let boot = clock::boot_id().map_err(|error| io_error("read the boot id", error))?;
         let shared = Arc::new(Shared {
@@ -103,10 +104,10 @@ impl Pods {
         for driver in recovered.drivers {
             tokio::spawn(driver.run());
         }
-        for kept in recovered.kept {
-            tokio::spawn(kept.run());
+        for pod in recovered.unrecovered {
+            tokio::spawn(pod.run());
         }
-        // Every container has claimed its images by now.
+        // Every container has leased its images by now.
         tokio::spawn(shared.host().collect_garbage());
         Ok(Pods {
             shared,
@@ -119,11 +120,11 @@ impl Pods {
         self.shared.host().network_problem().await
     }
 
-    /// Makes a sandbox; answers when it is ready. A retry of the same request gets the first one's result.
-    /// Errors: Invalid, Draining; NameTaken when another request has the name; Exhausted; what the node refuses.
+    /// Creates a sandbox; returns when it is ready. A retry of the same request gets the result of the first one.
+    /// Errors: Invalid, Draining; NameTaken when another request holds the name; Exhausted; errors of the node.
     pub async fn run_pod(&self, config: SandboxConfig) -> Result<PodId, Error> {
         self.refuse_when_draining()?;
-        check_pod(&config)?;
+        check::check_sandbox(&config)?;
         let config = Arc::new(config);
         let id = PodId::random().map_err(|error| io_error("draw a sandbox id", error))?;
         let mail = Driver::mailbox();
@@ -161,7 +162,7 @@ impl Pods {
         let cgroup_parent = host.cgroup_parent(&config.cgroup_parent, id)?;
         let selinux_level = host.lease_level(id, config)?;
         let range = match &config.userns {
-            // The kubelet hands out the ids of pods with user namespaces.
+            // The kubelet assigns the ids of pods with user namespaces.
             Some(userns) => Ok(IdRange {
                 base: userns.uid.outside,
                 size: userns.uid.count,
@@ -183,17 +184,18 @@ impl Pods {
         Ok(())
     }
 
-    /// Ends all its containers and takes its network down; a stopped one is fine. Errors: Missing when absent.
+    /// Ends all its containers and tears its network down; a stopped sandbox is fine. Errors: Missing when absent.
     pub async fn stop_pod(&self, id: &PodId) -> Result<(), Error> {
         send_request(&self.pod_mailbox(id)?, Request::StopPod).await
     }
 
-    /// Stops and forgets it with all its containers. Errors: Missing when absent.
+    /// Stops and removes it with all its containers. Errors: Missing when absent.
     pub async fn remove_pod(&self, id: &PodId) -> Result<(), Error> {
         send_request(&self.pod_mailbox(id)?, Request::RemovePod).await
     }
 
-    /// Makes a container; the image must be there. A retry of the same request gets the first one's result.
+    /// Creates a container; its image must be on the node. A retry of the same request gets the result of the first
+    /// one.
     /// Errors: Missing (sandbox, image), WrongPhase, NameTaken, Invalid, Unsupported, Draining.
     pub async fn create_container(
         &self,
@@ -207,8 +209,8 @@ impl Pods {
         .await
     }
 
-    /// Starts a created container; answers when it runs. Errors: Missing; WrongPhase in any other phase; StartFailed
-    /// when its jail or program failed, after which it is exited with reason `StartError`.
+    /// Starts a created container; returns when it runs. Errors: Missing; WrongPhase in any other phase; StartFailed
+    /// when its jail or program failed, after which it has exited with reason `StartError`.
     pub async fn start_container(&self, id: &ContainerId) -> Result<(), Error> {
         send_request(&self.container_mailbox(id)?, |reply| {
             Request::Start(id.clone(), reply)
@@ -216,7 +218,8 @@ impl Pods {
         .await
     }
 
-    /// Asks it to end, kills it after `grace`; answers when it has ended. A later call can only shorten the grace.
+    /// Sends the stop signal, and kills it after `grace`; returns when it has ended. A later call can only shorten the
+    /// grace.
     /// Errors: Missing when absent.
     pub async fn stop_container(&self, id: &ContainerId, grace: Duration) -> Result<(), Error> {
         send_request(&self.container_mailbox(id)?, |reply| {
@@ -225,7 +228,7 @@ impl Pods {
         .await
     }
 
-    /// Kills it if it runs, then forgets it. Errors: Missing when absent.
+    /// Kills it if it runs, then removes it. Errors: Missing when absent.
     pub async fn remove_container(&self, id: &ContainerId) -> Result<(), Error> {
         send_request(&self.container_mailbox(id)?, |reply| {
             Request::Remove(id.clone(), reply)
@@ -233,7 +236,7 @@ impl Pods {
         .await
     }
 
-    /// Runs `argv` in it and returns what came of it; at most `limit` passes, unless there is none.
+    /// Runs `argv` in it and returns the result; takes at most `limit`, if there is one.
     /// Errors: Missing; WrongPhase unless it runs; StartFailed when there is no such program; Deadline.
     pub async fn exec_sync(
         &self,
@@ -241,11 +244,11 @@ impl Pods {
         argv: Vec<String>,
         limit: Option<Duration>,
     ) -> Result<ExecOutput, Error> {
-        let launch = self.enter(id, Purpose::Exec).await?;
-        self.shared.host().exec_sync(&launch, argv, limit).await
+        let request = self.enter(id, Purpose::Exec).await?;
+        self.shared.host().exec_sync(&request, argv, limit).await
     }
 
-    /// Opens its log file anew, after the kubelet renamed the old one. Errors: WrongPhase when it does not run.
+    /// Reopens its log file after the kubelet renamed the old one. Errors: WrongPhase when it does not run.
     pub async fn reopen_log(&self, id: &ContainerId) -> Result<(), Error> {
         send_request(&self.container_mailbox(id)?, |reply| {
             Request::ReopenLog(id.clone(), reply)
@@ -253,8 +256,9 @@ impl Pods {
         .await
     }
 
-    /// Gives it new limits; what `resources` leaves 0 or empty stays. They are recorded, and shown, once they hold.
-    /// Errors: WrongPhase when it has ended or uses more memory than it shall have; Invalid; the limits then stay.
+    /// Changes its limits; values of `resources` that are 0 or empty stay. New limits are recorded and shown once they
+    /// hold.
+    /// Errors: WrongPhase when it has ended or uses more memory than the new limit; Invalid. The limits then stay.
     pub async fn update_container(
         &self,
         id: &ContainerId,
@@ -266,12 +270,12 @@ impl Pods {
         .await
     }
 
-    /// The sandbox whose full id or unique prefix `text` is. Errors: Missing; Invalid when several match.
+    /// The sandbox with the full id or unique prefix `text`. Errors: Missing; Invalid when several match.
     pub fn find_pod(&self, text: &str) -> Result<PodId, Error> {
         only("sandbox", text, self.shared.cache.pods_like(text))
     }
 
-    /// The container whose full id or unique prefix `text` is. Errors: Missing; Invalid when several match.
+    /// The container with the full id or unique prefix `text`. Errors: Missing; Invalid when several match.
     pub fn find_container(&self, text: &str) -> Result<ContainerId, Error> {
         only("container", text, self.shared.cache.containers_like(text))
     }
@@ -301,13 +305,13 @@ impl Pods {
         self.shared.cache.containers_of(pod)
     }
 
-    /// Events from now on; a receiver that lags loses the oldest and gets an error that says how many.
+    /// A stream of events from now on; a receiver that lags loses the oldest and gets an error with their number.
     pub fn subscribe(&self) -> broadcast::Receiver<Arc<Event>> {
         self.shared.cache.subscribe()
     }
 
     /// Compiles a Wasm image's module into the cache, so that CreateContainer finds it. Called after PullImage.
-    /// Errors: Invalid when the engine refuses the module; Exhausted when a limit of compilation was hit.
+    /// Errors: Invalid when the engine refuses the module; Exhausted when the compiler hit a limit.
     pub async fn prepare_image(&self, image: &Image) -> Result<(), Error> {
         self.shared.host().prepare_image(image).await
     }
@@ -352,7 +356,7 @@ impl Pods {
     }
 }
 
-/// Puts a request into a driver's mailbox and waits for the answer; dropping this drops only the answer.
+/// Sends a request to a driver's mailbox and waits for the answer; dropping this drops only the answer.
 async fn send_request<T>(
     mailbox: &Mailbox,
     request: impl FnOnce(Reply<T>) -> Request,
@@ -378,34 +382,4 @@ fn only<T>(what: &str, text: &str, mut found: Vec<T>) -> Result<T, Error> {
             format!("there is no {what} {text:?}"),
         )),
     }
-}
-
-fn check_pod(config: &SandboxConfig) -> Result<(), Error> {
-    let invalid = |text: String| {
-        Err(Error::new(
-            Kind::Invalid,
-            format!("sandbox {}: {text}", config.name),
-        ))
-    };
-    let hostname = &config.hostname;
-    if hostname.len() > MAX_HOSTNAME
-        || hostname.contains(|c: char| c.is_control() || c.is_whitespace() || c == '/')
-    {
-        return invalid(format!(
-            "host name {hostname:?} is longer than {MAX_HOSTNAME} bytes or holds odd characters"
-        ));
-    }
-    let directory = &config.log_directory;
-    if !directory.is_empty()
-        && (!directory.starts_with('/') || directory.split('/').any(|part| part == ".."))
-    {
-        return invalid(format!(
-            "log directory {directory:?} is no clean absolute path"
-        ));
-    }
-    let parent = &config.cgroup_parent;
-    if parent.split('/').any(|part| part == "..") || parent.contains(['\0', '\n']) {
-        return invalid(format!("cgroup parent {parent:?} is no clean path"));
-    }
-    Ok(())
 }

@@ -1,8 +1,8 @@
-//! What is on disk about a pod and a container, and how it is shown.
+//! The records of pods and containers on disk, and the snapshots made from them.
 //!
 //! Written by: drivers through [`super::store`]. Read by: recovery. Shown by: [`super::view::StateCache`].
-//! Invariants: a record holds everything that a later daemon needs to go on; fields are only added, with a default.
-//! Not here: handles of living things (processes, sockets).
+//! Invariants: a record holds everything that a later daemon needs to continue; fields are only added, with a default.
+//! Must not know: handles of processes and sockets.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use coracle_spec::{IdRange, Identity, LinuxJail, Mount, Spawn, WasmKind, WasmNet
 use serde::{Deserialize, Serialize};
 
 use super::config::{ContainerConfig, SandboxConfig};
-use super::state::{ContainerPhase, PodPhase};
+use super::state::{ContainerPhase, Ended, PodPhase};
 use super::view::{ContainerState, ContainerView, PodView, UNREADABLE_REASON};
 
 /// A pod on disk.
@@ -26,17 +26,17 @@ pub struct PodRecord {
     pub config: Arc<SandboxConfig>,
     /// Nanoseconds since 1970 UTC.
     pub created_at: i64,
-    /// The boot it lives in, from `/proc/sys/kernel/random/boot_id`.
+    /// The boot that it was created in, from `/proc/sys/kernel/random/boot_id`.
     pub boot: String,
     /// Parent of its cgroups: the kubelet's, else the configured one.
     pub cgroup_parent: String,
     /// Its host ids.
     pub range: IdRange,
-    /// SELinux level of its containers: the kubelet's, or one of a pair of categories that no other pod has. `None` on a
-    /// kernel without SELinux, and for pods from before there were such levels.
+    /// SELinux level of its containers: the kubelet's, or one with a pair of categories that no other pod has. `None`
+    /// on a kernel without SELinux, and for pods of builds without levels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selinux_level: Option<String>,
-    /// Where it is in its life.
+    /// Its phase.
     pub phase: PodPhase,
 }
 
@@ -48,16 +48,16 @@ pub struct ContainerRecord {
     /// The request.
     #[serde(rename = "wish", with = "shared")]
     pub config: Arc<ContainerConfig>,
-    /// What came of it.
+    /// The config resolved against image and node.
     #[serde(with = "shared")]
     pub plan: Arc<Plan>,
     /// Nanoseconds since 1970 UTC.
     pub created_at: i64,
-    /// Where it is in its life.
+    /// Its phase.
     pub phase: ContainerPhase,
 }
 
-/// A container config resolved against image and node: all that a start needs, decided once.
+/// A container config resolved against image and node: everything that a start needs, decided once.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Plan {
     /// `Image.id`.
@@ -75,9 +75,9 @@ pub struct Plan {
     pub working_dir: String,
     /// Mounts, parents first.
     pub mounts: Vec<Mount>,
-    /// Who it runs as.
+    /// The user and groups that it runs as.
     pub identity: Identity,
-    /// Number of the signal that stops it.
+    /// Number of its stop signal.
     pub stop_signal: i32,
     /// Absolute path of its log; empty discards output.
     pub log_path: String,
@@ -85,15 +85,15 @@ pub struct Plan {
     pub cgroup: String,
     /// Memory limit in bytes.
     pub memory_limit_bytes: Option<u64>,
-    /// How its process is made.
+    /// How its process is created.
     pub spawn: Spawn,
-    /// What its jail ends in, with what only that has.
+    /// The part that only one kind of container has.
     #[serde(flatten)]
     pub payload: Payload,
 }
 
-/// The two kinds of containers. Written without a tag of its own: a record's fields tell which one it is, so that
-/// records from before there were two are read as what they are.
+/// The two kinds of containers. Serialized without a tag: the fields of a record tell the kind, so that records of
+/// builds that knew only Wasm are read as Wasm.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Payload {
@@ -112,13 +112,13 @@ pub struct WasmPlan {
     pub module_digest: String,
     /// Core module or component.
     pub kind: WasmKind,
-    /// What it may do with the pod's network.
+    /// How it may use the pod's network.
     #[serde(default)]
     pub network: WasmNetwork,
-    /// By what its names are looked up, where they decide what it may reach.
+    /// The resolver for names, where names decide what it may reach.
     #[serde(default)]
     pub resolver: Option<String>,
-    /// An exec of a program that the image has not may be one of the toolbox's.
+    /// An exec of a program that is not in the image may run one of the toolbox.
     #[serde(default)]
     pub toolbox: bool,
 }
@@ -126,20 +126,20 @@ pub struct WasmPlan {
 /// The part of a [`Plan`] that only a Linux program has.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LinuxPlan {
-    /// What confines it.
+    /// Its jail.
     pub jail: Box<LinuxJail>,
-    /// Which system calls it may make.
+    /// Its system call filter.
     pub seccomp: SeccompPlan,
-    /// What its cgroup allows.
+    /// The limits of its cgroup.
     pub limits: Limits,
 }
 
 /// A Linux payload's system call filter.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SeccompPlan {
-    /// None.
+    /// No filter.
     Unconfined,
-    /// Our own list (`RuntimeDefault`).
+    /// The built-in list (`RuntimeDefault`).
     Default,
     /// A profile of the node, read when the container was created.
     Localhost {
@@ -149,7 +149,7 @@ pub enum SeccompPlan {
 }
 
 impl PodRecord {
-    /// As CRI shows it.
+    /// The snapshot that CRI shows.
     pub fn view(&self) -> PodView {
         let ips = self
             .phase
@@ -168,23 +168,9 @@ impl PodRecord {
 }
 
 impl ContainerRecord {
-    /// As CRI shows it; a container whose exit nobody knows yet is still running.
+    /// The snapshot that CRI shows; a container is running until its exit is known.
     pub fn view(&self, pod: &PodId) -> ContainerView {
-        let (state, ended) = match &self.phase {
-            ContainerPhase::Creating(_) | ContainerPhase::Created | ContainerPhase::Starting(_) => {
-                (ContainerState::Created, None)
-            }
-            ContainerPhase::Running(_) | ContainerPhase::Stopping(..) => {
-                (ContainerState::Running, None)
-            }
-            ContainerPhase::Exited(ended) | ContainerPhase::Removing(Some(ended)) => {
-                (ContainerState::Exited, Some(ended))
-            }
-            ContainerPhase::Removing(None) | ContainerPhase::Gone => {
-                (ContainerState::Created, None)
-            }
-            ContainerPhase::Unreadable(_) => (ContainerState::Unknown, None),
-        };
+        let (state, ended) = shown(&self.phase);
         let started_at = self.phase.run().map(|run| run.started_at);
         let unreadable = match &self.phase {
             ContainerPhase::Unreadable(why) => Some(why),
@@ -223,7 +209,24 @@ impl ContainerRecord {
     }
 }
 
-/// Shared parts of a record are written as what they hold.
+/// The state that CRI shows for a phase, and the end that belongs to it.
+fn shown(phase: &ContainerPhase) -> (ContainerState, Option<&Ended>) {
+    match phase {
+        ContainerPhase::Creating(_) | ContainerPhase::Created | ContainerPhase::Starting(_) => {
+            (ContainerState::Created, None)
+        }
+        ContainerPhase::Running(_) | ContainerPhase::Stopping(..) => {
+            (ContainerState::Running, None)
+        }
+        ContainerPhase::Exited(ended) | ContainerPhase::Removing(Some(ended)) => {
+            (ContainerState::Exited, Some(ended))
+        }
+        ContainerPhase::Removing(None) | ContainerPhase::Gone => (ContainerState::Created, None),
+        ContainerPhase::Unreadable(_) => (ContainerState::Unknown, None),
+    }
+}
+
+/// Serializes the contents of an `Arc`.
 mod shared {
     use std::sync::Arc;
 
@@ -301,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_from_before_linux_containers_is_still_a_wasm_container() {
+    fn a_record_of_a_build_without_linux_containers_is_read_as_wasm() {
         let mut old = common();
         old["module"] = json!("/m.wasm");
         old["module_digest"] = json!("00ff");
@@ -358,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn a_plan_of_no_kind_is_refused() {
+    fn a_plan_without_a_payload_is_refused() {
         assert!(serde_json::from_value::<Plan>(common()).is_err());
     }
 }

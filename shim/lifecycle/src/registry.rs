@@ -1,10 +1,9 @@
-//! Who answers for which id and which name: the registry of drivers.
+//! Routes names and ids of sandboxes and containers to the drivers that serve them.
 //!
-//! Called by: [`super::Pods`] to route a request, drivers to give names back. One short lock, never held across an
-//! await. Invariants: a pod's name belongs to the driver that serves it from the moment of the request until that
-//! driver is gone, so that a retry finds the first try instead of a "reserved" name; an id routes to one driver. What a
-//! call costs does not depend on the number of pods.
-//! Not here: what a driver does.
+//! Called by: [`super::Pods`] to route a request, drivers to release names. One short lock, never held across an await.
+//! Invariants: a pod's name belongs to the driver that serves it from the request until that driver is gone, so that a
+//! retry finds the first try; an id routes to one driver. The cost of a call does not depend on the number of pods.
+//! Must not know: what a driver does.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
@@ -14,12 +13,12 @@ use coracle_spec::id::{ContainerId, PodId};
 
 use super::config::PodName;
 
-/// What a claim of a name came to.
+/// The result of claiming a name.
 #[derive(Debug)]
 pub enum Claim<M> {
-    /// The name is now the claimer's, under the id that was offered.
+    /// The name now belongs to the claimer, under the id that it offered.
     Taken,
-    /// This pod has had it before; ask its driver.
+    /// The name belongs to this pod, whose driver has this mailbox.
     Held(PodId, M),
 }
 
@@ -84,12 +83,13 @@ impl<M: Clone> NameRegistry<M> {
         Claim::Taken
     }
 
-    /// Routes the pod's id to `mailbox` without a name: two records claim one name, which only a defect can bring about.
+    /// Routes the pod's id to `mailbox` without a name, when two records have the same name, which only a bug can
+    /// cause.
     pub fn adopt(&self, id: &PodId, mailbox: M) {
         self.lock().route(id, mailbox);
     }
 
-    /// Gives the pod's name and id back, with those of all its containers.
+    /// Releases the pod's name and id, and the ids of its containers.
     pub fn release(&self, name: &PodName, id: &PodId) {
         let mut tables = self.lock();
         if tables.names.get(name) == Some(id) {
@@ -127,7 +127,7 @@ impl<M: Clone> NameRegistry<M> {
         }
     }
 
-    /// Routes it no longer.
+    /// Removes the route of the container's id.
     pub fn drop_container(&self, id: &ContainerId) {
         let mut tables = self.lock();
         if let Some(pod) = tables.containers.remove(id)
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn a_late_release_does_not_take_the_name_from_its_next_holder() {
+    fn a_late_release_does_not_free_the_name_of_its_next_holder() {
         let registry = NameRegistry::new();
         let (first, second) = (PodId::random().unwrap(), PodId::random().unwrap());
         registry.claim(&name(0), &first, 'a');

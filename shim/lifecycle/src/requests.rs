@@ -1,9 +1,11 @@
-//! Memory for what all sandboxes and containers were asked for: labels, annotations, environments, arguments, mounts.
+//! Limits the memory that the requests of all sandboxes and containers occupy: labels, annotations, environments,
+//! arguments, mounts.
 //!
-//! Called by: whoever admits a sandbox or a container, and recovery. Each request is bounded by the size of a message;
-//! this bounds all of them together, for each stays in memory and is repeated in lists.
-//! Invariants: a share is given back when its sandbox or container is gone; what recovery finds is always taken over, and
-//! counts. Must not know: the contents of a request.
+//! Called by: the code that admits a sandbox or a container, and recovery. The size of a message bounds each request;
+//! this bounds all of them together, because each stays in memory and is repeated in lists.
+//! Invariants: a share is released when its sandbox or container is gone; recovery always gets its shares, and they
+//! count.
+//! Must not know: the contents of a request.
 
 use std::io;
 use std::sync::Arc;
@@ -20,7 +22,7 @@ pub struct Requests {
     limit: u64,
 }
 
-/// The bytes of one request, for as long as they are held.
+/// The bytes of one request, counted until this is dropped.
 #[derive(Debug)]
 pub struct Share {
     of: Arc<Requests>,
@@ -28,13 +30,13 @@ pub struct Share {
 }
 
 impl Requests {
-    /// None yet, and at most `limit` bytes of new ones.
+    /// No requests yet, and at most `limit` bytes of new ones.
     pub fn new(limit: u64) -> Arc<Requests> {
         let held = AtomicU64::new(0);
         Arc::new(Requests { held, limit })
     }
 
-    /// Takes the share of a new request. Errors: Exhausted when all together would be too large.
+    /// Counts a new request. Errors: Exhausted when all requests together would be too large.
     pub fn take(self: &Arc<Self>, request: &impl Serialize) -> Result<Share, Error> {
         let share = self.take_over(request);
         let held = self.held.load(Ordering::Relaxed);
@@ -49,7 +51,7 @@ impl Requests {
         Err(Error::new(Kind::Exhausted, text))
     }
 
-    /// Takes the share of what is there already.
+    /// Counts a request that was admitted before.
     pub fn take_over(self: &Arc<Self>, request: &impl Serialize) -> Share {
         let bytes = size(request);
         self.held.fetch_add(bytes, Ordering::Relaxed);
@@ -66,7 +68,7 @@ impl Drop for Share {
     }
 }
 
-/// What a request takes in its record. Bytes.
+/// The size of a request in its record. Bytes.
 fn size(request: &impl Serialize) -> u64 {
     struct Count(u64);
     impl io::Write for Count {
@@ -79,7 +81,7 @@ fn size(request: &impl Serialize) -> u64 {
         }
     }
     let mut count = Count(0);
-    // Requests are kept as JSON, so they can be written as such.
+    // Records store requests as JSON, so serializing cannot fail.
     let _ = serde_json::to_writer(&mut count, request);
     count.0
 }
@@ -90,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn all_together_are_bounded_and_what_goes_makes_room() {
+    fn all_requests_together_are_bounded_and_a_dropped_share_makes_room() {
         let requests = Requests::new(100);
         let text = "x".repeat(40);
         assert_eq!(size(&text), 42);
@@ -108,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_there_already_is_taken_over_and_counts() {
+    fn a_recovered_request_is_always_admitted_and_counts() {
         let requests = Requests::new(50);
         let found: Vec<Share> = (0..3)
             .map(|_| requests.take_over(&"y".repeat(40)))

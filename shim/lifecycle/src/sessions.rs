@@ -1,9 +1,9 @@
-//! Streaming sessions: which container or pod a client reaches, and whether it may now.
+//! Streaming sessions: which container or pod a client reaches, and whether it may do so now.
 //!
-//! Called by: the CRI services, which offer a session for a URL; run by the streaming server.
-//! Invariant: a session is admitted by the pod's own driver when it begins, not when its URL was handed out: by then the
-//! container may have ended.
-//! Not here: wires, pipes.
+//! Called by: the CRI services, which return a URL for a session; run by the streaming server.
+//! Invariant: the pod's driver admits a session when the client connects, not when the URL was returned: the container
+//! may have ended in between.
+//! Must not know: protocols of the wire, pipes.
 
 use std::time::Duration;
 
@@ -15,13 +15,13 @@ use super::{ContainerState, Error, Kind, NamespaceMode, Pods, Purpose, Request, 
 use crate::config::{AttachConfig, ExecConfig, PortForwardConfig};
 use crate::host::StartRequest;
 
-/// How long the exit of a container may be known later than the end of its output.
+/// How much later than the end of its output the exit of a container may become known.
 const EXIT_TIMEOUT: Duration = Duration::from_secs(2);
-/// How often it is looked for.
+/// How often the exit is looked for.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 impl Pods {
-    /// A session that runs a program until it ends and its output was taken.
+    /// A session that runs a program until it ends and the client has read its output.
     pub fn exec_session(&self, config: ExecConfig) -> Session {
         let (tty, stdin, stdout, stderr) = (config.tty, config.stdin, config.stdout, config.stderr);
         let options = StreamOptions {
@@ -36,7 +36,7 @@ impl Pods {
         }))
     }
 
-    /// A session that joins a container's own streams until it ends, or the client closes all it can send and take.
+    /// A session that joins a container's own streams until it ends, or the client closes all streams.
     pub fn attach_session(&self, config: AttachConfig) -> Session {
         let (tty, stdin, stdout, stderr) = (config.tty, config.stdin, config.stdout, config.stderr);
         let options = StreamOptions {
@@ -51,7 +51,7 @@ impl Pods {
         }))
     }
 
-    /// A session that connects to ports of a pod at its loopback, IPv4 first.
+    /// A session that connects to ports on the loopback of a pod, IPv4 first.
     pub fn forward_session(&self, config: PortForwardConfig) -> Session {
         let (pods, PortForwardConfig { pod, ports }) = (self.clone(), config);
         Session::Forward(Forward::new(format!("pod {pod}"), ports, move |port| {
@@ -60,7 +60,7 @@ impl Pods {
         }))
     }
 
-    /// What it takes to reach into a container that runs. Errors: Missing; WrongPhase.
+    /// What an exec or attach needs of a running container. Errors: Missing; WrongPhase.
     pub(super) async fn enter(
         &self,
         id: &ContainerId,
@@ -72,7 +72,7 @@ impl Pods {
         .await
     }
 
-    /// Tells apart why a container's output has ended for a client. Errors: it runs on.
+    /// Finds out why a container's output ended for a client. Errors: the container still runs.
     async fn has_ended(&self, id: &ContainerId) -> Result<(), Error> {
         let limit = tokio::time::Instant::now() + EXIT_TIMEOUT;
         loop {
@@ -98,22 +98,22 @@ impl Pods {
 
     /// The program's exit code. Errors: it was not started, or its keeper was lost.
     async fn exec(&self, config: ExecConfig, streams: Streams) -> Result<i32, Error> {
-        let launch = self.enter(&config.container, Purpose::Exec).await?;
+        let request = self.enter(&config.container, Purpose::Exec).await?;
         self.shared
             .host()
-            .exec_stream(&launch, config, streams)
+            .exec_stream(&request, config, streams)
             .await
     }
 
-    /// Errors: the container does not run, or has no standard input though it is asked for.
+    /// Checks an attach. Errors: the container does not run, or has no standard input although the client sends some.
     async fn attach(&self, config: AttachConfig, streams: Streams) -> Result<(), Error> {
-        let launch = self.enter(&config.container, Purpose::Attach).await?;
+        let request = self.enter(&config.container, Purpose::Attach).await?;
         let id = config.container.clone();
-        self.shared.host().attach(&launch, config, streams).await?;
+        self.shared.host().attach(&request, config, streams).await?;
         self.has_ended(&id).await
     }
 
-    /// Errors: the pod is not ready, or nothing listens.
+    /// Connects to a port. Errors: the pod is not ready, or nothing listens.
     async fn connect(&self, pod: PodId, port: u16) -> Result<TcpStream, Error> {
         let view = self.pod(&pod);
         let view =

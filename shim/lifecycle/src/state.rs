@@ -1,13 +1,15 @@
-//! The life of a container and of a pod: phases, events, and the one function each that says what follows what.
+//! The states of containers and pods: phases, events, and the functions [`step`] and [`pod_step`] that decide the next
+//! phase.
 //!
-//! Called by: the driver, which saves the new phase and then runs the effects. Everything here is pure: the clock
-//! is passed in, nothing waits, nothing is logged.
-//! Invariants: a pair that [`step`] refuses changes nothing; a stop deadline only ever moves earlier; a removal that
-//! was asked for is never forgotten; `Gone` is final.
-//! Not here: who waits for an answer, how an effect is done.
+//! Called by: the driver, which saves the new phase and then runs the effects. Pure: the caller passes the time in,
+//! nothing waits, nothing is logged.
+//! Invariants: an event that [`step`] refuses changes nothing; a stop deadline only ever moves earlier; a requested
+//! removal is never forgotten; `Gone` is final.
+//! Must not know: which requests wait, how an effect is carried out.
 
 mod ended;
 mod pod;
+mod stop;
 
 use std::time::Duration;
 
@@ -15,11 +17,12 @@ use serde::{Deserialize, Serialize};
 
 pub use ended::{Ended, Reason};
 pub use pod::{Live, PodEffect, PodEvent, PodPhase, pod_step};
+pub use stop::{Stage, Stop, Then};
 
 /// Nanoseconds of the boot clock: runs through suspend, never jumps, the same for every daemon of one boot.
 pub type BootTime = u64;
 
-/// A process as a record names it.
+/// A process as a record identifies it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessFact {
     /// Its pid in the host's namespace.
@@ -38,8 +41,7 @@ pub struct Run {
 }
 
 impl Run {
-    /// A container that was created at `created_at` runs. A clock that went back in between puts no start before the
-    /// creation.
+    /// A container created at `created_at` runs. A start is never before the creation, even if the clock was set back.
     pub fn new(process: ProcessFact, started_at: i64, created_at: i64) -> Run {
         Run {
             process,
@@ -48,75 +50,7 @@ impl Run {
     }
 }
 
-/// What follows once a container has ended or a pod has been stopped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Then {
-    /// It stays, to be looked at.
-    #[serde(rename = "Rest")]
-    Keep,
-    /// It is removed.
-    Remove,
-}
-
-/// A stop that is under way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Stop {
-    /// When the grace period ends.
-    pub kill_at: BootTime,
-    /// How far it has come.
-    pub stage: Stage,
-    /// What follows.
-    pub then: Then,
-}
-
-/// How far a stop has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Stage {
-    /// The container's stop signal was or is to be sent.
-    #[serde(rename = "Asked")]
-    Requested,
-    /// It was killed by us.
-    Killed,
-}
-
-impl Stop {
-    fn after(now: BootTime, grace: Duration) -> Stop {
-        let grace_ns = u64::try_from(grace.as_nanos()).unwrap_or(u64::MAX);
-        Stop {
-            kill_at: now.saturating_add(grace_ns),
-            stage: Stage::Requested,
-            then: Then::Keep,
-        }
-    }
-
-    /// A stop that kills at once and removes afterwards.
-    fn to_remove(now: BootTime) -> Stop {
-        Stop {
-            kill_at: now,
-            stage: Stage::Requested,
-            then: Then::Remove,
-        }
-    }
-
-    /// Both stops in one: the earlier deadline, the later stage, a removal if either wants it.
-    fn joined(self, other: Stop) -> Stop {
-        Stop {
-            kill_at: self.kill_at.min(other.kill_at),
-            stage: if self.stage == Stage::Killed {
-                Stage::Killed
-            } else {
-                other.stage
-            },
-            then: if self.then == Then::Remove {
-                Then::Remove
-            } else {
-                other.then
-            },
-        }
-    }
-}
-
-/// Where a container is in its life.
+/// The phase of a container.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ContainerPhase {
     /// Its directories and cgroup are being made; not listed.
@@ -127,16 +61,16 @@ pub enum ContainerPhase {
     Starting(Option<Stop>),
     /// It runs.
     Running(Run),
-    /// It runs and has been asked to end.
+    /// It runs and was requested to stop.
     Stopping(Run, Stop),
     /// It has ended.
     Exited(Ended),
-    /// Its record, or that of its exit, cannot be used for the reason given: left as it is, and read again. Never on
-    /// disk.
+    /// Its record, or the record of its exit, cannot be used, for the reason given; left as it is and read again. Never
+    /// on disk.
     Unreadable(String),
-    /// What is left of it is being removed; shown as it last was. Never on disk.
+    /// Everything of it is being removed; its last state is still shown. Never on disk.
     Removing(Option<Ended>),
-    /// It is no more. Never on disk.
+    /// It does not exist any more. Never on disk.
     Gone,
 }
 
@@ -150,13 +84,13 @@ impl ContainerPhase {
             ContainerPhase::Running(_) => "running",
             ContainerPhase::Stopping(..) => "stopping",
             ContainerPhase::Exited(_) => "exited",
-            ContainerPhase::Unreadable(_) => "unknown, for its record cannot be read",
+            ContainerPhase::Unreadable(_) => "unknown because its record cannot be read",
             ContainerPhase::Removing(_) => "being removed",
             ContainerPhase::Gone => "gone",
         }
     }
 
-    /// Whether a process of it may live.
+    /// Whether a process of it may exist.
     pub fn is_live(&self) -> bool {
         matches!(
             self,
@@ -191,18 +125,18 @@ impl ContainerPhase {
     }
 }
 
-/// What happens to a container.
+/// What happened to a container.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// Directories and cgroup are made.
+    /// Directories and cgroup exist.
     Built,
-    /// They could not be made.
+    /// Directories or cgroup could not be created.
     BuildFailed,
     /// StartContainer.
     StartRequested,
-    /// The keeper runs it.
+    /// The keeper started it.
     Started(Run),
-    /// The keeper could not run it.
+    /// The keeper could not start it.
     StartFailed(Ended),
     /// StopContainer, or the pod stops.
     StopRequested(Duration),
@@ -212,11 +146,11 @@ pub enum Event {
     Ended(Ended),
     /// RemoveContainer, or the pod is removed.
     RemoveRequested,
-    /// Nothing of it is left.
+    /// Everything of it was removed.
     Removed,
 }
 
-/// What the driver does after a phase was saved. Each can be repeated.
+/// What the driver does after it saved a phase. Each effect can be repeated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
     /// Ask the keeper to run it.
@@ -240,7 +174,7 @@ pub enum Refused {
         /// The phase's name.
         while_in: &'static str,
     },
-    /// An event that cannot occur in this phase: a defect of our own.
+    /// An event that cannot occur in this phase: a bug.
     #[error("{event} does not happen to a container that is {while_in}")]
     Impossible {
         /// The event's name.
@@ -250,8 +184,8 @@ pub enum Refused {
     },
 }
 
-/// What follows when `event` happens to a container in `phase` at `now`.
-/// Errors: the pair does not fit; the phase then stays as it was.
+/// The next phase and the effects when `event` happens to a container in `phase` at `now`.
+/// Errors: the event is impossible in this phase, which then stays.
 pub fn step(
     now: BootTime,
     phase: ContainerPhase,
@@ -282,7 +216,7 @@ fn stop(now: BootTime, phase: ContainerPhase, config: Stop) -> (ContainerPhase, 
         Starting(None) => (Starting(Some(config)), vec![]),
         Starting(Some(old)) => (Starting(Some(old.joined(config))), vec![]),
         Running(run) => begin_stop(now, run, config),
-        // Killing again is harmless, and mends a kill that failed.
+        // Killing again is harmless, and repeats a kill that failed.
         Stopping(run, old) if old.joined(config).kill_at <= now => (
             Stopping(
                 run,
@@ -294,7 +228,7 @@ fn stop(now: BootTime, phase: ContainerPhase, config: Stop) -> (ContainerPhase, 
             vec![Effect::Kill],
         ),
         Stopping(run, old) => (Stopping(run, old.joined(config)), vec![]),
-        // Whatever runs of it.
+        // Kills whatever process it has.
         Unreadable(why) => (Unreadable(why), vec![Effect::Kill]),
         // CRI: stopping what does not run is success and changes nothing.
         other => (other, vec![]),
@@ -349,7 +283,7 @@ fn end(phase: ContainerPhase, ended: Ended) -> Result<(ContainerPhase, Vec<Effec
     match phase {
         Running(_) => Ok((Exited(ended), vec![Effect::CleanUp])),
         Stopping(_, stop) => Ok(rest_or_remove(ended, stop.then)),
-        // Keeper and pidfd report the same end: the first report counts.
+        // Keeper and pidfd report the same end; the first report counts.
         ended @ (Exited(_) | ContainerPhase::Removing(_) | ContainerPhase::Gone) => {
             Ok((ended, vec![]))
         }

@@ -1,4 +1,4 @@
-//! Brings records to the disk within a second, in the background: nothing on a request's way waits for a disk.
+//! Syncs records to the disk within a second, in the background: no request waits for a disk.
 //!
 //! ```text
 //! save --> queue --after 200 ms, all at once--> fsync of each, or one syncfs of many
@@ -7,9 +7,9 @@
 //! ```
 //! Called by: [`super::store`], which queues, `serve`, which starts it and flushes it at the end. One thread, which
 //! sleeps while nothing is queued and ends with the last handle.
-//! Invariants: an older generation is unlinked only after a newer one is on the disk; a waiter runs only after what it
-//! waits for is on the disk, else never. An object appears on the disk after what it holds: directories are synced from
-//! the deepest one up.
+//! Invariants: an older generation is unlinked only after a newer one is on the disk; a waiter runs only after its
+//! record is on the disk, else never. An object appears on the disk after its contents: directories are synced from the
+//! deepest one up.
 //! Must not know: the contents of a record.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -22,12 +22,12 @@ use std::time::Duration;
 use coracle_spec::failpoint;
 use tokio::sync::oneshot;
 
-use super::store::{drop_older, path_of};
+use super::generations::{drop_older, path_of};
 
 /// How long changes gather before they are synced.
 const GATHER: Duration = Duration::from_millis(200);
-/// From so many changes on, one syncfs is cheaper than an fsync of each. It also writes what containers have written to
-/// the same file system.
+/// From this number of changes on, one syncfs is cheaper than an fsync of each. It also writes what containers have
+/// written to the same file system.
 const MANY: usize = 64;
 
 /// Queues changes. Cheap to clone.
@@ -37,29 +37,30 @@ pub struct Syncer(Sender<Message>);
 #[derive(Debug)]
 enum Message {
     Changed(Change),
-    /// Answered once the newest record of this directory is on the disk; dropped if it cannot be brought there.
+    /// Answered once the newest record of this directory is on the disk; dropped if it cannot be synced.
     Wait(PathBuf, oneshot::Sender<()>),
-    /// Answered once all that was queued before was tried.
+    /// Answered once everything queued before it was tried.
     Flush(oneshot::Sender<()>),
 }
 
 /// What has changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Change {
-    /// A generation was written. `is_new`: the directories above may be, too.
+    /// A generation was written. `is_new`: the directories above it may be new, too.
     Record {
         directory: PathBuf,
         generation: u64,
         is_new: bool,
     },
-    /// A file was written, never to be written again.
+    /// A file was written that will not change again.
     File(PathBuf),
     /// Names were removed from a directory.
     Directory(PathBuf),
 }
 
 impl Syncer {
-    /// Starts the thread for records below `root`; directories up to it are synced. Errors: no thread.
+    /// Starts the thread for records below `root`; it syncs directories up to there. Errors: the thread cannot be
+    /// started.
     pub fn start(root: &Path) -> io::Result<Syncer> {
         let (sender, receiver) = channel();
         let mut disk = Disk {
@@ -81,39 +82,39 @@ impl Syncer {
         }));
     }
 
-    /// Queues a file that was written whole, with its name.
+    /// Queues a file that was written completely, with its name.
     pub fn file(&self, path: &Path) {
         self.send(Message::Changed(Change::File(path.to_owned())));
     }
 
-    /// Queues removals from a directory; it may be removed itself.
+    /// Queues removals from a directory; the directory itself may be removed.
     pub fn directory(&self, path: &Path) {
         self.send(Message::Changed(Change::Directory(path.to_owned())));
     }
 
-    /// Answers once the record that was queued last for `directory` is on the disk. Closed when the disk refuses.
+    /// Resolves once the last record queued for `directory` is on the disk. Closed when the disk refuses.
     pub fn wait(&self, directory: &Path) -> oneshot::Receiver<()> {
         let (sender, receiver) = oneshot::channel();
         self.send(Message::Wait(directory.to_owned(), sender));
         receiver
     }
 
-    /// Waits until all that was queued before is on the disk, or was tried.
+    /// Waits until everything queued before is on the disk, or was tried.
     pub async fn flush(&self) {
         let (sender, receiver) = oneshot::channel();
         self.send(Message::Flush(sender));
-        // Closed only when the thread is gone, and with it all hope.
+        // Closed only when the thread is gone.
         let _ = receiver.await;
     }
 
     fn send(&self, message: Message) {
-        // The thread outlives every handle, unless it has panicked: records are then as durable as the kernel makes them.
+        // The thread outlives every handle, unless it panicked: records are then as durable as the kernel makes them.
         let _ = self.0.send(message);
     }
 }
 
 impl Change {
-    /// What it is about: of two changes with the same key the later one counts.
+    /// The object of the change: of two changes with the same key the later one counts.
     fn key(&self) -> &Path {
         match self {
             Change::Record { directory, .. } => directory,
@@ -134,7 +135,7 @@ impl Change {
         }
     }
 
-    /// The directory that has the changed name, and whether those above it may be new.
+    /// The directory with the changed name, and whether directories above it may be new.
     fn directory(&self) -> (&Path, bool) {
         match self {
             Change::Record {
@@ -145,7 +146,7 @@ impl Change {
         }
     }
 
-    /// Takes `later` in its stead.
+    /// Replaces this change by `later`.
     fn replace(&mut self, later: Change) {
         match (&*self, later) {
             (
@@ -168,12 +169,12 @@ impl Change {
     }
 }
 
-/// What is brought to the disk at once.
+/// Changes that are synced together.
 #[derive(Default)]
 struct Batch {
     /// In the order of the first change of each object.
     changes: Vec<Change>,
-    places: HashMap<PathBuf, usize>,
+    positions: HashMap<PathBuf, usize>,
     waits: Vec<(PathBuf, oneshot::Sender<()>)>,
     flushes: Vec<oneshot::Sender<()>>,
 }
@@ -181,11 +182,11 @@ struct Batch {
 impl Batch {
     fn add(&mut self, message: Message) {
         match message {
-            Message::Changed(change) => match self.places.get(change.key()) {
-                Some(place) => self.changes[*place].replace(change),
+            Message::Changed(change) => match self.positions.get(change.key()) {
+                Some(position) => self.changes[*position].replace(change),
                 None => {
-                    let place = self.changes.len();
-                    self.places.insert(change.key().to_owned(), place);
+                    let position = self.changes.len();
+                    self.positions.insert(change.key().to_owned(), position);
                     self.changes.push(change);
                 }
             },
@@ -195,10 +196,10 @@ impl Batch {
     }
 }
 
-/// The thread.
+/// The thread's state.
 struct Disk {
     root: PathBuf,
-    /// Directories whose newest record is not on the disk, for it could not be brought there.
+    /// Directories whose newest record could not be synced.
     failed: HashSet<PathBuf>,
 }
 
@@ -225,12 +226,12 @@ impl Disk {
                 }
                 // Older generations stay; a later save of the same object tries again with a new file.
                 Some(error) => {
-                    tracing::error!(object = %change.key().display(), error, "a record could not be brought to the disk");
+                    tracing::error!(object = %change.key().display(), error, "a record could not be synced to the disk");
                     self.failed.insert(change.key().to_owned());
                 }
             }
         }
-        // What is gone needs no disk any more.
+        // Deleted objects need no sync any more.
         self.failed.retain(|path| path.exists());
         for (directory, sender) in batch.waits {
             if !self.failed.contains(&directory) {
@@ -242,12 +243,12 @@ impl Disk {
         }
     }
 
-    /// Gives why each change is not on the disk, `None` where it is.
+    /// The reason why each change is not on the disk; `None` where it is.
     fn bring(&self, changes: &[Change]) -> Vec<Option<String>> {
         if let Err(error) = failpoint::hit("sync.records") {
             return vec![Some(error.to_string()); changes.len()];
         }
-        // A syncfs also fails for a file of somebody else; then each is tried.
+        // A syncfs also fails for files of others; then each change is synced alone.
         if changes.len() > MANY && self.sync_all() {
             return vec![None; changes.len()];
         }
@@ -258,7 +259,7 @@ impl Disk {
             refused.push(synced.err().map(|error| error.to_string()));
             directories.extend(self.directories_of(change));
         }
-        // A directory sorts before those in it.
+        // A directory sorts before its contents.
         for directory in directories.into_iter().rev() {
             if let Err(error) = sync_if_there(&directory) {
                 let why = format!("sync directory {}: {error}", directory.display());
@@ -272,8 +273,7 @@ impl Disk {
         File::open(&self.root).is_ok_and(|root| rustix::fs::syncfs(root).is_ok())
     }
 
-    /// The directories that have to be synced for a change: its own, and those above if one of them may be new or have
-    /// lost its own.
+    /// The directories to sync for a change: its own, and those above if one of them may be new or have lost a child.
     fn directories_of(&self, change: &Change) -> impl Iterator<Item = PathBuf> {
         let (directory, is_new) = change.directory();
         let is_new = is_new || self.failed.contains(change.key()) || !directory.exists();
@@ -284,7 +284,7 @@ impl Disk {
     }
 }
 
-/// What follows once a change is on the disk.
+/// Unlinks the older generations once a change is on the disk.
 fn drop_older_of(change: &Change) {
     if let Change::Record {
         directory,

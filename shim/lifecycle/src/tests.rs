@@ -13,7 +13,7 @@ use crate::store::{self, Loaded, Slot};
 use crate::{ContainerState, Host as _, Kind, Pods};
 use world::World;
 
-/// Records that a daemon has written once.
+/// Records written by an earlier daemon.
 const POD: &str = include_str!("../fuzz/pod-record/p-818");
 const CONTAINER: &str = include_str!("../fuzz/container-record/c-1985");
 const KEEPER: ProcessFact = ProcessFact {
@@ -25,7 +25,7 @@ fn written<T: DeserializeOwned>(json: &str) -> T {
     serde_json::from_str(json).unwrap()
 }
 
-/// A pod that stands, in a boot long ago.
+/// A ready pod of an earlier boot.
 fn ready_pod() -> PodRecord {
     let live = Live {
         keeper: KEEPER,
@@ -38,7 +38,7 @@ fn ready_pod() -> PodRecord {
     }
 }
 
-/// Puts records where a daemon finds them.
+/// Writes records where a daemon finds them.
 fn leave(world: &World, pod: &PodRecord, container: Option<&ContainerRecord>) {
     let layout = world.layout();
     let save = |directory: std::path::PathBuf| {
@@ -53,7 +53,7 @@ fn leave(world: &World, pod: &PodRecord, container: Option<&ContainerRecord>) {
 }
 
 #[tokio::test]
-async fn a_sandbox_that_cannot_be_made_keeps_no_name_no_ids_and_no_record() {
+async fn a_failed_sandbox_leaves_no_name_ids_or_record() {
     let dir = Scratch::new("lifecycle-unmade");
     let world = World::new(&dir);
     let pods = Pods::open(world.clone()).await.unwrap();
@@ -70,7 +70,7 @@ async fn a_sandbox_that_cannot_be_made_keeps_no_name_no_ids_and_no_record() {
     }
     assert_eq!(world.count("create_sandbox"), 1);
     assert!(pods.pods().is_empty());
-    // The name and the ids are given back right after the answer.
+    // The name and the ids are released right after the answer.
     world.gate.add_permits(1);
     while world.count("create_sandbox") < 2 {
         assert!(pods.run_pod(config.clone()).await.is_err());
@@ -83,7 +83,7 @@ async fn a_sandbox_that_cannot_be_made_keeps_no_name_no_ids_and_no_record() {
 }
 
 #[tokio::test]
-async fn another_sandbox_of_the_same_name_is_refused_while_the_first_is_made() {
+async fn a_sandbox_name_is_refused_while_another_of_that_name_is_created() {
     let dir = Scratch::new("lifecycle-name");
     let world = World::new(&dir);
     let pods = Pods::open(world.clone()).await.unwrap();
@@ -104,7 +104,7 @@ async fn another_sandbox_of_the_same_name_is_refused_while_the_first_is_made() {
 }
 
 #[tokio::test]
-async fn after_a_reboot_what_ran_has_ended_and_can_be_removed() {
+async fn after_a_reboot_containers_have_ended_and_can_be_removed() {
     let dir = Scratch::new("lifecycle-reboot");
     let world = World::new(&dir);
     let (pod, mut container) = (ready_pod(), written::<ContainerRecord>(CONTAINER));
@@ -126,7 +126,7 @@ async fn after_a_reboot_what_ran_has_ended_and_can_be_removed() {
         (ended.state, ended.exit_code),
         (ContainerState::Exited, 255)
     );
-    // A second daemon finds it so.
+    // A second daemon finds the same state.
     let directory = world.layout().pod_directory(&pod.id);
     let Loaded::Found(saved, _) = store::load::<PodRecord>(&directory, world.syncer()) else {
         panic!("the record is gone");
@@ -155,7 +155,7 @@ async fn a_sandbox_that_was_never_acknowledged_is_undone() {
 }
 
 #[tokio::test]
-async fn a_lifecycle_that_drains_takes_no_sandboxes() {
+async fn a_draining_lifecycle_refuses_sandboxes() {
     let dir = Scratch::new("lifecycle-drain");
     let world = World::new(&dir);
     let pods = Pods::open(world.clone()).await.unwrap();

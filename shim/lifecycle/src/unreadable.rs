@@ -1,10 +1,10 @@
-//! What can be shown of a pod or a container whose record cannot be used: its id, the reason, and as much of the record
-//! as this build understands.
+//! Builds the snapshots of pods and containers whose record cannot be used: id, reason, and whatever of the record this
+//! build understands.
 //!
 //! Called by: recovery and drivers. Pure.
-//! Invariant: what is shown has an id and a name, so that every client can list it; nothing that is shown is a guess
-//! about what runs.
-//! Not here: reading records, what is done with such a pod.
+//! Invariant: a snapshot has an id and a name, so that every client can list it; nothing in it is a guess about what
+//! runs.
+//! Must not know: how records are read, what is done with such a pod.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,22 +15,22 @@ use serde_json::Value;
 
 use super::config::{
     Annotations, ContainerConfig, ContainerName, Dns, Handler, NamespaceMode, Namespaces, PodName,
-    Resources, SandboxConfig, SecurityContext, UserConfig,
+    SandboxConfig,
 };
 use super::record::PodRecord;
 use super::view::{ContainerState, ContainerView, PodView, UNREADABLE_REASON};
 
-/// The annotation that gives the reason in the status of a sandbox, for which CRI has no field.
+/// The annotation with the reason, in the status of a sandbox; CRI has no field for it.
 pub const ANNOTATION: &str = "state.coracle.dev/unreadable";
-/// How much of an id stands in for a name that nobody knows.
+/// How many characters of an id stand in for an unknown name.
 const NAME_LENGTH: usize = 13;
 
-/// A part of a record, if the record has it as this build knows it.
+/// A part of a record, if the record has it in the form that this build knows.
 fn part<T: DeserializeOwned>(json: Option<&Value>, name: &str) -> Option<T> {
     serde_json::from_value(json?.get(name)?.clone()).ok()
 }
 
-/// A sandbox of which no record is understood, or only the parts in `json`. It is not ready.
+/// A sandbox whose record is unknown except for the parts in `json`. Not ready.
 pub fn pod_view(id: &PodId, json: Option<&Value>, why: &str) -> PodView {
     let config = part(json, "wish").unwrap_or_else(|| sandbox_config(id));
     let view = PodView {
@@ -44,7 +44,7 @@ pub fn pod_view(id: &PodId, json: Option<&Value>, why: &str) -> PodView {
     explained(view, why)
 }
 
-/// A sandbox whose record is understood and which could not be taken over. It is not ready.
+/// A sandbox whose record is known but which could not be recovered. Not ready.
 pub fn known_pod_view(record: &PodRecord, why: &str) -> PodView {
     let view = PodView {
         ready: false,
@@ -62,7 +62,7 @@ fn explained(mut view: PodView, why: &str) -> PodView {
     view
 }
 
-/// A container of which no record is understood, or only the parts in `json`.
+/// A container whose record is unknown except for the parts in `json`.
 pub fn container_view(
     id: &ContainerId,
     pod: &PodId,
@@ -91,33 +91,14 @@ pub fn container_view(
     }
 }
 
-/// What a container asked for, as far as it is known.
+/// The config of a container, as far as it is known.
 pub fn container_config(id: &ContainerId, json: Option<&Value>) -> ContainerConfig {
     part(json, "wish").unwrap_or_else(|| ContainerConfig {
         name: ContainerName {
             name: name_of(id.as_str()),
             attempt: 0,
         },
-        image: String::new(),
-        user_specified_image: String::new(),
-        command: Vec::new(),
-        args: Vec::new(),
-        working_dir: String::new(),
-        env: Vec::new(),
-        mounts: Vec::new(),
-        labels: BTreeMap::new(),
-        annotations: Default::default(),
-        log_path: String::new(),
-        stdin: false,
-        stdin_once: false,
-        tty: false,
-        resources: Resources::default(),
-        user: UserConfig::default(),
-        readonly_rootfs: false,
-        stop_signal: None,
-        security: SecurityContext::default(),
-        devices: Vec::new(),
-        cdi_devices: Vec::new(),
+        ..ContainerConfig::default()
     })
 }
 
@@ -168,7 +149,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_newer_record_shows_what_of_it_is_known() {
+    fn a_newer_record_shows_its_known_parts() {
         let id = PodId::random().unwrap();
         let config = SandboxConfig {
             labels: [("app".to_owned(), "web".to_owned())].into(),
@@ -185,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_known_at_all_can_be_listed() {
+    fn an_unknown_record_can_be_listed() {
         let (pod, id) = (PodId::random().unwrap(), ContainerId::random().unwrap());
         for json in [None, Some(json!(3)), Some(json!({"wish": {"name": 1}}))] {
             let view = pod_view(&pod, json.as_ref(), "EIO");

@@ -1,8 +1,8 @@
-//! What containers and pods use, which of them are measured, and the errand to the host that measures them.
+//! What containers and pods use: selects the objects to measure and has the host measure them.
 //!
-//! Called by: `cri/stats`. Calls: the [`super::StateCache`] for who exists, the host on the blocking pool.
-//! Invariants: no driver and no keeper is asked; a request that goes away leaves nothing behind but memory of rates.
-//! Not here: files, CRI messages.
+//! Called by: `cri/stats`. Calls: the [`super::StateCache`] for the objects, the host on the blocking pool.
+//! Invariants: no driver and no keeper is involved; a cancelled request leaves nothing behind but cached rates.
+//! Must not know: files, CRI messages.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,40 +12,40 @@ use coracle_cgroup::Stats;
 use super::{ContainerView, Error, PodView, Pods};
 use crate::blocking::blocking;
 
-/// What one cgroup uses.
+/// The usage of one cgroup.
 #[derive(Clone, Debug)]
 pub struct Usage {
     /// When it was read, in nanoseconds since 1970 UTC.
     pub at: i64,
     /// The kernel's counters.
     pub stats: Stats,
-    /// CPU time per second in nanoseconds, from the last two times that somebody asked.
+    /// CPU nanoseconds per second, from the last two measurements.
     pub nano_cores: Option<u64>,
 }
 
-/// What one container uses.
+/// The usage of one container.
 #[derive(Clone, Debug)]
 pub struct ContainerUsage {
     /// The container.
     pub view: Arc<ContainerView>,
     /// `None` when it has ended.
     pub usage: Option<Usage>,
-    /// Its writable layer; `None` while a large one was not looked at yet.
+    /// Its writable layer; `None` while a large one was not measured yet.
     pub layer: Option<LayerUsage>,
 }
 
-/// What one pod uses.
+/// The usage of one pod.
 #[derive(Clone, Debug)]
 pub struct PodUsage {
     /// The pod.
     pub view: Arc<PodView>,
-    /// All of it, its keeper's share included.
+    /// All of it, including its keeper.
     pub usage: Option<Usage>,
-    /// Number of processes in it, its keeper's included.
+    /// Number of its processes, including its keeper.
     pub processes: u64,
     /// When [`PodUsage::interfaces`] was read, in nanoseconds since 1970 UTC.
     pub network_at: i64,
-    /// Its interfaces but for loopback; `None` on the host's network.
+    /// Its interfaces except loopback; `None` on the host's network.
     pub interfaces: Option<Vec<Interface>>,
     /// Its containers.
     pub containers: Vec<ContainerUsage>,
@@ -57,29 +57,29 @@ pub struct Measured {
     pub view: Arc<PodView>,
     /// Its containers.
     pub containers: Vec<Arc<ContainerView>>,
-    /// Nobody else has cgroups below the parent of its own.
+    /// No other pod has cgroups below the same parent.
     pub owns_parent: bool,
 }
 
-/// What a writable layer holds.
+/// The contents of a writable layer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LayerUsage {
-    /// When it was looked at, in nanoseconds since 1970 UTC.
+    /// When it was measured, in nanoseconds since 1970 UTC.
     pub at: i64,
-    /// Bytes of disk that its files take.
+    /// Bytes of disk that its files occupy.
     pub bytes: u64,
     /// Files, directories and links, each inode once.
     pub inodes: u64,
 }
 
-/// What went through one interface since it was made. Source: proc(5), `/proc/net/dev`.
+/// Traffic of one interface since it was created. Source: proc(5), `/proc/net/dev`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Interface {
     /// Its name inside the pod.
     pub name: String,
-    /// What it received.
+    /// Received.
     pub received: Traffic,
-    /// What it sent.
+    /// Sent.
     pub sent: Traffic,
 }
 
@@ -97,7 +97,7 @@ pub struct Traffic {
 }
 
 impl Pods {
-    /// What each of `containers` uses, in their order; one that has ended has no numbers.
+    /// The usage of each of `containers`, in their order; a container that has ended has no numbers.
     pub async fn container_usage(
         &self,
         containers: Vec<Arc<ContainerView>>,
@@ -111,7 +111,7 @@ impl Pods {
         .await
     }
 
-    /// What each of `pods` uses, with its containers, in their order.
+    /// The usage of each of `pods`, with its containers, in their order.
     pub async fn pod_usage(&self, pods: Vec<Arc<PodView>>) -> Result<Vec<PodUsage>, Error> {
         let host = Arc::clone(&self.shared.host);
         let (all, everybody) = (self.containers(), self.pods());
@@ -123,7 +123,7 @@ impl Pods {
     }
 }
 
-/// Gives each of `pods` its containers, and finds out who shares a parent cgroup with another pod.
+/// Gives each of `pods` its containers, and finds out which pods share a parent cgroup.
 fn measured(
     pods: Vec<Arc<PodView>>,
     containers: &[Arc<ContainerView>],
@@ -133,7 +133,7 @@ fn measured(
     for pod in everybody {
         let (uid, parent) = (pod.config.name.uid.as_str(), pod.cgroup_parent.as_str());
         let owner = parents.entry(parent).or_insert((uid, true));
-        // Attempts of one pod follow each other in its own parent.
+        // Successive attempts of one pod use the same parent of their own.
         owner.1 &= owner.0 == uid;
     }
     let mut members: BTreeMap<_, Vec<_>> = BTreeMap::new();
@@ -142,7 +142,7 @@ fn measured(
         of.push(Arc::clone(container));
     }
     let one = |view: Arc<PodView>| {
-        // The configured parent is everybody's, even while only one pod is there.
+        // The configured parent is shared, even while it has only one pod.
         let named = !view.config.cgroup_parent.is_empty();
         let alone = parents
             .get(view.cgroup_parent.as_str())

@@ -1,8 +1,8 @@
-//! What readers see: immutable snapshots of pods and containers, and the events of their changes.
+//! The snapshots of pods and containers that clients see, and the events about their changes.
 //!
-//! Published by: drivers, after a phase is on disk. Read by: `cri/*` for lists, status and event streams.
-//! Invariants: reading takes a lock for a pointer copy and never waits for a disk, a mount or a driver; half-made
-//! objects are not here. Not here: how a phase came about.
+//! Written by: drivers, after a phase is on disk. Read by: `cri/*` for lists, status and event streams.
+//! Invariants: reading holds a lock only to copy a pointer and never waits for a disk, a mount or a driver; objects
+//! that are still being created are not shown. Must not know: how a phase was reached.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -27,7 +27,7 @@ pub struct PodView {
     pub ready: bool,
     /// When RunPodSandbox began; greater than 0.
     pub created_at: i64,
-    /// Its addresses, the primary one first; empty on the host's network and after it was stopped.
+    /// Its addresses, the primary one first; empty on the host's network and after a stop.
     pub ips: Vec<IpAddr>,
     /// Parent of its cgroups: the kubelet's, else the configured one.
     pub cgroup_parent: String,
@@ -63,9 +63,9 @@ pub struct ContainerView {
     pub created_at: i64,
     /// When it was started.
     pub started_at: i64,
-    /// When it ended; not 0 exactly when `state` is `Exited`.
+    /// When it ended; nonzero exactly when `state` is `Exited`.
     pub finished_at: i64,
-    /// Counts only when `finished_at` is not 0.
+    /// Valid only when `finished_at` is nonzero.
     pub exit_code: i32,
     /// `Completed`, `Error`, `OOMKilled`, `WasmTrap`, `StartError`, `KeeperLost`, `Unknown`; empty before the end.
     pub reason: String,
@@ -100,7 +100,7 @@ pub enum EventKind {
     Deleted,
 }
 
-/// One change, with the pod as it was right after it.
+/// One change, with the pod as it was directly afterwards.
 #[derive(Clone, Debug)]
 pub struct Event {
     /// What happened.
@@ -109,7 +109,7 @@ pub struct Event {
     pub container: String,
     /// When, in nanoseconds since 1970 UTC.
     pub at: i64,
-    /// The sandbox; as it last was when it is gone.
+    /// The sandbox; its last snapshot when it is gone.
     pub pod: Arc<PodView>,
     /// All its containers that still exist.
     pub containers: Vec<Arc<ContainerView>>,
@@ -191,24 +191,24 @@ impl StateCache {
             .collect()
     }
 
-    /// Shows `view` from now on.
+    /// Publishes `view`.
     pub fn show_pod(&self, view: PodView) {
         self.write().pods.insert(view.id.clone(), Arc::new(view));
     }
 
-    /// Shows `view` from now on.
+    /// Publishes `view`.
     pub fn show_container(&self, view: ContainerView) {
         self.write()
             .containers
             .insert(view.id.clone(), Arc::new(view));
     }
 
-    /// No longer shows the sandbox; returns its last view.
+    /// Removes the sandbox; returns its last snapshot.
     pub fn hide_pod(&self, id: &PodId) -> Option<Arc<PodView>> {
         self.write().pods.remove(id)
     }
 
-    /// No longer shows the container; returns its last view.
+    /// Removes the container; returns its last snapshot.
     pub fn hide_container(&self, id: &ContainerId) -> Option<Arc<ContainerView>> {
         self.write().containers.remove(id)
     }
@@ -218,7 +218,7 @@ impl StateCache {
         self.events.subscribe()
     }
 
-    /// Tells all subscribers; nobody listening is fine.
+    /// Sends an event to all subscribers, if there are any.
     pub fn publish(&self, kind: EventKind, container: &str, at: i64, pod: Arc<PodView>) {
         if self.events.receiver_count() == 0 {
             return;
@@ -231,7 +231,7 @@ impl StateCache {
             pod,
             containers,
         };
-        // Err means that the last subscriber has just gone.
+        // Err: the last subscriber has just gone.
         let _ = self.events.send(Arc::new(event));
     }
 

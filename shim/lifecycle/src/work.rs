@@ -1,7 +1,7 @@
 //! Counts effects under way, so that a daemon that is stopping can wait for them.
 //!
-//! Called by: drivers (begin), [`super::Pods::drain`] (wait). Invariant: what was begun is counted until it ends, even
-//! by a panic. Not here: what an effect is.
+//! Called by: drivers (begin), [`super::Pods::drain`] (wait). Invariant: an effect is counted until it ends, even by a
+//! panic. Must not know: what an effect does.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -54,7 +54,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn idle_waits_for_the_last_effort_even_if_it_panics() {
+    async fn idle_waits_for_the_last_effect_even_if_it_panics() {
         let work = Arc::new(Work::default());
         work.idle().await;
         let (one, two) = (work.begin(), work.begin());

@@ -1,8 +1,8 @@
 //! The directories and the socket that the configuration names: root, run, socket.
 //!
-//! `check::examine` asks [`findings`] last. Invariant: nothing is created; a directory
-//! that does not exist yet is judged by the nearest one above it that does.
-//! Not here: what will be kept there.
+//! Called by: `check::examine`, last. Invariant: nothing is created; a directory that does not exist yet is judged by
+//! its nearest existing ancestor.
+//! Must not know: what will be stored there.
 
 use std::fs;
 use std::io;
@@ -16,9 +16,9 @@ use super::Finding;
 use crate::config::Config;
 
 const MIB: u64 = 1 << 20;
-/// Less room than this and nothing can be pulled.
+/// With less room than this nothing can be pulled.
 const MIN_FREE_BYTES: u64 = 256 * MIB;
-/// Less room than this fills up within a few images.
+/// Less room than this is full after a few images.
 const LOW_FREE_BYTES: u64 = 4_096 * MIB;
 const MIN_FREE_INODES: u64 = 10_000;
 /// `f_type` of overlayfs, tmpfs and NFS in statfs(2).
@@ -41,7 +41,7 @@ pub(super) fn findings(config: &Config) -> Vec<Finding> {
     findings
 }
 
-/// The path itself or the nearest directory above it that exists.
+/// The path itself or its nearest existing ancestor.
 pub(super) fn nearest_existing(path: &Path) -> PathBuf {
     path.ancestors()
         .find(|above| above.exists())
@@ -163,7 +163,7 @@ fn run_filesystem(run: &Path) -> Finding {
     }
 }
 
-/// Everything below a directory that others can write to is theirs.
+/// Refuses a root below a directory that others can write to: they could replace everything in it.
 fn trusted(root: &Path) -> Finding {
     let subject = "root is ours";
     for above in root.ancestors() {
@@ -198,7 +198,7 @@ fn socket(path: &Path) -> Finding {
         Err(error) => unreadable(subject, path, error),
         Ok(facts) if !facts.file_type().is_socket() => Finding::missing(
             subject,
-            format!("{} exists and is no socket", path.display()),
+            format!("{} exists and is not a socket", path.display()),
             format!("rm {}", path.display()),
         ),
         Ok(_) if UnixStream::connect(path).is_ok() => Finding::warning(
@@ -226,7 +226,7 @@ mod tests {
     use super::super::Level;
     use super::*;
 
-    /// A directory of its own that goes away with the test.
+    /// A directory that is removed at the end of the test.
     struct Scratch(PathBuf);
 
     impl Scratch {
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn sockets_are_told_apart_from_files_and_the_living_from_the_dead() {
+    fn live_sockets_dead_sockets_and_files_are_recognised() {
         let scratch = Scratch::new("socket");
         let path = scratch.0.join("c.sock");
         assert_eq!(socket(&path).level, Level::Ok);
@@ -273,14 +273,14 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_does_not_exist_is_judged_by_the_one_above() {
+    fn a_missing_directory_is_judged_by_its_nearest_ancestor() {
         let scratch = Scratch::new("nearest");
         assert_eq!(nearest_existing(&scratch.0.join("a/b/c")), scratch.0);
         assert_eq!(nearest_existing(&scratch.0), scratch.0);
     }
 
     #[test]
-    fn a_root_below_a_directory_of_somebody_else_is_not_ours() {
+    fn a_root_below_a_directory_of_another_user_is_refused() {
         let scratch = Scratch::new("owner");
         let inner = scratch.0.join("inner");
         fs::create_dir(&inner).unwrap();

@@ -1,8 +1,8 @@
-//! How the node is set up: who we are, its cgroups, its names and its routes.
+//! Checks the set-up of the node: our privileges, its cgroups, its names and its routes.
 //!
-//! `check::examine` asks [`findings`] after the kernel's. Invariant: reads files of
-//! /proc, /sys and /etc only; each text is judged by a pure function that a test can feed.
-//! Not here: directories and filesystems.
+//! Called by: `check::examine`, after the kernel's checks. Invariant: reads only files of /proc, /sys and /etc; each
+//! text is judged by a pure function that a test can call.
+//! Must not know: directories and file systems.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -14,9 +14,9 @@ use rustix::process::Resource;
 use super::Finding;
 use crate::config::{CgroupDriver, Config, Subnet};
 
-/// Controllers without which limits of pods mean nothing.
+/// Controllers that limits of pods need.
 const CONTROLLERS: [&str; 4] = ["cpu", "cpuset", "memory", "pids"];
-/// Capabilities the daemon uses: number and name, as in capability.h.
+/// Capabilities that the daemon uses: number and name, as in capability.h.
 const CAPABILITIES: [(u32, &str); 9] = [
     (0, "CAP_CHOWN"),
     (1, "CAP_DAC_OVERRIDE"),
@@ -123,7 +123,7 @@ impl Cgroups {
                     let file = Path::new(at).join("cgroup.controllers");
                     found
                         .v2
-                        .extend(words(&fs::read_to_string(file).unwrap_or_default()));
+                        .extend(names(&fs::read_to_string(file).unwrap_or_default()));
                 }
                 (Some(_), Some("cgroup"), Some(options)) => {
                     found.v1.extend(options.split(',').map(str::to_owned));
@@ -140,7 +140,7 @@ impl Cgroups {
     }
 }
 
-fn words(text: &str) -> impl Iterator<Item = String> + '_ {
+fn names(text: &str) -> impl Iterator<Item = String> + '_ {
     text.split_whitespace().map(str::to_owned)
 }
 
@@ -205,7 +205,7 @@ fn resolver(text: &str) -> Finding {
     Finding::ok("resolv.conf", servers.join(" "))
 }
 
-/// Whether a route that is not ours leads into the subnet of pods.
+/// Whether a route other than ours leads into the subnet of pods.
 fn subnet(subnet: Subnet<Ipv4Addr>, prefix: &str, routes: &str) -> Finding {
     let foreign = routes.lines().skip(1).find_map(|line| {
         let fields: Vec<&str> = line.split_whitespace().collect();
@@ -229,11 +229,11 @@ fn subnet(subnet: Subnet<Ipv4Addr>, prefix: &str, routes: &str) -> Finding {
     }
 }
 
-/// An address as /proc/net/route prints it: hexadecimal, in the order of a little-endian word.
+/// An address in /proc/net/route: hexadecimal, in little-endian order.
 fn hex_address(text: &str) -> Option<Ipv4Addr> {
     u32::from_str_radix(text, 16)
         .ok()
-        .map(|word| Ipv4Addr::from(word.to_le_bytes()))
+        .map(|address| Ipv4Addr::from(address.to_le_bytes()))
 }
 
 #[cfg(test)]

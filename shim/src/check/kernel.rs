@@ -1,8 +1,8 @@
-//! What the kernel can do.
+//! Checks the features of the kernel.
 //!
-//! `check::examine` asks [`findings`] first. Invariant: a feature that can be tried is
-//! tried by `probe`; only a feature whose absence shows late is judged by version.
-//! Not here: how the node is set up.
+//! Called by: `check::examine`, first. Invariant: a feature that can be tried is tried by `probe`; only a feature whose
+//! absence shows late is judged by version.
+//! Must not know: how the node is set up.
 
 use std::fs;
 use std::io;
@@ -14,11 +14,11 @@ use super::{Finding, directories};
 use crate::config::Config;
 use crate::host::{DefaultProfile, default_profile};
 
-/// The oldest kernel whose every feature we use without a fallback: idmapped layers of an overlay, cgroup.kill.
+/// The oldest kernel with every feature that we use without a fallback: idmapped layers of an overlay, cgroup.kill.
 const OLDEST: (u32, u32) = (5, 19);
-/// From here on tmpfs, where kubelet keeps Secrets, can be idmapped.
+/// From this version on tmpfs, where the kubelet puts Secrets, can be idmapped.
 const TMPFS_IDMAP: (u32, u32) = (6, 3);
-/// From here on the exit code of a keeper's child is known even when the keeper is not.
+/// From this version on the exit code of a keeper's child is known even without the keeper.
 const PIDFD_EXIT: (u32, u32) = (6, 15);
 
 const NEWER_KERNEL: &str =
@@ -59,7 +59,7 @@ fn judge_release(release: &str) -> Finding {
     match version(release) {
         None => Finding::warning(
             subject,
-            format!("{release}, which is no version"),
+            format!("{release}, which is not a version"),
             NEWER_KERNEL,
         ),
         Some(found) if found < OLDEST => {
@@ -94,7 +94,7 @@ fn version(release: &str) -> Option<(u32, u32)> {
     Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
 }
 
-/// Whether pods can have users of their own: every file system that kubelet puts volumes on can be idmapped.
+/// Whether pods can have user namespaces: every file system on which the kubelet puts volumes can be idmapped.
 pub fn maps_users() -> bool {
     let node = rustix::system::uname();
     version(&node.release().to_string_lossy()).is_some_and(|found| found >= TMPFS_IDMAP)
@@ -179,7 +179,7 @@ fn tried(subject: &'static str, outcome: io::Result<()>) -> Finding {
     }
 }
 
-/// What keeps containers out of the runtime's own processes, tried on a thread that ends with it.
+/// The protections of the runtime's own processes against containers, tried on a thread that ends afterwards.
 fn own_processes() -> Finding {
     let subject = "own processes";
     let tried = std::thread::spawn(coracle_runtime::isolate_daemon).join();
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_veth_is_told_apart_from_an_unknown_one() {
+    fn a_refused_veth_differs_from_an_unknown_one() {
         let refused = veth(Err(io::Error::from_raw_os_error(libc::EPERM)));
         assert!(refused.remedy.is_some_and(|remedy| remedy.contains("root")));
         let unknown = veth(Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP)));

@@ -1,7 +1,7 @@
-//! Whether pods would get a network, as far as it is not the built-in one, whose subnet `host` looks at.
+//! Checks the CNI network, where plugins connect pods; `host` checks the subnet of the built-in one.
 //!
-//! `check::examine` asks [`findings`]. Invariant: files are read, no plugin is executed.
-//! Not here: whether the node forwards.
+//! Called by: `check::examine`. Invariant: files are read, no plugin is executed.
+//! Must not know: whether the node forwards.
 
 use coracle_network::cni::{self, Error, Probe};
 
@@ -54,7 +54,7 @@ mod tests {
     use crate::check::Level;
 
     #[test]
-    fn a_node_without_its_cni_network_is_told_what_is_missing() {
+    fn a_missing_cni_network_is_found_with_a_remedy() {
         let mut config = Config::default();
         assert_eq!(findings(&config), []);
         config.network.mode = NetworkMode::Cni;

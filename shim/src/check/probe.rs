@@ -1,9 +1,8 @@
-//! The raw calls that try what cannot be read from /proc.
+//! Raw system calls that try what cannot be read from /proc.
 //!
-//! called by `kernel` and `directories`; each function tries one feature of the kernel and
-//! says what came of it. Invariant: nothing outlives the call; children are killed and reaped, mounts
-//! are detached ones that end with their descriptor, interfaces live in a namespace that ends with its
-//! thread. Not here: what the answers mean.
+//! Called by `kernel` and `directories`; each function tries one feature of the kernel and returns the result.
+//! Invariant: nothing outlives the call; children are killed and reaped, mounts are detached ones that end with their
+//! descriptor, interfaces live in a namespace that ends with its thread. Must not know: what the results mean.
 
 use std::fs::{self, File};
 use std::io;
@@ -63,7 +62,7 @@ impl Drop for UserNamespace {
     }
 }
 
-/// A child in a new user namespace that does nothing but wait to be killed.
+/// A child in a new user namespace that only waits to be killed.
 #[allow(unsafe_code, reason = "clone has no safe wrapper")]
 fn sleeper() -> io::Result<Pid> {
     // With CLONE_FILES the child has no copies of our descriptors: what we close is closed.
@@ -206,7 +205,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_sleeper_has_the_ids_asked_for_and_ends_with_its_namespace() {
+    fn the_sleeper_has_the_requested_ids_and_ends_with_its_namespace() {
         let namespace = UserNamespace::new(1_879_048_192, 65_536).unwrap();
         let directory = format!("/proc/{}", namespace.pid);
         let map = fs::read_to_string(format!("{directory}/uid_map")).unwrap();
@@ -227,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn a_filesystem_that_cannot_be_idmapped_says_so() {
+    fn a_file_system_that_cannot_be_idmapped_is_an_error() {
         let namespace = UserNamespace::new(1_879_048_192, 65_536).unwrap();
         assert!(idmapped_mount(Path::new("/proc"), &namespace).is_err());
     }

@@ -1,27 +1,29 @@
 //! A share of the node's pairs of SELinux categories, so that pods of two daemons never have the same pair.
 //!
-//! Called by: [`super::Claims::take`]. Invariants: a daemon that starts again has the share that it had while it left pods;
-//! a share is free when its last daemon is gone and has left none.
-//! Not here: what is in a share.
+//! Called by: [`super::Claims::take`]. Invariants: a daemon that starts again gets the share that it had when it left
+//! pods; a share is free when its last daemon has ended and left none.
+//! Must not know: which pairs a share contains.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{Claimer, Error, Resource, claim, open, read};
+use super::file::{Claimer, open, read};
+use super::resources::Resource;
+use super::{Error, claim};
 use crate::host::CATEGORY_SHARES;
 
 const KIND: &str = "selinux-categories";
 
 /// A claimed share.
 pub(super) struct Share {
-    /// Which one, counted from zero.
+    /// Its number, from zero.
     pub number: u32,
     pub path: PathBuf,
     pub file: File,
 }
 
-/// Claims the share that `own` had, else the first that nobody has; `None` when there is no such.
+/// Claims the share that `own` had, else the first free one; `None` when all are taken.
 ///
 /// Errors: the disk.
 pub(super) fn claim_one(claims: &Path, own: &Claimer) -> Result<Option<Share>, Error> {
@@ -95,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn when_all_are_taken_there_is_none() {
+    fn without_a_free_share_there_is_none() {
         let dir = Scratch::new("claims-shares");
         let claims = dir.0.join("claims");
         fs::create_dir_all(&claims).unwrap();

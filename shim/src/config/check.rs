@@ -1,21 +1,21 @@
-//! The one place where values of the configuration are judged.
+//! Checks every value of the configuration.
 //!
-//! Place in the flow: [`super::load`] calls [`check`] with the merged file; the answer is a [`Config`] or
-//! the first [`Invalid`] value. Invariant: pure; nothing of the node is looked at (`coracle check` does
-//! that), so a configuration that is right on one node is right on all.
-//! Not here: lines and file names; the caller knows them.
+//! Called by: [`super::load`], with the merged file; returns a [`Config`] or the first [`Invalid`] value. Invariant:
+//! pure; nothing of the node is looked at (`coracle check` does that), so a valid configuration is valid on every node.
+//! Must not know: lines and file names; the caller adds them.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::file::{CgroupFile, ConfigFile, ImagesFile, Ipv6, NetworkFile, SandboxFile, WasmFile};
 use super::subnet::Subnet;
+use super::values::{Invalid, invalid, plain_absolute, within};
 use super::{
     Cgroup, Config, Images, Log, Network, Sandbox, Wasm, exec, handlers, helpers, streaming,
 };
 
-/// Pods whose id ranges must fit behind `id_base`: a full node and as many again.
+/// The number of pods whose id ranges must fit after `id_base`: a full node and as many again.
 const ID_RANGES: u64 = 5_000;
 /// Longest path of a unix socket. Bytes; the kernel's 108 less the final zero.
 const SOCKET_PATH_BYTES: usize = 107;
@@ -23,23 +23,7 @@ const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 const TIB: u64 = 1 << 40;
 
-/// A setting and what is wrong with its value; reads as a sentence, `KEY WHY`.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Invalid {
-    /// With its tables.
-    pub key: &'static str,
-    /// The fact and what it should have been.
-    pub why: String,
-}
-
-pub(super) fn invalid<T>(key: &'static str, why: impl Into<String>) -> Result<T, Invalid> {
-    Err(Invalid {
-        key,
-        why: why.into(),
-    })
-}
-
-/// Judges every value; the first wrong one is the error.
+/// Checks every value; the first wrong one is the error.
 pub(super) fn check(file: &ConfigFile) -> Result<Config, Invalid> {
     let root = directory("root", &file.root)?;
     let run = directory("run", &file.run)?;
@@ -72,15 +56,6 @@ pub(super) fn check(file: &ConfigFile) -> Result<Config, Invalid> {
         streaming: streaming::check(&file.streaming)?,
         handlers: handlers::check(&file.handlers)?,
     })
-}
-
-/// An absolute path without `.` and `..`, as its components spell it.
-pub(super) fn plain_absolute(path: &Path) -> Option<PathBuf> {
-    let parts: PathBuf = path.components().collect();
-    let plain = path
-        .components()
-        .all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
-    (path.is_absolute() && plain && parts.file_name().is_some()).then_some(parts)
 }
 
 fn directory(key: &'static str, path: &Path) -> Result<PathBuf, Invalid> {
@@ -118,20 +93,6 @@ fn socket(path: &Path) -> Result<PathBuf, Invalid> {
         );
     }
     Ok(plain)
-}
-
-pub(super) fn within(
-    key: &'static str,
-    value: u64,
-    range: std::ops::RangeInclusive<u64>,
-) -> Result<u64, Invalid> {
-    if range.contains(&value) {
-        return Ok(value);
-    }
-    invalid(
-        key,
-        format!("is {value}, must be {} to {}", range.start(), range.end()),
-    )
 }
 
 fn seconds(key: &'static str, value: u64) -> Result<Duration, Invalid> {
@@ -194,7 +155,7 @@ fn network(file: &NetworkFile, run: &Path) -> Result<Network, Invalid> {
     })
 }
 
-/// Directories that can stand in a search path.
+/// Directories that a search path can contain.
 fn plugin_directories(paths: &[PathBuf]) -> Result<Vec<PathBuf>, Invalid> {
     let key = "network.cni_bin_dirs";
     if paths.is_empty() {
@@ -310,7 +271,7 @@ fn sandbox(file: &SandboxFile) -> Result<Sandbox, Invalid> {
     let count = within("sandbox.id_count", file.id_count, 65_536..=1 << 24)?;
     let last = u64::from(u32::MAX) - 1 - count * ID_RANGES.min(u64::from(u32::MAX) / count / 2);
     let base = within("sandbox.id_base", file.id_base, 65_536..=last)?;
-    // Both are below u32::MAX: `within` has just said so.
+    // Both are below u32::MAX, as `within` has checked.
     Ok(Sandbox {
         id_base: base as u32,
         id_count: count as u32,

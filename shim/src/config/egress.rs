@@ -1,19 +1,19 @@
-//! The value of an `egress` setting as it is written: `"any"`, `"none"`, or a list of targets.
+//! The value of an `egress` setting as written: `"any"`, `"none"`, or a list of targets.
 //!
-//! Called by serde. Invariant: what is shown is read back as the same value.
-//! Not here: whether a target makes sense; `handlers` judges that.
+//! Called by serde. Invariant: a value that is printed is read back as the same value.
+//! Must not know: whether a target is valid; `handlers` checks that.
 
 use std::fmt;
 
 use serde::de::{Error, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// What pods may reach, as text.
+/// The destinations that pods may reach, as text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum EgressFile {
-    /// `"any"`: everything.
+    /// `"any"`: all.
     Any,
-    /// `"none"`: nothing, and no sockets.
+    /// `"none"`: none, and no sockets.
     None,
     /// `["TARGET", ...]`.
     Listed(Vec<String>),

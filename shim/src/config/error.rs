@@ -1,13 +1,14 @@
-//! Why there is no configuration, in words an operator can act on.
+//! Why a configuration cannot be used, in terms that an operator can act on.
 //!
-//! Place in the flow: made by [`super::load`] and its steps, printed once by the command line.
-//! Invariant: wherever a line is to blame the message starts with `FILE:LINE: `, as compilers write it,
-//! so that editors jump there. Not here: what makes a value wrong.
+//! Made by: [`super::load`] and its steps. Printed by: the command line.
+//! Invariant: where a line is to blame, the message starts with `FILE:LINE: `, as in compilers, so that editors jump
+//! there.
+//! Must not know: what makes a value wrong.
 
 use std::io;
 use std::path::PathBuf;
 
-/// Why there is no configuration. Prints `FILE:LINE: ...` wherever there is a line to name.
+/// Why a configuration cannot be used. Prints `FILE:LINE: ...` where a line is to blame.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The file could not be opened or read.
@@ -15,10 +16,10 @@ pub enum Error {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// Others than root could have written the file, or it is not a file.
+    /// Users other than root could have written the file, or it is not a regular file.
     #[error("configuration {0} is {found}, must be a regular file that only root can write; try: chown root:root {0} && chmod 0644 {0}", path.display())]
     Untrusted {
         /// The file.
@@ -41,10 +42,10 @@ pub enum Error {
         path: PathBuf,
         /// From 1.
         line: usize,
-        /// The parser's words, after the key where one is known.
+        /// The parser's message, after the key where one is known.
         what: String,
     },
-    /// A key that is no setting.
+    /// An unknown key.
     #[error("{}:{line}: {key} is not a setting; {hint}", path.display())]
     UnknownKey {
         /// The file.
@@ -59,7 +60,7 @@ pub enum Error {
     /// A setting whose value cannot be used.
     #[error("{origin}: {key} {why}")]
     Value {
-        /// `FILE:LINE`, or where else the value came from.
+        /// `FILE:LINE`, or another source of the value.
         origin: String,
         /// With its tables.
         key: &'static str,

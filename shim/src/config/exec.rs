@@ -1,19 +1,19 @@
-//! `[exec]`: what programs that are run in containers may cost the daemon, as it is written and as it was checked.
+//! `[exec]`: limits for programs that are run in containers, as written and as checked.
 //!
-//! Place in the flow: as [`super::file`] and [`super::check`], for this one table. Invariant: the budget is large enough
-//! for one call of full size. Not here: how it is shared.
+//! Called by: [`super::file`] and [`super::check`], for this table. Invariant: the budget is large enough for one call
+//! of full size. Must not know: how it is shared.
 
 use serde::{Deserialize, Serialize};
 
-use super::check::{Invalid, within};
+use super::values::{Invalid, within};
 
 const MIB: u64 = 1 << 20;
 
-/// `[exec]` as it is written.
+/// `[exec]` as written.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ExecFile {
-    /// Memory for the output of all ExecSyncs at a time. Bytes.
+    /// Memory for the output of all ExecSync calls at a time. Bytes.
     pub sync_output_bytes: u64,
 }
 
@@ -25,14 +25,14 @@ impl Default for ExecFile {
     }
 }
 
-/// What programs that are run in containers may cost the daemon.
+/// Limits for programs that are run in containers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Exec {
-    /// Memory for the output of all ExecSyncs at a time. Bytes, 48 MiB to 4 GiB.
+    /// Memory for the output of all ExecSync calls at a time. Bytes, 48 MiB to 4 GiB.
     pub sync_output_bytes: usize,
 }
 
-/// Judges the table.
+/// Checks the table.
 pub(super) fn check(file: &ExecFile) -> Result<Exec, Invalid> {
     let key = "exec.sync_output_bytes";
     let bytes = within(key, file.sync_output_bytes, 48 * MIB..=4096 * MIB)?;

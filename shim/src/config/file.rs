@@ -1,11 +1,11 @@
-//! The configuration file as it is written: one serde struct a table, every default in one place.
+//! The configuration file as written: one serde struct for each table, every default in one place.
 //!
-//! Place in the flow: [`super::load`] deserialises into [`ConfigFile`], [`super::check`] turns it into
+//! Called by: [`super::load`], which deserialises a [`ConfigFile`], and [`super::check`], which turns it into a
 //! [`super::Config`]. Nothing else reads these types.
-//! Invariants: unknown keys are refused in every table; the unit of a number is the end of its key; every
-//! key has a default, so that an empty file is a complete configuration. The serialised default is also
-//! the list of known keys from which spelling suggestions are made.
-//! Not here: whether a value makes sense. That is `check`'s to say, once.
+//! Invariants: unknown keys are refused in every table; the unit of a number is the end of its key; every key has a
+//! default, so that an empty file is a complete configuration. The serialised default is also the list of known keys
+//! from which spelling suggestions are made.
+//! Must not know: whether a value is valid. `check` decides that, once.
 
 use std::path::PathBuf;
 
@@ -28,13 +28,13 @@ pub const SOCKET_NAME: &str = "coracle.sock";
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
-/// The whole file. See `assets/config.toml` for what each key means to an operator.
+/// The whole file. `assets/config.toml` explains each key to operators.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ConfigFile {
     /// Images, records and compiled modules; survives a reboot.
     pub root: PathBuf,
-    /// Sockets, pinned namespaces and process facts; gone after a reboot.
+    /// Sockets, pinned namespaces and facts about processes; gone after a reboot.
     pub run: PathBuf,
     /// The CRI socket; `RUN/coracle.sock` unless set.
     pub socket: PathBuf,
@@ -80,29 +80,29 @@ impl Default for ConfigFile {
     }
 }
 
-/// How a log line is written.
+/// The format of log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
-    /// For people and journald.
+    /// Text, for people and journald.
     #[default]
     Text,
     /// One JSON object a line.
     Json,
 }
 
-/// The least important line that is still written.
+/// The lowest level that is logged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogLevel {
-    /// Something of ours broke.
+    /// A failure of the daemon.
     Error,
     /// The node or a pod is degraded.
     Warn,
     /// A pod, container or image changed its phase.
     #[default]
     Info,
-    /// Why a decision was taken.
+    /// The reason for a decision.
     Debug,
     /// Every step.
     Trace,
@@ -118,16 +118,16 @@ pub struct LogFile {
     pub level: LogLevel,
 }
 
-/// Who makes the cgroups of a pod.
+/// Who creates the cgroups of a pod.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CgroupDriver {
     /// systemd where systemd is process 1 and the v2 tree is in use, cgroupfs everywhere else.
     #[default]
     Auto,
-    /// Directories made by us.
+    /// The daemon, as directories.
     Cgroupfs,
-    /// A delegated scope a pod, asked of systemd over D-Bus.
+    /// systemd, as a delegated scope for each pod, requested over D-Bus.
     Systemd,
 }
 
@@ -153,11 +153,11 @@ impl Default for CgroupFile {
     }
 }
 
-/// Who connects a pod.
+/// Who connects a pod to the network.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum NetworkMode {
-    /// One routed veth a pod, made in process.
+    /// The daemon, with one routed veth for each pod.
     #[default]
     Builtin,
     /// CNI plugins of the node.
@@ -168,10 +168,10 @@ pub enum NetworkMode {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Ipv6 {
-    /// As the kernel and the network have it.
+    /// As the kernel and the network provide it.
     #[default]
     Auto,
-    /// None at all.
+    /// No IPv6.
     Off,
 }
 
@@ -187,9 +187,9 @@ pub struct NetworkFile {
     pub subnet_v6: String,
     /// Whether pods have IPv6 at all.
     pub ipv6: Ipv6,
-    /// First letters of the node's end of each veth.
+    /// The beginning of the names of the veths on the node.
     pub interface_prefix: String,
-    /// Ports of the node that no egress list opens, besides the usual ones.
+    /// Ports of the node that no egress list opens, in addition to the built-in ones.
     pub denied_node_ports: Vec<u16>,
     /// Directory in which pods' network namespaces are mounted; below `run` if empty.
     pub netns_dir: PathBuf,
@@ -222,21 +222,21 @@ impl Default for NetworkFile {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ImagesFile {
-    /// Registries (`host` or `host:port`) spoken to without TLS, besides loopback ones.
+    /// Registries (`host` or `host:port`) that are used without TLS, in addition to loopback ones.
     pub plain_http: Vec<String>,
-    /// Directory of `hosts.toml` files that name mirrors; it may be absent.
+    /// Directory of `hosts.toml` files, which name mirrors; may be absent.
     pub registry_config: PathBuf,
     /// A pull whose registry has sent nothing for this long fails. Seconds.
     pub pull_idle_timeout_s: u64,
-    /// A registry that sends a blob more slowly fails the pull; 0 for never. Bytes a second.
+    /// A registry that sends a blob more slowly fails the pull; 0 for no limit. Bytes a second.
     pub pull_min_bytes_per_s: u64,
     /// Largest manifest, index or image config.
     pub max_manifest_bytes: u64,
     /// Most layers of an image.
     pub max_layers: u64,
-    /// Largest layer as it is sent.
+    /// Largest compressed layer.
     pub max_layer_bytes: u64,
-    /// Largest image once unpacked.
+    /// Largest unpacked image.
     pub max_unpacked_bytes: u64,
     /// Most files, directories and links of an image.
     pub max_entries: u64,
@@ -266,11 +266,11 @@ pub struct SandboxFile {
     pub id_base: u64,
     /// How many uids and gids each pod gets.
     pub id_count: u64,
-    /// The kubelet's `podLogsDir`, whose own links are followed.
+    /// The kubelet's `podLogsDir`; symbolic links in this path are followed.
     pub pod_logs_dir: PathBuf,
-    /// Whether a mount's host path that is absent is made, as a directory.
+    /// Whether a missing host path of a mount is created, as a directory.
     pub create_host_paths: bool,
-    /// What the requests of all sandboxes and containers may hold. Bytes.
+    /// Limit of the memory for the requests of all sandboxes and containers. Bytes.
     pub all_requests_bytes: u64,
 }
 
@@ -290,9 +290,9 @@ impl Default for SandboxFile {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct WasmFile {
-    /// A compile that takes longer is killed. Seconds.
+    /// A compilation that takes longer is killed. Seconds.
     pub compile_timeout_s: u64,
-    /// A compile that needs more memory is killed.
+    /// A compilation that needs more memory is killed.
     pub compile_memory_bytes: u64,
     /// Largest module or component that is compiled.
     pub max_module_bytes: u64,
@@ -306,15 +306,4 @@ impl Default for WasmFile {
             max_module_bytes: 128 * MIB,
         }
     }
-}
-
-/// How a container's first process comes to be.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Spawn {
-    /// Forked from the keeper: fastest, and shares the spawner's address-space layout.
-    #[default]
-    Fork,
-    /// Executed anew inside the jail: its own layout, for about 3 ms and 2.5 MiB.
-    Exec,
 }

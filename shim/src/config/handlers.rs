@@ -1,17 +1,17 @@
-//! `[handlers.*]`: what each RuntimeClass handler runs, and what its pods may open.
+//! `[handlers.*]`: what each RuntimeClass handler runs, and what its pods may do.
 //!
-//! Place in the flow: [`super::file`] holds [`HandlersFile`] as it is written; [`super::check`] calls [`check`]; the CRI
-//! layer holds each new pod to the policies that come of it.
-//! Invariants: a pod never has more than the operator wrote here; a namespace pattern that could never decide is refused.
-//! Not here: what a pod's annotations say, and how a list is enforced.
+//! Called by: [`super::file`], which contains [`HandlersFile`], and [`super::check`], which calls [`check`]; the CRI
+//! layer applies the resulting policies to each new pod.
+//! Invariants: a pod never has more than the operator configured here; a namespace pattern that can never match is
+//! refused.
+//! Must not know: annotations of pods, how a list is enforced.
 
 use coracle_cri::policy::{Egress, HandlerPolicy, NamespacePolicy, Policies, fits};
 use coracle_spec::egress::Rule;
 use serde::{Deserialize, Serialize};
 
-use super::check::{Invalid, invalid};
 use super::egress::EgressFile;
-use super::file::Spawn;
+use super::values::{Invalid, invalid};
 
 /// Most entries of one egress list, and most annotation or namespace patterns of a handler.
 const MAX_ENTRIES: usize = 256;
@@ -54,23 +54,23 @@ impl Default for HandlersFile {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct HandlerFile {
-    /// How the container's first process comes to be.
+    /// How a container's first process is created.
     pub spawn: Option<Spawn>,
-    /// What its pods may reach.
+    /// The destinations that its pods may reach.
     pub egress: Option<EgressFile>,
-    /// Annotations of pods that are honoured although they open something: whole keys, or their beginning and `*`.
+    /// Annotations of pods that are honoured although they grant something: whole keys, or a prefix and `*`.
     pub annotations: Option<Vec<String>>,
-    /// What is different for pods of some namespaces.
+    /// Exceptions for pods of some namespaces.
     pub namespaces: Vec<NamespaceFile>,
 }
 
-/// One entry of `handlers.NAME.namespaces`. A key that is left out is the handler's.
+/// One entry of `handlers.NAME.namespaces`. Where a key is left out, the handler's applies.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NamespaceFile {
-    /// A namespace, or the beginning of some and `*`.
+    /// A namespace, or a prefix and `*`.
     pub namespace: String,
-    /// What their pods may reach.
+    /// The destinations that their pods may reach.
     #[serde(default)]
     pub egress: Option<EgressFile>,
     /// As [`HandlerFile::annotations`].
@@ -78,10 +78,10 @@ pub struct NamespaceFile {
     pub annotations: Option<Vec<String>>,
 }
 
-/// What a handler runs.
+/// The kinds of containers that a handler runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Accepts {
-    /// WebAssembly or Linux, by image.
+    /// WebAssembly or Linux, depending on the image.
     ByImage,
     /// WebAssembly; a Linux image is refused.
     WasmOnly,
@@ -90,13 +90,13 @@ pub enum Accepts {
 /// One RuntimeClass handler.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Handler {
-    /// The name, as CRI sends it; `coracle` also answers to the empty name.
+    /// The name in CRI; `coracle` is also the empty name.
     pub name: &'static str,
-    /// What it runs.
+    /// The kinds of containers that it runs.
     pub accepts: Accepts,
-    /// How the container's first process comes to be.
+    /// How a container's first process is created.
     pub spawn: Spawn,
-    /// What its pods may open.
+    /// What its pods may do.
     pub policy: HandlerPolicy,
 }
 
@@ -111,13 +111,13 @@ impl Handlers {
         self.0.iter().find(|handler| handler.name == name)
     }
 
-    /// What the pods of each may open.
+    /// The policies of all handlers.
     pub fn policies(&self) -> Policies {
         Policies::new(self.0.iter().map(|handler| handler.policy.clone()))
     }
 }
 
-/// The settings of one handler, as messages name them.
+/// The keys of one handler, for messages.
 struct Keys {
     name: &'static str,
     egress: &'static str,
@@ -136,7 +136,7 @@ macro_rules! keys {
     };
 }
 
-/// Judges all handlers.
+/// Checks all handlers.
 pub(super) fn check(file: &HandlersFile) -> Result<Handlers, Invalid> {
     let usual = HandlersFile::default();
     Ok(Handlers([
@@ -229,7 +229,7 @@ fn egress(keys: &Keys, key: &'static str, given: &EgressFile) -> Result<Egress, 
             let rules: Result<Vec<Rule>, _> = entries.iter().map(|entry| entry.parse()).collect();
             match rules {
                 Ok(rules) => Ok(Egress::Listed(rules)),
-                Err(bad) => invalid(key, format!("is no list: {bad}")),
+                Err(bad) => invalid(key, format!("is not a list: {bad}")),
             }
         }
     }
@@ -243,7 +243,7 @@ fn annotations(key: &'static str, patterns: &[String]) -> Result<Vec<String>, In
     let is_part = |c: u8| c.is_ascii_alphanumeric() || b"-_./".contains(&c);
     for pattern in patterns {
         let text = pattern.strip_suffix('*').unwrap_or(pattern);
-        // A domain at least: nothing opens the annotations of everybody, those of later versions among them.
+        // The domain is required: a bare `*` would honour all annotations, including those of later versions.
         let has_domain = text
             .split_once('/')
             .is_some_and(|(domain, _)| !domain.is_empty());
@@ -269,12 +269,23 @@ fn namespace(key: &'static str, pattern: &str) -> Result<String, Invalid> {
     Ok(pattern.to_owned())
 }
 
-/// Whether `wide` fits every name that `narrow` fits.
+/// Whether `wide` matches every name that `narrow` matches.
 fn has_all_of(wide: &str, narrow: &str) -> bool {
     match narrow.strip_suffix('*') {
         Some(beginning) => wide.ends_with('*') && fits(wide, beginning),
         None => fits(wide, narrow),
     }
+}
+
+/// How a container's first process is created.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Spawn {
+    /// Forked from the keeper: fastest, but with the spawner's address-space layout.
+    #[default]
+    Fork,
+    /// Executed anew inside the jail: its own layout, for about 3 ms and 2.5 MiB.
+    Exec,
 }
 
 #[cfg(test)]
@@ -283,7 +294,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pattern_has_what_it_says() {
+    fn a_pattern_matches_names_with_its_prefix() {
         for (wide, narrow, want) in [
             ("team-*", "team-a", true),
             ("team-*", "team-*", true),
@@ -301,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_namespace_that_fits_decides_key_by_key() {
+    fn the_first_matching_namespace_decides_key_by_key() {
         let file: HandlersFile = toml::from_str(
             "[coracle-strict]\negress = [\"10.0.0.0/8\"]\nannotations = [\"a.example/x\"]\n\
              [[coracle-strict.namespaces]]\nnamespace = \"team-a\"\negress = \"none\"\n\

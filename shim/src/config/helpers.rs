@@ -1,20 +1,20 @@
-//! `[helpers]`: the jailed processes that unpack layers and compile modules, as it is written and as it was checked.
+//! `[helpers]`: limits for the jailed processes that unpack layers and compile modules, as written and as checked.
 //!
-//! Place in the flow: as [`super::file`] and [`super::check`], for this one table. Invariant: at least one helper can run.
-//! Not here: what a helper is limited to by itself.
+//! Called by: [`super::file`] and [`super::check`], for this table. Invariant: at least one helper can run.
+//! Must not know: the limits of a single helper.
 
 use serde::{Deserialize, Serialize};
 
-use super::check::{Invalid, within};
+use super::values::{Invalid, within};
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
-/// `[helpers]` as it is written.
+/// `[helpers]` as written.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct HelpersFile {
-    /// How many there may be at a time.
+    /// Most helpers at a time.
     pub max_processes: u64,
     /// Address space of all of them together. Bytes.
     pub max_memory_bytes: u64,
@@ -29,16 +29,16 @@ impl Default for HelpersFile {
     }
 }
 
-/// The helpers of the node.
+/// Limits for the node's helpers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Helpers {
-    /// How many there may be at a time; others wait.
+    /// Most helpers at a time; others wait.
     pub processes: usize,
-    /// Address space of all of them together. Bytes. One that is allowed more runs alone.
+    /// Address space of all of them together. Bytes. A helper that may use more runs alone.
     pub memory_bytes: u64,
 }
 
-/// Judges the table.
+/// Checks the table.
 pub(super) fn check(file: &HelpersFile) -> Result<Helpers, Invalid> {
     let processes = within("helpers.max_processes", file.max_processes, 1..=1024)?;
     Ok(Helpers {

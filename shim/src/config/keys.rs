@@ -1,29 +1,29 @@
-//! Where the keys of a configuration file stand, and what a key that is none was meant to be.
+//! The positions of keys in a configuration file, and suggestions for unknown keys.
 //!
-//! Place in the flow: [`super::load`] parses the text into a [`Document`], asks it for unknown keys before
-//! serde sees the text, and asks it again for the line of whatever is found wrong later.
-//! Invariant: the known keys are those of the serialised default; there is no second list to forget.
-//! Not here: files, and the meaning of any value.
+//! Called by: [`super::load`], which parses the text into a [`Document`], looks for unknown keys before serde sees the
+//! text, and later looks up the line of anything that is wrong.
+//! Invariant: the known keys are those of the serialised default; there is no second list to maintain.
+//! Must not know: files, the meaning of any value.
 
 use std::ops::Range;
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-/// A parsed file that still knows where everything stood.
+/// A parsed file with the positions of its keys.
 pub(super) struct Document<'t> {
     text: &'t str,
     table: Spanned<DeTable<'t>>,
 }
 
-/// A key that no setting has.
+/// An unknown key.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct UnknownKey {
     /// Line of the key, from 1.
     pub line: usize,
     /// The key with its tables: `images.plan_http`.
     pub key: String,
-    /// The setting that was probably meant, written the same way.
+    /// The setting that was probably meant, in the same form.
     pub meant: Option<String>,
 }
 
@@ -36,7 +36,7 @@ impl<'t> Document<'t> {
         })
     }
 
-    /// The first key, in the order of the text, that `known` does not have.
+    /// The first key, in the order of the text, that `known` does not contain.
     pub(super) fn first_unknown(&self, known: &toml::Table) -> Option<UnknownKey> {
         let mut found = Vec::new();
         unknown(self.table.get_ref(), known, "", &mut found);
@@ -69,7 +69,7 @@ impl<'t> Document<'t> {
     }
 }
 
-/// The line, from 1, on which the byte `offset` of `text` stands.
+/// The line, from 1, of the byte at `offset` in `text`.
 pub(super) fn line_at(text: &str, offset: usize) -> usize {
     let before = &text.as_bytes()[..offset.min(text.len())];
     before.iter().filter(|byte| **byte == b'\n').count() + 1
@@ -100,12 +100,12 @@ fn covering(table: &DeTable<'_>, span: &Range<usize>, prefix: &str) -> Option<St
         if let DeValue::Table(inner) = value.get_ref() {
             return covering(inner, span, &format!("{key}."));
         }
-        let place = value.span();
-        (place.start <= span.start && span.end <= place.end).then_some(key)
+        let value_span = value.span();
+        (value_span.start <= span.start && span.end <= value_span.end).then_some(key)
     })
 }
 
-/// A setting of the same name in another table: the key was written under the wrong heading.
+/// A setting of the same name in another table: the key is in the wrong table.
 fn elsewhere(known: &toml::Table, key: &str) -> Option<String> {
     let name = key.rsplit('.').next()?;
     dotted(known, "")
@@ -125,7 +125,7 @@ pub(super) fn dotted(table: &toml::Table, prefix: &str) -> Vec<String> {
     keys
 }
 
-/// The nearest candidate, if a third of the key's letters (or two, for letters swapped) make the difference.
+/// The nearest candidate, if at most a third of the key's letters differ (or two, for swapped letters).
 fn nearest<'k>(key: &str, candidates: impl Iterator<Item = &'k String>) -> Option<&'k String> {
     let letters = key.chars().count();
     let limit = (letters / 3).max(2).min(letters.saturating_sub(1));

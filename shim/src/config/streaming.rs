@@ -1,8 +1,8 @@
-//! `[streaming]`: where clients of exec, attach and port-forward come, as it is written and as it was checked.
+//! `[streaming]`: the address for clients of exec, attach and port-forward, as written and as checked.
 //!
-//! Place in the flow: as [`super::file`] and [`super::check`], for this one table. Invariants: a server that others than
-//! this node can reach speaks TLS; the address is one that a URL can name.
-//! Not here: whether the address is free, and what the files hold.
+//! Called by: [`super::file`] and [`super::check`], for this table. Invariants: a server that other hosts can reach
+//! uses TLS; the address is one that a URL can contain.
+//! Must not know: whether the address is free, what the files contain.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -10,24 +10,24 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::check::{Invalid, invalid, plain_absolute, within};
+use super::values::{Invalid, invalid, plain_absolute, within};
 
 /// Longest `streaming.idle_timeout_s`: a week.
 const MAX_IDLE_S: u64 = 7 * 24 * 3600;
 
-/// `[streaming]` as it is written.
+/// `[streaming]` as written.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct StreamingFile {
-    /// Where to listen, `ADDRESS:PORT`.
+    /// The address to listen on, `ADDRESS:PORT`.
     pub address: String,
     /// PEM file of the certificate; empty for HTTP.
     pub tls_certificate: PathBuf,
     /// PEM file of its key; empty for HTTP.
     pub tls_key: PathBuf,
-    /// A session that carries nothing for so long ends. Seconds.
+    /// A session that is idle for this long ends. Seconds.
     pub idle_timeout_s: u64,
-    /// Origins that may come beside this host's own. Empty: the origin is not looked at.
+    /// Allowed origins, in addition to this host's own. Empty: the origin is not checked.
     pub allowed_origins: Vec<String>,
 }
 
@@ -43,20 +43,20 @@ impl Default for StreamingFile {
     }
 }
 
-/// Where clients of exec, attach and port-forward come.
+/// The address and limits of the streaming server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Streaming {
-    /// Where to listen: no wildcard, and loopback unless there is an identity. Port 0 is any.
+    /// The address to listen on: not a wildcard, and loopback unless TLS is configured. Port 0 is any.
     pub address: SocketAddr,
     /// PEM files of certificate and key. Absolute.
     pub identity: Option<(PathBuf, PathBuf)>,
-    /// A session that carries nothing for so long ends.
+    /// A session that is idle for this long ends.
     pub idle_timeout: Duration,
-    /// `https://HOST` of pages that may come beside this host's own; `*` is any. Empty: the origin is not looked at.
+    /// `https://HOST` of allowed origins, in addition to this host's own; `*` is any. Empty: the origin is not checked.
     pub allowed_origins: Vec<String>,
 }
 
-/// Judges the table.
+/// Checks the table.
 pub(super) fn check(file: &StreamingFile) -> Result<Streaming, Invalid> {
     let identity = identity(file)?;
     for origin in &file.allowed_origins {
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn only_loopback_goes_without_tls() {
+    fn other_addresses_than_loopback_need_tls() {
         for address in ["127.0.0.1:0", "[::1]:10010"] {
             assert_eq!(judged(address, "", "").unwrap().identity, None, "{address}");
         }
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_url_can_name_is_refused() {
+    fn addresses_that_no_url_can_contain_are_refused() {
         for address in [
             "0.0.0.0:0",
             "[::]:10010",
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn origins_are_hosts_with_a_scheme() {
+    fn origins_have_a_scheme_and_a_host() {
         let with = |origin: &str| {
             check(&StreamingFile {
                 allowed_origins: vec![origin.into()],

@@ -1,14 +1,14 @@
 //! An address range as the operator writes it: `10.88.0.0/16`.
 //!
-//! Place in the flow: `super::check` parses the two `network.subnet*` settings with it; the network is
-//! handed the result. Invariant: a [`Subnet`] has no bits set behind its prefix.
-//! Not here: which sizes are wanted, and who has which address.
+//! Called by: `super::check`, for the two `network.subnet*` settings. Invariant: a [`Subnet`] has no bits set after its
+//! prefix.
+//! Must not know: which sizes are allowed, who has which address.
 
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
-/// The first address of a range and the number of leading bits that all its addresses share.
+/// The first address of a range, and the number of leading bits that its addresses share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Subnet<A> {
     /// The first address.
@@ -23,7 +23,7 @@ impl<A: fmt::Display> fmt::Display for Subnet<A> {
     }
 }
 
-/// What an address family must offer to be cut into ranges.
+/// The operations of an address family that ranges need.
 pub trait Family: Copy + Eq + FromStr + fmt::Display {
     /// Bits of an address.
     const BITS: u8;
@@ -48,7 +48,7 @@ impl Family for Ipv6Addr {
 }
 
 impl<A: Family> Subnet<A> {
-    /// Parses `ADDRESS/PREFIX`; the error completes the sentence "KEY ...".
+    /// Parses `ADDRESS/PREFIX`. The error completes the sentence "KEY ...".
     pub fn parse(text: &str) -> Result<Self, String> {
         let shape = || {
             format!(
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_subnet_is_refused() {
+    fn texts_that_are_not_subnets_are_refused() {
         for text in [
             "",
             "10.88.0.0",
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn membership_ends_where_the_prefix_says() {
+    fn membership_ends_at_the_prefix() {
         let subnet = Subnet::<Ipv4Addr>::parse("10.88.16.0/20").unwrap();
         assert!(subnet.contains(Ipv4Addr::new(10, 88, 31, 255)));
         assert!(!subnet.contains(Ipv4Addr::new(10, 88, 32, 0)));

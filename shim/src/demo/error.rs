@@ -1,4 +1,4 @@
-//! What went wrong with a demo: one sentence, with its cause.
+//! Errors of the demo: one sentence, with its cause.
 
 use std::path::Path;
 
@@ -12,7 +12,7 @@ pub struct Error {
 }
 
 impl Error {
-    /// A failure that `what` says whole.
+    /// A failure that `what` describes completely.
     pub fn new(what: impl Into<String>) -> Error {
         Error {
             what: what.into(),

@@ -1,7 +1,7 @@
-//! The HTTP/1.1 that pushing an image to a registry on this machine takes: hyper, one request a connection.
+//! A small HTTP/1.1 client for pushing an image to a registry on this machine: hyper, one request for each connection.
 //!
-//! Called by: `registry`. Invariant: a reply is read whole or not at all, and never waited for longer than [`PATIENCE`].
-//! Not here: TLS, redirects, credentials; the daemon's own registry client has those.
+//! Called by: `registry`. Invariant: a reply is read completely, within [`PATIENCE`].
+//! Must not know: TLS, redirects, credentials; the daemon's own registry client has those.
 
 use std::time::Duration;
 
@@ -22,18 +22,18 @@ const MAX_BODY_BYTES: usize = 1 << 20;
 
 type Cause = Box<dyn std::error::Error + Send + Sync>;
 
-/// A reply, its body as text for people.
+/// A reply with its body as text.
 #[derive(Debug)]
 pub struct Reply {
     /// The HTTP status code.
     pub status: u16,
     headers: HeaderMap,
-    /// The body, as far as it is text.
+    /// The body, where it is text.
     pub body: String,
 }
 
 impl Reply {
-    /// The value of a header, if it is text; its name is compared without case.
+    /// The value of a header, if it is text; names are compared without case.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name)?.to_str().ok()
     }
@@ -41,7 +41,7 @@ impl Reply {
 
 /// Sends one request to `host` (`address:port`); `content` is a media type and a body.
 ///
-/// Errors: the connection fails, or what comes back within five seconds is not HTTP.
+/// Errors: the connection fails, or there is no valid reply within five seconds.
 pub async fn request(
     host: &str,
     method: &str,
@@ -69,7 +69,7 @@ pub async fn request(
 async fn exchange(host: &str, request: Request<Full<Bytes>>) -> Result<Reply, Cause> {
     let stream = TcpStream::connect(host).await?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    // It ends with `sender`, and what goes wrong on it is what the request fails with.
+    // It ends with `sender`, and its errors are those of the request.
     tokio::spawn(connection);
     let (head, body) = Response::into_parts(sender.send_request(request).await?);
     let body = Limited::new(body, MAX_BODY_BYTES).collect().await?;
@@ -88,7 +88,7 @@ mod tests {
 
     use super::*;
 
-    /// What `request` makes of `answer`, and the request as it was sent.
+    /// The result of `request` for the reply `answer`, and the request as it was sent.
     async fn exchanged(answer: &'static [u8]) -> (Result<Reply, Error>, String) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let host = listener.local_addr().unwrap().to_string();
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_request_is_sent_whole_and_its_reply_taken_apart() {
+    async fn a_request_is_sent_whole_and_its_reply_is_parsed() {
         let (reply, sent) = exchanged(
             b"HTTP/1.1 202 Accepted\r\nlocation: /v2/a?b=c\r\nContent-Length: 4\r\n\r\nbody",
         )
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_no_whole_reply_is_an_error() {
+    async fn an_incomplete_reply_is_an_error() {
         for odd in [
             &b"SSH-2.0-OpenSSH\r\n\r\n"[..],
             b"HTTP/1.1 200 OK\r\n",

@@ -1,7 +1,8 @@
-//! What a demo has left on the machine, found by looking at the kernel rather than by asking the daemon.
+//! Finds what a demo has left on the machine, by looking at the kernel instead of asking the daemon.
 //!
-//! Called by: the demo when everything has ended. Counts processes of its process groups, cgroups and directory, mounts,
-//! network interfaces and cgroups. Not here: files, which are in one directory that the demo removes itself.
+//! Called by: the demo when everything has ended. Looks for processes of its process groups, cgroups and directory, for
+//! mounts, network interfaces and cgroups. Must not know: files, which are in one directory that the demo removes
+//! itself.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,17 +19,17 @@ const EXIT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Where to look.
 pub struct LeakCheck<'a> {
     scratch: &'a Scratch,
-    /// Process groups that the demo made.
+    /// Process groups that the demo created.
     groups: Vec<i32>,
 }
 
 impl<'a> LeakCheck<'a> {
-    /// The leaks of a demo in `scratch` that started these process groups.
+    /// A check for a demo in `scratch` that started these process groups.
     pub fn new(scratch: &'a Scratch, groups: Vec<i32>) -> LeakCheck<'a> {
         LeakCheck { scratch, groups }
     }
 
-    /// Everything that is still there, one line each; empty is as it should be. Removes cgroups that hold no process.
+    /// Everything that is left, one line each. Removes cgroups without processes.
     pub fn find(&self) -> Vec<String> {
         let mut found: Vec<String> = self.processes().into_iter().map(|(_, line)| line).collect();
         found.extend(self.mounts().iter().map(|mount| format!("mount {mount}")));
@@ -51,7 +52,7 @@ impl<'a> LeakCheck<'a> {
         found
     }
 
-    /// Takes away by force what [`LeakCheck::find`] finds, as far as it can be.
+    /// Removes by force what [`LeakCheck::find`] finds, as far as possible.
     pub fn sweep(&self) {
         for (pid, _) in self.processes() {
             if let Some(pid) = Pid::from_raw(pid) {
@@ -85,7 +86,7 @@ impl<'a> LeakCheck<'a> {
     fn owns(&self, pid: i32) -> bool {
         let read = |name: &str| fs::read(format!("/proc/{pid}/{name}")).unwrap_or_default();
         let stat = String::from_utf8_lossy(&read("stat")).into_owned();
-        // Behind the command's name, which may hold anything: state, parent, group.
+        // The fields after the command's name, which may contain anything: state, parent, group.
         let fields: Vec<&str> = stat
             .rsplit(") ")
             .next()

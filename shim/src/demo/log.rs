@@ -1,7 +1,7 @@
 //! The CRI logs of the demo's containers, read as a kubelet reads them.
 //!
-//! Called by: `steps`. Invariant: a log without the line that was promised is an error.
-//! Not here: who writes them.
+//! Called by: `steps`. Invariant: a log without the expected line is an error.
+//! Must not know: who writes them.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,19 +9,19 @@ use std::time::Duration;
 use super::error::Error;
 use super::timed_calls::print_line;
 
-/// How often a greeting is looked for, and how long one look waits for the next.
+/// How often the greeting is looked for, and the pause in between.
 const POLL: (u32, Duration) = (1000, Duration::from_millis(10));
 
 /// The pod's log directory, and the line that every container of the demo prints.
 pub struct Logs {
     /// The pod's log directory on the host.
     pub directory: PathBuf,
-    /// What each log has to hold.
+    /// The line that each log must contain.
     pub greeting: &'static str,
 }
 
 impl Logs {
-    /// Waits until a container has greeted. Errors: it does not within ten seconds.
+    /// Waits until a container has printed the greeting. Errors: it does not within ten seconds.
     pub async fn wait_for_greeting(&self, name: &str) -> Result<(), Error> {
         let file = self.file(name);
         for _ in 0..POLL.0 {
@@ -33,12 +33,12 @@ impl Logs {
         self.show(name)
     }
 
-    /// Prints a container's log. Errors: the guest's greeting is not in it.
+    /// Prints a container's log. Errors: it does not contain the greeting.
     pub fn show(&self, name: &str) -> Result<(), Error> {
         let file = self.file(name);
         let log =
             std::fs::read_to_string(&file).map_err(|error| Error::file("read", &file, error))?;
-        print_line(format_args!("\nwhat {name} printed, in its CRI log:"))?;
+        print_line(format_args!("\nthe CRI log of {name}:"))?;
         for line in log.lines() {
             print_line(format_args!("  {line}"))?;
         }

@@ -1,8 +1,8 @@
 //! A process that the demo starts: in a process group of its own, logging to a file, ended by SIGTERM.
 //!
-//! Called by: `registry` and the demo itself, for the daemon. Invariant: Ctrl-C on the terminal reaches the demo alone,
-//! so that it can end the others in order; a value that is dropped has no process left in its group.
-//! Not here: what the process does.
+//! Called by: `registry` and the demo itself, for the daemon. Invariant: Ctrl-C on the terminal reaches only the demo,
+//! so that it can end the others in order; dropping the value leaves no process in its group.
+//! Must not know: what the process does.
 
 use std::fs::File;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
@@ -14,10 +14,10 @@ use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 use super::error::Error;
 
-/// Lines of a log that are shown when something went wrong.
+/// Lines of a log that are shown after a failure.
 const TAIL_LINES: usize = 12;
 
-/// A running process and whatever it starts.
+/// A running process and its descendants.
 #[derive(Debug)]
 pub struct Process {
     name: &'static str,
@@ -51,7 +51,7 @@ impl Process {
         self.child.id().cast_signed()
     }
 
-    /// Errors: the process has ended, with the end of its log.
+    /// Checks that the process runs. Errors: it has ended, with the end of its log.
     pub fn expect_running(&mut self) -> Result<(), Error> {
         match self.child.try_wait() {
             Ok(None) => Ok(()),
@@ -64,14 +64,14 @@ impl Process {
         }
     }
 
-    /// The last lines of what the process has written, indented.
+    /// The last lines of the process's output, indented.
     pub fn log_tail(&self) -> String {
         let text = std::fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<String> = text.lines().map(|line| format!("    {line}")).collect();
         lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n")
     }
 
-    /// Sends SIGTERM and waits for the end. Errors: it does not end in time, or not as one that was signals to.
+    /// Sends SIGTERM and waits for the end. Errors: it does not end in time, or with another status than after SIGTERM.
     pub async fn end(mut self, patience: Duration) -> Result<(), Error> {
         if let Some(pid) = Pid::from_raw(self.group()) {
             let _ = kill_process(pid, Signal::TERM);
@@ -106,7 +106,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // The group's number is not given away while a member of it lives, nor while the child is not waited for.
+        // The kernel does not reuse the group's number while a member lives, nor before the child is waited for.
         if matches!(self.child.try_wait(), Ok(None))
             && let Some(group) = Pid::from_raw(self.group())
         {
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_process_that_ended_by_itself_is_named_with_its_last_words() {
+    async fn a_process_that_ended_by_itself_is_named_with_its_last_output() {
         let log = log("ended");
         let mut command = Command::new("/bin/sh");
         let mut process =

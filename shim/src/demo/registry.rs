@@ -1,8 +1,8 @@
 //! The demo's registry: Debian's `docker-registry` on a free loopback port, and a push of one Wasm artifact to it.
 //!
-//! Called by: the demo. Calls: `http`, `process`. The image is packed here by the layout that the CNCF published for
-//! WebAssembly: config type `application/vnd.wasm.config.v0+json`, and the module itself as the only layer.
-//! Not here: pulling; that is the daemon's, and the point of the demo.
+//! Called by: the demo. Calls: `http`, `process`. The image has the layout that the CNCF published for WebAssembly:
+//! config type `application/vnd.wasm.config.v0+json`, and the module itself as the only layer.
+//! Must not know: pulling, which is the daemon's part.
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use super::error::Error;
 use super::http;
 use super::process::Process;
 
-/// The program, as its Debian package names it.
+/// The program, by the name in its Debian package.
 const PROGRAM: &str = "docker-registry";
 /// How long the registry may take to answer.
 const START: Duration = Duration::from_secs(10);
@@ -32,7 +32,7 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// Starts a registry that keeps everything under `directory`. Errors: `docker-registry` is not installed.
+    /// Starts a registry with its data under `directory`. Errors: `docker-registry` is not installed.
     pub fn start(directory: &Path) -> Result<Registry, Error> {
         let program = find(PROGRAM).ok_or_else(|| {
             Error::new(format!(
@@ -92,9 +92,9 @@ impl Registry {
         }
     }
 
-    /// Packs `module` as an image and pushes it as `repository:tag`. Gives the reference to pull it by.
+    /// Packs `module` as an image and pushes it as `repository:tag`. Returns the reference to pull it by.
     ///
-    /// Errors: the registry refuses, with what it says.
+    /// Errors: the registry refuses, with its answer.
     pub async fn push(&self, repository: &str, tag: &str, module: &[u8]) -> Result<String, Error> {
         let config = json!({
             "created": "1970-01-01T00:00:00Z", "architecture": "wasm", "os": "wasip1",
@@ -142,7 +142,7 @@ fn expect(status: u16, reply: &http::Reply, what: &str) -> Result<(), Error> {
     )))
 }
 
-/// A program's file, looked for in PATH and then in /usr/bin.
+/// A program's file, from PATH or else /usr/bin.
 fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let directories = std::env::split_paths(&path).chain([PathBuf::from("/usr/bin")]);

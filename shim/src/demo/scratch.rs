@@ -1,8 +1,8 @@
-//! The demo's corner of the machine: a directory, a cgroup, a subnet and interface names that nobody else uses.
+//! The demo's resources on the machine: a directory, a cgroup, a subnet and interface names that nothing else uses.
 //!
-//! Called by: the demo. Invariant: two demos at once never share anything, because each holds a slot for as long as it
-//! lives, and the kernel gives a slot back whatever ends its holder.
-//! Not here: processes; what is left behind (`leak_check`).
+//! Called by: the demo. Invariant: two demos at once never share anything: each holds a slot for its lifetime, and the
+//! kernel frees the slot however its holder ends.
+//! Must not know: processes; what is left (`leak_check`).
 
 use std::fs::{self, DirBuilder};
 use std::os::linux::net::SocketAddrExt as _;
@@ -12,11 +12,11 @@ use std::path::{Path, PathBuf};
 
 use super::error::Error;
 
-/// Slots; as many /20 subnets as fit into 198.18.0.0/15, which is set aside for tests and routed nowhere.
+/// Slots; as many /20 subnets as fit into 198.18.0.0/15, which is reserved for tests and not routed.
 const SLOTS: u8 = 32;
-/// Where the directory is made. Its name is short: keepers' sockets lie deep in it, and the kernel takes 107 bytes.
+/// The parent of the directory. Short: keepers' sockets lie deep in it, and the kernel allows 107 bytes.
 const PARENT: &str = "/tmp";
-/// First host id of the demo's pods: behind those of a daemon with the default configuration.
+/// First host id of the demo's pods: after those of a daemon with the default configuration.
 const ID_BASE: u32 = 0x9000_0000;
 
 /// One demo's directory and names.
@@ -24,12 +24,12 @@ const ID_BASE: u32 = 0x9000_0000;
 pub struct Scratch {
     directory: PathBuf,
     slot: u8,
-    /// Bound to the slot's abstract name; nobody connects.
+    /// Bound to the slot's abstract name; without connections.
     _held: UnixListener,
 }
 
 impl Scratch {
-    /// Takes a free slot and makes the directory. Errors: not root, no slot free, or the directory.
+    /// Takes a free slot and creates the directory. Errors: not root, no free slot, or the directory.
     pub fn take() -> Result<Scratch, Error> {
         if !rustix::process::geteuid().is_root() {
             return Err(Error::new(
@@ -47,7 +47,7 @@ impl Scratch {
         })
     }
 
-    /// Everything the demo writes is in here.
+    /// The directory of everything that the demo writes.
     pub fn directory(&self) -> &Path {
         &self.directory
     }
@@ -62,13 +62,13 @@ impl Scratch {
         format!("/coracle-demo-{}", std::process::id())
     }
 
-    /// How the names of the demo's network interfaces on this machine begin.
+    /// The beginning of the names of the demo's network interfaces on this machine.
     pub fn interface_prefix(&self) -> String {
         let letter = |number: u8| char::from(b'a' + number);
         format!("dm{}{}", letter(self.slot / 26), letter(self.slot % 26))
     }
 
-    /// Writes the daemon's configuration; what it does not name has its default. Gives the file.
+    /// Writes the daemon's configuration; other settings have their defaults. Returns the file.
     pub fn write_config(&self) -> Result<PathBuf, Error> {
         let file = self.directory.join("config.toml");
         let text = format!(
@@ -85,7 +85,7 @@ impl Scratch {
         Ok(file)
     }
 
-    /// Makes a directory of the demo, for example for logs. Gives its path.
+    /// Creates a directory of the demo, for example for logs. Returns its path.
     pub fn make(&self, name: &str) -> Result<PathBuf, Error> {
         let directory = self.directory.join(name);
         let made = fs::create_dir_all(&directory);
@@ -93,7 +93,7 @@ impl Scratch {
         Ok(directory)
     }
 
-    /// Removes the directory with all it holds. Errors: the disk's.
+    /// Removes the directory with its contents. Errors: the disk's.
     pub fn remove(&self) -> Result<(), Error> {
         let removed = coracle_tree::remove(&self.directory);
         removed.map_err(|error| Error::file("remove", &self.directory, error))
@@ -124,7 +124,7 @@ mod tests {
     use crate::config::{self, Overrides};
 
     #[test]
-    fn every_slot_has_a_configuration_the_daemon_takes_and_a_subnet_of_its_own() {
+    fn every_slot_has_a_valid_configuration_and_its_own_subnet() {
         let directory =
             std::env::temp_dir().join(format!("coracle-demo-scratch-{}", std::process::id()));
         fs::create_dir(&directory).unwrap();

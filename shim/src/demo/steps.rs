@@ -1,9 +1,9 @@
-//! What the demo shows: the calls that a kubelet makes for one pod, in a kubelet's order.
+//! The steps of the demo: the calls of a kubelet for one pod, in a kubelet's order.
 //!
-//! Called by: the demo, when daemon and registry answer. Calls: `timed_calls`, `log`. The pod has two containers of one image:
-//! `greeter` prints and exits, `sleeper` waits until it is stopped.
-//! Invariant: a reply that is not what the protocol promises is an error, not a line in the table.
-//! Not here: how the daemon was started, what is left when it has ended.
+//! Called by: the demo, when daemon and registry answer. Calls: `timed_calls`, `log`. The pod has two containers of one
+//! image: `greeter` prints and exits, `sleeper` waits until it is stopped.
+//! Invariant: a reply that breaks the protocol is an error, not a line in the table.
+//! Must not know: how the daemon was started, what is left when it has ended.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -16,16 +16,17 @@ use super::log::Logs;
 use super::scratch::Scratch;
 use super::timed_calls::{Calls, call, print_line, refused};
 
-/// What `guest.wat` exits with.
+/// The exit code of `guest.wat`.
 const EXIT_CODE: i32 = 7;
-/// What the file that is mounted into both containers says.
+/// The contents of the file that is mounted into both containers.
 const GREETING: &str = "hello from a file the pod mounted\n";
 /// How long the greeter may take to exit.
 const EXIT: Duration = Duration::from_secs(5);
-/// Seconds that the sleeper is given to end by itself.
+/// Grace period of the sleeper's stop. Seconds.
 const GRACE_S: i64 = 2;
 
-/// The pod's life, call by call. `image` is the reference to pull. Errors: a refusal, or a reply that is not as promised.
+/// Makes the calls of a pod's life. `image` is the reference to pull. Errors: a refusal, or a reply that breaks the
+/// protocol.
 pub async fn run(scratch: &Scratch, calls: &Calls, image: &str) -> Result<(), Error> {
     let steps = Steps::new(scratch, calls, image)?;
     steps.check_runtime().await?;
@@ -48,7 +49,7 @@ pub async fn run(scratch: &Scratch, calls: &Calls, image: &str) -> Result<(), Er
     print_line(format_args!("\ngreeter's exit code: {EXIT_CODE}"))
 }
 
-/// Stops and removes whatever pods there are, without output: for a demo that failed. Errors: the first refusal.
+/// Stops and removes all pods, without output: for a demo that failed. Errors: the first refusal.
 pub async fn undo(calls: &Calls) -> Result<(), Error> {
     let mut runtime = calls.runtime();
     let listed = runtime
@@ -70,7 +71,7 @@ pub async fn undo(calls: &Calls) -> Result<(), Error> {
     Ok(())
 }
 
-/// What all steps share.
+/// State of all steps.
 struct Steps<'a> {
     calls: &'a Calls,
     image: cri::ImageSpec,
@@ -131,9 +132,9 @@ impl Steps<'_> {
         let request = cri::StatusRequest { verbose: false };
         call("Status", "", runtime.status(request), |reply| {
             let conditions = reply.status.iter().flat_map(|status| &status.conditions);
-            let words =
+            let parts =
                 conditions.map(|condition| format!("{} {}", condition.r#type, condition.status));
-            words.collect::<Vec<_>>().join(", ")
+            parts.collect::<Vec<_>>().join(", ")
         })
         .await
         .map(drop)
@@ -244,7 +245,7 @@ impl Steps<'_> {
             .map(drop)
     }
 
-    /// Waits for the greeter's exit, as a kubelet learns it, then shows one status.
+    /// Waits for the greeter's exit by polling, as a kubelet does, then prints one status.
     async fn wait_for_exit(&self, id: &str) -> Result<(), Error> {
         let deadline = Instant::now() + EXIT;
         let mut runtime = self.calls.runtime();

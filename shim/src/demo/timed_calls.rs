@@ -1,7 +1,7 @@
-//! The CRI calls of the demo: each is timed and becomes one line of a table as soon as it is answered.
+//! The CRI calls of the demo: each is timed, and printed as a line of a table when it is answered.
 //!
-//! Called by: `steps`. Invariant: what is timed is the call alone, from the client's side of the socket.
-//! Not here: which calls are made, and why.
+//! Called by: `steps`. Invariant: the time is that of the call alone, measured at the client's side of the socket.
+//! Must not know: which calls are made, and why.
 
 use std::fmt::Display;
 use std::future::Future;
@@ -28,7 +28,7 @@ pub struct Calls {
 }
 
 impl Calls {
-    /// A client for `socket`; it connects at the first call, and again when the daemon is not there yet.
+    /// A client for `socket`; it connects at the first call, and again when the daemon does not listen yet.
     pub fn new(socket: &Path) -> Calls {
         let socket = socket.to_owned();
         let connect = tower::service_fn(move |_: Uri| {
@@ -57,7 +57,7 @@ impl Calls {
     }
 }
 
-/// Makes a call on `object`, and prints how long it took and what `shown` makes of the reply.
+/// Makes a call about `object`, and prints how long it took and what `shown` says of the reply.
 ///
 /// Errors: the refusal, with its code; standard output is closed.
 pub async fn call<T>(
@@ -79,7 +79,7 @@ pub async fn call<T>(
 
 /// Prints the head of the table.
 pub fn head() -> Result<(), Error> {
-    row("CRI call", "on", "ms", "what came back")
+    row("CRI call", "on", "ms", "reply")
 }
 
 /// Prints one line of text.
@@ -94,7 +94,7 @@ fn row(name: &str, object: &str, milliseconds: &str, shown: impl Display) -> Res
     ))
 }
 
-/// A refusal as an error: the call, its object, the code by name and the message.
+/// A refusal as an error: the call, its object, the name of the code and the message.
 pub fn refused(name: &str, object: &str, status: &Status) -> Error {
     Error::new(format!(
         "{name} {object}: {:?}: {}",

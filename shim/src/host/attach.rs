@@ -1,9 +1,10 @@
-//! Attach: a client joins the standard streams of a container's own program.
+//! Attach: connects a client to the standard streams of a container's own program.
 //!
-//! Called by: `Pods`. Calls: the pod's keeper, which feeds the output by pipes and hands over the input's descriptor.
+//! Called by: `Pods`. Calls: the pod's keeper, which feeds the output through pipes and hands over the input's
+//! descriptor.
 //! Invariants: a client that comes and goes changes nothing for the container, unless its input is to be used once; any
-//! number of clients may be joined at a time, each fed by itself.
-//! Not here: whether the container runs (its driver).
+//! number of clients may be attached at a time, each with pipes of its own.
+//! Must not know: whether the container runs (its driver knows).
 
 use coracle_lifecycle::{AttachConfig, Error, Kind, StartRequest};
 use coracle_runtime::keeper::AttachOptions;
@@ -15,35 +16,36 @@ use super::exec::pipe;
 use super::{Host, runtime_error};
 
 impl Host {
-    /// Joins a client to the container of `launch`, which runs, until its output ends.
+    /// Attaches a client to the running container of `request` until its output ends.
     ///
-    /// Errors: Invalid when its input is asked for and it was made without; WrongPhase when it has ended meanwhile.
+    /// Errors: Invalid when the client sends input and the container takes none; WrongPhase when it has ended
+    /// meanwhile.
     pub async fn attach(
         &self,
-        launch: &StartRequest,
+        request: &StartRequest,
         config: AttachConfig,
         streams: Streams,
     ) -> Result<(), Error> {
-        let what = || format!("attach to container {}", launch.id);
-        let (container_tty, once) = (launch.config.tty, launch.config.stdin_once);
-        if config.stdin && !launch.config.stdin {
-            let text = format!("{}: it was made without standard input", what());
+        let what = || format!("attach to container {}", request.id);
+        let (container_tty, once) = (request.config.tty, request.config.stdin_once);
+        if config.stdin && !request.config.stdin {
+            let text = format!("{}: it was created without standard input", what());
             return Err(Error::new(Kind::Invalid, text));
         }
-        // Its end is what tells of the container's, also to a client that takes no output.
+        // Its end shows the container's end, also for a client that reads no output.
         let (out, stdout) = pipe()?;
         let (err, stderr) = (config.stderr && !container_tty)
             .then(pipe)
             .transpose()?
             .unzip();
         let options = AttachOptions {
-            container: launch.id.clone(),
+            container: request.id.clone(),
             stdin: config.stdin,
             once: once && !container_tty,
             stdout: Some(stdout),
             stderr,
         };
-        let joined = launch.keeper.attach(options).await;
+        let joined = request.keeper.attach(options).await;
         let joined = joined.map_err(|error| runtime_error(what(), error))?;
         let input = joined.input.map(Channel::new).transpose()?;
         let ours = Joined {
@@ -104,7 +106,7 @@ impl Joined {
     }
 }
 
-/// What a client types; its end is the end of the container's input only if that is used once.
+/// The client's input; its end is the end of the container's input only if that is used once.
 async fn type_in(terminal: &Channel, client: Option<ClientReader>, once: bool) {
     if let Some(mut client) = client {
         terminal.pump_in(&mut client).await;

@@ -1,10 +1,10 @@
-//! Pairs of SELinux categories: one a living pod, so that no pod reads what another has written.
+//! Pairs of SELinux categories: one for each live pod, so that no pod can read the files of another.
 //!
-//! Called by: RunPodSandbox (lease), CreateContainer and recovery (claim what the kubelet gave and what records hold),
-//! the end of a pod or container (release).
-//! Invariants: no two pods of the node hold the same pair unless the kubelet gave it to both, for each daemon hands out
-//! pairs of its own share alone; a free pair is not handed out again before the others have been.
-//! Not here: labels, whether this kernel has SELinux, who has which share.
+//! Called by: RunPodSandbox (lease), CreateContainer and recovery (reserve levels of the kubelet and of records), the
+//! end of a pod or container (release).
+//! Invariants: no two pods of the node have the same pair unless the kubelet gave it to both, because each daemon
+//! leases only pairs of its own share; a free pair is leased again only after the others.
+//! Must not know: labels, whether this kernel has SELinux, who has which share.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -14,16 +14,16 @@ use coracle_spec::id::{ContainerId, PodId};
 use super::{Host, linux};
 use coracle_lifecycle::{ContainerConfig, Error, Kind, SandboxConfig};
 
-/// Into how many shares the pairs of a node are divided: as many daemons can hand out categories.
+/// Number of shares: as many daemons can lease categories.
 pub const CATEGORY_SHARES: u32 = 32;
-/// Categories of the policies that distributions ship: `c0` to `c1023`.
+/// Categories of the policies in distributions: `c0` to `c1023`.
 const CATEGORIES: u32 = 1024;
 
 /// The pairs of this daemon.
 #[derive(Debug)]
 pub struct Categories {
     count: u32,
-    /// The first pair that is handed out, and how many are.
+    /// The first pair of the share, and their number.
     share: (u32, u32),
     state: Mutex<State>,
 }
@@ -34,13 +34,13 @@ struct State {
     next: u32,
     /// The pair of each holder: a pod, or a container with a level of its own.
     held: HashMap<String, u32>,
-    /// How many hold a pair.
+    /// Number of holders for each pair.
     taken: HashMap<u32, u32>,
 }
 
 impl Categories {
-    /// The pairs of share `share` of the node's, from a random one on: a daemon that starts again does not begin with
-    /// those that were given back last. None without a share.
+    /// The pairs of share `share`, searched from a random one on, so that a daemon that starts again does not begin
+    /// with those released last. None without a share.
     pub fn new(share: Option<u32>) -> Categories {
         let size = pairs(CATEGORIES) / CATEGORY_SHARES;
         let share = share.map_or((0, 0), |number| (number * size, size));
@@ -60,7 +60,7 @@ impl Categories {
         }
     }
 
-    /// Leases a pair to `holder`; gives the level that has it, `s0:c1,c2`. Errors: all are taken.
+    /// Leases a pair to `holder`; returns the level with it, `s0:c1,c2`. Errors: all pairs are leased.
     pub fn lease(&self, holder: &str) -> Result<String, Error> {
         let mut state = self.lock();
         let (first, count) = self.share;
@@ -82,20 +82,19 @@ impl Categories {
         Err(Error::new(Kind::Exhausted, text))
     }
 
-    /// Takes the pair of a level that a record holds or the kubelet gave, so that no pod is handed it while `holder` has
-    /// it. A level that is not a pair is nothing to take.
+    /// Reserves the pair of a level from a record or the kubelet for `holder`. A level without a pair has no effect.
     pub fn claim(&self, holder: &str, level: &str) {
         if let Some(pair) = self.pair(level) {
             self.lock().hold(holder, pair);
         }
     }
 
-    /// Gives back what `holder` has, if it has a pair.
+    /// Releases the pair of `holder`, if it has one.
     pub fn release(&self, holder: &str) {
         self.lock().release(holder);
     }
 
-    /// The number of the pair that a level is, in any of its notations; of a range, the upper end counts.
+    /// The number of the pair in a level, in any notation; of a range, the upper end counts.
     fn pair(&self, level: &str) -> Option<u32> {
         let upper = level.rsplit('-').next()?;
         let number = |text: &str| -> Option<u32> {
@@ -106,7 +105,7 @@ impl Categories {
         for part in upper.strip_prefix("s0:")?.split(',') {
             let (low, high) = part.split_once('.').unwrap_or((part, part));
             let (low, high) = (number(low)?, number(high)?);
-            // Three are no pair, however many more follow.
+            // Three or more categories are not a pair.
             found.extend((low..=high).take(3));
         }
         let found: Vec<u32> = found.into_iter().collect();
@@ -142,9 +141,9 @@ impl State {
 }
 
 impl Host {
-    /// The SELinux level of a new pod: what it asks for, else one with a pair of its own; none without SELinux.
+    /// The SELinux level of a new pod: the requested one, else one with a pair of its own; `None` without SELinux.
     ///
-    /// Errors: all pairs are taken.
+    /// Errors: all pairs are leased.
     pub fn lease_level(
         &self,
         pod: &PodId,
@@ -153,8 +152,11 @@ impl Host {
         if !linux::has_selinux() {
             return Ok(None);
         }
-        let asked = config.selinux.as_ref().map(|asked| asked.level.as_str());
-        match asked.filter(|level| !level.is_empty()) {
+        let requested = config
+            .selinux
+            .as_ref()
+            .map(|requested| requested.level.as_str());
+        match requested.filter(|level| !level.is_empty()) {
             Some(level) => {
                 self.categories.claim(pod.as_str(), level);
                 Ok(Some(level.to_owned()))
@@ -163,7 +165,7 @@ impl Host {
         }
     }
 
-    /// Takes the pair of a container that has a level of its own, so that no pod is handed it.
+    /// Reserves the pair of a container with a level of its own.
     pub fn claim_own_level(&self, id: &ContainerId, config: &ContainerConfig) {
         let own = config.security.selinux.as_ref().map(|own| &own.level);
         if let Some(level) = own.filter(|level| !level.is_empty())
@@ -178,7 +180,7 @@ fn pairs(count: u32) -> u32 {
     count * count.saturating_sub(1) / 2
 }
 
-/// The two categories of a pair: those with `high` are numbered after all below it.
+/// The two categories of a pair; pairs with the same `high` are numbered after all with a lower one.
 fn categories(pair: u32) -> (u32, u32) {
     let mut high = 1;
     while pairs(high + 1) <= pair {
@@ -187,7 +189,7 @@ fn categories(pair: u32) -> (u32, u32) {
     (pair - pairs(high), high)
 }
 
-/// Nothing secret: without it the search begins at the first pair.
+/// Not a secret: without it the search begins at the first pair.
 fn random() -> u32 {
     let mut bytes = [0; 4];
     let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());

@@ -1,8 +1,8 @@
-//! One end of a pipe or a terminal, read and written without blocking, and its pumps to and from a client.
+//! One end of a pipe or a terminal, read and written without blocking, and the copying to and from a client.
 //!
-//! Used by streamed execs and by attach. Invariants: at most one piece of [`PIECE`] bytes is held for each direction; a
-//! client that does not take what it is given holds back whoever writes, and nobody else.
-//! Not here: what runs at the other end.
+//! Called by: streamed execs and attach. Invariants: at most [`PIECE`] bytes are held in each direction; a client that
+//! does not read slows down its own program, and nobody else.
+//! Must not know: what runs at the other end.
 
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -18,21 +18,21 @@ use super::io_error;
 
 /// Bytes moved at a time.
 const PIECE: usize = 32 * 1024;
-/// Most that is still taken of a program that has ended, should somebody it left behind go on writing. Bytes.
+/// Most bytes that are read after a program has ended, because a process that it left behind may go on writing.
 const REST: usize = 1 << 20;
-/// What a terminal takes for the end of its input. Source: termios(3), VEOF.
+/// The character that ends a terminal's input. Source: termios(3), VEOF.
 const END_OF_INPUT: &[u8] = &[4];
 
 /// One end of a pipe, or the controlling side of a terminal.
 pub(super) struct Channel(AsyncFd<OwnedFd>);
 
-/// Where a client's bytes come from.
+/// The source of a client's bytes.
 pub(super) type ClientReader = Box<dyn AsyncRead + Send + Unpin>;
-/// Where they go.
+/// The sink for a client's bytes.
 pub(super) type ClientWriter = Box<dyn AsyncWrite + Send + Unpin>;
 
 impl Channel {
-    /// Errors: the kernel cannot watch it.
+    /// Watches a descriptor. Errors: the kernel cannot watch it.
     #[allow(
         deprecated,
         reason = "its successor is unsafe for descriptors that may be closed under it; this one is owned"
@@ -44,7 +44,7 @@ impl Channel {
             .map_err(|error| io_error("watch a stream of a container", error))
     }
 
-    /// What can be read now; 0 at its end, which a terminal tells by an error.
+    /// Reads what is there; 0 at the end, which a terminal reports as an error.
     fn take(&self, piece: &mut [u8]) -> io::Result<usize> {
         match rustix::io::read(&self.0, piece) {
             Err(rustix::io::Errno::IO) => Ok(0),
@@ -65,8 +65,8 @@ impl Channel {
         Ok(())
     }
 
-    /// Takes what comes until its end and gives it to `client`; a client that is gone is not waited for. Once `ended`
-    /// says so, only what is there already.
+    /// Copies output to `client` until its end; does not wait for a client that is gone. Once `ended` is true, copies
+    /// only what is already there.
     pub(super) async fn pump_out(
         &self,
         mut client: Option<ClientWriter>,
@@ -75,11 +75,11 @@ impl Channel {
         let mut piece = vec![0; PIECE];
         let mut rest = REST;
         while rest > 0 {
-            // Asked of the kernel: the reactor may not have heard of the last bytes.
+            // Read directly: the reactor may not know of the last bytes yet.
             match self.take(&mut piece) {
                 Ok(0) => break,
                 Ok(got) => {
-                    // With nobody to give it to there is nothing else to wait for here.
+                    // Without a client there is nothing else to wait for here.
                     tokio::task::consume_budget().await;
                     if *ended.borrow() {
                         rest = rest.saturating_sub(got);
@@ -102,7 +102,7 @@ impl Channel {
         }
     }
 
-    /// Waits until there may be more to read, or `ended` changes. Errors: the reactor cannot say.
+    /// Waits until there may be more to read, or `ended` changes. Errors: the reactor failed.
     async fn wait_for_more(&self, ended: &mut watch::Receiver<bool>) -> io::Result<()> {
         tokio::select! {
             ready = self.0.readable() => ready?.clear_ready(),
@@ -111,26 +111,26 @@ impl Channel {
         Ok(())
     }
 
-    /// Gives what the client sends to whoever reads, until the client's end. What nobody reads any more is taken and
-    /// dropped, so that it does not hold back the client's other streams.
+    /// Copies the client's input until its end. Bytes without a reader are dropped, so that they do not hold up the
+    /// client's other streams.
     pub(super) async fn pump_in(&self, client: &mut ClientReader) {
         let mut piece = vec![0; PIECE];
-        let mut heard = true;
+        let mut has_reader = true;
         loop {
             match client.read(&mut piece).await {
                 Ok(0) | Err(_) => return,
-                Ok(got) if heard => heard = self.put(&piece[..got]).await.is_ok(),
+                Ok(got) if has_reader => has_reader = self.put(&piece[..got]).await.is_ok(),
                 Ok(_) => {}
             }
         }
     }
 
-    /// Tells a terminal that no more is typed.
+    /// Sends a terminal its end of input.
     pub(super) async fn end_input(&self) {
         let _ = self.put(END_OF_INPUT).await;
     }
 
-    /// Keeps a terminal as large as the client's.
+    /// Keeps a terminal at the size of the client's.
     pub(super) async fn follow_size(&self, mut size: watch::Receiver<Option<Size>>) {
         loop {
             let newest = *size.borrow_and_update();

@@ -1,11 +1,11 @@
-//! What keeps images on disk, and the collector that deletes what nobody needs any more.
+//! Leases of images, and the collector that deletes unused ones.
 //!
-//! Called by: plans (leases), recovery (claims), `serve` (the collector, one task for the life of the daemon). Calls: the
-//! image store, the compile cache.
-//! Invariants: nothing is collected before every container has claimed what it uses; a collection runs beside requests,
-//! one at a time; the task sleeps while there is nothing to do. Compiled code goes with the last image that has its
+//! Called by: plans (leases), recovery (leases of plans), `serve` (the collector, one task for the life of the daemon).
+//! Calls: the image store, the compile cache.
+//! Invariants: nothing is collected before every container has its leases; a collection runs beside requests, one at a
+//! time; the task sleeps while there is nothing to do. Compiled code is removed with the last image that has its
 //! module.
-//! Not here: which images are removed.
+//! Must not know: which images are removed.
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
@@ -18,22 +18,22 @@ use coracle_spec::id::ContainerId;
 
 use super::{Host, blocking, runtime_error};
 
-/// How long what a failed pull left behind waits for another attempt.
+/// How long the remains of a failed pull wait for another attempt.
 const SPARE: Duration = Duration::from_secs(10 * 60);
-/// Removals that come within this time are collected together.
+/// Removals within this time are collected together.
 const GATHER: Duration = Duration::from_millis(200);
 
-/// Modules that containers run although they are not the ones their images name, by digest, with those images.
+/// Modules that containers run although they are not the main module of an image, by digest, with their images.
 #[derive(Debug, Default)]
 pub(super) struct NamedModules(Mutex<HashMap<String, BTreeSet<ImageId>>>);
 
 impl NamedModules {
     fn lock(&self) -> MutexGuard<'_, HashMap<String, BTreeSet<ImageId>>> {
-        // A panic while holding it leaves a plain map behind, which stays usable.
+        // A panic while it is locked leaves a plain map, which stays usable.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Remembers that the module of this digest (64 digits) is one of `image`.
+    /// Adds the module with this digest (64 digits) to those of `image`.
     pub(super) fn add(&self, digest: &str, image: &ImageId) {
         let mut modules = self.lock();
         modules
@@ -42,7 +42,7 @@ impl NamedModules {
             .insert(image.clone());
     }
 
-    /// Forgets the modules of images that are gone.
+    /// Drops the modules of images that are gone.
     fn forget(&self, gone: &[ImageId]) {
         self.lock().retain(|_, images| {
             images.retain(|image| !gone.contains(image));
@@ -56,7 +56,7 @@ impl NamedModules {
 }
 
 impl Host {
-    /// Keeps the image's content for `holder`, whatever happens to its names.
+    /// Leases the image's content to `holder`, whatever happens to its names.
     pub fn lease(&self, image: &Image, holder: &ContainerId) -> Result<(), Error> {
         let leased = self.parts.images.lease(&image.id, holder.as_str());
         leased.map_err(|error| {
@@ -68,7 +68,7 @@ impl Host {
         })
     }
 
-    /// Keeps for a container of an earlier daemon what its plan says that it uses, removed or not.
+    /// Leases the images and modules that the plan of a recovered container uses, even if they were removed.
     pub fn claim_images(&self, holder: &ContainerId, plan: &Plan) {
         let mut paths: Vec<PathBuf> = plan.layers.clone();
         if let Payload::Wasm(wasm) = &plan.payload {
@@ -93,14 +93,14 @@ impl Host {
         self.parts.images.leased(&plan.image_id.parse().ok()?)
     }
 
-    /// Collects at once, then whenever something was removed or a container that used it has gone. Never ends.
+    /// Collects at once, then after every removal of an image or of a container. Never returns.
     pub async fn collect_garbage(self: Arc<Self>) {
         let mut is_first = true;
         loop {
             let images = &self.parts.images;
             match self.collect_once(is_first).await {
                 Ok(left_young) if left_young => {
-                    // Whichever comes first: something new, or the young have grown old.
+                    // Whichever comes first: a new removal, or the time when recent content may be collected.
                     let _ = tokio::time::timeout(SPARE, images.garbage()).await;
                 }
                 Ok(_) => images.garbage().await,
@@ -132,9 +132,9 @@ impl Host {
         Ok(collected.left_young)
     }
 
-    /// Drops compiled code of modules that no image has. Blocks.
+    /// Removes compiled code of modules that no image has. Blocks.
     fn collect_compiled(&self) -> Result<usize, Error> {
-        // Whatever is recorded after this look is compiled after it, too, and stays.
+        // An image that is recorded later is compiled later, too, and stays.
         let retained = self
             .parts
             .compiler

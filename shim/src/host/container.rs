@@ -1,8 +1,8 @@
-//! Effects on one container but its launch: build, signal, kill, clean up, forget.
+//! Effects on one container except its start: build, signal, kill, clean up, forget.
 //!
 //! Called by: its pod's driver. Calls: cgroups, the pod's keeper, the file system.
-//! Invariants: each can be repeated; a record goes before what it describes, so that whatever a crash leaves is an
-//! orphan that the next start sweeps. Not here: when any of this happens.
+//! Invariants: each can be repeated; a record is removed before the objects that it describes, so that a crash leaves
+//! orphans, which the next start sweeps. Must not know: when any of this happens.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -16,11 +16,11 @@ use tokio::sync::oneshot;
 
 use super::{Host, blocking, io_error, linux, log, make_private, pass, runtime_error};
 
-/// How long a keeper may take to drop what it keeps of an exited container.
+/// How long a keeper may take to drop its record of an exited container.
 const FORGET_PATIENCE: Duration = Duration::from_secs(1);
 
 impl Host {
-    /// Makes a container's cgroup, files and writable layer; its directory and record are there. Blocks.
+    /// Creates a container's cgroup, files and writable layer; its directory and record exist. Blocks.
     pub fn build(
         &self,
         pod: &PodRecord,
@@ -74,7 +74,7 @@ impl Host {
         reopened.map_err(|error| runtime_error(format!("reopen the log of container {id}"), error))
     }
 
-    /// Sends `signal` to its first process. One that has ended is fine.
+    /// Sends `signal` to the container's first process. A process that has ended is fine.
     pub fn signal(&self, process: &Process, signal: i32) -> Result<(), Error> {
         pass("stop.signal")?;
         let sent = process.signal(signal);
@@ -82,7 +82,7 @@ impl Host {
             .map_err(|error| runtime_error(format!("send signal {signal}"), error))
     }
 
-    /// Kills all its processes. Blocks until none is left, at most for the cgroup's own patience.
+    /// Kills all processes of a container. Blocks until all have ended, at most for the cgroup's own timeout.
     pub fn kill(&self, process: Option<&Process>, cgroup: &str) -> Result<(), Error> {
         pass("stop.kill")?;
         // The first process by its pidfd: that needs no cgroup, and the rest of a pid namespace dies with it.
@@ -102,7 +102,7 @@ impl Host {
             .map_err(failed)
     }
 
-    /// Kills what is in a cgroup and removes it. An absent one is fine. Blocks.
+    /// Kills the processes in a cgroup and removes it. An absent one is fine. Blocks.
     pub fn remove_cgroup(&self, path: &str) -> Result<(), Error> {
         let cgroup = self.parts.cgroups.open(path);
         let cgroup = cgroup
@@ -115,7 +115,7 @@ impl Host {
         cgroup.remove().map_err(failed)
     }
 
-    /// The exit code that the keeper has recorded of a container.
+    /// The exit code that the keeper recorded for a container.
     pub async fn exit_code(&self, pod: &PodId, id: &ContainerId) -> Option<i32> {
         let (exits, id) = (self.layout.exits_directory(pod), id.clone());
         let read = move || {
@@ -128,7 +128,7 @@ impl Host {
             .flatten()
     }
 
-    /// How often the kernel killed for memory in a cgroup; 0 when the cgroup is gone.
+    /// How often the kernel killed a process of a cgroup for lack of memory; 0 when the cgroup is gone.
     pub fn oom_kills(&self, cgroup: &str) -> u64 {
         self.parts
             .cgroups
@@ -144,8 +144,9 @@ impl Host {
         blocking("cleaning up a container", remove).await
     }
 
-    /// Removes what the keeper keeps of a container that has ended, in memory and on disk, once `recorded` says that its
-    /// own record is on the disk. Not waited for; never if that is closed, for a later daemon to read it again.
+    /// Removes the keeper's record of an ended container, in memory and on disk, once `recorded` reports that the
+    /// container's own record is on the disk. Returns at once. Removes nothing if `recorded` is closed, so that a later
+    /// daemon can read it.
     pub fn drop_exit(
         &self,
         keeper: Option<Keeper>,
@@ -163,7 +164,7 @@ impl Host {
         });
     }
 
-    /// Removes everything that is left of a container, in its keeper as well.
+    /// Removes everything of a container, in its keeper as well.
     pub async fn forget_container(
         self: &Arc<Self>,
         keeper: Option<Keeper>,
@@ -188,7 +189,7 @@ impl Host {
         erased.map_err(|error| io_error(format!("erase the record of container {id}"), error))?;
         pass("remove.cgroup")?;
         self.remove_cgroup(cgroup)?;
-        self.leftovers.forget(id);
+        self.orphaned_leaves.forget(id);
         pass("remove.rootfs")?;
         self.discard_tree(&directory)?;
         keeper::remove_exit(&self.layout.exits_directory(pod), id);
@@ -198,17 +199,17 @@ impl Host {
     }
 }
 
-/// Lets the keeper drop what it keeps of an exited container, without waiting for it.
+/// Lets the keeper drop its record of an exited container, without waiting for it.
 fn dismiss(keeper: Option<Keeper>, id: &ContainerId) {
     let Some(keeper) = keeper else { return };
     let id = id.clone();
     tokio::spawn(async move {
-        // A keeper that does not answer keeps a few hundred bytes; the exit record is removed by us.
+        // A keeper that does not answer keeps a few hundred bytes; we remove the exit record ourselves.
         let _ = tokio::time::timeout(FORGET_PATIENCE, keeper.forget(&id)).await;
     });
 }
 
-/// The writable layer's top is the container's `/`: everybody in it may read it.
+/// The top of the writable layer is the container's `/`: all its users may read it.
 fn make_public(directory: &Path) -> Result<(), Error> {
     use std::os::unix::fs::PermissionsExt as _;
     make_private(directory)?;

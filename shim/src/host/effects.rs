@@ -1,7 +1,7 @@
-//! The host as the lifecycle knows it: each effect of its trait, done by this host's own method of that name.
+//! Implements the lifecycle's trait for this host: each effect calls the host's method of the same name.
 //!
-//! Called by: drivers, recovery, sessions and usage, by the trait. Invariant: nothing is decided here.
-//! Not here: how an effect is done.
+//! Called by: drivers, recovery, sessions and usage, through the trait. Invariant: nothing is decided here.
+//! Must not know: how an effect is carried out.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -36,8 +36,8 @@ impl coracle_lifecycle::Host for Host {
         Host::syncer(self)
     }
 
-    fn cgroup_parent(&self, asked: &str, pod: &PodId) -> Result<String, Error> {
-        Host::cgroup_parent(self, asked, pod)
+    fn cgroup_parent(&self, requested: &str, pod: &PodId) -> Result<String, Error> {
+        Host::cgroup_parent(self, requested, pod)
     }
 
     fn default_cgroup_parent(&self) -> String {
@@ -92,7 +92,7 @@ impl coracle_lifecycle::Host for Host {
         self: Arc<Self>,
         record: &'a PodRecord,
     ) -> EffectFuture<'a, CreatedSandbox> {
-        Box::pin(async move { Host::raise(&self, record).await })
+        Box::pin(async move { Host::create_sandbox(&self, record).await })
     }
 
     fn connect<'a>(
@@ -113,7 +113,7 @@ impl coracle_lifecycle::Host for Host {
         keeper: Option<Keeper>,
         process: Option<Arc<Process>>,
     ) -> EffectFuture<'a, ()> {
-        Box::pin(async move { Host::lower(&self, record, keeper, process).await })
+        Box::pin(async move { Host::tear_down_sandbox(&self, record, keeper, process).await })
     }
 
     fn forget_pod(&self, pod: &PodId) -> Result<(), Error> {
@@ -156,8 +156,8 @@ impl coracle_lifecycle::Host for Host {
         Host::build(self, pod, id, config, plan)
     }
 
-    fn start_container(self: Arc<Self>, launch: StartRequest) -> EffectFuture<'static, Started> {
-        Box::pin(async move { Host::launch(&self, launch).await })
+    fn start_container(self: Arc<Self>, request: StartRequest) -> EffectFuture<'static, Started> {
+        Box::pin(async move { Host::start(&self, request).await })
     }
 
     fn await_start<'a>(
@@ -228,29 +228,29 @@ impl coracle_lifecycle::Host for Host {
 
     fn exec_sync<'a>(
         self: Arc<Self>,
-        launch: &'a StartRequest,
+        request: &'a StartRequest,
         argv: Vec<String>,
         limit: Option<Duration>,
     ) -> EffectFuture<'a, ExecOutput> {
-        Box::pin(async move { Host::exec_sync(&self, launch, argv, limit).await })
+        Box::pin(async move { Host::exec_sync(&self, request, argv, limit).await })
     }
 
     fn exec_stream<'a>(
         self: Arc<Self>,
-        launch: &'a StartRequest,
+        request: &'a StartRequest,
         config: ExecConfig,
         streams: Streams,
     ) -> EffectFuture<'a, i32> {
-        Box::pin(async move { Host::exec_stream(&self, launch, config, streams).await })
+        Box::pin(async move { Host::exec_stream(&self, request, config, streams).await })
     }
 
     fn attach<'a>(
         self: Arc<Self>,
-        launch: &'a StartRequest,
+        request: &'a StartRequest,
         config: AttachConfig,
         streams: Streams,
     ) -> EffectFuture<'a, ()> {
-        Box::pin(async move { Host::attach(&self, launch, config, streams).await })
+        Box::pin(async move { Host::attach(&self, request, config, streams).await })
     }
 
     fn dial<'a>(

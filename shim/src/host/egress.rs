@@ -1,8 +1,8 @@
-//! What a pod may reach: its list with the addresses of this node that no list opens, held in its network namespace.
+//! The destinations that a pod may reach: its list, less the node's own addresses, enforced in its network namespace.
 //!
-//! Called by: the effects on one pod, and the plans of its Wasm containers, which are held to the same list in process.
-//! Invariants: the rules stand before the first process of the pod; a list that nothing would enforce is refused.
-//! Not here: how a list reads, nftables.
+//! Called by: the effects on one pod, and the plans of its Wasm containers, which enforce the same list in process.
+//! Invariants: the rules exist before the first process of the pod; a list that could not be enforced is refused.
+//! Must not know: the syntax of a list, nftables.
 
 use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
@@ -12,11 +12,11 @@ use coracle_network::egress;
 use coracle_spec::WasmNetwork;
 use coracle_spec::egress::Egress;
 
-use super::pod::network_error;
+use super::errors::network_error;
 use super::{Host, linux};
 
-/// What a pod may reach, the node's own addresses as they are now, at which the usual ports and `denied` ones are never
-/// opened. Blocks. Errors: the kernel does not tell its addresses.
+/// The destinations that a pod may reach, with the node's current addresses, at which the built-in and the `denied`
+/// ports are never open. Blocks. Errors: the kernel does not list its addresses.
 pub(super) fn reach(config: &SandboxConfig, denied: &[(u16, u16)]) -> Result<Egress, Error> {
     let mut reach = config.reach();
     if let Egress::Listed(list) = &mut reach {
@@ -33,7 +33,7 @@ pub(super) fn reach(config: &SandboxConfig, denied: &[(u16, u16)]) -> Result<Egr
     Ok(reach)
 }
 
-/// Refuses a list that could not be enforced: in the node's network nothing of it may be changed.
+/// Refuses a list that could not be enforced: rules of the node's own network are not ours to change.
 pub(super) fn check(record: &PodRecord) -> Result<(), Error> {
     let config = &record.config;
     let has_no_sockets = config.is_offline() && config.handler.is_wasm_only();
@@ -48,10 +48,10 @@ pub(super) fn check(record: &PodRecord) -> Result<(), Error> {
     Err(Error::new(Kind::Invalid, text))
 }
 
-/// Refuses a Linux container that its pod's list would not hold: only WebAssembly is held to names, and whoever may
-/// get past the rules is held to nothing. `bounding` are the capabilities it may ever have.
+/// Refuses a Linux container for which its pod's list could not be enforced: names are enforced only for WebAssembly,
+/// and some capabilities circumvent the rules. `bounding` are the capabilities that it may ever have.
 pub(super) fn check_linux(config: &SandboxConfig, bounding: u64) -> Result<(), Error> {
-    /// They send raw packets, change the rules, enter another network namespace or change the kernel. Source:
+    /// These allow to send raw packets, change the rules, enter another network namespace or change the kernel. Source:
     /// linux/capability.h.
     const UNENFORCED: [(&str, u32); 6] = [
         ("NET_ADMIN", 12),
@@ -86,8 +86,8 @@ pub(super) fn check_linux(config: &SandboxConfig, bounding: u64) -> Result<(), E
     }
 }
 
-/// By what a guest looks names up in a pod that lists some: the pod's own settings. Its containers may be able to write
-/// the files that say so in their roots.
+/// The resolver of a Wasm instance in a pod whose list has names: the pod's own settings. Its containers may be able to
+/// write the files in their roots.
 pub(super) fn resolver(config: &SandboxConfig) -> Result<Option<String>, Error> {
     match config.reach() {
         Egress::Open => Ok(None),
@@ -96,7 +96,7 @@ pub(super) fn resolver(config: &SandboxConfig) -> Result<Option<String>, Error> 
 }
 
 impl Host {
-    /// What a guest may do with its network: as the pod may, and no socket at all in a pod that is offline.
+    /// How a Wasm instance may use the network: as its pod may, and not at all in a pod that is offline.
     pub(super) fn wasm_network(&self, pod: &SandboxConfig) -> Result<WasmNetwork, Error> {
         Ok(match pod.is_offline() {
             true => WasmNetwork::Off,
@@ -116,7 +116,7 @@ impl Host {
         }
         let servers = &record.config.dns.servers;
         let resolvers: Vec<IpAddr> = match servers.is_empty() {
-            // It gets a copy of the node's settings.
+            // The caller gets a copy of the node's settings.
             true => linux::files::node_resolvers()?,
             false => servers
                 .iter()

@@ -1,8 +1,8 @@
-//! Engines and the code that is compiled for them: this daemon's own, and those of keepers of another build.
+//! Engines and the code compiled for them: this daemon's own engine, and those of keepers of another build.
 //!
 //! Called by: PullImage (compile ahead), CreateContainer, recovery. Calls: the compile cache.
 //! Invariant: code for another build's engine is compiled by that build's own executable.
-//! Not here: what a module may import, what a container asks for.
+//! Must not know: what a module may import, what a container requests.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use coracle_wasm::{Compiled, EngineRef};
 use super::{Host, runtime_error};
 
 impl Host {
-    /// Compiles an image's module into the cache for the engine that new keepers have. A Linux image needs nothing.
+    /// Compiles an image's module into the cache for the engine of new keepers. No effect for a Linux image.
     pub async fn prepare_image(&self, image: &Image) -> Result<(), Error> {
         let ImageKind::Wasm(wasm) = &image.kind else {
             return Ok(());
@@ -24,7 +24,7 @@ impl Host {
             .compiled(&engine, &wasm.module_path, wasm.module.hex())
             .await;
         if !self.parts.images.has_module(wasm.module.hex()) {
-            // It was removed meanwhile: nobody else would collect what was just made.
+            // The image was removed meanwhile: nothing else would collect the new code.
             self.parts.images.wake_collector();
         }
         compiled.map(|_| ())
@@ -38,7 +38,7 @@ impl Host {
         }
     }
 
-    /// The engine of a keeper; one of another build compiles with the keeper's own executable.
+    /// The engine of a keeper; the keeper's own executable compiles for an engine of another build.
     pub fn engine_of(&self, engine: &KeeperEngine) -> EngineRef {
         let own = self.own_engine();
         if own.hash == engine.hash {

@@ -1,9 +1,9 @@
-//! Runs a program inside a running container: what ExecSync and streamed execs share.
+//! Runs a program inside a running container: the common part of ExecSync and streamed execs.
 //!
 //! Called by: `Pods`. Calls: cgroups (a leaf for each exec), the compile cache, the pod's keeper.
-//! Invariants: the program is confined by the container's own plan; when an exec is given up, whether by its deadline or
-//! because nobody waits any more, everything it started dies, and nothing else.
-//! Not here: whether the container runs (its driver), what becomes of the output ([`sync`], [`stream`]).
+//! Invariants: the container's own plan confines the program; when an exec reaches its deadline or is cancelled,
+//! everything that it started is killed, and nothing else.
+//! Must not know: whether the container runs (its driver knows), what happens to the output ([`sync`], [`stream`]).
 
 mod budget;
 mod leaf;
@@ -12,7 +12,7 @@ mod stream;
 mod sync;
 
 pub(super) use budget::Budget;
-pub(super) use leaf::Leftovers;
+pub(super) use leaf::OrphanedLeaves;
 
 use std::os::fd::OwnedFd;
 
@@ -24,7 +24,7 @@ use coracle_spec::{ContainerSpec, Tool, Toolbox, Workload};
 
 use super::{Host, blocking, io_error, runtime_error};
 
-/// Which standard streams an exec has beside its output.
+/// The standard streams of an exec other than output.
 #[derive(Clone, Copy, Default)]
 struct Stdio {
     stdin: bool,
@@ -32,20 +32,20 @@ struct Stdio {
 }
 
 impl Host {
-    /// What the keeper is told of an exec.
+    /// The keeper's request for an exec.
     async fn exec_options(
         &self,
-        launch: &StartRequest,
+        request: &StartRequest,
         argv: Vec<String>,
         leaf: &ExecLeaf,
         (stdio, streams): (Stdio, ExecStreams),
     ) -> Result<ExecOptions, Error> {
-        let (spec, payload) = self.exec_payload(launch, argv, leaf, stdio).await?;
+        let (spec, payload) = self.exec_payload(request, argv, leaf, stdio).await?;
         let entrance = leaf.clone_into_fd().map_err(|error| {
             Error::because(Kind::Io, format!("open cgroup {}", leaf.path()), error)
         })?;
         Ok(ExecOptions {
-            container: launch.id.clone(),
+            container: request.id.clone(),
             spec,
             payload,
             cgroup: entrance,
@@ -55,19 +55,19 @@ impl Host {
         })
     }
 
-    /// The container's own spec with other words; for Wasm with the code that they name.
+    /// The container's own spec with other arguments; for Wasm with the code of the program.
     async fn exec_payload(
         &self,
-        launch: &StartRequest,
+        request: &StartRequest,
         argv: Vec<String>,
         leaf: &ExecLeaf,
         stdio: Stdio,
     ) -> Result<(ContainerSpec, StartPayload), Error> {
-        let mut spec = self.spec(launch)?;
+        let mut spec = self.spec(request)?;
         spec.cgroup_procs = leaf.task_files();
-        let payload = match &launch.plan.payload {
-            Payload::Linux(_) => self.payload(launch, &mut spec).await?,
-            Payload::Wasm(own) => self.exec_code(launch, own, &argv[0], &mut spec).await?,
+        let payload = match &request.plan.payload {
+            Payload::Linux(_) => self.payload(request, &mut spec).await?,
+            Payload::Wasm(own) => self.exec_code(request, own, &argv[0], &mut spec).await?,
         };
         match &mut spec.workload {
             Workload::Wasm(wasm) => {
@@ -81,21 +81,21 @@ impl Host {
     }
 
     /// Compiled code of the module that `program` names in the container's image, else of the container's own module,
-    /// unless the toolbox has a program of that name: then `spec` says so.
+    /// unless the toolbox has a program of that name: then `spec` names it.
     async fn exec_code(
         &self,
-        launch: &StartRequest,
+        request: &StartRequest,
         own: &WasmPlan,
         program: &str,
         spec: &mut ContainerSpec,
     ) -> Result<StartPayload, Error> {
-        let image = self.image_of(&launch.plan);
+        let image = self.image_of(&request.plan);
         let named = match image.as_ref().map(|image| (image, &image.kind)) {
             Some((image, ImageKind::Wasm(wasm))) => self.named_module(image, wasm, program).await?,
             _ => None,
         };
         let toolbox = match named {
-            None if own.toolbox => self.toolbox(launch, program).await?,
+            None if own.toolbox => self.toolbox(request, program).await?,
             _ => None,
         };
         let (path, digest) = match &named {
@@ -105,7 +105,7 @@ impl Host {
         if let (Some(image), Some(module)) = (&image, &named) {
             self.modules.add(&module.digest, &image.id);
         }
-        let engine = self.engine_of(&launch.engine);
+        let engine = self.engine_of(&request.engine);
         let compiled = self.compiled(&engine, path, digest).await?;
         if let Workload::Wasm(wasm) = &mut spec.workload {
             (wasm.kind, wasm.toolbox) = (compiled.info.kind, toolbox);
@@ -115,22 +115,22 @@ impl Host {
             .map_err(|error| runtime_error("open compiled code", error))
     }
 
-    /// The tool that `program` names, with what it cannot find out inside the jail.
+    /// The tool that `program` names, with the facts that it cannot find out inside the jail.
     async fn toolbox(
         &self,
-        launch: &StartRequest,
+        request: &StartRequest,
         program: &str,
     ) -> Result<Option<Toolbox>, Error> {
         let Some(mut toolbox) = Toolbox::named(program) else {
             return Ok(None);
         };
         if toolbox.tool == Tool::Ps {
-            let path = &launch.plan.cgroup;
+            let path = &request.plan.cgroup;
             let cgroup =
                 self.parts.cgroups.open(path).map_err(|error| {
                     Error::because(Kind::Io, format!("open cgroup {path}"), error)
                 })?;
-            let own = launch.plan.args.join(" ");
+            let own = request.plan.args.join(" ");
             let rows = blocking("listing processes", move || {
                 Ok(processes::rows(&cgroup, &own))
             });

@@ -1,7 +1,7 @@
 //! Port-forward: a connection to a pod's loopback, from inside its network namespace.
 //!
-//! Called by: `Pods`. Invariant: this daemon stays in its own namespace; a socket belongs to the one it was made in.
-//! Not here: streams, whether the pod is ready.
+//! Called by: `Pods`. Invariant: this daemon stays in its own namespace; a socket belongs to the one it was created in.
+//! Must not know: streams, whether the pod is ready.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -19,9 +19,10 @@ use super::{Host, blocking, io_error};
 const PATIENCE: Duration = Duration::from_secs(10);
 
 impl Host {
-    /// Connects to `port` of 127.0.0.1, else of ::1, in the pod's network namespace or, `on_node`, in the node's.
+    /// Connects to `port` of 127.0.0.1, else of ::1, in the network namespace of the pod or, with `on_node`, of the
+    /// node.
     ///
-    /// Errors: Io when neither takes the connection; it names both refusals.
+    /// Errors: Io when both refuse the connection; it names both reasons.
     pub async fn dial(
         self: &Arc<Self>,
         pod: &PodId,

@@ -1,8 +1,8 @@
-//! Blocks of host ids: one a living pod, least recently used first.
+//! Blocks of host ids: one for each live pod, the least recently used first.
 //!
-//! Called by: RunPodSandbox (lease), the end of a pod (release), recovery (claim what records hold).
-//! Invariants: no two pods hold the same block; a block is given again only after all others that are free.
-//! Not here: how ids get into a container.
+//! Called by: RunPodSandbox (lease), the end of a pod (release), recovery (reserve those of records).
+//! Invariants: no two pods have the same block; a block is leased again only after all other free ones.
+//! Must not know: how ids get into a container.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -24,7 +24,7 @@ pub struct Ids {
 struct State {
     /// Blocks from here on were never leased by this daemon or a pod that it found.
     fresh: u32,
-    /// Free again, the longest ago first.
+    /// Released blocks, the oldest first.
     freed: VecDeque<u32>,
     taken: HashSet<u32>,
 }
@@ -41,7 +41,7 @@ impl Ids {
         }
     }
 
-    /// Leases a block. Errors: all are taken.
+    /// Leases a block. Errors: all are leased.
     pub fn lease(&self) -> Result<IdRange, Error> {
         let mut state = self.lock();
         while state.fresh < self.blocks {
@@ -61,14 +61,14 @@ impl Ids {
         Ok(self.range(block))
     }
 
-    /// Takes the block that a record holds, so that nobody else gets it.
+    /// Reserves the block of a record.
     pub fn claim(&self, range: IdRange) {
         if let Some(block) = self.block(range) {
             self.lock().taken.insert(block);
         }
     }
 
-    /// Takes the block that a host id lies in.
+    /// Reserves the block that contains a host id.
     pub fn claim_holding(&self, id: u32) {
         let Some(block) = id.checked_sub(self.base).map(|offset| offset / self.size) else {
             return;
@@ -78,10 +78,10 @@ impl Ids {
         }
     }
 
-    /// Gives a block back. One that is not leased stays as it is.
+    /// Releases a block. One that is not leased is fine.
     pub fn release(&self, range: IdRange) {
         let mut state = self.lock();
-        // A block at or above `fresh` was only claimed; it will come up as fresh.
+        // A block at or above `fresh` was only reserved; it will be leased as a fresh one.
         if let Some(block) = self.block(range)
             && state.taken.remove(&block)
             && block < state.fresh
@@ -97,7 +97,7 @@ impl Ids {
         }
     }
 
-    /// The block that `range` is; none when the configuration has changed meanwhile.
+    /// The number of the block `range`; `None` when the configuration has changed meanwhile.
     fn block(&self, range: IdRange) -> Option<u32> {
         let offset = range.base.checked_sub(self.base)?;
         let fits =

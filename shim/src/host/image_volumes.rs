@@ -1,9 +1,9 @@
-//! Image volumes: whether the part of an image that is to be mounted is there.
+//! Image volumes: checks that the requested part of an image exists.
 //!
-//! Called by: [`super::plan`], before the container is made, so that kubelet learns the reason by its word.
-//! Invariant: an image that certainly lacks the path is refused; where a symlink is on the way the guest decides,
-//! which sees the layers as one.
-//! Not here: mounting, leases.
+//! Called by: [`super::plan`], before the container is created, so that the kubelet learns the reason.
+//! Invariant: an image that certainly lacks the path is refused; where a symlink is on the way, the container process
+//! decides, which sees the merged layers.
+//! Must not know: mounting, leases.
 
 use std::path::{Path, PathBuf};
 
@@ -13,7 +13,7 @@ use rustix::io::Errno;
 
 use super::io_error;
 
-/// Checks the sub paths of all mounts that have an image; `images` holds their layers in the same order.
+/// Checks the sub paths of all image volumes; `images` are their images in the same order.
 pub fn check(configs: &[MountConfig], images: &[Vec<PathBuf>]) -> Result<(), Error> {
     let volumes = configs
         .iter()
@@ -43,7 +43,7 @@ pub fn check(configs: &[MountConfig], images: &[Vec<PathBuf>]) -> Result<(), Err
     Ok(())
 }
 
-/// Whether a layer holds the path, or a symlink that may lead to it.
+/// Whether a layer contains the path, or a symlink that may lead to it.
 fn may_hold(layer: &Path, path: &str) -> Result<bool, Error> {
     let failed =
         |errno: Errno| io_error(format!("look into layer {}", layer.display()), errno.into());
@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_that_no_layer_holds_is_refused_by_kubelets_word() {
+    fn a_path_that_no_layer_holds_is_refused_as_the_kubelet_expects() {
         let root = std::env::temp_dir().join(format!("coracle-volumes-{}", std::process::id()));
         let _ = std::fs::remove_dir_all(&root);
         let layers = vec![root.join("low"), root.join("high")];

@@ -1,9 +1,9 @@
 //! The part of a plan that only a Linux container has: its jail, its filter, its limits, its pod's files.
 //!
-//! Called by: [`super::plan`], on the blocking pool. Calls: the parts below, each with one rule of CRI's.
-//! Invariants: what a container asks for beyond its pod is refused; what the node has not got is refused; a jail that
-//! leaves here can be built without asking anybody again.
-//! Not here: building it, names of users, mounts that the kubelet asks for.
+//! Called by: [`super::plan`], on the blocking pool. Calls: the submodules, each with one rule of CRI.
+//! Invariants: a container's request beyond its pod's is refused; a request that the node cannot meet is refused; the
+//! jail of a plan can be built without asking anybody again.
+//! Must not know: building the jail, names of users, mounts of the kubelet.
 
 mod capabilities;
 mod cdi;
@@ -28,40 +28,40 @@ use self::cdi::Additions;
 use self::devices::Grant;
 pub use self::profiles::{DefaultProfile, default_profile};
 use self::profiles::{LabelRequest, SecurityFiles};
+use super::errors::invalid;
 use super::mounts;
-use super::paths::Visit;
-use super::plan::invalid;
+use super::paths::Lookup;
 
 /// The search path of a container whose image has none. Source: containerd, `WithDefaultPathEnv`.
 const USUAL_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Limit of a pod's `/dev/shm`: what every runtime gives. Bytes.
+/// Size of a pod's `/dev/shm`: that of other runtimes. Bytes.
 const SHM_BYTES: u64 = 64 << 20;
 
-/// Open files: systemd's default for a service, instead of whatever the daemon itself was given.
+/// Open files: systemd's default for a service, independent of the daemon's own limit.
 const OPEN_FILES: ResourceLimit = ResourceLimit {
     resource: libc::RLIMIT_NOFILE,
     soft: 1024,
     hard: 524_288,
 };
 
-/// Whose plan is made, and where its pod keeps things.
+/// The container that is planned, and the directories of its pod.
 pub(super) struct Subject<'a> {
-    /// The pod, as it is now.
+    /// The pod's current record.
     pub pod: &'a PodRecord,
     /// The container.
     pub id: &'a ContainerId,
-    /// What was asked for.
+    /// Its config.
     pub config: &'a ContainerConfig,
     /// Its image.
     pub image: &'a Image,
-    /// Where the pod's containers have their directories.
+    /// The directories of the pod's containers.
     pub containers: &'a Path,
-    /// Where the pod's files of this container are made.
+    /// The directory for the pod's files of this container.
     pub files: &'a Path,
 }
 
-/// Loads the AppArmor profile of containers that ask for no other, where that is not done. Blocks.
+/// Loads the AppArmor profile for containers that request no other, if it is not loaded. Blocks.
 ///
 /// Errors: AppArmor's parser refuses it; containers that need it will be refused, too.
 pub fn load_default_profile() -> Result<DefaultProfile, Error> {
@@ -81,45 +81,45 @@ pub(super) fn usual_environment(subject: &Subject<'_>, home: &str) -> Vec<(&'sta
     usual
 }
 
-/// What the node's devices bring into a container.
+/// The node's devices for a container.
 #[derive(Default)]
 pub(super) struct Hardware {
-    /// Nodes, each once: the host's if the container is privileged, those asked for, those of CDI.
+    /// Nodes, each once: the host's if the container is privileged, the requested ones, those of CDI.
     grants: Vec<Grant>,
-    /// What else CDI adds.
+    /// What CDI adds in addition.
     pub additions: Additions,
 }
 
 impl Hardware {
-    /// Whether a container asks for any of it.
-    pub(super) fn is_asked_by(config: &ContainerConfig) -> bool {
+    /// Whether a container requests any of it.
+    pub(super) fn is_requested_by(config: &ContainerConfig) -> bool {
         config.security.privileged || !config.devices.is_empty() || !config.cdi_devices.is_empty()
     }
 
-    /// Looks at the node's devices and specifications. Errors: Invalid, naming the device and what is wrong with it;
-    /// Exhausted when too many calls wait for its filesystem.
-    pub(super) fn find(config: &ContainerConfig, visit: &Visit<'_>) -> Result<Self, Error> {
-        Self::look(config, visit).map_err(|refusal| match visit.was_turned_away() {
+    /// Looks up the node's devices and specifications. Errors: Invalid, with the device and what is wrong with it;
+    /// Exhausted when too many calls wait for its file system.
+    pub(super) fn find(config: &ContainerConfig, lookup: &Lookup<'_>) -> Result<Self, Error> {
+        Self::look(config, lookup).map_err(|refusal| match lookup.was_refused() {
             true => Error::new(Kind::Exhausted, refusal.to_string()),
             false => refusal,
         })
     }
 
-    fn look(config: &ContainerConfig, visit: &Visit<'_>) -> Result<Self, Error> {
-        let additions = cdi::additions(&config.cdi_devices, visit)?;
+    fn look(config: &ContainerConfig, lookup: &Lookup<'_>) -> Result<Self, Error> {
+        let additions = cdi::additions(&config.cdi_devices, lookup)?;
         let mut grants = match config.security.privileged {
-            true => devices::of_host(Path::new("/dev"), visit)?,
+            true => devices::of_host(Path::new("/dev"), lookup)?,
             false => Vec::new(),
         };
-        grants.extend(devices::asked(&config.devices, visit)?);
+        grants.extend(devices::requested(&config.devices, lookup)?);
         grants.extend(additions.grants.iter().cloned());
         let grants = devices::merged(grants)?;
         Ok(Self { grants, additions })
     }
 }
 
-/// Decides what confines the container. Adds its pod's files to `mounts`, which hold the kubelet's. Blocks.
-/// Errors: Invalid, naming what was asked for and why it cannot be had.
+/// Decides how the container is confined. Adds its pod's files to `mounts`, which contain the kubelet's. Blocks.
+/// Errors: Invalid, with the request and why it cannot be met.
 pub(super) fn plan(
     subject: &Subject<'_>,
     hardware: &Hardware,
@@ -150,13 +150,13 @@ pub(super) fn plan(
 fn jail(subject: &Subject<'_>, grants: &[Grant], volumes: Vec<String>) -> Result<LinuxJail, Error> {
     let security = &subject.config.security;
     let node = SecurityFiles::of_node();
-    let asked = label_request(subject.pod, subject.config);
-    let labels = profiles::selinux(&asked, &node)?;
-    // It is the pod's, whichever container comes first.
+    let requested = label_request(subject.pod, subject.config);
+    let labels = profiles::selinux(&requested, &node)?;
+    // It belongs to the pod, whichever container comes first.
     let shared = LabelRequest {
         own: None,
         privileged: false,
-        ..asked
+        ..requested
     };
     let shown = |paths: &[String]| match security.privileged {
         true => Vec::new(),
@@ -182,20 +182,20 @@ fn jail(subject: &Subject<'_>, grants: &[Grant], volumes: Vec<String>) -> Result
     })
 }
 
-/// What label a container is to have: its own parts, then its pod's.
+/// The label request of a container: its own parts, then its pod's.
 fn label_request<'a>(pod: &'a PodRecord, config: &'a ContainerConfig) -> LabelRequest<'a> {
     LabelRequest {
         own: config.security.selinux.as_ref(),
         pod: pod.config.selinux.as_ref(),
         level: pod.selinux_level.as_deref(),
         privileged: config.security.privileged,
-        // Such a pod works on what is the node's.
+        // Such a pod works on the node's own files.
         with_node: [pod.config.namespaces.pid, pod.config.namespaces.ipc]
             .contains(&NamespaceMode::Node),
     }
 }
 
-/// The label of the files of a container's volumes, where volumes are to get one.
+/// The label for the files of a container's volumes, where volumes are relabelled.
 ///
 /// Errors: as for a container's own label.
 pub(super) fn volume_label(
@@ -211,16 +211,16 @@ pub(super) fn has_selinux() -> bool {
     profiles::has_selinux(&SecurityFiles::of_node())
 }
 
-/// A container has no more of the node than its pod was made with.
+/// Refuses namespaces of the node that the pod does not have.
 fn fits_its_pod(subject: &Subject<'_>) -> Result<(), Error> {
     let (pod, security) = (&subject.pod.config, &subject.config.security);
     if security.privileged && !pod.privileged {
         return Err(invalid(
-            "a privileged container is asked for in a sandbox that is not privileged".to_owned(),
+            "a privileged container is requested in a sandbox that is not privileged".to_owned(),
         ));
     }
     let node = NamespaceMode::Node;
-    for (name, asked, own) in [
+    for (name, requested, own) in [
         ("network", security.node_network, pod.namespaces.network),
         ("ipc", security.node_ipc, pod.namespaces.ipc),
         (
@@ -229,9 +229,9 @@ fn fits_its_pod(subject: &Subject<'_>) -> Result<(), Error> {
             pod.namespaces.pid,
         ),
     ] {
-        if asked && own != node {
+        if requested && own != node {
             return Err(invalid(format!(
-                "the node's {name} namespace is asked for, and the sandbox has {own:?} as its own"
+                "the node's {name} namespace is requested, but the sandbox has {own:?} as its own"
             )));
         }
     }
@@ -240,16 +240,16 @@ fn fits_its_pod(subject: &Subject<'_>) -> Result<(), Error> {
         Some(own) => format!("{} users from host id {}", own.uid.count, own.uid.outside),
     };
     match security.userns {
-        Some(asked) if asked != pod.userns => Err(invalid(format!(
+        Some(requested) if requested != pod.userns => Err(invalid(format!(
             "the container asks for {}, its sandbox has {}",
-            shown(asked),
+            shown(requested),
             shown(pod.userns)
         ))),
         _ => Ok(()),
     }
 }
 
-/// In a pod with users of its own nobody can be whom the pod's map does not hold.
+/// In a pod with a user namespace, every id must be in the pod's map.
 pub(super) fn has_ids(pod: &PodRecord, who: &Identity) -> Result<(), Error> {
     let Some(userns) = &pod.config.userns else {
         return Ok(());
@@ -259,7 +259,7 @@ pub(super) fn has_ids(pod: &PodRecord, who: &Identity) -> Result<(), Error> {
     let mut ids = users.chain(groups.map(|gid| ("group", gid)));
     match ids.find(|(_, id)| *id >= userns.uid.count) {
         Some((what, id)) => Err(invalid(format!(
-            "{what} id {id} is asked for, and the sandbox's users are 0 to {}",
+            "{what} id {id} is requested, but the sandbox's users are 0 to {}",
             userns.uid.count - 1
         ))),
         None => Ok(()),
@@ -270,7 +270,7 @@ fn pid_space(subject: &Subject<'_>) -> Result<PidNamespaceMode, Error> {
     let in_node = subject.pod.config.namespaces.pid == NamespaceMode::Node;
     match &subject.config.security.pid {
         PidNamespaceConfig::Node => Ok(PidNamespaceMode::Node),
-        // What the sandbox has is the node's.
+        // The sandbox uses the node's.
         PidNamespaceConfig::Unset | PidNamespaceConfig::Pod if in_node => {
             Ok(PidNamespaceMode::Node)
         }
@@ -280,11 +280,11 @@ fn pid_space(subject: &Subject<'_>) -> Result<PidNamespaceMode, Error> {
     }
 }
 
-/// Another container of the same pod, which is known by its directory.
+/// Another container of the same pod; it exists if its directory does.
 fn target(subject: &Subject<'_>, id: &str) -> Result<PidNamespaceMode, Error> {
     let absent = || {
         invalid(format!(
-            "the processes of container {id:?} are asked for, and sandbox {} has no such container",
+            "the processes of container {id:?} are requested, but sandbox {} has no such container",
             subject.pod.id
         ))
     };

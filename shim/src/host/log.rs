@@ -2,13 +2,13 @@
 //!
 //! Called by: StartContainer and ReopenContainerLog. The keeper gets the descriptor and never sees the path.
 //!
-//! A kubelet's log directory may be reached by an operator's link (`/var/log` -> `/data/log`); a pod that has
-//! `/var/log` mounted may plant others. So the links of the configured directory ([`LogRoot`]) are resolved once, when the
-//! daemon starts; after that, and in any other directory that a kubelet names, no component is a link.
-//! Invariants: what is opened is a regular file with one name, found without following a link; nothing else is ever
-//! opened for writing; a file system that does not answer holds up one thread of [`super::paths`] and one
-//! request, nothing else.
-//! Not here: the format of a log.
+//! An operator may have made links on the way to a kubelet's log directory (`/var/log` -> `/data/log`); a pod that has
+//! `/var/log` mounted may plant others. So the links of the configured directory ([`LogRoot`]) are resolved once, when
+//! the daemon starts; after that, and in any other directory that a kubelet names, no component may be a link.
+//! Invariants: the opened file is a regular file with one name, found without following a link; nothing else is ever
+//! opened for writing; a file system that does not answer holds up one thread of [`super::paths`] and one request,
+//! nothing else.
+//! Must not know: the format of a log.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -25,12 +25,12 @@ use rustix::io::Errno;
 use super::io_error;
 use super::paths::{Missing, Paths};
 
-/// How often a file is looked for again that comes and goes while it is opened.
+/// How often to look again for a file that comes and goes while it is opened.
 const TRIES: usize = 8;
-/// Mode of a log file that is made.
+/// Mode of a log file that is created.
 const MODE: Mode = Mode::from_raw_mode(0o640);
 
-/// The directory below which the kubelet keeps pods' logs, as configured and where it really is.
+/// The kubelet's directory of pods' logs, as configured and with its links resolved.
 #[derive(Clone, Debug)]
 pub struct LogRoot {
     named: PathBuf,
@@ -50,7 +50,7 @@ impl LogRoot {
         }
     }
 
-    /// Where `path` is, with no link left that the operator made.
+    /// `path` with the operator's links resolved.
     fn place(&self, path: &Path) -> PathBuf {
         match path.strip_prefix(&self.named) {
             Ok(below) => self.real.join(below),
@@ -59,10 +59,10 @@ impl LogRoot {
     }
 }
 
-/// Opens (and makes) `log`, which lies below `directory`, to append to. An empty path is no log.
+/// Opens (or creates) `log`, which lies below `directory`, for appending. An empty path means no log.
 ///
-/// Errors: Deadline when the file system does not answer; Invalid when a component is a link, or the file is not a regular
-/// one or has a second name.
+/// Errors: Deadline when the file system does not answer; Invalid when a component is a link, or the file is not a
+/// regular one or has a second name.
 pub async fn open(
     paths: &Paths,
     root: &LogRoot,
@@ -77,9 +77,9 @@ pub async fn open(
     let root = root.clone();
     let opened = paths.run(
         || format!("open log {text}"),
-        move |visit| {
-            // Only to be in the directory's filesystem from here on; what is wrong with it is found out below.
-            match visit.open(&root.place(&directory), Missing::Refuse) {
+        move |lookup| {
+            // Only enters the directory's file system; what is wrong with the path is found out below.
+            match lookup.open(&root.place(&directory), Missing::Refuse) {
                 Err(error) if error.kind() == io::ErrorKind::TimedOut => {
                     Err(io_error(format!("open log {}", log.display()), error))
                 }
@@ -104,7 +104,7 @@ fn open_below(root: &LogRoot, directory: &Path, log: &Path) -> Result<OwnedFd, E
         ),
         Some(libc::EINVAL) => Error::because(
             Kind::Invalid,
-            format!("log {} is no regular file", log.display()),
+            format!("log {} is not a regular file", log.display()),
             error,
         ),
         Some(libc::EMLINK) => Error::new(
@@ -134,7 +134,7 @@ fn plain(path: &Path) -> Option<Vec<&OsStr>> {
     parts.filter(|parts| !parts.is_empty())
 }
 
-/// Opens the absolute `path` without following a link, making what is missing.
+/// Opens the absolute `path` without following a link; creates missing directories.
 fn make_directories(path: &Path) -> io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let whole = openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS);
@@ -159,7 +159,7 @@ fn make_directory(parent: BorrowedFd<'_>, name: &OsStr) -> io::Result<OwnedFd> {
     Ok(openat2(parent, name, flags, Mode::empty(), BELOW)?)
 }
 
-/// Never through a link, never out of the directory.
+/// Opens without following a link and without leaving the directory.
 const BELOW: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS);
 
 fn open_file(mut at: OwnedFd, name: &[&OsStr]) -> io::Result<File> {
@@ -184,7 +184,7 @@ fn open_file(mut at: OwnedFd, name: &[&OsStr]) -> io::Result<File> {
     Err(Errno::AGAIN.into())
 }
 
-/// Looks at the file before it is opened: a device or FIFO must not even see that.
+/// Checks the file before it is opened: a device or FIFO must not notice.
 fn open_existing(at: BorrowedFd<'_>, name: &OsStr) -> io::Result<File> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let place = openat2(at, name, flags, Mode::empty(), BELOW)?;
@@ -270,7 +270,7 @@ mod tests {
         let operator = LogRoot::resolve(&named);
         open(&operator).unwrap();
         assert!(dir.join("disk/pods/uid/web/0.log").is_file());
-        // What is planted once the daemon runs is not followed, whoever made it.
+        // A link made while the daemon runs is not followed, whoever made it.
         std::fs::rename(dir.join("disk/pods"), dir.join("elsewhere")).unwrap();
         std::os::unix::fs::symlink("../elsewhere", dir.join("disk/pods")).unwrap();
         assert_eq!(open(&operator).unwrap_err().kind(), Kind::Invalid);
@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_with_a_second_name_is_no_log() {
+    fn a_file_with_a_second_name_is_refused() {
         let dir = scratch("linked");
         std::fs::write(dir.join("canary"), "safe").unwrap();
         std::fs::create_dir(dir.join("logs")).unwrap();

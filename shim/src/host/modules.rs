@@ -1,9 +1,9 @@
-//! Digests of modules that a container names beside its image's own: each file is read once.
+//! Digests of modules in an image other than its main one: each file is read once.
 //!
 //! Called by: [`super::plan`] at create, exec and probe. Calls: the file system.
-//! Invariants: a file is hashed as a stream and only up to the largest module there may be; one at a time, in the order
-//! of asking; callers that ask for the same file meanwhile share the answer, and one that leaves harms nobody.
-//! Not here: finding the file, compiling it.
+//! Invariants: a file is hashed as a stream and only up to the largest allowed module; one at a time, in the order of
+//! requests; callers with the same file share the result, and one that leaves does not affect the others.
+//! Must not know: finding the file, compiling it.
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
@@ -18,13 +18,13 @@ use sha2::{Digest as _, Sha256};
 
 use super::{blocking, io_error};
 
-/// Files remembered at most; all are forgotten when there are more.
+/// Most cached files; all are dropped when there are more.
 const MAX_KNOWN: usize = 4_096;
 
-/// What tells a file from any other and from itself after a change: device, inode, change time, size.
+/// The identity of a file's contents: device, inode, change time, size.
 type Stamp = (u64, u64, i64, i64, u64);
 
-/// The digests that are known. Cheap to clone.
+/// The known digests. Cheap to clone.
 #[derive(Clone, Default)]
 pub(super) struct Modules {
     known: Arc<Mutex<HashMap<Stamp, String>>>,
@@ -32,7 +32,8 @@ pub(super) struct Modules {
 }
 
 impl Modules {
-    /// SHA-256 of the file at `path`, 64 digits. Errors: Invalid when it is no regular file or larger than `limit` bytes.
+    /// SHA-256 of the file at `path`, 64 digits. Errors: Invalid when it is not a regular file or larger than `limit`
+    /// bytes.
     pub(super) async fn digest(&self, path: &Path, limit: u64) -> Result<String, Error> {
         let own = path.to_owned();
         let opened = blocking("opening a module", move || open(&own, limit));
@@ -117,7 +118,7 @@ mod tests {
         let modules = Modules::default();
         let of = |bytes: &[u8]| hex(&Sha256::digest(bytes));
         assert_eq!(modules.digest(&path, 100).await.unwrap(), of(b"\0asm"));
-        // Whoever asks again gets what is remembered.
+        // The next caller gets the cached digest.
         for known in lock(&modules.known).values_mut() {
             *known = "remembered".to_owned();
         }

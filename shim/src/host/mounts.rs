@@ -1,9 +1,10 @@
 //! CRI mounts, checked when the container is created.
 //!
-//! Called by: CreateContainer, on a thread of [`super::paths`]. The guest resolves sources again at start, each only once.
-//! Invariants: a mount that passes has an absolute source that exists, made if need be, or an image that is leased, and a
-//! clean absolute target that no other mount has; parents come before what lies in them.
-//! Not here: mounting, looking for images.
+//! Called by: CreateContainer, on a thread of [`super::paths`]. The container process resolves sources again at start,
+//! each only once.
+//! Invariants: a mount that passes has an absolute source that exists (created if need be) or a leased image, and a
+//! clean absolute target that no other mount has; parents come before the targets below them.
+//! Must not know: mounting, looking up images.
 
 use std::collections::BTreeSet;
 use std::path::{Component, Path, PathBuf};
@@ -11,13 +12,13 @@ use std::path::{Component, Path, PathBuf};
 use coracle_lifecycle::{Error, IdMapping, Kind, MountConfig, Propagation, UserNamespaceConfig};
 use coracle_spec::{Mount, MountKind, MountPropagation};
 
-use super::paths::{Missing, Visit};
+use super::paths::{Lookup, Missing};
 use super::propagation;
 
 /// Most mounts of a container.
 const MOST: usize = 512;
 
-/// Files of `/proc` that a container may have replaced: what lxcfs offers. Source: runc, `checkProcMount`.
+/// Files of `/proc` that a container may replace: those of lxcfs. Source: runc, `checkProcMount`.
 const LXCFS: [&str; 8] = [
     "/proc/cpuinfo",
     "/proc/diskstats",
@@ -29,30 +30,30 @@ const LXCFS: [&str; 8] = [
     "/proc/slabinfo",
 ];
 
-/// For what kind of container, in what pod, mounts are checked.
+/// The kind of container, and the pod, for which mounts are checked.
 #[derive(Clone, Copy, Debug)]
 pub struct Setting<'a> {
     /// It runs a program of a Linux image.
     pub is_linux: bool,
-    /// The pod's own users.
+    /// The pod's user namespace.
     pub userns: Option<&'a UserNamespaceConfig>,
-    /// The layers of the images that are mounted, in the order of the mounts that have one.
+    /// The layers of the mounted images, in the order of the mounts with images.
     pub images: &'a [Vec<PathBuf>],
-    /// What is done about a host path that is not there.
+    /// What to do about a missing host path.
     pub missing: Missing,
 }
 
-/// The mounts to make, parents first. Blocks on the sources' filesystems, through `visit`.
-/// Errors: Invalid, naming the mount and what is wrong with it; ImageVolume for one of an image.
+/// The mounts to make, parents first. Blocks on the sources' file systems, through `lookup`.
+/// Errors: Invalid, with the mount and what is wrong with it; ImageVolume for a mount of an image.
 pub fn check(
     configs: &[MountConfig],
     setting: Setting<'_>,
-    visit: &Visit<'_>,
+    lookup: &Lookup<'_>,
 ) -> Result<Vec<Mount>, Error> {
     if configs.len() > MOST {
         return Err(Error::new(
             Kind::Invalid,
-            format!("{} mounts are asked for, {MOST} are allowed", configs.len()),
+            format!("{} mounts are requested, {MOST} are allowed", configs.len()),
         ));
     }
     let mut images = setting.images.iter();
@@ -62,7 +63,7 @@ pub fn check(
         let layers = config.image.as_ref().and_then(|_| images.next());
         let mount = check_one(config, setting, layers).map_err(|why| refused(config, &why))?;
         if mount.kind == MountKind::Bind {
-            check_source(config, setting, visit)?;
+            check_source(config, setting, lookup)?;
         }
         if !seen.insert(mount.target.clone()) {
             return Err(refused(config, "another mount has the same container path"));
@@ -73,7 +74,7 @@ pub fn check(
     Ok(mounts)
 }
 
-/// Adds mounts that devices bring. Errors: Invalid for one where another mount is already.
+/// Adds the mounts of devices. Errors: Invalid for one whose target has a mount.
 pub fn add(mounts: &mut Vec<Mount>, more: &[Mount]) -> Result<(), Error> {
     for mount in more {
         if mounts.iter().any(|known| known.target == mount.target) {
@@ -89,7 +90,7 @@ pub fn add(mounts: &mut Vec<Mount>, more: &[Mount]) -> Result<(), Error> {
     Ok(())
 }
 
-/// Puts parents first. Stable, so that mounts of the same depth keep their order.
+/// Sorts parents first. Stable, so that mounts of the same depth keep their order.
 pub fn sort(mounts: &mut [Mount]) {
     mounts.sort_by_key(|mount| mount.target.matches('/').count());
 }
@@ -151,16 +152,16 @@ fn propagation(config: &MountConfig, is_linux: bool) -> MountPropagation {
     }
 }
 
-/// Errors: Invalid; Exhausted when too many calls wait for its filesystem.
+/// Looks up the source of a mount. Errors: Invalid; Exhausted when too many calls wait for its file system.
 fn check_source(
     config: &MountConfig,
     setting: Setting<'_>,
-    visit: &Visit<'_>,
+    lookup: &Lookup<'_>,
 ) -> Result<(), Error> {
     if !config.host_path.is_absolute() {
         return Err(refused(config, "the host path is not absolute"));
     }
-    if let Err(error) = visit.open(&config.host_path, setting.missing) {
+    if let Err(error) = lookup.open(&config.host_path, setting.missing) {
         let refusal = refused(config, &format!("the host path cannot be used: {error}"));
         return Err(match error.kind() {
             std::io::ErrorKind::TimedOut => Error::new(Kind::Exhausted, refusal.to_string()),
@@ -187,10 +188,10 @@ fn check_options(config: &MountConfig, is_linux: bool) -> Result<(), String> {
     Ok(())
 }
 
-/// Maps on a mount say again what the pod's users are; other ones cannot be told apart from a mistake.
+/// Id maps of a mount must repeat the pod's; other maps are most likely a mistake.
 fn check_maps(config: &MountConfig, userns: Option<&UserNamespaceConfig>) -> Result<(), String> {
-    let same = |asked: &[IdMapping], own: Option<IdMapping>| {
-        asked.is_empty() || own.is_some_and(|own| asked == [own])
+    let same = |requested: &[IdMapping], own: Option<IdMapping>| {
+        requested.is_empty() || own.is_some_and(|own| requested == [own])
     };
     let uids = same(&config.uid_mappings, userns.map(|own| own.uid));
     let gids = same(&config.gid_mappings, userns.map(|own| own.gid));
@@ -200,7 +201,7 @@ fn check_maps(config: &MountConfig, userns: Option<&UserNamespaceConfig>) -> Res
     Ok(())
 }
 
-/// A kernel's own files in `/proc` are what its security rests on.
+/// Refuses targets in `/proc`, on whose files the kernel's security depends.
 fn outside_proc(target: &str) -> Result<(), String> {
     let inside = target == "/proc" || target.starts_with("/proc/");
     if inside && !LXCFS.contains(&target) {
@@ -209,7 +210,7 @@ fn outside_proc(target: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// An absolute path without `.`, `..` and doubled slashes. Errors: what is wrong with it, as the rest of a sentence.
+/// Cleans an absolute path: no `.`, `..` and doubled slashes. Errors: what is wrong, as the rest of a sentence.
 pub fn clean_target(path: &str) -> Result<String, String> {
     if !path.starts_with('/') {
         return Err("the container path is not absolute".to_owned());
@@ -269,7 +270,7 @@ mod tests {
     }
 
     fn check(configs: &[MountConfig], setting: Setting<'_>) -> Result<Vec<Mount>, Error> {
-        super::super::paths::visited(|visit| super::check(configs, setting, visit))
+        super::super::paths::with_lookup(|lookup| super::check(configs, setting, lookup))
     }
 
     fn why(config: &MountConfig, setting: Setting<'_>) -> String {
@@ -334,18 +335,18 @@ mod tests {
 
     #[test]
     fn options_become_flags() {
-        let asked = MountConfig {
+        let requested = MountConfig {
             options: vec!["ro".to_owned(), "noexec".to_owned()],
             recursive_read_only: true,
             ..config("/etc", "/a")
         };
-        let mount = check(&[asked], LINUX).unwrap().remove(0);
+        let mount = check(&[requested], LINUX).unwrap().remove(0);
         assert!(mount.readonly && mount.noexec && mount.recursive_readonly);
         assert!(!mount.nosuid && !mount.nodev);
     }
 
     #[test]
-    fn maps_on_a_mount_are_the_pods() {
+    fn id_maps_of_a_mount_must_be_the_pods() {
         let map = |outside| IdMapping {
             inside: 0,
             outside,
@@ -359,18 +360,18 @@ mod tests {
             userns: Some(&userns),
             ..LINUX
         };
-        let asked = |outside| MountConfig {
+        let requested = |outside| MountConfig {
             uid_mappings: vec![map(outside)],
             gid_mappings: vec![map(outside)],
             ..config("/etc", "/a")
         };
-        assert!(check(&[asked(70_000)], own).is_ok());
+        assert!(check(&[requested(70_000)], own).is_ok());
         assert!(check(&[config("/etc", "/a")], own).is_ok());
-        assert!(why(&asked(70_001), own).contains("differ from its pod's"));
-        assert!(why(&asked(70_000), LINUX).contains("differ from its pod's"));
+        assert!(why(&requested(70_001), own).contains("differ from its pod's"));
+        assert!(why(&requested(70_000), LINUX).contains("differ from its pod's"));
         let half = MountConfig {
             gid_mappings: Vec::new(),
-            ..asked(70_000)
+            ..requested(70_000)
         };
         assert!(why(&half, own).contains("differ from its pod's"));
     }
@@ -382,7 +383,7 @@ mod tests {
             user_specified_image: String::new(),
             sub_path: "s".to_owned(),
         };
-        let asked = |target: &str, image: &str| MountConfig {
+        let requested = |target: &str, image: &str| MountConfig {
             image: Some(volume(image)),
             readonly: true,
             propagation: Propagation::HostToContainer,
@@ -393,7 +394,11 @@ mod tests {
             images: &images,
             ..LINUX
         };
-        let configs = [asked("/a", "one"), config("/etc", "/b"), asked("/c", "two")];
+        let configs = [
+            requested("/a", "one"),
+            config("/etc", "/b"),
+            requested("/c", "two"),
+        ];
         let mounts = check(&configs, setting).unwrap();
         let kind = MountKind::Image {
             layers: images[1].clone(),
@@ -402,7 +407,7 @@ mod tests {
         assert_eq!(mounts[2].kind, kind);
         assert_eq!(mounts[2].propagation, MountPropagation::Private);
         assert_eq!(mounts[1].kind, MountKind::Bind);
-        let error = check(&[asked("/proc/x", "one")], setting).unwrap_err();
+        let error = check(&[requested("/proc/x", "one")], setting).unwrap_err();
         assert_eq!(error.kind(), Kind::ImageVolume);
         assert!(error.to_string().contains("\"one\""), "{error}");
     }

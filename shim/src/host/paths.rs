@@ -1,11 +1,10 @@
-//! Threads of their own for paths that may hang: host paths of mounts and devices, CDI specifications, log
-//! directories.
+//! Threads for paths that may hang: host paths of mounts and devices, CDI specifications, log directories.
 //!
-//! Called by: CreateContainer (mount sources, devices), StartContainer and ReopenContainerLog (log files). A path on a dead network
-//! disk blocks whoever resolves it, for ever and deaf to signals; here that costs one of [`THREADS`] threads, never one
-//! of the runtime's.
-//! Invariants: a caller waits at most [`PATIENCE`]; at most [`INSIDE`] threads are in one filesystem while it does not
-//! answer, so that a dead one leaves the others their threads; idle threads end.
+//! Called by: CreateContainer (mount sources, devices), StartContainer and ReopenContainerLog (log files). A path on a
+//! dead network disk blocks its thread for ever, and no signal helps; here that costs one of [`THREADS`] threads, never
+//! one of the runtime's.
+//! Invariants: a caller waits at most [`PATIENCE`]; at most [`INSIDE`] threads are in one file system while it does not
+//! answer, so that a dead one leaves threads for the others; idle threads end.
 //! Must not know: what a path is for.
 
 mod walk;
@@ -24,9 +23,9 @@ use coracle_lifecycle::{Error, Kind};
 
 /// Most threads that resolve paths.
 const THREADS: usize = 128;
-/// Most threads in one filesystem at a time.
+/// Most threads in one file system at a time.
 const INSIDE: usize = 8;
-/// A filesystem that holds [`INSIDE`] threads, one of them for so long, gets no more.
+/// A file system with [`INSIDE`] threads, one of them for this long, gets no more.
 const SILENCE: Duration = Duration::from_secs(3);
 /// How long a caller waits.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -35,7 +34,7 @@ const IDLE: Duration = Duration::from_secs(10);
 /// Stack of a thread. Bytes; only touched pages count.
 const STACK: usize = 256 << 10;
 
-type Job = Box<dyn FnOnce(&Places) + Send>;
+type Job = Box<dyn FnOnce(&Locations) + Send>;
 
 /// The threads; cheap to clone.
 #[derive(Clone, Debug, Default)]
@@ -45,7 +44,7 @@ pub struct Paths(Arc<Shared>);
 struct Shared {
     state: Mutex<State>,
     work: Condvar,
-    places: Places,
+    locations: Locations,
 }
 
 #[derive(Default)]
@@ -67,25 +66,25 @@ impl std::fmt::Debug for State {
 }
 
 impl Paths {
-    /// Runs `work` on one of the threads. `what` names it in errors, with its path.
+    /// Runs `work` on one of the threads. `what` describes it in errors, with its path.
     ///
-    /// Errors: Deadline when its filesystem does not answer or no thread is free in time; else those of `work`.
+    /// Errors: Deadline when its file system does not answer or no thread is free in time; else those of `work`.
     pub async fn run<T: Send + 'static>(
         &self,
         what: impl Fn() -> String,
-        work: impl FnOnce(&Visit<'_>) -> Result<T, Error> + Send + 'static,
+        work: impl FnOnce(&Lookup<'_>) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
         let (sender, receiver) = oneshot::channel();
         let (began, has_begun) = oneshot::channel();
-        let job = move |places: &Places| {
+        let job = move |locations: &Locations| {
             if sender.is_closed() {
                 return;
             }
             let _ = began.send(());
-            let visit = Visit::new(places);
-            let result = work(&visit);
-            // Whoever has the answer may count on the place being free.
-            drop(visit);
+            let lookup = Lookup::new(locations);
+            let result = work(&lookup);
+            // A caller with the answer may rely on the location being free.
+            drop(lookup);
             let _ = sender.send(result);
         };
         if let Err(error) = self.submit(Box::new(job)) {
@@ -124,7 +123,7 @@ impl Paths {
             .stack_size(STACK);
         match builder.spawn(move || shared.serve()) {
             Ok(_) => state.threads += 1,
-            // Those that are there will come to it.
+            // The existing threads will take the job.
             Err(_) if state.threads > 0 => {}
             Err(error) => {
                 state.queue.pop_back();
@@ -142,7 +141,7 @@ impl Shared {
         loop {
             if let Some(job) = state.queue.pop_front() {
                 drop(state);
-                job(&self.places);
+                job(&self.locations);
                 state = lock(&self.state);
                 continue;
             }
@@ -158,7 +157,7 @@ impl Shared {
     }
 }
 
-/// Counts a thread off, also one that panics.
+/// Counts a thread as ended, even one that panics.
 struct Leaving<'a>(&'a Shared);
 
 impl Drop for Leaving<'_> {
@@ -173,50 +172,50 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Where a thread may hang.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Place {
-    /// A filesystem, by its device number.
+enum Location {
+    /// In a file system, by its device number.
     Device(u64),
-    /// On the way over a mount point: device and inode of its directory, and its name.
+    /// On the way across a mount point: device and inode of its directory, and its name.
     MountPoint(u64, u64, OsString),
 }
 
-/// Who is where, and since when.
+/// Which threads are where, and since when.
 #[derive(Debug, Default)]
-struct Places {
-    inside: Mutex<HashMap<Place, Vec<Instant>>>,
+struct Locations {
+    inside: Mutex<HashMap<Location, Vec<Instant>>>,
     left: Condvar,
 }
 
-/// One job's way through filesystems. It is in one place at a time.
+/// The path lookups of one job. It is at one location at a time.
 #[derive(Debug)]
-pub struct Visit<'a> {
-    places: &'a Places,
-    at: RefCell<Option<(Place, Instant)>>,
+pub struct Lookup<'a> {
+    locations: &'a Locations,
+    at: RefCell<Option<(Location, Instant)>>,
     turned_away: Cell<bool>,
 }
 
-impl<'a> Visit<'a> {
-    fn new(places: &'a Places) -> Self {
+impl<'a> Lookup<'a> {
+    fn new(locations: &'a Locations) -> Self {
         Self {
-            places,
+            locations,
             at: RefCell::new(None),
             turned_away: Cell::new(false),
         }
     }
 
-    /// Resolves `path`, which is absolute, as the kernel would; the visit stays in its filesystem. An absent directory is
-    /// made where `missing` says so.
+    /// Resolves `path`, which is absolute, as the kernel would; the lookup stays in its file system. A missing
+    /// directory is created where `missing` allows it.
     ///
-    /// Errors: the kernel's; TimedOut for a filesystem that holds as many threads as it may.
+    /// Errors: the kernel's; TimedOut for a file system that has as many threads as it may.
     pub fn open(&self, path: &Path, missing: Missing) -> std::io::Result<OwnedFd> {
         walk::open(self, path, missing)
     }
 
-    /// What `path`, which is absolute, leads to: its own path without links, and what is known of it. It is not opened
-    /// for reading, so that no device or FIFO notices.
+    /// Resolves `path`, which is absolute, to its own path without links and its metadata. It is not opened for
+    /// reading, so that no device or FIFO notices.
     ///
-    /// Errors: as of [`Visit::open`].
-    pub fn look(&self, path: &Path) -> std::io::Result<Found> {
+    /// Errors: as of [`Lookup::open`].
+    pub fn resolve(&self, path: &Path) -> std::io::Result<Found> {
         use std::os::fd::AsRawFd as _;
         let file = self.open(path, Missing::Refuse)?;
         let link = format!("/proc/self/fd/{}", file.as_raw_fd());
@@ -227,24 +226,24 @@ impl<'a> Visit<'a> {
         })
     }
 
-    /// Whether a filesystem that holds as many threads as it may let this visit not in: a refusal that may pass.
-    pub fn was_turned_away(&self) -> bool {
+    /// Whether a file system that has as many threads as it may has refused this lookup: that may pass.
+    pub fn was_refused(&self) -> bool {
         self.turned_away.get()
     }
 
-    /// Goes on to `place`, waiting while too many are there.
-    fn enter(&self, place: Place) -> std::io::Result<()> {
-        if matches!(&*self.at.borrow(), Some((here, _)) if *here == place) {
+    /// Moves on to `location`, waiting while too many threads are there.
+    fn enter(&self, location: Location) -> std::io::Result<()> {
+        if matches!(&*self.at.borrow(), Some((here, _)) if *here == location) {
             return Ok(());
         }
         self.leave();
-        let mut inside = lock(&self.places.inside);
+        let mut inside = lock(&self.locations.inside);
         loop {
-            let those = inside.entry(place.clone()).or_default();
+            let those = inside.entry(location.clone()).or_default();
             if those.len() < INSIDE {
                 let now = Instant::now();
                 those.push(now);
-                *self.at.borrow_mut() = Some((place, now));
+                *self.at.borrow_mut() = Some((location, now));
                 return Ok(());
             }
             let oldest = those.iter().min().map_or(Duration::ZERO, Instant::elapsed);
@@ -257,42 +256,42 @@ impl<'a> Visit<'a> {
                 );
                 return Err(std::io::Error::new(std::io::ErrorKind::TimedOut, text));
             }
-            let waited = self.places.left.wait_timeout(inside, SILENCE - oldest);
+            let waited = self.locations.left.wait_timeout(inside, SILENCE - oldest);
             inside = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
     fn leave(&self) {
-        let Some((place, since)) = self.at.borrow_mut().take() else {
+        let Some((location, since)) = self.at.borrow_mut().take() else {
             return;
         };
-        let mut inside = lock(&self.places.inside);
-        if let Some(those) = inside.get_mut(&place) {
+        let mut inside = lock(&self.locations.inside);
+        if let Some(those) = inside.get_mut(&location) {
             if let Some(own) = those.iter().position(|one| *one == since) {
                 those.swap_remove(own);
             }
             if those.is_empty() {
-                inside.remove(&place);
+                inside.remove(&location);
             }
         }
-        self.places.left.notify_one();
+        self.locations.left.notify_one();
     }
 }
 
-impl Drop for Visit<'_> {
+impl Drop for Lookup<'_> {
     fn drop(&mut self) {
         self.leave();
     }
 }
 
-/// What a path leads to.
+/// The result of a lookup.
 #[derive(Debug)]
 pub struct Found {
     /// Its path without links.
     pub path: PathBuf,
-    /// What it is.
+    /// Its metadata.
     pub metadata: std::fs::Metadata,
-    /// It, opened as a place only.
+    /// Its descriptor, opened with O_PATH.
     pub file: OwnedFd,
 }
 
@@ -304,18 +303,18 @@ impl Found {
     }
 }
 
-/// What `work` makes of a visit on this thread; for tests.
+/// Runs `work` with a lookup on this thread; for tests.
 #[cfg(test)]
-pub fn visited<T>(work: impl FnOnce(&Visit<'_>) -> T) -> T {
-    work(&Visit::new(&Places::default()))
+pub fn with_lookup<T>(work: impl FnOnce(&Lookup<'_>) -> T) -> T {
+    work(&Lookup::new(&Locations::default()))
 }
 
-/// What is done about a directory that is not there.
+/// What to do about a missing directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Missing {
-    /// It is an error.
+    /// Fail.
     Refuse,
-    /// It is made, with its parents: root's, mode 0755.
+    /// Create it, with its parents: owned by root, mode 0755.
     Create,
 }
 

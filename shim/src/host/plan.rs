@@ -1,8 +1,8 @@
 //! Resolves a container config against image and node: everything that can be refused is refused here.
 //!
-//! Called by: CreateContainer, before anything is made. Calls: images (by name, never a pull), the compile cache.
-//! Invariant: a plan that is made can be started without asking anybody again what was meant.
-//! Not here: cgroups, directories, processes.
+//! Called by: CreateContainer, before anything is created. Calls: images (by name, never a pull), the compile cache.
+//! Invariant: a plan can be started without asking anybody again.
+//! Must not know: cgroups, directories, processes.
 
 mod host_paths;
 
@@ -19,8 +19,9 @@ use coracle_spec::{Mount, WasmKind, WasmNetwork};
 use coracle_wasm::{EngineRef, ModuleInfo};
 
 use super::egress;
+use super::errors::invalid;
 use super::linux::Hardware;
-use super::paths::{Missing, Visit};
+use super::paths::{Lookup, Missing};
 use super::process_args::{argv, environment, log_path, stop_signal, working_dir};
 use super::user::Resolved;
 use super::{Host, blocking, image_volumes, linux, mounts, pass, user};
@@ -30,7 +31,7 @@ pub(super) struct Module {
     pub(super) digest: String,
 }
 
-/// What a plan is made from, and what both kinds of containers have.
+/// The input of a plan, the same for both kinds of containers.
 struct Draft {
     pod: PodRecord,
     id: ContainerId,
@@ -40,7 +41,7 @@ struct Draft {
     volumes: Vec<Arc<Image>>,
 }
 
-/// What differs between the two kinds.
+/// The parts in which the two kinds of containers differ.
 struct Parts {
     args: Vec<String>,
     env: Vec<(String, String)>,
@@ -50,8 +51,8 @@ struct Parts {
 }
 
 impl Host {
-    /// Decides what container `id` of `pod` is to be; its images are leased to it from here on.
-    /// Errors: Missing for an absent image; Invalid, naming what is wrong.
+    /// Plans container `id` of `pod`; its images are leased to it from here on.
+    /// Errors: Missing for an absent image; Invalid, with what is wrong.
     pub async fn plan(
         self: &Arc<Self>,
         pod: &PodRecord,
@@ -68,18 +69,28 @@ impl Host {
             volumes: self.volumes(id, config)?,
             image,
         };
-        let (draft, parts) = match &draft.image.kind {
+        let (draft, parts) = self.parts_of(draft, engine).await?;
+        draft.finish(parts, self)
+    }
+
+    /// The parts in which Wasm and Linux differ. What blocks runs on the blocking pool.
+    async fn parts_of(
+        self: &Arc<Self>,
+        draft: Draft,
+        engine: &KeeperEngine,
+    ) -> Result<(Draft, Parts), Error> {
+        match &draft.image.kind {
             ImageKind::Wasm(wasm) => {
                 let engine = self.engine_of(engine);
                 let payload = self.wasm_payload(&draft, wasm, &engine).await?;
                 let (draft, mounts) = self.mounts(draft, false).await?;
-                let files = self.pod_files(&pod.id, id);
+                let files = self.pod_files(&draft.pod.id, &draft.id);
                 blocking("checking user and mounts", move || {
                     draft
                         .wasm_parts(payload, mounts, &files)
                         .map(|parts| (draft, parts))
                 })
-                .await?
+                .await
             }
             ImageKind::Linux(_) => {
                 let host = Arc::clone(self);
@@ -90,10 +101,9 @@ impl Host {
                         .linux_parts(&host, mounts, &hardware)
                         .map(|parts| (draft, parts))
                 })
-                .await?
+                .await
             }
-        };
-        draft.finish(parts, self)
+        }
     }
 
     /// The images that a container mounts, each leased to it.
@@ -177,25 +187,21 @@ impl Host {
     }
 }
 
-pub(super) fn invalid(text: String) -> Error {
-    Error::new(Kind::Invalid, text)
-}
-
-/// What is settled of a Wasm container once its module is compiled.
+/// The parts of a Wasm container that are known once its module is compiled.
 struct WasmPayload {
     args: Vec<String>,
     plan: WasmPlan,
 }
 
 impl Draft {
-    /// Blocks on the image's files. The pod's will lie in directory `files`.
+    /// Blocks on the image's files. The pod's files will be in directory `files`.
     fn wasm_parts(
         &self,
         payload: WasmPayload,
         mut mounts: Vec<Mount>,
         files: &Path,
     ) -> Result<Parts, Error> {
-        // A core module has no sockets, hence no use for a resolver.
+        // A core module has no sockets and needs no resolver.
         if payload.plan.network != WasmNetwork::Off && payload.plan.kind == WasmKind::Component {
             let own = linux::files::PodFiles {
                 pod: &self.pod,
@@ -219,14 +225,8 @@ impl Draft {
         mut mounts: Vec<Mount>,
         hardware: &Hardware,
     ) -> Result<Parts, Error> {
+        self.refuse_wasm_only()?;
         let (pod, config) = (&self.pod, &self.config);
-        if pod.config.handler.is_wasm_only() {
-            return Err(invalid(format!(
-                "image {:?} holds Linux programs; handler {:?} runs WebAssembly only",
-                config.image,
-                pod.config.handler.as_str()
-            )));
-        }
         let subject = linux::Subject {
             pod,
             id: &self.id,
@@ -258,6 +258,18 @@ impl Draft {
         })
     }
 
+    fn refuse_wasm_only(&self) -> Result<(), Error> {
+        let handler = self.pod.config.handler;
+        if !handler.is_wasm_only() {
+            return Ok(());
+        }
+        Err(invalid(format!(
+            "image {:?} holds Linux programs; handler {:?} runs WebAssembly only",
+            self.config.image,
+            handler.as_str()
+        )))
+    }
+
     fn user(&self) -> Result<Resolved, Error> {
         let layers = self.image.kind.layers();
         user::resolve(
@@ -272,7 +284,7 @@ impl Draft {
         &self,
         is_linux: bool,
         missing: Missing,
-        visit: &Visit<'_>,
+        lookup: &Lookup<'_>,
     ) -> Result<Vec<Mount>, Error> {
         let layers = |image: &Arc<Image>| image.kind.layers().to_vec();
         let images: Vec<Vec<PathBuf>> = self.volumes.iter().map(layers).collect();
@@ -283,7 +295,7 @@ impl Draft {
             images: &images,
             missing,
         };
-        mounts::check(&self.config.mounts, setting, visit)
+        mounts::check(&self.config.mounts, setting, lookup)
     }
 
     fn finish(&self, parts: Parts, host: &Host) -> Result<Plan, Error> {
@@ -308,8 +320,8 @@ impl Draft {
     }
 }
 
-/// Refuses what a WebAssembly container was asked to have and would not get. What only widens a container
-/// (privileges, capabilities) is passed over: a guest has none of it either way.
+/// Refuses requests that a WebAssembly container cannot meet. Requests that only give it more (privileges,
+/// capabilities) are ignored: an instance has none of that.
 fn only_linux_has(config: &ContainerConfig) -> Result<(), Error> {
     let security = &config.security;
     let is_localhost = |profile: &SecurityProfile| matches!(profile, SecurityProfile::Localhost(_));

@@ -1,11 +1,11 @@
-//! Effects on one pod: raise it (namespaces, network, cgroup, keeper), lower it, forget it.
+//! Effects on one pod: create it (namespaces, network, cgroup, keeper), tear it down, forget it.
 //!
 //! Called by: its driver and recovery. Calls: network, cgroups, the spawner, keepers.
-//! Invariants: a raise that fails leaves nothing; lowering can be repeated, takes what is absent for done, and goes
-//! on after an error so that one stuck part does not keep the others. Until a raise is committed the keeper lives
-//! only while this process holds its lifeline. Plugins connect a pod while its keeper comes to life; they are given
-//! its namespace until they have let go of it.
-//! Not here: records of phases.
+//! Invariants: a failed creation leaves nothing; tearing down can be repeated, succeeds for absent parts, and continues
+//! after an error so that one stuck part does not keep the others. Until a pod is committed its keeper lives only while
+//! this process holds its lifeline. Plugins connect a pod while its keeper starts; its namespace stays until they have
+//! detached it.
+//! Must not know: records of phases.
 
 mod plugins;
 
@@ -26,16 +26,16 @@ use coracle_runtime::spawner::NewKeeper;
 use coracle_spec::id::PodId;
 use tokio::sync::mpsc::UnboundedReceiver;
 
-pub(super) use self::plugins::network_error;
-use self::plugins::{cni_error, network_config};
+use self::plugins::network_config;
+use super::errors::{cni_error, network_error};
 use super::{Host, blocking, egress, io_error, make_private, pass, remove_tree, runtime_error};
 
-/// The first port for which no privilege is needed, below `/proc/sys`.
+/// The first port that needs no privilege, below `/proc/sys`.
 const FIRST_FREE_PORT: &str = "net/ipv4/ip_unprivileged_port_start";
-/// How long a keeper may take to leave by itself, and again after it was killed.
+/// How long a keeper may take to exit by itself, and again after it was killed.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What a keeper is started with.
+/// The input for starting a keeper.
 struct KeeperSetup {
     namespaces: Namespaces,
     attachment: Option<Attachment>,
@@ -47,8 +47,11 @@ struct KeeperSetup {
 }
 
 impl Host {
-    /// Makes namespaces, network, cgroup and keeper of a pod whose record is saved. Undoes all of it on failure.
-    pub async fn raise(self: &Arc<Self>, record: &PodRecord) -> Result<CreatedSandbox, Error> {
+    /// Creates namespaces, network, cgroup and keeper of a pod whose record is saved. Undoes all of it on failure.
+    pub async fn create_sandbox(
+        self: &Arc<Self>,
+        record: &PodRecord,
+    ) -> Result<CreatedSandbox, Error> {
         let (host, plan) = (Arc::clone(self), record.clone());
         let (setup, attachment) = blocking("making a sandbox", move || {
             let mut attachment = None;
@@ -56,14 +59,14 @@ impl Host {
             Ok((made, attachment))
         })
         .await?;
-        let raised = match setup {
+        let created = match setup {
             Ok(setup) => self.start_keeper_with_plugins(record, setup).await,
             Err(error) => Err(error),
         };
-        if raised.is_err() {
+        if created.is_err() {
             self.undo(record, attachment).await;
         }
-        raised
+        created
     }
 
     fn setup(
@@ -73,39 +76,22 @@ impl Host {
     ) -> Result<KeeperSetup, Error> {
         egress::check(record)?;
         pass("run.netns")?;
-        let named = |what| format!("{what} of sandbox {}", record.id);
-        let own_net = record.config.namespaces.network != NamespaceMode::Node;
         let cni_plan = self.plan_cni(record)?;
-        let pin = self.pin(&record.id);
-        let namespaces = network::create_namespaces(
-            self.namespaces_of(record),
-            own_net.then_some(pin.as_path()),
-        );
-        let namespaces = namespaces
-            .map_err(|error| Error::because(Kind::Io, named("make the namespaces"), error))?;
-        if let Some(netns) = &namespaces.net {
-            self.apply_egress(record, netns.as_fd())?;
-        }
+        let namespaces = self.create_namespaces(record)?;
         pass("run.network")?;
         if let (Some(netns), None) = (&namespaces.net, &cni_plan) {
-            let made = self
-                .parts
-                .network
-                .attach(&network_config(record), netns.as_fd());
-            *attached =
-                Some(made.map_err(|error| network_error(named("attach the network"), error))?);
+            let network = &self.parts.network;
+            let made = network.attach(&network_config(record), netns.as_fd());
+            *attached = Some(
+                made.map_err(|error| network_error(named("attach the network", record), error))?,
+            );
         }
         pass("run.cgroup")?;
         let (entrance, cgroup_procs) = self.keeper_entrance(record)?;
-        let socket = self.control_socket(&record.id);
-        make_private(&self.run_directory().join(record.id.as_str()))?;
-        make_private(&self.layout.exits_directory(&record.id))?;
-        let listener = keeper::bind_control(&socket);
-        let listener =
-            listener.map_err(|error| runtime_error(named("bind the control socket"), error))?;
+        let listener = self.bind_control(record)?;
         if let Some(cni_plan) = &cni_plan {
             let begun = self.parts.network.cni().begin(cni_plan);
-            begun.map_err(|error| cni_error(named("record the network"), error))?;
+            begun.map_err(|error| cni_error(named("record the network", record), error))?;
         }
         Ok(KeeperSetup {
             namespaces,
@@ -115,6 +101,31 @@ impl Host {
             cgroup_procs,
             listener,
         })
+    }
+
+    /// Creates the pod's namespaces, pins the network namespace and applies the pod's egress list.
+    fn create_namespaces(&self, record: &PodRecord) -> Result<Namespaces, Error> {
+        let own_net = record.config.namespaces.network != NamespaceMode::Node;
+        let pin = self.pin(&record.id);
+        let namespaces = network::create_namespaces(
+            self.namespaces_of(record),
+            own_net.then_some(pin.as_path()),
+        );
+        let namespaces = namespaces.map_err(|error| {
+            Error::because(Kind::Io, named("make the namespaces", record), error)
+        })?;
+        if let Some(netns) = &namespaces.net {
+            self.apply_egress(record, netns.as_fd())?;
+        }
+        Ok(namespaces)
+    }
+
+    /// Creates the keeper's directories and listens on its control socket.
+    fn bind_control(&self, record: &PodRecord) -> Result<OwnedFd, Error> {
+        make_private(&self.run_directory().join(record.id.as_str()))?;
+        make_private(&self.layout.exits_directory(&record.id))?;
+        let listener = keeper::bind_control(&self.control_socket(&record.id));
+        listener.map_err(|error| runtime_error(named("bind the control socket", record), error))
     }
 
     fn namespaces_of(&self, record: &PodRecord) -> NamespaceConfig {
@@ -133,7 +144,7 @@ impl Host {
         }
     }
 
-    /// The keeper's cgroup, to be born into. Nothing where the pod's is a scope: that is made around the keeper.
+    /// The keeper's cgroup, into which it is forked. None where systemd creates the pod's scope around the keeper.
     fn keeper_entrance(
         &self,
         record: &PodRecord,
@@ -150,16 +161,16 @@ impl Host {
         })
     }
 
-    /// Has systemd make the pod's scope around its keeper. Nothing where the pod's cgroups are ours.
+    /// Has systemd create the pod's scope around its keeper. No effect where the pod's cgroups are ours.
     async fn make_scope(&self, record: &PodRecord, keeper: i32) -> Result<(), Error> {
-        let place = record.cgroup_parent.clone();
-        if !systemd::is_scope(&place) {
+        let scope_path = record.cgroup_parent.clone();
+        if !systemd::is_scope(&scope_path) {
             return Ok(());
         }
         let (cgroups, scopes) = (self.parts.cgroups.clone(), self.parts.scopes.clone());
         let (leaf, pod) = (self.keeper_cgroup(record), record.id.clone());
         blocking("making a scope", move || {
-            let adopted = scopes.adopt(&cgroups, &place, &leaf, keeper);
+            let adopted = scopes.adopt(&cgroups, &scope_path, &leaf, keeper);
             adopted.map_err(|error| {
                 Error::because(Kind::Io, format!("make the scope of sandbox {pod}"), error)
             })
@@ -173,21 +184,11 @@ impl Host {
         setup: KeeperSetup,
     ) -> Result<CreatedSandbox, Error> {
         pass("run.keeper")?;
-        let new_keeper = NewKeeper {
-            pod: record.id.clone(),
-            listener: setup.listener,
-            exits: self.layout.exits_directory(&record.id),
-            namespaces: setup.namespaces,
-            host_pid: record.config.namespaces.pid == NamespaceMode::Node,
-            oom_score_adj: self.config.keeper_oom_score_adj,
-            cgroup: setup.entrance,
-            cgroup_procs: setup.cgroup_procs,
-            range: record.range,
-        };
-        let born = self.parts.spawner.keeper(new_keeper).await;
-        let born = born.map_err(|error| {
-            runtime_error(format!("fork the keeper of sandbox {}", record.id), error)
-        })?;
+        let attachment = setup.attachment.clone();
+        let born = self.parts.spawner.keeper(self.new_keeper(record, setup));
+        let born = born
+            .await
+            .map_err(|error| runtime_error(named("fork the keeper", record), error))?;
         let enclosed = self.make_scope(record, born.process.pid()).await;
         let connected = match enclosed.and_then(|()| pass("run.connect")) {
             Ok(()) => self.connect(&record.id, GREETING_TIMEOUT).await,
@@ -199,7 +200,7 @@ impl Host {
                 keeper,
                 greeting,
                 events,
-                attachment: setup.attachment,
+                attachment,
                 lifeline: born.lifeline,
             }),
             Err(error) => {
@@ -210,7 +211,21 @@ impl Host {
         }
     }
 
-    /// Connects to a pod's keeper and hears its greeting. Errors: Deadline, or nobody listens.
+    fn new_keeper(&self, record: &PodRecord, setup: KeeperSetup) -> NewKeeper {
+        NewKeeper {
+            pod: record.id.clone(),
+            listener: setup.listener,
+            exits: self.layout.exits_directory(&record.id),
+            namespaces: setup.namespaces,
+            host_pid: record.config.namespaces.pid == NamespaceMode::Node,
+            oom_score_adj: self.config.keeper_oom_score_adj,
+            cgroup: setup.entrance,
+            cgroup_procs: setup.cgroup_procs,
+            range: record.range,
+        }
+    }
+
+    /// Connects to a pod's keeper and reads its greeting. Errors: Deadline; Io when nobody listens.
     pub async fn connect(
         &self,
         pod: &PodId,
@@ -230,8 +245,8 @@ impl Host {
             .map_err(|error| runtime_error(format!("commit the keeper of sandbox {pod}"), error))
     }
 
-    /// Ends a pod's keeper and gives back namespaces, address, cgroup and control socket.
-    pub async fn lower(
+    /// Ends a pod's keeper and releases namespaces, address, cgroup and control socket.
+    pub async fn tear_down_sandbox(
         self: &Arc<Self>,
         record: &PodRecord,
         keeper: Option<Keeper>,
@@ -266,8 +281,8 @@ impl Host {
         left.and(down.await)
     }
 
-    /// Every step is tried; the first error is returned. Unless plugins have let go of it, the network namespace stays,
-    /// for them to work in; where nobody will ask again, it goes when they have.
+    /// Tries every step and returns the first error. Where plugins have not detached the pod, the network namespace
+    /// stays for them; if nobody will ask again, it goes when they have.
     fn release_resources(
         &self,
         record: &PodRecord,
@@ -300,21 +315,21 @@ impl Host {
     /// Unmounts a pod's shared memory, where it had to be mounted.
     pub(super) fn drop_shared_memory(&self, pod: &PodId) -> Result<(), Error> {
         use rustix::mount::{UnmountFlags, unmount};
-        let place = self.shared_memory(pod);
-        if !place.exists() {
+        let mount_point = self.shared_memory(pod);
+        if !mount_point.exists() {
             return Ok(());
         }
         let failed =
-            |error: std::io::Error| io_error(format!("unmount {}", place.display()), error);
-        match unmount(&place, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
-            // It was not mounted, or not any more.
+            |error: std::io::Error| io_error(format!("unmount {}", mount_point.display()), error);
+        match unmount(&mount_point, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+            // It is not mounted (any more).
             Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
             Err(error) => return Err(failed(error.into())),
         }
-        std::fs::remove_dir(&place).map_err(failed)
+        std::fs::remove_dir(&mount_point).map_err(failed)
     }
 
-    /// After a failed raise; what cannot be undone now is undone later or swept at the next start, and said.
+    /// Undoes a failed creation; what fails now is logged, and undone later or swept at the next start.
     async fn undo(self: &Arc<Self>, record: &PodRecord, attachment: Option<Attachment>) {
         let left = self.detach_plugins(record).await;
         let (host, plan) = (Arc::clone(self), record.clone());
@@ -335,7 +350,7 @@ impl Host {
         self.discard_tree(&directory)
     }
 
-    /// The leaf of a pod's keeper.
+    /// The path of the keeper's cgroup.
     pub fn keeper_cgroup(&self, record: &PodRecord) -> String {
         format!(
             "{}/{}",
@@ -345,8 +360,8 @@ impl Host {
     }
 }
 
-/// What the pod asked for. In a network of its own every user may listen at every port, unless the pod says otherwise:
-/// there is no other user whose ports need protection, and a guest without capabilities could serve no HTTP.
+/// The pod's sysctls. In a network of its own every user may listen on every port, unless the pod says otherwise: there
+/// is no other user whose ports need protection, and a container process without capabilities could not serve HTTP.
 fn sysctls(config: &SandboxConfig, own_net: bool) -> Vec<(String, String)> {
     let mut values = config.sysctls.clone();
     if own_net {
@@ -361,7 +376,7 @@ fn block(ids: IdMapping) -> (u32, u32, u32) {
     (ids.inside, ids.outside, ids.count)
 }
 
-/// Kills a process, after a while if it `leaves` by itself. Returns whether it has ended.
+/// Kills a process; first gives it time to exit if it `leaves` by itself. Returns whether it has ended.
 async fn end_process(process: &Process, leaves: bool) -> bool {
     if leaves
         && tokio::time::timeout(LEAVE_TIMEOUT, process.ended())
@@ -376,4 +391,8 @@ async fn end_process(process: &Process, leaves: bool) -> bool {
     tokio::time::timeout(LEAVE_TIMEOUT, process.ended())
         .await
         .is_ok()
+}
+
+fn named(what: &str, record: &PodRecord) -> String {
+    format!("{what} of sandbox {}", record.id)
 }

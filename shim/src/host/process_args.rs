@@ -1,13 +1,14 @@
-//! A container's process arguments, environment, working directory, log path and stop signal, composed from image and config.
+//! A container's process arguments, environment, working directory, log path and stop signal, composed from image and
+//! config.
 //!
 //! Called by: [`super::plan`]. Pure.
-//! Invariants: what comes out holds no NUL and is bounded; the container's value replaces the image's.
-//! Not here: which module runs.
+//! Invariants: the results contain no NUL and are bounded; a container's value replaces the image's.
+//! Must not know: which module runs.
 
 use coracle_images::{Image, Kind as ImageKind, WasmImage};
 use coracle_lifecycle::{ContainerConfig, Error};
 
-use super::plan::invalid;
+use super::errors::invalid;
 
 const SIGTERM: i32 = libc::SIGTERM;
 /// Most bytes of arguments, and of environment.
@@ -54,7 +55,7 @@ pub(super) fn argv(
     Ok(args)
 }
 
-/// The name of a program that nobody named: its file in the image, else the last part of the image's name.
+/// The name of a program without arguments: its file in the image, else the last part of the image's name.
 fn default_name(image: &Image, config: &ContainerConfig) -> String {
     if let ImageKind::Wasm(WasmImage {
         guest_path: Some(path),
@@ -63,9 +64,9 @@ fn default_name(image: &Image, config: &ContainerConfig) -> String {
     {
         return path.clone();
     }
-    let asked = [&config.user_specified_image, &config.image];
+    let requested = [&config.user_specified_image, &config.image];
     let known = image.repo_tags.first().or(image.repo_digests.first());
-    let full = asked
+    let full = requested
         .into_iter()
         .find(|name| !name.is_empty() && !name.starts_with("sha256:"))
         .or(known);
@@ -80,14 +81,14 @@ fn default_name(image: &Image, config: &ContainerConfig) -> String {
     }
 }
 
-/// The environment: `usual` first, then the image's, then the container's, then what `devices` add.
+/// The environment: `usual` first, then the image's, then the container's, then that of devices.
 pub(super) fn environment(
     image: &Image,
     config: &ContainerConfig,
     usual: &[(&str, &str)],
     devices: &[(String, String)],
 ) -> Result<Vec<(String, String)>, Error> {
-    // An image's odd entries are dropped: it is not the kubelet's fault, and a name is needed to be of any use.
+    // Invalid entries of an image are dropped: the kubelet cannot help it, and without a name they are useless.
     let of_image = image
         .config
         .env
@@ -126,8 +127,8 @@ fn set(env: &mut Vec<(String, String)>, name: &str, value: &str) {
 }
 
 pub(super) fn working_dir(image: &Image, config: &ContainerConfig) -> Result<String, Error> {
-    let asked = [&config.working_dir, &image.config.working_dir];
-    let directory = asked
+    let requested = [&config.working_dir, &image.config.working_dir];
+    let directory = requested
         .into_iter()
         .find(|text| !text.is_empty())
         .map_or("/", String::as_str);
@@ -136,7 +137,7 @@ pub(super) fn working_dir(image: &Image, config: &ContainerConfig) -> Result<Str
         || directory.split('/').any(|part| part == "..")
     {
         return Err(invalid(format!(
-            "working directory {directory:?} is no clean absolute path"
+            "working directory {directory:?} is not a clean absolute path"
         )));
     }
     Ok(directory.to_owned())
@@ -150,8 +151,12 @@ pub(super) fn stop_signal(image: &Image, config: &ContainerConfig) -> Result<i32
     if text.is_empty() {
         return Ok(SIGTERM);
     }
-    signal_number(text)
-        .ok_or_else(|| invalid(format!("image {:?}: {text:?} is no signal", config.image)))
+    signal_number(text).ok_or_else(|| {
+        invalid(format!(
+            "image {:?}: {text:?} is not a signal",
+            config.image
+        ))
+    })
 }
 
 /// Signals 1 to 31 in order, without `SIG`.
@@ -185,7 +190,7 @@ fn real_time(offset: &str, sign: char) -> Option<i32> {
     (0..=30).contains(&offset).then_some(offset)
 }
 
-/// The log's absolute path; empty when one half is missing, as kubelet means "no log" by that.
+/// The log's absolute path; empty when either part is missing, by which the kubelet means "no log".
 pub(super) fn log_path(directory: &str, path: &str) -> Result<String, Error> {
     if directory.is_empty() || path.is_empty() {
         return Ok(String::new());

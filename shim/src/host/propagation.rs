@@ -1,8 +1,8 @@
-//! Whether mounts can pass through a host path as its mount into a container asks for.
+//! Checks that the mount of a host path can have the propagation that its mount in a container requests.
 //!
 //! Called by: [`super::mounts`]. Source: mount_namespaces(7), proc(5) on mountinfo; rule and error texts are
 //! containerd's.
-//! Invariant: a propagation that the kernel would silently drop is refused. Not here: mounting.
+//! Invariant: a propagation that the kernel would silently drop is refused. Must not know: mounting.
 
 use std::path::Path;
 
@@ -10,19 +10,19 @@ use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 
 use coracle_lifecycle::Propagation;
 
-/// Checks the mount that `path` lies on. Errors: what is wrong, as the rest of a sentence.
-pub(super) fn check(path: &Path, asked: Propagation) -> Result<(), String> {
-    if asked == Propagation::Private {
+/// Checks the mount that contains `path`. Errors: what is wrong, as the rest of a sentence.
+pub(super) fn check(path: &Path, requested: Propagation) -> Result<(), String> {
+    if requested == Propagation::Private {
         return Ok(());
     }
     let cannot = |error: std::io::Error| format!("its mount cannot be looked up: {error}");
     let stat = statx(CWD, path, AtFlags::empty(), StatxFlags::MNT_ID);
     let id = stat.map_err(|errno| cannot(errno.into()))?.stx_mnt_id;
     let table = std::fs::read("/proc/self/mountinfo").map_err(cannot)?;
-    check_mount(&String::from_utf8_lossy(&table), id, path, asked)
+    check_mount(&String::from_utf8_lossy(&table), id, path, requested)
 }
 
-fn check_mount(table: &str, id: u64, path: &Path, asked: Propagation) -> Result<(), String> {
+fn check_mount(table: &str, id: u64, path: &Path, requested: Propagation) -> Result<(), String> {
     let id = id.to_string();
     let line = table
         .lines()
@@ -39,7 +39,7 @@ fn check_mount(table: &str, id: u64, path: &Path, asked: Propagation) -> Result<
         is_slave |= tag.starts_with("master:");
     }
     let path = path.display();
-    match asked {
+    match requested {
         Propagation::Bidirectional if !is_shared => Err(format!(
             "path {path} is mounted on {mounted_on} but it is not a shared mount"
         )),
@@ -65,7 +65,7 @@ mod tests {
     #[test]
     fn rslave_needs_a_shared_or_slave_mount_and_rshared_a_shared_one() {
         let (down, both) = (Propagation::HostToContainer, Propagation::Bidirectional);
-        for (id, asked, good) in [
+        for (id, requested, good) in [
             (21, down, false),
             (21, both, false),
             (22, down, true),
@@ -78,8 +78,8 @@ mod tests {
             (25, both, false),
             (99, down, false),
         ] {
-            let judged = check_mount(TABLE, id, Path::new("/p"), asked);
-            assert_eq!(judged.is_ok(), good, "{id} {asked:?}: {judged:?}");
+            let judged = check_mount(TABLE, id, Path::new("/p"), requested);
+            assert_eq!(judged.is_ok(), good, "{id} {requested:?}: {judged:?}");
         }
         let text = check_mount(TABLE, 23, Path::new("/slave/x"), both);
         assert_eq!(
@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kernel_tells_which_mount_a_path_lies_on() {
+    fn the_mount_of_a_path_is_found() {
         assert_eq!(check(Path::new("/proc"), Propagation::Private), Ok(()));
         let judged = check(Path::new("/proc/self"), Propagation::Bidirectional);
         let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();

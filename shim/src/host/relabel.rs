@@ -1,11 +1,11 @@
-//! Gives volumes the SELinux label of their container's mounts, where the kubelet asks for that.
+//! Gives volumes the SELinux label of their container's mounts, where the kubelet requests it.
 //!
-//! Called by: CreateContainer, on a kernel with SELinux; StopPodSandbox and RemovePodSandbox, which end what goes on for
-//! their pod.
-//! Invariants: a volume is walked on a thread of its own, at most [`THREADS`] at a time and [`INSIDE`] in one file system,
-//! so that a dead one leaves the others their threads; a container waits at most [`LIMIT`], whatever has been labelled
-//! by then; a directory of the node or of this daemon is refused, by what was opened, not by its name.
-//! Not here: the walk, which label.
+//! Called by: CreateContainer, on a kernel with SELinux; StopPodSandbox and RemovePodSandbox, which cancel the
+//! labelling for their pod.
+//! Invariants: each volume is walked on a thread of its own, at most [`THREADS`] at a time and [`INSIDE`] in one file
+//! system, so that a dead one leaves threads for the others; a container waits at most [`LIMIT`], however far the
+//! labelling is; a directory of the node or of this daemon is refused, judged by the opened file, not by its name.
+//! Must not know: the walk, which label.
 
 mod walk;
 
@@ -22,7 +22,7 @@ use coracle_spec::id::PodId;
 use rustix::fs::{XattrFlags, fstat, getxattr, setxattr, stat};
 use tokio::sync::{Notify, Semaphore, oneshot};
 
-use super::paths::{Missing, Visit};
+use super::paths::{Lookup, Missing};
 use super::{Host, io_error, linux};
 use coracle_lifecycle::{ContainerConfig, Error, Kind, MountConfig, PodRecord};
 
@@ -30,16 +30,16 @@ use coracle_lifecycle::{ContainerConfig, Error, Kind, MountConfig, PodRecord};
 const THREADS: usize = 8;
 /// Most of them in one file system.
 const INSIDE: usize = 2;
-/// How long all volumes of a container may take. What was labelled by then is not done again by the next try.
+/// Time limit for all volumes of a container. The next try skips files that are already labelled.
 const LIMIT: Duration = Duration::from_secs(600);
 /// Stack of a thread. Bytes; only touched pages count.
 const STACK: usize = 256 << 10;
-/// Where SELinux keeps a file's label.
+/// The extended attribute with a file's label.
 const ATTRIBUTE: &str = "security.selinux";
 /// Longest label that is compared. Bytes.
 const LABEL_BYTES: usize = 1024;
-/// The node itself: with another label its own programs would be locked out, and containers let in. These directories,
-/// not what lies in them.
+/// The node itself: with another label its own programs would be locked out, and containers let in. Only these
+/// directories, not their contents.
 const SYSTEM: [&str; 26] = [
     "/",
     "/bin",
@@ -68,7 +68,7 @@ const SYSTEM: [&str; 26] = [
     "/var/lib/kubelet/pods",
     "/var/log",
 ];
-/// The node itself, with all that lies in them.
+/// The node itself, with the contents.
 const SYSTEM_TREES: [&str; 13] = [
     "/bin",
     "/boot",
@@ -85,7 +85,7 @@ const SYSTEM_TREES: [&str; 13] = [
     "/usr",
 ];
 
-/// What is labelled, and for whom.
+/// The volumes that are being labelled, and for which pods.
 #[derive(Debug)]
 pub(super) struct Relabels {
     threads: Arc<Semaphore>,
@@ -95,27 +95,27 @@ pub(super) struct Relabels {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Places in file systems, by device number.
+    /// Free slots of file systems, by device number.
     devices: HashMap<u64, Arc<Semaphore>>,
-    /// Whether a pod's volumes are still wanted.
+    /// Whether a pod's volumes are still needed.
     pods: HashMap<PodId, Arc<Stop>>,
 }
 
-/// Tells threads and those who wait for them that a pod is being stopped, or that nobody waits any more.
+/// Signals threads and waiters that a pod is being stopped, or that nobody waits any more.
 #[derive(Debug, Default)]
 struct Stop {
-    asked: AtomicBool,
+    requested: AtomicBool,
     changed: Notify,
 }
 
 impl Stop {
     fn set(&self) {
-        self.asked.store(true, Ordering::Relaxed);
+        self.requested.store(true, Ordering::Relaxed);
         self.changed.notify_waiters();
     }
 
     fn is_set(&self) -> bool {
-        self.asked.load(Ordering::Relaxed)
+        self.requested.load(Ordering::Relaxed)
     }
 
     async fn wait(&self) {
@@ -126,7 +126,7 @@ impl Stop {
     }
 }
 
-/// Sets a stop when it is dropped: nobody waits for the thread any more.
+/// Sets the stop flag when dropped: nobody waits for the thread any more.
 struct Waiting(Arc<Stop>);
 
 impl Drop for Waiting {
@@ -143,11 +143,11 @@ struct Volume {
 }
 
 impl Host {
-    /// Gives the volumes of a container that ask for it the label of its mounts. Without such a label they stay as they
-    /// are, and so do those whose file system keeps none or is read-only.
+    /// Gives the volumes of a container that request it the label of its mounts. Without such a label they stay as they
+    /// are, and so do those on a file system that has no labels or is read-only.
     ///
-    /// Errors: Invalid for a directory of the node, or a label that the policy does not have; Deadline; WrongPhase when the
-    /// pod is stopped meanwhile; the disk's.
+    /// Errors: Invalid for a directory of the node, or a label that the policy does not know; Deadline; WrongPhase when
+    /// the pod is stopped meanwhile; the disk's.
     pub(super) async fn relabel(
         &self,
         pod: &PodRecord,
@@ -160,12 +160,12 @@ impl Host {
         let (record, config) = (pod.clone(), Arc::clone(config));
         let own = [self.config.root.clone(), self.config.run.clone()];
         let what = || format!("open the volumes of sandbox {} to label them", pod.id);
-        let opened = self.paths.run(what, move |visit| {
+        let opened = self.paths.run(what, move |lookup| {
             let Some(label) = linux::volume_label(&record, &config)? else {
                 return Ok(None);
             };
-            let asked = config.mounts.iter().filter(|mount| is_asked(mount));
-            let volumes = asked.map(|mount| open(visit, &mount.host_path, &own));
+            let requested = config.mounts.iter().filter(|mount| is_asked(mount));
+            let volumes = requested.map(|mount| open(lookup, &mount.host_path, &own));
             Ok(Some((label, volumes.collect::<Result<Vec<_>, Error>>()?)))
         });
         let Some((label, volumes)) = opened.await? else {
@@ -192,7 +192,7 @@ impl Default for Relabels {
 }
 
 impl Relabels {
-    /// Waits for `work` of a pod, as long as it may take and the pod is not stopped.
+    /// Waits for `work` of a pod within its time limit, until the pod is stopped.
     async fn in_time(
         &self,
         pod: &PodId,
@@ -209,14 +209,15 @@ impl Relabels {
             () = tokio::time::sleep(self.limit) => {
                 let limit = self.limit.as_secs();
                 let text = format!(
-                    "label the volumes of sandbox {pod}: not done after {limit} s; the next try goes on from there"
+                    "label the volumes of sandbox {pod}: not done after {limit} s; the next try continues from there"
                 );
                 Err(Error::new(Kind::Deadline, text))
             }
         }
     }
 
-    /// Labels one volume on a thread, once there is a place in its file system. Dropped, the thread ends at the next file.
+    /// Labels one volume on a thread, once its file system has a free slot. When dropped, the thread ends at the next
+    /// file.
     async fn label(&self, pod: &PodId, volume: Volume, label: String) -> Result<(), Error> {
         let path = volume.path.clone();
         let done = self.run(pod, volume.device, move |is_stopped| {
@@ -235,14 +236,14 @@ impl Relabels {
         work: impl FnOnce(&dyn Fn() -> bool) -> Result<(), Error> + Send + 'static,
     ) -> Result<(), Error> {
         let closed = |_| Error::new(Kind::Bug, "the threads that label volumes are gone");
-        let inside = self.places(device).acquire_owned().await.map_err(closed)?;
+        let inside = self.slots(device).acquire_owned().await.map_err(closed)?;
         let thread = Arc::clone(&self.threads);
         let thread = thread.acquire_owned().await.map_err(closed)?;
         let (sender, receiver) = oneshot::channel();
         let (of_pod, waiting) = (self.of(pod), Waiting(Arc::default()));
         let left = Arc::clone(&waiting.0);
         let job = move || {
-            // Held until the thread is out of the file system, whoever still waits for it.
+            // Held until the thread has left the file system, whoever still waits for it.
             let _places = (inside, thread);
             let _ = sender.send(work(&|| of_pod.is_set() || left.is_set()));
         };
@@ -254,7 +255,7 @@ impl Relabels {
         done.map_err(|_| Error::new(Kind::Bug, "labelling a volume did not finish"))?
     }
 
-    /// Ends the labelling of a pod's volumes, now and until the pod is forgotten.
+    /// Cancels the labelling of a pod's volumes, now and until the pod is forgotten.
     pub(super) fn stop(&self, pod: &PodId) {
         self.of(pod).set();
     }
@@ -264,14 +265,14 @@ impl Relabels {
         self.lock().pods.remove(pod);
     }
 
-    fn places(&self, device: u64) -> Arc<Semaphore> {
+    fn slots(&self, device: u64) -> Arc<Semaphore> {
         let mut state = self.lock();
-        // Those of file systems that nobody is in or waits for.
+        // Drops file systems without threads and waiters.
         state
             .devices
-            .retain(|_, places| Arc::strong_count(places) > 1);
-        let places = state.devices.entry(device);
-        Arc::clone(places.or_insert_with(|| Arc::new(Semaphore::new(INSIDE))))
+            .retain(|_, slots| Arc::strong_count(slots) > 1);
+        let slots = state.devices.entry(device);
+        Arc::clone(slots.or_insert_with(|| Arc::new(Semaphore::new(INSIDE))))
     }
 
     fn of(&self, pod: &PodId) -> Arc<Stop> {
@@ -283,11 +284,11 @@ impl Relabels {
     }
 }
 
-/// Opens a volume. Errors: Invalid for a directory of the node or one that has to do with `own`; the disk's.
-fn open(visit: &Visit<'_>, path: &Path, own: &[PathBuf]) -> Result<Volume, Error> {
-    let opened = visit.open(path, Missing::Refuse).and_then(|top| {
+/// Opens a volume. Errors: Invalid for a directory of the node or one related to `own`; the disk's.
+fn open(lookup: &Lookup<'_>, path: &Path, own: &[PathBuf]) -> Result<Volume, Error> {
+    let opened = lookup.open(path, Missing::Refuse).and_then(|top| {
         let device = fstat(&top)?.st_dev;
-        let real = std::fs::read_link(place(&top))?;
+        let real = std::fs::read_link(procfs_path(&top))?;
         Ok((top, device, real))
     });
     let (top, device, real) =
@@ -304,7 +305,7 @@ fn open(visit: &Visit<'_>, path: &Path, own: &[PathBuf]) -> Result<Volume, Error
     Ok(Volume { path, device, top })
 }
 
-/// Whether a directory is the node's own, by its path or, mounted elsewhere, by its inode.
+/// Whether a directory is the node's own, by its path or, if mounted elsewhere, by its inode.
 fn is_system(real: &Path, top: &OwnedFd) -> bool {
     let inode = |found: rustix::fs::Stat| (found.st_dev, found.st_ino);
     let own = fstat(top).map(inode).ok();
@@ -314,13 +315,13 @@ fn is_system(real: &Path, top: &OwnedFd) -> bool {
         })
 }
 
-/// Labels an open file, which need not be readable; one that has the label is left alone. Gives whether its file system
-/// keeps labels and can be written to.
+/// Labels an open file, which need not be readable, unless it has the label. Returns false when its file system has no
+/// labels or is read-only.
 ///
 /// Errors: the kernel's, such as EINVAL for a label that the policy does not have.
 pub(super) fn set(file: impl AsFd, label: &str) -> io::Result<bool> {
     use rustix::io::Errno;
-    let at = place(&file);
+    let at = procfs_path(&file);
     let mut bytes = [0; LABEL_BYTES];
     if let Ok(length) = getxattr(&at, ATTRIBUTE, &mut bytes[..])
         && bytes
@@ -337,8 +338,8 @@ pub(super) fn set(file: impl AsFd, label: &str) -> io::Result<bool> {
     }
 }
 
-/// The path that leads to an open file itself, even where that is a link.
-fn place(file: impl AsFd) -> PathBuf {
+/// The path of the open file itself in procfs, even if that is a link.
+fn procfs_path(file: impl AsFd) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", file.as_fd().as_raw_fd()))
 }
 

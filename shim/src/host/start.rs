@@ -1,8 +1,8 @@
-//! Starts one container: from its plan to the order that its pod's keeper carries out.
+//! Starts one container: turns its plan into the request that its pod's keeper carries out.
 //!
 //! Called by: its pod's driver. Calls: the compile cache, seccomp profiles, the keeper.
-//! Invariant: what a guest is told is decided by the plan alone; nothing is asked of image or kubelet again.
-//! Not here: what a plan says, what follows a start.
+//! Invariant: the plan alone decides what a container process gets; image and kubelet are not asked again.
+//! Must not know: how a plan is made, what follows a start.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -16,42 +16,42 @@ use coracle_spec::{ContainerSpec, LinuxSpec, Root, SPEC_VERSION, WasmSpec, Workl
 use super::{Host, blocking, log, pass, runtime_error};
 
 impl Host {
-    /// Has the keeper run it. Its log file exists when this returns.
-    /// Errors: StartFailed when the jail or the program failed; the container then has ended.
-    pub async fn launch(&self, launch: StartRequest) -> Result<Started, Error> {
+    /// Has the keeper start a container. Its log file exists when this returns.
+    /// Errors: StartFailed when the jail or the program failed; the container has then ended.
+    pub async fn start(&self, request: StartRequest) -> Result<Started, Error> {
         pass("start.log")?;
         let log = log::open(
             &self.paths,
             &self.config.log_root,
-            &launch.log_directory,
-            &launch.plan.log_path,
+            &request.log_directory,
+            &request.plan.log_path,
         )
         .await?;
-        let plan = &launch.plan;
-        let mut spec = self.spec(&launch)?;
-        let payload = self.payload(&launch, &mut spec).await?;
+        let plan = &request.plan;
+        let mut spec = self.spec(&request)?;
+        let payload = self.payload(&request, &mut spec).await?;
         let options = StartOptions {
-            container: launch.id.clone(),
+            container: request.id.clone(),
             spec,
             payload,
             cgroup: self.entrance(&plan.cgroup)?,
             log,
         };
         pass("start.order")?;
-        let started = launch.keeper.start(options, &self.parts.filters).await;
-        launched(&launch.id, started)
+        let started = request.keeper.start(options, &self.parts.filters).await;
+        start_result(&request.id, started)
     }
 
-    /// The end of a launch that an earlier daemon began. Errors: as of [`Host::launch`].
+    /// Waits for the end of a start that an earlier daemon began. Errors: as of [`Host::start`].
     pub async fn await_launch(
         &self,
         keeper: &Keeper,
         container: &ContainerId,
     ) -> Result<Started, Error> {
-        launched(container, keeper.await_start(container).await)
+        start_result(container, keeper.await_start(container).await)
     }
 
-    /// The container's cgroup in the unified tree, into which its guest is born.
+    /// The container's cgroup in the unified tree, into which its process is forked.
     fn entrance(&self, path: &str) -> Result<Option<OwnedFd>, Error> {
         let opened = self
             .parts
@@ -61,18 +61,18 @@ impl Host {
         opened.map_err(|error| Error::because(Kind::Io, format!("open cgroup {path}"), error))
     }
 
-    /// What the keeper is told; complete once [`Host::payload`] has seen it.
-    pub(super) fn spec(&self, launch: &StartRequest) -> Result<ContainerSpec, Error> {
-        let (plan, config) = (&launch.plan, &launch.config);
-        let directory = self.layout.container_directory(&launch.pod, &launch.id);
+    /// The request for the keeper; complete once [`Host::payload`] has added the payload.
+    pub(super) fn spec(&self, request: &StartRequest) -> Result<ContainerSpec, Error> {
+        let (plan, config) = (&request.plan, &request.config);
+        let directory = self.layout.container_directory(&request.pod, &request.id);
         let cgroup = self.parts.cgroups.open(&plan.cgroup);
         let cgroup = cgroup
             .map_err(|error| Error::because(Kind::Bug, format!("cgroup {}", plan.cgroup), error))?;
         Ok(ContainerSpec {
             version: SPEC_VERSION,
-            pod: launch.pod.clone(),
-            id: launch.id.clone(),
-            workload: self.workload(launch),
+            pod: request.pod.clone(),
+            id: request.id.clone(),
+            workload: self.workload(request),
             root: Root {
                 layers: plan.layers.clone(),
                 upper: directory.join("upper"),
@@ -90,17 +90,17 @@ impl Host {
         })
     }
 
-    /// What the payload needs beside its spec: compiled code, or a system call filter, whose flags go into `spec`.
+    /// What the payload needs beside its spec: compiled code, or a seccomp filter, whose flags are set in `spec`.
     pub(super) async fn payload(
         &self,
-        launch: &StartRequest,
+        request: &StartRequest,
         spec: &mut ContainerSpec,
     ) -> Result<StartPayload, Error> {
-        match &launch.plan.payload {
+        match &request.plan.payload {
             Payload::Wasm(wasm) => {
                 let compiled = self
                     .compiled(
-                        &self.engine_of(&launch.engine),
+                        &self.engine_of(&request.engine),
                         &wasm.module,
                         &wasm.module_digest,
                     )
@@ -120,7 +120,7 @@ impl Host {
         }
     }
 
-    /// The filter of a Linux program, built now unless one like it was built before, and the flags to load it with.
+    /// The filter of a Linux program, built now unless it is cached, and the flags to load it with.
     async fn filter(&self, linux: &LinuxPlan) -> Result<Option<(OwnedFd, u32)>, Error> {
         let (profiles, seccomp) = (Arc::clone(&self.parts.profiles), linux.seccomp.clone());
         let capabilities = linux.jail.capabilities.bounding;
@@ -136,8 +136,8 @@ impl Host {
         .await
     }
 
-    fn workload(&self, launch: &StartRequest) -> Workload {
-        let (plan, stdin) = (&launch.plan, launch.config.stdin);
+    fn workload(&self, request: &StartRequest) -> Workload {
+        let (plan, stdin) = (&request.plan, request.config.stdin);
         match &plan.payload {
             Payload::Wasm(wasm) => Workload::Wasm(Box::new(WasmSpec {
                 kind: wasm.kind,
@@ -145,7 +145,7 @@ impl Host {
                 env: plan.env.clone(),
                 working_dir: plan.working_dir.clone(),
                 stdin,
-                tty: launch.config.tty,
+                tty: request.config.tty,
                 network: wasm.network.clone(),
                 resolver: wasm.resolver.clone(),
                 toolbox: None,
@@ -156,16 +156,16 @@ impl Host {
                 working_dir: plan.working_dir.clone(),
                 stdin,
                 jail: (*linux.jail).clone(),
-                userns: launch.userns,
+                userns: request.userns,
                 cgroups: self.parts.cgroups.mounts(),
-                shm: self.shared_memory(&launch.pod),
+                shm: self.shared_memory(&request.pod),
                 filter_flags: 0,
             })),
         }
     }
 }
 
-fn launched(
+fn start_result(
     container: &ContainerId,
     started: coracle_spec::error::Result<keeper::Started>,
 ) -> Result<Started, Error> {
@@ -177,7 +177,7 @@ fn launched(
     })
 }
 
-/// What `use_it` makes of the profile that a plan names; `None` is unconfined. Errors: it is no profile any more.
+/// Calls `use_it` with the profile of a plan; `None` is unconfined. Errors: it is not a valid profile.
 fn with_profile<T>(
     plan: &SeccompPlan,
     use_it: impl FnOnce(&Profile) -> T,

@@ -1,10 +1,10 @@
-//! What pods and containers use: CPU and memory from their cgroups, disk from their writable layers, traffic from
+//! The usage of pods and containers: CPU and memory from their cgroups, disk from their writable layers, traffic from
 //! their network namespaces.
 //!
 //! Called by: `lifecycle::usage`, on the blocking pool. Calls: cgroups, `layer`, `network`.
-//! Invariants: what has just ended is an answer without numbers, never an error; nothing is asked of a keeper or a
-//! driver; no lock is held while a file is read; nobody samples while nobody asks.
-//! Not here: CRI messages, which objects a request means.
+//! Invariants: an object that has just ended has no numbers, which is not an error; no keeper and no driver is
+//! involved; no lock is held while a file is read; nothing is sampled without a request.
+//! Must not know: CRI messages, which objects a request means.
 
 mod layer;
 mod network;
@@ -25,10 +25,10 @@ use super::{Host, linux};
 use layer::{Budget, Layers};
 use rate::{Rates, Sum};
 
-/// How many more than exist are remembered before what is gone is forgotten.
+/// How many more objects than exist are cached before those that are gone are dropped.
 const SLACK: usize = 256;
 
-/// What is remembered from one answer to the next.
+/// State that is cached between two requests.
 #[derive(Default)]
 pub struct Meter {
     rates: Mutex<Rates>,
@@ -39,19 +39,19 @@ pub struct Meter {
 impl Meter {
     fn rate(&self, name: &str, count: u64, age: Option<Duration>) -> Option<u64> {
         let mut rates = self.rates.lock().unwrap_or_else(PoisonError::into_inner);
-        rates.note(name, count, age)
+        rates.sample(name, count, age)
     }
 }
 
 impl Host {
-    /// What each of `containers` uses, in their order. Blocks.
+    /// The usage of each of `containers`, in their order. Blocks.
     pub fn measure(&self, containers: Vec<Arc<ContainerView>>) -> Vec<ContainerUsage> {
         let mut budget = Budget::new();
         let one = |view| self.measure_one(view, &mut budget);
         containers.into_iter().map(one).collect()
     }
 
-    /// What each of `pods` uses, in their order. Blocks.
+    /// The usage of each of `pods`, in their order. Blocks.
     pub fn measure_pods(&self, pods: Vec<Measured>) -> Vec<PodUsage> {
         let mut budget = Budget::new();
         let pin = |pod: &Measured| {
@@ -87,8 +87,8 @@ impl Host {
         pods.into_iter().zip(interfaces).map(one).collect()
     }
 
-    /// Forgets what is remembered of containers and pods that are no more, once that has become much. `containers`
-    /// and `pods` are all that exist.
+    /// Drops cached measurements of containers and pods that are gone, once there are many. `containers` and `pods` are
+    /// all that exist.
     pub fn forget_measures(&self, containers: &[Arc<ContainerView>], pods: &[Arc<PodView>]) {
         let meter = &self.meter;
         if meter.layers.len() > containers.len() + SLACK {
@@ -147,7 +147,7 @@ impl Host {
         (usage, count_processes(&parent))
     }
 
-    /// A pod that shares its parent cgroup: the sum of what it has there.
+    /// A pod that shares its parent cgroup: the sum of its own cgroups there.
     fn sum_of_parts(
         &self,
         view: &PodView,
@@ -176,7 +176,7 @@ impl Host {
         (Some(self.pod_usage(view, total)), processes)
     }
 
-    /// What keeper and containers use, by cgroup, and how many processes they are.
+    /// The usage of keeper and containers, by cgroup, and the number of their processes.
     fn parts(&self, keeper: &str, containers: &[ContainerUsage]) -> (Vec<(String, Stats)>, u64) {
         let mut all = Vec::new();
         let mut processes = 0;
@@ -211,12 +211,12 @@ impl Host {
     }
 }
 
-/// The name under which a pod's rate is remembered; no cgroup has it.
+/// The key of a pod's rate in the cache; no cgroup has this name.
 fn pod_name(view: &PodView) -> String {
     format!("pod {}", view.id)
 }
 
-/// `None` when the cgroup is gone, which it is as soon as its container has ended.
+/// `None` when the cgroup is gone, as it is once its container has ended.
 fn stats(cgroup: &Cgroup) -> Option<Stats> {
     match cgroup.stats() {
         Ok(stats) => Some(stats),
@@ -233,7 +233,7 @@ fn count_processes(cgroup: &Cgroup) -> u64 {
         .map_or(0, |pids| u64::try_from(pids.len()).unwrap_or(u64::MAX))
 }
 
-/// The sum of two cgroups, of what sums: limits, pressure and peaks are left out.
+/// The sum of two cgroups, for values that add up: without limits, pressure and peaks.
 fn added(total: Stats, part: &Stats) -> Stats {
     let both = |a: Option<u64>, b: Option<u64>| match (a, b) {
         (Some(a), Some(b)) => Some(a + b),
@@ -264,7 +264,7 @@ fn added(total: Stats, part: &Stats) -> Stats {
     }
 }
 
-/// How long ago `wall` was, in nanoseconds since 1970 UTC.
+/// The time since `wall`, which is in nanoseconds since 1970 UTC.
 fn since(wall: i64) -> Duration {
     Duration::from_nanos(u64::try_from(now().saturating_sub(wall)).unwrap_or(0))
 }

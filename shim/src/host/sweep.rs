@@ -1,12 +1,11 @@
-//! Removes what nobody owns: the debris of daemons, keepers and nodes that died half-way.
+//! Removes objects without an owner, which daemons, keepers and nodes left behind when they died.
 //!
-//! Called by: recovery, once, after all records were read and all keepers that live were found.
-//! Invariants: only what carries a mark of ours is touched: ids that have a directory under our own root or run
-//! directory, which is made before anything else of a pod and goes last, and addresses that a lease of ours names. A
-//! cgroup, a namespace or an interface with any other name is another daemon's, whatever parent, directory or prefix it
-//! is found under. Nothing of a pod whose records cannot be used is touched. Every step is tried and every failure is
-//! reported, none stops the rest.
-//! Not here: which record is right.
+//! Called by: recovery, once, after all records were read and all live keepers found.
+//! Invariants: only objects with a mark of ours are touched: ids with a directory under our own root or run directory,
+//! which is created before anything else of a pod and removed last, and addresses in our leases. A cgroup, namespace or
+//! interface with another name belongs to somebody else, whatever its parent, directory or prefix. Nothing of a pod
+//! with unusable records is touched. Every step is tried and every failure reported; none stops the rest.
+//! Must not know: which record is right.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io;
@@ -18,8 +17,8 @@ use coracle_spec::id::PodId;
 
 use super::{Host, pass, remove_tree, runtime_error};
 
-/// Notes what became of one thing.
-fn note(found: &mut Swept, what: String, result: Result<(), Error>) {
+/// Adds the result of one removal.
+fn add_result(found: &mut Swept, what: String, result: Result<(), Error>) {
     match result {
         Ok(()) => found.removed.push(what),
         Err(error) => found.errors.push(error),
@@ -38,7 +37,11 @@ impl Host {
         self.sweep_processes(&dead, &mut found);
         self.sweep_cgroups(owned, &dead, &mut found);
         self.sweep_directories(owned, &mut found);
-        match self.parts.network.sweep(&owned.attachments, &owned.kept) {
+        match self
+            .parts
+            .network
+            .sweep(&owned.attachments, &owned.unrecovered)
+        {
             Ok(interfaces) => found
                 .removed
                 .extend(interfaces.into_iter().map(|name| format!("network {name}"))),
@@ -52,7 +55,7 @@ impl Host {
         found
     }
 
-    /// Drops compiled code that neither this daemon's engine nor one of `hashes` can run. Blocks.
+    /// Removes compiled code that neither this daemon's engine nor one of `hashes` can run. Blocks.
     pub fn sweep_compiled(&self, mut hashes: Vec<String>) -> Result<(), Error> {
         hashes.push(self.own_engine().hash);
         self.parts
@@ -61,7 +64,7 @@ impl Host {
             .map_err(|error| runtime_error("sweep compiled code", error))
     }
 
-    /// Ids that have left a trace in our own directories but no record, with their containers.
+    /// Ids that occur in our own directories but have no record, with their containers.
     fn orphans(&self, owned: &Owned) -> HashSet<String> {
         let mut ids: HashSet<String> = ids_in(&self.run_directory())
             .into_iter()
@@ -79,13 +82,13 @@ impl Host {
         ids
     }
 
-    /// Kills what runs in a cgroup named after one of `dead`, wherever that lies.
+    /// Kills the processes in cgroups named after one of `dead`, wherever they are.
     fn sweep_processes(&self, dead: &HashSet<String>, found: &mut Swept) {
         if dead.is_empty() {
             return;
         }
         for (path, pids) in cgroups_of_processes(dead) {
-            note(
+            add_result(
                 found,
                 format!("cgroup {path} with processes {pids:?}"),
                 self.remove_cgroup(&path),
@@ -93,7 +96,7 @@ impl Host {
         }
     }
 
-    /// Removes the cgroups named after `dead` that hold no process, under the parents that pods name.
+    /// Removes the cgroups named after `dead` without processes, under the parents of pods.
     fn sweep_cgroups(&self, owned: &Owned, dead: &HashSet<String>, found: &mut Swept) {
         for (parent, leaf) in owned
             .parents
@@ -103,31 +106,31 @@ impl Host {
             let path = format!("{}/{leaf}", parent.trim_end_matches('/'));
             let opened = self.parts.cgroups.open(&path);
             if opened.is_ok_and(|cgroup| cgroup.exists()) {
-                note(found, format!("cgroup {path}"), self.remove_cgroup(&path));
+                add_result(found, format!("cgroup {path}"), self.remove_cgroup(&path));
             }
         }
     }
 
     fn sweep_directories(&self, owned: &Owned, found: &mut Swept) {
-        // Pins in a directory of the operator's choice may be another daemon's.
+        // Pins in a directory that the operator chose may belong to another daemon.
         let are_all_ours = self.pins_directory().starts_with(&self.config.run);
         for id in ids_in(&self.pins_directory()) {
             let is_ours = are_all_ours || self.layout.pods_directory().join(&id).exists();
-            if !is_ours || owned.kept.contains(&id) {
+            if !is_ours || owned.unrecovered.contains(&id) {
                 continue;
             }
-            // What plugins are still to let go of is unpinned once they have.
+            // A namespace that plugins still have to detach is unpinned afterwards.
             if owned.live.contains(&id) || self.parts.network.cni().is_owed(&id) {
                 continue;
             }
             let unpinned = network::unpin(&self.pins_directory().join(&id));
             let unpinned = unpinned
                 .map_err(|error| Error::because(Kind::Io, format!("unpin namespace {id}"), error));
-            note(found, format!("network namespace {id}"), unpinned);
+            add_result(found, format!("network namespace {id}"), unpinned);
         }
         for id in ids_in(&self.run_directory()) {
             if !owned.live.contains(&id) {
-                note(
+                add_result(
                     found,
                     format!("control socket {id}"),
                     remove_tree(&self.run_directory().join(&id)),
@@ -136,11 +139,11 @@ impl Host {
         }
         for directory in &owned.debris {
             let removed = self.discard_tree(directory);
-            note(found, format!("directory {}", directory.display()), removed);
+            add_result(found, format!("directory {}", directory.display()), removed);
         }
         for id in ids_in(&self.layout.pods_directory()) {
             if !owned.pods.contains(&id) {
-                note(
+                add_result(
                     found,
                     format!("directory of sandbox {id}"),
                     self.discard_tree(&self.layout.pods_directory().join(&id)),
@@ -150,7 +153,7 @@ impl Host {
     }
 }
 
-/// Entries of a directory that are ids; none when it is not there.
+/// Entries of a directory that are ids; none when it is absent.
 fn ids_in(directory: &Path) -> Vec<String> {
     let Ok(entries) = std::fs::read_dir(directory) else {
         return Vec::new();
@@ -158,11 +161,11 @@ fn ids_in(directory: &Path) -> Vec<String> {
     let names = entries
         .flatten()
         .filter_map(|entry| entry.file_name().into_string().ok());
-    // Pod and container ids have the same shape.
+    // Pod and container ids have the same form.
     names.filter(|name| name.parse::<PodId>().is_ok()).collect()
 }
 
-/// The cgroups whose last part is one of `leaves` and that hold processes.
+/// The cgroups whose last part is one of `leaves` and that contain processes.
 pub(super) fn cgroups_of_processes(leaves: &HashSet<String>) -> BTreeMap<String, BTreeSet<i32>> {
     let mut found: BTreeMap<String, BTreeSet<i32>> = BTreeMap::new();
     let Ok(entries) = std::fs::read_dir("/proc") else {
@@ -177,7 +180,7 @@ pub(super) fn cgroups_of_processes(leaves: &HashSet<String>) -> BTreeMap<String,
             continue;
         };
         let text: io::Result<String> = std::fs::read_to_string(format!("/proc/{pid}/cgroup"));
-        // A process that ended meanwhile is no matter.
+        // A process that ended meanwhile does not matter.
         for path in text
             .unwrap_or_default()
             .lines()

@@ -1,9 +1,9 @@
-//! Effects on a pod of whose records little is known: everything follows from its id and those of its containers.
+//! Effects on a pod with unusable records: everything follows from its id and those of its containers.
 //!
-//! Called by: recovery and [`coracle_lifecycle`]'s keeper of such pods.
-//! Invariants: nothing is ended before the kubelet asks for it; what is ended is found by cgroups that have the ids for
-//! names; each effect can be repeated.
-//! Not here: why the records cannot be used.
+//! Called by: recovery and [`coracle_lifecycle`]'s task for such pods.
+//! Invariants: nothing is ended before the kubelet asks for it; processes are found by cgroups that are named after the
+//! ids; each effect can be repeated.
+//! Must not know: why the records cannot be used.
 
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
@@ -16,13 +16,12 @@ use super::sweep::cgroups_of_processes;
 use super::{Host, blocking, io_error, remove_tree};
 
 impl Host {
-    /// Whether a process runs in a cgroup named after one of `ids`, wherever that lies. Blocks.
+    /// Whether a process runs in a cgroup named after one of `ids`, wherever it is. Blocks.
     pub fn has_processes(&self, ids: &HashSet<String>) -> bool {
         !cgroups_of_processes(ids).is_empty()
     }
 
-    /// Keeps the host ids and SELinux categories of processes in cgroups named after `ids` from being given out again.
-    /// Blocks.
+    /// Reserves the host ids and SELinux categories of processes in cgroups named after `ids`. Blocks.
     pub fn claim_ids_of(&self, ids: &HashSet<String>) {
         for (cgroup, pids) in cgroups_of_processes(ids) {
             let holder = cgroup.rsplit('/').find(|name| ids.contains(*name));
@@ -37,8 +36,8 @@ impl Host {
         }
     }
 
-    /// Ends everything of a pod of whose records little is known, and gives back what it holds, as far as its id and
-    /// those of its containers tell. Its records stay. Can be repeated.
+    /// Ends a pod whose records cannot be used and releases what it holds, as far as its id and those of its containers
+    /// tell. Its records stay. Can be repeated.
     pub async fn end_unreadable(
         self: &Arc<Self>,
         pod: &PodId,
@@ -68,7 +67,7 @@ impl Host {
         .await
     }
 
-    /// Takes back what a pod that is understood again holds of the network.
+    /// Claims again what a recovered pod holds of the network.
     pub async fn restore_network(self: &Arc<Self>, attachment: Attachment) -> Result<(), Error> {
         let host = Arc::clone(self);
         blocking("restoring the network of a sandbox", move || {
@@ -81,7 +80,8 @@ impl Host {
         .await
     }
 
-    /// Kills what runs in cgroups named after `ids` and removes those, under `parent` also the empty ones. Blocks.
+    /// Kills the processes in cgroups named after `ids` and removes those cgroups, under `parent` also empty ones.
+    /// Blocks.
     pub fn end_processes(
         &self,
         ids: &HashSet<String>,
@@ -101,7 +101,7 @@ impl Host {
         Ok(())
     }
 
-    /// Removes the records and directories of a pod that was given up, or moves aside what cannot be removed. Blocks.
+    /// Removes the records and directories of such a pod, or moves aside what cannot be removed. Blocks.
     pub fn forget_unreadable(&self, pod: &PodId, containers: &[ContainerId]) -> Result<(), Error> {
         if let Err(error) = self.forget_pod(pod) {
             let directory = self.layout.pod_directory(pod);
@@ -115,7 +115,7 @@ impl Host {
                     moving,
                 )
             })?;
-            tracing::warn!(pod = %pod, error = error.chain(), quarantine = %moved.display(), "what is left of a sandbox was moved aside");
+            tracing::warn!(pod = %pod, error = error.chain(), quarantine = %moved.display(), "the remains of a sandbox were moved aside");
         }
         for container in containers {
             self.parts.images.release(container.as_str());
@@ -125,14 +125,14 @@ impl Host {
     }
 }
 
-/// The level of a process' SELinux label; none of one that is gone, or without SELinux.
+/// The level of a process's SELinux label; `None` when it is gone, or without SELinux.
 fn level(pid: i32) -> Option<String> {
     let label = std::fs::read_to_string(format!("/proc/{pid}/attr/current")).ok()?;
     let label = label.trim_end_matches(['\0', '\n']);
     label.splitn(4, ':').nth(3).map(str::to_owned)
 }
 
-/// The host users that a process runs as, real and effective; none of one that is gone.
+/// The host users of a process, real and effective; none when it is gone.
 fn host_ids(pid: i32) -> Vec<u32> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix("Uid:"));

@@ -1,8 +1,8 @@
-//! Changes the limits of a container that exists.
+//! Changes the limits of an existing container.
 //!
 //! Called by: its pod's driver, on the blocking pool. Calls: cgroups.
-//! Invariant: after a refusal the limits are those from before, which `Cgroup::set` sees to.
-//! Not here: which limits were asked for, what differs, records.
+//! Invariant: after a refusal the limits are as before, which `Cgroup::set` ensures.
+//! Must not know: which limits were requested, records.
 
 use coracle_cgroup::{self as cgroup, Limits};
 use coracle_lifecycle::{Error, Kind};
@@ -11,8 +11,8 @@ use super::Host;
 
 impl Host {
     /// Sets what `change` names on the cgroup `path`. Blocks.
-    /// Errors: Invalid for what the node cannot do; WrongPhase for a memory limit below what is in use; Missing when
-    /// the cgroup is gone. The limits are then as they were.
+    /// Errors: Invalid when the node cannot do it; WrongPhase for a memory limit below the current use; Missing when
+    /// the cgroup is gone. The limits are then as before.
     pub fn change_limits(&self, path: &str, change: &Limits) -> Result<(), Error> {
         let cgroup = self.parts.cgroups.open(path);
         let cgroup = cgroup.map_err(|error| refusal(path, error))?;

@@ -1,9 +1,9 @@
-//! Who a container runs as: what CRI asks for, else what the image says, else 0.
+//! The user that a container runs as: CRI's request, else the image's `USER`, else 0.
 //!
 //! Called by: CreateContainer. Reads the image's own `/etc/passwd` and `/etc/group`, as an overlay of its layers shows
 //! them.
-//! Invariants: digits are a number and never a name, however large; nothing that cannot be told exactly becomes 0.
-//! Not here: host ids.
+//! Invariants: digits are a number and never a name, however large; an unclear user is refused, never taken for 0.
+//! Must not know: host ids.
 
 use std::collections::BTreeSet;
 use std::io::Read as _;
@@ -12,23 +12,24 @@ use std::path::PathBuf;
 use coracle_lifecycle::{Error, GroupsPolicy, Kind, UserConfig};
 use coracle_spec::{IdRange, Identity};
 
+use super::errors::invalid;
 use super::io_error;
 
 /// Largest `/etc/passwd` or `/etc/group` that is read. Bytes.
 const MAX_BYTES: u64 = 1 << 20;
-/// Largest user or group id, as Kubernetes bounds them; those beyond a pod's range take its last slots.
+/// Largest user or group id, as in Kubernetes; ids beyond a pod's range are mapped to its last ones.
 const MAX_ID: u32 = i32::MAX as u32;
 
-/// A user with what the image knows of it.
+/// A user with the image's facts about it.
 #[derive(Debug)]
 pub struct Resolved {
-    /// Who the container runs as; the supplementary groups hold the primary one, too, as `id -G` shows it.
+    /// The ids that the container runs as; the supplementary groups contain the primary one, as in `id -G`.
     pub identity: Identity,
-    /// The user's home directory as the image's `/etc/passwd` has it; `/` when it has none.
+    /// The user's home directory from the image's `/etc/passwd`; `/` without one.
     pub home: String,
 }
 
-/// What `/etc/passwd` says of a user.
+/// A line of `/etc/passwd`.
 struct Entry {
     uid: u32,
     gid: u32,
@@ -76,7 +77,7 @@ pub fn resolve(
     })
 }
 
-/// The user to be looked up: what CRI asks for, else the image's, else 0.
+/// The user to look up: CRI's request, else the image's, else 0.
 fn name_or_number(config: &UserConfig, image_name: &str) -> String {
     match (config.uid, config.username.as_str()) {
         (Some(uid), _) => uid.to_string(),
@@ -86,14 +87,13 @@ fn name_or_number(config: &UserConfig, image_name: &str) -> String {
     }
 }
 
-/// Each once, in the order of their first appearance.
+/// Removes duplicates; keeps the order of first appearance.
 pub fn distinct(groups: Vec<u32>) -> Vec<u32> {
     let mut seen = BTreeSet::new();
     groups.into_iter().filter(|gid| seen.insert(*gid)).collect()
 }
 
-/// The groups in which the image's `/etc/group` lists the user. Lines that hold no usable id are passed over, as
-/// they name nothing that was asked for.
+/// The groups in which the image's `/etc/group` lists the user. Lines without a valid id are skipped.
 fn memberships(name: &str, layers: &[PathBuf]) -> Result<Vec<u32>, Error> {
     let text = read_file(layers, "etc/group")?;
     let lists = |fields: &[&str]| {
@@ -108,11 +108,7 @@ fn memberships(name: &str, layers: &[PathBuf]) -> Result<Vec<u32>, Error> {
         .collect())
 }
 
-fn invalid(text: String) -> Error {
-    Error::new(Kind::Invalid, text)
-}
-
-/// A number without an entry in passwd has group 0, as elsewhere.
+/// A number without an entry in passwd has group 0, as in other runtimes.
 fn find_user(user: &str, layers: &[PathBuf]) -> Result<Entry, Error> {
     let passwd = read_file(layers, "etc/passwd")?;
     let line = |index: usize, text: &str| {
@@ -172,7 +168,7 @@ fn find_group(group: &str, layers: &[PathBuf]) -> Result<u32, Error> {
     }
 }
 
-/// Whether a text would be taken for a number by anybody: it is then never looked up as a name.
+/// Whether any tool would take a text for a number: it is then never looked up as a name.
 fn is_number(text: &str) -> bool {
     text.trim()
         .trim_start_matches(['+', '-'])
@@ -189,7 +185,7 @@ fn number(text: &str, what: &str) -> Result<u32, Error> {
     }
 }
 
-/// The text of a file of the image, as a container would see it; empty when there is none.
+/// The text of a file of the image, as a container sees it; empty when absent.
 fn read_file(layers: &[PathBuf], name: &str) -> Result<String, Error> {
     let found = coracle_images::open_file(layers, name).map_err(|error| {
         Error::because(Kind::Invalid, format!("open the image's /{name}"), error)
@@ -245,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_asked_for_is_0() {
+    fn without_any_request_the_user_is_0() {
         assert_eq!(resolve(UserConfig::default(), "", &[]), Ok((0, 0)));
         assert_eq!(resolve(UserConfig::default(), "root", &[]), Ok((0, 0)));
     }
@@ -410,12 +406,12 @@ mod tests {
         std::fs::remove_dir_all(root).unwrap();
     }
 
-    /// How a layer hides a file of those below, and what makes it so in the layer's directory.
+    /// A way in which a layer hides a file of the layers below, and how to make it in the layer's directory.
     type Hiding = (&'static str, fn(&std::path::Path));
 
-    /// Whatever a layer can do to hide a file of those below: whiteout, opaque directory, a file in the way, a link.
+    /// All ways to hide a file of the layers below: whiteout, opaque directory, a file in the way, a link.
     #[test]
-    fn users_that_a_layer_has_removed_are_no_users() {
+    fn users_that_a_layer_has_removed_do_not_exist() {
         use rustix::fs::{CWD, FileType, Mode, XattrFlags, mknodat, setxattr};
         use std::os::unix::fs::symlink;
         let hides: [Hiding; 5] = [

@@ -1,7 +1,7 @@
 //! The base64 of tokens and of the oldest WebSocket protocols. Source: RFC 4648, sections 4 and 5.
 //!
-//! Called by: `tokens`, `send`, `websocket::channels`. Invariant: pure; clients may leave out the padding, as Go's may.
-//! Not here: line breaks, which nobody sends.
+//! Called by: `tokens`, `send`, `websocket::channels`. Invariant: pure; the padding is optional, as clients in Go may
+//! leave it out. Must not know: line breaks, which no client sends.
 
 use base64::Engine as _;
 use base64::alphabet;
@@ -21,12 +21,12 @@ pub fn encode(bytes: &[u8], into: &mut String) {
     STANDARD.encode_string(bytes, into);
 }
 
-/// `bytes` in the alphabet for URLs, without padding.
+/// Encodes `bytes` in the alphabet for URLs, without padding.
 pub fn url(bytes: &[u8]) -> String {
     URL_SAFE_NO_PAD.encode(bytes)
 }
 
-/// The bytes that `text` stands for, in the standard alphabet, padded or not; `None` for anything else.
+/// Decodes `text` in the standard alphabet, padded or not; `None` if it is invalid.
 pub fn decode(text: &[u8]) -> Option<Vec<u8>> {
     STANDARD.decode(text).ok()
 }

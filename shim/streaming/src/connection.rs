@@ -1,12 +1,12 @@
-//! One upgraded connection as its session sees it: it can be waited for until it closes or is idle, and it can be closed
+//! One upgraded connection as its session sees it: a session can wait until it closes or becomes idle, and can close it
 //! in order.
 //!
 //! ```text
 //! spdy | websocket --reader, writer--> Connection <--closed, finish-- remote | forward
 //! ```
-//! Invariants: whichever of reader and writer ends first ends the connection; dropping it closes the socket at once,
-//! which a client sees as a reset; `finish` sends all that was queued before it.
-//! Not here: frames.
+//! Invariants: when either reader or writer ends, the connection ends; dropping it closes the socket at once, which a
+//! client sees as a reset; `finish` sends everything that was queued before it.
+//! Must not know: frames.
 
 use std::future::Future;
 use std::os::fd::OwnedFd;
@@ -23,13 +23,13 @@ use tokio::time::Instant;
 use super::receive::RecvSink;
 use super::send::{Item, SendQueue};
 
-/// How long a client may take to read the rest and close, once its session has ended. Closing before the client does
-/// would make the kernel throw away what is still on its way.
+/// How long a client may take to read the rest and close, once its session has ended. If we closed first, the kernel
+/// would discard data still in flight.
 pub const CLOSE_TIMEOUT: Duration = Duration::from_secs(300);
 /// How often a reader that waits for buffer space checks whether its client is still connected.
 const PEER_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Bytes both ways.
+/// A bidirectional byte stream.
 pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
@@ -111,7 +111,7 @@ impl Peer {
 
 /// An upgraded connection before its session begins.
 pub struct Upgraded {
-    /// Its bytes.
+    /// The byte stream.
     pub io: BoxedIo,
     /// The client's socket.
     pub peer: Peer,
@@ -152,7 +152,7 @@ async fn run_half(
     ended.send_replace(true);
 }
 
-/// A connection that is being read and written.
+/// A connection with a running reader and writer.
 pub struct Connection {
     shared: Shared,
     last_item: Option<Item>,
@@ -162,8 +162,8 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Runs `reader` and `writer`. `last_item` is the last thing sent to a client whose session ended; `idle` is how long
-    /// the connection may be idle.
+    /// Runs `reader` and `writer`. `last_item` is sent last to a client whose session ended; `idle` is how long the
+    /// connection may be idle.
     pub fn start(
         shared: Shared,
         idle: Duration,

@@ -4,10 +4,10 @@
 //! spdy: data + error stream with the same requestID --+
 //! websocket: channels 2i and 2i+1 -------------------+--> run_pair --connect--> port
 //! ```
-//! Invariants: a pair that fails leaves the others alone; what either side sent before it ended arrives; a stream whose
-//! partner is not opened within [`PAIR_TIMEOUT`] is reset; when the client closes its connection, all connections to ports
-//! are closed.
-//! Not here: frames, and how ports are reached.
+//! Invariants: a pair that fails leaves the others alone; everything that either side sent before it ended arrives; a
+//! stream whose partner is not opened within [`PAIR_TIMEOUT`] is reset; when the client closes its connection, all
+//! connections to ports are closed.
+//! Must not know: frames, how ports are reached.
 
 use std::collections::HashMap;
 use std::io;
@@ -30,22 +30,22 @@ use super::spdy::{self, Headers, NewStream};
 /// How long a stream waits for the other one of its pair.
 const PAIR_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a client may send nothing once the pod has ended its side. Old clients never end their side, and an open
-/// socket keeps the namespace of a removed pod.
+/// socket keeps the namespace of a removed pod alive.
 const HALF_CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// One connection to be made.
+/// One connection to make.
 pub struct Pair {
     /// The pod's port.
     pub port: u16,
-    /// What the client sends.
+    /// Data from the client.
     pub recv_stream: RecvStream,
-    /// What it is sent.
+    /// Data to the client.
     pub data: Arc<SendStream>,
-    /// Where it reads why there is no connection.
+    /// The error stream, for the reason why there is no connection.
     pub error: Arc<SendStream>,
 }
 
-/// Half of a pair.
+/// One stream of a pair whose partner is not open yet.
 struct Waiting {
     stream: NewStream,
     until: Instant,
@@ -72,8 +72,8 @@ fn is_data(stream: &NewStream) -> bool {
     stream.headers.get("streamtype") == Some("data")
 }
 
-/// What the two streams of a pair have in common. Clients older than request ids open the error stream first and the
-/// data stream right after it.
+/// The key that the two streams of a pair share. Clients older than request ids open the error stream first and the
+/// data stream directly after it.
 fn request(stream: &NewStream) -> String {
     match stream.headers.get("requestid") {
         Some(id) if !id.is_empty() => id.to_owned(),
@@ -108,11 +108,11 @@ async fn pair_up(mut accepted: mpsc::Receiver<NewStream>, ports: &Forward) {
             pairs.spawn(run_pair(pair, ports.clone()));
         }
     }
-    // The client opens no more streams; open pairs go on until its connection ends.
+    // The client opens no more streams; open pairs continue until its connection ends.
     while pairs.join_next().await.is_some() {}
 }
 
-/// The pair that `stream` completes; else it waits for its partner.
+/// The pair that `stream` completes; otherwise it waits for its partner.
 fn matched(waiting: &mut HashMap<String, Waiting>, stream: NewStream) -> Option<Pair> {
     let request = request(&stream);
     let Some(half) = waiting.remove(&request) else {
@@ -196,7 +196,7 @@ enum Failed {
     Write(io::Error),
 }
 
-/// Errors: the pod's connection was reset, or the client reset the stream.
+/// Copies in both directions. Errors: the pod's connection was reset, or the client reset the stream.
 async fn copy_both_ways(
     mut socket: TcpStream,
     recv_stream: RecvStream,
@@ -215,14 +215,15 @@ async fn copy_both_ways(
         match copy(recv_stream, &mut to_pod, Some(pod_has_ended)).await {
             Ok(()) => to_pod.shutdown().await.or(Ok(())),
             Err(Failed::Read(error)) => Err(error),
-            // The pod reads no more; what it has already sent still arrives.
+            // The pod reads no more; data that it has already sent still arrives.
             Err(Failed::Write(_)) => Ok(()),
         }
     };
     tokio::try_join!(to_client_copy, to_pod_copy).map(drop)
 }
 
-/// Copies until the end of `from`; once `other_ended` is true, also until `from` sends nothing for [`HALF_CLOSE_TIMEOUT`].
+/// Copies until the end of `from`; once `other_ended` is true, also until `from` sends nothing for
+/// [`HALF_CLOSE_TIMEOUT`].
 async fn copy(
     mut from: impl AsyncRead + Unpin,
     to: &mut (impl AsyncWrite + Unpin),
@@ -232,7 +233,7 @@ async fn copy(
     loop {
         let quiet = async {
             match &mut other_ended {
-                // An error means that the other direction is over, too.
+                // An error means that the other direction has ended, too.
                 Some(other_ended) => drop(other_ended.wait_for(|on| *on).await),
                 None => std::future::pending().await,
             }

@@ -1,10 +1,10 @@
-//! Fuzz targets of this crate: header blocks, and whole sessions over pipes in memory. Each reads one input as hostile
-//! bytes and panics where a promise is broken.
+//! Fuzz targets of this crate: header blocks, and whole sessions over pipes in memory. Each reads one input, and panics
+//! when a guarantee is broken.
 //!
-//! Called by: the `fuzz` binary of the shim, and the test below, which replays the corpora of `shim/streaming/fuzz` with
-//! every `make test`. Built only for those two; no release has it. docs/security/fuzzing.md says what each target promises.
-//! Invariants: a target touches nothing outside this process; a session ends once its client has gone, whatever the client
-//! said before, and nothing of it lives on.
+//! Called by: the `fuzz` binary of the shim, and the test below, which replays the corpora of `shim/streaming/fuzz` in
+//! every `make test`. No release contains this module. docs/security/fuzzing.md lists what each target checks.
+//! Invariants: a target touches nothing outside this process; a session ends once its client has gone, whatever the
+//! client sent, and leaves nothing running.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use super::spdy::headers::{Deflater, Inflater};
 use super::websocket::{self, Subprotocol};
 use super::{Forward, Program, StreamOptions};
 
-/// A target: its name, and what reads one input.
+/// A target: its name, and the function that takes one input.
 pub type FuzzTarget = (&'static str, fn(&[u8]));
 
 /// The targets by name.
@@ -30,11 +30,11 @@ pub const TARGETS: &[FuzzTarget] = &[
 
 /// How long a session may live without its client.
 const END: Duration = Duration::from_secs(5);
-/// Longest block that is inflated, and more than its bytes have to be.
+/// Longest block that is inflated, more than its bytes need.
 const MAX_BLOCK: usize = 16 << 10;
 
-/// Blocks of one direction, each with its length in two bytes before it: what is read is bounded, and is written as
-/// what is read the same.
+/// Decodes blocks of one direction, each after its length in two bytes. A block that decodes must be bounded, and be
+/// encoded and decoded again without a difference.
 fn headers(input: &[u8]) {
     let (mut inflater, mut deflater, mut again) =
         (Inflater::new(), Deflater::new(), Inflater::new());
@@ -47,7 +47,7 @@ fn headers(input: &[u8]) {
             return;
         };
         let _ = headers.get("streamtype").map(str::len);
-        // What is no UTF-8 grows when it is made so.
+        // Text that is not UTF-8 grows when it is converted.
         if let Ok(read) = again.read(&deflater.write(&headers)) {
             assert_eq!(read, headers);
         } else {
@@ -60,7 +60,7 @@ fn headers(input: &[u8]) {
     }
 }
 
-/// SPDY as exec speaks it; the first byte chooses the version of the protocol and the streams.
+/// SPDY for exec; the first byte chooses the version of the protocol and the streams.
 fn spdy(input: &[u8]) {
     session(input, |choice, upgraded, alive| async move {
         remote::serve_spdy(upgraded, choice % 5, echo(choice, alive)).await;
@@ -96,7 +96,7 @@ fn tunnel(input: &[u8]) {
     });
 }
 
-/// Copies input to output and ends. Holds `alive` as long as it runs.
+/// Copies input to output and ends. Holds `alive` while it runs.
 fn echo(choice: u8, alive: Arc<()>) -> Program {
     let tty = choice & 0x80 != 0;
     let options = StreamOptions {
@@ -116,7 +116,7 @@ fn echo(choice: u8, alive: Arc<()>) -> Program {
     })
 }
 
-/// Serves a client that sends the input but for its first byte, reads a while, and goes.
+/// Serves a client that sends the input except its first byte, reads for a while, and closes.
 fn session<F: Future<Output = ()> + Send + 'static>(
     input: &[u8],
     serve: impl FnOnce(u8, Upgraded, Arc<()>) -> F,
@@ -150,17 +150,21 @@ fn session<F: Future<Output = ()> + Send + 'static>(
         ended
             .expect("the session outlives its client")
             .expect("the session panicked");
-        // Jobs are given up a moment after.
-        let end = tokio::time::Instant::now() + END;
-        while futures.strong_count() > 0 {
-            let now = tokio::time::Instant::now();
-            assert!(now < end, "a future outlives its session");
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        all_dropped(&futures).await;
     });
 }
 
-/// One for all inputs: what a session leaves running shows in the next ones' time.
+/// Waits until all futures of a session are dropped, which happens a moment after its end.
+async fn all_dropped(futures: &std::sync::Weak<()>) {
+    let end = tokio::time::Instant::now() + END;
+    while futures.strong_count() > 0 {
+        let now = tokio::time::Instant::now();
+        assert!(now < end, "a future outlives its session");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// One runtime for all inputs: whatever a session leaves running slows the next ones down.
 fn runtime() -> &'static tokio::runtime::Runtime {
     static RUNTIME: std::sync::OnceLock<tokio::runtime::Runtime> = std::sync::OnceLock::new();
     RUNTIME.get_or_init(|| {

@@ -5,9 +5,9 @@
 //!                       |--404, 400, 403, 405, 503
 //!                       +--101--> spdy | websocket session, in a task of its own
 //! ```
-//! Invariants: only the token decides what a client gets; a token is used up by its first request, even if that fails;
-//! where origins are listed, a browser's page of another origin is refused.
-//! Not here: frames.
+//! Invariants: only the token decides what a client gets; the first request uses a token up, even if it fails; where
+//! origins are configured, pages of other origins are refused.
+//! Must not know: frames.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -58,7 +58,7 @@ pub struct ServerState {
 }
 
 impl ServerState {
-    /// Without open sessions.
+    /// No session is open.
     pub fn new(tokens: Arc<Tokens>, idle: Duration, origins: Vec<String>) -> ServerState {
         ServerState {
             tokens,
@@ -157,7 +157,7 @@ async fn upgrade(
     }
 }
 
-/// The session that the URL's token was issued for; `None` if the URL's kind is another one.
+/// The session that the URL's token was issued for; `None` if the URL names another kind of session.
 fn redeem(tokens: &Tokens, path: &str) -> Option<Session> {
     let (kind, token) = path.strip_prefix('/')?.split_once('/')?;
     tokens.redeem(token).filter(|session| name(session) == kind)
@@ -181,12 +181,12 @@ async fn serve(upgraded: Upgraded, protocol: Protocol, session: Session) {
         Protocol::Channels(subprotocol) => {
             websocket::serve_remote(upgraded, subprotocol, program).await
         }
-        // Only port-forward can negotiate it.
+        // Only port-forward negotiates this.
         Protocol::Tunnel => {}
     }
 }
 
-/// Why there is no session.
+/// Why a session is refused.
 struct Refusal {
     status: StatusCode,
     reason: String,
@@ -219,7 +219,7 @@ fn bad(reason: impl Into<String>) -> Refusal {
     refusal(StatusCode::BAD_REQUEST, reason)
 }
 
-/// No protocol of those that the client offered is known.
+/// The client offers none of the known protocols.
 fn no_common(offered: &[&str], accepts: &'static [&'static str]) -> Refusal {
     let offered: String = offered
         .join(", ")
@@ -261,8 +261,8 @@ fn is_websocket(headers: &HeaderMap) -> bool {
     has(headers, &CONNECTION, "upgrade") && has(headers, &UPGRADE, "websocket")
 }
 
-/// Where the operator lists origins, a page of another host may not open a session, even if it knows a token. Without a
-/// list the token alone decides: kubelet and API server pass the `Origin` of their client on.
+/// Where the operator configured origins, a page of another origin may not open a session, even with a valid token.
+/// Without configured origins the token alone decides: kubelet and API server pass on the `Origin` of their client.
 fn check_origin(headers: &HeaderMap, allowed: &[String]) -> Result<(), Refusal> {
     let Some(origin) = headers.get(ORIGIN).filter(|_| !allowed.is_empty()) else {
         return Ok(());

@@ -3,11 +3,11 @@
 //! ```text
 //! offer --Session--> tokens <--URL-- client --HTTP upgrade--> spdy | websocket --Streams--> the session's future
 //! ```
-//! Invariants: a token opens one session, once, for a minute; what a client may do is fixed by the CRI request, never
-//! by its URL; buffers are bounded, and a slow reader slows its writer down.
+//! Invariants: a token opens one session, once, within a minute; the CRI request, never the URL, fixes what a client
+//! may do; buffers are bounded, and a slow reader slows its writer down.
 //! Called by: the shim's `serve` (bind) and the CRI services (offer).
-//! Not here: containers, pods, authorization, and the other end of the streams: a session comes with the future that its
-//! streams are connected to.
+//! Must not know: containers, pods, authorization, the other end of the streams: a session comes with the future that
+//! its streams are connected to.
 
 mod base64;
 mod connection;
@@ -37,10 +37,10 @@ pub use session::{Forward, Program, Session, SessionFuture, Size, StreamOptions,
 pub use tls::Identity;
 pub use tokens::Refused;
 
-/// Why there is no streaming server.
+/// Why the streaming server cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The address is taken, or not the node's.
+    /// The address is in use, or does not belong to the node.
     #[error("listen for streaming clients on {address}")]
     Listen {
         /// The configured address.
@@ -51,9 +51,9 @@ pub enum Error {
     /// The certificate or its key cannot be used.
     #[error("use {} and {} for TLS of streaming", certificate.display(), key.display())]
     Tls {
-        /// Its file.
+        /// The file of the certificate.
         certificate: std::path::PathBuf,
-        /// Its key's.
+        /// The file of the key.
         key: std::path::PathBuf,
         /// What is wrong with them.
         source: Box<dyn std::error::Error + Send + Sync>,

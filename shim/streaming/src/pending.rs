@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_silent_one_of_the_largest_crowd_makes_room() {
+    fn the_oldest_silent_connection_of_the_busiest_address_is_evicted() {
         let pending = PendingConnections::default();
         let mut other: Vec<_> = (0..3).map(|_| pending.admit(address(2))).collect();
         let mut crowd: Vec<_> = (3..MAX_PENDING)
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn when_all_have_spoken_the_oldest_makes_room_and_places_are_given_back() {
+    fn when_all_have_sent_bytes_the_oldest_is_evicted_and_entries_are_freed() {
         let pending = PendingConnections::default();
         let mut all: Vec<_> = (0..MAX_PENDING)
             .map(|_| pending.admit(address(1)))

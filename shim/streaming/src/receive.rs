@@ -3,10 +3,10 @@
 //! ```text
 //! TCP --> the connection's reader --RecvSink--> buffer --RecvStream--> the program's standard input, the pod's socket
 //! ```
-//! Invariants: the reader stops while a stream holds [`STREAM_LIMIT`] bytes or all of a connection's together hold
-//! [`CONNECTION_LIMIT`], so that TCP pushes back and no client takes memory; when a `RecvStream`
-//! is dropped, what still arrives for its stream is discarded.
-//! Not here: frames.
+//! Invariants: the reader stops while a stream holds [`STREAM_LIMIT`] bytes or all streams of a connection together
+//! hold [`CONNECTION_LIMIT`], so that TCP slows the client down; when a `RecvStream` is dropped, further data of its
+//! stream is discarded.
+//! Must not know: frames.
 
 use std::io;
 use std::pin::Pin;
@@ -19,7 +19,7 @@ use tokio::sync::Notify;
 
 /// Unread bytes of one stream at which its connection is no longer read.
 const STREAM_LIMIT: usize = 256 << 10;
-/// The same of all streams of a connection.
+/// The same limit for all streams of a connection.
 const CONNECTION_LIMIT: usize = 1 << 20;
 
 /// Bytes that all streams of a connection hold together.
@@ -39,7 +39,7 @@ impl RecvBudget {
 /// How a stream ends for its reader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
-    /// More may come.
+    /// Open: more may come.
     Open,
     /// The client ended the stream.
     Finished,
@@ -74,7 +74,7 @@ impl Shared {
     }
 }
 
-/// The writing end of the buffer, for the connection's reader. Dropped without `finish`, it resets the stream.
+/// The writing end of the buffer, for the connection's reader. Dropping it without `finish` resets the stream.
 pub struct RecvSink(Arc<Shared>);
 
 /// The reading end of the buffer, for the program or the pod's socket.
@@ -156,7 +156,7 @@ impl RecvSink {
             return;
         }
         let lost = end == End::Reset && !state.reader_dropped;
-        // A stream that was finished stays readable to its end when its connection goes.
+        // A finished stream stays readable to its end when its connection closes.
         let freed = if lost && state.end == End::Open {
             clear(&mut state)
         } else {
@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_stream_whose_connection_went_is_an_error_not_an_end() {
+    async fn a_stream_of_a_lost_connection_is_an_error_not_an_end() {
         let (sink, mut recv_stream) = stream(&Arc::default());
         sink.push(b"half a wo");
         drop(sink);

@@ -3,16 +3,16 @@
 //! ```text
 //! spdy (one stream each) | websocket (one channel each) --> ClientStreams --> run --Streams--> Program
 //! ```
-//! Invariants: the CRI request fixes which streams there are; when the client closes the connection or is idle for too
-//! long, the program's future is dropped at once; the status is sent after all output, and the connection is closed after
-//! the client read the status.
-//! Not here: frames, and the program.
+//! Invariants: the CRI request fixes the streams of a session; when the client closes the connection or is idle for too
+//! long, the program's future is dropped at once; the status is sent after all output, and the connection is closed
+//! after the client has read the status.
+//! Must not know: frames, the program.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::{mpsc, watch};
 
 use super::connection::{CLOSE_TIMEOUT, Connection, Upgraded};
@@ -20,7 +20,7 @@ use super::receive::RecvStream;
 use super::send::{SendStream, SendStreamWriter};
 use super::spdy::{self, Headers, NewStream};
 use super::status::{ExitStatus, StatusFormat};
-use super::{Program, StreamOptions, Streams, chain, resize};
+use super::{Program, Size, StreamOptions, Streams, chain, resize};
 
 /// How long a client may take to open its streams.
 pub const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
@@ -41,7 +41,7 @@ pub struct ClientStreams {
     pub error: Arc<SendStream>,
     /// The format of the exit status.
     pub format: StatusFormat,
-    /// The streams on which only the client sends, to be sent when nobody listens any more.
+    /// The streams on which only the client sends, reset once the program has ended.
     pub inputs: Vec<Arc<SendStream>>,
 }
 
@@ -140,23 +140,11 @@ pub async fn run(client: ClientStreams, program: Program) {
         inputs,
     } = client;
     let (newest, size) = watch::channel(None);
-    let writer = |stream: &Option<Arc<SendStream>>| {
-        let stream = stream.clone()?;
-        Some(Box::new(SendStreamWriter(stream)) as Box<dyn tokio::io::AsyncWrite + Send + Unpin>)
-    };
     let streams = Streams {
-        stdin: stdin.map(|recv_stream| {
-            Box::new(recv_stream) as Box<dyn tokio::io::AsyncRead + Send + Unpin>
-        }),
+        stdin: stdin.map(|stream| Box::new(stream) as Box<dyn AsyncRead + Send + Unpin>),
         stdout: writer(&stdout),
         stderr: writer(&stderr),
         size,
-    };
-    let resizing = async {
-        if let Some(sizes) = sizes {
-            resize::follow(sizes, newest).await;
-        }
-        std::future::pending::<()>().await;
     };
     let status = tokio::select! {
         status = status(program, streams) => status,
@@ -164,23 +152,39 @@ pub async fn run(client: ClientStreams, program: Program) {
             tracing::debug!(reason, "a streaming session was aborted");
             return;
         }
-        () = resizing => return,
+        () = follow_sizes(sizes, newest) => return,
     };
     tracing::debug!(?status, "a streaming session ended");
     inputs.iter().for_each(|stream| stream.reset());
-    let text = format.render(&status);
-    let mut error = SendStreamWriter(error);
-    // It fails only if the client closed the connection, which `finish` notices; the time limit is for one that does not read.
-    let sent = tokio::time::timeout(CLOSE_TIMEOUT, error.write_all(text.as_bytes()));
-    if sent.await.is_err() {
+    if !send_status(error, &format.render(&status)).await {
         return;
     }
-    drop(error);
     [stdout, stderr]
         .into_iter()
         .flatten()
         .for_each(|stream| stream.end());
     connection.finish().await;
+}
+
+/// Follows the terminal sizes of a client; never returns.
+async fn follow_sizes(sizes: Option<RecvStream>, newest: watch::Sender<Option<Size>>) {
+    if let Some(sizes) = sizes {
+        resize::follow(sizes, newest).await;
+    }
+    std::future::pending::<()>().await;
+}
+
+fn writer(stream: &Option<Arc<SendStream>>) -> Option<Box<dyn AsyncWrite + Send + Unpin>> {
+    let stream = stream.clone()?;
+    Some(Box::new(SendStreamWriter(stream)))
+}
+
+/// Sends the status and ends the error stream. False when the client does not read it within [`CLOSE_TIMEOUT`].
+async fn send_status(error: Arc<SendStream>, text: &str) -> bool {
+    let mut error = SendStreamWriter(error);
+    // It fails only if the client closed the connection, which `finish` notices.
+    let sent = tokio::time::timeout(CLOSE_TIMEOUT, error.write_all(text.as_bytes()));
+    sent.await.is_ok()
 }
 
 async fn status(program: Program, streams: Streams) -> ExitStatus {

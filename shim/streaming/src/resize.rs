@@ -1,8 +1,8 @@
 //! The sizes of the client's terminal: a stream of JSON objects, of which only the latest matters.
 //!
-//! Used by: [`super::remote`]. Invariants: at most [`MAX_OBJECT`] bytes are object; what is no size is skipped, so that no
-//! flood of them, and nothing odd, does more than pass by.
-//! Not here: terminals.
+//! Called by: [`super::remote`]. Invariants: an object has at most [`MAX_OBJECT`] bytes; anything that is not a size is
+//! skipped, however much there is of it.
+//! Must not know: terminals.
 
 use serde::Deserialize;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
@@ -55,7 +55,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_newest_size_counts_however_they_are_cut() {
+    async fn the_newest_size_counts_however_the_stream_is_cut() {
         let size = |width, height| Some(Size { width, height });
         assert_eq!(after(b"{\"Width\":80,\"Height\":24}\n").await, size(80, 24));
         assert_eq!(

@@ -3,10 +3,10 @@
 //! ```text
 //! SendStream (one a stream) --room?--> SendQueue --take--> the connection's writer --> TCP
 //! ```
-//! Invariants: streams wait while [`MAX_QUEUED_BYTES`] bytes are unsent, so that a client that does not read slows its program and
-//! takes no memory; frames leave in the order in which they came; after `fail` nothing is accepted and every
-//! waiting task is woken.
-//! Not here: what the bytes mean.
+//! Invariants: streams wait while [`MAX_QUEUED_BYTES`] bytes are unsent, so that a slow client slows its program down
+//! and occupies no memory; frames are sent in the order in which they were queued; after `fail` nothing is accepted and
+//! every waiting task is woken.
+//! Must not know: what the bytes mean.
 
 use std::collections::VecDeque;
 use std::io;
@@ -16,19 +16,19 @@ use std::task::{Context, Poll, Waker};
 
 use tokio::sync::Notify;
 
-/// Streams wait while this much is queued. Bytes.
+/// Bytes in the queue at which streams wait.
 const MAX_QUEUED_BYTES: usize = 128 << 10;
-/// The connection is not read while this much is queued: the client causes replies and does not read them. Bytes.
+/// Bytes in the queue at which the connection is not read: the client causes replies and does not read them.
 const READ_PAUSE_BYTES: usize = MAX_QUEUED_BYTES + (64 << 10);
 /// Most bytes of a stream in one frame.
 pub const MAX_FRAME: usize = 32 << 10;
 
-/// One thing to send.
+/// One item to send.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Item {
     /// A frame of SPDY, or a binary WebSocket message.
     Bytes(Vec<u8>),
-    /// A WebSocket message of text.
+    /// A WebSocket text message.
     Text(String),
     /// A WebSocket ping.
     Ping,
@@ -50,7 +50,7 @@ impl Item {
 struct State {
     items: VecDeque<Item>,
     bytes: usize,
-    /// The writer holds items that it has not sent yet.
+    /// The writer holds items that are not sent yet.
     writing: bool,
     failed: bool,
     waiting: Vec<Waker>,
@@ -106,8 +106,8 @@ impl SendQueue {
         Poll::Pending
     }
 
-    /// Takes all queued items, once there are any; `None` after `fail`. A call also means that the items taken before have
-    /// been sent. For the connection's writer.
+    /// Takes all queued items, once there are any; `None` after `fail`. A call also means that the items taken before
+    /// have been sent. For the connection's writer.
     pub async fn take(&self) -> Option<VecDeque<Item>> {
         loop {
             {
@@ -168,14 +168,14 @@ impl SendQueue {
     }
 }
 
-/// How the bytes of one stream are put on the wire.
+/// How the bytes of one stream are framed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Framing {
     /// DATA frames of this stream.
     Spdy(u32),
     /// Binary messages that begin with this channel's number.
     Binary(u8),
-    /// Text messages that begin with this channel's digit, the rest in base64.
+    /// Text messages that begin with this channel's digit, followed by base64.
     Base64(u8),
 }
 
@@ -187,7 +187,7 @@ pub struct SendStream {
 }
 
 impl SendStream {
-    /// Makes a stream; `may_send` is false for one that the client opened for its own sending only.
+    /// Creates a stream; `may_send` is false for one that the client opened for its own sending only.
     pub fn new(send_queue: Arc<SendQueue>, framing: Framing, may_send: bool) -> Arc<SendStream> {
         let ended = AtomicBool::new(!may_send);
         Arc::new(SendStream {
@@ -202,7 +202,7 @@ impl SendStream {
         self.ended.load(Ordering::Acquire)
     }
 
-    /// Ends the stream in order; the second time nothing happens.
+    /// Ends the stream in order; a second call has no effect.
     pub fn end(&self) {
         if !self.ended.swap(true, Ordering::AcqRel)
             && let Framing::Spdy(stream) = self.framing
@@ -251,7 +251,7 @@ impl SendStream {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
         std::task::ready!(self.send_queue.poll_room(context))?;
-        // It ended between the two checks: its waker was missed.
+        // The stream ended between the two checks: wake it here.
         if self.has_ended() {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
@@ -276,7 +276,7 @@ impl tokio::io::AsyncWrite for SendStreamWriter {
     }
 
     fn poll_flush(self: std::pin::Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // The connection's writer sends whatever there is.
+        // The connection's writer sends without a flush.
         Poll::Ready(Ok(()))
     }
 

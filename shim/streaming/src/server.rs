@@ -4,7 +4,7 @@
 //! Invariants: a connection has ten seconds to send its first bytes and ten more for TLS handshake and request, in
 //! bounded memory; the number of such connections is limited, and a new one never waits for idle ones
 //! ([`super::pending`]); the server ends when its handle is dropped.
-//! Not here: the meaning of requests.
+//! Must not know: the meaning of requests.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -26,25 +26,25 @@ use super::{Error, Session};
 
 /// How long a connection's first bytes may take, and how long its handshake and request may take from then on.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long to wait after accept(2) failed: at first, and at most.
+/// The pause after accept(2) failed: the first one, and the longest.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
 /// Largest head of a request, bytes.
 const MAX_HEAD: usize = 16 << 10;
 /// Most headers of a request.
 const MAX_HEADERS: usize = 64;
-/// A client that does not answer the kernel's probes for about a minute and a half is gone.
+/// A client that does not answer the kernel's probes for about a minute and a half is considered gone.
 const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(60), Duration::from_secs(10), 3);
 
-/// What an operator decides; see `assets/config.toml`, `[streaming]`.
+/// The settings of the operator; see `assets/config.toml`, `[streaming]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// Where to listen; no wildcard. Port 0 is any.
+    /// The address to listen on; not a wildcard. Port 0 is any.
     pub address: SocketAddr,
-    /// Certificate and key; without them HTTP is first_bytes.
+    /// Certificate and key; without them the server speaks plain HTTP.
     pub identity: Option<Identity>,
     /// A session that is idle for this long ends.
     pub idle: Duration,
-    /// Origins that are allowed beside this host's own; `*` is any. Empty: the origin is not checked.
+    /// Origins that are allowed in addition to this host's own; `*` is any. Empty: the origin is not checked.
     pub origins: Vec<String>,
 }
 
@@ -56,7 +56,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// Listens, and serves the sessions that are offered. Errors: the address or the certificate cannot be used.
+    /// Listens, and serves the offered sessions. Errors: the address or the certificate cannot be used.
     pub async fn bind(settings: Settings) -> Result<Server, Error> {
         let Settings {
             address,
@@ -100,7 +100,7 @@ async fn accept(listener: TcpListener, tls: Option<Arc<Tls>>, state: Arc<ServerS
                 tokio::spawn(serve_connection(socket, entry, tls, state));
             }
             Err(error) => {
-                // Out of file descriptors, most likely: others must end first.
+                // Most likely a lack of file descriptors: other connections must end first.
                 if backoff == BACKOFF.0 {
                     tracing::warn!(%error, "no streaming client can be accepted; trying again until one can");
                 }
@@ -111,7 +111,7 @@ async fn accept(listener: TcpListener, tls: Option<Arc<Tls>>, state: Arc<ServerS
     }
 }
 
-/// Serves a connection up to its upgrade, or closes it when its time is over or it is evicted.
+/// Serves a connection up to its upgrade; closes it at its time limit or when it is evicted.
 async fn serve_connection(
     socket: TcpStream,
     mut entry: PendingConnection,
@@ -119,7 +119,7 @@ async fn serve_connection(
     state: Arc<ServerState>,
 ) {
     let first_bytes = async {
-        // An error shows again when the bytes are read.
+        // The error shows again when the bytes are read.
         let _ = socket.readable().await;
     };
     tokio::select! {

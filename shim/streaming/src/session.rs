@@ -1,8 +1,8 @@
-//! What a URL opens: the streams that a client gets, and the future that they are connected to.
+//! A session: the streams that a client gets, and the future that they are connected to.
 //!
 //! Made by the caller of [`super::Server::offer`]; run by `remote` and `forward` once the client has connected.
 //! Invariant: dropping a session's future ends the session and kills what ran only for it.
-//! Not here: frames, tokens, pipes, and what is at the other end of the streams.
+//! Must not know: frames, tokens, pipes, the other end of the streams.
 
 use std::error::Error;
 use std::fmt;
@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
-/// What a URL opens.
+/// A session that a URL opens.
 #[derive(Debug)]
 pub enum Session {
     /// A program that the session starts.
@@ -49,8 +49,8 @@ pub struct Program {
 }
 
 impl Program {
-    /// `run` ends with the program's exit code, 128 + signal for a signal, once its output was sent. `action` is what is
-    /// being done, for the error text that a client reads: `executing command in container`.
+    /// `run` ends with the program's exit code, 128 + signal for a signal, once its output was sent. `action` describes
+    /// what is being done, for the error text of the client: `executing command in container`.
     pub fn new(
         action: &'static str,
         options: StreamOptions,
@@ -70,7 +70,7 @@ impl Program {
         self.options
     }
 
-    /// What is being done, for error texts.
+    /// The action, for error texts.
     pub(super) fn action(&self) -> &'static str {
         self.action
     }
@@ -102,8 +102,8 @@ pub struct Forward {
 }
 
 impl Forward {
-    /// `connect` connects to a TCP port of `target`, a name for the client and the log to read. `ports` are the ones that a
-    /// client of the oldest WebSocket kind names by position; others name theirs themselves.
+    /// `connect` connects to a TCP port of `target`, a name for the client and the log. `ports` are those that a client
+    /// of the oldest WebSocket protocol names by position; other clients send port numbers.
     pub fn new(
         target: impl Into<String>,
         ports: Vec<u16>,
@@ -116,7 +116,7 @@ impl Forward {
         }
     }
 
-    /// Whose ports these are.
+    /// The name of the target.
     pub(super) fn target(&self) -> &str {
         &self.target
     }
@@ -126,7 +126,7 @@ impl Forward {
         &self.ports
     }
 
-    /// Connects to one port. Errors: it is not reachable, or nothing listens.
+    /// Connects to one port. Errors: it is unreachable, or nothing listens.
     pub(super) fn connect(&self, port: u16) -> SessionFuture<TcpStream> {
         (self.connect)(port)
     }

@@ -5,10 +5,10 @@
 //!                                          > NewStream, one a stream --> remote | forward
 //! BoxedIo <--write_frames-- SendQueue <-- SendStreamWriter /
 //! ```
-//! Invariants: no frame is held whole but control frames of at most 64 KiB; a client has at most 1,024 streams open;
-//! windows and settings are ignored, as the other side never knew them: TCP alone pushes back; header blocks are read and
+//! Invariants: only control frames, of at most 64 KiB, are held as a whole; a client has at most 1,024 streams open;
+//! windows and settings are ignored, as by other servers: TCP alone slows a client down; header blocks are read and
 //! written by one task, in order.
-//! Not here: what streams are for.
+//! Must not know: what streams are for.
 
 mod dictionary;
 pub mod frame;
@@ -40,7 +40,7 @@ const MAX_STREAMS: usize = 1024;
 const ACCEPTING: usize = 16;
 /// Bytes read from the connection at once.
 const READ: usize = 64 << 10;
-/// Small frames are put together up to this many bytes.
+/// Small frames are collected up to this many bytes.
 const WRITE: usize = 16 << 10;
 
 /// A stream that the client opened.
@@ -68,7 +68,7 @@ enum ReadError {
     Block(#[from] BadBlock),
 }
 
-/// Starts a session. Streams for which `wants` says no are refused, and all of them once the receiver is dropped.
+/// Starts a session. Refuses streams for which `wants` returns false, and all once the receiver is dropped.
 pub fn start(
     upgraded: Upgraded,
     wants: fn(&Headers) -> bool,
@@ -117,7 +117,7 @@ async fn write_frames(write: WriteHalf<BoxedIo>, shared: Shared) {
     }
 }
 
-/// One stream as the reader knows it.
+/// A stream, for the reader.
 struct Entry {
     sink: RecvSink,
     send_stream: Arc<SendStream>,
@@ -197,8 +197,8 @@ impl Reader {
         }
     }
 
-    /// Adds a DATA frame to its stream's buffer, in pieces; false when the client closed the connection while there was no
-    /// room.
+    /// Adds a DATA frame to its stream's buffer, in pieces; false when the client closed the connection while the
+    /// buffer was full.
     async fn data(&mut self, stream: u32, fin: bool, mut length: usize) -> Result<bool, ReadError> {
         let entry = self.streams.get(&stream);
         while length > 0 {
@@ -251,7 +251,7 @@ impl Reader {
                     entry.send_stream.stop();
                 }
             }
-            // We send none: a ping is always the client's own.
+            // We send no pings, so every ping is the client's own.
             Kind::Ping => {
                 if let Some(id) = payload.first_chunk() {
                     self.send(frame::ping(*id));
@@ -269,7 +269,7 @@ impl Reader {
         Ok(())
     }
 
-    /// Whether another stream may be opened; drops ended streams first, where that is needed.
+    /// Whether another stream may be opened; drops ended streams first, if there are too many.
     fn has_room(&mut self) -> bool {
         if self.streams.len() >= MAX_STREAMS {
             self.streams.retain(|_, entry| !entry.is_over());
@@ -277,7 +277,7 @@ impl Reader {
         self.streams.len() < MAX_STREAMS
     }
 
-    /// Accepts a stream. `both_ways`: we may send on it, too.
+    /// Accepts a stream. `both_ways`: the server may send on it, too.
     fn reply(&mut self, id: u32, headers: Headers, both_ways: bool) -> NewStream {
         let (sink, recv_stream) = receive::stream(&self.budget);
         let send_queue = Arc::clone(&self.shared.send_queue);
@@ -304,7 +304,7 @@ impl Reader {
         unidirectional: bool,
         payload: &[u8],
     ) -> Result<(), ReadError> {
-        // Also for a refused stream: the next block depends on it.
+        // Needed for a refused stream, too: the next block depends on it.
         let headers = self.inflater.read(frame::block(Kind::SynStream, payload))?;
         if id <= self.last || id.is_multiple_of(2) {
             self.send(frame::reset(id, ResetCode::ProtocolError));

@@ -1,7 +1,8 @@
-//! The content of the error stream of an exec or attach, sent at its end.
+//! The content of the error stream at the end of an exec or attach.
 //!
-//! Used by: [`super::remote`]. Source: cri.md section 5: metav1.Status as JSON from protocol v4 on, plain text before it.
-//! Invariant: pure. Not here: how it is sent.
+//! Called by: [`super::remote`]. Source: cri.md section 5: metav1.Status as JSON from protocol v4 on, plain text
+//! before.
+//! Invariant: pure. Must not know: how it is sent.
 
 use serde_json::json;
 
@@ -24,7 +25,7 @@ pub enum StatusFormat {
 }
 
 impl StatusFormat {
-    /// The whole content of the error stream.
+    /// The complete content of the error stream.
     pub fn render(self, status: &ExitStatus) -> String {
         match (self, status) {
             (StatusFormat::Text, ExitStatus::Exited(0)) => String::new(),
@@ -87,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn old_clients_read_text_and_silence_is_success() {
+    fn old_clients_read_text_and_an_empty_status_is_success() {
         assert_eq!(StatusFormat::Text.render(&ExitStatus::Exited(0)), "");
         assert!(
             StatusFormat::Text

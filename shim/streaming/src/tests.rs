@@ -1,4 +1,4 @@
-//! Sessions over pipes in memory, with programs that are nothing but pipes.
+//! Sessions over pipes in memory, with programs that only copy.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,8 +14,8 @@ use super::spdy::frame::{self, HEAD, Head, Kind};
 use super::spdy::headers::Deflater;
 use super::{Program, SessionFuture, StreamOptions, Streams};
 
-/// Exec copies input to output and ends with 5; with `flood` it writes for ever. Counts the bytes that were taken, and
-/// the futures that live.
+/// Exec copies input to output and ends with 5; with `flood` it writes for ever. Counts the bytes that were read, and
+/// the futures that exist.
 #[derive(Default)]
 struct Pipes {
     flood: bool,
@@ -102,7 +102,7 @@ async fn next(client: &mut DuplexStream) -> (Head, Vec<u8>) {
 }
 
 #[tokio::test]
-async fn input_comes_back_then_the_status_then_the_ends() {
+async fn output_is_followed_by_the_status_and_the_ends_of_the_streams() {
     let pipes = Arc::default();
     let (mut client, session) = exec(&pipes);
     open(&mut client).await;
@@ -157,7 +157,7 @@ async fn input_comes_back_then_the_status_then_the_ends() {
 }
 
 #[tokio::test]
-async fn a_client_that_reads_nothing_takes_a_bounded_amount_and_its_going_ends_the_job() {
+async fn a_client_that_does_not_read_costs_bounded_memory_and_its_end_ends_the_program() {
     let pipes = Arc::new(Pipes {
         flood: true,
         ..Pipes::default()

@@ -1,8 +1,8 @@
-//! TLS of the streaming server: a certificate and a key from files, read again when they change.
+//! TLS of the streaming server: certificate and key from files, read again when they change.
 //!
 //! Called by: [`super::server`] for each connection. Invariants: a daemon does not start with an unusable pair, but a
-//! running one goes on with the pair it has; files are checked at most once a second.
-//! Not here: client authentication.
+//! running one continues with the pair it has; files are checked at most once a second.
+//! Must not know: client authentication.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,7 +23,7 @@ const RELOAD_INTERVAL: Duration = Duration::from_secs(1);
 /// The server's certificate and key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
-    /// PEM file of the certificate and those that vouch for it. Absolute.
+    /// PEM file of the certificate and its chain. Absolute.
     pub certificate: PathBuf,
     /// PEM file of its key. Absolute.
     pub key: PathBuf,
@@ -74,7 +74,7 @@ pub struct Tls {
 }
 
 impl Tls {
-    /// Reads the files. Errors: they cannot be read, or do not belong together.
+    /// Reads the files. Errors: they cannot be read, or do not match.
     pub fn open(identity: Identity) -> Result<Tls, Error> {
         let stamps = identity.stamps();
         let acceptor = identity.load()?;
@@ -86,7 +86,7 @@ impl Tls {
         Ok(Tls { identity, loaded })
     }
 
-    /// Shakes hands with a client.
+    /// Performs the TLS handshake with a client.
     pub async fn accept(&self, socket: TcpStream) -> std::io::Result<TlsStream<TcpStream>> {
         let acceptor = self.current();
         acceptor.accept(socket).await

@@ -1,8 +1,8 @@
 //! Single-use tokens for sessions that wait for their clients.
 //!
-//! Used by: [`super::server`] (issue) and [`super::http`] (redeem). Invariants: a token is 128 random bits; it opens
+//! Called by: [`super::server`] (issue) and [`super::http`] (redeem). Invariants: a token is 128 random bits; it opens
 //! one session at most, within [`LIFETIME`], and every attempt uses it up; at most [`MAX_TOKENS`] exist.
-//! Not here: URLs.
+//! Must not know: URLs.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -17,10 +17,10 @@ const LIFETIME: Duration = Duration::from_secs(60);
 /// Most valid tokens at a time.
 const MAX_TOKENS: usize = 1000;
 
-/// Why there is no token.
+/// Why no token was issued.
 #[derive(Debug, thiserror::Error)]
 pub enum Refused {
-    /// [`MAX_TOKENS`] sessions wait already.
+    /// [`MAX_TOKENS`] sessions already wait for their clients.
     #[error("{MAX_TOKENS} streaming sessions wait for their clients; each gives up after {} s", LIFETIME.as_secs())]
     TooMany,
     /// The kernel gave no random bytes.
@@ -33,7 +33,7 @@ pub enum Refused {
 pub struct Tokens(Mutex<HashMap<String, (Session, Instant)>>);
 
 impl Tokens {
-    /// A token for `session`. Errors: too many wait, or the kernel has no random bytes.
+    /// Issues a token for `session`. Errors: too many exist, or the kernel has no random bytes.
     pub fn issue(&self, session: Session) -> Result<String, Refused> {
         let token = random_token().map_err(Refused::Random)?;
         let now = Instant::now();
@@ -48,7 +48,7 @@ impl Tokens {
         Ok(token)
     }
 
-    /// What `token` was issued for, once.
+    /// Redeems `token`: returns its session, once.
     pub fn redeem(&self, token: &str) -> Option<Session> {
         let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let (session, end) = waiting.remove(token)?;
@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_token_is_good_once() {
+    async fn a_token_opens_one_session() {
         let tokens = Tokens::default();
         let token = tokens.issue(session()).unwrap();
         assert_eq!(token.len(), 22);

@@ -1,12 +1,12 @@
-//! The WebSocket side: channels in messages, for exec, attach and the oldest port-forward; and tunnelled SPDY.
+//! WebSocket sessions: channels in messages, for exec, attach and the oldest port-forward; and SPDY in a tunnel.
 //!
 //! ```text
 //! http --BoxedIo--> serve --channels--> remote::run | forward::run_pair
 //!                     \--tunnel----> forward::serve_spdy
 //! ```
-//! Invariants: a message is at most [`MAX_MESSAGE`] bytes; output is queued as with SPDY; messages for a channel that is not
-//! read are dropped.
-//! Not here: the handshake.
+//! Invariants: a message is at most [`MAX_MESSAGE`] bytes; output is queued as for SPDY; messages for a channel without
+//! a reader are dropped.
+//! Must not know: the handshake.
 
 mod channels;
 mod tunnel;
@@ -23,9 +23,9 @@ use super::{Forward, Program};
 use channels::{Channels, Codec};
 use tunnel::Tunnel;
 
-/// Longest accepted message, bytes. It is held whole; Kubernetes' own clients send 32 KiB at most.
+/// Longest accepted message, bytes. It is held as a whole; Kubernetes' own clients send 32 KiB at most.
 const MAX_MESSAGE: usize = 4 << 20;
-/// Bytes that are put together before they are written.
+/// Bytes that are collected before they are written.
 const WRITE: usize = 32 << 10;
 
 const STDIN: usize = 0;
@@ -39,7 +39,7 @@ const RESIZE: usize = 4;
 pub struct Subprotocol {
     codec: Codec,
     format: StatusFormat,
-    /// The client ends a channel by a message.
+    /// The client can end a channel with a message.
     closes: bool,
 }
 
@@ -52,13 +52,13 @@ pub const REMOTE: &[&str] = &[
     "base64.channel.k8s.io",
     "",
 ];
-/// Subprotocols of port-forward by channels.
+/// Subprotocols of port-forward with channels.
 pub const FORWARD: &[&str] = &["v4.channel.k8s.io", "v4.base64.channel.k8s.io", ""];
 /// Port-forward as SPDY inside WebSocket messages.
 pub const TUNNEL: &str = "SPDY/3.1+portforward.k8s.io";
 
 impl Subprotocol {
-    /// Of a name in [`REMOTE`] or [`FORWARD`].
+    /// One of [`REMOTE`] or [`FORWARD`].
     pub fn named(name: &str) -> Subprotocol {
         let codec = if name.contains("base64.") {
             Codec::Base64
@@ -98,7 +98,7 @@ pub async fn serve_remote(upgraded: Upgraded, subprotocol: Subprotocol, program:
     let stdout = options.stdout.then(|| writers.channel(STDOUT));
     let stderr = options.stderr.then(|| writers.channel(STDERR));
     let error = writers.channel(ERROR);
-    // An empty message on the lowest channel that the client reads shows that the session is open.
+    // An empty message on the lowest channel that the client reads tells it that the session is open.
     stdout
         .as_ref()
         .or(stderr.as_ref())
@@ -118,7 +118,8 @@ pub async fn serve_remote(upgraded: Upgraded, subprotocol: Subprotocol, program:
     remote::run(client, program).await;
 }
 
-/// Serves port-forward by channels: two a port, data and error, that begin with the port's number, lowest byte first.
+/// Serves port-forward with channels: two for each port, data and error, that begin with the port's number, lowest byte
+/// first.
 pub async fn serve_forward(upgraded: Upgraded, subprotocol: Subprotocol, ports: Forward) {
     let mut channels = Channels::new(subprotocol.codec, subprotocol.closes);
     let numbered = ports.ports().iter().enumerate();
@@ -146,7 +147,7 @@ pub async fn serve_forward(upgraded: Upgraded, subprotocol: Subprotocol, ports: 
     }
 }
 
-/// Serves port-forward as SPDY inside of messages.
+/// Serves port-forward with SPDY in messages.
 pub async fn serve_tunnel(upgraded: Upgraded, ports: Forward) {
     let Upgraded { io, peer, idle } = upgraded;
     let io: BoxedIo = Box::new(Tunnel::new(socket(io).await));

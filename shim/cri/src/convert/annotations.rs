@@ -1,15 +1,15 @@
-//! The one place that reads annotations: which may do what, and which only with the operator's leave.
+//! The only code that reads annotations: which ones have an effect, and which need the operator's permission.
 //!
-//! Called by `sandbox` and `container`, which hand the values on to the module that understands them.
-//! Invariants: a value leaves here through a constant that says what the annotation can do, so that a new one cannot be
-//! read without deciding that; one that opens something is refused unless the handler of the pod honours it.
-//! Not here: what a value means; image annotations, which choose how an image is run and open nothing.
+//! Called by `sandbox` and `container`, which pass the values on to the module that parses them.
+//! Invariants: a value is read through a constant whose type says what the annotation can do, so that a new annotation
+//! cannot be read without that decision; one that grants something is refused unless the pod's handler honours it.
+//! Must not know: what a value means; image annotations, which choose how an image is run and grant nothing.
 //!
-//! | kind | means | without the operator's leave |
+//! | kind | means | without the operator's permission |
 //! |---|---|---|
 //! | [`Narrows`] | can only take something from the pod | honoured |
 //! | [`Bounded`] | can do both | honoured as far as it narrows what the handler allows |
-//! | [`Opens`], [`OpensAll`] | gives the pod something | refused |
+//! | [`Opens`], [`OpensAll`] | grants the pod something | refused |
 
 use std::collections::BTreeMap;
 
@@ -19,25 +19,25 @@ use coracle_proto::runtime::v1 as cri;
 use super::{BadRequest, check};
 use crate::policy::Allowance;
 
-/// An annotation that only takes something from whoever has it.
+/// An annotation that only takes something from the pod.
 pub(super) struct Narrows(pub(super) &'static str);
 
-/// An annotation that narrows or opens, by its value.
+/// An annotation that narrows or grants, depending on its value.
 pub(super) struct Bounded(pub(super) &'static str);
 
-/// An annotation that gives something.
+/// An annotation that grants something.
 pub(super) struct Opens(pub(super) &'static str);
 
-/// All annotations that begin so, each of which gives something.
+/// All annotations with this prefix, each of which grants something.
 pub(super) struct OpensAll(pub(super) &'static str);
 
-/// The annotations of one request, and who may honour them.
+/// The annotations of one request, and the handler that may honour them.
 pub(super) struct Reader {
     annotations: BTreeMap<String, String>,
     grants: Grants,
-    /// Whose settings decide, for messages: `handler "coracle"`.
+    /// The handler, for messages: `handler "coracle"`.
     decider: String,
-    /// The setting that would honour more of them.
+    /// The setting that would honour more annotations.
     setting: String,
 }
 
@@ -46,12 +46,12 @@ pub(super) struct Reader {
 pub(super) struct Claim<'a> {
     /// The value.
     pub(super) text: &'a str,
-    /// It is honoured whatever it opens.
+    /// Whether it is honoured whatever it grants.
     pub(super) is_granted: bool,
 }
 
 impl Reader {
-    /// Takes the annotations out of a pod's configuration. Errors: they are too many.
+    /// Takes the annotations out of a pod's configuration. Errors: there are too many.
     pub(super) fn of_pod(
         config: &mut cri::PodSandboxConfig,
         allowance: &Allowance<'_>,
@@ -64,8 +64,8 @@ impl Reader {
         })
     }
 
-    /// Takes them out of a container's. `grants` are the pod's, as they were decided when it was made, and `handler` is
-    /// its handler. Errors: they are too many.
+    /// Takes the annotations out of a container's configuration. `grants` were decided when its pod was created,
+    /// `handler` is the pod's. Errors: there are too many.
     pub(super) fn of_container(
         config: &mut cri::ContainerConfig,
         grants: &Grants,
@@ -84,12 +84,12 @@ impl Reader {
         })
     }
 
-    /// The value of an annotation that needs no leave.
+    /// The value of an annotation that needs no permission.
     pub(super) fn narrowing(&self, key: &Narrows) -> Option<&str> {
         self.annotations.get(key.0).map(String::as_str)
     }
 
-    /// The value of an annotation that may open something, and whether it is honoured then.
+    /// The value of an annotation that may grant something, and whether it is honoured then.
     pub(super) fn bounded(&self, key: &Bounded) -> Option<Claim<'_>> {
         let text = self.annotations.get(key.0)?;
         Some(Claim {
@@ -98,7 +98,7 @@ impl Reader {
         })
     }
 
-    /// The value of an annotation that opens something. Errors: it is there, and not honoured.
+    /// The value of an annotation that grants something. Errors: it is present, and not honoured.
     pub(super) fn opening(&self, key: &Opens) -> Result<Option<&str>, BadRequest> {
         let Some(value) = self.annotations.get(key.0) else {
             return Ok(None);
@@ -106,7 +106,7 @@ impl Reader {
         self.honours(key.0).map(|()| Some(value.as_str()))
     }
 
-    /// The keys and values of annotations that open something. Errors: one is there, and not honoured.
+    /// The keys and values of annotations that grant something. Errors: one is present, and not honoured.
     pub(super) fn all_opening(&self, keys: &OpensAll) -> Result<Vec<(&str, &str)>, BadRequest> {
         let begin_so = self
             .annotations
@@ -117,8 +117,8 @@ impl Reader {
             .collect()
     }
 
-    /// What is kept of them, to be echoed.
-    pub(super) fn kept(self) -> (Annotations, Grants) {
+    /// The annotations to return in every status, and those that are honoured.
+    pub(super) fn into_parts(self) -> (Annotations, Grants) {
         (Annotations::new(self.annotations), self.grants)
     }
 
@@ -139,13 +139,13 @@ fn taken(from: &mut BTreeMap<String, String>) -> Result<BTreeMap<String, String>
     Ok(std::mem::take(from))
 }
 
-/// How messages name an annotation.
+/// The name of an annotation in messages.
 pub(super) fn field(key: &str) -> String {
     let shown: String = key.chars().filter(|c| !c.is_control()).take(128).collect();
     format!("config.annotations[{shown:?}]")
 }
 
-/// Whose settings decide about a pod: `handler "coracle-strict" for namespaces "team-*"`.
+/// The handler that decides about a pod: `handler "coracle-strict" for namespaces "team-*"`.
 pub(super) fn decider(allowance: &Allowance<'_>) -> String {
     match allowance.namespace {
         None => format!("handler {:?}", allowance.handler),
@@ -153,7 +153,7 @@ pub(super) fn decider(allowance: &Allowance<'_>) -> String {
     }
 }
 
-/// The setting of a handler that decides about a pod: `handlers.coracle-strict.egress`.
+/// The setting that decides about a pod: `handlers.coracle-strict.egress`.
 pub(super) fn setting(allowance: &Allowance<'_>, key: &str) -> String {
     match allowance.namespace {
         None => format!("handlers.{}.{key}", allowance.handler),

@@ -1,8 +1,8 @@
-//! Rules about single values that many fields share: given, printable, in range, a path, a name.
+//! Checks of single values that many fields share: present, printable, in range, a path, a name.
 //!
-//! Called by the other parts of `convert`. Each takes the path of the field, so that a refusal names it, and
-//! never repeats a value that could be long or hold control characters.
-//! Not here: which field has which rule.
+//! Called by the other parts of `convert`. Each takes the path of the field, so that a refusal names it, and never
+//! shows a value that may be long or contain control characters.
+//! Must not know: which field has which rule.
 
 use std::collections::BTreeMap;
 
@@ -11,13 +11,13 @@ use super::BadRequest;
 /// The longest name of a pod, namespace or container, in bytes: Kubernetes' own limit for most names.
 const MAX_NAME_BYTES: usize = 253;
 
-/// The most labels, or annotations, of one object. Each is kept in a record and repeated in every list.
+/// Most labels, or annotations, of one object. Each is stored in a record and repeated in every list.
 const MAX_ENTRIES: usize = 4096;
 
-/// The most bytes of all of them: eight times what Kubernetes allows for annotations.
+/// Most bytes of all of them: eight times the limit of Kubernetes for annotations.
 const MAX_ENTRIES_BYTES: usize = 2 << 20;
 
-/// Labels or annotations: a bounded number, with a bounded number of bytes in all.
+/// Labels or annotations: limits their number and their bytes.
 pub(super) fn entries(field: &str, map: &BTreeMap<String, String>) -> Result<(), BadRequest> {
     if map.len() > MAX_ENTRIES {
         let problem = format!("has {} entries, the limit is {MAX_ENTRIES}", map.len());
@@ -39,8 +39,8 @@ pub(super) fn given<'a>(field: &str, text: &'a str) -> Result<&'a str, BadReques
     Ok(text)
 }
 
-/// The message in an optional field; refuses an absent one.
-pub(super) fn present<'a, T>(field: &str, value: Option<&'a T>) -> Result<&'a T, BadRequest> {
+/// The value of an optional field; refuses an absent one.
+pub(super) fn present<T>(field: &str, value: Option<T>) -> Result<T, BadRequest> {
     value.ok_or_else(|| BadRequest::invalid(field, "is missing"))
 }
 
@@ -52,7 +52,7 @@ pub(super) fn printable(field: &str, text: &str) -> Result<(), BadRequest> {
     Ok(())
 }
 
-/// A name that may end up in messages, records and cgroup attributes: given, bounded, printable, no path.
+/// A name for messages, records and cgroup attributes: present, bounded, printable, not a path.
 pub(super) fn name(field: &str, text: &str) -> Result<String, BadRequest> {
     given(field, text)?;
     if text.len() > MAX_NAME_BYTES {
@@ -69,8 +69,8 @@ pub(super) fn name(field: &str, text: &str) -> Result<String, BadRequest> {
     Ok(text.to_owned())
 }
 
-/// One word of a resolver or host file: bounded, printable, no blanks.
-pub(super) fn word(field: &str, text: &str, max_bytes: usize) -> Result<(), BadRequest> {
+/// A token of a resolver or hosts file: bounded, printable, no blanks.
+pub(super) fn token(field: &str, text: &str, max_bytes: usize) -> Result<(), BadRequest> {
     given(field, text)?;
     if text.len() > max_bytes {
         let problem = format!("is {} bytes long, the limit is {max_bytes}", text.len());
@@ -85,7 +85,7 @@ pub(super) fn word(field: &str, text: &str, max_bytes: usize) -> Result<(), BadR
     Ok(())
 }
 
-/// A path that stays where it is put: no `..`, no control characters.
+/// A path without `..` and control characters.
 pub(super) fn path(field: &str, text: &str) -> Result<(), BadRequest> {
     printable(field, text)?;
     if text.split('/').any(|part| part == "..") {
@@ -113,7 +113,7 @@ pub(super) fn within(field: &str, value: i64, low: i64, high: i64) -> Result<(),
     ))
 }
 
-/// A user or group id: 0 to 2^31 - 1, as Kubernetes has it.
+/// A user or group id: 0 to 2^31 - 1, as in Kubernetes.
 pub(super) fn id(field: &str, value: i64) -> Result<(), BadRequest> {
     within(field, value, 0, i64::from(i32::MAX))
 }
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_no_paths_and_bounded() {
+    fn names_are_bounded_and_not_paths() {
         for good in ["web-0", "kube-system", "A_b.c", "naïve", &"x".repeat(253)] {
             assert_eq!(name("f", good).unwrap(), good);
         }

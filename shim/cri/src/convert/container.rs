@@ -1,8 +1,8 @@
-//! CreateContainer: the request into a [`ContainerConfig`].
+//! CreateContainer: converts the request into a [`ContainerConfig`].
 //!
-//! Called by `containers`. Invariants: what needs the node to be judged (image, mount paths, user names) is left
-//! to the lifecycle; what was asked for and would not be done is refused here.
-//! Not here: rendering, sandboxes.
+//! Called by `containers`. Invariants: checks that need the node (image, mount paths, user names) are left to the
+//! lifecycle; a request for something that would not be done is refused here.
+//! Must not know: rendering, sandboxes.
 
 use coracle_lifecycle::{ContainerConfig, ContainerName, Grants, UserConfig};
 use coracle_proto::runtime::v1 as cri;
@@ -10,29 +10,25 @@ use coracle_proto::runtime::v1 as cri;
 use super::annotations::Reader;
 use super::{BadRequest, check, mount, resources, security, signal};
 
-/// The longest image name that is looked up, in bytes.
+/// The longest image name, in bytes.
 const MAX_IMAGE_BYTES: usize = 1024;
 
-/// Reads CreateContainer but for the sandbox's id. `grants` and `handler` are the sandbox's. Errors: [`BadRequest`] that names the first field at fault.
+/// Reads CreateContainer except the sandbox's id. `grants` and `handler` are the sandbox's. Errors: [`BadRequest`] that
+/// names the first field at fault.
 pub(crate) fn container_config(
     request: cri::CreateContainerRequest,
     grants: &Grants,
     handler: &str,
 ) -> Result<ContainerConfig, BadRequest> {
-    let mut config = request
-        .config
-        .ok_or_else(|| BadRequest::invalid("config", "is missing"))?;
+    let mut config = check::present("config", request.config)?;
     not_here(&config)?;
     texts(&config)?;
-    check::entries("config.labels", &config.labels)?;
     let reader = Reader::of_container(&mut config, grants, handler)?;
     let cdi_devices = mount::cdi_devices(&config.cdi_devices, &reader)?;
-    let (annotations, _) = reader.kept();
+    let (annotations, _) = reader.into_parts();
     let name = name(config.metadata.as_ref())?;
-    let image = config
-        .image
-        .ok_or_else(|| BadRequest::invalid("config.image", "is missing"))?;
-    check::word("config.image.image", &image.image, MAX_IMAGE_BYTES)?;
+    let image = check::present("config.image", config.image)?;
+    check::token("config.image.image", &image.image, MAX_IMAGE_BYTES)?;
     let linux = config.linux.unwrap_or_default();
     let context = linux.security_context.unwrap_or_default();
     Ok(ContainerConfig {
@@ -53,7 +49,7 @@ pub(crate) fn container_config(
         resources: resources::resources("config.linux.resources", linux.resources.as_ref())?,
         user: user(&context)?,
         readonly_rootfs: context.readonly_rootfs,
-        stop_signal: signal::asked("config.stop_signal", config.stop_signal)?,
+        stop_signal: signal::requested("config.stop_signal", config.stop_signal)?,
         security: security::context("config.linux.security_context", &context)?,
         devices: mount::devices(config.devices)?,
         cdi_devices,
@@ -71,12 +67,13 @@ fn name(metadata: Option<&cri::ContainerMetadata>) -> Result<ContainerName, BadR
 
 fn texts(config: &cri::ContainerConfig) -> Result<(), BadRequest> {
     log_path(&config.log_path)?;
-    words("config.command", &config.command)?;
-    words("config.args", &config.args)?;
-    check::absolute_or_empty("config.working_dir", &config.working_dir)
+    arguments("config.command", &config.command)?;
+    arguments("config.args", &config.args)?;
+    check::absolute_or_empty("config.working_dir", &config.working_dir)?;
+    check::entries("config.labels", &config.labels)
 }
 
-/// Refuses what no container of this node has.
+/// Refuses fields for other operating systems.
 fn not_here(config: &cri::ContainerConfig) -> Result<(), BadRequest> {
     if config.windows.is_some() {
         return Err(BadRequest::invalid(
@@ -96,9 +93,12 @@ fn log_path(path: &str) -> Result<(), BadRequest> {
     check::path("config.log_path", path)
 }
 
-/// Arguments end at a NUL, so they must not hold one.
-fn words(field: &str, words: &[String]) -> Result<(), BadRequest> {
-    match words.iter().position(|word| word.contains('\0')) {
+/// Refuses a NUL, which would end the argument.
+fn arguments(field: &str, arguments: &[String]) -> Result<(), BadRequest> {
+    match arguments
+        .iter()
+        .position(|argument| argument.contains('\0'))
+    {
         Some(index) => Err(BadRequest::invalid(
             format!("{field}[{index}]"),
             "holds a NUL",
@@ -117,7 +117,7 @@ fn environment(variables: Vec<cri::KeyValue>) -> Result<Vec<(String, String)>, B
                 "is empty or holds `=` or NUL",
             ));
         }
-        // The value may be a secret: it is never repeated.
+        // The value may be a secret: it is never shown.
         match String::from_utf8(variable.value) {
             Ok(value) if !value.contains('\0') => Ok((key, value)),
             _ => Err(BadRequest::invalid(
@@ -139,7 +139,7 @@ fn user(context: &cri::LinuxContainerSecurityContext) -> Result<UserConfig, BadR
     )?;
     if !context.run_as_username.is_empty() {
         let username = format!("{field}.run_as_username");
-        check::word(&username, &context.run_as_username, 256)?;
+        check::token(&username, &context.run_as_username, 256)?;
         if user.uid.is_some() {
             return Err(BadRequest::invalid(username, "is set beside run_as_user"));
         }
@@ -278,10 +278,7 @@ mod tests {
         ];
         for (field, change) in cases {
             let refused = changed(change).unwrap_err();
-            assert!(
-                matches!(&refused, BadRequest::Invalid { field: found, .. } if found == field),
-                "{refused}"
-            );
+            assert_eq!(refused.invalid_field(), Some(field), "{refused}");
         }
     }
 
@@ -320,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_asked_for_beside_the_program_is_carried_on() {
+    fn settings_beside_the_program_are_converted() {
         let config = context(|c| {
             (c.privileged, c.no_new_privs) = (true, true);
             c.supplemental_groups_policy = 1;

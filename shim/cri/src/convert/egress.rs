@@ -1,9 +1,10 @@
-//! What a pod may reach: what its handler allows, narrowed or, where the operator has it so, decided by its annotation.
+//! The destinations that a pod may reach: what its handler allows, narrowed by the pod's annotation or, where the
+//! operator permits it, decided by the annotation.
 //!
-//! Called by `sandbox`. Invariants: a list that cannot be understood whole is refused, nothing of it is guessed; a list
-//! that is not honoured opens nothing that the handler does not, entry by entry, and is refused otherwise, so that no
-//! pod starts with less than it says.
-//! Not here: what a rule allows, who enforces it.
+//! Called by `sandbox`. Invariants: a list with an invalid entry is refused as a whole; an annotation that is not
+//! honoured may only narrow what the handler allows, entry by entry, and is refused otherwise, so that no pod starts
+//! with less than it requests.
+//! Must not know: what a rule allows, who enforces it.
 
 use coracle_spec::egress::{BadRule, Denied, List, Rule};
 
@@ -11,22 +12,22 @@ use super::BadRequest;
 use super::annotations::{Bounded, Claim, Reader, decider, field, setting};
 use crate::policy::{Allowance, Egress};
 
-/// The pod annotation: entries apart by commas, blanks around them ignored; an empty value lists nothing.
+/// The pod annotation: entries separated by commas, blanks around them ignored; an empty value is an empty list.
 const ANNOTATION: Bounded = Bounded("egress.coracle.dev/allow");
 
 /// Most entries of a list.
 const MAX_ENTRIES: usize = 256;
 
-/// What was decided about one pod.
+/// The decision about one pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Decided {
-    /// What it may reach; everything if `None`. The node's own addresses are to be added by who knows them.
+    /// The destinations that it may reach; all if `None`. The caller adds the node's own addresses.
     pub(super) list: Option<List>,
-    /// Its WebAssembly guests make no sockets at all.
+    /// Its WebAssembly instances cannot create sockets.
     pub(super) is_off: bool,
 }
 
-/// Decides what a pod may reach. Errors: the first entry that is none, or that opens what the handler does not.
+/// Decides what a pod may reach. Errors: the first entry that is invalid, or that the handler does not allow.
 pub(super) fn egress(reader: &Reader, allowance: &Allowance<'_>) -> Result<Decided, BadRequest> {
     let Some(claim) = reader.bounded(&ANNOTATION) else {
         return Ok(match allowance.egress {
@@ -62,12 +63,12 @@ fn rules(claim: Claim<'_>) -> Result<Vec<Rule>, BadRequest> {
         return Err(BadRequest::invalid(field, problem));
     }
     let rules: Result<Vec<Rule>, BadRule> = entries.iter().map(|entry| entry.parse()).collect();
-    rules.map_err(|bad| BadRequest::invalid(&field, format!("is no list: {bad}")))
+    rules.map_err(|bad| BadRequest::invalid(&field, format!("is not a list: {bad}")))
 }
 
-/// Refuses the first of `rules` that opens something that the handler does not.
+/// Refuses the first of `rules` that the handler does not allow.
 fn narrows(rules: &[Rule], allowance: &Allowance<'_>) -> Result<(), BadRequest> {
-    let (allowed, words) = match allowance.egress {
+    let (allowed, refusal) = match allowance.egress {
         Egress::Any => return Ok(()),
         Egress::None => (&[][..], "allows nothing"),
         Egress::Listed(allowed) => (&allowed[..], "does not allow all of it"),
@@ -76,7 +77,7 @@ fn narrows(rules: &[Rule], allowance: &Allowance<'_>) -> Result<(), BadRequest> 
         return Ok(());
     };
     let problem = format!(
-        "lists \"{wider}\", and {} {words}; the operator of this node can add it to {}, or honour the annotation by {}",
+        "lists \"{wider}\", and {} {refusal}; the operator of this node can add it to {}, or honour the annotation by {}",
         decider(allowance),
         setting(allowance, "egress"),
         setting(allowance, "annotations"),
@@ -102,7 +103,7 @@ mod tests {
     use super::*;
     use crate::policy::tests::usual;
 
-    /// What becomes of a pod that lists `text`, if it lists something, under a handler that allows `base`.
+    /// The decision about a pod that lists `text`, if anything, under a handler that allows `base`.
     fn decide(text: Option<&str>, base: &Egress, grants: &[&str]) -> Result<Decided, String> {
         let handlers = usual();
         let mut allowance = handlers
@@ -130,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_is_read_whole_or_refused_by_name() {
+    fn a_list_with_an_invalid_entry_is_refused_by_that_entry() {
         let any = Egress::Any;
         assert_eq!(texts(decide(Some(" "), &any, &[]).unwrap()), [""; 0]);
         let list = "db.default.svc:5432, 10.0.0.0/8:443 ,.example.com";
@@ -155,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_list_of_its_own_a_pod_has_what_its_handler_allows() {
+    fn without_an_annotation_a_pod_reaches_what_its_handler_allows() {
         assert_eq!(decide(None, &Egress::Any, &[]), Ok(Decided::default()));
         let none = decide(None, &Egress::None, &[]).unwrap();
         assert!(none.is_off && texts(none).is_empty());
@@ -167,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_only_narrows_unless_it_is_honoured() {
+    fn an_annotation_only_narrows_unless_it_is_honoured() {
         let allowed = base(&["10.0.0.0/8:443", ".example.com", "fd00::/64"]);
         for narrower in ["10.1.0.0/16:443", "api.example.com:8080,fd00::1", ""] {
             let decided = decide(Some(narrower), &allowed, &[]).unwrap();
@@ -199,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn a_handler_without_sockets_gives_none_to_a_list_of_nothing() {
+    fn a_handler_without_sockets_gives_none_to_an_empty_list() {
         assert!(decide(Some(""), &Egress::None, &[]).unwrap().is_off);
         let honoured = decide(Some(""), &Egress::None, &[ANNOTATION.0]).unwrap();
         assert!(!honoured.is_off && texts(honoured).is_empty());

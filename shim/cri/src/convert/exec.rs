@@ -1,7 +1,7 @@
-//! ExecSync: the request into words and a limit.
+//! ExecSync: converts the request into a command and a time limit.
 //!
-//! Called by `exec`. Invariant: there is at least one word, and none holds a NUL.
-//! Not here: whether the container runs.
+//! Called by `exec`. Invariant: the command has at least one argument, and none contains a NUL.
+//! Must not know: whether the container runs.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use coracle_proto::runtime::v1 as cri;
 
 use super::BadRequest;
 
-/// Reads ExecSync: what is to be run, and how long it may take; `None` is for ever.
+/// Reads ExecSync: the command, and how long it may take; `None` is for ever.
 ///
 /// Errors: [`BadRequest`] that names the field.
 pub(crate) fn exec_config(
@@ -27,12 +27,12 @@ pub(crate) fn exec_config(
     Ok((request.cmd, limit))
 }
 
-/// Program and arguments as a kernel takes them.
+/// Program and arguments, as execve takes them.
 pub(super) fn check_words(cmd: &[String]) -> Result<(), BadRequest> {
     if cmd.first().is_none_or(String::is_empty) {
         return Err(BadRequest::invalid("cmd", "names no program"));
     }
-    if let Some(index) = cmd.iter().position(|word| word.contains('\0')) {
+    if let Some(index) = cmd.iter().position(|argument| argument.contains('\0')) {
         return Err(BadRequest::invalid(format!("cmd[{index}]"), "holds a NUL"));
     }
     Ok(())
@@ -46,21 +46,21 @@ mod tests {
     fn ask(cmd: &[&str], timeout: i64) -> Result<(Vec<String>, Option<Duration>), BadRequest> {
         exec_config(cri::ExecSyncRequest {
             container_id: "c".into(),
-            cmd: cmd.iter().map(|word| (*word).to_owned()).collect(),
+            cmd: cmd.iter().map(|argument| (*argument).to_owned()).collect(),
             timeout,
         })
     }
 
     #[test]
-    fn words_and_limit_are_as_given_and_0_is_for_ever() {
-        let (words, limit) = ask(&["sh", "-c", ""], 3).unwrap();
-        assert_eq!(words, ["sh", "-c", ""]);
+    fn command_and_limit_are_as_given_and_0_is_for_ever() {
+        let (command, limit) = ask(&["sh", "-c", ""], 3).unwrap();
+        assert_eq!(command, ["sh", "-c", ""]);
         assert_eq!(limit, Some(Duration::from_secs(3)));
         assert_eq!(ask(&["true"], 0).unwrap().1, None);
     }
 
     #[test]
-    fn nothing_to_run_and_odd_words_are_refused_by_field() {
+    fn an_empty_command_and_odd_arguments_are_refused_by_field() {
         for (cmd, timeout, field) in [
             (&[][..], 0, "cmd"),
             (&[""][..], 0, "cmd"),

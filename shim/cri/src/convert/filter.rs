@@ -1,8 +1,8 @@
 //! Filters of lists: read once, then applied to snapshots.
 //!
-//! Called by `pods` and `containers`. Invariants: all conditions of a filter must hold; an id may be given by a
-//! prefix that only one object has, as `crictl` sends it, and an ambiguous or unknown one selects nothing.
-//! Not here: rendering what was selected.
+//! Called by `pods` and `containers`. Invariants: all conditions of a filter must hold; an id may be given as a prefix
+//! of exactly one object's id, as `crictl` sends it; an ambiguous or unknown prefix selects nothing.
+//! Must not know: how the selected objects are rendered.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use coracle_proto::runtime::v1 as cri;
 
 use super::BadRequest;
 
-/// Which sandboxes a list shows.
+/// The sandboxes that a list shows.
 #[derive(Debug, Default)]
 pub(crate) struct PodFilter {
     id: String,
@@ -21,7 +21,7 @@ pub(crate) struct PodFilter {
 }
 
 impl PodFilter {
-    /// Reads the filter of a list; absent shows all. Errors: a state that does not exist.
+    /// Reads the filter of a list; without a filter all are shown. Errors: an unknown state.
     pub(crate) fn read(filter: Option<cri::PodSandboxFilter>) -> Result<Self, BadRequest> {
         let filter = filter.unwrap_or_default();
         let ready = match filter
@@ -40,7 +40,7 @@ impl PodFilter {
         })
     }
 
-    /// The sandboxes among `all` that it shows, in their order.
+    /// The sandboxes among `all` that match, in their order.
     pub(crate) fn select(&self, mut all: Vec<Arc<PodView>>) -> Vec<Arc<PodView>> {
         let id = Wanted::among(&self.id, all.iter().map(|pod| pod.id.as_str()));
         all.retain(|pod| {
@@ -52,7 +52,7 @@ impl PodFilter {
     }
 }
 
-/// Which containers a list shows.
+/// The containers that a list shows.
 #[derive(Debug, Default)]
 pub(crate) struct ContainerFilter {
     id: String,
@@ -62,7 +62,7 @@ pub(crate) struct ContainerFilter {
 }
 
 impl ContainerFilter {
-    /// Reads the filter of a list; absent shows all. Errors: a state that does not exist.
+    /// Reads the filter of a list; without a filter all are shown. Errors: an unknown state.
     pub(crate) fn read(filter: Option<cri::ContainerFilter>) -> Result<Self, BadRequest> {
         let filter = filter.unwrap_or_default();
         let state = match filter
@@ -84,7 +84,7 @@ impl ContainerFilter {
         })
     }
 
-    /// The containers among `all` that it shows, in their order.
+    /// The containers among `all` that match, in their order.
     pub(crate) fn select(&self, mut all: Vec<Arc<ContainerView>>) -> Vec<Arc<ContainerView>> {
         let id = Wanted::among(&self.id, all.iter().map(|container| container.id.as_str()));
         let pod = Wanted::among(
@@ -101,18 +101,18 @@ impl ContainerFilter {
     }
 }
 
-/// What an id in a filter stands for.
+/// The object that an id in a filter selects.
 enum Wanted {
-    /// It was not given.
+    /// No id was given.
     Any,
-    /// This one.
+    /// The object with this id.
     One(Box<str>),
-    /// No object has it, or several have.
+    /// None: no object or several objects have that prefix.
     Nothing,
 }
 
 impl Wanted {
-    /// Completes `text`, a whole id or a prefix, from `ids`, in which one id may occur often.
+    /// Completes `text`, a whole id or a prefix, from `ids`, which may contain an id more than once.
     fn among<'a>(text: &str, ids: impl Iterator<Item = &'a str>) -> Self {
         if text.is_empty() {
             return Self::Any;
@@ -145,7 +145,7 @@ fn has_labels(labels: &BTreeMap<String, String>, wanted: &BTreeMap<String, Strin
 fn no_state(value: i32) -> BadRequest {
     BadRequest::invalid(
         "filter.state.state",
-        format!("is {value}, which is no state"),
+        format!("is {value}, which is not a state"),
     )
 }
 
@@ -291,7 +291,7 @@ mod tests {
         assert_eq!(of(1).unwrap(), [false]);
         assert_eq!(
             of(7).unwrap_err().to_string(),
-            "filter.state.state is 7, which is no state"
+            "filter.state.state is 7, which is not a state"
         );
     }
 }

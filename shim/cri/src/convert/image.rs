@@ -1,9 +1,9 @@
-//! Images: requests into orders for the store, stored images into messages.
+//! Images: converts requests for the store, and renders stored images.
 //!
 //! Called by `images`. Source: cri-api v0.37 api.proto, `ImageSpec`, `Image`, `AuthConfig`.
-//! Invariants: `PullImageResponse.image_ref` is `Image.id`; `uid` and `username` are never both set; credentials
-//! that name another registry than the image's are not sent to it.
-//! Not here: how a pull is done.
+//! Invariants: `PullImageResponse.image_ref` is `Image.id`; `uid` and `username` are never both set; credentials for
+//! another registry than the image's are not sent to it.
+//! Must not know: how a pull is done.
 
 use std::collections::BTreeMap;
 
@@ -17,14 +17,14 @@ use serde_json::json;
 use super::render::now;
 use super::{BadRequest, check};
 
-/// The longest image name that is looked at, in bytes.
+/// The longest image name, in bytes.
 const MAX_NAME_BYTES: usize = 1024;
 
 /// The image that an `image` field names. Errors: it is absent, empty, too long or not printable.
 fn image_name(spec: Option<&cri::ImageSpec>) -> Result<&str, BadRequest> {
     let spec = check::present("image", spec)?;
     let name = check::given("image.image", &spec.image)?;
-    check::word("image.image", name, MAX_NAME_BYTES)?;
+    check::token("image.image", name, MAX_NAME_BYTES)?;
     Ok(name)
 }
 
@@ -34,9 +34,9 @@ pub(crate) trait NamesImage {
     fn spec(&self) -> Option<&cri::ImageSpec>;
 }
 
-/// A list of images that may be confined to one.
+/// A list of images with an optional filter.
 pub(crate) trait ListsImages {
-    /// The field that confines it.
+    /// The field of the filter.
     fn filter(self) -> Option<cri::ImageFilter>;
 }
 
@@ -62,7 +62,7 @@ pub(crate) fn named_image(request: &impl NamesImage) -> Result<&str, BadRequest>
     image_name(request.spec())
 }
 
-/// The image that a list is confined to, if any.
+/// The image that a list is filtered by, if any.
 pub(crate) fn listed_image(request: impl ListsImages) -> Option<String> {
     request
         .filter()?
@@ -97,7 +97,7 @@ fn concerns(auth: &cri::AuthConfig, reference: &str) -> bool {
         "index.docker.io" | "registry-1.docker.io" => "docker.io",
         other => other,
     };
-    // A reference that cannot be read is refused by the store; nothing is sent for it.
+    // The store refuses a reference that cannot be parsed; no credentials are sent for it.
     reference
         .parse::<ImageRef>()
         .is_ok_and(|image| image.registry().eq_ignore_ascii_case(host))
@@ -169,8 +169,8 @@ pub(crate) fn image(image: &Image) -> cri::Image {
     }
 }
 
-/// The number a user is, if it is one: digits only, and an id that exists. What else looks like a number goes out
-/// as a name, which kubelet's check for non-root users refuses.
+/// The numeric id in a `USER` text, if it is one: digits only, and a valid id. Other texts that look like a number are
+/// returned as a name, which the kubelet's check for non-root users refuses.
 fn uid(user: &str) -> Option<i64> {
     if user.is_empty() || !user.bytes().all(|b| b.is_ascii_digit()) {
         return None;
@@ -181,7 +181,7 @@ fn uid(user: &str) -> Option<i64> {
         .map(i64::from)
 }
 
-/// The reply of ImageStatus; an absent image is no error.
+/// The reply of ImageStatus; an absent image is not an error.
 pub(crate) fn image_status_reply(
     found: Option<&Image>,
     request: &cri::ImageStatusRequest,
@@ -204,7 +204,7 @@ pub(crate) fn image_status_reply(
     }
 }
 
-/// The reply of ImageFsInfo: writable layers lie on the same filesystem as the images.
+/// The reply of ImageFsInfo: writable layers are on the same file system as the images.
 pub(crate) fn filesystem_usage(info: &FsInfo) -> cri::ImageFsInfoResponse {
     let usage = cri::FilesystemUsage {
         timestamp: now(),

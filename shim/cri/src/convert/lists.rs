@@ -1,8 +1,8 @@
-//! Small requests and replies that hold one field each, and the split of a long list into messages.
+//! Small requests and replies with a single field, and the split of a long list into messages.
 //!
-//! Called by `pods`, `containers` and `images`. Invariant: a streamed list shows each object once, and no message
-//! of it comes near the size limit unless one object alone does.
-//! Not here: rendering an object.
+//! Called by `pods`, `containers` and `images`. Invariant: a streamed list contains each object once, and a message
+//! comes near the size limit only if a single object does.
+//! Must not know: how an object is rendered.
 
 use coracle_images::Image;
 use coracle_proto::runtime::v1 as cri;
@@ -11,7 +11,7 @@ use prost::Message;
 
 use super::{BadRequest, ContainerFilter, PodFilter};
 
-/// How much one message of a streamed list holds before the next one begins, in bytes.
+/// Bytes in one message of a streamed list before the next one begins.
 const BATCH_BYTES: usize = 1 << 20;
 
 macro_rules! reads_filter {
@@ -29,12 +29,12 @@ macro_rules! reads_filter {
 reads_filter!(PodFilter: ListPodSandboxRequest, StreamPodSandboxesRequest);
 reads_filter!(ContainerFilter: ListContainersRequest, StreamContainersRequest);
 
-/// A reply that is one list.
+/// A reply that consists of one list.
 pub(crate) trait ListReply {
-    /// What it lists.
+    /// The type of its items.
     type Item: Message;
 
-    /// The reply that lists exactly `items`.
+    /// The reply that contains exactly `items`.
     fn of(items: Vec<Self::Item>) -> Self;
 }
 
@@ -63,7 +63,7 @@ list_reply! {
     StreamPodSandboxStatsResponse { pod_sandbox_stats: PodSandboxStats },
 }
 
-/// `items` as a series of replies, rendered one at a time as they are asked for; none for an empty list.
+/// `items` as a series of replies, each rendered when the client takes it; none for an empty list.
 pub(crate) fn batches<R: ListReply>(
     items: impl Iterator<Item = R::Item>,
 ) -> impl Iterator<Item = R> {
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn an_object_larger_than_a_batch_goes_alone() {
+    fn an_object_larger_than_a_batch_is_sent_alone() {
         let sent: Vec<cri::StreamImagesResponse> =
             batches([image(0, 10), image(1, BATCH_BYTES * 2), image(2, 10)].into_iter()).collect();
         let sizes: Vec<_> = sent.iter().map(|message| message.images.len()).collect();
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_list_is_no_message() {
+    fn an_empty_list_has_no_message() {
         assert_eq!(
             batches::<cri::StreamImagesResponse>(std::iter::empty()).count(),
             0

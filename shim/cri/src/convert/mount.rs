@@ -1,17 +1,17 @@
-//! Mounts and devices of a container, as far as their form goes.
+//! Reads the mounts and devices of a container and checks their form.
 //!
-//! Called by `container`. Invariants: a mount is of a host path or of an image, never of both; the words that kubelet
-//! recognises come with the refusals it knows them for.
-//! Not here: whether paths, images and devices exist.
+//! Called by `container`. Invariants: a mount has a host path or an image, never both; refusals that the kubelet
+//! recognises carry its [`KubeletError`].
+//! Must not know: whether paths, images and devices exist.
 
 use coracle_lifecycle::{DeviceConfig, IdMapping, ImageVolume, MountConfig, Propagation};
 use coracle_proto::runtime::v1 as cri;
 
 use super::annotations::{self, OpensAll, Reader};
 use super::{BadRequest, check, namespaces};
-use crate::status::KubeletWord;
+use crate::bad_request::KubeletError;
 
-/// The longest image name that is looked up, in bytes.
+/// The longest image name, in bytes.
 const MAX_IMAGE_BYTES: usize = 1024;
 
 /// The longest path of a device or a sub path, in bytes.
@@ -23,8 +23,8 @@ const MAX_DEVICES: usize = 256;
 /// The longest name of a CDI device, in bytes.
 const MAX_CDI_BYTES: usize = 256;
 
-/// Annotations that hold names of CDI devices. Source: the CDI specification, for containerd and CRI-O. The kubelet
-/// writes them for device plugins; a pod's own annotations do not become those of its containers.
+/// Annotations with names of CDI devices. Source: the CDI specification, for containerd and CRI-O. The kubelet writes
+/// them for device plugins; annotations of a pod are not copied to its containers.
 const CDI_ANNOTATIONS: OpensAll = OpensAll("cdi.k8s.io/");
 
 /// Reads all mounts of a container.
@@ -32,7 +32,7 @@ pub(super) fn mounts(mounts: Vec<cri::Mount>) -> Result<Vec<MountConfig>, BadReq
     mounts
         .into_iter()
         .enumerate()
-        .map(|(index, asked)| mount(index, asked))
+        .map(|(index, requested)| mount(index, requested))
         .collect()
 }
 
@@ -65,12 +65,12 @@ fn mount(index: usize, mount: cri::Mount) -> Result<MountConfig, BadRequest> {
     })
 }
 
-fn mappings(field: &str, asked: &[cri::IdMapping]) -> Result<Vec<IdMapping>, BadRequest> {
-    if asked.len() > 1 {
-        let problem = format!("has {} mappings, a pod has exactly 1", asked.len());
+fn mappings(field: &str, requested: &[cri::IdMapping]) -> Result<Vec<IdMapping>, BadRequest> {
+    if requested.len() > 1 {
+        let problem = format!("has {} mappings, a pod has exactly 1", requested.len());
         return Err(BadRequest::invalid(field, problem));
     }
-    asked
+    requested
         .iter()
         .map(|mapping| namespaces::id_mapping(field, mapping))
         .collect()
@@ -92,20 +92,13 @@ fn options(field: &str, path: &str, options: &[String]) -> Result<(), BadRequest
     ))
 }
 
-/// The image that is mounted, if one is.
+/// The image of an image volume; `None` for a mount of a host path.
 fn image(
     field: &str,
     path: &str,
     readonly: bool,
     mount: &cri::Mount,
 ) -> Result<Option<ImageVolume>, BadRequest> {
-    let refused = |field: String, problem: String| {
-        Err(BadRequest::Recognised {
-            word: KubeletWord::ImageVolumeMountFailed,
-            field,
-            problem,
-        })
-    };
     let Some(image) = &mount.image else {
         if mount.image_sub_path.is_empty() {
             return Ok(None);
@@ -116,11 +109,33 @@ fn image(
             problem,
         ));
     };
-    check::word(
+    check::token(
         &format!("{field}.image.image"),
         &image.image,
         MAX_IMAGE_BYTES,
     )?;
+    check_image_volume(field, path, readonly, mount)?;
+    Ok(Some(ImageVolume {
+        image: image.image.clone(),
+        user_specified_image: image.user_specified_image.clone(),
+        sub_path: mount.image_sub_path.trim_end_matches('/').to_owned(),
+    }))
+}
+
+/// Refuses image volumes that cannot be mounted, with the text by which the kubelet recognises that.
+fn check_image_volume(
+    field: &str,
+    path: &str,
+    readonly: bool,
+    mount: &cri::Mount,
+) -> Result<(), BadRequest> {
+    let refused = |field: String, problem: String| {
+        Err(BadRequest::Recognised {
+            error: KubeletError::ImageVolumeMountFailed,
+            field,
+            problem,
+        })
+    };
     if !mount.host_path.is_empty() {
         let problem = format!("at {path} names an image beside a host path");
         return refused(field.to_owned(), problem);
@@ -136,14 +151,10 @@ fn image(
         || sub_path.len() > MAX_PATH_BYTES
         || sub_path.split('/').any(odd)
     {
-        let problem = format!("at {path} is no clean relative path");
+        let problem = format!("at {path} is not a clean relative path");
         return refused(format!("{field}.image_sub_path"), problem);
     }
-    Ok(Some(ImageVolume {
-        image: image.image.clone(),
-        user_specified_image: image.user_specified_image.clone(),
-        sub_path: sub_path.trim_end_matches('/').to_owned(),
-    }))
+    Ok(())
 }
 
 fn propagation(field: &str, value: i32) -> Result<Propagation, BadRequest> {
@@ -152,13 +163,13 @@ fn propagation(field: &str, value: i32) -> Result<Propagation, BadRequest> {
         Ok(cri::MountPropagation::PropagationHostToContainer) => Ok(Propagation::HostToContainer),
         Ok(cri::MountPropagation::PropagationBidirectional) => Ok(Propagation::Bidirectional),
         Err(_) => {
-            let problem = format!("is {value}, which is no propagation");
+            let problem = format!("is {value}, which is not a propagation");
             Err(BadRequest::invalid(format!("{field}.propagation"), problem))
         }
     }
 }
 
-/// The two conditions that the protocol ties to recursively read-only mounts.
+/// Checks the two conditions of the protocol for recursively read-only mounts.
 fn recursive_read_only(
     field: &str,
     path: &str,
@@ -173,7 +184,7 @@ fn recursive_read_only(
         return Ok(());
     };
     Err(BadRequest::Recognised {
-        word: KubeletWord::RroUnsupported,
+        error: KubeletError::RroUnsupported,
         field: format!("{field}.recursive_read_only"),
         problem,
     })
@@ -219,7 +230,7 @@ fn device((index, device): (usize, cri::Device)) -> Result<DeviceConfig, BadRequ
     })
 }
 
-/// The names of a container's CDI devices, those of the field first, each once.
+/// The names of a container's CDI devices, those of the field first, without duplicates.
 pub(super) fn cdi_devices(
     devices: &[cri::CdiDevice],
     reader: &Reader,
@@ -234,7 +245,7 @@ pub(super) fn cdi_devices(
     });
     let mut found: Vec<String> = Vec::new();
     for (field, name) in fields.chain(annotations) {
-        check::word(&field, name, MAX_CDI_BYTES)?;
+        check::token(&field, name, MAX_CDI_BYTES)?;
         if !found.iter().any(|known| known == name) {
             found.push(name.to_owned());
         }
@@ -252,12 +263,12 @@ mod tests {
     use super::super::annotations::tests::reader;
     use super::*;
 
-    fn one(asked: cri::Mount) -> Result<MountConfig, BadRequest> {
-        mounts(vec![asked]).map(|mut taken| taken.remove(0))
+    fn one(requested: cri::Mount) -> Result<MountConfig, BadRequest> {
+        mounts(vec![requested]).map(|mut taken| taken.remove(0))
     }
 
     fn image_mount(change: impl FnOnce(&mut cri::Mount)) -> Result<MountConfig, BadRequest> {
-        let mut asked = cri::Mount {
+        let mut requested = cri::Mount {
             container_path: "/models".into(),
             readonly: true,
             image: Some(cri::ImageSpec {
@@ -267,13 +278,13 @@ mod tests {
             }),
             ..Default::default()
         };
-        change(&mut asked);
-        one(asked)
+        change(&mut requested);
+        one(requested)
     }
 
-    fn word(refused: Result<MountConfig, BadRequest>) -> (KubeletWord, String) {
+    fn kubelet_error(refused: Result<MountConfig, BadRequest>) -> (KubeletError, String) {
         match refused {
-            Err(BadRequest::Recognised { word, problem, .. }) => (word, problem),
+            Err(BadRequest::Recognised { error, problem, .. }) => (error, problem),
             other => panic!("{other:?}"),
         }
     }
@@ -292,24 +303,24 @@ mod tests {
             (|m| m.host_path = "/srv".into(), "beside a host path"),
             (
                 |m| m.image_sub_path = "../x".into(),
-                "no clean relative path",
+                "not a clean relative path",
             ),
             (
                 |m| m.image_sub_path = "/etc".into(),
-                "no clean relative path",
+                "not a clean relative path",
             ),
             (
                 |m| m.image_sub_path = "a/../../b".into(),
-                "no clean relative path",
+                "not a clean relative path",
             ),
             (
                 |m| m.image_sub_path = "a\0".into(),
-                "no clean relative path",
+                "not a clean relative path",
             ),
         ];
         for (change, why) in cases {
-            let (found, problem) = word(image_mount(change));
-            assert_eq!(found, KubeletWord::ImageVolumeMountFailed);
+            let (found, problem) = kubelet_error(image_mount(change));
+            assert_eq!(found, KubeletError::ImageVolumeMountFailed);
             assert!(
                 problem.contains(why) && problem.contains("/models"),
                 "{problem}"
@@ -329,16 +340,16 @@ mod tests {
             container_path: "/data".into(),
             ..Default::default()
         };
-        let (found, problem) = word(one(rro.clone()));
+        let (found, problem) = kubelet_error(one(rro.clone()));
         assert_eq!(
             (found, problem.as_str()),
             (
-                KubeletWord::RroUnsupported,
+                KubeletError::RroUnsupported,
                 "of /data is set on a mount that is not readonly"
             )
         );
         for propagation in [1, 2] {
-            let (_, problem) = word(one(cri::Mount {
+            let (_, problem) = kubelet_error(one(cri::Mount {
                 readonly: true,
                 propagation,
                 ..rro.clone()
@@ -353,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn options_are_known_ones() {
+    fn unknown_options_are_refused() {
         let with = |options: &[&str]| {
             one(cri::Mount {
                 mount_options: options.iter().map(|o| (*o).to_owned()).collect(),

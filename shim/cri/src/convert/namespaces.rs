@@ -1,8 +1,8 @@
-//! Namespaces of sandboxes and containers, user namespaces among them.
+//! Namespaces of sandboxes and containers, including user namespaces.
 //!
-//! Called by `sandbox` and `container`. Invariant: a namespace or a mapping that was asked for and would not be made
-//! is refused, never dropped.
-//! Not here: whether a container's config fits its sandbox: that is seen when both are known.
+//! Called by `sandbox` and `container`. Invariant: a requested namespace or mapping that would not be made is refused,
+//! never dropped.
+//! Must not know: whether a container's config fits its sandbox; the lifecycle checks that.
 
 use coracle_lifecycle::{
     IdMapping, NamespaceMode, Namespaces, PidNamespaceConfig, SecurityContext, UserNamespaceConfig,
@@ -12,7 +12,7 @@ use coracle_proto::runtime::v1 as cri;
 use super::BadRequest;
 use super::check;
 
-/// Reads the namespaces of a sandbox. Absent options mean the pod's own of each.
+/// Reads the namespaces of a sandbox. Without options it has its own of each.
 pub(super) fn of_pod(
     field: &str,
     options: Option<&cri::NamespaceOption>,
@@ -34,7 +34,7 @@ pub(super) fn of_pod(
     if pid == NamespaceMode::Target {
         return Err(BadRequest::invalid(
             pid_field,
-            "is Target, which a sandbox has not",
+            "is Target, which a sandbox cannot have",
         ));
     }
     let namespaces = Namespaces {
@@ -50,7 +50,7 @@ pub(super) fn of_pod(
     Ok((namespaces, userns))
 }
 
-/// A pod with users of its own has no namespace of the node: root of the one would be nobody in the other.
+/// A pod with a user namespace shares no namespace with the node: root of one would be nobody in the other.
 fn alone(field: &str, namespaces: &Namespaces) -> Result<(), BadRequest> {
     let shared = [
         ("network", namespaces.network),
@@ -66,7 +66,7 @@ fn alone(field: &str, namespaces: &Namespaces) -> Result<(), BadRequest> {
     }
 }
 
-/// Reads the namespaces of a container into `config`. Absent options leave it as it is.
+/// Reads the namespaces of a container into `config`. Without options it stays as it is.
 pub(super) fn of_container(
     field: &str,
     options: Option<&cri::NamespaceOption>,
@@ -84,14 +84,14 @@ pub(super) fn of_container(
         NamespaceMode::Node => PidNamespaceConfig::Node,
         NamespaceMode::Target => {
             let field = format!("{field}.target_id");
-            check::word(&field, &options.target_id, 64)?;
+            check::token(&field, &options.target_id, 64)?;
             PidNamespaceConfig::Target(options.target_id.clone())
         }
     };
     let field = format!("{field}.userns_options");
-    let asked = options.userns_options.as_ref();
-    let mapped = userns(&field, asked)?;
-    config.userns = asked.map(|_| mapped);
+    let requested = options.userns_options.as_ref();
+    let mapped = userns(&field, requested)?;
+    config.userns = requested.map(|_| mapped);
     Ok(())
 }
 
@@ -103,12 +103,12 @@ fn mode(field: &str, value: i32) -> Result<NamespaceMode, BadRequest> {
         Ok(cri::NamespaceMode::Target) => Ok(NamespaceMode::Target),
         Err(_) => Err(BadRequest::invalid(
             field,
-            format!("is {value}, which is no namespace mode"),
+            format!("is {value}, which is not a namespace mode"),
         )),
     }
 }
 
-/// Kubelet sends `NODE` for every pod without a user namespace of its own.
+/// The kubelet sends `NODE` for every pod without a user namespace of its own.
 fn userns(
     field: &str,
     userns: Option<&cri::UserNamespace>,
@@ -161,12 +161,12 @@ fn one(field: &str, mappings: &[cri::IdMapping]) -> Result<IdMapping, BadRequest
     Ok(mapping)
 }
 
-/// One mapping: not empty, within 32 bits at both ends.
+/// One mapping: not empty, and within 32 bits at both ends.
 pub(super) fn id_mapping(field: &str, mapping: &cri::IdMapping) -> Result<IdMapping, BadRequest> {
     let count = mapping.length;
     let fits = |first: u32| first.checked_add(count).is_some();
     if count == 0 || !fits(mapping.host_id) || !fits(mapping.container_id) {
-        let problem = format!("has length {count}, which is none or too long");
+        let problem = format!("has length {count}, which is 0 or too long");
         return Err(BadRequest::invalid(field, problem));
     }
     Ok(IdMapping {
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pods_users_are_one_block_from_container_root_on() {
+    fn a_pods_users_are_one_block_that_begins_at_container_root() {
         let (_, userns) = of_pod("o", Some(&options(0, &[map(0, 1000, 100_000)]))).unwrap();
         let expected = IdMapping {
             inside: 0,
@@ -240,10 +240,10 @@ mod tests {
     }
 
     #[test]
-    fn users_of_its_own_and_a_namespace_of_the_node_do_not_go_together() {
-        let mut asked = options(0, &[map(0, 1000, 65_536)]);
-        asked.network = 2;
-        let refused = of_pod("o", Some(&asked)).unwrap_err();
+    fn a_user_namespace_and_a_namespace_of_the_node_exclude_each_other() {
+        let mut requested = options(0, &[map(0, 1000, 65_536)]);
+        requested.network = 2;
+        let refused = of_pod("o", Some(&requested)).unwrap_err();
         assert!(
             refused
                 .to_string()
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn a_container_says_whose_processes_it_sees() {
+    fn a_container_requests_whose_processes_it_sees() {
         let read = |pid: i32, target: &str| {
             let mut config = SecurityContext::default();
             let options = cri::NamespaceOption {
@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sandbox_has_no_target_and_silence_is_not_a_user_namespace() {
+    fn a_sandbox_has_no_target_and_no_user_namespace_by_default() {
         let target = cri::NamespaceOption {
             pid: 3,
             ..Default::default()

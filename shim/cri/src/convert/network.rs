@@ -1,9 +1,9 @@
-//! The annotations that speak of a pod's network: its bandwidth as Kubernetes has it, its addresses as we do.
+//! The annotations about a pod's network: bandwidth as Kubernetes defines it, addresses as this runtime does.
 //!
 //! Called by: [`super::sandbox`]. Pure. Source of the first two: Kubernetes, "Network Plugins", "Support traffic
 //! shaping", and k8s.io/apimachinery `resource.Quantity`.
-//! Invariant: what leaves here is a number or an address again, never text of a user's.
-//! Not here: who enforces a limit or gives an address.
+//! Invariant: the result is numbers and addresses, never text of a user's.
+//! Must not know: who enforces a limit or assigns an address.
 
 use std::net::IpAddr;
 
@@ -12,17 +12,17 @@ use coracle_network::Bandwidth;
 use super::BadRequest;
 use super::annotations::{Narrows, Opens, Reader, field};
 
-/// Bits a second into the pod.
+/// Bits per second into the pod.
 const INGRESS: Narrows = Narrows("kubernetes.io/ingress-bandwidth");
-/// Bits a second out of the pod.
+/// Bits per second out of the pod.
 const EGRESS: Narrows = Narrows("kubernetes.io/egress-bandwidth");
-/// Addresses with prefix lengths, apart by commas. It opens something: rules for other pods go by addresses.
+/// Addresses with prefix lengths, separated by commas. It grants something: rules for other pods may match addresses.
 const IPS: Opens = Opens("cni.coracle.dev/ips");
-/// A hardware address, likewise.
+/// A hardware address; it grants something, too.
 const MAC: Opens = Opens("cni.coracle.dev/mac");
-/// The least and the most bandwidth that means something, as Kubernetes has it: 1k and 1P.
+/// The smallest and the largest bandwidth that Kubernetes accepts: 1k and 1P.
 const RATES: std::ops::RangeInclusive<u64> = 1_000..=1_000_000_000_000_000;
-/// Most addresses that can be asked for.
+/// Most addresses in one annotation.
 const MAX_IPS: usize = 16;
 
 /// The limits of a pod's traffic. Errors: [`BadRequest`] that names the annotation.
@@ -40,25 +40,25 @@ pub(super) fn bandwidth(reader: &Reader) -> Result<Bandwidth, BadRequest> {
     })
 }
 
-/// The addresses that a pod asks for. Errors: as [`bandwidth`], or the handler does not honour the annotation.
+/// The addresses that a pod requests. Errors: as [`bandwidth`], or the handler does not honour the annotation.
 pub(super) fn ips(reader: &Reader) -> Result<Vec<String>, BadRequest> {
     let Some(text) = reader.opening(&IPS)? else {
         return Ok(Vec::new());
     };
-    let wanted = "must be addresses with prefix lengths, such as 10.1.2.3/24, apart by commas";
+    let wanted = "must be addresses with prefix lengths, such as 10.1.2.3/24, separated by commas";
     let address = |entry: &str| {
         let (ip, bits) = entry.trim().split_once('/')?;
         let (ip, bits) = (ip.parse::<IpAddr>().ok()?, bits.parse::<u8>().ok()?);
         let most = if ip.is_ipv6() { 128 } else { 32 };
         (bits <= most).then(|| format!("{ip}/{bits}"))
     };
-    let asked: Option<Vec<String>> = text.split(',').map(address).collect();
-    asked
-        .filter(|asked| asked.len() <= MAX_IPS)
+    let requested: Option<Vec<String>> = text.split(',').map(address).collect();
+    requested
+        .filter(|requested| requested.len() <= MAX_IPS)
         .ok_or_else(|| refused(IPS.0, text, wanted))
 }
 
-/// The hardware address that a pod asks for. Errors: as [`ips`].
+/// The hardware address that a pod requests. Errors: as [`ips`].
 pub(super) fn mac(reader: &Reader) -> Result<Option<String>, BadRequest> {
     let Some(text) = reader.opening(&MAC)? else {
         return Ok(None);
@@ -81,7 +81,7 @@ fn refused(key: &str, text: &str, wanted: &str) -> BadRequest {
     BadRequest::invalid(field(key), format!("is {shown:?}, {wanted}"))
 }
 
-/// A Kubernetes quantity as a whole number, rounded up; `None` if it is none, negative or beyond 64 bits.
+/// A Kubernetes quantity as a whole number, rounded up; `None` if it is invalid, negative or beyond 64 bits.
 fn quantity(text: &str) -> Option<u64> {
     let is_number = |c: char| c.is_ascii_digit() || c == '.';
     let end = text.find(|c| !is_number(c)).unwrap_or(text.len());
@@ -99,7 +99,7 @@ fn quantity(text: &str) -> Option<u64> {
     u64::try_from(digits.checked_mul(up)?.div_ceil(below)).ok()
 }
 
-/// By what a suffix multiplies and divides.
+/// The multiplier and the divisor of a suffix.
 fn scale(suffix: &str) -> Option<(u128, u128)> {
     let decimal = |power: u32| Some((10_u128.pow(power), 1));
     let binary = |power: u32| Some((1_u128 << power, 1));
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn bandwidth_is_kept_within_what_means_something() {
+    fn bandwidth_stays_within_the_range_of_kubernetes() {
         assert_eq!(bandwidth(&reader(&[], &[])), Ok(Bandwidth::default()));
         let read = bandwidth(&annotated(INGRESS.0, "10M")).unwrap();
         assert_eq!((read.ingress, read.egress), (Some(10_000_000), None));
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_are_addresses() {
+    fn only_valid_addresses_are_accepted() {
         let read = ips(&annotated(IPS.0, "10.1.2.3/24, fd00::5/64")).unwrap();
         assert_eq!(read, ["10.1.2.3/24", "fd00::5/64"]);
         assert!(ips(&reader(&[], &[])).unwrap().is_empty());
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_are_chosen_only_where_the_operator_lets_pods_choose() {
+    fn a_pod_chooses_addresses_only_where_the_operator_allows_it() {
         let closed = reader(&[(IPS.0, "10.1.2.3/24"), (MAC.0, "02:00:5e:00:53:01")], &[]);
         for (refusal, key) in [
             (ips(&closed).unwrap_err(), IPS.0),

@@ -1,7 +1,7 @@
 //! Replies about the runtime itself: version, status, features, cgroup driver.
 //!
 //! Called by `runtime`. Invariant: a feature is listed only when requests that use it are carried out.
-//! Not here: where the facts come from.
+//! Must not know: where the facts come from.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use serde_json::json;
 
 use crate::runtime::{CgroupDriver, Node};
 
-/// The version of kubelet's own runtime interface, the one value it accepts.
+/// The version of the kubelet's own runtime interface, the only value that it accepts.
 const KUBELET_API_VERSION: &str = "0.1.0";
 
 /// The reply of Version.
@@ -24,7 +24,8 @@ pub(crate) fn version_reply() -> cri::VersionResponse {
     }
 }
 
-/// The reply of Status; `network_problem` is why pods get no network, `info["config"]` is there only when asked for.
+/// The reply of Status; `network_problem` is why pods get no network; `info["config"]` is set only for a verbose
+/// request.
 pub(crate) fn status_reply(
     node: &Node,
     network_problem: Option<&str>,
@@ -53,12 +54,12 @@ pub(crate) fn status_reply(
     }
 }
 
-/// A condition: true, or false because of `problem`, which users get to see.
+/// A condition: true, or false because of `problem`, which users see.
 fn condition(name: &str, problem: Option<&str>) -> cri::RuntimeCondition {
     cri::RuntimeCondition {
         r#type: name.to_owned(),
         status: problem.is_none(),
-        // The word of other runtimes, by which node problems are told apart.
+        // Other runtimes use this reason; node problem detectors match it.
         reason: problem.map_or("", |_| "NetworkPluginNotReady").to_owned(),
         message: problem.unwrap_or_default().to_owned(),
     }
@@ -86,7 +87,7 @@ fn handler(node: &Node, handler: Handler) -> cri::RuntimeHandler {
     }
 }
 
-/// The reply of RuntimeConfig. The driver is always stated: 0, which an empty reply would read as, is systemd.
+/// The reply of RuntimeConfig. The driver is always set: 0, the default of an empty reply, means systemd.
 pub(crate) fn runtime_config_reply(driver: CgroupDriver) -> cri::RuntimeConfigResponse {
     let driver = match driver {
         CgroupDriver::Cgroupfs => cri::CgroupDriver::Cgroupfs,
@@ -113,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn version_is_what_kubelet_demands() {
+    fn version_is_the_one_that_the_kubelet_accepts() {
         let reply = version_reply();
         assert_eq!(
             (reply.version.as_str(), reply.runtime_api_version.as_str()),
@@ -196,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn the_cgroup_driver_is_always_stated() {
+    fn the_cgroup_driver_is_always_set() {
         let linux = runtime_config_reply(CgroupDriver::Cgroupfs).linux.unwrap();
         assert_eq!(linux.cgroup_driver, 1);
         let linux = runtime_config_reply(CgroupDriver::Systemd).linux.unwrap();

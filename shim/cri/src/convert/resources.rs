@@ -1,7 +1,7 @@
-//! Resource limits: CRI's into ours.
+//! Resource limits: converts CRI's into ours.
 //!
 //! Called by `container` and for updates. Invariant: a value that the kernel would refuse is refused here, by field.
-//! Not here: which of them a container's kind can have.
+//! Must not know: which limits a kind of container can have.
 
 use coracle_lifecycle::Resources;
 use coracle_proto::runtime::v1 as cri;
@@ -9,22 +9,22 @@ use coracle_proto::runtime::v1 as cri;
 use super::BadRequest;
 use super::check;
 
-/// Kernel's bounds of a CPU period, in microseconds.
+/// The kernel's bounds of a CPU period, in microseconds.
 const CPU_PERIOD: (i64, i64) = (1_000, 1_000_000);
 
-/// The shortest CPU quota the kernel takes, in microseconds.
+/// The shortest CPU quota that the kernel accepts, in microseconds.
 const MIN_CPU_QUOTA: i64 = 1_000;
 
-/// The most CPU shares there are; kubelet clamps to it, too.
+/// The kernel's maximum of CPU shares; the kubelet clamps to it, too.
 const MAX_CPU_SHARES: i64 = 262_144;
 
-/// The largest file name part that a huge page size becomes, in bytes.
+/// The longest part of a file name that a huge page size becomes, in bytes.
 const MAX_PAGE_SIZE_BYTES: usize = 8;
 
-/// The most page sizes there are on any processor, with room.
+/// Most page sizes: more than any processor has.
 const MAX_PAGE_SIZES: usize = 16;
 
-/// Reads resource limits. Absent means none.
+/// Reads resource limits; absent means none.
 pub(super) fn resources(
     field: &str,
     limits: Option<&cri::LinuxContainerResources>,
@@ -80,7 +80,7 @@ fn hugepages(field: &str, limits: &[cri::HugepageLimit]) -> Result<Vec<(String, 
                 && n.bytes().all(|b| b.is_ascii_digit())
         });
         if !good || size.len() > MAX_PAGE_SIZE_BYTES {
-            return Err(BadRequest::invalid(field, "is no page size like 2MB"));
+            return Err(BadRequest::invalid(field, "is not a page size like 2MB"));
         }
         if taken.iter().any(|(known, _)| known == size) {
             return Err(BadRequest::invalid(
@@ -161,7 +161,7 @@ fn cpuset(field: &str, list: &str) -> Result<(), BadRequest> {
     Err(BadRequest::invalid(field, "is not a list like 0-3,7"))
 }
 
-/// A key of `unified` is the name of a file in a cgroup: `memory.oom.group`.
+/// A key of `unified` is the name of a cgroup file: `memory.oom.group`.
 fn unified(field: &str, key: &str) -> Result<(), BadRequest> {
     let is_file = key.contains('.')
         && key.bytes().next().is_some_and(|b| b.is_ascii_lowercase())
@@ -173,7 +173,7 @@ fn unified(field: &str, key: &str) -> Result<(), BadRequest> {
     }
     Err(BadRequest::invalid(
         format!("{field}.unified"),
-        "has a key that is no controller's file",
+        "has a key that is not a controller's file",
     ))
 }
 
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn what_kubelet_sends_is_taken_as_it_is() {
+    fn resources_of_the_kubelet_are_converted_unchanged() {
         let taken = limits(|l| {
             (l.cpu_period, l.cpu_quota, l.cpu_shares) = (100_000, 50_000, 512);
             (l.memory_limit_in_bytes, l.oom_score_adj) = (64 << 20, 985);

@@ -1,8 +1,8 @@
-//! RunPodSandbox: the request into a [`SandboxConfig`].
+//! RunPodSandbox: converts the request into a [`SandboxConfig`].
 //!
-//! Called by `pods`. Invariant: a config holds nothing that could break a line of a hosts or resolver file, climb
-//! out of a directory, or be asked for and then not done.
-//! Not here: rendering, containers.
+//! Called by `pods`. Invariant: no value of a config can break a line of a hosts or resolver file, leave a directory,
+//! or be silently ignored.
+//! Must not know: rendering, containers.
 
 use std::net::IpAddr;
 
@@ -17,23 +17,22 @@ use super::annotations::Reader;
 use super::{BadRequest, check, egress, namespaces, network, security, sysctl};
 use crate::policy::{Allowance, Policies};
 
-/// Linux' HOST_NAME_MAX, in bytes.
+/// Linux's HOST_NAME_MAX, in bytes.
 const MAX_HOSTNAME_BYTES: usize = 64;
 
-/// The longest resolver entry, in bytes: the longest name DNS has.
+/// The longest resolver entry, in bytes: the longest DNS name.
 const MAX_DNS_BYTES: usize = 253;
 
 /// The most entries of each resolver list.
 const MAX_DNS_ENTRIES: usize = 32;
 
-/// Reads RunPodSandbox; `handlers` say what the pod may open. Errors: [`BadRequest`] that names the first field at fault.
+/// Reads RunPodSandbox; `handlers` decide what annotations may grant. Errors: [`BadRequest`] that names the first field
+/// at fault.
 pub(crate) fn sandbox_config(
     request: cri::RunPodSandboxRequest,
     handlers: &Policies,
 ) -> Result<SandboxConfig, BadRequest> {
-    let mut config = request
-        .config
-        .ok_or_else(|| BadRequest::invalid("config", "is missing"))?;
+    let mut config = check::present("config", request.config)?;
     texts(&config)?;
     let name = name(config.metadata.as_ref())?;
     let handler = handler(&request.runtime_handler)?;
@@ -53,7 +52,7 @@ pub(crate) fn sandbox_config(
         mac: annotated.mac,
         egress: annotated.reach.list,
         is_offline: annotated.reach.is_off,
-        annotations: annotated.kept,
+        annotations: annotated.echoed,
         grants: annotated.grants,
         name,
         hostname: config.hostname,
@@ -82,13 +81,13 @@ fn texts(config: &cri::PodSandboxConfig) -> Result<(), BadRequest> {
     check::absolute_or_empty("config.log_directory", &config.log_directory)
 }
 
-/// What the annotations of a pod come to.
+/// The results of reading a pod's annotations.
 struct Annotated {
     bandwidth: Bandwidth,
     ips: Vec<String>,
     mac: Option<String>,
     reach: egress::Decided,
-    kept: Annotations,
+    echoed: Annotations,
     grants: Grants,
 }
 
@@ -99,18 +98,18 @@ fn annotated(
     let reader = Reader::of_pod(config, &allowance)?;
     let (bandwidth, ips) = (network::bandwidth(&reader)?, network::ips(&reader)?);
     let (mac, reach) = (network::mac(&reader)?, egress::egress(&reader, &allowance)?);
-    let (kept, grants) = reader.kept();
+    let (echoed, grants) = reader.into_parts();
     Ok(Annotated {
         bandwidth,
         ips,
         mac,
         reach,
-        kept,
+        echoed,
         grants,
     })
 }
 
-/// What the operator allows a pod of this handler and namespace.
+/// The policy of the operator for a pod of this handler and namespace.
 fn allowance<'a>(
     handlers: &'a Policies,
     handler: Handler,
@@ -183,7 +182,7 @@ fn dns(config: Option<cri::DnsConfig>) -> Result<Dns, BadRequest> {
             return Err(BadRequest::invalid(field, problem));
         }
         for (index, entry) in entries.iter().enumerate() {
-            check::word(&format!("{field}[{index}]"), entry, MAX_DNS_BYTES)?;
+            check::token(&format!("{field}[{index}]"), entry, MAX_DNS_BYTES)?;
         }
     }
     Ok(Dns {
@@ -193,7 +192,7 @@ fn dns(config: Option<cri::DnsConfig>) -> Result<Dns, BadRequest> {
     })
 }
 
-/// Host ports; a mapping without one says only what the pod listens on. In the node's network there is nothing to map.
+/// Host ports. A mapping without one only declares a container port. In the node's network there is nothing to map.
 fn ports(
     mappings: &[cri::PortMapping],
     namespaces: &Namespaces,
@@ -208,7 +207,7 @@ fn ports(
     Ok(ports)
 }
 
-/// The TCP ports that containers declare, with a host port or without.
+/// The TCP ports that containers declare, with or without a host port.
 fn container_ports(mappings: &[cri::PortMapping]) -> Vec<u16> {
     let tcp = mappings
         .iter()
@@ -221,29 +220,12 @@ fn port(field: &str, mapping: &cri::PortMapping) -> Result<Option<HostPort>, Bad
     let number = |name: &str, value: i32| {
         let field = format!("{field}.{name}");
         check::within(&field, i64::from(value), 0, 65_535)?;
-        u16::try_from(value).map_err(|_| BadRequest::invalid(field, "is no port"))
+        u16::try_from(value).map_err(|_| BadRequest::invalid(field, "is not a port"))
     };
     let container_port = number("container_port", mapping.container_port)?;
     let host_port = number("host_port", mapping.host_port)?;
-    let protocol = match cri::Protocol::try_from(mapping.protocol) {
-        Ok(cri::Protocol::Tcp) => Protocol::Tcp,
-        Ok(cri::Protocol::Udp) => Protocol::Udp,
-        Ok(cri::Protocol::Sctp) => Protocol::Sctp,
-        Err(_) => {
-            let problem = format!("is {}, which is no protocol", mapping.protocol);
-            return Err(BadRequest::invalid(format!("{field}.protocol"), problem));
-        }
-    };
-    let host_ip = match mapping.host_ip.as_str() {
-        "" => None,
-        text => Some(text.parse::<IpAddr>().map_err(|_| {
-            let shown: String = text.chars().take(64).collect();
-            BadRequest::invalid(
-                format!("{field}.host_ip"),
-                format!("is {shown:?}, which is no address"),
-            )
-        })?),
-    };
+    let protocol = protocol(field, mapping.protocol)?;
+    let host_ip = host_ip(field, &mapping.host_ip)?;
     if host_port == 0 {
         return Ok(None);
     }
@@ -258,13 +240,37 @@ fn port(field: &str, mapping: &cri::PortMapping) -> Result<Option<HostPort>, Bad
         protocol,
         host_port,
         container_port,
-        // "Any" is what no address says, too.
-        host_ip: host_ip.filter(|ip| !ip.is_unspecified()),
+        host_ip,
     }))
 }
 
-/// Checks what a sandbox says of users and profiles. Nothing of a user's runs in a sandbox itself, and each
-/// container brings its own context, so that only the label is kept, whose parts a container may leave out.
+fn protocol(field: &str, value: i32) -> Result<Protocol, BadRequest> {
+    match cri::Protocol::try_from(value) {
+        Ok(cri::Protocol::Tcp) => Ok(Protocol::Tcp),
+        Ok(cri::Protocol::Udp) => Ok(Protocol::Udp),
+        Ok(cri::Protocol::Sctp) => Ok(Protocol::Sctp),
+        Err(_) => {
+            let problem = format!("is {value}, which is not a protocol");
+            Err(BadRequest::invalid(format!("{field}.protocol"), problem))
+        }
+    }
+}
+
+/// The address of a host port; `None` for every address of the node, as an empty text or `0.0.0.0` says.
+fn host_ip(field: &str, text: &str) -> Result<Option<IpAddr>, BadRequest> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let ip = text.parse::<IpAddr>().map_err(|_| {
+        let shown: String = text.chars().take(64).collect();
+        let problem = format!("is {shown:?}, which is not an address");
+        BadRequest::invalid(format!("{field}.host_ip"), problem)
+    })?;
+    Ok(Some(ip).filter(|ip| !ip.is_unspecified()))
+}
+
+/// Checks users and profiles of a sandbox. A sandbox runs no program of a user, and each container has a context of its
+/// own, so only the SELinux label is used: for the parts that a container leaves out.
 fn security_context(
     context: &cri::LinuxSandboxSecurityContext,
 ) -> Result<Option<SelinuxOptions>, BadRequest> {
@@ -394,15 +400,12 @@ mod tests {
         ];
         for (field, change) in cases {
             let refused = changed(change).unwrap_err();
-            assert!(
-                matches!(&refused, BadRequest::Invalid { field: found, .. } if found == field),
-                "{refused}"
-            );
+            assert_eq!(refused.invalid_field(), Some(field), "{refused}");
         }
     }
 
     #[test]
-    fn host_ports_are_kept_but_in_the_nodes_network() {
+    fn host_ports_are_dropped_in_the_nodes_network() {
         let port = cri::PortMapping {
             container_port: 80,
             host_port: 8080,
@@ -429,7 +432,7 @@ mod tests {
     }
 
     #[test]
-    fn privileges_users_and_parameters_are_carried_on() {
+    fn privileges_users_and_parameters_are_converted() {
         let mapping = cri::IdMapping {
             host_id: 1 << 16,
             container_id: 0,

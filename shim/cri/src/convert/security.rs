@@ -1,8 +1,8 @@
 //! Security contexts of sandboxes and containers: users, privileges, profiles, labels, paths.
 //!
-//! Called by `sandbox` and `container`. Invariants: every field is either carried on or refused, never dropped;
-//! of the two fields that older protocols had for a profile, the newer one wins.
-//! Not here: namespaces, resources; whether the node has a profile, a capability, SELinux.
+//! Called by `sandbox` and `container`. Invariants: every field is either converted or refused, never dropped; of the
+//! two fields that older protocols had for a profile, the newer one wins.
+//! Must not know: namespaces, resources; whether the node has a profile, a capability, SELinux.
 
 use coracle_lifecycle::{
     CapabilityConfig, GroupsPolicy, SecurityContext, SecurityProfile, SelinuxOptions, UserConfig,
@@ -26,7 +26,7 @@ const MAX_PATHS: usize = 512;
 /// The most entries of each list of capabilities.
 const MAX_CAPABILITIES: usize = 256;
 
-/// Reads who a sandbox or a container runs as. Checks the ranges, and that a group comes with a user.
+/// Reads the user of a sandbox or a container. Checks the ranges, and that a group comes with a user.
 pub(super) fn user(
     field: &str,
     uid: Option<&cri::Int64Value>,
@@ -52,14 +52,14 @@ pub(super) fn user(
     })
 }
 
-/// Reads whose groups are added.
+/// Reads which groups of the image are added.
 pub(super) fn groups_policy(field: &str, value: i32) -> Result<GroupsPolicy, BadRequest> {
     match cri::SupplementalGroupsPolicy::try_from(value) {
         Ok(cri::SupplementalGroupsPolicy::Merge) => Ok(GroupsPolicy::Merge),
         Ok(cri::SupplementalGroupsPolicy::Strict) => Ok(GroupsPolicy::Strict),
         Err(_) => Err(BadRequest::invalid(
             format!("{field}.supplemental_groups_policy"),
-            format!("is {value}, which is no policy"),
+            format!("is {value}, which is not a policy"),
         )),
     }
 }
@@ -76,7 +76,7 @@ pub(super) fn group_needs_user(field: &str, user: &UserConfig) -> Result<(), Bad
     Ok(())
 }
 
-/// Reads what confines a container.
+/// Reads the security context of a container.
 pub(super) fn context(
     field: &str,
     context: &cri::LinuxContainerSecurityContext,
@@ -101,15 +101,18 @@ pub(super) fn context(
 
 fn capabilities(
     field: &str,
-    asked: Option<&cri::Capability>,
+    requested: Option<&cri::Capability>,
 ) -> Result<CapabilityConfig, BadRequest> {
-    let Some(asked) = asked else {
+    let Some(requested) = requested else {
         return Ok(CapabilityConfig::default());
     };
     for (list, names) in [
-        ("add_capabilities", &asked.add_capabilities),
-        ("drop_capabilities", &asked.drop_capabilities),
-        ("add_ambient_capabilities", &asked.add_ambient_capabilities),
+        ("add_capabilities", &requested.add_capabilities),
+        ("drop_capabilities", &requested.drop_capabilities),
+        (
+            "add_ambient_capabilities",
+            &requested.add_ambient_capabilities,
+        ),
     ] {
         let field = format!("{field}.capabilities.{list}");
         if names.len() > MAX_CAPABILITIES {
@@ -120,32 +123,24 @@ fn capabilities(
             return Err(BadRequest::invalid(field, problem));
         }
         for (index, name) in names.iter().enumerate() {
-            check::word(&format!("{field}[{index}]"), name, MAX_WORD_BYTES)?;
+            check::token(&format!("{field}[{index}]"), name, MAX_WORD_BYTES)?;
         }
     }
     Ok(CapabilityConfig {
-        add: asked.add_capabilities.clone(),
-        drop: asked.drop_capabilities.clone(),
-        ambient: asked.add_ambient_capabilities.clone(),
+        add: requested.add_capabilities.clone(),
+        drop: requested.drop_capabilities.clone(),
+        ambient: requested.add_ambient_capabilities.clone(),
     })
 }
 
-/// Reads a system call filter; a profile's path is absolute and clean.
+/// Reads a seccomp profile; the path of a profile is absolute and clean.
 pub(super) fn seccomp(
     field: &str,
     profile: Option<&cri::SecurityProfile>,
     old: &str,
 ) -> Result<SecurityProfile, BadRequest> {
-    let (config, at) = match profile {
-        Some(profile) => {
-            let field = format!("{field}.seccomp");
-            (of_type(&field, profile)?, format!("{field}.localhost_ref"))
-        }
-        None => {
-            let field = format!("{field}.seccomp_profile_path");
-            (of_text(&field, old)?, field)
-        }
-    };
+    let fields = ["seccomp", "seccomp_profile_path"].map(|name| format!("{field}.{name}"));
+    let (config, at) = of_either(fields, profile, old)?;
     if let SecurityProfile::Localhost(path) = &config {
         check::absolute_or_empty(&at, path)?;
         if path.len() > MAX_PATH_BYTES {
@@ -159,26 +154,31 @@ pub(super) fn seccomp(
     Ok(config)
 }
 
-/// Reads an AppArmor profile; one of the node's is a name.
+/// Reads an AppArmor profile; a profile of the node is a name.
 pub(super) fn apparmor(
     field: &str,
     profile: Option<&cri::SecurityProfile>,
     old: &str,
 ) -> Result<SecurityProfile, BadRequest> {
-    let (config, at) = match profile {
-        Some(profile) => {
-            let field = format!("{field}.apparmor");
-            (of_type(&field, profile)?, format!("{field}.localhost_ref"))
-        }
-        None => {
-            let field = format!("{field}.apparmor_profile");
-            (of_text(&field, old)?, field)
-        }
-    };
+    let fields = ["apparmor", "apparmor_profile"].map(|name| format!("{field}.{name}"));
+    let (config, at) = of_either(fields, profile, old)?;
     if let SecurityProfile::Localhost(name) = &config {
-        check::word(&at, name, MAX_WORD_BYTES)?;
+        check::token(&at, name, MAX_WORD_BYTES)?;
     }
     Ok(config)
+}
+
+/// Reads a profile from its field or, if that is absent, from the text field of older protocols. Returns the profile
+/// and the field with its path or name.
+fn of_either(
+    [field, old_field]: [String; 2],
+    profile: Option<&cri::SecurityProfile>,
+    old: &str,
+) -> Result<(SecurityProfile, String), BadRequest> {
+    match profile {
+        Some(profile) => Ok((of_type(&field, profile)?, format!("{field}.localhost_ref"))),
+        None => Ok((of_text(&old_field, old)?, old_field)),
+    }
 }
 
 fn of_type(field: &str, profile: &cri::SecurityProfile) -> Result<SecurityProfile, BadRequest> {
@@ -194,7 +194,7 @@ fn of_type(field: &str, profile: &cri::SecurityProfile) -> Result<SecurityProfil
             Ok(SecurityProfile::Localhost(profile.localhost_ref.clone()))
         }
         Err(_) => {
-            let problem = format!("is {}, which is no profile type", profile.profile_type);
+            let problem = format!("is {}, which is not a profile type", profile.profile_type);
             Err(BadRequest::invalid(
                 format!("{field}.profile_type"),
                 problem,
@@ -203,7 +203,7 @@ fn of_type(field: &str, profile: &cri::SecurityProfile) -> Result<SecurityProfil
     }
 }
 
-/// The one-text form of older protocols.
+/// The text form of older protocols.
 fn of_text(field: &str, text: &str) -> Result<SecurityProfile, BadRequest> {
     check::printable(field, text)?;
     match text {
@@ -218,13 +218,14 @@ fn of_text(field: &str, text: &str) -> Result<SecurityProfile, BadRequest> {
             Some(name) => Ok(SecurityProfile::Localhost(name.to_owned())),
             None => Err(BadRequest::invalid(
                 field,
-                "is none of runtime/default, docker/default, unconfined, localhost/NAME",
+                "is not one of runtime/default, docker/default, unconfined, localhost/NAME",
             )),
         },
     }
 }
 
-/// Reads a label; `None` when it has no part. Only characters that labels are made of, and no `:` but in the level.
+/// Reads an SELinux label; `None` when all parts are empty. Allows only characters of labels, and `:` only in the
+/// level.
 pub(super) fn selinux(
     field: &str,
     options: Option<&cri::SeLinuxOption>,
@@ -245,7 +246,7 @@ pub(super) fn selinux(
                 || (part == "level" && matches!(b, b':' | b','))
         };
         if text.len() > MAX_WORD_BYTES || !text.bytes().all(good) {
-            return Err(BadRequest::invalid(field, "is no part of a label"));
+            return Err(BadRequest::invalid(field, "is not part of a label"));
         }
     }
     let config = SelinuxOptions {
@@ -284,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn a_profile_comes_by_its_type_or_by_the_older_text() {
+    fn a_profile_is_read_from_its_type_or_from_the_older_text() {
         let path = |text: &str| Ok(SecurityProfile::Localhost(text.to_owned()));
         assert_eq!(seccomp("s", None, ""), Ok(SecurityProfile::Unset));
         assert_eq!(
@@ -317,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reference_to_nothing_is_never_unconfined() {
+    fn an_empty_profile_is_never_unconfined() {
         for (given, old) in [
             (Some(profile(2, "")), ""),
             (Some(profile(2, "../../etc/passwd")), ""),
@@ -339,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn a_label_holds_only_what_labels_are_made_of() {
+    fn a_label_contains_only_characters_of_labels() {
         let option = |user: &str, level: &str| cri::SeLinuxOption {
             user: user.into(),
             level: level.into(),
@@ -356,19 +357,19 @@ mod tests {
 
     #[test]
     fn masked_paths_are_clean_paths() {
-        let asked = |path: &str| cri::LinuxContainerSecurityContext {
+        let requested = |path: &str| cri::LinuxContainerSecurityContext {
             masked_paths: vec!["/proc/kcore".into(), path.into()],
             ..Default::default()
         };
         assert_eq!(
-            context("s", &asked("/proc/keys"))
+            context("s", &requested("/proc/keys"))
                 .unwrap()
                 .masked_paths
                 .len(),
             2
         );
         for odd in ["", "proc/keys", "/proc/../etc", "/a\0"] {
-            let refused = context("s", &asked(odd)).unwrap_err().to_string();
+            let refused = context("s", &requested(odd)).unwrap_err().to_string();
             assert!(refused.starts_with("s.masked_paths[1]"), "{refused}");
         }
     }

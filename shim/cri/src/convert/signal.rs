@@ -1,16 +1,16 @@
-//! Stop signals: CRI's numbering to the kernel's and back.
+//! Stop signals: converts CRI's numbers to the kernel's and back.
 //!
-//! Called by `container` and `render`. Invariant: every value of CRI's enum but the default has exactly one
-//! signal. Not here: which signal a container gets in the end.
+//! Called by `container` and `render`. Invariant: every value of CRI's enum except the default has exactly one signal.
+//! Must not know: which signal a container gets in the end.
 
 use coracle_proto::runtime::v1::Signal;
 
 use super::BadRequest;
 
-/// CRI's number of SIGRTMIN and the kernel's, from where both count in step up to SIGRTMAX.
+/// CRI's number of SIGRTMIN and the kernel's; both count up in step to SIGRTMAX.
 const REAL_TIME: (i32, i32) = (Signal::Sigrtmin as i32, 34);
 
-/// Pairs below the real-time signals; of two names for one signal the usual one comes first.
+/// Pairs below the real-time signals; of two names for one signal the common one comes first.
 const PAIRS: [(Signal, i32); 34] = [
     (Signal::Sigabrt, libc::SIGABRT),
     (Signal::Sigalrm, libc::SIGALRM),
@@ -49,7 +49,7 @@ const PAIRS: [(Signal, i32); 34] = [
 ];
 
 /// The kernel's number of a CRI signal; `None` for the default.
-pub(super) fn asked(field: &str, value: i32) -> Result<Option<i32>, BadRequest> {
+pub(super) fn requested(field: &str, value: i32) -> Result<Option<i32>, BadRequest> {
     if value == Signal::RuntimeDefault as i32 {
         return Ok(None);
     }
@@ -61,11 +61,11 @@ pub(super) fn asked(field: &str, value: i32) -> Result<Option<i32>, BadRequest> 
     }
     Err(BadRequest::invalid(
         field,
-        format!("is {value}, which is no signal of the protocol"),
+        format!("is {value}, which is not a signal of the protocol"),
     ))
 }
 
-/// CRI's number of a kernel's signal; the default's for a number that has none.
+/// CRI's number of a kernel signal; the default's for a signal without one.
 pub(super) fn shown(number: i32) -> i32 {
     if let Some((signal, _)) = PAIRS.iter().find(|(_, known)| *known == number) {
         return *signal as i32;
@@ -86,7 +86,7 @@ mod tests {
     fn every_signal_of_the_protocol_is_known_by_its_name() {
         for value in 1..=Signal::Sigrtmax as i32 {
             let signal = Signal::try_from(value).unwrap();
-            let number = asked("stop_signal", value).unwrap().unwrap();
+            let number = requested("stop_signal", value).unwrap().unwrap();
             let name = signal.as_str_name().strip_prefix("SIGNAL_").unwrap();
             let expected = match name {
                 "SIGCLD" => libc::SIGCHLD,
@@ -105,16 +105,16 @@ mod tests {
             };
             assert_eq!(number, expected, "{name}");
         }
-        assert_eq!(asked("f", Signal::Sigterm as i32).unwrap(), Some(15));
-        assert_eq!(asked("f", Signal::Sigkill as i32).unwrap(), Some(9));
-        assert_eq!(asked("f", Signal::Sigusr2 as i32).unwrap(), Some(12));
+        assert_eq!(requested("f", Signal::Sigterm as i32).unwrap(), Some(15));
+        assert_eq!(requested("f", Signal::Sigkill as i32).unwrap(), Some(9));
+        assert_eq!(requested("f", Signal::Sigusr2 as i32).unwrap(), Some(12));
     }
 
     #[test]
-    fn a_shown_signal_is_the_one_that_was_asked_for() {
+    fn a_shown_signal_is_the_requested_one() {
         for value in 1..=Signal::Sigrtmax as i32 {
-            let number = asked("f", value).unwrap().unwrap();
-            assert_eq!(asked("f", shown(number)).unwrap(), Some(number));
+            let number = requested("f", value).unwrap().unwrap();
+            assert_eq!(requested("f", shown(number)).unwrap(), Some(number));
         }
         assert_eq!(shown(0), Signal::RuntimeDefault as i32);
         assert_eq!(shown(65), Signal::RuntimeDefault as i32);
@@ -122,9 +122,9 @@ mod tests {
 
     #[test]
     fn default_is_unset_and_unknown_is_refused() {
-        assert_eq!(asked("f", 0).unwrap(), None);
+        assert_eq!(requested("f", 0).unwrap(), None);
         for odd in [-1, 66, i32::MAX] {
-            assert!(asked("f", odd).is_err(), "{odd}");
+            assert!(requested("f", odd).is_err(), "{odd}");
         }
     }
 }

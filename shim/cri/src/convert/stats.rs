@@ -1,8 +1,8 @@
-//! What is used, as messages. Source: cri-api v0.37 api.proto, messages `ContainerStats` and `PodSandboxStats`.
+//! Renders usage. Source: cri-api v0.37 api.proto, messages `ContainerStats` and `PodSandboxStats`.
 //!
-//! Called by `stats`. Invariants: a number that is not known is left out, never 0; the working set is what is in use
-//! less the page cache that the kernel would give back first, as kubelet and containerd have it.
-//! Not here: measuring.
+//! Called by `stats`. Invariants: an unknown number is left out, never 0; the working set is the memory in use less the
+//! page cache that the kernel would reclaim first, as in kubelet and containerd.
+//! Must not know: how usage is measured.
 
 use std::path::Path;
 
@@ -13,7 +13,7 @@ use coracle_proto::runtime::v1 as cri;
 use super::render::{container_metadata, pod_metadata};
 use super::{BadRequest, ContainerFilter, PodFilter};
 
-/// The interface that carries a pod's traffic.
+/// The interface for a pod's traffic.
 const DEFAULT_INTERFACE: &str = "eth0";
 
 macro_rules! reads_stats_filter {
@@ -41,7 +41,7 @@ reads_stats_filter!(ListPodSandboxStatsRequest, StreamPodSandboxStatsRequest => 
     state: None,
 }, PodFilter);
 
-/// One container. `root` is the directory of all writable layers, which names their filesystem.
+/// One container. `root` is the directory of all writable layers, which identifies their file system.
 pub(crate) fn container_stats(measured: &ContainerUsage, root: &Path) -> cri::ContainerStats {
     let view = &measured.view;
     let attributes = cri::ContainerAttributes {
@@ -135,7 +135,7 @@ fn io(usage: &Usage) -> Option<cri::IoUsage> {
     })
 }
 
-/// Stalls in percent and, as the kernel's total is shown by kubelet and cAdvisor, nanoseconds.
+/// Stalls in percent, and the kernel's total in nanoseconds, as kubelet and cAdvisor show it.
 fn psi(pressure: Pressure) -> cri::PsiStats {
     let data = |stall: Stall| cri::PsiData {
         total: stall.total_ns,
@@ -153,7 +153,7 @@ fn writable_layer(layer: LayerUsage, root: &Path) -> cri::FilesystemUsage {
     cri::FilesystemUsage {
         timestamp: layer.at,
         fs_id: Some(cri::FilesystemIdentifier {
-            // It came from the configuration, which is text.
+            // The path comes from the configuration, which is UTF-8.
             mountpoint: root.to_string_lossy().into_owned(),
         }),
         used_bytes: number(layer.bytes),

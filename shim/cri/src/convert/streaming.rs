@@ -1,7 +1,7 @@
-//! Exec, Attach and PortForward: requests into what a session may do.
+//! Exec, Attach and PortForward: converts requests into session configs.
 //!
-//! Called by `streaming`. Invariants: a session has at least one stream; a terminal has no error stream of its own; ports
-//! are ports. Not here: whether the container runs.
+//! Called by `streaming`. Invariants: a session has at least one stream; a terminal has no separate error stream; ports
+//! are in range. Must not know: whether the container runs.
 
 use coracle_lifecycle::{AttachConfig, ExecConfig, PortForwardConfig};
 use coracle_proto::runtime::v1 as cri;
@@ -44,7 +44,8 @@ pub(crate) fn attach_session(
     })
 }
 
-/// Reads PortForward; no ports is fine, for most clients name them later. Errors: [`BadRequest`] that names the field.
+/// Reads PortForward; a list without ports is fine: most clients name them later. Errors: [`BadRequest`] that names the
+/// field.
 pub(crate) fn forward_session(
     request: &cri::PortForwardRequest,
     pod: PodId,
@@ -66,7 +67,7 @@ pub(crate) fn forward_session(
     Ok(PortForwardConfig { pod, ports })
 }
 
-/// Most ports of one request: each is two of the 255 channels of a WebSocket.
+/// Most ports of one request: each uses two of the 255 channels of a WebSocket.
 const MAX_PORTS: usize = 127;
 
 fn check_streams(tty: bool, stdin: bool, stdout: bool, stderr: bool) -> Result<(), BadRequest> {
@@ -92,7 +93,7 @@ mod tests {
 
     fn exec(cmd: &[&str], ends: [bool; 4]) -> Result<ExecConfig, BadRequest> {
         let [tty, stdin, stdout, stderr] = ends;
-        let cmd = cmd.iter().map(|word| (*word).to_owned()).collect();
+        let cmd = cmd.iter().map(|argument| (*argument).to_owned()).collect();
         let container_id = "c".into();
         let request = cri::ExecRequest {
             container_id,
@@ -136,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn ports_are_ports() {
+    fn ports_are_in_range() {
         let ask = |port: &[i32]| {
             let request = cri::PortForwardRequest {
                 pod_sandbox_id: "p".into(),

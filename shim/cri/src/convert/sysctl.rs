@@ -1,9 +1,10 @@
-//! Kernel parameters of a pod: which names and values may be written into its namespaces.
+//! Kernel parameters of a pod: which names and values may be written in its namespaces.
 //!
-//! Called by `sandbox`. Source: the safe and unsafe namespaced sysctls of Kubernetes; the syntax of names is
-//! sysctl(8)'s. Invariants: what leaves here is a relative path below `/proc/sys` without `.` or `..` parts, of a
-//! parameter that belongs to a namespace which the pod has of its own; a value is one line.
-//! Not here: writing.
+//! Called by `sandbox`. Source: the safe and unsafe namespaced sysctls of Kubernetes; names have the syntax of
+//! sysctl(8).
+//! Invariants: a name becomes a relative path below `/proc/sys` without `.` or `..`, of a parameter in a namespace that
+//! the pod owns; a value is one line.
+//! Must not know: how values are written.
 
 use std::collections::BTreeMap;
 
@@ -19,7 +20,7 @@ const MOST: usize = 64;
 /// The longest name, and the longest value, in bytes.
 const MAX_BYTES: usize = 256;
 
-/// Parameters of an ipc namespace, beside all below `fs/mqueue`.
+/// Parameters of an ipc namespace, in addition to all below `fs/mqueue`.
 const OF_IPC: [&str; 8] = [
     "kernel/msgmax",
     "kernel/msgmnb",
@@ -32,17 +33,17 @@ const OF_IPC: [&str; 8] = [
 ];
 
 /// Checks all of a pod's parameters; the names become paths below `/proc/sys`.
-/// Errors: [`BadRequest::Invalid`] that shows the name.
+/// Errors: [`BadRequest::Invalid`] with the name.
 pub(super) fn sysctls(
-    asked: BTreeMap<String, String>,
+    requested: BTreeMap<String, String>,
     namespaces: &Namespaces,
 ) -> Result<BTreeMap<String, String>, BadRequest> {
-    if asked.len() > MOST {
-        let problem = format!("has {} entries, the limit is {MOST}", asked.len());
+    if requested.len() > MOST {
+        let problem = format!("has {} entries, the limit is {MOST}", requested.len());
         return Err(BadRequest::invalid(FIELD, problem));
     }
     let mut taken = BTreeMap::new();
-    for (name, value) in asked {
+    for (name, value) in requested {
         let path = one(&name, &value, namespaces).map_err(|why| {
             let shown: String = name.chars().take(64).collect();
             BadRequest::invalid(FIELD, format!("sets {shown:?}: {why}"))
@@ -62,18 +63,18 @@ fn one(name: &str, value: &str, namespaces: &Namespaces) -> Result<String, Strin
         b.is_ascii_alphanumeric() || matches!(b, b' ' | b'\t' | b',' | b':' | b'.' | b'_' | b'-')
     };
     if value.is_empty() || value.len() > MAX_BYTES || !value.bytes().all(good) {
-        return Err("its value is no number, word or list of these".to_owned());
+        return Err("its value is not a number, a word or a list of these".to_owned());
     }
     owned(&path, namespaces)?;
     Ok(path)
 }
 
-/// The path of a name: when a `/` comes before the first `.`, it separates; else the dot does and a slash stands for
+/// The path of a name. If a `/` comes before the first `.`, slashes separate; otherwise dots do, and a slash stands for
 /// a dot, as in `net.ipv4.conf.eth0/100.forwarding`.
 fn path(name: &str) -> Result<String, String> {
     let good = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'/' | b'_' | b'-');
     if name.is_empty() || name.len() > MAX_BYTES || !name.bytes().all(good) {
-        return Err("that is no name of a kernel parameter".to_owned());
+        return Err("that is not the name of a kernel parameter".to_owned());
     }
     let separator = name.chars().find(|c| matches!(c, '.' | '/'));
     let path: String = match separator {
@@ -82,7 +83,7 @@ fn path(name: &str) -> Result<String, String> {
     };
     let odd = |part: &str| part.is_empty() || part.starts_with('.') || part.contains("..");
     if path.split('/').any(odd) {
-        return Err("that is no name of a kernel parameter".to_owned());
+        return Err("that is not the name of a kernel parameter".to_owned());
     }
     Ok(path)
 }
@@ -95,7 +96,7 @@ fn swapped(c: char) -> char {
     }
 }
 
-/// Whether a namespace of the pod's own holds the parameter.
+/// Checks that the parameter belongs to a namespace that the pod owns.
 fn owned(path: &str, namespaces: &Namespaces) -> Result<(), String> {
     let (what, mode) = if path.starts_with("net/") {
         ("network", namespaces.network)
@@ -124,8 +125,8 @@ mod tests {
     };
 
     fn set(name: &str, value: &str, namespaces: &Namespaces) -> Result<String, BadRequest> {
-        let asked = BTreeMap::from([(name.to_owned(), value.to_owned())]);
-        let taken = sysctls(asked, namespaces)?;
+        let requested = BTreeMap::from([(name.to_owned(), value.to_owned())]);
+        let taken = sysctls(requested, namespaces)?;
         let (path, kept) = taken.into_iter().next().unwrap();
         assert_eq!(kept, value);
         Ok(path)
@@ -170,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_of_the_node_is_reached_by_name_or_value() {
+    fn parameters_and_values_of_the_node_are_refused() {
         let good = "kernel.shm_rmid_forced";
         for (name, value) in [
             ("kernel.core_pattern", "|/x"),
@@ -223,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn one_parameter_has_one_name() {
+    fn a_parameter_with_two_names_is_refused() {
         let twice = ["net.ipv4.ip_forward", "net/ipv4/ip_forward"];
         let twice = twice.map(|name| (name.to_owned(), "1".to_owned()));
         assert!(sysctls(twice.into(), &OWN).is_err());

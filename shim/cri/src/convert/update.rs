@@ -1,13 +1,13 @@
-//! UpdateContainerResources: the request into [`Resources`].
+//! UpdateContainerResources: converts the request into [`Resources`].
 //!
-//! Called by `update`. Not here: what a container has already.
+//! Called by `update`. Must not know: the current limits of the container.
 
 use coracle_lifecycle::Resources;
 use coracle_proto::runtime::v1 as cri;
 
 use super::{BadRequest, resources};
 
-/// What is asked for; 0 and empty leave a limit as it is. Errors: a value that no container could have.
+/// The requested limits; 0 and empty leave a limit as it is. Errors: a value that is invalid for every container.
 pub(crate) fn new_resources(
     request: &cri::UpdateContainerResourcesRequest,
 ) -> Result<Resources, BadRequest> {

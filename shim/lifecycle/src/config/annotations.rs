@@ -1,21 +1,21 @@
-//! Annotations of a request: kept to be echoed, never to be read again.
+//! Annotations of a request: returned in every status, never interpreted again.
 //!
-//! Made by: `cri/convert/annotations`, the one place that knows which annotation may do what. Stored in records.
-//! Invariant: nothing here gives the value of one annotation, so that no later step can act on one that the handler of
-//! the pod does not honour.
-//! Not here: what an annotation means.
+//! Made by: `cri/convert/annotations`, the only code that knows which annotation may do what. Stored in records.
+//! Invariant: nothing here returns the value of one annotation, so no later step can act on an annotation that the
+//! pod's handler does not honour.
+//! Must not know: what an annotation means.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// What a request was annotated with, byte for byte.
+/// The annotations of a request, byte for byte.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Annotations(BTreeMap<String, String>);
 
 impl Annotations {
-    /// Keeps them.
+    /// Stores the annotations of a request.
     pub fn new(annotations: BTreeMap<String, String>) -> Self {
         Self(annotations)
     }
@@ -26,14 +26,14 @@ impl Annotations {
     }
 }
 
-/// The annotations that are honoured although they open something: keys, or their beginning and `*`. Decided when the
-/// pod was made, by its handler and namespace.
+/// The annotations that are honoured although they grant something: keys, or a prefix and `*`. Decided when the pod was
+/// created, from its handler and namespace.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Grants(Vec<String>);
 
 impl Grants {
-    /// The patterns of the configuration, which has checked them.
+    /// The patterns from the configuration, which has checked them.
     pub fn new(patterns: &[String]) -> Self {
         Self(patterns.to_vec())
     }
@@ -50,7 +50,7 @@ impl Grants {
 }
 
 impl Default for Grants {
-    /// Those of a pod whose record has none, because an older build made it: what that build honoured.
+    /// The grants of a pod whose record has none because an older build wrote it: what that build honoured.
     fn default() -> Self {
         Self(vec!["cdi.k8s.io/*".to_owned()])
     }
@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pattern_allows_a_key_or_all_that_begin_so() {
+    fn a_pattern_allows_a_key_or_a_prefix() {
         let grants = Grants::new(&["a.example/x".to_owned(), "b.example/*".to_owned()]);
         for (key, want) in [
             ("a.example/x", true),

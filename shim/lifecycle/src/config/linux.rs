@@ -1,8 +1,8 @@
-//! The configs that only a Linux node can grant: namespaces of ids and processes, privileges, profiles, devices.
+//! The parts of a config that only a Linux node can grant: id maps, namespaces, privileges, profiles, devices.
 //!
-//! Made by: `cri/convert`, which has checked their form. Read by: the host, which judges them against the node.
+//! Made by: `cri/convert`, which checks their form. Read by: the host, which checks them against the node.
 //! Invariant: every type has a default that means "not requested", so that older records load.
-//! Not here: what any of it does.
+//! Must not know: how the host applies them.
 
 use serde::{Deserialize, Serialize};
 
@@ -26,7 +26,7 @@ pub struct UserNamespaceConfig {
     pub gid: IdMapping,
 }
 
-/// Whose groups a container gets beside those asked for. Source: cri-api `SupplementalGroupsPolicy`.
+/// Whose groups a container gets in addition to the requested ones. Source: cri-api `SupplementalGroupsPolicy`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum GroupsPolicy {
@@ -37,11 +37,11 @@ pub enum GroupsPolicy {
     Strict,
 }
 
-/// Whose processes a container shall see. Source: cri-api `NamespaceMode` of `pid`.
+/// Which processes a container sees. Source: cri-api `NamespaceMode` of `pid`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PidNamespaceConfig {
-    /// Unset: its own, or the node's in a pod that was made for that.
+    /// Not set: its own processes, or the node's in a pod created with the node's pid namespace.
     #[default]
     Unset,
     /// Its pod's.
@@ -61,15 +61,15 @@ pub enum SecurityProfile {
     /// Not set.
     #[default]
     Unset,
-    /// The runtime's own.
+    /// The runtime's default profile.
     Default,
-    /// None.
+    /// No profile.
     Unconfined,
-    /// One of the node's: a file's path, or the name of a loaded profile; never empty.
+    /// A profile of the node: the path of a file, or the name of a loaded profile; never empty.
     Localhost(String),
 }
 
-/// The parts of an SELinux label, empty where not given. Source: cri-api `SELinuxOption`.
+/// The parts of an SELinux label; parts that were not given are empty.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SelinuxOptions {
     /// User.
@@ -82,15 +82,15 @@ pub struct SelinuxOptions {
     pub level: String,
 }
 
-/// Changes to the capabilities that every container gets, by name, with or without `CAP_`, or `ALL`.
+/// Changes to the default capabilities, by name, with or without `CAP_`, or `ALL`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct CapabilityConfig {
-    /// To be had, too.
+    /// Capabilities to add.
     pub add: Vec<String>,
-    /// Not to be had.
+    /// Capabilities to drop.
     pub drop: Vec<String>,
-    /// To be had and kept over execve by whatever user.
+    /// Capabilities to add and keep over execve for any user.
     pub ambient: Vec<String>,
 }
 
@@ -98,11 +98,11 @@ pub struct CapabilityConfig {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct SecurityContext {
-    /// Nearly nothing confines it.
+    /// The container is privileged.
     pub privileged: bool,
     /// Capabilities.
     pub capabilities: CapabilityConfig,
-    /// No program gains privileges.
+    /// `no_new_privs` is set.
     pub no_new_privs: bool,
     /// System call filter.
     pub seccomp: SecurityProfile,
@@ -147,7 +147,7 @@ pub struct ImageVolume {
     pub sub_path: String,
 }
 
-/// JSON has one `null`: an outer list tells "unset" from "the node's".
+/// JSON has only one `null`: an outer list distinguishes "unset" from "the node's".
 mod double_option {
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -171,7 +171,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_unset_and_a_node_user_namespace_are_told_apart_on_disk() {
+    fn an_unset_and_a_node_user_namespace_differ_on_disk() {
         let map = IdMapping {
             inside: 0,
             outside: 1 << 16,

@@ -1,44 +1,45 @@
-//! Checked requests for streaming sessions. Not kept in records.
+//! Checked requests for streaming sessions. Not written to records.
 
 use coracle_spec::id::{ContainerId, PodId};
 
-/// Source: cri-api v0.37 api.proto: ExecRequest.
+/// An exec. Source: cri-api v0.37 api.proto: ExecRequest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExecConfig {
-    /// Where.
+    /// The container.
     pub container: ContainerId,
     /// Program and arguments; not empty.
     pub argv: Vec<String>,
-    /// A terminal is its input, output and error.
+    /// The program gets a terminal as input, output and error.
     pub tty: bool,
     /// Its standard input is streamed.
     pub stdin: bool,
-    /// Its standard output is.
+    /// Its standard output is streamed.
     pub stdout: bool,
-    /// Its standard error is; never with `tty`.
+    /// Its standard error is streamed; never with `tty`.
     pub stderr: bool,
 }
 
-/// Source: cri-api v0.37 api.proto: AttachRequest.
+/// An attach. Source: cri-api v0.37 api.proto: AttachRequest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AttachConfig {
-    /// To which.
+    /// The container.
     pub container: ContainerId,
-    /// The client takes the container for one with a terminal.
+    /// The client expects the container to have a terminal.
     pub tty: bool,
     /// Its standard input is streamed.
     pub stdin: bool,
-    /// Its standard output is.
+    /// Its standard output is streamed.
     pub stdout: bool,
-    /// Its standard error is; never with `tty`.
+    /// Its standard error is streamed; never with `tty`.
     pub stderr: bool,
 }
 
-/// Source: cri-api v0.37 api.proto: PortForwardRequest.
+/// A port-forward. Source: cri-api v0.37 api.proto: PortForwardRequest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PortForwardConfig {
-    /// Of which.
+    /// The sandbox.
     pub pod: PodId,
-    /// The ports that a client of the oldest WebSocket kind names by position; others name theirs themselves.
+    /// The ports for clients of the oldest WebSocket protocol, which name them by position; other clients send port
+    /// numbers.
     pub ports: Vec<u16>,
 }

@@ -1,4 +1,4 @@
-//! What happens to containers: completions of effects, exits, steps, answers.
+//! The part of a driver that changes containers: completions of effects, exits, steps, answers.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,15 +17,15 @@ use crate::store::Slot;
 use crate::unreadable::container_view;
 use crate::view::EventKind;
 
-/// How long a keeper may be silent about an exit that the kernel has already reported.
+/// How long a keeper may take to report an exit that the kernel has already reported.
 const KEEPER_EXIT_TIMEOUT: Duration = Duration::from_secs(2);
-/// The same when the exit was a kill.
+/// The same limit when the process was killed.
 const KEEPER_KILL_TIMEOUT: Duration = Duration::from_millis(200);
 /// Exit code of a process that was killed: 128 + SIGKILL.
 const KILLED: i32 = 137;
 
 impl Container {
-    /// What goes to disk; nothing before it is planned.
+    /// Its record; `None` before it is planned.
     pub(super) fn record(&self) -> Option<ContainerRecord> {
         Some(ContainerRecord {
             id: self.id.clone(),
@@ -36,7 +36,7 @@ impl Container {
         })
     }
 
-    /// Whether nothing of it lives or is being worked on.
+    /// Whether it has no process and no effect under way.
     pub(super) fn is_quiet(&self) -> bool {
         !self.phase.is_live()
             && !matches!(self.phase, ContainerPhase::Creating(_))
@@ -56,7 +56,7 @@ impl Container {
             let result = self.failure.clone().map_or(Ok(()), Err);
             answer(&mut self.waiting.start, &result);
         }
-        // What runs of an unreadable one is being killed while it is busy.
+        // A busy unreadable container is being killed.
         let is_unreadable = matches!(self.phase, ContainerPhase::Unreadable(_));
         if !(self.phase.is_live() || is_unreadable && self.busy > 0) {
             answer(&mut self.waiting.stop, &Ok(()));
@@ -67,7 +67,7 @@ impl Container {
     }
 }
 
-/// Gives everybody the same answer; those who have left are passed over.
+/// Gives all waiting requests the same answer.
 pub(super) fn answer<T: Clone>(waiting: &mut Vec<Reply<T>>, result: &Result<T, Error>) {
     for reply in waiting.drain(..) {
         let _ = reply.send(result.clone());
@@ -174,7 +174,7 @@ impl Driver {
         self.step_or_log(id, Event::StartFailed(ended)).await;
     }
 
-    /// Keeps a container's process and listens for its end.
+    /// Stores a container's process and watches for its end.
     pub(super) fn hold(&mut self, id: &ContainerId, process: Arc<Process>) {
         let watch = self.watch_container(id.clone(), &process);
         if let Some(container) = self.containers.get_mut(id) {
@@ -187,7 +187,7 @@ impl Driver {
         let process = Arc::clone(process);
         self.watch(async move {
             process.ended().await;
-            // Killed is killed: of that the keeper could add nothing but the time.
+            // After a kill the keeper could add only the time.
             let killed = process.exit_status() == Some(KILLED);
             tokio::time::sleep(if killed {
                 KEEPER_KILL_TIMEOUT
@@ -231,7 +231,7 @@ impl Driver {
             .as_ref()
             .map(|plan| plan.cgroup.as_str())
             .unwrap_or_default();
-        // The count is read only where it can matter: it costs a file.
+        // Reads the OOM count, which costs opening a file, only where it can matter.
         let oom_kills = if exit.code == KILLED {
             self.shared.host.oom_kills(cgroup)
         } else {
@@ -255,7 +255,8 @@ impl Driver {
             return;
         };
         if container.failure.is_some() && container.plan.is_none() {
-            // It never came to be: nobody will ask to remove it, and the next start sweeps what is left.
+            // The container was never acknowledged, so no client will ask to remove it; the next start sweeps what
+            // remains.
             container.phase = ContainerPhase::Gone;
             return;
         }
@@ -265,14 +266,14 @@ impl Driver {
         self.removal_failed(error);
     }
 
-    /// A step whose failure nobody waits for.
+    /// Applies an event for which no request waits; a failure is logged.
     pub(super) async fn step_or_log(&mut self, id: &ContainerId, event: Event) {
         if let Err(error) = self.step(id, event).await {
             tracing::error!(container = %id, error = error.chain(), "a container's change was refused");
         }
     }
 
-    /// Decides, saves, shows, acts.
+    /// Applies an event: decides, saves, publishes, starts the effects.
     pub(super) async fn step(&mut self, id: &ContainerId, event: Event) -> Result<(), Error> {
         let container = self.containers.get_mut(id).ok_or_else(|| missing(id))?;
         let before = container.phase.clone();
@@ -287,7 +288,7 @@ impl Driver {
                 container.phase = before;
                 return Err(error);
             }
-            // What has happened has happened: a later daemon learns it again from keeper, exit record or pidfd.
+            // The change itself cannot be undone: a later daemon learns of it from keeper, exit record or pidfd.
             tracing::error!(container = %id, error = error.chain(), "a container's record was not saved");
         }
         let kind = event_kind(&before, &container.phase);
@@ -301,7 +302,7 @@ impl Driver {
         Ok(())
     }
 
-    /// Puts the container's view on the cache, once it may be seen.
+    /// Publishes the container's snapshot, once clients may see it.
     pub(super) fn show(&self, id: &ContainerId) {
         let Some(container) = self.containers.get(id) else {
             return;
@@ -352,7 +353,7 @@ impl Driver {
     }
 }
 
-/// Which event a change is, if any.
+/// The event for a change of state, if there is one.
 fn event_kind(before: &ContainerPhase, after: &ContainerPhase) -> Option<EventKind> {
     use ContainerPhase::{Created, Creating, Exited, Removing, Running, Starting, Stopping};
     match (before, after) {

@@ -1,4 +1,4 @@
-//! The effects on containers, each a task of its own that sends its completion to the mailbox.
+//! The part of a driver that runs effects on containers, each in a task that sends its completion to the mailbox.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,11 +16,11 @@ use crate::record::Payload;
 use crate::state::{ContainerPhase, Effect};
 use crate::store::Slot;
 
-/// How often, and for how long after the first time, the process is checked for a handler of the stop signal.
+/// How often, and for how long after the first time, to check the process for a handler of the stop signal.
 const SIGNAL_RETRY: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(10));
 
-/// Sends a stop signal again once the program listens to it. The kernel drops a signal for the first process of a pid
-/// namespace that has no handler for it yet, and a container may be stopped before its program came that far.
+/// Sends the stop signal again once the program has a handler for it. The kernel drops a signal for the first process
+/// of a pid namespace without a handler, and a container may be stopped before its program installed one.
 async fn signal_again(process: Arc<Process>, signal: i32, mut was_ignored: bool) {
     let (mut pause, until) = (SIGNAL_RETRY.0, Instant::now() + SIGNAL_RETRY.1);
     while Instant::now() < until && process.is_alive() {
@@ -30,7 +30,7 @@ async fn signal_again(process: Arc<Process>, signal: i32, mut was_ignored: bool)
                 let _ = process.signal(signal);
                 return;
             }
-            // It handled the first one, or is gone.
+            // It handled the first signal, or has ended.
             Some(true) | None => return,
         }
         tokio::time::sleep(pause).await;
@@ -73,20 +73,20 @@ impl Driver {
         });
     }
 
-    /// Waits for the end of a start that an earlier daemon had requested from the keeper, as if it were this one's.
+    /// Waits for the end of a start that an earlier daemon had requested from the keeper, as for its own.
     pub(super) fn await_start(&mut self, id: &ContainerId) {
         let phase = self.containers.get(id).map(|container| &container.phase);
         let (Some(ContainerPhase::Starting(_)), Some(keeper)) = (phase, self.keeper.clone()) else {
             return;
         };
-        tracing::info!(container = %id, "its start is still under way");
+        tracing::info!(container = %id, "the start of a container is still under way");
         let (shared, container) = (Arc::clone(&self.shared), id.clone());
         self.run_start(id, async move {
             shared.host().await_start(&keeper, &container).await
         });
     }
 
-    /// Runs what ends with the container started or not.
+    /// Runs `start` and sends its result as the completion of a start.
     fn run_start(
         &mut self,
         id: &ContainerId,
@@ -119,7 +119,7 @@ impl Driver {
         );
     }
 
-    /// All that a start of this container, or an exec in it, needs; `None` without a plan or a keeper.
+    /// Everything that a start of this container, or an exec in it, needs; `None` without a plan or a keeper.
     fn start_request(&self, id: &ContainerId, engine: KeeperEngine) -> Option<StartRequest> {
         let container = self.containers.get(id)?;
         Some(StartRequest {
@@ -134,7 +134,7 @@ impl Driver {
         })
     }
 
-    /// What it takes to reach into container `id`. Errors: Missing; WrongPhase when it does not run.
+    /// What an exec or attach needs of container `id`. Errors: Missing; WrongPhase when it does not run.
     pub(super) fn entry(
         &self,
         id: &ContainerId,
@@ -172,7 +172,7 @@ impl Driver {
         };
         let was_ignored = process.handles_signal(signal) == Some(false);
         if let Err(error) = self.shared.host.signal(process, signal) {
-            // The deadline that is armed ends it all the same.
+            // The deadline of the grace period still ends it.
             tracing::warn!(container = %id, error = error.chain(), "the stop signal was not sent");
         }
         let first_of_its_namespace = matches!(
@@ -218,7 +218,7 @@ impl Driver {
         );
     }
 
-    /// Where the records of a new container go.
+    /// The directory for the records of a new container.
     pub(super) fn new_slot(&self, id: &ContainerId) -> Slot {
         let host = &self.shared.host;
         let directory = host.layout().container_directory(&self.record.id, id);
@@ -247,7 +247,7 @@ impl Driver {
         );
     }
 
-    /// Known before a plan is: the cgroup follows from the ids.
+    /// Also known before there is a plan: the path follows from the ids.
     fn cgroup_of(&self, id: &ContainerId) -> String {
         format!("{}/{id}", self.record.cgroup_parent.trim_end_matches('/'))
     }

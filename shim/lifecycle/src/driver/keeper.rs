@@ -1,4 +1,4 @@
-//! The driver and its keeper: events, reconnecting, the keeper's death.
+//! The part of a driver that listens to its keeper: events, reconnecting, the keeper's death.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,12 +15,12 @@ use crate::error::Error;
 use crate::host::GREETING_TIMEOUT;
 use crate::state::{ContainerPhase, PodEvent};
 
-/// How long to wait before a keeper that does not answer is called again: at first, and at most.
+/// The pause before another try to connect to a keeper that does not answer: the first one, and the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 impl Driver {
-    /// Keeps the keeper's process and listens for its end.
+    /// Stores the keeper's process and watches for its end.
     pub(super) fn keep(&mut self, process: Option<Arc<Process>>) {
         self.keeper_watch = process.clone().map(|process| {
             self.watch(async move {
@@ -36,7 +36,7 @@ impl Driver {
             Some(KeeperEvent::Exited { container, exit }) => match pass("exit.event") {
                 Ok(()) => self.exited(&container, exit).await,
                 Err(error) => {
-                    tracing::warn!(container = %container, error = error.chain(), "word of an exit was lost")
+                    tracing::warn!(container = %container, error = error.chain(), "the exit of a container could not be taken from its keeper")
                 }
             },
             Some(KeeperEvent::Closed) | None => {
@@ -46,7 +46,8 @@ impl Driver {
         }
     }
 
-    /// Calls a keeper that does not answer, ever more rarely, for as long as it lives. Its pidfd reports its death.
+    /// Tries to connect to a keeper that does not answer, with growing pauses, while it lives. Its pidfd reports its
+    /// death.
     pub(super) fn reconnect(&mut self) {
         let alive = self
             .keeper_process
@@ -75,7 +76,7 @@ impl Driver {
         }));
     }
 
-    /// Takes a connection and learns what ended while there was none.
+    /// Uses a new connection, and learns from the greeting which containers ended meanwhile.
     pub(super) async fn connected(&mut self, connection: Connection) {
         self.keeper = Some(connection.keeper);
         self.events = Some(connection.events);
@@ -88,7 +89,7 @@ impl Driver {
         }
     }
 
-    /// The keeper has died: its containers with it, but for those whose exit it had recorded.
+    /// The keeper has died: its containers have died with it, unless it had recorded their exits.
     pub(super) async fn keeper_ended(&mut self) {
         if self.record.phase.live().is_none() || self.progress == Progress::Busy {
             return;
@@ -108,8 +109,8 @@ impl Driver {
         self.pod_step_or_log(PodEvent::KeeperLost).await;
     }
 
-    /// The process of a container is gone: it has ended as its keeper recorded, else as `unrecorded` says. A record that
-    /// is there and cannot be used is neither.
+    /// The process of a container is gone: it has ended as its keeper recorded, else as `unrecorded` says. With an exit
+    /// record that cannot be used, the container becomes unreadable.
     pub(super) async fn exited_as_recorded(&mut self, id: &ContainerId, unrecorded: Exit) {
         let phase = self.containers.get(id).map(|container| &container.phase);
         if !phase.is_some_and(ContainerPhase::is_live) {
@@ -121,7 +122,7 @@ impl Driver {
         }
     }
 
-    /// How a container ended, if its keeper has recorded that. Errors: a record is there and cannot be used.
+    /// How a container ended, if its keeper has recorded that. Errors: the exit record cannot be used.
     pub(super) async fn recorded_exit(&self, id: &ContainerId) -> Result<Option<Exit>, Error> {
         let directory = self.shared.host.layout().exits_directory(&self.record.id);
         let id = id.clone();

@@ -1,6 +1,7 @@
 //! The messages of a driver's mailbox: requests, and completions of effects.
 //!
-//! Invariant: the sender of a request may be gone; its answer is then dropped. Not here: what follows from a message.
+//! Sent by: [`crate::Pods`] (requests), effects and watches (completions). Invariant: when the sender of a request has
+//! gone, its answer is dropped. Must not know: what follows from a message.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,16 +20,16 @@ use crate::record::Plan;
 use crate::state::Live;
 use crate::store::Slot;
 
-/// Where an answer goes.
+/// The sender of an answer.
 pub type Reply<T> = oneshot::Sender<Result<T, Error>>;
-/// Where messages are sent.
+/// The sender of messages.
 pub type Mailbox = UnboundedSender<Message>;
 
 /// One message.
 pub enum Message {
     /// A request of the kubelet.
     Request(Request),
-    /// The pod stands and is recorded as ready, or nothing of it is left.
+    /// The pod was created and recorded as ready, or all of it was undone.
     SandboxCreated(Result<Box<ReadySandbox>, Error>),
     /// Keeper, network and cgroup are gone.
     TornDown(Result<(), Error>),
@@ -38,9 +39,9 @@ pub enum Message {
     KeeperEnded,
     /// A new connection to a keeper that had hung up.
     Reconnected(Box<Connection>),
-    /// It is time to read again what could not be read.
+    /// The pause before unusable records are read again is over.
     ReadAgain,
-    /// Something that happened to one container.
+    /// A change of one container.
     Container(ContainerId, Completion),
 }
 
@@ -62,23 +63,23 @@ pub enum Request {
     Remove(ContainerId, Reply<()>),
     /// ReopenContainerLog.
     ReopenLog(ContainerId, Reply<()>),
-    /// What it takes to reach into a running container.
+    /// What an exec or attach needs of a running container.
     Enter(ContainerId, Purpose, Reply<Box<StartRequest>>),
     /// UpdateContainerResources.
     Update(ContainerId, Resources, Reply<()>),
 }
 
-/// What somebody reaches into a running container for.
+/// Why somebody needs access to a running container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
-    /// To run another program there; not while it is being stopped.
+    /// To run another program in it; refused while it is being stopped.
     Exec,
     /// To join the streams of its own program.
     Attach,
 }
 
 impl Purpose {
-    /// For messages.
+    /// As a verb, for messages.
     pub fn verb(self) -> &'static str {
         match self {
             Purpose::Exec => "exec in",
@@ -87,21 +88,21 @@ impl Purpose {
     }
 }
 
-/// What an effect on a container came to, or what was seen of it.
+/// The result of an effect on a container, or an observation of its process.
 pub enum Completion {
-    /// Planned, recorded and built, or none of it.
+    /// It was planned, recorded and built; or all of it was undone.
     Built(Result<Box<(Arc<Plan>, Slot)>, Error>),
-    /// Started, or not.
+    /// It was started, or the start failed.
     Started(Result<Started, Error>),
-    /// Its process came to be and ended before its program ran, with this exit code if anybody knows it.
+    /// Its process ended before its program ran; with the exit code, if known.
     NeverRan(Error, Option<i32>),
-    /// Its cgroup and the keeper's record are gone, or were not to be removed.
+    /// Its cgroup and the keeper's record were removed, or the removal failed.
     Cleaned(Result<(), Error>),
-    /// Nothing of it is left, or something is.
+    /// Everything of it was removed, or the removal failed.
     Forgotten(Result<(), Error>),
-    /// Its pidfd fired and the keeper has reported nothing: the exit as the kernel knows it.
+    /// Its pidfd fired and the keeper has not reported an exit: the exit as the kernel reports it.
     ProcessEnded(Exit),
-    /// Its limits are changed, or are as they were.
+    /// Its limits were changed, or the change failed and they are as before.
     Changed(Result<Box<Changed>, Error>),
 }
 

@@ -1,4 +1,4 @@
-//! The driver and its sandbox: requests, creation, teardown, answers.
+//! The part of a driver that creates, stops and removes its sandbox.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +11,7 @@ use crate::blocking::{blocking, io_error, make_private, pass};
 use crate::clock;
 use crate::config::SandboxConfig;
 use crate::error::{Error, Kind};
+use crate::host::CreatedSandbox;
 use crate::record::PodRecord;
 use crate::state::{
     ContainerPhase, Event, Live, PodEffect, PodEvent, PodPhase, ProcessFact, pod_step,
@@ -22,13 +23,13 @@ impl Driver {
     pub(super) fn handle_ready(&mut self, config: &SandboxConfig, reply: Reply<()>) {
         let mine = self.record.config.is_repeated_by(config);
         if mine && matches!(self.record.phase, PodPhase::Starting | PodPhase::Ready(_)) {
-            // Answered when reconciled: at once, or with the first try.
+            // Reconciling answers it: at once, or together with the first try.
             self.ready.push(reply);
             return;
         }
         let (id, phase) = (&self.record.id, self.record.phase.name());
         let text = format!(
-            "sandbox name {} belongs to {id}, which is {phase}; ask with another attempt",
+            "sandbox name {} belongs to {id}, which is {phase}; use another attempt",
             config.name
         );
         let _ = reply.send(Err(Error::new(Kind::NameTaken, text)));
@@ -82,7 +83,7 @@ impl Driver {
         }
     }
 
-    /// Goes on with a stop or a removal once its containers are where they have to be.
+    /// Continues a stop or a removal once the containers have reached the phase that it waits for.
     pub(super) async fn reconcile_pod(&mut self) {
         if self.progress != Progress::Idle {
             return;
@@ -103,7 +104,7 @@ impl Driver {
         }
     }
 
-    /// Decides, saves, shows, acts.
+    /// Applies an event: decides, saves, publishes, starts the effects.
     pub(super) async fn pod_step(&mut self, event: PodEvent) -> Result<(), Error> {
         let before = self.record.phase.clone();
         let decided = pod_step(before.clone(), event);
@@ -119,7 +120,7 @@ impl Driver {
             && on_disk
             && let Err(error) = save(None, &mut self.slot, self.record.clone()).await
         {
-            // Stopping must work on a full disk; a later daemon finds the keeper gone and comes to the same.
+            // A stop must work on a full disk; a later daemon finds the keeper gone and comes to the same phase.
             tracing::error!(pod = %self.record.id, error = error.chain(), "a sandbox's record was not saved");
         }
         self.show_pod();
@@ -130,7 +131,7 @@ impl Driver {
         Ok(())
     }
 
-    /// Puts the pod's view on the cache, once it may be seen.
+    /// Publishes the pod's snapshot, once clients may see it.
     pub(super) fn show_pod(&self) {
         let unborn = self.failure.is_some() || self.record.phase == PodPhase::Starting;
         if !unborn && self.record.phase != PodPhase::Gone {
@@ -273,20 +274,20 @@ impl Driver {
                 answer(&mut self.remove, &Err(error));
                 return;
             }
-            // It never came to be: nobody will ask to remove it.
+            // The sandbox never became ready, so no client will ask to remove it.
             forget_later(Arc::clone(&self.shared), self.record.id.clone());
         }
         self.pod_step_or_log(PodEvent::Forgotten).await;
     }
 
-    /// A container could not be removed: whoever waits for the pod's removal learns why.
+    /// A container could not be removed: answers the requests to remove the pod with the error.
     pub(super) fn removal_failed(&mut self, error: &Error) {
         answer(&mut self.remove, &Err(error.clone()));
     }
 }
 
-/// Tries again to remove what a sandbox that never came to be has left, until it works: what stood in the way, a lack of
-/// descriptors for example, passes. What is still there in the end the next start sweeps.
+/// Retries the removal of a sandbox that never became ready until it succeeds; what prevented it, such as a lack of
+/// descriptors, may pass. The next start sweeps whatever remains.
 fn forget_later(shared: Arc<Shared>, pod: PodId) {
     tokio::spawn(async move {
         for pause in [1, 2, 4, 8, 16, 32, 64, 128, 256, 512] {
@@ -297,11 +298,11 @@ fn forget_later(shared: Arc<Shared>, pod: PodId) {
                 return;
             }
         }
-        tracing::error!(%pod, "what a failed sandbox has left is not removed before the next start");
+        tracing::error!(%pod, "the remains of a failed sandbox stay until the next start");
     });
 }
 
-/// Records a pod as starting, creates it, records it as ready, commits its keeper; or leaves nothing running.
+/// Records a pod as starting, creates it, records it as ready and commits its keeper. Undoes all of it on failure.
 async fn create_sandbox(
     shared: Arc<Shared>,
     record: PodRecord,
@@ -326,34 +327,31 @@ async fn create_sandbox(
         phase: PodPhase::Ready(ready_sandbox.live.clone()),
         ..record
     };
-    let committed = match save(
+    let saved = save(
         Some("run.ready-record"),
         &mut ready_sandbox.slot,
         ready.clone(),
-    )
-    .await
-    {
-        Ok(()) => {
-            shared
-                .host()
-                .commit(&ready.id, &ready_sandbox.created.keeper)
-                .await
-        }
+    );
+    let (host, keeper) = (shared.host(), ready_sandbox.created.keeper.clone());
+    let committed = match saved.await {
+        Ok(()) => host.commit(&ready.id, &keeper).await,
         Err(error) => Err(error),
     };
     if let Err(error) = committed {
-        let ReadySandbox { created, .. } = ready_sandbox;
-        drop(created.lifeline);
-        if let Err(undoing) = shared
-            .host()
-            .tear_down_sandbox(&ready, Some(created.keeper), Some(created.process))
-            .await
-        {
-            tracing::warn!(pod = %ready.id, error = undoing.chain(), "a failed sandbox was not undone completely");
-        }
+        undo_sandbox(&shared, &ready, ready_sandbox.created).await;
         return Err(error);
     }
     Ok(ready_sandbox)
+}
+
+/// Tears down a sandbox whose keeper was not committed. What is left of it is logged; the next start sweeps it.
+async fn undo_sandbox(shared: &Shared, record: &PodRecord, created: CreatedSandbox) {
+    drop(created.lifeline);
+    let host = shared.host();
+    let undone = host.tear_down_sandbox(record, Some(created.keeper), Some(created.process));
+    if let Err(error) = undone.await {
+        tracing::warn!(pod = %record.id, error = error.chain(), "a failed sandbox was not undone completely");
+    }
 }
 
 async fn begin(shared: &Arc<Shared>, record: &PodRecord, mut slot: Slot) -> Result<Slot, Error> {

@@ -1,4 +1,4 @@
-//! The kubelet's requests about containers: each request is admitted or refused, then waits for its phase.
+//! The part of a driver that admits or refuses requests about containers; an admitted request waits for its phase.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -58,23 +58,15 @@ impl Driver {
         reply: Reply<ContainerId>,
     ) {
         let created_at = clock::wall().max(self.record.created_at);
+        let slot = self.new_slot(&id);
+        let container = Container::new(id.clone(), Arc::clone(&config), share, slot, created_at);
         let container = Container {
-            id: id.clone(),
-            config: Arc::clone(&config),
-            _share: share,
-            plan: None,
-            created_at,
-            phase: ContainerPhase::Creating(Then::Keep),
-            slot: self.new_slot(&id),
-            process: None,
-            watch: None,
-            early_exit: None,
             busy: 1,
-            failure: None,
             waiting: Waiting {
                 create: vec![reply],
                 ..Waiting::default()
             },
+            ..container
         };
         self.shared.registry.add_container(&id, &self.record.id);
         self.containers.insert(id.clone(), container);
@@ -183,14 +175,14 @@ impl Driver {
     }
 }
 
-/// A create for a name that is taken: a retry joins the first try, anything else is refused.
+/// A create with a name in use: a retry of the same request joins the first try, any other is refused.
 fn join(held: &mut Container, config: &Arc<ContainerConfig>, reply: Reply<ContainerId>) {
     let early = matches!(
         held.phase,
         ContainerPhase::Creating(_) | ContainerPhase::Created
     );
     if early && held.config == *config {
-        // Answered when reconciled: at once, or with the first try.
+        // Reconciling answers it: at once, or together with the first try.
         held.waiting.create.push(reply);
         return;
     }

@@ -1,4 +1,4 @@
-//! A driver for a pod that an earlier daemon left: from records, keeper and exit records to phases.
+//! The part of a driver that takes over a pod from an earlier daemon: from records, keeper and exit records to phases.
 
 use std::sync::Arc;
 
@@ -10,27 +10,20 @@ use coracle_spec::{Cause, Exit};
 
 use super::{Connection, Container, Driver};
 use crate::clock;
+use crate::disk::FoundContainer;
 use crate::host::Owned;
 use crate::record::ContainerRecord;
 use crate::state::{
     ContainerPhase, Effect, Ended, Event, PodEvent, PodPhase, ProcessFact, Run, Stage,
 };
-use crate::store::{Slot, Unreadable};
+use crate::store::Slot;
 
-/// What recovery has found of a pod besides its record.
+/// What recovery found of a pod in addition to its record.
 pub struct Resumed {
     /// Its containers.
     pub containers: Vec<FoundContainer>,
     /// Its keeper, if that process lives.
     pub keeper: Option<FoundKeeper>,
-}
-
-/// A container on disk.
-pub enum FoundContainer {
-    /// With its record.
-    Readable(Box<ContainerRecord>, Slot),
-    /// With a record that cannot be used.
-    Unreadable(ContainerId, Unreadable),
 }
 
 /// A keeper that lives.
@@ -42,7 +35,7 @@ pub struct FoundKeeper {
 }
 
 impl Driver {
-    /// Takes over what an earlier daemon left. What is half-made is finished or undone; nothing is answered yet.
+    /// Takes over what an earlier daemon left. Unfinished changes are completed or undone; no request is answered yet.
     pub async fn resume(mut self, found: Resumed) -> Driver {
         for container in found.containers {
             match container {
@@ -67,22 +60,14 @@ impl Driver {
         let id = record.id.clone();
         self.shared.host.claim_images(&id, &record.plan);
         self.shared.registry.add_container(&id, &self.record.id);
-        // Of one that could not be read before, somebody may wait.
+        // Requests may wait for a container that could not be read before.
         let waiting = self.containers.remove(&id).map(|before| before.waiting);
+        let share = self.shared.requests.take_over(record.config.as_ref());
         let container = Container {
-            id: id.clone(),
-            _share: self.shared.requests.take_over(record.config.as_ref()),
-            config: record.config,
             plan: Some(record.plan),
-            created_at: record.created_at,
             phase: record.phase,
-            slot,
-            process: None,
-            watch: None,
-            early_exit: None,
-            busy: 0,
-            failure: None,
             waiting: waiting.unwrap_or_default(),
+            ..Container::new(id.clone(), record.config, share, slot, record.created_at)
         };
         self.containers.insert(id.clone(), container);
         self.show(&id);
@@ -129,8 +114,8 @@ impl Driver {
         }
     }
 
-    /// Takes the process of each running container by pid and start time; what neither lives nor has left a record
-    /// ended unseen.
+    /// Finds the process of each running container by pid and start time. A container without a process and without an
+    /// exit record has ended with an unknown exit.
     async fn find_processes(&mut self, greeted: &[KeeperContainer]) {
         for (id, run) in self.running() {
             if greeted
@@ -145,7 +130,7 @@ impl Driver {
 
     /// The same for one container.
     pub(super) async fn find_process(&mut self, id: &ContainerId, run: Run) {
-        // What a boot or a stop has ended is not looked for: its pid may be anybody's.
+        // A container that a boot or a stop has ended is skipped: its pid may belong to another process.
         let opened = match self.record.phase.live() {
             Some(_) => Process::open(run.process.pid, run.process.start_time),
             None => Ok(None),
@@ -162,7 +147,7 @@ impl Driver {
         self.containers.values().filter_map(with_run).collect()
     }
 
-    /// A start that the keeper carried out and nobody recorded.
+    /// A start that the keeper carried out and that was not recorded.
     async fn finish_start(&mut self, greeted: &KeeperContainer) {
         let id = &greeted.id;
         let starting =
@@ -184,7 +169,7 @@ impl Driver {
             self.step_or_log(id, Event::StartFailed(ended)).await;
             return;
         }
-        // Ended already: its pid is nobody's any more, and its exit follows from the same greeting.
+        // It has ended: its pid may belong to another process, and the same greeting reports its exit.
         let fact = greeted.process.as_ref().map(|process| ProcessFact {
             pid: process.pid(),
             start_time: process.start_time(),
@@ -200,7 +185,7 @@ impl Driver {
         self.step_or_log(id, Event::Started(run)).await;
     }
 
-    /// Starts of which only a keeper that does not answer could tell: what may run of them is killed.
+    /// Starts whose result only a silent keeper knows: any process of theirs is killed.
     async fn give_up_starts(&mut self) {
         let starting =
             |container: &&Container| matches!(container.phase, ContainerPhase::Starting(_));
@@ -215,13 +200,13 @@ impl Driver {
         }
     }
 
-    /// The same of one.
+    /// The same for one container.
     pub(super) async fn give_up_start(&mut self, id: &ContainerId) {
         let ended = Ended::judge(0, &unseen(), 0, None);
         self.step_or_log(id, Event::StartFailed(ended)).await;
     }
 
-    /// A start that never reached the keeper was not acknowledged either: the container is created, as before.
+    /// A start that never reached the keeper was not acknowledged: the container is created, as before.
     async fn return_unstarted(&mut self, greeted: &[KeeperContainer]) {
         for id in self.containers.keys().cloned().collect::<Vec<_>>() {
             let known = greeted.iter().any(|greeted| greeted.id == id);
@@ -265,14 +250,14 @@ impl Driver {
         }
     }
 
-    /// The same of one container.
+    /// The same for one container.
     pub(super) async fn resume_phase(&mut self, id: &ContainerId) {
         let phase = self.containers.get(id).map(|held| held.phase.clone());
         match phase {
-            // No caller knows its id.
+            // No client knows its id.
             Some(ContainerPhase::Creating(_)) => {
                 if let Some(container) = self.containers.get_mut(id) {
-                    let text = "the daemon ended while it was made";
+                    let text = "the daemon ended while the container was being created";
                     container.failure = Some(super::Error::new(super::Kind::Bug, text));
                 }
                 self.step_or_log(id, Event::BuildFailed).await;
@@ -286,8 +271,8 @@ impl Driver {
         }
     }
 
-    /// Adds what this pod owns to what a sweep must leave alone.
-    pub fn declare(&self, owned: &mut Owned) {
+    /// Adds what this pod owns to what the sweep must leave alone.
+    pub fn add_to(&self, owned: &mut Owned) {
         let id = self.record.id.as_str();
         owned.pods.insert(id.to_owned());
         owned.parents.insert(self.record.cgroup_parent.clone());
@@ -307,28 +292,28 @@ impl Driver {
         }
     }
 
-    /// Leaves the directories of containers that have no record to the sweep.
-    pub fn bury(&mut self, dead: Vec<ContainerId>) {
+    /// Leaves the directories of containers without a record to the sweep.
+    pub fn set_dead(&mut self, dead: Vec<ContainerId>) {
         self.dead = dead;
     }
 
-    /// Whether it has that container.
+    /// Whether the pod has that container.
     pub fn holds(&self, container: &ContainerId) -> bool {
         self.containers.contains_key(container)
     }
 
-    /// Its place in the network, while it has one.
+    /// Its attachment to the network, while it has one.
     pub fn attachment(&self) -> Option<Attachment> {
         self.record.phase.live()?.attachment.clone()
     }
 
-    /// The engine of its keeper; empty when nobody knows it.
+    /// The engine of its keeper; empty when unknown.
     pub fn engine_hash(&self) -> &str {
         &self.engine_hash
     }
 }
 
-/// The end of a container that nobody saw.
+/// The end of a container whose exit nobody observed.
 fn unseen() -> Exit {
     Exit {
         code: 255,

@@ -1,56 +1,44 @@
-//! Containers whose record, or that of their exit, cannot be used: kept as they are, shown, and read again.
+//! Containers whose record, or the record of whose exit, cannot be used: left as they are, shown, and read again.
 //!
-//! Called by: the driver. Calls: recovery's reader.
-//! Invariants: nothing of such a container is changed unless the kubelet asks for its end; its record is never written
-//! over; it is read again ever more rarely; while there is none, no timer runs.
-//! Not here: pods whose own record cannot be used (`kept`).
+//! Called by: the driver. Calls: [`crate::disk`].
+//! Invariants: such a container changes only when the kubelet stops or removes it; its record is never overwritten; the
+//! pause between two reads grows; without such containers no timer runs.
+//! Must not know: pods whose own record cannot be used ([`crate::unrecovered`]).
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use coracle_spec::id::ContainerId;
 
-use super::{Container, Driver, FoundContainer, Message, Waiting};
-use crate::recover;
-use crate::state::{ContainerPhase, Then};
+use super::{Container, Driver, Message};
+use crate::disk::{FoundContainer, read_container};
+use crate::state::ContainerPhase;
 use crate::store::Unreadable;
 use crate::unreadable::container_config;
 
-/// How long to wait before records are read again: at first, and at most.
+/// The pause before records are read again: the first one, and the longest.
 pub const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// See [`FIRST_PAUSE`].
 pub const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 impl Driver {
-    /// Takes over a container of which only its id is certain.
+    /// Takes over a container of which only the id is certain.
     pub(super) fn keep_unreadable(&mut self, id: ContainerId, found: &Unreadable) {
         self.shared.registry.add_container(&id, &self.record.id);
         let config = Arc::new(container_config(&id, found.json.as_ref()));
-        let container = Container {
-            id: id.clone(),
-            _share: self.shared.requests.take_over(config.as_ref()),
-            config,
-            plan: None,
-            created_at: 1,
-            phase: ContainerPhase::Creating(Then::Keep),
-            slot: self.new_slot(&id),
-            process: None,
-            watch: None,
-            early_exit: None,
-            busy: 0,
-            failure: None,
-            waiting: Waiting::default(),
-        };
+        let share = self.shared.requests.take_over(config.as_ref());
+        let slot = self.new_slot(&id);
+        let container = Container::new(id.clone(), config, share, slot, 1);
         self.containers.insert(id.clone(), container);
         self.set_unreadable(&id, found.why.clone());
     }
 
-    /// From here on nobody knows how it is with a container, until its records can be read again.
+    /// Marks a container as unreadable until its records can be read again.
     pub(super) fn set_unreadable(&mut self, id: &ContainerId, why: String) {
         let Some(container) = self.containers.get_mut(id) else {
             return;
         };
-        tracing::error!(container = %id, why, "a container's record cannot be used; it is kept as it is and read again");
+        tracing::error!(container = %id, why, "a container's record cannot be used; it is left as it is and read again");
         container.phase = ContainerPhase::Unreadable(why);
         (container.watch, container.process) = (None, None);
         self.show(id);
@@ -75,7 +63,7 @@ impl Driver {
         }));
     }
 
-    /// Reads again what could not be read; what can be now goes on.
+    /// Reads the unusable records again; containers whose record can be read now continue.
     pub(super) async fn read_again(&mut self) {
         self.reading = None;
         let idle = |container: &&Container| {
@@ -88,19 +76,21 @@ impl Driver {
             .map(|container| container.id.clone())
             .collect();
         for id in ids {
-            match recover::read_container(&self.shared, &self.record, &id).await {
+            match read_container(&self.shared.host, &self.record, &id).await {
                 Ok(Some(FoundContainer::Readable(record, slot))) => {
                     self.take_over(*record, slot);
-                    self.go_on(&id).await;
+                    self.resume_container(&id).await;
                 }
-                Ok(Some(FoundContainer::Unreadable(_, found))) => self.still(&id, found.why),
-                // It was torn, and is set aside now that nothing of it runs.
+                Ok(Some(FoundContainer::Unreadable(_, found))) => {
+                    self.stay_unreadable(&id, found.why)
+                }
+                // Its record was torn, and was moved aside now that none of its processes runs.
                 Ok(None) => {
                     if let Some(container) = self.containers.get_mut(&id) {
                         container.phase = ContainerPhase::Gone;
                     }
                 }
-                Err(error) => self.still(&id, error.chain()),
+                Err(error) => self.stay_unreadable(&id, error.chain()),
             }
         }
         if !self.has_unreadable() {
@@ -109,15 +99,15 @@ impl Driver {
         self.read_later();
     }
 
-    fn still(&mut self, id: &ContainerId, why: String) {
+    fn stay_unreadable(&mut self, id: &ContainerId, why: String) {
         if let Some(container) = self.containers.get_mut(id) {
             container.phase = ContainerPhase::Unreadable(why);
         }
         self.show(id);
     }
 
-    /// Finds out how it is with a container whose record has just been read.
-    async fn go_on(&mut self, id: &ContainerId) {
+    /// Finds the process and phase of a container whose record has just been read.
+    async fn resume_container(&mut self, id: &ContainerId) {
         let Some(phase) = self.containers.get(id).map(|held| held.phase.clone()) else {
             return;
         };

@@ -1,9 +1,10 @@
-//! UpdateContainerResources: new limits for a container that exists, one change after the other.
+//! UpdateContainerResources: changes the limits of an existing container, one request after the other.
 //!
-//! Called by: the driver. Calls: the host's `change_limits` beside this task.
-//! Invariants: a change is made, then saved, then shown and answered, so that what is shown is so; a crash between the
-//! first two leaves a limit that the kubelet, which got no answer, asks for again. What a request leaves out stays.
-//! Not here: cgroup files, whether a value is sane by itself.
+//! Called by: the driver. Calls: the host's `change_limits` in a task of its own.
+//! Invariants: a change is applied, then saved, then published and answered, so clients see only limits that hold;
+//! after a crash between the first two the kubelet, which got no answer, asks again. Values that a request leaves out
+//! stay.
+//! Must not know: cgroup files, whether a value is sane by itself.
 
 use std::sync::Arc;
 
@@ -23,29 +24,34 @@ use crate::state::ContainerPhase;
 pub struct Changed {
     config: Arc<ContainerConfig>,
     plan: Arc<Plan>,
-    /// What that is for its cgroup.
+    /// The same for its cgroup.
     limits: Limits,
 }
 
 impl Driver {
-    pub(super) fn handle_update(&mut self, id: &ContainerId, asked: Resources, reply: Reply<()>) {
+    pub(super) fn handle_update(
+        &mut self,
+        id: &ContainerId,
+        requested: Resources,
+        reply: Reply<()>,
+    ) {
         let Some(container) = self.containers.get_mut(id) else {
             let _ = reply.send(Err(missing(id)));
             return;
         };
-        container.waiting.update.push_back((asked, reply));
+        container.waiting.update.push_back((requested, reply));
         if container.waiting.update.len() == 1 {
             self.change(id);
         }
     }
 
-    /// Makes the changes that wait, until one is under way or none is left.
+    /// Starts waiting changes, until one is under way or none is left.
     fn change(&mut self, id: &ContainerId) {
         let Some(container) = self.containers.get_mut(id) else {
             return;
         };
-        while let Some((asked, _)) = container.waiting.update.front() {
-            let decided = decide(id, &container.phase, &container.config, asked);
+        while let Some((requested, _)) = container.waiting.update.front() {
+            let decided = decide(id, &container.phase, &container.config, requested);
             let changed = decided.and_then(|config| {
                 let plan = container.plan.as_deref().ok_or_else(|| missing(id))?;
                 let limits = difference(plan, &container.config.resources, &config.resources);
@@ -82,7 +88,7 @@ impl Driver {
         );
     }
 
-    /// The change under way is made, or was refused.
+    /// The change under way was applied or refused.
     pub(super) async fn changed(&mut self, id: &ContainerId, result: Result<Box<Changed>, Error>) {
         let Some(container) = self.containers.get_mut(id) else {
             return;
@@ -102,12 +108,12 @@ impl Driver {
     }
 }
 
-/// What a container is to be after `asked`. Errors: WrongPhase, Invalid.
+/// The container after `requested`. Errors: WrongPhase, Invalid.
 fn decide(
     id: &ContainerId,
     phase: &ContainerPhase,
     config: &ContainerConfig,
-    asked: &Resources,
+    requested: &Resources,
 ) -> Result<ContainerConfig, Error> {
     if !matches!(phase, ContainerPhase::Created) && !phase.is_live() {
         let text = format!(
@@ -116,9 +122,9 @@ fn decide(
         );
         return Err(Error::new(Kind::WrongPhase, text));
     }
-    let mut resources = merged(&config.resources, asked);
+    let mut resources = merged(&config.resources, requested);
     if *phase != ContainerPhase::Created {
-        // A process has it from its start on, and may have given its children others.
+        // A process gets it at its start, and may have set another for its children.
         resources.oom_score_adj = config.resources.oom_score_adj;
     }
     let (memory, with_swap) = (
@@ -136,30 +142,30 @@ fn decide(
     Ok(config)
 }
 
-/// `before` with everything that `asked` names; 0 and empty name nothing, as everywhere in CRI.
-fn merged(before: &Resources, asked: &Resources) -> Resources {
+/// `before` with everything that `requested` sets; 0 and empty mean "not set", as everywhere in CRI.
+fn merged(before: &Resources, requested: &Resources) -> Resources {
     let number = |old: i64, new: i64| if new == 0 { old } else { new };
     let text = |old: &String, new: &String| if new.is_empty() { old } else { new }.clone();
     let mut unified = before.unified.clone();
-    unified.extend(asked.unified.clone());
+    unified.extend(requested.unified.clone());
     let mut hugepages = before.hugepages.clone();
-    for (size, bytes) in &asked.hugepages {
+    for (size, bytes) in &requested.hugepages {
         match hugepages.iter_mut().find(|(known, _)| known == size) {
             Some(known) => known.1 = *bytes,
             None => hugepages.push((size.clone(), *bytes)),
         }
     }
     Resources {
-        cpu_period: number(before.cpu_period, asked.cpu_period),
-        cpu_quota: number(before.cpu_quota, asked.cpu_quota),
-        cpu_shares: number(before.cpu_shares, asked.cpu_shares),
-        memory_limit_bytes: number(before.memory_limit_bytes, asked.memory_limit_bytes),
-        oom_score_adj: number(before.oom_score_adj, asked.oom_score_adj),
-        cpuset_cpus: text(&before.cpuset_cpus, &asked.cpuset_cpus),
-        cpuset_mems: text(&before.cpuset_mems, &asked.cpuset_mems),
+        cpu_period: number(before.cpu_period, requested.cpu_period),
+        cpu_quota: number(before.cpu_quota, requested.cpu_quota),
+        cpu_shares: number(before.cpu_shares, requested.cpu_shares),
+        memory_limit_bytes: number(before.memory_limit_bytes, requested.memory_limit_bytes),
+        oom_score_adj: number(before.oom_score_adj, requested.oom_score_adj),
+        cpuset_cpus: text(&before.cpuset_cpus, &requested.cpuset_cpus),
+        cpuset_mems: text(&before.cpuset_mems, &requested.cpuset_mems),
         memory_swap_limit_bytes: number(
             before.memory_swap_limit_bytes,
-            asked.memory_swap_limit_bytes,
+            requested.memory_swap_limit_bytes,
         ),
         unified,
         hugepages,
@@ -171,7 +177,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_request_leaves_out_stays() {
+    fn values_that_a_request_leaves_out_stay() {
         let before = Resources {
             cpu_shares: 100,
             cpu_quota: 50_000,
@@ -182,14 +188,14 @@ mod tests {
             ..Resources::default()
         };
         assert_eq!(merged(&before, &Resources::default()), before);
-        let asked = Resources {
+        let requested = Resources {
             cpu_quota: -1,
             memory_limit_bytes: 2 << 20,
             hugepages: vec![("2MB".to_owned(), 2), ("1GB".to_owned(), 3)],
             unified: [("memory.low".to_owned(), "2".to_owned())].into(),
             ..Resources::default()
         };
-        let after = merged(&before, &asked);
+        let after = merged(&before, &requested);
         assert_eq!((after.cpu_shares, after.cpu_quota), (100, -1));
         assert_eq!(after.memory_limit_bytes, 2 << 20);
         assert_eq!(after.cpuset_cpus, "0");

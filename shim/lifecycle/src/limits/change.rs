@@ -1,21 +1,21 @@
-//! What a change of limits comes to: what is to be written, and the plan afterwards.
+//! Computes a change of limits: what to write to the cgroup, and the plan afterwards.
 //!
-//! Called by: a container's driver. Pure. Invariants: only what differs is written; the number of processes, the devices
-//! and the OOM killer's manner are not changed. Not here: which limits were asked for, writing them, records.
+//! Called by: a container's driver. Pure. Invariants: only values that differ are written; the number of processes, the
+//! devices and the behaviour of the OOM killer stay. Must not know: how limits are written, records.
 
 use coracle_cgroup::Limits;
 
 use crate::config::Resources;
 use crate::record::{Payload, Plan};
 
-/// What is to be written so that a container planned as `plan` for `before` has what `after` says.
+/// The values to write so that a container planned as `plan` for `before` gets those of `after`.
 pub fn difference(plan: &Plan, before: &Resources, after: &Resources) -> Limits {
     let of = match plan.payload {
         Payload::Wasm(_) => super::wasm_limits,
         Payload::Linux(_) => super::linux_limits,
     };
     let (old, new) = (of(before), of(after));
-    // The kernel holds the two of a pair against each other, so they are written together.
+    // The kernel checks the two of a pair against each other, so they are written together.
     let memory = |limits: &Limits| (limits.memory_bytes, limits.memory_swap_bytes);
     let quota = |limits: &Limits| (limits.cpu_quota, limits.cpu_period);
     let (memory_bytes, memory_swap_bytes) = changed(memory(&old), memory(&new));
@@ -34,12 +34,12 @@ pub fn difference(plan: &Plan, before: &Resources, after: &Resources) -> Limits 
     }
 }
 
-/// `new` where it differs from `old`, else nothing.
+/// `new` where it differs from `old`, else `None`.
 fn changed<T: PartialEq + Default>(old: T, new: T) -> T {
     if old == new { T::default() } else { new }
 }
 
-/// What a plan becomes when its container has been given `change` and is to have `resources`.
+/// The plan of a container once its limits were changed by `change`; `resources` is what CRI asked for in all.
 pub fn replanned(plan: &Plan, resources: &Resources, change: &Limits) -> Plan {
     let mut plan = plan.clone();
     plan.memory_limit_bytes = super::memory_limit(resources);
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_differs_is_written_and_pairs_together() {
+    fn only_changed_values_are_written_and_pairs_together() {
         let before = Resources {
             cpu_shares: 100,
             cpu_period: 100_000,

@@ -1,15 +1,15 @@
 //! How a container ended, with the reasons that CRI names.
 //!
 //! Called by: the driver, when a keeper or a pidfd reports an end. Pure.
-//! Invariants: `OOMKilled` is said of a cgroup's out-of-memory kill and of nothing else; messages are bounded.
-//! Not here: who noticed the end.
+//! Invariants: `OOMKilled` means a cgroup's out-of-memory kill and nothing else; messages are bounded.
+//! Must not know: who observed the end.
 
 use coracle_spec::{Cause, Exit};
 use serde::{Deserialize, Serialize};
 
 use super::Stage;
 
-/// Why a container ended, as CRI's `reason` prints it.
+/// Why a container ended, as CRI's `reason` shows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reason {
     /// Exit code 0.
@@ -22,9 +22,9 @@ pub enum Reason {
     Trap,
     /// Its jail could not be built or its program not be loaded.
     StartFailed,
-    /// Its keeper died under it.
+    /// Its keeper died.
     KeeperLost,
-    /// Nobody saw it end.
+    /// Nobody observed its end.
     Unknown,
 }
 
@@ -52,7 +52,7 @@ pub struct Ended {
     pub finished_at: i64,
     /// Exit code; 128 + signal for a signal.
     pub code: i32,
-    /// Why.
+    /// The reason.
     pub reason: Reason,
     /// Trap text or start failure, bounded.
     pub message: String,
@@ -62,10 +62,10 @@ pub struct Ended {
 pub const MESSAGE_LIMIT: usize = 4096;
 
 impl Ended {
-    /// Judges an exit. `oom_kills` is the count of the container's own cgroup; `stage` is how far a stop had come.
+    /// Interprets an exit. `oom_kills` is the count of the container's own cgroup; `stage` is how far a stop had come.
     ///
-    /// An out-of-memory kill is one that ended with 137 while the kernel counted a kill and we had sent none: the
-    /// counter alone is cumulative and would blame a container that survived an earlier kill of a child.
+    /// An out-of-memory kill is an exit with 137 when the kernel counted a kill and we had sent none: the counter alone
+    /// is cumulative and would blame a container that survived an earlier kill of a child.
     pub fn judge(started_at: i64, exit: &Exit, oom_kills: u64, stage: Option<Stage>) -> Ended {
         let (reason, message) = match &exit.cause {
             Cause::Trap(text) => (Reason::Trap, text.as_str()),
@@ -88,7 +88,7 @@ impl Ended {
         }
     }
 
-    /// The end of a container that could not be started: code 128, which kubelet reads as "cannot run".
+    /// The end of a container that could not be started: code 128, which the kubelet shows as "cannot run".
     pub fn never_ran(at: i64, message: &str) -> Ended {
         Ended {
             started_at: 0,

@@ -1,37 +1,37 @@
-//! The life of a pod: phases, events and [`pod_step`].
+//! The states of a pod: phases, events and [`pod_step`].
 //!
 //! Called by: the driver, like [`super::step`]; pure, too.
-//! Invariants: a pod's network is taken down only after its last container has ended; its records go only after its
-//! last container is gone. Not here: containers' phases.
+//! Invariants: a pod's network is torn down only after its last container has ended; its records are removed only after
+//! its last container is gone. Must not know: phases of containers.
 
 use coracle_network::Attachment;
 use serde::{Deserialize, Serialize};
 
 use super::{ProcessFact, Then};
 
-/// What a pod holds while its keeper lives.
+/// The resources of a pod while its keeper lives.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Live {
     /// Its keeper.
     pub keeper: ProcessFact,
-    /// Its place in the network; none on the host's.
+    /// Its attachment to the network; none on the host's.
     pub attachment: Option<Attachment>,
 }
 
-/// Where a pod is in its life.
+/// The phase of a pod.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum PodPhase {
-    /// Namespaces, network and keeper are being made; not listed.
+    /// Namespaces, network and keeper are being created; not listed.
     Starting,
     /// Containers can be created.
     Ready(Live),
-    /// Its containers end, then its network is taken down; shown as not ready.
+    /// Its containers end, then its network is torn down; shown as not ready.
     Stopping(Live, Then),
-    /// Nothing of it lives.
+    /// No process of it lives.
     NotReady,
     /// Its containers and records are being removed. Never on disk.
     Removing,
-    /// It is no more. Never on disk.
+    /// It does not exist any more. Never on disk.
     Gone,
 }
 
@@ -48,7 +48,7 @@ impl PodPhase {
         }
     }
 
-    /// What it holds, while it holds something.
+    /// Its resources, while it has some.
     pub fn live(&self) -> Option<&Live> {
         match self {
             PodPhase::Ready(live) | PodPhase::Stopping(live, _) => Some(live),
@@ -57,35 +57,35 @@ impl PodPhase {
     }
 }
 
-/// What happens to a pod.
+/// What happened to a pod.
 #[derive(Clone, Debug, PartialEq)]
 pub enum PodEvent {
-    /// Namespaces, network and keeper are there.
+    /// Namespaces, network and keeper exist.
     Created(Live),
-    /// They could not be made, and nothing of them is left.
+    /// They could not be created, and all of them were undone.
     CreateFailed,
     /// StopPodSandbox.
     StopRequested,
     /// Its keeper has died.
     KeeperLost,
-    /// No container of it lives any more and none is being worked on.
+    /// None of its containers has a process or an effect under way.
     Emptied,
     /// Keeper, network and cgroup are gone.
     TornDown,
     /// RemovePodSandbox.
     RemoveRequested,
-    /// No container of it exists any more.
+    /// None of its containers exists any more.
     Cleared,
     /// Its records are gone.
     Forgotten,
 }
 
-/// What the driver does after a pod's phase was saved. Each can be repeated.
+/// What the driver does after it saved a pod's phase. Each effect can be repeated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PodEffect {
-    /// Let every container end now.
+    /// End every container now.
     EndContainers,
-    /// Dismiss the keeper, unpin the namespaces, give the address back, remove the cgroup.
+    /// End the keeper, unpin the namespaces, release the address, remove the cgroup.
     TearDown,
     /// Remove every container.
     RemoveContainers,
@@ -101,8 +101,17 @@ pub struct PodRefused {
     while_in: &'static str,
 }
 
-/// What follows when `event` happens to a pod in `phase`.
-/// Errors: the pair does not fit; the phase then stays as it was.
+impl PodRefused {
+    fn new(event: &PodEvent, phase: &PodPhase) -> PodRefused {
+        PodRefused {
+            event: event.name(),
+            while_in: phase.name(),
+        }
+    }
+}
+
+/// The next phase and the effects when `event` happens to a pod in `phase`.
+/// Errors: the event is impossible in this phase, which then stays.
 pub fn pod_step(
     phase: PodPhase,
     event: PodEvent,
@@ -136,12 +145,7 @@ pub fn pod_step(
             (idle, vec![])
         }
         (Gone, PodEvent::RemoveRequested) => (Gone, vec![]),
-        (other, event) => {
-            return Err(PodRefused {
-                event: event.name(),
-                while_in: other.name(),
-            });
-        }
+        (other, event) => return Err(PodRefused::new(&event, &other)),
     };
     Ok(next)
 }

@@ -1,4 +1,4 @@
-//! The rules of [`step`] as a table; of [`pod_step`] in `pod`, as a property over random lives in `random`.
+//! The rules of [`step`] as a table; those of [`pod_step`] in `pod`; as a property of random sequences in `random`.
 
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
@@ -32,7 +32,7 @@ fn ended() -> Ended {
     }
 }
 
-/// The short names that the table is written in.
+/// The short names in the table.
 #[derive(Clone, Copy, Debug)]
 enum Act {
     Build,
@@ -62,7 +62,7 @@ fn event(act: Act) -> Event {
     }
 }
 
-/// Lives through `acts` from the beginning; returns the last phase's name and all effects, or the refusal.
+/// Applies `acts` to a new container; returns the last phase's name and all effects, or the refusal.
 fn live(acts: &[Act]) -> Result<(&'static str, Vec<Effect>), Refused> {
     let (mut now, mut phase, mut all) = (SECOND, ContainerPhase::Creating(Then::Keep), Vec::new());
     for act in acts {
@@ -158,7 +158,7 @@ fn impossible_pairs_are_named() {
 }
 
 #[test]
-fn ends_are_judged_by_cause_code_and_who_killed() {
+fn the_reason_follows_from_cause_code_and_killer() {
     let exit = |code, cause| Exit {
         code,
         signal: None,
@@ -214,7 +214,7 @@ fn ends_are_judged_by_cause_code_and_who_killed() {
 }
 
 #[test]
-fn a_message_is_cut_at_a_character_and_never_finishes_before_it_started() {
+fn messages_are_cut_at_a_character_and_no_end_is_before_its_start() {
     let text = "é".repeat(MESSAGE_LIMIT);
     let exit = Exit {
         code: 134,
@@ -234,9 +234,9 @@ fn reasons_are_spelled_as_kubelet_reads_them() {
     assert_eq!(Reason::Error.name(), "Error");
 }
 
-/// A clock that is set back or forth by a day at any point of a life.
+/// The clock is set back or forward by a day at any point of a container's life.
 #[test]
-fn times_of_a_container_stay_in_order_whatever_the_clock_does() {
+fn times_of_a_container_stay_in_order_when_the_clock_is_set() {
     const DAY: i64 = 86_400_000_000_000;
     let process = ProcessFact {
         pid: 1,

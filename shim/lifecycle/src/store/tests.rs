@@ -43,7 +43,7 @@ async fn older_generations_stay_until_the_last_one_is_on_the_disk() {
 }
 
 #[test]
-fn saving_goes_on_after_a_load() {
+fn saving_continues_after_a_load() {
     let dir = Scratch::new("store-goon");
     Slot::new(dir.0.clone(), &syncer(&dir))
         .save(&"one")
@@ -78,7 +78,7 @@ async fn two_valid_generations_are_a_crash_before_the_unlink_and_the_newer_wins(
         panic!("no record")
     };
     assert_eq!(text, "newer");
-    // Nobody knows whether the newer one is on the disk.
+    // The newer one may not be on the disk.
     assert_eq!(dir.names(), ["record.10", "record.9"]);
     slot.save(&"newest").unwrap();
     syncer.flush().await;
@@ -176,7 +176,7 @@ fn a_failed_save_keeps_the_older_record() {
 }
 
 #[test]
-fn only_what_never_was_on_the_disk_is_unwritten() {
+fn only_a_record_that_never_was_on_the_disk_is_unwritten() {
     let dir = Scratch::new("store-unwritten");
     let whole = encode(&"text").unwrap();
     let zeros = vec![0; whole.len()];
@@ -185,10 +185,10 @@ fn only_what_never_was_on_the_disk_is_unwritten() {
         (&[(1, b"")], true),
         (&[(1, b""), (2, &zeros)], true),
         (&[(1, &zeros), (2, b""), (3, b"")], true),
-        // The first one is unlinked once another is on the disk: the object was there.
+        // The first one is unlinked once another is on the disk: the object existed.
         (&[(2, b"")], false),
         (&[(2, b""), (3, &zeros)], false),
-        // Somebody wrote something.
+        // Something was written.
         (&[(1, b""), (2, &whole[..5])], false),
     ];
     for (files, expected) in cases {
@@ -207,14 +207,14 @@ fn only_what_never_was_on_the_disk_is_unwritten() {
 }
 
 #[tokio::test]
-async fn what_waits_for_a_record_never_comes_before_it_is_on_the_disk() {
+async fn a_waiter_never_runs_before_the_record_is_on_the_disk() {
     let dir = Scratch::new("store-wait");
     let syncer = syncer(&dir);
     let mut slot = Slot::new(dir.0.clone(), &syncer);
     slot.save(&"saved").unwrap();
     slot.wait_durable().await.unwrap();
     assert_eq!(dir.names(), ["record.1"]);
-    // What was not saved cannot be durable, although the one before it is.
+    // A failed save cannot be durable, although the one before is.
     fs::create_dir(path_of(&dir.0, 2)).unwrap();
     assert!(slot.save(&"lost").is_err());
     assert!(slot.wait_durable().await.is_err());

@@ -13,7 +13,7 @@ fn generations(directory: &Path) -> usize {
 }
 
 #[tokio::test]
-async fn a_few_and_many_records_are_synced_and_their_older_ones_go() {
+async fn few_and_many_records_are_synced_and_older_generations_removed() {
     let dir = Scratch::new("syncer-many");
     let syncer = Syncer::start(&dir.0).unwrap();
     for count in [3, MANY * 2] {
@@ -35,12 +35,12 @@ async fn a_few_and_many_records_are_synced_and_their_older_ones_go() {
 }
 
 #[tokio::test]
-async fn a_record_that_cannot_be_synced_keeps_its_older_ones_and_all_that_waits() {
+async fn a_record_that_cannot_be_synced_keeps_older_generations_and_wakes_no_waiter() {
     let dir = Scratch::new("syncer-refused");
     let syncer = Syncer::start(&dir.0).unwrap();
     let (bad, good) = (dir.0.join("bad"), dir.0.join("good"));
     record(&bad, 1);
-    // A link to itself cannot be opened, whoever asks.
+    // Not even root can open a link to itself.
     std::os::unix::fs::symlink("record.2", path_of(&bad, 2)).unwrap();
     record(&good, 1);
     record(&good, 2);
@@ -51,7 +51,7 @@ async fn a_record_that_cannot_be_synced_keeps_its_older_ones_and_all_that_waits(
     synced.await.unwrap();
     assert!(refused.await.is_err());
     assert_eq!((generations(&bad), generations(&good)), (2, 1));
-    // Also later, until a newer one is on the disk.
+    // The same later, until a newer one is on the disk.
     assert!(syncer.wait(&bad).await.is_err());
     record(&bad, 3);
     syncer.record(&bad, 3, false);
@@ -60,7 +60,7 @@ async fn a_record_that_cannot_be_synced_keeps_its_older_ones_and_all_that_waits(
 }
 
 #[tokio::test]
-async fn what_is_gone_is_no_failure() {
+async fn a_deleted_object_is_not_a_failure() {
     let dir = Scratch::new("syncer-gone");
     let syncer = Syncer::start(&dir.0).unwrap();
     syncer.record(&dir.0.join("never/was"), 7, false);
@@ -90,13 +90,13 @@ fn directories_are_synced_from_the_deepest_one_up_to_the_root() {
     assert_eq!(order, ["/proc/self", "/proc", "/"]);
     let own: Vec<_> = disk.directories_of(&change(false)).collect();
     assert_eq!(own, [PathBuf::from("/proc/self")]);
-    // A directory that is gone has changed the one above it.
+    // Removing a directory has changed its parent.
     let gone = Change::Directory(PathBuf::from("/proc/none"));
     assert_eq!(disk.directories_of(&gone).count(), 3);
 }
 
 #[test]
-fn of_two_generations_the_later_counts_and_a_new_object_stays_new() {
+fn the_later_of_two_generations_counts_and_a_new_object_stays_new() {
     let mut batch = Batch::default();
     let record = |directory: &str, generation, is_new| {
         Message::Changed(Change::Record {

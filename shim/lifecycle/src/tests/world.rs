@@ -1,6 +1,6 @@
-//! A host in memory: keeps records in a directory, makes nothing else, and counts what it is asked for.
+//! A host in memory: keeps records in a directory, creates nothing else, and counts calls.
 //!
-//! Invariant: no sandbox can be made here: no keeper exists without the kernel. Not here: what is expected of it.
+//! Invariant: no sandbox can be created here, because a keeper needs the kernel. Must not know: what tests expect.
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
@@ -34,7 +34,7 @@ pub struct World {
     syncer: Syncer,
     leases: AtomicUsize,
     calls: Mutex<BTreeMap<&'static str, usize>>,
-    /// Each sandbox that fails takes one permit before it does.
+    /// Each sandbox takes one permit before it fails.
     pub gate: Semaphore,
 }
 
@@ -52,12 +52,12 @@ impl World {
         Arc::new(world)
     }
 
-    /// How often the method of that name was called, of those that are counted.
+    /// How often the method of that name was called, if it is counted.
     pub fn count(&self, method: &str) -> usize {
         self.calls.lock().unwrap().get(method).copied().unwrap_or(0)
     }
 
-    /// Blocks of host ids that are taken.
+    /// Leased blocks of host ids.
     pub fn leased(&self) -> usize {
         self.leases.load(Ordering::Acquire)
     }
@@ -93,8 +93,8 @@ impl Host for World {
         u64::MAX
     }
 
-    fn cgroup_parent(&self, asked: &str, pod: &PodId) -> Result<String, Error> {
-        Ok(format!("{asked}/{pod}"))
+    fn cgroup_parent(&self, requested: &str, pod: &PodId) -> Result<String, Error> {
+        Ok(format!("{requested}/{pod}"))
     }
 
     fn default_cgroup_parent(&self) -> String {

@@ -1,6 +1,6 @@
 use super::*;
 
-/// All pairs of so many categories, from the first on.
+/// All pairs of this number of categories, from the first on.
 fn all(count: u32) -> Categories {
     Categories::of(count, (0, pairs(count)), 0)
 }
@@ -75,9 +75,9 @@ fn numbers_and_categories_agree_in_every_notation() {
 }
 
 #[test]
-fn what_is_held_is_not_handed_out_and_what_is_free_comes_last() {
+fn a_held_pair_is_not_leased_and_a_released_one_comes_last() {
     let three = all(3);
-    // Of a record, and given by the kubelet to two pods; claimed again after a pause.
+    // From a record, and given by the kubelet to two pods; reserved again after a pause.
     for holder in ["a", "b", "a"] {
         three.claim(holder, "s0:c0,c2");
     }

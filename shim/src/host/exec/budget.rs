@@ -1,19 +1,19 @@
-//! Memory for the output of all ExecSyncs of the node.
+//! The memory for the output of all ExecSync calls of the node.
 //!
-//! Called by: [`super::sync`], for each output stream. Invariants: all shares together hold at most what the operator
-//! grants, besides [`FREE_BYTES`] each; nobody waits for memory, so nothing can deadlock; a share grows only to what
-//! stays free for others, so that a few greedy calls leave room for new ones and one alone gets half.
+//! Called by: [`super::sync`], for each output stream. Invariants: all shares together hold at most the configured
+//! limit, in addition to [`FREE_BYTES`] each; nobody waits for memory, so nothing can deadlock; a share grows at most
+//! to what remains for others, so that a few greedy calls leave room for new ones and a single one gets half.
 //! Must not know: processes.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// What every stream may keep whatever the others do: more than the kubelet reads of a probe. Bytes.
+/// Bytes that every stream may hold regardless of the others: more than the kubelet reads from a probe.
 pub(super) const FREE_BYTES: usize = 16 << 10;
-/// In what steps a share grows. Bytes.
+/// The step by which a share grows. Bytes.
 const STEP: usize = 64 << 10;
 
-/// What is granted and what is taken; cheap to clone.
+/// The limit and the bytes in use; cheap to clone.
 #[derive(Clone, Debug)]
 pub(in crate::host) struct Budget(Arc<Account>);
 
@@ -37,7 +37,7 @@ impl Budget {
         self.0.total
     }
 
-    /// A share that holds nothing yet.
+    /// An empty share.
     pub(super) fn share(&self) -> Share {
         Share {
             budget: self.clone(),
@@ -46,7 +46,7 @@ impl Budget {
     }
 }
 
-/// One stream's part; given back when it is dropped.
+/// The bytes of one stream, released when this is dropped.
 #[derive(Debug)]
 pub(super) struct Share {
     budget: Budget,
@@ -54,7 +54,7 @@ pub(super) struct Share {
 }
 
 impl Share {
-    /// Whether `bytes` in all may be kept; takes what that needs.
+    /// Whether `bytes` in all may be held; takes what that needs.
     pub(super) fn covers(&mut self, bytes: usize) -> bool {
         let needed = bytes.saturating_sub(FREE_BYTES).next_multiple_of(STEP);
         let Some(more) = needed.checked_sub(self.held).filter(|more| *more > 0) else {
@@ -88,7 +88,7 @@ mod tests {
 
     const MIB: usize = 1 << 20;
 
-    /// Grows by steps as output comes; how far it got.
+    /// Grows step by step as output comes; returns how far it got.
     fn fill(share: &mut Share, limit: usize) -> usize {
         let mut kept = 0;
         while kept < limit && share.covers(kept + STEP) {
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn one_call_alone_keeps_both_streams_whole() {
+    fn a_single_call_gets_both_streams_whole() {
         let budget = Budget::new(64 * MIB);
         let (mut out, mut err) = (budget.share(), budget.share());
         assert_eq!(fill(&mut out, 16 * MIB), 16 * MIB);
@@ -112,7 +112,7 @@ mod tests {
         let budget = Budget::new(64 * MIB);
         let mut shares: Vec<_> = (0..200).map(|_| budget.share()).collect();
         let mut kept: Vec<usize> = shares.iter().map(|_| 0).collect();
-        // In turns, as output comes from all.
+        // In turns, as if output came from all.
         for _ in 0..512 {
             for (share, kept) in shares.iter_mut().zip(&mut kept) {
                 if share.covers(*kept + STEP) {
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_free_of_charge_is_there_when_all_is_taken() {
+    fn free_bytes_are_available_when_the_budget_is_spent() {
         let budget = Budget::new(0);
         let mut share = budget.share();
         assert!(share.covers(FREE_BYTES) && !share.covers(FREE_BYTES + 1));

@@ -1,8 +1,8 @@
-//! The cgroup of one exec: made for it, killed with it, removed once nothing is left in it.
+//! The cgroup of one exec: created for it, killed with it, removed once it is empty.
 //!
-//! Invariants: an exec that is given up takes everything it started along; what one that ended left running stays with
-//! its container, and its cgroup is removed at the first exec in that container that finds it empty.
-//! Not here: forking.
+//! Called by: [`super`]. Invariants: cancelling an exec kills everything it started; processes that an ended exec left
+//! running stay with the container, and their cgroup is removed by the first later exec in that container that finds it
+//! empty. Must not know: forking.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,26 +15,26 @@ use coracle_spec::id::ContainerId;
 
 use crate::host::{Host, blocking, io_error};
 
-/// For how long an exec that was given up is killed again: it may just be on its way into its cgroup.
+/// How long a cancelled exec is killed again and again: it may be on its way into its cgroup.
 const KILLING: Duration = Duration::from_secs(5);
-/// How long apart.
+/// The pause between two kills.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// Cgroups in which execs that have ended left something running, by container.
+/// Cgroups in which ended execs left processes running, by container.
 #[derive(Default)]
-pub struct Leftovers(Mutex<HashMap<ContainerId, Vec<ExecLeaf>>>);
+pub struct OrphanedLeaves(Mutex<HashMap<ContainerId, Vec<ExecLeaf>>>);
 
-impl Leftovers {
+impl OrphanedLeaves {
     fn lock(&self) -> MutexGuard<'_, HashMap<ContainerId, Vec<ExecLeaf>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The container is gone, and they with it.
+    /// The container and its cgroups are gone.
     pub fn forget(&self, container: &ContainerId) {
         self.lock().remove(container);
     }
 
-    /// Removes those of a container that are empty by now. Blocks.
+    /// Removes those of a container that are empty now. Blocks.
     fn tidy(&self, container: &ContainerId) {
         let Some(leaves) = self.lock().remove(container) else {
             return;
@@ -56,10 +56,10 @@ fn is_removed(leaf: &ExecLeaf) -> bool {
     leaf.pids().is_ok_and(|pids| pids.is_empty()) && leaf.remove().is_ok()
 }
 
-/// The cgroup of one exec; what is in it is killed when this is dropped before the exec has ended.
+/// The cgroup of one exec; dropping it before the exec has ended kills its processes.
 pub(super) struct Leaf {
     pub(super) cgroup: ExecLeaf,
-    /// Its first process, once there is one.
+    /// Its first process, once it exists.
     pub(super) process: Option<Process>,
     pub(super) ended: bool,
     host: Arc<Host>,
@@ -70,7 +70,7 @@ impl Drop for Leaf {
     fn drop(&mut self) {
         let (cgroup, ended) = (self.cgroup.clone(), self.ended);
         if let Some(process) = self.process.take().filter(|_| !ended) {
-            // In a cgroup that is not its own nobody else would kill it.
+            // Without a cgroup of its own nothing else would kill it.
             let _ = process.signal(libc::SIGKILL);
         }
         let (host, container) = (Arc::clone(&self.host), self.container.clone());
@@ -78,7 +78,7 @@ impl Drop for Leaf {
             false => end(&cgroup),
             true if is_removed(&cgroup) => {}
             true => {
-                let mut left = host.leftovers.lock();
+                let mut left = host.orphaned_leaves.lock();
                 left.entry(container).or_default().push(cgroup);
             }
         };
@@ -89,7 +89,7 @@ impl Drop for Leaf {
     }
 }
 
-/// Kills what is in the cgroup until it can be removed. Blocks.
+/// Kills the processes in the cgroup until it can be removed. Blocks.
 fn end(cgroup: &ExecLeaf) {
     let limit = Instant::now() + KILLING;
     loop {
@@ -105,16 +105,16 @@ fn end(cgroup: &ExecLeaf) {
 }
 
 impl Host {
-    /// Makes a cgroup for one exec in the container of `launch`. Errors: the container's own is gone.
-    pub(super) async fn exec_leaf(self: &Arc<Self>, launch: &StartRequest) -> Result<Leaf, Error> {
-        let path = &launch.plan.cgroup;
+    /// Creates a cgroup for one exec in the container of `request`. Errors: the container's own is gone.
+    pub(super) async fn exec_leaf(self: &Arc<Self>, request: &StartRequest) -> Result<Leaf, Error> {
+        let path = &request.plan.cgroup;
         let failed =
             |error| Error::because(Kind::Io, format!("make an exec's cgroup in {path}"), error);
         let parent = self.parts.cgroups.open(path).map_err(failed)?;
         let name = ContainerId::random().map_err(|error| io_error("draw an exec's name", error))?;
-        let (host, container) = (Arc::clone(self), launch.id.clone());
+        let (host, container) = (Arc::clone(self), request.id.clone());
         let made = blocking("making an exec's cgroup", move || {
-            host.leftovers.tidy(&container);
+            host.orphaned_leaves.tidy(&container);
             parent
                 .exec_leaf(name.short())
                 .map_err(|error| Error::because(Kind::Io, "make an exec's cgroup", error))
@@ -124,7 +124,7 @@ impl Host {
             process: None,
             ended: false,
             host: Arc::clone(self),
-            container: launch.id.clone(),
+            container: request.id.clone(),
         })
     }
 }

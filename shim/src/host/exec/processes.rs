@@ -1,7 +1,7 @@
-//! A container's processes as it would see them itself, for the toolbox' `ps`.
+//! A container's processes as seen from inside, for the toolbox' `ps`.
 //!
-//! Invariant: a process that ends meanwhile is left out; nothing here fails.
-//! Not here: how they are shown.
+//! Called by: [`super`]. Invariant: a process that ends meanwhile is left out; nothing here fails.
+//! Must not know: how they are printed.
 
 use std::fs;
 
@@ -10,10 +10,10 @@ use coracle_spec::ProcessRow;
 
 /// Longest command that is shown, bytes.
 const MAX_COMMAND: usize = 512;
-/// Clock ticks a second in procfs. Source: proc(5), every Linux has 100 since 2.6.
+/// Clock ticks per second in procfs. Source: proc(5), 100 on every Linux since 2.6.
 const TICKS: u64 = 100;
 
-/// Rows of all processes in `cgroup`, by their number in the container. `own` is what its first process runs.
+/// The processes in `cgroup`, by their number in the container. `own` is the command line of the first one.
 pub(super) fn rows(cgroup: &Cgroup, own: &str) -> Vec<ProcessRow> {
     let pids = cgroup.pids().unwrap_or_default();
     let mut rows: Vec<_> = pids.into_iter().filter_map(|pid| row(pid, own)).collect();
@@ -26,7 +26,7 @@ fn row(pid: i32, own: &str) -> Option<ProcessRow> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name));
     let inside = field("NSpid:")?.split_whitespace().last()?.parse().ok()?;
-    // The name in parentheses may hold anything; what follows it does not.
+    // The name in parentheses may contain anything; the fields after it do not.
     let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
     let ticks = |at: usize| fields.get(at).and_then(|text| text.parse::<u64>().ok());
     let mut command = match inside {
@@ -45,11 +45,11 @@ fn row(pid: i32, own: &str) -> Option<ProcessRow> {
     })
 }
 
-/// What a process calls itself.
+/// The command line of a process.
 fn title(pid: i32) -> Option<String> {
     let bytes = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-    let words: Vec<_> = bytes.split(|b| *b == 0).filter(|w| !w.is_empty()).collect();
-    (!words.is_empty()).then(|| String::from_utf8_lossy(&words.join(&b' ')).into_owned())
+    let arguments: Vec<_> = bytes.split(|b| *b == 0).filter(|w| !w.is_empty()).collect();
+    (!arguments.is_empty()).then(|| String::from_utf8_lossy(&arguments.join(&b' ')).into_owned())
 }
 
 #[cfg(test)]

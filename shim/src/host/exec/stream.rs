@@ -4,8 +4,8 @@
 //! client --Streams--> pumps here --pipes, by descriptor--> program
 //!                              or --controlling side--> terminal
 //! ```
-//! Invariants: the keeper copies nothing; the program's end ends the session once its output was taken, whoever still
-//! holds a pipe; a session that is dropped kills everything the program started.
+//! Called by: [`super`]. Invariants: the keeper copies no bytes; the session ends when the program has ended and its
+//! output was read, whoever still holds a pipe; dropping a session kills everything that the program started.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -28,31 +28,31 @@ enum Ours {
         stderr: Channel,
     },
     Terminal(Channel),
-    /// The program has yet to send it.
+    /// The program has not sent it yet.
     TerminalToCome,
 }
 
 impl Host {
-    /// Runs a program in the container of `launch`, which runs, with the client's streams; its exit code.
+    /// Runs a program in the running container of `request` with the client's streams; returns its exit code.
     ///
     /// Errors: StartFailed when the program cannot be executed, WrongPhase when the container has ended meanwhile.
     pub async fn exec_stream(
         self: &Arc<Self>,
-        launch: &StartRequest,
+        request: &StartRequest,
         config: ExecConfig,
         streams: Streams,
     ) -> Result<i32, Error> {
-        let mut leaf = self.exec_leaf(launch).await?;
+        let mut leaf = self.exec_leaf(request).await?;
         let stdio = Stdio {
             stdin: config.stdin,
             tty: config.tty,
         };
-        let (theirs, ours) = ends(stdio, &launch.plan.payload)?;
+        let (theirs, ours) = ends(stdio, &request.plan.payload)?;
         let with = (stdio, theirs);
-        let order = self.exec_options(launch, config.argv, &leaf.cgroup, with);
+        let order = self.exec_options(request, config.argv, &leaf.cgroup, with);
         let order = order.await?;
-        let what = || format!("exec in container {}", launch.id);
-        let started = launch.keeper.exec(order, &self.parts.filters).await;
+        let what = || format!("exec in container {}", request.id);
+        let started = request.keeper.exec(order, &self.parts.filters).await;
         let mut exec = started.map_err(|error| runtime_error(what(), error))?;
         leaf.process = Some(exec.process.clone());
         let ours = match (ours, exec.terminal.take()) {
@@ -90,7 +90,7 @@ fn ends(stdio: Stdio, payload: &Payload) -> Result<(ExecStreams, Ours), Error> {
     }
     match payload {
         Payload::Linux(_) => Ok((ExecStreams::OwnTerminal, Ours::TerminalToCome)),
-        // It has no terminals of its own to make one from.
+        // Wasm has no terminal driver to create one from.
         Payload::Wasm(_) => {
             let pair = terminal::pair();
             let (control, side) = pair.map_err(|error| io_error("make a terminal", error))?;
@@ -109,7 +109,7 @@ fn copy(fd: &OwnedFd) -> Result<OwnedFd, Error> {
         .map_err(|error| io_error("copy a terminal's descriptor", error))
 }
 
-/// Moves bytes until the program has ended and its output was taken; its exit code.
+/// Copies bytes until the program has ended and its output was read; returns its exit code.
 async fn converse(exec: &mut Exec, ours: Ours, streams: Streams) -> Result<i32, Error> {
     let (say_ended, ended) = watch::channel(false);
     let Streams {
@@ -127,7 +127,7 @@ async fn converse(exec: &mut Exec, ours: Ours, streams: Streams) -> Result<i32, 
             let feeding = async move {
                 if let (Some(mut client), Some(input)) = (stdin, input) {
                     input.pump_in(&mut client).await;
-                    // Closing our end is what the program sees of the client's.
+                    // Closing our end passes the client's end on to the program.
                     drop(input);
                 }
             };
@@ -158,7 +158,7 @@ async fn type_in(terminal: &Channel, client: Option<ClientReader>) {
     }
 }
 
-/// Waits for an exec's end while its streams move, and then for its output; its exit code.
+/// Waits for an exec's end while its streams are copied, and then for its output; returns its exit code.
 async fn until_end(
     exec: &mut Exec,
     say_ended: watch::Sender<bool>,

@@ -1,8 +1,9 @@
 //! ExecSync: an exec whose output is collected.
 //!
-//! Invariant: output beyond [`OUTPUT_BYTES`] a stream is taken and dropped, so that it never blocks the program and never
-//! fills this daemon; all calls together stay within one [`Budget`], and a call that cannot have more says so.
-//! Not here: how the program comes to run.
+//! Called by: [`super`]. Invariants: output beyond [`OUTPUT_BYTES`] for each stream is read and dropped, so that it
+//! neither blocks the program nor fills the daemon; all calls together stay within one [`Budget`], and a call that
+//! exceeds it fails.
+//! Must not know: how the program is started.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -20,23 +21,23 @@ use crate::host::{Host, blocking, io_error, runtime_error};
 
 /// Most bytes kept of each output stream. Source: kubelet and CRI-O agree on 16 MiB.
 pub const OUTPUT_BYTES: usize = 16 << 20;
-/// Most that a pipe can hold. Source: pipe(7), `/proc/sys/fs/pipe-max-size`.
+/// The capacity of a pipe at most. Source: pipe(7), `/proc/sys/fs/pipe-max-size`.
 const PIPE_BYTES: usize = 1 << 20;
-/// How long a killed exec may take to be gone.
+/// How long a killed exec may take to end.
 const KILLED: Duration = Duration::from_secs(3);
 
 impl Host {
-    /// Runs `argv` in the container of `launch`, which runs. `limit` of `None` waits for ever.
+    /// Runs `argv` in the running container of `request`. Without `limit` it waits for ever.
     ///
-    /// Errors: StartFailed when the program cannot be executed; Deadline when it was killed for not ending in time;
-    /// WrongPhase when the container has ended meanwhile; Exhausted when the node had no room for its output.
+    /// Errors: StartFailed when the program cannot be executed; Deadline when it was killed at its limit; WrongPhase
+    /// when the container has ended meanwhile; Exhausted when the node has no memory left for its output.
     pub async fn exec_sync(
         self: &Arc<Self>,
-        launch: &StartRequest,
+        request: &StartRequest,
         argv: Vec<String>,
         limit: Option<Duration>,
     ) -> Result<ExecOutput, Error> {
-        let mut leaf = self.exec_leaf(launch).await?;
+        let mut leaf = self.exec_leaf(request).await?;
         let ((out, stdout), (err, stderr)) = (pipe()?, pipe()?);
         let given = ExecStreams::Given {
             stdin: None,
@@ -44,11 +45,11 @@ impl Host {
             stderr,
         };
         let with = (Stdio::default(), given);
-        let order = self.exec_options(launch, argv, &leaf.cgroup, with).await?;
-        let what = || format!("exec in container {}", launch.id);
+        let order = self.exec_options(request, argv, &leaf.cgroup, with).await?;
+        let what = || format!("exec in container {}", request.id);
         let mut streams = Streams::new(out, err, &self.exec_budget)?;
         let run = async {
-            let started = launch.keeper.exec(order, &self.parts.filters).await;
+            let started = request.keeper.exec(order, &self.parts.filters).await;
             let mut exec = started.map_err(|error| runtime_error(what(), error))?;
             leaf.process = Some(exec.process.clone());
             streams.collect(&mut exec).await
@@ -68,7 +69,7 @@ impl Host {
     }
 }
 
-/// Kills an exec that is out of time and waits until it is gone.
+/// Kills an exec at its time limit and waits for its end.
 async fn give_up(leaf: &Leaf, limit: Option<Duration>, what: String) -> Error {
     let cgroup = leaf.cgroup.clone();
     let killed = blocking("killing an exec", move || {
@@ -78,7 +79,7 @@ async fn give_up(leaf: &Leaf, limit: Option<Duration>, what: String) -> Error {
     })
     .await;
     if let Some(process) = &leaf.process {
-        // In a cgroup that is not its own nobody was killed.
+        // Without a cgroup of its own nothing was killed.
         let _ = process.signal(libc::SIGKILL);
         let gone = tokio::time::timeout(KILLED, process.ended()).await;
         if let (Err(error), Err(_)) = (killed, gone) {
@@ -92,7 +93,7 @@ async fn give_up(leaf: &Leaf, limit: Option<Duration>, what: String) -> Error {
     )
 }
 
-/// The read ends of an exec's output, and what came out of them.
+/// The read ends of an exec's output, and the output so far.
 struct Streams([Output; 2]);
 
 impl Streams {
@@ -100,7 +101,7 @@ impl Streams {
         Ok(Self([Output::new(out, budget)?, Output::new(err, budget)?]))
     }
 
-    /// What was kept. Errors: Exhausted when the node had no room for some of it.
+    /// The collected output. Errors: Exhausted when some of it was lost for lack of memory.
     fn take(self, code: i32, what: &str, budget: &Budget) -> Result<ExecOutput, Error> {
         let [out, err] = self.0;
         let lost = out.lost + err.lost;
@@ -120,7 +121,7 @@ impl Streams {
         })
     }
 
-    /// Reads both streams until the program has ended, then what is still in the pipes: somebody whom the program left
+    /// Reads both streams until the program has ended, then what is still in the pipes: a process that the program left
     /// behind may hold them open for ever.
     async fn collect(&mut self, exec: &mut Exec) -> Result<i32, Error> {
         let [out, err] = &mut self.0;
@@ -147,7 +148,8 @@ struct Output {
     pipe: Receiver,
     kept: Vec<u8>,
     share: Share,
-    /// Bytes for which the node had no room. Once some are lost nothing more is kept: a gap would not be seen.
+    /// Bytes lost for lack of memory. After the first loss nothing more is collected, because a gap would not be
+    /// visible.
     lost: u64,
 }
 
@@ -175,7 +177,7 @@ impl Output {
         }
     }
 
-    /// Reads once and keeps what there is room for.
+    /// Reads once and collects as much as the budget allows.
     fn read_some(&mut self) -> io::Result<usize> {
         let mut chunk = [0; 16 * 1024];
         let got = self.pipe.try_read(&mut chunk)?;
@@ -183,12 +185,12 @@ impl Output {
         Ok(got)
     }
 
-    /// Takes what is in the pipe now: at most what a pipe can hold, should somebody go on writing.
+    /// Reads what is in the pipe now: at most a pipe's capacity, because another process may go on writing.
     fn rest(&mut self) {
         let mut chunk = [0; 16 * 1024];
         let mut taken = 0;
         while taken < PIPE_BYTES {
-            // Asked of the kernel: the reactor may not have heard of the last bytes.
+            // Read directly: the reactor may not know of the last bytes yet.
             match rustix::io::read(&self.pipe, &mut chunk) {
                 Ok(got) if got > 0 => {
                     self.keep(&chunk[..got]);

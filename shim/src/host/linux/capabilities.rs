@@ -1,15 +1,15 @@
 //! Capabilities of a Linux container, from names to masks.
 //!
 //! Called by [`super`]. Source: capabilities(7); the sets are containerd's and CRI-O's: bounding and permitted are
-//! equal, the inheritable set is empty but for the ambient one.
-//! Invariants: nothing that is granted is more than this process itself has; an unknown name is refused.
-//! Not here: setting them.
+//! equal, the inheritable set is empty except for the ambient one.
+//! Invariants: no capability is granted that this process lacks; an unknown name is refused.
+//! Must not know: how they are set.
 
 use coracle_lifecycle::{Error, SecurityContext};
 use coracle_spec::Capabilities;
 
+use crate::host::errors::invalid;
 use crate::host::io_error;
-use crate::host::plan::invalid;
 
 /// All names by number, without `CAP_`. Source: linux/capability.h.
 const NAMES: [&str; 41] = [
@@ -56,7 +56,7 @@ const NAMES: [&str; 41] = [
     "CHECKPOINT_RESTORE",
 ];
 
-/// What a container has unless it asks for something else: containerd's list.
+/// The default capabilities of a container: containerd's list.
 const USUAL: [&str; 14] = [
     "CHOWN",
     "DAC_OVERRIDE",
@@ -76,7 +76,7 @@ const USUAL: [&str; 14] = [
 
 const ALL: &str = "ALL";
 
-/// What a container has unless it asks for something else, as a mask: the filter for these is the one to have ready.
+/// The default capabilities as a mask: the seccomp filter for these is built in advance.
 pub fn usual() -> u64 {
     USUAL
         .iter()
@@ -84,7 +84,7 @@ pub fn usual() -> u64 {
         .fold(0, |set, bit| set | bit)
 }
 
-/// What this process has, as a mask. Errors: procfs cannot be read.
+/// The capabilities of this process, as a mask. Errors: procfs cannot be read.
 pub(super) fn own() -> Result<u64, Error> {
     let failed = |error| io_error("read this process's capabilities", error);
     let status = std::fs::read_to_string("/proc/self/status").map_err(failed)?;
@@ -95,8 +95,8 @@ pub(super) fn own() -> Result<u64, Error> {
     field.ok_or_else(|| failed(std::io::ErrorKind::InvalidData.into()))
 }
 
-/// The sets of a container; `own` is what can be given at all.
-/// Errors: Invalid for a name that nobody knows or that is not to be had here.
+/// The sets of a container; `own` are the capabilities of this process.
+/// Errors: Invalid for a name that is unknown or not in `own`.
 pub(super) fn sets(config: &SecurityContext, own: u64) -> Result<Capabilities, Error> {
     if config.privileged {
         return Ok(Capabilities {
@@ -105,25 +105,25 @@ pub(super) fn sets(config: &SecurityContext, own: u64) -> Result<Capabilities, E
             ambient: 0,
         });
     }
-    let asked = &config.capabilities;
+    let requested = &config.capabilities;
     let mut set = usual() & own;
-    if has_all(&asked.add) {
+    if has_all(&requested.add) {
         set = own;
     }
-    if has_all(&asked.drop) {
+    if has_all(&requested.drop) {
         set = 0;
     }
-    for name in singles(&asked.add) {
+    for name in singles(&requested.add) {
         set |= available(name, own)?;
     }
-    for name in singles(&asked.drop) {
+    for name in singles(&requested.drop) {
         set &= !known(name)?;
     }
-    let mut ambient = if has_all(&asked.ambient) { own } else { 0 };
-    for name in singles(&asked.ambient) {
+    let mut ambient = if has_all(&requested.ambient) { own } else { 0 };
+    for name in singles(&requested.ambient) {
         ambient |= available(name, own)?;
     }
-    // What is kept over an execve must be there before it.
+    // A capability that is kept over an execve must be present before it.
     set |= ambient;
     Ok(Capabilities {
         bounding: set,
@@ -156,7 +156,7 @@ fn available(name: &str, own: u64) -> Result<u64, Error> {
     let bit = known(name)?;
     if bit & own == 0 {
         return Err(invalid(format!(
-            "capability {name:?} is asked for, and this runtime does not have it itself"
+            "capability {name:?} is requested, but this runtime does not have it itself"
         )));
     }
     Ok(bit)
@@ -168,20 +168,20 @@ mod tests {
     use super::*;
     use coracle_lifecycle::CapabilityConfig;
 
-    /// All 41 but SYS_RESOURCE.
+    /// All 41 except SYS_RESOURCE.
     const OWN: u64 = ((1 << 41) - 1) & !(1 << 24);
-    /// What `capsh --decode` says of containerd's list.
+    /// containerd's list as `capsh --decode` prints it.
     const DEFAULT: u64 = 0xa804_25fb;
 
-    fn words(names: &[&str]) -> Vec<String> {
+    fn owned(names: &[&str]) -> Vec<String> {
         names.iter().map(|name| (*name).to_owned()).collect()
     }
 
-    fn asked(add: &[&str], drop: &[&str], ambient: &[&str]) -> Result<Capabilities, Error> {
+    fn requested(add: &[&str], drop: &[&str], ambient: &[&str]) -> Result<Capabilities, Error> {
         let capabilities = CapabilityConfig {
-            add: words(add),
-            drop: words(drop),
-            ambient: words(ambient),
+            add: owned(add),
+            drop: owned(drop),
+            ambient: owned(ambient),
         };
         let config = SecurityContext {
             capabilities,
@@ -206,7 +206,7 @@ mod tests {
             (&["ALL"], &["ALL"], 0),
             (&["CHOWN"], &["CHOWN"], DEFAULT & !1),
         ] {
-            let sets = asked(add, drop, &[]).unwrap();
+            let sets = requested(add, drop, &[]).unwrap();
             assert_eq!(
                 (sets.bounding, sets.permitted, sets.ambient),
                 (expected, expected, 0),
@@ -217,7 +217,7 @@ mod tests {
 
     #[test]
     fn an_ambient_capability_is_in_every_set() {
-        let sets = asked(&[], &["ALL"], &["NET_BIND_SERVICE"]).unwrap();
+        let sets = requested(&[], &["ALL"], &["NET_BIND_SERVICE"]).unwrap();
         assert_eq!(
             (sets.bounding, sets.permitted, sets.ambient),
             (1 << 10, 1 << 10, 1 << 10)
@@ -237,14 +237,14 @@ mod tests {
             (&[], &[], &["41"], "41"),
             (&["SYS_RESOURCE"], &[], &[], "SYS_RESOURCE"),
         ] {
-            let text = asked(add, drop, ambient).unwrap_err().to_string();
+            let text = requested(add, drop, ambient).unwrap_err().to_string();
             assert!(text.contains(name), "{text}");
         }
-        assert!(asked(&[], &["SYS_RESOURCE"], &[]).is_ok());
+        assert!(requested(&[], &["SYS_RESOURCE"], &[]).is_ok());
     }
 
     #[test]
-    fn privileged_is_all_that_there_is() {
+    fn privileged_gets_all_capabilities_of_this_process() {
         let config = SecurityContext {
             privileged: true,
             ..SecurityContext::default()
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn this_process_knows_what_it_has() {
+    fn the_capabilities_of_this_process_are_read() {
         let last = std::fs::read_to_string("/proc/sys/kernel/cap_last_cap").unwrap();
         let last: u32 = last.trim().parse().unwrap();
         assert_eq!(own().unwrap() >> (last + 1), 0);

@@ -1,10 +1,10 @@
-//! Devices by name: what a node's CDI specifications say that a container with such a device needs.
+//! Devices by name: resolves CDI names to what the node's specifications require of a container.
 //!
-//! Called by [`super`]. Source: the Container Device Interface specification 0.3 to 1.0. Specifications are root's own
-//! files in `/etc/cdi` and `/var/run/cdi`, written by device plugins and DRA drivers.
-//! Invariants: a name that cannot be resolved is refused; an edit that is not carried out (a hook, which is a program
-//! of the host's run as root; network devices; RDT) is refused, never left out; the later directory wins.
-//! Not here: who asks for a device, CRI.
+//! Called by [`super`]. Source: the Container Device Interface specification 0.3 to 1.0. Specifications are files of
+//! root in `/etc/cdi` and `/var/run/cdi`, written by device plugins and DRA drivers.
+//! Invariants: a name that cannot be resolved is refused; an edit that is not implemented (a hook, which is a program
+//! run on the host as root; network devices; RDT) is refused, never left out; the later directory wins.
+//! Must not know: who requests a device, CRI.
 
 mod document;
 
@@ -15,11 +15,11 @@ use coracle_spec::{Device, DeviceKind, Mount, MountPropagation};
 
 use self::document::{Edits, MountEdit, Node};
 use super::devices::{Grant, device_target, one};
+use crate::host::errors::invalid;
 use crate::host::mounts::clean_target;
-use crate::host::paths::{Missing, Visit};
-use crate::host::plan::invalid;
+use crate::host::paths::{Lookup, Missing};
 
-/// Where specifications lie; the later one wins.
+/// The directories of specifications; the later one wins.
 const DIRECTORIES: [&str; 2] = ["/etc/cdi", "/var/run/cdi"];
 
 /// What devices add to a container.
@@ -35,51 +35,55 @@ pub(in crate::host) struct Additions {
     pub(super) grants: Vec<Grant>,
 }
 
-/// What all devices of these names (`vendor.com/class=name`) need together.
+/// The edits of all devices with these names (`vendor.com/class=name`).
 /// Errors: Invalid, naming the device and what is wrong with it.
-pub(super) fn additions(names: &[String], visit: &Visit<'_>) -> Result<Additions, Error> {
+pub(super) fn additions(names: &[String], lookup: &Lookup<'_>) -> Result<Additions, Error> {
     if names.is_empty() {
         return Ok(Additions::default());
     }
-    from(names, &DIRECTORIES.map(PathBuf::from), visit)
+    from(names, &DIRECTORIES.map(PathBuf::from), lookup)
 }
 
-fn from(names: &[String], directories: &[PathBuf], visit: &Visit<'_>) -> Result<Additions, Error> {
-    let read = document::read_all(directories, visit);
+fn from(
+    names: &[String],
+    directories: &[PathBuf],
+    lookup: &Lookup<'_>,
+) -> Result<Additions, Error> {
+    let read = document::read_all(directories, lookup);
     let mut additions = Additions::default();
     let mut applied: Vec<&Path> = Vec::new();
     for name in names {
         let refused = |why: String| invalid(format!("CDI device {name:?}: {why}"));
         let (kind, device) = split(name).map_err(refused)?;
         let document = read.find(kind, device).map_err(refused)?;
-        // What a specification says for all its devices is done once.
+        // The edits for all devices of a specification are applied once.
         if !applied.contains(&document.path.as_path()) {
-            additions.apply(&document.edits, visit).map_err(refused)?;
+            additions.apply(&document.edits, lookup).map_err(refused)?;
             applied.push(&document.path);
         }
         if let Some(edits) = document.device(device) {
-            additions.apply(edits, visit).map_err(refused)?;
+            additions.apply(edits, lookup).map_err(refused)?;
         }
     }
     Ok(additions)
 }
 
-/// `vendor.com/class=name` as kind and name.
+/// Splits `vendor.com/class=name` into kind and name.
 fn split(name: &str) -> Result<(&str, &str), String> {
-    let word = |text: &str, odd: &[u8]| {
+    let is_token = |text: &str, odd: &[u8]| {
         let good = |b: u8| b.is_ascii_alphanumeric() || odd.contains(&b);
         !text.is_empty() && text.bytes().all(good)
     };
     let parts = name.split_once('=').and_then(|(kind, device)| {
         let (vendor, class) = kind.split_once('/')?;
-        let good = word(vendor, b"._-") && word(class, b"._-") && word(device, b"._-:");
+        let good = is_token(vendor, b"._-") && is_token(class, b"._-") && is_token(device, b"._-:");
         good.then_some((kind, device))
     });
-    parts.ok_or_else(|| "that is no name like vendor.com/class=name".to_owned())
+    parts.ok_or_else(|| "that is not a name like vendor.com/class=name".to_owned())
 }
 
 impl Additions {
-    fn apply(&mut self, edits: &Edits, visit: &Visit<'_>) -> Result<(), String> {
+    fn apply(&mut self, edits: &Edits, lookup: &Lookup<'_>) -> Result<(), String> {
         if let Some(hook) = edits.hooks.first() {
             return Err(format!(
                 "its specification wants the program {:?} run on the host, which this runtime never does",
@@ -98,26 +102,26 @@ impl Additions {
             self.env.push((name.to_owned(), value.to_owned()));
         }
         for node in &edits.device_nodes {
-            self.grants.push(grant(node, visit)?);
+            self.grants.push(grant(node, lookup)?);
         }
         for mount in &edits.mounts {
-            self.mounts.push(bind(mount, visit)?);
+            self.mounts.push(bind(mount, lookup)?);
         }
-        // 0 is what a field that was left out reads as, and every container's root has it.
+        // 0 is the value of a field that was left out, and root of every container has that group.
         let groups = edits.additional_gids.iter().copied();
         self.groups.extend(groups.filter(|gid| *gid != 0));
         Ok(())
     }
 }
 
-fn grant(node: &Node, visit: &Visit<'_>) -> Result<Grant, String> {
+fn grant(node: &Node, lookup: &Lookup<'_>) -> Result<Grant, String> {
     let named = |why: String| format!("its node {:?}: {why}", node.path);
     let target = device_target(&node.path).map_err(named)?;
     let host = node.host_path.as_deref().unwrap_or(&node.path);
     if !host.starts_with('/') {
         return Err(named("the host path is not absolute".to_owned()));
     }
-    let device = match (visit.look(Path::new(host)), numbers(node)) {
+    let device = match (lookup.resolve(Path::new(host)), numbers(node)) {
         (Ok(found), stated) => {
             let device = one(&found.path, &target, &found.metadata).map_err(named)?;
             let actual = (device.kind, device.major, device.minor);
@@ -147,7 +151,7 @@ fn grant(node: &Node, visit: &Visit<'_>) -> Result<Grant, String> {
     })
 }
 
-/// What the specification itself says of a node's numbers, if it says all of it.
+/// The numbers of a node in the specification, if it has all of them.
 fn numbers(node: &Node) -> Option<(DeviceKind, u32, u32)> {
     let kind = match node.kind.as_deref()? {
         "b" => DeviceKind::Block,
@@ -157,7 +161,7 @@ fn numbers(node: &Node) -> Option<(DeviceKind, u32, u32)> {
     Some((kind, node.major?, node.minor?))
 }
 
-fn bind(edit: &MountEdit, visit: &Visit<'_>) -> Result<Mount, String> {
+fn bind(edit: &MountEdit, lookup: &Lookup<'_>) -> Result<Mount, String> {
     let named = |why: String| format!("its mount at {:?}: {why}", edit.container_path);
     let target = clean_target(&edit.container_path).map_err(named)?;
     if !matches!(edit.kind.as_deref(), None | Some("" | "bind" | "none")) {
@@ -167,7 +171,7 @@ fn bind(edit: &MountEdit, visit: &Visit<'_>) -> Result<Mount, String> {
     if !source.is_absolute() {
         return Err(named("the host path is not absolute".to_owned()));
     }
-    if let Err(error) = visit.open(&source, Missing::Refuse) {
+    if let Err(error) = lookup.open(&source, Missing::Refuse) {
         return Err(named(format!("the host path cannot be used: {error}")));
     }
     let mut mount = Mount {
@@ -184,7 +188,7 @@ fn bind(edit: &MountEdit, visit: &Visit<'_>) -> Result<Mount, String> {
             "slave" | "rslave" => mount.propagation = MountPropagation::Slave,
             "shared" | "rshared" => mount.propagation = MountPropagation::Shared,
             "bind" | "rbind" | "private" | "rprivate" | "rw" | "relatime" => {}
-            other => return Err(named(format!("{other:?} is no option that is known"))),
+            other => return Err(named(format!("{other:?} is not a known option"))),
         }
     }
     Ok(mount)

@@ -1,9 +1,9 @@
-//! Devices of a container: which nodes it gets, and what its cgroup lets it do with them.
+//! Devices of a container: which device nodes it gets, and which access its cgroup allows.
 //!
 //! Called by [`super`]. Source: containerd's `WithDevices` and `WithHostDevices`.
-//! Invariants: a node that is granted is a device of the host with the numbers that the host's node has; a directory
-//! grants what is below it, links and other file systems' peculiar directories not; one path has one device.
-//! Not here: making nodes, writing cgroups.
+//! Invariants: a granted node is a device of the host, with the same numbers; a directory grants the devices below it,
+//! except links and directories of special file systems; a path has one device.
+//! Must not know: how nodes are created, cgroup files.
 
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::Path;
@@ -12,18 +12,18 @@ use coracle_cgroup::{DeviceClass, DeviceRule};
 use coracle_lifecycle::{DeviceConfig, Error};
 use coracle_spec::{Device, DeviceKind};
 
+use crate::host::errors::invalid;
 use crate::host::mounts::clean_target;
-use crate::host::paths::{Missing, Visit};
-use crate::host::plan::invalid;
+use crate::host::paths::{Lookup, Missing};
 
 /// Most nodes of a container.
 const MOST: usize = 4096;
 
-/// Deepest directory below one that is asked for.
+/// Depth limit below a requested directory.
 const MAX_DEPTH: usize = 16;
 
-/// Directories and nodes of `/dev` that no container gets from the host. Source: containerd, `getDevices`; the
-/// terminals are the container's own.
+/// Directories and nodes of `/dev` that no container gets from the host. Source: containerd, `getDevices`; containers
+/// have terminals of their own.
 const NOT_PASSED_ON: [&str; 10] = [
     "pts",
     "shm",
@@ -40,7 +40,7 @@ const NOT_PASSED_ON: [&str; 10] = [
 /// Nodes that every container has.
 const USUAL: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
 
-/// A device with what may be done with it.
+/// A device and the access to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Grant {
     /// The node.
@@ -49,9 +49,12 @@ pub(super) struct Grant {
     pub permissions: String,
 }
 
-/// The devices that CRI asks for.
+/// The devices that CRI requests.
 /// Errors: Invalid, naming the path and what is wrong with it.
-pub(super) fn asked(configs: &[DeviceConfig], visit: &Visit<'_>) -> Result<Vec<Grant>, Error> {
+pub(super) fn requested(
+    configs: &[DeviceConfig],
+    lookup: &Lookup<'_>,
+) -> Result<Vec<Grant>, Error> {
     let mut grants = Vec::new();
     for config in configs {
         let refused = |why: String| {
@@ -59,12 +62,12 @@ pub(super) fn asked(configs: &[DeviceConfig], visit: &Visit<'_>) -> Result<Vec<G
             invalid(format!("device {host:?} at {target:?}: {why}"))
         };
         let target = device_target(&config.container_path).map_err(refused)?;
-        // A link is resolved once, here; the node it leads to is what is granted.
-        let host = visit
-            .look(Path::new(&config.host_path))
+        // A link is resolved once, here; the node that it leads to is granted.
+        let host = lookup
+            .resolve(Path::new(&config.host_path))
             .map_err(|error| refused(format!("the host path cannot be used: {error}")))?;
         let found = if host.metadata.is_dir() {
-            all_below(&host.path, &target, visit).map_err(refused)?
+            all_below(&host.path, &target, lookup).map_err(refused)?
         } else {
             vec![one(&host.path, &target, &host.metadata).map_err(refused)?]
         };
@@ -80,8 +83,8 @@ pub(super) fn asked(configs: &[DeviceConfig], visit: &Visit<'_>) -> Result<Vec<G
 }
 
 /// Every device node of the host, for a privileged container.
-pub(super) fn of_host(dev: &Path, visit: &Visit<'_>) -> Result<Vec<Grant>, Error> {
-    let found = all_below(dev, "/dev", visit)
+pub(super) fn of_host(dev: &Path, lookup: &Lookup<'_>) -> Result<Vec<Grant>, Error> {
+    let found = all_below(dev, "/dev", lookup)
         .map_err(|why| invalid(format!("the host's devices: {why}")))?;
     let is_own = |device: &Device| {
         let name = device.path.strip_prefix("/dev/").unwrap_or_default();
@@ -96,7 +99,7 @@ pub(super) fn of_host(dev: &Path, visit: &Visit<'_>) -> Result<Vec<Grant>, Error
         .collect())
 }
 
-/// One grant a path: a second one of the same device adds permissions, one of another device is refused.
+/// Merges grants by path: a second one of the same device adds permissions, one of another device is refused.
 pub(super) fn merged(grants: Vec<Grant>) -> Result<Vec<Grant>, Error> {
     let mut taken: Vec<Grant> = Vec::new();
     for grant in grants {
@@ -113,21 +116,21 @@ pub(super) fn merged(grants: Vec<Grant>) -> Result<Vec<Grant>, Error> {
             }
             Some(_) => {
                 return Err(invalid(format!(
-                    "two different devices are asked for at {path:?}"
+                    "two different devices are requested at {path:?}"
                 )));
             }
         }
     }
     if taken.len() > MOST {
         return Err(invalid(format!(
-            "{} devices are asked for, {MOST} are allowed",
+            "{} devices are requested, {MOST} are allowed",
             taken.len()
         )));
     }
     Ok(taken)
 }
 
-/// What the cgroup allows: what everybody may use and what is granted, or everything.
+/// The access that the cgroup allows: the default devices and the granted ones, or everything.
 pub(super) fn rules(grants: &[Grant], privileged: bool) -> Vec<DeviceRule> {
     if privileged {
         return DeviceRule::everything();
@@ -146,7 +149,7 @@ pub(super) fn rules(grants: &[Grant], privileged: bool) -> Vec<DeviceRule> {
     rules
 }
 
-/// A clean path for a node; the kernel's own trees have no room for one.
+/// A clean path for a node, outside the kernel's own file systems.
 pub(super) fn device_target(path: &str) -> Result<String, String> {
     let target = clean_target(path)?;
     let is_kernels = ["/proc", "/sys"].iter().any(|own| {
@@ -160,7 +163,7 @@ pub(super) fn device_target(path: &str) -> Result<String, String> {
     Ok(target)
 }
 
-/// The device that a node of the host is. Errors: it is none.
+/// The device of a host's node. Errors: it is not a device.
 pub(super) fn one(
     host: &Path,
     target: &str,
@@ -184,19 +187,28 @@ pub(super) fn one(
 }
 
 /// All devices below a directory, by path.
-fn all_below(directory: &Path, target: &str, visit: &Visit<'_>) -> Result<Vec<Device>, String> {
+fn all_below(directory: &Path, target: &str, lookup: &Lookup<'_>) -> Result<Vec<Device>, String> {
     let mut found = Vec::new();
-    below(directory, target, 0, visit, &mut found)?;
+    below(directory, target, 0, lookup, &mut found)?;
     found.sort_by(|one, other| one.path.cmp(&other.path));
     Ok(found)
 }
 
-/// Adds the devices below a directory to `found`: its own first, for the visit then goes on to where each directory is.
+/// The device at a path; `None` for another kind of file, or when it has gone.
+fn device_at(path: &Path, target: &str, kind: std::fs::FileType) -> Option<Device> {
+    if !kind.is_char_device() && !kind.is_block_device() {
+        return None;
+    }
+    let metadata = std::fs::symlink_metadata(path).ok()?;
+    one(path, target, &metadata).ok()
+}
+
+/// Adds the devices below a directory to `found`: first its own entries, then those of each subdirectory.
 fn below(
     directory: &Path,
     target: &str,
     depth: usize,
-    visit: &Visit<'_>,
+    lookup: &Lookup<'_>,
     found: &mut Vec<Device>,
 ) -> Result<(), String> {
     let cannot =
@@ -204,7 +216,7 @@ fn below(
     if depth > MAX_DEPTH {
         return Err(format!("{} lies too deep", directory.display()));
     }
-    visit.open(directory, Missing::Refuse).map_err(cannot)?;
+    lookup.open(directory, Missing::Refuse).map_err(cannot)?;
     let mut directories = Vec::new();
     for entry in std::fs::read_dir(directory).map_err(cannot)? {
         let entry = entry.map_err(cannot)?;
@@ -212,21 +224,16 @@ fn below(
         let Some(name) = name.to_str().filter(|name| !NOT_PASSED_ON.contains(name)) else {
             continue;
         };
-        // Nodes come and go while we look. What the directory itself tells asks no mount that covers an entry.
+        // Nodes come and go while we look. The directory itself tells the type, without touching a mount on an entry.
         let Ok(kind) = entry.file_type() else {
             continue;
         };
-        let (path, target) = (
-            entry.path(),
-            format!("{}/{name}", target.trim_end_matches('/')),
-        );
+        let path = entry.path();
+        let target = format!("{}/{name}", target.trim_end_matches('/'));
         if kind.is_dir() {
             directories.push((path, target));
-        } else if (kind.is_char_device() || kind.is_block_device())
-            && let Ok(metadata) = std::fs::symlink_metadata(&path)
-            && let Ok(device) = one(&path, &target, &metadata)
-        {
-            found.push(device);
+        } else {
+            found.extend(device_at(&path, &target, kind));
         }
         if found.len() > MOST {
             return Err(format!("there are more than {MOST} devices"));
@@ -234,7 +241,7 @@ fn below(
     }
     directories
         .into_iter()
-        .try_for_each(|(path, target)| below(&path, &target, depth + 1, visit, found))
+        .try_for_each(|(path, target)| below(&path, &target, depth + 1, lookup, found))
 }
 
 #[cfg(test)]
@@ -274,12 +281,12 @@ mod tests {
         }
     }
 
-    fn asked(configs: &[DeviceConfig]) -> Result<Vec<Grant>, Error> {
-        crate::host::paths::visited(|visit| super::asked(configs, visit))
+    fn requested(configs: &[DeviceConfig]) -> Result<Vec<Grant>, Error> {
+        crate::host::paths::with_lookup(|lookup| super::requested(configs, lookup))
     }
 
     fn of_host(dev: &Path) -> Result<Vec<Grant>, Error> {
-        crate::host::paths::visited(|visit| super::of_host(dev, visit))
+        crate::host::paths::with_lookup(|lookup| super::of_host(dev, lookup))
     }
 
     fn paths(grants: &[Grant]) -> Vec<&str> {
@@ -292,7 +299,7 @@ mod tests {
     #[test]
     fn a_device_is_what_the_host_has_at_that_path() {
         let scratch = Scratch::with_devices("one");
-        let grants = asked(&[scratch.config("link", "/dev//x/")]).unwrap();
+        let grants = requested(&[scratch.config("link", "/dev//x/")]).unwrap();
         let device = &grants[0].device;
         assert_eq!(device.path, "/dev/x");
         assert_eq!(device.source, scratch.0.join("a").canonicalize().unwrap());
@@ -306,13 +313,13 @@ mod tests {
     #[test]
     fn a_directory_grants_the_devices_below_it() {
         let scratch = Scratch::with_devices("below");
-        let grants = asked(&[scratch.config("", "/dev/d")]).unwrap();
+        let grants = requested(&[scratch.config("", "/dev/d")]).unwrap();
         assert_eq!(paths(&grants), ["/dev/d/a", "/dev/d/null", "/dev/d/sub/b"]);
         assert_eq!(grants[2].device.kind, DeviceKind::Block);
     }
 
     #[test]
-    fn what_is_no_device_is_refused_by_path() {
+    fn files_that_are_not_devices_are_refused_by_path() {
         let scratch = Scratch::with_devices("none");
         for (host, target, why) in [
             ("fifo", "/dev/x", "not a device"),
@@ -323,7 +330,7 @@ mod tests {
             ("a", "/proc/x", "no device can be there"),
             ("a", "/dev", "no device can be there"),
         ] {
-            let text = asked(&[scratch.config(host, target)])
+            let text = requested(&[scratch.config(host, target)])
                 .unwrap_err()
                 .to_string();
             assert!(
@@ -332,22 +339,22 @@ mod tests {
             );
         }
         std::fs::create_dir(scratch.0.join("empty")).unwrap();
-        let text = asked(&[scratch.config("empty", "/dev/x")]).unwrap_err();
+        let text = requested(&[scratch.config("empty", "/dev/x")]).unwrap_err();
         assert!(text.to_string().contains("holds no device"), "{text}");
     }
 
     #[test]
-    fn one_path_is_one_device() {
+    fn a_path_has_one_device() {
         let scratch = Scratch::with_devices("merge");
         let mut twice =
-            asked(&[scratch.config("a", "/dev/x"), scratch.config("a", "/dev/x")]).unwrap();
+            requested(&[scratch.config("a", "/dev/x"), scratch.config("a", "/dev/x")]).unwrap();
         twice[1].permissions = "m".to_owned();
         let merged_once = merged(twice).unwrap();
         assert_eq!(
             (merged_once.len(), merged_once[0].permissions.as_str()),
             (1, "rwm")
         );
-        let differing = asked(&[
+        let differing = requested(&[
             scratch.config("a", "/dev/x"),
             scratch.config("sub/b", "/dev/x"),
         ]);
@@ -355,9 +362,9 @@ mod tests {
     }
 
     #[test]
-    fn the_cgroup_allows_what_is_granted_and_no_more() {
+    fn the_cgroup_allows_granted_devices_and_no_more() {
         let scratch = Scratch::with_devices("rules");
-        let grants = asked(&[scratch.config("sub/b", "/dev/x")]).unwrap();
+        let grants = requested(&[scratch.config("sub/b", "/dev/x")]).unwrap();
         let rules = rules(&grants, false);
         let (usual, own) = rules.split_at(DeviceRule::defaults().len());
         assert_eq!(usual, DeviceRule::defaults());
@@ -367,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn a_privileged_container_gets_what_is_not_its_own_anyway() {
+    fn a_privileged_container_gets_all_devices_except_its_own() {
         let scratch = Scratch::with_devices("host");
         let grants = of_host(&scratch.0).unwrap();
         assert_eq!(paths(&grants), ["/dev/a", "/dev/sub/b"]);

@@ -1,10 +1,10 @@
 //! A pod's own `/etc/hostname`, `/etc/hosts` and `/etc/resolv.conf`, bound into its containers.
 //!
-//! Called when a container is created. Made once a container, in its directory on disk: what it writes to them is its
-//! own, counts as its writable layer does, goes with it, and never lands in the node's memory.
-//! Invariants: a file that is there is whole and never replaced, for the container may have it mounted; users of
-//! containers reach it by a mount only, as the directories above are root's alone.
-//! Not here: mounts that the kubelet asks for at the same places; those win.
+//! Called by: CreateContainer. Created once for each container, in its directory on disk: whatever it writes to them is
+//! its own, counts as its writable layer does, is removed with it, and never uses the node's memory.
+//! Invariants: an existing file is complete and never replaced, because the container may have it mounted; users of
+//! containers reach it only through a mount, as the directories above are root's alone.
+//! Must not know: mounts of the kubelet at the same paths; those win.
 
 use std::io::Write as _;
 use std::net::IpAddr;
@@ -17,17 +17,17 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use crate::host::{io_error, make_private, relabel};
 
-/// A file: name in our directory, place in the container.
+/// A file: name in our directory, path in the container.
 type PodFile = (&'static str, &'static str);
 
-/// What a container has.
+/// The files of a container.
 const ALL: [PodFile; 3] = [
     ("hostname", "/etc/hostname"),
     ("hosts", "/etc/hosts"),
     ("resolv.conf", "/etc/resolv.conf"),
 ];
 
-/// Whose files, and where they are made.
+/// The pod, and the directory for its files.
 pub(in crate::host) struct PodFiles<'a> {
     /// The pod.
     pub(in crate::host) pod: &'a PodRecord,
@@ -35,10 +35,10 @@ pub(in crate::host) struct PodFiles<'a> {
     pub(in crate::host) directory: &'a Path,
 }
 
-/// Largest file of the node's that is copied. Bytes.
+/// Largest file of the node that is copied. Bytes.
 const MAX_NODE_FILE_BYTES: u64 = 1 << 20;
 
-/// What a pod's files say.
+/// The facts that a pod's files contain.
 struct Facts<'a> {
     hostname: String,
     dns: &'a Dns,
@@ -47,7 +47,7 @@ struct Facts<'a> {
 }
 
 impl PodFiles<'_> {
-    /// Adds a mount of each file whose place `mounts` leaves free; [`Self::write`] makes the files.
+    /// Adds a mount of each file at a path that `mounts` leave free; [`Self::write`] creates the files.
     pub(in crate::host) fn add(&self, readonly: bool, mounts: &mut Vec<Mount>) {
         let free = |target: &str| !mounts.iter().any(|mount| covers(&mount.target, target));
         let wanted: Vec<_> = ALL.iter().filter(|(_, target)| free(target)).collect();
@@ -59,7 +59,8 @@ impl PodFiles<'_> {
         }));
     }
 
-    /// Makes the files that `mounts` have for sources, unless they are there, with SELinux label `label`. Blocks on the disk.
+    /// Creates the files that are sources of `mounts`, unless they exist, with SELinux label `label`. Blocks on the
+    /// disk.
     pub(in crate::host) fn write(
         &self,
         mounts: &[Mount],
@@ -82,7 +83,7 @@ impl PodFiles<'_> {
     }
 }
 
-/// Bytes of disk that the files in `directory` take: the container may have written to them.
+/// Bytes of disk that the files in `directory` occupy: the container may have written to them.
 pub(in crate::host) fn usage(directory: &Path) -> u64 {
     use std::os::unix::fs::MetadataExt as _;
     let facts = ALL
@@ -91,7 +92,7 @@ pub(in crate::host) fn usage(directory: &Path) -> u64 {
     facts.map(|facts| facts.blocks() * 512).sum()
 }
 
-/// Whether a mount at `target` is at `path` or above it: what lies there then belongs to that mount.
+/// Whether a mount at `target` covers `path`.
 fn covers(target: &str, path: &str) -> bool {
     path.strip_prefix(target)
         .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
@@ -110,7 +111,7 @@ fn facts(pod: &PodRecord) -> Facts<'_> {
     }
 }
 
-/// The name that a pod's containers see: its own, else the node's.
+/// The host name that a pod's containers see: its own, else the node's.
 pub(super) fn hostname(pod: &PodRecord) -> String {
     if !pod.config.hostname.is_empty() {
         return pod.config.hostname.clone();
@@ -160,18 +161,18 @@ fn resolv_conf(dns: &Dns) -> String {
     text
 }
 
-/// The servers that the node's own resolv.conf names, for pods that get a copy of it.
+/// The servers in the node's own resolv.conf, for pods that get a copy of it.
 pub(in crate::host) fn node_resolvers() -> Result<Vec<IpAddr>, Error> {
     let text = of_node("/etc/resolv.conf")?;
     let servers = text
         .lines()
         .filter_map(|line| line.trim().strip_prefix("nameserver"));
     Ok(servers
-        .filter_map(|word| word.trim().parse().ok())
+        .filter_map(|token| token.trim().parse().ok())
         .collect())
 }
 
-/// The node's own file; an absent one reads as empty.
+/// A file of the node; empty when absent.
 fn of_node(path: &str) -> Result<String, Error> {
     use std::io::Read as _;
     let failed = |error| io_error(format!("read the node's {path}"), error);
@@ -185,13 +186,13 @@ fn of_node(path: &str) -> Result<String, Error> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// Writes a whole file under another name, then gives it its name unless that is taken.
+/// Writes a complete file under another name, then renames it unless the name is taken.
 fn put(directory: &Path, name: &str, text: &str, label: Option<&str>) -> Result<(), Error> {
     let half: PathBuf = directory.join(format!("{name}.new"));
     let written =
         write_new(&half, text, label).and_then(|()| publish(&half, &directory.join(name)));
     if let Err(error) = written {
-        // It is in the container's own directory: what stays goes with it.
+        // It is in the container's own directory, and removed with it.
         let _ = std::fs::remove_file(&half);
         return Err(io_error(format!("write a pod's {name}"), error));
     }
@@ -207,7 +208,7 @@ fn write_new(path: &Path, text: &str, label: Option<&str>) -> std::io::Result<()
         .mode(0o644)
         .open(path)?;
     file.write_all(text.as_bytes())?;
-    // Whatever umask the daemon was started with: users of containers are to read it.
+    // Independent of the daemon's umask: users of containers must be able to read it.
     let mode = rustix::fs::Mode::from_raw_mode(0o644);
     rustix::fs::fchmod(&file, mode)?;
     label.map_or(Ok(()), |label| relabel::set(&file, label).map(drop))
@@ -235,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn files_say_what_the_pod_was_told() {
+    fn files_contain_the_pods_settings() {
         let dns = Dns {
             servers: vec!["10.96.0.10".into(), "fd00::a".into()],
             searches: vec!["default.svc".into(), "svc".into()],
@@ -275,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_there_is_never_replaced() {
+    fn an_existing_file_is_never_replaced() {
         let root = std::env::temp_dir().join(format!("coracle-files-{}", std::process::id()));
         let _ = std::fs::remove_dir_all(&root);
         make_private(&root).unwrap();
@@ -295,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mount_at_or_above_a_place_takes_it() {
+    fn a_mount_at_or_above_a_path_covers_it() {
         for (target, path, expected) in [
             ("/etc/hosts", "/etc/hosts", true),
             ("/etc", "/etc/hosts", true),

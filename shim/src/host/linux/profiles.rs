@@ -1,8 +1,8 @@
-//! Security profiles and labels that the node must have: seccomp files here, AppArmor and SELinux below.
+//! Security profiles and labels of the node: seccomp files here, AppArmor and SELinux in submodules.
 //!
-//! Called by [`super`]. Invariant: a profile that was asked for and is not there is refused; nobody runs unconfined for
-//! want of a profile.
-//! Not here: compiling filters, applying any of it.
+//! Called by [`super`]. Invariant: a requested profile that is absent is refused; no container runs unconfined for lack
+//! of a profile.
+//! Must not know: compiling filters, applying profiles.
 
 mod apparmor;
 mod selinux;
@@ -13,8 +13,8 @@ use std::path::Path;
 use coracle_lifecycle::{Error, SeccompPlan, SecurityProfile};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
 
+use crate::host::errors::invalid;
 use crate::host::io_error;
-use crate::host::plan::invalid;
 
 pub use self::apparmor::{DefaultProfile, default_profile};
 pub(super) use self::apparmor::{apparmor, load_default};
@@ -23,18 +23,18 @@ pub(super) use self::selinux::{LabelRequest, has_selinux, selinux};
 /// Largest seccomp profile that is read. Bytes.
 const MAX_PROFILE_BYTES: u64 = 1 << 20;
 
-/// Where a kernel tells of its security modules.
+/// The files in which a kernel shows its security modules.
 pub(super) struct SecurityFiles<'a> {
     /// AppArmor's directory in securityfs.
     pub apparmor: &'a Path,
     /// SELinux' file system.
     pub selinux: &'a Path,
-    /// Where AppArmor's parser may be, the first that is there counts.
+    /// Paths of AppArmor's parser; the first that exists counts.
     pub parsers: &'a [&'a str],
 }
 
 impl SecurityFiles<'static> {
-    /// Where they are on every node.
+    /// The paths on every node.
     pub(super) fn of_node() -> Self {
         Self {
             apparmor: Path::new("/sys/kernel/security/apparmor"),
@@ -44,7 +44,7 @@ impl SecurityFiles<'static> {
     }
 }
 
-/// Reads the profile that is asked for. Blocks on the disk.
+/// Reads the requested profile. Blocks on the disk.
 pub(super) fn seccomp(config: &SecurityProfile, privileged: bool) -> Result<SeccompPlan, Error> {
     match config {
         _ if privileged => Ok(SeccompPlan::Unconfined),
@@ -78,7 +78,7 @@ fn read_profile(path: &str) -> Result<String, Error> {
 }
 
 fn open_profile(path: &str) -> Result<std::fs::File, Error> {
-    // The directory may be a link of the administrator's making; the profile itself is a file, not a device.
+    // The directory may be a link of the administrator; the profile itself is a regular file.
     let flags =
         OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::NOCTTY | OFlags::CLOEXEC;
     let opened = openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS);
@@ -95,7 +95,7 @@ fn check_json(path: &str, bytes: &[u8]) -> Result<(), Error> {
     match serde_json::from_slice::<serde_json::Value>(bytes) {
         Ok(serde_json::Value::Object(_)) => Ok(()),
         Ok(_) => Err(invalid(format!(
-            "seccomp profile {path:?} is no JSON object"
+            "seccomp profile {path:?} is not a JSON object"
         ))),
         Err(error) => Err(Error::because(
             coracle_lifecycle::Kind::Invalid,
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_profile_is_refused_never_unconfined() {
+    fn an_invalid_profile_is_refused_never_unconfined() {
         let scratch = Scratch::new("profiles-odd");
         let fifo = scratch.0.join("fifo");
         rustix::fs::mknodat(CWD, &fifo, rustix::fs::FileType::Fifo, Mode::RWXU, 0).unwrap();

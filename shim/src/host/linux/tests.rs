@@ -1,4 +1,4 @@
-//! What a Linux container may ask of its pod, and what it gets.
+//! What a Linux container may request of its pod, and what it gets.
 
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
@@ -14,21 +14,21 @@ use serde_json::json;
 
 use super::*;
 
-struct Place {
+struct Fixture {
     root: PathBuf,
     pod: PodRecord,
     id: ContainerId,
     image: Image,
 }
 
-impl Drop for Place {
+impl Drop for Fixture {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.root);
     }
 }
 
-impl Place {
-    fn new(name: &str) -> Place {
+impl Fixture {
+    fn new(name: &str) -> Fixture {
         let root =
             std::env::temp_dir().join(format!("coracle-linux-{name}-{}", std::process::id()));
         let _ = std::fs::remove_dir_all(&root);
@@ -43,7 +43,7 @@ impl Place {
             "id": PodId::random().unwrap().as_str(), "wish": config, "created_at": 1, "boot": "b",
             "cgroup_parent": "/c", "range": {"base": 65536, "size": IdRange::SIZE}, "phase": "Starting",
         });
-        Place {
+        Fixture {
             root,
             pod: serde_json::from_value(pod).unwrap(),
             id: ContainerId::random().unwrap(),
@@ -53,7 +53,7 @@ impl Place {
 
     fn plan(&self, config: &ContainerConfig) -> Result<(LinuxPlan, Vec<Mount>), Error> {
         let mut mounts = Vec::new();
-        let hardware = super::super::paths::visited(|visit| Hardware::find(config, visit))?;
+        let hardware = super::super::paths::with_lookup(|lookup| Hardware::find(config, lookup))?;
         let subject = Subject {
             pod: &self.pod,
             id: &self.id,
@@ -66,7 +66,7 @@ impl Place {
     }
 
     fn secured(&self, security: SecurityContext) -> Result<LinuxPlan, Error> {
-        self.plan(&asked(security)).map(|(plan, _)| plan)
+        self.plan(&requested(security)).map(|(plan, _)| plan)
     }
 
     fn change(&mut self, change: impl FnOnce(&mut coracle_lifecycle::SandboxConfig)) {
@@ -91,7 +91,7 @@ fn image() -> Image {
     }
 }
 
-fn asked(security: SecurityContext) -> ContainerConfig {
+fn requested(security: SecurityContext) -> ContainerConfig {
     let config = json!({
         "name": {"name": "c", "attempt": 0}, "image": "i", "user_specified_image": "", "command": [], "args": [],
         "working_dir": "", "env": [], "mounts": [], "labels": {}, "annotations": {}, "log_path": "",
@@ -108,8 +108,10 @@ fn asked(security: SecurityContext) -> ContainerConfig {
 
 #[test]
 fn a_plain_container_gets_the_usual_jail_and_its_pods_files() {
-    let place = Place::new("plain");
-    let (plan, mounts) = place.plan(&asked(SecurityContext::default())).unwrap();
+    let fixture = Fixture::new("plain");
+    let (plan, mounts) = fixture
+        .plan(&requested(SecurityContext::default()))
+        .unwrap();
     assert_eq!(plan.seccomp, SeccompPlan::Unconfined);
     assert_eq!(plan.jail.pid, PidNamespaceMode::Own);
     assert_eq!(plan.jail.volumes, ["/data"]);
@@ -120,8 +122,8 @@ fn a_plain_container_gets_the_usual_jail_and_its_pods_files() {
     assert_eq!(targets, ["/etc/hostname", "/etc/hosts", "/etc/resolv.conf"]);
     assert!(mounts.iter().all(|mount| !mount.readonly));
     let own = files::PodFiles {
-        pod: &place.pod,
-        directory: &place.root.join("files"),
+        pod: &fixture.pod,
+        directory: &fixture.root.join("files"),
     };
     own.write(&mounts[..2], None).unwrap();
     let name = std::fs::read_to_string(&mounts[0].source).unwrap();
@@ -132,10 +134,10 @@ fn a_plain_container_gets_the_usual_jail_and_its_pods_files() {
     assert_eq!(name, "web-0\n");
     let readonly = ContainerConfig {
         readonly_rootfs: true,
-        ..asked(SecurityContext::default())
+        ..requested(SecurityContext::default())
     };
     assert!(
-        place
+        fixture
             .plan(&readonly)
             .unwrap()
             .1
@@ -145,8 +147,8 @@ fn a_plain_container_gets_the_usual_jail_and_its_pods_files() {
 }
 
 #[test]
-fn privileged_needs_a_privileged_pod_and_lifts_what_confines() {
-    let mut place = Place::new("privileged");
+fn privileged_needs_a_privileged_pod_and_lifts_confinement() {
+    let mut fixture = Fixture::new("privileged");
     let security = SecurityContext {
         privileged: true,
         seccomp: coracle_lifecycle::SecurityProfile::Default,
@@ -154,18 +156,18 @@ fn privileged_needs_a_privileged_pod_and_lifts_what_confines() {
         readonly_paths: vec!["/proc/sys".to_owned()],
         ..SecurityContext::default()
     };
-    let error = place.secured(security.clone()).unwrap_err();
+    let error = fixture.secured(security.clone()).unwrap_err();
     assert!(error.kind() == Kind::Invalid && error.to_string().contains("privileged"));
     let confined = SecurityContext {
         privileged: false,
         ..security.clone()
     };
-    let plan = place.secured(confined).unwrap();
+    let plan = fixture.secured(confined).unwrap();
     assert_eq!(plan.jail.masked_paths, ["/proc/kcore"]);
     assert_eq!(plan.jail.readonly_paths, ["/proc/sys"]);
     assert_eq!(plan.seccomp, SeccompPlan::Default);
-    place.change(|pod| pod.privileged = true);
-    let plan = place.secured(security).unwrap();
+    fixture.change(|pod| pod.privileged = true);
+    let plan = fixture.secured(security).unwrap();
     assert!(plan.jail.privileged && !plan.jail.devices.is_empty());
     assert_eq!(plan.limits.devices, Some(DeviceRule::everything()));
     assert!(plan.jail.masked_paths.is_empty() && plan.jail.readonly_paths.is_empty());
@@ -173,65 +175,65 @@ fn privileged_needs_a_privileged_pod_and_lifts_what_confines() {
 }
 
 #[test]
-fn processes_are_seen_as_pod_and_container_say() {
-    let mut place = Place::new("pid");
-    let space = |place: &Place, pid| {
+fn pod_and_container_decide_which_processes_are_visible() {
+    let mut fixture = Fixture::new("pid");
+    let space = |fixture: &Fixture, pid| {
         let security = SecurityContext {
             pid,
             ..SecurityContext::default()
         };
-        place.secured(security).map(|plan| plan.jail.pid)
+        fixture.secured(security).map(|plan| plan.jail.pid)
     };
     assert_eq!(
-        space(&place, PidNamespaceConfig::Unset).unwrap(),
+        space(&fixture, PidNamespaceConfig::Unset).unwrap(),
         PidNamespaceMode::Own
     );
     assert_eq!(
-        space(&place, PidNamespaceConfig::Container).unwrap(),
+        space(&fixture, PidNamespaceConfig::Container).unwrap(),
         PidNamespaceMode::Own
     );
     assert_eq!(
-        space(&place, PidNamespaceConfig::Pod).unwrap(),
+        space(&fixture, PidNamespaceConfig::Pod).unwrap(),
         PidNamespaceMode::Pod
     );
-    assert!(space(&place, PidNamespaceConfig::Node).is_err());
+    assert!(space(&fixture, PidNamespaceConfig::Node).is_err());
     let other = ContainerId::random().unwrap();
     let target = || PidNamespaceConfig::Target(other.to_string());
-    let error = space(&place, target()).unwrap_err();
+    let error = space(&fixture, target()).unwrap_err();
     assert!(error.to_string().contains(other.as_str()), "{error}");
-    std::fs::create_dir_all(place.root.join("containers").join(other.as_str())).unwrap();
+    std::fs::create_dir_all(fixture.root.join("containers").join(other.as_str())).unwrap();
     assert_eq!(
-        space(&place, target()).unwrap(),
+        space(&fixture, target()).unwrap(),
         PidNamespaceMode::Target(other.clone())
     );
-    for odd in ["", "..", "../containers", place.id.as_str()] {
+    for odd in ["", "..", "../containers", fixture.id.as_str()] {
         assert!(
-            space(&place, PidNamespaceConfig::Target(odd.to_owned())).is_err(),
+            space(&fixture, PidNamespaceConfig::Target(odd.to_owned())).is_err(),
             "{odd:?}"
         );
     }
-    place.change(|pod| pod.namespaces.pid = NamespaceMode::Node);
+    fixture.change(|pod| pod.namespaces.pid = NamespaceMode::Node);
     assert_eq!(
-        space(&place, PidNamespaceConfig::Node).unwrap(),
+        space(&fixture, PidNamespaceConfig::Node).unwrap(),
         PidNamespaceMode::Node
     );
     assert_eq!(
-        space(&place, PidNamespaceConfig::Pod).unwrap(),
+        space(&fixture, PidNamespaceConfig::Pod).unwrap(),
         PidNamespaceMode::Node
     );
     assert_eq!(
-        space(&place, PidNamespaceConfig::Unset).unwrap(),
+        space(&fixture, PidNamespaceConfig::Unset).unwrap(),
         PidNamespaceMode::Node
     );
     assert_eq!(
-        space(&place, PidNamespaceConfig::Container).unwrap(),
+        space(&fixture, PidNamespaceConfig::Container).unwrap(),
         PidNamespaceMode::Own
     );
 }
 
 #[test]
 fn a_container_has_no_more_of_the_node_than_its_pod() {
-    let mut place = Place::new("node");
+    let mut fixture = Fixture::new("node");
     let network = SecurityContext {
         node_network: true,
         ..SecurityContext::default()
@@ -241,16 +243,16 @@ fn a_container_has_no_more_of_the_node_than_its_pod() {
         ..SecurityContext::default()
     };
     for (security, name) in [(network.clone(), "network"), (ipc, "ipc")] {
-        let error = place.secured(security).unwrap_err();
+        let error = fixture.secured(security).unwrap_err();
         assert!(error.to_string().contains(name), "{error}");
     }
-    place.change(|pod| pod.namespaces.network = NamespaceMode::Node);
-    assert!(place.secured(network).is_ok());
+    fixture.change(|pod| pod.namespaces.network = NamespaceMode::Node);
+    assert!(fixture.secured(network).is_ok());
 }
 
 #[test]
 fn a_container_has_its_pods_users() {
-    let mut place = Place::new("users");
+    let mut fixture = Fixture::new("users");
     let map = |outside| coracle_lifecycle::IdMapping {
         inside: 0,
         outside,
@@ -264,41 +266,43 @@ fn a_container_has_its_pods_users() {
         userns,
         ..SecurityContext::default()
     };
-    assert!(place.secured(with(Some(None))).is_ok());
-    let error = place.secured(with(Some(Some(users(70_000))))).unwrap_err();
+    assert!(fixture.secured(with(Some(None))).is_ok());
+    let error = fixture
+        .secured(with(Some(Some(users(70_000)))))
+        .unwrap_err();
     assert!(error.to_string().contains("70000"), "{error}");
-    place.change(|pod| pod.userns = Some(users(70_000)));
-    assert!(place.secured(with(Some(Some(users(70_000))))).is_ok());
-    assert!(place.secured(with(None)).is_ok());
-    assert!(place.secured(with(Some(None))).is_err());
-    assert!(place.secured(with(Some(Some(users(80_000))))).is_err());
+    fixture.change(|pod| pod.userns = Some(users(70_000)));
+    assert!(fixture.secured(with(Some(Some(users(70_000))))).is_ok());
+    assert!(fixture.secured(with(None)).is_ok());
+    assert!(fixture.secured(with(Some(None))).is_err());
+    assert!(fixture.secured(with(Some(Some(users(80_000))))).is_err());
 }
 
 #[test]
-fn whom_the_pods_map_does_not_hold_nobody_can_be() {
-    let mut place = Place::new("ids");
+fn an_id_outside_the_pods_map_is_refused() {
+    let mut fixture = Fixture::new("ids");
     let who = |uid, gid, groups: &[u32]| Identity {
         uid,
         gid,
         groups: groups.to_vec(),
-        range: place.pod.range,
+        range: fixture.pod.range,
     };
     let (inside, user) = (who(99, 99, &[0]), who(100, 0, &[]));
     let (group, added) = (who(0, 100, &[]), who(0, 0, &[5, 100]));
-    assert!(has_ids(&place.pod, &user).is_ok());
+    assert!(has_ids(&fixture.pod, &user).is_ok());
     let map = coracle_lifecycle::IdMapping {
         inside: 0,
         outside: 70_000,
         count: 100,
     };
-    place.change(|pod| pod.userns = Some(UserNamespaceConfig { uid: map, gid: map }));
-    assert!(has_ids(&place.pod, &inside).is_ok());
+    fixture.change(|pod| pod.userns = Some(UserNamespaceConfig { uid: map, gid: map }));
+    assert!(has_ids(&fixture.pod, &inside).is_ok());
     for (who, word) in [
         (user, "user id 100"),
         (group, "group id 100"),
         (added, "group id 100"),
     ] {
-        let text = has_ids(&place.pod, &who).unwrap_err().to_string();
+        let text = has_ids(&fixture.pod, &who).unwrap_err().to_string();
         assert!(text.contains(word), "{text}");
     }
 }

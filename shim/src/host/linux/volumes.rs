@@ -1,19 +1,19 @@
 //! The `VOLUME`s of an image: directories that are writable even in a read-only root.
 //!
-//! Called by [`super`]. Pure. Invariants: a volume is a clean path of the container; what a mount covers is the
-//! mount's; an image cannot ask for more than a container may have mounts.
-//! Not here: making them.
+//! Called by [`super`]. Pure. Invariants: a volume is a clean path of the container; a mount wins over a volume; an
+//! image has at most as many volumes as a container may have mounts.
+//! Must not know: how they are created.
 
 use coracle_lifecycle::Error;
 use coracle_spec::Mount;
 
-use crate::host::plan::invalid;
+use crate::host::errors::invalid;
 
 /// Most volumes of an image.
 const MOST: usize = 512;
 
-/// The volumes to make, without those at which something is mounted. Errors: Invalid for too many of them, and for
-/// one in the kernel's own file systems.
+/// The volumes to create, except those covered by a mount. Errors: Invalid for too many of them, and for one in the
+/// kernel's own file systems.
 pub(super) fn of_image(volumes: &[String], mounts: &[Mount]) -> Result<Vec<String>, Error> {
     if volumes.len() > MOST {
         return Err(invalid(format!(
@@ -46,7 +46,7 @@ pub(super) fn of_image(volumes: &[String], mounts: &[Mount]) -> Result<Vec<Strin
     Ok(taken)
 }
 
-/// What a path means that nobody can climb out of: `..` at the root is the root. Empty for the root itself.
+/// Cleans a path so that it cannot leave the root: `..` at the root is the root. Empty for the root itself.
 fn clean(path: &str) -> String {
     let mut parts: Vec<&str> = Vec::new();
     for part in path.split('/') {
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn mounts_win_and_each_volume_is_made_once() {
+    fn mounts_win_and_each_volume_is_created_once() {
         assert_eq!(of(&["/a", "/b", "/a/"], &["/b"]).unwrap(), ["/a"]);
     }
 

@@ -1,4 +1,4 @@
-//! Paths are resolved as the kernel does it, made without following links, and a silent place costs few threads.
+//! Paths are resolved as by the kernel, created without following links, and a silent file system costs few threads.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
@@ -7,9 +7,12 @@ use super::*;
 use crate::scratch::Scratch;
 
 fn open(path: &Path, missing: Missing) -> std::io::Result<std::os::fd::OwnedFd> {
-    let places = Places::default();
-    let opened = Visit::new(&places).open(path, missing);
-    assert!(lock(&places.inside).is_empty(), "a visit that ended stays");
+    let locations = Locations::default();
+    let opened = Lookup::new(&locations).open(path, missing);
+    assert!(
+        lock(&locations.inside).is_empty(),
+        "a visit that ended stays"
+    );
     opened
 }
 
@@ -25,7 +28,7 @@ fn same(path: &Path) {
 }
 
 #[test]
-fn a_path_leads_where_the_kernel_leads() {
+fn a_path_is_resolved_as_by_the_kernel() {
     let scratch = Scratch::new("walk");
     let root = &scratch.0;
     fs::create_dir_all(root.join("a/b")).unwrap();
@@ -62,7 +65,7 @@ fn a_path_leads_where_the_kernel_leads() {
 }
 
 #[test]
-fn absent_directories_are_made_but_never_through_a_link_that_leads_to_nothing() {
+fn missing_directories_are_created_but_never_through_a_dangling_link() {
     let scratch = Scratch::new("walk-make");
     let root = &scratch.0;
     fs::create_dir(root.join("real")).unwrap();
@@ -82,7 +85,7 @@ fn absent_directories_are_made_but_never_through_a_link_that_leads_to_nothing() 
     }
     symlink(root.join("elsewhere"), root.join("dangling")).unwrap();
     for path in ["dangling", "dangling/x", "real/x/absent/../y"] {
-        // The last is made as far as it goes: `..` of what was made is where it was.
+        // The last is created as far as possible: `..` of a new directory leads back.
         let opened = open(&root.join(path), Missing::Create);
         assert_eq!(opened.is_ok(), path.starts_with("real"), "{path}");
     }
@@ -96,7 +99,7 @@ fn absent_directories_are_made_but_never_through_a_link_that_leads_to_nothing() 
 }
 
 #[test]
-fn a_swapped_directory_never_has_anything_made_behind_it() {
+fn nothing_is_created_behind_a_swapped_directory() {
     let scratch = Scratch::new("walk-race");
     let root = &scratch.0;
     let (outside, path) = (root.join("outside"), root.join("tenant"));
@@ -122,15 +125,15 @@ fn a_swapped_directory_never_has_anything_made_behind_it() {
 }
 
 #[tokio::test]
-async fn a_silent_place_is_refused_by_name_and_leaves_others_their_threads() {
+async fn a_silent_file_system_is_refused_by_name_and_leaves_threads_for_others() {
     let paths = Paths::default();
     let open = Arc::new((Mutex::new(false), Condvar::new()));
     let mut hung = Vec::new();
     for number in 0..INSIDE + 20 {
         let (paths, open) = (paths.clone(), Arc::clone(&open));
         hung.push(tokio::spawn(async move {
-            let hang = move |visit: &Visit<'_>| {
-                let entered = visit.enter(Place::Device(u64::MAX));
+            let hang = move |lookup: &Lookup<'_>| {
+                let entered = lookup.enter(Location::Device(u64::MAX));
                 entered.map_err(|error| super::super::io_error("enter", error))?;
                 let mut is_open = lock(&open.0);
                 while !*is_open {
@@ -143,15 +146,15 @@ async fn a_silent_place_is_refused_by_name_and_leaves_others_their_threads() {
     }
     tokio::time::sleep(SILENCE + Duration::from_millis(500)).await;
     let begun = Instant::now();
-    let elsewhere = paths.run(String::new, |visit| {
-        let entered = visit.enter(Place::Device(u64::MAX - 1));
+    let elsewhere = paths.run(String::new, |lookup| {
+        let entered = lookup.enter(Location::Device(u64::MAX - 1));
         entered.map_err(|error| super::super::io_error("enter", error))
     });
     elsewhere.await.unwrap();
     let there = paths.run(
         || "path".to_owned(),
-        |visit| {
-            let entered = visit.enter(Place::Device(u64::MAX));
+        |lookup| {
+            let entered = lookup.enter(Location::Device(u64::MAX));
             entered.map_err(|error| super::super::io_error("enter", error))
         },
     );
@@ -159,7 +162,7 @@ async fn a_silent_place_is_refused_by_name_and_leaves_others_their_threads() {
     assert!(refused.contains("no more are let in"), "{refused}");
     assert!(begun.elapsed() < Duration::from_secs(1));
     assert_eq!(
-        lock(&paths.0.places.inside)[&Place::Device(u64::MAX)].len(),
+        lock(&paths.0.locations.inside)[&Location::Device(u64::MAX)].len(),
         INSIDE
     );
     *lock(&open.0) = true;
@@ -169,5 +172,5 @@ async fn a_silent_place_is_refused_by_name_and_leaves_others_their_threads() {
         done += usize::from(one.await.unwrap().is_ok());
     }
     assert_eq!(done, INSIDE);
-    assert!(lock(&paths.0.places.inside).is_empty());
+    assert!(lock(&paths.0.locations.inside).is_empty());
 }

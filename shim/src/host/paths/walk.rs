@@ -1,9 +1,9 @@
-//! Resolves a path one component at a time, so that it is known in which filesystem a step hangs.
+//! Resolves a path one component at a time, so that it is known in which file system a step hangs.
 //!
-//! Called by: [`Visit::open`]. Source: path_resolution(7), openat2(2).
-//! Invariants: the visit is in the place of a step before the step is taken; below a directory that was made here no
-//! link is followed; nothing is made where a link led to nothing or where somebody other than root led.
-//! Must not know: mounts' options, logs.
+//! Called by: [`Lookup::open`]. Source: path_resolution(7), openat2(2).
+//! Invariants: the lookup enters the location of a step before the step is taken; below a directory that was created
+//! here no link is followed; nothing is created at a dangling link or behind a link of another user than root.
+//! Must not know: options of mounts, logs.
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
@@ -17,20 +17,20 @@ use rustix::fs::{
     openat, openat2, readlinkat, statx,
 };
 
-use super::{Missing, Place, Visit};
+use super::{Location, Lookup, Missing};
 
-/// Most links of a path. Source: path_resolution(7).
+/// Most links in a path. Source: path_resolution(7).
 const LINKS: usize = 40;
-/// Mode of directories that are made.
+/// Mode of directories that are created.
 const MODE: u32 = 0o755;
 
-/// One step: a name or `..`, and whether a link brought it.
+/// One step: a name or `..`, and whether it comes from a link.
 struct Step {
     name: OsString,
     linked: bool,
 }
 
-/// What is known of an open file.
+/// The metadata of an open file.
 struct Facts {
     device: u64,
     inode: u64,
@@ -39,22 +39,22 @@ struct Facts {
 }
 
 struct Walk<'a> {
-    visit: &'a Visit<'a>,
+    lookup: &'a Lookup<'a>,
     here: OwnedFd,
     facts: Facts,
     steps: VecDeque<Step>,
     links: usize,
-    /// A link of somebody other than root was followed.
+    /// A link that does not belong to root was followed.
     misled: bool,
-    /// A directory was made: what follows must be directories of ours.
+    /// A directory was created: from here on only directories of ours follow.
     made: bool,
 }
 
-/// See [`Visit::open`].
-pub(super) fn open(visit: &Visit<'_>, path: &Path, missing: Missing) -> io::Result<OwnedFd> {
+/// See [`Lookup::open`].
+pub(super) fn open(lookup: &Lookup<'_>, path: &Path, missing: Missing) -> io::Result<OwnedFd> {
     let here = openat(CWD, "/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
     let mut walk = Walk {
-        visit,
+        lookup,
         facts: facts(here.as_fd())?,
         here,
         steps: VecDeque::new(),
@@ -63,7 +63,7 @@ pub(super) fn open(visit: &Visit<'_>, path: &Path, missing: Missing) -> io::Resu
         made: false,
     };
     walk.expect(path, false);
-    visit.enter(Place::Device(walk.facts.device))?;
+    lookup.enter(Location::Device(walk.facts.device))?;
     while let Some(step) = walk.steps.pop_front() {
         match walk.take(&step.name) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -76,7 +76,7 @@ pub(super) fn open(visit: &Visit<'_>, path: &Path, missing: Missing) -> io::Resu
 }
 
 impl Walk<'_> {
-    /// Puts the components of `path` before what is still to come.
+    /// Puts the components of `path` before the remaining ones.
     fn expect(&mut self, path: &Path, linked: bool) {
         let names = path.components().filter_map(|part| match part {
             Component::Normal(name) => Some(name.to_owned()),
@@ -95,14 +95,14 @@ impl Walk<'_> {
         let next = match openat2(&self.here, name, flags, Mode::empty(), within) {
             Err(rustix::io::Errno::XDEV) => {
                 let (device, inode) = (self.facts.device, self.facts.inode);
-                self.visit
-                    .enter(Place::MountPoint(device, inode, name.to_owned()))?;
+                self.lookup
+                    .enter(Location::MountPoint(device, inode, name.to_owned()))?;
                 openat(&self.here, name, flags, Mode::empty())?
             }
             other => other?,
         };
         let facts = facts(next.as_fd())?;
-        self.visit.enter(Place::Device(facts.device))?;
+        self.lookup.enter(Location::Device(facts.device))?;
         if facts.kind != FileType::Symlink {
             (self.here, self.facts) = (next, facts);
             return Ok(());
@@ -120,11 +120,11 @@ impl Walk<'_> {
             return Err(rustix::io::Errno::LOOP.into());
         }
         if fstatfs(link)?.f_type == libc::PROC_SUPER_MAGIC {
-            // What a link of proc says need not be where it leads.
+            // The text of a magic link in proc need not be its target.
             let flags = OFlags::PATH | OFlags::CLOEXEC;
             self.here = openat(&self.here, name, flags, Mode::empty())?;
             self.facts = facts(self.here.as_fd())?;
-            return self.visit.enter(Place::Device(self.facts.device));
+            return self.lookup.enter(Location::Device(self.facts.device));
         }
         let target = readlinkat(link, "", Vec::new())?;
         let target = OsString::from_vec(target.into_bytes());
@@ -136,10 +136,10 @@ impl Walk<'_> {
             self.facts = facts(self.here.as_fd())?;
         }
         self.expect(Path::new(&target), true);
-        self.visit.enter(Place::Device(self.facts.device))
+        self.lookup.enter(Location::Device(self.facts.device))
     }
 
-    /// Makes the directory that `step` did not find. Errors: `absent`, unless it may be made.
+    /// Creates the directory that `step` did not find. Errors: `absent`, unless it may be created.
     fn make(&mut self, step: &Step, missing: Missing, absent: io::Error) -> io::Result<()> {
         if missing == Missing::Refuse {
             return Err(absent);
@@ -153,7 +153,7 @@ impl Walk<'_> {
             ));
         }
         match mkdirat(&self.here, &step.name, Mode::from_raw_mode(MODE)) {
-            // Somebody was faster.
+            // Another process was faster.
             Ok(()) | Err(rustix::io::Errno::EXIST) => {}
             Err(error) => return Err(error.into()),
         }
@@ -170,7 +170,7 @@ fn refused(why: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, why)
 }
 
-/// What the kernel knows without asking a server.
+/// The metadata that the kernel has without asking a server.
 fn facts(file: BorrowedFd<'_>) -> io::Result<Facts> {
     let flags = AtFlags::EMPTY_PATH
         | AtFlags::STATX_DONT_SYNC

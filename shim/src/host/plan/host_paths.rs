@@ -1,7 +1,7 @@
-//! What a plan needs of the node's paths, which may hang: sources of mounts, devices, CDI specifications.
+//! The paths of the node that a plan needs, which may hang: sources of mounts, devices, CDI specifications.
 //!
-//! Called by: [`super`]. Invariant: no path of a container is resolved on a thread of the runtime's; a container that
-//! names none waits for no thread. Must not know: what is decided from it.
+//! Called by: [`super`]. Invariant: no path of a container is resolved on a thread of the runtime; a container without
+//! such paths waits for no thread. Must not know: what is decided from them.
 
 use std::sync::Arc;
 
@@ -10,11 +10,11 @@ use coracle_spec::Mount;
 use super::Draft;
 use crate::host::Host;
 use crate::host::linux::Hardware;
-use crate::host::paths::{Missing, Visit};
+use crate::host::paths::{Lookup, Missing};
 use coracle_lifecycle::{ContainerConfig, Error};
 
 impl Host {
-    /// The mounts of a container, their host paths looked at on a thread that may hang.
+    /// The mounts of a container, whose host paths are looked up on a thread that may hang.
     pub(super) async fn mounts(
         &self,
         draft: Draft,
@@ -37,19 +37,19 @@ impl Host {
                 .collect();
             format!("check the mounts of {}", named.join(", "))
         };
-        let check = move |visit: &Visit<'_>| {
-            let mounts = draft.mounts(is_linux, missing, visit)?;
+        let check = move |lookup: &Lookup<'_>| {
+            let mounts = draft.mounts(is_linux, missing, lookup)?;
             Ok((draft, mounts))
         };
         let (draft, mounts) = self.paths.run(what, check).await?;
-        // After the check: what was absent may have been made.
+        // After the check: a missing path may have been created.
         self.relabel(&draft.pod, &draft.config).await?;
         Ok((draft, mounts))
     }
 
-    /// The devices of a container, looked at on a thread that may hang.
+    /// The devices of a container, looked up on a thread that may hang.
     pub(super) async fn hardware(&self, config: &Arc<ContainerConfig>) -> Result<Hardware, Error> {
-        if !Hardware::is_asked_by(config) {
+        if !Hardware::is_requested_by(config) {
             return Ok(Hardware::default());
         }
         let (named, config) = (Arc::clone(config), Arc::clone(config));
@@ -61,7 +61,7 @@ impl Host {
                 .collect();
             format!("look at the node's devices {}", names.join(", "))
         };
-        let find = move |visit: &Visit<'_>| Hardware::find(&config, visit);
+        let find = move |lookup: &Lookup<'_>| Hardware::find(&config, lookup);
         self.paths.run(what, find).await
     }
 }

@@ -1,24 +1,24 @@
-//! Effects on a pod's network where plugins make it: connecting while the keeper comes to life, letting go before the
-//! namespace goes.
+//! Effects on a pod's network where plugins make it: attach while the keeper starts, detach before the namespace goes.
 //!
 //! Called by: the effects on one pod. Calls: [`cni`].
-//! Invariants: what plugins may hold is on disk before they are asked; a pod that plugins connected is let go by them,
-//! whatever the configuration says by then; a list of what a pod may reach knows the addresses that plugins gave the
-//! node; nobody waits for a plugin whose pod nobody asks for any more.
-//! Not here: the built-in network's calls, which are part of making the namespaces.
+//! Invariants: what plugins may hold is on disk before they are called; a pod that plugins attached is detached by
+//! them, even if the configuration has changed; an egress list also denies addresses that plugins gave the node; nobody
+//! waits for a plugin of a pod that no client waits for.
+//! Must not know: the built-in network, which is attached when the namespaces are created.
 
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
 
-use coracle_lifecycle::{CreatedSandbox, Error, Kind, NamespaceMode, PodRecord};
+use coracle_lifecycle::{CreatedSandbox, Error, NamespaceMode, PodRecord};
 use coracle_network::{self as network, Attachment, NetworkConfig, Provider, Resolver, cni};
 use coracle_spec::egress::Egress;
 
 use super::{KeeperSetup, end_process};
+use crate::host::errors::{cni_error, network_error};
 use crate::host::{Host, blocking};
 
 impl Host {
-    /// What plugins will be asked, where they connect pods and the pod has a network of its own.
+    /// The calls of plugins for a pod, where plugins connect pods and the pod has a network of its own.
     pub(super) fn plan_cni(&self, record: &PodRecord) -> Result<Option<cni::Plan>, Error> {
         let own_net = record.config.namespaces.network != NamespaceMode::Node;
         if !own_net || self.parts.network.provider() != Provider::Cni {
@@ -34,7 +34,7 @@ impl Host {
         })
     }
 
-    /// Brings the keeper to life and has plugins connect the pod meanwhile.
+    /// Starts the keeper while plugins attach the pod.
     pub(super) async fn start_keeper_with_plugins(
         self: &Arc<Self>,
         record: &PodRecord,
@@ -53,20 +53,20 @@ impl Host {
             })
         };
         match tokio::join!(joined, self.start_keeper(record, setup)) {
-            (Ok(addresses), Ok(mut raised)) => {
+            (Ok(addresses), Ok(mut created)) => {
                 let attachment = Attachment::by_plugins(record.id.as_str(), addresses);
-                raised.attachment = Some(attachment);
+                created.attachment = Some(attachment);
                 match self.apply_egress_again(record).await {
-                    Ok(()) => Ok(raised),
-                    Err(error) => Err(end_keeper(raised, error).await),
+                    Ok(()) => Ok(created),
+                    Err(error) => Err(end_keeper(created, error).await),
                 }
             }
-            (Err(error), Ok(raised)) => Err(end_keeper(raised, error).await),
+            (Err(error), Ok(created)) => Err(end_keeper(created, error).await),
             (_, Err(error)) => Err(error),
         }
     }
 
-    /// Plugins may have given the node addresses: a bridge is made with the first pod on it. A list is to deny those too.
+    /// Plugins may have given the node addresses: a bridge is created with its first pod. A list must deny those, too.
     async fn apply_egress_again(self: &Arc<Self>, record: &PodRecord) -> Result<(), Error> {
         if record.config.reach() == Egress::Open {
             return Ok(());
@@ -87,8 +87,8 @@ impl Host {
         self.parts.network.problem().await
     }
 
-    /// Has plugins let go of a pod, if they hold it. For one that never came to be nobody will ask again: that goes on
-    /// in the background until it succeeds.
+    /// Has plugins detach a pod, if they attached it. For a pod that never became ready no client will ask again: the
+    /// detaching then continues in the background until it succeeds.
     pub(super) async fn detach_plugins(&self, record: &PodRecord) -> Result<(), Error> {
         let (network, pod) = (self.parts.network.cni(), record.id.as_str());
         if !network.is_owed(pod) {
@@ -103,14 +103,14 @@ impl Host {
     }
 }
 
-/// Ends the keeper of a pod that did not come to be because of `error`.
-async fn end_keeper(raised: CreatedSandbox, error: Error) -> Error {
-    drop(raised.lifeline);
-    end_process(&raised.process, true).await;
+/// Ends the keeper of a pod whose creation failed with `error`.
+async fn end_keeper(created: CreatedSandbox, error: Error) -> Error {
+    drop(created.lifeline);
+    end_process(&created.process, true).await;
     error
 }
 
-/// What a pod asks of its network.
+/// The network config of a pod.
 pub(super) fn network_config(record: &PodRecord) -> NetworkConfig {
     let (config, name) = (&record.config, &record.config.name);
     NetworkConfig {
@@ -128,23 +128,4 @@ pub(super) fn network_config(record: &PodRecord) -> NetworkConfig {
         ips: config.ips.clone(),
         mac: config.mac.clone(),
     }
-}
-
-/// A failure of the built-in network or of a namespace, with what was being done.
-pub(in crate::host) fn network_error(what: String, error: network::Error) -> Error {
-    let kind = match error {
-        network::Error::Exhausted { .. } | network::Error::PortTaken { .. } => Kind::Exhausted,
-        network::Error::PortFamily { .. } => Kind::Invalid,
-        _ => Kind::Io,
-    };
-    Error::because(kind, what, error)
-}
-
-/// A failure of plugins, with what was being done.
-pub(super) fn cni_error(what: String, error: cni::Error) -> Error {
-    let kind = match error {
-        cni::Error::InvalidName { .. } => Kind::Invalid,
-        _ => Kind::Io,
-    };
-    Error::because(kind, what, error)
 }

@@ -1,11 +1,11 @@
-//! What becomes of arguments, environment, directories, signals and log paths.
+//! How arguments, environment, directories, signals and log paths are composed.
 
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 use std::collections::BTreeMap;
 
 use coracle_images::{Digest, ImageId, LinuxImage, RunConfig};
-use coracle_lifecycle::{ContainerName, Kind, Resources, SecurityContext, UserConfig};
+use coracle_lifecycle::{ContainerName, Kind};
 
 use super::*;
 
@@ -30,25 +30,7 @@ fn config() -> ContainerConfig {
             attempt: 0,
         },
         image: "sha256:abc".to_owned(),
-        user_specified_image: String::new(),
-        command: Vec::new(),
-        args: Vec::new(),
-        working_dir: String::new(),
-        env: Vec::new(),
-        mounts: Vec::new(),
-        labels: BTreeMap::new(),
-        annotations: Default::default(),
-        log_path: String::new(),
-        stdin: false,
-        stdin_once: false,
-        tty: false,
-        resources: Resources::default(),
-        user: UserConfig::default(),
-        readonly_rootfs: false,
-        stop_signal: None,
-        security: SecurityContext::default(),
-        devices: Vec::new(),
-        cdi_devices: Vec::new(),
+        ..ContainerConfig::default()
     }
 }
 
@@ -115,12 +97,12 @@ fn the_containers_environment_wins_and_bad_names_are_refused() {
         ..RunConfig::default()
     });
     let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
-    let asked = ContainerConfig {
+    let requested = ContainerConfig {
         env: vec![pair("A", "2"), pair("B", "x=y"), pair("A", "3")],
         ..config()
     };
     assert_eq!(
-        environment(&image, &asked, &[], &[]).unwrap(),
+        environment(&image, &requested, &[], &[]).unwrap(),
         [pair("PATH", "/bin"), pair("A", "3"), pair("B", "x=y")]
     );
     for bad in [
@@ -129,12 +111,14 @@ fn the_containers_environment_wins_and_bad_names_are_refused() {
         pair("A\0", "v"),
         pair("A", "v\0"),
     ] {
-        let asked = ContainerConfig {
+        let requested = ContainerConfig {
             env: vec![bad.clone()],
             ..config()
         };
         assert_eq!(
-            environment(&image, &asked, &[], &[]).unwrap_err().kind(),
+            environment(&image, &requested, &[], &[])
+                .unwrap_err()
+                .kind(),
             Kind::Invalid,
             "{bad:?}"
         );
@@ -147,18 +131,18 @@ fn the_working_directory_is_the_containers_then_the_images_then_the_root() {
         working_dir: "/srv".to_owned(),
         ..RunConfig::default()
     });
-    let asked = |directory: &str| ContainerConfig {
+    let requested = |directory: &str| ContainerConfig {
         working_dir: directory.to_owned(),
         ..config()
     };
-    assert_eq!(working_dir(&of_image, &asked("/app")).unwrap(), "/app");
-    assert_eq!(working_dir(&of_image, &asked("")).unwrap(), "/srv");
+    assert_eq!(working_dir(&of_image, &requested("/app")).unwrap(), "/app");
+    assert_eq!(working_dir(&of_image, &requested("")).unwrap(), "/srv");
     assert_eq!(
-        working_dir(&image(RunConfig::default()), &asked("")).unwrap(),
+        working_dir(&image(RunConfig::default()), &requested("")).unwrap(),
         "/"
     );
     for bad in ["app", "/a/../../b", "/a\0"] {
-        assert!(working_dir(&of_image, &asked(bad)).is_err(), "{bad:?}");
+        assert!(working_dir(&of_image, &requested(bad)).is_err(), "{bad:?}");
     }
 }
 
@@ -213,7 +197,7 @@ fn signals_have_names_numbers_and_a_default() {
 }
 
 #[test]
-fn a_log_lies_below_its_directory_or_there_is_none() {
+fn a_log_path_is_below_its_directory() {
     assert_eq!(
         log_path("/var/log/pods/x/", "web/0.log").unwrap(),
         "/var/log/pods/x/web/0.log"
@@ -232,26 +216,29 @@ fn a_linux_image_runs_its_arguments_and_never_its_own_name() {
         argv(&image, &config(), false).unwrap_err().kind(),
         Kind::Invalid
     );
-    let asked = ContainerConfig {
+    let requested = ContainerConfig {
         args: composed("sleep 1"),
         ..config()
     };
-    assert_eq!(argv(&image, &asked, false).unwrap(), composed("sleep 1"));
+    assert_eq!(
+        argv(&image, &requested, false).unwrap(),
+        composed("sleep 1")
+    );
 }
 
 #[test]
-fn the_image_overrides_what_is_usual_and_devices_override_all() {
+fn the_image_overrides_the_defaults_and_devices_override_all() {
     let image = image(RunConfig {
         env: vec!["PATH=/image".to_owned()],
         ..RunConfig::default()
     });
-    let asked = ContainerConfig {
+    let requested = ContainerConfig {
         env: vec![("A".to_owned(), "1".to_owned())],
         ..config()
     };
     let usual = [("PATH", "/usual"), ("HOSTNAME", "web")];
     let devices = [("A".to_owned(), "2".to_owned())];
-    let env = environment(&image, &asked, &usual, &devices).unwrap();
+    let env = environment(&image, &requested, &usual, &devices).unwrap();
     let expected = [("PATH", "/image"), ("HOSTNAME", "web"), ("A", "2")];
     assert_eq!(
         env,

@@ -5,11 +5,11 @@ use std::time::Instant;
 
 use rustix::fs::{AtFlags, Mode, OFlags, lgetxattr, mkdirat, openat, unlinkat};
 
-use super::super::paths::visited;
+use super::super::paths::with_lookup;
 use super::*;
 use crate::scratch::Scratch;
 
-/// Here SELinux is not running, so that any text is a label, where the file system keeps attributes.
+/// SELinux does not run here, so any text is a label on a file system with attributes.
 const LABEL: &str = "system_u:object_r:container_file_t:s0:c1,c2";
 
 fn label_of(path: &Path) -> Option<String> {
@@ -19,7 +19,7 @@ fn label_of(path: &Path) -> Option<String> {
 }
 
 fn relabel(path: &Path) -> Result<(), Error> {
-    let volume = visited(|visit| open(visit, path, &[]))?;
+    let volume = with_lookup(|lookup| open(lookup, path, &[]))?;
     walk::walk(&volume.top, LABEL, &|| false).map_err(|error| io_error("label", error))
 }
 
@@ -45,7 +45,7 @@ fn every_file_gets_the_label_and_no_link_is_followed() {
     .unwrap();
     symlink(&outside, top.join("a/link")).unwrap();
     symlink("/", top.join("d/root")).unwrap();
-    // What has the label is left alone.
+    // A file that has the label is left alone.
     relabel(&top.join("d")).unwrap();
     relabel(&top).unwrap();
     let (mut seen, mut left) = (0, vec![top.clone()]);
@@ -69,7 +69,7 @@ fn every_file_gets_the_label_and_no_link_is_followed() {
 }
 
 #[test]
-fn a_deep_tree_takes_no_deep_stack() {
+fn a_deep_tree_needs_no_deep_stack() {
     let scratch = Scratch::new("relabel-deep");
     let flags = OFlags::RDONLY | OFlags::DIRECTORY;
     let mut at = rustix::fs::open(&scratch.0, flags, Mode::empty()).unwrap();
@@ -79,8 +79,11 @@ fn a_deep_tree_takes_no_deep_stack() {
     }
     mkdirat(&at, "end", Mode::RWXU).unwrap();
     relabel(&scratch.0).unwrap();
-    assert_eq!(label_of(&place(&at).join("end")).as_deref(), Some(LABEL));
-    // From the deepest up: what removes the scratch directory is not made for this.
+    assert_eq!(
+        label_of(&procfs_path(&at).join("end")).as_deref(),
+        Some(LABEL)
+    );
+    // From the deepest up: removing the scratch directory would recurse too deep.
     unlinkat(&at, "end", AtFlags::REMOVEDIR).unwrap();
     for _ in 0..5000 {
         at = openat(&at, "..", flags, Mode::empty()).unwrap();
@@ -104,7 +107,7 @@ fn the_node_itself_is_refused() {
         // The same directory by another way.
         "/proc/self/root/etc",
     ];
-    let open = |path: &Path| visited(|visit| open(visit, path, &[scratch.0.join("own")]));
+    let open = |path: &Path| with_lookup(|lookup| open(lookup, path, &[scratch.0.join("own")]));
     for path in paths.map(Path::new).into_iter().chain([&*link]) {
         let refused = open(path).map(drop).unwrap_err();
         assert_eq!(
@@ -127,7 +130,7 @@ fn pod() -> PodId {
     PodId::random().unwrap()
 }
 
-/// Work that goes on until it is stopped, and says so.
+/// Work that continues until it is stopped, and reports that.
 fn endless(ended: mpsc::Sender<()>) -> impl FnOnce(&dyn Fn() -> bool) -> Result<(), Error> + Send {
     move |is_stopped| {
         while !is_stopped() {
@@ -139,7 +142,7 @@ fn endless(ended: mpsc::Sender<()>) -> impl FnOnce(&dyn Fn() -> bool) -> Result<
 }
 
 #[tokio::test]
-async fn it_ends_when_its_pod_is_stopped_or_its_time_is_over() {
+async fn labelling_ends_when_its_pod_is_stopped_or_at_its_time_limit() {
     let relabels = Relabels {
         limit: Duration::from_millis(200),
         ..Relabels::default()
@@ -158,7 +161,7 @@ async fn it_ends_when_its_pod_is_stopped_or_its_time_is_over() {
     let (refused, ()) = tokio::join!(work, stop);
     assert_eq!(refused.unwrap_err().kind(), Kind::WrongPhase);
     ended.recv_timeout(Duration::from_secs(10)).unwrap();
-    // What comes later for the same pod does not begin.
+    // Later work for the same pod does not begin.
     let begun = Instant::now();
     let later = relabels.in_time(&stopped, relabels.run(&stopped, 1, endless(sender)));
     assert_eq!(later.await.unwrap_err().kind(), Kind::WrongPhase);
@@ -166,7 +169,7 @@ async fn it_ends_when_its_pod_is_stopped_or_its_time_is_over() {
 }
 
 #[tokio::test]
-async fn a_file_system_that_hangs_leaves_the_others_their_threads() {
+async fn a_hanging_file_system_leaves_threads_for_the_others() {
     let relabels = Relabels {
         limit: Duration::from_millis(300),
         ..Relabels::default()
@@ -176,7 +179,7 @@ async fn a_file_system_that_hangs_leaves_the_others_their_threads() {
     let pods: Vec<PodId> = (0..THREADS + 2).map(|_| pod()).collect();
     let all = pods.iter().map(|pod| {
         let hung = Arc::clone(&hung);
-        // Deaf to being stopped, as a thread in a dead file system is.
+        // It ignores the stop, like a thread in a dead file system.
         let work = relabels.run(pod, 7, move |_| {
             let _ = hung.lock().unwrap().recv();
             Ok(())

@@ -1,10 +1,10 @@
 //! Labels a file and, if it is a directory, everything below it.
 //!
 //! Called by: [`super::Relabels`], on a thread of its own; blocks on the volume.
-//! Invariants: no link is followed and no mount entered, not even one of the same file system; a file is labelled by its
-//! descriptor, so that nothing that is put in its place meanwhile is; nothing is recursive, and the names that are kept are
+//! Invariants: no link is followed and no mount entered, not even one of the same file system; a file is labelled by
+//! its descriptor, so that a file that replaces it meanwhile is not; nothing is recursive, and the remembered names are
 //! bounded. Source: openat2(2), path_resolution(7).
-//! Not here: which directories may be labelled.
+//! Must not know: which directories may be labelled.
 
 use std::ffi::{CStr, CString};
 use std::io;
@@ -15,30 +15,30 @@ use rustix::io::Errno;
 
 use super::set;
 
-/// Bytes of entries that are read at a time.
+/// Bytes of directory entries that are read at a time.
 const BATCH: usize = 16 * 1024;
-/// Most bytes of names of directories that are kept at once.
+/// Most bytes of remembered names of directories.
 const NAME_BYTES: usize = 8 << 20;
-/// What a kept name takes beside its text. Bytes.
+/// Overhead of a remembered name. Bytes.
 const OVERHEAD: usize = 32;
 
-/// A directory that is left for one below it, to be gone on with.
+/// A directory that the walk left for a subdirectory, to be continued later.
 struct Level {
     device: u64,
     inode: u64,
-    /// Its directories that are still to be entered.
+    /// Its subdirectories that are still to be entered.
     left: Vec<CString>,
 }
 
 struct Walk<'a> {
     label: &'a str,
     is_stopped: &'a dyn Fn() -> bool,
-    /// Bytes of names that may still be kept.
+    /// Bytes of names that may still be remembered.
     room: usize,
 }
 
 /// Labels `top`, opened with `O_PATH`, and everything below it until `is_stopped`. Depth first, one directory open at a
-/// time; back up by `..`, which has to lead to where the walk came from.
+/// time; goes back up by `..`, which must lead to the directory that it came from.
 ///
 /// Errors: the disk's; Interrupted when it was stopped.
 pub(super) fn walk(top: &OwnedFd, label: &str, is_stopped: &dyn Fn() -> bool) -> io::Result<()> {
@@ -62,7 +62,7 @@ pub(super) fn walk(top: &OwnedFd, label: &str, is_stopped: &dyn Fn() -> bool) ->
     while let Some(level) = levels.last_mut() {
         if let Some(name) = level.left.pop() {
             walk.room += cost(&name);
-            // Gone, or something else meanwhile.
+            // It is gone, or was replaced meanwhile.
             let Some(below) = inside(&here, &name, DIRECTORY)? else {
                 continue;
             };
@@ -85,7 +85,7 @@ const DIRECTORY: OFlags = OFlags::RDONLY
 const ANY: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 impl Walk<'_> {
-    /// Labels all entries of a directory, whose own directories are left to be entered.
+    /// Labels all entries of a directory; its subdirectories are entered later.
     fn level(&mut self, here: &OwnedFd) -> io::Result<Level> {
         let found = fstat(here)?;
         let mut left = Vec::new();
@@ -107,7 +107,7 @@ impl Walk<'_> {
         })
     }
 
-    /// Labels one entry; gives whether it is a directory.
+    /// Labels one entry; returns whether it is a directory.
     fn entry(&self, here: &OwnedFd, name: &CStr) -> io::Result<bool> {
         if (self.is_stopped)() {
             return Err(io::Error::new(io::ErrorKind::Interrupted, "it was stopped"));
@@ -126,7 +126,7 @@ fn cost(name: &CStr) -> usize {
     name.count_bytes() + OVERHEAD
 }
 
-/// Opens an entry of a directory; `None` for one that is gone, of another kind than `flags` want, or a mount.
+/// Opens an entry of a directory; `None` if it is gone, of another kind than `flags` require, or a mount.
 fn inside(here: &OwnedFd, name: &CStr, flags: OFlags) -> io::Result<Option<OwnedFd>> {
     let within = ResolveFlags::BENEATH | ResolveFlags::NO_XDEV | ResolveFlags::NO_MAGICLINKS;
     match openat2(here, name, flags, Mode::empty(), within) {
@@ -136,7 +136,7 @@ fn inside(here: &OwnedFd, name: &CStr, flags: OFlags) -> io::Result<Option<Owned
     }
 }
 
-/// The directory above `here`. Errors: it is not the one that was left.
+/// The directory above `here`. Errors: it is not the one that the walk left.
 fn back(here: &OwnedFd, left: &Level) -> io::Result<OwnedFd> {
     let parent = openat(here, c"..", DIRECTORY, Mode::empty())?;
     let found = fstat(&parent)?;

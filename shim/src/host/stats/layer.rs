@@ -1,10 +1,10 @@
-//! How much a container's writable layer holds: a walk, remembered for a while.
+//! The size of a container's writable layer: measured by a walk, cached for a while.
 //!
 //! Called by: `stats`, on a blocking thread. Calls: the file system.
-//! Invariants: nothing is followed out of the layer, though the container writes in it meanwhile; an answer never
-//! waits for a large tree, which one thread walks in the background and the more rarely the longer it takes; no lock
-//! is held while the disk is read.
-//! Not here: image layers, quotas.
+//! Invariants: no link leads out of the layer, though the container writes in it meanwhile; a request never waits for a
+//! large tree: one thread walks those in the background, the more rarely the longer it takes; no lock is held while the
+//! disk is read.
+//! Must not know: image layers, quotas.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::ffi::OsStr;
@@ -19,26 +19,26 @@ use coracle_lifecycle::LayerUsage;
 use coracle_spec::id::ContainerId;
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat, open, openat2, statat};
 
-/// How old an answer about a small tree may be.
+/// How old a result for a small tree may be.
 const SMALL_AGE: Duration = Duration::from_secs(1);
-/// How old an answer about a larger tree may be before it is walked again, at least.
+/// How old a result for a larger tree may be before it is walked again, at least.
 const LARGE_AGE: Duration = Duration::from_secs(10);
-/// How many times as long as its walk took a large tree is left alone.
+/// The pause before a large tree is walked again, as a multiple of its last walk.
 const REST: u32 = 20;
-/// A tree of at most so many entries is small.
+/// A tree with at most this many entries is small.
 const SMALL_ENTRIES: u64 = 2_000;
 /// Entries that one request may walk itself, over all containers it asks about.
 const REQUEST_ENTRIES: u64 = 50_000;
-/// The longest a walk takes; what it has not reached by then is not counted.
+/// The time limit of a walk; entries that it has not reached by then are not counted.
 const LONGEST_WALK: Duration = Duration::from_secs(60);
-/// Directories below this depth are counted, but not what they hold.
+/// Directories below this depth are counted, but not their contents.
 const MAX_DEPTH: usize = 4_096;
-/// Directories that a walk remembers to enter later, at most.
+/// Most directories that a walk remembers for later.
 const MAX_PENDING: usize = 1 << 20;
 /// The longest path that is opened in one step, in bytes: PATH_MAX with room.
 const STEP_BYTES: usize = 3_800;
 
-/// What was learnt of a tree.
+/// The result of a walk.
 #[derive(Clone, Copy, Debug)]
 struct Known {
     usage: LayerUsage,
@@ -62,7 +62,7 @@ impl Known {
     }
 }
 
-/// What one request may still walk itself.
+/// The entries that one request may still walk itself.
 pub(super) struct Budget(u64);
 
 impl Budget {
@@ -75,7 +75,7 @@ impl Budget {
 #[derive(Default)]
 struct Queue {
     waiting: VecDeque<(ContainerId, PathBuf)>,
-    /// Waiting or being walked.
+    /// It is queued or being walked.
     taken: HashSet<ContainerId>,
     has_walker: bool,
 }
@@ -88,8 +88,8 @@ pub(super) struct Layers {
 }
 
 impl Layers {
-    /// What the layer in `directory` holds; `None` while nobody has walked it yet. May walk a small tree, a large one
-    /// is left to the background. Blocks.
+    /// The size of the layer in `directory`; `None` until its first walk. May walk a small tree; a large one is left to
+    /// the background. Blocks.
     pub(super) fn usage(
         &self,
         id: &ContainerId,
@@ -112,12 +112,12 @@ impl Layers {
         known.map(|known| known.usage)
     }
 
-    /// Forgets containers that are no more.
+    /// Drops containers that are gone.
     pub(super) fn retain(&self, exists: impl Fn(&ContainerId) -> bool) {
         lock(&self.known).retain(|id, _| exists(id));
     }
 
-    /// How many layers are remembered.
+    /// The number of cached layers.
     pub(super) fn len(&self) -> usize {
         lock(&self.known).len()
     }
@@ -139,7 +139,7 @@ impl Layers {
         }
     }
 
-    /// Walks what waits, one tree after the other; ends when nothing does.
+    /// Walks the queued trees one after the other; ends when the queue is empty.
     fn work(&self) {
         while let Some((id, directory)) = self.next() {
             match walk(&directory, u64::MAX) {
@@ -169,7 +169,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A directory that was found: its place in [`Walker::found`] of the one that holds it, its depth and its name.
+/// A directory that was found: the index of its parent in [`Walker::found`], its depth and its name.
 struct Found {
     parent: usize,
     depth: usize,
@@ -178,9 +178,9 @@ struct Found {
 
 struct Walker {
     root: OwnedFd,
-    /// Ancestors of the current directory and what is still to be entered, in the order found.
+    /// Ancestors of the current directory and directories still to be entered, in the order found.
     found: Vec<Found>,
-    /// Places in `found` still to be entered, the next one last.
+    /// Indexes in `found` that are still to be entered, the next one last.
     pending: Vec<usize>,
     /// Inodes with several names that were counted already, by device and number.
     linked: HashSet<(u64, u64)>,
@@ -189,7 +189,7 @@ struct Walker {
     complete: bool,
 }
 
-/// Counts the tree in `directory`, up to `limit` entries; the second value says whether that was all of it.
+/// Counts the tree in `directory`, up to `limit` entries; the second value tells whether that was all of it.
 fn walk(directory: &Path, limit: u64) -> io::Result<(Known, bool)> {
     let begun = Instant::now();
     let root = open(directory, directory_flags(), Mode::empty())?;
@@ -211,7 +211,7 @@ fn walk(directory: &Path, limit: u64) -> io::Result<(Known, bool)> {
             break;
         }
         walker.found.truncate(at + 1);
-        // What vanished or was replaced meanwhile is passed over.
+        // Entries that vanished or were replaced meanwhile are skipped.
         if let Ok(opened) = walker.enter(at) {
             walker.list(Dir::new(opened)?, Some(at), limit)?;
         }
@@ -242,7 +242,7 @@ impl Walker {
         self.usage.bytes += u64::try_from(stat.st_blocks).unwrap_or(0) * 512;
     }
 
-    /// Counts what a directory holds and notes the directories among it.
+    /// Counts the entries of a directory and remembers its subdirectories.
     fn list(&mut self, mut directory: Dir, at: Option<usize>, limit: u64) -> io::Result<()> {
         let depth = at.map_or(1, |at| self.found[at].depth + 1);
         while let Some(entry) = directory.read() {
@@ -277,7 +277,7 @@ impl Walker {
         Ok(())
     }
 
-    /// Opens a directory by its names from the root, in steps that the kernel takes; no link is followed on the way.
+    /// Opens a directory by the names from the root, in steps that the kernel accepts; follows no link.
     fn enter(&self, at: usize) -> io::Result<OwnedFd> {
         let mut names = Vec::new();
         let mut next = Some(&self.found[at]);

@@ -1,9 +1,9 @@
-//! What went through the interfaces of pods, read inside their network namespaces.
+//! The traffic of pods' interfaces, read inside their network namespaces.
 //!
 //! Called by: `stats`, on a blocking thread. Calls: setns(2) on a thread that ends with the call, /proc.
-//! Invariants: no thread of the daemon but that one leaves the host's namespace; a namespace that is gone has no
-//! answer and hinders no other; what a pod can make many of is read up to a bound.
-//! Not here: how a pod got its interfaces.
+//! Invariants: only that thread leaves the host's namespace; a namespace that is gone has no result and does not affect
+//! others; the list of a pod, which can create many interfaces, is read up to a limit.
+//! Must not know: how a pod got its interfaces.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -15,20 +15,24 @@ use coracle_lifecycle::{Interface, Traffic};
 use coracle_network::open_pin;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-/// The most of a pod's list of interfaces that is read, in bytes: some 500 interfaces.
+/// Most bytes of a pod's list of interfaces: some 500 interfaces.
 const MAX_BYTES: u64 = 64 << 10;
 
-/// The interfaces, but for loopback, of each namespace that is pinned on one of `pins`; `None` where it is gone.
+/// The interfaces except loopback of each namespace that is pinned at one of `pins`; `None` where it is gone.
 pub(super) fn read(pins: &[Option<PathBuf>]) -> Vec<Option<Vec<Interface>>> {
     let none = || pins.iter().map(|_| None).collect();
     if pins.iter().all(Option::is_none) {
         return none();
     }
-    let visit = || pins.iter().map(|pin| visit(pin.as_ref()?)).collect();
+    let read_interfaces = || {
+        pins.iter()
+            .map(|pin| read_interfaces(pin.as_ref()?))
+            .collect()
+    };
     thread::scope(|scope| {
-        let visitor = thread::Builder::new().name("netns".to_owned());
-        match visitor.spawn_scoped(scope, visit) {
-            Ok(visitor) => visitor
+        let thread = thread::Builder::new().name("netns".to_owned());
+        match thread.spawn_scoped(scope, read_interfaces) {
+            Ok(thread) => thread
                 .join()
                 .unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
             Err(error) => {
@@ -40,7 +44,7 @@ pub(super) fn read(pins: &[Option<PathBuf>]) -> Vec<Option<Vec<Interface>>> {
 }
 
 /// Enters the namespace for good and lists its interfaces: only for a thread that does nothing else afterwards.
-fn visit(pin: &Path) -> Option<Vec<Interface>> {
+fn read_interfaces(pin: &Path) -> Option<Vec<Interface>> {
     let netns = open_pin(pin).ok()?;
     move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network)).ok()?;
     let mut text = String::new();

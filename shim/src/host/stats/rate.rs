@@ -1,7 +1,7 @@
-//! Rates from counters: how much CPU a cgroup uses now, and sums that never go back.
+//! Rates from counters: current CPU use, and sums that never decrease.
 //!
-//! Called by: `stats`. Invariants: a rate comes from two samples that lie far enough apart to mean something; a sum
-//! keeps what its parts had used when they went. Not here: where the samples come from.
+//! Called by: `stats`. Invariants: a rate comes from two samples that are far enough apart; a sum keeps the counts of
+//! parts that are gone. Must not know: where the samples come from.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 /// The shortest time between the two samples of a rate.
 const SHORTEST: Duration = Duration::from_millis(500);
 
-/// The last samples of counters, by the names of what is counted.
+/// The last samples of counters, by name.
 #[derive(Default)]
 pub(super) struct Rates {
     samples: HashMap<String, Sample>,
@@ -22,9 +22,9 @@ struct Sample {
 }
 
 impl Rates {
-    /// Notes that `name` counts `count` now, and gives its growth per second. What was never seen before is given
-    /// its mean over its `age`, when that is known and long enough.
-    pub(super) fn note(&mut self, name: &str, count: u64, age: Option<Duration>) -> Option<u64> {
+    /// Adds a sample of the counter `name` and returns its growth per second. For an unknown counter that is the mean
+    /// over its `age`, if that is known and long enough.
+    pub(super) fn sample(&mut self, name: &str, count: u64, age: Option<Duration>) -> Option<u64> {
         let at = Instant::now();
         let Some(last) = self.samples.get_mut(name) else {
             let per_second = age
@@ -50,12 +50,12 @@ impl Rates {
         last.per_second
     }
 
-    /// Forgets what is no more.
+    /// Drops counters that are gone.
     pub(super) fn retain(&mut self, exists: impl Fn(&str) -> bool) {
         self.samples.retain(|name, _| exists(name));
     }
 
-    /// How many are remembered.
+    /// The number of cached counters.
     pub(super) fn len(&self) -> usize {
         self.samples.len()
     }
@@ -69,13 +69,13 @@ fn growth(count: u64, over: Duration) -> u64 {
 /// A sum over parts that come and go.
 #[derive(Default)]
 pub(super) struct Sum {
-    /// What parts that have gone had counted.
+    /// The counts of parts that are gone.
     gone: u64,
     parts: HashMap<String, u64>,
 }
 
 impl Sum {
-    /// The sum over `parts`, by name, and all earlier ones that have gone since.
+    /// The sum over `parts`, by name, and over all earlier parts that are gone.
     pub(super) fn of(&mut self, parts: HashMap<String, u64>) -> u64 {
         let gone = self
             .parts
@@ -94,9 +94,9 @@ mod tests {
     #[test]
     fn a_rate_is_the_growth_between_two_samples() {
         let mut rates = Rates::default();
-        assert_eq!(rates.note("a", 5_000, None), None);
+        assert_eq!(rates.sample("a", 5_000, None), None);
         assert_eq!(
-            rates.note("a", 6_000, None),
+            rates.sample("a", 6_000, None),
             None,
             "too soon for a second sample"
         );
@@ -106,16 +106,16 @@ mod tests {
             }
         };
         earlier(&mut rates);
-        let half = rates.note("a", 1_005_000, None).unwrap_or_default();
+        let half = rates.sample("a", 1_005_000, None).unwrap_or_default();
         assert!((490_000..=500_000).contains(&half), "{half}");
         assert_eq!(
-            rates.note("a", 9_000_000, None),
+            rates.sample("a", 9_000_000, None),
             Some(half),
             "the last rate stands for a while"
         );
         earlier(&mut rates);
         assert_eq!(
-            rates.note("a", 3, None),
+            rates.sample("a", 3, None),
             Some(0),
             "a counter that began anew"
         );
@@ -125,14 +125,14 @@ mod tests {
     fn the_first_rate_is_the_mean_over_a_known_age() {
         let mut rates = Rates::default();
         let age = |seconds| Some(Duration::from_secs(seconds));
-        assert_eq!(rates.note("old", 10_000, age(10)), Some(1_000));
-        assert_eq!(rates.note("new", 10_000, age(0)), None);
+        assert_eq!(rates.sample("old", 10_000, age(10)), Some(1_000));
+        assert_eq!(rates.sample("new", 10_000, age(0)), None);
         rates.retain(|name| name == "new");
         assert_eq!(rates.len(), 1);
     }
 
     #[test]
-    fn a_sum_keeps_what_its_parts_had_when_they_went() {
+    fn a_sum_keeps_the_counts_of_parts_that_are_gone() {
         let parts =
             |list: &[(&str, u64)]| list.iter().map(|(n, c)| ((*n).to_owned(), *c)).collect();
         let mut sum = Sum::default();

@@ -1,7 +1,7 @@
 //! The preset dictionary of SPDY/3 header blocks.
 //!
-//! Used by: [`super::headers`], in both directions. Source: SPDY/3 draft, section 2.6.10.1: words with their lengths, then
-//! text. Invariant: its Adler-32 sum is the dictionary id that every SPDY/3 peer names.
+//! Called by: [`super::headers`], in both directions. Source: SPDY/3 draft, section 2.6.10.1: words with their lengths,
+//! then text. Invariant: its Adler-32 sum is the dictionary id that every SPDY/3 peer uses.
 
 use std::sync::LazyLock;
 
@@ -37,7 +37,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn its_sum_is_the_id_that_peers_name() {
+    fn its_checksum_is_the_id_that_peers_use() {
         let (mut a, mut b) = (1_u32, 0_u32);
         for byte in DICTIONARY.iter() {
             a = (a + u32::from(*byte)) % 65_521;

@@ -1,8 +1,8 @@
-//! Frames of SPDY/3.1: eight bytes of head, and what the frames that a server sends look like.
+//! Frames of SPDY/3.1: the head of eight bytes, and the frames that a server sends.
 //!
-//! Used by: the session's reader ([`Head`], [`Syn`]) and by all who send. Source: SPDY/3 draft, section 2.2.
-//! Invariant: pure; reading never needs more than the head to know how much follows.
-//! Not here: header blocks, and which frame makes sense when.
+//! Called by: the session's reader ([`Head`], [`Syn`]) and all senders. Source: SPDY/3 draft, section 2.2.
+//! Invariant: pure; the head tells how much follows.
+//! Must not know: header blocks, which frame is allowed when.
 
 /// Set in the first byte of a control frame.
 const CONTROL: u8 = 0x80;
@@ -14,27 +14,27 @@ const FLAG_UNIDIRECTIONAL: u8 = 0x02;
 /// Bytes of every frame's head.
 pub const HEAD: usize = 8;
 
-/// What a control frame says.
+/// The type of a control frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// Opens a stream.
     SynStream,
     /// Ends a stream at once, both ways.
     Reset,
-    /// Wants to be sent back.
+    /// Asks for its own return.
     Ping,
-    /// No stream will be opened any more.
+    /// Announces that no stream will be opened any more.
     GoAway,
     /// More headers of a stream.
     Headers,
-    /// Settings, windows, replies, what later versions have: nothing that a server of these protocols acts on.
+    /// Settings, windows, replies, types of later versions: a server of these protocols ignores them.
     Other,
 }
 
 /// The first eight bytes of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Head {
-    /// `length` bytes of a stream follow.
+    /// A data frame: `length` bytes of a stream follow.
     Data {
         /// Its stream.
         stream: u32,
@@ -43,9 +43,9 @@ pub enum Head {
         /// How many, below 2^24.
         length: usize,
     },
-    /// `length` bytes of a control frame follow.
+    /// A control frame: `length` bytes follow.
     Control {
-        /// Which.
+        /// Its type.
         kind: Kind,
         /// The stream's last frame.
         fin: bool,
@@ -56,7 +56,7 @@ pub enum Head {
     },
     /// Not SPDY/3.
     Foreign {
-        /// The version it claims.
+        /// The version that it names.
         version: u16,
     },
 }
@@ -114,11 +114,11 @@ pub fn block(kind: Kind, payload: &[u8]) -> &[u8] {
 /// Why a stream is reset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ResetCode {
-    /// The frame made no sense.
+    /// The frame was invalid.
     ProtocolError = 1,
-    /// The stream is not wanted.
+    /// The stream was refused.
     Refused = 3,
-    /// Nobody needs it any more.
+    /// The stream is not needed any more.
     Cancel = 5,
 }
 
@@ -153,12 +153,12 @@ pub fn reset(stream: u32, code: ResetCode) -> Vec<u8> {
     control(3, &[&stream.to_be_bytes(), &(code as u32).to_be_bytes()])
 }
 
-/// A PING frame: the other side's, sent back.
+/// A PING frame: the client's, sent back.
 pub fn ping(id: [u8; 4]) -> Vec<u8> {
     control(6, &[&id])
 }
 
-/// A GOAWAY frame: nothing after stream `last` was looked at; a protocol error if `broken`.
+/// A GOAWAY frame: streams after `last` were not looked at; a protocol error if `broken`.
 pub fn go_away(last: u32, broken: bool) -> Vec<u8> {
     control(7, &[&last.to_be_bytes(), &u32::from(broken).to_be_bytes()])
 }
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_sent_reads_as_what_was_meant() {
+    fn sent_frames_are_read_as_they_were_meant() {
         let last = data(7, b"bye", true);
         assert_eq!(
             head(&last),
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn other_versions_and_short_payloads_are_told_apart() {
+    fn other_versions_and_short_payloads_are_recognised() {
         assert_eq!(
             head(&[0x80, 2, 0, 1, 0, 0, 0, 0]),
             Head::Foreign { version: 2 }

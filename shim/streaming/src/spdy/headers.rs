@@ -1,15 +1,15 @@
-//! Header blocks of SPDY/3: names and values, deflated with a preset dictionary.
+//! Header blocks of SPDY/3: names and values, compressed with a preset dictionary.
 //!
-//! Used by: the reader of a session, which alone sends and takes them: each direction is one deflate stream, so that
-//! blocks must be handled in the order of their frames.
-//! Invariants: a block is at most [`MAX_BLOCK`] bytes once inflated and holds at most [`MAX_PAIRS`] pairs; after an error
-//! the direction is unusable. Not here: frames.
+//! Called by: the reader of a session, which alone encodes and decodes them: each direction is one deflate stream, so
+//! that blocks must be handled in the order of their frames.
+//! Invariants: a block is at most [`MAX_BLOCK`] bytes once inflated and has at most [`MAX_PAIRS`] pairs; after an error
+//! the direction is unusable. Must not know: frames.
 
 use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
 
 use super::dictionary::DICTIONARY;
 
-/// Longest inflated block, bytes: what clients send is a hundred or two.
+/// Longest inflated block, bytes; clients send one or two hundred.
 const MAX_BLOCK: usize = 16 << 10;
 /// Most pairs of a block.
 const MAX_PAIRS: usize = 64;
@@ -17,10 +17,10 @@ const MAX_PAIRS: usize = 64;
 /// Why a header block was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum BadBlock {
-    /// Not deflated, or with another dictionary.
+    /// It is not deflated, or uses another dictionary.
     #[error("a header block that is not deflated with the SPDY/3 dictionary")]
     Inflate(#[source] Option<flate2::DecompressError>),
-    /// Larger than any client's.
+    /// It is larger than any client's.
     #[error("a header block of more than {MAX_BLOCK} bytes or {MAX_PAIRS} headers")]
     TooLarge,
     /// It ends inside a name or a value.
@@ -33,7 +33,7 @@ pub enum BadBlock {
 pub struct Headers(Vec<(String, String)>);
 
 impl Headers {
-    /// The value of a header, asked for in any case; the first one where several values were joined by NUL.
+    /// The value of a header, in any case; the first one where NULs join several.
     pub fn get(&self, name: &str) -> Option<&str> {
         let mut found = self
             .0
@@ -42,7 +42,7 @@ impl Headers {
         found.next().and_then(|(_, value)| value.split('\0').next())
     }
 
-    /// As a block before deflation.
+    /// The block before compression.
     fn to_block(&self) -> Vec<u8> {
         let mut block = (self.0.len() as u32).to_be_bytes().to_vec();
         for text in self.0.iter().flat_map(|(name, value)| [name, value]) {
@@ -96,7 +96,7 @@ impl Inflater {
         Inflater(Decompress::new(true))
     }
 
-    /// Reads the next block. Errors: see [`BadBlock`]; the session cannot go on.
+    /// Decodes the next block. Errors: see [`BadBlock`]; the session then cannot continue.
     pub fn read(&mut self, deflated: &[u8]) -> Result<Headers, BadBlock> {
         let mut block = vec![0; MAX_BLOCK + 1];
         let (mut taken, mut made) = (0, 0);
@@ -141,7 +141,7 @@ impl Deflater {
         Deflater(stream)
     }
 
-    /// The next block.
+    /// Encodes the next block.
     pub fn write(&mut self, headers: &Headers) -> Vec<u8> {
         let block = headers.to_block();
         let mut deflated = Vec::with_capacity(block.len() + 64);
@@ -194,7 +194,7 @@ mod tests {
     ];
 
     #[test]
-    fn a_bomb_is_refused_while_it_unfolds() {
+    fn a_bomb_is_refused_while_it_is_inflated() {
         let mut out = Deflater::new();
         let bomb = Headers::from([("a", "x".repeat(1 << 20).as_str())]);
         let deflated = out.write(&bomb);

@@ -1,9 +1,9 @@
-//! Channels of a WebSocket: the first byte of each message says which.
+//! Channels of a WebSocket: the first byte of each message is the channel's number.
 //!
-//! Used by: [`super`]. Source: cri.md section 5; the codecs are those of k8s.io/apimachinery's wsstream.
-//! Invariants: an empty message, one for a channel that is not read and one that is no base64 are dropped; in v5 a message
+//! Called by: [`super`]. Source: cri.md section 5; the codecs are those of k8s.io/apimachinery's wsstream.
+//! Invariants: empty messages, messages for a channel without a reader and invalid base64 are dropped; in v5 a message
 //! `[255, channel]` ends that channel, and a client that sends nothing for a minute, not even pongs, is disconnected.
-//! Not here: what a channel is for.
+//! Must not know: what a channel is for.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,12 +20,12 @@ use super::super::send::{Framing, Item, SendStream};
 
 /// The channel number of a v5 message that ends another channel.
 const CLOSE: u8 = 255;
-/// After so long without a message a v5 client is sent a ping.
+/// A v5 client that sends nothing for this long is sent a ping.
 const PING_INTERVAL: Duration = Duration::from_secs(20);
 /// How many pings in a row may stay unanswered.
 const MAX_UNANSWERED_PINGS: u32 = 3;
 
-/// How messages run_pair bytes.
+/// How messages carry bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Codec {
     /// The channel's number, then the bytes.
@@ -35,7 +35,7 @@ pub enum Codec {
 }
 
 impl Codec {
-    /// How a channel's own messages are framed.
+    /// How the messages of a channel are framed.
     fn framing(self, channel: u8) -> Framing {
         match self {
             Codec::Binary => Framing::Binary(channel),
@@ -68,7 +68,7 @@ impl Writers {
 }
 
 impl Channels {
-    /// Without channels.
+    /// No channels yet.
     pub fn new(codec: Codec, closes: bool) -> Channels {
         Channels {
             codec,
@@ -128,7 +128,7 @@ impl Channels {
             let going = match message {
                 Some(Ok(Message::Binary(bytes))) => self.message(&bytes, &shared).await,
                 Some(Ok(Message::Text(text))) => self.message(text.as_bytes(), &shared).await,
-                // The library answers pings and closes as it is read.
+                // The library answers pings and closes while it is read.
                 Some(Ok(_)) => true,
                 Some(Err(_)) | None => false,
             };
@@ -138,7 +138,7 @@ impl Channels {
         }
     }
 
-    /// Adds a message to its channel's buffer; false when the client closed the connection while there was no room.
+    /// Adds a message to its channel's buffer; false when the client closed the connection while the buffer was full.
     async fn message(&self, message: &[u8], shared: &Shared) -> bool {
         let Some((first, bytes)) = message.split_first() else {
             return true;
@@ -193,7 +193,7 @@ async fn send(mut sink: SplitSink<WebSocketStream<BoxedIo>, Message>, shared: Sh
         Ok::<(), tungstenite::Error>(())
     };
     match work.await {
-        // After the client's own close nothing can be sent; it is being read to its end.
+        // After the client's close nothing can be sent; it is read to its end.
         Err(tungstenite::Error::ConnectionClosed | tungstenite::Error::Protocol(_)) => {
             std::future::pending().await
         }

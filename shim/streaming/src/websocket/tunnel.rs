@@ -1,7 +1,8 @@
-//! Bytes in WebSocket messages: each binary message is a piece of a stream, and nothing else.
+//! A byte stream in WebSocket messages: each binary message is a piece of it.
 //!
-//! Used by: [`super::serve_tunnel`], to speak SPDY inside. Invariant: pieces may be cut anywhere; a message of text is an
-//! error. Not here: SPDY.
+//! Called by: [`super::serve_tunnel`], for SPDY inside. Invariant: pieces may have any size; a text message is an
+//! error.
+//! Must not know: SPDY.
 
 use std::io;
 use std::pin::Pin;
@@ -14,7 +15,7 @@ use tokio_tungstenite::tungstenite::{Bytes, Error, Message};
 
 use super::super::connection::BoxedIo;
 
-/// A WebSocket as bytes both ways.
+/// A WebSocket as a bidirectional byte stream.
 pub struct Tunnel {
     socket: WebSocketStream<BoxedIo>,
     piece: Bytes,

@@ -24,7 +24,7 @@ fn created() -> PodEvent {
 }
 
 #[test]
-fn pods_live_by_the_table() {
+fn pods_follow_the_table() {
     use PodEffect::{EndContainers, Forget, RemoveContainers, TearDown};
     use PodEvent::{
         Cleared, CreateFailed, Emptied, Forgotten, KeeperLost, RemoveRequested, StopRequested,
@@ -116,7 +116,7 @@ fn pods_live_by_the_table() {
 }
 
 #[test]
-fn a_pod_refuses_what_cannot_be() {
+fn a_pod_refuses_impossible_events() {
     for events in [
         &[PodEvent::StopRequested][..],
         &[PodEvent::TornDown],

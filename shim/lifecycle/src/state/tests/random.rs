@@ -28,7 +28,7 @@ fn random_event(random: &mut Xorshift) -> Event {
     }
 }
 
-/// What must hold between any phase and the one that follows it.
+/// The property that must hold between any phase and the next.
 fn assert_lawful(
     now: BootTime,
     before: &ContainerPhase,
@@ -85,13 +85,13 @@ fn assert_lawful(
 }
 
 #[test]
-fn no_random_life_breaks_the_rules() {
+fn no_random_sequence_breaks_the_rules() {
     for seed in 1..=400_u64 {
         let mut random = Xorshift(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let (mut now, mut phase) = (SECOND, ContainerPhase::Creating(Then::Keep));
         for _ in 0..250 {
             now += random.below(5) * SECOND;
-            // As in the driver: a due deadline is told before anything else.
+            // As in the driver: a due deadline comes before anything else.
             if phase.deadline().is_some_and(|at| at <= now) {
                 let (after, effects) = step(now, phase.clone(), Event::DeadlinePassed).unwrap();
                 assert_lawful(now, &phase, &Event::DeadlinePassed, &after, &effects);

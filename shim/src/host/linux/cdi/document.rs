@@ -1,8 +1,8 @@
 //! CDI specifications as files: read, bounded, looked up.
 //!
-//! Called by [`super`]. Invariants: a file that cannot be read hides no other one, and is told of when a device is not
-//! found; of two files in one directory that have the same device, neither is chosen.
-//! Not here: what an edit does.
+//! Called by [`super`]. Invariants: a file that cannot be read does not hide others, and is reported when a device is
+//! not found; of two files in one directory with the same device, neither is chosen.
+//! Must not know: what an edit does.
 
 use std::collections::BTreeMap;
 use std::io::Read as _;
@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::host::paths::Visit;
+use crate::host::paths::Lookup;
 
 /// Largest specification that is read. Bytes.
 const MAX_BYTES: u64 = 4 << 20;
@@ -24,7 +24,7 @@ pub(super) struct Document {
     pub path: PathBuf,
     kind: String,
     devices: Vec<NamedDevice>,
-    /// What all of its devices need.
+    /// The edits for all of its devices.
     pub edits: Edits,
     /// Later directories have higher ranks.
     rank: usize,
@@ -63,7 +63,7 @@ pub(super) struct Edits {
     pub intel_rdt: Option<Rdt>,
 }
 
-/// That it is asked for is all that counts.
+/// Only its presence counts.
 #[derive(Debug, Deserialize)]
 pub(super) struct Rdt {}
 
@@ -94,7 +94,7 @@ pub(super) struct MountEdit {
     pub options: Vec<String>,
 }
 
-/// A program of the host's.
+/// A program of the host.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Hook {
@@ -112,12 +112,12 @@ impl Document {
 /// All specifications of a node.
 pub(super) struct Documents {
     found: Vec<Document>,
-    /// Why files were passed over.
+    /// Why files were skipped.
     broken: Vec<String>,
 }
 
 impl Documents {
-    /// The specification that has the device. Errors: there is none, or two with the same say.
+    /// The specification with the device. Errors: none has it, or two of the same rank.
     pub(super) fn find(&self, kind: &str, device: &str) -> Result<&Document, String> {
         let has = |document: &&Document| document.kind == kind && document.device(device).is_some();
         let top = self
@@ -150,14 +150,14 @@ impl Documents {
     }
 }
 
-/// Reads every specification. An absent directory holds none.
-pub(super) fn read_all(directories: &[PathBuf], visit: &Visit<'_>) -> Documents {
+/// Reads every specification; none in an absent directory.
+pub(super) fn read_all(directories: &[PathBuf], lookup: &Lookup<'_>) -> Documents {
     let mut all = Documents {
         found: Vec::new(),
         broken: Vec::new(),
     };
     for (rank, directory) in directories.iter().enumerate() {
-        let entries = match visit.look(directory) {
+        let entries = match lookup.resolve(directory) {
             Ok(found) => std::fs::read_dir(found.path),
             Err(error) => Err(error),
         };
@@ -175,7 +175,7 @@ pub(super) fn read_all(directories: &[PathBuf], visit: &Visit<'_>) -> Documents 
         paths.sort();
         paths.truncate(MAX_FILES);
         for path in paths {
-            match read(&path, rank, visit) {
+            match read(&path, rank, lookup) {
                 Ok(document) => all.found.push(document),
                 Err(why) => all.broken.push(format!("{}: {why}", path.display())),
             }
@@ -189,18 +189,18 @@ fn is_specification(path: &Path) -> bool {
     matches!(extension, Some("json" | "yaml" | "yml"))
 }
 
-fn read(path: &Path, rank: usize, visit: &Visit<'_>) -> Result<Document, String> {
-    let told = |error: std::io::Error| error.to_string();
-    // Looked at before it is opened: opening a FIFO would wait.
-    let found = visit.look(path).map_err(told)?;
+fn read(path: &Path, rank: usize, lookup: &Lookup<'_>) -> Result<Document, String> {
+    let to_text = |error: std::io::Error| error.to_string();
+    // Looked up before it is opened: opening a FIFO would block.
+    let found = lookup.resolve(path).map_err(to_text)?;
     if !found.metadata.is_file() {
-        return Err("it is no regular file".to_owned());
+        return Err("it is not a regular file".to_owned());
     }
     let mut text = String::new();
-    let file = found.read().map_err(told)?;
+    let file = found.read().map_err(to_text)?;
     file.take(MAX_BYTES + 1)
         .read_to_string(&mut text)
-        .map_err(told)?;
+        .map_err(to_text)?;
     if text.len() as u64 > MAX_BYTES {
         return Err(format!("it is larger than {MAX_BYTES} bytes"));
     }

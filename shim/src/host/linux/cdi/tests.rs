@@ -1,4 +1,4 @@
-//! What specifications make of a container, and which are refused.
+//! What specifications change in a container, and which are refused.
 
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
@@ -22,7 +22,7 @@ impl Scratch {
             self.0.join("run"),
             self.0.join("absent"),
         ];
-        crate::host::paths::visited(|visit| from(&names, &directories, visit))
+        crate::host::paths::with_lookup(|lookup| from(&names, &directories, lookup))
             .map_err(|error| error.to_string())
     }
 }
@@ -65,7 +65,7 @@ fn json(kind: &str, device: &str, edits: &str) -> String {
 }
 
 #[test]
-fn devices_add_what_their_specification_says_and_the_common_part_once() {
+fn devices_add_their_edits_and_the_common_ones_once() {
     let scratch = Scratch::with_places("apply");
     scratch.put("etc/gpu.yaml", YAML);
     let added = scratch.resolve(&["v.com/gpu=0", "v.com/gpu=one"]).unwrap();
@@ -132,7 +132,7 @@ fn a_name_that_cannot_be_resolved_is_refused_by_name() {
         "v.com/gpu=a/../b",
     ] {
         let text = scratch.resolve(&[odd]).unwrap_err();
-        assert!(text.contains("no name like"), "{text}");
+        assert!(text.contains("not a name like"), "{text}");
     }
     scratch.put("etc/broken.json", "{");
     let text = scratch.resolve(&["v.com/nic=0"]).unwrap_err();
@@ -141,7 +141,7 @@ fn a_name_that_cannot_be_resolved_is_refused_by_name() {
 }
 
 #[test]
-fn edits_that_would_not_be_carried_out_are_refused() {
+fn edits_that_are_not_implemented_are_refused() {
     let scratch = Scratch::with_places("refused");
     let node = |rest: &str| format!(r#"{{"deviceNodes": [{{"path": "/dev/x", {rest}}}]}}"#);
     let mount = |rest: &str| format!(r#"{{"mounts": [{{{rest}}}]}}"#);

@@ -1,11 +1,11 @@
-//! The AppArmor profile of a container, and the default one, which is ours.
+//! The AppArmor profile of a container, and our own default profile.
 //!
-//! Called by [`super::super::plan`], and once at the daemon's start. The default profile is loaded by AppArmor's own
-//! parser when none of its name is loaded: at the start, and again when a container needs it and it is gone.
-//! Invariants: a profile that was asked for and is not loaded is refused. Nobody runs without a profile but who asks for
-//! that or is privileged, and everybody on a node that has no parser, as under containerd and CRI-O; `coracle check`
-//! says so.
-//! Not here: taking a profile on.
+//! Called by [`super::super::plan`], and once at the daemon's start. AppArmor's own parser loads the default profile
+//! when no profile of its name is loaded: at the start, and again when a container needs it and it is gone.
+//! Invariants: a requested profile that is not loaded is refused. Only privileged containers, those that request it,
+//! and all containers of a node without a parser run without a profile, as under containerd and CRI-O; `coracle check`
+//! reports such a node.
+//! Must not know: how a process changes to a profile.
 
 use std::fs;
 use std::io::Write as _;
@@ -17,28 +17,28 @@ use std::time::{Duration, Instant};
 use coracle_lifecycle::{Error, Kind, SecurityProfile};
 
 use super::SecurityFiles;
+use crate::host::errors::invalid;
 use crate::host::io_error;
-use crate::host::plan::invalid;
 
-/// The profile that stands for `RuntimeDefault`.
+/// The profile for `RuntimeDefault`.
 const DEFAULT: &str = "coracle-default";
 /// Its text; a daemon that is itself confined adds a line.
 const DEFAULT_TEXT: &str = include_str!("../../../../assets/apparmor.profile");
-/// A policy that names its ABI keeps its meaning when a newer kernel mediates more.
+/// With its ABI, a policy keeps its meaning when a newer kernel mediates more.
 const ABI: (&str, &str) = ("/etc/apparmor.d/abi/3.0", "abi <abi/3.0>,\n");
 /// How long the parser may take.
 const PARSER_PATIENCE: Duration = Duration::from_secs(20);
-/// What stands before the name of a profile of the node in CRI's older field, and by some clients in the newer.
+/// The prefix before the name of a profile of the node in CRI's older field, which some clients use in the newer one.
 const PREFIX: &str = "localhost/";
 
-/// What there is of the default profile.
+/// The state of the default profile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DefaultProfile {
     /// The kernel runs without AppArmor.
     Unsupported,
     /// It is loaded.
     Loaded,
-    /// It is not loaded; once it was to be: nor is there a parser to load it with.
+    /// It is not loaded. After an attempt to load it: there is no parser, either.
     Absent,
 }
 
@@ -59,7 +59,7 @@ pub(in crate::host::linux) fn apparmor(
     };
     match loaded(files.apparmor)? {
         None => Err(invalid(format!(
-            "AppArmor profile {name:?} is asked for, and this kernel runs without AppArmor"
+            "AppArmor profile {name:?} is requested, but this kernel runs without AppArmor"
         ))),
         Some(loaded) if contains(&loaded, name) => Ok(Some(name.to_owned())),
         Some(_) if name == DEFAULT && load_default(files)? == DefaultProfile::Loaded => {
@@ -71,7 +71,7 @@ pub(in crate::host::linux) fn apparmor(
     }
 }
 
-/// Loads the default profile unless one of its name is there. Blocks; one caller at a time runs the parser.
+/// Loads the default profile unless one of its name is loaded. Blocks; one caller at a time runs the parser.
 ///
 /// Errors: the parser refuses, or takes too long; the list of profiles cannot be read.
 pub(in crate::host::linux) fn load_default(
@@ -121,7 +121,7 @@ fn parser<'a>(files: &SecurityFiles<'a>) -> Option<&'a Path> {
         .find(|path| path.is_file())
 }
 
-/// Has the parser load `text`. Errors: what it said, or how it ended.
+/// Has the parser load `text`. Errors: its message, or how it ended.
 fn parse(parser: &Path, text: &str) -> Result<(), String> {
     let child = Command::new(parser)
         .args(["--replace", "--skip-cache", "--quiet"])
@@ -133,14 +133,14 @@ fn parse(parser: &Path, text: &str) -> Result<(), String> {
         .spawn();
     let mut child = child.map_err(|error| format!("could not be run: {error}"))?;
     if let Some(mut stdin) = child.stdin.take() {
-        // Less than a pipe holds. One that does not read says why when it ends.
+        // Less than a pipe holds. A parser that does not read gives the reason when it ends.
         let _ = stdin.write_all(text.as_bytes());
     }
     let deadline = Instant::now() + PARSER_PATIENCE;
     loop {
         match child.try_wait() {
             Ok(Some(status)) if status.success() => return Ok(()),
-            Ok(Some(status)) => return Err(format!("ended with {status}: {}", said(&mut child))),
+            Ok(Some(status)) => return Err(format!("ended with {status}: {}", output(&mut child))),
             Ok(None) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(5)),
             Ok(None) => break,
             Err(error) => return Err(format!("could not be waited for: {error}")),
@@ -154,8 +154,8 @@ fn parse(parser: &Path, text: &str) -> Result<(), String> {
     ))
 }
 
-/// What an ended parser wrote, on one line and bounded. A child of it that holds the pipe is not waited for.
-fn said(child: &mut Child) -> String {
+/// The output of an ended parser, on one line and bounded. A child of it that holds the pipe is not waited for.
+fn output(child: &mut Child) -> String {
     let mut bytes = [0; 1024];
     let pipe = child.stderr.take();
     let got = pipe.and_then(|pipe| {
@@ -166,7 +166,7 @@ fn said(child: &mut Child) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// The profile's text for a daemon that runs under `own`: who stops a container has to be allowed to.
+/// The profile's text for a daemon that is confined by `own`: it must be allowed to signal containers.
 fn default_text(own: &str, with_abi: bool) -> String {
     let mut text = String::new();
     if with_abi {
@@ -181,13 +181,13 @@ fn default_text(own: &str, with_abi: bool) -> String {
     text
 }
 
-/// Under which profile this daemon runs; empty without one.
+/// The profile that confines this daemon; empty without one.
 fn own_profile() -> String {
-    let places = [
+    let paths = [
         "/proc/self/attr/apparmor/current",
         "/proc/self/attr/current",
     ];
-    let read = places.iter().find_map(|path| fs::read_to_string(path).ok());
+    let read = paths.iter().find_map(|path| fs::read_to_string(path).ok());
     let text = read.unwrap_or_default();
     profile_name(text.trim_end_matches(['\n', '\0'])).to_owned()
 }
@@ -210,7 +210,7 @@ fn profile_name(line: &str) -> &str {
     line.rsplit_once(" (").map_or(line, |(name, _)| name)
 }
 
-/// What this node has of the default profile, without loading it; the profile may be waiting for a parser to load it.
+/// The state of the default profile on this node. Does not load it.
 ///
 /// Errors: the list of profiles cannot be read.
 pub fn default_profile() -> Result<(DefaultProfile, Option<PathBuf>), Error> {

@@ -1,10 +1,9 @@
 //! The SELinux labels of a container.
 //!
-//! Called by [`super::super::plan`]. Invariants: a label that was asked for and that the loaded policy does not have is
-//! refused; a kernel without SELinux gives no labels, whatever was asked for, as containerd and CRI-O have it; on one
-//! that has it, containers without privileges and namespaces of the node's are confined to their pod's categories
-//! without asking.
-//! Not here: taking a label on, handing categories out.
+//! Called by [`super::super::plan`]. Invariants: a requested label that the loaded policy does not know is refused; a
+//! kernel without SELinux gives no labels, whatever was requested, as in containerd and CRI-O; with SELinux, containers
+//! without privileges and without namespaces of the node are confined to their pod's categories by default.
+//! Must not know: how a process gets a label, who leases categories.
 
 use std::io::Write as _;
 use std::path::Path;
@@ -12,10 +11,10 @@ use std::path::Path;
 use coracle_lifecycle::{Error, SelinuxOptions};
 
 use super::SecurityFiles;
+use crate::host::errors::invalid;
 use crate::host::io_error;
-use crate::host::plan::invalid;
 
-/// Level of a pod that has none: from before there were such levels.
+/// Level of a pod without one, which an older build created.
 const NO_CATEGORIES: &str = "s0";
 
 /// The labels of a process and of its mounts.
@@ -25,30 +24,30 @@ pub(in crate::host::linux) struct Labels {
     pub mount: Option<String>,
 }
 
-/// What label a container is to have.
+/// The parts of which a container's label is made.
 #[derive(Clone, Copy, Debug, Default)]
 pub(in crate::host::linux) struct LabelRequest<'a> {
-    /// What it asks for.
+    /// The container's own request.
     pub own: Option<&'a SelinuxOptions>,
-    /// What its pod asks for, part by part where it does not.
+    /// The pod's request, for parts that the container leaves out.
     pub pod: Option<&'a SelinuxOptions>,
     /// The level that its pod was given.
     pub level: Option<&'a str>,
-    /// It has no label.
+    /// The container gets no label.
     pub privileged: bool,
-    /// Its pod has the node's processes or ipc namespace: it has no label unless it asks for one.
+    /// Its pod uses the node's pid or ipc namespace: it gets a label only on request.
     pub with_node: bool,
 }
 
 impl LabelRequest<'_> {
-    /// The first that says something of a part.
+    /// The first request that sets a part.
     fn part<'a>(&'a self, of: impl Fn(&'a SelinuxOptions) -> &'a str) -> Option<&'a str> {
-        let asked = [self.own, self.pod].into_iter().flatten();
-        asked.map(of).find(|text| !text.is_empty())
+        let requested = [self.own, self.pod].into_iter().flatten();
+        requested.map(of).find(|text| !text.is_empty())
     }
 }
 
-/// Completes a label. Errors: Invalid for what is asked for and the policy does not have.
+/// Completes a label. Errors: Invalid for a requested label that the policy does not know.
 pub(in crate::host::linux) fn selinux(
     request: &LabelRequest<'_>,
     files: &SecurityFiles<'_>,
@@ -80,7 +79,7 @@ pub(in crate::host::linux) fn selinux(
             return Ok(Labels::default());
         }
         return Err(invalid(format!(
-            "SELinux label {label:?} is none of the policy on this node"
+            "SELinux label {label:?} is unknown to the policy of this node"
         )));
     }
     Ok(Labels {
@@ -94,12 +93,12 @@ pub(in crate::host) fn has_selinux(files: &SecurityFiles<'_>) -> bool {
     is_on(files.selinux)
 }
 
-/// It shows its file system then.
+/// Its file system is then mounted.
 fn is_on(selinux: &Path) -> bool {
     selinux.join("enforce").exists()
 }
 
-/// Whether the loaded policy has a label. The kernel checks what is written to `context`.
+/// Whether the loaded policy knows a label. The kernel checks what is written to `context`.
 fn is_known(label: &str, selinux: &Path) -> Result<bool, Error> {
     let file = std::fs::File::options()
         .write(true)
@@ -119,7 +118,7 @@ mod tests {
     use crate::scratch::Scratch;
 
     #[test]
-    fn a_label_is_completed_or_passed_over_without_selinux() {
+    fn a_label_is_completed_or_ignored_without_selinux() {
         let scratch = Scratch::new("profiles-selinux");
         let absent = scratch.0.join("absent");
         let files = SecurityFiles {
@@ -173,11 +172,11 @@ mod tests {
             ..unasked
         };
         assert_eq!(labels(with_node), None);
-        let asked = LabelRequest {
+        let requested = LabelRequest {
             with_node: true,
             ..request
         };
-        assert_eq!(labels(asked), both("web_t", "s0:c1,c2"));
+        assert_eq!(labels(requested), both("web_t", "s0:c1,c2"));
         let privileged = LabelRequest {
             privileged: true,
             ..request

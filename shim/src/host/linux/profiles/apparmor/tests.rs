@@ -7,7 +7,7 @@ fn localhost(path: &str) -> SecurityProfile {
     SecurityProfile::Localhost(path.to_owned())
 }
 
-/// Where the kernel would list `profiles`; a parser that is `script`, if any.
+/// A node whose kernel lists `profiles`, with the parser `script`, if any.
 struct Node {
     scratch: Scratch,
     parsers: Vec<String>,
@@ -76,10 +76,10 @@ fn the_default_is_loaded_when_it_is_needed() {
     ] {
         assert_eq!(node.ask(&config, false).unwrap(), ours, "{config:?}");
     }
-    let said = |name: &str| fs::read_to_string(node.scratch.0.join(name)).unwrap();
-    assert_eq!(said("profiles.calls"), "--replace --skip-cache --quiet\n");
-    assert!(said("profiles.text").contains("profile coracle-default flags="));
-    // Whoever unloads it gets it again with the next container.
+    let read = |name: &str| fs::read_to_string(node.scratch.0.join(name)).unwrap();
+    assert_eq!(read("profiles.calls"), "--replace --skip-cache --quiet\n");
+    assert!(read("profiles.text").contains("profile coracle-default flags="));
+    // After somebody unloads it, the next container loads it again.
     node.scratch.put("profiles", b"");
     assert_eq!(
         node.ask(&localhost("coracle-default"), false).unwrap(),
@@ -88,13 +88,13 @@ fn the_default_is_loaded_when_it_is_needed() {
 }
 
 #[test]
-fn a_parser_that_fails_refuses_and_an_absent_one_is_done_without() {
+fn a_failing_parser_is_an_error_and_an_absent_one_is_not() {
     let absent = Node::new("apparmor-absent", "", None);
     assert_eq!(absent.ask(&SecurityProfile::Unset, false).unwrap(), None);
     let broken = Node::new("apparmor-broken", "", Some("echo line 3: no >&2; exit 1"));
     let refusal = broken.ask(&SecurityProfile::Unset, false).unwrap_err();
-    for word in ["coracle-default", "parser", "line 3: no"] {
-        assert!(refusal.to_string().contains(word), "{refusal}");
+    for part in ["coracle-default", "parser", "line 3: no"] {
+        assert!(refusal.to_string().contains(part), "{refusal}");
     }
     let liar = Node::new("apparmor-liar", "", Some("exit 0"));
     assert!(liar.ask(&SecurityProfile::Unset, false).is_err());
@@ -105,7 +105,7 @@ fn a_parser_that_fails_refuses_and_an_absent_one_is_done_without() {
 }
 
 #[test]
-fn the_text_knows_who_stops_containers() {
+fn the_profile_allows_signals_from_a_confined_daemon() {
     let plain = default_text("unconfined", false);
     assert_eq!(plain, DEFAULT_TEXT);
     let confined = default_text("/usr/bin/coracle", true);

@@ -1,23 +1,25 @@
-//! A pod of another boot: nothing of it lives any more.
+//! Recovers a pod of an earlier boot, of which no process lives.
 //!
-//! Called by: recovery. Invariants: what had ended keeps its end, what its keeper has recorded counts, no end is made up
-//! where that record cannot be read; everything can be repeated until the pod's record is saved, which comes last.
-//! Not here: pods of this boot.
+//! Called by: recovery. Invariants: a container that had ended keeps its exit; the exits that the keeper recorded
+//! count; no exit is invented where a record cannot be read; everything can be repeated until the pod's record is
+//! saved, which comes last. Must not know: pods of this boot.
 
 use std::path::Path;
 use std::sync::Arc;
 
 use coracle_runtime::keeper::read_exit;
 
-use super::super::clock;
-use super::super::driver::{FoundContainer, Shared};
-use super::super::error::Error;
-use super::super::record::{ContainerRecord, PodRecord};
-use super::super::state::{ContainerPhase, Ended, PodPhase, Reason};
-use super::super::store::{Slot, Unreadable};
 use crate::blocking::{io_error, runtime_error};
+use crate::clock;
+use crate::disk::FoundContainer;
+use crate::driver::Shared;
+use crate::error::Error;
+use crate::record::{ContainerRecord, PodRecord};
+use crate::state::{ContainerPhase, Ended, PodPhase, Reason};
+use crate::store::{Slot, Unreadable};
 
-/// Another boot: nothing lives. What ran has ended as its keeper recorded, else unseen; what had ended keeps its end.
+/// Ends everything that ran: as the keeper recorded, else with an unknown exit. A container that had ended keeps its
+/// exit.
 pub(super) async fn after_reboot(
     shared: &Arc<Shared>,
     pod: &mut PodRecord,
@@ -36,14 +38,15 @@ pub(super) async fn after_reboot(
             *container = FoundContainer::Unreadable(id, Unreadable { why, json });
         }
     }
-    // Last, so that a crash before it does all of this again.
+    // Saved last, so that a crash before it repeats everything.
     pod.phase = PodPhase::NotReady;
     pod.boot.clone_from(&shared.boot);
     slot.save(pod)
         .map_err(|error| io_error(format!("save the record of sandbox {}", pod.id), error))
 }
 
-/// Ends what ran, also where the disk only has that it was created, but how it ended. The inner error is why nobody can tell how it ended; it stays as it is then.
+/// Ends a container that ran, even if its record still says created. The inner error is the reason why its exit is
+/// unknown; its record then stays as it is.
 fn end(
     record: &mut ContainerRecord,
     slot: &mut Slot,

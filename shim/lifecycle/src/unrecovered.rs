@@ -1,130 +1,58 @@
-//! A pod that could not be recovered: it is left as it is, shown as not ready with the reason, and tried again.
+//! A pod that could not be recovered: left as it is, shown as not ready with the reason, and tried again.
 //!
 //! ```text
-//! recovery --Kept--> shown, its names taken --pause, ever longer--> recovered? --yes--> its driver takes over
+//! recovery --UnrecoveredPod--> shown, its names taken --pause, ever longer--> recovered? --yes--> its driver takes over
 //!                        ^                                              | no
 //!                        +----------------------------------------------+
 //! ```
 //! Called by: [`super::Pods::open`], one task a pod. Calls: recovery, the host's effects on such pods.
-//! Invariants: nothing of it ends unless the kubelet asks for that; its records are never written over; what is
-//! asked is answered at once, or says why not. There is no such task, and nothing wakes, when all is well.
-//! Not here: single containers of a pod that goes on, which its driver keeps.
+//! Invariants: such a pod ends only when the kubelet stops or removes it; its records are never overwritten; each
+//! request is answered at once, if need be with the reason for a refusal. Without such pods there is no task and no
+//! timer.
+//! Must not know: unreadable containers of a recovered pod, which its driver keeps.
 
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use coracle_spec::IdRange;
-use coracle_spec::id::{ContainerId, PodId};
-use serde_json::Value;
+use coracle_spec::id::PodId;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::task::JoinHandle;
 
 use super::clock;
+use super::disk::{Known, ids_in};
 use super::driver::unreadable::{FIRST_PAUSE, LONGEST_PAUSE};
-use super::driver::{Driver, FoundContainer, Mailbox, Message, Request, Shared};
+use super::driver::{Driver, Mailbox, Message, Request, Shared};
 use super::error::{Error, Kind};
-use super::record::PodRecord;
-use super::recover::{Outcome, ids_in, recover_pod};
+use super::recover::pod::{Outcome, recover_pod};
 use super::registry::Claim;
-use super::state::PodPhase;
 use super::unreadable::{container_config, container_view, known_pod_view, pod_view};
 use super::view::EventKind;
 use crate::blocking::blocking;
 use crate::host::Owned;
 
-/// What is known of a pod that could not be recovered.
-#[derive(Default)]
-pub struct Known {
-    /// Its containers, as far as they could be listed.
-    containers: Vec<ContainerId>,
-    /// Its record, if it could be read.
-    record: Option<Box<PodRecord>>,
-    /// The contents of a record of another format.
-    json: Option<Value>,
-}
-
-impl Known {
-    /// A pod whose record could be read.
-    pub fn of(record: &PodRecord, containers: &[FoundContainer]) -> Known {
-        let id = |container: &FoundContainer| match container {
-            FoundContainer::Readable(record, _) => record.id.clone(),
-            FoundContainer::Unreadable(id, _) => id.clone(),
-        };
-        Known {
-            containers: containers.iter().map(id).collect(),
-            record: Some(Box::new(record.clone())),
-            json: None,
-        }
-    }
-
-    /// A pod whose record could not be used; `json` if it is of another format.
-    pub fn unreadable(containers: Vec<ContainerId>, json: Option<Value>) -> Known {
-        Known {
-            containers,
-            record: None,
-            json,
-        }
-    }
-
-    /// A pod whose record is torn.
-    pub fn torn(containers: Vec<ContainerId>) -> Known {
-        Known::unreadable(containers, None)
-    }
-
-    fn range(&self) -> Option<IdRange> {
-        if let Some(record) = &self.record {
-            return Some(record.range);
-        }
-        serde_json::from_value(self.json.as_ref()?.get("range")?.clone()).ok()
-    }
-
-    /// The SELinux level of its containers.
-    fn level(&self) -> Option<String> {
-        if let Some(record) = &self.record {
-            return record.selinux_level.clone();
-        }
-        let level = self.json.as_ref()?.get("selinux_level")?.as_str()?;
-        Some(level.to_owned())
-    }
-
-    fn cgroup_parent(&self) -> Option<String> {
-        if let Some(record) = &self.record {
-            return Some(record.cgroup_parent.clone());
-        }
-        let parent = self.json.as_ref()?.get("cgroup_parent")?.as_str()?;
-        Some(parent.to_owned())
-    }
-
-    /// No caller knows its id.
-    fn is_unborn(&self) -> bool {
-        let starting = |record: &PodRecord| record.phase == PodPhase::Starting;
-        self.record.as_deref().is_some_and(starting)
-    }
-}
-
 /// The task of one such pod.
-pub struct Kept {
+pub struct UnrecoveredPod {
     shared: Arc<Shared>,
     id: PodId,
     known: Known,
     why: String,
-    /// A recovery that takes long.
+    /// A recovery that is still under way.
     under_way: Option<JoinHandle<Outcome>>,
     sender: Mailbox,
     mailbox: UnboundedReceiver<Message>,
 }
 
-impl Kept {
-    /// A pod that is left as it is because of `why`; `under_way` is its recovery if that still goes on.
+impl UnrecoveredPod {
+    /// A pod that could not be recovered because of `why`; `under_way` is its recovery if that still runs.
     pub fn new(
         shared: &Arc<Shared>,
         id: PodId,
         known: Known,
         why: String,
         under_way: Option<JoinHandle<Outcome>>,
-    ) -> Kept {
+    ) -> UnrecoveredPod {
         let (sender, mailbox) = Driver::mailbox();
-        Kept {
+        UnrecoveredPod {
             shared: Arc::clone(shared),
             id,
             known,
@@ -135,20 +63,20 @@ impl Kept {
         }
     }
 
-    /// Takes what it is known to hold, shows it, and adds it to what a sweep must leave alone.
-    pub async fn declare(&mut self, owned: &mut Owned) {
-        tracing::error!(pod = %self.id, why = self.why, "a sandbox cannot be recovered; it is kept as it is and tried again");
+    /// Claims the ids that it may hold, shows it, and adds it to what the sweep must leave alone.
+    pub async fn add_to(&mut self, owned: &mut Owned) {
+        tracing::error!(pod = %self.id, why = self.why, "a sandbox cannot be recovered; it is left as it is and tried again");
         let id = self.id.as_str().to_owned();
         owned.pods.insert(id.clone());
         owned.live.insert(id.clone());
-        owned.kept.insert(id);
+        owned.unrecovered.insert(id);
         owned.has_unreadable = true;
         self.claim_ids().await;
         self.show();
     }
 
     async fn claim_ids(&mut self) {
-        // It may have been listed when nothing else could be done.
+        // The containers may not have been listed before, for example for lack of descriptors.
         if self.known.containers.is_empty()
             && let Ok(found) = ids_in(&self.shared.host.layout().containers_directory(&self.id))
         {
@@ -167,7 +95,7 @@ impl Kept {
             Ok(())
         });
         if let Err(error) = claimed.await {
-            tracing::error!(pod = %self.id, error = error.chain(), "its host ids are not known");
+            tracing::error!(pod = %self.id, error = error.chain(), "the host ids of an unrecovered sandbox are unknown");
         }
     }
 
@@ -177,7 +105,7 @@ impl Kept {
         containers.chain([self.id.as_str().to_owned()]).collect()
     }
 
-    /// Puts it on the cache and routes its ids here.
+    /// Shows the pod and routes its ids here.
     fn show(&self) {
         let registry = &self.shared.registry;
         let mail = self.sender.clone();
@@ -208,7 +136,7 @@ impl Kept {
         }
     }
 
-    /// Keeps the pod until it is recovered, whose driver this then is, or removed.
+    /// Runs until the pod is recovered, and then runs its driver, or until it is removed.
     pub async fn run(mut self) {
         let mut pause = FIRST_PAUSE;
         loop {
@@ -229,11 +157,11 @@ impl Kept {
                 Outcome::Driver(driver) => return self.hand_over(*driver).await,
                 Outcome::Dead(_) => {
                     if let Err(error) = self.stop(self.ids()).await {
-                        tracing::error!(pod = %self.id, error = error.chain(), "what is left of a sandbox is swept at the next start");
+                        tracing::error!(pod = %self.id, error = error.chain(), "the remains of a sandbox stay until the next start");
                     }
                     return self.end();
                 }
-                Outcome::Kept(known, why) => {
+                Outcome::Unrecovered(known, why) => {
                     (self.known, self.why) = (known, why);
                     self.claim_ids().await;
                     self.show();
@@ -243,7 +171,7 @@ impl Kept {
         }
     }
 
-    /// Answers requests until `task` is done; `None` once the pod is removed.
+    /// Answers requests until `task` is done; `None` once the pod was removed.
     async fn answer_until(&mut self, mut task: JoinHandle<Outcome>) -> Option<Outcome> {
         loop {
             tokio::select! {
@@ -252,10 +180,10 @@ impl Kept {
                     Ok(outcome) => outcome,
                     Err(error) => {
                         let why = format!("its recovery did not finish: {error}");
-                        Outcome::Kept(std::mem::take(&mut self.known), why)
+                        Outcome::Unrecovered(std::mem::take(&mut self.known), why)
                     }
                 }),
-                // The sender is ours, too: the mailbox does not close while this runs.
+                // This task holds a sender, so the mailbox does not close while it runs.
                 Some(message) = self.mailbox.recv() => {
                     if self.handle_message(message).await {
                         task.abort();
@@ -266,7 +194,7 @@ impl Kept {
         }
     }
 
-    /// Returns whether the pod is gone.
+    /// Handles one message; returns whether the pod is gone.
     async fn handle_message(&mut self, message: Message) -> bool {
         let Message::Request(request) = message else {
             return false;
@@ -300,14 +228,14 @@ impl Kept {
 
     fn refusal(&self) -> Error {
         let text = format!(
-            "sandbox {} is kept as it is, for it could not be recovered ({}); only StopPodSandbox, StopContainer and \
-             RemovePodSandbox can be asked of it; it is tried again",
+            "sandbox {} is left as it is because it could not be recovered ({}); only StopPodSandbox, StopContainer and \
+             RemovePodSandbox are possible; its recovery is tried again",
             self.id, self.why
         );
         Error::new(Kind::WrongPhase, text)
     }
 
-    /// Where its cgroups lie, or would by default.
+    /// The parent of its cgroups, or the default when unknown.
     fn cgroup_parent(&self) -> Option<String> {
         let known = self.known.cgroup_parent();
         known.or_else(|| Some(self.shared.host.default_cgroup_parent()))
@@ -339,7 +267,7 @@ impl Kept {
         .await
     }
 
-    /// Nothing is left of it.
+    /// Releases everything of the pod, which is gone.
     fn end(&mut self) {
         self.mailbox.close();
         let cache = &self.shared.cache;
@@ -357,9 +285,9 @@ impl Kept {
         tracing::info!(pod = %self.id, "sandbox gone");
     }
 
-    /// The driver has taken names and cache over; it gets what was asked meanwhile.
+    /// Passes the remaining messages to the driver, which now owns names and snapshots, and runs it.
     async fn hand_over(mut self, driver: Driver) {
-        tracing::info!(pod = %self.id, "a sandbox that was kept is recovered");
+        tracing::info!(pod = %self.id, "an unrecovered sandbox is recovered now");
         self.mailbox.close();
         let driver_mail = self.shared.registry.pod(&self.id);
         while let Ok(message) = self.mailbox.try_recv() {
@@ -375,7 +303,7 @@ impl Kept {
         if let Some(attachment) = driver.attachment()
             && let Err(error) = self.shared.host().restore_network(attachment).await
         {
-            tracing::error!(pod = %self.id, error = error.chain(), "its address or ports were not taken back");
+            tracing::error!(pod = %self.id, error = error.chain(), "the addresses or ports of a recovered sandbox could not be claimed again");
         }
         driver.run().await;
     }

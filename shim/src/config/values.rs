@@ -1,0 +1,46 @@
+//! What the checks of all tables share: a refused value, ranges and paths.
+//!
+//! Called by: [`super::check`] and the checks of single tables. Pure. Must not know: any key.
+
+use std::path::{Component, Path, PathBuf};
+
+/// A setting and what is wrong with its value; reads as a sentence, `KEY WHY`.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Invalid {
+    /// With its tables.
+    pub key: &'static str,
+    /// The fact and what it should have been.
+    pub why: String,
+}
+
+/// Refuses the value of `key`.
+pub(super) fn invalid<T>(key: &'static str, why: impl Into<String>) -> Result<T, Invalid> {
+    Err(Invalid {
+        key,
+        why: why.into(),
+    })
+}
+
+/// An absolute path without `.` and `..`, as its components spell it.
+pub(super) fn plain_absolute(path: &Path) -> Option<PathBuf> {
+    let parts: PathBuf = path.components().collect();
+    let plain = path
+        .components()
+        .all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
+    (path.is_absolute() && plain && parts.file_name().is_some()).then_some(parts)
+}
+
+/// The value of `key` when it is in `range`.
+pub(super) fn within(
+    key: &'static str,
+    value: u64,
+    range: std::ops::RangeInclusive<u64>,
+) -> Result<u64, Invalid> {
+    if range.contains(&value) {
+        return Ok(value);
+    }
+    invalid(
+        key,
+        format!("is {value}, must be {} to {}", range.start(), range.end()),
+    )
+}
