@@ -8,6 +8,7 @@
 //! names gRPC codes.
 //! Must not know: states of pods and containers, how effects are carried out.
 
+mod authority;
 mod bad_request;
 mod containers;
 mod convert;

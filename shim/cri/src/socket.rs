@@ -20,6 +20,8 @@ use tokio::net::UnixListener;
 use tokio_stream::Stream;
 use tracing::{info, warn};
 
+use super::authority::AnyAuthority;
+
 /// Permission bits of the socket: root and its group may connect.
 const SOCKET_MODE: u32 = 0o660;
 
@@ -125,14 +127,14 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from
 /// longer, and then tries again.
 pub(super) fn incoming(
     listener: UnixListener,
-) -> impl Stream<Item = io::Result<tokio::net::UnixStream>> {
+) -> impl Stream<Item = io::Result<AnyAuthority<tokio::net::UnixStream>>> {
     futures_util::stream::unfold((listener, BACKOFF.0), |(listener, mut pause)| async move {
         loop {
             match listener.accept().await {
                 Ok((connection, _)) => {
                     // Where descriptors come back one by one, warning at once would repeat for each.
                     let calmer = (pause / 2).max(BACKOFF.0);
-                    return Some((Ok(connection), (listener, calmer)));
+                    return Some((Ok(AnyAuthority::new(connection)), (listener, calmer)));
                 }
                 Err(error) => {
                     if pause == BACKOFF.0 {
