@@ -13,6 +13,7 @@
 //! It must not know about mounts, namespaces or cgroups.
 
 mod exec;
+mod format;
 
 use std::fs::File;
 use std::io::{self, Write as _};

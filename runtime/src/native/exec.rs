@@ -10,7 +10,7 @@ use std::io;
 
 use rustix::fs::{Access, AtFlags, CWD, FileType, accessat, statat};
 
-use super::text;
+use super::{format, text};
 use coracle_spec::LinuxSpec;
 use coracle_spec::error::{Context as _, Error, Kind, Result};
 
@@ -128,11 +128,16 @@ impl ProcessArgs {
             None if cause.kind() == io::ErrorKind::NotFound => NOT_FOUND,
             _ => REFUSED,
         };
-        let what = if tried == self.name {
+        let mut what = if tried == self.name {
             format!("exec: {:?}", self.name)
         } else {
             format!("exec: {:?} ({tried})", self.name)
         };
+        if cause.raw_os_error() == Some(libc::ENOEXEC)
+            && let Some(hint) = format::hint(tried)
+        {
+            what = format!("{what}: {hint}");
+        }
         NotExecuted {
             code,
             error: Error::with(Kind::StartFailed, what, cause),
