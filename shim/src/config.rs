@@ -167,7 +167,7 @@ pub struct Sandbox {
 /// Limits of the module compiler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Wasm {
-    /// A compilation that takes longer is killed.
+    /// A compilation that takes more CPU time is killed.
     pub compile_timeout: Duration,
     /// A compilation that needs more memory is killed.
     pub compile_memory_bytes: u64,

@@ -154,7 +154,7 @@ async fn host(
     let unpackers = Arc::new(Unpackers(helpers.clone()));
     let images = Images::open(images_config(config), unpackers).await?;
     let limits = CompileLimits {
-        timeout: config.wasm.compile_timeout,
+        cpu: config.wasm.compile_timeout,
         memory_bytes: config.wasm.compile_memory_bytes,
         module_bytes: config.wasm.max_module_bytes,
     };

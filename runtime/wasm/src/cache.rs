@@ -30,15 +30,17 @@ use coracle_spec::id::hex;
 mod compile;
 mod failures;
 mod files;
+mod turn;
 
 use failures::Failures;
 use files::{Stamp, Temporary, key, open_read, stamp, stamp_of};
+use turn::Turn;
 
 /// Bounds of every compilation.
 #[derive(Clone, Copy, Debug)]
 pub struct CompileLimits {
-    /// Wall-clock and CPU time of one compilation.
-    pub timeout: Duration,
+    /// CPU time of one compilation, all its threads together.
+    pub cpu: Duration,
     /// Address space of the compiler process, in bytes.
     pub memory_bytes: u64,
     /// Largest module, in bytes.
@@ -120,9 +122,9 @@ impl CompileCache {
 
     /// The compiled form of the module at path `module` (SHA-256 `digest`, 64 digits) for `engine`.
     ///
-    /// Concurrent calls for one entry share one compilation. A failure is remembered for a while: a retry does not
-    /// compile the module again. Errors: [`Kind::Invalid`] with the engine's reason when the module is refused,
-    /// [`Kind::Exhausted`] when a compile limit was hit or the disk is full.
+    /// Concurrent calls for one entry share one compilation. It continues when its callers leave, so that a retry joins
+    /// it. A failure is remembered for a while: a retry does not compile the module again. Errors: [`Kind::Invalid`] with
+    /// the engine's reason when the module is refused, [`Kind::Exhausted`] when a compile limit was hit or the disk is full.
     pub async fn compiled(
         self: &Arc<Self>,
         engine: &EngineRef,
@@ -130,39 +132,38 @@ impl CompileCache {
         digest: &str,
     ) -> Result<Arc<Compiled>> {
         let digest = digest.trim_start_matches("sha256:").to_owned();
-        let at = (engine.hash.clone(), digest.clone());
-        let entry_lock = lock(&self.busy).entry(at.clone()).or_default().clone();
-        let guard = entry_lock.lock().await;
-        let result = self.compiled_alone(engine, module, &digest).await;
-        drop(guard);
-        let mut busy = lock(&self.busy);
-        if Arc::strong_count(&entry_lock) <= 2 {
-            busy.remove(&at);
-        }
-        result
-    }
-
-    async fn compiled_alone(
-        self: &Arc<Self>,
-        engine: &EngineRef,
-        module: &Path,
-        digest: &str,
-    ) -> Result<Arc<Compiled>> {
-        let cache = Arc::clone(self);
-        let (hash, name) = (engine.hash.clone(), digest.to_owned());
-        if let Some(found) = blocking(move || Ok(cache.find(&hash, &name))).await? {
+        let at = (engine.hash.clone(), digest);
+        let turn = Turn::of(self, &at);
+        let guard = Arc::clone(&turn.lock).lock_owned().await;
+        let (cache, wanted) = (Arc::clone(self), at.clone());
+        if let Some(found) = blocking(move || Ok(cache.find(&wanted.0, &wanted.1))).await? {
             return Ok(found);
         }
-        let at = (engine.hash.clone(), digest.to_owned());
         if let Some(failure) = self.failures.find(&at) {
             return Err(failure);
         }
+        let (cache, engine, module) = (Arc::clone(self), engine.clone(), module.to_owned());
+        let work = tokio::spawn(async move {
+            let made = cache.make(&engine, &module, &at).await;
+            drop((guard, turn));
+            made
+        });
+        let made = work.await;
+        made.map_err(|e| Error::with(Kind::Bug, "run a compilation", e))?
+    }
+
+    /// Compiles what is not there, alone for its entry.
+    async fn make(
+        self: &Arc<Self>,
+        engine: &EngineRef,
+        module: &Path,
+        at: &EntryKey,
+    ) -> Result<Arc<Compiled>> {
         failpoint::hit("compile.exec").during(|| "start the compiler".into())?;
         let job = compile::Job {
             exe: &engine.exe,
             module,
             bounds: self.bounds(),
-            timeout: self.limits.timeout,
         };
         let cache = Arc::clone(self);
         let code = blocking(move || {
@@ -174,18 +175,17 @@ impl CompileCache {
         let info = match compile::compile(&self.permits, &job, &code.file).await? {
             Ok(info) => info,
             Err(failure) => {
-                self.failures.remember(at, &failure);
+                self.failures.remember(at.clone(), &failure);
                 return Err(failure);
             }
         };
-        let cache = Arc::clone(self);
-        let (hash, name) = (engine.hash.clone(), digest.to_owned());
-        blocking(move || cache.store(&hash, &name, info, code)).await
+        let (cache, at) = (Arc::clone(self), at.clone());
+        blocking(move || cache.store(&at.0, &at.1, info, code)).await
     }
 
     fn bounds(&self) -> Bounds {
         Bounds {
-            cpu_s: self.limits.timeout.as_secs().max(1),
+            cpu_s: self.limits.cpu.as_secs().max(1),
             memory_bytes: self.limits.memory_bytes,
             module_bytes: usize::try_from(self.limits.module_bytes).unwrap_or(usize::MAX),
         }

@@ -24,7 +24,7 @@ pub(super) async fn pull(
     concerns("image", &order.reference);
     let image = shared.images.pull(order).await?;
     if let Err(problem) = shared.pods.prepare_image(&image).await {
-        warn!(digest = %image.id, failure = problem.chain(), "the image was pulled, but its module cannot be compiled");
+        warn!(digest = %image.id, failure = problem.chain(), "the image was pulled, but its module did not compile: its containers will be refused");
     }
     Ok(convert::pull_reply(&image))
 }

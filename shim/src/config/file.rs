@@ -290,7 +290,7 @@ impl Default for SandboxFile {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct WasmFile {
-    /// A compilation that takes longer is killed. Seconds.
+    /// A compilation that takes more CPU time is killed. Seconds.
     pub compile_timeout_s: u64,
     /// A compilation that needs more memory is killed.
     pub compile_memory_bytes: u64,

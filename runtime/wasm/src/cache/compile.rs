@@ -1,6 +1,7 @@
-//! Starts one compiler process and waits for its verdict, up to a timeout.
+//! Starts one compiler process and waits for its verdict.
 //!
-//! Called by the cache. Invariant: the process is gone when the call returns or is dropped.
+//! Called by the cache. Invariants: the process is gone when the call returns or is dropped; its limit counts CPU time, so
+//! that a module compiles on a busy node, too.
 //! It must not know where compiled code is kept.
 
 use std::fs::File;
@@ -25,8 +26,15 @@ pub(super) struct Job<'a> {
     pub(super) exe: &'a Path,
     pub(super) module: &'a Path,
     pub(super) bounds: Bounds,
-    /// Wall-clock time, without the wait for a permit.
-    pub(super) timeout: Duration,
+}
+
+impl Job<'_> {
+    /// Wall-clock limit for a compiler that gets no CPU time, without the wait for a permit.
+    fn patience(&self) -> Duration {
+        Duration::from_secs(self.bounds.cpu_s)
+            .saturating_mul(20)
+            .saturating_add(Duration::from_secs(60))
+    }
 }
 
 /// Waits for a permit, then compiles into the empty file `output`. The inner error is the verdict on the module: a
@@ -49,12 +57,16 @@ pub(super) async fn compile(
     ];
     let mut helper =
         helper::start(job.exe, &arguments, vec![input, output], Stdio::piped()).during(what)?;
-    let ended = tokio::time::timeout(job.timeout, end(&mut helper.child)).await;
+    let patience = job.patience();
+    let ended = tokio::time::timeout(patience, end(&mut helper.child)).await;
     let Ok(ended) = ended else {
-        return Ok(Err(Error::new(
-            Kind::Exhausted,
-            format!("{}: not done within {} s", what(), job.timeout.as_secs()),
-        )));
+        let text = format!(
+            "{}: not done within {} s of wall-clock time, {} s of CPU time: the node is busy with other things",
+            what(),
+            patience.as_secs(),
+            job.bounds.cpu_s
+        );
+        return Err(Error::new(Kind::Exhausted, text));
     };
     let (status, text) = ended.during(what)?;
     match serde_json::from_slice::<Verdict>(&text) {
@@ -100,9 +112,13 @@ fn died(what: &str, status: ExitStatus, bounds: Bounds) -> Result<Result<ModuleI
             let text = format!("{what}: the compiler was killed {limits}");
             return Err(Error::new(Kind::Exhausted, text));
         }
-        Some(libc::SIGXCPU) => format!("the compiler ran into its CPU limit {limits}"),
+        Some(libc::SIGXCPU) => {
+            format!("the compiler ran into its CPU limit {limits}: raise wasm.compile_timeout_s")
+        }
         Some(libc::SIGABRT | libc::SIGSEGV) => {
-            format!("the compiler ran into its memory limit {limits}")
+            format!(
+                "the compiler ran into its memory limit {limits}: raise wasm.compile_memory_bytes"
+            )
         }
         Some(libc::SIGXFSZ) => "its compiled code is too large".to_owned(),
         _ => {

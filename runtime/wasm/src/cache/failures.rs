@@ -1,7 +1,7 @@
 //! Remembers for a while which modules failed to compile, and why.
 //!
 //! Used by the cache. In memory only: limits change only with a restart, which also clears this.
-//! Invariants: at most [`MOST`] are kept; an entry expires after [`REFUSED`] or [`EXHAUSTED`].
+//! Invariants: at most [`MOST`] are kept; an entry expires after [`KEPT`].
 //! It must not know how modules are compiled.
 
 use std::collections::HashMap;
@@ -11,10 +11,9 @@ use std::time::{Duration, Instant};
 use super::{EntryKey, lock};
 use coracle_spec::error::{Error, Kind};
 
-/// How long a refusal is remembered: neither the module nor the compiler changes before a restart.
-const REFUSED: Duration = Duration::from_secs(10 * 60);
-/// How long a hit limit is remembered: on a busy node the next try may be faster.
-const EXHAUSTED: Duration = Duration::from_secs(60);
+/// How long a failure is remembered. Module and limits do not change before a restart, but a module that is close to a
+/// limit may stay within it the next time.
+const KEPT: Duration = Duration::from_secs(10 * 60);
 /// Most failures kept. Each takes a few hundred bytes, 64 KiB at most.
 const MOST: usize = 256;
 
@@ -30,11 +29,7 @@ struct Failure {
 
 impl Failure {
     fn is_over(&self, now: Instant) -> bool {
-        let kept = match self.kind {
-            Kind::Invalid => REFUSED,
-            _ => EXHAUSTED,
-        };
-        now.saturating_duration_since(self.at) >= kept
+        now.saturating_duration_since(self.at) >= KEPT
     }
 }
 
@@ -99,14 +94,14 @@ mod tests {
         failures.remember_at(at(0), &Error::new(Kind::Invalid, "bad magic"), now);
         failures.remember_at(at(1), &Error::new(Kind::Exhausted, "too slow"), now);
         let found = |number, after| failures.find_at(&at(number), now + after);
-        let refused = found(0, REFUSED - Duration::from_secs(1)).unwrap();
+        let refused = found(0, KEPT - Duration::from_secs(1)).unwrap();
         assert_eq!(
             (refused.kind(), refused.chain()),
             (Kind::Invalid, "bad magic".to_owned())
         );
-        assert!(found(1, EXHAUSTED - Duration::from_secs(1)).is_some());
-        assert!(found(1, EXHAUSTED).is_none());
-        assert!(found(0, REFUSED).is_none());
+        assert!(found(1, KEPT - Duration::from_secs(1)).is_some());
+        assert!(found(1, KEPT).is_none());
+        assert!(found(0, KEPT).is_none());
         assert!(found(2, Duration::ZERO).is_none());
         let other = ("other engine".to_owned(), "0".to_owned());
         assert!(failures.find_at(&other, now).is_none());
