@@ -77,15 +77,32 @@ impl WasmImage {
     /// The lookup is confined to the image and sees what an overlay of its layers would show. `Ok(None)`: no
     /// such file, or not one that begins with `\0asm`. Errors: the disk fails.
     pub fn module_for(&self, argv0: &str) -> Result<Option<PathBuf>, Error> {
-        if self.layers.is_empty() || argv0.is_empty() {
-            return Ok(None);
-        }
-        let merged = Merged::open(&self.layers)?;
-        let Some(file) = merged.find_file(&absolute(&self.working_dir, argv0))? else {
-            return Ok(None);
-        };
-        Ok((file.magic()? == Magic::Module).then_some(file.host_path))
+        module_in(&self.layers, &self.working_dir, argv0)
     }
+}
+
+impl Image {
+    /// The module that `argv0` names in this image, whatever the image is made for: its path on disk.
+    ///
+    /// The lookup is confined to the image and sees what an overlay of its layers would show. `Ok(None)`: no
+    /// such file, or not one that begins with `\0asm`. Errors: the disk fails.
+    pub fn module_for(&self, argv0: &str) -> Result<Option<PathBuf>, Error> {
+        match &self.kind {
+            Kind::Wasm(wasm) => wasm.module_for(argv0),
+            Kind::Linux(linux) => module_in(&linux.layers, &self.config.working_dir, argv0),
+        }
+    }
+}
+
+fn module_in(layers: &[PathBuf], working_dir: &str, argv0: &str) -> Result<Option<PathBuf>, Error> {
+    if layers.is_empty() || argv0.is_empty() {
+        return Ok(None);
+    }
+    let merged = Merged::open(layers)?;
+    let Some(file) = merged.find_file(&absolute(working_dir, argv0))? else {
+        return Ok(None);
+    };
+    Ok((file.magic()? == Magic::Module).then_some(file.host_path))
 }
 
 /// An ordinary image.

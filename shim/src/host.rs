@@ -26,6 +26,7 @@ mod paths;
 mod plan;
 mod pod;
 mod process_args;
+mod program;
 mod propagation;
 mod relabel;
 mod start;

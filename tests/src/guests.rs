@@ -38,6 +38,44 @@ pub fn hostile() -> Outcome<Vec<u8>> {
     once(&BUILT, || compile("hostile.c", &WASI_CLANG))
 }
 
+/// The guest `programs.c`, a WASI p1 module. See that file for its verbs.
+pub fn programs() -> Outcome<Vec<u8>> {
+    static BUILT: OnceLock<Vec<u8>> = OnceLock::new();
+    once(&BUILT, || compile("programs.c", &WASI_CLANG))
+}
+
+/// The same program as a component.
+pub fn programs_component() -> Outcome<Vec<u8>> {
+    static BUILT: OnceLock<Vec<u8>> = OnceLock::new();
+    once(&BUILT, || component::from_c("programs.c"))
+}
+
+/// The guest `programs.go`, a WASI p1 module. See that file for its verbs.
+pub fn programs_go() -> Outcome<Vec<u8>> {
+    static BUILT: OnceLock<Vec<u8>> = OnceLock::new();
+    once(&BUILT, || {
+        let out = tempfile("programs.go");
+        let run = Command::new("go")
+            .args(["build", "-trimpath", "-ldflags=-s -w", "-o"])
+            .arg(&out)
+            .arg(source("programs.go"))
+            .envs([
+                ("GOOS", "wasip1"),
+                ("GOARCH", "wasm"),
+                ("GO111MODULE", "off"),
+            ])
+            .output();
+        let run = run.map_err(|e| format!("go: {e}; is it installed?"))?;
+        if !run.status.success() {
+            let text = String::from_utf8_lossy(&run.stderr);
+            return Err(format!("build programs.go: {text}").into());
+        }
+        let bytes = fs::read(&out)?;
+        let _ = fs::remove_file(&out);
+        Ok(bytes)
+    })
+}
+
 /// The module of this text.
 pub fn module(text: &str) -> Outcome<Vec<u8>> {
     Ok(wat::parse_str(text)?)

@@ -128,17 +128,12 @@ impl TcpPorts {
         connect: Some(Vec::new()),
     };
 
-    /// Preview 1 and the toolbox have no sockets.
     fn of(wasm: &WasmSpec) -> Self {
         match &wasm.network {
-            WasmNetwork::On(egress)
-                if wasm.kind == WasmKind::Component && wasm.toolbox.is_none() =>
-            {
-                Self {
-                    bind: None,
-                    connect: Egress::tcp_ports(egress),
-                }
-            }
+            WasmNetwork::On(egress) if wasm.has_sockets() => Self {
+                bind: None,
+                connect: Egress::tcp_ports(egress),
+            },
             WasmNetwork::On(_) | WasmNetwork::Off => Self::NONE,
         }
     }

@@ -31,7 +31,7 @@ use std::fs;
 use std::io::Write as _;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use coracle_spec::ContainerSpec;
@@ -167,9 +167,13 @@ fn join(pod: &PodNamespaces) -> Result<()> {
     Ok(())
 }
 
+/// Most open files of a guest, if the daemon may have as many: enough for a server, few enough for the kernel's memory.
+const OPEN_FILES: u64 = 1 << 16;
+
 fn limit_resources() -> Result<()> {
+    let open_files = getrlimit(Resource::Nofile).maximum.unwrap_or(OPEN_FILES);
     let limits = [
-        (Resource::Nofile, 1024),
+        (Resource::Nofile, open_files.min(OPEN_FILES)),
         (Resource::Core, 0),
         (Resource::Memlock, 0),
         (Resource::Msgqueue, 0),

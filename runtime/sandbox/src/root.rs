@@ -13,7 +13,7 @@ use rustix::process::fchdir;
 
 use super::identity::HostIdentity;
 use super::stage::{Stage, cannot_map};
-use super::volume;
+use super::{rootfs_path, volume};
 use coracle_spec::error::{Context as _, Result};
 use coracle_spec::{ContainerSpec, MountKind, Workload};
 use coracle_sys as sys;
@@ -58,6 +58,10 @@ pub fn build(spec: &ContainerSpec, host: &HostIdentity) -> Result<()> {
             volume::restrict(&tree, mount, host, JAILED, true)?;
         }
         volume::attach(&root, &tree, &mount.target)?;
+    }
+    if let Workload::Wasm(wasm) = &spec.workload {
+        // While it can be made; what is wrong with it is said when it is opened.
+        let _ = rootfs_path::ensure(root.as_fd(), &wasm.working_dir, true);
     }
     if spec.root.readonly {
         mounts::set_attributes(root.as_fd(), JAILED.and_writes(true), None, false)

@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use libseccomp::{ScmpAction, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall};
 
 use coracle_spec::error::{Context as _, Error, Kind, Result};
-use coracle_spec::{WasmKind, WasmNetwork, WasmSpec};
+use coracle_spec::{WasmNetwork, WasmSpec};
 use coracle_sys as sys;
 use coracle_sys::memfd::{read_all, sealed};
 
@@ -30,10 +30,8 @@ pub struct Filters {
 impl Filters {
     /// The two stages for `spec`, in the order in which they are loaded.
     pub fn of(&self, spec: &WasmSpec) -> [&OwnedFd; 2] {
-        // Preview 1 and the toolbox have no sockets.
-        let has_sockets = spec.kind == WasmKind::Component && spec.toolbox.is_none();
         let first = match &spec.network {
-            WasmNetwork::On(_) if has_sockets => &self.online,
+            WasmNetwork::On(_) if spec.has_sockets() => &self.online,
             WasmNetwork::On(_) | WasmNetwork::Off => &self.offline,
         };
         [first, &self.locked]

@@ -6,6 +6,7 @@
 //! Invariant: every value was checked when the container was created; the container process applies it unchanged.
 //! Not here: CRI messages, images, building a jail.
 
+mod exit;
 mod payload;
 
 use std::path::PathBuf;
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::{ContainerId, PodId};
 
+pub use exit::{Cause, Exit, MAX_CAUSE_BYTES, MAX_MESSAGE_BYTES};
 pub use payload::{ProcessRow, Tool, Toolbox, WasmNetwork};
 
 /// The version of [`ContainerSpec`] that this build writes; a keeper of an older build reads older ones.
@@ -355,44 +357,4 @@ pub enum Spawn {
     Fork,
     /// The container process executes our own binary again inside the half-built jail: own layout, about 3 ms more.
     Exec,
-}
-
-/// How a container ended, reported by its keeper.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Exit {
-    /// Exit code as CRI reports it; 128 + signal for a signal.
-    pub code: i32,
-    /// The signal that ended the process, if one did.
-    pub signal: Option<i32>,
-    /// Nanoseconds since 1970 UTC.
-    pub finished_at: i64,
-    /// Why it ended, as the container process reported it.
-    pub cause: Cause,
-}
-
-/// Most bytes of the text of a [`Cause`]: the kubelet's limit for a termination message.
-pub const MAX_CAUSE_BYTES: usize = 4096;
-
-/// Why a container ended.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Cause {
-    /// By itself, or by a signal.
-    Ended,
-    /// A WebAssembly trap; the text holds the trap and its backtrace, bounded.
-    Trap(String),
-    /// The jail could not be built or the program not be loaded; the text names the step.
-    StartFailed(String),
-    /// Its keeper died under it.
-    KeeperLost,
-    /// Its end was not observed (the node rebooted).
-    Unknown,
-}
-
-impl Cause {
-    /// Cuts its text, if it has one, to at most `bytes` bytes of whole characters.
-    pub fn shorten(&mut self, bytes: usize) {
-        if let Cause::Trap(text) | Cause::StartFailed(text) = self {
-            text.truncate(text.floor_char_boundary(bytes));
-        }
-    }
 }

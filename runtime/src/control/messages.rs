@@ -303,6 +303,8 @@ pub enum Report {
     Failed(String),
     /// The program trapped.
     Trap(String),
+    /// A sentence on why the program is about to end by itself, without success.
+    Message(String),
     /// The Linux payload continues in another process, inside the pod's namespaces. Descriptor: its pidfd.
     Moved,
     /// A terminal was opened. Descriptor: its controlling side.

@@ -236,6 +236,7 @@ impl Containers {
             signal: status.terminating_signal(),
             finished_at: now_ns(),
             cause,
+            message: entry.reports.message(),
         };
         entry.state = State::Draining {
             exit,

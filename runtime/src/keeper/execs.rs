@@ -228,6 +228,7 @@ impl Execs {
                     signal: status.and_then(|status| status.terminating_signal()),
                     finished_at: now_ns(),
                     cause,
+                    message: String::new(),
                 };
                 FromKeeper::ExecEnded { request, exit }
             }

@@ -108,6 +108,7 @@ mod tests {
             signal: None,
             finished_at: 5,
             cause: Cause::Ended,
+            message: String::new(),
         };
         write(&dir, &id, &exit).unwrap();
         assert_eq!(read(&dir, &id).unwrap(), Some(exit));

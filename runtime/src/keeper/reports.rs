@@ -12,7 +12,7 @@ use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus, waitid};
 
 use crate::control::messages::Report;
 use crate::control::receive;
-use coracle_spec::{Cause, MAX_CAUSE_BYTES};
+use coracle_spec::{Cause, MAX_CAUSE_BYTES, MAX_MESSAGE_BYTES};
 use coracle_wasm::run::TRAP_CODE;
 
 /// Most bytes of reports that are read from one process.
@@ -29,6 +29,7 @@ pub(super) struct Reports {
     /// It is about to execute a program; if the stream ends without another report, it did.
     executing: bool,
     cause: Option<Report>,
+    message: String,
 }
 
 /// The meaning of a report.
@@ -49,6 +50,7 @@ impl Reports {
             fds: Vec::new(),
             executing: false,
             cause: None,
+            message: String::new(),
         }
     }
 
@@ -68,6 +70,7 @@ impl Reports {
                 Ok(Report::Executing) => self.executing = true,
                 Ok(Report::Moved) => events.extend(self.next_fd().map(ReportEvent::Moved)),
                 Ok(Report::Terminal) => events.extend(self.next_fd().map(ReportEvent::Terminal)),
+                Ok(Report::Message(text)) => self.message = text,
                 Ok(report) => self.cause = Some(report),
                 Err(_) => {}
             }
@@ -109,6 +112,13 @@ impl Reports {
     /// Records why it did not run, when the keeper knows it.
     pub(super) fn set_failure(&mut self, text: String) {
         self.cause = Some(Report::Failed(text));
+    }
+
+    /// What the process said of its end, bounded.
+    pub(super) fn message(&mut self) -> String {
+        let mut text = std::mem::take(&mut self.message);
+        text.truncate(text.floor_char_boundary(MAX_MESSAGE_BYTES));
+        text
     }
 
     /// Exit code and cause of an ended process; `run`: whether its program ran.

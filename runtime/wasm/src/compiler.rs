@@ -91,7 +91,7 @@ fn compile(bytes: &[u8], mut output: File) -> Result<Verdict> {
     let engine = super::engine::compiling()?;
     let (info, code) = match translate(&engine, bytes) {
         Ok(done) => done?,
-        Err(e) => return Ok(Verdict::Refused(inspect::text(&format!("{e:#}")))),
+        Err(e) => return Ok(Verdict::Refused(inspect::refusal(bytes, &format!("{e:#}")))),
     };
     match output.write_all(&code) {
         Ok(()) => Ok(Verdict::Compiled(info)),

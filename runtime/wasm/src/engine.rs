@@ -33,18 +33,14 @@ fn tag() -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
+/// WebAssembly proposals are on and off as wasmtime has them by default; docs/wasm.md lists them. Its default also forbids
+/// shared memories, for which it promises no security fixes.
 fn base() -> Result<Config> {
     let mut config = Config::new();
     config.epoch_interruption(true);
     config.max_wasm_stack(WASM_STACK_BYTES);
     config.async_stack_size(FIBER_STACK_BYTES);
     config.memory_init_cow(true);
-    config.wasm_memory64(false);
-    config.wasm_function_references(false);
-    config.wasm_gc(false);
-    config.wasm_exceptions(false);
-    config.wasm_threads(false);
-    config.wasm_component_model_async(false);
     config.wasm_backtrace_max_frames(std::num::NonZeroUsize::new(32));
     config
         .module_version(ModuleVersionStrategy::Custom(tag()))
@@ -93,7 +89,7 @@ impl Hasher for Sha {
 pub struct Warm {
     /// Runs compiled code; has no compiler.
     pub(super) engine: Engine,
-    /// WASI preview 1 for core modules.
+    /// WASI preview 1, and the unstable one before it, for core modules.
     pub(super) modules: Linker<ModuleState>,
     /// WASI 0.2 and wasi:http for components.
     pub(super) components: wasmtime::component::Linker<ComponentState>,
@@ -127,11 +123,11 @@ pub(super) fn linkers(
     wasmtime::component::Linker<ComponentState>,
 )> {
     let mut modules = Linker::new(engine);
-    wasmtime_wasi::p1::add_to_linker_async(&mut modules, |state: &mut ModuleState| &mut state.wasi)
-        .map_err(engine_error)?;
+    super::preview1::link(&mut modules).map_err(engine_error)?;
     let mut components = wasmtime::component::Linker::new(engine);
     wasmtime_wasi::p2::add_to_linker_async(&mut components).map_err(engine_error)?;
     super::lookup::link(&mut components).map_err(engine_error)?;
+    super::random::link(&mut components).map_err(engine_error)?;
     wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut components).map_err(engine_error)?;
     Ok((modules, components))
 }

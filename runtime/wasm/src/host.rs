@@ -8,27 +8,18 @@
 use std::sync::Arc;
 
 use wasmtime::component::ResourceTable;
-use wasmtime::{StoreLimits, StoreLimitsBuilder};
 use wasmtime_wasi::p1::WasiP1Ctx;
-use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
+use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
 use super::http::Client;
+use super::limits::Limits;
 use super::network::Guard;
+use super::preopens;
 use super::random::{KernelRandom, seed};
 use super::streams::{Input, Output};
 use coracle_spec::{ContainerSpec, WasmSpec};
 
-/// Most linear memories, tables and instances of one guest.
-const MAX_ITEMS: usize = 64;
-/// Most elements of one table. Source: "Limits" of the WebAssembly JavaScript interface, as in browsers.
-const MAX_TABLE_ELEMENTS: usize = 10_000_000;
-/// Most bytes that one call may pass from guest to host.
-pub(super) const HOSTCALL_BYTES: usize = 8 * 1024 * 1024;
-/// Most random bytes per call.
-const RANDOM_BYTES: u64 = 1024 * 1024;
-/// Most open handles of a component.
-const MAX_HANDLES: usize = 16 * 1024;
 /// Most bytes of one set of HTTP header fields, as the host keeps them.
 const HTTP_FIELDS_BYTES: usize = 128 * 1024;
 
@@ -36,8 +27,8 @@ const HTTP_FIELDS_BYTES: usize = 128 * 1024;
 pub struct ModuleState {
     /// WASI preview 1.
     pub wasi: WasiP1Ctx,
-    /// Bounds of memories, tables, instances.
-    pub limits: StoreLimits,
+    /// Bounds of its memory.
+    pub limits: Limits,
 }
 
 /// Store data of a component.
@@ -48,8 +39,8 @@ pub struct ComponentState {
     table: ResourceTable,
     /// What it may do on the pod's network.
     pub(super) guard: Arc<Guard>,
-    /// Bounds of memories, tables, instances.
-    pub limits: StoreLimits,
+    /// Bounds of its memory.
+    pub limits: Limits,
 }
 
 impl WasiView for ComponentState {
@@ -76,7 +67,7 @@ impl ModuleState {
     pub fn new(spec: &ContainerSpec, wasm: &WasmSpec) -> wasmtime::Result<Self> {
         Ok(Self {
             wasi: context(spec, wasm)?.build_p1(),
-            limits: limits(spec),
+            limits: Limits::new(spec.memory_limit_bytes),
         })
     }
 
@@ -84,7 +75,7 @@ impl ModuleState {
     pub(super) fn unprivileged() -> Self {
         Self {
             wasi: WasiCtxBuilder::new().build_p1(),
-            limits: StoreLimits::default(),
+            limits: Limits::new(None),
         }
     }
 }
@@ -92,8 +83,6 @@ impl ModuleState {
 impl ComponentState {
     /// Store data for `spec`. Errors: a preopened directory cannot be opened.
     pub fn new(spec: &ContainerSpec, wasm: &WasmSpec) -> wasmtime::Result<Self> {
-        let mut table = ResourceTable::new();
-        table.set_max_capacity(MAX_HANDLES);
         let guard = Arc::new(Guard::new(&wasm.network, wasm.resolver.clone()));
         let mut http = WasiHttpCtx::new();
         http.set_field_size_limit(HTTP_FIELDS_BYTES);
@@ -103,23 +92,11 @@ impl ComponentState {
             wasi: builder.build(),
             http,
             client: Client::new(Arc::clone(&guard)),
-            table,
+            table: ResourceTable::new(),
             guard,
-            limits: limits(spec),
+            limits: Limits::new(spec.memory_limit_bytes),
         })
     }
-}
-
-fn limits(spec: &ContainerSpec) -> StoreLimits {
-    let mut builder = StoreLimitsBuilder::new()
-        .instances(MAX_ITEMS)
-        .memories(MAX_ITEMS)
-        .tables(MAX_ITEMS)
-        .table_elements(MAX_TABLE_ELEMENTS);
-    if let Some(bytes) = spec.memory_limit_bytes {
-        builder = builder.memory_size(usize::try_from(bytes).unwrap_or(usize::MAX));
-    }
-    builder.build()
 }
 
 fn context(spec: &ContainerSpec, wasm: &WasmSpec) -> wasmtime::Result<WasiCtxBuilder> {
@@ -128,21 +105,22 @@ fn context(spec: &ContainerSpec, wasm: &WasmSpec) -> wasmtime::Result<WasiCtxBui
         .args(&wasm.args)
         .envs(&wasm.env)
         .initial_cwd(&wasm.working_dir);
+    // What Go's and other standard libraries start in; a container that sets it knows better.
+    if preopens::has_own_directory(wasm) && !wasm.env.iter().any(|(name, _)| name == "PWD") {
+        builder.env("PWD", &wasm.working_dir);
+    }
     builder.allow_blocking_current_thread(true);
     builder
         .secure_random(KernelRandom)
         .insecure_random(KernelRandom)
         .insecure_random_seed(seed());
-    builder.max_random_size(RANDOM_BYTES);
     if wasm.stdin || wasm.tty {
         builder.stdin(Input { tty: wasm.tty });
     }
     builder
         .stdout(Output::out(wasm.tty))
         .stderr(Output::err(wasm.tty));
-    for (path, perms) in preopens(spec, wasm) {
-        builder.preopened_dir(&path, &path, perms)?;
-    }
+    preopens::add(&mut builder, spec, wasm)?;
     Ok(builder)
 }
 
@@ -155,30 +133,4 @@ fn allow_sockets(builder: &mut WasiCtxBuilder, guard: &Arc<Guard>) {
         let permitted = guard.permits(address, purpose);
         Box::pin(async move { permitted })
     });
-}
-
-/// `/` first, then each mounted directory: a guest's libc takes the longest match. A relative path is resolved against
-/// the working directory.
-fn preopens(spec: &ContainerSpec, _wasm: &WasmSpec) -> Vec<(String, FsPerms)> {
-    let perms = |readonly| {
-        if readonly {
-            FsPerms::ReadOnly
-        } else {
-            FsPerms::ReadWrite
-        }
-    };
-    let is_dir = |path: &str| std::fs::metadata(path).is_ok_and(|m| m.is_dir());
-    // A writable file mounted into a read-only root is opened through `/`; the kernel keeps the rest read-only.
-    let writable_file = spec
-        .mounts
-        .iter()
-        .any(|m| !m.readonly && !is_dir(&m.target));
-    let mut found = vec![("/".to_owned(), perms(spec.root.readonly && !writable_file))];
-    found.extend(
-        spec.mounts
-            .iter()
-            .filter(|m| is_dir(&m.target))
-            .map(|m| (m.target.clone(), perms(m.readonly))),
-    );
-    found
 }

@@ -56,6 +56,18 @@ impl Client {
     }
 }
 
+impl Client {
+    /// Sends one request and gives its answer, whose body is read as it comes. Errors: as of `wasi:http`.
+    pub(super) async fn fetch(
+        &self,
+        request: Request<WasiBody>,
+        options: RequestOptions,
+    ) -> Result<Response<WasiBody>> {
+        let (response, _) = send(&self.guard, &self.tls, request, options).await?;
+        Ok(response)
+    }
+}
+
 impl WasiHttpHooks for Client {
     fn send_request(
         &mut self,

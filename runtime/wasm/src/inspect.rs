@@ -118,6 +118,12 @@ pub(super) fn module(engine: &Engine, module: &Module) -> Result<ModuleInfo> {
 
 /// Why a core module is not a program; `None` if it is one.
 fn problem_of_module(module: &Module) -> Option<&'static str> {
+    let is_shared = |ty: ExternType| matches!(ty, ExternType::Memory(memory) if memory.is_shared());
+    if module.exports().any(|export| is_shared(export.ty())) {
+        return Some(
+            "it has a shared memory, of the threads proposal, which is off: build it without threads",
+        );
+    }
     match module.get_export("_start") {
         Some(ExternType::Func(f)) if f.params().len() == 0 && f.results().len() == 0 => None,
         Some(_) => Some("its export _start is no function without parameters and results"),
@@ -130,24 +136,92 @@ fn problem_of_module(module: &Module) -> Option<&'static str> {
 /// Facts about a component. Errors: the linkers cannot be made.
 pub(super) fn component(engine: &Engine, component: &Component) -> Result<ModuleInfo> {
     let (_, linker) = linkers(engine)?;
-    let missing = linker
-        .instantiate_pre(component)
-        .err()
-        .map(|e| text(&format!("{e:#}")));
+    let (mut missing, more_missing) = missing_of_component(engine, component);
+    if missing.is_empty()
+        && let Err(e) = linker.instantiate_pre(component)
+    {
+        missing.push(text(&format!("{e:#}")));
+    }
     let memory = component
         .resources_required()
         .and_then(|r| r.max_initial_memory_size)
         .unwrap_or(0);
+    let is_newer = missing.iter().any(|name| name.contains(WASI_03));
     Ok(ModuleInfo {
         kind: WasmKind::Component,
         memory_min_bytes: memory.saturating_mul(PAGE),
-        missing_imports: missing.into_iter().collect(),
-        more_missing: 0,
-        offers:
-            "wasi:cli, wasi:io, wasi:clocks, wasi:random, wasi:filesystem, wasi:sockets and wasi:http (outgoing), all 0.2"
-                .to_owned(),
+        missing_imports: missing,
+        more_missing,
+        offers: format!(
+            "wasi:cli, wasi:io, wasi:clocks, wasi:random, wasi:filesystem, wasi:sockets and wasi:http (outgoing), all 0.2{}",
+            if is_newer { NOT_03 } else { "" }
+        ),
         problem: problem_of_component(engine, component),
     })
+}
+
+/// How an import of WASI 0.3 says so.
+const WASI_03: &str = "@0.3.";
+const NOT_03: &str = "; WASI 0.3 is not: build the component for WASI 0.2";
+
+/// What is to be said of a component that the engine does not take: an older draft of WASI 0.3 is one that nobody reads any
+/// more.
+pub(super) fn refusal(bytes: &[u8], reason: &str) -> String {
+    let mut windows = bytes.windows(WASI_03.len());
+    let is_newer = windows.any(|part| part == WASI_03.as_bytes());
+    text(&format!("{reason}{}", if is_newer { NOT_03 } else { "" }))
+}
+
+/// The interfaces of WASI 0.2 that components are offered.
+const OFFERED: [&str; 29] = [
+    "wasi:cli/environment",
+    "wasi:cli/exit",
+    "wasi:cli/stderr",
+    "wasi:cli/stdin",
+    "wasi:cli/stdout",
+    "wasi:cli/terminal-input",
+    "wasi:cli/terminal-output",
+    "wasi:cli/terminal-stderr",
+    "wasi:cli/terminal-stdin",
+    "wasi:cli/terminal-stdout",
+    "wasi:clocks/monotonic-clock",
+    "wasi:clocks/wall-clock",
+    "wasi:filesystem/preopens",
+    "wasi:filesystem/types",
+    "wasi:http/outgoing-handler",
+    "wasi:http/types",
+    "wasi:io/error",
+    "wasi:io/poll",
+    "wasi:io/streams",
+    "wasi:random/insecure",
+    "wasi:random/insecure-seed",
+    "wasi:random/random",
+    "wasi:sockets/instance-network",
+    "wasi:sockets/ip-name-lookup",
+    "wasi:sockets/network",
+    "wasi:sockets/tcp",
+    "wasi:sockets/tcp-create-socket",
+    "wasi:sockets/udp",
+    "wasi:sockets/udp-create-socket",
+];
+
+/// The imports that nothing offers, and how many there are besides.
+fn missing_of_component(engine: &Engine, component: &Component) -> (Vec<String>, u64) {
+    let ty = component.component_type();
+    let mut missing = Vec::new();
+    let mut more = 0;
+    for (import, _) in ty.imports(engine).filter(|(import, _)| !is_offered(import)) {
+        match missing.len() < MAX_NAMES {
+            true => missing.push(name(import)),
+            false => more += 1,
+        }
+    }
+    (missing, more)
+}
+
+fn is_offered(import: &str) -> bool {
+    let (interface, version) = import.split_once('@').unwrap_or((import, ""));
+    version.starts_with("0.2.") && OFFERED.contains(&interface)
 }
 
 /// Why a component is not a program; `None` if it is one.
@@ -180,8 +254,40 @@ fn problem_of_component(engine: &Engine, component: &Component) -> Option<String
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
     use super::*;
+
+    /// What is listed is there, and what is not is named, all of it.
+    #[test]
+    fn missing_imports_of_a_component_are_all_named() {
+        let engine = crate::engine::compiling().unwrap();
+        let inspect = |imports: &[String]| {
+            let imports: String = imports
+                .iter()
+                .map(|import| format!("(import \"{import}\" (instance))"))
+                .collect();
+            // An instance without a name compiles as the text of a component.
+            let text = format!("(component {imports})");
+            let component = Component::new(&engine, wat::parse_str(text).unwrap()).unwrap();
+            super::component(&engine, &component).unwrap()
+        };
+        let versions = OFFERED.map(|interface| format!("{interface}@0.2.0"));
+        assert_eq!(inspect(&versions).missing_imports, [""; 0]);
+        let foreign: Vec<String> = (0..12)
+            .map(|number| format!("acme:shop/part{number}@1.0.0"))
+            .collect();
+        let info = inspect(&foreign);
+        assert_eq!(info.missing_imports, foreign[..MAX_NAMES]);
+        assert_eq!(info.more_missing, 2);
+        assert!(!info.offers.contains("0.3"));
+        let newer = ["wasi:cli/stdout@0.3.0", "wasi:cli/stdin@0.2.3"].map(str::to_owned);
+        let info = inspect(&newer);
+        assert_eq!(info.missing_imports, ["wasi:cli/stdout@0.3.0"]);
+        assert!(info.offers.ends_with("build the component for WASI 0.2"));
+        assert!(refusal(b"\0asm wasi:cli/run@0.3.0-rc", "odd").contains("WASI 0.3"));
+        assert_eq!(refusal(b"\0asm", "odd"), "odd");
+    }
 
     #[test]
     fn text_of_a_module_is_truncated_and_counted() {

@@ -13,6 +13,7 @@
 
 pub mod cache;
 pub mod compiler;
+mod end;
 pub mod engine;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
@@ -20,8 +21,11 @@ pub mod fuzz;
 mod host;
 mod http;
 pub mod inspect;
+mod limits;
 mod lookup;
 mod network;
+mod preopens;
+mod preview1;
 mod random;
 pub mod run;
 pub mod stop;

@@ -11,7 +11,7 @@ mod settings;
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use wasmtime_wasi::sockets::SocketAddrUse;
 
@@ -57,6 +57,8 @@ pub(super) struct Guard {
     resolver: Option<String>,
     /// The addresses that listed names resolved to, oldest first.
     answers: Mutex<VecDeque<(IpAddr, String)>>,
+    /// The first address or name that was refused.
+    refused: OnceLock<String>,
 }
 
 /// Why a name has no addresses.
@@ -83,6 +85,7 @@ impl Guard {
             },
             resolver,
             answers: Mutex::default(),
+            refused: OnceLock::new(),
         }
     }
 
@@ -95,7 +98,11 @@ impl Guard {
     pub(super) fn permits(&self, target: SocketAddr, purpose: SocketAddrUse) -> bool {
         match purpose {
             SocketAddrUse::TcpConnect => self.may_connect(target),
-            SocketAddrUse::UdpSend => self.may_reach(target),
+            SocketAddrUse::UdpSend => {
+                let permitted = self.may_reach(target);
+                self.record_refusal(permitted, || target.to_string());
+                permitted
+            }
             SocketAddrUse::TcpBind
             | SocketAddrUse::TcpListen
             | SocketAddrUse::TcpAccept
@@ -111,7 +118,20 @@ impl Guard {
             Some(ports) => ports.binary_search(&target.port()).is_ok(),
             None => true,
         };
-        has_port && self.may_reach(target)
+        let permitted = has_port && self.may_reach(target);
+        self.record_refusal(permitted, || target.to_string());
+        permitted
+    }
+
+    /// The first address or name that the guest was refused.
+    pub(super) fn refused(&self) -> Option<String> {
+        self.refused.get().cloned()
+    }
+
+    fn record_refusal(&self, permitted: bool, target: impl FnOnce() -> String) {
+        if !permitted {
+            self.refused.get_or_init(target);
+        }
     }
 
     /// Whether `target` is listed, by its address or by a name that resolved to it for this guest.
@@ -140,12 +160,17 @@ impl Guard {
 
     /// The addresses of `name`, the best first; remembers them as its answer. Errors: see [`Failure`].
     pub(super) async fn resolve(&self, name: &str) -> Result<Vec<IpAddr>, Failure> {
-        if !self.is_on() {
-            return Err(Failure::Denied);
-        }
         let sources = resolver::Sources::of(self.resolver.as_deref());
-        let found =
-            resolver::resolve(name, &sources, |candidate| self.may_resolve(candidate)).await?;
+        let found = match self.is_on() {
+            true => {
+                resolver::resolve(name, &sources, |candidate| self.may_resolve(candidate)).await
+            }
+            false => Err(Failure::Denied),
+        };
+        self.record_refusal(!matches!(found, Err(Failure::Denied)), || {
+            name.escape_debug().to_string()
+        });
+        let found = found?;
         for name in [name, &found.name] {
             self.record_answer(name, &found.addresses);
         }

@@ -1,10 +1,53 @@
 //! Random bytes, read from getrandom(2) at every call.
 //!
-//! Called by WASI on behalf of a guest, and by the resolver for the ids of its queries.
+//! Called by WASI on behalf of a guest, and by the resolver for the ids of its queries. wasmtime-wasi draws lists byte by
+//! byte, a system call each, so [`link`] replaces the functions that return lists.
 //! Invariant: nothing is kept between two calls, so a fork copies nothing.
-//! The bound on how many bytes a guest may request is in [`super::host`].
+//! Preview 1's own function is in [`super::preview1`].
 
 use std::convert::Infallible;
+
+use wasmtime::StoreContextMut;
+use wasmtime::component::Linker;
+
+use super::host::ComponentState;
+
+/// Most bytes of one call. Source: wasmtime's default.
+const MAX_BYTES: u64 = 64 << 20;
+
+/// The interfaces, and the function of each that answers a list; the linker gives them to importers of every 0.2 version.
+const LISTS: [(&str, &str); 2] = [
+    ("wasi:random/random@0.2.12", "get-random-bytes"),
+    ("wasi:random/insecure@0.2.12", "get-insecure-random-bytes"),
+];
+
+/// Refuses what is too long for one call. Errors: it is, which ends the guest as under wasmtime.
+pub(super) fn check_length(bytes: u64) -> wasmtime::Result<()> {
+    match bytes > MAX_BYTES {
+        true => Err(wasmtime::Error::msg(format!(
+            "{bytes} random bytes at once; at most {MAX_BYTES} can be had"
+        ))),
+        false => Ok(()),
+    }
+}
+
+/// Puts our functions in place of those that `linker` has. Errors: the engine refuses a definition.
+pub(super) fn link(linker: &mut Linker<ComponentState>) -> wasmtime::Result<()> {
+    linker.allow_shadowing(true);
+    for (interface, function) in LISTS {
+        linker.instance(interface)?.func_wrap(
+            function,
+            |_: StoreContextMut<'_, ComponentState>, (length,): (u64,)| {
+                check_length(length)?;
+                let mut bytes = vec![0; usize::try_from(length)?];
+                fill(&mut bytes);
+                Ok((bytes,))
+            },
+        )?;
+    }
+    linker.allow_shadowing(false);
+    Ok(())
+}
 
 /// A seed for WASI's insecure generator.
 pub(super) fn seed() -> u128 {

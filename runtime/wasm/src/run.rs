@@ -1,39 +1,27 @@
 //! Runs one guest until it exits, on a thread started after the fork, inside the finished jail.
 //!
 //! Called by a Wasm container's process. It loads the code, calls `ready` (which forbids new executable mappings and
-//! reports), calls the entry point, and turns its result into an exit code.
+//! reports), and calls the entry point.
 //! Invariants: guest code runs only after the whole jail is built. A stop signal ends a guest that computes as well as
 //! one that waits: it advances the epoch and wakes the event loop.
-//! It must not know how the jail is built or where reports go.
+//! It must not know how the jail is built, what an end means ([`super::end`]) or where reports go.
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use tokio::io::unix::AsyncFd;
 use wasmtime::component::Component;
-use wasmtime::{Module, Store, Trap};
+use wasmtime::{Module, Store};
 use wasmtime_wasi::I32Exit;
 use wasmtime_wasi::p2::bindings::Command;
 
+pub use super::end::{ERROR_CODE, End, TRAP_CODE, TRAP_TEXT_BYTES};
+use super::end::{Refusals, judge};
 use super::engine::Warm;
-use super::host::{ComponentState, HOSTCALL_BYTES, ModuleState};
-use super::{stop, toolbox};
+use super::host::{ComponentState, ModuleState};
+use super::toolbox;
 use coracle_spec::error::{Context as _, Error, Kind, Result};
 use coracle_spec::{ContainerSpec, WasmKind, WasmSpec, Workload};
-
-/// Exit code of a trap, the same as of wasmtime's command line (128 + SIGABRT).
-pub const TRAP_CODE: i32 = 134;
-/// Longest trap text that is kept, in bytes.
-pub const TRAP_TEXT_BYTES: usize = 4096;
-
-/// How a guest ended.
-#[derive(Debug, PartialEq, Eq)]
-pub enum End {
-    /// By returning, by `proc_exit`, or by a stop signal (128 + its number).
-    Code(i32),
-    /// By a trap: its text with a backtrace, bounded.
-    Trapped(String),
-}
 
 /// What a container process passes to [`run`].
 pub struct Payload<'a> {
@@ -145,7 +133,12 @@ async fn run_module(
         let start = instance.get_typed_func::<(), ()>(&mut store, "_start")?;
         start.call_async(&mut store, ()).await
     };
-    Ok(outcome(until_stopped(entry, stop.as_fd()).await))
+    let result = until_stopped(entry, stop.as_fd()).await;
+    let refusals = Refusals {
+        memory: store.data().limits.refused_beyond(),
+        egress: None,
+    };
+    Ok(judge(result, &refusals))
 }
 
 async fn run_component(
@@ -174,11 +167,15 @@ async fn run_component(
             Err(()) => Err(I32Exit(1).into()),
         }
     };
-    Ok(outcome(until_stopped(entry, stop.as_fd()).await))
+    let result = until_stopped(entry, stop.as_fd()).await;
+    let refusals = Refusals {
+        memory: store.data().limits.refused_beyond(),
+        egress: store.data().guard.refused(),
+    };
+    Ok(judge(result, &refusals))
 }
 
 fn arm<T>(store: &mut Store<T>) {
-    store.set_hostcall_fuel(HOSTCALL_BYTES);
     // One epoch ahead: only a stop signal advances the epoch, and the first advance traps.
     store.set_epoch_deadline(1);
 }
@@ -197,32 +194,4 @@ async fn until_stopped(
         _ = stop.readable() => None,
         result = entry => Some(result),
     }
-}
-
-fn outcome(result: Option<wasmtime::Result<()>>) -> End {
-    let stopped = stop::signal();
-    let error = match result {
-        None => return End::Code(128 + stopped),
-        Some(Ok(())) => return End::Code(0),
-        Some(Err(error)) => error,
-    };
-    if let Some(exit) = error.downcast_ref::<I32Exit>() {
-        return End::Code(exit.0);
-    }
-    if stopped != 0 && matches!(error.downcast_ref::<Trap>(), Some(Trap::Interrupt)) {
-        return End::Code(128 + stopped);
-    }
-    End::Trapped(bounded(&format!("{error:?}")))
-}
-
-/// `text` without control characters except line ends, cut to [`TRAP_TEXT_BYTES`].
-fn bounded(text: &str) -> String {
-    let mut kept = String::new();
-    for c in text.chars().filter(|c| *c == '\n' || !c.is_control()) {
-        if kept.len() + c.len_utf8() > TRAP_TEXT_BYTES {
-            break;
-        }
-        kept.push(c);
-    }
-    kept
 }

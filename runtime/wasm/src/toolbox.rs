@@ -1,16 +1,22 @@
-//! `ls`, `cat`, `env`, `ps`, `stat` and `df` for Wasm containers, whose images have no such programs.
+//! Small programs for Wasm containers, whose images have none; docs/wasm.md lists them.
 //!
 //! [`super::run`] calls it in the jail of an exec, in place of compiled code: the tools have the guest's root,
-//! environment, files, user and system call filters.
-//! Invariants: a tool executes nothing and writes only to the standard streams. After an argument that fails it goes on
-//! with the next, and its exit code is 1.
-//! It must not know which command names are tools, or whether a container may use them.
+//! environment, files, user, system call filters and egress policy.
+//! Invariants: a tool executes nothing and writes only to the standard streams and to a download's named file. After an
+//! argument that fails it goes on with the next, and its exit code is 1 unless the tool defines another.
+//! It must not know which command names are tools, whether a container may use them, or `sh -c`.
 
 mod cat;
 mod df;
+mod files;
+mod find;
 mod ls;
+mod net;
+mod options;
+mod pattern;
 mod stat;
 mod text;
+mod words;
 
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -34,6 +40,8 @@ struct Streams<O, E> {
     out: O,
     err: E,
     failed: bool,
+    /// The exit code, if not the usual one.
+    code: Option<i32>,
 }
 
 /// Runs the tool of `toolbox` and returns its exit code.
@@ -42,10 +50,14 @@ pub(super) fn run(spec: &ContainerSpec, wasm: &WasmSpec, toolbox: &Toolbox) -> i
         out: BufWriter::with_capacity(64 * 1024, io::stdout().lock()),
         err: io::stderr().lock(),
         failed: false,
+        code: None,
     };
     let ran = work(spec, wasm, toolbox, &mut streams).and_then(|()| streams.out.flush());
     // A closed output fails without a message.
-    i32::from(ran.is_err() || streams.failed)
+    match streams.code {
+        Some(code) if ran.is_ok() => code,
+        _ => i32::from(ran.is_err() || streams.failed),
+    }
 }
 
 /// Errors: the output is closed.
@@ -55,13 +67,15 @@ fn work<O: Write, E: Write>(
     toolbox: &Toolbox,
     streams: &mut Streams<O, E>,
 ) -> io::Result<()> {
-    let (name, known) = match toolbox.tool {
-        Tool::Ls => ("ls", "laA1hd"),
-        Tool::Cat => ("cat", "u"),
-        Tool::Env => ("env", ""),
-        Tool::Ps => ("ps", "aefwx"),
-        Tool::Stat => ("stat", "L"),
-        Tool::Df => ("df", "hkP"),
+    let name = toolbox.tool.name();
+    let known = match toolbox.tool {
+        Tool::Ls => "laA1hd",
+        Tool::Cat => "u",
+        Tool::Ps => "aefwx",
+        Tool::Stat => "L",
+        Tool::Df => "hkP",
+        Tool::Env => "",
+        _ => return with_own_options(&Job::new(name, spec, wasm), toolbox, streams),
     };
     let job = match Job::parse(name, known, spec, wasm) {
         Ok(job) => job,
@@ -70,14 +84,50 @@ fn work<O: Write, E: Write>(
     match toolbox.tool {
         Tool::Ls => ls::run(&job, streams),
         Tool::Cat => cat::run(&job, streams),
-        Tool::Env => environment(&job, streams),
         Tool::Ps => processes(toolbox, streams),
         Tool::Stat => stat::run(&job, streams),
         Tool::Df => df::run(&job, streams),
+        _ => environment(&job, streams),
+    }
+}
+
+/// The tools whose options are more than letters.
+fn with_own_options<O: Write, E: Write>(
+    job: &Job<'_>,
+    toolbox: &Toolbox,
+    streams: &mut Streams<O, E>,
+) -> io::Result<()> {
+    match toolbox.tool {
+        Tool::Echo => words::echo(job, streams),
+        Tool::Sleep => words::sleep(job, streams),
+        Tool::Test => words::test(job, streams),
+        Tool::Head => files::head(job, streams),
+        Tool::Tail => files::tail(job, streams),
+        Tool::Wc => files::wc(job, streams),
+        Tool::Grep => files::grep(job, streams),
+        Tool::Find => find::run(job, streams),
+        Tool::Nslookup => net::nslookup(job, streams),
+        Tool::Wget => net::wget(job, streams),
+        Tool::Curl => net::curl(job, streams),
+        _ => {
+            streams.code = Some(toolbox.code);
+            writeln!(streams.err, "{}", toolbox.message)
+        }
     }
 }
 
 impl<'a> Job<'a> {
+    /// A job whose tool parses its arguments itself.
+    fn new(name: &'a str, spec: &'a ContainerSpec, wasm: &'a WasmSpec) -> Self {
+        Self {
+            name,
+            flags: Vec::new(),
+            operands: Vec::new(),
+            spec,
+            wasm,
+        }
+    }
+
     /// Parses the arguments. Errors: the message for a flag that is not `known`.
     fn parse(
         name: &'a str,
@@ -109,6 +159,11 @@ impl<'a> Job<'a> {
             spec,
             wasm,
         })
+    }
+
+    /// Whether files are shown under their names when there are several.
+    fn shows_names(&self) -> bool {
+        matches!(self.name, "head" | "tail")
     }
 
     fn has(&self, flag: char) -> bool {

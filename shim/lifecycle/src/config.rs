@@ -9,6 +9,7 @@
 mod annotations;
 mod linux;
 mod streaming;
+mod variant;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -24,6 +25,7 @@ pub use linux::{
     SecurityContext, SecurityProfile, SelinuxOptions, UserNamespaceConfig,
 };
 pub use streaming::{AttachConfig, ExecConfig, PortForwardConfig};
+pub use variant::WasmVariant;
 
 /// The identity of a sandbox; a second request with the same four values is a retry of the first.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -184,6 +186,9 @@ pub struct SandboxConfig {
     /// TCP ports that its containers declare.
     #[serde(default)]
     pub container_ports: Vec<u16>,
+    /// How its containers' programs are chosen, unless they say, from annotations.
+    #[serde(default)]
+    pub wasm_variant: WasmVariant,
     /// Limits of its traffic.
     #[serde(default)]
     pub bandwidth: Bandwidth,
@@ -379,4 +384,7 @@ pub struct ContainerConfig {
     /// Names of CDI devices, from field and annotations, distinct.
     #[serde(default)]
     pub cdi_devices: Vec<String>,
+    /// How its program is chosen, from annotations.
+    #[serde(default)]
+    pub wasm_variant: WasmVariant,
 }

@@ -49,7 +49,7 @@ pub use config::{
     ExecConfig, Grants, GroupsPolicy, Handler, IdMapping, ImageVolume, MountConfig, NamespaceMode,
     Namespaces, PidNamespaceConfig, PodName, PortForwardConfig, Propagation, Resources,
     SandboxConfig, SecurityContext, SecurityProfile, SelinuxOptions, UserConfig,
-    UserNamespaceConfig,
+    UserNamespaceConfig, WasmVariant,
 };
 pub use error::{Error, Kind};
 pub use host::{

@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use super::config::{
     Annotations, ContainerConfig, ContainerName, Dns, Handler, NamespaceMode, Namespaces, PodName,
-    SandboxConfig,
+    SandboxConfig, WasmVariant,
 };
 use super::record::PodRecord;
 use super::view::{ContainerState, ContainerView, PodView, UNREADABLE_REASON};
@@ -127,6 +127,7 @@ fn sandbox_config(id: &PodId) -> SandboxConfig {
         privileged: false,
         ports: Vec::new(),
         container_ports: Vec::new(),
+        wasm_variant: WasmVariant::default(),
         selinux: None,
         bandwidth: Default::default(),
         ips: Vec::new(),

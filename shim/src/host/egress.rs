@@ -9,8 +9,8 @@ use std::os::fd::BorrowedFd;
 
 use coracle_lifecycle::{Error, Kind, NamespaceMode, PodRecord, SandboxConfig};
 use coracle_network::egress;
-use coracle_spec::WasmNetwork;
 use coracle_spec::egress::Egress;
+use coracle_spec::{WasmKind, WasmNetwork};
 
 use super::errors::network_error;
 use super::{Host, linux};
@@ -86,12 +86,14 @@ pub(super) fn check_linux(config: &SandboxConfig, bounding: u64) -> Result<(), E
     }
 }
 
-/// The resolver of a Wasm instance in a pod whose list has names: the pod's own settings. Its containers may be able to
-/// write the files in their roots.
-pub(super) fn resolver(config: &SandboxConfig) -> Result<Option<String>, Error> {
+/// By what names are looked up in a guest's container: the pod's own settings where the pod lists names, for its
+/// containers may be able to write the files that say so in their roots; and for the tools beside a core module, whose
+/// root has no such files.
+pub(super) fn resolver(config: &SandboxConfig, kind: WasmKind) -> Result<Option<String>, Error> {
     match config.reach() {
-        Egress::Open => Ok(None),
-        Egress::Listed(_) => linux::files::resolver(&config.dns).map(Some),
+        _ if config.is_offline() => Ok(None),
+        Egress::Open if kind == WasmKind::Component => Ok(None),
+        _ => linux::files::resolver(&config.dns).map(Some),
     }
 }
 

@@ -8,6 +8,8 @@
 mod budget;
 mod leaf;
 mod processes;
+mod program;
+mod shell;
 mod stream;
 mod sync;
 
@@ -17,11 +19,11 @@ pub(super) use leaf::OrphanedLeaves;
 use std::os::fd::OwnedFd;
 
 use coracle_cgroup::ExecLeaf;
-use coracle_images::Kind as ImageKind;
 use coracle_lifecycle::{Error, Kind, Payload, StartRequest, WasmPlan};
 use coracle_runtime::keeper::{ExecOptions, ExecStreams, StartPayload};
 use coracle_spec::{ContainerSpec, Tool, Toolbox, Workload};
 
+use self::program::Program;
 use super::{Host, blocking, io_error, runtime_error};
 
 /// The standard streams of an exec other than output.
@@ -59,7 +61,7 @@ impl Host {
     async fn exec_payload(
         &self,
         request: &StartRequest,
-        argv: Vec<String>,
+        mut argv: Vec<String>,
         leaf: &ExecLeaf,
         stdio: Stdio,
     ) -> Result<(ContainerSpec, StartPayload), Error> {
@@ -67,7 +69,7 @@ impl Host {
         spec.cgroup_procs = leaf.task_files();
         let payload = match &request.plan.payload {
             Payload::Linux(_) => self.payload(request, &mut spec).await?,
-            Payload::Wasm(own) => self.exec_code(request, own, &argv[0], &mut spec).await?,
+            Payload::Wasm(own) => self.exec_code(request, own, &mut argv, &mut spec).await?,
         };
         match &mut spec.workload {
             Workload::Wasm(wasm) => {
@@ -80,31 +82,28 @@ impl Host {
         Ok((spec, payload))
     }
 
-    /// Compiled code of the module that `program` names in the container's image, else of the container's own module,
-    /// unless the toolbox has a program of that name: then `spec` names it.
+    /// Compiled code of what `argv` names; of the container's own module, which is not run, beside a tool: then `spec`
+    /// says so. `argv` becomes what the program is told.
     async fn exec_code(
         &self,
         request: &StartRequest,
         own: &WasmPlan,
-        program: &str,
+        argv: &mut Vec<String>,
         spec: &mut ContainerSpec,
     ) -> Result<StartPayload, Error> {
-        let image = self.image_of(&request.plan);
-        let named = match image.as_ref().map(|image| (image, &image.kind)) {
-            Some((image, ImageKind::Wasm(wasm))) => self.named_module(image, wasm, program).await?,
-            _ => None,
-        };
-        let toolbox = match named {
-            None if own.toolbox => self.toolbox(request, program).await?,
-            _ => None,
-        };
-        let (path, digest) = match &named {
+        let (mut toolbox, mut other) = (None, None);
+        match self.program(request, own, argv).await? {
+            Program::Own => {}
+            Program::Tool(tool) => toolbox = Some(tool),
+            Program::Module(module, image) => {
+                self.modules.add(&module.digest, &image);
+                other = Some(module);
+            }
+        }
+        let (path, digest) = match &other {
             Some(module) => (&module.path, &module.digest),
             None => (&own.module, &own.module_digest),
         };
-        if let (Some(image), Some(module)) = (&image, &named) {
-            self.modules.add(&module.digest, &image.id);
-        }
         let engine = self.engine_of(&request.engine);
         let compiled = self.compiled(&engine, path, digest).await?;
         if let Workload::Wasm(wasm) = &mut spec.workload {

@@ -9,7 +9,7 @@ mod host_paths;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use coracle_images::{Image, Kind as ImageKind, WasmImage};
+use coracle_images::Image;
 use coracle_lifecycle::{
     ContainerConfig, Error, Handler, KeeperEngine, Kind, Payload, PidNamespaceConfig, Plan,
     PodRecord, SecurityProfile, WasmPlan, limits,
@@ -31,12 +31,12 @@ pub(super) struct Module {
     pub(super) digest: String,
 }
 
-/// The input of a plan, the same for both kinds of containers.
-struct Draft {
-    pod: PodRecord,
+/// What a plan is made from, and what both kinds of containers have.
+pub(super) struct Draft {
+    pub(super) pod: PodRecord,
     id: ContainerId,
-    config: Arc<ContainerConfig>,
-    image: Arc<Image>,
+    pub(super) config: Arc<ContainerConfig>,
+    pub(super) image: Arc<Image>,
     /// The images that it mounts, in the order of its mounts.
     volumes: Vec<Arc<Image>>,
 }
@@ -79,10 +79,10 @@ impl Host {
         draft: Draft,
         engine: &KeeperEngine,
     ) -> Result<(Draft, Parts), Error> {
-        match &draft.image.kind {
-            ImageKind::Wasm(wasm) => {
+        match self.module(&draft).await? {
+            Some(module) => {
                 let engine = self.engine_of(engine);
-                let payload = self.wasm_payload(&draft, wasm, &engine).await?;
+                let payload = self.wasm_payload(&draft, module, &engine).await?;
                 let (draft, mounts) = self.mounts(draft, false).await?;
                 let files = self.pod_files(&draft.pod.id, &draft.id);
                 blocking("checking user and mounts", move || {
@@ -92,7 +92,7 @@ impl Host {
                 })
                 .await
             }
-            ImageKind::Linux(_) => {
+            None => {
                 let host = Arc::clone(self);
                 let (draft, mounts) = self.mounts(draft, true).await?;
                 let hardware = self.hardware(&draft.config).await?;
@@ -129,13 +129,11 @@ impl Host {
     async fn wasm_payload(
         self: &Arc<Self>,
         draft: &Draft,
-        wasm: &WasmImage,
+        module: Module,
         engine: &EngineRef,
     ) -> Result<WasmPayload, Error> {
         only_linux_has(&draft.config)?;
         let args = argv(&draft.image, &draft.config, true)?;
-        let named = self.named_module(&draft.image, wasm, &args[0]).await?;
-        let module = named.unwrap_or_else(|| own_module(wasm));
         self.modules.add(&module.digest, &draft.image.id);
         pass("create.compile")?;
         let compiled = self.compiled(engine, &module.path, &module.digest).await?;
@@ -146,38 +144,10 @@ impl Host {
             module_digest: module.digest,
             kind: compiled.info.kind,
             network: self.wasm_network(&draft.pod.config)?,
-            resolver: egress::resolver(&draft.pod.config)?,
+            resolver: egress::resolver(&draft.pod.config, compiled.info.kind)?,
             toolbox: draft.pod.config.handler != Handler::Strict,
         };
         Ok(WasmPayload { args, plan })
-    }
-
-    /// The module that `argv0` names in a Wasm image, if it names one.
-    pub(super) async fn named_module(
-        &self,
-        image: &Arc<Image>,
-        wasm: &WasmImage,
-        argv0: &str,
-    ) -> Result<Option<Module>, Error> {
-        if image.config.argv0() == Some(argv0) || wasm.guest_path.as_deref() == Some(argv0) {
-            return Ok(Some(own_module(wasm)));
-        }
-        if wasm.layers.is_empty() {
-            return Ok(None);
-        }
-        let (wasm, argv0) = (wasm.clone(), argv0.to_owned());
-        let found = blocking("looking for a module", move || {
-            let found = wasm.module_for(&argv0);
-            found.map_err(|error| {
-                Error::because(Kind::Io, format!("look for {argv0:?} in its image"), error)
-            })
-        });
-        let Some(path) = found.await? else {
-            return Ok(None);
-        };
-        let limit = self.config.max_module_bytes;
-        let digest = self.module_digests.digest(&path, limit).await?;
-        Ok(Some(Module { path, digest }))
     }
 
     fn image(&self, name: &str) -> Result<Arc<Image>, Error> {
@@ -350,17 +320,10 @@ fn only_linux_has(config: &ContainerConfig) -> Result<(), Error> {
     ))
 }
 
-fn own_module(wasm: &WasmImage) -> Module {
-    Module {
-        path: wasm.module_path.clone(),
-        digest: wasm.module.hex().to_owned(),
-    }
-}
-
 fn judge(info: &ModuleInfo, image: &str, memory_limit_bytes: Option<u64>) -> Result<(), Error> {
     if !info.missing_imports.is_empty() {
         return Err(invalid(format!(
-            "image {image:?}: its module imports {}{}, which nothing here offers; offered is {}",
+            "image {image:?}: its module imports {}{}, which nothing here offers; offered to it: {}",
             info.missing_imports.join(", "),
             match info.more_missing {
                 0 => String::new(),

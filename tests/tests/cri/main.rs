@@ -7,6 +7,7 @@
 
 mod attach;
 mod attacks;
+mod authority;
 mod bad_input;
 mod bounds;
 mod churn;
@@ -39,3 +40,6 @@ mod unusable_records;
 mod update;
 mod volumes;
 mod wasm;
+mod wasm_compile;
+mod wasm_programs;
+mod wasm_variants;

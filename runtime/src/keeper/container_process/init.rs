@@ -26,7 +26,7 @@ use coracle_sys as sys;
 use coracle_sys::fork::Forked;
 use coracle_sys::memfd::read_all;
 use coracle_wasm::Warm;
-use coracle_wasm::run::{self, End, Payload, TRAP_CODE};
+use coracle_wasm::run::{self, ERROR_CODE, End, Payload, TRAP_CODE};
 
 /// Largest spec, in bytes: CRI's message size bounds arguments and environment.
 const MAX_SPEC: usize = 20 << 20;
@@ -57,8 +57,17 @@ pub(super) fn enter(container: &ContainerId, layout: Layout, warm: Option<&Warm>
 pub(super) fn conclude(ended: Result<End>) -> ! {
     let code = match ended {
         Ok(End::Code(code)) => code & 0xff,
+        Ok(End::Explained(code, text)) => {
+            report(&Report::Message(text));
+            code & 0xff
+        }
+        Ok(End::Failed(text)) => {
+            print(&text);
+            report(&Report::Message(text));
+            ERROR_CODE
+        }
         Ok(End::Trapped(text)) => {
-            let _ = rustix::io::write(sys::standard(2), format!("{text}\n").as_bytes());
+            print(&text);
             report(&Report::Trap(text));
             TRAP_CODE
         }
@@ -68,6 +77,11 @@ pub(super) fn conclude(ended: Result<End>) -> ! {
         }
     };
     sys::fork::leave(code)
+}
+
+/// Says on standard error why a payload ended.
+fn print(text: &str) {
+    let _ = rustix::io::write(sys::standard(2), format!("{text}\n").as_bytes());
 }
 
 fn set_up(container: &ContainerId, layout: Layout, warm: Option<&Warm>) -> Result<Infallible> {

@@ -65,6 +65,8 @@ impl Containers {
         for (_, listed, _) in &mut all {
             if let Some(exit) = &mut listed.exit {
                 exit.cause.shorten(SHORT_TEXT);
+                let end = exit.message.floor_char_boundary(SHORT_TEXT);
+                exit.message.truncate(end);
             }
         }
         Page::fill(all.into_iter())
@@ -118,7 +120,7 @@ mod tests {
     use crate::control::messages::{Answer, FromKeeper};
     use crate::control::{Frame, MAX_BODY};
     use coracle_spec::id::{ContainerId, PodId};
-    use coracle_spec::{Cause, Exit, MAX_CAUSE_BYTES};
+    use coracle_spec::{Cause, Exit, MAX_CAUSE_BYTES, MAX_MESSAGE_BYTES};
 
     fn trapped(text: &str) -> ListedContainer {
         let mut cause = Cause::Trap(text.to_owned());
@@ -131,6 +133,7 @@ mod tests {
                 signal: Some(i32::MIN),
                 finished_at: i64::MIN,
                 cause,
+                message: text[..text.floor_char_boundary(MAX_MESSAGE_BYTES)].to_owned(),
             }),
             starting: false,
         }

@@ -31,7 +31,7 @@ pub(super) fn run<O: Write, E: Write>(
     Ok(())
 }
 
-fn open(job: &Job<'_>, path: &str) -> io::Result<File> {
+pub(super) fn open(job: &Job<'_>, path: &str) -> io::Result<File> {
     let file = File::open(job.path(path))?;
     match file.metadata()?.is_dir() {
         true => Err(io::Error::from_raw_os_error(libc::EISDIR)),

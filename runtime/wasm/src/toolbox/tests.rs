@@ -10,6 +10,7 @@ struct Output {
     out: String,
     err: String,
     failed: bool,
+    code: i32,
 }
 
 fn spec(directory: &Path) -> ContainerSpec {
@@ -49,14 +50,22 @@ fn run_tool(directory: &Path, tool: Tool, args: &[&str]) -> Output {
         out: &mut out,
         err: &mut err,
         failed: false,
+        code: None,
     };
-    work(&spec, &wasm, &Toolbox { tool, processes }, &mut streams).unwrap();
+    let toolbox = Toolbox {
+        tool,
+        processes,
+        ..Toolbox::default()
+    };
+    work(&spec, &wasm, &toolbox, &mut streams).unwrap();
+    let code = streams.code.unwrap_or(i32::from(streams.failed));
     let failed = streams.failed;
     let text = |bytes| String::from_utf8(bytes).unwrap();
     Output {
         out: text(out),
         err: text(err),
         failed,
+        code,
     }
 }
 
@@ -204,4 +213,107 @@ fn ids_of_the_pod_are_translated_to_container_ids() {
     assert_eq!(inside(&identity, (1 << 30) + 1000), 1000);
     assert_eq!(inside(&identity, 65_534), 65_534);
     assert_eq!(inside(&identity, (1 << 30) + 65_536), (1 << 30) + 65_536);
+}
+
+/// Runs a tool with these words, split at spaces.
+fn say(dir: &Path, tool: Tool, words: &str) -> Output {
+    let words: Vec<&str> = words.split(' ').filter(|word| !word.is_empty()).collect();
+    run_tool(dir, tool, &words)
+}
+
+#[test]
+fn head_tail_wc_and_grep_read_files() {
+    let dir = directory("lines");
+    let lines: String = (1..=20).map(|number| format!("line {number}\n")).collect();
+    fs::write(dir.join("lines"), &lines).unwrap();
+    assert_eq!(say(&dir, Tool::Head, "-n 2 lines").out, "line 1\nline 2\n");
+    assert_eq!(say(&dir, Tool::Head, "-2 lines").out, "line 1\nline 2\n");
+    assert_eq!(say(&dir, Tool::Head, "lines").out.lines().count(), 10);
+    assert_eq!(say(&dir, Tool::Head, "-c4 lines").out, "line");
+    assert_eq!(say(&dir, Tool::Tail, "-n2 lines").out, "line 19\nline 20\n");
+    assert_eq!(say(&dir, Tool::Tail, "-c 5 lines").out, "e 20\n");
+    assert_eq!(say(&dir, Tool::Tail, "-n 0 lines").out, "");
+    let both = say(&dir, Tool::Head, "-n1 lines file").out;
+    assert_eq!(both, "==> lines <==\nline 1\n\n==> file <==\ntext\n");
+    assert_eq!(say(&dir, Tool::Wc, "-l lines").out, "     20 lines\n");
+    let all = say(&dir, Tool::Wc, "lines file").out;
+    assert!(all.ends_with("     21      41     156 total\n"), "{all}");
+    let found = say(&dir, Tool::Grep, "-n 1$ lines");
+    assert_eq!(
+        (found.out.as_str(), found.code),
+        ("1:line 1\n11:line 11\n", 0)
+    );
+    assert_eq!(say(&dir, Tool::Grep, "-ci LINE lines absent").code, 0);
+    assert_eq!(say(&dir, Tool::Grep, "nothing lines").code, 1);
+    assert_eq!(say(&dir, Tool::Grep, "x absent").code, 2);
+    assert_eq!(say(&dir, Tool::Grep, "[a-z] lines").code, 2);
+    let odd = say(&dir, Tool::Tail, "-f lines");
+    assert!(odd.failed && odd.err.contains("-f"), "{}", odd.err);
+    fs::remove_dir_all(dir).unwrap();
+}
+
+#[test]
+fn find_goes_down_and_follows_no_link() {
+    let dir = directory("find");
+    symlink("..", dir.join("sub/up")).unwrap();
+    let all = say(&dir, Tool::Find, "");
+    assert_eq!(all.out, ".\n./.hidden\n./file\n./link\n./sub\n./sub/up\n");
+    assert_eq!(say(&dir, Tool::Find, "-type d").out, ".\n./sub\n");
+    assert_eq!(
+        say(&dir, Tool::Find, ". -name *i*e -type f").out,
+        "./file\n"
+    );
+    assert_eq!(say(&dir, Tool::Find, "sub -maxdepth 0").out, "sub\n");
+    assert!(say(&dir, Tool::Find, ". -delete").failed);
+    fs::remove_dir_all(dir).unwrap();
+}
+
+#[test]
+fn echo_and_test_answer() {
+    let dir = directory("words");
+    assert_eq!(say(&dir, Tool::Echo, "a b").out, "a b\n");
+    assert_eq!(say(&dir, Tool::Echo, "-n a").out, "a");
+    for (words, code) in [
+        ("-f file", 0),
+        ("-d file", 1),
+        ("-e absent", 1),
+        ("-L link", 0),
+        ("! -e absent", 0),
+        ("a = a", 0),
+        ("a != a", 1),
+        ("10 -gt 9", 0),
+        ("10 -gt x", 2),
+        ("! a = b", 0),
+        ("word", 0),
+        ("", 1),
+        ("a b c d", 2),
+    ] {
+        assert_eq!(say(&dir, Tool::Test, words).code, code, "{words:?}");
+    }
+    assert!(say(&dir, Tool::Sleep, "1x").failed && !say(&dir, Tool::Sleep, "0.01s").failed);
+    fs::remove_dir_all(dir).unwrap();
+}
+
+#[test]
+fn a_message_is_said_on_standard_error_with_its_code() {
+    let dir = directory("message");
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    let mut streams = Streams {
+        out: &mut out,
+        err: &mut err,
+        failed: false,
+        code: None,
+    };
+    let spec = spec(&dir);
+    let Workload::Wasm(wasm) = &spec.workload else {
+        unreachable!("the spec above is Wasm's")
+    };
+    let message = Toolbox::message(127, "nothing of that name".to_owned());
+    work(&spec, wasm, &message, &mut streams).unwrap();
+    assert_eq!(streams.code, Some(127));
+    assert_eq!(
+        (out.len(), err.as_slice()),
+        (0, &b"nothing of that name\n"[..])
+    );
+    fs::remove_dir_all(dir).unwrap();
 }

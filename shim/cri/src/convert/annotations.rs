@@ -13,7 +13,7 @@
 
 use std::collections::BTreeMap;
 
-use coracle_lifecycle::{Annotations, Grants};
+use coracle_lifecycle::{Annotations, Grants, WasmVariant};
 use coracle_proto::runtime::v1 as cri;
 
 use super::{BadRequest, check};
@@ -115,6 +115,13 @@ impl Reader {
         begin_so
             .map(|(key, value)| self.honours(key).map(|()| (key.as_str(), value.as_str())))
             .collect()
+    }
+
+    /// How programs are chosen; whatever is said, it opens nothing.
+    pub(super) fn wasm_variant(&self) -> WasmVariant {
+        let said = |key: &&str| WasmVariant::of(key, self.annotations.get(*key)?);
+        let mut said = WasmVariant::KEYS.iter().filter_map(said);
+        said.next().unwrap_or_default()
     }
 
     /// The annotations to return in every status, and those that are honoured.

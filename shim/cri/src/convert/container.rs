@@ -25,6 +25,7 @@ pub(crate) fn container_config(
     texts(&config)?;
     let reader = Reader::of_container(&mut config, grants, handler)?;
     let cdi_devices = mount::cdi_devices(&config.cdi_devices, &reader)?;
+    let wasm_variant = reader.wasm_variant();
     let (annotations, _) = reader.into_parts();
     let name = name(config.metadata.as_ref())?;
     let image = check::present("config.image", config.image)?;
@@ -53,6 +54,7 @@ pub(crate) fn container_config(
         security: security::context("config.linux.security_context", &context)?,
         devices: mount::devices(config.devices)?,
         cdi_devices,
+        wasm_variant,
     })
 }
 

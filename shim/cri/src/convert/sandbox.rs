@@ -8,7 +8,7 @@ use std::net::IpAddr;
 
 use coracle_lifecycle::{
     Annotations, Dns, Grants, Handler, NamespaceMode, Namespaces, PodName, SandboxConfig,
-    SelinuxOptions,
+    SelinuxOptions, WasmVariant,
 };
 use coracle_network::{Bandwidth, HostPort, Protocol};
 use coracle_proto::runtime::v1 as cri;
@@ -52,6 +52,7 @@ pub(crate) fn sandbox_config(
         mac: annotated.mac,
         egress: annotated.reach.list,
         is_offline: annotated.reach.is_off,
+        wasm_variant: annotated.wasm_variant,
         annotations: annotated.echoed,
         grants: annotated.grants,
         name,
@@ -87,6 +88,7 @@ struct Annotated {
     ips: Vec<String>,
     mac: Option<String>,
     reach: egress::Decided,
+    wasm_variant: WasmVariant,
     echoed: Annotations,
     grants: Grants,
 }
@@ -98,12 +100,14 @@ fn annotated(
     let reader = Reader::of_pod(config, &allowance)?;
     let (bandwidth, ips) = (network::bandwidth(&reader)?, network::ips(&reader)?);
     let (mac, reach) = (network::mac(&reader)?, egress::egress(&reader, &allowance)?);
+    let wasm_variant = reader.wasm_variant();
     let (echoed, grants) = reader.into_parts();
     Ok(Annotated {
         bandwidth,
         ips,
         mac,
         reach,
+        wasm_variant,
         echoed,
         grants,
     })

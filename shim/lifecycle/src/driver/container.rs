@@ -209,6 +209,7 @@ impl Driver {
                     signal: None,
                     finished_at,
                     cause,
+                    message: String::new(),
                 }),
             )
         })

@@ -102,6 +102,7 @@ impl Driver {
             signal: Some(libc::SIGKILL),
             finished_at: clock::wall(),
             cause: Cause::KeeperLost,
+            message: String::new(),
         };
         for id in self.containers.keys().cloned().collect::<Vec<_>>() {
             self.exited_as_recorded(&id, lost()).await;

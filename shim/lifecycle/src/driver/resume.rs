@@ -320,6 +320,7 @@ fn unseen() -> Exit {
         signal: None,
         finished_at: clock::wall(),
         cause: Cause::Unknown,
+        message: String::new(),
     }
 }
 

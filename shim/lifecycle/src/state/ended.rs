@@ -54,12 +54,15 @@ pub struct Ended {
     pub code: i32,
     /// The reason.
     pub reason: Reason,
-    /// Trap text or start failure, bounded.
+    /// Trap text, start failure, or what may have led to an end without success; bounded.
     pub message: String,
 }
 
 /// The longest message an [`Ended`] carries, in bytes.
 pub const MESSAGE_LIMIT: usize = 4096;
+
+/// The message of a container that its memory limit ended.
+const OUT_OF_MEMORY: &str = "the kernel killed it because all its processes together used more memory than its limit: raise resources.limits.memory, or have it use less";
 
 impl Ended {
     /// Interprets an exit. `oom_kills` is the count of the container's own cgroup; `stage` is how far a stop had come.
@@ -74,9 +77,9 @@ impl Ended {
             Cause::Unknown => (Reason::Unknown, ""),
             Cause::Ended if exit.code == 0 => (Reason::Completed, ""),
             Cause::Ended if exit.code == 137 && oom_kills > 0 && stage != Some(Stage::Killed) => {
-                (Reason::CgroupOom, "")
+                (Reason::CgroupOom, OUT_OF_MEMORY)
             }
-            Cause::Ended => (Reason::Error, ""),
+            Cause::Ended => (Reason::Error, exit.message.as_str()),
         };
         let finished_at = exit.finished_at.max(started_at).max(1);
         Ended {

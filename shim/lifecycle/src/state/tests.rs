@@ -164,6 +164,7 @@ fn the_reason_follows_from_cause_code_and_killer() {
         signal: None,
         finished_at: 9,
         cause,
+        message: String::new(),
     };
     let table = [
         (exit(0, Cause::Ended), 0, None, Reason::Completed),
@@ -214,6 +215,30 @@ fn the_reason_follows_from_cause_code_and_killer() {
 }
 
 #[test]
+fn an_end_without_success_says_what_to_do_about_it() {
+    let exit = |code, message: &str| Exit {
+        code,
+        signal: None,
+        finished_at: 9,
+        cause: Cause::Ended,
+        message: message.to_owned(),
+    };
+    let told = Ended::judge(5, &exit(1, "list it"), 0, None);
+    assert_eq!(
+        (told.reason, told.message.as_str()),
+        (Reason::Error, "list it")
+    );
+    assert_eq!(Ended::judge(5, &exit(0, "list it"), 0, None).message, "");
+    let killed = Ended::judge(5, &exit(137, ""), 1, None);
+    assert_eq!(killed.reason, Reason::CgroupOom);
+    assert!(
+        killed.message.contains("resources.limits.memory"),
+        "{}",
+        killed.message
+    );
+}
+
+#[test]
 fn messages_are_cut_at_a_character_and_no_end_is_before_its_start() {
     let text = "é".repeat(MESSAGE_LIMIT);
     let exit = Exit {
@@ -221,6 +246,7 @@ fn messages_are_cut_at_a_character_and_no_end_is_before_its_start() {
         signal: None,
         finished_at: 3,
         cause: Cause::Trap(format!("x{text}")),
+        message: String::new(),
     };
     let ended = Ended::judge(5, &exit, 0, None);
     assert_eq!(ended.message.len(), MESSAGE_LIMIT - 1);
@@ -251,6 +277,7 @@ fn times_of_a_container_stay_in_order_when_the_clock_is_set() {
                 signal: None,
                 finished_at: created_at + jump + second_jump + 2,
                 cause: coracle_spec::Cause::Ended,
+                message: String::new(),
             };
             let ended = Ended::judge(run.started_at, &exit, 0, None);
             assert!(created_at <= ended.started_at, "{jump} {second_jump}");

@@ -1,0 +1,52 @@
+//! How a container ended.
+//!
+//! Written by its keeper, to the daemon and to disk. Invariant: records of older builds stay readable.
+//! It must not know what a kubelet is told.
+
+use serde::{Deserialize, Serialize};
+
+/// How a container ended, reported by its keeper.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exit {
+    /// Exit code as CRI reports it; 128 + signal for a signal.
+    pub code: i32,
+    /// The signal that ended the process, if one did.
+    pub signal: Option<i32>,
+    /// Nanoseconds since 1970 UTC.
+    pub finished_at: i64,
+    /// Why it ended, as the container process reported it.
+    pub cause: Cause,
+    /// What the container process said of an end by itself without success; empty if nothing.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
+}
+
+/// Most bytes of [`Exit::message`].
+pub const MAX_MESSAGE_BYTES: usize = 1024;
+
+/// Most bytes of the text of a [`Cause`]: the kubelet's limit for a termination message.
+pub const MAX_CAUSE_BYTES: usize = 4096;
+
+/// Why a container ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Cause {
+    /// By itself, or by a signal.
+    Ended,
+    /// A WebAssembly trap; the text holds the trap and its backtrace, bounded.
+    Trap(String),
+    /// The jail could not be built or the program not be loaded; the text names the step.
+    StartFailed(String),
+    /// Its keeper died under it.
+    KeeperLost,
+    /// Its end was not observed (the node rebooted).
+    Unknown,
+}
+
+impl Cause {
+    /// Cuts its text, if it has one, to at most `bytes` bytes of whole characters.
+    pub fn shorten(&mut self, bytes: usize) {
+        if let Cause::Trap(text) | Cause::StartFailed(text) = self {
+            text.truncate(text.floor_char_boundary(bytes));
+        }
+    }
+}
