@@ -5,7 +5,7 @@ use coracle_tests::client::container;
 
 use crate::exec::exec;
 use crate::site::{self, Pod, tool};
-use crate::sockets::{ip, net_daemon, server};
+use crate::sockets::{ip, net, net_daemon, server};
 
 #[tokio::test]
 async fn tools_see_what_the_guest_sees() {
@@ -136,18 +136,75 @@ async fn only_what_is_named_runs() {
 }
 
 #[tokio::test]
-async fn a_url_is_got_from_beside_a_core_module() {
+async fn urls_and_names_are_asked_for_by_the_pods_own_policy() {
     let (daemon, image) = net_daemon().await;
     daemon.cri().pull(tool()).await.unwrap();
     let web = Pod::run(&daemon, "web").await;
     server(&daemon, &web, &image, &["tcp-serve", "8080"]).await;
-    let url = format!("http://{}:8080/", ip(&web).await);
-    let pod = Pod::run(&daemon, "open").await;
-    let id = pod.start(&container("module", tool(), &["sleep"])).await;
-    for get in [&["wget", "-qO-", &url][..], &["curl", "-sS", &url]] {
-        let said = exec(&pod, &id, get, 20).await.unwrap();
-        let seen = (said.code, said.out.trim_end());
-        assert_eq!(seen, (0, "served by a component"), "{get:?}: {said:?}");
+    let at = format!("{}:8080", ip(&web).await);
+    let url = format!("http://{at}/");
+    let open = Pod::run(&daemon, "open").await;
+    let mut config = daemon.pod("listing");
+    let key = "egress.coracle.dev/allow".to_owned();
+    config
+        .annotations
+        .insert(key, "192.0.2.1:80,api.test".into());
+    let listing = Pod::run_config(&daemon, config).await;
+    // Beside a core module, which has no network itself, and beside a component.
+    for (name, program, sleeps) in [
+        ("module", tool(), "sleep"),
+        ("component", image.as_str(), "tcp-serve"),
+    ] {
+        let words = [sleeps, "8081"];
+        let id = open.start(&container(name, program, &words)).await;
+        for get in [&["wget", "-qO-", &url][..], &["curl", "-sS", &url]] {
+            let said = exec(&open, &id, get, 20).await.unwrap();
+            let seen = (said.code, said.out.trim_end());
+            assert_eq!(seen, (0, "served by a component"), "{get:?}: {said:?}");
+        }
+        let said = exec(&open, &id, &["nslookup", "localhost"], 20)
+            .await
+            .unwrap();
+        assert!(said.code == 0 && said.out.contains("127.0.0.1"), "{said:?}");
+        let closed = format!("http://{}:8079/", ip(&web).await);
+        let said = exec(&open, &id, &["curl", &closed], 20).await.unwrap();
+        assert!(
+            said.code == 1 && said.err.contains("connection refused"),
+            "{said:?}"
+        );
+
+        let id = listing.start(&container(name, program, &words)).await;
+        for get in [
+            &["wget", "-O-", &url][..],
+            &["curl", "http://other.test/"],
+            &["nslookup", "other.test"],
+        ] {
+            let said = exec(&listing, &id, get, 20).await.unwrap();
+            assert!(said.code == 1 && said.out.is_empty(), "{get:?}: {said:?}");
+            assert!(
+                said.err.contains("egress.coracle.dev/allow"),
+                "{get:?}: {said:?}"
+            );
+        }
     }
+    // What the guest itself is refused is in its status, with the fix.
+    let words = [
+        "tcp-connect",
+        at.split(':').next().unwrap(),
+        "8080",
+        "GET /",
+    ];
+    let (status, _) = listing
+        .finish(&daemon, &container("refused", &image, &words))
+        .await;
+    assert_ne!(status.exit_code, 0);
+    for word in [at.as_str(), "egress.coracle.dev/allow"] {
+        assert!(
+            status.message.contains(word),
+            "no {word} in {:?}",
+            status.message
+        );
+    }
+    assert_eq!(net(&daemon, &open, &image, &words).await.0, 0);
     daemon.finish().await.unwrap();
 }
