@@ -5,6 +5,8 @@
 //! Invariants: one diff id per layer, each a sha256; the size of environment, arguments and labels is bounded.
 //! Not here: network, disk; whether a value is valid for running the image.
 
+use std::collections::BTreeSet;
+
 use oci_spec::image::ImageConfiguration;
 
 use crate::config::Limits;
@@ -100,7 +102,23 @@ fn run_config(config: oci_spec::image::Config) -> RunConfig {
             .unwrap_or_default()
             .into_iter()
             .collect(),
+        exposed_ports: tcp_ports(&config.exposed_ports().clone().unwrap_or_default()),
     }
+}
+
+/// The TCP ports among `80`, `80/tcp` and `53/udp`, lowest first; an odd entry is nobody's port.
+fn tcp_ports(exposed: &[String]) -> Vec<u16> {
+    let port = |entry: &String| match entry.split_once('/') {
+        None => entry.parse().ok(),
+        Some((port, "tcp")) => port.parse().ok(),
+        Some(_) => None,
+    };
+    let ports: BTreeSet<u16> = exposed
+        .iter()
+        .filter_map(port)
+        .filter(|port| *port != 0)
+        .collect();
+    ports.into_iter().collect()
 }
 
 /// The names of an image's unpacked layers, lowest first: by chain id and blob together. A hostile layer may have

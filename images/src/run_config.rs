@@ -25,6 +25,9 @@ pub struct RunConfig {
     pub volumes: Vec<String>,
     /// Labels.
     pub labels: BTreeMap<String, String>,
+    /// TCP ports that it says it listens at. Sorted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exposed_ports: Vec<u16>,
 }
 
 impl RunConfig {

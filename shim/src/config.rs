@@ -17,6 +17,7 @@ mod exec;
 mod file;
 mod handlers;
 mod helpers;
+mod http;
 mod keys;
 mod streaming;
 mod subnet;
@@ -34,6 +35,7 @@ pub use exec::Exec;
 pub use file::{CgroupDriver, Ipv6, LogFormat, LogLevel, NetworkMode};
 pub use handlers::{Handlers, Spawn};
 pub use helpers::Helpers;
+pub use http::HttpFile;
 pub use streaming::Streaming;
 pub use subnet::{Family, Subnet};
 

@@ -16,6 +16,7 @@ mod engine;
 mod errors;
 mod exec;
 mod forward;
+mod http;
 mod ids;
 mod image_volumes;
 mod linux;
@@ -59,7 +60,7 @@ use ids::Ids;
 pub use linux::{DefaultProfile, default_profile, load_default_profile, usual_capabilities};
 use log::LogRoot;
 
-use crate::config::Config;
+use crate::config::{Config, HttpFile};
 
 /// The part of the configuration that effects need.
 #[derive(Clone, Debug)]
@@ -98,6 +99,8 @@ pub struct HostConfig {
     pub spawn_wasm: Spawn,
     /// How `coracle-strict` does.
     pub spawn_strict: Spawn,
+    /// The limits of the HTTP servers of `""` and `coracle`, `coracle-wasm` and `coracle-strict`.
+    pub http: [HttpFile; 3],
 }
 
 impl HostConfig {
@@ -106,6 +109,12 @@ impl HostConfig {
         let spawn = |name: &str| match config.handlers.find(name).map(|handler| handler.spawn) {
             Some(crate::config::Spawn::Exec) => Spawn::Exec,
             Some(crate::config::Spawn::Fork) | None => Spawn::Fork,
+        };
+        let http = |name: &str| {
+            let handler = config.handlers.find(name);
+            handler
+                .map(|handler| handler.http.clone())
+                .unwrap_or_default()
         };
         HostConfig {
             root: config.root.clone(),
@@ -125,6 +134,17 @@ impl HostConfig {
             spawn: spawn("coracle"),
             spawn_wasm: spawn("coracle-wasm"),
             spawn_strict: spawn("coracle-strict"),
+            http: ["coracle", "coracle-wasm", "coracle-strict"].map(http),
+        }
+    }
+
+    /// The limits of the HTTP servers of a handler, and the name that the configuration has for it.
+    fn http_of(&self, handler: Handler) -> (&HttpFile, &'static str) {
+        let [coracle, wasm, strict] = &self.http;
+        match handler {
+            Handler::Default | Handler::Coracle => (coracle, "coracle"),
+            Handler::Wasm => (wasm, "coracle-wasm"),
+            Handler::Strict => (strict, "coracle-strict"),
         }
     }
 

@@ -23,7 +23,15 @@ use crate::{Outcome, guests};
 /// Errors: clang refuses it, or it imports what the world of `guests/wit/` has not.
 pub fn from_c(file: &str) -> Outcome<Vec<u8>> {
     let module = guests::compile(file, &guests::WASI_CLANG)?;
-    wrap(file, module)
+    wrap(file, module, &PROGRAM)
+}
+
+/// The component made of the C file `file` of `tests/guests/`, which has no `main` but handles HTTP requests: it exports
+/// `wasi:http/incoming-handler@0.2.0#handle`. Errors: as of [`from_c`].
+pub fn function_from_c(file: &str) -> Outcome<Vec<u8>> {
+    let reactor = ["-mexec-model=reactor"];
+    let compiler: Vec<&str> = guests::WASI_CLANG.iter().chain(&reactor).copied().collect();
+    wrap(file, guests::compile(file, &compiler)?, &FUNCTION)
 }
 
 /// As [`from_c`], with further arguments to clang, such as `-DNAME=value`.
@@ -33,17 +41,32 @@ pub fn from_c_with(file: &str, arguments: &[&str]) -> Outcome<Vec<u8>> {
         .chain(arguments)
         .copied()
         .collect();
-    wrap(file, guests::compile(file, &compiler)?)
+    wrap(file, guests::compile(file, &compiler)?, &PROGRAM)
 }
 
-fn wrap(file: &str, mut module: Vec<u8>) -> Outcome<Vec<u8>> {
+/// What a component is to be: its world in `guests/wit/`, and what translates preview 1 for it.
+struct Shape {
+    world: &'static str,
+    adapter: &'static [u8],
+}
+
+const PROGRAM: Shape = Shape {
+    world: "guest",
+    adapter: adapter::WASI_SNAPSHOT_PREVIEW1_COMMAND_ADAPTER,
+};
+const FUNCTION: Shape = Shape {
+    world: "function",
+    adapter: adapter::WASI_SNAPSHOT_PREVIEW1_REACTOR_ADAPTER,
+};
+
+fn wrap(file: &str, mut module: Vec<u8>, shape: &Shape) -> Outcome<Vec<u8>> {
     let what = |step: &str, cause: &dyn std::fmt::Debug| format!("{step} {file}: {cause:?}");
     let mut wit = Resolve::default();
     let (package, _) = wit
         .push_dir(interfaces())
         .map_err(|e| what("read the interfaces for", &e))?;
     let world = wit
-        .select_world(&[package], Some("guest"))
+        .select_world(&[package], Some(shape.world))
         .map_err(|e| what("find the world of", &e))?;
     embed_component_metadata(&mut module, &wit, world, StringEncoding::UTF8)
         .map_err(|e| what("say what is imported by", &e))?;
@@ -51,10 +74,7 @@ fn wrap(file: &str, mut module: Vec<u8>) -> Outcome<Vec<u8>> {
         .module(&module)
         .and_then(|encoder| {
             encoder
-                .adapter(
-                    adapter::WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME,
-                    adapter::WASI_SNAPSHOT_PREVIEW1_COMMAND_ADAPTER,
-                )?
+                .adapter(adapter::WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME, shape.adapter)?
                 .validate(true)
                 .encode()
         });

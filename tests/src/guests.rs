@@ -32,6 +32,12 @@ pub fn net() -> Outcome<Vec<u8>> {
     once(&BUILT, || component::from_c("net.c"))
 }
 
+/// The component `function.c`, which handles HTTP requests. See that file for its paths.
+pub fn function() -> Outcome<Vec<u8>> {
+    static BUILT: OnceLock<Vec<u8>> = OnceLock::new();
+    once(&BUILT, || component::function_from_c("function.c"))
+}
+
 /// The guest `hostile.c`, a WASI p1 module that tries to get out. See that file for its verbs.
 pub fn hostile() -> Outcome<Vec<u8>> {
     static BUILT: OnceLock<Vec<u8>> = OnceLock::new();
@@ -232,7 +238,9 @@ mod tests {
         }
         assert!(tool().unwrap().starts_with(b"\0asm"));
         // Version 13, layer 1: a component.
-        assert!(net().unwrap().starts_with(b"\0asm\x0d\0\x01\0"));
+        for component in [net(), function()] {
+            assert!(component.unwrap().starts_with(b"\0asm\x0d\0\x01\0"));
+        }
         assert!(linux_workload().unwrap().starts_with(b"\x7fELF"));
     }
 

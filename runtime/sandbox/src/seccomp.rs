@@ -21,7 +21,9 @@ use coracle_sys::memfd::{read_all, sealed};
 pub struct Filters {
     /// Before code is mapped, for a guest without sockets.
     offline: OwnedFd,
-    /// The same, for a guest with sockets.
+    /// The same for a server whose guest makes none.
+    serving: OwnedFd,
+    /// The same for a guest with sockets.
     online: OwnedFd,
     /// After code is mapped: no new executable mappings.
     locked: OwnedFd,
@@ -32,6 +34,7 @@ impl Filters {
     pub fn of(&self, spec: &WasmSpec) -> [&OwnedFd; 2] {
         let first = match &spec.network {
             WasmNetwork::On(_) if spec.has_sockets() => &self.online,
+            WasmNetwork::Off if spec.serves().is_some() => &self.serving,
             WasmNetwork::On(_) | WasmNetwork::Off => &self.offline,
         };
         [first, &self.locked]
@@ -43,8 +46,9 @@ impl Filters {
             sealed(name, &bytes).during(|| format!("seal seccomp filter {name}"))
         };
         Ok(Self {
-            offline: seal("seccomp-wasm", guest_filter(false)?)?,
-            online: seal("seccomp-wasm-net", guest_filter(true)?)?,
+            offline: seal("seccomp-wasm", guest_filter(Sockets::None)?)?,
+            serving: seal("seccomp-wasm-serve", guest_filter(Sockets::Accepted)?)?,
+            online: seal("seccomp-wasm-net", guest_filter(Sockets::Own)?)?,
             locked: seal("seccomp-noexec", lock_filter()?)?,
         })
     }
@@ -143,11 +147,9 @@ const FILES: &[&str] = &[
     "getcwd",
 ];
 
-/// Calls for TCP and UDP sockets that exist.
-const SOCKETS: &[&str] = &[
+/// What a server's socket and those that it accepts need.
+const ACCEPTED: &[&str] = &[
     "accept4",
-    "bind",
-    "connect",
     "getpeername",
     "getsockname",
     "getsockopt",
@@ -158,6 +160,19 @@ const SOCKETS: &[&str] = &[
     "setsockopt",
     "shutdown",
 ];
+
+/// What TCP and UDP sockets need besides, once they are made.
+const SOCKETS: &[&str] = &["bind", "connect"];
+
+/// The sockets that a guest's process may have.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sockets {
+    None,
+    /// The one that it was born with, and those that this accepts.
+    Accepted,
+    /// As many as it makes.
+    Own,
+}
 
 fn broken(cause: libseccomp::error::SeccompError) -> Error {
     Error::with(Kind::Bug, "build a seccomp filter", cause)
@@ -216,6 +231,7 @@ pub(super) fn export(filter: &ScmpFilterContext) -> Result<Vec<u8>> {
 
 /// Allows TCP and UDP over IP and no other sockets, such as raw, netlink or Unix ones.
 fn sockets(filter: &mut ScmpFilterContext) -> Result<()> {
+    allow(filter, ACCEPTED)?;
     allow(filter, SOCKETS)?;
     let call = ScmpSyscall::from_name("socket").map_err(broken)?;
     for family in [libc::AF_INET, libc::AF_INET6] {
@@ -245,14 +261,16 @@ fn sockets(filter: &mut ScmpFilterContext) -> Result<()> {
     Ok(())
 }
 
-fn guest_filter(online: bool) -> Result<Vec<u8>> {
+fn guest_filter(which: Sockets) -> Result<Vec<u8>> {
     let mut filter = fresh()?;
     allow(&mut filter, CORE)?;
     allow(&mut filter, STREAMS)?;
     allow(&mut filter, FILES)?;
     threads(&mut filter)?;
-    if online {
-        sockets(&mut filter)?;
+    match which {
+        Sockets::None => {}
+        Sockets::Accepted => allow(&mut filter, ACCEPTED)?,
+        Sockets::Own => sockets(&mut filter)?,
     }
     // For the event loop's self-pipe. Only stream pairs: a datagram socket could send to anybody who listens on an
     // abstract name in the network namespace.
@@ -345,8 +363,9 @@ mod tests {
     #[test]
     fn filters_build_and_hold_whole_instructions() {
         for bytes in [
-            guest_filter(false).unwrap(),
-            guest_filter(true).unwrap(),
+            guest_filter(Sockets::None).unwrap(),
+            guest_filter(Sockets::Accepted).unwrap(),
+            guest_filter(Sockets::Own).unwrap(),
             lock_filter().unwrap(),
             compiler_filter().unwrap(),
         ] {

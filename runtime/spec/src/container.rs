@@ -7,6 +7,7 @@
 //! Not here: CRI messages, images, building a jail.
 
 mod exit;
+mod http;
 mod payload;
 
 use std::path::PathBuf;
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::id::{ContainerId, PodId};
 
 pub use exit::{Cause, Exit, MAX_CAUSE_BYTES, MAX_MESSAGE_BYTES};
+pub use http::HttpServer;
 pub use payload::{ProcessRow, Tool, Toolbox, WasmNetwork};
 
 /// The version of [`ContainerSpec`] that this build writes; a keeper of an older build reads older ones.
@@ -232,6 +234,16 @@ pub struct WasmSpec {
     /// A built-in program that runs instead of compiled code.
     #[serde(default)]
     pub toolbox: Option<Toolbox>,
+    /// It handles requests instead of running once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server: Option<HttpServer>,
+}
+
+impl WasmSpec {
+    /// The server that its process is, if it is one: a tool that runs in its place serves nothing.
+    pub fn serves(&self) -> Option<&HttpServer> {
+        self.server.as_ref().filter(|_| self.toolbox.is_none())
+    }
 }
 
 /// The two kinds of WebAssembly programs.
@@ -240,7 +252,7 @@ pub struct WasmSpec {
 pub enum WasmKind {
     /// A core module for WASI preview 1.
     Module,
-    /// A component that exports `wasi:cli/run` (WASI 0.2).
+    /// A component that exports `wasi:cli/run` or `wasi:http/incoming-handler` (WASI 0.2).
     Component,
 }
 

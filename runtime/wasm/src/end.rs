@@ -119,7 +119,7 @@ fn advice(trap: &Trap) -> &'static str {
 }
 
 /// `text` without control characters but line ends, cut to [`TRAP_TEXT_BYTES`].
-fn bounded(text: &str) -> String {
+pub(super) fn bounded(text: &str) -> String {
     let mut kept = String::new();
     for c in text.chars().filter(|c| *c == '\n' || !c.is_control()) {
         if kept.len() + c.len_utf8() > TRAP_TEXT_BYTES {

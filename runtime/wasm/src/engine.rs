@@ -25,7 +25,7 @@ const FIBER_STACK_BYTES: usize = 1024 * 1024;
 /// Part of every engine hash. Change it when old compiled code must not run with changed host functions.
 /// `tag` reads it through `black_box`, so that two builds that differ only here have different hashes.
 #[used]
-static ENGINE_TAG: [u8; 32] = *b"coracle-engine-tag:0000000000001";
+static ENGINE_TAG: [u8; 32] = *b"coracle-engine-tag:0000000000002";
 
 fn tag() -> String {
     // `black_box` keeps the bytes as data in the binary; otherwise they become a constant in the code.
@@ -98,8 +98,14 @@ pub struct Warm {
 impl Warm {
     /// Makes engine and linkers. Errors: the engine cannot be configured.
     pub fn new() -> Result<Self> {
+        Self::with(|_| {})
+    }
+
+    /// The same with `settings` that compiled code does not know of. Errors: as of [`Warm::new`].
+    pub(super) fn with(settings: impl FnOnce(&mut Config)) -> Result<Self> {
         let mut config = base()?;
         config.enable_compiler(false);
+        settings(&mut config);
         let engine = Engine::new(&config).map_err(engine_error)?;
         let (modules, components) = linkers(&engine)?;
         Ok(Self {

@@ -8,6 +8,7 @@
 use std::sync::Arc;
 
 use wasmtime::component::ResourceTable;
+use wasmtime_wasi::cli::StdoutStream;
 use wasmtime_wasi::p1::WasiP1Ctx;
 use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
@@ -80,22 +81,55 @@ impl ModuleState {
     }
 }
 
+/// What all instances of one component share: what they may reach, and what they have learnt of it.
+pub(super) struct Shared {
+    guard: Arc<Guard>,
+    client: Client,
+}
+
+impl Shared {
+    /// What instances of `wasm` share. Reads nothing yet.
+    pub(super) fn new(wasm: &WasmSpec) -> Self {
+        let guard = Arc::new(Guard::new(&wasm.network, wasm.resolver.clone()));
+        let client = Client::new(Arc::clone(&guard));
+        Self { guard, client }
+    }
+}
+
 impl ComponentState {
     /// Store data for `spec`. Errors: a preopened directory cannot be opened.
     pub fn new(spec: &ContainerSpec, wasm: &WasmSpec) -> wasmtime::Result<Self> {
-        let guard = Arc::new(Guard::new(&wasm.network, wasm.resolver.clone()));
+        Ok(Self::with(spec, &Shared::new(wasm), context(spec, wasm)?))
+    }
+
+    /// Store data for one of many instances that run at the same time, with standard output and error of its own. A call
+    /// that blocks holds up no other instance. Errors: as of [`ComponentState::new`].
+    pub(super) fn of_instance<S: StdoutStream + 'static>(
+        spec: &ContainerSpec,
+        wasm: &WasmSpec,
+        shared: &Shared,
+        (out, err): (S, S),
+    ) -> wasmtime::Result<Self> {
+        let mut builder = context(spec, wasm)?;
+        builder
+            .allow_blocking_current_thread(false)
+            .stdout(out)
+            .stderr(err);
+        Ok(Self::with(spec, shared, builder))
+    }
+
+    fn with(spec: &ContainerSpec, shared: &Shared, mut builder: WasiCtxBuilder) -> Self {
         let mut http = WasiHttpCtx::new();
         http.set_field_size_limit(HTTP_FIELDS_BYTES);
-        let mut builder = context(spec, wasm)?;
-        allow_sockets(&mut builder, &guard);
-        Ok(Self {
+        allow_sockets(&mut builder, &shared.guard);
+        Self {
             wasi: builder.build(),
             http,
-            client: Client::new(Arc::clone(&guard)),
+            client: shared.client.clone(),
             table: ResourceTable::new(),
-            guard,
+            guard: Arc::clone(&shared.guard),
             limits: Limits::new(spec.memory_limit_bytes),
-        })
+        }
     }
 }
 

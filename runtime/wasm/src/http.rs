@@ -40,7 +40,8 @@ type Outcome = Result<(
     Box<dyn Future<Output = Result<()>> + Send>,
 )>;
 
-/// The HTTP client of one guest.
+/// The HTTP client of one guest; a clone is the same one.
+#[derive(Clone)]
 pub(super) struct Client {
     guard: Arc<Guard>,
     tls: Arc<Tls>,

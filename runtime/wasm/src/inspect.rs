@@ -5,7 +5,8 @@
 //! It must not know what a container is allowed: it says only what the program needs and what is missing.
 
 use serde::{Deserialize, Serialize};
-use wasmtime::component::Component;
+use wasmtime::component::types::ComponentItem;
+use wasmtime::component::{Component, Type};
 use wasmtime::{Engine, ExternType, Module};
 
 use super::engine::linkers;
@@ -37,9 +38,15 @@ pub struct ModuleInfo {
     pub offers: String,
     /// Why it could not run even if it had all imports, such as a missing entry point.
     pub problem: Option<String>,
+    /// It is no command but handles HTTP requests: it exports `wasi:http/incoming-handler`.
+    // Skipped when false: the MACs of older caches do not cover it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub serves_http: bool,
 }
 
 const PAGE: u64 = 65_536;
+/// What a component exports that handles requests.
+const HANDLER: &str = "wasi:http/incoming-handler@0.2.";
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
 fn is_zero(number: &u64) -> bool {
@@ -113,6 +120,7 @@ pub(super) fn module(engine: &Engine, module: &Module) -> Result<ModuleInfo> {
         more_missing,
         offers: "wasi_snapshot_preview1".to_owned(),
         problem: problem_of_module(module).map(str::to_owned),
+        serves_http: false,
     })
 }
 
@@ -136,12 +144,18 @@ fn problem_of_module(module: &Module) -> Option<&'static str> {
 /// Facts about a component. Errors: the linkers cannot be made.
 pub(super) fn component(engine: &Engine, component: &Component) -> Result<ModuleInfo> {
     let (_, linker) = linkers(engine)?;
+    let exports = Exports::of(engine, component);
+    let serves_http = exports.handler && !exports.run;
     let (mut missing, more_missing) = missing_of_component(engine, component);
     if missing.is_empty()
         && let Err(e) = linker.instantiate_pre(component)
     {
         missing.push(text(&format!("{e:#}")));
     }
+    let unfit = (serves_http && !takes_requests(engine, component)).then(|| {
+        "it cannot handle requests: the function handle of its export wasi:http/incoming-handler takes no request and response"
+            .to_owned()
+    });
     let memory = component
         .resources_required()
         .and_then(|r| r.max_initial_memory_size)
@@ -153,10 +167,11 @@ pub(super) fn component(engine: &Engine, component: &Component) -> Result<Module
         missing_imports: missing,
         more_missing,
         offers: format!(
-            "wasi:cli, wasi:io, wasi:clocks, wasi:random, wasi:filesystem, wasi:sockets and wasi:http (outgoing), all 0.2{}",
+            "wasi:cli, wasi:io, wasi:clocks, wasi:random, wasi:filesystem, wasi:sockets and wasi:http, all 0.2{}",
             if is_newer { NOT_03 } else { "" }
         ),
-        problem: problem_of_component(engine, component),
+        problem: unfit.or_else(|| problem_of_component(engine, component, exports)),
+        serves_http,
     })
 }
 
@@ -224,15 +239,53 @@ fn is_offered(import: &str) -> bool {
     version.starts_with("0.2.") && OFFERED.contains(&interface)
 }
 
-/// Why a component is not a program; `None` if it is one.
-fn problem_of_component(engine: &Engine, component: &Component) -> Option<String> {
+/// Whether the function of the handler that a component exports has a handler's type.
+fn takes_requests(engine: &Engine, component: &Component) -> bool {
     let ty = component.component_type();
-    let runs = ty
-        .exports(engine)
-        .any(|(name, _)| name.starts_with("wasi:cli/run@0.2."));
-    if runs {
+    let handler = ty.exports(engine).find_map(|(name, export)| {
+        match (name.starts_with(HANDLER), export.ty) {
+            (true, ComponentItem::ComponentInstance(instance)) => Some(instance),
+            _ => None,
+        }
+    });
+    let handle = handler.and_then(|handler| match handler.get_export(engine, "handle")?.ty {
+        ComponentItem::ComponentFunc(function) => Some(function),
+        _ => None,
+    });
+    handle.is_some_and(|function| {
+        let owns = |(_, parameter)| matches!(parameter, Type::Own(_));
+        function.params().len() == 2 && function.params().all(owns) && function.results().len() == 0
+    })
+}
+
+/// Which entry points a component exports.
+#[derive(Clone, Copy)]
+struct Exports {
+    run: bool,
+    handler: bool,
+}
+
+impl Exports {
+    fn of(engine: &Engine, component: &Component) -> Self {
+        let ty = component.component_type();
+        let has = |start: &str| ty.exports(engine).any(|(name, _)| name.starts_with(start));
+        Self {
+            run: has("wasi:cli/run@0.2."),
+            handler: has(HANDLER),
+        }
+    }
+}
+
+/// Why a component is not a program; `None` if it is one.
+fn problem_of_component(
+    engine: &Engine,
+    component: &Component,
+    exports: Exports,
+) -> Option<String> {
+    if exports.run || exports.handler {
         return None;
     }
+    let ty = component.component_type();
     let all = ty.exports(engine);
     let exports: Vec<String> = all
         .take(MAX_NAMES)
@@ -240,7 +293,7 @@ fn problem_of_component(engine: &Engine, component: &Component) -> Option<String
         .collect();
     let more = ty.exports(engine).count() - exports.len();
     Some(format!(
-        "it exports no wasi:cli/run@0.2 (it exports: {}{})",
+        "it exports neither wasi:cli/run@0.2 nor wasi:http/incoming-handler@0.2 (it exports: {}{})",
         if exports.is_empty() {
             "nothing".into()
         } else {
@@ -299,6 +352,7 @@ mod tests {
             more_missing: 7,
             offers: long.clone(),
             problem: Some(format!("a\nline\x1b[2J{long}")),
+            serves_http: false,
         };
         let info = info.bounded();
         assert_eq!((info.missing_imports.len(), info.more_missing), (10, 4_997));

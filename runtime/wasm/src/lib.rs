@@ -1,4 +1,5 @@
-//! WebAssembly payloads: the engine configuration, compilation in a jailed process, and running one guest.
+//! WebAssembly payloads: the engine configuration, compilation in a jailed process, and running one guest, or one for each
+//! HTTP request.
 //!
 //! The daemon uses [`CompileCache`]; the spawner makes [`Warm`]; a container process calls [`run`]. "Guest" means the
 //! Wasm instance inside that process.
@@ -28,6 +29,7 @@ mod preopens;
 mod preview1;
 mod random;
 pub mod run;
+pub mod server;
 pub mod stop;
 mod streams;
 mod toolbox;

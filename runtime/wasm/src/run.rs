@@ -33,6 +33,8 @@ pub struct Payload<'a> {
     pub code: OwnedFd,
     /// `/proc/self/fd` of the host's procfs, through which a component is opened: it has no path in the jail.
     pub fd_dir: OwnedFd,
+    /// The socket of a server, from [`super::server::bind`]; nobody else has one.
+    pub listener: Option<OwnedFd>,
 }
 
 enum Loaded {
@@ -53,6 +55,9 @@ pub fn run(payload: Payload<'_>, stop: OwnedFd, ready: impl FnOnce() -> Result<(
         drop((payload.fd_dir, payload.code));
         ready()?;
         return Ok(End::Code(toolbox::run(payload.spec, wasm, toolbox)));
+    }
+    if let Some(server) = wasm.serves() {
+        return super::server::serve(payload, wasm, server, stop, ready);
     }
     let reactor = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -83,9 +88,9 @@ struct Job<'a> {
 }
 
 fn load(payload: &Payload<'_>, kind: WasmKind) -> Result<Loaded> {
-    let engine = &payload.warm.engine;
-    let loaded = match kind {
+    match kind {
         WasmKind::Module => {
+            let engine = &payload.warm.engine;
             let file = payload
                 .code
                 .try_clone()
@@ -93,20 +98,27 @@ fn load(payload: &Payload<'_>, kind: WasmKind) -> Result<Loaded> {
             // SAFETY: the call executes what the file holds, so it must be ours and must not change while mapped. Ours:
             // the daemon opened it from its cache after checking the MAC that only the daemon can make. Unchanged:
             // cache entries are written once under a temporary name, mode 0444, and never opened for writing again.
-            unsafe { Module::deserialize_open_file(engine, File::from(file)) }.map(Loaded::Module)
+            unsafe { Module::deserialize_open_file(engine, File::from(file)) }
+                .map(Loaded::Module)
+                .map_err(cannot_load)
         }
-        WasmKind::Component => {
-            rustix::process::fchdir(&payload.fd_dir)
-                .during(|| "reach the compiled component".into())?;
-            let name = std::os::fd::AsRawFd::as_raw_fd(&payload.code).to_string();
-            // SAFETY: as above; the relative path is the magic link of our own descriptor, so it is that very file.
-            unsafe { Component::deserialize_file(engine, name) }.map(Loaded::Component)
-        }
-    };
-    loaded.map_err(|e| Error::new(Kind::StartFailed, format!("load compiled code: {e:#}")))
+        WasmKind::Component => load_component(payload, payload.warm).map(Loaded::Component),
+    }
 }
 
-fn cannot_start(e: wasmtime::Error) -> Error {
+/// Maps the payload's component into the engine of `warm`.
+pub(super) fn load_component(payload: &Payload<'_>, warm: &Warm) -> Result<Component> {
+    rustix::process::fchdir(&payload.fd_dir).during(|| "reach the compiled component".into())?;
+    let name = std::os::fd::AsRawFd::as_raw_fd(&payload.code).to_string();
+    // SAFETY: as for a module; the relative path is the magic link of our own descriptor, so it is that very file.
+    unsafe { Component::deserialize_file(&warm.engine, name) }.map_err(cannot_load)
+}
+
+fn cannot_load(e: wasmtime::Error) -> Error {
+    Error::new(Kind::StartFailed, format!("load compiled code: {e:#}"))
+}
+
+pub(super) fn cannot_start(e: wasmtime::Error) -> Error {
     Error::new(
         Kind::StartFailed,
         format!("instantiate: {}", super::inspect::text(&format!("{e:#}"))),

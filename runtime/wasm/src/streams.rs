@@ -69,7 +69,8 @@ impl Output {
         }
     }
 
-    fn put(self, mut bytes: &[u8]) -> io::Result<()> {
+    /// Writes all of `bytes`. Errors: nobody reads any more, or the guest is being stopped.
+    pub(super) fn put(self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
             match rustix::io::write(self.fd().as_fd(), bytes) {
                 Ok(written) => bytes = &bytes[written..],

@@ -13,6 +13,7 @@ mod container;
 mod egress;
 mod exec;
 mod filter;
+mod http;
 mod image;
 mod lists;
 mod mount;

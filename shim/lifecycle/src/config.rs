@@ -7,6 +7,7 @@
 //! Must not know: CRI messages, what became of a config.
 
 mod annotations;
+mod http;
 mod linux;
 mod streaming;
 mod variant;
@@ -20,6 +21,7 @@ use coracle_spec::egress::{Egress, List};
 use serde::{Deserialize, Serialize};
 
 pub use annotations::{Annotations, Grants};
+pub use http::HttpConfig;
 pub use linux::{
     CapabilityConfig, DeviceConfig, GroupsPolicy, IdMapping, ImageVolume, PidNamespaceConfig,
     SecurityContext, SecurityProfile, SelinuxOptions, UserNamespaceConfig,
@@ -208,6 +210,9 @@ pub struct SandboxConfig {
     /// Its WebAssembly instances cannot create sockets.
     #[serde(default)]
     pub is_offline: bool,
+    /// What its annotations say of its HTTP servers.
+    #[serde(default, skip_serializing_if = "HttpConfig::is_empty")]
+    pub http: HttpConfig,
 }
 
 impl SandboxConfig {

@@ -46,9 +46,9 @@ mod work;
 pub use blocking::{blocking, io_error, make_private, pass, runtime_error};
 pub use config::{
     Annotations, AttachConfig, CapabilityConfig, ContainerConfig, ContainerName, DeviceConfig, Dns,
-    ExecConfig, Grants, GroupsPolicy, Handler, IdMapping, ImageVolume, MountConfig, NamespaceMode,
-    Namespaces, PidNamespaceConfig, PodName, PortForwardConfig, Propagation, Resources,
-    SandboxConfig, SecurityContext, SecurityProfile, SelinuxOptions, UserConfig,
+    ExecConfig, Grants, GroupsPolicy, Handler, HttpConfig, IdMapping, ImageVolume, MountConfig,
+    NamespaceMode, Namespaces, PidNamespaceConfig, PodName, PortForwardConfig, Propagation,
+    Resources, SandboxConfig, SecurityContext, SecurityProfile, SelinuxOptions, UserConfig,
     UserNamespaceConfig, WasmVariant,
 };
 pub use error::{Error, Kind};

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use coracle_cgroup::Limits;
 use coracle_spec::id::{ContainerId, PodId};
-use coracle_spec::{IdRange, Identity, LinuxJail, Mount, Spawn, WasmKind, WasmNetwork};
+use coracle_spec::{HttpServer, IdRange, Identity, LinuxJail, Mount, Spawn, WasmKind, WasmNetwork};
 use serde::{Deserialize, Serialize};
 
 use super::config::{ContainerConfig, SandboxConfig};
@@ -121,6 +121,9 @@ pub struct WasmPlan {
     /// An exec of a program that is not in the image may run one of the toolbox.
     #[serde(default)]
     pub toolbox: bool,
+    /// The server that it is, if it handles HTTP requests.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server: Option<HttpServer>,
 }
 
 /// The part of a [`Plan`] that only a Linux program has.
@@ -317,6 +320,7 @@ mod tests {
             network: WasmNetwork::Off,
             resolver: None,
             toolbox: false,
+            server: None,
         };
         assert_eq!(plan.payload, Payload::Wasm(wasm));
         assert_eq!(plan.mounts[0].target, "/t");

@@ -135,6 +135,7 @@ fn sandbox_config(id: &PodId) -> SandboxConfig {
         egress: None,
         grants: Default::default(),
         is_offline: false,
+        http: Default::default(),
     }
 }
 

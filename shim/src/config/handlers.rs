@@ -11,6 +11,7 @@ use coracle_spec::egress::Rule;
 use serde::{Deserialize, Serialize};
 
 use super::egress::EgressFile;
+use super::http::{self, HttpFile};
 use super::values::{Invalid, invalid};
 
 /// Most entries of one egress list, and most annotation or namespace patterns of a handler.
@@ -41,6 +42,7 @@ impl Default for HandlersFile {
             egress: Some(egress),
             annotations: Some(annotations.iter().map(|&key| key.to_owned()).collect()),
             namespaces: Vec::new(),
+            http: HttpFile::default(),
         };
         Self {
             coracle: of(Spawn::Fork, EgressFile::Any, &["cdi.k8s.io/*"]),
@@ -62,6 +64,8 @@ pub struct HandlerFile {
     pub annotations: Option<Vec<String>>,
     /// Exceptions for pods of some namespaces.
     pub namespaces: Vec<NamespaceFile>,
+    /// The limits of its HTTP servers.
+    pub http: HttpFile,
 }
 
 /// One entry of `handlers.NAME.namespaces`. Where a key is left out, the handler's applies.
@@ -98,6 +102,8 @@ pub struct Handler {
     pub spawn: Spawn,
     /// What its pods may do.
     pub policy: HandlerPolicy,
+    /// The limits of its HTTP servers.
+    pub http: HttpFile,
 }
 
 /// The three handlers of a node.
@@ -123,6 +129,7 @@ struct Keys {
     egress: &'static str,
     annotations: &'static str,
     namespaces: &'static str,
+    http: &'static str,
 }
 
 macro_rules! keys {
@@ -132,6 +139,7 @@ macro_rules! keys {
             egress: concat!("handlers.", $name, ".egress"),
             annotations: concat!("handlers.", $name, ".annotations"),
             namespaces: concat!("handlers.", $name, ".namespaces"),
+            http: concat!("handlers.", $name, ".http"),
         }
     };
 }
@@ -179,6 +187,7 @@ fn handler(
             annotations: annotations(keys.annotations, listed.map_or(&[], Vec::as_slice))?,
             namespaces: namespaces(keys, &file.namespaces)?,
         },
+        http: http::check(keys.http, &file.http)?,
     })
 }
 

@@ -108,6 +108,8 @@ impl Host {
         let compiled = self.compiled(&engine, path, digest).await?;
         if let Workload::Wasm(wasm) = &mut spec.workload {
             (wasm.kind, wasm.toolbox) = (compiled.info.kind, toolbox);
+            // Its port is the container's own.
+            wasm.server = None;
         }
         let code = compiled.open();
         code.map(StartPayload::Wasm)

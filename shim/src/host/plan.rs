@@ -139,6 +139,11 @@ impl Host {
         let compiled = self.compiled(engine, &module.path, &module.digest).await?;
         let limit = limits::memory_limit(&draft.config.resources);
         judge(&compiled.info, &draft.config.image, limit)?;
+        let env = environment(&draft.image, &draft.config, &[], &[])?;
+        let server = match compiled.info.serves_http {
+            true => Some(self.server(&draft.pod.config, &draft.config, &env, &draft.image)?),
+            false => None,
+        };
         let plan = WasmPlan {
             module: module.path,
             module_digest: module.digest,
@@ -146,8 +151,9 @@ impl Host {
             network: self.wasm_network(&draft.pod.config)?,
             resolver: egress::resolver(&draft.pod.config, compiled.info.kind)?,
             toolbox: draft.pod.config.handler != Handler::Strict,
+            server,
         };
-        Ok(WasmPayload { args, plan })
+        Ok(WasmPayload { args, env, plan })
     }
 
     fn image(&self, name: &str) -> Result<Arc<Image>, Error> {
@@ -160,6 +166,7 @@ impl Host {
 /// The parts of a Wasm container that are known once its module is compiled.
 struct WasmPayload {
     args: Vec<String>,
+    env: Vec<(String, String)>,
     plan: WasmPlan,
 }
 
@@ -181,7 +188,7 @@ impl Draft {
         }
         Ok(Parts {
             args: payload.args,
-            env: environment(&self.image, &self.config, &[], &[])?,
+            env: payload.env,
             user: self.user()?,
             mounts,
             payload: Payload::Wasm(payload.plan),
@@ -358,6 +365,7 @@ mod tests {
             more_missing: 0,
             offers: "wasi_snapshot_preview1".to_owned(),
             problem: problem.map(str::to_owned),
+            serves_http: false,
         };
         assert!(judge(&info(65_536, &[], None), "i", Some(65_536)).is_ok());
         assert!(judge(&info(65_536, &[], None), "i", None).is_ok());

@@ -149,6 +149,7 @@ impl Host {
                 network: wasm.network.clone(),
                 resolver: wasm.resolver.clone(),
                 toolbox: None,
+                server: wasm.server.clone(),
             })),
             Payload::Linux(linux) => Workload::Linux(Box::new(LinuxSpec {
                 args: plan.args.clone(),

@@ -18,6 +18,7 @@ mod crictl;
 mod differential;
 mod exec;
 mod faults;
+mod functions;
 mod hostile;
 mod images;
 mod isolation;

@@ -278,7 +278,7 @@ async fn idle_guests_and_keepers_do_not_wake() {
 }
 
 /// How often all threads of a process have been switched to.
-fn switches(pid: i32) -> u64 {
+pub fn switches(pid: i32) -> u64 {
     let tasks = std::fs::read_dir(format!("/proc/{pid}/task"))
         .into_iter()
         .flatten()

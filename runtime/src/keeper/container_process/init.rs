@@ -143,9 +143,20 @@ pub(super) fn run_wasm(spec: &ContainerSpec, warm: &Warm, fd_dir: OwnedFd) -> Re
     let first = sys::fork::adopt(PAYLOAD_FD + 1);
     let second = sys::fork::adopt(PAYLOAD_FD + 2);
     let stop = warm.arm_stop()?;
+    let mut listener = None;
     if let Workload::Wasm(wasm) = &spec.workload {
+        // While it may: a guest without a network serves, and makes no socket itself.
+        let server = wasm.serves();
+        listener = server
+            .map(|server| coracle_wasm::server::bind(server.port))
+            .transpose()?;
         sandbox::landlock::confine(spec, wasm, code.as_fd())?;
     }
+    let patience = match &listener {
+        // It has requests to answer, and ends by itself or by SIGKILL.
+        Some(_) => None,
+        None => Some(STOP_PATIENCE),
+    };
     sandbox::install(first.as_fd(), 0)?;
     drop(first);
     let wake = stop
@@ -156,6 +167,7 @@ pub(super) fn run_wasm(spec: &ContainerSpec, warm: &Warm, fd_dir: OwnedFd) -> Re
         spec,
         code,
         fd_dir,
+        listener,
     };
     let work = || {
         run::run(payload, stop, || {
@@ -165,7 +177,7 @@ pub(super) fn run_wasm(spec: &ContainerSpec, warm: &Warm, fd_dir: OwnedFd) -> Re
             Ok(())
         })
     };
-    on_a_new_thread(work, wake)
+    on_a_new_thread(work, wake, patience)
 }
 
 /// Runs a program of a Linux image: in this process, or in a new one inside the pod's namespaces.
@@ -286,8 +298,13 @@ fn pod_namespaces(layout: Layout) -> PodNamespaces {
 /// Runs `work` on a new thread, which has fresh thread-local state, and exits with its result.
 ///
 /// This thread waits for a stop signal: a payload inside a blocking host call (a long sleep of preview 1, a write to a
-/// full pipe) does not see the epoch, so after [`STOP_PATIENCE`] this thread exits the process.
-fn on_a_new_thread(work: impl FnOnce() -> Result<End> + Send, stop: OwnedFd) -> Result<Infallible> {
+/// full pipe) does not see the epoch, so after `patience` this thread exits the process. Without one, the payload exits by
+/// itself or is killed.
+fn on_a_new_thread(
+    work: impl FnOnce() -> Result<End> + Send,
+    stop: OwnedFd,
+    patience: Option<Duration>,
+) -> Result<Infallible> {
     std::thread::scope(|scope| {
         let body =
             move || {
@@ -302,7 +319,12 @@ fn on_a_new_thread(work: impl FnOnce() -> Result<End> + Send, stop: OwnedFd) -> 
         let _: std::thread::ScopedJoinHandle<'_, Infallible> =
             thread.during(|| "start the payload's thread".into())?;
         let signal = coracle_wasm::stop::await_stop(stop.as_fd());
-        std::thread::sleep(STOP_PATIENCE);
+        let Some(patience) = patience else {
+            loop {
+                std::thread::park();
+            }
+        };
+        std::thread::sleep(patience);
         sys::fork::leave(128 + signal)
     })
 }

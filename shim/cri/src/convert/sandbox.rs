@@ -7,14 +7,14 @@
 use std::net::IpAddr;
 
 use coracle_lifecycle::{
-    Annotations, Dns, Grants, Handler, NamespaceMode, Namespaces, PodName, SandboxConfig,
-    SelinuxOptions, WasmVariant,
+    Annotations, Dns, Grants, Handler, HttpConfig, NamespaceMode, Namespaces, PodName,
+    SandboxConfig, SelinuxOptions, WasmVariant,
 };
 use coracle_network::{Bandwidth, HostPort, Protocol};
 use coracle_proto::runtime::v1 as cri;
 
 use super::annotations::Reader;
-use super::{BadRequest, check, egress, namespaces, network, security, sysctl};
+use super::{BadRequest, check, egress, http, namespaces, network, security, sysctl};
 use crate::policy::{Allowance, Policies};
 
 /// Linux's HOST_NAME_MAX, in bytes.
@@ -53,6 +53,7 @@ pub(crate) fn sandbox_config(
         egress: annotated.reach.list,
         is_offline: annotated.reach.is_off,
         wasm_variant: annotated.wasm_variant,
+        http: annotated.http,
         annotations: annotated.echoed,
         grants: annotated.grants,
         name,
@@ -89,6 +90,7 @@ struct Annotated {
     mac: Option<String>,
     reach: egress::Decided,
     wasm_variant: WasmVariant,
+    http: HttpConfig,
     echoed: Annotations,
     grants: Grants,
 }
@@ -101,6 +103,7 @@ fn annotated(
     let (bandwidth, ips) = (network::bandwidth(&reader)?, network::ips(&reader)?);
     let (mac, reach) = (network::mac(&reader)?, egress::egress(&reader, &allowance)?);
     let wasm_variant = reader.wasm_variant();
+    let http = http::http(&reader)?;
     let (echoed, grants) = reader.into_parts();
     Ok(Annotated {
         bandwidth,
@@ -108,6 +111,7 @@ fn annotated(
         mac,
         reach,
         wasm_variant,
+        http,
         echoed,
         grants,
     })

@@ -103,6 +103,7 @@ mod tests {
                 network: WasmNetwork::Off,
                 resolver: None,
                 toolbox: false,
+                server: None,
             }),
         }
     }

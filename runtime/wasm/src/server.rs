@@ -1,0 +1,178 @@
+//! The HTTP server in front of a component that exports `wasi:http/incoming-handler`.
+//!
+//! Called by [`super::run`] in a container whose spec has a server. The listening socket is bound by [`bind`] while the
+//! process still may make sockets; requests are answered by instances of the component, a fresh one each unless the spec
+//! says otherwise, on as many threads as the CPU limit allows.
+//!
+//! | module | is |
+//! |---|---|
+//! | [`connections`] | accepting, HTTP/1.1 and HTTP/2, patience with slow clients, draining |
+//! | [`requests`] | one request: its limits, its guest's answer, what becomes of failures |
+//! | [`instances`] | stores and instances, how long each may live |
+//! | [`pool`] | the engine whose memory for instances is reserved at the start |
+//! | [`lines`] | whole lines on standard output and error |
+//! | [`ticker`] | the epoch, advanced while guests run and at no other time |
+//!
+//! Invariants: nothing is answered before the component has been instantiated once; a failed or late request ends its
+//! own instance and nothing else; a stop signal closes the listener, and what is under way goes on until it has its
+//! answer or the process is killed.
+//! Not here: which port and which limits, the jail, outgoing requests.
+
+mod connections;
+mod instances;
+mod lines;
+mod pool;
+mod requests;
+mod ticker;
+
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::OwnedFd;
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
+use wasmtime::component::Component;
+use wasmtime_wasi_http::handler::{HandlerState as _, ProxyHandler, ProxyPre};
+use wasmtime_wasi_http::p2::bindings::ProxyPre as Handler;
+
+use self::connections::Connections;
+use self::instances::Instances;
+use super::end::{self, End};
+use super::engine::Warm;
+use super::run::{self, Payload};
+use coracle_spec::error::{Context as _, Error, Kind, Result};
+use coracle_spec::{HttpServer, WasmSpec};
+
+/// Most threads for file operations beside those that run requests.
+const BLOCKING_THREADS: usize = 16;
+
+/// Takes `port` at all addresses of the pod, of both families where the kernel has both; nobody can connect yet.
+///
+/// Errors: the port is taken, or, in the node's network, below the node's first unprivileged port.
+pub fn bind(port: u16) -> Result<OwnedFd> {
+    let bound = match bind_at(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))) {
+        Err(e) if is_without_ipv6(&e) => bind_at(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))),
+        other => other,
+    };
+    bound.map_err(|e| {
+        let hint = match e.kind() {
+            io::ErrorKind::AddrInUse => {
+                "; another container of the pod has it: choose one by http.coracle.dev/port or PORT"
+            }
+            io::ErrorKind::PermissionDenied => {
+                "; in the node's network a guest cannot have a port below net.ipv4.ip_unprivileged_port_start"
+            }
+            _ => "",
+        };
+        Error::with(
+            Kind::StartFailed,
+            format!("listen at TCP port {port}{hint}"),
+            e,
+        )
+    })
+}
+
+fn is_without_ipv6(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL)
+    )
+}
+
+fn bind_at(address: SocketAddr) -> io::Result<OwnedFd> {
+    let family = match address {
+        SocketAddr::V4(_) => AddressFamily::INET,
+        SocketAddr::V6(_) => AddressFamily::INET6,
+    };
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
+    // A container that starts again must not wait for the connections of the one before.
+    sockopt::set_socket_reuseaddr(&socket, true)?;
+    if family == AddressFamily::INET6 {
+        sockopt::set_ipv6_v6only(&socket, false)?;
+    }
+    rustix::net::bind(&socket, &address)?;
+    Ok(socket)
+}
+
+/// Serves until a stop signal has come and every request has its answer.
+///
+/// Errors: the code does not load or lacks its export, or `ready` failed: no guest code ran.
+pub(super) fn serve(
+    mut payload: Payload<'_>,
+    wasm: &WasmSpec,
+    server: &HttpServer,
+    stop: OwnedFd,
+    ready: impl FnOnce() -> Result<()>,
+) -> Result<End> {
+    let Some(listener) = payload.listener.take() else {
+        return Err(Error::new(Kind::Bug, "a server came without its listener"));
+    };
+    let reactor = reactor(server)?;
+    let (spec, server) = (payload.spec.clone(), server.clone());
+    let memory = instances::memory_limit(&spec, &server);
+    let (warm, component) = load(&payload, &server, memory)?;
+    rustix::process::chdir(c"/").during(|| "enter the guest's root".into())?;
+    drop((payload.fd_dir, payload.code));
+    let warm = warm.as_ref().unwrap_or(payload.warm);
+    let pre = warm
+        .components
+        .instantiate_pre(&component)
+        .and_then(Handler::new)
+        .map_err(run::cannot_start)?;
+    let instances = Instances::new(
+        ProxyPre::P2(pre),
+        spec,
+        wasm.clone(),
+        server.clone(),
+        memory,
+    )
+    .map_err(run::cannot_start)?;
+    ready()?;
+    let end = reactor.block_on(async {
+        // What cannot be instantiated says so now, and not in the answer to each request.
+        if let Err(e) = instances.instantiate().await {
+            return Ok(End::Trapped(end::bounded(&format!("{e:?}"))));
+        }
+        let handler = ProxyHandler::new(instances);
+        Connections::new(handler, server)
+            .serve(listener, stop)
+            .await
+    });
+    // A file operation that hangs is no reason to stay.
+    reactor.shutdown_background();
+    end
+}
+
+/// The component in an engine with a pool of memory; `None` in the one that there is, where no pool can be had.
+fn load(
+    payload: &Payload<'_>,
+    server: &HttpServer,
+    memory: Option<u64>,
+) -> Result<(Option<Warm>, Component)> {
+    let component = run::load_component(payload, payload.warm)?;
+    let pooled = pool::engine(&component, server, memory).and_then(|warm| {
+        let component = run::load_component(payload, &warm)?;
+        Ok((Some(warm), component))
+    });
+    // Address space may be short, or one part of the component larger than a pool's slot.
+    Ok(pooled.unwrap_or((None, component)))
+}
+
+fn reactor(server: &HttpServer) -> Result<tokio::runtime::Runtime> {
+    let mut builder = match server.threads {
+        0 | 1 => tokio::runtime::Builder::new_current_thread(),
+        threads => {
+            let mut builder = tokio::runtime::Builder::new_multi_thread();
+            builder.worker_threads(usize::from(threads));
+            builder
+        }
+    };
+    builder
+        .enable_all()
+        .max_blocking_threads(BLOCKING_THREADS)
+        .build()
+        .during(|| "start the server's event loop".into())
+}

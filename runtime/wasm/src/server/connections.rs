@@ -1,0 +1,297 @@
+//! Connections: accepted while there is room, spoken to in HTTP/1.1 or HTTP/2, closed when nothing happens on them.
+//!
+//! Called by [`super`]. Which of the two versions a client speaks is seen by its first bytes; both are hyper's.
+//! Invariants: a client that is slow with the head of a request loses its connection and holds up nobody else; after a
+//! stop signal nothing new is taken but what the kernel had accepted already, and this returns when all is answered.
+//! Not here: what a request is answered.
+
+use std::convert::Infallible;
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use http::Request;
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulConnection;
+use tokio::io::unix::AsyncFd;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use wasmtime_wasi_http::handler::ProxyHandler;
+
+use super::instances::Instances;
+use super::requests::Requests;
+use crate::end::End;
+use coracle_spec::HttpServer;
+use coracle_spec::error::{Context as _, Result};
+
+/// With what a connection begins on which HTTP/2 is spoken. Source: RFC 9113, section 3.4.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// Connections that the kernel accepts ahead; it has a limit of its own.
+const BACKLOG: i32 = 1024;
+/// How long to wait before accepting again when the process is short of something.
+const SHORTAGE: Duration = Duration::from_millis(50);
+/// How long to wait for the rest of a preface whose beginning has come.
+const REST: Duration = Duration::from_millis(5);
+/// How long a new connection may take to say its first word once the server is to stop.
+const LAST_WORD: Duration = Duration::from_millis(100);
+/// How long a connection that was told to end may take.
+const FAREWELL: Duration = Duration::from_secs(5);
+/// Most header fields of a request.
+const MAX_HEADERS: usize = 128;
+/// Least buffer that hyper takes for a head. Bytes.
+const MIN_BUFFER: usize = 8 * 1024;
+
+/// A server's connections.
+pub(super) struct Connections {
+    requests: Arc<Requests>,
+    settings: HttpServer,
+    room: Arc<Semaphore>,
+}
+
+/// What happens on one connection.
+struct Activity {
+    begun: Instant,
+    requests: AtomicUsize,
+    /// When the last request ended, in milliseconds since the beginning.
+    ended: AtomicU64,
+}
+
+/// A request that is under way on a connection.
+pub(super) struct Active(Arc<Activity>);
+
+impl Activity {
+    fn enter(self: &Arc<Self>) -> Active {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        Active(Arc::clone(self))
+    }
+
+    /// For how long nothing has been under way.
+    fn idle(&self) -> Duration {
+        if self.requests.load(Ordering::Relaxed) > 0 {
+            return Duration::ZERO;
+        }
+        let ended = Duration::from_millis(self.ended.load(Ordering::Relaxed));
+        self.begun.elapsed().saturating_sub(ended)
+    }
+}
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        let now = u64::try_from(self.0.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.0.ended.store(now, Ordering::Relaxed);
+        self.0.requests.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Connections {
+    /// Connections whose requests `handler` answers.
+    pub(super) fn new(handler: ProxyHandler<Instances>, settings: HttpServer) -> Self {
+        Self {
+            requests: Arc::new(Requests::new(handler, settings.clone())),
+            room: Arc::new(Semaphore::new(settings.max_connections as usize)),
+            settings,
+        }
+    }
+
+    /// Listens, and serves until `stop` can be read and all is answered.
+    ///
+    /// Errors: the kernel does not let the socket listen.
+    pub(super) async fn serve(self, listener: OwnedFd, stop: OwnedFd) -> Result<End> {
+        let what = || format!("listen at TCP port {}", self.settings.port);
+        rustix::net::listen(&listener, BACKLOG).during(what)?;
+        let listener = TcpListener::from_std(listener.into()).during(what)?;
+        // SAFETY: the registration is dropped at the end of this function, before the eventfd that it borrows.
+        let stop = unsafe { AsyncFd::register(stop.as_fd()) }.during(what)?;
+        let (stopping, stopped) = watch::channel(false);
+        let own = Arc::new(self);
+        let accepting = async {
+            loop {
+                let (stream, room) = own.accept(&listener).await;
+                own.start(stream, room, &stopped);
+            }
+        };
+        tokio::select! {
+            biased;
+            _ = stop.readable() => {}
+            never = accepting => match never {},
+        }
+        // Nobody is told that it could connect and then turned away.
+        while let Some((stream, room)) = own.accepted_already(&listener) {
+            own.start(stream, room, &stopped);
+        }
+        drop(listener);
+        let _ = stopping.send(true);
+        let all = own.settings.max_connections;
+        let _ = own.room.acquire_many(all).await;
+        own.requests.finished().await;
+        Ok(End::Code(0))
+    }
+
+    /// The next connection, once there is room for one.
+    async fn accept(&self, listener: &TcpListener) -> (TcpStream, OwnedSemaphorePermit) {
+        loop {
+            if let Ok(room) = Arc::clone(&self.room).acquire_owned().await {
+                match listener.accept().await {
+                    Ok((stream, _)) => return (stream, room),
+                    Err(e) if e.kind() == io::ErrorKind::ConnectionAborted => continue,
+                    Err(_) => {}
+                }
+            }
+            tokio::time::sleep(SHORTAGE).await;
+        }
+    }
+
+    fn accepted_already(
+        &self,
+        listener: &TcpListener,
+    ) -> Option<(TcpStream, OwnedSemaphorePermit)> {
+        use std::task::{Context, Poll, Waker};
+        let room = Arc::clone(&self.room).try_acquire_owned().ok()?;
+        match listener.poll_accept(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Ok((stream, _))) => Some((stream, room)),
+            Poll::Ready(Err(_)) | Poll::Pending => None,
+        }
+    }
+
+    fn start(
+        self: &Arc<Self>,
+        stream: TcpStream,
+        room: OwnedSemaphorePermit,
+        stopped: &watch::Receiver<bool>,
+    ) {
+        let (own, stopped) = (Arc::clone(self), stopped.clone());
+        tokio::spawn(async move {
+            let _room = room;
+            own.speak(stream, stopped).await;
+        });
+    }
+
+    /// Serves one connection to its end, in the version that its client speaks.
+    async fn speak(&self, stream: TcpStream, mut stopped: watch::Receiver<bool>) {
+        let _ = stream.set_nodelay(true);
+        let Some(is_http2) = self.version(&stream, &mut stopped).await else {
+            return;
+        };
+        let activity = Arc::new(Activity {
+            begun: Instant::now(),
+            requests: AtomicUsize::new(0),
+            ended: AtomicU64::new(0),
+        });
+        let (requests, own) = (Arc::clone(&self.requests), Arc::clone(&activity));
+        let service = service_fn(move |request: Request<Incoming>| {
+            let (requests, active) = (Arc::clone(&requests), own.enter());
+            async move { Ok::<_, Infallible>(requests.answer(request, active).await) }
+        });
+        let io = TokioIo::new(stream);
+        match is_http2 {
+            true => {
+                let connection = self.http2().serve_connection(io, service);
+                self.attend(connection, &activity, stopped).await;
+            }
+            false => {
+                let connection = self.http1().serve_connection(io, service);
+                self.attend(connection, &activity, stopped).await;
+            }
+        }
+    }
+
+    /// Whether the client speaks HTTP/2; `None` if it says nothing in time.
+    async fn version(
+        &self,
+        stream: &TcpStream,
+        stopped: &mut watch::Receiver<bool>,
+    ) -> Option<bool> {
+        let patience = Duration::from_secs(self.settings.header_timeout_s.into());
+        let hurried = async {
+            let _ = stopped.wait_for(|stopped| *stopped).await;
+            tokio::time::sleep(LAST_WORD).await;
+        };
+        tokio::select! {
+            seen = tokio::time::timeout(patience, speaks_http2(stream)) => seen.ok()?.ok(),
+            () = hurried => None,
+        }
+    }
+
+    fn http1(&self) -> http1::Builder {
+        let most = (self.settings.max_header_bytes as usize).max(MIN_BUFFER);
+        let mut builder = http1::Builder::new();
+        builder
+            .timer(TokioTimer::new())
+            .header_read_timeout(Duration::from_secs(self.settings.header_timeout_s.into()))
+            .max_headers(MAX_HEADERS)
+            .max_buf_size(most);
+        builder
+    }
+
+    fn http2(&self) -> http2::Builder<TokioExecutor> {
+        let patience = Duration::from_secs(self.settings.header_timeout_s.into());
+        let mut builder = http2::Builder::new(TokioExecutor::new());
+        builder
+            .timer(TokioTimer::new())
+            .keep_alive_interval(patience)
+            .keep_alive_timeout(patience)
+            .max_header_list_size(self.settings.max_header_bytes)
+            .max_concurrent_streams(self.settings.max_requests);
+        builder
+    }
+
+    /// Drives a connection, and ends it when nothing has happened on it for long or the server stops.
+    async fn attend<C: GracefulConnection>(
+        &self,
+        connection: C,
+        activity: &Activity,
+        mut stopped: watch::Receiver<bool>,
+    ) {
+        let patience = Duration::from_secs(self.settings.header_timeout_s.into());
+        let mut connection = pin!(connection);
+        let mut timer = pin!(tokio::time::sleep(patience));
+        let mut is_ending = false;
+        loop {
+            tokio::select! {
+                _ = connection.as_mut() => return,
+                _ = stopped.wait_for(|stopped| *stopped), if !is_ending => {
+                    is_ending = true;
+                    connection.as_mut().graceful_shutdown();
+                    timer.as_mut().reset((Instant::now() + FAREWELL).into());
+                }
+                () = timer.as_mut() => {
+                    let idle = activity.idle();
+                    if is_ending && idle >= FAREWELL {
+                        return;
+                    }
+                    if !is_ending && idle >= patience {
+                        is_ending = true;
+                        connection.as_mut().graceful_shutdown();
+                    }
+                    let next = if is_ending { FAREWELL } else { patience.saturating_sub(idle) };
+                    timer.as_mut().reset((Instant::now() + next).into());
+                }
+            }
+        }
+    }
+}
+
+/// Whether the first bytes are HTTP/2's. Errors: the connection broke, or ended before it said anything.
+async fn speaks_http2(stream: &TcpStream) -> io::Result<bool> {
+    let mut seen = [0; PREFACE.len()];
+    loop {
+        let count = stream.peek(&mut seen).await?;
+        if count == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        if seen[..count] != PREFACE[..count] {
+            return Ok(false);
+        }
+        if count == PREFACE.len() {
+            return Ok(true);
+        }
+        // What has come is still there to be read, so the socket cannot say when there is more.
+        tokio::time::sleep(REST).await;
+    }
+}

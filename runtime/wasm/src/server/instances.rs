@@ -1,0 +1,211 @@
+//! Instances of the component: what each is given, how many requests it answers, when it must be gone.
+//!
+//! Called by the published handler, which moves requests to instances. Invariants: an instance that is late is dropped
+//! wherever its guest is, in computing as in waiting; whatever ends one is said in one line on standard error.
+//! Not here: requests and their answers.
+
+use std::future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Sleep;
+use wasmtime::component::GuestTaskId;
+use wasmtime::{Store, StoreContextMut};
+use wasmtime_wasi_http::WasiHttpView as _;
+use wasmtime_wasi_http::handler::{
+    HandlerState, Instance, ProxyPre, ShouldAccept, WorkerExpiration, WorkerState, WorkerStatus,
+};
+
+use super::lines::Stream;
+use super::ticker::{Running, Ticker};
+use crate::end;
+use crate::host::{ComponentState, Shared};
+use crate::streams::Output;
+use coracle_spec::{ContainerSpec, HttpServer, WasmSpec};
+
+/// Most linear memory of one instance; `None` is as much as there is. Bytes.
+pub(super) fn memory_limit(spec: &ContainerSpec, server: &HttpServer) -> Option<u64> {
+    let own = Some(server.request_memory_bytes).filter(|bytes| *bytes != 0);
+    match (own, spec.memory_limit_bytes) {
+        (Some(own), Some(container)) => Some(own.min(container)),
+        (own, container) => own.or(container),
+    }
+}
+
+/// Everything that instances are made of.
+pub(super) struct Instances {
+    pre: ProxyPre<ComponentState>,
+    spec: ContainerSpec,
+    wasm: WasmSpec,
+    server: HttpServer,
+    shared: Shared,
+    ticker: Ticker,
+    /// Standard output and error of all of them.
+    pub(super) out: Stream,
+    pub(super) err: Stream,
+}
+
+impl Instances {
+    /// Instances of `pre` for a container of `spec`, each of at most `memory` bytes.
+    ///
+    /// Errors: no thread can be made.
+    pub(super) fn new(
+        pre: ProxyPre<ComponentState>,
+        mut spec: ContainerSpec,
+        wasm: WasmSpec,
+        server: HttpServer,
+        memory: Option<u64>,
+    ) -> wasmtime::Result<Self> {
+        let engine = match &pre {
+            ProxyPre::P2(pre) => pre.engine().clone(),
+            ProxyPre::P3(pre) => pre.engine().clone(),
+        };
+        spec.memory_limit_bytes = memory;
+        Ok(Self {
+            shared: Shared::new(&wasm),
+            ticker: Ticker::start(engine)?,
+            out: Stream::new(Output::out(wasm.tty)),
+            err: Stream::new(Output::err(wasm.tty)),
+            pre,
+            spec,
+            wasm,
+            server,
+        })
+    }
+
+    fn store(&self) -> wasmtime::Result<Store<ComponentState>> {
+        let engine = match &self.pre {
+            ProxyPre::P2(pre) => pre.engine(),
+            ProxyPre::P3(pre) => pre.engine(),
+        };
+        let streams = (self.out.of_instance(), self.err.of_instance());
+        let state = ComponentState::of_instance(&self.spec, &self.wasm, &self.shared, streams)?;
+        let mut store = Store::new(engine, state);
+        store.limiter(|state| &mut state.limits);
+        // Each advance of the epoch lets others have their turn.
+        store.set_epoch_deadline(1);
+        store.epoch_deadline_async_yield_and_update(1);
+        Ok(store)
+    }
+}
+
+impl HandlerState for Instances {
+    type StoreData = ComponentState;
+    type WorkerExpiration = Expiration;
+    type WorkerState = Worker;
+
+    async fn instantiate(
+        &self,
+    ) -> wasmtime::Result<Instance<Self::StoreData, Self::WorkerExpiration, Self::WorkerState>>
+    {
+        let running = self.ticker.run();
+        let mut store = self.store()?;
+        let deadline = Duration::from_secs(self.server.deadline_s.into());
+        let making = self.pre.instantiate_async(&mut store);
+        let proxy = match tokio::time::timeout(deadline, making).await {
+            Ok(made) => made?,
+            Err(_) => wasmtime::bail!("the component took longer than {deadline:?} to begin"),
+        };
+        Ok(Instance {
+            store,
+            proxy,
+            view: ComponentState::http,
+            expiration: Expiration {
+                deadline,
+                idle: Duration::from_secs(self.server.instance_idle_s.into()),
+                timer: None,
+            },
+            state: Worker {
+                max_requests: self.server.max_instance_requests as usize,
+                err: self.err.clone(),
+                _running: running,
+            },
+        })
+    }
+}
+
+/// One instance, as the handler asks about it.
+pub(super) struct Worker {
+    max_requests: usize,
+    err: Stream,
+    _running: Running,
+}
+
+impl WorkerState for Worker {
+    type StoreData = ComponentState;
+    type RequestData = OwnedSemaphorePermit;
+
+    fn should_accept_request(&self, concurrent: usize, total: usize) -> ShouldAccept {
+        if total >= self.max_requests {
+            ShouldAccept::Never
+        } else if concurrent > 0 {
+            ShouldAccept::No
+        } else {
+            ShouldAccept::Yes
+        }
+    }
+
+    /// The request counts as one of those at a time until the guest is done with it; its end is the expiration's matter.
+    fn on_request_start(
+        &self,
+        _: StoreContextMut<'_, ComponentState>,
+        permit: Self::RequestData,
+        _: GuestTaskId,
+    ) -> Pin<Box<dyn Future<Output = ()> + Send + Sync>> {
+        Box::pin(async move {
+            let _permit = permit;
+            future::pending::<()>().await;
+        })
+    }
+
+    fn drop(&self, store: Store<ComponentState>, result: wasmtime::Result<()>) {
+        // What the guest had begun to say goes out before what became of it.
+        drop(store);
+        if let Err(e) = result {
+            self.err.line(&one_line(&e));
+        }
+    }
+}
+
+/// An error with its backtrace, in one line.
+pub(super) fn one_line(error: &wasmtime::Error) -> String {
+    let text = end::bounded(&format!("{error:?}"));
+    let parts: Vec<&str> = text
+        .lines()
+        .map(str::trim)
+        .filter(|part| !part.is_empty())
+        .collect();
+    format!("coracle: a request failed: {}", parts.join(" | "))
+}
+
+/// When an instance is late with a request, or has waited long enough for another.
+pub(super) struct Expiration {
+    deadline: Duration,
+    idle: Duration,
+    timer: Option<(Instant, Pin<Box<Sleep>>)>,
+}
+
+impl WorkerExpiration for Expiration {
+    fn poll(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        status: WorkerStatus,
+        start: Instant,
+    ) -> Poll<()> {
+        let own = self.get_mut();
+        let end = start
+            + match status {
+                WorkerStatus::Idle => own.idle,
+                WorkerStatus::Requests | WorkerStatus::PostReturn => own.deadline,
+            };
+        if own.timer.as_ref().is_none_or(|(known, _)| *known != end) {
+            own.timer = Some((end, Box::pin(tokio::time::sleep_until(end.into()))));
+        }
+        match &mut own.timer {
+            Some((_, timer)) => timer.as_mut().poll(context),
+            None => Poll::Pending,
+        }
+    }
+}

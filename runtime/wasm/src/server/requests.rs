@@ -1,0 +1,238 @@
+//! One request: from its head to the answer of a guest, or to the answer that says why there is none.
+//!
+//! Called by [`super::connections`]. Invariants: no more guests run at a time than the settings say; a request that finds
+//! no room within a moment is answered 503; whatever goes wrong with a guest, its client gets an answer that tells
+//! nothing of the guest's insides.
+//! Not here: connections, instances.
+//!
+//! | answer | when |
+//! |---|---|
+//! | 400 | no host, or one that is no text |
+//! | 413, 414, 431 | the body, the path or the header fields are too large |
+//! | 500 | the guest trapped, gave no answer, or none that can be sent |
+//! | 502, 504 | the guest says that somebody that it asked failed or was late |
+//! | 503 with `Retry-After` | as many requests as there may be are under way |
+//! | 504 | the guest was late itself |
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::header::{CONTENT_LENGTH, HOST, RETRY_AFTER};
+use http::{HeaderValue, Request, Response, StatusCode, Version};
+use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use wasmtime::PoolConcurrencyLimitError;
+use wasmtime_wasi_http::handler::{InstantiationError, ProxyHandler};
+use wasmtime_wasi_http::p2::bindings::http::types::ErrorCode;
+use wasmtime_wasi_http::{Error, WasiBody};
+
+use super::connections::Active;
+use super::instances::{Instances, one_line};
+use coracle_spec::HttpServer;
+
+/// How long a request waits for its turn before it is answered 503.
+const QUEUE_PATIENCE: Duration = Duration::from_millis(250);
+/// How much longer than its guest a request waits for an answer, should the guest not be told of the deadline.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// What all requests share.
+pub(super) struct Requests {
+    handler: ProxyHandler<Instances>,
+    settings: HttpServer,
+    turns: Arc<Semaphore>,
+}
+
+/// A body, and the mark on its connection that something is under way there.
+pub(super) struct Answer {
+    body: WasiBody,
+    _active: Active,
+}
+
+impl Requests {
+    /// Requests that `handler` answers, held to `settings`.
+    pub(super) fn new(handler: ProxyHandler<Instances>, settings: HttpServer) -> Self {
+        let turns = Arc::new(Semaphore::new(settings.max_requests as usize));
+        Self {
+            handler,
+            settings,
+            turns,
+        }
+    }
+
+    /// The answer to one request.
+    pub(super) async fn answer(
+        &self,
+        request: Request<Incoming>,
+        active: Active,
+    ) -> Response<Answer> {
+        let begun = Instant::now();
+        let log = self
+            .settings
+            .access_log
+            .then(|| format!("{} {}", request.method(), request.uri().path()));
+        let answer = match self.admit(request).await {
+            Ok((request, turn)) => self.handle(request, turn).await,
+            Err(refused) => refused,
+        };
+        if let Some(what) = log {
+            let (status, took) = (answer.status().as_u16(), begun.elapsed().as_micros());
+            let line = format!("{what} {status} {took}us");
+            self.handler.state().out.line(&line);
+        }
+        answer.map(|body| Answer {
+            body,
+            _active: active,
+        })
+    }
+
+    /// Waits for the guests that have answered and still have something to do. New requests have no turn from then on.
+    pub(super) async fn finished(&self) {
+        let _ = self.turns.acquire_many(self.settings.max_requests).await;
+    }
+
+    /// The request as a guest may have it, and its turn. Errors: the answer of a request that gets no further.
+    async fn admit(
+        &self,
+        mut request: Request<Incoming>,
+    ) -> Result<(Request<WasiBody>, OwnedSemaphorePermit), Response<WasiBody>> {
+        let headers = request.headers();
+        let most = self.settings.max_body_bytes;
+        let length = headers.get(CONTENT_LENGTH);
+        let length = length.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+        if most != 0 && length.is_some_and(|length| length > most) {
+            return Err(plain(StatusCode::PAYLOAD_TOO_LARGE));
+        }
+        if request.uri().authority().is_none() {
+            match headers.get(HOST).map(HeaderValue::to_str) {
+                Some(Ok(_)) => {}
+                // The oldest clients name none.
+                None if request.version() <= Version::HTTP_10 => {
+                    let local = HeaderValue::from_static("localhost");
+                    request.headers_mut().insert(HOST, local);
+                }
+                Some(Err(_)) | None => return Err(plain(StatusCode::BAD_REQUEST)),
+            }
+        }
+        let turn = Arc::clone(&self.turns).acquire_owned();
+        match tokio::time::timeout(QUEUE_PATIENCE, turn).await {
+            Ok(Ok(turn)) => Ok((request.map(|body| limited(body, most)), turn)),
+            Ok(Err(_)) | Err(_) => Err(busy()),
+        }
+    }
+
+    async fn handle(
+        &self,
+        request: Request<WasiBody>,
+        turn: OwnedSemaphorePermit,
+    ) -> Response<WasiBody> {
+        let begun = Instant::now();
+        let deadline = Duration::from_secs(self.settings.deadline_s.into());
+        let answer = self.handler.handle(turn, request);
+        match tokio::time::timeout(deadline + GRACE, answer).await {
+            Ok(Ok(answer)) => answer,
+            // The guest's end is told by whoever ended it.
+            Ok(Err(_)) if begun.elapsed() >= deadline => plain(StatusCode::GATEWAY_TIMEOUT),
+            Err(_) => plain(StatusCode::GATEWAY_TIMEOUT),
+            Ok(Err(e)) => self.failure(&e),
+        }
+    }
+
+    /// The answer to a request that a guest failed.
+    fn failure(&self, error: &wasmtime::Error) -> Response<WasiBody> {
+        if let Some(code) = error.downcast_ref::<ErrorCode>() {
+            return plain(status_of(code));
+        }
+        if let Some(failed) = error.downcast_ref::<InstantiationError<OwnedSemaphorePermit>>() {
+            if failed.error.is::<PoolConcurrencyLimitError>() {
+                return busy();
+            }
+            self.handler.state().err.line(&one_line(&failed.error));
+        }
+        plain(StatusCode::INTERNAL_SERVER_ERROR)
+    }
+}
+
+/// The status for what a guest says went wrong. Source: the names of the interface's errors, which are those of RFC 9209.
+pub(super) fn status_of(code: &ErrorCode) -> StatusCode {
+    match code {
+        ErrorCode::HttpRequestDenied => StatusCode::FORBIDDEN,
+        ErrorCode::HttpRequestLengthRequired => StatusCode::LENGTH_REQUIRED,
+        ErrorCode::HttpRequestBodySize(_) => StatusCode::PAYLOAD_TOO_LARGE,
+        ErrorCode::HttpRequestMethodInvalid | ErrorCode::HttpRequestUriInvalid => {
+            StatusCode::BAD_REQUEST
+        }
+        ErrorCode::HttpRequestUriTooLong => StatusCode::URI_TOO_LONG,
+        ErrorCode::HttpRequestHeaderSectionSize(_)
+        | ErrorCode::HttpRequestHeaderSize(_)
+        | ErrorCode::HttpRequestTrailerSectionSize(_)
+        | ErrorCode::HttpRequestTrailerSize(_) => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+        ErrorCode::DnsTimeout
+        | ErrorCode::ConnectionTimeout
+        | ErrorCode::ConnectionReadTimeout
+        | ErrorCode::ConnectionWriteTimeout
+        | ErrorCode::HttpResponseTimeout => StatusCode::GATEWAY_TIMEOUT,
+        ErrorCode::ConnectionLimitReached | ErrorCode::DestinationUnavailable => {
+            StatusCode::SERVICE_UNAVAILABLE
+        }
+        ErrorCode::ConfigurationError | ErrorCode::InternalError(_) => {
+            StatusCode::INTERNAL_SERVER_ERROR
+        }
+        ErrorCode::LoopDetected => StatusCode::LOOP_DETECTED,
+        _ => StatusCode::BAD_GATEWAY,
+    }
+}
+
+fn busy() -> Response<WasiBody> {
+    let mut answer = plain(StatusCode::SERVICE_UNAVAILABLE);
+    let again = HeaderValue::from_static("1");
+    answer.headers_mut().insert(RETRY_AFTER, again);
+    answer
+}
+
+fn plain(status: StatusCode) -> Response<WasiBody> {
+    let reason = status.canonical_reason().unwrap_or("error");
+    let body = Full::new(Bytes::from_static(reason.as_bytes()));
+    let mut answer = Response::new(body.map_err(Error::from).boxed_unsync());
+    *answer.status_mut() = status;
+    answer
+}
+
+/// `body`, which breaks off behind `most` bytes; 0 is any number.
+fn limited(body: Incoming, most: u64) -> WasiBody {
+    if most == 0 {
+        return body.map_err(Error::Hyper).boxed_unsync();
+    }
+    let body = Limited::new(body, usize::try_from(most).unwrap_or(usize::MAX));
+    body.map_err(move |error| match error.downcast::<LengthLimitError>() {
+        Ok(_) => Error::HttpRequestBodySize(Some(most)),
+        Err(error) => match error.downcast::<hyper::Error>() {
+            Ok(error) => Error::Hyper(*error),
+            Err(error) => Error::InternalError(Some(error.to_string())),
+        },
+    })
+    .boxed_unsync()
+}
+
+impl Body for Answer {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

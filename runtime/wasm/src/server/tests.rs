@@ -1,0 +1,124 @@
+//! The parts that need no guest: lines, statuses, sockets, the pool.
+#![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+
+use std::io;
+use std::net::TcpListener;
+use std::sync::{Arc, Mutex};
+
+use wasmtime::component::Component;
+use wasmtime_wasi::cli::StdoutStream as _;
+use wasmtime_wasi_http::p2::bindings::http::types::ErrorCode;
+
+use super::lines::{Sink, Stream};
+use super::{bind, bind_at, pool, requests};
+use coracle_spec::HttpServer;
+
+/// Keeps each write.
+#[derive(Clone, Default)]
+struct Kept(Arc<Mutex<Vec<Vec<u8>>>>);
+
+impl Sink for Kept {
+    fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.0.lock().unwrap().push(bytes.to_vec());
+        Ok(())
+    }
+}
+
+fn server() -> HttpServer {
+    HttpServer {
+        port: 8080,
+        threads: 1,
+        deadline_s: 1,
+        max_requests: 64,
+        max_connections: 64,
+        max_header_bytes: 8_192,
+        max_body_bytes: 0,
+        header_timeout_s: 1,
+        max_instance_requests: 1,
+        instance_idle_s: 1,
+        request_memory_bytes: 0,
+        access_log: false,
+    }
+}
+
+#[test]
+fn each_write_is_one_whole_line_of_one_instance() {
+    let kept = Kept::default();
+    let stream = Stream::new(kept.clone());
+    let instances = [stream.of_instance(), stream.of_instance()];
+    let [mut one, mut other] = instances.each_ref().map(|lines| lines.p2_stream());
+    one.write("a".into()).unwrap();
+    other.write("b\nb".into()).unwrap();
+    // Another handle of the first instance goes on with its line.
+    let mut again = instances[0].p2_stream();
+    again.write("a\na".into()).unwrap();
+    stream.line("own");
+    drop((one, other, again, instances));
+    let lines = kept.0.lock().unwrap().clone();
+    assert_eq!(lines, [&b"b\n"[..], b"aa\n", b"own\n", b"a\n", b"b\n"]);
+}
+
+#[test]
+fn a_line_that_never_ends_is_bounded() {
+    let kept = Kept::default();
+    let mut lines = Stream::new(kept.clone()).of_instance().p2_stream();
+    for _ in 0..40 {
+        lines.write(vec![b'x'; 10_000].into()).unwrap();
+    }
+    drop(lines);
+    let lines = kept.0.lock().unwrap().clone();
+    assert!(lines.len() > 5 && lines.iter().all(|line| line.len() <= 65_537));
+    assert_eq!(
+        lines.iter().map(|line| line.len() - 1).sum::<usize>(),
+        400_000
+    );
+}
+
+#[test]
+fn a_port_is_taken_in_both_families_and_only_once() {
+    // Which port is free is the kernel's to say.
+    let free =
+        bind_at("[::]:0".parse().unwrap()).or_else(|_| bind_at("0.0.0.0:0".parse().unwrap()));
+    let taken = free.unwrap();
+    rustix::net::listen(&taken, 1).unwrap();
+    let listener = TcpListener::from(taken);
+    let port = listener.local_addr().unwrap().port();
+    assert!(std::net::TcpStream::connect(("127.0.0.1", port)).is_ok());
+    let refused = bind(port).unwrap_err().chain();
+    assert!(
+        refused.contains(&port.to_string()) && refused.contains("PORT"),
+        "{refused}"
+    );
+}
+
+#[test]
+fn a_guests_errors_become_statuses() {
+    for (code, status) in [
+        (ErrorCode::HttpRequestDenied, 403),
+        (ErrorCode::HttpRequestBodySize(Some(3)), 413),
+        (ErrorCode::ConnectionRefused, 502),
+        (ErrorCode::DnsTimeout, 504),
+        (ErrorCode::InternalError(None), 500),
+    ] {
+        assert_eq!(requests::status_of(&code).as_u16(), status, "{code:?}");
+    }
+}
+
+#[test]
+fn the_pooled_engine_takes_code_that_was_compiled_without_a_pool() {
+    // (component (core module (table 3 funcref) (memory 1)) (core instance (instantiate 0)))
+    let module = b"\0asm\x01\0\0\0\x04\x04\x01\x70\0\x03\x05\x03\x01\0\x01";
+    let mut text = b"\0asm\x0d\0\x01\0\x01".to_vec();
+    text.push(module.len() as u8);
+    text.extend_from_slice(module);
+    text.extend_from_slice(b"\x02\x04\x01\0\0\0");
+    let engine = crate::engine::compiling().unwrap();
+    let component = Component::from_binary(&engine, &text).unwrap();
+    let code = component.serialize().unwrap();
+    for memory in [None, Some(100_000), Some(1 << 40)] {
+        let warm = pool::engine(&component, &server(), memory).unwrap();
+        // SAFETY: `code` is unchanged output of a compatible engine.
+        let loaded = unsafe { Component::deserialize(&warm.engine, &code) };
+        assert!(loaded.is_ok(), "{memory:?}: {:?}", loaded.err());
+    }
+}

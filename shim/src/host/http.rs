@@ -1,0 +1,217 @@
+//! The HTTP server of a component that handles requests: where it listens, what it is held to.
+//!
+//! Called by: [`super::plan`]. Pure but for the number of the node's processors.
+//! Invariants: a pod's annotations only narrow what its handler allows; a value that would do more is refused by name.
+//! Not here: annotations' text, serving.
+
+use coracle_images::Image;
+use coracle_lifecycle::{ContainerConfig, Error, HttpConfig, Resources, SandboxConfig};
+use coracle_spec::HttpServer;
+
+use super::Host;
+use super::errors::invalid;
+use crate::config::HttpFile;
+
+/// Where a server listens for which nobody names a port.
+const USUAL_PORT: u16 = 8080;
+/// Most threads of a server.
+const MAX_THREADS: usize = 64;
+
+/// What is known of one server.
+struct Server<'a> {
+    /// The handler's settings, and its name.
+    handler: (&'a HttpFile, &'static str),
+    /// What the pod says.
+    pod: &'a HttpConfig,
+    /// The container's environment.
+    env: &'a [(String, String)],
+    /// The TCP ports that the image exposes, lowest first.
+    exposed: &'a [u16],
+    /// The container's limits.
+    resources: &'a Resources,
+}
+
+impl Host {
+    /// The plan of the server of a container of `pod`. Errors: as of [`Server::plan`].
+    pub(super) fn server(
+        &self,
+        pod: &SandboxConfig,
+        container: &ContainerConfig,
+        env: &[(String, String)],
+        image: &Image,
+    ) -> Result<HttpServer, Error> {
+        Server {
+            handler: self.config.http_of(pod.handler),
+            pod: &pod.http,
+            env,
+            exposed: &image.config.exposed_ports,
+            resources: &container.resources,
+        }
+        .plan()
+    }
+}
+
+impl Server<'_> {
+    /// The plan of the server. Errors: Invalid, naming an annotation that asks for more than the handler allows, or a
+    /// `PORT` that is none.
+    fn plan(&self) -> Result<HttpServer, Error> {
+        let (own, pod) = (self.handler.0, self.pod);
+        let memory = self.narrow(
+            "request-memory-bytes",
+            "request_memory_bytes",
+            pod.request_memory_bytes,
+            own.request_memory_bytes,
+        )?;
+        Ok(HttpServer {
+            port: self.port()?,
+            threads: threads(self.resources),
+            deadline_s: self.narrow(
+                "deadline-seconds",
+                "deadline_s",
+                pod.deadline_s,
+                own.deadline_s,
+            )?,
+            max_requests: self.narrow(
+                "max-requests",
+                "max_requests",
+                pod.max_requests,
+                own.max_requests,
+            )?,
+            max_connections: own.max_connections,
+            max_header_bytes: own.max_header_bytes,
+            max_body_bytes: own.max_body_bytes,
+            header_timeout_s: own.header_timeout_s,
+            max_instance_requests: pod
+                .max_instance_requests
+                .unwrap_or(own.max_instance_requests),
+            instance_idle_s: own.instance_idle_s,
+            request_memory_bytes: memory,
+            access_log: pod.access_log.unwrap_or(own.access_log),
+        })
+    }
+
+    /// What the pod asks for, else the handler's value, which is the most there may be unless it is 0.
+    fn narrow<T: Copy + PartialOrd + Default + std::fmt::Display>(
+        &self,
+        annotation: &str,
+        setting: &str,
+        asked: Option<T>,
+        most: T,
+    ) -> Result<T, Error> {
+        match asked {
+            None => Ok(most),
+            Some(asked) if asked <= most || most == T::default() => Ok(asked),
+            Some(asked) => Err(invalid(format!(
+                "annotation http.coracle.dev/{annotation} is {asked}, and handlers.{}.http.{setting} of this node allows {most}",
+                self.handler.1
+            ))),
+        }
+    }
+
+    fn port(&self) -> Result<u16, Error> {
+        if let Some(port) = self.pod.port {
+            return Ok(port);
+        }
+        let named = self.env.iter().find(|(name, _)| name == "PORT");
+        if let Some((_, text)) = named.filter(|(_, text)| !text.is_empty()) {
+            return match text.parse() {
+                Ok(port) if port != 0 => Ok(port),
+                _ => Err(invalid(format!(
+                    "environment variable PORT is {text:?}, and the component listens where it says: it must be a number from 1 to 65535"
+                ))),
+            };
+        }
+        Ok(self.exposed.first().copied().unwrap_or(USUAL_PORT))
+    }
+}
+
+/// As many threads as the container may use processors.
+fn threads(resources: &Resources) -> u16 {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let allowed = match (resources.cpu_quota, resources.cpu_period) {
+        (quota, period) if quota > 0 && period > 0 => {
+            usize::try_from(quota.saturating_add(period - 1) / period).unwrap_or(usize::MAX)
+        }
+        _ => processors,
+    };
+    let threads = allowed.min(processors).clamp(1, MAX_THREADS);
+    u16::try_from(threads).unwrap_or(1)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use super::*;
+
+    fn plan(pod: &HttpConfig, env: &[(&str, &str)], exposed: &[u16]) -> Result<HttpServer, Error> {
+        let env: Vec<(String, String)> = env
+            .iter()
+            .map(|(name, value)| (name.to_string(), value.to_string()))
+            .collect();
+        Server {
+            handler: (&HttpFile::default(), "coracle"),
+            pod,
+            env: &env,
+            exposed,
+            resources: &Resources::default(),
+        }
+        .plan()
+    }
+
+    #[test]
+    fn the_port_is_the_pods_then_the_environments_then_the_images() {
+        let none = HttpConfig::default();
+        let pod = HttpConfig {
+            port: Some(1),
+            ..HttpConfig::default()
+        };
+        let env = [("PORT", "2")];
+        let port = |pod, env: &[_], exposed: &[u16]| plan(pod, env, exposed).unwrap().port;
+        assert_eq!(port(&pod, &env, &[3]), 1);
+        assert_eq!(port(&none, &env, &[3]), 2);
+        assert_eq!(port(&none, &[("PORT", "")], &[3, 4]), 3);
+        assert_eq!(port(&none, &[], &[]), 8080);
+        for odd in ["0", "http", "65536", "80/tcp"] {
+            let refused = plan(&none, &[("PORT", odd)], &[]).unwrap_err();
+            assert!(refused.to_string().contains("PORT"), "{refused}");
+        }
+    }
+
+    #[test]
+    fn a_pod_narrows_and_does_no_more() {
+        let asks = |deadline, memory| HttpConfig {
+            deadline_s: Some(deadline),
+            request_memory_bytes: Some(memory),
+            ..HttpConfig::default()
+        };
+        let plan = |pod: &HttpConfig| plan(pod, &[], &[]);
+        let narrowed = plan(&asks(5, 65_536)).unwrap();
+        // Without a limit of the handler's there is nothing to widen.
+        assert_eq!(
+            (narrowed.deadline_s, narrowed.request_memory_bytes),
+            (5, 65_536)
+        );
+        let refused = plan(&asks(61, 65_536)).unwrap_err().to_string();
+        assert!(
+            refused.contains("deadline-seconds is 61")
+                && refused.contains("handlers.coracle.http.deadline_s")
+                && refused.contains("allows 60"),
+            "{refused}"
+        );
+    }
+
+    #[test]
+    fn threads_follow_the_cpu_limit() {
+        let of = |cpu_quota, cpu_period| {
+            threads(&Resources {
+                cpu_quota,
+                cpu_period,
+                ..Resources::default()
+            })
+        };
+        assert_eq!(of(50_000, 100_000), 1);
+        assert_eq!(of(100_000, 100_000), 1);
+        assert_eq!(of(0, 100_000), of(-1, 100_000));
+        assert!(of(200_000, 100_000) <= 2 && of(1 << 40, 100_000) == of(0, 0));
+    }
+}

@@ -1,0 +1,146 @@
+//! What a function and its callers are held to.
+
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use coracle_tests::client::container;
+use tonic::Code;
+
+use super::{annotated, curl, functions, functions_with, raw, run, start};
+use crate::site::{Pod, refused};
+
+#[tokio::test]
+async fn a_full_server_says_503_and_when_to_come_again() {
+    let (daemon, image) = functions().await;
+    let function = run(&daemon, &image, "full", &[("max-requests", "2")]).await;
+    let asked = [(); 2].map(|()| function.begin("/sleep/1500"));
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let url = function.url("/hello");
+    let (status, head) = curl(&["-i", &url]);
+    assert_eq!(status, 503, "{head}");
+    assert!(head.to_lowercase().contains("retry-after: 1"), "{head}");
+    for asked in asked {
+        assert_eq!(asked.answer(), (200, "slept\n".to_owned()));
+    }
+    assert_eq!(function.get("/hello").0, 200);
+    daemon.finish().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_guest_that_is_late_is_ended_whether_it_computes_or_waits() {
+    let (daemon, image) = functions().await;
+    let function = run(&daemon, &image, "late", &[("deadline-seconds", "1")]).await;
+    let begun = Instant::now();
+    let asked = ["/spin", "/sleep/60000", "/spin"].map(|path| function.begin(path));
+    // Others have their turn meanwhile.
+    assert_eq!(function.get("/hello").0, 200);
+    assert!(begun.elapsed() < Duration::from_millis(900));
+    for asked in asked {
+        assert_eq!(asked.answer().0, 504);
+    }
+    assert!(begun.elapsed() < Duration::from_secs(5));
+    assert_eq!(function.get("/hello").0, 200);
+    daemon.finish().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_slow_client_loses_its_connection_in_whatever_way_it_is_slow() {
+    let config = "[handlers.coracle.http]\nheader_timeout_s = 1\nmax_connections = 3\n";
+    let (daemon, image) = functions_with(config).await;
+    let function = run(&daemon, &image, "slow", &[]).await;
+    let begun = Instant::now();
+    let slow = [
+        "",
+        "GET /hello HT",
+        "GET /hello HTTP/1.1\r\nHost: f\r\nX-Slow: ",
+        "PRI * HTTP/2.0\r\n",
+        "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    ];
+    let clients = slow.map(|text| {
+        let at = function.at;
+        std::thread::spawn(move || raw(at, text, Duration::from_secs(15)))
+    });
+    for (client, text) in clients.into_iter().zip(slow) {
+        let (_, closed) = client.join().unwrap();
+        assert!(closed, "{text:?} was let wait");
+    }
+    // At most three at a time, so in two rounds; HTTP/2 is said good-bye first.
+    assert!(begun.elapsed() < Duration::from_secs(15));
+    assert_eq!(function.get("/hello").0, 200);
+    daemon.finish().await.unwrap();
+}
+
+#[tokio::test]
+async fn heads_and_bodies_that_are_too_large_are_refused() {
+    let config = "[handlers.coracle.http]\nmax_header_bytes = 8192\nmax_body_bytes = 1000\n";
+    let (daemon, image) = functions_with(config).await;
+    let function = run(&daemon, &image, "large", &[]).await;
+    let header = format!("X-Large: {}", "x".repeat(20_000));
+    assert_eq!(curl(&["-H", &header, &function.url("/hello")]).0, 431);
+    let body = "x".repeat(1_001);
+    assert_eq!(curl(&["-d", &body, &function.url("/echo")]).0, 413);
+    // Whose length is not said is found out while it is read.
+    let chunked = ["-H", "Transfer-Encoding: chunked", "-d", &body];
+    let (_, back) = curl(&[&chunked[..], &[&function.url("/echo")]].concat());
+    assert!(back.len() < body.len(), "{} bytes", back.len());
+    assert_eq!(curl(&["-d", &body[..1_000], &function.url("/echo")]).0, 200);
+    daemon.finish().await.unwrap();
+}
+
+#[tokio::test]
+async fn memory_of_a_request_is_limited_and_given_back() {
+    let (daemon, image) = functions().await;
+    let annotations = [("request-memory-bytes", "33554432")];
+    let pod = Pod::run_config(&daemon, annotated(&daemon, "memory", &annotations)).await;
+    let mut config = container("function", &image, &[]);
+    let linux = config.linux.as_mut().unwrap();
+    linux.resources.as_mut().unwrap().memory_limit_in_bytes = 96 << 20;
+    let function = start(pod, &config, 8080).await;
+    for _ in 0..20 {
+        assert_eq!(function.get("/alloc/20"), (200, "allocated\n".to_owned()));
+    }
+    assert_eq!(function.get("/alloc/64"), (507, "no memory\n".to_owned()));
+    let status = function.pod.cri.status(&function.id).await.unwrap();
+    assert_eq!(status.state, 1, "{status:?}");
+    daemon.finish().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_pod_cannot_ask_for_more_than_its_handler_allows() {
+    let (daemon, image) = functions().await;
+    let cri = daemon.cri();
+    let odd = annotated(&daemon, "odd", &[("deadline-seconds", "soon")]);
+    let words = ["http.coracle.dev/deadline-seconds", "soon"];
+    refused(cri.run_pod(&odd).await, Code::InvalidArgument, &words);
+    let wide = annotated(&daemon, "wide", &[("deadline-seconds", "61")]);
+    let pod = Pod::run_config(&daemon, wide).await;
+    refused(
+        pod.create(&container("c", &image, &[])).await,
+        Code::InvalidArgument,
+        &[
+            "deadline-seconds is 61",
+            "handlers.coracle.http.deadline_s",
+            "60",
+        ],
+    );
+    daemon.finish().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_pod_without_a_network_of_its_own_choice_still_serves_and_reaches_nobody() {
+    let (daemon, image) = functions().await;
+    let cri = daemon.cri();
+    let config = daemon.pod("strict");
+    let id = cri.run_pod_with(&config, "coracle-strict").await.unwrap();
+    let pod = Pod { cri, config, id };
+    let function = start(pod, &container("function", &image, &[]), 8080).await;
+    assert_eq!(
+        function.get("/hello"),
+        (200, "hello from a function\n".to_owned())
+    );
+    // One that holds a connection and says nothing holds up nobody.
+    let silent = TcpStream::connect(function.at).unwrap();
+    assert_eq!(function.get("/hello").0, 200);
+    drop(silent);
+    daemon.finish().await.unwrap();
+}
