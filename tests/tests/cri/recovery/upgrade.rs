@@ -29,16 +29,17 @@ fn engine(binary: &Path) -> String {
 /// A copy of the daemon's binary that differs in the tag which is part of every engine hash.
 fn other_build(daemon: &Daemon) -> PathBuf {
     let mut bytes = std::fs::read(daemon::binary().unwrap()).unwrap();
-    let tag = b"coracle-engine-tag:0000000000001";
+    // The number behind it is the build's own.
+    let tag = b"coracle-engine-tag:";
     let places: Vec<usize> = bytes
         .windows(tag.len())
         .enumerate()
         .filter(|(_, window)| window == tag)
-        .map(|(at, _)| at)
+        .map(|(at, _)| at + tag.len())
         .collect();
     assert!(!places.is_empty(), "the engine tag is not in the binary");
     for at in places {
-        bytes[at + tag.len() - 1] = b'2';
+        bytes[at] = b'9';
     }
     let path = daemon.scratch().dir().join("coracle");
     std::fs::write(&path, bytes).unwrap();
