@@ -16,13 +16,16 @@ use super::config::{ContainerConfig, SandboxConfig};
 use super::state::{ContainerPhase, Ended, PodPhase};
 use super::view::{ContainerState, ContainerView, PodView, UNREADABLE_REASON};
 
+/// What a record calls its config on disk, the name first that is written: builds before this one read no other.
+pub(super) const CONFIG_KEYS: [&str; 2] = ["wish", "config"];
+
 /// A pod on disk.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct PodRecord {
     /// Its id.
     pub id: PodId,
     /// The request.
-    #[serde(rename = "wish", with = "shared")]
+    #[serde(rename = "wish", alias = "config", with = "shared")]
     pub config: Arc<SandboxConfig>,
     /// Nanoseconds since 1970 UTC.
     pub created_at: i64,
@@ -46,7 +49,7 @@ pub struct ContainerRecord {
     /// Its id.
     pub id: ContainerId,
     /// The request.
-    #[serde(rename = "wish", with = "shared")]
+    #[serde(rename = "wish", alias = "config", with = "shared")]
     pub config: Arc<ContainerConfig>,
     /// The config resolved against image and node.
     #[serde(with = "shared")]
@@ -356,12 +359,12 @@ mod tests {
             include_str!("../fuzz/pod-record/p-818"),
             include_str!("../fuzz/container-record/c-1985"),
         ] {
-            assert!(text.contains("\"wish\":"), "{text}");
+            assert!(text.contains(&format!("\"{}\":", CONFIG_KEYS[0])), "{text}");
         }
         let pod: PodRecord =
             serde_json::from_str(include_str!("../fuzz/pod-record/p-818")).unwrap();
         let pod = serde_json::to_value(&pod).unwrap();
-        assert!(pod.get("wish").is_some() && pod.get("config").is_none());
+        assert!(pod.get(CONFIG_KEYS[0]).is_some() && pod.get("config").is_none());
     }
 
     #[test]

@@ -17,7 +17,7 @@ use super::config::{
     Annotations, ContainerConfig, ContainerName, Dns, Handler, NamespaceMode, Namespaces, PodName,
     SandboxConfig, WasmVariant,
 };
-use super::record::PodRecord;
+use super::record::{CONFIG_KEYS, PodRecord};
 use super::view::{ContainerState, ContainerView, PodView, UNREADABLE_REASON};
 
 /// The annotation with the reason, in the status of a sandbox; CRI has no field for it.
@@ -30,9 +30,13 @@ fn part<T: DeserializeOwned>(json: Option<&Value>, name: &str) -> Option<T> {
     serde_json::from_value(json?.get(name)?.clone()).ok()
 }
 
+fn config<T: DeserializeOwned>(json: Option<&Value>) -> Option<T> {
+    CONFIG_KEYS.iter().find_map(|key| part(json, key))
+}
+
 /// A sandbox whose record is unknown except for the parts in `json`. Not ready.
 pub fn pod_view(id: &PodId, json: Option<&Value>, why: &str) -> PodView {
-    let config = part(json, "wish").unwrap_or_else(|| sandbox_config(id));
+    let config = config(json).unwrap_or_else(|| sandbox_config(id));
     let view = PodView {
         id: id.clone(),
         config: Arc::new(config),
@@ -93,7 +97,7 @@ pub fn container_view(
 
 /// The config of a container, as far as it is known.
 pub fn container_config(id: &ContainerId, json: Option<&Value>) -> ContainerConfig {
-    part(json, "wish").unwrap_or_else(|| ContainerConfig {
+    config(json).unwrap_or_else(|| ContainerConfig {
         name: ContainerName {
             name: name_of(id.as_str()),
             attempt: 0,
@@ -157,7 +161,8 @@ mod tests {
             labels: [("app".to_owned(), "web".to_owned())].into(),
             ..sandbox_config(&id)
         };
-        let json = json!({"wish": config, "created_at": 7, "phase": {"Hovering": 1}, "new": true});
+        let json =
+            json!({CONFIG_KEYS[0]: config, "created_at": 7, "phase": {"Hovering": 1}, "new": true});
         let view = pod_view(&id, Some(&json), "its format is 2");
         assert_eq!((view.created_at, view.ready), (7, false));
         assert_eq!(view.config.labels, config.labels);
@@ -170,7 +175,11 @@ mod tests {
     #[test]
     fn an_unknown_record_can_be_listed() {
         let (pod, id) = (PodId::random().unwrap(), ContainerId::random().unwrap());
-        for json in [None, Some(json!(3)), Some(json!({"wish": {"name": 1}}))] {
+        for json in [
+            None,
+            Some(json!(3)),
+            Some(json!({CONFIG_KEYS[0]: {"name": 1}})),
+        ] {
             let view = pod_view(&pod, json.as_ref(), "EIO");
             assert!(!view.config.name.name.is_empty() && view.created_at > 0);
             let config = container_config(&id, json.as_ref());

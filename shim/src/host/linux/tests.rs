@@ -40,7 +40,7 @@ impl Fixture {
             "namespaces": {"network": "pod", "pid": "container", "ipc": "pod"},
         });
         let pod = json!({
-            "id": PodId::random().unwrap().as_str(), "wish": config, "created_at": 1, "boot": "b",
+            "id": PodId::random().unwrap().as_str(), "config": config, "created_at": 1, "boot": "b",
             "cgroup_parent": "/c", "range": {"base": 65536, "size": IdRange::SIZE}, "phase": "Starting",
         });
         Fixture {

@@ -260,7 +260,7 @@ async fn a_profile_that_is_none_is_refused_and_never_left_out() {
         ("json of something else", write("list.json", "[1, 2]")),
         (
             "unknown action",
-            write("action.json", &rule("SCMP_ACT_WISH")),
+            write("action.json", &rule("SCMP_ACT_GUESS")),
         ),
         ("notify", write("notify.json", &rule("SCMP_ACT_NOTIFY"))),
         (
