@@ -33,7 +33,7 @@ fn tag() -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// WebAssembly proposals are on and off as wasmtime has them by default; docs/wasm.md lists them. Its default also forbids
+/// WebAssembly proposals are on and off as wasmtime has them by default; docs/wasm/wasmtime.md lists them. Its default also forbids
 /// shared memories, for which it promises no security fixes.
 fn base() -> Result<Config> {
     let mut config = Config::new();

@@ -1,4 +1,4 @@
-//! Small programs for Wasm containers, whose images have none; docs/wasm.md lists them.
+//! Small programs for Wasm containers, whose images have none; docs/wasm/toolbox.md lists them.
 //!
 //! [`super::run`] calls it in the jail of an exec, in place of compiled code: the tools have the guest's root,
 //! environment, files, user, system call filters and egress policy.
