@@ -2,17 +2,24 @@
 //!
 //! The daemon builds them once ([`Filters::build`]) and passes them as ready BPF in sealed memfds; a container process
 //! only loads them. There are two stages: the first is loaded before the code is mapped, the second after it and
-//! forbids new executable mappings.
-//! Invariant: no list allows execve, fork, ptrace, mount, bpf, keyctl, or ways to open an absolute path that openat2
-//! below a preopen does not need.
+//! forbids new executable mappings. A process that runs no guest but holds the socket of one that sleeps stays in the
+//! first stage, which lets it fork and wait; the second stage takes that away again, before any guest runs.
+//! Invariant: where a guest runs, no list allows execve, fork, ptrace, mount, bpf, keyctl, or ways to open an absolute
+//! path that openat2 below a preopen does not need.
 //! Profiles of Linux containers are in [`super::profile`].
+
+mod calls;
+#[cfg(test)]
+mod tests;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use libseccomp::{ScmpAction, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall};
 
+pub(super) use self::calls::CORE;
+use self::calls::{ACCEPTED, FILES, FORKS, SOCKETS, STREAMS};
 use coracle_spec::error::{Context as _, Error, Kind, Result};
-use coracle_spec::{WasmNetwork, WasmSpec};
+use coracle_spec::{HttpServer, WasmNetwork, WasmSpec};
 use coracle_sys as sys;
 use coracle_sys::memfd::{read_all, sealed};
 
@@ -25,19 +32,32 @@ pub struct Filters {
     serving: OwnedFd,
     /// The same for a guest with sockets.
     online: OwnedFd,
+    /// As `serving` and `online`, for a process that forks the one which serves.
+    holding: [OwnedFd; 2],
     /// After code is mapped: no new executable mappings.
     locked: OwnedFd,
+    /// The same after one of `holding`: no forks either.
+    locked_fork: OwnedFd,
 }
 
 impl Filters {
     /// The two stages for `spec`, in the order in which they are loaded.
     pub fn of(&self, spec: &WasmSpec) -> [&OwnedFd; 2] {
+        let [serving, online] = &self.holding;
+        let may_sleep = spec.serves().is_some_and(HttpServer::may_sleep);
         let first = match &spec.network {
+            WasmNetwork::On(_) if may_sleep && spec.has_sockets() => online,
+            WasmNetwork::On(_) | WasmNetwork::Off if may_sleep => serving,
             WasmNetwork::On(_) if spec.has_sockets() => &self.online,
             WasmNetwork::Off if spec.serves().is_some() => &self.serving,
             WasmNetwork::On(_) | WasmNetwork::Off => &self.offline,
         };
-        [first, &self.locked]
+        let second = if may_sleep {
+            &self.locked_fork
+        } else {
+            &self.locked
+        };
+        [first, second]
     }
 
     /// Builds all stages for Wasm guests. Errors: libseccomp refuses (an architecture it does not know).
@@ -46,123 +66,21 @@ impl Filters {
             sealed(name, &bytes).during(|| format!("seal seccomp filter {name}"))
         };
         Ok(Self {
-            offline: seal("seccomp-wasm", guest_filter(Sockets::None)?)?,
-            serving: seal("seccomp-wasm-serve", guest_filter(Sockets::Accepted)?)?,
-            online: seal("seccomp-wasm-net", guest_filter(Sockets::Own)?)?,
-            locked: seal("seccomp-noexec", lock_filter()?)?,
+            offline: seal("seccomp-wasm", guest_filter(Sockets::None, false)?)?,
+            serving: seal(
+                "seccomp-wasm-serve",
+                guest_filter(Sockets::Accepted, false)?,
+            )?,
+            online: seal("seccomp-wasm-net", guest_filter(Sockets::Own, false)?)?,
+            holding: [
+                seal("seccomp-wasm-hold", guest_filter(Sockets::Accepted, true)?)?,
+                seal("seccomp-wasm-hold-net", guest_filter(Sockets::Own, true)?)?,
+            ],
+            locked: seal("seccomp-noexec", lock_filter(false)?)?,
+            locked_fork: seal("seccomp-noexec-nofork", lock_filter(true)?)?,
         })
     }
 }
-
-/// Calls for threads, memory, signals and time.
-pub(super) const CORE: &[&str] = &[
-    "brk",
-    "clock_getres",
-    "clock_gettime",
-    "clock_nanosleep",
-    "exit",
-    "exit_group",
-    "futex",
-    "getcpu",
-    "getpid",
-    "getrandom",
-    "gettid",
-    "gettimeofday",
-    "madvise",
-    "membarrier",
-    "mmap",
-    "mprotect",
-    "mremap",
-    "munmap",
-    "nanosleep",
-    "restart_syscall",
-    "rseq",
-    "rt_sigaction",
-    "rt_sigprocmask",
-    "rt_sigreturn",
-    "sched_getaffinity",
-    "sched_yield",
-    "set_robust_list",
-    "sigaltstack",
-    "tgkill",
-    "time",
-    "prlimit64",
-    "getrlimit",
-];
-
-/// Calls for an event loop and standard streams.
-const STREAMS: &[&str] = &[
-    "close",
-    "dup",
-    "epoll_create1",
-    "epoll_ctl",
-    "epoll_pwait",
-    "epoll_wait",
-    "eventfd2",
-    "fcntl",
-    "fstat",
-    "lseek",
-    "newfstatat",
-    "poll",
-    "ppoll",
-    "pread64",
-    "preadv",
-    "preadv2",
-    "pwrite64",
-    "pwritev",
-    "pwritev2",
-    "read",
-    "readv",
-    "recvfrom",
-    "statx",
-    "write",
-    "writev",
-];
-
-/// Calls for files below preopened directories.
-const FILES: &[&str] = &[
-    "chdir",
-    "fadvise64",
-    "fallocate",
-    "fchdir",
-    "fdatasync",
-    "fsync",
-    "ftruncate",
-    "getdents64",
-    "linkat",
-    "mkdirat",
-    "openat",
-    "openat2",
-    "readlinkat",
-    "renameat",
-    "renameat2",
-    "symlinkat",
-    "unlinkat",
-    "utimensat",
-    "fstatfs",
-    "readlink",
-    "faccessat2",
-    "faccessat",
-    "flock",
-    "getcwd",
-];
-
-/// What a server's socket and those that it accepts need.
-const ACCEPTED: &[&str] = &[
-    "accept4",
-    "getpeername",
-    "getsockname",
-    "getsockopt",
-    "listen",
-    "recvmsg",
-    "sendmsg",
-    "sendto",
-    "setsockopt",
-    "shutdown",
-];
-
-/// What TCP and UDP sockets need besides, once they are made.
-const SOCKETS: &[&str] = &["bind", "connect"];
 
 /// The sockets that a guest's process may have.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -261,7 +179,8 @@ fn sockets(filter: &mut ScmpFilterContext) -> Result<()> {
     Ok(())
 }
 
-fn guest_filter(which: Sockets) -> Result<Vec<u8>> {
+/// `forks`: also what [`lock_filter`] takes away again.
+fn guest_filter(which: Sockets, forks: bool) -> Result<Vec<u8>> {
     let mut filter = fresh()?;
     allow(&mut filter, CORE)?;
     allow(&mut filter, STREAMS)?;
@@ -289,13 +208,22 @@ fn guest_filter(which: Sockets) -> Result<Vec<u8>> {
     filter
         .add_rule(ScmpAction::Errno(libc::ENOTTY), ioctl)
         .map_err(broken)?;
+    if forks {
+        allow(&mut filter, FORKS)?;
+        masked(&mut filter, "clone", 0, u64::MAX, sys::fork::PLAIN_FORK)?;
+        masked(&mut filter, "prctl", 0, u64::MAX, DEATH_SIGNAL)?;
+    }
     // Allowed, so that the second stage can be loaded.
     masked(&mut filter, "seccomp", 0, u64::MAX, 1)?;
     export(&filter)
 }
 
-/// Denies PROT_EXEC and further filters; the first stage decides on everything else.
-fn lock_filter() -> Result<Vec<u8>> {
+/// The operation of prctl(2) with which a process ends when its parent does.
+const DEATH_SIGNAL: u64 = libc::PR_SET_PDEATHSIG as u64;
+
+/// Denies PROT_EXEC, further filters and, with `forks`, what the first stage allowed for forking; the first stage decides
+/// on everything else.
+fn lock_filter(forks: bool) -> Result<Vec<u8>> {
     let mut filter = ScmpFilterContext::new(ScmpAction::Allow).map_err(broken)?;
     let exec = libc::PROT_EXEC as u64;
     for name in ["mmap", "mprotect", "pkey_mprotect"] {
@@ -305,7 +233,22 @@ fn lock_filter() -> Result<Vec<u8>> {
             .add_rule_conditional(ScmpAction::KillProcess, call, &[with_exec])
             .map_err(broken)?;
     }
-    for name in ["seccomp", "chdir", "fchdir"] {
+    let mut denied = vec!["seccomp", "chdir", "fchdir"];
+    if forks {
+        denied.extend(FORKS);
+        for (name, mask, value) in [
+            // Whatever is no thread.
+            ("clone", libc::CLONE_THREAD as u64, 0),
+            ("prctl", u64::MAX, DEATH_SIGNAL),
+        ] {
+            let call = ScmpSyscall::from_name(name).map_err(broken)?;
+            let only = ScmpArgCompare::new(0, ScmpCompareOp::MaskedEqual(mask), value);
+            filter
+                .add_rule_conditional(ScmpAction::KillProcess, call, &[only])
+                .map_err(broken)?;
+        }
+    }
+    for name in denied {
         let call = ScmpSyscall::from_name(name).map_err(broken)?;
         filter
             .add_rule(ScmpAction::KillProcess, call)
@@ -353,23 +296,4 @@ pub(super) fn install(filter: BorrowedFd<'_>, flags: u32) -> Result<()> {
 pub(super) fn install_now(bytes: &[u8], flags: u32) -> Result<()> {
     sys::seccomp::install(bytes, flags)
         .during(|| format!("install a seccomp filter of {} bytes", bytes.len()))
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn filters_build_and_hold_whole_instructions() {
-        for bytes in [
-            guest_filter(Sockets::None).unwrap(),
-            guest_filter(Sockets::Accepted).unwrap(),
-            guest_filter(Sockets::Own).unwrap(),
-            lock_filter().unwrap(),
-            compiler_filter().unwrap(),
-        ] {
-            assert!(bytes.len() > 8 * 4 && bytes.len() % 8 == 0);
-        }
-    }
 }

@@ -4,10 +4,12 @@
 //! compiled code and two seccomp filters; Linux: a filter if it has one), then those of the pod that it needs (net,
 //! ipc, uts, the namespace with its id map; for Linux user namespace, shared memory and a process to share pids with).
 //! Invariant: nothing but these descriptors crosses the fork, and the spec is read only after it.
-//! What the process does is in [`init`]; the steps of the jail are in coracle-sandbox.
+//! What the process does is in [`init`], [`wasm`] and [`idle`]; the steps of the jail are in coracle-sandbox.
 
 mod exec;
+mod idle;
 mod init;
+mod wasm;
 
 use std::fs::File;
 use std::io;

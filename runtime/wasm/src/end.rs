@@ -29,6 +29,8 @@ pub enum End {
     Failed(String),
     /// By a trap: a sentence, then text with backtrace, bounded.
     Trapped(String),
+    /// A server's, because nobody called it for long: whoever holds its socket starts it again.
+    Idle,
 }
 
 /// What was refused to a guest while it ran.

@@ -19,6 +19,7 @@ pub use super::end::{ERROR_CODE, End, TRAP_CODE, TRAP_TEXT_BYTES};
 use super::end::{Refusals, judge};
 use super::engine::Warm;
 use super::host::{ComponentState, ModuleState};
+use super::server::{self, Begin};
 use super::toolbox;
 use coracle_spec::error::{Context as _, Error, Kind, Result};
 use coracle_spec::{ContainerSpec, WasmKind, WasmSpec, Workload};
@@ -33,7 +34,7 @@ pub struct Payload<'a> {
     pub code: OwnedFd,
     /// `/proc/self/fd` of the host's procfs, through which a component is opened: it has no path in the jail.
     pub fd_dir: OwnedFd,
-    /// The socket of a server, from [`super::server::bind`]; nobody else has one.
+    /// The socket of a server, from [`server::bind`]; nobody else has one.
     pub listener: Option<OwnedFd>,
 }
 
@@ -56,8 +57,13 @@ pub fn run(payload: Payload<'_>, stop: OwnedFd, ready: impl FnOnce() -> Result<(
         ready()?;
         return Ok(End::Code(toolbox::run(payload.spec, wasm, toolbox)));
     }
-    if let Some(server) = wasm.serves() {
-        return super::server::serve(payload, wasm, server, stop, ready);
+    if let Some(settings) = wasm.serves() {
+        let begin = Begin {
+            ready,
+            serving: || (),
+            is_again: false,
+        };
+        return server::prepare(payload, wasm, settings)?.serve(stop, begin);
     }
     let reactor = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -1,24 +1,28 @@
 //! The HTTP server in front of a component that exports `wasi:http/incoming-handler`.
 //!
-//! Called by [`super::run`] in a container whose spec has a server. The listening socket is bound by [`bind`] while the
-//! process still may make sockets; requests are answered by instances of the component, a fresh one each unless the spec
-//! says otherwise, on as many threads as the CPU limit allows.
+//! Called by [`super::run`] in a container whose spec has a server, and by a container's process that holds the socket of
+//! a server which may sleep: it prepares everything that takes no thread ([`prepare`]) and serves in a fork of itself
+//! ([`Prepared::serve`]) whenever somebody calls. The listening socket is bound by [`bind`] while the process still may
+//! make sockets; requests are answered by instances of the component, a fresh one each unless the spec says otherwise, on
+//! as many threads as the CPU limit allows.
 //!
 //! | module | is |
 //! |---|---|
 //! | [`connections`] | accepting, HTTP/1.1 and HTTP/2, patience with slow clients, draining |
+//! | [`idle`] | when nothing happens any more |
 //! | [`requests`] | one request: its limits, its guest's answer, what becomes of failures |
 //! | [`instances`] | stores and instances, how long each may live |
 //! | [`pool`] | the engine whose memory for instances is reserved at the start |
 //! | [`lines`] | whole lines on standard output and error |
 //! | [`ticker`] | the epoch, advanced while guests run and at no other time |
 //!
-//! Invariants: nothing is answered before the component has been instantiated once; a failed or late request ends its
+//! Invariants: preparing starts no thread and runs nothing of the guest's; nothing is answered before the component has been instantiated once; a failed or late request ends its
 //! own instance and nothing else; a stop signal closes the listener, and what is under way goes on until it has its
 //! answer or the process is killed.
 //! Not here: which port and which limits, the jail, outgoing requests.
 
 mod connections;
+mod idle;
 mod instances;
 mod lines;
 mod pool;
@@ -30,7 +34,8 @@ mod tests;
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 use wasmtime::component::Component;
@@ -41,12 +46,15 @@ use self::connections::Connections;
 use self::instances::Instances;
 use super::end::{self, End};
 use super::engine::Warm;
+use super::host::ComponentState;
 use super::run::{self, Payload};
 use coracle_spec::error::{Context as _, Error, Kind, Result};
-use coracle_spec::{HttpServer, WasmSpec};
+use coracle_spec::{ContainerSpec, HttpServer, WasmSpec};
 
 /// Most threads for file operations beside those that run requests.
 const BLOCKING_THREADS: usize = 16;
+/// How long the event loop may take to end.
+const LAST_LINES: Duration = Duration::from_millis(100);
 
 /// Takes `port` at all addresses of the pod, of both families where the kernel has both; nobody can connect yet.
 ///
@@ -97,53 +105,88 @@ fn bind_at(address: SocketAddr) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// Serves until a stop signal has come and every request has its answer.
-///
-/// Errors: the code does not load or lacks its export, or `ready` failed: no guest code ran.
-pub(super) fn serve(
-    mut payload: Payload<'_>,
-    wasm: &WasmSpec,
-    server: &HttpServer,
-    stop: OwnedFd,
-    ready: impl FnOnce() -> Result<()>,
-) -> Result<End> {
+/// A server that is loaded and has no threads yet, so that its process may fork.
+pub struct Prepared {
+    listener: OwnedFd,
+    handler: Handler<ComponentState>,
+    memory: Option<u64>,
+    spec: ContainerSpec,
+    wasm: WasmSpec,
+    server: HttpServer,
+}
+
+/// How a server begins.
+pub struct Begin<R, S> {
+    /// Called before the first instruction of the guest's.
+    pub ready: R,
+    /// Called when connections are accepted from now on.
+    pub serving: S,
+    /// Another process has served before this one, so that the component is known to begin.
+    pub is_again: bool,
+}
+
+/// Loads the component of `payload` behind `server`. Errors: the code does not load or lacks its export.
+pub fn prepare(mut payload: Payload<'_>, wasm: &WasmSpec, server: &HttpServer) -> Result<Prepared> {
     let Some(listener) = payload.listener.take() else {
         return Err(Error::new(Kind::Bug, "a server came without its listener"));
     };
-    let reactor = reactor(server)?;
     let (spec, server) = (payload.spec.clone(), server.clone());
     let memory = instances::memory_limit(&spec, &server);
     let (warm, component) = load(&payload, &server, memory)?;
     rustix::process::chdir(c"/").during(|| "enter the guest's root".into())?;
     drop((payload.fd_dir, payload.code));
     let warm = warm.as_ref().unwrap_or(payload.warm);
-    let pre = warm
+    let handler = warm
         .components
         .instantiate_pre(&component)
         .and_then(Handler::new)
         .map_err(run::cannot_start)?;
-    let instances = Instances::new(
-        ProxyPre::P2(pre),
-        spec,
-        wasm.clone(),
-        server.clone(),
+    Ok(Prepared {
+        listener,
+        handler,
         memory,
-    )
-    .map_err(run::cannot_start)?;
-    ready()?;
-    let end = reactor.block_on(async {
-        // What cannot be instantiated says so now, and not in the answer to each request.
-        if let Err(e) = instances.instantiate().await {
-            return Ok(End::Trapped(end::bounded(&format!("{e:?}"))));
-        }
-        let handler = ProxyHandler::new(instances);
-        Connections::new(handler, server)
-            .serve(listener, stop)
-            .await
-    });
-    // A file operation that hangs is no reason to stay.
-    reactor.shutdown_background();
-    end
+        spec,
+        wasm: wasm.clone(),
+        server,
+    })
+}
+
+impl Prepared {
+    /// The socket: whoever polls it while nobody serves is told when somebody calls.
+    pub fn listener(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
+    }
+
+    /// Serves until a stop signal has come and every request has its answer, or until the server is idle.
+    ///
+    /// Errors: no threads or timers can be had, or `ready` failed: no guest code ran.
+    pub fn serve<R, S>(self, stop: OwnedFd, begin: Begin<R, S>) -> Result<End>
+    where
+        R: FnOnce() -> Result<()>,
+        S: FnOnce(),
+    {
+        let reactor = reactor(&self.server)?;
+        let pre = ProxyPre::P2(self.handler);
+        let server = self.server.clone();
+        let instances = Instances::new(pre, self.spec, self.wasm, self.server, self.memory)
+            .map_err(run::cannot_start)?;
+        (begin.ready)()?;
+        let end = reactor.block_on(async {
+            // What cannot be instantiated says so now, and not in the answer to each request.
+            if !begin.is_again
+                && let Err(e) = instances.instantiate().await
+            {
+                return Ok(End::Trapped(end::bounded(&format!("{e:?}"))));
+            }
+            let handler = ProxyHandler::new(instances);
+            Connections::new(handler, server, begin.is_again)
+                .serve(self.listener, stop, begin.serving)
+                .await
+        });
+        // What instances have begun to say goes out; a file operation that hangs is no reason to stay.
+        reactor.shutdown_timeout(LAST_LINES);
+        end
+    }
 }
 
 /// The component in an engine with a pool of memory; `None` in the one that there is, where no pool can be had.

@@ -1,6 +1,7 @@
 //! Ends a guest on a stop signal: through the epoch if it computes, through an eventfd if it waits.
 //!
-//! The container process arms it before it runs anything; whatever waits on the guest's behalf reads it.
+//! The container process arms it before it runs anything, and a server's process, which is forked from that one, once
+//! more; whatever waits on the guest's behalf reads it.
 //! Invariant: the handler does only what is safe in a signal handler.
 //! It must not know which signals these are, or the guest's exit code.
 
@@ -17,7 +18,7 @@ static STOP_ENGINE: AtomicPtr<Engine> = AtomicPtr::new(std::ptr::null_mut());
 static STOP_WAKE: AtomicI32 = AtomicI32::new(-1);
 
 /// The stop signal that has arrived; 0 if none has.
-pub(super) fn signal() -> i32 {
+pub fn signal() -> i32 {
     STOP_SIGNAL.load(Ordering::SeqCst)
 }
 
@@ -44,14 +45,30 @@ extern "C" fn on_stop(signal: i32) {
 ///
 /// Errors: out of descriptors, or sigaction(2) refused.
 pub fn arm_stop(engine: &Engine) -> Result<OwnedFd> {
-    let wake = rustix::event::eventfd(
-        0,
-        rustix::event::EventfdFlags::CLOEXEC | rustix::event::EventfdFlags::NONBLOCK,
-    )
-    .during(|| "make the stop eventfd".into())?;
-    STOP_WAKE.store(std::os::fd::AsRawFd::as_raw_fd(&wake), Ordering::SeqCst);
+    let wake = wake()?;
     STOP_ENGINE.store(Box::into_raw(Box::new(engine.clone())), Ordering::SeqCst);
     sys::signals::catch_stops(on_stop).during(|| "catch stop signals".into())?;
+    Ok(wake)
+}
+
+/// Gives this process an eventfd of its own, which can be read already if a stop signal has arrived. Call it after a fork
+/// of a process that had called [`arm_stop`], whose eventfd both share until then.
+///
+/// Errors: out of descriptors.
+pub fn rearm_stop() -> Result<OwnedFd> {
+    let wake = wake()?;
+    if stopping() {
+        rustix::io::write(&wake, &1_u64.to_ne_bytes()).during(|| "repeat a stop signal".into())?;
+    }
+    Ok(wake)
+}
+
+/// A new eventfd, which the handler writes to from now on.
+fn wake() -> Result<OwnedFd> {
+    use rustix::event::EventfdFlags;
+    let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+    let wake = rustix::event::eventfd(0, flags).during(|| "make the stop eventfd".into())?;
+    STOP_WAKE.store(std::os::fd::AsRawFd::as_raw_fd(&wake), Ordering::SeqCst);
     Ok(wake)
 }
 

@@ -34,6 +34,10 @@ pub struct HttpFile {
     pub request_memory_bytes: u64,
     /// Whether each request is logged.
     pub access_log: bool,
+    /// How long after its last request a server's process ends, until somebody connects again; 0 is never.
+    pub idle_s: u32,
+    /// Whether the kubelet's probes count as requests there.
+    pub probes_keep_awake: bool,
 }
 
 impl Default for HttpFile {
@@ -49,6 +53,8 @@ impl Default for HttpFile {
             instance_idle_s: 10,
             request_memory_bytes: 0,
             access_log: false,
+            idle_s: 0,
+            probes_keep_awake: false,
         }
     }
 }
@@ -67,6 +73,7 @@ pub(super) fn check(key: &'static str, file: &HttpFile) -> Result<HttpFile, Inva
             1..=1_000_000,
         ),
         ("instance_idle_s", file.instance_idle_s, 0..=3_600),
+        ("idle_s", file.idle_s, 0..=86_400),
     ];
     for (name, value, range) in within {
         if !range.contains(&value) {

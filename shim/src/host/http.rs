@@ -87,7 +87,23 @@ impl Server<'_> {
             instance_idle_s: own.instance_idle_s,
             request_memory_bytes: memory,
             access_log: pod.access_log.unwrap_or(own.access_log),
+            idle_s: self.idle()?,
+            probes_keep_awake: own.probes_keep_awake,
         })
+    }
+
+    /// After how long a server sleeps: what the pod asks for, unless that is later than the handler says.
+    fn idle(&self) -> Result<u32, Error> {
+        let most = self.handler.0.idle_s;
+        match self.pod.idle_s {
+            None => Ok(most),
+            Some(asked) if self.pod.idle_is_granted || most == 0 => Ok(asked),
+            Some(asked) if (1..=most).contains(&asked) => Ok(asked),
+            Some(asked) => Err(invalid(format!(
+                "annotation coracle.dev/idle-seconds is {asked}, and handlers.{0}.http.idle_s of this node allows 1 to {most}; the operator can list the annotation in handlers.{0}.annotations",
+                self.handler.1
+            ))),
+        }
     }
 
     /// What the pod asks for, else the handler's value, which is the most there may be unless it is 0.
@@ -198,6 +214,44 @@ mod tests {
                 && refused.contains("allows 60"),
             "{refused}"
         );
+    }
+
+    #[test]
+    fn a_server_sleeps_no_later_than_the_handler_says_unless_that_is_granted() {
+        let idle = |own, asked, idle_is_granted| {
+            let pod = HttpConfig {
+                idle_s: asked,
+                idle_is_granted,
+                ..HttpConfig::default()
+            };
+            let handler = HttpFile {
+                idle_s: own,
+                ..HttpFile::default()
+            };
+            let server = Server {
+                handler: (&handler, "coracle"),
+                pod: &pod,
+                env: &[],
+                exposed: &[],
+                resources: &Resources::default(),
+            };
+            server.plan().map(|server| server.idle_s)
+        };
+        assert_eq!(idle(0, None, false).unwrap(), 0);
+        assert_eq!(idle(0, Some(5), false).unwrap(), 5);
+        assert_eq!(idle(30, None, false).unwrap(), 30);
+        assert_eq!(idle(30, Some(30), false).unwrap(), 30);
+        for later in [0, 31] {
+            assert_eq!(idle(30, Some(later), true).unwrap(), later);
+            let refused = idle(30, Some(later), false).unwrap_err().to_string();
+            for said in [
+                "idle-seconds is",
+                "allows 1 to 30",
+                "handlers.coracle.annotations",
+            ] {
+                assert!(refused.contains(said), "{refused}");
+            }
+        }
     }
 
     #[test]

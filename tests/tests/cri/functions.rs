@@ -1,5 +1,6 @@
 //! Components that handle HTTP requests, as whoever calls their pods sees them.
 
+mod idle;
 mod limits;
 mod ports;
 mod serving;

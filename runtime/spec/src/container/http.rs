@@ -32,4 +32,21 @@ pub struct HttpServer {
     pub request_memory_bytes: u64,
     /// Whether each request is logged, one line on standard output.
     pub access_log: bool,
+    /// How long after its last request the server's process ends, until somebody connects again; 0 is never. Seconds.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub idle_s: u32,
+    /// Whether the kubelet's probes count as requests there.
+    #[serde(default)]
+    pub probes_keep_awake: bool,
+}
+
+impl HttpServer {
+    /// Whether its process may end while nobody calls it.
+    pub fn may_sleep(&self) -> bool {
+        self.idle_s > 0
+    }
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }

@@ -157,7 +157,7 @@ fn wasm(spec: &ContainerSpec, layout: Layout, warm: &Warm) -> Result<Infallible>
     let fd_dir = init::own_descriptors()?;
     sandbox::enter(spec, &pod, || join(first, all_but_user()))?;
     drop(pod);
-    init::run_wasm(spec, warm, fd_dir)
+    super::wasm::run(spec, warm, fd_dir)
 }
 
 fn all_but_user() -> ThreadNameSpaceType {

@@ -1,20 +1,18 @@
 //! What a container's process does from its fork to the end of its payload.
 //!
 //! ```text
-//! Wasm:   spec -> jail -> Landlock -> first filter -> a new thread: load, second filter, run
+//! Wasm:   spec -> jail -> what `wasm` does in it
 //! Linux:  spec -> prepare -> [leave the node's mounts, join user or shared pid namespace, fork] -> finish -> execute
 //! ```
-//! Invariants: a Wasm payload runs on a thread started after the fork, so that guests do not share per-thread state of
-//! keeper or spawner (hash keys, generators). A Linux container's process is undumpable until its program replaces it.
+//! Invariant: a Linux container's process is undumpable until its program replaces it.
 //! The steps of the jail are in coracle-sandbox.
 
 use std::convert::Infallible;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
-use std::time::Duration;
 
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
-use super::{CANNOT_START, Layout};
+use super::{CANNOT_START, Layout, idle};
 use crate::control::messages::Report;
 use crate::native::{self, Credentials, Label, NotExecuted};
 use coracle_sandbox::{self as sandbox, PodNamespaces, linux};
@@ -26,14 +24,10 @@ use coracle_sys as sys;
 use coracle_sys::fork::Forked;
 use coracle_sys::memfd::read_all;
 use coracle_wasm::Warm;
-use coracle_wasm::run::{self, ERROR_CODE, End, Payload, TRAP_CODE};
+use coracle_wasm::run::{ERROR_CODE, End, TRAP_CODE};
 
 /// Largest spec, in bytes: CRI's message size bounds arguments and environment.
 const MAX_SPEC: usize = 20 << 20;
-/// Stack of the thread that runs the payload; Wasm code has its own stack.
-const THREAD_STACK: usize = 512 * 1024;
-/// How long a payload may take to return after a stop signal.
-const STOP_PATIENCE: Duration = Duration::from_millis(100);
 const REPORT_FD: RawFd = 3;
 pub(super) const SPEC_FD: RawFd = 4;
 /// How many descriptors a Wasm payload has of its own; a Linux one has fewer.
@@ -71,6 +65,7 @@ pub(super) fn conclude(ended: Result<End>) -> ! {
             report(&Report::Trap(text));
             TRAP_CODE
         }
+        Ok(End::Idle) => idle::SLEEP_CODE,
         Err(e) => {
             report(&Report::Failed(e.chain()));
             CANNOT_START
@@ -117,7 +112,7 @@ fn wasm(spec: &ContainerSpec, layout: Layout, warm: &Warm) -> Result<Infallible>
     let fd_dir = own_descriptors()?;
     sandbox::build(spec, &pod)?;
     drop(pod);
-    run_wasm(spec, warm, fd_dir)
+    super::wasm::run(spec, warm, fd_dir)
 }
 
 /// Makes the payload's terminal its controlling terminal, so that Ctrl-C interrupts it.
@@ -135,49 +130,6 @@ pub(super) fn own_descriptors() -> Result<OwnedFd> {
     use rustix::fs::{Mode, OFlags, open};
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     open("/proc/self/fd", flags, Mode::empty()).during(|| "open /proc/self/fd".into())
-}
-
-/// Runs the compiled code that is this process's payload, inside the finished jail.
-pub(super) fn run_wasm(spec: &ContainerSpec, warm: &Warm, fd_dir: OwnedFd) -> Result<Infallible> {
-    let code = sys::fork::adopt(PAYLOAD_FD);
-    let first = sys::fork::adopt(PAYLOAD_FD + 1);
-    let second = sys::fork::adopt(PAYLOAD_FD + 2);
-    let stop = warm.arm_stop()?;
-    let mut listener = None;
-    if let Workload::Wasm(wasm) = &spec.workload {
-        // While it may: a guest without a network serves, and makes no socket itself.
-        let server = wasm.serves();
-        listener = server
-            .map(|server| coracle_wasm::server::bind(server.port))
-            .transpose()?;
-        sandbox::landlock::confine(spec, wasm, code.as_fd())?;
-    }
-    let patience = match &listener {
-        // It has requests to answer, and ends by itself or by SIGKILL.
-        Some(_) => None,
-        None => Some(STOP_PATIENCE),
-    };
-    sandbox::install(first.as_fd(), 0)?;
-    drop(first);
-    let wake = stop
-        .try_clone()
-        .during(|| "share the stop eventfd".into())?;
-    let payload = Payload {
-        warm,
-        spec,
-        code,
-        fd_dir,
-        listener,
-    };
-    let work = || {
-        run::run(payload, stop, || {
-            sandbox::install(second.as_fd(), 0)?;
-            drop(second);
-            report(&Report::Ready);
-            Ok(())
-        })
-    };
-    on_a_new_thread(work, wake, patience)
 }
 
 /// Runs a program of a Linux image: in this process, or in a new one inside the pod's namespaces.
@@ -295,40 +247,6 @@ fn pod_namespaces(layout: Layout) -> PodNamespaces {
     }
 }
 
-/// Runs `work` on a new thread, which has fresh thread-local state, and exits with its result.
-///
-/// This thread waits for a stop signal: a payload inside a blocking host call (a long sleep of preview 1, a write to a
-/// full pipe) does not see the epoch, so after `patience` this thread exits the process. Without one, the payload exits by
-/// itself or is killed.
-fn on_a_new_thread(
-    work: impl FnOnce() -> Result<End> + Send,
-    stop: OwnedFd,
-    patience: Option<Duration>,
-) -> Result<Infallible> {
-    std::thread::scope(|scope| {
-        let body =
-            move || {
-                let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
-                conclude(caught.unwrap_or_else(|_| {
-                    Err(Error::new(Kind::Bug, "the payload's thread panicked"))
-                }))
-            };
-        let thread = std::thread::Builder::new()
-            .stack_size(THREAD_STACK)
-            .spawn_scoped(scope, body);
-        let _: std::thread::ScopedJoinHandle<'_, Infallible> =
-            thread.during(|| "start the payload's thread".into())?;
-        let signal = coracle_wasm::stop::await_stop(stop.as_fd());
-        let Some(patience) = patience else {
-            loop {
-                std::thread::park();
-            }
-        };
-        std::thread::sleep(patience);
-        sys::fork::leave(128 + signal)
-    })
-}
-
 pub(super) fn read_spec() -> Result<ContainerSpec> {
     let spec = sys::fork::adopt(SPEC_FD);
     let bytes = read_all(spec.as_fd(), MAX_SPEC).during(|| "read the container's spec".into())?;
@@ -350,10 +268,12 @@ pub(super) fn reexec(container: &ContainerId, layout: Layout, joins: bool) -> Er
     let pods = Layout::LETTERS.iter().zip(layout.pod);
     let pods = pods.filter(|(_, there)| *there).map(|(letter, _)| *letter);
     let letters: String = pods.chain(joins.then_some(EXEC_LETTER)).collect();
+    // Room for the title of a function that may sleep.
+    let room = "-".repeat(64);
     let mut command = std::process::Command::new("/proc/self/exe");
     command
         .arg0("coracle")
-        .args(["guest", container.as_str(), &format!("-{letters}")]);
+        .args(["guest", container.as_str(), &format!("-{letters}{room}")]);
     command
         .arg(failpoint::armed().unwrap_or_default())
         .env_clear();

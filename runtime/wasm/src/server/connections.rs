@@ -2,8 +2,9 @@
 //!
 //! Called by [`super`]. Which of the two versions a client speaks is seen by its first bytes; both are hyper's.
 //! Invariants: a client that is slow with the head of a request loses its connection and holds up nobody else; after a
-//! stop signal nothing new is taken but what the kernel had accepted already, and this returns when all is answered.
-//! Not here: what a request is answered.
+//! stop signal nothing new is taken but what the kernel had accepted already, and this returns when all is answered; a
+//! server that ends because it is idle has closed its connections, and leaves those that come meanwhile to the kernel.
+//! Not here: what a request is answered, how long is idle.
 
 use std::convert::Infallible;
 use std::io;
@@ -24,6 +25,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use wasmtime_wasi_http::handler::ProxyHandler;
 
+use super::idle::{Busy, Idle, Open};
 use super::instances::Instances;
 use super::requests::Requests;
 use crate::end::End;
@@ -52,6 +54,15 @@ pub(super) struct Connections {
     requests: Arc<Requests>,
     settings: HttpServer,
     room: Arc<Semaphore>,
+    idle: Arc<Idle>,
+}
+
+/// What a server waits for.
+enum Event {
+    Stop,
+    Newcomer(TcpStream, OwnedSemaphorePermit),
+    /// Nothing has happened for long; or, once that was so, all connections are closed.
+    Quiet,
 }
 
 /// What happens on one connection.
@@ -63,12 +74,18 @@ struct Activity {
 }
 
 /// A request that is under way on a connection.
-pub(super) struct Active(Arc<Activity>);
+pub(super) struct Active {
+    activity: Arc<Activity>,
+    _busy: Busy,
+}
 
 impl Activity {
-    fn enter(self: &Arc<Self>) -> Active {
+    fn enter(self: &Arc<Self>, busy: Busy) -> Active {
         self.requests.fetch_add(1, Ordering::Relaxed);
-        Active(Arc::clone(self))
+        Active {
+            activity: Arc::clone(self),
+            _busy: busy,
+        }
     }
 
     /// For how long nothing has been under way.
@@ -83,54 +100,98 @@ impl Activity {
 
 impl Drop for Active {
     fn drop(&mut self) {
-        let now = u64::try_from(self.0.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.0.ended.store(now, Ordering::Relaxed);
-        self.0.requests.fetch_sub(1, Ordering::Relaxed);
+        let activity = &self.activity;
+        let now = u64::try_from(activity.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        activity.ended.store(now, Ordering::Relaxed);
+        activity.requests.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 impl Connections {
-    /// Connections whose requests `handler` answers.
-    pub(super) fn new(handler: ProxyHandler<Instances>, settings: HttpServer) -> Self {
+    /// Connections whose requests `handler` answers. `is_again`: not the first server of its container.
+    pub(super) fn new(
+        handler: ProxyHandler<Instances>,
+        settings: HttpServer,
+        is_again: bool,
+    ) -> Self {
         Self {
             requests: Arc::new(Requests::new(handler, settings.clone())),
             room: Arc::new(Semaphore::new(settings.max_connections as usize)),
+            idle: Arc::new(Idle::new(&settings, is_again)),
             settings,
         }
     }
 
-    /// Listens, and serves until `stop` can be read and all is answered.
+    /// Listens, calls `serving`, and serves until `stop` can be read and all is answered, or until the server is idle.
     ///
     /// Errors: the kernel does not let the socket listen.
-    pub(super) async fn serve(self, listener: OwnedFd, stop: OwnedFd) -> Result<End> {
+    pub(super) async fn serve(
+        self,
+        listener: OwnedFd,
+        stop: OwnedFd,
+        serving: impl FnOnce(),
+    ) -> Result<End> {
         let what = || format!("listen at TCP port {}", self.settings.port);
         rustix::net::listen(&listener, BACKLOG).during(what)?;
         let listener = TcpListener::from_std(listener.into()).during(what)?;
         // SAFETY: the registration is dropped at the end of this function, before the eventfd that it borrows.
         let stop = unsafe { AsyncFd::register(stop.as_fd()) }.during(what)?;
-        let (stopping, stopped) = watch::channel(false);
+        serving();
         let own = Arc::new(self);
-        let accepting = async {
-            loop {
-                let (stream, room) = own.accept(&listener).await;
-                own.start(stream, room, &stopped);
+        let (mut closing, mut closed) = watch::channel(false);
+        let mut is_leaving = false;
+        loop {
+            match own.next(&listener, &stop, is_leaving).await {
+                Event::Stop => break,
+                Event::Quiet if is_leaving => return Ok(End::Idle),
+                Event::Quiet => {
+                    is_leaving = true;
+                    let _ = closing.send(true);
+                }
+                Event::Newcomer(stream, room) => {
+                    if std::mem::take(&mut is_leaving) {
+                        // The connections that are being closed stay so; this one begins anew.
+                        (closing, closed) = watch::channel(false);
+                    }
+                    own.start(stream, room, &closed);
+                }
             }
-        };
-        tokio::select! {
-            biased;
-            _ = stop.readable() => {}
-            never = accepting => match never {},
         }
         // Nobody is told that it could connect and then turned away.
         while let Some((stream, room)) = own.accepted_already(&listener) {
-            own.start(stream, room, &stopped);
+            own.start(stream, room, &closed);
         }
+        // For whoever else holds the socket, too.
+        let _ = rustix::net::shutdown(&listener, rustix::net::Shutdown::Read);
         drop(listener);
-        let _ = stopping.send(true);
+        let _ = closing.send(true);
         let all = own.settings.max_connections;
         let _ = own.room.acquire_many(all).await;
         own.requests.finished().await;
         Ok(End::Code(0))
+    }
+
+    /// What happens next. `is_leaving`: the server is idle and closes its connections.
+    async fn next(
+        &self,
+        listener: &TcpListener,
+        stop: &AsyncFd<std::os::fd::BorrowedFd<'_>>,
+        is_leaving: bool,
+    ) -> Event {
+        let quiet = async {
+            if is_leaving {
+                self.idle.closed().await;
+                self.requests.finished().await;
+            } else {
+                self.idle.due().await;
+            }
+        };
+        tokio::select! {
+            biased;
+            _ = stop.readable() => Event::Stop,
+            (stream, room) = self.accept(listener) => Event::Newcomer(stream, room),
+            () = quiet => Event::Quiet,
+        }
     }
 
     /// The next connection, once there is room for one.
@@ -166,14 +227,15 @@ impl Connections {
         stopped: &watch::Receiver<bool>,
     ) {
         let (own, stopped) = (Arc::clone(self), stopped.clone());
+        let open = self.idle.open();
         tokio::spawn(async move {
             let _room = room;
-            own.speak(stream, stopped).await;
+            own.speak(stream, stopped, open).await;
         });
     }
 
     /// Serves one connection to its end, in the version that its client speaks.
-    async fn speak(&self, stream: TcpStream, mut stopped: watch::Receiver<bool>) {
+    async fn speak(&self, stream: TcpStream, mut stopped: watch::Receiver<bool>, open: Open) {
         let _ = stream.set_nodelay(true);
         let Some(is_http2) = self.version(&stream, &mut stopped).await else {
             return;
@@ -184,8 +246,11 @@ impl Connections {
             ended: AtomicU64::new(0),
         });
         let (requests, own) = (Arc::clone(&self.requests), Arc::clone(&activity));
+        let idle = Arc::clone(&self.idle);
         let service = service_fn(move |request: Request<Incoming>| {
-            let (requests, active) = (Arc::clone(&requests), own.enter());
+            let busy = idle.request(request.headers());
+            open.speaks();
+            let (requests, active) = (Arc::clone(&requests), own.enter(busy));
             async move { Ok::<_, Infallible>(requests.answer(request, active).await) }
         });
         let io = TokioIo::new(stream);

@@ -24,7 +24,7 @@ impl Sink for Kept {
     }
 }
 
-fn server() -> HttpServer {
+pub(super) fn server() -> HttpServer {
     HttpServer {
         port: 8080,
         threads: 1,
@@ -38,6 +38,8 @@ fn server() -> HttpServer {
         instance_idle_s: 1,
         request_memory_bytes: 0,
         access_log: false,
+        idle_s: 0,
+        probes_keep_awake: false,
     }
 }
 

@@ -10,7 +10,7 @@ use std::str::FromStr;
 use coracle_lifecycle::HttpConfig;
 
 use super::BadRequest;
-use super::annotations::{Narrows, Reader, field};
+use super::annotations::{Bounded, Narrows, Reader, field};
 
 /// The TCP port. It opens nothing: a guest with sockets can listen where it likes, and one without is still reached
 /// through the network policy of its pod alone.
@@ -26,8 +26,13 @@ const REQUEST_MEMORY: Narrows = Narrows("http.coracle.dev/request-memory-bytes")
 /// `true` or `false`; its own log.
 const ACCESS_LOG: Narrows = Narrows("http.coracle.dev/access-log");
 
+/// Seconds. Sooner than the handler's takes a warm server from the pod; later, or 0 for never, has it keep one, which the
+/// handler has to allow.
+const IDLE: Bounded = Bounded("coracle.dev/idle-seconds");
+
 /// What a pod says of its servers. Errors: [`BadRequest`] that names the annotation.
 pub(super) fn http(reader: &Reader) -> Result<HttpConfig, BadRequest> {
+    let idle = reader.bounded(&IDLE);
     Ok(HttpConfig {
         port: number(reader, &PORT, 1..=u16::MAX)?,
         deadline_s: number(reader, &DEADLINE, 1..=86_400)?,
@@ -35,6 +40,10 @@ pub(super) fn http(reader: &Reader) -> Result<HttpConfig, BadRequest> {
         max_instance_requests: number(reader, &MAX_INSTANCE_REQUESTS, 1..=1_000_000)?,
         request_memory_bytes: number(reader, &REQUEST_MEMORY, 65_536..=1 << 40)?,
         access_log: flag(reader, &ACCESS_LOG)?,
+        idle_s: idle
+            .map(|claim| parsed(IDLE.0, claim.text, 0..=86_400))
+            .transpose()?,
+        idle_is_granted: idle.is_some_and(|claim| claim.is_granted),
     })
 }
 
@@ -43,11 +52,17 @@ fn number<T: FromStr + PartialOrd + std::fmt::Display>(
     key: &Narrows,
     range: RangeInclusive<T>,
 ) -> Result<Option<T>, BadRequest> {
-    let Some(text) = reader.narrowing(key) else {
-        return Ok(None);
-    };
+    let text = reader.narrowing(key);
+    text.map(|text| parsed(key.0, text, range)).transpose()
+}
+
+fn parsed<T: FromStr + PartialOrd + std::fmt::Display>(
+    key: &str,
+    text: &str,
+    range: RangeInclusive<T>,
+) -> Result<T, BadRequest> {
     match text.trim().parse() {
-        Ok(number) if range.contains(&number) => Ok(Some(number)),
+        Ok(number) if range.contains(&number) => Ok(number),
         _ => {
             let wanted = format!("must be a number from {} to {}", range.start(), range.end());
             Err(refused(key, text, &wanted))
@@ -60,13 +75,13 @@ fn flag(reader: &Reader, key: &Narrows) -> Result<Option<bool>, BadRequest> {
         None => Ok(None),
         Some((_, "true")) => Ok(Some(true)),
         Some((_, "false")) => Ok(Some(false)),
-        Some((text, _)) => Err(refused(key, text, "must be true or false")),
+        Some((text, _)) => Err(refused(key.0, text, "must be true or false")),
     }
 }
 
-fn refused(key: &Narrows, text: &str, wanted: &str) -> BadRequest {
+fn refused(key: &str, text: &str, wanted: &str) -> BadRequest {
     let shown: String = text.chars().take(64).collect();
-    BadRequest::invalid(field(key.0), format!("is {shown:?}, {wanted}"))
+    BadRequest::invalid(field(key), format!("is {shown:?}, {wanted}"))
 }
 
 #[cfg(test)]
@@ -81,11 +96,15 @@ mod tests {
             ("http.coracle.dev/port", "8081"),
             ("http.coracle.dev/max-instance-requests", " 100 "),
             ("http.coracle.dev/access-log", "true"),
+            ("coracle.dev/idle-seconds", "0"),
         ];
         let found = http(&reader(&said, &[])).unwrap();
         assert_eq!((found.port, found.deadline_s), (Some(8081), None));
         assert_eq!(found.max_instance_requests, Some(100));
         assert_eq!(found.access_log, Some(true));
+        assert_eq!((found.idle_s, found.idle_is_granted), (Some(0), false));
+        let granted = http(&reader(&said, &["coracle.dev/*"])).unwrap();
+        assert_eq!((granted.idle_s, granted.idle_is_granted), (Some(0), true));
         assert!(http(&reader(&[], &[])).unwrap().is_empty());
         for (key, text) in [
             ("http.coracle.dev/port", "0"),
@@ -95,6 +114,8 @@ mod tests {
             ("http.coracle.dev/max-requests", ""),
             ("http.coracle.dev/request-memory-bytes", "64Mi"),
             ("http.coracle.dev/access-log", "yes"),
+            ("coracle.dev/idle-seconds", "5m"),
+            ("coracle.dev/idle-seconds", "86401"),
         ] {
             let refused = http(&reader(&[(key, text)], &[])).unwrap_err();
             assert!(refused.to_string().contains(key), "{refused}");

@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// The annotations `http.coracle.dev/*`.
+/// The annotations `http.coracle.dev/*`, and `coracle.dev/idle-seconds`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct HttpConfig {
@@ -27,6 +27,12 @@ pub struct HttpConfig {
     /// `access-log`: whether each request is logged.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub access_log: Option<bool>,
+    /// `idle-seconds`: how long after its last request a server sleeps; 0 is never.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub idle_s: Option<u32>,
+    /// Whether that may be later than the handler says, or never.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub idle_is_granted: bool,
 }
 
 impl HttpConfig {

@@ -1,0 +1,109 @@
+//! What a Wasm container's process does inside its finished jail.
+//!
+//! ```text
+//! Landlock -> first filter -> a new thread: load, second filter, run
+//! a server that may sleep:  Landlock -> first filter -> load, then what `idle` does
+//! ```
+//! Called by a container's first process and by its execs. Invariant: guest code runs on a thread started after the fork,
+//! so that guests do not share per-thread state of keeper or spawner (hash keys, generators).
+//! It must not know how the jail is built.
+
+use std::convert::Infallible;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::time::Duration;
+
+use super::idle;
+use super::init::{PAYLOAD_FD, conclude, report};
+use crate::control::messages::Report;
+use coracle_sandbox as sandbox;
+use coracle_spec::error::{Context as _, Error, Kind, Result};
+use coracle_spec::{ContainerSpec, Workload};
+use coracle_sys as sys;
+use coracle_wasm::run::{self, End, Payload};
+use coracle_wasm::{Warm, server};
+
+/// Stack of the thread that runs the payload; Wasm code has its own stack.
+const THREAD_STACK: usize = 512 * 1024;
+/// How long a payload may take to return after a stop signal.
+const STOP_PATIENCE: Duration = Duration::from_millis(100);
+
+/// Runs the compiled code that is this process's payload.
+pub(super) fn run(spec: &ContainerSpec, warm: &Warm, fd_dir: OwnedFd) -> Result<Infallible> {
+    let Workload::Wasm(wasm) = &spec.workload else {
+        return Err(Error::new(Kind::Bug, "a Linux payload came to the engine"));
+    };
+    let code = sys::fork::adopt(PAYLOAD_FD);
+    let first = sys::fork::adopt(PAYLOAD_FD + 1);
+    let second = sys::fork::adopt(PAYLOAD_FD + 2);
+    let stop = warm.arm_stop()?;
+    // While it may: a guest without a network serves, and makes no socket itself.
+    let listener = wasm.serves().map(|settings| server::bind(settings.port));
+    let listener = listener.transpose()?;
+    sandbox::landlock::confine(spec, wasm, code.as_fd())?;
+    sandbox::install(first.as_fd(), 0)?;
+    drop(first);
+    let patience = match &listener {
+        // It has requests to answer, and ends by itself or by SIGKILL.
+        Some(_) => None,
+        None => Some(STOP_PATIENCE),
+    };
+    let payload = Payload {
+        warm,
+        spec,
+        code,
+        fd_dir,
+        listener,
+    };
+    if let Some(settings) = wasm.serves().filter(|settings| settings.may_sleep()) {
+        let prepared = server::prepare(payload, wasm, settings)?;
+        return idle::hold(spec, prepared, &stop, second);
+    }
+    let wake = stop
+        .try_clone()
+        .during(|| "share the stop eventfd".into())?;
+    let work = || run::run(payload, stop, || lock(&second, true));
+    on_a_new_thread(work, wake, patience)
+}
+
+/// The last step before guest code runs: no new executable mappings, and, the first time, a report to the keeper.
+pub(super) fn lock(second: &OwnedFd, is_first: bool) -> Result<()> {
+    sandbox::install(second.as_fd(), 0)?;
+    if is_first {
+        report(&Report::Ready);
+    }
+    Ok(())
+}
+
+/// Runs `work` on a new thread, which has fresh thread-local state, and exits with its result.
+///
+/// This thread waits for a stop signal: a payload inside a blocking host call (a long sleep of preview 1, a write to a
+/// full pipe) does not see the epoch, so after `patience` this thread exits the process. Without one, the payload exits by
+/// itself or is killed.
+pub(super) fn on_a_new_thread(
+    work: impl FnOnce() -> Result<End> + Send,
+    stop: OwnedFd,
+    patience: Option<Duration>,
+) -> Result<Infallible> {
+    std::thread::scope(|scope| {
+        let body =
+            move || {
+                let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+                conclude(caught.unwrap_or_else(|_| {
+                    Err(Error::new(Kind::Bug, "the payload's thread panicked"))
+                }))
+            };
+        let thread = std::thread::Builder::new()
+            .stack_size(THREAD_STACK)
+            .spawn_scoped(scope, body);
+        let _: std::thread::ScopedJoinHandle<'_, Infallible> =
+            thread.during(|| "start the payload's thread".into())?;
+        let signal = coracle_wasm::stop::await_stop(stop.as_fd());
+        let Some(patience) = patience else {
+            loop {
+                std::thread::park();
+            }
+        };
+        std::thread::sleep(patience);
+        sys::fork::leave(128 + signal)
+    })
+}

@@ -1,0 +1,231 @@
+//! When a server has nothing to do: what counts as activity, and when the server may end because nothing does.
+//!
+//! Called by [`super::connections`]. Two things are counted: what is busy (requests under way, and connections whose
+//! first request has not come yet) and what is open (connections). A server that was started again by a newcomer may end
+//! a second later if the newcomer was no more than a health probe.
+//! Invariants: nobody's first request is lost because its connection was opened just before the end; while requests come
+//! one timer is armed, and moved once for each that fires.
+//! Not here: closing connections, the end of the process.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use http::{HeaderMap, header::USER_AGENT};
+use tokio::sync::Notify;
+
+use coracle_spec::HttpServer;
+
+/// How the kubelet's probes begin to name themselves; its gRPC probes add a library's name behind it.
+const PROBE: &[u8] = b"kube-probe/";
+/// How long a server stays that was started again and has seen no request that counts.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// The activity of one server.
+pub(super) struct Idle {
+    /// How long nothing may happen; none: for ever.
+    patience: Option<Duration>,
+    probes_count: bool,
+    begun: Instant,
+    busy: AtomicUsize,
+    open: AtomicUsize,
+    /// Milliseconds since `begun`.
+    due_at: AtomicU64,
+    /// Something was counted down to nothing.
+    emptied: Notify,
+}
+
+/// An open connection, which is busy until its first request has begun.
+pub(super) struct Open {
+    idle: Arc<Idle>,
+    is_new: AtomicBool,
+}
+
+/// A request under way.
+pub(super) struct Busy {
+    idle: Arc<Idle>,
+    counts: bool,
+}
+
+impl Idle {
+    /// Nothing has happened yet. `is_again`: not the first server of its container.
+    pub(super) fn new(settings: &HttpServer, is_again: bool) -> Self {
+        let patience = Duration::from_secs(settings.idle_s.into());
+        let first = if is_again {
+            LINGER.min(patience)
+        } else {
+            patience
+        };
+        Self {
+            patience: Some(patience).filter(|patience| !patience.is_zero()),
+            probes_count: settings.probes_keep_awake,
+            begun: Instant::now(),
+            busy: AtomicUsize::new(0),
+            open: AtomicUsize::new(0),
+            due_at: AtomicU64::new(millis(first)),
+            emptied: Notify::new(),
+        }
+    }
+
+    /// Counts a connection.
+    pub(super) fn open(self: &Arc<Self>) -> Open {
+        self.open.fetch_add(1, Ordering::SeqCst);
+        self.busy.fetch_add(1, Ordering::SeqCst);
+        Open {
+            idle: Arc::clone(self),
+            is_new: AtomicBool::new(true),
+        }
+    }
+
+    /// Counts a request with these header fields.
+    pub(super) fn request(self: &Arc<Self>, headers: &HeaderMap) -> Busy {
+        let name = headers.get(USER_AGENT);
+        let is_probe = name.is_some_and(|name| name.as_bytes().starts_with(PROBE));
+        self.busy.fetch_add(1, Ordering::SeqCst);
+        Busy {
+            idle: Arc::clone(self),
+            counts: self.probes_count || !is_probe,
+        }
+    }
+
+    /// Waits until nothing has happened for long enough and nothing is under way; without a limit, for ever.
+    pub(super) async fn due(&self) {
+        if self.patience.is_none() {
+            return std::future::pending().await;
+        }
+        loop {
+            let due_at = Duration::from_millis(self.due_at.load(Ordering::SeqCst));
+            if self.begun.elapsed() < due_at {
+                tokio::time::sleep_until((self.begun + due_at).into()).await;
+            } else if self.busy.load(Ordering::SeqCst) == 0 {
+                return;
+            } else {
+                self.emptied.notified().await;
+            }
+        }
+    }
+
+    /// Waits until no connection is open.
+    pub(super) async fn closed(&self) {
+        while self.open.load(Ordering::SeqCst) > 0 {
+            self.emptied.notified().await;
+        }
+    }
+
+    fn calm(&self) {
+        if self.busy.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.emptied.notify_one();
+        }
+    }
+}
+
+impl Open {
+    /// The first request has begun; others change nothing.
+    pub(super) fn speaks(&self) {
+        if self.is_new.swap(false, Ordering::SeqCst) {
+            self.idle.calm();
+        }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.speaks();
+        if self.idle.open.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.idle.emptied.notify_one();
+        }
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        if let Some(patience) = self.idle.patience.filter(|_| self.counts) {
+            let due_at = millis(self.idle.begun.elapsed() + patience);
+            self.idle.due_at.fetch_max(due_at, Ordering::SeqCst);
+        }
+        self.idle.calm();
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use super::super::tests::server;
+    use super::*;
+    use tokio::time::timeout;
+
+    fn idle(idle_s: u32, is_again: bool) -> Arc<Idle> {
+        let settings = HttpServer { idle_s, ..server() };
+        Arc::new(Idle::new(&settings, is_again))
+    }
+
+    async fn is_due(idle: &Idle, within_ms: u64) -> bool {
+        timeout(Duration::from_millis(within_ms), idle.due())
+            .await
+            .is_ok()
+    }
+
+    fn probe() -> HeaderMap {
+        HeaderMap::from_iter([(USER_AGENT, "kube-probe/1.36 grpc-go/1.72".parse().unwrap())])
+    }
+
+    #[tokio::test]
+    async fn without_a_limit_it_never_ends() {
+        assert!(!is_due(&idle(0, false), 1_200).await);
+        assert!(!is_due(&idle(0, true), 1_200).await);
+    }
+
+    #[tokio::test]
+    async fn it_ends_after_the_limit_and_not_while_anything_is_under_way() {
+        let idle = idle(1, false);
+        assert!(!is_due(&idle, 500).await);
+        let request = idle.request(&HeaderMap::new());
+        assert!(!is_due(&idle, 1_000).await);
+        drop(request);
+        // The limit begins again with the end of the request.
+        assert!(!is_due(&idle, 500).await);
+        assert!(is_due(&idle, 1_000).await);
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_has_not_spoken_holds_it_and_a_silent_old_one_does_not() {
+        let idle = idle(1, false);
+        let open = idle.open();
+        assert!(!is_due(&idle, 1_300).await);
+        open.speaks();
+        open.speaks();
+        assert!(is_due(&idle, 100).await);
+        assert!(
+            timeout(Duration::from_millis(50), idle.closed())
+                .await
+                .is_err()
+        );
+        drop(open);
+        assert!(
+            timeout(Duration::from_millis(50), idle.closed())
+                .await
+                .is_ok()
+        );
+    }
+
+    #[tokio::test]
+    async fn a_server_that_a_probe_started_ends_soon_unless_probes_count() {
+        let idle = idle(3_600, true);
+        drop(idle.request(&probe()));
+        assert!(is_due(&idle, 1_500).await);
+        drop(idle.request(&HeaderMap::new()));
+        assert!(!is_due(&idle, 1_500).await);
+        let settings = HttpServer {
+            idle_s: 3_600,
+            probes_keep_awake: true,
+            ..server()
+        };
+        let idle = Arc::new(Idle::new(&settings, true));
+        drop(idle.request(&probe()));
+        assert!(!is_due(&idle, 1_500).await);
+    }
+}
