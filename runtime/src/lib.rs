@@ -26,7 +26,7 @@ pub mod spawner;
 pub mod unpacker;
 pub mod memory {
     //! What this process's allocator holds.
-    pub use coracle_sys::give_memory_back;
+    pub use coracle_sys::{give_memory_back, limit_arenas};
 }
 pub mod terminal {
     //! Terminals that the daemon makes and resizes.

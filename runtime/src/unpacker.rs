@@ -101,8 +101,9 @@ impl Running {
         }
         let Bounds { cpu_s, .. } = self.bounds;
         let text = format!(
-            "{}: the unpacker ended with {status} (limits: {cpu_s} s of CPU, {} MiB)",
+            "{}: the unpacker ended with {status}{} (limits: {cpu_s} s of CPU, {} MiB)",
             what(),
+            self.helper.error_line().await,
             MEMORY_BYTES >> 20
         );
         Err(Error::new(Kind::Exhausted, text))

@@ -34,6 +34,8 @@ const MAX_WORKERS: usize = 4;
 const MAX_BLOCKING: usize = 64;
 /// Stack of each thread, bytes; only touched pages count.
 const THREAD_STACK: usize = 1 << 20;
+/// Heaps of the allocator. With one a thread, each keeps a hundred KiB of pages after its work.
+const ARENAS: u8 = 2;
 /// How long work under way may take after the signal.
 const DRAIN: std::time::Duration = std::time::Duration::from_secs(5);
 
@@ -45,6 +47,7 @@ pub fn main(config: &Config) -> Result<(), Box<dyn Error>> {
     #[cfg(feature = "failpoints")]
     coracle_images::set_failpoints(coracle_spec::failpoint::hit);
     coracle_runtime::isolate_daemon()?;
+    coracle_runtime::memory::limit_arenas(ARENAS);
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let runtime = tokio::runtime::Builder::new_multi_thread()

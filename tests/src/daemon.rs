@@ -117,6 +117,9 @@ impl Daemon {
                 "{enter}exec unshare -m --propagation slave /bin/sh -c 'umount -l {UNIFIED}; \
                  exec \"$0\" serve --config \"$1\"' \"$0\" \"$1\""
             ),
+            None if self.options.shared_mounts => {
+                format!("{enter}exec unshare -m --propagation shared \"$0\" serve --config \"$1\"")
+            }
             None => format!("{enter}exec \"$0\" serve --config \"$1\""),
             // In a mount namespace of its own, so that only this daemon sees the other boot id.
             Some(other) => format!(

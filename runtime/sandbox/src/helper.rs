@@ -10,7 +10,9 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
+use std::time::Duration;
 
+use tokio::io::AsyncReadExt as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use coracle_spec::error::{Error, Kind, Result};
@@ -18,6 +20,10 @@ use coracle_sys as sys;
 
 /// The unit in which memory is counted, in bytes.
 const UNIT: u64 = 1 << 20;
+/// Most bytes of a helper's standard error that are read.
+const MAX_ERROR_BYTES: u64 = 1 << 10;
+/// How long to wait for a dead helper's standard error, which something else may hold open.
+const ERROR_PATIENCE: Duration = Duration::from_millis(200);
 
 /// Bounds the number and memory of the node's helpers. Clones share one pool.
 #[derive(Clone, Debug)]
@@ -72,6 +78,25 @@ pub struct Helper {
     _lifeline: Option<tokio::process::ChildStdin>,
 }
 
+impl Helper {
+    /// The first line that the helper, which has ended, wrote to its standard error, with a colon before it; empty if
+    /// there is none. It may have read untrusted bytes by then: the line is bounded, and control characters are
+    /// escaped.
+    pub async fn error_line(&mut self) -> String {
+        let Some(stream) = self.child.stderr.take() else {
+            return String::new();
+        };
+        let mut bytes = Vec::new();
+        let mut bounded = stream.take(MAX_ERROR_BYTES);
+        let _ = tokio::time::timeout(ERROR_PATIENCE, bounded.read_to_end(&mut bytes)).await;
+        let text = String::from_utf8_lossy(&bytes);
+        match text.lines().find(|line| !line.trim().is_empty()) {
+            Some(line) => format!(": {}", line.trim().escape_debug()),
+            None => String::new(),
+        }
+    }
+}
+
 /// Starts `exe` with `arguments`, with `descriptors` as 3, 4 and so on, and with standard output `stdout`.
 ///
 /// Errors: fork or exec failed.
@@ -89,7 +114,7 @@ pub fn start(
         .current_dir("/")
         .stdin(Stdio::piped())
         .stdout(stdout)
-        .stderr(Stdio::null());
+        .stderr(Stdio::piped());
     sys::command::give(&mut command, descriptors);
     let mut command = tokio::process::Command::from(command);
     let mut child = command.kill_on_drop(true).spawn()?;
@@ -116,6 +141,27 @@ pub fn watch_lifeline() {
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_helper_that_fails_says_why_in_one_bounded_line() {
+        let error_of = async |script: &str| {
+            let arguments = ["-c".to_owned(), script.to_owned()];
+            let exe = Path::new("/bin/sh");
+            let mut helper = start(exe, &arguments, Vec::new(), Stdio::null()).unwrap();
+            helper.child.wait().await.unwrap();
+            helper.error_line().await
+        };
+        assert_eq!(error_of("exit 1").await, "");
+        assert_eq!(
+            error_of("echo >&2; echo no jail >&2; echo more >&2; exit 1").await,
+            ": no jail"
+        );
+        assert_eq!(error_of(r"printf 'a\033[2Jb' >&2").await, r": a\u{1b}[2Jb");
+        let endless = error_of("head -c 9000 /dev/zero | tr '\\0' x >&2").await;
+        assert_eq!(endless.len(), 2 + 1024);
+        let held = error_of("echo held >&2; sleep 2 & exit 1").await;
+        assert_eq!(held, ": held");
+    }
 
     #[tokio::test]
     async fn permits_bound_number_and_memory_and_are_given_in_order() {

@@ -16,7 +16,7 @@ use super::rootfs_path::open_dir;
 use super::{identity, own_session_keyring, seal, seccomp, unshare};
 use coracle_spec::error::{Context as _, Error, Kind, Result};
 use coracle_sys as sys;
-use coracle_sys::mounts::{self, Forbid};
+use coracle_sys::mounts::{self, Forbid, Propagation};
 
 /// CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_FOWNER, CAP_FSETID, CAP_SETFCAP. Whiteouts, devices 0/0, need no CAP_MKNOD.
 const CAPABILITIES: u64 = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 4 | 1 << 31;
@@ -29,6 +29,9 @@ pub fn jail(directory: BorrowedFd<'_>) -> Result<()> {
     let tree = mounts::clone_at(directory).during(|| "copy the mount of a layer".into())?;
     mounts::set_attributes(tree.as_fd(), Forbid::PRIVILEGE, None, false)
         .during(|| "restrict the mount of a layer".into())?;
+    // It is a peer of the mount that it copies, and a peer cannot become a root.
+    mounts::set_propagation(tree.as_fd(), Propagation::Private)
+        .during(|| "make the mount of a layer private".into())?;
     // It has no own pid namespace, which would take another fork. The filter allows no call on other processes.
     let apart =
         UnshareFlags::NEWNS | UnshareFlags::NEWNET | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;

@@ -29,7 +29,7 @@ pub fn main(engine_hash: &str, failpoints: &str) -> Result<()> {
     sys::signals::reset();
     // Also finds, once for all forks, where the title is in memory.
     sys::fork::set_title("coracle spawner");
-    one_arena();
+    sys::limit_arenas(1);
     // The children are keepers. The daemon watches them by pidfd; nobody waits for them here.
     sys::signals::ignore_children();
     let warm = Warm::new()?;
@@ -72,15 +72,6 @@ fn serve(connection: &mut Connection, parts: Parts<'_>) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Limits malloc to one arena: otherwise each log thread of a keeper would reserve its own.
-fn one_arena() {
-    // SAFETY: mallopt sets a parameter of the allocator; called while single-threaded.
-    #[allow(unsafe_code, reason = "the allocator has no safe interface")]
-    unsafe {
-        libc::mallopt(libc::M_ARENA_MAX, 1);
-    }
 }
 
 /// What every keeper inherits from the spawner.

@@ -39,6 +39,18 @@ pub fn give_memory_back() {
     }
 }
 
+/// Limits the allocator to `arenas` heaps, which all threads share. Without a limit there are up to eight a core, and
+/// each keeps pages of its own. For a process that has a single thread still.
+pub fn limit_arenas(arenas: u8) {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: mallopt sets a parameter of the allocator; the caller has no second thread that could allocate.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, i32::from(arenas));
+    }
+    #[cfg(not(target_env = "gnu"))]
+    let _ = arenas;
+}
+
 /// The user id of a unix socket's peer. A peer outside this pid namespace has pid 0, which safe wrappers refuse, so
 /// only the uid is read.
 pub fn peer_uid(socket: std::os::fd::BorrowedFd<'_>) -> std::io::Result<u32> {

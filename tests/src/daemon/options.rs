@@ -35,6 +35,8 @@ pub struct Options {
     pub boot_id: Option<PathBuf>,
     /// Hide the unified tree of a hybrid node from the daemon, which then sees cgroup v1 alone.
     pub pure_v1: bool,
+    /// Start the daemon in a mount namespace where every mount is shared, as systemd has them.
+    pub shared_mounts: bool,
 }
 
 impl Options {

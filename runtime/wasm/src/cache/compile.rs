@@ -78,7 +78,10 @@ pub(super) async fn compile(
                 inspect::text(&reason)
             ),
         ))),
-        _ => died(&what(), status, job.bounds),
+        _ => {
+            let line = helper.error_line().await;
+            died(&what(), status, &line, job.bounds)
+        }
     }
 }
 
@@ -94,8 +97,8 @@ async fn end(child: &mut tokio::process::Child) -> std::io::Result<(ExitStatus, 
     Ok((child.wait().await?, text))
 }
 
-/// The result of a compiler that exited without a verdict.
-fn died(what: &str, status: ExitStatus, bounds: Bounds) -> Result<Result<ModuleInfo>> {
+/// The result of a compiler that exited without a verdict; `line` is what it wrote to its standard error.
+fn died(what: &str, status: ExitStatus, line: &str, bounds: Bounds) -> Result<Result<ModuleInfo>> {
     use std::os::unix::process::ExitStatusExt as _;
     let limits = format!(
         "(limits: {} s of CPU, {} MiB)",
@@ -122,7 +125,7 @@ fn died(what: &str, status: ExitStatus, bounds: Bounds) -> Result<Result<ModuleI
         }
         Some(libc::SIGXFSZ) => "its compiled code is too large".to_owned(),
         _ => {
-            let text = format!("{what}: the compiler ended with {status}");
+            let text = format!("{what}: the compiler ended with {status}{line}");
             return Err(Error::new(Kind::Bug, text));
         }
     };

@@ -1,10 +1,11 @@
 //! Wasm and Linux containers in one pod, and Linux containers when daemon or keeper die.
 
 use coracle_tests::client;
+use coracle_tests::daemon::Options;
 use coracle_tests::procs::{self, Role, is_alive};
 
 use super::shell::{
-    daemon, host_dir, host_pid, mount, namespace, on_peer, program, run, run_sh, sh,
+    daemon, daemon_with, host_dir, host_pid, mount, namespace, on_peer, program, run, run_sh, sh,
 };
 use crate::site::{Pod, eventually, tool};
 
@@ -137,5 +138,37 @@ async fn the_keepers_death_ends_its_linux_containers_and_no_others() {
     );
     assert!(is_alive(safe));
     assert_eq!(daemon.output("lost", "c", "stdout").unwrap(), "line\n");
+    daemon.finish().await.unwrap();
+}
+
+/// systemd makes every mount of a node shared; what copies such a mount is its peer until it is told otherwise.
+#[tokio::test]
+async fn pods_of_both_kinds_live_on_a_node_whose_mounts_are_shared() {
+    if on_peer() {
+        return;
+    }
+    let options = Options {
+        shared_mounts: true,
+        ..Options::default()
+    };
+    let daemon = daemon_with(options).await;
+    let pod = Pod::run(&daemon, "shared-mounts").await;
+    let dir = host_dir(&daemon, "volume");
+    let mut writer = sh(
+        "writer",
+        "echo from-linux >/common/greeting; exec sleep 1000",
+    );
+    writer.mounts = vec![mount(&dir, "/common", false)];
+    let linux = pod.start(&writer).await;
+    let greeting = dir.join("greeting");
+    eventually("the volume is written to", || {
+        std::fs::read_to_string(&greeting).is_ok_and(|text| text == "from-linux\n")
+    })
+    .await;
+    let wasm = pod.tool(&["sleep"]).await;
+    pod.wait_log(&daemon, "sleep", "sleeping").await;
+    for container in [&linux, &wasm] {
+        pod.cri.stop(container, 0).await.unwrap();
+    }
     daemon.finish().await.unwrap();
 }
