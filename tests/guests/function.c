@@ -1,6 +1,7 @@
 // The component that tests of HTTP functions run: one path per behaviour. An unknown path is answered 404.
 //   /hello        a short text, with the header x-function
 //   /echo         the request's body, piece by piece as it comes, with the trailer x-bytes
+//   /trailer/NAME the value of a field of the request's trailer
 //   /count        how many requests this instance has had
 //   /sleep/MS     waits, then answers
 //   /spin         computes for ever
@@ -11,10 +12,12 @@
 //   /alloc/MIB    touches so much memory
 //   /fetch/HOST   asks http://HOST/hello, and writes what it was told to standard output
 //   /env/NAME     a variable of the environment
-//   /read/PATH    a file
+//   /read/PATH    a file; /write/PATH makes one with the text "written"
+//   /arguments    what the program was started with, one a line
 #include <errno.h>
 #include <time.h>
 #include <unistd.h>
+#include <wasi/api.h>
 
 #include "http.h"
 
@@ -22,6 +25,10 @@ IMPORT(HTTP, "[method]fields.append")
 void fields_append(int self, const char *name, size_t len, const char *value, size_t value_len, void *out);
 IMPORT(HTTP, "[method]incoming-request.path-with-query") void incoming_path(int self, void *out);
 IMPORT(HTTP, "[method]incoming-request.consume") void incoming_consume(int self, void *out);
+IMPORT(HTTP, "[static]incoming-body.finish") int incoming_finish(int body);
+IMPORT(HTTP, "[method]future-trailers.subscribe") int trailers_subscribe(int self);
+IMPORT(HTTP, "[method]future-trailers.get") void trailers_get(int self, void *out);
+IMPORT(HTTP, "[method]fields.get") void fields_get(int self, const char *name, size_t len, void *out);
 IMPORT(HTTP, "[constructor]outgoing-response") int answer_new(int headers);
 IMPORT(HTTP, "[method]outgoing-response.set-status-code") int answer_set_status(int self, int status);
 IMPORT(HTTP, "[method]outgoing-response.body") void answer_body(int self, void *out);
@@ -86,6 +93,46 @@ static void echo(int request, int outparam) {
     end(answer, trailers);
 }
 
+// The value of the field `name` that came behind the request's body.
+static void trailer(int request, int outparam, const char *name) {
+    _Alignas(8) unsigned char out[64];
+    char *bytes, value[64] = "none";
+    struct { char *bytes; size_t len; } *values;
+    incoming_consume(request, out);
+    int body = *(int *)(out + 4);
+    body_stream(body, out);
+    int in = *(int *)(out + 4);
+    while (stream_read(in, &bytes) > 0) free(bytes);
+    input_drop(in);
+    int future = incoming_finish(body);
+    for (trailers_get(future, out); !out[0]; trailers_get(future, out)) wait_for(trailers_subscribe(future));
+    if (out[8] || out[16]) return say(outparam, 400, "broken\n");
+    if (out[24]) {
+        fields_get(*(int *)(out + 28), name, strlen(name), out);
+        values = *(void **)out;
+        if (*(size_t *)(out + 4)) snprintf(value, sizeof value, "%.*s", (int)values->len, values->bytes);
+    }
+    say(outparam, 200, value);
+}
+
+static void say_arguments(int outparam) {
+    size_t count = 0, bytes = 0;
+    if (__wasi_args_sizes_get(&count, &bytes)) return say(outparam, 500, "no arguments\n");
+    uint8_t *words[count + 1];
+    char text[bytes + 1], all[bytes + 1];
+    if (__wasi_args_get(words, (uint8_t *)text)) return say(outparam, 500, "no arguments\n");
+    all[0] = 0;
+    for (size_t i = 0; i < count; i++) strcat(strcat(all, (char *)words[i]), "\n");
+    say(outparam, 200, all);
+}
+
+static void write_file(int outparam, const char *path) {
+    FILE *file = fopen(path, "w");
+    if (!file) return say(outparam, 403, strerror(errno));
+    fputs("written", file);
+    say(outparam, fclose(file) ? 500 : 200, "written\n");
+}
+
 static void pause_ms(long ms) {
     struct timespec left = {ms / 1000, ms % 1000 * 1000000};
     nanosleep(&left, 0);
@@ -125,6 +172,8 @@ EXPORT("wasi:http/incoming-handler@0.2.0#handle") void handle(int request, int o
 #define BEGINS(what) (!strncmp(path, what, sizeof what - 1) && (rest = path + sizeof what - 1))
     if (!strcmp(path, "/hello")) return say(outparam, 200, "hello from a function\n");
     if (!strcmp(path, "/echo")) return echo(request, outparam);
+    if (BEGINS("/trailer/")) return trailer(request, outparam, rest);
+    if (!strcmp(path, "/arguments")) return say_arguments(outparam);
     if (!strcmp(path, "/count")) {
         snprintf(text, sizeof text, "%d\n", requests);
         return say(outparam, 200, text);
@@ -162,6 +211,7 @@ EXPORT("wasi:http/incoming-handler@0.2.0#handle") void handle(int request, int o
         return say(outparam, failed ? 502 : 200, "asked\n");
     }
     if (BEGINS("/env/")) return say(outparam, 200, getenv(rest) ? getenv(rest) : "unset");
+    if (BEGINS("/write/")) return write_file(outparam, rest - 1);
     if (BEGINS("/read/")) return read_file(outparam, rest - 1);
     say(outparam, 404, "not here\n");
 }

@@ -2,14 +2,14 @@
 //!
 //! WAT files are assembled in process by `wat`; C files are compiled by clang for wasm32-wasi (and wrapped by
 //! [`component`], when they are to be components), or by the system's C compiler for Linux. Each is built once a test
-//! process.
+//! process. Python files are made components once a machine.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-use crate::{Outcome, component};
+use crate::{Outcome, component, tools};
 
 /// The compiler of WASI p1 modules, with the arguments that all of them need.
 pub(crate) const WASI_CLANG: [&str; 5] = [
@@ -80,6 +80,12 @@ pub fn programs_go() -> Outcome<Vec<u8>> {
         let _ = fs::remove_file(&out);
         Ok(bytes)
     })
+}
+
+/// The component made of `python/NAME.py` for a world of `wit/`, built by componentize-py unless it is there already.
+/// Errors: PyPI cannot be reached, or the program is refused.
+pub fn python(name: &str, world: &str) -> Outcome<Vec<u8>> {
+    Ok(fs::read(tools::build("python.sh", &[name, world])?)?)
 }
 
 /// The module of this text.

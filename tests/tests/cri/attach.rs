@@ -25,7 +25,7 @@ const TERMINAL: Ends = Ends {
     stdout: true,
     stderr: false,
 };
-const OUTPUT: Ends = Ends {
+pub const OUTPUT: Ends = Ends {
     tty: false,
     stdin: false,
     stdout: true,
@@ -61,7 +61,7 @@ async fn exec(pod: &Pod, id: &str, cmd: &[&str], ends: Ends) -> Result<String, S
     Ok(reply.into_inner().url)
 }
 
-async fn joined(pod: &Pod, id: &str, wire: Wire, ends: Ends) -> Remote {
+pub async fn joined(pod: &Pod, id: &str, wire: Wire, ends: Ends) -> Remote {
     let url = attach(pod, id, ends).await.unwrap();
     Remote::open(&url, wire, ends).await.unwrap()
 }

@@ -2,6 +2,8 @@
 
 mod idle;
 mod limits;
+mod modes;
+mod pods;
 mod ports;
 mod serving;
 mod stopping;
@@ -64,7 +66,7 @@ fn annotated(daemon: &Daemon, name: &str, annotations: &[(&str, &str)]) -> cri::
     config
 }
 
-fn variable(name: &str, value: &str) -> cri::KeyValue {
+pub fn variable(name: &str, value: &str) -> cri::KeyValue {
     cri::KeyValue {
         key: name.to_owned(),
         value: value.as_bytes().to_vec(),
@@ -72,10 +74,10 @@ fn variable(name: &str, value: &str) -> cri::KeyValue {
 }
 
 /// A function that runs, and where.
-struct Function {
-    pod: Pod,
-    id: String,
-    at: SocketAddr,
+pub struct Function {
+    pub pod: Pod,
+    pub id: String,
+    pub at: SocketAddr,
 }
 
 /// Runs the component of `image` in a pod with these annotations.
@@ -84,11 +86,11 @@ async fn run(daemon: &Daemon, image: &str, name: &str, annotations: &[(&str, &st
     start(pod, &container("function", image, &[]), 8080).await
 }
 
-async fn start(pod: Pod, container: &cri::ContainerConfig, port: u16) -> Function {
+pub async fn start(pod: Pod, container: &cri::ContainerConfig, port: u16) -> Function {
     let id = pod.start(container).await;
     let at = SocketAddr::new(ip(&pod).await, port);
     // Its listener stands a moment after its start: it has instantiated the component once by then.
-    for _ in 0..400 {
+    for _ in 0..4_000 {
         if TcpStream::connect(at).is_ok() {
             return Function { pod, id, at };
         }
@@ -98,36 +100,36 @@ async fn start(pod: Pod, container: &cri::ContainerConfig, port: u16) -> Functio
 }
 
 impl Function {
-    fn url(&self, path: &str) -> String {
+    pub fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.at)
     }
 
     /// Status and body of a GET.
-    fn get(&self, path: &str) -> (u16, String) {
+    pub fn get(&self, path: &str) -> (u16, String) {
         curl(&[&self.url(path)])
     }
 
     /// A GET that is under way.
-    fn begin(&self, path: &str) -> Asked {
+    pub fn begin(&self, path: &str) -> Asked {
         Asked(spawn(&[&self.url(path)]))
     }
 
-    fn name(&self) -> &str {
+    pub fn name(&self) -> &str {
         &self.pod.config.metadata.as_ref().unwrap().name
     }
 }
 
 /// A client that waits for its answer.
-struct Asked(Child);
+pub struct Asked(Child);
 
 impl Asked {
-    fn answer(self) -> (u16, String) {
+    pub fn answer(self) -> (u16, String) {
         answer(self.0)
     }
 }
 
 /// What curl says: the status, 0 without one, and the body.
-fn curl(words: &[&str]) -> (u16, String) {
+pub fn curl(words: &[&str]) -> (u16, String) {
     answer(spawn(words))
 }
 

@@ -30,6 +30,7 @@ mod network;
 mod pods;
 mod policy;
 mod power;
+mod python;
 mod recovery;
 mod requests;
 mod site;

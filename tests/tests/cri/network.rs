@@ -36,7 +36,7 @@ fn held(name: &str, script: &str) -> cri::ContainerConfig {
 }
 
 /// A mapping of a port of the node to the pod's port 80.
-fn mapping(host_port: i32, host_ip: &str) -> cri::PortMapping {
+pub fn mapping(host_port: i32, host_ip: &str) -> cri::PortMapping {
     cri::PortMapping {
         protocol: cri::Protocol::Tcp as i32,
         container_port: 80,
@@ -46,7 +46,11 @@ fn mapping(host_port: i32, host_ip: &str) -> cri::PortMapping {
 }
 
 /// A pod's configuration with these port mappings.
-fn with_ports(daemon: &Daemon, name: &str, ports: Vec<cri::PortMapping>) -> cri::PodSandboxConfig {
+pub fn with_ports(
+    daemon: &Daemon,
+    name: &str,
+    ports: Vec<cri::PortMapping>,
+) -> cri::PodSandboxConfig {
     cri::PodSandboxConfig {
         port_mappings: ports,
         ..daemon.pod(name)
@@ -54,12 +58,12 @@ fn with_ports(daemon: &Daemon, name: &str, ports: Vec<cri::PortMapping>) -> cri:
 }
 
 /// The first of twenty ports of the node that no other test of this machine uses now.
-fn free_ports(daemon: &Daemon) -> i32 {
+pub fn free_ports(daemon: &Daemon) -> i32 {
     20_000 + i32::from(outside::number(daemon)) * 20
 }
 
 /// The addresses of a pod, first and additional ones.
-async fn addresses(pod: &Pod) -> Vec<String> {
+pub async fn addresses(pod: &Pod) -> Vec<String> {
     let network = pod.cri.pod_status(&pod.id).await.unwrap().network.unwrap();
     let others = network.additional_ips.into_iter().map(|ip| ip.ip);
     std::iter::once(network.ip).chain(others).collect()

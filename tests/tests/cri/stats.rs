@@ -10,7 +10,7 @@ use tonic::Code;
 
 use crate::site::{Pod, daemon, refused, tool};
 
-async fn stats(pod: &Pod, id: &str) -> cri::ContainerStats {
+pub async fn stats(pod: &Pod, id: &str) -> cri::ContainerStats {
     let asked = cri::ContainerStatsRequest {
         container_id: id.into(),
     };
@@ -32,11 +32,11 @@ async fn pod_stats(pod: &Pod) -> cri::LinuxPodSandboxStats {
     reply.unwrap().into_inner().stats.unwrap().linux.unwrap()
 }
 
-fn number(value: &Option<cri::UInt64Value>) -> u64 {
+pub fn number(value: &Option<cri::UInt64Value>) -> u64 {
     value.as_ref().expect("a number").value
 }
 
-fn cpu_of(stats: &cri::ContainerStats) -> u64 {
+pub fn cpu_of(stats: &cri::ContainerStats) -> u64 {
     number(&stats.cpu.as_ref().unwrap().usage_core_nano_seconds)
 }
 

@@ -6,7 +6,7 @@
 mod attach;
 mod disconnects;
 mod exec;
-mod forward;
+pub mod forward;
 mod refusals;
 mod volume;
 

@@ -12,7 +12,7 @@ use crate::site::{Pod, daemon, refused, tool};
 
 const MIB: i64 = 1 << 20;
 
-async fn update(
+pub async fn update(
     cri: &Cri,
     id: &str,
     change: impl FnOnce(&mut cri::LinuxContainerResources),
@@ -34,7 +34,7 @@ async fn shown(pod: &Pod, id: &str) -> cri::LinuxContainerResources {
 }
 
 /// Memory limit and CPU quota as the kernel has them, and its word for the weight.
-fn in_kernel(daemon: &Daemon, id: &str) -> (String, String, String) {
+pub fn in_kernel(daemon: &Daemon, id: &str) -> (String, String, String) {
     let path = format!("{}/{id}", daemon.cgroup_parent());
     let read = |controller: &str, file: &str| {
         let text = fs::read_to_string(format!("/sys/fs/cgroup{controller}{path}/{file}"));
