@@ -8,12 +8,27 @@
 use std::collections::BTreeSet;
 
 use oci_spec::image::ImageConfiguration;
+use serde::Deserialize;
 
 use crate::config::Limits;
 use crate::error::Error;
 use crate::manifest::{Blob, Platform, json};
 use crate::reference::Digest;
 use crate::run_config::RunConfig;
+
+/// Longest name of a world. Bytes.
+const MAX_TARGET_BYTES: usize = 256;
+
+/// What is read of a config of type `application/vnd.wasm.config.v0+json`.
+#[derive(Deserialize)]
+struct Artifact {
+    component: Option<ComponentConfig>,
+}
+
+#[derive(Deserialize)]
+struct ComponentConfig {
+    target: Option<String>,
+}
 
 /// The config of an image of archives.
 #[derive(Debug)]
@@ -103,7 +118,16 @@ fn run_config(config: oci_spec::image::Config) -> RunConfig {
             .into_iter()
             .collect(),
         exposed_ports: tcp_ports(&config.exposed_ports().clone().unwrap_or_default()),
+        target: None,
     }
+}
+
+/// The world that a config of the CNCF artifact states for its component. A config that cannot be read states none, for
+/// nothing else of it is used; nor does a name longer than any world's count.
+pub(crate) fn target(bytes: &[u8]) -> Option<String> {
+    let config: Artifact = serde_json::from_slice(bytes).ok()?;
+    let target = config.component?.target?;
+    (target.len() <= MAX_TARGET_BYTES && !target.chars().any(char::is_control)).then_some(target)
 }
 
 /// The TCP ports among `80`, `80/tcp` and `53/udp`, lowest first; an odd entry is nobody's port.
@@ -190,6 +214,25 @@ mod tests {
         )
         .unwrap_err();
         assert_eq!(refused.kind(), Kind::Limit);
+    }
+
+    #[test]
+    fn the_target_of_an_artifact_is_read_and_nothing_odd_is() {
+        let long = format!(r#"{{"component": {{"target": "{}"}}}}"#, "x".repeat(300));
+        for (config, expected) in [
+            (
+                r#"{"component": {"target": "wasi:http/proxy@0.2.0", "exports": []}}"#,
+                Some("wasi:http/proxy@0.2.0"),
+            ),
+            (r#"{"component": null}"#, None),
+            (r#"{"component": {"target": 7}}"#, None),
+            (r#"{"component": {"target": "a\nb"}}"#, None),
+            (&long, None),
+            ("{}", None),
+            ("", None),
+        ] {
+            assert_eq!(target(config.as_bytes()).as_deref(), expected, "{config}");
+        }
     }
 
     #[test]

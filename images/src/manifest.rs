@@ -275,7 +275,7 @@ fn classify(
         Err(layers) => Err(Error::invalid(
             what,
             format!(
-                "a WebAssembly artifact holds one application/wasm layer and nothing else, this one holds {modules} among {} layers",
+                "a WebAssembly artifact holds one application/wasm layer and nothing else, this one holds {modules} among {} layers; compose a component with its dependencies into one before the push",
                 layers.len()
             ),
         )),

@@ -77,7 +77,10 @@ impl Pull {
             digest, manifest, ..
         } = resolved;
         match &manifest.content {
-            Content::Module(module) => self.add_module(module, &mut record).await?,
+            Content::Module(module) => {
+                record.config.target = image_config::target(&config);
+                self.add_module(module, &mut record).await?;
+            }
             Content::Archives(layers) => self.add_layers(&config, layers, &mut record).await?,
         }
         let image = self

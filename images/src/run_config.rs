@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// The part of an image config that runtimes use. All empty for a Wasm artifact.
+/// The part of an image config that runtimes use. All empty but `target` for a Wasm artifact.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunConfig {
     /// Argument vector that CRI's `command` replaces.
@@ -28,6 +28,9 @@ pub struct RunConfig {
     /// TCP ports that it says it listens at. Sorted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub exposed_ports: Vec<u16>,
+    /// The world that its component is made for, such as `wasi:http/proxy@0.2.0`: `component.target` of the CNCF config.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
 }
 
 impl RunConfig {

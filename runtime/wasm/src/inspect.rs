@@ -42,6 +42,10 @@ pub struct ModuleInfo {
     // Skipped when false: the MACs of older caches do not cover it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub serves_http: bool,
+    /// It is a command that could handle requests as well.
+    // Skipped when false, as above.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub can_serve_http: bool,
 }
 
 const PAGE: u64 = 65_536;
@@ -121,6 +125,7 @@ pub(super) fn module(engine: &Engine, module: &Module) -> Result<ModuleInfo> {
         offers: "wasi_snapshot_preview1".to_owned(),
         problem: problem_of_module(module).map(str::to_owned),
         serves_http: false,
+        can_serve_http: false,
     })
 }
 
@@ -152,7 +157,8 @@ pub(super) fn component(engine: &Engine, component: &Component) -> Result<Module
     {
         missing.push(text(&format!("{e:#}")));
     }
-    let unfit = (serves_http && !takes_requests(engine, component)).then(|| {
+    let takes_requests = exports.handler && takes_requests(engine, component);
+    let unfit = (serves_http && !takes_requests).then(|| {
         "it cannot handle requests: the function handle of its export wasi:http/incoming-handler takes no request and response"
             .to_owned()
     });
@@ -172,6 +178,7 @@ pub(super) fn component(engine: &Engine, component: &Component) -> Result<Module
         ),
         problem: unfit.or_else(|| problem_of_component(engine, component, exports)),
         serves_http,
+        can_serve_http: takes_requests && exports.run,
     })
 }
 
@@ -353,6 +360,7 @@ mod tests {
             offers: long.clone(),
             problem: Some(format!("a\nline\x1b[2J{long}")),
             serves_http: false,
+            can_serve_http: false,
         };
         let info = info.bounded();
         assert_eq!((info.missing_imports.len(), info.more_missing), (10, 4_997));

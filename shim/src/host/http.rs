@@ -6,7 +6,8 @@
 
 use coracle_images::Image;
 use coracle_lifecycle::{ContainerConfig, Error, HttpConfig, Resources, SandboxConfig};
-use coracle_spec::HttpServer;
+use coracle_spec::{HttpServer, WasmKind};
+use coracle_wasm::ModuleInfo;
 
 use super::Host;
 use super::errors::invalid;
@@ -48,6 +49,50 @@ impl Host {
             resources: &container.resources,
         }
         .plan()
+    }
+}
+
+/// Whether a component handles requests or runs as a program: what the pod's annotation says, else the world that its
+/// image is made for, else its exports, of which `wasi:cli/run` comes first. Core modules are programs.
+///
+/// Errors: Invalid, for a component that has not the export to do so.
+pub(super) fn is_served(
+    info: &ModuleInfo,
+    pod: &HttpConfig,
+    target: Option<&str>,
+) -> Result<bool, Error> {
+    if info.kind == WasmKind::Module {
+        return Ok(false);
+    }
+    let annotated = pod.serve.map(|serve| {
+        let source = format!("annotation http.coracle.dev/serve is {serve}");
+        (serve, source)
+    });
+    let targeted = || {
+        let target = target?;
+        let source = format!("component.target of its image is {target:?}");
+        Some((is_server(target)?, source))
+    };
+    match annotated.or_else(targeted) {
+        None => Ok(info.serves_http),
+        Some((true, _)) if info.serves_http || info.can_serve_http => Ok(true),
+        Some((false, _)) if !info.serves_http => Ok(false),
+        Some((serve, source)) => Err(invalid(format!(
+            "{source}, and its component exports no {}",
+            match serve {
+                true => "wasi:http/incoming-handler@0.2",
+                false => "wasi:cli/run@0.2",
+            }
+        ))),
+    }
+}
+
+/// Whether components of this world handle requests; `None` for a world of somebody's own, which says nothing about it.
+fn is_server(world: &str) -> Option<bool> {
+    match world.split('@').next()? {
+        "wasi:http/proxy" | "wasi:http/incoming-handler" => Some(true),
+        "wasi:cli/command" | "wasi:cli/run" => Some(false),
+        _ => None,
     }
 }
 

@@ -140,10 +140,12 @@ impl Host {
         let limit = limits::memory_limit(&draft.config.resources);
         judge(&compiled.info, &draft.config.image, limit)?;
         let env = environment(&draft.image, &draft.config, &[], &[])?;
-        let server = match compiled.info.serves_http {
-            true => Some(self.server(&draft.pod.config, &draft.config, &env, &draft.image)?),
-            false => None,
-        };
+        let (pod, image) = (&draft.pod.config, &draft.image);
+        let server =
+            match http::is_served(&compiled.info, &pod.http, image.config.target.as_deref())? {
+                true => Some(self.server(pod, &draft.config, &env, image)?),
+                false => None,
+            };
         let plan = WasmPlan {
             module: module.path,
             module_digest: module.digest,
@@ -366,6 +368,7 @@ mod tests {
             offers: "wasi_snapshot_preview1".to_owned(),
             problem: problem.map(str::to_owned),
             serves_http: false,
+            can_serve_http: false,
         };
         assert!(judge(&info(65_536, &[], None), "i", Some(65_536)).is_ok());
         assert!(judge(&info(65_536, &[], None), "i", None).is_ok());

@@ -12,6 +12,8 @@ use coracle_lifecycle::HttpConfig;
 use super::BadRequest;
 use super::annotations::{Bounded, Narrows, Reader, field};
 
+/// `true` or `false`: which of its component's exports is called.
+const SERVE: Narrows = Narrows("http.coracle.dev/serve");
 /// The TCP port. It opens nothing: a guest with sockets can listen where it likes, and one without is still reached
 /// through the network policy of its pod alone.
 const PORT: Narrows = Narrows("http.coracle.dev/port");
@@ -34,6 +36,7 @@ const IDLE: Bounded = Bounded("coracle.dev/idle-seconds");
 pub(super) fn http(reader: &Reader) -> Result<HttpConfig, BadRequest> {
     let idle = reader.bounded(&IDLE);
     Ok(HttpConfig {
+        serve: flag(reader, &SERVE)?,
         port: number(reader, &PORT, 1..=u16::MAX)?,
         deadline_s: number(reader, &DEADLINE, 1..=86_400)?,
         max_requests: number(reader, &MAX_REQUESTS, 1..=65_536)?,

@@ -9,6 +9,9 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct HttpConfig {
+    /// `serve`: whether a component handles requests or runs as a program.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub serve: Option<bool>,
     /// `port`: where its servers listen.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
