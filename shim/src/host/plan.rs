@@ -141,11 +141,14 @@ impl Host {
         judge(&compiled.info, &draft.config.image, limit)?;
         let env = environment(&draft.image, &draft.config, &[], &[])?;
         let (pod, image) = (&draft.pod.config, &draft.image);
-        let server =
-            match http::is_served(&compiled.info, &pod.http, image.config.target.as_deref())? {
-                true => Some(self.server(pod, &draft.config, &env, image)?),
-                false => None,
-            };
+        let server = match super::http::is_served(
+            &compiled.info,
+            &pod.http,
+            image.config.target.as_deref(),
+        )? {
+            true => Some(self.server(pod, &draft.config, &env, image)?),
+            false => None,
+        };
         let plan = WasmPlan {
             module: module.path,
             module_digest: module.digest,
