@@ -22,7 +22,7 @@ UNITDIR := $(PREFIX)/lib/systemd/system
 # Go for crictl where Go is absent. To compare: containerd with runc and its network plugins.
 BUILD_PACKAGES := build-essential pkg-config libseccomp-dev ca-certificates
 DEMO_PACKAGES := $(BUILD_PACKAGES) docker-registry
-TEST_PACKAGES := $(DEMO_PACKAGES) clang lld wasi-libc libclang-rt-14-dev-wasm32 python3-venv containerd runc crun \
+TEST_PACKAGES := $(DEMO_PACKAGES) clang lld wasi-libc libclang-rt-14-dev-wasm32 python3-venv buildah containerd runc crun \
 	containernetworking-plugins iptables nftables iproute2 busybox-static
 # An emulated machine. virtiofsd comes with qemu-system-common or, on newer systems, by itself.
 GUEST_PACKAGES = $(TEST_PACKAGES) qemu-system-x86 busybox-static cpio xz-utils zstd debian-archive-keyring \
@@ -129,6 +129,12 @@ kubelet: ## build, then hold a real kubelet's static pods to what kubelet promis
 	$(CARGO) build --release --workspace --bins
 	tests/tools/kubelet.sh >/dev/null
 	$(CARGO) test --release --workspace --test kubelet -- --ignored $(TESTS)
+
+# The parts of docs/quickstart/function.md whose compilers `make test` does not have; it runs the part on Python.
+.PHONY: quickstart
+quickstart: test-build ## build, then follow the quickstart in every language (as root)
+	rustup target add wasm32-wasip2
+	$(CARGO) test --release --workspace --test cri $(FAILPOINT_BUILD) -- --include-ignored quickstart::
 
 # Unit tests that need root (namespaces, cgroups, devices, files of other owners) or minutes: whole crates, and parts of
 # names in the others. `make test` runs these, too.

@@ -31,6 +31,7 @@ mod pods;
 mod policy;
 mod power;
 mod python;
+mod quickstart;
 mod recovery;
 mod requests;
 mod site;
