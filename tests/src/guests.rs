@@ -88,6 +88,11 @@ pub fn python(name: &str, world: &str) -> Outcome<Vec<u8>> {
     Ok(fs::read(tools::build("python.sh", &[name, world])?)?)
 }
 
+/// The program `sqlite.c` with SQLite in it, a WASI p1 module. Errors: crates.io cannot be reached, or clang refuses it.
+pub fn sqlite() -> Outcome<Vec<u8>> {
+    Ok(fs::read(tools::build("sqlite.sh", &[])?)?)
+}
+
 /// The module of this text.
 pub fn module(text: &str) -> Outcome<Vec<u8>> {
     Ok(wat::parse_str(text)?)

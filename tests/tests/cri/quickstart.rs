@@ -131,6 +131,12 @@ async fn a_reader_of_the_quickstart_has_a_function_in_python() {
 }
 
 #[tokio::test]
+#[ignore = "needs Node.js and npm: make quickstart"]
+async fn a_reader_of_the_quickstart_has_a_function_in_javascript() {
+    is_followed("JavaScript").await;
+}
+
+#[tokio::test]
 #[ignore = "needs rustup's target wasm32-wasip2: make quickstart"]
 async fn a_reader_of_the_quickstart_has_a_function_in_rust() {
     is_followed("Rust").await;

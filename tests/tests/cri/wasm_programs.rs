@@ -365,3 +365,35 @@ async fn a_component_may_have_hundreds_of_instances() {
     assert_eq!(status.exit_code, 0, "{}", status.message);
     daemon.finish().await.unwrap();
 }
+
+/// Journal, locks, truncation and synchronisation of a real database.
+#[tokio::test]
+async fn sqlite_keeps_a_database_on_a_volume() {
+    let daemon = daemon().await;
+    let pod = Pod::run(&daemon, "sqlite").await;
+    let module = guests::sqlite().unwrap();
+    let image = Image::artifact(&module);
+    let pushed = image
+        .push(images().registry.host(), "sqlite", "v1")
+        .unwrap();
+    daemon.cri().pull(&pushed.reference).await.unwrap();
+    let data = daemon.scratch().dir().join("database");
+    std::fs::create_dir(&data).unwrap();
+    for (name, all) in [("first", "2000 2001000"), ("second", "4000 4002000")] {
+        let mut config = container(name, &pushed.reference, &["/data/numbers.db", "2000"]);
+        config.mounts.push(cri::Mount {
+            host_path: data.display().to_string(),
+            container_path: "/data".into(),
+            ..Default::default()
+        });
+        let (status, said) = pod.finish(&daemon, &config).await;
+        let err = daemon.output("sqlite", name, "stderr").unwrap();
+        assert_eq!(status.exit_code, 0, "{}{err}", status.message);
+        assert_eq!(said, format!("{all}\nok\n"), "{name}");
+    }
+    // The header of a database, and no journal left over.
+    let file = std::fs::read(data.join("numbers.db")).unwrap();
+    assert!(file.starts_with(b"SQLite format 3\0"));
+    assert!(!data.join("numbers.db-journal").exists());
+    daemon.finish().await.unwrap();
+}
