@@ -9,6 +9,7 @@
 //   /silent       returns without an answer
 //   /denied       answers with the interface's error HTTP-request-denied
 //   /log/ID       writes twenty lines of 100 letters ID to standard output, each in many pieces
+//   /flood        writes 64 MiB to standard output
 //   /alloc/MIB    touches so much memory
 //   /fetch/HOST   asks http://HOST/hello, and writes what it was told to standard output
 //   /env/NAME     a variable of the environment
@@ -195,6 +196,12 @@ EXPORT("wasi:http/incoming-handler@0.2.0#handle") void handle(int request, int o
     if (BEGINS("/log/")) {
         write_lines(rest);
         return say(outparam, 200, "logged\n");
+    }
+    if (!strcmp(path, "/flood")) {
+        static char lines[1 << 16];
+        for (size_t i = 0; i < sizeof lines; i++) lines[i] = i % 128 == 127 ? '\n' : 'x';
+        for (int i = 0; i < 1024; i++) write(1, lines, sizeof lines);
+        return say(outparam, 200, "flooded\n");
     }
     if (BEGINS("/alloc/")) {
         size_t bytes = (size_t)atol(rest) << 20;

@@ -37,6 +37,29 @@ static int large(const char *path, size_t mib) {
     return 0;
 }
 
+// A component's adapter of preview 1 has its memory from here, if the program exports this, and else grows the program's
+// memory behind the back of malloc, which in wasi-libc before 2023 takes what it finds there for its own.
+__attribute__((export_name("cabi_realloc"))) void *cabi_realloc(void *old, size_t old_size, size_t align, size_t size) {
+    (void)old_size, (void)align;
+    return realloc(old, size);
+}
+
+// Has so many mebibytes in pieces of one, then at once, and uses all of them.
+static int allocate(size_t mib) {
+    size_t sum = 0;
+    for (size_t i = 0; i < mib; i++) {
+        char *piece = malloc(1 << 20);
+        if (!piece) return failed("allocate", "a piece");
+        memset(piece, 1, 1 << 20);
+        sum += piece[i];
+    }
+    char *all = malloc(mib << 20);
+    if (!all) return failed("allocate", "all");
+    memset(all, 1, mib << 20);
+    printf("%zu pieces\n", sum + all[mib] - 1);
+    return 0;
+}
+
 // Prints a file's first line.
 static int line(const char *path) {
     char text[200];
@@ -73,6 +96,7 @@ static int randomness(size_t mib) {
 
 int main(int argc, char **argv) {
     const char *verb = argc > 1 ? argv[1] : "", *a = argc > 2 ? argv[2] : "", *b = argc > 3 ? argv[3] : "";
+    if (!strcmp(verb, "allocate")) return allocate((size_t)atoi(a));
     if (!strcmp(verb, "large")) return large(a, (size_t)atoi(b));
     if (!strcmp(verb, "line")) return line(a);
     if (!strcmp(verb, "create")) return create(a, b);

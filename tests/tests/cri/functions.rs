@@ -3,6 +3,7 @@
 mod idle;
 mod limits;
 mod modes;
+mod neighbours;
 mod pods;
 mod ports;
 mod serving;

@@ -63,6 +63,19 @@ async fn twenty_megabytes_are_written_and_read_at_once() {
 }
 
 #[tokio::test]
+async fn twenty_megabytes_are_allocated_at_once() {
+    let daemon = daemon().await;
+    let pod = Pod::run(&daemon, "allocate").await;
+    for (name, image) in programs(&daemon).await.into_iter().take(2) {
+        let config = container(name, &image, &["allocate", "20"]);
+        let (status, said) = pod.finish(&daemon, &config).await;
+        let seen = (status.exit_code, said.as_str());
+        assert_eq!(seen, (0, "20 pieces\n"), "{name}: {}", status.message);
+    }
+    daemon.finish().await.unwrap();
+}
+
+#[tokio::test]
 async fn relative_paths_begin_at_the_working_directory() {
     let daemon = daemon().await;
     let pod = Pod::run(&daemon, "relative").await;
