@@ -90,6 +90,14 @@ bench: ## build, then compare with containerd + runc (as root; BENCH_JSON=FILE a
 	$(CARGO) build --release --workspace --bins
 	$(RELEASE)/bench
 
+# Beside wasmtime's own server, built from crates.io the first time (some twenty minutes), and a native one under containerd.
+.PHONY: bench-http
+bench-http: ## build, then compare HTTP functions with wasmtime serve and a native server (as root; QUICK=1, BENCH_JSON=FILE)
+	@.ci/packages $(BENCH_PACKAGES) wrk
+	$(CARGO) build --release --workspace --bins
+	tests/tools/wasmtime.sh >/dev/null
+	$(RELEASE)/bench-http $(if $(QUICK),--quick)
+
 # PODS pods while daemon and spawner are killed after every 200, then half as many on one daemon. See docs/security/fuzzing.md.
 .PHONY: churn
 churn: ## build, then run 10,000 pods under kills and look for leaks (as root; PODS=)

@@ -10,6 +10,7 @@
 //! code; the harness knows the CRI, the command line, and the names listed in [`daemon`].
 
 pub mod bench;
+pub mod bench_http;
 pub mod builds;
 pub mod churn;
 pub mod client;

@@ -32,11 +32,25 @@ pub fn read(scratch: &Scratch, daemon: i32) -> Reading {
         if process.pid == daemon {
             reading.daemon_rss_kib = field(&format!("/proc/{daemon}/status"), "VmRSS:");
         } else {
-            reading.others_pss_kib += field(&format!("/proc/{}/smaps_rollup", process.pid), "Pss:");
+            reading.others_pss_kib += pss_kib_of(&[process.pid]);
             reading.processes += 1;
         }
     }
     reading
+}
+
+/// Proportional memory of these processes together, KiB.
+pub fn pss_kib_of(pids: &[i32]) -> u64 {
+    let rollup = |pid| field(&format!("/proc/{pid}/smaps_rollup"), "Pss:");
+    pids.iter().map(rollup).sum()
+}
+
+/// Processor time that these processes have had, ns.
+pub fn cpu_ns_of(pids: &[i32]) -> u64 {
+    pids.iter()
+        .flat_map(|pid| cpu_ns(*pid))
+        .map(|(_, ns)| ns)
+        .sum()
 }
 
 /// The first number after `name` in a file of `Name: number kB` lines; 0 when it is not there.

@@ -137,7 +137,7 @@ fn plugins(outcomes: &Outcomes) -> (f64, f64) {
 }
 
 /// The value below which this share of the values lies (nearest rank); 0 of nothing.
-fn quantile(values: &[f64], share: f64) -> f64 {
+pub fn quantile(values: &[f64], share: f64) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     let rank = (share * sorted.len() as f64).ceil() as usize;

@@ -1,0 +1,79 @@
+//! What a function costs before its first answer.
+
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use super::Plan;
+use super::load::PATH;
+use super::server::{self, Started};
+use crate::Outcome;
+use crate::client::Cri;
+use crate::daemon::Daemon;
+use crate::registry::Registry;
+
+/// How long an answer may take.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// How long to wait before connecting again where nobody listens yet.
+const PAUSE: Duration = Duration::from_micros(100);
+
+/// What was measured.
+#[derive(Clone, Debug, Default)]
+pub struct Cold {
+    /// From RunPodSandbox to the end of the first answer, ms, pod by pod.
+    pub pod_to_first_200_ms: Vec<f64>,
+}
+
+/// Measures everything that is cold. Errors: a call was refused, or no answer came.
+pub async fn measure(registry: &Registry, plan: Plan) -> Outcome<Cold> {
+    let image = server::function_image(registry)?;
+    let daemon = server::daemon(&image).await?;
+    let mut cold = Cold::default();
+    let unmeasured = plan.first_answers.div_ceil(10);
+    for round in 0..plan.first_answers + unmeasured {
+        let took = first_answer(&daemon, &image, round).await?;
+        if round >= unmeasured {
+            cold.pod_to_first_200_ms.push(took.as_secs_f64() * 1e3);
+        }
+    }
+    Ok(cold)
+}
+
+async fn first_answer(daemon: &Daemon, image: &str, round: usize) -> Outcome<Duration> {
+    let begun = Instant::now();
+    let (at, started) = server::run(daemon, image, &format!("first-{round}"), &[]).await?;
+    answered(at)?;
+    let took = begun.elapsed();
+    remove(&daemon.cri(), &started).await?;
+    Ok(took)
+}
+
+async fn remove(cri: &Cri, started: &Started) -> Outcome<()> {
+    cri.stop(&started.container, 0).await?;
+    cri.remove(&started.container).await?;
+    cri.stop_pod(&started.pod).await?;
+    cri.remove_pod(&started.pod).await?;
+    Ok(())
+}
+
+/// One request on a connection of its own, made again until somebody listens. Errors: no 200 comes.
+fn answered(at: SocketAddr) -> Outcome<()> {
+    let end = Instant::now() + PATIENCE;
+    let mut stream = loop {
+        match TcpStream::connect(at) {
+            Ok(stream) => break stream,
+            Err(e) if Instant::now() > end => return Err(format!("connect {at}: {e}").into()),
+            Err(_) => std::thread::sleep(PAUSE),
+        }
+    };
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_nodelay(true)?;
+    let request = format!("GET {PATH} HTTP/1.1\r\nHost: {at}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes())?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    match answer.starts_with(b"HTTP/1.1 200 ") {
+        true => Ok(()),
+        false => Err(format!("{at} answered {}", String::from_utf8_lossy(&answer)).into()),
+    }
+}
