@@ -22,6 +22,10 @@ pub struct Plan {
     pub rounds: usize,
     /// Pods that are started and removed one after the other to time the first answer of each.
     pub first_answers: usize,
+    /// Functions that sleep at the same time, whose memory is read.
+    pub idle_functions: usize,
+    /// How many of them are woken, one after the other.
+    pub wakes: usize,
 }
 
 impl Plan {
@@ -30,11 +34,15 @@ impl Plan {
         run: Duration::from_secs(5),
         rounds: 3,
         first_answers: 60,
+        idle_functions: 500,
+        wakes: 200,
     };
     /// Short runs, to see that everything works.
     pub const QUICK: Self = Self {
         run: Duration::from_secs(1),
         rounds: 1,
         first_answers: 5,
+        idle_functions: 10,
+        wakes: 10,
     };
 }

@@ -8,8 +8,10 @@ use super::Plan;
 use super::load::PATH;
 use super::server::{self, Started};
 use crate::Outcome;
+use crate::bench::memory;
 use crate::client::Cri;
 use crate::daemon::Daemon;
+use crate::procs::{self, Process, Role};
 use crate::registry::Registry;
 
 /// How long an answer may take.
@@ -17,11 +19,20 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// How long to wait before connecting again where nobody listens yet.
 const PAUSE: Duration = Duration::from_micros(100);
 
+/// Has a function sleep as soon as possible.
+const IDLE: (&str, &str) = ("coracle.dev/idle-seconds", "1");
+
 /// What was measured.
 #[derive(Clone, Debug, Default)]
 pub struct Cold {
     /// From RunPodSandbox to the end of the first answer, ms, pod by pod.
     pub pod_to_first_200_ms: Vec<f64>,
+    /// From the connection to a sleeping function to the end of its answer, ms, function by function.
+    pub wake_ms: Vec<f64>,
+    /// Proportional memory of all processes of a sleeping function's pod, KiB.
+    pub idle_pss_kib: f64,
+    /// How many functions slept for that.
+    pub idle_functions: usize,
 }
 
 /// Measures everything that is cold. Errors: a call was refused, or no answer came.
@@ -36,7 +47,41 @@ pub async fn measure(registry: &Registry, plan: Plan) -> Outcome<Cold> {
             cold.pod_to_first_200_ms.push(took.as_secs_f64() * 1e3);
         }
     }
+    sleep(&daemon, &image, plan, &mut cold).await?;
     Ok(cold)
+}
+
+/// Has many functions sleep, and wakes them one after the other.
+async fn sleep(daemon: &Daemon, image: &str, plan: Plan, cold: &mut Cold) -> Outcome<()> {
+    let mut functions = Vec::new();
+    for number in 0..plan.idle_functions {
+        let name = format!("idle-{number}");
+        let (at, _) = server::run(daemon, image, &name, &[IDLE]).await?;
+        functions.push(at);
+    }
+    let end = Instant::now() + PATIENCE;
+    while !all_sleep(daemon, functions.len()) {
+        if Instant::now() > end {
+            return Err("some function never slept".into());
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let pids = server::pod_pids(daemon.scratch());
+    cold.idle_functions = functions.len();
+    cold.idle_pss_kib = memory::pss_kib_of(&pids) as f64 / functions.len() as f64;
+    for at in functions.into_iter().take(plan.wakes) {
+        let begun = Instant::now();
+        answered(at)?;
+        cold.wake_ms.push(begun.elapsed().as_secs_f64() * 1e3);
+    }
+    Ok(())
+}
+
+/// Whether that many functions have nothing left but the process that waits for a call. It says so in its title.
+fn all_sleep(daemon: &Daemon, functions: usize) -> bool {
+    let processes = procs::with_role(daemon.scratch(), Role::Guest);
+    let sleeps = |process: &Process| process.command.contains(" asleep ");
+    processes.len() == functions && processes.iter().all(sleeps)
 }
 
 async fn first_answer(daemon: &Daemon, image: &str, round: usize) -> Outcome<Duration> {

@@ -70,6 +70,13 @@ pub fn table(servers: &[Named], cold: &Cold) -> String {
             values.len()
         );
     }
+    if cold.idle_functions > 0 {
+        let (kib, many) = (cold.idle_pss_kib, cold.idle_functions);
+        let _ = writeln!(
+            text,
+            "PSS of a sleeping function's pod: {kib:.0} KiB, {many} at a time"
+        );
+    }
     text
 }
 
@@ -93,10 +100,16 @@ fn ratios(text: &mut String, servers: &[Named]) {
 }
 
 fn cold_rows(cold: &Cold) -> Vec<(&'static str, &[f64])> {
-    let rows = [(
-        "RunPodSandbox to the first 200",
-        &cold.pod_to_first_200_ms[..],
-    )];
+    let rows = [
+        (
+            "RunPodSandbox to the first 200",
+            &cold.pod_to_first_200_ms[..],
+        ),
+        (
+            "connection to a sleeping function to its 200",
+            &cold.wake_ms,
+        ),
+    ];
     rows.into_iter()
         .filter(|(_, values)| !values.is_empty())
         .collect()
@@ -123,6 +136,11 @@ pub fn json(servers: &[Named], cold: &Cold) -> Value {
     };
     put("pod_to_first_200_ms_p50", &cold.pod_to_first_200_ms, 0.5);
     put("pod_to_first_200_ms_p99", &cold.pod_to_first_200_ms, 0.99);
+    put("wake_ms_p50", &cold.wake_ms, 0.5);
+    put("wake_ms_p99", &cold.wake_ms, 0.99);
+    if cold.idle_functions > 0 {
+        object.insert("idle_pss_kib".to_owned(), json!(cold.idle_pss_kib));
+    }
     all.insert("cold".to_owned(), Value::Object(object));
     Value::Object(all)
 }
@@ -155,6 +173,7 @@ mod tests {
         let servers = [("coracle-http", runs.clone()), ("wasmtime-serve", runs)];
         let cold = Cold {
             pod_to_first_200_ms: vec![9.0],
+            ..Cold::default()
         };
         let json = json(&servers, &cold);
         for key in ["rps_c1", "rps_c8", "rps_c32", "rps_c128"] {
@@ -162,7 +181,9 @@ mod tests {
         }
         assert_eq!(json["wasmtime-serve"]["p99_ms_c32"], 2.0);
         assert_eq!(json["cold"]["pod_to_first_200_ms_p50"], 9.0);
-        assert!(json["cold"].get("wake_ms_p50").is_none());
+        for absent in ["wake_ms_p50", "idle_pss_kib", "python_wake_ms_p50"] {
+            assert!(json["cold"].get(absent).is_none(), "{absent}");
+        }
         assert!(
             table(&servers, &cold)
                 .contains("coracle-http / wasmtime-serve, requests/s:  c=1 1.00x")
