@@ -98,15 +98,7 @@ pub struct Warm {
 impl Warm {
     /// Makes engine and linkers. Errors: the engine cannot be configured.
     pub fn new() -> Result<Self> {
-        Self::with(|_| {})
-    }
-
-    /// The same with `settings` that compiled code does not know of. Errors: as of [`Warm::new`].
-    pub(super) fn with(settings: impl FnOnce(&mut Config)) -> Result<Self> {
-        let mut config = base()?;
-        config.enable_compiler(false);
-        settings(&mut config);
-        let engine = Engine::new(&config).map_err(engine_error)?;
+        let engine = running(|_| {})?;
         let (modules, components) = linkers(&engine)?;
         Ok(Self {
             engine,
@@ -115,10 +107,29 @@ impl Warm {
         })
     }
 
+    /// Another for components alone, with `settings` that compiled code does not know of: nothing is linked for modules,
+    /// which would double what this costs at a start. Errors: as of [`Warm::new`].
+    pub(super) fn for_components(settings: impl FnOnce(&mut Config)) -> Result<Self> {
+        let engine = running(settings)?;
+        Ok(Self {
+            modules: Linker::new(&engine),
+            components: component_linker(&engine)?,
+            engine,
+        })
+    }
+
     /// Arranges for stop signals to end the guest: see [`stop::arm_stop`].
     pub fn arm_stop(&self) -> Result<OwnedFd> {
         stop::arm_stop(&self.engine)
     }
+}
+
+/// An engine that runs guests, with `settings` that compiled code does not know of. Errors: it cannot be configured.
+fn running(settings: impl FnOnce(&mut Config)) -> Result<Engine> {
+    let mut config = base()?;
+    config.enable_compiler(false);
+    settings(&mut config);
+    Engine::new(&config).map_err(engine_error)
 }
 
 /// Linkers for `engine`. The compiler process also uses them, to find imports that we do not offer.
@@ -130,12 +141,18 @@ pub(super) fn linkers(
 )> {
     let mut modules = Linker::new(engine);
     super::preview1::link(&mut modules).map_err(engine_error)?;
+    Ok((modules, component_linker(engine)?))
+}
+
+/// The linker for components alone.
+fn component_linker(engine: &Engine) -> Result<wasmtime::component::Linker<ComponentState>> {
     let mut components = wasmtime::component::Linker::new(engine);
     wasmtime_wasi::p2::add_to_linker_async(&mut components).map_err(engine_error)?;
     super::lookup::link(&mut components).map_err(engine_error)?;
     super::random::link(&mut components).map_err(engine_error)?;
+    super::surroundings::link(&mut components).map_err(engine_error)?;
     wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut components).map_err(engine_error)?;
-    Ok((modules, components))
+    Ok(components)
 }
 
 #[cfg(test)]

@@ -18,7 +18,8 @@ use super::limits::Limits;
 use super::network::Guard;
 use super::preopens;
 use super::random::{KernelRandom, seed};
-use super::streams::{Input, Output};
+use super::streams::{Input, Output, Writer};
+use super::surroundings::{Surroundings, environment};
 use coracle_spec::{ContainerSpec, WasmSpec};
 
 /// Most bytes of one set of HTTP header fields, as the host keeps them.
@@ -40,6 +41,8 @@ pub struct ComponentState {
     table: ResourceTable,
     /// What it may do on the pod's network.
     pub(super) guard: Arc<Guard>,
+    /// What it is given to start with.
+    pub(super) surroundings: Arc<Surroundings>,
     /// Bounds of its memory.
     pub limits: Limits,
 }
@@ -81,41 +84,54 @@ impl ModuleState {
     }
 }
 
-/// What all instances of one component share: what they may reach, and what they have learnt of it.
+/// What all instances of one component share: what they are given, what they may reach, what they have learnt of it.
 pub(super) struct Shared {
     guard: Arc<Guard>,
     client: Client,
+    surroundings: Arc<Surroundings>,
 }
 
 impl Shared {
-    /// What instances of `wasm` share. Reads nothing yet.
-    pub(super) fn new(wasm: &WasmSpec) -> Self {
+    /// What instances of `wasm` in a container of `spec` share; a call of theirs may hold up its thread if `may_block`.
+    ///
+    /// Errors: a directory cannot be opened, or the working directory is none.
+    pub(super) fn new(
+        spec: &ContainerSpec,
+        wasm: &WasmSpec,
+        may_block: bool,
+    ) -> wasmtime::Result<Self> {
         let guard = Arc::new(Guard::new(&wasm.network, wasm.resolver.clone()));
-        let client = Client::new(Arc::clone(&guard));
-        Self { guard, client }
+        Ok(Self {
+            client: Client::new(Arc::clone(&guard)),
+            guard,
+            surroundings: Arc::new(Surroundings::new(spec, wasm, may_block)?),
+        })
     }
 }
 
 impl ComponentState {
     /// Store data for `spec`. Errors: a preopened directory cannot be opened.
     pub fn new(spec: &ContainerSpec, wasm: &WasmSpec) -> wasmtime::Result<Self> {
-        Ok(Self::with(spec, &Shared::new(wasm), context(spec, wasm)?))
+        let mut builder = streams(wasm);
+        builder.allow_blocking_current_thread(true);
+        let shared = Shared::new(spec, wasm, true)?;
+        Ok(Self::with(spec, &shared, builder))
     }
 
     /// Store data for one of many instances that run at the same time, with standard output and error of its own. A call
-    /// that blocks holds up no other instance. Errors: as of [`ComponentState::new`].
+    /// that blocks holds up no other instance.
     pub(super) fn of_instance<S: StdoutStream + 'static>(
         spec: &ContainerSpec,
         wasm: &WasmSpec,
         shared: &Shared,
         (out, err): (S, S),
-    ) -> wasmtime::Result<Self> {
-        let mut builder = context(spec, wasm)?;
+    ) -> Self {
+        let mut builder = streams(wasm);
         builder
             .allow_blocking_current_thread(false)
             .stdout(out)
             .stderr(err);
-        Ok(Self::with(spec, shared, builder))
+        Self::with(spec, shared, builder)
     }
 
     fn with(spec: &ContainerSpec, shared: &Shared, mut builder: WasiCtxBuilder) -> Self {
@@ -128,34 +144,38 @@ impl ComponentState {
             client: shared.client.clone(),
             table: ResourceTable::new(),
             guard: Arc::clone(&shared.guard),
+            surroundings: Arc::clone(&shared.surroundings),
             limits: Limits::new(spec.memory_limit_bytes),
         }
     }
 }
 
+/// Everything of preview 1.
 fn context(spec: &ContainerSpec, wasm: &WasmSpec) -> wasmtime::Result<WasiCtxBuilder> {
-    let mut builder = WasiCtxBuilder::new();
+    let mut builder = streams(wasm);
     builder
         .args(&wasm.args)
-        .envs(&wasm.env)
-        .initial_cwd(&wasm.working_dir);
-    // What Go's and other standard libraries start in; a container that sets it knows better.
-    if preopens::has_own_directory(wasm) && !wasm.env.iter().any(|(name, _)| name == "PWD") {
-        builder.env("PWD", &wasm.working_dir);
-    }
-    builder.allow_blocking_current_thread(true);
+        .envs(&environment(wasm))
+        .initial_cwd(&wasm.working_dir)
+        .allow_blocking_current_thread(true)
+        .insecure_random_seed(seed());
+    preopens::add(&mut builder, spec, wasm)?;
+    Ok(builder)
+}
+
+/// Standard streams and random bytes; [`super::surroundings`] and [`super::random`] link the rest for components.
+fn streams(wasm: &WasmSpec) -> WasiCtxBuilder {
+    let mut builder = WasiCtxBuilder::new();
     builder
         .secure_random(KernelRandom)
-        .insecure_random(KernelRandom)
-        .insecure_random_seed(seed());
+        .insecure_random(KernelRandom);
     if wasm.stdin || wasm.tty {
         builder.stdin(Input { tty: wasm.tty });
     }
     builder
-        .stdout(Output::out(wasm.tty))
-        .stderr(Output::err(wasm.tty));
-    preopens::add(&mut builder, spec, wasm)?;
-    Ok(builder)
+        .stdout(Writer(Output::out(wasm.tty)))
+        .stderr(Writer(Output::err(wasm.tty)));
+    builder
 }
 
 /// Allows sockets; `guard` decides on each address. [`super::lookup`] links name lookups.

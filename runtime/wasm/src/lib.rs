@@ -32,6 +32,7 @@ pub mod run;
 pub mod server;
 pub mod stop;
 mod streams;
+mod surroundings;
 mod toolbox;
 
 pub use cache::{CompileCache, CompileLimits, Compiled, EngineRef};

@@ -41,6 +41,20 @@ impl Limits {
         self.refused.then_some(self.limit)
     }
 
+    /// Whether something may grow from `current` to `desired` units of `unit` bytes each.
+    fn grow(
+        &mut self,
+        current: usize,
+        desired: usize,
+        maximum: Option<usize>,
+        unit: usize,
+    ) -> bool {
+        // What the program itself has ruled out is no shortage.
+        let is_possible = maximum.is_none_or(|maximum| desired <= maximum);
+        let bytes = desired.saturating_sub(current).saturating_mul(unit);
+        is_possible && self.grant(bytes)
+    }
+
     fn grant(&mut self, bytes: usize) -> bool {
         match self.granted.checked_add(bytes) {
             Some(total) if total <= self.limit => {
@@ -66,9 +80,7 @@ impl ResourceLimiter for Limits {
         desired: usize,
         maximum: Option<usize>,
     ) -> wasmtime::Result<bool> {
-        // What the program itself has ruled out is no shortage.
-        let is_possible = maximum.is_none_or(|maximum| desired <= maximum);
-        Ok(is_possible && self.grant(desired.saturating_sub(current)))
+        Ok(self.grow(current, desired, maximum, 1))
     }
 
     fn memory_grow_failed(&mut self, _: wasmtime::Error) -> wasmtime::Result<()> {
@@ -82,11 +94,7 @@ impl ResourceLimiter for Limits {
         desired: usize,
         maximum: Option<usize>,
     ) -> wasmtime::Result<bool> {
-        let is_possible = maximum.is_none_or(|maximum| desired <= maximum);
-        let bytes = desired
-            .saturating_sub(current)
-            .saturating_mul(ELEMENT_BYTES);
-        Ok(is_possible && self.grant(bytes))
+        Ok(self.grow(current, desired, maximum, ELEMENT_BYTES))
     }
 
     fn table_grow_failed(&mut self, _: wasmtime::Error) -> wasmtime::Result<()> {

@@ -1,6 +1,6 @@
 //! The directories that a guest is given: the root, its mounts, and the one that it starts in.
 //!
-//! Called by [`super::host`] inside the finished jail, where `/` is the container's own root.
+//! Called by [`super::host`] and [`super::surroundings`] inside the finished jail, where `/` is the container's own root.
 //! WASI preview 1 has no working directory: a libc makes every path absolute, takes it to begin at `/`, and looks for the
 //! preopened directory with the longest name that fits; of two that fit equally well, as `/` and `.` do, the later one
 //! wins. So a working directory is given last, as `.`, and every directory of the root by its own name before it.
@@ -10,7 +10,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use wasmtime_wasi::{FsPerms, WasiCtxBuilder};
+use rustix::fs::{CWD, Mode, OFlags};
+use wasmtime_wasi::filesystem::Dir;
+use wasmtime_wasi::{FsPerms, OpenMode, WasiCtxBuilder};
 
 use coracle_spec::{ContainerSpec, WasmSpec};
 
@@ -22,18 +24,58 @@ pub(super) fn has_own_directory(wasm: &WasmSpec) -> bool {
     Path::new(&wasm.working_dir).components().count() > 1
 }
 
+/// A directory that a guest is given, and what it may do there.
+pub(super) struct Preopen {
+    path: PathBuf,
+    /// The name that the guest knows it by.
+    name: String,
+    perms: FsPerms,
+}
+
+impl Preopen {
+    fn at(path: &Path, perms: &Perms<'_>) -> Self {
+        Self {
+            name: path.to_string_lossy().into_owned(),
+            path: path.to_owned(),
+            perms: perms.at(path),
+        }
+    }
+
+    /// Opens it for any number of instances, whose calls may wait if `may_block`. Errors: it cannot be opened.
+    pub(super) fn open(self, may_block: bool) -> wasmtime::Result<(Dir, String)> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let opened = rustix::fs::openat(CWD, &self.path, flags, Mode::empty()).map_err(|e| {
+            wasmtime::Error::msg(format!("open the directory {}: {e}", self.path.display()))
+        })?;
+        let mode = match self.perms {
+            FsPerms::ReadOnly => OpenMode::READ,
+            FsPerms::ReadWrite => OpenMode::READ | OpenMode::WRITE,
+        };
+        let dir = Dir::new(opened.into(), self.perms, mode, may_block);
+        Ok((dir, self.name))
+    }
+}
+
 /// Gives `builder` its directories. Errors: one cannot be opened, or the working directory is none.
 pub(super) fn add(
     builder: &mut WasiCtxBuilder,
     spec: &ContainerSpec,
     wasm: &WasmSpec,
 ) -> wasmtime::Result<()> {
+    for Preopen { path, name, perms } in list(spec, wasm)? {
+        builder.preopened_dir(path, name, perms)?;
+    }
+    Ok(())
+}
+
+/// The directories that a guest of this container is given. Errors: the working directory is none.
+pub(super) fn list(spec: &ContainerSpec, wasm: &WasmSpec) -> wasmtime::Result<Vec<Preopen>> {
     let perms = Perms::of(spec);
     if !has_own_directory(wasm) {
-        for path in std::iter::once("/").chain(perms.directories()) {
-            builder.preopened_dir(path, path, perms.at(Path::new(path)))?;
-        }
-        return Ok(());
+        let paths = std::iter::once("/").chain(perms.directories());
+        return Ok(paths
+            .map(|path| Preopen::at(Path::new(path), &perms))
+            .collect());
     }
     let own = Path::new(&wasm.working_dir);
     if !own.is_dir() {
@@ -42,16 +84,17 @@ pub(super) fn add(
             own.display()
         )));
     }
-    let mut names: Vec<PathBuf> = vec![PathBuf::from("/")];
-    names.extend(of_root());
-    names.extend(perms.directories().map(PathBuf::from));
-    names.sort();
-    names.dedup();
-    for path in &names {
-        builder.preopened_dir(path, path.to_string_lossy(), perms.at(path))?;
-    }
-    builder.preopened_dir(own, ".", perms.at(own))?;
-    Ok(())
+    let mut paths: Vec<PathBuf> = vec![PathBuf::from("/")];
+    paths.extend(of_root());
+    paths.extend(perms.directories().map(PathBuf::from));
+    paths.sort();
+    paths.dedup();
+    let mut all: Vec<_> = paths.iter().map(|path| Preopen::at(path, &perms)).collect();
+    all.push(Preopen {
+        name: ".".to_owned(),
+        ..Preopen::at(own, &perms)
+    });
+    Ok(all)
 }
 
 /// The directories of the root, and the links to directories, in the order of their names.

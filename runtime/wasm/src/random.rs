@@ -1,7 +1,7 @@
 //! Random bytes, read from getrandom(2) at every call.
 //!
 //! Called by WASI on behalf of a guest, and by the resolver for the ids of its queries. wasmtime-wasi draws lists byte by
-//! byte, a system call each, so [`link`] replaces the functions that return lists.
+//! byte, a system call each, and a seed for each instance that is made, whether or not it is wanted; [`link`] replaces both.
 //! Invariant: nothing is kept between two calls, so a fork copies nothing.
 //! Preview 1's own function is in [`super::preview1`].
 
@@ -20,6 +20,9 @@ const LISTS: [(&str, &str); 2] = [
     ("wasi:random/random@0.2.12", "get-random-bytes"),
     ("wasi:random/insecure@0.2.12", "get-insecure-random-bytes"),
 ];
+
+/// The interface with one function, of the same name, that seeds a generator.
+const SEED: (&str, &str) = ("wasi:random/insecure-seed@0.2.12", "insecure-seed");
 
 /// Refuses what is too long for one call. Errors: it is, which ends the guest as under wasmtime.
 pub(super) fn check_length(bytes: u64) -> wasmtime::Result<()> {
@@ -45,6 +48,14 @@ pub(super) fn link(linker: &mut Linker<ComponentState>) -> wasmtime::Result<()> 
             },
         )?;
     }
+    let (interface, function) = SEED;
+    linker.instance(interface)?.func_wrap(
+        function,
+        |_: StoreContextMut<'_, ComponentState>, (): ()| {
+            let seed = seed();
+            Ok(((seed as u64, (seed >> 64) as u64),))
+        },
+    )?;
     linker.allow_shadowing(false);
     Ok(())
 }

@@ -14,6 +14,7 @@
 //! | [`instances`] | stores and instances, how long each may live |
 //! | [`pool`] | the engine whose memory for instances is reserved at the start |
 //! | [`lines`] | whole lines on standard output and error |
+//! | [`request_id`] | the name of a request in those lines |
 //! | [`ticker`] | the epoch, advanced while guests run and at no other time |
 //!
 //! Invariants: preparing starts no thread and runs nothing of the guest's; nothing is answered before the component has been instantiated once; a failed or late request ends its
@@ -26,6 +27,7 @@ mod idle;
 mod instances;
 mod lines;
 mod pool;
+mod request_id;
 mod requests;
 mod ticker;
 

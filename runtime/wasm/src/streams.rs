@@ -12,6 +12,9 @@ use std::task::{Context, Poll};
 use wasmtime_wasi::cli::{IsTerminal, StdinStream, StdoutStream};
 use wasmtime_wasi::p2::{InputStream, OutputStream, Pollable, StreamError, StreamResult};
 
+/// Most bytes that a guest may write at once.
+pub(super) const WRITE_BYTES: usize = 64 * 1024;
+
 /// Standard input.
 #[derive(Clone, Copy)]
 pub(super) struct Input {
@@ -69,8 +72,7 @@ impl Output {
         }
     }
 
-    /// Writes all of `bytes`. Errors: nobody reads any more, or the guest is being stopped.
-    pub(super) fn put(self, mut bytes: &[u8]) -> io::Result<()> {
+    fn put(self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
             match rustix::io::write(self.fd().as_fd(), bytes) {
                 Ok(written) => bytes = &bytes[written..],
@@ -85,25 +87,50 @@ impl Output {
     }
 }
 
-impl IsTerminal for Output {
+impl Sink for Output {
+    fn put(&self, bytes: &[u8]) -> io::Result<()> {
+        Output::put(*self, bytes)
+    }
+
     fn is_terminal(&self) -> bool {
         self.tty
     }
 }
 
-impl StdoutStream for Output {
-    fn p2_stream(&self) -> Box<dyn OutputStream> {
-        Box::new(*self)
-    }
+/// Where a guest's output goes, or the server's own.
+pub(super) trait Sink: Send + Sync + Unpin + 'static {
+    /// Writes all of `bytes`. Errors: nobody reads any more, or the guest is being stopped.
+    fn put(&self, bytes: &[u8]) -> io::Result<()>;
 
-    fn async_stream(&self) -> Box<dyn tokio::io::AsyncWrite + Send + Sync> {
-        Box::new(*self)
+    /// Whether it is a terminal.
+    fn is_terminal(&self) -> bool {
+        false
     }
 }
 
-impl OutputStream for Output {
+/// A sink as wasmtime-wasi writes to it: every write is whole when it returns, so that there is never anything to wait for.
+#[derive(Clone)]
+pub(super) struct Writer<S>(pub(super) S);
+
+impl<S: Sink> IsTerminal for Writer<S> {
+    fn is_terminal(&self) -> bool {
+        self.0.is_terminal()
+    }
+}
+
+impl<S: Sink + Clone> StdoutStream for Writer<S> {
+    fn p2_stream(&self) -> Box<dyn OutputStream> {
+        Box::new(self.clone())
+    }
+
+    fn async_stream(&self) -> Box<dyn tokio::io::AsyncWrite + Send + Sync> {
+        Box::new(Writer(self.0.clone()))
+    }
+}
+
+impl<S: Sink> OutputStream for Writer<S> {
     fn write(&mut self, bytes: bytes::Bytes) -> StreamResult<()> {
-        self.put(&bytes).map_err(|e| match e.kind() {
+        self.0.put(&bytes).map_err(|e| match e.kind() {
             io::ErrorKind::BrokenPipe => StreamError::Closed,
             _ => StreamError::LastOperationFailed(e.into()),
         })
@@ -114,22 +141,22 @@ impl OutputStream for Output {
     }
 
     fn check_write(&mut self) -> StreamResult<usize> {
-        Ok(64 * 1024)
+        Ok(WRITE_BYTES)
     }
 }
 
 #[wasmtime_wasi::async_trait]
-impl Pollable for Output {
+impl<S: Sink> Pollable for Writer<S> {
     async fn ready(&mut self) {}
 }
 
-impl tokio::io::AsyncWrite for Output {
+impl<S: Sink> tokio::io::AsyncWrite for Writer<S> {
     fn poll_write(
         self: Pin<&mut Self>,
         _: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Poll::Ready(self.put(bytes).map(|()| bytes.len()))
+        Poll::Ready(self.0.put(bytes).map(|()| bytes.len()))
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -34,6 +34,8 @@ pub struct HttpFile {
     pub request_memory_bytes: u64,
     /// Whether each request is logged.
     pub access_log: bool,
+    /// Whether lines carry the ids of requests.
+    pub request_ids: bool,
     /// How long after its last request a server's process ends, until somebody connects again; 0 is never.
     pub idle_s: u32,
     /// Whether the kubelet's probes count as requests there.
@@ -53,6 +55,7 @@ impl Default for HttpFile {
             instance_idle_s: 10,
             request_memory_bytes: 0,
             access_log: false,
+            request_ids: false,
             idle_s: 0,
             probes_keep_awake: false,
         }

@@ -132,6 +132,7 @@ impl Server<'_> {
             instance_idle_s: own.instance_idle_s,
             request_memory_bytes: memory,
             access_log: pod.access_log.unwrap_or(own.access_log),
+            request_ids: pod.request_ids.unwrap_or(own.request_ids),
             idle_s: self.idle()?,
             probes_keep_awake: own.probes_keep_awake,
         })

@@ -32,6 +32,9 @@ pub struct HttpServer {
     pub request_memory_bytes: u64,
     /// Whether each request is logged, one line on standard output.
     pub access_log: bool,
+    /// Whether each line that a guest writes, and each of the access log, begins with the id of its request.
+    #[serde(default)]
+    pub request_ids: bool,
     /// How long after its last request the server's process ends, until somebody connects again; 0 is never. Seconds.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub idle_s: u32,

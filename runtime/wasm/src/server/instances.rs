@@ -18,11 +18,12 @@ use wasmtime_wasi_http::handler::{
     HandlerState, Instance, ProxyPre, ShouldAccept, WorkerExpiration, WorkerState, WorkerStatus,
 };
 
-use super::lines::Stream;
+use super::lines::{Lines, Stream};
+use super::request_id::RequestId;
 use super::ticker::{Running, Ticker};
 use crate::end;
 use crate::host::{ComponentState, Shared};
-use crate::streams::Output;
+use crate::streams::{Output, Writer};
 use coracle_spec::{ContainerSpec, HttpServer, WasmSpec};
 
 /// Most linear memory of one instance; `None` is as much as there is. Bytes.
@@ -50,7 +51,7 @@ pub(super) struct Instances {
 impl Instances {
     /// Instances of `pre` for a container of `spec`, each of at most `memory` bytes.
     ///
-    /// Errors: no thread can be made.
+    /// Errors: no thread can be made, or a directory that it is given cannot be opened.
     pub(super) fn new(
         pre: ProxyPre<ComponentState>,
         mut spec: ContainerSpec,
@@ -64,7 +65,7 @@ impl Instances {
         };
         spec.memory_limit_bytes = memory;
         Ok(Self {
-            shared: Shared::new(&wasm),
+            shared: Shared::new(&spec, &wasm, false)?,
             ticker: Ticker::start(engine)?,
             out: Stream::new(Output::out(wasm.tty)),
             err: Stream::new(Output::err(wasm.tty)),
@@ -75,19 +76,19 @@ impl Instances {
         })
     }
 
-    fn store(&self) -> wasmtime::Result<Store<ComponentState>> {
+    fn store(&self, [out, err]: &[Lines; 2]) -> Store<ComponentState> {
         let engine = match &self.pre {
             ProxyPre::P2(pre) => pre.engine(),
             ProxyPre::P3(pre) => pre.engine(),
         };
-        let streams = (self.out.of_instance(), self.err.of_instance());
-        let state = ComponentState::of_instance(&self.spec, &self.wasm, &self.shared, streams)?;
+        let streams = (Writer(out.clone()), Writer(err.clone()));
+        let state = ComponentState::of_instance(&self.spec, &self.wasm, &self.shared, streams);
         let mut store = Store::new(engine, state);
         store.limiter(|state| &mut state.limits);
         // Each advance of the epoch lets others have their turn.
         store.set_epoch_deadline(1);
         store.epoch_deadline_async_yield_and_update(1);
-        Ok(store)
+        store
     }
 }
 
@@ -101,7 +102,8 @@ impl HandlerState for Instances {
     ) -> wasmtime::Result<Instance<Self::StoreData, Self::WorkerExpiration, Self::WorkerState>>
     {
         let running = self.ticker.run();
-        let mut store = self.store()?;
+        let lines = [self.out.of_instance(), self.err.of_instance()];
+        let mut store = self.store(&lines);
         let deadline = Duration::from_secs(self.server.deadline_s.into());
         let making = self.pre.instantiate_async(&mut store);
         let proxy = match tokio::time::timeout(deadline, making).await {
@@ -119,7 +121,7 @@ impl HandlerState for Instances {
             },
             state: Worker {
                 max_requests: self.server.max_instance_requests as usize,
-                err: self.err.clone(),
+                lines,
                 _running: running,
             },
         })
@@ -129,13 +131,22 @@ impl HandlerState for Instances {
 /// One instance, as the handler asks about it.
 pub(super) struct Worker {
     max_requests: usize,
-    err: Stream,
+    /// Standard output and error of the instance.
+    lines: [Lines; 2],
     _running: Running,
+}
+
+/// What a request brings along.
+pub(super) struct Turn {
+    /// It is one of those at a time for as long as this lives.
+    pub(super) permit: OwnedSemaphorePermit,
+    /// Its id, where lines carry one.
+    pub(super) id: Option<RequestId>,
 }
 
 impl WorkerState for Worker {
     type StoreData = ComponentState;
-    type RequestData = OwnedSemaphorePermit;
+    type RequestData = Turn;
 
     fn should_accept_request(&self, concurrent: usize, total: usize) -> ShouldAccept {
         if total >= self.max_requests {
@@ -151,20 +162,23 @@ impl WorkerState for Worker {
     fn on_request_start(
         &self,
         _: StoreContextMut<'_, ComponentState>,
-        permit: Self::RequestData,
+        turn: Turn,
         _: GuestTaskId,
     ) -> Pin<Box<dyn Future<Output = ()> + Send + Sync>> {
+        // An instance has one request at a time.
+        if let Some(id) = &turn.id {
+            self.lines.iter().for_each(|lines| lines.set_request(id));
+        }
         Box::pin(async move {
-            let _permit = permit;
+            let _permit = turn.permit;
             future::pending::<()>().await;
         })
     }
 
     fn drop(&self, store: Store<ComponentState>, result: wasmtime::Result<()>) {
-        // What the guest had begun to say goes out before what became of it.
         drop(store);
         if let Err(e) = result {
-            self.err.line(&one_line(&e));
+            self.lines[1].line(&one_line(&e));
         }
     }
 }

@@ -3,36 +3,20 @@
 //! Called by what a guest writes and by the server's own messages. A line is kept until its end has come; the rest
 //! of an instance's last line goes out with the instance.
 //! Invariants: one line is one write under one lock, so that no two interleave; what is kept of one instance is bounded.
-//! Not here: who reads the streams, time stamps.
+//! A line can carry the id of its request.
+//! Not here: who reads the streams, time stamps, which id.
 
 use std::io;
-use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
-use wasmtime_wasi::p2::{OutputStream, Pollable, StreamError, StreamResult};
-
-use crate::streams::Output;
+use crate::streams::{Sink, WRITE_BYTES};
 
 /// Longest line that is kept together; a longer one becomes several. Bytes.
-const MAX_LINE_BYTES: usize = 64 * 1024;
+const MAX_LINE_BYTES: usize = WRITE_BYTES;
 
 /// One of the two streams, shared by all instances.
 #[derive(Clone)]
 pub(super) struct Stream(Arc<Mutex<Box<dyn Sink>>>);
-
-/// Where lines go.
-pub(super) trait Sink: Send {
-    /// Writes all of `bytes`. Errors: nobody reads any more, or the guest is being stopped.
-    fn put(&mut self, bytes: &[u8]) -> io::Result<()>;
-}
-
-impl Sink for Output {
-    fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
-        Output::put(*self, bytes)
-    }
-}
 
 impl Stream {
     /// A stream that ends in `sink`.
@@ -56,6 +40,7 @@ impl Stream {
     pub(super) fn of_instance(&self) -> Lines {
         Lines(Arc::new(Mutex::new(Begun {
             stream: self.clone(),
+            prefix: Vec::new(),
             text: Vec::new(),
         })))
     }
@@ -67,6 +52,8 @@ pub(super) struct Lines(Arc<Mutex<Begun>>);
 
 struct Begun {
     stream: Stream,
+    /// What each line begins with.
+    prefix: Vec<u8>,
     text: Vec<u8>,
 }
 
@@ -83,18 +70,33 @@ impl Begun {
 
     /// Adds to the line, and ends it where it has become too long.
     fn keep(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        self.begin();
         while self.text.len() + bytes.len() > MAX_LINE_BYTES {
             let (fits, rest) = bytes.split_at(MAX_LINE_BYTES - self.text.len());
             bytes = rest;
             self.text.extend_from_slice(fits);
             self.end()?;
+            self.begin();
         }
         self.text.extend_from_slice(bytes);
         Ok(())
     }
 
+    fn begin(&mut self) {
+        if self.text.is_empty() {
+            self.text.extend_from_slice(&self.prefix);
+        }
+    }
+
+    /// Ends the line, if there is one.
     fn end(&mut self) -> io::Result<()> {
-        if self.text.last().is_some_and(|byte| *byte != b'\n') {
+        if self.text.is_empty() {
+            return Ok(());
+        }
+        if self.text.last() != Some(&b'\n') {
             self.text.push(b'\n');
         }
         self.put()
@@ -114,64 +116,29 @@ impl Drop for Begun {
 }
 
 impl Lines {
+    /// Puts `id` before each line from the next one on; what was begun without it goes out as a line of its own.
+    pub(super) fn set_request(&self, id: &str) {
+        let mut begun = self.begun();
+        let _ = begun.end();
+        begun.prefix.clear();
+        begun.prefix.extend_from_slice(id.as_bytes());
+        begun.prefix.push(b' ');
+    }
+
+    /// Writes one line of the server's own, after what the guest had begun to say.
+    pub(super) fn line(&self, text: &str) {
+        let mut begun = self.begun();
+        let _ = begun.end();
+        let _ = begun.write(format!("{text}\n").as_bytes());
+    }
+
+    fn begun(&self) -> MutexGuard<'_, Begun> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Sink for Lines {
     fn put(&self, bytes: &[u8]) -> io::Result<()> {
-        let mut begun = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        begun.write(bytes)
-    }
-}
-
-impl IsTerminal for Lines {
-    fn is_terminal(&self) -> bool {
-        false
-    }
-}
-
-impl StdoutStream for Lines {
-    fn p2_stream(&self) -> Box<dyn OutputStream> {
-        Box::new(self.clone())
-    }
-
-    fn async_stream(&self) -> Box<dyn tokio::io::AsyncWrite + Send + Sync> {
-        Box::new(self.clone())
-    }
-}
-
-impl OutputStream for Lines {
-    fn write(&mut self, bytes: bytes::Bytes) -> StreamResult<()> {
-        self.put(&bytes).map_err(|e| match e.kind() {
-            io::ErrorKind::BrokenPipe => StreamError::Closed,
-            _ => StreamError::LastOperationFailed(e.into()),
-        })
-    }
-
-    fn flush(&mut self) -> StreamResult<()> {
-        Ok(())
-    }
-
-    fn check_write(&mut self) -> StreamResult<usize> {
-        Ok(MAX_LINE_BYTES)
-    }
-}
-
-#[wasmtime_wasi::async_trait]
-impl Pollable for Lines {
-    async fn ready(&mut self) {}
-}
-
-impl tokio::io::AsyncWrite for Lines {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Poll::Ready(self.put(bytes).map(|()| bytes.len()))
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
+        self.begun().write(bytes)
     }
 }

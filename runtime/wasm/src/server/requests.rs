@@ -14,16 +14,14 @@
 //! | 503 with `Retry-After` | as many requests as there may be are under way |
 //! | 504 | the guest was late itself |
 
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, HOST, RETRY_AFTER};
 use http::{HeaderValue, Request, Response, StatusCode, Version};
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
-use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::body::{Body, Incoming};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use wasmtime::PoolConcurrencyLimitError;
 use wasmtime_wasi_http::handler::{InstantiationError, ProxyHandler};
@@ -31,7 +29,8 @@ use wasmtime_wasi_http::p2::bindings::http::types::ErrorCode;
 use wasmtime_wasi_http::{Error, WasiBody};
 
 use super::connections::Active;
-use super::instances::{Instances, one_line};
+use super::instances::{Instances, Turn, one_line};
+use super::request_id::RequestIds;
 use coracle_spec::HttpServer;
 
 /// How long a request waits for its turn before it is answered 503.
@@ -44,12 +43,8 @@ pub(super) struct Requests {
     handler: ProxyHandler<Instances>,
     settings: HttpServer,
     turns: Arc<Semaphore>,
-}
-
-/// A body, and the mark on its connection that something is under way there.
-pub(super) struct Answer {
-    body: WasiBody,
-    _active: Active,
+    /// Set where lines carry the ids of requests.
+    ids: Option<RequestIds>,
 }
 
 impl Requests {
@@ -58,34 +53,42 @@ impl Requests {
         let turns = Arc::new(Semaphore::new(settings.max_requests as usize));
         Self {
             handler,
+            ids: settings.request_ids.then(RequestIds::new),
             settings,
             turns,
         }
     }
 
-    /// The answer to one request.
+    /// The answer to one request; `active` lives until its body has ended.
     pub(super) async fn answer(
         &self,
-        request: Request<Incoming>,
+        mut request: Request<Incoming>,
         active: Active,
-    ) -> Response<Answer> {
+    ) -> Response<impl Body<Data = Bytes, Error = Error> + use<>> {
         let begun = Instant::now();
+        let id = self.ids.as_ref().map(|ids| ids.of(&mut request));
         let log = self
             .settings
             .access_log
             .then(|| format!("{} {}", request.method(), request.uri().path()));
         let answer = match self.admit(request).await {
-            Ok((request, turn)) => self.handle(request, turn).await,
+            Ok((request, permit)) => {
+                let id = id.clone();
+                self.handle(request, Turn { permit, id }).await
+            }
             Err(refused) => refused,
         };
         if let Some(what) = log {
             let (status, took) = (answer.status().as_u16(), begun.elapsed().as_micros());
-            let line = format!("{what} {status} {took}us");
+            let id = id.map(|id| format!("{id} ")).unwrap_or_default();
+            let line = format!("{id}{what} {status} {took}us");
             self.handler.state().out.line(&line);
         }
-        answer.map(|body| Answer {
-            body,
-            _active: active,
+        answer.map(|body| {
+            body.map_err(move |error| {
+                let _until_the_end = &active;
+                error
+            })
         })
     }
 
@@ -124,11 +127,7 @@ impl Requests {
         }
     }
 
-    async fn handle(
-        &self,
-        request: Request<WasiBody>,
-        turn: OwnedSemaphorePermit,
-    ) -> Response<WasiBody> {
+    async fn handle(&self, request: Request<WasiBody>, turn: Turn) -> Response<WasiBody> {
         let begun = Instant::now();
         let deadline = Duration::from_secs(self.settings.deadline_s.into());
         let answer = self.handler.handle(turn, request);
@@ -146,7 +145,7 @@ impl Requests {
         if let Some(code) = error.downcast_ref::<ErrorCode>() {
             return plain(status_of(code));
         }
-        if let Some(failed) = error.downcast_ref::<InstantiationError<OwnedSemaphorePermit>>() {
+        if let Some(failed) = error.downcast_ref::<InstantiationError<Turn>>() {
             if failed.error.is::<PoolConcurrencyLimitError>() {
                 return busy();
             }
@@ -215,24 +214,4 @@ fn limited(body: Incoming, most: u64) -> WasiBody {
         },
     })
     .boxed_unsync()
-}
-
-impl Body for Answer {
-    type Data = Bytes;
-    type Error = Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
 }

@@ -9,8 +9,9 @@ use wasmtime::component::Component;
 use wasmtime_wasi::cli::StdoutStream as _;
 use wasmtime_wasi_http::p2::bindings::http::types::ErrorCode;
 
-use super::lines::{Sink, Stream};
+use super::lines::Stream;
 use super::{bind, bind_at, pool, requests};
+use crate::streams::{Sink, Writer};
 use coracle_spec::HttpServer;
 
 /// Keeps each write.
@@ -18,7 +19,7 @@ use coracle_spec::HttpServer;
 struct Kept(Arc<Mutex<Vec<Vec<u8>>>>);
 
 impl Sink for Kept {
-    fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
+    fn put(&self, bytes: &[u8]) -> io::Result<()> {
         self.0.lock().unwrap().push(bytes.to_vec());
         Ok(())
     }
@@ -38,6 +39,7 @@ pub(super) fn server() -> HttpServer {
         instance_idle_s: 1,
         request_memory_bytes: 0,
         access_log: false,
+        request_ids: false,
         idle_s: 0,
         probes_keep_awake: false,
     }
@@ -48,11 +50,13 @@ fn each_write_is_one_whole_line_of_one_instance() {
     let kept = Kept::default();
     let stream = Stream::new(kept.clone());
     let instances = [stream.of_instance(), stream.of_instance()];
-    let [mut one, mut other] = instances.each_ref().map(|lines| lines.p2_stream());
+    let [mut one, mut other] = instances
+        .each_ref()
+        .map(|lines| Writer(lines.clone()).p2_stream());
     one.write("a".into()).unwrap();
     other.write("b\nb".into()).unwrap();
     // Another handle of the first instance goes on with its line.
-    let mut again = instances[0].p2_stream();
+    let mut again = Writer(instances[0].clone()).p2_stream();
     again.write("a\na".into()).unwrap();
     stream.line("own");
     drop((one, other, again, instances));
@@ -61,9 +65,45 @@ fn each_write_is_one_whole_line_of_one_instance() {
 }
 
 #[test]
+fn lines_carry_the_id_of_their_request() {
+    let kept = Kept::default();
+    let lines = Stream::new(kept.clone()).of_instance();
+    lines.put(b"from the start").unwrap();
+    lines.set_request("one");
+    lines.put(b"a\n\nb").unwrap();
+    lines.set_request("two");
+    lines.put(b"c").unwrap();
+    lines.put(b"").unwrap();
+    lines.line("failed");
+    drop(lines);
+    let lines = kept.0.lock().unwrap().concat();
+    let lines = String::from_utf8(lines).unwrap();
+    assert_eq!(
+        lines,
+        "from the start\none a\none \none b\ntwo c\ntwo failed\n"
+    );
+}
+
+#[test]
+fn an_endless_line_carries_its_id_in_each_part() {
+    let kept = Kept::default();
+    let lines = Stream::new(kept.clone()).of_instance();
+    lines.set_request("one");
+    lines.put(&[b'x'; 200_000]).unwrap();
+    drop(lines);
+    let parts = kept.0.lock().unwrap().clone();
+    assert!(parts.len() > 3);
+    assert!(
+        parts
+            .iter()
+            .all(|part| part.starts_with(b"one x") && part.len() <= 65_537)
+    );
+}
+
+#[test]
 fn a_line_that_never_ends_is_bounded() {
     let kept = Kept::default();
-    let mut lines = Stream::new(kept.clone()).of_instance().p2_stream();
+    let mut lines = Writer(Stream::new(kept.clone()).of_instance()).p2_stream();
     for _ in 0..40 {
         lines.write(vec![b'x'; 10_000].into()).unwrap();
     }

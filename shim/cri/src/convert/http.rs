@@ -27,6 +27,8 @@ const MAX_INSTANCE_REQUESTS: Narrows = Narrows("http.coracle.dev/max-instance-re
 const REQUEST_MEMORY: Narrows = Narrows("http.coracle.dev/request-memory-bytes");
 /// `true` or `false`; its own log.
 const ACCESS_LOG: Narrows = Narrows("http.coracle.dev/access-log");
+/// `true` or `false`; the lines of its own log.
+const REQUEST_IDS: Narrows = Narrows("http.coracle.dev/request-ids");
 
 /// Seconds. Sooner than the handler's takes a warm server from the pod; later, or 0 for never, has it keep one, which the
 /// handler has to allow.
@@ -43,6 +45,7 @@ pub(super) fn http(reader: &Reader) -> Result<HttpConfig, BadRequest> {
         max_instance_requests: number(reader, &MAX_INSTANCE_REQUESTS, 1..=1_000_000)?,
         request_memory_bytes: number(reader, &REQUEST_MEMORY, 65_536..=1 << 40)?,
         access_log: flag(reader, &ACCESS_LOG)?,
+        request_ids: flag(reader, &REQUEST_IDS)?,
         idle_s: idle
             .map(|claim| parsed(IDLE.0, claim.text, 0..=86_400))
             .transpose()?,
@@ -117,6 +120,7 @@ mod tests {
             ("http.coracle.dev/max-requests", ""),
             ("http.coracle.dev/request-memory-bytes", "64Mi"),
             ("http.coracle.dev/access-log", "yes"),
+            ("http.coracle.dev/request-ids", "1"),
             ("coracle.dev/idle-seconds", "5m"),
             ("coracle.dev/idle-seconds", "86401"),
         ] {

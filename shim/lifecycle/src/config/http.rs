@@ -30,6 +30,9 @@ pub struct HttpConfig {
     /// `access-log`: whether each request is logged.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub access_log: Option<bool>,
+    /// `request-ids`: whether lines carry the ids of requests.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub request_ids: Option<bool>,
     /// `idle-seconds`: how long after its last request a server sleeps; 0 is never.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub idle_s: Option<u32>,

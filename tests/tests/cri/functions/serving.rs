@@ -123,6 +123,46 @@ async fn lines_of_requests_that_run_at_once_stay_whole() {
 }
 
 #[tokio::test]
+async fn lines_carry_the_ids_of_their_requests_where_it_is_wanted() {
+    let (daemon, image) = functions().await;
+    let wanted = [("request-ids", "true"), ("access-log", "true")];
+    let function = run(&daemon, &image, "ids", &wanted).await;
+    let asked = ["a", "b"].map(|letter| {
+        let id = format!("x-request-id: client-{letter}");
+        let url = function.url(&format!("/log/{letter}"));
+        std::thread::spawn(move || curl(&["-H", &id, &url]))
+    });
+    for asked in asked {
+        assert_eq!(asked.join().unwrap().0, 200);
+    }
+    let odd = "x-request-id: \"one two\"";
+    assert_eq!(curl(&["-H", odd, &function.url("/log/c")]).0, 200);
+    assert_eq!(function.get("/trap").0, 500);
+    let output = |stream| daemon.output(function.name(), "function", stream).unwrap();
+    eventually("the access log has four lines", || {
+        output("stdout").matches(" GET /").count() == 4
+    })
+    .await;
+    let out = output("stdout");
+    for letter in ["a", "b"] {
+        let line = format!("client-{letter} {}", letter.repeat(100));
+        assert_eq!(out.lines().filter(|own| *own == line).count(), 20, "{out}");
+        assert!(out.contains(&format!("client-{letter} GET /log/{letter} 200 ")));
+    }
+    // An id that is made is the same in all lines of its request, and never another's words.
+    let made: Vec<&str> = out.lines().filter(|line| line.ends_with("ccc")).collect();
+    let id = made[0].split(' ').next().unwrap();
+    assert!(id.len() == 16 && made.len() == 20, "{out}");
+    assert!(made.iter().all(|line| line.starts_with(id)), "{out}");
+    assert!(out.contains(&format!("{id} GET /log/c 200 ")), "{out}");
+    eventually("the trap is in the log", || !output("stderr").is_empty()).await;
+    let trap = output("stderr");
+    let words: Vec<&str> = trap.splitn(3, ' ').collect();
+    assert_eq!((words[0].len(), words[1]), (16, "coracle:"), "{trap}");
+    daemon.finish().await.unwrap();
+}
+
+#[tokio::test]
 async fn instances_are_fresh_unless_the_pod_reuses_them() {
     let (daemon, image) = functions().await;
     let fresh = run(&daemon, &image, "fresh", &[]).await;
