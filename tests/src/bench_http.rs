@@ -26,6 +26,8 @@ pub struct Plan {
     pub idle_functions: usize,
     /// How many of them are woken, one after the other.
     pub wakes: usize,
+    /// How often a function in Python is woken.
+    pub python_wakes: usize,
 }
 
 impl Plan {
@@ -36,6 +38,7 @@ impl Plan {
         first_answers: 60,
         idle_functions: 500,
         wakes: 200,
+        python_wakes: 20,
     };
     /// Short runs, to see that everything works.
     pub const QUICK: Self = Self {
@@ -44,5 +47,6 @@ impl Plan {
         first_answers: 5,
         idle_functions: 10,
         wakes: 10,
+        python_wakes: 3,
     };
 }

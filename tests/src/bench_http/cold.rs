@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 use super::Plan;
 use super::load::PATH;
 use super::server::{self, Started};
-use crate::Outcome;
 use crate::bench::memory;
 use crate::client::Cri;
 use crate::daemon::Daemon;
 use crate::procs::{self, Process, Role};
 use crate::registry::Registry;
+use crate::{Outcome, guests};
 
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -29,6 +29,8 @@ pub struct Cold {
     pub pod_to_first_200_ms: Vec<f64>,
     /// From the connection to a sleeping function to the end of its answer, ms, function by function.
     pub wake_ms: Vec<f64>,
+    /// The same of one function in Python, wake by wake.
+    pub python_wake_ms: Vec<f64>,
     /// Proportional memory of all processes of a sleeping function's pod, KiB.
     pub idle_pss_kib: f64,
     /// How many functions slept for that.
@@ -48,6 +50,7 @@ pub async fn measure(registry: &Registry, plan: Plan) -> Outcome<Cold> {
         }
     }
     sleep(&daemon, &image, plan, &mut cold).await?;
+    python(registry, &daemon, plan, &mut cold).await?;
     Ok(cold)
 }
 
@@ -59,13 +62,7 @@ async fn sleep(daemon: &Daemon, image: &str, plan: Plan, cold: &mut Cold) -> Out
         let (at, _) = server::run(daemon, image, &name, &[IDLE]).await?;
         functions.push(at);
     }
-    let end = Instant::now() + PATIENCE;
-    while !all_sleep(daemon, functions.len()) {
-        if Instant::now() > end {
-            return Err("some function never slept".into());
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    until_all_sleep(daemon, functions.len()).await?;
     let pids = server::pod_pids(daemon.scratch());
     cold.idle_functions = functions.len();
     cold.idle_pss_kib = memory::pss_kib_of(&pids) as f64 / functions.len() as f64;
@@ -73,6 +70,33 @@ async fn sleep(daemon: &Daemon, image: &str, plan: Plan, cold: &mut Cold) -> Out
         let begun = Instant::now();
         answered(at)?;
         cold.wake_ms.push(begun.elapsed().as_secs_f64() * 1e3);
+    }
+    Ok(())
+}
+
+/// Has a function in Python sleep and wakes it, time after time.
+async fn python(registry: &Registry, daemon: &Daemon, plan: Plan, cold: &mut Cold) -> Outcome<()> {
+    let component = guests::python("function", "http-function")?;
+    let image = server::image(registry, "bench/python", &component)?;
+    daemon.cri().pull(&image).await?;
+    let (at, _) = server::run(daemon, &image, "python", &[IDLE]).await?;
+    for _ in 0..plan.python_wakes {
+        until_all_sleep(daemon, cold.idle_functions + 1).await?;
+        let begun = Instant::now();
+        answered(at)?;
+        cold.python_wake_ms
+            .push(begun.elapsed().as_secs_f64() * 1e3);
+    }
+    Ok(())
+}
+
+async fn until_all_sleep(daemon: &Daemon, functions: usize) -> Outcome<()> {
+    let end = Instant::now() + PATIENCE;
+    while !all_sleep(daemon, functions) {
+        if Instant::now() > end {
+            return Err("some function never slept".into());
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
     }
     Ok(())
 }

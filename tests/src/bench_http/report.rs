@@ -109,6 +109,7 @@ fn cold_rows(cold: &Cold) -> Vec<(&'static str, &[f64])> {
             "connection to a sleeping function to its 200",
             &cold.wake_ms,
         ),
+        ("the same of one in Python", &cold.python_wake_ms),
     ];
     rows.into_iter()
         .filter(|(_, values)| !values.is_empty())
@@ -138,6 +139,7 @@ pub fn json(servers: &[Named], cold: &Cold) -> Value {
     put("pod_to_first_200_ms_p99", &cold.pod_to_first_200_ms, 0.99);
     put("wake_ms_p50", &cold.wake_ms, 0.5);
     put("wake_ms_p99", &cold.wake_ms, 0.99);
+    put("python_wake_ms_p50", &cold.python_wake_ms, 0.5);
     if cold.idle_functions > 0 {
         object.insert("idle_pss_kib".to_owned(), json!(cold.idle_pss_kib));
     }

@@ -115,12 +115,14 @@ pub async fn start(name: &str, registry: &Registry) -> Outcome<Server> {
 
 /// Pushes the image of the component `function.c`, and gives its reference.
 pub fn function_image(registry: &Registry) -> Outcome<String> {
-    let guest = guests::function()?;
-    let files = [file("function.wasm", 0o755, &guest)];
+    image(registry, "bench/function", &guests::function()?)
+}
+
+/// Pushes an image of this component, and gives its reference.
+pub fn image(registry: &Registry, name: &str, component: &[u8]) -> Outcome<String> {
+    let files = [file("function.wasm", 0o755, component)];
     let image = Image::wasi(&files, Packing::Gzip, &["/function.wasm"])?;
-    Ok(image
-        .push(registry.host(), "bench/function", "1")?
-        .reference)
+    Ok(image.push(registry.host(), name, "1")?.reference)
 }
 
 /// A daemon that logs little and has pulled `image`.
