@@ -2,6 +2,7 @@
 //   /hello        a short text, with the header x-function
 //   /echo         the request's body, piece by piece as it comes, with the trailer x-bytes
 //   /trailer/NAME the value of a field of the request's trailer
+//   /grpc.health.v1.Health/Check  says to a gRPC client that it serves
 //   /count        how many requests this instance has had
 //   /sleep/MS     waits, then answers
 //   /spin         computes for ever
@@ -48,11 +49,12 @@ static void field(int fields, const char *name, const char *value) {
     fields_append(fields, name, strlen(name), value, strlen(value), out);
 }
 
-static struct answer begin(int outparam, int status) {
+static struct answer begin_typed(int outparam, int status, const char *type) {
     unsigned char out[8];
     struct answer made;
     int headers = fields_new();
     field(headers, "x-function", "yes");
+    field(headers, "content-type", type);
     int answer = answer_new(headers);
     answer_set_status(answer, status);
     answer_body(answer, out);
@@ -62,6 +64,8 @@ static struct answer begin(int outparam, int status) {
     outparam_set(outparam, 0, answer, 0, 0, 0, 0, 0, 0);
     return made;
 }
+
+static struct answer begin(int outparam, int status) { return begin_typed(outparam, status, "text/plain"); }
 
 static void end(struct answer answer, int trailers) {
     _Alignas(8) unsigned char out[64];
@@ -134,6 +138,15 @@ static void write_file(int outparam, const char *path) {
     say(outparam, fclose(file) ? 500 : 200, "written\n");
 }
 
+// What a gRPC health probe wants to hear: one message, uncompressed, of two bytes: field 1, SERVING; status 0 behind it.
+static void say_healthy(int outparam) {
+    struct answer answer = begin_typed(outparam, 200, "application/grpc");
+    stream_write(answer.out, "\0\0\0\0\2\10\1", 7);
+    int trailers = fields_new();
+    field(trailers, "grpc-status", "0");
+    end(answer, trailers);
+}
+
 static void pause_ms(long ms) {
     struct timespec left = {ms / 1000, ms % 1000 * 1000000};
     nanosleep(&left, 0);
@@ -175,6 +188,7 @@ EXPORT("wasi:http/incoming-handler@0.2.0#handle") void handle(int request, int o
     if (!strcmp(path, "/echo")) return echo(request, outparam);
     if (BEGINS("/trailer/")) return trailer(request, outparam, rest);
     if (!strcmp(path, "/arguments")) return say_arguments(outparam);
+    if (!strcmp(path, "/grpc.health.v1.Health/Check")) return say_healthy(outparam);
     if (!strcmp(path, "/count")) {
         snprintf(text, sizeof text, "%d\n", requests);
         return say(outparam, 200, text);

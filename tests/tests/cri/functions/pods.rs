@@ -114,6 +114,16 @@ async fn trailers_go_both_ways() {
     let url = function.url("/echo");
     let (_, said) = curl(&["--http2-prior-knowledge", "-D", "-", "-d", "abc", &url]);
     assert!(said.contains("x-bytes: 3"), "{said}");
+    // A gRPC server is a message and a trailer: here the answer to a health probe.
+    let url = function.url("/grpc.health.v1.Health/Check");
+    let probe = ["-H", "te: trailers", "-H", "content-type: application/grpc"];
+    let call = ["--http2-prior-knowledge", "-D", "-", "-d", "", &url];
+    let (_, said) = curl(&[&probe[..], &call].concat());
+    assert!(said.contains("content-type: application/grpc"), "{said}");
+    assert!(
+        said.contains("\u{8}\u{1}") && said.contains("grpc-status: 0"),
+        "{said}"
+    );
     daemon.finish().await.unwrap();
 }
 
