@@ -2,7 +2,7 @@
 //!
 //! WAT files are assembled in process by `wat`; C files are compiled by clang for wasm32-wasi (and wrapped by
 //! [`component`], when they are to be components), or by the system's C compiler for Linux. Each is built once a test
-//! process. Python files are made components once a machine.
+//! process. Go and Python files and SQLite are built once a machine.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -58,28 +58,7 @@ pub fn programs_component() -> Outcome<Vec<u8>> {
 
 /// The guest `programs.go`, a WASI p1 module. See that file for its verbs.
 pub fn programs_go() -> Outcome<Vec<u8>> {
-    static BUILT: OnceLock<Vec<u8>> = OnceLock::new();
-    once(&BUILT, || {
-        let out = tempfile("programs.go");
-        let run = Command::new("go")
-            .args(["build", "-trimpath", "-ldflags=-s -w", "-o"])
-            .arg(&out)
-            .arg(source("programs.go"))
-            .envs([
-                ("GOOS", "wasip1"),
-                ("GOARCH", "wasm"),
-                ("GO111MODULE", "off"),
-            ])
-            .output();
-        let run = run.map_err(|e| format!("go: {e}; is it installed?"))?;
-        if !run.status.success() {
-            let text = String::from_utf8_lossy(&run.stderr);
-            return Err(format!("build programs.go: {text}").into());
-        }
-        let bytes = fs::read(&out)?;
-        let _ = fs::remove_file(&out);
-        Ok(bytes)
-    })
+    Ok(fs::read(tools::build("go-guest.sh", &["programs"])?)?)
 }
 
 /// The component made of `python/NAME.py` for a world of `wit/`, built by componentize-py unless it is there already.
