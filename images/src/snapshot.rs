@@ -327,6 +327,7 @@ mod tests {
         let root =
             std::env::temp_dir().join(format!("images-merged-{name}-{}", std::process::id()));
         let _ = fs::remove_dir_all(&root);
+        let scratch = Scratch(root.clone());
         let layers: Vec<PathBuf> = (0..3).map(|index| root.join(index.to_string())).collect();
         let put = |layer: usize, path: &str, data: &str| {
             let path = layers[layer].join(path);
@@ -349,7 +350,7 @@ mod tests {
         symlink("../../../../../../app/a.wasm", layers[2].join("rel")).unwrap();
         symlink("loop", layers[2].join("loop")).unwrap();
         symlink(layers[0].join("text"), layers[2].join("host")).unwrap();
-        (Scratch(root), layers)
+        (scratch, layers)
     }
 
     fn fs_flags() -> rustix::fs::XattrFlags {

@@ -158,14 +158,6 @@ mod tests {
 
     use super::*;
 
-    fn scratch(name: &str) -> PathBuf {
-        let path =
-            std::env::temp_dir().join(format!("coracle-trash-{name}-{}", std::process::id()));
-        remove(&path).unwrap();
-        fs::create_dir(&path).unwrap();
-        path
-    }
-
     fn tree(at: &Path, files: usize) {
         fs::create_dir(at).unwrap();
         for number in 0..files {
@@ -183,7 +175,8 @@ mod tests {
 
     #[test]
     fn small_trees_are_gone_at_once_and_large_ones_soon() {
-        let root = scratch("sizes");
+        let temp = tempfile::tempdir().unwrap();
+        let root = temp.path();
         let trash = Trash::open(&root.join("trash")).unwrap();
         tree(&root.join("small"), 100);
         trash.remove(&root.join("small")).unwrap();
@@ -196,18 +189,17 @@ mod tests {
         }
         trash.remove(&root.join("none")).unwrap();
         wait_for_empty(&root.join("trash"));
-        remove(&root).unwrap();
     }
 
     #[test]
     fn what_a_dead_daemon_left_is_deleted() {
-        let root = scratch("left");
+        let temp = tempfile::tempdir().unwrap();
+        let root = temp.path();
         fs::create_dir(root.join("trash")).unwrap();
         tree(&root.join("trash/0"), 1_000);
         let trash = Trash::open(&root.join("trash")).unwrap();
         tree(&root.join("new"), 10);
         trash.remove_later(&root.join("new")).unwrap();
         wait_for_empty(&root.join("trash"));
-        remove(&root).unwrap();
     }
 }

@@ -180,8 +180,8 @@ impl Policy {
         let number = |part: &str| part.parse().ok();
         let mut nodes = BTreeMap::new();
         for line in list.lines() {
-            let mut words = line.split_ascii_whitespace();
-            let (kind, device, access) = (words.next(), words.next(), words.next());
+            let mut fields = line.split_ascii_whitespace();
+            let (kind, device, access) = (fields.next(), fields.next(), fields.next());
             let device = device.and_then(|device| device.split_once(':'));
             let is_block = match kind {
                 Some("a") => return Self::Everything,

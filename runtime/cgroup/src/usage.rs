@@ -248,11 +248,11 @@ fn v1_io(dir: &StatDir) -> Result<Option<IoStats>, Error> {
 /// Adds up the lines `8:0 Read 4096` of one operation.
 fn sum_of_operation(text: &str, operation: &str) -> u64 {
     let line = |line: &str| {
-        let mut words = line.split(' ').skip(1);
-        let number = words
+        let mut fields = line.split(' ').skip(1);
+        let number = fields
             .next()
-            .filter(|word| *word == operation)
-            .and(words.next());
+            .filter(|field| *field == operation)
+            .and(fields.next());
         number.and_then(|number| number.parse::<u64>().ok())
     };
     text.lines().filter_map(line).sum()
@@ -370,10 +370,11 @@ mod tests {
 
     #[test]
     fn v2_directory_is_read_with_and_without_optional_files() {
-        let dir = std::env::temp_dir().join(format!("coracle-usage-{}", std::process::id()));
+        let temp = tempfile::tempdir().unwrap();
+        let dir = temp.path();
         std::fs::create_dir_all(dir.join("pod")).unwrap();
         let tree = V2 {
-            mount: dir.clone(),
+            mount: dir.to_owned(),
             wanted: vec![],
             page_sizes: vec!["2MB".into()],
             programs: Default::default(),
@@ -426,6 +427,5 @@ mod tests {
                 .to_string()
                 .contains("memory.max")
         );
-        std::fs::remove_dir_all(dir).unwrap();
     }
 }

@@ -425,7 +425,6 @@ mod tests {
 
     impl Drop for FakeTree {
         fn drop(&mut self) {
-            // A directory that stays in /tmp harms nobody.
             let _ = std::fs::remove_dir_all(&self.0.mount);
         }
     }

@@ -254,11 +254,21 @@ mod tests {
     use rustix::thread::LinkNameSpaceType;
     use std::os::unix::fs::MetadataExt;
 
-    fn temp_dir(name: &str) -> PathBuf {
-        let dir =
-            std::env::temp_dir().join(format!("coracle-test-ns-{name}-{}", std::process::id()));
-        fs::create_dir(&dir).unwrap();
-        dir
+    /// A directory for pins; removed with them when it is dropped.
+    struct PinDir(tempfile::TempDir);
+
+    impl PinDir {
+        fn new() -> Self {
+            Self(tempfile::tempdir().unwrap())
+        }
+    }
+
+    impl Drop for PinDir {
+        fn drop(&mut self) {
+            for pin in list_pins(self.0.path()).unwrap_or_default() {
+                let _ = unpin(&pin);
+            }
+        }
     }
 
     fn is_mounted(path: &Path) -> bool {
@@ -333,7 +343,8 @@ mod tests {
 
     #[test]
     fn pin_lives_until_unpinned() {
-        let dir = temp_dir("pin");
+        let pins = PinDir::new();
+        let dir = pins.0.path();
         let pin = dir.join("pod");
         let config = NamespaceConfig {
             net: true,
@@ -353,14 +364,14 @@ mod tests {
             "a repeated create replaces the pin"
         );
         assert_ne!(inode(&opened), inode(first.net.as_ref().unwrap()));
-        assert_eq!(list_pins(&dir).unwrap(), [pin.as_path()]);
+        assert_eq!(list_pins(dir).unwrap(), [pin.as_path()]);
         unpin(&pin).unwrap();
         unpin(&pin).unwrap();
         assert!(!is_mounted(&pin) && !pin.exists());
         fs::write(&pin, "").unwrap();
         assert!(matches!(open_pin(&pin), Err(Error::NotPinned { .. })));
         unpin(&pin).unwrap();
-        fs::remove_dir(&dir).unwrap();
+        assert!(!pin.exists());
     }
 
     #[test]

@@ -100,8 +100,8 @@ mod tests {
 
     #[test]
     fn a_torn_record_is_no_record() {
-        let dir = std::env::temp_dir().join(format!("coracle-exits-{}", std::process::id()));
-        fs::create_dir_all(&dir).unwrap();
+        let temp = tempfile::tempdir().unwrap();
+        let dir = temp.path();
         let id = ContainerId::random().unwrap();
         let exit = Exit {
             code: 3,
@@ -110,20 +110,20 @@ mod tests {
             cause: Cause::Ended,
             message: String::new(),
         };
-        write(&dir, &id, &exit).unwrap();
-        assert_eq!(read(&dir, &id).unwrap(), Some(exit));
+        write(dir, &id, &exit).unwrap();
+        assert_eq!(read(dir, &id).unwrap(), Some(exit));
         let path = dir.join(id.as_str());
         let text = fs::read_to_string(&path).unwrap();
         fs::write(&path, &text[..text.len() - 4]).unwrap();
-        assert_eq!(read(&dir, &id).unwrap(), None);
-        remove(&dir, &id);
-        assert_eq!(fs::read_dir(&dir).unwrap().count(), 0);
-        fs::remove_dir(&dir).unwrap();
+        assert_eq!(read(dir, &id).unwrap(), None);
+        remove(dir, &id);
+        assert_eq!(fs::read_dir(dir).unwrap().count(), 0);
     }
 
     #[test]
     fn an_unreadable_record_is_an_error_not_absent() {
-        let dir = std::env::temp_dir().join(format!("coracle-exits-odd-{}", std::process::id()));
+        let temp = tempfile::tempdir().unwrap();
+        let dir = temp.path().join("exits");
         let id = ContainerId::random().unwrap();
         let path = dir.join(id.as_str());
         fs::create_dir_all(&path).unwrap();
@@ -140,6 +140,5 @@ mod tests {
         assert_eq!(read(&dir, &id).unwrap(), None);
         fs::write(&dir, "").unwrap();
         assert!(read(&dir, &id).is_err(), "ENOTDIR");
-        fs::remove_file(&dir).unwrap();
     }
 }

@@ -1,6 +1,6 @@
 //! A small HTTP/1.1 client for pushing an image to a registry on this machine: hyper, one request for each connection.
 //!
-//! Called by: `registry`. Invariant: a reply is read completely, within [`PATIENCE`].
+//! Called by: `registry`. Invariant: a reply is read completely, within [`TIMEOUT`].
 //! Must not know: TLS, redirects, credentials; the daemon's own registry client has those.
 
 use std::time::Duration;
@@ -16,7 +16,7 @@ use tokio::net::TcpStream;
 use super::error::Error;
 
 /// How long one request may take.
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 /// Largest body that is read. Bytes; a registry answers a push with headers.
 const MAX_BODY_BYTES: usize = 1 << 20;
 
@@ -57,10 +57,10 @@ pub async fn request(
         .header(CONTENT_TYPE, kind)
         .body(Full::new(Bytes::copy_from_slice(body)))
         .map_err(|error| Error::because(what(), error))?;
-    match tokio::time::timeout(PATIENCE, exchange(host, request)).await {
+    match tokio::time::timeout(TIMEOUT, exchange(host, request)).await {
         Ok(reply) => reply.map_err(|cause| Error::because(what(), cause)),
         Err(_) => Err(Error::new(format!(
-            "{}: no answer within {PATIENCE:?}",
+            "{}: no answer within {TIMEOUT:?}",
             what()
         ))),
     }

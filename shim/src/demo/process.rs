@@ -72,12 +72,12 @@ impl Process {
     }
 
     /// Sends SIGTERM and waits for the end. Errors: it does not end in time, or with another status than after SIGTERM.
-    pub async fn end(mut self, patience: Duration) -> Result<(), Error> {
+    pub async fn end(mut self, timeout: Duration) -> Result<(), Error> {
         if let Some(pid) = Pid::from_raw(self.group()) {
             let _ = kill_process(pid, Signal::TERM);
         }
         let name = self.name;
-        match self.wait(patience).await? {
+        match self.wait(timeout).await? {
             Some(status) if status.success() || status.signal() == Some(Signal::TERM.as_raw()) => {
                 Ok(())
             }
@@ -85,13 +85,13 @@ impl Process {
                 "after SIGTERM {name} ended with {status}"
             ))),
             None => Err(Error::new(format!(
-                "{name} still runs {patience:?} after SIGTERM"
+                "{name} still runs {timeout:?} after SIGTERM"
             ))),
         }
     }
 
-    async fn wait(&mut self, patience: Duration) -> Result<Option<ExitStatus>, Error> {
-        let deadline = Instant::now() + patience;
+    async fn wait(&mut self, timeout: Duration) -> Result<Option<ExitStatus>, Error> {
+        let deadline = Instant::now() + timeout;
         loop {
             let ended = self.child.try_wait();
             let ended =
@@ -120,14 +120,12 @@ impl Drop for Process {
 #[allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 mod tests {
     use super::*;
-
-    fn log(name: &str) -> PathBuf {
-        std::env::temp_dir().join(format!("coracle-demo-test-{name}-{}", std::process::id()))
-    }
+    use crate::scratch::Scratch;
 
     #[tokio::test]
     async fn a_process_that_ended_by_itself_is_named_with_its_last_output() {
-        let log = log("ended");
+        let scratch = Scratch::new("demo-ended");
+        let log = scratch.0.join("log");
         let mut command = Command::new("/bin/sh");
         let mut process =
             Process::start("sh", command.args(["-c", "echo why; exit 3"]), &log).unwrap();
@@ -137,12 +135,12 @@ mod tests {
             error.contains("sh ended with exit status: 3") && error.contains("why"),
             "{error}"
         );
-        std::fs::remove_file(log).unwrap();
     }
 
     #[tokio::test]
     async fn a_process_that_ignores_sigterm_is_reported_and_killed() {
-        let log = log("deaf");
+        let scratch = Scratch::new("demo-deaf");
+        let log = scratch.0.join("log");
         let mut command = Command::new("/bin/sh");
         let script = "trap '' TERM; echo up; while :; do sleep 0.05; done";
         let process = Process::start("sh", command.args(["-c", script]), &log).unwrap();
@@ -156,6 +154,5 @@ mod tests {
             "{error}"
         );
         assert!(!Path::new(&format!("/proc/{group}")).exists());
-        std::fs::remove_file(log).unwrap();
     }
 }

@@ -125,9 +125,8 @@ mod tests {
 
     #[test]
     fn every_slot_has_a_valid_configuration_and_its_own_subnet() {
-        let directory =
-            std::env::temp_dir().join(format!("coracle-demo-scratch-{}", std::process::id()));
-        fs::create_dir(&directory).unwrap();
+        let temp = crate::scratch::Scratch::new("demo-scratch");
+        let directory = temp.0.clone();
         let mut subnets = std::collections::BTreeSet::new();
         for slot in 0..SLOTS {
             let held = UnixListener::bind_addr(
@@ -147,7 +146,6 @@ mod tests {
             assert_eq!(config.socket, scratch.socket());
         }
         assert_eq!(subnets.len(), usize::from(SLOTS));
-        fs::remove_dir_all(directory).unwrap();
     }
 
     #[test]

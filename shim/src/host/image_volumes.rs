@@ -67,6 +67,7 @@ fn may_hold(layer: &Path, path: &str) -> Result<bool, Error> {
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
     use super::*;
+    use crate::scratch::Scratch;
     use coracle_lifecycle::{ImageVolume, Propagation};
 
     fn config(sub_path: &str) -> MountConfig {
@@ -90,8 +91,8 @@ mod tests {
 
     #[test]
     fn a_path_that_no_layer_holds_is_refused_as_the_kubelet_expects() {
-        let root = std::env::temp_dir().join(format!("coracle-volumes-{}", std::process::id()));
-        let _ = std::fs::remove_dir_all(&root);
+        let scratch = Scratch::new("volumes");
+        let root = &scratch.0;
         let layers = vec![root.join("low"), root.join("high")];
         std::fs::create_dir_all(layers[0].join("a/b")).unwrap();
         std::fs::create_dir_all(&layers[1]).unwrap();
@@ -107,6 +108,5 @@ mod tests {
             assert!(error.to_string().contains(lacking), "{error}");
         }
         assert!(check(&[config("")], &[Vec::new()]).is_err());
-        std::fs::remove_dir_all(root).unwrap();
     }
 }

@@ -204,13 +204,7 @@ fn open_existing(at: BorrowedFd<'_>, name: &OsStr) -> io::Result<File> {
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
     use super::*;
-
-    fn scratch(name: &str) -> PathBuf {
-        let path = std::env::temp_dir().join(format!("coracle-log-{name}-{}", std::process::id()));
-        let _ = std::fs::remove_dir_all(&path);
-        std::fs::create_dir_all(&path).unwrap();
-        path.canonicalize().unwrap()
-    }
+    use crate::scratch::Scratch;
 
     fn root() -> LogRoot {
         LogRoot::resolve(Path::new("/var/log/pods"))
@@ -219,7 +213,8 @@ mod tests {
     #[test]
     fn a_log_is_made_with_its_directories_and_appended_to() {
         use std::io::Write as _;
-        let dir = scratch("make");
+        let scratch = Scratch::new("log-make");
+        let dir = scratch.0.canonicalize().unwrap();
         let log = dir.join("pod/web/0.log");
         for text in ["one\n", "two\n"] {
             File::from(open_below(&root(), &dir.join("pod"), &log).unwrap())
@@ -227,12 +222,12 @@ mod tests {
                 .unwrap();
         }
         assert_eq!(std::fs::read_to_string(&log).unwrap(), "one\ntwo\n");
-        std::fs::remove_dir_all(dir).unwrap();
     }
 
     #[test]
     fn planted_links_fifos_and_directories_are_refused() {
-        let dir = scratch("planted");
+        let scratch = Scratch::new("log-planted");
+        let dir = scratch.0.canonicalize().unwrap();
         std::fs::write(dir.join("canary"), "safe").unwrap();
         std::fs::create_dir(dir.join("logs")).unwrap();
         std::os::unix::fs::symlink(dir.join("canary"), dir.join("logs/link.log")).unwrap();
@@ -253,12 +248,12 @@ mod tests {
         }
         assert_eq!(std::fs::read_to_string(dir.join("canary")).unwrap(), "safe");
         assert!(!dir.join("new.log").exists());
-        std::fs::remove_dir_all(dir).unwrap();
     }
 
     #[test]
     fn no_component_of_the_directory_is_a_link_unless_the_operator_made_it_before() {
-        let dir = scratch("above");
+        let scratch = Scratch::new("log-above");
+        let dir = scratch.0.canonicalize().unwrap();
         std::fs::create_dir_all(dir.join("disk/pods/uid")).unwrap();
         std::os::unix::fs::symlink("disk", dir.join("log")).unwrap();
         let named = dir.join("log/pods");
@@ -274,12 +269,12 @@ mod tests {
         std::fs::rename(dir.join("disk/pods"), dir.join("elsewhere")).unwrap();
         std::os::unix::fs::symlink("../elsewhere", dir.join("disk/pods")).unwrap();
         assert_eq!(open(&operator).unwrap_err().kind(), Kind::Invalid);
-        std::fs::remove_dir_all(dir).unwrap();
     }
 
     #[test]
     fn a_file_with_a_second_name_is_refused() {
-        let dir = scratch("linked");
+        let scratch = Scratch::new("log-linked");
+        let dir = scratch.0.canonicalize().unwrap();
         std::fs::write(dir.join("canary"), "safe").unwrap();
         std::fs::create_dir(dir.join("logs")).unwrap();
         std::fs::hard_link(dir.join("canary"), dir.join("logs/0.log")).unwrap();
@@ -292,7 +287,6 @@ mod tests {
             assert_eq!(refused.kind(), Kind::Invalid, "{bad}: {}", refused.chain());
         }
         assert_eq!(std::fs::read_to_string(dir.join("canary")).unwrap(), "safe");
-        std::fs::remove_dir_all(dir).unwrap();
     }
 
     #[tokio::test]

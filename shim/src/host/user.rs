@@ -208,6 +208,7 @@ fn read_file(layers: &[PathBuf], name: &str) -> Result<String, Error> {
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
     use super::*;
+    use crate::scratch::Scratch;
 
     const RANGE: IdRange = IdRange {
         base: 1 << 20,
@@ -224,9 +225,9 @@ mod tests {
             .map_err(|error| error.to_string())
     }
 
-    fn image(name: &str) -> (PathBuf, Vec<PathBuf>) {
-        let root = std::env::temp_dir().join(format!("coracle-user-{name}-{}", std::process::id()));
-        let _ = std::fs::remove_dir_all(&root);
+    fn image(name: &str) -> (Scratch, Vec<PathBuf>) {
+        let scratch = Scratch::new(&format!("user-{name}"));
+        let root = &scratch.0;
         let layers = vec![root.join("low"), root.join("high")];
         for layer in &layers {
             std::fs::create_dir_all(layer.join("etc")).unwrap();
@@ -237,7 +238,7 @@ mod tests {
         )
         .unwrap();
         std::fs::write(layers[0].join("etc/group"), "root:x:0:\nwheel:x:10:root\nstaff:x:303:www,web\nweb:x:202:web\nodd:x:-1:web\nx:x:9:webb\n").unwrap();
-        (root, layers)
+        (scratch, layers)
     }
 
     #[test]
@@ -248,7 +249,7 @@ mod tests {
 
     #[test]
     fn cri_wins_over_the_image_and_names_are_looked_up_in_it() {
-        let (root, layers) = image("names");
+        let (_scratch, layers) = image("names");
         let uid = |uid| UserConfig {
             uid: Some(uid),
             ..UserConfig::default()
@@ -296,12 +297,11 @@ mod tests {
                 .unwrap_err()
                 .contains("nogroup")
         );
-        std::fs::remove_dir_all(root).unwrap();
     }
 
     #[test]
     fn odd_numbers_are_refused_and_never_looked_up() {
-        let (root, layers) = image("numbers");
+        let (_scratch, layers) = image("numbers");
         for user in [
             "4294967296",
             "4294967295",
@@ -332,12 +332,11 @@ mod tests {
                 "{uid}"
             );
         }
-        std::fs::remove_dir_all(root).unwrap();
     }
 
     #[test]
     fn groups_of_the_image_are_merged_unless_the_policy_is_strict() {
-        let (root, layers) = image("groups");
+        let (_scratch, layers) = image("groups");
         let groups = |config: UserConfig, image_user: &str| {
             let found = super::resolve(&config, image_user, &layers, RANGE).unwrap();
             (found.identity.groups, found.home)
@@ -368,7 +367,6 @@ mod tests {
         );
         let nobody = UserConfig::default();
         assert_eq!(groups(nobody, ""), (vec![0, 10], "/root".to_owned()));
-        std::fs::remove_dir_all(root).unwrap();
     }
 
     #[test]
@@ -386,9 +384,10 @@ mod tests {
 
     #[test]
     fn a_planted_link_or_device_is_not_followed_out_of_the_image() {
-        let (root, layers) = image("planted");
-        std::fs::write(root.join("outside"), "evil:x:0:0::/:/\n").unwrap();
-        std::os::unix::fs::symlink(root.join("outside"), layers[1].join("etc/passwd")).unwrap();
+        let (scratch, layers) = image("planted");
+        std::fs::write(scratch.0.join("outside"), "evil:x:0:0::/:/\n").unwrap();
+        std::os::unix::fs::symlink(scratch.0.join("outside"), layers[1].join("etc/passwd"))
+            .unwrap();
         assert!(resolve(UserConfig::default(), "evil", &layers).is_err());
         std::fs::remove_file(layers[1].join("etc/passwd")).unwrap();
         rustix::fs::mknodat(
@@ -403,7 +402,6 @@ mod tests {
             resolve(UserConfig::default(), "web", &layers).is_err(),
             "a FIFO did not hide the lower file"
         );
-        std::fs::remove_dir_all(root).unwrap();
     }
 
     /// A way in which a layer hides a file of the layers below, and how to make it in the layer's directory.
@@ -438,18 +436,16 @@ mod tests {
             }),
         ];
         for (number, (how, hide)) in hides.into_iter().enumerate() {
-            let (root, layers) = image(&format!("hidden-{number}"));
+            let (_scratch, layers) = image(&format!("hidden-{number}"));
             hide(&layers[1]);
             let found = resolve(UserConfig::default(), "web", &layers);
             assert!(found.is_err(), "{how}: {found:?}");
-            std::fs::remove_dir_all(root).unwrap();
         }
-        let (root, layers) = image("linked");
+        let (_scratch, layers) = image("linked");
         std::fs::remove_dir(layers[1].join("etc")).unwrap();
         std::fs::create_dir(layers[1].join("new")).unwrap();
         std::fs::write(layers[1].join("new/passwd"), "web:x:7:8::/:/\n").unwrap();
         symlink("../../new", layers[1].join("etc")).unwrap();
         assert_eq!(resolve(UserConfig::default(), "web", &layers), Ok((7, 8)));
-        std::fs::remove_dir_all(root).unwrap();
     }
 }

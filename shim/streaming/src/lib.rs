@@ -20,6 +20,9 @@ mod pending;
 mod receive;
 mod remote;
 mod resize;
+#[cfg(test)]
+#[path = "../../src/scratch.rs"]
+mod scratch;
 mod send;
 mod server;
 mod session;

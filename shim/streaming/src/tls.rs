@@ -183,8 +183,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_changed_certificate_is_used_and_a_broken_one_is_not() {
-        let dir = std::env::temp_dir().join(format!("coracle-tls-{}", std::process::id()));
-        std::fs::create_dir_all(&dir).unwrap();
+        let scratch = crate::scratch::Scratch::new("tls");
+        let dir = &scratch.0;
         let identity = Identity {
             certificate: dir.join("cert.pem"),
             key: dir.join("key.pem"),
@@ -207,6 +207,5 @@ mod tests {
         settle();
         assert!(shakes(&tls, &identity.certificate).await);
         assert!(!shakes(&tls, &first).await, "the old one is gone");
-        std::fs::remove_dir_all(dir).unwrap();
     }
 }

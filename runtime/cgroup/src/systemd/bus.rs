@@ -165,11 +165,10 @@ mod tests {
     use std::os::unix::net::UnixListener;
     use std::thread;
 
-    /// A socket that accepts one client and answers its greeting with `line`.
-    fn listener(name: &str, line: &'static [u8]) -> std::path::PathBuf {
-        let path = std::env::temp_dir().join(format!("coracle-bus-{}-{name}", std::process::id()));
-        let _ = std::fs::remove_file(&path);
-        let listener = UnixListener::bind(&path).unwrap();
+    /// The socket `bus` in a new directory, which accepts one client and answers its greeting with `line`.
+    fn listener(line: &'static [u8]) -> tempfile::TempDir {
+        let temp = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(temp.path().join("bus")).unwrap();
         thread::spawn(move || {
             let (mut client, _) = listener.accept().unwrap();
             let mut greeting = String::new();
@@ -179,31 +178,29 @@ mod tests {
             client.write_all(line).unwrap();
             thread::sleep(Duration::from_millis(400));
         });
-        path
+        temp
     }
 
     #[test]
     fn an_authentication_error_carries_the_text_of_systemd() {
-        let socket = listener("refusal", b"REJECTED EXTERNAL\r\n");
-        let error = Bus::connect(&socket, Duration::from_secs(5)).unwrap_err();
+        let socket = listener(b"REJECTED EXTERNAL\r\n");
+        let error = Bus::connect(&socket.path().join("bus"), Duration::from_secs(5)).unwrap_err();
         let Error::Connect { source, .. } = error else {
             panic!("{error}");
         };
         assert_eq!(source.to_string(), "REJECTED EXTERNAL");
-        std::fs::remove_file(socket).unwrap();
     }
 
     #[test]
     fn a_systemd_that_does_not_answer_is_given_up_at_the_deadline() {
-        let socket = listener("silence", b"OK 00\r\n");
+        let socket = listener(b"OK 00\r\n");
         let started = Instant::now();
-        let mut bus = Bus::connect(&socket, Duration::from_millis(100)).unwrap();
+        let mut bus = Bus::connect(&socket.path().join("bus"), Duration::from_millis(100)).unwrap();
         let error = bus.call("StopUnit", Body::default()).unwrap_err();
         assert!(started.elapsed() < Duration::from_millis(300));
         let Error::Call { source, .. } = error else {
             panic!("{error}");
         };
         assert_eq!(source.kind(), io::ErrorKind::TimedOut);
-        std::fs::remove_file(socket).unwrap();
     }
 }

@@ -98,7 +98,8 @@ fn a_refused_limit_takes_the_earlier_ones_back() {
 fn memory_below_usage_changes_nothing_and_cache_does_not_count() {
     let parent = Parent::new();
     let cgroup = parent.create("pod", &memory(256 << 20, Some(256 << 20)));
-    let file = std::env::temp_dir().join(format!("coracle-cache-{}", std::process::id()));
+    let temp = tempfile::tempdir().unwrap();
+    let file = temp.path().join("file");
     let script = format!(
         "head -c 40000000 /dev/zero > {0}; cat {0} > /dev/null; sync {0}; sleep 1000",
         file.display()
@@ -116,7 +117,6 @@ fn memory_below_usage_changes_nothing_and_cache_does_not_count() {
     assert_eq!(shell.try_wait().unwrap(), None, "nobody was killed");
     cgroup.kill().unwrap();
     shell.wait().unwrap();
-    std::fs::remove_file(file).unwrap();
 
     let mut shell = run_in(
         &cgroup,

@@ -23,6 +23,7 @@ use crate::{NamespaceConfig, create_namespaces, open_pin, unpin};
 struct Node {
     network: Builtin,
     dir: PathBuf,
+    _temp: tempfile::TempDir,
 }
 
 fn pod_config(pod: &str) -> NetworkConfig {
@@ -59,11 +60,15 @@ impl Node {
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         // Other test processes may run beside this one.
         let slot = (std::process::id() * 16 + count) % 4096;
-        let dir =
-            std::env::temp_dir().join(format!("coracle-test-net-{}-{count}", std::process::id()));
+        let temp = tempfile::tempdir().unwrap();
+        let dir = temp.path().to_owned();
         std::fs::create_dir_all(dir.join("pins")).unwrap();
         let network = Builtin::open(config(slot, &dir)).unwrap();
-        Self { network, dir }
+        Self {
+            network,
+            dir,
+            _temp: temp,
+        }
     }
 
     fn reopened(&self) -> Builtin {
@@ -136,7 +141,6 @@ impl Drop for Node {
         } else {
             self.assert_clean();
         }
-        std::fs::remove_dir_all(&self.dir).unwrap();
     }
 }
 

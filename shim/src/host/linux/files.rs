@@ -277,8 +277,8 @@ mod tests {
 
     #[test]
     fn an_existing_file_is_never_replaced() {
-        let root = std::env::temp_dir().join(format!("coracle-files-{}", std::process::id()));
-        let _ = std::fs::remove_dir_all(&root);
+        let scratch = crate::scratch::Scratch::new("files");
+        let root = scratch.0.join("new");
         make_private(&root).unwrap();
         put(&root, "hosts", "first", None).unwrap();
         put(&root, "hosts", "second", None).unwrap();
@@ -292,7 +292,6 @@ mod tests {
             std::os::unix::fs::PermissionsExt::mode(&mode.permissions()) & 0o777,
             0o644
         );
-        std::fs::remove_dir_all(root).unwrap();
     }
 
     #[test]

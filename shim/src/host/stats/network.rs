@@ -90,6 +90,22 @@ mod tests {
     use coracle_network::{NamespaceConfig, create_namespaces, unpin};
 
     use super::*;
+    use crate::scratch::Scratch;
+
+    /// A pinned namespace in a directory of its own; unpinned when it is dropped.
+    struct Pin(Scratch);
+
+    impl Pin {
+        fn path(&self) -> PathBuf {
+            self.0.0.join("pin")
+        }
+    }
+
+    impl Drop for Pin {
+        fn drop(&mut self) {
+            let _ = unpin(&self.path());
+        }
+    }
 
     #[test]
     fn the_kernels_table_is_read_without_loopback_and_up_to_its_last_whole_line() {
@@ -121,13 +137,14 @@ Inter-|   Receive                                                |  Transmit
     #[test]
     fn a_pod_is_read_in_its_own_namespace_and_the_daemon_stays_in_its_own() {
         let own = std::fs::read_link("/proc/thread-self/ns/net").unwrap();
-        let pin = std::env::temp_dir().join(format!("coracle-stats-pin-{}", std::process::id()));
+        let pin = Pin(Scratch::new("stats-pin"));
+        let path = pin.path();
         let config = NamespaceConfig {
             net: true,
             ..NamespaceConfig::default()
         };
-        let made = create_namespaces(config, Some(&pin)).unwrap();
-        let found = read(&[None, Some(pin.clone()), Some("/nowhere".into())]);
+        let made = create_namespaces(config, Some(&path)).unwrap();
+        let found = read(&[None, Some(path), Some("/nowhere".into())]);
         // A new namespace holds loopback, and tunnels where the kernel makes them by itself.
         let interfaces = found[1].as_ref().unwrap();
         assert!(
@@ -138,6 +155,5 @@ Inter-|   Receive                                                |  Transmit
         assert!(found[0].is_none() && found[2].is_none());
         assert_eq!(std::fs::read_link("/proc/thread-self/ns/net").unwrap(), own);
         drop(made);
-        unpin(&pin).unwrap();
     }
 }

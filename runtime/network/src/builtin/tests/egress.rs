@@ -19,8 +19,8 @@ struct Setup {
 
 /// A pod that may reach what `rules` list, servers outside at 80 and 81, on the node at 10250 and 10251, and a
 /// metadata service.
-fn set_up(name: &str, rules: &[&str]) -> Setup {
-    let world = World::new(name);
+fn set_up(rules: &[&str]) -> Setup {
+    let world = World::new();
     for line in ["ip addr add 169.254.169.254/32 dev lo", "ip link set lo up"] {
         run(&world.outside, line);
     }
@@ -89,10 +89,7 @@ impl Drop for Setup {
 
 #[test]
 fn only_what_is_listed_is_reached() {
-    let setup = set_up(
-        "listed",
-        &["198.51.100.2:80", "[2001:db8:1::/64]:80", "192.0.2.1"],
-    );
+    let setup = set_up(&["198.51.100.2:80", "[2001:db8:1::/64]:80", "192.0.2.1"]);
     for target in ["198.51.100.2:80", "[2001:db8:1::2]:80", "192.0.2.1:10251"] {
         assert!(setup.reaches(target), "{target}");
     }
@@ -113,7 +110,7 @@ fn only_what_is_listed_is_reached() {
 
 #[test]
 fn nothing_is_reached_with_an_empty_list_but_loopback_and_whoever_calls() {
-    let setup = set_up("empty", &[]);
+    let setup = set_up(&[]);
     assert!(setup.is_rejected("198.51.100.2:80") && setup.is_rejected("[2001:db8:1::2]:80"));
     assert!(
         setup.is_rejected("198.51.100.1:8080"),
@@ -148,15 +145,12 @@ fn nothing_is_reached_with_an_empty_list_but_loopback_and_whoever_calls() {
 
 #[test]
 fn denied_addresses_cannot_be_listed() {
-    let setup = set_up(
-        "never",
-        &[
-            "0.0.0.0/0",
-            "::/0",
-            "169.254.169.254:80",
-            "198.51.100.1:10250",
-        ],
-    );
+    let setup = set_up(&[
+        "0.0.0.0/0",
+        "::/0",
+        "169.254.169.254:80",
+        "198.51.100.1:10250",
+    ]);
     assert!(setup.reaches("198.51.100.2:81") && setup.reaches("[2001:db8:1::2]:81"));
     for target in [
         format!("{METADATA}:80"),
@@ -175,7 +169,7 @@ fn denied_addresses_cannot_be_listed() {
 
 #[test]
 fn a_translator_on_the_way_opens_nothing() {
-    let setup = set_up("nat64", &["::/0"]);
+    let setup = set_up(&["::/0"]);
     let (node, outside) = (&setup.world.node, &setup.world.outside);
     let _kubelet = Server::within(outside.try_clone().unwrap(), "behind", 10250);
     let _other = Server::within(outside.try_clone().unwrap(), "behind", 443);
@@ -215,7 +209,7 @@ fn a_translator_on_the_way_opens_nothing() {
 
 #[test]
 fn a_listed_name_opens_its_port_and_the_way_to_dns() {
-    let setup = set_up("names", &["api.example.com:80"]);
+    let setup = set_up(&["api.example.com:80"]);
     let dns = Server::within(setup.world.outside.try_clone().unwrap(), "dns", 53);
     let queries = |server: &str| udp(&setup.pod.netns, &format!("{server}:53")).is_some();
     assert!(setup.reaches("198.51.100.2:80") && setup.is_rejected("198.51.100.2:81"));
@@ -240,7 +234,7 @@ fn a_listed_name_opens_its_port_and_the_way_to_dns() {
 #[test]
 fn neighbours_are_found_by_arp_and_ndp() {
     // The outside has an ordinary link to the node, as plugins make it, which uses ARP and NDP.
-    let world = World::new("ndp");
+    let world = World::new();
     let node = Server::within(world.node.try_clone().unwrap(), "node", 8000);
     let listed = Egress::Listed(List {
         rules: vec![
@@ -258,7 +252,7 @@ fn neighbours_are_found_by_arp_and_ndp() {
 
 #[test]
 fn an_open_pod_has_no_rules_and_a_refused_table_is_an_error() {
-    let world = World::new("open");
+    let world = World::new();
     install(world.outside.as_fd(), &Egress::Open, &[]).unwrap();
     assert_eq!(run(&world.outside, "nft list ruleset"), "");
     let file = std::fs::File::open("/proc/self/cmdline").unwrap();

@@ -23,7 +23,7 @@ pub(super) struct World {
     pub(super) node: OwnedFd,
     pub(super) outside: OwnedFd,
     pub(super) network: Builtin,
-    dir: PathBuf,
+    _temp: tempfile::TempDir,
 }
 
 fn netns() -> OwnedFd {
@@ -36,9 +36,9 @@ fn netns() -> OwnedFd {
 
 /// Runs `program` in `netns` and returns what it prints; panics if it fails.
 pub(super) fn run(netns: &OwnedFd, line: &str) -> String {
-    let mut words = line.split_whitespace();
-    let mut command = Command::new(words.next().unwrap());
-    command.args(words);
+    let mut args = line.split_whitespace();
+    let mut command = Command::new(args.next().unwrap());
+    command.args(args);
     let output = inside(netns, move || command.output().unwrap());
     assert!(output.status.success(), "{line}: {output:?}");
     String::from_utf8(output.stdout).unwrap()
@@ -66,7 +66,7 @@ fn meet(node: &OwnedFd, address: IpAddr) {
 }
 
 impl World {
-    pub(super) fn new(name: &str) -> Self {
+    pub(super) fn new() -> Self {
         let (node, outside) = (netns(), netns());
         let peer = format!(
             "/proc/{}/fd/{}",
@@ -97,16 +97,14 @@ impl World {
         }
         set(&node, "ipv4/ip_forward", "1");
         set(&node, "ipv6/conf/all/forwarding", "1");
-        let dir =
-            std::env::temp_dir().join(format!("coracle-test-ports-{name}-{}", std::process::id()));
-        std::fs::create_dir_all(&dir).unwrap();
-        let network = Builtin::open(config(1, &dir)).unwrap();
+        let temp = tempfile::tempdir().unwrap();
+        let network = Builtin::open(config(1, temp.path())).unwrap();
         meet(&node, "2001:db8:1::2".parse().unwrap());
         Self {
             node,
             outside,
             network,
-            dir,
+            _temp: temp,
         }
     }
 
@@ -154,12 +152,6 @@ impl World {
     /// The ruleset of the node, as nft prints it.
     pub(super) fn ruleset(&self) -> String {
         run(&self.node, "nft list ruleset")
-    }
-}
-
-impl Drop for World {
-    fn drop(&mut self) {
-        std::fs::remove_dir_all(&self.dir).unwrap();
     }
 }
 

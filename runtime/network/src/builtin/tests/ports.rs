@@ -31,7 +31,7 @@ fn some(text: impl Into<String>) -> Option<String> {
 
 #[test]
 fn host_ports_lead_to_the_pod_from_everywhere() {
-    let world = World::new("everywhere");
+    let world = World::new();
     let (one, two) = (Server::new("one", 80), Server::new("two", 80));
     let ports = [
         port(Protocol::Tcp, 8080, 80),
@@ -71,7 +71,7 @@ fn host_ports_lead_to_the_pod_from_everywhere() {
 
 #[test]
 fn host_ports_lead_there_by_ipv6() {
-    let world = World::new("v6");
+    let world = World::new();
     let (one, two) = (Server::new("one", 80), Server::new("two", 80));
     let ports = [port(Protocol::Tcp, 8080, 80), port(Protocol::Udp, 5353, 80)];
     let a = world.attach(&one.netns, "one", &ports);
@@ -101,7 +101,7 @@ fn host_ports_lead_there_by_ipv6() {
 
 #[test]
 fn a_port_at_one_address_is_at_that_alone() {
-    let world = World::new("one-address");
+    let world = World::new();
     let (one, two) = (Server::new("one", 80), Server::new("two", 80));
     let web = |host_ip| at(port(Protocol::Tcp, 8080, 80), host_ip);
     let a = world.attach(
@@ -130,7 +130,7 @@ fn a_port_at_one_address_is_at_that_alone() {
 
 #[test]
 fn a_port_has_one_holder_and_errors_name_it() {
-    let mut world = World::new("holder");
+    let mut world = World::new();
     let (one, two) = (Server::new("one", 80), Server::new("two", 80));
     let web = port(Protocol::Tcp, 8080, 80);
     let a = world.attach(&one.netns, "one", std::slice::from_ref(&web));
@@ -180,7 +180,7 @@ fn a_port_has_one_holder_and_errors_name_it() {
 
 #[test]
 fn a_pod_cannot_send_to_the_loopback_of_its_node() {
-    let mut world = World::new("guard");
+    let mut world = World::new();
     let pod = Server::new("pod", 80);
     let attachment = world.attach(&pod.netns, "pod", &[port(Protocol::Tcp, 8080, 80)]);
     let secret = inside(&world.node, || TcpListener::bind("127.0.0.1:6000").unwrap());
@@ -232,7 +232,7 @@ fn a_pod_cannot_send_to_the_loopback_of_its_node() {
 
 #[test]
 fn a_restart_and_the_next_change_mend_the_table() {
-    let mut world = World::new("mend");
+    let mut world = World::new();
     let (one, two) = (Server::new("one", 80), Server::new("two", 80));
     let web = |host_port| port(Protocol::Tcp, host_port, 80);
     let a = world.attach(&one.netns, "one", &[web(8080)]);
@@ -278,7 +278,7 @@ fn a_restart_and_the_next_change_mend_the_table() {
 
 #[test]
 fn what_others_do_to_the_table_is_mended_while_pods_live() {
-    let world = World::new("watch");
+    let world = World::new();
     let one = Server::new("one", 80);
     let ports = [port(Protocol::Tcp, 8080, 80), port(Protocol::Udp, 5353, 80)];
     let pod = world.attach(&one.netns, "one", &ports);
@@ -318,7 +318,7 @@ fn what_others_do_to_the_table_is_mended_while_pods_live() {
 
 #[test]
 fn udp_flows_follow_the_port() {
-    let world = World::new("udp");
+    let world = World::new();
     let (one, two) = (Server::new("one", 80), Server::new("two", 80));
     let dns = port(Protocol::Udp, 5353, 80);
     let target = format!("{NODE}:5353");
