@@ -261,7 +261,7 @@ async fn query_engine_hash() -> Result<String> {
     } else {
         Err(Error::new(
             Kind::Bug,
-            format!("{}: the child said {text:?}", what()),
+            format!("{}: the child sent {text:?}", what()),
         ))
     }
 }

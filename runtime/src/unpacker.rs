@@ -23,7 +23,7 @@ use coracle_sys as sys;
 pub const MEMORY_BYTES: u64 = 512 << 20;
 
 /// How long an unpacker may take to exit after its report.
-const PATIENCE: Duration = Duration::from_secs(2);
+const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The descriptors of an unpacker, in order.
 #[derive(Debug)]
@@ -86,7 +86,7 @@ impl Running {
     pub async fn end(mut self) -> Result<()> {
         let what = || "unpack a layer".to_owned();
         let child = &mut self.helper.child;
-        let status = match tokio::time::timeout(PATIENCE, child.wait()).await {
+        let status = match tokio::time::timeout(TIMEOUT, child.wait()).await {
             Ok(status) => status.during(what)?,
             Err(_) => {
                 child.kill().await.during(what)?;

@@ -68,7 +68,7 @@ pub fn hit(_site: &str) -> io::Result<()> {
 
 /// Executes the plan's action for `site`. The plan is the file in `CORACLE_FAILPOINTS` at start, lines `site action`.
 ///
-/// Errors: the plan says `error` (EIO), `enospc` or `errno:NUMBER` for this site.
+/// Errors: the plan says `error` (EIO), `enospc` or `errno:NUMBER` for this site. Panics if it says `panic`.
 #[cfg(feature = "failpoints")]
 pub fn hit(site: &str) -> io::Result<()> {
     debug_assert!(
@@ -98,6 +98,7 @@ fn act(action: &str) -> io::Result<()> {
     match action {
         "error" => Err(io::Error::from_raw_os_error(libc::EIO)),
         "enospc" => Err(io::Error::from_raw_os_error(libc::ENOSPC)),
+        "panic" => panic!("a failpoint says so"),
         "kill" => {
             let _ = rustix::process::kill_process(
                 rustix::process::getpid(),

@@ -7,6 +7,7 @@
 //! What the process does is in [`init`], [`wasm`] and [`idle`]; the steps of the jail are in coracle-sandbox.
 
 mod exec;
+mod exit;
 mod idle;
 mod init;
 mod wasm;

@@ -114,26 +114,35 @@ impl Reports {
         self.cause = Some(Report::Failed(text));
     }
 
-    /// What the process said of its end, bounded.
+    /// The message that the process sent about its end, bounded.
     pub(super) fn message(&mut self) -> String {
         let mut text = std::mem::take(&mut self.message);
         text.truncate(text.floor_char_boundary(MAX_MESSAGE_BYTES));
         text
     }
 
-    /// Exit code and cause of an ended process; `run`: whether its program ran.
+    /// Exit code and cause of an ended process; `ran`: whether its program ran.
+    ///
+    /// A process that ran never gets [`Cause::StartFailed`], whatever it reported: its start was answered with success,
+    /// and the daemon waits for its exit.
     pub(super) fn exit_status(&mut self, status: &WaitIdStatus, ran: bool) -> (i32, Cause) {
         let signalled = status.terminating_signal().map(|signal| 128 + signal);
         let code = status.exit_status().or(signalled).unwrap_or(255);
-        let (code, mut cause) = match self.cause.take() {
-            Some(Report::Failed(text)) => (NOT_STARTED, Cause::StartFailed(text)),
-            Some(Report::NotExecuted { code, text }) => (code, Cause::StartFailed(text)),
-            Some(Report::Trap(text)) => (TRAP_CODE, Cause::Trap(text)),
-            _ if !ran => {
+        let (code, mut cause) = match (self.cause.take(), ran) {
+            (Some(Report::Trap(text)), true) => (TRAP_CODE, Cause::Trap(text)),
+            (Some(Report::Failed(text) | Report::NotExecuted { text, .. }), true) => {
+                self.message = text;
+                (code, Cause::Ended)
+            }
+            (_, true) => (code, Cause::Ended),
+            (Some(Report::NotExecuted { code, text }), false) => (code, Cause::StartFailed(text)),
+            (Some(Report::Failed(text) | Report::Trap(text)), false) => {
+                (NOT_STARTED, Cause::StartFailed(text))
+            }
+            (_, false) => {
                 let text = format!("the process ended with code {code} before it was ready");
                 (NOT_STARTED, Cause::StartFailed(text))
             }
-            _ => (code, Cause::Ended),
         };
         // The text comes from a tenant's program and goes into records and messages, so it is cut.
         cause.shorten(MAX_CAUSE_BYTES);
@@ -162,3 +171,7 @@ pub(super) fn watch(poll: &OwnedFd, token: u64, fd: BorrowedFd<'_>) -> bool {
 pub(super) fn kill(pidfd: BorrowedFd<'_>) {
     let _ = rustix::process::pidfd_send_signal(pidfd, rustix::process::Signal::KILL);
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests;

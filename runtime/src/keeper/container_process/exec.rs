@@ -11,7 +11,8 @@ use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
 
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
-use super::init::{self, PAYLOAD_FD, SPEC_FD, conclude};
+use super::exit::run_to_the_end;
+use super::init::{self, PAYLOAD_FD, SPEC_FD};
 use super::{CANNOT_START, Layout};
 use crate::control::messages::{ExecMessage, Report};
 use crate::native::{self, Label};
@@ -114,11 +115,7 @@ impl ExecFds {
 
 /// Runs the forked process; its descriptors are in place. Without `warm` it was executed for its own address space.
 pub(super) fn enter(container: &ContainerId, layout: Layout, warm: Option<&Warm>) -> ! {
-    let failed = match set_up(container, layout, warm) {
-        Ok(never) => match never {},
-        Err(e) => e,
-    };
-    conclude(Err(failed))
+    run_to_the_end(|| set_up(container, layout, warm).map(|never| match never {}))
 }
 
 fn set_up(container: &ContainerId, layout: Layout, warm: Option<&Warm>) -> Result<Infallible> {

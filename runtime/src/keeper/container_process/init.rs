@@ -12,6 +12,7 @@ use std::os::fd::{AsFd, OwnedFd, RawFd};
 
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
+use super::exit::run_to_the_end;
 use super::{CANNOT_START, Layout, idle};
 use crate::control::messages::Report;
 use crate::native::{self, Credentials, Label, NotExecuted};
@@ -40,11 +41,7 @@ pub(super) const EXEC_LETTER: &str = "x";
 
 /// Runs a container's process; its descriptors are in place.
 pub(super) fn enter(container: &ContainerId, layout: Layout, warm: Option<&Warm>) -> ! {
-    let failed = match set_up(container, layout, warm) {
-        Ok(never) => match never {},
-        Err(e) => e,
-    };
-    conclude(Err(failed))
+    run_to_the_end(|| set_up(container, layout, warm).map(|never| match never {}))
 }
 
 /// Exits with the result of the payload. Any thread may call it.

@@ -12,8 +12,9 @@ use std::convert::Infallible;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::time::Duration;
 
+use super::exit::run_to_the_end;
 use super::idle;
-use super::init::{PAYLOAD_FD, conclude, report};
+use super::init::{PAYLOAD_FD, report};
 use crate::control::messages::Report;
 use coracle_sandbox as sandbox;
 use coracle_spec::error::{Context as _, Error, Kind, Result};
@@ -25,7 +26,7 @@ use coracle_wasm::{Warm, server};
 /// Stack of the thread that runs the payload; Wasm code has its own stack.
 const THREAD_STACK: usize = 512 * 1024;
 /// How long a payload may take to return after a stop signal.
-const STOP_PATIENCE: Duration = Duration::from_millis(100);
+const STOP_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// Runs the compiled code that is this process's payload.
 pub(super) fn run(spec: &ContainerSpec, warm: &Warm, fd_dir: OwnedFd) -> Result<Infallible> {
@@ -42,10 +43,10 @@ pub(super) fn run(spec: &ContainerSpec, warm: &Warm, fd_dir: OwnedFd) -> Result<
     sandbox::landlock::confine(spec, wasm, code.as_fd())?;
     sandbox::install(first.as_fd(), 0)?;
     drop(first);
-    let patience = match &listener {
+    let timeout = match &listener {
         // It has requests to answer, and ends by itself or by SIGKILL.
         Some(_) => None,
-        None => Some(STOP_PATIENCE),
+        None => Some(STOP_TIMEOUT),
     };
     let payload = Payload {
         warm,
@@ -62,7 +63,7 @@ pub(super) fn run(spec: &ContainerSpec, warm: &Warm, fd_dir: OwnedFd) -> Result<
         .try_clone()
         .during(|| "share the stop eventfd".into())?;
     let work = || run::run(payload, stop, || lock(&second, true));
-    on_a_new_thread(work, wake, patience)
+    on_a_new_thread(work, wake, timeout)
 }
 
 /// The last step before guest code runs: no new executable mappings, and, the first time, a report to the keeper.
@@ -77,33 +78,27 @@ pub(super) fn lock(second: &OwnedFd, is_first: bool) -> Result<()> {
 /// Runs `work` on a new thread, which has fresh thread-local state, and exits with its result.
 ///
 /// This thread waits for a stop signal: a payload inside a blocking host call (a long sleep of preview 1, a write to a
-/// full pipe) does not see the epoch, so after `patience` this thread exits the process. Without one, the payload exits by
+/// full pipe) does not see the epoch, so after `timeout` this thread exits the process. Without one, the payload exits by
 /// itself or is killed.
 pub(super) fn on_a_new_thread(
     work: impl FnOnce() -> Result<End> + Send,
     stop: OwnedFd,
-    patience: Option<Duration>,
+    timeout: Option<Duration>,
 ) -> Result<Infallible> {
     std::thread::scope(|scope| {
-        let body =
-            move || {
-                let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
-                conclude(caught.unwrap_or_else(|_| {
-                    Err(Error::new(Kind::Bug, "the payload's thread panicked"))
-                }))
-            };
+        let body = move || run_to_the_end(work);
         let thread = std::thread::Builder::new()
             .stack_size(THREAD_STACK)
             .spawn_scoped(scope, body);
         let _: std::thread::ScopedJoinHandle<'_, Infallible> =
             thread.during(|| "start the payload's thread".into())?;
         let signal = coracle_wasm::stop::await_stop(stop.as_fd());
-        let Some(patience) = patience else {
+        let Some(timeout) = timeout else {
             loop {
                 std::thread::park();
             }
         };
-        std::thread::sleep(patience);
+        std::thread::sleep(timeout);
         sys::fork::leave(128 + signal)
     })
 }

@@ -3,7 +3,7 @@
 //! The keeper puts a pipe's write end into a free slot of a [`PipeSlots`]; then the log thread owns it. Like that
 //! thread, everything here except [`PipeSlots::add`] makes system calls only: it never allocates, locks or panics.
 //! Invariants: a client that reads gets every byte: one that lags behind blocks the container, as a full pipe would,
-//! and one that reads nothing for [`PATIENCE_MS`] is dropped. An exited container waits for no client: the rest of its
+//! and one that reads nothing for [`TIMEOUT_MS`] is dropped. An exited container waits for no client: the rest of its
 //! output is written to the client's pipe, which grows for that.
 //! It must not know about lines or files.
 
@@ -16,7 +16,7 @@ use super::line::Pages;
 /// Most clients of one stream at a time.
 pub(super) const MAX_CLIENTS: usize = 16;
 /// How long a client may read nothing before it is dropped, in milliseconds.
-const PATIENCE_MS: u64 = 10_000;
+const TIMEOUT_MS: u64 = 10_000;
 /// How much a pipe grows for the rest of an exited container's output, in bytes: more than its own pipe and one chunk
 /// hold.
 const GROWTH: i32 = 128 * 1024;
@@ -114,7 +114,7 @@ impl AttachedClients {
 
     /// Milliseconds until [`Self::expire`] drops a client.
     pub(super) fn timeout_ms(&self) -> i32 {
-        let left = (self.stuck_since + PATIENCE_MS).saturating_sub(now_ms());
+        let left = (self.stuck_since + TIMEOUT_MS).saturating_sub(now_ms());
         i32::try_from(left).unwrap_or(i32::MAX).max(1)
     }
 
@@ -168,7 +168,7 @@ impl AttachedClients {
 
     /// Drops clients that have read nothing for too long.
     pub(super) fn expire(&mut self, slots: &PipeSlots) {
-        if now_ms() < self.stuck_since + PATIENCE_MS {
+        if now_ms() < self.stuck_since + TIMEOUT_MS {
             return;
         }
         for slot in 0..MAX_CLIENTS {

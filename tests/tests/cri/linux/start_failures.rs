@@ -1,10 +1,11 @@
 //! Containers that cannot be started: StartContainer fails, the container has exited, and its status has the reason.
 
 use coracle_proto::runtime::v1 as cri;
+use coracle_tests::client::container;
 use cri::ContainerState::ContainerExited;
 
-use super::shell::{daemon, on_peer, program, run};
-use crate::site::Pod;
+use super::shell::{daemon, images, on_peer, program, run, sh};
+use crate::site::{Pod, failing_daemon, tool};
 
 /// Starts what cannot start; gives the refusal's text and the container's status.
 async fn start_failing(pod: &Pod, config: &cri::ContainerConfig) -> (String, cri::ContainerStatus) {
@@ -24,7 +25,7 @@ async fn start_failing(pod: &Pod, config: &cri::ContainerConfig) -> (String, cri
 async fn a_program_that_is_not_there_or_not_one_is_a_start_error() {
     let daemon = daemon().await;
     let pod = Pod::run(&daemon, "unstartable").await;
-    for (name, command, code, word) in [
+    for (name, command, code, expected) in [
         ("absent", "/bin/absent", 127, "/bin/absent"),
         ("not-in-path", "absent", 127, "absent"),
         (
@@ -36,12 +37,12 @@ async fn a_program_that_is_not_there_or_not_one_is_a_start_error() {
         ("directory", "/etc", 126, "/etc"),
     ] {
         let (text, status) = start_failing(&pod, &program(name, &[command])).await;
-        assert!(text.contains(word), "{text}");
+        assert!(text.contains(expected), "{text}");
         assert_eq!(status.reason, "StartError", "{name}");
         // Debian's containerd says 128 for all of them.
         let code = if on_peer() { 128 } else { code };
         assert_eq!(status.exit_code, code, "{name}: {text}");
-        assert!(status.message.contains(word), "{}", status.message);
+        assert!(status.message.contains(expected), "{}", status.message);
     }
     let again = run(&daemon, &pod, &program("after", &["/bin/true"])).await;
     again.ok();
@@ -105,5 +106,30 @@ async fn an_image_without_a_command_needs_one() {
         text.contains("command") || text.contains("names a program"),
         "{text}"
     );
+    daemon.finish().await.unwrap();
+}
+
+/// The process panics in a copy of its keeper's memory, whose code must not go on there.
+#[tokio::test]
+async fn a_container_process_that_panics_is_a_start_error() {
+    if on_peer() {
+        return;
+    }
+    let mut daemon = failing_daemon().await;
+    daemon.cri().pull(&images().base.reference).await.unwrap();
+    daemon.rebase();
+    let pod = Pod::run(&daemon, "panics").await;
+    daemon.plan("guest.jail panic\n").unwrap();
+    for config in [container("wasm", tool(), &["sleep"]), sh("linux", "exit 0")] {
+        let (text, status) = start_failing(&pod, &config).await;
+        assert!(text.contains("panicked, which is a bug"), "{text}");
+        assert!(text.contains("a failpoint says so"), "{text}");
+        let ended = (status.exit_code, status.reason.as_str());
+        assert_eq!(ended, (128, "StartError"), "{text}");
+    }
+    daemon.plan("").unwrap();
+    let after = container("after", tool(), &["exit", "3"]);
+    let (status, _) = pod.finish(&daemon, &after).await;
+    assert_eq!(status.exit_code, 3, "the keeper works on");
     daemon.finish().await.unwrap();
 }

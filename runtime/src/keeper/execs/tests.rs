@@ -1,0 +1,71 @@
+use std::os::unix::net::UnixStream;
+use std::process::Command;
+
+use super::*;
+
+/// Follows an exec whose process sends `reports`, one a line, and exits with 128, until it has ended. Returns what was
+/// queued for the daemon.
+#[allow(clippy::zombie_processes, reason = "the execs reap it")]
+fn events_of(reports: &str) -> Vec<FromKeeper> {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    ours.set_nonblocking(true).unwrap();
+    let child = Command::new("sh")
+        .args(["-c", "printf '%s\n' \"$0\"; exit 128", reports])
+        .stdout(OwnedFd::from(theirs))
+        .spawn()
+        .unwrap();
+    let pid = rustix::process::Pid::from_child(&child);
+    let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap();
+    let tree = Tree {
+        files: Vec::new(),
+        list: None,
+    };
+    let id = "1".repeat(64).parse().unwrap();
+    let poll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
+    let mut execs = Execs::default();
+    let slot = execs.add(Exec::new(7, id, (pidfd, ours.into()), tree));
+    while !execs.is_empty() {
+        execs.ready(token(slot, What::Report), &poll);
+        execs.ready(token(slot, What::Process), &poll);
+        std::thread::yield_now();
+    }
+    execs
+        .take_events()
+        .into_iter()
+        .map(|(event, _)| event)
+        .collect()
+}
+
+/// A request that was answered with a start waits for the end, and one that was not waits for an answer.
+#[test]
+fn whatever_a_process_reports_its_request_gets_the_event_that_it_waits_for() {
+    for last in [
+        r#"{"Failed":"a bug"}"#,
+        r#"{"Trap":"a trap"}"#,
+        r#"{"Message":"a text"}"#,
+        "{}",
+        "",
+    ] {
+        let events = events_of(last);
+        let answered = matches!(
+            events.as_slice(),
+            [FromKeeper::Answer {
+                request: 7,
+                answer: Answer::Failed { .. }
+            }]
+        );
+        assert!(answered, "{last:?}: {events:?}");
+        let events = events_of(&format!("\"Ready\"\n{last}"));
+        let ended = matches!(
+            events.as_slice(),
+            [
+                FromKeeper::Answer {
+                    request: 7,
+                    answer: Answer::Started { .. }
+                },
+                FromKeeper::ExecEnded { request: 7, .. }
+            ]
+        );
+        assert!(ended, "Ready, then {last:?}: {events:?}");
+    }
+}
