@@ -6,6 +6,7 @@
 //! argument that fails it goes on with the next, and its exit code is 1 unless the tool defines another.
 //! It must not know which command names are tools, whether a container may use them, or `sh -c`.
 
+mod builtins;
 mod cat;
 mod df;
 mod files;
@@ -16,7 +17,6 @@ mod options;
 mod pattern;
 mod stat;
 mod text;
-mod words;
 
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -98,9 +98,9 @@ fn with_own_options<O: Write, E: Write>(
     streams: &mut Streams<O, E>,
 ) -> io::Result<()> {
     match toolbox.tool {
-        Tool::Echo => words::echo(job, streams),
-        Tool::Sleep => words::sleep(job, streams),
-        Tool::Test => words::test(job, streams),
+        Tool::Echo => builtins::echo(job, streams),
+        Tool::Sleep => builtins::sleep(job, streams),
+        Tool::Test => builtins::test(job, streams),
         Tool::Head => files::head(job, streams),
         Tool::Tail => files::tail(job, streams),
         Tool::Wc => files::wc(job, streams),

@@ -63,40 +63,59 @@ fn part<'a>(job: &'a Job<'_>) -> Result<(Part, Vec<&'a str>), String> {
     Ok((part, options.operands))
 }
 
-pub(super) fn head<O: Write, E: Write>(
+/// Runs `show` with the requested part on each file of `head` or `tail`.
+fn each_part<O: Write, E: Write>(
     job: &Job<'_>,
     streams: &mut Streams<O, E>,
+    show: impl Fn(&Part, &mut dyn BufRead, &mut O) -> io::Result<io::Result<()>>,
 ) -> io::Result<()> {
     let (part, names) = match part(job) {
         Ok(parsed) => parsed,
         Err(text) => return streams.complain(job.name, &text),
     };
-    each(job, &names, streams, |_, from, streams| match part {
-        Part::Bytes(count) => copy(&mut from.take(count), &mut streams.out),
-        Part::Lines(count) => {
-            for _ in 0..count {
-                // In pieces: a line may be longer than memory.
-                loop {
-                    let mut piece = Vec::new();
-                    let read = from.take(CHUNK as u64).read_until(b'\n', &mut piece);
-                    if let Err(error) = read {
-                        return Ok(Err(error));
-                    }
-                    streams.out.write_all(&piece)?;
-                    if piece.is_empty() {
-                        return Ok(Ok(()));
-                    }
-                    if piece.ends_with(b"\n") {
-                        break;
-                    }
-                }
-            }
-            Ok(Ok(()))
-        }
+    each(job, &names, streams, |_, from, streams| {
+        show(&part, from, &mut streams.out)
     })
 }
 
-/// Outer error: the output is gone. Inner error: the input broke.
+pub(super) fn head<O: Write, E: Write>(
+    job: &Job<'_>,
+    streams: &mut Streams<O, E>,
+) -> io::Result<()> {
+    each_part(job, streams, |part, from, out| match part {
+        Part::Bytes(count) => copy(&mut from.take(*count), out),
+        Part::Lines(count) => copy_lines(from, *count, out),
+    })
+}
+
+/// Copies up to `count` lines, in pieces, because a line may be longer than memory.
+///
+/// Outer error: the output is closed. Inner error: the input cannot be read.
+fn copy_lines(
+    from: &mut dyn BufRead,
+    count: u64,
+    out: &mut impl Write,
+) -> io::Result<io::Result<()>> {
+    for _ in 0..count {
+        loop {
+            let mut piece = Vec::new();
+            let read = from.take(CHUNK as u64).read_until(b'\n', &mut piece);
+            if let Err(error) = read {
+                return Ok(Err(error));
+            }
+            out.write_all(&piece)?;
+            if piece.is_empty() {
+                return Ok(Ok(()));
+            }
+            if piece.ends_with(b"\n") {
+                break;
+            }
+        }
+    }
+    Ok(Ok(()))
+}
+
+/// Outer error: the output is closed. Inner error: the input cannot be read.
 fn copy(from: &mut dyn Read, to: &mut impl Write) -> io::Result<io::Result<()>> {
     let mut part = vec![0; CHUNK];
     loop {
@@ -113,18 +132,14 @@ pub(super) fn tail<O: Write, E: Write>(
     job: &Job<'_>,
     streams: &mut Streams<O, E>,
 ) -> io::Result<()> {
-    let (part, names) = match part(job) {
-        Ok(parsed) => parsed,
-        Err(text) => return streams.complain(job.name, &text),
-    };
-    each(job, &names, streams, |_, from, streams| {
+    each_part(job, streams, |part, from, out| {
         let mut kept: VecDeque<Vec<u8>> = VecDeque::new();
         let read = match part {
-            Part::Lines(count) => keep_lines(from, count, &mut kept),
-            Part::Bytes(count) => keep_bytes(from, count, &mut kept),
+            Part::Lines(count) => keep_lines(from, *count, &mut kept),
+            Part::Bytes(count) => keep_bytes(from, *count, &mut kept),
         };
         for piece in &kept {
-            streams.out.write_all(piece)?;
+            out.write_all(piece)?;
         }
         Ok(read)
     })
@@ -223,22 +238,16 @@ pub(super) fn grep<O: Write, E: Write>(
     streams: &mut Streams<O, E>,
 ) -> io::Result<()> {
     streams.code = Some(2);
-    let options = match Options::parse(job, "invcqlFEhH", "e") {
-        Ok(options) => options,
-        Err(text) => return streams.complain(job.name, &text),
-    };
-    let (text, names) = match (options.value('e'), options.operands.as_slice()) {
-        (Some(text), names) => (text, names),
-        (None, [text, names @ ..]) => (*text, names),
-        (None, []) => return streams.complain(job.name, "it needs a pattern"),
-    };
-    let pattern = match Pattern::parse(text, options.has('F'), options.has('i')) {
-        Ok(pattern) => pattern,
+    let parsed = Options::parse(job, "invcqlFEhH", "e").and_then(|options| {
+        grep_arguments(&options).map(|(pattern, names)| (options, pattern, names))
+    });
+    let (options, pattern, names) = match parsed {
+        Ok(parsed) => parsed,
         Err(text) => return streams.complain(job.name, &text),
     };
     let named = (names.len() > 1 || options.has('H')) && !options.has('h');
     let mut found = false;
-    each(job, names, streams, |name, from, streams| {
+    each(job, &names, streams, |name, from, streams| {
         let mut search = Search {
             options: &options,
             pattern: &pattern,
@@ -247,12 +256,7 @@ pub(super) fn grep<O: Write, E: Write>(
         };
         let read = search.file(from, &mut streams.out)?;
         found |= search.matches > 0;
-        if options.has('l') && search.matches > 0 {
-            writeln!(streams.out, "{name}")?;
-        } else if options.has('c') && !options.has('q') {
-            search.label(None, &mut streams.out)?;
-            writeln!(streams.out, "{}", search.matches)?;
-        }
+        search.summary(name, &mut streams.out)?;
         Ok(read)
     })?;
     streams.code = Some(match (found, streams.failed) {
@@ -261,6 +265,17 @@ pub(super) fn grep<O: Write, E: Write>(
         (false, true) => 2,
     });
     Ok(())
+}
+
+/// The pattern and the files of `grep`. Errors: a message.
+fn grep_arguments<'a>(options: &Options<'a>) -> Result<(Pattern, Vec<&'a str>), String> {
+    let (text, names) = match (options.value('e'), options.operands.as_slice()) {
+        (Some(text), names) => (text, names),
+        (None, [text, names @ ..]) => (*text, names),
+        (None, []) => return Err("it needs a pattern".into()),
+    };
+    let pattern = Pattern::parse(text, options.has('F'), options.has('i'))?;
+    Ok((pattern, names.to_vec()))
 }
 
 /// A search through one file.
@@ -299,6 +314,17 @@ impl Search<'_> {
             }
         }
         Ok(Ok(()))
+    }
+
+    /// What `-l` and `-c` write after a file.
+    fn summary(&self, file: &str, out: &mut impl Write) -> io::Result<()> {
+        if self.options.has('l') && self.matches > 0 {
+            writeln!(out, "{file}")?;
+        } else if self.options.has('c') && !self.options.has('q') {
+            self.label(None, out)?;
+            writeln!(out, "{}", self.matches)?;
+        }
+        Ok(())
     }
 
     fn label(&self, line: Option<u64>, out: &mut impl Write) -> io::Result<()> {

@@ -1,8 +1,8 @@
-//! `nslookup`, and an HTTP GET as `wget` and `curl`: what the container's own guest would be answered.
+//! `nslookup`, `wget` and `curl`: name lookups and HTTP requests with the results that the container's guest would get.
 //!
-//! Names, addresses and connections go through the guest's own [`Guard`] and HTTP client, so that what is refused here is
-//! refused there, with the same reason. Invariant: every wait has an end.
-//! Not here: policies, redirects, requests other than GET and HEAD.
+//! Names, addresses and connections go through the guest's [`Guard`] and HTTP client, so that the same things are refused
+//! for the same reasons. Invariant: every wait has a timeout.
+//! Not supported: redirects, methods other than GET and HEAD. It must not know the egress policy itself.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -19,10 +19,10 @@ use super::{Job, Streams};
 use crate::http::Client;
 use crate::network::{Failure, Guard};
 
-/// How long anything may take, unless `-T` or `-m` says.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Timeout of each step, unless `-T` or `-m` sets another one.
+const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// An event loop of this thread. Errors: the system has no descriptors left.
+/// An event loop for this thread. Errors: the system is out of descriptors.
 fn reactor() -> io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -46,7 +46,7 @@ pub(super) fn nslookup<O: Write, E: Write>(
     let (reactor, guard) = (reactor()?, guard(job));
     for name in names {
         // The timer needs the event loop that it is made in.
-        let look_up = async { tokio::time::timeout(PATIENCE, guard.resolve(name)).await };
+        let look_up = async { tokio::time::timeout(TIMEOUT, guard.resolve(name)).await };
         let found = reactor.block_on(look_up);
         match found.unwrap_or(Err(Failure::Unanswered)) {
             Ok(addresses) => {
@@ -57,7 +57,7 @@ pub(super) fn nslookup<O: Write, E: Write>(
             }
             Err(failure) => {
                 let why = match failure {
-                    Failure::Invalid => "this is no name",
+                    Failure::Invalid => "this is not a name",
                     Failure::Denied => {
                         "refused by the pod's egress list; egress.coracle.dev/allow has to list it"
                     }
@@ -71,21 +71,22 @@ pub(super) fn nslookup<O: Write, E: Write>(
     Ok(())
 }
 
-/// A request as its options have it.
-struct Order<'a> {
+/// A request, as the options describe it.
+struct Fetch<'a> {
     url: &'a str,
-    /// Show the response's head, too.
+    /// Print the response's status and headers, too.
     head: bool,
-    /// Ask for nothing but the head.
+    /// Send HEAD instead of GET.
     only_head: bool,
     /// A status of 400 and above is a failure.
     strict: bool,
+    /// Where the body is saved, if not written to standard output.
     file: Option<&'a str>,
-    patience: Duration,
+    timeout: Duration,
 }
 
-impl<'a> Order<'a> {
-    /// Errors: a text.
+impl<'a> Fetch<'a> {
+    /// Errors: a message.
     fn of_wget(job: &'a Job<'_>) -> Result<Self, String> {
         let options = Options::parse(job, "qS", "OT")?;
         let file = options
@@ -97,11 +98,11 @@ impl<'a> Order<'a> {
             only_head: false,
             strict: true,
             file: Some(file).filter(|file| *file != "-"),
-            patience: patience(options.value('T'))?,
+            timeout: timeout(options.value('T'))?,
         })
     }
 
-    /// Errors: a text.
+    /// Errors: a message.
     fn of_curl(job: &'a Job<'_>) -> Result<Self, String> {
         let options = Options::parse(job, "sSfivI", "om")?;
         Ok(Self {
@@ -110,7 +111,7 @@ impl<'a> Order<'a> {
             only_head: options.has('I'),
             strict: options.has('f'),
             file: options.value('o').filter(|file| *file != "-"),
-            patience: patience(options.value('m'))?,
+            timeout: timeout(options.value('m'))?,
         })
     }
 
@@ -146,96 +147,94 @@ fn url<'a>(options: &Options<'a>) -> Result<&'a str, String> {
     }
 }
 
-fn patience(text: Option<&str>) -> Result<Duration, String> {
+fn timeout(text: Option<&str>) -> Result<Duration, String> {
     let Some(text) = text else {
-        return Ok(PATIENCE);
+        return Ok(TIMEOUT);
     };
-    let seconds: f64 = text.parse().map_err(|_| format!("{text:?} is no time"))?;
-    Duration::try_from_secs_f64(seconds).map_err(|_| format!("{text:?} is no time"))
+    let seconds: f64 = text
+        .parse()
+        .map_err(|_| format!("{text:?} is not a time"))?;
+    Duration::try_from_secs_f64(seconds).map_err(|_| format!("{text:?} is not a time"))
 }
 
 pub(super) fn wget<O: Write, E: Write>(
     job: &Job<'_>,
     streams: &mut Streams<O, E>,
 ) -> io::Result<()> {
-    fetch(job, Order::of_wget(job), streams)
+    fetch(job, Fetch::of_wget(job), streams)
 }
 
 pub(super) fn curl<O: Write, E: Write>(
     job: &Job<'_>,
     streams: &mut Streams<O, E>,
 ) -> io::Result<()> {
-    fetch(job, Order::of_curl(job), streams)
+    fetch(job, Fetch::of_curl(job), streams)
 }
 
 fn fetch<O: Write, E: Write>(
     job: &Job<'_>,
-    order: Result<Order<'_>, String>,
+    parsed: Result<Fetch<'_>, String>,
     streams: &mut Streams<O, E>,
 ) -> io::Result<()> {
-    let asked = order.and_then(|order| order.request().map(|request| (order, request)));
-    let (order, request) = match asked {
-        Ok(asked) => asked,
+    let parsed = parsed.and_then(|fetch| fetch.request().map(|request| (fetch, request)));
+    let (fetch, request) = match parsed {
+        Ok(parsed) => parsed,
         Err(text) => return streams.complain(job.name, &text),
     };
     let client = Client::new(guard(job));
     let exchange = async {
         let options = RequestOptions {
-            connect_timeout: Some(order.patience),
-            first_byte_timeout: Some(order.patience),
-            between_bytes_timeout: Some(order.patience),
+            connect_timeout: Some(fetch.timeout),
+            first_byte_timeout: Some(fetch.timeout),
+            between_bytes_timeout: Some(fetch.timeout),
         };
         match client.fetch(request, options).await {
-            Ok(response) => answer(job, &order, response, streams).await,
-            Err(error) => streams.complain(job.name, &format!("{}: {}", order.url, why(&error))),
+            Ok(response) => show(job, &fetch, response, streams).await,
+            Err(error) => streams.complain(job.name, &format!("{}: {}", fetch.url, why(&error))),
         }
     };
     reactor()?.block_on(exchange)
 }
 
-async fn answer<O: Write, E: Write>(
+/// Writes the response to where `fetch` sends it.
+async fn show<O: Write, E: Write>(
     job: &Job<'_>,
-    order: &Order<'_>,
+    fetch: &Fetch<'_>,
     response: Response<WasiBody>,
     streams: &mut Streams<O, E>,
 ) -> io::Result<()> {
     let status = response.status();
-    if order.strict && status.as_u16() >= 400 {
-        return streams.complain(
-            job.name,
-            &format!("{}: the server said {status}", order.url),
-        );
+    if fetch.strict && status.as_u16() >= 400 {
+        let text = format!("{}: the server answered {status}", fetch.url);
+        return streams.complain(job.name, &text);
     }
-    if order.head {
+    if fetch.head {
         writeln!(streams.out, "{:?} {status}", response.version())?;
         for (name, value) in response.headers() {
             writeln!(streams.out, "{name}: {}", value.as_bytes().escape_ascii())?;
         }
         writeln!(streams.out)?;
     }
-    let mut file = match order.file.map(|path| File::create(job.path(path))) {
-        Some(Err(error)) => return streams.cannot(job, order.file.unwrap_or_default(), &error),
-        Some(Ok(file)) => Some(file),
-        None => None,
+    let copied = match fetch.file.map(|path| File::create(job.path(path))) {
+        Some(Err(error)) => return streams.cannot(job, fetch.file.unwrap_or_default(), &error),
+        Some(Ok(mut file)) => copy(response.into_body(), &mut file).await?,
+        None => copy(response.into_body(), &mut streams.out).await?,
     };
-    let mut body = response.into_body();
+    match copied {
+        Ok(()) => Ok(()),
+        Err(error) => streams.complain(job.name, &format!("{}: {}", fetch.url, why(&error))),
+    }
+}
+
+/// Outer error: `to` cannot be written. Inner error: the body ended early.
+async fn copy(mut body: WasiBody, to: &mut impl Write) -> io::Result<Result<(), Error>> {
     while let Some(part) = body.frame().await {
         match part {
-            Ok(part) => {
-                let Some(bytes) = part.data_ref() else {
-                    continue;
-                };
-                match &mut file {
-                    Some(file) => file.write_all(bytes)?,
-                    None => streams.out.write_all(bytes)?,
-                }
-            }
-            Err(error) => {
-                return streams.complain(job.name, &format!("{}: {}", order.url, why(&error)));
-            }
+            Ok(part) => to.write_all(part.data_ref().map_or(&[], |bytes| bytes))?,
+            Err(error) => return Ok(Err(error)),
         }
     }
-    Ok(())
+    Ok(Ok(()))
 }
 
 /// Why a request failed, for people.

@@ -1,6 +1,7 @@
-//! What `grep` and `find` match: a small part of basic regular expressions, and shell patterns for names.
+//! The patterns of `grep` and `find`: a subset of basic regular expressions, and shell patterns for names.
 //!
-//! Invariant: a pattern that uses more than is here is refused, never taken for another one. Not here: who searches.
+//! Invariant: a pattern with syntax that is not supported is refused, never taken for another one. It must not know what
+//! is searched.
 
 /// A pattern of `grep`: text, `.`, `*` after one character, `^`, `$`, and `\` in front of any of them.
 pub(super) struct Pattern {
@@ -18,8 +19,24 @@ struct Atom {
     many: bool,
 }
 
+impl Atom {
+    fn literal(byte: u8) -> Self {
+        Self {
+            byte: Some(byte),
+            many: false,
+        }
+    }
+
+    fn any() -> Self {
+        Self {
+            byte: None,
+            many: false,
+        }
+    }
+}
+
 impl Pattern {
-    /// Reads `text`; if `fixed`, it is what it says. Errors: it uses more than is here, as a text.
+    /// Parses `text`; if `fixed`, every byte stands for itself. Errors: a message for syntax that is not supported.
     pub(super) fn parse(text: &str, fixed: bool, ignores_case: bool) -> Result<Self, String> {
         let mut pattern = Self {
             atoms: Vec::new(),
@@ -27,51 +44,36 @@ impl Pattern {
             at_end: false,
             ignores_case,
         };
-        let literal = |byte| Atom {
-            byte: Some(byte),
-            many: false,
-        };
-        if fixed {
-            pattern.atoms = text.bytes().map(literal).collect();
-            return Ok(pattern);
+        match fixed {
+            true => pattern.atoms = text.bytes().map(Atom::literal).collect(),
+            false => pattern.parse_basic(text)?,
         }
+        Ok(pattern)
+    }
+
+    fn parse_basic(&mut self, text: &str) -> Result<(), String> {
         let mut bytes = text.bytes().enumerate().peekable();
         while let Some((at, byte)) = bytes.next() {
-            let atom = match byte {
-                b'^' if at == 0 => {
-                    pattern.at_start = true;
-                    continue;
-                }
-                b'$' if bytes.peek().is_none() => {
-                    pattern.at_end = true;
-                    continue;
-                }
-                b'*' if !pattern.atoms.is_empty() => {
-                    pattern
-                        .atoms
-                        .last_mut()
-                        .into_iter()
-                        .for_each(|atom| atom.many = true);
-                    continue;
-                }
+            match byte {
+                b'^' if at == 0 => self.at_start = true,
+                b'$' if bytes.peek().is_none() => self.at_end = true,
+                b'*' if !self.atoms.is_empty() => self.repeat_last(),
                 b'\\' => match bytes.next() {
-                    Some((_, byte))
-                        if byte.is_ascii_punctuation() && !b"(){}<>|+?".contains(&byte) =>
-                    {
-                        literal(byte)
-                    }
+                    Some((_, byte)) if is_escapable(byte) => self.atoms.push(Atom::literal(byte)),
                     _ => return Err(refusal(text)),
                 },
                 b'[' => return Err(refusal(text)),
-                b'.' => Atom {
-                    byte: None,
-                    many: false,
-                },
-                byte => literal(byte),
-            };
-            pattern.atoms.push(atom);
+                b'.' => self.atoms.push(Atom::any()),
+                byte => self.atoms.push(Atom::literal(byte)),
+            }
         }
-        Ok(pattern)
+        Ok(())
+    }
+
+    fn repeat_last(&mut self) {
+        if let Some(last) = self.atoms.last_mut() {
+            last.many = true;
+        }
     }
 
     /// Whether it occurs in `line`.
@@ -111,9 +113,14 @@ impl Pattern {
     }
 }
 
+/// Whether a backslash makes `byte` literal. In front of the others it begins syntax that is not supported.
+fn is_escapable(byte: u8) -> bool {
+    byte.is_ascii_punctuation() && !b"(){}<>|+?".contains(&byte)
+}
+
 fn refusal(text: &str) -> String {
     format!(
-        "pattern {text:?}: there are only text, `.`, `*`, `^`, `$` and `\\` here; -F takes all as text"
+        "pattern {text:?}: only text, `.`, `*`, `^`, `$` and `\\` are supported; -F takes the pattern as plain text"
     )
 }
 

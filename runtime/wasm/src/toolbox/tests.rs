@@ -3,6 +3,8 @@
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 
+use tempfile::TempDir;
+
 use super::*;
 use coracle_spec::{ProcessRow, WasmKind, Workload};
 
@@ -69,31 +71,33 @@ fn run_tool(directory: &Path, tool: Tool, args: &[&str]) -> Output {
     }
 }
 
-fn directory(name: &str) -> PathBuf {
-    let path = std::env::temp_dir().join(format!("coracle-toolbox-{}-{name}", std::process::id()));
-    let _ = fs::remove_dir_all(&path);
+/// A directory with some files, removed when it is dropped.
+fn directory() -> TempDir {
+    let temp = tempfile::tempdir().unwrap();
+    let path = temp.path();
     fs::create_dir_all(path.join("sub")).unwrap();
     fs::write(path.join("file"), "text\n").unwrap();
     fs::write(path.join(".hidden"), "").unwrap();
     fs::set_permissions(path.join("file"), fs::Permissions::from_mode(0o4754)).unwrap();
     symlink("file", path.join("link")).unwrap();
-    path
+    temp
 }
 
 #[test]
 fn ls_shows_names_and_long_lines() {
-    let dir = directory("ls");
-    assert_eq!(run_tool(&dir, Tool::Ls, &[]).out, "file\nlink\nsub\n");
+    let temp = directory();
+    let dir = temp.path();
+    assert_eq!(run_tool(dir, Tool::Ls, &[]).out, "file\nlink\nsub\n");
     assert_eq!(
-        run_tool(&dir, Tool::Ls, &["-A1"]).out,
+        run_tool(dir, Tool::Ls, &["-A1"]).out,
         ".hidden\nfile\nlink\nsub\n"
     );
     assert!(
-        run_tool(&dir, Tool::Ls, &["-a"])
+        run_tool(dir, Tool::Ls, &["-a"])
             .out
             .starts_with(".\n..\n.hidden\n")
     );
-    let output = run_tool(&dir, Tool::Ls, &["-l", "file", "absent", "link"]);
+    let output = run_tool(dir, Tool::Ls, &["-l", "file", "absent", "link"]);
     let lines: Vec<&str> = output.out.lines().collect();
     assert!(
         lines[0].starts_with("-rwsr-xr--    1 0     0              5 20"),
@@ -107,37 +111,37 @@ fn ls_shows_names_and_long_lines() {
     );
     assert_eq!(output.err, "ls: absent: No such file or directory\n");
     assert!(output.failed && lines.len() == 2);
-    let output = run_tool(&dir, Tool::Ls, &["sub", "file"]);
+    let output = run_tool(dir, Tool::Ls, &["sub", "file"]);
     assert_eq!(
         (output.out.as_str(), output.failed),
         ("file\n\nsub:\n", false)
     );
-    assert_eq!(run_tool(&dir, Tool::Ls, &["-d", "sub"]).out, "sub\n");
-    let output = run_tool(&dir, Tool::Ls, &["-z"]);
+    assert_eq!(run_tool(dir, Tool::Ls, &["-d", "sub"]).out, "sub\n");
+    let output = run_tool(dir, Tool::Ls, &["-z"]);
     assert!(
         output.failed && output.err.contains("-z") && output.err.contains("-laA1hd"),
         "{}",
         output.err
     );
-    fs::remove_dir_all(dir).unwrap();
 }
 
 #[test]
 fn cat_continues_after_a_file_it_cannot_read() {
-    let dir = directory("cat");
-    let output = run_tool(&dir, Tool::Cat, &["file", "sub", "--", "file"]);
+    let temp = directory();
+    let dir = temp.path();
+    let output = run_tool(dir, Tool::Cat, &["file", "sub", "--", "file"]);
     assert_eq!(output.out, "text\ntext\n");
     assert_eq!(output.err, "cat: sub: Is a directory\n");
     assert!(output.failed);
-    fs::remove_dir_all(dir).unwrap();
 }
 
 #[test]
 fn env_and_ps_print_the_environment_and_processes_of_the_spec() {
-    let dir = directory("env");
-    assert_eq!(run_tool(&dir, Tool::Env, &[]).out, "HOME=/\nA=b c\n");
-    assert!(run_tool(&dir, Tool::Env, &["sh"]).failed);
-    let output = run_tool(&dir, Tool::Ps, &["aux"]);
+    let temp = directory();
+    let dir = temp.path();
+    assert_eq!(run_tool(dir, Tool::Env, &[]).out, "HOME=/\nA=b c\n");
+    assert!(run_tool(dir, Tool::Env, &["sh"]).failed);
+    let output = run_tool(dir, Tool::Ps, &["aux"]);
     assert!(
         output.out.is_empty()
             || output
@@ -147,13 +151,13 @@ fn env_and_ps_print_the_environment_and_processes_of_the_spec() {
         output.out
     );
     assert_eq!(output.out.lines().count(), 2);
-    fs::remove_dir_all(dir).unwrap();
 }
 
 #[test]
 fn stat_and_df_show_files_and_space() {
-    let dir = directory("stat");
-    let output = run_tool(&dir, Tool::Stat, &["file"]);
+    let temp = directory();
+    let dir = temp.path();
+    let output = run_tool(dir, Tool::Stat, &["file"]);
     for part in [
         "  File: file\n",
         "  Size: 5 ",
@@ -163,24 +167,23 @@ fn stat_and_df_show_files_and_space() {
         assert!(output.out.contains(part), "no {part:?} in {}", output.out);
     }
     assert!(
-        run_tool(&dir, Tool::Stat, &["link"])
+        run_tool(dir, Tool::Stat, &["link"])
             .out
             .contains("File: link -> file\n")
     );
     assert!(
-        run_tool(&dir, Tool::Stat, &["-L", "link"])
+        run_tool(dir, Tool::Stat, &["-L", "link"])
             .out
             .contains("regular file")
     );
-    assert!(run_tool(&dir, Tool::Stat, &[]).failed);
-    let output = run_tool(&dir, Tool::Df, &["-h"]);
+    assert!(run_tool(dir, Tool::Stat, &[]).failed);
+    let output = run_tool(dir, Tool::Df, &["-h"]);
     let ends: Vec<&str> = output
         .out
         .lines()
         .filter_map(|line| line.split(' ').next_back())
         .collect();
     assert_eq!(ends, ["on", "/", dir.to_str().unwrap()], "{}", output.out);
-    fs::remove_dir_all(dir).unwrap();
 }
 
 #[test]
@@ -216,64 +219,62 @@ fn ids_of_the_pod_are_translated_to_container_ids() {
 }
 
 /// Runs a tool with these words, split at spaces.
-fn say(dir: &Path, tool: Tool, words: &str) -> Output {
-    let words: Vec<&str> = words.split(' ').filter(|word| !word.is_empty()).collect();
-    run_tool(dir, tool, &words)
+fn say(dir: &Path, tool: Tool, args: &str) -> Output {
+    let args: Vec<&str> = args.split(' ').filter(|arg| !arg.is_empty()).collect();
+    run_tool(dir, tool, &args)
 }
 
 #[test]
 fn head_tail_wc_and_grep_read_files() {
-    let dir = directory("lines");
+    let temp = directory();
+    let dir = temp.path();
     let lines: String = (1..=20).map(|number| format!("line {number}\n")).collect();
     fs::write(dir.join("lines"), &lines).unwrap();
-    assert_eq!(say(&dir, Tool::Head, "-n 2 lines").out, "line 1\nline 2\n");
-    assert_eq!(say(&dir, Tool::Head, "-2 lines").out, "line 1\nline 2\n");
-    assert_eq!(say(&dir, Tool::Head, "lines").out.lines().count(), 10);
-    assert_eq!(say(&dir, Tool::Head, "-c4 lines").out, "line");
-    assert_eq!(say(&dir, Tool::Tail, "-n2 lines").out, "line 19\nline 20\n");
-    assert_eq!(say(&dir, Tool::Tail, "-c 5 lines").out, "e 20\n");
-    assert_eq!(say(&dir, Tool::Tail, "-n 0 lines").out, "");
-    let both = say(&dir, Tool::Head, "-n1 lines file").out;
+    assert_eq!(say(dir, Tool::Head, "-n 2 lines").out, "line 1\nline 2\n");
+    assert_eq!(say(dir, Tool::Head, "-2 lines").out, "line 1\nline 2\n");
+    assert_eq!(say(dir, Tool::Head, "lines").out.lines().count(), 10);
+    assert_eq!(say(dir, Tool::Head, "-c4 lines").out, "line");
+    assert_eq!(say(dir, Tool::Tail, "-n2 lines").out, "line 19\nline 20\n");
+    assert_eq!(say(dir, Tool::Tail, "-c 5 lines").out, "e 20\n");
+    assert_eq!(say(dir, Tool::Tail, "-n 0 lines").out, "");
+    let both = say(dir, Tool::Head, "-n1 lines file").out;
     assert_eq!(both, "==> lines <==\nline 1\n\n==> file <==\ntext\n");
-    assert_eq!(say(&dir, Tool::Wc, "-l lines").out, "     20 lines\n");
-    let all = say(&dir, Tool::Wc, "lines file").out;
+    assert_eq!(say(dir, Tool::Wc, "-l lines").out, "     20 lines\n");
+    let all = say(dir, Tool::Wc, "lines file").out;
     assert!(all.ends_with("     21      41     156 total\n"), "{all}");
-    let found = say(&dir, Tool::Grep, "-n 1$ lines");
+    let found = say(dir, Tool::Grep, "-n 1$ lines");
     assert_eq!(
         (found.out.as_str(), found.code),
         ("1:line 1\n11:line 11\n", 0)
     );
-    assert_eq!(say(&dir, Tool::Grep, "-ci LINE lines absent").code, 0);
-    assert_eq!(say(&dir, Tool::Grep, "nothing lines").code, 1);
-    assert_eq!(say(&dir, Tool::Grep, "x absent").code, 2);
-    assert_eq!(say(&dir, Tool::Grep, "[a-z] lines").code, 2);
-    let odd = say(&dir, Tool::Tail, "-f lines");
+    assert_eq!(say(dir, Tool::Grep, "-ci LINE lines absent").code, 0);
+    assert_eq!(say(dir, Tool::Grep, "nothing lines").code, 1);
+    assert_eq!(say(dir, Tool::Grep, "x absent").code, 2);
+    assert_eq!(say(dir, Tool::Grep, "[a-z] lines").code, 2);
+    let odd = say(dir, Tool::Tail, "-f lines");
     assert!(odd.failed && odd.err.contains("-f"), "{}", odd.err);
-    fs::remove_dir_all(dir).unwrap();
 }
 
 #[test]
 fn find_goes_down_and_follows_no_link() {
-    let dir = directory("find");
+    let temp = directory();
+    let dir = temp.path();
     symlink("..", dir.join("sub/up")).unwrap();
-    let all = say(&dir, Tool::Find, "");
+    let all = say(dir, Tool::Find, "");
     assert_eq!(all.out, ".\n./.hidden\n./file\n./link\n./sub\n./sub/up\n");
-    assert_eq!(say(&dir, Tool::Find, "-type d").out, ".\n./sub\n");
-    assert_eq!(
-        say(&dir, Tool::Find, ". -name *i*e -type f").out,
-        "./file\n"
-    );
-    assert_eq!(say(&dir, Tool::Find, "sub -maxdepth 0").out, "sub\n");
-    assert!(say(&dir, Tool::Find, ". -delete").failed);
-    fs::remove_dir_all(dir).unwrap();
+    assert_eq!(say(dir, Tool::Find, "-type d").out, ".\n./sub\n");
+    assert_eq!(say(dir, Tool::Find, ". -name *i*e -type f").out, "./file\n");
+    assert_eq!(say(dir, Tool::Find, "sub -maxdepth 0").out, "sub\n");
+    assert!(say(dir, Tool::Find, ". -delete").failed);
 }
 
 #[test]
 fn echo_and_test_answer() {
-    let dir = directory("words");
-    assert_eq!(say(&dir, Tool::Echo, "a b").out, "a b\n");
-    assert_eq!(say(&dir, Tool::Echo, "-n a").out, "a");
-    for (words, code) in [
+    let temp = directory();
+    let dir = temp.path();
+    assert_eq!(say(dir, Tool::Echo, "a b").out, "a b\n");
+    assert_eq!(say(dir, Tool::Echo, "-n a").out, "a");
+    for (args, code) in [
         ("-f file", 0),
         ("-d file", 1),
         ("-e absent", 1),
@@ -288,15 +289,15 @@ fn echo_and_test_answer() {
         ("", 1),
         ("a b c d", 2),
     ] {
-        assert_eq!(say(&dir, Tool::Test, words).code, code, "{words:?}");
+        assert_eq!(say(dir, Tool::Test, args).code, code, "{args:?}");
     }
-    assert!(say(&dir, Tool::Sleep, "1x").failed && !say(&dir, Tool::Sleep, "0.01s").failed);
-    fs::remove_dir_all(dir).unwrap();
+    assert!(say(dir, Tool::Sleep, "1x").failed && !say(dir, Tool::Sleep, "0.01s").failed);
 }
 
 #[test]
 fn a_message_is_said_on_standard_error_with_its_code() {
-    let dir = directory("message");
+    let temp = directory();
+    let dir = temp.path();
     let (mut out, mut err) = (Vec::new(), Vec::new());
     let mut streams = Streams {
         out: &mut out,
@@ -304,7 +305,7 @@ fn a_message_is_said_on_standard_error_with_its_code() {
         failed: false,
         code: None,
     };
-    let spec = spec(&dir);
+    let spec = spec(dir);
     let Workload::Wasm(wasm) = &spec.workload else {
         unreachable!("the spec above is Wasm's")
     };
@@ -315,5 +316,4 @@ fn a_message_is_said_on_standard_error_with_its_code() {
         (out.len(), err.as_slice()),
         (0, &b"nothing of that name\n"[..])
     );
-    fs::remove_dir_all(dir).unwrap();
 }

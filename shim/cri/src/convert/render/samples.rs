@@ -58,23 +58,6 @@ fn sample_config() -> cri::ContainerConfig {
         user_specified_image: "hello:1".into(),
         ..Default::default()
     };
-    let mount = cri::Mount {
-        container_path: "/dev/termination-log".into(),
-        host_path: "/var/lib/kubelet/x".into(),
-        propagation: 1,
-        ..Default::default()
-    };
-    let image_mount = cri::Mount {
-        container_path: "/models".into(),
-        readonly: true,
-        image: Some(cri::ImageSpec {
-            image: "files:1".into(),
-            user_specified_image: "files".into(),
-            ..Default::default()
-        }),
-        image_sub_path: "small".into(),
-        ..Default::default()
-    };
     cri::ContainerConfig {
         metadata: Some(cri::ContainerMetadata {
             name: "c".into(),
@@ -85,13 +68,35 @@ fn sample_config() -> cri::ContainerConfig {
             key: "TOKEN".into(),
             value: b"s3cret".to_vec(),
         }],
-        mounts: vec![mount, image_mount],
+        mounts: sample_mounts(),
         linux: Some(cri::LinuxContainerConfig {
             resources: Some(limits),
             security_context: None,
         }),
         ..Default::default()
     }
+}
+
+/// A mount of a file on the host, and one of an image.
+fn sample_mounts() -> Vec<cri::Mount> {
+    let file = cri::Mount {
+        container_path: "/dev/termination-log".into(),
+        host_path: "/var/lib/kubelet/x".into(),
+        propagation: 1,
+        ..Default::default()
+    };
+    let image = cri::Mount {
+        container_path: "/models".into(),
+        readonly: true,
+        image: Some(cri::ImageSpec {
+            image: "files:1".into(),
+            user_specified_image: "files".into(),
+            ..Default::default()
+        }),
+        image_sub_path: "small".into(),
+        ..Default::default()
+    };
+    vec![file, image]
 }
 
 /// An exited container of sandbox `pod` whose id is 64 times `digit`.

@@ -1,6 +1,6 @@
-//! `echo`, `sleep` and `test`: what is said by arguments alone.
+//! `echo`, `sleep` and `test`, which a shell usually has built in: they use their arguments and no option parser.
 //!
-//! Not here: options of other tools.
+//! Invariant: a time or an expression that is not understood is an error, never ignored. It must not know other tools.
 
 use std::fs::{self, Metadata};
 use std::io::{self, Write};
@@ -11,20 +11,20 @@ use rustix::fs::{Access, AtFlags, CWD, accessat};
 
 use super::{Job, Streams};
 
-/// `echo [-n] [WORD...]`.
+/// `echo [-n] [STRING...]`.
 pub(super) fn echo<O: Write, E: Write>(
     job: &Job<'_>,
     streams: &mut Streams<O, E>,
 ) -> io::Result<()> {
-    let words = &job.wasm.args[1..];
-    let (end, words) = match words.split_first() {
+    let strings = &job.wasm.args[1..];
+    let (end, strings) = match strings.split_first() {
         Some((flag, rest)) if flag == "-n" => ("", rest),
-        _ => ("\n", words),
+        _ => ("\n", strings),
     };
-    write!(streams.out, "{}{end}", words.join(" "))
+    write!(streams.out, "{}{end}", strings.join(" "))
 }
 
-/// `sleep TIME...`: seconds, or with `s`, `m`, `h` or `d` behind; all of them together.
+/// `sleep TIME...`: sleeps for the sum of the times, in seconds or with the suffix `s`, `m`, `h` or `d`.
 pub(super) fn sleep<O: Write, E: Write>(
     job: &Job<'_>,
     streams: &mut Streams<O, E>,
@@ -35,7 +35,7 @@ pub(super) fn sleep<O: Write, E: Write>(
     }
     for text in &job.wasm.args[1..] {
         let Some(time) = duration(text) else {
-            return streams.complain(job.name, &format!("{text:?} is no time"));
+            return streams.complain(job.name, &format!("{text:?} is not a time"));
         };
         all = all.saturating_add(time);
     }
@@ -55,37 +55,40 @@ fn duration(text: &str) -> Option<Duration> {
     Duration::try_from_secs_f64(number.parse::<f64>().ok()? * factor).ok()
 }
 
-/// `test EXPRESSION`, `[ EXPRESSION ]`: exit code 0 if it is true, 1 if not, 2 if it is none.
+/// `test EXPRESSION`, `[ EXPRESSION ]`: exit code 0 if it is true, 1 if it is false, 2 if it cannot be parsed.
 pub(super) fn test<O: Write, E: Write>(
     job: &Job<'_>,
     streams: &mut Streams<O, E>,
 ) -> io::Result<()> {
-    let mut words: Vec<&str> = job.wasm.args[1..].iter().map(String::as_str).collect();
-    if job.wasm.args[0].ends_with('[') && words.pop() != Some("]") {
+    let mut operands: Vec<&str> = job.wasm.args[1..].iter().map(String::as_str).collect();
+    if job.wasm.args[0].ends_with('[') && operands.pop() != Some("]") {
         streams.code = Some(2);
-        return streams.complain(job.name, "its last word is not ]");
+        return streams.complain(job.name, "its last argument is not ]");
     }
-    match is_true(job, &words) {
+    match is_true(job, &operands) {
         Some(answer) => {
             streams.code = Some(i32::from(!answer));
             Ok(())
         }
         None => {
             streams.code = Some(2);
-            let text = format!("{:?} is no expression that is known here", words.join(" "));
+            let text = format!(
+                "{:?} is not an expression that it supports",
+                operands.join(" ")
+            );
             streams.complain(job.name, &text)
         }
     }
 }
 
 /// Source: test(1p), without `-a` and `-o`, which it advises against.
-fn is_true(job: &Job<'_>, words: &[&str]) -> Option<bool> {
-    match words {
+fn is_true(job: &Job<'_>, operands: &[&str]) -> Option<bool> {
+    match operands {
         [] => Some(false),
-        [word] => Some(!word.is_empty()),
+        [text] => Some(!text.is_empty()),
         [left, operator, right] if *left != "!" || operator.len() < 3 => {
             compare(left, operator, right)
-                .or_else(|| (*left == "!").then(|| is_true(job, &words[1..]).map(|is| !is))?)
+                .or_else(|| (*left == "!").then(|| is_true(job, &operands[1..]).map(|is| !is))?)
         }
         ["!", rest @ ..] => is_true(job, rest).map(|is| !is),
         ["-z", text] => Some(text.is_empty()),
