@@ -48,7 +48,7 @@ pub enum Error {
     Pull {
         /// The reference as completed.
         reference: String,
-        /// The registry that was asked.
+        /// The registry of the request.
         registry: String,
         /// What went wrong.
         cause: Arc<Error>,
@@ -75,7 +75,7 @@ pub enum Error {
     Unauthorized {
         /// The registry's host.
         registry: String,
-        /// What was asked for.
+        /// What was requested.
         what: String,
         /// `the given credentials` or `an anonymous client`.
         who: &'static str,
@@ -85,7 +85,7 @@ pub enum Error {
     Registry {
         /// The registry's host.
         registry: String,
-        /// What was asked for.
+        /// What was requested.
         what: String,
         /// What it answered instead, or the innermost cause.
         problem: String,
@@ -245,7 +245,7 @@ impl Error {
         }
     }
 
-    /// True if the same host may answer the next time it is asked.
+    /// True if the same host may answer the next request.
     pub(crate) fn may_pass(&self) -> bool {
         matches!(self, Self::Registry { .. } | Self::Unreachable { .. })
     }

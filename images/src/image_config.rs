@@ -78,7 +78,7 @@ pub(crate) fn parse_config(
 
 /// Errors: [`Error::Limit`] for more text than any container needs.
 fn check_size(what: &str, run: &RunConfig, limits: &Limits) -> Result<(), Error> {
-    let words = run
+    let strings = run
         .env
         .iter()
         .chain(&run.entrypoint)
@@ -88,7 +88,7 @@ fn check_size(what: &str, run: &RunConfig, limits: &Limits) -> Result<(), Error>
         .labels
         .iter()
         .map(|(key, value)| key.len() + value.len());
-    let bytes = words.map(String::len).chain(labels).sum::<usize>() as u64;
+    let bytes = strings.map(String::len).chain(labels).sum::<usize>() as u64;
     if bytes > limits.max_run_config_bytes {
         let what = format!("{what} with {bytes} bytes of environment, arguments and labels");
         return Err(Error::Limit {

@@ -366,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_database_is_put_aside_and_said() {
+    fn a_damaged_database_is_moved_aside_and_reported() {
         let scratch = Scratch::new("damaged");
         for bytes in [
             &b"this is no database at all, but long enough to look like one"[..],

@@ -207,8 +207,8 @@ impl Found {
         is_plain: impl Fn(&str) -> bool,
     ) -> Result<Vec<Upstream>, Error> {
         let file: HostsFile = toml::from_str(&self.text).map_err(|error| {
-            let words: Vec<_> = error.message().lines().collect();
-            self.wrong(error.span().map_or(0, |span| span.start), words.join("; "))
+            let lines: Vec<_> = error.message().lines().collect();
+            self.wrong(error.span().map_or(0, |span| span.start), lines.join("; "))
         })?;
         let mut hosts: Vec<_> = file.host.into_iter().collect();
         hosts.sort_by_key(|(url, _)| url.span().start);

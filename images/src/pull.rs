@@ -143,9 +143,9 @@ impl Pull {
             let digest = Digest::of(&document.bytes);
             let what = format!("manifest {digest}");
             let top = top.get_or_insert_with(|| digest.clone()).clone();
-            let asked = format!("manifest {target} of {}", self.reference.name());
+            let requested = format!("manifest {target} of {}", self.reference.name());
             let parsed = manifest::parse(&what, &document.bytes, &self.inner.config.limits);
-            match parsed.map_err(|error| document.withhold(asked, error))? {
+            match parsed.map_err(|error| document.withhold(requested, error))? {
                 Document::Manifest(manifest) => {
                     return Ok(Resolved {
                         top,

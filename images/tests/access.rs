@@ -58,9 +58,9 @@ async fn naming_a_digest_is_no_proof() {
             let own = pull(&images, &format!("{}/bank/app:v1", bank.host))
                 .await
                 .unwrap();
-            let asked = if is_same_host { &bank } else { &evil };
-            pretend(asked, "tenant-b/x", &parts, &secret);
-            let theirs = format!("{}/tenant-b/x:v1", asked.host);
+            let registry = if is_same_host { &bank } else { &evil };
+            pretend(registry, "tenant-b/x", &parts, &secret);
+            let theirs = format!("{}/tenant-b/x:v1", registry.host);
             for _ in 0..2 {
                 let error = pull(&images, &theirs).await.unwrap_err();
                 assert_eq!(error.kind(), ErrorKind::Missing, "{what}: {error}");
@@ -69,11 +69,11 @@ async fn naming_a_digest_is_no_proof() {
                 images = open(&scratch.0).await;
             }
             // One that has the bytes gets them used, and is the same image.
-            asked.serve_image("tenant-b/x", "v1", &parts);
+            registry.serve_image("tenant-b/x", "v1", &parts);
             let path = format!("/tenant-b/x/blobs/{}", Digest::of(&secret));
-            asked.on_head(&path, Reply::ok(&secret));
+            registry.on_head(&path, Reply::ok(&secret));
             assert_eq!(pull(&images, &theirs).await.unwrap(), own, "{what}");
-            assert_eq!(asked.gets(&path), 3, "{what}");
+            assert_eq!(registry.gets(&path), 3, "{what}");
         }
     }
 }
@@ -119,7 +119,7 @@ async fn a_mirror_proves_nothing_for_anybody_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_repository_that_has_proven_it_is_only_asked_whether_it_still_may() {
+async fn a_proven_repository_is_only_checked_again() {
     for (what, parts, secret) in private() {
         let (bank, scratch) = (ScriptedRegistry::start().await, Scratch::new());
         bank.serve_image("bank/app", "v1", &parts);

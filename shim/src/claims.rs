@@ -35,7 +35,7 @@ mod share;
 const CLAIMS: &str = "/run/coracle.claims";
 const INSTANCE: &str = "instance";
 /// How long the last holder of a claim may take to exit.
-const PATIENCE: Duration = Duration::from_millis(300);
+const TIMEOUT: Duration = Duration::from_millis(300);
 
 /// Why a daemon cannot have its configured resources.
 #[derive(Debug, thiserror::Error)]
@@ -110,7 +110,7 @@ impl Claims {
         for resource in resources(config) {
             refuse_overlap(claims, &resource, &own)?;
             let path = claims.join(resource.file());
-            let file = claim(&path, &resource, &own, PATIENCE)?;
+            let file = claim(&path, &resource, &own, TIMEOUT)?;
             held.push((path, file));
         }
         let share = share::claim_one(claims, &own)?;
@@ -145,7 +145,7 @@ fn lock_root(root: &Path) -> Result<(File, Claimer), Error> {
     let path = root.join(INSTANCE);
     let mut file = open(&path)?;
     let known: Option<Claimer> = read(&mut file, &path)?;
-    if !lock(&file, PATIENCE) {
+    if !lock(&file, TIMEOUT) {
         return Err(Error::Held {
             what: format!("the root directory {} (root)", root.display()),
             pid: known.map_or(0, |known| known.pid),
@@ -193,11 +193,11 @@ fn claim(
     path: &Path,
     resource: &Resource,
     own: &Claimer,
-    patience: Duration,
+    timeout: Duration,
 ) -> Result<File, Error> {
     loop {
         let mut file = open(path)?;
-        let is_free = lock(&file, patience);
+        let is_free = lock(&file, timeout);
         let known: Option<Claimer> = read(&mut file, path)?;
         let other = known.filter(|known| known.instance != own.instance);
         match (is_free, other) {

@@ -348,9 +348,9 @@ async fn exec(cri: &Cri, id: &str) -> Result<(), tonic::Status> {
     if reply.exit_code == 0 {
         return Ok(());
     }
-    let said = String::from_utf8_lossy(&reply.stderr).into_owned();
+    let output = String::from_utf8_lossy(&reply.stderr).into_owned();
     Err(tonic::Status::internal(format!(
-        "the exec exited {}: {said}",
+        "the exec exited {}: {output}",
         reply.exit_code
     )))
 }

@@ -18,7 +18,7 @@ const MAX_MESSAGE_BYTES: usize = 16 << 20;
 /// The deadline of a call, kubelet's default.
 const CALL_DEADLINE: Duration = Duration::from_secs(120);
 /// How long [`Cri::wait_exit`] and friends look before they give up.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A client; reconnects by itself when the daemon comes back. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -44,10 +44,10 @@ impl Cri {
     pub async fn wait_ready(&self, deadline: Duration) -> Result<(), Status> {
         let end = Instant::now() + deadline;
         loop {
-            let asked = cri::VersionRequest {
+            let request = cri::VersionRequest {
                 version: String::new(),
             };
-            match self.runtime.clone().version(asked).await {
+            match self.runtime.clone().version(request).await {
                 Ok(_) => return Ok(()),
                 Err(refusal) if Instant::now() > end => return Err(refusal),
                 Err(_) => tokio::time::sleep(Duration::from_millis(2)).await,
@@ -57,14 +57,14 @@ impl Cri {
 
     /// PullImage; gives the image's id.
     pub async fn pull(&self, reference: &str) -> Result<String, Status> {
-        let asked = cri::PullImageRequest {
+        let request = cri::PullImageRequest {
             image: Some(image(reference)),
             ..Default::default()
         };
         Ok(self
             .images
             .clone()
-            .pull_image(asked)
+            .pull_image(request)
             .await?
             .into_inner()
             .image_ref)
@@ -72,14 +72,14 @@ impl Cri {
 
     /// ImageStatus; `None` is an image that is not there.
     pub async fn image(&self, reference: &str) -> Result<Option<cri::Image>, Status> {
-        let asked = cri::ImageStatusRequest {
+        let request = cri::ImageStatusRequest {
             image: Some(image(reference)),
             verbose: false,
         };
         Ok(self
             .images
             .clone()
-            .image_status(asked)
+            .image_status(request)
             .await?
             .into_inner()
             .image)
@@ -98,10 +98,10 @@ impl Cri {
 
     /// RemoveImage.
     pub async fn remove_image(&self, reference: &str) -> Result<(), Status> {
-        let asked = cri::RemoveImageRequest {
+        let request = cri::RemoveImageRequest {
             image: Some(image(reference)),
         };
-        self.images.clone().remove_image(asked).await.map(drop)
+        self.images.clone().remove_image(request).await.map(drop)
     }
 
     /// RunPodSandbox with the default handler; gives the sandbox's id.
@@ -115,14 +115,14 @@ impl Cri {
         config: &cri::PodSandboxConfig,
         handler: &str,
     ) -> Result<String, Status> {
-        let asked = cri::RunPodSandboxRequest {
+        let request = cri::RunPodSandboxRequest {
             config: Some(config.clone()),
             runtime_handler: handler.into(),
         };
         Ok(self
             .runtime
             .clone()
-            .run_pod_sandbox(asked)
+            .run_pod_sandbox(request)
             .await?
             .into_inner()
             .pod_sandbox_id)
@@ -130,34 +130,38 @@ impl Cri {
 
     /// StopPodSandbox.
     pub async fn stop_pod(&self, id: &str) -> Result<(), Status> {
-        let asked = cri::StopPodSandboxRequest {
-            pod_sandbox_id: id.into(),
-        };
-        self.runtime.clone().stop_pod_sandbox(asked).await.map(drop)
-    }
-
-    /// RemovePodSandbox.
-    pub async fn remove_pod(&self, id: &str) -> Result<(), Status> {
-        let asked = cri::RemovePodSandboxRequest {
+        let request = cri::StopPodSandboxRequest {
             pod_sandbox_id: id.into(),
         };
         self.runtime
             .clone()
-            .remove_pod_sandbox(asked)
+            .stop_pod_sandbox(request)
+            .await
+            .map(drop)
+    }
+
+    /// RemovePodSandbox.
+    pub async fn remove_pod(&self, id: &str) -> Result<(), Status> {
+        let request = cri::RemovePodSandboxRequest {
+            pod_sandbox_id: id.into(),
+        };
+        self.runtime
+            .clone()
+            .remove_pod_sandbox(request)
             .await
             .map(drop)
     }
 
     /// PodSandboxStatus.
     pub async fn pod_status(&self, id: &str) -> Result<cri::PodSandboxStatus, Status> {
-        let asked = cri::PodSandboxStatusRequest {
+        let request = cri::PodSandboxStatusRequest {
             pod_sandbox_id: id.into(),
             verbose: false,
         };
         let reply = self
             .runtime
             .clone()
-            .pod_sandbox_status(asked)
+            .pod_sandbox_status(request)
             .await?
             .into_inner();
         reply
@@ -170,11 +174,11 @@ impl Cri {
         &self,
         filter: Option<cri::PodSandboxFilter>,
     ) -> Result<Vec<cri::PodSandbox>, Status> {
-        let asked = cri::ListPodSandboxRequest { filter };
+        let request = cri::ListPodSandboxRequest { filter };
         Ok(self
             .runtime
             .clone()
-            .list_pod_sandbox(asked)
+            .list_pod_sandbox(request)
             .await?
             .into_inner()
             .items)
@@ -187,7 +191,7 @@ impl Cri {
         config: &cri::ContainerConfig,
         sandbox: &cri::PodSandboxConfig,
     ) -> Result<String, Status> {
-        let asked = cri::CreateContainerRequest {
+        let request = cri::CreateContainerRequest {
             pod_sandbox_id: pod.into(),
             config: Some(config.clone()),
             sandbox_config: Some(sandbox.clone()),
@@ -195,7 +199,7 @@ impl Cri {
         Ok(self
             .runtime
             .clone()
-            .create_container(asked)
+            .create_container(request)
             .await?
             .into_inner()
             .container_id)
@@ -203,39 +207,47 @@ impl Cri {
 
     /// StartContainer.
     pub async fn start(&self, id: &str) -> Result<(), Status> {
-        let asked = cri::StartContainerRequest {
+        let request = cri::StartContainerRequest {
             container_id: id.into(),
         };
-        self.runtime.clone().start_container(asked).await.map(drop)
+        self.runtime
+            .clone()
+            .start_container(request)
+            .await
+            .map(drop)
     }
 
     /// StopContainer with a grace period in seconds.
     pub async fn stop(&self, id: &str, grace_s: i64) -> Result<(), Status> {
-        let asked = cri::StopContainerRequest {
+        let request = cri::StopContainerRequest {
             container_id: id.into(),
             timeout: grace_s,
         };
-        self.runtime.clone().stop_container(asked).await.map(drop)
+        self.runtime.clone().stop_container(request).await.map(drop)
     }
 
     /// RemoveContainer.
     pub async fn remove(&self, id: &str) -> Result<(), Status> {
-        let asked = cri::RemoveContainerRequest {
+        let request = cri::RemoveContainerRequest {
             container_id: id.into(),
         };
-        self.runtime.clone().remove_container(asked).await.map(drop)
+        self.runtime
+            .clone()
+            .remove_container(request)
+            .await
+            .map(drop)
     }
 
     /// ContainerStatus.
     pub async fn status(&self, id: &str) -> Result<cri::ContainerStatus, Status> {
-        let asked = cri::ContainerStatusRequest {
+        let request = cri::ContainerStatusRequest {
             container_id: id.into(),
             verbose: false,
         };
         let reply = self
             .runtime
             .clone()
-            .container_status(asked)
+            .container_status(request)
             .await?
             .into_inner();
         reply
@@ -248,11 +260,11 @@ impl Cri {
         &self,
         filter: Option<cri::ContainerFilter>,
     ) -> Result<Vec<cri::Container>, Status> {
-        let asked = cri::ListContainersRequest { filter };
+        let request = cri::ListContainersRequest { filter };
         Ok(self
             .runtime
             .clone()
-            .list_containers(asked)
+            .list_containers(request)
             .await?
             .into_inner()
             .containers)
@@ -260,12 +272,12 @@ impl Cri {
 
     /// ReopenContainerLog.
     pub async fn reopen_log(&self, id: &str) -> Result<(), Status> {
-        let asked = cri::ReopenContainerLogRequest {
+        let request = cri::ReopenContainerLogRequest {
             container_id: id.into(),
         };
         self.runtime
             .clone()
-            .reopen_container_log(asked)
+            .reopen_container_log(request)
             .await
             .map(drop)
     }
@@ -283,9 +295,9 @@ impl Cri {
     }
 
     /// Waits until the container has exited, and gives its status. Errors: refusals, and [`Code::DeadlineExceeded`]
-    /// when it still runs after [`PATIENCE`].
+    /// when it still runs after [`TIMEOUT`].
     pub async fn wait_exit(&self, id: &str) -> Result<cri::ContainerStatus, Status> {
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + TIMEOUT;
         loop {
             let status = self.status(id).await?;
             if status.state() == cri::ContainerState::ContainerExited {
@@ -293,7 +305,7 @@ impl Cri {
             }
             if Instant::now() > end {
                 let text = format!(
-                    "container {id} is still {:?} after {PATIENCE:?}",
+                    "container {id} is still {:?} after {TIMEOUT:?}",
                     status.state()
                 );
                 return Err(Status::new(Code::DeadlineExceeded, text));

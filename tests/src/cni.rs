@@ -146,8 +146,8 @@ impl Place {
 
     /// `COMMAND PLUGIN` of every call so far; they are forgotten.
     pub fn commands(&self) -> Vec<String> {
-        let words = |call: String| call.split(' ').take(2).collect::<Vec<_>>().join(" ");
-        self.calls().into_iter().map(words).collect()
+        let fields = |call: String| call.split(' ').take(2).collect::<Vec<_>>().join(" ");
+        self.calls().into_iter().map(fields).collect()
     }
 
     /// What a scripted plugin got on standard input at its last call of this command.
@@ -203,8 +203,8 @@ fn names(dir: &Path) -> Vec<String> {
 
 /// The network condition of Status: whether it is ready, the reason and the message.
 pub async fn condition(client: &Cri) -> Result<(bool, String, String), Status> {
-    let asked = cri::StatusRequest { verbose: false };
-    let reply = client.runtime.clone().status(asked).await?.into_inner();
+    let request = cri::StatusRequest { verbose: false };
+    let reply = client.runtime.clone().status(request).await?.into_inner();
     let conditions = reply.status.unwrap_or_default().conditions;
     let network = conditions
         .into_iter()

@@ -139,6 +139,6 @@ fn write_mirrors(dir: &Path, registry: &str) -> Outcome<()> {
     Ok(())
 }
 
-fn say(words: &str) -> Outcome<()> {
-    Ok(writeln!(std::io::stderr(), "{words}")?)
+fn say(args: &str) -> Outcome<()> {
+    Ok(writeln!(std::io::stderr(), "{args}")?)
 }

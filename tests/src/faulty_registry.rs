@@ -194,9 +194,9 @@ fn read_request(lines: &mut impl BufRead) -> Option<Request> {
         has_password |= header.to_ascii_lowercase().starts_with("authorization:");
         header.clear();
     }
-    let mut words = first.split(' ');
-    let method = words.next()?.to_owned();
-    let path = words.next()?.split('?').next()?.to_owned();
+    let mut fields = first.split(' ');
+    let method = fields.next()?.to_owned();
+    let path = fields.next()?.split('?').next()?.to_owned();
     Some(Request {
         method,
         path,

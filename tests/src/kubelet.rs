@@ -28,8 +28,8 @@ use settings::Ports;
 /// How long the kubelet may take to be healthy.
 const START: Duration = Duration::from_secs(60);
 /// How long a pod may take to be what a test waits for: probes, restarts and their back-off among it.
-const PATIENCE: Duration = Duration::from_secs(90);
-/// How often the kubelet is asked meanwhile.
+const TIMEOUT: Duration = Duration::from_secs(90);
+/// How often the kubelet is polled meanwhile.
 const LOOK: Duration = Duration::from_millis(200);
 /// Lines of the kubelet's log shown for a test that failed.
 const LOG_TAIL_LINES: usize = 40;
@@ -189,7 +189,7 @@ impl Node {
         what: &str,
         is_so: impl Fn(&Value) -> bool,
     ) -> Outcome<Value> {
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + TIMEOUT;
         loop {
             let pod = self.pod(name)?;
             if is_so(&pod) {
@@ -205,7 +205,7 @@ impl Node {
 
     /// Waits until `is_so`, as long as for a pod; whether it came so.
     pub async fn eventually(&self, is_so: impl Fn() -> bool) -> bool {
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + TIMEOUT;
         while Instant::now() < end {
             if is_so() {
                 return true;
@@ -226,7 +226,7 @@ impl Node {
     }
 
     /// kubectl with these words, pointed at the kubelet. Streams are WebSockets unless `spdy`.
-    pub fn kubectl(&self, spdy: bool, words: &[&str]) -> Command {
+    pub fn kubectl(&self, spdy: bool, arguments: &[&str]) -> Command {
         let websockets = if spdy { "false" } else { "true" };
         let mut command = Command::new(self.programs.join("kubectl"));
         command
@@ -235,21 +235,21 @@ impl Node {
             .env("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", websockets)
             .env("KUBECTL_PORT_FORWARD_WEBSOCKETS", websockets)
             .args(["--server", &self.server, "--namespace", "default"])
-            .args(words);
+            .args(arguments);
         command
     }
 
     /// Runs kubectl to its end. Errors: it cannot be run.
-    pub fn run(&self, spdy: bool, words: &[&str]) -> Outcome<Output> {
-        Ok(self.kubectl(spdy, words).stdin(Stdio::null()).output()?)
+    pub fn run(&self, spdy: bool, args: &[&str]) -> Outcome<Output> {
+        Ok(self.kubectl(spdy, args).stdin(Stdio::null()).output()?)
     }
 
     /// What kubectl prints. Errors: it failed, in its own words.
-    pub fn says(&self, spdy: bool, words: &[&str]) -> Outcome<String> {
-        let output = self.run(spdy, words)?;
+    pub fn says(&self, spdy: bool, args: &[&str]) -> Outcome<String> {
+        let output = self.run(spdy, args)?;
         if !output.status.success() {
-            let said = String::from_utf8_lossy(&output.stderr);
-            return Err(format!("kubectl {words:?}: {}: {said}", output.status).into());
+            let printed = String::from_utf8_lossy(&output.stderr);
+            return Err(format!("kubectl {args:?}: {}: {printed}", output.status).into());
         }
         Ok(String::from_utf8(output.stdout)?)
     }
@@ -296,7 +296,7 @@ impl Node {
         for entry in fs::read_dir(self.dir().join(settings::MANIFESTS))? {
             fs::remove_file(entry?.path())?;
         }
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + TIMEOUT;
         while !self.is_empty().await? {
             if Instant::now() > end {
                 return Err(format!("pods stay\n{}", self.log_tail()).into());

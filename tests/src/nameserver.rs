@@ -40,7 +40,7 @@ pub enum Answer {
 type Zone = dyn Fn(&str, usize) -> Answer + Send + Sync;
 
 /// How often the server looks whether it is to end: its sockets keep the namespace alive.
-const PATIENCE: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// A running server. It ends, and lets go of the namespace, when this is dropped.
 pub struct NameServer {
@@ -49,14 +49,14 @@ pub struct NameServer {
 }
 
 struct Shared {
-    asked: Mutex<HashMap<(String, bool), usize>>,
+    queries: Mutex<HashMap<(String, bool), usize>>,
     zone: Box<Zone>,
     ending: AtomicBool,
 }
 
 impl std::fmt::Debug for NameServer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "NameServer({:?})", self.asked())
+        write!(f, "NameServer({:?})", self.queries())
     }
 }
 
@@ -77,14 +77,14 @@ impl NameServer {
         zone: impl Fn(&str, usize) -> Answer + Send + Sync + 'static,
     ) -> Outcome<Self> {
         let shared = Arc::new(Shared {
-            asked: Mutex::default(),
+            queries: Mutex::default(),
             zone: Box::new(zone),
             ending: AtomicBool::new(false),
         });
         let (udp, tcp) = in_netns(pid, || {
             let at = (Ipv4Addr::LOCALHOST, 53);
             let (udp, tcp) = (UdpSocket::bind(at)?, TcpListener::bind(at)?);
-            udp.set_read_timeout(Some(PATIENCE))?;
+            udp.set_read_timeout(Some(POLL_INTERVAL))?;
             tcp.set_nonblocking(true)?;
             Ok((udp, tcp))
         })?;
@@ -96,10 +96,10 @@ impl NameServer {
         Ok(Self { shared, threads })
     }
 
-    /// Every name that was asked for, sorted.
-    pub fn asked(&self) -> Vec<String> {
-        let asked = self.shared.asked();
-        let mut names: Vec<String> = asked.keys().map(|(name, _)| name.clone()).collect();
+    /// Every name that was looked up, sorted.
+    pub fn queries(&self) -> Vec<String> {
+        let queries = self.shared.queries();
+        let mut names: Vec<String> = queries.keys().map(|(name, _)| name.clone()).collect();
         names.sort_unstable();
         names.dedup();
         names
@@ -107,8 +107,8 @@ impl NameServer {
 }
 
 impl Shared {
-    fn asked(&self) -> MutexGuard<'_, HashMap<(String, bool), usize>> {
-        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+    fn queries(&self) -> MutexGuard<'_, HashMap<(String, bool), usize>> {
+        self.queries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn serve_datagrams(&self, socket: &UdpSocket) {
@@ -127,7 +127,7 @@ impl Shared {
         while !self.ending.load(Ordering::Relaxed) {
             match socket.accept() {
                 Ok((stream, _)) => drop(self.talk(stream)),
-                Err(_) => thread::sleep(PATIENCE),
+                Err(_) => thread::sleep(POLL_INTERVAL),
             }
         }
     }
@@ -146,15 +146,15 @@ impl Shared {
     }
 
     fn answer(&self, question: &[u8], by_datagram: bool) -> Option<Vec<u8>> {
-        let asked = Packet::parse(question).ok()?;
-        let one = asked.questions.first()?;
+        let query = Packet::parse(question).ok()?;
+        let one = query.questions.first()?;
         let v6 = one.qtype == QTYPE::TYPE(TYPE::AAAA);
         let name = one.qname.clone();
         let answer = (self.zone)(
             &name.to_string(),
             self.count(&name.to_string(), v6, by_datagram),
         );
-        let mut reply = asked.clone().into_reply();
+        let mut reply = query.clone().into_reply();
         let addresses = match answer {
             Answer::Silence => return None,
             Answer::Long(_) if by_datagram => {
@@ -180,10 +180,10 @@ impl Shared {
         reply.build_bytes_vec().ok()
     }
 
-    /// How often this was asked before; the same question over TCP is not another one.
+    /// How often this query came before; the same question over TCP is not another one.
     fn count(&self, name: &str, v6: bool, by_datagram: bool) -> usize {
-        let mut asked = self.asked();
-        let count = asked.entry((name.to_owned(), v6)).or_default();
+        let mut queries = self.queries();
+        let count = queries.entry((name.to_owned(), v6)).or_default();
         *count += usize::from(by_datagram);
         *count - 1
     }

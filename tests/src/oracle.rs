@@ -123,8 +123,8 @@ fn normalize_value(name: &str, value: &str, host: &Facts) -> String {
         if shared { "the node's" } else { "its own" }.into()
     } else if name == "pid" && !value.starts_with("1 ") {
         // N parent N group N session N
-        let words: Vec<_> = value.split(' ').collect();
-        let leads = [4, 6].iter().all(|at| words.get(*at) == words.first());
+        let fields: Vec<_> = value.split(' ').collect();
+        let leads = [4, 6].iter().all(|at| fields.get(*at) == fields.first());
         if leads { "leads its session" } else { "is led" }.into()
     } else if name == "status.SigIgn" || name == "status.SigBlk" {
         // The C library uses signals 32 and 33; what it does to them in a runtime's parent is not the runtime's.

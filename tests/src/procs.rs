@@ -126,14 +126,14 @@ fn read(pid: i32) -> Option<Process> {
 }
 
 fn role_of(command: &str) -> Role {
-    let mut words = command.split(' ');
-    let program = words
+    let mut fields = command.split(' ');
+    let program = fields
         .next()
         .unwrap_or_default()
         .rsplit('/')
         .next()
         .unwrap_or_default();
-    let verb = words.next().unwrap_or_default();
+    let verb = fields.next().unwrap_or_default();
     let ours = program.starts_with("coracle") || program == "exe";
     match (program, verb) {
         ("containerd", _) => Role::Daemon,

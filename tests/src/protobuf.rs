@@ -62,9 +62,9 @@ pub struct Schema {
 impl Schema {
     /// Reads the table. Errors: a line with another syntax than its first word requires.
     pub fn read() -> Result<Self, String> {
-        let words = |line: &'static str| line.split(' ').collect::<Vec<_>>();
-        let lines = || TABLE.lines().map(words);
-        let messages = lines().filter_map(|words| match words[..] {
+        let parts = |line: &'static str| line.split(' ').collect::<Vec<_>>();
+        let lines = || TABLE.lines().map(parts);
+        let messages = lines().filter_map(|parts| match parts[..] {
             ["message", name] => Some((name.to_owned(), Vec::new())),
             _ => None,
         });
@@ -72,8 +72,8 @@ impl Schema {
             rpcs: Vec::new(),
             messages: messages.collect(),
         };
-        for words in lines() {
-            match words[..] {
+        for parts in lines() {
+            match parts[..] {
                 ["rpc", name, request, "->", ..] => {
                     let (service, name) = name.split_once('.').ok_or("an rpc without service")?;
                     schema.rpcs.push(Rpc {

@@ -21,7 +21,7 @@ use tokio::sync::mpsc;
 use crate::Outcome;
 
 /// How long a server may take for an answer.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Where a session is opened.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,7 +80,7 @@ pub async fn upgrade(url: &Url, method: &str, headers: &[(&str, &str)]) -> Outco
         request += &format!("{name}: {value}\r\n");
     }
     socket.write_all((request + "\r\n").as_bytes()).await?;
-    let head = tokio::time::timeout(PATIENCE, head(&mut socket)).await??;
+    let head = tokio::time::timeout(TIMEOUT, head(&mut socket)).await??;
     let status = head.split(' ').nth(1).and_then(|code| code.parse().ok());
     let status = status.ok_or_else(|| format!("{head:?} is no HTTP"))?;
     Ok(Answer {
@@ -201,7 +201,7 @@ impl Input {
 
 /// An open exec or attach; dropping it closes its connection.
 pub struct Remote {
-    /// Input, if it was asked for.
+    /// Input, if it was requested.
     pub stdin: Option<Input>,
     /// Sizes, if there is a terminal and the protocol has them.
     pub sizes: Option<Input>,
@@ -211,7 +211,7 @@ pub struct Remote {
 
 /// All that a session said.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Said {
+pub struct Received {
     /// Its output.
     pub out: Vec<u8>,
     /// Its errors.
@@ -220,7 +220,7 @@ pub struct Said {
     pub status: String,
 }
 
-impl Said {
+impl Received {
     /// The output as text.
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.out).into_owned()
@@ -257,7 +257,7 @@ impl Remote {
 
     async fn spdy(url: &Url, protocol: &str, ends: Ends, resizes: bool) -> Outcome<Remote> {
         let session = spdy::Session::open(url, protocol).await?;
-        let (said, parts) = mpsc::channel(4);
+        let (output, parts) = mpsc::channel(4);
         let mut inputs = Vec::new();
         for (name, wanted) in [
             ("error", true),
@@ -281,10 +281,10 @@ impl Remote {
                 "stderr" => Part::Err,
                 _ => Part::Out,
             };
-            let said = said.clone();
+            let output = output.clone();
             tokio::spawn(async move {
                 while let Some(bytes) = incoming.next().await {
-                    if said.send(part(bytes)).await.is_err() {
+                    if output.send(part(bytes)).await.is_err() {
                         return;
                     }
                 }
@@ -301,18 +301,18 @@ impl Remote {
 
     async fn websocket(url: &Url, protocol: &str, ends: Ends) -> Outcome<Remote> {
         let socket = websocket::Socket::open(url, protocol).await?;
-        let (said, parts) = mpsc::channel(4);
+        let (output, parts) = mpsc::channel(4);
         let channel = |number, wanted: bool| wanted.then(|| Input::Channel(socket.channel(number)));
         let (stdin, sizes) = (channel(0, ends.stdin), channel(4, ends.tty));
         let reader = socket.forward(move |channel, bytes| {
-            let said = said.clone();
+            let output = output.clone();
             async move {
                 let part = match channel {
                     2 => Part::Err(bytes),
                     3 => Part::Status(bytes),
                     _ => Part::Out(bytes),
                 };
-                said.send(part).await.is_ok()
+                output.send(part).await.is_ok()
             }
         });
         Ok(Remote {
@@ -332,7 +332,7 @@ impl Remote {
     pub async fn wait_for(&mut self, text: &str) -> Outcome<String> {
         let mut seen = String::new();
         while !seen.contains(text) {
-            let next = tokio::time::timeout(PATIENCE, self.next()).await?;
+            let next = tokio::time::timeout(TIMEOUT, self.next()).await?;
             match next {
                 Some(Part::Out(bytes) | Part::Err(bytes)) => {
                     seen.push_str(&String::from_utf8_lossy(&bytes))
@@ -345,14 +345,16 @@ impl Remote {
     }
 
     /// Reads to the end. Errors: it does not end.
-    pub async fn finish(mut self) -> Outcome<Said> {
-        let mut said = Said::default();
+    pub async fn finish(mut self) -> Outcome<Received> {
+        let mut output = Received::default();
         loop {
-            match tokio::time::timeout(PATIENCE, self.next()).await? {
-                Some(Part::Out(bytes)) => said.out.extend(bytes),
-                Some(Part::Err(bytes)) => said.err.extend(bytes),
-                Some(Part::Status(bytes)) => said.status.push_str(&String::from_utf8_lossy(&bytes)),
-                None => return Ok(said),
+            match tokio::time::timeout(TIMEOUT, self.next()).await? {
+                Some(Part::Out(bytes)) => output.out.extend(bytes),
+                Some(Part::Err(bytes)) => output.err.extend(bytes),
+                Some(Part::Status(bytes)) => {
+                    output.status.push_str(&String::from_utf8_lossy(&bytes))
+                }
+                None => return Ok(output),
             }
         }
     }

@@ -130,12 +130,12 @@ async fn says(daemon: &Daemon, pod: &Pod, config: &cri::ContainerConfig) -> Stri
 }
 
 async fn exec(pod: &Pod, id: &str, script: &str) -> Result<String, Status> {
-    let asked = cri::ExecSyncRequest {
+    let request = cri::ExecSyncRequest {
         container_id: id.into(),
         cmd: ["/bin/sh", "-c", script].map(str::to_owned).to_vec(),
         timeout: 20,
     };
-    let reply = pod.cri.runtime.clone().exec_sync(asked).await?;
+    let reply = pod.cri.runtime.clone().exec_sync(request).await?;
     Ok(String::from_utf8(reply.into_inner().stdout).unwrap())
 }
 
@@ -145,10 +145,10 @@ async fn a_profile_confines_the_first_program_and_every_exec() {
     let deny = Profile::load("coracle-test-deny", "enforce", DENY);
     let daemon = shell::daemon().await;
     let pod = Pod::run(&daemon, "profile").await;
-    let asked = || localhost(deny.name);
+    let request = || localhost(deny.name);
     for config in [
-        under(asked(), SCRIPT),
-        restricted(under(asked(), SCRIPT)),
+        under(request(), SCRIPT),
+        restricted(under(request(), SCRIPT)),
         under(localhost(&format!("localhost/{}", deny.name)), SCRIPT),
     ] {
         assert_eq!(says(&daemon, &pod, &config).await, deny.confined());
@@ -156,8 +156,8 @@ async fn a_profile_confines_the_first_program_and_every_exec() {
     // The rules are at fault, not the files.
     assert_eq!(says(&daemon, &pod, &under(None, SCRIPT)).await, OURS);
     for config in [
-        under(asked(), "sleep 1000"),
-        restricted(under(asked(), "sleep 1000")),
+        under(request(), "sleep 1000"),
+        restricted(under(request(), "sleep 1000")),
     ] {
         let id = pod.start(&config).await;
         assert_eq!(exec(&pod, &id, SCRIPT).await.unwrap(), deny.confined());

@@ -51,7 +51,7 @@ fn policy() {
         let categories = format!("{declared}(categoryorder ({}))", names.join(" "));
         let policy = source.unwrap().replace(";CATEGORIES", &categories);
         fs::write("/tmp/policy.cil", policy).unwrap();
-        let words = [
+        let arguments = [
             "-o",
             "/tmp/policy",
             "-f",
@@ -62,7 +62,7 @@ fn policy() {
         ];
         assert!(
             Command::new("secilc")
-                .args(words)
+                .args(arguments)
                 .status()
                 .unwrap()
                 .success()
@@ -106,12 +106,12 @@ async fn says(daemon: &Daemon, pod: &Pod, config: &cri::ContainerConfig) -> Stri
 }
 
 async fn exec(pod: &Pod, id: &str, script: &str) -> String {
-    let asked = cri::ExecSyncRequest {
+    let request = cri::ExecSyncRequest {
         container_id: id.into(),
         cmd: ["/bin/sh", "-c", script].map(str::to_owned).to_vec(),
         timeout: 20,
     };
-    let reply = pod.cri.runtime.clone().exec_sync(asked).await.unwrap();
+    let reply = pod.cri.runtime.clone().exec_sync(request).await.unwrap();
     String::from_utf8(reply.into_inner().stdout).unwrap()
 }
 
@@ -264,8 +264,8 @@ async fn what_is_made_for_a_container_has_its_label() {
     let script = "for file in /etc/hosts /etc/hostname /etc/resolv.conf /dev/shm/x /tmp/x; do \
                   : >>$file && : >>$file && echo $file; done";
     for dress in [|config| config, restricted_root] {
-        let said = says(&daemon, &pod, &dress(sh(&fresh("c"), script))).await;
-        assert_eq!(said.lines().count(), 5, "{said}");
+        let output = says(&daemon, &pod, &dress(sh(&fresh("c"), script))).await;
+        assert_eq!(output.lines().count(), 5, "{output}");
     }
     daemon.finish().await.unwrap();
 }

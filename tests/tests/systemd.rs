@@ -153,8 +153,8 @@ async fn systemctl(args: &[&str]) -> String {
     command.args(args);
     let run = tokio::task::spawn_blocking(move || command.output());
     let run = run.await.unwrap().unwrap();
-    let said = String::from_utf8_lossy(&run.stderr);
-    assert!(run.status.success(), "systemctl {args:?}: {said}");
+    let printed = String::from_utf8_lossy(&run.stderr);
+    assert!(run.status.success(), "systemctl {args:?}: {printed}");
     String::from_utf8(run.stdout).unwrap()
 }
 
@@ -184,7 +184,7 @@ fn is_running(status: &cri::ContainerStatus) -> bool {
 
 #[tokio::test]
 #[ignore = "needs systemd as process 1: make test-v2 INIT=systemd"]
-async fn a_pod_is_a_delegated_scope_in_the_slice_asked_for() {
+async fn a_pod_is_a_delegated_scope_in_the_requested_slice() {
     let node = Node::start().await;
     let runner = node.run("scope", &["sleep"]).await;
     let mut leaves = directories(&runner.scope());

@@ -61,10 +61,10 @@ impl BlobStream {
         let Some(response) = &mut self.response else {
             return Ok(None);
         };
-        let asked = Instant::now();
+        let begun = Instant::now();
         match timeout(self.limits.idle, response.chunk()).await {
             Ok(Ok(Some(bytes))) => {
-                let counted = self.throughput.count(asked.elapsed(), bytes.len());
+                let counted = self.throughput.count(begun.elapsed(), bytes.len());
                 counted.map_err(|slow| self.too_slow(&slow))?;
                 Ok(Some(bytes))
             }

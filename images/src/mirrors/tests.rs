@@ -61,7 +61,7 @@ fn mirrors_come_in_the_order_of_the_file_and_the_server_last() {
 }
 
 #[test]
-fn without_a_directory_or_file_the_registry_alone_is_asked() {
+fn without_a_directory_or_file_only_the_registry_is_used() {
     let dir = Dir::new("none");
     assert_eq!(dir.order("r.io:5000"), ["https://r.io:5000!"]);
     assert_eq!(dir.order("127.0.0.1:5000"), ["http://127.0.0.1:5000!"]);
@@ -140,7 +140,7 @@ fn settings_belong_to_their_table() {
 
 #[test]
 fn what_is_wrong_is_named_with_its_line() {
-    for (text, line, words) in [
+    for (text, line, expected) in [
         ("server = \"https://r.io\"\nhost = [\n", 2, "unclosed array"),
         (
             "\n[host.\"http://m\"]\ncapabilites = []\n",
@@ -178,7 +178,7 @@ fn what_is_wrong_is_named_with_its_line() {
         let place = format!("{}:{line}: ", dir.0.join("r.io/hosts.toml").display());
         let error = dir.find("r.io").unwrap_err();
         assert!(
-            error.starts_with(&place) && error.contains(words),
+            error.starts_with(&place) && error.contains(expected),
             "{text:?}: {error}"
         );
         assert!(!error.contains("secret"), "{error}");

@@ -74,7 +74,7 @@ async fn wrong_content_is_detected_and_leaves_nothing() {
             "{name}"
         );
     }
-    // A manifest that is not the one asked for by digest.
+    // A manifest that does not have the requested digest.
     let wanted = Digest::of(b"another manifest");
     let manifest = Reply::manifest(&json!({"schemaVersion": 2}));
     liar.on(&format!("/app/manifests/{wanted}"), manifest);
@@ -102,7 +102,7 @@ async fn wrong_content_is_detected_and_leaves_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_registry_that_dies_in_a_blob_is_asked_again_and_finished_blobs_are_kept() {
+async fn a_pull_from_a_registry_that_dies_in_a_blob_is_retried_and_keeps_finished_blobs() {
     let (liar, scratch) = (ScriptedRegistry::start().await, Scratch::new());
     let images = open(&scratch.0).await;
     let layers: Vec<_> = (0..2)

@@ -57,153 +57,103 @@ async fn modules_in_archives_are_found_whatever_the_compression() {
 async fn what_an_image_runs_is_decided_by_its_content() {
     let (registry, scratch) = (Registry::start().await, Scratch::new());
     let images = open(&scratch.0).await;
-    let arch = if cfg!(target_arch = "aarch64") {
-        "arm64"
-    } else {
-        "amd64"
+    let arch = match cfg!(target_arch = "aarch64") {
+        true => "arm64",
+        false => "amd64",
     };
-    let files = |files: &[(&str, &[u8])]| vec![(GZIP, tar(files))];
-    let cases = [
-        (
-            "sh",
-            Parts::archives(
-                "linux",
-                arch,
-                json!({"Cmd": ["/bin/sh"]}),
-                &files(&[("bin/sh", b"\x7fELF")]),
-            ),
-            "linux",
-        ),
-        (
-            "none",
-            Parts::archives("linux", arch, json!({}), &[]),
-            "linux",
-        ),
-        (
-            "smart",
-            Parts::archives(
-                "linux",
-                arch,
-                json!({"Cmd": ["/a"]}),
-                &files(&[("a", MODULE)]),
-            ),
-            "/a",
-        ),
-        (
-            "only",
-            Parts::archives(
-                "wasip1",
-                "wasm",
-                json!(null),
-                &files(&[("x/y.wasm", MODULE)]),
-            ),
-            "/x/y.wasm",
-        ),
-        (
-            "bare",
-            Parts::archives(
-                "wasi",
-                "wasm32",
-                json!({"Cmd": ["y.wasm"]}),
-                &files(&[("y.wasm", MODULE)]),
-            ),
-            "/y.wasm",
-        ),
-    ];
-    for (tag, parts, expected) in &cases {
-        registry.image("kinds", tag, parts).await;
-        let image = pull(&images, &format!("{}/kinds:{tag}", registry.host))
-            .await
-            .unwrap();
+    let (cmd, none) = (|program: &str| json!({"Cmd": [program]}), json!({}));
+    let shell = files(&[("bin/sh", b"\x7fELF")]);
+    let (a, x, y) = (one("a"), one("x/y.wasm"), one("y.wasm"));
+    for (tag, (os, arch), config, layers, expected) in [
+        ("sh", ("linux", arch), cmd("/bin/sh"), shell, "linux"),
+        ("none", ("linux", arch), none, vec![], "linux"),
+        ("smart", ("linux", arch), cmd("/a"), a, "/a"),
+        ("only", ("wasip1", "wasm"), json!(null), x, "/x/y.wasm"),
+        ("bare", ("wasi", "wasm32"), cmd("y.wasm"), y, "/y.wasm"),
+    ] {
+        let parts = Parts::archives(os, arch, config, &layers);
+        registry.image("kinds", tag, &parts).await;
+        let name = format!("{}/kinds:{tag}", registry.host);
+        let image = pull(&images, &name).await.unwrap();
         match &image.kind {
-            Kind::Linux(_) => assert_eq!(*expected, "linux", "{tag}"),
-            Kind::Wasm(wasm) => assert_eq!(wasm.guest_path.as_deref(), Some(*expected), "{tag}"),
+            Kind::Linux(_) => assert_eq!(expected, "linux", "{tag}"),
+            Kind::Wasm(wasm) => assert_eq!(wasm.guest_path.as_deref(), Some(expected), "{tag}"),
         }
     }
-    let mut two = Parts::artifact(MODULE);
-    two.layers.push(two.layers[0].clone());
-    let mut none = Parts::artifact(MODULE);
-    none.layers.clear();
-    let mut lying = Parts::archives("wasi", "wasm", json!({}), &files(&[("a.wasm", MODULE)]));
-    lying.config.1 = String::from_utf8(lying.config.1)
-        .unwrap()
-        .replace("sha256:", "sha256:0")
-        .into_bytes();
-    let refused = [
-        ("two", two, "holds 2 among 2 layers"),
-        ("zero", none, "holds 0 among 0 layers"),
-        (
-            "elf",
-            Parts::artifact(b"\x7fELF precompiled"),
-            "precompiled modules are refused",
-        ),
+}
+
+/// A layer of these files.
+fn files(files: &[(&str, &[u8])]) -> Vec<(&'static str, Vec<u8>)> {
+    vec![(GZIP, tar(files))]
+}
+
+/// A layer of one module.
+fn one(path: &str) -> Vec<(&'static str, Vec<u8>)> {
+    files(&[(path, MODULE)])
+}
+
+/// Images of which it is not clear what runs, or that do not run here, and a part of the reason.
+fn refused() -> Vec<(&'static str, Parts, &'static str)> {
+    let wasi = |config, layers: &[(&'static str, Vec<u8>)]| {
+        Parts::archives("wasi", "wasm", config, layers)
+    };
+    let artifact = |layers: usize| {
+        let mut parts = Parts::artifact(MODULE);
+        parts.layers = vec![parts.layers[0].clone(); layers];
+        parts
+    };
+    let mut lying = wasi(json!({}), &one("a.wasm"));
+    let config = String::from_utf8(lying.config.1).unwrap();
+    lying.config.1 = config.replace("sha256:", "sha256:0").into_bytes();
+    let elf = wasi(json!({"Cmd": ["/a"]}), &files(&[("a", b"\x7fELF")]));
+    let absent = wasi(json!({"Cmd": ["/b"]}), &one("a"));
+    let empty = wasi(json!({}), &files(&[("a", b"")]));
+    let several = wasi(json!({}), &files(&[("a.wasm", MODULE), ("b.wasm", MODULE)]));
+    let foreign = Parts::archives("plan9", "mips", json!({}), &files(&[("a", b"")]));
+    let precompiled = Parts::artifact(b"\x7fELF precompiled");
+    vec![
+        ("two", artifact(2), "holds 2 among 2 layers"),
+        ("zero", artifact(0), "holds 0 among 0 layers"),
+        ("elf", precompiled, "precompiled modules are refused"),
         (
             "text",
             Parts::artifact(b"(module)"),
             "does not begin with \\0asm",
         ),
-        (
-            "elf-file",
-            Parts::archives(
-                "wasi",
-                "wasm",
-                json!({"Cmd": ["/a"]}),
-                &files(&[("a", b"\x7fELF")]),
-            ),
-            "precompiled",
-        ),
-        (
-            "absent",
-            Parts::archives(
-                "wasi",
-                "wasm",
-                json!({"Cmd": ["/b"]}),
-                &files(&[("a", MODULE)]),
-            ),
-            "no such file",
-        ),
-        (
-            "empty",
-            Parts::archives("wasi", "wasm", json!({}), &files(&[("a", b"")])),
-            "holds no .wasm file",
-        ),
+        ("elf-file", elf, "precompiled"),
+        ("absent", absent, "no such file"),
+        ("empty", empty, "holds no .wasm file"),
         (
             "several",
-            Parts::archives(
-                "wasi",
-                "wasm",
-                json!({}),
-                &files(&[("a.wasm", MODULE), ("b.wasm", MODULE)]),
-            ),
+            several,
             "holds 2 .wasm files, set one of them: /a.wasm, /b.wasm",
         ),
-        (
-            "foreign",
-            Parts::archives("plan9", "mips", json!({}), &files(&[("a", b"")])),
-            "plan9/mips",
-        ),
+        ("foreign", foreign, "plan9/mips"),
         ("diff", lying, "diff id"),
-    ];
-    let before = (
-        images.list().len(),
-        images.fs_info(),
-        content(&scratch.0).len(),
-    );
-    for (tag, parts, says) in &refused {
-        registry.image("kinds", tag, parts).await;
-        let error = pull(&images, &format!("{}/kinds:{tag}", registry.host))
-            .await
-            .unwrap_err();
+    ]
+}
+
+#[tokio::test]
+async fn an_image_that_does_not_say_what_runs_is_refused_and_leaves_nothing() {
+    let (registry, scratch) = (Registry::start().await, Scratch::new());
+    let images = open(&scratch.0).await;
+    let good = Parts::archives("wasi", "wasm", json!({}), &one("good.wasm"));
+    registry.image("kinds", "good", &good).await;
+    let name = |tag| format!("{}/kinds:{tag}", registry.host);
+    pull(&images, &name("good")).await.unwrap();
+    let state = || {
+        (
+            images.list().len(),
+            images.fs_info(),
+            content(&scratch.0).len(),
+        )
+    };
+    let before = state();
+    for (tag, parts, expected) in refused() {
+        registry.image("kinds", tag, &parts).await;
+        let error = pull(&images, &name(tag)).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Invalid, "{tag}: {error}");
-        assert!(error.to_string().contains(says), "{tag}: {error}");
-        assert_eq!(
-            (
-                images.list().len(),
-                images.fs_info(),
-                content(&scratch.0).len()
-            ),
-            before,
-            "{tag}"
-        );
+        assert!(error.to_string().contains(expected), "{tag}: {error}");
+        assert_eq!(state(), before, "{tag}");
     }
 }

@@ -48,7 +48,7 @@ impl Reply {
 pub struct ScriptedRegistry {
     pub host: String,
     replies: Arc<Mutex<HashMap<String, Reply>>>,
-    asked: Arc<Mutex<Vec<String>>>,
+    requests: Arc<Mutex<Vec<String>>>,
     heads: Arc<Mutex<Vec<String>>>,
     sent: Arc<AtomicUsize>,
     task: tokio::task::JoinHandle<()>,
@@ -59,11 +59,11 @@ impl ScriptedRegistry {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let host = listener.local_addr().unwrap().to_string();
         let replies: Arc<Mutex<HashMap<String, Reply>>> = Arc::default();
-        let asked: Arc<Mutex<Vec<String>>> = Arc::default();
+        let requests: Arc<Mutex<Vec<String>>> = Arc::default();
         let (heads, sent): (Arc<Mutex<Vec<String>>>, Arc<AtomicUsize>) = Default::default();
         let (known, log) = (
             replies.clone(),
-            (asked.clone(), heads.clone(), sent.clone()),
+            (requests.clone(), heads.clone(), sent.clone()),
         );
         let task = tokio::spawn(async move {
             loop {
@@ -74,7 +74,7 @@ impl ScriptedRegistry {
         Self {
             host,
             replies,
-            asked,
+            requests,
             heads,
             sent,
             task,
@@ -97,13 +97,13 @@ impl ScriptedRegistry {
         }
     }
 
-    /// Forgets what was asked so far.
+    /// Forgets the requests so far.
     pub fn forget(&self) {
-        self.asked.lock().unwrap().clear();
+        self.requests.lock().unwrap().clear();
         self.heads.lock().unwrap().clear();
     }
 
-    /// Everything that was asked, with all header fields.
+    /// All requests, with their header fields.
     pub fn heads(&self) -> Vec<String> {
         self.heads.lock().unwrap().clone()
     }
@@ -147,9 +147,9 @@ impl ScriptedRegistry {
         digest
     }
 
-    /// How often a `GET` of something that ends so was asked.
+    /// How often a `GET` of a path that ends so was sent.
     pub fn gets(&self, end: &str) -> usize {
-        self.asked
+        self.requests
             .lock()
             .unwrap()
             .iter()
@@ -168,15 +168,15 @@ impl Drop for ScriptedRegistry {
 async fn serve(
     mut stream: TcpStream,
     replies: Arc<Mutex<HashMap<String, Reply>>>,
-    (asked, heads, sent_endless): (Log, Log, Arc<AtomicUsize>),
+    (requests, heads, sent_endless): (Log, Log, Arc<AtomicUsize>),
 ) {
     let Some(head) = read_head(&mut stream).await else {
         return;
     };
-    let mut words = head.split(' ');
-    let method = words.next().unwrap_or_default();
-    let path = words.next().unwrap_or_default();
-    asked.lock().unwrap().push(format!("{method} {path}"));
+    let mut fields = head.split(' ');
+    let method = fields.next().unwrap_or_default();
+    let path = fields.next().unwrap_or_default();
+    requests.lock().unwrap().push(format!("{method} {path}"));
     heads.lock().unwrap().push(head.clone());
     let reply = find_reply(&replies.lock().unwrap(), method, path);
     let has_body = method != "HEAD";

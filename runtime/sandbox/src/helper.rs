@@ -23,7 +23,7 @@ const UNIT: u64 = 1 << 20;
 /// Most bytes of a helper's standard error that are read.
 const MAX_ERROR_BYTES: u64 = 1 << 10;
 /// How long to wait for a dead helper's standard error, which something else may hold open.
-const ERROR_PATIENCE: Duration = Duration::from_millis(200);
+const ERROR_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// Bounds the number and memory of the node's helpers. Clones share one pool.
 #[derive(Clone, Debug)]
@@ -88,7 +88,7 @@ impl Helper {
         };
         let mut bytes = Vec::new();
         let mut bounded = stream.take(MAX_ERROR_BYTES);
-        let _ = tokio::time::timeout(ERROR_PATIENCE, bounded.read_to_end(&mut bytes)).await;
+        let _ = tokio::time::timeout(ERROR_TIMEOUT, bounded.read_to_end(&mut bytes)).await;
         let text = String::from_utf8_lossy(&bytes);
         match text.lines().find(|line| !line.trim().is_empty()) {
             Some(line) => format!(": {}", line.trim().escape_debug()),

@@ -90,7 +90,7 @@ fn extents(range: IdRange, ids: &[u32]) -> Result<Vec<Extent>> {
         return Err(Error::new(
             Kind::Invalid,
             format!(
-                "{} ids at or above {ordinary} were asked for; a pod has room for {}",
+                "{} ids at or above {ordinary} were requested; a pod has room for {}",
                 large.len(),
                 spare(range) + 1
             ),

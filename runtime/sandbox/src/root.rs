@@ -60,7 +60,7 @@ pub fn build(spec: &ContainerSpec, host: &HostIdentity) -> Result<()> {
         volume::attach(&root, &tree, &mount.target)?;
     }
     if let Workload::Wasm(wasm) = &spec.workload {
-        // While it can be made; what is wrong with it is said when it is opened.
+        // Created while that is possible; opening it reports what is wrong with it.
         let _ = rootfs_path::ensure(root.as_fd(), &wasm.working_dir, true);
     }
     if spec.root.readonly {

@@ -21,7 +21,7 @@ const FAULT: i32 = 21;
 /// Exit codes from here on are refused. Source: `proc_exit` of wasmtime, whose command line then ends with 1.
 const FIRST_REFUSED: u32 = 126;
 
-/// A program asked for an exit code that preview 1 does not allow.
+/// A program exited with a code that preview 1 does not allow.
 #[derive(Debug)]
 pub(super) struct RefusedCode(pub(super) u32);
 

@@ -171,7 +171,7 @@ pub struct SandboxConfig {
     pub handler: Handler,
     /// Parent cgroup as the kubelet gave it; empty means the configured default.
     pub cgroup_parent: String,
-    /// Namespaces asked for.
+    /// The requested namespaces.
     pub namespaces: Namespaces,
     /// Its own user namespace, if it has one.
     #[serde(default)]

@@ -93,7 +93,7 @@ impl Known {
         Some(parent.to_owned())
     }
 
-    /// Whether no client was told its id.
+    /// Whether no client got its id.
     pub fn is_unborn(&self) -> bool {
         let starting = |record: &PodRecord| record.phase == PodPhase::Starting;
         self.record.as_deref().is_some_and(starting)

@@ -3,7 +3,7 @@
 //!
 //! Called by: [`super::Pods::open`], before any request is taken; [`super::unrecovered`] and the drivers retry later
 //! what failed here. Pods are recovered in parallel, each keeper has its own deadline, and a pod whose recovery takes
-//! longer than [`PATIENCE`] is shown as it is while that continues: none delays another.
+//! longer than [`TIMEOUT`] is shown as it is while that continues: none delays another.
 //! Invariants: what was acknowledged exists afterwards in the right state; what was not is completed or undone. An
 //! object is removed only when a readable record says that it ended, or when it never had a record: a record that
 //! cannot be read, has another format, or whose pod could not be recovered protects everything of its pod. A torn
@@ -28,7 +28,7 @@ use crate::blocking::{blocking, pass};
 use crate::host::Owned;
 
 /// How long the start waits for the recovery of all pods.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The result of recovery.
 #[derive(Default)]
@@ -75,7 +75,7 @@ async fn gather(
     tasks: Vec<(PodId, JoinHandle<Outcome>)>,
     owned: &mut Owned,
 ) -> Recovered {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     let mut recovered = Recovered::default();
     for (id, mut task) in tasks {
         match tokio::time::timeout_at(deadline, &mut task).await {
@@ -100,7 +100,7 @@ async fn gather(
                 ));
             }
             Err(_) => {
-                let why = format!("its recovery takes longer than {} s", PATIENCE.as_secs());
+                let why = format!("its recovery takes longer than {} s", TIMEOUT.as_secs());
                 let pod = UnrecoveredPod::new(shared, id, Known::default(), why, Some(task));
                 recovered.unrecovered.push(pod);
             }

@@ -25,10 +25,10 @@ pub(super) struct Claimer {
     pub pid: u32,
 }
 
-/// Locks the file; false when another daemon holds it for all of `patience`. A killed daemon may hold it a moment
+/// Locks the file; false when another daemon holds it for all of `timeout`. A killed daemon may hold it a moment
 /// longer.
-pub(super) fn lock(file: &File, patience: Duration) -> bool {
-    let deadline = Instant::now() + patience;
+pub(super) fn lock(file: &File, timeout: Duration) -> bool {
+    let deadline = Instant::now() + timeout;
     loop {
         if flock(file, FlockOperation::NonBlockingLockExclusive).is_ok() {
             return true;

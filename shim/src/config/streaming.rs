@@ -95,7 +95,7 @@ fn address(text: &str, secured: bool) -> Result<SocketAddr, Invalid> {
         return invalid(
             key,
             format!(
-                "is {text:?}, but the kubelet is told this very address; give one of the node's"
+                "is {text:?}, but the kubelet gets this address as it is; give one of the node's"
             ),
         );
     }

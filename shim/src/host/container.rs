@@ -17,7 +17,7 @@ use tokio::sync::oneshot;
 use super::{Host, blocking, io_error, linux, log, make_private, pass, runtime_error};
 
 /// How long a keeper may take to drop its record of an exited container.
-const FORGET_PATIENCE: Duration = Duration::from_secs(1);
+const FORGET_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl Host {
     /// Creates a container's cgroup, files and writable layer; its directory and record exist. Blocks.
@@ -205,7 +205,7 @@ fn dismiss(keeper: Option<Keeper>, id: &ContainerId) {
     let id = id.clone();
     tokio::spawn(async move {
         // A keeper that does not answer keeps a few hundred bytes; we remove the exit record ourselves.
-        let _ = tokio::time::timeout(FORGET_PATIENCE, keeper.forget(&id)).await;
+        let _ = tokio::time::timeout(FORGET_TIMEOUT, keeper.forget(&id)).await;
     });
 }
 

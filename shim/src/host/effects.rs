@@ -98,9 +98,9 @@ impl coracle_lifecycle::Host for Host {
     fn connect<'a>(
         self: Arc<Self>,
         pod: &'a PodId,
-        patience: Duration,
+        timeout: Duration,
     ) -> EffectFuture<'a, (Keeper, Greeting, UnboundedReceiver<KeeperEvent>)> {
-        Box::pin(async move { Host::connect(&self, pod, patience).await })
+        Box::pin(async move { Host::connect(&self, pod, timeout).await })
     }
 
     fn commit<'a>(self: Arc<Self>, pod: &'a PodId, keeper: &'a Keeper) -> EffectFuture<'a, ()> {

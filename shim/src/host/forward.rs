@@ -16,7 +16,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use super::{Host, blocking, io_error};
 
 /// How long a pod's loopback may take to answer.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 impl Host {
     /// Connects to `port` of 127.0.0.1, else of ::1, in the network namespace of the pod or, with `on_node`, of the
@@ -58,7 +58,7 @@ impl Host {
                 .map_err(std::io::Error::other)?,
         };
         let socket = TcpSocket::from_std_stream(socket.into());
-        let connected = tokio::time::timeout(PATIENCE, socket.connect(to)).await;
+        let connected = tokio::time::timeout(TIMEOUT, socket.connect(to)).await;
         connected.map_err(|_| std::io::ErrorKind::TimedOut)?
     }
 

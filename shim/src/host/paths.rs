@@ -3,7 +3,7 @@
 //! Called by: CreateContainer (mount sources, devices), StartContainer and ReopenContainerLog (log files). A path on a
 //! dead network disk blocks its thread for ever, and no signal helps; here that costs one of [`THREADS`] threads, never
 //! one of the runtime's.
-//! Invariants: a caller waits at most [`PATIENCE`]; at most [`INSIDE`] threads are in one file system while it does not
+//! Invariants: a caller waits at most [`TIMEOUT`]; at most [`INSIDE`] threads are in one file system while it does not
 //! answer, so that a dead one leaves threads for the others; idle threads end.
 //! Must not know: what a path is for.
 
@@ -28,7 +28,7 @@ const INSIDE: usize = 8;
 /// A file system with [`INSIDE`] threads, one of them for this long, gets no more.
 const SILENCE: Duration = Duration::from_secs(3);
 /// How long a caller waits.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 /// How long an idle thread waits for work before it ends.
 const IDLE: Duration = Duration::from_secs(10);
 /// Stack of a thread. Bytes; only touched pages count.
@@ -94,7 +94,7 @@ impl Paths {
             ));
         }
         let late = |why: String| Err(Error::new(Kind::Deadline, format!("{}: {why}", what())));
-        match tokio::time::timeout(PATIENCE, receiver).await {
+        match tokio::time::timeout(TIMEOUT, receiver).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) => Err(Error::new(Kind::Bug, format!("{} did not finish", what()))),
             Err(_) if has_begun.is_empty() => late(format!(
@@ -102,7 +102,7 @@ impl Paths {
             )),
             Err(_) => late(format!(
                 "its filesystem did not answer within {} s",
-                PATIENCE.as_secs()
+                TIMEOUT.as_secs()
             )),
         }
     }

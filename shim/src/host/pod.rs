@@ -229,9 +229,9 @@ impl Host {
     pub async fn connect(
         &self,
         pod: &PodId,
-        patience: Duration,
+        timeout: Duration,
     ) -> Result<(Keeper, Greeting, UnboundedReceiver<KeeperEvent>), Error> {
-        let connected = Keeper::connect(&self.control_socket(pod), patience).await;
+        let connected = Keeper::connect(&self.control_socket(pod), timeout).await;
         connected
             .map_err(|error| runtime_error(format!("greet the keeper of sandbox {pod}"), error))
     }

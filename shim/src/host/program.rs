@@ -75,9 +75,9 @@ impl Host {
 
 /// What the image's own annotations say.
 fn of_image(image: &Image) -> WasmVariant {
-    let said = |key: &&str| WasmVariant::of(key, image.spec_annotations.get(*key)?);
-    let mut said = WasmVariant::KEYS.iter().filter_map(said);
-    said.next().unwrap_or_default()
+    let variant = |key: &&str| WasmVariant::of(key, image.spec_annotations.get(*key)?);
+    let mut variants = WasmVariant::KEYS.iter().filter_map(variant);
+    variants.next().unwrap_or_default()
 }
 
 fn own_module(wasm: &WasmImage) -> Module {

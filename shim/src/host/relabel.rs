@@ -153,8 +153,8 @@ impl Host {
         pod: &PodRecord,
         config: &Arc<ContainerConfig>,
     ) -> Result<(), Error> {
-        let is_asked = |mount: &MountConfig| mount.selinux_relabel && mount.image.is_none();
-        if !config.mounts.iter().any(is_asked) || !linux::has_selinux() {
+        let is_requested = |mount: &MountConfig| mount.selinux_relabel && mount.image.is_none();
+        if !config.mounts.iter().any(is_requested) || !linux::has_selinux() {
             return Ok(());
         }
         let (record, config) = (pod.clone(), Arc::clone(config));
@@ -164,7 +164,7 @@ impl Host {
             let Some(label) = linux::volume_label(&record, &config)? else {
                 return Ok(None);
             };
-            let requested = config.mounts.iter().filter(|mount| is_asked(mount));
+            let requested = config.mounts.iter().filter(|mount| is_requested(mount));
             let volumes = requested.map(|mount| open(lookup, &mount.host_path, &own));
             Ok(Some((label, volumes.collect::<Result<Vec<_>, Error>>()?)))
         });

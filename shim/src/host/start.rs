@@ -1,7 +1,7 @@
 //! Starts one container: turns its plan into the request that its pod's keeper carries out.
 //!
 //! Called by: its pod's driver. Calls: the compile cache, seccomp profiles, the keeper.
-//! Invariant: the plan alone decides what a container process gets; image and kubelet are not asked again.
+//! Invariant: the plan alone decides what a container process gets; image and request are not read again.
 //! Must not know: how a plan is made, what follows a start.
 
 use std::os::fd::OwnedFd;

@@ -252,7 +252,7 @@ async fn first_line(path: &Path) -> Outcome<()> {
         }
         std::thread::sleep(Duration::from_micros(50));
     }
-    if log::wait_for(path, "hello\n", client::PATIENCE).await {
+    if log::wait_for(path, "hello\n", client::TIMEOUT).await {
         return Ok(());
     }
     Err(format!("{} never held the workload's line", path.display()).into())

@@ -11,7 +11,7 @@ use coracle_tests::registry::Registry;
 async fn main() -> Outcome<()> {
     let (flags, mut names): (Vec<_>, Vec<_>) = std::env::args()
         .skip(1)
-        .partition(|word| word.starts_with("--"));
+        .partition(|arg| arg.starts_with("--"));
     let plan = if flags.iter().any(|flag| flag == "--quick") {
         measure::Plan::QUICK
     } else {

@@ -27,11 +27,11 @@ async fn main() -> Outcome<ExitCode> {
     })
 }
 
-fn plan(mut words: impl Iterator<Item = String>) -> Outcome<Plan> {
+fn plan(mut args: impl Iterator<Item = String>) -> Outcome<Plan> {
     let mut plan = Plan::default();
-    while let Some(word) = words.next() {
-        let mut value = || words.next().ok_or_else(|| format!("{word} wants a value"));
-        match word.as_str() {
+    while let Some(arg) = args.next() {
+        let mut value = || args.next().ok_or_else(|| format!("{arg} wants a value"));
+        match arg.as_str() {
             "--focus" => plan.focus = Some(value()?),
             "--skip" => plan.skip.push(value()?),
             "--handler" => plan.handler = Some(value()?),

@@ -124,9 +124,9 @@ impl Programs {
 }
 
 fn recipes(programs: &Programs) -> Vec<Recipe> {
-    let serve = |path: &'static str, port: &str, words: &str| {
+    let serve = |path: &'static str, port: &str, args: &str| {
         let start =
-            json!({"Entrypoint": [format!("/{path}"), port, words], "StopSignal": "SIGQUIT"});
+            json!({"Entrypoint": [format!("/{path}"), port, args], "StopSignal": "SIGQUIT"});
         (Some((path, 0o755, programs.server.clone())), start)
     };
     let (nginx, nginx_run) = serve("usr/sbin/nginx", "80", "master process");

@@ -149,9 +149,9 @@ impl Spec {
     }
 
     fn name(&self) -> String {
-        let mut words = self.container_hierarchy_texts.clone().unwrap_or_default();
-        words.push(self.leaf_node_text.clone());
-        words.join(" ").trim_start_matches("[k8s.io] ").to_owned()
+        let mut texts = self.container_hierarchy_texts.clone().unwrap_or_default();
+        texts.push(self.leaf_node_text.clone());
+        texts.join(" ").trim_start_matches("[k8s.io] ").to_owned()
     }
 
     fn verdict(self) -> (String, Verdict) {

@@ -127,7 +127,7 @@ impl Place<'_> {
 
 fn arguments(plan: &Plan, transport: Transport, socket: &Path, json: &Path) -> Vec<String> {
     let endpoint = format!("unix://{}", socket.display());
-    let mut words = vec![
+    let mut args = vec![
         "-config=/nonexistent".to_owned(),
         format!("-runtime-endpoint={endpoint}"),
         format!("-image-endpoint={endpoint}"),
@@ -135,30 +135,30 @@ fn arguments(plan: &Plan, transport: Transport, socket: &Path, json: &Path) -> V
         format!("-ginkgo.timeout={DEADLINE}"),
         "-ginkgo.no-color".to_owned(),
     ];
-    words.extend(
+    args.extend(
         plan.focus
             .iter()
             .map(|focus| format!("-ginkgo.focus={focus}")),
     );
-    words.extend(plan.skip.iter().map(|skip| format!("-ginkgo.skip={skip}")));
-    words.extend(
+    args.extend(plan.skip.iter().map(|skip| format!("-ginkgo.skip={skip}")));
+    args.extend(
         plan.handler
             .iter()
             .map(|handler| format!("-runtime-handler={handler}")),
     );
     if transport == Transport::WebSocket {
         let flags = ["exec", "attach", "portforward"];
-        words.extend(flags.map(|name| format!("-websocket-{name}")));
+        args.extend(flags.map(|name| format!("-websocket-{name}")));
     }
-    words
+    args
 }
 
 /// Ids of the machine's System V shared memory segments that nobody has attached.
 fn memory_segments() -> BTreeSet<String> {
     let table = fs::read_to_string("/proc/sysvipc/shm").unwrap_or_default();
     let idle = |line: &str| {
-        let words: Vec<&str> = line.split_whitespace().collect();
-        (words.get(6) == Some(&"0")).then(|| words[1].to_owned())
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        (fields.get(6) == Some(&"0")).then(|| fields[1].to_owned())
     };
     table.lines().skip(1).filter_map(idle).collect()
 }
@@ -182,13 +182,13 @@ mod tests {
             skip: vec!["a".into(), "b".into()],
             ..Plan::default()
         };
-        let words = arguments(
+        let args = arguments(
             &plan,
             Transport::WebSocket,
             Path::new("/run/x.sock"),
             Path::new("/r.json"),
         );
-        for word in [
+        for arg in [
             "-runtime-endpoint=unix:///run/x.sock",
             "-image-endpoint=unix:///run/x.sock",
             "-ginkgo.json-report=/r.json",
@@ -198,8 +198,8 @@ mod tests {
             "-websocket-attach",
         ] {
             assert!(
-                words.iter().any(|given| given == word),
-                "{word} is not in {words:?}"
+                args.iter().any(|given| given == arg),
+                "{arg} is not in {args:?}"
             );
         }
         let plain = arguments(
@@ -211,7 +211,7 @@ mod tests {
         assert!(
             !plain
                 .iter()
-                .any(|word| word.contains("websocket") || word.contains("focus"))
+                .any(|arg| arg.contains("websocket") || arg.contains("focus"))
         );
     }
 }

@@ -17,8 +17,8 @@ pub fn start_podapi(programs: &Path, ports: &Ports) -> Outcome<(Child, String)> 
         .stdout(Stdio::piped())
         .spawn()?;
     let mut line = String::new();
-    let said = podapi.stdout.take().ok_or("podapi has no output")?;
-    BufReader::new(said).read_line(&mut line)?;
+    let printed = podapi.stdout.take().ok_or("podapi has no output")?;
+    BufReader::new(printed).read_line(&mut line)?;
     Ok((podapi, format!("http://{}", line.trim())))
 }
 

@@ -48,8 +48,8 @@ impl Order {
     fn read(path: &Path) -> Outcome<Self> {
         let mut order = Self::default();
         for line in fs::read_to_string(path)?.lines() {
-            let words: Vec<&str> = line.split(' ').collect();
-            match words[..] {
+            let fields: Vec<&str> = line.split(' ').collect();
+            match fields[..] {
                 ["cut", number] => order.cut = number.to_owned(),
                 ["last"] => order.last = true,
                 ["registry", host, storage] => order.registry = (host.into(), storage.into()),
@@ -171,9 +171,9 @@ fn run(program: &str, arguments: &[&str]) -> Outcome<()> {
     let output = Command::new(program).args(arguments).output();
     let output = output.map_err(|error| format!("{program}: {error}"))?;
     if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stdout);
+        let printed = String::from_utf8_lossy(&output.stdout);
         let complaint = String::from_utf8_lossy(&output.stderr);
-        return Err(format!("{program} {arguments:?}: {said}{complaint}").into());
+        return Err(format!("{program} {arguments:?}: {printed}{complaint}").into());
     }
     Ok(())
 }

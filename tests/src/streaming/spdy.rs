@@ -11,7 +11,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, Bu
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
-use super::{PATIENCE, Url, upgrade};
+use super::{TIMEOUT, Url, upgrade};
 use crate::Outcome;
 
 /// Frames of a stream that are read ahead.
@@ -136,7 +136,7 @@ impl Session {
             writer.io.flush().await?;
             id
         };
-        let accepted = tokio::time::timeout(PATIENCE, replied).await?;
+        let accepted = tokio::time::timeout(TIMEOUT, replied).await?;
         if accepted != Ok(true) {
             return Err(format!("stream {id} {headers:?} was refused").into());
         }
@@ -171,7 +171,7 @@ impl Session {
                 tokio::time::sleep(std::time::Duration::from_millis(2)).await;
             }
         };
-        Ok(tokio::time::timeout(PATIENCE, seen).await?)
+        Ok(tokio::time::timeout(TIMEOUT, seen).await?)
     }
 
     /// Whether the server has closed.
@@ -363,10 +363,10 @@ fn dictionary() -> Vec<u8> {
         image/jpg,image/gif,application/xml,application/xhtml+xml,text/plain,text/javascript,publicprivatemax-age=\
         gzip,deflate,sdchcharset=utf-8charset=iso-8859-1,utf-,*,enq=0.";
     let mut bytes = Vec::new();
-    for word in words.split_whitespace() {
-        let word = word.replace('_', " ");
-        bytes.extend((word.len() as u32).to_be_bytes());
-        bytes.extend(word.as_bytes());
+    for entry in words.split_whitespace() {
+        let entry = entry.replace('_', " ");
+        bytes.extend((entry.len() as u32).to_be_bytes());
+        bytes.extend(entry.as_bytes());
     }
     bytes.extend(text.as_bytes());
     bytes

@@ -34,7 +34,7 @@ pub const OUTPUT: Ends = Ends {
 
 /// The URL of an attach.
 async fn attach(pod: &Pod, id: &str, ends: Ends) -> Result<String, Status> {
-    let asked = cri::AttachRequest {
+    let request = cri::AttachRequest {
         container_id: id.into(),
         stdin: ends.stdin,
         tty: ends.tty,
@@ -42,22 +42,22 @@ async fn attach(pod: &Pod, id: &str, ends: Ends) -> Result<String, Status> {
         stderr: ends.stderr,
     };
     let mut runtime = pod.cri.runtime.clone();
-    let reply = runtime.attach(asked).await?;
+    let reply = runtime.attach(request).await?;
     Ok(reply.into_inner().url)
 }
 
 /// The URL of an exec.
 async fn exec(pod: &Pod, id: &str, cmd: &[&str], ends: Ends) -> Result<String, Status> {
-    let asked = cri::ExecRequest {
+    let request = cri::ExecRequest {
         container_id: id.into(),
-        cmd: cmd.iter().map(|word| (*word).to_owned()).collect(),
+        cmd: cmd.iter().map(|arg| (*arg).to_owned()).collect(),
         stdin: ends.stdin,
         tty: ends.tty,
         stdout: ends.stdout,
         stderr: ends.stderr,
     };
     let mut runtime = pod.cri.runtime.clone();
-    let reply = runtime.exec(asked).await?;
+    let reply = runtime.exec(request).await?;
     Ok(reply.into_inner().url)
 }
 
@@ -109,8 +109,8 @@ async fn clients_come_and_go_and_each_sees_what_is_said_while_it_is_there() {
     last.wait_for("noted three").await.unwrap();
     pod.cri.stop(&id, 0).await.unwrap();
     // Whoever is joined when it ends is told so.
-    let said = last.finish().await.unwrap();
-    assert!(said.status.contains("Success"), "{said:?}");
+    let printed = last.finish().await.unwrap();
+    assert!(printed.status.contains("Success"), "{printed:?}");
     let late = attach(&pod, &id, INPUT).await;
     refused(late, Code::FailedPrecondition, &[&id, "exited"]);
     daemon.finish().await.unwrap();
@@ -130,8 +130,8 @@ async fn an_input_that_is_used_once_ends_with_its_client() {
         match politely {
             true => {
                 client.stdin.as_ref().unwrap().end().await.unwrap();
-                let said = client.finish().await.unwrap();
-                assert!(said.text().contains("over"), "{said:?}");
+                let output = client.finish().await.unwrap();
+                assert!(output.text().contains("over"), "{output:?}");
             }
             false => drop(client),
         }
@@ -208,9 +208,9 @@ async fn an_exec_has_a_terminal_of_the_container_and_ends_with_its_client() {
         let seen = client.wait_for("all").await.unwrap();
         assert!(seen.contains("/dev/pts/"), "{seen}");
         type_into(&client, "word\n").await;
-        let said = client.finish().await.unwrap();
-        assert!(said.text().contains("got word"), "{said:?}");
-        assert_eq!(said.code(), Ok(5));
+        let output = client.finish().await.unwrap();
+        assert!(output.text().contains("got word"), "{output:?}");
+        assert_eq!(output.code(), Ok(5));
     }
     let url = exec(&pod, &id, &["/bin/sh", "-i"], TERMINAL).await.unwrap();
     let mut client = Remote::open(&url, MODERN[0], TERMINAL).await.unwrap();
@@ -245,8 +245,8 @@ async fn a_container_that_put_something_else_in_place_of_its_terminals_gets_none
     pod.wait_log(&daemon, "main", "replaced").await;
     let url = exec(&pod, &id, &["/bin/sh"], TERMINAL).await.unwrap();
     let client = Remote::open(&url, MODERN[0], TERMINAL).await.unwrap();
-    let said = client.finish().await.unwrap();
-    assert!(said.status.contains("makes no terminals"), "{said:?}");
+    let output = client.finish().await.unwrap();
+    assert!(output.status.contains("makes no terminals"), "{output:?}");
     daemon.finish().await.unwrap();
 }
 
@@ -273,8 +273,8 @@ async fn nothing_begins_in_a_container_that_is_being_stopped() {
     );
     // A URL of before is no way around that.
     let client = Remote::open(&before, MODERN[0], OUTPUT).await.unwrap();
-    let said = client.finish().await.unwrap();
-    assert!(said.status.contains("stopping"), "{said:?}");
+    let output = client.finish().await.unwrap();
+    assert!(output.status.contains("stopping"), "{output:?}");
     stopping.await.unwrap().unwrap();
     daemon.finish().await.unwrap();
 }

@@ -80,7 +80,7 @@ async fn bad_mounts_are_named_and_earlier_ones_undone() {
         (good.as_str(), "/a/../../b", "/a/../../b"),
         (good.as_str(), "/", "/"),
     ];
-    for (host, guest, word) in cases {
+    for (host, guest, expected) in cases {
         let mount = |host: &str, guest: &str| cri::Mount {
             host_path: host.into(),
             container_path: guest.into(),
@@ -88,7 +88,11 @@ async fn bad_mounts_are_named_and_earlier_ones_undone() {
         };
         let mut config = container("c", tool(), &["show"]);
         config.mounts = vec![mount(&good, "/good"), mount(host, guest)];
-        refused(pod.create(&config).await, Code::InvalidArgument, &[word]);
+        refused(
+            pod.create(&config).await,
+            Code::InvalidArgument,
+            &[expected],
+        );
         assert_eq!(pod.cri.list(None).await.unwrap().len(), 0);
     }
     daemon.finish().await.unwrap();
@@ -100,11 +104,11 @@ async fn every_rpc_names_the_missing_field() {
     let pod = Pod::run(&daemon, "fields").await;
     let (mut runtime, mut image) = (pod.cri.runtime.clone(), pod.cri.images.clone());
     macro_rules! missing {
-        ($client:ident.$call:ident($request:expr), $word:literal) => {
+        ($client:ident.$call:ident($request:expr), $expected:literal) => {
             refused(
                 $client.$call($request).await,
                 Code::InvalidArgument,
-                &[$word],
+                &[$expected],
             )
         };
     }
@@ -112,7 +116,7 @@ async fn every_rpc_names_the_missing_field() {
         runtime.run_pod_sandbox(cri::RunPodSandboxRequest::default()),
         "config"
     );
-    for (strip, word) in [
+    for (strip, expected) in [
         (
             (|m| *m = None) as fn(&mut Option<cri::PodSandboxMetadata>),
             "metadata",
@@ -126,7 +130,7 @@ async fn every_rpc_names_the_missing_field() {
         refused(
             pod.cri.run_pod(&config).await,
             Code::InvalidArgument,
-            &[word],
+            &[expected],
         );
     }
     missing!(
@@ -151,7 +155,7 @@ async fn every_rpc_names_the_missing_field() {
         ..Default::default()
     };
     missing!(runtime.create_container(without_config), "config");
-    for (strip, word) in [
+    for (strip, expected) in [
         (
             (|c| c.metadata = None) as fn(&mut cri::ContainerConfig),
             "metadata",
@@ -162,7 +166,11 @@ async fn every_rpc_names_the_missing_field() {
     ] {
         let mut config = config.clone();
         strip(&mut config);
-        refused(pod.create(&config).await, Code::InvalidArgument, &[word]);
+        refused(
+            pod.create(&config).await,
+            Code::InvalidArgument,
+            &[expected],
+        );
     }
     missing!(
         runtime.start_container(cri::StartContainerRequest::default()),
@@ -249,12 +257,12 @@ async fn odd_numbers_are_refused_before_anything_starts() {
         (|r| r.cpuset_cpus = "999".into(), "cpuset"),
         (|r| r.cpu_period = -1, "cpu_period"),
     ];
-    for (change, word) in cases {
+    for (change, expected) in cases {
         let refusal = match pod.create(&with(change)).await {
             Ok(id) => pod.cri.start(&id).await,
             Err(refusal) => Err(refusal),
         };
-        refused(refusal, Code::InvalidArgument, &[word]);
+        refused(refusal, Code::InvalidArgument, &[expected]);
     }
     let mut group_only = container("c", tool(), &["show"]);
     let context = group_only

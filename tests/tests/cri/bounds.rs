@@ -49,8 +49,8 @@ async fn the_output_of_all_execs_together_is_bounded_and_one_beyond_it_gets_an_e
         // A probe meanwhile has what it needs.
         for round in 0..10 {
             tokio::time::sleep(Duration::from_millis(100)).await;
-            let said = exec(&pod, &id, "head -c 10240 /dev/zero".into()).await;
-            assert_eq!(said.unwrap().stdout.len(), 10_240, "round {round}");
+            let printed = exec(&pod, &id, "head -c 10240 /dev/zero".into()).await;
+            assert_eq!(printed.unwrap().stdout.len(), 10_240, "round {round}");
         }
     };
     let mut most = before;
@@ -70,8 +70,8 @@ async fn the_output_of_all_execs_together_is_bounded_and_one_beyond_it_gets_an_e
             Ok(reply) => assert_eq!(reply.stdout.len(), 15 * MIB),
             Err(status) => {
                 short += 1;
-                let words = [&id, "exec.sync_output_bytes", "code 0"];
-                refused::<()>(Err(status), Code::ResourceExhausted, &words);
+                let expected = [&id, "exec.sync_output_bytes", "code 0"];
+                refused::<()>(Err(status), Code::ResourceExhausted, &expected);
             }
         }
     }
@@ -209,11 +209,19 @@ async fn creates_that_hang_on_a_dead_filesystem_hold_up_nobody_else() {
     let begun = Instant::now();
     let mut late = sh("late", "true");
     late.mounts = vec![mount(&dead.join("late"), "/v", false)];
-    let words = [dead.to_str().unwrap(), "wait for its filesystem"];
-    refused(stuck.create(&late).await, Code::ResourceExhausted, &words);
+    let expected = [dead.to_str().unwrap(), "wait for its filesystem"];
+    refused(
+        stuck.create(&late).await,
+        Code::ResourceExhausted,
+        &expected,
+    );
     let mut late = sh("late-device", "true");
     late.devices = vec![device(&dead.join("late"))];
-    refused(stuck.create(&late).await, Code::ResourceExhausted, &words);
+    refused(
+        stuck.create(&late).await,
+        Code::ResourceExhausted,
+        &expected,
+    );
     assert!(begun.elapsed() < Duration::from_secs(1));
     assert!(path_threads(&daemon) <= threads.max(1));
     drop(stalling);

@@ -21,14 +21,14 @@ fn text(bytes: &[u8]) -> String {
 #[tokio::test]
 async fn version_is_what_kubelet_asks_for() {
     let daemon = daemon().await;
-    let asked = cri::VersionRequest {
+    let request = cri::VersionRequest {
         version: "0.1.0".into(),
     };
     let reply = daemon
         .cri()
         .runtime
         .clone()
-        .version(asked)
+        .version(request)
         .await
         .unwrap()
         .into_inner();
@@ -54,67 +54,46 @@ async fn version_is_what_kubelet_asks_for() {
 #[tokio::test]
 async fn status_has_readiness_handlers_and_the_state_directory() {
     let daemon = daemon().await;
-    let mut runtime = daemon.cri().runtime.clone();
-    let reply = runtime
-        .status(cri::StatusRequest { verbose: true })
-        .await
-        .unwrap()
-        .into_inner();
+    let reply = status(&daemon, true).await;
     let conditions = reply.status.unwrap().conditions;
     for name in ["RuntimeReady", "NetworkReady"] {
-        assert!(
-            conditions
-                .iter()
-                .any(|condition| condition.r#type == name && condition.status),
-            "{conditions:?}"
-        );
+        let mut all = conditions.iter();
+        let holds = all.any(|condition| condition.r#type == name && condition.status);
+        assert!(holds, "{name}: {conditions:?}");
     }
-    let handlers: Vec<_> = reply
-        .runtime_handlers
-        .iter()
-        .map(|handler| handler.name.as_str())
-        .collect();
+    let handlers = &reply.runtime_handlers;
     for name in ["", "coracle", "coracle-wasm", "coracle-strict"] {
-        assert!(handlers.contains(&name), "{handlers:?}");
+        let found = handlers.iter().find(|handler| handler.name == name);
+        let found = found.unwrap_or_else(|| panic!("no {name:?} in {handlers:?}"));
+        assert!(found.features.is_some(), "{found:?}");
     }
-    assert!(
-        reply
-            .runtime_handlers
-            .iter()
-            .all(|handler| handler.features.is_some())
-    );
     let config: serde_json::Value = serde_json::from_str(&reply.info["config"]).unwrap();
-    assert!(
-        config["stateDir"]
-            .as_str()
-            .unwrap()
-            .starts_with(daemon.scratch().dir().to_str().unwrap())
-    );
-    let quiet = runtime
-        .status(cri::StatusRequest { verbose: false })
-        .await
-        .unwrap()
-        .into_inner();
-    assert!(quiet.info.is_empty());
-    let driver = runtime
-        .runtime_config(cri::RuntimeConfigRequest {})
-        .await
-        .unwrap()
-        .into_inner();
-    assert_eq!(
-        driver.linux.unwrap().cgroup_driver(),
-        cri::CgroupDriver::Cgroupfs
-    );
-    let cidr = cri::NetworkConfig {
+    let state = config["stateDir"].as_str().unwrap();
+    let scratch = daemon.scratch().dir().to_str().unwrap();
+    assert!(state.starts_with(scratch), "{state}");
+    assert!(status(&daemon, false).await.info.is_empty());
+    daemon.finish().await.unwrap();
+}
+
+async fn status(daemon: &Daemon, verbose: bool) -> cri::StatusResponse {
+    let mut runtime = daemon.cri().runtime.clone();
+    let reply = runtime.status(cri::StatusRequest { verbose }).await;
+    reply.unwrap().into_inner()
+}
+
+#[tokio::test]
+async fn the_runtime_config_names_the_cgroup_driver_and_takes_a_pod_cidr() {
+    let daemon = daemon().await;
+    let mut runtime = daemon.cri().runtime.clone();
+    let reply = runtime.runtime_config(cri::RuntimeConfigRequest {}).await;
+    let driver = reply.unwrap().into_inner().linux.unwrap().cgroup_driver();
+    assert_eq!(driver, cri::CgroupDriver::Cgroupfs);
+    let network_config = Some(cri::NetworkConfig {
         pod_cidr: "10.0.0.0/24".into(),
-    };
-    let runtime_config = Some(cri::RuntimeConfig {
-        network_config: Some(cidr),
     });
-    runtime
-        .update_runtime_config(cri::UpdateRuntimeConfigRequest { runtime_config })
-        .await
-        .unwrap();
+    let runtime_config = Some(cri::RuntimeConfig { network_config });
+    let request = cri::UpdateRuntimeConfigRequest { runtime_config };
+    runtime.update_runtime_config(request).await.unwrap();
     daemon.finish().await.unwrap();
 }
 
@@ -147,10 +126,10 @@ async fn a_typo_in_the_configuration_is_named_with_its_line_before_anything_is_t
         coracle(&["config", "check", daemon.config_path().to_str().unwrap()]),
     ] {
         assert!(!output.status.success());
-        let said = text(&output.stderr) + &text(&output.stdout);
+        let printed = text(&output.stderr) + &text(&output.stdout);
         let place = format!("config.toml:{line}");
-        for word in [place.as_str(), "compile_timout_s", "compile_timeout_s"] {
-            assert!(said.contains(word), "no {word:?} in: {said}");
+        for expected in [place.as_str(), "compile_timout_s", "compile_timeout_s"] {
+            assert!(printed.contains(expected), "no {expected:?} in: {printed}");
         }
     }
     assert!(!daemon.scratch().dir().join("run").exists());
@@ -176,9 +155,9 @@ async fn check_names_what_the_node_has() {
 #[tokio::test]
 async fn the_demo_shows_a_whole_life() {
     let output = coracle(&["demo"]);
-    let said = text(&output.stdout);
-    assert!(output.status.success(), "{said}{}", text(&output.stderr));
-    for word in [
+    let printed = text(&output.stdout);
+    assert!(output.status.success(), "{printed}{}", text(&output.stderr));
+    for expected in [
         "PullImage",
         "RunPodSandbox",
         "CreateContainer",
@@ -187,6 +166,6 @@ async fn the_demo_shows_a_whole_life() {
         "RemovePodSandbox",
         "ms",
     ] {
-        assert!(said.contains(word), "no {word} in:\n{said}");
+        assert!(printed.contains(expected), "no {expected} in:\n{printed}");
     }
 }

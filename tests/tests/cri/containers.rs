@@ -1,6 +1,6 @@
 //! Containers: Create, Start, Stop, Remove, status, lists and events.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use coracle_proto::runtime::v1 as cri;
@@ -252,78 +252,51 @@ async fn a_later_stop_may_shorten_the_grace() {
 #[tokio::test]
 async fn lists_filter_by_id_pod_state_and_labels() {
     let daemon = daemon().await;
-    let (one, two) = (
-        Pod::run(&daemon, "one").await,
-        Pod::run(&daemon, "two").await,
-    );
+    let one = Pod::run(&daemon, "one").await;
+    let two = Pod::run(&daemon, "two").await;
+    let labels = BTreeMap::from([("app".to_owned(), "x".to_owned())]);
     let mut labelled = container("a", tool(), &["show"]);
-    labelled.labels = BTreeMap::from([("app".to_owned(), "x".to_owned())]);
+    labelled.labels = labels.clone();
     let a = one.create(&labelled).await.unwrap();
     let b = one.tool(&["sleep"]).await;
-    let c = two
-        .create(&container("c", tool(), &["show"]))
-        .await
-        .unwrap();
-    let list = async |filter: cri::ContainerFilter| {
-        let mut ids: Vec<_> = one
-            .cri
-            .list(Some(filter))
-            .await
-            .unwrap()
-            .into_iter()
-            .map(|c| c.id)
-            .collect();
-        ids.sort();
-        ids
-    };
-    let sorted = |ids: &[&String]| {
-        let mut ids: Vec<String> = ids.iter().map(|id| (*id).clone()).collect();
-        ids.sort();
-        ids
-    };
+    let c = container("c", tool(), &["show"]);
+    let c = two.create(&c).await.unwrap();
     let any = cri::ContainerFilter::default;
-    assert_eq!(list(any()).await, sorted(&[&a, &b, &c]));
-    assert_eq!(
-        list(cri::ContainerFilter {
-            id: b[..12].into(),
-            ..any()
-        })
-        .await,
-        sorted(&[&b])
-    );
-    assert_eq!(
-        list(cri::ContainerFilter {
-            pod_sandbox_id: one.id.clone(),
-            ..any()
-        })
-        .await,
-        sorted(&[&a, &b])
-    );
-    let running = Some(cri::ContainerStateValue {
-        state: ContainerRunning as i32,
-    });
-    assert_eq!(
-        list(cri::ContainerFilter {
-            state: running,
-            ..any()
-        })
-        .await,
-        sorted(&[&b])
-    );
-    let label_selector = BTreeMap::from([("app".to_owned(), "x".to_owned())]);
-    assert_eq!(
-        list(cri::ContainerFilter {
-            label_selector,
-            ..any()
-        })
-        .await,
-        sorted(&[&a])
-    );
+    let by_id = cri::ContainerFilter {
+        id: b[..12].into(),
+        ..any()
+    };
+    let by_pod = cri::ContainerFilter {
+        pod_sandbox_id: one.id.clone(),
+        ..any()
+    };
+    let by_state = cri::ContainerFilter {
+        state: Some(cri::ContainerStateValue {
+            state: ContainerRunning as i32,
+        }),
+        ..any()
+    };
+    let by_label = cri::ContainerFilter {
+        label_selector: labels,
+        ..any()
+    };
+    for (filter, expected) in [
+        (any(), &[&a, &b, &c][..]),
+        (by_id, &[&b]),
+        (by_pod, &[&a, &b]),
+        (by_state, &[&b]),
+        (by_label, &[&a]),
+    ] {
+        let found = one.cri.list(Some(filter.clone())).await.unwrap();
+        let found: BTreeSet<String> = found.into_iter().map(|container| container.id).collect();
+        let expected: BTreeSet<String> = expected.iter().map(|id| (*id).clone()).collect();
+        assert_eq!(found, expected, "{filter:?}");
+    }
     daemon.finish().await.unwrap();
 }
 
 #[tokio::test]
-async fn events_tell_each_change_in_order() {
+async fn each_change_is_an_event_in_order() {
     use cri::ContainerEventType::{
         ContainerCreatedEvent, ContainerDeletedEvent, ContainerStartedEvent, ContainerStoppedEvent,
     };
@@ -374,7 +347,7 @@ async fn events_tell_each_change_in_order() {
 }
 
 #[tokio::test]
-async fn stdin_is_closed_unless_asked_for() {
+async fn stdin_is_closed_unless_requested() {
     let daemon = daemon().await;
     let pod = Pod::run(&daemon, "stdin").await;
     let (status, text) = pod

@@ -13,17 +13,17 @@ use crate::site::{self, Pod, eventually, refused, tool};
 
 /// ExecSync's reply with its streams as text.
 #[derive(Debug)]
-pub struct Said {
+pub struct ExecOutput {
     pub out: String,
     pub err: String,
     pub code: i32,
 }
 
 /// ExecSync. Errors: what the daemon says.
-pub async fn exec(pod: &Pod, id: &str, cmd: &[&str], timeout: i64) -> Result<Said, Status> {
+pub async fn exec(pod: &Pod, id: &str, cmd: &[&str], timeout: i64) -> Result<ExecOutput, Status> {
     let reply = exec_bytes(pod, id, cmd, timeout).await?;
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-    Ok(Said {
+    Ok(ExecOutput {
         out: text(reply.stdout),
         err: text(reply.stderr),
         code: reply.exit_code,
@@ -36,14 +36,14 @@ async fn exec_bytes(
     cmd: &[&str],
     timeout: i64,
 ) -> Result<cri::ExecSyncResponse, Status> {
-    let asked = cri::ExecSyncRequest {
+    let request = cri::ExecSyncRequest {
         container_id: id.into(),
-        cmd: cmd.iter().map(|word| (*word).to_owned()).collect(),
+        cmd: cmd.iter().map(|arg| (*arg).to_owned()).collect(),
         timeout,
     };
     let mut runtime = pod.cri.runtime.clone();
     runtime
-        .exec_sync(asked)
+        .exec_sync(request)
         .await
         .map(tonic::Response::into_inner)
 }
@@ -60,11 +60,11 @@ async fn output_and_exit_code_of_a_program_are_returned() {
     config.working_dir = "/tmp".into();
     let id = pod.start(&config).await;
     let script = "echo out; echo err >&2; echo $COLOUR; pwd; exit 7";
-    let said = exec(&pod, &id, &["/bin/sh", "-c", script], 10)
+    let output = exec(&pod, &id, &["/bin/sh", "-c", script], 10)
         .await
         .unwrap();
-    assert_eq!(said.out, "out\ngreen\n/tmp\n");
-    assert_eq!((said.err.as_str(), said.code), ("err\n", 7));
+    assert_eq!(output.out, "out\ngreen\n/tmp\n");
+    assert_eq!((output.err.as_str(), output.code), ("err\n", 7));
     let killed = exec(&pod, &id, &["/bin/sh", "-c", "kill -9 $$"], 10)
         .await
         .unwrap();
@@ -128,10 +128,10 @@ async fn a_grandchild_that_holds_the_pipe_does_not_hold_the_call() {
     let pod = Pod::run(&daemon, "exec-held").await;
     let id = pod.start(&shell::sh("main", "sleep 1000")).await;
     let begun = Instant::now();
-    let said = exec(&pod, &id, &["/bin/sh", "-c", "sleep 1006 & echo done"], 30)
+    let output = exec(&pod, &id, &["/bin/sh", "-c", "sleep 1006 & echo done"], 30)
         .await
         .unwrap();
-    assert_eq!((said.out.as_str(), said.code), ("done\n", 0));
+    assert_eq!((output.out.as_str(), output.code), ("done\n", 0));
     assert!(
         begun.elapsed() < Duration::from_secs(3),
         "{:?}",
@@ -196,7 +196,7 @@ async fn a_wasm_container_runs_its_own_module_again_in_the_same_jail() {
 }
 
 #[tokio::test]
-async fn an_exec_does_not_outlive_the_daemon_that_asked_for_it() {
+async fn an_exec_does_not_outlive_its_daemon() {
     outlives_nobody(shell::daemon().await, ["1007", "1008", "1009", "1010"]).await;
 }
 
@@ -221,8 +221,8 @@ async fn outlives_nobody(mut daemon: Daemon, seconds: [&str; 4]) {
     let id = pod.start(&shell::sh("main", "sleep 1000")).await;
     let script = format!("setsid sleep {first} & sleep {second}");
     let command = ["/bin/sh", "-c", &*script];
-    let asked = exec(&pod, &id, &command, 0);
-    let lost = tokio::time::timeout(Duration::from_millis(500), asked).await;
+    let request = exec(&pod, &id, &command, 0);
+    let lost = tokio::time::timeout(Duration::from_millis(500), request).await;
     assert!(lost.is_err(), "it ended by itself: {lost:?}");
     // A client that goes away gives its exec up.
     eventually("the exec of a client that left is gone", || {
@@ -230,17 +230,17 @@ async fn outlives_nobody(mut daemon: Daemon, seconds: [&str; 4]) {
     })
     .await;
     let pod_again = pod.cri.clone();
-    let asked = tokio::spawn({
+    let request = tokio::spawn({
         let (id, mut runtime) = (id.clone(), pod_again.runtime.clone());
         let script = format!("setsid sleep {third} & sleep {fourth}");
         async move {
             let cmd = ["/bin/sh", "-c", &script].map(str::to_owned);
-            let asked = cri::ExecSyncRequest {
+            let request = cri::ExecSyncRequest {
                 container_id: id,
                 cmd: cmd.to_vec(),
                 timeout: 0,
             };
-            runtime.exec_sync(asked).await.map(drop)
+            runtime.exec_sync(request).await.map(drop)
         }
     });
     eventually("the exec runs", || {
@@ -248,7 +248,7 @@ async fn outlives_nobody(mut daemon: Daemon, seconds: [&str; 4]) {
     })
     .await;
     daemon.kill();
-    assert!(asked.await.unwrap().is_err());
+    assert!(request.await.unwrap().is_err());
     eventually("the exec of a daemon that died is gone", || {
         !runs(&format!("sleep {third}")) && !runs(&format!("sleep {fourth}"))
     })
@@ -294,10 +294,10 @@ fn code_base(pid: i32) -> Option<String> {
 }
 
 /// Whether a process with exactly these words runs on the machine.
-pub fn runs(words: &str) -> bool {
-    let wanted: Vec<u8> = words
+pub fn runs(args: &str) -> bool {
+    let wanted: Vec<u8> = args
         .split(' ')
-        .flat_map(|word| [word.as_bytes(), b"\0"].concat())
+        .flat_map(|arg| [arg.as_bytes(), b"\0"].concat())
         .collect();
     std::fs::read_dir("/proc")
         .unwrap()

@@ -45,7 +45,7 @@ enum Victim {
     All(Role),
 }
 
-/// One pod's life with a kill in it: what was asked, what was acknowledged.
+/// One pod's life with a kill in it: what was requested, what was acknowledged.
 struct Crossing {
     daemon: Daemon,
     cri: Cri,
@@ -106,14 +106,14 @@ impl Crossing {
             cri: self.cri.clone(),
             pod: self.daemon.pod(&format!("cross-{number}")),
             salt: format!("{:?}-{number}", self.victim),
-            restart_asked: Arc::new(AtomicBool::new(false)),
+            restart_requested: Arc::new(AtomicBool::new(false)),
             harmed: self.harmed,
         }
     }
 
     /// Runs a life whose site kills whoever reaches it, once, while bringing the daemon back whenever it has died.
     async fn with_restarts(&mut self, site: &str, marked: usize, life: Life) -> Result<(), String> {
-        let asked = Arc::clone(&life.restart_asked);
+        let restart = Arc::clone(&life.restart_requested);
         let mut running = std::pin::pin!(life.live());
         loop {
             tokio::select! {
@@ -126,7 +126,7 @@ impl Crossing {
             {
                 self.daemon.plan("").map_err(|e| e.to_string())?;
             }
-            if asked.swap(false, Ordering::SeqCst) {
+            if restart.swap(false, Ordering::SeqCst) {
                 self.daemon.kill();
             }
             self.revive().await?;
@@ -135,7 +135,7 @@ impl Crossing {
 
     /// Runs a life, kills the victims as soon as the site is reached, and brings the daemon back if it was one.
     async fn with_kill(&mut self, site: &str, marked: usize, life: Life) -> Result<(), String> {
-        let asked = Arc::clone(&life.restart_asked);
+        let restart = Arc::clone(&life.restart_requested);
         let mut running = std::pin::pin!(life.live());
         let mut killed = false;
         loop {
@@ -158,7 +158,7 @@ impl Crossing {
                 tokio::time::sleep(Duration::from_millis(20)).await;
                 self.daemon.plan("").map_err(|e| e.to_string())?;
             }
-            if asked.swap(false, Ordering::SeqCst) {
+            if restart.swap(false, Ordering::SeqCst) {
                 self.daemon.kill();
             }
             self.revive().await?;

@@ -104,7 +104,7 @@ async fn a_guest_holds_no_descriptor_that_is_not_its_own() {
     for target in &targets {
         let foreign = [".log", "/pods/", ".sock", "other", "cgroup", "netns"];
         assert!(
-            !foreign.iter().any(|word| target.contains(word)),
+            !foreign.iter().any(|expected| target.contains(expected)),
             "a guest holds {target} among {targets:?}"
         );
     }

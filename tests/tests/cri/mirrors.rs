@@ -89,7 +89,7 @@ async fn the_first_mirror_that_works_serves_and_the_image_keeps_its_name() {
     assert_eq!(
         unasked.requests(),
         0,
-        "a mirror after the one that served was asked"
+        "a mirror after the one that served got requests"
     );
     site.finish().await;
 }
@@ -179,7 +179,7 @@ async fn a_mirror_never_sees_the_password_of_the_registry() {
     let mirror = FaultyRegistry::start(image.clone(), Fault::WantsPassword).unwrap();
     let server = FaultyRegistry::start(image, Fault::WantsPassword).unwrap();
     site.route("private.invalid", &[mirror.host()], server.host());
-    let asked = cri::PullImageRequest {
+    let request = cri::PullImageRequest {
         image: Some(client::image("private.invalid/app:v1")),
         auth: Some(cri::AuthConfig {
             username: "user".into(),
@@ -189,7 +189,7 @@ async fn a_mirror_never_sees_the_password_of_the_registry() {
         sandbox_config: None,
     };
     let mut service = site.daemon.cri().images.clone();
-    service.pull_image(asked).await.unwrap();
+    service.pull_image(request).await.unwrap();
     assert!(mirror.requests() > 0 && server.passwords() > 0);
     assert_eq!(mirror.passwords(), 0, "the mirror was shown the password");
     assert!(!site.daemon.log().contains("canary"));

@@ -51,20 +51,20 @@ async fn run(daemon: &Daemon, config: &PathBuf) -> (bool, String) {
         .stderr(file)
         .spawn()
         .unwrap();
-    let said = || fs::read_to_string(&log).unwrap();
+    let output = || fs::read_to_string(&log).unwrap();
     for _ in 0..2000 {
         if let Some(status) = child.try_wait().unwrap() {
             assert!(!status.success());
-            return (false, said());
+            return (false, output());
         }
-        if said().contains("ready") {
+        if output().contains("ready") {
             break;
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     procs::signal(child.id().cast_signed(), rustix::process::Signal::TERM);
     child.wait().unwrap();
-    (true, said())
+    (true, output())
 }
 
 #[tokio::test]
@@ -99,8 +99,8 @@ async fn a_sweep_leaves_the_cgroups_of_others_under_the_same_parent() {
     // The first daemon is away, its pod is not; then it comes back.
     daemon.kill();
     let config = second(&daemon, &["pod_parent"]);
-    let (served, said) = run(&daemon, &config).await;
-    assert!(served, "{said}");
+    let (served, output) = run(&daemon, &config).await;
+    assert!(served, "{output}");
     daemon.restart().await.unwrap();
     assert!(
         sleeper.try_wait().unwrap().is_none(),
@@ -147,11 +147,11 @@ async fn a_second_daemon_on_what_a_live_one_has_is_refused_by_name() {
         ("root", "root"),
     ] {
         let config = second(&daemon, &[key]);
-        let (served, said) = run(&daemon, &config).await;
+        let (served, output) = run(&daemon, &config).await;
         assert!(!served, "{key}: two daemons share it");
         let root = daemon.scratch().dir().join("root");
         for part in [named, &root.display().to_string()] {
-            assert!(said.contains(part), "{key}: no {part:?} in {said}");
+            assert!(output.contains(part), "{key}: no {part:?} in {output}");
         }
     }
     let sandbox = pod.cri.pod_status(&pod.id).await.unwrap();

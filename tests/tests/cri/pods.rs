@@ -27,7 +27,7 @@ fn decorated(daemon: &Daemon, name: &str) -> cri::PodSandboxConfig {
 }
 
 #[tokio::test]
-async fn status_and_list_echo_what_was_asked() {
+async fn status_and_list_show_the_requested_configuration() {
     let daemon = daemon().await;
     let before = SystemTime::now()
         .duration_since(UNIX_EPOCH)
@@ -125,110 +125,51 @@ async fn stopping_a_pod_kills_its_containers_and_removing_it_takes_them_along() 
 #[tokio::test]
 async fn lists_filter_by_id_prefix_state_and_all_labels() {
     let daemon = daemon().await;
-    let labelled = |name: &str, labels: &[(&str, &str)]| cri::PodSandboxConfig {
-        labels: labels
-            .iter()
-            .map(|(k, v)| ((*k).into(), (*v).into()))
-            .collect(),
+    let labelled = |name: &str, pairs: &[(&str, &str)]| cri::PodSandboxConfig {
+        labels: labels(pairs),
         ..daemon.pod(name)
     };
     let a = Pod::run_config(&daemon, labelled("a", &[("app", "x"), ("tier", "1")])).await;
     let b = Pod::run_config(&daemon, labelled("b", &[("app", "x"), ("tier", "2")])).await;
     b.cri.stop_pod(&b.id).await.unwrap();
-    let list = async |filter: cri::PodSandboxFilter| -> BTreeSet<String> {
-        a.cri
-            .list_pods(Some(filter))
-            .await
-            .unwrap()
-            .into_iter()
-            .map(|pod| pod.id)
-            .collect()
+    let by_id = |id: &str| cri::PodSandboxFilter {
+        id: id.to_owned(),
+        ..Default::default()
     };
-    let only = |pod: &Pod| BTreeSet::from([pod.id.clone()]);
-    let both = BTreeSet::from([a.id.clone(), b.id.clone()]);
-    let state = |state: cri::PodSandboxState| {
-        Some(cri::PodSandboxStateValue {
+    let by_state = |state: cri::PodSandboxState| cri::PodSandboxFilter {
+        state: Some(cri::PodSandboxStateValue {
             state: state as i32,
-        })
+        }),
+        ..Default::default()
     };
-    let labels = |pairs: &[(&str, &str)]| {
-        pairs
-            .iter()
-            .map(|(k, v)| ((*k).into(), (*v).into()))
-            .collect()
+    let by_labels = |pairs: &[(&str, &str)]| cri::PodSandboxFilter {
+        label_selector: labels(pairs),
+        ..Default::default()
     };
-    let any = cri::PodSandboxFilter::default;
-
-    assert_eq!(list(any()).await, both);
-    assert_eq!(
-        list(cri::PodSandboxFilter {
-            id: a.id.clone(),
-            ..any()
-        })
-        .await,
-        only(&a)
-    );
-    assert_eq!(
-        list(cri::PodSandboxFilter {
-            id: a.id[..13].into(),
-            ..any()
-        })
-        .await,
-        only(&a)
-    );
-    assert_eq!(
-        list(cri::PodSandboxFilter {
-            id: "f".repeat(64),
-            ..any()
-        })
-        .await,
-        BTreeSet::new()
-    );
-    let ready = state(cri::PodSandboxState::SandboxReady);
-    assert_eq!(
-        list(cri::PodSandboxFilter {
-            state: ready,
-            ..any()
-        })
-        .await,
-        only(&a)
-    );
-    let stopped = state(cri::PodSandboxState::SandboxNotready);
-    assert_eq!(
-        list(cri::PodSandboxFilter {
-            state: stopped,
-            ..any()
-        })
-        .await,
-        only(&b)
-    );
-    assert_eq!(
-        list(cri::PodSandboxFilter {
-            label_selector: labels(&[("app", "x")]),
-            ..any()
-        })
-        .await,
-        both
-    );
-    let two = labels(&[("app", "x"), ("tier", "2")]);
-    assert_eq!(
-        list(cri::PodSandboxFilter {
-            label_selector: two,
-            ..any()
-        })
-        .await,
-        only(&b)
-    );
-    let none = labels(&[("app", "x"), ("tier", "3")]);
-    assert_eq!(
-        list(cri::PodSandboxFilter {
-            label_selector: none,
-            ..any()
-        })
-        .await,
-        BTreeSet::new()
-    );
+    for (filter, expected) in [
+        (cri::PodSandboxFilter::default(), &[&a, &b][..]),
+        (by_id(&a.id), &[&a]),
+        (by_id(&a.id[..13]), &[&a]),
+        (by_id(&"f".repeat(64)), &[]),
+        (by_state(cri::PodSandboxState::SandboxReady), &[&a]),
+        (by_state(cri::PodSandboxState::SandboxNotready), &[&b]),
+        (by_labels(&[("app", "x")]), &[&a, &b]),
+        (by_labels(&[("app", "x"), ("tier", "2")]), &[&b]),
+        (by_labels(&[("app", "x"), ("tier", "3")]), &[]),
+    ] {
+        let found = a.cri.list_pods(Some(filter.clone())).await.unwrap();
+        let found: BTreeSet<String> = found.into_iter().map(|pod| pod.id).collect();
+        let expected: BTreeSet<String> = expected.iter().map(|pod| pod.id.clone()).collect();
+        assert_eq!(found, expected, "{filter:?}");
+    }
     daemon.finish().await.unwrap();
+}
+
+fn labels(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+    let pairs = pairs.iter();
+    pairs
+        .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+        .collect()
 }
 
 #[tokio::test]
@@ -247,19 +188,23 @@ async fn streamed_lists_give_each_item_once_and_end() {
         ids.extend(part.pod_sandboxes.into_iter().map(|pod| pod.id));
     }
     assert_eq!(ids, std::slice::from_ref(&pod.id));
-    let asked = cri::StreamContainersRequest::default();
-    let mut containers = runtime.stream_containers(asked).await.unwrap().into_inner();
+    let request = cri::StreamContainersRequest::default();
+    let mut containers = runtime
+        .stream_containers(request)
+        .await
+        .unwrap()
+        .into_inner();
     let mut ids = Vec::new();
     while let Some(part) = containers.message().await.unwrap() {
         ids.extend(part.containers.into_iter().map(|container| container.id));
     }
     assert_eq!(ids, [container]);
-    let asked = cri::StreamImagesRequest::default();
+    let request = cri::StreamImagesRequest::default();
     let mut images = pod
         .cri
         .images
         .clone()
-        .stream_images(asked)
+        .stream_images(request)
         .await
         .unwrap()
         .into_inner();
@@ -322,7 +267,7 @@ async fn a_host_network_pod_leases_no_address() {
 }
 
 #[tokio::test]
-async fn the_same_pod_asked_for_by_many_at_once_is_made_once() {
+async fn concurrent_requests_for_the_same_pod_create_it_once() {
     let daemon = daemon().await;
     let config = daemon.pod("same");
     let mut asking = Vec::new();

@@ -36,11 +36,11 @@ fn reconfigure(daemon: &Daemon, from: &str, to: &str) {
 async fn reached(daemon: &Daemon, pod: &Pod, image: &str, target: &str, ports: &[&str]) -> String {
     let mut found = String::new();
     for port in ports {
-        let said = net(daemon, pod, image, &["tcp-connect", target, port, "x"]).await;
-        match said.0 {
+        let output = net(daemon, pod, image, &["tcp-connect", target, port, "x"]).await;
+        match output.0 {
             0 => found.push('+'),
             _ => {
-                assert!(said.2.contains("access-denied"), "{said:?}");
+                assert!(output.2.contains("access-denied"), "{output:?}");
                 found.push('-');
             }
         }
@@ -231,7 +231,7 @@ async fn device_annotations_of_containers_are_the_operators_to_refuse() {
     if on_peer() {
         return; // It has no such setting.
     }
-    for (config, words) in [
+    for (config, expected) in [
         ("", &["vendor.example/none=0"][..]),
         (
             "[handlers.coracle]\nannotations = []\n",
@@ -251,8 +251,8 @@ async fn device_annotations_of_containers_are_the_operators_to_refuse() {
         );
         container.annotations.extend([annotation]);
         let refusal = pod.create(&container).await.unwrap_err();
-        if !words[0].starts_with("vendor") {
-            refused(Err::<(), _>(refusal), Code::InvalidArgument, words);
+        if !expected[0].starts_with("vendor") {
+            refused(Err::<(), _>(refusal), Code::InvalidArgument, expected);
         } else {
             // Honoured: a Wasm container has no devices, and that is why it is refused.
             assert!(refusal.message().contains("devices"), "{refusal}");

@@ -240,10 +240,10 @@ async fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
 
     let second = daemon.command().unwrap().output().unwrap();
     assert!(!second.status.success());
-    let said = String::from_utf8_lossy(&second.stderr);
+    let printed = String::from_utf8_lossy(&second.stderr);
     assert!(
-        said.contains(&socket.display().to_string()) || said.contains("run"),
-        "{said}"
+        printed.contains(&socket.display().to_string()) || printed.contains("run"),
+        "{printed}"
     );
     daemon
         .cri()

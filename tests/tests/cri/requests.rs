@@ -8,7 +8,7 @@ use tonic::Code;
 use crate::site::{Pod, daemon_with, refused, tool};
 
 const KIB: usize = 1 << 10;
-const WORDS: [&str; 2] = ["sandbox.all_requests_bytes", "1048576"];
+const EXPECTED: [&str; 2] = ["sandbox.all_requests_bytes", "1048576"];
 
 fn pod(daemon: &Daemon, name: &str, bytes: usize) -> cri::PodSandboxConfig {
     let mut config = daemon.pod(name);
@@ -28,7 +28,11 @@ async fn all_requests_together_are_bounded_and_counted_over_a_restart() {
     let second = pod(&daemon, "second", 400 * KIB);
     let second = Pod::run_config(&daemon, second).await;
     let third = pod(&daemon, "third", 400 * KIB);
-    refused(cri.run_pod(&third).await, Code::ResourceExhausted, &WORDS);
+    refused(
+        cri.run_pod(&third).await,
+        Code::ResourceExhausted,
+        &EXPECTED,
+    );
     // A retry of what was admitted needs no more room.
     assert_eq!(cri.run_pod(&first.config).await.unwrap(), first.id);
 
@@ -41,23 +45,35 @@ async fn all_requests_together_are_bounded_and_counted_over_a_restart() {
     let kept = first.create(&large).await.unwrap();
     large.metadata.as_mut().unwrap().name = "larger".into();
     large.labels.insert("l".into(), "y".repeat(200 * KIB));
-    refused(first.create(&large).await, Code::ResourceExhausted, &WORDS);
+    refused(
+        first.create(&large).await,
+        Code::ResourceExhausted,
+        &EXPECTED,
+    );
 
     for _ in 0..2 {
         // Small ones still fit, and leave nothing behind.
         let id = second.tool(&["exit", "0"]).await;
         cri.wait_exit(&id).await.unwrap();
         cri.remove(&id).await.unwrap();
-        refused(cri.run_pod(&third).await, Code::ResourceExhausted, &WORDS);
+        refused(
+            cri.run_pod(&third).await,
+            Code::ResourceExhausted,
+            &EXPECTED,
+        );
         daemon.restart().await.unwrap();
     }
     let cri = daemon.cri();
     cri.remove(&kept).await.unwrap();
     let larger = first.create(&large).await;
-    refused(larger, Code::ResourceExhausted, &WORDS);
+    refused(larger, Code::ResourceExhausted, &EXPECTED);
     cri.stop_pod(&second.id).await.unwrap();
     cri.remove_pod(&second.id).await.unwrap();
     first.create(&large).await.unwrap();
-    refused(cri.run_pod(&third).await, Code::ResourceExhausted, &WORDS);
+    refused(
+        cri.run_pod(&third).await,
+        Code::ResourceExhausted,
+        &EXPECTED,
+    );
     daemon.finish().await.unwrap();
 }

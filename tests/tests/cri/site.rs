@@ -142,7 +142,7 @@ impl Pod {
     /// Waits until the container's log holds `text`.
     pub async fn wait_log(&self, daemon: &Daemon, container: &str, text: &str) {
         let log = daemon.container_log(&self.config.metadata.as_ref().unwrap().name, container);
-        let found = coracle_tests::log::wait_for(&log, text, client::PATIENCE).await;
+        let found = coracle_tests::log::wait_for(&log, text, client::TIMEOUT).await;
         assert!(found, "{} never held {text:?}", log.display());
     }
 }

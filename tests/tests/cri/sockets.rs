@@ -61,20 +61,20 @@ pub async fn ip(pod: &Pod) -> IpAddr {
 }
 
 /// Runs one verb to its end: exit code, standard output, standard error.
-pub async fn net(daemon: &Daemon, pod: &Pod, image: &str, words: &[&str]) -> (i32, String, String) {
+pub async fn net(daemon: &Daemon, pod: &Pod, image: &str, args: &[&str]) -> (i32, String, String) {
     use std::sync::atomic::{AtomicU32, Ordering};
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let name = format!("run-{}", COUNT.fetch_add(1, Ordering::Relaxed));
-    let (status, out) = pod.finish(daemon, &container(&name, image, words)).await;
+    let (status, out) = pod.finish(daemon, &container(&name, image, args)).await;
     let pod = &pod.config.metadata.as_ref().unwrap().name;
     let err = daemon.output(pod, &name, "stderr").unwrap();
     (status.exit_code, out, err)
 }
 
 /// Starts a verb that goes on, and waits until it says that it listens.
-pub async fn server(daemon: &Daemon, pod: &Pod, image: &str, words: &[&str]) -> String {
-    let name = words.join("-").replace(['.', ':'], "");
-    let id = pod.start(&container(&name, image, words)).await;
+pub async fn server(daemon: &Daemon, pod: &Pod, image: &str, args: &[&str]) -> String {
+    let name = args.join("-").replace(['.', ':'], "");
+    let id = pod.start(&container(&name, image, args)).await;
     pod.wait_log(daemon, &name, "listening\n").await;
     id
 }
@@ -107,30 +107,37 @@ async fn components_serve_and_reach_each_other_in_their_pods_networks() {
         answer.ends_with("\r\n\r\nserved by a component\n"),
         "{answer}"
     );
-    let said = net(
+    let output = net(
         &daemon,
         &two,
         &image,
         &["tcp-connect", &at, "8080", "GET /"],
     )
     .await;
-    assert_eq!(said.0, 0, "{said:?}");
-    assert!(said.1.ends_with("served by a component\n"), "{said:?}");
-    let said = net(&daemon, &two, &image, &["udp-ask", &at, "9090", "ping"]).await;
-    assert_eq!((said.0, said.1.as_str()), (0, "answer ping\n"), "{said:?}");
+    assert_eq!(output.0, 0, "{output:?}");
+    assert!(output.1.ends_with("served by a component\n"), "{output:?}");
+    let output = net(&daemon, &two, &image, &["udp-ask", &at, "9090", "ping"]).await;
+    assert_eq!(
+        (output.0, output.1.as_str()),
+        (0, "answer ping\n"),
+        "{output:?}"
+    );
     let url = format!("http://{at}:8080/x?y");
-    let said = net(&daemon, &two, &image, &["http-get", &url]).await;
-    assert_eq!(said.1, "status 200\nserved by a component\n", "{said:?}");
+    let output = net(&daemon, &two, &image, &["http-get", &url]).await;
+    assert_eq!(
+        output.1, "status 200\nserved by a component\n",
+        "{output:?}"
+    );
     // Each pod has a loopback of its own, shared by its containers.
-    let said = net(
+    let output = net(
         &daemon,
         &one,
         &image,
         &["tcp-connect", "127.0.0.1", "8080", "x"],
     )
     .await;
-    assert_eq!(said.0, 0, "{said:?}");
-    let said = net(
+    assert_eq!(output.0, 0, "{output:?}");
+    let output = net(
         &daemon,
         &two,
         &image,
@@ -138,7 +145,7 @@ async fn components_serve_and_reach_each_other_in_their_pods_networks() {
     )
     .await;
     assert_eq!(
-        (said.0, said.2.as_str()),
+        (output.0, output.2.as_str()),
         (1, "connect 127.0.0.1: connection-refused\n")
     );
     // A server that waits for somebody is stopped at once.

@@ -5,30 +5,30 @@ use std::net::UdpSocket;
 use std::time::{Duration, Instant};
 
 use coracle_proto::runtime::v1 as cri;
-use coracle_tests::client::{PATIENCE, container};
+use coracle_tests::client::{TIMEOUT, container};
 use tonic::Code;
 
 use crate::site::{Pod, daemon, refused, tool};
 
 pub async fn stats(pod: &Pod, id: &str) -> cri::ContainerStats {
-    let asked = cri::ContainerStatsRequest {
+    let request = cri::ContainerStatsRequest {
         container_id: id.into(),
     };
-    let reply = pod.cri.runtime.clone().container_stats(asked).await;
+    let reply = pod.cri.runtime.clone().container_stats(request).await;
     reply.unwrap().into_inner().stats.unwrap()
 }
 
 async fn list(pod: &Pod, filter: Option<cri::ContainerStatsFilter>) -> Vec<cri::ContainerStats> {
-    let asked = cri::ListContainerStatsRequest { filter };
-    let reply = pod.cri.runtime.clone().list_container_stats(asked).await;
+    let request = cri::ListContainerStatsRequest { filter };
+    let reply = pod.cri.runtime.clone().list_container_stats(request).await;
     reply.unwrap().into_inner().stats
 }
 
 async fn pod_stats(pod: &Pod) -> cri::LinuxPodSandboxStats {
-    let asked = cri::PodSandboxStatsRequest {
+    let request = cri::PodSandboxStatsRequest {
         pod_sandbox_id: pod.id.clone(),
     };
-    let reply = pod.cri.runtime.clone().pod_sandbox_stats(asked).await;
+    let reply = pod.cri.runtime.clone().pod_sandbox_stats(request).await;
     reply.unwrap().into_inner().stats.unwrap().linux.unwrap()
 }
 
@@ -49,7 +49,7 @@ fn ids(stats: &[cri::ContainerStats]) -> Vec<String> {
 
 /// Asks again and again until `good` says yes.
 async fn until(pod: &Pod, id: &str, good: impl Fn(&cri::ContainerStats) -> bool) {
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TIMEOUT;
     loop {
         let found = stats(pod, id).await;
         if good(&found) {
@@ -234,10 +234,10 @@ async fn lists_obey_their_filters_and_outlive_what_they_show() {
         let found = ids(&list(&one, Some(filter)).await);
         assert_eq!(found, std::slice::from_ref(&a));
     }
-    let asked = cri::StreamContainerStatsRequest { filter: None };
+    let request = cri::StreamContainerStatsRequest { filter: None };
     let mut stream = one.cri.runtime.clone();
     let mut stream = stream
-        .stream_container_stats(asked)
+        .stream_container_stats(request)
         .await
         .unwrap()
         .into_inner();
@@ -254,15 +254,15 @@ async fn lists_obey_their_filters_and_outlive_what_they_show() {
     assert_eq!(listed.len(), 1, "a stopped sandbox has no stats");
     assert_eq!(listed[0].attributes.as_ref().unwrap().id, one.id);
     assert_eq!(ids(&list(&one, None).await), both);
-    let asked = cri::PodSandboxStatsRequest {
+    let request = cri::PodSandboxStatsRequest {
         pod_sandbox_id: two.id.clone(),
     };
-    let refusal = two.cri.runtime.clone().pod_sandbox_stats(asked).await;
+    let refusal = two.cri.runtime.clone().pod_sandbox_stats(request).await;
     refused(refusal, Code::FailedPrecondition, &["not ready"]);
-    let asked = cri::ContainerStatsRequest {
+    let request = cri::ContainerStatsRequest {
         container_id: "f".repeat(64),
     };
-    let refusal = two.cri.runtime.clone().container_stats(asked).await;
+    let refusal = two.cri.runtime.clone().container_stats(request).await;
     refused(refusal, Code::NotFound, &["no container"]);
     daemon.finish().await.unwrap();
 }

@@ -11,7 +11,7 @@ mod refusals;
 mod volume;
 
 use coracle_proto::runtime::v1 as cri;
-use coracle_tests::streaming::{Ends, Remote, Said, Wire};
+use coracle_tests::streaming::{Ends, Received, Remote, Wire};
 use tonic::Status;
 
 use crate::site::Pod;
@@ -41,7 +41,7 @@ const TTY: Ends = Ends {
 async fn exec_url(pod: &Pod, id: &str, cmd: &[&str], ends: Ends) -> Result<String, Status> {
     let request = cri::ExecRequest {
         container_id: id.into(),
-        cmd: cmd.iter().map(|word| (*word).to_owned()).collect(),
+        cmd: cmd.iter().map(|arg| (*arg).to_owned()).collect(),
         tty: ends.tty,
         stdin: ends.stdin,
         stdout: ends.stdout,
@@ -82,7 +82,7 @@ async fn open(pod: &Pod, id: &str, cmd: &[&str], wire: Wire, ends: Ends) -> Remo
 }
 
 /// Runs a script to its end.
-async fn run(pod: &Pod, id: &str, script: &str, wire: Wire) -> Said {
+async fn run(pod: &Pod, id: &str, script: &str, wire: Wire) -> Received {
     let remote = open(pod, id, &["/bin/sh", "-c", script], wire, OUT).await;
     remote.finish().await.unwrap()
 }

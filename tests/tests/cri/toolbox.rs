@@ -26,41 +26,42 @@ async fn tools_see_what_the_guest_sees() {
         ..Default::default()
     });
     let id = pod.start(&config).await;
-    let run = |words: &'static str| {
+    let run = |args: &'static str| {
         let (pod, id) = (&pod, &id);
         async move {
-            let words: Vec<&str> = words.split(' ').collect();
-            exec(pod, id, &words, 10).await.unwrap()
+            let args: Vec<&str> = args.split(' ').collect();
+            exec(pod, id, &args, 10).await.unwrap()
         }
     };
     assert_eq!(run("ls /").await.out, "data\netc\ntool.wasm\n");
-    let said = run("ls -l /data /etc/motd").await;
+    let output = run("ls -l /data /etc/motd").await;
     assert!(
-        said.out
+        output
+            .out
             .contains("/etc/motd\n\n/data:\n-rw-r--r--    1 0     0             12 "),
-        "{said:?}"
+        "{output:?}"
     );
     assert_eq!(
         run("/bin/cat /data/note /etc/motd").await.out,
         "of a volume\nfrom the image"
     );
     assert!(run("env").await.out.contains("COLOUR=green\n"));
-    let said = run("ps").await;
-    assert!(said.out.contains("      1 S    "), "{said:?}");
-    let said = run("stat /tool.wasm").await;
+    let output = run("ps").await;
+    assert!(output.out.contains("      1 S    "), "{output:?}");
+    let output = run("stat /tool.wasm").await;
     assert!(
-        said.out.contains("regular file") && said.out.contains("Uid: 0  Gid: 0"),
-        "{said:?}"
+        output.out.contains("regular file") && output.out.contains("Uid: 0  Gid: 0"),
+        "{output:?}"
     );
-    let said = run("df -h").await;
-    assert_eq!(said.out.lines().skip(1).count(), 2, "{said:?}");
+    let output = run("df -h").await;
+    assert_eq!(output.out.lines().skip(1).count(), 2, "{output:?}");
     assert!(
-        said.out.contains("overlay") && said.out.ends_with(" /data\n"),
-        "{said:?}"
+        output.out.contains("overlay") && output.out.ends_with(" /data\n"),
+        "{output:?}"
     );
-    let said = run("cat /absent").await;
+    let output = run("cat /absent").await;
     assert_eq!(
-        (said.code, said.err.as_str()),
+        (output.code, output.err.as_str()),
         (1, "cat: /absent: No such file or directory\n")
     );
     // Nothing of the node.
@@ -79,10 +80,10 @@ async fn a_strict_container_has_no_toolbox() {
     let id = cri.run_pod_with(&config, "coracle-strict").await.unwrap();
     let pod = Pod { cri, config, id };
     let id = pod.start(&container("main", tool(), &["sleep"])).await;
-    let said = exec(&pod, &id, &["ls", "/"], 10).await.unwrap();
-    assert!(!said.out.contains("tool.wasm"), "{said:?}");
-    assert_eq!(said.code, 127, "{said:?}");
-    assert!(said.err.starts_with("ls: not found"), "{said:?}");
+    let output = exec(&pod, &id, &["ls", "/"], 10).await.unwrap();
+    assert!(!output.out.contains("tool.wasm"), "{output:?}");
+    assert_eq!(output.code, 127, "{output:?}");
+    assert!(output.err.starts_with("ls: not found"), "{output:?}");
     daemon.finish().await.unwrap();
 }
 
@@ -91,52 +92,52 @@ async fn only_what_is_named_runs() {
     let daemon = site::daemon().await;
     let pod = Pod::run(&daemon, "named").await;
     let id = pod.start(&container("main", tool(), &["sleep"])).await;
-    let run = |words: &'static [&'static str]| {
+    let run = |args: &'static [&'static str]| {
         let (pod, id) = (&pod, &id);
-        async move { exec(pod, id, words, 10).await.unwrap() }
+        async move { exec(pod, id, args, 10).await.unwrap() }
     };
     for own in ["/tool.wasm", "tool.wasm", "tool", "--self"] {
-        let said = exec(&pod, &id, &[own, "exit", "9"], 10).await.unwrap();
-        assert_eq!(said.code, 9, "{own}: {said:?}");
+        let output = exec(&pod, &id, &[own, "exit", "9"], 10).await.unwrap();
+        assert_eq!(output.code, 9, "{own}: {output:?}");
     }
-    let said = run(&["--self", "show"]).await;
+    let output = run(&["--self", "show"]).await;
     assert!(
-        said.out.starts_with("arg 0=/tool.wasm\narg 1=show\n"),
-        "{said:?}"
+        output.out.starts_with("arg 0=/tool.wasm\narg 1=show\n"),
+        "{output:?}"
     );
     for other in ["migrate", "/bin/psql", "exit"] {
-        let said = exec(&pod, &id, &[other, "exit", "9"], 10).await.unwrap();
+        let output = exec(&pod, &id, &[other, "exit", "9"], 10).await.unwrap();
         assert_eq!(
-            (said.code, said.out.as_str()),
+            (output.code, output.out.as_str()),
             (127, ""),
-            "{other}: {said:?}"
+            "{other}: {output:?}"
         );
-        for word in ["not found", "/tool.wasm", "--self", "nslookup"] {
-            assert!(said.err.contains(word), "no {word} in {said:?}");
+        for expected in ["not found", "/tool.wasm", "--self", "nslookup"] {
+            assert!(output.err.contains(expected), "no {expected} in {output:?}");
         }
     }
     // One command of a shell: a tool's, and the module's.
-    let said = run(&["sh", "-c", "cat \"/etc/motd\""]).await;
-    assert_eq!((said.code, said.out.as_str()), (0, "from the image"));
+    let output = run(&["sh", "-c", "cat \"/etc/motd\""]).await;
+    assert_eq!((output.code, output.out.as_str()), (0, "from the image"));
     assert_eq!(
         run(&["/bin/sh", "-c", "exec /tool.wasm exit 9"]).await.code,
         9
     );
-    let said = run(&["sh", "-c", "ls | wc -l"]).await;
-    assert!(said.code == 2 && said.err.contains("'|'"), "{said:?}");
-    let said = run(&["bash"]).await;
-    assert!(said.code == 2 && said.err.contains("-c"), "{said:?}");
+    let output = run(&["sh", "-c", "ls | wc -l"]).await;
+    assert!(output.code == 2 && output.err.contains("'|'"), "{output:?}");
+    let output = run(&["bash"]).await;
+    assert!(output.code == 2 && output.err.contains("-c"), "{output:?}");
     assert_eq!(run(&["sh", "-c", "sh -c ls"]).await.code, 127);
     assert_eq!(run(&["test", "-f", "/etc/motd"]).await.code, 0);
     assert_eq!(run(&["[", "-d", "/etc/motd", "]"]).await.code, 1);
-    let said = run(&["sh", "-c", "grep -c image /etc/motd"]).await;
-    assert_eq!((said.code, said.out.as_str()), (0, "1\n"));
+    let output = run(&["sh", "-c", "grep -c image /etc/motd"]).await;
+    assert_eq!((output.code, output.out.as_str()), (0, "1\n"));
     assert_eq!(run(&["find", "/etc"]).await.out, "/etc\n/etc/motd\n");
     daemon.finish().await.unwrap();
 }
 
 #[tokio::test]
-async fn urls_and_names_are_asked_for_by_the_pods_own_policy() {
+async fn urls_and_names_are_subject_to_the_egress_policy_of_the_pod() {
     let (daemon, image) = net_daemon().await;
     daemon.cri().pull(tool()).await.unwrap();
     let web = Pod::run(&daemon, "web").await;
@@ -155,56 +156,62 @@ async fn urls_and_names_are_asked_for_by_the_pods_own_policy() {
         ("module", tool(), "sleep"),
         ("component", image.as_str(), "tcp-serve"),
     ] {
-        let words = [sleeps, "8081"];
-        let id = open.start(&container(name, program, &words)).await;
+        let args = [sleeps, "8081"];
+        let id = open.start(&container(name, program, &args)).await;
         for get in [&["wget", "-qO-", &url][..], &["curl", "-sS", &url]] {
-            let said = exec(&open, &id, get, 20).await.unwrap();
-            let seen = (said.code, said.out.trim_end());
-            assert_eq!(seen, (0, "served by a component"), "{get:?}: {said:?}");
+            let output = exec(&open, &id, get, 20).await.unwrap();
+            let seen = (output.code, output.out.trim_end());
+            assert_eq!(seen, (0, "served by a component"), "{get:?}: {output:?}");
         }
-        let said = exec(&open, &id, &["nslookup", "localhost"], 20)
+        let output = exec(&open, &id, &["nslookup", "localhost"], 20)
             .await
             .unwrap();
-        assert!(said.code == 0 && said.out.contains("127.0.0.1"), "{said:?}");
-        let closed = format!("http://{}:8079/", ip(&web).await);
-        let said = exec(&open, &id, &["curl", &closed], 20).await.unwrap();
         assert!(
-            said.code == 1 && said.err.contains("connection refused"),
-            "{said:?}"
+            output.code == 0 && output.out.contains("127.0.0.1"),
+            "{output:?}"
+        );
+        let closed = format!("http://{}:8079/", ip(&web).await);
+        let output = exec(&open, &id, &["curl", &closed], 20).await.unwrap();
+        assert!(
+            output.code == 1 && output.err.contains("connection refused"),
+            "{output:?}"
         );
 
-        let id = listing.start(&container(name, program, &words)).await;
+        let id = listing.start(&container(name, program, &args)).await;
         for get in [
             &["wget", "-O-", &url][..],
             &["curl", "http://other.test/"],
             &["nslookup", "other.test"],
         ] {
-            let said = exec(&listing, &id, get, 20).await.unwrap();
-            assert!(said.code == 1 && said.out.is_empty(), "{get:?}: {said:?}");
+            let output = exec(&listing, &id, get, 20).await.unwrap();
             assert!(
-                said.err.contains("egress.coracle.dev/allow"),
-                "{get:?}: {said:?}"
+                output.code == 1 && output.out.is_empty(),
+                "{get:?}: {output:?}"
+            );
+            assert!(
+                output.err.contains("egress.coracle.dev/allow"),
+                "{get:?}: {output:?}"
             );
         }
     }
     // What the guest itself is refused is in its status, with the fix.
-    let words = [
+    let args = [
         "tcp-connect",
         at.split(':').next().unwrap(),
         "8080",
         "GET /",
     ];
     let (status, _) = listing
-        .finish(&daemon, &container("refused", &image, &words))
+        .finish(&daemon, &container("refused", &image, &args))
         .await;
     assert_ne!(status.exit_code, 0);
-    for word in [at.as_str(), "egress.coracle.dev/allow"] {
+    for expected in [at.as_str(), "egress.coracle.dev/allow"] {
         assert!(
-            status.message.contains(word),
-            "no {word} in {:?}",
+            status.message.contains(expected),
+            "no {expected} in {:?}",
             status.message
         );
     }
-    assert_eq!(net(&daemon, &open, &image, &words).await.0, 0);
+    assert_eq!(net(&daemon, &open, &image, &args).await.0, 0);
     daemon.finish().await.unwrap();
 }

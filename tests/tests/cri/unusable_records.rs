@@ -16,7 +16,7 @@ use cri::PodSandboxState::{SandboxNotready, SandboxReady};
 
 use crate::site::{Pod, daemon, failing_daemon, tool};
 
-/// A pod with a container that runs and one that has ended, and who they are.
+/// A pod with a running container and an ended one.
 struct Fixture {
     pod: Pod,
     running: String,
@@ -40,8 +40,27 @@ impl Fixture {
         }
     }
 
+    /// A new one, after a restart of the daemon that found the record in the directory `of` unusable; and what repairs
+    /// the record.
+    async fn spoilt(
+        daemon: &mut Daemon,
+        how: &str,
+        of: fn(&Fixture, &Daemon) -> PathBuf,
+    ) -> (Fixture, impl FnOnce() + use<>) {
+        let fixture = Fixture::new(daemon).await;
+        daemon.kill();
+        let repair = spoil(&of(&fixture, daemon), how);
+        daemon.restart().await.unwrap();
+        (fixture, repair)
+    }
+
     fn directory(&self, daemon: &Daemon) -> PathBuf {
         daemon.scratch().dir().join("root/pods").join(&self.pod.id)
+    }
+
+    /// The directory of the running container.
+    fn running_container(&self, daemon: &Daemon) -> PathBuf {
+        self.container(daemon, &self.running)
     }
 
     fn container(&self, daemon: &Daemon, id: &str) -> PathBuf {
@@ -118,7 +137,7 @@ pub(crate) fn generations(directory: &Path) -> Vec<PathBuf> {
     all
 }
 
-/// Makes the record of a directory unusable in one way and gives what puts it right.
+/// Makes the record of a directory unusable in one way and returns what repairs it.
 fn spoil(directory: &Path, how: &str) -> impl FnOnce() + use<> {
     let path = record(directory);
     let bytes = fs::read(&path).unwrap();
@@ -151,10 +170,7 @@ fn spoil(directory: &Path, how: &str) -> impl FnOnce() + use<> {
 async fn a_pod_whose_record_cannot_be_used_runs_on_and_comes_back() {
     let mut daemon = daemon().await;
     for how in ["newer", "EISDIR", "ELOOP"] {
-        let fixture = Fixture::new(&daemon).await;
-        daemon.kill();
-        let mend = spoil(&fixture.directory(&daemon), how);
-        daemon.restart().await.unwrap();
+        let (fixture, repair) = Fixture::spoilt(&mut daemon, how, Fixture::directory).await;
         let sandbox = fixture.sandbox().await;
         assert_eq!(sandbox.state(), SandboxNotready, "{how}");
         let why = sandbox
@@ -168,7 +184,7 @@ async fn a_pod_whose_record_cannot_be_used_runs_on_and_comes_back() {
             "{how}"
         );
         assert_eq!(pids(&daemon, Role::Guest), fixture.guests, "{how}");
-        mend();
+        repair();
         fixture.expect_whole(&daemon, how).await;
         daemon.expect_no_leak().await.unwrap();
     }
@@ -179,10 +195,7 @@ async fn a_pod_whose_record_cannot_be_used_runs_on_and_comes_back() {
 async fn a_container_whose_record_cannot_be_used_runs_on_and_comes_back() {
     let mut daemon = daemon().await;
     for how in ["newer", "EISDIR", "ELOOP"] {
-        let fixture = Fixture::new(&daemon).await;
-        daemon.kill();
-        let mend = spoil(&fixture.container(&daemon, &fixture.running), how);
-        daemon.restart().await.unwrap();
+        let (fixture, repair) = Fixture::spoilt(&mut daemon, how, Fixture::running_container).await;
         assert_eq!(fixture.sandbox().await.state(), SandboxReady, "{how}");
         let status = fixture.pod.cri.status(&fixture.running).await.unwrap();
         assert_eq!(status.state(), ContainerUnknown, "{how}");
@@ -197,7 +210,7 @@ async fn a_container_whose_record_cannot_be_used_runs_on_and_comes_back() {
         let (other, _) = fixture.pod.finish(&daemon, &other).await;
         assert_eq!(other.exit_code, 0);
         assert_eq!(pids(&daemon, Role::Guest), fixture.guests, "{how}");
-        mend();
+        repair();
         fixture.expect_whole(&daemon, how).await;
         daemon.expect_no_leak().await.unwrap();
     }
@@ -209,27 +222,21 @@ async fn what_cannot_be_used_can_be_stopped_and_removed() {
     let mut daemon = daemon().await;
     for how in ["newer", "EISDIR"] {
         // A pod whose own record is spoilt.
-        let fixture = Fixture::new(&daemon).await;
-        daemon.kill();
-        let mend = spoil(&fixture.directory(&daemon), how);
-        daemon.restart().await.unwrap();
+        let (fixture, repair) = Fixture::spoilt(&mut daemon, how, Fixture::directory).await;
         fixture.pod.cri.stop_pod(&fixture.pod.id).await.unwrap();
         assert_eq!(pids(&daemon, Role::Guest), [0; 0], "{how}");
         assert_eq!(pids(&daemon, Role::Keeper), [0; 0], "{how}");
         fixture.pod.cri.remove_pod(&fixture.pod.id).await.unwrap();
         assert_eq!(fixture.pod.cri.list_pods(None).await.unwrap().len(), 0);
-        drop(mend);
+        drop(repair);
         // A container of a pod that is well.
-        let fixture = Fixture::new(&daemon).await;
-        daemon.kill();
-        let mend = spoil(&fixture.container(&daemon, &fixture.running), how);
-        daemon.restart().await.unwrap();
+        let (fixture, repair) = Fixture::spoilt(&mut daemon, how, Fixture::running_container).await;
         fixture.pod.cri.stop(&fixture.running, 5).await.unwrap();
         assert_eq!(pids(&daemon, Role::Guest), [0; 0], "{how}");
         if how == "newer" {
             fixture.pod.cri.remove(&fixture.running).await.unwrap();
         } else {
-            mend();
+            repair();
         }
         fixture.pod.cri.remove_all_pods().await.unwrap();
         let _ = fs::remove_dir_all(daemon.scratch().dir().join("root/quarantine"));

@@ -19,13 +19,13 @@ pub async fn update(
 ) -> Result<(), Status> {
     let mut linux = cri::LinuxContainerResources::default();
     change(&mut linux);
-    let asked = cri::UpdateContainerResourcesRequest {
+    let request = cri::UpdateContainerResourcesRequest {
         container_id: id.into(),
         linux: Some(linux),
         ..Default::default()
     };
     let mut runtime = cri.runtime.clone();
-    runtime.update_container_resources(asked).await.map(drop)
+    runtime.update_container_resources(request).await.map(drop)
 }
 
 async fn shown(pod: &Pod, id: &str) -> cri::LinuxContainerResources {
@@ -62,12 +62,12 @@ async fn new_limits_hold_at_once_and_after_the_daemon_was_killed() {
     let mut daemon = daemon().await;
     let pod = Pod::run(&daemon, "update").await;
     let id = pod.tool(&["sleep"]).await;
-    let asked = |linux: &mut cri::LinuxContainerResources| {
+    let change = |linux: &mut cri::LinuxContainerResources| {
         (linux.cpu_shares, linux.cpu_quota, linux.cpu_period) = (512, 50_000, 100_000);
         linux.memory_limit_in_bytes = 256 * MIB;
         linux.cpuset_cpus = "0".into();
     };
-    update(&pod.cri, &id, asked).await.unwrap();
+    update(&pod.cri, &id, change).await.unwrap();
     let weight = if is_v1() { "512" } else { "20" };
     let kernel = (
         (256 * MIB).to_string(),
@@ -134,11 +134,11 @@ async fn a_memory_limit_below_what_is_in_use_is_refused_and_nothing_changes() {
         linux.memory_limit_in_bytes = 16 * MIB;
         linux.cpu_shares = 77;
     };
-    let words = ["16777216", "are in use"];
+    let expected = ["16777216", "are in use"];
     refused(
         update(&pod.cri, &id, less).await,
         Code::FailedPrecondition,
-        &words,
+        &expected,
     );
     assert_eq!((in_kernel(&daemon, &id), shown(&pod, &id).await), before);
     let status = pod.cri.status(&id).await.unwrap();
@@ -226,17 +226,17 @@ async fn only_what_lives_can_be_changed_and_many_changes_come_one_after_the_othe
 async fn kubelet_may_say_what_a_sandbox_will_have() {
     let daemon = daemon().await;
     let pod = Pod::run(&daemon, "whole").await;
-    let asked = |id: &str| cri::UpdatePodSandboxResourcesRequest {
+    let request = |id: &str| cri::UpdatePodSandboxResourcesRequest {
         pod_sandbox_id: id.into(),
         ..Default::default()
     };
     let mut runtime = pod.cri.runtime.clone();
     runtime
-        .update_pod_sandbox_resources(asked(&pod.id))
+        .update_pod_sandbox_resources(request(&pod.id))
         .await
         .unwrap();
     let unknown = runtime
-        .update_pod_sandbox_resources(asked(&"f".repeat(64)))
+        .update_pod_sandbox_resources(request(&"f".repeat(64)))
         .await;
     refused(unknown, Code::NotFound, &["no sandbox"]);
     daemon.finish().await.unwrap();

@@ -8,7 +8,7 @@ use coracle_tests::client::container;
 use coracle_tests::daemon::Daemon;
 use coracle_tests::procs::Role;
 
-use crate::linux::shell::security;
+use crate::linux::shell::{resources, security};
 use crate::site::{Pod, daemon, eventually, tool};
 
 /// A directory of the host for one test to mount.
@@ -161,7 +161,7 @@ fn run_as(config: &mut cri::ContainerConfig, user: i64) {
 }
 
 #[tokio::test]
-async fn files_on_a_volume_belong_to_who_was_asked_for_and_secrets_can_be_read() {
+async fn files_on_a_volume_have_the_requested_owner_and_secrets_can_be_read() {
     let daemon = daemon().await;
     let pod = Pod::run(&daemon, "owners").await;
     let dir = host_dir(&daemon, "owned");
@@ -256,14 +256,7 @@ async fn the_memory_limit_is_the_guests_own_error_first() {
     let daemon = daemon().await;
     let pod = Pod::run(&daemon, "memory").await;
     let mut config = container("refused", tool(), &["grow", "512"]);
-    config
-        .linux
-        .as_mut()
-        .unwrap()
-        .resources
-        .as_mut()
-        .unwrap()
-        .memory_limit_in_bytes = 64 << 20;
+    resources(&mut config).memory_limit_in_bytes = 64 << 20;
     let id = pod.start(&config).await;
     let status = pod.cri.wait_exit(&id).await.unwrap();
     match (status.exit_code, status.reason.as_str()) {
@@ -287,14 +280,7 @@ async fn the_cgroups_limit_kills_and_is_called_oom() {
     let dir = host_dir(&daemon, "go");
     let mut config = container("oom", tool(), &["grow-when", "/go/now", "200"]);
     config.mounts = vec![mount(&dir, "/go", true)];
-    config
-        .linux
-        .as_mut()
-        .unwrap()
-        .resources
-        .as_mut()
-        .unwrap()
-        .memory_limit_in_bytes = 512 << 20;
+    resources(&mut config).memory_limit_in_bytes = 512 << 20;
     let id = pod.start(&config).await;
     pod.wait_log(&daemon, "oom", "waiting").await;
     // The engine has a limit of 512 MiB; the cgroup gets a lower one without it.

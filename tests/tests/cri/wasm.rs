@@ -76,15 +76,15 @@ async fn a_component_knows_whether_it_has_a_terminal() {
     pod.cri.pull(&pushed.reference).await.unwrap();
     let mut config = container("with", &pushed.reference, &["isatty"]);
     config.tty = true;
-    let (_, said) = pod.finish(&daemon, &config).await;
+    let (_, output) = pod.finish(&daemon, &config).await;
     assert_eq!(
-        said.replace('\r', ""),
+        output.replace('\r', ""),
         "0 terminal\n1 terminal\n2 terminal\n"
     );
     config = container("without", &pushed.reference, &["isatty"]);
     config.stdin = true;
-    let (_, said) = pod.finish(&daemon, &config).await;
-    assert_eq!(said, "0 other\n1 other\n2 other\n");
+    let (_, output) = pod.finish(&daemon, &config).await;
+    assert_eq!(output, "0 other\n1 other\n2 other\n");
     daemon.finish().await.unwrap();
 }
 
@@ -120,8 +120,8 @@ async fn a_trap_exits_134_and_tells_where() {
     );
     let stderr = daemon.output("trap", "trap", "stderr").unwrap();
     for text in [&status.message, &stderr] {
-        for word in ["unreachable", "fall_over", "stumble"] {
-            assert!(text.contains(word), "no {word} in {text:?}");
+        for expected in ["unreachable", "fall_over", "stumble"] {
+            assert!(text.contains(expected), "no {expected} in {text:?}");
         }
     }
     daemon.finish().await.unwrap();

@@ -90,8 +90,8 @@ async fn who_comes_back_joins_the_compile_that_is_under_way() {
     config.command = vec!["/large.wasm".to_owned()];
     // Callers that give up at once, as a kubelet does after its own time.
     for _ in 0..3 {
-        let patience = Duration::from_millis(60);
-        let left = tokio::time::timeout(patience, pod.create(&config)).await;
+        let limit = Duration::from_millis(60);
+        let left = tokio::time::timeout(limit, pod.create(&config)).await;
         assert!(left.is_err(), "this compiles too fast to be given up");
     }
     let id = pod.create(&config).await.unwrap();

@@ -55,8 +55,8 @@ async fn twenty_megabytes_are_written_and_read_at_once() {
     let pod = Pod::run(&daemon, "large").await;
     for (name, image) in programs(&daemon).await {
         let config = container(name, &image, &["large", "/etc/large", "20"]);
-        let (status, said) = pod.finish(&daemon, &config).await;
-        let seen = (status.exit_code, said.as_str());
+        let (status, output) = pod.finish(&daemon, &config).await;
+        let seen = (status.exit_code, output.as_str());
         assert_eq!(seen, (0, "same\n"), "{name}: {}", status.message);
     }
     daemon.finish().await.unwrap();
@@ -82,10 +82,10 @@ async fn relative_paths_begin_at_the_working_directory() {
     let data = daemon.scratch().dir().join("data");
     std::fs::create_dir(&data).unwrap();
     for (name, image) in programs(&daemon).await {
-        let run = |verb: &'static str, words: Vec<&'static str>, directory: &'static str| {
-            let words: Vec<&str> = std::iter::once(verb).chain(words).collect();
-            let label = format!("{name}-{}", words.concat().replace(['/', '.'], "-"));
-            let mut config = container(&label, &image, &words);
+        let run = |verb: &'static str, args: Vec<&'static str>, directory: &'static str| {
+            let args: Vec<&str> = std::iter::once(verb).chain(args).collect();
+            let label = format!("{name}-{}", args.concat().replace(['/', '.'], "-"));
+            let mut config = container(&label, &image, &args);
             config.working_dir = directory.into();
             config.mounts.push(cri::Mount {
                 host_path: data.display().to_string(),
@@ -94,21 +94,21 @@ async fn relative_paths_begin_at_the_working_directory() {
             });
             let (pod, daemon) = (&pod, &daemon);
             async move {
-                let (status, said) = pod.finish(daemon, &config).await;
+                let (status, output) = pod.finish(daemon, &config).await;
                 assert_eq!(status.exit_code, 0, "{label}: {}", status.message);
-                said
+                output
             }
         };
         for path in ["here.txt", "./here.txt", "/app/here.txt"] {
-            let said = run("line", vec![path], "/app").await;
+            let output = run("line", vec![path], "/app").await;
             assert_eq!(
-                said,
+                output,
                 format!("{path}: of the working directory\n"),
                 "{name}"
             );
         }
-        let said = run("line", vec!["/etc/there.txt"], "/app").await;
-        assert_eq!(said, "/etc/there.txt: of the root\n", "{name}");
+        let output = run("line", vec!["/etc/there.txt"], "/app").await;
+        assert_eq!(output, "/etc/there.txt: of the root\n", "{name}");
         // In a volume, and in a directory that is not there yet.
         run("create", vec!["made.txt", "relative"], "/srv/data").await;
         let path = data.join("made.txt");
@@ -147,8 +147,8 @@ async fn sixty_mebibytes_of_randomness_come_at_once() {
     for (name, image) in programs(&daemon).await.into_iter().take(2) {
         let begun = Instant::now();
         let config = container(name, &image, &["randomness", "60"]);
-        let (status, said) = pod.finish(&daemon, &config).await;
-        let seen = (status.exit_code, said.as_str());
+        let (status, output) = pod.finish(&daemon, &config).await;
+        let seen = (status.exit_code, output.as_str());
         assert_eq!(seen, (0, "random\n"), "{name}: {}", status.message);
         // A system call a byte takes a minute.
         let took = begun.elapsed();
@@ -163,8 +163,8 @@ async fn a_program_may_have_thousands_of_files_open() {
     let pod = Pod::run(&daemon, "many").await;
     let (_, image) = programs(&daemon).await.swap_remove(0);
     let config = container("many", &image, &["many", "/etc/there.txt", "5000"]);
-    let (status, said) = pod.finish(&daemon, &config).await;
-    assert_eq!((status.exit_code, said.as_str()), (0, "5000 open\n"));
+    let (status, output) = pod.finish(&daemon, &config).await;
+    assert_eq!((status.exit_code, output.as_str()), (0, "5000 open\n"));
     daemon.finish().await.unwrap();
 }
 
@@ -190,8 +190,8 @@ async fn exit_codes_are_those_of_wasmtimes_command_line() {
             );
             if code >= 126 && name != "component" {
                 assert_eq!(status.reason, "Error");
-                let told = format!("exit code {code}");
-                assert!(status.message.contains(&told), "{}", status.message);
+                let ended = format!("exit code {code}");
+                assert!(status.message.contains(&ended), "{}", status.message);
             }
         }
     }

@@ -87,11 +87,15 @@ async fn annotations_of_other_runtimes_choose_by_program() {
     let pod = Pod::run(&daemon, "none").await;
     let id = pod.create(&module).await.unwrap();
     let refusal = pod.cri.start(&id).await.unwrap_err();
-    for word in [
+    for expected in [
         "WebAssembly module",
         "module.wasm.image/variant=compat-smart",
     ] {
-        assert!(refusal.message().contains(word), "{}", refusal.message());
+        assert!(
+            refusal.message().contains(expected),
+            "{}",
+            refusal.message()
+        );
     }
     daemon.finish().await.unwrap();
 }
@@ -132,14 +136,14 @@ async fn every_missing_import_of_a_component_is_named_and_wasi_0_3_by_its_name()
             ],
         ),
     ];
-    for (name, text, words) in cases {
+    for (name, text, expected) in cases {
         let image = Image::artifact(&guests::module(&text).unwrap());
         let pushed = image.push(images().registry.host(), name, "v1").unwrap();
         daemon.cri().pull(&pushed.reference).await.unwrap();
         refused(
             pod.create(&container(name, &pushed.reference, &[])).await,
             Code::InvalidArgument,
-            words,
+            expected,
         );
     }
     daemon.finish().await.unwrap();

@@ -41,10 +41,10 @@ async fn probes_pass_and_a_container_whose_liveness_probe_fails_is_restarted() {
     for (name, _) in &probes {
         assert_eq!(restarts(&node.pod(name).unwrap(), "web"), 0, "{name}");
     }
-    let spoil = |name: &str, words: &[&str]| {
+    let spoil = |name: &str, args: &[&str]| {
         let full = format!("{name}-node1");
-        let words: Vec<&str> = [&["exec", &full, "--"], words].concat();
-        node.says(true, &words).unwrap();
+        let args: Vec<&str> = [&["exec", &full, "--"], args].concat();
+        node.says(true, &args).unwrap();
     };
     spoil("exec", &["rm", "/tmp/healthy"]);
     spoil("http", &["rm", "/www/index.html"]);
@@ -78,12 +78,13 @@ async fn a_failing_container_is_restarted_with_back_off_and_keeps_its_reason() {
             .await
             .unwrap();
         // The kubelet says so in the pod's status only when it happens to look in between.
-        let said = |time| {
-            let words = format!("back-off {time} restarting failed container={container}");
-            node.log().contains(&words)
+        let is_logged = |time| {
+            let expected = format!("back-off {time} restarting failed container={container}");
+            node.log().contains(&expected)
         };
         assert!(
-            node.eventually(|| said("10s") && said("20s")).await,
+            node.eventually(|| is_logged("10s") && is_logged("20s"))
+                .await,
             "{name}"
         );
         let last = &status(&seen, container)["lastState"]["terminated"];

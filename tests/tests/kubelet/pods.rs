@@ -49,11 +49,11 @@ async fn volumes_of_a_pod_are_shared_by_its_linux_and_wasm_containers() {
             && status(pod, "linux")["ready"] == true
     };
     node.wait("mixed", "read by all", read).await.unwrap();
-    let said = |container: &str| node.log_text("mixed", container).unwrap();
-    assert_eq!(said("linux"), "mixed-node1top of the image\n");
-    assert_eq!(said("disk").trim_end(), "mixed-node1");
-    assert_eq!(said("memory").trim_end(), "top of the image");
-    assert_eq!(said("image").trim_end(), "top of the image");
+    let output = |container: &str| node.log_text("mixed", container).unwrap();
+    assert_eq!(output("linux"), "mixed-node1top of the image\n");
+    assert_eq!(output("disk").trim_end(), "mixed-node1");
+    assert_eq!(output("memory").trim_end(), "top of the image");
+    assert_eq!(output("image").trim_end(), "top of the image");
     node.finish().await.unwrap();
 }
 
@@ -77,20 +77,23 @@ async fn names_hosts_and_the_environment_are_those_of_the_kubelet() {
     let address = seen["status"]["podIP"].as_str().unwrap().to_owned();
     node.eventually(|| node.log_text("named", "shows").unwrap().contains("me="))
         .await;
-    let said = node.log_text("named", "shows").unwrap();
-    assert!(said.starts_with("named-node1\n"), "{said}");
-    for words in [
+    let output = node.log_text("named", "shows").unwrap();
+    assert!(output.starts_with("named-node1\n"), "{output}");
+    for expected in [
         "192.0.2.7\telsewhere",
         "search default.svc.cluster.test svc.cluster.test cluster.test",
         "nameserver 10.96.0.10",
         "options ndots:2",
     ] {
-        assert!(said.contains(words), "no {words:?} in {said}");
+        assert!(output.contains(expected), "no {expected:?} in {output}");
     }
-    assert!(said.contains(&format!("{address}\tnamed-node1")), "{said}");
     assert!(
-        said.contains(&format!("me=named-node1 at={address}")),
-        "{said}"
+        output.contains(&format!("{address}\tnamed-node1")),
+        "{output}"
+    );
+    assert!(
+        output.contains(&format!("me=named-node1 at={address}")),
+        "{output}"
     );
     node.finish().await.unwrap();
 }
@@ -101,7 +104,7 @@ async fn names_hosts_and_the_environment_are_those_of_the_kubelet() {
 async fn sidecars_hooks_and_the_end_of_a_pod_come_in_order() {
     let node = node(json!({})).await;
     let share = json!([{"name": "notes", "mountPath": "/notes"}]);
-    let note = |word: &str| format!("echo {word} >> /notes/all");
+    let note = |text: &str| format!("echo {text} >> /notes/all");
     let mut main = script(
         "main",
         &format!(
@@ -150,17 +153,17 @@ async fn sidecars_hooks_and_the_end_of_a_pod_come_in_order() {
         began.elapsed()
     );
     let all = read();
-    let words: Vec<&str> = all.lines().collect();
+    let lines: Vec<&str> = all.lines().collect();
     // The hook and the program start at once, so either may come first.
-    assert_eq!(words[0], "sidecar", "{words:?}");
+    assert_eq!(lines[0], "sidecar", "{lines:?}");
     assert!(
-        words[1..3].contains(&"main") && words[1..3].contains(&"started"),
-        "{words:?}"
+        lines[1..3].contains(&"main") && lines[1..3].contains(&"started"),
+        "{lines:?}"
     );
     assert_eq!(
-        words[3..],
+        lines[3..],
         ["stopping", "main-ends", "sidecar-ends"],
-        "{words:?}"
+        "{lines:?}"
     );
     node.finish().await.unwrap();
 }

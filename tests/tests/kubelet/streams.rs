@@ -40,7 +40,7 @@ async fn two_pods() -> Node {
 }
 
 /// How long a line may be waited for.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A kubectl that runs until it is dropped, and the lines that it prints.
 struct Running {
@@ -56,31 +56,32 @@ impl Running {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let said = BufReader::new(child.stdout.take().unwrap());
+        let output = BufReader::new(child.stdout.take().unwrap());
         let (tell, lines) = channel();
         std::thread::spawn(move || {
-            said.lines()
+            output
+                .lines()
                 .map_while(Result::ok)
                 .try_for_each(|line| tell.send(line))
         });
         Running { child, lines }
     }
 
-    fn say(&mut self, words: &str) {
+    fn say(&mut self, text: &str) {
         self.child
             .stdin
             .as_mut()
             .unwrap()
-            .write_all(words.as_bytes())
+            .write_all(text.as_bytes())
             .unwrap();
     }
 
     /// Waits for a line that holds these words, and gives it.
-    fn until(&mut self, words: &str) -> String {
+    fn until(&mut self, expected: &str) -> String {
         loop {
-            let line = self.lines.recv_timeout(PATIENCE);
-            let line = line.unwrap_or_else(|error| panic!("no {words:?}: {error}"));
-            if line.contains(words) {
+            let line = self.lines.recv_timeout(TIMEOUT);
+            let line = line.unwrap_or_else(|error| panic!("no {expected:?}: {error}"));
+            if line.contains(expected) {
                 return line;
             }
         }
@@ -98,20 +99,23 @@ impl Drop for Running {
     }
 }
 
+/// Each protocol of kubectl (SPDY, or else WebSocket) with each kind of pod.
+const STREAMS: [(bool, &str); 4] = [
+    (true, "linux"),
+    (false, "linux"),
+    (true, "wasm"),
+    (false, "wasm"),
+];
+
 #[tokio::test]
 #[ignore = "needs a kubelet: make kubelet"]
 async fn exec_carries_streams_and_exit_codes() {
     let node = two_pods().await;
-    for (spdy, pod) in [
-        (true, "linux"),
-        (false, "linux"),
-        (true, "wasm"),
-        (false, "wasm"),
-    ] {
+    for (spdy, pod) in STREAMS {
         let full = format!("{pod}-node1");
-        let exec = |words: &[&str]| {
-            let words = [&["exec", &full, "-c", "main"], words].concat();
-            node.kubectl(spdy, &words)
+        let exec = |args: &[&str]| {
+            let args = [&["exec", &full, "-c", "main"], args].concat();
+            node.kubectl(spdy, &args)
         };
         let run = exec(&["--", "sh", "-c", "echo out; cat /nowhere; exit 5"])
             .output()
@@ -159,10 +163,10 @@ async fn exec_with_a_terminal_has_its_size_and_echoes() {
             spdy,
             &["exec", "-it", "linux-node1", "-c", "main", "--", "sh"],
         );
-        let mut words = vec![kubectl.get_program().to_str().unwrap()];
-        words.extend(kubectl.get_args().map(|word| word.to_str().unwrap()));
+        let mut command = vec![kubectl.get_program().to_str().unwrap()];
+        command.extend(kubectl.get_args().map(|arg| arg.to_str().unwrap()));
         let mut script = Command::new("script");
-        let line = format!("stty rows 33 cols 99; exec {}", words.join(" "));
+        let line = format!("stty rows 33 cols 99; exec {}", command.join(" "));
         script.args(["-q", "-e", "-c", &line, "/dev/null"]);
         for (name, value) in kubectl.get_envs() {
             script.env(name, value.unwrap());
@@ -181,14 +185,9 @@ async fn exec_with_a_terminal_has_its_size_and_echoes() {
 #[ignore = "needs a kubelet: make kubelet"]
 async fn attach_logs_and_port_forward_reach_the_container() {
     let node = two_pods().await;
-    for (spdy, pod) in [
-        (true, "linux"),
-        (false, "linux"),
-        (true, "wasm"),
-        (false, "wasm"),
-    ] {
+    for (spdy, pod) in STREAMS {
         let full = format!("{pod}-node1");
-        let start = |words: &[&str]| Running::start(node.kubectl(spdy, words));
+        let start = |args: &[&str]| Running::start(node.kubectl(spdy, args));
         let mut logs = start(&["logs", "-f", "--tail=1", &full, "-c", "main"]);
         for _ in 0..3 {
             logs.until("tick");
@@ -198,15 +197,15 @@ async fn attach_logs_and_port_forward_reach_the_container() {
             attached.until("tick");
         }
         // Twice: what attaches and leaves takes nothing from the next.
-        for word in ["one", "two"] {
+        for text in ["one", "two"] {
             let mut talks = start(&["attach", "-i", &full, "-c", "reads"]);
-            let line = format!("{word}-{spdy}\n");
+            let line = format!("{text}-{spdy}\n");
             talks.say(&line);
             talks.until(line.trim());
         }
         let mut forward = start(&["port-forward", &full, ":8080"]);
-        let said = forward.until("Forwarding from 127.0.0.1:");
-        let port = said
+        let output = forward.until("Forwarding from 127.0.0.1:");
+        let port = output
             .split("127.0.0.1:")
             .nth(1)
             .unwrap()

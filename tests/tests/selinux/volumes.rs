@@ -69,7 +69,7 @@ async fn a_labelled_container_writes_only_to_files_of_its_categories() {
 
 #[tokio::test]
 #[ignore = "needs a kernel with SELinux: make test-v2 LSM=selinux"]
-async fn a_volume_gets_the_label_when_that_is_asked_for() {
+async fn a_volume_gets_the_label_when_relabeling_is_requested() {
     policy();
     let daemon = shell::daemon().await;
     let at = shell::host_dir(&daemon, "disk");

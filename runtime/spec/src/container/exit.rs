@@ -1,7 +1,7 @@
 //! How a container ended.
 //!
 //! Written by its keeper, to the daemon and to disk. Invariant: records of older builds stay readable.
-//! It must not know what a kubelet is told.
+//! It must not know what is shown to the kubelet.
 
 use serde::{Deserialize, Serialize};
 
@@ -16,7 +16,7 @@ pub struct Exit {
     pub finished_at: i64,
     /// Why it ended, as the container process reported it.
     pub cause: Cause,
-    /// What the container process said of an end by itself without success; empty if nothing.
+    /// The message of a container process that ended by itself without success; empty without one.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,
 }

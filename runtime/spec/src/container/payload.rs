@@ -79,7 +79,7 @@ pub enum Tool {
     Stat,
     /// Prints the space of file systems.
     Df,
-    /// Prints words.
+    /// Prints its arguments.
     Echo,
     /// Prints the beginning of files.
     Head,
@@ -93,7 +93,7 @@ pub enum Tool {
     Wc,
     /// Waits.
     Sleep,
-    /// Compares words, and looks at files.
+    /// Compares strings and numbers, and checks files.
     Test,
     /// Looks up names.
     Nslookup,

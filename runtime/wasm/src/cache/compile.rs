@@ -30,7 +30,7 @@ pub(super) struct Job<'a> {
 
 impl Job<'_> {
     /// Wall-clock limit for a compiler that gets no CPU time, without the wait for a permit.
-    fn patience(&self) -> Duration {
+    fn timeout(&self) -> Duration {
         Duration::from_secs(self.bounds.cpu_s)
             .saturating_mul(20)
             .saturating_add(Duration::from_secs(60))
@@ -57,13 +57,13 @@ pub(super) async fn compile(
     ];
     let mut helper =
         helper::start(job.exe, &arguments, vec![input, output], Stdio::piped()).during(what)?;
-    let patience = job.patience();
-    let ended = tokio::time::timeout(patience, end(&mut helper.child)).await;
+    let timeout = job.timeout();
+    let ended = tokio::time::timeout(timeout, end(&mut helper.child)).await;
     let Ok(ended) = ended else {
         let text = format!(
             "{}: not done within {} s of wall-clock time, {} s of CPU time: the node is busy with other things",
             what(),
-            patience.as_secs(),
+            timeout.as_secs(),
             job.bounds.cpu_s
         );
         return Err(Error::new(Kind::Exhausted, text));

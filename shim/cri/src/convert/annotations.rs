@@ -117,11 +117,11 @@ impl Reader {
             .collect()
     }
 
-    /// How programs are chosen; whatever is said, it opens nothing.
+    /// How programs are chosen. No value lets a container do more.
     pub(super) fn wasm_variant(&self) -> WasmVariant {
-        let said = |key: &&str| WasmVariant::of(key, self.annotations.get(*key)?);
-        let mut said = WasmVariant::KEYS.iter().filter_map(said);
-        said.next().unwrap_or_default()
+        let variant = |key: &&str| WasmVariant::of(key, self.annotations.get(*key)?);
+        let mut variants = WasmVariant::KEYS.iter().filter_map(variant);
+        variants.next().unwrap_or_default()
     }
 
     /// The annotations to return in every status, and those that are honoured.

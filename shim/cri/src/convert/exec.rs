@@ -15,7 +15,7 @@ use super::BadRequest;
 pub(crate) fn exec_config(
     request: cri::ExecSyncRequest,
 ) -> Result<(Vec<String>, Option<Duration>), BadRequest> {
-    check_words(&request.cmd)?;
+    check_command(&request.cmd)?;
     let limit = match u64::try_from(request.timeout) {
         Ok(0) => None,
         Ok(seconds) => Some(Duration::from_secs(seconds.min(u64::from(u32::MAX)))),
@@ -28,7 +28,7 @@ pub(crate) fn exec_config(
 }
 
 /// Program and arguments, as execve takes them.
-pub(super) fn check_words(cmd: &[String]) -> Result<(), BadRequest> {
+pub(super) fn check_command(cmd: &[String]) -> Result<(), BadRequest> {
     if cmd.first().is_none_or(String::is_empty) {
         return Err(BadRequest::invalid("cmd", "names no program"));
     }

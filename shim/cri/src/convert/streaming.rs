@@ -8,14 +8,14 @@ use coracle_proto::runtime::v1 as cri;
 use coracle_spec::id::{ContainerId, PodId};
 
 use super::BadRequest;
-use super::exec::check_words;
+use super::exec::check_command;
 
 /// Reads Exec. Errors: [`BadRequest`] that names the field.
 pub(crate) fn exec_session(
     request: cri::ExecRequest,
     container: ContainerId,
 ) -> Result<ExecConfig, BadRequest> {
-    check_words(&request.cmd)?;
+    check_command(&request.cmd)?;
     let (stdin, stdout, stderr) = (request.stdin, request.stdout, request.stderr);
     check_streams(request.tty, stdin, stdout, stderr)?;
     Ok(ExecConfig {

@@ -42,7 +42,7 @@ pub struct HttpConfig {
 }
 
 impl HttpConfig {
-    /// Whether nothing is said.
+    /// Whether nothing is set.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }

@@ -2,7 +2,7 @@
 //! `module.wasm.image/variant` of those that came after it.
 //!
 //! Read from pods and containers by `cri/convert`, from images when a container is planned. Stored in records.
-//! Invariant: whatever is said, WebAssembly runs as WebAssembly; nothing here lets a container do more.
+//! Invariant: whatever the value, WebAssembly runs as WebAssembly; nothing here lets a container do more.
 //! Not here: which programs an image holds.
 
 use serde::{Deserialize, Serialize};
@@ -42,7 +42,7 @@ impl WasmVariant {
     pub fn or(self, other: Self) -> Self {
         match self {
             Self::ByImage => other,
-            said => said,
+            explicit => explicit,
         }
     }
 }

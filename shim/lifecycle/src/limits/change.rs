@@ -39,7 +39,7 @@ fn changed<T: PartialEq + Default>(old: T, new: T) -> T {
     if old == new { T::default() } else { new }
 }
 
-/// The plan of a container once its limits were changed by `change`; `resources` is what CRI asked for in all.
+/// The plan of a container once its limits were changed by `change`; `resources` are all that CRI requested.
 pub fn replanned(plan: &Plan, resources: &Resources, change: &Limits) -> Plan {
     let mut plan = plan.clone();
     plan.memory_limit_bytes = super::memory_limit(resources);

@@ -1,7 +1,7 @@
 //! Recovers one pod: from its records, its keeper and its exit records to a driver.
 //!
 //! Called by: recovery at start, and [`crate::unrecovered`], which tries again. Each keeper has a deadline of its own.
-//! Invariants: what a client was told is there afterwards with the right state; what it was not told is finished or
+//! Invariants: what was acknowledged is there afterwards with the right state; what was not is finished or
 //! undone; a pod whose records cannot be used is left as it is.
 //! Must not know: other pods, requests.
 
@@ -24,7 +24,7 @@ use crate::state::PodPhase;
 use crate::store::Slot;
 
 /// How long a keeper may take to greet before the first request is served; its driver tries again later.
-const ADOPTION_PATIENCE: Duration = Duration::from_secs(1);
+const ADOPTION_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The result of recovering one pod.
 pub enum Outcome {
@@ -144,7 +144,7 @@ async fn find_keeper(shared: &Arc<Shared>, pod: &PodRecord) -> Result<Option<Fou
         return Ok(None);
     };
     let greeted = match pass("recover.adopt") {
-        Ok(()) => shared.host().connect(&pod.id, ADOPTION_PATIENCE).await,
+        Ok(()) => shared.host().connect(&pod.id, ADOPTION_TIMEOUT).await,
         Err(error) => Err(error),
     };
     let connection = match greeted {

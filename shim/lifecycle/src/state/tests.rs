@@ -223,9 +223,9 @@ fn an_end_without_success_says_what_to_do_about_it() {
         cause: Cause::Ended,
         message: message.to_owned(),
     };
-    let told = Ended::judge(5, &exit(1, "list it"), 0, None);
+    let ended = Ended::judge(5, &exit(1, "list it"), 0, None);
     assert_eq!(
-        (told.reason, told.message.as_str()),
+        (ended.reason, ended.message.as_str()),
         (Reason::Error, "list it")
     );
     assert_eq!(Ended::judge(5, &exit(0, "list it"), 0, None).message, "");

@@ -157,7 +157,7 @@ fn last(path: &str) -> &str {
     path.rsplit('/').next().unwrap_or(path)
 }
 
-/// What is said of a word that names nothing.
+/// The message for a name that is neither a module nor a tool.
 fn nothing(program: &str, own: &str, has_toolbox: bool) -> String {
     let own =
         format!("its own program ({own}, or {SELF}) and other modules of its image by their paths");

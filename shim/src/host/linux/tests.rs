@@ -297,12 +297,12 @@ fn an_id_outside_the_pods_map_is_refused() {
     };
     fixture.change(|pod| pod.userns = Some(UserNamespaceConfig { uid: map, gid: map }));
     assert!(has_ids(&fixture.pod, &inside).is_ok());
-    for (who, word) in [
+    for (who, expected) in [
         (user, "user id 100"),
         (group, "group id 100"),
         (added, "group id 100"),
     ] {
         let text = has_ids(&fixture.pod, &who).unwrap_err().to_string();
-        assert!(text.contains(word), "{text}");
+        assert!(text.contains(expected), "{text}");
     }
 }

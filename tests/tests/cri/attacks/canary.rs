@@ -182,12 +182,12 @@ impl Fate {
 
     /// Holds it to having been refused, with these words in the refusal.
     #[track_caller]
-    pub fn is_refused(&self, words: &[&str]) {
+    pub fn is_refused(&self, expected: &[&str]) {
         let Self::Refused(text) = self else {
             panic!("it ran: {self:?}")
         };
-        for word in words {
-            assert!(text.contains(word), "no {word:?} in {text}");
+        for part in expected {
+            assert!(text.contains(part), "no {part:?} in {text}");
         }
     }
 }

@@ -17,12 +17,12 @@ use crate::linux::shell::{fresh, on_peer};
 use crate::site::{Pod, daemon, daemon_with, failing_daemon, images};
 
 /// A module that prints these five bytes and a newline.
-fn saying(word: &str) -> Vec<u8> {
-    assert_eq!(word.len(), 5);
+fn saying(text: &str) -> Vec<u8> {
+    assert_eq!(text.len(), 5);
     let text = format!(
         "(module (import \"wasi_snapshot_preview1\" \"fd_write\" (func $w (param i32 i32 i32 i32) (result i32)))
          (memory (export \"memory\") 1) (data (i32.const 0) \"\\10\\00\\00\\00\\06\\00\\00\\00\")
-         (data (i32.const 16) \"{word}\\n\")
+         (data (i32.const 16) \"{text}\\n\")
          (func (export \"_start\") (drop (call $w (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 8)))))"
     );
     guests::module(&text).unwrap()
@@ -92,10 +92,14 @@ async fn a_changed_cache_entry_is_made_again_and_never_run() {
     let foreign = after.iter().find(is_new).unwrap().clone();
     let pod = Pod::run(&daemon, "cache").await;
     let says = async |daemon: &Daemon, what: &str| {
-        let (status, said) = pod
+        let (status, output) = pod
             .finish(daemon, &container(&fresh("c"), &image, &[]))
             .await;
-        assert_eq!((status.exit_code, said.as_str()), (0, "first\n"), "{what}");
+        assert_eq!(
+            (status.exit_code, output.as_str()),
+            (0, "first\n"),
+            "{what}"
+        );
     };
     says(&daemon, "untouched").await;
     let sum = |path: &PathBuf| fs::read(path).unwrap();
@@ -156,7 +160,7 @@ async fn a_changed_cache_entry_is_made_again_and_never_run() {
     daemon.finish().await.unwrap();
 }
 
-/// T53: compiling is bounded, and whoever asked is told; nobody else notices.
+/// T53: compiling is bounded, its client gets the reason, and no other pod is affected.
 #[tokio::test]
 async fn a_module_that_is_too_much_to_compile_is_refused_and_costs_the_daemon_nothing() {
     if on_peer() {

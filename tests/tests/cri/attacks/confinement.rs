@@ -20,7 +20,7 @@ use crate::site::Pod;
 
 /// Runs the probe beside a container's first process; gives what it saw.
 async fn exec(pod: &Pod, id: &str) -> Facts {
-    let asked = cri::ExecSyncRequest {
+    let request = cri::ExecSyncRequest {
         container_id: id.into(),
         cmd: vec!["/bin/probe".into(), "look".into()],
         timeout: 10,
@@ -29,7 +29,7 @@ async fn exec(pod: &Pod, id: &str) -> Facts {
         .cri
         .runtime
         .clone()
-        .exec_sync(asked)
+        .exec_sync(request)
         .await
         .unwrap()
         .into_inner();
@@ -77,6 +77,61 @@ fn kinds() -> [(&'static str, Change); 5] {
     ]
 }
 
+/// Prefixes of the facts that an exec shares with the first process of its container.
+const SAME: [&str; 28] = [
+    "status.Uid",
+    "status.Gid",
+    "status.Groups",
+    "status.Cap",
+    "status.NoNewPrivs",
+    "status.Seccomp",
+    "status.Sig",
+    "status.Umask",
+    "status.Speculation",
+    "ns.",
+    "limit.",
+    "uid_map",
+    "gid_map",
+    "cgroup.",
+    "attr.",
+    "oom_score_adj",
+    "umask",
+    "cwd",
+    "nice",
+    "securebits",
+    "dumpable",
+    "personality",
+    "path.",
+    "mount.",
+    "env.",
+    "node./dev/",
+    "hostname",
+    "affinity",
+];
+
+/// Of these, what differs between any two processes.
+const VOLATILE: [&str; 5] = ["status.SigQ", "env.SHLVL", "env.PWD", "env._", "env.OLDPWD"];
+
+/// Compares the facts of a first process with those of an exec.
+fn expect_same(name: &str, first: &Facts, second: &Facts) {
+    let mut compared = 0;
+    for (fact, value) in first {
+        let counts = SAME.iter().any(|prefix| fact.starts_with(*prefix));
+        if !counts || VOLATILE.iter().any(|prefix| fact.starts_with(*prefix)) {
+            continue;
+        }
+        // The exec may have a leaf of its own below the container's cgroup.
+        let other = second.get(fact).map(String::as_str).unwrap_or_default();
+        let leaf = fact.starts_with("cgroup.") && other.starts_with(value.as_str());
+        assert!(
+            leaf || other == value,
+            "{name}: {fact} is {value:?} at first and {other:?} in an exec"
+        );
+        compared += 1;
+    }
+    assert!(compared > 100, "only {compared} facts");
+}
+
 /// T10 and T11: an exec is confined exactly as the container's first process, and neither inherits a capability.
 #[tokio::test]
 async fn an_exec_is_confined_as_the_first_process() {
@@ -96,53 +151,7 @@ async fn an_exec_is_confined_as_the_first_process() {
         pod.wait_log(&daemon, name, "path./proc/kallsyms").await;
         let first = facts(&daemon.output("drift", name, "stdout").unwrap());
         let second = exec(&pod, &id).await;
-        let same = [
-            "status.Uid",
-            "status.Gid",
-            "status.Groups",
-            "status.Cap",
-            "status.NoNewPrivs",
-            "status.Seccomp",
-            "status.Sig",
-            "status.Umask",
-            "status.Speculation",
-            "ns.",
-            "limit.",
-            "uid_map",
-            "gid_map",
-            "cgroup.",
-            "attr.",
-            "oom_score_adj",
-            "umask",
-            "cwd",
-            "nice",
-            "securebits",
-            "dumpable",
-            "personality",
-            "path.",
-            "mount.",
-            "env.",
-            "node./dev/",
-            "hostname",
-            "affinity",
-        ];
-        let volatile = ["status.SigQ", "env.SHLVL", "env.PWD", "env._", "env.OLDPWD"];
-        let mut compared = 0;
-        for (fact, value) in &first {
-            let counts = same.iter().any(|prefix| fact.starts_with(prefix));
-            if !counts || volatile.iter().any(|prefix| fact.starts_with(prefix)) {
-                continue;
-            }
-            // The exec may have a leaf of its own below the container's cgroup.
-            let other = second.get(fact).map(String::as_str).unwrap_or_default();
-            let leaf = fact.starts_with("cgroup.") && other.starts_with(value.as_str());
-            assert!(
-                leaf || other == value,
-                "{name}: {fact} is {value:?} at first and {other:?} in an exec"
-            );
-            compared += 1;
-        }
-        assert!(compared > 100, "only {compared} facts");
+        expect_same(name, &first, &second);
         for facts in [&first, &second] {
             for set in ["CapInh", "CapAmb"] {
                 assert_eq!(
@@ -325,7 +334,7 @@ async fn the_daemons_groups_are_its_own() {
     assert!(groups.contains("4242 4243"), "{groups}");
     let pod = Pod::run(&daemon, "groups").await;
     let image = hostile(&daemon, |layer| layer).await;
-    for (user, added, said) in [
+    for (user, added, output) in [
         (None, vec![], ""),
         (Some(0), vec![], ""),
         (Some(12), vec![], ""),
@@ -350,7 +359,7 @@ async fn the_daemons_groups_are_its_own() {
             .collect();
         // The primary group may be listed again.
         let listed: Vec<_> = listed.into_iter().filter(|group| *group != "0").collect();
-        assert_eq!(listed.join(" "), said, "user {user:?}");
+        assert_eq!(listed.join(" "), output, "user {user:?}");
     }
     daemon.finish().await.unwrap();
 }

@@ -134,9 +134,9 @@ fn exporting(interfaces: &[(&str, &str, &str)]) -> String {
     text + ")"
 }
 
-/// T62: what calls itself a handler of requests and is none is refused before it runs, and a program is not asked.
+/// T62: an HTTP handler of another type is refused before it runs, and a command gets no requests.
 #[tokio::test]
-async fn a_handler_of_another_type_is_refused_and_a_program_is_never_asked() {
+async fn a_handler_of_another_type_is_refused_and_a_command_gets_no_requests() {
     if on_peer() {
         return; // It runs no WebAssembly.
     }

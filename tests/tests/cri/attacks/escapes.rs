@@ -208,8 +208,8 @@ async fn nothing_is_mounted_into_proc() {
             &["/bin/cat", "/proc/mounts"],
         );
         config.mounts = vec![mount(&fake, inside, false)];
-        let words: &[&str] = if on_peer() { &[] } else { &[inside] };
-        attempt(&daemon, &pod, &config).await.is_refused(words);
+        let expected: &[&str] = if on_peer() { &[] } else { &[inside] };
+        attempt(&daemon, &pod, &config).await.is_refused(expected);
     }
     canary.is_untouched(&daemon).await;
     daemon.finish().await.unwrap();

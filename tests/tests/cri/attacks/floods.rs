@@ -6,21 +6,12 @@ use std::time::{Duration, Instant};
 
 use super::canary::Canary;
 use super::wasm::resident;
+use crate::authority::frame;
 use crate::linux::shell::{fresh, on_peer};
 use crate::site::{Pod, daemon};
 
-/// What a client of HTTP/2 says first. Source: RFC 9113, section 3.4.
+/// The first bytes of an HTTP/2 client. Source: RFC 9113, section 3.4.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-
-/// A frame of HTTP/2: length, type, flags, stream, payload.
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
-    let mut frame = length[1..].to_vec();
-    frame.extend([kind, flags]);
-    frame.extend(stream.to_be_bytes());
-    frame.extend(payload);
-    frame
-}
 
 /// T37, CVE-2023-44487: whatever the rest of the socket does, a call is answered, and the daemon stays small.
 #[tokio::test]
@@ -32,7 +23,7 @@ async fn messages_that_are_huge_and_connections_without_end_are_borne() {
     let canary = Canary::plant(&daemon);
     let before = resident(daemon.pid());
     let connect = || UnixStream::connect(daemon.socket()).unwrap();
-    // Connections that say nothing, and some that begin to speak.
+    // Connections that send nothing, and some that send a first frame.
     let silent: Vec<UnixStream> = (0..300).map(|_| connect()).collect();
     let mut begun: Vec<UnixStream> = (0..100).map(|_| connect()).collect();
     for stream in &mut begun {

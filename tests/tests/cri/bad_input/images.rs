@@ -7,6 +7,7 @@ use coracle_tests::push::{Image, Pushed, file};
 use tonic::{Code, Status};
 
 use super::{pushed, with_files};
+use crate::linux::shell::resources;
 use crate::site::{Pod, daemon, refused};
 
 /// Pulls an image and runs a container of it, up to the first refusal.
@@ -55,11 +56,11 @@ async fn a_missing_import_is_named_beside_what_there_is() {
         "import",
         &Image::artifact(&guests::wat("missing-import").unwrap()),
     );
-    let words = ["env", "launch_rockets", "wasi_snapshot_preview1"];
+    let expected = ["env", "launch_rockets", "wasi_snapshot_preview1"];
     refused(
         first_refusal(&daemon, &pod, &pushed).await,
         Code::InvalidArgument,
-        &words,
+        &expected,
     );
     daemon.finish().await.unwrap();
 }
@@ -113,14 +114,7 @@ async fn a_limit_below_the_modules_first_memory_is_refused_before_it_runs() {
     );
     daemon.cri().pull(&pushed.reference).await.unwrap();
     let mut config = container("c", &pushed.reference, &[]);
-    config
-        .linux
-        .as_mut()
-        .unwrap()
-        .resources
-        .as_mut()
-        .unwrap()
-        .memory_limit_in_bytes = 32 << 20;
+    resources(&mut config).memory_limit_in_bytes = 32 << 20;
     let refusal = match pod.create(&config).await {
         Ok(id) => daemon.cri().start(&id).await.map(|()| id),
         Err(refusal) => Err(refusal),

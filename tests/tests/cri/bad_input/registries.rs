@@ -57,7 +57,7 @@ async fn a_registry_that_sends_wrong_bytes_or_dies_leaves_no_image() {
         ),
         (Fault::Unauthorized, ":v1", Code::Unauthenticated, "liar"),
     ];
-    for (fault, name, code, word) in cases {
+    for (fault, name, code, expected) in cases {
         let registry = FaultyRegistry::start(image.clone(), fault).unwrap();
         let reference = format!("{}/liar{name}", registry.host());
         let pull = tokio::time::timeout(Duration::from_secs(20), async {
@@ -66,13 +66,13 @@ async fn a_registry_that_sends_wrong_bytes_or_dies_leaves_no_image() {
         let refusal = pull.await.unwrap().expect_err(&format!("{fault:?}"));
         assert_eq!(refusal.code(), code, "{fault:?}: {}", refusal.message());
         assert!(
-            refusal.message().contains(word),
+            refusal.message().contains(expected),
             "{fault:?}: {}",
             refusal.message()
         );
-        if word == "RegistryUnavailable" {
+        if expected == "RegistryUnavailable" {
             assert!(
-                refusal.message().starts_with(word),
+                refusal.message().starts_with(expected),
                 "kubelet wants it first: {}",
                 refusal.message()
             );

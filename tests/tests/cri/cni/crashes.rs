@@ -15,14 +15,14 @@ async fn a_daemon_killed_during_add_comes_back_to_a_node_without_that_pod() {
         .does("two", "ADD", "sleep 2; : > $dir/too-late")
         .unwrap();
     let (cri, config) = (daemon.cri(), daemon.pod("unborn"));
-    let asked = tokio::spawn(async move { cri.run_pod(&config).await });
+    let pending = tokio::spawn(async move { cri.run_pod(&config).await });
     let calls = place.plugins().join("calls");
     eventually("the second plugin works", || {
         std::fs::read_to_string(&calls).is_ok_and(|calls| calls.contains("ADD two"))
     })
     .await;
     daemon.kill();
-    assert!(asked.await.unwrap().is_err());
+    assert!(pending.await.unwrap().is_err());
     assert_eq!(place.leases().len(), 1);
     daemon.restart().await.unwrap();
     eventually("the pod is given back", || place.entries().is_empty()).await;
@@ -51,14 +51,14 @@ async fn a_daemon_killed_during_del_goes_on_with_it() {
     place.calls();
     place.does("one", "DEL", "sleep 1000").unwrap();
     let (cri, id) = (daemon.cri(), pod.id.clone());
-    let asked = tokio::spawn(async move { cri.stop_pod(&id).await });
+    let pending = tokio::spawn(async move { cri.stop_pod(&id).await });
     let calls = place.plugins().join("calls");
     eventually("the last plugin works", || {
         std::fs::read_to_string(&calls).is_ok_and(|calls| calls.contains("DEL one"))
     })
     .await;
     daemon.kill();
-    assert!(asked.await.unwrap().is_err());
+    assert!(pending.await.unwrap().is_err());
     for process in procs::of_scratch(daemon.scratch()) {
         if process.command.contains("sleep 1000") {
             procs::kill(process.pid);
@@ -100,11 +100,11 @@ async fn after_a_restart_of_the_daemon_pods_are_checked_and_garbage_is_named() {
     .await;
     let calls = place.commands();
     let expected = ["GC one", "GC two", "CHECK one", "CHECK two"];
-    let asked: Vec<&String> = calls
+    let sent: Vec<&String> = calls
         .iter()
         .filter(|call| !call.starts_with("STATUS"))
         .collect();
-    assert_eq!(asked, expected);
+    assert_eq!(sent, expected);
     let valid = &place.input("one", "GC").unwrap()["cni.dev/valid-attachments"];
     assert_eq!(valid[0]["containerID"], pod.id.as_str());
     assert_eq!(pod.cri.pod_status(&pod.id).await.unwrap(), before);

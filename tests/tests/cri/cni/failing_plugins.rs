@@ -16,7 +16,7 @@ async fn a_pod_whose_plugins_fail_is_refused_by_name_and_leaves_nothing() {
     let (place, cri) = (daemon.cni(), daemon.cri());
     // Each takes its lease before it fails, so only a DEL gives it back.
     let leased = ": > $dir/leases/$name-$CNI_CONTAINERID;";
-    for (script, words) in [
+    for (script, expected) in [
         (
             r#"echo '{"code": 11, "msg": "pool is empty"}'; exit 1"#,
             "pool is empty (code 11)",
@@ -42,16 +42,16 @@ async fn a_pod_whose_plugins_fail_is_refused_by_name_and_leaves_nothing() {
         refused(
             refusal,
             Code::Internal,
-            &["ADD of plugin two for network scripted", words],
+            &["ADD of plugin two for network scripted", expected],
         );
         assert_eq!(
             place.commands(),
             ["ADD one", "ADD two", "DEL two", "DEL one"],
-            "{words}"
+            "{expected}"
         );
         assert!(
             place.leases().is_empty() && place.entries().is_empty(),
-            "{words}"
+            "{expected}"
         );
         assert!(cri.list_pods(None).await.unwrap().is_empty());
     }
@@ -114,7 +114,7 @@ async fn a_detach_that_fails_is_repeated_and_one_that_succeeded_is_not() {
     let place = daemon.cni();
     let pod = Pod::run(&daemon, "stops").await;
     place.calls();
-    for (script, words) in [
+    for (script, expected) in [
         ("exit 3", "DEL of plugin one"),
         ("sleep 1000", "no answer within 2 s"),
     ] {
@@ -123,7 +123,7 @@ async fn a_detach_that_fails_is_repeated_and_one_that_succeeded_is_not() {
         refused(
             stopped,
             Code::Internal,
-            &["detach the network of sandbox", words],
+            &["detach the network of sandbox", expected],
         );
         let calls = place.calls();
         let pin = daemon.scratch().dir().join("run/netns").join(&pod.id);

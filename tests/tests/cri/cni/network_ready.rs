@@ -11,13 +11,15 @@ use crate::linux::shell::pod_security;
 use crate::site::{Pod, refused};
 
 /// Waits until the message of NetworkReady holds these words; `None` waits for a network that is ready.
-async fn becomes(daemon: &Daemon, words: Option<&str>) {
+async fn becomes(daemon: &Daemon, expected: Option<&str>) {
     let mut last = String::new();
     for _ in 0..200 {
         let (ready, reason, message) = condition(&daemon.cri()).await.unwrap();
-        let holds = match words {
+        let holds = match expected {
             None => ready && reason.is_empty() && message.is_empty(),
-            Some(words) => !ready && reason == "NetworkPluginNotReady" && message.contains(words),
+            Some(expected) => {
+                !ready && reason == "NetworkPluginNotReady" && message.contains(expected)
+            }
         };
         if holds {
             return;
@@ -25,7 +27,7 @@ async fn becomes(daemon: &Daemon, words: Option<&str>) {
         last = format!("{ready} {reason}: {message}");
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     }
-    panic!("never {words:?}, but {last}");
+    panic!("never {expected:?}, but {last}");
 }
 
 #[tokio::test]

@@ -21,7 +21,7 @@ pub(super) struct Life {
     /// How long it waits before the daemon is killed.
     pub pause: Duration,
     /// Set when the daemon is to be killed and started again.
-    pub restart_asked: Arc<AtomicBool>,
+    pub restart_requested: Arc<AtomicBool>,
     /// Whether the pod's keeper or processes may be killed.
     pub harmed: bool,
 }
@@ -37,7 +37,7 @@ impl Life {
         let containers = self.start_containers(&pod).await?;
         tokio::time::sleep(self.pause).await;
         // The next daemon has to find all this again.
-        self.restart_asked.store(true, Ordering::SeqCst);
+        self.restart_requested.store(true, Ordering::SeqCst);
         tokio::time::sleep(Duration::from_millis(30)).await;
         self.expect_running(&pod, &containers).await?;
         self.remove(&pod, &containers, &image).await

@@ -84,7 +84,7 @@ async fn cycle(cri: &Cri, config: cri::PodSandboxConfig) -> Result<(), String> {
         pod: config,
         salt,
         pause: Duration::ZERO,
-        restart_asked: Arc::default(),
+        restart_requested: Arc::default(),
         harmed: true,
     };
     let pod = life

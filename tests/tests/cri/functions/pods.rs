@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use coracle_proto::runtime::v1 as cri;
-use coracle_tests::client::{PATIENCE, container};
+use coracle_tests::client::{TIMEOUT, container};
 use coracle_tests::daemon::Options;
 use coracle_tests::streaming::MODERN;
 
@@ -38,7 +38,7 @@ async fn stats_are_those_of_the_requests() {
     let function = run(&daemon, &image, "stats", &[("deadline-seconds", "1")]).await;
     let before = stats(&function.pod, &function.id).await;
     assert_eq!(function.get("/spin").0, 504);
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TIMEOUT;
     loop {
         let after = stats(&function.pod, &function.id).await;
         if cpu_of(&after) - cpu_of(&before) > 100_000_000 {

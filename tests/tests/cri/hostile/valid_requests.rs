@@ -8,6 +8,63 @@ use super::Target;
 use crate::linux::shell;
 use crate::site::tool;
 
+/// Names of images that are absent or invalid.
+const IMAGES: [&str; 9] = [
+    "127.0.0.1:1/none:v1",
+    "127.0.0.1:1/none@sha256:zz",
+    "127.0.0.1:1/LONG LONG",
+    "UPPER\u{1}",
+    "a\0b",
+    "\u{1f980}",
+    ":",
+    "@",
+    "",
+];
+
+/// Texts for fields by name; DIR is the scratch directory of the daemon.
+const TEXTS: [(&str, &[&str]); 13] = [
+    (
+        "host_path",
+        &["DIR/vol", "DIR/vol/a/b", "DIR/vol/../vol", "x", "", "a\0b"],
+    ),
+    (
+        "Device.host_path",
+        &["/dev/null", "/dev", "/dev/none", "", "x"],
+    ),
+    (
+        "log_directory",
+        &["DIR/logs/h", "DIR/logs/../logs/h", "x", "", "a\0b"],
+    ),
+    ("log_path", &["c.log", "../up.log", "a/b/c.log", "a\0b", ""]),
+    ("location", &["DIR/checkpoint", ""]),
+    ("output_path", &["DIR/checkpoint", ""]),
+    ("checkpoint_path", &["DIR/checkpoint", ""]),
+    (
+        "sysctls",
+        &["net.core.somaxconn", "kernel.shm_rmid_forced", "1", "x", ""],
+    ),
+    (
+        "annotations",
+        &[
+            "egress.coracle.dev/allow",
+            "cni.coracle.dev/ips",
+            "cni.coracle.dev/mac",
+            "kubernetes.io/egress-bandwidth",
+            "198.51.100.0/24:443,example.org",
+            "1M",
+            "LONG",
+            "",
+        ],
+    ),
+    (
+        "runtime_handler",
+        &["", "coracle", "coracle-wasm", "coracle-strict", "x", "LONG"],
+    ),
+    ("command", &["/tool.wasm", "/bin/true", "x", ""]),
+    ("args", &["show", "sleep", "exit", "5", "", "LONG"]),
+    ("cmd", &["/bin/true", "x", "", "LONG"]),
+];
+
 impl Target {
     /// A good request of this kind, as far as the protocol makes one necessary.
     pub(super) fn good(&self, name: &str, ids: &[String], number: usize) -> Tree {
@@ -70,88 +127,32 @@ impl Target {
 
     /// What may stand in fields that name something outside of the test's own corner.
     pub(super) fn words(&self, ids: &[String]) -> Words {
-        let dir = self.daemon.scratch().dir().display();
-        let own = |words: &[&str]| -> Vec<String> {
-            words
-                .iter()
-                .map(|w| w.replace("DIR", &dir.to_string()))
-                .collect()
+        let dir = self.daemon.scratch().dir().display().to_string();
+        let own = |texts: &[&str]| -> Vec<String> {
+            texts.iter().map(|text| text.replace("DIR", &dir)).collect()
         };
-        let images = [
-            tool(),
-            &shell::images().base.reference,
-            "127.0.0.1:1/none:v1",
-            "127.0.0.1:1/none@sha256:zz",
-            "127.0.0.1:1/LONG LONG",
-            "UPPER\u{1}",
-            "a\0b",
-            "\u{1f980}",
-            ":",
-            "@",
-            "",
-        ];
+        let mut images = vec![tool(), &shell::images().base.reference];
+        images.extend(IMAGES);
         let mut known: Vec<&str> = ids.iter().map(String::as_str).collect();
         known.extend(["", "..", "a\0b", "LONG", &ids[0][..5]]);
         let parent = self.daemon.cgroup_parent();
-        let texts = [
-            ("image", own(&images)),
-            ("image_ref", own(&images)),
-            ("user_specified_image", own(&images)),
-            (
-                "host_path",
-                own(&["DIR/vol", "DIR/vol/a/b", "DIR/vol/../vol", "x", "", "a\0b"]),
-            ),
-            (
-                "Device.host_path",
-                own(&["/dev/null", "/dev", "/dev/none", "", "x"]),
-            ),
-            (
-                "log_directory",
-                own(&["DIR/logs/h", "DIR/logs/../logs/h", "x", "", "a\0b"]),
-            ),
-            (
-                "log_path",
-                own(&["c.log", "../up.log", "a/b/c.log", "a\0b", ""]),
-            ),
-            ("location", own(&["DIR/checkpoint", ""])),
-            ("output_path", own(&["DIR/checkpoint", ""])),
-            ("checkpoint_path", own(&["DIR/checkpoint", ""])),
-            (
-                "cgroup_parent",
-                own(&[&parent, "", "x", &format!("{parent}/../pods")]),
-            ),
-            (
-                "sysctls",
-                own(&["net.core.somaxconn", "kernel.shm_rmid_forced", "1", "x", ""]),
-            ),
-            (
-                "annotations",
-                own(&[
-                    "egress.coracle.dev/allow",
-                    "cni.coracle.dev/ips",
-                    "cni.coracle.dev/mac",
-                    "kubernetes.io/egress-bandwidth",
-                    "198.51.100.0/24:443,example.org",
-                    "1M",
-                    "LONG",
-                    "",
-                ]),
-            ),
-            (
-                "runtime_handler",
-                own(&["", "coracle", "coracle-wasm", "coracle-strict", "x", "LONG"]),
-            ),
-            ("command", own(&["/tool.wasm", "/bin/true", "x", ""])),
-            ("args", own(&["show", "sleep", "exit", "5", "", "LONG"])),
-            ("cmd", own(&["/bin/true", "x", "", "LONG"])),
-            ("pod_sandbox_id", own(&known)),
-            ("container_id", own(&known)),
-            ("container_ids", own(&known)),
-            ("target_id", own(&known)),
-            ("id", own(&known)),
+        let parents: [&str; 4] = [&parent, "", "x", &format!("{parent}/../pods")];
+        let of_ids = [
+            "pod_sandbox_id",
+            "container_id",
+            "container_ids",
+            "target_id",
+            "id",
         ];
+        let of_images = ["image", "image_ref", "user_specified_image"];
+        let texts = TEXTS
+            .iter()
+            .map(|(field, texts)| (*field, own(texts)))
+            .chain(of_ids.map(|field| (field, own(&known))))
+            .chain(of_images.map(|field| (field, own(&images))))
+            .chain([("cgroup_parent", own(&parents))]);
         Words {
-            texts: texts.into(),
+            texts: texts.collect(),
             numbers: [
                 ("host_port", vec![0, -1, 65_536, i64::from(i32::MAX)]),
                 ("timeout", vec![-1, 0, 1, i64::MAX, i64::MIN]),

@@ -86,7 +86,7 @@ async fn devices_that_cannot_be_are_refused_by_name() {
         (device("/dev/null", "/dev/x", "rwz"), "permissions"),
         (device("/dev/null", "relative", "rw"), "container_path"),
     ];
-    for (bad, word) in cases {
+    for (bad, expected) in cases {
         let mut config = program(&fresh("c"), &["/bin/true"]);
         config.devices = vec![bad];
         let refusal = match pod.create(&config).await {
@@ -94,7 +94,7 @@ async fn devices_that_cannot_be_are_refused_by_name() {
             Err(refusal) => Err(refusal),
         };
         if !on_peer() {
-            refused(refusal, Code::InvalidArgument, &[word]);
+            refused(refusal, Code::InvalidArgument, &[expected]);
         }
     }
     daemon.finish().await.unwrap();

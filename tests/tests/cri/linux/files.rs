@@ -13,7 +13,7 @@ async fn the_root_is_the_images_layers_and_each_container_writes_to_its_own() {
                   cat /data/from-image; stat -c '%a %u %g' /data/from-image /tmp; \
                   [ $(stat -c %i /bin/sh) = $(stat -c %i /bin/busybox) ] && echo one file; \
                   rm /etc/motd; echo mine > /etc/mine; mkdir /new; chown 5:6 /tmp; cat /etc/mine";
-    let said = [
+    let output = [
         "upper",
         "gone",
         "/data",
@@ -24,8 +24,8 @@ async fn the_root_is_the_images_layers_and_each_container_writes_to_its_own() {
         "mine",
     ];
     // Twice, since the first must leave nothing for the second.
-    run_sh(&daemon, &pod, script).await.says(&said);
-    run_sh(&daemon, &pod, script).await.says(&said);
+    run_sh(&daemon, &pod, script).await.says(&output);
+    run_sh(&daemon, &pod, script).await.says(&output);
     daemon.finish().await.unwrap();
 }
 
@@ -72,7 +72,7 @@ async fn a_read_only_root_is_read_only_but_for_what_must_not_be() {
 }
 
 #[tokio::test]
-async fn proc_and_sys_are_masked_and_read_only_where_asked() {
+async fn proc_and_sys_are_masked_and_read_only_as_requested() {
     let daemon = daemon().await;
     let pod = Pod::run(&daemon, "masked").await;
     let facts = look(&daemon, &pod, program("default", &[])).await;
@@ -187,7 +187,7 @@ async fn the_cgroup_tree_shows_the_container_alone_and_cannot_be_written() {
     // Debian's runc leaves the directory of the version 1 hierarchies writable, a tmpfs of the container's own.
     let top = on_peer() && Path::new("/sys/fs/cgroup/memory").is_dir();
     let lines = ["wrote /sys/fs/cgroup", "67108864"];
-    let said = if top { &lines[..] } else { &lines[1..] };
-    run(&daemon, &pod, &config).await.says(said);
+    let output = if top { &lines[..] } else { &lines[1..] };
+    run(&daemon, &pod, &config).await.says(output);
     daemon.finish().await.unwrap();
 }

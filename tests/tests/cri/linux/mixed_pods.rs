@@ -124,7 +124,7 @@ async fn the_keepers_death_ends_its_linux_containers_and_no_others() {
             .any(|process| process.command == "sleep 9993")
     })
     .await;
-    let doomed = ["sleep 9993", "sleep 9994"].map(|words| host_pid(&daemon, words));
+    let doomed = ["sleep 9993", "sleep 9994"].map(|command| host_pid(&daemon, command));
     let safe = host_pid(&daemon, "sleep 9995");
     procs::kill(keeper);
     eventually("its containers end", || {

@@ -108,12 +108,12 @@ async fn recursive_read_only_reaches_submounts_and_plain_read_only_does_not() {
     let pod = Pod::run(&daemon, "rro").await;
     let dir = host_dir(&daemon, "tree");
     let below = Tmpfs::on(&dir.join("sub"));
-    for (recursive, said) in [(false, "wrote"), (true, "refused")] {
+    for (recursive, output) in [(false, "wrote"), (true, "refused")] {
         let script = "touch /v/top 2>/dev/null && echo bad; touch /v/sub/x 2>/dev/null && echo wrote || echo refused";
         let mut config = sh(&fresh("c"), script);
         config.mounts = vec![mount(&dir, "/v", true)];
         config.mounts[0].recursive_read_only = recursive;
-        run(&daemon, &pod, &config).await.says(&[said]);
+        run(&daemon, &pod, &config).await.says(&[output]);
     }
     for change in [
         (|m: &mut cri::Mount| m.readonly = false) as fn(&mut cri::Mount),
@@ -132,7 +132,7 @@ async fn recursive_read_only_reaches_submounts_and_plain_read_only_does_not() {
 }
 
 #[tokio::test]
-async fn propagation_is_private_one_way_or_both_ways_as_asked() {
+async fn propagation_is_private_one_way_or_both_ways_as_requested() {
     let daemon = daemon().await;
     let pod = Pod::run(&daemon, "propagation").await;
     let dir = host_dir(&daemon, "shared");
@@ -243,14 +243,14 @@ async fn mounts_that_cannot_be_are_refused_by_name() {
         ("relative-host", mount(Path::new("etc"), "/v", false), "etc"),
         ("empty-inside", mount(&dir, "", false), "container path"),
     ];
-    for (name, bad, word) in cases {
+    for (name, bad, expected) in cases {
         let mut config = program(name, &["/bin/true"]);
         config.mounts = vec![bad];
         let created = pod.create(&config).await;
         if on_peer() {
             continue;
         }
-        refused(created, Code::InvalidArgument, &[word]);
+        refused(created, Code::InvalidArgument, &[expected]);
     }
     daemon.finish().await.unwrap();
 }

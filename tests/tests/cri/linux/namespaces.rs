@@ -152,7 +152,7 @@ async fn stopping_one_of_a_shared_namespace_ends_all_of_it_and_nothing_else() {
             == 3
     })
     .await;
-    let pids = ["sleep 3331", "sleep 3332", "sleep 3333"].map(|words| host_pid(&daemon, words));
+    let pids = ["sleep 3331", "sleep 3332", "sleep 3333"].map(|command| host_pid(&daemon, command));
     let other = host_pid(&daemon, "sleep 4444");
     pod.cri.stop(&id, 0).await.unwrap();
     eventually("its processes end", || {
@@ -197,7 +197,7 @@ async fn a_container_can_look_into_another_ones_processes() {
 }
 
 #[tokio::test]
-async fn the_nodes_namespaces_are_shared_when_asked() {
+async fn the_nodes_namespaces_are_shared_when_requested() {
     let daemon = daemon().await;
     let mut config = daemon.pod("node");
     config.hostname.clear();
@@ -236,7 +236,7 @@ async fn the_nodes_namespaces_are_shared_when_asked() {
         found.iter().any(|process| process.command == "sleep 7771")
     })
     .await;
-    let pids = ["sleep 7771", "sleep 7772"].map(|words| host_pid(&daemon, words));
+    let pids = ["sleep 7771", "sleep 7772"].map(|command| host_pid(&daemon, command));
     pod.cri.stop(&id, 0).await.unwrap();
     eventually("its processes end", || {
         pids.iter().all(|pid| !is_alive(*pid))

@@ -33,13 +33,13 @@ async fn both_streams_reach_the_log_whole_and_in_order() {
         "i=0; while [ $i -lt 500 ]; do echo out $i; echo err $i >&2; i=$((i+1)); done; printf tail";
     let config = sh("both", script);
     let ran = run(&daemon, &pod, &config).await;
-    let expected = |word: &str| {
+    let lines = |text: &str| {
         (0..500)
-            .map(|i| format!("{word} {i}\n"))
+            .map(|i| format!("{text} {i}\n"))
             .collect::<String>()
     };
-    assert_eq!(ran.out.trim_end(), expected("out") + "tail");
-    assert_eq!(ran.err, expected("err"));
+    assert_eq!(ran.out.trim_end(), lines("out") + "tail");
+    assert_eq!(ran.err, lines("err"));
 
     let long = "head -c 100000 /dev/zero | tr '\\0' a; echo; echo after";
     let ran = run(&daemon, &pod, &sh("long", long)).await;

@@ -85,7 +85,7 @@ pub fn sh(name: &str, script: &str) -> cri::ContainerConfig {
 /// A container that runs a program of the base image.
 pub fn program(name: &str, command: &[&str]) -> cri::ContainerConfig {
     let mut config = client::container(name, &images().base.reference, &[]);
-    config.command = command.iter().map(|word| (*word).to_owned()).collect();
+    config.command = command.iter().map(|arg| (*arg).to_owned()).collect();
     let security = security(&mut config);
     security.masked_paths = MASKED.map(str::to_owned).to_vec();
     security.readonly_paths = READONLY.map(str::to_owned).to_vec();
@@ -151,8 +151,8 @@ impl Ran {
     #[track_caller]
     pub fn ok(self) -> String {
         let Self { status, out, err } = self;
-        let words = (status.exit_code, status.reason.as_str());
-        assert_eq!(words, (0, "Completed"), "{}\n{out}{err}", status.message);
+        let ended = (status.exit_code, status.reason.as_str());
+        assert_eq!(ended, (0, "Completed"), "{}\n{out}{err}", status.message);
         out
     }
 
@@ -192,13 +192,13 @@ pub async fn look(daemon: &Daemon, pod: &Pod, mut config: cri::ContainerConfig) 
 }
 
 /// The host pid of the process whose arguments hold this text.
-pub fn host_pid(daemon: &Daemon, words: &str) -> i32 {
+pub fn host_pid(daemon: &Daemon, command: &str) -> i32 {
     let found = coracle_tests::procs::of_scratch(daemon.scratch());
     let mut pids = found
         .iter()
-        .filter(|process| process.command.contains(words));
+        .filter(|process| process.command.contains(command));
     pids.next()
-        .unwrap_or_else(|| panic!("no {words:?} in {found:#?}"))
+        .unwrap_or_else(|| panic!("no {command:?} in {found:#?}"))
         .pid
 }
 

@@ -172,10 +172,10 @@ async fn a_user_namespace_makes_root_nobody_and_keeps_owners() {
         config
     };
     let facts = look(&daemon, &pod, inside(program("probe", &[]))).await;
-    let words = |name: &str| facts[name].split_whitespace().collect::<Vec<_>>().join(" ");
-    assert_eq!(words("uid_map.0"), "0 700000 65536");
-    assert_eq!(words("gid_map.0"), "0 700000 65536");
-    assert_eq!(words("status.Uid"), "0 0 0 0");
+    let fields = |name: &str| facts[name].split_whitespace().collect::<Vec<_>>().join(" ");
+    assert_eq!(fields("uid_map.0"), "0 700000 65536");
+    assert_eq!(fields("gid_map.0"), "0 700000 65536");
+    assert_eq!(fields("status.Uid"), "0 0 0 0");
     let mut owner = inside(sh(
         "owner",
         "stat -c '%u %g' /etc/motd /data; touch /data/mine /mine; stat -c %u /mine; sethost() { hostname x; }; \

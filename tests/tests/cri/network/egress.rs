@@ -25,8 +25,8 @@ async fn reaches(daemon: &Daemon, pod: &Pod, targets: &[String], expected: &str)
         .map(|target| format!("wget -q -O - http://{target}/ 2>/dev/null || echo no"))
         .collect();
     let config = held(&fresh("c"), &tries.join("; "));
-    let said = run(daemon, pod, &config).await.ok();
-    let lines: Vec<&str> = said.lines().collect();
+    let output = run(daemon, pod, &config).await.ok();
+    let lines: Vec<&str> = output.lines().collect();
     assert_eq!(lines, vec![expected; targets.len()], "{targets:?}");
 }
 

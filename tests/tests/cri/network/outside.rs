@@ -12,7 +12,7 @@ use coracle_tests::daemon::Daemon;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 /// How long a packet that leads nowhere is waited for.
-const PATIENCE: Duration = Duration::from_millis(700);
+const TIMEOUT: Duration = Duration::from_millis(700);
 
 /// The number of a daemon's scratch directory.
 pub fn number(daemon: &Daemon) -> u16 {
@@ -135,8 +135,8 @@ fn ip(line: &str) -> bool {
 /// What a web server at `target` says to this machine; nothing if nobody answers in time.
 pub fn fetch(target: &str) -> Option<String> {
     let target: SocketAddr = target.parse().unwrap();
-    let mut stream = TcpStream::connect_timeout(&target, PATIENCE).ok()?;
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut stream = TcpStream::connect_timeout(&target, TIMEOUT).ok()?;
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
     stream.write_all(b"GET / HTTP/1.0\r\n\r\n").ok()?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).ok()?;

@@ -53,9 +53,13 @@ async fn a_host_port_that_is_taken_is_refused_by_name_until_it_is_free() {
     let web_at = |name: &str| with_ports(&daemon, name, vec![mapping(port, "")]);
     let first = web(&daemon, web_at("first")).await;
     let second = web_at("second");
-    let words = [&format!("tcp port {port} of every address")[..], &first.id];
+    let expected = [&format!("tcp port {port} of every address")[..], &first.id];
     let cri = daemon.cri();
-    refused(cri.run_pod(&second).await, Code::ResourceExhausted, &words);
+    refused(
+        cri.run_pod(&second).await,
+        Code::ResourceExhausted,
+        &expected,
+    );
     assert_eq!(fetch(&format!("127.0.0.1:{port}")), some("first"));
     // The same number of another protocol is another port.
     let udp = cri::PortMapping {
@@ -67,8 +71,8 @@ async fn a_host_port_that_is_taken_is_refused_by_name_until_it_is_free() {
     web(&daemon, second).await;
     assert_eq!(fetch(&format!("127.0.0.1:{port}")), some("second"));
     let six = with_ports(&daemon, "six", vec![mapping(port + 1, "2001:db8::1")]);
-    let words = ["2001:db8::1", "no address of that family"];
-    refused(cri.run_pod(&six).await, Code::InvalidArgument, &words);
+    let expected = ["2001:db8::1", "no address of that family"];
+    refused(cri.run_pod(&six).await, Code::InvalidArgument, &expected);
     daemon.finish().await.unwrap();
 }
 
@@ -102,11 +106,11 @@ async fn host_ports_outlive_the_daemon_and_a_flush_is_mended_at_its_start() {
     assert_eq!(addresses(&pod).await, before);
     // What is taken stays taken.
     let again = with_ports(&daemon, "again", vec![mapping(port, "")]);
-    let words = [pod.id.as_str()];
+    let expected = [pod.id.as_str()];
     refused(
         daemon.cri().run_pod(&again).await,
         Code::ResourceExhausted,
-        &words,
+        &expected,
     );
     daemon.cri().remove_pod(&gone.id).await.unwrap();
     assert_eq!((fetch(&target), fetch(&other)), (some("web"), None));
@@ -135,8 +139,8 @@ async fn a_component_serves_udp_at_a_host_port() {
     let server = client::container("udp", &image.reference, &["udp-echo", "5353"]);
     pod.start(&server).await;
     let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-    let patience = std::time::Duration::from_millis(100);
-    socket.set_read_timeout(Some(patience)).unwrap();
+    let timeout = std::time::Duration::from_millis(100);
+    socket.set_read_timeout(Some(timeout)).unwrap();
     let mut answer = [0; 64];
     eventually("an answer", || {
         let sent = socket.send_to(b"ahoy", format!("127.0.0.1:{port}"));

@@ -86,11 +86,11 @@ async fn a_host_port_of_sctp_carries_associations() {
     let ports = vec![sctp_mapping(port, ""), sctp_mapping(port + 1, "127.0.0.1")];
     let pod = Pod::run_config(&daemon, with_ports(&daemon, "sctp", ports)).await;
     let again = with_ports(&daemon, "again", vec![sctp_mapping(port, "")]);
-    let words = [&format!("sctp port {port} of every address")[..], &pod.id];
+    let expected = [&format!("sctp port {port} of every address")[..], &pod.id];
     refused(
         daemon.cri().run_pod(&again).await,
         Code::ResourceExhausted,
-        &words,
+        &expected,
     );
     if !kernel_has_it() {
         daemon.finish().await.unwrap();
@@ -99,19 +99,19 @@ async fn a_host_port_of_sctp_carries_associations() {
     let server = client::container("sctp", &image.reference, &["serve", "5000", "ahoy"]);
     pod.start(&server).await;
     pod.wait_log(&daemon, "sctp", "ready").await;
-    let said = Ok("ahoy".to_owned());
+    let output = Ok("ahoy".to_owned());
     let (node, own) = (world.node(), world.own());
     let pod_ip = addresses(&pod).await.remove(0);
     let (direct, from_outside) = ((&node[..], &pod_ip[..]), (&own[..], &node[..]));
     let (loopback, itself) = (("127.0.0.1", "127.0.0.1"), (&node[..], &node[..]));
     // The pod itself, so that what follows is about the ports of the node.
-    assert_eq!(ask(&program, direct, 5000, LARGE), said);
-    assert_eq!(ask(&program, loopback, port, SMALL), said);
-    assert_eq!(ask(&program, itself, port, SMALL), said);
+    assert_eq!(ask(&program, direct, 5000, LARGE), output);
+    assert_eq!(ask(&program, loopback, port, SMALL), output);
+    assert_eq!(ask(&program, itself, port, SMALL), output);
     let outside = |port| world.inside(|| ask(&program, from_outside, port, LARGE));
-    assert_eq!(outside(port), said);
+    assert_eq!(outside(port), output);
     // A port at one address is at no other.
-    assert_eq!(ask(&program, loopback, port + 1, SMALL), said);
+    assert_eq!(ask(&program, loopback, port + 1, SMALL), output);
     ask(&program, itself, port + 1, SMALL).unwrap_err();
     outside(port + 1).unwrap_err();
     // It goes with StopPodSandbox.

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::process::Command;
 
 use coracle_proto::runtime::v1 as cri;
@@ -24,7 +24,7 @@ const ALLOW: &str = "egress.coracle.dev/allow";
 async fn a_strict_pod_without_a_list_has_no_network_at_all() {
     let (daemon, image) = net_daemon().await;
     let pod = pod_with(&daemon, daemon.pod("closed"), "coracle-strict").await;
-    for (words, expected) in [
+    for (args, expected) in [
         (
             &["tcp-connect", "127.0.0.1", "80"][..],
             "connect 127.0.0.1: access-denied\n",
@@ -40,8 +40,8 @@ async fn a_strict_pod_without_a_list_has_no_network_at_all() {
             "http-get http://127.0.0.1/: HTTP-request-denied\n",
         ),
     ] {
-        let said = net(&daemon, &pod, &image, words).await;
-        assert_eq!((said.0, said.2.as_str()), (1, expected), "{words:?}");
+        let output = net(&daemon, &pod, &image, args).await;
+        assert_eq!((output.0, output.2.as_str()), (1, expected), "{args:?}");
     }
     daemon.finish().await.unwrap();
 }
@@ -51,6 +51,62 @@ fn listing(daemon: &Daemon, name: &str, allow: &str) -> cri::PodSandboxConfig {
     let mut config = daemon.pod(name);
     config.annotations.insert(ALLOW.into(), allow.into());
     config
+}
+
+/// What a guest cannot do in the test below, and the error it gets.
+const REFUSED: [(&str, &str); 15] = [
+    // The address alone is not listed, nor another port of the name.
+    ("tcp-connect TARGET 8080 x", "access-denied"),
+    ("tcp-connect api.example.com 8081 x", "access-denied"),
+    ("http-get http://TARGET:8080/", "destination-IP-prohibited"),
+    (
+        "http-get http://api.example.com:8081/",
+        "destination-IP-prohibited",
+    ),
+    ("resolve other.example.com", "access-denied"),
+    (
+        "http-get http://other.example.com:8080/",
+        "HTTP-request-denied",
+    ),
+    ("udp-ask 203.0.113.9 53 x", "access-denied"),
+    ("tcp-connect 169.254.169.254 80", "access-denied"),
+    (
+        "http-get http://169.254.169.254/",
+        "destination-IP-prohibited",
+    ),
+    (
+        "http-get http://[::ffff:169.254.169.254]/",
+        "destination-IP-prohibited",
+    ),
+    (
+        "http-get http://[fd00:ec2::254]/",
+        "destination-IP-prohibited",
+    ),
+    ("tcp-connect inner.example.com 80", "access-denied"),
+    (
+        "http-get http://inner.example.com/",
+        "destination-IP-prohibited",
+    ),
+    // Not addresses to us, and nobody's names.
+    ("http-get http://127.1/", "HTTP-request-denied"),
+    ("http-get http://0/", "HTTP-request-denied"),
+];
+
+/// A hosts file that a container could write, as the kubelet's is, decides nothing where names do.
+async fn expect_own_hosts_ignored(daemon: &Daemon, pod: &Pod, image: &str, target: IpAddr) {
+    let hosts = daemon.scratch().dir().join("hosts");
+    fs::write(&hosts, "203.0.113.66 api.example.com\n").unwrap();
+    let mut config = container("own-hosts", image, &["resolve", "api.example.com"]);
+    config.mounts = vec![cri::Mount {
+        host_path: hosts.display().to_string(),
+        container_path: "/etc/hosts".into(),
+        ..Default::default()
+    }];
+    let (_, output) = pod.finish(daemon, &config).await;
+    assert!(
+        output.contains(&target.to_string()) && !output.contains("203.0.113.66"),
+        "{output}"
+    );
 }
 
 #[tokio::test]
@@ -76,77 +132,28 @@ async fn only_what_is_listed_is_reached_by_sockets_names_and_requests_alike() {
     let allow = "api.example.com:8080,rebind.example.com,inner.example.com, 203.0.113.0/24:443";
     let config = listing(&daemon, "listed", allow);
     let (pod, names) = with_nameserver(&daemon, &image, (config, "coracle-strict"), zone).await;
-    let run = |words: &'static str| {
-        let words = words.replace("TARGET", &at);
+    let run = |args: &'static str| {
+        let args = args.replace("TARGET", &at);
         let (daemon, pod, image) = (&daemon, &pod, &image);
         async move {
-            let words: Vec<&str> = words.split(' ').collect();
-            net(daemon, pod, image, &words).await
+            let args: Vec<&str> = args.split(' ').collect();
+            net(daemon, pod, image, &args).await
         }
     };
     let served = "served by a component\n";
-    let said = run("tcp-connect api.example.com 8080 x").await;
-    assert!(said.0 == 0 && said.1.ends_with(served), "{said:?}");
-    let said = run("http-get http://api.example.com:8080/").await;
-    assert!(said.0 == 0 && said.1.contains(served), "{said:?}");
-    for (words, expected) in [
-        // The address alone is not listed, nor another port of the name.
-        ("tcp-connect TARGET 8080 x", "access-denied"),
-        ("tcp-connect api.example.com 8081 x", "access-denied"),
-        ("http-get http://TARGET:8080/", "destination-IP-prohibited"),
-        (
-            "http-get http://api.example.com:8081/",
-            "destination-IP-prohibited",
-        ),
-        ("resolve other.example.com", "access-denied"),
-        (
-            "http-get http://other.example.com:8080/",
-            "HTTP-request-denied",
-        ),
-        ("udp-ask 203.0.113.9 53 x", "access-denied"),
-        ("tcp-connect 169.254.169.254 80", "access-denied"),
-        (
-            "http-get http://169.254.169.254/",
-            "destination-IP-prohibited",
-        ),
-        (
-            "http-get http://[::ffff:169.254.169.254]/",
-            "destination-IP-prohibited",
-        ),
-        (
-            "http-get http://[fd00:ec2::254]/",
-            "destination-IP-prohibited",
-        ),
-        ("tcp-connect inner.example.com 80", "access-denied"),
-        (
-            "http-get http://inner.example.com/",
-            "destination-IP-prohibited",
-        ),
-        // Not addresses to us, and nobody's names.
-        ("http-get http://127.1/", "HTTP-request-denied"),
-        ("http-get http://0/", "HTTP-request-denied"),
-    ] {
-        let said = run(words).await;
-        assert_eq!(said.0, 1, "{words}: {said:?}");
+    let output = run("tcp-connect api.example.com 8080 x").await;
+    assert!(output.0 == 0 && output.1.ends_with(served), "{output:?}");
+    let output = run("http-get http://api.example.com:8080/").await;
+    assert!(output.0 == 0 && output.1.contains(served), "{output:?}");
+    for (args, expected) in REFUSED {
+        let output = run(args).await;
+        assert_eq!(output.0, 1, "{args}: {output:?}");
         assert!(
-            said.2.ends_with(&format!(": {expected}\n")),
-            "{words}: {said:?}"
+            output.2.ends_with(&format!(": {expected}\n")),
+            "{args}: {output:?}"
         );
     }
-    // A hosts file that a container could write, as the kubelet's is, decides nothing where names do.
-    let hosts = daemon.scratch().dir().join("hosts");
-    fs::write(&hosts, "203.0.113.66 api.example.com\n").unwrap();
-    let mut config = container("own-hosts", &image, &["resolve", "api.example.com"]);
-    config.mounts = vec![cri::Mount {
-        host_path: hosts.display().to_string(),
-        container_path: "/etc/hosts".into(),
-        ..Default::default()
-    }];
-    let (_, said) = pod.finish(&daemon, &config).await;
-    assert!(
-        said.contains(&target.to_string()) && !said.contains("203.0.113.66"),
-        "{said}"
-    );
+    expect_own_hosts_ignored(&daemon, &pod, &image, target).await;
     // Whichever answer it gets, a request goes to an address that was checked.
     let mut ends = Vec::new();
     for _ in 0..4 {
@@ -154,10 +161,10 @@ async fn only_what_is_listed_is_reached_by_sockets_names_and_requests_alike() {
     }
     let prohibited = "http-get http://rebind.example.com:8080/: destination-IP-prohibited\n";
     assert_eq!(ends, ["", prohibited, "", prohibited]);
-    // What is not listed was not even asked for.
-    let asked = names.asked();
+    // What is not listed was not even looked up.
+    let queries = names.queries();
     let listed = ["api.example.com", "inner.example.com", "rebind.example.com"];
-    assert_eq!(asked, listed, "{asked:?}");
+    assert_eq!(queries, listed, "{queries:?}");
     drop(names);
     daemon.finish().await.unwrap();
 }
@@ -173,29 +180,29 @@ async fn a_list_lets_others_in_and_the_pod_talk_to_itself() {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     assert!(answer.ends_with("served by a component\n"), "{answer}");
-    let said = net(
+    let output = net(
         &daemon,
         &pod,
         &image,
         &["tcp-connect", "127.0.0.1", "8080", "x"],
     )
     .await;
-    assert_eq!(said.0, 0, "{said:?}");
+    assert_eq!(output.0, 0, "{output:?}");
     daemon.finish().await.unwrap();
 }
 
 /// What the program of `inject.c` says. With the pid of a guest: what connect(2) answers to one that asks the kernel
 /// itself, past everything that WebAssembly's host functions hold.
-fn inject(daemon: &Daemon, words: &[String]) -> String {
+fn inject(daemon: &Daemon, arguments: &[String]) -> String {
     use std::os::unix::fs::PermissionsExt as _;
     let program = daemon.scratch().dir().join("inject");
     if !program.exists() {
         fs::write(&program, guests::inject().unwrap()).unwrap();
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
     }
-    let said = Command::new(program).args(words).output().unwrap();
-    assert!(said.status.success(), "{said:?}");
-    String::from_utf8(said.stdout).unwrap().trim().to_owned()
+    let printed = Command::new(program).args(arguments).output().unwrap();
+    assert!(printed.status.success(), "{printed:?}");
+    String::from_utf8(printed.stdout).unwrap().trim().to_owned()
 }
 
 /// Over loopback, which nftables leaves alone.
@@ -236,11 +243,11 @@ async fn a_guest_that_has_broken_out_is_held_to_the_listed_ports() {
         let answers = ["8080", "8081", "8082"].map(connect);
         assert_eq!(answers, ["ok", neighbour, "ok"], "{name}");
         // The host functions say the same, and no less.
-        let words = ["tcp-connect", "127.0.0.1", "8081", "x"];
-        let said = net(&daemon, &pod, &image, &words).await;
-        assert_eq!(said.0 == 0, neighbour == "ok", "{name}: {said:?}");
-        let words = ["tcp-connect", "127.0.0.1", "8082", "x"];
-        assert_eq!(net(&daemon, &pod, &image, &words).await.0, 0, "{name}");
+        let args = ["tcp-connect", "127.0.0.1", "8081", "x"];
+        let output = net(&daemon, &pod, &image, &args).await;
+        assert_eq!(output.0 == 0, neighbour == "ok", "{name}: {output:?}");
+        let args = ["tcp-connect", "127.0.0.1", "8082", "x"];
+        assert_eq!(net(&daemon, &pod, &image, &args).await.0, 0, "{name}");
         pod.cri.stop_pod(&pod.id).await.unwrap();
         pod.cri.remove_pod(&pod.id).await.unwrap();
     }
@@ -250,14 +257,14 @@ async fn a_guest_that_has_broken_out_is_held_to_the_listed_ports() {
 #[tokio::test]
 async fn an_invalid_egress_list_refuses_the_pod() {
     let daemon = daemon().await;
-    for (allow, word) in [
+    for (allow, expected) in [
         ("10.0.0.1/8", "10.0.0.1/8"),
         ("good.example,*", "\"*\""),
         ("http://x", "http://x"),
     ] {
         let config = listing(&daemon, "bad", allow);
         let run = daemon.cri().run_pod_with(&config, "coracle-strict").await;
-        refused(run, Code::InvalidArgument, &[ALLOW, word]);
+        refused(run, Code::InvalidArgument, &[ALLOW, expected]);
     }
     daemon.finish().await.unwrap();
 }

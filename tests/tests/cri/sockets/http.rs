@@ -14,13 +14,13 @@ use super::{addresses, net, net_daemon, net_image, with_nameserver};
 use crate::site::Pod;
 
 /// Runs openssl; it comes with the package ca-certificates.
-fn openssl(directory: &Path, words: &str) {
+fn openssl(directory: &Path, arguments: &str) {
     let run = Command::new("openssl")
-        .args(words.split(' '))
+        .args(arguments.split(' '))
         .current_dir(directory)
         .output()
         .unwrap();
-    assert!(run.status.success(), "openssl {words}: {run:?}");
+    assert!(run.status.success(), "openssl {arguments}: {run:?}");
 }
 
 /// An authority (`ca.pem`) and a certificate of `web.example.com` that it signed (`web.pem`, `web.key`).
@@ -90,26 +90,26 @@ async fn requests_over_tls_trust_whom_the_image_trusts() {
     let (pod, names) = with_nameserver(&daemon, &knowing, (config, ""), zone).await;
     let guest = daemon.processes(Role::Guest)[0].pid;
     let tls = serve_tls(&place, guest);
-    let mut said = (1, String::new(), String::new());
+    let mut output = (1, String::new(), String::new());
     // The server takes a moment to listen.
     for _ in 0..50 {
-        said = net(
+        output = net(
             &daemon,
             &pod,
             &knowing,
             &["http-get", "https://web.example.com:8443/"],
         )
         .await;
-        if !said.2.ends_with(": connection-refused\n") {
+        if !output.2.ends_with(": connection-refused\n") {
             break;
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert!(
-        said.0 == 0 && said.1.starts_with("status 200\n"),
-        "{said:?}"
+        output.0 == 0 && output.1.starts_with("status 200\n"),
+        "{output:?}"
     );
-    assert!(said.1.contains("TLSv1.3"), "{said:?}");
+    assert!(output.1.contains("TLSv1.3"), "{output:?}");
     for (image, url, expected) in [
         (
             &knowing,
@@ -123,11 +123,15 @@ async fn requests_over_tls_trust_whom_the_image_trusts() {
             "TLS-certificate-error",
         ),
     ] {
-        let said = net(&daemon, &pod, image, &["http-get", url]).await;
-        assert_eq!(said.2, format!("http-get {url}: {expected}\n"), "{said:?}");
+        let output = net(&daemon, &pod, image, &["http-get", url]).await;
+        assert_eq!(
+            output.2,
+            format!("http-get {url}: {expected}\n"),
+            "{output:?}"
+        );
     }
     // What is there speaks no TLS.
-    let said = net(
+    let output = net(
         &daemon,
         &pod,
         &knowing,
@@ -135,8 +139,8 @@ async fn requests_over_tls_trust_whom_the_image_trusts() {
     )
     .await;
     assert!(
-        said.0 == 1 && said.2.contains("TLS-protocol-error"),
-        "{said:?}"
+        output.0 == 1 && output.2.contains("TLS-protocol-error"),
+        "{output:?}"
     );
     drop((names, tls));
     daemon.finish().await.unwrap();
@@ -151,7 +155,7 @@ async fn a_request_ends_at_the_timeout_that_the_guest_has_set() {
     pod.start(&silent).await;
     pod.wait_log(&daemon, "silent", "listening\n").await;
     let begun = Instant::now();
-    let said = net(
+    let output = net(
         &daemon,
         &pod,
         &image,
@@ -159,7 +163,7 @@ async fn a_request_ends_at_the_timeout_that_the_guest_has_set() {
     )
     .await;
     assert_eq!(
-        said.2,
+        output.2,
         "http-get http://127.0.0.1:8080/: connection-read-timeout\n"
     );
     assert!(

@@ -27,8 +27,12 @@ async fn names_are_looked_up_as_the_pods_own_files_say() {
         ("198.51.100.9", "address 198.51.100.9\n"),
         ("names", &format!("address {own}\n")),
     ] {
-        let said = net(&daemon, &pod, &image, &["resolve", name]).await;
-        assert_eq!((said.0, said.1.as_str()), (0, expected), "{name}: {said:?}");
+        let output = net(&daemon, &pod, &image, &["resolve", name]).await;
+        assert_eq!(
+            (output.0, output.1.as_str()),
+            (0, expected),
+            "{name}: {output:?}"
+        );
     }
     for (name, expected) in [
         ("absent.example.com", "name-unresolvable"),
@@ -38,29 +42,39 @@ async fn names_are_looked_up_as_the_pods_own_files_say() {
         ("from-the-image", "name-unresolvable"),
         ("no name", "invalid-argument"),
     ] {
-        let said = net(&daemon, &pod, &image, &["resolve", name]).await;
-        assert_eq!(said.2, format!("resolve {name}: {expected}\n"), "{said:?}");
+        let output = net(&daemon, &pod, &image, &["resolve", name]).await;
+        assert_eq!(
+            output.2,
+            format!("resolve {name}: {expected}\n"),
+            "{output:?}"
+        );
     }
     // A name with fewer dots than ndots goes through the search list first.
-    let asked = names.asked();
-    let has = |name: &str| asked.iter().any(|one| one == name);
-    assert!(has("db.test.svc.cluster.local") && !has("db"), "{asked:?}");
-    let said = net(
+    let queries = names.queries();
+    let has = |name: &str| queries.iter().any(|one| one == name);
+    assert!(
+        has("db.test.svc.cluster.local") && !has("db"),
+        "{queries:?}"
+    );
+    let output = net(
         &daemon,
         &pod,
         &image,
         &["http-get", "http://web.local.test:8088/"],
     )
     .await;
-    assert_eq!(said.1, "status 200\nserved by a component\n", "{said:?}");
-    let said = net(
+    assert_eq!(
+        output.1, "status 200\nserved by a component\n",
+        "{output:?}"
+    );
+    let output = net(
         &daemon,
         &pod,
         &image,
         &["http-get", "http://absent.example.com/"],
     )
     .await;
-    assert_eq!(said.2, "http-get http://absent.example.com/: DNS-error\n");
+    assert_eq!(output.2, "http-get http://absent.example.com/: DNS-error\n");
     drop(names);
     daemon.finish().await.unwrap();
 }

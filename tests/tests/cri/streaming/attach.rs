@@ -27,10 +27,16 @@ async fn a_client_receives_new_output_and_the_end() {
         remote.wait_for("said hello\n").await.unwrap();
         stdin.send(b"again\n").await.unwrap();
         stdin.end().await.unwrap();
-        let said = remote.finish().await.unwrap();
-        assert!(said.text().ends_with("said again\n"), "{wire:?}: {said:?}");
-        assert!(said.err.ends_with(b"heard again\n"), "{wire:?}: {said:?}");
-        assert_eq!(said.code(), Ok(0), "{wire:?}: an attach has no exit code");
+        let output = remote.finish().await.unwrap();
+        assert!(
+            output.text().ends_with("said again\n"),
+            "{wire:?}: {output:?}"
+        );
+        assert!(
+            output.err.ends_with(b"heard again\n"),
+            "{wire:?}: {output:?}"
+        );
+        assert_eq!(output.code(), Ok(0), "{wire:?}: an attach has no exit code");
         let status = pod.cri.wait_exit(&id).await.unwrap();
         assert_eq!(status.exit_code, 4);
         let late = attach_url(&pod, &id, OUT).await;

@@ -16,10 +16,10 @@ const SESSIONS: usize = 1000;
 /// How many at a time.
 const AT_ONCE: usize = 16;
 
-fn runs(words: &str) -> bool {
-    let wanted: Vec<u8> = words
+fn runs(args: &str) -> bool {
+    let wanted: Vec<u8> = args
         .split(' ')
-        .flat_map(|word| [word.as_bytes(), b"\0"].concat())
+        .flat_map(|arg| [arg.as_bytes(), b"\0"].concat())
         .collect();
     let entries = std::fs::read_dir("/proc").unwrap().flatten();
     entries
@@ -42,13 +42,13 @@ async fn a_program_dies_with_its_client() {
     let id = pod.start(&shell::sh("main", "sleep 1000")).await;
     for (number, wire) in MODERN.iter().enumerate() {
         for (kind, ends) in [BOTH, TTY].into_iter().enumerate() {
-            let words = format!("sleep 30{number}{kind}");
-            let script = format!("{words} & echo started; wait");
+            let command = format!("sleep 30{number}{kind}");
+            let script = format!("{command} & echo started; wait");
             let mut remote = open(&pod, &id, &["/bin/sh", "-c", &script], *wire, ends).await;
             remote.wait_for("started").await.unwrap();
-            eventually("it runs", || runs(&words)).await;
+            eventually("it runs", || runs(&command)).await;
             drop(remote);
-            eventually(&format!("{words} is gone"), || !runs(&words)).await;
+            eventually(&format!("{command} is gone"), || !runs(&command)).await;
         }
     }
     daemon.finish().await.unwrap();
@@ -61,16 +61,16 @@ async fn a_client_that_goes_while_its_input_waits_is_noticed() {
     let pod = Pod::run(&daemon, "full").await;
     let id = pod.start(&shell::sh("main", "sleep 1000")).await;
     for (number, wire) in MODERN.iter().enumerate() {
-        let words = format!("sleep 40{number}");
-        let cmd: Vec<&str> = words.split(' ').collect();
+        let command = format!("sleep 40{number}");
+        let cmd: Vec<&str> = command.split(' ').collect();
         let mut remote = open(&pod, &id, &cmd, *wire, BOTH).await;
         let stdin = remote.stdin.take().unwrap();
         // More than the pipe and our 256 KiB take. What is left has to fit into the window that the kernel opens at
         // first (64 KiB): behind a closed window it would hold the end of the connection back.
         stdin.send(&vec![0; 400_000]).await.unwrap();
-        eventually("it runs", || runs(&words)).await;
+        eventually("it runs", || runs(&command)).await;
         drop((stdin, remote));
-        eventually(&format!("{words} is gone"), || !runs(&words)).await;
+        eventually(&format!("{command} is gone"), || !runs(&command)).await;
     }
     daemon.finish().await.unwrap();
 }

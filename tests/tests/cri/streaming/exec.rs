@@ -14,22 +14,22 @@ async fn every_wire_carries_output_errors_and_how_it_ended() {
     let pod = Pod::run(&daemon, "wires").await;
     let id = pod.start(&shell::sh("main", "sleep 1000")).await;
     for wire in WIRES {
-        let said = run(&pod, &id, "echo out; echo err >&2; exit 7", *wire).await;
+        let output = run(&pod, &id, "echo out; echo err >&2; exit 7", *wire).await;
         assert_eq!(
-            (said.text().as_str(), said.err.as_slice()),
+            (output.text().as_str(), output.err.as_slice()),
             ("out\n", &b"err\n"[..]),
             "{wire:?}"
         );
         if wire.has_json() {
-            assert_eq!(said.code(), Ok(7), "{wire:?}");
+            assert_eq!(output.code(), Ok(7), "{wire:?}");
         } else {
-            assert!(said.status.contains('7'), "{wire:?}: {said:?}");
+            assert!(output.status.contains('7'), "{wire:?}: {output:?}");
         }
-        let said = run(&pod, &id, "true", *wire).await;
+        let output = run(&pod, &id, "true", *wire).await;
         if wire.has_json() {
-            assert_eq!(said.code(), Ok(0), "{wire:?}");
+            assert_eq!(output.code(), Ok(0), "{wire:?}");
         } else {
-            assert_eq!(said.status, "", "{wire:?}");
+            assert_eq!(output.status, "", "{wire:?}");
         }
     }
     daemon.finish().await.unwrap();
@@ -54,8 +54,8 @@ async fn input_arrives_and_its_end_is_an_end() {
         if wire.half_closes() {
             stdin.end().await.unwrap();
         }
-        let said = remote.finish().await.unwrap();
-        assert_eq!(said.text(), "hello world", "{wire:?}");
+        let output = remote.finish().await.unwrap();
+        assert_eq!(output.text(), "hello world", "{wire:?}");
     }
     daemon.finish().await.unwrap();
 }
@@ -81,8 +81,8 @@ async fn a_terminal_has_the_clients_size_and_follows_it() {
         remote.wait_for("9 499\r\n").await.unwrap();
         // The terminal's own interrupt ends it.
         remote.stdin.as_ref().unwrap().send(b"\x03").await.unwrap();
-        let said = remote.finish().await.unwrap();
-        assert!(said.status.contains("130"), "{wire:?}: {}", said.status);
+        let output = remote.finish().await.unwrap();
+        assert!(output.status.contains("130"), "{wire:?}: {}", output.status);
     }
     daemon.finish().await.unwrap();
 }
@@ -104,13 +104,13 @@ async fn what_a_program_said_last_is_not_lost_on_a_slow_client() {
             }
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;
         }
-        let said = remote.finish().await.unwrap();
+        let output = remote.finish().await.unwrap();
         assert_eq!(
-            bytes + said.out.len(),
+            bytes + output.out.len(),
             3_000_000 + "the end\n".len(),
             "{wire:?}"
         );
-        assert_eq!(said.code(), Ok(3), "{wire:?}");
+        assert_eq!(output.code(), Ok(3), "{wire:?}");
     }
     daemon.finish().await.unwrap();
 }
@@ -122,13 +122,13 @@ async fn a_missing_program_is_reported_on_the_error_stream() {
     let id = pod.start(&shell::sh("main", "sleep 1000")).await;
     for wire in WIRES {
         let remote = open(&pod, &id, &["no-such-program"], *wire, OUT).await;
-        let said = remote.finish().await.unwrap();
+        let output = remote.finish().await.unwrap();
         assert!(
-            said.status.contains("no-such-program"),
-            "{wire:?}: {said:?}"
+            output.status.contains("no-such-program"),
+            "{wire:?}: {output:?}"
         );
-        assert!(said.code().is_err(), "{wire:?}");
-        assert_eq!((said.out, said.err), (vec![], vec![]), "{wire:?}");
+        assert!(output.code().is_err(), "{wire:?}");
+        assert_eq!((output.out, output.err), (vec![], vec![]), "{wire:?}");
     }
     daemon.finish().await.unwrap();
 }
@@ -143,16 +143,16 @@ async fn a_container_that_exited_after_the_url_was_made_is_reported() {
         if *wire == MODERN[1] {
             pod.cri.stop(&id, 0).await.unwrap();
         }
-        let said = Remote::open(&url, *wire, OUT)
+        let output = Remote::open(&url, *wire, OUT)
             .await
             .unwrap()
             .finish()
             .await
             .unwrap();
         if *wire == MODERN[1] {
-            assert!(said.status.contains("exited"), "{said:?}");
+            assert!(output.status.contains("exited"), "{output:?}");
         } else {
-            assert_eq!(said.code(), Ok(0));
+            assert_eq!(output.code(), Ok(0));
         }
     }
     daemon.finish().await.unwrap();
@@ -182,9 +182,9 @@ async fn many_sessions_at_once_do_not_mix() {
                 .await
                 .unwrap();
             stdin.end().await.unwrap();
-            let said = remote.finish().await.unwrap();
-            assert_eq!(said.text(), format!("in {number} {number}\n"));
-            assert_eq!(said.code(), Ok(number as i32));
+            let output = remote.finish().await.unwrap();
+            assert_eq!(output.text(), format!("in {number} {number}\n"));
+            assert_eq!(output.code(), Ok(number as i32));
         })
     });
     for session in sessions.collect::<Vec<_>>() {
@@ -227,12 +227,12 @@ async fn a_wasm_container_streams_as_well() {
 
 /// What CRI did not ask for is not there, whatever the client opens.
 #[tokio::test]
-async fn only_the_streams_that_cri_asked_for_are_there() {
+async fn only_the_streams_of_the_request_exist() {
     use coracle_tests::streaming::{Url, spdy::Session};
     let daemon = shell::daemon().await;
     let pod = Pod::run(&daemon, "asked").await;
     let id = pod.start(&shell::sh("main", "sleep 1000")).await;
-    let asked = Ends {
+    let request = Ends {
         stderr: false,
         ..OUT
     };
@@ -240,7 +240,7 @@ async fn only_the_streams_that_cri_asked_for_are_there() {
         &pod,
         &id,
         &["/bin/sh", "-c", "echo out; echo err >&2; cat"],
-        asked,
+        request,
     )
     .await;
     let url = Url::parse(&url.unwrap()).unwrap();
@@ -332,8 +332,8 @@ async fn bytes_of_all_values_go_both_ways() {
                 stdin.send(piece).await.unwrap();
             }
         });
-        let said = remote.finish().await.unwrap();
-        assert!(said.out == all, "{wire:?}: {} bytes", said.out.len());
+        let output = remote.finish().await.unwrap();
+        assert!(output.out == all, "{wire:?}: {} bytes", output.out.len());
     }
     daemon.finish().await.unwrap();
 }

@@ -89,10 +89,10 @@ async fn bytes_go_both_ways_and_each_side_ends_by_itself() {
         let mut sum = pair(&session, 7001, "1").await;
         sum.outgoing.send(b"abc").await.unwrap();
         sum.outgoing.end().await.unwrap();
-        let said = String::from_utf8(sum.incoming.rest().await).unwrap();
+        let output = String::from_utf8(sum.incoming.rest().await).unwrap();
         assert!(
-            said.starts_with("ba7816bf8f01cfea414140de5dae2223"),
-            "{carrier:?}: {said}"
+            output.starts_with("ba7816bf8f01cfea414140de5dae2223"),
+            "{carrier:?}: {output}"
         );
         // The pod says all and leaves, the client only listens.
         let mut flood = pair(&session, 7002, "2").await;
@@ -177,10 +177,10 @@ async fn ports_by_channel_number() {
             .await
             .unwrap();
         let echo = socket.channel(0);
-        let (said, mut received) = mpsc::channel(16);
+        let (output, mut received) = mpsc::channel(16);
         let _reading = socket.forward(move |channel, bytes| {
-            let said = said.clone();
-            async move { said.send((channel, bytes)).await.is_ok() }
+            let output = output.clone();
+            async move { output.send((channel, bytes)).await.is_ok() }
         });
         for (channel, port) in [(0, 7000_u16), (1, 7000), (2, 7009), (3, 7009)] {
             assert_eq!(

@@ -40,7 +40,7 @@ async fn calls_refuse_what_cannot_be_and_say_which_field() {
         stderr: true,
         ..TTY
     };
-    for (outcome, code, words) in [
+    for (outcome, code, expected) in [
         (
             exec_url(&pod, &id, &["true"], NONE).await,
             Code::InvalidArgument,
@@ -102,7 +102,7 @@ async fn calls_refuse_what_cannot_be_and_say_which_field() {
             ["port[0]", "65535"],
         ),
     ] {
-        refused(outcome, code, &words);
+        refused(outcome, code, &expected);
     }
     pod.cri.stop(&id, 0).await.unwrap();
     refused(
@@ -166,13 +166,13 @@ async fn a_token_opens_one_session_of_one_kind_once() {
     assert_eq!(upgrade(&url, "POST", SPDY).await.unwrap().status, 404);
     for wire in MODERN {
         let text = exec_url(&pod, &id, &["true"], OUT).await.unwrap();
-        let said = Remote::open(&text, *wire, OUT)
+        let output = Remote::open(&text, *wire, OUT)
             .await
             .unwrap()
             .finish()
             .await
             .unwrap();
-        assert_eq!(said.code(), Ok(0));
+        assert_eq!(output.code(), Ok(0));
         let again = Remote::open(&text, *wire, OUT)
             .await
             .err()
@@ -197,13 +197,13 @@ async fn urls_that_nobody_comes_for_are_bounded() {
         let more = exec_url(&pod, &id, &["true"], OUT).await;
         refused(more, Code::ResourceExhausted, &["1000"]);
     }
-    let said = Remote::open(&first, MODERN[0], OUT)
+    let output = Remote::open(&first, MODERN[0], OUT)
         .await
         .unwrap()
         .finish()
         .await
         .unwrap();
-    assert_eq!(said.code(), Ok(0));
+    assert_eq!(output.code(), Ok(0));
     exec_url(&pod, &id, &["true"], OUT).await.unwrap();
     refused(
         exec_url(&pod, &id, &["true"], OUT).await,
@@ -354,13 +354,13 @@ async fn clients_that_never_finish_their_request_are_let_go() {
         slow.push(socket);
     }
     let began = Instant::now();
-    let said = tokio::time::timeout(
+    let output = tokio::time::timeout(
         Duration::from_secs(5),
         run(&pod, &id, "echo alive", MODERN[0]),
     )
     .await;
-    let said = said.expect("a new client waits for silent ones");
-    assert_eq!(said.text(), "alive\n");
+    let output = output.expect("a new client waits for silent ones");
+    assert_eq!(output.text(), "alive\n");
     let grown = super::memory_kib(daemon.pid(), "VmRSS:").saturating_sub(before);
     assert!(grown < 32 * 1024, "the daemon grew by {grown} KiB");
     for socket in &mut slow {

@@ -27,7 +27,7 @@ const DEFAULT_TEXT: &str = include_str!("../../../../assets/apparmor.profile");
 /// With its ABI, a policy keeps its meaning when a newer kernel mediates more.
 const ABI: (&str, &str) = ("/etc/apparmor.d/abi/3.0", "abi <abi/3.0>,\n");
 /// How long the parser may take.
-const PARSER_PATIENCE: Duration = Duration::from_secs(20);
+const PARSER_TIMEOUT: Duration = Duration::from_secs(20);
 /// The prefix before the name of a profile of the node in CRI's older field, which some clients use in the newer one.
 const PREFIX: &str = "localhost/";
 
@@ -136,7 +136,7 @@ fn parse(parser: &Path, text: &str) -> Result<(), String> {
         // Less than a pipe holds. A parser that does not read gives the reason when it ends.
         let _ = stdin.write_all(text.as_bytes());
     }
-    let deadline = Instant::now() + PARSER_PATIENCE;
+    let deadline = Instant::now() + PARSER_TIMEOUT;
     loop {
         match child.try_wait() {
             Ok(Some(status)) if status.success() => return Ok(()),
@@ -148,10 +148,7 @@ fn parse(parser: &Path, text: &str) -> Result<(), String> {
     }
     let _ = child.kill();
     let _ = child.wait();
-    Err(format!(
-        "did not end within {} s",
-        PARSER_PATIENCE.as_secs()
-    ))
+    Err(format!("did not end within {} s", PARSER_TIMEOUT.as_secs()))
 }
 
 /// The output of an ended parser, on one line and bounded. A child of it that holds the pipe is not waited for.

@@ -55,8 +55,8 @@ pub(in crate::host::linux) fn selinux(
     if request.privileged || !is_on(files.selinux) {
         return Ok(Labels::default());
     }
-    let is_asked = request.own.is_some() || request.pod.is_some();
-    if !is_asked && (request.with_node || request.level.is_none()) {
+    let is_requested = request.own.is_some() || request.pod.is_some();
+    if !is_requested && (request.with_node || request.level.is_none()) {
         return Ok(Labels::default());
     }
     let user = request.part(|config| &config.user).unwrap_or("system_u");
@@ -71,7 +71,7 @@ pub(in crate::host::linux) fn selinux(
         if is_known(label, files.selinux)? {
             continue;
         }
-        if !is_asked {
+        if !is_requested {
             tracing::debug!(
                 label,
                 "the policy on this node knows no containers; they get no label"
@@ -162,14 +162,14 @@ mod tests {
             ..request
         };
         assert_eq!(labels(of_pod), both("web_t", "s0:c5,c6"));
-        let unasked = LabelRequest {
+        let unrequested = LabelRequest {
             pod: None,
             ..of_pod
         };
-        assert_eq!(labels(unasked), both("container_t", "s0:c5,c6"));
+        assert_eq!(labels(unrequested), both("container_t", "s0:c5,c6"));
         let with_node = LabelRequest {
             with_node: true,
-            ..unasked
+            ..unrequested
         };
         assert_eq!(labels(with_node), None);
         let requested = LabelRequest {
