@@ -19,7 +19,7 @@ pub use super::end::{ERROR_CODE, End, TRAP_CODE, TRAP_TEXT_BYTES};
 use super::end::{Refusals, judge};
 use super::engine::Warm;
 use super::host::{ComponentState, ModuleState};
-use super::server::{self, Begin};
+use super::server;
 use super::toolbox;
 use coracle_spec::error::{Context as _, Error, Kind, Result};
 use coracle_spec::{ContainerSpec, WasmKind, WasmSpec, Workload};
@@ -32,8 +32,8 @@ pub struct Payload<'a> {
     pub spec: &'a ContainerSpec,
     /// Compiled code, from our own cache.
     pub code: OwnedFd,
-    /// `/proc/self/fd` of the host's procfs, through which a component is opened: it has no path in the jail.
-    pub fd_dir: OwnedFd,
+    /// The host's procfs, through which a component is opened as this process's own descriptor: it has no path in the jail.
+    pub procfs: OwnedFd,
     /// The socket of a server, from [`server::bind`]; nobody else has one.
     pub listener: Option<OwnedFd>,
 }
@@ -43,27 +43,35 @@ enum Loaded {
     Component(Component),
 }
 
-/// Loads and runs the payload. Calls `ready` once everything that can fail before the guest's first instruction has
-/// succeeded.
+/// How a payload begins.
+pub struct Begin<R, S> {
+    /// Called once everything that can fail before the guest's first instruction has succeeded.
+    pub ready: R,
+    /// Called when a server accepts connections from now on.
+    pub serving: S,
+    /// Another process has served before this one, so that the component is known to begin.
+    pub is_again: bool,
+}
+
+/// Loads and runs the payload.
 ///
 /// Errors: the code does not load, an import is missing, a preopen fails, or `ready` failed. The guest did not run.
-pub fn run(payload: Payload<'_>, stop: OwnedFd, ready: impl FnOnce() -> Result<()>) -> Result<End> {
+pub fn run<R, S>(payload: Payload<'_>, stop: OwnedFd, begin: Begin<R, S>) -> Result<End>
+where
+    R: FnOnce() -> Result<()>,
+    S: FnOnce(),
+{
     let Workload::Wasm(wasm) = &payload.spec.workload else {
         return Err(Error::new(Kind::Bug, "a Linux payload came to the engine"));
     };
     if let Some(toolbox) = &wasm.toolbox {
         rustix::process::chdir(c"/").during(|| "enter the guest's root".into())?;
-        drop((payload.fd_dir, payload.code));
-        ready()?;
+        drop((payload.procfs, payload.code));
+        (begin.ready)()?;
         return Ok(End::Code(toolbox::run(payload.spec, wasm, toolbox)));
     }
     if let Some(settings) = wasm.serves() {
-        let begin = Begin {
-            ready,
-            serving: || (),
-            is_again: false,
-        };
-        return server::prepare(payload, wasm, settings)?.serve(stop, begin);
+        return server::serve(payload, wasm, settings, stop, begin);
     }
     let reactor = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -72,7 +80,7 @@ pub fn run(payload: Payload<'_>, stop: OwnedFd, ready: impl FnOnce() -> Result<(
         .during(|| "start the guest's event loop".into())?;
     let loaded = load(&payload, wasm.kind)?;
     rustix::process::chdir(c"/").during(|| "enter the guest's root".into())?;
-    drop((payload.fd_dir, payload.code));
+    drop((payload.procfs, payload.code));
     let job = Job {
         warm: payload.warm,
         spec: payload.spec,
@@ -80,8 +88,8 @@ pub fn run(payload: Payload<'_>, stop: OwnedFd, ready: impl FnOnce() -> Result<(
     };
     reactor.block_on(async {
         match loaded {
-            Loaded::Module(module) => run_module(job, &module, stop, ready).await,
-            Loaded::Component(component) => run_component(job, &component, stop, ready).await,
+            Loaded::Module(module) => run_module(job, &module, stop, begin.ready).await,
+            Loaded::Component(component) => run_component(job, &component, stop, begin.ready).await,
         }
     })
 }
@@ -114,8 +122,8 @@ fn load(payload: &Payload<'_>, kind: WasmKind) -> Result<Loaded> {
 
 /// Maps the payload's component into the engine of `warm`.
 pub(super) fn load_component(payload: &Payload<'_>, warm: &Warm) -> Result<Component> {
-    rustix::process::fchdir(&payload.fd_dir).during(|| "reach the compiled component".into())?;
-    let name = std::os::fd::AsRawFd::as_raw_fd(&payload.code).to_string();
+    rustix::process::fchdir(&payload.procfs).during(|| "reach the compiled component".into())?;
+    let name = format!("self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&payload.code));
     // SAFETY: as for a module; the relative path is the magic link of our own descriptor, so it is that very file.
     unsafe { Component::deserialize_file(&warm.engine, name) }.map_err(cannot_load)
 }

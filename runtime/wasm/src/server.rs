@@ -1,10 +1,8 @@
 //! The HTTP server in front of a component that exports `wasi:http/incoming-handler`.
 //!
-//! Called by [`super::run`] in a container whose spec has a server, and by a container's process that holds the socket of
-//! a server which may sleep: it prepares everything that takes no thread ([`prepare`]) and serves in a fork of itself
-//! ([`Prepared::serve`]) whenever somebody calls. The listening socket is bound by [`bind`] while the process still may
-//! make sockets; requests are answered by instances of the component, a fresh one each unless the spec says otherwise, on
-//! as many threads as the CPU limit allows.
+//! Called by [`super::run`] in a container whose spec has a server. The listening socket is bound by [`bind`] while the
+//! process still may make sockets, and belongs to more than this process if the server may sleep; requests are answered by
+//! instances of the component, a fresh one each unless the spec says otherwise, on as many threads as the CPU limit allows.
 //!
 //! | module | is |
 //! |---|---|
@@ -17,7 +15,7 @@
 //! | [`request_id`] | the name of a request in those lines |
 //! | [`ticker`] | the epoch, advanced while guests run and at no other time |
 //!
-//! Invariants: preparing starts no thread and runs nothing of the guest's; nothing is answered before the component has been instantiated once; a failed or late request ends its
+//! Invariants: nothing is answered before the component has been instantiated once; a failed or late request ends its
 //! own instance and nothing else; a stop signal closes the listener, and what is under way goes on until it has its
 //! answer or the process is killed.
 //! Not here: which port and which limits, the jail, outgoing requests.
@@ -36,7 +34,7 @@ mod tests;
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
@@ -48,10 +46,9 @@ use self::connections::Connections;
 use self::instances::Instances;
 use super::end::{self, End};
 use super::engine::Warm;
-use super::host::ComponentState;
-use super::run::{self, Payload};
+use super::run::{self, Begin, Payload};
 use coracle_spec::error::{Context as _, Error, Kind, Result};
-use coracle_spec::{ContainerSpec, HttpServer, WasmSpec};
+use coracle_spec::{HttpServer, WasmSpec};
 
 /// Most threads for file operations beside those that run requests.
 const BLOCKING_THREADS: usize = 16;
@@ -107,88 +104,57 @@ fn bind_at(address: SocketAddr) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// A server that is loaded and has no threads yet, so that its process may fork.
-pub struct Prepared {
-    listener: OwnedFd,
-    handler: Handler<ComponentState>,
-    memory: Option<u64>,
-    spec: ContainerSpec,
-    wasm: WasmSpec,
-    server: HttpServer,
-}
-
-/// How a server begins.
-pub struct Begin<R, S> {
-    /// Called before the first instruction of the guest's.
-    pub ready: R,
-    /// Called when connections are accepted from now on.
-    pub serving: S,
-    /// Another process has served before this one, so that the component is known to begin.
-    pub is_again: bool,
-}
-
-/// Loads the component of `payload` behind `server`. Errors: the code does not load or lacks its export.
-pub fn prepare(mut payload: Payload<'_>, wasm: &WasmSpec, server: &HttpServer) -> Result<Prepared> {
+/// Serves until a stop signal has come and every request has its answer, or until the server is idle.
+///
+/// Errors: the code does not load or lacks its export, or `begin.ready` failed: no guest code ran.
+pub(super) fn serve<R, S>(
+    mut payload: Payload<'_>,
+    wasm: &WasmSpec,
+    server: &HttpServer,
+    stop: OwnedFd,
+    begin: Begin<R, S>,
+) -> Result<End>
+where
+    R: FnOnce() -> Result<()>,
+    S: FnOnce(),
+{
     let Some(listener) = payload.listener.take() else {
         return Err(Error::new(Kind::Bug, "a server came without its listener"));
     };
+    let reactor = reactor(server)?;
+    let instances = instances_of(payload, wasm, server)?;
+    (begin.ready)()?;
+    let end = reactor.block_on(async {
+        // What cannot be instantiated says so now, and not in the answer to each request.
+        if !begin.is_again
+            && let Err(e) = instances.instantiate().await
+        {
+            return Ok(End::Trapped(end::bounded(&format!("{e:?}"))));
+        }
+        let handler = ProxyHandler::new(instances);
+        Connections::new(handler, server.clone(), begin.is_again)
+            .serve(listener, stop, begin.serving)
+            .await
+    });
+    // What instances have begun to say goes out; a file operation that hangs is no reason to stay.
+    reactor.shutdown_timeout(LAST_LINES);
+    end
+}
+
+/// Loads the component and closes what that takes.
+fn instances_of(payload: Payload<'_>, wasm: &WasmSpec, server: &HttpServer) -> Result<Instances> {
     let (spec, server) = (payload.spec.clone(), server.clone());
     let memory = instances::memory_limit(&spec, &server);
     let (warm, component) = load(&payload, &server, memory)?;
     rustix::process::chdir(c"/").during(|| "enter the guest's root".into())?;
-    drop((payload.fd_dir, payload.code));
+    drop((payload.procfs, payload.code));
     let warm = warm.as_ref().unwrap_or(payload.warm);
-    let handler = warm
+    let pre = warm
         .components
         .instantiate_pre(&component)
         .and_then(Handler::new)
         .map_err(run::cannot_start)?;
-    Ok(Prepared {
-        listener,
-        handler,
-        memory,
-        spec,
-        wasm: wasm.clone(),
-        server,
-    })
-}
-
-impl Prepared {
-    /// The socket: whoever polls it while nobody serves is told when somebody calls.
-    pub fn listener(&self) -> BorrowedFd<'_> {
-        self.listener.as_fd()
-    }
-
-    /// Serves until a stop signal has come and every request has its answer, or until the server is idle.
-    ///
-    /// Errors: no threads or timers can be had, or `ready` failed: no guest code ran.
-    pub fn serve<R, S>(self, stop: OwnedFd, begin: Begin<R, S>) -> Result<End>
-    where
-        R: FnOnce() -> Result<()>,
-        S: FnOnce(),
-    {
-        let reactor = reactor(&self.server)?;
-        let pre = ProxyPre::P2(self.handler);
-        let server = self.server.clone();
-        let instances = Instances::new(pre, self.spec, self.wasm, self.server, self.memory)
-            .map_err(run::cannot_start)?;
-        (begin.ready)()?;
-        let end = reactor.block_on(async {
-            // What cannot be instantiated says so now, and not in the answer to each request.
-            if !begin.is_again
-                && let Err(e) = instances.instantiate().await
-            {
-                return Ok(End::Trapped(end::bounded(&format!("{e:?}"))));
-            }
-            let handler = ProxyHandler::new(instances);
-            Connections::new(handler, server, begin.is_again)
-                .serve(self.listener, stop, begin.serving)
-                .await
-        });
-        // What instances have begun to say goes out; a file operation that hangs is no reason to stay.
-        reactor.shutdown_timeout(LAST_LINES);
-        end
-    }
+    Instances::new(ProxyPre::P2(pre), spec, wasm.clone(), server, memory).map_err(run::cannot_start)
 }
 
 /// The component in an engine with a pool of memory; `None` in the one that there is, where no pool can be had.

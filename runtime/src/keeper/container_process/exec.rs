@@ -151,10 +151,10 @@ fn wasm(spec: &ContainerSpec, layout: Layout, warm: &Warm) -> Result<Infallible>
     if let Workload::Wasm(wasm) = &spec.workload {
         init::lead_session(wasm)?;
     }
-    let fd_dir = init::own_descriptors()?;
+    let procfs = init::procfs()?;
     sandbox::enter(spec, &pod, || join(first, all_but_user()))?;
     drop(pod);
-    super::wasm::run(spec, warm, fd_dir)
+    super::wasm::run(spec, warm, procfs)
 }
 
 fn all_but_user() -> ThreadNameSpaceType {

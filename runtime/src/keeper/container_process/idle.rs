@@ -1,16 +1,18 @@
 //! The process of a function that may sleep: it holds the listening socket, and forks the process that serves.
 //!
 //! ```text
-//! load -> fork --> [server] locks itself, serves, exits with SLEEP_CODE when nobody has called for long
-//!          ^             |
-//!          |             v
-//!          +- a connection waits <- poll the socket
+//! fork --> [server] loads, locks itself, serves, exits with SLEEP_CODE when nobody has called for long
+//!  ^           |
+//!  |           v
+//!  +- a connection waits <- poll the socket
 //! ```
 //! Called by [`super::wasm`], in the jail. To keeper and daemon this process is the container: its end is the container's,
 //! its pidfd is signalled, its namespaces are joined. So it ends as its server ends, unless that has gone to sleep.
 //! Invariants: it runs no guest code and never reads from a connection; it has one thread, so that its forks find every
 //! lock free; without a server it waits in poll(2) without a timeout. The socket listens without a pause from the first
 //! server on: what connects while none is there is queued by the kernel until there is one. A server never outlives it.
+//! It loads nothing either: an engine with its linkers and the pool's mappings would be three quarters of the memory that
+//! a sleeping function takes, and each fork would copy them.
 //! Not here: when a server is idle, how it serves.
 
 use std::convert::Infallible;
@@ -22,10 +24,10 @@ use rustix::process::{Pid, WaitId, WaitIdOptions, getpid, getppid, waitid};
 
 use super::wasm::{lock, on_a_new_thread};
 use coracle_spec::ContainerSpec;
-use coracle_spec::error::{Context as _, Result};
+use coracle_spec::error::{Context as _, Error, Kind, Result};
 use coracle_sys as sys;
 use coracle_sys::fork::Forked;
-use coracle_wasm::server::{Begin, Prepared};
+use coracle_wasm::run::{self, Begin, Payload};
 use coracle_wasm::stop;
 
 /// Exit code of a server that has gone to sleep. Only this module sees it.
@@ -104,15 +106,8 @@ struct Holder<'a> {
 /// Serves by forked processes until one ends otherwise than by going to sleep, or a stop signal comes. Returns in none.
 ///
 /// Errors: no process can be forked, for 5 s.
-pub(super) fn hold(
-    spec: &ContainerSpec,
-    prepared: Prepared,
-    stop: &OwnedFd,
-    second: OwnedFd,
-) -> Result<Infallible> {
-    let mut holder = Holder::new(spec, stop);
-    // What loading took and freed is nobody's for as long as the function sleeps.
-    sys::give_memory_back();
+pub(super) fn hold(payload: Payload<'_>, stop: &OwnedFd, second: OwnedFd) -> Result<Infallible> {
+    let mut holder = Holder::new(payload.spec, stop);
     let mut asked = Stop::No;
     let mut is_first = true;
     loop {
@@ -120,14 +115,16 @@ pub(super) fn hold(
         if stop::signal() != 0 && asked == Stop::No {
             asked = Stop::Asked;
         }
-        let listener = prepared.listener();
+        let Some(listener) = payload.listener.as_ref().map(OwnedFd::as_fd) else {
+            return Err(Error::new(Kind::Bug, "a server came without its listener"));
+        };
         let waits = is_first || (server != Server::Running && is_readable(listener));
         match next(server, asked, waits) {
             Step::Wait => holder.wait(listener),
             Step::Fork => {
                 let turn = Turn::new(is_first)?;
                 let Some(pidfd) = fork()? else {
-                    return serve(spec, prepared, second, turn);
+                    return serve(payload, second, turn);
                 };
                 holder.started(pidfd, turn);
                 is_first = false;
@@ -146,12 +143,7 @@ pub(super) fn hold(
 }
 
 /// Serves, in a process that was just forked.
-fn serve(
-    spec: &ContainerSpec,
-    prepared: Prepared,
-    second: OwnedFd,
-    turn: Turn,
-) -> Result<Infallible> {
+fn serve(payload: Payload<'_>, second: OwnedFd, turn: Turn) -> Result<Infallible> {
     sys::signals::die_with_parent()
         .during(|| "end with the process that holds the socket".into())?;
     if getppid() != Some(turn.holder) {
@@ -161,14 +153,14 @@ fn serve(
     let wake = stop
         .try_clone()
         .during(|| "share the stop eventfd".into())?;
-    show(spec, "server");
+    show(payload.spec, "server");
     let is_again = turn.since.is_some();
     let begin = Begin {
         ready: move || lock(&second, !is_again),
         serving: move || turn.serves(),
         is_again,
     };
-    on_a_new_thread(move || prepared.serve(stop, begin), wake, None)
+    on_a_new_thread(move || run::run(payload, stop, begin), wake, None)
 }
 
 impl Turn {

@@ -106,10 +106,10 @@ fn wasm(spec: &ContainerSpec, layout: Layout, warm: &Warm) -> Result<Infallible>
         lead_session(wasm)?;
     }
     let pod = pod_namespaces(layout);
-    let fd_dir = own_descriptors()?;
+    let procfs = procfs()?;
     sandbox::build(spec, &pod)?;
     drop(pod);
-    super::wasm::run(spec, warm, fd_dir)
+    super::wasm::run(spec, warm, procfs)
 }
 
 /// Makes the payload's terminal its controlling terminal, so that Ctrl-C interrupts it.
@@ -122,11 +122,11 @@ pub(super) fn lead_session(wasm: &WasmSpec) -> Result<()> {
     Ok(())
 }
 
-/// Opens this process's descriptors as a directory, because the finished jail has no `/proc`.
-pub(super) fn own_descriptors() -> Result<OwnedFd> {
+/// Opens `/proc`, because the finished jail has none. Whoever runs guest code closes it before.
+pub(super) fn procfs() -> Result<OwnedFd> {
     use rustix::fs::{Mode, OFlags, open};
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    open("/proc/self/fd", flags, Mode::empty()).during(|| "open /proc/self/fd".into())
+    open("/proc", flags, Mode::empty()).during(|| "open /proc".into())
 }
 
 /// Runs a program of a Linux image: in this process, or in a new one inside the pod's namespaces.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! Landlock -> first filter -> a new thread: load, second filter, run
-//! a server that may sleep:  Landlock -> first filter -> load, then what `idle` does
+//! a server that may sleep:  Landlock -> first filter -> what `idle` does
 //! ```
 //! Called by a container's first process and by its execs. Invariant: guest code runs on a thread started after the fork,
 //! so that guests do not share per-thread state of keeper or spawner (hash keys, generators).
@@ -18,9 +18,9 @@ use super::init::{PAYLOAD_FD, report};
 use crate::control::messages::Report;
 use coracle_sandbox as sandbox;
 use coracle_spec::error::{Context as _, Error, Kind, Result};
-use coracle_spec::{ContainerSpec, Workload};
+use coracle_spec::{ContainerSpec, HttpServer, Workload};
 use coracle_sys as sys;
-use coracle_wasm::run::{self, End, Payload};
+use coracle_wasm::run::{self, Begin, End, Payload};
 use coracle_wasm::{Warm, server};
 
 /// Stack of the thread that runs the payload; Wasm code has its own stack.
@@ -29,7 +29,7 @@ const THREAD_STACK: usize = 512 * 1024;
 const STOP_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// Runs the compiled code that is this process's payload.
-pub(super) fn run(spec: &ContainerSpec, warm: &Warm, fd_dir: OwnedFd) -> Result<Infallible> {
+pub(super) fn run(spec: &ContainerSpec, warm: &Warm, procfs: OwnedFd) -> Result<Infallible> {
     let Workload::Wasm(wasm) = &spec.workload else {
         return Err(Error::new(Kind::Bug, "a Linux payload came to the engine"));
     };
@@ -52,17 +52,23 @@ pub(super) fn run(spec: &ContainerSpec, warm: &Warm, fd_dir: OwnedFd) -> Result<
         warm,
         spec,
         code,
-        fd_dir,
+        procfs,
         listener,
     };
-    if let Some(settings) = wasm.serves().filter(|settings| settings.may_sleep()) {
-        let prepared = server::prepare(payload, wasm, settings)?;
-        return idle::hold(spec, prepared, &stop, second);
+    if wasm.serves().is_some_and(HttpServer::may_sleep) {
+        return idle::hold(payload, &stop, second);
     }
     let wake = stop
         .try_clone()
         .during(|| "share the stop eventfd".into())?;
-    let work = || run::run(payload, stop, || lock(&second, true));
+    let work = || {
+        let begin = Begin {
+            ready: || lock(&second, true),
+            serving: || (),
+            is_again: false,
+        };
+        run::run(payload, stop, begin)
+    };
     on_a_new_thread(work, wake, timeout)
 }
 
