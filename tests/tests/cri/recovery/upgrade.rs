@@ -1,4 +1,7 @@
 //! Upgrades and rollbacks: daemons and keepers of builds whose engines differ.
+//!
+//! The other build is a copy of this one that takes itself for another, or the binary that `CORACLE_OTHER_BUILD` names: the
+//! release before.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt as _;
@@ -11,7 +14,9 @@ use coracle_tests::procs::Role;
 use cri::ContainerState::ContainerRunning;
 
 use super::pids;
-use crate::site::{Pod, daemon, tool};
+use crate::exec::exec;
+use crate::linux::shell;
+use crate::site::{Pod, tool};
 
 /// A build's engine hash, from `version --json`.
 fn engine(binary: &Path) -> String {
@@ -26,8 +31,12 @@ fn engine(binary: &Path) -> String {
         .to_owned()
 }
 
-/// A copy of the daemon's binary that differs in the tag which is part of every engine hash.
+/// The binary named by the environment, or a copy of the daemon's that differs in the tag which is part of every engine
+/// hash.
 fn other_build(daemon: &Daemon) -> PathBuf {
+    if let Some(path) = std::env::var_os("CORACLE_OTHER_BUILD") {
+        return path.into();
+    }
     let mut bytes = std::fs::read(daemon::binary().unwrap()).unwrap();
     // The number behind it is the build's own.
     let tag = b"coracle-engine-tag:";
@@ -47,12 +56,37 @@ fn other_build(daemon: &Daemon) -> PathBuf {
     path
 }
 
+/// Containers that outlive every daemon.
+struct Sleepers {
+    wasm: String,
+    linux: String,
+}
+
+impl Sleepers {
+    async fn start(daemon: &Daemon, pod: &Pod) -> Self {
+        let wasm = pod.tool(&["sleep"]).await;
+        pod.wait_log(daemon, "sleep", "sleeping").await;
+        let linux = pod.start(&shell::sh("linux", "sleep 1000")).await;
+        Self { wasm, linux }
+    }
+
+    async fn still_run(&self, pod: &Pod) {
+        for id in [&self.wasm, &self.linux] {
+            assert_eq!(pod.cri.status(id).await.unwrap().state(), ContainerRunning);
+        }
+        let answer = exec(pod, &self.linux, &["echo", "here"], 10).await.unwrap();
+        assert_eq!(answer.out, "here\n");
+    }
+}
+
 #[tokio::test]
 async fn builds_with_other_engines_take_over_running_pods_and_give_them_back() {
-    let mut daemon = daemon().await;
+    let mut daemon = shell::daemon().await;
     let (old, new) = (daemon::binary().unwrap(), other_build(&daemon));
-    assert_ne!(engine(&old), engine(&new));
-    let mut pods: BTreeMap<&str, (Pod, String)> = BTreeMap::new();
+    if std::env::var_os("CORACLE_OTHER_BUILD").is_none() {
+        assert_ne!(engine(&old), engine(&new));
+    }
+    let mut pods: BTreeMap<&str, (Pod, Sleepers)> = BTreeMap::new();
     let mut attempt = 0;
     for (build, name) in [(&old, "of-old"), (&new, "of-new"), (&old, "of-old-again")] {
         if !pods.is_empty() {
@@ -62,28 +96,18 @@ async fn builds_with_other_engines_take_over_running_pods_and_give_them_back() {
             assert_eq!(pids(&daemon, Role::Guest), guests);
         }
         let pod = Pod::run(&daemon, name).await;
-        let sleeper = pod.tool(&["sleep"]).await;
-        pod.wait_log(&daemon, "sleep", "sleeping").await;
-        pods.insert(name, (pod, sleeper));
+        let sleepers = Sleepers::start(&daemon, &pod).await;
+        pods.insert(name, (pod, sleepers));
         // In every pod, whichever build's keeper it has, a container keeps crashing and is made again.
-        for (pod, sleeper) in pods.values() {
+        for (pod, sleepers) in pods.values() {
             for _ in 0..3 {
                 attempt += 1;
-                let (status, _) = pod
-                    .finish(
-                        &daemon,
-                        &container(&format!("crash-{attempt}"), tool(), &["trap"]),
-                    )
-                    .await;
-                assert_eq!(
-                    (status.exit_code, status.reason.as_str()),
-                    (134, "WasmTrap")
-                );
+                let crash = container(&format!("crash-{attempt}"), tool(), &["trap"]);
+                let (status, _) = pod.finish(&daemon, &crash).await;
+                let ended = (status.exit_code, status.reason.as_str());
+                assert_eq!(ended, (134, "WasmTrap"));
             }
-            assert_eq!(
-                pod.cri.status(sleeper).await.unwrap().state(),
-                ContainerRunning
-            );
+            sleepers.still_run(pod).await;
         }
     }
     // A module that no engine has seen yet, in a pod of the other build.
