@@ -156,7 +156,6 @@ fn unsafe_code_is_where_it_is_expected() {
         "runtime/src/native/exec.rs",
         "runtime/src/process.rs",
         "runtime/src/spawner.rs",
-        "runtime/src/spawner/process.rs",
         "shim/src/check/probe.rs",
     ];
     let top = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
