@@ -92,7 +92,7 @@ struct Turn {
 /// What this process knows of its servers.
 struct Holder<'a> {
     spec: &'a ContainerSpec,
-    stop: &'a OwnedFd,
+    stop: OwnedFd,
     /// The pidfd of the running server.
     running: Option<OwnedFd>,
     /// Where it says that it serves, until it has.
@@ -106,7 +106,7 @@ struct Holder<'a> {
 /// Serves by forked processes until one ends otherwise than by going to sleep, or a stop signal comes. Returns in none.
 ///
 /// Errors: no process can be forked, for 5 s.
-pub(super) fn hold(payload: Payload<'_>, stop: &OwnedFd, second: OwnedFd) -> Result<Infallible> {
+pub(super) fn hold(payload: Payload<'_>, stop: OwnedFd, second: OwnedFd) -> Result<Infallible> {
     let mut holder = Holder::new(payload.spec, stop);
     let mut asked = Stop::No;
     let mut is_first = true;
@@ -124,7 +124,7 @@ pub(super) fn hold(payload: Payload<'_>, stop: &OwnedFd, second: OwnedFd) -> Res
             Step::Fork => {
                 let turn = Turn::new(is_first)?;
                 let Some(pidfd) = fork()? else {
-                    return serve(payload, second, turn);
+                    return serve(payload, second, turn, holder.stop);
                 };
                 holder.started(pidfd, turn);
                 is_first = false;
@@ -142,14 +142,20 @@ pub(super) fn hold(payload: Payload<'_>, stop: &OwnedFd, second: OwnedFd) -> Res
     }
 }
 
-/// Serves, in a process that was just forked.
-fn serve(payload: Payload<'_>, second: OwnedFd, turn: Turn) -> Result<Infallible> {
+/// Serves, in a process that was just forked. `holders_stop` would wake the process that holds the socket.
+fn serve(
+    payload: Payload<'_>,
+    second: OwnedFd,
+    turn: Turn,
+    holders_stop: OwnedFd,
+) -> Result<Infallible> {
     sys::signals::die_with_parent()
         .during(|| "end with the process that holds the socket".into())?;
     if getppid() != Some(turn.holder) {
         sys::fork::leave(128 + libc::SIGKILL);
     }
     let stop = stop::rearm_stop()?;
+    drop(holders_stop);
     let wake = stop
         .try_clone()
         .during(|| "share the stop eventfd".into())?;
@@ -203,7 +209,7 @@ fn fork() -> Result<Option<OwnedFd>> {
 }
 
 impl<'a> Holder<'a> {
-    fn new(spec: &'a ContainerSpec, stop: &'a OwnedFd) -> Self {
+    fn new(spec: &'a ContainerSpec, stop: OwnedFd) -> Self {
         Self {
             spec,
             stop,
@@ -263,7 +269,7 @@ impl<'a> Holder<'a> {
         // Interrupted or not, the caller looks at everything again.
         let _ = poll(&mut fds, None);
         // It only wakes; which signal has come is kept elsewhere.
-        let _ = rustix::io::read(self.stop, &mut [0; 8]);
+        let _ = rustix::io::read(&self.stop, &mut [0; 8]);
         self.read_latency();
     }
 

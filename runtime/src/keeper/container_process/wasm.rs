@@ -56,7 +56,7 @@ pub(super) fn run(spec: &ContainerSpec, warm: &Warm, procfs: OwnedFd) -> Result<
         listener,
     };
     if wasm.serves().is_some_and(HttpServer::may_sleep) {
-        return idle::hold(payload, &stop, second);
+        return idle::hold(payload, stop, second);
     }
     let wake = stop
         .try_clone()
