@@ -6,7 +6,7 @@
 //!
 //! | module | is |
 //! |---|---|
-//! | [`connections`] | accepting, HTTP/1.1 and HTTP/2, patience with slow clients, draining |
+//! | [`connections`] | accepting, HTTP/1.1 and HTTP/2, slow clients, draining |
 //! | [`idle`] | when nothing happens any more |
 //! | [`requests`] | one request: its limits, its guest's answer, what becomes of failures |
 //! | [`instances`] | stores and instances, how long each may live |

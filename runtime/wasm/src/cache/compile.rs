@@ -35,6 +35,16 @@ impl Job<'_> {
             .saturating_mul(20)
             .saturating_add(Duration::from_secs(60))
     }
+
+    /// The error of a compiler that had too little CPU time within `timeout`.
+    fn starved(&self, what: &str, timeout: Duration) -> Error {
+        let text = format!(
+            "{what}: not done within {} s of wall-clock time, {} s of CPU time: the node is busy with other things",
+            timeout.as_secs(),
+            self.bounds.cpu_s
+        );
+        Error::new(Kind::Exhausted, text)
+    }
 }
 
 /// Waits for a permit, then compiles into the empty file `output`. The inner error is the verdict on the module: a
@@ -60,13 +70,7 @@ pub(super) async fn compile(
     let timeout = job.timeout();
     let ended = tokio::time::timeout(timeout, end(&mut helper.child)).await;
     let Ok(ended) = ended else {
-        let text = format!(
-            "{}: not done within {} s of wall-clock time, {} s of CPU time: the node is busy with other things",
-            what(),
-            timeout.as_secs(),
-            job.bounds.cpu_s
-        );
-        return Err(Error::new(Kind::Exhausted, text));
+        return Err(job.starved(&what(), timeout));
     };
     let (status, text) = ended.during(what)?;
     match serde_json::from_slice::<Verdict>(&text) {
@@ -78,10 +82,7 @@ pub(super) async fn compile(
                 inspect::text(&reason)
             ),
         ))),
-        _ => {
-            let line = helper.error_line().await;
-            died(&what(), status, &line, job.bounds)
-        }
+        _ => died(&what(), status, &helper.error_line().await, job.bounds),
     }
 }
 

@@ -41,9 +41,9 @@ const SHORTAGE: Duration = Duration::from_millis(50);
 /// How long to wait for the rest of a preface whose beginning has come.
 const REST: Duration = Duration::from_millis(5);
 /// How long a new connection may take to say its first word once the server is to stop.
-const LAST_WORD: Duration = Duration::from_millis(100);
+const FIRST_BYTES_TIMEOUT: Duration = Duration::from_millis(100);
 /// How long a connection that was told to end may take.
-const FAREWELL: Duration = Duration::from_secs(5);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Most header fields of a request.
 const MAX_HEADERS: usize = 128;
 /// Least buffer that hyper takes for a head. Bytes.
@@ -157,18 +157,24 @@ impl Connections {
                 }
             }
         }
-        // Nobody is told that it could connect and then turned away.
-        while let Some((stream, room)) = own.accepted_already(&listener) {
-            own.start(stream, room, &closed);
+        own.drain(listener, &closing).await;
+        Ok(End::Code(0))
+    }
+
+    /// Answers what is under way and what the kernel has accepted already, and lets nobody else in.
+    async fn drain(self: Arc<Self>, listener: TcpListener, closing: &watch::Sender<bool>) {
+        let closed = closing.subscribe();
+        // Their clients take themselves to be connected.
+        while let Some((stream, room)) = self.accepted_already(&listener) {
+            self.start(stream, room, &closed);
         }
-        // For whoever else holds the socket, too.
+        // The process that holds the socket of a function that may sleep has it, too.
         let _ = rustix::net::shutdown(&listener, rustix::net::Shutdown::Read);
         drop(listener);
         let _ = closing.send(true);
-        let all = own.settings.max_connections;
-        let _ = own.room.acquire_many(all).await;
-        own.requests.finished().await;
-        Ok(End::Code(0))
+        let all = self.settings.max_connections;
+        let _ = self.room.acquire_many(all).await;
+        self.requests.finished().await;
     }
 
     /// What happens next. `is_leaving`: the server is idle and closes its connections.
@@ -272,13 +278,13 @@ impl Connections {
         stream: &TcpStream,
         stopped: &mut watch::Receiver<bool>,
     ) -> Option<bool> {
-        let patience = Duration::from_secs(self.settings.header_timeout_s.into());
+        let timeout = Duration::from_secs(self.settings.header_timeout_s.into());
         let hurried = async {
             let _ = stopped.wait_for(|stopped| *stopped).await;
-            tokio::time::sleep(LAST_WORD).await;
+            tokio::time::sleep(FIRST_BYTES_TIMEOUT).await;
         };
         tokio::select! {
-            seen = tokio::time::timeout(patience, speaks_http2(stream)) => seen.ok()?.ok(),
+            seen = tokio::time::timeout(timeout, speaks_http2(stream)) => seen.ok()?.ok(),
             () = hurried => None,
         }
     }
@@ -295,12 +301,12 @@ impl Connections {
     }
 
     fn http2(&self) -> http2::Builder<TokioExecutor> {
-        let patience = Duration::from_secs(self.settings.header_timeout_s.into());
+        let timeout = Duration::from_secs(self.settings.header_timeout_s.into());
         let mut builder = http2::Builder::new(TokioExecutor::new());
         builder
             .timer(TokioTimer::new())
-            .keep_alive_interval(patience)
-            .keep_alive_timeout(patience)
+            .keep_alive_interval(timeout)
+            .keep_alive_timeout(timeout)
             .max_header_list_size(self.settings.max_header_bytes)
             .max_concurrent_streams(self.settings.max_requests);
         builder
@@ -313,9 +319,9 @@ impl Connections {
         activity: &Activity,
         mut stopped: watch::Receiver<bool>,
     ) {
-        let patience = Duration::from_secs(self.settings.header_timeout_s.into());
+        let timeout = Duration::from_secs(self.settings.header_timeout_s.into());
         let mut connection = pin!(connection);
-        let mut timer = pin!(tokio::time::sleep(patience));
+        let mut timer = pin!(tokio::time::sleep(timeout));
         let mut is_ending = false;
         loop {
             tokio::select! {
@@ -323,18 +329,18 @@ impl Connections {
                 _ = stopped.wait_for(|stopped| *stopped), if !is_ending => {
                     is_ending = true;
                     connection.as_mut().graceful_shutdown();
-                    timer.as_mut().reset((Instant::now() + FAREWELL).into());
+                    timer.as_mut().reset((Instant::now() + CLOSE_TIMEOUT).into());
                 }
                 () = timer.as_mut() => {
                     let idle = activity.idle();
-                    if is_ending && idle >= FAREWELL {
+                    if is_ending && idle >= CLOSE_TIMEOUT {
                         return;
                     }
-                    if !is_ending && idle >= patience {
+                    if !is_ending && idle >= timeout {
                         is_ending = true;
                         connection.as_mut().graceful_shutdown();
                     }
-                    let next = if is_ending { FAREWELL } else { patience.saturating_sub(idle) };
+                    let next = if is_ending { CLOSE_TIMEOUT } else { timeout.saturating_sub(idle) };
                     timer.as_mut().reset((Instant::now() + next).into());
                 }
             }

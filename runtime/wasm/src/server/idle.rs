@@ -24,7 +24,7 @@ const LINGER: Duration = Duration::from_secs(1);
 /// The activity of one server.
 pub(super) struct Idle {
     /// How long nothing may happen; none: for ever.
-    patience: Option<Duration>,
+    limit: Option<Duration>,
     probes_count: bool,
     begun: Instant,
     busy: AtomicUsize,
@@ -50,14 +50,10 @@ pub(super) struct Busy {
 impl Idle {
     /// Nothing has happened yet. `is_again`: not the first server of its container.
     pub(super) fn new(settings: &HttpServer, is_again: bool) -> Self {
-        let patience = Duration::from_secs(settings.idle_s.into());
-        let first = if is_again {
-            LINGER.min(patience)
-        } else {
-            patience
-        };
+        let limit = Duration::from_secs(settings.idle_s.into());
+        let first = if is_again { LINGER.min(limit) } else { limit };
         Self {
-            patience: Some(patience).filter(|patience| !patience.is_zero()),
+            limit: Some(limit).filter(|limit| !limit.is_zero()),
             probes_count: settings.probes_keep_awake,
             begun: Instant::now(),
             busy: AtomicUsize::new(0),
@@ -90,7 +86,7 @@ impl Idle {
 
     /// Waits until nothing has happened for long enough and nothing is under way; without a limit, for ever.
     pub(super) async fn due(&self) {
-        if self.patience.is_none() {
+        if self.limit.is_none() {
             return std::future::pending().await;
         }
         loop {
@@ -139,8 +135,8 @@ impl Drop for Open {
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        if let Some(patience) = self.idle.patience.filter(|_| self.counts) {
-            let due_at = millis(self.idle.begun.elapsed() + patience);
+        if let Some(limit) = self.idle.limit.filter(|_| self.counts) {
+            let due_at = millis(self.idle.begun.elapsed() + limit);
             self.idle.due_at.fetch_max(due_at, Ordering::SeqCst);
         }
         self.idle.calm();

@@ -34,7 +34,7 @@ use super::request_id::RequestIds;
 use coracle_spec::HttpServer;
 
 /// How long a request waits for its turn before it is answered 503.
-const QUEUE_PATIENCE: Duration = Duration::from_millis(250);
+const QUEUE_TIMEOUT: Duration = Duration::from_millis(250);
 /// How much longer than its guest a request waits for an answer, should the guest not be told of the deadline.
 const GRACE: Duration = Duration::from_secs(1);
 
@@ -121,7 +121,7 @@ impl Requests {
             }
         }
         let turn = Arc::clone(&self.turns).acquire_owned();
-        match tokio::time::timeout(QUEUE_PATIENCE, turn).await {
+        match tokio::time::timeout(QUEUE_TIMEOUT, turn).await {
             Ok(Ok(turn)) => Ok((request.map(|body| limited(body, most)), turn)),
             Ok(Err(_)) | Err(_) => Err(busy()),
         }
