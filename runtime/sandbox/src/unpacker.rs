@@ -16,7 +16,7 @@ use super::rootfs_path::open_dir;
 use super::{identity, own_session_keyring, seal, seccomp, unshare};
 use coracle_spec::error::{Context as _, Error, Kind, Result};
 use coracle_sys as sys;
-use coracle_sys::mounts::{self, Forbid, Propagation};
+use coracle_sys::mounts::{self, Forbid};
 
 /// CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_FOWNER, CAP_FSETID, CAP_SETFCAP. Whiteouts, devices 0/0, need no CAP_MKNOD.
 const CAPABILITIES: u64 = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 4 | 1 << 31;
@@ -25,13 +25,11 @@ const CAPABILITIES: u64 = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 4 | 1 << 31;
 pub fn jail(directory: BorrowedFd<'_>) -> Result<()> {
     sys::dump::forbid().during(|| "make the unpacker undumpable".into())?;
     own_session_keyring()?;
-    // In the old mount namespace: a new one takes no copies of its mounts.
+    // In the old mount namespace: a new one takes no copies of its mounts. The copy is private, or it could not become the
+    // root.
     let tree = mounts::clone_at(directory).during(|| "copy the mount of a layer".into())?;
     mounts::set_attributes(tree.as_fd(), Forbid::PRIVILEGE, None, false)
         .during(|| "restrict the mount of a layer".into())?;
-    // It is a peer of the mount that it copies, and a peer cannot become a root.
-    mounts::set_propagation(tree.as_fd(), Propagation::Private)
-        .during(|| "make the mount of a layer private".into())?;
     // It has no own pid namespace, which would take another fork. The filter allows no call on other processes.
     let apart =
         UnshareFlags::NEWNS | UnshareFlags::NEWNET | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;

@@ -30,7 +30,7 @@ fn forbidden(mount: &Mount, everywhere: Forbid) -> Forbid {
 /// Errors: the path no longer exists, or cannot be mounted.
 pub fn open_bind(mount: &Mount) -> Result<OwnedFd> {
     let what = || format!("mount {} at {}", mount.source.display(), mount.target);
-    let tree = mounts::clone_tree(&mount.source, true).during(what)?;
+    let tree = mounts::clone_with_propagation(&mount.source).during(what)?;
     let propagation = match mount.propagation {
         MountPropagation::Private => Propagation::Private,
         MountPropagation::Slave => Propagation::Slave,

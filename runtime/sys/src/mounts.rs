@@ -146,12 +146,21 @@ fn change(tree: BorrowedFd<'_>, attr: &MountAttr, recursive: bool) -> io::Result
     }
 }
 
-/// A detached copy of the mount tree at `path`, with everything mounted below it when `recursive`.
+/// A detached private copy of the mount tree at `path`, with everything mounted below it when `recursive`.
 pub fn clone_tree(path: &Path, recursive: bool) -> io::Result<OwnedFd> {
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     if recursive {
         flags |= OpenTreeFlags::AT_RECURSIVE;
     }
+    private(open_tree(CWD, path, flags)?)
+}
+
+/// A detached copy of the mount tree at `path` and everything below it, which is a peer of what is shared there: what is
+/// mounted on one shows on the other until [`set_propagation`] says otherwise.
+pub fn clone_with_propagation(path: &Path) -> io::Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_RECURSIVE;
     Ok(open_tree(CWD, path, flags)?)
 }
 
@@ -161,14 +170,14 @@ pub fn attach(tree: BorrowedFd<'_>, target: BorrowedFd<'_>) -> io::Result<()> {
     Ok(move_mount(tree, c"", target, c"", flags)?)
 }
 
-/// A detached copy of the mount at `place`, an open directory or file; without what is mounted below it.
+/// A detached private copy of the mount at `place`, an open directory or file; without what is mounted below it.
 ///
 /// Errors: EINVAL on kernels before 6.15 when `place` is in a detached tree itself.
 pub fn clone_at(place: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
         | OpenTreeFlags::AT_EMPTY_PATH;
-    Ok(open_tree(place, c"", flags)?)
+    private(open_tree(place, c"", flags)?)
 }
 
 /// The same with everything that is mounted below it.
@@ -177,7 +186,12 @@ pub fn clone_all_at(place: BorrowedFd<'_>) -> io::Result<OwnedFd> {
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
         | OpenTreeFlags::AT_EMPTY_PATH
         | OpenTreeFlags::AT_RECURSIVE;
-    Ok(open_tree(place, c"", flags)?)
+    private(open_tree(place, c"", flags)?)
+}
+
+fn private(tree: OwnedFd) -> io::Result<OwnedFd> {
+    set_propagation(tree.as_fd(), Propagation::Private)?;
+    Ok(tree)
 }
 
 /// A detached new filesystem of `kind`. An option without a value is a flag.

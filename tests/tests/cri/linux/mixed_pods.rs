@@ -1,11 +1,13 @@
 //! Wasm and Linux containers in one pod, and Linux containers when daemon or keeper die.
 
+use coracle_proto::runtime::v1 as cri;
 use coracle_tests::client;
 use coracle_tests::daemon::Options;
 use coracle_tests::procs::{self, Role, is_alive};
 
 use super::shell::{
-    daemon, daemon_with, host_dir, host_pid, mount, namespace, on_peer, program, run, run_sh, sh,
+    daemon, daemon_with, host_dir, host_pid, mount, namespace, namespaces as namespaces_of,
+    on_peer, pod_security, program, run, run_sh, sh,
 };
 use crate::site::{Pod, eventually, tool};
 
@@ -167,6 +169,20 @@ async fn pods_of_both_kinds_live_on_a_node_whose_mounts_are_shared() {
     .await;
     let wasm = pod.tool(&["sleep"]).await;
     pod.wait_log(&daemon, "sleep", "sleeping").await;
+    // Nor is anything that a container has of the node a peer of the node's, its shared memory included.
+    let mut of_node = daemon.pod("node-memory");
+    let namespaces = pod_security(&mut of_node)
+        .namespace_options
+        .get_or_insert_default();
+    namespaces.ipc = cri::NamespaceMode::Node as i32;
+    let of_node = Pod::run_config(&daemon, of_node).await;
+    let mut looks = sh(
+        "looks",
+        "grep -c /dev/shm /proc/self/mountinfo; grep shared: /proc/self/mountinfo",
+    );
+    namespaces_of(&mut looks).ipc = cri::NamespaceMode::Node as i32;
+    let (_, seen) = of_node.finish(&daemon, &looks).await;
+    assert_eq!(seen, "1\n");
     for container in [&linux, &wasm] {
         pod.cri.stop(container, 0).await.unwrap();
     }
