@@ -4,6 +4,7 @@
 //! that mistakes in the product's parsers show.
 
 use std::io::Write;
+use std::sync::Mutex;
 
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
@@ -162,6 +163,9 @@ impl Image {
 
     /// Pushes blobs and manifest. Errors: the registry is gone or refuses.
     pub fn push(&self, host: &str, repository: &str, tag: &str) -> Outcome<Pushed> {
+        // docker-registry refuses the second of two uploads of one blob that overlap (DIGEST_INVALID).
+        static UPLOADS: Mutex<()> = Mutex::new(());
+        let _one_at_a_time = UPLOADS.lock();
         for blob in self.blobs() {
             push_blob(host, repository, &blob)?;
         }

@@ -110,8 +110,14 @@ impl Scratch {
         for mount in self.mounts().iter().rev() {
             let _ = unmount(mount, UnmountFlags::DETACH);
         }
-        for root in self.cgroup_dirs("") {
-            remove_cgroups(&root);
+        // The threads of a large process are in their cgroup for a while after it was killed.
+        while !self
+            .cgroup_dirs("")
+            .iter()
+            .all(|root| is_without_cgroups(root))
+            && Instant::now() < deadline
+        {
+            std::thread::sleep(Duration::from_millis(5));
         }
         // What a test has left may be too deep for the standard library.
         let _ = Command::new("rm").arg("-rf").arg(&self.dir).status();
@@ -174,6 +180,12 @@ fn make_cgroup(dir: &Path) -> std::io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Removes a cgroup as [`remove_cgroups`] does; whether nothing is left of it.
+fn is_without_cgroups(dir: &Path) -> bool {
+    remove_cgroups(dir);
+    !dir.exists()
 }
 
 /// Removes a cgroup and those below it, as far as they are empty.

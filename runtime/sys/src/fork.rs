@@ -50,15 +50,8 @@ pub fn fork_by_clone() -> io::Result<Forked> {
     // fork(2). The third argument is where the kernel stores the pidfd, on every architecture, and outlives the call;
     // the others are not read without further flags. Other threads: see the module's invariant.
     let pid = unsafe { libc::syscall(libc::SYS_clone, PLAIN_FORK, 0, &raw mut pidfd, 0, 0) };
-    match pid {
-        -1 => Err(io::Error::last_os_error()),
-        0 => Ok(Forked::Child),
-        _ => {
-            // SAFETY: the kernel stored a new descriptor in `pidfd` in the parent, and nobody else owns it.
-            let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-            Ok(Forked::Parent { pidfd })
-        }
-    }
+    // SAFETY: both are of the call above, which nobody else has looked at.
+    unsafe { forked(pid, pidfd) }
 }
 
 fn clone(flags: u64, exit_signal: i32, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Forked> {
@@ -82,11 +75,20 @@ fn clone(flags: u64, exit_signal: i32, cgroup: Option<BorrowedFd<'_>>) -> io::Re
             size_of::<libc::clone_args>(),
         )
     };
+    // SAFETY: both are of the call above, which nobody else has looked at.
+    unsafe { forked(pid, pidfd) }
+}
+
+/// What a clone that returned `pid` and was told to store a pidfd has done.
+///
+/// # Safety
+/// In the parent the kernel has stored a new descriptor in `pidfd`, and nobody else owns it.
+unsafe fn forked(pid: libc::c_long, pidfd: RawFd) -> io::Result<Forked> {
     match pid {
         -1 => Err(io::Error::last_os_error()),
         0 => Ok(Forked::Child),
         _ => {
-            // SAFETY: the kernel stored a new descriptor in `pidfd` in the parent, and nobody else owns it.
+            // SAFETY: the caller's promise.
             let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
             Ok(Forked::Parent { pidfd })
         }

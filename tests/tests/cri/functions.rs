@@ -67,6 +67,13 @@ fn annotated(daemon: &Daemon, name: &str, annotations: &[(&str, &str)]) -> cri::
     config
 }
 
+/// Holds how a container ended to its exit code and reason.
+#[track_caller]
+fn ended(status: &cri::ContainerStatus, code: i32, reason: &str) {
+    let found = (status.exit_code, status.reason.as_str());
+    assert_eq!(found, (code, reason), "{status:?}");
+}
+
 pub fn variable(name: &str, value: &str) -> cri::KeyValue {
     cri::KeyValue {
         key: name.to_owned(),

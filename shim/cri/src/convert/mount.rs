@@ -261,6 +261,7 @@ pub(super) fn cdi_devices(
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
     use super::super::annotations::tests::reader;
+    use super::super::render::samples;
     use super::*;
 
     fn one(requested: cri::Mount) -> Result<MountConfig, BadRequest> {
@@ -268,16 +269,7 @@ mod tests {
     }
 
     fn image_mount(change: impl FnOnce(&mut cri::Mount)) -> Result<MountConfig, BadRequest> {
-        let mut requested = cri::Mount {
-            container_path: "/models".into(),
-            readonly: true,
-            image: Some(cri::ImageSpec {
-                image: "files:1".into(),
-                user_specified_image: "files".into(),
-                ..Default::default()
-            }),
-            ..Default::default()
-        };
+        let mut requested = samples::image_mount();
         change(&mut requested);
         one(requested)
     }

@@ -10,7 +10,7 @@ use coracle_tests::daemon::Daemon;
 use coracle_tests::procs::{self, Role};
 use tonic::Code;
 
-use super::{Function, annotated, curl, functions, functions_with, raw, start};
+use super::{Function, annotated, curl, ended, functions, functions_with, raw, start};
 use crate::exec::exec;
 use crate::site::{Pod, eventually, refused};
 
@@ -92,11 +92,7 @@ async fn a_function_sleeps_and_wakes_for_whoever_calls() {
     function.pod.cri.stop(&function.id, 30).await.unwrap();
     assert!(begun.elapsed() < Duration::from_secs(2));
     let status = function.pod.cri.status(&function.id).await.unwrap();
-    assert_eq!(
-        (status.exit_code, status.reason.as_str()),
-        (0, "Completed"),
-        "{status:?}"
-    );
+    ended(&status, 0, "Completed");
     daemon.finish().await.unwrap();
 }
 
@@ -292,11 +288,7 @@ async fn a_server_that_is_killed_ends_its_container_as_it_ended_itself() {
     let server = found.iter().find(|one| one.command.ends_with(" server"));
     procs::kill(server.unwrap().pid);
     let status = killed.pod.cri.wait_exit(&killed.id).await.unwrap();
-    assert_eq!(
-        (status.exit_code, status.reason.as_str()),
-        (137, "Error"),
-        "{status:?}"
-    );
+    ended(&status, 137, "Error");
     // Whoever holds the socket takes its server along.
     let holder = run(&daemon, &image, "holder").await;
     let pids: Vec<i32> = processes(&daemon, &holder)
@@ -326,11 +318,7 @@ async fn running_out_of_memory_is_reported_of_a_server_that_was_woken() {
     // Each within the limit of an instance, and together beyond that of the container.
     let asked: Vec<_> = (0..6).map(|_| function.begin("/alloc/40")).collect();
     let status = function.pod.cri.wait_exit(&function.id).await.unwrap();
-    assert_eq!(
-        (status.exit_code, status.reason.as_str()),
-        (137, "OOMKilled"),
-        "{status:?}"
-    );
+    ended(&status, 137, "OOMKilled");
     for asked in asked {
         asked.answer();
     }
@@ -346,11 +334,7 @@ async fn a_component_that_cannot_begin_ends_its_container_also_if_it_may_sleep()
     let pod = Pod::run_config(&daemon, config).await;
     let id = pod.start(&container("function", &image, &[])).await;
     let status = pod.cri.wait_exit(&id).await.unwrap();
-    assert_eq!(
-        (status.exit_code, status.reason.as_str()),
-        (134, "WasmTrap"),
-        "{status:?}"
-    );
+    ended(&status, 134, "WasmTrap");
     daemon.finish().await.unwrap();
 }
 

@@ -3,7 +3,7 @@
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use super::{functions, raw, run};
+use super::{ended, functions, raw, run};
 use crate::site::eventually;
 
 #[tokio::test]
@@ -28,11 +28,7 @@ async fn a_stop_drains_what_is_under_way_and_takes_nothing_new() {
     assert!(begun.elapsed() < Duration::from_secs(4));
     assert!(idle.join().unwrap().1);
     let status = function.pod.cri.status(&function.id).await.unwrap();
-    assert_eq!(
-        (status.exit_code, status.reason.as_str()),
-        (0, "Completed"),
-        "{status:?}"
-    );
+    ended(&status, 0, "Completed");
     daemon.finish().await.unwrap();
 }
 

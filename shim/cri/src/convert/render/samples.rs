@@ -77,6 +77,20 @@ fn sample_config() -> cri::ContainerConfig {
     }
 }
 
+/// A mount of an image, all of it.
+pub(in crate::convert) fn image_mount() -> cri::Mount {
+    cri::Mount {
+        container_path: "/models".into(),
+        readonly: true,
+        image: Some(cri::ImageSpec {
+            image: "files:1".into(),
+            user_specified_image: "files".into(),
+            ..Default::default()
+        }),
+        ..Default::default()
+    }
+}
+
 /// A mount of a file on the host, and one of an image.
 fn sample_mounts() -> Vec<cri::Mount> {
     let file = cri::Mount {
@@ -86,15 +100,8 @@ fn sample_mounts() -> Vec<cri::Mount> {
         ..Default::default()
     };
     let image = cri::Mount {
-        container_path: "/models".into(),
-        readonly: true,
-        image: Some(cri::ImageSpec {
-            image: "files:1".into(),
-            user_specified_image: "files".into(),
-            ..Default::default()
-        }),
         image_sub_path: "small".into(),
-        ..Default::default()
+        ..image_mount()
     };
     vec![file, image]
 }
