@@ -8,6 +8,8 @@
     reason = "a test stops at the first thing that is not as it should be"
 )]
 
+#[path = "kubelet/functions.rs"]
+mod functions;
 #[path = "kubelet/lives.rs"]
 mod lives;
 #[path = "kubelet/logs.rs"]

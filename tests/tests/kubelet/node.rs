@@ -19,6 +19,8 @@ pub struct Images {
     pub wasm: String,
     /// The component of many commands, in `/bin` under the names of some.
     pub component: String,
+    /// The component of `function.c`, which handles HTTP requests.
+    pub function: String,
     /// A file and a directory, to be mounted.
     pub content: String,
 }
@@ -35,12 +37,19 @@ pub fn images() -> &'static Images {
         let names = ["bin/sh", "bin/cat", "bin/httpd", "bin/echo"];
         let files = names.map(|name| file(name, 0o755, &many));
         let component = Image::wasi(&files, Packing::Gzip, &["/bin/sh"]).unwrap();
+        let handler = guests::function().unwrap();
+        let files = [
+            file("function.wasm", 0o755, &handler),
+            file("etc/motd", 0o644, b"from the image"),
+        ];
+        let function = Image::wasi(&files, Packing::Gzip, &["/function.wasm"]).unwrap();
         let push =
             |image: Image, name: &str| image.push(registry.host(), name, "v1").unwrap().reference;
         Images {
             shell: push(linux::base().unwrap(), "shell"),
             wasm: push(wasm, "wasm"),
             component: push(component, "component"),
+            function: push(function, "function"),
             content: push(linux::content().unwrap(), "content"),
             _registry: registry,
         }
