@@ -59,6 +59,8 @@ FAILPOINT_CRATES := cgroup cri images lifecycle network runtime sandbox shim spe
 FAILPOINT_BUILD := --features coracle-shim/failpoints \
     $(FAILPOINT_CRATES:%=--config profile.release.package.coracle-%.opt-level=1)
 UNIT_AND_END_TO_END := --lib --bins --test '*'
+# As on a node with systemd, whose mounts are shared.
+SHARED_MOUNTS := unshare --mount --propagation shared
 .PHONY: test-build
 test-build:
 	@.ci/packages $(TEST_PACKAGES)
@@ -70,7 +72,7 @@ test-build:
 
 .PHONY: test
 test: test-build ## build, then run every test, unit and end to end (as root)
-	$(CARGO) test --release --workspace $(UNIT_AND_END_TO_END) $(FAILPOINT_BUILD)
+	$(SHARED_MOUNTS) $(CARGO) test --release --workspace $(UNIT_AND_END_TO_END) $(FAILPOINT_BUILD)
 
 # INIT=systemd: the tests of the systemd cgroup driver. LSM=apparmor or selinux: those of such a kernel.
 # KERNEL=bookworm: Linux 6.1. TESTS: which, by name; unless set all of those two kinds, and else the ones for which the

@@ -32,10 +32,13 @@ use crate::unpackers::Unpackers;
 const MAX_WORKERS: usize = 4;
 /// Threads for work that blocks: log files on slow disks, unpacking, namespaces.
 const MAX_BLOCKING: usize = 64;
+/// How long such a thread waits for more to do. The allocator keeps up to 200 KiB for each thread; what memory.rs returns
+/// five seconds after the last call contains it only if the thread has ended.
+const BLOCKING_KEPT: std::time::Duration = std::time::Duration::from_secs(2);
 /// Stack of each thread, bytes; only touched pages count.
 const THREAD_STACK: usize = 1 << 20;
-/// Heaps of the allocator. With one a thread, each keeps a hundred KiB of pages after its work.
-const ARENAS: u8 = 2;
+/// Heaps of the allocator. With one a thread, each keeps a hundred KiB of pages after its work; a second one, half a MiB.
+const ARENAS: u8 = 1;
 /// How long work under way may take after the signal.
 const DRAIN: std::time::Duration = std::time::Duration::from_secs(5);
 
@@ -53,6 +56,7 @@ pub fn main(config: &Config) -> Result<(), Box<dyn Error>> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(cores.min(MAX_WORKERS))
         .max_blocking_threads(MAX_BLOCKING)
+        .thread_keep_alive(BLOCKING_KEPT)
         .thread_stack_size(THREAD_STACK)
         .thread_name("coracle")
         .enable_all()

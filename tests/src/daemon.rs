@@ -108,22 +108,22 @@ impl Daemon {
             None => binary()?,
         };
         let mut command = Command::new("/bin/sh");
-        let enter = self.scratch.enter_cgroup();
+        let mut enter = self.scratch.enter_cgroup() + "exec ";
+        if self.options.shared_mounts {
+            enter += "unshare -m --propagation shared ";
+        }
         let script = match &self.options.boot_id {
             _ if self.options.peer_sandbox_image.is_some() => {
-                format!("{enter}exec containerd --config \"$1\"")
+                format!("{enter}containerd --config \"$1\"")
             }
             None if self.options.pure_v1 => format!(
-                "{enter}exec unshare -m --propagation slave /bin/sh -c 'umount -l {UNIFIED}; \
+                "{enter}unshare -m --propagation slave /bin/sh -c 'umount -l {UNIFIED}; \
                  exec \"$0\" serve --config \"$1\"' \"$0\" \"$1\""
             ),
-            None if self.options.shared_mounts => {
-                format!("{enter}exec unshare -m --propagation shared \"$0\" serve --config \"$1\"")
-            }
-            None => format!("{enter}exec \"$0\" serve --config \"$1\""),
+            None => format!("{enter}\"$0\" serve --config \"$1\""),
             // In a mount namespace of its own, so that only this daemon sees the other boot id.
             Some(other) => format!(
-                "{enter}exec unshare -m --propagation slave /bin/sh -c 'mount --bind {} \
+                "{enter}unshare -m --propagation slave /bin/sh -c 'mount --bind {} \
                  /proc/sys/kernel/random/boot_id; exec \"$0\" serve --config \"$1\"' \"$0\" \"$1\"",
                 other.display()
             ),

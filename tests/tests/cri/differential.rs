@@ -26,7 +26,11 @@ async fn a_container_looks_as_under_runc_and_crun() {
     if on_peer() {
         return;
     }
-    let ours = view(Options::default()).await;
+    let ours = view(Options {
+        shared_mounts: true,
+        ..Options::default()
+    })
+    .await;
     let pause = guests::linux_pause().unwrap();
     let pause = Image::linux(&[file("pause", 0o755, &pause)], &["/pause"]).unwrap();
     let pause = push("pause", &pause).reference;
@@ -37,6 +41,7 @@ async fn a_container_looks_as_under_runc_and_crun() {
         let theirs = view(Options {
             peer_sandbox_image: Some(pause.clone()),
             peer_runtime: runtime,
+            shared_mounts: true,
             ..Options::default()
         })
         .await;

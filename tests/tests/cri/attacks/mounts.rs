@@ -2,6 +2,7 @@
 
 use coracle_proto::runtime::v1 as cri;
 use cri::MountPropagation::PropagationBidirectional;
+use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_bind, mount_change, unmount};
 
 use super::canary::{Canary, Fate, attempt};
 use crate::linux::shell::{daemon, fresh, host_dir, mount, on_peer, program};
@@ -40,11 +41,16 @@ async fn mounts_that_climb_repeat_or_cover_the_root_are_refused_by_name() {
         twice.mounts = vec![mount(&dir, "/v", false), mount(&dir, "/v", true)];
         attempt(&daemon, &pod, &twice).await.is_refused(&["/v"]);
         let mut shared = program("shared", &["/bin/true"]);
-        shared.mounts = vec![mount(&dir, "/shared-one", false)];
+        let private = dir.join("private");
+        std::fs::create_dir(&private).unwrap();
+        mount_bind(&private, &private).unwrap();
+        mount_change(&private, MountPropagationFlags::PRIVATE).unwrap();
+        shared.mounts = vec![mount(&private, "/shared-one", false)];
         shared.mounts[0].propagation = PropagationBidirectional as i32;
         attempt(&daemon, &pod, &shared)
             .await
             .is_refused(&["/shared-one"]);
+        unmount(&private, UnmountFlags::DETACH).unwrap();
         let mut recursive = program("recursive", &["/bin/true"]);
         recursive.mounts = vec![mount(&dir, "/recursive", false)];
         recursive.mounts[0].recursive_read_only = true;

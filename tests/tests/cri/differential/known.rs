@@ -21,6 +21,16 @@ const fn known(
 /// The committed list; an entry that explains nothing any more fails the test as well.
 pub const KNOWN: &[Known] = &[
     known(
+        ["runc", "*", "mount /"],
+        ["overlay relatime,* private *", "overlay relatime,* slave *"],
+        "The root is made for the container, with nothing of the node mounted in it; runc sets what containerd asks for, rslave.",
+    ),
+    known(
+        ["runc", "*", "mount /sys/fs/cgroup/*"],
+        ["cgroup * private *", "cgroup * slave *"],
+        "Nothing that the node mounts in a hierarchy of cgroups has to show in a container.",
+    ),
+    known(
         ["*", "*", "keyring"],
         ["keyring;*;*;3f030000", "keyring;0;0;3f1*"],
         "The kernel's own permissions of a new session keyring: whoever possesses it, as every process of the container does, may do all. It is charged to an id drawn at random, so that no container uses up the quota of another.",
