@@ -1,10 +1,12 @@
-//! Functions as a kubelet runs them: every kind of probe, hooks, replacement, an orderly end.
+//! Functions as a kubelet runs them: every kind of probe, hooks, replacement, an orderly end, sleep.
 
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use coracle_tests::kubelet::Node;
+use coracle_tests::procs::{Process, Role};
 use serde_json::{Value, json};
 
 use crate::node::{images, node, pod, restarts};
@@ -171,4 +173,45 @@ async fn a_function_is_replaced_without_a_failed_request_and_drains() {
     assert!(answers.len() > 30, "{}", answers.len());
     assert!(answers.iter().all(|status| *status == 200), "{answers:?}");
     node.finish().await.unwrap();
+}
+
+/// Nothing that the kubelet does by itself wakes a function that sleeps, and it stays a running container of a ready pod.
+#[tokio::test]
+#[ignore = "needs a kubelet: make kubelet"]
+async fn a_function_sleeps_and_wakes_through_the_address_of_its_pod() {
+    let mut node = node(json!({})).await;
+    let mut pod = serving("sleepy", function("function"));
+    pod["metadata"]["annotations"] = json!({"coracle.dev/idle-seconds": "1"});
+    node.put(&pod).unwrap();
+    let seen = node.ready("sleepy").await.unwrap();
+    for _ in 0..3 {
+        assert!(asleep(&mut node).await, "{:?}", servers(&mut node));
+        // Long enough for the kubelet to look at its pods and their stats.
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        assert_eq!(servers(&mut node), 0);
+        assert_eq!(get(&url(&seen, "/hello")), 200);
+        assert_eq!(servers(&mut node), 1);
+    }
+    let seen = node.ready("sleepy").await.unwrap();
+    assert_eq!(restarts(&seen, "function"), 0);
+    node.take("sleepy").unwrap();
+    node.finish().await.unwrap();
+}
+
+/// How many processes serve; those that hold the socket of one that sleeps are not counted.
+fn servers(node: &mut Node) -> usize {
+    let found = node.daemon().processes(Role::Guest);
+    let serves = |process: &&Process| process.command.ends_with(" server");
+    found.iter().filter(serves).count()
+}
+
+/// Waits until none serves; whether it came to that in ten seconds.
+async fn asleep(node: &mut Node) -> bool {
+    for _ in 0..100 {
+        if servers(node) == 0 {
+            return true;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    false
 }
