@@ -7,6 +7,7 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::io::Interest;
@@ -96,6 +97,16 @@ impl Process {
         }
     }
 
+    /// As [`Process::signal`], and says that the process will be killed after `grace`. For container processes that run
+    /// WebAssembly.
+    pub fn signal_with_grace(&self, signal: i32, grace: Duration) -> Result<bool> {
+        match sys::signals::send_with_grace(self.pidfd.as_fd(), signal, grace) {
+            Ok(()) => Ok(true),
+            Err(e) if e.raw_os_error() == Some(libc::ESRCH) => Ok(false),
+            Err(e) => Err(e).during(|| format!("send signal {signal} to process {}", self.pid)),
+        }
+    }
+
     /// Whether the process catches or blocks `signal`, so that it would see one sent now. `None` if it is gone.
     pub fn handles_signal(&self, signal: i32) -> Option<bool> {
         let text = std::fs::read_to_string(format!("/proc/{}/status", self.pid)).ok()?;
@@ -140,7 +151,7 @@ impl Process {
         }
         // Out of descriptors, or a spurious wake-up: poll at intervals instead.
         while self.is_alive() {
-            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
 

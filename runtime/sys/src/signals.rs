@@ -5,6 +5,7 @@
 //! mask, nice 0, umask 022 and the affinity of the node.
 
 use std::io;
+use std::time::Duration;
 
 /// Resets signals, nice value, umask and affinity to those of a new process.
 ///
@@ -52,11 +53,14 @@ pub fn reset() {
     }
 }
 
+/// A handler of stop signals: the signal, what [`grace_of`] reads, and what else the kernel passes.
+pub type StopHandler = extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::c_void);
+
 /// Calls `handler` for every signal that may serve as a stop signal, on whichever thread gets it.
 ///
 /// Left alone: KILL and STOP, the faults that wasmtime handles, SIGSYS, and those whose default is to do nothing.
 /// The handler may only do what is async-signal-safe.
-pub fn catch_stops(handler: extern "C" fn(i32)) -> io::Result<()> {
+pub fn catch_stops(handler: StopHandler) -> io::Result<()> {
     use libc::{
         SIGBUS, SIGCHLD, SIGCONT, SIGFPE, SIGILL, SIGKILL, SIGPIPE, SIGSEGV, SIGSTOP, SIGSYS,
         SIGURG, SIGWINCH,
@@ -66,12 +70,12 @@ pub fn catch_stops(handler: extern "C" fn(i32)) -> io::Result<()> {
         SIGWINCH, SIGPIPE, 32, 33,
     ];
     for signal in (1..=64).filter(|s| !left.contains(s)) {
-        // SAFETY: the struct is zeroed and then given a handler of the plain one-argument kind; the caller promises
-        // that the handler is async-signal-safe. No SA_RESTART: a blocked call is to be interrupted.
+        // SAFETY: the struct is zeroed and then given a handler of the three-argument kind (SA_SIGINFO); the caller
+        // promises that the handler is async-signal-safe. No SA_RESTART: a blocked call is to be interrupted.
         let result = unsafe {
             let mut action: libc::sigaction = std::mem::zeroed();
             action.sa_sigaction = handler as *const () as usize;
-            action.sa_flags = libc::SA_ONSTACK;
+            action.sa_flags = libc::SA_ONSTACK | libc::SA_SIGINFO;
             libc::sigaction(signal, &raw const action, std::ptr::null_mut())
         };
         if result != 0 {
@@ -119,6 +123,63 @@ pub fn send_raw(pidfd: std::os::fd::BorrowedFd<'_>, signal: i32) -> io::Result<(
         Ok(())
     } else {
         Err(io::Error::last_os_error())
+    }
+}
+
+/// Sends any signal through a pidfd, and says to its handler when the process will be killed: see [`grace_of`].
+///
+/// Errors: as of pidfd_send_signal(2).
+pub fn send_with_grace(
+    pidfd: std::os::fd::BorrowedFd<'_>,
+    signal: i32,
+    grace: Duration,
+) -> io::Result<()> {
+    use std::os::fd::AsRawFd as _;
+    // The beginning of siginfo_t for SI_QUEUE on 64-bit machines, padded to its 128 bytes. Source: sigaction(2).
+    #[repr(C)]
+    struct Queued {
+        signal: i32,
+        errno: i32,
+        code: i32,
+        pad: i32,
+        pid: i32,
+        uid: u32,
+        millis: i64,
+        rest: [u64; 12],
+    }
+    const { assert!(size_of::<Queued>() == size_of::<libc::siginfo_t>()) };
+    let info = Queued {
+        signal,
+        errno: 0,
+        code: libc::SI_QUEUE,
+        pad: 0,
+        pid: 0,
+        uid: 0,
+        millis: i32::try_from(grace.as_millis()).unwrap_or(i32::MAX).into(),
+        rest: [0; 12],
+    };
+    let (fd, info) = (pidfd.as_raw_fd(), &raw const info);
+    // SAFETY: pidfd_send_signal reads a siginfo_t behind the pointer, and `info` has its size and is initialized.
+    let result = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, signal, info, 0) };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Milliseconds after which the sender of a signal will kill this process; `None` if it was not sent by
+/// [`send_with_grace`]. For signal handlers.
+///
+/// # Safety
+///
+/// `info` is what the kernel passed to a [`StopHandler`] that has not returned yet.
+pub unsafe fn grace_of(info: *const libc::siginfo_t) -> Option<i32> {
+    // SAFETY: the caller promises that `info` is valid; SI_QUEUE says that its sender filled in the value, an integer
+    // that has the size of a pointer.
+    unsafe {
+        let is_queued = (*info).si_code == libc::SI_QUEUE;
+        is_queued.then(|| (*info).si_value().sival_ptr as isize as i32)
     }
 }
 

@@ -7,6 +7,7 @@
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicI32, AtomicPtr, Ordering};
+use std::time::Duration;
 
 use wasmtime::Engine;
 
@@ -14,6 +15,8 @@ use coracle_spec::error::{Context as _, Result};
 use coracle_sys as sys;
 
 static STOP_SIGNAL: AtomicI32 = AtomicI32::new(0);
+/// Milliseconds; negative if nobody said.
+static STOP_GRACE: AtomicI32 = AtomicI32::new(-1);
 static STOP_ENGINE: AtomicPtr<Engine> = AtomicPtr::new(std::ptr::null_mut());
 static STOP_WAKE: AtomicI32 = AtomicI32::new(-1);
 
@@ -22,13 +25,23 @@ pub fn signal() -> i32 {
     STOP_SIGNAL.load(Ordering::SeqCst)
 }
 
+/// How long after the stop signal this process will be killed; `None` if its sender did not say.
+pub fn grace() -> Option<Duration> {
+    let millis = STOP_GRACE.load(Ordering::SeqCst);
+    u64::try_from(millis).ok().map(Duration::from_millis)
+}
+
 /// Whether a stop signal has arrived.
 pub(super) fn stopping() -> bool {
     STOP_SIGNAL.load(Ordering::Relaxed) != 0
 }
 
 /// The stop signal's handler: stores it, advances the epoch, wakes the event loop. All three are signal-safe.
-extern "C" fn on_stop(signal: i32) {
+extern "C" fn on_stop(signal: i32, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    // SAFETY: this is the handler, and `info` is what the kernel passed.
+    if let Some(millis) = unsafe { sys::signals::grace_of(info) } {
+        STOP_GRACE.store(millis, Ordering::SeqCst);
+    }
     STOP_SIGNAL.store(signal, Ordering::SeqCst);
     let engine = STOP_ENGINE.load(Ordering::SeqCst);
     if !engine.is_null() {

@@ -165,8 +165,9 @@ pub trait Host: Send + Sync + 'static {
         path: &'a str,
     ) -> EffectFuture<'a, ()>;
 
-    /// Sends `signal` to the container's first process. A process that has ended is fine.
-    fn signal(&self, process: &Process, signal: i32) -> Result<(), Error>;
+    /// Sends `signal` to the container's first process, which learns after how long it will be killed if `grace` says so.
+    /// A process that has ended is fine.
+    fn signal(&self, process: &Process, signal: i32, grace: Option<Duration>) -> Result<(), Error>;
 
     /// Kills all processes of a container. Blocks until all have ended, at most for the cgroup's own timeout.
     fn kill(&self, process: Option<&Process>, cgroup: &str) -> Result<(), Error>;

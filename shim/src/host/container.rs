@@ -74,10 +74,19 @@ impl Host {
         reopened.map_err(|error| runtime_error(format!("reopen the log of container {id}"), error))
     }
 
-    /// Sends `signal` to the container's first process. A process that has ended is fine.
-    pub fn signal(&self, process: &Process, signal: i32) -> Result<(), Error> {
+    /// Sends `signal` to the container's first process, which learns after how long it will be killed if `grace` says so.
+    /// A process that has ended is fine.
+    pub fn signal(
+        &self,
+        process: &Process,
+        signal: i32,
+        grace: Option<Duration>,
+    ) -> Result<(), Error> {
         pass("stop.signal")?;
-        let sent = process.signal(signal);
+        let sent = match grace {
+            Some(grace) => process.signal_with_grace(signal, grace),
+            None => process.signal(signal),
+        };
         sent.map(|_| ())
             .map_err(|error| runtime_error(format!("send signal {signal}"), error))
     }

@@ -178,8 +178,8 @@ impl coracle_lifecycle::Host for Host {
         Box::pin(async move { Host::reopen_log(&self, keeper, id, log_directory, path).await })
     }
 
-    fn signal(&self, process: &Process, signal: i32) -> Result<(), Error> {
-        Host::signal(self, process, signal)
+    fn signal(&self, process: &Process, signal: i32, grace: Option<Duration>) -> Result<(), Error> {
+        Host::signal(self, process, signal, grace)
     }
 
     fn kill(&self, process: Option<&Process>, cgroup: &str) -> Result<(), Error> {

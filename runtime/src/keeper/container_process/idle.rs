@@ -251,7 +251,10 @@ impl<'a> Holder<'a> {
     fn signal(&self, signal: i32) {
         if let Some(pidfd) = &self.running {
             // It may have ended meanwhile, which is seen next.
-            let _ = sys::signals::send_raw(pidfd.as_fd(), signal);
+            let _ = match stop::grace() {
+                Some(grace) => sys::signals::send_with_grace(pidfd.as_fd(), signal, grace),
+                None => sys::signals::send_raw(pidfd.as_fd(), signal),
+            };
         }
     }
 

@@ -6,6 +6,8 @@
 //! server that ends because it is idle has closed its connections, and leaves those that come meanwhile to the kernel.
 //! Not here: what a request is answered, how long is idle.
 
+mod drain;
+
 use std::convert::Infallible;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -157,24 +159,7 @@ impl Connections {
                 }
             }
         }
-        own.drain(listener, &closing).await;
-        Ok(End::Code(0))
-    }
-
-    /// Answers what is under way and what the kernel has accepted already, and lets nobody else in.
-    async fn drain(self: Arc<Self>, listener: TcpListener, closing: &watch::Sender<bool>) {
-        let closed = closing.subscribe();
-        // Their clients take themselves to be connected.
-        while let Some((stream, room)) = self.accepted_already(&listener) {
-            self.start(stream, room, &closed);
-        }
-        // The process that holds the socket of a function that may sleep has it, too.
-        let _ = rustix::net::shutdown(&listener, rustix::net::Shutdown::Read);
-        drop(listener);
-        let _ = closing.send(true);
-        let all = self.settings.max_connections;
-        let _ = self.room.acquire_many(all).await;
-        self.requests.finished().await;
+        Ok(own.drain(listener, &closing).await)
     }
 
     /// What happens next. `is_leaving`: the server is idle and closes its connections.
@@ -211,18 +196,6 @@ impl Connections {
                 }
             }
             tokio::time::sleep(SHORTAGE).await;
-        }
-    }
-
-    fn accepted_already(
-        &self,
-        listener: &TcpListener,
-    ) -> Option<(TcpStream, OwnedSemaphorePermit)> {
-        use std::task::{Context, Poll, Waker};
-        let room = Arc::clone(&self.room).try_acquire_owned().ok()?;
-        match listener.poll_accept(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(Ok((stream, _))) => Some((stream, room)),
-            Poll::Ready(Err(_)) | Poll::Pending => None,
         }
     }
 

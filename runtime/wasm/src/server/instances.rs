@@ -6,13 +6,15 @@
 
 use std::future;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Sleep;
 use wasmtime::component::GuestTaskId;
-use wasmtime::{Store, StoreContextMut};
+use wasmtime::{Store, StoreContextMut, Trap, UpdateDeadline};
 use wasmtime_wasi_http::WasiHttpView as _;
 use wasmtime_wasi_http::handler::{
     HandlerState, Instance, ProxyPre, ShouldAccept, WorkerExpiration, WorkerState, WorkerStatus,
@@ -25,6 +27,9 @@ use crate::end;
 use crate::host::{ComponentState, Shared};
 use crate::streams::{Output, Writer};
 use coracle_spec::{ContainerSpec, HttpServer, WasmSpec};
+
+/// Why a guest was ended that was under way when its container's grace period was over.
+const STOPPED: &str = "its container was stopped, and the grace period is over";
 
 /// Most linear memory of one instance; `None` is as much as there is. Bytes.
 pub(super) fn memory_limit(spec: &ContainerSpec, server: &HttpServer) -> Option<u64> {
@@ -43,6 +48,8 @@ pub(super) struct Instances {
     server: HttpServer,
     shared: Shared,
     ticker: Ticker,
+    /// Guests that compute are to be ended.
+    is_ending: Arc<AtomicBool>,
     /// Standard output and error of all of them.
     pub(super) out: Stream,
     pub(super) err: Stream,
@@ -67,6 +74,7 @@ impl Instances {
         Ok(Self {
             shared: Shared::new(&spec, &wasm, false)?,
             ticker: Ticker::start(engine)?,
+            is_ending: Arc::default(),
             out: Stream::new(Output::out(wasm.tty)),
             err: Stream::new(Output::err(wasm.tty)),
             pre,
@@ -87,8 +95,22 @@ impl Instances {
         store.limiter(|state| &mut state.limits);
         // Each advance of the epoch lets others have their turn.
         store.set_epoch_deadline(1);
-        store.epoch_deadline_async_yield_and_update(1);
+        let is_ending = Arc::clone(&self.is_ending);
+        store.epoch_deadline_callback(move |_| match is_ending.load(Ordering::Relaxed) {
+            false => Ok(UpdateDeadline::Yield(1)),
+            true => Err(wasmtime::Error::from(Trap::Interrupt).context(STOPPED)),
+        });
         store
+    }
+
+    /// Ends every guest that computes, by a trap; new ones end as soon as they compute.
+    pub(super) fn end_guests(&self) {
+        self.is_ending.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether [`Instances::end_guests`] was called.
+    pub(super) fn is_ending(&self) -> bool {
+        self.is_ending.load(Ordering::Relaxed)
     }
 }
 
@@ -122,6 +144,7 @@ impl HandlerState for Instances {
             state: Worker {
                 max_requests: self.server.max_instance_requests as usize,
                 lines,
+                is_ending: Arc::clone(&self.is_ending),
                 _running: running,
             },
         })
@@ -133,6 +156,7 @@ pub(super) struct Worker {
     max_requests: usize,
     /// Standard output and error of the instance.
     lines: [Lines; 2],
+    is_ending: Arc<AtomicBool>,
     _running: Running,
 }
 
@@ -177,8 +201,18 @@ impl WorkerState for Worker {
 
     fn drop(&self, store: Store<ComponentState>, result: wasmtime::Result<()>) {
         drop(store);
-        if let Err(e) = result {
+        if let Err(e) = result.map_err(|e| self.explained(e)) {
             self.lines[1].line(&one_line(&e));
+        }
+    }
+}
+
+impl Worker {
+    /// An error, as it concerns the guest: one that waited is dropped with the server.
+    fn explained(&self, e: wasmtime::Error) -> wasmtime::Error {
+        match self.is_ending.load(Ordering::Relaxed) && !e.is::<Trap>() {
+            true => wasmtime::Error::msg(STOPPED),
+            false => e,
         }
     }
 }

@@ -12,6 +12,7 @@
 //! | 500 | the guest trapped, gave no answer, or none that can be sent |
 //! | 502, 504 | the guest says that somebody that it asked failed or was late |
 //! | 503 with `Retry-After` | as many requests as there may be are under way |
+//! | 503 | the container was stopped, and its grace period was over |
 //! | 504 | the guest was late itself |
 
 use std::sync::Arc;
@@ -97,6 +98,16 @@ impl Requests {
         let _ = self.turns.acquire_many(self.settings.max_requests).await;
     }
 
+    /// How many there are.
+    pub(super) fn under_way(&self) -> usize {
+        (self.settings.max_requests as usize).saturating_sub(self.turns.available_permits())
+    }
+
+    /// Ends every guest that computes; new ones end as soon as they compute.
+    pub(super) fn end_guests(&self) {
+        self.handler.state().end_guests();
+    }
+
     /// The request as a guest may have it, and its turn. Errors: the answer of a request that gets no further.
     async fn admit(
         &self,
@@ -150,6 +161,9 @@ impl Requests {
                 return busy();
             }
             self.handler.state().err.line(&one_line(&failed.error));
+        }
+        if self.handler.state().is_ending() {
+            return plain(StatusCode::SERVICE_UNAVAILABLE);
         }
         plain(StatusCode::INTERNAL_SERVER_ERROR)
     }

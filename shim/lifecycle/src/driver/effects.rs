@@ -10,6 +10,7 @@ use coracle_spec::id::ContainerId;
 use super::container::missing;
 use super::{Completion, Driver, Message, Purpose};
 use crate::blocking::blocking;
+use crate::clock;
 use crate::error::{Error, Kind};
 use crate::host::{KeeperEngine, StartRequest, Started};
 use crate::record::Payload;
@@ -170,13 +171,21 @@ impl Driver {
         let Some(process) = &container.process else {
             return;
         };
+        let payload = container.plan.as_ref().map(|plan| &plan.payload);
+        // Programs of images get the plain signal that they know.
+        let grace = match (payload, &container.phase) {
+            (Some(Payload::Wasm(_)), ContainerPhase::Stopping(_, stop)) => {
+                Some(clock::until(stop.kill_at))
+            }
+            _ => None,
+        };
         let was_ignored = process.handles_signal(signal) == Some(false);
-        if let Err(error) = self.shared.host.signal(process, signal) {
+        if let Err(error) = self.shared.host.signal(process, signal, grace) {
             // The deadline of the grace period still ends it.
             tracing::warn!(container = %id, error = error.chain(), "the stop signal was not sent");
         }
         let first_of_its_namespace = matches!(
-            container.plan.as_ref().map(|plan| &plan.payload),
+            payload,
             Some(Payload::Linux(linux)) if linux.jail.pid == PidNamespaceMode::Own
         );
         if first_of_its_namespace {

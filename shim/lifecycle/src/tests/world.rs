@@ -221,7 +221,7 @@ impl Host for World {
         unavailable("reopen_log")
     }
 
-    fn signal(&self, _: &Process, _: i32) -> Result<(), Error> {
+    fn signal(&self, _: &Process, _: i32, _: Option<Duration>) -> Result<(), Error> {
         Ok(())
     }
 
