@@ -3,8 +3,9 @@
 //! Called by `cri` with every call. When a million small texts are freed, the allocator keeps their pages: 17 MiB of
 //! labels would cost 100 MiB until the daemon ends.
 //! Invariants: at most one check every five seconds, and one after the last call; none without calls. Memory is
-//! returned when the process has grown by [`BUSY_WORTH`] since the last time, or by [`QUIET_WORTH`] when there was no
-//! call meanwhile or the last time was [`LONG`] ago. Must not know: how much a request may hold.
+//! returned when the process has grown by [`BUSY_WORTH`] since the last time; when there was no call meanwhile, or the
+//! last time was [`LONG`] ago, already when it has grown by [`QUIET_WORTH`] since such a check: what was returned under
+//! load says nothing of what the threads of that load still held. Must not know: how much a request may hold.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -24,8 +25,8 @@ const LONG: Duration = Duration::from_secs(60);
 static DUE: AtomicBool = AtomicBool::new(false);
 /// There was a call since the check was scheduled.
 static CALLED: AtomicBool = AtomicBool::new(false);
-/// Resident bytes after the last time.
-static KEPT: AtomicU64 = AtomicU64::new(0);
+/// Resident bytes after memory was returned under load, and otherwise.
+static KEPT: [AtomicU64; 2] = [AtomicU64::new(0), AtomicU64::new(0)];
 
 /// Schedules a check of the process, unless one is scheduled.
 pub fn settle_soon() {
@@ -39,9 +40,9 @@ pub fn settle_soon() {
             CALLED.store(false, Ordering::Release);
             tokio::time::sleep(SETTLE).await;
             let is_quiet = !CALLED.load(Ordering::Acquire);
-            let worth = worth(is_quiet, last.elapsed());
+            let check = Check::when(is_quiet, last.elapsed());
             // Trimming waits for the allocator's locks.
-            let trimmed = tokio::task::spawn_blocking(move || trim(worth)).await;
+            let trimmed = tokio::task::spawn_blocking(move || trim(check)).await;
             if trimmed.unwrap_or_default() {
                 last = Instant::now();
             }
@@ -57,27 +58,50 @@ pub fn settle_soon() {
     });
 }
 
-/// The growth that is worth the work.
-fn worth(is_quiet: bool, since: Duration) -> u64 {
-    match is_quiet || since >= LONG {
-        true => QUIET_WORTH,
-        false => BUSY_WORTH,
+/// When a check is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Check {
+    UnderLoad,
+    Quiet,
+}
+
+impl Check {
+    fn when(is_quiet: bool, since: Duration) -> Self {
+        match is_quiet || since >= LONG {
+            true => Self::Quiet,
+            false => Self::UnderLoad,
+        }
+    }
+
+    /// The growth that is worth the work.
+    fn worth(self) -> u64 {
+        match self {
+            Self::UnderLoad => BUSY_WORTH,
+            Self::Quiet => QUIET_WORTH,
+        }
     }
 }
 
-/// Returns free memory if the process has grown by `worth`; false if it has not.
-fn trim(worth: u64) -> bool {
+/// Returns free memory if the process has grown by as much as is worth it; false if it has not.
+fn trim(check: Check) -> bool {
     let Some(resident) = resident() else {
         return false;
     };
-    let kept = KEPT.load(Ordering::Acquire);
-    if resident < kept + worth {
-        KEPT.fetch_min(resident, Ordering::AcqRel);
+    let [under_load, quiet] = &KEPT;
+    let kept = match check {
+        Check::UnderLoad => under_load,
+        Check::Quiet => quiet,
+    };
+    if resident < kept.load(Ordering::Acquire) + check.worth() {
+        kept.fetch_min(resident, Ordering::AcqRel);
         return false;
     }
     give_memory_back();
     if let Some(resident) = self::resident() {
-        KEPT.store(resident, Ordering::Release);
+        under_load.store(resident, Ordering::Release);
+        if check == Check::Quiet {
+            quiet.store(resident, Ordering::Release);
+        }
     }
     true
 }
@@ -92,17 +116,24 @@ fn resident() -> Option<u64> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
+    use std::sync::Mutex;
+
     use super::*;
+
+    /// Held by a test that looks at the memory of the process.
+    static MEMORY: Mutex<()> = Mutex::new(());
 
     #[test]
     fn freed_memory_is_returned() {
+        let _alone = MEMORY.lock().unwrap();
         let held: Vec<String> = (0..1_000_000_u32).map(|n| n.to_string()).collect();
         // The allocations after them keep the heap from shrinking by itself.
         let last = std::hint::black_box(Box::new([1_u8; 64]));
         let full = resident().unwrap();
         drop(held);
-        KEPT.store(0, Ordering::Release);
-        assert!(trim(worth(false, Duration::ZERO)));
+        let [under_load, _] = &KEPT;
+        under_load.store(0, Ordering::Release);
+        assert!(trim(Check::UnderLoad));
         let after = resident().unwrap();
         assert!(
             after + (16 << 20) < full,
@@ -112,9 +143,26 @@ mod tests {
     }
 
     #[test]
-    fn small_growth_is_returned_when_the_daemon_is_idle() {
-        assert_eq!(worth(false, LONG - Duration::from_secs(1)), BUSY_WORTH);
-        assert_eq!(worth(false, LONG), QUIET_WORTH);
-        assert_eq!(worth(true, Duration::ZERO), QUIET_WORTH);
+    fn a_daemon_that_is_idle_or_was_not_checked_for_long_is_checked_for_small_growth() {
+        let at = |is_quiet, since| Check::when(is_quiet, since);
+        assert_eq!(at(false, LONG - Duration::from_secs(1)), Check::UnderLoad);
+        assert_eq!(at(false, LONG), Check::Quiet);
+        assert_eq!(at(true, Duration::ZERO), Check::Quiet);
+        assert!(Check::Quiet.worth() < Check::UnderLoad.worth());
+    }
+
+    #[test]
+    fn what_was_returned_under_load_does_not_hide_what_is_free_afterwards() {
+        let _alone = MEMORY.lock().unwrap();
+        let held: Vec<String> = (0..200_000_u32).map(|n| n.to_string()).collect();
+        let last = std::hint::black_box(Box::new([1_u8; 64]));
+        let [under_load, quiet] = &KEPT;
+        let full = resident().unwrap();
+        under_load.store(full, Ordering::Release);
+        quiet.store(full - 2 * QUIET_WORTH, Ordering::Release);
+        drop(held);
+        assert!(trim(Check::Quiet));
+        assert!(resident().unwrap() < full);
+        assert_eq!(last[0], 1);
     }
 }
