@@ -1,16 +1,43 @@
-//! Returns memory that a large request needed to the kernel.
+//! Keeps the daemon's memory what it needs: returns what a large request needed to the kernel, and keeps threads from
+//! hoarding.
 //!
-//! Called by `cri` with every call. When a million small texts are freed, the allocator keeps their pages: 17 MiB of
-//! labels would cost 100 MiB until the daemon ends.
+//! Called by [`crate::serve`] at the start, and by `cri` with every call. When a million small texts are freed, the
+//! allocator keeps their pages: 17 MiB of labels would cost 100 MiB until the daemon ends. And each thread keeps a few
+//! freed pieces of each size for itself, which hold on to nearly every page that the heap ever had: 4 MiB after
+//! thousands of pods.
 //! Invariants: at most one check every five seconds, and one after the last call; none without calls. Memory is
 //! returned when the process has grown by [`BUSY_WORTH`] since the last time; when there was no call meanwhile, or the
 //! last time was [`LONG`] ago, already when it has grown by [`QUIET_WORTH`] since such a check: what was returned under
 //! load says nothing of what the threads of that load still held. Must not know: how much a request may hold.
 
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use coracle_runtime::memory::give_memory_back;
+
+/// The setting of glibc's allocator for the pieces a thread keeps; it is read when a program begins, and never again.
+const THREAD_CACHES: &str = "glibc.malloc.tcache_count";
+
+/// Executes this program anew without the allocator's caches of threads, unless it has none or was told how many. Other
+/// settings of the environment stay. Returns only where nothing is to be done, or with the error of execve(2).
+pub fn execute_without_thread_caches() -> std::io::Result<()> {
+    let variable = "GLIBC_TUNABLES";
+    let given = std::env::var_os(variable).unwrap_or_default();
+    let given = given.to_string_lossy();
+    if cfg!(not(target_env = "gnu")) || given.contains(THREAD_CACHES) {
+        return Ok(());
+    }
+    let separator = if given.is_empty() { "" } else { ":" };
+    let mut arguments = std::env::args_os();
+    let name = arguments.next().unwrap_or_default();
+    Err(Command::new(std::env::current_exe()?)
+        .arg0(name)
+        .args(arguments)
+        .env(variable, format!("{given}{separator}{THREAD_CACHES}=0"))
+        .exec())
+}
 
 /// How long after a call the process is checked.
 const SETTLE: Duration = Duration::from_secs(5);

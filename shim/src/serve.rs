@@ -32,8 +32,7 @@ use crate::unpackers::Unpackers;
 const MAX_WORKERS: usize = 4;
 /// Threads for work that blocks: log files on slow disks, unpacking, namespaces.
 const MAX_BLOCKING: usize = 64;
-/// How long such a thread waits for more to do. The allocator keeps up to 200 KiB for each thread; what memory.rs returns
-/// five seconds after the last call contains it only if the thread has ended.
+/// How long such a thread waits for more to do: less than it takes until memory.rs returns memory, as each keeps a stack.
 const BLOCKING_KEPT: std::time::Duration = std::time::Duration::from_secs(2);
 /// Stack of each thread, bytes; only touched pages count.
 const THREAD_STACK: usize = 1 << 20;
@@ -47,6 +46,9 @@ const DRAIN: std::time::Duration = std::time::Duration::from_secs(5);
 /// Errors: why it cannot start, with the name of the object; a running daemon ends only by a signal.
 pub fn main(config: &Config) -> Result<(), Box<dyn Error>> {
     logging::init(&config.log)?;
+    if let Err(error) = crate::memory::execute_without_thread_caches() {
+        tracing::warn!(%error, "the daemon runs with caches for each thread and needs more memory");
+    }
     #[cfg(feature = "failpoints")]
     coracle_images::set_failpoints(coracle_spec::failpoint::hit);
     coracle_runtime::isolate_daemon()?;
