@@ -55,7 +55,7 @@ demo: ## build, then show a pod's whole life through the CRI socket (as root)
 # The daemon is built twice: with failpoints for the tests that break it, and last without, so that the
 # plain one is what lies at release/coracle. The unit tests share the build with failpoints, whose crates are
 # optimized less: half the time to compile.
-FAILPOINT_CRATES := cgroup cri images lifecycle network runtime sandbox shim spec wasm
+FAILPOINT_CRATES := cgroup config cri host images lifecycle network runtime sandbox shim spec wasm
 FAILPOINT_BUILD := --features coracle-shim/failpoints \
     $(FAILPOINT_CRATES:%=--config profile.release.package.coracle-%.opt-level=1)
 UNIT_AND_END_TO_END := --lib --bins --test '*'
@@ -146,9 +146,9 @@ quickstart: test-build ## build, then follow the quickstart in every language (a
 
 # Unit tests that need root (namespaces, cgroups, devices, files of other owners) or minutes: whole crates, and parts of
 # names in the others. `make test` runs these, too.
-ROOT_CRATES := coracle-cgroup coracle-sys coracle-tree coracle-unpack
+ROOT_CRATES := coracle-cgroup coracle-config coracle-demo coracle-sys coracle-tree coracle-unpack
 ROOT_TESTS := builtin:: check::place check::probe cni::directory cni::readiness cni::tests compile::tests::capabilities \
-    config::tests demo::place fuse:: identity::tests::the_map landlock:: linux::devices mirrors:: namespace::tests \
+    fuse:: identity::tests::the_map landlock:: linux::devices mirrors:: namespace::tests \
     nft::tests paths::tests snapshot:: stats::network toolbox:: user::tests::users watch::tests
 .PHONY: check
 check: ## formatting, clippy and the unit tests that need no root: before each commit

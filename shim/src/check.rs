@@ -14,11 +14,10 @@ mod probe;
 
 use std::io::{self, Write};
 
+use coracle_config::Config;
 use serde::Serialize;
 
 pub use kernel::maps_users;
-
-use crate::config::Config;
 
 /// How much a finding matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]

@@ -20,12 +20,12 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use coracle_config::Config;
 use coracle_spec::id::PodId;
 use rustix::fs::{FlockOperation, flock};
 
 use self::file::{Claimer, lock, open, read, write};
 use self::resources::{Resource, overlap, resources};
-use crate::config::Config;
 
 mod file;
 mod resources;
@@ -282,8 +282,8 @@ fn failed(operation: &'static str, path: &Path, source: io::Error) -> Error {
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
     use super::*;
-    use crate::config::Subnet;
     use crate::scratch::Scratch;
+    use coracle_config::Subnet;
 
     /// A configuration of its own below `dir`; `number` makes prefix, subnet and parent its own, too.
     fn config(dir: &Scratch, number: u8) -> Config {

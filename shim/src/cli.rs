@@ -9,8 +9,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
-
-use crate::config::{self, Config, Overrides};
+use coracle_config::{self as config, Config, Overrides};
 
 /// A Kubernetes container runtime for WebAssembly and Linux containers.
 #[derive(Debug, Parser)]

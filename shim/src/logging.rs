@@ -7,12 +7,11 @@
 
 use std::io::{self, IsTerminal};
 
+use coracle_config::{Log, LogFormat, LogLevel};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 use tracing_subscriber::{Layer, fmt};
-
-use crate::config::{Log, LogFormat, LogLevel};
 
 /// Starts logging. Errors: it was started before.
 pub fn init(log: &Log) -> Result<(), TryInitError> {

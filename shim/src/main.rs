@@ -13,9 +13,7 @@
 mod check;
 mod claims;
 mod cli;
-mod config;
-mod demo;
-mod host;
+mod host_config;
 mod logging;
 mod memory;
 #[cfg(test)]
@@ -27,7 +25,9 @@ use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use coracle_config as config;
 use coracle_runtime::{keeper, spawner};
+use coracle_spec::error::chain;
 use coracle_spec::failpoint;
 use coracle_wasm as wasm;
 
@@ -90,24 +90,12 @@ fn internal(result: coracle_spec::error::Result<()>) -> ExitCode {
     }
 }
 
-/// An error with its causes, as `a: b: c`.
-pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        next = cause.source();
-    }
-    text
-}
-
 type Outcome = Result<u8, Box<dyn std::error::Error>>;
 
 fn command(command: Command) -> Outcome {
     match command {
         Command::Serve(arguments) => serve::main(&arguments.config.load()?).map(|()| 0),
-        Command::Demo(arguments) => demo::main(&arguments).map(|()| 0),
+        Command::Demo(arguments) => coracle_demo::main(arguments.keep).map(|()| 0),
         Command::Check(arguments) => {
             let report = check::examine(&arguments.config.load()?);
             let out = &mut io::stdout().lock();

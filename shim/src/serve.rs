@@ -10,7 +10,9 @@ use std::sync::Arc;
 
 use coracle_cgroup::systemd::{Driver, Scopes};
 use coracle_cgroup::{Cgroups, Version};
+use coracle_config::{CgroupDriver, Config, NetworkMode};
 use coracle_cri::{self as cri, Node, Socket};
+use coracle_host::{DefaultProfile, Host, Parts};
 use coracle_images::{Images, ImagesConfig};
 use coracle_lifecycle::{Pods, Syncer};
 use coracle_network::{Builtin, BuiltinConfig, Cni, CniConfig, Network, Provider};
@@ -23,8 +25,7 @@ use coracle_wasm::{CompileCache, CompileLimits};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::claims::Claims;
-use crate::config::{CgroupDriver, Config, NetworkMode};
-use crate::host::{DefaultProfile, Host, HostConfig, Parts};
+use crate::host_config::host_config;
 use crate::logging;
 use crate::unpackers::Unpackers;
 
@@ -93,7 +94,7 @@ async fn run(config: &Config) -> Result<(), Box<dyn Error>> {
         policies: config.handlers.policies(),
         on_call: crate::memory::settle_soon,
     };
-    cri::serve(socket, parts, terminated).await?;
+    cri::serve(socket, parts, Box::pin(terminated)).await?;
     pods.drain(DRAIN).await;
     pods.flush(DRAIN).await;
     claims.release();
@@ -185,7 +186,7 @@ async fn host(
         syncer,
         category_share,
     };
-    Ok((Host::new(HostConfig::of(config), parts)?, images))
+    Ok((Host::new(host_config(config), parts)?, images))
 }
 
 /// Opens both networks: pods of the one that is not configured are still detached by it.
@@ -220,7 +221,7 @@ fn profiles() -> Arc<ProfileCache> {
     let profiles = Arc::new(ProfileCache::default());
     let cache = Arc::clone(&profiles);
     tokio::task::spawn_blocking(move || {
-        if let Err(error) = cache.warm(crate::host::usual_capabilities()) {
+        if let Err(error) = cache.warm(coracle_host::usual_capabilities()) {
             tracing::warn!(
                 error = error.chain(),
                 "the default seccomp filter is not ready"
@@ -234,7 +235,7 @@ fn profiles() -> Arc<ProfileCache> {
 /// Loads the default AppArmor profile, so that no container waits for it. Each container that needs it reports a
 /// failure.
 fn load_apparmor() {
-    match crate::host::load_default_profile() {
+    match coracle_host::load_default_profile() {
         Ok(DefaultProfile::Unsupported) => {}
         Ok(DefaultProfile::Loaded) => tracing::debug!("the default AppArmor profile is loaded"),
         Ok(DefaultProfile::Absent) => tracing::warn!(

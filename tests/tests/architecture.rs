@@ -3,8 +3,8 @@
 //! proto, streaming, sys and spec are leaves, and so are tree and unpack, the parts of images that handle what strangers
 //! made: the jailed unpacker is the shim's, which joins unpack with the runtime's jail. Below runtime, cgroup, network
 //! and sandbox know sys and spec alone, and wasm also the jail of its compiler. Of the shim's crates, lifecycle knows
-//! images and keepers and no protocol; cri knows the protocol and nothing of the runtime but its leaves; only the binary
-//! sees all. The tests see the protocol alone, so that they drive the daemon as a kubelet does.
+//! images and keepers and no protocol; cri knows the protocol and nothing of the runtime but its leaves; host, which acts
+//! on the node, knows no protocol and no configuration file; only the binary sees all. The tests see the protocol alone, so that they drive the daemon as a kubelet does.
 
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
@@ -105,10 +105,40 @@ fn crates_depend_on_each_other_only_as_designed() {
             BTreeSet::from(["coracle-sandbox", "coracle-spec", "coracle-sys"]),
         ),
         (
+            "coracle-host",
+            BTreeSet::from([
+                "coracle-cgroup",
+                "coracle-images",
+                "coracle-lifecycle",
+                "coracle-network",
+                "coracle-runtime",
+                "coracle-sandbox",
+                "coracle-spec",
+                "coracle-streaming",
+                "coracle-tree",
+                "coracle-wasm",
+            ]),
+        ),
+        (
+            "coracle-config",
+            BTreeSet::from(["coracle-cri", "coracle-spec"]),
+        ),
+        (
+            "coracle-demo",
+            BTreeSet::from([
+                "coracle-config",
+                "coracle-proto",
+                "coracle-spec",
+                "coracle-tree",
+            ]),
+        ),
+        (
             "coracle-shim",
             BTreeSet::from([
+                "coracle-config",
                 "coracle-cri",
-                "coracle-proto",
+                "coracle-demo",
+                "coracle-host",
                 "coracle-images",
                 "coracle-lifecycle",
                 "coracle-runtime",
@@ -117,7 +147,6 @@ fn crates_depend_on_each_other_only_as_designed() {
                 "coracle-sandbox",
                 "coracle-spec",
                 "coracle-streaming",
-                "coracle-tree",
                 "coracle-unpack",
                 "coracle-wasm",
             ]),
@@ -296,7 +325,7 @@ fn only_these_read_the_clock_that_can_be_set() {
         // When a status was made.
         "shim/cri/src/convert/render.rs",
         // When something was measured; rates have a clock of their own.
-        "shim/src/host/stats.rs",
+        "shim/host/src/stats.rs",
         // When something was made; deadlines have the boot clock.
         "shim/lifecycle/src/clock.rs",
         // Whether a certificate's file has changed.

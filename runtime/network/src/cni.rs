@@ -37,6 +37,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use coracle_spec::error::chain;
 use tokio::sync::{RwLock, Semaphore};
 
 use self::cache::{Cache, Entry, Report};
@@ -265,17 +266,6 @@ fn namespace(pin: &Path) -> String {
         true => pin.display().to_string(),
         false => String::new(),
     }
-}
-
-/// An error with its causes, as `a: b: c`.
-fn chain(error: &Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        text.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

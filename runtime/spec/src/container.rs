@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::id::{ContainerId, PodId};
 
 pub use exit::{Cause, Exit, MAX_CAUSE_BYTES, MAX_MESSAGE_BYTES};
-pub use http::HttpServer;
+pub use http::{HttpLimits, HttpServer};
 pub use payload::{ProcessRow, Tool, Toolbox, WasmNetwork};
 
 /// The version of [`ContainerSpec`] that this build writes; a keeper of an older build reads older ones.

@@ -36,6 +36,7 @@ use std::time::{Duration, Instant};
 use coracle_proto::runtime::v1::image_service_server::ImageServiceServer;
 use coracle_proto::runtime::v1::runtime_service_server::RuntimeServiceServer;
 use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status};
@@ -121,10 +122,20 @@ struct Cri(Arc<Shared>);
 /// answer the calls.
 ///
 /// Errors: [`ServeError`] when the listener failed; never because of a client.
-pub async fn serve(
+pub fn serve(
     socket: Socket,
     parts: Parts,
-    shutdown: impl Future<Output = ()>,
+    shutdown: BoxFuture<'static, ()>,
+) -> BoxFuture<'static, Result<(), ServeError>> {
+    // Boxed so that the services are compiled with this crate: the code of an async function is compiled where it is
+    // awaited.
+    Box::pin(serve_until(socket, parts, shutdown))
+}
+
+async fn serve_until(
+    socket: Socket,
+    parts: Parts,
+    shutdown: BoxFuture<'static, ()>,
 ) -> Result<(), ServeError> {
     let path = socket.path().display().to_string();
     let (drain, draining) = watch::channel(false);

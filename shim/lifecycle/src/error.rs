@@ -78,14 +78,7 @@ impl Error {
 
     /// The text with all its causes, as `a: b: c`.
     pub fn chain(&self) -> String {
-        let mut text = self.to_string();
-        let mut cause = std::error::Error::source(self);
-        while let Some(error) = cause {
-            text.push_str(": ");
-            text.push_str(&error.to_string());
-            cause = error.source();
-        }
-        text
+        coracle_spec::error::chain(self)
     }
 }
 

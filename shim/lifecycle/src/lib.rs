@@ -70,6 +70,7 @@ use std::time::Duration;
 use coracle_images::Image;
 use coracle_spec::IdRange;
 use coracle_spec::id::{ContainerId, PodId};
+use futures_util::future::BoxFuture;
 use tokio::sync::{broadcast, oneshot};
 
 pub use driver::Purpose;
@@ -90,7 +91,13 @@ pub struct Pods {
 impl Pods {
     /// Reads the records, takes over what lives, sweeps what has no owner, then takes requests.
     /// Errors: the state directory cannot be read. A pod whose records cannot be used is left as it is and read again.
-    pub async fn open(host: Arc<dyn Host>) -> Result<Pods, Error> {
+    pub fn open(host: Arc<dyn Host>) -> BoxFuture<'static, Result<Pods, Error>> {
+        // Boxed so that recovery and drivers are compiled with this crate: the code of an async function is compiled
+        // where it is awaited.
+        Box::pin(Self::recover(host))
+    }
+
+    async fn recover(host: Arc<dyn Host>) -> Result<Pods, Error> {
         let boot = clock::boot_id().map_err(|error| io_error("read the boot id", error))?;
         let shared = Arc::new(Shared {
             requests: Requests::new(host.all_requests_bytes()),

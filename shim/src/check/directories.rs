@@ -10,10 +10,10 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
+use coracle_config::Config;
 use rustix::fs::{StatVfs, StatVfsMountFlags};
 
 use super::Finding;
-use crate::config::Config;
 
 const MIB: u64 = 1 << 20;
 /// With less room than this nothing can be pulled.

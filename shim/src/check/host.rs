@@ -9,10 +9,10 @@ use std::fs;
 use std::net::Ipv4Addr;
 use std::path::Path;
 
+use coracle_config::{CgroupDriver, Config, Subnet};
 use rustix::process::Resource;
 
 use super::Finding;
-use crate::config::{CgroupDriver, Config, Subnet};
 
 /// Controllers that limits of pods need.
 const CONTROLLERS: [&str; 4] = ["cpu", "cpuset", "memory", "pids"];

@@ -7,12 +7,12 @@
 use std::fs;
 use std::io;
 
+use coracle_config::Config;
+use coracle_host::{DefaultProfile, default_profile};
 use coracle_sandbox::landlock;
 
 use super::probe::{self, UserNamespace};
 use super::{Finding, directories};
-use crate::config::Config;
-use crate::host::{DefaultProfile, default_profile};
 
 /// The oldest kernel with every feature that we use without a fallback: idmapped layers of an overlay, cgroup.kill.
 const OLDEST: (u32, u32) = (5, 19);

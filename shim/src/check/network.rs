@@ -3,10 +3,10 @@
 //! Called by: `check::examine`. Invariant: files are read, no plugin is executed.
 //! Must not know: whether the node forwards.
 
+use coracle_config::{Config, NetworkMode};
 use coracle_network::cni::{self, Error, Probe};
 
 use super::Finding;
-use crate::config::{Config, NetworkMode};
 
 /// The finding about CNI, where plugins connect pods.
 pub(super) fn findings(config: &Config) -> Vec<Finding> {

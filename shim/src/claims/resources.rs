@@ -5,9 +5,10 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+use coracle_config::{Config, Family, Network, NetworkMode, Subnet};
+
 use super::Error;
 use super::file::Claimer;
-use crate::config::{Config, Family, Network, NetworkMode, Subnet};
 
 /// One resource of the node.
 pub(super) struct Resource {

@@ -8,10 +8,11 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use coracle_host::CATEGORY_SHARES;
+
 use super::file::{Claimer, open, read};
 use super::resources::Resource;
 use super::{Error, claim};
-use crate::host::CATEGORY_SHARES;
 
 const KIND: &str = "selinux-categories";
 

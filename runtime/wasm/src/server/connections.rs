@@ -118,7 +118,7 @@ impl Connections {
     ) -> Self {
         Self {
             requests: Arc::new(Requests::new(handler, settings.clone())),
-            room: Arc::new(Semaphore::new(settings.max_connections as usize)),
+            room: Arc::new(Semaphore::new(settings.limits.max_connections as usize)),
             idle: Arc::new(Idle::new(&settings, is_again)),
             settings,
         }
@@ -251,7 +251,7 @@ impl Connections {
         stream: &TcpStream,
         stopped: &mut watch::Receiver<bool>,
     ) -> Option<bool> {
-        let timeout = Duration::from_secs(self.settings.header_timeout_s.into());
+        let timeout = Duration::from_secs(self.settings.limits.header_timeout_s.into());
         let hurried = async {
             let _ = stopped.wait_for(|stopped| *stopped).await;
             tokio::time::sleep(FIRST_BYTES_TIMEOUT).await;
@@ -263,25 +263,27 @@ impl Connections {
     }
 
     fn http1(&self) -> http1::Builder {
-        let most = (self.settings.max_header_bytes as usize).max(MIN_BUFFER);
+        let most = (self.settings.limits.max_header_bytes as usize).max(MIN_BUFFER);
         let mut builder = http1::Builder::new();
         builder
             .timer(TokioTimer::new())
-            .header_read_timeout(Duration::from_secs(self.settings.header_timeout_s.into()))
+            .header_read_timeout(Duration::from_secs(
+                self.settings.limits.header_timeout_s.into(),
+            ))
             .max_headers(MAX_HEADERS)
             .max_buf_size(most);
         builder
     }
 
     fn http2(&self) -> http2::Builder<TokioExecutor> {
-        let timeout = Duration::from_secs(self.settings.header_timeout_s.into());
+        let timeout = Duration::from_secs(self.settings.limits.header_timeout_s.into());
         let mut builder = http2::Builder::new(TokioExecutor::new());
         builder
             .timer(TokioTimer::new())
             .keep_alive_interval(timeout)
             .keep_alive_timeout(timeout)
-            .max_header_list_size(self.settings.max_header_bytes)
-            .max_concurrent_streams(self.settings.max_requests);
+            .max_header_list_size(self.settings.limits.max_header_bytes)
+            .max_concurrent_streams(self.settings.limits.max_requests);
         builder
     }
 
@@ -292,7 +294,7 @@ impl Connections {
         activity: &Activity,
         mut stopped: watch::Receiver<bool>,
     ) {
-        let timeout = Duration::from_secs(self.settings.header_timeout_s.into());
+        let timeout = Duration::from_secs(self.settings.limits.header_timeout_s.into());
         let mut connection = pin!(connection);
         let mut timer = pin!(tokio::time::sleep(timeout));
         let mut is_ending = false;

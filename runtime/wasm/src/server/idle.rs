@@ -50,11 +50,11 @@ pub(super) struct Busy {
 impl Idle {
     /// Nothing has happened yet. `is_again`: not the first server of its container.
     pub(super) fn new(settings: &HttpServer, is_again: bool) -> Self {
-        let limit = Duration::from_secs(settings.idle_s.into());
+        let limit = Duration::from_secs(settings.limits.idle_s.into());
         let first = if is_again { LINGER.min(limit) } else { limit };
         Self {
             limit: Some(limit).filter(|limit| !limit.is_zero()),
-            probes_count: settings.probes_keep_awake,
+            probes_count: settings.limits.probes_keep_awake,
             begun: Instant::now(),
             busy: AtomicUsize::new(0),
             open: AtomicUsize::new(0),
@@ -155,7 +155,8 @@ mod tests {
     use tokio::time::timeout;
 
     fn idle(idle_s: u32, is_again: bool) -> Arc<Idle> {
-        let settings = HttpServer { idle_s, ..server() };
+        let mut settings = server();
+        settings.limits.idle_s = idle_s;
         Arc::new(Idle::new(&settings, is_again))
     }
 
@@ -215,11 +216,9 @@ mod tests {
         assert!(is_due(&idle, 1_500).await);
         drop(idle.request(&HeaderMap::new()));
         assert!(!is_due(&idle, 1_500).await);
-        let settings = HttpServer {
-            idle_s: 3_600,
-            probes_keep_awake: true,
-            ..server()
-        };
+        let mut settings = server();
+        settings.limits.idle_s = 3_600;
+        settings.limits.probes_keep_awake = true;
         let idle = Arc::new(Idle::new(&settings, true));
         drop(idle.request(&probe()));
         assert!(!is_due(&idle, 1_500).await);

@@ -33,7 +33,7 @@ const STOPPED: &str = "its container was stopped, and the grace period is over";
 
 /// Most linear memory of one instance; `None` is as much as there is. Bytes.
 pub(super) fn memory_limit(spec: &ContainerSpec, server: &HttpServer) -> Option<u64> {
-    let own = Some(server.request_memory_bytes).filter(|bytes| *bytes != 0);
+    let own = Some(server.limits.request_memory_bytes).filter(|bytes| *bytes != 0);
     match (own, spec.memory_limit_bytes) {
         (Some(own), Some(container)) => Some(own.min(container)),
         (own, container) => own.or(container),
@@ -126,7 +126,7 @@ impl HandlerState for Instances {
         let running = self.ticker.run();
         let lines = [self.out.of_instance(), self.err.of_instance()];
         let mut store = self.store(&lines);
-        let deadline = Duration::from_secs(self.server.deadline_s.into());
+        let deadline = Duration::from_secs(self.server.limits.deadline_s.into());
         let making = self.pre.instantiate_async(&mut store);
         let proxy = match tokio::time::timeout(deadline, making).await {
             Ok(made) => made?,
@@ -138,11 +138,11 @@ impl HandlerState for Instances {
             view: ComponentState::http,
             expiration: Expiration {
                 deadline,
-                idle: Duration::from_secs(self.server.instance_idle_s.into()),
+                idle: Duration::from_secs(self.server.limits.instance_idle_s.into()),
                 timer: None,
             },
             state: Worker {
-                max_requests: self.server.max_instance_requests as usize,
+                max_requests: self.server.limits.max_instance_requests as usize,
                 lines,
                 is_ending: Arc::clone(&self.is_ending),
                 _running: running,

@@ -61,7 +61,7 @@ fn pool(
         .and_then(|own| own.max_initial_table_size)
         .unwrap_or(0);
     let elements = usize::try_from(elements).unwrap_or(usize::MAX);
-    let slots = server.max_requests.min(MAX_SLOTS) + SPARE;
+    let slots = server.limits.max_requests.min(MAX_SLOTS) + SPARE;
     let bytes = memory.unwrap_or(MAX_MEMORY).min(MAX_MEMORY);
     let bytes = usize::try_from(bytes.next_multiple_of(PAGE)).unwrap_or(usize::MAX);
     let mut pool = PoolingAllocationConfig::new();

@@ -51,10 +51,10 @@ pub(super) struct Requests {
 impl Requests {
     /// Requests that `handler` answers, held to `settings`.
     pub(super) fn new(handler: ProxyHandler<Instances>, settings: HttpServer) -> Self {
-        let turns = Arc::new(Semaphore::new(settings.max_requests as usize));
+        let turns = Arc::new(Semaphore::new(settings.limits.max_requests as usize));
         Self {
             handler,
-            ids: settings.request_ids.then(RequestIds::new),
+            ids: settings.limits.request_ids.then(RequestIds::new),
             settings,
             turns,
         }
@@ -70,6 +70,7 @@ impl Requests {
         let id = self.ids.as_ref().map(|ids| ids.of(&mut request));
         let log = self
             .settings
+            .limits
             .access_log
             .then(|| format!("{} {}", request.method(), request.uri().path()));
         let answer = match self.admit(request).await {
@@ -95,12 +96,15 @@ impl Requests {
 
     /// Waits for the guests that have answered and still have something to do. New requests have no turn from then on.
     pub(super) async fn finished(&self) {
-        let _ = self.turns.acquire_many(self.settings.max_requests).await;
+        let _ = self
+            .turns
+            .acquire_many(self.settings.limits.max_requests)
+            .await;
     }
 
     /// How many there are.
     pub(super) fn under_way(&self) -> usize {
-        (self.settings.max_requests as usize).saturating_sub(self.turns.available_permits())
+        (self.settings.limits.max_requests as usize).saturating_sub(self.turns.available_permits())
     }
 
     /// Ends every guest that computes; new ones end as soon as they compute.
@@ -114,7 +118,7 @@ impl Requests {
         mut request: Request<Incoming>,
     ) -> Result<(Request<WasiBody>, OwnedSemaphorePermit), Response<WasiBody>> {
         let headers = request.headers();
-        let most = self.settings.max_body_bytes;
+        let most = self.settings.limits.max_body_bytes;
         let length = headers.get(CONTENT_LENGTH);
         let length = length.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
         if most != 0 && length.is_some_and(|length| length > most) {
@@ -140,7 +144,7 @@ impl Requests {
 
     async fn handle(&self, request: Request<WasiBody>, turn: Turn) -> Response<WasiBody> {
         let begun = Instant::now();
-        let deadline = Duration::from_secs(self.settings.deadline_s.into());
+        let deadline = Duration::from_secs(self.settings.limits.deadline_s.into());
         let answer = self.handler.handle(turn, request);
         match tokio::time::timeout(deadline + GRACE, answer).await {
             Ok(Ok(answer)) => answer,

@@ -12,7 +12,7 @@ use wasmtime_wasi_http::p2::bindings::http::types::ErrorCode;
 use super::lines::Stream;
 use super::{bind, bind_at, pool, requests};
 use crate::streams::{Sink, Writer};
-use coracle_spec::HttpServer;
+use coracle_spec::{HttpLimits, HttpServer};
 
 /// Keeps each write.
 #[derive(Clone, Default)]
@@ -29,19 +29,16 @@ pub(super) fn server() -> HttpServer {
     HttpServer {
         port: 8080,
         threads: 1,
-        deadline_s: 1,
-        max_requests: 64,
-        max_connections: 64,
-        max_header_bytes: 8_192,
-        max_body_bytes: 0,
-        header_timeout_s: 1,
-        max_instance_requests: 1,
-        instance_idle_s: 1,
-        request_memory_bytes: 0,
-        access_log: false,
-        request_ids: false,
-        idle_s: 0,
-        probes_keep_awake: false,
+        limits: HttpLimits {
+            deadline_s: 1,
+            max_requests: 64,
+            max_connections: 64,
+            max_header_bytes: 8_192,
+            max_body_bytes: 0,
+            header_timeout_s: 1,
+            instance_idle_s: 1,
+            ..HttpLimits::default()
+        },
     }
 }
 

@@ -49,7 +49,7 @@ impl Connections {
 
     /// Waits until no connection is open and no guest has anything to do.
     async fn finished(&self) {
-        let all = self.settings.max_connections;
+        let all = self.settings.limits.max_connections;
         let _ = self.room.acquire_many(all).await;
         self.requests.finished().await;
     }
@@ -57,8 +57,8 @@ impl Connections {
     /// Ends the guests that compute, each by a trap, and gives them `patience` to say so.
     async fn end_guests(&self, patience: Duration) -> End {
         let unanswered = self.requests.under_way();
-        let open =
-            (self.settings.max_connections as usize).saturating_sub(self.room.available_permits());
+        let open = (self.settings.limits.max_connections as usize)
+            .saturating_sub(self.room.available_permits());
         self.requests.end_guests();
         let _ = timeout(patience, self.requests.finished()).await;
         End::Explained(

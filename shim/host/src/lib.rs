@@ -1,0 +1,290 @@
+//! The effects of drivers on the host: one method each, which calls images and runtime.
+//!
+//! Called by: drivers and recovery, through the lifecycle's trait; the binary creates the [`Host`]. Calls:
+//! coracle-images, coracle-runtime.
+//! Invariants: every effect can be repeated and succeeds when the object is already absent; work that blocks runs on
+//! the blocking pool; whatever waits for another process has a deadline.
+//! Must not know: phases, who sent a request, gRPC, the configuration file.
+
+mod attach;
+mod categories;
+mod channel;
+mod collector;
+mod container;
+mod effects;
+mod egress;
+mod engine;
+mod errors;
+mod exec;
+mod forward;
+mod http;
+mod ids;
+mod image_volumes;
+mod linux;
+mod log;
+mod modules;
+mod mounts;
+mod paths;
+mod plan;
+mod pod;
+mod process_args;
+mod program;
+mod propagation;
+mod relabel;
+#[cfg(test)]
+#[path = "../../src/scratch.rs"]
+mod scratch;
+mod start;
+mod stats;
+mod sweep;
+mod unreadable;
+mod update;
+mod user;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use coracle_cgroup::Cgroups;
+use coracle_cgroup::systemd::{Driver, Scopes};
+use coracle_images::Images;
+use coracle_lifecycle::{Error, Handler, Kind, Layout, Syncer};
+use coracle_network::Network;
+use coracle_runtime::spawner::Spawner;
+use coracle_sandbox::Filters;
+use coracle_sandbox::profile::ProfileCache;
+use coracle_spec::id::{ContainerId, PodId};
+use coracle_spec::{HttpLimits, Spawn};
+use coracle_tree::Trash;
+use coracle_wasm::CompileCache;
+
+pub use categories::CATEGORY_SHARES;
+use categories::Categories;
+pub use coracle_lifecycle::{blocking, io_error, make_private, pass, runtime_error};
+use ids::Ids;
+pub use linux::{DefaultProfile, default_profile, load_default_profile, usual_capabilities};
+pub use log::LogRoot;
+
+/// The part of the configuration that effects need.
+#[derive(Clone, Debug)]
+pub struct HostConfig {
+    /// Records, upper layers, exit records; survives a reboot.
+    pub root: PathBuf,
+    /// Control sockets and pins; gone after a reboot.
+    pub run: PathBuf,
+    /// The directory in which network namespaces are pinned; gone after a reboot, too.
+    pub pins: PathBuf,
+    /// Parent cgroup of a pod for which the kubelet names none: a path or a slice.
+    pub pod_parent: String,
+    /// OOM killer adjustment of keepers.
+    pub keeper_oom_score_adj: i32,
+    /// Pods have no IPv6 at all.
+    pub ipv6_off: bool,
+    /// Ports of the node, first and last of ranges, that no egress list opens, in addition to the built-in ones.
+    pub denied_node_ports: Vec<(u16, u16)>,
+    /// First host id of the first pod.
+    pub id_base: u32,
+    /// Host ids for each pod.
+    pub id_count: u32,
+    /// The kubelet's directory of pods' logs.
+    pub log_root: LogRoot,
+    /// Largest module that is read. Bytes.
+    pub max_module_bytes: u64,
+    /// Missing host paths of mounts are created.
+    pub create_host_paths: bool,
+    /// Limit of the memory for the requests of all sandboxes and containers. Bytes.
+    pub all_requests_bytes: u64,
+    /// Memory for the output of all ExecSyncs. Bytes.
+    pub exec_sync_output_bytes: usize,
+    /// How `""` and `coracle` create a container's process.
+    pub spawn: Spawn,
+    /// How `coracle-wasm` does.
+    pub spawn_wasm: Spawn,
+    /// How `coracle-strict` does.
+    pub spawn_strict: Spawn,
+    /// The limits of the HTTP servers of `""` and `coracle`, `coracle-wasm` and `coracle-strict`.
+    pub http: [HttpLimits; 3],
+}
+
+impl HostConfig {
+    /// The limits of the HTTP servers of a handler, and the name that the configuration has for it.
+    fn http_of(&self, handler: Handler) -> (&HttpLimits, &'static str) {
+        let [coracle, wasm, strict] = &self.http;
+        match handler {
+            Handler::Default | Handler::Coracle => (coracle, "coracle"),
+            Handler::Wasm => (wasm, "coracle-wasm"),
+            Handler::Strict => (strict, "coracle-strict"),
+        }
+    }
+
+    fn spawn_of(&self, handler: Handler) -> Spawn {
+        match handler {
+            Handler::Default | Handler::Coracle => self.spawn,
+            Handler::Wasm => self.spawn_wasm,
+            Handler::Strict => self.spawn_strict,
+        }
+    }
+}
+
+/// The parts that effects call. Each is cheap to clone or shared.
+pub struct Parts {
+    /// The image store.
+    pub images: Images,
+    /// The node's cgroups.
+    pub cgroups: Cgroups,
+    /// The driver that creates the cgroups of new pods.
+    pub cgroup_driver: Driver,
+    /// The scopes of pods that systemd creates.
+    pub scopes: Scopes,
+    /// The network that pods are attached to.
+    pub network: Network,
+    /// The spawner that forks keepers.
+    pub spawner: Spawner,
+    /// Compiled modules.
+    pub compiler: Arc<CompileCache>,
+    /// Compiled seccomp filters of Wasm instances.
+    pub filters: Filters,
+    /// Compiled seccomp filters of Linux programs, by profile.
+    pub profiles: Arc<ProfileCache>,
+    /// Syncs records to the disk.
+    pub syncer: Syncer,
+    /// The share of the node's SELinux categories that this daemon hands out.
+    pub category_share: Option<u32>,
+}
+
+/// The effects, and their state.
+pub struct Host {
+    config: HostConfig,
+    layout: Layout,
+    parts: Parts,
+    ids: Ids,
+    categories: Categories,
+    relabels: relabel::Relabels,
+    meter: stats::Meter,
+    orphaned_leaves: exec::OrphanedLeaves,
+    module_digests: modules::Modules,
+    /// Deletes records and writable layers in the background.
+    trash: Trash,
+    modules: collector::NamedModules,
+    /// Threads for paths that may hang.
+    paths: paths::Paths,
+    /// Memory for the output of ExecSync calls.
+    exec_budget: exec::Budget,
+}
+
+impl Host {
+    /// Creates the directories that effects expect. Errors: the disk's.
+    pub fn new(config: HostConfig, parts: Parts) -> Result<Host, Error> {
+        let ids = Ids::new(config.id_base, config.id_count);
+        let trash = config.root.join("trash");
+        let exec_budget = exec::Budget::new(config.exec_sync_output_bytes);
+        let host = Host {
+            trash: Trash::open(&trash)
+                .map_err(|error| io_error(format!("open {}", trash.display()), error))?,
+            layout: Layout::new(config.root.clone()),
+            config,
+            ids,
+            categories: Categories::new(parts.category_share),
+            relabels: relabel::Relabels::default(),
+            parts,
+            meter: stats::Meter::default(),
+            orphaned_leaves: exec::OrphanedLeaves::default(),
+            modules: collector::NamedModules::default(),
+            module_digests: modules::Modules::default(),
+            paths: paths::Paths::default(),
+            exec_budget,
+        };
+        if let Some(parent) = host.config.pins.parent() {
+            // It may be the node's own directory of namespaces, which other programs read.
+            std::fs::create_dir_all(parent)
+                .map_err(|error| io_error(format!("make directory {}", parent.display()), error))?;
+        }
+        for directory in [
+            host.layout.pods_directory(),
+            host.run_directory(),
+            host.pins_directory(),
+            host.staging(),
+        ] {
+            make_private(&directory)?;
+        }
+        Ok(host)
+    }
+
+    /// The thread that syncs records.
+    pub fn syncer(&self) -> &Syncer {
+        &self.parts.syncer
+    }
+
+    /// The leases of host ids.
+    pub fn ids(&self) -> &Ids {
+        &self.ids
+    }
+
+    /// Parent of a pod's cgroups: below the kubelet's, else below the configured one.
+    /// Errors: Invalid when the path has the form of the other cgroup driver.
+    pub fn cgroup_parent(&self, requested: &str, pod: &PodId) -> Result<String, Error> {
+        let placed = self
+            .parts
+            .cgroup_driver
+            .pod_path(requested, &self.config.pod_parent, pod);
+        placed.map_err(|error| {
+            Error::because(
+                Kind::Invalid,
+                format!("place the cgroups of sandbox {pod}"),
+                error,
+            )
+        })
+    }
+
+    /// The parent of the cgroups of pods for which the kubelet names none, as a path.
+    pub fn default_cgroup_parent(&self) -> String {
+        format!("/{}", self.config.pod_parent.trim_matches('/'))
+    }
+
+    /// The mount point of a pod's shared memory, on kernels that cannot pass it as a descriptor.
+    pub fn shared_memory(&self, pod: &PodId) -> PathBuf {
+        self.layout.pod_directory(pod).join("shm")
+    }
+
+    /// Removes files that a container may have written: renames them away at once, deletes a large tree in the
+    /// background.
+    fn discard_tree(&self, directory: &Path) -> Result<(), Error> {
+        let discarded = self.trash.remove(directory);
+        discarded.map_err(|error| io_error(format!("discard {}", directory.display()), error))
+    }
+
+    /// Control sockets of all keepers, by pod.
+    pub fn run_directory(&self) -> PathBuf {
+        self.config.run.join("pods")
+    }
+
+    /// Pinned network namespaces, by pod.
+    pub fn pins_directory(&self) -> PathBuf {
+        self.config.pins.clone()
+    }
+
+    /// The copies of the pod's `/etc` files for one container.
+    fn pod_files(&self, pod: &PodId, container: &ContainerId) -> PathBuf {
+        self.layout
+            .container_directory(pod, container)
+            .join("files")
+    }
+
+    fn control_socket(&self, pod: &PodId) -> PathBuf {
+        self.run_directory().join(pod.as_str()).join("control.sock")
+    }
+
+    fn pin(&self, pod: &PodId) -> PathBuf {
+        self.pins_directory().join(pod.as_str())
+    }
+
+    /// The directory over which container processes build their roots, each in its own mount namespace.
+    fn staging(&self) -> PathBuf {
+        self.config.run.join("staging")
+    }
+}
+
+/// Removes a small directory with its contents. An absent one is fine.
+pub fn remove_tree(directory: &Path) -> Result<(), Error> {
+    coracle_tree::remove(directory)
+        .map_err(|error| io_error(format!("remove directory {}", directory.display()), error))
+}

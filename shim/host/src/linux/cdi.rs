@@ -1,0 +1,199 @@
+//! Devices by name: resolves CDI names to what the node's specifications require of a container.
+//!
+//! Called by [`super`]. Source: the Container Device Interface specification 0.3 to 1.0. Specifications are files of
+//! root in `/etc/cdi` and `/var/run/cdi`, written by device plugins and DRA drivers.
+//! Invariants: a name that cannot be resolved is refused; an edit that is not implemented (a hook, which is a program
+//! run on the host as root; network devices; RDT) is refused, never left out; the later directory wins.
+//! Must not know: who requests a device, CRI.
+
+mod document;
+
+use std::path::{Path, PathBuf};
+
+use coracle_lifecycle::Error;
+use coracle_spec::{Device, DeviceKind, Mount, MountPropagation};
+
+use self::document::{Edits, MountEdit, Node};
+use super::devices::{Grant, device_target, one};
+use crate::errors::invalid;
+use crate::mounts::clean_target;
+use crate::paths::{Lookup, Missing};
+
+/// The directories of specifications; the later one wins.
+const DIRECTORIES: [&str; 2] = ["/etc/cdi", "/var/run/cdi"];
+
+/// What devices add to a container.
+#[derive(Debug, Default)]
+pub(crate) struct Additions {
+    /// Environment, in order.
+    pub env: Vec<(String, String)>,
+    /// Mounts.
+    pub mounts: Vec<Mount>,
+    /// Supplementary groups.
+    pub groups: Vec<u32>,
+    /// Device nodes.
+    pub(super) grants: Vec<Grant>,
+}
+
+/// The edits of all devices with these names (`vendor.com/class=name`).
+/// Errors: Invalid, naming the device and what is wrong with it.
+pub(super) fn additions(names: &[String], lookup: &Lookup<'_>) -> Result<Additions, Error> {
+    if names.is_empty() {
+        return Ok(Additions::default());
+    }
+    from(names, &DIRECTORIES.map(PathBuf::from), lookup)
+}
+
+fn from(
+    names: &[String],
+    directories: &[PathBuf],
+    lookup: &Lookup<'_>,
+) -> Result<Additions, Error> {
+    let read = document::read_all(directories, lookup);
+    let mut additions = Additions::default();
+    let mut applied: Vec<&Path> = Vec::new();
+    for name in names {
+        let refused = |why: String| invalid(format!("CDI device {name:?}: {why}"));
+        let (kind, device) = split(name).map_err(refused)?;
+        let document = read.find(kind, device).map_err(refused)?;
+        // The edits for all devices of a specification are applied once.
+        if !applied.contains(&document.path.as_path()) {
+            additions.apply(&document.edits, lookup).map_err(refused)?;
+            applied.push(&document.path);
+        }
+        if let Some(edits) = document.device(device) {
+            additions.apply(edits, lookup).map_err(refused)?;
+        }
+    }
+    Ok(additions)
+}
+
+/// Splits `vendor.com/class=name` into kind and name.
+fn split(name: &str) -> Result<(&str, &str), String> {
+    let is_token = |text: &str, odd: &[u8]| {
+        let good = |b: u8| b.is_ascii_alphanumeric() || odd.contains(&b);
+        !text.is_empty() && text.bytes().all(good)
+    };
+    let parts = name.split_once('=').and_then(|(kind, device)| {
+        let (vendor, class) = kind.split_once('/')?;
+        let good = is_token(vendor, b"._-") && is_token(class, b"._-") && is_token(device, b"._-:");
+        good.then_some((kind, device))
+    });
+    parts.ok_or_else(|| "that is not a name like vendor.com/class=name".to_owned())
+}
+
+impl Additions {
+    fn apply(&mut self, edits: &Edits, lookup: &Lookup<'_>) -> Result<(), String> {
+        if let Some(hook) = edits.hooks.first() {
+            return Err(format!(
+                "its specification wants the program {:?} run on the host, which this runtime never does",
+                hook.path
+            ));
+        }
+        if !edits.net_devices.is_empty() || edits.intel_rdt.is_some() {
+            return Err(
+                "its specification wants network devices or RDT, which are not built".to_owned(),
+            );
+        }
+        for entry in &edits.env {
+            let (name, value) = entry
+                .split_once('=')
+                .ok_or_else(|| format!("its variable {entry:?} has no `=`"))?;
+            self.env.push((name.to_owned(), value.to_owned()));
+        }
+        for node in &edits.device_nodes {
+            self.grants.push(grant(node, lookup)?);
+        }
+        for mount in &edits.mounts {
+            self.mounts.push(bind(mount, lookup)?);
+        }
+        // 0 is the value of a field that was left out, and root of every container has that group.
+        let groups = edits.additional_gids.iter().copied();
+        self.groups.extend(groups.filter(|gid| *gid != 0));
+        Ok(())
+    }
+}
+
+fn grant(node: &Node, lookup: &Lookup<'_>) -> Result<Grant, String> {
+    let named = |why: String| format!("its node {:?}: {why}", node.path);
+    let target = device_target(&node.path).map_err(named)?;
+    let host = node.host_path.as_deref().unwrap_or(&node.path);
+    if !host.starts_with('/') {
+        return Err(named("the host path is not absolute".to_owned()));
+    }
+    let device = match (lookup.resolve(Path::new(host)), numbers(node)) {
+        (Ok(found), stated) => {
+            let device = one(&found.path, &target, &found.metadata).map_err(named)?;
+            let actual = (device.kind, device.major, device.minor);
+            if stated.is_some_and(|stated| stated != actual) {
+                return Err(named(
+                    "it states other numbers than the host's node has".to_owned(),
+                ));
+            }
+            device
+        }
+        (Err(error), _) => return Err(named(format!("the host has none: {error}"))),
+    };
+    let permissions = node.permissions.clone().unwrap_or_else(|| "rwm".to_owned());
+    if permissions.is_empty() || permissions.bytes().any(|b| !b"rwm".contains(&b)) {
+        return Err(named(
+            "its permissions are not made of r, w and m".to_owned(),
+        ));
+    }
+    Ok(Grant {
+        device: Device {
+            mode: node.file_mode.map_or(device.mode, |mode| mode & 0o777),
+            uid: node.uid.unwrap_or(device.uid),
+            gid: node.gid.unwrap_or(device.gid),
+            ..device
+        },
+        permissions,
+    })
+}
+
+/// The numbers of a node in the specification, if it has all of them.
+fn numbers(node: &Node) -> Option<(DeviceKind, u32, u32)> {
+    let kind = match node.kind.as_deref()? {
+        "b" => DeviceKind::Block,
+        "c" | "u" => DeviceKind::Char,
+        _ => return None,
+    };
+    Some((kind, node.major?, node.minor?))
+}
+
+fn bind(edit: &MountEdit, lookup: &Lookup<'_>) -> Result<Mount, String> {
+    let named = |why: String| format!("its mount at {:?}: {why}", edit.container_path);
+    let target = clean_target(&edit.container_path).map_err(named)?;
+    if !matches!(edit.kind.as_deref(), None | Some("" | "bind" | "none")) {
+        return Err(named("it is not a bind mount".to_owned()));
+    }
+    let source = PathBuf::from(&edit.host_path);
+    if !source.is_absolute() {
+        return Err(named("the host path is not absolute".to_owned()));
+    }
+    if let Err(error) = lookup.open(&source, Missing::Refuse) {
+        return Err(named(format!("the host path cannot be used: {error}")));
+    }
+    let mut mount = Mount {
+        source,
+        target,
+        ..Mount::default()
+    };
+    for option in &edit.options {
+        match option.as_str() {
+            "ro" => mount.readonly = true,
+            "nosuid" => mount.nosuid = true,
+            "nodev" => mount.nodev = true,
+            "noexec" => mount.noexec = true,
+            "slave" | "rslave" => mount.propagation = MountPropagation::Slave,
+            "shared" | "rshared" => mount.propagation = MountPropagation::Shared,
+            "bind" | "rbind" | "private" | "rprivate" | "rw" | "relatime" => {}
+            other => return Err(named(format!("{other:?} is not a known option"))),
+        }
+    }
+    Ok(mount)
+}
+
+#[cfg(test)]
+#[path = "cdi/tests.rs"]
+mod tests;

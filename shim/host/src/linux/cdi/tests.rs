@@ -1,0 +1,194 @@
+//! What specifications change in a container, and which are refused.
+
+#![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+
+use super::*;
+use crate::scratch::Scratch;
+
+impl Scratch {
+    /// With directories of the administrator and of the node's programs.
+    fn with_places(name: &str) -> Scratch {
+        let scratch = Scratch::new(&format!("cdi-{name}"));
+        for directory in ["etc", "run"] {
+            std::fs::create_dir(scratch.0.join(directory)).unwrap();
+        }
+        scratch
+    }
+
+    fn resolve(&self, names: &[&str]) -> Result<Additions, String> {
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        let directories = [
+            self.0.join("etc"),
+            self.0.join("run"),
+            self.0.join("absent"),
+        ];
+        crate::paths::with_lookup(|lookup| from(&names, &directories, lookup))
+            .map_err(|error| error.to_string())
+    }
+}
+
+/// What the specification's own library writes.
+const YAML: &str = r#"---
+cdiVersion: "0.6.0"
+kind: v.com/gpu
+containerEdits:
+  env:
+    - ALL=1
+devices:
+  - name: "0"
+    containerEdits:
+      env:
+        - GPU=0
+      deviceNodes:
+        - path: /dev/gpu0
+          hostPath: /dev/null
+          type: c
+          major: 1
+          minor: 3
+          fileMode: 432
+          permissions: rw
+          gid: 44
+      mounts:
+        - hostPath: /etc
+          containerPath: /opt/v
+          options: [ro, nosuid, nodev, rbind, rprivate]
+      additionalGids: [44, 0]
+  - name: one
+    containerEdits:
+      env: [GPU=1]
+"#;
+
+fn json(kind: &str, device: &str, edits: &str) -> String {
+    format!(
+        r#"{{"cdiVersion": "0.6.0", "kind": "{kind}", "devices": [{{"name": "{device}", "containerEdits": {edits}}}]}}"#
+    )
+}
+
+#[test]
+fn devices_add_their_edits_and_the_common_ones_once() {
+    let scratch = Scratch::with_places("apply");
+    scratch.put("etc/gpu.yaml", YAML);
+    let added = scratch.resolve(&["v.com/gpu=0", "v.com/gpu=one"]).unwrap();
+    let env = [("ALL", "1"), ("GPU", "0"), ("GPU", "1")];
+    assert_eq!(
+        added.env,
+        env.map(|(name, value)| (name.to_owned(), value.to_owned()))
+    );
+    let [grant] = added.grants.as_slice() else {
+        panic!("{:?}", added.grants)
+    };
+    let device = &grant.device;
+    assert_eq!(
+        (device.path.as_str(), device.major, device.minor),
+        ("/dev/gpu0", 1, 3)
+    );
+    assert_eq!((device.mode, device.uid, device.gid), (0o660, 0, 44));
+    assert_eq!(grant.permissions, "rw");
+    let mount = &added.mounts[0];
+    assert_eq!(
+        (mount.source.as_path(), mount.target.as_str()),
+        (Path::new("/etc"), "/opt/v")
+    );
+    assert!(mount.readonly && mount.nosuid && mount.nodev && !mount.noexec);
+    assert_eq!(added.groups, [44]);
+}
+
+#[test]
+fn the_later_directory_wins_and_two_of_the_same_rank_are_refused() {
+    let scratch = Scratch::with_places("rank");
+    scratch.put(
+        "etc/a.json",
+        json("v.com/nic", "x", r#"{"env": ["A=etc"]}"#),
+    );
+    scratch.put(
+        "run/b.json",
+        json("v.com/nic", "x", r#"{"env": ["A=run"]}"#),
+    );
+    let added = scratch.resolve(&["v.com/nic=x"]).unwrap();
+    assert_eq!(added.env[0].1, "run");
+    scratch.put("run/c.json", json("v.com/nic", "x", "{}"));
+    let text = scratch.resolve(&["v.com/nic=x"]).unwrap_err();
+    assert!(text.contains("b.json") && text.contains("c.json"), "{text}");
+}
+
+#[test]
+fn a_name_that_cannot_be_resolved_is_refused_by_name() {
+    let scratch = Scratch::with_places("names");
+    scratch.put("etc/gpu.yaml", YAML);
+    for name in ["v.com/gpu=2", "v.com/nic=0", "w.com/gpu=0"] {
+        let text = scratch.resolve(&[name]).unwrap_err();
+        assert!(
+            text.contains(name) && text.contains("no specification"),
+            "{text}"
+        );
+    }
+    for odd in [
+        "",
+        "gpu",
+        "v.com/gpu",
+        "v.com=0",
+        "/=",
+        "v.com/gpu=",
+        "v.com/gpu=a/../b",
+    ] {
+        let text = scratch.resolve(&[odd]).unwrap_err();
+        assert!(text.contains("not a name like"), "{text}");
+    }
+    scratch.put("etc/broken.json", "{");
+    let text = scratch.resolve(&["v.com/nic=0"]).unwrap_err();
+    assert!(text.contains("broken.json"), "{text}");
+    assert!(scratch.resolve(&["v.com/gpu=one"]).is_ok());
+}
+
+#[test]
+fn edits_that_are_not_implemented_are_refused() {
+    let scratch = Scratch::with_places("refused");
+    let node = |rest: &str| format!(r#"{{"deviceNodes": [{{"path": "/dev/x", {rest}}}]}}"#);
+    let mount = |rest: &str| format!(r#"{{"mounts": [{{{rest}}}]}}"#);
+    let cases = [
+        (
+            r#"{"hooks": [{"hookName": "createContainer", "path": "/usr/bin/v-hook"}]}"#.to_owned(),
+            "/usr/bin/v-hook",
+        ),
+        (
+            r#"{"netDevices": [{"hostInterfaceName": "e", "name": "f"}]}"#.to_owned(),
+            "network devices",
+        ),
+        (r#"{"intelRdt": {"closID": "x"}}"#.to_owned(), "RDT"),
+        (r#"{"env": ["A"]}"#.to_owned(), "no `=`"),
+        (
+            node(r#""hostPath": "/no/such/device""#),
+            "the host has none",
+        ),
+        (node(r#""hostPath": "/etc/passwd""#), "not a device"),
+        (
+            node(r#""hostPath": "/dev/null", "type": "c", "major": 8, "minor": 0"#),
+            "other numbers",
+        ),
+        (
+            node(r#""hostPath": "/dev/null", "permissions": "x""#),
+            "r, w and m",
+        ),
+        (
+            mount(r#""hostPath": "/etc", "containerPath": "/a", "options": ["suid"]"#),
+            "suid",
+        ),
+        (
+            mount(r#""hostPath": "/etc", "containerPath": "/a", "type": "tmpfs""#),
+            "not a bind",
+        ),
+        (
+            mount(r#""hostPath": "/no/such", "containerPath": "/a""#),
+            "cannot be used",
+        ),
+        (
+            mount(r#""hostPath": "/etc", "containerPath": "/../a""#),
+            "`..`",
+        ),
+    ];
+    for (edits, why) in cases {
+        scratch.put("etc/x.json", json("v.com/x", "x", &edits));
+        let text = scratch.resolve(&["v.com/x=x"]).unwrap_err();
+        assert!(text.contains(why) && text.contains("v.com/x=x"), "{text}");
+    }
+}
