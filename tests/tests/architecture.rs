@@ -12,6 +12,41 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::Command;
 
+/// How the names of our crates begin.
+const PREFIX: &str = "coracle-";
+
+/// Each crate and those of ours that it may depend on, without the prefix.
+const GRAPH: [(&str, &str); 19] = [
+    ("proto", ""),
+    ("images", "tree unpack"),
+    ("tree", ""),
+    ("unpack", ""),
+    ("sys", ""),
+    ("spec", ""),
+    ("runtime", "cgroup network sandbox spec sys wasm"),
+    ("cgroup", "spec sys"),
+    ("network", "spec sys"),
+    (
+        "cri",
+        "cgroup images lifecycle network proto spec streaming",
+    ),
+    ("lifecycle", "cgroup images network runtime spec streaming"),
+    ("streaming", ""),
+    ("sandbox", "spec sys"),
+    ("wasm", "sandbox spec sys"),
+    (
+        "host",
+        "cgroup images lifecycle network runtime sandbox spec streaming tree wasm",
+    ),
+    ("config", "cri spec"),
+    ("demo", "config proto spec tree"),
+    (
+        "shim",
+        "cgroup config cri demo host images lifecycle network runtime sandbox spec streaming unpack wasm",
+    ),
+    ("tests", "proto"),
+];
+
 /// What cargo says of the workspace.
 fn metadata() -> serde_json::Value {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
@@ -43,117 +78,11 @@ fn crates_depend_on_each_other_only_as_designed() {
         .iter()
         .map(ours)
         .collect();
-    let want = BTreeMap::from([
-        ("coracle-proto", BTreeSet::new()),
-        (
-            "coracle-images",
-            BTreeSet::from(["coracle-tree", "coracle-unpack"]),
-        ),
-        ("coracle-tree", BTreeSet::new()),
-        ("coracle-unpack", BTreeSet::new()),
-        ("coracle-sys", BTreeSet::new()),
-        ("coracle-spec", BTreeSet::new()),
-        (
-            "coracle-runtime",
-            BTreeSet::from([
-                "coracle-cgroup",
-                "coracle-network",
-                "coracle-sandbox",
-                "coracle-spec",
-                "coracle-sys",
-                "coracle-wasm",
-            ]),
-        ),
-        (
-            "coracle-cgroup",
-            BTreeSet::from(["coracle-spec", "coracle-sys"]),
-        ),
-        (
-            "coracle-network",
-            BTreeSet::from(["coracle-spec", "coracle-sys"]),
-        ),
-        (
-            "coracle-cri",
-            BTreeSet::from([
-                "coracle-cgroup",
-                "coracle-images",
-                "coracle-lifecycle",
-                "coracle-network",
-                "coracle-proto",
-                "coracle-spec",
-                "coracle-streaming",
-            ]),
-        ),
-        (
-            "coracle-lifecycle",
-            BTreeSet::from([
-                "coracle-cgroup",
-                "coracle-images",
-                "coracle-network",
-                "coracle-runtime",
-                "coracle-spec",
-                "coracle-streaming",
-            ]),
-        ),
-        ("coracle-streaming", BTreeSet::new()),
-        (
-            "coracle-sandbox",
-            BTreeSet::from(["coracle-spec", "coracle-sys"]),
-        ),
-        (
-            "coracle-wasm",
-            BTreeSet::from(["coracle-sandbox", "coracle-spec", "coracle-sys"]),
-        ),
-        (
-            "coracle-host",
-            BTreeSet::from([
-                "coracle-cgroup",
-                "coracle-images",
-                "coracle-lifecycle",
-                "coracle-network",
-                "coracle-runtime",
-                "coracle-sandbox",
-                "coracle-spec",
-                "coracle-streaming",
-                "coracle-tree",
-                "coracle-wasm",
-            ]),
-        ),
-        (
-            "coracle-config",
-            BTreeSet::from(["coracle-cri", "coracle-spec"]),
-        ),
-        (
-            "coracle-demo",
-            BTreeSet::from([
-                "coracle-config",
-                "coracle-proto",
-                "coracle-spec",
-                "coracle-tree",
-            ]),
-        ),
-        (
-            "coracle-shim",
-            BTreeSet::from([
-                "coracle-config",
-                "coracle-cri",
-                "coracle-demo",
-                "coracle-host",
-                "coracle-images",
-                "coracle-lifecycle",
-                "coracle-runtime",
-                "coracle-cgroup",
-                "coracle-network",
-                "coracle-sandbox",
-                "coracle-spec",
-                "coracle-streaming",
-                "coracle-unpack",
-                "coracle-wasm",
-            ]),
-        ),
-        ("coracle-tests", BTreeSet::from(["coracle-proto"])),
-    ]);
-    assert_eq!(seen, want);
+    let designed: BTreeMap<&str, BTreeSet<&str>> = GRAPH
+        .iter()
+        .map(|(name, dependencies)| (*name, dependencies.split_whitespace().collect()))
+        .collect();
+    assert_eq!(seen, designed);
 }
 
 #[test]
@@ -220,16 +149,17 @@ fn with_unsafe(dir: &std::path::Path, found: &mut BTreeSet<std::path::PathBuf>) 
     }
 }
 
-/// A package's name and those of our crates that it depends on.
+/// A package's name and those of our crates that it depends on, without their prefix.
 fn ours(package: &serde_json::Value) -> (&str, BTreeSet<&str>) {
-    let names = package["dependencies"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .filter_map(|d| d["name"].as_str());
+    let dependencies = package["dependencies"].as_array().unwrap();
+    let names = dependencies.iter().filter_map(|d| d["name"].as_str());
     (
-        package["name"].as_str().unwrap(),
-        names.filter(|name| name.starts_with("coracle-")).collect(),
+        package["name"]
+            .as_str()
+            .unwrap()
+            .strip_prefix(PREFIX)
+            .unwrap(),
+        names.filter_map(|name| name.strip_prefix(PREFIX)).collect(),
     )
 }
 
