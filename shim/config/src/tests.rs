@@ -152,110 +152,112 @@ fn invalid_toml_and_values_of_the_wrong_type_name_their_line() {
     }
 }
 
+/// Files with one value that cannot be used, and how the message begins.
+const UNUSABLE: [(&str, &str); 27] = [
+    (
+        "root = \"relative\"\n",
+        "config.toml:1: root is \"relative\"",
+    ),
+    ("root = \"/\"\n", "config.toml:1: root is \"/\""),
+    ("root = \"/a/../b\"\n", "config.toml:1: root is"),
+    (
+        "run = \"/var/lib/coracle/run\"\n",
+        "config.toml:1: run is /var/lib/coracle/run and root is /var/lib/coracle",
+    ),
+    ("socket = \"coracle.sock\"\n", "config.toml:1: socket is"),
+    (
+        "socket = \"/var/run/crio/crio.sock\"\n",
+        "config.toml:1: socket is /var/run/crio/crio.sock, a name",
+    ),
+    (
+        "[cgroup]\nkeeper_oom_score_adj = -1001\n",
+        "config.toml:2: cgroup.keeper_oom_score_adj is -1001",
+    ),
+    (
+        "[cgroup]\npod_parent = \"coracle\"\n",
+        "config.toml:2: cgroup.pod_parent is",
+    ),
+    (
+        "[network]\nsubnet = \"10.88.0.0/21\"\n",
+        "config.toml:2: network.subnet is 10.88.0.0/21, must be a /8 to a /20",
+    ),
+    (
+        "[network]\nsubnet = \"10.88.0.1/16\"\n",
+        "config.toml:2: network.subnet is 10.88.0.1/16, which has bits set",
+    ),
+    (
+        "[network]\nsubnet = \"169.254.0.0/16\"\n",
+        "config.toml:2: network.subnet is 169.254.0.0/16, whose",
+    ),
+    (
+        "[network]\nsubnet_v6 = \"fd00::/120\"\n",
+        "config.toml:2: network.subnet_v6 is fd00::/120",
+    ),
+    (
+        "[network]\nipv6 = \"off\"\nsubnet_v6 = \"fd00:10:88::/64\"\n",
+        "config.toml:3: network.subnet_v6 is \"fd00:10:88::/64\", and network.ipv6 is \"off\"",
+    ),
+    (
+        "[network]\ninterface_prefix = \"c0r\"\n",
+        "config.toml:2: network.interface_prefix is \"c0r\", must be 3 or 4",
+    ),
+    (
+        "[network]\ninterface_prefix = \"Veth0\"\n",
+        "config.toml:2: network.interface_prefix is",
+    ),
+    (
+        "[network]\nmode = \"bridge\"\n",
+        "config.toml:2: network.mode: unknown variant",
+    ),
+    (
+        "[network]\nnetns_dir = \"netns\"\n",
+        "config.toml:2: network.netns_dir is",
+    ),
+    (
+        "[network]\ncni_conf_dir = \"net.d\"\n",
+        "config.toml:2: network.cni_conf_dir is",
+    ),
+    (
+        "[network]\ncni_bin_dirs = []\n",
+        "config.toml:2: network.cni_bin_dirs is empty",
+    ),
+    (
+        "[network]\ncni_bin_dirs = [\"/a:/b\"]\n",
+        "config.toml:2: network.cni_bin_dirs holds",
+    ),
+    (
+        "[network]\ncni_plugin_timeout_s = 0\n",
+        "config.toml:2: network.cni_plugin_timeout_s is 0",
+    ),
+    (
+        "[images]\nplain_http = [\"http://r\"]\n",
+        "config.toml:2: images.plain_http has \"http://r\"",
+    ),
+    (
+        "[images]\npull_idle_timeout_s = 0\n",
+        "config.toml:2: images.pull_idle_timeout_s is 0, must be 1 to 3600",
+    ),
+    (
+        "[sandbox]\nid_base = 4294967295\n",
+        "config.toml:2: sandbox.id_base is 4294967295",
+    ),
+    (
+        "[sandbox]\nid_count = 1\n",
+        "config.toml:2: sandbox.id_count is 1",
+    ),
+    (
+        "[helpers]\nmax_processes = 0\n",
+        "config.toml:2: helpers.max_processes is 0",
+    ),
+    (
+        "[wasm]\nmax_module_bytes = 1\n",
+        "config.toml:2: wasm.max_module_bytes is 1",
+    ),
+];
+
 #[test]
 fn values_that_cannot_be_used_name_their_line_and_key() {
-    let cases = [
-        (
-            "root = \"relative\"\n",
-            "config.toml:1: root is \"relative\"",
-        ),
-        ("root = \"/\"\n", "config.toml:1: root is \"/\""),
-        ("root = \"/a/../b\"\n", "config.toml:1: root is"),
-        (
-            "run = \"/var/lib/coracle/run\"\n",
-            "config.toml:1: run is /var/lib/coracle/run and root is /var/lib/coracle",
-        ),
-        ("socket = \"coracle.sock\"\n", "config.toml:1: socket is"),
-        (
-            "socket = \"/var/run/crio/crio.sock\"\n",
-            "config.toml:1: socket is /var/run/crio/crio.sock, a name",
-        ),
-        (
-            "[cgroup]\nkeeper_oom_score_adj = -1001\n",
-            "config.toml:2: cgroup.keeper_oom_score_adj is -1001",
-        ),
-        (
-            "[cgroup]\npod_parent = \"coracle\"\n",
-            "config.toml:2: cgroup.pod_parent is",
-        ),
-        (
-            "[network]\nsubnet = \"10.88.0.0/21\"\n",
-            "config.toml:2: network.subnet is 10.88.0.0/21, must be a /8 to a /20",
-        ),
-        (
-            "[network]\nsubnet = \"10.88.0.1/16\"\n",
-            "config.toml:2: network.subnet is 10.88.0.1/16, which has bits set",
-        ),
-        (
-            "[network]\nsubnet = \"169.254.0.0/16\"\n",
-            "config.toml:2: network.subnet is 169.254.0.0/16, whose",
-        ),
-        (
-            "[network]\nsubnet_v6 = \"fd00::/120\"\n",
-            "config.toml:2: network.subnet_v6 is fd00::/120",
-        ),
-        (
-            "[network]\nipv6 = \"off\"\nsubnet_v6 = \"fd00:10:88::/64\"\n",
-            "config.toml:3: network.subnet_v6 is \"fd00:10:88::/64\", and network.ipv6 is \"off\"",
-        ),
-        (
-            "[network]\ninterface_prefix = \"c0r\"\n",
-            "config.toml:2: network.interface_prefix is \"c0r\", must be 3 or 4",
-        ),
-        (
-            "[network]\ninterface_prefix = \"Veth0\"\n",
-            "config.toml:2: network.interface_prefix is",
-        ),
-        (
-            "[network]\nmode = \"bridge\"\n",
-            "config.toml:2: network.mode: unknown variant",
-        ),
-        (
-            "[network]\nnetns_dir = \"netns\"\n",
-            "config.toml:2: network.netns_dir is",
-        ),
-        (
-            "[network]\ncni_conf_dir = \"net.d\"\n",
-            "config.toml:2: network.cni_conf_dir is",
-        ),
-        (
-            "[network]\ncni_bin_dirs = []\n",
-            "config.toml:2: network.cni_bin_dirs is empty",
-        ),
-        (
-            "[network]\ncni_bin_dirs = [\"/a:/b\"]\n",
-            "config.toml:2: network.cni_bin_dirs holds",
-        ),
-        (
-            "[network]\ncni_plugin_timeout_s = 0\n",
-            "config.toml:2: network.cni_plugin_timeout_s is 0",
-        ),
-        (
-            "[images]\nplain_http = [\"http://r\"]\n",
-            "config.toml:2: images.plain_http has \"http://r\"",
-        ),
-        (
-            "[images]\npull_idle_timeout_s = 0\n",
-            "config.toml:2: images.pull_idle_timeout_s is 0, must be 1 to 3600",
-        ),
-        (
-            "[sandbox]\nid_base = 4294967295\n",
-            "config.toml:2: sandbox.id_base is 4294967295",
-        ),
-        (
-            "[sandbox]\nid_count = 1\n",
-            "config.toml:2: sandbox.id_count is 1",
-        ),
-        (
-            "[helpers]\nmax_processes = 0\n",
-            "config.toml:2: helpers.max_processes is 0",
-        ),
-        (
-            "[wasm]\nmax_module_bytes = 1\n",
-            "config.toml:2: wasm.max_module_bytes is 1",
-        ),
-    ];
-    for (text, start) in cases {
+    for (text, start) in UNUSABLE {
         let message = from(text).unwrap_err();
         assert!(
             message.starts_with(start),

@@ -98,25 +98,67 @@ async fn bad_mounts_are_named_and_earlier_ones_undone() {
     daemon.finish().await.unwrap();
 }
 
+/// Makes an empty call, which is refused with the name of the field that it lacks.
+macro_rules! missing {
+    ($client:ident.$call:ident($request:ident), $field:literal) => {
+        refused(
+            $client.$call(cri::$request::default()).await,
+            Code::InvalidArgument,
+            &[$field],
+        )
+    };
+}
+
 #[tokio::test]
 async fn every_rpc_names_the_missing_field() {
     let daemon = daemon().await;
     let pod = Pod::run(&daemon, "fields").await;
     let (mut runtime, mut image) = (pod.cri.runtime.clone(), pod.cri.images.clone());
-    macro_rules! missing {
-        ($client:ident.$call:ident($request:expr), $expected:literal) => {
-            refused(
-                $client.$call($request).await,
-                Code::InvalidArgument,
-                &[$expected],
-            )
-        };
-    }
+    missing!(runtime.run_pod_sandbox(RunPodSandboxRequest), "config");
     missing!(
-        runtime.run_pod_sandbox(cri::RunPodSandboxRequest::default()),
-        "config"
+        runtime.stop_pod_sandbox(StopPodSandboxRequest),
+        "pod_sandbox_id"
     );
-    for (strip, expected) in [
+    missing!(
+        runtime.remove_pod_sandbox(RemovePodSandboxRequest),
+        "pod_sandbox_id"
+    );
+    missing!(
+        runtime.pod_sandbox_status(PodSandboxStatusRequest),
+        "pod_sandbox_id"
+    );
+    missing!(
+        runtime.create_container(CreateContainerRequest),
+        "pod_sandbox_id"
+    );
+    missing!(
+        runtime.start_container(StartContainerRequest),
+        "container_id"
+    );
+    missing!(runtime.stop_container(StopContainerRequest), "container_id");
+    missing!(
+        runtime.remove_container(RemoveContainerRequest),
+        "container_id"
+    );
+    missing!(
+        runtime.container_status(ContainerStatusRequest),
+        "container_id"
+    );
+    missing!(
+        runtime.reopen_container_log(ReopenContainerLogRequest),
+        "container_id"
+    );
+    missing!(image.image_status(ImageStatusRequest), "image");
+    missing!(image.pull_image(PullImageRequest), "image");
+    missing!(image.remove_image(RemoveImageRequest), "image");
+    daemon.finish().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_config_that_lacks_a_field_is_refused_with_its_name() {
+    let daemon = daemon().await;
+    let pod = Pod::run(&daemon, "fields").await;
+    for (strip, field) in [
         (
             (|m| *m = None) as fn(&mut Option<cri::PodSandboxMetadata>),
             "metadata",
@@ -127,35 +169,16 @@ async fn every_rpc_names_the_missing_field() {
     ] {
         let mut config = daemon.pod("stripped");
         strip(&mut config.metadata);
-        refused(
-            pod.cri.run_pod(&config).await,
-            Code::InvalidArgument,
-            &[expected],
-        );
+        let outcome = pod.cri.run_pod(&config).await;
+        refused(outcome, Code::InvalidArgument, &[field]);
     }
-    missing!(
-        runtime.stop_pod_sandbox(cri::StopPodSandboxRequest::default()),
-        "pod_sandbox_id"
-    );
-    missing!(
-        runtime.remove_pod_sandbox(cri::RemovePodSandboxRequest::default()),
-        "pod_sandbox_id"
-    );
-    missing!(
-        runtime.pod_sandbox_status(cri::PodSandboxStatusRequest::default()),
-        "pod_sandbox_id"
-    );
-    missing!(
-        runtime.create_container(cri::CreateContainerRequest::default()),
-        "pod_sandbox_id"
-    );
-    let config = container("c", tool(), &[]);
-    let without_config = cri::CreateContainerRequest {
+    let request = cri::CreateContainerRequest {
         pod_sandbox_id: pod.id.clone(),
         ..Default::default()
     };
-    missing!(runtime.create_container(without_config), "config");
-    for (strip, expected) in [
+    let outcome = pod.cri.runtime.clone().create_container(request).await;
+    refused(outcome, Code::InvalidArgument, &["config"]);
+    for (strip, field) in [
         (
             (|c| c.metadata = None) as fn(&mut cri::ContainerConfig),
             "metadata",
@@ -164,43 +187,11 @@ async fn every_rpc_names_the_missing_field() {
         (|c| c.image = None, "image"),
         (|c| c.image.as_mut().unwrap().image.clear(), "image"),
     ] {
-        let mut config = config.clone();
+        let mut config = container("c", tool(), &[]);
         strip(&mut config);
-        refused(
-            pod.create(&config).await,
-            Code::InvalidArgument,
-            &[expected],
-        );
+        let outcome = pod.create(&config).await;
+        refused(outcome, Code::InvalidArgument, &[field]);
     }
-    missing!(
-        runtime.start_container(cri::StartContainerRequest::default()),
-        "container_id"
-    );
-    missing!(
-        runtime.stop_container(cri::StopContainerRequest::default()),
-        "container_id"
-    );
-    missing!(
-        runtime.remove_container(cri::RemoveContainerRequest::default()),
-        "container_id"
-    );
-    missing!(
-        runtime.container_status(cri::ContainerStatusRequest::default()),
-        "container_id"
-    );
-    missing!(
-        runtime.reopen_container_log(cri::ReopenContainerLogRequest::default()),
-        "container_id"
-    );
-    missing!(
-        image.image_status(cri::ImageStatusRequest::default()),
-        "image"
-    );
-    missing!(image.pull_image(cri::PullImageRequest::default()), "image");
-    missing!(
-        image.remove_image(cri::RemoveImageRequest::default()),
-        "image"
-    );
     daemon.finish().await.unwrap();
 }
 

@@ -27,66 +27,19 @@ async fn a_pod_with_a_module_and_a_component_by_hand() {
             "log_directory": logs, "linux": {"cgroup_parent": daemon.cgroup_parent()},
         }),
     );
-    let container = |name: &str, image: &str| {
-        let config = json!({"metadata": {"name": name}, "image": {"image": image}, "log_path": format!("{name}.log")});
-        write(&format!("{name}.json"), config)
-    };
-    let (module, component) = (&site.hello.reference, &site.component_hello.reference);
-
-    let version = crictl.run(&["version"]).unwrap();
-    assert!(
-        version.contains("RuntimeName:  coracle") && version.contains("RuntimeApiVersion:  v1"),
-        "{version}"
-    );
-    let info: Value = serde_json::from_str(&crictl.run(&["info"]).unwrap()).unwrap();
-    let conditions = info["status"]["conditions"].as_array().unwrap();
-    for name in ["RuntimeReady", "NetworkReady"] {
-        assert!(
-            conditions
-                .iter()
-                .any(|c| c["type"] == name && c["status"] == true),
-            "{info}"
-        );
-    }
-    for image in [module, component] {
-        crictl.run(&["pull", image]).unwrap();
-    }
-    assert!(crictl.run(&["images"]).unwrap().contains("component"));
+    reports_a_ready_node(&crictl);
     let pod = crictl.run(&["runp", &pod_config]).unwrap();
-    let a = crictl
-        .run(&["create", &pod, &container("module", module), &pod_config])
-        .unwrap();
-    let b = crictl
-        .run(&[
-            "create",
-            &pod,
-            &container("component", component),
-            &pod_config,
-        ])
-        .unwrap();
-    crictl.run(&["start", &a]).unwrap();
-    crictl.run(&["start", &b]).unwrap();
-    let running: Value = serde_json::from_str(&crictl.run(&["ps", "-o", "json"]).unwrap()).unwrap();
-    assert!(
-        running["containers"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .any(|c| c["id"] == a.as_str()),
-        "{running}"
-    );
-    eventually("both have written", || {
-        crictl.run(&["logs", &a]).is_ok_and(|text| text == "hello")
-            && crictl
-                .run(&["logs", &b])
-                .is_ok_and(|text| text == "hello from a component")
-    })
-    .await;
-    let inspected: Value = serde_json::from_str(&crictl.run(&["inspect", &b]).unwrap()).unwrap();
-    assert_eq!(inspected["status"]["state"], "CONTAINER_EXITED");
-    assert_eq!(inspected["status"]["exitCode"], 0);
+    let (module, component) = (&site.hello.reference, &site.component_hello.reference);
+    let [a, b] = [("module", module), ("component", component)].map(|(name, image)| {
+        crictl.run(&["pull", image]).unwrap();
+        let config = json!({"metadata": {"name": name}, "image": {"image": image}, "log_path": format!("{name}.log")});
+        let config = write(&format!("{name}.json"), config);
+        crictl.run(&["create", &pod, &config, &pod_config]).unwrap()
+    });
+    run_and_inspect(&crictl, &a, &b).await;
     crictl.run(&["inspectp", &pod]).unwrap();
     crictl.run(&["inspecti", module]).unwrap();
+    assert!(crictl.run(&["images"]).unwrap().contains("component"));
     crictl.run(&["imagefsinfo"]).unwrap();
     assert!(crictl.run(&["pods"]).unwrap().contains("by-hand"));
     crictl.run(&["stop", &a]).unwrap();
@@ -97,4 +50,39 @@ async fn a_pod_with_a_module_and_a_component_by_hand() {
     assert_eq!(crictl.run(&["pods", "-q"]).unwrap(), "");
     crictl.run(&["rmi", component]).unwrap();
     daemon.finish().await.unwrap();
+}
+
+fn json_of(crictl: &Crictl, arguments: &[&str]) -> Value {
+    serde_json::from_str(&crictl.run(arguments).unwrap()).unwrap()
+}
+
+fn reports_a_ready_node(crictl: &Crictl) {
+    let version = crictl.run(&["version"]).unwrap();
+    assert!(
+        version.contains("RuntimeName:  coracle") && version.contains("RuntimeApiVersion:  v1"),
+        "{version}"
+    );
+    let info = json_of(crictl, &["info"]);
+    let conditions = info["status"]["conditions"].as_array().unwrap();
+    for name in ["RuntimeReady", "NetworkReady"] {
+        let is_met = |c: &Value| c["type"] == name && c["status"] == true;
+        assert!(conditions.iter().any(is_met), "{info}");
+    }
+}
+
+/// Starts both containers, and shows what they wrote and how the second ended.
+async fn run_and_inspect(crictl: &Crictl, module: &str, component: &str) {
+    crictl.run(&["start", module]).unwrap();
+    crictl.run(&["start", component]).unwrap();
+    let running = json_of(crictl, &["ps", "-o", "json"]);
+    let containers = running["containers"].as_array().unwrap();
+    assert!(containers.iter().any(|c| c["id"] == module), "{running}");
+    let wrote = |id: &str, text: &str| crictl.run(&["logs", id]).is_ok_and(|log| log == text);
+    eventually("both have written", || {
+        wrote(module, "hello") && wrote(component, "hello from a component")
+    })
+    .await;
+    let inspected = json_of(crictl, &["inspect", component]);
+    assert_eq!(inspected["status"]["state"], "CONTAINER_EXITED");
+    assert_eq!(inspected["status"]["exitCode"], 0);
 }

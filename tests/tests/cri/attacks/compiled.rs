@@ -76,6 +76,46 @@ async fn compiled_code_of_an_image_is_not_run() {
     daemon.finish().await.unwrap();
 }
 
+/// What [`damage`] can do to an entry of the cache.
+const DAMAGES: [&str; 7] = [
+    "flipped",
+    "short",
+    "another module's",
+    "a link",
+    "label",
+    "no label",
+    "empty",
+];
+
+/// Makes the entry `own`, which held `good`, something else; `foreign` is another module's.
+fn damage(what: &str, (own, good): (&Path, &[u8]), foreign: &Path) {
+    let label = own.with_extension("json");
+    let middle = good.len() / 2;
+    match what {
+        "flipped" => {
+            let mut bytes = good.to_vec();
+            bytes[middle] ^= 1;
+            replace(own, &bytes);
+        }
+        "short" => replace(own, &good[..middle]),
+        "another module's" => {
+            replace(own, &fs::read(foreign).unwrap());
+            replace(&label, &fs::read(foreign.with_extension("json")).unwrap());
+        }
+        "a link" => {
+            fs::remove_file(own).unwrap();
+            std::os::unix::fs::symlink(foreign, own).unwrap();
+        }
+        "label" => {
+            let text = fs::read_to_string(&label).unwrap();
+            let text = text.replacen("memory_min_bytes\":", "memory_min_bytes\":1", 1);
+            replace(&label, text.as_bytes());
+        }
+        "no label" => fs::remove_file(&label).unwrap(),
+        _ => replace(own, b""),
+    }
+}
+
 /// T59: an entry of the cache that is not what was put there is made again and never run.
 #[tokio::test]
 async fn a_changed_cache_entry_is_made_again_and_never_run() {
@@ -112,44 +152,9 @@ async fn a_changed_cache_entry_is_made_again_and_never_run() {
         .unwrap()
         .clone();
     let good = sum(&own);
-    let label = own.with_extension("json");
-    for what in [
-        "flipped",
-        "short",
-        "another module's",
-        "a link",
-        "label",
-        "no label",
-        "empty",
-    ] {
+    for what in DAMAGES {
         for restarts in [true, false] {
-            let mut bytes = good.clone();
-            match what {
-                "flipped" => {
-                    let middle = bytes.len() / 2;
-                    bytes[middle] ^= 1;
-                    replace(&own, &bytes);
-                }
-                "short" => replace(&own, &bytes[..bytes.len() / 2]),
-                "another module's" => {
-                    replace(&own, &sum(&foreign));
-                    replace(&label, &fs::read(foreign.with_extension("json")).unwrap());
-                }
-                "a link" => {
-                    fs::remove_file(&own).unwrap();
-                    std::os::unix::fs::symlink(&foreign, &own).unwrap();
-                }
-                "label" => {
-                    let text = fs::read_to_string(&label).unwrap();
-                    replace(
-                        &label,
-                        text.replacen("memory_min_bytes\":", "memory_min_bytes\":1", 1)
-                            .as_bytes(),
-                    );
-                }
-                "no label" => fs::remove_file(&label).unwrap(),
-                _ => replace(&own, b""),
-            }
+            damage(what, (&own, &good), &foreign);
             if restarts {
                 daemon.restart().await.unwrap();
             }

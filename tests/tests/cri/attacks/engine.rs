@@ -30,17 +30,47 @@ fn checking(check: &str) -> String {
 /// ends the program. Source: the engine's advisories, by class.
 const LAST: &str = "(f64.store (i32.const 65528) (f64.const -2))";
 
-#[tokio::test]
-async fn what_once_broke_engines_is_right_or_a_trap() {
-    if on_peer() {
-        return; // It runs no WebAssembly.
-    }
-    let daemon = daemon().await;
-    let canary = Canary::plant(&daemon);
-    let pod = Pod::run(&daemon, "engine").await;
+/// Accesses beyond the end by any number of bytes, whatever the operation.
+const TRAPS: [(&str, &str); 8] = [
+    (
+        "splat-beyond",
+        "(f64.eq (f64x2.extract_lane 1 (f64x2.splat (f64.load (i32.const 65529)))) (f64.const 0))",
+    ),
+    (
+        "lane-beyond",
+        "(i64.eqz (i64x2.extract_lane 0 (v128.load64_lane 1 (i32.const 65529) (local.get $v))))",
+    ),
+    (
+        "address-wraps",
+        "(i32.eqz (i32.load offset=0xffffffff (i32.const 0xffffffff)))",
+    ),
+    (
+        "copy-wraps",
+        "(block (result i32) (memory.copy (i32.const 0) (i32.const 1) (i32.const 0xffffffff)) (i32.const 1))",
+    ),
+    (
+        "fill-wraps",
+        "(block (result i32) (memory.fill (i32.const 0xffffffff) (i32.const 0) (i32.const 2)) (i32.const 1))",
+    ),
+    (
+        "table-wraps",
+        "(block (result i32) (table.copy (i32.const 0xffffffff) (i32.const 1) (i32.const 2)) (i32.const 1))",
+    ),
+    (
+        "table-filled",
+        "(block (result i32) (table.fill (i32.const 3) (ref.null func) (i32.const 0xffffffff)) (i32.const 1))",
+    ),
+    (
+        "call-beyond",
+        "(block (result i32) (call_indirect (i32.const 0xffffffff)) (i32.const 1))",
+    ),
+];
+
+/// Checks that hold, by name, of operations that engines got wrong.
+fn right_programs() -> [(&'static str, String); 19] {
     let last = |check: &str| format!("(block (result i32) {LAST} {check})");
     let load = "(f64.load (i32.const 65528))";
-    let right = [
+    [
         // Scalars that are loaded for a vector operation (f64x2.splat, CVE-2026-24116 f64.copysign and their kin).
         ("splat", last(&format!("(f64.eq (f64x2.extract_lane 1 (f64x2.splat {load})) (f64.const -2))"))),
         ("copysign", last(&format!("(f64.eq (f64.copysign (f64.const 1) {load}) (f64.const -1))"))),
@@ -70,47 +100,22 @@ async fn what_once_broke_engines_is_right_or_a_trap() {
         ("renumbered-closed", "(block (result i32) (drop (call $close (i32.const 2))) \
            (drop (call $renumber (i32.const 1) (i32.const 2))) (i32.ne (call $try_open) (i32.const 0)))"
             .replace("\\\n", "")),
-    ];
-    for (name, check) in right {
+    ]
+}
+
+#[tokio::test]
+async fn what_once_broke_engines_is_right_or_a_trap() {
+    if on_peer() {
+        return; // It runs no WebAssembly.
+    }
+    let daemon = daemon().await;
+    let canary = Canary::plant(&daemon);
+    let pod = Pod::run(&daemon, "engine").await;
+    for (name, check) in right_programs() {
         let fate = fate(&daemon, &pod, &checking(&check)).await;
         assert!(matches!(fate, Fate::Ran(0, _)), "{name}: {fate:?}");
     }
-    // Beyond the end by any number of bytes, whatever the operation.
-    let traps = [
-        (
-            "splat-beyond",
-            "(f64.eq (f64x2.extract_lane 1 (f64x2.splat (f64.load (i32.const 65529)))) (f64.const 0))",
-        ),
-        (
-            "lane-beyond",
-            "(i64.eqz (i64x2.extract_lane 0 (v128.load64_lane 1 (i32.const 65529) (local.get $v))))",
-        ),
-        (
-            "address-wraps",
-            "(i32.eqz (i32.load offset=0xffffffff (i32.const 0xffffffff)))",
-        ),
-        (
-            "copy-wraps",
-            "(block (result i32) (memory.copy (i32.const 0) (i32.const 1) (i32.const 0xffffffff)) (i32.const 1))",
-        ),
-        (
-            "fill-wraps",
-            "(block (result i32) (memory.fill (i32.const 0xffffffff) (i32.const 0) (i32.const 2)) (i32.const 1))",
-        ),
-        (
-            "table-wraps",
-            "(block (result i32) (table.copy (i32.const 0xffffffff) (i32.const 1) (i32.const 2)) (i32.const 1))",
-        ),
-        (
-            "table-filled",
-            "(block (result i32) (table.fill (i32.const 3) (ref.null func) (i32.const 0xffffffff)) (i32.const 1))",
-        ),
-        (
-            "call-beyond",
-            "(block (result i32) (call_indirect (i32.const 0xffffffff)) (i32.const 1))",
-        ),
-    ];
-    for (name, check) in traps {
+    for (name, check) in TRAPS {
         let fate = fate(&daemon, &pod, &checking(check)).await;
         assert!(matches!(fate, Fate::Ran(134, _)), "{name}: {fate:?}");
     }

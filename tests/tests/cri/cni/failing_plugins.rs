@@ -197,8 +197,13 @@ async fn names_that_would_become_arguments_are_refused_before_any_plugin_runs() 
         refused(cri.run_pod(&config).await, Code::InvalidArgument, &[key]);
     }
     assert!(place.commands().is_empty(), "nothing was executed");
-    daemon.expect_no_leak().await.unwrap();
+    daemon.finish().await.unwrap();
+}
 
+#[tokio::test]
+async fn a_plugin_gets_the_arguments_of_its_pod_and_nothing_else() {
+    let daemon = scripted(10, "1.0.0").await;
+    let place = daemon.cni();
     let pod = Pod::run(&daemon, "honest").await;
     let environment = place.environment("one", "ADD").unwrap();
     let mut keys: Vec<&str> = environment
@@ -228,8 +233,13 @@ async fn names_that_would_become_arguments_are_refused_before_any_plugin_runs() 
         "{environment}"
     );
     end(&pod).await;
+    daemon.finish().await.unwrap();
+}
 
-    // A list that names a program outside of the plugins' directories.
+#[tokio::test]
+async fn a_list_that_names_a_program_outside_of_the_plugins_directories_is_refused() {
+    let daemon = scripted(10, "1.0.0").await;
+    let (place, cri) = (daemon.cni(), daemon.cri());
     let evil =
         json!({"cniVersion": "1.0.0", "name": "evil", "plugins": [{"type": "../../bin/sh"}]});
     place.configure(&evil).unwrap();

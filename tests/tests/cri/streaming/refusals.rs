@@ -25,6 +25,9 @@ const SPDY: &[(&str, &str)] = &[
     ("X-Stream-Protocol-Version", "v4.channel.k8s.io"),
 ];
 
+const INVALID: Code = Code::InvalidArgument;
+const ABSENT: Code = Code::NotFound;
+
 #[tokio::test]
 async fn calls_refuse_what_cannot_be_and_say_which_field() {
     let daemon = shell::daemon().await;
@@ -40,69 +43,30 @@ async fn calls_refuse_what_cannot_be_and_say_which_field() {
         stderr: true,
         ..TTY
     };
-    for (outcome, code, expected) in [
-        (
-            exec_url(&pod, &id, &["true"], NONE).await,
-            Code::InvalidArgument,
-            ["stdin", "stdout"],
-        ),
-        (
-            exec_url(&pod, &id, &["true"], both).await,
-            Code::InvalidArgument,
-            ["stderr", "terminal"],
-        ),
-        (
-            exec_url(&pod, &id, &[], OUT).await,
-            Code::InvalidArgument,
-            ["cmd", "program"],
-        ),
-        (
-            exec_url(&pod, &id, &["a\0b"], OUT).await,
-            Code::InvalidArgument,
-            ["cmd[0]", "NUL"],
-        ),
-        (
-            exec_url(&pod, "", &["true"], OUT).await,
-            Code::InvalidArgument,
-            ["container_id", "empty"],
-        ),
-        (
-            exec_url(&pod, &"0".repeat(64), &["true"], OUT).await,
-            Code::NotFound,
-            ["container", "0000"],
-        ),
-        (
-            attach_url(&pod, &id, NONE).await,
-            Code::InvalidArgument,
-            ["stdin", "stdout"],
-        ),
-        (
-            attach_url(&pod, &id, both).await,
-            Code::InvalidArgument,
-            ["stderr", "terminal"],
-        ),
-        (
-            attach_url(&pod, "", OUT).await,
-            Code::InvalidArgument,
-            ["container_id", "empty"],
-        ),
-        (
-            attach_url(&pod, &"0".repeat(64), OUT).await,
-            Code::NotFound,
-            ["container", "0000"],
-        ),
-        (
-            forward_url(&pod, &[80, 0]).await,
-            Code::InvalidArgument,
-            ["port[1]", "65535"],
-        ),
-        (
-            forward_url(&pod, &[65536]).await,
-            Code::InvalidArgument,
-            ["port[0]", "65535"],
-        ),
+    let (own, absent) = (id.as_str(), "0".repeat(64));
+    for (id, argv, ends, code, expected) in [
+        (own, &["true"][..], NONE, INVALID, ["stdin", "stdout"]),
+        (own, &["true"], both, INVALID, ["stderr", "terminal"]),
+        (own, &[], OUT, INVALID, ["cmd", "program"]),
+        (own, &["a\0b"], OUT, INVALID, ["cmd[0]", "NUL"]),
+        ("", &["true"], OUT, INVALID, ["container_id", "empty"]),
+        (&absent, &["true"], OUT, ABSENT, ["container", "0000"]),
     ] {
-        refused(outcome, code, &expected);
+        refused(exec_url(&pod, id, argv, ends).await, code, &expected);
+    }
+    for (id, ends, code, expected) in [
+        (own, NONE, INVALID, ["stdin", "stdout"]),
+        (own, both, INVALID, ["stderr", "terminal"]),
+        ("", OUT, INVALID, ["container_id", "empty"]),
+        (&absent, OUT, ABSENT, ["container", "0000"]),
+    ] {
+        refused(attach_url(&pod, id, ends).await, code, &expected);
+    }
+    for (ports, expected) in [
+        (&[80, 0][..], ["port[1]", "65535"]),
+        (&[65536], ["port[0]", "65535"]),
+    ] {
+        refused(forward_url(&pod, ports).await, INVALID, &expected);
     }
     pod.cri.stop(&id, 0).await.unwrap();
     refused(

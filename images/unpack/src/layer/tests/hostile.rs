@@ -6,19 +6,15 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use super::super::*;
 use super::{BOUNDS, Layer, Scratch, gzip};
 
-#[test]
-fn hostile_names_reach_nothing_outside() {
-    let scratch = Scratch::new("hostile");
-    let outside = scratch
-        .0
-        .join("canary")
-        .into_os_string()
-        .into_string()
-        .unwrap();
+/// A layer that begins with the link `l` to `target`.
+fn through(target: &str) -> Layer {
+    Layer::default().entry(b'2', b"l", target.as_bytes(), b"")
+}
+
+/// Layers that lead to the directory `outside`, or to another place outside of the layer, by name of what they do.
+fn leading_to(outside: &str) -> Vec<(&'static str, Layer)> {
     let up = "../".repeat(10) + outside.trim_start_matches('/');
-    let through = |target: &str| Layer::default().entry(b'2', b"l", target.as_bytes(), b"");
-    let before = scratch.canary();
-    let refused = [
+    vec![
         ("dots", Layer::default().file("../canary/file", b"x")),
         (
             "dots inside",
@@ -32,7 +28,7 @@ fn hostile_names_reach_nothing_outside() {
         ),
         (
             "through an absolute link",
-            through(&outside).file("l/file", b"x"),
+            through(outside).file("l/file", b"x"),
         ),
         (
             "through a relative link",
@@ -49,11 +45,11 @@ fn hostile_names_reach_nothing_outside() {
         ),
         (
             "hardlink through a link",
-            through(&outside).entry(b'1', b"h", b"l/file", b""),
+            through(outside).entry(b'1', b"h", b"l/file", b""),
         ),
         (
             "whiteout through a link",
-            through(&outside).file("l/.wh.file", b""),
+            through(outside).file("l/.wh.file", b""),
         ),
         ("whiteout of ..", Layer::default().file(".wh...", b"")),
         ("whiteout of .", Layer::default().file("a/.wh..", b"")),
@@ -66,8 +62,20 @@ fn hostile_names_reach_nothing_outside() {
             "root as a file",
             Layer::default().file("/", b"").file(".", b"x"),
         ),
-    ];
-    for (name, layer) in refused {
+    ]
+}
+
+#[test]
+fn hostile_names_reach_nothing_outside() {
+    let scratch = Scratch::new("hostile");
+    let outside = scratch
+        .0
+        .join("canary")
+        .into_os_string()
+        .into_string()
+        .unwrap();
+    let before = scratch.canary();
+    for (name, layer) in leading_to(&outside) {
         let refused = scratch.unpack(&layer).expect_err(name);
         assert!(
             matches!(refused, Verdict::Invalid(_)),
