@@ -1,12 +1,14 @@
 //! Outgoing requests of `wasi:http`: our own connections, checked against the guest's policy.
 //!
-//! wasmtime-wasi-http calls it for each request. It resolves the host, checks the addresses, connects to one of those
-//! it checked, and speaks HTTP/1.1, over TLS for `https`.
-//! Invariants: it connects only to addresses that [`Guard`] allows; every wait has a timeout, the guest's if it set
+//! wasmtime-wasi-http calls it for each request. A connection that was kept from an earlier request to the same authority
+//! serves it; otherwise it resolves the host, checks the addresses, connects to one of those it checked, over TLS for
+//! `https`, and speaks HTTP/2 where a server over TLS offers it (ALPN), else HTTP/1.1.
+//! Invariants: each connection is made to an address that [`Guard`] allows, and serves one authority; every wait has a timeout, the guest's if it set
 //! one; the size of a response's head is bounded.
 //! Incoming requests are not handled here; redirects and proxies are the guest's task.
 
 mod body;
+mod pool;
 mod tls;
 
 use std::io;
@@ -16,14 +18,17 @@ use std::time::Duration;
 
 use http::uri::{Authority, Scheme};
 use http::{Request, Response, Uri};
-use http_body_util::BodyExt as _;
-use hyper_util::rt::TokioIo;
+use http_body_util::{BodyExt as _, Empty};
+use hyper::body::Body as _;
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use wasmtime_wasi_http::{Error, RequestOptions, Result, WasiBody, WasiHttpHooks};
 
 use self::body::Timed;
+use self::pool::{Pool, Sender, Unanswered};
 use self::tls::Tls;
 use super::network::{Failure, Guard};
 
@@ -45,6 +50,7 @@ type Outcome = Result<(
 pub(super) struct Client {
     guard: Arc<Guard>,
     tls: Arc<Tls>,
+    pool: Arc<Pool>,
 }
 
 impl Client {
@@ -53,6 +59,7 @@ impl Client {
         Self {
             guard,
             tls: Arc::default(),
+            pool: Arc::default(),
         }
     }
 }
@@ -64,8 +71,7 @@ impl Client {
         request: Request<WasiBody>,
         options: RequestOptions,
     ) -> Result<Response<WasiBody>> {
-        let (response, _) = send(&self.guard, &self.tls, request, options).await?;
-        Ok(response)
+        self.send(request, options).await
     }
 }
 
@@ -76,12 +82,18 @@ impl WasiHttpHooks for Client {
         options: Option<RequestOptions>,
         _: Box<dyn Future<Output = Result<()>> + Send>,
     ) -> Box<dyn Future<Output = Outcome> + Send> {
-        let (guard, tls) = (Arc::clone(&self.guard), Arc::clone(&self.tls));
-        Box::new(async move { send(&guard, &tls, request, options.unwrap_or_default()).await })
+        let own = self.clone();
+        Box::new(async move {
+            let response = own.send(request, options.unwrap_or_default()).await?;
+            // What goes wrong with the connection ends the response's body.
+            let end: Box<dyn Future<Output = Result<()>> + Send> = Box::new(async { Ok(()) });
+            Ok((response, end))
+        })
     }
 }
 
 /// Where a request goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Endpoint {
     host: String,
     port: u16,
@@ -97,7 +109,7 @@ impl Endpoint {
         }
         let tls = uri.scheme() == Some(&Scheme::HTTPS);
         Ok(Self {
-            host: authority.host().to_owned(),
+            host: authority.host().to_ascii_lowercase(),
             port: port(authority, tls)?,
             tls,
         })
@@ -115,39 +127,100 @@ fn port(authority: &Authority, tls: bool) -> Result<u16> {
     }
 }
 
-async fn send(
-    guard: &Guard,
-    tls: &Tls,
-    mut request: Request<WasiBody>,
-    options: RequestOptions,
-) -> Outcome {
-    let endpoint = Endpoint::of(request.uri())?;
-    let connecting = connect(guard, tls, &endpoint);
-    let stream = timeout(options.connect_timeout.unwrap_or(CONNECT), connecting)
-        .await
-        .map_err(|_| Error::ConnectionTimeout)??;
-    *request.uri_mut() = only_path(request.uri())?;
-    let (mut sender, connection) = hyper::client::conn::http1::Builder::new()
+impl Client {
+    async fn send(
+        &self,
+        request: Request<WasiBody>,
+        options: RequestOptions,
+    ) -> Result<Response<WasiBody>> {
+        let endpoint = Endpoint::of(request.uri())?;
+        let again = repeated(&request);
+        let mut request = Some(request);
+        while let Some(next) = request.take() {
+            let Some(sender) = self.pool.take(&endpoint) else {
+                request = Some(next);
+                break;
+            };
+            match self.exchange(&endpoint, sender, next, &options).await? {
+                Ok(response) => return Ok(response),
+                // The server had closed it meanwhile.
+                Err(unanswered) => match (unanswered.request, &again) {
+                    (Some(unsent), _) => request = Some(unsent),
+                    (None, Some(_)) if was_closed(&unanswered.error) => break,
+                    (None, _) => return Err(broken(unanswered.error)),
+                },
+            }
+        }
+        let request = request.or(again).ok_or(Error::ConnectionTerminated)?;
+        let opening = open(&self.guard, &self.tls, &endpoint);
+        let sender = timeout(options.connect_timeout.unwrap_or(CONNECT), opening)
+            .await
+            .map_err(|_| Error::ConnectionTimeout)??;
+        self.pool.share(&endpoint, &sender);
+        let answered = self.exchange(&endpoint, sender, request, &options).await?;
+        answered.map_err(Error::from)
+    }
+
+    /// Sends a request on a connection, which is kept afterwards. Outer errors: it takes too long, or cannot be sent.
+    async fn exchange(
+        &self,
+        endpoint: &Endpoint,
+        mut sender: Sender,
+        request: Request<WasiBody>,
+        options: &RequestOptions,
+    ) -> Result<std::result::Result<Response<WasiBody>, Unanswered>> {
+        let first = options.first_byte_timeout.unwrap_or(ANSWER);
+        let answer = timeout(first, sender.send(request)).await;
+        let response = match answer.map_err(|_| Error::ConnectionReadTimeout)?? {
+            Ok(response) => response,
+            Err(unanswered) => return Ok(Err(unanswered)),
+        };
+        self.pool.keep_when_ready(endpoint.clone(), sender);
+        let pause = options.between_bytes_timeout.unwrap_or(ANSWER);
+        Ok(Ok(
+            response.map(|body| Timed::new(body, pause).boxed_unsync())
+        ))
+    }
+}
+
+/// The same request once more, should a kept connection turn out to be closed after it was sent: one without a body, of a
+/// method that may be repeated. Source: RFC 9110, section 9.2.2.
+fn repeated(request: &Request<WasiBody>) -> Option<Request<WasiBody>> {
+    if !request.method().is_idempotent() || !request.body().is_end_stream() {
+        return None;
+    }
+    let empty = Empty::new().map_err(|never| match never {});
+    let mut again = Request::new(empty.boxed_unsync());
+    *again.method_mut() = request.method().clone();
+    *again.uri_mut() = request.uri().clone();
+    *again.headers_mut() = request.headers().clone();
+    Some(again)
+}
+
+/// Whether the server ended the connection before it began to answer.
+fn was_closed(error: &hyper::Error) -> bool {
+    error.is_incomplete_message() || error.is_canceled() || error.is_closed()
+}
+
+/// A new connection, driven beside the requests on it.
+async fn open(guard: &Guard, tls: &Tls, endpoint: &Endpoint) -> Result<Sender> {
+    let (stream, is_http2) = connect(guard, tls, endpoint).await?;
+    let io = TokioIo::new(stream);
+    if is_http2 {
+        let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+            .max_header_list_size(MAX_HEAD_BYTES as u32)
+            .handshake(io)
+            .await?;
+        tokio::spawn(connection);
+        return Ok(Sender::H2(sender));
+    }
+    let (sender, connection) = http1::Builder::new()
         .max_headers(MAX_HEADERS)
         .max_buf_size(MAX_HEAD_BYTES)
-        .handshake(TokioIo::new(stream))
+        .handshake(io)
         .await?;
-    // Runs beside the request; ends with the response's body, or when that is dropped.
-    let connection = tokio::spawn(connection);
-    let first = options.first_byte_timeout.unwrap_or(ANSWER);
-    let response = timeout(first, sender.send_request(request))
-        .await
-        .map_err(|_| Error::ConnectionReadTimeout)?
-        .map_err(broken)?;
-    let pause = options.between_bytes_timeout.unwrap_or(ANSWER);
-    let response = response.map(|body| Timed::new(body, pause).boxed_unsync());
-    let end = async move {
-        match connection.await {
-            Ok(Err(error)) => Err(broken(error)),
-            Ok(Ok(())) | Err(_) => Ok(()),
-        }
-    };
-    Ok((response, Box::new(end)))
+    tokio::spawn(connection);
+    Ok(Sender::H1(sender))
 }
 
 /// The URI as it is sent to a server: scheme and authority are only for proxies.
@@ -169,7 +242,8 @@ fn broken(error: hyper::Error) -> Error {
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
-async fn connect(guard: &Guard, tls: &Tls, endpoint: &Endpoint) -> Result<Box<dyn Stream>> {
+/// A connection that is allowed, and whether its server has chosen HTTP/2.
+async fn connect(guard: &Guard, tls: &Tls, endpoint: &Endpoint) -> Result<(Box<dyn Stream>, bool)> {
     let addresses = guard.resolve(&endpoint.host).await?;
     let targets = addresses
         .iter()
@@ -182,10 +256,12 @@ async fn connect(guard: &Guard, tls: &Tls, endpoint: &Endpoint) -> Result<Box<dy
         match TcpStream::connect(target).await {
             Ok(stream) => {
                 let _ = stream.set_nodelay(true);
-                return match endpoint.tls {
-                    true => Ok(Box::new(tls.wrap(&endpoint.host, stream).await?)),
-                    false => Ok(Box::new(stream)),
-                };
+                if !endpoint.tls {
+                    return Ok((Box::new(stream), false));
+                }
+                let stream = tls.wrap(&endpoint.host, stream).await?;
+                let is_http2 = stream.get_ref().1.alpn_protocol() == Some(tls::HTTP2);
+                return Ok((Box::new(stream), is_http2));
             }
             Err(error) => failed = refused(error),
         }
@@ -223,36 +299,4 @@ fn refused(error: io::Error) -> Error {
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
-mod tests {
-    use super::*;
-
-    fn endpoint(uri: &str) -> Result<(String, u16, bool)> {
-        Endpoint::of(&uri.parse().unwrap())
-            .map(|endpoint| (endpoint.host, endpoint.port, endpoint.tls))
-    }
-
-    #[test]
-    fn the_endpoint_comes_from_the_authority_only() {
-        let is = |uri, host: &str, port, tls| {
-            assert_eq!(
-                endpoint(uri).unwrap(),
-                (host.to_owned(), port, tls),
-                "{uri}"
-            );
-        };
-        is("http://a.example/x?y", "a.example", 80, false);
-        is("https://a.example/", "a.example", 443, true);
-        is("https://a.example:8443/", "a.example", 8443, true);
-        is("http://[::1]:81/", "[::1]", 81, false);
-        for uri in ["http://good.example@bad.example/", "http://a:0/", "/x"] {
-            assert!(endpoint(uri).is_err(), "{uri}");
-        }
-    }
-
-    #[test]
-    fn only_the_path_is_sent() {
-        let path = |uri: &str| only_path(&uri.parse().unwrap()).unwrap().to_string();
-        assert_eq!(path("http://a/b?c=d"), "/b?c=d");
-        assert_eq!(path("http://a"), "/");
-    }
-}
+mod tests;

@@ -16,6 +16,8 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use wasmtime_wasi_http::{Error, Result};
 
+/// What a server says by ALPN that is to be spoken to in HTTP/2. Source: RFC 9113, section 3.2.
+pub(super) const HTTP2: &[u8] = b"h2";
 /// The certificate authorities of an image.
 const BUNDLE: &str = "/etc/ssl/certs/ca-certificates.crt";
 /// Largest bundle that is read; Mozilla's is a quarter of a MiB.
@@ -26,6 +28,13 @@ const MAX_BUNDLE: u64 = 8 << 20;
 pub(super) struct Tls(OnceLock<Arc<ClientConfig>>);
 
 impl Tls {
+    /// One that trusts `pem` whatever the image says.
+    #[cfg(test)]
+    pub(super) fn trusting(pem: &[u8]) -> Self {
+        let config = config(roots(pem)).unwrap_or_else(|e| panic!("{e}"));
+        Self(OnceLock::from(config))
+    }
+
     /// Does the TLS handshake with `host`, a name or an address as in URLs, over `stream`.
     /// Errors: its certificate is not valid for `host`, or it offers no safe TLS.
     pub(super) async fn wrap(&self, host: &str, stream: TcpStream) -> Result<TlsStream<TcpStream>> {
@@ -52,7 +61,7 @@ fn config(roots: RootCertStore) -> Result<Arc<ClientConfig>> {
         .with_safe_default_protocol_versions()
         .map_err(|error| Error::InternalError(Some(error.to_string())))?;
     let mut config = builder.with_root_certificates(roots).with_no_client_auth();
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.alpn_protocols = vec![HTTP2.to_vec(), b"http/1.1".to_vec()];
     Ok(Arc::new(config))
 }
 
