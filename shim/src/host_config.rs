@@ -19,6 +19,10 @@ pub fn host_config(config: &Config) -> HostConfig {
             .map(|handler| handler.http.clone())
             .unwrap_or_default()
     };
+    let wasi_p3 = |name: &str| {
+        let handler = config.handlers.find(name);
+        handler.is_some_and(|handler| handler.wasi_p3)
+    };
     HostConfig {
         root: config.root.clone(),
         run: config.run.clone(),
@@ -38,5 +42,6 @@ pub fn host_config(config: &Config) -> HostConfig {
         spawn_wasm: spawn("coracle-wasm"),
         spawn_strict: spawn("coracle-strict"),
         http: ["coracle", "coracle-wasm", "coracle-strict"].map(http),
+        wasi_p3: ["coracle", "coracle-wasm", "coracle-strict"].map(wasi_p3),
     }
 }

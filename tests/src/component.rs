@@ -11,7 +11,7 @@
 //! A program that receives lists or strings exports `cabi_realloc`. Only clang is needed.
 //! Not here: what the programs do.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use wasi_preview1_component_adapter_provider as adapter;
 use wit_component::{ComponentEncoder, StringEncoding, embed_component_metadata};
@@ -29,9 +29,20 @@ pub fn from_c(file: &str) -> Outcome<Vec<u8>> {
 /// The component made of the C file `file` of `tests/guests/`, which has no `main` but handles HTTP requests: it exports
 /// `wasi:http/incoming-handler@0.2.0#handle`. Errors: as of [`from_c`].
 pub fn function_from_c(file: &str) -> Outcome<Vec<u8>> {
+    wrap(file, reactor(file)?, &FUNCTION)
+}
+
+/// The component made of the C file `file` of `tests/guests/` for WASI 0.3: it exports `wasi:cli/run@0.3.0#run` and
+/// `wasi:http/handler@0.3.0#handle`, and has stdio and arguments by preview 1. Errors: as of [`from_c`].
+pub fn p3_from_c(file: &str) -> Outcome<Vec<u8>> {
+    wrap(file, reactor(file)?, &P3)
+}
+
+/// The module made of a C file without `main`.
+fn reactor(file: &str) -> Outcome<Vec<u8>> {
     let reactor = ["-mexec-model=reactor"];
     let compiler: Vec<&str> = guests::WASI_CLANG.iter().chain(&reactor).copied().collect();
-    wrap(file, guests::compile(file, &compiler)?, &FUNCTION)
+    guests::compile(file, &compiler)
 }
 
 /// As [`from_c`], with further arguments to clang, such as `-DNAME=value`.
@@ -46,16 +57,25 @@ pub fn from_c_with(file: &str, arguments: &[&str]) -> Outcome<Vec<u8>> {
 
 /// What a component is to be: its world in `guests/wit/`, and what translates preview 1 for it.
 struct Shape {
+    /// Directory of its interfaces.
+    interfaces: &'static str,
     world: &'static str,
     adapter: &'static [u8],
 }
 
 const PROGRAM: Shape = Shape {
+    interfaces: "guests/wit",
     world: "guest",
     adapter: adapter::WASI_SNAPSHOT_PREVIEW1_COMMAND_ADAPTER,
 };
 const FUNCTION: Shape = Shape {
+    interfaces: "guests/wit",
     world: "function",
+    adapter: adapter::WASI_SNAPSHOT_PREVIEW1_REACTOR_ADAPTER,
+};
+const P3: Shape = Shape {
+    interfaces: "guests/wit-p3",
+    world: "guest",
     adapter: adapter::WASI_SNAPSHOT_PREVIEW1_REACTOR_ADAPTER,
 };
 
@@ -63,7 +83,7 @@ fn wrap(file: &str, mut module: Vec<u8>, shape: &Shape) -> Outcome<Vec<u8>> {
     let what = |step: &str, cause: &dyn std::fmt::Debug| format!("{step} {file}: {cause:?}");
     let mut wit = Resolve::default();
     let (package, _) = wit
-        .push_dir(interfaces())
+        .push_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(shape.interfaces))
         .map_err(|e| what("read the interfaces for", &e))?;
     let world = wit
         .select_world(&[package], Some(shape.world))
@@ -79,8 +99,4 @@ fn wrap(file: &str, mut module: Vec<u8>, shape: &Shape) -> Outcome<Vec<u8>> {
                 .encode()
         });
     made.map_err(|e| what("make a component of", &e).into())
-}
-
-fn interfaces() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("guests/wit")
 }

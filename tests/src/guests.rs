@@ -38,6 +38,12 @@ pub fn function() -> Outcome<Vec<u8>> {
     once(&BUILT, || component::function_from_c("function.c"))
 }
 
+/// The component `p3.c` for WASI 0.3, a program and a handler of requests. See that file for its verbs.
+pub fn p3() -> Outcome<Vec<u8>> {
+    static BUILT: OnceLock<Vec<u8>> = OnceLock::new();
+    once(&BUILT, || component::p3_from_c("p3.c"))
+}
+
 /// The guest `hostile.c`, a WASI p1 module that tries to get out. See that file for its verbs.
 pub fn hostile() -> Outcome<Vec<u8>> {
     static BUILT: OnceLock<Vec<u8>> = OnceLock::new();
@@ -228,7 +234,7 @@ mod tests {
         }
         assert!(tool().unwrap().starts_with(b"\0asm"));
         // Version 13, layer 1: a component.
-        for component in [net(), function()] {
+        for component in [net(), function(), p3()] {
             assert!(component.unwrap().starts_with(b"\0asm\x0d\0\x01\0"));
         }
         assert!(linux_workload().unwrap().starts_with(b"\x7fELF"));

@@ -6,6 +6,7 @@
 //! Invariant: every value was checked when the container was created; the container process applies it unchanged.
 //! Not here: CRI messages, images, building a jail.
 
+mod diagnosis;
 mod exit;
 mod http;
 mod payload;
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::{ContainerId, PodId};
 
+pub use diagnosis::Diagnosis;
 pub use exit::{Cause, Exit, MAX_CAUSE_BYTES, MAX_MESSAGE_BYTES};
 pub use http::{HttpLimits, HttpServer};
 pub use payload::{ProcessRow, Tool, Toolbox, WasmNetwork};
@@ -237,6 +239,12 @@ pub struct WasmSpec {
     /// It handles requests instead of running once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server: Option<HttpServer>,
+    /// The files that it writes for whoever looks for a bug.
+    #[serde(default, skip_serializing_if = "Diagnosis::is_empty")]
+    pub diagnosis: Diagnosis,
+    /// It may use WASI 0.3.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub wasi_p3: bool,
 }
 
 impl WasmSpec {

@@ -25,8 +25,9 @@ pub mod id;
 mod container;
 
 pub use container::{
-    Capabilities, Cause, CgroupMount, ContainerSpec, Device, DeviceKind, Exit, HttpLimits,
-    HttpServer, IdRange, Identity, LinuxJail, LinuxSpec, MAX_CAUSE_BYTES, MAX_MESSAGE_BYTES, Mount,
-    MountKind, MountPropagation, PidNamespaceMode, ProcessRow, ResourceLimit, Root, SPEC_VERSION,
-    Spawn, Tool, Toolbox, WasmKind, WasmNetwork, WasmSpec, Workload,
+    Capabilities, Cause, CgroupMount, ContainerSpec, Device, DeviceKind, Diagnosis, Exit,
+    HttpLimits, HttpServer, IdRange, Identity, LinuxJail, LinuxSpec, MAX_CAUSE_BYTES,
+    MAX_MESSAGE_BYTES, Mount, MountKind, MountPropagation, PidNamespaceMode, ProcessRow,
+    ResourceLimit, Root, SPEC_VERSION, Spawn, Tool, Toolbox, WasmKind, WasmNetwork, WasmSpec,
+    Workload,
 };

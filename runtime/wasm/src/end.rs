@@ -9,6 +9,7 @@
 use wasmtime::Trap;
 use wasmtime_wasi::I32Exit;
 
+use super::diagnosis::core_dump;
 use super::stop;
 
 /// Exit code of a trap, as wasmtime's own command line has it (128 + SIGABRT).
@@ -62,8 +63,13 @@ impl Refusals {
     }
 }
 
-/// The end of a guest whose entry point gave `result`; `None`: the stop signal came first.
-pub(super) fn judge(result: Option<wasmtime::Result<()>>, refusals: &Refusals) -> End {
+/// The end of a guest whose entry point gave `result`; `None`: the stop signal came first. `dumped` is a sentence on its
+/// core dump.
+pub(super) fn judge(
+    result: Option<wasmtime::Result<()>>,
+    refusals: &Refusals,
+    dumped: Option<String>,
+) -> End {
     let stopped = stop::signal();
     let error = match result {
         None => return End::Code(128 + stopped),
@@ -83,14 +89,15 @@ pub(super) fn judge(result: Option<wasmtime::Result<()>>, refusals: &Refusals) -
     let sentences = [
         refusals.sentence(),
         trap.map(|trap| advice(trap).to_owned()),
+        dumped,
     ];
     let mut text = String::new();
     for sentence in sentences.into_iter().flatten() {
         text = text + &sentence + "\n";
     }
     match trap {
-        Some(_) => End::Trapped(bounded(&format!("{text}{error:?}"))),
-        None => End::Failed(bounded(&format!("{text}{error:?}"))),
+        Some(_) => End::Trapped(bounded(&(text + &described(&error)))),
+        None => End::Failed(bounded(&(text + &described(&error)))),
     }
 }
 
@@ -120,6 +127,18 @@ fn advice(trap: &Trap) -> &'static str {
     }
 }
 
+/// An error with what led to it, without what the engine collected for a core dump.
+pub(super) fn described(error: &wasmtime::Error) -> String {
+    let parts = error.chain().map(ToString::to_string);
+    let mut parts = parts.filter(|part| !core_dump::is_collected(part));
+    let mut text = parts.next().unwrap_or_default();
+    for (number, part) in parts.enumerate() {
+        let heading = if number == 0 { "\n\nCaused by:" } else { "" };
+        text = format!("{text}{heading}\n    {number}: {part}");
+    }
+    text
+}
+
 /// `text` without control characters but line ends, cut to [`TRAP_TEXT_BYTES`].
 pub(super) fn bounded(text: &str) -> String {
     let mut kept = String::new();
@@ -146,9 +165,9 @@ mod tests {
     #[test]
     fn an_end_that_follows_a_refusal_names_the_setting() {
         let exit = |code| Some(Err(I32Exit(code).into()));
-        assert_eq!(judge(exit(0), &refused()), End::Code(0));
-        assert_eq!(judge(exit(3), &Refusals::default()), End::Code(3));
-        let End::Explained(3, text) = judge(exit(3), &refused()) else {
+        assert_eq!(judge(exit(0), &refused(), None), End::Code(0));
+        assert_eq!(judge(exit(3), &Refusals::default(), None), End::Code(3));
+        let End::Explained(3, text) = judge(exit(3), &refused(), None) else {
             panic!("not explained");
         };
         for word in [
@@ -164,14 +183,14 @@ mod tests {
     #[test]
     fn a_trap_begins_with_a_sentence_and_other_errors_are_none() {
         let trap = Some(Err(Trap::StackOverflow.into()));
-        let End::Trapped(text) = judge(trap, &Refusals::default()) else {
+        let End::Trapped(text) = judge(trap, &Refusals::default(), None) else {
             panic!("no trap");
         };
         let first = text.lines().next().unwrap_or_default();
         assert!(first.contains("recursion"), "{text}");
         assert!(text.contains("call stack exhausted"), "{text}");
         let error = Some(Err(wasmtime::Error::msg("a\x1b[2J\nhost call")));
-        let End::Failed(text) = judge(error, &Refusals::default()) else {
+        let End::Failed(text) = judge(error, &Refusals::default(), None) else {
             panic!("a trap");
         };
         assert!(text.starts_with("a[2J\nhost call"), "{text}");

@@ -12,8 +12,11 @@ use std::os::fd::OwnedFd;
 use sha2::{Digest as _, Sha256};
 use wasmtime::{Config, Engine, Linker, ModuleVersionStrategy};
 
+use super::diagnosis::core_dump;
 use super::host::{ComponentState, ModuleState};
 use super::stop;
+use super::{random, surroundings};
+use coracle_spec::WasmSpec;
 use coracle_spec::error::{Error, Kind, Result};
 use coracle_spec::id::hex;
 
@@ -25,7 +28,7 @@ const FIBER_STACK_BYTES: usize = 1024 * 1024;
 /// Part of every engine hash. Change it when old compiled code must not run with changed host functions.
 /// `tag` reads it through `black_box`, so that two builds that differ only here have different hashes.
 #[used]
-static ENGINE_TAG: [u8; 32] = *b"coracle-engine-tag:0000000000002";
+static ENGINE_TAG: [u8; 32] = *b"coracle-engine-tag:0000000000003";
 
 fn tag() -> String {
     // `black_box` keeps the bytes as data in the binary; otherwise they become a constant in the code.
@@ -85,6 +88,30 @@ impl Hasher for Sha {
     }
 }
 
+/// What few containers want of engine and linkers, and those of the spawner do not have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Extras {
+    /// Traps leave what core dumps hold.
+    pub(super) core_dumps: bool,
+    /// WASI 0.3 for components.
+    pub(super) wasi_p3: bool,
+}
+
+impl Extras {
+    /// What a container of `wasm` wants.
+    pub(super) fn of(wasm: &WasmSpec) -> Self {
+        Self {
+            core_dumps: wasm.diagnosis.core_dump.is_some(),
+            wasi_p3: wasm.wasi_p3,
+        }
+    }
+
+    /// Whether it wants anything.
+    pub(super) fn is_any(self) -> bool {
+        self != Self::default()
+    }
+}
+
 /// The engine and the linkers with all of WASI. A spawner makes them once; container processes inherit them by fork.
 pub struct Warm {
     /// Runs compiled code; has no compiler.
@@ -98,8 +125,13 @@ pub struct Warm {
 impl Warm {
     /// Makes engine and linkers. Errors: the engine cannot be configured.
     pub fn new() -> Result<Self> {
-        let engine = running(|_| {})?;
-        let (modules, components) = linkers(&engine)?;
+        Self::with(Extras::default())
+    }
+
+    /// The same with `extras`. Errors: as of [`Warm::new`].
+    pub(super) fn with(extras: Extras) -> Result<Self> {
+        let engine = running(extras, |_| {})?;
+        let (modules, components) = linkers(&engine, extras.wasi_p3)?;
         Ok(Self {
             engine,
             modules,
@@ -109,11 +141,14 @@ impl Warm {
 
     /// Another for components alone, with `settings` that compiled code does not know of: nothing is linked for modules,
     /// which would double what this costs at a start. Errors: as of [`Warm::new`].
-    pub(super) fn for_components(settings: impl FnOnce(&mut Config)) -> Result<Self> {
-        let engine = running(settings)?;
+    pub(super) fn for_components(
+        extras: Extras,
+        settings: impl FnOnce(&mut Config),
+    ) -> Result<Self> {
+        let engine = running(extras, settings)?;
         Ok(Self {
             modules: Linker::new(&engine),
-            components: component_linker(&engine)?,
+            components: component_linker(&engine, extras.wasi_p3)?,
             engine,
         })
     }
@@ -125,33 +160,44 @@ impl Warm {
 }
 
 /// An engine that runs guests, with `settings` that compiled code does not know of. Errors: it cannot be configured.
-fn running(settings: impl FnOnce(&mut Config)) -> Result<Engine> {
+fn running(extras: Extras, settings: impl FnOnce(&mut Config)) -> Result<Engine> {
     let mut config = base()?;
     config.enable_compiler(false);
+    if extras.core_dumps {
+        core_dump::configure(&mut config);
+    }
     settings(&mut config);
     Engine::new(&config).map_err(engine_error)
 }
 
-/// Linkers for `engine`. The compiler process also uses them, to find imports that we do not offer.
+/// Linkers for `engine`, with WASI 0.3 if `wasi_p3`. The compiler process also uses them, to find imports that we do not
+/// offer.
 pub(super) fn linkers(
     engine: &Engine,
+    wasi_p3: bool,
 ) -> Result<(
     Linker<ModuleState>,
     wasmtime::component::Linker<ComponentState>,
 )> {
     let mut modules = Linker::new(engine);
     super::preview1::link(&mut modules).map_err(engine_error)?;
-    Ok((modules, component_linker(engine)?))
+    Ok((modules, component_linker(engine, wasi_p3)?))
 }
 
 /// The linker for components alone.
-fn component_linker(engine: &Engine) -> Result<wasmtime::component::Linker<ComponentState>> {
+fn component_linker(
+    engine: &Engine,
+    wasi_p3: bool,
+) -> Result<wasmtime::component::Linker<ComponentState>> {
     let mut components = wasmtime::component::Linker::new(engine);
     wasmtime_wasi::p2::add_to_linker_async(&mut components).map_err(engine_error)?;
     super::lookup::link(&mut components).map_err(engine_error)?;
-    super::random::link(&mut components).map_err(engine_error)?;
-    super::surroundings::link(&mut components).map_err(engine_error)?;
+    random::link(&mut components, &random::P2).map_err(engine_error)?;
+    surroundings::link(&mut components, &surroundings::P2).map_err(engine_error)?;
     wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut components).map_err(engine_error)?;
+    if wasi_p3 {
+        super::p3::link(&mut components).map_err(engine_error)?;
+    }
     Ok(components)
 }
 

@@ -4,6 +4,8 @@
 //! Invariant: names and texts that the program's author chose are cut to a bounded length.
 //! It must not know what a container is allowed: it says only what the program needs and what is missing.
 
+mod wasi_03;
+
 use serde::{Deserialize, Serialize};
 use wasmtime::component::types::ComponentItem;
 use wasmtime::component::{Component, Type};
@@ -11,6 +13,7 @@ use wasmtime::{Engine, ExternType, Module};
 
 use super::engine::linkers;
 use super::host::ModuleState;
+use super::p3;
 use coracle_spec::WasmKind;
 use coracle_spec::error::Result;
 
@@ -46,6 +49,10 @@ pub struct ModuleInfo {
     // Skipped when false, as above.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub can_serve_http: bool,
+    /// It imports or exports interfaces of WASI 0.3, which its handler has to have on.
+    // Skipped when false, as above.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub wasi_p3: bool,
 }
 
 const PAGE: u64 = 65_536;
@@ -94,7 +101,7 @@ fn clip(text: &str, bytes: usize) -> String {
 
 /// Facts about a core module. Errors: the linkers cannot be made.
 pub(super) fn module(engine: &Engine, module: &Module) -> Result<ModuleInfo> {
-    let (linker, _) = linkers(engine)?;
+    let (linker, _) = linkers(engine, false)?;
     let mut store = wasmtime::Store::new(engine, ModuleState::unprivileged());
     let mut missing = Vec::new();
     let mut more_missing = 0;
@@ -126,6 +133,7 @@ pub(super) fn module(engine: &Engine, module: &Module) -> Result<ModuleInfo> {
         problem: problem_of_module(module).map(str::to_owned),
         serves_http: false,
         can_serve_http: false,
+        wasi_p3: false,
     })
 }
 
@@ -148,7 +156,7 @@ fn problem_of_module(module: &Module) -> Option<&'static str> {
 
 /// Facts about a component. Errors: the linkers cannot be made.
 pub(super) fn component(engine: &Engine, component: &Component) -> Result<ModuleInfo> {
-    let (_, linker) = linkers(engine)?;
+    let (_, linker) = linkers(engine, true)?;
     let exports = Exports::of(engine, component);
     let serves_http = exports.handler && !exports.run;
     let (mut missing, more_missing) = missing_of_component(engine, component);
@@ -157,41 +165,47 @@ pub(super) fn component(engine: &Engine, component: &Component) -> Result<Module
     {
         missing.push(text(&format!("{e:#}")));
     }
-    let takes_requests = exports.handler && takes_requests(engine, component);
+    let takes_requests = match exports.is_handler_03 {
+        true => linker
+            .instantiate_pre(component)
+            .is_ok_and(|pre| p3::handler(pre, true).is_ok()),
+        false => exports.handler && takes_requests(engine, component),
+    };
     let unfit = (serves_http && !takes_requests).then(|| {
-        "it cannot handle requests: the function handle of its export wasi:http/incoming-handler takes no request and response"
+        "it cannot handle requests: the function handle of the handler that it exports takes no request and response"
             .to_owned()
     });
     let memory = component
         .resources_required()
         .and_then(|r| r.max_initial_memory_size)
         .unwrap_or(0);
-    let is_newer = missing.iter().any(|name| name.contains(WASI_03));
+    let ty = component.component_type();
+    let imports = ty.imports(engine).map(|(import, _)| import);
+    let exports_03 = ty.exports(engine).map(|(export, _)| export);
+    let wasi_p3 = imports.chain(exports_03).any(wasi_03::is_of);
     Ok(ModuleInfo {
         kind: WasmKind::Component,
         memory_min_bytes: memory.saturating_mul(PAGE),
         missing_imports: missing,
         more_missing,
-        offers: format!(
-            "wasi:cli, wasi:io, wasi:clocks, wasi:random, wasi:filesystem, wasi:sockets and wasi:http, all 0.2{}",
-            if is_newer { NOT_03 } else { "" }
-        ),
+        offers: "wasi:cli, wasi:io, wasi:clocks, wasi:random, wasi:filesystem, wasi:sockets and wasi:http, all 0.2, and all but wasi:io 0.3.0 where the handler has it on".to_owned(),
         problem: unfit.or_else(|| problem_of_component(engine, component, exports)),
         serves_http,
         can_serve_http: takes_requests && exports.run,
+        wasi_p3,
     })
 }
 
-/// How an import of WASI 0.3 says so.
-const WASI_03: &str = "@0.3.";
-const NOT_03: &str = "; WASI 0.3 is not: build the component for WASI 0.2";
+/// How drafts of WASI 0.3 say so.
+const DRAFT: &str = "@0.3.0-";
+const NO_DRAFT: &str = "; drafts of WASI 0.3 are not read: build the component for WASI 0.2, or for 0.3.0 where the handler has it on";
 
 /// What is to be said of a component that the engine does not take: an older draft of WASI 0.3 is one that nobody reads any
 /// more.
 pub(super) fn refusal(bytes: &[u8], reason: &str) -> String {
-    let mut windows = bytes.windows(WASI_03.len());
-    let is_newer = windows.any(|part| part == WASI_03.as_bytes());
-    text(&format!("{reason}{}", if is_newer { NOT_03 } else { "" }))
+    let mut windows = bytes.windows(DRAFT.len());
+    let is_draft = windows.any(|part| part == DRAFT.as_bytes());
+    text(&format!("{reason}{}", if is_draft { NO_DRAFT } else { "" }))
 }
 
 /// The interfaces of WASI 0.2 that components are offered.
@@ -244,6 +258,7 @@ fn missing_of_component(engine: &Engine, component: &Component) -> (Vec<String>,
 fn is_offered(import: &str) -> bool {
     let (interface, version) = import.split_once('@').unwrap_or((import, ""));
     version.starts_with("0.2.") && OFFERED.contains(&interface)
+        || wasi_03::is_version(version) && wasi_03::OFFERED.contains(&interface)
 }
 
 /// Whether the function of the handler that a component exports has a handler's type.
@@ -270,15 +285,19 @@ fn takes_requests(engine: &Engine, component: &Component) -> bool {
 struct Exports {
     run: bool,
     handler: bool,
+    /// That is the one of WASI 0.3 alone.
+    is_handler_03: bool,
 }
 
 impl Exports {
     fn of(engine: &Engine, component: &Component) -> Self {
         let ty = component.component_type();
         let has = |start: &str| ty.exports(engine).any(|(name, _)| name.starts_with(start));
+        let (handler, handler_03) = (has(HANDLER), has("wasi:http/handler@0.3."));
         Self {
-            run: has("wasi:cli/run@0.2."),
-            handler: has(HANDLER),
+            run: has("wasi:cli/run@0.2.") || has("wasi:cli/run@0.3."),
+            handler: handler || handler_03,
+            is_handler_03: handler_03 && !handler,
         }
     }
 }
@@ -340,11 +359,13 @@ mod tests {
         let info = inspect(&foreign);
         assert_eq!(info.missing_imports, foreign[..MAX_NAMES]);
         assert_eq!(info.more_missing, 2);
-        assert!(!info.offers.contains("0.3"));
-        let newer = ["wasi:cli/stdout@0.3.0", "wasi:cli/stdin@0.2.3"].map(str::to_owned);
+        assert!(!info.wasi_p3);
+        let newer = wasi_03::OFFERED.map(|interface| format!("{interface}@0.3.0"));
         let info = inspect(&newer);
-        assert_eq!(info.missing_imports, ["wasi:cli/stdout@0.3.0"]);
-        assert!(info.offers.ends_with("build the component for WASI 0.2"));
+        assert_eq!(info.missing_imports, [""; 0]);
+        assert!(info.wasi_p3);
+        let drafts = ["wasi:cli/stdout@0.3.0-rc-1", "wasi:io/poll@0.3.0"].map(str::to_owned);
+        assert_eq!(inspect(&drafts).missing_imports, drafts);
         assert!(refusal(b"\0asm wasi:cli/run@0.3.0-rc", "odd").contains("WASI 0.3"));
         assert_eq!(refusal(b"\0asm", "odd"), "odd");
     }
@@ -361,6 +382,7 @@ mod tests {
             problem: Some(format!("a\nline\x1b[2J{long}")),
             serves_http: false,
             can_serve_http: false,
+            wasi_p3: false,
         };
         let info = info.bounded();
         assert_eq!((info.missing_imports.len(), info.more_missing), (10, 4_997));

@@ -14,6 +14,7 @@
 
 pub mod cache;
 pub mod compiler;
+mod diagnosis;
 mod end;
 pub mod engine;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -25,6 +26,7 @@ pub mod inspect;
 mod limits;
 mod lookup;
 mod network;
+mod p3;
 mod preopens;
 mod preview1;
 mod random;

@@ -9,10 +9,11 @@ use std::vec;
 
 use tokio::task::JoinHandle;
 use wasmtime::StoreContextMut;
-use wasmtime::component::{Linker, Resource, ResourceType};
+use wasmtime::component::{Accessor, Linker, Resource, ResourceType};
 use wasmtime_wasi::WasiView as _;
 use wasmtime_wasi::p2::bindings::sockets::network::{ErrorCode, IpAddress};
 use wasmtime_wasi::p2::{DynPollable, Network, Pollable, subscribe};
+use wasmtime_wasi::p3::bindings::sockets as p3;
 
 use super::host::ComponentState;
 use super::network::Failure;
@@ -92,6 +93,42 @@ pub(crate) fn link(linker: &mut Linker<ComponentState>) -> wasmtime::Result<()> 
     )?;
     linker.allow_shadowing(false);
     Ok(())
+}
+
+/// The interface of WASI 0.3, which has one function.
+const INTERFACE_P3: &str = "wasi:sockets/ip-name-lookup@0.3.0";
+
+/// Replaces the lookups of WASI 0.3 that `linker` has by ours. Errors: the engine refuses a definition.
+pub(super) fn link_p3(linker: &mut Linker<ComponentState>) -> wasmtime::Result<()> {
+    linker.allow_shadowing(true);
+    let mut interface = linker.instance(INTERFACE_P3)?;
+    interface.func_wrap_concurrent(
+        "resolve-addresses",
+        |store: &Accessor<ComponentState>, (name,): (String,)| Box::pin(resolve(store, name)),
+    )?;
+    linker.allow_shadowing(false);
+    Ok(())
+}
+
+type Resolved = Result<Vec<p3::types::IpAddress>, p3::ip_name_lookup::ErrorCode>;
+
+async fn resolve(store: &Accessor<ComponentState>, name: String) -> wasmtime::Result<(Resolved,)> {
+    let guard = store.with(|mut view| std::sync::Arc::clone(&view.data_mut().guard));
+    // It has the literal forms and the policy of 0.2.
+    let found = guard.resolve(&name).await;
+    let answer = found.map(|all| all.into_iter().map(Into::into).collect());
+    Ok((answer.map_err(Into::into),))
+}
+
+impl From<Failure> for p3::ip_name_lookup::ErrorCode {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Invalid => Self::InvalidArgument,
+            Failure::Denied => Self::AccessDenied,
+            Failure::Absent => Self::NameUnresolvable,
+            Failure::Unanswered => Self::TemporaryResolverFailure,
+        }
+    }
 }
 
 type Started = Result<Resource<Lookup>, ErrorCode>;

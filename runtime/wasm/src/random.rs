@@ -15,14 +15,31 @@ use super::host::ComponentState;
 /// Most bytes of one call. Source: wasmtime's default.
 const MAX_BYTES: u64 = 64 << 20;
 
-/// The interfaces, and the function of each that answers a list; the linker gives them to importers of every 0.2 version.
-const LISTS: [(&str, &str); 2] = [
-    ("wasi:random/random@0.2.12", "get-random-bytes"),
-    ("wasi:random/insecure@0.2.12", "get-insecure-random-bytes"),
-];
+/// The functions of one version of WASI that are replaced.
+pub(super) struct Names {
+    /// Interfaces, and the function of each that answers a list.
+    lists: [(&'static str, &'static str); 2],
+    /// The interface that seeds a generator, and its function.
+    seed: (&'static str, &'static str),
+}
 
-/// The interface with one function, of the same name, that seeds a generator.
-const SEED: (&str, &str) = ("wasi:random/insecure-seed@0.2.12", "insecure-seed");
+/// Those of 0.2; the linker gives them to importers of every 0.2 version.
+pub(super) const P2: Names = Names {
+    lists: [
+        ("wasi:random/random@0.2.12", "get-random-bytes"),
+        ("wasi:random/insecure@0.2.12", "get-insecure-random-bytes"),
+    ],
+    seed: ("wasi:random/insecure-seed@0.2.12", "insecure-seed"),
+};
+
+/// Those of 0.3.
+pub(super) const P3: Names = Names {
+    lists: [
+        ("wasi:random/random@0.3.0", "get-random-bytes"),
+        ("wasi:random/insecure@0.3.0", "get-insecure-random-bytes"),
+    ],
+    seed: ("wasi:random/insecure-seed@0.3.0", "get-insecure-seed"),
+};
 
 /// Refuses what is too long for one call. Errors: it is, which ends the guest as under wasmtime.
 pub(super) fn check_length(bytes: u64) -> wasmtime::Result<()> {
@@ -35,9 +52,9 @@ pub(super) fn check_length(bytes: u64) -> wasmtime::Result<()> {
 }
 
 /// Puts our functions in place of those that `linker` has. Errors: the engine refuses a definition.
-pub(super) fn link(linker: &mut Linker<ComponentState>) -> wasmtime::Result<()> {
+pub(super) fn link(linker: &mut Linker<ComponentState>, names: &Names) -> wasmtime::Result<()> {
     linker.allow_shadowing(true);
-    for (interface, function) in LISTS {
+    for (interface, function) in names.lists {
         linker.instance(interface)?.func_wrap(
             function,
             |_: StoreContextMut<'_, ComponentState>, (length,): (u64,)| {
@@ -48,7 +65,7 @@ pub(super) fn link(linker: &mut Linker<ComponentState>) -> wasmtime::Result<()> 
             },
         )?;
     }
-    let (interface, function) = SEED;
+    let (interface, function) = names.seed;
     linker.instance(interface)?.func_wrap(
         function,
         |_: StoreContextMut<'_, ComponentState>, (): ()| {

@@ -11,15 +11,17 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use tokio::io::unix::AsyncFd;
 use wasmtime::component::Component;
-use wasmtime::{Module, Store};
-use wasmtime_wasi::I32Exit;
-use wasmtime_wasi::p2::bindings::Command;
+use wasmtime::{Module, Store, UpdateDeadline};
 
+use super::diagnosis::Diagnostics;
 pub use super::end::{ERROR_CODE, End, TRAP_CODE, TRAP_TEXT_BYTES};
 use super::end::{Refusals, judge};
-use super::engine::Warm;
+use super::engine::{Extras, Warm};
 use super::host::{ComponentState, ModuleState};
+use super::p3::Program;
 use super::server;
+use super::server::ticker::{Running, Ticker};
+use super::stop;
 use super::toolbox;
 use coracle_spec::error::{Context as _, Error, Kind, Result};
 use coracle_spec::{ContainerSpec, WasmKind, WasmSpec, Workload};
@@ -78,20 +80,30 @@ where
         .max_blocking_threads(8)
         .build()
         .during(|| "start the guest's event loop".into())?;
-    let loaded = load(&payload, wasm.kind)?;
+    let diagnostics = Diagnostics::of(payload.spec, wasm)?;
+    let extras = Extras::of(wasm);
+    let own = extras.is_any().then(|| Warm::with(extras)).transpose()?;
+    if let Some(own) = &own {
+        stop::set_engine(&own.engine);
+    }
+    let warm = own.as_ref().unwrap_or(payload.warm);
+    let loaded = load(&payload, warm, wasm.kind)?;
     rustix::process::chdir(c"/").during(|| "enter the guest's root".into())?;
     drop((payload.procfs, payload.code));
     let job = Job {
-        warm: payload.warm,
+        warm,
         spec: payload.spec,
         wasm,
+        diagnostics: &diagnostics,
     };
-    reactor.block_on(async {
+    let end = reactor.block_on(async {
         match loaded {
             Loaded::Module(module) => run_module(job, &module, stop, begin.ready).await,
             Loaded::Component(component) => run_component(job, &component, stop, begin.ready).await,
         }
-    })
+    });
+    diagnostics.finish();
+    end
 }
 
 #[derive(Clone, Copy)]
@@ -99,12 +111,13 @@ struct Job<'a> {
     warm: &'a Warm,
     spec: &'a ContainerSpec,
     wasm: &'a WasmSpec,
+    diagnostics: &'a Diagnostics,
 }
 
-fn load(payload: &Payload<'_>, kind: WasmKind) -> Result<Loaded> {
+fn load(payload: &Payload<'_>, warm: &Warm, kind: WasmKind) -> Result<Loaded> {
     match kind {
         WasmKind::Module => {
-            let engine = &payload.warm.engine;
+            let engine = &warm.engine;
             let file = payload
                 .code
                 .try_clone()
@@ -116,7 +129,7 @@ fn load(payload: &Payload<'_>, kind: WasmKind) -> Result<Loaded> {
                 .map(Loaded::Module)
                 .map_err(cannot_load)
         }
-        WasmKind::Component => load_component(payload, payload.warm).map(Loaded::Component),
+        WasmKind::Component => load_component(payload, warm).map(Loaded::Component),
     }
 }
 
@@ -145,14 +158,19 @@ async fn run_module(
     stop: OwnedFd,
     ready: impl FnOnce() -> Result<()>,
 ) -> Result<End> {
-    let Job { warm, spec, wasm } = job;
+    let Job {
+        warm,
+        spec,
+        wasm,
+        diagnostics,
+    } = job;
     let pre = warm.modules.instantiate_pre(module).map_err(cannot_start)?;
     let mut store = Store::new(
         &warm.engine,
         ModuleState::new(spec, wasm).map_err(cannot_start)?,
     );
     store.limiter(|state| &mut state.limits);
-    arm(&mut store);
+    let _ticking = arm(&mut store, diagnostics)?;
     ready()?;
     let entry = async {
         let instance = pre.instantiate_async(&mut store).await?;
@@ -164,7 +182,8 @@ async fn run_module(
         memory: store.data().limits.refused_beyond(),
         egress: None,
     };
-    Ok(judge(result, &refusals))
+    let dumped = dumped(diagnostics, &mut store, &result);
+    Ok(judge(result, &refusals, dumped))
 }
 
 async fn run_component(
@@ -173,37 +192,63 @@ async fn run_component(
     stop: OwnedFd,
     ready: impl FnOnce() -> Result<()>,
 ) -> Result<End> {
-    let Job { warm, spec, wasm } = job;
+    let Job {
+        warm,
+        spec,
+        wasm,
+        diagnostics,
+    } = job;
     let pre = warm
         .components
         .instantiate_pre(component)
         .map_err(cannot_start)?;
-    let pre = wasmtime_wasi::p2::bindings::CommandPre::new(pre).map_err(cannot_start)?;
+    let program = Program::new(pre, wasm.wasi_p3).map_err(cannot_start)?;
     let mut store = Store::new(
         &warm.engine,
         ComponentState::new(spec, wasm).map_err(cannot_start)?,
     );
     store.limiter(|state| &mut state.limits);
-    arm(&mut store);
+    let _ticking = arm(&mut store, diagnostics)?;
     ready()?;
-    let entry = async {
-        let command: Command = pre.instantiate_async(&mut store).await?;
-        match command.wasi_cli_run().call_run(&mut store).await? {
-            Ok(()) => Ok(()),
-            Err(()) => Err(I32Exit(1).into()),
-        }
-    };
-    let result = until_stopped(entry, stop.as_fd()).await;
+    let result = until_stopped(program.run(&mut store), stop.as_fd()).await;
     let refusals = Refusals {
         memory: store.data().limits.refused_beyond(),
         egress: store.data().guard.refused(),
     };
-    Ok(judge(result, &refusals))
+    let dumped = dumped(diagnostics, &mut store, &result);
+    Ok(judge(result, &refusals, dumped))
 }
 
-fn arm<T>(store: &mut Store<T>) {
-    // One epoch ahead: only a stop signal advances the epoch, and the first advance traps.
+/// Has a stop signal end the guest of `store`, and its profile taken if there is to be one, for as long as what this gives
+/// lives.
+fn arm<T: 'static>(store: &mut Store<T>, diagnostics: &Diagnostics) -> Result<Option<Running>> {
+    // One epoch ahead: without a profile only a stop signal advances the epoch, and the first advance traps.
     store.set_epoch_deadline(1);
+    let Some(profile) = diagnostics.profile.clone() else {
+        return Ok(None);
+    };
+    store.epoch_deadline_callback(move |store| {
+        if stop::stopping() {
+            return Ok(UpdateDeadline::Interrupt);
+        }
+        profile.sample(&store);
+        Ok(UpdateDeadline::Continue(1))
+    });
+    let ticker = Ticker::start(store.engine().clone());
+    let ticker = ticker.during(|| "start the thread of the guest's profile".into())?;
+    Ok(Some(ticker.run()))
+}
+
+/// The sentence on the core dump of a guest that ended by `result`.
+fn dumped<T: 'static>(
+    diagnostics: &Diagnostics,
+    store: &mut Store<T>,
+    result: &Option<wasmtime::Result<()>>,
+) -> Option<String> {
+    match (&diagnostics.core_dumps, result) {
+        (Some(dumps), Some(Err(error))) => dumps.write(store, error),
+        _ => None,
+    }
 }
 
 /// Runs `entry`; `None` if the stop signal came first.

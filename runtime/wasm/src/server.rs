@@ -1,4 +1,4 @@
-//! The HTTP server in front of a component that exports `wasi:http/incoming-handler`.
+//! The HTTP server in front of a component that exports `wasi:http/incoming-handler`, or `wasi:http/handler` of WASI 0.3.
 //!
 //! Called by [`super::run`] in a container whose spec has a server. The listening socket is bound by [`bind`] while the
 //! process still may make sockets, and belongs to more than this process if the server may sleep; requests are answered by
@@ -27,7 +27,7 @@ mod lines;
 mod pool;
 mod request_id;
 mod requests;
-mod ticker;
+pub(super) mod ticker;
 
 #[cfg(test)]
 mod tests;
@@ -35,17 +35,19 @@ mod tests;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 use wasmtime::component::Component;
-use wasmtime_wasi_http::handler::{HandlerState as _, ProxyHandler, ProxyPre};
-use wasmtime_wasi_http::p2::bindings::ProxyPre as Handler;
+use wasmtime_wasi_http::handler::{HandlerState as _, ProxyHandler};
 
 use self::connections::Connections;
 use self::instances::Instances;
+use super::diagnosis::Diagnostics;
 use super::end::{self, End};
-use super::engine::Warm;
+use super::engine::{Extras, Warm};
+use super::p3;
 use super::run::{self, Begin, Payload};
 use coracle_spec::error::{Context as _, Error, Kind, Result};
 use coracle_spec::{HttpServer, WasmSpec};
@@ -122,14 +124,15 @@ where
         return Err(Error::new(Kind::Bug, "a server came without its listener"));
     };
     let reactor = reactor(server)?;
-    let instances = instances_of(payload, wasm, server)?;
+    let diagnostics = Arc::new(Diagnostics::of(payload.spec, wasm)?);
+    let instances = instances_of(payload, wasm, server, Arc::clone(&diagnostics))?;
     (begin.ready)()?;
     let end = reactor.block_on(async {
         // What cannot be instantiated says so now, and not in the answer to each request.
         if !begin.is_again
             && let Err(e) = instances.instantiate().await
         {
-            return Ok(End::Trapped(end::bounded(&format!("{e:?}"))));
+            return Ok(End::Trapped(end::bounded(&end::described(&e))));
         }
         let handler = ProxyHandler::new(instances);
         Connections::new(handler, server.clone(), begin.is_again)
@@ -138,36 +141,49 @@ where
     });
     // What instances have begun to say goes out; a file operation that hangs is no reason to stay.
     reactor.shutdown_timeout(LAST_LINES);
+    diagnostics.finish();
     end
 }
 
 /// Loads the component and closes what that takes.
-fn instances_of(payload: Payload<'_>, wasm: &WasmSpec, server: &HttpServer) -> Result<Instances> {
+fn instances_of(
+    payload: Payload<'_>,
+    wasm: &WasmSpec,
+    server: &HttpServer,
+    diagnostics: Arc<Diagnostics>,
+) -> Result<Instances> {
     let (spec, server) = (payload.spec.clone(), server.clone());
     let memory = instances::memory_limit(&spec, &server);
-    let (warm, component) = load(&payload, &server, memory)?;
+    let extras = Extras::of(wasm);
+    let (warm, component) = load(&payload, &server, memory, extras)?;
     rustix::process::chdir(c"/").during(|| "enter the guest's root".into())?;
     drop((payload.procfs, payload.code));
     let warm = warm.as_ref().unwrap_or(payload.warm);
     let pre = warm
         .components
         .instantiate_pre(&component)
-        .and_then(Handler::new)
+        .and_then(|pre| p3::handler(pre, wasm.wasi_p3))
         .map_err(run::cannot_start)?;
-    Instances::new(ProxyPre::P2(pre), spec, wasm.clone(), server, memory).map_err(run::cannot_start)
+    Instances::new(pre, spec, wasm.clone(), server, diagnostics).map_err(run::cannot_start)
 }
 
-/// The component in an engine with a pool of memory; `None` in the one that there is, where no pool can be had.
+/// The component in an engine with a pool of memory; `None` in the one that there is, where no pool can be had and
+/// there are no `extras`.
 fn load(
     payload: &Payload<'_>,
     server: &HttpServer,
     memory: Option<u64>,
+    extras: Extras,
 ) -> Result<(Option<Warm>, Component)> {
     let component = run::load_component(payload, payload.warm)?;
-    let pooled = pool::engine(&component, server, memory).and_then(|warm| {
+    let with = |warm: Warm| {
         let component = run::load_component(payload, &warm)?;
         Ok((Some(warm), component))
-    });
+    };
+    let pooled = pool::engine(&component, server, memory, extras).and_then(with);
+    if pooled.is_err() && extras.is_any() {
+        return Warm::for_components(extras, |_| {}).and_then(with);
+    }
     // Address space may be short, or one part of the component larger than a pool's slot.
     Ok(pooled.unwrap_or((None, component)))
 }

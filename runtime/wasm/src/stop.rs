@@ -59,9 +59,14 @@ extern "C" fn on_stop(signal: i32, info: *mut libc::siginfo_t, _: *mut libc::c_v
 /// Errors: out of descriptors, or sigaction(2) refused.
 pub fn arm_stop(engine: &Engine) -> Result<OwnedFd> {
     let wake = wake()?;
-    STOP_ENGINE.store(Box::into_raw(Box::new(engine.clone())), Ordering::SeqCst);
+    set_engine(engine);
     sys::signals::catch_stops(on_stop).during(|| "catch stop signals".into())?;
     Ok(wake)
+}
+
+/// Has stop signals end the guests of `engine` from now on, instead of those of the one before.
+pub(super) fn set_engine(engine: &Engine) {
+    STOP_ENGINE.store(Box::into_raw(Box::new(engine.clone())), Ordering::SeqCst);
 }
 
 /// Gives this process an eventfd of its own, which can be read already if a stop signal has arrived. Call it after a fork

@@ -1,10 +1,10 @@
 //! What every instance of one component finds around it: arguments, environment, working directory, directories.
 //!
-//! [`super::host`] makes it once for all instances of a container. [`link`] replaces the functions of WASI 0.2 that hand
-//! it out, so that an instance costs nothing for what its guest does not ask for: wasmtime-wasi copies every variable and
+//! [`super::host`] makes it once for all instances of a container. [`link`] replaces the functions of WASI 0.2 and 0.3 that
+//! hand it out, so that an instance costs nothing for what its guest does not ask for: wasmtime-wasi copies every variable and
 //! opens every directory for each instance, which a request would pay for.
 //! Invariant: instances share directories, but no position in them and nothing that one of them has opened.
-//! Not here: preview 1 and WASI 0.3, which take the same from wasmtime-wasi's context.
+//! Not here: preview 1, which takes the same from wasmtime-wasi's context.
 
 use wasmtime::StoreContextMut;
 use wasmtime::component::{Linker, Resource};
@@ -15,9 +15,26 @@ use super::host::ComponentState;
 use super::preopens;
 use coracle_spec::{ContainerSpec, WasmSpec};
 
-/// The interfaces; the linker gives them to importers of every 0.2 version.
-const ENVIRONMENT: &str = "wasi:cli/environment@0.2.12";
-const PREOPENS: &str = "wasi:filesystem/preopens@0.2.12";
+/// The interfaces of one version of WASI, and the one function whose name is not the same in all.
+pub(super) struct Names {
+    environment: &'static str,
+    working_dir: &'static str,
+    preopens: &'static str,
+}
+
+/// Those of 0.2; the linker gives them to importers of every 0.2 version.
+pub(super) const P2: Names = Names {
+    environment: "wasi:cli/environment@0.2.12",
+    working_dir: "initial-cwd",
+    preopens: "wasi:filesystem/preopens@0.2.12",
+};
+
+/// Those of 0.3.
+pub(super) const P3: Names = Names {
+    environment: "wasi:cli/environment@0.3.0",
+    working_dir: "get-initial-cwd",
+    preopens: "wasi:filesystem/preopens@0.3.0",
+};
 
 /// What the guests of one container are given.
 pub(super) struct Surroundings {
@@ -59,19 +76,19 @@ pub(super) fn environment(wasm: &WasmSpec) -> Vec<(String, String)> {
 }
 
 /// Puts our functions in place of those that `linker` has. Errors: the engine refuses a definition.
-pub(super) fn link(linker: &mut Linker<ComponentState>) -> wasmtime::Result<()> {
+pub(super) fn link(linker: &mut Linker<ComponentState>, names: &Names) -> wasmtime::Result<()> {
     linker.allow_shadowing(true);
-    let mut interface = linker.instance(ENVIRONMENT)?;
+    let mut interface = linker.instance(names.environment)?;
     interface.func_wrap("get-arguments", |store: Store<'_>, (): ()| {
         Ok((store.data().surroundings.arguments.clone(),))
     })?;
     interface.func_wrap("get-environment", |store: Store<'_>, (): ()| {
         Ok((store.data().surroundings.environment.clone(),))
     })?;
-    interface.func_wrap("initial-cwd", |store: Store<'_>, (): ()| {
+    interface.func_wrap(names.working_dir, |store: Store<'_>, (): ()| {
         Ok((Some(store.data().surroundings.working_dir.clone()),))
     })?;
-    let mut interface = linker.instance(PREOPENS)?;
+    let mut interface = linker.instance(names.preopens)?;
     interface.func_wrap("get-directories", |mut store: Store<'_>, (): ()| {
         Ok((directories(store.data_mut())?,))
     })?;

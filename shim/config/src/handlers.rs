@@ -44,6 +44,7 @@ impl Default for HandlersFile {
             annotations: Some(annotations.iter().map(|&key| key.to_owned()).collect()),
             namespaces: Vec::new(),
             http: HttpLimits::default(),
+            wasi_p3: false,
         };
         Self {
             coracle: of(Spawn::Fork, EgressFile::Any, &["cdi.k8s.io/*"]),
@@ -63,6 +64,8 @@ pub struct HandlerFile {
     pub egress: Option<EgressFile>,
     /// Annotations of pods that are honoured although they grant something: whole keys, or a prefix and `*`.
     pub annotations: Option<Vec<String>>,
+    /// Whether components of WASI 0.3 run.
+    pub wasi_p3: bool,
     /// Exceptions for pods of some namespaces.
     pub namespaces: Vec<NamespaceFile>,
     /// The limits of its HTTP servers.
@@ -105,6 +108,8 @@ pub struct Handler {
     pub policy: HandlerPolicy,
     /// The limits of its HTTP servers.
     pub http: HttpLimits,
+    /// Whether components of WASI 0.3 run.
+    pub wasi_p3: bool,
 }
 
 /// The three handlers of a node.
@@ -189,6 +194,7 @@ fn handler(
             namespaces: namespaces(keys, &file.namespaces)?,
         },
         http: http::check(keys.http, &file.http)?,
+        wasi_p3: file.wasi_p3,
     })
 }
 

@@ -10,6 +10,7 @@
 mod annotations;
 mod check;
 mod container;
+mod diagnosis;
 mod egress;
 mod exec;
 mod filter;

@@ -86,10 +86,30 @@ pub(super) fn is_served(
     }
 }
 
+impl Host {
+    /// Refuses a component of WASI 0.3 where the handler of its pod has that off. Errors: Invalid, naming the setting.
+    pub(super) fn check_wasi_version(
+        &self,
+        pod: &SandboxConfig,
+        info: &ModuleInfo,
+    ) -> Result<(), Error> {
+        let (is_on, handler) = self.config.wasi_p3_of(pod.handler);
+        if is_on || !info.wasi_p3 {
+            return Ok(());
+        }
+        Err(invalid(format!(
+            "its component is for WASI 0.3, which is off on this node, for the engine has no security fixes for it between releases: build it for WASI 0.2, or have the operator set handlers.{handler}.wasi_p3 = true"
+        )))
+    }
+}
+
 /// Whether components of this world handle requests; `None` for a world of somebody's own, which says nothing about it.
 fn is_server(world: &str) -> Option<bool> {
     match world.split('@').next()? {
-        "wasi:http/proxy" | "wasi:http/incoming-handler" => Some(true),
+        "wasi:http/proxy"
+        | "wasi:http/incoming-handler"
+        | "wasi:http/service"
+        | "wasi:http/handler" => Some(true),
         "wasi:cli/command" | "wasi:cli/run" => Some(false),
         _ => None,
     }

@@ -103,12 +103,24 @@ pub struct HostConfig {
     pub spawn_strict: Spawn,
     /// The limits of the HTTP servers of `""` and `coracle`, `coracle-wasm` and `coracle-strict`.
     pub http: [HttpLimits; 3],
+    /// Whether components of WASI 0.3 run there.
+    pub wasi_p3: [bool; 3],
 }
 
 impl HostConfig {
     /// The limits of the HTTP servers of a handler, and the name that the configuration has for it.
     fn http_of(&self, handler: Handler) -> (&HttpLimits, &'static str) {
         let [coracle, wasm, strict] = &self.http;
+        match handler {
+            Handler::Default | Handler::Coracle => (coracle, "coracle"),
+            Handler::Wasm => (wasm, "coracle-wasm"),
+            Handler::Strict => (strict, "coracle-strict"),
+        }
+    }
+
+    /// Whether a handler has WASI 0.3 on, and the name that the configuration has for it.
+    fn wasi_p3_of(&self, handler: Handler) -> (bool, &'static str) {
+        let [coracle, wasm, strict] = self.wasi_p3;
         match handler {
             Handler::Default | Handler::Coracle => (coracle, "coracle"),
             Handler::Wasm => (wasm, "coracle-wasm"),

@@ -139,6 +139,7 @@ impl Host {
         let compiled = self.compiled(engine, &module.path, &module.digest).await?;
         let limit = limits::memory_limit(&draft.config.resources);
         judge(&compiled.info, &draft.config.image, limit)?;
+        self.check_wasi_version(&draft.pod.config, &compiled.info)?;
         let env = environment(&draft.image, &draft.config, &[], &[])?;
         let (pod, image) = (&draft.pod.config, &draft.image);
         let server = match super::http::is_served(
@@ -157,6 +158,8 @@ impl Host {
             resolver: egress::resolver(&draft.pod.config, compiled.info.kind)?,
             toolbox: draft.pod.config.handler != Handler::Strict,
             server,
+            diagnosis: draft.pod.config.diagnosis.clone(),
+            wasi_p3: compiled.info.wasi_p3,
         };
         Ok(WasmPayload { args, env, plan })
     }
@@ -372,6 +375,7 @@ mod tests {
             problem: problem.map(str::to_owned),
             serves_http: false,
             can_serve_http: false,
+            wasi_p3: false,
         };
         assert!(judge(&info(65_536, &[], None), "i", Some(65_536)).is_ok());
         assert!(judge(&info(65_536, &[], None), "i", None).is_ok());

@@ -150,6 +150,8 @@ impl Host {
                 resolver: wasm.resolver.clone(),
                 toolbox: None,
                 server: wasm.server.clone(),
+                diagnosis: wasm.diagnosis.clone(),
+                wasi_p3: wasm.wasi_p3,
             })),
             Payload::Linux(linux) => Workload::Linux(Box::new(LinuxSpec {
                 args: plan.args.clone(),

@@ -17,6 +17,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use coracle_network::{Bandwidth, HostPort};
+use coracle_spec::Diagnosis;
 use coracle_spec::egress::{Egress, List};
 use serde::{Deserialize, Serialize};
 
@@ -213,6 +214,9 @@ pub struct SandboxConfig {
     /// What its annotations say of its HTTP servers.
     #[serde(default, skip_serializing_if = "HttpConfig::is_empty")]
     pub http: HttpConfig,
+    /// What its annotations say of files for whoever looks for a bug.
+    #[serde(default, skip_serializing_if = "Diagnosis::is_empty")]
+    pub diagnosis: Diagnosis,
 }
 
 impl SandboxConfig {

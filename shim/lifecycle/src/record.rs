@@ -9,7 +9,9 @@ use std::sync::Arc;
 
 use coracle_cgroup::Limits;
 use coracle_spec::id::{ContainerId, PodId};
-use coracle_spec::{HttpServer, IdRange, Identity, LinuxJail, Mount, Spawn, WasmKind, WasmNetwork};
+use coracle_spec::{
+    Diagnosis, HttpServer, IdRange, Identity, LinuxJail, Mount, Spawn, WasmKind, WasmNetwork,
+};
 use serde::{Deserialize, Serialize};
 
 use super::config::{ContainerConfig, SandboxConfig};
@@ -127,6 +129,12 @@ pub struct WasmPlan {
     /// The server that it is, if it handles HTTP requests.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server: Option<HttpServer>,
+    /// The files that it writes for whoever looks for a bug.
+    #[serde(default, skip_serializing_if = "Diagnosis::is_empty")]
+    pub diagnosis: Diagnosis,
+    /// It uses WASI 0.3, which its handler had on.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub wasi_p3: bool,
 }
 
 /// The part of a [`Plan`] that only a Linux program has.
@@ -324,6 +332,8 @@ mod tests {
             resolver: None,
             toolbox: false,
             server: None,
+            diagnosis: Default::default(),
+            wasi_p3: false,
         };
         assert_eq!(plan.payload, Payload::Wasm(wasm));
         assert_eq!(plan.mounts[0].target, "/t");

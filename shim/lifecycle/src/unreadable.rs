@@ -140,6 +140,7 @@ fn sandbox_config(id: &PodId) -> SandboxConfig {
         grants: Default::default(),
         is_offline: false,
         http: Default::default(),
+        diagnosis: Default::default(),
     }
 }
 

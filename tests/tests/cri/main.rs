@@ -15,6 +15,7 @@ mod cli;
 mod cni;
 mod containers;
 mod crictl;
+mod diagnosis;
 mod differential;
 mod exec;
 mod faults;

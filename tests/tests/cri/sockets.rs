@@ -3,6 +3,7 @@
 mod egress;
 mod http;
 mod names;
+mod wasi_p3;
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, TcpStream};

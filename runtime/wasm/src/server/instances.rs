@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Sleep;
 use wasmtime::component::GuestTaskId;
-use wasmtime::{Store, StoreContextMut, Trap, UpdateDeadline};
+use wasmtime::{Error, Store, StoreContextMut, Trap, UpdateDeadline};
 use wasmtime_wasi_http::WasiHttpView as _;
 use wasmtime_wasi_http::handler::{
     HandlerState, Instance, ProxyPre, ShouldAccept, WorkerExpiration, WorkerState, WorkerStatus,
@@ -23,6 +23,8 @@ use wasmtime_wasi_http::handler::{
 use super::lines::{Lines, Stream};
 use super::request_id::RequestId;
 use super::ticker::{Running, Ticker};
+use crate::diagnosis::Diagnostics;
+use crate::diagnosis::core_dump::CoreDumps;
 use crate::end;
 use crate::host::{ComponentState, Shared};
 use crate::streams::{Output, Writer};
@@ -47,6 +49,7 @@ pub(super) struct Instances {
     wasm: WasmSpec,
     server: HttpServer,
     shared: Shared,
+    diagnostics: Arc<Diagnostics>,
     ticker: Ticker,
     /// Guests that compute are to be ended.
     is_ending: Arc<AtomicBool>,
@@ -56,7 +59,7 @@ pub(super) struct Instances {
 }
 
 impl Instances {
-    /// Instances of `pre` for a container of `spec`, each of at most `memory` bytes.
+    /// Instances of `pre` for a container of `spec`, each of at most as much memory as [`memory_limit`] says.
     ///
     /// Errors: no thread can be made, or a directory that it is given cannot be opened.
     pub(super) fn new(
@@ -64,13 +67,13 @@ impl Instances {
         mut spec: ContainerSpec,
         wasm: WasmSpec,
         server: HttpServer,
-        memory: Option<u64>,
+        diagnostics: Arc<Diagnostics>,
     ) -> wasmtime::Result<Self> {
         let engine = match &pre {
             ProxyPre::P2(pre) => pre.engine().clone(),
             ProxyPre::P3(pre) => pre.engine().clone(),
         };
-        spec.memory_limit_bytes = memory;
+        spec.memory_limit_bytes = memory_limit(&spec, &server);
         Ok(Self {
             shared: Shared::new(&spec, &wasm, false)?,
             ticker: Ticker::start(engine)?,
@@ -81,6 +84,7 @@ impl Instances {
             spec,
             wasm,
             server,
+            diagnostics,
         })
     }
 
@@ -96,11 +100,26 @@ impl Instances {
         // Each advance of the epoch lets others have their turn.
         store.set_epoch_deadline(1);
         let is_ending = Arc::clone(&self.is_ending);
-        store.epoch_deadline_callback(move |_| match is_ending.load(Ordering::Relaxed) {
-            false => Ok(UpdateDeadline::Yield(1)),
-            true => Err(wasmtime::Error::from(Trap::Interrupt).context(STOPPED)),
+        let profile = self.diagnostics.profile.clone();
+        store.epoch_deadline_callback(move |store| {
+            if is_ending.load(Ordering::Relaxed) {
+                return Err(Error::from(Trap::Interrupt).context(STOPPED));
+            }
+            if let Some(profile) = &profile {
+                profile.sample(&store);
+            }
+            Ok(UpdateDeadline::Yield(1))
         });
         store
+    }
+
+    /// The error of an instance that could not begin, with a sentence on its core dump.
+    fn with_core_dump(&self, store: &mut Store<ComponentState>, e: Error) -> Error {
+        let dumps = self.diagnostics.core_dumps.as_ref();
+        match dumps.and_then(|dumps| dumps.write(store, &e)) {
+            Some(said) => e.context(said),
+            None => e,
+        }
     }
 
     /// Ends every guest that computes, by a trap; new ones end as soon as they compute.
@@ -129,7 +148,7 @@ impl HandlerState for Instances {
         let deadline = Duration::from_secs(self.server.limits.deadline_s.into());
         let making = self.pre.instantiate_async(&mut store);
         let proxy = match tokio::time::timeout(deadline, making).await {
-            Ok(made) => made?,
+            Ok(made) => made.map_err(|e| self.with_core_dump(&mut store, e))?,
             Err(_) => wasmtime::bail!("the component took longer than {deadline:?} to begin"),
         };
         Ok(Instance {
@@ -145,6 +164,7 @@ impl HandlerState for Instances {
                 max_requests: self.server.limits.max_instance_requests as usize,
                 lines,
                 is_ending: Arc::clone(&self.is_ending),
+                core_dumps: self.diagnostics.core_dumps.clone(),
                 _running: running,
             },
         })
@@ -157,6 +177,7 @@ pub(super) struct Worker {
     /// Standard output and error of the instance.
     lines: [Lines; 2],
     is_ending: Arc<AtomicBool>,
+    core_dumps: Option<Arc<CoreDumps>>,
     _running: Running,
 }
 
@@ -199,27 +220,41 @@ impl WorkerState for Worker {
         })
     }
 
-    fn drop(&self, store: Store<ComponentState>, result: wasmtime::Result<()>) {
-        drop(store);
-        if let Err(e) = result.map_err(|e| self.explained(e)) {
-            self.lines[1].line(&one_line(&e));
+    fn drop(&self, mut store: Store<ComponentState>, result: wasmtime::Result<()>) {
+        let (lines, dumps) = (&self.lines[1], &self.core_dumps);
+        match (result.map_err(|e| self.explained(e)), dumps.clone()) {
+            (Ok(()), _) => {}
+            (Err(e), None) => {
+                drop(store);
+                lines.line(&one_line(&e));
+            }
+            (Err(e), Some(dumps)) => {
+                // Encoding and writing would hold up the requests of this thread.
+                let lines = lines.clone();
+                tokio::task::spawn_blocking(move || {
+                    let said = dumps.write(&mut store, &e);
+                    drop(store);
+                    let said = said.map(|said| format!(" | {said}")).unwrap_or_default();
+                    lines.line(&(one_line(&e) + &said));
+                });
+            }
         }
     }
 }
 
 impl Worker {
     /// An error, as it concerns the guest: one that waited is dropped with the server.
-    fn explained(&self, e: wasmtime::Error) -> wasmtime::Error {
+    fn explained(&self, e: Error) -> Error {
         match self.is_ending.load(Ordering::Relaxed) && !e.is::<Trap>() {
-            true => wasmtime::Error::msg(STOPPED),
+            true => Error::msg(STOPPED),
             false => e,
         }
     }
 }
 
 /// An error with its backtrace, in one line.
-pub(super) fn one_line(error: &wasmtime::Error) -> String {
-    let text = end::bounded(&format!("{error:?}"));
+pub(super) fn one_line(error: &Error) -> String {
+    let text = end::bounded(&end::described(error));
     let parts: Vec<&str> = text
         .lines()
         .map(str::trim)

@@ -9,7 +9,7 @@
 use wasmtime::component::Component;
 use wasmtime::{InstanceAllocationStrategy, PoolingAllocationConfig, ResourcesRequired};
 
-use crate::engine::Warm;
+use crate::engine::{Extras, Warm};
 use coracle_spec::HttpServer;
 use coracle_spec::error::Result;
 
@@ -35,16 +35,17 @@ const MAX_MEMORY: u64 = 1 << 32;
 const MAX_METADATA: usize = 4 << 20;
 const PAGE: u64 = 64 * 1024;
 
-/// An engine for `component` behind `server`, whose instances have at most `memory` bytes each.
+/// An engine for `component` behind `server`, whose instances have at most `memory` bytes each, with `extras`.
 ///
 /// Errors: there is not so much address space.
 pub(super) fn engine(
     component: &Component,
     server: &HttpServer,
     memory: Option<u64>,
+    extras: Extras,
 ) -> Result<Warm> {
     let pool = pool(component.resources_required(), server, memory);
-    Warm::for_components(|config| {
+    Warm::for_components(extras, |config| {
         config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
     })
 }

@@ -155,7 +155,7 @@ fn the_pooled_engine_takes_code_that_was_compiled_without_a_pool() {
     let component = Component::from_binary(&engine, &text).unwrap();
     let code = component.serialize().unwrap();
     for memory in [None, Some(100_000), Some(1 << 40)] {
-        let warm = pool::engine(&component, &server(), memory).unwrap();
+        let warm = pool::engine(&component, &server(), memory, Default::default()).unwrap();
         // SAFETY: `code` is unchanged output of a compatible engine.
         let loaded = unsafe { Component::deserialize(&warm.engine, &code) };
         assert!(loaded.is_ok(), "{memory:?}: {:?}", loaded.err());

@@ -17,7 +17,7 @@ const SLICE: Duration = Duration::from_millis(10);
 const STACK: usize = 64 * 1024;
 
 /// The thread's handle and what it looks at.
-pub(super) struct Ticker {
+pub(crate) struct Ticker {
     shared: Arc<Shared>,
     thread: Thread,
 }
@@ -29,11 +29,11 @@ struct Shared {
 }
 
 /// One instance that may be running; the epoch advances for as long as there are any.
-pub(super) struct Running(Arc<Shared>);
+pub(crate) struct Running(Arc<Shared>);
 
 impl Ticker {
     /// Starts the thread. Errors: no thread can be made.
-    pub(super) fn start(engine: Engine) -> std::io::Result<Self> {
+    pub(crate) fn start(engine: Engine) -> std::io::Result<Self> {
         let shared = Arc::new(Shared::default());
         let own = Arc::clone(&shared);
         let thread = thread::Builder::new()
@@ -47,7 +47,7 @@ impl Ticker {
     }
 
     /// Counts one instance that may run from now on.
-    pub(super) fn run(&self) -> Running {
+    pub(crate) fn run(&self) -> Running {
         self.shared.running.fetch_add(1, Ordering::SeqCst);
         if self.shared.is_parked.swap(false, Ordering::SeqCst) {
             self.thread.unpark();

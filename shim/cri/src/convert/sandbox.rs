@@ -14,8 +14,9 @@ use coracle_network::{Bandwidth, HostPort, Protocol};
 use coracle_proto::runtime::v1 as cri;
 
 use super::annotations::Reader;
-use super::{BadRequest, check, egress, http, namespaces, network, security, sysctl};
+use super::{BadRequest, check, diagnosis, egress, http, namespaces, network, security, sysctl};
 use crate::policy::{Allowance, Policies};
+use coracle_spec::Diagnosis;
 
 /// Linux's HOST_NAME_MAX, in bytes.
 const MAX_HOSTNAME_BYTES: usize = 64;
@@ -54,6 +55,7 @@ pub(crate) fn sandbox_config(
         is_offline: annotated.reach.is_off,
         wasm_variant: annotated.wasm_variant,
         http: annotated.http,
+        diagnosis: annotated.diagnosis,
         annotations: annotated.echoed,
         grants: annotated.grants,
         name,
@@ -91,6 +93,7 @@ struct Annotated {
     reach: egress::Decided,
     wasm_variant: WasmVariant,
     http: HttpConfig,
+    diagnosis: Diagnosis,
     echoed: Annotations,
     grants: Grants,
 }
@@ -103,7 +106,7 @@ fn annotated(
     let (bandwidth, ips) = (network::bandwidth(&reader)?, network::ips(&reader)?);
     let (mac, reach) = (network::mac(&reader)?, egress::egress(&reader, &allowance)?);
     let wasm_variant = reader.wasm_variant();
-    let http = http::http(&reader)?;
+    let (http, diagnosis) = (http::http(&reader)?, diagnosis::diagnosis(&reader)?);
     let (echoed, grants) = reader.into_parts();
     Ok(Annotated {
         bandwidth,
@@ -112,6 +115,7 @@ fn annotated(
         reach,
         wasm_variant,
         http,
+        diagnosis,
         echoed,
         grants,
     })

@@ -104,6 +104,8 @@ mod tests {
                 resolver: None,
                 toolbox: false,
                 server: None,
+                diagnosis: Default::default(),
+                wasi_p3: false,
             }),
         }
     }

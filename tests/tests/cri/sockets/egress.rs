@@ -47,14 +47,14 @@ async fn a_strict_pod_without_a_list_has_no_network_at_all() {
 }
 
 /// A pod config with an egress list.
-fn listing(daemon: &Daemon, name: &str, allow: &str) -> cri::PodSandboxConfig {
+pub fn listing(daemon: &Daemon, name: &str, allow: &str) -> cri::PodSandboxConfig {
     let mut config = daemon.pod(name);
     config.annotations.insert(ALLOW.into(), allow.into());
     config
 }
 
 /// What a guest cannot do in the test below, and the error it gets.
-const REFUSED: [(&str, &str); 15] = [
+pub const REFUSED: [(&str, &str); 15] = [
     // The address alone is not listed, nor another port of the name.
     ("tcp-connect TARGET 8080 x", "access-denied"),
     ("tcp-connect api.example.com 8081 x", "access-denied"),
