@@ -92,11 +92,11 @@ bench: ## build, then compare with containerd + runc (as root; BENCH_JSON=FILE a
 
 # Beside wasmtime's own server, built from crates.io the first time (some twenty minutes), and a native one under containerd.
 .PHONY: bench-http
-bench-http: ## build, then compare HTTP functions with wasmtime serve and a native server (as root; QUICK=1, BENCH_JSON=FILE)
+bench-http: ## build, then compare HTTP functions with wasmtime serve and a native server (as root; QUICK=1, COLD=1, BENCH_JSON=FILE)
 	@.ci/packages $(BENCH_PACKAGES) wrk
 	$(CARGO) build --release --workspace --bins
-	tests/tools/wasmtime.sh >/dev/null
-	$(RELEASE)/bench-http $(if $(QUICK),--quick)
+	$(if $(COLD),,tests/tools/wasmtime.sh >/dev/null)
+	$(RELEASE)/bench-http $(if $(QUICK),--quick) $(if $(COLD),--cold)
 
 # PODS pods while daemon and spawner are killed after every 200, then half as many on one daemon. See docs/security/fuzzing.md.
 .PHONY: churn

@@ -27,6 +27,8 @@ const IDLE: (&str, &str) = ("coracle.dev/idle-seconds", "1");
 pub struct Cold {
     /// From RunPodSandbox to the end of the first answer, ms, pod by pod.
     pub pod_to_first_200_ms: Vec<f64>,
+    /// How much of that was over when StartContainer had its answer, ms, pod by pod.
+    pub pod_to_started_ms: Vec<f64>,
     /// From the connection to a sleeping function to the end of its answer, ms, function by function.
     pub wake_ms: Vec<f64>,
     /// The same of one function in Python, wake by wake.
@@ -44,9 +46,10 @@ pub async fn measure(registry: &Registry, plan: Plan) -> Outcome<Cold> {
     let mut cold = Cold::default();
     let unmeasured = plan.first_answers.div_ceil(10);
     for round in 0..plan.first_answers + unmeasured {
-        let took = first_answer(&daemon, &image, round).await?;
+        let (started, answered) = first_answer(&daemon, &image, round).await?;
         if round >= unmeasured {
-            cold.pod_to_first_200_ms.push(took.as_secs_f64() * 1e3);
+            cold.pod_to_started_ms.push(started.as_secs_f64() * 1e3);
+            cold.pod_to_first_200_ms.push(answered.as_secs_f64() * 1e3);
         }
     }
     sleep(&daemon, &image, plan, &mut cold).await?;
@@ -108,13 +111,15 @@ fn all_sleep(daemon: &Daemon, functions: usize) -> bool {
     processes.len() == functions && processes.iter().all(sleeps)
 }
 
-async fn first_answer(daemon: &Daemon, image: &str, round: usize) -> Outcome<Duration> {
+/// How long it took until a function's container was started, and until it had answered.
+async fn first_answer(daemon: &Daemon, image: &str, round: usize) -> Outcome<(Duration, Duration)> {
     let begun = Instant::now();
-    let (at, started) = server::run(daemon, image, &format!("first-{round}"), &[]).await?;
+    let (at, made) = server::run(daemon, image, &format!("first-{round}"), &[]).await?;
+    let started = begun.elapsed();
     answered(at)?;
     let took = begun.elapsed();
-    remove(&daemon.cri(), &started).await?;
-    Ok(took)
+    remove(&daemon.cri(), &made).await?;
+    Ok((started, took))
 }
 
 async fn remove(cri: &Cri, started: &Started) -> Outcome<()> {

@@ -102,6 +102,10 @@ fn ratios(text: &mut String, servers: &[Named]) {
 fn cold_rows(cold: &Cold) -> Vec<(&'static str, &[f64])> {
     let rows = [
         (
+            "RunPodSandbox to the end of StartContainer",
+            &cold.pod_to_started_ms[..],
+        ),
+        (
             "RunPodSandbox to the first 200",
             &cold.pod_to_first_200_ms[..],
         ),
@@ -135,6 +139,7 @@ pub fn json(servers: &[Named], cold: &Cold) -> Value {
             object.insert(key.to_owned(), json!(quantile(values, share)));
         }
     };
+    put("pod_to_started_ms_p50", &cold.pod_to_started_ms, 0.5);
     put("pod_to_first_200_ms_p50", &cold.pod_to_first_200_ms, 0.5);
     put("pod_to_first_200_ms_p99", &cold.pod_to_first_200_ms, 0.99);
     put("wake_ms_p50", &cold.wake_ms, 0.5);

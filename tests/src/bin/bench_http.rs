@@ -1,4 +1,5 @@
-//! `bench-http [--quick] [NAME...]`: measures the named servers (all, unless named) beside each other and prints one table.
+//! `bench-http [--quick] [--cold] [NAME...]`: measures the named servers (all, unless named) beside each other and prints
+//! one table. With `--cold` it measures no requests a second, only what happens before a first answer.
 //! With `BENCH_JSON=FILE` in the environment the same is written there as JSON.
 
 use std::io::Write;
@@ -14,7 +15,8 @@ async fn main() -> Outcome<()> {
         .partition(|word| word.starts_with("--"));
     let is_quick = flags.iter().any(|flag| flag == "--quick");
     let plan = if is_quick { Plan::QUICK } else { Plan::FULL };
-    if names.is_empty() {
+    let is_cold = flags.iter().any(|flag| flag == "--cold");
+    if names.is_empty() && !is_cold {
         names = server::NAMES.map(str::to_owned).to_vec();
     }
     let registry = Registry::start()?;
