@@ -8,7 +8,7 @@
 //! ```
 //! Called by: `make test-power`. The machine is QEMU (see `tests/guest/run.sh`) with one ext4 disk that outlives it; its
 //! monitor's `quit` loses what the guest had not written out.
-//! Invariants: a state is expected only if the guest reported it, and must be there if that was more than [`GRACE_MS`] before
+//! Invariants: a state is expected only if the guest reported it, and must be there if that was more than `GRACE_MS` before
 //! the guest's last line; an error names what is wrong.
 //! Must not know: where records are (the guest does).
 

@@ -4,7 +4,7 @@
 //! reports), and calls the entry point.
 //! Invariants: guest code runs only after the whole jail is built. A stop signal ends a guest that computes as well as
 //! one that waits: it advances the epoch and wakes the event loop.
-//! It must not know how the jail is built, what an end means ([`super::end`]) or where reports go.
+//! It must not know how the jail is built, what an end means (`super::end`) or where reports go.
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

@@ -6,14 +6,14 @@
 //!
 //! | module | is |
 //! |---|---|
-//! | [`connections`] | accepting, HTTP/1.1 and HTTP/2, slow clients, draining |
-//! | [`idle`] | when nothing happens any more |
-//! | [`requests`] | one request: its limits, its guest's answer, what becomes of failures |
-//! | [`instances`] | stores and instances, how long each may live |
-//! | [`pool`] | the engine whose memory for instances is reserved at the start |
-//! | [`lines`] | whole lines on standard output and error |
-//! | [`request_id`] | the name of a request in those lines |
-//! | [`ticker`] | the epoch, advanced while guests run and at no other time |
+//! | `connections` | accepting, HTTP/1.1 and HTTP/2, slow clients, draining |
+//! | `idle` | when nothing happens any more |
+//! | `requests` | one request: its limits, its guest's answer, what becomes of failures |
+//! | `instances` | stores and instances, how long each may live |
+//! | `pool` | the engine whose memory for instances is reserved at the start |
+//! | `lines` | whole lines on standard output and error |
+//! | `request_id` | the name of a request in those lines |
+//! | `ticker` | the epoch, advanced while guests run and at no other time |
 //!
 //! Invariants: nothing is answered before the component has been instantiated once; a failed or late request ends its
 //! own instance and nothing else; a stop signal closes the listener, and what is under way goes on until it has its

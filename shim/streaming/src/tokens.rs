@@ -20,7 +20,7 @@ const MAX_TOKENS: usize = 1000;
 /// Why no token was issued.
 #[derive(Debug, thiserror::Error)]
 pub enum Refused {
-    /// [`MAX_TOKENS`] sessions already wait for their clients.
+    /// `MAX_TOKENS` sessions already wait for their clients.
     #[error("{MAX_TOKENS} streaming sessions wait for their clients; each gives up after {} s", LIFETIME.as_secs())]
     TooMany,
     /// The kernel gave no random bytes.
