@@ -172,8 +172,11 @@ pub(super) fn component(engine: &Engine, component: &Component) -> Result<Module
         false => exports.handler && takes_requests(engine, component),
     };
     let unfit = (serves_http && !takes_requests).then(|| {
-        "it cannot handle requests: the function handle of the handler that it exports takes no request and response"
-            .to_owned()
+        let (of, takes) = match exports.is_handler_03 {
+            true => ("wasi:http/handler", "no request"),
+            false => ("wasi:http/incoming-handler", "no request and response"),
+        };
+        format!("it cannot handle requests: the function handle of its {of} takes {takes}")
     });
     let memory = component
         .resources_required()
