@@ -72,9 +72,19 @@ where
         (begin.ready)()?;
         return Ok(End::Code(toolbox::run(payload.spec, wasm, toolbox)));
     }
-    if let Some(settings) = wasm.serves() {
-        return server::serve(payload, wasm, settings, stop, begin);
+    match wasm.serves() {
+        Some(settings) => server::serve(payload, wasm, settings, stop, begin),
+        None => run_program(payload, wasm, stop, begin.ready),
     }
+}
+
+/// Runs a guest that is no server.
+fn run_program(
+    payload: Payload<'_>,
+    wasm: &WasmSpec,
+    stop: OwnedFd,
+    ready: impl FnOnce() -> Result<()>,
+) -> Result<End> {
     let reactor = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(8)
@@ -98,8 +108,8 @@ where
     };
     let end = reactor.block_on(async {
         match loaded {
-            Loaded::Module(module) => run_module(job, &module, stop, begin.ready).await,
-            Loaded::Component(component) => run_component(job, &component, stop, begin.ready).await,
+            Loaded::Module(module) => run_module(job, &module, stop, ready).await,
+            Loaded::Component(component) => run_component(job, &component, stop, ready).await,
         }
     });
     diagnostics.finish();

@@ -241,6 +241,16 @@ enum Then {
     Value { ours: bool, plain: bool },
 }
 
+impl Then {
+    /// The same for a text that is `plain`, that is written as it is, or is not.
+    fn of_text(self, plain: bool) -> Self {
+        match self {
+            Self::Value { ours, .. } => Self::Value { ours, plain },
+            _ => Self::Name { plain },
+        }
+    }
+}
+
 impl Block {
     /// The next byte of `fragment`. `false`: this is no header block.
     fn fragment(&mut self, fragment: &mut Fragment, byte: &mut u8) -> bool {
@@ -270,12 +280,7 @@ impl Block {
                 }
             }
             Self::Length { then } => {
-                let plain = *byte & 0x80 == 0;
-                let then = match *then {
-                    Then::Value { ours, .. } => Then::Value { ours, plain },
-                    _ => Then::Name { plain },
-                };
-                *self = number(*byte, 7, then);
+                *self = number(*byte, 7, then.of_text(*byte & 0x80 == 0));
             }
             Self::Name { left, seen, same } => {
                 *same &= NAME.get(*seen) == Some(byte);

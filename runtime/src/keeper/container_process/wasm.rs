@@ -43,11 +43,8 @@ pub(super) fn run(spec: &ContainerSpec, warm: &Warm, procfs: OwnedFd) -> Result<
     sandbox::landlock::confine(spec, wasm, code.as_fd())?;
     sandbox::install(first.as_fd(), 0)?;
     drop(first);
-    let timeout = match &listener {
-        // It has requests to answer, and ends by itself or by SIGKILL.
-        Some(_) => None,
-        None => Some(STOP_TIMEOUT),
-    };
+    // A server has requests to answer, and ends by itself or by SIGKILL.
+    let timeout = listener.is_none().then_some(STOP_TIMEOUT);
     let payload = Payload {
         warm,
         spec,

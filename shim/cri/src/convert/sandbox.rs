@@ -27,6 +27,8 @@ const MAX_DNS_BYTES: usize = 253;
 /// The most entries of each resolver list.
 const MAX_DNS_ENTRIES: usize = 32;
 
+const NAMESPACE_OPTIONS: &str = "config.linux.security_context.namespace_options";
+
 /// Reads RunPodSandbox; `handlers` decide what annotations may grant. Errors: [`BadRequest`] that names the first field
 /// at fault.
 pub(crate) fn sandbox_config(
@@ -38,13 +40,11 @@ pub(crate) fn sandbox_config(
     let name = name(config.metadata.as_ref())?;
     let handler = handler(&request.runtime_handler)?;
     let annotated = annotated(&mut config, allowance(handlers, handler, &name)?)?;
-    let linux = config.linux.unwrap_or_default();
+    let mut linux = config.linux.unwrap_or_default();
     check::path("config.linux.cgroup_parent", &linux.cgroup_parent)?;
-    let absent = cri::LinuxSandboxSecurityContext::default();
-    let context = linux.security_context.as_ref().unwrap_or(&absent);
-    let selinux = security_context(context)?;
-    let field = "config.linux.security_context.namespace_options";
-    let (namespaces, userns) = namespaces::of_pod(field, context.namespace_options.as_ref())?;
+    let context = linux.security_context.take().unwrap_or_default();
+    let options = context.namespace_options.as_ref();
+    let (namespaces, userns) = namespaces::of_pod(NAMESPACE_OPTIONS, options)?;
     Ok(SandboxConfig {
         ports: ports(&config.port_mappings, &namespaces)?,
         container_ports: container_ports(&config.port_mappings),
@@ -65,7 +65,7 @@ pub(crate) fn sandbox_config(
         labels: config.labels,
         handler,
         userns,
-        selinux,
+        selinux: security_context(&context)?,
         sysctls: sysctl::sysctls(linux.sysctls, &namespaces)?,
         privileged: context.privileged,
         cgroup_parent: linux.cgroup_parent,
