@@ -139,20 +139,6 @@ impl Warm {
         })
     }
 
-    /// Another for components alone, with `settings` that compiled code does not know of: nothing is linked for modules,
-    /// which would double what this costs at a start. Errors: as of [`Warm::new`].
-    pub(super) fn for_components(
-        extras: Extras,
-        settings: impl FnOnce(&mut Config),
-    ) -> Result<Self> {
-        let engine = running(extras, settings)?;
-        Ok(Self {
-            modules: Linker::new(&engine),
-            components: component_linker(&engine, extras.wasi_p3)?,
-            engine,
-        })
-    }
-
     /// Arranges for stop signals to end the guest: see [`stop::arm_stop`].
     pub fn arm_stop(&self) -> Result<OwnedFd> {
         stop::arm_stop(&self.engine)
@@ -160,7 +146,7 @@ impl Warm {
 }
 
 /// An engine that runs guests, with `settings` that compiled code does not know of. Errors: it cannot be configured.
-fn running(extras: Extras, settings: impl FnOnce(&mut Config)) -> Result<Engine> {
+pub(super) fn running(extras: Extras, settings: impl FnOnce(&mut Config)) -> Result<Engine> {
     let mut config = base()?;
     config.enable_compiler(false);
     if extras.core_dumps {
@@ -185,7 +171,7 @@ pub(super) fn linkers(
 }
 
 /// The linker for components alone.
-fn component_linker(
+pub(super) fn component_linker(
     engine: &Engine,
     wasi_p3: bool,
 ) -> Result<wasmtime::component::Linker<ComponentState>> {

@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use tokio::io::unix::AsyncFd;
 use wasmtime::component::Component;
-use wasmtime::{Module, Store, UpdateDeadline};
+use wasmtime::{Engine, Module, Store, UpdateDeadline};
 
 use super::diagnosis::Diagnostics;
 pub use super::end::{ERROR_CODE, End, TRAP_CODE, TRAP_TEXT_BYTES};
@@ -139,16 +139,16 @@ fn load(payload: &Payload<'_>, warm: &Warm, kind: WasmKind) -> Result<Loaded> {
                 .map(Loaded::Module)
                 .map_err(cannot_load)
         }
-        WasmKind::Component => load_component(payload, warm).map(Loaded::Component),
+        WasmKind::Component => load_component(payload, &warm.engine).map(Loaded::Component),
     }
 }
 
-/// Maps the payload's component into the engine of `warm`.
-pub(super) fn load_component(payload: &Payload<'_>, warm: &Warm) -> Result<Component> {
+/// Maps the payload's component into `engine`.
+pub(super) fn load_component(payload: &Payload<'_>, engine: &Engine) -> Result<Component> {
     rustix::process::fchdir(&payload.procfs).during(|| "reach the compiled component".into())?;
     let name = format!("self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&payload.code));
     // SAFETY: as for a module; the relative path is the magic link of our own descriptor, so it is that very file.
-    unsafe { Component::deserialize_file(&warm.engine, name) }.map_err(cannot_load)
+    unsafe { Component::deserialize_file(engine, name) }.map_err(cannot_load)
 }
 
 fn cannot_load(e: wasmtime::Error) -> Error {

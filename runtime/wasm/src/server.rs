@@ -39,14 +39,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
-use wasmtime::component::Component;
+use tokio::runtime::Runtime;
+use tokio::task::JoinHandle;
+use wasmtime::Engine;
+use wasmtime::component::{Component, Linker};
 use wasmtime_wasi_http::handler::{HandlerState as _, ProxyHandler};
 
 use self::connections::Connections;
 use self::instances::Instances;
+use self::pool::Needs;
 use super::diagnosis::Diagnostics;
 use super::end::{self, End};
-use super::engine::{Extras, Warm};
+use super::engine::{self, Extras};
+use super::host::ComponentState;
 use super::p3;
 use super::run::{self, Begin, Payload};
 use coracle_spec::error::{Context as _, Error, Kind, Result};
@@ -125,7 +130,7 @@ where
     };
     let reactor = reactor(server)?;
     let diagnostics = Arc::new(Diagnostics::of(payload.spec, wasm)?);
-    let instances = instances_of(payload, wasm, server, Arc::clone(&diagnostics))?;
+    let instances = instances_of(payload, wasm, server, Arc::clone(&diagnostics), &reactor)?;
     (begin.ready)()?;
     let end = reactor.block_on(async {
         // What cannot be instantiated says so now, and not in the answer to each request.
@@ -145,50 +150,95 @@ where
     end
 }
 
+/// A linker that a thread of the event loop makes.
+type Linking = JoinHandle<Result<Linker<ComponentState>>>;
+
 /// Loads the component and closes what that takes.
 fn instances_of(
     payload: Payload<'_>,
     wasm: &WasmSpec,
     server: &HttpServer,
     diagnostics: Arc<Diagnostics>,
+    reactor: &Runtime,
 ) -> Result<Instances> {
     let (spec, server) = (payload.spec.clone(), server.clone());
-    let memory = instances::memory_limit(&spec, &server);
-    let extras = Extras::of(wasm);
-    let (warm, component) = load(&payload, &server, memory, extras)?;
+    let stage = Stage {
+        payload: &payload,
+        server: &server,
+        memory: instances::memory_limit(&spec, &server),
+        extras: Extras::of(wasm),
+        reactor,
+    };
+    let (component, linking) = stage.load()?;
     rustix::process::chdir(c"/").during(|| "enter the guest's root".into())?;
     drop((payload.procfs, payload.code));
-    let warm = warm.as_ref().unwrap_or(payload.warm);
-    let pre = warm
-        .components
+    let own = match linking {
+        Some(linking) => Some(linker(linking, reactor)?),
+        None => None,
+    };
+    let linker = own.as_ref().unwrap_or(&payload.warm.components);
+    let pre = linker
         .instantiate_pre(&component)
         .and_then(|pre| p3::handler(pre, wasm.wasi_p3))
         .map_err(run::cannot_start)?;
     Instances::new(pre, spec, wasm.clone(), server, diagnostics).map_err(run::cannot_start)
 }
 
-/// The component in an engine with a pool of memory; `None` in the one that there is, where no pool can be had and
-/// there are no `extras`.
-fn load(
-    payload: &Payload<'_>,
-    server: &HttpServer,
-    memory: Option<u64>,
-    extras: Extras,
-) -> Result<(Option<Warm>, Component)> {
-    let component = run::load_component(payload, payload.warm)?;
-    let with = |warm: Warm| {
-        let component = run::load_component(payload, &warm)?;
-        Ok((Some(warm), component))
-    };
-    let pooled = pool::engine(&component, server, memory, extras).and_then(with);
-    if pooled.is_err() && extras.is_any() {
-        return Warm::for_components(extras, |_| {}).and_then(with);
-    }
-    // Address space may be short, or one part of the component larger than a pool's slot.
-    Ok(pooled.unwrap_or((None, component)))
+fn linker(linking: Linking, reactor: &Runtime) -> Result<Linker<ComponentState>> {
+    let made = reactor.block_on(linking);
+    made.map_err(|e| Error::with(Kind::Bug, "make the server's linker", e))?
 }
 
-fn reactor(server: &HttpServer) -> Result<tokio::runtime::Runtime> {
+/// What loading a component takes.
+struct Stage<'a> {
+    payload: &'a Payload<'a>,
+    server: &'a HttpServer,
+    /// Bytes of an instance.
+    memory: Option<u64>,
+    extras: Extras,
+    reactor: &'a Runtime,
+}
+
+impl Stage<'_> {
+    /// The component in an engine with a pool of memory, and that engine's linker; without one in the engine that there
+    /// is, where no pool can be had and there are no extras.
+    fn load(&self) -> Result<(Component, Option<Linking>)> {
+        // What a component needs is known once it is loaded, and nearly all need what is usual.
+        if let Ok((component, linking)) = self.load_pooled(Needs::USUAL)
+            && Needs::of(&component) == Needs::USUAL
+        {
+            return Ok((component, Some(linking)));
+        }
+        let component = run::load_component(self.payload, &self.payload.warm.engine)?;
+        match self.load_pooled(Needs::of(&component)) {
+            Ok((component, linking)) => Ok((component, Some(linking))),
+            // Address space may be short, or one part of the component larger than a pool's slot.
+            Err(_) if self.extras.is_any() => {
+                let own = engine::running(self.extras, |_| {})?;
+                self.load_into(&own)
+                    .map(|(own, linking)| (own, Some(linking)))
+            }
+            Err(_) => Ok((component, None)),
+        }
+    }
+
+    /// The component in an engine with a pool for `needs`.
+    fn load_pooled(&self, needs: Needs) -> Result<(Component, Linking)> {
+        let engine = pool::engine(needs, self.server, self.memory, self.extras)?;
+        self.load_into(&engine)
+    }
+
+    /// The component in `engine`. Linking takes about as long as loading: both are done at a time.
+    fn load_into(&self, engine: &Engine) -> Result<(Component, Linking)> {
+        let linking = self.reactor.spawn({
+            let (engine, wasi_p3) = (engine.clone(), self.extras.wasi_p3);
+            async move { engine::component_linker(&engine, wasi_p3) }
+        });
+        Ok((run::load_component(self.payload, engine)?, linking))
+    }
+}
+
+fn reactor(server: &HttpServer) -> Result<Runtime> {
     let mut builder = match server.threads {
         0 | 1 => tokio::runtime::Builder::new_current_thread(),
         threads => {

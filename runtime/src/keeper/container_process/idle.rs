@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::process::{Pid, WaitId, WaitIdOptions, getpid, getppid, waitid};
 
-use super::wasm::{lock, on_a_new_thread};
+use super::wasm::{allow_heaps, lock, on_a_new_thread};
 use coracle_spec::ContainerSpec;
 use coracle_spec::error::{Context as _, Error, Kind, Result};
 use coracle_sys as sys;
@@ -160,6 +160,7 @@ fn serve(
         .try_clone()
         .during(|| "share the stop eventfd".into())?;
     show(payload.spec, "server");
+    allow_heaps(payload.spec);
     let is_again = turn.since.is_some();
     let begin = Begin {
         ready: move || lock(&second, !is_again),

@@ -55,6 +55,7 @@ pub(super) fn run(spec: &ContainerSpec, warm: &Warm, procfs: OwnedFd) -> Result<
     if wasm.serves().is_some_and(HttpServer::may_sleep) {
         return idle::hold(payload, stop, second);
     }
+    allow_heaps(spec);
     let wake = stop
         .try_clone()
         .during(|| "share the stop eventfd".into())?;
@@ -76,6 +77,18 @@ pub(super) fn lock(second: &OwnedFd, is_first: bool) -> Result<()> {
         report(&Report::Ready);
     }
     Ok(())
+}
+
+/// Gives the threads of a server a heap each: with the one that this process is born with, each would wait for the
+/// others at every request. Called while there is one thread.
+pub(super) fn allow_heaps(spec: &ContainerSpec) {
+    let Workload::Wasm(wasm) = &spec.workload else {
+        return;
+    };
+    if let Some(server) = wasm.serves().filter(|server| server.threads > 1) {
+        let threads = u8::try_from(server.threads).unwrap_or(u8::MAX);
+        sys::limit_arenas(threads.saturating_add(1));
+    }
 }
 
 /// Runs `work` on a new thread, which has fresh thread-local state, and exits with its result.

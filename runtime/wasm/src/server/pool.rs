@@ -7,9 +7,9 @@
 //! Not here: how many requests are let in.
 
 use wasmtime::component::Component;
-use wasmtime::{InstanceAllocationStrategy, PoolingAllocationConfig, ResourcesRequired};
+use wasmtime::{Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
 
-use crate::engine::{Extras, Warm};
+use crate::engine::{self, Extras};
 use coracle_spec::HttpServer;
 use coracle_spec::error::Result;
 
@@ -19,8 +19,6 @@ const SPARE: u32 = 16;
 const MAX_SLOTS: u32 = 4_096;
 /// Core instances of one component: its modules, adapters and shims.
 const CORE_INSTANCES: u32 = 64;
-/// Elements of a table unless the component starts with more.
-const TABLE_ELEMENTS: usize = 20_000;
 /// Most and least of a memory that is cleared and kept rather than given back to the kernel: giving it back and faulting it
 /// in again halves the requests a second of a component whose stack and data lie behind the first MiB, as Rust's do. Bytes.
 const MAX_KEPT: usize = 2 << 20;
@@ -35,34 +33,69 @@ const MAX_MEMORY: u64 = 1 << 32;
 const MAX_METADATA: usize = 4 << 20;
 const PAGE: u64 = 64 * 1024;
 
-/// An engine for `component` behind `server`, whose instances have at most `memory` bytes each, with `extras`.
+/// What one instance of a component takes from a pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Needs {
+    /// Linear memories of all its modules.
+    memories: u32,
+    /// Tables of all its modules.
+    tables: u32,
+    /// The most elements that one of its tables may have.
+    table_elements: usize,
+}
+
+impl Needs {
+    /// What the components that compilers make stay below: one of their modules has a memory, two have a table.
+    pub(super) const USUAL: Self = Self {
+        memories: 1,
+        tables: 4,
+        table_elements: 20_000,
+    };
+
+    /// Those of `component`, and never less than usual. What has no bound is taken to be usual.
+    pub(super) fn of(component: &Component) -> Self {
+        let usual = Self::USUAL;
+        let Some(own) = component.resources_required() else {
+            return usual;
+        };
+        let elements = own.max_initial_table_size.unwrap_or(0);
+        Self {
+            memories: own.num_memories.clamp(usual.memories, 64),
+            tables: own.num_tables.clamp(usual.tables, 64),
+            table_elements: usize::try_from(elements)
+                .unwrap_or(usize::MAX)
+                .max(usual.table_elements),
+        }
+    }
+}
+
+/// An engine behind `server` for components with these needs, whose instances have at most `memory` bytes each, with
+/// `extras`.
 ///
 /// Errors: there is not so much address space.
 pub(super) fn engine(
-    component: &Component,
+    needs: Needs,
     server: &HttpServer,
     memory: Option<u64>,
     extras: Extras,
-) -> Result<Warm> {
-    let pool = pool(component.resources_required(), server, memory);
-    Warm::for_components(extras, |config| {
+) -> Result<Engine> {
+    let pool = pool(needs, server, memory, extras);
+    engine::running(extras, |config| {
         config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
     })
 }
 
-/// Room for as many instances with these needs as there may be requests. Needs are unknown where they have no bound.
+/// Room for as many instances with these needs as there may be requests.
 fn pool(
-    needs: Option<ResourcesRequired>,
+    needs: Needs,
     server: &HttpServer,
     memory: Option<u64>,
+    extras: Extras,
 ) -> PoolingAllocationConfig {
-    let count = |own: fn(&ResourcesRequired) -> u32| needs.as_ref().map_or(1, own).clamp(1, 64);
-    let (memories, tables) = (count(|own| own.num_memories), count(|own| own.num_tables));
-    let elements = needs
-        .and_then(|own| own.max_initial_table_size)
-        .unwrap_or(0);
-    let elements = usize::try_from(elements).unwrap_or(usize::MAX);
     let slots = server.limits.max_requests.min(MAX_SLOTS) + SPARE;
+    // An instance runs one call at a time, but for WASI 0.3, whose tasks have a stack each. Each costs a system call at the
+    // start.
+    let stacks = if extras.wasi_p3 { 2 } else { 1 };
     let bytes = memory.unwrap_or(MAX_MEMORY).min(MAX_MEMORY);
     let bytes = usize::try_from(bytes.next_multiple_of(PAGE)).unwrap_or(usize::MAX);
     let mut pool = PoolingAllocationConfig::new();
@@ -70,12 +103,12 @@ fn pool(
         .total_core_instances(slots.saturating_mul(CORE_INSTANCES))
         .max_component_instance_size(MAX_METADATA)
         .max_core_instance_size(MAX_METADATA)
-        .total_memories(slots.saturating_mul(memories))
-        .max_memories_per_module(memories)
-        .total_tables(slots.saturating_mul(tables))
-        .max_tables_per_module(tables)
-        .table_elements(elements.max(TABLE_ELEMENTS))
-        .total_stacks(slots.saturating_mul(2))
+        .total_memories(slots.saturating_mul(needs.memories))
+        .max_memories_per_module(needs.memories)
+        .total_tables(slots.saturating_mul(needs.tables))
+        .max_tables_per_module(needs.tables)
+        .table_elements(needs.table_elements)
+        .total_stacks(slots.saturating_mul(stacks))
         .total_gc_heaps(slots)
         .max_memory_size(bytes)
         .linear_memory_keep_resident(kept(memory, slots))

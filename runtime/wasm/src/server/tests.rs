@@ -5,11 +5,13 @@ use std::io;
 use std::net::TcpListener;
 use std::sync::{Arc, Mutex};
 
-use wasmtime::component::Component;
+use wasmtime::Store;
+use wasmtime::component::{Component, Linker};
 use wasmtime_wasi::cli::StdoutStream as _;
 use wasmtime_wasi_http::p2::bindings::http::types::ErrorCode;
 
 use super::lines::Stream;
+use super::pool::Needs;
 use super::{bind, bind_at, pool, requests};
 use crate::streams::{Sink, Writer};
 use coracle_spec::{HttpLimits, HttpServer};
@@ -143,21 +145,41 @@ fn a_guests_errors_become_statuses() {
     }
 }
 
-#[test]
-fn the_pooled_engine_takes_code_that_was_compiled_without_a_pool() {
-    // (component (core module (table 3 funcref) (memory 1)) (core instance (instantiate 0)))
-    let module = b"\0asm\x01\0\0\0\x04\x04\x01\x70\0\x03\x05\x03\x01\0\x01";
-    let mut text = b"\0asm\x0d\0\x01\0\x01".to_vec();
-    text.push(module.len() as u8);
-    text.extend_from_slice(module);
-    text.extend_from_slice(b"\x02\x04\x01\0\0\0");
+/// Compiled code of the component with this text, and what it needs.
+fn compiled(text: &str) -> (Vec<u8>, Needs) {
     let engine = crate::engine::compiling().unwrap();
-    let component = Component::from_binary(&engine, &text).unwrap();
-    let code = component.serialize().unwrap();
-    for memory in [None, Some(100_000), Some(1 << 40)] {
-        let warm = pool::engine(&component, &server(), memory, Default::default()).unwrap();
-        // SAFETY: `code` is unchanged output of a compatible engine.
-        let loaded = unsafe { Component::deserialize(&warm.engine, &code) };
-        assert!(loaded.is_ok(), "{memory:?}: {:?}", loaded.err());
+    let component = Component::new(&engine, wat::parse_str(text).unwrap()).unwrap();
+    (component.serialize().unwrap(), Needs::of(&component))
+}
+
+/// A component of `instances` modules with a memory and three tables each.
+fn component(instances: usize, table_elements: u32) -> String {
+    let tables = format!("(table {table_elements} funcref)").repeat(3);
+    let made = "(core instance (instantiate $m))".repeat(instances);
+    // An instance without a name compiles as the text of a component.
+    format!("(component (core module $m {tables} (memory 1)) {made})")
+}
+
+#[tokio::test]
+async fn the_pooled_engine_runs_code_that_was_compiled_without_a_pool_whatever_it_needs() {
+    for (text, is_usual) in [
+        (component(1, 3), true),
+        (component(2, 3), false),
+        (component(1, 30_000), false),
+        (component(9, 30_000), false),
+    ] {
+        let (code, needs) = compiled(&text);
+        assert_eq!(needs == Needs::USUAL, is_usual, "{text}");
+        for memory in [None, Some(100_000), Some(1 << 40)] {
+            let engine = pool::engine(needs, &server(), memory, Default::default()).unwrap();
+            // SAFETY: `code` is unchanged output of a compatible engine.
+            let loaded = unsafe { Component::deserialize(&engine, &code) }.unwrap();
+            assert_eq!(Needs::of(&loaded), needs);
+            let mut store = Store::new(&engine, ());
+            store.set_epoch_deadline(1);
+            let linker = Linker::new(&engine);
+            let made = linker.instantiate_async(&mut store, &loaded).await;
+            assert!(made.is_ok(), "{memory:?} {text}: {:?}", made.err());
+        }
     }
 }

@@ -27,6 +27,23 @@ async fn a_full_server_says_503_and_when_to_come_again() {
 }
 
 #[tokio::test]
+async fn as_many_requests_as_may_be_at_a_time_all_have_their_answers() {
+    let (daemon, image) = functions().await;
+    let function = run(&daemon, &image, "many", &[("max-requests", "48")]).await;
+    // Guests that wait hold everything that an instance takes from the pool. Twice: what they gave back is as good.
+    for _ in 0..2 {
+        let begun = Instant::now();
+        let asked = [(); 48].map(|()| function.begin("/sleep/3000"));
+        for asked in asked {
+            assert_eq!(asked.answer(), (200, "slept\n".to_owned()));
+        }
+        // So they waited at the same time.
+        assert!(begun.elapsed() < Duration::from_secs(20));
+    }
+    daemon.finish().await.unwrap();
+}
+
+#[tokio::test]
 async fn a_guest_that_is_late_is_ended_whether_it_computes_or_waits() {
     let (daemon, image) = functions().await;
     let function = run(&daemon, &image, "late", &[("deadline-seconds", "1")]).await;
