@@ -30,7 +30,8 @@ async fn modules_and_components_run_side_by_side_in_one_pod() {
         .await;
     assert_eq!(
         (status.exit_code, text.as_str()),
-        (0, "hello from a component\n")
+        (0, "hello from a component\n"),
+        "{status:?}"
     );
     assert_eq!(
         pod.cri.status(&module).await.unwrap().state(),
