@@ -69,7 +69,10 @@ async fn with_place(
     place: &Path,
 ) -> cri::ContainerConfig {
     let image = Image::artifact(program);
-    let pushed = image.push(images().registry.host(), name, "v1").unwrap();
+    let repository = format!("diagnosis/{name}");
+    let pushed = image
+        .push(images().registry.host(), &repository, "v1")
+        .unwrap();
     daemon.cri().pull(&pushed.reference).await.unwrap();
     let mut config = container(name, &pushed.reference, &[]);
     config.mounts.push(mount(place));
