@@ -6,6 +6,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::reference::ImageRef;
+
 /// Settings of one [`crate::Images`].
 #[derive(Debug, Clone)]
 pub struct ImagesConfig {
@@ -19,7 +21,8 @@ pub struct ImagesConfig {
     pub pull_idle_timeout: Duration,
     /// Give up on a registry that sends a blob more slowly than this, taken over `pull_idle_timeout`; 0 for never.
     pub pull_min_bytes_per_s: u64,
-    /// Completed references (`registry/name:tag`) whose images are reported as pinned.
+    /// Names of images that are reported as pinned: references, completed as everywhere, or beginnings of completed
+    /// references and `*`.
     pub pinned: Vec<String>,
     /// Size limits.
     pub limits: Limits,
@@ -37,6 +40,17 @@ impl ImagesConfig {
             pull_min_bytes_per_s: 1024,
             pinned: Vec::new(),
             limits: Limits::default(),
+        }
+    }
+}
+
+impl ImagesConfig {
+    /// Completes the names in `pinned`. One that is no reference stays as it is, and fits no image.
+    pub(crate) fn complete_pinned(&mut self) {
+        for name in &mut self.pinned {
+            if let Ok(reference) = name.parse::<ImageRef>() {
+                *name = reference.to_string();
+            }
         }
     }
 }

@@ -53,6 +53,14 @@ pub enum Error {
         /// What went wrong.
         cause: Arc<Error>,
     },
+    /// An archive could not be imported.
+    #[error("import {archive}: {cause}")]
+    Import {
+        /// The archive's path.
+        archive: String,
+        /// What went wrong.
+        cause: Box<Error>,
+    },
     /// A name that is not a reference.
     #[error(transparent)]
     Name(#[from] BadName),
@@ -226,6 +234,7 @@ impl Error {
     pub fn kind(&self) -> Kind {
         match self {
             Self::Pull { cause, .. } => cause.kind(),
+            Self::Import { cause, .. } => cause.kind(),
             // The last is the registry itself: its error counts.
             Self::Hosts { tried } => tried.last().map_or(Kind::RegistryUnavailable, Self::kind),
             Self::Name(_) | Self::Invalid { .. } => Kind::Invalid,
@@ -242,6 +251,15 @@ impl Error {
             Self::DiskFull { .. } | Self::Unpacker { .. } => Kind::Exhausted,
             Self::Io { .. } | Self::Metadata { .. } => Kind::Io,
             Self::Cancelled { .. } => Kind::Cancelled,
+        }
+    }
+
+    /// The cause that its text does not name.
+    pub fn beneath(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Pull { cause, .. } => cause.beneath(),
+            Self::Import { cause, .. } => cause.beneath(),
+            other => std::error::Error::source(other),
         }
     }
 

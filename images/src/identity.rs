@@ -57,6 +57,7 @@ impl Candidate {
             kept.removed = false;
             kept.tags.extend(self.record.tags);
             kept.digests.extend(self.record.digests);
+            kept.pins.extend(self.record.pins);
             return Ok(kept);
         }
         match ids.into_iter().find(|id| known(id).is_none()) {
@@ -96,6 +97,7 @@ pub(crate) fn drop_ambiguous_names(record: &mut Record) -> bool {
     if is_ambiguous {
         record.tags.clear();
         record.digests.clear();
+        record.pins.clear();
     }
     is_ambiguous
 }

@@ -12,6 +12,7 @@
 //! `images/tree` and `images/unpack`.
 #![forbid(unsafe_code)]
 
+mod archive;
 mod blobs;
 mod collect;
 mod config;
@@ -25,11 +26,13 @@ mod holders;
 mod identity;
 mod image;
 mod image_config;
+mod import;
 mod leases;
 mod magic;
 mod manifest;
 mod metadata;
 mod mirrors;
+mod preload;
 mod pull;
 mod record;
 mod reference;
@@ -50,6 +53,7 @@ pub use error::{Cause, Error, Kind as ErrorKind};
 #[cfg(feature = "failpoints")]
 pub use failpoint::set_failpoints;
 pub use image::{FsInfo, Image, Kind, LinuxImage, WasmImage};
+pub use import::ImportRequest;
 pub use manifest::PlatformPreference;
 pub use reference::{BadName, Digest, ImageId, ImageRef, Target};
 pub use run_config::RunConfig;

@@ -6,7 +6,7 @@
 //! as both an index and a manifest is refused, so that no two tools see two images in it.
 //! Not here: network, disk, archives.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use oci_spec::image::{Descriptor, ImageIndex, ImageManifest};
 use serde::Deserialize;
@@ -23,7 +23,7 @@ pub(crate) const ACCEPTED: [&str; 4] = [
     "application/vnd.docker.distribution.manifest.v2+json",
 ];
 const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
-const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+pub(crate) const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
 
 const WASM_CONFIGS: [&str; 2] = [
@@ -50,6 +50,8 @@ pub(crate) struct Entry {
     pub blob: Blob,
     /// `os/architecture[/variant]`, lower case; `None` if the entry states none.
     pub platform: Option<Platform>,
+    /// Its annotations: in the index of an archive they name the image.
+    pub annotations: HashMap<String, String>,
 }
 
 /// The platform of an entry or a config.
@@ -187,7 +189,11 @@ fn parse_index(what: &str, bytes: &[u8], limits: &Limits) -> Result<Document, Er
         ) else {
             continue;
         };
-        entries.push(Entry { blob, platform });
+        entries.push(Entry {
+            blob,
+            platform,
+            annotations: descriptor.annotations().clone().unwrap_or_default(),
+        });
     }
     Ok(Document::Index(entries))
 }

@@ -17,6 +17,7 @@ use redb::{
 use serde::Serialize;
 
 use crate::error::{Cause, Error};
+use crate::preload::Preloaded;
 pub(crate) use crate::record::{LayerRecord, Program, Record, Sources};
 use crate::reference::{Digest, ImageId};
 
@@ -24,6 +25,8 @@ const IMAGES: TableDefinition<&str, &[u8]> = TableDefinition::new("images");
 const LAYERS: TableDefinition<&str, &[u8]> = TableDefinition::new("layers");
 /// Which repositories have delivered a blob; see [`crate::sources`]. Older builds ignore it.
 const SOURCES: TableDefinition<&str, &[u8]> = TableDefinition::new("sources");
+/// What was imported from the preload directory, by path. Older builds ignore it.
+const PRELOADED: TableDefinition<&str, &[u8]> = TableDefinition::new("preloaded");
 const FORMAT: TableDefinition<&str, u64> = TableDefinition::new("format");
 /// The version of the records below.
 const VERSION: u64 = 1;
@@ -36,6 +39,7 @@ pub(crate) struct Loaded {
     pub images: Vec<Record>,
     pub layers: HashMap<Digest, LayerRecord>,
     pub sources: Sources,
+    pub preloaded: HashMap<String, Preloaded>,
     /// Whether something could not be read: content without a record may still be in use.
     pub is_partial: bool,
 }
@@ -49,6 +53,7 @@ pub(crate) struct Change {
     pub drop_layers: Vec<Digest>,
     pub put_sources: Vec<(Digest, BTreeSet<String>)>,
     pub drop_sources: Vec<Digest>,
+    pub put_preloaded: Vec<(String, Preloaded)>,
 }
 
 impl Change {
@@ -59,6 +64,7 @@ impl Change {
             && self.drop_layers.is_empty()
             && self.put_sources.is_empty()
             && self.drop_sources.is_empty()
+            && self.put_preloaded.is_empty()
     }
 }
 
@@ -149,6 +155,10 @@ impl Metadata {
             for blob in &change.drop_sources {
                 sources.remove(blob.as_str())?;
             }
+            let mut preloaded = transaction.open_table(PRELOADED)?;
+            for (path, record) in &change.put_preloaded {
+                preloaded.insert(path.as_str(), to_json(record).as_slice())?;
+            }
         }
         transaction.commit()?;
         Ok(())
@@ -217,6 +227,7 @@ fn prepare(database: &Database) -> Result<u64, redb::Error> {
         transaction.open_table(IMAGES)?;
         transaction.open_table(LAYERS)?;
         transaction.open_table(SOURCES)?;
+        transaction.open_table(PRELOADED)?;
         let mut format = transaction.open_table(FORMAT)?;
         let found = format.get("version")?.map(|version| version.value());
         if found.is_none() {
@@ -258,6 +269,13 @@ fn read(database: &Database) -> Result<Loaded, redb::Error> {
             (blob.value().parse(), serde_json::from_slice(json.value()))
         {
             loaded.sources.insert(blob, repositories);
+        }
+    }
+    for row in transaction.open_table(PRELOADED)?.iter()? {
+        let (path, json) = row?;
+        // An unreadable record only costs an import.
+        if let Ok(record) = serde_json::from_slice(json.value()) {
+            loaded.preloaded.insert(path.value().to_owned(), record);
         }
     }
     Ok(loaded)

@@ -1,16 +1,19 @@
-//! One pull: resolve, fetch, verify, unpack, record.
+//! One pull, or one image of an archive: resolve, fetch, verify, unpack, record.
 //!
-//! Called by: [`crate::Images::pull`]. Calls: the registry, the unpacker, the store.
+//! Called by: [`crate::Images::pull`] and [`crate::import`]. Calls: the origin, the unpacker, the store.
 //! Invariants: stored content is used only after the repository of this pull has confirmed that these credentials may
 //! read it; what a failed pull leaves is either reusable or deleted.
-//! Not here: pods, policies, joining pulls ([`join`]), fetching blobs ([`fetch`]).
+//! Not here: pods, policies, joining pulls ([`join`]), fetching blobs ([`fetch`]), unpacking layers ([`layers`]).
 
 mod fetch;
 mod join;
+mod layers;
+mod origin;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::blobs::blocking;
 use crate::collect::Pins;
@@ -20,15 +23,16 @@ use crate::identity::Candidate;
 use crate::image::Image;
 use crate::magic::Magic;
 use crate::manifest::{self, Blob, Content, Document, Manifest, PlatformPreference};
-use crate::metadata::{LayerRecord, Program, Record};
+use crate::metadata::{Program, Record};
 use crate::reference::{Digest, ImageId, ImageRef, Target};
 use crate::registry::Registry;
 use crate::run_config::RunConfig;
 use crate::singleflight::PullRequest;
 use crate::store::Inner;
-use crate::unpack::{Budget, Source, unpack};
 use crate::{failpoint, image_config, verify, wasm};
 use fetch::Want;
+use layers::wanted;
+pub(crate) use origin::Origin;
 
 /// A resolved reference.
 struct Resolved {
@@ -42,11 +46,34 @@ struct Resolved {
 /// The state of one pull.
 pub(crate) struct Pull {
     inner: Arc<Inner>,
-    reference: ImageRef,
+    names: Names,
+    target: Target,
     platform: PlatformPreference,
-    registry: Registry,
+    origin: Origin,
+    /// Bytes of blobs that the origin has sent.
+    received: AtomicU64,
     /// Protects the content of this pull from the garbage collector.
     pins: Pins,
+}
+
+/// The names that an image gets.
+#[derive(Debug, Clone)]
+pub(crate) struct Names {
+    /// Tags and digests. Never empty.
+    pub references: Vec<ImageRef>,
+    /// Whether a registry would know the image by its topmost digest, so that it gets names with it.
+    pub has_digest: bool,
+    /// Whether the names are pinned.
+    pub is_pinned: bool,
+}
+
+impl Names {
+    /// For messages.
+    pub(crate) fn first(&self) -> String {
+        self.references
+            .first()
+            .map_or_else(String::new, ImageRef::to_string)
+    }
 }
 
 impl Pull {
@@ -57,14 +84,44 @@ impl Pull {
         request: &PullRequest,
     ) -> Result<Self, Error> {
         let registry = Registry::new(&reference, request.auth.as_ref(), &inner.config)?;
+        let target = reference.target().clone();
+        let names = Names {
+            references: vec![reference],
+            has_digest: true,
+            is_pinned: false,
+        };
+        let origin = Origin::Registry(registry);
+        Ok(Self::from(inner, origin, names, target, request.platform))
+    }
+
+    /// Prepares the transfer of the image `target` of `origin` into the store, under `names`.
+    pub(crate) fn from(
+        inner: Arc<Inner>,
+        origin: Origin,
+        names: Names,
+        target: Target,
+        platform: PlatformPreference,
+    ) -> Self {
         let pins = Pins::new(inner.clone());
-        Ok(Self {
+        Self {
             inner,
-            reference,
-            platform: request.platform,
-            registry,
+            names,
+            target,
+            platform,
+            origin,
+            received: AtomicU64::default(),
             pins,
-        })
+        }
+    }
+
+    /// The name of the image, for messages.
+    pub(crate) fn name(&self) -> String {
+        self.names.first()
+    }
+
+    /// Where the image came from, and how many bytes of blobs did.
+    pub(crate) fn transfer(&self) -> (String, u64) {
+        (self.origin.source(), self.received.load(Ordering::Relaxed))
     }
 
     /// Runs the pull. Returns when the image is recorded and published.
@@ -106,7 +163,8 @@ impl Pull {
         let mut record = Record {
             id: ImageId::new(manifest.config.digest.clone()),
             tags: BTreeSet::new(),
-            digests: BTreeSet::from([self.reference.at(&resolved.top).to_string()]),
+            digests: BTreeSet::new(),
+            pins: BTreeSet::new(),
             size: layers.iter().fold(manifest.config.size, |sum, layer| {
                 sum.saturating_add(layer.size)
             }),
@@ -118,8 +176,23 @@ impl Pull {
             removed: false,
             manifest: Some(resolved.digest.clone()),
         };
-        if matches!(self.reference.target(), Target::Tag(_)) {
-            record.tags.insert(self.reference.to_string());
+        for reference in &self.names.references {
+            if self.names.has_digest {
+                let by_digest = reference.at(&resolved.top);
+                record.digests.insert(by_digest.to_string());
+            }
+            if matches!(reference.target(), Target::Tag(_)) {
+                record.tags.insert(reference.to_string());
+            }
+        }
+        if self.names.is_pinned {
+            // When its tags move to another image, this one is no longer needed.
+            let pins = if record.tags.is_empty() {
+                &record.digests
+            } else {
+                &record.tags
+            };
+            record.pins = pins.clone();
         }
         record
     }
@@ -136,14 +209,14 @@ impl Pull {
 
     /// Follows indexes down to one manifest.
     async fn resolve(&self) -> Result<Resolved, Error> {
-        let mut target = self.reference.target().clone();
+        let mut target = self.target.clone();
         let mut top = None;
         for _ in 0..=self.inner.config.limits.max_index_depth {
             let document = self.fetch_document(&target).await?;
             let digest = Digest::of(&document.bytes);
             let what = format!("manifest {digest}");
             let top = top.get_or_insert_with(|| digest.clone()).clone();
-            let requested = format!("manifest {target} of {}", self.reference.name());
+            let requested = format!("manifest {target} of {}", self.names.first());
             let parsed = manifest::parse(&what, &document.bytes, &self.inner.config.limits);
             match parsed.map_err(|error| document.withhold(requested, error))? {
                 Document::Manifest(manifest) => {
@@ -159,7 +232,7 @@ impl Pull {
                 }
             }
         }
-        let what = format!("index {}", self.reference);
+        let what = format!("index {}", self.names.first());
         Err(Error::Limit {
             what,
             limit: "max_index_depth",
@@ -169,9 +242,9 @@ impl Pull {
 
     async fn fetch_document(&self, target: &Target) -> Result<DocumentBytes, Error> {
         let allowed = self.inner.config.limits.max_manifest_bytes;
-        let document = self.registry.manifest(target, allowed).await?;
+        let document = self.origin.manifest(target, allowed).await?;
         if let Target::Digest(want) = target {
-            let what = format!("manifest {}", self.reference.name());
+            let what = format!("manifest {}", self.names.first());
             let bytes = &document.bytes;
             verify::check(&what, bytes, want, bytes.len() as u64)
                 .map_err(|error| document.withhold(&what, error))?;
@@ -262,44 +335,6 @@ impl Pull {
         blocking("looking for a module", find).await
     }
 
-    /// The layers that have to be unpacked: those that are not here, or came from another blob.
-    fn missing_layers(&self, layers: &[Blob], chains: &[Digest], diff_ids: &[Digest]) -> Vec<Job> {
-        let all = layers.iter().zip(chains).zip(diff_ids);
-        all.filter(|((blob, chain), _)| !self.inner.has_layer(chain, &blob.digest))
-            .map(|((blob, chain), diff_id)| Job {
-                blob: blob.clone(),
-                chain: chain.clone(),
-                diff_id: diff_id.clone(),
-            })
-            .collect()
-    }
-
-    async fn unpack(&self, jobs: Vec<Job>) -> Result<(), Error> {
-        let mut budget = Budget::new(&self.inner.config.limits);
-        for job in jobs {
-            job.run(&self.inner, &mut budget).await?;
-        }
-        Ok(())
-    }
-
-    /// Layers are kept unpacked; their archives are not needed any more.
-    async fn drop_packed_layers(&self, content: &Content) -> Result<(), Error> {
-        let Content::Archives(layers) = content else {
-            return Ok(());
-        };
-        let (inner, digests) = (
-            self.inner.clone(),
-            layers
-                .iter()
-                .map(|layer| layer.digest.clone())
-                .collect::<Vec<_>>(),
-        );
-        blocking("removing packed layers", move || {
-            inner.discard(&digests, &[], 1)
-        })
-        .await
-    }
-
     /// Deletes what a later attempt cannot use: after a network failure the finished blobs stay for the next
     /// attempt, after any other failure they would only fill the disk.
     pub(crate) async fn clean_up(&mut self, error: &Error) {
@@ -313,62 +348,7 @@ impl Pull {
         if let Err(error) =
             blocking("cleaning up", move || inner.discard(&digests, &digests, 1)).await
         {
-            tracing::warn!(image = %self.reference, %error, "content of a failed pull stays until the next collection");
+            tracing::warn!(image = self.names.first(), %error, "content of a failed pull stays until the next collection");
         }
-    }
-}
-
-/// The blobs to fetch for the layers of an image: for those that are unpacked already, only access is verified.
-fn wanted(layers: &[Blob], jobs: &[Job]) -> Vec<Want> {
-    let is_missing = |blob: &Blob| jobs.iter().any(|job| job.blob.digest == blob.digest);
-    let want = |blob: &Blob| match is_missing(blob) {
-        true => Want::whole(blob),
-        false => Want::proof(blob),
-    };
-    layers.iter().map(want).collect()
-}
-
-/// One layer to unpack.
-struct Job {
-    blob: Blob,
-    chain: Digest,
-    diff_id: Digest,
-}
-
-impl Job {
-    async fn run(&self, inner: &Arc<Inner>, budget: &mut Budget) -> Result<(), Error> {
-        let own = inner.clone();
-        let draft = blocking("making a layer's directory", move || {
-            own.blobs.layer_draft()
-        })
-        .await?;
-        let path: PathBuf = inner.blobs.blob(&self.blob.digest);
-        let source = Source {
-            path: &path,
-            digest: &self.blob.digest,
-            media_type: &self.blob.media_type,
-            diff_id: &self.diff_id,
-        };
-        let unpacked = unpack(&*inner.unpackers, &source, draft.path(), budget).await;
-        let (inner, chain, blob) = (inner.clone(), self.chain.clone(), self.blob.digest.clone());
-        // In any case: removing a half-made layer blocks, too.
-        blocking("storing a layer", move || {
-            let usage = unpacked?;
-            let is_ours = inner.blobs.commit_layer(draft, &chain, usage)?;
-            // A stored layer without a record is as good, and gets a record now.
-            if is_ours || !inner.read().layers.contains_key(&chain) {
-                if !is_ours {
-                    inner.blobs.grow(usage);
-                }
-                let record = LayerRecord {
-                    blob,
-                    bytes: usage.bytes,
-                    inodes: usage.inodes,
-                };
-                inner.record_layer(&chain, record)?;
-            }
-            Ok(())
-        })
-        .await
     }
 }

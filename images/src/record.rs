@@ -38,6 +38,9 @@ pub(crate) struct Record {
     /// The manifest that it was made from; `None` in records of builds that did not keep it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub manifest: Option<Digest>,
+    /// Those of its names by which an import has pinned it.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub pins: BTreeSet<String>,
 }
 
 /// What the image runs.
@@ -59,10 +62,10 @@ pub(crate) enum Program {
 impl Record {
     /// The record of a removed image that is still leased.
     pub(crate) fn hidden(&self) -> Self {
-        let (tags, digests) = (BTreeSet::new(), BTreeSet::new());
         Self {
-            tags,
-            digests,
+            tags: BTreeSet::new(),
+            digests: BTreeSet::new(),
+            pins: BTreeSet::new(),
             removed: true,
             ..self.clone()
         }
@@ -80,7 +83,26 @@ impl Record {
         Some(Self {
             tags: self.tags.difference(tags).cloned().collect(),
             digests: self.digests.difference(digests).cloned().collect(),
+            pins: self
+                .pins
+                .iter()
+                .filter(|name| !tags.contains(*name) && !digests.contains(*name))
+                .cloned()
+                .collect(),
             ..self.clone()
+        })
+    }
+
+    /// Whether one of its names fits one of `patterns`: a whole name, or the beginning of one and `*`.
+    fn is_pinned_by(&self, patterns: &[String]) -> bool {
+        let mut names = self.tags.iter().chain(&self.digests);
+        names.any(|name| {
+            patterns
+                .iter()
+                .any(|pattern| match pattern.strip_suffix('*') {
+                    Some(beginning) => name.starts_with(beginning),
+                    None => name == pattern,
+                })
         })
     }
 
@@ -114,7 +136,7 @@ impl Record {
             user: Some(self.config.user.clone()).filter(|user| !user.is_empty()),
             config: self.config.clone(),
             kind,
-            pinned: self.tags.iter().any(|tag| pinned.contains(tag)),
+            pinned: !self.pins.is_empty() || self.is_pinned_by(pinned),
             spec_annotations: self.annotations.clone(),
         }
     }

@@ -8,6 +8,7 @@
 
 use std::collections::BTreeSet;
 use std::future::Future;
+use std::sync::{Mutex, PoisonError};
 
 use crate::config::ImagesConfig;
 use crate::endpoint::{BlobStream, Credentials, Document, Endpoint, TransferLimits, is_loopback};
@@ -29,6 +30,8 @@ enum Task {
 pub(crate) struct Registry {
     /// Never empty.
     endpoints: Vec<Endpoint>,
+    /// The hosts that have answered a request.
+    answered: Mutex<BTreeSet<String>>,
 }
 
 impl Registry {
@@ -55,7 +58,15 @@ impl Registry {
         let endpoints: Result<_, _> = upstreams.into_iter().enumerate().map(endpoint).collect();
         Ok(Self {
             endpoints: endpoints?,
+            answered: Mutex::default(),
         })
+    }
+
+    /// The hosts that have delivered something, in the order of their names.
+    pub(crate) fn answered(&self) -> String {
+        let answered = self.answered.lock().unwrap_or_else(PoisonError::into_inner);
+        let hosts: Vec<&str> = answered.iter().map(String::as_str).collect();
+        hosts.join(", ")
     }
 
     /// Makes every host get a new token before its next request.
@@ -120,7 +131,13 @@ impl Registry {
                 Err(error) => Err(error),
             };
             match answer {
-                Ok(answer) => return Ok(answer),
+                Ok(answer) => {
+                    let mut answered = self.answered.lock().unwrap_or_else(PoisonError::into_inner);
+                    if !answered.contains(endpoint.host()) {
+                        answered.insert(endpoint.host().to_owned());
+                    }
+                    return Ok(answer);
+                }
                 Err(error) => {
                     tracing::debug!(host = endpoint.host(), what, %error, "the host does not deliver");
                     if error.kind() == ErrorKind::RegistryUnavailable {

@@ -17,6 +17,7 @@ use crate::identity::{Candidate, drop_ambiguous_names};
 use crate::image::{FsInfo, Image};
 use crate::leases::Leases;
 use crate::metadata::{Change, LayerRecord, Loaded, Metadata, Record, Sources};
+use crate::preload::Preloaded;
 use crate::reference::{Digest, ImageId, ImageRef};
 use crate::singleflight::InFlightPulls;
 use crate::unpack::UnpackerLauncher;
@@ -52,6 +53,7 @@ pub(crate) struct Index {
     pub(crate) layers: HashMap<Digest, LayerRecord>,
     pub(crate) leases: Leases,
     pub(crate) sources: Sources,
+    pub(crate) preloaded: HashMap<String, Preloaded>,
 }
 
 impl Images {
@@ -134,6 +136,8 @@ impl Index {
 impl Inner {
     fn open(config: ImagesConfig, unpackers: Arc<dyn UnpackerLauncher>) -> Result<Self, Error> {
         let blobs = Blobs::open(&config.root)?;
+        let mut config = config;
+        config.complete_pinned();
         let (metadata, loaded) = Metadata::open(&blobs.database())?;
         let mut index = Index::default();
         let change = index.load(&loaded, &blobs, &config.pinned);
@@ -240,6 +244,7 @@ impl Index {
     fn load(&mut self, loaded: &Loaded, blobs: &Blobs, pinned: &[String]) -> Change {
         let mut change = Change::default();
         self.sources.clone_from(&loaded.sources);
+        self.preloaded.clone_from(&loaded.preloaded);
         for (chain, record) in &loaded.layers {
             if blobs.layer(chain).is_dir() {
                 self.layers.insert(chain.clone(), record.clone());

@@ -1,6 +1,7 @@
 //! Unpacks layers, each in a jailed process of its own (the unpacker), and checks the result.
 //!
-//! Called by: the pull, for a blob whose digest is verified, with a temporary directory that it renames on success.
+//! Called by: the pull, for a blob whose digest is verified, with a temporary directory that it renames on success; and by
+//! the import, for an archive of images, whose files it then reads.
 //! Invariants: no byte of a layer is decompressed or parsed in this process; the unpacker has ended before its output
 //! is used; its verdict affects this pull alone.
 //! Not here: archives (`coracle-unpack`), the process and its jail (the daemon's runtime), where layers are kept.
@@ -114,11 +115,13 @@ pub(crate) async fn unpack(
     into: &Path,
     budget: &mut Budget,
 ) -> Result<Usage, Error> {
-    let verdict = run(launcher, source, into, budget).await?;
-    let unpacked = match verdict {
-        Verdict::Unpacked(unpacked) => unpacked,
-        refused => return Err(source.refused(refused, into, budget)),
+    let blob = File::open(source.path).map_err(|error| Error::io("open", source.path, error))?;
+    let packed = Packed {
+        what: source.what(),
+        path: source.path,
+        compression: source.compression()?,
     };
+    let unpacked = run(launcher, &packed, blob, into, budget).await?;
     source.check(&unpacked)?;
     budget.bytes_left = budget.bytes_left.saturating_sub(unpacked.archive_bytes);
     budget.entries_left = budget.entries_left.saturating_sub(unpacked.entries);
@@ -128,17 +131,63 @@ pub(crate) async fn unpack(
     })
 }
 
-/// Runs one unpacker to its end.
+/// Unpacks `archive`, a tar of any compression that an unpacker knows, into the existing, empty directory `into`, within
+/// the limits of one image. `path` names it in errors.
+///
+/// Dropping the future kills the unpacker. On any error `into` holds part of the archive; the caller removes it.
+pub(crate) async fn unpack_archive(
+    launcher: &dyn UnpackerLauncher,
+    archive: File,
+    path: &Path,
+    into: &Path,
+    limits: &Limits,
+) -> Result<(), Error> {
+    let mut first = [0; 4];
+    let read = rustix::io::pread(&archive, &mut first, 0);
+    read.map_err(|errno| Error::io("read", path, errno.into()))?;
+    let packed = Packed {
+        what: format!("archive {}", path.display()),
+        path,
+        compression: compression_of(first),
+    };
+    run(launcher, &packed, archive, into, &Budget::new(limits)).await?;
+    Ok(())
+}
+
+/// The compression of a file that begins with these bytes.
+pub(crate) fn compression_of(first: [u8; 4]) -> Compression {
+    match first {
+        [0x1f, 0x8b, ..] => Compression::Gzip,
+        // A frame, or one to skip in front of it.
+        [0x28, 0xb5, 0x2f, 0xfd] | [0x50..=0x5f, 0x2a, 0x4d, 0x18] => Compression::Zstd,
+        _ => Compression::None,
+    }
+}
+
+/// A file to unpack.
+struct Packed<'a> {
+    /// For messages.
+    what: String,
+    path: &'a Path,
+    compression: Compression,
+}
+
+/// Runs one unpacker to its end. Errors: its verdict, if it is not that all was unpacked.
 async fn run(
     launcher: &dyn UnpackerLauncher,
-    source: &Source<'_>,
+    packed: &Packed<'_>,
+    blob: File,
     into: &Path,
     budget: &Budget,
-) -> Result<Verdict, Error> {
+) -> Result<Unpacked, Error> {
     let open = |path: &Path| File::open(path).map_err(|error| Error::io("open", path, error));
-    let (blob, directory) = (open(source.path)?, OwnedFd::from(open(into)?));
+    let directory = OwnedFd::from(open(into)?);
     let failed = |error| Error::io("unpack into", into, error);
-    let job = source.job(blob.metadata().map_err(failed)?.len(), budget)?;
+    let job = Job {
+        compression: packed.compression,
+        packed_bytes: blob.metadata().map_err(failed)?.len(),
+        bounds: budget.bounds(),
+    };
     let (ours, socket) = coracle_unpack::begin(&job).map_err(failed)?;
     let unpacker = Unpacker {
         blob: blob.into(),
@@ -148,7 +197,7 @@ async fn run(
         file_bytes: budget.bytes_left,
     };
     let died = |cause: Cause| Error::Unpacker {
-        what: source.what(),
+        what: packed.what.clone(),
         problem: cause.to_string(),
     };
     let running = launcher.start(unpacker).await.map_err(died)?;
@@ -160,7 +209,8 @@ async fn run(
     })?;
     let ended = running.end().await;
     match (verdict, ended) {
-        (Ok(verdict), _) => Ok(verdict),
+        (Ok(Verdict::Unpacked(unpacked)), _) => Ok(unpacked),
+        (Ok(refused), _) => Err(packed.refused(refused, into, &budget.limits)),
         (Err(_), Err(cause)) => Err(died(cause)),
         (Err(error), Ok(())) => Err(failed(error)),
     }
@@ -172,6 +222,7 @@ impl Source<'_> {
     }
 
     /// The job for its unpacker; the blob has `packed_bytes`. Errors: the layer's media type is unknown.
+    #[cfg(any(test, feature = "fuzzing"))]
     pub(crate) fn job(&self, packed_bytes: u64, budget: &Budget) -> Result<Job, Error> {
         Ok(Job {
             compression: self.compression()?,
@@ -209,9 +260,10 @@ impl Source<'_> {
             got,
         })
     }
+}
 
-    fn refused(&self, verdict: Verdict, into: &Path, budget: &Budget) -> Error {
-        let limits = &budget.limits;
+impl Packed<'_> {
+    fn refused(&self, verdict: Verdict, into: &Path, limits: &Limits) -> Error {
         let (limit, allowed) = match verdict {
             Verdict::Limit(Limit::Bytes) => ("max_unpacked_bytes", limits.max_unpacked_bytes),
             Verdict::Limit(Limit::Entries) => ("max_entries", limits.max_entries),
@@ -225,11 +277,11 @@ impl Source<'_> {
                     IoOperation::Write => Error::io("unpack into", into, error),
                 };
             }
-            Verdict::Invalid(problem) => return Error::invalid(self.what(), problem),
-            Verdict::Unpacked(_) => return Error::invalid(self.what(), "it was unpacked"),
+            Verdict::Invalid(problem) => return Error::invalid(self.what.as_str(), problem),
+            Verdict::Unpacked(_) => return Error::invalid(self.what.as_str(), "it was unpacked"),
         };
         Error::Limit {
-            what: self.what(),
+            what: self.what.clone(),
             limit,
             allowed,
         }

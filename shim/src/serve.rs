@@ -78,6 +78,7 @@ async fn run(config: &Config) -> Result<(), Box<dyn Error>> {
     let node = node(config, &cgroups)?;
     let (host, images) = host(config, cgroups, claims.category_share()).await?;
     let pods = Pods::open(Arc::new(host)).await?;
+    preload(config, &images, &pods).await;
     tracing::info!(socket = %config.socket.display(), pods = pods.pods().len(), version = env!("CARGO_PKG_VERSION"), "ready");
     let terminated = async move {
         tokio::select! {
@@ -99,6 +100,18 @@ async fn run(config: &Config) -> Result<(), Box<dyn Error>> {
     pods.flush(DRAIN).await;
     claims.release();
     Ok(())
+}
+
+/// Imports new archives of the preload directory and compiles their modules, before anybody can need them.
+async fn preload(config: &Config, images: &Images, pods: &Pods) {
+    for image in images.preload(&config.images.preload_dir).await {
+        if let Err(problem) = pods.prepare_image(&image).await {
+            tracing::warn!(
+                digest = %image.id, failure = problem.chain(),
+                "the image was preloaded, but its module did not compile: its containers will be refused"
+            );
+        }
+    }
 }
 
 async fn streaming(config: &Config) -> Result<Server, Box<dyn Error>> {
@@ -266,6 +279,7 @@ fn warn_of_proxies() {
 fn images_config(config: &Config) -> ImagesConfig {
     let mut images = ImagesConfig::new(&config.root);
     images.plain_http.clone_from(&config.images.plain_http);
+    images.pinned.clone_from(&config.images.pinned);
     images.registry_config = Some(config.images.registry_config.clone());
     images.pull_idle_timeout = config.images.pull_idle_timeout;
     images.pull_min_bytes_per_s = config.images.pull_min_bytes_per_s;

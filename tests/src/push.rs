@@ -3,6 +3,8 @@
 //! It shares no code with the product and follows the OCI image and distribution specs and the CNCF Wasm artifact layout, so
 //! that mistakes in the product's parsers show.
 
+pub mod archive;
+
 use std::io::Write;
 use std::sync::Mutex;
 

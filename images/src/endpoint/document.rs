@@ -23,6 +23,15 @@ pub(crate) struct Document {
 }
 
 impl Document {
+    /// A document of this node.
+    pub(crate) fn local(bytes: Vec<u8>, permit: Option<SemaphorePermit<'static>>) -> Self {
+        Self {
+            bytes: bytes.into(),
+            is_elsewhere: false,
+            _permit: permit,
+        }
+    }
+
     /// The error to return for a document that cannot be used: without its content if it came from another host.
     pub(crate) fn withhold(&self, what: impl Into<String>, error: Error) -> Error {
         if !self.is_elsewhere {

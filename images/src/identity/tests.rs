@@ -24,6 +24,7 @@ fn candidate(manifest: &str, program: Program) -> Candidate {
         chains: Vec::new(),
         annotations: BTreeMap::new(),
         removed: false,
+        pins: BTreeSet::new(),
         manifest: Some(Digest::of(manifest.as_bytes())),
     };
     Candidate {

@@ -1,23 +1,30 @@
 //! Fetches blobs, a few at a time, and verifies access to blobs that are stored already.
 //!
-//! Called by: the pull. Streams come from [`crate::registry`], files go to [`crate::blobs`].
+//! Called by: the pull. Streams come from [`crate::registry`] or an archive, files go to [`crate::blobs`].
 //! Invariants: a blob is used only if a repository of this pull has sent all of its bytes, now or before (then it must
 //! confirm now that these credentials may read it): content from other repositories is never exposed; stored bytes
 //! are compared and not written again; the attempts for a blob are bounded.
 //! Not here: which blobs an image needs, their content.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::stream::{self, StreamExt as _};
+use tokio::io::AsyncReadExt as _;
 
-use super::Pull;
+use super::{Origin, Pull};
+use crate::archive::Archive;
+use crate::blobs::blocking;
 use crate::endpoint::{ATTEMPTS, BlobStream};
 use crate::error::{Error, Kind as ErrorKind};
 use crate::manifest::Blob;
+use crate::registry::Registry;
 use crate::verify::Verifier;
 
 /// Blobs fetched at the same time by one pull.
 const PARALLEL_BLOBS: usize = 3;
+/// Bytes of an archive's blob that are copied at a time.
+const COPY_BYTES: usize = 256 << 10;
 
 /// A blob that a pull needs.
 #[derive(Clone)]
@@ -73,13 +80,24 @@ impl Pull {
     async fn fetch_one(&self, want: &Want) -> Result<(), Error> {
         let blob = &want.blob;
         let is_here = !want.is_whole || self.inner.blobs.has(blob);
+        let registry = match &self.origin {
+            Origin::Registry(registry) => registry,
+            // Who imports an archive is root, who may use whatever is here.
+            Origin::Archive(_) if is_here => return Ok(()),
+            Origin::Archive(archive) => return self.copy(archive, blob).await,
+        };
         let sources = self.inner.sources(&blob.digest);
-        if is_here && self.registry.may_read(blob, &sources).await {
+        if is_here && registry.may_read(blob, &sources).await {
             return Ok(());
         }
+        self.fetch_from(registry, want).await
+    }
+
+    async fn fetch_from(&self, registry: &Registry, want: &Want) -> Result<(), Error> {
+        let blob = &want.blob;
         let mut attempt = 1;
         loop {
-            let fetched = match self.registry.blob(blob).await {
+            let fetched = match registry.blob(blob).await {
                 Ok(mut bytes) => match self.take(want, &mut bytes).await {
                     Err(error) if error.is_of_source() && bytes.give_up_host() => {
                         tracing::debug!(digest = %blob.digest, %error, "fetching a blob from the next host");
@@ -96,7 +114,7 @@ impl Pull {
                 }
                 // A token may have expired during a long pull: once more with a new one.
                 Err(error) if attempt == 1 && error.kind() == ErrorKind::Unauthorized => {
-                    self.registry.drop_tokens().await;
+                    registry.drop_tokens().await;
                     attempt += 1;
                 }
                 done => return done,
@@ -107,7 +125,7 @@ impl Pull {
     /// Reads a blob to its end, stores it if it is not stored, and records its source.
     async fn take(&self, want: &Want, bytes: &mut BlobStream) -> Result<(), Error> {
         let taken = if !want.is_whole || self.inner.blobs.has(&want.blob) {
-            compare(&want.blob, bytes).await
+            self.compare(&want.blob, bytes).await
         } else {
             self.keep(&want.blob, bytes).await
         };
@@ -119,18 +137,45 @@ impl Pull {
     async fn keep(&self, blob: &Blob, bytes: &mut BlobStream) -> Result<(), Error> {
         let mut writer = self.inner.blobs.writer(blob).await?;
         while let Some(chunk) = bytes.next().await? {
+            self.count(chunk.len());
             writer.write(&chunk).await?;
         }
         writer.commit(&self.inner.blobs).await
     }
-}
 
-/// Verifies a stream without writing it.
-async fn compare(blob: &Blob, bytes: &mut BlobStream) -> Result<(), Error> {
-    let what = format!("blob {}", blob.digest);
-    let mut verifier = Verifier::new(what, blob.digest.clone(), blob.size);
-    while let Some(chunk) = bytes.next().await? {
-        verifier.update(&chunk)?;
+    /// Verifies a stream without writing it.
+    async fn compare(&self, blob: &Blob, bytes: &mut BlobStream) -> Result<(), Error> {
+        let what = format!("blob {}", blob.digest);
+        let mut verifier = Verifier::new(what, blob.digest.clone(), blob.size);
+        while let Some(chunk) = bytes.next().await? {
+            self.count(chunk.len());
+            verifier.update(&chunk)?;
+        }
+        verifier.finish()
     }
-    verifier.finish()
+
+    /// Copies a blob of an archive into the store.
+    async fn copy(&self, archive: &Arc<Archive>, blob: &Blob) -> Result<(), Error> {
+        let (archive, digest) = (archive.clone(), blob.digest.clone());
+        let open = move || archive.open_blob(&digest);
+        let file = blocking("opening a blob of an archive", open).await?;
+        let mut file = tokio::fs::File::from_std(file);
+        let mut writer = self.inner.blobs.writer(blob).await?;
+        let mut buffer = vec![0; COPY_BYTES];
+        loop {
+            let read = file.read(&mut buffer).await;
+            let what = || std::path::PathBuf::from(format!("blob {}", blob.digest));
+            match read.map_err(|error| Error::io("read", &what(), error))? {
+                0 => return writer.commit(&self.inner.blobs).await,
+                count => {
+                    self.count(count);
+                    writer.write(&buffer[..count]).await?;
+                }
+            }
+        }
+    }
+
+    fn count(&self, bytes: usize) {
+        self.received.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
 }

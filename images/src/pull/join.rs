@@ -4,6 +4,7 @@
 //! Invariant: the number of running pulls is bounded. Not here: the pull itself.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use futures_util::future::FutureExt as _;
 use tokio::sync::Semaphore;
@@ -33,7 +34,12 @@ impl Images {
                 // The semaphore is never closed, so this cannot fail.
                 let _permit = PERMITS.acquire().await.ok();
                 let mut pull = Pull::new(inner, reference, &request)?;
+                let began = Instant::now();
                 let outcome = pull.run().await;
+                if let Ok(image) = &outcome {
+                    let (source, bytes) = pull.transfer();
+                    tracing::info!(reference = pull.name(), digest = %image.id, bytes, seconds = began.elapsed().as_secs_f32(), source, "image pulled");
+                }
                 if let Err(error) = &outcome {
                     pull.clean_up(error).await;
                 }

@@ -5,7 +5,9 @@
 mod support;
 
 mod failure;
+mod import;
 mod kinds;
+mod preload;
 mod pulls;
 mod removal;
 

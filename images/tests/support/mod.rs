@@ -6,6 +6,7 @@
     reason = "each file of tests uses its part of this"
 )]
 
+pub mod archive;
 mod image;
 mod registry;
 mod scripted;

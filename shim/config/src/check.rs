@@ -8,20 +8,20 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::file::{CgroupFile, ConfigFile, ImagesFile, Ipv6, NetworkFile, SandboxFile, WasmFile};
+use super::file::{CgroupFile, ConfigFile, Ipv6, NetworkFile, SandboxFile, WasmFile};
 use super::subnet::Subnet;
 use super::values::{Invalid, invalid, plain_absolute, within};
 use super::{
-    Cgroup, Config, Images, Log, Network, Sandbox, Wasm, exec, handlers, helpers, streaming,
+    Cgroup, Config, Log, Network, Sandbox, Wasm, exec, handlers, helpers, images, streaming,
 };
 
 /// The number of pods whose id ranges must fit after `id_base`: a full node and as many again.
 const ID_RANGES: u64 = 5_000;
 /// Longest path of a unix socket. Bytes; the kernel's 108 less the final zero.
 const SOCKET_PATH_BYTES: usize = 107;
-const KIB: u64 = 1 << 10;
-const MIB: u64 = 1 << 20;
-const TIB: u64 = 1 << 40;
+pub(super) const KIB: u64 = 1 << 10;
+pub(super) const MIB: u64 = 1 << 20;
+pub(super) const TIB: u64 = 1 << 40;
 
 /// Checks every value; the first wrong one is the error.
 pub(super) fn check(file: &ConfigFile) -> Result<Config, Invalid> {
@@ -48,7 +48,7 @@ pub(super) fn check(file: &ConfigFile) -> Result<Config, Invalid> {
         },
         cgroup: cgroup(&file.cgroup)?,
         network,
-        images: images(&file.images)?,
+        images: images::check(&file.images)?,
         sandbox: sandbox(&file.sandbox)?,
         wasm: wasm(&file.wasm)?,
         helpers: helpers::check(&file.helpers)?,
@@ -58,7 +58,7 @@ pub(super) fn check(file: &ConfigFile) -> Result<Config, Invalid> {
     })
 }
 
-fn directory(key: &'static str, path: &Path) -> Result<PathBuf, Invalid> {
+pub(super) fn directory(key: &'static str, path: &Path) -> Result<PathBuf, Invalid> {
     match plain_absolute(path) {
         Some(path) => Ok(path),
         None => invalid(
@@ -95,7 +95,7 @@ fn socket(path: &Path) -> Result<PathBuf, Invalid> {
     Ok(plain)
 }
 
-fn seconds(key: &'static str, value: u64) -> Result<Duration, Invalid> {
+pub(super) fn seconds(key: &'static str, value: u64) -> Result<Duration, Invalid> {
     within(key, value, 1..=3_600).map(Duration::from_secs)
 }
 
@@ -225,46 +225,6 @@ fn interface_prefix(text: &str) -> Result<String, Invalid> {
             "is {text:?}, must be 3 or 4 letters of a-z: the number of an address follows, and a name has 15 bytes in all"
         ),
     )
-}
-
-fn images(file: &ImagesFile) -> Result<Images, Invalid> {
-    for registry in &file.plain_http {
-        if registry.is_empty()
-            || registry.contains(['/', '@', '*'])
-            || registry.contains(char::is_whitespace)
-        {
-            return invalid(
-                "images.plain_http",
-                format!(
-                    "has {registry:?}, must be registries as `host` or `host:port`, without scheme and path"
-                ),
-            );
-        }
-    }
-    let layers = within("images.max_layers", file.max_layers, 1..=4_096)?;
-    Ok(Images {
-        plain_http: file.plain_http.clone(),
-        registry_config: directory("images.registry_config", &file.registry_config)?,
-        pull_idle_timeout: seconds("images.pull_idle_timeout_s", file.pull_idle_timeout_s)?,
-        pull_min_bytes_per_s: within(
-            "images.pull_min_bytes_per_s",
-            file.pull_min_bytes_per_s,
-            0..=1024 * MIB,
-        )?,
-        max_manifest_bytes: within(
-            "images.max_manifest_bytes",
-            file.max_manifest_bytes,
-            64 * KIB..=64 * MIB,
-        )?,
-        max_layers: usize::try_from(layers).unwrap_or(usize::MAX),
-        max_layer_bytes: within("images.max_layer_bytes", file.max_layer_bytes, MIB..=TIB)?,
-        max_unpacked_bytes: within(
-            "images.max_unpacked_bytes",
-            file.max_unpacked_bytes,
-            MIB..=TIB,
-        )?,
-        max_entries: within("images.max_entries", file.max_entries, 1..=100_000_000)?,
-    })
 }
 
 fn sandbox(file: &SandboxFile) -> Result<Sandbox, Invalid> {

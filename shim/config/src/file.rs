@@ -22,6 +22,8 @@ pub const ROOT: &str = "/var/lib/coracle";
 pub const RUN: &str = "/run/coracle";
 /// Default of `images.registry_config`.
 pub const REGISTRY_CONFIG: &str = "/etc/coracle/certs.d";
+/// Default of `images.preload_dir`.
+pub const PRELOAD_DIR: &str = "/var/lib/coracle/preload";
 /// File name of the socket inside `run` when `socket` is not set.
 pub const SOCKET_NAME: &str = "coracle.sock";
 
@@ -226,6 +228,10 @@ pub struct ImagesFile {
     pub plain_http: Vec<String>,
     /// Directory of `hosts.toml` files, which name mirrors; may be absent.
     pub registry_config: PathBuf,
+    /// Directory of archives of images that are imported when the daemon starts; may be absent.
+    pub preload_dir: PathBuf,
+    /// Images that the kubelet never collects: references, or beginnings of references and `*`.
+    pub pinned: Vec<String>,
     /// A pull whose registry has sent nothing for this long fails. Seconds.
     pub pull_idle_timeout_s: u64,
     /// A registry that sends a blob more slowly fails the pull; 0 for no limit. Bytes a second.
@@ -247,6 +253,8 @@ impl Default for ImagesFile {
         Self {
             plain_http: Vec::new(),
             registry_config: PathBuf::from(REGISTRY_CONFIG),
+            preload_dir: PathBuf::from(PRELOAD_DIR),
+            pinned: Vec::new(),
             pull_idle_timeout_s: 60,
             pull_min_bytes_per_s: 1024,
             max_manifest_bytes: 4 * MIB,

@@ -18,6 +18,7 @@ mod file;
 mod handlers;
 mod helpers;
 mod http;
+mod images;
 mod keys;
 mod streaming;
 mod subnet;
@@ -133,6 +134,10 @@ pub struct Images {
     pub plain_http: Vec<String>,
     /// Directory of `hosts.toml` files, which name mirrors. Absolute; may be absent.
     pub registry_config: PathBuf,
+    /// Directory of archives of images that are imported when the daemon starts. Absolute; may be absent.
+    pub preload_dir: PathBuf,
+    /// Images that the kubelet never collects: references, or beginnings of references and `*`.
+    pub pinned: Vec<String>,
     /// A registry that sends nothing for this long fails the pull.
     pub pull_idle_timeout: Duration,
     /// A registry that sends a blob more slowly, measured over `pull_idle_timeout`, fails the pull; 0 for no limit.

@@ -153,7 +153,7 @@ fn invalid_toml_and_values_of_the_wrong_type_name_their_line() {
 }
 
 /// Files with one value that cannot be used, and how the message begins.
-const UNUSABLE: [(&str, &str); 27] = [
+const UNUSABLE: [(&str, &str); 29] = [
     (
         "root = \"relative\"\n",
         "config.toml:1: root is \"relative\"",
@@ -236,6 +236,14 @@ const UNUSABLE: [(&str, &str); 27] = [
     (
         "[images]\npull_idle_timeout_s = 0\n",
         "config.toml:2: images.pull_idle_timeout_s is 0, must be 1 to 3600",
+    ),
+    (
+        "[images]\npinned = [\"a/*/b\"]\n",
+        "config.toml:2: images.pinned has \"a/*/b\"",
+    ),
+    (
+        "[images]\npreload_dir = \"preload\"\n",
+        "config.toml:2: images.preload_dir is \"preload\"",
     ),
     (
         "[sandbox]\nid_base = 4294967295\n",

@@ -160,7 +160,7 @@ impl Failure {
         let head = self.headline(rpc);
         match self {
             Self::Lifecycle(error) => with_causes(head, error.source()),
-            Self::Images(error) => with_causes(head, beneath(error)),
+            Self::Images(error) => with_causes(head, error.beneath()),
             Self::Panicked(text) => format!("{head}: {text}"),
             Self::Request(_) | Self::NotBuilt | Self::Deadline | Self::FellBehind { .. } => head,
         }
@@ -218,13 +218,6 @@ fn of_images(kind: images::ErrorKind) -> Verdict {
 
 /// The cause that follows after an image error's own text: a shared pull error already contains its cause's text, so it
 /// continues with the cause of that.
-fn beneath(error: &images::Error) -> Option<&(dyn StdError + 'static)> {
-    match error {
-        images::Error::Pull { cause, .. } => cause.source(),
-        other => other.source(),
-    }
-}
-
 fn with_causes(mut text: String, mut cause: Option<&(dyn StdError + 'static)>) -> String {
     while let Some(error) = cause {
         let text_of_cause = error.to_string();

@@ -31,6 +31,7 @@ mod network;
 mod pods;
 mod policy;
 mod power;
+mod preload;
 mod python;
 mod quickstart;
 mod recovery;

@@ -1,0 +1,194 @@
+//! The preload directory: archives of images that a node takes in at its start, for nodes without a registry.
+//!
+//! Called by: the daemon, before it answers on its socket.
+//! Invariants: an archive is imported again only after its file has changed or one of its images is gone; its images are
+//! pinned; an archive that cannot be imported is logged and stops neither the others nor the daemon; archives that users
+//! other than root could have written are not read, because they say what an image name means.
+//! Not here: reading archives ([`crate::import`]).
+
+use std::fs::{self, File, Metadata};
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::blobs::blocking;
+use crate::error::Error;
+use crate::image::Image;
+use crate::import::ImportRequest;
+use crate::metadata::Change;
+use crate::reference::ImageId;
+use crate::store::{Images, Inner};
+
+/// Names of archives end in one of these; other files are ignored.
+const ENDINGS: [&str; 5] = [".tar", ".tar.gz", ".tgz", ".tar.zst", ".tzst"];
+
+/// What was imported from a file of the preload directory. Fields are only added, with a default.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Preloaded {
+    /// Bytes.
+    size: u64,
+    /// Nanoseconds since 1970.
+    modified_ns: i128,
+    images: Vec<ImageId>,
+}
+
+impl Images {
+    /// Imports the archives in `directory` that are new or have changed, in the order of their names, and pins their
+    /// images. Returns the new images. An absent directory is an empty one.
+    ///
+    /// Failures are logged, each once: nothing of it may keep a daemon from its start.
+    pub async fn preload(&self, directory: &Path) -> Vec<Arc<Image>> {
+        let path = directory.to_owned();
+        let listed = blocking("listing archives", move || archives(&path)).await;
+        let archives = listed.unwrap_or_else(|error| {
+            tracing::error!(directory = %directory.display(), %error, "no image is preloaded");
+            Vec::new()
+        });
+        let mut images = Vec::new();
+        for archive in archives {
+            match self.preload_one(&archive).await {
+                Ok(new) => images.extend(new),
+                Err(error) => {
+                    let error = with_causes(&error);
+                    tracing::error!(archive = %archive.display(), error, "an archive is not preloaded");
+                }
+            }
+        }
+        images
+    }
+
+    async fn preload_one(&self, path: &Path) -> Result<Vec<Arc<Image>>, Error> {
+        let (inner, own) = (self.inner.clone(), path.to_owned());
+        let opened = blocking("opening an archive", move || {
+            let (file, facts) = open(&own)?;
+            let is_known = inner.preloaded(&own).is_some_and(|known| {
+                known.is_of(&facts) && known.images.iter().all(|id| inner.has_image(id))
+            });
+            Ok((!is_known).then_some((file, facts)))
+        });
+        let Some((file, facts)) = opened.await? else {
+            return Ok(Vec::new());
+        };
+        let request = ImportRequest {
+            name: path.display().to_string(),
+            pin: true,
+            ..ImportRequest::default()
+        };
+        let images = self.import(file, &request).await?;
+        let preloaded = Preloaded {
+            size: facts.len(),
+            modified_ns: modified_ns(&facts),
+            images: images.iter().map(|image| image.id.clone()).collect(),
+        };
+        let (inner, path) = (self.inner.clone(), path.to_owned());
+        blocking("recording an archive", move || {
+            inner.put_preloaded(&path, preloaded)
+        })
+        .await?;
+        Ok(images)
+    }
+}
+
+impl Inner {
+    fn preloaded(&self, path: &Path) -> Option<Preloaded> {
+        self.read().preloaded.get(&key(path)).cloned()
+    }
+
+    fn has_image(&self, id: &ImageId) -> bool {
+        let index = self.read();
+        index
+            .images
+            .get(id)
+            .is_some_and(|(record, _)| !record.removed)
+    }
+
+    fn put_preloaded(&self, path: &Path, preloaded: Preloaded) -> Result<(), Error> {
+        let _writer = self.writer();
+        self.metadata.commit(&Change {
+            put_preloaded: vec![(key(path), preloaded.clone())],
+            ..Change::default()
+        })?;
+        self.write().preloaded.insert(key(path), preloaded);
+        Ok(())
+    }
+}
+
+impl Preloaded {
+    fn is_of(&self, facts: &Metadata) -> bool {
+        self.size == facts.len() && self.modified_ns == modified_ns(facts)
+    }
+}
+
+fn key(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+fn modified_ns(facts: &Metadata) -> i128 {
+    i128::from(facts.mtime()) * 1_000_000_000 + i128::from(facts.mtime_nsec())
+}
+
+/// The archives in `directory`, sorted by name.
+fn archives(directory: &Path) -> Result<Vec<PathBuf>, Error> {
+    let failed = |error| Error::io("list", directory, error);
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(failed)?,
+    };
+    only_root_writes(directory, &fs::metadata(directory).map_err(failed)?)?;
+    let mut archives = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(failed)?.path();
+        let name = path
+            .file_name()
+            .map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+        if name.starts_with('.') {
+            continue;
+        }
+        if ENDINGS.iter().any(|ending| name.ends_with(ending)) {
+            archives.push(path);
+        } else {
+            tracing::warn!(file = %path.display(), "not an archive of images: the name ends in none of {}", ENDINGS.join(" "));
+        }
+    }
+    archives.sort();
+    Ok(archives)
+}
+
+fn open(path: &Path) -> Result<(File, Metadata), Error> {
+    let failed = |error| Error::io("open", path, error);
+    let file = File::open(path).map_err(failed)?;
+    let facts = file.metadata().map_err(failed)?;
+    if !facts.is_file() {
+        return Err(Error::invalid(
+            path.display().to_string(),
+            "it is not a regular file",
+        ));
+    }
+    only_root_writes(path, &facts)?;
+    Ok((file, facts))
+}
+
+/// Errors: somebody else than root could have written it.
+fn only_root_writes(path: &Path, facts: &Metadata) -> Result<(), Error> {
+    let group_writes = facts.mode() & 0o020 != 0 && facts.gid() != 0;
+    if facts.uid() == 0 && facts.mode() & 0o002 == 0 && !group_writes {
+        return Ok(());
+    }
+    let (mode, uid, gid) = (facts.mode() & 0o7777, facts.uid(), facts.gid());
+    let problem =
+        format!("it has mode {mode:04o} and owner {uid}:{gid}, only root may be able to write it");
+    Err(Error::invalid(path.display().to_string(), problem))
+}
+
+fn with_causes(error: &Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.beneath();
+    while let Some(next) = cause {
+        text.push_str(&format!(": {next}"));
+        cause = next.source();
+    }
+    text
+}
