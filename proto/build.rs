@@ -1,5 +1,6 @@
 //! Compiles `api.proto` with protox, so that no `protoc` is needed, and writes two files to `OUT_DIR`:
-//! the generated module `runtime.v1.rs`, and `descriptor.bin`, the descriptor set it was made from.
+//! the generated module `runtime.v1.rs`, and `descriptor.bin`, the descriptor set it was made from. Our own protocol,
+//! `archives.proto`, becomes the module `coracle.archives.v1.rs`.
 
 use std::error::Error;
 use std::path::PathBuf;
@@ -22,5 +23,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         .btree_map(".")
         .skip_debug(SECRET_MESSAGES)
         .compile_fds(descriptors)?;
+    println!("cargo::rerun-if-changed=archives.proto");
+    let own = protox::compile(["archives.proto"], ["."])?;
+    tonic_prost_build::configure().compile_fds(own)?;
     Ok(())
 }

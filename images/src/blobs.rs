@@ -137,14 +137,7 @@ impl Blobs {
 
     /// Starts a blob in `tmp/`.
     pub(crate) async fn writer(&self, blob: &Blob) -> Result<BlobWriter, Error> {
-        let temporary = self.temporary();
-        let file = tokio::fs::OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&temporary.path)
-            .await
-            .map_err(|error| Error::io("create", &temporary.path, error))?;
+        let (file, temporary) = self.file_draft().await?;
         let what = format!("blob {}", blob.digest);
         let verifier = Verifier::new(what, blob.digest.clone(), blob.size);
         Ok(BlobWriter {
@@ -153,6 +146,20 @@ impl Blobs {
             verifier,
             digest: blob.digest.clone(),
         })
+    }
+
+    /// Makes an empty file in `tmp/`, to be written and read.
+    pub(crate) async fn file_draft(&self) -> Result<(tokio::fs::File, Temporary), Error> {
+        let temporary = self.temporary();
+        let file = tokio::fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&temporary.path)
+            .await
+            .map_err(|error| Error::io("create", &temporary.path, error))?;
+        Ok((file, temporary))
     }
 
     /// Makes an empty directory in `tmp/`, to be filled and given to [`Blobs::commit_layer`]. Blocking.

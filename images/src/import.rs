@@ -6,13 +6,15 @@
 //! Not here: the formats of archives ([`crate::archive`]), the way of an image into the store ([`crate::pull`]).
 
 use std::fs::File;
+use std::io::{Seek as _, SeekFrom};
 use std::sync::Arc;
 use std::time::Instant;
 
+use tokio::io::AsyncWriteExt as _;
 use tokio::sync::Semaphore;
 
 use crate::archive::{Archive, Found};
-use crate::blobs::blocking;
+use crate::blobs::{Temporary, blocking};
 use crate::error::Error;
 use crate::image::Image;
 use crate::manifest::PlatformPreference;
@@ -37,7 +39,57 @@ pub struct ImportRequest {
     pub platform: PlatformPreference,
 }
 
+/// An archive that is being received, in a temporary file of the store; deleted when this is dropped.
+pub struct ReceivedArchive {
+    file: tokio::fs::File,
+    temporary: Temporary,
+    bytes_left: u64,
+    allowed: u64,
+}
+
+impl ReceivedArchive {
+    /// Takes the next bytes. Errors: more than an image may unpack to; the disk is full or fails.
+    pub async fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        let left = self.bytes_left.checked_sub(bytes.len() as u64);
+        self.bytes_left = left.ok_or_else(|| Error::Limit {
+            what: "the archive".to_owned(),
+            limit: "max_unpacked_bytes",
+            allowed: self.allowed,
+        })?;
+        let written = self.file.write_all(bytes).await;
+        written.map_err(|error| Error::io("write", self.temporary.path(), error))
+    }
+}
+
 impl Images {
+    /// Begins to receive an archive. Errors: the disk is full or fails.
+    pub async fn receive_archive(&self) -> Result<ReceivedArchive, Error> {
+        let (file, temporary) = self.inner.blobs.file_draft().await?;
+        let allowed = self.inner.config.limits.max_unpacked_bytes;
+        Ok(ReceivedArchive {
+            file,
+            temporary,
+            bytes_left: allowed,
+            allowed,
+        })
+    }
+
+    /// As [`Images::import`], of an archive that was received whole.
+    pub async fn import_received(
+        &self,
+        mut archive: ReceivedArchive,
+        request: &ImportRequest,
+    ) -> Result<Vec<Arc<Image>>, Error> {
+        let flushed = archive.file.flush().await;
+        flushed.map_err(|error| Error::io("write", archive.temporary.path(), error))?;
+        let file = archive.file.try_clone().await;
+        let file = file.map_err(|error| Error::io("open", archive.temporary.path(), error))?;
+        let mut file = file.into_std().await;
+        let back = file.seek(SeekFrom::Start(0));
+        back.map_err(|error| Error::io("read", archive.temporary.path(), error))?;
+        self.import(file, request).await
+    }
+
     /// Imports the images of `archive`, a tar, plain or compressed with gzip or zstd, that holds an OCI layout or is a
     /// docker-archive. Returns them when they are complete, recorded and listed.
     ///

@@ -53,7 +53,7 @@ pub use error::{Cause, Error, Kind as ErrorKind};
 #[cfg(feature = "failpoints")]
 pub use failpoint::set_failpoints;
 pub use image::{FsInfo, Image, Kind, LinuxImage, WasmImage};
-pub use import::ImportRequest;
+pub use import::{ImportRequest, ReceivedArchive};
 pub use manifest::PlatformPreference;
 pub use reference::{BadName, Digest, ImageId, ImageRef, Target};
 pub use run_config::RunConfig;

@@ -3,7 +3,7 @@
 //! Place in the flow: the outermost ring. The daemon serves these types and the end-to-end tests call
 //! them; neither the image store nor the sandbox knows that they exist.
 //!
-//! Invariants: `api.proto` is the only source of the types, and `tests/fields.rs` holds what was compiled
+//! Invariants: `api.proto` is the only source of the types of CRI, and `tests/fields.rs` holds what was compiled
 //! from it against `fields.txt`, so that no name and no number moves unnoticed. Maps are `BTreeMap`s, so
 //! that a message renders the same way twice. `Debug` of a message never shows a credential or the value
 //! of an environment variable.
@@ -30,6 +30,21 @@ pub mod runtime {
     )]
     pub mod v1 {
         include!(concat!(env!("OUT_DIR"), "/runtime.v1.rs"));
+    }
+}
+
+/// Our own protocol beside CRI: images as files.
+pub mod archives {
+    /// Messages, `archive_service_client`/`_server`. Source: `archives.proto`.
+    #[allow(
+        missing_docs,
+        clippy::all,
+        clippy::pedantic,
+        clippy::restriction,
+        reason = "generated from archives.proto, which has the comments"
+    )]
+    pub mod v1 {
+        include!(concat!(env!("OUT_DIR"), "/coracle.archives.v1.rs"));
     }
 }
 

@@ -40,6 +40,8 @@ pub enum Command {
         #[command(subcommand)]
         command: ConfigCommand,
     },
+    /// List, pull, remove, inspect and import the images of the running daemon
+    Image(ImageArgs),
     /// Print the version
     Version {
         /// As one JSON object
@@ -134,6 +136,20 @@ pub struct CheckArgs {
     /// As one JSON object
     #[arg(long)]
     pub json: bool,
+}
+
+/// `coracle image ...`.
+#[derive(Debug, Args)]
+pub struct ImageArgs {
+    /// Configuration file, which names the CRI socket; /etc/coracle/config.toml if it exists
+    #[arg(long, value_name = "FILE", global = true)]
+    pub config: Option<PathBuf>,
+    /// CRI socket, instead of the configured one
+    #[arg(long, value_name = "PATH", global = true)]
+    pub socket: Option<PathBuf>,
+    /// Which.
+    #[command(subcommand)]
+    pub command: coracle_image_cli::Command,
 }
 
 /// `coracle config ...`.

@@ -3,7 +3,7 @@
 //! ```text
 //! coracle serve ----> serve: build, recover, announce, wait, drain
 //! coracle spawner, compiler, unpacker, guest --> coracle-runtime, exec'd by the daemon or a keeper; nobody else calls them
-//! coracle demo | check | config | version --> for people
+//! coracle demo | check | config | image | version --> for people
 //! ```
 //! Invariant: an internal process is recognised before anything else happens, so that it starts in microseconds and
 //! inherits nothing from the parser of the command line.
@@ -31,7 +31,7 @@ use coracle_spec::error::chain;
 use coracle_spec::failpoint;
 use coracle_wasm as wasm;
 
-use cli::{Cli, Command, ConfigCommand};
+use cli::{Cli, Command, ConfigCommand, ImageArgs};
 
 fn main() -> ExitCode {
     if let Err(error) = coracle_runtime::forbid_access() {
@@ -107,6 +107,7 @@ fn command(command: Command) -> Outcome {
             Ok(report.exit_code())
         }
         Command::Config { command } => configuration(command),
+        Command::Image(arguments) => image(arguments),
         Command::Version { json } => version(json),
         Command::Failpoints => {
             let mut out = io::stdout().lock();
@@ -119,6 +120,14 @@ fn command(command: Command) -> Outcome {
             Err("this command is for processes of the daemon".into())
         }
     }
+}
+
+fn image(arguments: ImageArgs) -> Outcome {
+    let socket = match arguments.socket {
+        Some(socket) => socket,
+        None => config::load(arguments.config.as_deref(), &config::Overrides::default())?.socket,
+    };
+    Ok(coracle_image_cli::main(arguments.command, &socket)?)
 }
 
 fn configuration(command: ConfigCommand) -> Outcome {

@@ -16,7 +16,7 @@ use std::process::Command;
 const PREFIX: &str = "coracle-";
 
 /// Each crate and those of ours that it may depend on, without the prefix.
-const GRAPH: [(&str, &str); 19] = [
+const GRAPH: [(&str, &str); 20] = [
     ("proto", ""),
     ("images", "tree unpack"),
     ("tree", ""),
@@ -39,10 +39,11 @@ const GRAPH: [(&str, &str); 19] = [
         "cgroup images lifecycle network runtime sandbox spec streaming tree wasm",
     ),
     ("config", "cri spec"),
+    ("image-cli", "proto"),
     ("demo", "config proto spec tree"),
     (
         "shim",
-        "cgroup config cri demo host images lifecycle network runtime sandbox spec streaming unpack wasm",
+        "cgroup config cri demo host image-cli images lifecycle network runtime sandbox spec streaming unpack wasm",
     ),
     ("tests", "proto"),
 ];

@@ -1,4 +1,4 @@
-//! The CRI server: binds the socket, serves both services on it, and drains when the daemon stops.
+//! The CRI server: binds the socket, serves both services and our own for archives on it, and drains when the daemon stops.
 //!
 //! Calls: kubelet -> here -> `cri/*` (convert, request, render) -> [`coracle_lifecycle`] or the image store. Called by
 //! the shim's `serve`. `pods`, `containers`, `images`, `runtime` and `events` have one function for each RPC; `service`
@@ -8,6 +8,7 @@
 //! names gRPC codes.
 //! Must not know: states of pods and containers, how effects are carried out.
 
+mod archives;
 mod authority;
 mod bad_request;
 mod containers;
@@ -33,6 +34,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use coracle_proto::archives::v1::archive_service_server::ArchiveServiceServer;
 use coracle_proto::runtime::v1::image_service_server::ImageServiceServer;
 use coracle_proto::runtime::v1::runtime_service_server::RuntimeServiceServer;
 use futures_util::FutureExt as _;
@@ -114,7 +116,7 @@ pub struct Parts {
     pub on_call: fn(),
 }
 
-/// The two services; a clone is another handle to the same.
+/// The services; a clone is another handle to the same.
 #[derive(Clone)]
 struct Cri(Arc<Shared>);
 
@@ -153,10 +155,11 @@ async fn serve_until(
                 .max_encoding_message_size(MAX_MESSAGE_BYTES),
         )
         .add_service(
-            ImageServiceServer::new(cri)
+            ImageServiceServer::new(cri.clone())
                 .max_decoding_message_size(MAX_MESSAGE_BYTES)
                 .max_encoding_message_size(MAX_MESSAGE_BYTES),
         )
+        .add_service(ArchiveServiceServer::new(cri).max_decoding_message_size(MAX_MESSAGE_BYTES))
         .serve_with_incoming_shutdown(socket::incoming(socket.listener), stopped);
     info!(socket = path, "serving the container runtime interface");
     let outcome = drained(server, shutdown, &drain, DRAIN).await;

@@ -21,6 +21,7 @@ mod exec;
 mod faults;
 mod functions;
 mod hostile;
+mod image_cli;
 mod images;
 mod isolation;
 mod linux;
