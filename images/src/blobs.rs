@@ -302,6 +302,11 @@ impl BlobWriter {
             .map_err(|error| Error::io("write", &self.temporary.path, error))
     }
 
+    /// How many bytes were written.
+    pub(crate) fn written(&self) -> u64 {
+        self.verifier.seen()
+    }
+
     /// Verifies, syncs and renames the blob. Errors: wrong digest or size, disk full, disk broken.
     pub(crate) async fn commit(mut self, blobs: &Blobs) -> Result<(), Error> {
         self.file

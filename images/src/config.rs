@@ -21,6 +21,8 @@ pub struct ImagesConfig {
     pub pull_idle_timeout: Duration,
     /// Give up on a registry that sends a blob more slowly than this, taken over `pull_idle_timeout`; 0 for never.
     pub pull_min_bytes_per_s: u64,
+    /// Give up on a pull that is not complete after this long; `None` for never.
+    pub pull_timeout: Option<Duration>,
     /// Names of images that are reported as pinned: references, completed as everywhere, or beginnings of completed
     /// references and `*`.
     pub pinned: Vec<String>,
@@ -38,6 +40,7 @@ impl ImagesConfig {
             registry_config: None,
             pull_idle_timeout: Duration::from_secs(60),
             pull_min_bytes_per_s: 1024,
+            pull_timeout: None,
             pinned: Vec::new(),
             limits: Limits::default(),
         }

@@ -10,6 +10,7 @@
 mod address_policy;
 mod document;
 mod error_response;
+mod names;
 mod stream;
 mod throughput;
 mod token;
@@ -26,14 +27,16 @@ use tokio::sync::Mutex;
 use tokio::time::timeout;
 
 pub(crate) use document::{Document, large_document};
-pub(crate) use stream::BlobStream;
+pub(crate) use names::is_loopback;
+pub(crate) use stream::{BlobStream, Resume};
 pub(crate) use throughput::TransferLimits;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use token::fuzz::challenge;
 
 use error_response::{RequestInfo, error_for_status};
+use names::{is_mirror, name};
 use throughput::Throughput;
-use wire::{Answer, Auth, Bound, Request, Wire, read_bounded};
+use wire::{Answer, Auth, Bound, Extra, Request, Wire, read_bounded};
 
 use crate::error::Error;
 use crate::manifest::{ACCEPTED, Blob};
@@ -45,7 +48,7 @@ pub(crate) const ATTEMPTS: u32 = 3;
 /// How long to wait for a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The pause before the second attempt; it doubles.
-const BACKOFF: Duration = Duration::from_millis(200);
+pub(crate) const BACKOFF: Duration = Duration::from_millis(200);
 /// Most bytes of an error response that are read, for its error code.
 const MAX_ERROR_BYTES: u64 = 64 << 10;
 
@@ -61,6 +64,8 @@ pub enum Credentials {
     },
     /// A token for the registry, used unchanged.
     Bearer(String),
+    /// An identity token, as `docker login` stores it: a refresh token that the registry's realm gives tokens for.
+    Identity(String),
 }
 
 impl fmt::Debug for Credentials {
@@ -68,7 +73,28 @@ impl fmt::Debug for Credentials {
         f.write_str(match self {
             Self::Basic { .. } => "Basic(redacted)",
             Self::Bearer(_) => "Bearer(redacted)",
+            Self::Identity(_) => "Identity(redacted)",
         })
+    }
+}
+
+/// A request in the repository.
+struct Call<'a> {
+    method: Method,
+    /// Below the repository.
+    path: &'a str,
+    accept: &'a [&'a str],
+    extra: Extra,
+}
+
+impl<'a> Call<'a> {
+    fn new(method: Method, path: &'a str, accept: &'a [&'a str]) -> Self {
+        Self {
+            method,
+            path,
+            accept,
+            extra: Extra::None,
+        }
     }
 }
 
@@ -108,6 +134,7 @@ impl Endpoint {
                 Auth::Basic(username.clone(), password.clone())
             }
             Some(Credentials::Bearer(token)) => Auth::Bearer(token.clone()),
+            Some(Credentials::Identity(token)) => Auth::Identity(token.clone()),
         };
         Ok(Self {
             wire: Wire::new(&upstream, &name, limits.idle)?,
@@ -199,7 +226,9 @@ impl Endpoint {
         let path = format!("manifests/{target}");
         self.retry(&what, || {
             self.within(&what, async {
-                let mut answer = self.get(Method::GET, &path, &ACCEPTED, &what).await?;
+                let mut answer = self
+                    .get(Call::new(Method::GET, &path, &ACCEPTED), &what)
+                    .await?;
                 let bound = Bound {
                     what: &what,
                     limit: "max_manifest_bytes",
@@ -217,7 +246,7 @@ impl Endpoint {
         let path = format!("blobs/{}", blob.digest);
         self.retry(&what, || {
             self.within(&what, async {
-                match self.get(Method::HEAD, &path, &[], &what).await {
+                match self.get(Call::new(Method::HEAD, &path, &[]), &what).await {
                     Ok(_) => Ok(true),
                     Err(Error::NotInRegistry { .. }) => Ok(false),
                     Err(error) => Err(error),
@@ -227,22 +256,41 @@ impl Endpoint {
         .await
     }
 
-    /// Opens the stream of one blob. One attempt: the caller repeats, because it holds the bytes so far.
-    pub(crate) async fn blob(&self, blob: &Blob) -> Result<BlobStream, Error> {
+    /// Opens the stream of one blob. One attempt: the caller repeats, because it holds the bytes so far. With `resume`,
+    /// the stream begins after these bytes if this host has sent them and can send a part; else at the beginning.
+    pub(crate) async fn blob(
+        &self,
+        blob: &Blob,
+        resume: Option<Resume<'_>>,
+    ) -> Result<BlobStream, Error> {
         let what = format!("blob {}", blob.digest);
         if blob.size == 0 {
             // An empty blob needs no request.
-            return Ok(self.stream(None, what));
+            return Ok(self.stream(None, 0, what));
         }
+        let resume = resume.filter(|resume| resume.source == self.source());
+        let resume = resume.filter(|resume| resume.first > 0 && resume.first < blob.size);
         let path = format!("blobs/{}", blob.digest);
-        let answer = self
-            .within(&what, self.get(Method::GET, &path, &[], &what))
-            .await?;
-        Ok(self.stream(Some(answer), what))
+        let call = Call {
+            extra: resume.map_or(Extra::None, |resume| Extra::From(resume.first)),
+            ..Call::new(Method::GET, &path, &[])
+        };
+        let answer = self.within(&what, self.get(call, &what)).await?;
+        let first = stream::first_byte(&answer.response);
+        if first.is_none_or(|first| first != 0 && resume.is_none_or(|resume| resume.first != first))
+        {
+            return Err(Error::Registry {
+                registry: self.host().to_owned(),
+                what,
+                problem: "it sends another part than was requested".to_owned(),
+            });
+        }
+        Ok(self.stream(Some(answer), first.unwrap_or_default(), what))
     }
 
-    fn stream(&self, answer: Option<Answer>, what: String) -> BlobStream {
+    fn stream(&self, answer: Option<Answer>, first: u64, what: String) -> BlobStream {
         BlobStream {
+            first,
             is_elsewhere: answer.as_ref().is_some_and(|answer| answer.is_elsewhere),
             response: answer.map(|answer| answer.response),
             registry: self.host().to_owned(),
@@ -255,16 +303,10 @@ impl Endpoint {
         }
     }
 
-    /// Requests `path` in the repository. Errors: the host's error response.
-    async fn get(
-        &self,
-        method: Method,
-        path: &str,
-        accept: &[&str],
-        what: &str,
-    ) -> Result<Answer, Error> {
+    /// Sends a request in the repository. Errors: the host's error response.
+    async fn get(&self, call: Call<'_>, what: &str) -> Result<Answer, Error> {
         let auth = self.auth.lock().await.clone().unwrap_or_default();
-        let path = format!("/v2/{}/{path}", self.repository());
+        let path = format!("/v2/{}/{}", self.repository(), call.path);
         let mut url = self.wire.url(&path, what)?;
         if is_mirror(&self.reference, &self.upstream) {
             // A mirror needs the name of the registry.
@@ -274,10 +316,11 @@ impl Endpoint {
         let answer = self
             .wire
             .send(Request {
-                method,
+                method: call.method,
                 url,
                 auth: &auth,
-                accept,
+                accept: call.accept,
+                extra: call.extra,
                 what,
             })
             .await?;
@@ -346,33 +389,6 @@ impl Endpoint {
     }
 }
 
-/// True for a host that is not the registry itself under one of its names.
-fn is_mirror(reference: &ImageRef, upstream: &Upstream) -> bool {
-    let registry = reference.registry();
-    let is_hub = registry == "docker.io" && upstream.authority == "registry-1.docker.io";
-    upstream.authority != registry && !is_hub
-}
-
-fn name(reference: &ImageRef, upstream: &Upstream) -> String {
-    if !is_mirror(reference, upstream) && upstream.prefix.is_empty() {
-        return reference.registry().to_owned();
-    }
-    let scheme = if upstream.plain_http { "http" } else { "https" };
-    format!("{scheme}://{}{}", upstream.authority, upstream.prefix)
-}
-
-/// True for loopback hosts, with any port.
-pub(crate) fn is_loopback(registry: &str) -> bool {
-    let host = match registry.strip_prefix('[') {
-        Some(rest) => rest.split(']').next().unwrap_or_default(),
-        None => registry.split(':').next().unwrap_or_default(),
-    };
-    host == "localhost"
-        || host
-            .parse::<std::net::IpAddr>()
-            .is_ok_and(|address| address.is_loopback())
-}
-
 /// Gives the process a TLS implementation, unless it has one.
 fn install_tls() {
     static ONCE: Once = Once::new();
@@ -387,36 +403,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_this_machine_is_loopback() {
-        for host in [
-            "localhost",
-            "localhost:5000",
-            "127.0.0.1:1",
-            "127.9.9.9",
-            "[::1]",
-            "[::1]:5000",
-        ] {
-            assert!(is_loopback(host), "{host}");
-        }
-        for host in [
-            "docker.io",
-            "localhost.evil.io",
-            "127.0.0.1.evil.io:5000",
-            "10.0.0.1:5000",
-            "[::2]:5000",
-            "",
-        ] {
-            assert!(!is_loopback(host), "{host}");
-        }
-    }
-
-    #[test]
     fn credentials_print_no_secret() {
         let basic = Credentials::Basic {
             username: "canary-user".into(),
             password: "canary-pass".into(),
         };
-        let shown = format!("{basic:?} {:?}", Credentials::Bearer("canary-token".into()));
+        let shown = format!(
+            "{basic:?} {:?} {:?}",
+            Credentials::Bearer("canary-token".into()),
+            Credentials::Identity("canary-identity".into())
+        );
         assert!(!shown.contains("canary"), "{shown}");
     }
 }

@@ -145,6 +145,12 @@ pub enum Error {
         /// The least rate. Bytes a second.
         min_rate: u64,
     },
+    /// The pull took too long.
+    #[error("it was not complete after the {}s of images.pull_timeout_s", allowed.as_secs())]
+    Overdue {
+        /// How long a pull may take.
+        allowed: Duration,
+    },
     /// Bytes do not have the digest they were promised under.
     #[error("{what} has digest {got}, expected {want}")]
     DigestMismatch {
@@ -243,6 +249,7 @@ impl Error {
             Self::Registry { .. }
             | Self::Unreachable { .. }
             | Self::Stalled { .. }
+            | Self::Overdue { .. }
             | Self::Slow { .. } => Kind::RegistryUnavailable,
             Self::DigestMismatch { .. } | Self::SizeMismatch { .. } | Self::Withheld { .. } => {
                 Kind::Corrupt

@@ -13,6 +13,7 @@ use std::sync::atomic::Ordering;
 use crate::blobs::blocking;
 use crate::error::Error;
 use crate::image::Image;
+use crate::manifest::PlatformPreference;
 use crate::metadata::{Change, Record};
 use crate::reference::{Digest, ImageId};
 use crate::store::{Images, Inner};
@@ -79,10 +80,18 @@ impl Images {
 
     /// Removes an image with all its names; it disappears from lists at once. Leased content stays.
     ///
-    /// Returns the removed image; `Ok(None)` if there was none. Errors: the disk fails.
+    /// Of two images of one index that have the name, both. Returns one removed image; `Ok(None)` if there was none.
+    /// Errors: the disk fails.
     pub async fn remove(&self, name: &str) -> Result<Option<Arc<Image>>, Error> {
         let (inner, name) = (self.inner.clone(), name.to_owned());
-        blocking("removing an image", move || inner.remove(&name)).await
+        blocking("removing an image", move || {
+            let first = inner.remove(&name)?;
+            if first.is_some() {
+                inner.remove(&name)?;
+            }
+            Ok(first)
+        })
+        .await
     }
 
     /// Stops all deletion of content for the life of this value: containers may use content that was not claimed.
@@ -108,7 +117,9 @@ impl Inner {
             let _writer = self.writer();
             let found = {
                 let index = self.read();
-                let found = index.find(name).and_then(|id| index.images.get(&id));
+                let found = index
+                    .find(name, PlatformPreference::default())
+                    .and_then(|id| index.images.get(&id));
                 found.filter(|(record, _)| !record.removed).cloned()
             };
             let Some((record, image)) = found else {
@@ -146,7 +157,7 @@ impl Inner {
             let gone: Vec<Record> = free.cloned().collect();
             for record in &gone {
                 index.images.remove(&record.id);
-                index.names.retain(|_, id| *id != record.id);
+                index.drop_names(&record.id);
             }
             gone
         };

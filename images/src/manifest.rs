@@ -4,7 +4,9 @@
 //! which fetches what is named here.
 //! Invariants: every [`Blob`] has a sha256 digest and a size within the limits; a document that could be read
 //! as both an index and a manifest is refused, so that no two tools see two images in it.
-//! Not here: network, disk, archives.
+//! Not here: network, disk, archives; which entry of an index is chosen ([`platform`]).
+
+mod platform;
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -14,6 +16,11 @@ use serde::Deserialize;
 use crate::config::Limits;
 use crate::error::Error;
 use crate::reference::Digest;
+
+pub use platform::PlatformPreference;
+#[cfg(test)]
+pub(crate) use platform::native_architecture;
+pub(crate) use platform::{Platform, choose};
 
 /// What a manifest request accepts, in order of preference.
 pub(crate) const ACCEPTED: [&str; 4] = [
@@ -54,46 +61,6 @@ pub(crate) struct Entry {
     pub annotations: HashMap<String, String>,
 }
 
-/// The platform of an entry or a config.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Platform {
-    pub os: String,
-    pub architecture: String,
-    pub variant: Option<String>,
-}
-
-impl Platform {
-    /// True for every platform name under which WebAssembly is published.
-    pub(crate) fn is_wasm(&self) -> bool {
-        matches!(self.os.as_str(), "wasi" | "wasip1" | "wasip2")
-            || self.architecture.starts_with("wasm")
-    }
-
-    /// True for what this node's processor runs.
-    pub(crate) fn is_native(&self) -> bool {
-        self.os == "linux" && self.architecture == native_architecture()
-    }
-}
-
-impl std::fmt::Display for Platform {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}", self.os, self.architecture)?;
-        self.variant
-            .as_ref()
-            .map_or(Ok(()), |variant| write!(f, "/{variant}"))
-    }
-}
-
-/// This node's architecture, as images name it.
-pub(crate) fn native_architecture() -> &'static str {
-    match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        "powerpc64" => "ppc64le",
-        other => other,
-    }
-}
-
 /// A manifest or an index.
 #[derive(Debug)]
 pub(crate) enum Document {
@@ -118,20 +85,18 @@ pub(crate) enum Content {
     Archives(Vec<Blob>),
 }
 
-/// Which platforms of an index a pull wants.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
-pub enum PlatformPreference {
-    /// A WebAssembly entry if there is one, else this node's Linux.
-    #[default]
-    WasmThenLinux,
-    /// WebAssembly only.
-    Wasm,
-    /// This node's Linux only.
-    Linux,
-}
-
 /// Reads a manifest or an index. `what` names it in errors.
 pub(crate) fn parse(what: &str, bytes: &[u8], limits: &Limits) -> Result<Document, Error> {
+    parse_sent(what, bytes, None, limits)
+}
+
+/// The same for a document that was sent as media type `sent_as`, which must fit what it says of itself.
+pub(crate) fn parse_sent(
+    what: &str,
+    bytes: &[u8],
+    sent_as: Option<&str>,
+    limits: &Limits,
+) -> Result<Document, Error> {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
     struct Shape {
@@ -140,6 +105,7 @@ pub(crate) fn parse(what: &str, bytes: &[u8], limits: &Limits) -> Result<Documen
         manifests: Option<serde::de::IgnoredAny>,
         layers: Option<serde::de::IgnoredAny>,
         config: Option<serde::de::IgnoredAny>,
+        fs_layers: Option<serde::de::IgnoredAny>,
     }
     let shape: Shape = json(what, bytes)?;
     if shape.schema_version != 2 {
@@ -150,6 +116,10 @@ pub(crate) fn parse(what: &str, bytes: &[u8], limits: &Limits) -> Result<Documen
                 shape.schema_version
             ),
         ));
+    }
+    if shape.fs_layers.is_some() {
+        let problem = "it has the fsLayers of schema 1 beside what schema 2 has";
+        return Err(Error::invalid(what, problem));
     }
     let is_index = shape.manifests.is_some();
     if is_index && (shape.layers.is_some() || shape.config.is_some()) {
@@ -163,6 +133,23 @@ pub(crate) fn parse(what: &str, bytes: &[u8], limits: &Limits) -> Result<Documen
             what,
             format!("its mediaType {media_type:?} does not fit its content"),
         ));
+    }
+    // Other types, such as application/json, are what plain file servers send, and say nothing.
+    let sent_as = sent_as.filter(|sent| is_manifest_type(sent));
+    let fits = |sent: &str| match &shape.media_type {
+        Some(own) => own == sent,
+        None => ACCEPTED.contains(&sent) && is_index == is_index_type(sent),
+    };
+    if let Some(sent) = sent_as
+        && !fits(sent)
+    {
+        let own =
+            shape
+                .media_type
+                .as_deref()
+                .unwrap_or(if is_index { "an index" } else { "a manifest" });
+        let problem = format!("it was sent as {sent:?}, and is {own}");
+        return Err(Error::invalid(what, problem));
     }
     if is_index {
         parse_index(what, bytes, limits)
@@ -307,59 +294,10 @@ fn blob(what: &str, descriptor: &Descriptor, max: u64, limit: &'static str) -> R
     })
 }
 
-/// Chooses the entry of an index that this node wants. Errors: none fits; the message lists what is offered.
-pub(crate) fn choose(
-    what: &str,
-    entries: &[Entry],
-    preference: PlatformPreference,
-) -> Result<Blob, Error> {
-    let first = |fits: fn(&Platform) -> bool| {
-        entries
-            .iter()
-            .find(|entry| entry.platform.as_ref().is_some_and(fits))
-    };
-    let wasm = || first(Platform::is_wasm);
-    let linux = || first(Platform::is_native);
-    let chosen = match preference {
-        PlatformPreference::Wasm => wasm(),
-        PlatformPreference::Linux => linux(),
-        PlatformPreference::WasmThenLinux => wasm().or_else(linux),
-    };
-    let chosen = chosen
-        .or_else(|| unnamed(entries))
-        .map(|entry| entry.blob.clone());
-    chosen.ok_or_else(|| no_entry(what, entries, preference))
-}
-
-/// The entry to follow when none states a fitting platform: the only one there is, or the only nested index.
-fn unnamed(entries: &[Entry]) -> Option<&Entry> {
-    if let [only] = entries {
-        return Some(only).filter(|only| only.platform.is_none());
-    }
-    let is_nested =
-        |entry: &&Entry| entry.platform.is_none() && is_index_type(&entry.blob.media_type);
-    let mut nested = entries.iter().filter(is_nested);
-    nested.next().filter(|_| nested.next().is_none())
-}
-
-fn no_entry(what: &str, entries: &[Entry], preference: PlatformPreference) -> Error {
-    let name = |entry: &Entry| {
-        entry
-            .platform
-            .as_ref()
-            .map_or("unnamed".into(), Platform::to_string)
-    };
-    let offered: Vec<String> = entries.iter().take(32).map(name).collect();
-    let linux = format!("linux/{}", native_architecture());
-    let wanted = match preference {
-        PlatformPreference::Wasm => "wasi/wasm".to_owned(),
-        PlatformPreference::Linux => linux,
-        PlatformPreference::WasmThenLinux => format!("wasi/wasm or {linux}"),
-    };
-    Error::invalid(
-        what,
-        format!("no entry for {wanted}, it offers [{}]", offered.join(", ")),
-    )
+/// Whether it is a type of manifests or indexes, schema 1 included.
+fn is_manifest_type(media_type: &str) -> bool {
+    ACCEPTED.contains(&media_type)
+        || media_type.starts_with("application/vnd.docker.distribution.manifest.v1+")
 }
 
 fn is_index_type(media_type: &str) -> bool {
@@ -485,6 +423,51 @@ mod tests {
                 refused.to_string().contains(says),
                 "{refused} does not say {says}"
             );
+        }
+    }
+
+    #[test]
+    fn what_a_document_was_sent_as_must_fit_what_it_is() {
+        const SCHEMA_1: &str = "application/vnd.docker.distribution.manifest.v1+prettyjws";
+        let docker = ACCEPTED[3];
+        let config = entry(None, "application/vnd.oci.image.config.v1+json", "config");
+        let manifest = json!({"schemaVersion": 2, "config": config, "layers": []});
+        let index = json!({"schemaVersion": 2, "manifests": []});
+        let typed = |mut document: Value, media_type: &str| {
+            document["mediaType"] = media_type.into();
+            document
+        };
+        let read = |document: &Value, sent_as: &str| {
+            let bytes = document.to_string();
+            parse_sent("it", bytes.as_bytes(), Some(sent_as), &Limits::default()).map(drop)
+        };
+        for (document, sent_as) in [
+            (manifest.clone(), OCI_MANIFEST),
+            (manifest.clone(), docker),
+            (typed(manifest.clone(), OCI_MANIFEST), OCI_MANIFEST),
+            (
+                typed(manifest.clone(), OCI_MANIFEST),
+                "application/octet-stream",
+            ),
+            (index.clone(), DOCKER_LIST),
+        ] {
+            read(&document, sent_as).unwrap();
+        }
+        let with_both = |mut document: Value| {
+            document["fsLayers"] = json!([]);
+            document
+        };
+        for (document, sent_as) in [
+            (manifest.clone(), OCI_INDEX),
+            (manifest.clone(), SCHEMA_1),
+            (index.clone(), OCI_MANIFEST),
+            (typed(manifest.clone(), docker), OCI_MANIFEST),
+            (typed(index.clone(), OCI_INDEX), DOCKER_LIST),
+            (with_both(manifest), OCI_MANIFEST),
+            (json!({"schemaVersion": 1, "fsLayers": []}), SCHEMA_1),
+        ] {
+            let refused = read(&document, sent_as).unwrap_err();
+            assert_eq!(refused.kind(), Kind::Invalid, "{document} as {sent_as}");
         }
     }
 

@@ -217,7 +217,12 @@ impl Pull {
             let what = format!("manifest {digest}");
             let top = top.get_or_insert_with(|| digest.clone()).clone();
             let requested = format!("manifest {target} of {}", self.names.first());
-            let parsed = manifest::parse(&what, &document.bytes, &self.inner.config.limits);
+            let parsed = manifest::parse_sent(
+                &what,
+                &document.bytes,
+                document.content_type.as_deref(),
+                &self.inner.config.limits,
+            );
             match parsed.map_err(|error| document.withhold(requested, error))? {
                 Document::Manifest(manifest) => {
                     return Ok(Resolved {

@@ -106,6 +106,25 @@ impl Record {
         })
     }
 
+    /// Whether it is WebAssembly.
+    pub(crate) fn is_wasm(&self) -> bool {
+        !matches!(self.program, Program::Linux)
+    }
+
+    /// Whether this and `other` are the WebAssembly and the Linux entry of one index.
+    pub(crate) fn is_other_entry(&self, other: &Self) -> bool {
+        self.is_wasm() != other.is_wasm() && !self.digests.is_disjoint(&other.digests)
+    }
+
+    /// Whether one of its names is of its manifest itself, or none is known to be of an index.
+    pub(crate) fn is_without_index(&self) -> bool {
+        let Some(manifest) = &self.manifest else {
+            return true;
+        };
+        let mut digests = self.digests.iter();
+        self.digests.is_empty() || digests.any(|name| name.ends_with(manifest.as_str()))
+    }
+
     /// The public form.
     pub(crate) fn image(&self, blobs: &Blobs, pinned: &[String]) -> Image {
         let layers: Vec<PathBuf> = self.chains.iter().map(|chain| blobs.layer(chain)).collect();

@@ -11,7 +11,9 @@ use std::future::Future;
 use std::sync::{Mutex, PoisonError};
 
 use crate::config::ImagesConfig;
-use crate::endpoint::{BlobStream, Credentials, Document, Endpoint, TransferLimits, is_loopback};
+use crate::endpoint::{
+    BlobStream, Credentials, Document, Endpoint, Resume, TransferLimits, is_loopback,
+};
 use crate::error::{Error, Kind as ErrorKind};
 use crate::manifest::Blob;
 use crate::mirrors;
@@ -111,9 +113,13 @@ impl Registry {
     }
 
     /// Opens the stream of one blob. One attempt per host: the caller repeats, because it holds the bytes so far.
-    pub(crate) async fn blob(&self, blob: &Blob) -> Result<BlobStream, Error> {
+    pub(crate) async fn blob(
+        &self,
+        blob: &Blob,
+        resume: Option<Resume<'_>>,
+    ) -> Result<BlobStream, Error> {
         let what = format!("blob {}", blob.digest);
-        self.first(Task::Pull, &what, |endpoint| endpoint.blob(blob))
+        self.first(Task::Pull, &what, |endpoint| endpoint.blob(blob, resume))
             .await
     }
 

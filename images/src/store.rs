@@ -16,6 +16,7 @@ use crate::error::Error;
 use crate::identity::{Candidate, drop_ambiguous_names};
 use crate::image::{FsInfo, Image};
 use crate::leases::Leases;
+use crate::manifest::PlatformPreference;
 use crate::metadata::{Change, LayerRecord, Loaded, Metadata, Record, Sources};
 use crate::preload::Preloaded;
 use crate::reference::{Digest, ImageId, ImageRef};
@@ -45,11 +46,18 @@ pub(crate) struct Inner {
     pub(crate) garbage: tokio::sync::Notify,
 }
 
+/// The images that have one name: an index may have one of each kind.
+#[derive(Debug, Default)]
+pub(crate) struct Named {
+    wasm: Option<ImageId>,
+    linux: Option<ImageId>,
+}
+
 /// Everything that lists and lookups need.
 #[derive(Default)]
 pub(crate) struct Index {
     pub(crate) images: BTreeMap<ImageId, (Record, Arc<Image>)>,
-    pub(crate) names: HashMap<String, ImageId>,
+    pub(crate) names: HashMap<String, Named>,
     pub(crate) layers: HashMap<Digest, LayerRecord>,
     pub(crate) leases: Leases,
     pub(crate) sources: Sources,
@@ -84,10 +92,16 @@ impl Images {
             .collect()
     }
 
-    /// Finds an image by id, tag or digest reference, completed or short.
+    /// Finds an image by id, tag or digest reference, completed or short; as [`Images::resolve_for`] with the default.
     pub fn resolve(&self, name: &str) -> Option<Arc<Image>> {
+        self.resolve_for(name, PlatformPreference::default())
+    }
+
+    /// Finds an image by id, tag or digest reference, completed or short. One name of an index may be the name of a
+    /// WebAssembly and of a Linux image; the preference decides between them, as in a pull.
+    pub fn resolve_for(&self, name: &str, platform: PlatformPreference) -> Option<Arc<Image>> {
         let index = self.inner.read();
-        let id = index.find(name)?;
+        let id = index.find(name, platform)?;
         index
             .images
             .get(&id)
@@ -108,18 +122,47 @@ impl Images {
 
 impl Index {
     /// Finds an image by name, hidden ones included.
-    pub(crate) fn find(&self, name: &str) -> Option<ImageId> {
+    pub(crate) fn find(&self, name: &str, platform: PlatformPreference) -> Option<ImageId> {
         if let Ok(id) = name.parse::<ImageId>() {
             return Some(id);
         }
         let reference: ImageRef = name.parse().ok()?;
-        self.names.get(&reference.to_string()).cloned()
+        let named = self.names.get(&reference.to_string())?;
+        // What has no index to choose from is the image for every platform.
+        let is_only = |id: &&ImageId| {
+            self.images
+                .get(id)
+                .is_some_and(|(record, _)| record.is_without_index())
+        };
+        let (wasm, linux) = (named.wasm.as_ref(), named.linux.as_ref());
+        let found = match platform {
+            PlatformPreference::WasmThenLinux => wasm.or(linux),
+            PlatformPreference::Wasm => wasm.or(linux.filter(is_only)),
+            PlatformPreference::Linux => linux.or(wasm.filter(is_only)),
+        };
+        found.cloned()
+    }
+
+    /// Makes an image have no names.
+    pub(crate) fn drop_names(&mut self, id: &ImageId) {
+        self.names.retain(|_, named| {
+            for place in [&mut named.wasm, &mut named.linux] {
+                *place = place.take().filter(|other| other != id);
+            }
+            named.wasm.is_some() || named.linux.is_some()
+        });
     }
 
     pub(crate) fn put(&mut self, record: Record, blobs: &Blobs, pinned: &[String]) {
-        self.names.retain(|_, id| *id != record.id);
+        self.drop_names(&record.id);
         for name in record.tags.iter().chain(&record.digests) {
-            self.names.insert(name.clone(), record.id.clone());
+            let named = self.names.entry(name.clone()).or_default();
+            let place = if record.is_wasm() {
+                &mut named.wasm
+            } else {
+                &mut named.linux
+            };
+            *place = Some(record.id.clone());
         }
         let image = Arc::new(record.image(blobs, pinned));
         self.images.insert(record.id.clone(), (record, image));
@@ -179,14 +222,12 @@ impl Inner {
         Ok(())
     }
 
-    /// Records and publishes an image; its names move here from other images. An image that is stored already only gets
+    /// Records and publishes an image; its names move here from other images, but not from the image of the other kind
+    /// in the same index. An image that is stored already only gets
     /// the names. Blocking.
     pub(crate) fn publish(&self, candidate: Candidate) -> Result<Arc<Image>, Error> {
         let _writer = self.writer();
-        let names = (
-            candidate.record.tags.clone(),
-            candidate.record.digests.clone(),
-        );
+        let new = candidate.record.clone();
         let mut change = Change::default();
         let record = {
             let index = self.read();
@@ -195,10 +236,11 @@ impl Inner {
             let known = |id: &ImageId| index.images.get(id).map(|(record, _)| record);
             let record = candidate.assign_id(known)?;
             let others = index.images.values().map(|(other, _)| other);
-            let others = others.filter(|other| other.id != record.id);
+            let others =
+                others.filter(|other| other.id != record.id && !other.is_other_entry(&new));
             change
                 .put_images
-                .extend(others.filter_map(|other| other.without_names(&names.0, &names.1)));
+                .extend(others.filter_map(|other| other.without_names(&new.tags, &new.digests)));
             record
         };
         let id = record.id.clone();

@@ -41,6 +41,11 @@ impl Verifier {
         Ok(())
     }
 
+    /// How many bytes it has taken.
+    pub(crate) fn seen(&self) -> u64 {
+        self.seen_bytes
+    }
+
     /// Ends the check. Errors: [`Error::SizeMismatch`], [`Error::DigestMismatch`].
     pub(crate) fn finish(self) -> Result<(), Error> {
         if self.seen_bytes != self.want_bytes {

@@ -6,7 +6,7 @@ mod support;
 
 use std::path::Path;
 
-use coracle_images::{Digest, Error, ErrorKind, Images, ImagesConfig, PullRequest};
+use coracle_images::{Credentials, Digest, Error, ErrorKind, Images, ImagesConfig, PullRequest};
 use serde_json::json;
 use support::{MODULE, Parts, Reply, Scratch, ScriptedRegistry, TAR, tar};
 
@@ -137,4 +137,61 @@ async fn a_proven_repository_is_only_checked_again() {
             assert_eq!(error.kind(), ErrorKind::Unauthorized, "{what}: {error}");
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_identity_token_goes_to_the_realm_and_nowhere_else() {
+    let registry = ScriptedRegistry::start().await;
+    registry.serve_image("app", "v1", &Parts::artifact(MODULE));
+    let realm = format!(
+        "Bearer realm=\"http://{}/v2/token\",service=\"s\"",
+        registry.host
+    );
+    registry.on(
+        "/",
+        Reply::Full(401, vec![("WWW-Authenticate", realm)], vec![]),
+    );
+    registry.on("/token", Reply::ok(br#"{"access_token": "given"}"#));
+    let scratch = Scratch::new();
+    let images = open(&scratch.0).await;
+    let request = || PullRequest {
+        auth: Some(Credentials::Identity("canary&x".into())),
+        ..PullRequest::new(format!("{}/app:v1", registry.host))
+    };
+    images.pull(request()).await.unwrap();
+    let (with, without): (Vec<String>, Vec<String>) = registry
+        .heads()
+        .into_iter()
+        .partition(|head| head.contains("canary"));
+    assert!(
+        with.len() == 1 && with[0].starts_with("POST /v2/token "),
+        "{with:?}"
+    );
+    for part in [
+        "grant_type=refresh_token",
+        "refresh_token=canary%26x",
+        "service=s",
+        "scope=repository%3Aapp%3Apull",
+    ] {
+        assert!(with[0].contains(part), "{} has no {part}", with[0]);
+    }
+    assert!(without.iter().skip(1).all(|head| {
+        head.to_ascii_lowercase()
+            .contains("authorization: bearer given")
+    }));
+    // A realm that leads on does not get it sent there.
+    registry.forget();
+    let there = vec![("Location", format!("http://{}/v2/elsewhere", registry.host))];
+    registry.on("/token", Reply::Full(307, there, vec![]));
+    let refused = images.pull(request()).await.unwrap_err().to_string();
+    assert!(
+        refused.contains("redirects") && !refused.contains("canary"),
+        "{refused}"
+    );
+    assert!(
+        registry
+            .heads()
+            .iter()
+            .all(|head| !head.contains("elsewhere") || !head.starts_with("POST /v2/elsewhere"))
+    );
 }

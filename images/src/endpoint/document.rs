@@ -5,6 +5,7 @@
 //! registry redirected. Not here: parsing.
 
 use bytes::{Bytes, BytesMut};
+use reqwest::header::CONTENT_TYPE;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::wire::{Answer, Bound, Wire, read_until};
@@ -18,6 +19,8 @@ static PERMITS: Semaphore = Semaphore::const_new(8);
 /// The bytes of a manifest or an index.
 pub(crate) struct Document {
     pub bytes: Bytes,
+    /// What it was sent as: the media type alone, in lower case.
+    pub content_type: Option<String>,
     is_elsewhere: bool,
     _permit: Option<SemaphorePermit<'static>>,
 }
@@ -27,6 +30,7 @@ impl Document {
     pub(crate) fn local(bytes: Vec<u8>, permit: Option<SemaphorePermit<'static>>) -> Self {
         Self {
             bytes: bytes.into(),
+            content_type: None,
             is_elsewhere: false,
             _permit: permit,
         }
@@ -58,6 +62,10 @@ pub(super) async fn read(
     bound: Bound<'_>,
 ) -> Result<Document, Error> {
     bound.check(answer)?;
+    let content_type = answer.response.headers().get(CONTENT_TYPE);
+    let content_type = content_type.and_then(|value| value.to_str().ok());
+    let content_type = content_type.and_then(|text| text.split(';').next());
+    let content_type = content_type.map(|text| text.trim().to_ascii_lowercase());
     let (mut body, mut permit) = (BytesMut::new(), None);
     let mut is_whole = read_until(wire, answer, bound, &mut body, LARGE.min(bound.allowed)).await?;
     if !is_whole && bound.allowed > LARGE {
@@ -69,6 +77,7 @@ pub(super) async fn read(
     }
     Ok(Document {
         bytes: body.freeze(),
+        content_type,
         is_elsewhere: answer.is_elsewhere,
         _permit: permit,
     })

@@ -9,14 +9,26 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use reqwest::Response;
+use reqwest::header::CONTENT_RANGE;
 use tokio::time::timeout;
 
 use super::error_response::deepest;
 use super::throughput::{Throughput, TooSlow, TransferLimits};
 use crate::error::Error;
 
+/// What was received of a blob already.
+#[derive(Clone, Copy)]
+pub(crate) struct Resume<'a> {
+    /// The repository that has sent it, as in [`BlobStream::source`].
+    pub source: &'a str,
+    /// The first byte that is missing.
+    pub first: u64,
+}
+
 /// The stream of a blob.
 pub(crate) struct BlobStream {
+    /// The place of its first byte in the blob.
+    pub(super) first: u64,
     /// `None` for a blob without bytes.
     pub(super) response: Option<Response>,
     pub(super) registry: String,
@@ -38,6 +50,11 @@ impl BlobStream {
         self.has_next
     }
 
+    /// The place of its first byte in the blob: 0, or where a resumed blob goes on.
+    pub(crate) fn first(&self) -> u64 {
+        self.first
+    }
+
     /// The repository that delivers it, with its host: see [`crate::sources`].
     pub(crate) fn source(&self) -> &str {
         &self.source
@@ -53,6 +70,15 @@ impl BlobStream {
                 }
             }
             other => other,
+        }
+    }
+
+    /// The error for a stream that begins where nobody asked for it.
+    pub(crate) fn out_of_place(&self) -> Error {
+        Error::Registry {
+            registry: self.registry.clone(),
+            what: self.what.clone(),
+            problem: format!("it sends the blob from byte {} on", self.first),
         }
     }
 
@@ -91,4 +117,14 @@ impl BlobStream {
             min_rate: self.limits.min_rate,
         }
     }
+}
+
+/// The place of the first byte of a response: 0 for a whole one. `None`: it is a part, and does not say which.
+pub(super) fn first_byte(response: &Response) -> Option<u64> {
+    if response.status().as_u16() != 206 {
+        return Some(0);
+    }
+    let range = response.headers().get(CONTENT_RANGE)?.to_str().ok()?;
+    let (first, _) = range.trim().strip_prefix("bytes ")?.split_once('-')?;
+    first.trim().parse().ok()
 }

@@ -10,7 +10,7 @@ use reqwest::{Method, Url};
 use serde::Deserialize;
 
 use super::error_response::{RequestInfo, error_for_status};
-use super::wire::{Auth, Bound, Request, Wire, read_bounded};
+use super::wire::{Auth, Bound, Extra, Request, Wire, read_bounded};
 use crate::error::Error;
 
 /// Largest token response. Bytes.
@@ -45,6 +45,7 @@ pub(super) async fn fetch(
             url: wire.url("/v2/", what)?,
             auth: &Auth::None,
             accept: &[],
+            extra: Extra::None,
             what,
         })
         .await?;
@@ -59,9 +60,9 @@ pub(super) async fn fetch(
     });
     match bearer {
         Some((realm, service)) => {
-            let url = token_url(realm, service, repository)
+            let call = token_call(realm, service, repository, auth)
                 .ok_or_else(|| wire.refused(what, "the realm it names is no URL".to_owned()))?;
-            request(wire, url, auth, request_info).await
+            request(wire, call, auth, request_info).await
         }
         None if challenges.is_empty() => Ok(Auth::None),
         None => Ok(auth.clone()),
@@ -70,17 +71,18 @@ pub(super) async fn fetch(
 
 async fn request(
     wire: &Wire,
-    url: Url,
+    (method, url, extra): (Method, Url, Extra),
     auth: &Auth,
     request_info: &RequestInfo<'_>,
 ) -> Result<Auth, Error> {
     let what = request_info.what;
     let mut answer = wire
         .send(Request {
-            method: Method::GET,
+            method,
             url,
             auth,
             accept: &[],
+            extra,
             what,
         })
         .await?;
@@ -119,14 +121,33 @@ fn token(body: &[u8]) -> Option<String> {
     token.filter(|token| !token.is_empty())
 }
 
-fn token_url(realm: &str, service: Option<&str>, repository: &str) -> Option<Url> {
-    let mut url = Url::parse(realm).ok()?;
-    let scope = format!("repository:{repository}:pull");
-    url.query_pairs_mut().append_pair("scope", &scope);
-    if let Some(service) = service {
-        url.query_pairs_mut().append_pair("service", service);
+/// The request for a token: a GET, or for an identity token the POST of OAuth 2. `None`: the realm is no URL.
+fn token_call(
+    realm: &str,
+    service: Option<&str>,
+    repository: &str,
+    auth: &Auth,
+) -> Option<(Method, Url, Extra)> {
+    let url = Url::parse(realm).ok()?;
+    let mut asked = url.clone();
+    if matches!(auth, Auth::Identity(_)) {
+        asked.set_query(None);
     }
-    Some(url)
+    let scope = format!("repository:{repository}:pull");
+    asked.query_pairs_mut().append_pair("scope", &scope);
+    if let Some(service) = service {
+        asked.query_pairs_mut().append_pair("service", service);
+    }
+    let Auth::Identity(token) = auth else {
+        return Some((Method::GET, asked, Extra::None));
+    };
+    let mut pairs = asked.query_pairs_mut();
+    pairs.append_pair("grant_type", "refresh_token");
+    pairs.append_pair("client_id", "coracle");
+    pairs.append_pair("refresh_token", token);
+    drop(pairs);
+    let form = asked.query().unwrap_or_default().to_owned();
+    Some((Method::POST, url, Extra::Form(form)))
 }
 
 /// One challenge of a `WWW-Authenticate` field; `None` for an unknown one.

@@ -12,7 +12,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use reqwest::header::{ACCEPT, LOCATION};
+use reqwest::header::{ACCEPT, CONTENT_TYPE, LOCATION, RANGE};
 use reqwest::redirect::Policy;
 use reqwest::{Certificate, Client, Method, Response, Url};
 
@@ -34,6 +34,17 @@ pub(super) enum Auth {
     None,
     Basic(String, String),
     Bearer(String),
+    /// An identity token (an OAuth 2 refresh token): it goes to the realm, which gives a token for it.
+    Identity(String),
+}
+
+/// What some requests have besides.
+pub(super) enum Extra {
+    None,
+    /// Only the bytes from here on.
+    From(u64),
+    /// A form with a secret: it is sent to its URL, and a redirect is refused.
+    Form(String),
 }
 
 /// One request.
@@ -43,6 +54,7 @@ pub(super) struct Request<'a> {
     pub auth: &'a Auth,
     /// Accepted media types; empty for all.
     pub accept: &'a [&'a str],
+    pub extra: Extra,
     /// The requested object, for messages.
     pub what: &'a str,
 }
@@ -111,6 +123,10 @@ impl Wire {
                     is_elsewhere,
                 });
             };
+            if let Extra::Form(_) = request.extra {
+                let problem = "it redirects a request with an identity token";
+                return Err(self.refused(request.what, problem.to_owned()));
+            }
             url = next;
         }
         Err(self.refused(
@@ -132,9 +148,16 @@ impl Wire {
             call = call.header(ACCEPT, request.accept.join(", "));
         }
         call = match auth {
-            Auth::None => call,
+            Auth::None | Auth::Identity(_) => call,
             Auth::Basic(user, password) => call.basic_auth(user, Some(password)),
             Auth::Bearer(token) => call.bearer_auth(token),
+        };
+        call = match &request.extra {
+            Extra::None => call,
+            Extra::From(first) => call.header(RANGE, format!("bytes={first}-")),
+            Extra::Form(form) => call
+                .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
+                .body(form.clone()),
         };
         call.send()
             .await

@@ -3,7 +3,8 @@
 //! Called by: the pull. Streams come from [`crate::registry`] or an archive, files go to [`crate::blobs`].
 //! Invariants: a blob is used only if a repository of this pull has sent all of its bytes, now or before (then it must
 //! confirm now that these credentials may read it): content from other repositories is never exposed; stored bytes
-//! are compared and not written again; the attempts for a blob are bounded.
+//! are compared and not written again; a blob that breaks off is resumed only at the repository that has sent its beginning;
+//! the attempts for a blob are bounded.
 //! Not here: which blobs an image needs, their content.
 
 use std::sync::Arc;
@@ -14,8 +15,8 @@ use tokio::io::AsyncReadExt as _;
 
 use super::{Origin, Pull};
 use crate::archive::Archive;
-use crate::blobs::blocking;
-use crate::endpoint::{ATTEMPTS, BlobStream};
+use crate::blobs::{BlobWriter, blocking};
+use crate::endpoint::{ATTEMPTS, BACKOFF, BlobStream, Resume};
 use crate::error::{Error, Kind as ErrorKind};
 use crate::manifest::Blob;
 use crate::registry::Registry;
@@ -25,6 +26,25 @@ use crate::verify::Verifier;
 const PARALLEL_BLOBS: usize = 3;
 /// Bytes of an archive's blob that are copied at a time.
 const COPY_BYTES: usize = 256 << 10;
+
+/// After as many new bytes of a blob its attempts are counted anew.
+const PROGRESS_BYTES: u64 = 1 << 20;
+
+/// What has arrived of a blob whose stream broke off.
+struct Partial {
+    /// The repository that has sent all of it.
+    source: String,
+    writer: BlobWriter,
+}
+
+impl Partial {
+    fn resume(&self) -> Resume<'_> {
+        Resume {
+            source: &self.source,
+            first: self.writer.written(),
+        }
+    }
+}
 
 /// A blob that a pull needs.
 #[derive(Clone)]
@@ -95,10 +115,14 @@ impl Pull {
 
     async fn fetch_from(&self, registry: &Registry, want: &Want) -> Result<(), Error> {
         let blob = &want.blob;
-        let mut attempt = 1;
+        let (mut attempt, mut partial, mut most) = (1, None, 0);
         loop {
-            let fetched = match registry.blob(blob).await {
-                Ok(mut bytes) => match self.take(want, &mut bytes).await {
+            let is_resumed = partial.is_some();
+            let fetched = match registry
+                .blob(blob, partial.as_ref().map(Partial::resume))
+                .await
+            {
+                Ok(mut bytes) => match self.take(want, &mut bytes, &mut partial).await {
                     Err(error) if error.is_of_source() && bytes.give_up_host() => {
                         tracing::debug!(digest = %blob.digest, %error, "fetching a blob from the next host");
                         continue;
@@ -107,9 +131,27 @@ impl Pull {
                 },
                 Err(error) => Err(error),
             };
+            // Whoever makes progress may break off as often as it likes: the size of a blob is bounded.
+            let received = partial
+                .as_ref()
+                .map_or(0, |partial: &Partial| partial.writer.written());
+            if received >= most + PROGRESS_BYTES {
+                (attempt, most) = (1, received);
+            }
             match fetched {
                 Err(error) if error.may_pass() && attempt < ATTEMPTS => {
-                    tracing::debug!(digest = %blob.digest, attempt, %error, "fetching a blob again");
+                    tracing::debug!(digest = %blob.digest, attempt, received, %error, "fetching a blob again");
+                    attempt += 1;
+                    if attempt == ATTEMPTS {
+                        // It may be the resuming that fails.
+                        partial = None;
+                    }
+                    tokio::time::sleep(BACKOFF * attempt).await;
+                }
+                // The parts do not fit together: from the beginning.
+                Err(error)
+                    if is_resumed && error.kind() == ErrorKind::Corrupt && attempt < ATTEMPTS =>
+                {
                     attempt += 1;
                 }
                 // A token may have expired during a long pull: once more with a new one.
@@ -123,24 +165,52 @@ impl Pull {
     }
 
     /// Reads a blob to its end, stores it if it is not stored, and records its source.
-    async fn take(&self, want: &Want, bytes: &mut BlobStream) -> Result<(), Error> {
+    async fn take(
+        &self,
+        want: &Want,
+        bytes: &mut BlobStream,
+        partial: &mut Option<Partial>,
+    ) -> Result<(), Error> {
         let taken = if !want.is_whole || self.inner.blobs.has(&want.blob) {
             self.compare(&want.blob, bytes).await
         } else {
-            self.keep(&want.blob, bytes).await
+            self.keep(&want.blob, bytes, partial).await
         };
         taken.map_err(|error| bytes.withhold(error))?;
         self.inner.add_source(&want.blob.digest, bytes.source());
         Ok(())
     }
 
-    async fn keep(&self, blob: &Blob, bytes: &mut BlobStream) -> Result<(), Error> {
-        let mut writer = self.inner.blobs.writer(blob).await?;
-        while let Some(chunk) = bytes.next().await? {
-            self.count(chunk.len());
-            writer.write(&chunk).await?;
+    /// Writes a stream to the store. What has arrived before it breaks off is kept as `partial`.
+    async fn keep(
+        &self,
+        blob: &Blob,
+        bytes: &mut BlobStream,
+        partial: &mut Option<Partial>,
+    ) -> Result<(), Error> {
+        let goes_on = |partial: &Partial| {
+            // Only whoever has sent all bytes has proven that it has the blob.
+            partial.source == bytes.source() && partial.writer.written() == bytes.first()
+        };
+        let mut writer = match partial.take().filter(goes_on) {
+            Some(partial) => partial.writer,
+            None if bytes.first() > 0 => return Err(bytes.out_of_place()),
+            None => self.inner.blobs.writer(blob).await?,
+        };
+        loop {
+            match bytes.next().await {
+                Ok(Some(chunk)) => {
+                    self.count(chunk.len());
+                    writer.write(&chunk).await?;
+                }
+                Ok(None) => return writer.commit(&self.inner.blobs).await,
+                Err(error) => {
+                    let source = bytes.source().to_owned();
+                    *partial = Some(Partial { source, writer });
+                    return Err(error);
+                }
+            }
         }
-        writer.commit(&self.inner.blobs).await
     }
 
     /// Verifies a stream without writing it.

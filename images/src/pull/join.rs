@@ -28,6 +28,7 @@ impl Images {
         let inner = &self.inner;
         let reference: ImageRef = request.reference.parse()?;
         let key = (reference.clone(), request.auth.clone(), request.platform);
+        let pull_timeout = inner.config.pull_timeout;
         let pull = inner.in_flight.join(key, || {
             let (inner, reference) = (inner.clone(), reference.clone());
             async move {
@@ -35,7 +36,13 @@ impl Images {
                 let _permit = PERMITS.acquire().await.ok();
                 let mut pull = Pull::new(inner, reference, &request)?;
                 let began = Instant::now();
-                let outcome = pull.run().await;
+                let outcome = match pull_timeout {
+                    Some(allowed) => match tokio::time::timeout(allowed, pull.run()).await {
+                        Ok(outcome) => outcome,
+                        Err(_) => Err(Error::Overdue { allowed }),
+                    },
+                    None => pull.run().await,
+                };
                 if let Ok(image) = &outcome {
                     let (source, bytes) = pull.transfer();
                     tracing::info!(reference = pull.name(), digest = %image.id, bytes, seconds = began.elapsed().as_secs_f32(), source, "image pulled");

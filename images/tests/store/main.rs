@@ -7,9 +7,11 @@ mod support;
 mod failure;
 mod import;
 mod kinds;
+mod platforms;
 mod preload;
 mod pulls;
 mod removal;
+mod resume;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -22,6 +22,8 @@ pub enum Reply {
     Full(u16, Vec<(&'static str, String)>, Vec<u8>),
     /// Promises the whole body, sends this many bytes, hangs up.
     Dies(Vec<u8>, usize),
+    /// Sends what a Range asks for, or all, but hangs up after this many bytes.
+    Breaks(Vec<u8>, usize),
     /// Promises the whole body, sends this many bytes, says nothing more.
     Stalls(Vec<u8>, usize),
     /// Sends the body byte by byte with this pause between them.
@@ -193,6 +195,7 @@ async fn serve(
         Reply::Dies(body, sent) => {
             send(&mut stream, (200, &[]), &body, has_body.then_some(sent)).await;
         }
+        Reply::Breaks(body, most) => breaks(&mut stream, &head, &body, most).await,
         Reply::Stalls(body, sent) => {
             send(&mut stream, (200, &[]), &body, has_body.then_some(sent)).await;
             if has_body {
@@ -209,7 +212,38 @@ async fn read_head(stream: &mut TcpStream) -> Option<String> {
     while !head.ends_with(b"\r\n\r\n") {
         head.push(stream.read_u8().await.ok()?);
     }
-    Some(String::from_utf8_lossy(&head).into_owned())
+    let mut text = String::from_utf8_lossy(&head).into_owned();
+    let mut body = vec![0; field(&text, "content-length: ").unwrap_or(0)];
+    stream.read_exact(&mut body).await.ok()?;
+    text.push_str(&String::from_utf8_lossy(&body));
+    Some(text)
+}
+
+/// The number in a header field.
+fn field(head: &str, name: &str) -> Option<usize> {
+    let head = head.to_ascii_lowercase();
+    let (_, rest) = head.split_once(name)?;
+    rest.split(|c: char| !c.is_ascii_digit())
+        .next()?
+        .parse()
+        .ok()
+}
+
+/// Sends at most `most` bytes from where a Range begins.
+async fn breaks(stream: &mut TcpStream, head: &str, body: &[u8], most: usize) {
+    let first = field(head, "range: bytes=");
+    let rest = &body[first.unwrap_or(0)..];
+    let range = format!(
+        "bytes {}-{}/{}",
+        body.len() - rest.len(),
+        body.len() - 1,
+        body.len()
+    );
+    let (status, headers) = match first {
+        Some(_) => (206, vec![("Content-Range", range)]),
+        None => (200, vec![]),
+    };
+    send(stream, (status, &headers), rest, Some(rest.len().min(most))).await;
 }
 
 fn find_reply(replies: &HashMap<String, Reply>, method: &str, path: &str) -> Reply {

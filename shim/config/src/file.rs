@@ -236,6 +236,8 @@ pub struct ImagesFile {
     pub pull_idle_timeout_s: u64,
     /// A registry that sends a blob more slowly fails the pull; 0 for no limit. Bytes a second.
     pub pull_min_bytes_per_s: u64,
+    /// A pull that is not complete after this long fails; 0 for no limit. Seconds.
+    pub pull_timeout_s: u64,
     /// Largest manifest, index or image config.
     pub max_manifest_bytes: u64,
     /// Most layers of an image.
@@ -257,6 +259,7 @@ impl Default for ImagesFile {
             pinned: Vec::new(),
             pull_idle_timeout_s: 60,
             pull_min_bytes_per_s: 1024,
+            pull_timeout_s: 14_400,
             max_manifest_bytes: 4 * MIB,
             max_layers: 256,
             max_layer_bytes: 8 * GIB,

@@ -2,6 +2,8 @@
 //!
 //! Called by: [`super::check`]. Pure. Must not know: which names registries accept.
 
+use std::time::Duration;
+
 use super::Images;
 use super::check::{KIB, MIB, TIB, directory, seconds};
 use super::file::ImagesFile;
@@ -22,6 +24,7 @@ pub(super) fn check(file: &ImagesFile) -> Result<Images, Invalid> {
             file.pull_min_bytes_per_s,
             0..=1024 * MIB,
         )?,
+        pull_timeout: pull_timeout(file.pull_timeout_s)?,
         max_manifest_bytes: within(
             "images.max_manifest_bytes",
             file.max_manifest_bytes,
@@ -36,6 +39,11 @@ pub(super) fn check(file: &ImagesFile) -> Result<Images, Invalid> {
         )?,
         max_entries: within("images.max_entries", file.max_entries, 1..=100_000_000)?,
     })
+}
+
+fn pull_timeout(seconds: u64) -> Result<Option<Duration>, Invalid> {
+    let seconds = within("images.pull_timeout_s", seconds, 0..=604_800)?;
+    Ok((seconds > 0).then(|| Duration::from_secs(seconds)))
 }
 
 fn plain_http(registries: &[String]) -> Result<(), Invalid> {

@@ -143,6 +143,8 @@ pub struct Images {
     /// A registry that sends a blob more slowly, measured over `pull_idle_timeout`, fails the pull; 0 for no limit.
     /// Bytes a second.
     pub pull_min_bytes_per_s: u64,
+    /// A pull that is not complete after this long fails; `None` for no limit.
+    pub pull_timeout: Option<Duration>,
     /// Largest manifest, index or image config.
     pub max_manifest_bytes: u64,
     /// Most layers of an image.

@@ -34,9 +34,9 @@ pub(super) async fn status(
     shared: Arc<Shared>,
     request: cri::ImageStatusRequest,
 ) -> Result<cri::ImageStatusResponse, Failure> {
-    let name = convert::named_image(&request)?;
+    let (name, platform) = convert::named_image(&request)?;
     concerns("image", name);
-    let image = shared.images.resolve(name);
+    let image = shared.images.resolve_for(name, platform);
     Ok(convert::image_status_reply(image.as_deref(), &request))
 }
 
@@ -45,7 +45,7 @@ pub(super) async fn remove(
     shared: Arc<Shared>,
     request: cri::RemoveImageRequest,
 ) -> Result<cri::RemoveImageResponse, Failure> {
-    let name = convert::named_image(&request)?;
+    let (name, _) = convert::named_image(&request)?;
     concerns("image", name);
     or_absent(shared.images.remove(name).await)?;
     Ok(cri::RemoveImageResponse {})

@@ -7,7 +7,7 @@ use coracle_proto::runtime::v1 as cri;
 use coracle_tests::client::container;
 use coracle_tests::faulty_registry::{Fault, FaultyRegistry};
 use coracle_tests::guests;
-use coracle_tests::push::{Image, Packing, file};
+use coracle_tests::push::{Image, Packing, file, push_index};
 use tonic::Code;
 
 use crate::site::{Pod, daemon, images, refused, tool};
@@ -367,5 +367,65 @@ async fn a_pull_of_what_is_not_there_is_logged_for_people() {
             "Connection refused",
         ],
     );
+    daemon.finish().await.unwrap();
+}
+
+/// What the kubelet sends about an image for pods of `handler`.
+fn for_handler(reference: &str, handler: &str) -> cri::ImageSpec {
+    cri::ImageSpec {
+        runtime_handler: handler.into(),
+        ..coracle_tests::client::image(reference)
+    }
+}
+
+#[tokio::test]
+async fn the_handler_decides_which_entry_of_an_index_is_meant() {
+    let daemon = daemon().await;
+    let mut service = daemon.cri().images.clone();
+    let host = images().registry.host();
+    let program = guests::linux_pause().unwrap();
+    let linux = Image::linux(&[file("pause", 0o755, &program)], &["/pause"]).unwrap();
+    let wasm = small("handler");
+    let only = push_index(host, "by-handler", "linux", &[("linux", "amd64", &linux)]).unwrap();
+    let both = [("linux", "amd64", &linux), ("wasi", "wasm", &wasm)];
+    let both = push_index(host, "by-handler", "both", &both).unwrap();
+    let mut pull = async |reference: &str, handler: &str| {
+        let image = Some(for_handler(reference, handler));
+        let request = cri::PullImageRequest {
+            image,
+            ..Default::default()
+        };
+        service
+            .pull_image(request)
+            .await
+            .map(|reply| reply.into_inner().image_ref)
+    };
+    let linux_id = pull(&only.reference, "coracle").await.unwrap();
+    let offered = ["no entry for wasi/wasm", "linux/amd64"];
+    refused(
+        pull(&only.reference, "coracle-wasm").await,
+        Code::InvalidArgument,
+        &offered,
+    );
+    refused(
+        pull(&only.reference, "kata").await,
+        Code::InvalidArgument,
+        &["image.runtime_handler", "kata"],
+    );
+    let wasm_id = pull(&both.reference, "coracle-strict").await.unwrap();
+    assert_ne!(linux_id, wasm_id);
+    let mut service = daemon.cri().images.clone();
+    let mut status = async |reference: &str, handler: &str| {
+        let image = Some(for_handler(reference, handler));
+        let request = cri::ImageStatusRequest {
+            image,
+            verbose: false,
+        };
+        let reply = service.image_status(request).await.unwrap().into_inner();
+        reply.image.map(|image| image.id)
+    };
+    assert_eq!(status(&only.reference, "").await, Some(linux_id));
+    assert_eq!(status(&only.reference, "coracle-wasm").await, None);
+    assert_eq!(status(&both.reference, "coracle-wasm").await, Some(wasm_id));
     daemon.finish().await.unwrap();
 }

@@ -2,8 +2,9 @@
 
 use reqwest::Url;
 
-use super::{Challenge, MAX_CHALLENGE_BYTES, parse, token, token_url};
+use super::{Challenge, MAX_CHALLENGE_BYTES, parse, token, token_call};
 use crate::endpoint::address_policy::AddressPolicy;
+use crate::endpoint::wire::Auth;
 
 const REPOSITORY: &str = "library/app";
 
@@ -24,7 +25,8 @@ pub(crate) fn challenge(input: &[u8]) {
     assert!(field.len() <= MAX_CHALLENGE_BYTES);
     let held = realm.len() + service.as_ref().map_or(0, String::len);
     assert!(held <= field.len(), "{held} bytes of {}", field.len());
-    let Some(url) = token_url(&realm, service.as_deref(), REPOSITORY) else {
+    let call = token_call(&realm, service.as_deref(), REPOSITORY, &Auth::None);
+    let Some((_, url, _)) = call else {
         return;
     };
     let named = Url::parse(&realm).expect("it was read just now");

@@ -15,6 +15,7 @@ use coracle_proto::runtime::v1 as cri;
 use serde_json::json;
 
 use super::render::now;
+use super::sandbox::known_handler;
 use super::{BadRequest, check};
 
 /// The longest image name, in bytes.
@@ -26,6 +27,17 @@ fn image_name(spec: Option<&cri::ImageSpec>) -> Result<&str, BadRequest> {
     let name = check::given("image.image", &spec.image)?;
     check::token("image.image", name, MAX_NAME_BYTES)?;
     Ok(name)
+}
+
+/// Which entry of an index an `image` field is about: its handler decides, if it names one (KEP-4216). Errors: there is
+/// no such handler.
+fn platform(spec: Option<&cri::ImageSpec>) -> Result<PlatformPreference, BadRequest> {
+    let name = spec.map_or("", |spec| spec.runtime_handler.as_str());
+    let handler = known_handler("image.runtime_handler", name)?;
+    Ok(match handler.is_wasm_only() {
+        true => PlatformPreference::Wasm,
+        false => PlatformPreference::WasmThenLinux,
+    })
 }
 
 /// A request about one image.
@@ -57,9 +69,11 @@ macro_rules! image_requests {
 
 image_requests!(ImageStatusRequest, RemoveImageRequest; ListImagesRequest, StreamImagesRequest);
 
-/// The image that a request names.
-pub(crate) fn named_image(request: &impl NamesImage) -> Result<&str, BadRequest> {
-    image_name(request.spec())
+/// The image that a request names, and for which platform.
+pub(crate) fn named_image(
+    request: &impl NamesImage,
+) -> Result<(&str, PlatformPreference), BadRequest> {
+    Ok((image_name(request.spec())?, platform(request.spec())?))
 }
 
 /// The image that a list is filtered by, if any.
@@ -79,9 +93,9 @@ pub(crate) fn pull_order(request: cri::PullImageRequest) -> Result<PullRequest, 
         _ => None,
     };
     Ok(PullRequest {
+        platform: platform(request.image.as_ref())?,
         reference,
         auth,
-        platform: PlatformPreference::default(),
     })
 }
 
@@ -126,10 +140,7 @@ fn credentials(auth: cri::AuthConfig) -> Result<Option<Credentials>, BadRequest>
         return Ok(Some(Credentials::Basic { username, password }));
     }
     if !auth.identity_token.is_empty() {
-        return Err(BadRequest::unsupported(
-            "auth.identity_token",
-            "is set, and identity tokens are not built",
-        ));
+        return Ok(Some(Credentials::Identity(auth.identity_token)));
     }
     Ok(None)
 }
@@ -290,10 +301,10 @@ mod tests {
                 "{refused}"
             );
         }
-        assert!(matches!(
-            auth(|a| a.identity_token = "t".into()),
-            Err(BadRequest::Unsupported { .. })
-        ));
+        assert_eq!(
+            auth(|a| a.identity_token = "t".into()).unwrap(),
+            Some(Credentials::Identity("t".into()))
+        );
     }
 
     #[test]

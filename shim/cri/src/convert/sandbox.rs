@@ -144,6 +144,11 @@ fn name(metadata: Option<&cri::PodSandboxMetadata>) -> Result<PodName, BadReques
 }
 
 fn handler(name: &str) -> Result<Handler, BadRequest> {
+    known_handler("runtime_handler", name)
+}
+
+/// The handler that `field` names.
+pub(super) fn known_handler(field: &str, name: &str) -> Result<Handler, BadRequest> {
     Handler::parse(name).ok_or_else(|| {
         let known: Vec<_> = Handler::ALL
             .iter()
@@ -151,7 +156,7 @@ fn handler(name: &str) -> Result<Handler, BadRequest> {
             .collect();
         let shown: String = name.chars().take(64).collect();
         BadRequest::invalid(
-            "runtime_handler",
+            field,
             format!("is {shown:?}, known handlers are {}", known.join(", ")),
         )
     })
