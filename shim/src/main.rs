@@ -16,6 +16,7 @@ mod cli;
 mod host_config;
 mod logging;
 mod memory;
+mod metrics;
 #[cfg(test)]
 mod scratch;
 mod serve;
@@ -150,12 +151,13 @@ fn version(json: bool) -> Outcome {
     let version = env!("CARGO_PKG_VERSION");
     let mut out = io::stdout().lock();
     if json {
-        let object = serde_json::json!({ "version": version, "cri": "v1", "engine": engine, "wasmtime": "48" });
+        let object = serde_json::json!({ "version": version, "cri": "v1", "engine": engine, "wasmtime": metrics::WASMTIME });
         writeln!(out, "{object}")?;
     } else {
         writeln!(
             out,
-            "coracle {version}\nCRI v1\nengine {engine} (wasmtime 48)"
+            "coracle {version}\nCRI v1\nengine {engine} (wasmtime {})",
+            metrics::WASMTIME
         )?;
     }
     Ok(0)

@@ -27,6 +27,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::claims::Claims;
 use crate::host_config::host_config;
 use crate::logging;
+use crate::metrics;
 use crate::unpackers::Unpackers;
 
 /// Threads that answer RPCs; the daemon waits more than it computes.
@@ -78,6 +79,8 @@ async fn run(config: &Config) -> Result<(), Box<dyn Error>> {
     let node = node(config, &cgroups)?;
     let (host, images) = host(config, cgroups, claims.category_share()).await?;
     let pods = Pods::open(Arc::new(host)).await?;
+    let streaming = streaming(config).await?;
+    let (metrics, _listener) = metrics::start(config, &pods, &images).await?;
     preload(config, &images, &pods).await;
     tracing::info!(socket = %config.socket.display(), pods = pods.pods().len(), version = env!("CARGO_PKG_VERSION"), "ready");
     let terminated = async move {
@@ -88,11 +91,12 @@ async fn run(config: &Config) -> Result<(), Box<dyn Error>> {
         tracing::info!("shutting down; pods keep running");
     };
     let parts = cri::Parts {
-        streaming: streaming(config).await?,
+        streaming,
         pods: pods.clone(),
         images,
         node,
         policies: config.handlers.policies(),
+        metrics,
         on_call: crate::memory::settle_soon,
     };
     cri::serve(socket, parts, Box::pin(terminated)).await?;

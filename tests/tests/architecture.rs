@@ -1,9 +1,10 @@
 //! What the crates may know of each other, held against `cargo metadata`.
 //!
-//! proto, streaming, sys and spec are leaves, and so are tree and unpack, the parts of images that handle what strangers
+//! proto, streaming, metrics, sys and spec are leaves, and so are tree and unpack, the parts of images that handle what strangers
 //! made: the jailed unpacker is the shim's, which joins unpack with the runtime's jail. Below runtime, cgroup, network
 //! and sandbox know sys and spec alone, and wasm also the jail of its compiler. Of the shim's crates, lifecycle knows
-//! images and keepers and no protocol; cri knows the protocol and nothing of the runtime but its leaves; host, which acts
+//! images and keepers and no protocol; telemetry measures
+//! what lifecycle shows; cri knows the protocol and nothing of the runtime but its leaves; host, which acts
 //! on the node, knows no protocol and no configuration file; only the binary sees all. The tests see the protocol alone, so that they drive the daemon as a kubelet does.
 
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
@@ -16,7 +17,7 @@ use std::process::Command;
 const PREFIX: &str = "coracle-";
 
 /// Each crate and those of ours that it may depend on, without the prefix.
-const GRAPH: [(&str, &str); 20] = [
+const GRAPH: [(&str, &str); 22] = [
     ("proto", ""),
     ("images", "tree unpack"),
     ("tree", ""),
@@ -28,9 +29,13 @@ const GRAPH: [(&str, &str); 20] = [
     ("network", "spec sys"),
     (
         "cri",
-        "cgroup images lifecycle network proto spec streaming",
+        "cgroup images lifecycle metrics network proto spec streaming telemetry",
     ),
-    ("lifecycle", "cgroup images network runtime spec streaming"),
+    (
+        "lifecycle",
+        "cgroup images metrics network runtime spec streaming",
+    ),
+    ("metrics", ""),
     ("streaming", ""),
     ("sandbox", "spec sys"),
     ("wasm", "sandbox spec sys"),
@@ -43,8 +48,9 @@ const GRAPH: [(&str, &str); 20] = [
     ("demo", "config proto spec tree"),
     (
         "shim",
-        "cgroup config cri demo host image-cli images lifecycle network runtime sandbox spec streaming unpack wasm",
+        "cgroup config cri demo host image-cli images lifecycle metrics network runtime sandbox spec streaming telemetry unpack wasm",
     ),
+    ("telemetry", "cgroup images lifecycle metrics"),
     ("tests", "proto"),
 ];
 

@@ -34,7 +34,7 @@ pub use kill::KillList;
 use kill::Target;
 pub use leaf::ExecLeaf;
 pub use limits::Limits;
-pub use stats::{HugepageStats, IoStats, Pressure, Stall, Stats, SwapStats, Throttling};
+pub use stats::{DeviceIo, HugepageStats, IoStats, Pressure, Stall, Stats, SwapStats, Throttling};
 use v1::V1;
 use v2::V2;
 
@@ -278,6 +278,14 @@ impl Cgroup {
         match &*self.layout {
             Layout::V1(v1) => usage::v1_hugepages(v1, &self.path),
             Layout::V2(v2) => usage::v2_hugepages(v2, &self.path),
+        }
+    }
+
+    /// The traffic with each block device, where the node accounts it; none if the cgroup is gone.
+    pub fn devices(&self) -> Result<Vec<DeviceIo>, Error> {
+        match &*self.layout {
+            Layout::V1(v1) => usage::v1_devices(v1, &self.path),
+            Layout::V2(v2) => usage::v2_devices(v2, &self.path),
         }
     }
 

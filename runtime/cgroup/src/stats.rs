@@ -22,6 +22,10 @@ pub struct Stats {
     pub memory_max_usage_bytes: Option<u64>,
     /// How often the memory limit was hit (v1 `failcnt`, v2 `max` events).
     pub memory_limit_hits: Option<u64>,
+    /// Memory of the kernel for the cgroup, in bytes.
+    pub kernel_bytes: Option<u64>,
+    /// Page cache that the kernel would reclaim last, in bytes.
+    pub active_file_bytes: u64,
     /// Page cache that the kernel would reclaim first, in bytes.
     pub inactive_file_bytes: u64,
     /// Page cache, in bytes.
@@ -105,6 +109,17 @@ pub struct IoStats {
     pub reads: u64,
     /// Write operations.
     pub writes: u64,
+}
+
+/// Traffic with one block device since the cgroup was made, from [`super::Cgroup::devices`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DeviceIo {
+    /// Its major number.
+    pub major: u32,
+    /// Its minor number.
+    pub minor: u32,
+    /// The traffic.
+    pub io: IoStats,
 }
 
 /// Pressure stall information. Source: Documentation/accounting/psi.rst.

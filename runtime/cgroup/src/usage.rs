@@ -10,7 +10,7 @@ use rustix::io::Errno;
 
 use super::error::Error;
 use super::files;
-use super::stats::{HugepageStats, IoStats, Pressure, Stats, SwapStats, Throttling};
+use super::stats::{DeviceIo, HugepageStats, IoStats, Pressure, Stats, SwapStats, Throttling};
 use super::v1::V1;
 use super::v2::V2;
 
@@ -169,6 +169,7 @@ fn v1_memory(dir: &StatDir, stats: &mut Stats) -> Result<(), Error> {
     let limit = dir.limit("memory.limit_in_bytes")?;
     stats.memory_limit_bytes = limit;
     stats.memory_max_usage_bytes = dir.number("memory.max_usage_in_bytes")?;
+    stats.kernel_bytes = dir.number("memory.kmem.usage_in_bytes")?;
     stats.memory_limit_hits = dir.number("memory.failcnt")?;
     // Without swap accounting there is no such file.
     let total = dir.number("memory.memsw.limit_in_bytes")?;
@@ -181,8 +182,8 @@ fn v1_memory(dir: &StatDir, stats: &mut Stats) -> Result<(), Error> {
     Ok(())
 }
 
-/// The keys of `memory.stat` for: inactive file, cache, anonymous, mapped, faults, major faults.
-type MemoryKeys = [&'static str; 6];
+/// The keys of `memory.stat` for: inactive file, cache, anonymous, mapped, faults, major faults, active file, kernel.
+type MemoryKeys = [&'static str; 8];
 const V1_MEMORY: MemoryKeys = [
     "total_inactive_file",
     "total_cache",
@@ -190,6 +191,9 @@ const V1_MEMORY: MemoryKeys = [
     "total_mapped_file",
     "total_pgfault",
     "total_pgmajfault",
+    "total_active_file",
+    // A file of its own has it.
+    "",
 ];
 const V2_MEMORY: MemoryKeys = [
     "inactive_file",
@@ -198,16 +202,30 @@ const V2_MEMORY: MemoryKeys = [
     "file_mapped",
     "pgfault",
     "pgmajfault",
+    "active_file",
+    "kernel",
 ];
 
 fn memory(text: &str, keys: &MemoryKeys, stats: &mut Stats) {
-    let mut values = [0; 6];
+    let mut values = [None; 8];
     for (key, number) in text.lines().filter_map(|line| line.split_once(' ')) {
         if let Some(at) = keys.iter().position(|known| *known == key) {
-            values[at] = number.trim().parse().unwrap_or_default();
+            values[at] = number.trim().parse().ok();
         }
     }
-    let [inactive_file, cache, rss, mapped_file, faults, major_faults] = values;
+    let kernel = values[7];
+    let [
+        inactive_file,
+        cache,
+        rss,
+        mapped_file,
+        faults,
+        major_faults,
+        active_file,
+        _,
+    ] = values.map(Option::unwrap_or_default);
+    stats.kernel_bytes = kernel;
+    stats.active_file_bytes = active_file;
     stats.inactive_file_bytes = inactive_file;
     stats.cache_bytes = cache;
     stats.rss_bytes = rss;
@@ -230,6 +248,47 @@ fn pressure(dir: &StatDir, stats: &mut Stats) -> Result<(), Error> {
     Ok(())
 }
 
+/// The traffic of the cgroup `path` with each block device on a v1 node.
+pub(super) fn v1_devices(v1: &V1, path: &str) -> Result<Vec<DeviceIo>, Error> {
+    let dir = StatDir::of(v1, "blkio", path)?;
+    let text = |file| Ok(dir.text(file)?.unwrap_or_default());
+    let bytes = text("blkio.throttle.io_service_bytes_recursive")?;
+    let operations = text("blkio.throttle.io_serviced_recursive")?;
+    let mut devices = Vec::new();
+    for line in bytes.lines().chain(operations.lines()) {
+        let Some((major, minor)) = line.split(' ').next().and_then(device_number) else {
+            continue;
+        };
+        let known = |device: &DeviceIo| (device.major, device.minor) == (major, minor);
+        if !devices.iter().any(known) {
+            let only = |text: &str| {
+                let mine = |line: &&str| {
+                    line.split(' ').next().and_then(device_number) == Some((major, minor))
+                };
+                text.lines().filter(mine).collect::<Vec<_>>().join("\n")
+            };
+            let io = v1_traffic(&only(&bytes), &only(&operations));
+            devices.push(DeviceIo { major, minor, io });
+        }
+    }
+    Ok(devices)
+}
+
+/// Reads `8:0`.
+fn device_number(text: &str) -> Option<(u32, u32)> {
+    let (major, minor) = text.split_once(':')?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
+}
+
+fn v1_traffic(bytes: &str, operations: &str) -> IoStats {
+    IoStats {
+        read_bytes: sum_of_operation(bytes, "Read"),
+        write_bytes: sum_of_operation(bytes, "Write"),
+        reads: sum_of_operation(operations, "Read"),
+        writes: sum_of_operation(operations, "Write"),
+    }
+}
+
 fn v1_io(dir: &StatDir) -> Result<Option<IoStats>, Error> {
     let Some(bytes) = dir.text("blkio.throttle.io_service_bytes_recursive")? else {
         return Ok(None);
@@ -237,12 +296,7 @@ fn v1_io(dir: &StatDir) -> Result<Option<IoStats>, Error> {
     let operations = dir
         .text("blkio.throttle.io_serviced_recursive")?
         .unwrap_or_default();
-    Ok(Some(IoStats {
-        read_bytes: sum_of_operation(&bytes, "Read"),
-        write_bytes: sum_of_operation(&bytes, "Write"),
-        reads: sum_of_operation(&operations, "Read"),
-        writes: sum_of_operation(&operations, "Write"),
-    }))
+    Ok(Some(v1_traffic(&bytes, &operations)))
 }
 
 /// Adds up the lines `8:0 Read 4096` of one operation.
@@ -273,6 +327,22 @@ pub(super) fn v2(v2: &V2, path: &str) -> Result<Stats, Error> {
 /// The huge pages that the cgroup `path` uses on a v2 node.
 pub(super) fn v2_hugepages(v2: &V2, path: &str) -> Result<Vec<HugepageStats>, Error> {
     StatDir::open(v2.dir(path))?.hugepages(&v2.page_sizes, "current")
+}
+
+/// The traffic of the cgroup `path` with each block device on a v2 node.
+pub(super) fn v2_devices(v2: &V2, path: &str) -> Result<Vec<DeviceIo>, Error> {
+    let text = StatDir::open(v2.dir(path))?.text("io.stat")?;
+    let device = |line: &str| {
+        let (device, traffic) = line.split_once(' ')?;
+        let (major, minor) = device_number(device)?;
+        let io = v2_io(traffic);
+        Some(DeviceIo { major, minor, io })
+    };
+    Ok(text
+        .unwrap_or_default()
+        .lines()
+        .filter_map(device)
+        .collect())
 }
 
 fn v2_cpu(text: &str, stats: &mut Stats) {
@@ -356,6 +426,7 @@ mod tests {
         );
         let text = "anon 1\nfile 2\nkernel 3\nfile_mapped 4\ninactive_anon 5\ninactive_file 6\npgfault 7\npgmajfault 8\n";
         let expected = Stats {
+            kernel_bytes: Some(3),
             inactive_file_bytes: 6,
             cache_bytes: 2,
             rss_bytes: 1,

@@ -12,7 +12,8 @@ use super::file::{CgroupFile, ConfigFile, Ipv6, NetworkFile, SandboxFile, WasmFi
 use super::subnet::Subnet;
 use super::values::{Invalid, invalid, plain_absolute, within};
 use super::{
-    Cgroup, Config, Log, Network, Sandbox, Wasm, exec, handlers, helpers, images, streaming,
+    Cgroup, Config, Log, Network, Sandbox, Wasm, exec, handlers, helpers, images, metrics,
+    streaming,
 };
 
 /// The number of pods whose id ranges must fit after `id_base`: a full node and as many again.
@@ -54,6 +55,7 @@ pub(super) fn check(file: &ConfigFile) -> Result<Config, Invalid> {
         helpers: helpers::check(&file.helpers)?,
         exec: exec::check(&file.exec)?,
         streaming: streaming::check(&file.streaming)?,
+        metrics: metrics::check(&file.metrics)?,
         handlers: handlers::check(&file.handlers)?,
     })
 }

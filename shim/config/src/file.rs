@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 pub use super::exec::ExecFile;
 pub use super::handlers::HandlersFile;
 pub use super::helpers::HelpersFile;
+pub use super::metrics::MetricsFile;
 pub use super::streaming::StreamingFile;
 
 /// Default of `root`.
@@ -58,6 +59,8 @@ pub struct ConfigFile {
     pub exec: ExecFile,
     /// `[streaming]`.
     pub streaming: StreamingFile,
+    /// `[metrics]`.
+    pub metrics: MetricsFile,
     /// `[handlers.*]`.
     pub handlers: HandlersFile,
 }
@@ -77,6 +80,7 @@ impl Default for ConfigFile {
             helpers: HelpersFile::default(),
             exec: ExecFile::default(),
             streaming: StreamingFile::default(),
+            metrics: MetricsFile::default(),
             handlers: HandlersFile::default(),
         }
     }

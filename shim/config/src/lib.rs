@@ -20,6 +20,7 @@ mod helpers;
 mod http;
 mod images;
 mod keys;
+mod metrics;
 mod streaming;
 mod subnet;
 mod values;
@@ -36,6 +37,7 @@ pub use exec::Exec;
 pub use file::{CgroupDriver, Ipv6, LogFormat, LogLevel, NetworkMode};
 pub use handlers::{Handlers, Spawn};
 pub use helpers::Helpers;
+pub use metrics::Metrics;
 pub use streaming::Streaming;
 pub use subnet::{Family, Subnet};
 
@@ -77,6 +79,8 @@ pub struct Config {
     pub exec: Exec,
     /// The address and limits of the streaming server.
     pub streaming: Streaming,
+    /// The listener for scrapes.
+    pub metrics: Metrics,
     /// The RuntimeClass handlers.
     pub handlers: Handlers,
 }

@@ -11,7 +11,7 @@ use tracing::warn;
 
 use super::bad_request::BadRequest;
 use super::status::Failure;
-use super::{Cri, Shared, answered, concerns};
+use super::{Cri, Shared, answered, span};
 
 #[tonic::async_trait]
 impl ArchiveService for Cri {
@@ -39,7 +39,7 @@ async fn import(
         pin: first.pin,
         ..ImportRequest::default()
     };
-    concerns("image", &request.name);
+    span::image(&request.name);
     let mut archive = shared.images.receive_archive().await?;
     archive.write(&first.data).await?;
     while let Some(part) = next(&mut parts).await? {

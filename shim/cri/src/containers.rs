@@ -12,7 +12,7 @@ use coracle_proto::runtime::v1 as cri;
 use super::convert::{self, ContainerFilter, NamesObject as _};
 use super::events::{Replies, replies};
 use super::status::{Failure, or_absent};
-use super::{Shared, concerns};
+use super::{Shared, span};
 
 /// CreateContainer: returns when everything except the process exists.
 pub(super) async fn create(
@@ -20,13 +20,14 @@ pub(super) async fn create(
     request: cri::CreateContainerRequest,
 ) -> Result<cri::CreateContainerResponse, Failure> {
     let named = request.object()?.to_owned();
-    concerns("pod", &named);
+    span::sandbox(&shared, &named);
     let pod = shared.pods.find_pod(&named);
     let view = pod.as_ref().ok().and_then(|id| shared.pods.pod(id));
     let (grants, handler) = match &view {
         Some(view) => (view.config.grants.clone(), view.config.handler.as_str()),
         None => Default::default(),
     };
+    span::new_container(convert::new_container_name(&request));
     let config = convert::container_config(request, &grants, handler)?;
     let pod = pod?;
     let id = shared.pods.create_container(&pod, config).await?;
@@ -39,7 +40,7 @@ pub(super) async fn start(
     request: cri::StartContainerRequest,
 ) -> Result<cri::StartContainerResponse, Failure> {
     let named = request.object()?;
-    concerns("container", named);
+    span::container(&shared, named);
     let id = shared.pods.find_container(named)?;
     shared.pods.start_container(&id).await?;
     Ok(cri::StartContainerResponse {})
@@ -51,7 +52,7 @@ pub(super) async fn stop(
     request: cri::StopContainerRequest,
 ) -> Result<cri::StopContainerResponse, Failure> {
     let named = request.object()?;
-    concerns("container", named);
+    span::container(&shared, named);
     let grace = convert::grace(&request)?;
     if let Some(id) = or_absent(shared.pods.find_container(named))? {
         or_absent(shared.pods.stop_container(&id, grace).await)?;
@@ -65,7 +66,7 @@ pub(super) async fn remove(
     request: cri::RemoveContainerRequest,
 ) -> Result<cri::RemoveContainerResponse, Failure> {
     let named = request.object()?;
-    concerns("container", named);
+    span::container(&shared, named);
     if let Some(id) = or_absent(shared.pods.find_container(named))? {
         or_absent(shared.pods.remove_container(&id).await)?;
     }
@@ -78,7 +79,7 @@ pub(super) async fn reopen_log(
     request: cri::ReopenContainerLogRequest,
 ) -> Result<cri::ReopenContainerLogResponse, Failure> {
     let named = request.object()?;
-    concerns("container", named);
+    span::container(&shared, named);
     let id = shared.pods.find_container(named)?;
     shared.pods.reopen_log(&id).await?;
     Ok(cri::ReopenContainerLogResponse {})
@@ -127,7 +128,7 @@ pub(super) async fn stream(
 
 /// The container with this id or prefix of an id. Errors: Missing; Invalid when several match.
 pub(super) fn one(shared: &Shared, named: &str) -> Result<Arc<ContainerView>, Failure> {
-    concerns("container", named);
+    span::container(shared, named);
     let id = shared.pods.find_container(named)?;
     // It may have been removed since it was looked up.
     let gone = || {

@@ -17,6 +17,7 @@ mod filter;
 mod http;
 mod image;
 mod lists;
+mod metrics;
 mod mount;
 mod namespaces;
 mod network;
@@ -42,6 +43,7 @@ pub(super) use self::image::{
     filesystem_usage, image, image_status_reply, listed_image, named_image, pull_order,
 };
 pub(super) use self::lists::{ListReply, batches, create_reply, list, pull_reply, run_pod_reply};
+pub(super) use self::metrics::{metric_descriptors, metrics_reply, pod_metrics};
 pub(super) use self::node::{runtime_config_reply, status_reply, version_reply};
 #[cfg(test)]
 pub(super) use self::render::samples::event as sample_event;
@@ -54,6 +56,13 @@ pub(super) use super::bad_request::BadRequest;
 
 /// The longest object id or id prefix, in bytes.
 const MAX_ID_BYTES: usize = 256;
+
+/// The name of the container that a request wants to create; empty when it has none.
+pub(super) fn new_container_name(request: &cri::CreateContainerRequest) -> &str {
+    let config = request.config.as_ref();
+    let metadata = config.and_then(|config| config.metadata.as_ref());
+    metadata.map_or("", |metadata| metadata.name.as_str())
+}
 
 /// A request about one existing sandbox or container.
 pub(super) trait NamesObject {

@@ -12,7 +12,7 @@ use coracle_proto::runtime::v1 as cri;
 
 use super::convert::{self, NamesObject as _};
 use super::status::Failure;
-use super::{Shared, concerns};
+use super::{Shared, span};
 
 /// ExecSync.
 pub(super) async fn sync(
@@ -20,7 +20,7 @@ pub(super) async fn sync(
     request: cri::ExecSyncRequest,
 ) -> Result<cri::ExecSyncResponse, Failure> {
     let named = request.object()?.to_owned();
-    concerns("container", &named);
+    span::container(&shared, &named);
     let (argv, limit) = convert::exec_config(request)?;
     let id = shared.pods.find_container(&named)?;
     let output = shared.pods.exec_sync(&id, argv, limit).await?;

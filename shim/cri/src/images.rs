@@ -5,15 +5,17 @@
 //! Must not know: registries, disk.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use coracle_images::Image;
 use coracle_proto::runtime::v1 as cri;
-use tracing::warn;
+use tracing::{info, warn};
 
+use super::calls;
 use super::convert;
 use super::events::{Replies, replies};
 use super::status::{Failure, or_absent};
-use super::{Shared, concerns};
+use super::{Shared, span};
 
 /// PullImage: returns the image's id, once the image is on disk and its module compiled.
 pub(super) async fn pull(
@@ -21,8 +23,11 @@ pub(super) async fn pull(
     request: cri::PullImageRequest,
 ) -> Result<cri::PullImageResponse, Failure> {
     let order = convert::pull_order(request)?;
-    concerns("image", &order.reference);
-    let image = shared.images.pull(order).await?;
+    span::image(&order.reference);
+    let began = Instant::now();
+    let pulled = shared.images.pull(order).await;
+    calls::pulled(began, pulled.as_ref().err());
+    let image = pulled?;
     if let Err(problem) = shared.pods.prepare_image(&image).await {
         warn!(digest = %image.id, failure = problem.chain(), "the image was pulled, but its module did not compile: its containers will be refused");
     }
@@ -35,7 +40,7 @@ pub(super) async fn status(
     request: cri::ImageStatusRequest,
 ) -> Result<cri::ImageStatusResponse, Failure> {
     let (name, platform) = convert::named_image(&request)?;
-    concerns("image", name);
+    span::image(name);
     let image = shared.images.resolve_for(name, platform);
     Ok(convert::image_status_reply(image.as_deref(), &request))
 }
@@ -46,8 +51,10 @@ pub(super) async fn remove(
     request: cri::RemoveImageRequest,
 ) -> Result<cri::RemoveImageResponse, Failure> {
     let (name, _) = convert::named_image(&request)?;
-    concerns("image", name);
-    or_absent(shared.images.remove(name).await)?;
+    span::image(name);
+    if or_absent(shared.images.remove(name).await)?.is_some() {
+        info!("image removed");
+    }
     Ok(cri::RemoveImageResponse {})
 }
 

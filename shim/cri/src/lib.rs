@@ -11,11 +11,13 @@
 mod archives;
 mod authority;
 mod bad_request;
+pub mod calls;
 mod containers;
 mod convert;
 mod events;
 mod exec;
 mod images;
+mod metrics;
 mod pods;
 pub mod policy;
 mod runtime;
@@ -24,6 +26,7 @@ mod runtime;
 mod scratch;
 mod service;
 mod socket;
+mod span;
 mod stats;
 mod status;
 mod streaming;
@@ -37,12 +40,13 @@ use std::time::{Duration, Instant};
 use coracle_proto::archives::v1::archive_service_server::ArchiveServiceServer;
 use coracle_proto::runtime::v1::image_service_server::ImageServiceServer;
 use coracle_proto::runtime::v1::runtime_service_server::RuntimeServiceServer;
+use coracle_telemetry::Collector;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 use tonic::transport::Server;
-use tonic::{Request, Response, Status};
-use tracing::{Instrument as _, Span, debug, field::Empty, info, info_span, warn};
+use tonic::{Code, Request, Response, Status};
+use tracing::{Instrument as _, debug, info, warn};
 
 use self::policy::Policies;
 pub use self::runtime::{CgroupDriver, Node};
@@ -73,6 +77,7 @@ struct Shared {
     streaming: coracle_streaming::Server,
     node: Node,
     policies: Policies,
+    metrics: Arc<Collector>,
     on_call: fn(),
     /// Becomes true when the daemon drains; ends streams that have no end of their own.
     draining: watch::Receiver<bool>,
@@ -86,6 +91,7 @@ impl Shared {
             streaming,
             node,
             policies,
+            metrics,
             on_call,
         } = parts;
         Shared {
@@ -94,6 +100,7 @@ impl Shared {
             streaming,
             node,
             policies,
+            metrics,
             on_call,
             draining,
         }
@@ -112,6 +119,8 @@ pub struct Parts {
     pub node: Node,
     /// What the operator lets the pods of each handler do.
     pub policies: Policies,
+    /// Measures containers for metrics.
+    pub metrics: Arc<Collector>,
     /// Called with each call, in the daemon's tokio runtime. Must not block.
     pub on_call: fn(),
 }
@@ -222,6 +231,7 @@ async fn answered<A>(
 ) -> Result<Response<A>, Status> {
     let work = AssertUnwindSafe(work).catch_unwind();
     let call = async move {
+        let counted = calls::begin(rpc);
         let began = Instant::now();
         let outcome = match limit {
             None => work.await,
@@ -238,25 +248,17 @@ async fn answered<A>(
         match outcome.unwrap_or_else(|panic| Err(Failure::panicked(panic.as_ref()))) {
             Ok(reply) => {
                 debug!(took_ms, "call answered");
+                counted.end(Code::Ok);
                 Ok(Response::new(reply))
             }
-            Err(failure) => Err(failure.into_status(rpc)),
+            Err(failure) => {
+                let status = failure.into_status(rpc);
+                counted.end(status.code());
+                Err(status)
+            }
         }
     };
-    call.instrument(info_span!(
-        "cri",
-        rpc,
-        pod = Empty,
-        container = Empty,
-        image = Empty
-    ))
-    .await
-}
-
-/// Records the object of the call in its span: `field` is `pod`, `container` or `image`.
-fn concerns(field: &'static str, name: &str) {
-    let printable: String = name.chars().filter(|c| !c.is_control()).take(256).collect();
-    Span::current().record(field, printable);
+    call.instrument(span::call(rpc)).await
 }
 
 /// The deadline that the client sent in `grpc-timeout`: at most 8 digits and a unit.
@@ -288,8 +290,6 @@ fn before_the_transport(limit: Duration) -> Duration {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
-    use tonic::Code;
-
     use super::*;
 
     fn deadline_of(text: &str) -> Option<Duration> {

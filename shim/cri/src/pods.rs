@@ -11,7 +11,7 @@ use coracle_proto::runtime::v1 as cri;
 use super::convert::{self, NamesObject as _, PodFilter};
 use super::events::{Replies, replies};
 use super::status::{Failure, or_absent};
-use super::{Shared, concerns};
+use super::{Shared, span};
 
 /// RunPodSandbox: returns when the sandbox is ready.
 pub(super) async fn run(
@@ -19,7 +19,7 @@ pub(super) async fn run(
     request: cri::RunPodSandboxRequest,
 ) -> Result<cri::RunPodSandboxResponse, Failure> {
     let config = convert::sandbox_config(request, &shared.policies)?;
-    concerns("pod", &config.name.to_string());
+    span::pod(&config.name);
     let id = shared.pods.run_pod(config).await?;
     Ok(convert::run_pod_reply(&id))
 }
@@ -30,7 +30,7 @@ pub(super) async fn stop(
     request: cri::StopPodSandboxRequest,
 ) -> Result<cri::StopPodSandboxResponse, Failure> {
     let named = request.object()?;
-    concerns("pod", named);
+    span::sandbox(&shared, named);
     if let Some(id) = or_absent(shared.pods.find_pod(named))? {
         or_absent(shared.pods.stop_pod(&id).await)?;
     }
@@ -43,7 +43,7 @@ pub(super) async fn remove(
     request: cri::RemovePodSandboxRequest,
 ) -> Result<cri::RemovePodSandboxResponse, Failure> {
     let named = request.object()?;
-    concerns("pod", named);
+    span::sandbox(&shared, named);
     if let Some(id) = or_absent(shared.pods.find_pod(named))? {
         or_absent(shared.pods.remove_pod(&id).await)?;
     }
@@ -56,7 +56,7 @@ pub(super) async fn status(
     request: cri::PodSandboxStatusRequest,
 ) -> Result<cri::PodSandboxStatusResponse, Failure> {
     let named = request.object()?;
-    concerns("pod", named);
+    span::sandbox(&shared, named);
     let id = shared.pods.find_pod(named)?;
     // It may have been removed since it was looked up.
     let gone = || {

@@ -15,7 +15,8 @@ use tonic::{Request, Response, Status};
 use super::events::Replies;
 use super::status::Failure;
 use super::{
-    Cri, Shared, containers, convert, events, exec, images, pods, runtime, stats, streaming, update,
+    Cri, Shared, containers, convert, events, exec, images, metrics, pods, runtime, stats,
+    streaming, update,
 };
 
 /// The deadline of most calls whose client sent none: the kubelet's own default.
@@ -103,15 +104,15 @@ serve! { RuntimeService {
     checkpoint_container = "CheckpointContainer"(CheckpointContainerRequest) -> CheckpointContainerResponse, usual, not_built;
     checkpoint_pod = "CheckpointPod"(CheckpointPodRequest) -> CheckpointPodResponse, usual, not_built;
     restore_pod = "RestorePod"(RestorePodRequest) -> RestorePodResponse, usual, not_built;
-    list_metric_descriptors = "ListMetricDescriptors"(ListMetricDescriptorsRequest) -> ListMetricDescriptorsResponse, usual, not_built;
-    list_pod_sandbox_metrics = "ListPodSandboxMetrics"(ListPodSandboxMetricsRequest) -> ListPodSandboxMetricsResponse, usual, not_built;
+    list_metric_descriptors = "ListMetricDescriptors"(ListMetricDescriptorsRequest) -> ListMetricDescriptorsResponse, usual, metrics::descriptors;
+    list_pod_sandbox_metrics = "ListPodSandboxMetrics"(ListPodSandboxMetricsRequest) -> ListPodSandboxMetricsResponse, usual, metrics::list;
 } streams {
     get_container_events as GetContainerEventsStream = "GetContainerEvents"(GetEventsRequest) -> ContainerEventResponse, events::watch;
     stream_pod_sandboxes as StreamPodSandboxesStream = "StreamPodSandboxes"(StreamPodSandboxesRequest) -> StreamPodSandboxesResponse, pods::stream;
     stream_containers as StreamContainersStream = "StreamContainers"(StreamContainersRequest) -> StreamContainersResponse, containers::stream;
     stream_container_stats as StreamContainerStatsStream = "StreamContainerStats"(StreamContainerStatsRequest) -> StreamContainerStatsResponse, stats::stream_containers;
     stream_pod_sandbox_stats as StreamPodSandboxStatsStream = "StreamPodSandboxStats"(StreamPodSandboxStatsRequest) -> StreamPodSandboxStatsResponse, stats::stream_pods;
-    stream_pod_sandbox_metrics as StreamPodSandboxMetricsStream = "StreamPodSandboxMetrics"(StreamPodSandboxMetricsRequest) -> StreamPodSandboxMetricsResponse, not_built;
+    stream_pod_sandbox_metrics as StreamPodSandboxMetricsStream = "StreamPodSandboxMetrics"(StreamPodSandboxMetricsRequest) -> StreamPodSandboxMetricsResponse, metrics::stream;
 } }
 
 serve! { ImageService {

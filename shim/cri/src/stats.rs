@@ -13,7 +13,7 @@ use super::containers::{chosen, one};
 use super::convert::{self, ContainerFilter, NamesObject as _, PodFilter};
 use super::events::{Replies, replies};
 use super::status::Failure;
-use super::{Shared, concerns};
+use super::{Shared, span};
 
 /// ContainerStats.
 pub(super) async fn container(
@@ -58,7 +58,7 @@ pub(super) async fn pod(
     request: cri::PodSandboxStatsRequest,
 ) -> Result<cri::PodSandboxStatsResponse, Failure> {
     let named = request.object()?;
-    concerns("pod", named);
+    span::sandbox(&shared, named);
     let id = shared.pods.find_pod(named)?;
     let view = shared.pods.pod(&id).filter(|view| view.ready);
     let ended = || {

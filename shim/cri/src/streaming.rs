@@ -13,7 +13,7 @@ use coracle_streaming::{Refused, Session};
 
 use super::convert::{self, NamesObject as _};
 use super::status::Failure;
-use super::{Shared, concerns};
+use super::{Shared, span};
 
 /// Exec: a URL that runs a program.
 pub(super) async fn exec(
@@ -45,7 +45,7 @@ pub(super) async fn port_forward(
     request: cri::PortForwardRequest,
 ) -> Result<cri::PortForwardResponse, Failure> {
     let named = request.object()?;
-    concerns("pod", named);
+    span::sandbox(&shared, named);
     let id = shared.pods.find_pod(named)?;
     let config = convert::forward_session(&request, id.clone())?;
     check_ready(&shared, &id)?;
@@ -64,7 +64,7 @@ fn url(shared: &Shared, session: Session) -> Result<String, Error> {
 }
 
 fn container(shared: &Shared, named: &str) -> Result<ContainerId, Failure> {
-    concerns("container", named);
+    span::container(shared, named);
     Ok(shared.pods.find_container(named)?)
 }
 

@@ -9,7 +9,7 @@ use tracing::info;
 
 use super::convert::{self, NamesObject as _};
 use super::status::Failure;
-use super::{Shared, concerns};
+use super::{Shared, span};
 
 /// UpdateContainerResources: changes limits in place; values that the request leaves out stay.
 pub(super) async fn container(
@@ -17,7 +17,7 @@ pub(super) async fn container(
     request: cri::UpdateContainerResourcesRequest,
 ) -> Result<cri::UpdateContainerResourcesResponse, Failure> {
     let named = request.object()?;
-    concerns("container", named);
+    span::container(&shared, named);
     let resources = convert::new_resources(&request)?;
     let id = shared.pods.find_container(named)?;
     shared.pods.update_container(&id, resources).await?;
@@ -31,8 +31,8 @@ pub(super) async fn pod(
     request: cri::UpdatePodSandboxResourcesRequest,
 ) -> Result<cri::UpdatePodSandboxResourcesResponse, Failure> {
     let named = request.object()?;
-    concerns("pod", named);
-    let id = shared.pods.find_pod(named)?;
-    info!(pod = %id, "kubelet changes the resources of the sandbox");
+    span::sandbox(&shared, named);
+    shared.pods.find_pod(named)?;
+    info!("the kubelet changes the resources of the sandbox");
     Ok(cri::UpdatePodSandboxResourcesResponse {})
 }

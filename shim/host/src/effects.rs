@@ -10,9 +10,9 @@ use std::time::Duration;
 use coracle_cgroup::Limits;
 use coracle_images::Image;
 use coracle_lifecycle::{
-    AttachConfig, ContainerConfig, ContainerUsage, ContainerView, CreatedSandbox, EffectFuture,
-    Error, ExecConfig, ExecOutput, KeeperEngine, Layout, Measured, Owned, Plan, PodRecord,
-    PodUsage, PodView, SandboxConfig, StartRequest, Started, Swept, Syncer,
+    AttachConfig, ContainerConfig, ContainerUsage, ContainerView, CreatedSandbox, Details,
+    EffectFuture, Error, ExecConfig, ExecOutput, KeeperEngine, Layout, Measured, Owned, Plan,
+    PodRecord, PodUsage, PodView, SandboxConfig, StartRequest, Started, Swept, Syncer,
 };
 use coracle_network::Attachment;
 use coracle_runtime::keeper::{Greeting, Keeper, KeeperEvent};
@@ -268,6 +268,10 @@ impl coracle_lifecycle::Host for Host {
 
     fn measure_pods(&self, pods: Vec<Measured>) -> Vec<PodUsage> {
         Host::measure_pods(self, pods)
+    }
+
+    fn details(&self, container: &ContainerView, open_files: bool) -> Details {
+        Host::details(self, container, open_files)
     }
 
     fn forget_measures(&self, containers: &[Arc<ContainerView>], pods: &[Arc<PodView>]) {

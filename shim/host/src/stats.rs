@@ -1,11 +1,12 @@
 //! The usage of pods and containers: CPU and memory from their cgroups, disk from their writable layers, traffic from
 //! their network namespaces.
 //!
-//! Called by: `lifecycle::usage`, on the blocking pool. Calls: cgroups, `layer`, `network`.
+//! Called by: `lifecycle::usage`, on the blocking pool. Calls: cgroups, `details`, `layer`, `network`.
 //! Invariants: an object that has just ended has no numbers, which is not an error; no keeper and no driver is
 //! involved; no lock is held while a file is read; nothing is sampled without a request.
 //! Must not know: CRI messages, which objects a request means.
 
+mod details;
 mod layer;
 mod network;
 mod rate;

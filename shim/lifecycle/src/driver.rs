@@ -15,6 +15,7 @@ mod effects;
 mod keeper;
 mod message;
 mod pod;
+mod report;
 mod requests;
 mod resume;
 pub mod unreadable;
@@ -23,7 +24,7 @@ mod update;
 use std::collections::{BTreeMap, VecDeque};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use coracle_runtime::keeper::{Keeper, KeeperEvent};
 use coracle_runtime::process::Process;
@@ -32,6 +33,7 @@ use futures_util::FutureExt as _;
 use serde::Serialize;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::task::AbortHandle;
+use tracing::Instrument as _;
 
 use super::clock;
 use super::config::{ContainerConfig, Resources};
@@ -84,6 +86,8 @@ pub struct Container {
     _share: Share,
     created_at: i64,
     phase: ContainerPhase,
+    /// When it came into this phase, or was taken over in it.
+    since: Instant,
     slot: Slot,
     /// `None` unless it runs; may be `None` for a running one that was taken over from an earlier daemon.
     process: Option<Arc<Process>>,
@@ -113,6 +117,7 @@ impl Container {
             _share: share,
             created_at,
             phase: ContainerPhase::Creating(Then::Keep),
+            since: Instant::now(),
             slot,
             process: None,
             watch: None,
@@ -161,6 +166,8 @@ pub struct Driver {
     sender: Mailbox,
     mailbox: UnboundedReceiver<Message>,
     record: PodRecord,
+    /// When it came into this phase, or was taken over in it.
+    since: Instant,
     /// Accounts for the memory of its request.
     _share: Share,
     slot: Slot,
@@ -205,6 +212,7 @@ impl Driver {
             sender: mail.0,
             mailbox: mail.1,
             record,
+            since: Instant::now(),
             _share: share,
             slot,
             keeper: None,
@@ -227,12 +235,18 @@ impl Driver {
 
     /// Creates a new pod and drives it until it is gone.
     pub async fn begin(mut self) {
-        self.create_pod();
+        let span = self.span();
+        span.in_scope(|| self.create_pod());
         self.run().await;
     }
 
     /// Drives the pod until it is gone.
-    pub async fn run(mut self) {
+    pub async fn run(self) {
+        let span = self.span();
+        self.drive().instrument(span).await;
+    }
+
+    async fn drive(mut self) {
         self.reconcile().await;
         while self.record.phase != PodPhase::Gone {
             let deadline = self
@@ -300,7 +314,7 @@ impl Driver {
             .registry
             .release(&self.record.config.name, &self.record.id);
         self.answer_pod();
-        tracing::info!(pod = %self.record.id, "sandbox gone");
+        tracing::info!("sandbox gone");
     }
 
     /// Runs an effect in a task of its own, which sends the result to the mailbox.
@@ -310,7 +324,7 @@ impl Driver {
         message: impl FnOnce(Result<T, Error>) -> Message + Send + 'static,
     ) {
         let (sender, work) = (self.sender.clone(), self.shared.work.begin());
-        tokio::spawn(async move {
+        let task = async move {
             let result = AssertUnwindSafe(effect)
                 .catch_unwind()
                 .await
@@ -323,17 +337,18 @@ impl Driver {
             drop(work);
             // Err: the driver has ended, which it does only when no message can follow.
             let _ = sender.send(message(result));
-        });
+        };
+        tokio::spawn(task.in_current_span());
     }
 
     /// Runs `watch` in a task of its own until it yields a message or the handle is dropped.
     fn watch(&self, watch: impl Future<Output = Message> + Send + 'static) -> Watch {
         let sender = self.sender.clone();
-        let task = tokio::spawn(async move {
+        let task = async move {
             let message = watch.await;
             let _ = sender.send(message);
-        });
-        Watch(task.abort_handle())
+        };
+        Watch(tokio::spawn(task.in_current_span()).abort_handle())
     }
 }
 

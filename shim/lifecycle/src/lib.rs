@@ -14,6 +14,7 @@ mod blocking;
 mod check;
 mod clock;
 mod config;
+pub mod counters;
 mod disk;
 mod driver;
 mod error;
@@ -60,8 +61,11 @@ pub use layout::Layout;
 pub use record::{LinuxPlan, Payload, Plan, PodRecord, SeccompPlan, WasmPlan};
 pub use store::{Slot, quarantine};
 pub use syncer::Syncer;
-pub use usage::{ContainerUsage, Interface, LayerUsage, Measured, PodUsage, Traffic, Usage};
-pub use view::{ContainerState, ContainerView, Event, EventKind, PodView};
+pub use usage::{
+    ContainerUsage, Details, Interface, LayerUsage, Measured, OpenFiles, PodDetails, PodUsage,
+    Traffic, Usage,
+};
+pub use view::{ContainerKind, ContainerState, ContainerView, Event, EventKind, PodView};
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -7,9 +7,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use coracle_cgroup::Stats;
+use coracle_cgroup::{DeviceIo, HugepageStats, Stats};
 
-use super::{ContainerView, Error, PodView, Pods};
+use super::{ContainerState, ContainerView, Error, PodView, Pods};
 use crate::blocking::blocking;
 
 /// The usage of one cgroup.
@@ -96,7 +96,68 @@ pub struct Traffic {
     pub dropped: u64,
 }
 
+/// What metrics show of a running container beyond its [`ContainerUsage`].
+#[derive(Clone, Debug, Default)]
+pub struct Details {
+    /// How often the kernel killed one of its processes for lack of memory.
+    pub oom_kills: u64,
+    /// Its traffic with each block device.
+    pub devices: Vec<DeviceIo>,
+    /// Its huge pages.
+    pub hugepages: Vec<HugepageStats>,
+    /// The number of its processes.
+    pub processes: u64,
+    /// What its processes have open, if that was requested.
+    pub open_files: Option<OpenFiles>,
+}
+
+/// What the processes of a container have open.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OpenFiles {
+    /// File descriptors; counting ends at the host's limit.
+    pub descriptors: u64,
+    /// Those of them that are sockets.
+    pub sockets: u64,
+    /// The soft limit of its first process for open files; `None` for no limit, or no process.
+    pub limit: Option<u64>,
+}
+
+/// A pod's usage, with details of its containers.
+#[derive(Clone, Debug)]
+pub struct PodDetails {
+    /// Its usage.
+    pub usage: PodUsage,
+    /// Of each of the containers in `usage`, in their order; `None` for one that does not run.
+    pub containers: Vec<Option<Details>>,
+}
+
 impl Pods {
+    /// The usage of each ready sandbox with details of its running containers; with `open_files` also what their
+    /// processes have open, which costs a look at each descriptor.
+    pub async fn detailed_usage(&self, open_files: bool) -> Result<Vec<PodDetails>, Error> {
+        let host = Arc::clone(&self.shared.host);
+        let (all, everybody) = (self.containers(), self.pods());
+        blocking("measuring sandboxes in detail", move || {
+            host.forget_measures(&all, &everybody);
+            let ready = everybody
+                .iter()
+                .filter(|view| view.ready)
+                .cloned()
+                .collect();
+            let usages = host.measure_pods(measured(ready, &all, &everybody));
+            let details = |usage: &ContainerUsage| {
+                let runs = usage.view.state == ContainerState::Running;
+                runs.then(|| host.details(&usage.view, open_files))
+            };
+            let detailed = |usage: PodUsage| PodDetails {
+                containers: usage.containers.iter().map(details).collect(),
+                usage,
+            };
+            Ok(usages.into_iter().map(detailed).collect())
+        })
+        .await
+    }
+
     /// The usage of each of `containers`, in their order; a container that has ended has no numbers.
     pub async fn container_usage(
         &self,

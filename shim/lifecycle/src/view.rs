@@ -12,6 +12,7 @@ use coracle_spec::id::{ContainerId, PodId};
 use tokio::sync::broadcast;
 
 use super::config::{ContainerConfig, SandboxConfig};
+use super::record::Payload;
 
 /// `reason` of a container whose record cannot be used.
 pub const UNREADABLE_REASON: &str = "RecordUnreadable";
@@ -44,6 +45,34 @@ pub enum ContainerState {
     Exited,
     /// `CONTAINER_UNKNOWN`.
     Unknown,
+}
+
+/// The two kinds of containers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ContainerKind {
+    /// A WebAssembly module or component.
+    Wasm,
+    /// A program of a Linux image.
+    Linux,
+}
+
+impl ContainerKind {
+    /// Its name in metrics, logs and tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            ContainerKind::Wasm => "wasm",
+            ContainerKind::Linux => "linux",
+        }
+    }
+}
+
+impl From<&Payload> for ContainerKind {
+    fn from(payload: &Payload) -> ContainerKind {
+        match payload {
+            Payload::Wasm(_) => ContainerKind::Wasm,
+            Payload::Linux(_) => ContainerKind::Linux,
+        }
+    }
 }
 
 /// A container as CRI shows it. Times in nanoseconds since 1970 UTC, 0 = not yet.
@@ -85,6 +114,8 @@ pub struct ContainerView {
     pub stop_signal: i32,
     /// Its cgroup.
     pub cgroup: String,
+    /// What runs it; `None` when its record cannot be used.
+    pub kind: Option<ContainerKind>,
 }
 
 /// What happened to a container or a sandbox. Source: cri-api `ContainerEventType`.

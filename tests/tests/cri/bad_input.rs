@@ -215,21 +215,6 @@ async fn unimplemented_rpcs_name_themselves() {
     );
     unbuilt!(checkpoint_pod, CheckpointPodRequest, "CheckpointPod");
     unbuilt!(restore_pod, RestorePodRequest, "RestorePod");
-    unbuilt!(
-        list_metric_descriptors,
-        ListMetricDescriptorsRequest,
-        "ListMetricDescriptors"
-    );
-    unbuilt!(
-        list_pod_sandbox_metrics,
-        ListPodSandboxMetricsRequest,
-        "ListPodSandboxMetrics"
-    );
-    unbuilt!(
-        stream_pod_sandbox_metrics,
-        StreamPodSandboxMetricsRequest,
-        "StreamPodSandboxMetrics"
-    );
     daemon.finish().await.unwrap();
 }
 

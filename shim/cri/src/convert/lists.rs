@@ -60,6 +60,7 @@ list_reply! {
     ListContainerStatsResponse { stats: ContainerStats },
     StreamContainerStatsResponse { container_stats: ContainerStats },
     ListPodSandboxStatsResponse { stats: PodSandboxStats },
+    StreamPodSandboxMetricsResponse { pod_sandbox_metrics: PodSandboxMetrics },
     StreamPodSandboxStatsResponse { pod_sandbox_stats: PodSandboxStats },
 }
 

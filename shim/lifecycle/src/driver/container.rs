@@ -119,8 +119,10 @@ impl Driver {
                 {
                     answer(&mut container.waiting.stop, &Err(error.clone()));
                 }
-                tracing::error!(container = %id, error = error.chain(), "an effect on a container failed");
+                tracing::error!(container = self.name_of(&id), %id, error = error.chain(), "an effect on a container failed");
             }
+            // A removal can be repeated, and the other one was first.
+            Completion::Forgotten(Ok(())) if !self.containers.contains_key(&id) => {}
             Completion::Forgotten(Ok(())) => self.step_or_log(&id, Event::Removed).await,
             Completion::Forgotten(Err(error)) => self.forgetting_failed(&id, &error),
             Completion::ProcessEnded(exit) => self.exited(&id, exit).await,
@@ -244,14 +246,13 @@ impl Driver {
             oom_kills,
             container.phase.stop_stage(),
         );
-        tracing::info!(container = %id, exit_code = ended.code, reason = ended.reason.name(), "container exited");
         container.watch = None;
         container.process = None;
         self.step_or_log(id, Event::Ended(ended)).await;
     }
 
     fn forgetting_failed(&mut self, id: &ContainerId, error: &Error) {
-        tracing::error!(container = %id, error = error.chain(), "a container could not be removed");
+        tracing::error!(container = self.name_of(id), %id, error = error.chain(), "a container could not be removed");
         let Some(container) = self.containers.get_mut(id) else {
             return;
         };
@@ -270,7 +271,7 @@ impl Driver {
     /// Applies an event for which no request waits; a failure is logged.
     pub(super) async fn step_or_log(&mut self, id: &ContainerId, event: Event) {
         if let Err(error) = self.step(id, event).await {
-            tracing::error!(container = %id, error = error.chain(), "a container's change was refused");
+            tracing::error!(container = self.name_of(id), %id, error = error.chain(), "a container's change was refused");
         }
     }
 
@@ -290,9 +291,12 @@ impl Driver {
                 return Err(error);
             }
             // The change itself cannot be undone: a later daemon learns of it from keeper, exit record or pidfd.
-            tracing::error!(container = %id, error = error.chain(), "a container's record was not saved");
+            tracing::error!(container = container.config.name.name, %id, error = error.chain(), "a container's record was not saved");
         }
         let kind = event_kind(&before, &container.phase);
+        if container.phase != before {
+            container.report(&before);
+        }
         self.show(id);
         if let Some(kind) = kind {
             self.publish_event(kind, id.as_str());

@@ -80,7 +80,7 @@ impl Driver {
         let (Some(ContainerPhase::Starting(_)), Some(keeper)) = (phase, self.keeper.clone()) else {
             return;
         };
-        tracing::info!(container = %id, "the start of a container is still under way");
+        tracing::info!(container = self.name_of(id), %id, "the start of a container is still under way");
         let (shared, container) = (Arc::clone(&self.shared), id.clone());
         self.run_start(id, async move {
             shared.host().await_start(&keeper, &container).await
@@ -182,7 +182,7 @@ impl Driver {
         let was_ignored = process.handles_signal(signal) == Some(false);
         if let Err(error) = self.shared.host.signal(process, signal, grace) {
             // The deadline of the grace period still ends it.
-            tracing::warn!(container = %id, error = error.chain(), "the stop signal was not sent");
+            tracing::warn!(container = self.name_of(id), %id, error = error.chain(), "the stop signal was not sent");
         }
         let first_of_its_namespace = matches!(
             payload,

@@ -11,9 +11,10 @@ use coracle_spec::{Cause, Exit};
 use super::{Connection, Driver, Message, Progress};
 use crate::blocking::{blocking, pass, runtime_error};
 use crate::clock;
+use crate::counters;
 use crate::error::Error;
 use crate::host::GREETING_TIMEOUT;
-use crate::state::{ContainerPhase, PodEvent};
+use crate::state::{ContainerPhase, PodEvent, PodPhase};
 
 /// The pause before another try to connect to a keeper that does not answer: the first one, and the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
@@ -36,7 +37,7 @@ impl Driver {
             Some(KeeperEvent::Exited { container, exit }) => match pass("exit.event") {
                 Ok(()) => self.exited(&container, exit).await,
                 Err(error) => {
-                    tracing::warn!(container = %container, error = error.chain(), "the exit of a container could not be taken from its keeper")
+                    tracing::warn!(container = self.name_of(&container), id = %container, error = error.chain(), "the exit of a container could not be taken from its keeper")
                 }
             },
             Some(KeeperEvent::Closed) | None => {
@@ -63,11 +64,18 @@ impl Driver {
                 tokio::time::sleep(pause).await;
                 match shared.host().connect(&pod, GREETING_TIMEOUT).await {
                     Ok((keeper, greeting, events)) => {
-                        let connection = Connection { keeper, greeting, events };
+                        let connection = Connection {
+                            keeper,
+                            greeting,
+                            events,
+                        };
                         return Message::Reconnected(Box::new(connection));
                     }
                     Err(error) if pause == FIRST_PAUSE => {
-                        tracing::warn!(pod = %pod, error = error.chain(), "the keeper hung up and does not answer");
+                        tracing::warn!(
+                            error = error.chain(),
+                            "the keeper hung up and does not answer"
+                        );
                     }
                     Err(_) => {}
                 }
@@ -94,7 +102,13 @@ impl Driver {
         if self.record.phase.live().is_none() || self.progress == Progress::Busy {
             return;
         }
-        tracing::error!(pod = %self.record.id, "the keeper has died; its sandbox ends");
+        if matches!(self.record.phase, PodPhase::Ready(_)) {
+            counters::keeper_lost();
+            tracing::error!("the keeper has died; its sandbox ends");
+        } else {
+            // An earlier daemon was ending it, and its own end came first.
+            tracing::info!("the keeper has ended; the stop of its sandbox continues");
+        }
         (self.keeper, self.events, self.keeper_process) = (None, None, None);
         (self.keeper_watch, self.calling) = (None, None);
         let lost = || Exit {

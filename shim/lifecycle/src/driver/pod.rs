@@ -100,7 +100,7 @@ impl Driver {
 
     pub(super) async fn pod_step_or_log(&mut self, event: PodEvent) {
         if let Err(error) = self.pod_step(event).await {
-            tracing::error!(pod = %self.record.id, error = error.chain(), "a sandbox's change was refused");
+            tracing::error!(error = error.chain(), "a sandbox's change was refused");
         }
     }
 
@@ -121,7 +121,10 @@ impl Driver {
             && let Err(error) = save(None, &mut self.slot, self.record.clone()).await
         {
             // A stop must work on a full disk; a later daemon finds the keeper gone and comes to the same phase.
-            tracing::error!(pod = %self.record.id, error = error.chain(), "a sandbox's record was not saved");
+            tracing::error!(error = error.chain(), "a sandbox's record was not saved");
+        }
+        if self.record.phase != before {
+            self.report_pod(&before);
         }
         self.show_pod();
         self.publish_pod_event(&before);
@@ -212,7 +215,6 @@ impl Driver {
                 self.keeper = Some(created.keeper);
                 self.events = Some(created.events);
                 self.engine_hash = created.greeting.engine_hash;
-                tracing::info!(pod = %self.record.id, "sandbox ready");
                 PodEvent::Created(live)
             }
             Err(error) => {
@@ -244,12 +246,14 @@ impl Driver {
             Ok(()) => {
                 self.progress = Progress::Idle;
                 (self.keeper, self.events, self.keeper_process) = (None, None, None);
-                tracing::info!(pod = %self.record.id, "sandbox stopped");
                 self.pod_step_or_log(PodEvent::TornDown).await;
             }
             Err(error) => {
                 self.progress = Progress::Failed;
-                tracing::error!(pod = %self.record.id, error = error.chain(), "a sandbox was not taken down completely");
+                tracing::error!(
+                    error = error.chain(),
+                    "a sandbox was not taken down completely"
+                );
                 answer(&mut self.stop, &Err(error.clone()));
                 answer(&mut self.remove, &Err(error));
             }
@@ -268,7 +272,10 @@ impl Driver {
     pub(super) async fn pod_forgotten(&mut self, result: Result<(), Error>) {
         self.progress = Progress::Idle;
         if let Err(error) = result {
-            tracing::error!(pod = %self.record.id, error = error.chain(), "a sandbox's directory was not removed");
+            tracing::error!(
+                error = error.chain(),
+                "a sandbox's directory was not removed"
+            );
             if self.failure.is_none() {
                 self.progress = Progress::Failed;
                 answer(&mut self.remove, &Err(error));

@@ -7,6 +7,7 @@ use coracle_runtime::keeper::{Greeting, KeeperContainer};
 use coracle_runtime::process::Process;
 use coracle_spec::id::ContainerId;
 use coracle_spec::{Cause, Exit};
+use tracing::Instrument as _;
 
 use super::{Connection, Container, Driver};
 use crate::clock;
@@ -36,7 +37,12 @@ pub struct FoundKeeper {
 
 impl Driver {
     /// Takes over what an earlier daemon left. Unfinished changes are completed or undone; no request is answered yet.
-    pub async fn resume(mut self, found: Resumed) -> Driver {
+    pub async fn resume(self, found: Resumed) -> Driver {
+        let span = self.span();
+        self.resume_in_span(found).instrument(span).await
+    }
+
+    async fn resume_in_span(mut self, found: Resumed) -> Driver {
         for container in found.containers {
             match container {
                 FoundContainer::Readable(record, slot) => self.take_over(*record, slot),
@@ -230,7 +236,7 @@ impl Driver {
             };
             let saved = super::container::save_container(container).await;
             if let Err(error) = saved {
-                tracing::error!(container = %container.id, error = error.chain(), "a container's record was not saved");
+                tracing::error!(container = container.config.name.name, id = %container.id, error = error.chain(), "a container's record was not saved");
             }
         }
         for id in self.containers.keys() {
@@ -246,7 +252,7 @@ impl Driver {
         if matches!(self.record.phase, PodPhase::Stopping(..))
             && let Err(error) = self.pod_step(PodEvent::StopRequested).await
         {
-            tracing::error!(pod = %self.record.id, error = error.chain(), "a stop was not resumed");
+            tracing::error!(error = error.chain(), "a stop was not resumed");
         }
     }
 

@@ -38,7 +38,7 @@ impl Driver {
         let Some(container) = self.containers.get_mut(id) else {
             return;
         };
-        tracing::error!(container = %id, why, "a container's record cannot be used; it is left as it is and read again");
+        tracing::error!(container = container.config.name.name, %id, why, "a container's record cannot be used; it is left as it is and read again");
         container.phase = ContainerPhase::Unreadable(why);
         (container.watch, container.process) = (None, None);
         self.show(id);
@@ -119,7 +119,7 @@ impl Driver {
         self.resume_phase(id).await;
         let phase = self.containers.get(id).map(|held| &held.phase);
         if !matches!(phase, Some(ContainerPhase::Unreadable(_))) {
-            tracing::info!(container = %id, "a container's record can be used again");
+            tracing::info!(container = self.name_of(id), %id, "a container's record can be used again");
         }
     }
 }

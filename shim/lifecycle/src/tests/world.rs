@@ -23,9 +23,9 @@ use tokio::sync::{Semaphore, oneshot};
 
 use crate::scratch::Scratch;
 use crate::{
-    AttachConfig, ContainerConfig, ContainerUsage, ContainerView, CreatedSandbox, EffectFuture,
-    Error, ExecConfig, ExecOutput, Host, KeeperEngine, Kind, Layout, Measured, Owned, Plan,
-    PodRecord, PodUsage, PodView, SandboxConfig, StartRequest, Started, Swept, Syncer,
+    AttachConfig, ContainerConfig, ContainerUsage, ContainerView, CreatedSandbox, Details,
+    EffectFuture, Error, ExecConfig, ExecOutput, Host, KeeperEngine, Kind, Layout, Measured, Owned,
+    Plan, PodRecord, PodUsage, PodView, SandboxConfig, StartRequest, Started, Swept, Syncer,
 };
 
 /// The host.
@@ -300,6 +300,10 @@ impl Host for World {
 
     fn measure_pods(&self, _: Vec<Measured>) -> Vec<PodUsage> {
         Vec::new()
+    }
+
+    fn details(&self, _: &ContainerView, _: bool) -> Details {
+        Details::default()
     }
 
     fn forget_measures(&self, _: &[Arc<ContainerView>], _: &[Arc<PodView>]) {}

@@ -1,0 +1,129 @@
+//! Counts calls and their durations.
+//!
+//! Called by: the wrapper around every call; `images`, for pulls; the shim, which shows [`all`]. Invariant: a call whose
+//! client goes away is counted, too, as Cancelled.
+//! Must not know: what a call does.
+
+use std::time::Instant;
+
+use coracle_metrics::{Counters, Family, Gauges, Held, Histograms, Kind, Metric};
+use tonic::Code;
+
+static REQUESTS: Counters<2> = Counters::new(Family {
+    name: "coracle_cri_requests_total",
+    help: "Calls that were answered, or whose client went away.",
+    kind: Kind::Counter,
+    labels: &["rpc", "code"],
+});
+static DURATIONS: Histograms<1> = Histograms::new(Family {
+    name: "coracle_cri_request_duration_seconds",
+    help: "How long calls took; for streams, until they began.",
+    kind: Kind::Histogram,
+    labels: &["rpc"],
+});
+static IN_FLIGHT: Gauges<1> = Gauges::new(Family {
+    name: "coracle_cri_requests_in_flight",
+    help: "Calls that are being answered.",
+    kind: Kind::Gauge,
+    labels: &["rpc"],
+});
+static PULLS: Counters<2> = Counters::new(Family {
+    name: "coracle_image_pulls_total",
+    help: "Pulls of images, by result and reason of the failure.",
+    kind: Kind::Counter,
+    labels: &["result", "reason"],
+});
+static PULL_DURATIONS: Histograms<0> = Histograms::new(Family {
+    name: "coracle_image_pull_duration_seconds",
+    help: "How long successful pulls took.",
+    kind: Kind::Histogram,
+    labels: &[],
+});
+
+/// Everything that is counted here.
+#[must_use]
+pub fn all() -> [&'static dyn Metric; 5] {
+    PULLS.show(["ok", ""]);
+    [&REQUESTS, &DURATIONS, &IN_FLIGHT, &PULLS, &PULL_DURATIONS]
+}
+
+/// A call under way.
+pub(super) struct Call {
+    rpc: &'static str,
+    began: Instant,
+    code: Code,
+    _in_flight: Held<1>,
+}
+
+/// A call of `rpc` begins.
+pub(super) fn begin(rpc: &'static str) -> Call {
+    Call {
+        rpc,
+        began: Instant::now(),
+        code: Code::Cancelled,
+        _in_flight: IN_FLIGHT.hold([rpc]),
+    }
+}
+
+impl Call {
+    /// It was answered.
+    pub fn end(mut self, code: Code) {
+        self.code = code;
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        REQUESTS.count([self.rpc, code_name(self.code)]);
+        DURATIONS.observe([self.rpc], self.began.elapsed());
+    }
+}
+
+/// A pull that began at `began` has ended; `failure` says why it failed.
+pub(super) fn pulled(began: Instant, failure: Option<&coracle_images::Error>) {
+    match failure {
+        None => {
+            PULLS.count(["ok", ""]);
+            PULL_DURATIONS.observe([], began.elapsed());
+        }
+        Some(error) => PULLS.count(["failed", reason(error.kind())]),
+    }
+}
+
+fn reason(kind: coracle_images::ErrorKind) -> &'static str {
+    use coracle_images::ErrorKind as Kind;
+    match kind {
+        Kind::Missing => "not_found",
+        Kind::Invalid => "invalid",
+        Kind::Unauthorized => "unauthorized",
+        Kind::RegistryUnavailable => "unavailable",
+        Kind::Exhausted => "disk",
+        Kind::Limit => "limit",
+        Kind::Corrupt => "digest",
+        Kind::Cancelled => "cancelled",
+        Kind::Io => "other",
+    }
+}
+
+/// A code as the protocol spells it.
+fn code_name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "Cancelled",
+        Code::Unknown => "Unknown",
+        Code::InvalidArgument => "InvalidArgument",
+        Code::DeadlineExceeded => "DeadlineExceeded",
+        Code::NotFound => "NotFound",
+        Code::AlreadyExists => "AlreadyExists",
+        Code::PermissionDenied => "PermissionDenied",
+        Code::ResourceExhausted => "ResourceExhausted",
+        Code::FailedPrecondition => "FailedPrecondition",
+        Code::Aborted => "Aborted",
+        Code::OutOfRange => "OutOfRange",
+        Code::Unimplemented => "Unimplemented",
+        Code::Internal => "Internal",
+        Code::Unavailable => "Unavailable",
+        Code::DataLoss => "DataLoss",
+        Code::Unauthenticated => "Unauthenticated",
+    }
+}

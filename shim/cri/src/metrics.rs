@@ -1,0 +1,64 @@
+//! The RPCs about metrics: describe them, measure, render.
+//!
+//! Called by `service`. Calls: the collector, which other scrapers share. Invariant: one reply fits into a message of
+//! the kubelet's client; what does not fit is left out by groups, alike for all containers, and said in the log, once.
+//! Must not know: which metrics there are.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use coracle_proto::runtime::v1 as cri;
+use coracle_telemetry::Snapshot;
+
+use super::Shared;
+use super::convert;
+use super::events::{Replies, replies};
+use super::status::Failure;
+
+/// Bytes of one reply: a little less than the 16 MiB that the kubelet's client takes.
+const MAX_REPLY_BYTES: usize = 15 << 20;
+
+/// ListMetricDescriptors: the kubelet calls it once, when it starts.
+pub(super) async fn descriptors(
+    shared: Arc<Shared>,
+    _: cri::ListMetricDescriptorsRequest,
+) -> Result<cri::ListMetricDescriptorsResponse, Failure> {
+    Ok(convert::metric_descriptors(shared.metrics.series()))
+}
+
+/// ListPodSandboxMetrics.
+pub(super) async fn list(
+    shared: Arc<Shared>,
+    _: cri::ListPodSandboxMetricsRequest,
+) -> Result<cri::ListPodSandboxMetricsResponse, Failure> {
+    static HAS_WARNED: AtomicBool = AtomicBool::new(false);
+    let snapshot = measured(&shared).await?;
+    let rendered = move || convert::metrics_reply(&snapshot, MAX_REPLY_BYTES);
+    let rendered = coracle_lifecycle::blocking("rendering metrics", move || Ok(rendered()));
+    let (reply, left_out) = rendered.await?;
+    if !left_out.is_empty() && !HAS_WARNED.swap(true, Ordering::Relaxed) {
+        tracing::warn!(
+            ?left_out,
+            limit_bytes = MAX_REPLY_BYTES,
+            "not all metrics of this many containers fit into one reply: the kubelet's gate CRIListStreaming, or a scrape of \
+             /metrics/cadvisor of this daemon, gets all"
+        );
+    }
+    Ok(reply)
+}
+
+/// StreamPodSandboxMetrics: all of it, in several messages.
+pub(super) async fn stream(
+    shared: Arc<Shared>,
+    _: cri::StreamPodSandboxMetricsRequest,
+) -> Result<Replies<cri::StreamPodSandboxMetricsResponse>, Failure> {
+    let snapshot = measured(&shared).await?;
+    let pods = 0..snapshot.pods.len();
+    Ok(replies(pods.map(move |at| {
+        convert::pod_metrics(&snapshot.pods[at], None)
+    })))
+}
+
+async fn measured(shared: &Shared) -> Result<Arc<Snapshot>, Failure> {
+    Ok(shared.metrics.snapshot().await?)
+}

@@ -1,0 +1,80 @@
+//! What is counted of pods and containers, for metrics.
+//!
+//! Called by: drivers, at changes of phases; the shim, which shows [`all`]. Invariant: labels have few values.
+//! Must not know: names of pods.
+
+use std::time::Duration;
+
+use coracle_metrics::{Counters, Family, Histograms, Kind, Metric};
+
+use super::config::Handler;
+use super::view::ContainerKind;
+
+static SANDBOX_STARTS: Histograms<1> = Histograms::new(Family {
+    name: "coracle_sandbox_start_duration_seconds",
+    help: "How long it took until a sandbox was ready.",
+    kind: Kind::Histogram,
+    labels: &["handler"],
+});
+static CONTAINER_CREATIONS: Histograms<1> = Histograms::new(Family {
+    name: "coracle_container_create_duration_seconds",
+    help: "How long it took until a container was created.",
+    kind: Kind::Histogram,
+    labels: &["kind"],
+});
+static CONTAINER_STARTS: Histograms<1> = Histograms::new(Family {
+    name: "coracle_container_start_duration_seconds",
+    help: "How long it took from a start to a running container.",
+    kind: Kind::Histogram,
+    labels: &["kind"],
+});
+static EXITS: Counters<2> = Counters::new(Family {
+    name: "coracle_container_exits_total",
+    help: "Containers that ended, by kind and reason.",
+    kind: Kind::Counter,
+    labels: &["kind", "reason"],
+});
+static KEEPERS_LOST: Counters<0> = Counters::new(Family {
+    name: "coracle_keepers_lost_total",
+    help: "Keepers that died while their pods ran, which ended these.",
+    kind: Kind::Counter,
+    labels: &[],
+});
+
+/// Everything that is counted here.
+#[must_use]
+pub fn all() -> [&'static dyn Metric; 5] {
+    KEEPERS_LOST.show([]);
+    [
+        &SANDBOX_STARTS,
+        &CONTAINER_CREATIONS,
+        &CONTAINER_STARTS,
+        &EXITS,
+        &KEEPERS_LOST,
+    ]
+}
+
+pub(crate) fn sandbox_ready(handler: Handler, took: Duration) {
+    // The default handler is `coracle` without its name.
+    let name = match handler {
+        Handler::Default => Handler::Coracle.as_str(),
+        named => named.as_str(),
+    };
+    SANDBOX_STARTS.observe([name], took);
+}
+
+pub(crate) fn container_created(kind: ContainerKind, took: Duration) {
+    CONTAINER_CREATIONS.observe([kind.name()], took);
+}
+
+pub(crate) fn container_started(kind: ContainerKind, took: Duration) {
+    CONTAINER_STARTS.observe([kind.name()], took);
+}
+
+pub(crate) fn container_exited(kind: ContainerKind, reason: &'static str) {
+    EXITS.count([kind.name(), reason]);
+}
+
+pub(crate) fn keeper_lost() {
+    KEEPERS_LOST.count([]);
+}

@@ -1,0 +1,169 @@
+//! The HTTP listener for scrapes.
+//!
+//! Called by: the shim's `serve`. Calls: its [`Source`] for each request. Invariants: it answers GET and nothing else; a
+//! connection is for one request, lives at most [`CONNECTION_LIMIT`], and there are at most [`MAX_CONNECTIONS`]; text is
+//! sent as it is made. It is read-only and has no secrets, but no authentication either: the configuration lets it listen
+//! on loopback only.
+//! Must not know: what the text says.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use futures_util::stream;
+use http::header::{ACCEPT, ALLOW, CONTENT_TYPE};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::StreamBody;
+use hyper::body::{Frame, Incoming};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use super::Format;
+
+/// How long a connection may live: a scrape is done within 10 s, and a slow reader gets twice as long again.
+const CONNECTION_LIMIT: Duration = Duration::from_secs(30);
+/// Connections at a time; more wait in the kernel.
+const MAX_CONNECTIONS: usize = 16;
+/// How long gathering may take.
+const GATHER_LIMIT: Duration = Duration::from_secs(10);
+/// How long the head of a request may take.
+const HEAD_LIMIT: Duration = Duration::from_secs(5);
+/// The pause after accept(2) failed.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// Text in parts, each made when the one before it is sent.
+pub type Chunks = Box<dyn Iterator<Item = String> + Send>;
+
+/// What the listener serves.
+pub trait Source: Send + Sync + 'static {
+    /// The paths that there are.
+    fn paths(&self) -> &'static [&'static str];
+
+    /// The text of one of [`Source::paths`]. Errors: a reason, for the client.
+    fn gather(
+        self: Arc<Self>,
+        path: &'static str,
+        format: Format,
+    ) -> BoxFuture<'static, Result<Chunks, String>>;
+}
+
+/// The listener cannot start: its address is in use, or not this node's.
+#[derive(Debug, thiserror::Error)]
+#[error("listen for scrapes of metrics on {address}")]
+pub struct ListenError {
+    address: SocketAddr,
+    source: std::io::Error,
+}
+
+/// A running listener; it ends when it is dropped.
+#[derive(Debug)]
+pub struct Listener {
+    /// The address it listens on.
+    pub address: SocketAddr,
+    _accepting: JoinSet<()>,
+}
+
+impl Listener {
+    /// Listens on `address`; port 0 is any.
+    pub async fn bind(address: SocketAddr, source: Arc<dyn Source>) -> Result<Self, ListenError> {
+        let failed = |source| ListenError { address, source };
+        let listener = TcpListener::bind(address).await.map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        let mut accepting = JoinSet::new();
+        accepting.spawn(accept(listener, source));
+        Ok(Listener {
+            address,
+            _accepting: accepting,
+        })
+    }
+}
+
+async fn accept(listener: TcpListener, source: Arc<dyn Source>) {
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        // The semaphore is never closed.
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+            return;
+        };
+        match listener.accept().await {
+            Ok((socket, _)) => {
+                let source = Arc::clone(&source);
+                tokio::spawn(async move {
+                    // Past its limit the connection is closed; a client sees that its text was cut.
+                    let _ = tokio::time::timeout(CONNECTION_LIMIT, serve(socket, source)).await;
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "no scrape can be accepted; trying again");
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn serve(socket: TcpStream, source: Arc<dyn Source>) {
+    let service = service_fn(|request| {
+        let source = Arc::clone(&source);
+        async move { Ok::<_, Infallible>(answer(&request, source).await) }
+    });
+    let served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_LIMIT)
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(socket), service);
+    if let Err(error) = served.await {
+        tracing::debug!(%error, "a scrape ended early");
+    }
+}
+
+type Body = StreamBody<stream::Iter<Frames>>;
+type Frames = Box<dyn Iterator<Item = Result<Frame<Bytes>, Infallible>> + Send>;
+
+async fn answer(request: &Request<Incoming>, source: Arc<dyn Source>) -> Response<Body> {
+    let paths = source.paths();
+    if request.method() != Method::GET {
+        let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, "only GET\n".to_owned());
+        let allowed = http::HeaderValue::from_static("GET");
+        response.headers_mut().insert(ALLOW, allowed);
+        return response;
+    }
+    let requested = request.uri().path();
+    let Some(path) = paths.iter().find(|path| **path == requested) else {
+        let text = format!("nothing is here; there is {}\n", paths.join(" and "));
+        return plain(StatusCode::NOT_FOUND, text);
+    };
+    let accept = request.headers().get(ACCEPT);
+    let accept = accept.and_then(|value| value.to_str().ok());
+    let format = Format::accepted(accept.unwrap_or_default());
+    match tokio::time::timeout(GATHER_LIMIT, source.gather(path, format)).await {
+        Ok(Ok(chunks)) => response(StatusCode::OK, format.content_type(), chunks),
+        Ok(Err(reason)) => plain(StatusCode::INTERNAL_SERVER_ERROR, reason + "\n"),
+        Err(_) => {
+            let text = format!("nothing was gathered within {} s\n", GATHER_LIMIT.as_secs());
+            plain(StatusCode::SERVICE_UNAVAILABLE, text)
+        }
+    }
+}
+
+fn plain(status: StatusCode, text: String) -> Response<Body> {
+    let chunks = Box::new(std::iter::once(text));
+    response(status, "text/plain; charset=utf-8", chunks)
+}
+
+fn response(status: StatusCode, content_type: &'static str, chunks: Chunks) -> Response<Body> {
+    let frame = |chunk: String| Ok(Frame::data(Bytes::from(chunk)));
+    let frames: Frames = Box::new(chunks.map(frame));
+    let mut response = Response::new(StreamBody::new(stream::iter(frames)));
+    *response.status_mut() = status;
+    let content_type = http::HeaderValue::from_static(content_type);
+    response.headers_mut().insert(CONTENT_TYPE, content_type);
+    response
+}

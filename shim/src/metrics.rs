@@ -1,0 +1,47 @@
+//! Puts the metrics together: what is measured, what the crates count, and the listener that serves it.
+//!
+//! Called by `serve`, once. Invariant: without an address nothing listens, but the kubelet can still read metrics by CRI.
+//! Must not know: any metric.
+
+use std::error::Error;
+use std::sync::Arc;
+
+use coracle_config::Config;
+use coracle_images::Images;
+use coracle_lifecycle::Pods;
+use coracle_metrics::listener::Listener;
+use coracle_telemetry::{Build, Collector, Daemon, Scrapes};
+
+/// The version of the engine that `coracle version` names, too.
+pub const WASMTIME: &str = "48";
+
+/// Starts the listener, if the configuration has an address. Errors: the address cannot be used.
+pub async fn start(
+    config: &Config,
+    pods: &Pods,
+    images: &Images,
+) -> Result<(Arc<Collector>, Option<Listener>), Box<dyn Error>> {
+    let root = config.root.clone();
+    let collector = Collector::new(pods.clone(), root, config.metrics.processes);
+    let containers = Arc::new(collector);
+    let Some(address) = config.metrics.address else {
+        return Ok((containers, None));
+    };
+    let counted = coracle_cri::calls::all().into_iter();
+    let daemon = Daemon {
+        build: Build {
+            version: env!("CARGO_PKG_VERSION"),
+            wasmtime: WASMTIME,
+        },
+        pods: pods.clone(),
+        images: images.clone(),
+        counted: counted.chain(coracle_lifecycle::counters::all()).collect(),
+    };
+    let source = Scrapes {
+        containers: Arc::clone(&containers),
+        daemon,
+    };
+    let listener = Listener::bind(address, Arc::new(source)).await?;
+    tracing::info!(address = %listener.address, "serving metrics");
+    Ok((containers, Some(listener)))
+}

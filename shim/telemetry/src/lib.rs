@@ -1,0 +1,64 @@
+//! What metrics say of this node: the series of containers, and those of the daemon itself.
+//!
+//! ```text
+//! lifecycle (usage, snapshots) --> containers --> Snapshot --+--> CRI messages (coracle-cri)
+//!                                                            +--> text --> listener (coracle-metrics)
+//! counters of each crate, /proc/self ---------------> daemon --+
+//! ```
+//! Called by: the CRI services and the shim's `serve`. Invariants: one measurement at a time, and whoever comes within a
+//! second of it shares it, so that the cost does not grow with the number of scrapers; nothing is measured and nothing is
+//! kept when nobody scrapes; no label of the daemon's own series names a pod, a container or an image.
+//! Must not know: CRI messages, HTTP.
+
+mod containers;
+mod daemon;
+mod device;
+mod process;
+mod series;
+mod snapshot;
+
+pub use containers::Collector;
+pub use daemon::{Build, Daemon};
+pub use series::{Group, Series};
+pub use snapshot::{Object, PodSamples, Sample, Snapshot};
+
+use std::sync::Arc;
+
+use coracle_metrics::Format;
+use coracle_metrics::listener::{Chunks, Source};
+use futures_util::future::BoxFuture;
+
+/// The path of the containers' series, as the kubelet calls it.
+const CONTAINERS: &str = "/metrics/cadvisor";
+/// The path of the daemon's own series.
+const OWN: &str = "/metrics";
+
+/// Everything that a scrape can get.
+#[derive(Debug)]
+pub struct Scrapes {
+    /// The series of containers.
+    pub containers: Arc<Collector>,
+    /// The daemon's own.
+    pub daemon: Daemon,
+}
+
+impl Source for Scrapes {
+    fn paths(&self) -> &'static [&'static str] {
+        &[OWN, CONTAINERS]
+    }
+
+    fn gather(
+        self: Arc<Self>,
+        path: &'static str,
+        format: Format,
+    ) -> BoxFuture<'static, Result<Chunks, String>> {
+        Box::pin(async move {
+            if path == OWN {
+                return Ok(self.daemon.text(format).await);
+            }
+            let snapshot = self.containers.snapshot().await;
+            let snapshot = snapshot.map_err(|error| error.chain())?;
+            Ok(snapshot::text(snapshot, format))
+        })
+    }
+}

@@ -1,0 +1,155 @@
+//! The samples of one measurement, by pod and container, and their text.
+//!
+//! Called by: `containers`, which makes it; [`super::Scrapes`] and the CRI services, which show it. Invariant: two samples
+//! never have the same name and labels.
+//! Must not know: how numbers are measured.
+
+use std::sync::Arc;
+
+use coracle_lifecycle::{ContainerView, PodView};
+use coracle_metrics::listener::Chunks;
+use coracle_metrics::{Format, Text, Value, push_label};
+
+use super::series::Series;
+
+/// All samples of one measurement.
+#[derive(Debug, Default)]
+pub struct Snapshot {
+    /// Ready sandboxes.
+    pub pods: Vec<PodSamples>,
+}
+
+/// The samples of one pod.
+#[derive(Debug)]
+pub struct PodSamples {
+    /// Its own: its network.
+    pub own: Object,
+    /// Of its running containers.
+    pub containers: Vec<Object>,
+}
+
+/// A container or a sandbox and its samples.
+#[derive(Debug)]
+pub struct Object {
+    /// Its id.
+    pub id: String,
+    /// The values of the labels of every series: container, id, image, namespace, pod.
+    pub labels: [String; 5],
+    /// Its samples.
+    pub samples: Vec<Sample>,
+}
+
+/// One sample.
+#[derive(Debug)]
+pub struct Sample {
+    /// Its series.
+    pub series: &'static Series,
+    /// The values of the labels that only this series has.
+    pub labels: Vec<String>,
+    /// Its value.
+    pub value: Value,
+}
+
+impl Object {
+    /// A sandbox without samples.
+    pub(crate) fn pod(view: &PodView) -> Object {
+        let name = &view.config.name;
+        let id = view.id.to_string();
+        let labels = [
+            String::new(),
+            id.clone(),
+            String::new(),
+            name.namespace.clone(),
+            name.name.clone(),
+        ];
+        Object {
+            id,
+            labels,
+            samples: Vec::new(),
+        }
+    }
+
+    /// A container of `pod` without samples.
+    pub(crate) fn container(view: &ContainerView, pod: &PodView) -> Object {
+        let name = &pod.config.name;
+        let id = view.id.to_string();
+        // Rules select containers by an image that is not empty.
+        let images = [
+            &view.config.user_specified_image,
+            &view.config.image,
+            &view.image_id,
+        ];
+        let image = images.into_iter().find(|image| !image.is_empty());
+        let labels = [
+            view.config.name.name.clone(),
+            id.clone(),
+            image.cloned().unwrap_or_default(),
+            name.namespace.clone(),
+            name.name.clone(),
+        ];
+        Object {
+            id,
+            labels,
+            samples: Vec::new(),
+        }
+    }
+
+    /// Adds a sample.
+    pub(crate) fn add(&mut self, series: &'static Series, value: Value) {
+        self.add_labelled(series, &[], value);
+    }
+
+    /// Adds a sample if there is a value.
+    pub(crate) fn add_known(&mut self, series: &'static Series, value: Option<Value>) {
+        if let Some(value) = value {
+            self.add(series, value);
+        }
+    }
+
+    /// Adds a sample with the values of the series' own labels.
+    pub(crate) fn add_labelled(&mut self, series: &'static Series, labels: &[&str], value: Value) {
+        let labels = labels.iter().map(|label| (*label).to_owned()).collect();
+        self.samples.push(Sample {
+            series,
+            labels,
+            value,
+        });
+    }
+}
+
+/// The text of `snapshot`, a chunk a series.
+pub(crate) fn text(snapshot: Arc<Snapshot>, format: Format) -> Chunks {
+    let last = std::iter::once_with(move || {
+        let mut text = Text::new(format);
+        text.end();
+        text.take()
+    });
+    let chunks = Series::all(true).map(move |series| {
+        let mut text = Text::new(format);
+        write_series(&snapshot, series, &mut text);
+        text.take()
+    });
+    Box::new(chunks.chain(last).filter(|chunk| !chunk.is_empty()))
+}
+
+fn write_series(snapshot: &Snapshot, series: &'static Series, text: &mut Text) {
+    let mut is_first = true;
+    let objects = snapshot
+        .pods
+        .iter()
+        .flat_map(|pod| std::iter::once(&pod.own).chain(&pod.containers));
+    for object in objects {
+        let samples = object.samples.iter();
+        for sample in samples.filter(|sample| std::ptr::eq(sample.series, series)) {
+            if std::mem::take(&mut is_first) {
+                text.family(&series.family);
+            }
+            let mut labels = String::new();
+            let values = object.labels.iter().chain(&sample.labels);
+            for (name, value) in series.family.labels.iter().zip(values) {
+                push_label(&mut labels, name, value);
+            }
+            text.line(series.family.name, &labels, sample.value);
+        }
+    }
+}
