@@ -1,6 +1,6 @@
 //! Compiles `api.proto` with protox, so that no `protoc` is needed, and writes two files to `OUT_DIR`:
-//! the generated module `runtime.v1.rs`, and `descriptor.bin`, the descriptor set it was made from. Our own protocol,
-//! `archives.proto`, becomes the module `coracle.archives.v1.rs`.
+//! the generated module `runtime.v1.rs`, and `descriptor.bin`, the descriptor set it was made from. Our own protocols,
+//! `archives.proto` and `admin.proto`, become the modules `coracle.archives.v1.rs` and `coracle.admin.v1.rs`.
 
 use std::error::Error;
 use std::path::PathBuf;
@@ -26,5 +26,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=archives.proto");
     let own = protox::compile(["archives.proto"], ["."])?;
     tonic_prost_build::configure().compile_fds(own)?;
+    println!("cargo::rerun-if-changed=admin.proto");
+    let admin = protox::compile(["admin.proto"], ["."])?;
+    tonic_prost_build::configure()
+        .type_attribute(".", "#[derive(serde::Serialize)]")
+        .compile_fds(admin)?;
     Ok(())
 }

@@ -48,5 +48,20 @@ pub mod archives {
     }
 }
 
+/// Our own protocol for operators of the running daemon.
+pub mod admin {
+    /// Messages, `admin_service_client`/`_server`; messages serialize to what `--json` prints. Source: `admin.proto`.
+    #[allow(
+        missing_docs,
+        clippy::all,
+        clippy::pedantic,
+        clippy::restriction,
+        reason = "generated from admin.proto, which has the comments"
+    )]
+    pub mod v1 {
+        include!(concat!(env!("OUT_DIR"), "/coracle.admin.v1.rs"));
+    }
+}
+
 /// The encoded `google.protobuf.FileDescriptorSet` of `api.proto`, without source positions.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptor.bin"));

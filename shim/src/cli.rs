@@ -42,6 +42,9 @@ pub enum Command {
     },
     /// List, pull, remove, inspect and import the images of the running daemon
     Image(ImageArgs),
+    /// The running daemon.
+    #[command(flatten)]
+    Admin(coracle_admin::client::Command),
     /// Print the version
     Version {
         /// As one JSON object

@@ -3,6 +3,7 @@
 //! ```text
 //! coracle serve ----> serve: build, recover, announce, wait, drain
 //! coracle spawner, compiler, unpacker, guest --> coracle-runtime, exec'd by the daemon or a keeper; nobody else calls them
+//! coracle status | ps | why | logs | events --> coracle-admin, which asks the running daemon
 //! coracle demo | check | config | image | version --> for people
 //! ```
 //! Invariant: an internal process is recognised before anything else happens, so that it starts in microseconds and
@@ -10,6 +11,7 @@
 //! Must not know: any RPC. `docs/architecture.md` is the place to continue.
 #![doc = include_str!("../../docs/architecture.md")]
 
+mod admin;
 mod check;
 mod claims;
 mod cli;
@@ -109,6 +111,7 @@ fn command(command: Command) -> Outcome {
         }
         Command::Config { command } => configuration(command),
         Command::Image(arguments) => image(arguments),
+        Command::Admin(command) => admin::main(command),
         Command::Version { json } => version(json),
         Command::Failpoints => {
             let mut out = io::stdout().lock();

@@ -24,6 +24,7 @@ use coracle_streaming::{Identity, Server, Settings};
 use coracle_wasm::{CompileCache, CompileLimits};
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::admin;
 use crate::claims::Claims;
 use crate::host_config::host_config;
 use crate::logging;
@@ -77,10 +78,23 @@ async fn run(config: &Config) -> Result<(), Box<dyn Error>> {
     let socket = Socket::bind(&config.socket)?;
     let cgroups = Cgroups::detect()?;
     let node = node(config, &cgroups)?;
+    let cgroup_version = if cgroups.version() == Version::V1 {
+        1
+    } else {
+        2
+    };
     let (host, images) = host(config, cgroups, claims.category_share()).await?;
     let pods = Pods::open(Arc::new(host)).await?;
     let streaming = streaming(config).await?;
-    let (metrics, _listener) = metrics::start(config, &pods, &images).await?;
+    let (metrics, listener) = metrics::start(config, &pods, &images).await?;
+    let about = admin::Node {
+        cgroup_driver: node.cgroup_driver.name(),
+        cgroup_version,
+        metrics_address: listener
+            .as_ref()
+            .map_or(String::new(), |listener| listener.address.to_string()),
+    };
+    let _admin = admin::serve(config, about, &pods, &images)?;
     preload(config, &images, &pods).await;
     tracing::info!(socket = %config.socket.display(), pods = pods.pods().len(), version = env!("CARGO_PKG_VERSION"), "ready");
     let terminated = async move {

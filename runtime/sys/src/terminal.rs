@@ -1,10 +1,10 @@
 //! Pseudo terminals: the other side of one, the controlling terminal of a session, the window's size.
 //!
-//! Called by `sandbox` when it builds a container, and by the keeper for a resize.
+//! Called by `sandbox` when it builds a container, by the keeper for a resize, and by commands that print tables.
 //! Invariant: a terminal of a container is never opened by a path that the container could have changed.
 
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd};
 
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 {
@@ -50,6 +50,20 @@ pub fn resize(control: BorrowedFd<'_>, columns: u16, rows: u16) -> io::Result<()
     };
     // SAFETY: TIOCSWINSZ reads one winsize from the pointer, which lives until the call returns.
     check(unsafe { libc::ioctl(control.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) }).map(drop)
+}
+
+/// How many columns the terminal has; `None` if it is none, or says nothing.
+pub fn columns(terminal: &impl AsFd) -> Option<u16> {
+    let mut size = libc::winsize {
+        ws_row: 0,
+        ws_col: 0,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    let terminal = terminal.as_fd().as_raw_fd();
+    // SAFETY: TIOCGWINSZ writes one winsize to the pointer, which lives until the call returns.
+    check(unsafe { libc::ioctl(terminal, libc::TIOCGWINSZ, &raw mut size) }).ok()?;
+    (size.ws_col > 0).then_some(size.ws_col)
 }
 
 /// Makes `side` the controlling terminal of this process's session, which it leads, and its standard streams.

@@ -108,6 +108,14 @@ impl Handler {
         }
     }
 
+    /// Its name for people: the default handler is `coracle` without its name.
+    pub fn shown(self) -> &'static str {
+        match self {
+            Handler::Default => Handler::Coracle.as_str(),
+            named => named.as_str(),
+        }
+    }
+
     /// Whether it runs only WebAssembly.
     pub fn is_wasm_only(self) -> bool {
         matches!(self, Handler::Wasm | Handler::Strict)

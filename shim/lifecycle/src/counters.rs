@@ -55,12 +55,7 @@ pub fn all() -> [&'static dyn Metric; 5] {
 }
 
 pub(crate) fn sandbox_ready(handler: Handler, took: Duration) {
-    // The default handler is `coracle` without its name.
-    let name = match handler {
-        Handler::Default => Handler::Coracle.as_str(),
-        named => named.as_str(),
-    };
-    SANDBOX_STARTS.observe([name], took);
+    SANDBOX_STARTS.observe([handler.shown()], took);
 }
 
 pub(crate) fn container_created(kind: ContainerKind, took: Duration) {

@@ -12,6 +12,7 @@
 
 mod container;
 mod effects;
+mod inspect;
 mod keeper;
 mod message;
 mod pod;
@@ -38,6 +39,7 @@ use tracing::Instrument as _;
 use super::clock;
 use super::config::{ContainerConfig, Resources};
 use super::error::{Error, Kind};
+use super::history::History;
 use super::record::{Plan, PodRecord};
 use super::registry::NameRegistry;
 use super::requests::{Requests, Share};
@@ -48,6 +50,7 @@ use super::work::Work;
 use crate::blocking::{blocking, io_error, pass};
 use crate::host::Host;
 
+pub use inspect::Inspection;
 pub use message::{
     Completion, Connection, Mailbox, Message, Purpose, ReadySandbox, Reply, Request,
 };
@@ -57,6 +60,8 @@ pub use resume::{FoundKeeper, Resumed};
 pub struct Shared {
     /// Effects on the host.
     pub host: Arc<dyn Host>,
+    /// What happened lately.
+    pub history: History,
     /// The snapshots that lists and status answer from.
     pub cache: StateCache,
     /// Memory that requests occupy, and its limit.
@@ -289,6 +294,7 @@ impl Driver {
             Request::Remove(id, reply) => self.handle_remove(id, reply).await,
             Request::ReopenLog(id, reply) => self.handle_reopen_log(&id, reply),
             Request::Enter(id, purpose, reply) => drop(reply.send(self.entry(&id, purpose))),
+            Request::Inspect(reply) => drop(reply.send(Ok(self.inspect()))),
             Request::Update(id, requested, reply) => self.handle_update(&id, requested, reply),
         }
     }

@@ -21,7 +21,9 @@ mod error;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzz;
 mod generations;
+mod history;
 mod host;
+mod inspect;
 mod layout;
 pub mod limits;
 mod record;
@@ -53,6 +55,7 @@ pub use config::{
     UserNamespaceConfig, WasmVariant,
 };
 pub use error::{Error, Kind};
+pub use history::HistoryEntry;
 pub use host::{
     CreatedSandbox, EffectFuture, ExecOutput, GREETING_TIMEOUT, Host, KeeperEngine, Owned,
     StartRequest, Started, Swept,
@@ -77,8 +80,9 @@ use coracle_spec::id::{ContainerId, PodId};
 use futures_util::future::BoxFuture;
 use tokio::sync::{broadcast, oneshot};
 
-pub use driver::Purpose;
 use driver::{Driver, Mailbox, Message, Reply, Request, Shared};
+pub use driver::{Inspection, Purpose};
+use history::History;
 use registry::{Claim, NameRegistry};
 use requests::Requests;
 use state::PodPhase;
@@ -106,6 +110,7 @@ impl Pods {
         let shared = Arc::new(Shared {
             requests: Requests::new(host.all_requests_bytes()),
             host,
+            history: History::new(),
             cache: StateCache::new(),
             registry: NameRegistry::new(),
             work: Arc::new(Work::default()),
@@ -124,11 +129,6 @@ impl Pods {
             shared,
             draining: Arc::default(),
         })
-    }
-
-    /// Why new sandboxes get no network, for users to read; `None` if they do. Answers within 100 ms.
-    pub async fn network_problem(&self) -> Option<String> {
-        self.shared.host().network_problem().await
     }
 
     /// Creates a sandbox; returns when it is ready. A retry of the same request gets the result of the first one.

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::config::{ContainerConfig, SandboxConfig};
 use super::state::{ContainerPhase, Ended, PodPhase};
-use super::view::{ContainerKind, ContainerState, ContainerView, PodView, UNREADABLE_REASON};
+use super::view::{ContainerState, ContainerView, PodView, UNREADABLE_REASON};
 
 /// What a record calls its config on disk, the name first that is written: builds before this one read no other.
 pub(super) const CONFIG_KEYS: [&str; 2] = ["wish", "config"];
@@ -219,7 +219,6 @@ impl ContainerRecord {
             image_volumes: self.plan.image_volumes.clone(),
             stop_signal: self.plan.stop_signal,
             cgroup: self.plan.cgroup.clone(),
-            kind: Some(ContainerKind::from(&self.plan.payload)),
         }
     }
 }

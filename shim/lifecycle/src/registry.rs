@@ -105,6 +105,13 @@ impl<M: Clone> NameRegistry<M> {
         }
     }
 
+    /// The names that are claimed, also of pods that are still being created, with their ids.
+    pub fn names(&self) -> Vec<(PodName, PodId)> {
+        let tables = self.lock();
+        let names = tables.names.iter();
+        names.map(|(name, id)| (name.clone(), id.clone())).collect()
+    }
+
     /// The mailbox of a pod's driver.
     pub fn pod(&self, id: &PodId) -> Option<M> {
         let tables = self.lock();

@@ -92,7 +92,6 @@ pub fn container_view(
         image_volumes: Vec::new(),
         stop_signal: libc::SIGTERM,
         cgroup: String::new(),
-        kind: None,
     }
 }
 

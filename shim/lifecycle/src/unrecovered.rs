@@ -13,6 +13,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use coracle_spec::id::PodId;
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -21,7 +22,7 @@ use tokio::task::JoinHandle;
 use super::clock;
 use super::disk::{Known, ids_in};
 use super::driver::unreadable::{FIRST_PAUSE, LONGEST_PAUSE};
-use super::driver::{Driver, Mailbox, Message, Request, Shared};
+use super::driver::{Driver, Inspection, Mailbox, Message, Request, Shared};
 use super::error::{Error, Kind};
 use super::recover::pod::{Outcome, recover_pod};
 use super::registry::Claim;
@@ -222,8 +223,23 @@ impl UnrecoveredPod {
             }
             Request::Create(_, reply) => drop(reply.send(Err(self.refusal()))),
             Request::Enter(_, _, reply) => drop(reply.send(Err(self.refusal()))),
+            Request::Inspect(reply) => drop(reply.send(Ok(self.inspect()))),
         }
         false
+    }
+
+    fn inspect(&self) -> Inspection {
+        let name = self.known.record.as_ref().map(|record| &record.config.name);
+        Inspection {
+            pod: name.map_or_else(Default::default, |name| {
+                (name.namespace.clone(), name.name.clone())
+            }),
+            phase: "not recovered",
+            since: Duration::ZERO,
+            waits: vec![format!("its recovery is tried again ({})", self.why)],
+            keeper_pid: None,
+            keeper_answers: false,
+        }
     }
 
     fn refusal(&self) -> Error {

@@ -114,8 +114,6 @@ pub struct ContainerView {
     pub stop_signal: i32,
     /// Its cgroup.
     pub cgroup: String,
-    /// What runs it; `None` when its record cannot be used.
-    pub kind: Option<ContainerKind>,
 }
 
 /// What happened to a container or a sandbox. Source: cri-api `ContainerEventType`.
@@ -153,6 +151,7 @@ pub const EVENT_QUEUE: usize = 1024;
 struct Tables {
     pods: BTreeMap<PodId, Arc<PodView>>,
     containers: BTreeMap<ContainerId, Arc<ContainerView>>,
+    kinds: BTreeMap<ContainerId, ContainerKind>,
 }
 
 /// The published snapshots of everything that exists.
@@ -234,6 +233,16 @@ impl StateCache {
             .insert(view.id.clone(), Arc::new(view));
     }
 
+    /// Publishes which kind of container it is, which CRI does not show.
+    pub fn show_kind(&self, id: &ContainerId, kind: ContainerKind) {
+        self.write().kinds.insert(id.clone(), kind);
+    }
+
+    /// The kind of a container; `None` when its record cannot be used.
+    pub fn kind(&self, id: &ContainerId) -> Option<ContainerKind> {
+        self.read().kinds.get(id).copied()
+    }
+
     /// Removes the sandbox; returns its last snapshot.
     pub fn hide_pod(&self, id: &PodId) -> Option<Arc<PodView>> {
         self.write().pods.remove(id)
@@ -241,7 +250,9 @@ impl StateCache {
 
     /// Removes the container; returns its last snapshot.
     pub fn hide_container(&self, id: &ContainerId) -> Option<Arc<ContainerView>> {
-        self.write().containers.remove(id)
+        let mut tables = self.write();
+        tables.kinds.remove(id);
+        tables.containers.remove(id)
     }
 
     /// A stream of all events from now on; a slow reader loses the oldest ones and gets an error that says how many.

@@ -105,12 +105,12 @@ impl Daemon {
         let mut sandboxes: BTreeMap<[&str; 2], u64> = BTreeMap::new();
         for handler in Handler::ALL {
             for state in ["ready", "notready"] {
-                sandboxes.insert([state, handler_name(handler)], 0);
+                sandboxes.insert([state, handler.shown()], 0);
             }
         }
         for pod in self.pods.pods() {
             let state = if pod.ready { "ready" } else { "notready" };
-            let labels = [state, handler_name(pod.config.handler)];
+            let labels = [state, pod.config.handler.shown()];
             *sandboxes.entry(labels).or_default() += 1;
         }
         write_counts(&SANDBOXES, &sandboxes, text);
@@ -121,19 +121,12 @@ impl Daemon {
             }
         }
         for container in self.pods.containers() {
-            let kind = container.kind.map_or("unknown", ContainerKind::name);
+            let kind = self.pods.container_kind(&container.id);
+            let kind = kind.map_or("unknown", ContainerKind::name);
             let labels = [state_name(container.state), kind];
             *containers.entry(labels).or_default() += 1;
         }
         write_counts(&CONTAINERS, &containers, text);
-    }
-}
-
-/// The default handler has an empty name and is the same as `coracle`.
-fn handler_name(handler: Handler) -> &'static str {
-    match handler {
-        Handler::Default => Handler::Coracle.as_str(),
-        named => named.as_str(),
     }
 }
 

@@ -15,7 +15,7 @@ use crate::record::{ContainerRecord, Plan};
 use crate::state::{ContainerPhase, Ended, Event, ProcessFact, Refused, Run, step};
 use crate::store::Slot;
 use crate::unreadable::container_view;
-use crate::view::EventKind;
+use crate::view::{ContainerKind, EventKind};
 
 /// How long a keeper may take to report an exit that the kernel has already reported.
 const KEEPER_EXIT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -294,8 +294,9 @@ impl Driver {
             tracing::error!(container = container.config.name.name, %id, error = error.chain(), "a container's record was not saved");
         }
         let kind = event_kind(&before, &container.phase);
-        if container.phase != before {
-            container.report(&before);
+        let has_changed = container.phase != before;
+        if has_changed {
+            self.report_container(id, &before);
         }
         self.show(id);
         if let Some(kind) = kind {
@@ -329,6 +330,10 @@ impl Driver {
             }
             (None, _) => return,
         };
+        if let Some(plan) = &container.plan {
+            let kind = ContainerKind::from(&plan.payload);
+            self.shared.cache.show_kind(id, kind);
+        }
         self.shared.cache.show_container(view);
     }
 

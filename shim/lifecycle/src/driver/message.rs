@@ -12,6 +12,7 @@ use coracle_spec::id::ContainerId;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::sync::oneshot;
 
+use super::inspect::Inspection;
 use super::update::Changed;
 use crate::config::{ContainerConfig, Resources, SandboxConfig};
 use crate::error::Error;
@@ -67,6 +68,8 @@ pub enum Request {
     Enter(ContainerId, Purpose, Reply<Box<StartRequest>>),
     /// UpdateContainerResources.
     Update(ContainerId, Resources, Reply<()>),
+    /// What its driver does, for an operator.
+    Inspect(Reply<Inspection>),
 }
 
 /// Why somebody needs access to a running container.

@@ -10,7 +10,10 @@ use coracle_spec::id::ContainerId;
 use tracing::{Span, error_span, info};
 
 use super::{Container, Driver};
+use crate::clock;
 use crate::counters;
+use crate::error::Error;
+use crate::history::HistoryEntry;
 use crate::state::{ContainerPhase, Ended, PodPhase};
 use crate::view::ContainerKind;
 
@@ -34,66 +37,140 @@ impl Driver {
         let took = self.since.elapsed();
         self.since = Instant::now();
         let took_ms = ms(took);
-        match (before, &self.record.phase) {
+        let what = match (before, &self.record.phase) {
             (PodPhase::Starting, PodPhase::Ready(_)) => {
                 let handler = self.record.config.handler;
                 counters::sandbox_ready(handler, took);
-                info!(handler = handler.as_str(), took_ms, "sandbox ready");
+                info!(handler = handler.shown(), took_ms, "sandbox ready");
+                "ready".to_owned()
+            }
+            (PodPhase::Starting, PodPhase::Removing) => {
+                let failure = self.failure.as_ref().map_or(String::new(), Error::chain);
+                return self.remember(None, format!("was not created: {failure}"), took, true);
             }
             (PodPhase::Stopping(..), PodPhase::NotReady | PodPhase::Removing) => {
                 info!(took_ms, "sandbox stopped");
+                "stopped".to_owned()
             }
-            _ => {}
-        }
+            (_, PodPhase::Gone) if self.failure.is_none() => "gone".to_owned(),
+            _ => return,
+        };
+        self.remember(None, what, took, false);
+    }
+
+    /// Reports that a container is in another phase than `before`.
+    pub(super) fn report_container(&mut self, id: &ContainerId, before: &ContainerPhase) {
+        let Some(container) = self.containers.get_mut(id) else {
+            return;
+        };
+        let Some(happened) = container.report(before) else {
+            return;
+        };
+        let container = Some((container.config.name.name.clone(), id.to_string()));
+        self.remember(container, happened.what, happened.took, happened.failed);
+    }
+
+    /// Adds to what operators can ask for.
+    fn remember(
+        &self,
+        container: Option<(String, String)>,
+        what: String,
+        took: Duration,
+        failed: bool,
+    ) {
+        let name = &self.record.config.name;
+        self.shared.history.add(HistoryEntry {
+            at: clock::wall(),
+            pod: (name.namespace.clone(), name.name.clone()),
+            sandbox: self.record.id.to_string(),
+            container,
+            what,
+            took,
+            failed,
+        });
     }
 }
 
+/// What happened to a container.
+struct Happened {
+    what: String,
+    took: Duration,
+    failed: bool,
+}
+
 impl Container {
-    /// Reports that the container is in another phase than `before`.
-    pub(super) fn report(&mut self, before: &ContainerPhase) {
+    /// Counts and logs that the container is in another phase than `before`; what to remember of it.
+    fn report(&mut self, before: &ContainerPhase) -> Option<Happened> {
         use ContainerPhase::{
             Created, Creating, Exited, Gone, Removing, Running, Starting, Stopping,
         };
         let took = self.since.elapsed();
         self.since = Instant::now();
-        let Some(plan) = &self.plan else { return };
-        let kind = ContainerKind::from(&plan.payload);
-        let (container, id, took_ms) = (self.config.name.name.as_str(), &self.id, ms(took));
+        let done = |what: &str| {
+            let what = what.to_owned();
+            Some(Happened {
+                what,
+                took,
+                failed: false,
+            })
+        };
+        let (name, id, took_ms) = (self.config.name.name.as_str(), &self.id, ms(took));
+        if let (Creating(_), Removing(_), Some(failure)) = (before, &self.phase, &self.failure) {
+            let what = format!("was not created: {}", failure.chain());
+            return Some(Happened {
+                what,
+                took,
+                failed: true,
+            });
+        }
+        let kind = ContainerKind::from(&self.plan.as_ref()?.payload);
         match (before, &self.phase) {
             (Creating(_), Created) => {
                 counters::container_created(kind, took);
                 let image = self.config.user_specified_image.as_str();
-                info!(container, %id, kind = kind.name(), image, took_ms, "container created");
+                info!(container = name, %id, kind = kind.name(), image, took_ms, "container created");
+                done("created")
             }
             (Starting(_), Running(_)) => {
                 counters::container_started(kind, took);
-                info!(container, %id, took_ms, "container started");
+                info!(container = name, %id, took_ms, "container started");
+                done("started")
             }
-            (Running(_), Stopping(..)) => info!(container, %id, "container is being stopped"),
+            (Running(_), Stopping(..)) => {
+                info!(container = name, %id, "container is being stopped");
+                done("is being stopped")
+            }
             (Starting(_) | Running(_) | Stopping(..), Exited(end) | Removing(Some(end))) => {
-                exited(self, kind, end);
+                Some(exited(self, kind, end))
             }
-            (Exited(_) | Created, Removing(_)) => {}
             (Removing(_), Gone) if self.failure.is_none() => {
-                info!(container, %id, took_ms, "container removed");
+                info!(container = name, %id, took_ms, "container removed");
+                done("removed")
             }
-            _ => {}
+            _ => None,
         }
     }
 }
 
-fn exited(container: &Container, kind: ContainerKind, end: &Ended) {
+fn exited(container: &Container, kind: ContainerKind, end: &Ended) -> Happened {
     let reason = end.reason.name();
     counters::container_exited(kind, reason);
     let ran = end.finished_at.saturating_sub(end.started_at);
     // A container that never ran has no start.
-    let ran_ms = if end.started_at > 0 {
-        ran / 1_000_000
-    } else {
-        0
-    };
-    let (name, id) = (container.config.name.name.as_str(), &container.id);
+    let ran = if end.started_at > 0 { ran } else { 0 };
+    let ran = Duration::from_nanos(u64::try_from(ran).unwrap_or(0));
+    let (name, id, ran_ms) = (container.config.name.name.as_str(), &container.id, ms(ran));
     info!(container = name, %id, exit_code = end.code, reason, ran_ms, "container exited");
+    let mut what = format!("exited {} ({reason})", end.code);
+    if !end.message.is_empty() {
+        what.push_str(": ");
+        what.push_str(&end.message);
+    }
+    Happened {
+        what,
+        took: ran,
+        failed: end.code != 0,
+    }
 }
 
 fn ms(took: Duration) -> u64 {

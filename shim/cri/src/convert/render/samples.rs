@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::super::{container_config, sandbox_config};
 use super::*;
 use crate::policy::tests::usual;
-use coracle_lifecycle::{ContainerKind, Grants};
+use coracle_lifecycle::Grants;
 
 /// A ready sandbox whose id is 64 times `digit`.
 pub(in crate::convert) fn pod(digit: char) -> PodView {
@@ -132,6 +132,5 @@ pub(in crate::convert) fn container(digit: char, pod: char) -> ContainerView {
         image_volumes: vec!["sha256:11".into()],
         stop_signal: libc::SIGTERM,
         cgroup: "/kubepods/x".into(),
-        kind: Some(ContainerKind::Linux),
     }
 }

@@ -1,0 +1,104 @@
+//! Containers as an operator lists them.
+//!
+//! Called by: [`super::server`] and `explain`. Calls: snapshots in memory, the usage of the containers that are listed.
+//! Must not know: the form in which it is printed.
+
+use std::sync::Arc;
+
+use coracle_lifecycle::{
+    ContainerKind, ContainerState, ContainerUsage, ContainerView, Error, PodView, Pods,
+};
+use coracle_proto::admin::v1 as admin;
+
+/// Containers by namespace, pod and age; with `all` also those that have ended, and sandboxes that are not ready.
+pub(crate) async fn list(pods: &Pods, all: bool) -> Result<Vec<admin::Container>, Error> {
+    let mut lines = Vec::new();
+    for pod in pods.pods() {
+        if !all && !pod.ready {
+            continue;
+        }
+        let mut containers = pods.containers_of(&pod.id);
+        if !all {
+            containers.retain(|view| view.state != ContainerState::Exited);
+        }
+        if containers.is_empty() {
+            lines.push(sandbox(&pod));
+        }
+        lines.extend(of(pods, &pod, containers).await?);
+    }
+    lines.sort_by(|a, b| {
+        let key =
+            |line: &admin::Container| (line.namespace.clone(), line.pod.clone(), line.created_at);
+        key(a).cmp(&key(b))
+    });
+    Ok(lines)
+}
+
+/// The containers of one pod, with what they use.
+pub(crate) async fn of(
+    pods: &Pods,
+    pod: &PodView,
+    containers: Vec<Arc<ContainerView>>,
+) -> Result<Vec<admin::Container>, Error> {
+    let measured = pods.container_usage(containers).await?;
+    Ok(measured
+        .iter()
+        .map(|usage| {
+            let kind = pods.container_kind(&usage.view.id);
+            container(pod, usage, kind)
+        })
+        .collect())
+}
+
+fn sandbox(pod: &PodView) -> admin::Container {
+    admin::Container {
+        namespace: pod.config.name.namespace.clone(),
+        pod: pod.config.name.name.clone(),
+        sandbox: pod.id.to_string(),
+        handler: pod.config.handler.shown().to_owned(),
+        state: if pod.ready { "ready" } else { "notready" }.to_owned(),
+        attempt: pod.config.name.attempt,
+        created_at: pod.created_at,
+        ..admin::Container::default()
+    }
+}
+
+fn container(
+    pod: &PodView,
+    measured: &ContainerUsage,
+    kind: Option<ContainerKind>,
+) -> admin::Container {
+    let view = &measured.view;
+    let usage = measured.usage.as_ref();
+    let images = [&view.config.user_specified_image, &view.config.image];
+    let image = images.into_iter().find(|image| !image.is_empty());
+    admin::Container {
+        name: view.config.name.name.clone(),
+        id: view.id.to_string(),
+        kind: kind.map_or("", ContainerKind::name).to_owned(),
+        state: state_name(view.state).to_owned(),
+        attempt: view.config.name.attempt,
+        created_at: view.created_at,
+        started_at: view.started_at,
+        finished_at: view.finished_at,
+        exit_code: view.exit_code,
+        reason: view.reason.clone(),
+        message: view.message.clone(),
+        image: image.cloned().unwrap_or_default(),
+        memory_bytes: usage.map_or(0, |usage| usage.stats.working_set_bytes()),
+        nano_cores: usage.and_then(|usage| usage.nano_cores).unwrap_or(0),
+        log_path: view.log_path.clone(),
+        cgroup: view.cgroup.clone(),
+        ..sandbox(pod)
+    }
+}
+
+/// The name of a state.
+pub(crate) fn state_name(state: ContainerState) -> &'static str {
+    match state {
+        ContainerState::Created => "created",
+        ContainerState::Running => "running",
+        ContainerState::Exited => "exited",
+        ContainerState::Unknown => "unknown",
+    }
+}

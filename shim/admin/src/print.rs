@@ -1,0 +1,338 @@
+//! Prints replies for people: tables that fit a terminal, ages, sizes.
+//!
+//! Called by: [`super::client`]. Invariants: control characters of what a pod wrote never reach the terminal; a table is cut
+//! only on a terminal, and there at its widest columns.
+//! Must not know: where replies come from.
+
+use std::fmt::Write as _;
+
+use coracle_proto::admin::v1 as admin;
+
+/// Columns between two cells.
+const GAP: usize = 2;
+/// The narrowest that a column is cut to.
+const NARROWEST: usize = 12;
+const SECOND: i64 = 1_000_000_000;
+
+/// `text` without control characters.
+pub(crate) fn plain(text: &str) -> String {
+    let shown = |c: char| if c.is_control() { '?' } else { c };
+    text.chars().map(shown).collect()
+}
+
+/// A table whose first row has the heads; at most `width` wide, if there is a width.
+pub(crate) fn table(rows: &[Vec<String>], width: Option<usize>) -> String {
+    let columns = rows.first().map_or(0, Vec::len);
+    let rows: Vec<Vec<String>> = rows
+        .iter()
+        .map(|row| row.iter().map(|cell| plain(cell)).collect())
+        .collect();
+    let widest = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(column));
+        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+    };
+    let mut widths: Vec<usize> = (0..columns).map(widest).collect();
+    if let Some(width) = width {
+        shrink(&mut widths, width);
+    }
+    let mut text = String::new();
+    for row in &rows {
+        let mut line = String::new();
+        for (cell, width) in row.iter().zip(&widths) {
+            let cell = cut(cell, *width);
+            let _ = write!(line, "{cell:<width$}{:GAP$}", "");
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+/// Makes the widest columns narrower until all fit.
+fn shrink(widths: &mut [usize], width: usize) {
+    let total = |widths: &[usize]| widths.iter().sum::<usize>() + GAP * widths.len();
+    while total(widths) > width + GAP {
+        let Some(widest) = widths.iter_mut().max() else {
+            return;
+        };
+        if *widest <= NARROWEST {
+            return;
+        }
+        *widest -= 1;
+    }
+}
+
+fn cut(cell: &str, width: usize) -> String {
+    if cell.chars().count() <= width {
+        return cell.to_owned();
+    }
+    let kept: String = cell.chars().take(width.saturating_sub(1)).collect();
+    kept + "…"
+}
+
+/// How long ago `at` was, or how long it took: `5s`, `12m`, `3h`, `4d`.
+pub(crate) fn age(nanoseconds: i64) -> String {
+    match nanoseconds.max(0) / SECOND {
+        seconds @ 0..120 => format!("{seconds}s"),
+        seconds @ 120..7200 => format!("{}m", seconds / 60),
+        seconds @ 7200..172_800 => format!("{}h", seconds / 3600),
+        seconds => format!("{}d", seconds / 86_400),
+    }
+}
+
+/// Bytes with a binary unit.
+pub(crate) fn size(bytes: u64) -> String {
+    match bytes {
+        0..1_048_576 => format!("{} KiB", bytes >> 10),
+        1_048_576..10_737_418_240 => format!("{} MiB", bytes >> 20),
+        _ => format!("{} GiB", bytes >> 30),
+    }
+}
+
+/// The text of `coracle status`.
+pub(crate) fn status(status: &admin::StatusReply) -> String {
+    let mut text = String::new();
+    let verdict = match (status.ready, status.problems.as_slice()) {
+        (true, []) => "ready".to_owned(),
+        (true, [first, ..]) => format!("ready, but {}", plain(first)),
+        (false, [first, ..]) => format!("not ready: {}", plain(first)),
+        (false, []) => "not ready".to_owned(),
+    };
+    let _ = writeln!(text, "{verdict}");
+    for problem in status.problems.iter().skip(1) {
+        let _ = writeln!(text, "also: {}", plain(problem));
+    }
+    let uptime = age(i64::try_from(status.uptime_s)
+        .unwrap_or(0)
+        .saturating_mul(SECOND));
+    let metrics = match status.metrics_address.as_str() {
+        "" => "off".to_owned(),
+        address => format!("http://{address}/metrics"),
+    };
+    let lines = [
+        (
+            "daemon",
+            format!(
+                "coracle {}, wasmtime {}, pid {}, up {uptime}, {} resident",
+                status.version,
+                status.wasmtime,
+                status.pid,
+                size(status.resident_bytes)
+            ),
+        ),
+        ("sandboxes", counts(&status.sandboxes)),
+        ("containers", counts(&status.containers)),
+        (
+            "images",
+            format!(
+                "{}, {} on disk, {} free",
+                status.images,
+                size(status.store_bytes),
+                size(status.store_free_bytes)
+            ),
+        ),
+        ("network", status.network_mode.clone()),
+        (
+            "cgroups",
+            format!("v{}, {}", status.cgroup_version, status.cgroup_driver),
+        ),
+        ("socket", status.socket.clone()),
+        ("directories", format!("{}, {}", status.root, status.run)),
+        ("metrics", metrics),
+    ];
+    for (name, value) in lines {
+        let _ = writeln!(text, "{name:<12}{value}");
+    }
+    text
+}
+
+fn counts(counts: &[admin::Count]) -> String {
+    if counts.is_empty() {
+        return "none".to_owned();
+    }
+    let one = |count: &admin::Count| format!("{} {} ({})", count.count, count.state, count.kind);
+    counts.iter().map(one).collect::<Vec<_>>().join(", ")
+}
+
+/// The rows of `coracle ps`, heads first. `now` is in nanoseconds since 1970 UTC.
+pub(crate) fn containers(containers: &[admin::Container], now: i64) -> Vec<Vec<String>> {
+    let heads = [
+        "NAMESPACE/POD",
+        "CONTAINER",
+        "ID",
+        "KIND",
+        "STATE",
+        "AGE",
+        "MEMORY",
+        "CPU",
+        "IMAGE",
+    ];
+    let mut rows = vec![heads.map(str::to_owned).to_vec()];
+    for line in containers {
+        let id = if line.id.is_empty() {
+            &line.sandbox
+        } else {
+            &line.id
+        };
+        let runs = line.state == "running";
+        let state = match line.state.as_str() {
+            "exited" => format!("exited {} ({})", line.exit_code, line.reason),
+            other => other.to_owned(),
+        };
+        let since = [line.finished_at, line.started_at, line.created_at];
+        let since = since.into_iter().find(|at| *at > 0).unwrap_or(now);
+        rows.push(vec![
+            format!("{}/{}", line.namespace, line.pod),
+            if line.name.is_empty() {
+                "-".to_owned()
+            } else {
+                line.name.clone()
+            },
+            id.chars().take(13).collect(),
+            if line.kind.is_empty() {
+                "-".to_owned()
+            } else {
+                line.kind.clone()
+            },
+            state,
+            age(now - since),
+            if runs {
+                size(line.memory_bytes)
+            } else {
+                "-".to_owned()
+            },
+            if runs {
+                format!("{}m", line.nano_cores / 1_000_000)
+            } else {
+                "-".to_owned()
+            },
+            if line.image.is_empty() {
+                "-".to_owned()
+            } else {
+                line.image.clone()
+            },
+        ]);
+    }
+    rows
+}
+
+/// The text of `coracle why`.
+pub(crate) fn explained(pods: &[admin::Explained], now: i64, width: Option<usize>) -> String {
+    let mut text = String::new();
+    for (at, pod) in pods.iter().enumerate() {
+        if at > 0 {
+            text.push('\n');
+        }
+        let _ = writeln!(text, "{}", plain(&pod.answer));
+        let mut lines = vec![("sandbox", pod.sandbox.clone())];
+        if pod.created_at > 0 {
+            let keeper = match (pod.keeper_pid, pod.keeper_answers) {
+                (0, _) => "none".to_owned(),
+                (pid, true) => format!("pid {pid}"),
+                (pid, false) => format!("pid {pid}, does not answer"),
+            };
+            lines.extend([
+                ("created", format!("{} ago", age(now - pod.created_at))),
+                ("handler", pod.handler.clone()),
+                ("addresses", pod.ips.join(", ")),
+                ("keeper", keeper),
+                ("cgroup", pod.cgroup_parent.clone()),
+                ("logs", pod.log_directory.clone()),
+            ]);
+        }
+        for (name, value) in lines {
+            let _ = writeln!(text, "{name:<12}{}", plain(&value));
+        }
+        for container in &pod.containers {
+            let of = match container.state.as_str() {
+                "exited" => format!(
+                    "exited {} ({}) {} ago",
+                    container.exit_code,
+                    container.reason,
+                    age(now - container.finished_at)
+                ),
+                "running" => format!(
+                    "running for {}, {}",
+                    age(now - container.started_at),
+                    size(container.memory_bytes)
+                ),
+                other => other.to_owned(),
+            };
+            let _ = writeln!(
+                text,
+                "{:<12}{} {}, {of}",
+                "container",
+                plain(&container.name),
+                container.kind
+            );
+            for line in container.message.lines().take(20) {
+                let _ = writeln!(text, "{:<12}{}", "", plain(line));
+            }
+        }
+        if !pod.events.is_empty() {
+            text.push_str(&table(&events(&pod.events, now), width));
+        }
+    }
+    text
+}
+
+/// The rows of events, heads first.
+pub(crate) fn events(events: &[admin::Event], now: i64) -> Vec<Vec<String>> {
+    let heads = ["AGO", "NAMESPACE/POD", "CONTAINER", "WHAT", "TOOK"];
+    let mut rows = vec![heads.map(str::to_owned).to_vec()];
+    rows.extend(events.iter().map(|event| {
+        vec![
+            age(now - event.at),
+            format!("{}/{}", event.namespace, event.pod),
+            if event.container.is_empty() {
+                "-".to_owned()
+            } else {
+                event.container.clone()
+            },
+            event.what.clone(),
+            format!("{} ms", event.took_ms),
+        ]
+    }));
+    rows
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rows(cells: &[&[&str]]) -> Vec<Vec<String>> {
+        let row = |row: &&[&str]| row.iter().map(|cell| (*cell).to_owned()).collect();
+        cells.iter().map(row).collect()
+    }
+
+    #[test]
+    fn a_table_is_cut_only_where_there_is_a_width() {
+        let rows = rows(&[
+            &["A", "IMAGE"],
+            &["x", "registry.example/a/very/long/name:v1"],
+        ]);
+        let whole = table(&rows, None);
+        assert_eq!(whole, "A  IMAGE\nx  registry.example/a/very/long/name:v1\n");
+        let cut = table(&rows, Some(20));
+        assert!(cut.lines().all(|line| line.chars().count() <= 20), "{cut}");
+        assert!(cut.contains("registry.example…"), "{cut}");
+        // A terminal may be narrower than any table.
+        assert!(table(&rows, Some(3)).lines().count() == 2);
+    }
+
+    #[test]
+    fn what_a_pod_wrote_cannot_steer_the_terminal() {
+        let rows = rows(&[&["A"], &["\u{1b}[2Jx\ny"]]);
+        assert_eq!(table(&rows, None), "A\n?[2Jx?y\n");
+    }
+
+    #[test]
+    fn ages_and_sizes_are_short() {
+        let ages = [0, 59, 119, 120, 7199, 7200, 172_799, 172_800].map(|s| age(s * SECOND));
+        assert_eq!(ages, ["0s", "59s", "119s", "2m", "119m", "2h", "47h", "2d"]);
+        assert_eq!(
+            [0, 1 << 20, 20 << 30].map(size),
+            ["0 KiB", "1 MiB", "20 GiB"]
+        );
+    }
+}

@@ -1,0 +1,120 @@
+//! The state of the whole node in one reply.
+//!
+//! Called by: [`super::server`]. Calls: snapshots in memory; a look at the file system. Invariant: what keeps pods from
+//! running comes first, and makes the node not ready; what only deserves a look does not.
+//! Must not know: the form in which it is printed.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use coracle_lifecycle::ContainerKind;
+use coracle_proto::admin::v1 as admin;
+
+use super::listing::state_name;
+use super::server::Parts;
+
+/// Free space below which the node deserves a look, in bytes.
+const LITTLE_SPACE: u64 = 1 << 30;
+
+/// The reply; the daemon has run for `uptime`.
+pub(crate) async fn status(parts: &Parts, uptime: Duration) -> admin::StatusReply {
+    let facts = &parts.facts;
+    let network = parts.pods.network_problem().await;
+    let ready = network.is_none();
+    let mut problems: Vec<String> = network
+        .map(|why| format!("no network for new pods: {why}"))
+        .into_iter()
+        .collect();
+    let store = parts.images.fs_info();
+    let free = free_bytes(&store.mountpoint);
+    if free < LITTLE_SPACE {
+        let place = facts.root.display();
+        problems.push(format!("only {} MiB are free in {place}", free >> 20));
+    }
+    let quarantined = count_entries(&facts.root.join("quarantine"));
+    if quarantined > 0 {
+        let place = facts.root.join("quarantine");
+        let place = place.display();
+        problems.push(format!("{quarantined} damaged records lie in {place}"));
+    }
+    problems.extend(facts.warnings.iter().cloned());
+    let shown = |path: &Path| path.display().to_string();
+    admin::StatusReply {
+        ready,
+        problems,
+        version: facts.version.clone(),
+        wasmtime: facts.wasmtime.clone(),
+        pid: i32::try_from(std::process::id()).unwrap_or(0),
+        uptime_s: uptime.as_secs(),
+        root: shown(&facts.root),
+        run: shown(&facts.run),
+        socket: shown(&facts.socket),
+        metrics_address: facts.metrics_address.clone(),
+        cgroup_driver: facts.cgroup_driver.clone(),
+        cgroup_version: facts.cgroup_version,
+        network_mode: facts.network_mode.clone(),
+        sandboxes: sandboxes(parts),
+        containers: containers(parts),
+        images: u64::try_from(parts.images.list().len()).unwrap_or(u64::MAX),
+        store_bytes: store.used_bytes,
+        store_free_bytes: free,
+        resident_bytes: resident_bytes(),
+        quarantined,
+    }
+}
+
+fn sandboxes(parts: &Parts) -> Vec<admin::Count> {
+    let pods = parts.pods.pods();
+    counts(pods.iter().map(|pod| {
+        let state = if pod.ready { "ready" } else { "notready" };
+        (state, pod.config.handler.shown())
+    }))
+}
+
+fn containers(parts: &Parts) -> Vec<admin::Count> {
+    let containers = parts.pods.containers();
+    counts(containers.iter().map(|container| {
+        let kind = parts.pods.container_kind(&container.id);
+        let kind = kind.map_or("unknown", ContainerKind::name);
+        (state_name(container.state), kind)
+    }))
+}
+
+fn counts(all: impl Iterator<Item = (&'static str, &'static str)>) -> Vec<admin::Count> {
+    let mut counts: BTreeMap<(&str, &str), u64> = BTreeMap::new();
+    for labels in all {
+        *counts.entry(labels).or_default() += 1;
+    }
+    let count = |((state, kind), count): ((&str, &str), u64)| admin::Count {
+        state: state.to_owned(),
+        kind: kind.to_owned(),
+        count,
+    };
+    counts.into_iter().map(count).collect()
+}
+
+fn free_bytes(path: &Path) -> u64 {
+    let facts = rustix::fs::statvfs(path);
+    facts.map_or(u64::MAX, |facts| {
+        facts.f_bavail.saturating_mul(facts.f_frsize)
+    })
+}
+
+fn count_entries(directory: &Path) -> u64 {
+    let entries = std::fs::read_dir(directory);
+    entries.map_or(0, |entries| {
+        u64::try_from(entries.count()).unwrap_or(u64::MAX)
+    })
+}
+
+/// Source: proc(5), `/proc/PID/statm`: the second number is in pages.
+fn resident_bytes() -> u64 {
+    let text = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages = text
+        .split(' ')
+        .nth(1)
+        .and_then(|pages| pages.parse::<u64>().ok());
+    let page = u64::try_from(rustix::param::page_size()).unwrap_or(4096);
+    pages.unwrap_or(0) * page
+}
