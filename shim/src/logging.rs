@@ -1,17 +1,21 @@
 //! The daemon's own log on standard error: text, or one JSON object a line.
 //!
-//! Called by: `main`, once, before the daemon starts its first thread.
+//! Called by: `serve`, before the daemon starts its first thread, and by its reload.
 //! Invariants: the level comes from the configuration, never from the environment; every line has a time in UTC;
 //! colours only when standard error is a terminal.
 //! Must not know: logs of containers, which keepers write.
 
 use std::io::{self, IsTerminal};
+use std::sync::OnceLock;
 
 use coracle_config::{Log, LogFormat, LogLevel};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
-use tracing_subscriber::{Layer, fmt};
+use tracing_subscriber::{Layer, Registry, fmt, reload};
+
+/// Changes the filter of the log.
+static FILTER: OnceLock<reload::Handle<Targets, Registry>> = OnceLock::new();
 
 /// Starts logging. Errors: it was started before.
 pub fn init(log: &Log) -> Result<(), TryInitError> {
@@ -26,9 +30,21 @@ pub fn init(log: &Log) -> Result<(), TryInitError> {
             .with_writer(io::stderr)
             .boxed(),
     };
+    let (filter, handle) = reload::Layer::new(filter(log.level));
     tracing_subscriber::registry()
-        .with(lines.with_filter(filter(log.level)))
-        .try_init()
+        .with(lines.with_filter(filter))
+        .try_init()?;
+    // Nobody else sets it: `try_init` succeeds once.
+    let _ = FILTER.set(handle);
+    Ok(())
+}
+
+/// Logs from `level` on from now on. Without [`init`] nothing happens.
+pub fn set_level(level: LogLevel) {
+    let Some(handle) = FILTER.get() else { return };
+    if let Err(error) = handle.reload(filter(level)) {
+        tracing::error!(%error, "the level of the log was not changed");
+    }
 }
 
 /// Our own lines from `level` on. Libraries from `warn` on, except at the lowest level: operators do not need the

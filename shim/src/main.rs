@@ -19,6 +19,8 @@ mod host_config;
 mod logging;
 mod memory;
 mod metrics;
+mod notify;
+mod reload;
 #[cfg(test)]
 mod scratch;
 mod serve;
@@ -97,7 +99,7 @@ type Outcome = Result<u8, Box<dyn std::error::Error>>;
 
 fn command(command: Command) -> Outcome {
     match command {
-        Command::Serve(arguments) => serve::main(&arguments.config.load()?).map(|()| 0),
+        Command::Serve(arguments) => serve::main(&arguments.config).map(|()| 0),
         Command::Demo(arguments) => coracle_demo::main(arguments.keep).map(|()| 0),
         Command::Check(arguments) => {
             let report = check::examine(&arguments.config.load()?);

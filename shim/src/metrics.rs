@@ -28,6 +28,7 @@ pub async fn start(
         return Ok((containers, None));
     };
     let counted = coracle_cri::calls::all().into_iter();
+    let counted = counted.chain(crate::reload::metrics());
     let daemon = Daemon {
         build: Build {
             version: env!("CARGO_PKG_VERSION"),

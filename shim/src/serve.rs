@@ -26,9 +26,12 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::admin;
 use crate::claims::Claims;
+use crate::cli::ConfigArgs;
 use crate::host_config::host_config;
 use crate::logging;
 use crate::metrics;
+use crate::notify::{self, notify};
+use crate::reload;
 use crate::unpackers::Unpackers;
 
 /// Threads that answer RPCs; the daemon waits more than it computes.
@@ -47,7 +50,8 @@ const DRAIN: std::time::Duration = std::time::Duration::from_secs(5);
 /// Runs the daemon until SIGTERM or SIGINT.
 ///
 /// Errors: why it cannot start, with the name of the object; a running daemon ends only by a signal.
-pub fn main(config: &Config) -> Result<(), Box<dyn Error>> {
+pub fn main(arguments: &ConfigArgs) -> Result<(), Box<dyn Error>> {
+    let config = &arguments.load()?;
     logging::init(&config.log)?;
     if let Err(error) = crate::memory::execute_without_thread_caches() {
         tracing::warn!(%error, "the daemon runs with caches for each thread and needs more memory");
@@ -66,12 +70,13 @@ pub fn main(config: &Config) -> Result<(), Box<dyn Error>> {
         .thread_name("coracle")
         .enable_all()
         .build()?;
-    runtime.block_on(run(config))
+    runtime.block_on(run(config, arguments))
 }
 
-async fn run(config: &Config) -> Result<(), Box<dyn Error>> {
+async fn run(config: &Config, arguments: &ConfigArgs) -> Result<(), Box<dyn Error>> {
     let mut term = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let _reloading = reload::start(arguments)?;
     private_directory(&config.root)?;
     private_directory(&config.run)?;
     let claims = Claims::take(config)?;
@@ -103,6 +108,7 @@ async fn run(config: &Config) -> Result<(), Box<dyn Error>> {
             _ = interrupt.recv() => {}
         }
         tracing::info!("shutting down; pods keep running");
+        notify(notify::STOPPING);
     };
     let parts = cri::Parts {
         streaming,
@@ -113,6 +119,7 @@ async fn run(config: &Config) -> Result<(), Box<dyn Error>> {
         metrics,
         on_call: crate::memory::settle_soon,
     };
+    notify(notify::READY);
     cri::serve(socket, parts, Box::pin(terminated)).await?;
     pods.drain(DRAIN).await;
     pods.flush(DRAIN).await;

@@ -21,6 +21,7 @@ mod http;
 mod images;
 mod keys;
 mod metrics;
+mod settings;
 mod streaming;
 mod subnet;
 mod values;
@@ -38,6 +39,7 @@ pub use file::{CgroupDriver, Ipv6, LogFormat, LogLevel, NetworkMode};
 pub use handlers::{Handlers, Spawn};
 pub use helpers::Helpers;
 pub use metrics::Metrics;
+pub use settings::SettingsByKey;
 pub use streaming::Streaming;
 pub use subnet::{Family, Subnet};
 

@@ -5,6 +5,7 @@
 //! Must not know: what is counted.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -94,6 +95,38 @@ impl<const N: usize> Metric for Counters<N> {
         for (labels, value) in self.0.lock().iter() {
             text.sample(&self.0.family, labels, Value::Whole(*value));
         }
+    }
+}
+
+/// A gauge without labels that is set.
+#[derive(Debug)]
+pub struct Gauge {
+    family: Family,
+    value: AtomicU64,
+}
+
+impl Gauge {
+    /// 0.
+    #[must_use]
+    pub const fn new(family: Family) -> Self {
+        assert!(family.labels.is_empty());
+        Gauge {
+            family,
+            value: AtomicU64::new(0),
+        }
+    }
+
+    /// Sets it.
+    pub fn set(&self, value: u64) {
+        self.value.store(value, Ordering::Relaxed);
+    }
+}
+
+impl Metric for Gauge {
+    fn write(&self, text: &mut Text) {
+        text.family(&self.family);
+        let value = Value::Whole(self.value.load(Ordering::Relaxed));
+        text.sample(&self.family, &[], value);
     }
 }
 

@@ -39,6 +39,7 @@ mod preload;
 mod python;
 mod quickstart;
 mod recovery;
+mod reload;
 mod requests;
 mod site;
 mod sockets;
