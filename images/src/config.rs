@@ -17,6 +17,8 @@ pub struct ImagesConfig {
     pub plain_http: Vec<String>,
     /// Directory of `hosts.toml` files that name mirrors (see `docs/registries.md`); `None` for none.
     pub registry_config: Option<PathBuf>,
+    /// Credentials for pulls that bring none, as `docker login` writes them; `None` for none.
+    pub auth_file: Option<PathBuf>,
     /// Give up on a registry that has sent nothing for this long.
     pub pull_idle_timeout: Duration,
     /// Give up on a registry that sends a blob more slowly than this, taken over `pull_idle_timeout`; 0 for never.
@@ -38,6 +40,7 @@ impl ImagesConfig {
             root: root.into(),
             plain_http: Vec::new(),
             registry_config: None,
+            auth_file: None,
             pull_idle_timeout: Duration::from_secs(60),
             pull_min_bytes_per_s: 1024,
             pull_timeout: None,

@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 mod archive;
+mod auth_file;
 mod blobs;
 mod collect;
 mod config;

@@ -195,3 +195,62 @@ async fn an_identity_token_goes_to_the_realm_and_nowhere_else() {
             .all(|head| !head.contains("elsewhere") || !head.starts_with("POST /v2/elsewhere"))
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_nodes_credentials_serve_pulls_that_bring_none_and_are_read_each_time() {
+    let registry = ScriptedRegistry::start().await;
+    registry.serve_image("app", "v1", &Parts::artifact(MODULE));
+    let challenge = vec![("WWW-Authenticate", "Basic".to_owned())];
+    registry.on("/", Reply::Full(401, challenge, vec![]));
+    let scratch = Scratch::new();
+    let path = scratch.0.join("auth.json");
+    let mut config = ImagesConfig::new(&scratch.0);
+    config.auth_file = Some(path.clone());
+    let images = Images::open(config, std::sync::Arc::new(support::Unpackers))
+        .await
+        .unwrap();
+    let login = |password: &str| {
+        let text = json!({"auths": {&registry.host: {"username": "node", "password": password}}});
+        std::fs::write(&path, text.to_string()).unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+        std::fs::set_permissions(&path, mode).unwrap();
+    };
+    let reference = format!("{}/app:v1", registry.host);
+    let sent = || {
+        let heads = registry
+            .heads()
+            .into_iter()
+            .filter(|head| head.contains("manifests"));
+        let fields = heads.filter_map(|head| {
+            let head = head.to_ascii_lowercase();
+            Some(
+                head.split_once("authorization: basic ")?
+                    .1
+                    .lines()
+                    .next()?
+                    .to_owned(),
+            )
+        });
+        fields.collect::<Vec<_>>()
+    };
+    pull(&images, &reference).await.unwrap();
+    assert_eq!(sent(), [""; 0], "there is no file yet");
+    // `node:one`, `node:two` and `pod:own` in base64, in lower case.
+    for (password, expected) in [("one", "bm9kztpvbmu="), ("two", "bm9kztp0d28=")] {
+        registry.forget();
+        login(password);
+        pull(&images, &reference).await.unwrap();
+        assert_eq!(sent(), [expected]);
+    }
+    registry.forget();
+    let own = Credentials::Basic {
+        username: "pod".into(),
+        password: "own".into(),
+    };
+    let request = PullRequest {
+        auth: Some(own),
+        ..PullRequest::new(reference.as_str())
+    };
+    images.pull(request).await.unwrap();
+    assert_eq!(sent(), ["cg9kom93bg=="], "the kubelet's come first");
+}

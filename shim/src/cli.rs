@@ -40,11 +40,13 @@ pub enum Command {
         #[command(subcommand)]
         command: ConfigCommand,
     },
-    /// List, pull, remove, inspect and import the images of the running daemon
+    /// List, pull, remove, inspect, import and pack images
     Image(ImageArgs),
     /// The running daemon.
     #[command(flatten)]
     Admin(coracle_admin::client::Command),
+    /// Make an image of a WebAssembly module or component; the same as `image pack`
+    Pack(coracle_image_cli::PackArgs),
     /// Print the version
     Version {
         /// As one JSON object
@@ -153,6 +155,17 @@ pub struct ImageArgs {
     /// Which.
     #[command(subcommand)]
     pub command: coracle_image_cli::Command,
+}
+
+impl ImageArgs {
+    /// `coracle pack`.
+    pub fn pack(arguments: coracle_image_cli::PackArgs) -> Self {
+        Self {
+            config: None,
+            socket: None,
+            command: coracle_image_cli::Command::Pack(arguments),
+        }
+    }
 }
 
 /// `coracle config ...`.

@@ -27,6 +27,7 @@ mod serve;
 mod unpackers;
 
 use std::io::{self, Write as _};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser as _;
@@ -114,6 +115,7 @@ fn command(command: Command) -> Outcome {
         Command::Config { command } => configuration(command),
         Command::Image(arguments) => image(arguments),
         Command::Admin(command) => admin::main(command),
+        Command::Pack(arguments) => image(ImageArgs::pack(arguments)),
         Command::Version { json } => version(json),
         Command::Failpoints => {
             let mut out = io::stdout().lock();
@@ -131,6 +133,8 @@ fn command(command: Command) -> Outcome {
 fn image(arguments: ImageArgs) -> Outcome {
     let socket = match arguments.socket {
         Some(socket) => socket,
+        // Whoever packs needs no daemon, and may not even read its configuration.
+        None if matches!(arguments.command, coracle_image_cli::Command::Pack(_)) => PathBuf::new(),
         None => config::load(arguments.config.as_deref(), &config::Overrides::default())?.socket,
     };
     Ok(coracle_image_cli::main(arguments.command, &socket)?)

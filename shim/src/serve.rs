@@ -308,6 +308,7 @@ fn images_config(config: &Config) -> ImagesConfig {
     images.registry_config = Some(config.images.registry_config.clone());
     images.pull_idle_timeout = config.images.pull_idle_timeout;
     images.pull_min_bytes_per_s = config.images.pull_min_bytes_per_s;
+    images.auth_file.clone_from(&config.images.auth_file);
     images.pull_timeout = config.images.pull_timeout;
     images.limits.max_manifest_bytes = config.images.max_manifest_bytes;
     images.limits.max_layers = config.images.max_layers as u64;

@@ -10,6 +10,8 @@ use futures_util::future::FutureExt as _;
 use tokio::sync::Semaphore;
 
 use super::Pull;
+use crate::auth_file;
+use crate::blobs::blocking;
 use crate::error::Error;
 use crate::image::Image;
 use crate::reference::ImageRef;
@@ -34,6 +36,12 @@ impl Images {
             async move {
                 // The semaphore is never closed, so this cannot fail.
                 let _permit = PERMITS.acquire().await.ok();
+                let mut request = request;
+                if let (None, Some(path)) = (&request.auth, inner.config.auth_file.clone()) {
+                    let name = reference.clone();
+                    let read = move || auth_file::credentials(&path, &name);
+                    request.auth = blocking("reading credentials", read).await?;
+                }
                 let mut pull = Pull::new(inner, reference, &request)?;
                 let began = Instant::now();
                 let outcome = match pull_timeout {

@@ -232,6 +232,8 @@ pub struct ImagesFile {
     pub plain_http: Vec<String>,
     /// Directory of `hosts.toml` files, which name mirrors; may be absent.
     pub registry_config: PathBuf,
+    /// Credentials for pulls that bring none, as `docker login` writes them; empty for none.
+    pub auth_file: PathBuf,
     /// Directory of archives of images that are imported when the daemon starts; may be absent.
     pub preload_dir: PathBuf,
     /// Images that the kubelet never collects: references, or beginnings of references and `*`.
@@ -259,6 +261,7 @@ impl Default for ImagesFile {
         Self {
             plain_http: Vec::new(),
             registry_config: PathBuf::from(REGISTRY_CONFIG),
+            auth_file: PathBuf::new(),
             preload_dir: PathBuf::from(PRELOAD_DIR),
             pinned: Vec::new(),
             pull_idle_timeout_s: 60,

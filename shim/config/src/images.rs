@@ -2,12 +2,13 @@
 //!
 //! Called by: [`super::check`]. Pure. Must not know: which names registries accept.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::Images;
 use super::check::{KIB, MIB, TIB, directory, seconds};
 use super::file::ImagesFile;
-use super::values::{Invalid, invalid, within};
+use super::values::{Invalid, invalid, plain_absolute, within};
 
 /// Checks every value of the table.
 pub(super) fn check(file: &ImagesFile) -> Result<Images, Invalid> {
@@ -16,6 +17,7 @@ pub(super) fn check(file: &ImagesFile) -> Result<Images, Invalid> {
     Ok(Images {
         plain_http: file.plain_http.clone(),
         registry_config: directory("images.registry_config", &file.registry_config)?,
+        auth_file: auth_file(&file.auth_file)?,
         preload_dir: directory("images.preload_dir", &file.preload_dir)?,
         pinned: pinned(&file.pinned)?,
         pull_idle_timeout: seconds("images.pull_idle_timeout_s", file.pull_idle_timeout_s)?,
@@ -39,6 +41,19 @@ pub(super) fn check(file: &ImagesFile) -> Result<Images, Invalid> {
         )?,
         max_entries: within("images.max_entries", file.max_entries, 1..=100_000_000)?,
     })
+}
+
+fn auth_file(path: &Path) -> Result<Option<PathBuf>, Invalid> {
+    if path.as_os_str().is_empty() {
+        return Ok(None);
+    }
+    match plain_absolute(path) {
+        Some(path) => Ok(Some(path)),
+        None => invalid(
+            "images.auth_file",
+            format!("is {path:?}, must be an absolute path without `..`, or empty"),
+        ),
+    }
 }
 
 fn pull_timeout(seconds: u64) -> Result<Option<Duration>, Invalid> {

@@ -140,6 +140,8 @@ pub struct Images {
     pub plain_http: Vec<String>,
     /// Directory of `hosts.toml` files, which name mirrors. Absolute; may be absent.
     pub registry_config: PathBuf,
+    /// Credentials for pulls that bring none, as `docker login` writes them. Absolute; may be absent.
+    pub auth_file: Option<PathBuf>,
     /// Directory of archives of images that are imported when the daemon starts. Absolute; may be absent.
     pub preload_dir: PathBuf,
     /// Images that the kubelet never collects: references, or beginnings of references and `*`.

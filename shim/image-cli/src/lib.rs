@@ -1,14 +1,18 @@
-//! `coracle image`: the images of the running daemon, for people and scripts.
+//! `coracle image`: the images of the running daemon, for people and scripts; and `coracle image pack`, which makes some.
 //!
-//! Called by: the binary, with the CRI socket of the configuration. Everything goes through that socket: CRI where it has a
-//! call, else the daemon's own service for archives.
+//! Called by: the binary, with the CRI socket of the configuration. All but `pack` goes through that socket: CRI where it has
+//! a call, else the daemon's own service for archives.
 //! Invariants: results go to standard output, as text or as JSON, everything else to standard error; a closed pipe is no
 //! error; an archive is streamed, never held in memory.
 //! Must not know: the image store, configuration files.
 
 mod client;
 mod error;
+mod layout;
+mod module;
+mod pack;
 mod print;
+mod push;
 mod upload;
 
 use std::io::{self, Read as _};
@@ -20,7 +24,9 @@ use coracle_proto::runtime::v1 as cri;
 
 use client::Client;
 pub use error::Error;
+pub use pack::{Form, PackArgs};
 use print::Output;
+pub use push::RegistryArgs;
 
 /// How often a pull that takes long says so.
 const STILL_PULLING: Duration = Duration::from_secs(10);
@@ -40,6 +46,8 @@ pub enum Command {
     Inspect(InspectArgs),
     /// Import images from archives or OCI layouts
     Import(ImportArgs),
+    /// Make an image of a WebAssembly module or component, without a daemon
+    Pack(PackArgs),
 }
 
 /// Arguments of `ls`.
@@ -119,6 +127,7 @@ pub fn main(command: Command, socket: &Path) -> Result<u8, Error> {
             Command::Rm(args) => rm(client, args).await,
             Command::Inspect(args) => inspect(client, args).await,
             Command::Import(args) => import(client, args).await,
+            Command::Pack(args) => pack::run(args).await,
         }
     })
 }

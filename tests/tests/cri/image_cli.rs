@@ -5,12 +5,13 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
+use coracle_tests::client::container;
 use coracle_tests::daemon::{self, Daemon};
 use coracle_tests::guests;
 use coracle_tests::push::{Image, Packing, archive, file};
 use serde_json::Value;
 
-use crate::site::{daemon, images, tool};
+use crate::site::{Pod, daemon, images, tool};
 
 const NAME: &str = "registry.invalid/cli/app:v1";
 
@@ -180,5 +181,95 @@ async fn archives_are_imported_from_files_directories_and_a_pipe() {
     daemon.kill();
     assert!(fails(&run_with(&daemon, &["ls"], b"")).contains("coracle.sock"));
     daemon.restart().await.unwrap();
+    daemon.finish().await.unwrap();
+}
+
+/// Runs `coracle pack`, without a daemon.
+fn pack(args: &[&str]) -> Output {
+    let mut command = Command::new(daemon::binary().unwrap());
+    command.arg("pack").args(args).output().unwrap()
+}
+
+/// The digest that a pack has printed. Panics when it failed.
+fn packed(args: &[&str]) -> String {
+    let output = pack(args);
+    assert!(
+        output.status.success(),
+        "{args:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let text = String::from_utf8(output.stdout).unwrap();
+    text.trim().rsplit(' ').next().unwrap().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_module_is_packed_pushed_imported_and_run_without_docker() {
+    let daemon = daemon().await;
+    let dir = PathBuf::from(format!("/tmp/coracle-pack-{}", std::process::id()));
+    fs::create_dir_all(&dir).unwrap();
+    let path = |name: &str| dir.join(name).display().to_string();
+    fs::write(path("hello.wasm"), guests::wat("component-hello").unwrap()).unwrap();
+    fs::write(path("tool.wasm"), guests::tool().unwrap()).unwrap();
+    fs::write(path("text.wasm"), "(module)").unwrap();
+    let (hello, tool) = (path("hello.wasm"), path("tool.wasm"));
+    // By files: a directory and a tar of one content.
+    let local = "packed.invalid/hello:v1";
+    let digest = packed(&[&hello, "-t", local, "-o", &path("layout")]);
+    assert_eq!(
+        packed(&[&hello, "-t", local, "-o", &path("hello.tar")]),
+        digest
+    );
+    for source in ["layout", "hello.tar"] {
+        let imported = json(&daemon, &["import", &path(source), "--json"]);
+        let by_digest = format!("packed.invalid/hello@{digest}");
+        assert_eq!(imported[0]["repoDigests"], serde_json::json!([by_digest]));
+    }
+    // By a registry, in both forms.
+    let host = images().registry.host();
+    for form in ["artifact", "image"] {
+        let name = format!("{host}/packed/{form}:v1");
+        let digest = packed(&[&tool, "-t", &name, "--form", form, "--push"]);
+        run(&daemon, &["pull", &name]);
+        let image = daemon.cri().image(&name).await.unwrap().unwrap();
+        assert_eq!(
+            image.repo_digests,
+            [format!("{host}/packed/{form}@{digest}")]
+        );
+        let pod = Pod::run(&daemon, form).await;
+        let mut container = container("main", &name, &[]);
+        container.args = vec!["show".into()];
+        let (status, _) = pod.finish(&daemon, &container).await;
+        assert_eq!(status.exit_code, 0, "{form}");
+    }
+    let config = fs::read_dir(path("layout/blobs/sha256")).unwrap();
+    let texts = config.filter_map(|entry| fs::read_to_string(entry.unwrap().path()).ok());
+    let configs: Vec<Value> = texts
+        .filter_map(|text| serde_json::from_str(&text).ok())
+        .collect();
+    let component = configs
+        .iter()
+        .find_map(|config| config.get("component"))
+        .unwrap();
+    assert!(
+        component["exports"].to_string().contains("wasi:cli/run"),
+        "{component}"
+    );
+    let refused = fails(&pack(&[
+        &path("text.wasm"),
+        "-t",
+        local,
+        "-o",
+        &path("no.tar"),
+    ]));
+    assert!(
+        refused.contains("text.wasm") && !dir.join("no.tar").exists(),
+        "{refused}"
+    );
+    let gone = format!(
+        "127.0.0.1:{}/a:v1",
+        coracle_tests::registry::free_port().unwrap()
+    );
+    assert!(fails(&pack(&[&tool, "-t", &gone, "--push"])).contains(&gone));
+    fs::remove_dir_all(&dir).unwrap();
     daemon.finish().await.unwrap();
 }
