@@ -55,16 +55,23 @@ impl Pollable for Lookup {
     }
 }
 
-impl From<Failure> for ErrorCode {
-    fn from(failure: Failure) -> Self {
-        match failure {
-            Failure::Invalid => Self::InvalidArgument,
-            Failure::Denied => Self::AccessDenied,
-            Failure::Absent => Self::NameUnresolvable,
-            Failure::Unanswered => Self::TemporaryResolverFailure,
+/// Errors of a lookup as those of one WASI version, whose bindings are types of their own.
+macro_rules! from_failure {
+    ($code:ty) => {
+        impl From<Failure> for $code {
+            fn from(failure: Failure) -> Self {
+                match failure {
+                    Failure::Invalid => Self::InvalidArgument,
+                    Failure::Denied => Self::AccessDenied,
+                    Failure::Absent => Self::NameUnresolvable,
+                    Failure::Unanswered => Self::TemporaryResolverFailure,
+                }
+            }
         }
-    }
+    };
 }
+from_failure!(ErrorCode);
+from_failure!(p3::ip_name_lookup::ErrorCode);
 
 /// Replaces the lookups that `linker` has by ours. Errors: the engine refuses a definition.
 pub(crate) fn link(linker: &mut Linker<ComponentState>) -> wasmtime::Result<()> {
@@ -118,17 +125,6 @@ async fn resolve(store: &Accessor<ComponentState>, name: String) -> wasmtime::Re
     let found = guard.resolve(&name).await;
     let answer = found.map(|all| all.into_iter().map(Into::into).collect());
     Ok((answer.map_err(Into::into),))
-}
-
-impl From<Failure> for p3::ip_name_lookup::ErrorCode {
-    fn from(failure: Failure) -> Self {
-        match failure {
-            Failure::Invalid => Self::InvalidArgument,
-            Failure::Denied => Self::AccessDenied,
-            Failure::Absent => Self::NameUnresolvable,
-            Failure::Unanswered => Self::TemporaryResolverFailure,
-        }
-    }
 }
 
 type Started = Result<Resource<Lookup>, ErrorCode>;

@@ -168,19 +168,17 @@ async fn run_module(
     stop: OwnedFd,
     ready: impl FnOnce() -> Result<()>,
 ) -> Result<End> {
-    let Job {
-        warm,
-        spec,
-        wasm,
-        diagnostics,
-    } = job;
-    let pre = warm.modules.instantiate_pre(module).map_err(cannot_start)?;
+    let pre = job
+        .warm
+        .modules
+        .instantiate_pre(module)
+        .map_err(cannot_start)?;
     let mut store = Store::new(
-        &warm.engine,
-        ModuleState::new(spec, wasm).map_err(cannot_start)?,
+        &job.warm.engine,
+        ModuleState::new(job.spec, job.wasm).map_err(cannot_start)?,
     );
     store.limiter(|state| &mut state.limits);
-    let _ticking = arm(&mut store, diagnostics)?;
+    let _ticking = arm(&mut store, job.diagnostics)?;
     ready()?;
     let entry = async {
         let instance = pre.instantiate_async(&mut store).await?;
@@ -192,7 +190,7 @@ async fn run_module(
         memory: store.data().limits.refused_beyond(),
         egress: None,
     };
-    let dumped = dumped(diagnostics, &mut store, &result);
+    let dumped = dumped(job.diagnostics, &mut store, &result);
     Ok(judge(result, &refusals, dumped))
 }
 
@@ -202,30 +200,25 @@ async fn run_component(
     stop: OwnedFd,
     ready: impl FnOnce() -> Result<()>,
 ) -> Result<End> {
-    let Job {
-        warm,
-        spec,
-        wasm,
-        diagnostics,
-    } = job;
-    let pre = warm
+    let pre = job
+        .warm
         .components
         .instantiate_pre(component)
         .map_err(cannot_start)?;
-    let program = Program::new(pre, wasm.wasi_p3).map_err(cannot_start)?;
+    let program = Program::new(pre, job.wasm.wasi_p3).map_err(cannot_start)?;
     let mut store = Store::new(
-        &warm.engine,
-        ComponentState::new(spec, wasm).map_err(cannot_start)?,
+        &job.warm.engine,
+        ComponentState::new(job.spec, job.wasm).map_err(cannot_start)?,
     );
     store.limiter(|state| &mut state.limits);
-    let _ticking = arm(&mut store, diagnostics)?;
+    let _ticking = arm(&mut store, job.diagnostics)?;
     ready()?;
     let result = until_stopped(program.run(&mut store), stop.as_fd()).await;
     let refusals = Refusals {
         memory: store.data().limits.refused_beyond(),
         egress: store.data().guard.refused(),
     };
-    let dumped = dumped(diagnostics, &mut store, &result);
+    let dumped = dumped(job.diagnostics, &mut store, &result);
     Ok(judge(result, &refusals, dumped))
 }
 
