@@ -1,10 +1,10 @@
 //! Builds the jail of a container process.
 //!
-//! A container process calls it right after its fork, while it has one thread, in the host's mount namespace and as
+//! A container process calls it right after its fork, while it has one thread, in the node's mount namespace and as
 //! root. Each step is a function; each failure is fatal and names the step. The order for a Wasm container:
 //!
 //! ```text
-//! undumpable since the fork -> cgroups -> net/ipc/uts -> keyring -> mounts private -> root and volumes -> pivot
+//! undumpable since the fork -> cgroups -> net/ipc/uts -> keyring -> node's mounts left -> root and volumes -> pivot
 //!         -> rlimits -> identity -> capabilities -> no_new_privs -> Landlock -> seccomp
 //!                                                              (then a new thread loads the code)
 //! ```
@@ -35,7 +35,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use coracle_spec::ContainerSpec;
-use coracle_spec::error::{Context as _, Result};
+use coracle_spec::error::{Context as _, Error, Kind, Result};
 use coracle_spec::failpoint;
 use coracle_sys as sys;
 
@@ -58,17 +58,32 @@ pub struct PodNamespaces {
     pub shm: Option<OwnedFd>,
     /// A process whose pid namespace a Linux container joins; `None` if it has its own.
     pub pids: Option<OwnedFd>,
+    /// A mount namespace with an empty root, of which a container's own begins as a copy. An exec has none.
+    pub empty: Option<OwnedFd>,
+}
+
+impl PodNamespaces {
+    /// The empty mount namespace. Errors: there is none, which is a bug of the keeper.
+    pub fn empty(&self) -> Result<BorrowedFd<'_>> {
+        let own = self.empty.as_ref().map(AsFd::as_fd);
+        own.ok_or_else(|| {
+            Error::new(
+                Kind::Bug,
+                "a container came without an empty mount namespace",
+            )
+        })
+    }
 }
 
 /// Builds the jail of `spec` around the calling process, except Landlock and seccomp.
 ///
-/// The process was forked into new mount and pid namespaces. Errors: the first step that failed.
+/// The process was forked into a new pid namespace. Errors: the first step that failed.
 pub fn build(spec: &ContainerSpec, pod: &PodNamespaces) -> Result<()> {
     enter_cgroups(spec)?;
     set_oom_score(spec.oom_score_adj)?;
     failpoint::hit("guest.jail").during(|| "build the jail".into())?;
     join(pod)?;
-    within(spec, pod, |host| root::build(spec, host))
+    within(spec, pod, |host| root::build(spec, host, pod))
 }
 
 /// Enters the jail of `spec` that another process has built, by `join`, except Landlock and seccomp. The caller is in

@@ -1,12 +1,12 @@
 //! Builds the root of a Linux container: image, kernel filesystems, devices, volumes, masks.
 //!
-//! A container process calls it right after its fork, in two parts: [`prepare`] as host root in its own mount
-//! namespace, and [`finish`] in the same process or in one that it forked into the pod's user or pid namespace. Before
-//! that fork, [`Prepared::leave_node`] removes the node's mounts.
+//! A container process calls it right after its fork, in two parts: [`prepare`] as host root, which begins in the node's
+//! mount namespace and ends in one of its own, and [`finish`] in the same process or in one that it forked into the pod's
+//! user or pid namespace. Before that fork, [`Prepared::make_stage_root`] drops what is below the stage.
 //!
 //! ```text
-//! prepare: cgroups -> host paths opened -> mounts private -> overlay -> volumes as detached trees
-//! [leave_node: the stage becomes the root]
+//! prepare: cgroups -> host paths opened -> node left -> overlay -> volumes as detached trees
+//! [make_stage_root]
 //! finish:  net/ipc/uts/cgroup -> root attached -> /proc /dev /sys -> volumes -> masks -> read-only -> pivot
 //! ```
 //! Invariants: `prepare` opens every host path, once, by descriptor; `finish` resolves paths only below the new root;
@@ -27,12 +27,13 @@ use std::path::Path;
 use rustix::process::fchdir;
 
 use super::identity::HostIdentity;
-use super::root;
+use super::root::{self, Base};
 use super::stage::Stage;
-use super::{PodNamespaces, enter_cgroups, join, rootfs_path, set_oom_score, volume};
+use super::volume::{self, Source};
+use super::{PodNamespaces, enter_cgroups, join, rootfs_path, set_oom_score};
 use coracle_spec::error::{Context as _, Result};
 use coracle_spec::failpoint;
-use coracle_spec::{ContainerSpec, LinuxSpec, Mount, MountKind};
+use coracle_spec::{ContainerSpec, LinuxSpec, MountKind};
 use coracle_sys as sys;
 use coracle_sys::mounts::{self, Forbid};
 
@@ -55,30 +56,32 @@ pub fn prepare(spec: &ContainerSpec, linux: &LinuxSpec, pod: &PodNamespaces) -> 
     set_oom_score(spec.oom_score_adj)?;
     failpoint::hit("guest.jail").during(|| "build the jail".into())?;
     let host = host_identity(spec, pod)?;
-    let binds = open_binds(spec)?;
+    let sources = Source::open_all(spec, &host)?;
     let bound = dev::Bound::open(linux, pod)?;
-    mounts::make_all_private().during(|| "make mounts private".into())?;
-    let stage = Stage::over(&spec.staging)?;
+    let base = Base::open(spec, &host, Forbid::default())?;
+    let shown = shown(pod.user.is_some() && linux.userns)?;
+    let stage = Stage::apart_from_node(pod.empty()?)?;
+    for (name, tree) in shown {
+        stage.hold(name, &tree)?;
+    }
     if host.map.is_some() {
         // An overlay works with the ids of who made it, and host root is nobody on mapped layers. Entering the user
         // namespace resets both settings.
         root::create_files_as(host.root)?;
     }
-    let tree = root::base(spec, &host, &stage, Forbid::default())?;
+    let tree = base.mount(spec, &stage, Forbid::default())?;
     let options = volume::MountOptions {
         host: &host,
         forbid: Forbid::default(),
         label: linux.jail.mount_label.as_deref(),
     };
-    let mut volumes = Vec::with_capacity(binds.len());
-    for ((number, mount), bind) in spec.mounts.iter().enumerate().zip(binds) {
-        volumes.push(match bind {
-            Some(tree) => {
-                volume::restrict(&tree, mount, &host, Forbid::default(), false)?;
-                tree
-            }
-            None => volume::make(mount, number, &stage, &options)?,
-        });
+    let mut volumes = Vec::with_capacity(sources.len());
+    for ((number, mount), source) in spec.mounts.iter().enumerate().zip(sources) {
+        let tree = volume::make(mount, number, source, &stage, &options)?;
+        if mount.kind == MountKind::Bind {
+            volume::restrict(&tree, mount, &host, Forbid::default(), false)?;
+        }
+        volumes.push(tree);
     }
     Ok(Prepared {
         stage,
@@ -88,35 +91,29 @@ pub fn prepare(spec: &ContainerSpec, linux: &LinuxSpec, pod: &PodNamespaces) -> 
     })
 }
 
-/// For each mount of `spec` its host path, opened; `None` if it is not a bind mount.
-fn open_binds(spec: &ContainerSpec) -> Result<Vec<Option<OwnedFd>>> {
-    let open = |mount: &Mount| match mount.kind {
-        MountKind::Bind => volume::open_bind(mount).map(Some),
-        _ => Ok(None),
+/// The node's `/proc` and `/sys`, for the stage of a container in a user namespace: there the kernel mounts new ones only
+/// where others are visible already. None with `userns` unset.
+fn shown(userns: bool) -> Result<Vec<(&'static str, OwnedFd)>> {
+    let open = |name: &'static str| {
+        let path = Path::new("/").join(name);
+        // Without the mounts below it. If the runtime is itself in a user namespace, the kernel refuses to leave
+        // them out.
+        let tree = match mounts::clone_tree(&path, false) {
+            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => mounts::clone_tree(&path, true),
+            tree => tree,
+        };
+        let tree = tree.during(|| format!("show {} to a user namespace", path.display()))?;
+        Ok((name, tree))
     };
-    spec.mounts.iter().map(open).collect()
+    let names = ["proc", "sys"].into_iter().filter(|_| userns);
+    names.map(open).collect()
 }
 
 impl Prepared {
-    /// Makes the stage the root of this mount namespace: from here on this process and its children see the container's
-    /// layers and volumes and nothing of the node.
-    ///
-    /// With `userns` the stage shows the node's `/proc` and `/sys`, because inside a user namespace the kernel mounts
-    /// new ones only where others are visible already. Errors: the first mount that failed, by name.
-    pub fn leave_node(&self, userns: bool) -> Result<()> {
-        for name in ["proc", "sys"].iter().filter(|_| userns) {
-            let path = Path::new("/").join(name);
-            let what = || format!("show {} to a user namespace", path.display());
-            // Without the mounts below it. If the runtime is itself in a user namespace, the kernel refuses to leave
-            // them out.
-            let tree = match mounts::clone_tree(&path, false) {
-                Err(e) if e.raw_os_error() == Some(libc::EINVAL) => mounts::clone_tree(&path, true),
-                tree => tree,
-            };
-            let at = self.stage.new_mount_point(name)?;
-            mounts::attach(tree.during(what)?.as_fd(), at.as_fd()).during(what)?;
-        }
-        mounts::pivot_into_working_directory().during(|| "leave the node's mounts".into())
+    /// Makes the stage the root of this mount namespace, so that it is all that a process in the pod's user or pid
+    /// namespace begins with. Errors: the kernel refuses it.
+    pub fn make_stage_root(&self) -> Result<()> {
+        mounts::pivot_into_working_directory().during(|| "make the stage the root".into())
     }
 }
 

@@ -1,7 +1,8 @@
 //! A container's root: the image's layers, a writable layer on top, its volumes, and nothing of the host.
 //!
-//! Called by [`super::build`] in a new mount namespace. The tree is assembled in a private tmpfs over the staging
-//! directory, then becomes the root; the tmpfs and the host's mounts disappear with the old root.
+//! Called by [`super::build`] in the node's mount namespace. What comes from the node is opened there; then the process
+//! leaves it, assembles the tree in a private tmpfs of a namespace of its own ([`super::stage`]) and makes it the root; the
+//! tmpfs disappears with the old root.
 //! Invariants: paths inside the container are resolved with openat2(2) below its root and never leave it; every mount
 //! is nosuid, nodev, noexec and has the pod's id map; read-only mounts are read-only in the kernel.
 //! It must not know why something is mounted.
@@ -12,8 +13,9 @@ use std::path::Path;
 use rustix::process::fchdir;
 
 use super::identity::HostIdentity;
-use super::stage::{Stage, cannot_map};
-use super::{rootfs_path, volume};
+use super::stage::{self, Stage, cannot_map};
+use super::volume::{self, Source};
+use super::{PodNamespaces, rootfs_path};
 use coracle_spec::error::{Context as _, Result};
 use coracle_spec::{ContainerSpec, MountKind, Workload};
 use coracle_sys as sys;
@@ -39,11 +41,12 @@ pub fn idmapped_identity(spec: &ContainerSpec, mapped: HostIdentity) -> Result<H
 }
 
 /// Builds the root of `spec` and enters it. Errors: the first mount that failed, by name.
-pub fn build(spec: &ContainerSpec, host: &HostIdentity) -> Result<()> {
-    mounts::make_all_private().during(|| "make mounts private".into())?;
-    let stage = Stage::over(&spec.staging)?;
+pub fn build(spec: &ContainerSpec, host: &HostIdentity, pod: &PodNamespaces) -> Result<()> {
+    let base = Base::open(spec, host, JAILED)?;
+    let sources = Source::open_all(spec, host)?;
+    let stage = Stage::apart_from_node(pod.empty()?)?;
     create_files_as(host.root)?;
-    let tree = base(spec, host, &stage, JAILED)?;
+    let tree = base.mount(spec, &stage, JAILED)?;
     let target = stage.mount_point("root")?;
     mounts::attach(tree.as_fd(), target.as_fd()).during(|| "attach the root".into())?;
     let root = stage.mount_point("root")?;
@@ -52,8 +55,8 @@ pub fn build(spec: &ContainerSpec, host: &HostIdentity) -> Result<()> {
         forbid: JAILED,
         label: None,
     };
-    for (number, mount) in spec.mounts.iter().enumerate() {
-        let tree = volume::make(mount, number, &stage, &options)?;
+    for ((number, mount), source) in spec.mounts.iter().enumerate().zip(sources) {
+        let tree = volume::make(mount, number, source, &stage, &options)?;
         if mount.kind == MountKind::Bind {
             volume::restrict(&tree, mount, host, JAILED, true)?;
         }
@@ -79,41 +82,60 @@ pub(super) fn create_files_as(root: u32) -> Result<()> {
     sys::ids::set_filesystem_ids(root, root).during(|| format!("make files as host user {root}"))
 }
 
-/// The container's root before volumes: an overlay, or its own directory alone for an image without layers.
-pub(super) fn base(
-    spec: &ContainerSpec,
-    host: &HostIdentity,
-    stage: &Stage,
-    forbid: Forbid,
-) -> Result<OwnedFd> {
-    let own = spec.root.upper.parent().unwrap_or(Path::new("/"));
-    if spec.root.layers.is_empty() {
+/// What a container's root is made of before volumes, opened: its own directory and the image's layers, lowest first.
+pub(super) struct Base {
+    own: OwnedFd,
+    layers: Vec<OwnedFd>,
+}
+
+impl Base {
+    /// Opens it. For an image without layers `own` is the root itself, with the restrictions of `forbid`.
+    ///
+    /// Errors: a filesystem, by name, does not support id maps.
+    pub(super) fn open(spec: &ContainerSpec, host: &HostIdentity, forbid: Forbid) -> Result<Self> {
+        let own = spec.root.upper.parent().unwrap_or(Path::new("/"));
+        if !spec.root.layers.is_empty() {
+            return Ok(Self {
+                own: stage::open(own, Forbid::default(), host)?,
+                layers: stage::open_layers(&spec.root.layers, host)?,
+            });
+        }
         let what = || format!("mount {} as the root", spec.root.upper.display());
         let tree = mounts::clone_tree(&spec.root.upper, false).during(what)?;
-        mounts::set_attributes(
-            tree.as_fd(),
-            forbid,
-            host.map.as_ref().map(AsFd::as_fd),
-            false,
-        )
-        .map_err(|e| cannot_map(own, e))?;
-        return Ok(tree);
+        let map = host.map.as_ref().map(AsFd::as_fd);
+        mounts::set_attributes(tree.as_fd(), forbid, map, false).map_err(|e| cannot_map(own, e))?;
+        Ok(Self {
+            own: tree,
+            layers: Vec::new(),
+        })
     }
-    stage.hold("own", own, Forbid::default(), host)?;
-    let lower = stage.layers("l", &spec.root.layers, host)?;
-    let label = match &spec.workload {
-        Workload::Linux(linux) => linux.jail.mount_label.as_deref(),
-        Workload::Wasm(_) => None,
-    };
-    let base = |path: &Path| {
-        path.file_name()
-            .map(|n| format!("own/{}", n.to_string_lossy()))
-            .unwrap_or_default()
-    };
-    let own = (&*base(&spec.root.upper), &*base(&spec.root.work));
-    let tree = mounts::overlay(&lower, Some(own), label)
-        .during(|| format!("mount an overlay of {} layers", lower.len()))?;
-    mounts::set_attributes(tree.as_fd(), forbid, None, false)
-        .during(|| "restrict the overlay".into())?;
-    Ok(tree)
+
+    /// The root before volumes: an overlay, or its own directory alone for an image without layers.
+    pub(super) fn mount(
+        self,
+        spec: &ContainerSpec,
+        stage: &Stage,
+        forbid: Forbid,
+    ) -> Result<OwnedFd> {
+        if self.layers.is_empty() {
+            return Ok(self.own);
+        }
+        stage.hold("own", &self.own)?;
+        let lower = stage.layers("l", &self.layers)?;
+        let label = match &spec.workload {
+            Workload::Linux(linux) => linux.jail.mount_label.as_deref(),
+            Workload::Wasm(_) => None,
+        };
+        let base = |path: &Path| {
+            path.file_name()
+                .map(|n| format!("own/{}", n.to_string_lossy()))
+                .unwrap_or_default()
+        };
+        let own = (&*base(&spec.root.upper), &*base(&spec.root.work));
+        let tree = mounts::overlay(&lower, Some(own), label)
+            .during(|| format!("mount an overlay of {} layers", lower.len()))?;
+        mounts::set_attributes(tree.as_fd(), forbid, None, false)
+            .during(|| "restrict the overlay".into())?;
+        Ok(tree)
+    }
 }

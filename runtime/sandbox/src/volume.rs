@@ -9,9 +9,9 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use super::identity::HostIdentity;
 use super::rootfs_path;
-use super::stage::{Stage, cannot_map};
-use coracle_spec::error::{Context as _, Result};
-use coracle_spec::{Mount, MountKind, MountPropagation};
+use super::stage::{self, Stage, cannot_map};
+use coracle_spec::error::{Context as _, Error, Kind, Result};
+use coracle_spec::{ContainerSpec, Mount, MountKind, MountPropagation};
 use coracle_sys::mounts::{self, Forbid, Propagation};
 
 /// The restrictions of `mount`, besides those of the sandbox for all mounts.
@@ -24,11 +24,32 @@ fn forbidden(mount: &Mount, everywhere: Forbid) -> Forbid {
     }
 }
 
-/// Opens the host path of a bind mount, with everything mounted below it. Call it before mounts are made private, or
-/// mount propagation does not work.
-///
-/// Errors: the path no longer exists, or cannot be mounted.
-pub fn open_bind(mount: &Mount) -> Result<OwnedFd> {
+/// What a mount has from the node, opened while the node's mounts are in sight.
+pub enum Source {
+    /// The tree of a bind mount.
+    Bind(OwnedFd),
+    /// The layers of an image, lowest first.
+    Image(Vec<OwnedFd>),
+    /// Nothing.
+    None,
+}
+
+impl Source {
+    /// That of each mount of `spec`, in order.
+    ///
+    /// Errors: a path no longer exists or cannot be mounted; an image's filesystem does not support id maps.
+    pub fn open_all(spec: &ContainerSpec, host: &HostIdentity) -> Result<Vec<Self>> {
+        let open = |mount: &Mount| match &mount.kind {
+            MountKind::Bind => open_bind(mount).map(Self::Bind),
+            MountKind::Image { layers, .. } => stage::open_layers(layers, host).map(Self::Image),
+            MountKind::Tmpfs { .. } => Ok(Self::None),
+        };
+        spec.mounts.iter().map(open).collect()
+    }
+}
+
+/// Opens the host path of a bind mount, with everything mounted below it and its propagation.
+fn open_bind(mount: &Mount) -> Result<OwnedFd> {
     let what = || format!("mount {} at {}", mount.source.display(), mount.target);
     let tree = mounts::clone_with_propagation(&mount.source).during(what)?;
     let propagation = match mount.propagation {
@@ -81,20 +102,26 @@ pub struct MountOptions<'a> {
     pub label: Option<&'a str>,
 }
 
-/// Makes the tree of an image or tmpfs mount. `number` is its name in `stage`.
+/// Makes the tree of a mount from its `source`. `number` is its name in `stage`.
 ///
 /// Errors: the image cannot be mounted, or has no such sub path.
 pub fn make(
     mount: &Mount,
     number: usize,
+    source: Source,
     stage: &Stage,
     options: &MountOptions<'_>,
 ) -> Result<OwnedFd> {
     let (host, label) = (options.host, options.label);
     let what = || format!("make the mount at {}", mount.target);
     let forbid = forbidden(mount, options.forbid);
+    let layers = match source {
+        Source::Bind(tree) => return Ok(tree),
+        Source::Image(layers) => layers,
+        Source::None => Vec::new(),
+    };
     match &mount.kind {
-        MountKind::Bind => open_bind(mount),
+        MountKind::Bind => Err(Error::new(Kind::Bug, what())),
         MountKind::Tmpfs { bytes, mode } => {
             let (size, mode) = (bytes.to_string(), format!("{mode:o}"));
             let (uid, gid) = (host.root.to_string(), host.root.to_string());
@@ -105,8 +132,8 @@ pub fn make(
             settings.extend(label.map(|label| (c"context", Some(label))));
             mounts::filesystem(c"tmpfs", &settings, forbid).during(what)
         }
-        MountKind::Image { layers, sub_path } => {
-            let mut names = stage.layers(&format!("v{number}-"), layers, host)?;
+        MountKind::Image { sub_path, .. } => {
+            let mut names = stage.layers(&format!("v{number}-"), &layers)?;
             if names.len() == 1 && label.is_some() {
                 // A single layer has the labels on disk. An overlay has its own label, and needs at least two layers.
                 names.push(format!("v{number}-none"));

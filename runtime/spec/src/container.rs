@@ -50,7 +50,7 @@ pub struct ContainerSpec {
     pub oom_score_adj: i32,
     /// How the container process is created.
     pub spawn: Spawn,
-    /// A directory in the host's mount namespace on which the container process mounts its new root.
+    /// A directory of the node over which the keepers of earlier builds have a root built.
     pub staging: PathBuf,
 }
 

@@ -2,7 +2,8 @@
 //!
 //! Its descriptors, in this order: 0 to 2 standard streams, 3 report socket, 4 spec, then its payload's (Wasm:
 //! compiled code and two seccomp filters; Linux: a filter if it has one), then those of the pod that it needs (net,
-//! ipc, uts, the namespace with its id map; for Linux user namespace, shared memory and a process to share pids with).
+//! ipc, uts, the namespace with its id map; for Linux user namespace, shared memory; an empty mount namespace; a process to
+//! share pids with).
 //! Invariant: nothing but these descriptors crosses the fork, and the spec is read only after it.
 //! What the process does is in [`init`], [`wasm`] and [`idle`]; the steps of the jail are in coracle-sandbox.
 
@@ -63,12 +64,12 @@ pub(super) struct ForkedContainer {
 struct Layout {
     /// How many are the payload's own.
     payload: usize,
-    /// Which of the pod's are present: net, ipc, uts, ids, user, shm, pids.
-    pod: [bool; 7],
+    /// Which of the pod's are present: net, ipc, uts, ids, user, shm, empty, pids.
+    pod: [bool; 8],
 }
 
 impl Layout {
-    const LETTERS: [&str; 7] = ["n", "i", "u", "m", "U", "s", "p"];
+    const LETTERS: [&str; 8] = ["n", "i", "u", "m", "U", "s", "e", "p"];
 }
 
 /// The streams of a container process, and their other ends.
@@ -164,7 +165,7 @@ pub(super) fn fork(
             let (numbers, mut layout) = pod_descriptors(pod, payload, linux.is_some());
             table.extend(numbers);
             table.extend(pids);
-            layout.pod[6] = pids.is_some();
+            layout.pod[7] = pids.is_some();
             match sys::fork::keep_only(&table) {
                 Ok(()) => init::enter(&start.container, layout, Some(warm)),
                 Err(_) => sys::fork::leave(CANNOT_START),
@@ -189,6 +190,7 @@ fn pod_descriptors(pod: &PodNamespaces, payload: usize, linux: bool) -> (Vec<Raw
         (&pod.ids, wasm_only),
         (&pod.user, linux_only),
         (&pod.shm, linux_only),
+        (&pod.empty, true),
         (&pod.pids, linux_only),
     ];
     let given = all.map(|(fd, wanted)| fd.as_ref().filter(|_| wanted));

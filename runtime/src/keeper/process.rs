@@ -39,8 +39,6 @@ pub struct Inherited<'a> {
     pub lifeline: OwnedFd,
     /// Namespaces of the pod.
     pub pod: PodNamespaces,
-    /// A mount namespace with an empty root, for helper processes.
-    pub empty: OwnedFd,
     /// Engine and linkers, shared with the spawner.
     pub warm: &'a Warm,
     /// The engine's hash.
@@ -181,7 +179,7 @@ impl EventLoop<'_> {
         }
         // On a node without user namespaces, the container that needs the map reports the error.
         self.inherited.pod.ids =
-            identity::pod_id_map(self.inherited.config.range, self.inherited.empty.as_fd()).ok();
+            identity::pod_id_map(self.inherited.config.range, self.inherited.pod.empty()?).ok();
         Ok(())
     }
 

@@ -130,6 +130,7 @@ fn become_keeper(config: KeeperConfig, fds: Vec<OwnedFd>, parts: Parts<'_>) -> R
         ipc,
         uts,
         user,
+        empty: Some(empty),
         ..PodNamespaces::default()
     };
     sys::signals::reset();
@@ -141,7 +142,6 @@ fn become_keeper(config: KeeperConfig, fds: Vec<OwnedFd>, parts: Parts<'_>) -> R
         listener,
         lifeline,
         pod,
-        empty,
         warm: parts.warm,
         engine_hash: parts.engine_hash,
     })

@@ -1,20 +1,23 @@
-//! A mount namespace that holds one empty, read-only directory, for processes that need no files.
+//! A mount namespace that holds an empty, read-only directory to mount on and nothing else, for processes that need no
+//! files or mount their own.
 //!
 //! Created once by the daemon and once by the spawner. A process that holds a user namespace, or is the first of a
 //! shared pid namespace, enters it before it creates that namespace, so that no file of the node can be reached
-//! through the process.
+//! through the process. A container's own mount namespace begins as a copy of it.
 //! Invariant: entering an existing one costs the same with any number of mounts on the node.
 //! Not here: the processes in it.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{CWD, Mode, OFlags, open, openat};
+use rustix::fs::{CWD, Mode, OFlags, mkdirat, open, openat};
 use rustix::process::fchdir;
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 
 use super::mounts::{self, Forbid};
 
+/// The directory to mount on.
+pub const MOUNT_POINT: &str = "/mount-point";
 /// Stack of the thread that creates one, bytes.
 const STACK: usize = 128 * 1024;
 
@@ -59,7 +62,7 @@ pub fn enter_new() -> io::Result<()> {
     replace_root()
 }
 
-/// Makes an empty directory the root of the mount namespace the caller is in, which is its own already.
+/// Makes such a directory the root of the mount namespace the caller is in, which is its own already.
 ///
 /// Errors: the kernel refuses a mount.
 pub fn replace_root() -> io::Result<()> {
@@ -71,6 +74,7 @@ pub fn replace_root() -> io::Result<()> {
     let tree = mounts::tmpfs("4k")?;
     mounts::attach(tree.as_fd(), directory()?.as_fd())?;
     let root = directory()?;
+    mkdirat(&root, &MOUNT_POINT[1..], Mode::RWXU)?;
     let forbid = Forbid::PRIVILEGE.and_writes(true);
     mounts::set_attributes(root.as_fd(), forbid, None, false)?;
     fchdir(&root)?;
@@ -89,10 +93,11 @@ mod tests {
             // SAFETY: unsafe only for CLONE_FILES, which is not among the flags.
             unsafe { unshare_unsafe(UnshareFlags::FS) }.unwrap();
             enter(made.as_fd()).unwrap();
-            let names = std::fs::read_dir("/").unwrap().count();
-            (names, std::fs::write("/new", "").is_err())
+            let names = |path| std::fs::read_dir(path).unwrap().count();
+            let is_read_only = std::fs::write("/new", "").is_err();
+            (names("/"), names(MOUNT_POINT), is_read_only)
         });
-        assert_eq!(found.join().unwrap(), (0, true));
+        assert_eq!(found.join().unwrap(), (1, 0, true));
         assert!(std::path::Path::new("/proc/self").exists());
     }
 }

@@ -55,7 +55,16 @@ pub(in crate::keeper) fn fork(
             table.extend(ids.map(|fd| fd.as_raw_fd()));
             let layout = Layout {
                 payload: super::payload_fds(exec.linux.as_ref()),
-                pod: [false, false, false, ids.is_some(), false, false, false],
+                pod: [
+                    false,
+                    false,
+                    false,
+                    ids.is_some(),
+                    false,
+                    false,
+                    false,
+                    false,
+                ],
             };
             match sys::fork::keep_only(&table) {
                 Ok(()) => enter(&exec.container, layout, Some(warm)),

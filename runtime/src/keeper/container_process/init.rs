@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! Wasm:   spec -> jail -> what `wasm` does in it
-//! Linux:  spec -> prepare -> [leave the node's mounts, join user or shared pid namespace, fork] -> finish -> execute
+//! Linux:  spec -> prepare -> [join user or shared pid namespace, fork] -> finish -> execute
 //! ```
 //! Invariant: a Linux container's process is undumpable until its program replaces it.
 //! The steps of the jail are in coracle-sandbox.
@@ -143,7 +143,7 @@ fn linux_program(spec: &ContainerSpec, linux: &LinuxSpec, layout: Layout) -> Res
     if user.is_some() || pod.pids.is_some() {
         // Applied before the fork: the label survives it, and the open file belongs to this process.
         label.take().map_or(Ok(()), Label::apply)?;
-        prepared.leave_node(user.is_some())?;
+        prepared.make_stage_root()?;
         join_pod(&pod, user, linux)?;
     }
     rustix::process::setsid().during(|| "lead a session".into())?;
@@ -232,7 +232,7 @@ fn pod_namespaces(layout: Layout) -> PodNamespaces {
             sys::fork::adopt(next - 1)
         })
     };
-    let [net, ipc, uts, ids, user, shm, pids] = layout.pod.map(&mut namespace);
+    let [net, ipc, uts, ids, user, shm, empty, pids] = layout.pod.map(&mut namespace);
     PodNamespaces {
         net,
         ipc,
@@ -241,6 +241,7 @@ fn pod_namespaces(layout: Layout) -> PodNamespaces {
         user,
         shm,
         pids,
+        empty,
     }
 }
 

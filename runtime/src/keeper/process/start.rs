@@ -120,7 +120,7 @@ impl EventLoop<'_> {
             let pod = self.inherited.config.pod.as_str();
             let (user, empty) = (
                 self.inherited.pod.user.as_ref(),
-                self.inherited.empty.as_fd(),
+                self.inherited.pod.empty()?,
             );
             let pause = pid::share(pod, user, empty)
                 .during(|| "make the pod's shared pid namespace".into())?;
