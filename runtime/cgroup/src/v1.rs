@@ -1,7 +1,9 @@
 //! cgroup v1: one directory per hierarchy, the same path in each, plus the unified tree of a hybrid node.
 //! Called by this crate only. Invariant: a created cgroup is in every hierarchy that a
-//! container needs, and its cpuset is never empty (a process could not join it).
+//! container needs; its cpuset may be that of a parent ([`cpuset`]).
 //! Source: Documentation/admin-guide/cgroup-v1 of Linux.
+
+mod cpuset;
 
 use std::path::{Path, PathBuf};
 
@@ -73,14 +75,16 @@ impl V1 {
     }
 
     /// Like [`V1::dirs`], without the unified tree and without optional hierarchies in which this cgroup
-    /// was not created.
+    /// was not created; where it has no cpuset of its own, the one that it is in.
     pub(super) fn joinable_dirs(&self, path: &str) -> Vec<PathBuf> {
-        let dirs = self
-            .v1_mounts()
-            .map(|(mount, is_required)| (join(mount, path), is_required));
-        dirs.filter(|(dir, is_required)| *is_required || dir.is_dir())
-            .map(|(dir, _)| dir)
-            .collect()
+        let joinable = |hierarchy: &Hierarchy| {
+            let dir = join(&hierarchy.mount, path);
+            if hierarchy.controllers == ["cpuset"] {
+                return Some(cpuset::nearest(&hierarchy.mount, dir));
+            }
+            (is_required(hierarchy) || dir.is_dir()).then_some(dir)
+        };
+        self.hierarchies.iter().filter_map(joinable).collect()
     }
 
     /// Every mount point, and whether a container must be in that hierarchy.
@@ -90,13 +94,17 @@ impl V1 {
     }
 
     fn v1_mounts(&self) -> impl Iterator<Item = (&Path, bool)> {
-        let is_required = |hierarchy: &Hierarchy| {
-            let mut names = hierarchy.controllers.iter();
-            names.any(|name| REQUIRED.contains(&name.as_str()))
-        };
-        self.hierarchies
-            .iter()
-            .map(move |hierarchy| (hierarchy.mount.as_path(), is_required(hierarchy)))
+        let mounts = self.hierarchies.iter();
+        mounts.map(|hierarchy| (hierarchy.mount.as_path(), is_required(hierarchy)))
+    }
+
+    /// The mount points below which a container with `limits` gets a cgroup.
+    fn mounts_for(&self, limits: &Limits) -> impl Iterator<Item = (&Path, bool)> {
+        let mut spared = self.hierarchies.iter();
+        let spared = spared.find(|own| cpuset::is_spared(&own.controllers, limits));
+        let spared = spared.map(|own| own.mount.as_path());
+        self.mounts()
+            .filter(move |(mount, _)| Some(*mount) != spared)
     }
 
     /// Creates `path` in all hierarchies and sets `limits`; on failure removes what it created.
@@ -106,10 +114,10 @@ impl V1 {
         }
         let mut made = Vec::new();
         let done = self
-            .make(path, &mut made)
+            .make(path, limits, &mut made)
             .and_then(|()| self.fill_cpuset(path))
             .and_then(|()| {
-                let is_new = made.len() == self.mounts().count();
+                let is_new = made.len() == self.mounts_for(limits).count();
                 self.offer_hugepages(path, limits);
                 self.set(path, limits, is_new)
             });
@@ -122,8 +130,8 @@ impl V1 {
         done
     }
 
-    fn make(&self, path: &str, made: &mut Vec<PathBuf>) -> Result<(), Error> {
-        for (mount, is_required) in self.mounts() {
+    fn make(&self, path: &str, limits: &Limits, made: &mut Vec<PathBuf>) -> Result<(), Error> {
+        for (mount, is_required) in self.mounts_for(limits) {
             match files::make_dirs(mount, path) {
                 Ok(true) => made.push(join(mount, path)),
                 Ok(false) => {}
@@ -131,16 +139,6 @@ impl V1 {
                 Err(error) => return Err(error),
             }
         }
-        Ok(())
-    }
-
-    /// A new cpuset is empty; copies the nearest ancestor's CPUs and memory nodes down.
-    fn fill_cpuset(&self, path: &str) -> Result<(), Error> {
-        let dir = self.required_dir("cpuset", path)?;
-        // `required_dir` found the mount, so the fallback is never used.
-        let mount = self.mount("cpuset").unwrap_or(Path::new("/"));
-        filled(mount, &dir, "cpuset.cpus")?;
-        filled(mount, &dir, "cpuset.mems")?;
         Ok(())
     }
 
@@ -166,6 +164,7 @@ impl V1 {
                 why,
             });
         }
+        self.ensure_cpuset(path, limits)?;
         let mut change = Change::new(is_new);
         let done = self.write(path, limits, &mut change);
         change.end(done)
@@ -264,6 +263,12 @@ impl V1 {
     }
 }
 
+/// Whether a container must be in this hierarchy.
+fn is_required(hierarchy: &Hierarchy) -> bool {
+    let mut names = hierarchy.controllers.iter();
+    names.any(|name| REQUIRED.contains(&name.as_str()))
+}
+
 fn oom_kills_below(dir: &Path) -> Result<u64, Error> {
     let mut kills = files::read_keyed(&dir.join("memory.oom_control"), "oom_kill")?;
     for child in files::children(dir)? {
@@ -276,16 +281,4 @@ fn oom_kills_below(dir: &Path) -> Result<u64, Error> {
 fn is_absent_or_read_only(error: &Error) -> bool {
     let errno = error.raw_os_error();
     errno == Some(Errno::NOENT.raw_os_error()) || errno == Some(Errno::ROFS.raw_os_error())
-}
-
-/// The value of `file` in `dir`, taken from the nearest ancestor with one and written down the way.
-fn filled(mount: &Path, dir: &Path, file: &str) -> Result<String, Error> {
-    let own = files::read(&dir.join(file))?;
-    let parent = match dir.parent() {
-        Some(parent) if own.trim().is_empty() && dir != mount => parent,
-        _ => return Ok(own),
-    };
-    let value = filled(mount, parent, file)?;
-    files::write(&dir.join(file), value.trim_end())?;
-    Ok(value)
 }

@@ -95,6 +95,41 @@ fn a_refused_limit_takes_the_earlier_ones_back() {
 }
 
 #[test]
+fn a_container_has_a_cpuset_once_it_is_to_have_processors_of_its_own() {
+    let parent = Parent::new();
+    let cgroup = parent.create("pod/container", &Limits::default());
+    let Layout::V1(v1) = cgroup.layout() else {
+        return;
+    };
+    let own = v1.dir("cpuset", cgroup.path()).unwrap();
+    assert!(!own.exists() && !own.parent().unwrap().exists());
+    let mut shell = run_in(&cgroup, "sleep 1000 & sleep 1000");
+    wait_for("the workload", || cgroup.pids().unwrap().len() == 3);
+    let first = Limits {
+        cpuset_cpus: Some("0".into()),
+        ..Limits::default()
+    };
+    cgroup.set(&first).unwrap();
+    assert_eq!(v1_file(&cgroup, "cpuset", "cpuset.cpus"), "0");
+    for pid in cgroup.pids().unwrap() {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        assert!(status.contains("Cpus_allowed_list:\t0\n"), "{status}");
+    }
+    // What joins later is in it, too.
+    let mut second = run_in(&cgroup, "sleep 1000");
+    wait_for("another", || {
+        let listed = v1_file(&cgroup, "cpuset", "cgroup.procs");
+        listed.lines().any(|pid| pid == second.id().to_string())
+    });
+    cgroup.kill().unwrap();
+    for shell in [&mut shell, &mut second] {
+        shell.wait().unwrap();
+    }
+    cgroup.remove().unwrap();
+    assert!(!own.exists());
+}
+
+#[test]
 fn memory_below_usage_changes_nothing_and_cache_does_not_count() {
     let parent = Parent::new();
     let cgroup = parent.create("pod", &memory(256 << 20, Some(256 << 20)));
