@@ -192,6 +192,9 @@ impl Builtin {
                 .ok_or_else(|| Error::io("find the veth we made", name, Errno::NODEV))
         };
         let host_index = index(host, name)?;
+        if endpoint.v6.is_none() && self.kernel_has_v6 {
+            disable_v6(name)?;
+        }
         host.run(veth::configure_host(endpoint, host_index))?;
         if endpoint.v6.is_some() {
             forward_v6(name)?;
@@ -284,6 +287,13 @@ fn ignore_gone(done: Result<(), Error>) -> Result<(), Error> {
         Err(error) if error.raw_os_error() == Some(Errno::NODEV.raw_os_error()) => Ok(()),
         done => done,
     }
+}
+
+/// Takes IPv6 from `interface`, which is not up yet. With it the kernel has a multicast route for each interface, and walks
+/// the routes of all others whenever one comes up or goes.
+fn disable_v6(interface: &str) -> Result<(), Error> {
+    let switch = PathBuf::from(format!("/proc/sys/net/ipv6/conf/{interface}/disable_ipv6"));
+    fs::write(&switch, "1").map_err(|error| Error::file("write 1 to", &switch, error))
 }
 
 /// Lets the kernel forward IPv6 from `interface`. Before Linux 6.17 no interface has such a switch,

@@ -4,13 +4,13 @@
 //! Not here: interfaces other than `lo`, which sysctls are allowed.
 
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
-use rustix::fs::{Mode, OFlags, fstatfs};
+use rustix::fs::{Mode, OFlags, fstatfs, openat};
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, mount_bind, unmount};
 use rustix::system::sethostname;
@@ -20,6 +20,7 @@ use super::error::Error;
 use super::netlink::Netlink;
 use super::veth;
 use coracle_sys::empty;
+use coracle_sys::mounts::{self, Forbid};
 use coracle_sys::namespaces::unshare;
 use coracle_sys::userns::{self, Holder};
 
@@ -103,13 +104,7 @@ fn make(config: &NamespaceConfig, pin: Option<&Path>) -> Result<Namespaces, Erro
             .transpose()?,
         user,
     };
-    if config.net && config.ipv6_off && Path::new("/proc/sys/net/ipv6").exists() {
-        // Later interfaces inherit this value, too.
-        set("net/ipv6/conf/all/disable_ipv6", "1")?;
-    }
-    for (path, value) in &config.sysctls {
-        set(path, value)?;
-    }
+    set_sysctls(config)?;
     if let Some(net) = made.net.take() {
         Netlink::open()?.run(vec![veth::loopback_up()])?;
         pin.map_or(Ok(()), pin_own_network)?;
@@ -165,10 +160,37 @@ fn empty_mounts() -> io::Result<BorrowedFd<'static>> {
     Ok(new.as_fd())
 }
 
-/// Sets one sysctl of the namespaces this thread is in.
-fn set(path: &str, value: &str) -> Result<(), Error> {
-    let file = Path::new("/proc/sys").join(path);
-    fs::write(&file, value).map_err(|error| Error::file("set", &file, error))
+/// Sets the sysctls of `config` in the namespaces this thread is in.
+///
+/// They are written below a procfs mounted for that alone: the node's would keep an entry for each file and namespace, and
+/// as those of all namespaces have the same names, finding one takes as long as there are pods.
+fn set_sysctls(config: &NamespaceConfig) -> Result<(), Error> {
+    let ipv6_off = config.net && config.ipv6_off;
+    if !ipv6_off && config.sysctls.is_empty() {
+        return Ok(());
+    }
+    let procfs = mounts::filesystem(c"proc", &[], Forbid::PRIVILEGE)
+        .map_err(|error| Error::io("mount", "a procfs for sysctls", error))?;
+    if ipv6_off {
+        // Later interfaces inherit this value, too.
+        match set(&procfs, "net/ipv6/conf/all/disable_ipv6", "1") {
+            // A kernel without IPv6.
+            Err(error) if error.raw_os_error() == Some(Errno::NOENT.raw_os_error()) => {}
+            done => done?,
+        }
+    }
+    let mut sysctls = config.sysctls.iter();
+    sysctls.try_for_each(|(path, value)| set(&procfs, path, value))
+}
+
+fn set(procfs: &OwnedFd, path: &str, value: &str) -> Result<(), Error> {
+    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+    let opened = openat(procfs, format!("sys/{path}"), flags, Mode::empty());
+    let written = opened.map_err(io::Error::from).and_then(|file| {
+        let mut file = File::from(file);
+        file.write_all(value.as_bytes())
+    });
+    written.map_err(|error| Error::file("set", &Path::new("/proc/sys").join(path), error))
 }
 
 fn own_namespace(kind: &str) -> Result<OwnedFd, Error> {

@@ -4,6 +4,7 @@
 //! Invariant: a value holds exactly 64 lowercase hexadecimal digits; nothing else can be constructed.
 //! Not here: what a pod or container is.
 
+use std::borrow::Borrow;
 use std::fmt;
 use std::str::FromStr;
 
@@ -70,6 +71,13 @@ macro_rules! id_type {
             /// The first 13 digits, as `crictl` prints them.
             pub fn short(&self) -> &str {
                 &self.0[..13]
+            }
+        }
+
+        // Its order, hash and equality are those of its text.
+        impl Borrow<str> for $name {
+            fn borrow(&self) -> &str {
+                &self.0
             }
         }
 

@@ -4,8 +4,11 @@
 //! Invariants: reading holds a lock only to copy a pointer and never waits for a disk, a mount or a driver; objects
 //! that are still being created are not shown. Must not know: how a phase was reached.
 
-use std::collections::BTreeMap;
+use std::borrow::Borrow;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::ops::Bound;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use coracle_spec::id::{ContainerId, PodId};
@@ -152,6 +155,16 @@ struct Tables {
     pods: BTreeMap<PodId, Arc<PodView>>,
     containers: BTreeMap<ContainerId, Arc<ContainerView>>,
     kinds: BTreeMap<ContainerId, ContainerKind>,
+    /// The containers of each sandbox that has some.
+    of_pods: BTreeMap<PodId, BTreeSet<ContainerId>>,
+}
+
+/// The first two ids in `table` that begin with `prefix`, found without a walk.
+fn like<Id: Ord + Clone + Borrow<str>, View>(table: &BTreeMap<Id, View>, prefix: &str) -> Vec<Id> {
+    let from = table.range::<str, _>((Bound::Included(prefix), Bound::Unbounded));
+    let ids = from.map(|(id, _)| id);
+    let alike = ids.take_while(|id| (*id).borrow().starts_with(prefix));
+    alike.take(2).cloned().collect()
 }
 
 /// The published snapshots of everything that exists.
@@ -191,34 +204,20 @@ impl StateCache {
 
     /// The containers of one pod.
     pub fn containers_of(&self, pod: &PodId) -> Vec<Arc<ContainerView>> {
-        self.read()
-            .containers
-            .values()
-            .filter(|view| view.pod == *pod)
-            .cloned()
+        let tables = self.read();
+        let own = tables.of_pods.get(pod).into_iter().flatten();
+        own.filter_map(|id| tables.containers.get(id).cloned())
             .collect()
     }
 
     /// Ids of sandboxes that begin with `prefix`, at most two of them.
     pub fn pods_like(&self, prefix: &str) -> Vec<PodId> {
-        self.read()
-            .pods
-            .keys()
-            .filter(|id| id.as_str().starts_with(prefix))
-            .take(2)
-            .cloned()
-            .collect()
+        like(&self.read().pods, prefix)
     }
 
     /// Ids of containers that begin with `prefix`, at most two of them.
     pub fn containers_like(&self, prefix: &str) -> Vec<ContainerId> {
-        self.read()
-            .containers
-            .keys()
-            .filter(|id| id.as_str().starts_with(prefix))
-            .take(2)
-            .cloned()
-            .collect()
+        like(&self.read().containers, prefix)
     }
 
     /// Publishes `view`.
@@ -228,9 +227,10 @@ impl StateCache {
 
     /// Publishes `view`.
     pub fn show_container(&self, view: ContainerView) {
-        self.write()
-            .containers
-            .insert(view.id.clone(), Arc::new(view));
+        let mut tables = self.write();
+        let own = tables.of_pods.entry(view.pod.clone()).or_default();
+        own.insert(view.id.clone());
+        tables.containers.insert(view.id.clone(), Arc::new(view));
     }
 
     /// Publishes which kind of container it is, which CRI does not show.
@@ -252,7 +252,14 @@ impl StateCache {
     pub fn hide_container(&self, id: &ContainerId) -> Option<Arc<ContainerView>> {
         let mut tables = self.write();
         tables.kinds.remove(id);
-        tables.containers.remove(id)
+        let view = tables.containers.remove(id)?;
+        if let Entry::Occupied(mut own) = tables.of_pods.entry(view.pod.clone()) {
+            own.get_mut().remove(id);
+            if own.get().is_empty() {
+                own.remove();
+            }
+        }
+        Some(view)
     }
 
     /// A stream of all events from now on; a slow reader loses the oldest ones and gets an error that says how many.
