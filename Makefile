@@ -98,6 +98,12 @@ bench-http: ## build, then compare HTTP functions with wasmtime serve and a nati
 	$(if $(COLD),,tests/tools/wasmtime.sh >/dev/null)
 	$(RELEASE)/bench-http $(if $(QUICK),--quick) $(if $(COLD),--cold)
 
+.PHONY: bench-scale
+bench-scale: ## build, then show what a pod costs beside none and beside 2,000 others (as root; PODS=, BENCH_JSON=FILE)
+	@.ci/packages $(BENCH_PACKAGES)
+	$(CARGO) build --release --workspace --bins
+	$(RELEASE)/bench-scale $(PODS)
+
 # PODS pods while daemon and spawner are killed after every 200, then half as many on one daemon. See docs/security/fuzzing.md.
 .PHONY: churn
 churn: ## build, then run 10,000 pods under kills and look for leaks (as root; PODS=)

@@ -39,6 +39,7 @@ pub mod push;
 pub mod raw;
 pub mod registry;
 pub mod retry;
+pub mod scale;
 pub mod scratch;
 pub mod streaming;
 pub mod tools;

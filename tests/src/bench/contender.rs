@@ -1,7 +1,5 @@
 //! The runtimes that are compared. A new one is a new implementation of [`Contender`] and a line in `all`.
 
-use std::path::PathBuf;
-
 use crate::client::Cri;
 use crate::daemon::Daemon;
 use crate::peer::Containerd;
@@ -28,10 +26,6 @@ pub trait Contender {
     fn scratch(&self) -> &Scratch;
     /// The pid of the daemon, whose memory is reported apart from that of pods.
     fn daemon_pid(&self) -> i32;
-    /// The directory for container logs.
-    fn logs(&self) -> PathBuf {
-        self.scratch().dir().join("logs")
-    }
 }
 
 /// The names of all contenders, in the order in which they run. The last is what the others are measured against.
@@ -74,8 +68,8 @@ pub async fn start(name: &str, registry: &Registry) -> Outcome<Box<dyn Contender
     }
 }
 
-/// Pushes the Wasm image that prints "hello" and waits.
-fn wasm_image(registry: &Registry) -> Outcome<String> {
+/// Pushes the Wasm image that prints "hello" and waits. Errors: the registry refuses it.
+pub fn wasm_image(registry: &Registry) -> Outcome<String> {
     let guest = guests::wat("hello")?;
     let image = Image::wasi(
         &[file("hello.wasm", 0o644, &guest)],

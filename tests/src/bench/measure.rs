@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use super::contender::Contender;
 use super::memory;
 use crate::client::{self, Cri};
+use crate::scratch::Scratch;
 use crate::{Outcome, cni, log};
 
 /// How much is measured.
@@ -74,14 +75,17 @@ pub const STEPS: [&str; 5] = [
 ];
 
 /// One pod as the benchmark makes it.
-struct Pod {
+pub struct Pod {
     sandbox: String,
     container: String,
     times: [Duration; 3],
 }
 
-/// What is needed to make pods, shared by those in flight.
-struct Maker {
+/// What is needed to make pods, shared by those in flight; a clone is the same one.
+#[derive(Clone)]
+pub struct Maker(Arc<Parts>);
+
+struct Parts {
     cri: Cri,
     image: String,
     handler: &'static str,
@@ -92,19 +96,17 @@ struct Maker {
 
 /// Measures a contender. Errors: a call was refused, or a container never printed its line.
 pub async fn measure(contender: &dyn Contender, plan: Plan) -> Outcome<Outcomes> {
-    let maker = Arc::new(Maker {
-        cri: contender.cri(),
-        image: contender.image().to_owned(),
-        handler: contender.handler(),
-        logs: contender.logs(),
-        cgroup: format!("{}/pods", contender.scratch().cgroup()),
-        made: AtomicUsize::new(0),
-    });
+    let maker = Maker::new(
+        contender.cri(),
+        contender.image(),
+        contender.handler(),
+        contender.scratch(),
+    );
     let (times_ms, plugins_ms) = measure_calls(contender, &maker, plan).await?;
     settle(plan).await;
     let idle = memory::read(contender.scratch(), contender.daemon_pid());
     let begun = Instant::now();
-    let pods = maker.start_many(plan).await?;
+    let pods = maker.start_many(plan.pods, plan.in_flight).await?;
     let took = begun.elapsed();
     settle(plan).await;
     let full = memory::read(contender.scratch(), contender.daemon_pid());
@@ -112,7 +114,7 @@ pub async fn measure(contender: &dyn Contender, plan: Plan) -> Outcome<Outcomes>
     tokio::time::sleep(plan.idle).await;
     let later = memory::read(contender.scratch(), contender.daemon_pid());
     let watched = watched.elapsed();
-    maker.remove_many(pods, plan).await?;
+    maker.remove_many(pods, plan.in_flight).await?;
     let a_pod = |before: u64, after: u64| (after as f64 - before as f64) / plan.pods as f64;
     Ok(Outcomes {
         name: contender.name(),
@@ -160,8 +162,21 @@ async fn settle(plan: Plan) {
 }
 
 impl Maker {
-    /// Starts one pod, times each step up to the first log line, and removes it again.
-    async fn cycle(&self) -> Outcome<[Duration; 5]> {
+    /// Makes pods of `image` by `cri`, with their logs and cgroups in `scratch`.
+    pub fn new(cri: Cri, image: &str, handler: &'static str, scratch: &Scratch) -> Self {
+        Self(Arc::new(Parts {
+            cri,
+            image: image.to_owned(),
+            handler,
+            logs: scratch.dir().join("logs"),
+            cgroup: format!("{}/pods", scratch.cgroup()),
+            made: AtomicUsize::new(0),
+        }))
+    }
+
+    /// Starts one pod, times each step up to the first log line and their sum, and removes it again.
+    /// Errors: a call was refused, or the line never came.
+    pub async fn cycle(&self) -> Outcome<[Duration; 5]> {
         let pod = self.start().await?;
         let begun = Instant::now();
         self.remove(&pod).await?;
@@ -170,17 +185,18 @@ impl Maker {
     }
 
     async fn start(&self) -> Outcome<Pod> {
-        let name = format!("bench-{}", self.made.fetch_add(1, Ordering::Relaxed));
-        let logs = self.logs.join(&name);
+        let own = &self.0;
+        let name = format!("bench-{}", own.made.fetch_add(1, Ordering::Relaxed));
+        let logs = own.logs.join(&name);
         std::fs::create_dir_all(&logs)?;
-        let config = client::pod(&name, &logs, &self.cgroup);
-        let workload = client::container("hello", &self.image, &[]);
+        let config = client::pod(&name, &logs, &own.cgroup);
+        let workload = client::container("hello", &own.image, &[]);
         let begun = Instant::now();
-        let sandbox = self.cri.run_pod_with(&config, self.handler).await?;
+        let sandbox = own.cri.run_pod_with(&config, own.handler).await?;
         let ran = begun.elapsed();
-        let container = self.cri.create(&sandbox, &workload, &config).await?;
+        let container = own.cri.create(&sandbox, &workload, &config).await?;
         let created = begun.elapsed();
-        self.cri.start(&container).await?;
+        own.cri.start(&container).await?;
         first_line(&logs.join("hello.log")).await?;
         let times = [ran, created - ran, begun.elapsed() - created];
         Ok(Pod {
@@ -191,18 +207,20 @@ impl Maker {
     }
 
     async fn remove(&self, pod: &Pod) -> Outcome<()> {
-        self.cri.stop(&pod.container, 0).await?;
-        self.cri.remove(&pod.container).await?;
-        self.cri.stop_pod(&pod.sandbox).await?;
-        self.cri.remove_pod(&pod.sandbox).await?;
+        let cri = &self.0.cri;
+        cri.stop(&pod.container, 0).await?;
+        cri.remove(&pod.container).await?;
+        cri.stop_pod(&pod.sandbox).await?;
+        cri.remove_pod(&pod.sandbox).await?;
         Ok(())
     }
 
-    async fn start_many(self: &Arc<Self>, plan: Plan) -> Outcome<Vec<Pod>> {
-        let left = Arc::new(AtomicUsize::new(plan.pods));
+    /// Starts `count` pods, `in_flight` at a time. Errors: as of [`Maker::cycle`].
+    pub async fn start_many(&self, count: usize, in_flight: usize) -> Outcome<Vec<Pod>> {
+        let left = Arc::new(AtomicUsize::new(count));
         let mut workers = Vec::new();
-        for _ in 0..plan.in_flight {
-            let (maker, left) = (Arc::clone(self), Arc::clone(&left));
+        for _ in 0..in_flight {
+            let (maker, left) = (self.clone(), Arc::clone(&left));
             workers.push(tokio::spawn(async move {
                 let mut pods = Vec::new();
                 while left
@@ -221,14 +239,13 @@ impl Maker {
         Ok(pods)
     }
 
-    async fn remove_many(self: &Arc<Self>, mut pods: Vec<Pod>, plan: Plan) -> Outcome<()> {
+    /// Stops and removes `pods`, `in_flight` at a time. Errors: a call was refused.
+    pub async fn remove_many(&self, mut pods: Vec<Pod>, in_flight: usize) -> Outcome<()> {
         let mut workers = Vec::new();
+        let share = pods.len().div_ceil(in_flight);
         while !pods.is_empty() {
-            let share = pods.split_off(
-                pods.len()
-                    .saturating_sub(plan.pods.div_ceil(plan.in_flight)),
-            );
-            let maker = Arc::clone(self);
+            let share = pods.split_off(pods.len().saturating_sub(share));
+            let maker = self.clone();
             workers.push(tokio::spawn(async move {
                 for pod in share {
                     maker.remove(&pod).await?;

@@ -24,7 +24,7 @@ pub struct Reading {
 /// Reads everything now.
 pub fn read(scratch: &Scratch, daemon: i32) -> Reading {
     let mut reading = Reading {
-        available_kib: field("/proc/meminfo", "MemAvailable:"),
+        available_kib: available_kib(),
         ..Reading::default()
     };
     for process in procs::of_scratch(scratch) {
@@ -37,6 +37,11 @@ pub fn read(scratch: &Scratch, daemon: i32) -> Reading {
         }
     }
     reading
+}
+
+/// The machine's MemAvailable, KiB.
+pub fn available_kib() -> u64 {
+    field("/proc/meminfo", "MemAvailable:")
 }
 
 /// Proportional memory of these processes together, KiB.
