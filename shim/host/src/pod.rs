@@ -10,27 +10,24 @@
 mod plugins;
 mod setup;
 
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::thread;
 use std::time::Duration;
 
 use coracle_cgroup::systemd;
 use coracle_lifecycle::{
-    CreatedSandbox, Error, GREETING_TIMEOUT, IdMapping, Kind, NamespaceMode, PodRecord,
-    SandboxConfig, Slot,
+    CreatedSandbox, Error, GREETING_TIMEOUT, Kind, NamespaceMode, PodRecord, Slot,
 };
-use coracle_network::{self as network, Attachment, IdMaps, NamespaceConfig, Namespaces, cni};
-use coracle_runtime::keeper::{self, Greeting, Keeper, KeeperEvent};
+use coracle_network::{self as network, Attachment, Namespaces, cni};
+use coracle_runtime::keeper::{Greeting, Keeper, KeeperEvent};
 use coracle_runtime::process::Process;
 use coracle_runtime::spawner::NewKeeper;
 use coracle_spec::id::PodId;
 use tokio::sync::mpsc::UnboundedReceiver;
 
-use self::plugins::network_config;
-use super::errors::{cni_error, network_error};
-use super::{Host, blocking, egress, io_error, make_private, pass, remove_tree, runtime_error};
+use super::errors::network_error;
+use super::{Host, blocking, io_error, pass, remove_tree, runtime_error};
 
 /// How long a keeper may take to exit by itself, and again after it was killed.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
