@@ -121,6 +121,12 @@ fn a_container_has_a_cpuset_once_it_is_to_have_processors_of_its_own() {
         let listed = v1_file(&cgroup, "cpuset", "cgroup.procs");
         listed.lines().any(|pid| pid == second.id().to_string())
     });
+    // What was about to join its parent's meanwhile is moved by the next change.
+    let late = own.parent().unwrap().join("cgroup.procs");
+    std::fs::write(&late, second.id().to_string()).unwrap();
+    cgroup.set(&first).unwrap();
+    let listed = v1_file(&cgroup, "cpuset", "cgroup.procs");
+    assert!(listed.lines().any(|pid| pid == second.id().to_string()));
     cgroup.kill().unwrap();
     for shell in [&mut shell, &mut second] {
         shell.wait().unwrap();

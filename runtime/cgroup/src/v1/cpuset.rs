@@ -47,15 +47,18 @@ impl V1 {
         Ok(())
     }
 
-    /// Gives the container at `path` a cpuset of its own if `limits` want one and it has none, with its processes.
+    /// Gives the container at `path` a cpuset of its own if `limits` want one and it has none, and has all its processes in
+    /// it: one that was about to join another when the cpuset was made is moved by the next call.
     pub(super) fn ensure_cpuset(&self, path: &str, limits: &Limits) -> Result<(), Error> {
-        let dir = self.required_dir(NAME, path)?;
-        if !is_wanted(limits) || dir.is_dir() {
+        if !is_wanted(limits) {
             return Ok(());
         }
-        let mount = self.mount(NAME).unwrap_or(Path::new("/"));
-        files::make_dirs(mount, path)?;
-        self.fill_cpuset(path)?;
+        let dir = self.required_dir(NAME, path)?;
+        if !dir.is_dir() {
+            let mount = self.mount(NAME).unwrap_or(Path::new("/"));
+            files::make_dirs(mount, path)?;
+            self.fill_cpuset(path)?;
+        }
         self.gather(path, &dir)
     }
 
