@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use oci_spec::image::{Descriptor, ImageIndex, ImageManifest};
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 use crate::config::Limits;
 use crate::error::Error;
@@ -85,6 +86,69 @@ pub(crate) enum Content {
     Archives(Vec<Blob>),
 }
 
+/// The parts of a document that decide what it is.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Shape {
+    schema_version: u32,
+    media_type: Option<String>,
+    manifests: Option<IgnoredAny>,
+    layers: Option<IgnoredAny>,
+    config: Option<IgnoredAny>,
+    fs_layers: Option<IgnoredAny>,
+}
+
+impl Shape {
+    fn is_index(&self) -> bool {
+        self.manifests.is_some()
+    }
+
+    /// Errors: it is of another schema, could be read as two kinds of documents, or has the media type of another one.
+    fn check(&self, what: &str) -> Result<(), Error> {
+        if self.schema_version != 2 {
+            let version = self.schema_version;
+            let problem = format!("schemaVersion is {version}, only 2 is supported");
+            return Err(Error::invalid(what, problem));
+        }
+        if self.fs_layers.is_some() {
+            let problem = "it has the fsLayers of schema 1 beside what schema 2 has";
+            return Err(Error::invalid(what, problem));
+        }
+        if self.is_index() && (self.layers.is_some() || self.config.is_some()) {
+            return Err(Error::invalid(what, "it is both an index and a manifest"));
+        }
+        if let Some(media_type) = &self.media_type
+            && (!ACCEPTED.contains(&media_type.as_str())
+                || self.is_index() != is_index_type(media_type))
+        {
+            let problem = format!("its mediaType {media_type:?} does not fit its content");
+            return Err(Error::invalid(what, problem));
+        }
+        Ok(())
+    }
+
+    /// Errors: it was sent as a type of manifests that does not fit it.
+    fn check_sent(&self, what: &str, sent_as: Option<&str>) -> Result<(), Error> {
+        // Other types, such as application/json, are what plain file servers send, and say nothing.
+        let Some(sent) = sent_as.filter(|sent| is_manifest_type(sent)) else {
+            return Ok(());
+        };
+        let is_index = self.is_index();
+        let (fits, own) = match &self.media_type {
+            Some(own) => (own == sent, own.as_str()),
+            None => (
+                ACCEPTED.contains(&sent) && is_index == is_index_type(sent),
+                if is_index { "an index" } else { "a manifest" },
+            ),
+        };
+        if fits {
+            return Ok(());
+        }
+        let problem = format!("it was sent as {sent:?}, and is {own}");
+        Err(Error::invalid(what, problem))
+    }
+}
+
 /// Reads a manifest or an index. `what` names it in errors.
 pub(crate) fn parse(what: &str, bytes: &[u8], limits: &Limits) -> Result<Document, Error> {
     parse_sent(what, bytes, None, limits)
@@ -97,61 +161,10 @@ pub(crate) fn parse_sent(
     sent_as: Option<&str>,
     limits: &Limits,
 ) -> Result<Document, Error> {
-    #[derive(Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Shape {
-        schema_version: u32,
-        media_type: Option<String>,
-        manifests: Option<serde::de::IgnoredAny>,
-        layers: Option<serde::de::IgnoredAny>,
-        config: Option<serde::de::IgnoredAny>,
-        fs_layers: Option<serde::de::IgnoredAny>,
-    }
     let shape: Shape = json(what, bytes)?;
-    if shape.schema_version != 2 {
-        return Err(Error::invalid(
-            what,
-            format!(
-                "schemaVersion is {}, only 2 is supported",
-                shape.schema_version
-            ),
-        ));
-    }
-    if shape.fs_layers.is_some() {
-        let problem = "it has the fsLayers of schema 1 beside what schema 2 has";
-        return Err(Error::invalid(what, problem));
-    }
-    let is_index = shape.manifests.is_some();
-    if is_index && (shape.layers.is_some() || shape.config.is_some()) {
-        return Err(Error::invalid(what, "it is both an index and a manifest"));
-    }
-    if let Some(media_type) = &shape.media_type
-        && (!ACCEPTED.contains(&media_type.as_str())
-            || is_index != matches!(media_type.as_str(), OCI_INDEX | DOCKER_LIST))
-    {
-        return Err(Error::invalid(
-            what,
-            format!("its mediaType {media_type:?} does not fit its content"),
-        ));
-    }
-    // Other types, such as application/json, are what plain file servers send, and say nothing.
-    let sent_as = sent_as.filter(|sent| is_manifest_type(sent));
-    let fits = |sent: &str| match &shape.media_type {
-        Some(own) => own == sent,
-        None => ACCEPTED.contains(&sent) && is_index == is_index_type(sent),
-    };
-    if let Some(sent) = sent_as
-        && !fits(sent)
-    {
-        let own =
-            shape
-                .media_type
-                .as_deref()
-                .unwrap_or(if is_index { "an index" } else { "a manifest" });
-        let problem = format!("it was sent as {sent:?}, and is {own}");
-        return Err(Error::invalid(what, problem));
-    }
-    if is_index {
+    shape.check(what)?;
+    shape.check_sent(what, sent_as)?;
+    if shape.is_index() {
         parse_index(what, bytes, limits)
     } else {
         parse_manifest(what, bytes, limits)

@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use redb::{
-    Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, StorageError,
-    TableDefinition,
+    Database, DatabaseError, ReadTransaction, ReadableDatabase as _, ReadableTable as _,
+    StorageError, TableDefinition,
 };
 use serde::Serialize;
 
@@ -262,6 +262,12 @@ fn read(database: &Database) -> Result<Loaded, redb::Error> {
             }
         }
     }
+    read_shortcuts(&transaction, &mut loaded)?;
+    Ok(loaded)
+}
+
+/// Reads what only saves work. An unreadable record is left out.
+fn read_shortcuts(transaction: &ReadTransaction, loaded: &mut Loaded) -> Result<(), redb::Error> {
     for row in transaction.open_table(SOURCES)?.iter()? {
         let (blob, json) = row?;
         // An unreadable record only costs a transfer.
@@ -278,7 +284,7 @@ fn read(database: &Database) -> Result<Loaded, redb::Error> {
             loaded.preloaded.insert(path.value().to_owned(), record);
         }
     }
-    Ok(loaded)
+    Ok(())
 }
 
 fn put_aside(path: &Path) -> Result<PathBuf, Error> {

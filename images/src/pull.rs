@@ -68,6 +68,28 @@ pub(crate) struct Names {
 }
 
 impl Names {
+    /// Gives them to the record of the image whose topmost document is `top`.
+    fn add_to(&self, record: &mut Record, top: &Digest) {
+        for reference in &self.references {
+            if self.has_digest {
+                let by_digest = reference.at(top);
+                record.digests.insert(by_digest.to_string());
+            }
+            if matches!(reference.target(), Target::Tag(_)) {
+                record.tags.insert(reference.to_string());
+            }
+        }
+        if self.is_pinned {
+            // When its tags move to another image, this one is no longer needed.
+            let pins = if record.tags.is_empty() {
+                &record.digests
+            } else {
+                &record.tags
+            };
+            record.pins = pins.clone();
+        }
+    }
+
     /// For messages.
     pub(crate) fn first(&self) -> String {
         self.references
@@ -176,24 +198,7 @@ impl Pull {
             removed: false,
             manifest: Some(resolved.digest.clone()),
         };
-        for reference in &self.names.references {
-            if self.names.has_digest {
-                let by_digest = reference.at(&resolved.top);
-                record.digests.insert(by_digest.to_string());
-            }
-            if matches!(reference.target(), Target::Tag(_)) {
-                record.tags.insert(reference.to_string());
-            }
-        }
-        if self.names.is_pinned {
-            // When its tags move to another image, this one is no longer needed.
-            let pins = if record.tags.is_empty() {
-                &record.digests
-            } else {
-                &record.tags
-            };
-            record.pins = pins.clone();
-        }
+        self.names.add_to(&mut record, &resolved.top);
         record
     }
 

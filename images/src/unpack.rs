@@ -87,6 +87,17 @@ impl Budget {
             zstd_window_log: self.limits.max_zstd_window_log,
         }
     }
+
+    /// What an unpacker gets that unpacks `blob` into `directory` and has its job from `socket`.
+    fn unpacker(&self, blob: File, directory: OwnedFd, socket: OwnedFd) -> Unpacker {
+        Unpacker {
+            blob: blob.into(),
+            directory,
+            socket,
+            cpu_s: LEAST_CPU_S + self.bytes_left / BYTES_A_SECOND,
+            file_bytes: self.bytes_left,
+        }
+    }
 }
 
 /// One layer to unpack.
@@ -189,13 +200,7 @@ async fn run(
         bounds: budget.bounds(),
     };
     let (ours, socket) = coracle_unpack::begin(&job).map_err(failed)?;
-    let unpacker = Unpacker {
-        blob: blob.into(),
-        directory: directory.try_clone().map_err(failed)?,
-        socket,
-        cpu_s: LEAST_CPU_S + budget.bytes_left / BYTES_A_SECOND,
-        file_bytes: budget.bytes_left,
-    };
+    let unpacker = budget.unpacker(blob, directory.try_clone().map_err(failed)?, socket);
     let died = |cause: Cause| Error::Unpacker {
         what: packed.what.clone(),
         problem: cause.to_string(),

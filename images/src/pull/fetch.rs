@@ -115,26 +115,16 @@ impl Pull {
 
     async fn fetch_from(&self, registry: &Registry, want: &Want) -> Result<(), Error> {
         let blob = &want.blob;
-        let (mut attempt, mut partial, mut most) = (1, None, 0);
+        let (mut attempt, mut partial, mut most) = (1, None::<Partial>, 0);
         loop {
             let is_resumed = partial.is_some();
-            let fetched = match registry
-                .blob(blob, partial.as_ref().map(Partial::resume))
-                .await
-            {
-                Ok(mut bytes) => match self.take(want, &mut bytes, &mut partial).await {
-                    Err(error) if error.is_of_source() && bytes.give_up_host() => {
-                        tracing::debug!(digest = %blob.digest, %error, "fetching a blob from the next host");
-                        continue;
-                    }
-                    taken => taken,
-                },
-                Err(error) => Err(error),
+            let Some(fetched) = self.fetch_once(registry, want, &mut partial).await else {
+                continue;
             };
             // Whoever makes progress may break off as often as it likes: the size of a blob is bounded.
             let received = partial
                 .as_ref()
-                .map_or(0, |partial: &Partial| partial.writer.written());
+                .map_or(0, |partial| partial.writer.written());
             if received >= most + PROGRESS_BYTES {
                 (attempt, most) = (1, received);
             }
@@ -161,6 +151,27 @@ impl Pull {
                 }
                 done => return done,
             }
+        }
+    }
+
+    /// Fetches a blob from the host whose turn it is. `None` if that one has failed and another host follows.
+    async fn fetch_once(
+        &self,
+        registry: &Registry,
+        want: &Want,
+        partial: &mut Option<Partial>,
+    ) -> Option<Result<(), Error>> {
+        let resume = partial.as_ref().map(Partial::resume);
+        let mut bytes = match registry.blob(&want.blob, resume).await {
+            Ok(bytes) => bytes,
+            Err(error) => return Some(Err(error)),
+        };
+        match self.take(want, &mut bytes, partial).await {
+            Err(error) if error.is_of_source() && bytes.give_up_host() => {
+                tracing::debug!(digest = %want.blob.digest, %error, "fetching a blob from the next host");
+                None
+            }
+            taken => Some(taken),
         }
     }
 

@@ -4,7 +4,7 @@
 //! Invariant: the number of running pulls is bounded. Not here: the pull itself.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures_util::future::FutureExt as _;
 use tokio::sync::Semaphore;
@@ -44,13 +44,7 @@ impl Images {
                 }
                 let mut pull = Pull::new(inner, reference, &request)?;
                 let began = Instant::now();
-                let outcome = match pull_timeout {
-                    Some(allowed) => match tokio::time::timeout(allowed, pull.run()).await {
-                        Ok(outcome) => outcome,
-                        Err(_) => Err(Error::Overdue { allowed }),
-                    },
-                    None => pull.run().await,
-                };
+                let outcome = within(pull_timeout, pull.run()).await;
                 if let Ok(image) = &outcome {
                     let (source, bytes) = pull.transfer();
                     tracing::info!(reference = pull.name(), digest = %image.id, bytes, seconds = began.elapsed().as_secs_f32(), source, "image pulled");
@@ -67,5 +61,19 @@ impl Images {
             registry: reference.registry().to_owned(),
             cause,
         })
+    }
+}
+
+/// Waits for a pull for as long as `limit` allows. Errors: Overdue, or the pull's own.
+async fn within<T>(
+    limit: Option<Duration>,
+    pull: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    let Some(allowed) = limit else {
+        return pull.await;
+    };
+    match tokio::time::timeout(allowed, pull).await {
+        Ok(outcome) => outcome,
+        Err(_) => Err(Error::Overdue { allowed }),
     }
 }

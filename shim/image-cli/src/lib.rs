@@ -164,18 +164,7 @@ async fn pull(mut client: Client, args: PullArgs) -> Result<u8, Error> {
         auth,
         sandbox_config: None,
     };
-    let (began, mut images) = (Instant::now(), client.images.clone());
-    let mut pulling = std::pin::pin!(images.pull_image(request));
-    let reply = loop {
-        match tokio::time::timeout(STILL_PULLING, &mut pulling).await {
-            Ok(reply) => break reply,
-            Err(_) => print::progress(&format!(
-                "pulling {} for {} s",
-                args.image,
-                began.elapsed().as_secs()
-            )),
-        }
-    };
+    let reply = with_progress(&args.image, client.images.pull_image(request)).await;
     let id = client.answer(reply)?.image_ref;
     let mut out = Output::default();
     if args.json {
@@ -190,6 +179,21 @@ async fn pull(mut client: Client, args: PullArgs) -> Result<u8, Error> {
         out.line(&id);
     }
     out.print()
+}
+
+/// Waits for the pull of `image`, and says now and then that it goes on.
+async fn with_progress<T>(image: &str, pull: impl Future<Output = T>) -> T {
+    let began = Instant::now();
+    let mut pull = std::pin::pin!(pull);
+    loop {
+        match tokio::time::timeout(STILL_PULLING, &mut pull).await {
+            Ok(reply) => return reply,
+            Err(_) => {
+                let seconds = began.elapsed().as_secs();
+                print::progress(&format!("pulling {image} for {seconds} s"));
+            }
+        }
+    }
 }
 
 async fn rm(mut client: Client, args: RmArgs) -> Result<u8, Error> {

@@ -2,7 +2,7 @@
 //!
 //! Called by: `pack`. Pure. Must not know: images.
 
-use wasmparser::{Encoding, Parser, Payload};
+use wasmparser::{BinaryReaderError, Encoding, Parser, Payload};
 
 /// A file.
 #[derive(Debug, PartialEq, Eq)]
@@ -27,7 +27,7 @@ impl Module {
         let (mut imports, mut exports) = (Vec::new(), Vec::new());
         let (mut depth, mut is_component) = (0, false);
         for payload in Parser::new(0).parse_all(bytes) {
-            match payload.map_err(|error| error.to_string())? {
+            match payload.map_err(problem)? {
                 Payload::Version { encoding, .. } => {
                     is_component |= depth == 0 && encoding == Encoding::Component;
                     depth += 1;
@@ -35,24 +35,12 @@ impl Module {
                 Payload::End(_) => depth -= 1,
                 Payload::ComponentImportSection(section) if depth == 1 => {
                     for import in section {
-                        imports.push(
-                            import
-                                .map_err(|error| error.to_string())?
-                                .name
-                                .name
-                                .to_owned(),
-                        );
+                        imports.push(import.map_err(problem)?.name.name.to_owned());
                     }
                 }
                 Payload::ComponentExportSection(section) if depth == 1 => {
                     for export in section {
-                        exports.push(
-                            export
-                                .map_err(|error| error.to_string())?
-                                .name
-                                .name
-                                .to_owned(),
-                        );
+                        exports.push(export.map_err(problem)?.name.name.to_owned());
                     }
                 }
                 _ => {}
@@ -71,6 +59,10 @@ impl Module {
             Self::Component { .. } => "wasip2",
         }
     }
+}
+
+fn problem(error: BinaryReaderError) -> String {
+    error.to_string()
 }
 
 #[cfg(test)]

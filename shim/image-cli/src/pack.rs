@@ -22,6 +22,12 @@ use crate::{layout, push};
 const MAX_MODULE_BYTES: u64 = 1 << 30;
 /// Media type of manifests.
 pub(crate) const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+/// Media types of the config and the layer of an artifact.
+const ARTIFACT_CONFIG: &str = "application/vnd.wasm.config.v0+json";
+const MODULE: &str = "application/wasm";
+/// Media types of the config and the layer of an image.
+const IMAGE_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 
 /// Arguments of `pack`.
 #[derive(Debug, Args)]
@@ -115,12 +121,7 @@ fn pack(bytes: &[u8], module: &Module, created: i64, args: &PackArgs) -> Result<
     let (config_type, config, layer_type, layer) = match args.form {
         Form::Artifact => {
             let config = artifact_config(module, &created, &digest(bytes), args.target.as_deref());
-            (
-                "application/vnd.wasm.config.v0+json",
-                config,
-                "application/wasm",
-                bytes.to_vec(),
-            )
+            (ARTIFACT_CONFIG, config, MODULE, bytes.to_vec())
         }
         Form::Image => {
             let layer = tar(bytes)?;
@@ -129,13 +130,7 @@ fn pack(bytes: &[u8], module: &Module, created: i64, args: &PackArgs) -> Result<
                 "config": {"Entrypoint": ["/app.wasm"]},
                 "rootfs": {"type": "layers", "diff_ids": [digest(&layer)]},
             });
-            let config_type = "application/vnd.oci.image.config.v1+json";
-            (
-                config_type,
-                config,
-                "application/vnd.oci.image.layer.v1.tar",
-                layer,
-            )
+            (IMAGE_CONFIG, config, LAYER, layer)
         }
     };
     let config = config.to_string().into_bytes();
