@@ -4,7 +4,9 @@
 //! the exit code is 2; a reader that closes the pipe is no error.
 //! Must not know: how the daemon finds the answers.
 
-use std::io::{self, IsTerminal as _, Read as _, Seek as _, Write};
+mod log;
+
+use std::io::{self, IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -23,8 +25,6 @@ use super::server::now;
 const PATIENCE: Duration = Duration::from_secs(20);
 /// The exit code without a daemon.
 const NO_DAEMON: u8 = 2;
-/// How often a followed log is looked at.
-const LOOK: Duration = Duration::from_millis(200);
 /// The largest reply, bytes.
 const MAX_REPLY: usize = 64 << 20;
 
@@ -187,11 +187,7 @@ async fn run(command: Command, socket: &Path) -> Result<u8, Error> {
         }
         Command::Ps { all, .. } => {
             let request = admin::ListContainersRequest { all };
-            let listed = daemon.client.list_containers(request).await;
-            let listed = daemon.answer(listed)?;
-            let rows = || print::containers(&listed.containers, now());
-            say(json, &listed, || print::table(&rows(), width()))?;
-            Ok(0)
+            containers(&mut daemon, request, json).await
         }
         Command::Why { name, .. } => {
             let explained = daemon.explain(name).await?;
@@ -206,8 +202,8 @@ async fn run(command: Command, socket: &Path) -> Result<u8, Error> {
             ..
         } => {
             let explained = daemon.explain(name).await?;
-            let log = log_of(&explained.pods, container.as_deref())?;
-            copy_log(&mut daemon, log, follow).await
+            let log = log::of(&explained.pods, container.as_deref())?;
+            log::copy(&mut daemon, log, follow).await
         }
         Command::Events { since, follow, .. } => {
             let request = admin::EventsRequest {
@@ -217,6 +213,18 @@ async fn run(command: Command, socket: &Path) -> Result<u8, Error> {
             events(&mut daemon, request, json).await
         }
     }
+}
+
+async fn containers(
+    daemon: &mut Daemon,
+    request: admin::ListContainersRequest,
+    json: bool,
+) -> Result<u8, Error> {
+    let listed = daemon.client.list_containers(request).await;
+    let listed = daemon.answer(listed)?;
+    let rows = || print::containers(&listed.containers, now());
+    say(json, &listed, || print::table(&rows(), width()))?;
+    Ok(0)
 }
 
 async fn events(
@@ -312,157 +320,4 @@ fn width() -> Option<usize> {
         return None;
     }
     coracle_sys::terminal::columns(&out).map(usize::from)
-}
-
-/// The log of a container of the newest of `pods`.
-fn log_of<'a>(
-    pods: &'a [admin::Explained],
-    name: Option<&str>,
-) -> Result<&'a admin::Container, Error> {
-    let containers = pods.iter().rev().map(|pod| &pod.containers);
-    let containers = containers.into_iter().find(|all| !all.is_empty());
-    let containers = containers.map_or(&[][..], Vec::as_slice);
-    let named = |one: &&admin::Container| name.is_none_or(|name| one.name == name);
-    let mut found: Vec<_> = containers.iter().filter(named).collect();
-    // Of several attempts the last one counts.
-    found.sort_by_key(|one| one.created_at);
-    let names: std::collections::BTreeSet<&str> =
-        found.iter().map(|one| one.name.as_str()).collect();
-    match (found.last(), names.len()) {
-        (Some(last), 1) if last.log_path.is_empty() => Err(Error::Unclear(format!(
-            "container {} has no log: its output is discarded",
-            last.name
-        ))),
-        (Some(last), 1) => Ok(last),
-        (Some(_), _) => {
-            let names: Vec<&str> = names.into_iter().collect();
-            Err(Error::Unclear(format!(
-                "which container? {}",
-                names.join(", ")
-            )))
-        }
-        (None, _) => Err(Error::Unclear("the pod has no such container".to_owned())),
-    }
-}
-
-/// Copies a log; with `follow` until the container has ended.
-async fn copy_log(
-    daemon: &mut Daemon,
-    container: &admin::Container,
-    follow: bool,
-) -> Result<u8, Error> {
-    let path = &container.log_path;
-    let failed = |source: io::Error| Error::Io {
-        what: format!("read {path}"),
-        source,
-    };
-    let mut file = std::fs::File::open(path).map_err(failed)?;
-    let mut lines = Lines::default();
-    loop {
-        // Whether it has ended is asked before its log is read to its end.
-        let ended = !follow || has_ended(daemon, &container.id).await?;
-        let mut part = String::new();
-        let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes).map_err(failed)?;
-        part.push_str(&String::from_utf8_lossy(&bytes));
-        let text = lines.shown(&part);
-        let mut out = io::stdout().lock();
-        let printed = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-        printed.map_err(|source| Error::Io {
-            what: "print the log".to_owned(),
-            source,
-        })?;
-        drop(out);
-        if ended {
-            return Ok(0);
-        }
-        tokio::time::sleep(LOOK).await;
-        // The kubelet moves a log away when it is large; the new one is read from its beginning.
-        let moved = std::fs::metadata(path).is_ok_and(|now| is_other(&now, &file));
-        if moved {
-            file = std::fs::File::open(path).map_err(failed)?;
-        } else if file
-            .metadata()
-            .is_ok_and(|now| now.len() < file.stream_position().unwrap_or(0))
-        {
-            file.rewind().map_err(failed)?;
-        }
-    }
-}
-
-fn is_other(now: &std::fs::Metadata, file: &std::fs::File) -> bool {
-    use std::os::unix::fs::MetadataExt as _;
-    file.metadata()
-        .is_ok_and(|open| (open.dev(), open.ino()) != (now.dev(), now.ino()))
-}
-
-async fn has_ended(daemon: &mut Daemon, id: &str) -> Result<bool, Error> {
-    match daemon.explain(id.to_owned()).await {
-        Ok(reply) => {
-            let containers = reply.pods.iter().flat_map(|pod| &pod.containers);
-            let mut mine = containers.filter(|one| one.id == id);
-            Ok(mine.next().is_none_or(|one| one.finished_at > 0))
-        }
-        Err(Error::Refused(status)) if status.code() == Code::NotFound => Ok(true),
-        Err(error) => Err(error),
-    }
-}
-
-/// Makes the text of a log out of its lines. Source: the format of CRI logs, `TIME STREAM P|F TEXT`.
-#[derive(Default)]
-struct Lines {
-    rest: String,
-}
-
-impl Lines {
-    /// What the whole lines in `more`, after what was left of the last time, say.
-    fn shown(&mut self, more: &str) -> String {
-        self.rest.push_str(more);
-        let whole = self.rest.rfind('\n').map_or(0, |end| end + 1);
-        let lines: String = self.rest.drain(..whole).collect();
-        let mut text = String::new();
-        for line in lines.lines() {
-            let mut fields = line.splitn(4, ' ');
-            let (tag, said) = (fields.nth(2), fields.next());
-            text.push_str(said.unwrap_or(""));
-            if tag != Some("P") {
-                text.push('\n');
-            }
-        }
-        text
-    }
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn parts_of_lines_are_joined_and_cut_ones_wait() {
-        let mut lines = Lines::default();
-        let text = "2026-01-01T00:00:00Z stdout F hello world\n\
-             2026-01-01T00:00:00Z stderr P a\n2026-01-01T00:00:00Z stderr F b\n2026-01-01T00";
-        assert_eq!(lines.shown(text), "hello world\nab\n");
-        assert_eq!(lines.shown(":00:00Z stdout F \n"), "\n");
-    }
-
-    #[test]
-    fn a_container_has_to_be_named_where_there_are_several() {
-        let container = |name: &str, created_at| admin::Container {
-            name: name.to_owned(),
-            log_path: format!("/log/{name}/{created_at}"),
-            created_at,
-            ..admin::Container::default()
-        };
-        let pods = [admin::Explained {
-            containers: vec![container("a", 2), container("a", 1), container("b", 3)],
-            ..admin::Explained::default()
-        }];
-        let which = log_of(&pods, None).unwrap_err().to_string();
-        assert_eq!(which, "which container? a, b");
-        assert_eq!(log_of(&pods, Some("a")).unwrap().created_at, 2);
-        assert!(log_of(&pods, Some("c")).is_err());
-        assert!(log_of(&[], None).is_err());
-    }
 }

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeSet;
 
-use coracle_lifecycle::{Error, HistoryEntry, Pods};
+use coracle_lifecycle::{Error, HistoryEntry, Inspection, PodView, Pods};
 use coracle_proto::admin::v1 as admin;
 
 use super::server::{event, milliseconds};
@@ -36,13 +36,9 @@ fn meant<'a>(
     if name.is_empty() {
         return found;
     }
-    let is_named = |namespace: &str, pod: &str| match name.split_once('/') {
-        Some(both) => both == (namespace, pod),
-        None => name == pod,
-    };
     for pod in pods.pods() {
         let of = &pod.config.name;
-        if is_named(&of.namespace, &of.name) || pod.id.as_str().starts_with(name) {
+        if is_named(name, &of.namespace, &of.name) || pod.id.as_str().starts_with(name) {
             found.insert(pod.id.to_string());
         }
     }
@@ -52,22 +48,31 @@ fn meant<'a>(
         }
     }
     for (namespace, pod, id) in pods.names() {
-        if is_named(&namespace, &pod) {
+        if is_named(name, &namespace, &pod) {
             found.insert(id.to_string());
         }
     }
     if found.is_empty() {
-        for entry in history {
-            let container = entry.container.as_ref();
-            let is_container = container.is_some_and(|(_, id)| id.starts_with(name));
-            let is_sandbox =
-                is_named(&entry.pod.0, &entry.pod.1) || entry.sandbox.starts_with(name);
-            if is_sandbox || is_container {
-                found.insert(entry.sandbox.clone());
-            }
-        }
+        let entries = history.into_iter().filter(|entry| is_about(entry, name));
+        found.extend(entries.map(|entry| entry.sandbox.clone()));
     }
     found
+}
+
+/// Whether `name` is that of the pod, with or without its namespace.
+fn is_named(name: &str, namespace: &str, pod: &str) -> bool {
+    match name.split_once('/') {
+        Some(both) => both == (namespace, pod),
+        None => name == pod,
+    }
+}
+
+/// Whether `name` means the pod or the container of an entry.
+fn is_about(entry: &HistoryEntry, name: &str) -> bool {
+    let container = entry.container.as_ref();
+    let is_container = container.is_some_and(|(_, id)| id.starts_with(name));
+    let is_sandbox = is_named(name, &entry.pod.0, &entry.pod.1) || entry.sandbox.starts_with(name);
+    is_sandbox || is_container
 }
 
 async fn one(
@@ -83,36 +88,14 @@ async fn one(
     let id = sandbox.parse().ok();
     let view = id.as_ref().and_then(|id| pods.pod(id));
     if let Some(view) = &view {
-        let name = &view.config.name;
-        explained.namespace.clone_from(&name.namespace);
-        explained.pod.clone_from(&name.name);
-        view.config
-            .handler
-            .shown()
-            .clone_into(&mut explained.handler);
-        explained.ready = view.ready;
-        explained.created_at = view.created_at;
-        explained.ips = view.ips.iter().map(ToString::to_string).collect();
-        explained.cgroup_parent.clone_from(&view.cgroup_parent);
-        explained
-            .log_directory
-            .clone_from(&view.config.log_directory);
+        add_view(&mut explained, view);
         explained.containers = listing::of(pods, view, pods.containers_of(&view.id)).await?;
     } else if let Some(last) = explained.events.last() {
         (explained.namespace, explained.pod) = (last.namespace.clone(), last.pod.clone());
     }
     if let Some(id) = &id {
         match tokio::time::timeout(PATIENCE, pods.inspect(id)).await {
-            Ok(Ok(found)) => {
-                if explained.pod.is_empty() {
-                    (explained.namespace, explained.pod) = found.pod;
-                }
-                explained.phase = found.phase.to_owned();
-                explained.phase_ms = milliseconds(found.since);
-                explained.waits = found.waits;
-                explained.keeper_pid = found.keeper_pid.unwrap_or(0);
-                explained.keeper_answers = found.keeper_answers;
-            }
+            Ok(Ok(found)) => add_inspection(&mut explained, found),
             Ok(Err(_)) => explained.phase = "gone".to_owned(),
             Err(_) => {
                 explained.phase = "unknown".to_owned();
@@ -123,6 +106,31 @@ async fn one(
     }
     explained.answer = answer(&explained);
     Ok(explained)
+}
+
+/// Adds what the snapshot of a pod shows.
+fn add_view(explained: &mut admin::Explained, view: &PodView) {
+    let config = &view.config;
+    explained.namespace.clone_from(&config.name.namespace);
+    explained.pod.clone_from(&config.name.name);
+    config.handler.shown().clone_into(&mut explained.handler);
+    explained.ready = view.ready;
+    explained.created_at = view.created_at;
+    explained.ips = view.ips.iter().map(ToString::to_string).collect();
+    explained.cgroup_parent.clone_from(&view.cgroup_parent);
+    explained.log_directory.clone_from(&config.log_directory);
+}
+
+/// Adds what the driver of a pod says.
+fn add_inspection(explained: &mut admin::Explained, found: Inspection) {
+    if explained.pod.is_empty() {
+        (explained.namespace, explained.pod) = found.pod;
+    }
+    explained.phase = found.phase.to_owned();
+    explained.phase_ms = milliseconds(found.since);
+    explained.waits = found.waits;
+    explained.keeper_pid = found.keeper_pid.unwrap_or(0);
+    explained.keeper_answers = found.keeper_answers;
 }
 
 /// The answer in one sentence: what is wrong comes first.

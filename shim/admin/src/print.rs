@@ -91,59 +91,62 @@ pub(crate) fn size(bytes: u64) -> String {
 
 /// The text of `coracle status`.
 pub(crate) fn status(status: &admin::StatusReply) -> String {
-    let mut text = String::new();
-    let verdict = match (status.ready, status.problems.as_slice()) {
+    let mut text = verdict(status);
+    for (name, value) in facts(status) {
+        let _ = writeln!(text, "{name:<12}{value}");
+    }
+    text
+}
+
+/// Whether the node is ready, and each of its problems.
+fn verdict(status: &admin::StatusReply) -> String {
+    let mut text = match (status.ready, status.problems.as_slice()) {
         (true, []) => "ready".to_owned(),
         (true, [first, ..]) => format!("ready, but {}", plain(first)),
         (false, [first, ..]) => format!("not ready: {}", plain(first)),
         (false, []) => "not ready".to_owned(),
     };
-    let _ = writeln!(text, "{verdict}");
+    text.push('\n');
     for problem in status.problems.iter().skip(1) {
         let _ = writeln!(text, "also: {}", plain(problem));
     }
+    text
+}
+
+/// The facts about the node, by name.
+fn facts(status: &admin::StatusReply) -> [(&'static str, String); 9] {
     let uptime = age(i64::try_from(status.uptime_s)
         .unwrap_or(0)
         .saturating_mul(SECOND));
+    let daemon = format!(
+        "coracle {}, wasmtime {}, pid {}, up {uptime}, {} resident",
+        status.version,
+        status.wasmtime,
+        status.pid,
+        size(status.resident_bytes)
+    );
+    let images = format!(
+        "{}, {} on disk, {} free",
+        status.images,
+        size(status.store_bytes),
+        size(status.store_free_bytes)
+    );
+    let cgroups = format!("v{}, {}", status.cgroup_version, status.cgroup_driver);
     let metrics = match status.metrics_address.as_str() {
         "" => "off".to_owned(),
         address => format!("http://{address}/metrics"),
     };
-    let lines = [
-        (
-            "daemon",
-            format!(
-                "coracle {}, wasmtime {}, pid {}, up {uptime}, {} resident",
-                status.version,
-                status.wasmtime,
-                status.pid,
-                size(status.resident_bytes)
-            ),
-        ),
+    [
+        ("daemon", daemon),
         ("sandboxes", counts(&status.sandboxes)),
         ("containers", counts(&status.containers)),
-        (
-            "images",
-            format!(
-                "{}, {} on disk, {} free",
-                status.images,
-                size(status.store_bytes),
-                size(status.store_free_bytes)
-            ),
-        ),
+        ("images", images),
         ("network", status.network_mode.clone()),
-        (
-            "cgroups",
-            format!("v{}, {}", status.cgroup_version, status.cgroup_driver),
-        ),
+        ("cgroups", cgroups),
         ("socket", status.socket.clone()),
         ("directories", format!("{}, {}", status.root, status.run)),
         ("metrics", metrics),
-    ];
-    for (name, value) in lines {
-        let _ = writeln!(text, "{name:<12}{value}");
-    }
-    text
+    ]
 }
 
 fn counts(counts: &[admin::Count]) -> String {
@@ -168,52 +171,46 @@ pub(crate) fn containers(containers: &[admin::Container], now: i64) -> Vec<Vec<S
         "IMAGE",
     ];
     let mut rows = vec![heads.map(str::to_owned).to_vec()];
-    for line in containers {
-        let id = if line.id.is_empty() {
-            &line.sandbox
-        } else {
-            &line.id
-        };
-        let runs = line.state == "running";
-        let state = match line.state.as_str() {
-            "exited" => format!("exited {} ({})", line.exit_code, line.reason),
-            other => other.to_owned(),
-        };
-        let since = [line.finished_at, line.started_at, line.created_at];
-        let since = since.into_iter().find(|at| *at > 0).unwrap_or(now);
-        rows.push(vec![
-            format!("{}/{}", line.namespace, line.pod),
-            if line.name.is_empty() {
-                "-".to_owned()
-            } else {
-                line.name.clone()
-            },
-            id.chars().take(13).collect(),
-            if line.kind.is_empty() {
-                "-".to_owned()
-            } else {
-                line.kind.clone()
-            },
-            state,
-            age(now - since),
-            if runs {
-                size(line.memory_bytes)
-            } else {
-                "-".to_owned()
-            },
-            if runs {
-                format!("{}m", line.nano_cores / 1_000_000)
-            } else {
-                "-".to_owned()
-            },
-            if line.image.is_empty() {
-                "-".to_owned()
-            } else {
-                line.image.clone()
-            },
-        ]);
-    }
+    rows.extend(containers.iter().map(|line| container_row(line, now)));
     rows
+}
+
+/// The row of a container, or of a sandbox that has none.
+fn container_row(line: &admin::Container, now: i64) -> Vec<String> {
+    let id = if line.id.is_empty() {
+        &line.sandbox
+    } else {
+        &line.id
+    };
+    let state = match line.state.as_str() {
+        "exited" => format!("exited {} ({})", line.exit_code, line.reason),
+        other => other.to_owned(),
+    };
+    let since = [line.finished_at, line.started_at, line.created_at];
+    let since = since.into_iter().find(|at| *at > 0).unwrap_or(now);
+    let (memory, cpu) = if line.state == "running" {
+        let cpu = format!("{}m", line.nano_cores / 1_000_000);
+        (size(line.memory_bytes), cpu)
+    } else {
+        (or_dash(""), or_dash(""))
+    };
+    vec![
+        format!("{}/{}", line.namespace, line.pod),
+        or_dash(&line.name),
+        id.chars().take(13).collect(),
+        or_dash(&line.kind),
+        state,
+        age(now - since),
+        memory,
+        cpu,
+        or_dash(&line.image),
+    ]
+}
+
+/// The text of a cell that is never empty.
+fn or_dash(text: &str) -> String {
+    let shown = if text.is_empty() { "-" } else { text };
+    shown.to_owned()
 }
 
 /// The text of `coracle why`.
@@ -224,54 +221,60 @@ pub(crate) fn explained(pods: &[admin::Explained], now: i64, width: Option<usize
             text.push('\n');
         }
         let _ = writeln!(text, "{}", plain(&pod.answer));
-        let mut lines = vec![("sandbox", pod.sandbox.clone())];
-        if pod.created_at > 0 {
-            let keeper = match (pod.keeper_pid, pod.keeper_answers) {
-                (0, _) => "none".to_owned(),
-                (pid, true) => format!("pid {pid}"),
-                (pid, false) => format!("pid {pid}, does not answer"),
-            };
-            lines.extend([
-                ("created", format!("{} ago", age(now - pod.created_at))),
-                ("handler", pod.handler.clone()),
-                ("addresses", pod.ips.join(", ")),
-                ("keeper", keeper),
-                ("cgroup", pod.cgroup_parent.clone()),
-                ("logs", pod.log_directory.clone()),
-            ]);
-        }
-        for (name, value) in lines {
+        for (name, value) in pod_facts(pod, now) {
             let _ = writeln!(text, "{name:<12}{}", plain(&value));
         }
         for container in &pod.containers {
-            let of = match container.state.as_str() {
-                "exited" => format!(
-                    "exited {} ({}) {} ago",
-                    container.exit_code,
-                    container.reason,
-                    age(now - container.finished_at)
-                ),
-                "running" => format!(
-                    "running for {}, {}",
-                    age(now - container.started_at),
-                    size(container.memory_bytes)
-                ),
-                other => other.to_owned(),
-            };
-            let _ = writeln!(
-                text,
-                "{:<12}{} {}, {of}",
-                "container",
-                plain(&container.name),
-                container.kind
-            );
-            for line in container.message.lines().take(20) {
-                let _ = writeln!(text, "{:<12}{}", "", plain(line));
-            }
+            text.push_str(&container_lines(container, now));
         }
         if !pod.events.is_empty() {
             text.push_str(&table(&events(&pod.events, now), width));
         }
+    }
+    text
+}
+
+/// The facts about a pod, by name; just its id for one that is gone.
+fn pod_facts(pod: &admin::Explained, now: i64) -> Vec<(&'static str, String)> {
+    let mut facts = vec![("sandbox", pod.sandbox.clone())];
+    if pod.created_at > 0 {
+        let keeper = match (pod.keeper_pid, pod.keeper_answers) {
+            (0, _) => "none".to_owned(),
+            (pid, true) => format!("pid {pid}"),
+            (pid, false) => format!("pid {pid}, does not answer"),
+        };
+        facts.extend([
+            ("created", format!("{} ago", age(now - pod.created_at))),
+            ("handler", pod.handler.clone()),
+            ("addresses", pod.ips.join(", ")),
+            ("keeper", keeper),
+            ("cgroup", pod.cgroup_parent.clone()),
+            ("logs", pod.log_directory.clone()),
+        ]);
+    }
+    facts
+}
+
+/// The state of a container, and the beginning of its message.
+fn container_lines(container: &admin::Container, now: i64) -> String {
+    let state = match container.state.as_str() {
+        "exited" => format!(
+            "exited {} ({}) {} ago",
+            container.exit_code,
+            container.reason,
+            age(now - container.finished_at)
+        ),
+        "running" => format!(
+            "running for {}, {}",
+            age(now - container.started_at),
+            size(container.memory_bytes)
+        ),
+        other => other.to_owned(),
+    };
+    let (name, kind) = (plain(&container.name), &container.kind);
+    let mut text = format!("{:<12}{name} {kind}, {state}\n", "container");
+    for line in container.message.lines().take(20) {
+        let _ = writeln!(text, "{:<12}{}", "", plain(line));
     }
     text
 }
@@ -284,11 +287,7 @@ pub(crate) fn events(events: &[admin::Event], now: i64) -> Vec<Vec<String>> {
         vec![
             age(now - event.at),
             format!("{}/{}", event.namespace, event.pod),
-            if event.container.is_empty() {
-                "-".to_owned()
-            } else {
-                event.container.clone()
-            },
+            or_dash(&event.container),
             event.what.clone(),
             format!("{} ms", event.took_ms),
         ]

@@ -12,7 +12,7 @@ use coracle_lifecycle::ContainerKind;
 use coracle_proto::admin::v1 as admin;
 
 use super::listing::state_name;
-use super::server::Parts;
+use super::server::{Facts, Parts};
 
 /// Free space below which the node deserves a look, in bytes.
 const LITTLE_SPACE: u64 = 1 << 30;
@@ -22,27 +22,13 @@ pub(crate) async fn status(parts: &Parts, uptime: Duration) -> admin::StatusRepl
     let facts = &parts.facts;
     let network = parts.pods.network_problem().await;
     let ready = network.is_none();
-    let mut problems: Vec<String> = network
-        .map(|why| format!("no network for new pods: {why}"))
-        .into_iter()
-        .collect();
     let store = parts.images.fs_info();
     let free = free_bytes(&store.mountpoint);
-    if free < LITTLE_SPACE {
-        let place = facts.root.display();
-        problems.push(format!("only {} MiB are free in {place}", free >> 20));
-    }
     let quarantined = count_entries(&facts.root.join("quarantine"));
-    if quarantined > 0 {
-        let place = facts.root.join("quarantine");
-        let place = place.display();
-        problems.push(format!("{quarantined} damaged records lie in {place}"));
-    }
-    problems.extend(facts.warnings.iter().cloned());
     let shown = |path: &Path| path.display().to_string();
     admin::StatusReply {
         ready,
-        problems,
+        problems: problems(facts, network, free, quarantined),
         version: facts.version.clone(),
         wasmtime: facts.wasmtime.clone(),
         pid: i32::try_from(std::process::id()).unwrap_or(0),
@@ -62,6 +48,25 @@ pub(crate) async fn status(parts: &Parts, uptime: Duration) -> admin::StatusRepl
         resident_bytes: resident_bytes(),
         quarantined,
     }
+}
+
+/// The problems of the node: of its `network`, if it has one; of its `free` bytes; of its `quarantined` records.
+fn problems(facts: &Facts, network: Option<String>, free: u64, quarantined: u64) -> Vec<String> {
+    let mut problems: Vec<String> = network
+        .map(|why| format!("no network for new pods: {why}"))
+        .into_iter()
+        .collect();
+    if free < LITTLE_SPACE {
+        let place = facts.root.display();
+        problems.push(format!("only {} MiB are free in {place}", free >> 20));
+    }
+    if quarantined > 0 {
+        let place = facts.root.join("quarantine");
+        let place = place.display();
+        problems.push(format!("{quarantined} damaged records lie in {place}"));
+    }
+    problems.extend(facts.warnings.iter().cloned());
+    problems
 }
 
 fn sandboxes(parts: &Parts) -> Vec<admin::Count> {
