@@ -15,6 +15,7 @@ use coracle_cri::{self as cri, Node, Socket};
 use coracle_host::{DefaultProfile, Host, Parts};
 use coracle_images::{Images, ImagesConfig};
 use coracle_lifecycle::{Pods, Syncer};
+use coracle_metrics::listener::Listener;
 use coracle_network::{Builtin, BuiltinConfig, Cni, CniConfig, Network, Provider};
 use coracle_runtime::spawner::Spawner;
 use coracle_sandbox::Filters;
@@ -22,7 +23,7 @@ use coracle_sandbox::helper::Permits;
 use coracle_sandbox::profile::ProfileCache;
 use coracle_streaming::{Identity, Server, Settings};
 use coracle_wasm::{CompileCache, CompileLimits};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::admin;
 use crate::claims::Claims;
@@ -74,8 +75,8 @@ pub fn main(arguments: &ConfigArgs) -> Result<(), Box<dyn Error>> {
 }
 
 async fn run(config: &Config, arguments: &ConfigArgs) -> Result<(), Box<dyn Error>> {
-    let mut term = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
+    let term = signal(SignalKind::terminate())?;
+    let interrupt = signal(SignalKind::interrupt())?;
     let _reloading = reload::start(arguments)?;
     private_directory(&config.root)?;
     private_directory(&config.run)?;
@@ -83,33 +84,15 @@ async fn run(config: &Config, arguments: &ConfigArgs) -> Result<(), Box<dyn Erro
     let socket = Socket::bind(&config.socket)?;
     let cgroups = Cgroups::detect()?;
     let node = node(config, &cgroups)?;
-    let cgroup_version = if cgroups.version() == Version::V1 {
-        1
-    } else {
-        2
-    };
+    let cgroup_version = cgroups.version();
     let (host, images) = host(config, cgroups, claims.category_share()).await?;
     let pods = Pods::open(Arc::new(host)).await?;
     let streaming = streaming(config).await?;
     let (metrics, listener) = metrics::start(config, &pods, &images).await?;
-    let about = admin::Node {
-        cgroup_driver: node.cgroup_driver.name(),
-        cgroup_version,
-        metrics_address: listener
-            .as_ref()
-            .map_or(String::new(), |listener| listener.address.to_string()),
-    };
+    let about = about(&node, cgroup_version, listener.as_ref());
     let _admin = admin::serve(config, about, &pods, &images)?;
     preload(config, &images, &pods).await;
     tracing::info!(socket = %config.socket.display(), pods = pods.pods().len(), version = env!("CARGO_PKG_VERSION"), "ready");
-    let terminated = async move {
-        tokio::select! {
-            _ = term.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        tracing::info!("shutting down; pods keep running");
-        notify(notify::STOPPING);
-    };
     let parts = cri::Parts {
         streaming,
         pods: pods.clone(),
@@ -120,11 +103,30 @@ async fn run(config: &Config, arguments: &ConfigArgs) -> Result<(), Box<dyn Erro
         on_call: crate::memory::settle_soon,
     };
     notify(notify::READY);
-    cri::serve(socket, parts, Box::pin(terminated)).await?;
+    cri::serve(socket, parts, Box::pin(terminated(term, interrupt))).await?;
     pods.drain(DRAIN).await;
     pods.flush(DRAIN).await;
     claims.release();
     Ok(())
+}
+
+/// What the admin service says of the node.
+fn about(node: &Node, version: Version, listener: Option<&Listener>) -> admin::Node {
+    admin::Node {
+        cgroup_driver: node.cgroup_driver.name(),
+        cgroup_version: if version == Version::V1 { 1 } else { 2 },
+        metrics_address: listener.map_or(String::new(), |listener| listener.address.to_string()),
+    }
+}
+
+/// Waits for SIGTERM or SIGINT, and announces the end.
+async fn terminated(mut term: Signal, mut interrupt: Signal) {
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("shutting down; pods keep running");
+    notify(notify::STOPPING);
 }
 
 /// Imports new archives of the preload directory and compiles their modules, before anybody can need them.

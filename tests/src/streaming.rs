@@ -245,6 +245,19 @@ impl Received {
     }
 }
 
+/// Passes on what comes from the server until that ends, or nobody takes it.
+async fn forward(
+    mut incoming: spdy::Incoming,
+    part: fn(Vec<u8>) -> Part,
+    output: mpsc::Sender<Part>,
+) {
+    while let Some(bytes) = incoming.next().await {
+        if output.send(part(bytes)).await.is_err() {
+            return;
+        }
+    }
+}
+
 impl Remote {
     /// Opens a session. Errors: the server refuses it, with its answer.
     pub async fn open(url: &str, wire: Wire, ends: Ends) -> Outcome<Remote> {
@@ -271,7 +284,7 @@ impl Remote {
                 continue;
             }
             let stream = session.stream(&[("streamtype", name)]).await?;
-            let (outgoing, mut incoming) = stream.split();
+            let (outgoing, incoming) = stream.split();
             inputs.push(Some(Input::Spdy(outgoing)));
             if matches!(name, "stdin" | "resize") {
                 continue;
@@ -281,14 +294,7 @@ impl Remote {
                 "stderr" => Part::Err,
                 _ => Part::Out,
             };
-            let output = output.clone();
-            tokio::spawn(async move {
-                while let Some(bytes) = incoming.next().await {
-                    if output.send(part(bytes)).await.is_err() {
-                        return;
-                    }
-                }
-            });
+            tokio::spawn(forward(incoming, part, output.clone()));
         }
         let sizes = inputs.pop().flatten();
         Ok(Remote {

@@ -112,7 +112,7 @@ pub fn make(
     stage: &Stage,
     options: &MountOptions<'_>,
 ) -> Result<OwnedFd> {
-    let (host, label) = (options.host, options.label);
+    let label = options.label;
     let what = || format!("make the mount at {}", mount.target);
     let forbid = forbidden(mount, options.forbid);
     let layers = match source {
@@ -122,16 +122,7 @@ pub fn make(
     };
     match &mount.kind {
         MountKind::Bind => Err(Error::new(Kind::Bug, what())),
-        MountKind::Tmpfs { bytes, mode } => {
-            let (size, mode) = (bytes.to_string(), format!("{mode:o}"));
-            let (uid, gid) = (host.root.to_string(), host.root.to_string());
-            let mut settings = vec![(c"size", Some(&*size)), (c"mode", Some(&*mode))];
-            if host.root != 0 {
-                settings.extend([(c"uid", Some(&*uid)), (c"gid", Some(&*gid))]);
-            }
-            settings.extend(label.map(|label| (c"context", Some(label))));
-            mounts::filesystem(c"tmpfs", &settings, forbid).during(what)
-        }
+        MountKind::Tmpfs { bytes, mode } => tmpfs(*bytes, *mode, forbid, options).during(what),
         MountKind::Image { sub_path, .. } => {
             let mut names = stage.layers(&format!("v{number}-"), &layers)?;
             if names.len() == 1 && label.is_some() {
@@ -150,6 +141,23 @@ pub fn make(
             Ok(tree)
         }
     }
+}
+
+/// A tmpfs of at most `bytes`, whose root has the permission bits `mode`.
+fn tmpfs(
+    bytes: u64,
+    mode: u32,
+    forbid: Forbid,
+    options: &MountOptions<'_>,
+) -> std::io::Result<OwnedFd> {
+    let (size, mode) = (bytes.to_string(), format!("{mode:o}"));
+    let owner = options.host.root.to_string();
+    let mut settings = vec![(c"size", Some(&*size)), (c"mode", Some(&*mode))];
+    if options.host.root != 0 {
+        settings.extend([(c"uid", Some(&*owner)), (c"gid", Some(&*owner))]);
+    }
+    settings.extend(options.label.map(|label| (c"context", Some(label))));
+    mounts::filesystem(c"tmpfs", &settings, forbid)
 }
 
 /// The part of `tree` at `sub_path`. Links do not lead out of it.

@@ -171,13 +171,7 @@ pub(super) fn component(engine: &Engine, component: &Component) -> Result<Module
             .is_ok_and(|pre| p3::handler(pre, true).is_ok()),
         false => exports.handler && takes_requests(engine, component),
     };
-    let unfit = (serves_http && !takes_requests).then(|| {
-        let (of, takes) = match exports.is_handler_03 {
-            true => ("wasi:http/handler", "no request"),
-            false => ("wasi:http/incoming-handler", "no request and response"),
-        };
-        format!("it cannot handle requests: the function handle of its {of} takes {takes}")
-    });
+    let unfit = (serves_http && !takes_requests).then(|| exports.unfit_handler());
     let memory = component
         .resources_required()
         .and_then(|r| r.max_initial_memory_size)
@@ -302,6 +296,15 @@ impl Exports {
             handler: handler || handler_03,
             is_handler_03: handler_03 && !handler,
         }
+    }
+
+    /// Why its handler is none: its function has other parameters.
+    fn unfit_handler(self) -> String {
+        let (of, takes) = match self.is_handler_03 {
+            true => ("wasi:http/handler", "no request"),
+            false => ("wasi:http/incoming-handler", "no request and response"),
+        };
+        format!("it cannot handle requests: the function handle of its {of} takes {takes}")
     }
 }
 

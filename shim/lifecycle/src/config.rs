@@ -7,6 +7,7 @@
 //! Must not know: CRI messages, what became of a config.
 
 mod annotations;
+mod handler;
 mod http;
 mod linux;
 mod streaming;
@@ -22,6 +23,7 @@ use coracle_spec::egress::{Egress, List};
 use serde::{Deserialize, Serialize};
 
 pub use annotations::{Annotations, Grants};
+pub use handler::Handler;
 pub use http::HttpConfig;
 pub use linux::{
     CapabilityConfig, DeviceConfig, GroupsPolicy, IdMapping, ImageVolume, PidNamespaceConfig,
@@ -65,60 +67,6 @@ pub struct ContainerName {
 impl fmt::Display for ContainerName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} (attempt {})", self.name, self.attempt)
-    }
-}
-
-/// The runtime handlers that exist (DESIGN.md section 5).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Handler {
-    /// `""`: choose by image.
-    Default,
-    /// `coracle`: choose by image.
-    Coracle,
-    /// `coracle-wasm`: Wasm only, a Linux image is refused.
-    Wasm,
-    /// `coracle-strict`: Wasm only, each instance with an address-space layout of its own.
-    Strict,
-}
-
-impl Handler {
-    /// Every handler, in the order in which Status lists them.
-    pub const ALL: [Handler; 4] = [
-        Handler::Default,
-        Handler::Coracle,
-        Handler::Wasm,
-        Handler::Strict,
-    ];
-
-    /// The handler with that name, if there is one.
-    pub fn parse(name: &str) -> Option<Handler> {
-        Handler::ALL
-            .into_iter()
-            .find(|handler| handler.as_str() == name)
-    }
-
-    /// Its name in `runtime_handler`.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Handler::Default => "",
-            Handler::Coracle => "coracle",
-            Handler::Wasm => "coracle-wasm",
-            Handler::Strict => "coracle-strict",
-        }
-    }
-
-    /// Its name for people: the default handler is `coracle` without its name.
-    pub fn shown(self) -> &'static str {
-        match self {
-            Handler::Default => Handler::Coracle.as_str(),
-            named => named.as_str(),
-        }
-    }
-
-    /// Whether it runs only WebAssembly.
-    pub fn is_wasm_only(self) -> bool {
-        matches!(self, Handler::Wasm | Handler::Strict)
     }
 }
 

@@ -55,52 +55,70 @@ pub fn table(outcomes: &[Outcomes]) -> String {
     text
 }
 
+impl Row {
+    fn new(
+        outcomes: &[Outcomes],
+        label: impl Into<String>,
+        more_is_better: bool,
+        value: impl Fn(&Outcomes) -> f64,
+    ) -> Row {
+        Row {
+            label: label.into(),
+            values: outcomes.iter().map(value).collect(),
+            more_is_better,
+        }
+    }
+}
+
 fn rows(outcomes: &[Outcomes]) -> Vec<Row> {
-    let row = |label: String, more_is_better, value: &dyn Fn(&Outcomes) -> f64| Row {
-        label,
-        values: outcomes.iter().map(value).collect(),
-        more_is_better,
-    };
+    let mut rows = latencies(outcomes);
+    rows.extend(resources(outcomes));
+    rows
+}
+
+/// How long the steps take, with and without network plugins.
+fn latencies(outcomes: &[Outcomes]) -> Vec<Row> {
+    let row =
+        |label: String, value: &dyn Fn(&Outcomes) -> f64| Row::new(outcomes, label, false, value);
     let mut rows = Vec::new();
     for step in STEPS {
         for (name, share) in [("median", 0.5), ("p99", 0.99)] {
-            rows.push(row(format!("{step}, {name} ms"), false, &|o| {
+            rows.push(row(format!("{step}, {name} ms"), &|o| {
                 quantile(&o.times_ms[step], share)
             }));
         }
     }
-    rows.push(row(
-        "network plugins alone, ADD, median ms".into(),
-        false,
-        &|o| plugins(o).0,
-    ));
-    rows.push(row(
-        "RunPodSandbox beyond them, median ms".into(),
-        false,
-        &|o| quantile(&o.times_ms["RunPodSandbox"], 0.5) - plugins(o).0,
-    ));
-    rows.push(row(
-        "network plugins alone, DEL, median ms".into(),
-        false,
-        &|o| plugins(o).1,
-    ));
-    rows.push(row("pods started a second".into(), true, &|o| o.pods_per_s));
-    rows.push(row("PSS a pod, KiB".into(), false, &|o| o.pss_kib_per_pod));
-    rows.push(row("MemAvailable lost a pod, KiB".into(), false, &|o| {
-        o.memavailable_kib_per_pod
+    rows.push(row("network plugins alone, ADD, median ms".into(), &|o| {
+        plugins(o).0
     }));
-    rows.push(row(
-        "CPU while pods idle, % of a core".into(),
-        false,
-        &|o| o.idle_cpu_percent,
-    ));
-    rows.push(row("daemon RSS idle, KiB".into(), false, &|o| {
-        o.daemon_rss_idle_kib
+    rows.push(row("RunPodSandbox beyond them, median ms".into(), &|o| {
+        quantile(&o.times_ms["RunPodSandbox"], 0.5) - plugins(o).0
     }));
-    rows.push(row("daemon RSS under pods, KiB".into(), false, &|o| {
-        o.daemon_rss_pods_kib
+    rows.push(row("network plugins alone, DEL, median ms".into(), &|o| {
+        plugins(o).1
     }));
     rows
+}
+
+/// How many pods a machine takes, and what they occupy.
+fn resources(outcomes: &[Outcomes]) -> Vec<Row> {
+    let row = |label: &str, more_is_better, value: fn(&Outcomes) -> f64| {
+        Row::new(outcomes, label, more_is_better, value)
+    };
+    vec![
+        row("pods started a second", true, |o| o.pods_per_s),
+        row("PSS a pod, KiB", false, |o| o.pss_kib_per_pod),
+        row("MemAvailable lost a pod, KiB", false, |o| {
+            o.memavailable_kib_per_pod
+        }),
+        row("CPU while pods idle, % of a core", false, |o| {
+            o.idle_cpu_percent
+        }),
+        row("daemon RSS idle, KiB", false, |o| o.daemon_rss_idle_kib),
+        row("daemon RSS under pods, KiB", false, |o| {
+            o.daemon_rss_pods_kib
+        }),
+    ]
 }
 
 /// One object a contender, by name.

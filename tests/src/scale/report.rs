@@ -45,6 +45,12 @@ pub fn table(figures: &Figures) -> String {
         row(&mut text, label, &figures.cpu.each_ref().map(part));
     }
     text += "\n";
+    add_node(&mut text, figures);
+    text
+}
+
+/// Adds what the pods cost the node, and what all of them cost whoever handles them together.
+fn add_node(text: &mut String, figures: &Figures) {
     let [idle, full, after] = figures.daemon_rss_kib.map(|kib| kib as f64);
     let median = |values: &[f64]| quantile(values, 0.5);
     let rows: [(&str, &[f64]); 7] = [
@@ -72,9 +78,8 @@ pub fn table(figures: &Figures) -> String {
         ("stop and remove all, s", &[figures.remove_all_s]),
     ];
     for (label, values) in rows {
-        row(&mut text, label, values);
+        row(text, label, values);
     }
-    text
 }
 
 fn heading(names: [&str; 2]) -> String {

@@ -53,25 +53,21 @@ pub(in crate::keeper) fn fork(
             let mut table = fds.table(&empty, &theirs);
             table.push(first.as_raw_fd());
             table.extend(ids.map(|fd| fd.as_raw_fd()));
-            let layout = Layout {
-                payload: super::payload_fds(exec.linux.as_ref()),
-                pod: [
-                    false,
-                    false,
-                    false,
-                    ids.is_some(),
-                    false,
-                    false,
-                    false,
-                    false,
-                ],
-            };
-            match sys::fork::keep_only(&table) {
-                Ok(()) => enter(&exec.container, layout, Some(warm)),
-                Err(_) => sys::fork::leave(CANNOT_START),
-            }
+            begin(exec, &table, ids.is_some(), warm)
         }
         Forked::Parent { pidfd } => Ok((pidfd, ours)),
+    }
+}
+
+/// Runs the forked process with just the descriptors in `table`; if it `has_ids`, the last of them is the id map.
+fn begin(exec: &ExecMessage, table: &[RawFd], has_ids: bool, warm: &Warm) -> ! {
+    let layout = Layout {
+        payload: super::payload_fds(exec.linux.as_ref()),
+        pod: [false, false, false, has_ids, false, false, false, false],
+    };
+    match sys::fork::keep_only(table) {
+        Ok(()) => enter(&exec.container, layout, Some(warm)),
+        Err(_) => sys::fork::leave(CANNOT_START),
     }
 }
 

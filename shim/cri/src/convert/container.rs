@@ -21,15 +21,13 @@ pub(crate) fn container_config(
     handler: &str,
 ) -> Result<ContainerConfig, BadRequest> {
     let mut config = check::present("config", request.config)?;
-    not_here(&config)?;
     texts(&config)?;
     let reader = Reader::of_container(&mut config, grants, handler)?;
     let cdi_devices = mount::cdi_devices(&config.cdi_devices, &reader)?;
     let wasm_variant = reader.wasm_variant();
     let (annotations, _) = reader.into_parts();
     let name = name(config.metadata.as_ref())?;
-    let image = check::present("config.image", config.image)?;
-    check::token("config.image.image", &image.image, MAX_IMAGE_BYTES)?;
+    let image = image(config.image)?;
     let linux = config.linux.unwrap_or_default();
     let context = linux.security_context.unwrap_or_default();
     Ok(ContainerConfig {
@@ -67,7 +65,14 @@ fn name(metadata: Option<&cri::ContainerMetadata>) -> Result<ContainerName, BadR
     })
 }
 
+fn image(image: Option<cri::ImageSpec>) -> Result<cri::ImageSpec, BadRequest> {
+    let image = check::present("config.image", image)?;
+    check::token("config.image.image", &image.image, MAX_IMAGE_BYTES)?;
+    Ok(image)
+}
+
 fn texts(config: &cri::ContainerConfig) -> Result<(), BadRequest> {
+    not_here(config)?;
     log_path(&config.log_path)?;
     arguments("config.command", &config.command)?;
     arguments("config.args", &config.args)?;

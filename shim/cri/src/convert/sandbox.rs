@@ -40,8 +40,7 @@ pub(crate) fn sandbox_config(
     let name = name(config.metadata.as_ref())?;
     let handler = handler(&request.runtime_handler)?;
     let annotated = annotated(&mut config, allowance(handlers, handler, &name)?)?;
-    let mut linux = config.linux.unwrap_or_default();
-    check::path("config.linux.cgroup_parent", &linux.cgroup_parent)?;
+    let mut linux = linux(config.linux)?;
     let context = linux.security_context.take().unwrap_or_default();
     let options = context.namespace_options.as_ref();
     let (namespaces, userns) = namespaces::of_pod(NAMESPACE_OPTIONS, options)?;
@@ -71,6 +70,14 @@ pub(crate) fn sandbox_config(
         cgroup_parent: linux.cgroup_parent,
         namespaces,
     })
+}
+
+fn linux(
+    linux: Option<cri::LinuxPodSandboxConfig>,
+) -> Result<cri::LinuxPodSandboxConfig, BadRequest> {
+    let linux = linux.unwrap_or_default();
+    check::path("config.linux.cgroup_parent", &linux.cgroup_parent)?;
+    Ok(linux)
 }
 
 fn texts(config: &cri::PodSandboxConfig) -> Result<(), BadRequest> {

@@ -77,11 +77,7 @@ fn words(text: &str, env: &[(String, String)]) -> Result<Vec<String>, String> {
             (Quote::Single, '\'') | (Quote::Double, '"') => quote = Quote::No,
             (Quote::No, ' ' | '\t') => words.extend(word.take()),
             (Quote::No, '\\') => word.get_or_insert_default().extend(left.next()),
-            (Quote::Double, '\\') => {
-                let is_special = left.peek().is_some_and(|c| "\"\\$`".contains(*c));
-                let kept = if is_special { left.next() } else { Some('\\') };
-                word.get_or_insert_default().extend(kept);
-            }
+            (Quote::Double, '\\') => word.get_or_insert_default().extend(escaped(&mut left)),
             (Quote::No | Quote::Double, '$') => {
                 let value = variable(&mut left, env)?;
                 if quote == Quote::No && value.contains([' ', '\t', '\n']) {
@@ -105,6 +101,12 @@ fn words(text: &str, env: &[(String, String)]) -> Result<Vec<String>, String> {
     }
     words.extend(word);
     Ok(words)
+}
+
+/// What a backslash between double quotes stands for.
+fn escaped(left: &mut std::iter::Peekable<std::str::Chars<'_>>) -> Option<char> {
+    let is_special = left.peek().is_some_and(|c| "\"\\$`".contains(*c));
+    if is_special { left.next() } else { Some('\\') }
 }
 
 /// The value of the variable behind a `$`.

@@ -101,20 +101,9 @@ struct Happened {
 impl Container {
     /// Counts and logs that the container is in another phase than `before`; what to remember of it.
     fn report(&mut self, before: &ContainerPhase) -> Option<Happened> {
-        use ContainerPhase::{
-            Created, Creating, Exited, Gone, Removing, Running, Starting, Stopping,
-        };
+        use ContainerPhase::{Creating, Exited, Removing, Running, Starting, Stopping};
         let took = self.since.elapsed();
         self.since = Instant::now();
-        let done = |what: &str| {
-            let what = what.to_owned();
-            Some(Happened {
-                what,
-                took,
-                failed: false,
-            })
-        };
-        let (name, id, took_ms) = (self.config.name.name.as_str(), &self.id, ms(took));
         if let (Creating(_), Removing(_), Some(failure)) = (before, &self.phase, &self.failure) {
             let what = format!("was not created: {}", failure.chain());
             return Some(Happened {
@@ -124,28 +113,47 @@ impl Container {
             });
         }
         let kind = ContainerKind::from(&self.plan.as_ref()?.payload);
+        if let (Starting(_) | Running(_) | Stopping(..), Exited(end) | Removing(Some(end))) =
+            (before, &self.phase)
+        {
+            return Some(exited(self, kind, end));
+        }
+        let what = self.report_progress(before, kind, took)?.to_owned();
+        Some(Happened {
+            what,
+            took,
+            failed: false,
+        })
+    }
+
+    /// Counts and logs a change that is neither a failure nor an exit and took `took`; its name.
+    fn report_progress(
+        &self,
+        before: &ContainerPhase,
+        kind: ContainerKind,
+        took: Duration,
+    ) -> Option<&'static str> {
+        use ContainerPhase::{Created, Creating, Gone, Removing, Running, Starting, Stopping};
+        let (name, id, took_ms) = (self.config.name.name.as_str(), &self.id, ms(took));
         match (before, &self.phase) {
             (Creating(_), Created) => {
                 counters::container_created(kind, took);
                 let image = self.config.user_specified_image.as_str();
                 info!(container = name, %id, kind = kind.name(), image, took_ms, "container created");
-                done("created")
+                Some("created")
             }
             (Starting(_), Running(_)) => {
                 counters::container_started(kind, took);
                 info!(container = name, %id, took_ms, "container started");
-                done("started")
+                Some("started")
             }
             (Running(_), Stopping(..)) => {
                 info!(container = name, %id, "container is being stopped");
-                done("is being stopped")
-            }
-            (Starting(_) | Running(_) | Stopping(..), Exited(end) | Removing(Some(end))) => {
-                Some(exited(self, kind, end))
+                Some("is being stopped")
             }
             (Removing(_), Gone) if self.failure.is_none() => {
                 info!(container = name, %id, took_ms, "container removed");
-                done("removed")
+                Some("removed")
             }
             _ => None,
         }

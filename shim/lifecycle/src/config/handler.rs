@@ -1,0 +1,61 @@
+//! The runtime handlers, as a request names them and a record keeps them.
+//!
+//! Made by: `cri/convert`, from `runtime_handler`. Read by: the driver, the host, and whoever shows a pod.
+//! Invariant: the names in a record do not change.
+//! Must not know: how a handler runs a program, its configuration.
+
+use serde::{Deserialize, Serialize};
+
+/// The runtime handlers that exist (DESIGN.md section 5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Handler {
+    /// `""`: choose by image.
+    Default,
+    /// `coracle`: choose by image.
+    Coracle,
+    /// `coracle-wasm`: Wasm only, a Linux image is refused.
+    Wasm,
+    /// `coracle-strict`: Wasm only, each instance with an address-space layout of its own.
+    Strict,
+}
+
+impl Handler {
+    /// Every handler, in the order in which Status lists them.
+    pub const ALL: [Handler; 4] = [
+        Handler::Default,
+        Handler::Coracle,
+        Handler::Wasm,
+        Handler::Strict,
+    ];
+
+    /// The handler with that name, if there is one.
+    pub fn parse(name: &str) -> Option<Handler> {
+        Handler::ALL
+            .into_iter()
+            .find(|handler| handler.as_str() == name)
+    }
+
+    /// Its name in `runtime_handler`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Handler::Default => "",
+            Handler::Coracle => "coracle",
+            Handler::Wasm => "coracle-wasm",
+            Handler::Strict => "coracle-strict",
+        }
+    }
+
+    /// Its name for people: the default handler is `coracle` without its name.
+    pub fn shown(self) -> &'static str {
+        match self {
+            Handler::Default => Handler::Coracle.as_str(),
+            named => named.as_str(),
+        }
+    }
+
+    /// Whether it runs only WebAssembly.
+    pub fn is_wasm_only(self) -> bool {
+        matches!(self, Handler::Wasm | Handler::Strict)
+    }
+}
