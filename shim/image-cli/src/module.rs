@@ -2,7 +2,7 @@
 //!
 //! Called by: `pack`. Pure. Must not know: images.
 
-use wasmparser::{BinaryReaderError, Encoding, Parser, Payload};
+use wasmparser::{Encoding, Parser, Payload};
 
 /// A file.
 #[derive(Debug, PartialEq, Eq)]
@@ -61,7 +61,7 @@ impl Module {
     }
 }
 
-fn problem(error: BinaryReaderError) -> String {
+fn problem(error: wasmparser::Error) -> String {
     error.to_string()
 }
 
