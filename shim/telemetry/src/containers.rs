@@ -1,13 +1,12 @@
 //! Measures containers and pods and makes samples of it.
 //!
 //! Called by: the CRI services and [`super::Scrapes`]. Calls: the lifecycle's usage, on the blocking pool.
-//! Invariants: one measurement at a time; those who wait for it, or come within [`FRESH`] after it, share it, and nothing of it
-//! is kept longer; a value that the kernel does not report has no sample, except for those that dashboards add up.
+//! Invariants: one measurement at a time, which `shared` sees to; a value that the kernel does not report has no sample,
+//! except for those that dashboards add up; the samples of each object are in the order of the series.
 //! Must not know: text, CRI messages.
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use coracle_cgroup::{Pressure, Stats};
 use coracle_lifecycle::{
@@ -15,24 +14,18 @@ use coracle_lifecycle::{
     blocking,
 };
 use coracle_metrics::Value::{Nanoseconds, Whole};
-use tokio::sync::Mutex;
 
 use super::device::{FileSystem, Names};
 use super::series::{self, Series};
+use super::shared::Shared;
 use super::snapshot::{Object, PodSamples, Snapshot};
-
-/// How long a measurement is shared.
-const FRESH: Duration = Duration::from_secs(1);
-
-/// A measurement and when it was made.
-type Last = (Instant, Arc<Snapshot>);
 
 /// Measures, and shares what it measured.
 pub struct Collector {
     pods: Pods,
     root: PathBuf,
     open_files: bool,
-    last: Arc<Mutex<Option<Last>>>,
+    shared: Shared<Snapshot>,
 }
 
 impl std::fmt::Debug for Collector {
@@ -49,7 +42,7 @@ impl Collector {
             pods,
             root,
             open_files,
-            last: Arc::default(),
+            shared: Shared::new(),
         }
     }
 
@@ -60,29 +53,12 @@ impl Collector {
 
     /// The samples of all ready sandboxes, at most a second old.
     pub async fn snapshot(&self) -> Result<Arc<Snapshot>, Error> {
-        let mut last = self.last.lock().await;
-        if let Some((at, snapshot)) = &*last
-            && at.elapsed() < FRESH
-        {
-            return Ok(Arc::clone(snapshot));
-        }
-        let measured = self.pods.detailed_usage(self.open_files).await?;
-        let root = self.root.clone();
-        let snapshot = blocking("making samples", move || Ok(samples(measured, &root)));
-        let snapshot = Arc::new(snapshot.await?);
-        *last = Some((Instant::now(), Arc::clone(&snapshot)));
-        drop(last);
-        self.forget_later();
-        Ok(snapshot)
-    }
-
-    /// Drops the last measurement once it is not shared any more.
-    fn forget_later(&self) {
-        let last = Arc::clone(&self.last);
-        tokio::spawn(async move {
-            tokio::time::sleep(FRESH).await;
-            last.lock().await.take_if(|(at, _)| at.elapsed() >= FRESH);
-        });
+        let (pods, root, open_files) = (self.pods.clone(), self.root.clone(), self.open_files);
+        let measure = async move {
+            let measured = pods.detailed_usage(open_files).await?;
+            blocking("making samples", move || Ok(samples(measured, &root))).await
+        };
+        self.shared.get(measure).await
     }
 }
 

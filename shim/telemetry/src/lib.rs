@@ -15,6 +15,7 @@ mod daemon;
 mod device;
 mod process;
 mod series;
+mod shared;
 mod snapshot;
 
 pub use containers::Collector;
