@@ -1,7 +1,8 @@
 //! The RPCs about metrics: describe them, measure, render.
 //!
 //! Called by `service`. Calls: the collector, which other scrapers share. Invariant: one reply fits into a message of
-//! the kubelet's client; what does not fit is left out by groups, alike for all containers, and said in the log, once.
+//! the kubelet's client; what does not fit is left out by groups, alike for all containers, and then by pods, and said in
+//! the log, once each.
 //! Must not know: which metrics there are.
 
 use std::sync::Arc;
@@ -31,20 +32,24 @@ pub(super) async fn list(
     shared: Arc<Shared>,
     _: cri::ListPodSandboxMetricsRequest,
 ) -> Result<cri::ListPodSandboxMetricsResponse, Failure> {
-    static HAS_WARNED: AtomicBool = AtomicBool::new(false);
+    // Of groups, of pods.
+    static HAS_WARNED: [AtomicBool; 2] = [const { AtomicBool::new(false) }; 2];
     let snapshot = measured(&shared).await?;
     let rendered = move || convert::metrics_reply(&snapshot, MAX_REPLY_BYTES);
     let rendered = coracle_lifecycle::blocking("rendering metrics", move || Ok(rendered()));
-    let (reply, left_out) = rendered.await?;
-    if !left_out.is_empty() && !HAS_WARNED.swap(true, Ordering::Relaxed) {
+    let reply = rendered.await?;
+    let is_whole = reply.groups_left_out.is_empty() && reply.pods_left_out == 0;
+    let has_warned = &HAS_WARNED[usize::from(reply.pods_left_out > 0)];
+    if !is_whole && !has_warned.swap(true, Ordering::Relaxed) {
         tracing::warn!(
-            ?left_out,
+            left_out = ?reply.groups_left_out,
+            pods_left_out = reply.pods_left_out,
             limit_bytes = MAX_REPLY_BYTES,
-            "not all metrics of this many containers fit into one reply: the kubelet's gate CRIListStreaming, or a scrape of \
+            "not all metrics of this many pods fit into one reply: the kubelet's gate CRIListStreaming, or a scrape of \
              /metrics/cadvisor of this daemon, gets all"
         );
     }
-    Ok(reply)
+    Ok(reply.message)
 }
 
 /// StreamPodSandboxMetrics: all of it, in several messages.

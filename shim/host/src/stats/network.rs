@@ -2,7 +2,7 @@
 //!
 //! Called by: `stats`, on a blocking thread. Calls: setns(2) on a thread that ends with the call, /proc.
 //! Invariants: only that thread leaves the host's namespace; a namespace that is gone has no result and does not affect
-//! others; the list of a pod, which can create many interfaces, is read up to a limit.
+//! others; the list of a pod, which can create many interfaces, is read up to a limit, and [`MAX_INTERFACES`] of it are kept.
 //! Must not know: how a pod got its interfaces.
 
 use std::fs::File;
@@ -17,6 +17,12 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 /// Most bytes of a pod's list of interfaces: some 500 interfaces.
 const MAX_BYTES: u64 = 64 << 10;
+
+/// Most interfaces of a pod: CNI plugins give it a few, and what it creates itself must not fill the replies about all pods.
+const MAX_INTERFACES: usize = 16;
+
+/// The interface that CNI gives each pod.
+const OWN: &str = "eth0";
 
 /// The interfaces except loopback of each namespace that is pinned at one of `pins`; `None` where it is gone.
 pub(super) fn read(pins: &[Option<PathBuf>]) -> Vec<Option<Vec<Interface>>> {
@@ -55,7 +61,11 @@ fn read_interfaces(pin: &Path) -> Option<Vec<Interface>> {
 
 fn parse(text: &str) -> Vec<Interface> {
     let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-    whole.lines().skip(2).filter_map(interface).collect()
+    let mut found: Vec<Interface> = whole.lines().skip(2).filter_map(interface).collect();
+    // The others stay in the kernel's order, which is mostly that of their creation.
+    found.sort_by_key(|interface| interface.name != OWN);
+    found.truncate(MAX_INTERFACES);
+    found
 }
 
 /// `eth0: bytes packets errs drop fifo frame compressed multicast bytes packets errs drop fifo colls carrier ...`
@@ -132,6 +142,19 @@ Inter-|   Receive                                                |  Transmit
         };
         assert_eq!(parse(text), [eth0]);
         assert_eq!(parse(""), []);
+    }
+
+    #[test]
+    fn of_many_interfaces_a_few_are_kept_and_the_pods_own_first() {
+        let line = |name: &str| format!("{name}: 1 2 3 4 0 0 0 0 5 6 7 8 0 0 0 0\n");
+        let mut text = "title\ntitle\n".to_owned();
+        for number in 0..500 {
+            text.push_str(&line(&format!("dummy{number}")));
+        }
+        text.push_str(&line(OWN));
+        let names: Vec<String> = parse(&text).into_iter().map(|found| found.name).collect();
+        assert_eq!(names.len(), MAX_INTERFACES);
+        assert_eq!(names[..2], [OWN, "dummy0"]);
     }
 
     #[test]
