@@ -30,6 +30,29 @@ where
     Box::pin(stream::iter(convert::batches(items).map(Ok)))
 }
 
+/// The same for a list whose items take time: each message is rendered on the blocking pool.
+pub(super) fn blocking_replies<R>(
+    what: &'static str,
+    items: impl Iterator<Item = R::Item> + Send + 'static,
+) -> Replies<R>
+where
+    R: ListReply + Send + 'static,
+    R::Item: Send,
+{
+    let batches = convert::batches::<R>(items);
+    Box::pin(stream::unfold(Some(batches), move |batches| async move {
+        let mut batches = batches?;
+        let rendered = tokio::task::spawn_blocking(move || (batches.next(), batches)).await;
+        match rendered {
+            Ok((batch, rest)) => Some((Ok(batch?), Some(rest))),
+            Err(panic) => {
+                let text = format!("{what} did not finish: {panic}");
+                Some((Err(Status::internal(text)), None))
+            }
+        }
+    }))
+}
+
 /// GetContainerEvents: everything that happens from now on.
 pub(super) async fn watch(
     shared: Arc<Shared>,

@@ -13,7 +13,7 @@ use coracle_telemetry::Snapshot;
 
 use super::Shared;
 use super::convert;
-use super::events::{Replies, replies};
+use super::events::{Replies, blocking_replies};
 use super::status::Failure;
 
 /// Bytes of one reply: a little less than the 16 MiB that the kubelet's client takes.
@@ -59,9 +59,8 @@ pub(super) async fn stream(
 ) -> Result<Replies<cri::StreamPodSandboxMetricsResponse>, Failure> {
     let snapshot = measured(&shared).await?;
     let pods = 0..snapshot.pods.len();
-    Ok(replies(pods.map(move |at| {
-        convert::pod_metrics(&snapshot.pods[at], None)
-    })))
+    let rendered = pods.map(move |at| convert::pod_metrics(&snapshot.pods[at], None));
+    Ok(blocking_replies("rendering metrics", rendered))
 }
 
 async fn measured(shared: &Shared) -> Result<Arc<Snapshot>, Failure> {

@@ -2,7 +2,7 @@
 //!
 //! Called by: the shim's `serve`. Calls: its [`Source`] for each request. Invariants: it answers GET and nothing else; a
 //! connection is for one request, lives at most [`CONNECTION_LIMIT`], and there are at most [`MAX_CONNECTIONS`]; text is
-//! sent as it is made. It is read-only and has no secrets, but no authentication either: the configuration lets it listen
+//! made while it is sent, on the blocking pool and for one connection at a time. It is read-only and has no secrets, but no authentication either: the configuration lets it listen
 //! on loopback only.
 //! Must not know: what the text says.
 
@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use futures_util::stream;
+use futures_util::stream::{self, BoxStream};
 use http::header::{ACCEPT, ALLOW, CONTENT_TYPE};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::StreamBody;
@@ -23,7 +23,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet, spawn_blocking};
 
 use super::Format;
 
@@ -38,7 +38,10 @@ const HEAD_LIMIT: Duration = Duration::from_secs(5);
 /// The pause after accept(2) failed.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// Text in parts, each made when the one before it is sent.
+/// For each chunk that is being made, so that scrapes take one thread of the blocking pool at most.
+static MAKING: Semaphore = Semaphore::const_new(1);
+
+/// Text in parts, each made when the one before it is sent. Making one may block.
 pub type Chunks = Box<dyn Iterator<Item = String> + Send>;
 
 /// What the listener serves.
@@ -124,8 +127,8 @@ async fn serve(socket: TcpStream, source: Arc<dyn Source>) {
     }
 }
 
-type Body = StreamBody<stream::Iter<Frames>>;
-type Frames = Box<dyn Iterator<Item = Result<Frame<Bytes>, Infallible>> + Send>;
+type Body = StreamBody<Frames>;
+type Frames = BoxStream<'static, Result<Frame<Bytes>, JoinError>>;
 
 async fn answer(request: &Request<Incoming>, source: Arc<dyn Source>) -> Response<Body> {
     let paths = source.paths();
@@ -144,7 +147,7 @@ async fn answer(request: &Request<Incoming>, source: Arc<dyn Source>) -> Respons
     let accept = accept.and_then(|value| value.to_str().ok());
     let format = Format::accepted(accept.unwrap_or_default());
     match tokio::time::timeout(GATHER_LIMIT, source.gather(path, format)).await {
-        Ok(Ok(chunks)) => response(StatusCode::OK, format.content_type(), chunks),
+        Ok(Ok(chunks)) => response(StatusCode::OK, format.content_type(), frames(chunks)),
         Ok(Err(reason)) => plain(StatusCode::INTERNAL_SERVER_ERROR, reason + "\n"),
         Err(_) => {
             let text = format!("nothing was gathered within {} s\n", GATHER_LIMIT.as_secs());
@@ -154,16 +157,74 @@ async fn answer(request: &Request<Incoming>, source: Arc<dyn Source>) -> Respons
 }
 
 fn plain(status: StatusCode, text: String) -> Response<Body> {
-    let chunks = Box::new(std::iter::once(text));
-    response(status, "text/plain; charset=utf-8", chunks)
+    let frame: Result<_, JoinError> = Ok(Frame::data(Bytes::from(text)));
+    let frames = Box::pin(stream::once(std::future::ready(frame)));
+    response(status, "text/plain; charset=utf-8", frames)
 }
 
-fn response(status: StatusCode, content_type: &'static str, chunks: Chunks) -> Response<Body> {
-    let frame = |chunk: String| Ok(Frame::data(Bytes::from(chunk)));
-    let frames: Frames = Box::new(chunks.map(frame));
-    let mut response = Response::new(StreamBody::new(stream::iter(frames)));
+fn response(status: StatusCode, content_type: &'static str, frames: Frames) -> Response<Body> {
+    let mut response = Response::new(StreamBody::new(frames));
     *response.status_mut() = status;
     let content_type = http::HeaderValue::from_static(content_type);
     response.headers_mut().insert(CONTENT_TYPE, content_type);
     response
+}
+
+/// `chunks` as they are sent. A panic is an error: the connection is closed, and the client sees that its text was cut.
+fn frames(chunks: Chunks) -> Frames {
+    Box::pin(stream::unfold(Some(chunks), |chunks| async move {
+        let mut chunks = chunks?;
+        // The semaphore is never closed.
+        let place = MAKING.acquire().await.ok()?;
+        let made = spawn_blocking(move || {
+            let chunk = chunks.next();
+            drop(place);
+            (chunk, chunks)
+        });
+        match made.await {
+            Ok((chunk, rest)) => Some((Ok(Frame::data(Bytes::from(chunk?))), Some(rest))),
+            Err(panic) => Some((Err(panic), None)),
+        }
+    }))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use futures_util::StreamExt as _;
+    use futures_util::future::join_all;
+
+    use super::*;
+
+    /// Three chunks; each asserts that it is made on another thread than `own`, and alone.
+    fn chunks(own: std::thread::ThreadId, making: &Arc<AtomicUsize>) -> Chunks {
+        let making = Arc::clone(making);
+        Box::new((0..3).map(move |number| {
+            assert_ne!(std::thread::current().id(), own);
+            assert_eq!(making.fetch_add(1, Ordering::SeqCst), 0);
+            std::thread::sleep(Duration::from_millis(2));
+            making.fetch_sub(1, Ordering::SeqCst);
+            format!("{number}\n")
+        }))
+    }
+
+    #[tokio::test]
+    async fn text_is_made_off_the_threads_that_answer_and_one_chunk_at_a_time() {
+        let (own, making) = (std::thread::current().id(), Arc::default());
+        let scrapes = (0..4).map(|_| frames(chunks(own, &making)).collect::<Vec<_>>());
+        for sent in join_all(scrapes).await {
+            let sent = sent.into_iter().map(|frame| frame.unwrap().into_data());
+            let sent: Vec<Bytes> = sent.map(Result::unwrap).collect();
+            assert_eq!(sent.concat(), b"0\n1\n2\n");
+        }
+    }
+
+    #[tokio::test]
+    async fn text_that_cannot_be_made_is_cut() {
+        let chunks = std::iter::once_with(|| -> String { panic!("no text") });
+        let sent: Vec<_> = frames(Box::new(chunks)).collect().await;
+        assert!(matches!(&sent[..], [Err(_)]));
+    }
 }

@@ -79,6 +79,7 @@ fn pod_samples(pod: &PodDetails, disk: &FileSystem, names: &mut Names) -> PodSam
     for interface in usage.interfaces.iter().flatten() {
         add_network(&mut own, interface);
     }
+    own.sort();
     let mut containers = Vec::new();
     for (container, details) in usage.containers.iter().zip(&pod.containers) {
         let (Some(measured), Some(details)) = (&container.usage, details) else {
@@ -93,6 +94,7 @@ fn pod_samples(pod: &PodDetails, disk: &FileSystem, names: &mut Names) -> PodSam
         add_pressure(&mut object, &measured.stats);
         add_spec(&mut object, &container.view);
         add_times(&mut object, &container.view, measured);
+        object.sort();
         containers.push(object);
     }
     PodSamples { own, containers }

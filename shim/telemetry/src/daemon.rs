@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use coracle_images::Images;
-use coracle_lifecycle::{ContainerKind, ContainerState, Handler, Pods, blocking};
+use coracle_lifecycle::{ContainerKind, ContainerState, Handler, Pods};
 use coracle_metrics::listener::Chunks;
 use coracle_metrics::{Family, Format, Kind, Metric, Text, Value};
 
@@ -60,6 +60,7 @@ pub struct Build {
 }
 
 /// The sources of the daemon's own series.
+#[derive(Clone)]
 pub struct Daemon {
     /// What runs.
     pub build: Build,
@@ -80,8 +81,14 @@ impl std::fmt::Debug for Daemon {
 }
 
 impl Daemon {
-    /// All series.
-    pub(crate) async fn text(&self, format: Format) -> Chunks {
+    /// All series, in one chunk.
+    pub(crate) fn text(&self, format: Format) -> Chunks {
+        let daemon = self.clone();
+        Box::new(std::iter::once_with(move || daemon.whole_text(format)))
+    }
+
+    /// Blocks for a few reads of /proc and a look at the file system.
+    fn whole_text(&self, format: Format) -> String {
         let mut text = Text::new(format);
         let build = [self.build.version, self.build.wasmtime];
         text.family(&BUILD);
@@ -90,15 +97,10 @@ impl Daemon {
         for metric in &self.counted {
             metric.write(&mut text);
         }
-        let images = self.images.clone();
-        let written = blocking("reading the daemon's own use", move || {
-            write_images(&images, &mut text);
-            process::write(&mut text);
-            text.end();
-            Ok(text.take())
-        });
-        // The only failure is a panic, which is in the log.
-        Box::new(written.await.into_iter())
+        write_images(&self.images, &mut text);
+        process::write(&mut text);
+        text.end();
+        text.take()
     }
 
     fn write_pods(&self, text: &mut Text) {

@@ -55,7 +55,7 @@ impl Source for Scrapes {
     ) -> BoxFuture<'static, Result<Chunks, String>> {
         Box::pin(async move {
             if path == OWN {
-                return Ok(self.daemon.text(format).await);
+                return Ok(self.daemon.text(format));
             }
             let snapshot = self.containers.snapshot().await;
             let snapshot = snapshot.map_err(|error| error.chain())?;

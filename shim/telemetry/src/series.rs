@@ -37,6 +37,8 @@ pub struct Series {
     pub family: Family,
     /// With what it may be left out.
     pub group: Group,
+    /// Its index among all series.
+    pub(crate) place: usize,
 }
 
 impl Series {
@@ -61,8 +63,18 @@ macro_rules! series {
                     labels: &["container", "id", "image", "namespace", "pod" $(, $label)*],
                 },
                 group: Group::$group,
+                place: Place::$constant as usize,
             };
         )*
+        /// The index of each series in [`ALL`].
+        #[allow(
+            non_camel_case_types,
+            clippy::upper_case_acronyms,
+            reason = "a variant is called as its series"
+        )]
+        enum Place {
+            $($constant),*
+        }
         /// Every series, in the order of the text.
         static ALL: &[&Series] = &[$(&$constant),*];
     };
@@ -133,6 +145,13 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+
+    #[test]
+    fn a_series_knows_its_place() {
+        for (at, series) in ALL.iter().enumerate() {
+            assert_eq!(series.place, at, "{}", series.family.name);
+        }
+    }
 
     #[test]
     fn names_are_unique_and_costly_series_can_be_left_out() {

@@ -1,7 +1,8 @@
 //! The samples of one measurement, by pod and container, and their text.
 //!
-//! Called by: `containers`, which makes it; [`super::Scrapes`] and the CRI services, which show it. Invariant: two samples
-//! never have the same name and labels.
+//! Called by: `containers`, which makes it; [`super::Scrapes`] and the CRI services, which show it. Invariants: two samples
+//! never have the same name and labels; an object's samples are in the order of the series, so that the text, which is made
+//! series by series, finds them without a look at all others.
 //! Must not know: how numbers are measured.
 
 use std::sync::Arc;
@@ -35,7 +36,7 @@ pub struct Object {
     pub id: String,
     /// The values of the labels of every series: container, id, image, namespace, pod.
     pub labels: [String; 5],
-    /// Its samples.
+    /// Its samples, in the order of [`Series::all`].
     pub samples: Vec<Sample>,
 }
 
@@ -115,6 +116,21 @@ impl Object {
             value,
         });
     }
+
+    /// Puts the samples into the order of the series. To be called once all are added.
+    pub(crate) fn sort(&mut self) {
+        self.samples.sort_by_key(|sample| sample.series.place);
+    }
+
+    /// The samples of `series`.
+    fn of(&self, series: &Series) -> &[Sample] {
+        let place = |sample: &Sample| sample.series.place;
+        let from = self
+            .samples
+            .partition_point(|sample| place(sample) < series.place);
+        let rest = &self.samples[from..];
+        &rest[..rest.partition_point(|sample| place(sample) == series.place)]
+    }
 }
 
 /// The text of `snapshot`, a chunk a series.
@@ -139,8 +155,7 @@ fn write_series(snapshot: &Snapshot, series: &'static Series, text: &mut Text) {
         .iter()
         .flat_map(|pod| std::iter::once(&pod.own).chain(&pod.containers));
     for object in objects {
-        let samples = object.samples.iter();
-        for sample in samples.filter(|sample| std::ptr::eq(sample.series, series)) {
+        for sample in object.of(series) {
             if std::mem::take(&mut is_first) {
                 text.family(&series.family);
             }
@@ -151,5 +166,51 @@ fn write_series(snapshot: &Snapshot, series: &'static Series, text: &mut Text) {
             }
             text.line(series.family.name, &labels, sample.value);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::series;
+
+    fn object(id: &str) -> Object {
+        Object {
+            id: id.to_owned(),
+            labels: [id, id, "", "ns", "pod"].map(str::to_owned),
+            samples: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_chunk_has_all_samples_of_one_series_in_whatever_order_they_were_added() {
+        let mut container = object("c");
+        container.add(&series::LAST_SEEN, Value::Whole(3));
+        container.add_labelled(&series::FS_USAGE, &["/dev/a"], Value::Whole(1));
+        container.add(&series::CPU_USER, Value::Whole(4));
+        container.add_labelled(&series::FS_USAGE, &["/dev/b"], Value::Whole(2));
+        container.sort();
+        let pod = PodSamples {
+            own: object(""),
+            containers: vec![container],
+        };
+        let snapshot = Snapshot { pods: vec![pod] };
+        let chunks: Vec<String> = text(Arc::new(snapshot), Format::Prometheus).collect();
+        let names = [
+            "container_cpu_user_seconds_total",
+            "container_fs_usage_bytes",
+            "container_last_seen",
+        ];
+        assert_eq!(chunks.len(), names.len());
+        for (chunk, name) in chunks.iter().zip(names) {
+            assert!(chunk.starts_with(&format!("# HELP {name} ")), "{chunk}");
+        }
+        let lines: Vec<&str> = chunks[1].lines().skip(2).collect();
+        let line = |device, value| {
+            format!(
+                "container_fs_usage_bytes{{container=\"c\",id=\"c\",image=\"\",namespace=\"ns\",pod=\"pod\",device=\"{device}\"}} {value}"
+            )
+        };
+        assert_eq!(lines, [line("/dev/a", 1), line("/dev/b", 2)]);
     }
 }
