@@ -1,7 +1,8 @@
 //! The admin service: binds its socket and answers.
 //!
 //! Called by: the shim's `serve`. Invariants: the socket lies in the run directory, which is root's alone, and takes root
-//! alone, too; it stands before the daemon says that it is ready, and goes with it.
+//! alone, too; it stands before the daemon says that it is ready, and goes with it; a daemon without free descriptors does
+//! not spin.
 //! Must not know: how answers are made.
 
 use std::io;
@@ -16,10 +17,9 @@ use coracle_lifecycle::{HistoryEntry, Pods};
 use coracle_proto::admin::v1 as admin;
 use coracle_proto::admin::v1::admin_service_server::{AdminService, AdminServiceServer};
 use futures_util::{Stream, StreamExt as _, stream};
-use tokio::net::UnixListener;
+use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::task::JoinSet;
-use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status};
 
@@ -27,6 +27,8 @@ use super::{explain, listing, status};
 
 /// Requests at a time on one connection.
 const STREAMS: u32 = 16;
+/// The pause after accept(2) failed.
+const PAUSE: Duration = Duration::from_millis(500);
 
 /// The facts of the daemon that never change while it runs.
 #[derive(Clone, Debug, Default)]
@@ -106,7 +108,7 @@ pub fn serve(path: &Path, parts: Parts) -> Result<Service, BindError> {
     let server = Server::builder()
         .max_concurrent_streams(STREAMS)
         .add_service(AdminServiceServer::new(admin))
-        .serve_with_incoming(UnixListenerStream::new(listener));
+        .serve_with_incoming(incoming(listener));
     let mut serving = JoinSet::new();
     serving.spawn(async move {
         if let Err(error) = server.await {
@@ -116,6 +118,21 @@ pub fn serve(path: &Path, parts: Parts) -> Result<Service, BindError> {
     Ok(Service {
         path: path.to_owned(),
         _serving: serving,
+    })
+}
+
+/// The connections of `listener`. tonic would try again at once where accept(2) fails, most likely for lack of descriptors.
+fn incoming(listener: UnixListener) -> impl Stream<Item = io::Result<UnixStream>> {
+    stream::unfold(listener, |listener| async move {
+        loop {
+            match listener.accept().await {
+                Ok((connection, _)) => return Some((Ok(connection), listener)),
+                Err(error) => {
+                    tracing::debug!(%error, "no connection to the admin socket can be accepted");
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+        }
     })
 }
 
@@ -169,15 +186,7 @@ impl AdminService for Admin {
         request: Request<admin::EventsRequest>,
     ) -> Result<Response<Events>, Status> {
         let admin::EventsRequest { since_s, follow } = request.into_inner();
-        let from = match since_s {
-            0 => 0,
-            some => {
-                now()
-                    - i64::try_from(some)
-                        .unwrap_or(0)
-                        .saturating_mul(1_000_000_000)
-            }
-        };
+        let from = since(since_s, now());
         let (kept, followed) = self.parts.pods.follow_history();
         let kept = kept.into_iter().filter(move |entry| entry.at >= from);
         let kept = stream::iter(kept.map(|entry| Ok(event(&entry))));
@@ -197,6 +206,15 @@ impl AdminService for Admin {
         });
         Ok(Response::new(Box::pin(kept.chain(later))))
     }
+}
+
+/// The time `seconds` before `now`, in nanoseconds since 1970; for 0 seconds, which means always, the first of all.
+fn since(seconds: u64, now: i64) -> i64 {
+    if seconds == 0 {
+        return 0;
+    }
+    let seconds = i64::try_from(seconds).unwrap_or(i64::MAX);
+    now.saturating_sub(seconds.saturating_mul(1_000_000_000))
 }
 
 /// The message for an entry of the history.
@@ -225,4 +243,18 @@ pub(crate) fn now() -> i64 {
 
 pub(crate) fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_longer_time_never_shows_less() {
+        const NOW: i64 = 1_790_000_000_000_000_000;
+        assert_eq!(since(1, NOW), NOW - 1_000_000_000);
+        for seconds in [0, 1 << 40, i64::MAX as u64, u64::MAX] {
+            assert!(since(seconds, NOW) <= 0, "{seconds}");
+        }
+    }
 }
