@@ -14,7 +14,7 @@ use crate::clock;
 use crate::counters;
 use crate::error::Error;
 use crate::history::HistoryEntry;
-use crate::state::{ContainerPhase, Ended, PodPhase};
+use crate::state::{ContainerPhase, Ended, PodPhase, Reason};
 use crate::view::ContainerKind;
 
 impl Driver {
@@ -116,7 +116,7 @@ impl Container {
         if let (Starting(_) | Running(_) | Stopping(..), Exited(end) | Removing(Some(end))) =
             (before, &self.phase)
         {
-            return Some(exited(self, kind, end));
+            return Some(exited(self, kind, end, matches!(before, Stopping(..))));
         }
         let what = self.report_progress(before, kind, took)?.to_owned();
         Some(Happened {
@@ -160,7 +160,8 @@ impl Container {
     }
 }
 
-fn exited(container: &Container, kind: ContainerKind, end: &Ended) -> Happened {
+/// A container has ended. With `was_stopping` a code other than 0 is what StopContainer asked for, and no failure.
+fn exited(container: &Container, kind: ContainerKind, end: &Ended, was_stopping: bool) -> Happened {
     let reason = end.reason.name();
     counters::container_exited(kind, reason);
     let ran = end.finished_at.saturating_sub(end.started_at);
@@ -177,7 +178,7 @@ fn exited(container: &Container, kind: ContainerKind, end: &Ended) -> Happened {
     Happened {
         what,
         took: ran,
-        failed: end.code != 0,
+        failed: end.code != 0 && (!was_stopping || end.reason == Reason::CgroupOom),
     }
 }
 
