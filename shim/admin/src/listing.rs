@@ -3,6 +3,7 @@
 //! Called by: [`super::server`] and `explain`. Calls: snapshots in memory, the usage of the containers that are listed.
 //! Must not know: the form in which it is printed.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use coracle_lifecycle::{
@@ -12,25 +13,24 @@ use coracle_proto::admin::v1 as admin;
 
 /// Containers by namespace, pod and age; with `all` also those that have ended, and sandboxes that are not ready.
 pub(crate) async fn list(pods: &Pods, all: bool) -> Result<Vec<admin::Container>, Error> {
-    let mut lines = Vec::new();
-    for pod in pods.pods() {
-        if !all && !pod.ready {
-            continue;
-        }
-        let mut containers = pods.containers_of(&pod.id);
-        if !all {
-            containers.retain(|view| view.state != ContainerState::Exited);
-        }
-        if containers.is_empty() {
-            lines.push(sandbox(&pod));
-        }
-        lines.extend(of(pods, &pod, containers).await?);
-    }
-    lines.sort_by(|a, b| {
-        let key =
-            |line: &admin::Container| (line.namespace.clone(), line.pod.clone(), line.created_at);
-        key(a).cmp(&key(b))
+    let sandboxes = pods.pods().into_iter().filter(|pod| all || pod.ready);
+    let sandboxes: BTreeMap<_, _> = sandboxes.map(|pod| (pod.id.clone(), pod)).collect();
+    let mut containers = pods.containers();
+    containers.retain(|view| {
+        sandboxes.contains_key(&view.pod) && (all || view.state != ContainerState::Exited)
     });
+    // Measured together: each measurement looks at all pods once.
+    let measured = pods.container_usage(containers).await?;
+    let mut without: BTreeMap<_, _> = sandboxes.iter().collect();
+    let mut lines = Vec::new();
+    for usage in &measured {
+        if let Some(pod) = sandboxes.get(&usage.view.pod) {
+            without.remove(&usage.view.pod);
+            lines.push(container(pod, usage, pods.container_kind(&usage.view.id)));
+        }
+    }
+    lines.extend(without.into_values().map(|pod| sandbox(pod)));
+    lines.sort_by_cached_key(|line| (line.namespace.clone(), line.pod.clone(), line.created_at));
     Ok(lines)
 }
 
@@ -41,13 +41,9 @@ pub(crate) async fn of(
     containers: Vec<Arc<ContainerView>>,
 ) -> Result<Vec<admin::Container>, Error> {
     let measured = pods.container_usage(containers).await?;
-    Ok(measured
-        .iter()
-        .map(|usage| {
-            let kind = pods.container_kind(&usage.view.id);
-            container(pod, usage, kind)
-        })
-        .collect())
+    let measured = measured.iter();
+    let lines = measured.map(|usage| container(pod, usage, pods.container_kind(&usage.view.id)));
+    Ok(lines.collect())
 }
 
 fn sandbox(pod: &PodView) -> admin::Container {
