@@ -1,7 +1,7 @@
 //! Counts calls and their durations.
 //!
 //! Called by: the wrapper around every call; `images`, for pulls; the shim, which shows [`all`]. Invariant: a call whose
-//! client goes away is counted, too, as Cancelled.
+//! client goes away is counted, too, as Cancelled, and so is its pull.
 //! Must not know: what a call does.
 
 use std::time::Instant;
@@ -79,14 +79,36 @@ impl Drop for Call {
     }
 }
 
-/// A pull that began at `began` has ended; `failure` says why it failed.
-pub(super) fn pulled(began: Instant, failure: Option<&coracle_images::Error>) {
-    match failure {
-        None => {
-            PULLS.count(["ok", ""]);
-            PULL_DURATIONS.observe([], began.elapsed());
+/// A pull under way. Dropped before its end it counts as failed, by its client.
+pub(super) struct Pull {
+    began: Instant,
+    result: [&'static str; 2],
+}
+
+/// A pull begins.
+pub(super) fn begin_pull() -> Pull {
+    Pull {
+        began: Instant::now(),
+        result: ["failed", "cancelled"],
+    }
+}
+
+impl Pull {
+    /// It has ended; `failure` says why it failed.
+    pub(super) fn end(mut self, failure: Option<&coracle_images::Error>) {
+        self.result = match failure {
+            None => ["ok", ""],
+            Some(error) => ["failed", reason(error.kind())],
+        };
+    }
+}
+
+impl Drop for Pull {
+    fn drop(&mut self) {
+        PULLS.count(self.result);
+        if self.result[0] == "ok" {
+            PULL_DURATIONS.observe([], self.began.elapsed());
         }
-        Some(error) => PULLS.count(["failed", reason(error.kind())]),
     }
 }
 
@@ -125,5 +147,22 @@ fn code_name(code: Code) -> &'static str {
         Code::Unavailable => "Unavailable",
         Code::DataLoss => "DataLoss",
         Code::Unauthenticated => "Unauthenticated",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use coracle_metrics::{Format, Text};
+
+    use super::*;
+
+    #[test]
+    fn a_pull_that_is_dropped_counts_as_cancelled() {
+        drop(begin_pull());
+        let mut text = Text::new(Format::Prometheus);
+        PULLS.write(&mut text);
+        let text = text.take();
+        let line = r#"{result="failed",reason="cancelled"} 1"#;
+        assert!(text.contains(line), "{text}");
     }
 }

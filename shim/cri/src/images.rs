@@ -5,7 +5,6 @@
 //! Must not know: registries, disk.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use coracle_images::Image;
 use coracle_proto::runtime::v1 as cri;
@@ -24,9 +23,9 @@ pub(super) async fn pull(
 ) -> Result<cri::PullImageResponse, Failure> {
     let order = convert::pull_order(request)?;
     span::image(&order.reference);
-    let began = Instant::now();
+    let counted = calls::begin_pull();
     let pulled = shared.images.pull(order).await;
-    calls::pulled(began, pulled.as_ref().err());
+    counted.end(pulled.as_ref().err());
     let image = pulled?;
     if let Err(problem) = shared.pods.prepare_image(&image).await {
         warn!(digest = %image.id, failure = problem.chain(), "the image was pulled, but its module did not compile: its containers will be refused");
