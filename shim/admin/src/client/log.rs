@@ -1,9 +1,11 @@
 //! Finds the log of a container and prints it.
 //!
 //! Called by: [`super`], for `coracle logs`. Invariants: what was written before the container ended is printed whole; a log
-//! that the kubelet has moved away is followed in its successor.
+//! that the kubelet has moved away is followed in its successor; of a log of whatever size a part of [`PART`] bytes and a
+//! line at most [`MAX_LINE`] long are in memory.
 //! Must not know: the command line.
 
+use std::fs::File;
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::time::Duration;
 
@@ -14,6 +16,11 @@ use super::{Daemon, Error};
 
 /// How often a followed log is looked at.
 const LOOK: Duration = Duration::from_millis(200);
+
+/// Bytes that are read at a time.
+const PART: usize = 64 << 10;
+/// The longest line; the daemon writes shorter ones. A longer one is cut here.
+const MAX_LINE: usize = 1 << 20;
 
 /// The log of a container of the newest of `pods`.
 pub(super) fn of<'a>(
@@ -57,17 +64,12 @@ pub(super) async fn copy(
         what: format!("read {path}"),
         source,
     };
-    let mut file = std::fs::File::open(path).map_err(failed)?;
+    let mut file = File::open(path).map_err(failed)?;
     let mut lines = Lines::default();
     loop {
         // Whether it has ended is asked before its log is read to its end.
         let ended = !follow || has_ended(daemon, &container.id).await?;
-        let mut part = String::new();
-        let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes).map_err(failed)?;
-        part.push_str(&String::from_utf8_lossy(&bytes));
-        let text = lines.shown(&part);
-        show(&text)?;
+        show_rest(&mut file, &mut lines, failed)?;
         if ended {
             return Ok(0);
         }
@@ -75,7 +77,8 @@ pub(super) async fn copy(
         // The kubelet moves a log away when it is large; the new one is read from its beginning.
         let moved = std::fs::metadata(path).is_ok_and(|now| is_other(&now, &file));
         if moved {
-            file = std::fs::File::open(path).map_err(failed)?;
+            show_rest(&mut file, &mut lines, failed)?;
+            file = File::open(path).map_err(failed)?;
         } else if file
             .metadata()
             .is_ok_and(|now| now.len() < file.stream_position().unwrap_or(0))
@@ -85,9 +88,25 @@ pub(super) async fn copy(
     }
 }
 
-fn show(text: &str) -> Result<(), Error> {
+/// Prints what `file` has from its position on.
+fn show_rest(
+    file: &mut File,
+    lines: &mut Lines,
+    failed: impl Fn(io::Error) -> Error,
+) -> Result<(), Error> {
+    let mut part = vec![0; PART];
+    loop {
+        let read = file.read(&mut part).map_err(&failed)?;
+        if read == 0 {
+            return Ok(());
+        }
+        show(&lines.shown(&part[..read]))?;
+    }
+}
+
+fn show(text: &[u8]) -> Result<(), Error> {
     let mut out = io::stdout().lock();
-    let printed = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    let printed = out.write_all(text).and_then(|()| out.flush());
     printed.map_err(|source| Error::Io {
         what: "print the log".to_owned(),
         source,
@@ -115,24 +134,30 @@ async fn has_ended(daemon: &mut Daemon, id: &str) -> Result<bool, Error> {
 /// Makes the text of a log out of its lines. Source: the format of CRI logs, `TIME STREAM P|F TEXT`.
 #[derive(Default)]
 struct Lines {
-    rest: String,
+    rest: Vec<u8>,
 }
 
 impl Lines {
-    /// What the whole lines in `more`, after what was left of the last time, say.
-    fn shown(&mut self, more: &str) -> String {
-        self.rest.push_str(more);
-        let whole = self.rest.rfind('\n').map_or(0, |end| end + 1);
-        let lines: String = self.rest.drain(..whole).collect();
-        let mut text = String::new();
-        for line in lines.lines() {
-            let mut fields = line.splitn(4, ' ');
+    /// What the whole lines in `more`, after what was left of the last time, say. Bytes that are no UTF-8 stay as they are.
+    fn shown(&mut self, more: &[u8]) -> Vec<u8> {
+        self.rest.extend_from_slice(more);
+        let whole = self.rest.iter().rposition(|byte| *byte == b'\n');
+        let whole = match whole {
+            Some(end) => end + 1,
+            None if self.rest.len() > MAX_LINE => self.rest.len(),
+            None => return Vec::new(),
+        };
+        let mut text = Vec::new();
+        for line in self.rest[..whole].split_inclusive(|byte| *byte == b'\n') {
+            let line = line.strip_suffix(b"\n").unwrap_or(line);
+            let mut fields = line.splitn(4, |byte| *byte == b' ');
             let (tag, said) = (fields.nth(2), fields.next());
-            text.push_str(said.unwrap_or(""));
-            if tag != Some("P") {
-                text.push('\n');
+            text.extend_from_slice(said.unwrap_or_default());
+            if tag != Some(&b"P"[..]) {
+                text.push(b'\n');
             }
         }
+        self.rest.drain(..whole);
         text
     }
 }
@@ -147,8 +172,27 @@ mod tests {
         let mut lines = Lines::default();
         let text = "2026-01-01T00:00:00Z stdout F hello world\n\
              2026-01-01T00:00:00Z stderr P a\n2026-01-01T00:00:00Z stderr F b\n2026-01-01T00";
-        assert_eq!(lines.shown(text), "hello world\nab\n");
-        assert_eq!(lines.shown(":00:00Z stdout F \n"), "\n");
+        assert_eq!(lines.shown(text.as_bytes()), b"hello world\nab\n");
+        assert_eq!(lines.shown(b":00:00Z stdout F \n"), b"\n");
+    }
+
+    #[test]
+    fn a_log_that_is_read_byte_by_byte_says_the_same() {
+        let log =
+            "2026-01-01T00:00:00Z stdout F gr\u{fc}n\n2026-01-01T00:00:00Z stdout P \u{20ac}\n";
+        let mut lines = Lines::default();
+        let parts = log.as_bytes().chunks(1).flat_map(|part| lines.shown(part));
+        let text = parts.collect::<Vec<_>>();
+        assert_eq!(text, "gr\u{fc}n\n\u{20ac}".as_bytes());
+    }
+
+    #[test]
+    fn a_line_without_an_end_does_not_fill_the_memory() {
+        let mut lines = Lines::default();
+        for _ in 0..40 {
+            lines.shown(&[b'x'; PART]);
+            assert!(lines.rest.len() <= MAX_LINE + PART);
+        }
     }
 
     #[test]
