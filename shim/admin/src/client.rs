@@ -165,8 +165,10 @@ pub fn main(command: Command, socket: &Path) -> u8 {
             } else {
                 &cause
             };
-            // Without standard error there is nobody to tell.
-            let _ = writeln!(io::stderr(), "coracle: {error}{cause}");
+            // The daemon's messages can quote what an image or a pod contains.
+            let text = print::plain(&format!("coracle: {error}{cause}"));
+            // Without standard error nobody can read it.
+            let _ = writeln!(io::stderr(), "{text}");
             match error {
                 Error::NoDaemon { .. } => NO_DAEMON,
                 _ => 1,
