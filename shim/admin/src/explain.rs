@@ -216,10 +216,10 @@ mod tests {
         let ended = "0 of 1 containers run; app has ended with 137 (OOMKilled)";
         assert!(answer(&pod).ends_with(ended), "{}", answer(&pod));
         pod.waits
-            .push("container app is being started since 3 ms".to_owned());
+            .push("container app has been starting for 3 ms".to_owned());
         assert_eq!(
             answer(&pod),
-            "ns/web is ready: container app is being started since 3 ms"
+            "ns/web is ready: container app has been starting for 3 ms"
         );
         pod.phase = "gone".to_owned();
         assert!(answer(&pod).starts_with("ns/web is gone; its last failure"));

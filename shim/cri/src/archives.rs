@@ -1,4 +1,5 @@
-//! Import of archives, our own service beside CRI on the same socket: whoever may connect there may run any image.
+//! Import of archives, our own service beside CRI on the same socket: root and its group may connect there, and run any
+//! image.
 //!
 //! Called by tonic. Invariant: an archive goes to disk as it comes, within the store's limit; nothing of it is kept in memory.
 //! Must not know: formats of archives.

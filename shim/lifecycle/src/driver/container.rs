@@ -121,7 +121,7 @@ impl Driver {
                 }
                 tracing::error!(container = self.name_of(&id), %id, error = error.chain(), "an effect on a container failed");
             }
-            // A removal can be repeated, and the other one was first.
+            // A removal can run twice; the other run has already removed the container.
             Completion::Forgotten(Ok(())) if !self.containers.contains_key(&id) => {}
             Completion::Forgotten(Ok(())) => self.step_or_log(&id, Event::Removed).await,
             Completion::Forgotten(Err(error)) => self.forgetting_failed(&id, &error),

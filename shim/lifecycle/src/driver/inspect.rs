@@ -67,13 +67,13 @@ impl Driver {
 /// What a container waits for, if it does.
 fn wait(container: &Container) -> Option<String> {
     let what = match &container.phase {
-        ContainerPhase::Creating(_) => "is being created",
-        ContainerPhase::Starting(_) => "is being started",
-        ContainerPhase::Stopping(..) => "is being stopped",
-        ContainerPhase::Removing(_) => "is being removed",
+        ContainerPhase::Creating(_) => "under creation",
+        ContainerPhase::Starting(_) => "starting",
+        ContainerPhase::Stopping(..) => "stopping",
+        ContainerPhase::Removing(_) => "under removal",
         _ => return None,
     };
     let name = &container.config.name.name;
     let ms = container.since.elapsed().as_millis();
-    Some(format!("container {name} {what} since {ms} ms"))
+    Some(format!("container {name} has been {what} for {ms} ms"))
 }

@@ -106,7 +106,7 @@ impl Driver {
             counters::keeper_lost();
             tracing::error!("the keeper has died; its sandbox ends");
         } else {
-            // An earlier daemon was ending it, and its own end came first.
+            // Its stop had begun, in an earlier daemon or in an attempt that failed.
             tracing::info!("the keeper has ended; the stop of its sandbox continues");
         }
         (self.keeper, self.events, self.keeper_process) = (None, None, None);
