@@ -253,7 +253,7 @@ mod tests {
     fn a_longer_time_never_shows_less() {
         const NOW: i64 = 1_790_000_000_000_000_000;
         assert_eq!(since(1, NOW), NOW - 1_000_000_000);
-        for seconds in [0, 1 << 40, i64::MAX as u64, u64::MAX] {
+        for seconds in [0, 1_u64 << 40, i64::MAX as u64, u64::MAX] {
             assert!(since(seconds, NOW) <= 0, "{seconds}");
         }
     }
