@@ -6,7 +6,6 @@
 //! Not here: how credentials are used.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
@@ -18,6 +17,7 @@ use serde::Deserialize;
 use crate::endpoint::Credentials;
 use crate::error::Error;
 use crate::reference::ImageRef;
+use crate::regular_file;
 
 /// Largest file. Bytes.
 const MAX_BYTES: u64 = 1 << 20;
@@ -124,11 +124,10 @@ impl Entry {
 /// The text of the file; judged on the open file.
 fn read(path: &Path) -> Result<Option<String>, Error> {
     let failed = |error| Error::io("read", path, error);
-    let file = match File::open(path) {
+    let (file, facts) = match regular_file::open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         opened => opened.map_err(failed)?,
     };
-    let facts = file.metadata().map_err(failed)?;
     let mode = facts.mode();
     if !facts.is_file()
         || facts.uid() != 0

@@ -25,6 +25,8 @@ pub struct ImagesConfig {
     pub pull_min_bytes_per_s: u64,
     /// Give up on a pull that is not complete after this long; `None` for never.
     pub pull_timeout: Option<Duration>,
+    /// Give up on an archive of the preload directory that is not imported after this long.
+    pub preload_timeout: Duration,
     /// Names of images that are reported as pinned: references, completed as everywhere, or beginnings of completed
     /// references and `*`.
     pub pinned: Vec<String>,
@@ -34,7 +36,7 @@ pub struct ImagesConfig {
 
 impl ImagesConfig {
     /// The defaults for a store under `root`: loopback registries over http, 60 s of silence, 1 KiB a
-    /// second, [`Limits`].
+    /// second, 600 s for an archive of the preload directory, [`Limits`].
     pub fn new(root: impl Into<PathBuf>) -> Self {
         Self {
             root: root.into(),
@@ -44,6 +46,7 @@ impl ImagesConfig {
             pull_idle_timeout: Duration::from_secs(60),
             pull_min_bytes_per_s: 1024,
             pull_timeout: None,
+            preload_timeout: Duration::from_secs(600),
             pinned: Vec::new(),
             limits: Limits::default(),
         }

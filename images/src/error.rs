@@ -145,10 +145,12 @@ pub enum Error {
         /// The least rate. Bytes a second.
         min_rate: u64,
     },
-    /// The pull took too long.
-    #[error("it was not complete after the {}s of images.pull_timeout_s", allowed.as_secs())]
+    /// The pull, or the import of a preloaded archive, took too long.
+    #[error("not complete within {setting} ({} s)", allowed.as_secs())]
     Overdue {
-        /// How long a pull may take.
+        /// The setting with the limit: `images.pull_timeout_s`, `images.preload_timeout_s`.
+        setting: &'static str,
+        /// How long it may take.
         allowed: Duration,
     },
     /// Bytes do not have the digest they were promised under.

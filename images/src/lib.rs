@@ -38,6 +38,7 @@ mod pull;
 mod record;
 mod reference;
 mod registry;
+mod regular_file;
 mod run_config;
 mod singleflight;
 mod snapshot;

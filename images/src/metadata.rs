@@ -54,6 +54,7 @@ pub(crate) struct Change {
     pub put_sources: Vec<(Digest, BTreeSet<String>)>,
     pub drop_sources: Vec<Digest>,
     pub put_preloaded: Vec<(String, Preloaded)>,
+    pub drop_preloaded: Vec<String>,
 }
 
 impl Change {
@@ -65,6 +66,7 @@ impl Change {
             && self.put_sources.is_empty()
             && self.drop_sources.is_empty()
             && self.put_preloaded.is_empty()
+            && self.drop_preloaded.is_empty()
     }
 }
 
@@ -158,6 +160,9 @@ impl Metadata {
             let mut preloaded = transaction.open_table(PRELOADED)?;
             for (path, record) in &change.put_preloaded {
                 preloaded.insert(path.as_str(), to_json(record).as_slice())?;
+            }
+            for path in &change.drop_preloaded {
+                preloaded.remove(path.as_str())?;
             }
         }
         transaction.commit()?;

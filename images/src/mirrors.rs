@@ -14,7 +14,6 @@
 //! Not here: requests.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -23,6 +22,7 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use crate::error::Error;
+use crate::regular_file;
 
 /// A larger file is refused. Bytes.
 const MAX_BYTES: u64 = 1 << 20;
@@ -173,14 +173,26 @@ fn find(dir: &Path, registry: &str) -> Result<Option<Found>, Error> {
     Ok(None)
 }
 
+/// The bytes of a file of certificates.
+fn read_certificate(path: &Path) -> Result<Vec<u8>, Error> {
+    let failed = |error| Error::io("read", path, error);
+    let (mut file, facts) = regular_file::open(path).map_err(failed)?;
+    if !facts.is_file() {
+        let problem = "it is not a regular file";
+        return Err(Error::invalid(path.display().to_string(), problem));
+    }
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes).map_err(failed)?;
+    Ok(bytes)
+}
+
 /// The text of a file, if it is there; judged on the open file, as the configuration itself is.
 fn read(path: &Path) -> Result<Option<String>, Error> {
     let failed = |error| Error::io("read", path, error);
-    let file = match File::open(path) {
+    let (file, facts) = match regular_file::open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         opened => opened.map_err(failed)?,
     };
-    let facts = file.metadata().map_err(failed)?;
     let group_writes = facts.mode() & 0o020 != 0 && facts.gid() != 0;
     if !facts.is_file() || facts.uid() != 0 || facts.mode() & 0o002 != 0 || group_writes {
         let problem = format!(
@@ -293,7 +305,7 @@ impl Found {
         paths
             .iter()
             .map(|path| beside.join(path))
-            .map(|path| fs::read(&path).map_err(|error| Error::io("read", &path, error)))
+            .map(|path| read_certificate(&path))
             .collect()
     }
 

@@ -2,10 +2,12 @@
 //!
 //! Called by: the daemon, before it answers on its socket.
 //! Invariants: an archive is imported again only after its file has changed or one of its images is gone; its images are
-//! pinned; an archive that cannot be imported is logged and stops neither the others nor the daemon; archives that users
-//! other than root could have written are not read, because they say what an image name means.
+//! pinned; an archive that cannot be imported, or not in time, is logged and stops neither the others nor the daemon, and is
+//! not tried again before its file changes; archives that users other than root could have written are not read, because
+//! they say what an image name means.
 //! Not here: reading archives ([`crate::import`]).
 
+use std::collections::HashSet;
 use std::fs::{self, File, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
@@ -15,15 +17,19 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::blobs::blocking;
-use crate::error::Error;
+use crate::error::{Error, Kind as ErrorKind};
 use crate::image::Image;
 use crate::import::ImportRequest;
 use crate::metadata::Change;
 use crate::reference::ImageId;
-use crate::store::{Images, Inner};
+use crate::regular_file;
+use crate::store::{Images, Index, Inner};
 
 /// Names of archives end in one of these; other files are ignored.
 const ENDINGS: [&str; 5] = [".tar", ".tar.gz", ".tgz", ".tar.zst", ".tzst"];
+
+/// Longest text of a failure that is recorded. Characters.
+const MAX_FAILURE: usize = 1000;
 
 /// What was imported from a file of the preload directory. Fields are only added, with a default.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,29 +39,41 @@ pub(crate) struct Preloaded {
     /// Nanoseconds since 1970.
     modified_ns: i128,
     images: Vec<ImageId>,
+    /// Why it was not imported; `None` if it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    failure: Option<String>,
 }
 
 impl Images {
     /// Imports the archives in `directory` that are new or have changed, in the order of their names, and pins their
     /// images. Returns the new images. An absent directory is an empty one.
     ///
-    /// Failures are logged, each once: nothing of it may keep a daemon from its start.
+    /// Failures are logged: none of them may keep a daemon from its start. If the future is dropped, what was imported
+    /// stays, and the next call continues.
     pub async fn preload(&self, directory: &Path) -> Vec<Arc<Image>> {
         let path = directory.to_owned();
         let listed = blocking("listing archives", move || archives(&path)).await;
-        let archives = listed.unwrap_or_else(|error| {
-            tracing::error!(directory = %directory.display(), %error, "no image is preloaded");
-            Vec::new()
-        });
+        let archives = match listed {
+            Ok(archives) => archives,
+            Err(error) => {
+                tracing::error!(directory = %directory.display(), %error, "no image is preloaded");
+                return Vec::new();
+            }
+        };
         let mut images = Vec::new();
-        for archive in archives {
-            match self.preload_one(&archive).await {
+        for archive in &archives {
+            match self.preload_one(archive).await {
                 Ok(new) => images.extend(new),
                 Err(error) => {
                     let error = with_causes(&error);
                     tracing::error!(archive = %archive.display(), error, "an archive is not preloaded");
                 }
             }
+        }
+        let inner = self.inner.clone();
+        let drop_records = move || inner.drop_preloaded(&archives);
+        if let Err(error) = blocking("dropping records of archives", drop_records).await {
+            tracing::warn!(%error, "records of preloaded archives that are gone stay");
         }
         images
     }
@@ -64,45 +82,108 @@ impl Images {
         let (inner, own) = (self.inner.clone(), path.to_owned());
         let opened = blocking("opening an archive", move || {
             let (file, facts) = open(&own)?;
-            let is_known = inner.preloaded(&own).is_some_and(|known| {
-                known.is_of(&facts) && known.images.iter().all(|id| inner.has_image(id))
-            });
+            let is_known = inner.is_preloaded(&own, &facts);
             Ok((!is_known).then_some((file, facts)))
         });
         let Some((file, facts)) = opened.await? else {
             return Ok(Vec::new());
         };
+        let imported = self.import_in_time(path, file).await;
+        let (images, failure) = match &imported {
+            Ok(images) => (images.iter().map(|image| image.id.clone()).collect(), None),
+            Err(error) if is_transient(error) => return imported,
+            Err(error) => (
+                Vec::new(),
+                Some(with_causes(error).chars().take(MAX_FAILURE).collect()),
+            ),
+        };
+        let preloaded = Preloaded {
+            size: facts.len(),
+            modified_ns: modified_ns(&facts),
+            images,
+            failure,
+        };
+        let (inner, path) = (self.inner.clone(), path.to_owned());
+        let recorded = blocking("recording an archive", move || {
+            inner.put_preloaded(&path, preloaded)
+        })
+        .await;
+        // Why the archive is not imported is more to the point than why that is not recorded.
+        let images = imported?;
+        recorded.map(|()| images)
+    }
+
+    /// Imports one archive. Errors: [`Error::Overdue`] if it takes too long, else its own.
+    async fn import_in_time(&self, path: &Path, file: File) -> Result<Vec<Arc<Image>>, Error> {
         let request = ImportRequest {
             name: path.display().to_string(),
             pin: true,
             ..ImportRequest::default()
         };
-        let images = self.import(file, &request).await?;
-        let preloaded = Preloaded {
-            size: facts.len(),
-            modified_ns: modified_ns(&facts),
-            images: images.iter().map(|image| image.id.clone()).collect(),
-        };
-        let (inner, path) = (self.inner.clone(), path.to_owned());
-        blocking("recording an archive", move || {
-            inner.put_preloaded(&path, preloaded)
+        let allowed = self.inner.config.preload_timeout;
+        let imported = tokio::time::timeout(allowed, self.import(file, &request)).await;
+        imported.unwrap_or_else(|_| {
+            Err(Error::Import {
+                archive: request.name.clone(),
+                cause: Box::new(Error::Overdue {
+                    setting: "images.preload_timeout_s",
+                    allowed,
+                }),
+            })
         })
-        .await?;
-        Ok(images)
     }
 }
 
+/// Whether the same archive may be imported at the next start: it is the node that has failed.
+fn is_transient(error: &Error) -> bool {
+    let is_disk_full = match error {
+        Error::Import { cause, .. } => matches!(**cause, Error::DiskFull { .. }),
+        _ => false,
+    };
+    is_disk_full || matches!(error.kind(), ErrorKind::Io | ErrorKind::Cancelled)
+}
+
 impl Inner {
-    fn preloaded(&self, path: &Path) -> Option<Preloaded> {
-        self.read().preloaded.get(&key(path)).cloned()
+    /// Whether the file is one whose images are all here, or that was found to be unusable; the log says that.
+    fn is_preloaded(&self, path: &Path, facts: &Metadata) -> bool {
+        let index = self.read();
+        let known = index.preloaded.get(&key(path));
+        let Some(known) = known.filter(|known| known.is_of(facts)) else {
+            return false;
+        };
+        if let Some(failure) = &known.failure {
+            tracing::error!(
+                archive = %path.display(), failure,
+                "an archive is skipped: an earlier start could not import it; change the file, or touch it, to try again"
+            );
+        }
+        known.images.iter().all(|id| has_image(&index, id))
     }
 
-    fn has_image(&self, id: &ImageId) -> bool {
-        let index = self.read();
+    /// Drops the records of archives that are not in `listed`, if none of their images is here. Blocking.
+    fn drop_preloaded(&self, listed: &[PathBuf]) -> Result<(), Error> {
+        let _writer = self.writer();
+        let listed: HashSet<String> = listed.iter().map(|path| key(path)).collect();
+        let drop_preloaded: Vec<String> = {
+            let index = self.read();
+            let is_of_use = |path: &str, record: &Preloaded| {
+                listed.contains(path) || record.images.iter().any(|id| has_image(&index, id))
+            };
+            let records = index.preloaded.iter();
+            records
+                .filter(|(path, record)| !is_of_use(path, record))
+                .map(|(path, _)| path.clone())
+                .collect()
+        };
+        self.metadata.commit(&Change {
+            drop_preloaded: drop_preloaded.clone(),
+            ..Change::default()
+        })?;
+        let mut index = self.write();
         index
-            .images
-            .get(id)
-            .is_some_and(|(record, _)| !record.removed)
+            .preloaded
+            .retain(|path, _| !drop_preloaded.contains(path));
+        Ok(())
     }
 
     fn put_preloaded(&self, path: &Path, preloaded: Preloaded) -> Result<(), Error> {
@@ -120,6 +201,13 @@ impl Preloaded {
     fn is_of(&self, facts: &Metadata) -> bool {
         self.size == facts.len() && self.modified_ns == modified_ns(facts)
     }
+}
+
+fn has_image(index: &Index, id: &ImageId) -> bool {
+    index
+        .images
+        .get(id)
+        .is_some_and(|(record, _)| !record.removed)
 }
 
 fn key(path: &Path) -> String {
@@ -159,8 +247,7 @@ fn archives(directory: &Path) -> Result<Vec<PathBuf>, Error> {
 
 fn open(path: &Path) -> Result<(File, Metadata), Error> {
     let failed = |error| Error::io("open", path, error);
-    let file = File::open(path).map_err(failed)?;
-    let facts = file.metadata().map_err(failed)?;
+    let (file, facts) = regular_file::open(path).map_err(failed)?;
     if !facts.is_file() {
         return Err(Error::invalid(
             path.display().to_string(),

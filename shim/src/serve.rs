@@ -71,12 +71,15 @@ pub fn main(arguments: &ConfigArgs) -> Result<(), Box<dyn Error>> {
         .thread_name("coracle")
         .enable_all()
         .build()?;
-    runtime.block_on(run(config, arguments))
+    let ended = runtime.block_on(run(config, arguments));
+    // What is left is an import that the signal has stopped: it may read a large archive for long.
+    runtime.shutdown_timeout(DRAIN);
+    ended
 }
 
 async fn run(config: &Config, arguments: &ConfigArgs) -> Result<(), Box<dyn Error>> {
     let term = signal(SignalKind::terminate())?;
-    let interrupt = signal(SignalKind::interrupt())?;
+    let mut terminated = Box::pin(terminated(term, signal(SignalKind::interrupt())?));
     let _reloading = reload::start(arguments)?;
     private_directory(&config.root)?;
     private_directory(&config.run)?;
@@ -91,7 +94,12 @@ async fn run(config: &Config, arguments: &ConfigArgs) -> Result<(), Box<dyn Erro
     let (metrics, listener) = metrics::start(config, &pods, &images).await?;
     let about = about(&node, cgroup_version, listener.as_ref());
     let _admin = admin::serve(config, about, &pods, &images)?;
-    preload(config, &images, &pods).await;
+    tokio::select! {
+        biased;
+        // Archives may take longer than the system waits for the daemon's end.
+        () = &mut terminated => return end(&pods, claims).await,
+        () = preload(config, &images, &pods) => {}
+    }
     tracing::info!(socket = %config.socket.display(), pods = pods.pods().len(), version = env!("CARGO_PKG_VERSION"), "ready");
     let parts = cri::Parts {
         streaming,
@@ -103,7 +111,12 @@ async fn run(config: &Config, arguments: &ConfigArgs) -> Result<(), Box<dyn Erro
         on_call: crate::memory::settle_soon,
     };
     notify(notify::READY);
-    cri::serve(socket, parts, Box::pin(terminated(term, interrupt))).await?;
+    cri::serve(socket, parts, terminated).await?;
+    end(&pods, claims).await
+}
+
+/// Completes the work under way, and gives the resources of this daemon back.
+async fn end(pods: &Pods, claims: Claims) -> Result<(), Box<dyn Error>> {
     pods.drain(DRAIN).await;
     pods.flush(DRAIN).await;
     claims.release();
@@ -312,6 +325,7 @@ fn images_config(config: &Config) -> ImagesConfig {
     images.pull_min_bytes_per_s = config.images.pull_min_bytes_per_s;
     images.auth_file.clone_from(&config.images.auth_file);
     images.pull_timeout = config.images.pull_timeout;
+    images.preload_timeout = config.images.preload_timeout;
     images.limits.max_manifest_bytes = config.images.max_manifest_bytes;
     images.limits.max_layers = config.images.max_layers as u64;
     images.limits.max_layer_bytes = config.images.max_layer_bytes;

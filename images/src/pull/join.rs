@@ -74,6 +74,9 @@ async fn within<T>(
     };
     match tokio::time::timeout(allowed, pull).await {
         Ok(outcome) => outcome,
-        Err(_) => Err(Error::Overdue { allowed }),
+        Err(_) => Err(Error::Overdue {
+            setting: "images.pull_timeout_s",
+            allowed,
+        }),
     }
 }

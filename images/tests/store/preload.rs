@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use coracle_images::{Images, ImagesConfig};
 use serde_json::json;
@@ -87,6 +88,69 @@ async fn archives_are_taken_once_and_their_images_are_pinned() {
         .filter(|image| image.pinned)
         .collect();
     assert_eq!((images.list().len(), pinned.len()), (3, 2));
+}
+
+/// Writes a file and says that it was last changed at `time`.
+fn write_at(path: &Path, bytes: &[u8], time: SystemTime) {
+    fs::write(path, bytes).unwrap();
+    let file = fs::File::options().write(true).open(path).unwrap();
+    file.set_modified(time).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_archive_that_failed_is_tried_again_when_it_changes() {
+    let scratch = Scratch::new();
+    let directory = scratch.0.join("preload");
+    let archive = put(&directory, "a.tar", "r.io/a:1", "a");
+    let good = fs::read(&archive).unwrap();
+    let (first, later) = (
+        SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000),
+        SystemTime::UNIX_EPOCH + Duration::from_secs(2_000_000),
+    );
+    let images = open(&scratch.0).await;
+    write_at(&archive, &vec![b'x'; good.len()], first);
+    assert!(names(&images, &directory).await.is_empty());
+    // What looks like the same file is not read, in this and in the next process.
+    write_at(&archive, &good, first);
+    assert!(names(&images, &directory).await.is_empty());
+    drop(images);
+    let images = open(&scratch.0).await;
+    assert!(names(&images, &directory).await.is_empty());
+    write_at(&archive, &good, later);
+    assert_eq!(names(&images, &directory).await, ["r.io/a:1"]);
+    // A record ends with its file, unless one of its images is here.
+    write_at(&archive, &vec![b'x'; good.len()], first);
+    assert!(names(&images, &directory).await.is_empty());
+    fs::remove_file(&archive).unwrap();
+    assert!(names(&images, &directory).await.is_empty());
+    write_at(&archive, &good, first);
+    assert_eq!(names(&images, &directory).await, ["r.io/a:1"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_archive_that_takes_too_long_is_given_up() {
+    let scratch = Scratch::new();
+    let directory = scratch.0.join("preload");
+    put(&directory, "a.tar", "r.io/a:1", "a");
+    let mut config = ImagesConfig::new(&scratch.0);
+    config.preload_timeout = Duration::from_nanos(1);
+    let images = Images::open(config, Arc::new(Unpackers)).await.unwrap();
+    assert!(names(&images, &directory).await.is_empty());
+    assert!(images.list().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fifo_does_not_hold_the_start_up() {
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+    let scratch = Scratch::new();
+    let directory = scratch.0.join("preload");
+    put(&directory, "b.tar", "r.io/b:1", "b");
+    let (fifo, mode) = (directory.join("a.tar"), Mode::from_raw_mode(0o600));
+    mknodat(CWD, &fifo, FileType::Fifo, mode, 0).unwrap();
+    let images = open(&scratch.0).await;
+    let preloading = names(&images, &directory);
+    let ended = tokio::time::timeout(Duration::from_secs(30), preloading).await;
+    assert_eq!(ended.expect("it hangs"), ["r.io/b:1"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -236,6 +236,8 @@ pub struct ImagesFile {
     pub auth_file: PathBuf,
     /// Directory of archives of images that are imported when the daemon starts; may be absent.
     pub preload_dir: PathBuf,
+    /// An archive of that directory that is not imported after this long is given up. Seconds.
+    pub preload_timeout_s: u64,
     /// Images that the kubelet never collects: references, or beginnings of references and `*`.
     pub pinned: Vec<String>,
     /// A pull whose registry has sent nothing for this long fails. Seconds.
@@ -263,6 +265,7 @@ impl Default for ImagesFile {
             registry_config: PathBuf::from(REGISTRY_CONFIG),
             auth_file: PathBuf::new(),
             preload_dir: PathBuf::from(PRELOAD_DIR),
+            preload_timeout_s: 600,
             pinned: Vec::new(),
             pull_idle_timeout_s: 60,
             pull_min_bytes_per_s: 1024,

@@ -19,6 +19,7 @@ pub(super) fn check(file: &ImagesFile) -> Result<Images, Invalid> {
         registry_config: directory("images.registry_config", &file.registry_config)?,
         auth_file: auth_file(&file.auth_file)?,
         preload_dir: directory("images.preload_dir", &file.preload_dir)?,
+        preload_timeout: seconds("images.preload_timeout_s", file.preload_timeout_s)?,
         pinned: pinned(&file.pinned)?,
         pull_idle_timeout: seconds("images.pull_idle_timeout_s", file.pull_idle_timeout_s)?,
         pull_min_bytes_per_s: within(

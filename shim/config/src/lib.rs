@@ -144,6 +144,8 @@ pub struct Images {
     pub auth_file: Option<PathBuf>,
     /// Directory of archives of images that are imported when the daemon starts. Absolute; may be absent.
     pub preload_dir: PathBuf,
+    /// An archive of that directory that is not imported after this long is given up.
+    pub preload_timeout: Duration,
     /// Images that the kubelet never collects: references, or beginnings of references and `*`.
     pub pinned: Vec<String>,
     /// A registry that sends nothing for this long fails the pull.

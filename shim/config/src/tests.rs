@@ -246,6 +246,10 @@ const UNUSABLE: [(&str, &str); 29] = [
         "config.toml:2: images.preload_dir is \"preload\"",
     ),
     (
+        "[images]\npreload_timeout_s = 3601\n",
+        "config.toml:2: images.preload_timeout_s is 3601, must be 1 to 3600",
+    ),
+    (
         "[sandbox]\nid_base = 4294967295\n",
         "config.toml:2: sandbox.id_base is 4294967295",
     ),
