@@ -168,6 +168,19 @@ impl Archive {
         Ok(found)
     }
 
+    /// The size of a manifest or an index, which may be larger than is allowed. Bytes. Blocking.
+    pub(crate) fn document_size(&self, digest: &Digest) -> Result<u64, Error> {
+        if let Some(made) = self.documents.get(digest) {
+            return Ok(made.len() as u64);
+        }
+        let path = self.path_of(digest);
+        let file = self.open_file(&path)?;
+        let file = file.ok_or_else(|| self.lacks(&format!("manifest {digest}")))?;
+        let facts = file.metadata();
+        let facts = facts.map_err(|error| Error::io("look at", Path::new(&path), error))?;
+        Ok(facts.len())
+    }
+
     /// A manifest or an index of at most `allowed` bytes. Blocking. The caller must verify it.
     pub(crate) fn document(&self, digest: &Digest, allowed: u64) -> Result<Vec<u8>, Error> {
         if let Some(made) = self.documents.get(digest) {

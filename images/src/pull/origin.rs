@@ -39,7 +39,10 @@ impl Origin {
             let problem = format!("its images are found by digest, not by {target}");
             return Err(Error::invalid(archive.name(), problem));
         };
-        let permit = large_document(allowed).await;
+        let (own, wanted) = (archive.clone(), digest.clone());
+        let measure = move || own.document_size(&wanted);
+        let size = blocking("looking at a document of an archive", measure).await?;
+        let permit = large_document(size.min(allowed)).await;
         let read = move || archive.document(&digest, allowed);
         let bytes = blocking("reading a document of an archive", read).await?;
         Ok(Document::local(bytes, permit))
