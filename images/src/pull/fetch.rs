@@ -2,11 +2,12 @@
 //!
 //! Called by: the pull. Streams come from [`crate::registry`] or an archive, files go to [`crate::blobs`].
 //! Invariants: a blob is used only if a repository of this pull has sent all of its bytes, now or before (then it must
-//! confirm now that these credentials may read it): content from other repositories is never exposed; stored bytes
-//! are compared and not written again; a blob that breaks off is resumed only at the repository that has sent its beginning;
-//! the attempts for a blob are bounded.
+//! confirm now that these credentials may read it), or if the archive of this import holds it: content from other
+//! repositories is never exposed; stored bytes are compared and not written again; a blob that breaks off is resumed only
+//! at the repository that has sent its beginning; the attempts for a blob are bounded.
 //! Not here: which blobs an image needs, their content.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -102,9 +103,7 @@ impl Pull {
         let is_here = !want.is_whole || self.inner.blobs.has(blob);
         let registry = match &self.origin {
             Origin::Registry(registry) => registry,
-            // Who imports an archive is root, who may use whatever is here.
-            Origin::Archive(_) if is_here => return Ok(()),
-            Origin::Archive(archive) => return self.copy(archive, blob).await,
+            Origin::Archive(archive) => return self.copy(archive, blob, is_here).await,
         };
         let sources = self.inner.sources(&blob.digest);
         if is_here && registry.may_read(blob, &sources).await {
@@ -235,24 +234,35 @@ impl Pull {
         verifier.finish()
     }
 
-    /// Copies a blob of an archive into the store.
-    async fn copy(&self, archive: &Arc<Archive>, blob: &Blob) -> Result<(), Error> {
+    /// Copies a blob of an archive into the store. One that is there already is only verified: an archive must hold what
+    /// it names, or it would get content of others by its digest.
+    async fn copy(&self, archive: &Arc<Archive>, blob: &Blob, is_here: bool) -> Result<(), Error> {
         let (archive, digest) = (archive.clone(), blob.digest.clone());
         let open = move || archive.open_blob(&digest);
         let file = blocking("opening a blob of an archive", open).await?;
         let mut file = tokio::fs::File::from_std(file);
-        let mut writer = self.inner.blobs.writer(blob).await?;
+        let what = format!("blob {}", blob.digest);
+        let mut verifier = Verifier::new(what.as_str(), blob.digest.clone(), blob.size);
+        let mut writer = match is_here {
+            true => None,
+            false => Some(self.inner.blobs.writer(blob).await?),
+        };
         let mut buffer = vec![0; COPY_BYTES];
         loop {
             let read = file.read(&mut buffer).await;
-            let what = || std::path::PathBuf::from(format!("blob {}", blob.digest));
-            match read.map_err(|error| Error::io("read", &what(), error))? {
-                0 => return writer.commit(&self.inner.blobs).await,
-                count => {
-                    self.count(count);
-                    writer.write(&buffer[..count]).await?;
-                }
+            let count = read.map_err(|error| Error::io("read", Path::new(&what), error))?;
+            if count == 0 {
+                break;
             }
+            self.count(count);
+            match &mut writer {
+                Some(writer) => writer.write(&buffer[..count]).await?,
+                None => verifier.update(&buffer[..count])?,
+            }
+        }
+        match writer {
+            Some(writer) => writer.commit(&self.inner.blobs).await,
+            None => verifier.finish(),
         }
     }
 

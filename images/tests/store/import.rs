@@ -162,6 +162,44 @@ async fn images_are_named_by_the_archive_or_by_the_request() {
     assert!(images.resolve("r.io/tags:2").is_some());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn an_archive_gets_no_stored_content_that_it_does_not_hold() {
+    for parts in [app(GZIP), Parts::artifact(MODULE)] {
+        let scratch = Scratch::new();
+        let images = open(&scratch.0).await;
+        let whole = oci(&[(named(NAME), &parts)]);
+        import(
+            &images,
+            &scratch.0,
+            &archive_of(&whole),
+            ImportRequest::default(),
+        )
+        .await
+        .unwrap();
+        // Of an image of archives its layers are here unpacked, of an artifact its module.
+        let mut blobs: Vec<Digest> = vec![Digest::of(&parts.config.1)];
+        blobs.extend(parts.layers.iter().map(|(_, bytes)| Digest::of(bytes)));
+        let sorted = || {
+            let mut paths = content(&scratch.0);
+            paths.sort();
+            paths
+        };
+        let before = sorted();
+        for blob in blobs {
+            let lacking = without(&format!("blobs/sha256/{}", blob.hex()), &whole);
+            let request = as_named("registry.example/thief:v1");
+            let refused = import(&images, &scratch.0, &archive_of(&lacking), request)
+                .await
+                .unwrap_err();
+            let text = refused.to_string();
+            assert!(text.contains(&format!("it lacks blob {blob}")), "{text}");
+            assert!(images.resolve("registry.example/thief:v1").is_none());
+        }
+        assert_eq!(sorted(), before);
+        assert!(images.resolve(NAME).is_some());
+    }
+}
+
 /// A tar of one entry that is no regular file, and of `files`.
 fn with_odd(kind: tar::EntryType, path: &str, link: &str, files: &Files) -> Vec<u8> {
     let mut builder = tar::Builder::new(Vec::new());
