@@ -7,7 +7,7 @@
 
 mod docker;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
 use std::io::Read as _;
 use std::os::fd::OwnedFd;
@@ -20,12 +20,17 @@ use crate::blobs::Temporary;
 use crate::config::Limits;
 use crate::error::Error;
 use crate::manifest::{self, Document, Entry, PlatformPreference};
-use crate::reference::{Digest, ImageRef};
+use crate::reference::{Digest, ImageRef, Target};
 
 /// The annotation that containerd and BuildKit write the whole name of an image into.
 const FULL_NAME: &str = "io.containerd.image.name";
 /// The annotation of the image specification: a tag alone, or a whole name.
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
+
+/// Most names of all images of an archive.
+const MAX_NAMES: u64 = 256;
+/// Most names that an error lists.
+const LISTED_NAMES: usize = 8;
 
 /// An unpacked archive, deleted when this is dropped.
 pub(crate) struct Archive {
@@ -48,6 +53,26 @@ pub(crate) struct Found {
     pub references: Vec<ImageRef>,
     /// Whether `digest` is one that a registry would know it by.
     pub has_digest: bool,
+}
+
+impl Found {
+    /// Errors: `reference` is by a digest that is not this image's, or that no registry would know it by.
+    pub(crate) fn check_digest(&self, archive: &str, reference: &ImageRef) -> Result<(), Error> {
+        let Target::Digest(wanted) = reference.target() else {
+            return Ok(());
+        };
+        let problem = match self.has_digest {
+            true if *wanted == self.digest => return Ok(()),
+            true => format!(
+                "its image is not {reference}: it has the digest {}",
+                self.digest
+            ),
+            false => format!(
+                "its image cannot be {reference}: a docker-archive does not have the digest"
+            ),
+        };
+        Err(Error::invalid(archive, problem))
+    }
 }
 
 impl Archive {
@@ -115,13 +140,10 @@ impl Archive {
         reference: &ImageRef,
         platform: PlatformPreference,
     ) -> Result<Found, Error> {
-        let names: Vec<String> = entries
-            .iter()
-            .filter_map(full_name)
-            .map(|name| name.to_string())
-            .collect();
-        let is_one = names.windows(2).all(|pair| pair[0] == pair[1]);
-        if !is_one {
+        let names: BTreeSet<String> = entries.iter().map(any_name).collect();
+        self.check_names(names.len())?;
+        if names.len() > 1 {
+            let names: Vec<String> = names.into_iter().take(LISTED_NAMES).collect();
             let names = names.join(", ");
             let problem = format!("it holds several images, {names}; --ref names one");
             return Err(Error::invalid(self.name.clone(), problem));
@@ -138,6 +160,18 @@ impl Archive {
         })
     }
 
+    /// Errors: they are too many.
+    fn check_names(&self, count: usize) -> Result<(), Error> {
+        if count as u64 > MAX_NAMES {
+            return Err(Error::Limit {
+                what: format!("index.json of {} with {count} names", self.name),
+                limit: "names of an archive",
+                allowed: MAX_NAMES,
+            });
+        }
+        Ok(())
+    }
+
     /// The images of an index that have whole names.
     fn named(&self, entries: &[Entry], platform: PlatformPreference) -> Result<Vec<Found>, Error> {
         let mut by_name: BTreeMap<String, (ImageRef, Vec<Entry>)> = BTreeMap::new();
@@ -150,6 +184,7 @@ impl Archive {
                 .or_insert_with(|| (reference, Vec::new()));
             group.push(entry.clone());
         }
+        self.check_names(by_name.len())?;
         let mut found: Vec<Found> = Vec::new();
         for (name, (reference, group)) in by_name {
             let digest = match group.as_slice() {
@@ -253,6 +288,19 @@ impl Archive {
         }
         Ok(Some(bytes))
     }
+}
+
+/// What tells an entry from those of other images, for messages: its whole name, or the tag that it has instead.
+fn any_name(entry: &Entry) -> String {
+    if let Some(name) = full_name(entry) {
+        return name.to_string();
+    }
+    let names = &entry.annotations;
+    let name = names.get(FULL_NAME).or_else(|| names.get(REF_NAME));
+    name.map_or_else(
+        || "one without a name".to_owned(),
+        |name| format!("{name:?}"),
+    )
 }
 
 /// The whole name of an entry, if it has one.

@@ -23,7 +23,7 @@ use crate::reference::{ImageRef, Target};
 use crate::store::{Images, Inner};
 use crate::unpack::unpack_archive;
 
-/// Running imports; further ones wait. Each occupies disk twice.
+/// Running imports; further ones wait. Each needs room on the disk for the archive, for what is in it, and for its images.
 static PERMITS: Semaphore = Semaphore::const_new(2);
 
 /// How to import an archive.
@@ -87,6 +87,8 @@ impl Images {
         let mut file = file.into_std().await;
         let back = file.seek(SeekFrom::Start(0));
         back.map_err(|error| Error::io("read", archive.temporary.path(), error))?;
+        // Its room is free again as soon as it is unpacked.
+        drop(archive);
         self.import(file, request).await
     }
 
@@ -121,6 +123,9 @@ impl Inner {
         let (own, platform) = (self.clone(), request.platform);
         let (archive, found) = blocking("reading an archive", move || {
             let found = archive.find(reference.as_ref(), platform, &own.config.limits)?;
+            for (found, reference) in found.iter().zip(&reference) {
+                found.check_digest(archive.name(), reference)?;
+            }
             Ok((Arc::new(archive), found))
         })
         .await?;

@@ -1,8 +1,8 @@
 //! docker-archives: `manifest.json` names a config and layers for each image, by file. There is no manifest of the
 //! image specification in them, so one is made, in memory.
 //!
-//! Called by: [`super::Archive::find`]. Invariants: each file is hashed once, however often it is named; the number of
-//! layers is checked before. Not here: verification (a layer's diff id is checked when it is unpacked).
+//! Called by: [`super::Archive::find`]. Invariants: each file is hashed once, however often it is named; the numbers of
+//! images, names and layers are checked before. Not here: verification (a layer's diff id is checked when it is unpacked).
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -15,15 +15,19 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-use super::{Archive, Found};
+use super::{Archive, Found, MAX_NAMES};
 use crate::config::Limits;
 use crate::error::Error;
 use crate::manifest::{OCI_MANIFEST, json as parse_json};
-use crate::reference::{Digest, ImageRef};
+use crate::reference::{Digest, ImageRef, Target};
 use crate::unpack::compression_of;
 
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const TAR: &str = "application/vnd.oci.image.layer.v1.tar";
+/// Most images of an archive.
+const MAX_IMAGES: u64 = 256;
+/// Most layers of all images of an archive, in multiples of the most of one image: images of one archive share layers.
+const LAYERS_FACTOR: u64 = 4;
 
 /// One image of `manifest.json`.
 #[derive(Debug, Deserialize)]
@@ -49,6 +53,7 @@ pub(super) fn find(
     };
     let what = format!("manifest.json of {}", archive.name);
     let items: Vec<Item> = parse_json(&what, &bytes)?;
+    check_counts(&what, &items, limits)?;
     if reference.is_some() && items.len() != 1 {
         let problem = format!("it holds {} images; --ref names one", items.len());
         return Err(Error::invalid(archive.name.clone(), problem));
@@ -72,9 +77,36 @@ pub(super) fn find(
     Ok(found)
 }
 
+/// Errors: what the manifests and records of these images would hold together is more than the file itself justifies.
+fn check_counts(what: &str, items: &[Item], limits: &Limits) -> Result<(), Error> {
+    let names = items.iter().flat_map(|item| &item.repo_tags);
+    let names: usize = names.map(Vec::len).sum();
+    let layers: usize = items.iter().map(|item| item.layers.len()).sum();
+    let most_layers = limits.max_layers.saturating_mul(LAYERS_FACTOR);
+    for (count, object, limit, allowed) in [
+        (items.len(), "images", "images of an archive", MAX_IMAGES),
+        (names, "names", "names of an archive", MAX_NAMES),
+        (layers, "layers", "layers of an archive", most_layers),
+    ] {
+        if count as u64 > allowed {
+            return Err(Error::Limit {
+                what: format!("{what} with {count} {object}"),
+                limit,
+                allowed,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// The tags of an image; a name by digest would not be that of the manifest that is made here.
 fn tags(item: &Item) -> Result<Vec<ImageRef>, Error> {
-    let tags = item.repo_tags.iter().flatten();
-    Ok(tags.map(|tag| tag.parse()).collect::<Result<_, _>>()?)
+    let names = item.repo_tags.iter().flatten();
+    let names: Vec<ImageRef> = names
+        .map(|name| name.parse::<ImageRef>())
+        .collect::<Result<_, _>>()?;
+    let is_tag = |name: &ImageRef| matches!(name.target(), Target::Tag(_));
+    Ok(names.into_iter().filter(is_tag).collect())
 }
 
 /// Makes the manifest of an image and returns its digest.

@@ -162,6 +162,95 @@ async fn images_are_named_by_the_archive_or_by_the_request() {
     assert!(images.resolve("r.io/tags:2").is_some());
 }
 
+/// Archives that name more than their size justifies, and what there is too much of.
+fn boundless() -> Vec<(&'static str, Files)> {
+    let parts = app(TAR);
+    let names: Vec<String> = (0..300).map(|number| format!("r.io/a:{number}")).collect();
+    let entries: Vec<_> = names.iter().map(|name| (named(name), &parts)).collect();
+    let repeated = |count: usize, layers: usize| {
+        let mut files = docker(json!([NAME]), &parts);
+        for (name, bytes) in &mut files {
+            if name == "manifest.json" {
+                let items: serde_json::Value = serde_json::from_slice(bytes).unwrap();
+                let mut item = items[0].clone();
+                if layers > 0 {
+                    item["Layers"] = json!(vec!["0/layer.tar"; layers]);
+                }
+                *bytes = json!(vec![item; count]).to_string().into_bytes();
+            }
+        }
+        files
+    };
+    vec![
+        ("300 names", oci(&entries)),
+        ("300 names", docker(json!(names), &parts)),
+        ("300 images", repeated(300, 0)),
+        ("2000 layers", repeated(10, 200)),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_archive_that_names_too_much_is_refused() {
+    let scratch = Scratch::new();
+    let images = open(&scratch.0).await;
+    for (what, files) in boundless() {
+        let archive = archive_of(&files);
+        let refused = import(&images, &scratch.0, &archive, ImportRequest::default())
+            .await
+            .unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Limit, "{refused}");
+        assert!(refused.to_string().contains(what), "{refused}");
+        assert!(images.list().is_empty(), "{what}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_name_is_given_to_no_archive_of_several_images() {
+    let scratch = Scratch::new();
+    let images = open(&scratch.0).await;
+    let (parts, other) = (app(GZIP), Parts::artifact(MODULE));
+    let tag = |tag: &str| json!({"org.opencontainers.image.ref.name": tag});
+    for (first, second) in [
+        (tag("v1"), tag("v2")),
+        (tag("v1"), json!({})),
+        (tag("v1"), named(NAME)),
+    ] {
+        let archive = archive_of(&oci(&[(first, &parts), (second, &other)]));
+        let refused = import(&images, &scratch.0, &archive, as_named("r.io/one:1"))
+            .await
+            .unwrap_err();
+        assert!(refused.to_string().contains("several images"), "{refused}");
+    }
+    assert!(images.list().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_by_digest_is_given_only_to_that_image() {
+    let scratch = Scratch::new();
+    let images = open(&scratch.0).await;
+    let parts = app(GZIP);
+    let layout = oci(&[(json!({}), &parts)]);
+    let index = layout.iter().find(|(name, _)| name == "index.json");
+    let index: serde_json::Value = serde_json::from_slice(&index.unwrap().1).unwrap();
+    let right = index["manifests"][0]["digest"].as_str().unwrap();
+    let (right, wrong) = (
+        format!("r.io/app@{right}"),
+        format!("r.io/app@{}", Digest::of(b"another")),
+    );
+    let saved = docker(json!([NAME]), &parts);
+    for (files, name) in [(&layout, &wrong), (&saved, &wrong), (&saved, &right)] {
+        let refused = import(&images, &scratch.0, &archive_of(files), as_named(name))
+            .await
+            .unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Invalid, "{name}: {refused}");
+        assert!(refused.to_string().contains("r.io/app@"), "{refused}");
+    }
+    import(&images, &scratch.0, &archive_of(&layout), as_named(&right))
+        .await
+        .unwrap();
+    assert!(images.resolve(&right).is_some());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_archive_gets_no_stored_content_that_it_does_not_hold() {
     for parts in [app(GZIP), Parts::artifact(MODULE)] {
