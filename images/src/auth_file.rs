@@ -84,9 +84,11 @@ fn registry_of(key: &str) -> String {
         .split_once("://")
         .map_or(key, |(_, rest)| rest)
         .trim_end_matches('/');
+    // Of a registry's URL; below a path it is the name of a repository.
     let key = ["/v1", "/v2"]
         .iter()
         .find_map(|version| key.strip_suffix(version))
+        .filter(|host| !host.contains('/'))
         .unwrap_or(key);
     match key {
         "index.docker.io" | "registry-1.docker.io" => "docker.io".to_owned(),
@@ -198,6 +200,8 @@ mod tests {
             "https://index.docker.io/v1/": {"auth": "aHViOmE6Yg=="},
             "r.io": {"username": "all", "password": "p"},
             "r.io/team": {"auth": "dGVhbTp0"},
+            "r.io/lab/v2": {"username": "lab", "password": "l"},
+            "https://old.io/v2/": {"username": "old", "password": "o"},
             "tokens.io:5000": {"identitytoken": "i"},
             "helped.io": {}
         }, "credHelpers": {"r.io": "evil"}, "HttpHeaders": {}}"#;
@@ -207,6 +211,9 @@ mod tests {
             ("r.io/other/app", basic("all", "p")),
             ("r.io/team/app:v1", basic("team", "t")),
             ("r.io/teams/app:v1", basic("all", "p")),
+            ("r.io/lab/v2/app", basic("lab", "l")),
+            ("r.io/lab/app", basic("all", "p")),
+            ("old.io/app", basic("old", "o")),
             ("tokens.io:5000/a", Some(Credentials::Identity("i".into()))),
             ("tokens.io/a", None),
             ("r.io.evil/a", None),
