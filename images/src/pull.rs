@@ -310,7 +310,10 @@ impl Pull {
         if !config.platform.is_wasm() && !config.platform.is_native() {
             return Err(Error::invalid(
                 what,
-                format!("it is for {}, which this node cannot run", config.platform),
+                format!(
+                    "it is for {}, which this node cannot run",
+                    config.platform.shown()
+                ),
             ));
         }
         record.config = config.run;

@@ -20,6 +20,11 @@ impl Platform {
             || self.architecture.starts_with("wasm")
     }
 
+    /// For messages: its names without control characters.
+    pub(crate) fn shown(&self) -> String {
+        self.to_string().escape_debug().to_string()
+    }
+
     /// True for what this node's processor runs.
     pub(crate) fn is_native(&self) -> bool {
         self.os == "linux" && self.architecture == native_architecture()
@@ -97,7 +102,7 @@ fn no_entry(what: &str, entries: &[Entry], preference: PlatformPreference) -> Er
         entry
             .platform
             .as_ref()
-            .map_or("unnamed".into(), Platform::to_string)
+            .map_or("unnamed".into(), Platform::shown)
     };
     let offered: Vec<String> = entries.iter().take(32).map(name).collect();
     let linux = format!("linux/{}", native_architecture());

@@ -1,6 +1,6 @@
 //! The error of this crate: one sentence for a person at a terminal.
 //!
-//! Must not know: exit codes.
+//! Invariant: it has no control characters: names in it may come from strangers. Must not know: exit codes.
 
 use std::path::Path;
 
@@ -14,7 +14,10 @@ pub struct Error {
 impl Error {
     /// With this sentence.
     pub(crate) fn new(text: impl Into<String>) -> Self {
-        Self { text: text.into() }
+        let text: String = text.into();
+        let is_control = |character: char| character.is_control() && character != '\n';
+        let text = text.replace(is_control, "\u{fffd}");
+        Self { text }
     }
 
     /// `doing` failed by `cause`.
@@ -44,4 +47,16 @@ fn is_unconnected(status: &tonic::Status) -> bool {
         cause = error.source();
     }
     false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn control_characters_do_not_reach_the_terminal() {
+        let status = tonic::Status::invalid_argument("it offers [linux/\u{1b}]0;x\u{7}\u{9b}31m]");
+        let text = Error::refused(Path::new("/run/x.sock"), &status).to_string();
+        assert_eq!(text, "it offers [linux/\u{fffd}]0;x\u{fffd}\u{fffd}31m]");
+    }
 }
