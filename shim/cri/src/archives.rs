@@ -1,7 +1,8 @@
 //! Import of archives, our own service beside CRI on the same socket: root and its group may connect there, and run any
 //! image.
 //!
-//! Called by tonic. Invariant: an archive goes to disk as it comes, within the store's limit; nothing of it is kept in memory.
+//! Called by tonic. Invariant: an archive goes to disk as it comes, within the store's limit, and is imported only if
+//! its client has sent all of it; nothing of it is kept in memory.
 //! Must not know: formats of archives.
 
 use coracle_images::{Image, ImportRequest};
@@ -43,8 +44,13 @@ async fn import(
     span::image(&request.name);
     let mut archive = shared.images.receive_archive().await?;
     archive.write(&first.data).await?;
+    let mut is_whole = first.last;
     while let Some(part) = next(&mut parts).await? {
         archive.write(&part.data).await?;
+        is_whole = part.last;
+    }
+    if !is_whole {
+        return Err(BadRequest::invalid("the stream", "ended before the archive").into());
     }
     let images = shared.images.import_received(archive, &request).await?;
     for image in &images {

@@ -1,6 +1,7 @@
 //! Streams an archive to the daemon: a file, standard input, or a directory as a tar.
 //!
-//! Called by: `import`. Invariants: a few chunks are in memory at a time; a directory's links are sent as links.
+//! Called by: `import`. Invariants: a few chunks are in memory at a time; a directory's links are sent as links; the last
+//! message is marked as such only if the whole archive could be read.
 //! Must not know: formats of archives.
 
 use std::fs::File;
@@ -51,6 +52,7 @@ pub(crate) fn archive(path: &Path, reference: Option<&str>, pin: bool) -> Result
         reference: reference.unwrap_or_default().to_owned(),
         pin,
         data: Vec::new(),
+        last: false,
     };
     let (failure, shown) = (Failure::default(), path.display().to_string());
     let failed = failure.clone();
@@ -60,7 +62,7 @@ pub(crate) fn archive(path: &Path, reference: Option<&str>, pin: bool) -> Result
             pending: Some(head),
             buffer: Vec::with_capacity(CHUNK),
         };
-        let sent = source.copy_to(&mut chunks).and_then(|()| chunks.flush());
+        let sent = source.copy_to(&mut chunks).and_then(|()| chunks.send(true));
         // A daemon that stops listening has refused, and its answer says why.
         if let Err(error) = sent
             && error.kind() != io::ErrorKind::BrokenPipe
@@ -103,8 +105,10 @@ struct Chunks {
 }
 
 impl Chunks {
-    fn send(&mut self) -> io::Result<()> {
+    /// Sends what is in the buffer. `last`: the archive ends with it.
+    fn send(&mut self, last: bool) -> io::Result<()> {
         let mut message = self.pending.take().unwrap_or_default();
+        message.last = last;
         message.data = std::mem::replace(&mut self.buffer, Vec::with_capacity(CHUNK));
         let sent = self.sender.blocking_send(message);
         sent.map_err(|_| io::ErrorKind::BrokenPipe.into())
@@ -116,15 +120,44 @@ impl Write for Chunks {
         let count = bytes.len().min(CHUNK - self.buffer.len());
         self.buffer.extend_from_slice(&bytes[..count]);
         if self.buffer.len() == CHUNK {
-            self.send()?;
+            self.send(false)?;
         }
         Ok(count)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        if self.pending.is_some() || !self.buffer.is_empty() {
-            self.send()?;
+        if !self.buffer.is_empty() {
+            self.send(false)?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+mod tests {
+    use super::*;
+
+    /// Whether each message is the last one, and what failed.
+    fn sent(path: &Path) -> (Vec<bool>, Result<(), Error>) {
+        let upload = archive(path, None, false).unwrap();
+        let mut messages = upload.stream.into_inner();
+        let mut marks = Vec::new();
+        while let Some(message) = messages.blocking_recv() {
+            marks.push(message.last);
+        }
+        (marks, upload.failure.check())
+    }
+
+    #[test]
+    fn only_an_archive_that_was_read_whole_ends() {
+        let path = std::env::temp_dir().join(format!("image-cli-upload-{}", std::process::id()));
+        std::fs::write(&path, vec![0; CHUNK + 1]).unwrap();
+        let (marks, failure) = sent(&path);
+        std::fs::remove_file(&path).unwrap();
+        assert!(failure.is_ok() && marks == [false, true], "{marks:?}");
+        // Nothing is mapped at its beginning, so that a read fails.
+        let (marks, failure) = sent(Path::new("/proc/self/mem"));
+        assert!(failure.is_err() && !marks.contains(&true), "{marks:?}");
     }
 }
