@@ -165,7 +165,7 @@ impl Archive {
         if count as u64 > MAX_NAMES {
             return Err(Error::Limit {
                 what: format!("index.json of {} with {count} names", self.name),
-                limit: "names of an archive",
+                limit: "of names in an archive",
                 allowed: MAX_NAMES,
             });
         }

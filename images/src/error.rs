@@ -186,7 +186,7 @@ pub enum Error {
     Limit {
         /// The object at fault.
         what: String,
-        /// The limit's name, as in [`crate::Limits`], or what it is of.
+        /// The limit's name, as in [`crate::Limits`], or what it is a limit of: `of names in an archive`.
         limit: &'static str,
         /// Its value.
         allowed: u64,

@@ -84,9 +84,9 @@ fn check_counts(what: &str, items: &[Item], limits: &Limits) -> Result<(), Error
     let layers: usize = items.iter().map(|item| item.layers.len()).sum();
     let most_layers = limits.max_layers.saturating_mul(LAYERS_FACTOR);
     for (count, object, limit, allowed) in [
-        (items.len(), "images", "images of an archive", MAX_IMAGES),
-        (names, "names", "names of an archive", MAX_NAMES),
-        (layers, "layers", "layers of an archive", most_layers),
+        (items.len(), "images", "of images in an archive", MAX_IMAGES),
+        (names, "names", "of names in an archive", MAX_NAMES),
+        (layers, "layers", "of layers in an archive", most_layers),
     ] {
         if count as u64 > allowed {
             return Err(Error::Limit {
