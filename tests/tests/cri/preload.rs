@@ -2,13 +2,16 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 use coracle_tests::client::container;
-use coracle_tests::daemon::{Daemon, Options};
+use coracle_tests::daemon::{Daemon, Options, failpoints_binary};
 use coracle_tests::guests;
 use coracle_tests::push::{Image, Packing, archive, file};
+use rustix::process::{Pid, Signal, kill_process};
 
-use crate::site::Pod;
+use crate::site::{Pod, eventually};
 
 /// The registry of these images is a name that no resolver knows.
 const TOOL: &str = "registry.invalid/node/tool:v1";
@@ -112,6 +115,34 @@ async fn an_air_gapped_node_has_its_images_when_it_answers() {
         (None, 3)
     );
     daemon.finish().await.unwrap();
+}
+
+#[tokio::test]
+async fn sigterm_ends_a_daemon_that_imports_an_archive() {
+    let preload = Preload::new("terminated");
+    preload.put(
+        "hello.tar",
+        &archive::oci(&[(ARTIFACT, &artifact())]).unwrap(),
+    );
+    let options = Options {
+        images: format!("preload_dir = \"{}\"", preload.0.display()),
+        binary: Some(failpoints_binary().unwrap()),
+        failpoints: Some("pull.commit delay:120000".into()),
+        ..Options::default()
+    };
+    let daemon = Daemon::prepare(options).unwrap();
+    let mut command = daemon.command().unwrap();
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    let mut child = command.spawn().unwrap();
+    eventually("the image is about to be recorded", || {
+        daemon.reached().contains(&"pull.commit".to_owned())
+    })
+    .await;
+    let (pid, began) = (i32::try_from(child.id()).unwrap(), Instant::now());
+    kill_process(Pid::from_raw(pid).unwrap(), Signal::TERM).unwrap();
+    assert!(child.wait().unwrap().success());
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(60), "{took:?}");
 }
 
 fn zstd(bytes: &[u8]) -> Vec<u8> {
