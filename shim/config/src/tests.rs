@@ -153,7 +153,7 @@ fn invalid_toml_and_values_of_the_wrong_type_name_their_line() {
 }
 
 /// Files with one value that cannot be used, and how the message begins.
-const UNUSABLE: [(&str, &str); 29] = [
+const UNUSABLE: [(&str, &str); 30] = [
     (
         "root = \"relative\"\n",
         "config.toml:1: root is \"relative\"",
