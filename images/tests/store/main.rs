@@ -18,10 +18,31 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use coracle_images::{Error, Image, Images, ImagesConfig, Kind, PullRequest, WasmImage};
-use support::Unpackers;
+use serde_json::json;
+use support::{Parts, Unpackers, tar};
 
 const GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 const ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
+
+/// This machine's architecture, as images name it.
+fn native() -> &'static str {
+    if cfg!(target_arch = "aarch64") {
+        "arm64"
+    } else {
+        "amd64"
+    }
+}
+
+/// A Linux image for this machine, another for each `salt`.
+fn linux(salt: &str) -> Parts {
+    let layer = tar(&[("bin/app", salt.as_bytes())]);
+    Parts::archives(
+        "linux",
+        native(),
+        json!({"Cmd": ["/bin/app"]}),
+        &[(GZIP, layer)],
+    )
+}
 
 async fn open(root: &Path) -> Images {
     let mut config = ImagesConfig::new(root);

@@ -4,26 +4,8 @@ use coracle_images::PlatformPreference::{Linux, Wasm, WasmThenLinux};
 use coracle_images::{Images, PlatformPreference, PullRequest};
 use serde_json::json;
 
-use super::{GZIP, open};
-use crate::support::{MODULE, OCI_INDEX, Parts, Registry, Scratch, tar};
-
-fn native() -> &'static str {
-    if cfg!(target_arch = "aarch64") {
-        "arm64"
-    } else {
-        "amd64"
-    }
-}
-
-fn linux(salt: &str) -> Parts {
-    let layer = tar(&[("bin/app", salt.as_bytes())]);
-    Parts::archives(
-        "linux",
-        native(),
-        json!({"Cmd": ["/bin/app"]}),
-        &[(GZIP, layer)],
-    )
-}
+use super::{linux, native, open};
+use crate::support::{MODULE, OCI_INDEX, Parts, Registry, Scratch};
 
 /// Pushes an index of both kinds under `tag`.
 async fn push(registry: &Registry, tag: &str, salt: &str) {

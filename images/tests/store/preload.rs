@@ -9,34 +9,16 @@ use std::time::{Duration, SystemTime};
 use coracle_images::{Images, ImagesConfig};
 use serde_json::json;
 
-use super::{GZIP, open};
+use super::{linux, open};
 use crate::support::archive::{docker, named, oci};
-use crate::support::{Parts, Scratch, Unpackers, tar};
-
-fn parts(salt: &str) -> Parts {
-    let layer = tar(&[("bin/app", salt.as_bytes())]);
-    Parts::archives(
-        "linux",
-        native(),
-        json!({"Cmd": ["/bin/app"]}),
-        &[(GZIP, layer)],
-    )
-}
-
-fn native() -> &'static str {
-    if cfg!(target_arch = "aarch64") {
-        "arm64"
-    } else {
-        "amd64"
-    }
-}
+use crate::support::{Scratch, Unpackers, tar};
 
 /// Puts an archive of one image into the directory.
 fn put(directory: &Path, file: &str, name: &str, salt: &str) -> PathBuf {
     let files = if file.starts_with("docker") {
-        docker(json!([name]), &parts(salt))
+        docker(json!([name]), &linux(salt))
     } else {
-        oci(&[(named(name), &parts(salt))])
+        oci(&[(named(name), &linux(salt))])
     };
     let files: Vec<(&str, &[u8])> = files
         .iter()

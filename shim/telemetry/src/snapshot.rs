@@ -54,26 +54,11 @@ pub struct Sample {
 impl Object {
     /// A sandbox without samples.
     pub(crate) fn pod(view: &PodView) -> Object {
-        let name = &view.config.name;
-        let id = view.id.to_string();
-        let labels = [
-            String::new(),
-            id.clone(),
-            String::new(),
-            name.namespace.clone(),
-            name.name.clone(),
-        ];
-        Object {
-            id,
-            labels,
-            samples: Vec::new(),
-        }
+        Self::new(view.id.to_string(), [String::new(), String::new()], view)
     }
 
     /// A container of `pod` without samples.
     pub(crate) fn container(view: &ContainerView, pod: &PodView) -> Object {
-        let name = &pod.config.name;
-        let id = view.id.to_string();
         // Rules select containers by an image that is not empty.
         let images = [
             &view.config.user_specified_image,
@@ -81,16 +66,17 @@ impl Object {
             &view.image_id,
         ];
         let image = images.into_iter().find(|image| !image.is_empty());
-        let labels = [
-            view.config.name.name.clone(),
-            id.clone(),
-            image.cloned().unwrap_or_default(),
-            name.namespace.clone(),
-            name.name.clone(),
-        ];
+        let name = view.config.name.name.clone();
+        let own = [name, image.cloned().unwrap_or_default()];
+        Self::new(view.id.to_string(), own, pod)
+    }
+
+    fn new(id: String, [container, image]: [String; 2], pod: &PodView) -> Object {
+        let name = &pod.config.name;
+        let (namespace, pod) = (name.namespace.clone(), name.name.clone());
         Object {
+            labels: [container, id.clone(), image, namespace, pod],
             id,
-            labels,
             samples: Vec::new(),
         }
     }
