@@ -3,11 +3,11 @@
 use std::time::{Duration, Instant};
 
 use coracle_proto::runtime::v1 as cri;
-use coracle_tests::client::container;
+use coracle_tests::client::{TIMEOUT, container};
 use coracle_tests::daemon::{Daemon, Options};
-use coracle_tests::guests;
 use coracle_tests::nameserver::Answer;
 use coracle_tests::push::{Image, Packing, file};
+use coracle_tests::{guests, log};
 use tonic::Code;
 
 use super::egress::{REFUSED, listing};
@@ -96,8 +96,9 @@ async fn a_handler_of_wasi_03_serves() {
     let (status, answer) = curl(&["--http2-prior-knowledge", &function.url("/nothing")]);
     assert_eq!(status, 404, "{answer}");
     assert_eq!(function.get("/trap").0, 500);
-    let log = daemon.output("serving", "p3", "stderr").unwrap();
-    assert!(log.contains("unreachable"), "{log}");
+    // The answer does not wait for the line.
+    let log = daemon.container_log("serving", "p3");
+    assert!(log::wait_for(&log, "unreachable", TIMEOUT).await);
     // Its own address is one that it may reach.
     let fetched = function.get(&format!("/fetch/{}", function.at)).0;
     assert_eq!(fetched, 200);
@@ -105,8 +106,8 @@ async fn a_handler_of_wasi_03_serves() {
     let pod = pod_with(&daemon, serving(&daemon, "closed"), "coracle-strict").await;
     let closed = start(pod, &container("p3", &image, &[]), 8080).await;
     assert_eq!(closed.get(&format!("/fetch/{}", function.at)).0, 502);
-    let log = daemon.output("closed", "p3", "stderr").unwrap();
-    assert!(log.ends_with(": HTTP-request-denied\n"), "{log}");
+    let log = daemon.container_log("closed", "p3");
+    assert!(log::wait_for(&log, ": HTTP-request-denied\n", TIMEOUT).await);
     function.pod.cri.stop(&function.id, 5).await.unwrap();
     let status = function.pod.cri.status(&function.id).await.unwrap();
     assert_eq!(status.exit_code, 0, "{status:?}");
