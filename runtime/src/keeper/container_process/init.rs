@@ -136,9 +136,9 @@ fn linux_program(spec: &ContainerSpec, linux: &LinuxSpec, layout: Layout) -> Res
     let pod = pod_namespaces(layout);
     native::give_streams(host_uid(spec, linux.userns));
     sandbox::own_session_keyring()?;
-    let prepared = linux::prepare(spec, linux, &pod)?;
-    // Opened while there is a /proc.
+    // Opened while there is a /proc: what is prepared leaves the node's mounts.
     let mut label = Label::open(linux)?;
+    let prepared = linux::prepare(spec, linux, &pod)?;
     let user = pod.user.as_ref().filter(|_| linux.userns);
     if user.is_some() || pod.pids.is_some() {
         // Applied before the fork: the label survives it, and the open file belongs to this process.
