@@ -27,8 +27,8 @@ systemd)
 *) echo "GUEST_INIT is $init, must be plain or systemd" >&2; exit 2 ;;
 esac
 case ${GUEST_LSM:-} in
-# The kernel has it on by default, and the tests of this suite are written for a node without.
-'') words+=" apparmor=0" ;;
+# The kernel has one of them on by default, and the tests of this suite are written for a node with neither.
+'') words+=" lsm=landlock,lockdown,yama,integrity,bpf" ;;
 apparmor | selinux)
     suite=$GUEST_LSM
     words+=" lsm=landlock,lockdown,yama,integrity,$suite,bpf $suite=1"
