@@ -93,9 +93,12 @@ pub(crate) fn has_selinux(files: &SecurityFiles<'_>) -> bool {
     is_on(files.selinux)
 }
 
-/// Its file system is then mounted.
+/// Its file system is then mounted and a policy is loaded: without one the kernel's own label is its bare name, and no
+/// other label means anything (the kernel's security/selinux/ss/services.c: security_sid_to_context_core).
 fn is_on(selinux: &Path) -> bool {
-    selinux.join("enforce").exists()
+    let kernel = std::fs::read(selinux.join("initial_contexts/kernel"));
+    let has_policy = kernel.map_or(true, |label| label.contains(&b':'));
+    selinux.join("enforce").exists() && has_policy
 }
 
 /// Whether the loaded policy knows a label. The kernel checks what is written to `context`.
@@ -116,6 +119,19 @@ fn is_known(label: &str, selinux: &Path) -> Result<bool, Error> {
 mod tests {
     use super::*;
     use crate::scratch::Scratch;
+
+    #[test]
+    fn without_a_policy_selinux_is_off() {
+        let scratch = Scratch::new("profiles-selinux-policy");
+        assert!(!is_on(&scratch.0));
+        scratch.put("enforce", b"0");
+        std::fs::create_dir(scratch.0.join("initial_contexts")).unwrap();
+        scratch.put("initial_contexts/kernel", b"kernel\0");
+        assert!(!is_on(&scratch.0));
+        let label = b"system_u:system_r:kernel_t:s0\0";
+        scratch.put("initial_contexts/kernel", label);
+        assert!(is_on(&scratch.0));
+    }
 
     #[test]
     fn a_label_is_completed_or_ignored_without_selinux() {
