@@ -98,6 +98,12 @@ bench-http: ## build, then compare HTTP functions with wasmtime serve and a nati
 	$(if $(COLD),,tests/tools/wasmtime.sh >/dev/null)
 	$(RELEASE)/bench-http $(if $(QUICK),--quick) $(if $(COLD),--cold)
 
+.PHONY: bench-images
+bench-images: ## build, then compare pulls of images with containerd (as root; QUICK=1, BENCH_JSON=FILE)
+	@.ci/packages $(BENCH_PACKAGES)
+	$(CARGO) build --release --workspace --bins
+	$(RELEASE)/bench-images $(if $(QUICK),--quick)
+
 .PHONY: bench-scale
 bench-scale: ## build, then show what a pod costs beside none and beside 2,000 others (as root; PODS=, BENCH_JSON=FILE)
 	@.ci/packages $(BENCH_PACKAGES)

@@ -11,6 +11,7 @@
 
 pub mod bench;
 pub mod bench_http;
+pub mod bench_images;
 pub mod builds;
 pub mod churn;
 pub mod client;

@@ -84,16 +84,24 @@ fn all_pids() -> impl Iterator<Item = i32> {
         .filter(move |pid| *pid != own)
 }
 
+/// The pids of all processes whose cgroup is `cgroup`, a path inside every hierarchy, or below it.
+pub fn below(cgroup: &str) -> Vec<i32> {
+    all_pids().filter(|pid| is_below(*pid, cgroup)).collect()
+}
+
+fn is_below(pid: i32, cgroup: &str) -> bool {
+    let cgroup = format!("{cgroup}/");
+    let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    cgroups
+        .lines()
+        .any(|line| format!("{line}/").contains(&cgroup))
+}
+
 fn belongs(pid: i32, scratch: &Scratch) -> bool {
     if !is_alive(pid) {
         return false;
     }
-    let cgroup = format!("{}/", scratch.cgroup());
-    let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
-    if cgroups
-        .lines()
-        .any(|line| format!("{line}/").contains(&cgroup))
-    {
+    if is_below(pid, &scratch.cgroup()) {
         return true;
     }
     let dir = format!("{}/", scratch.dir().display());

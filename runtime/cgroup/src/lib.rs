@@ -34,7 +34,9 @@ pub use kill::KillList;
 use kill::Target;
 pub use leaf::ExecLeaf;
 pub use limits::Limits;
-pub use stats::{DeviceIo, HugepageStats, IoStats, Pressure, Stall, Stats, SwapStats, Throttling};
+pub use stats::{
+    Activity, DeviceIo, HugepageStats, IoStats, Pressure, Stall, Stats, SwapStats, Throttling,
+};
 use v1::V1;
 use v2::V2;
 
@@ -270,6 +272,15 @@ impl Cgroup {
         match &*self.layout {
             Layout::V1(v1) => usage::v1(v1, &self.path),
             Layout::V2(v2) => usage::v2(v2, &self.path),
+        }
+    }
+
+    /// What tells whether anything ran in the cgroup, or below it, since an earlier call: a fraction of the cost of
+    /// [`Cgroup::stats`]. Errors: the cgroup is gone.
+    pub fn activity(&self) -> Result<Activity, Error> {
+        match &*self.layout {
+            Layout::V1(v1) => usage::v1_activity(v1, &self.path),
+            Layout::V2(v2) => usage::v2_activity(v2, &self.path),
         }
     }
 

@@ -54,6 +54,15 @@ pub struct Stats {
     pub io_pressure: Option<Pressure>,
 }
 
+/// What changes whenever a process of a cgroup, or below it, runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Activity {
+    /// CPU time, in nanoseconds.
+    pub cpu_usage_ns: u64,
+    /// Memory charged to the cgroup, page cache included, in bytes.
+    pub memory_bytes: u64,
+}
+
 impl Stats {
     /// Usage without the inactive page cache, in bytes. Source: CRI `MemoryUsage.working_set_bytes`, cAdvisor.
     #[must_use]

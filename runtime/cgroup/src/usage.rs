@@ -10,7 +10,9 @@ use rustix::io::Errno;
 
 use super::error::Error;
 use super::files;
-use super::stats::{DeviceIo, HugepageStats, IoStats, Pressure, Stats, SwapStats, Throttling};
+use super::stats::{
+    Activity, DeviceIo, HugepageStats, IoStats, Pressure, Stats, SwapStats, Throttling,
+};
 use super::v1::V1;
 use super::v2::V2;
 
@@ -104,8 +106,13 @@ fn whole(file: std::os::fd::OwnedFd) -> Result<String, Errno> {
     let mut part = [0; 4096];
     loop {
         match rustix::io::read(&file, &mut part) {
-            Ok(0) => break,
-            Ok(count) => text.extend_from_slice(&part[..count]),
+            // The kernel renders each of these files whole, so that a part that is not full is the last.
+            Ok(count) => {
+                text.extend_from_slice(&part[..count]);
+                if count < part.len() {
+                    break;
+                }
+            }
             Err(Errno::INTR) => {}
             Err(errno) => return Err(errno),
         }
@@ -131,6 +138,14 @@ pub(super) fn v1(v1: &V1, path: &str) -> Result<Stats, Error> {
         pressure(&StatDir::open(unified.dir(path))?, &mut stats)?;
     }
     Ok(stats)
+}
+
+/// What tells whether anything ran in the cgroup `path` on a v1 node. Errors: it does not exist.
+pub(super) fn v1_activity(v1: &V1, path: &str) -> Result<Activity, Error> {
+    Ok(Activity {
+        cpu_usage_ns: StatDir::of(v1, "cpuacct", path)?.required_number("cpuacct.usage")?,
+        memory_bytes: StatDir::of(v1, "memory", path)?.required_number("memory.usage_in_bytes")?,
+    })
 }
 
 /// The huge pages that the cgroup `path` uses on a v1 node.
@@ -322,6 +337,17 @@ pub(super) fn v2(v2: &V2, path: &str) -> Result<Stats, Error> {
     stats.io = dir.text("io.stat")?.map(|text| v2_io(&text));
     pressure(&dir, &mut stats)?;
     Ok(stats)
+}
+
+/// What tells whether anything ran in the cgroup `path` on a v2 node. Errors: it does not exist.
+pub(super) fn v2_activity(v2: &V2, path: &str) -> Result<Activity, Error> {
+    let dir = StatDir::open(v2.dir(path))?;
+    let mut stats = Stats::default();
+    v2_cpu(&dir.required_text("cpu.stat")?, &mut stats);
+    Ok(Activity {
+        cpu_usage_ns: stats.cpu_usage_ns,
+        memory_bytes: dir.required_number("memory.current")?,
+    })
 }
 
 /// The huge pages that the cgroup `path` uses on a v2 node.

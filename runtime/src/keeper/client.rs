@@ -19,8 +19,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use futures_channel::mpsc;
 use tokio::net::UnixStream;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
 use wire::{Ends, Reply, lock, run_connection};
 
@@ -140,8 +141,8 @@ impl Keeper {
             .await
             .map_err(|e| Error::with(Kind::Deadline, what(), e))?
             .map_err(|e| Error::with(Kind::Gone, what(), e))?;
-        let (requests, queue) = mpsc::unbounded_channel();
-        let (events, received) = mpsc::unbounded_channel();
+        let (requests, queue) = mpsc::unbounded();
+        let (events, received) = mpsc::unbounded();
         let ends = Ends::default();
         tokio::spawn(run_connection(stream, queue, events, Arc::clone(&ends)));
         let keeper = Self {
@@ -313,7 +314,7 @@ impl Keeper {
             .during(|| "pack a request to a keeper".into())?;
         let (reply, answer) = oneshot::channel();
         self.requests
-            .send((frame, request, reply))
+            .unbounded_send((frame, request, reply))
             .map_err(|_| gone())?;
         match tokio::time::timeout(deadline, answer).await {
             Ok(Ok(reply)) => Ok(reply),

@@ -20,9 +20,9 @@ use coracle_runtime::process::Process;
 use coracle_spec::IdRange;
 use coracle_spec::id::{ContainerId, PodId};
 use coracle_streaming::Streams;
+use futures_channel::mpsc::UnboundedReceiver;
 use futures_util::future::BoxFuture;
 use tokio::net::TcpStream;
-use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::oneshot;
 
 use super::Host;

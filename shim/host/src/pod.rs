@@ -24,7 +24,7 @@ use coracle_runtime::keeper::{Greeting, Keeper, KeeperEvent};
 use coracle_runtime::process::Process;
 use coracle_runtime::spawner::NewKeeper;
 use coracle_spec::id::PodId;
-use tokio::sync::mpsc::UnboundedReceiver;
+use futures_channel::mpsc::UnboundedReceiver;
 
 use super::errors::network_error;
 use super::{Host, blocking, io_error, pass, remove_tree, runtime_error};

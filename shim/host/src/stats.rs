@@ -3,15 +3,17 @@
 //!
 //! Called by: `lifecycle::usage`, on the blocking pool. Calls: cgroups, `details`, `layer`, `network`.
 //! Invariants: an object that has just ended has no numbers, which is not an error; no keeper and no driver is
-//! involved; no lock is held while a file is read; nothing is sampled without a request.
+//! involved; no lock is held while a file is read; nothing is sampled without a request; what has not run since the last
+//! request costs two small files.
 //! Must not know: CRI messages, which objects a request means.
 
 mod details;
 mod layer;
 mod network;
 mod rate;
+mod samples;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -25,6 +27,7 @@ use coracle_spec::id::PodId;
 use super::{Host, linux};
 use layer::{Budget, Layers};
 use rate::{Rates, Sum};
+use samples::Samples;
 
 /// How many more objects than exist are cached before those that are gone are dropped.
 const SLACK: usize = 256;
@@ -35,9 +38,15 @@ pub struct Meter {
     rates: Mutex<Rates>,
     sums: Mutex<HashMap<PodId, Sum>>,
     layers: Layers,
+    samples: Samples,
 }
 
 impl Meter {
+    /// The limits of the cgroup `path` have changed: its numbers are read anew.
+    pub(super) fn limits_changed(&self, path: &str) {
+        self.samples.forget(path);
+    }
+
     fn rate(&self, name: &str, count: u64, age: Option<Duration>) -> Option<u64> {
         let mut rates = self.rates.lock().unwrap_or_else(PoisonError::into_inner);
         rates.sample(name, count, age)
@@ -93,22 +102,23 @@ impl Host {
     pub fn forget_measures(&self, containers: &[Arc<ContainerView>], pods: &[Arc<PodView>]) {
         let meter = &self.meter;
         if meter.layers.len() > containers.len() + SLACK {
-            meter
-                .layers
-                .retain(|id| containers.iter().any(|view| view.id == *id));
+            let exist: HashSet<_> = containers.iter().map(|view| &view.id).collect();
+            meter.layers.retain(|id| exist.contains(id));
         }
+        let limit = containers.len() + pods.len() + SLACK;
+        meter.samples.prune(limit + pods.len());
         let mut sums = meter.sums.lock().unwrap_or_else(PoisonError::into_inner);
         if sums.len() > pods.len() + SLACK {
-            sums.retain(|id, _| pods.iter().any(|view| view.id == *id));
+            let exist: HashSet<_> = pods.iter().map(|view| &view.id).collect();
+            sums.retain(|id, _| exist.contains(id));
         }
         drop(sums);
         let mut rates = meter.rates.lock().unwrap_or_else(PoisonError::into_inner);
-        if rates.len() > containers.len() + pods.len() + SLACK {
-            let exists = |name: &str| {
-                containers.iter().any(|view| view.cgroup == name)
-                    || pods.iter().any(|view| pod_name(view) == name)
-            };
-            rates.retain(exists);
+        if rates.len() > limit {
+            let containers = containers.iter().map(|view| view.cgroup.clone());
+            let pods = pods.iter().map(|view| pod_name(view));
+            let exist: HashSet<String> = containers.chain(pods).collect();
+            rates.retain(|name| exist.contains(name));
         }
     }
 
@@ -116,21 +126,23 @@ impl Host {
         let usage = (view.state != ContainerState::Exited)
             .then(|| self.usage_of(&view))
             .flatten();
-        let upper = self
-            .layout
-            .container_directory(&view.pod, &view.id)
-            .join("upper");
-        let layer = self.meter.layers.usage(&view.id, &upper, budget);
-        let files = linux::files::usage(&self.pod_files(&view.pod, &view.id));
-        let layer = layer.map(|layer| LayerUsage {
-            bytes: layer.bytes + files,
-            ..layer
-        });
+        let mut measure = || {
+            let directory = self.layout.container_directory(&view.pod, &view.id);
+            let upper = directory.join("upper");
+            let layer = self.meter.layers.usage(&view.id, &upper, budget)?;
+            let files = linux::files::usage(&self.pod_files(&view.pod, &view.id));
+            let bytes = layer.bytes + files;
+            Some(LayerUsage { bytes, ..layer })
+        };
+        let layer = match usage {
+            Some(_) => self.meter.samples.layer(&view.cgroup, measure),
+            None => measure(),
+        };
         ContainerUsage { view, usage, layer }
     }
 
     fn usage_of(&self, view: &ContainerView) -> Option<Usage> {
-        let stats = stats(&self.cgroup(&view.cgroup)?)?;
+        let stats = self.meter.samples.stats(&self.cgroup(&view.cgroup)?)?;
         let age = (view.started_at > 0).then(|| since(view.started_at));
         Some(Usage {
             at: now(),
@@ -144,8 +156,9 @@ impl Host {
         let Some(parent) = self.cgroup(&view.cgroup_parent) else {
             return (None, 0);
         };
-        let usage = stats(&parent).map(|stats| self.pod_usage(view, stats));
-        (usage, count_processes(&parent))
+        let stats = self.meter.samples.stats(&parent);
+        let usage = stats.map(|stats| self.pod_usage(view, stats));
+        (usage, self.meter.samples.processes(&parent))
     }
 
     /// A pod that shares its parent cgroup: the sum of its own cgroups there.
@@ -182,8 +195,9 @@ impl Host {
         let mut all = Vec::new();
         let mut processes = 0;
         if let Some(cgroup) = self.cgroup(keeper) {
-            processes += count_processes(&cgroup);
-            all.extend(stats(&cgroup).map(|stats| (keeper.to_owned(), stats)));
+            let stats = self.meter.samples.stats(&cgroup);
+            processes += self.meter.samples.processes(&cgroup);
+            all.extend(stats.map(|stats| (keeper.to_owned(), stats)));
         }
         for container in containers {
             let Some(usage) = &container.usage else {
@@ -192,7 +206,7 @@ impl Host {
             let path = &container.view.cgroup;
             processes += self
                 .cgroup(path)
-                .map_or(0, |cgroup| count_processes(&cgroup));
+                .map_or(0, |cgroup| self.meter.samples.processes(&cgroup));
             all.push((path.clone(), usage.stats));
         }
         (all, processes)
@@ -215,23 +229,6 @@ impl Host {
 /// The key of a pod's rate in the cache; no cgroup has this name.
 fn pod_name(view: &PodView) -> String {
     format!("pod {}", view.id)
-}
-
-/// `None` when the cgroup is gone, as it is once its container has ended.
-fn stats(cgroup: &Cgroup) -> Option<Stats> {
-    match cgroup.stats() {
-        Ok(stats) => Some(stats),
-        Err(error) => {
-            tracing::debug!(cgroup = cgroup.path(), %error, "no numbers of a cgroup");
-            None
-        }
-    }
-}
-
-fn count_processes(cgroup: &Cgroup) -> u64 {
-    cgroup
-        .pids()
-        .map_or(0, |pids| u64::try_from(pids.len()).unwrap_or(u64::MAX))
 }
 
 /// The sum of two cgroups, for values that add up: without limits, pressure and peaks.

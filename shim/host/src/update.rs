@@ -20,7 +20,9 @@ impl Host {
             let text = format!("cgroup {path} is gone; its container has just ended");
             return Err(Error::new(Kind::Missing, text));
         }
-        cgroup.set(change).map_err(|error| refusal(path, error))
+        let set = cgroup.set(change).map_err(|error| refusal(path, error));
+        self.meter.limits_changed(path);
+        set
     }
 }
 

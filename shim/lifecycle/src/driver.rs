@@ -30,9 +30,9 @@ use std::time::{Duration, Instant};
 use coracle_runtime::keeper::{Keeper, KeeperEvent};
 use coracle_runtime::process::Process;
 use coracle_spec::id::ContainerId;
+use futures_channel::mpsc::{UnboundedReceiver, unbounded};
 use futures_util::FutureExt as _;
 use serde::Serialize;
-use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::task::AbortHandle;
 use tracing::Instrument as _;
 
@@ -201,7 +201,7 @@ pub struct Driver {
 impl Driver {
     /// A new mailbox: the sender, and the receiver that a driver reads.
     pub fn mailbox() -> (Mailbox, UnboundedReceiver<Message>) {
-        unbounded_channel()
+        unbounded()
     }
 
     /// A driver that has not started.
@@ -261,7 +261,7 @@ impl Driver {
                 .min();
             tokio::select! {
                 // This task holds a sender, so the mailbox does not close while it runs.
-                Some(message) = self.mailbox.recv() => self.handle_message(message).await,
+                Ok(message) = self.mailbox.recv() => self.handle_message(message).await,
                 event = next_event(&mut self.events) => self.handle_keeper_event(event).await,
                 () = sleep_until(deadline) => self.pass_deadlines().await,
             }
@@ -342,7 +342,7 @@ impl Driver {
                 });
             drop(work);
             // Err: the driver has ended, which it does only when no message can follow.
-            let _ = sender.send(message(result));
+            let _ = sender.unbounded_send(message(result));
         };
         tokio::spawn(task.in_current_span());
     }
@@ -352,7 +352,7 @@ impl Driver {
         let sender = self.sender.clone();
         let task = async move {
             let message = watch.await;
-            let _ = sender.send(message);
+            let _ = sender.unbounded_send(message);
         };
         Watch(tokio::spawn(task.in_current_span()).abort_handle())
     }
@@ -382,7 +382,7 @@ async fn save<T: Serialize + Send + 'static>(
 
 async fn next_event(events: &mut Option<UnboundedReceiver<KeeperEvent>>) -> Option<KeeperEvent> {
     match events {
-        Some(events) => events.recv().await,
+        Some(events) => events.recv().await.ok(),
         None => std::future::pending().await,
     }
 }

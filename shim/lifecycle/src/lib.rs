@@ -163,7 +163,7 @@ impl Pods {
         &self,
         id: &PodId,
         config: &Arc<SandboxConfig>,
-        mail: (Mailbox, tokio::sync::mpsc::UnboundedReceiver<Message>),
+        mail: (Mailbox, futures_channel::mpsc::UnboundedReceiver<Message>),
     ) -> Result<(), Error> {
         let host = &self.shared.host;
         let share = self.shared.requests.take(config.as_ref());
@@ -376,7 +376,7 @@ async fn send_request<T>(
     // A driver ends only when its pod is gone.
     let gone = || Error::new(Kind::Missing, "its sandbox was removed meanwhile");
     mailbox
-        .send(Message::Request(request(reply)))
+        .unbounded_send(Message::Request(request(reply)))
         .map_err(|_| gone())?;
     answer.await.map_err(|_| gone())?
 }

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use coracle_spec::id::PodId;
-use tokio::sync::mpsc::UnboundedReceiver;
+use futures_channel::mpsc::UnboundedReceiver;
 use tokio::task::JoinHandle;
 
 use super::clock;
@@ -185,7 +185,7 @@ impl UnrecoveredPod {
                     }
                 }),
                 // This task holds a sender, so the mailbox does not close while it runs.
-                Some(message) = self.mailbox.recv() => {
+                Ok(message) = self.mailbox.recv() => {
                     if self.handle_message(message).await {
                         task.abort();
                         return None;
@@ -308,7 +308,7 @@ impl UnrecoveredPod {
         let driver_mail = self.shared.registry.pod(&self.id);
         while let Ok(message) = self.mailbox.try_recv() {
             if let Some(mail) = &driver_mail {
-                let _ = mail.send(message);
+                let _ = mail.unbounded_send(message);
             }
         }
         for container in &self.known.containers {

@@ -227,7 +227,7 @@ async fn a_scrape_shows_what_both_kinds_of_containers_use() {
     tokio::time::sleep(Duration::from_millis(1500)).await;
     let text = scrape(&daemon, "/metrics/cadvisor");
     let more = burnt(&text) - burnt(&first);
-    assert!(more > 0.3 && more.fract() != 0.0, "{more}");
+    assert!(more > 0.05 && more.fract() != 0.0, "{more}");
     let grown = &["container=\"grow\"", "pod=\"scraped\""];
     let working_set = value(&text, "container_memory_working_set_bytes", grown);
     assert!(working_set > f64::from(64 << 20), "{working_set}");

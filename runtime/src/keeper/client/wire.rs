@@ -8,9 +8,10 @@ use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use futures_channel::mpsc;
 use tokio::io::Interest;
 use tokio::net::UnixStream;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
 use super::KeeperEvent;
 use crate::control::messages::{Answer, FromKeeper};
@@ -35,12 +36,12 @@ pub(super) async fn run_connection(
     loop {
         let step = tokio::select! {
             next = requests.recv() => match next {
-                Some((frame, request, reply)) => {
+                Ok((frame, request, reply)) => {
                     lock(&waiting).insert(request, reply);
                     writer.push(frame);
                     Ok(())
                 }
-                None => Err(io::ErrorKind::NotConnected.into()),
+                Err(_) => Err(io::ErrorKind::NotConnected.into()),
             },
             ready = stream.writable(), if !writer.is_empty() => {
                 ready.and_then(|()| retry(stream.try_io(Interest::WRITABLE, || writer.flush(stream.as_fd()))).map(drop))
@@ -59,7 +60,7 @@ pub(super) async fn run_connection(
     // Dropping the map gives every waiter an error.
     lock(&waiting).clear();
     lock(&ends).clear();
-    let _ = events.send(KeeperEvent::Closed);
+    let _ = events.unbounded_send(KeeperEvent::Closed);
 }
 
 /// `None` if the socket was not ready.
@@ -88,7 +89,7 @@ fn dispatch(
             }
         }
         FromKeeper::Exited { container, exit } => {
-            let _ = events.send(KeeperEvent::Exited { container, exit });
+            let _ = events.unbounded_send(KeeperEvent::Exited { container, exit });
         }
         FromKeeper::ExecEnded { request, exit } => {
             if let Some(pending) = lock(ends).remove(&request) {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use coracle_runtime::keeper::{Greeting, Keeper, KeeperEvent};
 use coracle_spec::Exit;
 use coracle_spec::id::ContainerId;
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+use futures_channel::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::sync::oneshot;
 
 use super::inspect::Inspection;
@@ -23,7 +23,7 @@ use crate::store::Slot;
 
 /// The sender of an answer.
 pub type Reply<T> = oneshot::Sender<Result<T, Error>>;
-/// The sender of messages.
+/// The sender of messages. Its channel has memory for those under way only: one of tokio has it for 32 from the start.
 pub type Mailbox = UnboundedSender<Message>;
 
 /// One message.
