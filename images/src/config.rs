@@ -15,7 +15,7 @@ pub struct ImagesConfig {
     pub root: PathBuf,
     /// Registry hosts (with port, as in references) for plain http, besides loopback.
     pub plain_http: Vec<String>,
-    /// Directory of `hosts.toml` files that name mirrors (see `docs/registries.md`); `None` for none.
+    /// Directory of `hosts.toml` files that name mirrors (see `docs/operate/registries.md`); `None` for none.
     pub registry_config: Option<PathBuf>,
     /// Credentials for pulls that bring none, as `docker login` writes them; `None` for none.
     pub auth_file: Option<PathBuf>,

@@ -115,7 +115,7 @@ impl fmt::Debug for Digest {
 }
 
 /// The id of an image, which covers all of its content: the digest of its config where that ties the layers, else the
-/// digest of its manifest (see `docs/registries.md`). What CRI calls `Image.id` and `image_ref`.
+/// digest of its manifest (see `docs/operate/registries.md`). What CRI calls `Image.id` and `image_ref`.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct ImageId(Digest);

@@ -59,7 +59,7 @@ pub fn version() -> Result<Option<u32>> {
 pub fn restrictions(version: u32) -> Vec<&'static str> {
     let all = [
         (1, "own files"),
-        (PORTS, "TCP ports"),
+        (PORTS, "listed TCP ports"),
         (SCOPES, "abstract sockets"),
         (SCOPES, "signals"),
     ];

@@ -157,7 +157,7 @@ fn run_filesystem(run: &Path) -> Finding {
                 "{} is not on tmpfs: facts about processes outlive a reboot and cost disk writes",
                 run.display()
             ),
-            "set run to a directory below /run, or mount -t tmpfs tmpfs /run",
+            "set run to a directory on a tmpfs, such as /run/coracle where /run is one",
         ),
         Err(error) => unreadable(subject, run, error),
     }

@@ -1,6 +1,6 @@
 //! Conformance specs that need what WebAssembly does not have, and so cannot pass with the substitute component.
 //!
-//! Every other spec has to pass with handler `coracle-wasm`. docs/conformance.md publishes the list.
+//! Every other spec has to pass with handler `coracle-wasm`. docs/reference/conformance.md publishes the list.
 //! Invariant: a spec is here because of what it tests, never because the product does not support it yet.
 //! Not here: running them.
 

@@ -46,7 +46,7 @@ async fn dashboards_and_alerts_name_series_that_exist() {
         }
     }
     assert!(named > 15, "only {named} names were found");
-    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/metrics.md");
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/reference/metrics.md");
     let page = std::fs::read_to_string(page).unwrap();
     for (name, ..) in samples(&text) {
         let family = ["_bucket", "_sum", "_count"];
@@ -56,7 +56,7 @@ async fn dashboards_and_alerts_name_series_that_exist() {
             .unwrap_or(name);
         assert!(
             page.contains(&format!("`{family}`")),
-            "docs/metrics.md lacks {family}"
+            "docs/reference/metrics.md lacks {family}"
         );
     }
     promtool(&text);
