@@ -29,6 +29,7 @@ GUEST_PACKAGES = $(TEST_PACKAGES) qemu-system-x86 busybox-static cpio xz-utils z
     $(if $(filter systemd,$(INIT)),systemd) $(if $(LSM),$(if $(filter selinux,$(LSM)),secilc,apparmor)) \
     $(shell apt-cache show virtiofsd >/dev/null 2>&1 && echo virtiofsd)
 BENCH_PACKAGES := $(TEST_PACKAGES)
+DEB_PACKAGES := $(BUILD_PACKAGES) debhelper dh-apparmor lintian man-db
 # busybox is built from source; ipcmk and ipcrm belong to util-linux; the peer's host ports need iptables.
 CONFORMANCE_PACKAGES := $(DEMO_PACKAGES) clang lld wasi-libc libclang-rt-14-dev-wasm32 python3-venv dpkg-dev xz-utils bzip2 util-linux \
     $(if $(PEER),containerd runc containernetworking-plugins iptables) $(if $(LSM),$(GUEST_PACKAGES))
@@ -41,10 +42,13 @@ help: ## list the targets
 packages:
 	@.ci/packages $(TEST_PACKAGES)
 
+# What `coracle version` says. Only here, so that a commit does not have everything linked again that is only tested.
+STAMPED := CORACLE_COMMIT=$$(git rev-parse HEAD 2>/dev/null || echo unknown) \
+    CORACLE_COMMIT_DATE=$$(git log -1 --format=%cI 2>/dev/null || echo unknown)
 .PHONY: build
 build: ## build the daemon
 	@.ci/packages $(BUILD_PACKAGES)
-	$(CARGO) build --release --workspace --bin coracle
+	$(STAMPED) $(CARGO) build --release --workspace --bin coracle
 
 .PHONY: demo
 demo: ## build, then show a pod's whole life through the CRI socket (as root)
@@ -117,7 +121,7 @@ churn: ## build, then run 10,000 pods under kills and look for leaks (as root; P
 	$(CARGO) build --release --workspace --bins
 	$(RELEASE)/churn $(PODS)
 
-# A daemon in an emulated machine churns pods on an ext4 disk while the machine is switched off. See docs/state.md.
+# A daemon in an emulated machine churns pods on an ext4 disk while the machine is switched off. See docs/operate/state.md.
 .PHONY: test-power
 test-power: ## build, then cut a machine's power at random points of a churn (as root; CUTS=50)
 	@.ci/packages $(GUEST_PACKAGES)
@@ -130,7 +134,7 @@ fuzz: ## build, then run one fuzz target (TARGET= SECONDS=60)
 	@.ci/packages $(BUILD_PACKAGES)
 	tests/tools/fuzz.sh $(TARGET) $(or $(SECONDS),60)
 
-# See docs/conformance.md. Without SPDY or WEBSOCKET critest runs by both. With LSM=apparmor the first run builds
+# See docs/reference/conformance.md. Without SPDY or WEBSOCKET critest runs by both. With LSM=apparmor the first run builds
 # critest and skips what only the guest can run.
 CONFORMANCE := $(if $(FOCUS),--focus '$(FOCUS)') $(if $(SKIP),--skip '$(SKIP)') $(if $(SPDY),--spdy) $(if $(WEBSOCKET),--websocket) \
     $(if $(PEER),--peer $(PEER)) $(if $(HANDLER),--handler $(HANDLER))
@@ -182,6 +186,34 @@ lint: ## formatting, clippy, and cargo-deny where it is installed
 	$(CARGO) clippy --release --workspace --all-targets -- -D warnings
 	$(CARGO) clippy --release --workspace --bin fuzz --features coracle-shim/fuzzing -- -D warnings
 	@if command -v cargo-deny >/dev/null; then $(CARGO) deny --config .deny.toml check; fi
+
+# docs/reference holds what the command line and the default configuration say; a test compares.
+.PHONY: reference
+reference: ## write the pages of docs/reference that are made from the source
+	CORACLE_WRITE_REFERENCE=1 $(CARGO) test --release --workspace --bins manual:: --quiet
+
+# CycloneDX, of what is linked into the daemon; the licences of all that is compiled are held to .deny.toml by a test.
+.PHONY: sbom
+sbom: ## list what the daemon is made of (CycloneDX), in sbom.cdx.json of cargo's target directory
+	@.ci/packages $(BUILD_PACKAGES)
+	$(CARGO) build --release --workspace --bin sbom
+	$(RELEASE)/sbom bom >$(CARGO_TARGET_DIR)/sbom.cdx.json
+
+.PHONY: deb
+deb: ## build the Debian package, in deb/ of cargo's target directory, and run lintian
+	@.ci/packages $(DEB_PACKAGES)
+	$(STAMPED) $(CARGO) build --release --workspace --bin coracle --bin sbom
+	.ci/deb $(RELEASE) $(CARGO_TARGET_DIR)/deb
+
+# The package and one of a later revision, installed, upgraded, rolled back and purged: in a chroot, or with INIT=systemd in
+# an emulated machine under running pods.
+.PHONY: test-deb
+test-deb: deb ## build the Debian package, then install, upgrade, roll back and purge it (as root; INIT=systemd)
+	.ci/deb $(RELEASE) $(CARGO_TARGET_DIR)/deb 2
+	$(if $(filter systemd,$(INIT)),@.ci/packages $(GUEST_PACKAGES))
+	$(if $(filter systemd,$(INIT)),GUEST_SUITE=package GUEST_FILES="release/coracle \
+	    $$(cd $(CARGO_TARGET_DIR) && echo deb/*-[12]_*.deb)" $(GUEST) systemd,\
+	    $(CARGO) test --release --workspace --test package -- --ignored chroot)
 
 # A configuration that is already there is the operator's and stays.
 .PHONY: install

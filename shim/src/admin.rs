@@ -13,7 +13,7 @@ use coracle_images::Images;
 use coracle_lifecycle::Pods;
 
 use crate::Outcome;
-use crate::metrics::WASMTIME;
+use crate::version::WASMTIME;
 
 /// Runs a command; returns its exit code.
 pub fn main(command: Command) -> Outcome {

@@ -47,11 +47,22 @@ pub enum Command {
     Admin(coracle_admin::client::Command),
     /// Make an image of a WebAssembly module or component; the same as `image pack`
     Pack(coracle_image_cli::PackArgs),
-    /// Print the version
+    /// Print the version, and what this build is made of
     Version {
         /// As one JSON object
         #[arg(long)]
         json: bool,
+    },
+    /// Print a script that completes this command line in a shell
+    Completion {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Man pages, for packages.
+    #[command(hide = true)]
+    Man {
+        /// An existing directory, which gets them.
+        directory: PathBuf,
     },
     /// Every failpoint, for tests of builds that have them.
     #[command(hide = true)]

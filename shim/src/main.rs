@@ -4,7 +4,7 @@
 //! coracle serve ----> serve: build, recover, announce, wait, drain
 //! coracle spawner, compiler, unpacker, guest --> coracle-runtime, exec'd by the daemon or a keeper; nobody else calls them
 //! coracle status | ps | why | logs | events --> coracle-admin, which asks the running daemon
-//! coracle demo | check | config | image | version --> for people
+//! coracle demo | check | config | image | version | completion --> for people
 //! ```
 //! Invariant: an internal process is recognised before anything else happens, so that it starts in microseconds and
 //! inherits nothing from the parser of the command line.
@@ -17,6 +17,7 @@ mod claims;
 mod cli;
 mod host_config;
 mod logging;
+mod manual;
 mod memory;
 mod metrics;
 mod notify;
@@ -25,6 +26,7 @@ mod reload;
 mod scratch;
 mod serve;
 mod unpackers;
+mod version;
 
 use std::io::{self, Write as _};
 use std::path::PathBuf;
@@ -116,7 +118,9 @@ fn command(command: Command) -> Outcome {
         Command::Image(arguments) => image(arguments),
         Command::Admin(command) => admin::main(command),
         Command::Pack(arguments) => image(ImageArgs::pack(arguments)),
-        Command::Version { json } => version(json),
+        Command::Version { json } => version::print(json).map(|()| 0),
+        Command::Completion { shell } => Ok(manual::print_completion(shell).map(|()| 0)?),
+        Command::Man { directory } => Ok(manual::write_pages(&directory).map(|()| 0)?),
         Command::Failpoints => {
             let mut out = io::stdout().lock();
             for site in failpoint::SITES {
@@ -151,23 +155,6 @@ fn configuration(command: ConfigCommand) -> Outcome {
         ConfigCommand::Show(arguments) => {
             out.write_all(config::show(arguments.file(), &arguments.overrides())?.as_bytes())?;
         }
-    }
-    Ok(0)
-}
-
-fn version(json: bool) -> Outcome {
-    let engine = wasm::engine_hash()?;
-    let version = env!("CARGO_PKG_VERSION");
-    let mut out = io::stdout().lock();
-    if json {
-        let object = serde_json::json!({ "version": version, "cri": "v1", "engine": engine, "wasmtime": metrics::WASMTIME });
-        writeln!(out, "{object}")?;
-    } else {
-        writeln!(
-            out,
-            "coracle {version}\nCRI v1\nengine {engine} (wasmtime {})",
-            metrics::WASMTIME
-        )?;
     }
     Ok(0)
 }

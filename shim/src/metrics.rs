@@ -12,9 +12,6 @@ use coracle_lifecycle::Pods;
 use coracle_metrics::listener::Listener;
 use coracle_telemetry::{Build, Collector, Daemon, Scrapes};
 
-/// The version of the engine that `coracle version` names, too.
-pub const WASMTIME: &str = "48";
-
 /// Starts the listener, if the configuration has an address. Errors: the address cannot be used.
 pub async fn start(
     config: &Config,
@@ -32,7 +29,7 @@ pub async fn start(
     let daemon = Daemon {
         build: Build {
             version: env!("CARGO_PKG_VERSION"),
-            wasmtime: WASMTIME,
+            wasmtime: crate::version::WASMTIME,
         },
         pods: pods.clone(),
         images: images.clone(),

@@ -6,8 +6,8 @@
 #
 # Called by `make test-v2`, which builds first. GUEST_INIT=plain (a script is process 1; the tests in tests/cri) or
 # systemd (tests/systemd.rs); GUEST_KERNEL=bookworm (6.1) or trixie (6.12); GUEST_LSM=apparmor or selinux for a kernel
-# with that (tests/apparmor.rs, tests/selinux.rs); GUEST_COMMAND replaces the tests by a command line of your own, and
-# then GUEST_FILES are what the guest has of cargo's target directory.
+# with that (tests/apparmor.rs, tests/selinux.rs). GUEST_SUITE names another test program; GUEST_COMMAND replaces the tests
+# by a command line of your own. With either, GUEST_FILES are what the guest has of cargo's target directory.
 # GUEST_DISK is a disk of your own, /dev/vdc in the guest; GUEST_MONITOR is where QEMU's monitor listens.
 # GUEST_CPUS is how many processors it has (2), GUEST_MEMORY how much memory (4G).
 # Passes on the guest's console and ends with its status; 124 when it took longer than GUEST_TIMEOUT seconds.
@@ -36,6 +36,7 @@ apparmor | selinux)
     ;;
 *) echo "GUEST_LSM is $GUEST_LSM, must be apparmor or selinux" >&2; exit 2 ;;
 esac
+suite=${GUEST_SUITE:-$suite}
 target=${CARGO_TARGET_DIR:-$HOME/.cache/coracle/target}
 kernel=$(./kernel.sh "${GUEST_KERNEL:-trixie}")
 virtiofsd=

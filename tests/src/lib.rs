@@ -20,6 +20,7 @@ pub mod component;
 pub mod conformance;
 pub mod crictl;
 pub mod daemon;
+pub mod dependencies;
 pub mod dice;
 pub mod faulty_registry;
 pub mod fuse;

@@ -292,3 +292,37 @@ fn only_these_read_the_clock_that_can_be_set() {
     let known: BTreeSet<String> = known.into_iter().map(str::to_owned).collect();
     assert_eq!(found, known);
 }
+
+/// Licences, banned crates and sources of all that is compiled, by the file that cargo-deny reads.
+#[test]
+fn every_crate_is_permitted_by_the_policy() {
+    use coracle_tests::dependencies::{Graph, Policy, violations};
+    let graph = Graph::of_workspace().unwrap();
+    let found = violations(&graph, &Policy::of_workspace().unwrap());
+    assert!(found.is_empty(), "{found:#?}");
+}
+
+/// The bill of materials has the engine, with its checksum and what it depends on, and nothing that only tests use.
+#[test]
+fn the_bill_of_materials_is_that_of_the_daemon() {
+    let graph = coracle_tests::dependencies::Graph::of_workspace().unwrap();
+    let bill: serde_json::Value = serde_json::from_str(&graph.bill().unwrap()).unwrap();
+    assert_eq!(bill["metadata"]["component"]["name"], "coracle-shim");
+    let components = bill["components"].as_array().unwrap();
+    let named = |name: &str| components.iter().find(|one| one["name"] == name);
+    let engine = named("wasmtime").unwrap();
+    assert_eq!(engine["hashes"][0]["content"].as_str().unwrap().len(), 64);
+    assert!(named("coracle-tests").is_none() && named("wit-component").is_none());
+    let references: BTreeSet<&str> = components
+        .iter()
+        .filter_map(|one| one["bom-ref"].as_str())
+        .collect();
+    assert_eq!(references.len(), components.len());
+    for entry in bill["dependencies"].as_array().unwrap() {
+        for needed in entry["dependsOn"].as_array().unwrap() {
+            assert!(references.contains(needed.as_str().unwrap()), "{needed}");
+        }
+    }
+    let licenses = graph.licenses().unwrap();
+    assert!(licenses.contains("--- wasmtime LICENSE ---"));
+}

@@ -48,6 +48,7 @@ use self::readiness::Readiness;
 use super::config::NetworkConfig;
 
 pub use self::error::Error;
+pub use self::list::Version;
 pub use self::probe::{Probe, probe};
 pub use self::verb::Verb;
 
