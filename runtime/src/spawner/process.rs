@@ -17,6 +17,7 @@ use coracle_spec::error::{Context as _, Error, Kind, Result};
 use coracle_spec::failpoint;
 use coracle_sys as sys;
 use coracle_sys::fork::Forked;
+use coracle_sys::pages::Held;
 use coracle_wasm::Warm;
 
 /// Runs the spawner until the daemon closes the socket.
@@ -34,6 +35,9 @@ pub fn main(engine_hash: &str, failpoints: &str) -> Result<()> {
     sys::signals::ignore_children();
     let warm = Warm::new()?;
     let empty = sys::empty::namespace().during(|| "make an empty mount namespace".into())?;
+    // Nothing depends on it but the kernel's work on a node with many pods.
+    let held = sys::pages::hold().during(|| "hold the pages that keepers share".into());
+    let mut held = held.inspect_err(log_error).ok();
     let parts = Parts {
         warm: &warm,
         empty: empty.as_fd(),
@@ -49,17 +53,17 @@ pub fn main(engine_hash: &str, failpoints: &str) -> Result<()> {
         },
         Vec::new(),
     )?;
-    serve(&mut connection, parts)
+    serve(&mut connection, parts, held.as_mut())
 }
 
 /// Forks a keeper for each request until the daemon closes the socket.
-fn serve(connection: &mut Connection, parts: Parts<'_>) -> Result<()> {
+fn serve(connection: &mut Connection, parts: Parts<'_>, mut held: Option<&mut Held>) -> Result<()> {
     while let Some(frame) = connection.next()? {
         let ToSpawner::Keeper(config) = frame
             .message()
             .during(|| "read the daemon's request".into())?;
         let request = config.request;
-        match fork(config, frame.fds, parts) {
+        match fork(config, frame.fds, parts, held.as_deref_mut()) {
             Ok(pidfd) => connection.send(&FromSpawner::Forked { request }, vec![pidfd])?,
             Err(e) => {
                 let failed = FromSpawner::Failed {
@@ -83,7 +87,12 @@ struct Parts<'a> {
     engine_hash: &'a str,
 }
 
-fn fork(config: KeeperConfig, mut fds: Vec<OwnedFd>, parts: Parts<'_>) -> std::io::Result<OwnedFd> {
+fn fork(
+    config: KeeperConfig,
+    mut fds: Vec<OwnedFd>,
+    parts: Parts<'_>,
+    mut held: Option<&mut Held>,
+) -> std::io::Result<OwnedFd> {
     failpoint::hit("spawner.fork")?;
     let cgroup = (config.into_cgroup && fds.len() > 2).then(|| fds.remove(2));
     let own_pids = if config.host_pid {
@@ -91,9 +100,15 @@ fn fork(config: KeeperConfig, mut fds: Vec<OwnedFd>, parts: Parts<'_>) -> std::i
     } else {
         libc::CLONE_NEWPID
     };
+    if let Some(held) = &mut held {
+        held.find_written();
+    }
     match sys::fork::fork(own_pids as u64, cgroup.as_ref().map(OwnedFd::as_fd))? {
         Forked::Parent { pidfd } => Ok(pidfd),
         Forked::Child => {
+            if let Some(held) = held {
+                held.own_written();
+            }
             let code = match become_keeper(config, fds, parts) {
                 Ok(()) => 0,
                 Err(e) => {

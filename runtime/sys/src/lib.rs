@@ -18,6 +18,7 @@ pub mod landlock;
 pub mod memfd;
 pub mod mounts;
 pub mod namespaces;
+pub mod pages;
 pub mod seccomp;
 pub mod signals;
 pub mod terminal;
