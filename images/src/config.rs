@@ -19,6 +19,10 @@ pub struct ImagesConfig {
     pub registry_config: Option<PathBuf>,
     /// Credentials for pulls that bring none, as `docker login` writes them; `None` for none.
     pub auth_file: Option<PathBuf>,
+    /// The policy that says which images must be signed, and by whom (see `docs/security/signatures.md`); `None` accepts all.
+    pub signature_policy: Option<PathBuf>,
+    /// Directory of `NAMESPACE.json` files: policies for pods of these namespaces, instead of the one above.
+    pub signature_policy_dir: Option<PathBuf>,
     /// Give up on a registry that has sent nothing for this long.
     pub pull_idle_timeout: Duration,
     /// Give up on a registry that sends a blob more slowly than this, taken over `pull_idle_timeout`; 0 for never.
@@ -43,6 +47,8 @@ impl ImagesConfig {
             plain_http: Vec::new(),
             registry_config: None,
             auth_file: None,
+            signature_policy: None,
+            signature_policy_dir: None,
             pull_idle_timeout: Duration::from_secs(60),
             pull_min_bytes_per_s: 1024,
             pull_timeout: None,

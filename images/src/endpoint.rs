@@ -11,6 +11,7 @@ mod address_policy;
 mod document;
 mod error_response;
 mod names;
+mod referrers;
 mod stream;
 mod throughput;
 mod token;

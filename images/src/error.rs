@@ -35,6 +35,8 @@ pub enum Kind {
     Corrupt,
     /// The last caller of this pull has left.
     Cancelled,
+    /// The node's signature policy does not accept the image, or cannot be read.
+    Signature,
     /// The node's disk or metadata failed.
     Io,
 }
@@ -229,6 +231,14 @@ pub enum Error {
         /// How it ended, with its limits.
         problem: String,
     },
+    /// The node's signature policy does not accept the image, or cannot be read.
+    #[error("signature policy {policy}: {problem}")]
+    Signature {
+        /// The policy's file, and the scope in it that counts.
+        policy: String,
+        /// Why.
+        problem: String,
+    },
     /// The caller has left.
     #[error("cancelled while {doing}")]
     Cancelled {
@@ -260,6 +270,7 @@ impl Error {
             Self::DiskFull { .. } | Self::Unpacker { .. } => Kind::Exhausted,
             Self::Io { .. } | Self::Metadata { .. } => Kind::Io,
             Self::Cancelled { .. } => Kind::Cancelled,
+            Self::Signature { .. } => Kind::Signature,
         }
     }
 
@@ -296,6 +307,14 @@ impl Error {
                 path,
                 source,
             },
+        }
+    }
+
+    /// An image that the policy does not accept, or a policy that cannot be read.
+    pub(crate) fn signature(policy: &str, problem: String) -> Self {
+        Self::Signature {
+            policy: policy.to_owned(),
+            problem,
         }
     }
 

@@ -30,7 +30,7 @@ pub(crate) const ACCEPTED: [&str; 4] = [
     DOCKER_LIST,
     "application/vnd.docker.distribution.manifest.v2+json",
 ];
-const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
+pub(crate) const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 pub(crate) const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
 

@@ -9,6 +9,7 @@ mod fetch;
 mod join;
 mod layers;
 mod origin;
+mod signatures;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -27,6 +28,7 @@ use crate::metadata::{Program, Record};
 use crate::reference::{Digest, ImageId, ImageRef, Target};
 use crate::registry::Registry;
 use crate::run_config::RunConfig;
+use crate::signature::Rules;
 use crate::singleflight::PullRequest;
 use crate::store::Inner;
 use crate::{failpoint, image_config, verify, wasm};
@@ -50,6 +52,8 @@ pub(crate) struct Pull {
     target: Target,
     platform: PlatformPreference,
     origin: Origin,
+    /// What the signature policy demands of the image; `None` for nothing.
+    rules: Option<Rules>,
     /// Bytes of blobs that the origin has sent.
     received: AtomicU64,
     /// Protects the content of this pull from the garbage collector.
@@ -104,6 +108,7 @@ impl Pull {
         inner: Arc<Inner>,
         reference: ImageRef,
         request: &PullRequest,
+        rules: Option<Rules>,
     ) -> Result<Self, Error> {
         let registry = Registry::new(&reference, request.auth.as_ref(), &inner.config)?;
         let target = reference.target().clone();
@@ -113,7 +118,10 @@ impl Pull {
             is_pinned: false,
         };
         let origin = Origin::Registry(registry);
-        Ok(Self::from(inner, origin, names, target, request.platform))
+        Ok(Self {
+            rules,
+            ..Self::from(inner, origin, names, target, request.platform)
+        })
     }
 
     /// Prepares the transfer of the image `target` of `origin` into the store, under `names`.
@@ -131,6 +139,7 @@ impl Pull {
             target,
             platform,
             origin,
+            rules: None,
             received: AtomicU64::default(),
             pins,
         }
@@ -150,6 +159,7 @@ impl Pull {
     pub(crate) async fn run(&mut self) -> Result<Arc<Image>, Error> {
         let resolved = self.resolve().await?;
         failpoint::pass("pull.manifest")?;
+        self.check_signatures(&resolved).await?;
         let config = self.fetch_config(&resolved.manifest.config).await?;
         let mut record = self.draft(&resolved);
         let Resolved {

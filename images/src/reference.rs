@@ -211,6 +211,12 @@ impl ImageRef {
         format!("{}/{}", self.registry, self.repository)
     }
 
+    /// Whether a name is written with a tag or a digest.
+    pub(crate) fn has_target(text: &str) -> bool {
+        let (_, tag, digest) = split_target(text);
+        tag.is_some() || digest.is_some()
+    }
+
     /// The same repository at a digest: `registry/repository@sha256:<hex>`.
     pub fn at(&self, digest: &Digest) -> Self {
         Self {

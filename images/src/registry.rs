@@ -17,7 +17,7 @@ use crate::endpoint::{
 use crate::error::{Error, Kind as ErrorKind};
 use crate::manifest::Blob;
 use crate::mirrors;
-use crate::reference::{ImageRef, Target};
+use crate::reference::{Digest, ImageRef, Target};
 
 /// The capability that a request needs.
 #[derive(Clone, Copy)]
@@ -86,6 +86,16 @@ impl Registry {
         };
         self.first(task, &format!("manifest {target}"), |endpoint| {
             endpoint.manifest(target, allowed)
+        })
+        .await
+    }
+
+    /// The index of all manifests that refer to `digest`, of at most `allowed` bytes. Errors: `NotInRegistry` if no host has
+    /// that API.
+    pub(crate) async fn referrers(&self, digest: &Digest, allowed: u64) -> Result<Document, Error> {
+        let what = format!("referrers of {digest}");
+        self.first(Task::Pull, &what, |endpoint| {
+            endpoint.referrers(digest, allowed)
         })
         .await
     }

@@ -2,10 +2,11 @@
 //!
 //! Called by: whoever reads a file that a person has put there. Invariant: opening never waits, so that a FIFO by such a name
 //! holds nothing up.
-//! Not here: who may write the file, and how large it may be.
+//! Not here: what is in a file.
 
 use std::fs::{File, Metadata};
-use std::io;
+use std::io::{self, Read as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
@@ -20,6 +21,31 @@ pub(crate) fn open(path: &Path) -> io::Result<(File, Metadata)> {
     let file = File::from(openat(CWD, path, flags, Mode::empty())?);
     let facts = file.metadata()?;
     Ok((file, facts))
+}
+
+/// The bytes of a file that decides what the node trusts: a regular file of at most `most` bytes that only root can write,
+/// judged on the open file. `None` if it is not there. Blocking. Errors: what is wrong, as the rest of a sentence.
+pub(crate) fn read_trusted(path: &Path, most: u64) -> Result<Option<Vec<u8>>, String> {
+    let failed = |error: io::Error| format!("it cannot be read: {error}");
+    let (file, facts) = match open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        opened => opened.map_err(failed)?,
+    };
+    let group_writes = facts.mode() & 0o020 != 0 && facts.gid() != 0;
+    if !facts.is_file() || facts.uid() != 0 || facts.mode() & 0o002 != 0 || group_writes {
+        return Err(format!(
+            "it has mode {:04o} and owner {}:{}, must be a file that only root can write",
+            facts.mode() & 0o7777,
+            facts.uid(),
+            facts.gid()
+        ));
+    }
+    let mut bytes = Vec::new();
+    let read = file.take(most + 1).read_to_end(&mut bytes);
+    if read.map_err(failed)? as u64 > most {
+        return Err(format!("it holds more than {most} bytes"));
+    }
+    Ok(Some(bytes))
 }
 
 #[cfg(test)]

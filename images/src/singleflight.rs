@@ -1,7 +1,7 @@
 //! Joins pulls that ask for the same.
 //!
 //! Place in the flow: [`crate::Images::pull`] asks here; a pull that nobody runs yet is started.
-//! Invariants: callers with the same reference, credentials and platform wait for one pull, share its end, and
+//! Invariants: callers with the same reference, credentials, platform and signature policy wait for one pull, share its end, and
 //! the last of them to leave stops it.
 //! Not here: how a pull is done.
 
@@ -25,6 +25,8 @@ pub struct PullRequest {
     pub auth: Option<Credentials>,
     /// Which entry of an index.
     pub platform: PlatformPreference,
+    /// The namespace of the pod that needs the image, whose signature policy counts; empty if there is none.
+    pub namespace: String,
 }
 
 impl PullRequest {
@@ -38,7 +40,8 @@ impl PullRequest {
 }
 
 pub(crate) type PullResult = Result<Arc<Image>, Arc<Error>>;
-pub(crate) type Key = (ImageRef, Option<Credentials>, PlatformPreference);
+/// What two pulls must have in common to be one. The last is the namespace, where namespaces have policies of their own.
+pub(crate) type Key = (ImageRef, Option<Credentials>, PlatformPreference, String);
 
 /// The running pulls.
 #[derive(Default)]

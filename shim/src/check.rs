@@ -11,6 +11,7 @@ mod host;
 mod kernel;
 mod network;
 mod probe;
+mod signatures;
 
 use std::io::{self, Write};
 
@@ -18,6 +19,7 @@ use coracle_config::Config;
 use serde::Serialize;
 
 pub use kernel::maps_users;
+pub use signatures::log_problems as log_signature_policies;
 
 /// How much a finding matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -97,6 +99,7 @@ pub fn examine(config: &Config) -> Report {
     findings.extend(host::findings(config));
     findings.extend(network::findings(config));
     findings.extend(directories::findings(config));
+    findings.extend(signatures::findings(config));
     Report { findings }
 }
 

@@ -213,6 +213,7 @@ async fn host(
     category_share: Option<u32>,
 ) -> Result<(Host, Images), Box<dyn Error>> {
     warn_of_proxies();
+    crate::check::log_signature_policies(config);
     let helpers = Permits::new(config.helpers.processes, config.helpers.memory_bytes);
     let unpackers = Arc::new(Unpackers(helpers.clone()));
     let images = Images::open(images_config(config), unpackers).await?;
@@ -324,6 +325,10 @@ fn images_config(config: &Config) -> ImagesConfig {
     images.pull_idle_timeout = config.images.pull_idle_timeout;
     images.pull_min_bytes_per_s = config.images.pull_min_bytes_per_s;
     images.auth_file.clone_from(&config.images.auth_file);
+    let policy = &config.images.signature_policy;
+    images.signature_policy.clone_from(policy);
+    let namespaces = &config.images.signature_policy_dir;
+    images.signature_policy_dir.clone_from(namespaces);
     images.pull_timeout = config.images.pull_timeout;
     images.preload_timeout = config.images.preload_timeout;
     images.limits.max_manifest_bytes = config.images.max_manifest_bytes;

@@ -15,8 +15,9 @@ use crate::blobs::blocking;
 use crate::error::Error;
 use crate::image::Image;
 use crate::reference::ImageRef;
+use crate::signature::{self, Rules};
 use crate::singleflight::PullRequest;
-use crate::store::Images;
+use crate::store::{Images, Inner};
 
 /// Running pulls; further ones wait. It bounds the memory of all of them.
 static PERMITS: Semaphore = Semaphore::const_new(64);
@@ -29,7 +30,16 @@ impl Images {
     pub async fn pull(&self, request: PullRequest) -> Result<Arc<Image>, Error> {
         let inner = &self.inner;
         let reference: ImageRef = request.reference.parse()?;
-        let key = (reference.clone(), request.auth.clone(), request.platform);
+        let namespace = match inner.config.signature_policy_dir {
+            Some(_) => request.namespace.clone(),
+            None => String::new(),
+        };
+        let key = (
+            reference.clone(),
+            request.auth.clone(),
+            request.platform,
+            namespace,
+        );
         let pull_timeout = inner.config.pull_timeout;
         let pull = inner.in_flight.join(key, || {
             let (inner, reference) = (inner.clone(), reference.clone());
@@ -37,12 +47,13 @@ impl Images {
                 // The semaphore is never closed, so this cannot fail.
                 let _permit = PERMITS.acquire().await.ok();
                 let mut request = request;
+                let rules = rules(&inner, &request, &reference).await?;
                 if let (None, Some(path)) = (&request.auth, inner.config.auth_file.clone()) {
                     let name = reference.clone();
                     let read = move || auth_file::credentials(&path, &name);
                     request.auth = blocking("reading credentials", read).await?;
                 }
-                let mut pull = Pull::new(inner, reference, &request)?;
+                let mut pull = Pull::new(inner, reference, &request, rules)?;
                 let began = Instant::now();
                 let outcome = within(pull_timeout, pull.run()).await;
                 if let Ok(image) = &outcome {
@@ -62,6 +73,17 @@ impl Images {
             cause,
         })
     }
+}
+
+/// The rules of the signature policy for this pull, if signatures are to be checked. Errors: the policy refuses the image.
+async fn rules(
+    inner: &Arc<Inner>,
+    request: &PullRequest,
+    reference: &ImageRef,
+) -> Result<Option<Rules>, Error> {
+    let (inner, namespace, image) = (inner.clone(), request.namespace.clone(), reference.clone());
+    let read = move || signature::for_image(&inner.config, &namespace, &image);
+    blocking("reading the signature policy", read).await
 }
 
 /// Waits for a pull for as long as `limit` allows. Errors: Overdue, or the pull's own.

@@ -12,6 +12,7 @@ mod preload;
 mod pulls;
 mod removal;
 mod resume;
+mod signatures;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -10,6 +10,7 @@ pub mod archive;
 mod image;
 mod registry;
 mod scripted;
+pub mod signer;
 mod unpacker;
 
 use std::path::PathBuf;

@@ -234,6 +234,10 @@ pub struct ImagesFile {
     pub registry_config: PathBuf,
     /// Credentials for pulls that bring none, as `docker login` writes them; empty for none.
     pub auth_file: PathBuf,
+    /// Which images must be signed, and by whom: a file as containers-policy.json(5) describes it; empty for none.
+    pub signature_policy: PathBuf,
+    /// Directory of `NAMESPACE.json` files, which count instead for pods of these namespaces; empty for none.
+    pub signature_policy_dir: PathBuf,
     /// Directory of archives of images that are imported when the daemon starts; may be absent.
     pub preload_dir: PathBuf,
     /// An archive of that directory that is not imported after this long is given up. Seconds.
@@ -264,6 +268,8 @@ impl Default for ImagesFile {
             plain_http: Vec::new(),
             registry_config: PathBuf::from(REGISTRY_CONFIG),
             auth_file: PathBuf::new(),
+            signature_policy: PathBuf::new(),
+            signature_policy_dir: PathBuf::new(),
             preload_dir: PathBuf::from(PRELOAD_DIR),
             preload_timeout_s: 600,
             pinned: Vec::new(),

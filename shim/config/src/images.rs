@@ -17,7 +17,9 @@ pub(super) fn check(file: &ImagesFile) -> Result<Images, Invalid> {
     Ok(Images {
         plain_http: file.plain_http.clone(),
         registry_config: directory("images.registry_config", &file.registry_config)?,
-        auth_file: auth_file(&file.auth_file)?,
+        auth_file: optional("images.auth_file", &file.auth_file)?,
+        signature_policy: optional("images.signature_policy", &file.signature_policy)?,
+        signature_policy_dir: optional("images.signature_policy_dir", &file.signature_policy_dir)?,
         preload_dir: directory("images.preload_dir", &file.preload_dir)?,
         preload_timeout: seconds("images.preload_timeout_s", file.preload_timeout_s)?,
         pinned: pinned(&file.pinned)?,
@@ -44,14 +46,15 @@ pub(super) fn check(file: &ImagesFile) -> Result<Images, Invalid> {
     })
 }
 
-fn auth_file(path: &Path) -> Result<Option<PathBuf>, Invalid> {
+/// A path that may be empty.
+fn optional(key: &'static str, path: &Path) -> Result<Option<PathBuf>, Invalid> {
     if path.as_os_str().is_empty() {
         return Ok(None);
     }
     match plain_absolute(path) {
         Some(path) => Ok(Some(path)),
         None => invalid(
-            "images.auth_file",
+            key,
             format!("is {path:?}, must be an absolute path without `..`, or empty"),
         ),
     }

@@ -142,6 +142,10 @@ pub struct Images {
     pub registry_config: PathBuf,
     /// Credentials for pulls that bring none, as `docker login` writes them. Absolute; may be absent.
     pub auth_file: Option<PathBuf>,
+    /// The policy that says which images must be signed, and by whom. Absolute; `None` accepts all.
+    pub signature_policy: Option<PathBuf>,
+    /// Directory of policies for pods of single namespaces. Absolute; may be absent.
+    pub signature_policy_dir: Option<PathBuf>,
     /// Directory of archives of images that are imported when the daemon starts. Absolute; may be absent.
     pub preload_dir: PathBuf,
     /// An archive of that directory that is not imported after this long is given up.

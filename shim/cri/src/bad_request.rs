@@ -67,10 +67,6 @@ pub(crate) enum KubeletError {
     /// A pull failed because the registry did not answer.
     RegistryUnavailable,
     /// A pull was refused by signature policy.
-    #[allow(
-        dead_code,
-        reason = "part of the protocol's list; signature policy is not built"
-    )]
     SignatureValidationFailed,
     /// A recursively read-only mount cannot be made.
     RroUnsupported,

@@ -123,6 +123,7 @@ fn reason(kind: coracle_images::ErrorKind) -> &'static str {
         Kind::Limit => "limit",
         Kind::Corrupt => "digest",
         Kind::Cancelled => "cancelled",
+        Kind::Signature => "signature",
         Kind::Io => "other",
     }
 }

@@ -213,6 +213,7 @@ fn of_images(kind: images::ErrorKind) -> Verdict {
         Kind::Corrupt => Code::DataLoss.into(),
         Kind::Cancelled => Code::Cancelled.into(),
         Kind::Io => Code::Internal.into(),
+        Kind::Signature => KubeletError::SignatureValidationFailed.into(),
     }
 }
 
@@ -373,6 +374,18 @@ mod tests {
         assert_eq!(status.code(), Code::Unknown);
         let want = "RegistryUnavailable: pull r.example/a:b from r.example: \
                     r.example did not deliver manifest b: no answer";
+        assert_eq!(status.message(), want);
+    }
+
+    #[test]
+    fn a_refusal_by_signature_policy_begins_as_the_kubelet_expects() {
+        let status = pull_failed(images::Error::Signature {
+            policy: "/etc/coracle/policy.json".into(),
+            problem: "the image has no signature".into(),
+        });
+        assert_eq!(status.code(), Code::Unknown);
+        let want = "SignatureValidationFailed: pull r.example/a:b from r.example: signature policy \
+                    /etc/coracle/policy.json: the image has no signature";
         assert_eq!(status.message(), want);
     }
 

@@ -41,6 +41,7 @@ mod quickstart;
 mod recovery;
 mod reload;
 mod requests;
+mod signatures;
 mod site;
 mod sockets;
 mod stats;

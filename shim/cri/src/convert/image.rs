@@ -94,9 +94,16 @@ pub(crate) fn pull_order(request: cri::PullImageRequest) -> Result<PullRequest, 
     };
     Ok(PullRequest {
         platform: platform(request.image.as_ref())?,
+        namespace: namespace(request.sandbox_config),
         reference,
         auth,
     })
+}
+
+/// The namespace of the pod that needs the image; empty if the request names none.
+fn namespace(config: Option<cri::PodSandboxConfig>) -> String {
+    let metadata = config.and_then(|config| config.metadata);
+    metadata.map_or_else(String::new, |metadata| metadata.namespace)
 }
 
 /// Whether `auth` is for the registry of `reference`. Credentials without an address are for every registry.

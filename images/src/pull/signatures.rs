@@ -1,0 +1,26 @@
+//! The signature policy in a pull.
+//!
+//! Called by: the pull, when it knows the digests of the image and before it fetches a blob. Invariant: an image from a
+//! registry that the policy does not accept costs no blob and leaves nothing. Images of archives are not checked: only root
+//! imports them.
+//! Not here: policies, signatures ([`crate::signature`]).
+
+use super::{Origin, Pull, Resolved};
+use crate::error::Error;
+
+impl Pull {
+    /// Errors: the signatures do not satisfy the policy; the registry does not deliver them.
+    pub(super) async fn check_signatures(&self, resolved: &Resolved) -> Result<(), Error> {
+        let (Some(rules), Origin::Registry(registry)) = (&self.rules, &self.origin) else {
+            return Ok(());
+        };
+        let Some(image) = self.names.references.first() else {
+            return Ok(());
+        };
+        let mut digests = vec![resolved.top.clone(), resolved.digest.clone()];
+        digests.dedup();
+        rules
+            .check(registry, image, &digests, &self.inner.config.limits)
+            .await
+    }
+}

@@ -1,0 +1,262 @@
+//! The rules of a policy for one image: accepted as it is, refused, or to be signed by certain keys under certain names.
+//!
+//! Called by: the pull, which looks up the rules before its first request ([`for_image`]), and checks the signatures between
+//! manifest and blobs ([`Rules::check`]).
+//! Invariants: whatever cannot be read or verified refuses the image; each requirement of a scope must be met; a signature
+//! counts only for a digest that the pull has verified.
+//! Not here: requests, formats.
+
+use std::path::{Path, PathBuf};
+
+use super::fetch::Collector;
+use super::identity::SignedIdentity;
+use super::key::PublicKey;
+use super::payload::{Claim, Signature};
+use super::policy::{Policy, Requirement};
+use crate::config::{ImagesConfig, Limits};
+use crate::error::Error;
+use crate::reference::{Digest, ImageRef};
+use crate::registry::Registry;
+
+/// The longest namespace: that of a DNS label.
+const MAX_NAMESPACE_BYTES: usize = 63;
+/// The longest name in a signature that a message shows.
+const MAX_SHOWN: usize = 200;
+
+/// The rules for one image whose signatures have to be checked.
+#[derive(Debug)]
+pub(crate) struct Rules {
+    /// Policy and scope, for messages.
+    source: String,
+    signers: Vec<Signer>,
+}
+
+/// One requirement: any of these keys, with a name that fits.
+#[derive(Debug)]
+struct Signer {
+    keys: Vec<PublicKey>,
+    identity: SignedIdentity,
+}
+
+/// Why no signature meets a requirement: the later, the nearer one came.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Refusal {
+    None,
+    OtherKey(usize),
+    Unreadable(String),
+    OtherImage(String),
+    OtherName(Option<String>),
+}
+
+/// The rules for `image` in a pod of `namespace`; `None` if it is accepted as it is. Blocking.
+///
+/// Errors: [`Error::Signature`]: the policy rejects the image, or cannot be read, or demands what this node cannot verify.
+pub(crate) fn for_image(
+    config: &ImagesConfig,
+    namespace: &str,
+    image: &ImageRef,
+) -> Result<Option<Rules>, Error> {
+    let Some((path, policy)) = policy(config, namespace)? else {
+        return Ok(None);
+    };
+    let (scope, requirements) = policy.requirements(image);
+    let source = format!("{}, scope {scope:?}", path.display());
+    let refused = |problem: String| Error::signature(&source, problem);
+    let mut signers = Vec::new();
+    for requirement in requirements {
+        if let Some(problem) = requirement.unsupported() {
+            return Err(refused(problem.to_owned()));
+        }
+        match requirement {
+            Requirement::InsecureAcceptAnything {} => {}
+            Requirement::Reject {} | Requirement::SignedBy { .. } => {
+                return Err(refused("it rejects this image".to_owned()));
+            }
+            Requirement::SigstoreSigned(signed) => signers.push(Signer {
+                keys: signed.keys().map_err(refused)?,
+                identity: signed.signed_identity.clone(),
+            }),
+        }
+    }
+    Ok((!signers.is_empty()).then_some(Rules { source, signers }))
+}
+
+/// The policy for pods of `namespace`: its own if it has one, else the node's. `None`: there is none.
+fn policy(config: &ImagesConfig, namespace: &str) -> Result<Option<(PathBuf, Policy)>, Error> {
+    if let (Some(dir), false) = (&config.signature_policy_dir, namespace.is_empty()) {
+        let path = dir.join(format!("{namespace}.json"));
+        if !is_namespace(namespace) {
+            let problem = format!("{:?} is no name of a namespace", shown(namespace));
+            return Err(Error::signature(&dir.display().to_string(), problem));
+        }
+        if let Some(policy) = read(&path)? {
+            return Ok(Some((path, policy)));
+        }
+    }
+    let Some(path) = &config.signature_policy else {
+        return Ok(None);
+    };
+    match read(path)? {
+        Some(policy) => Ok(Some((path.clone(), policy))),
+        None => Err(absent(path)),
+    }
+}
+
+fn read(path: &Path) -> Result<Option<Policy>, Error> {
+    Policy::read(path).map_err(|problem| Error::signature(&path.display().to_string(), problem))
+}
+
+fn absent(path: &Path) -> Error {
+    Error::signature(&path.display().to_string(), "it is not there".to_owned())
+}
+
+/// What a name of a file may be made of.
+fn is_namespace(name: &str) -> bool {
+    let is_plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    (1..=MAX_NAMESPACE_BYTES).contains(&name.len()) && name.bytes().all(is_plain)
+}
+
+fn shown(text: &str) -> &str {
+    &text[..text.floor_char_boundary(MAX_SHOWN)]
+}
+
+impl Rules {
+    /// Checks the signatures that `registry` has for `image`, whose manifest or index has one of `digests`.
+    ///
+    /// Errors: [`Error::Signature`] if they do not suffice; the registry's.
+    pub(crate) async fn check(
+        &self,
+        registry: &Registry,
+        image: &ImageRef,
+        digests: &[Digest],
+        limits: &Limits,
+    ) -> Result<(), Error> {
+        let mut signatures = Collector::new(registry, limits);
+        let mut refusal = Refusal::None;
+        for is_tagged in [true, false] {
+            for digest in digests {
+                match is_tagged {
+                    true => signatures.fetch_tagged(digest).await?,
+                    false => signatures.fetch_referring(digest).await?,
+                }
+                match self.judge(image, digests, &signatures.found) {
+                    Ok(()) => return Ok(()),
+                    Err(nearest) => refusal = nearest,
+                }
+            }
+        }
+        let mut problem = self.explain(&refusal);
+        if !signatures.problems.is_empty() {
+            problem = format!("{problem} (not used: {})", signatures.problems.join("; "));
+        }
+        Err(Error::signature(&self.source, problem))
+    }
+
+    /// Errors: the refusal of the first requirement that is not met.
+    fn judge(
+        &self,
+        image: &ImageRef,
+        digests: &[Digest],
+        signatures: &[Signature],
+    ) -> Result<(), Refusal> {
+        self.signers
+            .iter()
+            .try_for_each(|signer| signer.judge(image, digests, signatures))
+    }
+
+    fn explain(&self, refusal: &Refusal) -> String {
+        match refusal {
+            Refusal::None => "the image has no signature".to_owned(),
+            Refusal::OtherKey(1) => "the image's one signature is not by the key".to_owned(),
+            Refusal::OtherKey(count) => {
+                format!("none of the image's {count} signatures is by the key")
+            }
+            Refusal::Unreadable(problem) => {
+                format!("a signature by the key is unusable: {problem}")
+            }
+            Refusal::OtherImage(digest) => {
+                format!("the signature by the key is for another image, {digest}")
+            }
+            Refusal::OtherName(name) => {
+                let named = match name {
+                    Some(name) => format!("the name {:?}", shown(name)),
+                    None => "no name".to_owned(),
+                };
+                let identities = self.signers.iter().map(|signer| &signer.identity);
+                let mut hints = identities.map(|identity| identity.hint(name.as_deref()));
+                let hint = hints.find(|hint| !hint.is_empty()).unwrap_or_default();
+                format!(
+                    "the signature by the key has {named}, which signedIdentity does not accept{hint}"
+                )
+            }
+        }
+    }
+}
+
+impl Signer {
+    /// Errors: how near the nearest signature came.
+    fn judge(
+        &self,
+        image: &ImageRef,
+        digests: &[Digest],
+        signatures: &[Signature],
+    ) -> Result<(), Refusal> {
+        let mut nearest = match signatures.len() {
+            0 => Refusal::None,
+            count => Refusal::OtherKey(count),
+        };
+        for signature in signatures {
+            let mut claims = self.keys.iter().filter_map(|key| signature.claims(key));
+            let refusal = match claims.next() {
+                None => continue,
+                Some(Err(problem)) => Refusal::Unreadable(problem),
+                Some(Ok(claims)) => match self.judge_claims(image, digests, &claims) {
+                    Ok(()) => return Ok(()),
+                    Err(refusal) => refusal,
+                },
+            };
+            nearest = nearest.max(refusal);
+        }
+        Err(nearest)
+    }
+
+    fn judge_claims(
+        &self,
+        image: &ImageRef,
+        digests: &[Digest],
+        claims: &[Claim],
+    ) -> Result<(), Refusal> {
+        let mut nearest = Refusal::Unreadable("it names no image".to_owned());
+        for claim in claims {
+            let refusal = if !digests.contains(&claim.digest) {
+                Refusal::OtherImage(claim.digest.to_string())
+            } else if !self.identity.accepts(image, claim.name.as_deref()) {
+                Refusal::OtherName(claim.name.clone())
+            } else {
+                return Ok(());
+            };
+            nearest = nearest.max(refusal);
+        }
+        Err(nearest)
+    }
+}
+
+/// Reads a policy and all its keys, as a pull would. Returns what this node cannot verify, with the scope: images there are
+/// refused. Blocking. Errors: [`Error::Signature`]: pulls would be refused because it cannot be read.
+pub fn check_signature_policy(path: &Path) -> Result<Vec<String>, Error> {
+    let policy = read(path)?.ok_or_else(|| absent(path))?;
+    let mut unsupported = Vec::new();
+    for (scope, requirements) in policy.all() {
+        for requirement in requirements {
+            if let Some(problem) = requirement.unsupported() {
+                unsupported.push(format!("scope {scope:?}: {problem}"));
+            } else if let Requirement::SigstoreSigned(signed) = requirement {
+                let source = format!("{}, scope {scope:?}", path.display());
+                signed
+                    .keys()
+                    .map_err(|problem| Error::signature(&source, problem))?;
+            }
+        }
+    }
+    Ok(unsupported)
+}
