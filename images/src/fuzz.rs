@@ -94,6 +94,14 @@ fn read_manifest(input: &[u8]) {
                             .all(|layer| layer.size <= limits.max_layer_bytes)
                     );
                 }
+                Content::Files(files) => {
+                    assert!(!files.is_empty() && files.len() as u64 <= limits.max_layers);
+                    let names = |file: &crate::manifest::ArtifactFile| {
+                        let mut names = file.path.split('/');
+                        !names.any(|name| matches!(name, "" | "." | ".."))
+                    };
+                    assert!(files.iter().all(names));
+                }
             }
         }
     }

@@ -35,8 +35,9 @@ impl Candidate {
             format!("coracle image of manifest {}", self.manifest).as_bytes(),
         ));
         match self.record.program {
-            // Nothing in the config ties the module.
+            // Nothing in the config ties the module, or the files.
             Program::Module { .. } => vec![by_manifest, own],
+            Program::Linux if self.record.is_artifact => vec![by_manifest, own],
             Program::ModuleFile { .. } | Program::Linux => {
                 vec![ImageId::new(self.config.clone()), by_manifest, own]
             }
@@ -73,6 +74,7 @@ impl Candidate {
 /// True if both are the same image; names, ids and compressed sizes do not count.
 fn has_same_content(one: &Record, other: &Record) -> bool {
     one.program == other.program
+        && one.is_artifact == other.is_artifact
         && one.config == other.config
         && one.chains == other.chains
         && one.blobs == other.blobs

@@ -44,6 +44,8 @@ pub enum Kind {
     Wasm(WasmImage),
     /// Programs for this node's processor.
     Linux(LinuxImage),
+    /// Files to mount; it runs nothing.
+    Artifact(Artifact),
 }
 
 impl Kind {
@@ -52,6 +54,7 @@ impl Kind {
         match self {
             Self::Wasm(image) => &image.layers,
             Self::Linux(image) => &image.layers,
+            Self::Artifact(artifact) => &artifact.layers,
         }
     }
 }
@@ -90,6 +93,7 @@ impl Image {
         match &self.kind {
             Kind::Wasm(wasm) => wasm.module_for(argv0),
             Kind::Linux(linux) => module_in(&linux.layers, &self.config.working_dir, argv0),
+            Kind::Artifact(_) => Ok(None),
         }
     }
 }
@@ -109,6 +113,13 @@ fn module_in(layers: &[PathBuf], working_dir: &str, argv0: &str) -> Result<Optio
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LinuxImage {
     /// The unpacked layers, lowest first.
+    pub layers: Vec<PathBuf>,
+}
+
+/// An OCI artifact that is no image: files, such as a model or a configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Artifact {
+    /// The one layer that has the files, under the names that the artifact gives them.
     pub layers: Vec<PathBuf>,
 }
 

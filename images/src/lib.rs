@@ -55,7 +55,7 @@ pub use endpoint::Credentials;
 pub use error::{Cause, Error, Kind as ErrorKind};
 #[cfg(feature = "failpoints")]
 pub use failpoint::set_failpoints;
-pub use image::{FsInfo, Image, Kind, LinuxImage, WasmImage};
+pub use image::{Artifact, FsInfo, Image, Kind, LinuxImage, WasmImage};
 pub use import::{ImportRequest, ReceivedArchive};
 pub use manifest::PlatformPreference;
 pub use reference::{BadName, Digest, ImageId, ImageRef, Target};

@@ -6,6 +6,7 @@
 //! as both an index and a manifest is refused, so that no two tools see two images in it.
 //! Not here: network, disk, archives; which entry of an index is chosen ([`platform`]).
 
+mod artifact;
 mod platform;
 
 use std::collections::{BTreeMap, HashMap};
@@ -18,6 +19,7 @@ use crate::config::Limits;
 use crate::error::Error;
 use crate::reference::Digest;
 
+pub(crate) use artifact::ArtifactFile;
 pub use platform::PlatformPreference;
 #[cfg(test)]
 pub(crate) use platform::native_architecture;
@@ -34,6 +36,12 @@ pub(crate) const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 pub(crate) const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
 
+/// The configs of images. The last is what early clients wrote.
+const IMAGE_CONFIGS: [&str; 3] = [
+    "application/vnd.oci.image.config.v1+json",
+    "application/vnd.docker.container.image.v1+json",
+    "application/octet-stream",
+];
 const WASM_CONFIGS: [&str; 2] = [
     "application/vnd.wasm.config.v0+json",
     "application/vnd.wasm.config.v1+json",
@@ -77,6 +85,19 @@ pub(crate) struct Manifest {
     pub annotations: BTreeMap<String, String>,
 }
 
+impl Manifest {
+    /// The size of config and layers, as it states them. Bytes.
+    pub(crate) fn size(&self) -> u64 {
+        let blobs: Vec<&Blob> = match &self.content {
+            Content::Module(module) => vec![module],
+            Content::Archives(layers) => layers.iter().collect(),
+            Content::Files(files) => files.iter().map(|file| &file.blob).collect(),
+        };
+        let sizes = blobs.iter().map(|blob| blob.size);
+        sizes.fold(self.config.size, u64::saturating_add)
+    }
+}
+
 /// The layers of a manifest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Content {
@@ -84,6 +105,8 @@ pub(crate) enum Content {
     Module(Blob),
     /// Archives, lowest first.
     Archives(Vec<Blob>),
+    /// Files as they are, of an artifact that is no image. Never empty.
+    Files(Vec<ArtifactFile>),
 }
 
 /// The parts of a document that decide what it is.
@@ -220,12 +243,27 @@ fn parse_manifest(what: &str, bytes: &[u8], limits: &Limits) -> Result<Document,
         .map(|layer| blob(what, layer, limits.max_layer_bytes, "max_layer_bytes"))
         .collect::<Result<Vec<_>, _>>()?;
     let annotations = annotations(what, &manifest, limits)?;
-    let content = classify(what, &config, layers, limits)?;
+    let content = match classify(what, &config, layers, limits)? {
+        Content::Archives(layers) if !IMAGE_CONFIGS.contains(&config.media_type.as_str()) => {
+            let titles = manifest.layers().iter().map(title);
+            Content::Files(artifact::files(
+                what,
+                layers.into_iter().zip(titles),
+                limits,
+            )?)
+        }
+        other => other,
+    };
     Ok(Document::Manifest(Manifest {
         config,
         content,
         annotations,
     }))
+}
+
+/// The name that a layer gives its file.
+fn title(layer: &Descriptor) -> Option<String> {
+    layer.annotations().as_ref()?.get(artifact::TITLE).cloned()
 }
 
 /// The annotations, which are kept in memory as long as the image is here. Errors: Limit.
@@ -248,7 +286,7 @@ fn annotations(
     Ok(annotations)
 }
 
-/// Tells a Wasm artifact from an image of archives.
+/// Tells a Wasm artifact from everything else, which counts as archives here.
 fn classify(
     what: &str,
     config: &Blob,

@@ -5,6 +5,7 @@
 //! read it; what a failed pull leaves is either reusable or deleted.
 //! Not here: pods, policies, joining pulls ([`join`]), fetching blobs ([`fetch`]), unpacking layers ([`layers`]).
 
+mod artifact;
 mod fetch;
 mod join;
 mod layers;
@@ -171,6 +172,7 @@ impl Pull {
                 self.add_module(module, &mut record).await?;
             }
             Content::Archives(layers) => self.add_layers(&config, layers, &mut record).await?,
+            Content::Files(files) => self.add_files(files, &mut record).await?,
         }
         let image = self
             .publish(Candidate {
@@ -188,18 +190,12 @@ impl Pull {
     /// The record of an image, without its content.
     fn draft(&self, resolved: &Resolved) -> Record {
         let manifest = &resolved.manifest;
-        let layers = match &manifest.content {
-            Content::Module(module) => std::slice::from_ref(module),
-            Content::Archives(layers) => layers.as_slice(),
-        };
         let mut record = Record {
             id: ImageId::new(manifest.config.digest.clone()),
             tags: BTreeSet::new(),
             digests: BTreeSet::new(),
             pins: BTreeSet::new(),
-            size: layers.iter().fold(manifest.config.size, |sum, layer| {
-                sum.saturating_add(layer.size)
-            }),
+            size: manifest.size(),
             config: RunConfig::default(),
             program: Program::Linux,
             blobs: BTreeSet::from([manifest.config.digest.clone()]),
@@ -207,6 +203,7 @@ impl Pull {
             annotations: manifest.annotations.clone(),
             removed: false,
             manifest: Some(resolved.digest.clone()),
+            is_artifact: false,
         };
         self.names.add_to(&mut record, &resolved.top);
         record

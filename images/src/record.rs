@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::blobs::Blobs;
-use crate::image::{Image, Kind, LinuxImage, WasmImage};
+use crate::image::{Artifact, Image, Kind, LinuxImage, WasmImage};
 use crate::reference::{Digest, ImageId};
 use crate::run_config::RunConfig;
 use crate::unpack::Usage;
@@ -41,6 +41,9 @@ pub(crate) struct Record {
     /// Those of its names by which an import has pinned it.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub pins: BTreeSet<String>,
+    /// It is an artifact: its one layer has files to mount, and it runs nothing. Older builds take it for a Linux image.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_artifact: bool,
 }
 
 /// What the image runs.
@@ -145,6 +148,7 @@ impl Record {
                 file,
                 guest_path,
             } => wasm(digest, blobs.layers().join(file), Some(guest_path.clone())),
+            Program::Linux if self.is_artifact => Kind::Artifact(Artifact { layers }),
             Program::Linux => Kind::Linux(LinuxImage { layers }),
         };
         Image {

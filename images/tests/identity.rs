@@ -48,6 +48,7 @@ fn content(image: &Image) -> Content {
     let program = match &image.kind {
         Kind::Wasm(wasm) => std::fs::read(&wasm.module_path).unwrap(),
         Kind::Linux(linux) => std::fs::read(linux.layers[0].join("app")).unwrap(),
+        Kind::Artifact(_) => panic!("{} is an artifact", image.id),
     };
     Content {
         program,

@@ -4,6 +4,7 @@
 //! that mistakes in the product's parsers show.
 
 pub mod archive;
+pub mod artifact;
 pub mod signature;
 
 use std::io::Write;

@@ -25,6 +25,7 @@ fn candidate(manifest: &str, program: Program) -> Candidate {
         annotations: BTreeMap::new(),
         removed: false,
         pins: BTreeSet::new(),
+        is_artifact: false,
         manifest: Some(Digest::of(manifest.as_bytes())),
     };
     Candidate {

@@ -77,6 +77,7 @@ async fn what_an_image_runs_is_decided_by_its_content() {
         let image = pull(&images, &name).await.unwrap();
         match &image.kind {
             Kind::Linux(_) => assert_eq!(expected, "linux", "{tag}"),
+            Kind::Artifact(_) => panic!("{tag} is an artifact"),
             Kind::Wasm(wasm) => assert_eq!(wasm.guest_path.as_deref(), Some(expected), "{tag}"),
         }
     }

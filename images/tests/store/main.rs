@@ -4,6 +4,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod artifacts;
 mod failure;
 mod import;
 mod kinds;
@@ -58,7 +59,7 @@ async fn pull(images: &Images, reference: &str) -> Result<Arc<Image>, Error> {
 fn wasm(image: &Image) -> &WasmImage {
     match &image.kind {
         Kind::Wasm(wasm) => wasm,
-        Kind::Linux(_) => panic!("{} is no Wasm image", image.id),
+        Kind::Linux(_) | Kind::Artifact(_) => panic!("{} is no Wasm image", image.id),
     }
 }
 

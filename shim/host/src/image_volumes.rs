@@ -27,7 +27,9 @@ pub fn check(configs: &[MountConfig], images: &[Vec<PathBuf>]) -> Result<(), Err
             )
         };
         if layers.is_empty() {
-            return Err(named("it is an artifact and holds no files".to_owned()));
+            return Err(named(
+                "it is a WebAssembly artifact and holds no files".to_owned(),
+            ));
         }
         if volume.sub_path.is_empty() {
             continue;

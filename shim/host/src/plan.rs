@@ -9,7 +9,7 @@ mod host_paths;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use coracle_images::Image;
+use coracle_images::{Image, Kind as ImageKind};
 use coracle_lifecycle::{
     ContainerConfig, Error, Handler, KeeperEngine, Kind, Payload, PidNamespaceConfig, Plan,
     PodRecord, SecurityProfile, WasmPlan, limits,
@@ -61,6 +61,12 @@ impl Host {
         engine: &KeeperEngine,
     ) -> Result<Plan, Error> {
         let image = self.image(&config.image)?;
+        if let ImageKind::Artifact(_) = image.kind {
+            return Err(invalid(format!(
+                "image {:?} is an artifact: it holds files to mount and no program",
+                config.image
+            )));
+        }
         self.lease(&image, id)?;
         let draft = Draft {
             pod: pod.clone(),

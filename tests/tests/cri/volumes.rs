@@ -7,6 +7,7 @@ use coracle_proto::runtime::v1 as cri;
 use coracle_tests::client::container;
 use coracle_tests::daemon::Daemon;
 use coracle_tests::procs::Role;
+use coracle_tests::push::artifact;
 
 use crate::linux::shell::{resources, security};
 use crate::site::{Pod, daemon, eventually, tool};
@@ -313,5 +314,43 @@ async fn the_cgroups_limit_kills_and_is_called_oom() {
         daemon.processes(Role::Guest).is_empty()
     })
     .await;
+    daemon.finish().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_guest_reads_the_files_of_an_artifact_whole_in_part_and_one_alone_and_writes_none() {
+    let daemon = daemon().await;
+    let files: [(&str, &[u8]); 2] = [("model/weights.bin", b"weights"), ("readme", b"read me")];
+    let host = crate::site::images().registry.host();
+    let artifact = artifact::push(host, "model-for-wasm", "v1", &files).unwrap();
+    daemon.cri().pull(&artifact.reference).await.unwrap();
+    let pod = Pod::run(&daemon, "artifact").await;
+    let volume = |sub_path: &str| {
+        vec![cri::Mount {
+            container_path: "/data".into(),
+            image: Some(coracle_tests::client::image(&artifact.reference)),
+            image_sub_path: sub_path.into(),
+            readonly: true,
+            ..Default::default()
+        }]
+    };
+    for (sub_path, path, says) in [
+        ("", "/data/model/weights.bin", "weights\n"),
+        ("model", "/data/weights.bin", "weights\n"),
+        ("readme", "/data", "read me\n"),
+    ] {
+        let read = run(&daemon, &pod, &["read", path], volume(sub_path)).await;
+        assert_eq!(read, (0, says.into()), "{sub_path:?}");
+    }
+    let (code, text) = run(&daemon, &pod, &["write", "/data/readme", "x"], volume("")).await;
+    assert_eq!(code, 1, "{text}");
+    let running = container("run", &artifact.reference, &[]);
+    let refused = pod.create(&running).await.unwrap_err();
+    assert!(refused.message().contains("is an artifact"), "{refused}");
+    daemon
+        .cri()
+        .remove_image(&artifact.reference)
+        .await
+        .unwrap();
     daemon.finish().await.unwrap();
 }

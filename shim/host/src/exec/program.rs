@@ -81,7 +81,7 @@ impl Host {
         let image = self.image_of(&launch.plan);
         let wasm = image.as_ref().and_then(|image| match &image.kind {
             ImageKind::Wasm(wasm) => Some(wasm),
-            ImageKind::Linux(_) => None,
+            ImageKind::Linux(_) | ImageKind::Artifact(_) => None,
         });
         let is_images = |wasm: &&WasmImage| wasm.module.hex() == own.module_digest;
         if Names::of(launch, wasm.filter(is_images)).has(&argv[0]) {

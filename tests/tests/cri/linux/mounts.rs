@@ -7,6 +7,7 @@ use std::process::Command;
 use coracle_proto::runtime::v1 as cri;
 use coracle_tests::client;
 use coracle_tests::daemon::Options;
+use coracle_tests::push::artifact;
 use cri::MountPropagation::{
     self, PropagationBidirectional, PropagationHostToContainer, PropagationPrivate,
 };
@@ -231,6 +232,68 @@ async fn an_image_is_a_volume_whole_or_in_part_and_never_written() {
             "{text}"
         );
     }
+    daemon.finish().await.unwrap();
+}
+
+#[tokio::test]
+async fn an_artifact_is_a_volume_of_its_files_and_runs_nothing() {
+    if on_peer() {
+        return;
+    }
+    let daemon = daemon().await;
+    let files: [(&str, &[u8]); 3] = [
+        ("model/weights.bin", b"weights\n"),
+        ("model/tokens/list.txt", b"tokens\n"),
+        ("readme", b"read me\n"),
+    ];
+    let host = images().content.reference.split('/').next().unwrap();
+    let artifact = artifact::push(host, "model", "v1", &files).unwrap();
+    daemon.cri().pull(&artifact.reference).await.unwrap();
+    let pod = Pod::run(&daemon, "artifact").await;
+    let volume = |inside: &str, sub_path: &str| cri::Mount {
+        container_path: inside.into(),
+        image: Some(client::image(&artifact.reference)),
+        image_sub_path: sub_path.into(),
+        readonly: true,
+        ..Default::default()
+    };
+    let script = "cat /all/model/weights.bin /all/model/tokens/list.txt /part/weights.bin /one; \
+                  ls /all; touch /all/x 2>/dev/null || echo refused; \
+                  echo x 2>/dev/null > /all/readme || echo refused; stat -c %a /all/readme";
+    let mut config = sh("c", script);
+    config.mounts = vec![
+        volume("/all", ""),
+        volume("/part", "model"),
+        volume("/one", "readme"),
+    ];
+    run(&daemon, &pod, &config).await.says(&[
+        "weights", "tokens", "weights", "read me", "model", "readme", "refused", "refused", "444",
+    ]);
+    // A user without any right to the node's own files.
+    let mut config = sh("user", "cat /all/model/tokens/list.txt");
+    config.mounts = vec![volume("/all", "")];
+    security(&mut config).run_as_user = Some(cri::Int64Value { value: 1234 });
+    run(&daemon, &pod, &config).await.says(&["tokens"]);
+    for bad in ["absent", "../..", "/etc", "readme/x"] {
+        let mut config = program(&fresh("bad"), &["/bin/true"]);
+        config.mounts = vec![volume("/v", bad)];
+        let refusal = pod.create(&config).await.expect_err(bad);
+        assert!(
+            refusal.message().contains(bad) || refusal.message().contains("image_sub_path"),
+            "{refusal}"
+        );
+    }
+    let running = client::container("run", &artifact.reference, &["/readme"]);
+    refused(
+        pod.create(&running).await,
+        Code::InvalidArgument,
+        &["is an artifact", "no program"],
+    );
+    daemon
+        .cri()
+        .remove_image(&artifact.reference)
+        .await
+        .unwrap();
     daemon.finish().await.unwrap();
 }
 
