@@ -11,6 +11,9 @@ use crate::error::Error;
 use crate::metadata::{Program, Record};
 use crate::reference::{Digest, ImageId};
 
+/// Most facts about signatures in a record; beyond it, only those of the last pull stay.
+const MAX_VERIFIED: usize = 256;
+
 /// An image that is about to be recorded. The id in its record is not final.
 #[derive(Debug)]
 pub(crate) struct Candidate {
@@ -59,6 +62,10 @@ impl Candidate {
             kept.tags.extend(self.record.tags);
             kept.digests.extend(self.record.digests);
             kept.pins.extend(self.record.pins);
+            kept.verified.extend(self.record.verified.iter().cloned());
+            if kept.verified.len() > MAX_VERIFIED {
+                kept.verified = self.record.verified;
+            }
             return Ok(kept);
         }
         match ids.into_iter().find(|id| known(id).is_none()) {

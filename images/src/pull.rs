@@ -204,6 +204,7 @@ impl Pull {
             removed: false,
             manifest: Some(resolved.digest.clone()),
             is_artifact: false,
+            verified: self.verified(),
         };
         self.names.add_to(&mut record, &resolved.top);
         record

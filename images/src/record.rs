@@ -44,6 +44,9 @@ pub(crate) struct Record {
     /// It is an artifact: its one layer has files to mount, and it runs nothing. Older builds take it for a Linux image.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub is_artifact: bool,
+    /// What pulls have verified of its signatures, as [`crate::signature`] writes it.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub verified: BTreeSet<Digest>,
 }
 
 /// What the image runs.

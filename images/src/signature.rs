@@ -14,6 +14,7 @@ mod key;
 mod payload;
 mod policy;
 mod rules;
+mod stored;
 
 pub use rules::check_signature_policy;
 pub(crate) use rules::{Rules, for_image};

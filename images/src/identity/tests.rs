@@ -26,6 +26,7 @@ fn candidate(manifest: &str, program: Program) -> Candidate {
         removed: false,
         pins: BTreeSet::new(),
         is_artifact: false,
+        verified: BTreeSet::new(),
         manifest: Some(Digest::of(manifest.as_bytes())),
     };
     Candidate {

@@ -1,14 +1,25 @@
 //! The signature policy in a pull.
 //!
 //! Called by: the pull, when it knows the digests of the image and before it fetches a blob. Invariant: an image from a
-//! registry that the policy does not accept costs no blob and leaves nothing. Images of archives are not checked: only root
-//! imports them.
+//! registry that the policy does not accept costs no blob and leaves nothing. Images of archives are not checked: root and its
+//! group import them.
 //! Not here: policies, signatures ([`crate::signature`]).
+
+use std::collections::BTreeSet;
 
 use super::{Origin, Pull, Resolved};
 use crate::error::Error;
+use crate::reference::Digest;
 
 impl Pull {
+    /// What a successful check has shown, for the image's record.
+    pub(super) fn verified(&self) -> BTreeSet<Digest> {
+        match (&self.rules, self.names.references.first()) {
+            (Some(rules), Some(image)) => rules.facts(image),
+            _ => BTreeSet::new(),
+        }
+    }
+
     /// Errors: the signatures do not satisfy the policy; the registry does not deliver them.
     pub(super) async fn check_signatures(&self, resolved: &Resolved) -> Result<(), Error> {
         let (Some(rules), Origin::Registry(registry)) = (&self.rules, &self.origin) else {

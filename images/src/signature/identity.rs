@@ -4,12 +4,12 @@
 //! Invariant: names are compared in their completed form; a name that cannot be parsed matches nothing.
 //! Not here: which requirement applies, who signed.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::reference::{ImageRef, Target};
 
 /// Which names in signatures a requirement accepts.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(
     tag = "type",
     deny_unknown_fields,

@@ -9,6 +9,8 @@ use std::sync::LazyLock;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{SignatureVerificationAlgorithm, SubjectPublicKeyInfoDer};
 
+use crate::reference::Digest;
+
 /// Tags of DER.
 const SEQUENCE: u8 = 0x30;
 const BIT_STRING: u8 = 0x03;
@@ -59,6 +61,12 @@ impl PublicKey {
             algorithm: algorithm.to_vec(),
             key: key.to_vec(),
         })
+    }
+
+    /// Identifies it.
+    pub(super) fn digest(&self) -> Digest {
+        let length = (self.algorithm.len() as u64).to_le_bytes();
+        Digest::of(&[&length[..], &self.algorithm, &self.key].concat())
     }
 
     /// Those that keys of this type verify by.

@@ -6,6 +6,7 @@
 //! counts only for a digest that the pull has verified.
 //! Not here: requests, formats.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use super::fetch::Collector;
@@ -15,6 +16,7 @@ use super::payload::{Claim, Signature};
 use super::policy::{Policy, Requirement};
 use crate::config::{ImagesConfig, Limits};
 use crate::error::Error;
+use crate::metadata::Record;
 use crate::reference::{Digest, ImageRef};
 use crate::registry::Registry;
 
@@ -56,9 +58,20 @@ pub(crate) fn for_image(
     namespace: &str,
     image: &ImageRef,
 ) -> Result<Option<Rules>, Error> {
-    let Some((path, policy)) = policy(config, namespace)? else {
-        return Ok(None);
-    };
+    match policy(config, namespace)? {
+        Some((path, policy)) => rules_of(&path, &policy, image),
+        None => Ok(None),
+    }
+}
+
+/// The rules that a policy has for `image`; `None` if it is accepted as it is. Blocking.
+///
+/// Errors: as for [`for_image`].
+pub(super) fn rules_of(
+    path: &Path,
+    policy: &Policy,
+    image: &ImageRef,
+) -> Result<Option<Rules>, Error> {
     let (scope, requirements) = policy.requirements(image);
     let source = format!("{}, scope {scope:?}", path.display());
     let refused = |problem: String| Error::signature(&source, problem);
@@ -83,15 +96,8 @@ pub(crate) fn for_image(
 
 /// The policy for pods of `namespace`: its own if it has one, else the node's. `None`: there is none.
 fn policy(config: &ImagesConfig, namespace: &str) -> Result<Option<(PathBuf, Policy)>, Error> {
-    if let (Some(dir), false) = (&config.signature_policy_dir, namespace.is_empty()) {
-        let path = dir.join(format!("{namespace}.json"));
-        if !is_namespace(namespace) {
-            let problem = format!("{:?} is no name of a namespace", shown(namespace));
-            return Err(Error::signature(&dir.display().to_string(), problem));
-        }
-        if let Some(policy) = read(&path)? {
-            return Ok(Some((path, policy)));
-        }
+    if let Some(found) = namespace_policy(config, namespace)? {
+        return Ok(Some(found));
     }
     let Some(path) = &config.signature_policy else {
         return Ok(None);
@@ -100,6 +106,25 @@ fn policy(config: &ImagesConfig, namespace: &str) -> Result<Option<(PathBuf, Pol
         Some(policy) => Ok(Some((path.clone(), policy))),
         None => Err(absent(path)),
     }
+}
+
+/// The policy that `namespace` has for itself.
+pub(super) fn namespace_policy(
+    config: &ImagesConfig,
+    namespace: &str,
+) -> Result<Option<(PathBuf, Policy)>, Error> {
+    let Some(dir) = config.signature_policy_dir.as_ref() else {
+        return Ok(None);
+    };
+    if namespace.is_empty() {
+        return Ok(None);
+    }
+    if !is_namespace(namespace) {
+        let problem = format!("{:?} is no name of a namespace", shown(namespace));
+        return Err(Error::signature(&dir.display().to_string(), problem));
+    }
+    let path = dir.join(format!("{namespace}.json"));
+    Ok(read(&path)?.map(|policy| (path, policy)))
 }
 
 fn read(path: &Path) -> Result<Option<Policy>, Error> {
@@ -121,6 +146,18 @@ fn shown(text: &str) -> &str {
 }
 
 impl Rules {
+    /// What a successful check has shown of `image`, to be kept with it: a digest for each requirement, over its keys, its
+    /// identity and the image's name.
+    pub(crate) fn facts(&self, image: &ImageRef) -> BTreeSet<Digest> {
+        let signers = self.signers.iter();
+        signers.map(|signer| signer.fact(image)).collect()
+    }
+
+    /// Whether pulls of `record` have shown all of that, or root has imported it under this name.
+    pub(super) fn are_met_by(&self, record: &Record, image: &ImageRef) -> bool {
+        record.pins.contains(&image.to_string()) || self.facts(image).is_subset(&record.verified)
+    }
+
     /// Checks the signatures that `registry` has for `image`, whose manifest or index has one of `digests`.
     ///
     /// Errors: [`Error::Signature`] if they do not suffice; the registry's.
@@ -194,6 +231,15 @@ impl Rules {
 }
 
 impl Signer {
+    /// See [`Rules::facts`]. It stays the same from build to build.
+    fn fact(&self, image: &ImageRef) -> Digest {
+        let mut keys: Vec<Digest> = self.keys.iter().map(PublicKey::digest).collect();
+        keys.sort();
+        let keys: Vec<&str> = keys.iter().map(Digest::as_str).collect();
+        let text = serde_json::json!([image.to_string(), keys, self.identity]);
+        Digest::of(text.to_string().as_bytes())
+    }
+
     /// Errors: how near the nearest signature came.
     fn judge(
         &self,

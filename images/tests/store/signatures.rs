@@ -519,6 +519,58 @@ async fn a_namespace_has_its_own_policy_and_shares_no_pull_with_others() {
     }
 }
 
+/// The kubelet does not pull what is there, so that a container's creation asks.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stored_image_is_for_namespaces_whose_policy_a_pull_has_met() {
+    let registry = Registry::start().await;
+    let node = Node::new(&accept()).await;
+    let name = format!("{}/app", registry.host);
+    let digest = digest_of(&registry.image("app", "v1", &Parts::artifact(MODULE)).await);
+    let (signer, other) = (Signer::new("P-256"), Signer::new("P-256"));
+    node.set("policies/strict.json", &signed_by(&signer.public()));
+    node.set("policies/other.json", &signed_by(&other.public()));
+    node.set(
+        "policies/none.json",
+        &json!({"default": [{"type": "reject"}]}),
+    );
+    let tag = format!("{name}:v1");
+    let image = node.pull(&tag).await.unwrap();
+    let may = |namespace: &str, called: &str| {
+        let checked = node.images.check_stored(&image.id, called, namespace);
+        checked.map_err(|error| assert_eq!(error.kind(), ErrorKind::Signature, "{error}"))
+    };
+    let id = image.id.to_string();
+    for called in [tag.as_str(), id.as_str(), ""] {
+        may("default", called).unwrap();
+        for namespace in ["strict", "other", "none", "../strict"] {
+            may(namespace, called).unwrap_err();
+        }
+    }
+    attach(&registry, "app", &digest, &[signer.simple(&digest, &name)]).await;
+    may("strict", &tag).unwrap_err();
+    node.pull_in("strict", &tag).await.unwrap();
+    // Other pulls take nothing away, and neither does a restart.
+    node.pull(&tag).await.unwrap();
+    node.pull_in("other", &tag).await.unwrap_err();
+    for called in [tag.as_str(), id.as_str(), ""] {
+        may("strict", called).unwrap();
+        may("other", called).unwrap_err();
+        may("none", called).unwrap_err();
+    }
+    may("strict", "other.example/app:v1").unwrap_err();
+    may("strict", &format!("{name}:v2")).unwrap_err();
+    // The policy has changed: another key, and then another name.
+    node.set("policies/strict.json", &signed_by(&other.public()));
+    may("strict", &tag).unwrap_err();
+    node.set(
+        "policies/strict.json",
+        &signed_as(&signer.public(), &json!({"type": "matchExact"})),
+    );
+    may("strict", &tag).unwrap_err();
+    node.set("policies/strict.json", &signed_by(&signer.public()));
+    may("strict", &tag).unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn hostile_lists_of_signatures_are_bounded_and_refuse_the_image() {
     let signer = Signer::new("P-256");

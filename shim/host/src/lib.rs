@@ -34,6 +34,7 @@ mod relabel;
 #[cfg(test)]
 #[path = "../../src/scratch.rs"]
 mod scratch;
+mod signatures;
 mod start;
 mod stats;
 mod sweep;

@@ -24,7 +24,7 @@ use super::linux::Hardware;
 use super::paths::{Lookup, Missing};
 use super::process_args::{argv, environment, log_path, stop_signal, working_dir};
 use super::user::Resolved;
-use super::{Host, blocking, image_volumes, linux, mounts, pass, user};
+use super::{Host, blocking, image_volumes, linux, mounts, pass, signatures, user};
 
 pub(super) struct Module {
     pub(super) path: PathBuf,
@@ -75,6 +75,14 @@ impl Host {
             volumes: self.volumes(id, config)?,
             image,
         };
+        signatures::check(
+            &self.parts.images,
+            &pod.config.name.namespace,
+            config,
+            &draft.image,
+            &draft.volumes,
+        )
+        .await?;
         let (draft, parts) = self.parts_of(draft, engine).await?;
         draft.finish(parts, self)
     }

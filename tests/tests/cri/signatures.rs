@@ -11,7 +11,7 @@ use coracle_tests::push::signature::Signer;
 use coracle_tests::push::{Image, Pushed};
 use tonic::{Code, Status};
 
-use crate::site::images;
+use crate::site::{Pod, images, refused};
 
 /// The files of a policy, removed at the end.
 struct Policies(PathBuf);
@@ -121,6 +121,31 @@ async fn an_unsigned_image_is_refused_as_the_kubelet_reads_it_and_a_signed_one_i
     );
     assert_eq!(pull_for(&daemon, &signed, "default").await.unwrap(), id);
     pull_for(&daemon, &unsigned, "lenient").await.unwrap();
+    // What another namespace has pulled is there, and yet not for a namespace that demands signatures.
+    policies.set(
+        "namespaces/strict.json",
+        &format!(r#"{{"default":[{signed_by_us}]}}"#),
+    );
+    for (namespace, image, is_allowed) in [
+        ("strict", &unsigned, false),
+        ("strict", &signed, true),
+        ("lenient", &unsigned, true),
+    ] {
+        let mut config = daemon.pod(&format!("{namespace}-{is_allowed}"));
+        config.metadata.as_mut().unwrap().namespace = namespace.into();
+        let pod = Pod::run_config(&daemon, config).await;
+        let created = pod
+            .create(&client::container("c", &image.reference, &[]))
+            .await;
+        match is_allowed {
+            true => drop(created.unwrap()),
+            false => refused(
+                created,
+                Code::InvalidArgument,
+                &["signature policy", "strict.json"],
+            ),
+        }
+    }
     daemon.cri().remove_image(&signed.reference).await.unwrap();
     daemon
         .cri()
