@@ -6,6 +6,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::proxy::Proxies;
 use crate::reference::ImageRef;
 
 /// Settings of one [`crate::Images`].
@@ -23,6 +24,8 @@ pub struct ImagesConfig {
     pub signature_policy: Option<PathBuf>,
     /// Directory of `NAMESPACE.json` files: policies for pods of these namespaces, instead of the one above.
     pub signature_policy_dir: Option<PathBuf>,
+    /// Proxies for registries and mirrors that name none of their own.
+    pub proxies: Proxies,
     /// Give up on a registry that has sent nothing for this long.
     pub pull_idle_timeout: Duration,
     /// Give up on a registry that sends a blob more slowly than this, taken over `pull_idle_timeout`; 0 for never.
@@ -49,6 +52,7 @@ impl ImagesConfig {
             auth_file: None,
             signature_policy: None,
             signature_policy_dir: None,
+            proxies: Proxies::default(),
             pull_idle_timeout: Duration::from_secs(60),
             pull_min_bytes_per_s: 1024,
             pull_timeout: None,

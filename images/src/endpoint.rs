@@ -8,16 +8,20 @@
 //! ([`address_policy`]).
 
 mod address_policy;
+mod body;
+mod client;
+mod credentials;
 mod document;
 mod error_response;
+mod failure;
 mod names;
 mod referrers;
+mod retry_after;
 mod stream;
 mod throughput;
 mod token;
 mod wire;
 
-use std::fmt;
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Once};
@@ -27,6 +31,7 @@ use reqwest::Method;
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 
+pub use credentials::Credentials;
 pub(crate) use document::{Document, large_document};
 pub(crate) use names::is_loopback;
 pub(crate) use stream::{BlobStream, Resume};
@@ -34,50 +39,24 @@ pub(crate) use throughput::TransferLimits;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use token::fuzz::challenge;
 
+use body::{Bound, read_bounded};
 use error_response::{RequestInfo, error_for_status};
 use names::{is_mirror, name};
 use throughput::Throughput;
-use wire::{Answer, Auth, Bound, Extra, Request, Wire, read_bounded};
+use wire::{Answer, Auth, Extra, Request, Wire};
 
 use crate::error::Error;
 use crate::manifest::{ACCEPTED, Blob};
 use crate::mirrors::Upstream;
+use crate::proxy::Proxies;
 use crate::reference::{ImageRef, Target};
 
 /// Attempts of one request.
 pub(crate) const ATTEMPTS: u32 = 3;
-/// How long to wait for a connection.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The pause before the second attempt; it doubles.
 pub(crate) const BACKOFF: Duration = Duration::from_millis(200);
 /// Most bytes of an error response that are read, for its error code.
 const MAX_ERROR_BYTES: u64 = 64 << 10;
-
-/// Credentials for a registry. `Debug` and `Display` show no secret.
-#[derive(Clone, PartialEq, Eq, Hash)]
-pub enum Credentials {
-    /// A user name and a password, for basic authentication or a token request.
-    Basic {
-        /// The user's name.
-        username: String,
-        /// The password.
-        password: String,
-    },
-    /// A token for the registry, used unchanged.
-    Bearer(String),
-    /// An identity token, as `docker login` stores it: a refresh token that the registry's realm gives tokens for.
-    Identity(String),
-}
-
-impl fmt::Debug for Credentials {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Basic { .. } => "Basic(redacted)",
-            Self::Bearer(_) => "Bearer(redacted)",
-            Self::Identity(_) => "Identity(redacted)",
-        })
-    }
-}
 
 /// A request in the repository.
 struct Call<'a> {
@@ -99,13 +78,21 @@ impl<'a> Call<'a> {
     }
 }
 
+/// What holds for the requests of one pull to one host, besides what is configured for the host.
+#[derive(Clone, Copy)]
+pub(crate) struct Rules<'a> {
+    pub limits: TransferLimits,
+    /// The proxies for hosts that have none of their own.
+    pub proxies: &'a Arc<Proxies>,
+    /// Another host follows, so that requests to this one are not repeated.
+    pub has_next: bool,
+}
+
 /// The connection of one pull to one host.
 pub(crate) struct Endpoint {
     wire: Wire,
     reference: ImageRef,
     upstream: Upstream,
-    /// For messages: the registry's name, or the URL of a mirror.
-    name: String,
     /// The credentials of the pull, if this host may see them.
     given: Auth,
     limits: TransferLimits,
@@ -116,19 +103,26 @@ pub(crate) struct Endpoint {
 }
 
 impl Endpoint {
-    /// Prepares requests to one host for `reference`; nothing is sent yet. `has_next`: another host follows, so that
-    /// requests to this one are not repeated.
+    /// Prepares requests to one host for `reference`; nothing is sent yet.
     ///
     /// Errors: its certificates cannot be used.
     pub(crate) fn new(
         reference: &ImageRef,
         upstream: Upstream,
         credentials: Option<&Credentials>,
-        limits: TransferLimits,
-        has_next: bool,
+        rules: Rules<'_>,
     ) -> Result<Self, Error> {
         install_tls();
+        let Rules {
+            limits,
+            proxies,
+            has_next,
+        } = rules;
         let name = name(reference, &upstream);
+        let proxies = match &upstream.proxy {
+            Some(proxy) => Arc::new(Proxies::only(proxy.clone())),
+            None => Arc::clone(proxies),
+        };
         let given = match credentials.filter(|_| upstream.gets_credentials) {
             None => Auth::None,
             Some(Credentials::Basic { username, password }) => {
@@ -138,10 +132,9 @@ impl Endpoint {
             Some(Credentials::Identity(token)) => Auth::Identity(token.clone()),
         };
         Ok(Self {
-            wire: Wire::new(&upstream, &name, limits.idle)?,
+            wire: Wire::new(&upstream, &name, limits.idle, proxies)?,
             reference: reference.clone(),
             upstream,
-            name,
             given,
             limits,
             attempts: if has_next { 1 } else { ATTEMPTS },
@@ -150,9 +143,9 @@ impl Endpoint {
         })
     }
 
-    /// The host, for messages.
+    /// The host, for messages: the registry's name, or the URL of a mirror; with the proxy if it has one.
     pub(crate) fn host(&self) -> &str {
-        &self.name
+        self.wire.name()
     }
 
     /// Whether it may resolve tags.
@@ -182,7 +175,7 @@ impl Endpoint {
         format!(
             "{scheme}://{}{}/{}",
             up.authority,
-            up.prefix,
+            up.prefix(),
             self.repository()
         )
     }
@@ -307,7 +300,7 @@ impl Endpoint {
     /// Sends a request in the repository. Errors: the host's error response.
     async fn get(&self, call: Call<'_>, what: &str) -> Result<Answer, Error> {
         let auth = self.auth.lock().await.clone().unwrap_or_default();
-        let path = format!("/v2/{}/{}", self.repository(), call.path);
+        let path = format!("/{}/{}", self.repository(), call.path);
         let mut url = self.wire.url(&path, what)?;
         if is_mirror(&self.reference, &self.upstream) {
             // A mirror needs the name of the registry.
@@ -338,20 +331,20 @@ impl Endpoint {
             limit: "of an error's text",
             allowed: MAX_ERROR_BYTES,
         };
-        let status = answer.response.status();
         let body = read_bounded(&self.wire, &mut answer, bound).await;
-        error_for_status(&self.request_info(what), status, &body.unwrap_or_default())
+        let body = body.unwrap_or_default();
+        error_for_status(&self.request_info(what), &answer.response, &body)
     }
 
     fn request_info<'a>(&'a self, what: &'a str) -> RequestInfo<'a> {
         RequestInfo {
-            registry: &self.name,
+            registry: self.host(),
             what,
             is_anonymous: matches!(self.given, Auth::None),
         }
     }
 
-    /// Repeats `request` while the registry does not answer; an error response is final.
+    /// Repeats `request` while the host does not answer or asks for a pause; other error responses are final.
     async fn retry<T, F: Future<Output = Result<T, Error>>>(
         &self,
         what: &str,
@@ -360,13 +353,12 @@ impl Endpoint {
         let mut pause = BACKOFF;
         let mut attempt = 1;
         loop {
-            match request().await {
-                Err(error) if error.may_pass() && attempt < self.attempts => {
-                    tracing::debug!(registry = self.host(), what, attempt, %error, "repeating a request to the registry");
-                }
+            let error = match request().await {
+                Err(error) if error.may_pass() && attempt < self.attempts => error,
                 answer => return answer,
-            }
-            tokio::time::sleep(pause).await;
+            };
+            tracing::debug!(registry = self.host(), what, attempt, %error, "repeating a request to the registry");
+            tokio::time::sleep(error.pause(pause)).await;
             pause *= 2;
             attempt += 1;
         }
@@ -397,23 +389,4 @@ fn install_tls() {
         // An error means that the process already has a provider: just as good.
         let _ = rustls::crypto::ring::default_provider().install_default();
     });
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn credentials_print_no_secret() {
-        let basic = Credentials::Basic {
-            username: "canary-user".into(),
-            password: "canary-pass".into(),
-        };
-        let shown = format!(
-            "{basic:?} {:?} {:?}",
-            Credentials::Bearer("canary-token".into()),
-            Credentials::Identity("canary-identity".into())
-        );
-        assert!(!shown.contains("canary"), "{shown}");
-    }
 }

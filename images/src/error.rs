@@ -13,6 +13,9 @@ use std::time::Duration;
 
 use crate::reference::{BadName, Digest};
 
+/// A registry that asks for a longer pause fails the pull at once; the kubelet waits longer than this by itself.
+const MAX_PAUSE: Duration = Duration::from_secs(30);
+
 /// A boxed cause.
 pub type Cause = Box<dyn std::error::Error + Send + Sync>;
 
@@ -98,6 +101,34 @@ pub enum Error {
         /// What was requested.
         what: String,
         /// What it answered instead, or the innermost cause.
+        problem: String,
+    },
+    /// The registry answers with a status of error.
+    #[error(
+        "{registry} did not deliver {what}: it answers {status}{}{}",
+        code.as_ref().map(|code| format!(" ({code})")).unwrap_or_default(),
+        retry_after.map(|pause| format!(", to be tried again after {} s", pause.as_secs())).unwrap_or_default()
+    )]
+    Status {
+        /// The registry's host.
+        registry: String,
+        /// What was requested.
+        what: String,
+        /// The HTTP status.
+        status: u16,
+        /// The error code of the distribution specification, if the answer has one.
+        code: Option<String>,
+        /// The pause that the registry asks for.
+        retry_after: Option<Duration>,
+    },
+    /// The registry's certificate is none that this node trusts.
+    #[error(
+        "{registry} is not trusted: {problem}; `ca` in its hosts.toml names certificates to trust"
+    )]
+    Untrusted {
+        /// The registry's host.
+        registry: String,
+        /// What is wrong with the certificate.
         problem: String,
     },
     /// There is no connection to the registry.
@@ -259,6 +290,8 @@ impl Error {
             Self::NotInRegistry { .. } | Self::NotInStore { .. } => Kind::Missing,
             Self::Unauthorized { .. } => Kind::Unauthorized,
             Self::Registry { .. }
+            | Self::Status { .. }
+            | Self::Untrusted { .. }
             | Self::Unreachable { .. }
             | Self::Stalled { .. }
             | Self::Overdue { .. }
@@ -285,7 +318,32 @@ impl Error {
 
     /// True if the same host may answer the next request.
     pub(crate) fn may_pass(&self) -> bool {
-        matches!(self, Self::Registry { .. } | Self::Unreachable { .. })
+        match self {
+            Self::Registry { .. } | Self::Unreachable { .. } => true,
+            Self::Status {
+                status,
+                retry_after,
+                ..
+            } => {
+                let is_passing = matches!(status, 408 | 425 | 429 | 500..);
+                is_passing && retry_after.unwrap_or_default() <= MAX_PAUSE
+            }
+            // The last is the registry itself.
+            Self::Hosts { tried } => tried.last().is_some_and(Self::may_pass),
+            _ => false,
+        }
+    }
+
+    /// How long to wait before the next request: `usual`, or longer if the registry asks for it.
+    pub(crate) fn pause(&self, usual: Duration) -> Duration {
+        match self {
+            Self::Status {
+                retry_after: Some(pause),
+                ..
+            } => usual.max(*pause),
+            Self::Hosts { tried } => tried.last().map_or(usual, |last| last.pause(usual)),
+            _ => usual,
+        }
     }
 
     /// True if another host may do better: this one is out of reach, stalls, or sends what it should not.

@@ -142,6 +142,9 @@ fn hosts_toml(input: &[u8]) {
             !authority.is_empty() && !authority.contains(odd),
             "{authority:?}"
         );
+        let api = &upstream.api;
+        let is_path = api.is_empty() || api.starts_with('/') && !api.ends_with('/');
+        assert!(is_path && !api.contains(['?', '#']), "{api:?}");
     }
 }
 

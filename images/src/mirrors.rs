@@ -11,18 +11,24 @@
 //! registry's own host get its credentials (containerd sends them to every mirror); plain http is used only if the URL
 //! has it, and for hosts in `plain_http`; a file that others than root can write, or that has an unknown setting,
 //! fails the pulls of its registry and no others.
-//! Not here: requests.
+//! Not here: requests; the settings of a file ([`hosts_file`]); certificates ([`certificates`]).
 
-use std::collections::BTreeMap;
+mod certificates;
+mod hosts_file;
+mod table;
+
 use std::io::{self, Read as _};
 use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::time::Duration;
 
-use serde::Deserialize;
-use toml::Spanned;
+use reqwest::header::{HeaderName, HeaderValue};
 
 use crate::error::Error;
+use crate::proxy::ProxyUrl;
 use crate::regular_file;
+pub(crate) use certificates::ClientIdentity;
+use hosts_file::Found;
 
 /// A larger file is refused. Bytes.
 const MAX_BYTES: u64 = 1 << 20;
@@ -32,9 +38,9 @@ const MAX_BYTES: u64 = 1 << 20;
 pub(crate) struct Upstream {
     /// `host` or `host:port`.
     pub(crate) authority: String,
-    /// The path between the authority and `/v2/`: empty, or `/...`.
-    pub(crate) prefix: String,
-    /// The path between `/v2/` and the repository: empty, or `.../`.
+    /// The path of the API's root, without a slash at its end: `/v2`, or another.
+    pub(crate) api: String,
+    /// The path between the API's root and the repository: empty, or `.../`.
     pub(crate) repository_prefix: String,
     /// Whether to use http instead of https.
     pub(crate) plain_http: bool,
@@ -46,6 +52,14 @@ pub(crate) struct Upstream {
     pub(crate) skip_verify: bool,
     /// More certificates to trust, PEM.
     pub(crate) authorities: Vec<Vec<u8>>,
+    /// The certificate to present.
+    pub(crate) identity: Option<ClientIdentity>,
+    /// Header fields of every request to it, and to no other host.
+    pub(crate) headers: Vec<(HeaderName, HeaderValue)>,
+    /// How long to wait for a connection, if not as for all hosts.
+    pub(crate) dial_timeout: Option<Duration>,
+    /// The proxy of this host, in place of those of the configuration.
+    pub(crate) proxy: Option<ProxyUrl>,
     /// Whether to send it the credentials of the pull.
     pub(crate) gets_credentials: bool,
     /// The operator's file names it, not only somebody's image reference.
@@ -56,7 +70,8 @@ impl Upstream {
     /// The registry of a reference, when no file says anything else.
     fn plain(registry: &str, plain_http: bool) -> Self {
         Self {
-            authority: registry.to_owned(),
+            authority: host_of(registry).to_owned(),
+            api: "/v2".to_owned(),
             plain_http,
             may_resolve: true,
             may_pull: true,
@@ -64,49 +79,21 @@ impl Upstream {
             ..Self::default()
         }
     }
+
+    /// The path before `/v2`; of an API with another root that root and `?`, which no path has.
+    pub(crate) fn prefix(&self) -> String {
+        match self.api.strip_suffix("/v2") {
+            Some(prefix) => prefix.to_owned(),
+            None => format!("{}?", self.api),
+        }
+    }
 }
 
-/// The settings of one host. The same keys at the top of the file are those of `server`.
-#[derive(Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct HostTable {
-    capabilities: Option<Vec<Capability>>,
-    skip_verify: bool,
-    override_path: bool,
-    ca: Authorities,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct HostsFile {
-    server: Option<Spanned<String>>,
-    capabilities: Option<Vec<Capability>>,
-    skip_verify: bool,
-    override_path: bool,
-    ca: Authorities,
-    host: BTreeMap<Spanned<String>, HostTable>,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Capability {
-    Resolve,
-    Pull,
-    /// Accepted and ignored: nothing is pushed from here.
-    Push,
-}
-
-/// Paths of PEM files, relative to the file that names them.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Authorities {
-    One(PathBuf),
-    Many(Vec<PathBuf>),
-}
-
-impl Default for Authorities {
-    fn default() -> Self {
-        Self::Many(Vec::new())
+/// The host on which a registry answers: that of Docker Hub has another name than its images.
+pub(crate) fn host_of(registry: &str) -> &str {
+    match registry {
+        "docker.io" => "registry-1.docker.io",
+        other => other,
     }
 }
 
@@ -124,6 +111,7 @@ pub(crate) fn upstreams(
         None => None,
     };
     match found {
+        Some(found) if found.text.is_empty() => found.certificates_alone(registry, is_plain),
         Some(found) => found.upstreams(registry, is_plain),
         None => Ok(vec![Upstream::plain(registry, is_plain(registry))]),
     }
@@ -133,19 +121,11 @@ pub(crate) fn upstreams(
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn of_text(text: &str, registry: &str) -> Result<Vec<Upstream>, Error> {
     let found = Found {
-        path: PathBuf::from("hosts.toml"),
+        path: std::path::PathBuf::from("hosts.toml"),
         text: text.to_owned(),
         is_default: false,
     };
     found.upstreams(registry, |_| false)
-}
-
-/// A file that is about a registry.
-struct Found {
-    path: PathBuf,
-    text: String,
-    /// It is the file of all registries that have none.
-    is_default: bool,
 }
 
 /// The first directory that exists decides, whether or not a file is in it.
@@ -159,10 +139,7 @@ fn find(dir: &Path, registry: &str) -> Result<Option<Found>, Error> {
             continue;
         }
         let path = dir.join(name).join("hosts.toml");
-        let text = match read(&path)? {
-            Some(text) => text,
-            None => return Ok(None),
-        };
+        let text = read(&path)?.unwrap_or_default();
         let is_default = name == "_default";
         return Ok(Some(Found {
             path,
@@ -171,19 +148,6 @@ fn find(dir: &Path, registry: &str) -> Result<Option<Found>, Error> {
         }));
     }
     Ok(None)
-}
-
-/// The bytes of a file of certificates.
-fn read_certificate(path: &Path) -> Result<Vec<u8>, Error> {
-    let failed = |error| Error::io("read", path, error);
-    let (mut file, facts) = regular_file::open(path).map_err(failed)?;
-    if !facts.is_file() {
-        let problem = "it is not a regular file";
-        return Err(Error::invalid(path.display().to_string(), problem));
-    }
-    let mut bytes = Vec::new();
-    file.read_to_end(&mut bytes).map_err(failed)?;
-    Ok(bytes)
 }
 
 /// The text of a file, if it is there; judged on the open file, as the configuration itself is.
@@ -210,143 +174,6 @@ fn read(path: &Path) -> Result<Option<String>, Error> {
         return Err(Error::invalid(path.display().to_string(), problem));
     }
     Ok(Some(text))
-}
-
-impl Found {
-    fn upstreams(
-        &self,
-        registry: &str,
-        is_plain: impl Fn(&str) -> bool,
-    ) -> Result<Vec<Upstream>, Error> {
-        let file: HostsFile = toml::from_str(&self.text).map_err(|error| {
-            let lines: Vec<_> = error.message().lines().collect();
-            self.wrong(error.span().map_or(0, |span| span.start), lines.join("; "))
-        })?;
-        let mut hosts: Vec<_> = file.host.into_iter().collect();
-        hosts.sort_by_key(|(url, _)| url.span().start);
-        let mut upstreams = Vec::with_capacity(hosts.len() + 1);
-        for (url, table) in hosts {
-            let mut upstream = self.host(&url, table, &is_plain)?;
-            upstream.gets_credentials = upstream.authority == registry;
-            upstreams.push(upstream);
-        }
-        let own = HostTable {
-            capabilities: file.capabilities,
-            skip_verify: file.skip_verify,
-            override_path: file.override_path,
-            ca: file.ca,
-        };
-        let mut server = match &file.server {
-            Some(url) => self.host(url, own, &is_plain)?,
-            None => {
-                let scheme = if is_plain(registry) { "http" } else { "https" };
-                let url = format!("{scheme}://{registry}");
-                self.host(&Spanned::new(0..0, url), own, &is_plain)?
-            }
-        };
-        server.gets_credentials = !self.is_default || server.authority == registry;
-        server.is_configured = !self.is_default || file.server.is_some();
-        upstreams.push(server);
-        Ok(upstreams)
-    }
-
-    fn host(
-        &self,
-        url: &Spanned<String>,
-        table: HostTable,
-        is_plain: impl Fn(&str) -> bool,
-    ) -> Result<Upstream, Error> {
-        let bad = |problem: &str| self.bad_host(url, problem);
-        let (scheme, authority, path) = split(url.get_ref()).ok_or_else(|| {
-            bad("is not the URL of a host: scheme, host, port and path, without user and query")
-        })?;
-        let plain_http = match scheme {
-            Some("http") => true,
-            Some("https") => false,
-            None => is_plain(authority),
-            Some(_) => return Err(bad("is neither http nor https")),
-        };
-        let (prefix, repository_prefix) = place(path, table.override_path).ok_or_else(|| {
-            bad("overrides the path with one that does not begin with /v2, which is not supported")
-        })?;
-        let may = |what| {
-            let listed = table.capabilities.as_ref();
-            listed.is_none_or(|listed| listed.contains(&what))
-        };
-        Ok(Upstream {
-            authority: authority.to_owned(),
-            prefix,
-            repository_prefix,
-            plain_http,
-            may_resolve: may(Capability::Resolve),
-            may_pull: may(Capability::Pull),
-            skip_verify: table.skip_verify,
-            authorities: self.certificates(table.ca)?,
-            gets_credentials: false,
-            is_configured: true,
-        })
-    }
-
-    fn bad_host(&self, url: &Spanned<String>, problem: &str) -> Error {
-        // The text before an @ may be a password.
-        let text = url.get_ref();
-        let shown = text
-            .rsplit_once('@')
-            .map_or(text.as_str(), |(_, host)| host);
-        self.wrong(url.span().start, format!("`{shown}` {problem}"))
-    }
-
-    fn certificates(&self, given: Authorities) -> Result<Vec<Vec<u8>>, Error> {
-        let paths = match given {
-            Authorities::One(path) => vec![path],
-            Authorities::Many(paths) => paths,
-        };
-        let beside = self.path.parent().unwrap_or(Path::new("/"));
-        paths
-            .iter()
-            .map(|path| beside.join(path))
-            .map(|path| read_certificate(&path))
-            .collect()
-    }
-
-    /// What is wrong in this file, and in which line of it.
-    fn wrong(&self, offset: usize, problem: String) -> Error {
-        let before = self.text.as_bytes().iter().take(offset);
-        let line = 1 + before.filter(|byte| **byte == b'\n').count();
-        Error::invalid(format!("{}:{line}", self.path.display()), problem)
-    }
-}
-
-/// Scheme, if there is one, authority and path of a host's URL; nothing for a URL with user or query, or without a host.
-fn split(url: &str) -> Option<(Option<&str>, &str, &str)> {
-    let (scheme, rest) = match url.split_once("://") {
-        Some((scheme, rest)) => (Some(scheme), rest),
-        None => (None, url),
-    };
-    let (authority, path) = match rest.find('/') {
-        Some(at) => rest.split_at(at),
-        None => (rest, ""),
-    };
-    let is_odd = |c: char| c.is_whitespace() || matches!(c, '@' | '?' | '#' | '\\' | '"');
-    let is_host = !authority.is_empty() && !rest.contains(is_odd);
-    is_host.then_some((scheme, authority, path))
-}
-
-/// What a URL's path puts before `/v2/` and after it; `None` if it cannot be had.
-fn place(path: &str, is_override: bool) -> Option<(String, String)> {
-    let path = path.trim_end_matches('/');
-    if !is_override {
-        // As containerd does, a path that ends in /v2 already is taken as it is.
-        let prefix = path.strip_suffix("/v2").unwrap_or(path);
-        return Some((prefix.to_owned(), String::new()));
-    }
-    match path.strip_prefix("/v2")? {
-        "" => Some(Default::default()),
-        inner if inner.starts_with('/') => {
-            Some((String::new(), format!("{}/", inner.trim_matches('/'))))
-        }
-        _ => None,
-    }
 }
 
 #[cfg(test)]

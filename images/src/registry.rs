@@ -8,11 +8,11 @@
 
 use std::collections::BTreeSet;
 use std::future::Future;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::config::ImagesConfig;
 use crate::endpoint::{
-    BlobStream, Credentials, Document, Endpoint, Resume, TransferLimits, is_loopback,
+    BlobStream, Credentials, Document, Endpoint, Resume, Rules, TransferLimits, is_loopback,
 };
 use crate::error::{Error, Kind as ErrorKind};
 use crate::manifest::Blob;
@@ -54,8 +54,14 @@ impl Registry {
             idle: config.pull_idle_timeout,
             min_rate: config.pull_min_bytes_per_s,
         };
+        let proxies = Arc::new(config.proxies.clone());
         let endpoint = |(place, upstream)| {
-            Endpoint::new(reference, upstream, credentials, limits, place < last)
+            let rules = Rules {
+                limits,
+                proxies: &proxies,
+                has_next: place < last,
+            };
+            Endpoint::new(reference, upstream, credentials, rules)
         };
         let endpoints: Result<_, _> = upstreams.into_iter().enumerate().map(endpoint).collect();
         Ok(Self {

@@ -243,7 +243,7 @@ async fn a_registry_that_is_not_there_is_said_to_be_so() {
     assert!(
         error
             .to_string()
-            .contains("nowhere.invalid cannot be reached"),
+            .contains("nowhere.invalid cannot be reached: the name does not resolve"),
         "{error}"
     );
 }

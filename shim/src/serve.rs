@@ -10,10 +10,10 @@ use std::sync::Arc;
 
 use coracle_cgroup::systemd::{Driver, Scopes};
 use coracle_cgroup::{Cgroups, Version};
-use coracle_config::{CgroupDriver, Config, NetworkMode};
+use coracle_config::{self as config, CgroupDriver, Config, NetworkMode};
 use coracle_cri::{self as cri, Node, Socket};
 use coracle_host::{DefaultProfile, Host, Parts};
-use coracle_images::{Images, ImagesConfig};
+use coracle_images::{Images, ImagesConfig, Proxies};
 use coracle_lifecycle::{Pods, Syncer};
 use coracle_metrics::listener::Listener;
 use coracle_network::{Builtin, BuiltinConfig, Cni, CniConfig, Network, Provider};
@@ -212,11 +212,10 @@ async fn host(
     cgroups: Cgroups,
     category_share: Option<u32>,
 ) -> Result<(Host, Images), Box<dyn Error>> {
-    warn_of_proxies();
     crate::check::log_signature_policies(config);
     let helpers = Permits::new(config.helpers.processes, config.helpers.memory_bytes);
     let unpackers = Arc::new(Unpackers(helpers.clone()));
-    let images = Images::open(images_config(config), unpackers).await?;
+    let images = Images::open(images_config(config)?, unpackers).await?;
     let limits = CompileLimits {
         cpu: config.wasm.compile_timeout,
         memory_bytes: config.wasm.compile_memory_bytes,
@@ -303,21 +302,30 @@ fn load_apparmor() {
     }
 }
 
-/// Warns that images are pulled without the proxies in the environment.
-fn warn_of_proxies() {
+/// The proxies for registries. Errors: a URL of a proxy, or an entry of `no_proxy`, that cannot be used.
+fn proxies(config: &config::Images) -> Result<Proxies, coracle_images::Error> {
+    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    match &config.proxy {
+        config::Proxy::Url(url) => return Proxies::new(url, &config.no_proxy),
+        config::Proxy::Environment => {
+            return Proxies::of_environment(variable, &config.no_proxy);
+        }
+        config::Proxy::None => {}
+    }
     for name in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"] {
         for name in [name.to_owned(), name.to_lowercase()] {
-            if std::env::var_os(&name).is_some_and(|value| !value.is_empty()) {
+            if variable(&name).is_some() {
                 tracing::warn!(
                     variable = name,
-                    "images are pulled without the proxy that the environment names; use a mirror in hosts.toml"
+                    "images are pulled without the proxy that the environment names; images.proxy_from_environment uses it"
                 );
             }
         }
     }
+    Ok(Proxies::default())
 }
 
-fn images_config(config: &Config) -> ImagesConfig {
+fn images_config(config: &Config) -> Result<ImagesConfig, coracle_images::Error> {
     let mut images = ImagesConfig::new(&config.root);
     images.plain_http.clone_from(&config.images.plain_http);
     images.pinned.clone_from(&config.images.pinned);
@@ -329,6 +337,7 @@ fn images_config(config: &Config) -> ImagesConfig {
     images.signature_policy.clone_from(policy);
     let namespaces = &config.images.signature_policy_dir;
     images.signature_policy_dir.clone_from(namespaces);
+    images.proxies = proxies(&config.images)?;
     images.pull_timeout = config.images.pull_timeout;
     images.preload_timeout = config.images.preload_timeout;
     images.limits.max_manifest_bytes = config.images.max_manifest_bytes;
@@ -337,5 +346,5 @@ fn images_config(config: &Config) -> ImagesConfig {
     images.limits.max_unpacked_bytes = config.images.max_unpacked_bytes;
     images.limits.max_entries = config.images.max_entries;
     images.limits.max_module_bytes = config.wasm.max_module_bytes;
-    images
+    Ok(images)
 }

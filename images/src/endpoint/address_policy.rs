@@ -1,7 +1,8 @@
 //! Protects against SSRF: the addresses to which a registry may redirect this node.
 //!
 //! Called by: [`super::wire`], which checks every URL before it sends; both of its clients resolve names through
-//! [`Resolver`], so that they connect to the address that was checked.
+//! [`Resolver`], so that they connect to the address that was checked. Where a proxy resolves names, [`super::wire`] lets
+//! only https lead to another host.
 //! Invariants: a realm or a redirect to another host never reaches link-local or metadata addresses, nor loopback
 //! unless the registry is on loopback itself, by any name or notation; the registry's own host may be loopback, but
 //! link-local only if the operator's configuration names it.
@@ -9,11 +10,13 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 
 use reqwest::Url;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 
 use crate::error::Cause;
+use crate::proxy::Proxies;
 
 /// The addresses to which a client may connect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,19 +118,23 @@ fn embedded_v4(address: Ipv6Addr) -> Option<Ipv4Addr> {
     }
 }
 
-/// Resolves names as the node does and returns only addresses that the policy allows.
-pub(super) struct Resolver(pub(super) AddressPolicy);
+/// Resolves names as the node does and returns only addresses that the policy allows; of proxies, all.
+pub(super) struct Resolver {
+    pub policy: AddressPolicy,
+    pub proxies: Arc<Proxies>,
+}
 
 impl Resolve for Resolver {
     fn resolve(&self, name: Name) -> Resolving {
-        let (policy, host) = (self.0, name.as_str().to_owned());
+        let (policy, host) = (self.policy, name.as_str().to_owned());
+        let is_proxy = self.proxies.is_proxy(&host);
         Box::pin(async move {
             let found = tokio::net::lookup_host((host.as_str(), 0)).await?;
             let found: Vec<SocketAddr> = found.collect();
             let is_empty = found.is_empty();
             let allowed: Vec<SocketAddr> = found
                 .into_iter()
-                .filter(|address| policy.allows(address.ip()))
+                .filter(|address| is_proxy || policy.allows(address.ip()))
                 .collect();
             if allowed.is_empty() && !is_empty {
                 return Err(ForbiddenAddress { host }.into());
@@ -212,23 +219,28 @@ mod tests {
 
     #[tokio::test]
     async fn a_name_is_checked_by_the_addresses_it_resolves_to() {
-        let name = || "localhost".parse::<Name>().unwrap();
-        let refused = Resolver(STRICT).resolve(name()).await.err().unwrap();
-        assert!(
-            refused.downcast_ref::<ForbiddenAddress>().is_some(),
-            "{refused}"
-        );
         let loopback = AddressPolicy {
             loopback: true,
             ..STRICT
         };
-        assert!(
-            Resolver(loopback)
-                .resolve(name())
-                .await
-                .unwrap()
-                .next()
-                .is_some()
-        );
+        let proxy = || Proxies::new("http://localhost:3128", &[]).unwrap();
+        for (policy, proxies, is_allowed) in [
+            (STRICT, Proxies::default(), false),
+            (loopback, Proxies::default(), true),
+            // The operator has named it.
+            (STRICT, proxy(), true),
+        ] {
+            let resolver = Resolver {
+                policy,
+                proxies: Arc::new(proxies),
+            };
+            match resolver.resolve("localhost".parse().unwrap()).await {
+                Ok(mut found) => assert!(is_allowed && found.next().is_some()),
+                Err(refused) => {
+                    assert!(!is_allowed, "{refused}");
+                    assert!(refused.downcast_ref::<ForbiddenAddress>().is_some());
+                }
+            }
+        }
     }
 }

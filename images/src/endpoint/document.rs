@@ -8,7 +8,8 @@ use bytes::{Bytes, BytesMut};
 use reqwest::header::CONTENT_TYPE;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use super::wire::{Answer, Bound, Wire, read_until};
+use super::body::{Bound, read_until};
+use super::wire::{Answer, Wire};
 use crate::error::Error;
 
 /// A larger document waits for a permit. Bytes; nearly all are far smaller.

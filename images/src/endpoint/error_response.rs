@@ -4,8 +4,9 @@
 //! the distribution specification. Not here: whether to repeat the request.
 
 use oci_client::errors::{OciEnvelope, OciErrorCode};
-use reqwest::StatusCode;
+use reqwest::Response;
 
+use super::retry_after::retry_after;
 use crate::error::Error;
 
 /// One request, for messages.
@@ -33,10 +34,10 @@ impl RequestInfo<'_> {
     }
 }
 
-/// The error for a response of this status; `body` may hold the error codes of the distribution specification.
+/// The error for a response that is none of success; `body` may hold the error codes of the distribution specification.
 pub(super) fn error_for_status(
     request_info: &RequestInfo<'_>,
-    status: StatusCode,
+    response: &Response,
     body: &[u8],
 ) -> Error {
     let (registry, what) = (
@@ -46,21 +47,22 @@ pub(super) fn error_for_status(
     let envelope: Option<OciEnvelope> = serde_json::from_slice(body).ok();
     let code = envelope.and_then(|envelope| envelope.errors.into_iter().next());
     let code = code.map(|error| error.code);
-    match (status.as_u16(), code) {
+    match (response.status().as_u16(), code) {
         (401 | 403, _) | (_, Some(OciErrorCode::Unauthorized | OciErrorCode::Denied)) => {
             request_info.unauthorized()
         }
         (404, _) => Error::NotInRegistry { registry, what },
         (_, Some(code)) if is_absence(&code) => Error::NotInRegistry { registry, what },
-        (status, Some(code)) => Error::Registry {
+        (407, _) => Error::Unreachable {
             registry,
-            what,
-            problem: format!("it answers {status} ({code:?})"),
+            problem: "the proxy requires another user and password (407)".to_owned(),
         },
-        (status, None) => Error::Registry {
+        (status, code) => Error::Status {
             registry,
             what,
-            problem: format!("it answers {status}"),
+            status,
+            code: code.map(|code| format!("{code:?}")),
+            retry_after: retry_after(response.headers()),
         },
     }
 }
@@ -75,13 +77,4 @@ fn is_absence(code: &OciErrorCode) -> bool {
             | OciErrorCode::BlobUnknown
             | OciErrorCode::NotFound
     )
-}
-
-/// The innermost cause in one line: `Connection refused (os error 111)` says more than `error sending request`.
-pub(super) fn deepest(error: &dyn std::error::Error) -> String {
-    let mut cause = error;
-    while let Some(next) = cause.source() {
-        cause = next;
-    }
-    cause.to_string()
 }

@@ -5,8 +5,8 @@
 
 use reqwest::Method;
 
+use super::body::Bound;
 use super::document::{self, Document};
-use super::wire::Bound;
 use super::{Call, Endpoint};
 use crate::error::Error;
 use crate::manifest::OCI_INDEX;

@@ -12,7 +12,7 @@ use reqwest::Response;
 use reqwest::header::CONTENT_RANGE;
 use tokio::time::timeout;
 
-use super::error_response::deepest;
+use super::failure::deepest;
 use super::throughput::{Throughput, TooSlow, TransferLimits};
 use crate::error::Error;
 

@@ -9,8 +9,9 @@ use reqwest::header::WWW_AUTHENTICATE;
 use reqwest::{Method, Url};
 use serde::Deserialize;
 
+use super::body::{Bound, read_bounded};
 use super::error_response::{RequestInfo, error_for_status};
-use super::wire::{Auth, Bound, Extra, Request, Wire, read_bounded};
+use super::wire::{Auth, Extra, Request, Wire};
 use crate::error::Error;
 
 /// Largest token response. Bytes.
@@ -42,7 +43,7 @@ pub(super) async fn fetch(
     let answer = wire
         .send(Request {
             method: Method::GET,
-            url: wire.url("/v2/", what)?,
+            url: wire.url("/", what)?,
             auth: &Auth::None,
             accept: &[],
             extra: Extra::None,
@@ -86,12 +87,11 @@ async fn request(
             what,
         })
         .await?;
-    let status = answer.response.status();
-    if status.is_server_error() || status.as_u16() == 429 {
-        return Err(error_for_status(request_info, status, b""));
-    }
-    if !status.is_success() {
-        return Err(request_info.unauthorized());
+    match answer.response.status().as_u16() {
+        200..=299 => {}
+        // 400 is what OAuth answers to a token that is none.
+        400 | 404 => return Err(request_info.unauthorized()),
+        _ => return Err(error_for_status(request_info, &answer.response, b"")),
     }
     let bound = Bound {
         what,

@@ -3,30 +3,26 @@
 //! Called by: [`super::Endpoint`] and [`super::token`], for all their requests.
 //! Invariants: [`super::address_policy`] checks every redirect before it is followed, at most [`MAX_REDIRECTS`] are;
 //! credentials go only to the origin for which they are meant and are dropped at the first redirect to another; http
-//! is used only if the registry is configured for http; no body is read beyond its limit. Proxies of the environment
-//! are not used.
-//! Not here: which requests are sent, what a response means.
+//! is used only if the registry is configured for http; what a proxy resolves cannot evade the policy; header fields and the
+//! client certificate of the operator go to the host itself alone.
+//! Not here: which requests are sent, what a response means, connections ([`super::client`]), bodies ([`super::body`]).
 
-use std::error::Error as _;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
-use reqwest::header::{ACCEPT, CONTENT_TYPE, LOCATION, RANGE};
-use reqwest::redirect::Policy;
-use reqwest::{Certificate, Client, Method, Response, Url};
+use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, LOCATION, RANGE};
+use reqwest::{Client, Method, RequestBuilder, Response, Url};
 
-use super::address_policy::{AddressPolicy, ForbiddenAddress, Resolver};
-use super::error_response::deepest;
-use super::{CONNECT_TIMEOUT, is_loopback};
+use super::address_policy::AddressPolicy;
+use super::client::{Connections, client, connect_timeout};
+use super::failure::{Failure, setup_failed};
+use super::is_loopback;
 use crate::error::Error;
 use crate::mirrors::Upstream;
+use crate::proxy::Proxies;
 
 /// Redirects followed by one request.
 const MAX_REDIRECTS: usize = 5;
-/// Header fields of one answer; their bytes are bounded by the connection's own buffer (some 400 KiB).
-const MAX_HEADERS: usize = 100;
-
 /// The authorization of a request.
 #[derive(Clone, Default)]
 pub(super) enum Auth {
@@ -69,9 +65,10 @@ pub(super) struct Answer {
 /// The HTTP clients for one host and for the hosts to which it redirects.
 pub(super) struct Wire {
     upstream: Upstream,
-    /// The host's name, for messages.
+    /// The host's name, for messages, with its proxy.
     name: String,
     idle: Duration,
+    proxies: Arc<Proxies>,
     own: Client,
     own_policy: AddressPolicy,
     /// For all other origins; created when first needed.
@@ -79,29 +76,50 @@ pub(super) struct Wire {
 }
 
 impl Wire {
-    /// Nothing is sent yet. Errors: the certificates of the configuration cannot be used.
-    pub(super) fn new(upstream: &Upstream, name: &str, idle: Duration) -> Result<Self, Error> {
+    /// Nothing is sent yet. `name` is the host's, for messages. Errors: the certificates of the configuration cannot be used.
+    pub(super) fn new(
+        upstream: &Upstream,
+        name: &str,
+        idle: Duration,
+        proxies: Arc<Proxies>,
+    ) -> Result<Self, Error> {
         let own_policy = AddressPolicy {
             loopback: true,
             link_local: upstream.is_configured,
         };
-        let own = client(upstream, own_policy, upstream.skip_verify, idle);
-        let own = own.map_err(|error| setup_failed(name, &error))?;
-        Ok(Self {
+        let connections = Connections {
+            upstream,
+            policy: own_policy,
+            is_own: true,
+            proxies: &proxies,
+            idle,
+        };
+        let own = client(connections).map_err(|error| setup_failed(name, &error))?;
+        let mut wire = Self {
             upstream: upstream.clone(),
             name: name.to_owned(),
             idle,
+            proxies,
             own,
             own_policy,
             other: OnceLock::new(),
-        })
+        };
+        if let Some(proxy) = wire.proxies.of(&wire.url("/", name)?) {
+            wire.name = format!("{name} (through the proxy {proxy})");
+        }
+        Ok(wire)
     }
 
-    /// A URL of the host itself; `path` begins with a slash.
+    /// The host's name, for messages, with its proxy.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// A URL of the host's API; `path` begins with a slash.
     pub(super) fn url(&self, path: &str, what: &str) -> Result<Url, Error> {
         let up = &self.upstream;
         let scheme = if up.plain_http { "http" } else { "https" };
-        let text = format!("{scheme}://{}{}{path}", up.authority, up.prefix);
+        let text = format!("{scheme}://{}{}{path}", up.authority, up.api);
         Url::parse(&text).map_err(|error| Error::invalid(what, format!("URL {text:?}: {error}")))
     }
 
@@ -143,7 +161,13 @@ impl Wire {
         policy
             .check(url)
             .map_err(|error| self.refused(what, error.to_string()))?;
+        if !is_own {
+            self.check_proxy(url, what)?;
+        }
         let mut call = client.request(request.method.clone(), url.clone());
+        if is_own {
+            call = self.configured(call, auth);
+        }
         if !request.accept.is_empty() {
             call = call.header(ACCEPT, request.accept.join(", "));
         }
@@ -159,9 +183,41 @@ impl Wire {
                 .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
                 .body(form.clone()),
         };
-        call.send()
-            .await
-            .map_err(|error| self.failure(&error, url, is_own, what))
+        let failed = |error| self.failure(&error, url, is_own, what);
+        call.send().await.map_err(failed)
+    }
+
+    /// Adds the header fields that the operator has set for this host, but for those that the request itself has.
+    fn configured(&self, mut call: RequestBuilder, auth: &Auth) -> RequestBuilder {
+        let is_authorized = matches!(auth, Auth::Basic(..) | Auth::Bearer(_));
+        for (name, value) in &self.upstream.headers {
+            let is_of_request = [ACCEPT, CONTENT_TYPE, RANGE].contains(name)
+                || is_authorized && *name == AUTHORIZATION;
+            if !is_of_request {
+                call = call.header(name, value);
+            }
+        }
+        call
+    }
+
+    /// Checks what a proxy would hide from the [`AddressPolicy`]: it resolves the names of other hosts itself. By https only
+    /// the host that a certificate shows to have the name gets a request, wherever the name leads; by http whoever is
+    /// there does. The proxy itself is no place to lead to either: its name may have any address.
+    fn check_proxy(&self, url: &Url, what: &str) -> Result<(), Error> {
+        let host = url.host_str().unwrap_or_default();
+        if self.proxies.is_proxy(host) {
+            return Err(self.refused(what, format!("it leads to {host}, which is the proxy")));
+        }
+        match self.proxies.of(url) {
+            Some(proxy) if url.scheme() != "https" => Err(self.refused(
+                what,
+                format!(
+                    "it leads to {host} by plain http, which is not requested through the proxy {proxy}; \
+                     images.no_proxy lists what this node can reach itself"
+                ),
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// The target of a redirect; `None` if the response is none.
@@ -209,7 +265,13 @@ impl Wire {
         if let Some(client) = self.other.get() {
             return Ok((client, policy));
         }
-        let made = client(&self.upstream, policy, false, self.idle);
+        let made = client(Connections {
+            upstream: &self.upstream,
+            policy,
+            is_own: false,
+            proxies: &self.proxies,
+            idle: self.idle,
+        });
         let made = made.map_err(|error| setup_failed(&self.name, &error))?;
         Ok((self.other.get_or_init(|| made), policy))
     }
@@ -221,141 +283,21 @@ impl Wire {
 
     /// The error for a request without a response. It has no details about another host.
     fn failure(&self, error: &reqwest::Error, url: &Url, is_own: bool, what: &str) -> Error {
-        if let Some(forbidden) = forbidden(error) {
-            return self.refused(what, forbidden.to_string());
+        let failure = Failure::of(error);
+        if let Failure::Forbidden(problem) = failure {
+            return self.refused(what, problem);
         }
-        let registry = self.name.clone();
-        if !is_own {
-            let host = url.host_str().unwrap_or("another host");
-            return Error::Registry {
-                registry,
-                what: what.to_owned(),
-                problem: format!("{host}, where it leads, does not answer"),
-            };
+        if is_own {
+            let waited = connect_timeout(&self.upstream, self.idle);
+            return failure.into_error(&self.name, what, waited);
         }
-        if error.is_connect() {
-            return Error::Unreachable {
-                registry,
-                problem: deepest(error),
-            };
-        }
+        let host = url.host_str().unwrap_or("another host");
+        let by = self.proxies.of(url);
+        let by = by.map_or_else(String::new, |proxy| format!(" through the proxy {proxy}"));
         Error::Registry {
-            registry,
+            registry: self.name.clone(),
             what: what.to_owned(),
-            problem: deepest(error),
+            problem: format!("{host}, where it leads, does not answer{by}"),
         }
-    }
-}
-
-/// Reads a whole body. Errors: [`Error::Limit`] as soon as it exceeds its limit, [`Error::Registry`].
-pub(super) async fn read_bounded(
-    wire: &Wire,
-    answer: &mut Answer,
-    bound: Bound<'_>,
-) -> Result<Bytes, Error> {
-    let mut body = BytesMut::new();
-    bound.check(answer)?;
-    match read_until(wire, answer, bound, &mut body, bound.allowed).await? {
-        true => Ok(body.freeze()),
-        false => Err(bound.exceeded()),
-    }
-}
-
-/// The limit of a body.
-#[derive(Clone, Copy)]
-pub(super) struct Bound<'a> {
-    /// The object, for messages.
-    pub what: &'a str,
-    /// The limit's name.
-    pub limit: &'static str,
-    /// Bytes.
-    pub allowed: u64,
-}
-
-impl Bound<'_> {
-    pub(super) fn exceeded(self) -> Error {
-        Error::Limit {
-            what: self.what.to_owned(),
-            limit: self.limit,
-            allowed: self.allowed,
-        }
-    }
-
-    /// Errors: the Content-Length exceeds the limit.
-    pub(super) fn check(self, answer: &Answer) -> Result<(), Error> {
-        match answer.response.content_length() {
-            Some(promised) if promised > self.allowed => Err(self.exceeded()),
-            _ => Ok(()),
-        }
-    }
-}
-
-/// Reads until the end of the body (true), or until there are more than `until` bytes (false).
-pub(super) async fn read_until(
-    wire: &Wire,
-    answer: &mut Answer,
-    bound: Bound<'_>,
-    body: &mut BytesMut,
-    until: u64,
-) -> Result<bool, Error> {
-    while let Some(chunk) = answer
-        .response
-        .chunk()
-        .await
-        .map_err(|error| Error::Registry {
-            registry: wire.name.clone(),
-            what: bound.what.to_owned(),
-            problem: format!("it broke off: {}", deepest(&error)),
-        })?
-    {
-        body.extend_from_slice(&chunk);
-        if body.len() as u64 > until {
-            return Ok(false);
-        }
-    }
-    Ok(true)
-}
-
-fn forbidden(error: &reqwest::Error) -> Option<&ForbiddenAddress> {
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        if let Some(found) = inner.downcast_ref::<ForbiddenAddress>() {
-            return Some(found);
-        }
-        cause = inner.source();
-    }
-    None
-}
-
-fn client(
-    upstream: &Upstream,
-    policy: AddressPolicy,
-    skip_verify: bool,
-    idle: Duration,
-) -> Result<Client, reqwest::Error> {
-    let authorities = upstream
-        .authorities
-        .iter()
-        .map(|pem| Certificate::from_pem(pem));
-    Client::builder()
-        .no_proxy()
-        .redirect(Policy::none())
-        .referer(false)
-        .dns_resolver(Resolver(policy))
-        .http1_only()
-        .http1_max_headers(MAX_HEADERS)
-        .danger_accept_invalid_certs(skip_verify)
-        .tls_certs_merge(authorities.collect::<Result<Vec<_>, _>>()?)
-        .connect_timeout(CONNECT_TIMEOUT.min(idle))
-        .read_timeout(idle)
-        .user_agent(concat!("coracle/", env!("CARGO_PKG_VERSION")))
-        .build()
-}
-
-fn setup_failed(name: &str, error: &reqwest::Error) -> Error {
-    Error::Registry {
-        registry: name.to_owned(),
-        what: "anything".to_owned(),
-        problem: format!("the http client cannot be set up: {}", deepest(error)),
     }
 }

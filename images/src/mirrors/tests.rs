@@ -1,5 +1,6 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
 
 use super::*;
 
@@ -31,7 +32,7 @@ impl Dir {
         let show = |up: Upstream| {
             let scheme = if up.plain_http { "http" } else { "https" };
             let mark = if up.gets_credentials { "!" } else { "" };
-            format!("{scheme}://{}{}{mark}", up.authority, up.prefix)
+            format!("{scheme}://{}{}{mark}", up.authority, up.prefix())
         };
         self.find(registry).unwrap().into_iter().map(show).collect()
     }
@@ -118,20 +119,21 @@ fn settings_belong_to_their_table() {
          [host.\"http://m\"]\ncapabilities = [\"resolve\", \"push\"]\nca = \"own.pem\"\n\
          [host.\"http://o/v2/cache/\"]\noverride_path = true\n[host.\"http://p/v2\"]\n",
     );
-    fs::write(dir.0.join("r.io/own.pem"), "PEM").unwrap();
+    let pem = "-----BEGIN CERTIFICATE-----\n";
+    fs::write(dir.0.join("r.io/own.pem"), pem).unwrap();
     let up = dir.find("r.io").unwrap();
     assert_eq!(
         (up[0].may_resolve, up[0].may_pull, up[0].skip_verify),
         (true, false, false)
     );
-    assert_eq!(up[0].authorities, [b"PEM".to_vec()]);
+    assert_eq!(up[0].authorities, [pem.as_bytes()]);
     assert_eq!(
-        (up[1].prefix.as_str(), up[1].repository_prefix.as_str()),
-        ("", "cache/")
+        (up[1].api.as_str(), up[1].repository_prefix.as_str()),
+        ("/v2", "cache/")
     );
     assert_eq!(
-        (up[2].prefix.as_str(), up[2].repository_prefix.as_str()),
-        ("", "")
+        (up[2].api.as_str(), up[2].repository_prefix.as_str()),
+        ("/v2", "")
     );
     assert_eq!(
         (up[3].may_resolve, up[3].may_pull, up[3].skip_verify),
@@ -149,9 +151,24 @@ fn what_is_wrong_is_named_with_its_line() {
             "unknown field `capabilites`",
         ),
         (
-            "[host.\"http://m\"]\nclient = \"c.pem\"\n",
+            "[host.\"http://m\"]\nserver = \"http://x\"\n",
             2,
-            "unknown field `client`",
+            "a host has no `server` or `host` of its own",
+        ),
+        (
+            "[host.\"http://m\"]\nproxy = \"socks5://user:secret@p\"\n",
+            2,
+            "the proxy has the scheme",
+        ),
+        (
+            "[host.\"http://m\".header]\n\nhost = \"x\"\n",
+            3,
+            "`host` is a header field that the request itself decides",
+        ),
+        (
+            "[header]\nx = \"secret\\n\"\n",
+            2,
+            "`x` has a value that no header field has",
         ),
         (
             "\n\n[host.\"ftp://m\"]\n",
@@ -165,14 +182,9 @@ fn what_is_wrong_is_named_with_its_line() {
         ),
         ("[host.\"http:///v2\"]\n", 1, "is not the URL of a host"),
         (
-            "[host.\"http://m/x\"]\noverride_path = true\n",
-            1,
-            "does not begin with /v2",
-        ),
-        (
             "[host.\"http://m\"]\ncapabilities = [\"fly\"]\n",
             2,
-            "unknown variant `fly`",
+            "unknown capability `fly`",
         ),
     ] {
         let dir = Dir::new("wrong").with("r.io", text);
@@ -203,4 +215,17 @@ fn a_file_that_others_can_write_is_not_read() {
     );
     fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
     assert_eq!(dir.order("r.io").len(), 2);
+}
+
+#[test]
+fn docker_hub_is_reached_where_it_answers_and_gets_its_credentials_there() {
+    let hub = ["https://registry-1.docker.io!"];
+    let dir = Dir::new("hub");
+    assert_eq!(dir.order("docker.io"), hub);
+    // As containerd's own example has it.
+    let dir = dir.with(
+        "docker.io",
+        "server = \"https://docker.io\"\n[host.\"https://registry-1.docker.io\"]\n",
+    );
+    assert_eq!(dir.order("docker.io"), [hub[0], hub[0]]);
 }

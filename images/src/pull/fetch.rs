@@ -115,6 +115,7 @@ impl Pull {
     async fn fetch_from(&self, registry: &Registry, want: &Want) -> Result<(), Error> {
         let blob = &want.blob;
         let (mut attempt, mut partial, mut most) = (1, None::<Partial>, 0);
+        let mut has_new_token = false;
         loop {
             let is_resumed = partial.is_some();
             let Some(fetched) = self.fetch_once(registry, want, &mut partial).await else {
@@ -125,7 +126,7 @@ impl Pull {
                 .as_ref()
                 .map_or(0, |partial| partial.writer.written());
             if received >= most + PROGRESS_BYTES {
-                (attempt, most) = (1, received);
+                (attempt, most, has_new_token) = (1, received, false);
             }
             match fetched {
                 Err(error) if error.may_pass() && attempt < ATTEMPTS => {
@@ -135,7 +136,7 @@ impl Pull {
                         // It may be the resuming that fails.
                         partial = None;
                     }
-                    tokio::time::sleep(BACKOFF * attempt).await;
+                    tokio::time::sleep(error.pause(BACKOFF * attempt)).await;
                 }
                 // The parts do not fit together: from the beginning.
                 Err(error)
@@ -144,9 +145,9 @@ impl Pull {
                     attempt += 1;
                 }
                 // A token may have expired during a long pull: once more with a new one.
-                Err(error) if attempt == 1 && error.kind() == ErrorKind::Unauthorized => {
+                Err(error) if !has_new_token && error.kind() == ErrorKind::Unauthorized => {
                     registry.drop_tokens().await;
-                    attempt += 1;
+                    has_new_token = true;
                 }
                 done => return done,
             }

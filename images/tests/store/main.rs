@@ -6,10 +6,13 @@ mod support;
 
 mod artifacts;
 mod failure;
+mod hosts_toml;
 mod import;
 mod kinds;
+mod messages;
 mod platforms;
 mod preload;
+mod proxy;
 mod pulls;
 mod removal;
 mod resume;

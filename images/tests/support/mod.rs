@@ -7,10 +7,12 @@
 )]
 
 pub mod archive;
+pub mod http_proxy;
 mod image;
 mod registry;
 mod scripted;
 pub mod signer;
+pub mod tls;
 mod unpacker;
 
 use std::path::PathBuf;

@@ -30,11 +30,23 @@ pub enum Reply {
     Drips(Vec<u8>, Duration),
     /// This status and these headers, then bytes without end and without a word on how many.
     Endless(u16, Vec<(&'static str, String)>),
+    /// One after the other, the last for ever.
+    Turns(Arc<AtomicUsize>, Vec<Reply>),
 }
 
 impl Reply {
     pub fn ok(body: &[u8]) -> Self {
         Self::Full(200, vec![], body.to_vec())
+    }
+
+    /// A status, with a header field.
+    pub fn status(status: u16, name: &'static str, value: &str) -> Self {
+        Self::Full(status, vec![(name, value.to_owned())], b"{}".to_vec())
+    }
+
+    /// One after the other, the last for ever. Never empty.
+    pub fn turns(replies: Vec<Self>) -> Self {
+        Self::Turns(Arc::default(), replies)
     }
 
     pub fn manifest(body: &Value) -> Self {
@@ -99,6 +111,13 @@ impl ScriptedRegistry {
         }
     }
 
+    /// Answers at the whole path `to` as below `/v2` at `from`.
+    pub fn alias_path(&self, from: &str, to: &str) {
+        let mut replies = self.replies.lock().unwrap();
+        let reply = replies[&format!("/v2{from}")].clone();
+        replies.insert(to.to_owned(), reply);
+    }
+
     /// Forgets the requests so far.
     pub fn forget(&self) {
         self.requests.lock().unwrap().clear();
@@ -147,6 +166,12 @@ impl ScriptedRegistry {
             );
         }
         digest
+    }
+
+    /// How often a path that contains this was requested.
+    pub fn requests(&self, part: &str) -> usize {
+        let requests = self.requests.lock().unwrap();
+        requests.iter().filter(|line| line.contains(part)).count()
     }
 
     /// How often a `GET` of a path that ends so was sent.
@@ -204,6 +229,7 @@ async fn serve(
         }
         Reply::Drips(body, pause) => drip(stream, &body, pause).await,
         Reply::Endless(status, headers) => endless(stream, status, &headers, &sent_endless).await,
+        Reply::Turns(..) => unreachable!("a turn is taken when the reply is looked up"),
     }
 }
 
@@ -211,6 +237,11 @@ async fn read_head(stream: &mut TcpStream) -> Option<String> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.push(stream.read_u8().await.ok()?);
+        if head == [22] {
+            // A client that speaks TLS.
+            let _ = stream.write_all(b"HTTP/1.1 400 X\r\n\r\n").await;
+            return None;
+        }
     }
     let mut text = String::from_utf8_lossy(&head).into_owned();
     let mut body = vec![0; field(&text, "content-length: ").unwrap_or(0)];
@@ -247,10 +278,16 @@ async fn breaks(stream: &mut TcpStream, head: &str, body: &[u8], most: usize) {
 }
 
 fn find_reply(replies: &HashMap<String, Reply>, method: &str, path: &str) -> Reply {
+    let bare = path.split('?').next().unwrap_or_default();
     let found = replies
         .get(&format!("{method} {path}"))
-        .or(replies.get(path));
+        .or(replies.get(path))
+        .or(replies.get(bare));
     match found {
+        Some(Reply::Turns(taken, turns)) => {
+            let turn = taken.fetch_add(1, Ordering::Relaxed);
+            turns[turn.min(turns.len() - 1)].clone()
+        }
         Some(reply) => reply.clone(),
         None if path == "/v2/" => Reply::ok(b"{}"),
         None => Reply::Full(404, vec![], b"{}".to_vec()),

@@ -8,12 +8,12 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::file::{CgroupFile, ConfigFile, Ipv6, NetworkFile, SandboxFile, WasmFile};
+use super::file::{CgroupFile, ConfigFile, Ipv6, NetworkFile, SandboxFile};
 use super::subnet::Subnet;
 use super::values::{Invalid, invalid, plain_absolute, within};
 use super::{
-    Cgroup, Config, Log, Network, Sandbox, Wasm, exec, handlers, helpers, images, metrics,
-    streaming,
+    Cgroup, Config, Log, Network, Sandbox, exec, handlers, helpers, images, metrics, streaming,
+    wasm,
 };
 
 /// The number of pods whose id ranges must fit after `id_base`: a full node and as many again.
@@ -51,7 +51,7 @@ pub(super) fn check(file: &ConfigFile) -> Result<Config, Invalid> {
         network,
         images: images::check(&file.images)?,
         sandbox: sandbox(&file.sandbox)?,
-        wasm: wasm(&file.wasm)?,
+        wasm: wasm::check(&file.wasm)?,
         helpers: helpers::check(&file.helpers)?,
         exec: exec::check(&file.exec)?,
         streaming: streaming::check(&file.streaming)?,
@@ -243,22 +243,6 @@ fn sandbox(file: &SandboxFile) -> Result<Sandbox, Invalid> {
             "sandbox.all_requests_bytes",
             file.all_requests_bytes,
             MIB..=TIB,
-        )?,
-    })
-}
-
-fn wasm(file: &WasmFile) -> Result<Wasm, Invalid> {
-    Ok(Wasm {
-        compile_timeout: seconds("wasm.compile_timeout_s", file.compile_timeout_s)?,
-        compile_memory_bytes: within(
-            "wasm.compile_memory_bytes",
-            file.compile_memory_bytes,
-            64 * MIB..=TIB,
-        )?,
-        max_module_bytes: within(
-            "wasm.max_module_bytes",
-            file.max_module_bytes,
-            KIB..=4 * KIB * MIB,
         )?,
     })
 }

@@ -238,6 +238,12 @@ pub struct ImagesFile {
     pub signature_policy: PathBuf,
     /// Directory of `NAMESPACE.json` files, which count instead for pods of these namespaces; empty for none.
     pub signature_policy_dir: PathBuf,
+    /// The proxy for registries, a URL; empty for none.
+    pub proxy: String,
+    /// What is reached without a proxy: names, `.suffix`, addresses, networks, `host:port`, or `*`.
+    pub no_proxy: Vec<String>,
+    /// Whether the proxies that the daemon's environment names are used.
+    pub proxy_from_environment: bool,
     /// Directory of archives of images that are imported when the daemon starts; may be absent.
     pub preload_dir: PathBuf,
     /// An archive of that directory that is not imported after this long is given up. Seconds.
@@ -270,6 +276,9 @@ impl Default for ImagesFile {
             auth_file: PathBuf::new(),
             signature_policy: PathBuf::new(),
             signature_policy_dir: PathBuf::new(),
+            proxy: String::new(),
+            no_proxy: Vec::new(),
+            proxy_from_environment: false,
             preload_dir: PathBuf::from(PRELOAD_DIR),
             preload_timeout_s: 600,
             pinned: Vec::new(),

@@ -25,6 +25,7 @@ mod settings;
 mod streaming;
 mod subnet;
 mod values;
+mod wasm;
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -38,10 +39,12 @@ pub use exec::Exec;
 pub use file::{CgroupDriver, Ipv6, LogFormat, LogLevel, NetworkMode};
 pub use handlers::{Handlers, Spawn};
 pub use helpers::Helpers;
+pub use images::Proxy;
 pub use metrics::Metrics;
 pub use settings::SettingsByKey;
 pub use streaming::Streaming;
 pub use subnet::{Family, Subnet};
+pub use wasm::Wasm;
 
 use file::{ConfigFile, SOCKET_NAME};
 use keys::Document;
@@ -146,6 +149,10 @@ pub struct Images {
     pub signature_policy: Option<PathBuf>,
     /// Directory of policies for pods of single namespaces. Absolute; may be absent.
     pub signature_policy_dir: Option<PathBuf>,
+    /// Where the proxies for registries come from.
+    pub proxy: Proxy,
+    /// What is reached without a proxy: names, `.suffix`, addresses, networks, `host:port`, or `*`.
+    pub no_proxy: Vec<String>,
     /// Directory of archives of images that are imported when the daemon starts. Absolute; may be absent.
     pub preload_dir: PathBuf,
     /// An archive of that directory that is not imported after this long is given up.
@@ -186,17 +193,6 @@ pub struct Sandbox {
     pub all_requests_bytes: u64,
 }
 
-/// Limits of the module compiler.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Wasm {
-    /// A compilation that takes more CPU time is killed.
-    pub compile_timeout: Duration,
-    /// A compilation that needs more memory is killed.
-    pub compile_memory_bytes: u64,
-    /// Largest module or component that is compiled.
-    pub max_module_bytes: u64,
-}
-
 impl Default for Config {
     fn default() -> Self {
         check::check(&ConfigFile::default()).expect("a test checks the defaults")
@@ -221,9 +217,10 @@ pub fn load(path: Option<&Path>, overrides: &Overrides) -> Result<Config, Error>
     resolve(path, overrides).map(|(_, config)| config)
 }
 
-/// The configuration in force, as TOML without comments.
+/// The configuration in force, as TOML without comments, and without passwords.
 pub fn show(path: Option<&Path>, overrides: &Overrides) -> Result<String, Error> {
-    let (file, _) = resolve(path, overrides)?;
+    let (mut file, _) = resolve(path, overrides)?;
+    file.images.proxy = images::without_password(&file.images.proxy);
     Ok(toml::to_string(&file)
         .expect("the file's types are TOML's own: tables, strings and numbers"))
 }
