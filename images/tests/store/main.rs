@@ -5,6 +5,7 @@
 mod support;
 
 mod artifacts;
+mod export;
 mod failure;
 mod import;
 mod kinds;
@@ -14,6 +15,7 @@ mod pulls;
 mod removal;
 mod resume;
 mod signatures;
+mod transfers;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
