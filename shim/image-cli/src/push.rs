@@ -29,7 +29,7 @@ const MAX_DEPTH: u32 = 4;
 /// Arguments of `push`.
 #[derive(Debug, Args)]
 pub struct PushArgs {
-    /// An image of the daemon, by name or id, or an OCI layout: a directory or a tar, by a path that begins with / or .
+    /// An image of the daemon, by name or id, or an OCI layout: a directory or a tar, by a path that begins with . or /
     pub source: String,
     /// The name to push it by: REGISTRY/REPOSITORY:TAG; that of the image unless given
     #[arg(value_name = "REF")]
