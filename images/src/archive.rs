@@ -23,9 +23,9 @@ use crate::manifest::{self, Document, Entry, PlatformPreference};
 use crate::reference::{Digest, ImageRef, Target};
 
 /// The annotation that containerd and BuildKit write the whole name of an image into.
-const FULL_NAME: &str = "io.containerd.image.name";
+pub(crate) const FULL_NAME: &str = "io.containerd.image.name";
 /// The annotation of the image specification: a tag alone, or a whole name.
-const REF_NAME: &str = "org.opencontainers.image.ref.name";
+pub(crate) const REF_NAME: &str = "org.opencontainers.image.ref.name";
 
 /// Most names of all images of an archive.
 const MAX_NAMES: u64 = 256;

@@ -39,6 +39,12 @@ struct Entry {
     registrytoken: String,
 }
 
+/// The credentials of the file at `path` for the image `name`, for whoever is not a pull; `None` if it has none, or is not there.
+/// Blocking. Errors: the name is none; others than its owner may read or write the file, or it is not as `docker login` writes it.
+pub fn credentials_in(path: &Path, name: &str) -> Result<Option<Credentials>, Error> {
+    credentials(path, &name.parse()?)
+}
+
 /// The credentials of the file at `path` for `reference`; `None` if it has none, or is not there. Blocking.
 ///
 /// Errors: others than root may read or write it, or it is not as `docker login` writes it.
@@ -132,7 +138,7 @@ fn read(path: &Path) -> Result<Option<String>, Error> {
     };
     let mode = facts.mode();
     if !facts.is_file()
-        || facts.uid() != 0
+        || (facts.uid() != 0 && facts.uid() != rustix::process::geteuid().as_raw())
         || mode & 0o007 != 0
         || (mode & 0o070 != 0 && facts.gid() != 0)
     {

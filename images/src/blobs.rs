@@ -8,7 +8,7 @@
 
 use std::fs::{self, DirBuilder};
 use std::io;
-use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -159,6 +159,19 @@ impl Blobs {
             .open(&temporary.path)
             .await
             .map_err(|error| Error::io("create", &temporary.path, error))?;
+        Ok((file, temporary))
+    }
+
+    /// Makes an empty file in `tmp/`, to be written and read. Blocking.
+    pub(crate) fn new_file(&self) -> Result<(fs::File, Temporary), Error> {
+        let temporary = self.temporary();
+        let made = fs::File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&temporary.path);
+        let file = made.map_err(|error| Error::io("create", &temporary.path, error))?;
         Ok((file, temporary))
     }
 

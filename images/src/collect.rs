@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::blobs::{Temporary, blocking};
 use crate::error::Error;
-use crate::metadata::{Change, LayerRecord, Program};
+use crate::metadata::{Change, LayerRecord, Program, Record};
 use crate::reference::{Digest, ImageId};
 use crate::store::{Images, Inner};
 use crate::unpack::Usage;
@@ -72,7 +72,7 @@ impl Inner {
         };
         let images = gone.iter().map(|record| record.id.clone()).collect();
         // Content of a removed image is not spared: no pull needs it.
-        let freed: Vec<Digest> = gone.into_iter().flat_map(|record| record.blobs).collect();
+        let freed: Vec<Digest> = gone.iter().flat_map(Record::stored).cloned().collect();
         self.discard(&freed, &layers, 0)?;
         self.sweep_unrecorded_layers()?;
         let (old, left_young) = self.old_blobs(spare)?;

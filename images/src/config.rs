@@ -37,6 +37,8 @@ pub struct ImagesConfig {
     /// Names of images that are reported as pinned: references, completed as everywhere, or beginnings of completed
     /// references and `*`.
     pub pinned: Vec<String>,
+    /// Keep manifests and layers as they came, besides the unpacked layers, so that an export gives them unchanged.
+    pub keep_blobs: bool,
     /// Size limits.
     pub limits: Limits,
 }
@@ -58,6 +60,7 @@ impl ImagesConfig {
             pull_timeout: None,
             preload_timeout: Duration::from_secs(600),
             pinned: Vec::new(),
+            keep_blobs: false,
             limits: Limits::default(),
         }
     }

@@ -129,7 +129,7 @@ impl Inner {
             (record, image)
         };
         self.garbage.notify_one();
-        let blobs: Vec<Digest> = record.blobs.into_iter().collect();
+        let blobs: Vec<Digest> = record.stored().cloned().collect();
         self.discard(&blobs, &record.chains, 0)?;
         Ok(Some(image))
     }

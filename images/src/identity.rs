@@ -66,6 +66,7 @@ impl Candidate {
             if kept.verified.len() > MAX_VERIFIED {
                 kept.verified = self.record.verified;
             }
+            kept.kept = self.record.kept.or(kept.kept);
             return Ok(kept);
         }
         match ids.into_iter().find(|id| known(id).is_none()) {

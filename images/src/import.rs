@@ -184,7 +184,8 @@ impl Inner {
             Target::Digest(found.digest),
         );
         let mut pull = Pull::from(self.clone(), origin, names, target, request.platform);
-        let outcome = pull.run().await;
+        let progress = pull.progress();
+        let outcome = progress.logged(pull.run()).await;
         if let Err(error) = &outcome {
             pull.clean_up(error).await;
         }

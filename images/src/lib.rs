@@ -19,6 +19,7 @@ mod collect;
 mod config;
 mod endpoint;
 pub mod error;
+mod export;
 mod failpoint;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
@@ -46,14 +47,17 @@ mod singleflight;
 mod snapshot;
 mod sources;
 mod store;
+mod transfers;
 mod unpack;
 mod verify;
 mod wasm;
 
+pub use auth_file::credentials_in;
 pub use collect::Collected;
 pub use config::{ImagesConfig, Limits};
 pub use endpoint::Credentials;
 pub use error::{Cause, Error, Kind as ErrorKind};
+pub use export::{Export, Exported};
 #[cfg(feature = "failpoints")]
 pub use failpoint::set_failpoints;
 pub use image::{Artifact, FsInfo, Image, Kind, LinuxImage, WasmImage};
@@ -66,4 +70,5 @@ pub use signature::check_signature_policy;
 pub use singleflight::PullRequest;
 pub use snapshot::{lower_dirs, open_file};
 pub use store::Images;
+pub use transfers::Transfer;
 pub use unpack::{RunningUnpacker, Unpacker, UnpackerLauncher};

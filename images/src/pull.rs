@@ -8,6 +8,7 @@
 mod artifact;
 mod fetch;
 mod join;
+mod keep;
 mod layers;
 mod origin;
 mod signatures;
@@ -15,7 +16,8 @@ mod signatures;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+
+use futures_util::future::try_join;
 
 use crate::blobs::blocking;
 use crate::collect::Pins;
@@ -32,6 +34,7 @@ use crate::run_config::RunConfig;
 use crate::signature::Rules;
 use crate::singleflight::PullRequest;
 use crate::store::Inner;
+use crate::transfers::Progress;
 use crate::{failpoint, image_config, verify, wasm};
 use fetch::Want;
 use layers::wanted;
@@ -44,6 +47,8 @@ struct Resolved {
     /// The digest of the manifest.
     digest: Digest,
     manifest: Manifest,
+    /// The manifest as it came.
+    document: DocumentBytes,
 }
 
 /// The state of one pull.
@@ -55,8 +60,7 @@ pub(crate) struct Pull {
     origin: Origin,
     /// What the signature policy demands of the image; `None` for nothing.
     rules: Option<Rules>,
-    /// Bytes of blobs that the origin has sent.
-    received: AtomicU64,
+    progress: Arc<Progress>,
     /// Protects the content of this pull from the garbage collector.
     pins: Pins,
 }
@@ -134,6 +138,7 @@ impl Pull {
         platform: PlatformPreference,
     ) -> Self {
         let pins = Pins::new(inner.clone());
+        let progress = inner.transfers.begin(names.first(), &origin);
         Self {
             inner,
             names,
@@ -141,7 +146,7 @@ impl Pull {
             platform,
             origin,
             rules: None,
-            received: AtomicU64::default(),
+            progress,
             pins,
         }
     }
@@ -151,9 +156,14 @@ impl Pull {
         self.names.first()
     }
 
+    /// What has been transferred.
+    pub(crate) fn progress(&self) -> Arc<Progress> {
+        self.progress.clone()
+    }
+
     /// Where the image came from, and how many bytes of blobs did.
     pub(crate) fn transfer(&self) -> (String, u64) {
-        (self.origin.source(), self.received.load(Ordering::Relaxed))
+        (self.origin.source(), self.progress.received())
     }
 
     /// Runs the pull. Returns when the image is recorded and published.
@@ -161,11 +171,15 @@ impl Pull {
         let resolved = self.resolve().await?;
         failpoint::pass("pull.manifest")?;
         self.check_signatures(&resolved).await?;
-        let config = self.fetch_config(&resolved.manifest.config).await?;
         let mut record = self.draft(&resolved);
         let Resolved {
-            digest, manifest, ..
+            digest,
+            manifest,
+            document,
+            ..
         } = resolved;
+        let keep = self.keep_manifest(&record, document);
+        let (config, ()) = try_join(self.fetch_config(&manifest.config), keep).await?;
         match &manifest.content {
             Content::Module(module) => {
                 record.config.target = image_config::target(&config);
@@ -205,6 +219,7 @@ impl Pull {
             manifest: Some(resolved.digest.clone()),
             is_artifact: false,
             verified: self.verified(),
+            kept: self.kept(resolved),
         };
         self.names.add_to(&mut record, &resolved.top);
         record
@@ -242,6 +257,7 @@ impl Pull {
                         top,
                         digest,
                         manifest,
+                        document,
                     });
                 }
                 Document::Index(entries) => {
@@ -330,7 +346,8 @@ impl Pull {
             self.pins.add(chain);
         }
         let jobs = self.missing_layers(layers, &record.chains, &config.diff_ids);
-        self.fetch(wanted(layers, &jobs)).await?;
+        let keeps_layers = self.inner.config.keep_blobs;
+        self.fetch(wanted(layers, &jobs, keeps_layers)).await?;
         self.unpack(jobs).await?;
         record.program = self.program(record, config.platform.is_wasm()).await?;
         Ok(())

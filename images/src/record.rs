@@ -47,6 +47,19 @@ pub(crate) struct Record {
     /// What pulls have verified of its signatures, as [`crate::signature`] writes it.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub verified: BTreeSet<Digest>,
+    /// What is stored only so that an export gives the image as it was received. The image works without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept: Option<Kept>,
+}
+
+/// What an export needs besides [`Record::blobs`] to give an image as it was received.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Kept {
+    /// The manifest, which is a blob of the store.
+    pub manifest: Digest,
+    /// The layers as they came; none for an artifact, whose module is needed anyway.
+    #[serde(default)]
+    pub layers: BTreeSet<Digest>,
 }
 
 /// What the image runs.
@@ -66,6 +79,13 @@ pub(crate) enum Program {
 }
 
 impl Record {
+    /// Every blob of the store that the record names.
+    pub(crate) fn stored(&self) -> impl Iterator<Item = &Digest> {
+        let kept = self.kept.iter();
+        let kept = kept.flat_map(|kept| kept.layers.iter().chain([&kept.manifest]));
+        self.blobs.iter().chain(kept)
+    }
+
     /// The record of a removed image that is still leased.
     pub(crate) fn hidden(&self) -> Self {
         Self {

@@ -21,6 +21,7 @@ use crate::metadata::{Change, LayerRecord, Loaded, Metadata, Record, Sources};
 use crate::preload::Preloaded;
 use crate::reference::{Digest, ImageId, ImageRef};
 use crate::singleflight::InFlightPulls;
+use crate::transfers::Transfers;
 use crate::unpack::UnpackerLauncher;
 
 /// The images of one node. Cheap to clone; clones are the same store.
@@ -34,6 +35,7 @@ pub(crate) struct Inner {
     pub(crate) unpackers: Arc<dyn UnpackerLauncher>,
     pub(crate) blobs: Blobs,
     pub(crate) in_flight: InFlightPulls,
+    pub(crate) transfers: Transfers,
     pub(crate) metadata: Metadata,
     index: RwLock<Index>,
     /// Held for a whole change: read, commit, publish.
@@ -51,6 +53,13 @@ pub(crate) struct Inner {
 pub(crate) struct Named {
     wasm: Option<ImageId>,
     linux: Option<ImageId>,
+}
+
+impl Named {
+    /// The one or two images, WebAssembly first.
+    pub(crate) fn ids(&self) -> impl Iterator<Item = &ImageId> {
+        self.wasm.iter().chain(&self.linux)
+    }
 }
 
 /// Everything that lists and lookups need.
@@ -171,7 +180,7 @@ impl Index {
     /// Blobs, then layers, that records name: a plain archive has one digest as both.
     pub(crate) fn referenced(&self) -> (HashSet<&Digest>, HashSet<&Digest>) {
         let records = || self.images.values().map(|(record, _)| record);
-        let blobs = records().flat_map(|record| &record.blobs).collect();
+        let blobs = records().flat_map(Record::stored).collect();
         (blobs, records().flat_map(|record| &record.chains).collect())
     }
 }
@@ -193,6 +202,7 @@ impl Inner {
             unpackers,
             blobs,
             in_flight: InFlightPulls::default(),
+            transfers: Transfers::default(),
             metadata,
             index: RwLock::new(index),
             writer: Mutex::default(),

@@ -40,7 +40,7 @@ pub enum Command {
         #[command(subcommand)]
         command: ConfigCommand,
     },
-    /// List, pull, remove, inspect, import and pack images
+    /// List, pull, remove, inspect, import, export, push and pack images
     Image(ImageArgs),
     /// The running daemon.
     #[command(flatten)]

@@ -21,6 +21,7 @@ mod manual;
 mod memory;
 mod metrics;
 mod notify;
+mod registries;
 mod reload;
 #[cfg(test)]
 mod scratch;
@@ -29,7 +30,6 @@ mod unpackers;
 mod version;
 
 use std::io::{self, Write as _};
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser as _;
@@ -68,11 +68,19 @@ fn main() -> ExitCode {
     failpoint::arm(std::env::var("CORACLE_FAILPOINTS").ok());
     match command(Cli::parse().command) {
         Ok(code) => ExitCode::from(code),
+        // Whoever read the output has enough of it.
+        Err(error) if is_broken_pipe(error.as_ref()) => ExitCode::SUCCESS,
         Err(error) => {
             let _ = writeln!(io::stderr(), "coracle: {}", chain(error.as_ref()));
             ExitCode::FAILURE
         }
     }
+}
+
+/// Whether a command failed because the reader of its output has left.
+fn is_broken_pipe(error: &(dyn std::error::Error + 'static)) -> bool {
+    let error = error.downcast_ref::<io::Error>();
+    error.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
 /// Used by the daemon, which must not contain a compiler.
@@ -135,13 +143,23 @@ fn command(command: Command) -> Outcome {
 }
 
 fn image(arguments: ImageArgs) -> Outcome {
-    let socket = match arguments.socket {
-        Some(socket) => socket,
-        // Whoever packs needs no daemon, and may not even read its configuration.
-        None if matches!(arguments.command, coracle_image_cli::Command::Pack(_)) => PathBuf::new(),
-        None => config::load(arguments.config.as_deref(), &config::Overrides::default())?.socket,
+    let loaded = config::load(arguments.config.as_deref(), &config::Overrides::default());
+    // Whoever packs needs no daemon, and may not even read its configuration; the same holds for whoever names the socket.
+    let is_needed = arguments.config.is_some()
+        || !matches!(arguments.command, coracle_image_cli::Command::Pack(_))
+            && arguments.socket.is_none();
+    let config = match loaded {
+        Err(error) if is_needed => return Err(error.into()),
+        loaded => loaded.ok(),
     };
-    Ok(coracle_image_cli::main(arguments.command, &socket)?)
+    let configured = config.as_ref().map(|config| config.socket.clone());
+    let socket = arguments.socket.or(configured).unwrap_or_default();
+    let registries = registries::configured(config.as_ref());
+    Ok(coracle_image_cli::main(
+        arguments.command,
+        &socket,
+        &registries,
+    )?)
 }
 
 fn configuration(command: ConfigCommand) -> Outcome {

@@ -340,6 +340,7 @@ fn images_config(config: &Config) -> Result<ImagesConfig, coracle_images::Error>
     images.proxies = proxies(&config.images)?;
     images.pull_timeout = config.images.pull_timeout;
     images.preload_timeout = config.images.preload_timeout;
+    images.keep_blobs = config.images.keep_blobs;
     images.limits.max_manifest_bytes = config.images.max_manifest_bytes;
     images.limits.max_layers = config.images.max_layers as u64;
     images.limits.max_layer_bytes = config.images.max_layer_bytes;

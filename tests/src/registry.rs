@@ -13,6 +13,9 @@ use std::time::{Duration, Instant};
 
 use crate::{Outcome, http};
 
+/// A line of htpasswd: `pusher` with the password `s3cret`.
+const PUSHER: &str = "pusher:$2b$04$znD57Ni5HHZlEKDA1uzm0eO4GKMBmUF6iWyCrVub7fnZ0OYK7CD..\n";
+
 /// A running registry; stops, and its storage goes, on drop.
 #[derive(Debug)]
 pub struct Registry {
@@ -24,6 +27,16 @@ pub struct Registry {
 impl Registry {
     /// Starts a registry and waits until it answers. Errors: no `docker-registry`, or no answer within a minute.
     pub fn start() -> Outcome<Self> {
+        Self::start_with("")
+    }
+
+    /// The same, for which user `pusher` and password `s3cret` are needed.
+    pub fn start_private() -> Outcome<Self> {
+        Self::start_with("auth: {htpasswd: {realm: tests, path: DIR/htpasswd}}\n")
+    }
+
+    /// With these lines in its configuration, in which `DIR` is its directory.
+    fn start_with(lines: &str) -> Outcome<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let dir = format!(
             "/tmp/coracle-test-registry-{}-{}",
@@ -36,9 +49,11 @@ impl Registry {
         let host = format!("127.0.0.1:{port}");
         let config = format!(
             "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {0}/data}}, \
-             delete: {{enabled: true}}}}\nhttp: {{addr: {host}}}\n",
-            dir.display()
+             delete: {{enabled: true}}}}\nhttp: {{addr: {host}}}\n{1}",
+            dir.display(),
+            lines.replace("DIR", &dir.display().to_string()),
         );
+        fs::write(dir.join("htpasswd"), PUSHER)?;
         fs::write(dir.join("config.yml"), config)?;
         let watch = "docker-registry serve \"$0/config.yml\" >\"$0/log\" 2>&1 </dev/null & \
                      read end; kill $!; wait; rm -rf \"$0\"";
@@ -66,10 +81,9 @@ impl Registry {
 
     fn wait_until_up(&self) -> Outcome<()> {
         let deadline = Instant::now() + Duration::from_secs(60);
-        while http::request(&self.host, "GET", "/v2/", None)
-            .map(|reply| reply.status)
-            .ok()
-            != Some(200)
+        // 401: it wants to know who it is.
+        while !http::request(&self.host, "GET", "/v2/", None)
+            .is_ok_and(|reply| matches!(reply.status, 200 | 401))
         {
             if Instant::now() > deadline {
                 return Err(format!(

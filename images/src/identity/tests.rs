@@ -28,6 +28,7 @@ fn candidate(manifest: &str, program: Program) -> Candidate {
         is_artifact: false,
         verified: BTreeSet::new(),
         manifest: Some(Digest::of(manifest.as_bytes())),
+        kept: None,
     };
     Candidate {
         record,

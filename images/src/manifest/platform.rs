@@ -14,6 +14,15 @@ pub(crate) struct Platform {
 }
 
 impl Platform {
+    /// This node's Linux.
+    pub(crate) fn native() -> Self {
+        Self {
+            os: "linux".to_owned(),
+            architecture: native_architecture().to_owned(),
+            variant: None,
+        }
+    }
+
     /// True for every platform name under which WebAssembly is published.
     pub(crate) fn is_wasm(&self) -> bool {
         matches!(self.os.as_str(), "wasi" | "wasip1" | "wasip2")

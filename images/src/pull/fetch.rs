@@ -79,6 +79,7 @@ impl Pull {
     pub(super) async fn fetch(&mut self, wants: Vec<Want>) -> Result<(), Error> {
         for want in &wants {
             self.pins.add(&want.blob.digest);
+            self.progress.expect_bytes(want.blob.size);
         }
         let (this, has_failed) = (&*self, &AtomicBool::new(false));
         let fetch = |want: Want| async move {
@@ -107,6 +108,7 @@ impl Pull {
         };
         let sources = self.inner.sources(&blob.digest);
         if is_here && registry.may_read(blob, &sources).await {
+            self.progress.need_not(blob.size);
             return Ok(());
         }
         self.fetch_from(registry, want).await
@@ -268,6 +270,6 @@ impl Pull {
     }
 
     fn count(&self, bytes: usize) {
-        self.received.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.inner.transfers.count(&self.progress, bytes as u64);
     }
 }

@@ -55,7 +55,8 @@ impl Images {
                 }
                 let mut pull = Pull::new(inner, reference, &request, rules)?;
                 let began = Instant::now();
-                let outcome = within(pull_timeout, pull.run()).await;
+                let progress = pull.progress();
+                let outcome = progress.logged(within(pull_timeout, pull.run())).await;
                 if let Ok(image) = &outcome {
                     let (source, bytes) = pull.transfer();
                     tracing::info!(reference = pull.name(), digest = %image.id, bytes, seconds = began.elapsed().as_secs_f32(), source, "image pulled");

@@ -38,13 +38,15 @@ impl Pull {
 
     pub(super) async fn unpack(&self, jobs: Vec<Job>) -> Result<(), Error> {
         let mut budget = Budget::new(&self.inner.config.limits);
+        self.progress.expect_layers(jobs.len());
         for job in jobs {
             job.run(&self.inner, &mut budget).await?;
+            self.progress.layer_is_unpacked();
         }
         Ok(())
     }
 
-    /// Layers are kept unpacked; their archives are not needed any more.
+    /// Layers are kept unpacked; their archives are not needed any more, unless the record of the image keeps them.
     pub(super) async fn drop_packed_layers(&self, content: &Content) -> Result<(), Error> {
         let Content::Archives(layers) = content else {
             return Ok(());
@@ -63,10 +65,11 @@ impl Pull {
     }
 }
 
-/// The blobs to fetch for the layers of an image: for those that are unpacked already, only access is verified.
-pub(super) fn wanted(layers: &[Blob], jobs: &[Job]) -> Vec<Want> {
+/// The blobs to fetch for the layers of an image: for those that are unpacked already, only access is verified, unless all
+/// archives are to be kept.
+pub(super) fn wanted(layers: &[Blob], jobs: &[Job], keeps_layers: bool) -> Vec<Want> {
     let is_missing = |blob: &Blob| jobs.iter().any(|job| job.blob.digest == blob.digest);
-    let want = |blob: &Blob| match is_missing(blob) {
+    let want = |blob: &Blob| match keeps_layers || is_missing(blob) {
         true => Want::whole(blob),
         false => Want::proof(blob),
     };

@@ -5,6 +5,7 @@
 mod support;
 
 mod artifacts;
+mod export;
 mod failure;
 mod hosts_toml;
 mod import;
@@ -17,6 +18,7 @@ mod pulls;
 mod removal;
 mod resume;
 mod signatures;
+mod transfers;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

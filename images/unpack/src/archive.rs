@@ -8,7 +8,7 @@
 
 use std::io::{self, Read};
 
-use tar::{EntryType, Header, PaxExtensions};
+use tar::{EntryType, Header};
 
 /// The most that long names and PAX headers of one entry may hold together. Bytes.
 const EXTENSION_MAX_BYTES: u64 = 1 << 20;
@@ -203,10 +203,9 @@ impl<R: Read> Archive<R> {
 }
 
 impl Extensions {
-    fn read_pax(&mut self, data: &[u8]) -> io::Result<()> {
-        for record in PaxExtensions::new(data) {
-            let record = record?;
-            let (key, value) = (record.key_bytes(), record.value_bytes());
+    fn read_pax(&mut self, mut data: &[u8]) -> io::Result<()> {
+        while !data.is_empty() {
+            let (key, value) = pax_record(&mut data)?;
             match key {
                 b"path" => self.path = Some(value.to_vec()),
                 b"linkpath" => self.link = Some(value.to_vec()),
@@ -341,6 +340,26 @@ fn fill(reader: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
         }
     }
     Ok(at)
+}
+
+/// Takes one record, `LENGTH KEY=VALUE\n`, from the front of an extended header: key, value. The length alone says where it
+/// ends: values of attributes have any bytes, line feeds included.
+fn pax_record<'a>(data: &mut &'a [u8]) -> io::Result<(&'a [u8], &'a [u8])> {
+    let malformed = || bad("a PAX record is malformed");
+    let digits = data.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    let length = number(&data[..digits]).ok();
+    let length = length.and_then(|length| usize::try_from(length).ok());
+    let record = length.and_then(|length| data.get(..length));
+    let (record, length) = record.zip(length).ok_or_else(malformed)?;
+    let record = record
+        .get(digits..)
+        .and_then(|rest| rest.strip_prefix(b" "));
+    let record = record.and_then(|rest| rest.strip_suffix(b"\n"));
+    let record = record.ok_or_else(malformed)?;
+    let equals = record.iter().position(|byte| *byte == b'=');
+    let equals = equals.filter(|at| *at > 0).ok_or_else(malformed)?;
+    *data = &data[length..];
+    Ok((&record[..equals], &record[equals + 1..]))
 }
 
 fn number(value: &[u8]) -> io::Result<u64> {

@@ -250,6 +250,8 @@ pub struct ImagesFile {
     pub preload_timeout_s: u64,
     /// Images that the kubelet never collects: references, or beginnings of references and `*`.
     pub pinned: Vec<String>,
+    /// Manifests and layers are kept as they came, for exports.
+    pub keep_blobs: bool,
     /// A pull whose registry has sent nothing for this long fails. Seconds.
     pub pull_idle_timeout_s: u64,
     /// A registry that sends a blob more slowly fails the pull; 0 for no limit. Bytes a second.
@@ -282,6 +284,7 @@ impl Default for ImagesFile {
             preload_dir: PathBuf::from(PRELOAD_DIR),
             preload_timeout_s: 600,
             pinned: Vec::new(),
+            keep_blobs: false,
             pull_idle_timeout_s: 60,
             pull_min_bytes_per_s: 1024,
             pull_timeout_s: 14_400,

@@ -47,6 +47,7 @@ pub(super) fn check(file: &ImagesFile) -> Result<Images, Invalid> {
         preload_dir: directory("images.preload_dir", &file.preload_dir)?,
         preload_timeout: seconds("images.preload_timeout_s", file.preload_timeout_s)?,
         pinned: pinned(&file.pinned)?,
+        keep_blobs: file.keep_blobs,
         pull_idle_timeout: seconds("images.pull_idle_timeout_s", file.pull_idle_timeout_s)?,
         pull_min_bytes_per_s: within(
             "images.pull_min_bytes_per_s",

@@ -159,6 +159,8 @@ pub struct Images {
     pub preload_timeout: Duration,
     /// Images that the kubelet never collects: references, or beginnings of references and `*`.
     pub pinned: Vec<String>,
+    /// Manifests and layers are kept as they came, for exports.
+    pub keep_blobs: bool,
     /// A registry that sends nothing for this long fails the pull.
     pub pull_idle_timeout: Duration,
     /// A registry that sends a blob more slowly, measured over `pull_idle_timeout`, fails the pull; 0 for no limit.

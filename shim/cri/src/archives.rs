@@ -1,13 +1,17 @@
-//! Import of archives, our own service beside CRI on the same socket: root and its group may connect there, and run any
-//! image.
+//! Import and export of archives, and how far pulls are: our own service beside CRI on the same socket. Root and its group
+//! may connect there, and run any image.
 //!
-//! Called by tonic. Invariant: an archive goes to disk as it comes, within the store's limit, and is imported only if
-//! its client has sent all of it; nothing of it is kept in memory.
+//! Called by tonic. Invariants: an archive goes to disk as it comes, within the store's limit, and is imported only if
+//! its client has sent all of it; an export ends when its client leaves; of neither more than a few parts are in memory.
 //! Must not know: formats of archives.
 
-use coracle_images::{Image, ImportRequest};
+use std::io::{self, Write};
+
+use coracle_images::{Export, Exported, Image, ImportRequest, Transfer};
 use coracle_proto::archives::v1 as wire;
 use coracle_proto::archives::v1::archive_service_server::ArchiveService;
+use tokio::sync::{Semaphore, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::warn;
 
@@ -15,8 +19,17 @@ use super::bad_request::BadRequest;
 use super::status::Failure;
 use super::{Cri, Shared, answered, span};
 
+/// Bytes of one part of an export.
+const PART_BYTES: usize = 1 << 20;
+/// Parts that wait for the client.
+const PARTS: usize = 4;
+/// Exports at a time; others wait. Each occupies a thread, and a processor if it packs layers.
+static EXPORTS: Semaphore = Semaphore::const_new(2);
+
 #[tonic::async_trait]
 impl ArchiveService for Cri {
+    type ExportStream = ReceiverStream<Result<wire::ExportResponse, Status>>;
+
     async fn import(
         &self,
         request: Request<Streaming<wire::ImportRequest>>,
@@ -24,6 +37,23 @@ impl ArchiveService for Cri {
         (self.0.on_call)();
         // It takes as long as the archive needs; its client cancels it.
         answered("Import", None, import(&self.0, request.into_inner())).await
+    }
+
+    async fn export(
+        &self,
+        request: Request<wire::ExportRequest>,
+    ) -> Result<Response<Self::ExportStream>, Status> {
+        (self.0.on_call)();
+        answered("Export", None, export(&self.0, request.into_inner())).await
+    }
+
+    async fn list_transfers(
+        &self,
+        request: Request<wire::ListTransfersRequest>,
+    ) -> Result<Response<wire::ListTransfersResponse>, Status> {
+        let transfers = self.0.images.transfers(&request.into_inner().name);
+        let transfers = transfers.into_iter().map(transfer).collect();
+        Ok(Response::new(wire::ListTransfersResponse { transfers }))
     }
 }
 
@@ -79,5 +109,102 @@ fn imported(image: &Image) -> wire::ImportedImage {
         repo_tags: image.repo_tags.clone(),
         repo_digests: image.repo_digests.clone(),
         size: image.size,
+    }
+}
+
+/// Begins an export. What goes wrong later ends its stream with a status.
+async fn export(
+    shared: &Shared,
+    request: wire::ExportRequest,
+) -> Result<ReceiverStream<Result<wire::ExportResponse, Status>>, Failure> {
+    span::image(&request.image);
+    let platform = Some(request.platform).filter(|platform| !platform.is_empty());
+    let name = request.image;
+    // The semaphore is never closed, so this cannot fail.
+    let permit = EXPORTS.acquire().await.ok();
+    let export = shared.images.export(&name, platform.as_deref()).await?;
+    let (sender, receiver) = mpsc::channel(PARTS);
+    tokio::task::spawn_blocking(move || {
+        let _permit = permit;
+        send(export, sender);
+    });
+    Ok(ReceiverStream::new(receiver))
+}
+
+/// Sends an export to its end. Blocking.
+fn send(export: Export, sender: mpsc::Sender<Result<wire::ExportResponse, Status>>) {
+    let head = wire::ExportHead {
+        as_received: export.is_as_received(),
+        total_bytes: export.total_bytes().unwrap_or(0),
+    };
+    let mut parts = Parts {
+        sender: sender.clone(),
+        pending: wire::ExportResponse {
+            head: Some(head),
+            ..Default::default()
+        },
+    };
+    let last = match export.write_to(&mut parts) {
+        Ok(images) => {
+            let mut last = parts.pending;
+            last.images = images.into_iter().map(exported).collect();
+            Ok(last)
+        }
+        // Its client has left.
+        Err(_) if sender.is_closed() => return,
+        Err(error) => Err(Failure::from(error).into_status("Export")),
+    };
+    // An error means that the client has left.
+    let _ = sender.blocking_send(last);
+}
+
+/// Makes messages of what is written.
+struct Parts {
+    sender: mpsc::Sender<Result<wire::ExportResponse, Status>>,
+    /// The message that is being filled.
+    pending: wire::ExportResponse,
+}
+
+impl Write for Parts {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let room = PART_BYTES - self.pending.data.len();
+        let count = bytes.len().min(room);
+        self.pending.data.extend_from_slice(&bytes[..count]);
+        if count == room {
+            self.flush()?;
+        }
+        Ok(count)
+    }
+
+    /// Sends what there is. Errors: the client has left.
+    fn flush(&mut self) -> io::Result<()> {
+        let left = || io::Error::from(io::ErrorKind::BrokenPipe);
+        if self.pending.data.is_empty() {
+            let is_open = !self.sender.is_closed();
+            return is_open.then_some(()).ok_or_else(left);
+        }
+        let part = std::mem::take(&mut self.pending);
+        self.sender.blocking_send(Ok(part)).map_err(|_| left())
+    }
+}
+
+fn exported(image: Exported) -> wire::ExportedImage {
+    wire::ExportedImage {
+        id: image.id,
+        names: image.names,
+        digest: image.digest.to_string(),
+        as_received: image.is_as_received,
+    }
+}
+
+fn transfer(transfer: Transfer) -> wire::Transfer {
+    wire::Transfer {
+        reference: transfer.reference,
+        archive: transfer.archive.unwrap_or_default(),
+        received_bytes: transfer.received_bytes,
+        total_bytes: transfer.total_bytes,
+        layers: transfer.layers,
+        unpacked_layers: transfer.unpacked_layers,
+        seconds: transfer.elapsed.as_secs_f64(),
     }
 }

@@ -16,10 +16,13 @@ use crate::spec;
 /// The largest reply that is read, as in the kubelet. Bytes.
 const MAX_MESSAGE_BYTES: usize = 16 << 20;
 
+/// The client of the daemon's own service for images as files.
+pub(crate) type Archives = ArchiveServiceClient<Channel>;
+
 /// Clients of the daemon's services.
 pub(crate) struct Client {
     pub(crate) images: ImageServiceClient<Channel>,
-    pub(crate) archives: ArchiveServiceClient<Channel>,
+    pub(crate) archives: Archives,
     socket: PathBuf,
 }
 
@@ -49,8 +52,13 @@ impl Client {
         &self,
         reply: Result<tonic::Response<T>, tonic::Status>,
     ) -> Result<T, Error> {
-        let reply = reply.map_err(|status| Error::refused(&self.socket, &status))?;
+        let reply = reply.map_err(|status| self.refused(&status))?;
         Ok(reply.into_inner())
+    }
+
+    /// A refusal of the daemon.
+    pub(crate) fn refused(&self, status: &tonic::Status) -> Error {
+        Error::refused(&self.socket, status)
     }
 
     /// ImageStatus.

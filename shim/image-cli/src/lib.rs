@@ -8,28 +8,33 @@
 
 mod client;
 mod error;
+mod export;
 mod layout;
 mod module;
 mod pack;
 mod print;
+mod progress;
 mod push;
+mod registry;
+mod source;
 mod upload;
 
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
+use coracle_proto::archives::v1::ListTransfersRequest;
 use coracle_proto::runtime::v1 as cri;
 
 use client::Client;
 pub use error::Error;
+pub use export::ExportArgs;
 pub use pack::{Form, PackArgs};
 use print::Output;
-pub use push::RegistryArgs;
+use progress::{Count, State};
+pub use push::PushArgs;
+pub use registry::{FindLogin, Login, Registries, RegistryArgs};
 
-/// How often a pull that takes long says so.
-const STILL_PULLING: Duration = Duration::from_secs(10);
 /// Longest password that is read. Bytes.
 const MAX_PASSWORD_BYTES: u64 = 64 << 10;
 
@@ -46,6 +51,10 @@ pub enum Command {
     Inspect(InspectArgs),
     /// Import images from archives or OCI layouts
     Import(ImportArgs),
+    /// Write an image as an OCI layout in a tar
+    Export(ExportArgs),
+    /// Push an image, or an OCI layout, to a registry
+    Push(PushArgs),
     /// Make an image of a WebAssembly module or component, without a daemon
     Pack(PackArgs),
 }
@@ -82,6 +91,9 @@ pub struct RmArgs {
     /// The images, by name or id
     #[arg(required = true)]
     pub images: Vec<String>,
+    /// As a JSON array of the names that were removed
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Arguments of `inspect`.
@@ -111,10 +123,10 @@ pub struct ImportArgs {
     pub json: bool,
 }
 
-/// Runs a subcommand against the daemon that listens on `socket`. Returns the exit code.
+/// Runs a subcommand against the daemon that listens on `socket`; pushes use `registries`. Returns the exit code.
 ///
 /// Errors: the daemon does not answer, or its refusal.
-pub fn main(command: Command, socket: &Path) -> Result<u8, Error> {
+pub fn main(command: Command, socket: &Path, registries: &Registries) -> Result<u8, Error> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -127,7 +139,9 @@ pub fn main(command: Command, socket: &Path) -> Result<u8, Error> {
             Command::Rm(args) => rm(client, args).await,
             Command::Inspect(args) => inspect(client, args).await,
             Command::Import(args) => import(client, args).await,
-            Command::Pack(args) => pack::run(args).await,
+            Command::Export(args) => export::run(client, args).await,
+            Command::Push(args) => push::run(client, registries, args).await,
+            Command::Pack(args) => pack::run(registries, args).await,
         }
     })
 }
@@ -164,7 +178,9 @@ async fn pull(mut client: Client, args: PullArgs) -> Result<u8, Error> {
         auth,
         sandbox_config: None,
     };
-    let reply = with_progress(&args.image, client.images.pull_image(request)).await;
+    let (doing, archives) = (format!("pulling {}", args.image), client.archives.clone());
+    let look = || transfer(archives.clone(), args.image.clone());
+    let reply = progress::watch(&doing, client.images.pull_image(request), look).await;
     let id = client.answer(reply)?.image_ref;
     let mut out = Output::default();
     if args.json {
@@ -181,35 +197,52 @@ async fn pull(mut client: Client, args: PullArgs) -> Result<u8, Error> {
     out.print()
 }
 
-/// Waits for the pull of `image`, and says now and then that it goes on.
-async fn with_progress<T>(image: &str, pull: impl Future<Output = T>) -> T {
-    let began = Instant::now();
-    let mut pull = std::pin::pin!(pull);
-    loop {
-        match tokio::time::timeout(STILL_PULLING, &mut pull).await {
-            Ok(reply) => return reply,
-            Err(_) => {
-                let seconds = began.elapsed().as_secs();
-                print::progress(&format!("pulling {image} for {seconds} s"));
-            }
-        }
-    }
+/// How far the pull of an image, or the import of an archive, is. `None`: not begun, or the daemon does not say.
+async fn transfer(mut archives: client::Archives, name: String) -> Option<State> {
+    let reply = archives.list_transfers(ListTransfersRequest { name }).await;
+    let transfer = reply.ok()?.into_inner().transfers.into_iter().next()?;
+    let (layers, unpacked) = (transfer.layers, transfer.unpacked_layers);
+    Some(State {
+        done: transfer.received_bytes,
+        total: transfer.total_bytes,
+        remark: match layers {
+            0 => String::new(),
+            _ => format!("{unpacked} of {layers} layers unpacked"),
+        },
+    })
 }
 
 async fn rm(mut client: Client, args: RmArgs) -> Result<u8, Error> {
-    let mut out = Output::default();
+    let mut removed = Vec::new();
+    let mut failure = None;
     for name in &args.images {
-        if client.status(name, false).await?.image.is_none() {
-            return Err(Error::new(format!("there is no image {name}")));
+        if let Err(error) = rm_one(&mut client, name).await {
+            failure = Some(error);
+            break;
         }
-        let request = cri::RemoveImageRequest {
-            image: Some(spec(name)),
-        };
-        let reply = client.images.remove_image(request).await;
-        client.answer(reply)?;
-        out.line(name);
+        removed.push(name.as_str());
     }
-    out.print()
+    // Also what was removed before one could not be.
+    let mut out = Output::default();
+    if args.json {
+        out.json(&removed.into());
+    } else {
+        removed.iter().for_each(|name| out.line(name));
+    }
+    let code = out.print()?;
+    failure.map_or(Ok(code), Err)
+}
+
+async fn rm_one(client: &mut Client, name: &str) -> Result<(), Error> {
+    if client.status(name, false).await?.image.is_none() {
+        return Err(Error::new(format!("there is no image {name}")));
+    }
+    let request = cri::RemoveImageRequest {
+        image: Some(spec(name)),
+    };
+    let reply = client.images.remove_image(request).await;
+    client.answer(reply)?;
+    Ok(())
 }
 
 async fn inspect(mut client: Client, args: InspectArgs) -> Result<u8, Error> {
@@ -230,8 +263,14 @@ async fn import(mut client: Client, args: ImportArgs) -> Result<u8, Error> {
     }
     let mut images = Vec::new();
     for archive in &args.archives {
-        let parts = upload::archive(archive, args.reference.as_deref(), args.pin)?;
-        let reply = client.archives.import(parts.stream).await;
+        let count = Count::default();
+        let parts = upload::archive(archive, args.reference.as_deref(), args.pin, &count)?;
+        let (doing, archives) = (
+            format!("importing {}", archive.display()),
+            client.archives.clone(),
+        );
+        let look = || sent_or_taken(&count, archives.clone(), archive);
+        let reply = progress::watch(&doing, client.archives.import(parts.stream), look).await;
         // What keeps the archive from being read is more to the point than how the daemon saw the stream end.
         parts.failure.check()?;
         images.extend(client.answer(reply)?.images);
@@ -250,6 +289,19 @@ async fn import(mut client: Client, args: ImportArgs) -> Result<u8, Error> {
         }
     }
     out.print()
+}
+
+/// How far an import is: what is sent, then what the daemon has taken of it.
+async fn sent_or_taken(count: &Count, archives: client::Archives, archive: &Path) -> Option<State> {
+    let sent = count.state();
+    if sent.done < sent.total {
+        return Some(sent);
+    }
+    let taken = transfer(archives, archive.display().to_string()).await;
+    Some(taken.unwrap_or(State {
+        remark: "unpacking".to_owned(),
+        ..sent
+    }))
 }
 
 fn spec(name: &str) -> cri::ImageSpec {

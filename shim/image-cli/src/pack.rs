@@ -16,6 +16,7 @@ use sha2::{Digest as _, Sha256};
 use crate::error::Error;
 use crate::module::Module;
 use crate::print::Output;
+use crate::registry::{Registries, RegistryArgs};
 use crate::{layout, push};
 
 /// The largest module that is packed. Bytes.
@@ -51,7 +52,7 @@ pub struct PackArgs {
     pub target: Option<String>,
     /// How the registry is used
     #[command(flatten)]
-    pub registry: push::RegistryArgs,
+    pub registry: RegistryArgs,
     /// As one JSON object
     #[arg(long)]
     pub json: bool,
@@ -74,7 +75,7 @@ pub(crate) struct Packed {
 }
 
 /// Packs a file and writes or pushes the image. Errors: it is no module, or cannot be read, written or pushed.
-pub(crate) async fn run(args: PackArgs) -> Result<u8, Error> {
+pub(crate) async fn run(registries: &Registries, args: PackArgs) -> Result<u8, Error> {
     let (bytes, created) = read(&args.file)?;
     let module = Module::read(&bytes)
         .map_err(|problem| Error::because(&args.file.display().to_string(), problem))?;
@@ -88,7 +89,7 @@ pub(crate) async fn run(args: PackArgs) -> Result<u8, Error> {
         }
     }
     if args.push {
-        push::packed(&args.registry, &args.reference, &packed).await?;
+        push::packed(&args.registry, registries, &args.reference, &packed).await?;
     }
     if args.json {
         out.json(&json!({"reference": args.reference, "digest": digest, "size": bytes.len()}));

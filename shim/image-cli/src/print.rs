@@ -81,11 +81,6 @@ impl Output {
     }
 }
 
-/// A line about something that takes long. A closed standard error is no reason to stop.
-pub(crate) fn progress(text: &str) {
-    let _ = writeln!(io::stderr(), "coracle: {text}");
-}
-
 /// An image as `ls --json` has it.
 pub(crate) fn image(image: &cri::Image) -> Value {
     json!({
@@ -115,7 +110,7 @@ pub(crate) fn details(status: &cri::Image, info: &BTreeMap<String, String>) -> V
 }
 
 /// Bytes for people.
-fn size(bytes: u64) -> String {
+pub(crate) fn size(bytes: u64) -> String {
     const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
     let (mut value, mut unit) = (bytes as f64 / 1024.0, 0);
     while value >= 1024.0 && unit + 1 < UNITS.len() {

@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::error::Error;
+use crate::progress::Count;
 
 /// Bytes of one message.
 const CHUNK: usize = 1 << 20;
@@ -39,13 +40,14 @@ impl Failure {
 }
 
 /// Begins to send `path`; `-` is standard input. Errors: there is no such file.
-pub(crate) fn archive(path: &Path, reference: Option<&str>, pin: bool) -> Result<Upload, Error> {
-    let read = |error| Error::because(&format!("read {}", path.display()), error);
-    let source = match path.to_str() {
-        Some("-") => Source::Input,
-        _ if path.is_dir() => Source::Directory(path.to_owned()),
-        _ => Source::File(File::open(path).map_err(read)?),
-    };
+pub(crate) fn archive(
+    path: &Path,
+    reference: Option<&str>,
+    pin: bool,
+    count: &Count,
+) -> Result<Upload, Error> {
+    let source = Source::open(path, count)?;
+    let count = count.clone();
     let (sender, receiver) = mpsc::channel(QUEUE);
     let head = ImportRequest {
         name: path.display().to_string(),
@@ -61,6 +63,7 @@ pub(crate) fn archive(path: &Path, reference: Option<&str>, pin: bool) -> Result
             sender,
             pending: Some(head),
             buffer: Vec::with_capacity(CHUNK),
+            count,
         };
         let sent = source.copy_to(&mut chunks).and_then(|()| chunks.send(true));
         // A daemon that stops listening has refused, and its answer says why.
@@ -82,6 +85,19 @@ enum Source {
 }
 
 impl Source {
+    /// Opens `path`. Errors: there is no such file.
+    fn open(path: &Path, count: &Count) -> Result<Self, Error> {
+        let read = |error| Error::because(&format!("read {}", path.display()), error);
+        match path.to_str() {
+            Some("-") => return Ok(Self::Input),
+            _ if path.is_dir() => return Ok(Self::Directory(path.to_owned())),
+            _ => {}
+        }
+        let file = File::open(path).map_err(read)?;
+        count.expect(file.metadata().map_err(read)?.len());
+        Ok(Self::File(file))
+    }
+
     fn copy_to(self, chunks: &mut Chunks) -> io::Result<()> {
         match self {
             Self::File(mut file) => io::copy(&mut file, chunks).map(drop),
@@ -102,11 +118,13 @@ struct Chunks {
     /// The first message, until it was sent.
     pending: Option<ImportRequest>,
     buffer: Vec<u8>,
+    count: Count,
 }
 
 impl Chunks {
     /// Sends what is in the buffer. `last`: the archive ends with it.
     fn send(&mut self, last: bool) -> io::Result<()> {
+        self.count.add(self.buffer.len() as u64);
         let mut message = self.pending.take().unwrap_or_default();
         message.last = last;
         message.data = std::mem::replace(&mut self.buffer, Vec::with_capacity(CHUNK));
@@ -140,7 +158,7 @@ mod tests {
 
     /// Whether each message is the last one, and what failed.
     fn sent(path: &Path) -> (Vec<bool>, Result<(), Error>) {
-        let upload = archive(path, None, false).unwrap();
+        let upload = archive(path, None, false, &Count::default()).unwrap();
         let mut messages = upload.stream.into_inner();
         let mut marks = Vec::new();
         while let Some(message) = messages.blocking_recv() {

@@ -37,6 +37,12 @@ const IMAGES: Family = Family {
     kind: Kind::Gauge,
     labels: &[],
 };
+const RECEIVED: Family = Family {
+    name: "coracle_image_received_bytes_total",
+    help: "Bytes of configs and layers of images that have come from registries and archives.",
+    kind: Kind::Counter,
+    labels: &["source"],
+};
 const STORE: Family = Family {
     name: "coracle_store_bytes",
     help: "Disk space of blobs and unpacked layers of images.",
@@ -162,5 +168,10 @@ fn write_images(images: &Images, text: &mut Text) {
         let Some(value) = value else { continue };
         text.family(family);
         text.sample(family, &[], Value::Whole(value));
+    }
+    let (registries, archives) = images.received_bytes();
+    text.family(&RECEIVED);
+    for (source, bytes) in [("registry", registries), ("archive", archives)] {
+        text.sample(&RECEIVED, &[source], Value::Whole(bytes));
     }
 }

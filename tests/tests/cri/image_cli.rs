@@ -15,14 +15,14 @@ use crate::site::{Pod, daemon, images, tool};
 
 const NAME: &str = "registry.invalid/cli/app:v1";
 
-fn app() -> Image {
+pub(crate) fn app() -> Image {
     let module = guests::nothing("image-cli").unwrap();
     let files = [file("m.wasm", 0o644, &module)];
     Image::wasi(&files, Packing::Gzip, &["/m.wasm"]).unwrap()
 }
 
 /// Runs `coracle image` against the daemon, with this standard input.
-fn run_with(daemon: &Daemon, args: &[&str], input: &[u8]) -> Output {
+pub(crate) fn run_with(daemon: &Daemon, args: &[&str], input: &[u8]) -> Output {
     let mut command = Command::new(daemon::binary().unwrap());
     command
         .arg("image")
@@ -40,7 +40,7 @@ fn run_with(daemon: &Daemon, args: &[&str], input: &[u8]) -> Output {
 }
 
 /// The output of a command that succeeds.
-fn run(daemon: &Daemon, args: &[&str]) -> String {
+pub(crate) fn run(daemon: &Daemon, args: &[&str]) -> String {
     let output = run_with(daemon, args, b"");
     assert!(
         output.status.success(),
@@ -50,12 +50,12 @@ fn run(daemon: &Daemon, args: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-fn json(daemon: &Daemon, args: &[&str]) -> Value {
+pub(crate) fn json(daemon: &Daemon, args: &[&str]) -> Value {
     serde_json::from_str(&run(daemon, args)).unwrap()
 }
 
 /// The message of a command that fails with exit code 1.
-fn fails(output: &Output) -> String {
+pub(crate) fn fails(output: &Output) -> String {
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(
         (output.status.code(), text.lines().count()),
@@ -191,7 +191,7 @@ fn pack(args: &[&str]) -> Output {
 }
 
 /// The digest that a pack has printed. Panics when it failed.
-fn packed(args: &[&str]) -> String {
+pub(crate) fn packed(args: &[&str]) -> String {
     let output = pack(args);
     assert!(
         output.status.success(),

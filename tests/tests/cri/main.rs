@@ -24,6 +24,7 @@ mod faults;
 mod functions;
 mod hostile;
 mod image_cli;
+mod image_transfer;
 mod images;
 mod isolation;
 mod linux;

@@ -238,6 +238,49 @@ fn owners_modes_and_harmless_attributes_are_kept() {
     );
 }
 
+/// The length of a record alone says where it ends.
+#[test]
+fn attributes_keep_every_byte_and_malformed_records_are_refused() {
+    let scratch = Scratch::new("bytes");
+    // dac_override and fowner, effective: the byte of both is a line feed.
+    let both = b"\x01\0\0\x02\x0a\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
+    let records: [(&str, &[u8]); 2] = [
+        ("SCHILY.xattr.security.capability", both),
+        ("SCHILY.xattr.user.note", b"=\n9 a=b\n"),
+    ];
+    let layer = Layer::default().pax(&records).file("f", b"x");
+    scratch.unpack(&layer).unwrap();
+    let path = scratch.layer().join("f");
+    for (key, expected) in records {
+        let mut value = [0; 64];
+        let name = key.strip_prefix("SCHILY.xattr.").unwrap();
+        let count = rustix::fs::getxattr(&path, name, &mut value).unwrap();
+        assert_eq!(&value[..count], expected, "{name}");
+    }
+    for malformed in [
+        &b"9 path=x"[..],
+        b"9 path=xy",
+        b"99 path=x\n",
+        b"0 path=x\n",
+        b"1\n",
+        b"4 a\n",
+        b"5 =b\n",
+        b"path=x\n",
+        b"18446744073709551616 path=x\n",
+        b"9 path=x\n\0",
+    ] {
+        let layer = Layer::default()
+            .entry(b'x', b"pax", b"", malformed)
+            .file("g", b"");
+        let refused = scratch.unpack(&layer).unwrap_err();
+        assert!(
+            matches!(&refused, Verdict::Invalid(text) if text.contains("PAX record")),
+            "{:?}: {refused:?}",
+            malformed.escape_ascii().to_string()
+        );
+    }
+}
+
 fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
     encoder.write_all(bytes).unwrap();

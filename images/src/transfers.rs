@@ -1,0 +1,179 @@
+//! Pulls and imports that are running: how far each is, for whoever watches, and how many bytes all of them have received.
+//!
+//! A pull begins its [`Progress`] here and updates it; it ends when the pull is dropped. The daemon lists them.
+//! Invariants: nothing here decides anything; looking costs no pull anything; numbers only say what was, and a blob that
+//! was transferred twice counts twice.
+//! Not here: bars, protocols.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use crate::pull::Origin;
+use crate::reference::ImageRef;
+use crate::store::Images;
+
+/// How often a transfer that takes long is logged.
+const LOG_INTERVAL: Duration = Duration::from_secs(10);
+
+/// A pull or an import that is running.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Transfer {
+    /// The first name that the image gets, completed.
+    pub reference: String,
+    /// The archive that it comes from; `None` for a registry.
+    pub archive: Option<String>,
+    /// Bytes that have come of its config and layers. More than `total_bytes` if some came twice.
+    pub received_bytes: u64,
+    /// Bytes of config and layers that are known to be needed; 0 as long as none are.
+    pub total_bytes: u64,
+    /// Layers that have to be unpacked; 0 as long as that is not known.
+    pub layers: u32,
+    /// How many of them are.
+    pub unpacked_layers: u32,
+    /// How long it has run.
+    pub elapsed: Duration,
+}
+
+/// The running transfers of a store.
+#[derive(Debug, Default)]
+pub(crate) struct Transfers {
+    running: Mutex<Vec<Weak<Progress>>>,
+    from_registries: AtomicU64,
+    from_archives: AtomicU64,
+}
+
+impl Transfers {
+    /// Begins one; it ends when the last handle to it is dropped.
+    pub(crate) fn begin(&self, reference: String, origin: &Origin) -> Arc<Progress> {
+        let archive = match origin {
+            Origin::Registry(_) => None,
+            Origin::Archive(archive) => Some(archive.name().to_owned()),
+        };
+        let progress = Arc::new(Progress {
+            reference,
+            archive,
+            began: Instant::now(),
+            received: AtomicU64::new(0),
+            total: AtomicU64::new(0),
+            layers: AtomicU32::new(0),
+            unpacked: AtomicU32::new(0),
+        });
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        running.retain(|transfer| transfer.strong_count() > 0);
+        running.push(Arc::downgrade(&progress));
+        progress
+    }
+
+    /// Counts bytes that have come.
+    pub(crate) fn count(&self, progress: &Progress, bytes: u64) {
+        progress.received.fetch_add(bytes, Ordering::Relaxed);
+        let all = match progress.archive {
+            None => &self.from_registries,
+            Some(_) => &self.from_archives,
+        };
+        all.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+/// How far one transfer is.
+#[derive(Debug)]
+pub(crate) struct Progress {
+    reference: String,
+    archive: Option<String>,
+    began: Instant,
+    received: AtomicU64,
+    total: AtomicU64,
+    layers: AtomicU32,
+    unpacked: AtomicU32,
+}
+
+impl Progress {
+    /// Bytes of blobs that have come.
+    pub(crate) fn received(&self) -> u64 {
+        self.received.load(Ordering::Relaxed)
+    }
+
+    /// A blob of this size is needed.
+    pub(crate) fn expect_bytes(&self, bytes: u64) {
+        self.total.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// A blob of this size was expected, and need not come.
+    pub(crate) fn need_not(&self, bytes: u64) {
+        self.total.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// As many layers have to be unpacked.
+    pub(crate) fn expect_layers(&self, count: usize) {
+        let count = u32::try_from(count).unwrap_or(u32::MAX);
+        self.layers.store(count, Ordering::Relaxed);
+    }
+
+    /// One of them is.
+    pub(crate) fn layer_is_unpacked(&self) {
+        self.unpacked.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Waits for the transfer, and logs now and then how far it is.
+    pub(crate) async fn logged<T>(&self, transfer: impl Future<Output = T>) -> T {
+        let mut transfer = std::pin::pin!(transfer);
+        loop {
+            if let Ok(done) = tokio::time::timeout(LOG_INTERVAL, &mut transfer).await {
+                return done;
+            }
+            let now = self.now();
+            tracing::info!(
+                reference = now.reference,
+                bytes = now.received_bytes,
+                total_bytes = now.total_bytes,
+                layers = now.layers,
+                unpacked_layers = now.unpacked_layers,
+                seconds = now.elapsed.as_secs(),
+                "still fetching an image"
+            );
+        }
+    }
+
+    fn now(&self) -> Transfer {
+        Transfer {
+            reference: self.reference.clone(),
+            archive: self.archive.clone(),
+            received_bytes: self.received(),
+            total_bytes: self.total.load(Ordering::Relaxed),
+            layers: self.layers.load(Ordering::Relaxed),
+            unpacked_layers: self.unpacked.load(Ordering::Relaxed),
+            elapsed: self.began.elapsed(),
+        }
+    }
+}
+
+impl Images {
+    /// The pulls and imports that are running, oldest first. `name` chooses those of one image, completed or short, or of
+    /// one archive; empty for all.
+    pub fn transfers(&self, name: &str) -> Vec<Transfer> {
+        let completed = name.parse::<ImageRef>().map(|name| name.to_string());
+        let completed = completed.unwrap_or_default();
+        let fits = |transfer: &Transfer| {
+            name.is_empty()
+                || transfer.reference == completed
+                || transfer.archive.as_deref() == Some(name)
+        };
+        let running = &self.inner.transfers.running;
+        let running = running.lock().unwrap_or_else(PoisonError::into_inner);
+        let running = running.iter().filter_map(Weak::upgrade);
+        running
+            .map(|transfer| transfer.now())
+            .filter(fits)
+            .collect()
+    }
+
+    /// Bytes of images that have come from registries, and from archives, since the daemon started.
+    pub fn received_bytes(&self) -> (u64, u64) {
+        let transfers = &self.inner.transfers;
+        (
+            transfers.from_registries.load(Ordering::Relaxed),
+            transfers.from_archives.load(Ordering::Relaxed),
+        )
+    }
+}

@@ -1,0 +1,219 @@
+//! An OCI layout to read from: a directory, or a tar that can be sought.
+//!
+//! Called by: `push`. Invariants: only regular files are read; documents have a maximum size; what is read is verified by the
+//! registry that gets it, by its digest.
+//! Must not know: registries, the daemon.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, Read, Seek as _};
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use crate::error::Error;
+
+/// The largest manifest or index. Bytes.
+const MAX_DOCUMENT_BYTES: u64 = 4 << 20;
+
+/// A layout.
+pub(crate) struct Source {
+    /// For messages.
+    name: String,
+    files: Files,
+}
+
+enum Files {
+    Directory(PathBuf),
+    /// The tar, and where each file lies in it: first byte, size.
+    Tar(Arc<File>, HashMap<String, (u64, u64)>),
+}
+
+/// A part of a file.
+pub(crate) struct Piece {
+    file: Arc<File>,
+    at: u64,
+    left: u64,
+}
+
+impl Piece {
+    /// Bytes that are left to read.
+    pub(crate) fn size(&self) -> u64 {
+        self.left
+    }
+}
+
+impl Read for Piece {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let most = usize::try_from(self.left)
+            .unwrap_or(usize::MAX)
+            .min(buffer.len());
+        let count = self.file.read_at(&mut buffer[..most], self.at)?;
+        if count == 0 && most > 0 {
+            return Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "it is cut off",
+            ));
+        }
+        self.at += count as u64;
+        self.left -= count as u64;
+        Ok(count)
+    }
+}
+
+/// A descriptor of a layout.
+#[derive(Debug, Clone)]
+pub(crate) struct Descriptor {
+    pub(crate) digest: String,
+    pub(crate) media_type: String,
+    /// The names of the image, from its annotations.
+    pub(crate) names: Vec<String>,
+}
+
+impl Descriptor {
+    fn read(value: &Value) -> Option<Self> {
+        let digest = value["digest"].as_str()?;
+        let hex = digest.strip_prefix("sha256:")?;
+        if hex.len() != 64 || !hex.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+            return None;
+        }
+        let annotations = &value["annotations"];
+        let keys = [
+            "io.containerd.image.name",
+            "org.opencontainers.image.ref.name",
+        ];
+        let names = keys.iter().filter_map(|key| annotations[*key].as_str());
+        Some(Self {
+            digest: digest.to_owned(),
+            media_type: value["mediaType"].as_str().unwrap_or_default().to_owned(),
+            names: names.map(str::to_owned).collect(),
+        })
+    }
+
+    /// Whether it is of an index.
+    pub(crate) fn is_index(&self) -> bool {
+        self.media_type.ends_with("image.index.v1+json")
+            || self.media_type.ends_with("manifest.list.v2+json")
+    }
+}
+
+impl Source {
+    /// Opens a directory, or a file. Errors: it is no OCI layout, or is compressed.
+    pub(crate) fn open(path: &Path) -> Result<Self, Error> {
+        let name = path.display().to_string();
+        if path.is_dir() {
+            let files = Files::Directory(path.to_owned());
+            return Ok(Self { name, files });
+        }
+        let file =
+            File::open(path).map_err(|error| Error::because(&format!("read {name}"), error))?;
+        Self::tar(name, file)
+    }
+
+    /// The tar `file`, called `name` in messages.
+    pub(crate) fn tar(name: String, mut file: File) -> Result<Self, Error> {
+        let failed = |error: io::Error| Error::because(&format!("read {name}"), error);
+        let mut first = [0; 4];
+        file.rewind().map_err(failed)?;
+        let count = file.read(&mut first).map_err(failed)?;
+        if matches!(first[..count], [0x1f, 0x8b, ..] | [0x28, 0xb5, 0x2f, 0xfd]) {
+            return Err(Error::new(format!(
+                "{name} is compressed; import it with `coracle image import`, and push the image"
+            )));
+        }
+        file.rewind().map_err(failed)?;
+        let mut places = HashMap::new();
+        let mut archive = tar::Archive::new(&file);
+        for entry in archive.entries_with_seek().map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            if entry.header().entry_type().is_file() {
+                let path = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
+                let path = path.trim_start_matches("./").to_owned();
+                places.insert(path, (entry.raw_file_position(), entry.size()));
+            }
+        }
+        let files = Files::Tar(Arc::new(file), places);
+        Ok(Self { name, files })
+    }
+
+    /// The entries of its index. Errors: it has none.
+    pub(crate) fn index(&self) -> Result<Vec<Descriptor>, Error> {
+        let Some(file) = self.file("index.json")? else {
+            return Err(Error::new(format!(
+                "{} is no OCI layout: it has no index.json; `coracle image import` takes other archives",
+                self.name
+            )));
+        };
+        let index = self.parse("index.json", &self.read("index.json", file)?)?;
+        Ok(self.descriptors(&index["manifests"]))
+    }
+
+    /// Those of a list of descriptors that can be used.
+    fn descriptors(&self, list: &Value) -> Vec<Descriptor> {
+        let list = list.as_array().map(Vec::as_slice).unwrap_or_default();
+        list.iter().filter_map(Descriptor::read).collect()
+    }
+
+    /// A manifest or an index, and what it names: manifests, or config and layers.
+    pub(crate) fn document(&self, of: &Descriptor) -> Result<(Vec<u8>, Vec<Descriptor>), Error> {
+        let bytes = self.read(&of.digest, self.blob(&of.digest)?)?;
+        let document = self.parse(&of.digest, &bytes)?;
+        let mut named = self.descriptors(&document["manifests"]);
+        named.extend(Descriptor::read(&document["config"]));
+        named.extend(self.descriptors(&document["layers"]));
+        Ok((bytes, named))
+    }
+
+    /// A blob. Errors: the layout lacks it.
+    pub(crate) fn blob(&self, digest: &str) -> Result<Piece, Error> {
+        let path = format!("blobs/sha256/{}", digest.trim_start_matches("sha256:"));
+        let found = self.file(&path)?;
+        found.ok_or_else(|| Error::new(format!("{} lacks the blob {digest}", self.name)))
+    }
+
+    /// A file. `None`: there is none.
+    fn file(&self, path: &str) -> Result<Option<Piece>, Error> {
+        let failed =
+            |error: io::Error| Error::because(&format!("read {path} of {}", self.name), error);
+        match &self.files {
+            Files::Directory(directory) => {
+                let file = match File::open(directory.join(path)) {
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+                    file => file.map_err(failed)?,
+                };
+                let left = file.metadata().map_err(failed)?.len();
+                let file = Arc::new(file);
+                Ok(Some(Piece { file, at: 0, left }))
+            }
+            Files::Tar(file, places) => {
+                let piece = |&(at, left): &(u64, u64)| Piece {
+                    file: file.clone(),
+                    at,
+                    left,
+                };
+                Ok(places.get(path).map(piece))
+            }
+        }
+    }
+
+    /// A document. Errors: it is too large.
+    fn read(&self, what: &str, mut file: Piece) -> Result<Vec<u8>, Error> {
+        if file.size() > MAX_DOCUMENT_BYTES {
+            let (name, most) = (&self.name, MAX_DOCUMENT_BYTES >> 20);
+            return Err(Error::new(format!(
+                "{what} of {name} is larger than {most} MiB"
+            )));
+        }
+        let mut bytes = Vec::new();
+        let read = file.read_to_end(&mut bytes);
+        read.map_err(|error| Error::because(&format!("read {what} of {}", self.name), error))?;
+        Ok(bytes)
+    }
+
+    fn parse(&self, what: &str, bytes: &[u8]) -> Result<Value, Error> {
+        serde_json::from_slice(bytes)
+            .map_err(|error| Error::because(&format!("read {what} of {}", self.name), error))
+    }
+}
