@@ -1,9 +1,10 @@
-//! The commands that ask the running daemon.
+//! The commands for the running daemon.
 //!
 //! Called by: the command line of the shim. Invariants: `--json` prints the reply as it came, one object; without a daemon
 //! the exit code is 2; a reader that closes the pipe is no error.
 //! Must not know: how the daemon finds the answers.
 
+mod control;
 mod log;
 
 use std::io::{self, IsTerminal as _, Write as _};
@@ -18,13 +19,14 @@ use serde::Serialize;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Status};
 
+use super::dump::{self, Item};
 use super::print;
 use super::server::now;
 
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// The exit code without a daemon.
-const NO_DAEMON: u8 = 2;
+pub(super) const NO_DAEMON: u8 = 2;
 /// The largest reply, bytes.
 const MAX_REPLY: usize = 64 << 20;
 
@@ -34,6 +36,9 @@ pub struct Place {
     /// Configuration file, which names the run directory; /etc/coracle/config.toml if it exists
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
+    /// Directory of drop-ins; conf.d beside the configuration file if it exists, "" for none
+    #[arg(long, value_name = "DIR")]
+    pub config_dir: Option<PathBuf>,
     /// Directory of the daemon's sockets, instead of the configured one
     #[arg(long, value_name = "DIR")]
     pub run: Option<PathBuf>,
@@ -93,6 +98,54 @@ pub enum Command {
         #[arg(short, long)]
         follow: bool,
     },
+    /// Read the configuration again; print which changed settings hold now, and which wait for a restart
+    Reload {
+        /// Where the daemon is.
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Change which lines the daemon logs, for a time or until it ends
+    LogLevel {
+        /// Where the daemon is.
+        #[command(flatten)]
+        place: Place,
+        /// error, warn, info, debug or trace; "configured" ends earlier changes
+        #[arg(value_parser = ["error", "warn", "info", "debug", "trace", "configured"])]
+        level: String,
+        /// Only lines of modules whose path begins so, as coracle_network::cni, or of a library, as h2
+        #[arg(long, value_name = "MODULE", default_value = "")]
+        target: String,
+        /// How long, as 30s, 10m or 2h; until the daemon ends unless set
+        #[arg(long = "for", value_name = "TIME", value_parser = control::seconds)]
+        duration: Option<u64>,
+    },
+    /// Look into the daemon, to find what hangs or to report a bug
+    Debug {
+        /// Which.
+        #[command(subcommand)]
+        command: Debug,
+    },
+}
+
+/// `coracle debug ...`.
+#[derive(Debug, Subcommand)]
+pub enum Debug {
+    /// List what the driver of each pod does and waits for
+    Tasks {
+        /// Where the daemon is.
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Write what a bug report needs to an archive: status, containers, events, log, metrics, configuration, the node. It has
+    /// no environment, arguments, annotations or credentials of pods
+    Dump {
+        /// Where the daemon is.
+        #[command(flatten)]
+        place: Place,
+        /// The file, which must not exist; - for standard output; coracle-dump-TIME.tar.zst unless set
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
 }
 
 impl Command {
@@ -100,6 +153,11 @@ impl Command {
     #[must_use]
     pub fn place(&self) -> &Place {
         match self {
+            Command::Reload { place }
+            | Command::LogLevel { place, .. }
+            | Command::Debug {
+                command: Debug::Tasks { place } | Debug::Dump { place, .. },
+            } => place,
             Command::Status { place }
             | Command::Ps { place, .. }
             | Command::Why { place, .. }
@@ -142,13 +200,14 @@ impl Error {
     }
 }
 
-/// Runs `command` with the daemon whose admin socket is `socket`; returns the exit code.
-pub fn main(command: Command, socket: &Path) -> u8 {
+/// Runs `command` with the daemon whose admin socket is `socket`; returns the exit code. `local` is what a dump has of the node
+/// beside the daemon's answers.
+pub fn main(command: Command, socket: &Path, local: &dyn Fn() -> Vec<Item>) -> u8 {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
     let outcome = match runtime {
-        Ok(runtime) => runtime.block_on(run(command, socket)),
+        Ok(runtime) => runtime.block_on(run(command, socket, local)),
         Err(source) => Err(Error::Io {
             what: "start a runtime".to_owned(),
             source,
@@ -177,7 +236,7 @@ pub fn main(command: Command, socket: &Path) -> u8 {
     }
 }
 
-async fn run(command: Command, socket: &Path) -> Result<u8, Error> {
+async fn run(command: Command, socket: &Path, local: &dyn Fn() -> Vec<Item>) -> Result<u8, Error> {
     let mut daemon = Daemon::new(socket);
     let json = command.place().json;
     match command {
@@ -214,6 +273,28 @@ async fn run(command: Command, socket: &Path) -> Result<u8, Error> {
             };
             events(&mut daemon, request, json).await
         }
+        Command::Reload { .. } => control::reload(&mut daemon, json).await,
+        Command::LogLevel {
+            level,
+            target,
+            duration,
+            ..
+        } => {
+            let request = admin::SetLogLevelRequest {
+                level: if level == "configured" {
+                    String::new()
+                } else {
+                    level
+                },
+                target,
+                for_s: duration.unwrap_or(0),
+            };
+            control::set_log_level(&mut daemon, request, json).await
+        }
+        Command::Debug { command } => match command {
+            Debug::Tasks { .. } => control::tasks(&mut daemon, json).await,
+            Debug::Dump { output, .. } => dump::write(&mut daemon, output, local()).await,
+        },
     }
 }
 
@@ -250,9 +331,11 @@ async fn events(
 }
 
 /// A client of the daemon.
-struct Daemon {
-    socket: PathBuf,
-    client: AdminServiceClient<Channel>,
+pub(super) struct Daemon {
+    /// The admin socket.
+    pub socket: PathBuf,
+    /// The client of its service.
+    pub client: AdminServiceClient<Channel>,
 }
 
 impl Daemon {
@@ -276,7 +359,8 @@ impl Daemon {
         }
     }
 
-    fn answer<T>(&self, reply: Result<tonic::Response<T>, Status>) -> Result<T, Error> {
+    /// The reply. Errors: NoDaemon where nobody answered; Refused.
+    pub fn answer<T>(&self, reply: Result<tonic::Response<T>, Status>) -> Result<T, Error> {
         match reply {
             Ok(reply) => Ok(reply.into_inner()),
             Err(source)

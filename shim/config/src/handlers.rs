@@ -54,6 +54,22 @@ impl Default for HandlersFile {
     }
 }
 
+impl HandlersFile {
+    /// Sets every key that is left out, to the default of its handler.
+    pub(super) fn fill(&mut self) {
+        let usual = Self::default();
+        for (own, usual) in [
+            (&mut self.coracle, usual.coracle),
+            (&mut self.wasm, usual.wasm),
+            (&mut self.strict, usual.strict),
+        ] {
+            own.spawn = own.spawn.or(usual.spawn);
+            own.egress = own.egress.take().or(usual.egress);
+            own.annotations = own.annotations.take().or(usual.annotations);
+        }
+    }
+}
+
 /// `[handlers.NAME]`. A key that is left out takes the default of that handler, not one common to all.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -123,6 +139,11 @@ impl Handlers {
         self.0.iter().find(|handler| handler.name == name)
     }
 
+    /// All of them.
+    pub fn all(&self) -> &[Handler] {
+        &self.0
+    }
+
     /// The policies of all handlers.
     pub fn policies(&self) -> Policies {
         Policies::new(self.0.iter().map(|handler| handler.policy.clone()))
@@ -150,47 +171,26 @@ macro_rules! keys {
     };
 }
 
-/// Checks all handlers.
+/// Checks all handlers; every key is set.
 pub(super) fn check(file: &HandlersFile) -> Result<Handlers, Invalid> {
-    let usual = HandlersFile::default();
     Ok(Handlers([
-        handler(
-            &keys!("coracle"),
-            Accepts::ByImage,
-            &file.coracle,
-            &usual.coracle,
-        )?,
-        handler(
-            &keys!("coracle-wasm"),
-            Accepts::WasmOnly,
-            &file.wasm,
-            &usual.wasm,
-        )?,
-        handler(
-            &keys!("coracle-strict"),
-            Accepts::WasmOnly,
-            &file.strict,
-            &usual.strict,
-        )?,
+        handler(&keys!("coracle"), Accepts::ByImage, &file.coracle)?,
+        handler(&keys!("coracle-wasm"), Accepts::WasmOnly, &file.wasm)?,
+        handler(&keys!("coracle-strict"), Accepts::WasmOnly, &file.strict)?,
     ]))
 }
 
-fn handler(
-    keys: &Keys,
-    accepts: Accepts,
-    file: &HandlerFile,
-    usual: &HandlerFile,
-) -> Result<Handler, Invalid> {
-    let given = file.egress.as_ref().or(usual.egress.as_ref());
-    let listed = file.annotations.as_ref().or(usual.annotations.as_ref());
+fn handler(keys: &Keys, accepts: Accepts, file: &HandlerFile) -> Result<Handler, Invalid> {
+    let given = file.egress.as_ref().unwrap_or(&EgressFile::None);
+    let listed = file.annotations.as_deref().unwrap_or_default();
     Ok(Handler {
         name: keys.name,
         accepts,
-        spawn: file.spawn.or(usual.spawn).unwrap_or_default(),
+        spawn: file.spawn.unwrap_or_default(),
         policy: HandlerPolicy {
             name: keys.name,
-            egress: egress(keys, keys.egress, given.unwrap_or(&EgressFile::None))?,
-            annotations: annotations(keys.annotations, listed.map_or(&[], Vec::as_slice))?,
+            egress: egress(keys, keys.egress, given)?,
+            annotations: annotations(keys.annotations, listed)?,
             namespaces: namespaces(keys, &file.namespaces)?,
         },
         http: http::check(keys.http, &file.http)?,
@@ -335,6 +335,8 @@ mod tests {
              [[coracle-strict.namespaces]]\nnamespace = \"team-*\"\nannotations = []\n",
         )
         .unwrap();
+        let mut file = file;
+        file.fill();
         let handlers = check(&file).unwrap();
         let strict = handlers.find("coracle-strict").unwrap().policy.clone();
         let listed = Egress::Listed(vec!["10.0.0.0/8".parse().unwrap()]);

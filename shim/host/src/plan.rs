@@ -300,7 +300,7 @@ impl Draft {
             log_path: log_path(&pod.config.log_directory, &config.log_path)?,
             cgroup: format!("{}/{}", pod.cgroup_parent.trim_end_matches('/'), self.id),
             memory_limit_bytes: limits::memory_limit(&config.resources),
-            spawn: host.config.spawn_of(pod.config.handler),
+            spawn: host.config.live.get().handler_of(&pod.config).spawn,
         })
     }
 }

@@ -32,6 +32,7 @@ mod metrics;
 mod mirrors;
 mod neighbours;
 mod network;
+mod operate;
 mod pods;
 mod policy;
 mod power;
