@@ -97,7 +97,7 @@ pub struct ConfigArgs {
     pub config: Option<PathBuf>,
     /// Directory of drop-ins, read after the file in the order of their names; conf.d beside the file if it exists, "" for
     /// none
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_parser = coracle_admin::client::any_path)]
     pub config_dir: Option<PathBuf>,
     /// Directory of images and records, instead of the configured one
     #[arg(long, value_name = "DIR")]
@@ -171,7 +171,7 @@ pub struct ImageArgs {
     #[arg(long, value_name = "FILE", global = true)]
     pub config: Option<PathBuf>,
     /// Directory of drop-ins; conf.d beside the configuration file if it exists, "" for none
-    #[arg(long, value_name = "DIR", global = true)]
+    #[arg(long, value_name = "DIR", global = true, value_parser = coracle_admin::client::any_path)]
     pub config_dir: Option<PathBuf>,
     /// CRI socket, instead of the configured one
     #[arg(long, value_name = "PATH", global = true)]

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use coracle_config::{self as config, Config, Ipv6};
 use coracle_host::{HandlerConfig, HostConfig, LiveConfig, LogRoot};
-use coracle_spec::Spawn;
 use coracle_spec::live::Live;
+use coracle_spec::{ResourceLimit, Spawn};
 
 /// That part of `config`, with `live` for what a reload changes. Resolves the links of the directory of logs.
 pub fn host_config(config: &Config, live: Arc<Live<LiveConfig>>) -> HostConfig {
@@ -36,18 +36,30 @@ pub fn live_config(config: &Config) -> LiveConfig {
         denied_node_ports: config.network.denied_node_ports.clone(),
         create_host_paths: config.sandbox.create_host_paths,
         handlers: handlers
-            .map(|handler| (handler.name.to_owned(), handler_config(handler)))
+            .flat_map(|handler| {
+                let names = handler.names().map(str::to_owned);
+                names.map(|name| (name, handler_config(handler)))
+            })
             .collect(),
     }
 }
 
 fn handler_config(handler: &config::Handler) -> HandlerConfig {
+    let rlimits = handler.rlimits.iter();
     HandlerConfig {
+        name: handler.name.clone(),
         spawn: match handler.spawn {
             config::Spawn::Exec => Spawn::Exec,
             config::Spawn::Fork => Spawn::Fork,
         },
         http: handler.http.clone(),
         wasi_p3: handler.wasi_p3,
+        rlimits: rlimits
+            .map(|limit| ResourceLimit {
+                resource: limit.resource,
+                soft: limit.soft,
+                hard: limit.hard,
+            })
+            .collect(),
     }
 }

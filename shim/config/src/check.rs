@@ -190,7 +190,10 @@ fn plugin_directories(paths: &[PathBuf]) -> Result<Vec<PathBuf>, Invalid> {
 
 fn subnet_v4(text: &str) -> Result<Subnet<Ipv4Addr>, Invalid> {
     let key = "network.subnet";
-    let subnet: Subnet<Ipv4Addr> = Subnet::parse(text).map_err(|why| Invalid { key, why })?;
+    let subnet: Subnet<Ipv4Addr> = Subnet::parse(text).map_err(|why| Invalid {
+        key: key.into(),
+        why,
+    })?;
     if !(8..=20).contains(&subnet.prefix) {
         return invalid(
             key,
@@ -213,7 +216,10 @@ fn subnet_v4(text: &str) -> Result<Subnet<Ipv4Addr>, Invalid> {
 
 fn subnet_v6(text: &str) -> Result<Subnet<Ipv6Addr>, Invalid> {
     let key = "network.subnet_v6";
-    let subnet: Subnet<Ipv6Addr> = Subnet::parse(text).map_err(|why| Invalid { key, why })?;
+    let subnet: Subnet<Ipv6Addr> = Subnet::parse(text).map_err(|why| Invalid {
+        key: key.into(),
+        why,
+    })?;
     if !(16..=116).contains(&subnet.prefix) {
         return invalid(
             key,

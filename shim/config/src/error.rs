@@ -71,7 +71,7 @@ pub enum Error {
         /// `FILE:LINE`, or another source of the value.
         origin: String,
         /// With its tables.
-        key: &'static str,
+        key: String,
         /// The fact and what it should have been.
         why: String,
     },

@@ -49,6 +49,20 @@ impl<'t> Document<'t> {
         })
     }
 
+    /// The names of the tables in `table` that set `key`.
+    pub(super) fn tables_with(&self, table: &str, key: &str) -> Vec<String> {
+        let sets = |value: &Spanned<DeValue<'_>>| {
+            let inner = value.get_ref().as_table();
+            inner.is_some_and(|inner| inner.iter().any(|(name, _)| name.get_ref() == key))
+        };
+        let mut tables = self.table.get_ref().iter();
+        let found = tables.find(|(name, _)| name.get_ref() == table);
+        let inner = found.and_then(|(_, value)| value.get_ref().as_table());
+        let inner = inner.into_iter().flatten();
+        let inner = inner.filter(|(_, value)| sets(value));
+        inner.map(|(name, _)| name.get_ref().to_string()).collect()
+    }
+
     /// Line of a dotted key, from 1; `None` when the file does not set it.
     pub(super) fn line_of(&self, key: &str) -> Option<usize> {
         let mut table = self.table.get_ref();

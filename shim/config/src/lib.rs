@@ -21,6 +21,7 @@ mod http;
 mod images;
 mod keys;
 mod metrics;
+mod rlimits;
 mod settings;
 mod sources;
 mod streaming;
@@ -38,6 +39,7 @@ pub use file::{CgroupDriver, Ipv6, LogFormat, LogLevel, NetworkMode};
 pub use handlers::{Handler, Handlers, Spawn};
 pub use helpers::Helpers;
 pub use metrics::Metrics;
+pub use rlimits::Rlimit;
 pub use settings::SettingsByKey;
 pub use streaming::Streaming;
 pub use subnet::{Family, Subnet};
@@ -268,8 +270,8 @@ fn check_all(sources: &[Source], overrides: &Overrides) -> Result<(ConfigFile, C
     let mut file = merged.file()?;
     apply(&mut file, overrides, merged.place_of("socket").is_none());
     let config = check::check(&file).map_err(|invalid| Error::Value {
-        origin: origin(&merged, overrides, invalid.key),
-        key: invalid.key,
+        origin: origin(&merged, overrides, &invalid.key),
+        key: invalid.key.into_owned(),
         why: invalid.why,
     })?;
     Ok((file, config))

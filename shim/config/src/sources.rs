@@ -15,12 +15,14 @@ use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 
 use super::error::Error;
-use super::file::ConfigFile;
+use super::file::{ConfigFile, HandlersFile};
 use super::keys::{self, Document};
 use super::{DEFAULT_PATH, Overrides, known_keys};
 
 /// Largest configuration file. Bytes.
 pub(super) const MAX_FILE_BYTES: u64 = 1 << 20;
+/// The table of handlers.
+const HANDLERS: &str = "handlers";
 /// The directory of drop-ins, beside the configuration file.
 const DROP_INS: &str = "conf.d";
 
@@ -168,8 +170,9 @@ impl<'t> Merged<'t> {
             parts: Vec::new(),
             table: Table::new(),
         };
+        let mut known = known_keys();
         for Source { path, text } in sources {
-            let (document, table) = parse(path, text)?;
+            let (document, table) = parse(path, text, &mut known)?;
             merged.parts.push((path, document));
             merge(&mut merged.table, table);
         }
@@ -202,12 +205,22 @@ impl<'t> Merged<'t> {
     }
 }
 
-/// Parses one file and holds it to the rules of the whole.
-fn parse<'t>(path: &Path, text: &'t str) -> Result<(Document<'t>, Table), Error> {
+/// Parses one file and holds it to the rules of the whole. `known` are the keys that there are; the keys of handlers that the
+/// file adds are added to them.
+fn parse<'t>(
+    path: &Path,
+    text: &'t str,
+    known: &mut Table,
+) -> Result<(Document<'t>, Table), Error> {
     let document = Document::parse(text).map_err(|error| malformed(path, text, None, &error))?;
-    if let Some(unknown) = document.first_unknown(&known_keys()) {
+    add_handlers(known, &document);
+    if let Some(unknown) = document.first_unknown(known) {
+        let is_handler = unknown.key.matches('.').count() == 1 && unknown.key.starts_with(HANDLERS);
         let hint = match unknown.meant {
             Some(meant) => format!("did you mean {meant}?"),
+            None if is_handler => {
+                "a handler of your own needs kind = \"any\" or \"wasm\"".to_owned()
+            }
             None => "`coracle config default` lists the settings".to_owned(),
         };
         return Err(Error::UnknownKey {
@@ -220,6 +233,19 @@ fn parse<'t>(path: &Path, text: &'t str) -> Result<(Document<'t>, Table), Error>
     let typed = toml::from_str::<ConfigFile>(text).and_then(|_| toml::from_str::<Table>(text));
     let table = typed.map_err(|error| malformed(path, text, Some(&document), &error))?;
     Ok((document, table))
+}
+
+/// Adds the keys of handlers that are not built in, which are those that set `kind`. A misspelt name does not.
+fn add_handlers(known: &mut Table, document: &Document<'_>) {
+    let Some(Value::Table(handlers)) = known.get_mut(HANDLERS) else {
+        return;
+    };
+    for name in document.tables_with(HANDLERS, "kind") {
+        handlers.entry(name).or_insert_with(|| {
+            let template = Value::try_from(HandlersFile::template());
+            template.expect("the file's types are TOML's own: tables, strings and numbers")
+        });
+    }
 }
 
 /// Takes over what `later` sets.

@@ -104,6 +104,14 @@ fn an_unknown_key_is_refused_with_its_line_and_a_suggestion() {
             "config.toml:1: handlers.coracle-strikt is not a setting; did you mean handlers.coracle-strict?",
         ),
         (
+            "[handlers.gpu]\nspawn = \"fork\"\n",
+            "config.toml:1: handlers.gpu is not a setting; a handler of your own needs kind = \"any\" or \"wasm\"",
+        ),
+        (
+            "[handlers.gpu]\nkind = \"any\"\nspwan = \"fork\"\n",
+            "config.toml:3: handlers.gpu.spwan is not a setting; did you mean handlers.gpu.spawn?",
+        ),
+        (
             "[handlers.coracle]\nspwan = \"fork\"\n",
             "config.toml:2: handlers.coracle.spwan is not a setting; did you mean handlers.coracle.spawn?",
         ),

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use coracle_lifecycle::SandboxConfig;
 use coracle_spec::live::Live;
-use coracle_spec::{HttpLimits, Spawn};
+use coracle_spec::{HttpLimits, ResourceLimit, Spawn};
 
 use super::log::LogRoot;
 
@@ -51,25 +51,30 @@ pub struct LiveConfig {
     pub denied_node_ports: Vec<(u16, u16)>,
     /// Missing host paths of mounts are created.
     pub create_host_paths: bool,
-    /// The handlers by name.
+    /// The handlers by each of their names.
     pub handlers: BTreeMap<String, HandlerConfig>,
 }
 
 /// How one handler runs containers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HandlerConfig {
+    /// Its name in the configuration, for messages.
+    pub name: String,
     /// How a container's process is created.
     pub spawn: Spawn,
     /// The limits of its HTTP servers.
     pub http: HttpLimits,
     /// Whether components of WASI 0.3 run.
     pub wasi_p3: bool,
+    /// Limits of Linux programs that replace the usual ones.
+    pub rlimits: Vec<ResourceLimit>,
 }
 
 impl LiveConfig {
-    /// The handler of a pod. For one that was removed from the configuration since, what every handler has by default.
+    /// The handler of a pod. For one that was removed from the configuration since, the built-in one that it is like.
     pub(super) fn handler_of(&self, pod: &SandboxConfig) -> HandlerConfig {
-        let name = pod.handler.shown();
-        self.handlers.get(name).cloned().unwrap_or_default()
+        let own = self.handlers.get(pod.shown_handler());
+        let found = own.or_else(|| self.handlers.get(pod.handler.shown()));
+        found.cloned().unwrap_or_default()
     }
 }

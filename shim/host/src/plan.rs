@@ -213,6 +213,7 @@ impl Draft {
         self.refuse_wasm_only()?;
         let (pod, config) = (&self.pod, &self.config);
         let subject = linux::Subject {
+            rlimits: host.config.live.get().handler_of(&pod.config).rlimits,
             pod,
             id: &self.id,
             config,
@@ -251,7 +252,7 @@ impl Draft {
         Err(invalid(format!(
             "image {:?} holds Linux programs; handler {:?} runs WebAssembly only",
             self.config.image,
-            handler.as_str()
+            self.pod.config.handler_name()
         )))
     }
 

@@ -112,12 +112,10 @@ pub fn set(change: &Change) -> BTreeMap<String, LogLevel> {
 fn end(target: &str, number: u64) {
     let mut state = state();
     if state.end(target, number) {
+        // Before it holds, as the configured level may leave the line out.
+        let of = (!target.is_empty()).then_some(target);
+        tracing::info!(of, "the level of the log is the configured one again");
         super::apply(filter(&state.levels()));
-        drop(state);
-        tracing::info!(
-            target_of_lines = target,
-            "the level of the log is the configured one again"
-        );
     }
 }
 

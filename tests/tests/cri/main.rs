@@ -22,6 +22,7 @@ mod differential;
 mod exec;
 mod faults;
 mod functions;
+mod handlers;
 mod hostile;
 mod image_cli;
 mod images;

@@ -46,12 +46,18 @@ fn print_lines(text: &str) -> String {
     text.lines().map(|line| print::plain(line) + "\n").collect()
 }
 
-/// `coracle log-level`.
+/// `coracle log-level`: level, target, and for how many seconds, 0 until the daemon ends.
 pub(super) async fn set_log_level(
     daemon: &mut Daemon,
-    request: admin::SetLogLevelRequest,
+    (level, target, for_s): (String, String, u64),
     json: bool,
 ) -> Result<u8, Error> {
+    let is_configured = level == "configured";
+    let request = admin::SetLogLevelRequest {
+        level: if is_configured { String::new() } else { level },
+        target,
+        for_s,
+    };
     let reply = daemon.client.set_log_level(request).await;
     let reply = daemon.answer(reply)?;
     let line = |level: &admin::LogLevel| match level.target.as_str() {
