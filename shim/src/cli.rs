@@ -9,7 +9,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
-use coracle_config::{self as config, Config, Overrides};
+use coracle_config::{self as config, Config, Overrides, SettingsByKey};
 
 /// A Kubernetes container runtime for WebAssembly and Linux containers.
 #[derive(Debug, Parser)]
@@ -95,6 +95,10 @@ pub struct ConfigArgs {
     /// Configuration file; /etc/coracle/config.toml if it exists
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
+    /// Directory of drop-ins, read after the file in the order of their names; conf.d beside the file if it exists, "" for
+    /// none
+    #[arg(long, value_name = "DIR", value_parser = coracle_admin::client::any_path)]
+    pub config_dir: Option<PathBuf>,
     /// Directory of images and records, instead of the configured one
     #[arg(long, value_name = "DIR")]
     pub root: Option<PathBuf>,
@@ -118,7 +122,13 @@ impl ConfigArgs {
             root: self.root.clone(),
             run: self.run.clone(),
             socket: self.socket.clone(),
+            config_dir: self.config_dir.clone(),
         }
+    }
+
+    /// The same, with all settings by key.
+    pub fn load_settings(&self) -> Result<(Config, SettingsByKey), config::Error> {
+        SettingsByKey::load(self.file(), &self.overrides())
     }
 
     /// The configuration from file and flags.
@@ -160,6 +170,9 @@ pub struct ImageArgs {
     /// Configuration file, which names the CRI socket; /etc/coracle/config.toml if it exists
     #[arg(long, value_name = "FILE", global = true)]
     pub config: Option<PathBuf>,
+    /// Directory of drop-ins; conf.d beside the configuration file if it exists, "" for none
+    #[arg(long, value_name = "DIR", global = true, value_parser = coracle_admin::client::any_path)]
+    pub config_dir: Option<PathBuf>,
     /// CRI socket, instead of the configured one
     #[arg(long, value_name = "PATH", global = true)]
     pub socket: Option<PathBuf>,
@@ -173,6 +186,7 @@ impl ImageArgs {
     pub fn pack(arguments: coracle_image_cli::PackArgs) -> Self {
         Self {
             config: None,
+            config_dir: None,
             socket: None,
             command: coracle_image_cli::Command::Pack(arguments),
         }
@@ -184,13 +198,23 @@ impl ImageArgs {
 pub enum ConfigCommand {
     /// Print every setting with its default and what it means
     Default,
-    /// Check a file and say what is wrong with it
+    /// Check a file, or what the daemon would read, and say what is wrong with it
     Check {
-        /// The file
-        file: PathBuf,
+        /// The file, by itself; without it the configuration file and its drop-ins
+        file: Option<PathBuf>,
+        /// The sources of settings.
+        #[command(flatten)]
+        config: ConfigArgs,
     },
     /// Print the settings in force
-    Show(ConfigArgs),
+    Show {
+        /// The sources of settings.
+        #[command(flatten)]
+        config: ConfigArgs,
+        /// One setting a line, with the file and line that set it
+        #[arg(long)]
+        origin: bool,
+    },
 }
 
 #[cfg(test)]

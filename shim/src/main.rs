@@ -26,10 +26,13 @@ mod reload;
 #[cfg(test)]
 mod scratch;
 mod serve;
+mod tasks;
 mod unpackers;
 mod version;
+mod watchdog;
 
 use std::io::{self, Write as _};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser as _;
@@ -143,7 +146,11 @@ fn command(command: Command) -> Outcome {
 }
 
 fn image(arguments: ImageArgs) -> Outcome {
-    let loaded = config::load(arguments.config.as_deref(), &config::Overrides::default());
+    let overrides = config::Overrides {
+        config_dir: arguments.config_dir,
+        ..config::Overrides::default()
+    };
+    let loaded = config::load(arguments.config.as_deref(), &overrides);
     // Whoever packs needs no daemon, and may not even read its configuration; the same holds for whoever names the socket.
     let is_needed = arguments.config.is_some()
         || !matches!(arguments.command, coracle_image_cli::Command::Pack(_))
@@ -166,12 +173,29 @@ fn configuration(command: ConfigCommand) -> Outcome {
     let mut out = io::stdout().lock();
     match command {
         ConfigCommand::Default => out.write_all(config::DEFAULT_TEXT.as_bytes())?,
-        ConfigCommand::Check { file } => {
-            config::load(Some(&file), &config::Overrides::default())?;
-            writeln!(out, "{}: good", file.display())?;
+        ConfigCommand::Check { file, config } => {
+            let mut overrides = config.overrides();
+            if file.is_some() {
+                overrides.config_dir = Some(PathBuf::new());
+            }
+            let files = config::files(file.as_deref().or(config.file()), &overrides)?;
+            for file in &files {
+                writeln!(out, "{}: good", file.display())?;
+            }
+            if files.is_empty() {
+                writeln!(
+                    out,
+                    "there is no configuration file; all settings have their defaults"
+                )?;
+            }
         }
-        ConfigCommand::Show(arguments) => {
-            out.write_all(config::show(arguments.file(), &arguments.overrides())?.as_bytes())?;
+        ConfigCommand::Show { config, origin } => {
+            let show = if origin {
+                config::show_origins
+            } else {
+                config::show
+            };
+            out.write_all(show(config.file(), &config.overrides())?.as_bytes())?;
         }
     }
     Ok(0)

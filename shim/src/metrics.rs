@@ -12,18 +12,25 @@ use coracle_lifecycle::Pods;
 use coracle_metrics::listener::Listener;
 use coracle_telemetry::{Build, Collector, Daemon, Scrapes};
 
+/// What is measured and counted, and the listener that serves it.
+pub struct Metrics {
+    /// The series of containers.
+    pub containers: Arc<Collector>,
+    /// The daemon's own.
+    pub daemon: Daemon,
+    /// `None` without an address in the configuration.
+    pub listener: Option<Listener>,
+}
+
 /// Starts the listener, if the configuration has an address. Errors: the address cannot be used.
 pub async fn start(
     config: &Config,
     pods: &Pods,
     images: &Images,
-) -> Result<(Arc<Collector>, Option<Listener>), Box<dyn Error>> {
+) -> Result<Metrics, Box<dyn Error>> {
     let root = config.root.clone();
     let collector = Collector::new(pods.clone(), root, config.metrics.processes);
     let containers = Arc::new(collector);
-    let Some(address) = config.metrics.address else {
-        return Ok((containers, None));
-    };
     let counted = coracle_cri::calls::all().into_iter();
     let counted = counted.chain(crate::reload::metrics());
     let daemon = Daemon {
@@ -35,11 +42,19 @@ pub async fn start(
         images: images.clone(),
         counted: counted.chain(coracle_lifecycle::counters::all()).collect(),
     };
-    let source = Scrapes {
-        containers: Arc::clone(&containers),
+    let mut listener = None;
+    if let Some(address) = config.metrics.address {
+        let source = Scrapes {
+            containers: Arc::clone(&containers),
+            daemon: daemon.clone(),
+        };
+        let bound = Listener::bind(address, Arc::new(source)).await?;
+        tracing::info!(address = %bound.address, "serving metrics");
+        listener = Some(bound);
+    }
+    Ok(Metrics {
+        containers,
         daemon,
-    };
-    let listener = Listener::bind(address, Arc::new(source)).await?;
-    tracing::info!(address = %listener.address, "serving metrics");
-    Ok((containers, Some(listener)))
+        listener,
+    })
 }

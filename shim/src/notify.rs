@@ -9,6 +9,13 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 
 /// Every listener stands, and recovery is over.
 pub const READY: &str = "READY=1\nSTATUS=serving the container runtime interface\n";
+/// The configuration is read again; to be followed by [`READY`].
+pub fn reloading() -> String {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let microseconds = now.tv_sec * 1_000_000 + now.tv_nsec / 1000;
+    format!("RELOADING=1\nMONOTONIC_USEC={microseconds}\nSTATUS=reading the configuration again\n")
+}
+
 /// The daemon ends; pods do not.
 pub const STOPPING: &str = "STOPPING=1\nSTATUS=shutting down; pods keep running\n";
 

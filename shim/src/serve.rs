@@ -10,9 +10,9 @@ use std::sync::Arc;
 
 use coracle_cgroup::systemd::{Driver, Scopes};
 use coracle_cgroup::{Cgroups, Version};
-use coracle_config::{self as config, CgroupDriver, Config, NetworkMode};
+use coracle_config::{self as config, CgroupDriver, Config, NetworkMode, SettingsByKey};
 use coracle_cri::{self as cri, Node, Socket};
-use coracle_host::{DefaultProfile, Host, Parts};
+use coracle_host::{DefaultProfile, Host, LiveConfig, Parts};
 use coracle_images::{Images, ImagesConfig, Proxies};
 use coracle_lifecycle::{Pods, Syncer};
 use coracle_metrics::listener::Listener;
@@ -21,19 +21,22 @@ use coracle_runtime::spawner::Spawner;
 use coracle_sandbox::Filters;
 use coracle_sandbox::helper::Permits;
 use coracle_sandbox::profile::ProfileCache;
-use coracle_streaming::{Identity, Server, Settings};
-use coracle_wasm::{CompileCache, CompileLimits};
+use coracle_spec::live::Live;
+use coracle_streaming::{Identity, Limits, Server, Settings};
+use coracle_wasm::CompileCache;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::admin;
 use crate::claims::Claims;
 use crate::cli::ConfigArgs;
-use crate::host_config::host_config;
+use crate::host_config::{host_config, live_config};
 use crate::logging;
-use crate::metrics;
+use crate::metrics::{self, Metrics};
 use crate::notify::{self, notify};
-use crate::reload;
+use crate::reload::{self, Held, Reloads, Targets};
+use crate::tasks;
 use crate::unpackers::Unpackers;
+use crate::watchdog;
 
 /// Threads that answer RPCs; the daemon waits more than it computes.
 const MAX_WORKERS: usize = 4;
@@ -52,7 +55,8 @@ const DRAIN: std::time::Duration = std::time::Duration::from_secs(5);
 ///
 /// Errors: why it cannot start, with the name of the object; a running daemon ends only by a signal.
 pub fn main(arguments: &ConfigArgs) -> Result<(), Box<dyn Error>> {
-    let config = &arguments.load()?;
+    let (config, settings) = arguments.load_settings()?;
+    let config = &config;
     logging::init(&config.log)?;
     if let Err(error) = crate::memory::execute_without_thread_caches() {
         tracing::warn!(%error, "the daemon runs with caches for each thread and needs more memory");
@@ -71,29 +75,31 @@ pub fn main(arguments: &ConfigArgs) -> Result<(), Box<dyn Error>> {
         .thread_name("coracle")
         .enable_all()
         .build()?;
-    let ended = runtime.block_on(run(config, arguments));
+    let ended = runtime.block_on(run(config, settings, arguments));
     // What is left is an import that the signal has stopped: it may read a large archive for long.
     runtime.shutdown_timeout(DRAIN);
     ended
 }
 
-async fn run(config: &Config, arguments: &ConfigArgs) -> Result<(), Box<dyn Error>> {
+async fn run(
+    config: &Config,
+    settings: SettingsByKey,
+    arguments: &ConfigArgs,
+) -> Result<(), Box<dyn Error>> {
     let term = signal(SignalKind::terminate())?;
     let mut terminated = Box::pin(terminated(term, signal(SignalKind::interrupt())?));
-    let _reloading = reload::start(arguments)?;
+    // From here on neither of them ends the daemon; they are answered once it is ready.
+    let hangup = signal(SignalKind::hangup())?;
+    let list_tasks = signal(SignalKind::user_defined1())?;
     private_directory(&config.root)?;
     private_directory(&config.run)?;
     let claims = Claims::take(config)?;
     let socket = Socket::bind(&config.socket)?;
-    let cgroups = Cgroups::detect()?;
-    let node = node(config, &cgroups)?;
-    let cgroup_version = cgroups.version();
-    let (host, images) = host(config, cgroups, claims.category_share()).await?;
-    let pods = Pods::open(Arc::new(host)).await?;
-    let streaming = streaming(config).await?;
-    let (metrics, listener) = metrics::start(config, &pods, &images).await?;
-    let about = about(&node, cgroup_version, listener.as_ref());
-    let _admin = admin::serve(config, about, &pods, &images)?;
+    let (parts, metrics, targets) = build(config, claims.category_share()).await?;
+    let (pods, images) = (parts.pods.clone(), parts.images.clone());
+    let (reloads, requests) = Reloads::new();
+    let about = about(&parts.node, metrics.listener.as_ref())?;
+    let _admin = admin::serve(config, about, &metrics.daemon, reloads)?;
     tokio::select! {
         biased;
         // Archives may take longer than the system waits for the daemon's end.
@@ -101,18 +107,51 @@ async fn run(config: &Config, arguments: &ConfigArgs) -> Result<(), Box<dyn Erro
         () = preload(config, &images, &pods) => {}
     }
     tracing::info!(socket = %config.socket.display(), pods = pods.pods().len(), version = env!("CARGO_PKG_VERSION"), "ready");
-    let parts = cri::Parts {
-        streaming,
-        pods: pods.clone(),
-        images,
-        node,
-        policies: config.handlers.policies(),
-        metrics,
-        on_call: crate::memory::settle_soon,
-    };
     notify(notify::READY);
+    let held = Held {
+        arguments: arguments.clone(),
+        settings,
+        targets,
+    };
+    let _tasks = [
+        reload::start(hangup, requests, held),
+        tasks::log_on(list_tasks, &pods),
+        watchdog::start(&pods),
+    ];
     cri::serve(socket, parts, terminated).await?;
     end(&pods, claims).await
+}
+
+/// Builds the daemon, which recovers meanwhile: the parts that answer the kubelet, its metrics, and what a reload changes.
+async fn build(
+    config: &Config,
+    category_share: Option<u32>,
+) -> Result<(cri::Parts, Metrics, Targets), Box<dyn Error>> {
+    let cgroups = Cgroups::detect()?;
+    let node = node(config, &cgroups)?;
+    let live = Arc::new(Live::new(live_config(config)));
+    let (host, images, compiler) = host(config, cgroups, category_share, Arc::clone(&live)).await?;
+    let pods = Pods::open(Arc::new(host)).await?;
+    let (streaming, sessions) = streaming(config).await?;
+    let metrics = metrics::start(config, &pods, &images).await?;
+    let policies = Arc::new(Live::new(config.handlers.policies()));
+    let targets = Targets {
+        host: live,
+        policies: Arc::clone(&policies),
+        compiler,
+        sessions,
+        collector: Arc::clone(&metrics.containers),
+    };
+    let parts = cri::Parts {
+        streaming,
+        pods,
+        images,
+        node,
+        policies,
+        metrics: Arc::clone(&metrics.containers),
+        on_call: crate::memory::settle_soon,
+    };
+    Ok((parts, metrics, targets))
 }
 
 /// Completes the work under way, and gives the resources of this daemon back.
@@ -124,12 +163,13 @@ async fn end(pods: &Pods, claims: Claims) -> Result<(), Box<dyn Error>> {
 }
 
 /// What the admin service says of the node.
-fn about(node: &Node, version: Version, listener: Option<&Listener>) -> admin::Node {
-    admin::Node {
+fn about(node: &Node, listener: Option<&Listener>) -> Result<admin::Node, Box<dyn Error>> {
+    let version = Cgroups::detect()?.version();
+    Ok(admin::Node {
         cgroup_driver: node.cgroup_driver.name(),
         cgroup_version: if version == Version::V1 { 1 } else { 2 },
         metrics_address: listener.map_or(String::new(), |listener| listener.address.to_string()),
-    }
+    })
 }
 
 /// Waits for SIGTERM or SIGINT, and announces the end.
@@ -154,16 +194,16 @@ async fn preload(config: &Config, images: &Images, pods: &Pods) {
     }
 }
 
-async fn streaming(config: &Config) -> Result<Server, Box<dyn Error>> {
+async fn streaming(config: &Config) -> Result<(Server, Arc<Limits>), Box<dyn Error>> {
     let config = &config.streaming;
     let identity = config.identity.clone();
+    let limits = Arc::new(Limits::new(config.idle_timeout, &config.allowed_origins));
     let settings = Settings {
         address: config.address,
         identity: identity.map(|(certificate, key)| Identity { certificate, key }),
-        idle: config.idle_timeout,
-        origins: config.allowed_origins.clone(),
+        limits: Arc::clone(&limits),
     };
-    Ok(Server::bind(settings).await?)
+    Ok((Server::bind(settings).await?, limits))
 }
 
 fn private_directory(path: &std::path::Path) -> Result<(), Box<dyn Error>> {
@@ -211,16 +251,15 @@ async fn host(
     config: &Config,
     cgroups: Cgroups,
     category_share: Option<u32>,
-) -> Result<(Host, Images), Box<dyn Error>> {
+    live: Arc<Live<LiveConfig>>,
+) -> Result<(Host, Images, Arc<CompileCache>), Box<dyn Error>> {
     crate::check::log_signature_policies(config);
     let helpers = Permits::new(config.helpers.processes, config.helpers.memory_bytes);
     let unpackers = Arc::new(Unpackers(helpers.clone()));
     let images = Images::open(images_config(config)?, unpackers).await?;
-    let limits = CompileLimits {
-        cpu: config.wasm.compile_timeout,
-        memory_bytes: config.wasm.compile_memory_bytes,
-        module_bytes: config.wasm.max_module_bytes,
-    };
+    let limits = reload::compile_limits(config);
+    let compiler = CompileCache::open(&config.root.join("compiled"), limits, helpers)?;
+    let compiler = Arc::new(compiler);
     let syncer = Syncer::start(&config.root)?;
     let parts = Parts {
         images: images.clone(),
@@ -229,17 +268,17 @@ async fn host(
         cgroups,
         network: network(config, &syncer)?,
         spawner: Spawner::start().await?,
-        compiler: Arc::new(CompileCache::open(
-            &config.root.join("compiled"),
-            limits,
-            helpers,
-        )?),
+        compiler: Arc::clone(&compiler),
         filters: Filters::build()?,
         profiles: profiles(),
         syncer,
         category_share,
     };
-    Ok((Host::new(host_config(config), parts)?, images))
+    Ok((
+        Host::new(host_config(config, live), parts)?,
+        images,
+        compiler,
+    ))
 }
 
 /// Opens both networks: pods of the one that is not configured are still detached by it.

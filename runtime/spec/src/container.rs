@@ -370,10 +370,11 @@ impl IdRange {
 }
 
 /// How a container process is created.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Spawn {
     /// A fork of the keeper: fastest, shares the spawner's address-space layout.
+    #[default]
     Fork,
     /// The container process executes our own binary again inside the half-built jail: own layout, about 3 ms more.
     Exec,

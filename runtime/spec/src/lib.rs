@@ -6,6 +6,7 @@
 //! | module | is |
 //! |---|---|
 //! | [`id`] | ids of pods and containers |
+//! | [`live`] | a value that a reload replaces |
 //! | [`ContainerSpec`] and its parts | how to create a container, and how one ended |
 //! | [`egress`] | what a pod may reach |
 //! | [`error`] | the one error of the runtime crates |
@@ -21,6 +22,7 @@ pub mod failpoint;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod id;
+pub mod live;
 
 mod container;
 

@@ -37,7 +37,7 @@ use files::{Stamp, Temporary, key, open_read, stamp, stamp_of};
 use turn::Turn;
 
 /// Bounds of every compilation.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CompileLimits {
     /// CPU time of one compilation, all its threads together.
     pub cpu: Duration,
@@ -81,12 +81,20 @@ type EntryLock = Arc<tokio::sync::Mutex<()>>;
 pub struct CompileCache {
     dir: PathBuf,
     key: [u8; 32],
-    limits: CompileLimits,
+    limits: Mutex<CompileLimits>,
     permits: Permits,
     entries: Mutex<HashMap<EntryKey, Arc<Compiled>>>,
     busy: Mutex<HashMap<EntryKey, EntryLock>>,
     failures: Failures,
     serial: AtomicU64,
+}
+
+fn bounds(limits: CompileLimits) -> Bounds {
+    Bounds {
+        cpu_s: limits.cpu.as_secs().max(1),
+        memory_bytes: limits.memory_bytes,
+        module_bytes: usize::try_from(limits.module_bytes).unwrap_or(usize::MAX),
+    }
 }
 
 impl CompileCache {
@@ -111,7 +119,7 @@ impl CompileCache {
         Ok(Self {
             dir: dir.into(),
             key,
-            limits,
+            limits: Mutex::new(limits),
             permits,
             entries: Mutex::default(),
             busy: Mutex::default(),
@@ -160,10 +168,11 @@ impl CompileCache {
         at: &EntryKey,
     ) -> Result<Arc<Compiled>> {
         failpoint::hit("compile.exec").during(|| "start the compiler".into())?;
+        let limits = *lock(&self.limits);
         let job = compile::Job {
             exe: &engine.exe,
             module,
-            bounds: self.bounds(),
+            bounds: bounds(limits),
         };
         let cache = Arc::clone(self);
         let code = blocking(move || {
@@ -175,7 +184,9 @@ impl CompileCache {
         let info = match compile::compile(&self.permits, &job, &code.file).await? {
             Ok(info) => info,
             Err(failure) => {
-                self.failures.remember(at.clone(), &failure);
+                if limits == *lock(&self.limits) {
+                    self.failures.remember(at.clone(), &failure);
+                }
                 return Err(failure);
             }
         };
@@ -183,11 +194,11 @@ impl CompileCache {
         blocking(move || cache.store(&at.0, &at.1, info, code)).await
     }
 
-    fn bounds(&self) -> Bounds {
-        Bounds {
-            cpu_s: self.limits.cpu.as_secs().max(1),
-            memory_bytes: self.limits.memory_bytes,
-            module_bytes: usize::try_from(self.limits.module_bytes).unwrap_or(usize::MAX),
+    /// Later compilations have these limits, and modules that failed within the earlier ones are tried again.
+    pub fn set_limits(&self, limits: CompileLimits) {
+        let before = std::mem::replace(&mut *lock(&self.limits), limits);
+        if before != limits {
+            self.failures.forget();
         }
     }
 

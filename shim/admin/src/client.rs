@@ -1,16 +1,17 @@
-//! The commands that ask the running daemon.
+//! The commands for the running daemon.
 //!
 //! Called by: the command line of the shim. Invariants: `--json` prints the reply as it came, one object; without a daemon
 //! the exit code is 2; a reader that closes the pipe is no error.
 //! Must not know: how the daemon finds the answers.
 
+mod arguments;
+mod control;
 mod log;
 
 use std::io::{self, IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::{Args, Subcommand};
 use coracle_proto::admin::v1 as admin;
 use coracle_proto::admin::v1::admin_service_client::AdminServiceClient;
 use hyper_util::rt::TokioIo;
@@ -18,95 +19,24 @@ use serde::Serialize;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Status};
 
+pub use arguments::{Command, Debug, Place};
+
+use super::dump::{self, Item};
 use super::print;
 use super::server::now;
 
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// The exit code without a daemon.
-const NO_DAEMON: u8 = 2;
+pub(super) const NO_DAEMON: u8 = 2;
 /// The largest reply, bytes.
 const MAX_REPLY: usize = 64 << 20;
 
-/// Where the daemon is.
-#[derive(Clone, Debug, Default, Args)]
-pub struct Place {
-    /// Configuration file, which names the run directory; /etc/coracle/config.toml if it exists
-    #[arg(long, value_name = "FILE")]
-    pub config: Option<PathBuf>,
-    /// Directory of the daemon's sockets, instead of the configured one
-    #[arg(long, value_name = "DIR")]
-    pub run: Option<PathBuf>,
-    /// As JSON
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// The commands.
-#[derive(Debug, Subcommand)]
-pub enum Command {
-    /// Say whether the node can run pods, and what it has; exit code 0 ready, 1 not ready, 2 no daemon
-    Status {
-        /// Where the daemon is.
-        #[command(flatten)]
-        place: Place,
-    },
-    /// List running containers with their pods
-    Ps {
-        /// Where the daemon is.
-        #[command(flatten)]
-        place: Place,
-        /// Also containers that have ended and sandboxes that are not ready
-        #[arg(short, long)]
-        all: bool,
-    },
-    /// Tell the life of a pod or container: what it waits for, what happened, what failed last
-    Why {
-        /// Where the daemon is.
-        #[command(flatten)]
-        place: Place,
-        /// NAMESPACE/POD, POD, or the id of a sandbox or container, or its beginning
-        name: String,
-    },
-    /// Print what a container wrote
-    Logs {
-        /// Where the daemon is.
-        #[command(flatten)]
-        place: Place,
-        /// Go on with what it writes from now on
-        #[arg(short, long)]
-        follow: bool,
-        /// NAMESPACE/POD, POD, or the id of a sandbox or container, or its beginning
-        name: String,
-        /// The container's name, if the pod has several
-        container: Option<String>,
-    },
-    /// Print what happened to pods and containers
-    Events {
-        /// Where the daemon is.
-        #[command(flatten)]
-        place: Place,
-        /// Only the last so many seconds
-        #[arg(long, value_name = "SECONDS", default_value_t = 0)]
-        since: u64,
-        /// Go on with what happens from now on
-        #[arg(short, long)]
-        follow: bool,
-    },
-}
-
-impl Command {
-    /// Where the daemon is.
-    #[must_use]
-    pub fn place(&self) -> &Place {
-        match self {
-            Command::Status { place }
-            | Command::Ps { place, .. }
-            | Command::Why { place, .. }
-            | Command::Logs { place, .. }
-            | Command::Events { place, .. } => place,
-        }
-    }
+/// The path that an argument names. Unlike clap's own parser it takes an empty one, which means none.
+///
+/// Errors: none.
+pub fn any_path(text: &str) -> Result<PathBuf, std::convert::Infallible> {
+    Ok(PathBuf::from(text))
 }
 
 /// Why a command failed.
@@ -142,13 +72,14 @@ impl Error {
     }
 }
 
-/// Runs `command` with the daemon whose admin socket is `socket`; returns the exit code.
-pub fn main(command: Command, socket: &Path) -> u8 {
+/// Runs `command` with the daemon whose admin socket is `socket`; returns the exit code. `local` is what a dump has of the node
+/// beside the daemon's answers.
+pub fn main(command: Command, socket: &Path, local: &dyn Fn() -> Vec<Item>) -> u8 {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
     let outcome = match runtime {
-        Ok(runtime) => runtime.block_on(run(command, socket)),
+        Ok(runtime) => runtime.block_on(run(command, socket, local)),
         Err(source) => Err(Error::Io {
             what: "start a runtime".to_owned(),
             source,
@@ -177,7 +108,7 @@ pub fn main(command: Command, socket: &Path) -> u8 {
     }
 }
 
-async fn run(command: Command, socket: &Path) -> Result<u8, Error> {
+async fn run(command: Command, socket: &Path, local: &dyn Fn() -> Vec<Item>) -> Result<u8, Error> {
     let mut daemon = Daemon::new(socket);
     let json = command.place().json;
     match command {
@@ -214,6 +145,28 @@ async fn run(command: Command, socket: &Path) -> Result<u8, Error> {
             };
             events(&mut daemon, request, json).await
         }
+        Command::Reload { .. } => control::reload(&mut daemon, json).await,
+        Command::LogLevel {
+            level,
+            target,
+            duration,
+            ..
+        } => {
+            let for_s = duration.unwrap_or(0);
+            control::set_log_level(&mut daemon, (level, target, for_s), json).await
+        }
+        Command::Debug { command } => debug(command, &mut daemon, local).await,
+    }
+}
+
+async fn debug(
+    command: Debug,
+    daemon: &mut Daemon,
+    local: &dyn Fn() -> Vec<Item>,
+) -> Result<u8, Error> {
+    match command {
+        Debug::Tasks { place } => control::tasks(daemon, place.json).await,
+        Debug::Dump { output, .. } => dump::write(daemon, output, local()).await,
     }
 }
 
@@ -250,9 +203,11 @@ async fn events(
 }
 
 /// A client of the daemon.
-struct Daemon {
-    socket: PathBuf,
-    client: AdminServiceClient<Channel>,
+pub(super) struct Daemon {
+    /// The admin socket.
+    pub socket: PathBuf,
+    /// The client of its service.
+    pub client: AdminServiceClient<Channel>,
 }
 
 impl Daemon {
@@ -276,7 +231,8 @@ impl Daemon {
         }
     }
 
-    fn answer<T>(&self, reply: Result<tonic::Response<T>, Status>) -> Result<T, Error> {
+    /// The reply. Errors: NoDaemon where nobody answered; Refused.
+    pub fn answer<T>(&self, reply: Result<tonic::Response<T>, Status>) -> Result<T, Error> {
         match reply {
             Ok(reply) => Ok(reply.into_inner()),
             Err(source)

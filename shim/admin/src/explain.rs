@@ -113,7 +113,7 @@ fn add_view(explained: &mut admin::Explained, view: &PodView) {
     let config = &view.config;
     explained.namespace.clone_from(&config.name.namespace);
     explained.pod.clone_from(&config.name.name);
-    config.handler.shown().clone_into(&mut explained.handler);
+    config.shown_handler().clone_into(&mut explained.handler);
     explained.ready = view.ready;
     explained.created_at = view.created_at;
     explained.ips = view.ips.iter().map(ToString::to_string).collect();

@@ -51,7 +51,7 @@ fn sandbox(pod: &PodView) -> admin::Container {
         namespace: pod.config.name.namespace.clone(),
         pod: pod.config.name.name.clone(),
         sandbox: pod.id.to_string(),
-        handler: pod.config.handler.shown().to_owned(),
+        handler: pod.config.shown_handler().to_owned(),
         state: if pod.ready { "ready" } else { "notready" }.to_owned(),
         attempt: pod.config.name.attempt,
         created_at: pod.created_at,

@@ -23,7 +23,8 @@ use tokio::task::JoinSet;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status};
 
-use super::{explain, listing, status};
+use super::control::{Control, Internals, LogChange};
+use super::{explain, listing, status, tasks};
 
 /// Requests at a time on one connection.
 const STREAMS: u32 = 16;
@@ -57,6 +58,8 @@ pub struct Facts {
 
 /// The parts that answers come from.
 pub struct Parts {
+    /// What the daemon does for an operator.
+    pub control: Arc<dyn Control>,
     /// Facts of the daemon.
     pub facts: Facts,
     /// Pods and containers.
@@ -177,6 +180,55 @@ impl AdminService for Admin {
             return Err(Status::not_found(text));
         }
         Ok(Response::new(admin::ExplainReply { pods }))
+    }
+
+    async fn tasks(
+        &self,
+        _: Request<admin::TasksRequest>,
+    ) -> Result<Response<admin::TasksReply>, Status> {
+        let tasks = tasks::tasks(&self.parts.pods).await;
+        Ok(Response::new(admin::TasksReply { tasks }))
+    }
+
+    async fn reload(
+        &self,
+        _: Request<admin::ReloadRequest>,
+    ) -> Result<Response<admin::ReloadReply>, Status> {
+        let reloaded = self.parts.control.reload().await;
+        Ok(Response::new(admin::ReloadReply {
+            error: reloaded.error,
+            applied: reloaded.applied,
+            waiting: reloaded.waiting,
+        }))
+    }
+
+    async fn set_log_level(
+        &self,
+        request: Request<admin::SetLogLevelRequest>,
+    ) -> Result<Response<admin::SetLogLevelReply>, Status> {
+        let request = request.into_inner();
+        let change = LogChange {
+            level: request.level,
+            target: request.target,
+            duration: (request.for_s > 0).then(|| Duration::from_secs(request.for_s)),
+        };
+        let levels = self.parts.control.set_log_level(change);
+        let levels = levels.map_err(Status::invalid_argument)?.into_iter();
+        let levels = levels.map(|(target, level)| admin::LogLevel { target, level });
+        Ok(Response::new(admin::SetLogLevelReply {
+            levels: levels.collect(),
+        }))
+    }
+
+    async fn internals(
+        &self,
+        _: Request<admin::InternalsRequest>,
+    ) -> Result<Response<admin::InternalsReply>, Status> {
+        let control = Arc::clone(&self.parts.control);
+        let found = tokio::task::spawn_blocking(move || control.internals()).await;
+        let Internals { log, metrics } =
+            found.map_err(|error| Status::internal(error.to_string()))?;
+        Ok(Response::new(admin::InternalsReply { log, metrics }))
     }
 
     type EventsStream = Events;

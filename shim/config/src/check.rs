@@ -8,7 +8,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::file::{CgroupFile, ConfigFile, Ipv6, NetworkFile, SandboxFile};
+use super::file::{CgroupFile, ConfigFile, Ipv6, LogFile, NetworkFile, SandboxFile};
 use super::subnet::Subnet;
 use super::values::{Invalid, invalid, plain_absolute, within};
 use super::{
@@ -43,10 +43,7 @@ pub(super) fn check(file: &ConfigFile) -> Result<Config, Invalid> {
         root,
         run,
         socket: socket(&file.socket)?,
-        log: Log {
-            format: file.log.format,
-            level: file.log.level,
-        },
+        log: log(&file.log)?,
         cgroup: cgroup(&file.cgroup)?,
         network,
         images: images::check(&file.images)?,
@@ -57,6 +54,23 @@ pub(super) fn check(file: &ConfigFile) -> Result<Config, Invalid> {
         streaming: streaming::check(&file.streaming)?,
         metrics: metrics::check(&file.metrics)?,
         handlers: handlers::check(&file.handlers)?,
+    })
+}
+
+fn log(file: &LogFile) -> Result<Log, Invalid> {
+    let is_part = |c: u8| c.is_ascii_alphanumeric() || b"_:".contains(&c);
+    for target in file.targets.keys() {
+        if target.is_empty() || !target.bytes().all(is_part) {
+            let why = format!(
+                "has {target:?}, must be paths of modules such as coracle_network::cni, or names of libraries"
+            );
+            return invalid("log.targets", why);
+        }
+    }
+    Ok(Log {
+        format: file.format,
+        level: file.level,
+        targets: file.targets.clone(),
     })
 }
 
@@ -176,7 +190,10 @@ fn plugin_directories(paths: &[PathBuf]) -> Result<Vec<PathBuf>, Invalid> {
 
 fn subnet_v4(text: &str) -> Result<Subnet<Ipv4Addr>, Invalid> {
     let key = "network.subnet";
-    let subnet: Subnet<Ipv4Addr> = Subnet::parse(text).map_err(|why| Invalid { key, why })?;
+    let subnet: Subnet<Ipv4Addr> = Subnet::parse(text).map_err(|why| Invalid {
+        key: key.into(),
+        why,
+    })?;
     if !(8..=20).contains(&subnet.prefix) {
         return invalid(
             key,
@@ -199,7 +216,10 @@ fn subnet_v4(text: &str) -> Result<Subnet<Ipv4Addr>, Invalid> {
 
 fn subnet_v6(text: &str) -> Result<Subnet<Ipv6Addr>, Invalid> {
     let key = "network.subnet_v6";
-    let subnet: Subnet<Ipv6Addr> = Subnet::parse(text).map_err(|why| Invalid { key, why })?;
+    let subnet: Subnet<Ipv6Addr> = Subnet::parse(text).map_err(|why| Invalid {
+        key: key.into(),
+        why,
+    })?;
     if !(16..=116).contains(&subnet.prefix) {
         return invalid(
             key,

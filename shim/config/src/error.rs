@@ -27,6 +27,14 @@ pub enum Error {
         /// Its owner, mode or type.
         found: String,
     },
+    /// Users other than root could have put files into the directory of drop-ins, or it is none.
+    #[error("directory {0} of the configuration is {found}, must be a directory that only root can write; try: chown root:root {0} && chmod 0755 {0}", path.display())]
+    UntrustedDirectory {
+        /// The directory.
+        path: PathBuf,
+        /// Its owner, mode or type.
+        found: String,
+    },
     /// The file is larger than any configuration.
     #[error("configuration {} holds more than {limit} bytes", path.display())]
     TooLarge {
@@ -63,8 +71,15 @@ pub enum Error {
         /// `FILE:LINE`, or another source of the value.
         origin: String,
         /// With its tables.
-        key: &'static str,
+        key: String,
         /// The fact and what it should have been.
         why: String,
     },
+}
+
+impl Error {
+    /// Whether the file or directory does not exist.
+    pub(super) fn is_absence(&self) -> bool {
+        matches!(self, Error::Read { source, .. } if source.kind() == io::ErrorKind::NotFound)
+    }
 }

@@ -7,6 +7,7 @@
 //! from which spelling suggestions are made.
 //! Must not know: whether a value is valid. `check` decides that, once.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -114,6 +115,35 @@ pub enum LogLevel {
     Trace,
 }
 
+impl LogLevel {
+    /// Every level, the quietest first.
+    pub const ALL: [LogLevel; 5] = [
+        LogLevel::Error,
+        LogLevel::Warn,
+        LogLevel::Info,
+        LogLevel::Debug,
+        LogLevel::Trace,
+    ];
+
+    /// Its name in the configuration.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            LogLevel::Error => "error",
+            LogLevel::Warn => "warn",
+            LogLevel::Info => "info",
+            LogLevel::Debug => "debug",
+            LogLevel::Trace => "trace",
+        }
+    }
+
+    /// The level of that name.
+    #[must_use]
+    pub fn parse(name: &str) -> Option<LogLevel> {
+        LogLevel::ALL.into_iter().find(|level| level.name() == name)
+    }
+}
+
 /// `[log]`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -122,6 +152,8 @@ pub struct LogFile {
     pub format: LogFormat,
     /// Info unless set.
     pub level: LogLevel,
+    /// Levels of the lines of single modules and libraries.
+    pub targets: BTreeMap<String, LogLevel>,
 }
 
 /// Who creates the cgroups of a pod.

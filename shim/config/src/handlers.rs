@@ -1,19 +1,25 @@
 //! `[handlers.*]`: what each RuntimeClass handler runs, and what its pods may do.
 //!
-//! Called by: [`super::file`], which contains [`HandlersFile`], and [`super::check`], which calls [`check`]; the CRI
-//! layer applies the resulting policies to each new pod.
+//! Called by: [`super::check`], which calls [`check`]; the CRI layer applies the resulting policies to each new pod.
 //! Invariants: a pod never has more than the operator configured here; a namespace pattern that can never match is
 //! refused.
 //! Must not know: annotations of pods, how a list is enforced.
 
-use coracle_cri::policy::{Egress, HandlerPolicy, NamespacePolicy, Policies, fits};
+mod file;
+
+use std::collections::BTreeMap;
+
+use coracle_cri::policy::{Base, Egress, HandlerPolicy, NamespacePolicy, Policies, fits};
 use coracle_spec::HttpLimits;
 use coracle_spec::egress::Rule;
-use serde::{Deserialize, Serialize};
 
+use self::file::{BUILT_IN, HandlerFile, Kind, NamespaceFile};
 use super::egress::EgressFile;
 use super::http;
+use super::rlimits::{self, Rlimit};
 use super::values::{Invalid, invalid};
+
+pub use self::file::{HandlersFile, Spawn};
 
 /// Most entries of one egress list, and most annotation or namespace patterns of a handler.
 const MAX_ENTRIES: usize = 256;
@@ -22,105 +28,38 @@ const MAX_NAMESPACE_BYTES: usize = 63;
 /// Longest key of an annotation: a DNS name, a slash, a name. Source: k8s.io/apimachinery, `IsQualifiedName`.
 const MAX_ANNOTATION_BYTES: usize = 253 + 1 + 63;
 
-/// `[handlers.*]`. The names are fixed; another name is an unknown key.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct HandlersFile {
-    /// `""` and `coracle`: the image chooses.
-    pub coracle: HandlerFile,
-    /// `coracle-wasm`: WebAssembly only.
-    #[serde(rename = "coracle-wasm")]
-    pub wasm: HandlerFile,
-    /// `coracle-strict`: WebAssembly only, own address-space layout, no egress unless listed.
-    #[serde(rename = "coracle-strict")]
-    pub strict: HandlerFile,
-}
-
-impl Default for HandlersFile {
-    fn default() -> Self {
-        let of = |spawn, egress, annotations: &[&str]| HandlerFile {
-            spawn: Some(spawn),
-            egress: Some(egress),
-            annotations: Some(annotations.iter().map(|&key| key.to_owned()).collect()),
-            namespaces: Vec::new(),
-            http: HttpLimits::default(),
-            wasi_p3: false,
-        };
-        Self {
-            coracle: of(Spawn::Fork, EgressFile::Any, &["cdi.k8s.io/*"]),
-            wasm: of(Spawn::Fork, EgressFile::Any, &[]),
-            strict: of(Spawn::Exec, EgressFile::None, &[]),
-        }
-    }
-}
-
-/// `[handlers.NAME]`. A key that is left out takes the default of that handler, not one common to all.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct HandlerFile {
-    /// How a container's first process is created.
-    pub spawn: Option<Spawn>,
-    /// The destinations that its pods may reach.
-    pub egress: Option<EgressFile>,
-    /// Annotations of pods that are honoured although they grant something: whole keys, or a prefix and `*`.
-    pub annotations: Option<Vec<String>>,
-    /// Whether components of WASI 0.3 run.
-    pub wasi_p3: bool,
-    /// Exceptions for pods of some namespaces.
-    pub namespaces: Vec<NamespaceFile>,
-    /// The limits of its HTTP servers.
-    pub http: HttpLimits,
-}
-
-/// One entry of `handlers.NAME.namespaces`. Where a key is left out, the handler's applies.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct NamespaceFile {
-    /// A namespace, or a prefix and `*`.
-    pub namespace: String,
-    /// The destinations that their pods may reach.
-    #[serde(default)]
-    pub egress: Option<EgressFile>,
-    /// As [`HandlerFile::annotations`].
-    #[serde(default)]
-    pub annotations: Option<Vec<String>>,
-}
-
-/// The kinds of containers that a handler runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Accepts {
-    /// WebAssembly or Linux, depending on the image.
-    ByImage,
-    /// WebAssembly; a Linux image is refused.
-    WasmOnly,
-}
-
 /// One RuntimeClass handler.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Handler {
     /// The name in CRI; `coracle` is also the empty name.
-    pub name: &'static str,
-    /// The kinds of containers that it runs.
-    pub accepts: Accepts,
+    pub name: String,
     /// How a container's first process is created.
     pub spawn: Spawn,
-    /// What its pods may do.
+    /// What its pods may do, and its other names.
     pub policy: HandlerPolicy,
     /// The limits of its HTTP servers.
     pub http: HttpLimits,
     /// Whether components of WASI 0.3 run.
     pub wasi_p3: bool,
+    /// Limits of Linux programs.
+    pub rlimits: Vec<Rlimit>,
 }
 
-/// The three handlers of a node.
+/// The handlers of a node: the built-in ones first, then the operator's by name.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Handlers([Handler; 3]);
+pub struct Handlers(Vec<Handler>);
 
 impl Handlers {
-    /// The handler that CRI's `runtime_handler` names; the empty name is `coracle`.
+    /// The handler that CRI's `runtime_handler` names, by its name or an alias; the empty name is `coracle`.
     pub fn find(&self, name: &str) -> Option<&Handler> {
         let name = if name.is_empty() { "coracle" } else { name };
-        self.0.iter().find(|handler| handler.name == name)
+        let mut handlers = self.0.iter();
+        handlers.find(|handler| handler.names().any(|own| own == name))
+    }
+
+    /// All of them.
+    pub fn all(&self) -> &[Handler] {
+        &self.0
     }
 
     /// The policies of all handlers.
@@ -129,80 +68,138 @@ impl Handlers {
     }
 }
 
-/// The keys of one handler, for messages.
-struct Keys {
-    name: &'static str,
-    egress: &'static str,
-    annotations: &'static str,
-    namespaces: &'static str,
-    http: &'static str,
+impl Handler {
+    /// Its name and its aliases.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        let names = std::iter::once(&self.name).chain(&self.policy.aliases);
+        names.map(String::as_str)
+    }
 }
 
-macro_rules! keys {
-    ($name:literal) => {
-        Keys {
-            name: $name,
-            egress: concat!("handlers.", $name, ".egress"),
-            annotations: concat!("handlers.", $name, ".annotations"),
-            namespaces: concat!("handlers.", $name, ".namespaces"),
-            http: concat!("handlers.", $name, ".http"),
-        }
-    };
+/// A handler and its table, for messages.
+struct Table<'a> {
+    name: &'a str,
+    path: String,
 }
 
-/// Checks all handlers.
+impl Table<'_> {
+    fn key(&self, name: &str) -> String {
+        format!("{}.{name}", self.path)
+    }
+}
+
+/// Checks all handlers; every key is set.
 pub(super) fn check(file: &HandlersFile) -> Result<Handlers, Invalid> {
-    let usual = HandlersFile::default();
-    Ok(Handlers([
-        handler(
-            &keys!("coracle"),
-            Accepts::ByImage,
-            &file.coracle,
-            &usual.coracle,
-        )?,
-        handler(
-            &keys!("coracle-wasm"),
-            Accepts::WasmOnly,
-            &file.wasm,
-            &usual.wasm,
-        )?,
-        handler(
-            &keys!("coracle-strict"),
-            Accepts::WasmOnly,
-            &file.strict,
-            &usual.strict,
-        )?,
-    ]))
+    if file.0.len() > MAX_ENTRIES {
+        let why = format!("has {} handlers, at most {MAX_ENTRIES}", file.0.len());
+        return invalid("handlers", why);
+    }
+    let built_in = BUILT_IN.each_ref().map(|built_in| built_in.base.as_str());
+    let mut names: Vec<&str> = file.0.keys().map(String::as_str).collect();
+    // A stable sort: the operator's stay sorted by name.
+    names.sort_by_key(|name| {
+        built_in
+            .iter()
+            .position(|one| one == name)
+            .unwrap_or(usize::MAX)
+    });
+    let handlers = names.into_iter().map(|name| handler(name, &file.0[name]));
+    let handlers = handlers.collect::<Result<Vec<_>, _>>()?;
+    distinct(&handlers)?;
+    Ok(Handlers(handlers))
 }
 
-fn handler(
-    keys: &Keys,
-    accepts: Accepts,
-    file: &HandlerFile,
-    usual: &HandlerFile,
-) -> Result<Handler, Invalid> {
-    let given = file.egress.as_ref().or(usual.egress.as_ref());
-    let listed = file.annotations.as_ref().or(usual.annotations.as_ref());
+/// Refuses a name that two handlers have.
+fn distinct(handlers: &[Handler]) -> Result<(), Invalid> {
+    let mut seen: BTreeMap<&str, &str> = BTreeMap::new();
+    for handler in handlers {
+        seen.insert(&handler.name, &handler.name);
+    }
+    for handler in handlers {
+        for alias in &handler.policy.aliases {
+            if let Some(other) = seen.insert(alias, &handler.name) {
+                let why = format!("has {alias:?}, which is a name of handler {other:?} already");
+                return invalid(format!("handlers.{}.aliases", handler.name), why);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn handler(name: &str, file: &HandlerFile) -> Result<Handler, Invalid> {
+    let table = Table {
+        name,
+        path: format!("handlers.{name}"),
+    };
+    let given = file.egress.as_ref().unwrap_or(&EgressFile::None);
+    let listed = file.annotations.as_deref().unwrap_or_default();
+    let policy = HandlerPolicy {
+        name: handler_name(&table.path, name)?,
+        aliases: aliases(&table.key("aliases"), &file.aliases)?,
+        base: base(&table, file.kind)?,
+        egress: egress(&table, "egress", given)?,
+        annotations: annotations(&table.key("annotations"), listed)?,
+        namespaces: namespaces(&table, &file.namespaces)?,
+    };
     Ok(Handler {
-        name: keys.name,
-        accepts,
-        spawn: file.spawn.or(usual.spawn).unwrap_or_default(),
-        policy: HandlerPolicy {
-            name: keys.name,
-            egress: egress(keys, keys.egress, given.unwrap_or(&EgressFile::None))?,
-            annotations: annotations(keys.annotations, listed.map_or(&[], Vec::as_slice))?,
-            namespaces: namespaces(keys, &file.namespaces)?,
-        },
-        http: http::check(keys.http, &file.http)?,
+        name: name.to_owned(),
+        spawn: file.spawn.unwrap_or_default(),
+        policy,
+        http: http::check(&table.key("http"), &file.http)?,
         wasi_p3: file.wasi_p3,
+        rlimits: rlimits::check(&table.key("rlimits"), &file.rlimits)?,
     })
 }
 
-fn namespaces(keys: &Keys, entries: &[NamespaceFile]) -> Result<Vec<NamespacePolicy>, Invalid> {
-    let key = keys.namespaces;
+/// The built-in handler that a handler is, or that it is like.
+fn base(table: &Table<'_>, kind: Option<Kind>) -> Result<Base, Invalid> {
+    match (Base::parse(table.name), kind) {
+        (Some(built_in), None) => Ok(built_in),
+        (Some(_), Some(_)) => invalid(
+            table.key("kind"),
+            "is set, and a built-in handler has its own",
+        ),
+        (None, Some(Kind::Any)) => Ok(Base::Coracle),
+        (None, Some(Kind::Wasm)) => Ok(Base::Wasm),
+        (None, None) => invalid(
+            table.key("kind"),
+            "is missing, must be \"any\" or \"wasm\" for a handler that is not built in",
+        ),
+    }
+}
+
+/// A name that a RuntimeClass can have as its handler. Source: k8s.io/api/node/v1, `RuntimeClass.Handler`: a DNS label.
+fn handler_name(key: &str, name: &str) -> Result<String, Invalid> {
+    let is_part = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-';
+    let is_edge = |c: Option<&u8>| c.is_some_and(|c| *c != b'-');
+    let bytes = name.as_bytes();
+    let is_label =
+        bytes.iter().all(|c| is_part(*c)) && is_edge(bytes.first()) && is_edge(bytes.last());
+    if !is_label || bytes.len() > MAX_NAMESPACE_BYTES {
+        let why = format!(
+            "has the name {name:?}, must be at most {MAX_NAMESPACE_BYTES} of a-z, 0-9 and -, neither first nor last a -"
+        );
+        return invalid(key.to_owned(), why);
+    }
+    Ok(name.to_owned())
+}
+
+fn aliases(key: &str, names: &[String]) -> Result<Vec<String>, Invalid> {
+    if names.len() > MAX_ENTRIES {
+        let why = format!("has {} entries, at most {MAX_ENTRIES}", names.len());
+        return invalid(key.to_owned(), why);
+    }
+    names.iter().map(|name| handler_name(key, name)).collect()
+}
+
+fn namespaces(
+    table: &Table<'_>,
+    entries: &[NamespaceFile],
+) -> Result<Vec<NamespacePolicy>, Invalid> {
+    let key = &table.key("namespaces");
     if entries.len() > MAX_ENTRIES {
         let why = format!("has {} entries, at most {MAX_ENTRIES}", entries.len());
-        return invalid(key, why);
+        return invalid(key.clone(), why);
     }
     let mut namespaces: Vec<NamespacePolicy> = Vec::new();
     for entry in entries {
@@ -213,7 +210,7 @@ fn namespaces(keys: &Keys, entries: &[NamespaceFile]) -> Result<Vec<NamespacePol
                 "has {name:?} behind {:?}, which decides for all of it; put the narrower pattern first",
                 before.pattern
             );
-            return invalid(key, why);
+            return invalid(key.clone(), why);
         }
         let listed = entry.annotations.as_deref();
         namespaces.push(NamespacePolicy {
@@ -221,7 +218,7 @@ fn namespaces(keys: &Keys, entries: &[NamespaceFile]) -> Result<Vec<NamespacePol
             egress: entry
                 .egress
                 .as_ref()
-                .map(|given| egress(keys, key, given))
+                .map(|given| egress(table, "namespaces", given))
                 .transpose()?,
             annotations: listed.map(|listed| annotations(key, listed)).transpose()?,
         });
@@ -229,9 +226,10 @@ fn namespaces(keys: &Keys, entries: &[NamespaceFile]) -> Result<Vec<NamespacePol
     Ok(namespaces)
 }
 
-fn egress(keys: &Keys, key: &'static str, given: &EgressFile) -> Result<Egress, Invalid> {
+fn egress(table: &Table<'_>, key: &str, given: &EgressFile) -> Result<Egress, Invalid> {
+    let key = table.key(key);
     match given {
-        EgressFile::Any if keys.name == "coracle-strict" => invalid(
+        EgressFile::Any if table.name == Base::Strict.as_str() => invalid(
             key,
             "opens everything (\"any\"), and coracle-strict opens only what is listed; list it, or use coracle-wasm",
         ),
@@ -251,10 +249,10 @@ fn egress(keys: &Keys, key: &'static str, given: &EgressFile) -> Result<Egress, 
     }
 }
 
-fn annotations(key: &'static str, patterns: &[String]) -> Result<Vec<String>, Invalid> {
+fn annotations(key: &str, patterns: &[String]) -> Result<Vec<String>, Invalid> {
     if patterns.len() > MAX_ENTRIES {
         let why = format!("has {} entries, at most {MAX_ENTRIES}", patterns.len());
-        return invalid(key, why);
+        return invalid(key.to_owned(), why);
     }
     let is_part = |c: u8| c.is_ascii_alphanumeric() || b"-_./".contains(&c);
     for pattern in patterns {
@@ -267,20 +265,20 @@ fn annotations(key: &'static str, patterns: &[String]) -> Result<Vec<String>, In
             let why = format!(
                 "has {pattern:?}, must be keys of annotations as DOMAIN/NAME, or their beginning with the domain and a *, as DOMAIN/*"
             );
-            return invalid(key, why);
+            return invalid(key.to_owned(), why);
         }
     }
     Ok(patterns.to_vec())
 }
 
-fn namespace(key: &'static str, pattern: &str) -> Result<String, Invalid> {
+fn namespace(key: &str, pattern: &str) -> Result<String, Invalid> {
     let text = pattern.strip_suffix('*').unwrap_or(pattern);
     let is_part = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-';
     if pattern.is_empty() || pattern.len() > MAX_NAMESPACE_BYTES || !text.bytes().all(is_part) {
         let why = format!(
             "has {pattern:?}, must be namespaces, or their beginning and a *, as in team-*"
         );
-        return invalid(key, why);
+        return invalid(key.to_owned(), why);
     }
     Ok(pattern.to_owned())
 }
@@ -291,17 +289,6 @@ fn has_all_of(wide: &str, narrow: &str) -> bool {
         Some(beginning) => wide.ends_with('*') && fits(wide, beginning),
         None => fits(wide, narrow),
     }
-}
-
-/// How a container's first process is created.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Spawn {
-    /// Forked from the keeper: fastest, but with the spawner's address-space layout.
-    #[default]
-    Fork,
-    /// Executed anew inside the jail: its own layout, for about 3 ms and 2.5 MiB.
-    Exec,
 }
 
 #[cfg(test)]
@@ -335,6 +322,8 @@ mod tests {
              [[coracle-strict.namespaces]]\nnamespace = \"team-*\"\nannotations = []\n",
         )
         .unwrap();
+        let mut file = file;
+        file.fill();
         let handlers = check(&file).unwrap();
         let strict = handlers.find("coracle-strict").unwrap().policy.clone();
         let listed = Egress::Listed(vec!["10.0.0.0/8".parse().unwrap()]);

@@ -8,8 +8,8 @@ use coracle_spec::HttpLimits;
 
 use super::values::{Invalid, invalid};
 
-/// Judges one handler's; `key` is its table.
-pub(super) fn check(key: &'static str, file: &HttpLimits) -> Result<HttpLimits, Invalid> {
+/// Checks one handler's; `table` is its name with the tables around it.
+pub(super) fn check(table: &str, file: &HttpLimits) -> Result<HttpLimits, Invalid> {
     let within = [
         ("deadline_s", file.deadline_s, 1..=86_400),
         ("max_requests", file.max_requests, 1..=4_096),
@@ -27,8 +27,8 @@ pub(super) fn check(key: &'static str, file: &HttpLimits) -> Result<HttpLimits, 
     for (name, value, range) in within {
         if !range.contains(&value) {
             let (least, most) = (range.start(), range.end());
-            let why = format!("has {name} = {value}, must be from {least} to {most}");
-            return invalid(key, why);
+            let why = format!("is {value}, must be {least} to {most}");
+            return invalid(format!("{table}.{name}"), why);
         }
     }
     Ok(file.clone())

@@ -185,14 +185,16 @@ fn pinned(patterns: &[String]) -> Result<Vec<String>, Invalid> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 mod tests {
-    use super::super::{Config, Overrides, parse};
+    use super::super::sources::Source;
+    use super::super::{Overrides, check_all};
     use super::*;
 
     fn images(text: &str) -> Result<Images, String> {
         let text = format!("[images]\n{text}\n");
-        let parsed = parse(Path::new("config.toml"), &text, &Overrides::default());
-        let parsed = parsed.map(|(_, config): (_, Config)| config.images);
-        parsed.map_err(|error| error.to_string())
+        let path = "config.toml".into();
+        let checked = check_all(&[Source { path, text }], &Overrides::default());
+        let images = checked.map(|(_, config)| config.images);
+        images.map_err(|error| error.to_string())
     }
 
     #[test]

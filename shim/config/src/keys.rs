@@ -49,6 +49,20 @@ impl<'t> Document<'t> {
         })
     }
 
+    /// The names of the tables in `table` that set `key`.
+    pub(super) fn tables_with(&self, table: &str, key: &str) -> Vec<String> {
+        let sets = |value: &Spanned<DeValue<'_>>| {
+            let inner = value.get_ref().as_table();
+            inner.is_some_and(|inner| inner.iter().any(|(name, _)| name.get_ref() == key))
+        };
+        let mut tables = self.table.get_ref().iter();
+        let found = tables.find(|(name, _)| name.get_ref() == table);
+        let inner = found.and_then(|(_, value)| value.get_ref().as_table());
+        let inner = inner.into_iter().flatten();
+        let inner = inner.filter(|(_, value)| sets(value));
+        inner.map(|(name, _)| name.get_ref().to_string()).collect()
+    }
+
     /// Line of a dotted key, from 1; `None` when the file does not set it.
     pub(super) fn line_of(&self, key: &str) -> Option<usize> {
         let mut table = self.table.get_ref();
@@ -86,6 +100,8 @@ fn unknown(table: &DeTable<'_>, known: &toml::Table, prefix: &str, found: &mut V
                     nearest(name.get_ref(), known.keys()).map(|near| format!("{prefix}{near}"));
                 found.push((name.span().start, key, near));
             }
+            // A table that is empty by default takes keys of the operator's own.
+            (Some(toml::Value::Table(inner)), DeValue::Table(_)) if inner.is_empty() => {}
             (Some(toml::Value::Table(inner)), DeValue::Table(table)) => {
                 unknown(table, inner, &format!("{key}."), found);
             }
@@ -118,11 +134,31 @@ pub(super) fn dotted(table: &toml::Table, prefix: &str) -> Vec<String> {
     let mut keys = Vec::new();
     for (name, value) in table {
         match value {
-            toml::Value::Table(inner) => keys.extend(dotted(inner, &format!("{prefix}{name}."))),
+            toml::Value::Table(inner) if !inner.is_empty() => {
+                keys.extend(dotted(inner, &format!("{prefix}{name}.")));
+            }
             _ => keys.push(format!("{prefix}{name}")),
         }
     }
     keys
+}
+
+/// A dotted key as TOML has it: parts that are not bare are quoted. No part has a dot or a quote.
+pub(super) fn quoted(key: &str) -> String {
+    let is_bare = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+    let part = |part: &str| match part.chars().all(is_bare) {
+        true => part.to_owned(),
+        false => format!("\"{part}\""),
+    };
+    key.split('.').map(part).collect::<Vec<_>>().join(".")
+}
+
+/// The value of a dotted key.
+pub(super) fn value<'v>(table: &'v toml::Table, key: &str) -> Option<&'v toml::Value> {
+    match key.split_once('.') {
+        Some((first, rest)) => value(table.get(first)?.as_table()?, rest),
+        None => table.get(key),
+    }
 }
 
 /// The nearest candidate, if at most a third of the key's letters differ (or two, for swapped letters).

@@ -1,13 +1,13 @@
-//! The node's configuration: a TOML file and three flags, turned into a checked [`Config`].
+//! The node's configuration: a TOML file, its drop-ins and three flags, turned into a checked [`Config`].
 //!
 //! Called by: the command line, which calls [`load`] before anything else; `serve` passes each part to its module.
 //!
 //! ```text
-//! file --open, trust--> text --keys--> known keys only --serde--> ConfigFile --flags--> --check--> Config
+//! files --open, trust--> texts --keys, serde--> known keys only --merge--> ConfigFile --flags--> --check--> Config
 //! ```
 //! Invariants: a [`Config`] comes only from [`load`] (or [`Default`]), so every value in it has been
-//! checked; flags win over the file; the environment is not read. Whoever can write the file can run
-//! code as root through it, so a file that others than root can write is refused unread.
+//! checked; flags win over the files, a later file over an earlier one; the environment is not read. Whoever can write a
+//! file can run code as root through it, so a file that others than root can write is refused unread.
 //! Must not know: what the values do.
 
 mod check;
@@ -21,41 +21,39 @@ mod http;
 mod images;
 mod keys;
 mod metrics;
+mod rlimits;
 mod settings;
+mod sources;
 mod streaming;
 mod subnet;
 mod values;
 mod wasm;
 
-use std::fs::File;
-use std::io::{self, Read};
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use error::Error;
 pub use exec::Exec;
 pub use file::{CgroupDriver, Ipv6, LogFormat, LogLevel, NetworkMode};
-pub use handlers::{Handlers, Spawn};
+pub use handlers::{Handler, Handlers, Spawn};
 pub use helpers::Helpers;
 pub use images::Proxy;
 pub use metrics::Metrics;
+pub use rlimits::Rlimit;
 pub use settings::SettingsByKey;
 pub use streaming::Streaming;
 pub use subnet::{Family, Subnet};
 pub use wasm::Wasm;
 
 use file::{ConfigFile, SOCKET_NAME};
-use keys::Document;
+use sources::{Merged, Source};
 
 /// The configuration file when no flag names one.
 pub const DEFAULT_PATH: &str = "/etc/coracle/config.toml";
 /// The commented default file: what `coracle config default` prints and `make install` installs.
 pub const DEFAULT_TEXT: &str = include_str!("../../assets/config.toml");
-
-/// Largest configuration file. Bytes.
-const MAX_FILE_BYTES: u64 = 1 << 20;
 
 /// All settings, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -97,6 +95,8 @@ pub struct Log {
     pub format: LogFormat,
     /// The lowest level that is logged.
     pub level: LogLevel,
+    /// Levels of the lines of single modules and libraries, by the beginning of the module's path.
+    pub targets: BTreeMap<String, LogLevel>,
 }
 
 /// Cgroups of pods and keepers.
@@ -201,7 +201,7 @@ impl Default for Config {
     }
 }
 
-/// Flags that win over the file.
+/// The flags beside the path of the file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Overrides {
     /// `--root`.
@@ -210,13 +210,27 @@ pub struct Overrides {
     pub run: Option<PathBuf>,
     /// `--socket`.
     pub socket: Option<PathBuf>,
+    /// `--config-dir`: the directory of drop-ins, which must exist; empty for none. Unless set, `conf.d` beside the
+    /// configuration file, which may be absent.
+    pub config_dir: Option<PathBuf>,
 }
 
 /// Reads, checks and merges the configuration.
 ///
-/// `path` is the one on the command line; without it [`DEFAULT_PATH`], which may be absent: then all defaults apply.
+/// `path` is the one on the command line; without it [`DEFAULT_PATH`], which may be absent: then defaults apply, and drop-ins.
 pub fn load(path: Option<&Path>, overrides: &Overrides) -> Result<Config, Error> {
     resolve(path, overrides).map(|(_, config)| config)
+}
+
+/// The run directory of the daemon, also where the configuration is wrong, so that a command finds a daemon that runs with an
+/// earlier one. Errors: a file cannot be read, or others than root can write it.
+pub fn run_directory(path: Option<&Path>, overrides: &Overrides) -> Result<PathBuf, Error> {
+    if let Some(run) = &overrides.run {
+        return Ok(run.clone());
+    }
+    let sources = sources::read_all(path, overrides)?;
+    let file = Merged::new(&sources).and_then(|merged| merged.file());
+    Ok(file.map_or_else(|_| sources::run_of(&sources), |file| file.run))
 }
 
 /// The configuration in force, as TOML without comments, and without passwords.
@@ -227,90 +241,42 @@ pub fn show(path: Option<&Path>, overrides: &Overrides) -> Result<String, Error>
         .expect("the file's types are TOML's own: tables, strings and numbers"))
 }
 
-fn resolve(path: Option<&Path>, overrides: &Overrides) -> Result<(ConfigFile, Config), Error> {
-    match path {
-        Some(path) => parse(path, &read(path)?, overrides),
-        None => match read(Path::new(DEFAULT_PATH)) {
-            Err(Error::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-                parse(Path::new("defaults"), "", overrides)
-            }
-            text => parse(Path::new(DEFAULT_PATH), &text?, overrides),
-        },
-    }
+/// The files that are read, in the order of reading, after checking them.
+pub fn files(path: Option<&Path>, overrides: &Overrides) -> Result<Vec<PathBuf>, Error> {
+    let sources = sources::read_all(path, overrides)?;
+    check_all(&sources, overrides)?;
+    Ok(sources.into_iter().map(|source| source.path).collect())
 }
 
-/// Reads a file after checking, on the open file, that only root can have written it.
-fn read(path: &Path) -> Result<String, Error> {
-    let failed = |source| Error::Read {
-        path: path.to_owned(),
-        source,
+/// The configuration in force, one `KEY = VALUE  # ORIGIN` a line, which is TOML as well. The origin is `FILE:LINE`, the
+/// command line, or the defaults. Without passwords.
+pub fn show_origins(path: Option<&Path>, overrides: &Overrides) -> Result<String, Error> {
+    let sources = sources::read_all(path, overrides)?;
+    let (mut file, _) = check_all(&sources, overrides)?;
+    file.images.proxy = images::without_password(&file.images.proxy);
+    let merged = Merged::new(&sources)?;
+    let settings = table_of(&file);
+    let line = |key: String| {
+        let value = keys::value(&settings, &key).map_or(String::new(), ToString::to_string);
+        let origin = origin(&merged, overrides, &key);
+        format!("{} = {value}  # {origin}\n", keys::quoted(&key))
     };
-    let file = File::open(path).map_err(failed)?;
-    let facts = file.metadata().map_err(failed)?;
-    if let Some(found) = distrust(&facts) {
-        return Err(Error::Untrusted {
-            path: path.to_owned(),
-            found,
-        });
-    }
-    let mut text = String::new();
-    let got = file
-        .take(MAX_FILE_BYTES + 1)
-        .read_to_string(&mut text)
-        .map_err(failed)?;
-    if got as u64 > MAX_FILE_BYTES {
-        return Err(Error::TooLarge {
-            path: path.to_owned(),
-            limit: MAX_FILE_BYTES,
-        });
-    }
-    Ok(text)
+    Ok(keys::dotted(&settings, "").into_iter().map(line).collect())
 }
 
-/// Why a file is not trusted, if there is a reason.
-fn distrust(facts: &std::fs::Metadata) -> Option<String> {
-    let mode = facts.mode() & 0o7777;
-    let group_writes = mode & 0o020 != 0 && facts.gid() != 0;
-    if !facts.is_file() {
-        Some("not a regular file".to_owned())
-    } else if facts.uid() != 0 {
-        Some(format!("owned by uid {}", facts.uid()))
-    } else if mode & 0o002 != 0 || group_writes {
-        Some(format!(
-            "writable by others (mode {mode:04o}, gid {})",
-            facts.gid()
-        ))
-    } else {
-        None
-    }
+fn resolve(path: Option<&Path>, overrides: &Overrides) -> Result<(ConfigFile, Config), Error> {
+    check_all(&sources::read_all(path, overrides)?, overrides)
 }
 
-/// Parses the text of a configuration. `path` is only for messages.
-fn parse(path: &Path, text: &str, overrides: &Overrides) -> Result<(ConfigFile, Config), Error> {
-    let document = Document::parse(text).map_err(|error| malformed(path, text, None, &error))?;
-    if let Some(unknown) = document.first_unknown(&known_keys()) {
-        let hint = match unknown.meant {
-            Some(meant) => format!("did you mean {meant}?"),
-            None => "`coracle config default` lists the settings".to_owned(),
-        };
-        return Err(Error::UnknownKey {
-            path: path.to_owned(),
-            line: unknown.line,
-            key: unknown.key,
-            hint,
-        });
-    }
-    let mut file: ConfigFile =
-        toml::from_str(text).map_err(|error| malformed(path, text, Some(&document), &error))?;
-    let follows_run = document.line_of("socket").is_none();
-    apply(&mut file, overrides, follows_run);
-    let config = check::check(&file).map_err(|invalid| {
-        let origin = origin(path, &document, overrides, invalid.key);
-        Error::Value {
-            origin,
-            key: invalid.key,
-            why: invalid.why,
-        }
+/// Merges `sources` and the flags, and checks every value.
+fn check_all(sources: &[Source], overrides: &Overrides) -> Result<(ConfigFile, Config), Error> {
+    let merged = Merged::new(sources)?;
+    let mut file = merged.file()?;
+    apply(&mut file, overrides, merged.place_of("socket").is_none());
+    let config = check::check(&file).map_err(|invalid| Error::Value {
+        origin: origin(&merged, overrides, &invalid.key),
+        key: invalid.key.into_owned(),
+        why: invalid.why,
     })?;
     Ok((file, config))
 }
@@ -329,43 +295,29 @@ fn apply(file: &mut ConfigFile, overrides: &Overrides, socket_follows_run: bool)
     }
 }
 
-/// The source of a value: a flag, a line of the file, or the defaults.
-fn origin(path: &Path, document: &Document<'_>, overrides: &Overrides, key: &str) -> String {
-    let flag = match key {
+/// The source of a value: a flag, a line of a file, or the defaults.
+fn origin(merged: &Merged<'_>, overrides: &Overrides, key: &str) -> String {
+    let is_flag = match key {
         "root" => overrides.root.is_some(),
         "run" => overrides.run.is_some(),
         "socket" => overrides.socket.is_some(),
         _ => false,
     };
-    match document.line_of(key) {
-        _ if flag => "command line".to_owned(),
-        Some(line) => format!("{}:{line}", path.display()),
-        None => format!("{} (default value)", path.display()),
+    match merged.place_of(key) {
+        _ if is_flag => "command line".to_owned(),
+        Some(place) => place,
+        None => "default value".to_owned(),
     }
 }
 
-fn malformed(
-    path: &Path,
-    text: &str,
-    document: Option<&Document<'_>>,
-    error: &toml::de::Error,
-) -> Error {
-    let span = error.span().unwrap_or(0..0);
-    let problem = error.message().lines().collect::<Vec<_>>().join("; ");
-    let what = match document.and_then(|document| document.key_at(&span)) {
-        Some(key) => format!("{key}: {problem}"),
-        None => problem,
-    };
-    Error::Malformed {
-        path: path.to_owned(),
-        line: keys::line_at(text, span.start),
-        what,
-    }
+/// The settings by key.
+fn table_of(file: &ConfigFile) -> toml::Table {
+    toml::Table::try_from(file)
+        .expect("the file's types are TOML's own: tables, strings and numbers")
 }
 
 fn known_keys() -> toml::Table {
-    toml::Table::try_from(ConfigFile::default())
-        .expect("the file's types are TOML's own: tables, strings and numbers")
+    table_of(&ConfigFile::default())
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use toml::{Table, Value};
 
-use super::{Error, Overrides, resolve};
+use super::{Config, Error, Overrides, resolve, table_of};
 
 /// The settings of a configuration, by key.
 #[derive(Clone, Debug, PartialEq)]
@@ -14,12 +14,9 @@ pub struct SettingsByKey(Table);
 
 impl SettingsByKey {
     /// Reads and checks the configuration; `path` and `overrides` as for [`super::load`].
-    pub fn load(path: Option<&Path>, overrides: &Overrides) -> Result<Self, Error> {
-        let (file, _) = resolve(path, overrides)?;
-        let table = Table::try_from(&file);
-        Ok(Self(table.expect(
-            "the file's types are TOML's own: tables, strings and numbers",
-        )))
+    pub fn load(path: Option<&Path>, overrides: &Overrides) -> Result<(Config, Self), Error> {
+        let (file, config) = resolve(path, overrides)?;
+        Ok((config, Self(table_of(&file))))
     }
 
     /// The keys, with their tables, whose values differ in `other`; sorted.
@@ -44,9 +41,10 @@ impl SettingsByKey {
             };
             (mine, theirs) = (inner, of);
         }
-        if let Some(value) = theirs.get(last) {
-            mine.insert(last.to_owned(), value.clone());
-        }
+        match theirs.get(last) {
+            Some(value) => mine.insert(last.to_owned(), value.clone()),
+            None => mine.remove(last),
+        };
     }
 }
 
@@ -89,5 +87,11 @@ mod tests {
         held.take("no.such.key", &new);
         held.take("root", &new);
         assert_eq!(held, new);
+        let fewer =
+            of("root = \"/b\"\n[log]\n[h.x.http]\nidle_s = 0\nlist = [1, 2]\n[h.y]\nz = 1\n");
+        assert_eq!(held.changed_in(&fewer), ["h.y", "log.level"]);
+        held.take("log.level", &fewer);
+        held.take("h.y", &fewer);
+        assert_eq!(held, fewer);
     }
 }

@@ -2,12 +2,23 @@
 
 use std::os::unix::fs::{PermissionsExt, chown};
 
+use super::keys::Document;
+use super::sources::MAX_FILE_BYTES;
 use super::*;
 
+mod drop_ins;
 mod handlers;
 
 fn from(text: &str) -> Result<Config, String> {
-    parse(Path::new("config.toml"), text, &Overrides::default())
+    with_flags(text, &Overrides::default())
+}
+
+fn with_flags(text: &str, overrides: &Overrides) -> Result<Config, String> {
+    let source = Source {
+        path: "config.toml".into(),
+        text: text.to_owned(),
+    };
+    check_all(&[source], overrides)
         .map(|(_, config)| config)
         .map_err(|error| error.to_string())
 }
@@ -91,6 +102,14 @@ fn an_unknown_key_is_refused_with_its_line_and_a_suggestion() {
         (
             "[handlers.coracle-strikt]\nspawn = \"fork\"\n",
             "config.toml:1: handlers.coracle-strikt is not a setting; did you mean handlers.coracle-strict?",
+        ),
+        (
+            "[handlers.gpu]\nspawn = \"fork\"\n",
+            "config.toml:1: handlers.gpu is not a setting; a handler of your own needs kind = \"any\" or \"wasm\"",
+        ),
+        (
+            "[handlers.gpu]\nkind = \"any\"\nspwan = \"fork\"\n",
+            "config.toml:3: handlers.gpu.spwan is not a setting; did you mean handlers.gpu.spawn?",
         ),
         (
             "[handlers.coracle]\nspwan = \"fork\"\n",
@@ -286,14 +305,13 @@ fn values_that_cannot_be_used_name_their_line_and_key() {
 #[test]
 fn flags_win_over_the_file_and_the_socket_follows_the_run_directory() {
     let set = |run: Option<&str>, socket: Option<&str>| Overrides {
-        root: None,
         run: run.map(PathBuf::from),
         socket: socket.map(PathBuf::from),
+        ..Overrides::default()
     };
     let socket = |text: &str, overrides: &Overrides| {
-        parse(Path::new("config.toml"), text, overrides)
+        with_flags(text, overrides)
             .unwrap()
-            .1
             .socket
             .display()
             .to_string()
@@ -311,9 +329,7 @@ fn flags_win_over_the_file_and_the_socket_follows_the_run_directory() {
         socket("socket = \"/s.sock\"\n", &set(Some("/r"), Some("/t.sock"))),
         "/t.sock"
     );
-    let refused = parse(Path::new("config.toml"), "", &set(None, Some("x")))
-        .unwrap_err()
-        .to_string();
+    let refused = with_flags("", &set(None, Some("x"))).unwrap_err();
     assert!(
         refused.starts_with("command line: socket is \"x\""),
         "{refused}"

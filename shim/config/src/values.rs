@@ -2,21 +2,25 @@
 //!
 //! Called by: [`super::check`] and the checks of single tables. Pure. Must not know: any key.
 
+use std::borrow::Cow;
 use std::path::{Component, Path, PathBuf};
 
 /// A setting and what is wrong with its value; reads as a sentence, `KEY WHY`.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Invalid {
     /// With its tables.
-    pub key: &'static str,
+    pub key: Cow<'static, str>,
     /// The fact and what it should have been.
     pub why: String,
 }
 
 /// Refuses the value of `key`.
-pub(super) fn invalid<T>(key: &'static str, why: impl Into<String>) -> Result<T, Invalid> {
+pub(super) fn invalid<T>(
+    key: impl Into<Cow<'static, str>>,
+    why: impl Into<String>,
+) -> Result<T, Invalid> {
     Err(Invalid {
-        key,
+        key: key.into(),
         why: why.into(),
     })
 }

@@ -24,7 +24,7 @@ pub(super) async fn create(
     let pod = shared.pods.find_pod(&named);
     let view = pod.as_ref().ok().and_then(|id| shared.pods.pod(id));
     let (grants, handler) = match &view {
-        Some(view) => (view.config.grants.clone(), view.config.handler.as_str()),
+        Some(view) => (view.config.grants.clone(), view.config.handler_name()),
         None => Default::default(),
     };
     span::new_container(convert::new_container_name(&request));

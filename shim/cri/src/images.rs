@@ -21,7 +21,7 @@ pub(super) async fn pull(
     shared: Arc<Shared>,
     request: cri::PullImageRequest,
 ) -> Result<cri::PullImageResponse, Failure> {
-    let order = convert::pull_order(request)?;
+    let order = convert::pull_order(request, &shared.policies.get())?;
     span::image(&order.reference);
     let counted = calls::begin_pull();
     let pulled = shared.images.pull(order).await;
@@ -38,7 +38,7 @@ pub(super) async fn status(
     shared: Arc<Shared>,
     request: cri::ImageStatusRequest,
 ) -> Result<cri::ImageStatusResponse, Failure> {
-    let (name, platform) = convert::named_image(&request)?;
+    let (name, platform) = convert::named_image(&request, &shared.policies.get())?;
     span::image(name);
     let image = shared.images.resolve_for(name, platform);
     Ok(convert::image_status_reply(image.as_deref(), &request))
@@ -49,7 +49,7 @@ pub(super) async fn remove(
     shared: Arc<Shared>,
     request: cri::RemoveImageRequest,
 ) -> Result<cri::RemoveImageResponse, Failure> {
-    let (name, _) = convert::named_image(&request)?;
+    let (name, _) = convert::named_image(&request, &shared.policies.get())?;
     span::image(name);
     if or_absent(shared.images.remove(name).await)?.is_some() {
         info!("image removed");

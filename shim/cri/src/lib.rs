@@ -40,6 +40,7 @@ use std::time::{Duration, Instant};
 use coracle_proto::archives::v1::archive_service_server::ArchiveServiceServer;
 use coracle_proto::runtime::v1::image_service_server::ImageServiceServer;
 use coracle_proto::runtime::v1::runtime_service_server::RuntimeServiceServer;
+use coracle_spec::live::Live;
 use coracle_telemetry::Collector;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
@@ -76,7 +77,7 @@ struct Shared {
     images: coracle_images::Images,
     streaming: coracle_streaming::Server,
     node: Node,
-    policies: Policies,
+    policies: Arc<Live<Policies>>,
     metrics: Arc<Collector>,
     on_call: fn(),
     /// Becomes true when the daemon drains; ends streams that have no end of their own.
@@ -118,7 +119,7 @@ pub struct Parts {
     /// The facts that Status and RuntimeConfig report.
     pub node: Node,
     /// What the operator lets the pods of each handler do.
-    pub policies: Policies,
+    pub policies: Arc<Live<Policies>>,
     /// Measures containers for metrics.
     pub metrics: Arc<Collector>,
     /// Called with each call, in the daemon's tokio runtime. Must not block.

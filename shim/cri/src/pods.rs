@@ -18,7 +18,7 @@ pub(super) async fn run(
     shared: Arc<Shared>,
     request: cri::RunPodSandboxRequest,
 ) -> Result<cri::RunPodSandboxResponse, Failure> {
-    let config = convert::sandbox_config(request, &shared.policies)?;
+    let config = convert::sandbox_config(request, &shared.policies.get())?;
     span::pod(&config.name);
     let id = shared.pods.run_pod(config).await?;
     Ok(convert::run_pod_reply(&id))

@@ -5,6 +5,8 @@
 //! decides.
 //! Must not know: annotations of pods, how a list is enforced, the syntax of the configuration.
 
+pub use coracle_lifecycle::Handler as Base;
+use coracle_lifecycle::Handler;
 use coracle_spec::egress::Rule;
 
 /// The destinations that pods may reach unless an annotation narrows them, or extends them and is honoured.
@@ -25,8 +27,8 @@ pub struct Allowance<'a> {
     pub egress: &'a Egress,
     /// Patterns of annotations that are honoured although they grant something.
     pub annotations: &'a [String],
-    /// The handler's name.
-    pub handler: &'static str,
+    /// The handler's name in the configuration.
+    pub handler: &'a str,
     /// The namespace pattern that matched, if one did.
     pub namespace: Option<&'a str>,
 }
@@ -35,7 +37,11 @@ pub struct Allowance<'a> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HandlerPolicy {
     /// The handler's name.
-    pub name: &'static str,
+    pub name: String,
+    /// Other names for it.
+    pub aliases: Vec<String>,
+    /// The built-in handler whose kinds of containers it runs.
+    pub base: Handler,
     /// The destinations that its pods may reach.
     pub egress: Egress,
     /// Patterns of annotations that are honoured although they grant something.
@@ -65,7 +71,7 @@ impl HandlerPolicy {
         Allowance {
             egress: egress.unwrap_or(&self.egress),
             annotations: annotations.unwrap_or(&self.annotations),
-            handler: self.name,
+            handler: &self.name,
             namespace: own.map(|own| own.pattern.as_str()),
         }
     }
@@ -81,10 +87,22 @@ impl Policies {
         Policies(handlers.into_iter().collect())
     }
 
-    /// The policy of the handler that CRI's `runtime_handler` names; the empty name is `coracle`.
+    /// The policy of the handler that CRI's `runtime_handler` names, by its name or an alias; the empty name is `coracle`.
     pub fn find(&self, name: &str) -> Option<&HandlerPolicy> {
         let name = if name.is_empty() { "coracle" } else { name };
-        self.0.iter().find(|handler| handler.name == name)
+        let mut handlers = self.0.iter();
+        handlers.find(|handler| {
+            handler.name == name || handler.aliases.iter().any(|alias| alias == name)
+        })
+    }
+
+    /// Every name that `runtime_handler` may have, with the built-in handler that it is like; the empty one first.
+    pub fn names(&self) -> impl Iterator<Item = (&str, Handler)> {
+        let all = self.0.iter().flat_map(|handler| {
+            let names = std::iter::once(&handler.name).chain(&handler.aliases);
+            names.map(|name| (name.as_str(), handler.base))
+        });
+        std::iter::once(("", Handler::Default)).chain(all)
     }
 }
 
@@ -97,13 +115,16 @@ pub fn fits(pattern: &str, name: &str) -> bool {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 pub(crate) mod tests {
     use super::*;
 
     /// The policies of the default configuration.
     pub(crate) fn usual() -> Policies {
-        let of = |name, egress, annotations: &[&str]| HandlerPolicy {
-            name,
+        let of = |name: &str, egress, annotations: &[&str]| HandlerPolicy {
+            name: name.to_owned(),
+            aliases: Vec::new(),
+            base: Handler::parse(name).unwrap(),
             egress,
             annotations: annotations.iter().map(ToString::to_string).collect(),
             namespaces: Vec::new(),

@@ -61,6 +61,7 @@ pub(super) async fn status(
     let problem = shared.pods.network_problem().await;
     Ok(convert::status_reply(
         &shared.node,
+        &shared.policies.get(),
         problem.as_deref(),
         &request,
     ))

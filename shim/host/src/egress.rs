@@ -102,7 +102,7 @@ impl Host {
     pub(super) fn wasm_network(&self, pod: &SandboxConfig) -> Result<WasmNetwork, Error> {
         Ok(match pod.is_offline() {
             true => WasmNetwork::Off,
-            false => WasmNetwork::On(reach(pod, &self.config.denied_node_ports)?),
+            false => WasmNetwork::On(reach(pod, &self.config.live.get().denied_node_ports)?),
         })
     }
 
@@ -112,7 +112,7 @@ impl Host {
         record: &PodRecord,
         netns: BorrowedFd<'_>,
     ) -> Result<(), Error> {
-        let reach = reach(&record.config, &self.config.denied_node_ports)?;
+        let reach = reach(&record.config, &self.config.live.get().denied_node_ports)?;
         if reach == Egress::Open {
             return Ok(());
         }

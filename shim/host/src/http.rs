@@ -20,7 +20,7 @@ const MAX_THREADS: usize = 64;
 /// What is known of one server.
 struct Server<'a> {
     /// The handler's settings, and its name.
-    handler: (&'a HttpLimits, &'static str),
+    handler: (&'a HttpLimits, &'a str),
     /// What the pod says.
     pod: &'a HttpConfig,
     /// The container's environment.
@@ -40,8 +40,9 @@ impl Host {
         env: &[(String, String)],
         image: &Image,
     ) -> Result<HttpServer, Error> {
+        let handler = self.config.live.get().handler_of(pod);
         Server {
-            handler: self.config.http_of(pod.handler),
+            handler: (&handler.http, &handler.name),
             pod: &pod.http,
             env,
             exposed: &image.config.exposed_ports,
@@ -93,10 +94,14 @@ impl Host {
         pod: &SandboxConfig,
         info: &ModuleInfo,
     ) -> Result<(), Error> {
-        let (is_on, handler) = self.config.wasi_p3_of(pod.handler);
-        if is_on || !info.wasi_p3 {
+        if !info.wasi_p3 {
             return Ok(());
         }
+        let handler = self.config.live.get().handler_of(pod);
+        if handler.wasi_p3 {
+            return Ok(());
+        }
+        let handler = handler.name;
         Err(invalid(format!(
             "its component is for WASI 0.3, which is off on this node, for the engine has no security fixes for it between releases: build it for WASI 0.2, or have the operator set handlers.{handler}.wasi_p3 = true"
         )))

@@ -10,6 +10,7 @@ mod attach;
 mod categories;
 mod channel;
 mod collector;
+mod config;
 mod container;
 mod effects;
 mod egress;
@@ -48,95 +49,22 @@ use std::sync::Arc;
 use coracle_cgroup::Cgroups;
 use coracle_cgroup::systemd::{Driver, Scopes};
 use coracle_images::Images;
-use coracle_lifecycle::{Error, Handler, Kind, Layout, Syncer};
+use coracle_lifecycle::{Error, Kind, Layout, Syncer};
 use coracle_network::Network;
 use coracle_runtime::spawner::Spawner;
 use coracle_sandbox::Filters;
 use coracle_sandbox::profile::ProfileCache;
 use coracle_spec::id::{ContainerId, PodId};
-use coracle_spec::{HttpLimits, Spawn};
 use coracle_tree::Trash;
 use coracle_wasm::CompileCache;
 
 pub use categories::CATEGORY_SHARES;
 use categories::Categories;
+pub use config::{HandlerConfig, HostConfig, LiveConfig};
 pub use coracle_lifecycle::{blocking, io_error, make_private, pass, runtime_error};
 use ids::Ids;
 pub use linux::{DefaultProfile, default_profile, load_default_profile, usual_capabilities};
 pub use log::LogRoot;
-
-/// The part of the configuration that effects need.
-#[derive(Clone, Debug)]
-pub struct HostConfig {
-    /// Records, upper layers, exit records; survives a reboot.
-    pub root: PathBuf,
-    /// Control sockets and pins; gone after a reboot.
-    pub run: PathBuf,
-    /// The directory in which network namespaces are pinned; gone after a reboot, too.
-    pub pins: PathBuf,
-    /// Parent cgroup of a pod for which the kubelet names none: a path or a slice.
-    pub pod_parent: String,
-    /// OOM killer adjustment of keepers.
-    pub keeper_oom_score_adj: i32,
-    /// Pods have no IPv6 at all.
-    pub ipv6_off: bool,
-    /// Ports of the node, first and last of ranges, that no egress list opens, in addition to the built-in ones.
-    pub denied_node_ports: Vec<(u16, u16)>,
-    /// First host id of the first pod.
-    pub id_base: u32,
-    /// Host ids for each pod.
-    pub id_count: u32,
-    /// The kubelet's directory of pods' logs.
-    pub log_root: LogRoot,
-    /// Largest module that is read. Bytes.
-    pub max_module_bytes: u64,
-    /// Missing host paths of mounts are created.
-    pub create_host_paths: bool,
-    /// Limit of the memory for the requests of all sandboxes and containers. Bytes.
-    pub all_requests_bytes: u64,
-    /// Memory for the output of all ExecSyncs. Bytes.
-    pub exec_sync_output_bytes: usize,
-    /// How `""` and `coracle` create a container's process.
-    pub spawn: Spawn,
-    /// How `coracle-wasm` does.
-    pub spawn_wasm: Spawn,
-    /// How `coracle-strict` does.
-    pub spawn_strict: Spawn,
-    /// The limits of the HTTP servers of `""` and `coracle`, `coracle-wasm` and `coracle-strict`.
-    pub http: [HttpLimits; 3],
-    /// Whether components of WASI 0.3 run there.
-    pub wasi_p3: [bool; 3],
-}
-
-impl HostConfig {
-    /// The limits of the HTTP servers of a handler, and the name that the configuration has for it.
-    fn http_of(&self, handler: Handler) -> (&HttpLimits, &'static str) {
-        let [coracle, wasm, strict] = &self.http;
-        match handler {
-            Handler::Default | Handler::Coracle => (coracle, "coracle"),
-            Handler::Wasm => (wasm, "coracle-wasm"),
-            Handler::Strict => (strict, "coracle-strict"),
-        }
-    }
-
-    /// Whether a handler has WASI 0.3 on, and the name that the configuration has for it.
-    fn wasi_p3_of(&self, handler: Handler) -> (bool, &'static str) {
-        let [coracle, wasm, strict] = self.wasi_p3;
-        match handler {
-            Handler::Default | Handler::Coracle => (coracle, "coracle"),
-            Handler::Wasm => (wasm, "coracle-wasm"),
-            Handler::Strict => (strict, "coracle-strict"),
-        }
-    }
-
-    fn spawn_of(&self, handler: Handler) -> Spawn {
-        match handler {
-            Handler::Default | Handler::Coracle => self.spawn,
-            Handler::Wasm => self.spawn_wasm,
-            Handler::Strict => self.spawn_strict,
-        }
-    }
-}
 
 /// The parts that effects call. Each is cheap to clone or shared.
 pub struct Parts {

@@ -49,6 +49,8 @@ const OPEN_FILES: ResourceLimit = ResourceLimit {
 pub(super) struct Subject<'a> {
     /// The pod's current record.
     pub pod: &'a PodRecord,
+    /// The limits that its handler sets.
+    pub rlimits: Vec<ResourceLimit>,
     /// The container.
     pub id: &'a ContainerId,
     /// Its config.
@@ -171,7 +173,7 @@ fn jail(subject: &Subject<'_>, grants: &[Grant], volumes: Vec<String>) -> Result
         masked_paths: shown(&security.masked_paths),
         readonly_paths: shown(&security.readonly_paths),
         devices: grants.iter().map(|grant| grant.device.clone()).collect(),
-        rlimits: vec![OPEN_FILES],
+        rlimits: rlimits(&subject.rlimits),
         umask: 0o022,
         apparmor: profiles::apparmor(&security.apparmor, security.privileged, &node)?,
         selinux: labels.process,
@@ -180,6 +182,15 @@ fn jail(subject: &Subject<'_>, grants: &[Grant], volumes: Vec<String>) -> Result
         shm_bytes: SHM_BYTES,
         shm_label: profiles::selinux(&shared, &node)?.mount,
     })
+}
+
+/// The limits of a container's programs: those of its handler, and the usual one of open files unless the handler sets that.
+fn rlimits(own: &[ResourceLimit]) -> Vec<ResourceLimit> {
+    let sets_files = own
+        .iter()
+        .any(|limit| limit.resource == OPEN_FILES.resource);
+    let usual = (!sets_files).then_some(OPEN_FILES);
+    usual.into_iter().chain(own.iter().cloned()).collect()
 }
 
 /// The label request of a container: its own parts, then its pod's.

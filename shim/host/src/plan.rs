@@ -227,6 +227,7 @@ impl Draft {
         self.refuse_wasm_only()?;
         let (pod, config) = (&self.pod, &self.config);
         let subject = linux::Subject {
+            rlimits: host.config.live.get().handler_of(&pod.config).rlimits,
             pod,
             id: &self.id,
             config,
@@ -265,7 +266,7 @@ impl Draft {
         Err(invalid(format!(
             "image {:?} holds Linux programs; handler {:?} runs WebAssembly only",
             self.config.image,
-            handler.as_str()
+            self.pod.config.handler_name()
         )))
     }
 
@@ -314,7 +315,7 @@ impl Draft {
             log_path: log_path(&pod.config.log_directory, &config.log_path)?,
             cgroup: format!("{}/{}", pod.cgroup_parent.trim_end_matches('/'), self.id),
             memory_limit_bytes: limits::memory_limit(&config.resources),
-            spawn: host.config.spawn_of(pod.config.handler),
+            spawn: host.config.live.get().handler_of(&pod.config).spawn,
         })
     }
 }

@@ -124,8 +124,11 @@ pub struct SandboxConfig {
     /// The annotations, its own and its containers', that are honoured although they grant something.
     #[serde(default)]
     pub grants: Grants,
-    /// The handler that runs it.
+    /// The built-in handler that runs it, or that the one of the operator's that runs it is like.
     pub handler: Handler,
+    /// The name in the request, if it is not that of a built-in handler: one of the operator's, or an alias.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub handler_name: String,
     /// Parent cgroup as the kubelet gave it; empty means the configured default.
     pub cgroup_parent: String,
     /// The requested namespaces.
@@ -176,6 +179,22 @@ pub struct SandboxConfig {
 }
 
 impl SandboxConfig {
+    /// The handler's name in the request.
+    pub fn handler_name(&self) -> &str {
+        match self.handler_name.as_str() {
+            "" => self.handler.as_str(),
+            name => name,
+        }
+    }
+
+    /// The handler's name for people: the default handler is `coracle` without its name.
+    pub fn shown_handler(&self) -> &str {
+        match self.handler_name.as_str() {
+            "" => self.handler.shown(),
+            name => name,
+        }
+    }
+
     /// The destinations that the pod may reach.
     pub fn reach(&self) -> Egress {
         match (&self.egress, self.handler) {

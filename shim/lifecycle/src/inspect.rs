@@ -45,6 +45,23 @@ impl Pods {
             .collect()
     }
 
+    /// Goes the way of a request: takes the locks that all requests take, and waits for the answer of one driver; of another one
+    /// for another `turn`. Returns the pod's namespace and name, if there is a pod. Does not return while something on that
+    /// way hangs.
+    pub async fn round_trip(&self, turn: usize) -> Option<(String, String)> {
+        let names = self.names();
+        let shown = self.shared.cache.pods().len();
+        tracing::trace!(
+            pods = names.len(),
+            shown,
+            "checking that requests are answered"
+        );
+        let (namespace, name, id) = names.get(turn % names.len().max(1))?;
+        // A pod that has gone meanwhile is an answer, too.
+        let _ = self.inspect(id).await;
+        Some((namespace.clone(), name.clone()))
+    }
+
     /// What the driver of a pod does. Errors: Missing. A driver that hangs does not answer: limit the wait.
     pub async fn inspect(&self, id: &PodId) -> Result<Inspection, Error> {
         send_request(&self.pod_mailbox(id)?, Request::Inspect).await

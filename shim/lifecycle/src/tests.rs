@@ -165,3 +165,25 @@ async fn a_draining_lifecycle_refuses_sandboxes() {
     assert_eq!(refused.kind(), Kind::Draining);
     assert_eq!(world.count("create_sandbox"), 0);
 }
+
+#[tokio::test]
+async fn a_round_trip_hangs_with_the_driver_of_its_turn() {
+    let dir = Scratch::new("lifecycle-round-trip");
+    let world = World::new(&dir);
+    let pods = Pods::open(world.clone()).await.unwrap();
+    assert_eq!(pods.round_trip(7).await, None);
+    let pod = ready_pod();
+    // A mailbox that nobody reads.
+    let (mailbox, unread) = crate::driver::Driver::mailbox();
+    pods.shared
+        .registry
+        .claim(&pod.config.name, &pod.id, mailbox);
+    let limit = Duration::from_millis(100);
+    let hung = tokio::time::timeout(limit, pods.round_trip(7)).await;
+    assert!(hung.is_err());
+    // A driver that has ended answers by that.
+    drop(unread);
+    let name = &pod.config.name;
+    let answered = pods.round_trip(8).await;
+    assert_eq!(answered, Some((name.namespace.clone(), name.name.clone())));
+}

@@ -120,6 +120,7 @@ fn sandbox_config(id: &PodId) -> SandboxConfig {
         labels: BTreeMap::new(),
         annotations: Default::default(),
         handler: Handler::Default,
+        handler_name: String::new(),
         cgroup_parent: String::new(),
         namespaces: Namespaces {
             network: NamespaceMode::Pod,

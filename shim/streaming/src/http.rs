@@ -25,6 +25,7 @@ use tokio::sync::Semaphore;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use super::connection::{Peer, Upgraded};
+use super::limits::Limits;
 use super::remote;
 use super::tokens::Tokens;
 use super::websocket::{self, Subprotocol};
@@ -52,18 +53,16 @@ type Reply = Response<Full<Bytes>>;
 /// State that all requests share.
 pub struct ServerState {
     tokens: Arc<Tokens>,
-    idle: Duration,
-    origins: Vec<String>,
+    limits: Arc<Limits>,
     sessions: Arc<Semaphore>,
 }
 
 impl ServerState {
     /// No session is open.
-    pub fn new(tokens: Arc<Tokens>, idle: Duration, origins: Vec<String>) -> ServerState {
+    pub fn new(tokens: Arc<Tokens>, limits: Arc<Limits>) -> ServerState {
         ServerState {
             tokens,
-            idle,
-            origins,
+            limits,
             sessions: Arc::new(Semaphore::new(SESSIONS)),
         }
     }
@@ -118,7 +117,7 @@ fn negotiate(
     })?;
     let headers = request.headers();
     let (protocol, reply) = if is_websocket(headers) {
-        check_origin(headers, &state.origins)?;
+        check_origin(headers, &state.limits.origins())?;
         websocket_reply(headers, &session)?
     } else {
         spdy_reply(headers, &session)?
@@ -130,7 +129,7 @@ fn negotiate(
             "too many sessions are open",
         )
     })?;
-    let idle = state.idle;
+    let idle = state.limits.idle();
     tokio::spawn(async move {
         upgrade(request, peer, idle, protocol, session).await;
         drop(permit);

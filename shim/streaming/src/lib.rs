@@ -16,6 +16,7 @@ mod forward;
 #[allow(clippy::unwrap_used, reason = "targets fail by panicking")]
 pub mod fuzz;
 mod http;
+mod limits;
 mod pending;
 mod receive;
 mod remote;
@@ -35,6 +36,7 @@ mod tls;
 mod tokens;
 mod websocket;
 
+pub use limits::Limits;
 pub use server::{Server, Settings};
 pub use session::{Forward, Program, Session, SessionFuture, Size, StreamOptions, Streams};
 pub use tls::Identity;

@@ -19,6 +19,7 @@ use tokio::task::JoinSet;
 
 use super::connection::{BoxedIo, Peer};
 use super::http::{self, ServerState};
+use super::limits::Limits;
 use super::pending::{PendingConnection, PendingConnections};
 use super::tls::{Identity, Tls};
 use super::tokens::{Refused, Tokens};
@@ -36,16 +37,14 @@ const MAX_HEADERS: usize = 64;
 const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(60), Duration::from_secs(10), 3);
 
 /// The settings of the operator; see `assets/config.toml`, `[streaming]`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Settings {
     /// The address to listen on; not a wildcard. Port 0 is any.
     pub address: SocketAddr,
     /// Certificate and key; without them the server speaks plain HTTP.
     pub identity: Option<Identity>,
-    /// A session that is idle for this long ends.
-    pub idle: Duration,
-    /// Origins that are allowed in addition to this host's own; `*` is any. Empty: the origin is not checked.
-    pub origins: Vec<String>,
+    /// What may change while the server runs.
+    pub limits: Arc<Limits>,
 }
 
 /// The running server.
@@ -61,8 +60,7 @@ impl Server {
         let Settings {
             address,
             identity,
-            idle,
-            origins,
+            limits,
         } = settings;
         let tls = identity.map(Tls::open).transpose()?.map(Arc::new);
         let failed = |source| Error::Listen { address, source };
@@ -70,7 +68,7 @@ impl Server {
         let scheme = if tls.is_some() { "https" } else { "http" };
         let base = format!("{scheme}://{}", listener.local_addr().map_err(failed)?);
         let tokens = Arc::new(Tokens::default());
-        let state = ServerState::new(Arc::clone(&tokens), idle, origins);
+        let state = ServerState::new(Arc::clone(&tokens), limits);
         let mut accepting = JoinSet::new();
         accepting.spawn(accept(listener, tls, Arc::new(state)));
         Ok(Server {

@@ -7,6 +7,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use coracle_cgroup::{Pressure, Stats};
 use coracle_lifecycle::{
@@ -24,7 +25,7 @@ use super::snapshot::{Object, PodSamples, Snapshot};
 pub struct Collector {
     pods: Pods,
     root: PathBuf,
-    open_files: bool,
+    open_files: AtomicBool,
     shared: Shared<Snapshot>,
 }
 
@@ -41,19 +42,25 @@ impl Collector {
         Collector {
             pods,
             root,
-            open_files,
+            open_files: AtomicBool::new(open_files),
             shared: Shared::new(),
         }
     }
 
     /// Every series that this collector has samples for.
     pub fn series(&self) -> impl Iterator<Item = &'static Series> {
-        Series::all(self.open_files)
+        Series::all(self.open_files.load(Ordering::Relaxed))
+    }
+
+    /// From the next measurement on, what processes have open is counted or not.
+    pub fn set_open_files(&self, open_files: bool) {
+        self.open_files.store(open_files, Ordering::Relaxed);
     }
 
     /// The samples of all ready sandboxes, at most a second old.
     pub async fn snapshot(&self) -> Result<Arc<Snapshot>, Error> {
-        let (pods, root, open_files) = (self.pods.clone(), self.root.clone(), self.open_files);
+        let (pods, root) = (self.pods.clone(), self.root.clone());
+        let open_files = self.open_files.load(Ordering::Relaxed);
         let measure = async move {
             let measured = pods.detailed_usage(open_files).await?;
             blocking("making samples", move || Ok(samples(measured, &root))).await

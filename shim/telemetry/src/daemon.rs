@@ -88,7 +88,8 @@ impl std::fmt::Debug for Daemon {
 
 impl Daemon {
     /// All series, in one chunk.
-    pub(crate) fn text(&self, format: Format) -> Chunks {
+    #[must_use]
+    pub fn text(&self, format: Format) -> Chunks {
         let daemon = self.clone();
         Box::new(std::iter::once_with(move || daemon.whole_text(format)))
     }

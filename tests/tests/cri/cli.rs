@@ -110,6 +110,46 @@ async fn the_default_configuration_passes_its_own_check() {
 }
 
 #[tokio::test]
+async fn the_configuration_and_its_drop_ins_are_checked_and_shown_with_their_origins() {
+    let daemon = Daemon::prepare(Options::default()).unwrap();
+    let directory = daemon.scratch().dir().join("conf.d");
+    std::fs::create_dir(&directory).unwrap();
+    let drop_in = directory.join("50-level.toml");
+    std::fs::write(&drop_in, "[log]\nlevel = \"error\"\n").unwrap();
+    let file = daemon.config_path();
+    let (file, drop_in) = (file.to_str().unwrap(), drop_in.to_str().unwrap());
+    let checked = coracle(&["config", "check", "--config", file]);
+    assert_eq!(
+        text(&checked.stdout),
+        format!("{file}: good\n{drop_in}: good\n")
+    );
+    let shown = text(&coracle(&["config", "show", "--origin", "--config", file]).stdout);
+    let line = format!("log.level = \"error\"  # {drop_in}:2");
+    assert!(
+        shown.lines().any(|shown| shown == line),
+        "no {line} in {shown}"
+    );
+    let without = coracle(&["config", "show", "--config", file, "--config-dir", ""]);
+    assert!(text(&without.stdout).contains("level = \"debug\""));
+    std::fs::write(drop_in, "[log]\nlevle = 1\n").unwrap();
+    for output in [
+        daemon.command().unwrap().output().unwrap(),
+        coracle(&["config", "check", "--config", file]),
+        coracle(&["config", "check", drop_in]),
+    ] {
+        assert!(!output.status.success());
+        let place = format!("{drop_in}:2: log.levle is not a setting");
+        assert!(
+            text(&output.stderr).contains(&place),
+            "{}",
+            text(&output.stderr)
+        );
+    }
+    assert!(coracle(&["config", "check", file]).status.success());
+    daemon.abandon();
+}
+
+#[tokio::test]
 async fn a_typo_in_the_configuration_is_named_with_its_line_before_anything_is_touched() {
     let options = Options {
         config: "[wasm]\ncompile_timout_s = 5\n".into(),

@@ -1,6 +1,6 @@
 //! Remembers for a while which modules failed to compile, and why.
 //!
-//! Used by the cache. In memory only: limits change only with a restart, which also clears this.
+//! Used by the cache. In memory only; cleared when limits change.
 //! Invariants: at most [`MOST`] are kept; an entry expires after [`KEPT`].
 //! It must not know how modules are compiled.
 
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use super::{EntryKey, lock};
 use coracle_spec::error::{Error, Kind};
 
-/// How long a failure is remembered. Module and limits do not change before a restart, but a module that is close to a
+/// How long a failure is remembered. Neither module nor limits have changed, but a module that is close to a
 /// limit may stay within it the next time.
 const KEPT: Duration = Duration::from_secs(10 * 60);
 /// Most failures kept. Each takes a few hundred bytes, 64 KiB at most.
@@ -51,6 +51,11 @@ impl Failures {
             "module failed to compile recently, not compiling it again yet"
         );
         Some(Error::new(failure.kind, failure.text.clone()))
+    }
+
+    /// Forgets all failures.
+    pub(super) fn forget(&self) {
+        lock(&self.0).clear();
     }
 
     /// Remembers that this module failed to compile.

@@ -1,8 +1,7 @@
 //! The tables of handlers, each as a file that an operator could write.
 
-use coracle_cri::policy::Egress;
+use coracle_cri::policy::{Base, Egress};
 
-use super::super::handlers::Accepts;
 use super::*;
 
 #[test]
@@ -14,10 +13,8 @@ fn a_handler_that_is_named_without_a_key_keeps_its_own_default() {
     );
     assert_eq!(config.handlers.find("coracle").unwrap().spawn, Spawn::Exec);
     assert_eq!(config.handlers.find(""), config.handlers.find("coracle"));
-    assert_eq!(
-        config.handlers.find("coracle-wasm").unwrap().accepts,
-        Accepts::WasmOnly
-    );
+    let wasm = config.handlers.find("coracle-wasm").unwrap();
+    assert_eq!(wasm.policy.base, Base::Wasm);
     assert_eq!(config.handlers.find("runc"), None);
 }
 
@@ -102,4 +99,124 @@ fn a_shown_handler_is_the_one_in_force() {
     let scratch = Scratch::new("handlers", text);
     let shown = show(Some(&scratch.0), &Overrides::default()).unwrap();
     assert_eq!(from(&shown), from(text), "{shown}");
+}
+
+#[test]
+fn handlers_of_the_operator_are_found_by_name_and_alias() {
+    let text = "[handlers.edge]\nkind = \"wasm\"\naliases = [\"spin\", \"wasmtime-spin-v2\"]\negress = \"none\"\n\
+                [handlers.edge.http]\nidle_s = 60\n\
+                [handlers.coracle]\naliases = [\"runc\"]\nrlimits = { nofile = \"10:20\" }\n\
+                [handlers.all]\nkind = \"any\"\n";
+    let config = from(text).unwrap();
+    let names: Vec<&str> = config
+        .handlers
+        .all()
+        .iter()
+        .map(|one| one.name.as_str())
+        .collect();
+    assert_eq!(
+        names,
+        ["coracle", "coracle-wasm", "coracle-strict", "all", "edge"]
+    );
+    let edge = config.handlers.find("spin").unwrap();
+    assert_eq!((edge.name.as_str(), edge.policy.base), ("edge", Base::Wasm));
+    assert_eq!(
+        (&edge.policy.egress, edge.http.idle_s, edge.spawn),
+        (&Egress::None, 60, Spawn::Fork)
+    );
+    assert_eq!(config.handlers.find("runc"), config.handlers.find(""));
+    let limit = Rlimit {
+        resource: 7,
+        soft: 10,
+        hard: 20,
+    };
+    assert_eq!(config.handlers.find("").unwrap().rlimits, [limit]);
+    let all = config.handlers.find("all").unwrap();
+    assert_eq!(
+        (all.policy.base, all.policy.annotations.len()),
+        (Base::Coracle, 0)
+    );
+    let policies = config.handlers.policies();
+    let names: Vec<(&str, Base)> = policies.names().collect();
+    assert_eq!(names[0], ("", Base::Default));
+    assert!(names.contains(&("runc", Base::Coracle)) && names.contains(&("spin", Base::Wasm)));
+    let scratch = Scratch::new("own-handlers", text);
+    let shown = show(Some(&scratch.0), &Overrides::default()).unwrap();
+    assert_eq!(from(&shown), from(text), "{shown}");
+}
+
+#[test]
+fn names_of_handlers_are_labels_and_belong_to_one_handler() {
+    let cases = [
+        (
+            "[handlers.Edge]\nkind = \"any\"\n",
+            "config.toml:1: handlers.Edge has the name \"Edge\"",
+        ),
+        (
+            "[handlers.-a]\nkind = \"any\"\n",
+            "config.toml:1: handlers.-a has the name \"-a\"",
+        ),
+        (
+            "[handlers.coracle]\nkind = \"any\"\n",
+            "config.toml:2: handlers.coracle.kind is not a setting",
+        ),
+        (
+            "[handlers.coracle]\naliases = [\"\"]\n",
+            "config.toml:2: handlers.coracle.aliases has the name \"\"",
+        ),
+        (
+            "[handlers.coracle]\naliases = [\"coracle-wasm\"]\n",
+            "config.toml:2: handlers.coracle.aliases has \"coracle-wasm\", which is a name of handler \"coracle-wasm\"",
+        ),
+        (
+            "[handlers.coracle]\naliases = [\"x\"]\n[handlers.x]\nkind = \"any\"\n",
+            "config.toml:2: handlers.coracle.aliases has \"x\"",
+        ),
+        (
+            "[handlers.coracle]\naliases = [\"x\"]\n[handlers.coracle-wasm]\naliases = [\"x\"]\n",
+            "config.toml:4: handlers.coracle-wasm.aliases has \"x\", which is a name of handler \"coracle\"",
+        ),
+        (
+            "[handlers.a]\nkind = \"linux\"\n",
+            "config.toml:2: handlers.a.kind: unknown variant",
+        ),
+        (
+            "[handlers.coracle]\nrlimits = { nofile = \"2:1\" }\n",
+            "config.toml:2: handlers.coracle.rlimits.nofile is \"2:1\"",
+        ),
+        (
+            "[handlers.coracle.http]\nidle_s = 86401\n",
+            "config.toml:2: handlers.coracle.http.idle_s is 86401",
+        ),
+    ];
+    for (text, start) in cases {
+        let message = from(text).unwrap_err();
+        assert!(
+            message.starts_with(start),
+            "{message:?} does not start with {start:?}"
+        );
+    }
+}
+
+#[test]
+fn a_drop_in_can_change_a_handler_that_another_file_adds() {
+    let add = Source {
+        path: "a.toml".into(),
+        text: "[handlers.edge]\nkind = \"wasm\"\n".into(),
+    };
+    let change = Source {
+        path: "b.toml".into(),
+        text: "[handlers.edge]\nspawn = \"exec\"\n".into(),
+    };
+    let sources = [add, change];
+    let (_, config) = check_all(&sources, &Overrides::default()).unwrap();
+    assert_eq!(config.handlers.find("edge").unwrap().spawn, Spawn::Exec);
+    let [_, alone] = sources;
+    let refused = check_all(&[alone], &Overrides::default()).unwrap_err();
+    assert!(
+        refused
+            .to_string()
+            .starts_with("b.toml:1: handlers.edge is not a setting"),
+        "{refused}"
+    );
 }

@@ -17,6 +17,7 @@ use serde_json::json;
 use super::render::now;
 use super::sandbox::known_handler;
 use super::{BadRequest, check};
+use crate::policy::Policies;
 
 /// The longest image name, in bytes.
 const MAX_NAME_BYTES: usize = 1024;
@@ -31,10 +32,13 @@ fn image_name(spec: Option<&cri::ImageSpec>) -> Result<&str, BadRequest> {
 
 /// Which entry of an index an `image` field is about: its handler decides, if it names one (KEP-4216). Errors: there is
 /// no such handler.
-fn platform(spec: Option<&cri::ImageSpec>) -> Result<PlatformPreference, BadRequest> {
+fn platform(
+    spec: Option<&cri::ImageSpec>,
+    handlers: &Policies,
+) -> Result<PlatformPreference, BadRequest> {
     let name = spec.map_or("", |spec| spec.runtime_handler.as_str());
-    let handler = known_handler("image.runtime_handler", name)?;
-    Ok(match handler.is_wasm_only() {
+    let handler = known_handler("image.runtime_handler", handlers, name)?;
+    Ok(match handler.base.is_wasm_only() {
         true => PlatformPreference::Wasm,
         false => PlatformPreference::WasmThenLinux,
     })
@@ -70,10 +74,12 @@ macro_rules! image_requests {
 image_requests!(ImageStatusRequest, RemoveImageRequest; ListImagesRequest, StreamImagesRequest);
 
 /// The image that a request names, and for which platform.
-pub(crate) fn named_image(
-    request: &impl NamesImage,
-) -> Result<(&str, PlatformPreference), BadRequest> {
-    Ok((image_name(request.spec())?, platform(request.spec())?))
+pub(crate) fn named_image<'a>(
+    request: &'a impl NamesImage,
+    handlers: &Policies,
+) -> Result<(&'a str, PlatformPreference), BadRequest> {
+    let platform = platform(request.spec(), handlers)?;
+    Ok((image_name(request.spec())?, platform))
 }
 
 /// The image that a list is filtered by, if any.
@@ -86,14 +92,17 @@ pub(crate) fn listed_image(request: impl ListsImages) -> Option<String> {
 }
 
 /// Reads PullImage. Errors: no image, or credentials that cannot be used.
-pub(crate) fn pull_order(request: cri::PullImageRequest) -> Result<PullRequest, BadRequest> {
+pub(crate) fn pull_order(
+    request: cri::PullImageRequest,
+    handlers: &Policies,
+) -> Result<PullRequest, BadRequest> {
     let reference = image_name(request.image.as_ref())?.to_owned();
     let auth = match request.auth {
         Some(auth) if concerns(&auth, &reference) => credentials(auth)?,
         _ => None,
     };
     Ok(PullRequest {
-        platform: platform(request.image.as_ref())?,
+        platform: platform(request.image.as_ref(), handlers)?,
         namespace: namespace(request.sandbox_config),
         reference,
         auth,
@@ -246,6 +255,7 @@ pub(crate) fn filesystem_usage(info: &FsInfo) -> cri::ImageFsInfoResponse {
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
     use super::*;
+    use crate::policy::tests::usual;
 
     fn auth(change: impl FnOnce(&mut cri::AuthConfig)) -> Result<Option<Credentials>, BadRequest> {
         let mut auth = cri::AuthConfig::default();
@@ -259,7 +269,7 @@ mod tests {
             auth: Some(auth),
             sandbox_config: None,
         };
-        pull_order(request).map(|order| order.auth)
+        pull_order(request, &usual()).map(|order| order.auth)
     }
 
     fn basic(username: &str, password: &str) -> Option<Credentials> {

@@ -9,6 +9,7 @@ use coracle_lifecycle::Handler;
 use coracle_proto::runtime::v1 as cri;
 use serde_json::json;
 
+use crate::policy::Policies;
 use crate::runtime::{CgroupDriver, Node};
 
 /// The version of the kubelet's own runtime interface, the only value that it accepts.
@@ -28,13 +29,14 @@ pub(crate) fn version_reply() -> cri::VersionResponse {
 /// request.
 pub(crate) fn status_reply(
     node: &Node,
+    handlers: &Policies,
     network_problem: Option<&str>,
     request: &cri::StatusRequest,
 ) -> cri::StatusResponse {
     let runtime = condition("RuntimeReady", None);
     let network = condition("NetworkReady", network_problem);
     let info = match request.verbose {
-        true => BTreeMap::from([("config".to_owned(), config(node))]),
+        true => BTreeMap::from([("config".to_owned(), config(node, handlers))]),
         false => BTreeMap::new(),
     };
     cri::StatusResponse {
@@ -42,9 +44,9 @@ pub(crate) fn status_reply(
             conditions: vec![runtime, network],
         }),
         info,
-        runtime_handlers: Handler::ALL
-            .into_iter()
-            .map(|one| handler(node, one))
+        runtime_handlers: handlers
+            .names()
+            .map(|(name, base)| handler(node, name, base))
             .collect(),
         features: Some(cri::RuntimeFeatures {
             supplemental_groups_policy: true,
@@ -65,8 +67,8 @@ fn condition(name: &str, problem: Option<&str>) -> cri::RuntimeCondition {
     }
 }
 
-fn config(node: &Node) -> String {
-    let handlers: Vec<_> = Handler::ALL.into_iter().map(Handler::as_str).collect();
+fn config(node: &Node, handlers: &Policies) -> String {
+    let handlers: Vec<_> = handlers.names().map(|(name, _)| name).collect();
     json!({
         "stateDir": node.state_dir,
         "rootDir": node.root_dir,
@@ -76,13 +78,13 @@ fn config(node: &Node) -> String {
     .to_string()
 }
 
-fn handler(node: &Node, handler: Handler) -> cri::RuntimeHandler {
+fn handler(node: &Node, name: &str, base: Handler) -> cri::RuntimeHandler {
     let features = cri::RuntimeHandlerFeatures {
         recursive_read_only_mounts: true,
-        user_namespaces: !handler.is_wasm_only() && node.maps_users,
+        user_namespaces: !base.is_wasm_only() && node.maps_users,
     };
     cri::RuntimeHandler {
-        name: handler.as_str().to_owned(),
+        name: name.to_owned(),
         features: Some(features),
     }
 }
@@ -103,6 +105,7 @@ pub(crate) fn runtime_config_reply(driver: CgroupDriver) -> cri::RuntimeConfigRe
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
     use super::*;
+    use crate::policy::tests::usual;
 
     fn node() -> Node {
         Node {
@@ -133,7 +136,12 @@ mod tests {
 
     #[test]
     fn status_lists_both_conditions_and_every_handler() {
-        let reply = status_reply(&node(), None, &cri::StatusRequest { verbose: false });
+        let reply = status_reply(
+            &node(),
+            &usual(),
+            None,
+            &cri::StatusRequest { verbose: false },
+        );
         let conditions = reply.status.unwrap().conditions;
         let ready: Vec<_> = conditions
             .iter()
@@ -167,7 +175,12 @@ mod tests {
             maps_users: false,
             ..node()
         };
-        let reply = status_reply(&node, None, &cri::StatusRequest { verbose: false });
+        let reply = status_reply(
+            &node,
+            &usual(),
+            None,
+            &cri::StatusRequest { verbose: false },
+        );
         let features = reply.runtime_handlers.iter().map(|h| h.features.unwrap());
         assert!(
             features
@@ -180,6 +193,7 @@ mod tests {
     fn a_network_problem_is_shown_to_users() {
         let reply = status_reply(
             &node(),
+            &usual(),
             Some("no network configuration in /etc/cni/net.d"),
             &cri::StatusRequest { verbose: true },
         );

@@ -28,7 +28,7 @@ pub(crate) fn pod(view: &PodView) -> cri::PodSandbox {
         created_at: view.created_at,
         labels: view.config.labels.clone(),
         annotations: view.config.annotations.echo(),
-        runtime_handler: view.config.handler.as_str().to_owned(),
+        runtime_handler: view.config.handler_name().to_owned(),
     }
 }
 
@@ -77,7 +77,7 @@ fn pod_status(view: &PodView) -> cri::PodSandboxStatus {
         }),
         labels: view.config.labels.clone(),
         annotations: view.config.annotations.echo(),
-        runtime_handler: view.config.handler.as_str().to_owned(),
+        runtime_handler: view.config.handler_name().to_owned(),
     }
 }
 
@@ -88,7 +88,7 @@ pub(crate) fn pod_status_reply<'a>(
     request: &cri::PodSandboxStatusRequest,
 ) -> cri::PodSandboxStatusResponse {
     let details = json!({
-        "runtimeHandler": view.config.handler.as_str(),
+        "runtimeHandler": view.config.handler_name(),
         "egress": egress(view),
         "cgroupParent": view.config.cgroup_parent,
         "hostname": view.config.hostname,

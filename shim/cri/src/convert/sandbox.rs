@@ -15,7 +15,7 @@ use coracle_proto::runtime::v1 as cri;
 
 use super::annotations::Reader;
 use super::{BadRequest, check, diagnosis, egress, http, namespaces, network, security, sysctl};
-use crate::policy::{Allowance, Policies};
+use crate::policy::{Allowance, HandlerPolicy, Policies};
 use coracle_spec::Diagnosis;
 
 /// Linux's HOST_NAME_MAX, in bytes.
@@ -38,12 +38,14 @@ pub(crate) fn sandbox_config(
     let mut config = check::present("config", request.config)?;
     texts(&config)?;
     let name = name(config.metadata.as_ref())?;
-    let handler = handler(&request.runtime_handler)?;
-    let annotated = annotated(&mut config, allowance(handlers, handler, &name)?)?;
+    let requested = request.runtime_handler;
+    let handler = known_handler("runtime_handler", handlers, &requested)?;
+    let annotated = annotated(&mut config, handler.allowance(&name.namespace))?;
     let mut linux = linux(config.linux)?;
     let context = linux.security_context.take().unwrap_or_default();
     let options = context.namespace_options.as_ref();
     let (namespaces, userns) = namespaces::of_pod(NAMESPACE_OPTIONS, options)?;
+    let (handler, handler_name) = handler_of(handler, requested);
     Ok(SandboxConfig {
         ports: ports(&config.port_mappings, &namespaces)?,
         container_ports: container_ports(&config.port_mappings),
@@ -63,6 +65,7 @@ pub(crate) fn sandbox_config(
         dns: dns(config.dns_config)?,
         labels: config.labels,
         handler,
+        handler_name,
         userns,
         selinux: security_context(&context)?,
         sysctls: sysctl::sysctls(linux.sysctls, &namespaces)?,
@@ -128,18 +131,6 @@ fn annotated(
     })
 }
 
-/// The policy of the operator for a pod of this handler and namespace.
-fn allowance<'a>(
-    handlers: &'a Policies,
-    handler: Handler,
-    name: &PodName,
-) -> Result<Allowance<'a>, BadRequest> {
-    let found = handlers.find(handler.as_str());
-    found
-        .map(|found| found.allowance(&name.namespace))
-        .ok_or_else(|| BadRequest::invalid("runtime_handler", "is not configured on this node"))
-}
-
 fn name(metadata: Option<&cri::PodSandboxMetadata>) -> Result<PodName, BadRequest> {
     let metadata = check::present("config.metadata", metadata)?;
     Ok(PodName {
@@ -150,16 +141,16 @@ fn name(metadata: Option<&cri::PodSandboxMetadata>) -> Result<PodName, BadReques
     })
 }
 
-fn handler(name: &str) -> Result<Handler, BadRequest> {
-    known_handler("runtime_handler", name)
-}
-
 /// The handler that `field` names.
-pub(super) fn known_handler(field: &str, name: &str) -> Result<Handler, BadRequest> {
-    Handler::parse(name).ok_or_else(|| {
-        let known: Vec<_> = Handler::ALL
-            .iter()
-            .map(|handler| format!("{:?}", handler.as_str()))
+pub(super) fn known_handler<'a>(
+    field: &str,
+    handlers: &'a Policies,
+    name: &str,
+) -> Result<&'a HandlerPolicy, BadRequest> {
+    handlers.find(name).ok_or_else(|| {
+        let known: Vec<_> = handlers
+            .names()
+            .map(|(known, _)| format!("{known:?}"))
             .collect();
         let shown: String = name.chars().take(64).collect();
         BadRequest::invalid(
@@ -167,6 +158,14 @@ pub(super) fn known_handler(field: &str, name: &str) -> Result<Handler, BadReque
             format!("is {shown:?}, known handlers are {}", known.join(", ")),
         )
     })
+}
+
+/// The handler of a pod, and the requested name if it is not that of a built-in one.
+fn handler_of(handler: &HandlerPolicy, requested: String) -> (Handler, String) {
+    match Handler::parse(&requested) {
+        Some(built_in) => (built_in, String::new()),
+        None => (handler.base, requested),
+    }
 }
 
 fn hostname(name: &str) -> Result<(), BadRequest> {

@@ -55,6 +55,7 @@ impl Fixture {
         let mut mounts = Vec::new();
         let hardware = super::super::paths::with_lookup(|lookup| Hardware::find(config, lookup))?;
         let subject = Subject {
+            rlimits: Vec::new(),
             pod: &self.pod,
             id: &self.id,
             config,

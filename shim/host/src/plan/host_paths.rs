@@ -23,7 +23,7 @@ impl Host {
         if draft.config.mounts.is_empty() {
             return Ok((draft, Vec::new()));
         }
-        let missing = match self.config.create_host_paths {
+        let missing = match self.config.live.get().create_host_paths {
             true => Missing::Create,
             false => Missing::Refuse,
         };

@@ -6,7 +6,8 @@
 
 use serde::{Deserialize, Serialize};
 
-/// The runtime handlers that exist (DESIGN.md section 5).
+/// The built-in runtime handlers (DESIGN.md section 5). Those of the operator have names of their own and are like one of
+/// them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Handler {
