@@ -17,6 +17,7 @@ use coracle_images::{Images, ImagesConfig};
 use coracle_lifecycle::{Pods, Syncer};
 use coracle_metrics::listener::Listener;
 use coracle_network::{Builtin, BuiltinConfig, Cni, CniConfig, Network, Provider};
+use coracle_nri::Nri;
 use coracle_runtime::spawner::Spawner;
 use coracle_sandbox::Filters;
 use coracle_sandbox::helper::Permits;
@@ -89,7 +90,9 @@ async fn run(config: &Config, arguments: &ConfigArgs) -> Result<(), Box<dyn Erro
     let node = node(config, &cgroups)?;
     let cgroup_version = cgroups.version();
     let (host, images) = host(config, cgroups, claims.category_share()).await?;
-    let pods = Pods::open(Arc::new(host)).await?;
+    let nri = nri(config);
+    let pods = Pods::open(Arc::new(host), nri.clone()).await?;
+    let plugins = nri.serve(&pods)?;
     let streaming = streaming(config).await?;
     let (metrics, listener) = metrics::start(config, &pods, &images).await?;
     let about = about(&node, cgroup_version, listener.as_ref());
@@ -97,7 +100,7 @@ async fn run(config: &Config, arguments: &ConfigArgs) -> Result<(), Box<dyn Erro
     tokio::select! {
         biased;
         // Archives may take longer than the system waits for the daemon's end.
-        () = &mut terminated => return end(&pods, claims).await,
+        () = &mut terminated => return end(&pods, plugins, claims).await,
         () = preload(config, &images, &pods) => {}
     }
     tracing::info!(socket = %config.socket.display(), pods = pods.pods().len(), version = env!("CARGO_PKG_VERSION"), "ready");
@@ -112,15 +115,33 @@ async fn run(config: &Config, arguments: &ConfigArgs) -> Result<(), Box<dyn Erro
     };
     notify(notify::READY);
     cri::serve(socket, parts, terminated).await?;
-    end(&pods, claims).await
+    end(&pods, plugins, claims).await
 }
 
 /// Completes the work under way, and gives the resources of this daemon back.
-async fn end(pods: &Pods, claims: Claims) -> Result<(), Box<dyn Error>> {
+async fn end(
+    pods: &Pods,
+    plugins: coracle_nri::Service,
+    claims: Claims,
+) -> Result<(), Box<dyn Error>> {
     pods.drain(DRAIN).await;
+    plugins.shut_down().await;
     pods.flush(DRAIN).await;
     claims.release();
     Ok(())
+}
+
+/// The plugins that follow pods; none can connect yet.
+fn nri(config: &Config) -> Arc<Nri> {
+    let nri = config.nri.clone();
+    Nri::new(coracle_nri::Settings {
+        socket: nri.socket,
+        registration_timeout: nri.registration_timeout,
+        request_timeout: nri.request_timeout,
+        reject: nri.reject,
+        required_plugins: nri.required_plugins,
+        version: env!("CARGO_PKG_VERSION"),
+    })
 }
 
 /// What the admin service says of the node.
@@ -333,4 +354,12 @@ fn images_config(config: &Config) -> ImagesConfig {
     images.limits.max_entries = config.images.max_entries;
     images.limits.max_module_bytes = config.wasm.max_module_bytes;
     images
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn what_can_be_refused_to_plugins_is_what_the_configuration_knows() {
+        assert_eq!(coracle_config::NRI_FIELDS, coracle_nri::FIELDS);
+    }
 }

@@ -12,7 +12,7 @@ use super::file::{CgroupFile, ConfigFile, Ipv6, NetworkFile, SandboxFile, WasmFi
 use super::subnet::Subnet;
 use super::values::{Invalid, invalid, plain_absolute, within};
 use super::{
-    Cgroup, Config, Log, Network, Sandbox, Wasm, exec, handlers, helpers, images, metrics,
+    Cgroup, Config, Log, Network, Sandbox, Wasm, exec, handlers, helpers, images, metrics, nri,
     streaming,
 };
 
@@ -56,6 +56,7 @@ pub(super) fn check(file: &ConfigFile) -> Result<Config, Invalid> {
         exec: exec::check(&file.exec)?,
         streaming: streaming::check(&file.streaming)?,
         metrics: metrics::check(&file.metrics)?,
+        nri: nri::check(&file.nri, &file.run)?,
         handlers: handlers::check(&file.handlers)?,
     })
 }

@@ -21,6 +21,7 @@ mod http;
 mod images;
 mod keys;
 mod metrics;
+mod nri;
 mod settings;
 mod streaming;
 mod subnet;
@@ -39,6 +40,7 @@ pub use file::{CgroupDriver, Ipv6, LogFormat, LogLevel, NetworkMode};
 pub use handlers::{Handlers, Spawn};
 pub use helpers::Helpers;
 pub use metrics::Metrics;
+pub use nri::{NRI_FIELDS, Nri};
 pub use settings::SettingsByKey;
 pub use streaming::Streaming;
 pub use subnet::{Family, Subnet};
@@ -83,6 +85,8 @@ pub struct Config {
     pub streaming: Streaming,
     /// The listener for scrapes.
     pub metrics: Metrics,
+    /// Plugins that follow pods.
+    pub nri: Nri,
     /// The RuntimeClass handlers.
     pub handlers: Handlers,
 }

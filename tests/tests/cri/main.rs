@@ -32,6 +32,7 @@ mod metrics;
 mod mirrors;
 mod neighbours;
 mod network;
+mod nri;
 mod pods;
 mod policy;
 mod power;
