@@ -63,5 +63,20 @@ pub mod admin {
     }
 }
 
+/// The Node Resource Interface: what plugins and the daemon say to each other.
+pub mod nri {
+    /// Messages. Source: `nri.proto`, which has the names and numbers of NRI 0.12.
+    #[allow(
+        missing_docs,
+        clippy::all,
+        clippy::pedantic,
+        clippy::restriction,
+        reason = "generated from nri.proto, which has the comments"
+    )]
+    pub mod v1 {
+        include!(concat!(env!("OUT_DIR"), "/coracle.nri.v1.rs"));
+    }
+}
+
 /// The encoded `google.protobuf.FileDescriptorSet` of `api.proto`, without source positions.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptor.bin"));

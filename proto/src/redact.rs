@@ -6,6 +6,7 @@
 
 use std::fmt;
 
+use crate::nri::v1 as nri;
 use crate::runtime::v1::{AuthConfig, KeyValue};
 
 /// What stands in a `Debug` output where a secret is.
@@ -49,6 +50,33 @@ impl fmt::Debug for KeyValue {
                 },
             )
             .finish()
+    }
+}
+
+impl fmt::Debug for nri::KeyValue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KeyValue")
+            .field("key", &self.key)
+            .field("value", &redacted(&self.value))
+            .finish()
+    }
+}
+
+/// Only what identifies it: arguments and environment may carry secrets.
+impl fmt::Debug for nri::Container {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Container")
+            .field("id", &self.id)
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for nri::ConfigureRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ConfigureRequest")
+            .field("config", &redacted(&self.config))
+            .finish_non_exhaustive()
     }
 }
 

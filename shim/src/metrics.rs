@@ -40,7 +40,10 @@ pub async fn start(
         },
         pods: pods.clone(),
         images: images.clone(),
-        counted: counted.chain(coracle_lifecycle::counters::all()).collect(),
+        counted: counted
+            .chain(coracle_lifecycle::counters::all())
+            .chain(coracle_nri::metrics())
+            .collect(),
     };
     let mut listener = None;
     if let Some(address) = config.metrics.address {

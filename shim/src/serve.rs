@@ -17,6 +17,7 @@ use coracle_images::{Images, ImagesConfig, Proxies};
 use coracle_lifecycle::{Pods, Syncer};
 use coracle_metrics::listener::Listener;
 use coracle_network::{Builtin, BuiltinConfig, Cni, CniConfig, Network, Provider};
+use coracle_nri::Nri;
 use coracle_runtime::spawner::Spawner;
 use coracle_sandbox::Filters;
 use coracle_sandbox::helper::Permits;
@@ -95,15 +96,17 @@ async fn run(
     private_directory(&config.run)?;
     let claims = Claims::take(config)?;
     let socket = Socket::bind(&config.socket)?;
-    let (parts, metrics, targets) = build(config, claims.category_share()).await?;
+    let nri = nri(config);
+    let (parts, metrics, targets) = build(config, claims.category_share(), &nri).await?;
     let (pods, images) = (parts.pods.clone(), parts.images.clone());
+    let plugins = nri.serve(&pods)?;
     let (reloads, requests) = Reloads::new();
     let about = about(&parts.node, metrics.listener.as_ref())?;
     let _admin = admin::serve(config, about, &metrics.daemon, reloads)?;
     tokio::select! {
         biased;
         // Archives may take longer than the system waits for the daemon's end.
-        () = &mut terminated => return end(&pods, claims).await,
+        () = &mut terminated => return end(&pods, plugins, claims).await,
         () = preload(config, &images, &pods) => {}
     }
     tracing::info!(socket = %config.socket.display(), pods = pods.pods().len(), version = env!("CARGO_PKG_VERSION"), "ready");
@@ -119,19 +122,20 @@ async fn run(
         watchdog::start(&pods),
     ];
     cri::serve(socket, parts, terminated).await?;
-    end(&pods, claims).await
+    end(&pods, plugins, claims).await
 }
 
 /// Builds the daemon, which recovers meanwhile: the parts that answer the kubelet, its metrics, and what a reload changes.
 async fn build(
     config: &Config,
     category_share: Option<u32>,
+    nri: &Arc<Nri>,
 ) -> Result<(cri::Parts, Metrics, Targets), Box<dyn Error>> {
     let cgroups = Cgroups::detect()?;
     let node = node(config, &cgroups)?;
     let live = Arc::new(Live::new(live_config(config)));
     let (host, images, compiler) = host(config, cgroups, category_share, Arc::clone(&live)).await?;
-    let pods = Pods::open(Arc::new(host)).await?;
+    let pods = Pods::open(Arc::new(host), nri.clone()).await?;
     let (streaming, sessions) = streaming(config).await?;
     let metrics = metrics::start(config, &pods, &images).await?;
     let policies = Arc::new(Live::new(config.handlers.policies()));
@@ -155,11 +159,29 @@ async fn build(
 }
 
 /// Completes the work under way, and gives the resources of this daemon back.
-async fn end(pods: &Pods, claims: Claims) -> Result<(), Box<dyn Error>> {
+async fn end(
+    pods: &Pods,
+    plugins: coracle_nri::Service,
+    claims: Claims,
+) -> Result<(), Box<dyn Error>> {
     pods.drain(DRAIN).await;
+    plugins.shut_down().await;
     pods.flush(DRAIN).await;
     claims.release();
     Ok(())
+}
+
+/// The plugins that follow pods; none can connect yet.
+fn nri(config: &Config) -> Arc<Nri> {
+    let nri = config.nri.clone();
+    Nri::new(coracle_nri::Settings {
+        socket: nri.socket,
+        registration_timeout: nri.registration_timeout,
+        request_timeout: nri.request_timeout,
+        reject: nri.reject,
+        required_plugins: nri.required_plugins,
+        version: env!("CARGO_PKG_VERSION"),
+    })
 }
 
 /// What the admin service says of the node.
@@ -387,4 +409,12 @@ fn images_config(config: &Config) -> Result<ImagesConfig, coracle_images::Error>
     images.limits.max_entries = config.images.max_entries;
     images.limits.max_module_bytes = config.wasm.max_module_bytes;
     Ok(images)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn what_can_be_refused_to_plugins_is_what_the_configuration_knows() {
+        assert_eq!(coracle_config::NRI_FIELDS, coracle_nri::FIELDS);
+    }
 }

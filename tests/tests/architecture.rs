@@ -4,7 +4,7 @@
 //! made: the jailed unpacker is the shim's, which joins unpack with the runtime's jail. Below runtime, cgroup, network
 //! and sandbox know sys and spec alone, and wasm also the jail of its compiler. Of the shim's crates, lifecycle knows
 //! images and keepers and no protocol; telemetry measures
-//! what lifecycle shows; cri knows the protocol and nothing of the runtime but its leaves; host, which acts
+//! what lifecycle shows; nri gives it plugins, whose protocol it alone knows; cri knows the protocol and nothing of the runtime but its leaves; host, which acts
 //! on the node, knows no protocol and no configuration file; only the binary sees all. The tests see the protocol alone, so that they drive the daemon as a kubelet does.
 
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
@@ -17,7 +17,7 @@ use std::process::Command;
 const PREFIX: &str = "coracle-";
 
 /// Each crate and those of ours that it may depend on, without the prefix.
-const GRAPH: [(&str, &str); 23] = [
+const GRAPH: [(&str, &str); 24] = [
     ("admin", "images lifecycle proto sys"),
     ("proto", ""),
     ("images", "tree unpack"),
@@ -37,6 +37,7 @@ const GRAPH: [(&str, &str); 23] = [
         "cgroup images metrics network runtime spec streaming",
     ),
     ("metrics", ""),
+    ("nri", "lifecycle metrics proto spec"),
     ("streaming", ""),
     ("sandbox", "spec sys"),
     ("wasm", "sandbox spec sys"),
@@ -49,7 +50,7 @@ const GRAPH: [(&str, &str); 23] = [
     ("demo", "config proto spec tree"),
     (
         "shim",
-        "admin cgroup config cri demo host image-cli images lifecycle metrics network runtime sandbox spec streaming telemetry unpack wasm",
+        "admin cgroup config cri demo host image-cli images lifecycle metrics network nri runtime sandbox spec streaming telemetry unpack wasm",
     ),
     ("telemetry", "cgroup images lifecycle metrics"),
     ("tests", "proto"),

@@ -16,6 +16,7 @@ pub use super::exec::ExecFile;
 pub use super::handlers::HandlersFile;
 pub use super::helpers::HelpersFile;
 pub use super::metrics::MetricsFile;
+pub use super::nri::NriFile;
 pub use super::streaming::StreamingFile;
 
 /// Default of `root`.
@@ -62,6 +63,8 @@ pub struct ConfigFile {
     pub streaming: StreamingFile,
     /// `[metrics]`.
     pub metrics: MetricsFile,
+    /// `[nri]`.
+    pub nri: NriFile,
     /// `[handlers.*]`.
     pub handlers: HandlersFile,
 }
@@ -82,6 +85,7 @@ impl Default for ConfigFile {
             exec: ExecFile::default(),
             streaming: StreamingFile::default(),
             metrics: MetricsFile::default(),
+            nri: NriFile::default(),
             handlers: HandlersFile::default(),
         }
     }

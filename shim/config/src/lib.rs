@@ -21,6 +21,7 @@ mod http;
 mod images;
 mod keys;
 mod metrics;
+mod nri;
 mod rlimits;
 mod settings;
 mod sources;
@@ -41,6 +42,7 @@ pub use handlers::{Handler, Handlers, Spawn};
 pub use helpers::Helpers;
 pub use images::Proxy;
 pub use metrics::Metrics;
+pub use nri::{NRI_FIELDS, Nri};
 pub use rlimits::Rlimit;
 pub use settings::SettingsByKey;
 pub use streaming::Streaming;
@@ -84,6 +86,8 @@ pub struct Config {
     pub streaming: Streaming,
     /// The listener for scrapes.
     pub metrics: Metrics,
+    /// Plugins that follow pods.
+    pub nri: Nri,
     /// The RuntimeClass handlers.
     pub handlers: Handlers,
 }

@@ -15,12 +15,14 @@ mod effects;
 mod inspect;
 mod keeper;
 mod message;
+mod plugins;
 mod pod;
 mod report;
 mod requests;
 mod resume;
 pub mod unreadable;
 mod update;
+mod wait;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::panic::AssertUnwindSafe;
@@ -32,11 +34,9 @@ use coracle_runtime::process::Process;
 use coracle_spec::id::ContainerId;
 use futures_channel::mpsc::{UnboundedReceiver, unbounded};
 use futures_util::FutureExt as _;
-use serde::Serialize;
-use tokio::task::AbortHandle;
+use tokio::sync::mpsc::UnboundedSender;
 use tracing::Instrument as _;
 
-use super::clock;
 use super::config::{ContainerConfig, Resources};
 use super::error::{Error, Kind};
 use super::history::History;
@@ -47,19 +47,24 @@ use super::state::{ContainerPhase, PodPhase, Then};
 use super::store::Slot;
 use super::view::StateCache;
 use super::work::Work;
-use crate::blocking::{blocking, io_error, pass};
 use crate::host::Host;
+use crate::plugins::Plugins;
 
 pub use inspect::Inspection;
 pub use message::{
-    Completion, Connection, Mailbox, Message, Purpose, ReadySandbox, Reply, Request,
+    Completion, Connection, Created, Mailbox, Message, Origin, Purpose, ReadySandbox, Reply,
+    Request,
 };
+pub use plugins::PodRecords;
 pub use resume::{FoundKeeper, Resumed};
+use wait::{Watch, next_event, save, sleep_until};
 
 /// State that all drivers share.
 pub struct Shared {
     /// Effects on the host.
     pub host: Arc<dyn Host>,
+    /// Who takes part in what happens.
+    pub plugins: Arc<dyn Plugins>,
     /// What happened lately.
     pub history: History,
     /// The snapshots that lists and status answer from.
@@ -85,6 +90,8 @@ impl Shared {
 pub struct Container {
     id: ContainerId,
     config: Arc<ContainerConfig>,
+    /// The request as it came, if plugins changed it.
+    requested: Option<Box<ContainerConfig>>,
     /// `None` until it is planned.
     plan: Option<Arc<Plan>>,
     /// Accounts for the memory of its request.
@@ -118,6 +125,7 @@ impl Container {
         Container {
             id,
             config,
+            requested: None,
             plan: None,
             _share: share,
             created_at,
@@ -142,7 +150,7 @@ struct Waiting {
     stop: Vec<Reply<()>>,
     remove: Vec<Reply<()>>,
     /// Changes of its limits, in the order of the requests; the first one is under way.
-    update: VecDeque<(Resources, Reply<()>)>,
+    update: VecDeque<(Resources, Origin, Reply<()>)>,
 }
 
 /// The effect on the pod that is under way.
@@ -154,15 +162,6 @@ enum Progress {
     Busy,
     /// The last one failed; the next request tries again.
     Failed,
-}
-
-/// A task that watches a process; dropping this aborts the task.
-struct Watch(AbortHandle);
-
-impl Drop for Watch {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
 }
 
 /// The task of one pod.
@@ -189,6 +188,10 @@ pub struct Driver {
     /// Containers with a directory but no record, which the sweep at the start removes.
     dead: Vec<ContainerId>,
     engine_hash: String,
+    /// What plugins are still to be told; `None` before the first event.
+    notices: Option<UnboundedSender<plugins::Notice>>,
+    /// Plugins know that the pod is stopped.
+    told_of_stop: bool,
     containers: BTreeMap<ContainerId, Container>,
     progress: Progress,
     /// Why its creation failed.
@@ -229,6 +232,8 @@ impl Driver {
             reading_pause: unreadable::FIRST_PAUSE,
             dead: Vec::new(),
             engine_hash: String::new(),
+            notices: None,
+            told_of_stop: false,
             containers: BTreeMap::new(),
             progress: Progress::Idle,
             failure: None,
@@ -295,7 +300,10 @@ impl Driver {
             Request::ReopenLog(id, reply) => self.handle_reopen_log(&id, reply),
             Request::Enter(id, purpose, reply) => drop(reply.send(self.entry(&id, purpose))),
             Request::Inspect(reply) => drop(reply.send(Ok(self.inspect()))),
-            Request::Update(id, requested, reply) => self.handle_update(&id, requested, reply),
+            Request::Records(reply) => drop(reply.send(Ok(self.records()))),
+            Request::Update(id, requested, origin, reply) => {
+                self.handle_update(&id, requested, origin, reply);
+            }
         }
     }
 
@@ -354,42 +362,6 @@ impl Driver {
             let message = watch.await;
             let _ = sender.unbounded_send(message);
         };
-        Watch(tokio::spawn(task.in_current_span()).abort_handle())
-    }
-}
-
-/// Saves a record on the blocking pool; `site` is the failpoint before it.
-async fn save<T: Serialize + Send + 'static>(
-    site: Option<&'static str>,
-    slot: &mut Slot,
-    record: T,
-) -> Result<(), Error> {
-    let mut moved = slot.clone();
-    let (moved, saved) = blocking("saving a record", move || {
-        let saved = site.map_or(Ok(()), pass).and_then(|()| {
-            let what = format!("save a record in {}", moved.directory().display());
-            moved.save(&record).map_err(|error| io_error(what, error))
-        });
-        Ok((moved, saved))
-    })
-    .await?;
-    *slot = moved;
-    if saved.is_err() {
-        slot.set_behind();
-    }
-    saved
-}
-
-async fn next_event(events: &mut Option<UnboundedReceiver<KeeperEvent>>) -> Option<KeeperEvent> {
-    match events {
-        Some(events) => events.recv().await.ok(),
-        None => std::future::pending().await,
-    }
-}
-
-async fn sleep_until(deadline: Option<u64>) {
-    match deadline {
-        Some(at) => tokio::time::sleep(clock::until(at)).await,
-        None => std::future::pending().await,
+        Watch::of(tokio::spawn(task.in_current_span()).abort_handle())
     }
 }

@@ -26,6 +26,7 @@ mod host;
 mod inspect;
 mod layout;
 pub mod limits;
+mod plugins;
 mod record;
 mod recover;
 mod registry;
@@ -42,6 +43,7 @@ mod syncer;
 mod tests;
 mod unreadable;
 mod unrecovered;
+mod updates;
 mod usage;
 mod view;
 mod work;
@@ -61,7 +63,8 @@ pub use host::{
     StartRequest, Started, Swept,
 };
 pub use layout::Layout;
-pub use record::{LinuxPlan, Payload, Plan, PodRecord, SeccompPlan, WasmPlan};
+pub use plugins::{Adjusted, NoPlugins, PluginEvent, PluginEventKind, Plugins};
+pub use record::{ContainerRecord, LinuxPlan, Payload, Plan, PodRecord, SeccompPlan, WasmPlan};
 pub use store::{Slot, quarantine};
 pub use syncer::Syncer;
 pub use usage::{
@@ -81,7 +84,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::{broadcast, oneshot};
 
 use driver::{Driver, Mailbox, Message, Reply, Request, Shared};
-pub use driver::{Inspection, Purpose};
+pub use driver::{Inspection, PodRecords, Purpose};
 use history::History;
 use registry::{Claim, NameRegistry};
 use requests::Requests;
@@ -99,17 +102,21 @@ pub struct Pods {
 impl Pods {
     /// Reads the records, takes over what lives, sweeps what has no owner, then takes requests.
     /// Errors: the state directory cannot be read. A pod whose records cannot be used is left as it is and read again.
-    pub fn open(host: Arc<dyn Host>) -> BoxFuture<'static, Result<Pods, Error>> {
+    pub fn open(
+        host: Arc<dyn Host>,
+        plugins: Arc<dyn Plugins>,
+    ) -> BoxFuture<'static, Result<Pods, Error>> {
         // Boxed so that recovery and drivers are compiled with this crate: the code of an async function is compiled
         // where it is awaited.
-        Box::pin(Self::recover(host))
+        Box::pin(Self::recover(host, plugins))
     }
 
-    async fn recover(host: Arc<dyn Host>) -> Result<Pods, Error> {
+    async fn recover(host: Arc<dyn Host>, plugins: Arc<dyn Plugins>) -> Result<Pods, Error> {
         let boot = clock::boot_id().map_err(|error| io_error("read the boot id", error))?;
         let shared = Arc::new(Shared {
             requests: Requests::new(host.all_requests_bytes()),
             host,
+            plugins,
             history: History::new(),
             cache: StateCache::new(),
             registry: NameRegistry::new(),
@@ -263,20 +270,6 @@ impl Pods {
     pub async fn reopen_log(&self, id: &ContainerId) -> Result<(), Error> {
         send_request(&self.container_mailbox(id)?, |reply| {
             Request::ReopenLog(id.clone(), reply)
-        })
-        .await
-    }
-
-    /// Changes its limits; values of `resources` that are 0 or empty stay. New limits are recorded and shown once they
-    /// hold.
-    /// Errors: WrongPhase when it has ended or uses more memory than the new limit; Invalid. The limits then stay.
-    pub async fn update_container(
-        &self,
-        id: &ContainerId,
-        resources: Resources,
-    ) -> Result<(), Error> {
-        send_request(&self.container_mailbox(id)?, |reply| {
-            Request::Update(id.clone(), resources, reply)
         })
         .await
     }

@@ -15,7 +15,8 @@ use coracle_spec::{
 use serde::{Deserialize, Serialize};
 
 use super::config::{ContainerConfig, SandboxConfig};
-use super::state::{ContainerPhase, Ended, PodPhase};
+use super::host::Started;
+use super::state::{ContainerPhase, Ended, PodPhase, ProcessFact, Run};
 use super::view::{ContainerState, ContainerView, PodView, UNREADABLE_REASON};
 
 /// What a record calls its config on disk: the name that is written, and the one that builds before this one wrote.
@@ -53,6 +54,9 @@ pub struct ContainerRecord {
     /// The request.
     #[serde(alias = "wish", with = "shared")]
     pub config: Arc<ContainerConfig>,
+    /// The request as it came, if plugins changed it: what a retry is compared with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requested: Option<Box<ContainerConfig>>,
     /// The config resolved against image and node.
     #[serde(with = "shared")]
     pub plan: Arc<Plan>,
@@ -219,6 +223,26 @@ impl ContainerRecord {
             image_volumes: self.plan.image_volumes.clone(),
             stop_signal: self.plan.stop_signal,
             cgroup: self.plan.cgroup.clone(),
+        }
+    }
+}
+
+impl ContainerRecord {
+    /// The pid of its first process while it runs.
+    pub fn pid(&self) -> Option<i32> {
+        self.phase.run().map(|run| run.process.pid)
+    }
+
+    /// The same container once it was started.
+    pub(crate) fn started(self, started: &Started) -> ContainerRecord {
+        let process = ProcessFact {
+            pid: started.process.pid(),
+            start_time: started.process.start_time(),
+        };
+        let run = Run::new(process, started.started_at, self.created_at);
+        ContainerRecord {
+            phase: ContainerPhase::Running(run),
+            ..self
         }
     }
 }

@@ -2,6 +2,7 @@
 
 mod world;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
@@ -10,7 +11,7 @@ use crate::record::{ContainerRecord, PodRecord};
 use crate::scratch::Scratch;
 use crate::state::{ContainerPhase, Live, PodPhase, ProcessFact, Run};
 use crate::store::{self, Loaded, Slot};
-use crate::{ContainerState, Host as _, Kind, Pods};
+use crate::{ContainerState, Host as _, Kind, NoPlugins, Pods};
 use world::World;
 
 /// Records written by an earlier daemon.
@@ -56,7 +57,9 @@ fn leave(world: &World, pod: &PodRecord, container: Option<&ContainerRecord>) {
 async fn a_failed_sandbox_leaves_no_name_ids_or_record() {
     let dir = Scratch::new("lifecycle-unmade");
     let world = World::new(&dir);
-    let pods = Pods::open(world.clone()).await.unwrap();
+    let pods = Pods::open(world.clone(), Arc::new(NoPlugins))
+        .await
+        .unwrap();
     let config = (*written::<PodRecord>(POD).config).clone();
     // The second call is a retry of the first one, which is under way.
     let (first, second) = tokio::join!(pods.run_pod(config.clone()), async {
@@ -86,7 +89,9 @@ async fn a_failed_sandbox_leaves_no_name_ids_or_record() {
 async fn a_sandbox_name_is_refused_while_another_of_that_name_is_created() {
     let dir = Scratch::new("lifecycle-name");
     let world = World::new(&dir);
-    let pods = Pods::open(world.clone()).await.unwrap();
+    let pods = Pods::open(world.clone(), Arc::new(NoPlugins))
+        .await
+        .unwrap();
     let config = (*written::<PodRecord>(POD).config).clone();
     let first = tokio::spawn({
         let (pods, config) = (pods.clone(), config.clone());
@@ -114,7 +119,9 @@ async fn after_a_reboot_containers_have_ended_and_can_be_removed() {
     };
     container.phase = ContainerPhase::Running(run);
     leave(&world, &pod, Some(&container));
-    let pods = Pods::open(world.clone()).await.unwrap();
+    let pods = Pods::open(world.clone(), Arc::new(NoPlugins))
+        .await
+        .unwrap();
     assert_eq!(
         (world.count("tear_down_sandbox"), world.count("sweep")),
         (1, 1)
@@ -145,7 +152,9 @@ async fn a_sandbox_that_was_never_acknowledged_is_undone() {
     let pod: PodRecord = written(POD);
     assert_eq!(pod.phase, PodPhase::Starting);
     leave(&world, &pod, None);
-    let pods = Pods::open(world.clone()).await.unwrap();
+    let pods = Pods::open(world.clone(), Arc::new(NoPlugins))
+        .await
+        .unwrap();
     assert_eq!(
         (world.count("tear_down_sandbox"), world.count("forget_pod")),
         (1, 1)
@@ -158,7 +167,9 @@ async fn a_sandbox_that_was_never_acknowledged_is_undone() {
 async fn a_draining_lifecycle_refuses_sandboxes() {
     let dir = Scratch::new("lifecycle-drain");
     let world = World::new(&dir);
-    let pods = Pods::open(world.clone()).await.unwrap();
+    let pods = Pods::open(world.clone(), Arc::new(NoPlugins))
+        .await
+        .unwrap();
     pods.drain(Duration::from_secs(1)).await;
     let config = (*written::<PodRecord>(POD).config).clone();
     let refused = pods.run_pod(config).await.unwrap_err();
@@ -170,7 +181,9 @@ async fn a_draining_lifecycle_refuses_sandboxes() {
 async fn a_round_trip_hangs_with_the_driver_of_its_turn() {
     let dir = Scratch::new("lifecycle-round-trip");
     let world = World::new(&dir);
-    let pods = Pods::open(world.clone()).await.unwrap();
+    let pods = Pods::open(world.clone(), Arc::new(NoPlugins))
+        .await
+        .unwrap();
     assert_eq!(pods.round_trip(7).await, None);
     let pod = ready_pod();
     // A mailbox that nobody reads.

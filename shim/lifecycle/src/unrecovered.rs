@@ -218,11 +218,12 @@ impl UnrecoveredPod {
             Request::Remove(_, reply) | Request::Start(_, reply) | Request::ReopenLog(_, reply) => {
                 drop(reply.send(Err(self.refusal())));
             }
-            Request::Ready(_, reply) | Request::Update(_, _, reply) => {
+            Request::Ready(_, reply) | Request::Update(_, _, _, reply) => {
                 drop(reply.send(Err(self.refusal())));
             }
             Request::Create(_, reply) => drop(reply.send(Err(self.refusal()))),
             Request::Enter(_, _, reply) => drop(reply.send(Err(self.refusal()))),
+            Request::Records(reply) => drop(reply.send(Err(self.refusal()))),
             Request::Inspect(reply) => drop(reply.send(Ok(self.inspect()))),
         }
         false

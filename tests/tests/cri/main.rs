@@ -34,6 +34,7 @@ mod metrics;
 mod mirrors;
 mod neighbours;
 mod network;
+mod nri;
 mod operate;
 mod pods;
 mod policy;

@@ -7,13 +7,12 @@ use coracle_runtime::process::Process;
 use coracle_spec::id::ContainerId;
 use coracle_spec::{Cause, Exit};
 
-use super::{Completion, Container, Driver, Message, Reply, Watch, save};
+use super::{Completion, Container, Created, Driver, Message, Reply, Watch, save};
 use crate::clock;
 use crate::error::{Error, Kind};
 use crate::host::Started;
-use crate::record::{ContainerRecord, Plan};
+use crate::record::ContainerRecord;
 use crate::state::{ContainerPhase, Ended, Event, ProcessFact, Refused, Run, step};
-use crate::store::Slot;
 use crate::unreadable::container_view;
 use crate::view::{ContainerKind, EventKind};
 
@@ -30,6 +29,7 @@ impl Container {
         Some(ContainerRecord {
             id: self.id.clone(),
             config: Arc::clone(&self.config),
+            requested: self.requested.clone(),
             plan: Arc::clone(self.plan.as_ref()?),
             created_at: self.created_at,
             phase: self.phase.clone(),
@@ -130,13 +130,14 @@ impl Driver {
         }
     }
 
-    async fn built(&mut self, id: &ContainerId, result: Result<Box<(Arc<Plan>, Slot)>, Error>) {
+    async fn built(&mut self, id: &ContainerId, result: Result<Box<Created>, Error>) {
         let Some(container) = self.containers.get_mut(id) else {
             return;
         };
         let failure = match result {
             Ok(made) => {
-                (container.plan, container.slot) = (Some(made.0), made.1);
+                (container.config, container.requested) = (made.config, made.requested);
+                (container.plan, container.slot) = (Some(made.plan), made.slot);
                 self.step(id, Event::Built).await.err()
             }
             Err(error) => Some(error),
@@ -297,6 +298,7 @@ impl Driver {
         let has_changed = container.phase != before;
         if has_changed {
             self.report_container(id, &before);
+            self.tell_of_container(id, &before);
         }
         self.show(id);
         if let Some(kind) = kind {

@@ -8,7 +8,7 @@ use coracle_spec::PidNamespaceMode;
 use coracle_spec::id::ContainerId;
 
 use super::container::missing;
-use super::{Completion, Driver, Message, Purpose};
+use super::{Completion, Driver, Message, Purpose, plugins};
 use crate::blocking::blocking;
 use crate::clock;
 use crate::error::{Error, Kind};
@@ -68,9 +68,16 @@ impl Driver {
             self.start_request(id, self.engine()),
         );
         let silent = format!("start container {id}: its keeper does not answer");
+        let told = self
+            .shared
+            .plugins
+            .any()
+            .then(|| self.told_of(id))
+            .flatten();
         self.run_start(id, async move {
             let request = request.ok_or_else(|| Error::new(Kind::Io, silent))?;
-            shared.host().start_container(request).await
+            let start = shared.host().start_container(request);
+            plugins::start(&shared, told, start).await
         });
     }
 

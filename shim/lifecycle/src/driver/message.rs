@@ -13,6 +13,7 @@ use futures_channel::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::sync::oneshot;
 
 use super::inspect::Inspection;
+use super::plugins::PodRecords;
 use super::update::Changed;
 use crate::config::{ContainerConfig, Resources, SandboxConfig};
 use crate::error::Error;
@@ -66,10 +67,21 @@ pub enum Request {
     ReopenLog(ContainerId, Reply<()>),
     /// What an exec or attach needs of a running container.
     Enter(ContainerId, Purpose, Reply<Box<StartRequest>>),
-    /// UpdateContainerResources.
-    Update(ContainerId, Resources, Reply<()>),
+    /// UpdateContainerResources, or a plugin's update.
+    Update(ContainerId, Resources, Origin, Reply<()>),
     /// What its driver does, for an operator.
     Inspect(Reply<Inspection>),
+    /// What plugins can be told of it.
+    Records(Reply<PodRecords>),
+}
+
+/// Who requests new limits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// The kubelet: plugins may change them.
+    Kubelet,
+    /// A plugin: the others do not learn of it.
+    Plugin,
 }
 
 /// Why somebody needs access to a running container.
@@ -94,7 +106,7 @@ impl Purpose {
 /// The result of an effect on a container, or an observation of its process.
 pub enum Completion {
     /// It was planned, recorded and built; or all of it was undone.
-    Built(Result<Box<(Arc<Plan>, Slot)>, Error>),
+    Built(Result<Box<Created>, Error>),
     /// It was started, or the start failed.
     Started(Result<Started, Error>),
     /// Its process ended before its program ran; with the exit code, if known.
@@ -107,6 +119,18 @@ pub enum Completion {
     ProcessEnded(Exit),
     /// Its limits were changed, or the change failed and they are as before.
     Changed(Result<Box<Changed>, Error>),
+}
+
+/// A container that was planned, recorded and built.
+pub struct Created {
+    /// The request, as plugins adjusted it.
+    pub config: Arc<ContainerConfig>,
+    /// The request as it came, if they changed it.
+    pub requested: Option<Box<ContainerConfig>>,
+    /// Its plan.
+    pub plan: Arc<Plan>,
+    /// Its record.
+    pub slot: Slot,
 }
 
 /// A pod that was created, recorded and committed.

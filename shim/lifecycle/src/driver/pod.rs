@@ -6,7 +6,7 @@ use std::time::Duration;
 use coracle_spec::id::PodId;
 
 use super::container::answer;
-use super::{Driver, Message, Progress, ReadySandbox, Reply, Shared, save};
+use super::{Driver, Message, Progress, ReadySandbox, Reply, Shared, plugins, save};
 use crate::blocking::{blocking, io_error, make_private, pass};
 use crate::clock;
 use crate::config::SandboxConfig;
@@ -125,6 +125,7 @@ impl Driver {
         }
         if self.record.phase != before {
             self.report_pod(&before);
+            self.tell_of_pod(&before);
         }
         self.show_pod();
         self.publish_pod_event(&before);
@@ -230,8 +231,12 @@ impl Driver {
         (self.keeper_watch, self.calling) = (None, None);
         let (shared, record) = (Arc::clone(&self.shared), self.record.clone());
         let (keeper, process) = (self.keeper.clone(), self.keeper_process.clone());
+        let told = self.tell_of_stop();
         self.effect(
             async move {
+                if let Some(told) = told {
+                    told.await;
+                }
                 shared
                     .host()
                     .tear_down_sandbox(&record, keeper, process)
@@ -334,21 +339,23 @@ async fn create_sandbox(
         phase: PodPhase::Ready(ready_sandbox.live.clone()),
         ..record
     };
-    let saved = save(
-        Some("run.ready-record"),
-        &mut ready_sandbox.slot,
-        ready.clone(),
-    );
-    let (host, keeper) = (shared.host(), ready_sandbox.created.keeper.clone());
-    let committed = match saved.await {
-        Ok(()) => host.commit(&ready.id, &keeper).await,
-        Err(error) => Err(error),
-    };
-    if let Err(error) = committed {
+    if let Err(error) = complete(&shared, &ready, &mut ready_sandbox).await {
         undo_sandbox(&shared, &ready, ready_sandbox.created).await;
         return Err(error);
     }
     Ok(ready_sandbox)
+}
+
+/// Lets plugins see a sandbox that was created, records it as ready and commits its keeper.
+async fn complete(
+    shared: &Shared,
+    ready: &PodRecord,
+    sandbox: &mut ReadySandbox,
+) -> Result<(), Error> {
+    plugins::run_pod(shared, ready).await?;
+    save(Some("run.ready-record"), &mut sandbox.slot, ready.clone()).await?;
+    let keeper = sandbox.created.keeper.clone();
+    shared.host().commit(&ready.id, &keeper).await
 }
 
 /// Tears down a sandbox whose keeper was not committed. What is left of it is logged; the next start sweeps it.

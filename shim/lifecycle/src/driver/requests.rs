@@ -6,12 +6,12 @@ use std::time::Duration;
 use coracle_spec::id::ContainerId;
 
 use super::container::missing;
-use super::{Completion, Container, Driver, Message, Reply, Shared, Waiting};
+use super::{Completion, Container, Created, Driver, Message, Reply, Shared, Waiting, plugins};
 use crate::blocking::{blocking, io_error, make_private, pass};
 use crate::clock;
 use crate::config::ContainerConfig;
 use crate::error::{Error, Kind};
-use crate::record::{ContainerRecord, Plan, PodRecord};
+use crate::record::{ContainerRecord, PodRecord};
 use crate::requests::Share;
 use crate::state::{ContainerPhase, Event, PodPhase, Then};
 use crate::store::Slot;
@@ -79,11 +79,12 @@ impl Driver {
                 let record = ContainerRecord {
                     id,
                     config,
+                    requested: None,
                     plan,
                     created_at,
                     phase,
                 };
-                blocking("creating a container", move || make(&shared, &pod, record)).await
+                plugins::create(&shared, &pod, record, &engine).await
             },
             |result| Message::Container(completed, Completion::Built(result.map(Box::new))),
         );
@@ -181,7 +182,8 @@ fn join(held: &mut Container, config: &Arc<ContainerConfig>, reply: Reply<Contai
         held.phase,
         ContainerPhase::Creating(_) | ContainerPhase::Created
     );
-    if early && held.config == *config {
+    let requested = held.requested.as_deref().unwrap_or(&held.config);
+    if early && *requested == **config {
         // Reconciling answers it: at once, or together with the first try.
         held.waiting.create.push(reply);
         return;
@@ -194,12 +196,18 @@ fn join(held: &mut Container, config: &Arc<ContainerConfig>, reply: Reply<Contai
     let _ = reply.send(Err(Error::new(Kind::NameTaken, text)));
 }
 
-/// Records a planned container and builds it. Blocks.
-fn make(
-    shared: &Shared,
+/// Records a planned container and builds it.
+pub(super) async fn build(
+    shared: &Arc<Shared>,
     pod: &PodRecord,
     record: ContainerRecord,
-) -> Result<(Arc<Plan>, Slot), Error> {
+) -> Result<Created, Error> {
+    let (shared, pod) = (Arc::clone(shared), pod.clone());
+    blocking("creating a container", move || make(&shared, &pod, record)).await
+}
+
+/// The same. Blocks.
+fn make(shared: &Shared, pod: &PodRecord, record: ContainerRecord) -> Result<Created, Error> {
     pass("create.record")?;
     let directory = shared
         .host
@@ -213,5 +221,10 @@ fn make(
     shared
         .host
         .build(pod, &record.id, &record.config, &record.plan)?;
-    Ok((record.plan, slot))
+    Ok(Created {
+        config: record.config,
+        requested: record.requested,
+        plan: record.plan,
+        slot,
+    })
 }

@@ -70,6 +70,7 @@ impl Driver {
         let waiting = self.containers.remove(&id).map(|before| before.waiting);
         let share = self.shared.requests.take_over(record.config.as_ref());
         let container = Container {
+            requested: record.requested,
             plan: Some(record.plan),
             phase: record.phase,
             waiting: waiting.unwrap_or_default(),

@@ -12,12 +12,12 @@ use coracle_cgroup::Limits;
 use coracle_spec::id::ContainerId;
 
 use super::container::{missing, save_container};
-use super::{Completion, Driver, Message, Reply};
+use super::{Completion, Driver, Message, Origin, Reply, Shared, plugins};
 use crate::blocking::blocking;
 use crate::config::{ContainerConfig, Resources};
 use crate::error::{Error, Kind};
 use crate::limits::{difference, replanned};
-use crate::record::Plan;
+use crate::record::{ContainerRecord, Plan};
 use crate::state::ContainerPhase;
 
 /// A container as it is after a change.
@@ -33,14 +33,16 @@ impl Driver {
         &mut self,
         id: &ContainerId,
         requested: Resources,
+        origin: Origin,
         reply: Reply<()>,
     ) {
         let Some(container) = self.containers.get_mut(id) else {
             let _ = reply.send(Err(missing(id)));
             return;
         };
-        container.waiting.update.push_back((requested, reply));
-        if container.waiting.update.len() == 1 {
+        let update = &mut container.waiting.update;
+        update.push_back((requested, origin, reply));
+        if update.len() == 1 {
             self.change(id);
         }
     }
@@ -50,21 +52,17 @@ impl Driver {
         let Some(container) = self.containers.get_mut(id) else {
             return;
         };
-        while let Some((requested, _)) = container.waiting.update.front() {
-            let decided = decide(id, &container.phase, &container.config, requested);
-            let changed = decided.and_then(|config| {
-                let plan = container.plan.as_deref().ok_or_else(|| missing(id))?;
-                let limits = difference(plan, &container.config.resources, &config.resources);
-                Ok(Changed {
-                    plan: Arc::new(replanned(plan, &config.resources, &limits)),
-                    config: Arc::new(config),
-                    limits,
-                })
-            });
+        while let Some((requested, origin, _)) = container.waiting.update.front() {
+            let before = container.record().ok_or_else(|| missing(id));
+            let changed = before.and_then(|before| Ok((changed(&before, requested)?, before)));
             match changed {
-                Ok(changed) => return self.begin_change(id, changed),
+                Ok((changed, before)) => {
+                    let asked = (*origin == Origin::Kubelet && self.shared.plugins.any())
+                        .then(|| (requested.clone(), before));
+                    return self.begin_change(id, changed, asked);
+                }
                 Err(error) => {
-                    if let Some((_, reply)) = container.waiting.update.pop_front() {
+                    if let Some((_, _, reply)) = container.waiting.update.pop_front() {
                         let _ = reply.send(Err(error));
                     }
                 }
@@ -72,18 +70,36 @@ impl Driver {
         }
     }
 
-    fn begin_change(&mut self, id: &ContainerId, changed: Changed) {
+    /// Applies a change; with `asked` plugins may change the request to it before.
+    fn begin_change(
+        &mut self,
+        id: &ContainerId,
+        mut change: Changed,
+        asked: Option<(Resources, ContainerRecord)>,
+    ) {
         let Some(container) = self.containers.get_mut(id) else {
             return;
         };
         container.busy += 1;
         let (shared, completed) = (Arc::clone(&self.shared), id.clone());
+        let pod = asked.is_some().then(|| self.record.clone());
         self.effect(
-            blocking("changing limits", move || {
-                let (cgroup, limits) = (&changed.plan.cgroup, &changed.limits);
-                shared.host.change_limits(cgroup, limits)?;
-                Ok(changed)
-            }),
+            async move {
+                let Some(((requested, before), pod)) = asked.zip(pod) else {
+                    return applied(&shared, change).await;
+                };
+                let plugins = &shared.plugins;
+                let requested = plugins.update_container(&pod, &before, requested).await?;
+                change = changed(&before, &requested)?;
+                let done = applied(&shared, change).await?;
+                let after = ContainerRecord {
+                    config: Arc::clone(&done.config),
+                    plan: Arc::clone(&done.plan),
+                    ..before
+                };
+                plugins::updated(&shared, pod, &after).await;
+                Ok(done)
+            },
             |result| Message::Container(completed, Completion::Changed(result.map(Box::new))),
         );
     }
@@ -100,12 +116,35 @@ impl Driver {
             }
             Err(error) => Err(error),
         };
-        if let Some((_, reply)) = container.waiting.update.pop_front() {
+        if let Some((_, _, reply)) = container.waiting.update.pop_front() {
             let _ = reply.send(outcome);
         }
         self.show(id);
         self.change(id);
     }
+}
+
+/// Writes new limits to the container's cgroup.
+async fn applied(shared: &Arc<Shared>, changed: Changed) -> Result<Changed, Error> {
+    let shared = Arc::clone(shared);
+    blocking("changing limits", move || {
+        let (cgroup, limits) = (&changed.plan.cgroup, &changed.limits);
+        shared.host.change_limits(cgroup, limits)?;
+        Ok(changed)
+    })
+    .await
+}
+
+/// What `requested` makes of the container `before`. Errors: WrongPhase, Invalid.
+fn changed(before: &ContainerRecord, requested: &Resources) -> Result<Changed, Error> {
+    let (plan, resources) = (&before.plan, &before.config.resources);
+    let config = decide(&before.id, &before.phase, &before.config, requested)?;
+    let limits = difference(plan, resources, &config.resources);
+    Ok(Changed {
+        plan: Arc::new(replanned(plan, &config.resources, &limits)),
+        config: Arc::new(config),
+        limits,
+    })
 }
 
 /// The container after `requested`. Errors: WrongPhase, Invalid.

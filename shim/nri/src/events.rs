@@ -1,0 +1,387 @@
+//! What happens to pods and containers, told to plugins: the lifecycle's trait.
+//!
+//! Called by: the lifecycle, in effects and queues of each pod. Calls: sessions, one plugin after the other by index.
+//! Invariants: a plugin that hangs or breaks the protocol is closed, and the request goes on without it; one that answers
+//! an error, or an adjustment that cannot be made, fails the request, with its name; nothing is locked while one waits
+//! but the turn of the plugin itself.
+//! Must not know: how an adjustment is applied.
+
+use std::sync::{Arc, PoisonError};
+
+use coracle_lifecycle::{
+    Adjusted, ContainerRecord, EffectFuture, Error, Kind, Payload, PluginEvent, PluginEventKind,
+    Plugins, PodRecord, Resources,
+};
+use coracle_proto::nri::v1 as nri;
+use futures_util::future::BoxFuture;
+use prost::Message;
+
+use super::Nri;
+use super::adjust::{Adjustments, Rules, merge_limits};
+use super::adjusted::adjusted;
+use super::convert;
+use super::event::Event;
+use super::session::{CallError, Session};
+use super::updates::Change;
+
+/// What a call is about.
+struct Subject {
+    /// The id of the pod or the container.
+    id: String,
+    request: nri::EventRequest,
+}
+
+impl Subject {
+    fn pod(pod: &PodRecord) -> Self {
+        Subject {
+            id: pod.id.to_string(),
+            request: nri::EventRequest {
+                pod: Some(convert::pod(pod)),
+                container: None,
+            },
+        }
+    }
+
+    fn container(pod: &PodRecord, container: &ContainerRecord) -> Self {
+        Subject {
+            id: container.id.to_string(),
+            request: nri::EventRequest {
+                pod: Some(convert::pod(pod)),
+                container: Some(convert::container(pod, container)),
+            },
+        }
+    }
+}
+
+impl Nri {
+    /// Sends an event to one plugin, once it is its turn. `None` if it does not want it, or is out.
+    /// Errors: the plugin's own, with its name.
+    async fn send(
+        &self,
+        session: &Arc<Session>,
+        event: Event,
+        subject: &Subject,
+        request: &impl Message,
+    ) -> Result<Option<Vec<u8>>, Error> {
+        if !session.wants(event) {
+            return Ok(None);
+        }
+        let waits = Waits::begin(session, &subject.id);
+        let turn = session.turn.lock().await;
+        drop(waits);
+        if session.is_closed() {
+            return Ok(None);
+        }
+        let answer = session.event(event, request, &subject.request).await;
+        drop(turn);
+        let name = session.name();
+        match answer {
+            Ok(answer) => Ok(Some(answer)),
+            Err(CallError::Closed) => Ok(None),
+            // A validator of before 0.12.
+            Err(CallError::Unimplemented) => Ok(None),
+            Err(CallError::Answered(why)) => Err(Error::new(
+                Kind::Invalid,
+                format!("NRI plugin {name} refuses {}: {why}", event.method()),
+            )),
+            Err(CallError::TooLarge(bytes)) => Err(Error::new(
+                Kind::Invalid,
+                format!(
+                    "NRI plugin {name} cannot be sent {}: it has {bytes} bytes, more than the protocol allows",
+                    event.method()
+                ),
+            )),
+        }
+    }
+
+    /// The answer as a message; `None` closes a plugin whose answer is none.
+    fn read<T: Message + Default>(session: &Session, event: Event, answer: &[u8]) -> Option<T> {
+        match T::decode(answer) {
+            Ok(answer) => Some(answer),
+            Err(error) => {
+                let method = event.method();
+                session.close(format!("its answer to {method} cannot be read: {error}"));
+                None
+            }
+        }
+    }
+
+    /// Sends an event to all, until one fails it.
+    async fn send_all(&self, event: Event, subject: &Subject) -> Result<(), Error> {
+        for session in self.connected.all().iter() {
+            self.send(session, event, subject, &subject.request).await?;
+        }
+        Ok(())
+    }
+
+    /// Errors: a plugin is not connected that the operator requires.
+    fn has_required(&self) -> Result<(), Error> {
+        match self.connected.missing() {
+            None => Ok(()),
+            Some(missing) => Err(Error::new(
+                Kind::WrongPhase,
+                format!(
+                    "NRI plugin {missing:?} is not connected, and nri.required_plugins names it"
+                ),
+            )),
+        }
+    }
+
+    async fn create(
+        &self,
+        pod: &PodRecord,
+        container: &ContainerRecord,
+    ) -> Result<Option<Box<Adjusted>>, Error> {
+        self.has_required()?;
+        let mut subject = Subject::container(pod, container);
+        let shown = subject.request.container.clone().unwrap_or_default();
+        let mut adjustments = Adjustments::new(shown);
+        let rules = Rules {
+            reject: &self.settings.reject,
+            is_wasm: matches!(container.plan.payload, Payload::Wasm(_)),
+        };
+        let (sessions, mut updates, mut by) = (self.connected.all(), Vec::new(), Vec::new());
+        for session in sessions.iter() {
+            let event = Event::CreateContainer;
+            let answer = self
+                .send(session, event, &subject, &subject.request)
+                .await?;
+            let answer = answer.as_deref();
+            let answer = answer.and_then(|answer| {
+                Self::read::<nri::CreateContainerResponse>(session, event, answer)
+            });
+            let Some(answer) = answer else { continue };
+            let name = session.name();
+            let refused = |why| {
+                let text = format!(
+                    "NRI plugin {name}: container {}: {why}",
+                    container.config.name
+                );
+                Error::new(Kind::Invalid, text)
+            };
+            if let Some(adjust) = answer.adjust {
+                adjustments.add(name, adjust, &rules).map_err(refused)?;
+                subject.request.container = Some(adjustments.container.clone());
+                by.push(name.to_owned());
+            }
+            rules.check_updates(&answer.update).map_err(refused)?;
+            updates.extend(Change::all(name, answer.update, answer.evict));
+        }
+        self.validate(&sessions, &subject, &adjustments, &updates)
+            .await?;
+        // One may have been closed meanwhile.
+        self.has_required()?;
+        self.apply(updates).await?;
+        if adjustments.is_empty() {
+            return Ok(None);
+        }
+        let (record, by) = (container.clone(), by.join(", "));
+        let made = tokio::task::spawn_blocking(move || adjusted(&record, &adjustments, by)).await;
+        let made = made.map_err(|error| Error::because(Kind::Bug, "adjust a container", error))?;
+        let made = made.map_err(|why| {
+            Error::new(
+                Kind::Invalid,
+                format!("NRI: container {}: {why}", container.config.name),
+            )
+        })?;
+        Ok(Some(Box::new(made)))
+    }
+
+    /// Has plugins look at what all of them adjusted. Errors: one rejects it.
+    async fn validate(
+        &self,
+        sessions: &[Arc<Session>],
+        subject: &Subject,
+        adjustments: &Adjustments,
+        updates: &[Change],
+    ) -> Result<(), Error> {
+        let event = Event::ValidateContainerAdjustment;
+        if !sessions.iter().any(|session| session.wants(event)) {
+            return Ok(());
+        }
+        let plugins = sessions.iter().filter_map(|session| {
+            let (index, name) = session.name().split_once('-')?;
+            Some(nri::PluginInstance {
+                name: name.to_owned(),
+                index: index.to_owned(),
+            })
+        });
+        let request = nri::ValidateContainerAdjustmentRequest {
+            pod: subject.request.pod.clone(),
+            container: subject.request.container.clone(),
+            adjust: Some(adjustments.shown()),
+            update: updates.iter().map(|change| change.update.clone()).collect(),
+            owners: Some(adjustments.owners.shown(&subject.id)),
+            plugins: plugins.collect(),
+        };
+        for session in sessions {
+            let answer = self.send(session, event, subject, &request).await?;
+            let answer = answer.as_deref().and_then(|answer| {
+                Self::read::<nri::ValidateContainerAdjustmentResponse>(session, event, answer)
+            });
+            if let Some(answer) = answer.filter(|answer| answer.reject) {
+                let text = format!(
+                    "NRI plugin {} rejects the adjustments of plugins: {}",
+                    session.name(),
+                    answer.reason
+                );
+                return Err(Error::new(Kind::Invalid, text));
+            }
+        }
+        Ok(())
+    }
+
+    async fn update(
+        &self,
+        pod: &PodRecord,
+        container: &ContainerRecord,
+        requested: Resources,
+    ) -> Result<Resources, Error> {
+        let subject = Subject::container(pod, container);
+        let mut own = nri::LinuxResources::default();
+        let (mut owners, mut others) = (super::owners::Owners::default(), Vec::new());
+        let mut request = nri::UpdateContainerRequest {
+            pod: subject.request.pod.clone(),
+            container: subject.request.container.clone(),
+            linux_resources: Some(convert::resources(&requested)),
+        };
+        for session in self.connected.all().iter() {
+            let event = Event::UpdateContainer;
+            let answer = self.send(session, event, &subject, &request).await?;
+            let answer = answer.as_deref();
+            let answer = answer
+                .and_then(|answer| Self::read::<nri::UpdatesResponse>(session, event, answer));
+            let Some(answer) = answer else { continue };
+            let name = session.name();
+            for change in Change::all(name, answer.update, answer.evict) {
+                if change.update.container_id != subject.id || change.is_eviction {
+                    others.push(change);
+                    continue;
+                }
+                let set = change.update.linux.and_then(|linux| linux.resources);
+                let refused = |why| {
+                    Error::new(
+                        Kind::Invalid,
+                        format!("NRI plugin {name}: UpdateContainer: {why}"),
+                    )
+                };
+                super::adjust::add_limits(&mut own, set.unwrap_or_default(), name, &mut owners)
+                    .map_err(refused)?;
+            }
+            let shown = request.linux_resources.get_or_insert_default();
+            super::adjust::show_limits(shown, &own);
+        }
+        self.apply(others).await?;
+        let (resources, pids) = merge_limits(&requested, &own)
+            .map_err(|why| Error::new(Kind::Invalid, format!("NRI: {why}")))?;
+        match pids {
+            None => Ok(resources),
+            Some(_) => Err(Error::new(
+                Kind::Invalid,
+                "NRI: resources: the number of processes is set when a container is created",
+            )),
+        }
+    }
+
+    async fn told(&self, event: &PluginEvent) {
+        let (kind, subject) = match &event.container {
+            Some(container) => (event.kind, Subject::container(&event.pod, container)),
+            None => (event.kind, Subject::pod(&event.pod)),
+        };
+        let event = match kind {
+            PluginEventKind::PodStopped => Event::StopPodSandbox,
+            PluginEventKind::PodRemoved => Event::RemovePodSandbox,
+            PluginEventKind::ContainerCreated => Event::PostCreateContainer,
+            PluginEventKind::ContainerStarted => Event::PostStartContainer,
+            PluginEventKind::ContainerUpdated => Event::PostUpdateContainer,
+            PluginEventKind::ContainerStopped => Event::StopContainer,
+            PluginEventKind::ContainerRemoved => Event::RemoveContainer,
+        };
+        for session in self.connected.all().iter() {
+            match self.send(session, event, &subject, &subject.request).await {
+                Ok(Some(answer)) if event == Event::StopContainer => {
+                    let answer = Self::read::<nri::UpdatesResponse>(session, event, &answer);
+                    let Some(answer) = answer else { continue };
+                    let changes = Change::all(session.name(), answer.update, answer.evict);
+                    if let Err(error) = self.apply(changes.collect()).await {
+                        tracing::warn!(error = error.chain(), "an update by an NRI plugin failed");
+                    }
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::warn!(error = error.chain(), "an NRI plugin cannot prevent this");
+                }
+            }
+        }
+    }
+}
+
+/// A pod or container whose creation waits for a plugin's turn: the plugin's synchronisation does not wait for it.
+struct Waits<'a> {
+    session: &'a Session,
+    id: &'a str,
+}
+
+impl<'a> Waits<'a> {
+    fn begin(session: &'a Session, id: &'a str) -> Self {
+        let waiting = session.waiting.lock();
+        waiting
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(id.to_owned());
+        Waits { session, id }
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        let waiting = self.session.waiting.lock();
+        waiting
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(self.id);
+    }
+}
+
+impl Plugins for Nri {
+    fn any(&self) -> bool {
+        self.connected.any()
+    }
+
+    fn run_pod<'a>(&'a self, pod: &'a PodRecord) -> EffectFuture<'a, ()> {
+        Box::pin(async move {
+            self.send_all(Event::RunPodSandbox, &Subject::pod(pod))
+                .await
+        })
+    }
+
+    fn create_container<'a>(
+        &'a self,
+        pod: &'a PodRecord,
+        container: &'a ContainerRecord,
+    ) -> EffectFuture<'a, Option<Box<Adjusted>>> {
+        Box::pin(self.create(pod, container))
+    }
+
+    fn start_container<'a>(
+        &'a self,
+        pod: &'a PodRecord,
+        container: &'a ContainerRecord,
+    ) -> EffectFuture<'a, ()> {
+        Box::pin(async move {
+            let subject = Subject::container(pod, container);
+            self.send_all(Event::StartContainer, &subject).await
+        })
+    }
+
+    fn update_container<'a>(
+        &'a self,
+        pod: &'a PodRecord,
+        container: &'a ContainerRecord,
+        requested: Resources,
+    ) -> EffectFuture<'a, Resources> {
+        Box::pin(self.update(pod, container, requested))
+    }
+
+    fn observe<'a>(&'a self, event: &'a PluginEvent) -> BoxFuture<'a, ()> {
+        Box::pin(self.told(event))
+    }
+}
