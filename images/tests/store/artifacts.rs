@@ -80,8 +80,10 @@ async fn files_lie_under_their_titles_once_on_disk_and_are_fetched_once() {
     }
     let deep = std::fs::metadata(layer.join("model/deep")).unwrap();
     assert_eq!(deep.permissions().mode() & 0o7777, 0o755);
+    // The files once, and the manifest, for an export.
     let used = images.fs_info().used_bytes;
-    assert_eq!(used, (model.len() + 12 + 8 + 2) as u64);
+    let files = (model.len() + 12 + 8 + 2) as u64;
+    assert!((files..files + 4096).contains(&used), "{used}, {files}");
 
     registry.forget();
     assert_eq!(pull(&images, &name).await.unwrap().id, image.id);
