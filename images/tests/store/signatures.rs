@@ -114,6 +114,9 @@ fn digest_of(manifest: &Value) -> Digest {
     manifest["digest"].as_str().unwrap().parse().unwrap()
 }
 
+/// Payloads with their annotations, for the image of a digest.
+type Signatures<'a> = &'a dyn Fn(&Digest) -> Vec<(Vec<u8>, Value)>;
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_image_is_pulled_if_the_policys_key_has_signed_it_whatever_kind_of_key_it_is() {
     let registry = Registry::start().await;
@@ -174,7 +177,7 @@ async fn what_a_signature_does_not_say_of_this_image_by_this_key_counts_for_noth
         payload
     };
     let mut number = 0;
-    let mut case = async |says: &str, sign: &dyn Fn(&Digest) -> Vec<(Vec<u8>, Value)>| {
+    let mut case = async |says: &str, sign: Signatures<'_>| {
         number += 1;
         let tag = format!("v{number}");
         let module = [MODULE, tag.as_bytes()].concat();
