@@ -331,7 +331,11 @@ impl Endpoint {
             limit: "of an error's text",
             allowed: MAX_ERROR_BYTES,
         };
-        let body = read_bounded(&self.wire, &mut answer, bound).await;
+        // What another host says is not shown: a registry could have the node ask hosts that only the node reaches.
+        let body = match answer.is_elsewhere {
+            true => Ok(Default::default()),
+            false => read_bounded(&self.wire, &mut answer, bound).await,
+        };
         let body = body.unwrap_or_default();
         error_for_status(&self.request_info(what), &answer.response, &body)
     }

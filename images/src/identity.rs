@@ -58,6 +58,7 @@ impl Candidate {
         let mut same = ids.iter().filter_map(&known);
         if let Some(there) = same.find(|there| has_same_content(there, &self.record)) {
             let mut kept = there.clone();
+            kept.merge_acceptance(&self.record);
             kept.removed = false;
             kept.tags.extend(self.record.tags);
             kept.digests.extend(self.record.digests);
@@ -108,6 +109,7 @@ pub(crate) fn drop_ambiguous_names(record: &mut Record) -> bool {
         record.tags.clear();
         record.digests.clear();
         record.pins.clear();
+        record.of_namespace.clear();
     }
     is_ambiguous
 }

@@ -31,7 +31,7 @@ use crate::metadata::{Program, Record};
 use crate::reference::{Digest, ImageId, ImageRef, Target};
 use crate::registry::Registry;
 use crate::run_config::RunConfig;
-use crate::signature::Rules;
+use crate::signature::Demands;
 use crate::singleflight::PullRequest;
 use crate::store::Inner;
 use crate::transfers::Progress;
@@ -58,8 +58,8 @@ pub(crate) struct Pull {
     target: Target,
     platform: PlatformPreference,
     origin: Origin,
-    /// What the signature policy demands of the image; `None` for nothing.
-    rules: Option<Rules>,
+    /// What the signature policy demands of the image.
+    demands: Demands,
     progress: Arc<Progress>,
     /// Protects the content of this pull from the garbage collector.
     pins: Pins,
@@ -113,7 +113,7 @@ impl Pull {
         inner: Arc<Inner>,
         reference: ImageRef,
         request: &PullRequest,
-        rules: Option<Rules>,
+        demands: Demands,
     ) -> Result<Self, Error> {
         let registry = Registry::new(&reference, request.auth.as_ref(), &inner.config)?;
         let target = reference.target().clone();
@@ -124,7 +124,7 @@ impl Pull {
         };
         let origin = Origin::Registry(registry);
         Ok(Self {
-            rules,
+            demands,
             ..Self::from(inner, origin, names, target, request.platform)
         })
     }
@@ -145,7 +145,7 @@ impl Pull {
             target,
             platform,
             origin,
-            rules: None,
+            demands: Demands::default(),
             progress,
             pins,
         }
@@ -219,9 +219,11 @@ impl Pull {
             manifest: Some(resolved.digest.clone()),
             is_artifact: false,
             verified: self.verified(),
+            of_namespace: BTreeSet::new(),
             kept: self.kept(resolved),
         };
         self.names.add_to(&mut record, &resolved.top);
+        self.mark_names(&mut record);
         record
     }
 

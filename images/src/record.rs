@@ -47,6 +47,9 @@ pub(crate) struct Record {
     /// What pulls have verified of its signatures, as [`crate::signature`] writes it.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub verified: BTreeSet<Digest>,
+    /// Those of its names by which nothing but the policy of a namespace has accepted it, instead of the node's.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub of_namespace: BTreeSet<String>,
     /// What is stored only so that an export gives the image as it was received. The image works without.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kept: Option<Kept>,
@@ -92,6 +95,7 @@ impl Record {
             tags: BTreeSet::new(),
             digests: BTreeSet::new(),
             pins: BTreeSet::new(),
+            of_namespace: BTreeSet::new(),
             removed: true,
             ..self.clone()
         }
@@ -106,17 +110,36 @@ impl Record {
         if self.tags.is_disjoint(tags) && self.digests.is_disjoint(digests) {
             return None;
         }
+        let remaining = |names: &BTreeSet<String>| -> BTreeSet<String> {
+            let names = names
+                .iter()
+                .filter(|name| !tags.contains(*name) && !digests.contains(*name));
+            names.cloned().collect()
+        };
         Some(Self {
             tags: self.tags.difference(tags).cloned().collect(),
             digests: self.digests.difference(digests).cloned().collect(),
-            pins: self
-                .pins
-                .iter()
-                .filter(|name| !tags.contains(*name) && !digests.contains(*name))
-                .cloned()
-                .collect(),
+            pins: remaining(&self.pins),
+            of_namespace: remaining(&self.of_namespace),
             ..self.clone()
         })
+    }
+
+    /// Whether `name` is one of its names, and more than the policy of a namespace has accepted it under that.
+    pub(crate) fn is_of_node(&self, name: &str) -> bool {
+        (self.tags.contains(name) || self.digests.contains(name))
+            && !self.of_namespace.contains(name)
+    }
+
+    /// Takes over by which policies the names of `new`, the same image, were accepted. What is of the node stays so.
+    pub(crate) fn merge_acceptance(&mut self, new: &Self) {
+        for name in new.tags.iter().chain(&new.digests) {
+            if new.is_of_node(name) {
+                self.of_namespace.remove(name);
+            } else if !self.is_of_node(name) {
+                self.of_namespace.insert(name.clone());
+            }
+        }
     }
 
     /// Whether one of its names fits one of `patterns`: a whole name, or the beginning of one and `*`.

@@ -46,7 +46,7 @@ pub(super) fn error_for_status(
     );
     let envelope: Option<OciEnvelope> = serde_json::from_slice(body).ok();
     let code = envelope.and_then(|envelope| envelope.errors.into_iter().next());
-    let code = code.map(|error| error.code);
+    let code = code.map(|error| error.code).filter(is_shown);
     match (response.status().as_u16(), code) {
         (401 | 403, _) | (_, Some(OciErrorCode::Unauthorized | OciErrorCode::Denied)) => {
             request_info.unauthorized()
@@ -65,6 +65,15 @@ pub(super) fn error_for_status(
             retry_after: retry_after(response.headers()),
         },
     }
+}
+
+/// False for what only looks like a code and is a text of the registry.
+fn is_shown(code: &OciErrorCode) -> bool {
+    let OciErrorCode::Other(text) = code else {
+        return true;
+    };
+    let is_of_code = |byte: u8| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_';
+    text.len() <= 64 && text.bytes().all(is_of_code)
 }
 
 /// True for the codes of absent objects.

@@ -27,6 +27,7 @@ fn candidate(manifest: &str, program: Program) -> Candidate {
         pins: BTreeSet::new(),
         is_artifact: false,
         verified: BTreeSet::new(),
+        of_namespace: BTreeSet::new(),
         manifest: Some(Digest::of(manifest.as_bytes())),
         kept: None,
     };

@@ -31,7 +31,7 @@ impl Found {
         is_plain: impl Fn(&str) -> bool,
     ) -> Result<Vec<Upstream>, Error> {
         let mut file: HostTable = toml::from_str(&self.text).map_err(|error| {
-            let lines: Vec<_> = error.message().lines().collect();
+            let lines: Vec<_> = error.message().lines().map(without_values).collect();
             self.wrong(error.span().map_or(0, |span| span.start), lines.join("; "))
         })?;
         let mut hosts: Vec<_> = std::mem::take(&mut file.host).into_iter().collect();
@@ -241,5 +241,29 @@ fn place(path: &str, is_override: bool) -> (String, String) {
             ("/v2".to_owned(), format!("{}/", inner.trim_matches('/')))
         }
         _ => (path.to_owned(), String::new()),
+    }
+}
+
+/// A line of a parser's message without what it quotes of the file: a header field can be a password.
+fn without_values(line: &str) -> String {
+    match (line.find('"'), line.rfind('"')) {
+        (Some(first), Some(last)) => format!("{}...{}", &line[..first], &line[last + 1..]),
+        _ => line.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_message_shows_no_value_of_the_file() {
+        let line = "invalid type: string \"Bearer \\\"s3cret\", expected a map";
+        assert_eq!(
+            super::without_values(line),
+            "invalid type: string ..., expected a map"
+        );
+        assert_eq!(
+            super::without_values("unknown field `x`"),
+            "unknown field `x`"
+        );
     }
 }

@@ -15,7 +15,7 @@ use crate::blobs::blocking;
 use crate::error::Error;
 use crate::image::Image;
 use crate::reference::ImageRef;
-use crate::signature::{self, Rules};
+use crate::signature::{self, Demands};
 use crate::singleflight::PullRequest;
 use crate::store::{Images, Inner};
 
@@ -47,13 +47,13 @@ impl Images {
                 // The semaphore is never closed, so this cannot fail.
                 let _permit = PERMITS.acquire().await.ok();
                 let mut request = request;
-                let rules = rules(&inner, &request, &reference).await?;
+                let demands = demands(&inner, &request, &reference).await?;
                 if let (None, Some(path)) = (&request.auth, inner.config.auth_file.clone()) {
                     let name = reference.clone();
                     let read = move || auth_file::credentials(&path, &name);
                     request.auth = blocking("reading credentials", read).await?;
                 }
-                let mut pull = Pull::new(inner, reference, &request, rules)?;
+                let mut pull = Pull::new(inner, reference, &request, demands)?;
                 let began = Instant::now();
                 let progress = pull.progress();
                 let outcome = progress.logged(within(pull_timeout, pull.run())).await;
@@ -76,12 +76,12 @@ impl Images {
     }
 }
 
-/// The rules of the signature policy for this pull, if signatures are to be checked. Errors: the policy refuses the image.
-async fn rules(
+/// What the signature policy demands in this pull. Errors: the policy refuses the image.
+async fn demands(
     inner: &Arc<Inner>,
     request: &PullRequest,
     reference: &ImageRef,
-) -> Result<Option<Rules>, Error> {
+) -> Result<Demands, Error> {
     let (inner, namespace, image) = (inner.clone(), request.namespace.clone(), reference.clone());
     let read = move || signature::for_image(&inner.config, &namespace, &image);
     blocking("reading the signature policy", read).await

@@ -23,6 +23,8 @@ use crate::verify::{self, Verifier};
 const MAX_SIGNATURES: usize = 64;
 /// Most referrers that one pull looks at.
 const MAX_REFERRERS: usize = 32;
+/// Longest text of a signature. Bytes; that of the largest RSA key has 1368.
+const MAX_SIGNATURE_BYTES: usize = 8 << 10;
 /// Largest payload or bundle. Bytes.
 const MAX_PAYLOAD_BYTES: u64 = 256 << 10;
 /// All payloads and bundles of one pull. Bytes.
@@ -96,6 +98,8 @@ pub(super) struct Collector<'a> {
     bytes_left: u64,
     referrers_left: usize,
     seen: HashSet<(Digest, String)>,
+    /// Whether there are more than [`MAX_SIGNATURES`].
+    is_full: bool,
     pub(super) found: Vec<Signature>,
     /// Why some were not used.
     pub(super) problems: Vec<String>,
@@ -109,6 +113,7 @@ impl<'a> Collector<'a> {
             bytes_left: MAX_ALL_BYTES,
             referrers_left: MAX_REFERRERS,
             seen: HashSet::new(),
+            is_full: false,
             found: Vec::new(),
             problems: Vec::new(),
         }
@@ -116,6 +121,9 @@ impl<'a> Collector<'a> {
 
     /// Fetches the signatures at cosign's tag for the image `digest`. Errors: the registry's.
     pub(super) async fn fetch_tagged(&mut self, digest: &Digest) -> Result<(), Error> {
+        if self.is_full {
+            return Ok(());
+        }
         let target = Target::Tag(format!("sha256-{}.sig", digest.hex()));
         let document = self.document(&target).await;
         match self.usable(document)? {
@@ -126,6 +134,9 @@ impl<'a> Collector<'a> {
 
     /// Fetches the signatures that refer to the image `digest`. Errors: the registry's.
     pub(super) async fn fetch_referring(&mut self, digest: &Digest) -> Result<(), Error> {
+        if self.is_full {
+            return Ok(());
+        }
         let allowed = self.limits.max_manifest_bytes;
         let listed = match self.registry.referrers(digest, allowed).await {
             // It has no such API.
@@ -146,6 +157,9 @@ impl<'a> Collector<'a> {
         };
         drop(listed);
         for referrer in referrers.manifests.iter().filter(|one| one.is_candidate()) {
+            if self.is_full {
+                break;
+            }
             self.add_referrer(referrer).await?;
         }
         Ok(())
@@ -189,6 +203,9 @@ impl<'a> Collector<'a> {
             return Ok(());
         };
         for layer in parsed.layers {
+            if self.is_full {
+                break;
+            }
             self.add_layer(layer).await?;
         }
         Ok(())
@@ -199,44 +216,25 @@ impl<'a> Collector<'a> {
         if !is_simple && !layer.media_type.starts_with(BUNDLE) {
             return Ok(());
         }
-        let annotations = layer.annotations.unwrap_or_default();
-        let signature = annotations.get(SIGNATURE).cloned().unwrap_or_default();
+        // That of a bundle is in the bundle.
+        let mut annotations = layer.annotations.unwrap_or_default();
+        let text = annotations.remove(SIGNATURE).filter(|_| is_simple);
+        let signature = text.unwrap_or_default();
         if is_simple && signature.is_empty() {
             return Ok(());
         }
         let Ok(digest) = layer.digest.parse::<Digest>() else {
             return Ok(());
         };
-        if !self.seen.insert((digest.clone(), signature.clone())) {
+        if !self.is_wanted(&digest, &signature) || !self.has_room_for(layer.size) {
             return Ok(());
         }
-        if self.seen.len() > MAX_SIGNATURES {
-            self.problem(format!(
-                "more than {MAX_SIGNATURES} signatures; the others are not looked at"
-            ));
-            return Ok(());
-        }
-        let Some(left) = self.bytes_left.checked_sub(layer.size) else {
-            self.problem(format!(
-                "signatures of more than {MAX_ALL_BYTES} bytes in all"
-            ));
-            return Ok(());
+        let blob = Blob {
+            digest,
+            size: layer.size,
+            media_type: layer.media_type,
         };
-        if layer.size > MAX_PAYLOAD_BYTES {
-            self.problem(format!(
-                "a signature of more than {MAX_PAYLOAD_BYTES} bytes"
-            ));
-            return Ok(());
-        }
-        self.bytes_left = left;
-        let (size, media_type) = (layer.size, layer.media_type);
-        let payload = self
-            .payload(&Blob {
-                digest,
-                size,
-                media_type,
-            })
-            .await;
+        let payload = self.payload(&blob).await;
         let Some(payload) = self.usable(payload)? else {
             return Ok(());
         };
@@ -249,6 +247,46 @@ impl<'a> Collector<'a> {
             Err(problem) => self.problem(problem),
         }
         Ok(())
+    }
+
+    /// Whether a signature is to be looked at: short, not seen before, and not one too many. It counts as seen then.
+    fn is_wanted(&mut self, digest: &Digest, signature: &str) -> bool {
+        if signature.len() > MAX_SIGNATURE_BYTES {
+            self.problem(format!(
+                "the text of a signature has more than {MAX_SIGNATURE_BYTES} bytes"
+            ));
+            return false;
+        }
+        let key = (digest.clone(), signature.to_owned());
+        if self.seen.contains(&key) {
+            return false;
+        }
+        if self.seen.len() >= MAX_SIGNATURES {
+            self.is_full = true;
+            self.problem(format!(
+                "more than {MAX_SIGNATURES} signatures; the others are not looked at"
+            ));
+            return false;
+        }
+        self.seen.insert(key)
+    }
+
+    /// Takes `size` bytes of those that payloads may have, if they may.
+    fn has_room_for(&mut self, size: u64) -> bool {
+        let Some(left) = self.bytes_left.checked_sub(size) else {
+            self.problem(format!(
+                "signatures of more than {MAX_ALL_BYTES} bytes in all"
+            ));
+            return false;
+        };
+        if size > MAX_PAYLOAD_BYTES {
+            self.problem(format!(
+                "a signature of more than {MAX_PAYLOAD_BYTES} bytes"
+            ));
+            return false;
+        }
+        self.bytes_left = left;
+        true
     }
 
     /// Reads a small blob into memory, from the next host or again if it breaks off.

@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
+use std::net::Ipv6Addr;
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
@@ -24,6 +25,10 @@ use crate::regular_file::read_trusted;
 const MAX_POLICY_BYTES: u64 = 1 << 20;
 /// Largest file of a key. Bytes.
 const MAX_KEY_BYTES: u64 = 64 << 10;
+
+/// Why a scope is refused that no image is in: it would demand nothing, and nobody would notice.
+const NO_IMAGES: &str = "no image is in it: scopes are names without https://, with the host in \
+                         lower case, no / at the end, and docker.io/library/ before a name without a host";
 
 /// A policy.
 #[derive(Debug, Deserialize)]
@@ -99,6 +104,12 @@ impl Policy {
             for requirement in requirements {
                 requirement.validate().map_err(wrong)?;
             }
+        }
+        let docker = policy.docker().into_iter();
+        let mut keys = docker.flat_map(|scopes| scopes.0.keys());
+        let unused = keys.find(|scope| !has_images(scope)).cloned();
+        if let Some(scope) = unused {
+            return Err(format!("its scope {scope:?}: {NO_IMAGES}"));
         }
         Ok(policy)
     }
@@ -214,29 +225,71 @@ impl SigstoreSigned {
     }
 }
 
+/// Whether any image can be in a scope of registries.
+fn has_images(scope: &str) -> bool {
+    let images = match scope.strip_prefix("*.") {
+        Some(domain) => [format!("x.{domain}/x"), String::new()],
+        None => [scope.to_owned(), format!("{scope}/x")],
+    };
+    let mut images = images
+        .iter()
+        .filter_map(|name| name.parse::<ImageRef>().ok());
+    scope.is_empty() || images.any(|image| scopes(&image).iter().any(|one| one == scope))
+}
+
 /// The scopes that an image is in, most specific first: itself, its repository, what is above, its host, wildcards of its
-/// domain, and all of them.
+/// domain, and all of them. Other spellings of the same host are in the same scopes.
 fn scopes(image: &ImageRef) -> Vec<String> {
-    let mut scopes = vec![image.to_string()];
-    let mut name = image.name();
+    let (domain, hosts) = hosts(image.registry());
+    let whole = image.to_string();
+    let whole = whole.strip_prefix(image.registry()).unwrap_or_default();
+    let mut scopes: Vec<String> = hosts.iter().map(|host| format!("{host}{whole}")).collect();
+    let mut path = format!("/{}", image.repository());
     loop {
-        scopes.push(name.clone());
-        match name.rfind('/') {
-            Some(end) => name.truncate(end),
+        scopes.extend(hosts.iter().map(|host| format!("{host}{path}")));
+        match path.rfind('/') {
+            Some(end) => path.truncate(end),
             None => break,
         }
     }
-    let host = image.registry();
-    let mut domain = match host.starts_with('[') {
-        true => "",
-        false => host.split(':').next().unwrap_or_default(),
-    };
+    let mut domain = domain.as_str();
     while let Some((_, above)) = domain.split_once('.') {
         scopes.push(format!("*.{above}"));
         domain = above;
     }
     scopes.push(String::new());
     scopes
+}
+
+/// The domain of a registry, empty if it has none, and how its host is written in scopes: in lower case, with its port, and
+/// without one that is the default; a host without a port also with that of https.
+fn hosts(registry: &str) -> (String, Vec<String>) {
+    let registry = registry.to_ascii_lowercase();
+    let (host, port) = match registry.rsplit_once(':') {
+        // A colon inside the brackets of an IPv6 address begins no port.
+        Some((host, port)) if !port.ends_with(']') => (host, port.parse::<u16>().ok()),
+        _ => (registry.as_str(), None),
+    };
+    let address = host.strip_prefix('[').and_then(|rest| {
+        let address = rest.strip_suffix(']')?;
+        address.parse::<Ipv6Addr>().ok()
+    });
+    let host = match (address, host) {
+        (Some(address), _) => format!("[{address}]"),
+        (None, "index.docker.io") => "docker.io".to_owned(),
+        (None, host) => host.to_owned(),
+    };
+    let hosts = match port {
+        None => vec![host.clone(), format!("{host}:443")],
+        Some(port @ (80 | 443)) => vec![format!("{host}:{port}"), host.clone()],
+        Some(port) => vec![format!("{host}:{port}")],
+    };
+    let domain = if address.is_some() {
+        String::new()
+    } else {
+        host
+    };
+    (domain, hosts)
 }
 
 /// A map whose keys must not be repeated.

@@ -7,6 +7,7 @@
 //! Not here: requests, formats.
 
 use std::collections::BTreeSet;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use super::fetch::Collector;
@@ -24,6 +25,15 @@ use crate::registry::Registry;
 const MAX_NAMESPACE_BYTES: usize = 63;
 /// The longest name in a signature that a message shows.
 const MAX_SHOWN: usize = 200;
+
+/// What a policy demands of an image before it is pulled.
+#[derive(Debug, Default)]
+pub(crate) struct Demands {
+    /// What its signatures have to show; `None` for nothing.
+    pub rules: Option<Rules>,
+    /// Whether they come from the policy that a namespace has for itself, which no other namespace has agreed to.
+    pub is_of_namespace: bool,
+}
 
 /// The rules for one image whose signatures have to be checked.
 #[derive(Debug)]
@@ -50,18 +60,27 @@ enum Refusal {
     OtherName(Option<String>),
 }
 
-/// The rules for `image` in a pod of `namespace`; `None` if it is accepted as it is. Blocking.
+/// What the policy for pods of `namespace` demands of `image`: its own policy if it has one, else the node's. Blocking.
 ///
 /// Errors: [`Error::Signature`]: the policy rejects the image, or cannot be read, or demands what this node cannot verify.
 pub(crate) fn for_image(
     config: &ImagesConfig,
     namespace: &str,
     image: &ImageRef,
-) -> Result<Option<Rules>, Error> {
-    match policy(config, namespace)? {
-        Some((path, policy)) => rules_of(&path, &policy, image),
-        None => Ok(None),
+) -> Result<Demands, Error> {
+    let mut found = namespace_policy(config, namespace)?;
+    let is_of_namespace = found.is_some();
+    if found.is_none() {
+        found = node_policy(config)?;
     }
+    let rules = match &found {
+        Some((path, policy)) => rules_of(path, policy, image)?,
+        None => None,
+    };
+    Ok(Demands {
+        rules,
+        is_of_namespace,
+    })
 }
 
 /// The rules that a policy has for `image`; `None` if it is accepted as it is. Blocking.
@@ -94,11 +113,8 @@ pub(super) fn rules_of(
     Ok((!signers.is_empty()).then_some(Rules { source, signers }))
 }
 
-/// The policy for pods of `namespace`: its own if it has one, else the node's. `None`: there is none.
-fn policy(config: &ImagesConfig, namespace: &str) -> Result<Option<(PathBuf, Policy)>, Error> {
-    if let Some(found) = namespace_policy(config, namespace)? {
-        return Ok(Some(found));
-    }
+/// The node's policy, for namespaces that have none for themselves. `None`: none is configured.
+pub(super) fn node_policy(config: &ImagesConfig) -> Result<Option<(PathBuf, Policy)>, Error> {
     let Some(path) = &config.signature_policy else {
         return Ok(None);
     };
@@ -124,7 +140,32 @@ pub(super) fn namespace_policy(
         return Err(Error::signature(&dir.display().to_string(), problem));
     }
     let path = dir.join(format!("{namespace}.json"));
-    Ok(read(&path)?.map(|policy| (path, policy)))
+    match read(&path)? {
+        Some(policy) => Ok(Some((path, policy))),
+        None => check_absent(dir, &path).map(|()| None),
+    }
+}
+
+/// Errors: the namespace may well have a policy, which cannot be found: a link leads nowhere, or the directory is not there.
+fn check_absent(dir: &Path, path: &Path) -> Result<(), Error> {
+    let refused =
+        |path: &Path, problem: String| Err(Error::signature(&path.display().to_string(), problem));
+    match std::fs::metadata(dir) {
+        Ok(facts) if facts.is_dir() => {}
+        Ok(_) => {
+            let problem = "images.signature_policy_dir is no directory".to_owned();
+            return refused(dir, problem);
+        }
+        Err(error) => {
+            let problem = format!("images.signature_policy_dir cannot be read: {error}");
+            return refused(dir, problem);
+        }
+    }
+    match std::fs::symlink_metadata(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        Err(error) => refused(path, format!("it cannot be read: {error}")),
+        Ok(_) => refused(path, "it is a link to what is not there".to_owned()),
+    }
 }
 
 fn read(path: &Path) -> Result<Option<Policy>, Error> {

@@ -2,10 +2,14 @@
 //!
 //! Called by: the daemon, when a container is created. Blocks on the policy's files.
 //! Invariants: nothing is fetched; a namespace with a policy of its own runs an image only if a pull has verified what that
-//! policy demands, under the name that the pod gives the image; a name from the preload directory needs no signature.
-//! Not here: the node's own policy, which every pull was subject to.
+//! policy demands, under the name that the pod gives the image; so does every other namespace, by the node's policy, if the
+//! image has come by that name only under the policy of a namespace; a name from the preload directory needs no signature.
+//! Not here: changes of the node's policy, which an image meets when it is pulled again.
 
-use super::rules::{namespace_policy, rules_of};
+use std::path::Path;
+
+use super::policy::Policy;
+use super::rules::{namespace_policy, node_policy, rules_of};
 use crate::error::Error;
 use crate::metadata::Record;
 use crate::reference::{ImageId, ImageRef};
@@ -20,7 +24,7 @@ impl Images {
     /// Whether a pod of `namespace` may run or mount the image `id`, which it calls `name`: a reference; if it is none, any of
     /// the image's own names will do. Blocking.
     ///
-    /// Errors: [`Error::Signature`]: the namespace's policy does not accept it, or cannot be read.
+    /// Errors: [`Error::Signature`]: the policy for pods of the namespace does not accept it, or cannot be read.
     pub fn check_stored(&self, id: &ImageId, name: &str, namespace: &str) -> Result<(), Error> {
         self.inner.check_stored(id, name, namespace)
     }
@@ -28,32 +32,44 @@ impl Images {
 
 impl Inner {
     fn check_stored(&self, id: &ImageId, name: &str, namespace: &str) -> Result<(), Error> {
-        let Some((path, policy)) = namespace_policy(&self.config, namespace)? else {
-            return Ok(());
-        };
+        let mut found = namespace_policy(&self.config, namespace)?;
+        let is_own = found.is_some();
         let record = self.read().images.get(id).map(|(record, _)| record.clone());
         let record = record.ok_or_else(|| Error::NotInStore {
             name: id.to_string(),
         })?;
-        let source = path.display().to_string();
-        let mut refusal = Error::signature(&source, format!("image {id} has no name"));
+        if !is_own && !record.of_namespace.is_empty() {
+            found = node_policy(&self.config)?;
+        }
+        let Some((path, policy)) = found else {
+            return Ok(());
+        };
+        let problem = format!("image {id} has no name");
+        let mut refusal = Error::signature(&path.display().to_string(), problem);
         for image in names(&record, name) {
-            let judged = rules_of(&path, &policy, &image).and_then(|rules| match rules {
-                Some(rules) if !rules.are_met_by(&record, &image) => {
-                    let problem = format!(
-                        "the stored image {image} was not pulled under this policy, or before it was \
-                         signed; pull it again for a pod of this namespace"
-                    );
-                    Err(Error::signature(&source, problem))
-                }
-                _ => Ok(()),
-            });
-            match judged {
+            if !is_own && record.is_of_node(&image.to_string()) {
+                return Ok(());
+            }
+            match judge(&path, &policy, &record, &image) {
                 Ok(()) => return Ok(()),
                 Err(error) => refusal = error,
             }
         }
         Err(refusal)
+    }
+}
+
+/// Errors: no pull has shown what the policy demands of the image under this name.
+fn judge(path: &Path, policy: &Policy, record: &Record, image: &ImageRef) -> Result<(), Error> {
+    match rules_of(path, policy, image)? {
+        Some(rules) if !rules.are_met_by(record, image) => {
+            let problem = format!(
+                "the stored image {image} was not pulled under this policy, or before it was signed; \
+                 pull it again for a pod of this namespace"
+            );
+            Err(Error::signature(&path.display().to_string(), problem))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -574,6 +574,81 @@ async fn a_stored_image_is_for_namespaces_whose_policy_a_pull_has_met() {
     may("strict", &tag).unwrap();
 }
 
+/// The kubelet finds it for pods of other namespaces, too, and does not pull.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_namespace_has_pulled_under_its_own_policy_is_not_for_the_others() {
+    let registry = Registry::start().await;
+    let signer = Signer::new("P-256");
+    let node = Node::new(&signed_by(&signer.public())).await;
+    node.set("policies/dev.json", &accept());
+    let name = format!("{}/app", registry.host);
+    let digest = digest_of(&registry.image("app", "v1", &Parts::artifact(MODULE)).await);
+    let (tag, by_digest) = (format!("{name}:v1"), format!("{name}@{digest}"));
+    let image = node.pull_in("dev", &tag).await.unwrap();
+    let id = image.id.to_string();
+    let may =
+        |namespace: &str, called: &str| node.images.check_stored(&image.id, called, namespace);
+    let names = [tag.as_str(), by_digest.as_str(), id.as_str(), ""];
+    for called in names {
+        may("dev", called).unwrap();
+        let refused = may("default", called).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Signature, "{refused}");
+        assert!(refused.to_string().contains("pull it again"), "{refused}");
+    }
+    attach(&registry, "app", &digest, &[signer.simple(&digest, &name)]).await;
+    node.pull(&tag).await.unwrap();
+    // What the node's policy has accepted stays so.
+    node.pull_in("dev", &tag).await.unwrap();
+    for called in names {
+        may("default", called).unwrap();
+    }
+    // The same image by another name, which only the namespace's policy has accepted.
+    node.pull_in("dev", &by_digest).await.unwrap();
+    may("default", &by_digest).unwrap();
+    registry
+        .image("other", "v1", &Parts::artifact(MODULE))
+        .await;
+    let other = format!("{}/other:v1", registry.host);
+    assert_eq!(node.pull_in("dev", &other).await.unwrap().id, image.id);
+    may("default", &other).unwrap_err();
+    may("default", &tag).unwrap();
+    may("default", &id).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn policies_of_namespaces_that_cannot_be_found_refuse_pulls_and_stored_images() {
+    let registry = ScriptedRegistry::start().await;
+    registry.serve_image("app", "v1", &Parts::artifact(MODULE));
+    let reference = format!("{}/app:v1", registry.host);
+    let node = Node::new(&accept()).await;
+    let policies = node.scratch.0.join("policies");
+    let refused = async |says: &str| {
+        let refused = node.pull_in("team", &reference).await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Signature, "{refused}");
+        assert!(refused.to_string().contains(says), "{refused}");
+    };
+    let link = policies.join("team.json");
+    std::os::unix::fs::symlink("nowhere", &link).unwrap();
+    refused("team.json: it is a link").await;
+    std::fs::remove_dir_all(&policies).unwrap();
+    refused("images.signature_policy_dir cannot be read").await;
+    std::os::unix::fs::symlink("nowhere", &policies).unwrap();
+    refused("images.signature_policy_dir cannot be read").await;
+    std::fs::remove_file(&policies).unwrap();
+    std::fs::write(&policies, "").unwrap();
+    refused("Not a directory").await;
+    assert!(registry.heads().is_empty(), "{:?}", registry.heads());
+    std::fs::remove_file(&policies).unwrap();
+    std::fs::create_dir(&policies).unwrap();
+    let image = node.pull_in("team", &reference).await.unwrap();
+    let check = || node.images.check_stored(&image.id, &reference, "team");
+    check().unwrap();
+    std::os::unix::fs::symlink("nowhere", &link).unwrap();
+    assert_eq!(check().unwrap_err().kind(), ErrorKind::Signature);
+    std::fs::remove_dir_all(&policies).unwrap();
+    assert_eq!(check().unwrap_err().kind(), ErrorKind::Signature);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn hostile_lists_of_signatures_are_bounded_and_refuse_the_image() {
     let signer = Signer::new("P-256");
@@ -583,11 +658,14 @@ async fn hostile_lists_of_signatures_are_bounded_and_refuse_the_image() {
                "annotations": {"dev.cosignproject.cosign/signature": format!("{seed:08}")}})
     };
     let many: Vec<Value> = (0..1_000).map(|seed| one(2, seed)).collect();
+    let mut long = one(2, 1);
+    long["annotations"]["dev.cosignproject.cosign/signature"] = json!("a".repeat(9 << 10));
     for (layers, says, most_gets) in [
         (json!(many), "more than 64 signatures", 64),
         (json!([one(1 << 40, 1)]), "bytes in all", 0),
         (json!([one(300 << 10, 1)]), "a signature of more than", 0),
         (json!([one(3, 1)]), "holds", 1),
+        (json!([long]), "the text of a signature has more than", 0),
         (
             json!([{"mediaType": SIMPLE_SIGNING, "digest": "sha512:00", "size": 1}]),
             "has no signature",

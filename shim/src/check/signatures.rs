@@ -53,7 +53,10 @@ fn of_namespaces(dir: &Path) -> Vec<Finding> {
     let paths = match policies(dir) {
         Ok(paths) => paths,
         Err(error) => {
-            let found = format!("{}: {error}", dir.display());
+            let found = format!(
+                "every pull and container is refused: images.signature_policy_dir {}: {error}",
+                dir.display()
+            );
             return vec![Finding::missing(
                 SUBJECT,
                 found,
@@ -72,12 +75,8 @@ fn of_namespaces(dir: &Path) -> Vec<Finding> {
 }
 
 fn policies(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
-    let entries = match std::fs::read_dir(dir) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries?,
-    };
     let mut paths = Vec::new();
-    for entry in entries.take(MOST) {
+    for entry in std::fs::read_dir(dir)?.take(MOST) {
         let path = entry?.path();
         if path
             .extension()

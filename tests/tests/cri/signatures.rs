@@ -189,4 +189,10 @@ async fn check_names_a_policy_that_refuses_every_pull() {
     let found = check();
     assert!(found.contains("policy.json is readable"), "{found}");
     assert!(found.contains("1 policies of namespaces"), "{found}");
+    std::fs::remove_dir_all(policies.0.join("namespaces")).unwrap();
+    let found = check();
+    assert!(
+        found.contains("every pull and container is refused: images.signature_policy_dir"),
+        "{found}"
+    );
 }

@@ -112,3 +112,80 @@ fn what_this_node_cannot_verify_is_read_and_named() {
     );
     assert!(signed.keys().unwrap_err().contains("/no/such/key"));
 }
+
+/// A policy that rejects images of these scopes, and all others too.
+fn with_scopes(scopes: &[&str]) -> Result<Policy, String> {
+    let scopes: Vec<String> = scopes
+        .iter()
+        .map(|scope| format!(r#""{scope}":[{{"type":"reject"}}]"#))
+        .collect();
+    let text = format!(
+        r#"{{"default":[{{"type":"reject"}}],"transports":{{"docker":{{{}}}}}}}"#,
+        scopes.join(",")
+    );
+    Policy::parse(text.as_bytes())
+}
+
+#[test]
+fn another_spelling_of_a_host_is_in_the_same_scopes() {
+    let scopes = [
+        "prod.io",
+        "prod.io/app:1",
+        "r.io:443/team",
+        "*.corp.io",
+        "docker.io",
+        "[::1]",
+    ];
+    let policy = with_scopes(&scopes).unwrap();
+    for (image, scope) in [
+        ("prod.io/app:1", "prod.io/app:1"),
+        ("PROD.io/app:1", "prod.io/app:1"),
+        ("prod.io:443/app:1", "prod.io/app:1"),
+        ("Prod.IO:443/other", "prod.io"),
+        ("prod.io:0443/other", "prod.io"),
+        ("prod.io:80/other", "prod.io"),
+        ("prod.io:5000/other", "default"),
+        ("r.io/team/app", "r.io:443/team"),
+        ("R.io:443/team/app", "r.io:443/team"),
+        ("A.CORP.io:9/x", "*.corp.io"),
+        ("INDEX.docker.io/busybox", "docker.io"),
+        ("[0:0::1]/x", "[::1]"),
+        ("[::1]:443/x", "[::1]"),
+        ("[::1]:5000/x", "default"),
+    ] {
+        assert_eq!(scope_of(&policy, image), scope, "{image}");
+    }
+}
+
+#[test]
+fn a_scope_that_no_image_can_be_in_is_refused_by_its_name() {
+    for scope in [
+        "https://r.io",
+        "r.io/",
+        "R.io",
+        "R.io/app",
+        "r.io/App",
+        "r.io:0443",
+        "busybox",
+        "docker.io/busybox:1",
+        "index.docker.io/library/busybox",
+        "*",
+        "*.R.io",
+        "*.r.io/app",
+        "*.r.io:5000",
+    ] {
+        let refused = with_scopes(&["r.io", scope]).unwrap_err();
+        assert!(refused.contains(&format!("{scope:?}")), "{refused}");
+    }
+    for scope in [
+        "docker.io/team",
+        "docker.io/library/busybox:1",
+        "localhost",
+        "localhost:5000/a",
+        "r.io:443",
+        "*.io",
+        "r.io/a@sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+    ] {
+        with_scopes(&[scope]).unwrap();
+    }
+}
