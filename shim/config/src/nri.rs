@@ -56,7 +56,7 @@ pub struct NriFile {
 impl Default for NriFile {
     fn default() -> Self {
         Self {
-            enabled: true,
+            enabled: false,
             socket: PathBuf::new(),
             registration_timeout_s: 5,
             request_timeout_s: 2,

@@ -37,7 +37,7 @@ pub fn pod(record: &PodRecord) -> nri::PodSandbox {
         namespace: config.name.namespace.clone(),
         labels: config.labels.clone(),
         annotations: config.annotations.echo(),
-        runtime_handler: config.handler.as_str().to_owned(),
+        runtime_handler: config.handler_name().to_owned(),
         linux: Some(nri::LinuxPodSandbox {
             cgroup_parent: view.cgroup_parent,
             ..nri::LinuxPodSandbox::default()

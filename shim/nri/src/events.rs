@@ -303,6 +303,7 @@ impl Nri {
                     let answer = Self::read::<nri::UpdatesResponse>(session, event, &answer);
                     let Some(answer) = answer else { continue };
                     let changes = Change::all(session.name(), answer.update, answer.evict);
+                    let changes = changes.map(Change::alone);
                     if let Err(error) = self.apply(changes.collect()).await {
                         tracing::warn!(error = error.chain(), "an update by an NRI plugin failed");
                     }

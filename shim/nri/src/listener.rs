@@ -8,7 +8,9 @@
 //! Must not know: events.
 
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, PermissionsExt as _};
+use std::os::unix::fs::{
+    DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _,
+};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -52,14 +54,19 @@ pub enum BindError {
 
 /// The running service; it ends, and its socket goes, when it is dropped.
 pub struct Service {
-    path: Option<PathBuf>,
+    /// The socket, and its device and inode.
+    bound: Option<(PathBuf, (u64, u64))>,
     nri: Arc<Nri>,
     _accepting: JoinSet<()>,
 }
 
 impl Drop for Service {
     fn drop(&mut self) {
-        if let Some(path) = &self.path {
+        let Some((path, identity)) = &self.bound else {
+            return;
+        };
+        // Another runtime may have put its own there meanwhile.
+        if identity_of(path).is_ok_and(|found| found == *identity) {
             let _ = std::fs::remove_file(path);
         }
     }
@@ -82,13 +89,17 @@ impl Nri {
     pub fn serve(self: &Arc<Self>, pods: &Pods) -> Result<Service, BindError> {
         let _ = self.pods.set(pods.clone());
         let mut accepting = JoinSet::new();
+        let mut bound = None;
         if let Some(path) = &self.settings.socket {
             let listener = bind(path)?;
+            let identity = identity_of(path);
+            let identity = identity.map_err(|error| BindError::Io(path.clone(), error))?;
+            bound = Some((path.clone(), identity));
             tracing::info!(socket = %path.display(), "NRI plugins can connect");
             accepting.spawn(Arc::clone(self).accept(listener, pods.clone()));
         }
         Ok(Service {
-            path: self.settings.socket.clone(),
+            bound,
             nri: Arc::clone(self),
             _accepting: accepting,
         })
@@ -192,6 +203,12 @@ impl Nri {
             session.answer(request, failed).await;
         }
     }
+}
+
+/// The device and inode of a file.
+fn identity_of(path: &Path) -> io::Result<(u64, u64)> {
+    let found = std::fs::symlink_metadata(path)?;
+    Ok((found.dev(), found.ino()))
 }
 
 fn bind(path: &Path) -> Result<UnixListener, BindError> {

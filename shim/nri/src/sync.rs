@@ -42,7 +42,8 @@ impl Nri {
         let containers: usize = existing.iter().map(|pod| pod.containers.len()).sum();
         let pods = existing.len();
         tracing::info!(plugin = name, pods, containers, "NRI plugin synchronised");
-        let changes = Change::all(name, updates, Vec::new()).collect();
+        let changes = Change::all(name, updates, Vec::new());
+        let changes = changes.map(Change::alone).collect();
         if let Err(error) = self.apply(changes).await {
             tracing::warn!(
                 plugin = name,
@@ -59,8 +60,9 @@ impl Nri {
         let mut found = Vec::new();
         for (_, _, id) in pods.names() {
             loop {
-                // Err: it has just gone.
-                let Ok(records) = pods.records(&id).await else {
+                // Err: it has just gone. One that does not answer meets the plugin later.
+                let asked = tokio::time::timeout(self.settings.request_timeout, pods.records(&id));
+                let Ok(Ok(records)) = asked.await else {
                     break;
                 };
                 if waits_for(session, &records.unborn) || Instant::now() > end {

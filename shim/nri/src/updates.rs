@@ -16,7 +16,7 @@ use super::owners::Owners;
 /// How long an evicted container may take to end.
 const GRACE: Duration = Duration::from_secs(30);
 
-/// One change.
+/// One change of a container.
 pub struct Change {
     /// The plugin.
     plugin: String,
@@ -50,6 +50,12 @@ impl Change {
         updates
             .chain(evictions)
             .map(move |(update, is_eviction)| change(update, is_eviction))
+    }
+
+    /// The same change, but one that fails does not keep others from being made.
+    pub fn alone(mut self) -> Change {
+        self.update.ignore_failure = true;
+        self
     }
 }
 
@@ -132,6 +138,15 @@ impl Nri {
                 "the number of processes is set when a container is created".to_owned(),
             ));
         }
-        pods.update_for_plugin(&id, resources).await
+        // A change that waits for another's plugins must not wait for ever: those may wait for this one.
+        let limit = self.settings.request_timeout;
+        let changed = tokio::time::timeout(limit, pods.update_for_plugin(&id, resources)).await;
+        changed.unwrap_or_else(|_| {
+            let text = format!(
+                "another change of it did not end within {} s",
+                limit.as_secs()
+            );
+            Err(Error::new(Kind::Exhausted, text))
+        })
     }
 }

@@ -9,9 +9,17 @@ use serde_json::Value;
 use tonic::Code;
 
 use crate::linux::shell::{self, sh};
-use crate::site::{Pod, daemon, daemon_with, refused, tool};
+use crate::site::{Pod, daemon_with, refused, tool};
 use coracle_tests::client::container;
 use plugin::Plugin;
+
+/// Options of a daemon to which plugins can connect.
+fn plugins() -> coracle_tests::daemon::Options {
+    coracle_tests::daemon::Options {
+        config: "[nri]\nenabled = true\n".to_owned(),
+        ..Default::default()
+    }
+}
 
 /// The names of events, in order.
 fn names(events: &[Value]) -> Vec<&str> {
@@ -23,7 +31,7 @@ fn names(events: &[Value]) -> Vec<&str> {
 
 #[tokio::test]
 async fn a_plugin_sees_the_life_of_a_pod_in_order() {
-    let daemon = daemon().await;
+    let daemon = daemon_with(plugins()).await;
     let plugin = Plugin::start(&daemon, "logger", &[]).await;
     let pod = Pod::run(&daemon, "seen").await;
     let id = pod.start(&container("c", tool(), &["exit", "3"])).await;
@@ -73,7 +81,7 @@ async fn a_plugin_sees_the_life_of_a_pod_in_order() {
 
 #[tokio::test]
 async fn a_plugin_that_comes_later_or_again_learns_what_exists() {
-    let mut daemon = daemon().await;
+    let mut daemon = daemon_with(plugins()).await;
     let pod = Pod::run(&daemon, "before").await;
     let running = pod.tool(&["sleep"]).await;
     let ended = pod.start(&container("ended", tool(), &["exit", "0"])).await;
@@ -108,7 +116,7 @@ async fn a_plugin_that_comes_later_or_again_learns_what_exists() {
 /// Containers that are created while a plugin is synchronised reach it by one way or the other.
 #[tokio::test]
 async fn no_container_is_missed_while_a_plugin_synchronises() {
-    let daemon = daemon().await;
+    let daemon = daemon_with(plugins()).await;
     let pod = Pod::run(&daemon, "race").await;
     let create = |name: String| {
         let (cri, id, config) = (pod.cri.clone(), pod.id.clone(), pod.config.clone());
@@ -150,7 +158,7 @@ async fn no_container_is_missed_while_a_plugin_synchronises() {
 
 #[tokio::test]
 async fn a_pod_or_start_that_a_plugin_refuses_leaves_nothing_and_can_be_tried_again() {
-    let daemon = daemon().await;
+    let daemon = daemon_with(plugins()).await;
     let plugin = Plugin::start(
         &daemon,
         "guard",
@@ -195,7 +203,7 @@ async fn a_pod_or_start_that_a_plugin_refuses_leaves_nothing_and_can_be_tried_ag
 #[tokio::test]
 async fn nothing_is_created_without_a_plugin_that_the_operator_requires() {
     let options = coracle_tests::daemon::Options {
-        config: "[nri]\nrequired_plugins = [\"guard\"]\n".to_owned(),
+        config: "[nri]\nenabled = true\nrequired_plugins = [\"guard\"]\n".to_owned(),
         ..Default::default()
     };
     let daemon = daemon_with(options).await;
@@ -219,7 +227,7 @@ async fn nothing_is_created_without_a_plugin_that_the_operator_requires() {
 
 #[tokio::test]
 async fn limits_that_the_kubelet_changes_pass_plugins_and_plugins_change_others() {
-    let daemon = shell::daemon().await;
+    let daemon = shell::daemon_with(plugins()).await;
     let pod = Pod::run(&daemon, "updates").await;
     let id = pod.start(&sh("c", "sleep 1000")).await;
     let set = r#"{"containerId": "self", "linux": {"resources": {"cpu": {"quota": {"value": "70000"}}, "memory": {"limit": {"value": "134217728"}}}}}"#;

@@ -9,7 +9,7 @@ use coracle_tests::client::container;
 
 #[tokio::test]
 async fn a_webassembly_container_gets_variables_arguments_annotations_mounts_and_limits() {
-    let daemon = daemon().await;
+    let daemon = daemon_with(plugins()).await;
     let shared = host_dir(&daemon, "shared");
     std::fs::write(shared.join("note"), "from a plugin").unwrap();
     let adjust = format!(
@@ -82,7 +82,7 @@ async fn a_webassembly_container_gets_variables_arguments_annotations_mounts_and
 
 #[tokio::test]
 async fn a_linux_container_gets_devices_limits_of_its_process_and_of_its_cgroup_too() {
-    let daemon = shell::daemon().await;
+    let daemon = shell::daemon_with(plugins()).await;
     let adjust = r#"{"rlimits": [{"type": "RLIMIT_NOFILE", "hard": "400", "soft": "300"}],
         "env": [{"key": "ADDED", "value": "1"}],
         "linux": {"devices": [{"path": "/dev/of/kmsg", "type": "c", "major": "1", "minor": "11"}],
@@ -109,7 +109,7 @@ async fn a_linux_container_gets_devices_limits_of_its_process_and_of_its_cgroup_
 /// Each is refused with the plugin's name and the field's, and leaves nothing.
 #[tokio::test]
 async fn an_adjustment_that_cannot_be_made_fails_the_creation_by_name() {
-    let daemon = shell::daemon().await;
+    let daemon = shell::daemon_with(plugins()).await;
     let pod = Pod::run(&daemon, "refusals").await;
     let wasm = || container("c", tool(), &["sleep"]);
     let linux = || program("c", &["/bin/sh"]);
@@ -184,7 +184,7 @@ async fn an_adjustment_that_cannot_be_made_fails_the_creation_by_name() {
 
 #[tokio::test]
 async fn plugins_are_called_in_order_and_two_do_not_set_the_same() {
-    let daemon = daemon().await;
+    let daemon = daemon_with(plugins()).await;
     let set = |key: &str| format!(r#"{{"env": [{{"key": "{key}", "value": "1"}}]}}"#);
     let second = Plugin::start_at(
         &daemon,
@@ -224,7 +224,7 @@ async fn plugins_are_called_in_order_and_two_do_not_set_the_same() {
 
 #[tokio::test]
 async fn a_validator_sees_all_with_owners_and_can_reject_it() {
-    let daemon = daemon().await;
+    let daemon = daemon_with(plugins()).await;
     let adjust = r#"{"env": [{"key": "A", "value": "1"}]}"#;
     let adjuster = Plugin::start_at(&daemon, "50", "adjuster", &["-adjust", adjust]).await;
     let validator = Plugin::start_at(

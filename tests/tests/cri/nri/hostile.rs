@@ -12,7 +12,7 @@ use coracle_tests::client::container;
 
 #[tokio::test]
 async fn a_plugin_that_hangs_costs_its_own_requests_only_and_is_left_out() {
-    let daemon = daemon().await;
+    let daemon = daemon_with(plugins()).await;
     let flags = ["-hang", "CreateContainer", "-only", "hung"];
     let plugin = Plugin::start(&daemon, "hanger", &flags).await;
     let pod = Pod::run(&daemon, "hang").await;
@@ -56,7 +56,7 @@ async fn a_plugin_that_hangs_costs_its_own_requests_only_and_is_left_out() {
 
 #[tokio::test]
 async fn a_plugin_that_dies_in_the_middle_is_left_out_at_once() {
-    let daemon = daemon().await;
+    let daemon = daemon_with(plugins()).await;
     for event in [
         "RunPodSandbox",
         "CreateContainer",
@@ -112,7 +112,7 @@ fn request(method: &str, payload: &[u8]) -> Vec<u8> {
 
 #[tokio::test]
 async fn lies_end_the_connection_and_pods_go_on() {
-    let daemon = daemon().await;
+    let daemon = daemon_with(plugins()).await;
     let register = request("RegisterPlugin", b"\x0a\x04liar\x12\x0210");
     let lies: [Vec<u8>; 9] = [
         b"GET / HTTP/1.1\r\n\r\n".to_vec(),
@@ -152,7 +152,7 @@ async fn lies_end_the_connection_and_pods_go_on() {
 
 #[tokio::test]
 async fn a_flood_and_silent_connections_hold_little_and_harm_nobody() {
-    let daemon = daemon().await;
+    let daemon = daemon_with(plugins()).await;
     let plugin = Plugin::start(&daemon, "good", &[]).await;
     let mut silent = Vec::new();
     // More than are taken at a time: the rest is refused at once.
