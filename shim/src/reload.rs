@@ -155,7 +155,7 @@ async fn serve(mut hangup: Signal, mut requests: Requests, mut held: Held) {
                 Some(()) => None,
                 None => return,
             },
-            request = requests.recv() => request,
+            Some(reply) = requests.recv() => Some(reply),
         };
         notify(&notify::reloading());
         let outcome = held.reload();

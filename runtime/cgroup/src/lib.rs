@@ -284,6 +284,13 @@ impl Cgroup {
         }
     }
 
+    /// Reads the pressure of the cgroup into `stats`, where the kernel measures it: it changes while nothing runs, as
+    /// tasks that wait for a disk do not. Errors: the cgroup is gone.
+    pub fn read_pressure(&self, stats: &mut Stats) -> Result<(), Error> {
+        self.unified_dir()
+            .map_or(Ok(()), |dir| usage::pressure_of(dir, stats))
+    }
+
     /// Huge pages in use by size, of the sizes that the node accounts; none if the cgroup is gone.
     pub fn hugepages(&self) -> Result<Vec<HugepageStats>, Error> {
         match &*self.layout {

@@ -255,6 +255,11 @@ fn pids(dir: &StatDir, stats: &mut Stats) -> Result<(), Error> {
     Ok(())
 }
 
+/// Reads the pressure files of the cgroup in `dir`, which is in a v2 tree.
+pub(super) fn pressure_of(dir: PathBuf, stats: &mut Stats) -> Result<(), Error> {
+    pressure(&StatDir::open(dir)?, stats)
+}
+
 /// Reads the pressure files of `dir`, which is in a v2 tree.
 fn pressure(dir: &StatDir, stats: &mut Stats) -> Result<(), Error> {
     stats.cpu_pressure = dir.pressure("cpu.pressure")?;

@@ -194,10 +194,15 @@ impl CompileCache {
         blocking(move || cache.store(&at.0, &at.1, info, code)).await
     }
 
-    /// Later compilations have these limits, and modules that failed within the earlier ones are tried again.
+    /// Later compilations have these limits but that of a module's size, which others check, too; and modules that failed within the earlier ones are tried again.
     pub fn set_limits(&self, limits: CompileLimits) {
-        let before = std::mem::replace(&mut *lock(&self.limits), limits);
-        if before != limits {
+        let mut held = lock(&self.limits);
+        let module_bytes = held.module_bytes;
+        let limits = CompileLimits {
+            module_bytes,
+            ..limits
+        };
+        if std::mem::replace(&mut *held, limits) != limits {
             self.failures.forget();
         }
     }

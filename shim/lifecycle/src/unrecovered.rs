@@ -307,7 +307,8 @@ impl UnrecoveredPod {
         tracing::info!(pod = %self.id, "an unrecovered sandbox is recovered now");
         self.mailbox.close();
         let driver_mail = self.shared.registry.pod(&self.id);
-        while let Ok(message) = self.mailbox.try_recv() {
+        // The end, and not before a message that is just being put in.
+        while let Ok(message) = self.mailbox.recv().await {
             if let Some(mail) = &driver_mail {
                 let _ = mail.unbounded_send(message);
             }

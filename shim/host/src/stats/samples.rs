@@ -1,9 +1,9 @@
 //! The numbers of cgroups, read again only where something has happened since.
 //!
 //! Called by: `stats`, on a blocking thread. Calls: cgroups.
-//! Invariants: a cgroup whose processor time and memory are to the unit what they were is not read again for at most
-//! [`MAX_AGE`]: nothing ran in it, so that all its other numbers are the same, but for what the kernel does for it later
-//! (writing pages back) and limits, of which [`Samples::forget`] is told; no lock is held while a file is read.
+//! Invariants: of a cgroup whose processor time and memory are to the unit what they were only the pressure is read again
+//! for at most [`MAX_AGE`]: nothing ran in it, so that all its other numbers are the same, but for what the kernel does for
+//! it later (writing pages back) and limits, of which [`Samples::forget`] is told; no lock is held while a file is read.
 //! Must not know: what the numbers are for.
 
 use std::collections::HashMap;
@@ -38,8 +38,17 @@ impl Samples {
         let activity = cgroup.activity().map_err(|error| log(cgroup, &error));
         let activity = activity.ok()?;
         let is_quiet = |last: &&Sampled| last.activity == activity && last.seen.elapsed() < MAX_AGE;
-        if let Some(last) = self.lock().get(cgroup.path()).filter(is_quiet) {
-            return Some(last.stats);
+        let quiet = self
+            .lock()
+            .get(cgroup.path())
+            .filter(is_quiet)
+            .map(|last| last.stats);
+        if let Some(mut stats) = quiet {
+            let read = cgroup.read_pressure(&mut stats);
+            return read
+                .map_err(|error| log(cgroup, &error))
+                .ok()
+                .map(|()| stats);
         }
         let stats = cgroup.stats().map_err(|error| log(cgroup, &error)).ok()?;
         let sampled = Sampled {
