@@ -3,8 +3,9 @@
 use tonic::Code;
 
 use super::plugin::Plugin;
+use super::plugins;
 use crate::linux::shell::{self, host_dir, program, run, sh};
-use crate::site::{Pod, daemon, refused, tool};
+use crate::site::{Pod, daemon_with, refused, tool};
 use coracle_tests::client::container;
 
 #[tokio::test]

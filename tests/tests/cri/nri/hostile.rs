@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 
-use super::names;
 use super::plugin::{Plugin, socket};
-use crate::site::{Pod, daemon, eventually, tool};
+use super::{names, plugins};
+use crate::site::{Pod, daemon_with, eventually, tool};
 use coracle_tests::client::container;
 
 #[tokio::test]
