@@ -244,10 +244,14 @@ fn place(path: &str, is_override: bool) -> (String, String) {
     }
 }
 
-/// A line of a parser's message without what it quotes of the file: a header field can be a password.
+/// A line of a parser's message without the value that it shows of the file: a header field can be a password.
 fn without_values(line: &str) -> String {
-    match (line.find('"'), line.rfind('"')) {
-        (Some(first), Some(last)) => format!("{}...{}", &line[..first], &line[last + 1..]),
+    const VALUE: &str = "string \"";
+    match (line.find(VALUE), line.rfind('"')) {
+        (Some(first), Some(last)) => {
+            let before = &line[..first + VALUE.len() - 1];
+            format!("{before}...{}", &line[last + 1..])
+        }
         _ => line.to_owned(),
     }
 }

@@ -137,18 +137,14 @@ mod tests {
     #[test]
     fn what_cannot_be_meant_is_refused_with_its_key() {
         let check = |file: &NriFile| super::check(file, Path::new(RUN));
-        let socket = |run: &str| {
-            super::check(&NriFile::default(), Path::new(run))
-                .unwrap()
-                .socket
-        };
-        assert_eq!(socket(RUN), Some(USUAL_SOCKET.into()));
-        assert_eq!(socket("/run/second"), Some("/run/second/nri.sock".into()));
-        let off = NriFile {
-            enabled: false,
+        let on = NriFile {
+            enabled: true,
             ..NriFile::default()
         };
-        assert_eq!(check(&off).unwrap().socket, None);
+        let socket = |run: &str| super::check(&on, Path::new(run)).unwrap().socket;
+        assert_eq!(socket(RUN), Some(USUAL_SOCKET.into()));
+        assert_eq!(socket("/run/second"), Some("/run/second/nri.sock".into()));
+        assert_eq!(check(&NriFile::default()).unwrap().socket, None);
         let with = |change: fn(&mut NriFile)| {
             let mut file = NriFile::default();
             change(&mut file);
