@@ -119,7 +119,9 @@ fn a_container_has_a_cpuset_once_it_is_to_have_processors_of_its_own() {
     let mut second = run_in(&cgroup, "sleep 1000");
     wait_for("another", || {
         let listed = v1_file(&cgroup, "cpuset", "cgroup.procs");
-        listed.lines().any(|pid| pid == second.id().to_string())
+        let pid = i32::try_from(second.id()).unwrap();
+        listed.lines().any(|listed| listed == pid.to_string())
+            && cgroup.pids().unwrap().contains(&pid)
     });
     // What was about to join its parent's meanwhile is moved by the next change.
     let late = own.parent().unwrap().join("cgroup.procs");
