@@ -59,7 +59,7 @@ demo: ## build, then show a pod's whole life through the CRI socket (as root)
 # The daemon is built twice: with failpoints for the tests that break it, and last without, so that the
 # plain one is what lies at release/coracle. The unit tests share the build with failpoints, whose crates are
 # optimized less: half the time to compile.
-FAILPOINT_CRATES := cgroup config cri host images lifecycle network runtime sandbox shim spec wasm
+FAILPOINT_CRATES := cgroup config control cri host images lifecycle network runtime sandbox shim spec wasm
 FAILPOINT_BUILD := --features coracle-shim/failpoints \
     $(FAILPOINT_CRATES:%=--config profile.release.package.coracle-%.opt-level=1)
 UNIT_AND_END_TO_END := --lib --bins --test '*'

@@ -1,36 +1,25 @@
 //! The processes that run sandboxes.
 //!
-//! The daemon talks to a [`spawner`], which forks one [`keeper`] per pod, which forks one container process per
-//! container. That process builds its jail with coracle-sandbox, then runs a Wasm guest with coracle-wasm or executes a
+//! The daemon talks, through coracle-control, to a [`spawner`], which forks one [`keeper`] per pod, which forks one
+//! container process per container. That process builds its jail with coracle-sandbox, then runs a Wasm guest with coracle-wasm or executes a
 //! Linux program.
 //!
 //! | module | is |
 //! |---|---|
-//! | [`control`] | the protocol between daemon, spawner and keepers |
-//! | [`spawner`], [`keeper`] | the processes, and the daemon's side of each |
+//! | [`spawner`], [`keeper`] | these processes |
 //! | [`unpacker`] | the jailed process that unpacks layers |
-//! | [`process`] | a process identified by pidfd, pid and start time |
 //!
 //! Invariant: `tests/tests/architecture.rs` checks which crates depend on which, and where unsafe code is.
 //! It must not know about CRI, images or the daemon's records; jails, networks and limits are in the crates below it.
 
-pub mod control;
-#[cfg(any(test, feature = "fuzzing"))]
-#[doc(hidden)]
-pub mod fuzz;
 #[allow(unsafe_code, reason = "log threads, descriptors by number")]
 pub mod keeper;
 mod native;
-pub mod process;
 pub mod spawner;
 pub mod unpacker;
 pub mod memory {
     //! What this process's allocator holds.
     pub use coracle_sys::{give_memory_back, limit_arenas};
-}
-pub mod terminal {
-    //! Terminals that the daemon makes and resizes.
-    pub use coracle_sys::terminal::{pair, resize};
 }
 
 use coracle_spec::error::{Context as _, Error, Kind, Result};

@@ -20,7 +20,7 @@ fn chosen() -> Target {
     let all = || {
         let own = coracle_lifecycle::fuzz::TARGETS.iter();
         let images = coracle_images::fuzz::TARGETS.iter();
-        let runtime = coracle_runtime::fuzz::TARGETS
+        let runtime = coracle_control::fuzz::TARGETS
             .iter()
             .chain(coracle_network::fuzz::TARGETS)
             .chain(coracle_sandbox::fuzz::TARGETS)

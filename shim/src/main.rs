@@ -53,7 +53,7 @@ fn main() -> ExitCode {
         .collect();
     match arguments.get(1).map(String::as_str) {
         Some("spawner") => {
-            return internal(spawner::process::main(
+            return internal(spawner::main(
                 argument(&arguments, 2),
                 argument(&arguments, 3),
             ));

@@ -2,8 +2,9 @@
 //!
 //! proto, streaming, metrics, sys and spec are leaves, and so are tree and unpack, the parts of images that handle what strangers
 //! made: the jailed unpacker is the shim's, which joins unpack with the runtime's jail. Below runtime, cgroup, network
-//! and sandbox know sys and spec alone, and wasm also the jail of its compiler. Of the shim's crates, lifecycle knows
-//! images and keepers and no protocol; telemetry measures
+//! and sandbox know sys and spec alone, and wasm also the jail of its compiler; control is how the daemon and the
+//! processes of runtime speak with each other. Of the shim's crates, lifecycle knows images and control and no protocol
+//! of clients; telemetry measures
 //! what lifecycle shows; nri gives it plugins, whose protocol it alone knows; cri knows the protocol and nothing of the runtime but its leaves; host, which acts
 //! on the node, knows no protocol and no configuration file; only the binary sees all. The tests see the protocol alone, so that they drive the daemon as a kubelet does.
 
@@ -17,7 +18,7 @@ use std::process::Command;
 const PREFIX: &str = "coracle-";
 
 /// Each crate and those of ours that it may depend on, without the prefix.
-const GRAPH: [(&str, &str); 24] = [
+const GRAPH: [(&str, &str); 25] = [
     ("admin", "images lifecycle proto sys"),
     ("proto", ""),
     ("images", "tree unpack"),
@@ -25,7 +26,8 @@ const GRAPH: [(&str, &str); 24] = [
     ("unpack", ""),
     ("sys", ""),
     ("spec", ""),
-    ("runtime", "cgroup network sandbox spec sys wasm"),
+    ("control", "cgroup network sandbox spec sys"),
+    ("runtime", "cgroup control sandbox spec sys wasm"),
     ("cgroup", "spec sys"),
     ("network", "spec sys"),
     (
@@ -34,7 +36,7 @@ const GRAPH: [(&str, &str); 24] = [
     ),
     (
         "lifecycle",
-        "cgroup images metrics network runtime spec streaming",
+        "cgroup control images metrics network spec streaming",
     ),
     ("metrics", ""),
     ("nri", "lifecycle metrics proto spec"),
@@ -43,14 +45,14 @@ const GRAPH: [(&str, &str); 24] = [
     ("wasm", "sandbox spec sys"),
     (
         "host",
-        "cgroup images lifecycle network runtime sandbox spec streaming tree wasm",
+        "cgroup control images lifecycle network sandbox spec streaming tree wasm",
     ),
     ("config", "cri spec"),
     ("image-cli", "proto"),
     ("demo", "config proto spec tree"),
     (
         "shim",
-        "admin cgroup config cri demo host image-cli images lifecycle metrics network nri runtime sandbox spec streaming telemetry unpack wasm",
+        "admin cgroup config control cri demo host image-cli images lifecycle metrics network nri runtime sandbox spec streaming telemetry unpack wasm",
     ),
     ("telemetry", "cgroup images lifecycle metrics"),
     ("tests", "proto"),
@@ -114,6 +116,8 @@ fn only_the_wasm_crate_links_the_engine() {
 #[test]
 fn unsafe_code_is_where_it_is_expected() {
     const ELSEWHERE: [&str; 10] = [
+        "runtime/control/src/process.rs",
+        "runtime/control/src/spawner.rs",
         "runtime/sandbox/src/profile/compile.rs",
         "runtime/src/keeper/container_process/init.rs",
         "runtime/src/keeper/log.rs",
@@ -121,8 +125,6 @@ fn unsafe_code_is_where_it_is_expected() {
         "runtime/src/keeper/log/attach.rs",
         "runtime/src/keeper/containers/entry.rs",
         "runtime/src/native/exec.rs",
-        "runtime/src/process.rs",
-        "runtime/src/spawner.rs",
         "shim/src/check/probe.rs",
     ];
     let top = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
@@ -258,7 +260,7 @@ fn only_these_read_the_clock_that_can_be_set() {
         // Part of a file's name.
         "images/src/metadata.rs",
         // When a container started and ended, put in order by the lifecycle.
-        "runtime/src/keeper/exits.rs",
+        "runtime/control/src/exits.rs",
         // When a line was logged.
         "runtime/src/keeper/log/line.rs",
         // How long ago something was.

@@ -1,124 +1,17 @@
 //! Reads the files of a cgroup into [`Stats`], each file once.
-//! Called by this crate only. Invariant: an absent file is `None`, and so is a value that a
-//! file does not have; every other failure is an error that names the file.
+//! Called by this crate only. Invariant: an absent file is `None`, and so is a value that a file does not have.
 //! Not here: the use of the numbers.
+
+mod dir;
 
 use std::path::PathBuf;
 
-use rustix::fs::{Mode, OFlags};
-use rustix::io::Errno;
+use dir::{NO_LIMIT, StatDir};
 
 use super::error::Error;
-use super::files;
-use super::stats::{
-    Activity, DeviceIo, HugepageStats, IoStats, Pressure, Stats, SwapStats, Throttling,
-};
+use super::stats::{Activity, DeviceIo, HugepageStats, IoStats, Stats, SwapStats, Throttling};
 use super::v1::V1;
 use super::v2::V2;
-
-/// v1 writes "no limit" as the largest multiple of the page size; no machine has that much.
-const NO_LIMIT: u64 = 1 << 62;
-
-/// One open cgroup directory, or one that does not exist.
-struct StatDir {
-    dir: PathBuf,
-    opened: Option<std::os::fd::OwnedFd>,
-}
-
-impl StatDir {
-    fn open(dir: PathBuf) -> Result<Self, Error> {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let opened = match rustix::fs::open(&dir, flags, Mode::empty()) {
-            Ok(opened) => Some(opened),
-            Err(Errno::NOENT | Errno::NODEV) => None,
-            Err(errno) => return Err(Error::io("open", &dir, errno.into())),
-        };
-        Ok(Self { dir, opened })
-    }
-
-    /// The directory of a v1 controller that need not be mounted.
-    fn of(v1: &V1, controller: &str, path: &str) -> Result<Self, Error> {
-        match v1.dir(controller, path) {
-            Some(dir) => Self::open(dir),
-            None => Ok(Self {
-                dir: PathBuf::new(),
-                opened: None,
-            }),
-        }
-    }
-
-    fn text(&self, file: &str) -> Result<Option<String>, Error> {
-        let Some(dir) = &self.opened else {
-            return Ok(None);
-        };
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-        let read = rustix::fs::openat(dir, file, flags, Mode::empty()).and_then(whole);
-        match read {
-            Ok(text) => Ok(Some(text)),
-            // Absent, gone while we read, or switched off (`cgroup.pressure`).
-            Err(Errno::NOENT | Errno::NODEV | Errno::OPNOTSUPP) => Ok(None),
-            Err(errno) => Err(Error::io("read", &self.dir.join(file), errno.into())),
-        }
-    }
-
-    /// The number in `file`; `None` if there is no such file, or it contains `max`.
-    fn number(&self, file: &str) -> Result<Option<u64>, Error> {
-        match self.text(file)? {
-            Some(text) => files::parse_number(&self.dir.join(file), &text),
-            None => Ok(None),
-        }
-    }
-
-    /// Like [`StatDir::text`] of a file that every cgroup of the controller has.
-    fn required_text(&self, file: &str) -> Result<String, Error> {
-        let absent = || Error::io("read", &self.dir.join(file), Errno::NOENT.into());
-        self.text(file)?.ok_or_else(absent)
-    }
-
-    fn required_number(&self, file: &str) -> Result<u64, Error> {
-        let number = files::parse_number(&self.dir.join(file), &self.required_text(file)?)?;
-        Ok(number.unwrap_or(u64::MAX))
-    }
-
-    fn limit(&self, file: &str) -> Result<Option<u64>, Error> {
-        Ok(self.number(file)?.filter(|limit| *limit < NO_LIMIT))
-    }
-
-    fn pressure(&self, file: &str) -> Result<Option<Pressure>, Error> {
-        Ok(self.text(file)?.as_deref().and_then(Pressure::parse))
-    }
-
-    fn hugepages(&self, sizes: &[String], suffix: &str) -> Result<Vec<HugepageStats>, Error> {
-        let mut all = Vec::new();
-        for size in sizes {
-            let usage = self.number(&format!("hugetlb.{size}.{suffix}"))?;
-            all.extend(usage.map(|usage_bytes| HugepageStats {
-                page_size: size.clone(),
-                usage_bytes,
-            }));
-        }
-        Ok(all)
-    }
-}
-
-fn whole(file: std::os::fd::OwnedFd) -> Result<String, Errno> {
-    let mut text = Vec::new();
-    let mut part = [0; 4096];
-    loop {
-        match rustix::io::read(&file, &mut part) {
-            // The kernel renders each of these files whole, so that a part that is not full is the last.
-            Ok(count) => {
-                text.extend_from_slice(&part[..count]);
-                if count < part.len() {
-                    break;
-                }
-            }
-            Err(Errno::INTR) => {}
-            Err(errno) => return Err(errno),
-        }
-    }
-    String::from_utf8(text).map_err(|_| Errno::ILSEQ)
-}
 
 /// The number behind `key` in lines of `key number`.
 fn keyed(text: &str, key: &str) -> Option<u64> {
@@ -151,8 +44,8 @@ pub(super) fn v1_activity(v1: &V1, path: &str) -> Result<Activity, Error> {
 /// The huge pages that the cgroup `path` uses on a v1 node.
 pub(super) fn v1_hugepages(v1: &V1, path: &str) -> Result<Vec<HugepageStats>, Error> {
     let dir = StatDir::of(v1, "hugetlb", path)?;
-    match (&dir.opened, &v1.unified) {
-        (None, Some(unified)) => {
+    match (dir.exists(), &v1.unified) {
+        (false, Some(unified)) => {
             StatDir::open(unified.dir(path))?.hugepages(&v1.page_sizes, "current")
         }
         _ => dir.hugepages(&v1.page_sizes, "usage_in_bytes"),

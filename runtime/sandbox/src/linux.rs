@@ -113,7 +113,7 @@ impl Prepared {
     /// Makes the stage the root of this mount namespace, so that it is all that a process in the pod's user or pid
     /// namespace begins with. Errors: the kernel refuses it.
     pub fn make_stage_root(&self) -> Result<()> {
-        mounts::pivot_into_working_directory().during(|| "make the stage the root".into())
+        mounts::cover_root_with_working_directory().during(|| "make the stage the root".into())
     }
 }
 

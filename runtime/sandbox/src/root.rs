@@ -1,16 +1,14 @@
 //! A container's root: the image's layers, a writable layer on top, its volumes, and nothing of the host.
 //!
 //! Called by [`super::build`] in the node's mount namespace. What comes from the node is opened there; then the process
-//! leaves it, assembles the tree in a private tmpfs of a namespace of its own ([`super::stage`]) and makes it the root; the
-//! tmpfs disappears with the old root.
+//! leaves it, assembles the tree in a private tmpfs of a namespace of its own ([`super::stage`]) and mounts it over the
+//! empty root of that namespace; then it drops the tmpfs.
 //! Invariants: paths inside the container are resolved with openat2(2) below its root and never leave it; every mount
 //! is nosuid, nodev, noexec and has the pod's id map; read-only mounts are read-only in the kernel.
 //! It must not know why something is mounted.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
-
-use rustix::process::fchdir;
 
 use super::identity::HostIdentity;
 use super::stage::{self, Stage, cannot_map};
@@ -47,9 +45,8 @@ pub fn build(spec: &ContainerSpec, host: &HostIdentity, pod: &PodNamespaces) -> 
     let stage = Stage::apart_from_node(pod.empty()?)?;
     create_files_as(host.root)?;
     let tree = base.mount(spec, &stage, JAILED)?;
-    let target = stage.mount_point("root")?;
-    mounts::attach(tree.as_fd(), target.as_fd()).during(|| "attach the root".into())?;
-    let root = stage.mount_point("root")?;
+    mounts::cover_root(tree.as_fd()).during(|| "attach the root".into())?;
+    let root = tree;
     let options = volume::MountOptions {
         host,
         forbid: JAILED,
@@ -70,8 +67,7 @@ pub fn build(spec: &ContainerSpec, host: &HostIdentity, pod: &PodNamespaces) -> 
         mounts::set_attributes(root.as_fd(), JAILED.and_writes(true), None, false)
             .during(|| "make the root read-only".into())?;
     }
-    fchdir(&root).during(|| "enter the new root".into())?;
-    mounts::pivot_into_working_directory().during(|| "make the new root the root".into())
+    mounts::enter_covering_root(root.as_fd()).during(|| "make the new root the root".into())
 }
 
 /// From here on this process creates files as `root`, the host id of the container's own root. It keeps its

@@ -19,7 +19,7 @@ use std::os::fd::{AsFd, AsRawFd as _, OwnedFd, RawFd};
 
 use super::log::LogThread;
 use super::pid::PidNamespace;
-use crate::control::messages::{LinuxStart, StartMessage};
+use coracle_control::messages::{LinuxStart, StartMessage};
 use coracle_sandbox::PodNamespaces;
 use coracle_spec::error::{Context as _, Error, Kind, Result};
 use coracle_spec::failpoint;

@@ -23,11 +23,11 @@ use entry::{Entry, State, What, borrow, take_terminal};
 pub(super) use entry::Watch;
 
 use super::container_process::ForkedContainer;
-use super::exits::{self, now_ns};
 use super::log::LogThread;
 use super::reports::{self, ReportEvent, Reports, kill};
 use super::tokens::FIRST_WATCH;
-use crate::control::messages::{Answer, FromKeeper};
+use coracle_control::exits::{self, now_ns};
+use coracle_control::messages::{Answer, FromKeeper};
 use coracle_spec::failpoint;
 use coracle_spec::id::ContainerId;
 use coracle_spec::{Cause, Exit};

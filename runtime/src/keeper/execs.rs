@@ -11,11 +11,11 @@ use std::path::PathBuf;
 use rustix::event::epoll;
 use rustix::process::{WaitId, WaitIdOptions, waitid};
 
-use super::exits::now_ns;
 use super::reports::{self, ReportEvent, Reports, kill};
 use super::tokens::FIRST_EXEC;
-use crate::control::messages::{Answer, FromKeeper};
 use coracle_cgroup::KillList;
+use coracle_control::exits::now_ns;
+use coracle_control::messages::{Answer, FromKeeper};
 use coracle_spec::id::ContainerId;
 use coracle_spec::{Cause, Exit};
 

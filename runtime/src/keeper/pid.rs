@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use crate::control;
+use coracle_control::frame;
 use coracle_sys as sys;
 use coracle_sys::fork::Forked;
 
@@ -66,7 +66,7 @@ pub(super) fn share(
         }
         Forked::Parent { pidfd } => {
             drop(theirs);
-            let received = control::receive_one(ours.as_fd());
+            let received = frame::receive_one(ours.as_fd());
             // Read until the end: the first process closes its end when it is jailed.
             let jailed = rustix::io::retry_on_intr(|| rustix::io::read(&ours, &mut [0; 1]));
             rustix::process::waitid(
@@ -96,7 +96,7 @@ fn run_helper(pod: &str, has_user: bool) -> io::Result<()> {
             run_pause(pod)
         }
         Forked::Parent { pidfd } => {
-            let sent = control::send_one(socket.as_fd(), b"\n", pidfd.as_fd());
+            let sent = frame::send_one(socket.as_fd(), b"\n", pidfd.as_fd());
             sent.map(drop)
         }
     }

@@ -18,11 +18,11 @@ use rustix::event::epoll::{self, EventData, EventFlags};
 use super::containers::Containers;
 use super::execs::Execs;
 use super::tokens::{CHILDREN, CONNECTION, FIRST_EXEC, FIRST_WATCH, LIFELINE, LISTENER, PAUSE};
-use crate::control::messages::{
+use connection::Connection;
+use coracle_control::frame::{PAGED_PROTOCOL, PROTOCOL};
+use coracle_control::messages::{
     Answer, AttachStreams, FromKeeper, KeeperConfig, Request, ToKeeper,
 };
-use crate::control::{PAGED_PROTOCOL, PROTOCOL};
-use connection::Connection;
 use coracle_sandbox::{PodNamespaces, identity};
 use coracle_spec::error::{Context as _, Error, Result};
 use coracle_spec::id::ContainerId;

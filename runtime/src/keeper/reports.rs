@@ -10,8 +10,8 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus, waitid};
 
-use crate::control::messages::Report;
-use crate::control::receive;
+use coracle_control::frame::receive;
+use coracle_control::messages::Report;
 use coracle_spec::{Cause, MAX_CAUSE_BYTES, MAX_MESSAGE_BYTES};
 use coracle_wasm::run::TRAP_CODE;
 

@@ -8,12 +8,13 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::CWD;
+use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags,
     OpenTreeFlags, UnmountFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount,
     fsopen, mount_change, move_mount, open_tree, unmount,
 };
+use rustix::process::fchdir;
 
 /// Restrictions of a mount.
 #[derive(Clone, Copy, Debug, Default)]
@@ -284,4 +285,32 @@ pub fn pivot_into_working_directory() -> io::Result<()> {
     rustix::process::pivot_root(c".", c".")?;
     unmount(c".", UnmountFlags::DETACH)?;
     Ok(rustix::process::chdir(c"/")?)
+}
+
+/// Mounts `tree` over the root of this mount namespace, which began as a copy of an empty one: what is covered has no
+/// file.
+pub fn cover_root(tree: BorrowedFd<'_>) -> io::Result<()> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let covered = openat(CWD, "/", flags, Mode::empty())?;
+    attach(tree, covered.as_fd())
+}
+
+/// Drops the mount that is the working directory and makes `root`, which covers the namespace's root, that of this process.
+///
+/// The kernel's pivot_root(2) visits every thread of the machine; this costs the same however many pods run. The process
+/// counts as one that has changed its root: it makes no user namespace from here on.
+pub fn enter_covering_root(root: BorrowedFd<'_>) -> io::Result<()> {
+    unmount(c".", UnmountFlags::DETACH)?;
+    fchdir(root)?;
+    Ok(rustix::process::chroot(".")?)
+}
+
+/// Moves the mount that is the working directory over the root of this mount namespace and makes it that of this process.
+///
+/// Costs the same however many pods run, as [`enter_covering_root`] does.
+pub fn cover_root_with_working_directory() -> io::Result<()> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let moved = openat(CWD, ".", flags, Mode::empty())?;
+    cover_root(moved.as_fd())?;
+    Ok(rustix::process::chroot(".")?)
 }

@@ -6,8 +6,8 @@
 //! number of clients may be attached at a time, each with pipes of its own.
 //! Must not know: whether the container runs (its driver knows).
 
+use coracle_control::keeper::AttachOptions;
 use coracle_lifecycle::{AttachConfig, Error, Kind, StartRequest};
-use coracle_runtime::keeper::AttachOptions;
 use coracle_streaming::Streams;
 use tokio::sync::watch;
 

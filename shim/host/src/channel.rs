@@ -7,8 +7,8 @@
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 
+use coracle_control::terminal;
 use coracle_lifecycle::Error;
-use coracle_runtime::terminal;
 use coracle_streaming::Size;
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};

@@ -8,9 +8,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use coracle_control::exits;
+use coracle_control::keeper::Keeper;
+use coracle_control::process::Process;
 use coracle_lifecycle::{ContainerConfig, Error, Kind, Payload, Plan, PodRecord, Slot, limits};
-use coracle_runtime::keeper::{self, Keeper};
-use coracle_runtime::process::Process;
 use coracle_spec::id::{ContainerId, PodId};
 use tokio::sync::oneshot;
 
@@ -128,7 +129,7 @@ impl Host {
     pub async fn exit_code(&self, pod: &PodId, id: &ContainerId) -> Option<i32> {
         let (exits, id) = (self.layout.exits_directory(pod), id.clone());
         let read = move || {
-            let exit = keeper::read_exit(&exits, &id);
+            let exit = exits::read(&exits, &id);
             Ok(exit.ok().flatten().map(|exit| exit.code))
         };
         blocking("reading an exit record", read)
@@ -167,7 +168,7 @@ impl Host {
         tokio::spawn(async move {
             if recorded.await.is_ok() {
                 dismiss(keeper, &id);
-                let remove = move || keeper::remove_exit(&exits, &id);
+                let remove = move || exits::remove(&exits, &id);
                 let _ = tokio::task::spawn_blocking(remove).await;
             }
         });
@@ -201,7 +202,7 @@ impl Host {
         self.orphaned_leaves.forget(id);
         pass("remove.rootfs")?;
         self.discard_tree(&directory)?;
-        keeper::remove_exit(&self.layout.exits_directory(pod), id);
+        exits::remove(&self.layout.exits_directory(pod), id);
         self.parts.images.release(id.as_str());
         self.categories.release(id.as_str());
         Ok(())

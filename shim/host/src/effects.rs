@@ -8,6 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use coracle_cgroup::Limits;
+use coracle_control::keeper::{Greeting, Keeper, KeeperEvent};
+use coracle_control::process::Process;
 use coracle_images::Image;
 use coracle_lifecycle::{
     AttachConfig, ContainerConfig, ContainerUsage, ContainerView, CreatedSandbox, Details,
@@ -15,8 +17,6 @@ use coracle_lifecycle::{
     PodRecord, PodUsage, PodView, SandboxConfig, StartRequest, Started, Swept, Syncer,
 };
 use coracle_network::Attachment;
-use coracle_runtime::keeper::{Greeting, Keeper, KeeperEvent};
-use coracle_runtime::process::Process;
 use coracle_spec::IdRange;
 use coracle_spec::id::{ContainerId, PodId};
 use coracle_streaming::Streams;

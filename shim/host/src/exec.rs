@@ -19,8 +19,8 @@ pub(super) use leaf::OrphanedLeaves;
 use std::os::fd::OwnedFd;
 
 use coracle_cgroup::ExecLeaf;
+use coracle_control::keeper::{ExecOptions, ExecStreams, StartPayload};
 use coracle_lifecycle::{Error, Kind, Payload, StartRequest, WasmPlan};
-use coracle_runtime::keeper::{ExecOptions, ExecStreams, StartPayload};
 use coracle_spec::{ContainerSpec, Tool, Toolbox, Workload};
 
 use self::program::Program;

@@ -48,10 +48,10 @@ use std::sync::Arc;
 
 use coracle_cgroup::Cgroups;
 use coracle_cgroup::systemd::{Driver, Scopes};
+use coracle_control::spawner::Spawner;
 use coracle_images::Images;
 use coracle_lifecycle::{Error, Kind, Layout, Syncer};
 use coracle_network::Network;
-use coracle_runtime::spawner::Spawner;
 use coracle_sandbox::Filters;
 use coracle_sandbox::profile::ProfileCache;
 use coracle_spec::id::{ContainerId, PodId};

@@ -16,13 +16,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use coracle_cgroup::systemd;
+use coracle_control::keeper::{Greeting, Keeper, KeeperEvent};
+use coracle_control::process::Process;
+use coracle_control::spawner::NewKeeper;
 use coracle_lifecycle::{
     CreatedSandbox, Error, GREETING_TIMEOUT, Kind, NamespaceMode, PodRecord, Slot,
 };
 use coracle_network::{self as network, Attachment, Namespaces, cni};
-use coracle_runtime::keeper::{Greeting, Keeper, KeeperEvent};
-use coracle_runtime::process::Process;
-use coracle_runtime::spawner::NewKeeper;
 use coracle_spec::id::PodId;
 use futures_channel::mpsc::UnboundedReceiver;
 

@@ -7,8 +7,8 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use coracle_control::keeper::{self, Keeper, StartOptions, StartPayload};
 use coracle_lifecycle::{Error, Kind, LinuxPlan, Payload, SeccompPlan, StartRequest, Started};
-use coracle_runtime::keeper::{self, Keeper, StartOptions, StartPayload};
 use coracle_sandbox::profile::Profile;
 use coracle_spec::id::ContainerId;
 use coracle_spec::{ContainerSpec, LinuxSpec, Root, SPEC_VERSION, WasmSpec, Workload};

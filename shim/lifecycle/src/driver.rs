@@ -29,8 +29,8 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use coracle_runtime::keeper::{Keeper, KeeperEvent};
-use coracle_runtime::process::Process;
+use coracle_control::keeper::{Keeper, KeeperEvent};
+use coracle_control::process::Process;
 use coracle_spec::id::ContainerId;
 use futures_channel::mpsc::{UnboundedReceiver, unbounded};
 use futures_util::FutureExt as _;

@@ -14,8 +14,8 @@ use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
 use super::exit::run_to_the_end;
 use super::{CANNOT_START, Layout, idle};
-use crate::control::messages::Report;
 use crate::native::{self, Credentials, Label, NotExecuted};
+use coracle_control::messages::Report;
 use coracle_sandbox::{self as sandbox, PodNamespaces, linux};
 use coracle_spec::error::{Context as _, Error, Kind, Result};
 use coracle_spec::failpoint;
@@ -291,7 +291,7 @@ pub(super) fn report(report: &Report) {
 /// Reports with a descriptor. Exits on failure, because the keeper would wait for it forever.
 pub(super) fn report_with(report: &Report, fd: std::os::fd::BorrowedFd<'_>) {
     let sent = packed(report)
-        .is_some_and(|(socket, line)| crate::control::send_one(socket, &line, fd).is_ok());
+        .is_some_and(|(socket, line)| coracle_control::frame::send_one(socket, &line, fd).is_ok());
     if !sent {
         sys::fork::leave(CANNOT_START);
     }

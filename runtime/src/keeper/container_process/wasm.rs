@@ -15,7 +15,7 @@ use std::time::Duration;
 use super::exit::run_to_the_end;
 use super::idle;
 use super::init::{PAYLOAD_FD, report};
-use crate::control::messages::Report;
+use coracle_control::messages::Report;
 use coracle_sandbox as sandbox;
 use coracle_spec::error::{Context as _, Error, Kind, Result};
 use coracle_spec::{ContainerSpec, HttpServer, Workload};

@@ -8,8 +8,8 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use super::{Containers, Entry, State};
-use crate::control::messages::AttachStreams;
 use crate::keeper::log::OutputStream;
+use coracle_control::messages::AttachStreams;
 use coracle_spec::id::ContainerId;
 
 /// A client that was attached.

@@ -8,10 +8,10 @@
 use std::os::fd::OwnedFd;
 
 use super::{Containers, State};
-use crate::control::messages::ListedContainer;
+use coracle_control::messages::ListedContainer;
 
 /// Most bytes of JSON in a page: half a frame.
-const PAGE_BYTES: usize = crate::control::MAX_BODY / 2;
+const PAGE_BYTES: usize = coracle_control::frame::MAX_BODY / 2;
 /// Most descriptors in a page.
 const PAGE_FDS: usize = 128;
 /// Most exited containers that a keeper remembers; the exit records of others stay on disk.
@@ -117,8 +117,8 @@ impl Containers {
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
     use super::*;
-    use crate::control::messages::{Answer, FromKeeper};
-    use crate::control::{Frame, MAX_BODY};
+    use coracle_control::frame::{Frame, MAX_BODY};
+    use coracle_control::messages::{Answer, FromKeeper};
     use coracle_spec::id::{ContainerId, PodId};
     use coracle_spec::{Cause, Exit, MAX_CAUSE_BYTES, MAX_MESSAGE_BYTES};
 

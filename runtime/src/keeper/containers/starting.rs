@@ -1,4 +1,4 @@
-//! Answers [`Request::AwaitStart`](crate::control::messages::Request::AwaitStart): the result of a start that an
+//! Answers [`Request::AwaitStart`](coracle_control::messages::Request::AwaitStart): the result of a start that an
 //! earlier daemon requested.
 //!
 //! Called by the event loop. Invariant: every request is answered exactly once, here or when the start ends.
@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use super::{Containers, State};
-use crate::control::messages::{Answer, FromKeeper};
+use coracle_control::messages::{Answer, FromKeeper};
 use coracle_spec::id::ContainerId;
 use coracle_spec::{Cause, Exit};
 

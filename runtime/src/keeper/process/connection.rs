@@ -9,9 +9,9 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use rustix::event::epoll::{self, EventData, EventFlags};
 
 use super::EventLoop;
-use crate::control::messages::{FromKeeper, ToKeeper};
-use crate::control::{Frame, Reader, Writer};
 use crate::keeper::tokens::CONNECTION;
+use coracle_control::frame::{Frame, Reader, Writer};
+use coracle_control::messages::{FromKeeper, ToKeeper};
 
 /// The daemon's connection and its partial frames.
 pub(super) struct Connection {

@@ -7,12 +7,12 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use rustix::event::epoll::{self, EventData, EventFlags};
 
 use super::EventLoop;
-use crate::control::messages::{ExecMessage, LinuxStart, StartMessage};
 use crate::keeper::container_process::{self, ForkedContainer};
 use crate::keeper::containers::Watch;
 use crate::keeper::execs::{self, Exec, Tree};
 use crate::keeper::pid::{self, PidNamespace};
 use crate::keeper::tokens::{FIRST_EXEC, FIRST_WATCH, PAUSE};
+use coracle_control::messages::{ExecMessage, LinuxStart, StartMessage};
 use coracle_sandbox::linux::pod_shared_memory;
 use coracle_spec::PidNamespaceMode;
 use coracle_spec::error::{Context as _, Error, Kind, Result};

@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use coracle_cgroup::ExecLeaf;
+use coracle_control::process::Process;
 use coracle_lifecycle::{Error, Kind, StartRequest};
-use coracle_runtime::process::Process;
 use coracle_spec::id::ContainerId;
 
 use crate::{Host, blocking, io_error};

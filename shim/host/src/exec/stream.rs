@@ -10,9 +10,9 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use coracle_control::keeper::{Exec, ExecStreams};
+use coracle_control::terminal;
 use coracle_lifecycle::{Error, ExecConfig, Kind, Payload, StartRequest};
-use coracle_runtime::keeper::{Exec, ExecStreams};
-use coracle_runtime::terminal;
 use coracle_streaming::Streams;
 use tokio::sync::watch;
 

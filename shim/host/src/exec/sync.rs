@@ -10,8 +10,8 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use coracle_control::keeper::{Exec, ExecStreams};
 use coracle_lifecycle::{Error, ExecOutput, Kind, StartRequest};
-use coracle_runtime::keeper::{Exec, ExecStreams};
 use tokio::net::unix::pipe::Receiver;
 
 use super::budget::{Budget, Share};

@@ -10,9 +10,9 @@ use std::sync::Arc;
 use std::thread;
 
 use coracle_cgroup::systemd;
+use coracle_control::keeper;
 use coracle_lifecycle::{Error, IdMapping, Kind, NamespaceMode, PodRecord, SandboxConfig};
 use coracle_network::{self as network, Attachment, IdMaps, NamespaceConfig, Namespaces};
-use coracle_runtime::keeper;
 
 use super::plugins::network_config;
 use super::{KeeperSetup, named};

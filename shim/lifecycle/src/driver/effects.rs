@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use coracle_runtime::process::Process;
+use coracle_control::process::Process;
 use coracle_spec::PidNamespaceMode;
 use coracle_spec::id::ContainerId;
 

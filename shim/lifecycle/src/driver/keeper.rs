@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use coracle_runtime::keeper::{KeeperEvent, read_exit};
-use coracle_runtime::process::Process;
+use coracle_control::exits;
+use coracle_control::keeper::KeeperEvent;
+use coracle_control::process::Process;
 use coracle_spec::id::ContainerId;
 use coracle_spec::{Cause, Exit};
 
@@ -142,7 +143,7 @@ impl Driver {
         let directory = self.shared.host.layout().exits_directory(&self.record.id);
         let id = id.clone();
         blocking("reading an exit record", move || {
-            read_exit(&directory, &id)
+            exits::read(&directory, &id)
                 .map_err(|error| runtime_error(format!("learn how container {id} ended"), error))
         })
         .await

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use coracle_runtime::keeper::{Greeting, Keeper, KeeperEvent};
+use coracle_control::keeper::{Greeting, Keeper, KeeperEvent};
 use coracle_spec::Exit;
 use coracle_spec::id::ContainerId;
 use futures_channel::mpsc::{UnboundedReceiver, UnboundedSender};

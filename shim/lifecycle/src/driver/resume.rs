@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
+use coracle_control::keeper::{Greeting, KeeperContainer};
+use coracle_control::process::Process;
 use coracle_network::Attachment;
-use coracle_runtime::keeper::{Greeting, KeeperContainer};
-use coracle_runtime::process::Process;
 use coracle_spec::id::ContainerId;
 use coracle_spec::{Cause, Exit};
 use tracing::Instrument as _;

@@ -2,7 +2,7 @@
 //!
 //! Called by: the driver. Must not know: what follows.
 
-use coracle_runtime::keeper::KeeperEvent;
+use coracle_control::keeper::KeeperEvent;
 use futures_channel::mpsc::UnboundedReceiver;
 use serde::Serialize;
 use tokio::task::AbortHandle;

@@ -10,7 +10,7 @@ mod reboot;
 use std::sync::Arc;
 use std::time::Duration;
 
-use coracle_runtime::process::Process;
+use coracle_control::process::Process;
 use coracle_spec::id::PodId;
 
 use self::reboot::after_reboot;

@@ -9,10 +9,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use coracle_cgroup::Limits;
+use coracle_control::keeper::{Greeting, Keeper, KeeperEvent};
+use coracle_control::process::Process;
 use coracle_images::Image;
 use coracle_network::Attachment;
-use coracle_runtime::keeper::{Greeting, Keeper, KeeperEvent};
-use coracle_runtime::process::Process;
 use coracle_spec::IdRange;
 use coracle_spec::id::{ContainerId, PodId};
 use coracle_streaming::Streams;

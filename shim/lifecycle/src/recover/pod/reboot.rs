@@ -7,7 +7,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use coracle_runtime::keeper::read_exit;
+use coracle_control::exits;
 
 use crate::blocking::{io_error, runtime_error};
 use crate::clock;
@@ -56,7 +56,7 @@ fn end(
         return Ok(Ok(()));
     }
     let started_at = record.phase.run().map_or(0, |run| run.started_at);
-    let ended = match read_exit(exits, &record.id) {
+    let ended = match exits::read(exits, &record.id) {
         Ok(Some(exit)) => Ended::judge(started_at, &exit, 0, record.phase.stop_stage()),
         Ok(None) if record.phase.is_live() => lost_in_reboot(started_at),
         Ok(None) => return Ok(Ok(())),

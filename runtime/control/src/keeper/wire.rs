@@ -14,8 +14,8 @@ use tokio::net::UnixStream;
 use tokio::sync::oneshot;
 
 use super::KeeperEvent;
-use crate::control::messages::{Answer, FromKeeper};
-use crate::control::{Frame, Reader, Writer};
+use crate::frame::{Frame, Reader, Writer};
+use crate::messages::{Answer, FromKeeper};
 use coracle_spec::Exit;
 
 /// An answer and its descriptors.

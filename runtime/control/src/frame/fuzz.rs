@@ -7,8 +7,8 @@ use std::os::unix::net::UnixStream;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::messages::{FromKeeper, FromSpawner, Report, ToKeeper, ToSpawner};
 use super::{Frame, MAX_BODY, Reader, Writer};
+use crate::messages::{FromKeeper, FromSpawner, Report, ToKeeper, ToSpawner};
 
 /// Most bytes that a socket pair buffers without a reader.
 const HELD: usize = 64 << 10;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::wire::Reply;
 use super::{Greeting, Keeper, KeeperContainer, unexpected};
-use crate::control::messages::{Answer, ListedContainer, Request};
+use crate::messages::{Answer, ListedContainer, Request};
 use crate::process::Process;
 use coracle_spec::error::Result;
 

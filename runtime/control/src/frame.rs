@@ -8,7 +8,6 @@
 
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzz;
-pub mod messages;
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;

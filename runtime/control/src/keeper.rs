@@ -8,10 +8,12 @@
 mod attach;
 mod exec;
 mod greeting;
+mod socket;
 mod wire;
 
 pub use attach::{AttachOptions, Attached};
 pub use exec::{Exec, ExecOptions, ExecStreams};
+pub use socket::bind_control;
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -25,8 +27,8 @@ use tokio::sync::oneshot;
 
 use wire::{Ends, Reply, lock, run_connection};
 
-use crate::control::Frame;
-use crate::control::messages::{Answer, LinuxStart, Request, StartMessage, ToKeeper};
+use crate::frame::Frame;
+use crate::messages::{Answer, LinuxStart, Request, StartMessage, ToKeeper};
 use crate::process::Process;
 use coracle_sandbox::Filters;
 use coracle_spec::error::{Context as _, Error, Kind, Result};
@@ -136,7 +138,7 @@ impl Keeper {
     ) -> Result<(Self, Greeting, mpsc::UnboundedReceiver<KeeperEvent>)> {
         let what = || format!("connect to keeper {}", socket.display());
         let (_directory, short) =
-            super::short(socket).map_err(|e| Error::with(Kind::Gone, what(), e))?;
+            socket::short(socket).map_err(|e| Error::with(Kind::Gone, what(), e))?;
         let stream = tokio::time::timeout(deadline, UnixStream::connect(short))
             .await
             .map_err(|e| Error::with(Kind::Deadline, what(), e))?

@@ -5,7 +5,7 @@
 use std::os::fd::OwnedFd;
 
 use super::{Keeper, PROMPT, STREAMING_PROTOCOL, unexpected};
-use crate::control::messages::{Answer, AttachStreams, Request};
+use crate::messages::{Answer, AttachStreams, Request};
 use coracle_spec::error::{Error, Kind, Result};
 use coracle_spec::id::ContainerId;
 

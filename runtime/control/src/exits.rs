@@ -49,7 +49,7 @@ pub fn read(dir: &Path, container: &ContainerId) -> Result<Option<Exit>> {
 }
 
 /// The current time in nanoseconds since 1970 UTC, as in records.
-pub(super) fn now_ns() -> i64 {
+pub fn now_ns() -> i64 {
     let since = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
@@ -57,7 +57,7 @@ pub(super) fn now_ns() -> i64 {
 }
 
 /// The exit in a record; `None` if it is torn. Errors: it is complete but of another format.
-pub(super) fn decode(bytes: &[u8]) -> std::result::Result<Option<Exit>, String> {
+fn decode(bytes: &[u8]) -> std::result::Result<Option<Exit>, String> {
     let Some((header, body)) = std::str::from_utf8(bytes)
         .ok()
         .and_then(|text| text.split_once('\n'))
@@ -90,6 +90,25 @@ pub(super) fn decode(bytes: &[u8]) -> std::result::Result<Option<Exit>, String> 
 pub fn remove(dir: &Path, container: &ContainerId) {
     let _ = fs::remove_file(dir.join(container.as_str()));
     let _ = fs::remove_file(dir.join(format!("tmp-{container}")));
+}
+
+/// Fuzz target: an exit record is read only if its checksum is right. For half of the inputs the target fixes the
+/// checksum first.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn fuzz(input: &[u8]) {
+    let Ok(text) = std::str::from_utf8(input) else {
+        return;
+    };
+    let sum = |body: &str| hex(&Sha256::digest(body.as_bytes()));
+    if let (Ok(Some(_)), Some((header, body))) = (decode(input), text.split_once('\n')) {
+        let body = body.strip_suffix('\n').unwrap_or(body);
+        assert!(header.ends_with(&sum(body)), "{header}");
+    }
+    let whole = format!("coracle-exit 1 {}\n{text}\n", sum(text));
+    if let Ok(Some(exit)) = decode(whole.as_bytes()) {
+        let written = serde_json::to_string(&exit).expect("an exit is JSON");
+        assert_eq!(serde_json::from_str::<Exit>(&written).ok(), Some(exit));
+    }
 }
 
 #[cfg(test)]

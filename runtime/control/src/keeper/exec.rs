@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use tokio::sync::oneshot;
 
 use super::{Keeper, START, STREAMING_PROTOCOL, StartPayload, lock, started};
-use crate::control::messages::{ExecMessage, Request};
+use crate::messages::{ExecMessage, Request};
 use crate::process::Process;
 use coracle_cgroup::KillList;
 use coracle_sandbox::Filters;
