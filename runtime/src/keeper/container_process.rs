@@ -95,9 +95,14 @@ impl Streams {
             // A client must not block on a program that does not read.
             rustix::io::ioctl_fionbio(write, true)?;
         }
+        let out = if tty { None } else { Some([pipe()?, pipe()?]) };
+        for (read, _) in out.iter().flatten() {
+            // A container that reads its own output must not make the log's thread wait.
+            rustix::io::ioctl_fionbio(read, true)?;
+        }
         Ok(Self {
             stdin,
-            out: if tty { None } else { Some([pipe()?, pipe()?]) },
+            out,
             terminal,
             report: reports(linux.is_some())?,
         })

@@ -27,8 +27,10 @@ const STACK_BYTES: usize = 64 * 1024;
 
 /// State that keeper and log thread share.
 struct Shared {
-    /// Next log file, or -1.
+    /// Next log file, or -1. Whoever swaps a number out owns the descriptor.
     next: AtomicI32,
+    /// The thread is taking [`Self::next`].
+    switching: AtomicBool,
     /// Wakes the thread.
     wake: OwnedFd,
     /// Wakes the keeper: the thread switched to a new file, or both pipes have ended.
@@ -107,6 +109,7 @@ impl LogThread {
     pub fn start(out: OwnedFd, err: Option<OwnedFd>, file: Option<File>) -> io::Result<Self> {
         let shared = Box::new(Shared {
             next: AtomicI32::new(-1),
+            switching: AtomicBool::new(false),
             wake: event()?,
             done: event()?,
             finished: AtomicBool::new(false),
@@ -152,7 +155,9 @@ impl LogThread {
 
     /// Whether no reopen is pending.
     pub fn has_reopened(&self) -> bool {
-        self.shared.next.load(Ordering::Acquire) == -1
+        // In this order: whoever sees that the number was taken also sees that the thread is at it.
+        self.shared.next.load(Ordering::SeqCst) == -1
+            && !self.shared.switching.load(Ordering::SeqCst)
     }
 
     /// Lines lost to a full or broken disk.
@@ -162,7 +167,7 @@ impl LogThread {
 
     /// Switches to another log file; [`Self::has_reopened`] is true once it is in use.
     pub fn reopen(&self, file: OwnedFd) {
-        let old = self.shared.next.swap(file.into_raw_fd(), Ordering::AcqRel);
+        let old = self.shared.next.swap(file.into_raw_fd(), Ordering::SeqCst);
         if old >= 0 {
             drop(coracle_sys::fork::adopt(old));
         }
@@ -238,7 +243,7 @@ extern "C" fn entry(work: *mut libc::c_void) -> *mut libc::c_void {
     shared.client_pipes.iter().for_each(PipeSlots::close);
     shared.finished.store(true, Ordering::Release);
     signal(shared.done.as_raw_fd());
-    park(shared);
+    park(work, shared);
     std::ptr::null_mut()
 }
 
@@ -251,9 +256,12 @@ fn finish(work: &mut Work, shared: &Shared) {
     }
 }
 
-/// Waits to be joined: a thread that exits frees memory under locks, and a fork must not find them held.
-fn park(shared: &Shared) {
+/// Waits to be joined: a thread that exits frees memory under locks, and a fork must not find them held. A container
+/// that has closed its output still runs, and its log is rotated: nothing is written to the new file.
+fn park(work: &mut Work, shared: &Shared) {
     while !shared.leaving.load(Ordering::Acquire) {
+        take_next(work, shared);
+        close_fd(&mut work.file);
         let mut wake = libc::pollfd {
             fd: shared.wake.as_raw_fd(),
             events: libc::POLLIN,
@@ -278,11 +286,15 @@ fn close_fd(fd: &mut RawFd) {
 
 /// Switches to the next file. Lines that were cut before were written completely to the old one.
 fn take_next(work: &mut Work, shared: &Shared) {
-    let next = shared.next.load(Ordering::Acquire);
+    shared.switching.store(true, Ordering::SeqCst);
+    // Owned from here on: a file that the keeper hands over meanwhile is another one. Closing the old file may take long.
+    let next = shared.next.swap(-1, Ordering::SeqCst);
     if next >= 0 {
         close_fd(&mut work.file);
         work.file = next;
-        shared.next.store(-1, Ordering::Release);
+    }
+    shared.switching.store(false, Ordering::SeqCst);
+    if next >= 0 {
         signal(shared.done.as_raw_fd());
     }
 }
@@ -361,7 +373,8 @@ fn drain(stream: &mut Stream, slots: &PipeSlots, file: RawFd, shared: &Shared, c
         stream.lines.filled(got, now, write);
         return;
     }
-    // A terminal is non-blocking: it may have no data although poll(2) returned.
+    // Pipes and terminals are non-blocking: there may be no data although poll(2) returned, as a container can read its
+    // own output through /proc/self/fd.
     let again = [io::ErrorKind::Interrupted, io::ErrorKind::WouldBlock];
     if got == 0 || !again.contains(&io::Error::last_os_error().kind()) {
         stream.lines.finish(now, write);
@@ -411,6 +424,52 @@ mod tests {
         rustix::fs::memfd_create("log", rustix::fs::MemfdFlags::CLOEXEC)
             .unwrap()
             .into()
+    }
+
+    #[test]
+    fn a_log_whose_output_was_closed_is_reopened() {
+        let (out, out_in) = rustix::pipe::pipe().unwrap();
+        let log = LogThread::start(out, None, Some(memfile())).unwrap();
+        drop(out_in);
+        wait_for(|| log.is_finished());
+        log.acknowledge();
+        let (reader, file) = rustix::pipe::pipe().unwrap();
+        log.reopen(file);
+        wait_for(|| log.has_reopened());
+        // The file is closed, or this would wait.
+        assert_eq!(rustix::io::read(&reader, &mut [0; 1]).unwrap(), 0);
+        log.join();
+    }
+
+    /// Each rotation hands over a descriptor, which has one owner at any time.
+    #[test]
+    fn rotations_in_a_row_leave_no_descriptor_open_and_close_none_twice() {
+        let (out, out_in) = rustix::pipe::pipe().unwrap();
+        let log = LogThread::start(out, None, Some(memfile())).unwrap();
+        let mut readers = Vec::new();
+        for _ in 0..2000 {
+            let (reader, file) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::NONBLOCK).unwrap();
+            log.reopen(file);
+            readers.push(reader);
+            if readers.len() == 100 {
+                wait_for(|| log.has_reopened());
+                // The last file is in use, all others are closed.
+                let last = readers.pop().unwrap();
+                for reader in readers.drain(..) {
+                    assert_eq!(rustix::io::read(&reader, &mut [0; 1]), Ok(0));
+                }
+                readers.push(last);
+            }
+        }
+        wait_for(|| log.has_reopened());
+        rustix::io::write(&out_in, b"last\n").unwrap();
+        let mut text = [0; 200];
+        let last = readers.pop().unwrap();
+        wait_for(|| rustix::io::read(&last, &mut text).is_ok_and(|count| count > 0));
+        assert!(String::from_utf8_lossy(&text).contains("stdout F last"));
+        drop(out_in);
+        wait_for(|| log.is_finished());
+        log.join();
     }
 
     #[test]

@@ -130,6 +130,7 @@ fn check_one(
         },
         _ => MountKind::Bind,
     };
+    let is_image = config.image.is_some();
     Ok(Mount {
         source: config.host_path.clone(),
         target,
@@ -137,9 +138,10 @@ fn check_one(
         kind,
         recursive_readonly: config.recursive_read_only,
         propagation: propagation(config, setting.is_linux),
-        nosuid: config.has_option("nosuid"),
-        nodev: config.has_option("nodev"),
-        noexec: config.has_option("noexec"),
+        // An image is data to the pod that mounts it (KEP-4639).
+        nosuid: is_image || config.has_option("nosuid"),
+        nodev: is_image || config.has_option("nodev"),
+        noexec: is_image || config.has_option("noexec"),
     })
 }
 

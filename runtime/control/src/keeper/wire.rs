@@ -37,7 +37,11 @@ pub(super) async fn run_connection(
         let step = tokio::select! {
             next = requests.recv() => match next {
                 Ok((frame, request, reply)) => {
-                    lock(&waiting).insert(request, reply);
+                    let mut waiting = lock(&waiting);
+                    // A keeper may never answer a request whose caller has given up.
+                    waiting.retain(|_, reply| !reply.is_closed());
+                    waiting.insert(request, reply);
+                    drop(waiting);
                     writer.push(frame);
                     Ok(())
                 }

@@ -209,7 +209,8 @@ async fn an_image_is_a_volume_whole_or_in_part_and_never_written() {
     };
     let mut config = sh(
         "c",
-        "cat /all/top /all/sub/inner /part/inner; touch /all/x 2>/dev/null || echo refused",
+        "cat /all/top /all/sub/inner /part/inner; touch /all/x 2>/dev/null || echo refused; \
+         grep -c ' /\\(all\\|part\\) .* ro,nosuid,nodev,noexec' /proc/mounts",
     );
     config.mounts = vec![volume("/all", ""), volume("/part", "sub")];
     let ran = run(&daemon, &pod, &config).await;
@@ -218,7 +219,7 @@ async fn an_image_is_a_volume_whole_or_in_part_and_never_written() {
         [content.as_str(), image_id.as_str()].contains(&mounted.image.as_str()),
         "{mounted:?}"
     );
-    ran.says(&["top of the image", "inside", "inside", "refused"]);
+    ran.says(&["top of the image", "inside", "inside", "refused", "2"]);
     for bad in ["absent", "../..", "/etc", "out/passwd"] {
         let mut config = program(&fresh("bad"), &["/bin/true"]);
         config.mounts = vec![volume("/v", bad)];
