@@ -10,6 +10,8 @@ use std::io::{self, Read};
 
 use tar::{EntryType, Header};
 
+use crate::time::Time;
+
 /// The most that long names and PAX headers of one entry may hold together. Bytes.
 const EXTENSION_MAX_BYTES: u64 = 1 << 20;
 const BLOCK: u64 = 512;
@@ -34,8 +36,7 @@ pub(crate) struct Entry {
     pub mode: u32,
     pub uid: u64,
     pub gid: u64,
-    /// Seconds since 1970.
-    pub mtime: i64,
+    pub mtime: Time,
     /// Extended attributes: name, value.
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
@@ -57,7 +58,7 @@ struct Extensions {
     size: Option<u64>,
     uid: Option<u64>,
     gid: Option<u64>,
-    mtime: Option<i64>,
+    mtime: Option<Time>,
     xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
@@ -212,7 +213,7 @@ impl Extensions {
                 b"size" => self.size = Some(number(value)?),
                 b"uid" => self.uid = Some(number(value)?),
                 b"gid" => self.gid = Some(number(value)?),
-                b"mtime" => self.mtime = Some(seconds(value)?),
+                b"mtime" => self.mtime = Some(pax_time(value)?),
                 _ if key.starts_with(b"GNU.sparse.") => {
                     return Err(bad("sparse entries are not supported"));
                 }
@@ -245,8 +246,11 @@ impl Extensions {
                 .map_or_else(|| or_blank(&header.as_old().gid, header.gid()), Ok)?,
             mtime: match self.mtime {
                 Some(mtime) => mtime,
-                None => i64::try_from(or_blank(&header.as_old().mtime, header.mtime())?)
-                    .unwrap_or(i64::MAX),
+                None => Time {
+                    seconds: i64::try_from(or_blank(&header.as_old().mtime, header.mtime())?)
+                        .unwrap_or(i64::MAX),
+                    nanoseconds: 0,
+                },
             },
             xattrs: self.xattrs,
         };
@@ -368,13 +372,8 @@ fn number(value: &[u8]) -> io::Result<u64> {
         .ok_or_else(|| bad("a PAX number is not a number"))
 }
 
-/// The whole seconds of a PAX time, which may be negative and have a fraction.
-fn seconds(value: &[u8]) -> io::Result<i64> {
-    let text = std::str::from_utf8(value)
-        .ok()
-        .and_then(|text| text.split('.').next());
-    text.and_then(|text| text.parse().ok())
-        .ok_or_else(|| bad("a PAX time is not a number"))
+fn pax_time(value: &[u8]) -> io::Result<Time> {
+    Time::from_pax(value).ok_or_else(|| bad("a PAX time is not a number"))
 }
 
 fn bad(problem: &str) -> io::Error {

@@ -102,21 +102,33 @@ impl Layer<'_> {
         if entry.kind == EntryKind::Device {
             return Ok(());
         }
-        let path = written(self.tree.resolve(&components), entry)?;
+        let mut path = written(self.tree.resolve(&components), entry)?;
         usage.inodes += 1;
         usage.bytes += INODE_BYTES;
-        if let Some(hidden) = name.strip_prefix(b".wh.") {
-            return self.hide(hidden, path, entry);
+        match name.strip_prefix(b".wh.") {
+            Some(hidden) => self.hide(hidden, &mut path, entry)?,
+            None => self.create(archive, entry, &path, usage)?,
         }
+        written(path.restore_times(), entry)
+    }
+
+    /// Creates what the entry is.
+    fn create<R: Read>(
+        &self,
+        archive: &mut Archive<R>,
+        entry: &Entry,
+        path: &PathAt<'_>,
+        usage: &mut Usage,
+    ) -> Result<(), Verdict> {
         let done = match entry.kind {
-            EntryKind::Regular => return self.file(archive, entry, &path, usage),
-            EntryKind::Directory => self.tree.make_directory(&path, entry),
-            EntryKind::Symlink => self.tree.make_symlink(&path, entry),
-            EntryKind::Fifo => self.tree.make_fifo(&path, entry),
+            EntryKind::Regular => return self.file(archive, entry, path, usage),
+            EntryKind::Directory => self.tree.make_directory(path, entry),
+            EntryKind::Symlink => self.tree.make_symlink(path, entry),
+            EntryKind::Fifo => self.tree.make_fifo(path, entry),
             EntryKind::Hardlink => {
                 usage.inodes -= 1;
                 self.tree
-                    .make_hardlink(&path, &self.components(&entry.link)?)
+                    .make_hardlink(path, &self.components(&entry.link)?)
             }
             EntryKind::Device => Ok(()),
         };
@@ -124,13 +136,21 @@ impl Layer<'_> {
     }
 
     /// Carries out a whiteout; `hidden` is what follows `.wh.` in its name.
-    fn hide(&self, hidden: &[u8], path: PathAt<'_>, entry: &Entry) -> Result<(), Verdict> {
+    fn hide<'p>(
+        &self,
+        hidden: &'p [u8],
+        path: &mut PathAt<'p>,
+        entry: &Entry,
+    ) -> Result<(), Verdict> {
         let done = match hidden {
-            b".wh..opq" => self.tree.make_opaque(&path),
+            b".wh..opq" => self.tree.make_opaque(path),
             // Other names of this form belong to aufs, not to the image.
             other if other.starts_with(b".wh.") => Ok(()),
             b"" | b"." | b".." => return Err(bad_entry(&entry.path, "a whiteout of no file")),
-            hidden => self.tree.white_out(&path.beside(hidden)),
+            hidden => {
+                path.go_to(hidden);
+                self.tree.white_out(path)
+            }
         };
         written(done, entry)
     }

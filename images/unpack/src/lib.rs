@@ -18,11 +18,13 @@ mod archive;
 pub mod fuzzing;
 mod layer;
 mod meter;
+mod time;
 mod tree;
 mod wire;
 
 use serde::{Deserialize, Serialize};
 
+pub use meter::RATIO_FLOOR_BYTES;
 pub use tree::OPAQUE;
 pub use wire::{begin, serve, supervise};
 

@@ -9,7 +9,7 @@ use sha2::{Digest as _, Sha256};
 use crate::Limit;
 
 /// How much a layer may unpack before its ratio is checked. Bytes.
-const RATIO_FLOOR_BYTES: u64 = 64 << 20;
+pub const RATIO_FLOOR_BYTES: u64 = 64 << 20;
 
 /// Why a [`Metered`] reader stops.
 #[derive(Debug, thiserror::Error)]

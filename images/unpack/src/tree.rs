@@ -4,7 +4,8 @@
 //! Invariants: every directory is reached by `openat2` from the layer's own root with `RESOLVE_IN_ROOT` and
 //! without magic links; every last name is used with `*at` calls that do not follow links; so no name, link or
 //! order of entries reaches a file outside. Attributes that control overlayfs never come from an archive: only
-//! [`Mark`] makes a directory opaque.
+//! [`Mark`] makes a directory opaque. A directory keeps its time when something is written into it, so that it has that of
+//! its own entry, wherever in the archive this is.
 //! Not here: archives, compression, limits on amounts.
 
 use std::ffi::OsStr;
@@ -37,6 +38,8 @@ pub(crate) struct Tree<'a> {
 pub(crate) struct PathAt<'a> {
     parent: OwnedFd,
     name: &'a OsStr,
+    /// The times of the directory when it was reached.
+    times: Timestamps,
 }
 
 impl<'t> Tree<'t> {
@@ -53,6 +56,7 @@ impl<'t> Tree<'t> {
             other => other?,
         };
         Ok(PathAt {
+            times: times_of(&parent)?,
             parent,
             name: OsStr::from_bytes(name),
         })
@@ -76,7 +80,9 @@ impl<'t> Tree<'t> {
         for (index, name) in components.iter().enumerate() {
             parent = match self.directory(&components[..=index]) {
                 Err(Errno::NOENT) => {
+                    let times = times_of(&parent)?;
                     fs::mkdirat(&parent, *name, Mode::from_raw_mode(0o755))?;
+                    fs::futimens(&parent, &times)?;
                     self.directory(&components[..=index])?
                 }
                 other => other?,
@@ -135,8 +141,10 @@ impl<'t> Tree<'t> {
     /// Links to another file of this layer. Errors: `NOENT` if it is not there, `PERM` if it is not a file.
     pub(crate) fn make_hardlink(&self, path: &PathAt<'_>, target: &[&[u8]]) -> SysResult<()> {
         let (name, parents) = target.split_last().ok_or(Errno::INVAL)?;
+        let parent = self.directory(parents)?;
         let target = PathAt {
-            parent: self.directory(parents)?,
+            times: times_of(&parent)?,
+            parent,
             name: OsStr::from_bytes(name),
         };
         match target.stat()? {
@@ -168,6 +176,12 @@ impl<'t> Tree<'t> {
             path.name,
             Some(uid),
             Some(gid),
+            AtFlags::SYMLINK_NOFOLLOW,
+        )?;
+        fs::utimensat(
+            &path.parent,
+            path.name,
+            &times(entry),
             AtFlags::SYMLINK_NOFOLLOW,
         )
     }
@@ -205,12 +219,14 @@ enum Found {
 }
 
 impl<'a> PathAt<'a> {
-    /// Another name in the same directory.
-    pub(crate) fn beside(self, name: &'a [u8]) -> Self {
-        Self {
-            name: OsStr::from_bytes(name),
-            ..self
-        }
+    /// Moves to another name in the same directory.
+    pub(crate) fn go_to(&mut self, name: &'a [u8]) {
+        self.name = OsStr::from_bytes(name);
+    }
+
+    /// Gives the directory the times that it had before something was written into it.
+    pub(crate) fn restore_times(&self) -> SysResult<()> {
+        fs::futimens(&self.parent, &self.times)
     }
 
     fn stat(&self) -> SysResult<Found> {
@@ -315,10 +331,24 @@ fn owner(entry: &Entry) -> SysResult<(Uid, Gid)> {
     ))
 }
 
+/// The times of an open directory.
+fn times_of(directory: &OwnedFd) -> SysResult<Timestamps> {
+    let facts = fs::fstat(directory)?;
+    // The kernel gives less than a second, which fits.
+    let time = |tv_sec, nanoseconds: u64| Timespec {
+        tv_sec,
+        tv_nsec: nanoseconds as i64,
+    };
+    Ok(Timestamps {
+        last_access: time(facts.st_atime, facts.st_atime_nsec),
+        last_modification: time(facts.st_mtime, facts.st_mtime_nsec),
+    })
+}
+
 fn times(entry: &Entry) -> Timestamps {
     let time = Timespec {
-        tv_sec: entry.mtime,
-        tv_nsec: 0,
+        tv_sec: entry.mtime.seconds,
+        tv_nsec: entry.mtime.nanoseconds.into(),
     };
     Timestamps {
         last_access: time,

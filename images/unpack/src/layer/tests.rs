@@ -281,6 +281,57 @@ fn attributes_keep_every_byte_and_malformed_records_are_refused() {
     }
 }
 
+/// Build tools compare times, and what is written into a directory changes the directory's.
+#[test]
+fn every_entry_has_the_time_of_the_archive_to_the_nanosecond() {
+    let scratch = Scratch::new("times");
+    let at = |time: &'static [u8]| [("mtime", time)];
+    let layer = Layer::default()
+        .pax(&at(b"5.5"))
+        .dir("./")
+        .pax(&at(b"1700000000.123456789"))
+        .dir("d")
+        .pax(&at(b"-1.25"))
+        .dir("d/inner")
+        .pax(&at(b"12.0000000019"))
+        .file("d/inner/f", b"x")
+        .file("d/implied/deeper/f", b"x")
+        .file("d/.wh.gone", b"")
+        .file("d/f", b"old")
+        .file("d/f", b"new")
+        .entry(b'1', b"d/hard", b"d/f", b"")
+        .pax(&at(b"7"))
+        .entry(b'6', b"d/fifo", b"", b"")
+        .pax(&at(b"8.000001"))
+        .entry(b'2', b"d/link", b"nowhere", b"");
+    scratch.unpack(&layer).unwrap();
+    for (name, seconds, nanoseconds) in [
+        ("", 5, 500_000_000),
+        ("d", 1_700_000_000, 123_456_789),
+        ("d/inner", -2, 750_000_000),
+        ("d/inner/f", 12, 1),
+        ("d/f", 1, 0),
+        ("d/fifo", 7, 0),
+        ("d/link", 8, 1_000),
+    ] {
+        let found = fs::symlink_metadata(scratch.layer().join(name)).unwrap();
+        assert_eq!(
+            (found.mtime(), found.mtime_nsec()),
+            (seconds, nanoseconds),
+            "{name:?}"
+        );
+    }
+    for bad in [&b"1.x"[..], b"1.-5", b".", b"", b"1e3"] {
+        let layer = Layer::default().pax(&[("mtime", bad)]).file("g", b"");
+        let refused = scratch.unpack(&layer).unwrap_err();
+        assert!(
+            matches!(&refused, Verdict::Invalid(text) if text.contains("PAX time")),
+            "{:?}: {refused:?}",
+            bad.escape_ascii().to_string()
+        );
+    }
+}
+
 fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
     encoder.write_all(bytes).unwrap();
