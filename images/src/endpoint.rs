@@ -23,8 +23,8 @@ mod token;
 mod wire;
 
 use std::future::Future;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use reqwest::Method;
@@ -34,12 +34,14 @@ use tokio::time::timeout;
 pub use credentials::Credentials;
 pub(crate) use document::{Document, large_document};
 pub(crate) use names::is_loopback;
+pub(crate) use referrers::NextPage;
 pub(crate) use stream::{BlobStream, Resume};
 pub(crate) use throughput::TransferLimits;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use token::fuzz::challenge;
 
 use body::{Bound, read_bounded};
+use client::install_tls;
 use error_response::{RequestInfo, error_for_status};
 use names::{is_mirror, name};
 use throughput::Throughput;
@@ -63,6 +65,7 @@ struct Call<'a> {
     method: Method,
     /// Below the repository.
     path: &'a str,
+    query: Option<&'a str>,
     accept: &'a [&'a str],
     extra: Extra,
 }
@@ -72,6 +75,7 @@ impl<'a> Call<'a> {
         Self {
             method,
             path,
+            query: None,
             accept,
             extra: Extra::None,
         }
@@ -302,7 +306,9 @@ impl Endpoint {
         let auth = self.auth.lock().await.clone().unwrap_or_default();
         let path = format!("/{}/{}", self.repository(), call.path);
         let mut url = self.wire.url(&path, what)?;
-        if is_mirror(&self.reference, &self.upstream) {
+        url.set_query(call.query);
+        let is_named = url.query_pairs().any(|(key, _)| key == "ns");
+        if !is_named && is_mirror(&self.reference, &self.upstream) {
             // A mirror needs the name of the registry.
             url.query_pairs_mut()
                 .append_pair("ns", self.reference.registry());
@@ -384,13 +390,4 @@ impl Endpoint {
                 })
             })
     }
-}
-
-/// Gives the process a TLS implementation, unless it has one.
-fn install_tls() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        // An error means that the process already has a provider: just as good.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-    });
 }

@@ -11,9 +11,6 @@ use crate::error::Error;
 use crate::metadata::{Program, Record};
 use crate::reference::{Digest, ImageId};
 
-/// Most facts about signatures in a record; beyond it, only those of the last pull stay.
-const MAX_VERIFIED: usize = 256;
-
 /// An image that is about to be recorded. The id in its record is not final.
 #[derive(Debug)]
 pub(crate) struct Candidate {
@@ -63,10 +60,7 @@ impl Candidate {
             kept.tags.extend(self.record.tags);
             kept.digests.extend(self.record.digests);
             kept.pins.extend(self.record.pins);
-            kept.verified.extend(self.record.verified.iter().cloned());
-            if kept.verified.len() > MAX_VERIFIED {
-                kept.verified = self.record.verified;
-            }
+            kept.add_proven(self.record.proven);
             kept.kept = self.record.kept.or(kept.kept);
             return Ok(kept);
         }
@@ -110,6 +104,7 @@ pub(crate) fn drop_ambiguous_names(record: &mut Record) -> bool {
         record.digests.clear();
         record.pins.clear();
         record.of_namespace.clear();
+        record.proven.clear();
     }
     is_ambiguous
 }

@@ -31,7 +31,7 @@ use crate::metadata::{Program, Record};
 use crate::reference::{Digest, ImageId, ImageRef, Target};
 use crate::registry::Registry;
 use crate::run_config::RunConfig;
-use crate::signature::Demands;
+use crate::signature::{Demands, Facts};
 use crate::singleflight::PullRequest;
 use crate::store::Inner;
 use crate::transfers::Progress;
@@ -47,8 +47,8 @@ struct Resolved {
     /// The digest of the manifest.
     digest: Digest,
     manifest: Manifest,
-    /// The manifest as it came.
-    document: DocumentBytes,
+    /// The manifest as it came, unless it is large and not needed any more.
+    document: Option<DocumentBytes>,
 }
 
 /// The state of one pull.
@@ -168,10 +168,10 @@ impl Pull {
 
     /// Runs the pull. Returns when the image is recorded and published.
     pub(crate) async fn run(&mut self) -> Result<Arc<Image>, Error> {
-        let resolved = self.resolve().await?;
+        let mut resolved = self.resolve().await?;
         failpoint::pass("pull.manifest")?;
-        self.check_signatures(&resolved).await?;
-        let mut record = self.draft(&resolved);
+        let facts = self.check_signatures(&mut resolved).await?;
+        let mut record = self.draft(&resolved, facts);
         let Resolved {
             digest,
             manifest,
@@ -202,7 +202,7 @@ impl Pull {
     }
 
     /// The record of an image, without its content.
-    fn draft(&self, resolved: &Resolved) -> Record {
+    fn draft(&self, resolved: &Resolved, facts: Facts) -> Record {
         let manifest = &resolved.manifest;
         let mut record = Record {
             id: ImageId::new(manifest.config.digest.clone()),
@@ -218,7 +218,8 @@ impl Pull {
             removed: false,
             manifest: Some(resolved.digest.clone()),
             is_artifact: false,
-            verified: self.verified(),
+            proven: self.proven(facts),
+            verified: Facts::new(),
             of_namespace: BTreeSet::new(),
             kept: self.kept(resolved),
         };
@@ -259,7 +260,7 @@ impl Pull {
                         top,
                         digest,
                         manifest,
-                        document,
+                        document: Some(document),
                     });
                 }
                 Document::Index(entries) => {

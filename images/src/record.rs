@@ -14,7 +14,11 @@ use crate::blobs::Blobs;
 use crate::image::{Artifact, Image, Kind, LinuxImage, WasmImage};
 use crate::reference::{Digest, ImageId};
 use crate::run_config::RunConfig;
+use crate::signature::Facts;
 use crate::unpack::Usage;
+
+/// Most facts about signatures under one name of an image.
+const MAX_FACTS: usize = 256;
 
 /// The sources of all blobs: URLs of repositories, `https://host/name`.
 pub(crate) type Sources = HashMap<Digest, BTreeSet<String>>;
@@ -44,9 +48,12 @@ pub(crate) struct Record {
     /// It is an artifact: its one layer has files to mount, and it runs nothing. Older builds take it for a Linux image.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub is_artifact: bool,
-    /// What pulls have verified of its signatures, as [`crate::signature`] writes it.
+    /// What pulls have verified of its signatures, by the names that they have pulled, as [`crate::signature`] writes it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub proven: BTreeMap<String, Facts>,
+    /// The same, as earlier builds wrote it. Nothing is added.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
-    pub verified: BTreeSet<Digest>,
+    pub verified: Facts,
     /// Those of its names by which nothing but the policy of a namespace has accepted it, instead of the node's.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub of_namespace: BTreeSet<String>,
@@ -96,6 +103,7 @@ impl Record {
             digests: BTreeSet::new(),
             pins: BTreeSet::new(),
             of_namespace: BTreeSet::new(),
+            proven: BTreeMap::new(),
             removed: true,
             ..self.clone()
         }
@@ -121,8 +129,28 @@ impl Record {
             digests: self.digests.difference(digests).cloned().collect(),
             pins: remaining(&self.pins),
             of_namespace: remaining(&self.of_namespace),
+            proven: {
+                let names = self.proven.iter();
+                let names =
+                    names.filter(|(name, _)| !tags.contains(*name) && !digests.contains(*name));
+                names
+                    .map(|(name, facts)| (name.clone(), facts.clone()))
+                    .collect()
+            },
             ..self.clone()
         })
+    }
+
+    /// Takes over what another pull has verified. Under one name there are no more facts than policies of this node have
+    /// keys for; when those have changed often, only the last pull's stay.
+    pub(crate) fn add_proven(&mut self, new: BTreeMap<String, Facts>) {
+        for (name, facts) in new {
+            let known = self.proven.entry(name).or_default();
+            known.extend(facts.iter().cloned());
+            if known.len() > MAX_FACTS {
+                *known = facts;
+            }
+        }
     }
 
     /// Whether `name` is one of its names, and more than the policy of a namespace has accepted it under that.

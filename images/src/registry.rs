@@ -12,7 +12,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::config::ImagesConfig;
 use crate::endpoint::{
-    BlobStream, Credentials, Document, Endpoint, Resume, Rules, TransferLimits, is_loopback,
+    BlobStream, Credentials, Document, Endpoint, NextPage, Resume, Rules, TransferLimits,
+    is_loopback,
 };
 use crate::error::{Error, Kind as ErrorKind};
 use crate::manifest::Blob;
@@ -96,14 +97,28 @@ impl Registry {
         .await
     }
 
-    /// The index of all manifests that refer to `digest`, of at most `allowed` bytes. Errors: `NotInRegistry` if no host has
-    /// that API.
-    pub(crate) async fn referrers(&self, digest: &Digest, allowed: u64) -> Result<Document, Error> {
+    /// An index of manifests that refer to `digest`, of at most `allowed` bytes: the first page, or `page`; and the page that
+    /// follows. Errors: `NotInRegistry` if no host has that API.
+    pub(crate) async fn referrers(
+        &self,
+        digest: &Digest,
+        allowed: u64,
+        page: Option<&NextPage>,
+    ) -> Result<(Document, Option<NextPage>), Error> {
         let what = format!("referrers of {digest}");
-        self.first(Task::Pull, &what, |endpoint| {
-            endpoint.referrers(digest, allowed)
-        })
-        .await
+        let Some(page) = page else {
+            return self
+                .first(Task::Pull, &what, |endpoint| {
+                    endpoint.referrers(digest, allowed, None)
+                })
+                .await;
+        };
+        let mut hosts = self.candidates(Task::Pull);
+        let Some(endpoint) = hosts.find(|endpoint| page.is_of(endpoint)) else {
+            return Err(self.no_capable_host(Task::Pull, &what));
+        };
+        endpoint.authenticate().await?;
+        endpoint.referrers(digest, allowed, Some(page)).await
     }
 
     /// True if one of the repositories in `proven`, which have delivered this blob before, lets these credentials read

@@ -9,6 +9,7 @@
 //! Not here: other content of an image; who may pull; certificates and transparency logs.
 
 mod fetch;
+mod files;
 mod identity;
 mod key;
 mod payload;
@@ -17,4 +18,4 @@ mod rules;
 mod stored;
 
 pub use rules::check_signature_policy;
-pub(crate) use rules::{Demands, for_image};
+pub(crate) use rules::{Demands, Facts, for_image};

@@ -5,7 +5,7 @@
 //! proxies; only the client of the host itself presents a certificate or may accept any.
 //! Not here: requests.
 
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use reqwest::redirect::Policy;
@@ -74,4 +74,13 @@ pub(super) fn client(connections: Connections<'_>) -> Result<Client, reqwest::Er
         }));
     }
     builder.build()
+}
+
+/// Gives the process a TLS implementation, unless it has one.
+pub(super) fn install_tls() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        // An error means that the process already has a provider: just as good.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+    });
 }

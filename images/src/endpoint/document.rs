@@ -23,7 +23,7 @@ pub(crate) struct Document {
     /// What it was sent as: the media type alone, in lower case.
     pub content_type: Option<String>,
     is_elsewhere: bool,
-    _permit: Option<SemaphorePermit<'static>>,
+    permit: Option<SemaphorePermit<'static>>,
 }
 
 impl Document {
@@ -33,8 +33,13 @@ impl Document {
             bytes: bytes.into(),
             content_type: None,
             is_elsewhere: false,
-            _permit: permit,
+            permit,
         }
+    }
+
+    /// Whether it has one of the permits that others wait for.
+    pub(crate) fn is_large(&self) -> bool {
+        self.permit.is_some()
     }
 
     /// The error to return for a document that cannot be used: without its content if it came from another host.
@@ -80,6 +85,6 @@ pub(super) async fn read(
         bytes: body.freeze(),
         content_type,
         is_elsewhere: answer.is_elsewhere,
-        _permit: permit,
+        permit,
     })
 }

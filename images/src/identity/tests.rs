@@ -26,6 +26,7 @@ fn candidate(manifest: &str, program: Program) -> Candidate {
         removed: false,
         pins: BTreeSet::new(),
         is_artifact: false,
+        proven: BTreeMap::new(),
         verified: BTreeSet::new(),
         of_namespace: BTreeSet::new(),
         manifest: Some(Digest::of(manifest.as_bytes())),

@@ -32,7 +32,7 @@ impl Pull {
     pub(super) fn keep_manifest(
         &mut self,
         record: &Record,
-        document: Document,
+        document: Option<Document>,
     ) -> impl Future<Output = Result<(), Error>> + use<> {
         let kept = record.kept.as_ref().map(|kept| kept.manifest.clone());
         if let Some(digest) = &kept {
@@ -40,8 +40,8 @@ impl Pull {
         }
         let blobs = self.inner.blobs.clone();
         async move {
-            match kept {
-                Some(digest) => {
+            match kept.zip(document) {
+                Some((digest, document)) => {
                     let size = document.bytes.len() as u64;
                     let media_type = OCI_MANIFEST.to_owned();
                     let blob = Blob {

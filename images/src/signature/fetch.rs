@@ -12,7 +12,7 @@ use serde::Deserialize;
 
 use super::payload::{BUNDLE, SIGN_PREDICATE, Signature};
 use crate::config::Limits;
-use crate::endpoint::{ATTEMPTS, BACKOFF, BlobStream, Document};
+use crate::endpoint::{ATTEMPTS, BACKOFF, BlobStream, Document, NextPage};
 use crate::error::{Error, Kind};
 use crate::manifest::{self, Blob};
 use crate::reference::{Digest, Target};
@@ -23,6 +23,8 @@ use crate::verify::{self, Verifier};
 const MAX_SIGNATURES: usize = 64;
 /// Most referrers that one pull looks at.
 const MAX_REFERRERS: usize = 32;
+/// Most pages of a list of referrers that are read.
+const MAX_PAGES: usize = 16;
 /// Longest text of a signature. Bytes; that of the largest RSA key has 1368.
 const MAX_SIGNATURE_BYTES: usize = 8 << 10;
 /// Largest payload or bundle. Bytes.
@@ -127,7 +129,7 @@ impl<'a> Collector<'a> {
         let target = Target::Tag(format!("sha256-{}.sig", digest.hex()));
         let document = self.document(&target).await;
         match self.usable(document)? {
-            Some(document) => self.add_manifest(&target, &document).await,
+            Some(document) => self.add_manifest(&target, document).await,
             None => Ok(()),
         }
     }
@@ -137,18 +139,42 @@ impl<'a> Collector<'a> {
         if self.is_full {
             return Ok(());
         }
+        let mut page = None;
+        for _ in 0..MAX_PAGES {
+            let listed = self.referrers(digest, page.as_ref()).await;
+            let Some((listed, next)) = self.usable(listed)? else {
+                return Ok(());
+            };
+            self.add_listed(digest, listed).await?;
+            if next.is_none() || self.is_full || self.referrers_left == 0 {
+                return Ok(());
+            }
+            page = next;
+        }
+        self.problem(format!(
+            "more than {MAX_PAGES} pages of referrers; the others are not looked at"
+        ));
+        Ok(())
+    }
+
+    /// A page of the referrers of the image `digest`; all of them from a registry without this API.
+    async fn referrers(
+        &self,
+        digest: &Digest,
+        page: Option<&NextPage>,
+    ) -> Result<(Document, Option<NextPage>), Error> {
         let allowed = self.limits.max_manifest_bytes;
-        let listed = match self.registry.referrers(digest, allowed).await {
-            // It has no such API.
-            Err(error) if error.kind() == Kind::Missing => {
+        match self.registry.referrers(digest, allowed, page).await {
+            Err(error) if error.kind() == Kind::Missing && page.is_none() => {
                 let tag = Target::Tag(format!("sha256-{}", digest.hex()));
-                self.document(&tag).await
+                Ok((self.document(&tag).await?, None))
             }
             listed => listed,
-        };
-        let Some(listed) = self.usable(listed)? else {
-            return Ok(());
-        };
+        }
+    }
+
+    /// Adds the signatures in a list of referrers.
+    async fn add_listed(&mut self, digest: &Digest, listed: Document) -> Result<(), Error> {
         let what = format!("the referrers of {digest}");
         let parsed = manifest::json::<Referrers>(&what, &listed.bytes);
         let parsed = parsed.map_err(|_| unreadable(&what));
@@ -179,7 +205,7 @@ impl<'a> Collector<'a> {
         let target = Target::Digest(digest);
         let document = self.document(&target).await;
         match self.usable(document)? {
-            Some(document) => self.add_manifest(&target, &document).await,
+            Some(document) => self.add_manifest(&target, document).await,
             None => Ok(()),
         }
     }
@@ -196,12 +222,13 @@ impl<'a> Collector<'a> {
     }
 
     /// Adds the signatures in the layers of a manifest.
-    async fn add_manifest(&mut self, target: &Target, document: &Document) -> Result<(), Error> {
+    async fn add_manifest(&mut self, target: &Target, document: Document) -> Result<(), Error> {
         let what = format!("manifest {target}");
         let parsed = manifest::json::<SignatureManifest>(&what, &document.bytes);
         let Some(parsed) = self.usable(parsed.map_err(|_| unreadable(&what)))? else {
             return Ok(());
         };
+        drop(document);
         for layer in parsed.layers {
             if self.is_full {
                 break;
@@ -303,7 +330,7 @@ impl<'a> Collector<'a> {
             match read {
                 Err(error) if error.may_pass() && attempt < ATTEMPTS => {
                     tracing::debug!(digest = %blob.digest, attempt, %error, "fetching a signature again");
-                    tokio::time::sleep(BACKOFF * attempt).await;
+                    tokio::time::sleep(error.pause(BACKOFF * attempt)).await;
                     attempt += 1;
                 }
                 read => return read,

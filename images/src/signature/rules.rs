@@ -3,28 +3,34 @@
 //! Called by: the pull, which looks up the rules before its first request ([`for_image`]), and checks the signatures between
 //! manifest and blobs ([`Rules::check`]).
 //! Invariants: whatever cannot be read or verified refuses the image; each requirement of a scope must be met; a signature
-//! counts only for a digest that the pull has verified.
+//! counts only for a digest that the pull has verified; signatures are verified on a few threads that may block.
 //! Not here: requests, formats.
 
 use std::collections::BTreeSet;
-use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::Arc;
+
+use tokio::sync::Semaphore;
 
 use super::fetch::Collector;
+use super::files::{absent, namespace_policy, node_policy, read, shown};
 use super::identity::SignedIdentity;
 use super::key::PublicKey;
 use super::payload::{Claim, Signature};
 use super::policy::{Policy, Requirement};
+use crate::blobs::blocking;
 use crate::config::{ImagesConfig, Limits};
 use crate::error::Error;
 use crate::metadata::Record;
 use crate::reference::{Digest, ImageRef};
 use crate::registry::Registry;
 
-/// The longest namespace: that of a DNS label.
-const MAX_NAMESPACE_BYTES: usize = 63;
-/// The longest name in a signature that a message shows.
-const MAX_SHOWN: usize = 200;
+/// Threads that verify signatures, for all pulls: a registry may send many, and a policy may have many keys.
+static VERIFIERS: Semaphore = Semaphore::const_new(2);
+
+/// What signatures have shown of an image, to be kept with it: a digest for each requirement and each key that has met it,
+/// over the key, the requirement's identity and the image's name.
+pub(crate) type Facts = BTreeSet<Digest>;
 
 /// What a policy demands of an image before it is pulled.
 #[derive(Debug, Default)]
@@ -40,7 +46,7 @@ pub(crate) struct Demands {
 pub(crate) struct Rules {
     /// Policy and scope, for messages.
     source: String,
-    signers: Vec<Signer>,
+    signers: Arc<Vec<Signer>>,
 }
 
 /// One requirement: any of these keys, with a name that fits.
@@ -110,96 +116,29 @@ pub(super) fn rules_of(
             }),
         }
     }
-    Ok((!signers.is_empty()).then_some(Rules { source, signers }))
-}
-
-/// The node's policy, for namespaces that have none for themselves. `None`: none is configured.
-pub(super) fn node_policy(config: &ImagesConfig) -> Result<Option<(PathBuf, Policy)>, Error> {
-    let Some(path) = &config.signature_policy else {
-        return Ok(None);
-    };
-    match read(path)? {
-        Some(policy) => Ok(Some((path.clone(), policy))),
-        None => Err(absent(path)),
-    }
-}
-
-/// The policy that `namespace` has for itself.
-pub(super) fn namespace_policy(
-    config: &ImagesConfig,
-    namespace: &str,
-) -> Result<Option<(PathBuf, Policy)>, Error> {
-    let Some(dir) = config.signature_policy_dir.as_ref() else {
-        return Ok(None);
-    };
-    if namespace.is_empty() {
-        return Ok(None);
-    }
-    if !is_namespace(namespace) {
-        let problem = format!("{:?} is no name of a namespace", shown(namespace));
-        return Err(Error::signature(&dir.display().to_string(), problem));
-    }
-    let path = dir.join(format!("{namespace}.json"));
-    match read(&path)? {
-        Some(policy) => Ok(Some((path, policy))),
-        None => check_absent(dir, &path).map(|()| None),
-    }
-}
-
-/// Errors: the namespace may well have a policy, which cannot be found: a link leads nowhere, or the directory is not there.
-fn check_absent(dir: &Path, path: &Path) -> Result<(), Error> {
-    let refused =
-        |path: &Path, problem: String| Err(Error::signature(&path.display().to_string(), problem));
-    match std::fs::metadata(dir) {
-        Ok(facts) if facts.is_dir() => {}
-        Ok(_) => {
-            let problem = "images.signature_policy_dir is no directory".to_owned();
-            return refused(dir, problem);
-        }
-        Err(error) => {
-            let problem = format!("images.signature_policy_dir cannot be read: {error}");
-            return refused(dir, problem);
-        }
-    }
-    match std::fs::symlink_metadata(path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-        Err(error) => refused(path, format!("it cannot be read: {error}")),
-        Ok(_) => refused(path, "it is a link to what is not there".to_owned()),
-    }
-}
-
-fn read(path: &Path) -> Result<Option<Policy>, Error> {
-    Policy::read(path).map_err(|problem| Error::signature(&path.display().to_string(), problem))
-}
-
-fn absent(path: &Path) -> Error {
-    Error::signature(&path.display().to_string(), "it is not there".to_owned())
-}
-
-/// What a name of a file may be made of.
-fn is_namespace(name: &str) -> bool {
-    let is_plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-    (1..=MAX_NAMESPACE_BYTES).contains(&name.len()) && name.bytes().all(is_plain)
-}
-
-fn shown(text: &str) -> &str {
-    &text[..text.floor_char_boundary(MAX_SHOWN)]
+    Ok((!signers.is_empty()).then(|| Rules {
+        source,
+        signers: Arc::new(signers),
+    }))
 }
 
 impl Rules {
-    /// What a successful check has shown of `image`, to be kept with it: a digest for each requirement, over its keys, its
-    /// identity and the image's name.
-    pub(crate) fn facts(&self, image: &ImageRef) -> BTreeSet<Digest> {
-        let signers = self.signers.iter();
-        signers.map(|signer| signer.fact(image)).collect()
-    }
-
-    /// Whether pulls of `record` have shown all of that, or root has imported it under this name.
+    /// Whether pulls of `record` under this name have met each requirement by a key that it still has, or root has imported
+    /// it under this name.
     pub(super) fn are_met_by(&self, record: &Record, image: &ImageRef) -> bool {
-        record.pins.contains(&image.to_string()) || self.facts(image).is_subset(&record.verified)
+        let name = image.to_string();
+        let proven = record.proven.get(&name);
+        let mut signers = self.signers.iter();
+        record.pins.contains(&name)
+            || signers.all(|signer| {
+                let mut facts = signer.keys.iter().map(|key| signer.fact(image, [key]));
+                facts.any(|fact| proven.is_some_and(|proven| proven.contains(&fact)))
+                    || record.verified.contains(&signer.fact(image, &signer.keys))
+            })
     }
 
-    /// Checks the signatures that `registry` has for `image`, whose manifest or index has one of `digests`.
+    /// Checks the signatures that `registry` has for `image`, whose manifest or index has one of `digests`. Returns what they
+    /// have shown.
     ///
     /// Errors: [`Error::Signature`] if they do not suffice; the registry's.
     pub(crate) async fn check(
@@ -208,19 +147,23 @@ impl Rules {
         image: &ImageRef,
         digests: &[Digest],
         limits: &Limits,
-    ) -> Result<(), Error> {
+    ) -> Result<Facts, Error> {
         let mut signatures = Collector::new(registry, limits);
-        let mut refusal = Refusal::None;
+        let (mut refusal, mut judged) = (Refusal::None, 0);
         for is_tagged in [true, false] {
             for digest in digests {
                 match is_tagged {
                     true => signatures.fetch_tagged(digest).await?,
                     false => signatures.fetch_referring(digest).await?,
                 }
-                match self.judge(image, digests, &signatures.found) {
-                    Ok(()) => return Ok(()),
+                if signatures.found.len() == judged {
+                    continue;
+                }
+                match self.judge(image, digests, &mut signatures.found).await? {
+                    Ok(facts) => return Ok(facts),
                     Err(nearest) => refusal = nearest,
                 }
+                judged = signatures.found.len();
             }
         }
         let mut problem = self.explain(&refusal);
@@ -230,16 +173,25 @@ impl Rules {
         Err(Error::signature(&self.source, problem))
     }
 
-    /// Errors: the refusal of the first requirement that is not met.
-    fn judge(
+    /// What the signatures show, or the refusal of the first requirement that is not met. Errors: the daemon ends.
+    async fn judge(
         &self,
         image: &ImageRef,
         digests: &[Digest],
-        signatures: &[Signature],
-    ) -> Result<(), Refusal> {
-        self.signers
-            .iter()
-            .try_for_each(|signer| signer.judge(image, digests, signatures))
+        signatures: &mut Vec<Signature>,
+    ) -> Result<Result<Facts, Refusal>, Error> {
+        // The semaphore is never closed, so this cannot fail.
+        let permit = VERIFIERS.acquire().await.ok();
+        let (signers, taken) = (Arc::clone(&self.signers), std::mem::take(signatures));
+        let (image, digests) = (image.clone(), digests.to_vec());
+        let verify = move || {
+            let judged = judge(&signers, &image, &digests, &taken);
+            drop(permit);
+            Ok((judged, taken))
+        };
+        let (judged, given_back) = blocking("verifying signatures", verify).await?;
+        *signatures = given_back;
+        Ok(judged)
     }
 
     fn explain(&self, refusal: &Refusal) -> String {
@@ -271,40 +223,61 @@ impl Rules {
     }
 }
 
+/// What the signatures show. Errors: the refusal of the first requirement that is not met.
+fn judge(
+    signers: &[Signer],
+    image: &ImageRef,
+    digests: &[Digest],
+    signatures: &[Signature],
+) -> Result<Facts, Refusal> {
+    let mut facts = Facts::new();
+    for signer in signers {
+        facts.extend(signer.judge(image, digests, signatures)?);
+    }
+    Ok(facts)
+}
+
 impl Signer {
-    /// See [`Rules::facts`]. It stays the same from build to build.
-    fn fact(&self, image: &ImageRef) -> Digest {
-        let mut keys: Vec<Digest> = self.keys.iter().map(PublicKey::digest).collect();
+    /// One of the [`Facts`]: one of `keys` has signed. It stays the same from build to build; earlier ones have kept facts of
+    /// all keys of a requirement together.
+    fn fact<'k>(&self, image: &ImageRef, keys: impl IntoIterator<Item = &'k PublicKey>) -> Digest {
+        let mut keys: Vec<Digest> = keys.into_iter().map(PublicKey::digest).collect();
         keys.sort();
         let keys: Vec<&str> = keys.iter().map(Digest::as_str).collect();
         let text = serde_json::json!([image.to_string(), keys, self.identity]);
         Digest::of(text.to_string().as_bytes())
     }
 
-    /// Errors: how near the nearest signature came.
+    /// A fact for each key that has signed the image. Errors: none has; how near the nearest signature came.
     fn judge(
         &self,
         image: &ImageRef,
         digests: &[Digest],
         signatures: &[Signature],
-    ) -> Result<(), Refusal> {
+    ) -> Result<Facts, Refusal> {
+        let mut facts = Facts::new();
         let mut nearest = match signatures.len() {
             0 => Refusal::None,
             count => Refusal::OtherKey(count),
         };
-        for signature in signatures {
-            let mut claims = self.keys.iter().filter_map(|key| signature.claims(key));
-            let refusal = match claims.next() {
+        let pairs = signatures
+            .iter()
+            .flat_map(|signature| self.keys.iter().map(move |key| (signature, key)));
+        for (signature, key) in pairs {
+            let judged = match signature.claims(key) {
                 None => continue,
-                Some(Err(problem)) => Refusal::Unreadable(problem),
-                Some(Ok(claims)) => match self.judge_claims(image, digests, &claims) {
-                    Ok(()) => return Ok(()),
-                    Err(refusal) => refusal,
-                },
+                Some(Err(problem)) => Err(Refusal::Unreadable(problem)),
+                Some(Ok(claims)) => self.judge_claims(image, digests, &claims),
             };
-            nearest = nearest.max(refusal);
+            match judged {
+                Ok(()) => drop(facts.insert(self.fact(image, [key]))),
+                Err(refusal) => nearest = nearest.max(refusal),
+            }
         }
-        Err(nearest)
+        match facts.is_empty() {
+            true => Err(nearest),
+            false => Ok(facts),
+        }
     }
 
     fn judge_claims(

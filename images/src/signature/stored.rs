@@ -8,17 +8,19 @@
 
 use std::path::Path;
 
+use super::files::{namespace_policy, node_policy};
 use super::policy::Policy;
-use super::rules::{namespace_policy, node_policy, rules_of};
+use super::rules::rules_of;
 use crate::error::Error;
 use crate::metadata::Record;
 use crate::reference::{ImageId, ImageRef};
 use crate::store::{Images, Inner};
 
 impl Images {
-    /// Whether [`Images::check_stored`] has anything to check.
-    pub fn has_namespace_policies(&self) -> bool {
-        self.inner.config.signature_policy_dir.is_some()
+    /// Whether [`Images::check_stored`] may have anything to check.
+    pub fn has_signature_policies(&self) -> bool {
+        let config = &self.inner.config;
+        config.signature_policy_dir.is_some() || config.signature_policy.is_some()
     }
 
     /// Whether a pod of `namespace` may run or mount the image `id`, which it calls `name`: a reference; if it is none, any of

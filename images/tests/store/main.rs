@@ -17,6 +17,7 @@ mod proxy;
 mod pulls;
 mod removal;
 mod resume;
+mod signature_bounds;
 mod signatures;
 mod transfers;
 

@@ -19,13 +19,13 @@ use crate::support::{
 const COSIGN_2: &str = "application/vnd.dev.cosign.artifact.sig.v1+json";
 
 /// A store with a policy file and a directory of policies, which can be changed at any time.
-struct Node {
-    scratch: Scratch,
-    images: Images,
+pub(super) struct Node {
+    pub(super) scratch: Scratch,
+    pub(super) images: Images,
 }
 
 impl Node {
-    async fn new(policy: &Value) -> Self {
+    pub(super) async fn new(policy: &Value) -> Self {
         let scratch = Scratch::new();
         let root = scratch.0.join("root");
         std::fs::create_dir(&root).unwrap();
@@ -40,15 +40,19 @@ impl Node {
         node
     }
 
-    fn set(&self, file: &str, policy: &Value) {
+    pub(super) fn set(&self, file: &str, policy: &Value) {
         std::fs::write(self.scratch.0.join(file), policy.to_string()).unwrap();
     }
 
-    async fn pull(&self, reference: &str) -> Result<Arc<Image>, Error> {
+    pub(super) async fn pull(&self, reference: &str) -> Result<Arc<Image>, Error> {
         pull(&self.images, reference).await
     }
 
-    async fn pull_in(&self, namespace: &str, reference: &str) -> Result<Arc<Image>, Error> {
+    pub(super) async fn pull_in(
+        &self,
+        namespace: &str,
+        reference: &str,
+    ) -> Result<Arc<Image>, Error> {
         let namespace = namespace.to_owned();
         let request = PullRequest {
             namespace,
@@ -58,7 +62,7 @@ impl Node {
     }
 
     /// Pulls, expects a refusal that says `says`, and looks for what it may have left.
-    async fn refuses(&self, reference: &str, says: &str) {
+    pub(super) async fn refuses(&self, reference: &str, says: &str) {
         let refused = self.pull(reference).await.unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::Signature, "{refused}");
         assert!(
@@ -72,7 +76,7 @@ impl Node {
 }
 
 /// Everything must be signed by this key, under its own repository's name.
-fn signed_by(key: &Path) -> Value {
+pub(super) fn signed_by(key: &Path) -> Value {
     signed_as(key, &json!({"type": "matchRepository"}))
 }
 
@@ -82,16 +86,16 @@ fn signed_as(key: &Path, identity: &Value) -> Value {
     ]}}})
 }
 
-fn accept() -> Value {
+pub(super) fn accept() -> Value {
     json!({"default": [{"type": "insecureAcceptAnything"}]})
 }
 
-fn tag_of(digest: &Digest) -> String {
+pub(super) fn tag_of(digest: &Digest) -> String {
     format!("sha256-{}.sig", digest.hex())
 }
 
 /// Puts signatures at cosign's tag for `digest`.
-async fn attach(
+pub(super) async fn attach(
     registry: &Registry,
     repository: &str,
     digest: &Digest,
@@ -110,7 +114,7 @@ async fn attach(
         .await;
 }
 
-fn digest_of(manifest: &Value) -> Digest {
+pub(super) fn digest_of(manifest: &Value) -> Digest {
     manifest["digest"].as_str().unwrap().parse().unwrap()
 }
 
@@ -304,7 +308,7 @@ async fn of_an_index_it_may_be_signed_itself_or_the_manifest_that_this_node_take
 }
 
 /// Serves an image with a document that refers to it, by the API or by the tag of registries without it.
-fn serve_referrer(
+pub(super) fn serve_referrer(
     registry: &ScriptedRegistry,
     by_api: bool,
     artifact: (&str, &str),

@@ -19,7 +19,7 @@ pub(super) async fn check(
     image: &Image,
     volumes: &[Arc<Image>],
 ) -> Result<(), Error> {
-    if !images.has_namespace_policies() {
+    if !images.has_signature_policies() {
         return Ok(());
     }
     let own = (&config.user_specified_image, &config.image);
