@@ -9,16 +9,15 @@
 //! ```
 //! Invariants: the last upstream is the registry, or the `server` of its own file; only that one and mirrors on the
 //! registry's own host get its credentials (containerd sends them to every mirror); plain http is used only if the URL
-//! has it, and for hosts in `plain_http`; a file that others than root can write, or that has an unknown setting,
-//! fails the pulls of its registry and no others.
+//! has it, and for hosts in `plain_http`; a client certificate is presented to hosts that the operator has named alone
+//! (containerd presents that of `_default` to every registry); a file that others than root can write, or that has an
+//! unknown setting, fails the pulls of its registry and no others.
 //! Not here: requests; the settings of a file ([`hosts_file`]); certificates ([`certificates`]).
 
 mod certificates;
 mod hosts_file;
 mod table;
 
-use std::io::{self, Read as _};
-use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -150,30 +149,12 @@ fn find(dir: &Path, registry: &str) -> Result<Option<Found>, Error> {
     Ok(None)
 }
 
-/// The text of a file, if it is there; judged on the open file, as the configuration itself is.
+/// The text of a file, if it is there.
 fn read(path: &Path) -> Result<Option<String>, Error> {
-    let failed = |error| Error::io("read", path, error);
-    let (file, facts) = match regular_file::open(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        opened => opened.map_err(failed)?,
-    };
-    let group_writes = facts.mode() & 0o020 != 0 && facts.gid() != 0;
-    if !facts.is_file() || facts.uid() != 0 || facts.mode() & 0o002 != 0 || group_writes {
-        let problem = format!(
-            "it has mode {:04o} and owner {}:{}, must be a file that only root can write",
-            facts.mode() & 0o7777,
-            facts.uid(),
-            facts.gid()
-        );
-        return Err(Error::invalid(path.display().to_string(), problem));
-    }
-    let mut text = String::new();
-    let mut limited = file.take(MAX_BYTES + 1);
-    if limited.read_to_string(&mut text).map_err(failed)? as u64 > MAX_BYTES {
-        let problem = format!("it holds more than {MAX_BYTES} bytes");
-        return Err(Error::invalid(path.display().to_string(), problem));
-    }
-    Ok(Some(text))
+    let invalid = |problem| Error::invalid(path.display().to_string(), problem);
+    let bytes = regular_file::read_trusted(path, MAX_BYTES).map_err(invalid)?;
+    let text = bytes.map(String::from_utf8).transpose();
+    text.map_err(|_| invalid("it is not UTF-8".to_owned()))
 }
 
 #[cfg(test)]

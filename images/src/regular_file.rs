@@ -26,15 +26,33 @@ pub(crate) fn open(path: &Path) -> io::Result<(File, Metadata)> {
 /// The bytes of a file that decides what the node trusts: a regular file of at most `most` bytes that only root can write,
 /// judged on the open file. `None` if it is not there. Blocking. Errors: what is wrong, as the rest of a sentence.
 pub(crate) fn read_trusted(path: &Path, most: u64) -> Result<Option<Vec<u8>>, String> {
+    read_guarded(path, most, 0o022, "write")
+}
+
+/// As [`read_trusted`], for what is also a secret: others than root cannot read it either.
+pub(crate) fn read_secret(path: &Path, most: u64) -> Result<Option<Vec<u8>>, String> {
+    read_guarded(path, most, 0o077, "read and write")
+}
+
+/// The bytes of a file of root's whose mode has nothing of `refused`, unless it is for the group of root.
+fn read_guarded(
+    path: &Path,
+    most: u64,
+    refused: u32,
+    may: &str,
+) -> Result<Option<Vec<u8>>, String> {
     let failed = |error: io::Error| format!("it cannot be read: {error}");
     let (file, facts) = match open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         opened => opened.map_err(failed)?,
     };
-    let group_writes = facts.mode() & 0o020 != 0 && facts.gid() != 0;
-    if !facts.is_file() || facts.uid() != 0 || facts.mode() & 0o002 != 0 || group_writes {
+    let refused = match facts.gid() {
+        0 => refused & 0o007,
+        _ => refused,
+    };
+    if !facts.is_file() || facts.uid() != 0 || facts.mode() & refused != 0 {
         return Err(format!(
-            "it has mode {:04o} and owner {}:{}, must be a file that only root can write",
+            "it has mode {:04o} and owner {}:{}, must be a file that only root can {may}",
             facts.mode() & 0o7777,
             facts.uid(),
             facts.gid()

@@ -1,11 +1,11 @@
 //! The certificates of hosts: those to trust, and the one that this node presents.
 //!
 //! Called by: the parent, for the files that a `hosts.toml` names, and for those of a directory without one, which are
-//! named as Docker has them. Invariants: a file is bounded, and has what it was named for; a key is never printed.
+//! named as Docker has them. Invariants: a file is bounded, has what it was named for, and nobody but root can write it, nor
+//! read it if it has a key; a key is never printed.
 //! Blocking. Not here: what a certificate is worth.
 
 use std::fmt;
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use super::MAX_BYTES;
@@ -31,7 +31,7 @@ impl fmt::Debug for ClientIdentity {
 
 /// The certificates in a file. Errors: [`Error::Io`], [`Error::Invalid`] if there is none.
 pub(super) fn authority(path: &Path) -> Result<Vec<u8>, Error> {
-    let pem = read(path)?;
+    let pem = present(path, regular_file::read_trusted(path, MAX_BYTES))?;
     match has(&pem, "CERTIFICATE-----") {
         true => Ok(pem),
         false => Err(Error::invalid(
@@ -45,19 +45,24 @@ pub(super) fn authority(path: &Path) -> Result<Vec<u8>, Error> {
 ///
 /// Errors: [`Error::Io`], [`Error::Invalid`] if certificate or key are missing.
 pub(super) fn identity(path: &Path, key: Option<&Path>) -> Result<ClientIdentity, Error> {
-    let mut pem = authority(path)?;
-    let key_path = key.unwrap_or(path);
-    if let Some(key) = key {
-        pem.push(b'\n');
-        pem.extend_from_slice(&read(key)?);
-    }
-    match has(&pem, "PRIVATE KEY-----") {
-        true => Ok(ClientIdentity(pem)),
-        false => Err(Error::invalid(
-            key_path.display().to_string(),
-            "it has no private key in PEM without a password",
-        )),
-    }
+    let secret = |path: &Path| {
+        let pem = present(path, regular_file::read_trusted(path, MAX_BYTES))?;
+        match has(&pem, "PRIVATE KEY-----") {
+            true => present(path, regular_file::read_secret(path, MAX_BYTES)),
+            false => Err(Error::invalid(
+                path.display().to_string(),
+                "it has no private key in PEM without a password",
+            )),
+        }
+    };
+    let pem = match key {
+        None => {
+            authority(path)?;
+            secret(path)?
+        }
+        Some(key) => [authority(path)?, secret(key)?].join(&b'\n'),
+    };
+    Ok(ClientIdentity(pem))
 }
 
 /// The paths of a directory's certificates: `NAME.crt` to trust; `NAME.cert` to present, with the key in `NAME.key` if
@@ -96,17 +101,9 @@ fn has(pem: &[u8], what: &str) -> bool {
     pem.windows(what.len()).any(|part| part == what.as_bytes())
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, Error> {
-    let failed = |error| Error::io("read", path, error);
-    let invalid = |problem| Error::invalid(path.display().to_string(), problem);
-    let (file, facts) = regular_file::open(path).map_err(failed)?;
-    if !facts.is_file() {
-        return Err(invalid("it is not a regular file".to_owned()));
-    }
-    let mut bytes = Vec::new();
-    let read = file.take(MAX_BYTES + 1).read_to_end(&mut bytes);
-    if read.map_err(failed)? as u64 > MAX_BYTES {
-        return Err(invalid(format!("it holds more than {MAX_BYTES} bytes")));
-    }
-    Ok(bytes)
+/// A file that is named somewhere, so that it has to be there.
+fn present(path: &Path, read: Result<Option<Vec<u8>>, String>) -> Result<Vec<u8>, Error> {
+    let absent = || "it is not there".to_owned();
+    let bytes = read.and_then(|bytes| bytes.ok_or_else(absent));
+    bytes.map_err(|problem| Error::invalid(path.display().to_string(), problem))
 }

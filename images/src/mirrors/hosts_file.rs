@@ -45,6 +45,9 @@ impl Found {
         }
         let named = file.server.take();
         let is_named = named.is_some();
+        if self.is_default && !is_named {
+            self.shows_nobody(&file)?;
+        }
         let server = named.unwrap_or_else(|| {
             let scheme = if is_plain(registry) { "http" } else { "https" };
             Spanned::new(0..0, format!("{scheme}://{registry}"))
@@ -63,7 +66,12 @@ impl Found {
         is_plain: impl Fn(&str) -> bool,
     ) -> Result<Vec<Upstream>, Error> {
         let dir = self.path.parent().unwrap_or(Path::new("/"));
-        let files = certificates::in_directory(dir)?;
+        let mut files = certificates::in_directory(dir)?;
+        if self.is_default && !files.clients.is_empty() {
+            // containerd presents it to whatever host an image's name has.
+            tracing::warn!(directory = %dir.display(), registry, "the client certificate for all registries is not presented: name the host, by a directory or in hosts.toml");
+            files.clients.clear();
+        }
         let read = |path: &PathBuf| certificates::authority(path);
         Ok(vec![Upstream {
             authorities: files
@@ -113,6 +121,26 @@ impl Found {
             proxy: table.proxy.map(|proxy| proxy.0),
             gets_credentials: false,
             is_configured: true,
+        })
+    }
+
+    /// Refuses what would show who this node is to every host that the name of an image has.
+    fn shows_nobody(&self, file: &HostTable) -> Result<(), Error> {
+        let is_secret = |name: &&Spanned<String>| {
+            let name = name.get_ref().to_ascii_lowercase();
+            ["authorization", "cookie"].contains(&name.as_str())
+        };
+        let client = file
+            .client
+            .as_ref()
+            .map(|client| ("client", client.span().start));
+        let header = file.header.keys().find(is_secret);
+        let header = header.map(|name| (name.get_ref().as_str(), name.span().start));
+        client.or(header).map_or(Ok(()), |(what, offset)| {
+            let problem = format!(
+                "`{what}` would be shown to every registry that an image names; name the host, with `server` or [host.\"...\"]"
+            );
+            Err(self.wrong(offset, problem))
         })
     }
 

@@ -217,6 +217,35 @@ fn a_file_that_others_can_write_is_not_read() {
     assert_eq!(dir.order("r.io").len(), 2);
 }
 
+/// What stands for all registries would be shown to whatever host an image's name has.
+#[test]
+fn nobody_is_shown_who_this_node_is_without_being_named() {
+    let secrets = [
+        ("client = \"node.pem\"\n", "`client`", 1),
+        (
+            "[header]\nx = \"y\"\nAuthorization = \"secret\"\n",
+            "`Authorization`",
+            3,
+        ),
+        ("[header]\ncookie = \"secret\"\n", "`cookie`", 2),
+    ];
+    for (text, what, line) in secrets {
+        let dir = Dir::new("unnamed").with("_default", text);
+        let error = dir.find("evil.io").unwrap_err();
+        let place = format!("hosts.toml:{line}: {what} would be shown to every registry");
+        assert!(error.contains(&place), "{error}");
+        assert!(!error.contains("secret"), "{error}");
+    }
+    for text in [
+        "server = \"https://cache\"\n[header]\nauthorization = \"secret\"\n",
+        "[host.\"https://cache\".header]\nauthorization = \"secret\"\n",
+        "[header]\nx = \"y\"\n",
+    ] {
+        let dir = Dir::new("named").with("_default", text);
+        dir.find("r.io").unwrap();
+    }
+}
+
 #[test]
 fn docker_hub_is_reached_where_it_answers_and_gets_its_credentials_there() {
     let hub = ["https://registry-1.docker.io!"];

@@ -1,5 +1,7 @@
 //! Every setting of `hosts.toml`, seen by the host that it is about.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -200,6 +202,65 @@ async fn certificates_of_a_directory_without_a_file_are_those_of_its_registry() 
     pull(&site.images, &reference).await.unwrap_err();
     copy("client.key", "node.key");
     pull(&site.images, &reference).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_certificates_for_all_registries_are_trusted_and_never_presented() {
+    let site = Site::new().await;
+    let certificates = site.certificates();
+    let dir = site.scratch.0.join("certs.d/_default");
+    std::fs::create_dir(&dir).unwrap();
+    for (from, to) in [
+        ("ca.pem", "all.crt"),
+        ("client.pem", "node.cert"),
+        ("client.key", "node.key"),
+    ] {
+        std::fs::copy(certificates.0.join(from), dir.join(to)).unwrap();
+    }
+    for (asks, is_pulled) in [(false, true), (true, false)] {
+        let front = TlsFront::start(&certificates, asks, &site.registry.host).await;
+        let reference = format!("0.0.0.0:{}/app:v1", front.port());
+        let pulled = pull(&site.images, &reference).await;
+        assert_eq!(pulled.is_ok(), is_pulled, "asks for one: {asks}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn certificates_are_files_that_only_root_can_write_and_keys_that_only_root_can_read() {
+    let site = Site::new().await;
+    let certificates = site.certificates();
+    let front = TlsFront::start(&certificates, true, &site.registry.host).await;
+    let text = format!(
+        "server = \"https://{}\"\nca = \"ca.pem\"\nclient = [[\"client.pem\", \"client.key\"]]\n",
+        front.host
+    );
+    site.pull(&text).await.unwrap();
+    let (write, read) = ("only root can write", "only root can read and write");
+    for (name, mode, owner, problem) in [
+        ("ca.pem", 0o646, 0, write),
+        ("ca.pem", 0o644, 1000, write),
+        ("client.pem", 0o666, 0, write),
+        ("client.key", 0o644, 0, read),
+        ("client.key", 0o600, 1000, read),
+    ] {
+        let path = certificates.0.join(name);
+        let change = |mode, owner| {
+            std::fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
+            std::os::unix::fs::chown(&path, Some(owner), None).unwrap();
+        };
+        change(mode, owner);
+        let refused = site.pull(&text).await.unwrap_err();
+        change(0o600, 0);
+        assert_eq!(refused.kind(), ErrorKind::Invalid, "{refused}");
+        let says = format!(
+            "{name}: it has mode {mode:04o} and owner {owner}:0, must be a file that {problem}"
+        );
+        assert!(refused.to_string().contains(&says), "{refused}");
+    }
+    // The group of root may have both.
+    let key = certificates.0.join("client.key");
+    std::fs::set_permissions(&key, Permissions::from_mode(0o640)).unwrap();
+    site.pull(&text).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

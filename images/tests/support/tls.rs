@@ -45,6 +45,8 @@ impl Certificates {
         }
         let parts = ["client.pem", "client.key"].map(|name| std::fs::read(dir.join(name)).unwrap());
         std::fs::write(dir.join("both.pem"), parts.concat()).unwrap();
+        let secret = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+        std::fs::set_permissions(dir.join("both.pem"), secret).unwrap();
         Self(dir.to_owned())
     }
 
