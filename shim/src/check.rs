@@ -15,9 +15,11 @@ mod signatures;
 
 use std::io::{self, Write};
 
-use coracle_config::Config;
+use coracle_config::{Config, Proxy};
+use coracle_spec::error::chain;
 use serde::Serialize;
 
+use crate::registries;
 pub use kernel::maps_users;
 pub use signatures::log_problems as log_signature_policies;
 
@@ -99,8 +101,27 @@ pub fn examine(config: &Config) -> Report {
     findings.extend(host::findings(config));
     findings.extend(network::findings(config));
     findings.extend(directories::findings(config));
+    findings.push(proxies(config));
     findings.extend(signatures::findings(config));
     Report { findings }
+}
+
+/// Whether the proxies for registries can be used; the daemon does not start with others.
+fn proxies(config: &Config) -> Finding {
+    let subject = "registry proxy";
+    match (
+        registries::check_proxies(&config.images),
+        &config.images.proxy,
+    ) {
+        (Err(error), _) => Finding::missing(
+            subject,
+            format!("the daemon does not start: {}", chain(&error)),
+            "correct images.proxy and images.no_proxy in the configuration",
+        ),
+        (Ok(()), Proxy::None) => Finding::ok(subject, "none"),
+        (Ok(()), Proxy::Url(_)) => Finding::ok(subject, "images.proxy"),
+        (Ok(()), Proxy::Environment) => Finding::ok(subject, "that of the daemon's environment"),
+    }
 }
 
 impl Report {

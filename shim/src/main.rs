@@ -178,7 +178,9 @@ fn configuration(command: ConfigCommand) -> Outcome {
             if file.is_some() {
                 overrides.config_dir = Some(PathBuf::new());
             }
-            let files = config::files(file.as_deref().or(config.file()), &overrides)?;
+            let path = file.as_deref().or(config.file());
+            let files = config::files(path, &overrides)?;
+            registries::check_proxies(&config::load(path, &overrides)?.images)?;
             for file in &files {
                 writeln!(out, "{}: good", file.display())?;
             }

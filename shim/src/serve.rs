@@ -34,6 +34,7 @@ use crate::host_config::{host_config, live_config};
 use crate::logging;
 use crate::metrics::{self, Metrics};
 use crate::notify::{self, notify};
+use crate::registries;
 use crate::reload::{self, Held, Reloads, Targets};
 use crate::tasks;
 use crate::unpackers::Unpackers;
@@ -366,12 +367,9 @@ fn load_apparmor() {
 /// The proxies for registries. Errors: a URL of a proxy, or an entry of `no_proxy`, that cannot be used.
 fn proxies(config: &config::Images) -> Result<Proxies, coracle_images::Error> {
     let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-    match &config.proxy {
-        config::Proxy::Url(url) => return Proxies::new(url, &config.no_proxy),
-        config::Proxy::Environment => {
-            return Proxies::of_environment(variable, &config.no_proxy);
-        }
-        config::Proxy::None => {}
+    let proxies = registries::proxies(config, variable)?;
+    if config.proxy != config::Proxy::None {
+        return Ok(proxies);
     }
     for name in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"] {
         for name in [name.to_owned(), name.to_lowercase()] {
@@ -383,7 +381,7 @@ fn proxies(config: &config::Images) -> Result<Proxies, coracle_images::Error> {
             }
         }
     }
-    Ok(Proxies::default())
+    Ok(proxies)
 }
 
 fn images_config(config: &Config) -> Result<ImagesConfig, coracle_images::Error> {

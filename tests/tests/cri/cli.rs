@@ -109,6 +109,36 @@ async fn the_default_configuration_passes_its_own_check() {
     assert!(checked.status.success(), "{}", text(&checked.stderr));
 }
 
+/// What the daemon does not start with is found before it is restarted.
+#[tokio::test]
+async fn proxies_that_the_daemon_refuses_are_refused_by_the_checks() {
+    for (images, says) in [
+        ("no_proxy = [\"10.0.0.0/99\"]", "images.no_proxy"),
+        ("proxy = \"http://[::1\"", "images.proxy"),
+        (
+            "proxy_from_environment = true\nno_proxy = [\"10.0.0.0/99\"]",
+            "images.no_proxy",
+        ),
+    ] {
+        let options = Options {
+            images: format!("{images}\n"),
+            ..Options::default()
+        };
+        let daemon = Daemon::prepare(options).unwrap();
+        let file = daemon.config_path();
+        let file = file.to_str().unwrap();
+        for output in [
+            daemon.command().unwrap().output().unwrap(),
+            coracle(&["config", "check", "--config", file]),
+            coracle(&["check", "--config", file]),
+        ] {
+            let said = format!("{}{}", text(&output.stdout), text(&output.stderr));
+            assert!(!output.status.success() && said.contains(says), "{said}");
+        }
+        daemon.abandon();
+    }
+}
+
 #[tokio::test]
 async fn the_configuration_and_its_drop_ins_are_checked_and_shown_with_their_origins() {
     let daemon = Daemon::prepare(Options::default()).unwrap();
