@@ -188,7 +188,9 @@ impl Export {
         } else {
             let mut diff_ids = Vec::new();
             for chain in &record.chains {
-                let packed = layer::pack(blobs, &blobs.layer(chain), || layout.is_wanted())?;
+                let max_ratio = self.inner.config.limits.max_ratio;
+                let layer = blobs.layer(chain);
+                let packed = layer::pack(blobs, &layer, max_ratio, || layout.is_wanted())?;
                 layout.made(&packed)?;
                 made.push(packed.descriptor());
                 diff_ids.push(packed.diff_id.clone());

@@ -19,7 +19,7 @@ use crate::reference::Digest;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use coracle_unpack::fuzzing::{list, unpack_here};
 
-pub(crate) use coracle_unpack::OPAQUE;
+pub(crate) use coracle_unpack::{OPAQUE, RATIO_FLOOR_BYTES};
 
 /// Uncompressed bytes per second of CPU time that an unpacker gets; far below the speed of any machine.
 const BYTES_A_SECOND: u64 = 16 << 20;

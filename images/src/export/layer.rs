@@ -11,17 +11,18 @@ use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
+use flate2::Compression;
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, openat, readlinkat, statat};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use tar::{EntryType, Header};
 
-use super::layout::{Whole, descriptor};
+use super::layout::{Asking, Whole, descriptor};
 use super::pax::{attributes, put_name, put_record, time, value};
 use crate::blobs::{Blobs, Temporary};
 use crate::error::Error;
 use crate::reference::Digest;
-use crate::unpack::OPAQUE;
+use crate::unpack::{OPAQUE, RATIO_FLOOR_BYTES};
 
 const GZIP_LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
@@ -49,19 +50,36 @@ impl Packed {
     }
 }
 
-/// Packs the layer in `directory`. `is_wanted` ends it early, by an error. Blocking.
+/// Packs the layer in `directory` so that it unpacks to at most `max_ratio` times its size, as every import and pull demands:
+/// one of long runs of the same bytes is not compressed. `is_wanted` ends it early, by an error. Blocking.
 pub(super) fn pack(
     blobs: &Blobs,
     directory: &Path,
-    is_wanted: impl FnMut() -> io::Result<()>,
+    max_ratio: u64,
+    mut is_wanted: impl FnMut() -> io::Result<()>,
 ) -> Result<Packed, Error> {
+    let (packed, bytes) = pack_by(blobs, directory, Compression::default(), &mut is_wanted)?;
+    if bytes <= RATIO_FLOOR_BYTES || bytes / max_ratio.max(1) < packed.size {
+        return Ok(packed);
+    }
+    drop(packed);
+    let (packed, _) = pack_by(blobs, directory, Compression::none(), &mut is_wanted)?;
+    Ok(packed)
+}
+
+/// Packs a layer. Returns the bytes of the tar, too.
+fn pack_by(
+    blobs: &Blobs,
+    directory: &Path,
+    level: Compression,
+    is_wanted: &mut impl FnMut() -> io::Result<()>,
+) -> Result<(Packed, u64), Error> {
     let (file, temporary) = blobs.new_file()?;
     let path = temporary.path().to_owned();
     let write = || {
         let flags = directory_flags();
         let root = openat(CWD, directory, flags, Mode::empty())?;
         let compressed = Hashed::new(io::BufWriter::with_capacity(128 << 10, &file));
-        let level = flate2::Compression::default();
         let packer = flate2::write::GzEncoder::new(compressed, level);
         let mut walk = Walk {
             tar: tar::Builder::new(Hashed::new(packer)),
@@ -69,22 +87,24 @@ pub(super) fn pack(
             is_wanted,
         };
         walk.all(root)?;
-        let (packer, diff_id, _) = walk.tar.into_inner()?.end();
+        let (packer, diff_id, bytes) = walk.tar.into_inner()?.end();
         let (mut out, digest, size) = packer.finish()?.end();
         out.flush()?;
-        Ok((diff_id, digest, size))
+        Ok((diff_id, digest, size, bytes))
     };
     let written: io::Result<_> = write();
     let doing = "pack the layer in";
-    let (diff_id, digest, size) = written.map_err(|error| Error::io(doing, directory, error))?;
+    let (diff_id, digest, size, bytes) =
+        written.map_err(|error| Error::io(doing, directory, error))?;
     tracing::debug!(layer = %directory.display(), packed = %path.display(), size, "packed a layer");
-    Ok(Packed {
+    let packed = Packed {
         diff_id,
         digest,
         size,
         file,
         temporary,
-    })
+    };
+    Ok((packed, bytes))
 }
 
 /// Passes bytes on, and takes their digest.
@@ -260,13 +280,12 @@ impl<W: Write, F: FnMut() -> io::Result<()>> Walk<W, F> {
         let entry = Entry::new(EntryType::Regular, path, facts);
         let header = self.begin(&entry, &mut extended)?;
         let size = u64::try_from(facts.st_size).unwrap_or(0);
-        self.tar.append(
-            &header,
-            Whole {
-                bytes: File::from(file),
-                left: size,
-            },
-        )
+        let whole = Whole {
+            bytes: File::from(file),
+            left: size,
+        };
+        let asking = Asking::new(whole, &mut self.is_wanted);
+        self.tar.append(&header, asking)
     }
 
     /// Writes an empty file that means something by its name.

@@ -157,6 +157,39 @@ impl<R: Read> Read for Whole<R> {
     }
 }
 
+/// Bytes of a file between two questions whether anybody wants the rest.
+const ASK_BYTES: u64 = 4 << 20;
+
+/// A reader that ends when nobody wants the rest.
+pub(super) struct Asking<'a, R, F> {
+    bytes: R,
+    is_wanted: &'a mut F,
+    /// Bytes since the last question.
+    since: u64,
+}
+
+impl<'a, R, F: FnMut() -> io::Result<()>> Asking<'a, R, F> {
+    pub(super) fn new(bytes: R, is_wanted: &'a mut F) -> Self {
+        Self {
+            bytes,
+            is_wanted,
+            since: 0,
+        }
+    }
+}
+
+impl<R: Read, F: FnMut() -> io::Result<()>> Read for Asking<'_, R, F> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.since >= ASK_BYTES {
+            (self.is_wanted)()?;
+            self.since = 0;
+        }
+        let count = self.bytes.read(buffer)?;
+        self.since += count as u64;
+        Ok(count)
+    }
+}
+
 fn size(file: &File, path: &Path) -> Result<u64, Error> {
     let facts = file
         .metadata()

@@ -6,6 +6,7 @@
 //! Not here: what a path may be ([`crate::manifest`]), mounting.
 
 use std::fs::{self, Permissions};
+use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
@@ -68,9 +69,7 @@ impl Inner {
             return Ok(());
         }
         let draft = self.blobs.layer_draft()?;
-        let inodes = link_all(&self.blobs, draft.path(), files)?;
-        // The bytes of its files are those of the blobs.
-        let usage = Usage { bytes: 0, inodes };
+        let usage = link_all(&self.blobs, draft.path(), files)?;
         let is_ours = self.blobs.commit_layer(draft, chain, usage)?;
         if is_ours || !self.read().layers.contains_key(chain) {
             if !is_ours {
@@ -87,29 +86,75 @@ impl Inner {
     }
 }
 
-/// Gives each file its name below `directory`. Returns the number of directories.
-fn link_all(blobs: &Blobs, directory: &Path, files: &[ArtifactFile]) -> Result<u64, Error> {
-    let mut directories = 1;
+/// Gives each file its name below `directory`. Returns what that occupies besides the blobs.
+fn link_all(blobs: &Blobs, directory: &Path, files: &[ArtifactFile]) -> Result<Usage, Error> {
+    let mut usage = Usage {
+        bytes: 0,
+        inodes: 1,
+    };
     for file in files {
         for (end, _) in file.path.match_indices('/') {
             let path = directory.join(&file.path[..end]);
             match fs::create_dir(&path) {
                 Ok(()) => {
-                    directories += 1;
+                    usage.inodes += 1;
                     set_mode(&path, ENTERABLE)?;
                 }
-                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(Error::io("create directory", &path, error)),
             }
         }
         let (blob, path) = (blobs.blob(&file.blob.digest), directory.join(&file.path));
         set_mode(&blob, READ_ONLY)?;
-        fs::hard_link(&blob, &path).map_err(|error| Error::io("link", &path, error))?;
+        let copied = link_or_copy(&blob, &path)?;
+        usage.bytes += copied.unwrap_or(0);
+        usage.inodes += u64::from(copied.is_some());
     }
-    Ok(directories)
+    Ok(usage)
+}
+
+/// Gives the file another name, or copies it when it has as many as the file system allows. Returns the bytes of a copy.
+fn link_or_copy(blob: &Path, path: &Path) -> Result<Option<u64>, Error> {
+    match fs::hard_link(blob, path) {
+        Ok(()) => Ok(None),
+        Err(error) if error.kind() == ErrorKind::TooManyLinks => {
+            // With the mode of the blob.
+            let copied = fs::copy(blob, path).map_err(|error| Error::io("copy", path, error))?;
+            Ok(Some(copied))
+        }
+        Err(error) => Err(Error::io("link", path, error)),
+    }
 }
 
 fn set_mode(path: &Path, mode: u32) -> Result<(), Error> {
     fs::set_permissions(path, Permissions::from_mode(mode))
         .map_err(|error| Error::io("set the mode of", path, error))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test panics to fail")]
+mod tests {
+    use super::*;
+
+    /// ext4 gives a file 65,000 names.
+    #[test]
+    fn a_file_that_may_have_no_more_names_is_copied() {
+        let directory = tempfile::tempdir().unwrap();
+        let blob = directory.path().join("blob");
+        fs::write(&blob, "text").unwrap();
+        set_mode(&blob, READ_ONLY).unwrap();
+        for number in 0..70_000 {
+            let name = directory.path().join(number.to_string());
+            let copied = link_or_copy(&blob, &name).unwrap();
+            let facts = fs::metadata(&name).unwrap();
+            assert_eq!(
+                (facts.len(), facts.permissions().mode() & 0o777),
+                (4, READ_ONLY)
+            );
+            if copied.is_some() {
+                assert_eq!(copied, Some(4));
+                return;
+            }
+        }
+    }
 }

@@ -6,6 +6,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use coracle_images::{Error, ErrorKind, Exported, Image, Images, ImagesConfig, ImportRequest};
 use serde_json::{Value, json};
@@ -374,4 +375,61 @@ impl std::io::Write for Closed {
     fn flush(&mut self) -> std::io::Result<()> {
         Err(std::io::ErrorKind::BrokenPipe.into())
     }
+}
+
+/// One file of zeros in a layer that came uncompressed.
+fn sparse(bytes: usize) -> Parts {
+    let layer = tar_of(&[("zeros", &vec![0; bytes])]);
+    let plain = "application/vnd.oci.image.layer.v1.tar";
+    Parts::archives("linux", native(), json!({"Cmd": ["/x"]}), &[(plain, layer)])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_of_zeros_is_exported_so_that_it_can_be_imported() {
+    let (here, there) = (Scratch::new(), Scratch::new());
+    let images = open(&here.0).await;
+    let image = import(&images, &here.0, &layout(&sparse(80 << 20))).await;
+    let (archive, exported) = export(&images, NAME).await.unwrap();
+    assert!(!exported[0].is_as_received);
+    let again = import(&open(&there.0).await, &there.0, &archive).await;
+    assert_eq!(again.repo_tags, image.repo_tags);
+}
+
+/// Counts how often it is asked whether somebody still reads, and has nobody from some time on.
+struct Reader {
+    asked: Arc<AtomicUsize>,
+    leaves_after: usize,
+}
+
+impl std::io::Write for Reader {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        match self.asked.fetch_add(1, Ordering::Relaxed) < self.leaves_after {
+            true => Ok(()),
+            false => Err(std::io::ErrorKind::BrokenPipe.into()),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn packing_a_large_file_ends_soon_after_its_reader_has_left() {
+    let scratch = Scratch::new();
+    let images = open(&scratch.0).await;
+    import(&images, &scratch.0, &layout(&sparse(64 << 20))).await;
+    let pack = async |leaves_after| {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let reader = Reader {
+            asked: asked.clone(),
+            leaves_after,
+        };
+        let export = images.export(NAME, None).await.unwrap();
+        let done = tokio::task::spawn_blocking(move || export.write_to(reader));
+        (done.await.unwrap().is_ok(), asked.load(Ordering::Relaxed))
+    };
+    let (is_whole, asked) = pack(usize::MAX).await;
+    assert!(is_whole && asked >= 10, "asked {asked} times");
+    assert_eq!(pack(8).await, (false, 9));
 }

@@ -2,13 +2,13 @@
 //!
 //! Called by: the commands; `pack` pushes what it has made. Calls: `export` (an image of the store becomes a layout in a
 //! temporary file), `source`, `registry`.
-//! Invariants: a manifest is pushed after all that it names, so that nobody sees half an image; the tag comes last.
+//! Invariants: a manifest is pushed after all that it names, so that nobody sees half an image; the tag comes last; each
+//! document and each blob is sent once, and one file is open at a time.
 //! Must not know: what the image holds.
 
 use std::collections::HashSet;
-use std::fs::File;
 use std::io::Cursor;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use clap::Args;
 use coracle_proto::archives::v1::ExportRequest;
@@ -25,6 +25,9 @@ use crate::source::{Descriptor, Source};
 
 /// Most indexes inside indexes.
 const MAX_DEPTH: u32 = 4;
+
+/// Most manifests and blobs of an image.
+const MAX_NAMED: usize = 100_000;
 
 /// Arguments of `push`.
 #[derive(Debug, Args)]
@@ -87,7 +90,8 @@ pub(crate) async fn run(
 
 /// An image of the daemon, as a layout in a temporary file without a name.
 async fn stored(mut client: Client, args: &PushArgs) -> Result<Source, Error> {
-    let made = temporary();
+    // Gone when it is closed, in TMPDIR.
+    let made = tempfile::tempfile();
     let mut file = made.map_err(|error| Error::because("make a temporary file", error))?;
     let request = ExportRequest {
         image: args.source.clone(),
@@ -97,21 +101,6 @@ async fn stored(mut client: Client, args: &PushArgs) -> Result<Source, Error> {
         Received::Whole(_) => Source::tar(args.source.clone(), file),
         Received::NotWanted => Err(Error::new("the temporary file was closed")),
     }
-}
-
-/// A file that is gone when it is closed, in TMPDIR.
-fn temporary() -> std::io::Result<File> {
-    let name = format!("coracle-push-{}", std::process::id());
-    let path: PathBuf = std::env::temp_dir().join(name);
-    let mut options = File::options();
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    let file = options
-        .read(true)
-        .write(true)
-        .create_new(true)
-        .open(&path)?;
-    std::fs::remove_file(&path)?;
-    Ok(file)
 }
 
 /// The one image of a layout, or that with the name to push.
@@ -152,26 +141,13 @@ struct Transfer<'a> {
 impl Transfer<'_> {
     /// Pushes what the image names, then its manifest or index, by the tag.
     async fn image(&self, image: &Descriptor) -> Result<(), Error> {
-        let mut pending = vec![(image.clone(), 0)];
-        let mut documents = Vec::new();
-        let mut blobs = Vec::new();
-        // Indexes first: what they name has to be pushed before them.
-        while let Some((document, depth)) = pending.pop() {
-            let (bytes, named) = self.source.document(&document)?;
-            match document.is_index() {
-                true if depth < MAX_DEPTH => {
-                    pending.extend(named.into_iter().map(|inner| (inner, depth + 1)));
-                }
-                true => return Err(Error::new("indexes lie in indexes, more than four deep")),
-                false => blobs.extend(named),
-            }
-            documents.push((document, bytes));
-        }
-        self.blobs(blobs).await?;
-        let top = documents.len();
-        for (at, (document, bytes)) in documents.into_iter().enumerate().rev() {
-            let by_digest = (at > 0 && top > 1).then_some(document.digest.as_str());
-            let media_type = media_type(&document, &bytes);
+        let mut content = Content::default();
+        content.add(self.source, image, 0)?;
+        self.blobs(content.blobs).await?;
+        for document in &content.documents {
+            let (bytes, _) = self.source.document(document)?;
+            let by_digest = (document.digest != image.digest).then_some(document.digest.as_str());
+            let media_type = media_type(document, &bytes);
             self.repository
                 .manifest(bytes, &media_type, by_digest)
                 .await?;
@@ -179,22 +155,59 @@ impl Transfer<'_> {
         Ok(())
     }
 
-    async fn blobs(&self, blobs: Vec<Descriptor>) -> Result<(), Error> {
-        let mut seen = HashSet::new();
+    async fn blobs(&self, blobs: Vec<String>) -> Result<(), Error> {
         let mut missing = Vec::new();
-        for blob in blobs {
-            if seen.insert(blob.digest.clone()) && !self.repository.has(&blob.digest).await {
-                let piece = self.source.blob(&blob.digest)?;
-                self.count.expect(piece.size());
-                missing.push((blob.digest, piece));
+        for digest in blobs {
+            if !self.repository.has(&digest).await {
+                self.count.expect(self.source.blob(&digest)?.size());
+                missing.push(digest);
             }
         }
-        for (digest, piece) in missing {
+        for digest in missing {
+            let piece = self.source.blob(&digest)?;
             let size = piece.size();
             self.repository
                 .blob(&digest, size, piece, self.count)
                 .await?;
         }
+        Ok(())
+    }
+}
+
+/// What an image consists of, each once.
+#[derive(Default)]
+struct Content {
+    seen: HashSet<String>,
+    /// Manifests and indexes, each after those that it names.
+    documents: Vec<Descriptor>,
+    /// Digests of configs and layers.
+    blobs: Vec<String>,
+}
+
+impl Content {
+    /// Adds a manifest or an index, `depth` indexes below the first, with all that it names.
+    fn add(&mut self, source: &Source, document: &Descriptor, depth: u32) -> Result<(), Error> {
+        if !self.seen.insert(document.digest.clone()) {
+            return Ok(());
+        }
+        if self.seen.len() > MAX_NAMED {
+            return Err(Error::new(format!(
+                "the image names more than {MAX_NAMED} manifests and blobs"
+            )));
+        }
+        let (_, named) = source.document(document)?;
+        for inner in named {
+            if !document.is_index() {
+                if self.seen.insert(inner.digest.clone()) {
+                    self.blobs.push(inner.digest);
+                }
+            } else if depth < MAX_DEPTH {
+                self.add(source, &inner, depth + 1)?;
+            } else {
+                return Err(Error::new("indexes lie in indexes, more than four deep"));
+            }
+        }
+        self.documents.push(document.clone());
         Ok(())
     }
 }
@@ -229,4 +242,83 @@ pub(crate) async fn packed(
             .await
     };
     counted(&format!("pushing {reference}"), &count, work).await
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+
+    /// A layout that is filled by hand.
+    struct Layout(tempfile::TempDir);
+
+    impl Layout {
+        fn new() -> Self {
+            let layout = Self(tempfile::tempdir().unwrap());
+            fs::create_dir_all(layout.0.path().join("blobs/sha256")).unwrap();
+            layout
+        }
+
+        fn put(&self, media_type: &str, document: &serde_json::Value) -> Descriptor {
+            let bytes = document.to_string().into_bytes();
+            let digest = digest(&bytes);
+            let name = digest.trim_start_matches("sha256:");
+            fs::write(self.0.path().join("blobs/sha256").join(name), &bytes).unwrap();
+            Descriptor {
+                digest,
+                media_type: media_type.to_owned(),
+                names: Vec::new(),
+            }
+        }
+
+        fn index(&self, of: &[&Descriptor]) -> Descriptor {
+            let entries: Vec<_> = of.iter().map(|one| entry(one)).collect();
+            self.put(INDEX, &json!({"manifests": entries}))
+        }
+    }
+
+    fn entry(of: &Descriptor) -> serde_json::Value {
+        json!({"digest": of.digest, "mediaType": of.media_type})
+    }
+
+    #[test]
+    fn each_document_is_pushed_once_after_all_that_it_names() {
+        let layout = Layout::new();
+        let blob = json!({"digest": format!("sha256:{}", "a".repeat(64))});
+        let manifest = |note: u32| {
+            let document = json!({"config": blob, "layers": [blob, blob], "note": note});
+            layout.put(MANIFEST, &document)
+        };
+        let (one, other) = (manifest(1), manifest(2));
+        let inner = layout.index(&[&one, &other, &one]);
+        let top = layout.index(&[&one, &inner, &inner, &other, &inner]);
+        let source = Source::open(layout.0.path()).unwrap();
+        let mut content = Content::default();
+        content.add(&source, &top, 0).unwrap();
+        let pushed: Vec<&str> = content
+            .documents
+            .iter()
+            .map(|document| document.digest.as_str())
+            .collect();
+        let all = [&one, &other, &inner, &top];
+        assert_eq!(pushed, all.map(|one| one.digest.as_str()));
+        assert_eq!(content.blobs, [format!("sha256:{}", "a".repeat(64))]);
+    }
+
+    #[test]
+    fn indexes_in_indexes_end() {
+        let layout = Layout::new();
+        let mut deep = layout.put(MANIFEST, &json!({}));
+        let mut is_accepted = Vec::new();
+        for _ in 0..6 {
+            deep = layout.index(&[&deep]);
+            let source = Source::open(layout.0.path()).unwrap();
+            is_accepted.push(Content::default().add(&source, &deep, 0).is_ok());
+        }
+        assert_eq!(is_accepted, [true, true, true, true, false, false]);
+    }
 }

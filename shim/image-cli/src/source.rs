@@ -1,22 +1,31 @@
 //! An OCI layout to read from: a directory, or a tar that can be sought.
 //!
-//! Called by: `push`. Invariants: only regular files are read; documents have a maximum size; what is read is verified by the
-//! registry that gets it, by its digest.
+//! Called by: `push`. Invariants: of a directory, which a stranger may have made, only regular files are read, and no link is
+//! followed; opening waits for nobody; documents have a maximum size, and a tar a maximum of files; what is read is verified
+//! by the registry that gets it, by its digest.
 //! Must not know: registries, the daemon.
 
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read, Seek as _};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
+use rustix::io::Errno;
 use serde_json::Value;
 
 use crate::error::Error;
 
 /// The largest manifest or index. Bytes.
 const MAX_DOCUMENT_BYTES: u64 = 4 << 20;
+/// Most files of a tar.
+const MAX_FILES: usize = 1_000_000;
+
+/// Names of a directory lead to no other.
+const CONFINED: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS);
 
 /// A layout.
 pub(crate) struct Source {
@@ -26,7 +35,7 @@ pub(crate) struct Source {
 }
 
 enum Files {
-    Directory(PathBuf),
+    Directory(OwnedFd),
     /// The tar, and where each file lies in it: first byte, size.
     Tar(Arc<File>, HashMap<String, (u64, u64)>),
 }
@@ -103,12 +112,20 @@ impl Source {
     /// Opens a directory, or a file. Errors: it is no OCI layout, or is compressed.
     pub(crate) fn open(path: &Path) -> Result<Self, Error> {
         let name = path.display().to_string();
-        if path.is_dir() {
-            let files = Files::Directory(path.to_owned());
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let failed = |error: io::Error| Error::because(&format!("read {name}"), error);
+        let file = openat(CWD, path, flags, Mode::empty());
+        let file = File::from(file.map_err(|errno| failed(errno.into()))?);
+        let kind = file.metadata().map_err(failed)?;
+        if kind.is_dir() {
+            let files = Files::Directory(file.into());
             return Ok(Self { name, files });
         }
-        let file =
-            File::open(path).map_err(|error| Error::because(&format!("read {name}"), error))?;
+        if !kind.is_file() {
+            return Err(Error::new(format!(
+                "{name} is neither a file nor a directory"
+            )));
+        }
         Self::tar(name, file)
     }
 
@@ -131,6 +148,11 @@ impl Source {
             if entry.header().entry_type().is_file() {
                 let path = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
                 let path = path.trim_start_matches("./").to_owned();
+                if places.len() >= MAX_FILES {
+                    return Err(Error::new(format!(
+                        "{name} has more than {MAX_FILES} files"
+                    )));
+                }
                 places.insert(path, (entry.raw_file_position(), entry.size()));
             }
         }
@@ -179,12 +201,19 @@ impl Source {
             |error: io::Error| Error::because(&format!("read {path} of {}", self.name), error);
         match &self.files {
             Files::Directory(directory) => {
-                let file = match File::open(directory.join(path)) {
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-                    file => file.map_err(failed)?,
+                let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+                let file = match openat2(directory, path, flags, Mode::empty(), CONFINED) {
+                    Err(Errno::NOENT) => return Ok(None),
+                    Err(Errno::LOOP) => {
+                        return Err(failed(io::Error::other("there is a symbolic link")));
+                    }
+                    file => File::from(file.map_err(|errno| failed(errno.into()))?),
                 };
-                let left = file.metadata().map_err(failed)?.len();
-                let file = Arc::new(file);
+                let facts = file.metadata().map_err(failed)?;
+                if !facts.is_file() {
+                    return Err(failed(io::Error::other("it is no regular file")));
+                }
+                let (file, left) = (Arc::new(file), facts.len());
                 Ok(Some(Piece { file, at: 0, left }))
             }
             Files::Tar(file, places) => {
@@ -215,5 +244,53 @@ impl Source {
     fn parse(&self, what: &str, bytes: &[u8]) -> Result<Value, Error> {
         serde_json::from_slice(bytes)
             .map_err(|error| Error::because(&format!("read {what} of {}", self.name), error))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use rustix::fs::{FileType, mknodat};
+
+    use super::*;
+
+    fn digest(digit: char) -> String {
+        format!("sha256:{}", digit.to_string().repeat(64))
+    }
+
+    #[test]
+    fn of_a_directory_nothing_but_regular_files_is_read() {
+        let outside = tempfile::tempdir().unwrap();
+        fs::write(outside.path().join("secret"), "{}").unwrap();
+        let layout = tempfile::tempdir().unwrap();
+        let blobs = layout.path().join("blobs/sha256");
+        fs::create_dir_all(&blobs).unwrap();
+        let name = |digit: char| blobs.join(digit.to_string().repeat(64));
+        fs::write(name('a'), "blob").unwrap();
+        symlink(outside.path().join("secret"), name('b')).unwrap();
+        mknodat(CWD, name('c'), FileType::Fifo, Mode::RUSR, 0).unwrap();
+        fs::create_dir(name('d')).unwrap();
+        let source = Source::open(layout.path()).unwrap();
+        assert_eq!(source.blob(&digest('a')).unwrap().size(), 4);
+        for (digit, says) in [
+            ('b', "symbolic link"),
+            ('c', "no regular file"),
+            ('d', "no regular file"),
+            ('e', "lacks the blob"),
+        ] {
+            let refused = source.blob(&digest(digit)).err().unwrap().to_string();
+            assert!(refused.contains(says), "{refused}");
+        }
+        // A link above the file leads nowhere either.
+        let other = tempfile::tempdir().unwrap();
+        symlink(layout.path().join("blobs"), other.path().join("blobs")).unwrap();
+        let source = Source::open(other.path()).unwrap();
+        let refused = source.blob(&digest('a')).err().unwrap().to_string();
+        assert!(refused.contains("symbolic link"), "{refused}");
+        let refused = Source::open(&name('c')).err().unwrap().to_string();
+        assert!(refused.contains("neither a file nor"), "{refused}");
     }
 }
