@@ -43,6 +43,7 @@ pub mod registry;
 pub mod retry;
 pub mod scale;
 pub mod scratch;
+pub mod scripted_registry;
 pub mod streaming;
 pub mod tools;
 pub mod vitals;

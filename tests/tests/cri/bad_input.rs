@@ -2,6 +2,7 @@
 //! nothing left behind (`finish` looks).
 
 mod images;
+mod lying_registries;
 mod registries;
 
 use std::time::Duration;
