@@ -23,7 +23,7 @@ UNITDIR := $(PREFIX)/lib/systemd/system
 BUILD_PACKAGES := build-essential pkg-config libseccomp-dev ca-certificates
 DEMO_PACKAGES := $(BUILD_PACKAGES) docker-registry
 TEST_PACKAGES := $(DEMO_PACKAGES) clang lld wasi-libc libclang-rt-14-dev-wasm32 python3-venv buildah containerd runc crun \
-	containernetworking-plugins iptables nftables iproute2 busybox-static prometheus openssl skopeo
+	containernetworking-plugins iptables nftables iproute2 busybox-static prometheus openssl skopeo umoci
 # An emulated machine. virtiofsd comes with qemu-system-common or, on newer systems, by itself.
 GUEST_PACKAGES = $(TEST_PACKAGES) qemu-system-x86 busybox-static cpio xz-utils zstd debian-archive-keyring \
     $(if $(filter systemd,$(INIT)),systemd) $(if $(LSM),$(if $(filter selinux,$(LSM)),secilc,apparmor)) \

@@ -20,6 +20,7 @@ mod resume;
 mod signature_bounds;
 mod signatures;
 mod transfers;
+mod trees;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used, reason = "a test panics to fail")]
 
+mod gnu_tar;
 mod hostile;
 mod limits;
 
