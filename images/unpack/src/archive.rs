@@ -92,9 +92,7 @@ impl<R: Read> Archive<R> {
                 other => {
                     let size = extensions.size.unwrap_or(size);
                     self.begin_data(size);
-                    return extensions
-                        .finish(&header, entry_kind(other, &header)?)
-                        .map(Some);
+                    return extensions.finish(&header, other).map(Some);
                 }
             }
         }
@@ -227,11 +225,12 @@ impl Extensions {
         Ok(())
     }
 
-    fn finish(self, header: &Header, kind: EntryKind) -> io::Result<Entry> {
+    fn finish(self, header: &Header, kind: EntryType) -> io::Result<Entry> {
+        let path = self.path;
+        let path = path.unwrap_or_else(|| header.path_bytes().into_owned());
+        let kind = entry_kind(kind, &path)?;
         let entry = Entry {
-            path: self
-                .path
-                .unwrap_or_else(|| header.path_bytes().into_owned()),
+            path,
             link: self
                 .link
                 .or_else(|| header.link_name_bytes().map(|link| link.into_owned()))
@@ -302,11 +301,10 @@ pub fn list(bytes: &[u8]) -> io::Result<Vec<Listed>> {
     Ok(listed)
 }
 
-fn entry_kind(kind: EntryType, header: &Header) -> io::Result<EntryKind> {
+/// The kind of an entry with this name: that of an extended header, if it has one. The name in the header itself may be cut.
+fn entry_kind(kind: EntryType, path: &[u8]) -> io::Result<EntryKind> {
     Ok(match kind {
-        EntryType::Regular | EntryType::Continuous if header.path_bytes().ends_with(b"/") => {
-            EntryKind::Directory
-        }
+        EntryType::Regular | EntryType::Continuous if path.ends_with(b"/") => EntryKind::Directory,
         EntryType::Regular | EntryType::Continuous => EntryKind::Regular,
         EntryType::Link => EntryKind::Hardlink,
         EntryType::Symlink => EntryKind::Symlink,
