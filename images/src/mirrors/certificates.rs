@@ -45,24 +45,31 @@ pub(super) fn authority(path: &Path) -> Result<Vec<u8>, Error> {
 ///
 /// Errors: [`Error::Io`], [`Error::Invalid`] if certificate or key are missing.
 pub(super) fn identity(path: &Path, key: Option<&Path>) -> Result<ClientIdentity, Error> {
-    let secret = |path: &Path| {
-        let pem = present(path, regular_file::read_trusted(path, MAX_BYTES))?;
-        match has(&pem, "PRIVATE KEY-----") {
-            true => present(path, regular_file::read_secret(path, MAX_BYTES)),
-            false => Err(Error::invalid(
-                path.display().to_string(),
-                "it has no private key in PEM without a password",
-            )),
-        }
-    };
+    let secret = |path: &Path| present(path, regular_file::read_secret(path, MAX_BYTES));
+    let certificate = authority(path)?;
     let pem = match key {
         None => {
-            authority(path)?;
+            has_key(path, &certificate)?;
             secret(path)?
         }
-        Some(key) => [authority(path)?, secret(key)?].join(&b'\n'),
+        Some(key) => {
+            let pem = secret(key)?;
+            has_key(key, &pem)?;
+            [certificate, pem].join(&b'\n')
+        }
     };
     Ok(ClientIdentity(pem))
+}
+
+/// Errors: [`Error::Invalid`]: there is no private key in the text of the file.
+fn has_key(path: &Path, pem: &[u8]) -> Result<(), Error> {
+    match has(pem, "PRIVATE KEY-----") {
+        true => Ok(()),
+        false => Err(Error::invalid(
+            path.display().to_string(),
+            "it has no private key in PEM without a password",
+        )),
+    }
 }
 
 /// The paths of a directory's certificates: `NAME.crt` to trust; `NAME.cert` to present, with the key in `NAME.key` if
