@@ -294,7 +294,11 @@ async fn a_registry_that_drips_ends_and_delays_nobody() {
             .unwrap();
         began.elapsed()
     };
-    let (one, two, quick) = tokio::join!(first.pull(&reference), second.pull(&reference), other);
+    let (one, two, quick) = tokio::join!(
+        Box::pin(first.pull(&reference)),
+        Box::pin(second.pull(&reference)),
+        Box::pin(other)
+    );
     assert!(
         quick < Duration::from_secs(2),
         "another image took {quick:?}"
