@@ -41,6 +41,7 @@ mod record;
 mod reference;
 mod registry;
 mod regular_file;
+mod room;
 mod run_config;
 mod signature;
 mod singleflight;

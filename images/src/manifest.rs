@@ -18,6 +18,7 @@ use serde::de::IgnoredAny;
 use crate::config::Limits;
 use crate::error::Error;
 use crate::reference::Digest;
+use crate::run_config::{TEXT_BYTES, weight_of};
 
 pub(crate) use artifact::ArtifactFile;
 pub use platform::PlatformPreference;
@@ -274,11 +275,12 @@ fn annotations(
 ) -> Result<BTreeMap<String, String>, Error> {
     let given = manifest.annotations().iter().flatten();
     let annotations: BTreeMap<_, _> = given.map(|(k, v)| (k.clone(), v.clone())).collect();
-    let bytes = annotations.iter().map(|(k, v)| k.len() + v.len());
-    let bytes = bytes.sum::<usize>() as u64;
+    let bytes = weight_of(annotations.keys().chain(annotations.values()));
     if bytes > limits.max_run_config_bytes {
         return Err(Error::Limit {
-            what: format!("{what} with {bytes} bytes of annotations"),
+            what: format!(
+                "{what} with {bytes} bytes of annotations, {TEXT_BYTES} for each text besides its own"
+            ),
             limit: "max_run_config_bytes",
             allowed: limits.max_run_config_bytes,
         });

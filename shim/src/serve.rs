@@ -403,6 +403,7 @@ fn images_config(config: &Config) -> Result<ImagesConfig, coracle_images::Error>
     images.preload_timeout = config.images.preload_timeout;
     images.keep_blobs = config.images.keep_blobs;
     images.limits.max_manifest_bytes = config.images.max_manifest_bytes;
+    images.limits.max_metadata_bytes = config.images.max_metadata_bytes;
     images.limits.max_layers = config.images.max_layers as u64;
     images.limits.max_layer_bytes = config.images.max_layer_bytes;
     images.limits.max_unpacked_bytes = config.images.max_unpacked_bytes;

@@ -1,4 +1,5 @@
-//! The bound on the memory of all requests together: labels, annotations, environments, arguments of every sandbox and container.
+//! Bounds on what the requests for all sandboxes and containers hold together (labels, annotations, environments,
+//! arguments), and on what lists show of it.
 
 use coracle_proto::runtime::v1 as cri;
 use coracle_tests::client::container;
@@ -75,5 +76,52 @@ async fn all_requests_together_are_bounded_and_counted_over_a_restart() {
         Code::ResourceExhausted,
         &EXPECTED,
     );
+    daemon.finish().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_list_is_answered_whatever_all_annotations_together_are() {
+    const MANY: usize = 17;
+    let daemon = daemon_with(Options::default()).await;
+    let cri = daemon.cri();
+    let neighbour = Pod::run_config(&daemon, pod(&daemon, "neighbour", 100)).await;
+    let mut large = Vec::new();
+    for number in 0..MANY {
+        let config = pod(&daemon, &format!("large-{number}"), 1000 * KIB);
+        large.push(Pod::run_config(&daemon, config).await);
+    }
+    let mut container = container("large", tool(), &["sleep"]);
+    container.annotations = neighbour.config.annotations.clone();
+    let small = neighbour.create(&container).await.unwrap();
+    container
+        .annotations
+        .insert("a".into(), "x".repeat(1000 * KIB));
+    for pod in &large {
+        pod.create(&container).await.unwrap();
+    }
+    let mut runtime = cri.runtime.clone();
+    let pods = runtime.list_pod_sandbox(cri::ListPodSandboxRequest::default());
+    let pods = pods.await.unwrap().into_inner().items;
+    assert_eq!(pods.len(), MANY + 1);
+    let shown = |id: &str| pods.iter().find(|pod| pod.id == id).unwrap();
+    assert_eq!(
+        shown(&neighbour.id).annotations,
+        neighbour.config.annotations
+    );
+    assert!(!shown(&large[0].id).annotations.contains_key("a"));
+    assert_eq!(shown(&large[0].id).labels, large[0].config.labels);
+    let containers = runtime.list_containers(cri::ListContainersRequest::default());
+    let containers = containers.await.unwrap().into_inner().containers;
+    assert_eq!(containers.len(), MANY + 1);
+    let shown = containers.iter().find(|container| container.id == small);
+    assert_eq!(shown.unwrap().annotations, neighbour.config.annotations);
+    // Alone, an object is shown whole.
+    let status = cri::PodSandboxStatusRequest {
+        pod_sandbox_id: large[0].id.clone(),
+        verbose: false,
+    };
+    let status = runtime.pod_sandbox_status(status).await.unwrap();
+    let status = status.into_inner().status.unwrap();
+    assert_eq!(status.annotations["a"].len(), 1000 * KIB);
     daemon.finish().await.unwrap();
 }
