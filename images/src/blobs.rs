@@ -20,6 +20,7 @@ use crate::error::Error;
 use crate::failpoint;
 use crate::manifest::Blob;
 use crate::reference::Digest;
+use crate::space::{Expected, Reservation};
 use crate::unpack::Usage;
 use crate::verify::Verifier;
 
@@ -28,6 +29,8 @@ use crate::verify::Verifier;
 pub(crate) struct Blobs {
     images: PathBuf,
     used: Arc<Used>,
+    /// Bytes that blobs in `tmp/` still expect.
+    expected: Arc<Expected>,
     trash: Trash,
 }
 
@@ -48,6 +51,7 @@ impl Blobs {
             trash: Trash::open(&trash).map_err(|error| Error::io("open", &trash, error))?,
             images,
             used: Arc::default(),
+            expected: Arc::default(),
         };
         let temporary = blobs.images.join("tmp");
         let emptied = blobs.trash.remove_later(&temporary);
@@ -135,8 +139,11 @@ impl Blobs {
             });
     }
 
-    /// Starts a blob in `tmp/`.
+    /// Starts a blob in `tmp/`. Errors: the disk has no room for all of it; disk broken.
     pub(crate) async fn writer(&self, blob: &Blob) -> Result<BlobWriter, Error> {
+        let (expected, images, size) = (self.expected.clone(), self.images.clone(), blob.size);
+        let reserve = move || expected.reserve(&images, size);
+        let reservation = blocking("looking for free space", reserve).await?;
         let (file, temporary) = self.file_draft().await?;
         let what = format!("blob {}", blob.digest);
         let verifier = Verifier::new(what, blob.digest.clone(), blob.size);
@@ -144,6 +151,7 @@ impl Blobs {
             file,
             temporary,
             verifier,
+            reservation,
             digest: blob.digest.clone(),
         })
     }
@@ -302,6 +310,7 @@ pub(crate) struct BlobWriter {
     file: tokio::fs::File,
     temporary: Temporary,
     verifier: Verifier,
+    reservation: Reservation,
     digest: Digest,
 }
 
@@ -309,6 +318,7 @@ impl BlobWriter {
     /// Writes the next bytes. Errors: too many bytes, disk full, disk broken.
     pub(crate) async fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
         self.verifier.update(bytes)?;
+        self.reservation.has_arrived(bytes.len() as u64);
         self.file
             .write_all(bytes)
             .await

@@ -47,6 +47,7 @@ mod signature;
 mod singleflight;
 mod snapshot;
 mod sources;
+mod space;
 mod store;
 mod transfers;
 mod unpack;

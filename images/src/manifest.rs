@@ -255,11 +255,26 @@ fn parse_manifest(what: &str, bytes: &[u8], limits: &Limits) -> Result<Document,
         }
         other => other,
     };
-    Ok(Document::Manifest(Manifest {
+    let manifest = Manifest {
         config,
         content,
         annotations,
-    }))
+    };
+    check_total(what, &manifest, limits)?;
+    Ok(Document::Manifest(manifest))
+}
+
+/// Errors: config and layers take more than may be unpacked of them: nothing is fetched then.
+fn check_total(what: &str, manifest: &Manifest, limits: &Limits) -> Result<(), Error> {
+    let bytes = manifest.size();
+    if bytes <= limits.max_unpacked_bytes {
+        return Ok(());
+    }
+    Err(Error::Limit {
+        what: format!("{what} with a config and layers of {bytes} bytes"),
+        limit: "max_unpacked_bytes",
+        allowed: limits.max_unpacked_bytes,
+    })
 }
 
 /// The name that a layer gives its file.
@@ -477,6 +492,33 @@ mod tests {
                 "{refused} does not say {says}"
             );
         }
+    }
+
+    #[test]
+    fn layers_that_are_too_large_together_are_refused_before_they_are_fetched() {
+        const GIB: u64 = 1 << 30;
+        let of = |sizes: &[u64]| {
+            let sized = |(at, size): (usize, &u64)| {
+                let mut layer = entry(
+                    None,
+                    "application/vnd.oci.image.layer.v1.tar",
+                    &at.to_string(),
+                );
+                layer["size"] = json!(size);
+                layer
+            };
+            let layers: Vec<Value> = sizes.iter().enumerate().map(sized).collect();
+            let config = entry(None, IMAGE_CONFIGS[0], "config");
+            let text = json!({"schemaVersion": 2, "config": config, "layers": layers}).to_string();
+            parse("manifest", text.as_bytes(), &Limits::default())
+        };
+        of(&[8 * GIB, 8 * GIB, 8 * GIB, 7 * GIB]).unwrap();
+        let refused = of(&[8 * GIB; 8]).unwrap_err();
+        assert_eq!(refused.kind(), Kind::Limit);
+        assert!(
+            refused.to_string().contains("max_unpacked_bytes"),
+            "{refused}"
+        );
     }
 
     #[test]
