@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use coracle_tree::Trash;
 use tokio::io::AsyncWriteExt as _;
 
+pub(crate) use crate::blocking::blocking;
 use crate::error::Error;
 use crate::failpoint;
 use crate::manifest::Blob;
@@ -357,18 +358,6 @@ impl BlobWriter {
             sync_directory(&blobs.images.join("blobs/sha256"))
         };
         blocking("storing a blob", commit).await
-    }
-}
-
-/// Runs blocking work off the async threads. Errors: its own; [`Error::Cancelled`] if the runtime is going away.
-pub(crate) async fn blocking<T: Send + 'static>(
-    doing: &'static str,
-    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
-) -> Result<T, Error> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(done) => done,
-        Err(join) if join.is_cancelled() => Err(Error::Cancelled { doing }),
-        Err(join) => std::panic::resume_unwind(join.into_panic()),
     }
 }
 

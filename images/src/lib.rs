@@ -15,6 +15,7 @@
 mod archive;
 mod auth_file;
 mod blobs;
+mod blocking;
 mod collect;
 mod config;
 mod endpoint;
