@@ -277,10 +277,10 @@ async fn host(
 ) -> Result<(Host, Images, Arc<CompileCache>), Box<dyn Error>> {
     crate::check::log_signature_policies(config);
     let helpers = Permits::new(config.helpers.processes, config.helpers.memory_bytes);
-    let unpackers = Arc::new(Unpackers(helpers.clone()));
+    let unpackers = Arc::new(Unpackers(helpers.of_a_kind()));
     let images = Images::open(images_config(config)?, unpackers).await?;
     let limits = reload::compile_limits(config);
-    let compiler = CompileCache::open(&config.root.join("compiled"), limits, helpers)?;
+    let compiler = CompileCache::open(&config.root.join("compiled"), limits, helpers.of_a_kind())?;
     let compiler = Arc::new(compiler);
     let syncer = Syncer::start(&config.root)?;
     let parts = Parts {
