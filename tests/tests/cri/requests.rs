@@ -6,6 +6,8 @@ use coracle_tests::client::container;
 use coracle_tests::daemon::{Daemon, Options};
 use tonic::Code;
 
+use crate::attacks::canary::{hostile_with, script};
+use crate::linux::shell;
 use crate::site::{Pod, daemon_with, refused, tool};
 
 const KIB: usize = 1 << 10;
@@ -25,8 +27,8 @@ async fn all_requests_together_are_bounded_and_counted_over_a_restart() {
     })
     .await;
     let cri = daemon.cri();
-    let first = Pod::run_config(&daemon, pod(&daemon, "first", 400 * KIB)).await;
-    let second = pod(&daemon, "second", 400 * KIB);
+    let first = Pod::run_config(&daemon, pod(&daemon, "first", 350 * KIB)).await;
+    let second = pod(&daemon, "second", 350 * KIB);
     let second = Pod::run_config(&daemon, second).await;
     let third = pod(&daemon, "third", 400 * KIB);
     refused(
@@ -123,5 +125,34 @@ async fn a_list_is_answered_whatever_all_annotations_together_are() {
     let status = runtime.pod_sandbox_status(status).await.unwrap();
     let status = status.into_inner().status.unwrap();
     assert_eq!(status.annotations["a"].len(), 1000 * KIB);
+    daemon.finish().await.unwrap();
+}
+
+/// A request of some bytes takes an image's environment into the daemon's memory.
+#[tokio::test]
+async fn what_images_add_to_containers_is_bounded_with_the_requests() {
+    const MANY: usize = 12;
+    let daemon = shell::daemon_with(Options {
+        config: "[sandbox]\nall_requests_bytes = 4194304\n".into(),
+        ..Options::default()
+    })
+    .await;
+    let env = serde_json::json!({"Env": ["PATH=/bin", format!("A={}", "x".repeat(900 * KIB))]});
+    let image = hostile_with(&daemon, env, |layer| layer).await;
+    let pod = Pod::run(&daemon, "greedy").await;
+    let mut created = Vec::new();
+    for _ in 0..MANY {
+        match pod.create(&script(&image, "true")).await {
+            Ok(id) => created.push(id),
+            Err(status) => {
+                let expected = ["sandbox.all_requests_bytes", "4194304", &image];
+                refused::<()>(Err(status), Code::ResourceExhausted, &expected);
+            }
+        }
+    }
+    assert_eq!(created.len(), 4);
+    // What is gone makes room again.
+    pod.cri.remove(&created[0]).await.unwrap();
+    pod.create(&script(&image, "true")).await.unwrap();
     daemon.finish().await.unwrap();
 }
