@@ -374,6 +374,8 @@ pub struct WasmFile {
     pub compile_memory_bytes: u64,
     /// Largest module or component that is compiled.
     pub max_module_bytes: u64,
+    /// Compiled code that is kept. Bytes.
+    pub cache_bytes: u64,
 }
 
 impl Default for WasmFile {
@@ -382,6 +384,7 @@ impl Default for WasmFile {
             compile_timeout_s: 60,
             compile_memory_bytes: 2 * GIB,
             max_module_bytes: 128 * MIB,
+            cache_bytes: 4 * GIB,
         }
     }
 }
