@@ -290,7 +290,8 @@ async fn odd_configs_are_refused_or_carried_out_and_harm_nobody() {
     let log = daemon.log();
     let longest = log.lines().map(str::len).max().unwrap_or_default();
     assert!(on_peer() || longest < 16 << 10, "a line of {longest} bytes");
-    let images = daemon.cri().images.clone().list_images(Default::default());
+    let mut service = daemon.cri().images.clone();
+    let images = service.list_images(cri::ListImagesRequest::default());
     let images = images.await.unwrap().into_inner().images;
     assert!(images.iter().all(|image| image.username.len() <= 512));
     daemon.finish().await.unwrap();
