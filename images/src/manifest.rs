@@ -260,15 +260,14 @@ fn parse_manifest(what: &str, bytes: &[u8], limits: &Limits) -> Result<Document,
         content,
         annotations,
     };
-    check_total(what, &manifest, limits)?;
-    Ok(Document::Manifest(manifest))
+    check_total(what, manifest, limits).map(Document::Manifest)
 }
 
 /// Errors: config and layers take more than may be unpacked of them: nothing is fetched then.
-fn check_total(what: &str, manifest: &Manifest, limits: &Limits) -> Result<(), Error> {
+fn check_total(what: &str, manifest: Manifest, limits: &Limits) -> Result<Manifest, Error> {
     let bytes = manifest.size();
     if bytes <= limits.max_unpacked_bytes {
-        return Ok(());
+        return Ok(manifest);
     }
     Err(Error::Limit {
         what: format!("{what} with a config and layers of {bytes} bytes"),

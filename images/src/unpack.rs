@@ -229,18 +229,7 @@ async fn run(
     };
     let running = launcher.start(unpacker).await.map_err(died)?;
     let most = budget.entries_left;
-    let verdict =
-        tokio::task::spawn_blocking(move || coracle_unpack::supervise(&ours, &directory, most));
-    // Dropping what runs ends it, and with it the supervision.
-    let Ok(verdict) = tokio::time::timeout(allowed, verdict).await else {
-        let allowed = allowed.as_secs();
-        let problem =
-            format!("not unpacked within {allowed} s: the disk is slow, or the node busy");
-        return Err(died(problem.into()));
-    };
-    let verdict = verdict.map_err(|_| Error::Cancelled {
-        doing: "unpacking a layer",
-    })?;
+    let verdict = verdict(ours, directory, most, allowed, died).await?;
     let ended = running.end().await;
     match (verdict, ended) {
         (Ok(Verdict::Unpacked(unpacked)), _) => Ok(unpacked),
@@ -248,6 +237,28 @@ async fn run(
         (Err(_), Err(cause)) => Err(died(cause)),
         (Err(error), Ok(())) => Err(failed(error)),
     }
+}
+
+/// Waits for the verdict of an unpacker that runs, at most for `allowed`. Errors: it is too slow; the daemon ends.
+async fn verdict(
+    ours: OwnedFd,
+    directory: OwnedFd,
+    most: u64,
+    allowed: Duration,
+    died: impl Fn(Cause) -> Error,
+) -> Result<std::io::Result<Verdict>, Error> {
+    let supervise = move || coracle_unpack::supervise(&ours, &directory, most);
+    let verdict = tokio::task::spawn_blocking(supervise);
+    // The caller then drops what runs: that ends it, and with it the supervision.
+    let Ok(verdict) = tokio::time::timeout(allowed, verdict).await else {
+        let allowed = allowed.as_secs();
+        let problem =
+            format!("not unpacked within {allowed} s: the disk is slow, or the node busy");
+        return Err(died(problem.into()));
+    };
+    verdict.map_err(|_| Error::Cancelled {
+        doing: "unpacking a layer",
+    })
 }
 
 impl Source<'_> {

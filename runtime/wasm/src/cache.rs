@@ -297,14 +297,10 @@ impl CompileCache {
         let file = self.temporary().during(what)?;
         (&file.file).write_all(&label).during(what)?;
         file.rename(&label_path).during(what)?;
-        let stored = self.find(hash, digest)?.ok_or_else(|| {
-            Error::new(
-                Kind::Bug,
-                format!("{}: the entry just written does not verify", what()),
-            )
-        })?;
-        self.make_room(&at)?;
-        Ok(stored)
+        let unverified = || format!("{}: the entry just written does not verify", what());
+        let stored = self.find(hash, digest)?;
+        let stored = stored.ok_or_else(|| Error::new(Kind::Bug, unverified()))?;
+        self.make_room(&at).map(|()| stored)
     }
 
     fn temporary(&self) -> std::io::Result<Temporary> {

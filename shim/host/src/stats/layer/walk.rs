@@ -104,6 +104,10 @@ pub(super) fn walk(directory: &Path, limit: u64, longest: Duration) -> io::Resul
     Ok((known, walker.complete))
 }
 
+fn is_directory(stat: &Stat) -> bool {
+    FileType::from_raw_mode(stat.st_mode).is_dir()
+}
+
 pub(super) fn directory_flags() -> OFlags {
     OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC
 }
@@ -111,7 +115,7 @@ pub(super) fn directory_flags() -> OFlags {
 impl Walker {
     fn count(&mut self, stat: &Stat) {
         let bytes = u64::try_from(stat.st_blocks).unwrap_or(0) * 512;
-        let several = stat.st_nlink > 1 && !FileType::from_raw_mode(stat.st_mode).is_dir();
+        let several = stat.st_nlink > 1 && !is_directory(stat);
         let at = (stat.st_dev, stat.st_ino);
         if several && self.linked.contains(&at) {
             return;
@@ -185,7 +189,7 @@ impl Walker {
             let Ok(stat) = statat(directory.fd()?, name, AtFlags::SYMLINK_NOFOLLOW) else {
                 continue;
             };
-            let is_directory = FileType::from_raw_mode(stat.st_mode).is_dir();
+            let is_directory = is_directory(&stat);
             // One is always remembered, or there would be no end.
             if is_directory && self.found.len() > first && self.room < least {
                 self.leave_rest(first, at, depth, here);
@@ -193,19 +197,15 @@ impl Walker {
             }
             self.entries += 1;
             self.count(&stat);
-            if !is_directory {
-                continue;
+            self.complete &= !is_directory || depth <= MAX_DEPTH;
+            if is_directory && depth <= MAX_DEPTH {
+                self.remember(Found {
+                    parent: at,
+                    depth,
+                    name: OsStr::from_bytes(name.to_bytes()).into(),
+                    rest: None,
+                });
             }
-            if depth > MAX_DEPTH {
-                self.complete = false;
-                continue;
-            }
-            self.remember(Found {
-                parent: at,
-                depth,
-                name: OsStr::from_bytes(name.to_bytes()).into(),
-                rest: None,
-            });
         }
         Ok(())
     }
