@@ -16,10 +16,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use coracle_tree::Trash;
 use tokio::io::AsyncWriteExt as _;
 
+pub(crate) use crate::blocking::blocking;
 use crate::error::Error;
 use crate::failpoint;
 use crate::manifest::Blob;
 use crate::reference::Digest;
+use crate::space::{Expected, Reservation};
 use crate::unpack::Usage;
 use crate::verify::Verifier;
 
@@ -28,6 +30,8 @@ use crate::verify::Verifier;
 pub(crate) struct Blobs {
     images: PathBuf,
     used: Arc<Used>,
+    /// Bytes that blobs in `tmp/` still expect.
+    expected: Arc<Expected>,
     trash: Trash,
 }
 
@@ -48,6 +52,7 @@ impl Blobs {
             trash: Trash::open(&trash).map_err(|error| Error::io("open", &trash, error))?,
             images,
             used: Arc::default(),
+            expected: Arc::default(),
         };
         let temporary = blobs.images.join("tmp");
         let emptied = blobs.trash.remove_later(&temporary);
@@ -135,8 +140,11 @@ impl Blobs {
             });
     }
 
-    /// Starts a blob in `tmp/`.
+    /// Starts a blob in `tmp/`. Errors: the disk has no room for all of it; disk broken.
     pub(crate) async fn writer(&self, blob: &Blob) -> Result<BlobWriter, Error> {
+        let (expected, images, size) = (self.expected.clone(), self.images.clone(), blob.size);
+        let reserve = move || expected.reserve(&images, size);
+        let reservation = blocking("looking for free space", reserve).await?;
         let (file, temporary) = self.file_draft().await?;
         let what = format!("blob {}", blob.digest);
         let verifier = Verifier::new(what, blob.digest.clone(), blob.size);
@@ -144,6 +152,7 @@ impl Blobs {
             file,
             temporary,
             verifier,
+            reservation,
             digest: blob.digest.clone(),
         })
     }
@@ -302,6 +311,7 @@ pub(crate) struct BlobWriter {
     file: tokio::fs::File,
     temporary: Temporary,
     verifier: Verifier,
+    reservation: Reservation,
     digest: Digest,
 }
 
@@ -309,6 +319,7 @@ impl BlobWriter {
     /// Writes the next bytes. Errors: too many bytes, disk full, disk broken.
     pub(crate) async fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
         self.verifier.update(bytes)?;
+        self.reservation.has_arrived(bytes.len() as u64);
         self.file
             .write_all(bytes)
             .await
@@ -347,18 +358,6 @@ impl BlobWriter {
             sync_directory(&blobs.images.join("blobs/sha256"))
         };
         blocking("storing a blob", commit).await
-    }
-}
-
-/// Runs blocking work off the async threads. Errors: its own; [`Error::Cancelled`] if the runtime is going away.
-pub(crate) async fn blocking<T: Send + 'static>(
-    doing: &'static str,
-    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
-) -> Result<T, Error> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(done) => done,
-        Err(join) if join.is_cancelled() => Err(Error::Cancelled { doing }),
-        Err(join) => std::panic::resume_unwind(join.into_panic()),
     }
 }
 

@@ -82,8 +82,11 @@ impl ImagesConfig {
 pub struct Limits {
     /// A manifest, an index or a config. Bytes; 4 MiB.
     pub max_manifest_bytes: u64,
-    /// Environment, arguments and labels of an image config together. Bytes; 1 MiB.
+    /// Environment, arguments, volumes and labels of an image config together, and the annotations of its manifest
+    /// together, with 32 for each text besides its own. Bytes; 1 MiB.
     pub max_run_config_bytes: u64,
+    /// What the store keeps in memory of all images together: configs, annotations, names, digests. Bytes; 256 MiB.
+    pub max_metadata_bytes: u64,
     /// Layers of an image; 256.
     pub max_layers: u64,
     /// Indexes inside indexes; 4.
@@ -111,6 +114,7 @@ impl Default for Limits {
         Self {
             max_manifest_bytes: 4 << 20,
             max_run_config_bytes: 1 << 20,
+            max_metadata_bytes: 256 << 20,
             max_layers: 256,
             max_index_depth: 4,
             max_layer_bytes: 8 << 30,

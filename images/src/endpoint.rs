@@ -14,6 +14,7 @@ mod credentials;
 mod document;
 mod error_response;
 mod failure;
+mod lookup;
 mod names;
 mod referrers;
 mod retry_after;

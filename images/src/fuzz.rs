@@ -121,8 +121,8 @@ fn image_config(input: &[u8]) {
     assert_eq!((config.diff_ids.len(), chain.len()), (layers, layers));
     let distinct: BTreeSet<_> = chain.iter().collect();
     assert_eq!(distinct.len(), layers, "two stacks of layers have one name");
-    let env: usize = config.run.env.iter().map(String::len).sum();
-    assert!(env as u64 <= limits.max_run_config_bytes);
+    assert!(config.run.weight() <= limits.max_run_config_bytes);
+    assert!(config.run.user.len() <= 512 && config.run.working_dir.len() <= 4096);
 }
 
 /// An accepted file lists hosts, the registry's own last.

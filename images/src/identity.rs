@@ -7,9 +7,14 @@
 //! image has an id by its manifest.
 //! Not here: names of images, disk.
 
+use std::collections::BTreeMap;
+
 use crate::error::Error;
 use crate::metadata::{Program, Record};
 use crate::reference::{Digest, ImageId};
+
+/// Most names of an image. Of the registry that has given it the most of them, some are dropped to make room.
+const MAX_NAMES: usize = 1024;
 
 /// An image that is about to be recorded. The id in its record is not final.
 #[derive(Debug)]
@@ -57,6 +62,7 @@ impl Candidate {
             let mut kept = there.clone();
             kept.merge_acceptance(&self.record);
             kept.removed = false;
+            make_room_for_names(&mut kept, &self.record);
             kept.tags.extend(self.record.tags);
             kept.digests.extend(self.record.digests);
             kept.pins.extend(self.record.pins);
@@ -71,6 +77,34 @@ impl Candidate {
                 "other images have all ids that it could have",
             )),
         }
+    }
+}
+
+/// Drops names of `kept` until those of `new`, which is the same image, make no more than [`MAX_NAMES`]: names of the
+/// registry that it has the most names of, so that nobody's many names cost others theirs. Pinned names stay.
+fn make_room_for_names(kept: &mut Record, new: &Record) {
+    let is_new = |name: &String| new.tags.contains(name) || new.digests.contains(name);
+    let most = MAX_NAMES.saturating_sub(new.tags.len() + new.digests.len());
+    let old = kept.tags.iter().chain(&kept.digests);
+    let old = old.filter(|name| !is_new(name)).cloned();
+    let mut by_registry: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    let mut count = 0;
+    for name in old {
+        count += 1;
+        let registry = name.split('/').next().unwrap_or_default().to_owned();
+        if !kept.pins.contains(&name) {
+            by_registry.entry(registry).or_default().push(name);
+        }
+    }
+    while count > most {
+        let Some(names) = by_registry.values_mut().max_by_key(|names| names.len()) else {
+            return;
+        };
+        let Some(name) = names.pop() else { return };
+        kept.tags.remove(&name);
+        kept.digests.remove(&name);
+        kept.of_namespace.remove(&name);
+        count -= 1;
     }
 }
 

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use crate::error::Error;
 use crate::magic::Magic;
@@ -28,13 +29,13 @@ pub struct Image {
     /// The config's `User`, as written; `None` if empty.
     pub user: Option<String>,
     /// Its run configuration.
-    pub config: RunConfig,
+    pub config: Arc<RunConfig>,
     /// Its content.
     pub kind: Kind,
     /// True for images the node's configuration protects from garbage collection.
     pub pinned: bool,
     /// Annotations of the manifest.
-    pub spec_annotations: BTreeMap<String, String>,
+    pub spec_annotations: Arc<BTreeMap<String, String>>,
 }
 
 /// What an image holds.

@@ -2,7 +2,7 @@
 //!
 //! Place in the flow: after the manifest, before any layer is fetched, so that an image this node cannot run
 //! costs no download.
-//! Invariants: one diff id per layer, each a sha256; the size of environment, arguments and labels is bounded.
+//! Invariants: one diff id per layer, each a sha256; every text that is kept of a config is bounded, and all together are.
 //! Not here: network, disk; whether a value is valid for running the image.
 
 use std::collections::BTreeSet;
@@ -14,10 +14,17 @@ use crate::config::Limits;
 use crate::error::Error;
 use crate::manifest::{Blob, Platform, json};
 use crate::reference::Digest;
-use crate::run_config::RunConfig;
+use crate::run_config::{RunConfig, TEXT_BYTES};
 
 /// Longest name of a world. Bytes.
 const MAX_TARGET_BYTES: usize = 256;
+
+/// Longest `User`: the names of a user and a group, each as long as the kernel's interfaces take. Bytes.
+const MAX_USER_BYTES: u64 = 512;
+/// Longest `WorkingDir`: PATH_MAX. Bytes.
+const MAX_WORKING_DIR_BYTES: u64 = 4096;
+/// Longest `StopSignal`. Bytes.
+const MAX_STOP_SIGNAL_BYTES: u64 = 64;
 
 /// What is read of a config of type `application/vnd.wasm.config.v0+json`.
 #[derive(Deserialize)]
@@ -78,19 +85,37 @@ pub(crate) fn parse_config(
 
 /// Errors: [`Error::Limit`] for more text than any container needs.
 fn check_size(what: &str, run: &RunConfig, limits: &Limits) -> Result<(), Error> {
-    let strings = run
-        .env
-        .iter()
-        .chain(&run.entrypoint)
-        .chain(&run.cmd)
-        .chain(&run.volumes);
-    let labels = run
-        .labels
-        .iter()
-        .map(|(key, value)| key.len() + value.len());
-    let bytes = strings.map(String::len).chain(labels).sum::<usize>() as u64;
+    for (field, text, limit, allowed) in [
+        ("User", &run.user, "of a User", MAX_USER_BYTES),
+        (
+            "WorkingDir",
+            &run.working_dir,
+            "of a WorkingDir",
+            MAX_WORKING_DIR_BYTES,
+        ),
+        (
+            "StopSignal",
+            &run.stop_signal,
+            "of a StopSignal",
+            MAX_STOP_SIGNAL_BYTES,
+        ),
+    ] {
+        let bytes = text.len() as u64;
+        if bytes > allowed {
+            let what = format!("{what} with {bytes} bytes of {field}");
+            return Err(Error::Limit {
+                what,
+                limit,
+                allowed,
+            });
+        }
+    }
+    let bytes = run.weight();
     if bytes > limits.max_run_config_bytes {
-        let what = format!("{what} with {bytes} bytes of environment, arguments and labels");
+        let what = format!(
+            "{what} with {bytes} bytes of environment, arguments, volumes and labels, \
+             {TEXT_BYTES} for each besides its own"
+        );
         return Err(Error::Limit {
             what,
             limit: "max_run_config_bytes",
@@ -214,6 +239,52 @@ mod tests {
         )
         .unwrap_err();
         assert_eq!(refused.kind(), Kind::Limit);
+    }
+
+    #[test]
+    fn every_text_of_a_config_is_bounded_and_so_is_their_number() {
+        let read = |run: serde_json::Value| {
+            let config = json!({
+                "os": "linux", "architecture": "amd64", "config": run,
+                "rootfs": {"type": "layers", "diff_ids": []},
+            });
+            let bytes = config.to_string().into_bytes();
+            parse_config("config", &bytes, 0, &Limits::default()).map(|_| ())
+        };
+        let text = |bytes: usize| "a".repeat(bytes);
+        let empty = vec![""; 60_000];
+        let named: serde_json::Map<_, _> = (0..60_000)
+            .map(|number| (format!("/{number}"), json!({})))
+            .collect();
+        let labels: serde_json::Map<_, _> = (0..60_000)
+            .map(|number| (number.to_string(), json!("")))
+            .collect();
+        for (run, limit) in [
+            (json!({"User": text(513)}), "limit of a User (512)"),
+            (
+                json!({"WorkingDir": text(4097)}),
+                "limit of a WorkingDir (4096)",
+            ),
+            (
+                json!({"StopSignal": text(65)}),
+                "limit of a StopSignal (64)",
+            ),
+            (json!({"Env": empty}), "max_run_config_bytes"),
+            (json!({"Cmd": empty}), "max_run_config_bytes"),
+            (json!({"Entrypoint": empty}), "max_run_config_bytes"),
+            (json!({"Volumes": named}), "max_run_config_bytes"),
+            (json!({"Labels": labels}), "max_run_config_bytes"),
+        ] {
+            let refused = read(run).unwrap_err();
+            assert_eq!(refused.kind(), Kind::Limit);
+            assert!(refused.to_string().contains(limit), "{refused}");
+            assert!(refused.to_string().len() < 300, "{refused}");
+        }
+        read(json!({
+            "User": text(512), "WorkingDir": text(4096), "StopSignal": "SIGRTMIN+3",
+            "Labels": {"io.buildpacks.build.metadata": text(512 << 10)},
+        }))
+        .unwrap();
     }
 
     #[test]

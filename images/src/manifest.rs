@@ -18,6 +18,7 @@ use serde::de::IgnoredAny;
 use crate::config::Limits;
 use crate::error::Error;
 use crate::reference::Digest;
+use crate::run_config::{TEXT_BYTES, weight_of};
 
 pub(crate) use artifact::ArtifactFile;
 pub use platform::PlatformPreference;
@@ -254,11 +255,25 @@ fn parse_manifest(what: &str, bytes: &[u8], limits: &Limits) -> Result<Document,
         }
         other => other,
     };
-    Ok(Document::Manifest(Manifest {
+    let manifest = Manifest {
         config,
         content,
         annotations,
-    }))
+    };
+    check_total(what, manifest, limits).map(Document::Manifest)
+}
+
+/// Errors: config and layers take more than may be unpacked of them: nothing is fetched then.
+fn check_total(what: &str, manifest: Manifest, limits: &Limits) -> Result<Manifest, Error> {
+    let bytes = manifest.size();
+    if bytes <= limits.max_unpacked_bytes {
+        return Ok(manifest);
+    }
+    Err(Error::Limit {
+        what: format!("{what} with a config and layers of {bytes} bytes"),
+        limit: "max_unpacked_bytes",
+        allowed: limits.max_unpacked_bytes,
+    })
 }
 
 /// The name that a layer gives its file.
@@ -274,11 +289,12 @@ fn annotations(
 ) -> Result<BTreeMap<String, String>, Error> {
     let given = manifest.annotations().iter().flatten();
     let annotations: BTreeMap<_, _> = given.map(|(k, v)| (k.clone(), v.clone())).collect();
-    let bytes = annotations.iter().map(|(k, v)| k.len() + v.len());
-    let bytes = bytes.sum::<usize>() as u64;
+    let bytes = weight_of(annotations.keys().chain(annotations.values()));
     if bytes > limits.max_run_config_bytes {
         return Err(Error::Limit {
-            what: format!("{what} with {bytes} bytes of annotations"),
+            what: format!(
+                "{what} with {bytes} bytes of annotations, {TEXT_BYTES} for each text besides its own"
+            ),
             limit: "max_run_config_bytes",
             allowed: limits.max_run_config_bytes,
         });
@@ -475,6 +491,33 @@ mod tests {
                 "{refused} does not say {says}"
             );
         }
+    }
+
+    #[test]
+    fn layers_that_are_too_large_together_are_refused_before_they_are_fetched() {
+        const GIB: u64 = 1 << 30;
+        let of = |sizes: &[u64]| {
+            let sized = |(at, size): (usize, &u64)| {
+                let mut layer = entry(
+                    None,
+                    "application/vnd.oci.image.layer.v1.tar",
+                    &at.to_string(),
+                );
+                layer["size"] = json!(size);
+                layer
+            };
+            let layers: Vec<Value> = sizes.iter().enumerate().map(sized).collect();
+            let config = entry(None, IMAGE_CONFIGS[0], "config");
+            let text = json!({"schemaVersion": 2, "config": config, "layers": layers}).to_string();
+            parse("manifest", text.as_bytes(), &Limits::default())
+        };
+        of(&[8 * GIB, 8 * GIB, 8 * GIB, 7 * GIB]).unwrap();
+        let refused = of(&[8 * GIB; 8]).unwrap_err();
+        assert_eq!(refused.kind(), Kind::Limit);
+        assert!(
+            refused.to_string().contains("max_unpacked_bytes"),
+            "{refused}"
+        );
     }
 
     #[test]

@@ -182,7 +182,11 @@ impl Pull {
         let (config, ()) = try_join(self.fetch_config(&manifest.config), keep).await?;
         match &manifest.content {
             Content::Module(module) => {
-                record.config.target = image_config::target(&config);
+                let target = image_config::target(&config);
+                record.config = Arc::new(RunConfig {
+                    target,
+                    ..RunConfig::default()
+                });
                 self.add_module(module, &mut record).await?;
             }
             Content::Archives(layers) => self.add_layers(&config, layers, &mut record).await?,
@@ -210,11 +214,11 @@ impl Pull {
             digests: BTreeSet::new(),
             pins: BTreeSet::new(),
             size: manifest.size(),
-            config: RunConfig::default(),
+            config: Arc::default(),
             program: Program::Linux,
             blobs: BTreeSet::from([manifest.config.digest.clone()]),
             chains: Vec::new(),
-            annotations: manifest.annotations.clone(),
+            annotations: Arc::new(manifest.annotations.clone()),
             removed: false,
             manifest: Some(resolved.digest.clone()),
             is_artifact: false,
@@ -343,7 +347,7 @@ impl Pull {
                 ),
             ));
         }
-        record.config = config.run;
+        record.config = Arc::new(config.run);
         record.chains = image_config::layer_names(&config.diff_ids, layers);
         for chain in &record.chains {
             self.pins.add(chain);

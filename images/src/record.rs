@@ -7,13 +7,14 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use crate::blobs::Blobs;
 use crate::image::{Artifact, Image, Kind, LinuxImage, WasmImage};
 use crate::reference::{Digest, ImageId};
-use crate::run_config::RunConfig;
+use crate::run_config::{RunConfig, weight_of};
 use crate::signature::Facts;
 use crate::unpack::Usage;
 
@@ -30,13 +31,16 @@ pub(crate) struct Record {
     pub tags: BTreeSet<String>,
     pub digests: BTreeSet<String>,
     pub size: u64,
-    pub config: RunConfig,
+    /// Shared with the public form, as are its annotations.
+    #[serde(with = "shared")]
+    pub config: Arc<RunConfig>,
     pub program: Program,
     /// Everything in `blobs/` that the image needs.
     pub blobs: BTreeSet<Digest>,
     /// Chain ids of its layers, lowest first.
     pub chains: Vec<Digest>,
-    pub annotations: BTreeMap<String, String>,
+    #[serde(with = "shared")]
+    pub annotations: Arc<BTreeMap<String, String>>,
     /// Removed, but a container still uses it: neither listed nor found, only leased.
     pub removed: bool,
     /// The manifest that it was made from; `None` in records of builds that did not keep it.
@@ -88,7 +92,45 @@ pub(crate) enum Program {
     Linux,
 }
 
+/// What every record takes in memory, whatever it says: its entry, paths, and its place in a list. Bytes.
+const RECORD_BYTES: u64 = 4096;
+/// What a digest takes in memory. Bytes.
+const DIGEST_BYTES: u64 = 128;
+
+/// Records hold what several share as if it was their own.
+mod shared {
+    use std::sync::Arc;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<T: Serialize, S: Serializer>(
+        value: &Arc<T>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        value.as_ref().serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Arc<T>, D::Error> {
+        T::deserialize(deserializer).map(Arc::new)
+    }
+}
+
 impl Record {
+    /// What it takes in memory as long as the image is here, its public form included. Bytes.
+    pub(crate) fn weight(&self) -> u64 {
+        let names = [&self.tags, &self.digests, &self.pins, &self.of_namespace];
+        let digests = self.stored().count() + self.chains.len() + self.verified.len();
+        let annotations = self.annotations.keys().chain(self.annotations.values());
+        RECORD_BYTES
+            + self.config.weight()
+            + weight_of(annotations)
+            // The store has each name once more, to find it by, and so has the public form.
+            + 3 * weight_of(names.into_iter().flatten())
+            + digests as u64 * DIGEST_BYTES
+    }
+
     /// Every blob of the store that the record names.
     pub(crate) fn stored(&self) -> impl Iterator<Item = &Digest> {
         let kept = self.kept.iter();

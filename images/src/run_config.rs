@@ -6,6 +6,15 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+/// What a text takes in memory besides its bytes.
+pub(crate) const TEXT_BYTES: u64 = 32;
+
+/// What texts take in memory. Bytes.
+pub(crate) fn weight_of<'a>(texts: impl IntoIterator<Item = &'a String>) -> u64 {
+    let bytes = texts.into_iter().map(|text| text.len() as u64 + TEXT_BYTES);
+    bytes.sum()
+}
+
 /// The part of an image config that runtimes use. All empty but `target` for a Wasm artifact.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunConfig {
@@ -41,6 +50,15 @@ impl RunConfig {
             .or(self.cmd.first())
             .map(String::as_str)
             .filter(|word| !word.is_empty())
+    }
+
+    /// What its texts take in memory. Bytes.
+    pub(crate) fn weight(&self) -> u64 {
+        let alone = [&self.working_dir, &self.user, &self.stop_signal];
+        let lists = [&self.env, &self.entrypoint, &self.cmd, &self.volumes];
+        weight_of(lists.into_iter().flatten())
+            + weight_of(self.labels.keys().chain(self.labels.values()))
+            + alone.iter().map(|text| text.len() as u64).sum::<u64>()
     }
 }
 

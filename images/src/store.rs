@@ -233,8 +233,8 @@ impl Inner {
     }
 
     /// Records and publishes an image; its names move here from other images, but not from the image of the other kind
-    /// in the same index. An image that is stored already only gets
-    /// the names. Blocking.
+    /// in the same index. An image that is stored already only gets the names. Blocking. Errors: there is no room for its
+    /// texts; the disk fails.
     pub(crate) fn publish(&self, candidate: Candidate) -> Result<Arc<Image>, Error> {
         let _writer = self.writer();
         let new = candidate.record.clone();
@@ -253,6 +253,9 @@ impl Inner {
                 .extend(others.filter_map(|other| other.without_names(&new.tags, &new.digests)));
             record
         };
+        self.make_room(&record)?;
+        let is_here = |id: &ImageId| self.read().images.contains_key(id);
+        change.put_images.retain(|other| is_here(&other.id));
         let id = record.id.clone();
         change.put_images.push(record);
         self.metadata.commit(&change)?;

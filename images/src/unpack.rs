@@ -9,6 +9,7 @@
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::time::Duration;
 
 use coracle_unpack::{Bounds, Compression, IoOperation, Job, Limit, Unpacked, Verdict};
 use futures_util::future::BoxFuture;
@@ -25,6 +26,10 @@ pub(crate) use coracle_unpack::{OPAQUE, RATIO_FLOOR_BYTES};
 const BYTES_A_SECOND: u64 = 16 << 20;
 /// Minimum CPU time of a layer. Seconds.
 const LEAST_CPU_S: u64 = 60;
+/// What a small blob may unpack to in any case. Bytes.
+const LEAST_BYTES: u64 = 64 << 20;
+/// Wall-clock time of an unpacker, as a multiple of its CPU time: the disk may be slow and the node busy.
+const PATIENCE: u32 = 10;
 
 /// Starts unpackers. Implemented by the daemon, which builds the jail.
 pub trait UnpackerLauncher: Send + Sync {
@@ -89,14 +94,29 @@ impl Budget {
     }
 
     /// What an unpacker gets that unpacks `blob` into `directory` and has its job from `socket`.
-    fn unpacker(&self, blob: File, directory: OwnedFd, socket: OwnedFd) -> Unpacker {
+    fn unpacker(
+        &self,
+        blob: File,
+        packed_bytes: u64,
+        directory: OwnedFd,
+        socket: OwnedFd,
+    ) -> Unpacker {
         Unpacker {
             blob: blob.into(),
             directory,
             socket,
-            cpu_s: LEAST_CPU_S + self.bytes_left / BYTES_A_SECOND,
+            cpu_s: self.cpu_s(packed_bytes),
             file_bytes: self.bytes_left,
         }
+    }
+
+    /// The CPU time for a blob of `packed_bytes`: for those, and for what it may unpack to. Seconds.
+    fn cpu_s(&self, packed_bytes: u64) -> u64 {
+        let most = packed_bytes
+            .saturating_mul(self.limits.max_ratio)
+            .max(LEAST_BYTES);
+        let bytes = most.min(self.bytes_left).saturating_add(packed_bytes);
+        LEAST_CPU_S + bytes / BYTES_A_SECOND
     }
 }
 
@@ -200,18 +220,16 @@ async fn run(
         bounds: budget.bounds(),
     };
     let (ours, socket) = coracle_unpack::begin(&job).map_err(failed)?;
-    let unpacker = budget.unpacker(blob, directory.try_clone().map_err(failed)?, socket);
+    let own = directory.try_clone().map_err(failed)?;
+    let unpacker = budget.unpacker(blob, job.packed_bytes, own, socket);
+    let allowed = Duration::from_secs(unpacker.cpu_s) * PATIENCE;
     let died = |cause: Cause| Error::Unpacker {
         what: packed.what.clone(),
         problem: cause.to_string(),
     };
     let running = launcher.start(unpacker).await.map_err(died)?;
     let most = budget.entries_left;
-    let verdict =
-        tokio::task::spawn_blocking(move || coracle_unpack::supervise(&ours, &directory, most));
-    let verdict = verdict.await.map_err(|_| Error::Cancelled {
-        doing: "unpacking a layer",
-    })?;
+    let verdict = verdict(ours, directory, most, allowed, died).await?;
     let ended = running.end().await;
     match (verdict, ended) {
         (Ok(Verdict::Unpacked(unpacked)), _) => Ok(unpacked),
@@ -219,6 +237,28 @@ async fn run(
         (Err(_), Err(cause)) => Err(died(cause)),
         (Err(error), Ok(())) => Err(failed(error)),
     }
+}
+
+/// Waits for the verdict of an unpacker that runs, at most for `allowed`. Errors: it is too slow; the daemon ends.
+async fn verdict(
+    ours: OwnedFd,
+    directory: OwnedFd,
+    most: u64,
+    allowed: Duration,
+    died: impl Fn(Cause) -> Error,
+) -> Result<std::io::Result<Verdict>, Error> {
+    let supervise = move || coracle_unpack::supervise(&ours, &directory, most);
+    let verdict = tokio::task::spawn_blocking(supervise);
+    // The caller then drops what runs: that ends it, and with it the supervision.
+    let Ok(verdict) = tokio::time::timeout(allowed, verdict).await else {
+        let allowed = allowed.as_secs();
+        let problem =
+            format!("not unpacked within {allowed} s: the disk is slow, or the node busy");
+        return Err(died(problem.into()));
+    };
+    verdict.map_err(|_| Error::Cancelled {
+        doing: "unpacking a layer",
+    })
 }
 
 impl Source<'_> {
@@ -296,6 +336,15 @@ impl Packed<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_small_blob_gets_little_cpu_time_and_the_largest_enough() {
+        let budget = Budget::new(&Limits::default());
+        assert_eq!(budget.cpu_s(1000), 60 + 4);
+        // 200 MiB and what they may unpack to at most.
+        assert_eq!(budget.cpu_s(1 << 20), 60 + (201 << 20) / (16 << 20));
+        assert_eq!(budget.cpu_s(8 << 30), 60 + (40 << 30) / (16 << 20));
+    }
 
     #[test]
     fn media_types_of_layers_are_known_and_no_others() {

@@ -4,6 +4,7 @@
 
 mod support;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -53,8 +54,10 @@ fn content(image: &Image) -> Content {
     Content {
         program,
         kind: image.kind.clone(),
-        config: image.config.clone(),
-        annotations: image.spec_annotations.clone().into_iter().collect(),
+        config: RunConfig::clone(&image.config),
+        annotations: BTreeMap::clone(&image.spec_annotations)
+            .into_iter()
+            .collect(),
     }
 }
 

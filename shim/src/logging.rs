@@ -3,9 +3,10 @@
 //! Called by: `serve`, before the daemon starts its first thread; its reload; the admin service.
 //! Invariants: levels come from the configuration and from the operator's commands, never from the environment; every line
 //! has a time in UTC, and its priority where standard error goes to the journal; colours only when standard error is a
-//! terminal; the last lines stay in memory.
+//! terminal; the last lines stay in memory; none is longer than 16 KiB.
 //! Must not know: logs of containers, which keepers write.
 
+mod bounded;
 mod journal;
 mod levels;
 mod recent;

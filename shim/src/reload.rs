@@ -52,13 +52,14 @@ pub fn metrics() -> [&'static dyn Metric; 3] {
 }
 
 /// Settings, and tables of settings, that take effect at once; everything else waits for a restart.
-const AT_ONCE: [&str; 10] = [
+const AT_ONCE: [&str; 11] = [
     "log.level",
     "log.targets",
     "network.denied_node_ports",
     "sandbox.create_host_paths",
     "wasm.compile_timeout_s",
     "wasm.compile_memory_bytes",
+    "wasm.cache_bytes",
     "streaming.idle_timeout_s",
     "streaming.allowed_origins",
     "metrics.processes",
@@ -99,6 +100,7 @@ pub fn compile_limits(config: &Config) -> CompileLimits {
         cpu: config.wasm.compile_timeout,
         memory_bytes: config.wasm.compile_memory_bytes,
         module_bytes: config.wasm.max_module_bytes,
+        cache_bytes: config.wasm.cache_bytes,
     }
 }
 

@@ -278,10 +278,10 @@ async fn host(
 ) -> Result<(Host, Images, Arc<CompileCache>), Box<dyn Error>> {
     crate::check::log_signature_policies(config);
     let helpers = Permits::new(config.helpers.processes, config.helpers.memory_bytes);
-    let unpackers = Arc::new(Unpackers(helpers.clone()));
+    let unpackers = Arc::new(Unpackers(helpers.of_a_kind()));
     let images = Images::open(images_config(config)?, unpackers).await?;
     let limits = reload::compile_limits(config);
-    let compiler = CompileCache::open(&config.root.join("compiled"), limits, helpers)?;
+    let compiler = CompileCache::open(&config.root.join("compiled"), limits, helpers.of_a_kind())?;
     let compiler = Arc::new(compiler);
     let syncer = Syncer::start(&config.root)?;
     let parts = Parts {
@@ -401,6 +401,7 @@ fn images_config(config: &Config) -> Result<ImagesConfig, coracle_images::Error>
     images.preload_timeout = config.images.preload_timeout;
     images.keep_blobs = config.images.keep_blobs;
     images.limits.max_manifest_bytes = config.images.max_manifest_bytes;
+    images.limits.max_metadata_bytes = config.images.max_metadata_bytes;
     images.limits.max_layers = config.images.max_layers as u64;
     images.limits.max_layer_bytes = config.images.max_layer_bytes;
     images.limits.max_unpacked_bytes = config.images.max_unpacked_bytes;

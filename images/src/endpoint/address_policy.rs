@@ -15,6 +15,7 @@ use std::sync::Arc;
 use reqwest::Url;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 
+use super::lookup;
 use crate::error::Cause;
 use crate::proxy::Proxies;
 
@@ -129,8 +130,7 @@ impl Resolve for Resolver {
         let (policy, host) = (self.policy, name.as_str().to_owned());
         let is_proxy = self.proxies.is_proxy(&host);
         Box::pin(async move {
-            let found = tokio::net::lookup_host((host.as_str(), 0)).await?;
-            let found: Vec<SocketAddr> = found.collect();
+            let found = lookup::addresses(&host).await?;
             let is_empty = found.is_empty();
             let allowed: Vec<SocketAddr> = found
                 .into_iter()

@@ -232,7 +232,7 @@ pub(super) fn manifest(
         "config": descriptor(config_type, config, config_bytes as u64), "layers": layers,
     });
     if !record.annotations.is_empty() {
-        manifest["annotations"] = json!(record.annotations);
+        manifest["annotations"] = json!(*record.annotations);
     }
     manifest.to_string().into_bytes()
 }

@@ -1,7 +1,8 @@
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
+
+use std::sync::Arc;
 
 use super::*;
-use crate::run_config::RunConfig;
 
 fn module(bytes: &[u8]) -> Program {
     Program::Module {
@@ -18,11 +19,11 @@ fn candidate(manifest: &str, program: Program) -> Candidate {
             Digest::of(manifest.as_bytes())
         )]),
         size: 1,
-        config: RunConfig::default(),
+        config: Arc::default(),
         program,
         blobs: BTreeSet::new(),
         chains: Vec::new(),
-        annotations: BTreeMap::new(),
+        annotations: Arc::default(),
         removed: false,
         pins: BTreeSet::new(),
         is_artifact: false,
@@ -59,13 +60,15 @@ type Change = (&'static str, fn(&mut Record));
 fn records_that_differ_in_anything_are_never_one() {
     let changes: [Change; 5] = [
         ("program", |record| record.program = module(b"other")),
-        ("config", |record| record.config.user = "0".to_owned()),
+        ("config", |record| {
+            Arc::make_mut(&mut record.config).user = "0".to_owned();
+        }),
         ("layers", |record| record.chains.push(Digest::of(b"layer"))),
         ("blobs", |record| {
             record.blobs.insert(Digest::of(b"blob"));
         }),
         ("annotations", |record| {
-            record.annotations.insert("a".to_owned(), "b".to_owned());
+            Arc::make_mut(&mut record.annotations).insert("a".to_owned(), "b".to_owned());
         }),
     ];
     for program in [module(b"bank"), Program::Linux] {
@@ -92,12 +95,12 @@ fn the_same_content_is_one_image_under_the_id_it_had() {
     assert_eq!(kept[0].id, ImageId::new(Digest::of(b"{}")));
     // One that had to take another id keeps it when the better one becomes free.
     let mut other = candidate("other", Program::Linux);
-    other.record.annotations.insert("a".into(), "b".into());
+    Arc::make_mut(&mut other.record.annotations).insert("a".into(), "b".into());
     let mut kept = settle_all(vec![again(), other]);
     let second = kept.pop().unwrap();
     assert_eq!(second.id, ImageId::new(Digest::of(b"other")));
     let mut once_more = candidate("other", Program::Linux);
-    once_more.record.annotations.insert("a".into(), "b".into());
+    Arc::make_mut(&mut once_more.record.annotations).insert("a".into(), "b".into());
     let settled = once_more.assign_id(|id| (second.id == *id).then_some(&second));
     assert_eq!(settled.unwrap().id, second.id);
 }
@@ -130,5 +133,25 @@ fn only_a_record_that_may_hold_several_images_loses_its_names() {
         candidate("new", module(b"")).record,
     ] {
         assert!(!drop_ambiguous_names(&mut clear) && !clear.tags.is_empty());
+    }
+}
+
+#[test]
+fn many_names_of_one_registry_cost_only_its_own() {
+    let named = |name: &str| {
+        let mut candidate = candidate("m", module(b"m"));
+        candidate.record.tags = BTreeSet::from([name.to_owned()]);
+        candidate.record.digests.clear();
+        candidate
+    };
+    let mut pinned = named("a.io/0/pinned:1");
+    pinned.record.pins = pinned.record.tags.clone();
+    let mut all = vec![pinned, named("b.io/victim:1")];
+    all.extend((0..MAX_NAMES + 50).map(|number| named(&format!("a.io/x:{number}"))));
+    all.push(named("c.io/other:1"));
+    let [kept] = settle_all(all).try_into().unwrap();
+    assert_eq!(kept.tags.len(), MAX_NAMES);
+    for name in ["b.io/victim:1", "c.io/other:1", "a.io/0/pinned:1"] {
+        assert!(kept.tags.contains(name), "{name}");
     }
 }

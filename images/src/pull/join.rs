@@ -1,9 +1,10 @@
 //! Starts pulls, or joins those that are under way.
 //!
 //! Called by: the daemon ([`Images::pull`]). [`crate::singleflight`] keeps the running pulls.
-//! Invariant: the number of running pulls is bounded. Not here: the pull itself.
+//! Invariant: the number of running pulls is bounded, and that from one registry. Not here: the pull itself.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use futures_util::future::FutureExt as _;
@@ -21,6 +22,24 @@ use crate::store::{Images, Inner};
 
 /// Running pulls; further ones wait. It bounds the memory of all of them.
 static PERMITS: Semaphore = Semaphore::const_new(64);
+/// Running pulls from one registry, so that one that answers slowly leaves room for others.
+const MAX_OF_REGISTRY: usize = 16;
+
+/// The registries that pulls run from or wait for.
+static REGISTRIES: LazyLock<Mutex<HashMap<String, Weak<Semaphore>>>> =
+    LazyLock::new(Mutex::default);
+
+/// The places for pulls from `registry`.
+fn places(registry: &str) -> Arc<Semaphore> {
+    let mut registries = REGISTRIES.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(known) = registries.get(registry).and_then(Weak::upgrade) {
+        return known;
+    }
+    registries.retain(|_, known| known.strong_count() > 0);
+    let new = Arc::new(Semaphore::new(MAX_OF_REGISTRY));
+    registries.insert(registry.to_owned(), Arc::downgrade(&new));
+    new
+}
 
 impl Images {
     /// Pulls an image and returns when it is complete, recorded and listed.
@@ -44,7 +63,9 @@ impl Images {
         let pull = inner.in_flight.join(key, || {
             let (inner, reference) = (inner.clone(), reference.clone());
             async move {
-                // The semaphore is never closed, so this cannot fail.
+                // The semaphores are never closed, so this cannot fail. The registry's first: nobody holds a place of all
+                // while waiting for one of a registry.
+                let _place = places(reference.registry()).acquire_owned().await.ok();
                 let _permit = PERMITS.acquire().await.ok();
                 let mut request = request;
                 let demands = demands(&inner, &request, &reference).await?;

@@ -10,6 +10,7 @@ mod failure;
 mod hosts_toml;
 mod import;
 mod kinds;
+mod limits;
 mod messages;
 mod platforms;
 mod preload;

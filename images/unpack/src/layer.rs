@@ -4,14 +4,16 @@
 //! Invariant: every input ends in a [`Verdict`]; on any but `Unpacked` the directory has part of the
 //! layer, which the daemon removes. Not here: sockets, the jail.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::rc::Rc;
 
 use rustix::io::Errno;
 
 use crate::archive::{Archive, Entry, EntryKind};
-use crate::meter::{Metered, Stop};
+use crate::meter::{Metered, Packed, Stop};
 use crate::tree::{self, Mark, PathAt, Tree};
 use crate::{Bounds, Compression, IoOperation, Job, Limit, MAX_PROBLEM_BYTES, Unpacked, Verdict};
 
@@ -43,8 +45,9 @@ struct Usage {
     inodes: u64,
 }
 
-/// The bytes inside the packing.
-fn decoder(job: &Job, blob: File) -> io::Result<Box<dyn Read>> {
+/// The bytes inside the packing; `given` counts them.
+fn decoder(job: &Job, blob: File, given: &Rc<Cell<u64>>) -> io::Result<Box<dyn Read>> {
+    let blob = Packed::new(blob, given.clone());
     let blob = io::BufReader::with_capacity(128 << 10, blob);
     Ok(match job.compression {
         Compression::None => Box::new(blob),
@@ -59,9 +62,10 @@ fn decoder(job: &Job, blob: File) -> io::Result<Box<dyn Read>> {
 
 impl Layer<'_> {
     fn run(&self, job: &Job, blob: File) -> Result<Unpacked, Verdict> {
-        let decoder = decoder(job, blob).map_err(unreadable)?;
+        let given = Rc::default();
+        let decoder = decoder(job, blob, &given).map_err(unreadable)?;
         let bounds = self.bounds;
-        let metered = Metered::new(decoder, bounds.bytes, job.packed_bytes, bounds.ratio);
+        let metered = Metered::new(decoder, given, bounds.bytes, job.packed_bytes, bounds.ratio);
         let mut archive = Archive::new(metered);
         let mut usage = Usage {
             bytes: INODE_BYTES,

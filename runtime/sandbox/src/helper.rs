@@ -2,8 +2,8 @@
 //!
 //! Called in the daemon by the compile cache and for unpackers. Each helper is our own executable, with a lifeline as
 //! its standard input and its descriptors from 3 on.
-//! Invariants: all helpers of the node share one [`Permits`]; waiters are served in order and can be cancelled; a
-//! helper whose handle is dropped is killed.
+//! Invariants: all helpers of the node share one [`Permits`]; a kind of them never has all processes, if there are several;
+//! waiters of one kind are served in order and can be cancelled; a helper whose handle is dropped is killed.
 //! It must not know about jails, or what a helper does.
 
 use std::os::fd::OwnedFd;
@@ -28,7 +28,10 @@ const ERROR_TIMEOUT: Duration = Duration::from_millis(200);
 /// Bounds the number and memory of the node's helpers. Clones share one pool.
 #[derive(Clone, Debug)]
 pub struct Permits {
+    /// Of the kind.
+    kind: Arc<Semaphore>,
     processes: Arc<Semaphore>,
+    count: usize,
     memory: Arc<Semaphore>,
     memory_units: u32,
 }
@@ -38,6 +41,7 @@ pub struct Permits {
 pub struct Permit {
     _memory: OwnedSemaphorePermit,
     _process: OwnedSemaphorePermit,
+    _kind: OwnedSemaphorePermit,
 }
 
 impl Permits {
@@ -45,10 +49,22 @@ impl Permits {
     pub fn new(processes: usize, memory_bytes: u64) -> Self {
         let memory_units = u32::try_from(memory_bytes / UNIT).unwrap_or(u32::MAX >> 4);
         let memory_units = memory_units.clamp(1, u32::MAX >> 4);
+        let count = processes.clamp(1, Semaphore::MAX_PERMITS);
         Self {
-            processes: Arc::new(Semaphore::new(processes.clamp(1, Semaphore::MAX_PERMITS))),
+            kind: Arc::new(Semaphore::new(count)),
+            processes: Arc::new(Semaphore::new(count)),
+            count,
             memory: Arc::new(Semaphore::new(memory_units as usize)),
             memory_units,
+        }
+    }
+
+    /// The same pool for one kind of helpers: they have all but one of the processes, so that other kinds need not wait
+    /// for their end.
+    pub fn of_a_kind(&self) -> Self {
+        Self {
+            kind: Arc::new(Semaphore::new(self.count.saturating_sub(1).max(1))),
+            ..self.clone()
         }
     }
 
@@ -60,6 +76,8 @@ impl Permits {
         let closed = |e| Error::with(Kind::Bug, "wait for a permit for a helper process", e);
         let units = u32::try_from(memory_bytes.div_ceil(UNIT)).unwrap_or(u32::MAX);
         let units = units.clamp(1, self.memory_units);
+        let kind = Arc::clone(&self.kind).acquire_owned();
+        let kind = kind.await.map_err(closed)?;
         // Everybody takes memory first, so nobody holds a process slot while waiting for memory.
         let memory = Arc::clone(&self.memory).acquire_many_owned(units);
         let memory = memory.await.map_err(closed)?;
@@ -67,6 +85,7 @@ impl Permits {
         Ok(Permit {
             _memory: memory,
             _process: process.await.map_err(closed)?,
+            _kind: kind,
         })
     }
 }
@@ -182,6 +201,21 @@ mod tests {
         assert!(futures(&mut fourth).await.is_none(), "a fourth process");
         let all = Permits::new(1, UNIT).take(100 * UNIT).await;
         assert!(all.is_ok(), "more than there is means all of it");
+    }
+
+    #[tokio::test]
+    async fn one_kind_never_has_all_processes() {
+        let permits = Permits::new(2, 8 * UNIT);
+        let (unpackers, compilers) = (permits.of_a_kind(), permits.of_a_kind());
+        let first = unpackers.take(UNIT).await.unwrap();
+        let mut second = Box::pin(unpackers.take(8 * UNIT));
+        assert!(futures(&mut second).await.is_none(), "no process is left");
+        // Nor does a waiter of it keep others from the memory.
+        let compiler = futures(&mut Box::pin(compilers.take(UNIT))).await;
+        drop((compiler.expect("waits for unpackers"), first));
+        second.await.unwrap();
+        let one = Permits::new(1, UNIT).of_a_kind();
+        assert!(futures(&mut Box::pin(one.take(UNIT))).await.is_some());
     }
 
     /// The result of a future if it is ready within a short time.

@@ -2,8 +2,8 @@
 //!
 //! The daemon calls it after an image was pulled and when a container is created.
 //! Invariants: an entry is handed out only after its MAC was checked, once per (inode, ctime, size) and daemon, with
-//! a key that only root can read. An entry that fails the check is removed and compiled again. A file is never
-//! overwritten. Files are 0444 in a 0700 directory: an unprivileged container process reopens the descriptor it gets.
+//! a key that only root can read. An entry that fails the check is removed and compiled again; one that cannot be read
+//! now stays. What is kept is bounded: the code that nobody wanted for longest goes. A file is never overwritten. Files are 0444 in a 0700 directory: an unprivileged container process reopens the descriptor it gets.
 //! It must not know about images or what a guest may do.
 
 use std::collections::HashMap;
@@ -16,7 +16,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use hmac::{Hmac, Mac as _};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -30,13 +29,16 @@ use coracle_spec::id::hex;
 mod compile;
 mod failures;
 mod files;
+mod room;
 mod turn;
+mod verified;
 
 use failures::Failures;
-use files::{Stamp, Temporary, key, open_read, stamp, stamp_of};
+use files::{Stamp, Temporary, key, open_read, stamp};
+use room::Kept;
 use turn::Turn;
 
-/// Bounds of every compilation.
+/// Bounds of every compilation, and of what is kept of all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CompileLimits {
     /// CPU time of one compilation, all its threads together.
@@ -45,6 +47,8 @@ pub struct CompileLimits {
     pub memory_bytes: u64,
     /// Largest module, in bytes.
     pub module_bytes: u64,
+    /// Compiled code that is kept, in bytes.
+    pub cache_bytes: u64,
 }
 
 /// The engine that compiled code is for.
@@ -86,6 +90,7 @@ pub struct CompileCache {
     entries: Mutex<HashMap<EntryKey, Arc<Compiled>>>,
     busy: Mutex<HashMap<EntryKey, EntryLock>>,
     failures: Failures,
+    kept: Kept,
     serial: AtomicU64,
 }
 
@@ -116,7 +121,7 @@ impl CompileCache {
             }
         }
         let key = key(dir)?;
-        Ok(Self {
+        let cache = Self {
             dir: dir.into(),
             key,
             limits: Mutex::new(limits),
@@ -124,8 +129,11 @@ impl CompileCache {
             entries: Mutex::default(),
             busy: Mutex::default(),
             failures: Failures::default(),
+            kept: Kept::default(),
             serial: AtomicU64::new(0),
-        })
+        };
+        cache.measure()?;
+        Ok(cache)
     }
 
     /// The compiled form of the module at path `module` (SHA-256 `digest`, 64 digits) for `engine`.
@@ -144,7 +152,7 @@ impl CompileCache {
         let turn = Turn::of(self, &at);
         let guard = Arc::clone(&turn.lock).lock_owned().await;
         let (cache, wanted) = (Arc::clone(self), at.clone());
-        if let Some(found) = blocking(move || Ok(cache.find(&wanted.0, &wanted.1))).await? {
+        if let Some(found) = blocking(move || cache.find(&wanted.0, &wanted.1)).await? {
             return Ok(found);
         }
         if let Some(failure) = self.failures.find(&at) {
@@ -219,10 +227,10 @@ impl CompileCache {
             let is_engine = name.len() == 64 && entry.path().is_dir();
             if is_engine && !live_hashes.contains(&name) {
                 let _ = fs::remove_dir_all(entry.path());
-                lock(&self.entries).retain(|(hash, _), _| *hash != name);
+                self.forget(|(hash, _)| *hash != name);
             }
         }
-        Ok(())
+        self.measure().map(|_| ())
     }
 
     /// Removes compiled code of modules for whose digest (64 digits) `keep` returns false. Blocks.
@@ -243,7 +251,8 @@ impl CompileCache {
                 }
             }
         }
-        lock(&self.entries).retain(|(_, digest), _| keep(digest));
+        self.forget(|(_, digest)| keep(digest));
+        self.measure()?;
         Ok(removed)
     }
 
@@ -253,63 +262,6 @@ impl CompileCache {
             dir.join(format!("{digest}.cwasm")),
             dir.join(format!("{digest}.json")),
         )
-    }
-
-    /// The verified entry, or `None` if there is none that passes verification.
-    fn find(&self, hash: &str, digest: &str) -> Option<Arc<Compiled>> {
-        let at = (hash.to_owned(), digest.to_owned());
-        let (code, label) = self.paths(hash, digest);
-        let known = lock(&self.entries).get(&at).cloned();
-        if let Some(known) = known
-            && stamp_of(&known.code).is_some_and(|now| now == known.stamp)
-        {
-            return Some(known);
-        }
-        match self.verify(&at, &code, &label) {
-            Some(entry) => {
-                let entry = Arc::new(entry);
-                lock(&self.entries).insert(at, entry.clone());
-                Some(entry)
-            }
-            None => {
-                if code.exists() {
-                    tracing::warn!(
-                        digest,
-                        engine = hash,
-                        "compiled code failed verification, compiling it again"
-                    );
-                }
-                let _ = fs::remove_file(&code);
-                let _ = fs::remove_file(&label);
-                lock(&self.entries).remove(&at);
-                None
-            }
-        }
-    }
-
-    fn verify(&self, at: &EntryKey, code: &Path, label: &Path) -> Option<Compiled> {
-        let label: Label = serde_json::from_slice(&fs::read(label).ok()?).ok()?;
-        let mut file = open_read(code).ok()?;
-        let before = stamp(&file)?;
-        let mut hasher = Sha256::new();
-        std::io::copy(&mut file, &mut hasher).ok()?;
-        let sum = hex(&hasher.finalize());
-        let good = sum == label.code_sha256
-            && self.mac(at, &label.info, &sum).as_deref() == Some(label.mac.as_str());
-        (good && stamp(&file)? == before).then(|| Compiled {
-            info: label.info.bounded(),
-            code: code.into(),
-            stamp: before,
-        })
-    }
-
-    fn mac(&self, at: &EntryKey, info: &ModuleInfo, code_sha256: &str) -> Option<String> {
-        let mut mac = Hmac::<Sha256>::new_from_slice(&self.key).ok()?;
-        let info = serde_json::to_string(info).ok()?;
-        mac.update(
-            format!("coracle-cwasm-1\n{}\n{}\n{code_sha256}\n{info}", at.0, at.1).as_bytes(),
-        );
-        Some(hex(&mac.finalize().into_bytes()))
     }
 
     fn store(
@@ -345,12 +297,10 @@ impl CompileCache {
         let file = self.temporary().during(what)?;
         (&file.file).write_all(&label).during(what)?;
         file.rename(&label_path).during(what)?;
-        self.find(hash, digest).ok_or_else(|| {
-            Error::new(
-                Kind::Bug,
-                format!("{}: the entry just written does not verify", what()),
-            )
-        })
+        let unverified = || format!("{}: the entry just written does not verify", what());
+        let stored = self.find(hash, digest)?;
+        let stored = stored.ok_or_else(|| Error::new(Kind::Bug, unverified()))?;
+        self.make_room(&at).map(|()| stored)
     }
 
     fn temporary(&self) -> std::io::Result<Temporary> {

@@ -296,6 +296,8 @@ pub struct ImagesFile {
     pub pull_timeout_s: u64,
     /// Largest manifest, index or image config.
     pub max_manifest_bytes: u64,
+    /// Memory for the texts of all images: configs, annotations, names. Bytes.
+    pub max_metadata_bytes: u64,
     /// Most layers of an image.
     pub max_layers: u64,
     /// Largest compressed layer.
@@ -325,6 +327,7 @@ impl Default for ImagesFile {
             pull_min_bytes_per_s: 1024,
             pull_timeout_s: 14_400,
             max_manifest_bytes: 4 * MIB,
+            max_metadata_bytes: 256 * MIB,
             max_layers: 256,
             max_layer_bytes: 8 * GIB,
             max_unpacked_bytes: 32 * GIB,
@@ -371,6 +374,8 @@ pub struct WasmFile {
     pub compile_memory_bytes: u64,
     /// Largest module or component that is compiled.
     pub max_module_bytes: u64,
+    /// Compiled code that is kept. Bytes.
+    pub cache_bytes: u64,
 }
 
 impl Default for WasmFile {
@@ -379,6 +384,7 @@ impl Default for WasmFile {
             compile_timeout_s: 60,
             compile_memory_bytes: 2 * GIB,
             max_module_bytes: 128 * MIB,
+            cache_bytes: 4 * GIB,
         }
     }
 }

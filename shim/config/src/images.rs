@@ -60,6 +60,11 @@ pub(super) fn check(file: &ImagesFile) -> Result<Images, Invalid> {
             file.max_manifest_bytes,
             64 * KIB..=64 * MIB,
         )?,
+        max_metadata_bytes: within(
+            "images.max_metadata_bytes",
+            file.max_metadata_bytes,
+            MIB..=TIB,
+        )?,
         max_layers: usize::try_from(layers).unwrap_or(usize::MAX),
         max_layer_bytes: within("images.max_layer_bytes", file.max_layer_bytes, MIB..=TIB)?,
         max_unpacked_bytes: within(

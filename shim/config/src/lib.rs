@@ -174,6 +174,8 @@ pub struct Images {
     pub pull_timeout: Option<Duration>,
     /// Largest manifest, index or image config.
     pub max_manifest_bytes: u64,
+    /// Memory for the texts of all images: configs, annotations, names. Bytes.
+    pub max_metadata_bytes: u64,
     /// Most layers of an image.
     pub max_layers: usize,
     /// Largest compressed layer.

@@ -17,6 +17,8 @@ pub struct Wasm {
     pub compile_memory_bytes: u64,
     /// Largest module or component that is compiled.
     pub max_module_bytes: u64,
+    /// Compiled code that is kept. Bytes.
+    pub cache_bytes: u64,
 }
 
 /// Checks every value of the table.
@@ -33,5 +35,6 @@ pub(super) fn check(file: &WasmFile) -> Result<Wasm, Invalid> {
             file.max_module_bytes,
             KIB..=4 * KIB * MIB,
         )?,
+        cache_bytes: within("wasm.cache_bytes", file.cache_bytes, 64 * MIB..=TIB)?,
     })
 }

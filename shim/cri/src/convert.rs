@@ -14,6 +14,7 @@ mod diagnosis;
 mod egress;
 mod exec;
 mod filter;
+mod fit;
 mod http;
 mod image;
 mod lists;

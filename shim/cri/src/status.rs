@@ -102,7 +102,8 @@ impl Failure {
     /// Logs the failure of `rpc` and renders it for the client.
     pub(super) fn into_status(self, rpc: &'static str) -> Status {
         let Verdict { code, error } = self.verdict();
-        let chain = self.chain(rpc);
+        // An image's text, or a request's, is as short in the log as in the answer.
+        let chain = bounded(self.chain(rpc));
         log(rpc, code, &chain);
         let shown = if self.is_bug() {
             self.headline(rpc)

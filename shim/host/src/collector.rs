@@ -23,6 +23,9 @@ const SPARE: Duration = Duration::from_secs(10 * 60);
 /// Removals within this time are collected together.
 const GATHER: Duration = Duration::from_millis(200);
 
+/// Most modules of one image that are compiled because somebody has named them.
+const MAX_OF_IMAGE: usize = 64;
+
 /// Modules that containers run although they are not the main module of an image, by digest, with their images.
 #[derive(Debug, Default)]
 pub(super) struct NamedModules(Mutex<HashMap<String, BTreeSet<ImageId>>>);
@@ -33,8 +36,25 @@ impl NamedModules {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds the module with this digest (64 digits) to those of `image`.
-    pub(super) fn add(&self, digest: &str, image: &ImageId) {
+    /// Adds the module with this digest (64 digits) to those of `image`. Errors: Exhausted when it has too many.
+    pub(super) fn add(&self, digest: &str, image: &ImageId) -> Result<(), Error> {
+        let is_known = self.lock().get(digest).is_some_and(|of| of.contains(image));
+        let of_image = |modules: &HashMap<String, BTreeSet<ImageId>>| {
+            modules.values().filter(|of| of.contains(image)).count()
+        };
+        if !is_known && of_image(&self.lock()) >= MAX_OF_IMAGE {
+            let text = format!(
+                "module sha256:{digest} would be one of more than {MAX_OF_IMAGE} of image {} that were compiled since this daemon started",
+                image.as_str()
+            );
+            return Err(Error::new(Kind::Exhausted, text));
+        }
+        self.add_always(digest, image);
+        Ok(())
+    }
+
+    /// The same for a module that a container runs already.
+    fn add_always(&self, digest: &str, image: &ImageId) {
         let mut modules = self.lock();
         modules
             .entry(digest.to_owned())
@@ -80,7 +100,7 @@ impl Host {
                 continue;
             };
             if let Payload::Wasm(wasm) = &plan.payload {
-                self.modules.add(&wasm.module_digest, &id);
+                self.modules.add_always(&wasm.module_digest, &id);
             }
             if !self.parts.images.claim(&id, &paths, holder.as_str()) {
                 tracing::error!(container = %holder, image = name, "the record of its image is gone; its content is kept");
@@ -140,5 +160,30 @@ impl Host {
             .compiler
             .retain(|digest| self.modules.has(digest) || self.parts.images.has_module(digest));
         retained.map_err(|error| runtime_error("drop compiled code", error))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use coracle_images::Digest;
+
+    use super::*;
+
+    #[test]
+    fn the_modules_of_one_image_that_are_compiled_by_name_are_bounded() {
+        let modules = NamedModules::default();
+        let of = |name: &[u8]| ImageId::new(Digest::of(name));
+        let (image, other) = (of(b"a"), of(b"b"));
+        for number in 0..MAX_OF_IMAGE {
+            modules.add(&number.to_string(), &image).unwrap();
+        }
+        modules.add("0", &image).unwrap();
+        let refused = modules.add("one more", &image).unwrap_err();
+        assert_eq!(refused.kind(), Kind::Exhausted);
+        assert!(refused.to_string().contains(image.as_str()), "{refused}");
+        modules.add("one more", &other).unwrap();
+        modules.forget(std::slice::from_ref(&image));
+        modules.add("one more", &image).unwrap();
     }
 }

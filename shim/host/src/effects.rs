@@ -48,6 +48,10 @@ impl coracle_lifecycle::Host for Host {
         self.config.all_requests_bytes
     }
 
+    fn compiled_code(&self) -> (u64, u64) {
+        self.parts.compiler.used()
+    }
+
     fn lease_ids(&self) -> Result<IdRange, Error> {
         self.ids.lease()
     }

@@ -13,6 +13,8 @@ use super::errors::invalid;
 const SIGTERM: i32 = libc::SIGTERM;
 /// Most bytes of arguments, and of environment.
 const MAX_ARGS_BYTES: usize = 1 << 20;
+/// The longest path: PATH_MAX. Bytes.
+const MAX_PATH_BYTES: usize = 4096;
 
 /// Arguments as Kubernetes composes them: `command` replaces the entrypoint and drops the image's cmd; `args`
 /// replaces cmd. An artifact without either is named after its file or image, if it `may_be_unnamed`.
@@ -132,6 +134,12 @@ pub(super) fn working_dir(image: &Image, config: &ContainerConfig) -> Result<Str
         .into_iter()
         .find(|text| !text.is_empty())
         .map_or("/", String::as_str);
+    if directory.len() > MAX_PATH_BYTES {
+        return Err(invalid(format!(
+            "the working directory has {} bytes, {MAX_PATH_BYTES} are allowed",
+            directory.len()
+        )));
+    }
     if !directory.starts_with('/')
         || directory.contains('\0')
         || directory.split('/').any(|part| part == "..")

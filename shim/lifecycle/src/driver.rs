@@ -94,8 +94,10 @@ pub struct Container {
     requested: Option<Box<ContainerConfig>>,
     /// `None` until it is planned.
     plan: Option<Arc<Plan>>,
-    /// Accounts for the memory of its request.
+    /// Accounts for the memory of its request, or of all of its record if it was taken over.
     _share: Share,
+    /// Accounts for the memory of its plan, once it has one.
+    plan_share: Option<Share>,
     created_at: i64,
     phase: ContainerPhase,
     /// When it came into this phase, or was taken over in it.
@@ -128,6 +130,7 @@ impl Container {
             requested: None,
             plan: None,
             _share: share,
+            plan_share: None,
             created_at,
             phase: ContainerPhase::Creating(Then::Keep),
             since: Instant::now(),

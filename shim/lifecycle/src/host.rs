@@ -56,6 +56,9 @@ pub trait Host: Send + Sync + 'static {
     /// Limit of the memory that the requests of all sandboxes and containers occupy. Bytes.
     fn all_requests_bytes(&self) -> u64;
 
+    /// Bytes and files of compiled code on the disk.
+    fn compiled_code(&self) -> (u64, u64);
+
     /// Leases a block of host ids. Errors: all blocks are leased.
     fn lease_ids(&self) -> Result<IdRange, Error>;
 

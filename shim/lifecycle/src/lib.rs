@@ -320,6 +320,11 @@ impl Pods {
         self.shared.host().prepare_image(image).await
     }
 
+    /// Bytes and files of compiled code on the disk. O(1).
+    pub fn compiled_code(&self) -> (u64, u64) {
+        self.shared.host().compiled_code()
+    }
+
     /// Refuses new sandboxes and containers from now on (Draining) and waits, at most `limit`, for work under way.
     pub async fn drain(&self, limit: Duration) {
         self.draining.store(true, Ordering::Release);

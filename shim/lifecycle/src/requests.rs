@@ -1,5 +1,5 @@
 //! Limits the memory that the requests of all sandboxes and containers occupy: labels, annotations, environments,
-//! arguments, mounts.
+//! arguments, mounts; and what images add to those of containers.
 //!
 //! Called by: the code that admits a sandbox or a container, and recovery. The size of a message bounds each request;
 //! this bounds all of them together, because each stays in memory and is repeated in lists.
@@ -44,7 +44,7 @@ impl Requests {
             return Ok(share);
         }
         let text = format!(
-            "its request holds {} bytes, those of all sandboxes and containers then {held}; \
+            "it holds {} bytes, those of all sandboxes and containers then {held}; \
              sandbox.all_requests_bytes is {}",
             share.bytes, self.limit
         );

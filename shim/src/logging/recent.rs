@@ -8,6 +8,8 @@ use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use super::bounded::bounded;
+
 /// Most bytes that are kept.
 const MAX_BYTES: usize = 512 << 10;
 /// Most lines that are kept.
@@ -56,8 +58,9 @@ impl Write for Output {
 
     /// The log calls this once for each event.
     fn write_all(&mut self, line: &[u8]) -> io::Result<()> {
-        recent().push(line);
-        io::stderr().write_all(line)
+        let line = bounded(line);
+        recent().push(&line);
+        io::stderr().write_all(&line)
     }
 
     fn flush(&mut self) -> io::Result<()> {

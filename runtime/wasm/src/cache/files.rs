@@ -58,12 +58,17 @@ pub(super) fn key(dir: &Path) -> Result<[u8; 32]> {
     let path = dir.join("key");
     let what = || format!("make the compile cache's key {}", path.display());
     let mut key = [0; 32];
-    if let Ok(mut file) = open_read(&path)
-        && file.metadata().is_ok_and(|m| m.len() == 32)
-    {
-        file.read_exact(&mut key)
-            .during(|| format!("read {}", path.display()))?;
-        return Ok(key);
+    let read = || format!("read {}", path.display());
+    match open_read(&path) {
+        Ok(mut file) => {
+            if file.metadata().during(read)?.len() == 32 {
+                file.read_exact(&mut key).during(read)?;
+                return Ok(key);
+            }
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        // Another key would make all entries wrong.
+        Err(error) => return Err(error).during(read),
     }
     rustix::rand::getrandom(&mut key, rustix::rand::GetRandomFlags::empty()).during(what)?;
     let _ = fs::remove_file(&path);

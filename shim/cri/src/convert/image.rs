@@ -177,7 +177,7 @@ pub(crate) fn image(image: &Image) -> cri::Image {
     let uid = uid(user);
     let spec = (!image.spec_annotations.is_empty()).then(|| cri::ImageSpec {
         image: image.id.to_string(),
-        annotations: image.spec_annotations.clone(),
+        annotations: BTreeMap::clone(&image.spec_annotations),
         ..Default::default()
     });
     cri::Image {

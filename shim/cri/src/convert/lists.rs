@@ -1,7 +1,7 @@
 //! Small requests and replies with a single field, and the split of a long list into messages.
 //!
-//! Called by `pods`, `containers` and `images`. Invariant: a streamed list contains each object once, and a message
-//! comes near the size limit only if a single object does.
+//! Called by `pods`, `containers` and `images`. Invariants: a list contains each object once; one message fits the
+//! kubelet's client, and one of a streamed list comes near that limit only if a single object does.
 //! Must not know: how an object is rendered.
 
 use coracle_images::Image;
@@ -9,6 +9,7 @@ use coracle_proto::runtime::v1 as cri;
 use coracle_spec::id::{ContainerId, PodId};
 use prost::Message;
 
+use super::fit::{Cuttable, fit};
 use super::{BadRequest, ContainerFilter, PodFilter};
 
 /// Bytes in one message of a streamed list before the next one begins.
@@ -80,9 +81,15 @@ pub(crate) fn batches<R: ListReply>(
     })
 }
 
-/// `items` as one reply.
-pub(crate) fn list<R: ListReply>(items: impl Iterator<Item = R::Item>) -> R {
-    R::of(items.collect())
+/// `items` as one reply, without their longest texts if it would be too large.
+pub(crate) fn list<R>(items: impl Iterator<Item = R::Item>) -> R
+where
+    R: ListReply,
+    R::Item: Cuttable,
+{
+    let mut items: Vec<R::Item> = items.collect();
+    fit(&mut items);
+    R::of(items)
 }
 
 /// The reply of RunPodSandbox.

@@ -17,6 +17,7 @@ use coracle_proto::runtime::v1 as cri;
 use coracle_spec::egress::Egress;
 use serde_json::json;
 
+use super::fit::fit;
 use super::signal;
 
 /// One sandbox in a list.
@@ -174,7 +175,7 @@ pub(crate) fn event(event: &Event) -> cri::ContainerEventResponse {
         EventKind::Stopped => cri::ContainerEventType::ContainerStoppedEvent,
         EventKind::Deleted => cri::ContainerEventType::ContainerDeletedEvent,
     };
-    cri::ContainerEventResponse {
+    let mut reply = cri::ContainerEventResponse {
         container_id: event.container.clone(),
         container_event_type: kind as i32,
         created_at: event.at,
@@ -184,7 +185,9 @@ pub(crate) fn event(event: &Event) -> cri::ContainerEventResponse {
             .iter()
             .map(|view| container_status(view))
             .collect(),
-    }
+    };
+    fit(std::slice::from_mut(&mut reply));
+    reply
 }
 
 /// Nanoseconds since 1970 UTC.

@@ -85,7 +85,8 @@ fn image() -> Image {
         config: RunConfig {
             volumes: vec!["/data".to_owned()],
             ..RunConfig::default()
-        },
+        }
+        .into(),
         kind: ImageKind::Linux(LinuxImage { layers: Vec::new() }),
         pinned: false,
         spec_annotations: Default::default(),

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
-use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use coracle_images::{Digest, ImageId, LinuxImage, RunConfig};
 use coracle_lifecycle::{ContainerName, Kind};
@@ -16,10 +16,10 @@ fn image(config: RunConfig) -> Image {
         repo_digests: Vec::new(),
         size: 1,
         user: None,
-        config,
+        config: config.into(),
         kind: ImageKind::Linux(LinuxImage { layers: Vec::new() }),
         pinned: false,
-        spec_annotations: BTreeMap::new(),
+        spec_annotations: Arc::default(),
     }
 }
 

@@ -2,22 +2,21 @@
 //!
 //! Called by: `stats`, on a blocking thread. Calls: the file system.
 //! Invariants: no link leads out of the layer, though the container writes in it meanwhile; a request never waits for a
-//! large tree: one thread walks those in the background, the more rarely the longer it takes; no lock is held while the
-//! disk is read.
+//! large tree: two threads walk those in the background, one of them those that take long, the more rarely the longer it
+//! takes; no lock is held while the disk is read.
 //! Must not know: image layers, quotas.
 
+mod walk;
+
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::ffi::OsStr;
-use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use coracle_lifecycle::LayerUsage;
 use coracle_spec::id::ContainerId;
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat, open, openat2, statat};
+
+use walk::walk;
 
 /// How old a result for a small tree may be.
 const SMALL_AGE: Duration = Duration::from_secs(1);
@@ -31,12 +30,8 @@ const SMALL_ENTRIES: u64 = 2_000;
 const REQUEST_ENTRIES: u64 = 50_000;
 /// The time limit of a walk; entries that it has not reached by then are not counted.
 const LONGEST_WALK: Duration = Duration::from_secs(60);
-/// Directories below this depth are counted, but not their contents.
-const MAX_DEPTH: usize = 4_096;
-/// Most directories that a walk remembers for later.
-const MAX_PENDING: usize = 1 << 20;
-/// The longest path that is opened in one step, in bytes: PATH_MAX with room.
-const STEP_BYTES: usize = 3_800;
+/// A walk that takes longer waits for its turn among others that do.
+const QUICK_WALK: Duration = Duration::from_secs(2);
 
 /// The result of a walk.
 #[derive(Clone, Copy, Debug)]
@@ -74,11 +69,20 @@ impl Budget {
 
 #[derive(Default)]
 struct Queue {
-    waiting: VecDeque<(ContainerId, PathBuf)>,
+    /// Those that a thread walks one after the other: first of all what may be done quickly, then what is not.
+    lanes: [Lane; 2],
     /// It is queued or being walked.
     taken: HashSet<ContainerId>,
+}
+
+#[derive(Default)]
+struct Lane {
+    waiting: VecDeque<(ContainerId, PathBuf)>,
     has_walker: bool,
 }
+
+/// How long a walk of each lane may take.
+const LONGEST: [Duration; 2] = [QUICK_WALK, LONGEST_WALK];
 
 /// The writable layers of all containers. Cheap to clone.
 #[derive(Clone, Default)]
@@ -101,7 +105,8 @@ impl Layers {
             return Some(known.usage);
         }
         if known.is_none_or(|known| known.is_small()) && budget.0 > 0 {
-            let (found, complete) = walk(directory, budget.0.min(SMALL_ENTRIES)).ok()?;
+            let (found, complete) =
+                walk(directory, budget.0.min(SMALL_ENTRIES), QUICK_WALK).ok()?;
             budget.0 = budget.0.saturating_sub(found.entries.max(1));
             if complete {
                 lock(&self.known).insert(id.clone(), found);
@@ -123,26 +128,41 @@ impl Layers {
     }
 
     fn later(&self, id: &ContainerId, directory: &Path) {
-        let mut queue = lock(&self.queue);
-        if !queue.taken.insert(id.clone()) {
-            return;
+        if lock(&self.queue).taken.insert(id.clone()) {
+            let took = lock(&self.known).get(id).map(|known| known.took);
+            let is_slow = took.is_some_and(|took| took >= QUICK_WALK);
+            self.wait_in(usize::from(is_slow), id.clone(), directory.to_owned());
         }
-        queue.waiting.push_back((id.clone(), directory.to_owned()));
-        if std::mem::replace(&mut queue.has_walker, true) {
+    }
+
+    /// Queues a tree, and starts the lane's thread if it has none.
+    fn wait_in(&self, lane: usize, id: ContainerId, directory: PathBuf) {
+        let mut queue = lock(&self.queue);
+        let lane_of = &mut queue.lanes[lane];
+        lane_of.waiting.push_back((id, directory));
+        if std::mem::replace(&mut lane_of.has_walker, true) {
             return;
         }
         let layers = self.clone();
         let walker = std::thread::Builder::new().name("layers".to_owned());
-        if let Err(error) = walker.spawn(move || layers.work()) {
+        if let Err(error) = walker.spawn(move || layers.work(lane)) {
             tracing::warn!(%error, "no thread to look at writable layers");
-            *queue = Queue::default();
+            let left = std::mem::take(&mut queue.lanes[lane]).waiting;
+            for (id, _) in left {
+                queue.taken.remove(&id);
+            }
         }
     }
 
-    /// Walks the queued trees one after the other; ends when the queue is empty.
-    fn work(&self) {
-        while let Some((id, directory)) = self.next() {
-            match walk(&directory, u64::MAX) {
+    /// Walks the trees of a lane one after the other; ends when there are none. What takes too long for the first lane goes
+    /// to the other one, so that nobody's large tree keeps others waiting.
+    fn work(&self, lane: usize) {
+        while let Some((id, directory)) = self.next(lane) {
+            match walk(&directory, u64::MAX, LONGEST[lane]) {
+                Ok((_, false)) if lane == 0 => {
+                    self.wait_in(1, id, directory);
+                    continue;
+                }
                 Ok((found, complete)) => {
                     if !complete {
                         tracing::warn!(container = %id, "the writable layer is too large to count; its usage is a part of it");
@@ -157,10 +177,11 @@ impl Layers {
         }
     }
 
-    fn next(&self) -> Option<(ContainerId, PathBuf)> {
+    fn next(&self, lane: usize) -> Option<(ContainerId, PathBuf)> {
         let mut queue = lock(&self.queue);
-        let next = queue.waiting.pop_front();
-        queue.has_walker = next.is_some();
+        let lane = &mut queue.lanes[lane];
+        let next = lane.waiting.pop_front();
+        lane.has_walker = next.is_some();
         next
     }
 }
@@ -169,155 +190,15 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A directory that was found: the index of its parent in [`Walker::found`], its depth and its name.
-struct Found {
-    parent: usize,
-    depth: usize,
-    name: Box<OsStr>,
-}
-
-struct Walker {
-    root: OwnedFd,
-    /// Ancestors of the current directory and directories still to be entered, in the order found.
-    found: Vec<Found>,
-    /// Indexes in `found` that are still to be entered, the next one last.
-    pending: Vec<usize>,
-    /// Inodes with several names that were counted already, by device and number.
-    linked: HashSet<(u64, u64)>,
-    usage: LayerUsage,
-    entries: u64,
-    complete: bool,
-}
-
-/// Counts the tree in `directory`, up to `limit` entries; the second value tells whether that was all of it.
-fn walk(directory: &Path, limit: u64) -> io::Result<(Known, bool)> {
-    let begun = Instant::now();
-    let root = open(directory, directory_flags(), Mode::empty())?;
-    let mut walker = Walker {
-        found: Vec::new(),
-        pending: Vec::new(),
-        linked: HashSet::new(),
-        usage: LayerUsage::default(),
-        entries: 0,
-        complete: true,
-        root,
-    };
-    walker.count(&rustix::fs::fstat(&walker.root)?);
-    let whole = walker.root.try_clone()?;
-    walker.list(Dir::new(whole)?, None, limit)?;
-    while let Some(at) = walker.pending.pop() {
-        if walker.entries >= limit || begun.elapsed() > LONGEST_WALK {
-            walker.complete = false;
-            break;
-        }
-        walker.found.truncate(at + 1);
-        // Entries that vanished or were replaced meanwhile are skipped.
-        if let Ok(opened) = walker.enter(at) {
-            walker.list(Dir::new(opened)?, Some(at), limit)?;
-        }
-    }
-    let known = Known {
-        usage: LayerUsage {
-            at: super::now(),
-            ..walker.usage
-        },
-        seen: Instant::now(),
-        took: begun.elapsed(),
-        entries: walker.entries,
-    };
-    Ok((known, walker.complete))
-}
-
-fn directory_flags() -> OFlags {
-    OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC
-}
-
-impl Walker {
-    fn count(&mut self, stat: &Stat) {
-        let several = stat.st_nlink > 1 && !FileType::from_raw_mode(stat.st_mode).is_dir();
-        if several && !self.linked.insert((stat.st_dev, stat.st_ino)) {
-            return;
-        }
-        self.usage.inodes += 1;
-        self.usage.bytes += u64::try_from(stat.st_blocks).unwrap_or(0) * 512;
-    }
-
-    /// Counts the entries of a directory and remembers its subdirectories.
-    fn list(&mut self, mut directory: Dir, at: Option<usize>, limit: u64) -> io::Result<()> {
-        let depth = at.map_or(1, |at| self.found[at].depth + 1);
-        while let Some(entry) = directory.read() {
-            let entry = entry?;
-            let name = entry.file_name();
-            if name == c"." || name == c".." {
-                continue;
-            }
-            if self.entries >= limit {
-                self.complete = false;
-                break;
-            }
-            self.entries += 1;
-            let Ok(stat) = statat(directory.fd()?, name, AtFlags::SYMLINK_NOFOLLOW) else {
-                continue;
-            };
-            self.count(&stat);
-            if !FileType::from_raw_mode(stat.st_mode).is_dir() {
-                continue;
-            }
-            if depth > MAX_DEPTH || self.pending.len() >= MAX_PENDING {
-                self.complete = false;
-                continue;
-            }
-            self.pending.push(self.found.len());
-            self.found.push(Found {
-                parent: at.unwrap_or(usize::MAX),
-                depth,
-                name: OsStr::from_bytes(name.to_bytes()).into(),
-            });
-        }
-        Ok(())
-    }
-
-    /// Opens a directory by the names from the root, in steps that the kernel accepts; follows no link.
-    fn enter(&self, at: usize) -> io::Result<OwnedFd> {
-        let mut names = Vec::new();
-        let mut next = Some(&self.found[at]);
-        while let Some(found) = next {
-            names.push(&*found.name);
-            next = self.found.get(found.parent);
-        }
-        let mut opened: Option<OwnedFd> = None;
-        let mut step = PathBuf::new();
-        while let Some(name) = names.pop() {
-            step.push(name);
-            let room = names
-                .last()
-                .is_some_and(|next| step.as_os_str().len() + next.len() < STEP_BYTES);
-            if room {
-                continue;
-            }
-            let from = opened.as_ref().unwrap_or(&self.root);
-            let resolve =
-                ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-            let reached = openat2(
-                from.as_fd(),
-                &step,
-                directory_flags(),
-                Mode::empty(),
-                resolve,
-            )?;
-            opened = Some(reached);
-            step.clear();
-        }
-        opened.ok_or_else(|| io::ErrorKind::NotFound.into())
-    }
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
     use std::fs;
     use std::os::unix::fs::symlink;
 
+    use rustix::fs::{Mode, open};
+
+    use super::walk::directory_flags;
     use super::*;
 
     struct Tree(PathBuf);
@@ -354,7 +235,7 @@ mod tests {
             .set_len(1 << 30)
             .unwrap();
         symlink("/usr", at("a/out")).unwrap();
-        let (found, complete) = walk(&tree.0, u64::MAX).unwrap();
+        let (found, complete) = walk(&tree.0, u64::MAX, LONGEST_WALK).unwrap();
         assert!(complete);
         // The root, a, b, file, sparse, out; `again` is `file`.
         assert_eq!((found.usage.inodes, found.entries), (6, 6));
@@ -375,9 +256,65 @@ mod tests {
             rustix::fs::mkdirat(&fd, "sibling", Mode::RWXU).unwrap();
             fd = rustix::fs::openat(&fd, &name, directory_flags(), Mode::empty()).unwrap();
         }
-        let (found, complete) = walk(&tree.0, u64::MAX).unwrap();
+        let (found, complete) = walk(&tree.0, u64::MAX, LONGEST_WALK).unwrap();
         assert!(complete);
         assert_eq!(found.usage.inodes, 121);
+    }
+
+    /// Memory of this process, and the most that it was. KiB.
+    fn memory(field: &str) -> u64 {
+        let status = fs::read_to_string("/proc/self/status").unwrap();
+        let line = status.lines().find(|line| line.starts_with(field)).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+
+    #[test]
+    fn the_memory_of_a_walk_is_bounded_and_its_count_is_right() {
+        const DIRECTORIES: u64 = 100_000;
+        const LINKED: u64 = 150_000;
+        let tree = Tree::new("bounded");
+        fs::create_dir(tree.0.join("wide")).unwrap();
+        fs::create_dir(tree.0.join("linked")).unwrap();
+        fs::create_dir(tree.0.join("again")).unwrap();
+        let wide = open(tree.0.join("wide"), directory_flags(), Mode::empty()).unwrap();
+        for number in 0..DIRECTORIES {
+            rustix::fs::mkdirat(&wide, format!("{number:0>250}"), Mode::RWXU).unwrap();
+        }
+        // Below some of them it goes on.
+        for number in (0..DIRECTORIES).step_by(1000) {
+            rustix::fs::mkdirat(&wide, format!("{number:0>250}/below"), Mode::RWXU).unwrap();
+        }
+        for number in 0..LINKED {
+            let name = tree.0.join(format!("linked/{number}"));
+            fs::File::create(&name).unwrap();
+            fs::hard_link(name, tree.0.join(format!("again/{number}"))).unwrap();
+        }
+        fs::write("/proc/self/clear_refs", "5").unwrap();
+        let before = memory("VmRSS:");
+        let (found, complete) = walk(&tree.0, u64::MAX, LONGEST_WALK).unwrap();
+        let grown = memory("VmHWM:").saturating_sub(before);
+        assert!(complete);
+        let directories = 4 + DIRECTORIES + DIRECTORIES / 1000;
+        assert_eq!(found.usage.inodes, directories + LINKED);
+        assert_eq!(found.entries, directories - 1 + 2 * LINKED);
+        assert!(grown < 16 << 10, "the walk took {grown} KiB");
+    }
+
+    #[test]
+    fn a_tree_that_takes_long_keeps_no_other_waiting() {
+        let tree = Tree::new("lanes");
+        fs::write(tree.0.join("file"), "x").unwrap();
+        let layers = Layers::default();
+        let slow = "b".repeat(64).parse::<ContainerId>().unwrap();
+        // As if a thread was walking a large tree.
+        lock(&layers.queue).lanes[1].has_walker = true;
+        lock(&layers.queue).taken.insert(slow);
+        assert_eq!(layers.usage(&id(), &tree.0, &mut Budget(0)), None);
+        let end = Instant::now() + Duration::from_secs(10);
+        while layers.len() == 0 {
+            assert!(Instant::now() < end, "never walked");
+            std::thread::sleep(Duration::from_millis(2));
+        }
     }
 
     #[test]

@@ -138,6 +138,7 @@ impl Driver {
             Ok(made) => {
                 (container.config, container.requested) = (made.config, made.requested);
                 (container.plan, container.slot) = (Some(made.plan), made.slot);
+                container.plan_share = Some(made.share);
                 self.step(id, Event::Built).await.err()
             }
             Err(error) => Some(error),

@@ -19,6 +19,7 @@ use crate::config::{ContainerConfig, Resources, SandboxConfig};
 use crate::error::Error;
 use crate::host::{CreatedSandbox, StartRequest, Started};
 use crate::record::Plan;
+use crate::requests::Share;
 use crate::state::Live;
 use crate::store::Slot;
 
@@ -129,6 +130,8 @@ pub struct Created {
     pub requested: Option<Box<ContainerConfig>>,
     /// Its plan.
     pub plan: Arc<Plan>,
+    /// Accounts for the memory of its plan.
+    pub share: Share,
     /// Its record.
     pub slot: Slot,
 }

@@ -208,6 +208,15 @@ pub(super) async fn build(
 
 /// The same. Blocks.
 fn make(shared: &Shared, pod: &PodRecord, record: ContainerRecord) -> Result<Created, Error> {
+    // What the image and the node add to the request stays in memory as long.
+    let kept = (record.plan.as_ref(), &record.requested);
+    let share = shared.requests.take(&kept).map_err(|error| {
+        let text = format!(
+            "container {}, with what image {:?} gives it",
+            record.config.name, record.config.image
+        );
+        Error::because(error.kind(), text, error)
+    })?;
     pass("create.record")?;
     let directory = shared
         .host
@@ -225,6 +234,7 @@ fn make(shared: &Shared, pod: &PodRecord, record: ContainerRecord) -> Result<Cre
         config: record.config,
         requested: record.requested,
         plan: record.plan,
+        share,
         slot,
     })
 }

@@ -68,7 +68,11 @@ impl Driver {
         self.shared.registry.add_container(&id, &self.record.id);
         // Requests may wait for a container that could not be read before.
         let waiting = self.containers.remove(&id).map(|before| before.waiting);
-        let share = self.shared.requests.take_over(record.config.as_ref());
+        let share = self.shared.requests.take_over(&(
+            record.config.as_ref(),
+            record.plan.as_ref(),
+            &record.requested,
+        ));
         let container = Container {
             requested: record.requested,
             plan: Some(record.plan),

@@ -93,6 +93,10 @@ impl Host for World {
         u64::MAX
     }
 
+    fn compiled_code(&self) -> (u64, u64) {
+        (0, 0)
+    }
+
     fn cgroup_parent(&self, requested: &str, pod: &PodId) -> Result<String, Error> {
         Ok(format!("{requested}/{pod}"))
     }

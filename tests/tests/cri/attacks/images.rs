@@ -246,6 +246,18 @@ async fn odd_configs_are_refused_or_carried_out_and_harm_nobody() {
             json!({"Env": ["PATH=/bin"], "WorkingDir": "/x".repeat(5_000)}),
         ),
         (
+            "longest directory",
+            json!({"Env": ["PATH=/bin"], "WorkingDir": "/x".repeat(1 << 20)}),
+        ),
+        (
+            "user",
+            json!({"Env": ["PATH=/bin"], "User": "a".repeat(3 << 20)}),
+        ),
+        (
+            "long signal",
+            json!({"Env": ["PATH=/bin"], "StopSignal": "a".repeat(3 << 20)}),
+        ),
+        (
             "words",
             json!({"Env": ["PATH=/bin"], "Entrypoint": ["/bin/busybox\u{0}x"]}),
         ),
@@ -274,5 +286,13 @@ async fn odd_configs_are_refused_or_carried_out_and_harm_nobody() {
         canary.is_untouched(&daemon).await;
     }
     assert!(on_peer() || !daemon.log().contains("panicked"));
+    // Nothing of it goes to the node's log at length, nor into lists.
+    let log = daemon.log();
+    let longest = log.lines().map(str::len).max().unwrap_or_default();
+    assert!(on_peer() || longest < 16 << 10, "a line of {longest} bytes");
+    let mut service = daemon.cri().images.clone();
+    let images = service.list_images(cri::ListImagesRequest::default());
+    let images = images.await.unwrap().into_inner().images;
+    assert!(images.iter().all(|image| image.username.len() <= 512));
     daemon.finish().await.unwrap();
 }

@@ -42,6 +42,34 @@ fn amounts_are_bounded_while_they_grow() {
     check(&window, Compression::Zstd, BOUNDS, Limit::Ratio);
 }
 
+/// A decompressor may work for minutes on what gives nothing.
+#[test]
+fn a_stream_that_unpacks_to_little_is_given_up() {
+    let scratch = Scratch::new("useless");
+    let honest = Layer::default().file("1", b"one").bytes();
+    let member = gzip(b"");
+    let members = |count: usize| [gzip(&honest), member.repeat(count)].concat();
+    let check = |blob: &[u8], compression| {
+        let refused = scratch.unpack_as(blob, compression, BOUNDS).unwrap_err();
+        match refused {
+            Verdict::Invalid(text) => assert!(text.contains("that unpack to"), "{text}"),
+            other => panic!("{other:?}"),
+        }
+    };
+    let useless = (65 << 20) / member.len();
+    check(&members(useless), Compression::Gzip);
+    // Frames of zstd that hold nothing.
+    let frame = zstd::encode_all(&b""[..], 1).unwrap();
+    let blob = [
+        zstd::encode_all(&honest[..], 1).unwrap(),
+        frame.repeat((65 << 20) / frame.len()),
+    ];
+    check(&blob.concat(), Compression::Zstd);
+    scratch
+        .unpack_as(&members(100_000), Compression::Gzip, BOUNDS)
+        .unwrap();
+}
+
 /// Headers that follow each other add up, and each entry begins anew.
 #[test]
 fn extended_headers_of_one_entry_are_bounded_together() {

@@ -1,0 +1,228 @@
+//! How much compiled code is kept, and which goes when it is too much.
+//!
+//! Called by the cache, after it has stored an entry. Invariants: what was just stored stays, and so does what a process
+//! has open, until it closes it; the entry that nobody has asked for the longest time goes first, before that those that
+//! nobody asked for since the daemon's start, the oldest first.
+//! It must not know what entries are for.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
+
+use super::{CompileCache, EntryKey, lock};
+use coracle_spec::error::{Context as _, Result};
+
+/// What the cache knows of what it keeps.
+#[derive(Debug, Default)]
+pub(super) struct Kept {
+    /// When entries were asked for: later numbers are later.
+    wanted: Mutex<HashMap<EntryKey, u64>>,
+    bytes: AtomicU64,
+    files: AtomicU64,
+}
+
+/// The files of one entry.
+pub(super) struct Entry {
+    bytes: u64,
+    files: u64,
+    written: SystemTime,
+}
+
+impl CompileCache {
+    /// Bytes and files on the disk. O(1).
+    pub fn used(&self) -> (u64, u64) {
+        let (bytes, files) = (&self.kept.bytes, &self.kept.files);
+        (bytes.load(Ordering::Relaxed), files.load(Ordering::Relaxed))
+    }
+
+    /// Somebody has asked for an entry.
+    pub(super) fn is_wanted(&self, at: &EntryKey) {
+        let now = self.serial.fetch_add(1, Ordering::Relaxed);
+        lock(&self.kept.wanted).insert(at.clone(), now);
+    }
+
+    /// Forgets entries that are gone.
+    pub(super) fn forget(&self, keep: impl Fn(&EntryKey) -> bool) {
+        lock(&self.entries).retain(|at, _| keep(at));
+        lock(&self.kept.wanted).retain(|at, _| keep(at));
+    }
+
+    /// Removes entries until the rest fits, but not that of `new`. Blocks. Errors: the directory cannot be listed.
+    pub(super) fn make_room(&self, new: &EntryKey) -> Result<()> {
+        let allowed = lock(&self.limits).cache_bytes;
+        let entries = self.measure()?;
+        let mut held: u64 = entries.values().map(|entry| entry.bytes).sum();
+        if held <= allowed {
+            return Ok(());
+        }
+        let wanted = lock(&self.kept.wanted).clone();
+        let mut old: Vec<_> = entries.into_iter().filter(|(at, _)| at != new).collect();
+        old.sort_by_key(|(at, entry)| (wanted.get(at).copied(), entry.written));
+        for (at, entry) in old {
+            if held <= allowed {
+                break;
+            }
+            let (code, label) = self.paths(&at.0, &at.1);
+            tracing::info!(
+                digest = at.1,
+                bytes = entry.bytes,
+                limit = allowed,
+                "compiled code is removed: all of it exceeds wasm.cache_bytes, and nobody asked for this longer"
+            );
+            let _ = fs::remove_file(label);
+            let _ = fs::remove_file(code);
+            held -= entry.bytes;
+            self.forget(|known| *known != at);
+        }
+        self.measure().map(|_| ())
+    }
+
+    /// Finds all entries, and counts them. Blocks.
+    pub(super) fn measure(&self) -> Result<HashMap<EntryKey, Entry>> {
+        let list = |dir: &Path| fs::read_dir(dir).during(|| format!("list {}", dir.display()));
+        let mut entries: HashMap<EntryKey, Entry> = HashMap::new();
+        for engine in list(&self.dir)?.flatten() {
+            let hash = engine.file_name().to_string_lossy().into_owned();
+            if hash.len() != 64 || !engine.path().is_dir() {
+                continue;
+            }
+            for file in list(&engine.path())?.flatten() {
+                let name = file.file_name().to_string_lossy().into_owned();
+                let digest = name.split('.').next().unwrap_or_default();
+                let Ok(found) = file.metadata() else { continue };
+                let at = (hash.clone(), digest.to_owned());
+                let entry = entries.entry(at).or_insert(Entry {
+                    bytes: 0,
+                    files: 0,
+                    written: SystemTime::UNIX_EPOCH,
+                });
+                entry.bytes += found.len();
+                entry.files += 1;
+                entry.written = entry.written.max(found.modified().unwrap_or(entry.written));
+            }
+        }
+        let sum = |of: fn(&Entry) -> u64| entries.values().map(of).sum();
+        let (bytes, files): (u64, u64) = (sum(|entry| entry.bytes), sum(|entry| entry.files));
+        self.kept.bytes.store(bytes, Ordering::Relaxed);
+        self.kept.files.store(files, Ordering::Relaxed);
+        Ok(entries)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use std::io::Write as _;
+    use std::path::PathBuf;
+    use std::time::Duration;
+
+    use coracle_sandbox::helper::Permits;
+    use coracle_spec::WasmKind;
+
+    use super::*;
+    use crate::cache::CompileLimits;
+    use crate::inspect::ModuleInfo;
+
+    const MIB: usize = 1 << 20;
+
+    struct Scratch(PathBuf);
+
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn cache(name: &str) -> (Scratch, CompileCache) {
+        let path =
+            std::env::temp_dir().join(format!("coracle-cache-{name}-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&path);
+        let limits = CompileLimits {
+            cpu: Duration::from_secs(1),
+            memory_bytes: 1 << 30,
+            module_bytes: 1 << 20,
+            cache_bytes: 8 << 20,
+        };
+        let opened = CompileCache::open(&path, limits, Permits::new(1, 1 << 30));
+        (Scratch(path), opened.unwrap())
+    }
+
+    fn entry(number: usize) -> EntryKey {
+        ("e".repeat(64), format!("{number:064x}"))
+    }
+
+    fn store(cache: &CompileCache, at: &EntryKey) {
+        let mut code = cache.temporary().unwrap();
+        code.file.write_all(&vec![7; MIB]).unwrap();
+        let info = ModuleInfo {
+            kind: WasmKind::Module,
+            memory_min_bytes: 0,
+            missing_imports: Vec::new(),
+            more_missing: 0,
+            offers: String::new(),
+            problem: None,
+            serves_http: false,
+            can_serve_http: false,
+            wasi_p3: false,
+        };
+        cache.store(&at.0, &at.1, info, code).unwrap();
+    }
+
+    #[test]
+    fn compiled_code_is_bounded_and_what_nobody_asked_for_longest_goes() {
+        let (scratch, cache) = cache("room");
+        let mut held = None;
+        for number in 0..20 {
+            store(&cache, &entry(number));
+            let first = cache.find(&entry(0).0, &entry(0).1).unwrap();
+            held.get_or_insert_with(|| first.unwrap().open().unwrap());
+            let (bytes, files) = cache.used();
+            assert!(
+                bytes <= 8 << 20 && files <= 16,
+                "{bytes} bytes, {files} files"
+            );
+        }
+        let has = |number: usize| {
+            cache
+                .find(&entry(number).0, &entry(number).1)
+                .unwrap()
+                .is_some()
+        };
+        assert!(has(0) && has(19) && !has(1) && !has(10));
+        assert!(lock(&cache.entries).len() <= 8 && lock(&cache.kept.wanted).len() <= 8);
+        // It is counted from the start on.
+        let limits = *lock(&cache.limits);
+        let again = CompileCache::open(&scratch.0, limits, Permits::new(1, 1 << 30)).unwrap();
+        assert_eq!(again.used(), cache.used());
+        // Removed with its image, it is not counted.
+        cache.retain(|_| false).unwrap();
+        assert_eq!(cache.used(), (0, 0));
+    }
+
+    #[test]
+    fn an_entry_that_cannot_be_read_now_stays() {
+        let (_scratch, cache) = cache("unreadable");
+        let at = entry(1);
+        store(&cache, &at);
+        let (code, label) = cache.paths(&at.0, &at.1);
+        lock(&cache.entries).clear();
+        // A directory: reading it is an error that says nothing about the entry.
+        let aside = label.with_extension("aside");
+        fs::rename(&label, &aside).unwrap();
+        fs::create_dir(&label).unwrap();
+        cache.find(&at.0, &at.1).unwrap_err();
+        assert!(code.exists());
+        fs::remove_dir(&label).unwrap();
+        fs::rename(&aside, &label).unwrap();
+        assert!(cache.find(&at.0, &at.1).unwrap().is_some());
+        // Wrong code goes.
+        lock(&cache.entries).clear();
+        fs::remove_file(&code).unwrap();
+        fs::write(&code, "changed").unwrap();
+        assert!(cache.find(&at.0, &at.1).unwrap().is_none());
+        assert!(!code.exists() && !label.exists());
+    }
+}
