@@ -67,18 +67,17 @@ async fn nobody_vouches_for_a_function_that_was_not_asked_or_was_not_well() {
     let (daemon, image) = functions_with(CONFIG).await;
     let pod = Pod::run(&daemon, "unasked").await;
     let function = start(pod, &container("function", &image, &[]), 8080).await;
-    let mut woken = 0;
-    for (path, code) in [("/hello", 200), ("/nowhere", 404), ("/nowhere", 404)] {
+    let probes = [("/hello", 200), ("/nowhere", 404), ("/nowhere", 404)];
+    for (before, (path, code)) in (0..).zip(probes) {
         asleep(&daemon, &function).await;
-        if woken == 1 {
+        if before == 1 {
             assert_eq!(probe(&function, path), (200, "asleep\n".to_owned()));
             // Somebody else wakes it, and meanwhile a probe goes wrong.
             assert_eq!(function.get("/hello").0, 200);
         }
         let (found, body) = probe(&function, path);
         assert_eq!(found, code, "{body}");
-        woken += 1;
-        eventually("it was woken", || wakes(&daemon, &function).0 == woken).await;
+        eventually("it was woken", || wakes(&daemon, &function).0 == before + 1).await;
     }
     // Once all is well there it is vouched for again.
     asleep(&daemon, &function).await;
