@@ -31,7 +31,18 @@ pub enum End {
     /// By a trap: a sentence, then text with backtrace, bounded.
     Trapped(String),
     /// A server's, because nobody called it for long: whoever holds its socket starts it again.
-    Idle,
+    Idle(Probes),
+}
+
+/// What the guests of one server have told the kubelet's probes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Probes {
+    /// There was none.
+    None,
+    /// Whatever was asked last at each path went well.
+    Succeeded,
+    /// At some path it went wrong last.
+    Failed,
 }
 
 /// What was refused to a guest while it ran.

@@ -7,6 +7,7 @@
 //! It must not know how the jail is built, what an end means (`super::end`) or where reports go.
 
 use std::fs::File;
+use std::net::TcpStream;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use tokio::io::unix::AsyncFd;
@@ -14,7 +15,7 @@ use wasmtime::component::Component;
 use wasmtime::{Engine, Module, Store, UpdateDeadline};
 
 use super::diagnosis::Diagnostics;
-pub use super::end::{ERROR_CODE, End, TRAP_CODE, TRAP_TEXT_BYTES};
+pub use super::end::{ERROR_CODE, End, Probes, TRAP_CODE, TRAP_TEXT_BYTES};
 use super::end::{Refusals, judge};
 use super::engine::{Extras, Warm};
 use super::host::{ComponentState, ModuleState};
@@ -51,6 +52,8 @@ pub struct Begin<R, S> {
     pub ready: R,
     /// Called when a server accepts connections from now on.
     pub serving: S,
+    /// Who has been accepted for the server already.
+    pub callers: Vec<TcpStream>,
     /// Another process has served before this one, so that the component is known to begin.
     pub is_again: bool,
 }

@@ -7,6 +7,7 @@
 //! | module | is |
 //! |---|---|
 //! | `connections` | accepting, HTTP/1.1 and HTTP/2, slow clients, draining |
+//! | `doorman` | who is answered while the function sleeps, and who is kept for the guest |
 //! | `idle` | when nothing happens any more |
 //! | `requests` | one request: its limits, its guest's answer, what becomes of failures |
 //! | `instances` | stores and instances, how long each may live |
@@ -21,6 +22,7 @@
 //! Not here: which port and which limits, the jail, outgoing requests.
 
 mod connections;
+pub mod doorman;
 mod idle;
 mod instances;
 mod lines;
@@ -141,7 +143,7 @@ where
         }
         let handler = ProxyHandler::new(instances);
         Connections::new(handler, server.clone(), begin.is_again)
-            .serve(listener, stop, begin.serving)
+            .serve(listener, begin.callers, stop, begin.serving)
             .await
     });
     // What instances have begun to say goes out; a file operation that hangs is no reason to stay.

@@ -12,9 +12,9 @@ use coracle_control::keeper::{Greeting, Keeper, KeeperEvent};
 use coracle_control::process::Process;
 use coracle_images::Image;
 use coracle_lifecycle::{
-    AttachConfig, ContainerConfig, ContainerUsage, ContainerView, CreatedSandbox, Details,
-    EffectFuture, Error, ExecConfig, ExecOutput, KeeperEngine, Layout, Measured, Owned, Plan,
-    PodRecord, PodUsage, PodView, SandboxConfig, StartRequest, Started, Swept, Syncer,
+    AttachConfig, ContainerConfig, ContainerKind, ContainerUsage, ContainerView, CreatedSandbox,
+    Details, EffectFuture, Error, ExecConfig, ExecOutput, KeeperEngine, Layout, Measured, Owned,
+    Plan, PodRecord, PodUsage, PodView, SandboxConfig, StartRequest, Started, Swept, Syncer,
 };
 use coracle_network::Attachment;
 use coracle_spec::IdRange;
@@ -274,8 +274,13 @@ impl coracle_lifecycle::Host for Host {
         Host::measure_pods(self, pods)
     }
 
-    fn details(&self, container: &ContainerView, open_files: bool) -> Details {
-        Host::details(self, container, open_files)
+    fn details(
+        &self,
+        container: &ContainerView,
+        kind: Option<ContainerKind>,
+        open_files: bool,
+    ) -> Details {
+        Host::details(self, container, kind, open_files)
     }
 
     fn forget_measures(&self, containers: &[Arc<ContainerView>], pods: &[Arc<PodView>]) {

@@ -30,7 +30,7 @@ use super::layout::Layout;
 use super::record::{Plan, PodRecord};
 use super::syncer::Syncer;
 use super::usage::{ContainerUsage, Details, Measured, PodUsage};
-use super::view::{ContainerView, PodView};
+use super::view::{ContainerKind, ContainerView, PodView};
 
 /// How long a keeper may take to greet.
 pub const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
@@ -262,9 +262,14 @@ pub trait Host: Send + Sync + 'static {
     /// The usage of each of `pods`, in their order. Blocks.
     fn measure_pods(&self, pods: Vec<Measured>) -> Vec<PodUsage>;
 
-    /// Details of a running container; with `open_files` also what its processes have open. What cannot be read is 0.
+    /// Details of a running container of this kind; with `open_files` also what its processes have open. What cannot be read is 0.
     /// Blocks.
-    fn details(&self, container: &ContainerView, open_files: bool) -> Details;
+    fn details(
+        &self,
+        container: &ContainerView,
+        kind: Option<ContainerKind>,
+        open_files: bool,
+    ) -> Details;
 
     /// Drops cached measurements of containers and pods that are gone, once there are many. `containers` and `pods` are
     /// all that exist.

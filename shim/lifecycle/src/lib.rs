@@ -69,7 +69,7 @@ pub use store::{Slot, quarantine};
 pub use syncer::Syncer;
 pub use usage::{
     ContainerUsage, Details, Interface, LayerUsage, Measured, OpenFiles, PodDetails, PodUsage,
-    Traffic, Usage,
+    Traffic, Usage, Wakes,
 };
 pub use view::{ContainerKind, ContainerState, ContainerView, Event, EventKind, PodView};
 

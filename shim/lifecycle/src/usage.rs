@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use coracle_cgroup::{DeviceIo, HugepageStats, Stats};
 
@@ -109,6 +110,17 @@ pub struct Details {
     pub processes: u64,
     /// What its processes have open, if that was requested.
     pub open_files: Option<OpenFiles>,
+    /// Of a function that may sleep: how often it was woken.
+    pub wakes: Option<Wakes>,
+}
+
+/// How often a function that sleeps was woken since its container was started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Wakes {
+    /// How often.
+    pub count: u64,
+    /// How long all of them took, from a connection to its being accepted by a guest's server.
+    pub took: Duration,
 }
 
 /// What the processes of a container have open.
@@ -136,6 +148,7 @@ impl Pods {
     /// processes have open, which costs a look at each descriptor.
     pub async fn detailed_usage(&self, open_files: bool) -> Result<Vec<PodDetails>, Error> {
         let host = Arc::clone(&self.shared.host);
+        let shared = Arc::clone(&self.shared);
         let (all, everybody) = (self.containers(), self.pods());
         blocking("measuring sandboxes in detail", move || {
             host.forget_measures(&all, &everybody);
@@ -147,7 +160,8 @@ impl Pods {
             let usages = host.measure_pods(measured(ready, &all, &everybody));
             let details = |usage: &ContainerUsage| {
                 let runs = usage.view.state == ContainerState::Running;
-                runs.then(|| host.details(&usage.view, open_files))
+                let kind = shared.cache.kind(&usage.view.id);
+                runs.then(|| host.details(&usage.view, kind, open_files))
             };
             let detailed = |usage: PodUsage| PodDetails {
                 containers: usage.containers.iter().map(details).collect(),

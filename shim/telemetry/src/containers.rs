@@ -101,6 +101,7 @@ fn pod_samples(pod: &PodDetails, disk: &FileSystem, names: &mut Names) -> PodSam
         add_pressure(&mut object, &measured.stats);
         add_spec(&mut object, &container.view);
         add_times(&mut object, &container.view, measured);
+        add_wakes(&mut object, details);
         object.sort();
         containers.push(object);
     }
@@ -284,6 +285,14 @@ fn add_spec(to: &mut Object, view: &ContainerView) {
         given(requested.memory_swap_limit_bytes),
     );
     to.add(&series::SPEC_MEMORY_RESERVATION, Whole(reserved));
+}
+
+fn add_wakes(to: &mut Object, details: &Details) {
+    if let Some(wakes) = details.wakes {
+        let took = u64::try_from(wakes.took.as_nanos()).unwrap_or(u64::MAX);
+        to.add(&series::FUNCTION_WAKES, Whole(wakes.count));
+        to.add(&series::FUNCTION_WAKE_TIME, Nanoseconds(took));
+    }
 }
 
 fn add_times(to: &mut Object, view: &ContainerView, usage: &Usage) {

@@ -1,8 +1,9 @@
-//! The series of containers: name, labels, meaning. Source of the names: cAdvisor's, which dashboards select.
+//! The series of containers: name, labels, meaning. Source of the names: cAdvisor's, which dashboards select; what cAdvisor
+//! does not know begins with `coracle_`.
 //!
 //! Called by: `containers` (samples), `snapshot` (text), the CRI services (descriptors). Invariants: the first five labels
 //! are those of every series; a series that is described has a sample for every running container, but for those
-//! that a kernel or a node may lack (pressure, huge pages, block devices).
+//! that a kernel or a node may lack (pressure, huge pages, block devices), and those of functions.
 //! Must not know: where numbers come from.
 
 use coracle_metrics::{Family, Kind};
@@ -18,7 +19,7 @@ pub enum Group {
     Blkio,
     /// Open files of processes.
     OpenFiles,
-    /// Processes and threads.
+    /// Processes and threads, and wakes of functions.
     Process,
     /// Traffic with block devices.
     DiskIo,
@@ -136,6 +137,8 @@ series! {
     SPEC_MEMORY_LIMIT = Gauge Spec "container_spec_memory_limit_bytes" [] "Memory limit, 0 for none.";
     SPEC_MEMORY_SWAP_LIMIT = Gauge Spec "container_spec_memory_swap_limit_bytes" [] "Limit of memory and swap together, 0 for none.";
     SPEC_MEMORY_RESERVATION = Gauge Spec "container_spec_memory_reservation_limit_bytes" [] "Memory that is protected from reclaim, 0 for none.";
+    FUNCTION_WAKES = Counter Process "coracle_function_wakes_total" [] "How often a function that slept was woken.";
+    FUNCTION_WAKE_TIME = Counter Process "coracle_function_wake_seconds_total" [] "Time that wakes took, each from a connection to its being accepted.";
     START_TIME = Gauge Core "container_start_time_seconds" [] "When the container started, in seconds since 1970 UTC.";
     LAST_SEEN = Gauge Core "container_last_seen" [] "When the container was measured, in seconds since 1970 UTC.";
 }

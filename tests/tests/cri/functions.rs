@@ -1,6 +1,7 @@
 //! Components that handle HTTP requests, as whoever calls their pods sees them.
 
-mod idle;
+mod doorman;
+pub mod idle;
 mod limits;
 mod modes;
 mod neighbours;
@@ -28,7 +29,7 @@ const PATIENCE: &str = "20";
 
 /// A daemon with further tables in its configuration that has pulled the component of `function.c`; the image's
 /// reference.
-async fn functions_with(config: &str) -> (Daemon, String) {
+pub async fn functions_with(config: &str) -> (Daemon, String) {
     let options = Options {
         config: config.to_owned(),
         ..Options::default()

@@ -5,18 +5,21 @@ mod examples;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use coracle_proto::runtime::v1 as cri;
 use coracle_tests::client::container;
 use coracle_tests::daemon::{Daemon, Options};
 
+use crate::functions::{self, functions_with, idle};
 use crate::linux::shell;
-use crate::site::{Pod, daemon_with, tool};
+use crate::site::{Pod, daemon_with, eventually, tool};
 
 const BASE: [&str; 5] = ["container", "id", "image", "namespace", "pod"];
 /// Series without samples where a kernel or a node has nothing to say of them.
-const MAY_LACK_SAMPLES: [&str; 8] = [
+const MAY_LACK_SAMPLES: [&str; 9] = [
+    // Of functions alone that may sleep.
+    "coracle_function_",
     "container_hugetlb",
     "container_pressure",
     "container_fs_reads",
@@ -249,6 +252,45 @@ async fn a_scrape_shows_what_both_kinds_of_containers_use() {
     );
     assert!(head.contains("application/openmetrics-text"), "{head}");
     assert!(text.ends_with("# EOF\n"), "it was cut");
+    daemon.finish().await.unwrap();
+}
+
+#[tokio::test]
+async fn wakes_of_functions_are_counted_and_timed_also_over_a_restart() {
+    let (mut daemon, image) = functions_with(
+        "[metrics]\naddress = \"127.0.0.1:0\"\n[handlers.coracle.http]\nidle_s = 1\n",
+    )
+    .await;
+    let pod = Pod::run(&daemon, "woken").await;
+    let function = functions::start(pod, &container("function", &image, &[]), 8080).await;
+    function.pod.start(&limited("other", &["sleep"])).await;
+    let of = &["pod=\"woken\"", "container=\"function\"", image.as_str()];
+    let counted = |text: &str| {
+        let samples = samples(text);
+        let names = samples.iter().map(|(name, ..)| *name);
+        let found = names.filter(|name| name.starts_with("coracle_function_"));
+        assert_eq!(found.count(), 2, "only a function has them");
+        let wakes = value(text, "coracle_function_wakes_total", of);
+        (
+            wakes,
+            value(text, "coracle_function_wake_seconds_total", of),
+        )
+    };
+    assert_eq!(counted(&scrape(&daemon, "/metrics/cadvisor")), (0.0, 0.0));
+    for round in 1..3 {
+        idle::asleep(&daemon, &function).await;
+        let begun = Instant::now();
+        assert_eq!(function.get("/hello").0, 200);
+        let took = begun.elapsed().as_secs_f64();
+        eventually("it is timed", || idle::wakes(&daemon, &function).0 == round).await;
+        daemon.restart().await.unwrap();
+        let (wakes, seconds) = counted(&scrape(&daemon, "/metrics/cadvisor"));
+        assert_eq!(wakes, round as f64);
+        assert!(
+            seconds > 0.0005 * wakes && seconds < took + 5.0,
+            "{seconds} {took}"
+        );
+    }
     daemon.finish().await.unwrap();
 }
 

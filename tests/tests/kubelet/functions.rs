@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use coracle_tests::daemon::{Daemon, Options};
 use coracle_tests::kubelet::Node;
 use coracle_tests::procs::{Process, Role};
 use serde_json::{Value, json};
@@ -195,6 +196,57 @@ async fn a_function_sleeps_and_wakes_through_the_address_of_its_pod() {
     let seen = node.ready("sleepy").await.unwrap();
     assert_eq!(restarts(&seen, "function"), 0);
     node.take("sleepy").unwrap();
+    node.finish().await.unwrap();
+}
+
+/// Probes every second go on and say that all is well, and the guest is started for whoever calls and for nobody else.
+#[tokio::test]
+#[ignore = "needs a kubelet: make kubelet"]
+async fn a_function_with_a_doorman_sleeps_through_the_kubelets_probes() {
+    let options = Options {
+        config: "[handlers.coracle.http]\nidle_s = 1\nprobes_wake = false\n".into(),
+        ..Options::default()
+    };
+    let daemon = Daemon::start_with(options).await.unwrap();
+    let mut node = Node::start(daemon, &json!({})).await.unwrap();
+    let mut container = function("function");
+    for (kind, probe) in [
+        (
+            "readinessProbe",
+            json!({"httpGet": {"path": "/hello", "port": 8080}}),
+        ),
+        ("livenessProbe", json!({"tcpSocket": {"port": 8080}})),
+    ] {
+        container[kind] = probe;
+        container[kind]["periodSeconds"] = json!(1);
+        container[kind]["failureThreshold"] = json!(1);
+    }
+    node.put(&serving("guarded", container)).unwrap();
+    let seen = node.ready("guarded").await.unwrap();
+    for round in 0..3 {
+        assert!(asleep(&mut node).await, "{:?}", servers(&mut node));
+        for _ in 0..50 {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            assert_eq!(servers(&mut node), 0);
+        }
+        let found = node.daemon().processes(Role::Guest);
+        let titles: Vec<&str> = found.iter().map(|one| one.command.as_str()).collect();
+        let counted = format!(" wakes={round} ");
+        assert!(
+            titles.iter().any(|title| title.contains(&counted)),
+            "{titles:?}"
+        );
+        let now = node.ready("guarded").await.unwrap();
+        assert_eq!(restarts(&now, "function"), 0);
+        let since = |pod: &Value| {
+            let all = pod["status"]["conditions"].as_array().unwrap();
+            let ready = all.iter().find(|one| one["type"] == "Ready").unwrap();
+            ready["lastTransitionTime"].clone()
+        };
+        assert_eq!(since(&now), since(&seen), "it was ready all the time");
+        assert_eq!(get(&url(&seen, "/hello")), 200);
+        assert_eq!(servers(&mut node), 1);
+    }
     node.finish().await.unwrap();
 }
 

@@ -52,6 +52,8 @@ pub struct HttpLimits {
     pub idle_s: u32,
     /// Whether the kubelet's probes count as requests there.
     pub probes_keep_awake: bool,
+    /// Whether they wake it; otherwise they are answered in its stead, once it has answered one itself.
+    pub probes_wake: bool,
 }
 
 impl Default for HttpLimits {
@@ -71,6 +73,7 @@ impl Default for HttpLimits {
             request_ids: false,
             idle_s: 0,
             probes_keep_awake: false,
+            probes_wake: true,
         }
     }
 }
@@ -79,6 +82,11 @@ impl HttpServer {
     /// Whether its process may end while nobody calls it.
     pub fn may_sleep(&self) -> bool {
         self.limits.idle_s > 0
+    }
+
+    /// Whether somebody else answers probes while it sleeps.
+    pub fn has_doorman(&self) -> bool {
+        self.may_sleep() && !self.limits.probes_wake
     }
 }
 
@@ -107,6 +115,7 @@ mod tests {
             request_ids: false,
             idle_s: 0,
             probes_keep_awake: false,
+            probes_wake: true,
         };
         let (port, threads) = (8080, 2);
         let server = HttpServer {

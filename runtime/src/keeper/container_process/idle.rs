@@ -1,11 +1,14 @@
 //! The process of a function that may sleep: it holds the listening socket, and forks the process that serves.
 //!
 //! ```text
-//! fork --> [server] loads, locks itself, serves, exits with SLEEP_CODE when nobody has called for long
+//! fork --> [server] loads, locks itself, serves, exits with a code for sleep when nobody has called for long
 //!  ^           |
 //!  |           v
 //!  +- a connection waits <- poll the socket
+//!
+//! fork --> [doorman] answers probes, exits with a code for sleep; with somebody who wants the guest it is the server
 //! ```
+//! The second way is taken for a function whose handler wants it, once its guests have answered probes well.
 //! Called by [`super::wasm`], in the jail. To keeper and daemon this process is the container: its end is the container's,
 //! its pidfd is signalled, its namespaces are joined. So it ends as its server ends, unless that has gone to sleep.
 //! Invariants: it runs no guest code and never reads from a connection; it has one thread, so that its forks find every
@@ -16,6 +19,7 @@
 //! Not here: when a server is idle, how it serves.
 
 use std::convert::Infallible;
+use std::net::TcpStream;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -23,15 +27,20 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::process::{Pid, WaitId, WaitIdOptions, getpid, getppid, waitid};
 
 use super::wasm::{allow_heaps, lock, on_a_new_thread};
-use coracle_spec::ContainerSpec;
 use coracle_spec::error::{Context as _, Error, Kind, Result};
+use coracle_spec::{ContainerSpec, HttpServer, Workload};
 use coracle_sys as sys;
 use coracle_sys::fork::Forked;
-use coracle_wasm::run::{self, Begin, Payload};
+use coracle_wasm::run::{self, Begin, Payload, Probes};
+use coracle_wasm::server::doorman;
 use coracle_wasm::stop;
 
-/// Exit code of a server that has gone to sleep. Only this module sees it.
-pub(super) const SLEEP_CODE: i32 = 96;
+/// Exit codes of a server that has gone to sleep, by what it has told probes. Only this module sees them.
+const SLEEP_CODES: [(i32, Probes); 3] = [
+    (96, Probes::None),
+    (97, Probes::Succeeded),
+    (98, Probes::Failed),
+];
 /// How often, and how far apart, a fork is tried while the container has as many processes as it may, or the node is out
 /// of memory.
 const TRIES: u32 = 100;
@@ -43,7 +52,7 @@ enum Server {
     /// None: it sleeps, or there has been none yet.
     Absent,
     Running,
-    /// With an exit code as in CRI: 128 + signal for a signal.
+    /// Otherwise than by going to sleep, with an exit code as in CRI: 128 + signal for a signal.
     Ended(i32),
 }
 
@@ -70,9 +79,9 @@ enum Step {
 fn next(server: Server, stop: Stop, waits: bool) -> Step {
     match (server, stop) {
         // Who could connect is served, also when that was at the last moment.
-        (Server::Absent | Server::Ended(SLEEP_CODE), _) if waits => Step::Fork,
-        (Server::Absent | Server::Ended(SLEEP_CODE), Stop::No) => Step::Wait,
-        (Server::Absent | Server::Ended(SLEEP_CODE), _) => Step::Leave(0),
+        (Server::Absent, _) if waits => Step::Fork,
+        (Server::Absent, Stop::No) => Step::Wait,
+        (Server::Absent, _) => Step::Leave(0),
         (Server::Ended(code), _) => Step::Leave(code),
         (Server::Running, Stop::Asked) => Step::PassOn,
         (Server::Running, _) => Step::Wait,
@@ -87,6 +96,8 @@ struct Turn {
     serving: OwnedFd,
     /// The process that forks it.
     holder: Pid,
+    /// It is the doorman at first.
+    as_doorman: bool,
 }
 
 /// What this process knows of its servers.
@@ -97,10 +108,14 @@ struct Holder<'a> {
     running: Option<OwnedFd>,
     /// Where it says that it serves, until it has.
     starting: Option<OwnedFd>,
-    /// Servers that were forked because somebody called.
+    /// Servers that were forked because somebody called, and have begun to serve.
     wakes: u64,
     /// How long the last of them took from the call to its first accept, in microseconds.
     latency_us: u64,
+    /// How long all of them took.
+    all_latencies_us: u64,
+    /// The guests' last answers to probes were good.
+    is_well: bool,
 }
 
 /// Serves by forked processes until one ends otherwise than by going to sleep, or a stop signal comes. Returns in none.
@@ -122,7 +137,7 @@ pub(super) fn hold(payload: Payload<'_>, stop: OwnedFd, second: OwnedFd) -> Resu
         match next(server, asked, waits) {
             Step::Wait => holder.wait(listener),
             Step::Fork => {
-                let turn = Turn::new(is_first)?;
+                let turn = Turn::new(is_first, holder.has_doorman())?;
                 let Some(pidfd) = fork()? else {
                     return serve(payload, second, turn, holder.stop);
                 };
@@ -159,26 +174,50 @@ fn serve(
     let wake = stop
         .try_clone()
         .during(|| "share the stop eventfd".into())?;
-    show(payload.spec, "server");
-    allow_heaps(payload.spec);
+    let (callers, turn) = turn.past_the_door(&payload, &stop)?;
     let is_again = turn.since.is_some();
     let begin = Begin {
         ready: move || lock(&second, !is_again),
         serving: move || turn.serves(),
+        callers,
         is_again,
     };
     on_a_new_thread(move || run::run(payload, stop, begin), wake, None)
 }
 
 impl Turn {
-    fn new(is_first: bool) -> Result<Self> {
+    fn new(is_first: bool, has_doorman: bool) -> Result<Self> {
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
         let serving = eventfd(0, flags).during(|| "make an eventfd for the server".into())?;
         Ok(Self {
             since: (!is_first).then(Instant::now),
             serving,
             holder: getpid(),
+            as_doorman: has_doorman && !is_first,
         })
+    }
+
+    /// Is the doorman, if there is one, until somebody wants the guest: those to begin with, and the turn of a server.
+    /// Where nobody does, the process ends.
+    fn past_the_door(
+        self,
+        payload: &Payload<'_>,
+        stop: &OwnedFd,
+    ) -> Result<(Vec<TcpStream>, Self)> {
+        let mut callers = Vec::new();
+        let mut since = self.since;
+        if let Some(listener) = payload.listener.as_ref().filter(|_| self.as_doorman) {
+            show(payload.spec, "doorman");
+            callers = doorman::receive(listener.as_fd(), stop.as_fd())?;
+            if callers.is_empty() {
+                sys::fork::leave(sleep_code(Probes::None));
+            }
+            // How long a client takes to say what it wants is no latency of the function's.
+            since = Some(Instant::now());
+        }
+        show(payload.spec, "server");
+        allow_heaps(payload.spec);
+        Ok((callers, Self { since, ..self }))
     }
 
     /// Says, in the server, that it serves.
@@ -218,6 +257,8 @@ impl<'a> Holder<'a> {
             starting: None,
             wakes: 0,
             latency_us: 0,
+            all_latencies_us: 0,
+            is_well: false,
         }
     }
 
@@ -236,17 +277,35 @@ impl<'a> Holder<'a> {
         self.starting = None;
         self.show("asleep");
         let code = status.exit_status();
+        let slept = SLEEP_CODES.iter().find(|(slept, _)| Some(*slept) == code);
+        if let Some((_, probes)) = slept {
+            match probes {
+                Probes::None => {}
+                Probes::Succeeded => self.is_well = true,
+                Probes::Failed => self.is_well = false,
+            }
+            return Ok(Server::Absent);
+        }
         let signal = status.terminating_signal().map(|signal| 128 + signal);
         Ok(Server::Ended(code.or(signal).unwrap_or(128)))
+    }
+
+    /// Whether somebody else may answer probes now.
+    fn has_doorman(&self) -> bool {
+        let Workload::Wasm(wasm) = &self.spec.workload else {
+            return false;
+        };
+        self.is_well && wasm.serves().is_some_and(HttpServer::has_doorman)
     }
 
     fn started(&mut self, pidfd: OwnedFd, turn: Turn) {
         self.running = Some(pidfd);
         if turn.since.is_some() {
-            self.wakes += 1;
             self.starting = Some(turn.serving);
         }
-        self.show("awake");
+        if !turn.as_doorman {
+            self.show("awake");
+        }
     }
 
     fn signal(&self, signal: i32) {
@@ -283,20 +342,30 @@ impl<'a> Holder<'a> {
             return;
         };
         if rustix::io::read(fd, &mut micros) == Ok(8) {
+            self.wakes += 1;
             self.latency_us = u64::from_ne_bytes(micros);
+            self.all_latencies_us = self.all_latencies_us.saturating_add(self.latency_us);
             self.starting = None;
             self.show("awake");
         }
     }
 
-    /// Says in this process's title what its server does, and how often and how fast it was started again.
+    /// Says in this process's title what its server does, and how often and how fast it was started again. The daemon's
+    /// metrics read it there.
     fn show(&self, state: &str) {
-        let (wakes, latency) = (self.wakes, self.latency_us);
+        let (wakes, latency, all) = (self.wakes, self.latency_us, self.all_latencies_us);
         show(
             self.spec,
-            &format!("{state} wakes={wakes} last_wake_us={latency}"),
+            &format!("{state} wakes={wakes} last_wake_us={latency} wakes_us={all}"),
         );
     }
+}
+
+/// The exit code of a server that goes to sleep after it has told `probes` so.
+pub(super) fn sleep_code(probes: Probes) -> i32 {
+    let mut codes = SLEEP_CODES.iter();
+    let own = codes.find(|(_, of)| *of == probes);
+    own.map_or(SLEEP_CODES[0].0, |(code, _)| *code)
 }
 
 fn show(spec: &ContainerSpec, state: &str) {
@@ -318,14 +387,12 @@ mod tests {
 
     #[test]
     fn a_sleeping_server_is_started_by_whoever_connects_and_by_nothing_else() {
-        for server in [Server::Absent, Server::Ended(SLEEP_CODE)] {
-            assert_eq!(next(server, Stop::No, false), Step::Wait);
-            assert_eq!(next(server, Stop::No, true), Step::Fork);
-            // A stop ends it, but whoever could connect has an answer.
-            for stop in [Stop::Asked, Stop::PassedOn] {
-                assert_eq!(next(server, stop, false), Step::Leave(0));
-                assert_eq!(next(server, stop, true), Step::Fork);
-            }
+        assert_eq!(next(Server::Absent, Stop::No, false), Step::Wait);
+        assert_eq!(next(Server::Absent, Stop::No, true), Step::Fork);
+        // A stop ends it, but whoever could connect has an answer.
+        for stop in [Stop::Asked, Stop::PassedOn] {
+            assert_eq!(next(Server::Absent, stop, false), Step::Leave(0));
+            assert_eq!(next(Server::Absent, stop, true), Step::Fork);
         }
     }
 

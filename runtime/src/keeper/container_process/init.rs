@@ -62,7 +62,7 @@ pub(super) fn conclude(ended: Result<End>) -> ! {
             report(&Report::Trap(text));
             TRAP_CODE
         }
-        Ok(End::Idle) => idle::SLEEP_CODE,
+        Ok(End::Idle(probes)) => idle::sleep_code(probes),
         Err(e) => {
             report(&Report::Failed(e.chain()));
             CANNOT_START
@@ -267,7 +267,7 @@ pub(super) fn reexec(container: &ContainerId, layout: Layout, joins: bool) -> Er
     let pods = pods.filter(|(_, there)| *there).map(|(letter, _)| *letter);
     let letters: String = pods.chain(joins.then_some(EXEC_LETTER)).collect();
     // Room for the title of a function that may sleep.
-    let room = "-".repeat(64);
+    let room = "-".repeat(96);
     let mut command = std::process::Command::new("/proc/self/exe");
     command
         .arg0("coracle")

@@ -63,6 +63,7 @@ pub(super) fn run(spec: &ContainerSpec, warm: &Warm, procfs: OwnedFd) -> Result<
         let begin = Begin {
             ready: || lock(&second, true),
             serving: || (),
+            callers: Vec::new(),
             is_again: false,
         };
         run::run(payload, stop, begin)

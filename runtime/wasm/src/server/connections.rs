@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use http::Request;
+use http::{Request, StatusCode};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -78,7 +78,7 @@ struct Activity {
 /// A request that is under way on a connection.
 pub(super) struct Active {
     activity: Arc<Activity>,
-    _busy: Busy,
+    busy: Busy,
 }
 
 impl Activity {
@@ -86,7 +86,7 @@ impl Activity {
         self.requests.fetch_add(1, Ordering::Relaxed);
         Active {
             activity: Arc::clone(self),
-            _busy: busy,
+            busy,
         }
     }
 
@@ -97,6 +97,13 @@ impl Activity {
         }
         let ended = Duration::from_millis(self.ended.load(Ordering::Relaxed));
         self.begun.elapsed().saturating_sub(ended)
+    }
+}
+
+impl Active {
+    /// The request has an answer with this status.
+    pub(super) fn answered(&self, status: StatusCode) {
+        self.busy.answered(status);
     }
 }
 
@@ -124,12 +131,14 @@ impl Connections {
         }
     }
 
-    /// Listens, calls `serving`, and serves until `stop` can be read and all is answered, or until the server is idle.
+    /// Listens, calls `serving`, and serves `callers` and whoever connects until `stop` can be read and all is answered, or
+    /// until the server is idle.
     ///
     /// Errors: the kernel does not let the socket listen.
     pub(super) async fn serve(
         self,
         listener: OwnedFd,
+        callers: Vec<std::net::TcpStream>,
         stop: OwnedFd,
         serving: impl FnOnce(),
     ) -> Result<End> {
@@ -142,10 +151,11 @@ impl Connections {
         let own = Arc::new(self);
         let (mut closing, mut closed) = watch::channel(false);
         let mut is_leaving = false;
+        own.admit(callers, &closed);
         loop {
             match own.next(&listener, &stop, is_leaving).await {
                 Event::Stop => break,
-                Event::Quiet if is_leaving => return Ok(End::Idle),
+                Event::Quiet if is_leaving => return Ok(End::Idle(own.idle.probes())),
                 Event::Quiet => {
                     is_leaving = true;
                     let _ = closing.send(true);
@@ -160,6 +170,19 @@ impl Connections {
             }
         }
         Ok(own.drain(listener, &closing).await)
+    }
+
+    /// Starts those who have been accepted already, each as soon as there is room.
+    fn admit(self: &Arc<Self>, callers: Vec<std::net::TcpStream>, closed: &watch::Receiver<bool>) {
+        // What the event loop does not take is closed, as where descriptors are short.
+        for stream in callers.into_iter().flat_map(TcpStream::from_std) {
+            let (own, closed) = (Arc::clone(self), closed.clone());
+            tokio::spawn(async move {
+                if let Ok(room) = Arc::clone(&own.room).acquire_owned().await {
+                    own.start(stream, room, &closed);
+                }
+            });
+        }
     }
 
     /// What happens next. `is_leaving`: the server is idle and closes its connections.
@@ -227,7 +250,7 @@ impl Connections {
         let (requests, own) = (Arc::clone(&self.requests), Arc::clone(&activity));
         let idle = Arc::clone(&self.idle);
         let service = service_fn(move |request: Request<Incoming>| {
-            let busy = idle.request(request.headers());
+            let busy = idle.request(&request);
             open.speaks();
             let (requests, active) = (Arc::clone(&requests), own.enter(busy));
             async move { Ok::<_, Infallible>(requests.answer(request, active).await) }

@@ -2,24 +2,29 @@
 //!
 //! Called by [`super::connections`]. Two things are counted: what is busy (requests under way, and connections whose
 //! first request has not come yet) and what is open (connections). A server that was started again by a newcomer may end
-//! a second later if the newcomer was no more than a health probe.
+//! a second later if the newcomer was no more than a health probe. What probes are answered is remembered until the end, so
+//! that somebody else can vouch for a function that sleeps.
 //! Invariants: nobody's first request is lost because its connection was opened just before the end; while requests come
 //! one timer is armed, and moved once for each that fires.
 //! Not here: closing connections, the end of the process.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use http::{HeaderMap, header::USER_AGENT};
+use http::{Request, StatusCode, header::USER_AGENT};
 use tokio::sync::Notify;
 
+use crate::end::Probes;
 use coracle_spec::HttpServer;
 
 /// How the kubelet's probes begin to name themselves; its gRPC probes add a library's name behind it.
 const PROBE: &[u8] = b"kube-probe/";
 /// How long a server stays that was started again and has seen no request that counts.
 const LINGER: Duration = Duration::from_secs(1);
+/// Most paths of failing probes that are remembered; a pod has three probes.
+const MAX_FAILING: usize = 16;
 
 /// The activity of one server.
 pub(super) struct Idle {
@@ -33,6 +38,10 @@ pub(super) struct Idle {
     due_at: AtomicU64,
     /// Something was counted down to nothing.
     emptied: Notify,
+    /// A probe has been answered.
+    is_probed: AtomicBool,
+    /// Where probes went wrong last.
+    failing: Mutex<BTreeSet<String>>,
 }
 
 /// An open connection, which is busy until its first request has begun.
@@ -45,6 +54,8 @@ pub(super) struct Open {
 pub(super) struct Busy {
     idle: Arc<Idle>,
     counts: bool,
+    /// The path of a probe.
+    probes: Option<String>,
 }
 
 impl Idle {
@@ -60,6 +71,8 @@ impl Idle {
             open: AtomicUsize::new(0),
             due_at: AtomicU64::new(millis(first)),
             emptied: Notify::new(),
+            is_probed: AtomicBool::new(false),
+            failing: Mutex::default(),
         }
     }
 
@@ -73,14 +86,25 @@ impl Idle {
         }
     }
 
-    /// Counts a request with these header fields.
-    pub(super) fn request(self: &Arc<Self>, headers: &HeaderMap) -> Busy {
-        let name = headers.get(USER_AGENT);
-        let is_probe = name.is_some_and(|name| name.as_bytes().starts_with(PROBE));
+    /// Counts a request.
+    pub(super) fn request<B>(self: &Arc<Self>, request: &Request<B>) -> Busy {
+        let name = request.headers().get(USER_AGENT);
+        let is_probe = name.is_some_and(|name| is_probe(name.as_bytes()));
         self.busy.fetch_add(1, Ordering::SeqCst);
         Busy {
             idle: Arc::clone(self),
             counts: self.probes_count || !is_probe,
+            probes: is_probe.then(|| request.uri().path().to_owned()),
+        }
+    }
+
+    /// What probes were told.
+    pub(super) fn probes(&self) -> Probes {
+        let failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
+        match self.is_probed.load(Ordering::SeqCst) {
+            false => Probes::None,
+            true if failing.is_empty() => Probes::Succeeded,
+            true => Probes::Failed,
         }
     }
 
@@ -133,6 +157,23 @@ impl Drop for Open {
     }
 }
 
+impl Busy {
+    /// The request has an answer with this status. Source: the kubelet's probes, which take 200 to 399 for success.
+    pub(super) fn answered(&self, status: StatusCode) {
+        let Some(path) = &self.probes else {
+            return;
+        };
+        let idle = &self.idle;
+        let mut failing = idle.failing.lock().unwrap_or_else(PoisonError::into_inner);
+        if status.is_success() || status.is_redirection() {
+            failing.remove(path);
+        } else if failing.len() < MAX_FAILING {
+            failing.insert(path.clone());
+        }
+        idle.is_probed.store(true, Ordering::SeqCst);
+    }
+}
+
 impl Drop for Busy {
     fn drop(&mut self) {
         if let Some(limit) = self.idle.limit.filter(|_| self.counts) {
@@ -141,6 +182,11 @@ impl Drop for Busy {
         }
         self.idle.calm();
     }
+}
+
+/// Whether this `User-Agent` is that of the kubelet's probes.
+pub(super) fn is_probe(agent: &[u8]) -> bool {
+    agent.starts_with(PROBE)
 }
 
 fn millis(duration: Duration) -> u64 {
@@ -166,8 +212,30 @@ mod tests {
             .is_ok()
     }
 
-    fn probe() -> HeaderMap {
-        HeaderMap::from_iter([(USER_AGENT, "kube-probe/1.36 grpc-go/1.72".parse().unwrap())])
+    fn probe(path: &str) -> Request<()> {
+        let agent = "kube-probe/1.36 grpc-go/1.72";
+        let request = Request::get(path).header(USER_AGENT, agent);
+        request.body(()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn what_probes_are_told_last_at_each_path_is_remembered() {
+        let idle = idle(1, false);
+        let ask = |request: Request<()>, status| {
+            let status = StatusCode::from_u16(status).unwrap();
+            idle.request(&request).answered(status);
+            idle.probes()
+        };
+        // Others' requests say nothing about health.
+        assert_eq!(ask(Request::new(()), 500), Probes::None);
+        assert_eq!(ask(probe("/ready"), 200), Probes::Succeeded);
+        assert_eq!(ask(probe("/live"), 503), Probes::Failed);
+        assert_eq!(ask(probe("/ready"), 302), Probes::Failed);
+        assert_eq!(ask(probe("/live"), 204), Probes::Succeeded);
+        for path in 0..1_000 {
+            ask(probe(&format!("/{path}")), 404);
+        }
+        assert_eq!(idle.failing.lock().unwrap().len(), MAX_FAILING);
     }
 
     #[tokio::test]
@@ -180,7 +248,7 @@ mod tests {
     async fn it_ends_after_the_limit_and_not_while_anything_is_under_way() {
         let idle = idle(1, false);
         assert!(!is_due(&idle, 500).await);
-        let request = idle.request(&HeaderMap::new());
+        let request = idle.request(&Request::new(()));
         assert!(!is_due(&idle, 1_000).await);
         drop(request);
         // The limit begins again with the end of the request.
@@ -212,15 +280,15 @@ mod tests {
     #[tokio::test]
     async fn a_server_that_a_probe_started_ends_soon_unless_probes_count() {
         let idle = idle(3_600, true);
-        drop(idle.request(&probe()));
+        drop(idle.request(&probe("/")));
         assert!(is_due(&idle, 1_500).await);
-        drop(idle.request(&HeaderMap::new()));
+        drop(idle.request(&Request::new(())));
         assert!(!is_due(&idle, 1_500).await);
         let mut settings = server();
         settings.limits.idle_s = 3_600;
         settings.limits.probes_keep_awake = true;
         let idle = Arc::new(Idle::new(&settings, true));
-        drop(idle.request(&probe()));
+        drop(idle.request(&probe("/")));
         assert!(!is_due(&idle, 1_500).await);
     }
 }

@@ -86,6 +86,7 @@ impl Requests {
             let line = format!("{id}{what} {status} {took}us");
             self.handler.state().out.line(&line);
         }
+        active.answered(answer.status());
         answer.map(|body| {
             body.map_err(move |error| {
                 let _until_the_end = &active;

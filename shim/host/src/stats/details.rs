@@ -2,21 +2,32 @@
 //!
 //! Called by: `lifecycle::usage`, for metrics alone, on the blocking pool. Calls: cgroups, /proc.
 //! Invariants: what cannot be read is 0, as the container may end meanwhile; at most [`MAX_DESCRIPTORS`] descriptors of a
-//! container are looked at, whatever its processes do.
+//! container are looked at, whatever its processes do; a title is read of processes of our own alone.
 //! Must not know: names of metrics.
 
+use std::io::Read as _;
 use std::path::Path;
+use std::time::Duration;
 
-use coracle_lifecycle::{ContainerView, Details, OpenFiles};
+use coracle_lifecycle::{ContainerKind, ContainerView, Details, OpenFiles, Wakes};
 
 use super::Host;
 
 /// Descriptors of a container that are looked at; one that has more is shown with this many.
 const MAX_DESCRIPTORS: u64 = 4096;
+/// Processes of a container whose title is looked at; the one that counts wakes is its first.
+const MAX_TITLES: usize = 16;
+/// Longest title.
+const TITLE_BYTES: u64 = 512;
 
 impl Host {
-    /// Details of a running container; with `open_files` also what its processes have open. Blocks.
-    pub fn details(&self, container: &ContainerView, open_files: bool) -> Details {
+    /// Details of a running container of this kind; with `open_files` also what its processes have open. Blocks.
+    pub fn details(
+        &self,
+        container: &ContainerView,
+        kind: Option<ContainerKind>,
+        open_files: bool,
+    ) -> Details {
         let Some(cgroup) = self.cgroup(&container.cgroup) else {
             return Details::default();
         };
@@ -27,8 +38,36 @@ impl Host {
             hugepages: cgroup.hugepages().unwrap_or_default(),
             processes: u64::try_from(pids.len()).unwrap_or(u64::MAX),
             open_files: open_files.then(|| opened(&pids)),
+            // A program of an image says in its title what it likes.
+            wakes: match kind {
+                Some(ContainerKind::Wasm) => wakes(container.id.as_str(), &pids),
+                Some(ContainerKind::Linux) | None => None,
+            },
         }
     }
+}
+
+/// What the title of one of `pids` says of the wakes of function `id`.
+fn wakes(id: &str, pids: &[i32]) -> Option<Wakes> {
+    pids.iter().take(MAX_TITLES).find_map(|pid| {
+        let mut title = String::new();
+        let file = std::fs::File::open(format!("/proc/{pid}/cmdline")).ok()?;
+        file.take(TITLE_BYTES).read_to_string(&mut title).ok()?;
+        wakes_in(id, title.trim_end_matches('\0'))
+    })
+}
+
+/// The counts in the title of the process that holds the socket of function `id`.
+fn wakes_in(id: &str, title: &str) -> Option<Wakes> {
+    let rest = title.strip_prefix("coracle guest ")?.strip_prefix(id)?;
+    let number = |key: &str| {
+        let mut words = rest.split(' ');
+        words.find_map(|word| word.strip_prefix(key)?.parse().ok())
+    };
+    Some(Wakes {
+        count: number("wakes=")?,
+        took: Duration::from_micros(number("wakes_us=")?),
+    })
 }
 
 /// What the processes `pids` have open.
@@ -87,6 +126,25 @@ mod tests {
         drop(sockets);
         let gone = opened(&[i32::MAX]);
         assert_eq!(gone, OpenFiles::default());
+    }
+
+    #[test]
+    fn wakes_are_those_in_the_title_of_the_function() {
+        let title = "coracle guest abc asleep wakes=3 last_wake_us=5000 wakes_us=12000";
+        let wakes = Wakes {
+            count: 3,
+            took: Duration::from_millis(12),
+        };
+        assert_eq!(wakes_in("abc", title), Some(wakes));
+        assert_eq!(wakes_in("abd", title), None);
+        for other in [
+            "coracle guest abc",
+            "coracle guest abc server",
+            "abc wakes=3",
+        ] {
+            assert_eq!(wakes_in("abc", other), None);
+        }
+        assert_eq!(super::wakes("abc", &[i32::MAX]), None);
     }
 
     #[test]

@@ -23,9 +23,10 @@ use tokio::sync::{Semaphore, oneshot};
 
 use crate::scratch::Scratch;
 use crate::{
-    AttachConfig, ContainerConfig, ContainerUsage, ContainerView, CreatedSandbox, Details,
-    EffectFuture, Error, ExecConfig, ExecOutput, Host, KeeperEngine, Kind, Layout, Measured, Owned,
-    Plan, PodRecord, PodUsage, PodView, SandboxConfig, StartRequest, Started, Swept, Syncer,
+    AttachConfig, ContainerConfig, ContainerKind, ContainerUsage, ContainerView, CreatedSandbox,
+    Details, EffectFuture, Error, ExecConfig, ExecOutput, Host, KeeperEngine, Kind, Layout,
+    Measured, Owned, Plan, PodRecord, PodUsage, PodView, SandboxConfig, StartRequest, Started,
+    Swept, Syncer,
 };
 
 /// The host.
@@ -306,7 +307,7 @@ impl Host for World {
         Vec::new()
     }
 
-    fn details(&self, _: &ContainerView, _: bool) -> Details {
+    fn details(&self, _: &ContainerView, _: Option<ContainerKind>, _: bool) -> Details {
         Details::default()
     }
 

@@ -17,7 +17,7 @@ use crate::site::{Pod, eventually, refused};
 const HELLO: &str = "GET /hello HTTP/1.1\r\nHost: f\r\nConnection: close\r\n\r\n";
 
 /// A pod whose functions sleep after `seconds`.
-fn sleepy(daemon: &Daemon, name: &str, seconds: &str) -> cri::PodSandboxConfig {
+pub fn sleepy(daemon: &Daemon, name: &str, seconds: &str) -> cri::PodSandboxConfig {
     let mut config = annotated(daemon, name, &[]);
     let key = "coracle.dev/idle-seconds".to_owned();
     config.annotations.insert(key, seconds.to_owned());
@@ -31,24 +31,24 @@ async fn run(daemon: &Daemon, image: &str, name: &str) -> Function {
 }
 
 /// The processes of a function: the one that holds its socket, and the one that serves, if there is one.
-fn processes(daemon: &Daemon, function: &Function) -> Vec<procs::Process> {
+pub fn processes(daemon: &Daemon, function: &Function) -> Vec<procs::Process> {
     let mut found = daemon.processes(Role::Guest);
     found.retain(|process| process.command.contains(&function.id));
     found
 }
 
-fn is_asleep(daemon: &Daemon, function: &Function) -> bool {
+pub fn is_asleep(daemon: &Daemon, function: &Function) -> bool {
     let found = processes(daemon, function);
     assert!(!found.is_empty(), "the container has ended");
     found.len() == 1 && found[0].command.contains(" asleep ")
 }
 
-async fn asleep(daemon: &Daemon, function: &Function) {
+pub async fn asleep(daemon: &Daemon, function: &Function) {
     eventually("the function sleeps", || is_asleep(daemon, function)).await;
 }
 
 /// How often it was woken, as its process's title says.
-fn wakes(daemon: &Daemon, function: &Function) -> (u64, u64) {
+pub fn wakes(daemon: &Daemon, function: &Function) -> (u64, u64) {
     let command = processes(daemon, function).remove(0).command;
     let number = |key: &str| {
         let (_, rest) = command.split_once(key).unwrap();
@@ -97,7 +97,7 @@ async fn a_function_sleeps_and_wakes_for_whoever_calls() {
 }
 
 /// The status of one request on a connection of its own; 0 without one.
-fn status(at: std::net::SocketAddr) -> u16 {
+pub fn status(at: std::net::SocketAddr) -> u16 {
     let ask = || {
         let mut stream = TcpStream::connect(at)?;
         stream.set_read_timeout(Some(Duration::from_secs(20)))?;

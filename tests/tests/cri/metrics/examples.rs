@@ -7,7 +7,8 @@ use std::process::Command;
 
 use coracle_tests::client::container;
 
-use super::{limited, listening, samples, scrape};
+use super::{limited, samples, scrape};
+use crate::functions::{self, functions_with};
 use crate::site::{Pod, tool};
 
 /// The examples for Prometheus and Grafana, by file name.
@@ -27,8 +28,15 @@ fn names_in(text: &str) -> BTreeSet<String> {
 
 #[tokio::test]
 async fn dashboards_and_alerts_name_series_that_exist() {
-    let daemon = listening().await;
+    let config = "[metrics]\naddress = \"127.0.0.1:0\"\n[handlers.coracle.http]\nidle_s = 60\n";
+    let (daemon, function) = functions_with(config).await;
     let pod = Pod::run(&daemon, "named").await;
+    functions::start(
+        Pod::run(&daemon, "function").await,
+        &container("function", &function, &[]),
+        8080,
+    )
+    .await;
     pod.finish(&daemon, &container("show", tool(), &["show"]))
         .await;
     pod.start(&limited("limited", &["sleep"])).await;
