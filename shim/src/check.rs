@@ -19,6 +19,7 @@ use coracle_config::Config;
 use serde::Serialize;
 
 pub use kernel::maps_users;
+pub use network::unused as unused_cni;
 pub use signatures::log_problems as log_signature_policies;
 
 /// How much a finding matters.

@@ -52,11 +52,12 @@ pub fn metrics() -> [&'static dyn Metric; 3] {
 }
 
 /// Settings, and tables of settings, that take effect at once; everything else waits for a restart.
-const AT_ONCE: [&str; 10] = [
+const AT_ONCE: [&str; 11] = [
     "log.level",
     "log.targets",
     "network.denied_node_ports",
     "sandbox.create_host_paths",
+    "cdi.spec_dirs",
     "wasm.compile_timeout_s",
     "wasm.compile_memory_bytes",
     "streaming.idle_timeout_s",

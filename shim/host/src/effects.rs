@@ -13,8 +13,8 @@ use coracle_control::process::Process;
 use coracle_images::Image;
 use coracle_lifecycle::{
     AttachConfig, ContainerConfig, ContainerUsage, ContainerView, CreatedSandbox, Details,
-    EffectFuture, Error, ExecConfig, ExecOutput, KeeperEngine, Layout, Measured, Owned, Plan,
-    PodRecord, PodUsage, PodView, SandboxConfig, StartRequest, Started, Swept, Syncer,
+    EffectFuture, Error, ExecConfig, ExecOutput, HandlerSettings, KeeperEngine, Layout, Measured,
+    Owned, Plan, PodRecord, PodUsage, PodView, SandboxConfig, StartRequest, Started, Swept, Syncer,
 };
 use coracle_network::Attachment;
 use coracle_spec::IdRange;
@@ -64,6 +64,12 @@ impl coracle_lifecycle::Host for Host {
         Host::lease_level(self, pod, config)
     }
 
+    fn handler_settings(&self, config: &SandboxConfig) -> Option<Box<HandlerSettings>> {
+        let named = (!config.handler_name.is_empty()).then_some(config.shown_handler())?;
+        let live = self.config.live.get();
+        live.handlers.get(named).cloned().map(Box::new)
+    }
+
     fn claim_level(&self, holder: &str, level: &str) {
         self.categories.claim(holder, level);
     }
@@ -82,6 +88,10 @@ impl coracle_lifecycle::Host for Host {
 
     fn forget_relabels(&self, pod: &PodId) {
         self.relabels.forget(pod);
+    }
+
+    fn network_mode(&self) -> String {
+        self.parts.network.mode()
     }
 
     fn network_problem(self: Arc<Self>) -> BoxFuture<'static, Option<String>> {
