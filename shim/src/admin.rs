@@ -12,7 +12,7 @@ use coracle_admin::client::{self, Command};
 use coracle_admin::control::{Control, Internals, LogChange, Reloaded};
 use coracle_admin::dump::Item;
 use coracle_admin::server::{self, Facts, Parts, Service};
-use coracle_config::{self as config, Config, LogLevel, NetworkMode, Overrides};
+use coracle_config::{self as config, Config, LogLevel, Overrides};
 use coracle_metrics::Format;
 use coracle_spec::error::chain;
 use coracle_telemetry::Daemon;
@@ -133,11 +133,6 @@ pub fn serve(
         metrics_address: node.metrics_address,
         cgroup_driver: node.cgroup_driver.to_owned(),
         cgroup_version: node.cgroup_version,
-        network_mode: match config.network.mode {
-            NetworkMode::Builtin => "builtin",
-            NetworkMode::Cni => "cni",
-        }
-        .to_owned(),
         warnings,
     };
     let parts = Parts {
@@ -154,25 +149,9 @@ pub fn serve(
 
 /// Warns that pods are not connected by the network that the cluster has put on this node.
 fn unused_cni(config: &Config) -> Vec<String> {
-    let directory = &config.network.cni_conf_dir;
-    let is_used = config.network.mode == NetworkMode::Cni;
-    match first_configuration(directory) {
-        Some(file) if !is_used => vec![format!(
-            "{} has a CNI configuration ({file}), but pods use the built-in network, which other nodes do not know; in a \
-             cluster set network.mode = \"cni\"",
-            directory.display()
-        )],
-        _ => Vec::new(),
-    }
-}
-
-/// The first file of a network configuration in `directory`.
-fn first_configuration(directory: &Path) -> Option<String> {
-    let entries = std::fs::read_dir(directory).ok()?.flatten();
-    let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
-    let is_one = |name: &String| {
-        let kinds = [".conf", ".conflist", ".json"];
-        kinds.iter().any(|kind| name.ends_with(kind))
-    };
-    names.filter(is_one).min()
+    let unused = crate::check::unused_cni(config);
+    unused
+        .map(|(found, remedy)| format!("{found}; {remedy}"))
+        .into_iter()
+        .collect()
 }

@@ -21,6 +21,7 @@ use serde::Serialize;
 
 use crate::registries;
 pub use kernel::maps_users;
+pub use network::unused as unused_cni;
 pub use signatures::log_problems as log_signature_policies;
 
 /// How much a finding matters.

@@ -40,6 +40,12 @@ pub enum Command {
         #[command(subcommand)]
         command: ConfigCommand,
     },
+    /// The devices that CDI specifications name
+    Cdi {
+        /// Which.
+        #[command(subcommand)]
+        command: CdiCommand,
+    },
     /// List, pull, remove, inspect, import, export, push and pack images
     Image(ImageArgs),
     /// The running daemon.
@@ -191,6 +197,20 @@ impl ImageArgs {
             command: coracle_image_cli::Command::Pack(arguments),
         }
     }
+}
+
+/// `coracle cdi ...`.
+#[derive(Debug, Subcommand)]
+pub enum CdiCommand {
+    /// List devices with their specifications, and say which of them containers cannot have
+    List {
+        /// The sources of settings.
+        #[command(flatten)]
+        config: ConfigArgs,
+        /// As one JSON object
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// `coracle config ...`.

@@ -6,7 +6,8 @@
 use std::sync::Arc;
 
 use coracle_config::{self as config, Config, Ipv6};
-use coracle_host::{HandlerConfig, HostConfig, LiveConfig, LogRoot};
+use coracle_host::{HostConfig, LiveConfig, LogRoot};
+use coracle_lifecycle::HandlerSettings;
 use coracle_spec::live::Live;
 use coracle_spec::{ResourceLimit, Spawn};
 
@@ -35,6 +36,7 @@ pub fn live_config(config: &Config) -> LiveConfig {
     LiveConfig {
         denied_node_ports: config.network.denied_node_ports.clone(),
         create_host_paths: config.sandbox.create_host_paths,
+        cdi_spec_dirs: config.cdi.spec_dirs.clone(),
         handlers: handlers
             .flat_map(|handler| {
                 let names = handler.names().map(str::to_owned);
@@ -44,9 +46,9 @@ pub fn live_config(config: &Config) -> LiveConfig {
     }
 }
 
-fn handler_config(handler: &config::Handler) -> HandlerConfig {
+fn handler_config(handler: &config::Handler) -> HandlerSettings {
     let rlimits = handler.rlimits.iter();
-    HandlerConfig {
+    HandlerSettings {
         name: handler.name.clone(),
         spawn: match handler.spawn {
             config::Spawn::Exec => Spawn::Exec,

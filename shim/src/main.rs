@@ -12,6 +12,7 @@
 #![doc = include_str!("../../docs/architecture.md")]
 
 mod admin;
+mod cdi;
 mod check;
 mod claims;
 mod cli;
@@ -42,7 +43,7 @@ use coracle_spec::error::chain;
 use coracle_spec::failpoint;
 use coracle_wasm as wasm;
 
-use cli::{Cli, Command, ConfigCommand, ImageArgs};
+use cli::{CdiCommand, Cli, Command, ConfigCommand, ImageArgs};
 
 fn main() -> ExitCode {
     if let Err(error) = coracle_runtime::forbid_access() {
@@ -124,6 +125,11 @@ fn command(command: Command) -> Outcome {
                 report.print_text(out)?
             }
             Ok(report.exit_code())
+        }
+        Command::Cdi { command } => {
+            let CdiCommand::List { config, json } = command;
+            cdi::list(&config.load()?, json, &mut io::stdout().lock())?;
+            Ok(0)
         }
         Command::Config { command } => configuration(command),
         Command::Image(arguments) => image(arguments),

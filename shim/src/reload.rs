@@ -57,6 +57,7 @@ const AT_ONCE: [&str; 11] = [
     "log.targets",
     "network.denied_node_ports",
     "sandbox.create_host_paths",
+    "cdi.spec_dirs",
     "wasm.compile_timeout_s",
     "wasm.compile_memory_bytes",
     "wasm.cache_bytes",

@@ -17,7 +17,7 @@ use coracle_host::{DefaultProfile, Host, LiveConfig, Parts};
 use coracle_images::{Images, ImagesConfig, Proxies};
 use coracle_lifecycle::{Pods, Syncer};
 use coracle_metrics::listener::Listener;
-use coracle_network::{Builtin, BuiltinConfig, Cni, CniConfig, Network, Provider};
+use coracle_network::{Builtin, BuiltinConfig, Choice, Cni, CniConfig, Mode, Network, Provider};
 use coracle_nri::Nri;
 use coracle_sandbox::Filters;
 use coracle_sandbox::helper::Permits;
@@ -315,6 +315,7 @@ fn network(config: &Config, syncer: &Syncer) -> Result<Network, Box<dyn Error>> 
             .transpose()?,
         lease_dir: config.run.join("leases"),
         interface_prefix: config.network.interface_prefix.clone(),
+        masquerade: config.network.masquerade,
     })?;
     let cni = Cni::open(CniConfig {
         conf_dir: config.network.cni_conf_dir.clone(),
@@ -324,11 +325,13 @@ fn network(config: &Config, syncer: &Syncer) -> Result<Network, Box<dyn Error>> 
     })?;
     let syncer = syncer.clone();
     cni.report_changes(move |path| syncer.file(path));
-    let provider = match config.network.mode {
-        NetworkMode::Builtin => Provider::Builtin,
-        NetworkMode::Cni => Provider::Cni,
+    let mode = match config.network.mode {
+        NetworkMode::Builtin => Mode::Fixed(Provider::Builtin),
+        NetworkMode::Cni => Mode::Fixed(Provider::Cni),
+        NetworkMode::Auto => Mode::Auto,
     };
-    Ok(Network::new(provider, builtin, cni))
+    let choice = Choice::open(mode, &config.root, &config.network.cni_conf_dir)?;
+    Ok(Network::new(choice, builtin, cni))
 }
 
 /// The cache of seccomp filters; builds the one that nearly every Linux container uses in the background.

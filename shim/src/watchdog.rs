@@ -1,13 +1,14 @@
 //! Tells systemd again and again that the daemon works. Sources: sd_watchdog_enabled(3), systemd.service(5), `WatchdogSec=`.
 //!
 //! Called by `serve`, once the daemon is ready. Invariants: a message is sent only after a request has gone the way of all
-//! requests, through a new task, the lifecycle's locks and the mailbox of a pod's driver; a daemon in which that hangs is
-//! silent, and systemd starts it again, which pods do not notice. Without systemd nothing happens.
+//! requests, through a new task, the lifecycle's locks and the mailboxes of several drivers; a daemon in which that hangs is
+//! silent, and systemd starts it again, which pods do not notice. A driver that hangs is logged and decides nothing: only
+//! if none of several answers it is the daemon that hangs. Without systemd nothing happens.
 //! Must not know: what requests do.
 
 use std::time::{Duration, Instant};
 
-use coracle_lifecycle::Pods;
+use coracle_lifecycle::{Pods, RoundTrip};
 use tokio::task::JoinSet;
 
 use crate::notify::notify;
@@ -34,36 +35,84 @@ fn limit(microseconds: Option<String>, pid: Option<String>, own: u32) -> Option<
 }
 
 async fn watch(pods: Pods, limit: Duration) {
+    let (trip, mut silent) = (SLOW.min(limit / 4), Vec::new());
     for turn in 0_usize.. {
         let began = Instant::now();
-        let (pods, trip) = (pods.clone(), SLOW.min(limit / 2));
-        let mut answer = tokio::spawn(async move { pods.round_trip(turn).await });
-        if tokio::time::timeout(trip, &mut answer).await.is_err() {
-            let (waited_ms, limit_s) = (trip.as_millis(), limit.as_secs());
-            tracing::error!(
-                waited_ms,
-                limit_s,
-                "requests are not answered; systemd restarts the daemon if that goes on"
-            );
-            let answered = answer.await;
-            let pod = answered
-                .ok()
-                .flatten()
-                .map(|(namespace, name)| format!("{namespace}/{name}"));
-            tracing::warn!(
-                pod,
-                took_ms = began.elapsed().as_millis(),
-                "requests are answered again"
-            );
+        let answer = round_trip(&pods, turn, trip).await;
+        if is_answered(&answer) {
+            notify("WATCHDOG=1\n");
         }
-        notify("WATCHDOG=1\n");
+        if answer.silent != silent {
+            log(&answer, limit);
+            silent = answer.silent;
+        }
         tokio::time::sleep((limit / 2).saturating_sub(began.elapsed())).await;
+    }
+}
+
+/// A round trip in a task of its own. Does not return while it hangs, and logs that.
+async fn round_trip(pods: &Pods, turn: usize, trip: Duration) -> RoundTrip {
+    let (pods, began) = (pods.clone(), Instant::now());
+    let mut asked = tokio::spawn(async move { pods.round_trip(turn, trip).await });
+    if let Ok(answer) = tokio::time::timeout(trip * 2, &mut asked).await {
+        return answer.unwrap_or_default();
+    }
+    let waited_ms = began.elapsed().as_millis();
+    tracing::error!(
+        waited_ms,
+        "requests are not answered; systemd restarts the daemon if that goes on"
+    );
+    let answer = asked.await.unwrap_or_default();
+    let took_ms = began.elapsed().as_millis();
+    tracing::warn!(took_ms, "requests are answered again");
+    answer
+}
+
+/// Whether the daemon works: one pod alone decides nothing.
+fn is_answered(answer: &RoundTrip) -> bool {
+    answer.asked < 2 || answer.silent.len() < answer.asked
+}
+
+fn log(answer: &RoundTrip, limit: Duration) {
+    let (asked, limit_s) = (answer.asked, limit.as_secs());
+    let pods = answer.silent.join(", ");
+    if !is_answered(answer) {
+        tracing::error!(
+            pods,
+            limit_s,
+            "no pod answers requests; systemd restarts the daemon if that goes on"
+        );
+    } else if !answer.silent.is_empty() {
+        tracing::warn!(
+            pods,
+            asked,
+            "requests about a pod are not answered; others are"
+        );
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_pod_that_hangs_decides_nothing() {
+        for (asked, silent, answered) in [
+            (0, 0, true),
+            (1, 0, true),
+            (1, 1, true),
+            (2, 1, true),
+            (8, 7, true),
+            (2, 2, false),
+            (8, 8, false),
+        ] {
+            let answer = RoundTrip {
+                asked,
+                silent: vec!["default/p".to_owned(); silent],
+            };
+            assert_eq!(is_answered(&answer), answered, "{silent} of {asked}");
+        }
+    }
 
     #[test]
     fn only_the_process_that_systemd_watches_sends_messages() {

@@ -11,8 +11,9 @@
 //! is deleted only if its name, kind and MAC show that it is ours; `route_localnet` is set on an interface
 //! only while the table that filters loopback packets exists. The node's own settings do not change:
 //! its operator sets `net.ipv4.ip_forward` and the routes for traffic that leaves the node.
-//! Not here: masquerading, policies.
+//! Not here: policies.
 
+mod masquerade;
 mod ports;
 mod sweep;
 mod table;
@@ -31,6 +32,7 @@ use super::netlink::Netlink;
 use super::subnet::{Ipv4Subnet, Ipv6Subnet};
 use super::veth::{self, Endpoint, POD_INTERFACE};
 use super::{Attachment, HostPort, NetworkConfig};
+use masquerade::Masquerade;
 use ports::Ports;
 use table::Table;
 
@@ -47,6 +49,8 @@ pub struct BuiltinConfig {
     /// Prefix of the names of host interfaces: 3 or 4 lowercase letters, `cor` by default. Two
     /// daemons on one node need different prefixes.
     pub interface_prefix: String,
+    /// Whether pods reach other machines under the node's address.
+    pub masquerade: bool,
 }
 
 /// The built-in network of one daemon.
@@ -56,6 +60,8 @@ pub struct Builtin {
     kernel_has_v6: bool,
     leases: Mutex<Leases>,
     ports: Ports,
+    /// `Some` once it is written, if there is to be any.
+    masquerade: Mutex<Option<Masquerade>>,
 }
 
 impl BuiltinConfig {
@@ -109,6 +115,7 @@ impl Builtin {
             kernel_has_v6,
             leases,
             ports,
+            masquerade: Mutex::default(),
         })
     }
 

@@ -47,6 +47,7 @@ use self::pod_lock::PodLocks;
 use self::readiness::Readiness;
 use super::config::NetworkConfig;
 
+pub use self::directory::first_configuration;
 pub use self::error::Error;
 pub use self::list::Version;
 pub use self::probe::{Probe, probe};

@@ -18,6 +18,19 @@ pub enum Error {
         /// What is wrong with it.
         why: String,
     },
+    /// What was decided about the network cannot be read or recorded.
+    #[error("keep the decision of network.mode = \"auto\" in {0}")]
+    Record(PathBuf, #[source] io::Error),
+    /// What was decided about the network is of no build that we know.
+    #[error(
+        "{path} says {found:?}, must be \"builtin\" or \"cni\": remove it, or set network.mode"
+    )]
+    UnknownRecord {
+        /// The file.
+        path: PathBuf,
+        /// What it says.
+        found: String,
+    },
     /// Every address is leased or still in use by a dying interface.
     #[error(
         "lease an address for pod {pod}: all {size} of {subnet} are taken, {leased} by pods; use a larger subnet or fewer pods"

@@ -15,6 +15,7 @@
 //! Not here: pod phases, pods with hostNetwork, DNS.
 
 mod builtin;
+mod choice;
 pub mod cni;
 mod config;
 pub mod egress;
@@ -38,6 +39,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 pub use builtin::{Builtin, BuiltinConfig};
+pub use choice::{Choice, Mode};
 pub use cni::{Cni, CniConfig};
 pub use config::{Bandwidth, HostPort, NetworkConfig, Protocol, Resolver};
 pub use error::Error;
@@ -56,6 +58,25 @@ pub enum Provider {
     Builtin,
     /// CNI plugins of the node.
     Cni,
+}
+
+impl Provider {
+    /// Its name in the configuration.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Provider::Builtin => "builtin",
+            Provider::Cni => "cni",
+        }
+    }
+
+    /// The one for a node with this CNI configuration.
+    fn by(configuration: Option<&std::path::Path>) -> Self {
+        match configuration {
+            Some(_) => Provider::Cni,
+            None => Provider::Builtin,
+        }
+    }
 }
 
 /// A pod's attachment to the network; part of the pod's record, so that it survives the daemon.
@@ -92,26 +113,31 @@ impl Attachment {
 /// Both providers: one attaches new pods, each detaches the pods that it attached.
 #[derive(Debug)]
 pub struct Network {
-    provider: Provider,
+    choice: Choice,
     builtin: Builtin,
     cni: Arc<Cni>,
 }
 
 impl Network {
-    /// `provider` attaches new pods.
+    /// `choice` says which of them attaches new pods.
     #[must_use]
-    pub fn new(provider: Provider, builtin: Builtin, cni: Arc<Cni>) -> Self {
+    pub fn new(choice: Choice, builtin: Builtin, cni: Arc<Cni>) -> Self {
         Self {
-            provider,
+            choice,
             builtin,
             cni,
         }
     }
 
-    /// The provider that attaches new pods.
+    /// The provider for a pod that is about to be attached. Errors: the decision cannot be recorded.
+    pub fn decide(&self) -> Result<Provider, Error> {
+        self.choice.decide()
+    }
+
+    /// Which provider attaches new pods, for people.
     #[must_use]
-    pub fn provider(&self) -> Provider {
-        self.provider
+    pub fn mode(&self) -> String {
+        self.choice.shown()
     }
 
     /// The CNI networks.
@@ -122,7 +148,7 @@ impl Network {
 
     /// Why new pods get no network, for users to read; `None` if they do. Returns within 100 ms.
     pub async fn problem(&self) -> Option<String> {
-        match self.provider {
+        match self.choice.look().1 {
             Provider::Builtin => None,
             Provider::Cni => self.cni.problem().await,
         }
@@ -161,7 +187,8 @@ impl Network {
 
     /// To be called once in a tokio runtime, at the daemon's start, with the ids of live pods: see [`Cni::resume`].
     pub fn resume(&self, live: &HashSet<String>) {
-        self.cni.resume(live, self.provider == Provider::Cni);
+        let is_in_use = self.choice.look() == (true, Provider::Cni);
+        self.cni.resume(live, is_in_use);
     }
 
     /// Removes from the built-in network what no attachment in `live` owns, and returns one line for each removal. To

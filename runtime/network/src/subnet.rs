@@ -5,6 +5,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
+use coracle_spec::egress::Cidr;
 use serde::{Deserialize, Serialize};
 
 use super::error::Error;
@@ -26,6 +27,12 @@ pub struct Ipv6Subnet {
 }
 
 impl Ipv4Subnet {
+    /// All of it.
+    pub(super) fn cidr(&self) -> Cidr {
+        let network = IpAddr::V4(self.network);
+        Cidr::new(network, self.prefix_len).unwrap_or(Cidr::host(network))
+    }
+
     /// How many addresses pods can have: all but the first and the last.
     #[must_use]
     pub fn size(&self) -> u32 {
@@ -53,6 +60,12 @@ impl Ipv4Subnet {
 }
 
 impl Ipv6Subnet {
+    /// All of it.
+    pub(super) fn cidr(&self) -> Cidr {
+        let network = IpAddr::V6(self.network);
+        Cidr::new(network, self.prefix_len).unwrap_or(Cidr::host(network))
+    }
+
     /// The address of `index`.
     pub(super) fn address(&self, index: u32) -> Ipv6Addr {
         Ipv6Addr::from_bits(self.network.to_bits() | u128::from(index))

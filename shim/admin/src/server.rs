@@ -50,8 +50,6 @@ pub struct Facts {
     pub cgroup_driver: String,
     /// 1 or 2.
     pub cgroup_version: u32,
-    /// Who connects pods to the network.
-    pub network_mode: String,
     /// What an operator should know of this configuration on this node, although pods can be run.
     pub warnings: Vec<String>,
 }

@@ -39,7 +39,7 @@ pub(crate) async fn status(parts: &Parts, uptime: Duration) -> admin::StatusRepl
         metrics_address: facts.metrics_address.clone(),
         cgroup_driver: facts.cgroup_driver.clone(),
         cgroup_version: facts.cgroup_version,
-        network_mode: facts.network_mode.clone(),
+        network_mode: parts.pods.network_mode(),
         sandboxes: sandboxes(parts),
         containers: containers(parts),
         images: u64::try_from(parts.images.list().len()).unwrap_or(u64::MAX),

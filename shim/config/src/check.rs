@@ -12,7 +12,7 @@ use super::file::{CgroupFile, ConfigFile, Ipv6, LogFile, NetworkFile, SandboxFil
 use super::subnet::Subnet;
 use super::values::{Invalid, invalid, plain_absolute, within};
 use super::{
-    Cgroup, Config, Log, Network, Sandbox, exec, handlers, helpers, images, metrics, nri,
+    Cgroup, Config, Log, Network, Sandbox, cdi, exec, handlers, helpers, images, metrics, nri,
     streaming, wasm,
 };
 
@@ -53,6 +53,7 @@ pub(super) fn check(file: &ConfigFile) -> Result<Config, Invalid> {
         exec: exec::check(&file.exec)?,
         streaming: streaming::check(&file.streaming)?,
         metrics: metrics::check(&file.metrics)?,
+        cdi: cdi::check(&file.cdi)?,
         nri: nri::check(&file.nri, &file.run)?,
         handlers: handlers::check(&file.handlers)?,
     })
@@ -156,6 +157,7 @@ fn network(file: &NetworkFile, run: &Path) -> Result<Network, Invalid> {
             }
         },
         ipv6: file.ipv6,
+        masquerade: file.masquerade,
         denied_node_ports: file
             .denied_node_ports
             .iter()

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use super::cdi::CdiFile;
 pub use super::exec::ExecFile;
 pub use super::handlers::HandlersFile;
 pub use super::helpers::HelpersFile;
@@ -63,6 +64,8 @@ pub struct ConfigFile {
     pub streaming: StreamingFile,
     /// `[metrics]`.
     pub metrics: MetricsFile,
+    /// `[cdi]`.
+    pub cdi: CdiFile,
     /// `[nri]`.
     pub nri: NriFile,
     /// `[handlers.*]`.
@@ -85,6 +88,7 @@ impl Default for ConfigFile {
             exec: ExecFile::default(),
             streaming: StreamingFile::default(),
             metrics: MetricsFile::default(),
+            cdi: CdiFile::default(),
             nri: NriFile::default(),
             handlers: HandlersFile::default(),
         }
@@ -204,6 +208,8 @@ pub enum NetworkMode {
     Builtin,
     /// CNI plugins of the node.
     Cni,
+    /// CNI plugins if a configuration is there before the first pod, else the daemon; decided once.
+    Auto,
 }
 
 /// Whether pods have IPv6.
@@ -231,6 +237,8 @@ pub struct NetworkFile {
     pub ipv6: Ipv6,
     /// The beginning of the names of the veths on the node.
     pub interface_prefix: String,
+    /// Whether the built-in network's pods reach other machines under the node's address.
+    pub masquerade: bool,
     /// Ports of the node that no egress list opens, in addition to the built-in ones.
     pub denied_node_ports: Vec<u16>,
     /// Directory in which pods' network namespaces are mounted; below `run` if empty.
@@ -251,6 +259,7 @@ impl Default for NetworkFile {
             subnet_v6: String::new(),
             ipv6: Ipv6::Auto,
             interface_prefix: "cor".to_owned(),
+            masquerade: false,
             denied_node_ports: Vec::new(),
             netns_dir: PathBuf::new(),
             cni_conf_dir: PathBuf::from("/etc/cni/net.d"),

@@ -10,6 +10,7 @@
 //! file can run code as root through it, so a file that others than root can write is refused unread.
 //! Must not know: what the values do.
 
+mod cdi;
 mod check;
 mod egress;
 mod error;
@@ -35,6 +36,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use cdi::Cdi;
 pub use error::Error;
 pub use exec::Exec;
 pub use file::{CgroupDriver, Ipv6, LogFormat, LogLevel, NetworkMode};
@@ -86,6 +88,8 @@ pub struct Config {
     pub streaming: Streaming,
     /// The listener for scrapes.
     pub metrics: Metrics,
+    /// Devices by name.
+    pub cdi: Cdi,
     /// Plugins that follow pods.
     pub nri: Nri,
     /// The RuntimeClass handlers.
@@ -127,6 +131,8 @@ pub struct Network {
     pub ipv6: Ipv6,
     /// The beginning of the names of the veths on the node: 3 or 4 of `a-z`.
     pub interface_prefix: String,
+    /// Whether the built-in network's pods reach other machines under the node's address.
+    pub masquerade: bool,
     /// Ports of the node that no egress list opens, in addition to the built-in ones: first and last of each range.
     pub denied_node_ports: Vec<(u16, u16)>,
     /// The directory in which pods' network namespaces are mounted. Absolute, of this daemon alone; gone after a

@@ -52,7 +52,7 @@ pub(super) use self::render::{container, container_status_reply, event, pod, pod
 pub(super) use self::sandbox::sandbox_config;
 pub(super) use self::stats::{container_stats, pod_stats};
 pub(super) use self::streaming::{attach_session, exec_session, forward_session};
-pub(super) use self::update::new_resources;
+pub(super) use self::update::{new_pod_resources, new_resources};
 pub(super) use super::bad_request::BadRequest;
 
 /// The longest object id or id prefix, in bytes.

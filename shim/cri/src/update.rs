@@ -25,14 +25,16 @@ pub(super) async fn container(
 }
 
 /// UpdatePodSandboxResources: the kubelet announces the resources of the whole sandbox. The pod's cgroup belongs to the
-/// kubelet and nothing of ours is sized by it, so the request is only logged.
+/// kubelet and nothing of ours is sized by it, so the request is for plugins alone, and logged.
 pub(super) async fn pod(
     shared: Arc<Shared>,
     request: cri::UpdatePodSandboxResourcesRequest,
 ) -> Result<cri::UpdatePodSandboxResourcesResponse, Failure> {
     let named = request.object()?;
     span::sandbox(&shared, named);
-    shared.pods.find_pod(named)?;
+    let id = shared.pods.find_pod(named)?;
+    let (overhead, resources) = convert::new_pod_resources(&request)?;
+    shared.pods.update_pod(&id, &overhead, &resources).await?;
     info!("the kubelet changes the resources of the sandbox");
     Ok(cri::UpdatePodSandboxResourcesResponse {})
 }

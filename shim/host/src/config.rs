@@ -7,9 +7,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use coracle_lifecycle::SandboxConfig;
+use coracle_lifecycle::{Error, HandlerSettings, Kind, PodRecord};
 use coracle_spec::live::Live;
-use coracle_spec::{HttpLimits, ResourceLimit, Spawn};
 
 use super::log::LogRoot;
 
@@ -51,30 +50,58 @@ pub struct LiveConfig {
     pub denied_node_ports: Vec<(u16, u16)>,
     /// Missing host paths of mounts are created.
     pub create_host_paths: bool,
+    /// Directories of CDI specifications; the later one wins.
+    pub cdi_spec_dirs: Vec<PathBuf>,
     /// The handlers by each of their names.
-    pub handlers: BTreeMap<String, HandlerConfig>,
-}
-
-/// How one handler runs containers.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct HandlerConfig {
-    /// Its name in the configuration, for messages.
-    pub name: String,
-    /// How a container's process is created.
-    pub spawn: Spawn,
-    /// The limits of its HTTP servers.
-    pub http: HttpLimits,
-    /// Whether components of WASI 0.3 run.
-    pub wasi_p3: bool,
-    /// Limits of Linux programs that replace the usual ones.
-    pub rlimits: Vec<ResourceLimit>,
+    pub handlers: BTreeMap<String, HandlerSettings>,
 }
 
 impl LiveConfig {
-    /// The handler of a pod. For one that was removed from the configuration since, the built-in one that it is like.
-    pub(super) fn handler_of(&self, pod: &SandboxConfig) -> HandlerConfig {
-        let own = self.handlers.get(pod.shown_handler());
-        let found = own.or_else(|| self.handlers.get(pod.handler.shown()));
-        found.cloned().unwrap_or_default()
+    /// How a pod's handler runs containers: as configured, or as it was when the pod was created if it was removed from the
+    /// configuration since. Errors: WrongPhase for a pod of a build that did not record that.
+    pub(super) fn handler_of(&self, pod: &PodRecord) -> Result<HandlerSettings, Error> {
+        let name = pod.config.shown_handler();
+        let recorded = || pod.handler_settings.as_deref();
+        match self.handlers.get(name).or_else(recorded) {
+            Some(settings) => Ok(settings.clone()),
+            // The configuration always has the built-in ones.
+            None if pod.config.handler_name.is_empty() => Ok(HandlerSettings::default()),
+            None => Err(Error::new(
+                Kind::WrongPhase,
+                format!(
+                    "sandbox {} has runtime handler {name:?}, which the configuration has not any more, and its settings were not recorded: configure handlers.{name} again, or create the pod anew",
+                    pod.id
+                ),
+            )),
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use super::*;
+
+    const POD: &str = include_str!("../../lifecycle/fuzz/pod-record/p-818");
+
+    #[test]
+    fn a_handler_that_was_removed_runs_containers_as_it_did_or_not_at_all() {
+        let settings = HandlerSettings {
+            name: "tight".to_owned(),
+            spawn: coracle_spec::Spawn::Exec,
+            ..HandlerSettings::default()
+        };
+        let mut live = LiveConfig::default();
+        let mut pod: PodRecord = serde_json::from_str(POD).unwrap();
+        std::sync::Arc::make_mut(&mut pod.config).handler_name = "tight".to_owned();
+        let refused = live.handler_of(&pod).unwrap_err();
+        assert_eq!(refused.kind(), Kind::WrongPhase);
+        assert!(refused.to_string().contains("handlers.tight"), "{refused}");
+        pod.handler_settings = Some(Box::new(settings.clone()));
+        assert_eq!(live.handler_of(&pod).unwrap(), settings);
+        // What is configured now decides.
+        live.handlers
+            .insert("tight".to_owned(), HandlerSettings::default());
+        assert_eq!(live.handler_of(&pod).unwrap(), HandlerSettings::default());
     }
 }

@@ -13,8 +13,9 @@ use coracle_control::process::Process;
 use coracle_images::Image;
 use coracle_lifecycle::{
     AttachConfig, ContainerConfig, ContainerKind, ContainerUsage, ContainerView, CreatedSandbox,
-    Details, EffectFuture, Error, ExecConfig, ExecOutput, KeeperEngine, Layout, Measured, Owned,
-    Plan, PodRecord, PodUsage, PodView, SandboxConfig, StartRequest, Started, Swept, Syncer,
+    Details, EffectFuture, Error, ExecConfig, ExecOutput, HandlerSettings, KeeperEngine, Layout,
+    Measured, Owned, Plan, PodRecord, PodUsage, PodView, SandboxConfig, StartRequest, Started,
+    Swept, Syncer,
 };
 use coracle_network::Attachment;
 use coracle_spec::IdRange;
@@ -24,6 +25,7 @@ use futures_channel::mpsc::UnboundedReceiver;
 use futures_util::future::BoxFuture;
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
+use tracing::{Instrument as _, info_span};
 
 use super::Host;
 
@@ -68,6 +70,12 @@ impl coracle_lifecycle::Host for Host {
         Host::lease_level(self, pod, config)
     }
 
+    fn handler_settings(&self, config: &SandboxConfig) -> Option<Box<HandlerSettings>> {
+        let named = (!config.handler_name.is_empty()).then_some(config.shown_handler())?;
+        let live = self.config.live.get();
+        live.handlers.get(named).cloned().map(Box::new)
+    }
+
     fn claim_level(&self, holder: &str, level: &str) {
         self.categories.claim(holder, level);
     }
@@ -86,6 +94,10 @@ impl coracle_lifecycle::Host for Host {
 
     fn forget_relabels(&self, pod: &PodId) {
         self.relabels.forget(pod);
+    }
+
+    fn network_mode(&self) -> String {
+        self.parts.network.mode()
     }
 
     fn network_problem(self: Arc<Self>) -> BoxFuture<'static, Option<String>> {
@@ -147,7 +159,8 @@ impl coracle_lifecycle::Host for Host {
         config: &'a Arc<ContainerConfig>,
         engine: &'a KeeperEngine,
     ) -> EffectFuture<'a, Plan> {
-        Box::pin(async move { Host::plan(&self, pod, id, config, engine).await })
+        let span = info_span!(target: "otel", "container.plan");
+        Box::pin(async move { Host::plan(&self, pod, id, config, engine).await }.instrument(span))
     }
 
     fn build(
@@ -190,8 +203,8 @@ impl coracle_lifecycle::Host for Host {
         Host::kill(self, process, cgroup)
     }
 
-    fn change_limits(&self, path: &str, change: &Limits) -> Result<(), Error> {
-        Host::change_limits(self, path, change)
+    fn change_limits(&self, plan: &Plan, change: &Limits) -> Result<(), Error> {
+        Host::change_limits(self, plan, change)
     }
 
     fn oom_kills(&self, cgroup: &str) -> u64 {

@@ -5,7 +5,7 @@
 //! Not here: annotations' text, serving.
 
 use coracle_images::Image;
-use coracle_lifecycle::{ContainerConfig, Error, HttpConfig, Resources, SandboxConfig};
+use coracle_lifecycle::{ContainerConfig, Error, HttpConfig, PodRecord, Resources};
 use coracle_spec::{HttpLimits, HttpServer, WasmKind};
 use coracle_wasm::ModuleInfo;
 
@@ -35,15 +35,15 @@ impl Host {
     /// The plan of the server of a container of `pod`. Errors: as of [`Server::plan`].
     pub(super) fn server(
         &self,
-        pod: &SandboxConfig,
+        pod: &PodRecord,
         container: &ContainerConfig,
         env: &[(String, String)],
         image: &Image,
     ) -> Result<HttpServer, Error> {
-        let handler = self.config.live.get().handler_of(pod);
+        let handler = self.config.live.get().handler_of(pod)?;
         Server {
             handler: (&handler.http, &handler.name),
-            pod: &pod.http,
+            pod: &pod.config.http,
             env,
             exposed: &image.config.exposed_ports,
             resources: &container.resources,
@@ -91,13 +91,13 @@ impl Host {
     /// Refuses a component of WASI 0.3 where the handler of its pod has that off. Errors: Invalid, naming the setting.
     pub(super) fn check_wasi_version(
         &self,
-        pod: &SandboxConfig,
+        pod: &PodRecord,
         info: &ModuleInfo,
     ) -> Result<(), Error> {
         if !info.wasi_p3 {
             return Ok(());
         }
-        let handler = self.config.live.get().handler_of(pod);
+        let handler = self.config.live.get().handler_of(pod)?;
         if handler.wasi_p3 {
             return Ok(());
         }

@@ -60,9 +60,10 @@ use coracle_wasm::CompileCache;
 
 pub use categories::CATEGORY_SHARES;
 use categories::Categories;
-pub use config::{HandlerConfig, HostConfig, LiveConfig};
+pub use config::{HostConfig, LiveConfig};
 pub use coracle_lifecycle::{blocking, io_error, make_private, pass, runtime_error};
 use ids::Ids;
+pub use linux::cdi::{CdiDevice, CdiListing, cdi_devices};
 pub use linux::{DefaultProfile, default_profile, load_default_profile, usual_capabilities};
 pub use log::LogRoot;
 

@@ -6,13 +6,13 @@
 //! Must not know: building the jail, names of users, mounts of the kubelet.
 
 mod capabilities;
-mod cdi;
+pub(crate) mod cdi;
 mod devices;
 pub(super) mod files;
 mod profiles;
 mod volumes;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use coracle_cgroup::Limits;
 use coracle_images::Image;
@@ -100,15 +100,23 @@ impl Hardware {
 
     /// Looks up the node's devices and specifications. Errors: Invalid, with the device and what is wrong with it;
     /// Exhausted when too many calls wait for its file system.
-    pub(super) fn find(config: &ContainerConfig, lookup: &Lookup<'_>) -> Result<Self, Error> {
-        Self::look(config, lookup).map_err(|refusal| match lookup.was_refused() {
+    pub(super) fn find(
+        config: &ContainerConfig,
+        cdi_dirs: &[PathBuf],
+        lookup: &Lookup<'_>,
+    ) -> Result<Self, Error> {
+        Self::look(config, cdi_dirs, lookup).map_err(|refusal| match lookup.was_refused() {
             true => Error::new(Kind::Exhausted, refusal.to_string()),
             false => refusal,
         })
     }
 
-    fn look(config: &ContainerConfig, lookup: &Lookup<'_>) -> Result<Self, Error> {
-        let additions = cdi::additions(&config.cdi_devices, lookup)?;
+    fn look(
+        config: &ContainerConfig,
+        cdi_dirs: &[PathBuf],
+        lookup: &Lookup<'_>,
+    ) -> Result<Self, Error> {
+        let additions = cdi::additions(&config.cdi_devices, cdi_dirs, lookup)?;
         let mut grants = match config.security.privileged {
             true => devices::of_host(Path::new("/dev"), lookup)?,
             false => Vec::new(),

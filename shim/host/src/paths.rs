@@ -303,8 +303,7 @@ impl Found {
     }
 }
 
-/// Runs `work` with a lookup on this thread; for tests.
-#[cfg(test)]
+/// Runs `work` with a lookup on this thread, which may hang: for commands and tests.
 pub fn with_lookup<T>(work: impl FnOnce(&Lookup<'_>) -> T) -> T {
     work(&Lookup::new(&Locations::default()))
 }

@@ -153,12 +153,12 @@ impl Host {
         let compiled = self.compiled(engine, &module.path, &module.digest).await?;
         let limit = limits::memory_limit(&draft.config.resources);
         judge(&compiled.info, &draft.config.image, limit)?;
-        self.check_wasi_version(&draft.pod.config, &compiled.info)?;
+        self.check_wasi_version(&draft.pod, &compiled.info)?;
         let env = environment(&draft.image, &draft.config, &[], &[])?;
-        let (pod, image) = (&draft.pod.config, &draft.image);
+        let (pod, image) = (&draft.pod, &draft.image);
         let server = match super::http::is_served(
             &compiled.info,
-            &pod.http,
+            &pod.config.http,
             image.config.target.as_deref(),
         )? {
             true => Some(self.server(pod, &draft.config, &env, image)?),
@@ -227,7 +227,7 @@ impl Draft {
         self.refuse_wasm_only()?;
         let (pod, config) = (&self.pod, &self.config);
         let subject = linux::Subject {
-            rlimits: host.config.live.get().handler_of(&pod.config).rlimits,
+            rlimits: host.config.live.get().handler_of(pod)?.rlimits,
             pod,
             id: &self.id,
             config,
@@ -315,7 +315,7 @@ impl Draft {
             log_path: log_path(&pod.config.log_directory, &config.log_path)?,
             cgroup: format!("{}/{}", pod.cgroup_parent.trim_end_matches('/'), self.id),
             memory_limit_bytes: limits::memory_limit(&config.resources),
-            spawn: host.config.live.get().handler_of(&pod.config).spawn,
+            spawn: host.config.live.get().handler_of(pod)?.spawn,
         })
     }
 }

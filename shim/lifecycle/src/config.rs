@@ -23,7 +23,7 @@ use coracle_spec::egress::{Egress, List};
 use serde::{Deserialize, Serialize};
 
 pub use annotations::{Annotations, Grants};
-pub use handler::Handler;
+pub use handler::{Handler, HandlerSettings};
 pub use http::HttpConfig;
 pub use linux::{
     CapabilityConfig, DeviceConfig, GroupsPolicy, IdMapping, ImageVolume, PidNamespaceConfig,

@@ -10,6 +10,7 @@
 //! beside it, and a grace period is an armed deadline. A removal is not saved: its first step erases the record.
 //! Must not know: gRPC, Wasm, mounts. A driver knows *that* a container starts, never *how*.
 
+mod answers;
 mod container;
 mod effects;
 mod inspect;
@@ -193,6 +194,8 @@ pub struct Driver {
     engine_hash: String,
     /// What plugins are still to be told; `None` before the first event.
     notices: Option<UnboundedSender<plugins::Notice>>,
+    /// The number of the last event among them.
+    told: u64,
     /// Plugins know that the pod is stopped.
     told_of_stop: bool,
     containers: BTreeMap<ContainerId, Container>,
@@ -236,6 +239,7 @@ impl Driver {
             dead: Vec::new(),
             engine_hash: String::new(),
             notices: None,
+            told: 0,
             told_of_stop: false,
             containers: BTreeMap::new(),
             progress: Progress::Idle,

@@ -24,7 +24,7 @@ use futures_util::future::BoxFuture;
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 
-use super::config::{AttachConfig, ContainerConfig, ExecConfig, SandboxConfig};
+use super::config::{AttachConfig, ContainerConfig, ExecConfig, HandlerSettings, SandboxConfig};
 use super::error::Error;
 use super::layout::Layout;
 use super::record::{Plan, PodRecord};
@@ -72,6 +72,9 @@ pub trait Host: Send + Sync + 'static {
     /// SELinux. Errors: all pairs are leased.
     fn lease_level(&self, pod: &PodId, config: &SandboxConfig) -> Result<Option<String>, Error>;
 
+    /// The settings of a new pod's handler, if it is none of the built-in ones.
+    fn handler_settings(&self, config: &SandboxConfig) -> Option<Box<HandlerSettings>>;
+
     /// Reserves the pair of an SELinux level for a pod or a container, so that no pod is given it.
     fn claim_level(&self, holder: &str, level: &str);
 
@@ -89,6 +92,9 @@ pub trait Host: Send + Sync + 'static {
 
     /// Why new sandboxes get no network, for users to read; `None` if they do. Answers within 100 ms.
     fn network_problem(self: Arc<Self>) -> BoxFuture<'static, Option<String>>;
+
+    /// What connects new sandboxes to the network, for users to read.
+    fn network_mode(&self) -> String;
 
     /// Creates namespaces, network, cgroup and keeper of a pod whose record is saved. Undoes all of it on failure.
     fn create_sandbox<'a>(

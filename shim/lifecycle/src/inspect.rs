@@ -5,12 +5,26 @@
 //! Must not know: how it is shown.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use coracle_spec::id::{ContainerId, PodId};
+use futures_util::future::join_all;
 use tokio::sync::broadcast;
 
 use super::history::HistoryEntry;
 use super::{ContainerKind, Error, Inspection, Pods, Request, send_request};
+
+/// How many drivers one round trip asks.
+const ASKED: usize = 8;
+
+/// Which drivers were asked, and have not answered.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RoundTrip {
+    /// How many were asked.
+    pub asked: usize,
+    /// The pods of those that have not answered: `namespace/name`.
+    pub silent: Vec<String>,
+}
 
 impl Pods {
     /// What happened lately, oldest first, and what happens from now on; a slow reader loses the oldest entries and gets an
@@ -31,6 +45,12 @@ impl Pods {
         self.shared.cache.kind(id)
     }
 
+    /// What connects new sandboxes to the network, for users to read.
+    #[must_use]
+    pub fn network_mode(&self) -> String {
+        self.shared.host.network_mode()
+    }
+
     /// Why new sandboxes get no network, for users to read; `None` if they do. Answers within 100 ms.
     pub async fn network_problem(&self) -> Option<String> {
         self.shared.host().network_problem().await
@@ -45,10 +65,9 @@ impl Pods {
             .collect()
     }
 
-    /// Goes the way of a request: takes the locks that all requests take, and waits for the answer of one driver; of another one
-    /// for another `turn`. Returns the pod's namespace and name, if there is a pod. Does not return while something on that
-    /// way hangs.
-    pub async fn round_trip(&self, turn: usize) -> Option<(String, String)> {
+    /// Goes the way of a request: takes the locks that all requests take, and asks some drivers, others at each `turn`.
+    /// Does not return while one of those locks is held; waits `limit` for the drivers.
+    pub async fn round_trip(&self, turn: usize, limit: Duration) -> RoundTrip {
         let names = self.names();
         let shown = self.shared.cache.pods().len();
         tracing::trace!(
@@ -56,10 +75,15 @@ impl Pods {
             shown,
             "checking that requests are answered"
         );
-        let (namespace, name, id) = names.get(turn % names.len().max(1))?;
-        // A pod that has gone meanwhile is an answer, too.
-        let _ = self.inspect(id).await;
-        Some((namespace.clone(), name.clone()))
+        let asked = names.len().min(ASKED);
+        let some = names.iter().cycle().skip(turn * asked % names.len().max(1));
+        let answers = some.take(asked).map(|(namespace, name, id)| async move {
+            // A pod that has gone meanwhile is an answer, too.
+            let answer = tokio::time::timeout(limit, self.inspect(id)).await;
+            answer.is_err().then(|| format!("{namespace}/{name}"))
+        });
+        let silent = join_all(answers).await.into_iter().flatten().collect();
+        RoundTrip { asked, silent }
     }
 
     /// What the driver of a pod does. Errors: Missing. A driver that hangs does not answer: limit the wait.

@@ -51,10 +51,10 @@ mod work;
 pub use blocking::{blocking, io_error, make_private, pass, runtime_error};
 pub use config::{
     Annotations, AttachConfig, CapabilityConfig, ContainerConfig, ContainerName, DeviceConfig, Dns,
-    ExecConfig, Grants, GroupsPolicy, Handler, HttpConfig, IdMapping, ImageVolume, MountConfig,
-    NamespaceMode, Namespaces, PidNamespaceConfig, PodName, PortForwardConfig, Propagation,
-    Resources, SandboxConfig, SecurityContext, SecurityProfile, SelinuxOptions, UserConfig,
-    UserNamespaceConfig, WasmVariant,
+    ExecConfig, Grants, GroupsPolicy, Handler, HandlerSettings, HttpConfig, IdMapping, ImageVolume,
+    MountConfig, NamespaceMode, Namespaces, PidNamespaceConfig, PodName, PortForwardConfig,
+    Propagation, Resources, SandboxConfig, SecurityContext, SecurityProfile, SelinuxOptions,
+    UserConfig, UserNamespaceConfig, WasmVariant,
 };
 pub use error::{Error, Kind};
 pub use history::HistoryEntry;
@@ -62,6 +62,7 @@ pub use host::{
     CreatedSandbox, EffectFuture, ExecOutput, GREETING_TIMEOUT, Host, KeeperEngine, Owned,
     StartRequest, Started, Swept,
 };
+pub use inspect::RoundTrip;
 pub use layout::Layout;
 pub use plugins::{Adjusted, NoPlugins, PluginEvent, PluginEventKind, Plugins};
 pub use record::{ContainerRecord, LinuxPlan, Payload, Plan, PodRecord, SeccompPlan, WasmPlan};
@@ -195,6 +196,7 @@ impl Pods {
             cgroup_parent,
             range: range.inspect_err(|_| host.release_level(id.as_str()))?,
             selinux_level,
+            handler_settings: host.handler_settings(config),
             phase: PodPhase::Starting,
         };
         let slot = Slot::new(host.layout().pod_directory(id), host.syncer());

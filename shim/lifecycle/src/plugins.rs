@@ -7,6 +7,7 @@
 //! Must not know: the protocol of plugins, which plugins there are.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use coracle_spec::ResourceLimit;
 use futures_util::future::BoxFuture;
@@ -23,6 +24,9 @@ const MAX_BYTES: usize = 1 << 20;
 pub trait Plugins: Send + Sync + 'static {
     /// Whether there is any. One relaxed load.
     fn any(&self) -> bool;
+
+    /// How long a stop, or the answer to a request, waits at most until plugins were told of what happened before.
+    fn patience(&self) -> Duration;
 
     /// The pod has its network and is not listed yet. Errors: a plugin refuses it; the pod is then undone.
     fn run_pod<'a>(&'a self, pod: &'a PodRecord) -> EffectFuture<'a, ()>;
@@ -51,6 +55,15 @@ pub trait Plugins: Send + Sync + 'static {
         requested: Resources,
     ) -> EffectFuture<'a, Resources>;
 
+    /// The kubelet changes the limits of the pod as a whole, which has no effect here, and plugins may take part in it.
+    /// Errors: a plugin refuses it.
+    fn update_pod<'a>(
+        &'a self,
+        pod: &'a PodRecord,
+        overhead: &'a Resources,
+        requested: &'a Resources,
+    ) -> EffectFuture<'a, ()>;
+
     /// Something has happened, which no plugin can prevent any more.
     fn observe<'a>(&'a self, event: &'a PluginEvent) -> BoxFuture<'a, ()>;
 }
@@ -62,6 +75,10 @@ pub struct NoPlugins;
 impl Plugins for NoPlugins {
     fn any(&self) -> bool {
         false
+    }
+
+    fn patience(&self) -> Duration {
+        Duration::ZERO
     }
 
     fn run_pod<'a>(&'a self, _: &'a PodRecord) -> EffectFuture<'a, ()> {
@@ -93,6 +110,15 @@ impl Plugins for NoPlugins {
         Box::pin(std::future::ready(Ok(requested)))
     }
 
+    fn update_pod<'a>(
+        &'a self,
+        _: &'a PodRecord,
+        _: &'a Resources,
+        _: &'a Resources,
+    ) -> EffectFuture<'a, ()> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
     fn observe<'a>(&'a self, _: &'a PluginEvent) -> BoxFuture<'a, ()> {
         Box::pin(std::future::ready(()))
     }
@@ -101,6 +127,8 @@ impl Plugins for NoPlugins {
 /// What plugins are told afterwards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PluginEventKind {
+    /// The pod is ready; for plugins that were not asked before.
+    PodStarted,
     /// The containers of the pod have ended; its network still exists.
     PodStopped,
     /// The pod is gone.
@@ -122,6 +150,10 @@ pub enum PluginEventKind {
 pub struct PluginEvent {
     /// What happened.
     pub kind: PluginEventKind,
+    /// Its number among the events of the pod: what a plugin was synchronised with holds all up to
+    /// [`PodRecords::told`](crate::PodRecords::told). `None` if it concerns those alone that were asked before, because
+    /// what they were asked about has failed.
+    pub number: Option<u64>,
     /// The pod, as it is afterwards.
     pub pod: Arc<PodRecord>,
     /// The container, as it is afterwards; `None` for an event of the pod.

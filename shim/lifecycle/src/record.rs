@@ -14,9 +14,8 @@ use coracle_spec::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::config::{ContainerConfig, SandboxConfig};
-use super::host::Started;
-use super::state::{ContainerPhase, Ended, PodPhase, ProcessFact, Run};
+use super::config::{ContainerConfig, HandlerSettings, SandboxConfig};
+use super::state::{ContainerPhase, Ended, PodPhase};
 use super::view::{ContainerState, ContainerView, PodView, UNREADABLE_REASON};
 
 /// What a record calls its config on disk: the name that is written, and the one that builds before this one wrote.
@@ -42,6 +41,10 @@ pub struct PodRecord {
     /// on a kernel without SELinux, and for pods of builds without levels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selinux_level: Option<String>,
+    /// The settings of its handler when it was created, for the time when the configuration has no such handler any more.
+    /// `None` for a built-in handler, which it always has, and for pods of builds that recorded none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub handler_settings: Option<Box<HandlerSettings>>,
     /// Its phase.
     pub phase: PodPhase,
 }
@@ -231,19 +234,6 @@ impl ContainerRecord {
     /// The pid of its first process while it runs.
     pub fn pid(&self) -> Option<i32> {
         self.phase.run().map(|run| run.process.pid)
-    }
-
-    /// The same container once it was started.
-    pub(crate) fn started(self, started: &Started) -> ContainerRecord {
-        let process = ProcessFact {
-            pid: started.process.pid(),
-            start_time: started.process.start_time(),
-        };
-        let run = Run::new(process, started.started_at, self.created_at);
-        ContainerRecord {
-            phase: ContainerPhase::Running(run),
-            ..self
-        }
     }
 }
 

@@ -11,7 +11,7 @@ use crate::record::{ContainerRecord, PodRecord};
 use crate::scratch::Scratch;
 use crate::state::{ContainerPhase, Live, PodPhase, ProcessFact, Run};
 use crate::store::{self, Loaded, Slot};
-use crate::{ContainerState, Host as _, Kind, NoPlugins, Pods};
+use crate::{ContainerState, Host as _, Kind, NoPlugins, Pods, RoundTrip};
 use world::World;
 
 /// Records written by an earlier daemon.
@@ -178,25 +178,68 @@ async fn a_draining_lifecycle_refuses_sandboxes() {
 }
 
 #[tokio::test]
-async fn a_round_trip_hangs_with_the_driver_of_its_turn() {
+async fn a_round_trip_names_the_drivers_that_hang_and_does_not_wait_for_them() {
     let dir = Scratch::new("lifecycle-round-trip");
     let world = World::new(&dir);
     let pods = Pods::open(world.clone(), Arc::new(NoPlugins))
         .await
         .unwrap();
-    assert_eq!(pods.round_trip(7).await, None);
+    let limit = Duration::from_millis(100);
+    assert_eq!(pods.round_trip(7, limit).await, RoundTrip::default());
     let pod = ready_pod();
     // A mailbox that nobody reads.
     let (mailbox, unread) = crate::driver::Driver::mailbox();
     pods.shared
         .registry
         .claim(&pod.config.name, &pod.id, mailbox);
-    let limit = Duration::from_millis(100);
-    let hung = tokio::time::timeout(limit, pods.round_trip(7)).await;
-    assert!(hung.is_err());
+    let name = &pod.config.name;
+    let hung = pods.round_trip(7, limit).await;
+    let silent = vec![format!("{}/{}", name.namespace, name.name)];
+    assert_eq!(hung, RoundTrip { asked: 1, silent });
     // A driver that has ended answers by that.
     drop(unread);
-    let name = &pod.config.name;
-    let answered = pods.round_trip(8).await;
-    assert_eq!(answered, Some((name.namespace.clone(), name.name.clone())));
+    let answered = pods.round_trip(8, limit).await;
+    assert_eq!((answered.asked, answered.silent.len()), (1, 0));
+}
+
+#[tokio::test]
+async fn an_unrecovered_sandbox_answers_while_its_stop_hangs() {
+    let dir = Scratch::new("lifecycle-unrecovered-stop");
+    let world = World::new(&dir);
+    let pod = ready_pod();
+    leave(&world, &pod, None);
+    let directory = world.layout().pod_directory(&pod.id);
+    for entry in std::fs::read_dir(&directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_file() {
+            // Of a later format: neither read nor thrown away.
+            let text = std::fs::read_to_string(&path).unwrap();
+            let mut fields = text.splitn(3, ' ');
+            let (magic, rest) = (fields.next().unwrap(), fields.nth(1).unwrap());
+            std::fs::write(path, format!("{magic} 99 {rest}")).unwrap();
+        }
+    }
+    let pods = Pods::open(world.clone(), Arc::new(NoPlugins))
+        .await
+        .unwrap();
+    let stopping = {
+        let (pods, id) = (pods.clone(), pod.id.clone());
+        tokio::spawn(async move { pods.remove_pod(&id).await })
+    };
+    let begun = async {
+        while world.count("end_unreadable") == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(5), begun)
+        .await
+        .unwrap();
+    let inspected = tokio::time::timeout(Duration::from_secs(2), pods.inspect(&pod.id)).await;
+    assert_eq!(inspected.unwrap().unwrap().phase, "not recovered");
+    world.ends.add_permits(1);
+    stopping.await.unwrap().unwrap();
+    assert_eq!(
+        pods.inspect(&pod.id).await.unwrap_err().kind(),
+        Kind::Missing
+    );
 }

@@ -7,22 +7,22 @@
 //! ```
 //! Called by: [`super::Pods::open`], one task a pod. Calls: recovery, the host's effects on such pods.
 //! Invariants: such a pod ends only when the kubelet stops or removes it; its records are never overwritten; each
-//! request is answered at once, if need be with the reason for a refusal. Without such pods there is no task and no
-//! timer.
+//! request is answered at once, if need be with the reason for a refusal, but for those to end something, which run beside
+//! this task; it is not handed over while one of them does. Without such pods there is no task and no timer.
 //! Must not know: unreadable containers of a recovered pod, which its driver keeps.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use coracle_spec::id::PodId;
+use coracle_spec::id::{ContainerId, PodId};
 use futures_channel::mpsc::UnboundedReceiver;
 use tokio::task::JoinHandle;
 
 use super::clock;
 use super::disk::{Known, ids_in};
 use super::driver::unreadable::{FIRST_PAUSE, LONGEST_PAUSE};
-use super::driver::{Driver, Inspection, Mailbox, Message, Request, Shared};
+use super::driver::{Driver, Inspection, Mailbox, Message, Reply, Request, Shared};
 use super::error::{Error, Kind};
 use super::recover::pod::{Outcome, recover_pod};
 use super::registry::Claim;
@@ -39,8 +39,38 @@ pub struct UnrecoveredPod {
     why: String,
     /// A recovery that is still under way.
     under_way: Option<JoinHandle<Outcome>>,
+    /// What is being ended, one after the other.
+    ending: Option<(Ending, JoinHandle<Result<(), Error>>)>,
+    /// What is to be ended after that.
+    endings: VecDeque<Ending>,
     sender: Mailbox,
     mailbox: UnboundedReceiver<Message>,
+}
+
+/// Something of the pod that is to end, which may take long.
+enum Ending {
+    /// Its processes and its network.
+    Pod(Reply<()>),
+    /// One container.
+    Container(ContainerId, Reply<()>),
+    /// All of it, with its records.
+    Removal(Reply<()>),
+    /// Remains without a record.
+    Remains,
+}
+
+/// The result of what is being ended; never returns while nothing is.
+async fn ended(ending: &mut Option<(Ending, JoinHandle<Result<(), Error>>)>) -> Result<(), Error> {
+    match ending {
+        None => std::future::pending().await,
+        Some((_, task)) => task.await.unwrap_or_else(|error| {
+            Err(Error::because(
+                Kind::Bug,
+                "end an unrecovered sandbox",
+                error,
+            ))
+        }),
+    }
 }
 
 impl UnrecoveredPod {
@@ -59,6 +89,8 @@ impl UnrecoveredPod {
             known,
             why,
             under_way,
+            ending: None,
+            endings: VecDeque::new(),
             sender,
             mailbox,
         }
@@ -157,10 +189,10 @@ impl UnrecoveredPod {
             match outcome {
                 Outcome::Driver(driver) => return self.hand_over(*driver).await,
                 Outcome::Dead(_) => {
-                    if let Err(error) = self.stop(self.ids()).await {
-                        tracing::error!(pod = %self.id, error = error.chain(), "the remains of a sandbox stay until the next start");
-                    }
-                    return self.end();
+                    self.push(Ending::Remains);
+                    let never = tokio::spawn(std::future::pending());
+                    self.answer_until(never).await;
+                    return;
                 }
                 Outcome::Unrecovered(known, why) => {
                     (self.known, self.why) = (known, why);
@@ -177,7 +209,13 @@ impl UnrecoveredPod {
         loop {
             tokio::select! {
                 biased;
-                done = &mut task => return Some(match done {
+                result = ended(&mut self.ending) => {
+                    if self.finish(result) {
+                        task.abort();
+                        return None;
+                    }
+                }
+                done = &mut task, if self.ending.is_none() => return Some(match done {
                     Ok(outcome) => outcome,
                     Err(error) => {
                         let why = format!("its recovery did not finish: {error}");
@@ -185,36 +223,19 @@ impl UnrecoveredPod {
                     }
                 }),
                 // This task holds a sender, so the mailbox does not close while it runs.
-                Ok(message) = self.mailbox.recv() => {
-                    if self.handle_message(message).await {
-                        task.abort();
-                        return None;
-                    }
-                }
+                Ok(message) = self.mailbox.recv() => self.handle_message(message),
             }
         }
     }
 
-    /// Handles one message; returns whether the pod is gone.
-    async fn handle_message(&mut self, message: Message) -> bool {
+    fn handle_message(&mut self, message: Message) {
         let Message::Request(request) = message else {
-            return false;
+            return;
         };
         match request {
-            Request::StopPod(reply) => drop(reply.send(self.stop(self.ids()).await)),
-            Request::RemovePod(reply) => {
-                let removed = self.remove().await;
-                let is_gone = removed.is_ok();
-                if is_gone {
-                    self.end();
-                }
-                let _ = reply.send(removed);
-                return is_gone;
-            }
-            Request::Stop(id, _, reply) => {
-                let ids = HashSet::from([id.as_str().to_owned()]);
-                let _ = reply.send(self.end_container(ids).await);
-            }
+            Request::StopPod(reply) => self.push(Ending::Pod(reply)),
+            Request::RemovePod(reply) => self.push(Ending::Removal(reply)),
+            Request::Stop(id, _, reply) => self.push(Ending::Container(id, reply)),
             Request::Remove(_, reply) | Request::Start(_, reply) | Request::ReopenLog(_, reply) => {
                 drop(reply.send(Err(self.refusal())));
             }
@@ -226,7 +247,59 @@ impl UnrecoveredPod {
             Request::Records(reply) => drop(reply.send(Err(self.refusal()))),
             Request::Inspect(reply) => drop(reply.send(Ok(self.inspect()))),
         }
-        false
+    }
+
+    /// Ends something, once what is to end before it has.
+    fn push(&mut self, ending: Ending) {
+        self.endings.push_back(ending);
+        self.end_next();
+    }
+
+    fn end_next(&mut self) {
+        if self.ending.is_some() {
+            return;
+        }
+        let Some(ending) = self.endings.pop_front() else {
+            return;
+        };
+        let task = match &ending {
+            Ending::Pod(_) | Ending::Remains => tokio::spawn(self.stop()),
+            Ending::Removal(_) => tokio::spawn(self.remove()),
+            Ending::Container(id, _) => tokio::spawn(self.end_container(id)),
+        };
+        self.ending = Some((ending, task));
+    }
+
+    /// Answers whoever waits for what has ended; returns whether the pod is gone.
+    fn finish(&mut self, result: Result<(), Error>) -> bool {
+        let Some((ending, _)) = self.ending.take() else {
+            return false;
+        };
+        let is_gone = match ending {
+            Ending::Pod(reply) | Ending::Container(_, reply) => {
+                let _ = reply.send(result);
+                false
+            }
+            Ending::Removal(reply) => {
+                let is_gone = result.is_ok();
+                if is_gone {
+                    self.end();
+                }
+                let _ = reply.send(result);
+                is_gone
+            }
+            Ending::Remains => {
+                if let Err(error) = result {
+                    tracing::error!(pod = %self.id, error = error.chain(), "the remains of a sandbox stay until the next start");
+                }
+                self.end();
+                true
+            }
+        };
+        if !is_gone {
+            self.end_next();
+        }
+        is_gone
     }
 
     fn inspect(&self) -> Inspection {
@@ -258,30 +331,37 @@ impl UnrecoveredPod {
         known.or_else(|| Some(self.shared.host.default_cgroup_parent()))
     }
 
-    async fn end_container(&self, ids: HashSet<String>) -> Result<(), Error> {
+    fn end_container(
+        &self,
+        id: &ContainerId,
+    ) -> impl Future<Output = Result<(), Error>> + Send + use<> {
         let (host, parent) = (Arc::clone(&self.shared.host), self.cgroup_parent());
+        let ids = HashSet::from([id.as_str().to_owned()]);
         blocking("ending a container", move || {
             host.end_processes(&ids, parent)
         })
-        .await
     }
 
-    async fn stop(&self, ids: HashSet<String>) -> Result<(), Error> {
-        let parent = self.cgroup_parent();
-        let host = self.shared.host();
-        host.end_unreadable(&self.id, ids, parent).await?;
-        tracing::info!(pod = %self.id, "an unreadable sandbox was stopped");
-        Ok(())
+    fn stop(&self) -> impl Future<Output = Result<(), Error>> + Send + use<> {
+        let (host, id) = (self.shared.host(), self.id.clone());
+        let (ids, parent) = (self.ids(), self.cgroup_parent());
+        async move {
+            host.end_unreadable(&id, ids, parent).await?;
+            tracing::info!(pod = %id, "an unreadable sandbox was stopped");
+            Ok(())
+        }
     }
 
-    async fn remove(&self) -> Result<(), Error> {
-        self.stop(self.ids()).await?;
+    fn remove(&self) -> impl Future<Output = Result<(), Error>> + Send + use<> {
         let (host, id) = (Arc::clone(&self.shared.host), self.id.clone());
-        let containers = self.known.containers.clone();
-        blocking("forgetting an unreadable sandbox", move || {
-            host.forget_unreadable(&id, &containers)
-        })
-        .await
+        let (stopped, containers) = (self.stop(), self.known.containers.clone());
+        async move {
+            stopped.await?;
+            blocking("forgetting an unreadable sandbox", move || {
+                host.forget_unreadable(&id, &containers)
+            })
+            .await
+        }
     }
 
     /// Releases everything of the pod, which is gone.

@@ -29,6 +29,21 @@ impl Pods {
         self.update(id, resources, Origin::Plugin).await
     }
 
+    /// Has plugins take part in new limits of a pod as a whole. Errors: Missing; one refuses them.
+    pub async fn update_pod(
+        &self,
+        id: &PodId,
+        overhead: &Resources,
+        requested: &Resources,
+    ) -> Result<(), Error> {
+        let plugins = &self.shared.plugins;
+        if !plugins.any() {
+            return Ok(());
+        }
+        let records = self.records(id).await?;
+        plugins.update_pod(&records.pod, overhead, requested).await
+    }
+
     async fn update(
         &self,
         id: &ContainerId,

@@ -27,6 +27,10 @@ pub enum Event {
     StopContainer = 10,
     /// A container is gone.
     RemoveContainer = 11,
+    /// A pod's limits are about to change.
+    UpdatePodSandbox = 12,
+    /// A pod's limits have changed.
+    PostUpdatePodSandbox = 13,
     /// What plugins adjusted is to be checked.
     ValidateContainerAdjustment = 14,
 }
@@ -49,6 +53,8 @@ impl Event {
             Event::PostUpdateContainer => "PostUpdateContainer",
             Event::StopContainer => "StopContainer",
             Event::RemoveContainer => "RemoveContainer",
+            Event::UpdatePodSandbox => "UpdatePodSandbox",
+            Event::PostUpdatePodSandbox => "PostUpdatePodSandbox",
             Event::ValidateContainerAdjustment => "ValidateContainerAdjustment",
         }
     }
@@ -65,6 +71,7 @@ impl Event {
             Event::CreateContainer
                 | Event::UpdateContainer
                 | Event::StopContainer
+                | Event::UpdatePodSandbox
                 | Event::ValidateContainerAdjustment
         )
     }

@@ -3,10 +3,11 @@
 //! Called by: the lifecycle, in effects and queues of each pod. Calls: sessions, one plugin after the other by index.
 //! Invariants: a plugin that hangs or breaks the protocol is closed, and the request goes on without it; one that answers
 //! an error, or an adjustment that cannot be made, fails the request, with its name; nothing is locked while one waits
-//! but the turn of the plugin itself.
+//! but the turn of the plugin itself, and nobody waits for a turn without a limit; of each change a plugin learns once.
 //! Must not know: how an adjustment is applied.
 
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use coracle_lifecycle::{
     Adjusted, ContainerRecord, EffectFuture, Error, Kind, Payload, PluginEvent, PluginEventKind,
@@ -22,36 +23,15 @@ use super::adjusted::adjusted;
 use super::convert;
 use super::event::Event;
 use super::session::{CallError, Session};
+use super::subject::Subject;
 use super::updates::Change;
 
-/// What a call is about.
-struct Subject {
-    /// The id of the pod or the container.
-    id: String,
-    request: nri::EventRequest,
-}
-
-impl Subject {
-    fn pod(pod: &PodRecord) -> Self {
-        Subject {
-            id: pod.id.to_string(),
-            request: nri::EventRequest {
-                pod: Some(convert::pod(pod)),
-                container: None,
-            },
-        }
-    }
-
-    fn container(pod: &PodRecord, container: &ContainerRecord) -> Self {
-        Subject {
-            id: container.id.to_string(),
-            request: nri::EventRequest {
-                pod: Some(convert::pod(pod)),
-                container: Some(convert::container(pod, container)),
-            },
-        }
-    }
-}
+/// A request may wait for a plugin's turn as long as so many calls may take.
+const TURNS: u32 = 5;
+/// A stop, or the answer to a request, waits until plugins are told as long as so many calls may take.
+const PATIENCE: u32 = 2;
+/// And no longer than this.
+const MOST_PATIENCE: Duration = Duration::from_secs(10);
 
 impl Nri {
     /// Sends an event to one plugin, once it is its turn. `None` if it does not want it, or is out.
@@ -64,12 +44,16 @@ impl Nri {
         request: &impl Message,
     ) -> Result<Option<Vec<u8>>, Error> {
         if !session.wants(event) {
+            subject.note(session, event);
             return Ok(None);
         }
         let waits = Waits::begin(session, &subject.id);
-        let turn = session.turn.lock().await;
+        let limit = self.settings.request_timeout * TURNS;
+        let turn = session.turn(limit).await;
         drop(waits);
-        if session.is_closed() {
+        let is_news = turn.is_some() && subject.is_news(session, event);
+        subject.note(session, event);
+        if !is_news {
             return Ok(None);
         }
         let answer = session.event(event, request, &subject.request).await;
@@ -283,12 +267,37 @@ impl Nri {
         }
     }
 
-    async fn told(&self, event: &PluginEvent) {
-        let (kind, subject) = match &event.container {
-            Some(container) => (event.kind, Subject::container(&event.pod, container)),
-            None => (event.kind, Subject::pod(&event.pod)),
+    async fn update_pod(
+        &self,
+        pod: &PodRecord,
+        overhead: &Resources,
+        requested: &Resources,
+    ) -> Result<(), Error> {
+        let subject = Subject::pod(pod);
+        let request = nri::UpdatePodSandboxRequest {
+            pod: subject.request.pod.clone(),
+            overhead_linux_resources: Some(convert::resources(overhead)),
+            linux_resources: Some(convert::resources(requested)),
         };
-        let event = match kind {
+        let sessions = self.connected.all();
+        for session in sessions.iter() {
+            let event = Event::UpdatePodSandbox;
+            self.send(session, event, &subject, &request).await?;
+        }
+        for session in sessions.iter() {
+            let event = Event::PostUpdatePodSandbox;
+            let told = self.send(session, event, &subject, &subject.request).await;
+            if let Err(error) = told {
+                tracing::warn!(error = error.chain(), "an NRI plugin cannot prevent this");
+            }
+        }
+        Ok(())
+    }
+
+    async fn told(&self, event: &PluginEvent) {
+        let subject = Subject::of(event);
+        let event = match event.kind {
+            PluginEventKind::PodStarted => Event::RunPodSandbox,
             PluginEventKind::PodStopped => Event::StopPodSandbox,
             PluginEventKind::PodRemoved => Event::RemovePodSandbox,
             PluginEventKind::ContainerCreated => Event::PostCreateContainer,
@@ -347,6 +356,10 @@ impl Plugins for Nri {
         self.connected.any()
     }
 
+    fn patience(&self) -> Duration {
+        (self.settings.request_timeout * PATIENCE).min(MOST_PATIENCE)
+    }
+
     fn run_pod<'a>(&'a self, pod: &'a PodRecord) -> EffectFuture<'a, ()> {
         Box::pin(async move {
             self.send_all(Event::RunPodSandbox, &Subject::pod(pod))
@@ -380,6 +393,15 @@ impl Plugins for Nri {
         requested: Resources,
     ) -> EffectFuture<'a, Resources> {
         Box::pin(self.update(pod, container, requested))
+    }
+
+    fn update_pod<'a>(
+        &'a self,
+        pod: &'a PodRecord,
+        overhead: &'a Resources,
+        requested: &'a Resources,
+    ) -> EffectFuture<'a, ()> {
+        Box::pin(self.update_pod(pod, overhead, requested))
     }
 
     fn observe<'a>(&'a self, event: &'a PluginEvent) -> BoxFuture<'a, ()> {

@@ -3,7 +3,8 @@
 //! Called by: [`super::listener`], once a plugin is configured. Calls: the lifecycle for what exists, the plugin.
 //! Invariant: a pod or container that is being created meanwhile reaches the plugin by one of two ways. The plugin is in
 //! the list of those that are called before anything is looked at, with its turn taken: a creation that sees the list
-//! waits for that turn; one that had read the list before is waited for here, and then is part of what exists.
+//! waits for that turn; one that had read the list before is waited for here, and then is part of what exists, or else
+//! told by the event that follows it. Later events of a pod are told, those of before are not.
 //! Must not know: what a plugin does with it.
 
 use std::sync::{Arc, PoisonError};
@@ -33,7 +34,7 @@ impl Nri {
         pods: &Pods,
         session: &Arc<Session>,
     ) -> Result<(), String> {
-        let turn = session.turn.lock().await;
+        let turn = session.turn(self.settings.request_timeout).await;
         self.connected.add(session)?;
         let existing = self.existing(pods, session).await;
         let updates = send(session, &existing).await?;
@@ -56,16 +57,16 @@ impl Nri {
 
     /// What exists, once creations that do not know of the plugin have ended.
     async fn existing(&self, pods: &Pods, session: &Session) -> Vec<PodRecords> {
-        let end = Instant::now() + self.settings.request_timeout;
+        let end = tokio::time::Instant::now() + self.settings.request_timeout;
         let mut found = Vec::new();
         for (_, _, id) in pods.names() {
             loop {
                 // Err: it has just gone. One that does not answer meets the plugin later.
-                let asked = tokio::time::timeout(self.settings.request_timeout, pods.records(&id));
+                let asked = tokio::time::timeout_at(end, pods.records(&id));
                 let Ok(Ok(records)) = asked.await else {
                     break;
                 };
-                if waits_for(session, &records.unborn) || Instant::now() > end {
+                if waits_for(session, &records.unborn) || Instant::now() > end.into_std() {
                     found.push(records);
                     break;
                 }
@@ -74,6 +75,9 @@ impl Nri {
         }
         let pod = |records: &PodRecords| records.unborn.contains(&records.pod.id.to_string());
         found.retain(|records| !pod(records));
+        for records in &found {
+            session.known.learn(records.pod.id.as_str(), records.told);
+        }
         found
     }
 }

@@ -38,19 +38,20 @@ pub(super) fn findings(config: &Config) -> Vec<Finding> {
     let held = effective_capabilities(&status);
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let routes = fs::read_to_string("/proc/net/route").unwrap_or_default();
-    vec![
+    let mut findings = vec![
         capabilities(held),
         oom_score(held),
         open_files(),
         cgroups(&Cgroups::read(&mounts)),
         cgroup_driver(config.cgroup.driver, &Cgroups::read(&mounts)),
         resolver(&fs::read_to_string("/etc/resolv.conf").unwrap_or_default()),
-        subnet(
-            config.network.subnet,
-            &config.network.interface_prefix,
-            &routes,
-        ),
-    ]
+    ];
+    let network = &config.network;
+    // The addresses of plugins' pods are theirs.
+    if super::network::is_builtin(config) {
+        findings.push(subnet(network.subnet, &network.interface_prefix, &routes));
+    }
+    findings
 }
 
 /// The bits of CapEff in `/proc/self/status`.
@@ -241,6 +242,18 @@ fn hex_address(text: &str) -> Option<Ipv4Addr> {
 mod tests {
     use super::super::Level;
     use super::*;
+
+    #[test]
+    fn the_subnet_of_pods_matters_to_the_built_in_network_alone() {
+        let mut config = Config::default();
+        let has_subnet = |config: &Config| {
+            let found = findings(config);
+            found.iter().any(|finding| finding.subject == "pod subnet")
+        };
+        assert!(has_subnet(&config));
+        config.network.mode = coracle_config::NetworkMode::Cni;
+        assert!(!has_subnet(&config));
+    }
 
     #[test]
     fn capabilities_are_read_and_named() {

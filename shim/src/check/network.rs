@@ -1,23 +1,84 @@
-//! Checks the CNI network, where plugins connect pods; `host` checks the subnet of the built-in one.
+//! Checks what connects pods, and the CNI network where plugins do; `host` checks the subnet of the built-in one.
 //!
-//! Called by: `check::examine`. Invariant: files are read, no plugin is executed.
+//! Called by: `check::examine`; the admin service for its warning. Invariant: files are read, no plugin is executed.
 //! Must not know: whether the node forwards.
 
 use coracle_config::{Config, NetworkMode};
 use coracle_network::cni::{self, Error, Probe};
+use coracle_network::{Choice, Provider};
 
 use super::Finding;
 
-/// The finding about CNI, where plugins connect pods.
+/// The subject of findings about the mode.
+const SUBJECT: &str = "network";
+
+/// The findings about what connects pods.
 pub(super) fn findings(config: &Config) -> Vec<Finding> {
     let network = &config.network;
-    match network.mode {
-        NetworkMode::Builtin => Vec::new(),
-        NetworkMode::Cni => vec![judge(cni::probe(
-            &network.cni_conf_dir,
-            &network.cni_bin_dirs,
-        ))],
+    match mode(config) {
+        Ok((Provider::Cni, decided)) => vec![
+            decided,
+            judge(cni::probe(&network.cni_conf_dir, &network.cni_bin_dirs)),
+        ],
+        Ok((Provider::Builtin, decided)) => match unused(config) {
+            Some((found, remedy)) => vec![Finding::warning(SUBJECT, found, remedy)],
+            None => vec![decided],
+        },
+        Err(error) => vec![Finding::missing(
+            SUBJECT,
+            coracle_spec::error::chain(&error),
+            "set network.mode to \"builtin\" or \"cni\"",
+        )],
     }
+}
+
+/// Whether the built-in network connects new pods, as far as is known.
+pub(super) fn is_builtin(config: &Config) -> bool {
+    matches!(mode(config), Ok((Provider::Builtin, _)))
+}
+
+/// What connects new pods, and the finding that says so. Errors: what was decided cannot be read.
+fn mode(config: &Config) -> Result<(Provider, Finding), coracle_network::Error> {
+    let ok = |provider: Provider, why: &str| {
+        let found = format!("{}{why}", provider.name());
+        (provider, Finding::ok(SUBJECT, found))
+    };
+    let found = cni::first_configuration(&config.network.cni_conf_dir);
+    Ok(match (config.network.mode, found) {
+        (NetworkMode::Builtin, _) => ok(Provider::Builtin, ""),
+        (NetworkMode::Cni, _) => ok(Provider::Cni, ""),
+        (NetworkMode::Auto, found) => match (Choice::peek(&config.root)?, found) {
+            (Some(provider), _) => ok(provider, ", as decided (auto)"),
+            (None, Some(_)) => ok(Provider::Cni, ", as a CNI configuration is there (auto)"),
+            (None, None) => ok(
+                Provider::Builtin,
+                ", unless a CNI configuration is there before the first pod (auto)",
+            ),
+        },
+    })
+}
+
+/// That the network which the cluster has put on this node connects no pods, and what to do.
+pub fn unused(config: &Config) -> Option<(String, String)> {
+    let network = &config.network;
+    let file = cni::first_configuration(&network.cni_conf_dir)?;
+    let remedy = match network.mode {
+        NetworkMode::Cni => return None,
+        NetworkMode::Builtin => "in a cluster set network.mode = \"cni\"".to_owned(),
+        NetworkMode::Auto => match Choice::peek(&config.root) {
+            Ok(Some(Provider::Builtin)) => format!(
+                "that was decided with the first pod: drain the node, remove {}/network-mode and restart, or set \
+                 network.mode = \"cni\"",
+                config.root.display()
+            ),
+            _ => return None,
+        },
+    };
+    let found = format!(
+        "pods use the built-in network, which other nodes do not know, and {} is a CNI configuration",
+        file.display()
+    );
+    Some((found, remedy))
 }
 
 fn judge(seen: Result<Probe, Error>) -> Finding {
@@ -56,10 +117,11 @@ mod tests {
     #[test]
     fn a_missing_cni_network_is_found_with_a_remedy() {
         let mut config = Config::default();
-        assert_eq!(findings(&config), []);
-        config.network.mode = NetworkMode::Cni;
         config.network.cni_conf_dir = PathBuf::from("/nonexistent/net.d");
-        let found = findings(&config).remove(0);
+        let found = findings(&config);
+        assert_eq!(found, [Finding::ok(SUBJECT, "builtin")]);
+        config.network.mode = NetworkMode::Cni;
+        let found = findings(&config).remove(1);
         assert_eq!(found.level, Level::Missing);
         assert!(
             found.found.contains("/nonexistent/net.d"),
@@ -80,5 +142,32 @@ mod tests {
             (found.level, found.found.as_str()),
             (Level::Ok, "cbr0, version 1.0.0, by bridge portmap")
         );
+    }
+
+    #[test]
+    fn a_network_of_the_cluster_that_pods_do_not_use_is_warned_of() {
+        let root = std::env::temp_dir().join(format!("coracle-check-{}", std::process::id()));
+        std::fs::create_dir_all(root.join("net.d")).unwrap();
+        std::fs::write(root.join("net.d/10-cluster.conflist"), "{}").unwrap();
+        let mut config = Config {
+            root: root.clone(),
+            ..Config::default()
+        };
+        config.network.cni_conf_dir = root.join("net.d");
+        let found = findings(&config).remove(0);
+        assert_eq!(found.level, Level::Warning);
+        assert!(found.found.contains("10-cluster.conflist"), "{found:?}");
+        assert!(found.remedy.unwrap().contains("\"cni\""));
+        config.network.mode = NetworkMode::Auto;
+        assert_eq!(unused(&config), None);
+        assert!(findings(&config).remove(0).found.starts_with("cni"));
+        // It came too late.
+        std::fs::write(root.join("network-mode"), "builtin\n").unwrap();
+        let found = findings(&config).remove(0);
+        assert_eq!(found.level, Level::Warning);
+        assert!(found.remedy.unwrap().contains("network-mode"));
+        std::fs::write(root.join("network-mode"), "?").unwrap();
+        assert_eq!(findings(&config).remove(0).level, Level::Missing);
+        std::fs::remove_dir_all(root).unwrap();
     }
 }

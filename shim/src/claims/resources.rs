@@ -42,10 +42,10 @@ impl Resource {
     }
 }
 
-/// Everything that two daemons must not share. The built-in network counts only where it is used.
+/// Everything that two daemons must not share. The built-in network counts only where it may be used.
 pub(super) fn resources(config: &Config) -> Vec<Resource> {
     let mut all = of_any_daemon(config);
-    if config.network.mode == NetworkMode::Builtin {
+    if config.network.mode != NetworkMode::Cni {
         all.extend(of_builtin_network(&config.network));
     }
     all

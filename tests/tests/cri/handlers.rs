@@ -91,8 +91,13 @@ async fn pods_of_other_runtimes_and_of_own_handlers_run_and_outlive_their_names(
         let config = container(attempt, tool(), &["show"]);
         let (ended, _) = spin.finish(&daemon, &config).await;
         assert_eq!(ended.exit_code, 0);
-        let config = sh(&format!("limits-{attempt}"), "ulimit -Sn");
-        run(&daemon, &runc, &config).await.says(&["1024"]);
+        // Not weaker than before.
+        let config = sh(
+            &format!("limits-{attempt}"),
+            "ulimit -Sn; ulimit -Hn; ulimit -c",
+        );
+        let limits = run(&daemon, &runc, &config).await;
+        limits.says(&["100", "200", "0"]);
         daemon.restart().await.unwrap();
     }
     let running = runc.cri.status(&id).await.unwrap();

@@ -3,6 +3,7 @@
 
 mod adjust;
 mod hostile;
+mod late;
 mod plugin;
 
 use serde_json::Value;
@@ -261,5 +262,46 @@ async fn limits_that_the_kubelet_changes_pass_plugins_and_plugins_change_others(
         "its own update came back to it"
     );
     drop(plugin);
+    daemon.finish().await.unwrap();
+}
+
+#[tokio::test]
+async fn new_limits_of_a_whole_pod_pass_plugins_which_may_refuse_them() {
+    let daemon = daemon_with(plugins()).await;
+    let plugin = Plugin::start(&daemon, "pods", &[]).await;
+    let pod = Pod::run(&daemon, "resized").await;
+    let limits = |quota| {
+        Some(coracle_proto::runtime::v1::LinuxContainerResources {
+            cpu_quota: quota,
+            cpu_period: 100_000,
+            ..Default::default()
+        })
+    };
+    let request = coracle_proto::runtime::v1::UpdatePodSandboxResourcesRequest {
+        pod_sandbox_id: pod.id.clone(),
+        overhead: limits(10_000),
+        resources: limits(50_000),
+    };
+    let mut runtime = pod.cri.runtime.clone();
+    let update = runtime.update_pod_sandbox_resources(request.clone());
+    update.await.unwrap();
+    let events = plugin.events();
+    let tail = &names(&events)[events.len() - 3..];
+    assert_eq!(
+        tail,
+        ["PodRequested", "UpdatePodSandbox", "PostUpdatePodSandbox"]
+    );
+    let requested = &events[events.len() - 3];
+    let quota = |of: &str| requested[of]["cpu"]["quota"]["value"].clone();
+    assert_eq!(
+        (quota("overhead"), quota("resources")),
+        ("10000".into(), "50000".into())
+    );
+    drop(plugin);
+    let flags = ["-fail", "UpdatePodSandbox"];
+    let _plugin = Plugin::start(&daemon, "guard", &flags).await;
+    let refusal = runtime.update_pod_sandbox_resources(request).await;
+    let words = ["10-guard", "UpdatePodSandbox", "refused by the test"];
+    refused(refusal, Code::InvalidArgument, &words);
     daemon.finish().await.unwrap();
 }

@@ -6,7 +6,7 @@ use std::io::Read as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use coracle_proto::runtime::v1 as cri;
@@ -266,13 +266,8 @@ async fn lines_for_the_journal_have_their_priority() {
     }
 }
 
-#[tokio::test]
-async fn a_stopped_daemon_is_silent_and_its_successor_finds_the_pods() {
-    let mut daemon = daemon_with(Options::default()).await;
-    let pod = Pod::run(&daemon, "watched").await;
-    let id = pod.tool(&["sleep"]).await;
-    let before = pod.cri.status(&id).await.unwrap();
-    daemon.terminate().await.unwrap();
+/// systemd's end of the socket for messages, and a daemon that it watches. The daemon is ready.
+fn watched(daemon: &Daemon) -> (UnixDatagram, Child) {
     let path = daemon.scratch().dir().join("notify");
     let systemd = UnixDatagram::bind(&path).unwrap();
     let mut command = daemon.command().unwrap();
@@ -280,16 +275,62 @@ async fn a_stopped_daemon_is_silent_and_its_successor_finds_the_pods() {
         .env("NOTIFY_SOCKET", &path)
         .env("WATCHDOG_USEC", "1000000");
     let log = std::fs::File::create(daemon.scratch().dir().join("watched.log")).unwrap();
-    let mut child = command.stderr(log).spawn().unwrap();
-    let next = |limit: u64| {
-        systemd
-            .set_read_timeout(Some(Duration::from_secs(limit)))
-            .unwrap();
-        let mut message = [0; 512];
-        let length = systemd.recv(&mut message).ok()?;
-        Some(text(&message[..length]))
+    let child = command.stderr(log).spawn().unwrap();
+    let ready = next_message(&systemd, 60).unwrap();
+    assert!(ready.starts_with("READY=1\n"), "{ready}");
+    (systemd, child)
+}
+
+/// The next message to systemd within so many seconds.
+fn next_message(systemd: &UnixDatagram, seconds: u64) -> Option<String> {
+    let limit = Some(Duration::from_secs(seconds));
+    systemd.set_read_timeout(limit).unwrap();
+    let mut message = [0; 512];
+    let length = systemd.recv(&mut message).ok()?;
+    Some(text(&message[..length]))
+}
+
+#[tokio::test]
+async fn a_pod_that_hangs_has_the_daemon_neither_silent_nor_started_again() {
+    let options = Options {
+        failpoints: Some(String::new()),
+        binary: Some(daemon::failpoints_binary().unwrap()),
+        ..Options::default()
     };
-    assert!(next(60).unwrap().starts_with("READY=1\n"));
+    let mut daemon = daemon_with(options).await;
+    let pod = Pod::run(&daemon, "hung").await;
+    let id = pod.tool(&["sleep"]).await;
+    daemon.terminate().await.unwrap();
+    let (systemd, mut child) = watched(&daemon);
+    // Its driver waits for a slow disk.
+    daemon.plan("exit.record delay:4000").unwrap();
+    let cri = Cri::new(&daemon.socket());
+    let stopping = tokio::spawn(async move { cri.stop(&id, 0).await });
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(3) {
+        let message = next_message(&systemd, 1);
+        assert_eq!(message.as_deref(), Some("WATCHDOG=1\n"));
+    }
+    assert!(!stopping.is_finished(), "the pod does not hang");
+    stopping.await.unwrap().unwrap();
+    signal(i32::try_from(child.id()).unwrap(), Signal::TERM);
+    assert!(child.wait().unwrap().success());
+    let log = std::fs::read_to_string(daemon.scratch().dir().join("watched.log")).unwrap();
+    assert!(log.contains("default/hung"), "{log}");
+    daemon.restart().await.unwrap();
+    daemon.finish().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_stopped_daemon_is_silent_and_its_successor_finds_the_pods() {
+    let mut daemon = daemon_with(Options::default()).await;
+    let pod = Pod::run(&daemon, "watched").await;
+    let id = pod.tool(&["sleep"]).await;
+    let before = pod.cri.status(&id).await.unwrap();
+    daemon.terminate().await.unwrap();
+    let (systemd, mut child) = watched(&daemon);
+    let next = |limit: u64| next_message(&systemd, limit);
     let began = Instant::now();
     for _ in 0..4 {
         assert_eq!(next(10).as_deref(), Some("WATCHDOG=1\n"));

@@ -7,6 +7,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -29,6 +30,8 @@ var (
 	send     = flag.Bool("send", false, "send -update by itself at each PostStartContainer, and write down what failed")
 	fail     = flag.String("fail", "", "answer this event with an error")
 	hang     = flag.String("hang", "", "never answer this event")
+	slow     = flag.String("slow", "", "answer these events late: a list with commas")
+	late     = flag.Duration("late", 0, "by this much")
 	die      = flag.String("die", "", "exit at this event")
 )
 
@@ -56,6 +59,9 @@ func (p *plugin) event(event string, pod *api.PodSandbox, container *api.Contain
 	p.write(fmt.Sprintf(`{"event": %q, "pod": %s, "container": %s}`, event, text(pod), text(container)))
 	if !acts(pod, container) {
 		return nil
+	}
+	if slices.Contains(strings.Split(*slow, ","), event) {
+		time.Sleep(*late)
 	}
 	switch event {
 	case *hang:
@@ -172,6 +178,15 @@ func (p *plugin) UpdateContainer(_ context.Context, pod *api.PodSandbox, contain
 
 func (p *plugin) PostUpdateContainer(_ context.Context, pod *api.PodSandbox, container *api.Container) error {
 	return p.event("PostUpdateContainer", pod, container)
+}
+
+func (p *plugin) UpdatePodSandbox(_ context.Context, pod *api.PodSandbox, overhead, resources *api.LinuxResources) error {
+	p.write(fmt.Sprintf(`{"event": "PodRequested", "overhead": %s, "resources": %s}`, text(overhead), text(resources)))
+	return p.event("UpdatePodSandbox", pod, nil)
+}
+
+func (p *plugin) PostUpdatePodSandbox(_ context.Context, pod *api.PodSandbox) error {
+	return p.event("PostUpdatePodSandbox", pod, nil)
 }
 
 func (p *plugin) StopContainer(_ context.Context, pod *api.PodSandbox, container *api.Container) ([]*api.ContainerUpdate, error) {

@@ -6,11 +6,12 @@
 //! Not here: which pods are live.
 
 use std::collections::HashSet;
+use std::sync::PoisonError;
 
 use super::super::error::Error;
 use super::super::netlink::{Link, Netlink};
 use super::super::{Attachment, Provider, veth};
-use super::{Builtin, ignore_gone};
+use super::{Builtin, ignore_gone, masquerade};
 
 /// The first number tried for the interface group in which orphans are deleted together.
 const ORPHAN_GROUP: u32 = 0x000c_04ac;
@@ -19,6 +20,11 @@ impl Builtin {
     /// See [`crate::Network::sweep`].
     pub fn sweep(&self, live: &[Attachment], kept: &HashSet<String>) -> Result<Vec<String>, Error> {
         self.ports.restore(live, kept.is_empty())?;
+        let masquerade = masquerade::set(&self.config)?;
+        *self
+            .masquerade
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = masquerade;
         let (mut removed, orphaned) = self.sweep_leases(live, kept)?;
         let owned: HashSet<&str> = live
             .iter()

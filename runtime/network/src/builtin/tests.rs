@@ -3,6 +3,7 @@
 
 mod egress;
 mod many;
+mod masquerade;
 mod node;
 mod ports;
 
@@ -51,6 +52,7 @@ fn config(slot: u32, dir: &Path) -> BuiltinConfig {
         interface_prefix: ['c', letter(slot / 676), letter(slot / 26), letter(slot)]
             .iter()
             .collect(),
+        masquerade: false,
     }
 }
 

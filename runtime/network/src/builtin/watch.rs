@@ -1,4 +1,4 @@
-//! Repairs the table of host ports when another program changes it: a thread sleeps until the kernel reports a
+//! Repairs a table of ours when another program changes it: a thread sleeps until the kernel reports a
 //! change to nftables, and ends with the [`Watch`].
 //!
 //! ```text
@@ -44,7 +44,7 @@ impl Watch {
         let (stopped, stop) = pipe_with(PipeFlags::CLOEXEC)
             .map_err(|error| Error::io("make a pipe to stop the watch over", table, error))?;
         thread::Builder::new()
-            .name("host-ports".to_owned())
+            .name("nftables".to_owned())
             .stack_size(STACK_BYTES)
             .spawn(move || run(&events, &stopped, mend))
             .map_err(|error| Error::io("start a thread to watch", table, error))?;
@@ -68,7 +68,7 @@ fn run(events: &Events, stopped: &OwnedFd, mend: impl Fn() -> Result<bool, Error
             Ok(true) => {}
             Err(error) => {
                 let cause = std::error::Error::source(&error).map(ToString::to_string);
-                tracing::warn!(error = %error, cause, "cannot repair the table of host ports; trying again");
+                tracing::warn!(error = %error, cause, "cannot repair our nftables table; trying again");
             }
         }
         if is_over(stopped) {

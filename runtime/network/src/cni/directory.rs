@@ -83,6 +83,12 @@ fn entries(directory: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
+/// The first file that should be a network configuration, valid or not.
+pub fn first_configuration(directory: &Path) -> Option<PathBuf> {
+    let mut found = entries(directory).unwrap_or_default().into_iter();
+    found.find(|path| has_extension(path, &EXTENSIONS) && !path.is_dir())
+}
+
 /// Reads files in order until one is valid. Errors: the directory cannot be listed.
 pub fn read(directory: &Path) -> io::Result<Reading> {
     let mut broken = Vec::new();

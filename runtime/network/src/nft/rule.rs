@@ -107,11 +107,13 @@ impl Rule {
 
     /// Only packets from interfaces whose names begin with `prefix`, or to such ones, depending on the hook.
     pub(crate) fn interfaces(self, hook: Hook, prefix: &str) -> Self {
-        let key = match hook {
-            Hook::Prerouting => NFT_META_IIFNAME,
-            Hook::Output | Hook::Postrouting => NFT_META_OIFNAME,
-        };
-        self.meta(key).equals(prefix.as_bytes())
+        self.meta(interface_name(hook)).equals(prefix.as_bytes())
+    }
+
+    /// Only packets from interfaces whose names begin otherwise, or to such ones, depending on the hook.
+    pub(crate) fn other_interfaces(self, hook: Hook, prefix: &str) -> Self {
+        let loaded = self.meta(interface_name(hook));
+        loaded.compare(NFT_CMP_NEQ, prefix.as_bytes())
     }
 
     /// Only packets to the interface with this index.
@@ -204,6 +206,11 @@ impl Rule {
                 .number(NFTA_NAT_FAMILY, nat_family(address.is_ipv4()))
                 .number(NFTA_NAT_REG_ADDR_MIN, NFT_REG32_00),
         )
+    }
+
+    /// SNAT to the address of the interface that the packet leaves by.
+    pub(crate) fn masquerade(self) -> Self {
+        self.expression("masq", Attributes::default())
     }
 
     /// Jumps to `chain`, and continues behind this rule if that gives no verdict.
@@ -331,6 +338,14 @@ impl Rule {
                 .number(NFTA_DREG, NFT_REG_VERDICT)
                 .nest(2, &data),
         )
+    }
+}
+
+/// The name of the interface that a packet comes from, or goes to.
+fn interface_name(hook: Hook) -> u32 {
+    match hook {
+        Hook::Prerouting => NFT_META_IIFNAME,
+        Hook::Output | Hook::Postrouting => NFT_META_OIFNAME,
     }
 }
 

@@ -19,3 +19,13 @@ pub(crate) fn new_resources(
     }
     resources::resources("linux", request.linux.as_ref())
 }
+
+/// The overhead and the limits of an UpdatePodSandboxResources. Errors: a value that cannot be.
+pub(crate) fn new_pod_resources(
+    request: &cri::UpdatePodSandboxResourcesRequest,
+) -> Result<(Resources, Resources), BadRequest> {
+    Ok((
+        resources::resources("overhead", request.overhead.as_ref())?,
+        resources::resources("resources", request.resources.as_ref())?,
+    ))
+}

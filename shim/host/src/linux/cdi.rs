@@ -1,12 +1,13 @@
 //! Devices by name: resolves CDI names to what the node's specifications require of a container.
 //!
-//! Called by [`super`]. Source: the Container Device Interface specification 0.3 to 1.0. Specifications are files of
-//! root in `/etc/cdi` and `/var/run/cdi`, written by device plugins and DRA drivers.
+//! Called by [`super`]. Source: the Container Device Interface specification 0.3 to 1.1. Specifications are files of
+//! root, usually in `/etc/cdi` and `/var/run/cdi`, written by device plugins and DRA drivers.
 //! Invariants: a name that cannot be resolved is refused; an edit that is not implemented (a hook, which is a program
 //! run on the host as root; network devices; RDT) is refused, never left out; the later directory wins.
 //! Must not know: who requests a device, CRI.
 
 mod document;
+mod listing;
 
 use std::path::{Path, PathBuf};
 
@@ -14,13 +15,11 @@ use coracle_lifecycle::Error;
 use coracle_spec::{Device, DeviceKind, Mount, MountPropagation};
 
 use self::document::{Edits, MountEdit, Node};
+pub use self::listing::{CdiDevice, CdiListing, cdi_devices};
 use super::devices::{Grant, device_target, one};
 use crate::errors::invalid;
 use crate::mounts::clean_target;
 use crate::paths::{Lookup, Missing};
-
-/// The directories of specifications; the later one wins.
-const DIRECTORIES: [&str; 2] = ["/etc/cdi", "/var/run/cdi"];
 
 /// What devices add to a container.
 #[derive(Debug, Default)]
@@ -35,13 +34,17 @@ pub(crate) struct Additions {
     pub(super) grants: Vec<Grant>,
 }
 
-/// The edits of all devices with these names (`vendor.com/class=name`).
-/// Errors: Invalid, naming the device and what is wrong with it.
-pub(super) fn additions(names: &[String], lookup: &Lookup<'_>) -> Result<Additions, Error> {
+/// The edits of all devices with these names (`vendor.com/class=name`), by the specifications in `directories`, of which
+/// the later one wins. Errors: Invalid, naming the device and what is wrong with it.
+pub(super) fn additions(
+    names: &[String],
+    directories: &[PathBuf],
+    lookup: &Lookup<'_>,
+) -> Result<Additions, Error> {
     if names.is_empty() {
         return Ok(Additions::default());
     }
-    from(names, &DIRECTORIES.map(PathBuf::from), lookup)
+    from(names, directories, lookup)
 }
 
 fn from(
@@ -134,12 +137,17 @@ fn grant(node: &Node, lookup: &Lookup<'_>) -> Result<Grant, String> {
         }
         (Err(error), _) => return Err(named(format!("the host has none: {error}"))),
     };
-    let permissions = node.permissions.clone().unwrap_or_else(|| "rwm".to_owned());
-    if permissions.is_empty() || permissions.bytes().any(|b| !b"rwm".contains(&b)) {
-        return Err(named(
-            "its permissions are not made of r, w and m".to_owned(),
-        ));
-    }
+    let permissions = match node.permissions.as_deref() {
+        None => "rwm",
+        // The node exists, and nobody may open it.
+        Some("none") => "",
+        Some(given) if given.is_empty() || given.bytes().any(|b| !b"rwm".contains(&b)) => {
+            return Err(named(
+                "its permissions are neither none nor made of r, w and m".to_owned(),
+            ));
+        }
+        Some(given) => given,
+    };
     Ok(Grant {
         device: Device {
             mode: node.file_mode.map_or(device.mode, |mode| mode & 0o777),
@@ -147,7 +155,7 @@ fn grant(node: &Node, lookup: &Lookup<'_>) -> Result<Grant, String> {
             gid: node.gid.unwrap_or(device.gid),
             ..device
         },
-        permissions,
+        permissions: permissions.to_owned(),
     })
 }
 

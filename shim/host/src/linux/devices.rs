@@ -45,7 +45,7 @@ const USUAL: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
 pub(super) struct Grant {
     /// The node.
     pub device: Device,
-    /// Some of `r`, `w` and `m`.
+    /// Some of `r`, `w` and `m`; empty for a node that nobody may open.
     pub permissions: String,
 }
 
@@ -145,7 +145,8 @@ pub(super) fn rules(grants: &[Grant], privileged: bool) -> Vec<DeviceRule> {
         DeviceRule::new(kind, major, minor, &grant.permissions)
     };
     let mut rules = DeviceRule::defaults();
-    rules.extend(grants.iter().map(rule));
+    let open = grants.iter().filter(|grant| !grant.permissions.is_empty());
+    rules.extend(open.map(rule));
     rules
 }
 

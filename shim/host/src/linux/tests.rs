@@ -53,7 +53,8 @@ impl Fixture {
 
     fn plan(&self, config: &ContainerConfig) -> Result<(LinuxPlan, Vec<Mount>), Error> {
         let mut mounts = Vec::new();
-        let hardware = super::super::paths::with_lookup(|lookup| Hardware::find(config, lookup))?;
+        let hardware =
+            super::super::paths::with_lookup(|lookup| Hardware::find(config, &[], lookup))?;
         let subject = Subject {
             rlimits: Vec::new(),
             pod: &self.pod,

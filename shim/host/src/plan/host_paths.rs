@@ -61,7 +61,8 @@ impl Host {
                 .collect();
             format!("look at the node's devices {}", names.join(", "))
         };
-        let find = move |lookup: &Lookup<'_>| Hardware::find(&config, lookup);
+        let dirs = self.config.live.get().cdi_spec_dirs.clone();
+        let find = move |lookup: &Lookup<'_>| Hardware::find(&config, &dirs, lookup);
         self.paths.run(what, find).await
     }
 }

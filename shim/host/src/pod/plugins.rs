@@ -20,8 +20,17 @@ use crate::{Host, blocking};
 impl Host {
     /// The calls of plugins for a pod, where plugins connect pods and the pod has a network of its own.
     pub(super) fn plan_cni(&self, record: &PodRecord) -> Result<Option<cni::Plan>, Error> {
-        let own_net = record.config.namespaces.network != NamespaceMode::Node;
-        if !own_net || self.parts.network.provider() != Provider::Cni {
+        if record.config.namespaces.network == NamespaceMode::Node {
+            return Ok(None);
+        }
+        let provider = self.parts.network.decide();
+        let provider = provider.map_err(|error| {
+            network_error(
+                format!("attach the network of sandbox {}", record.id),
+                error,
+            )
+        })?;
+        if provider != Provider::Cni {
             return Ok(None);
         }
         let (network, config) = (self.parts.network.cni(), network_config(record));

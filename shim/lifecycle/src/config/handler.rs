@@ -1,9 +1,11 @@
 //! The runtime handlers, as a request names them and a record keeps them.
 //!
-//! Made by: `cri/convert`, from `runtime_handler`. Read by: the driver, the host, and whoever shows a pod.
+//! Made by: `cri/convert`, from `runtime_handler`; the settings by the shim, from the configuration. Read by: the driver,
+//! the host, and whoever shows a pod.
 //! Invariant: the names in a record do not change.
-//! Must not know: how a handler runs a program, its configuration.
+//! Must not know: how a handler runs a program, keys of the configuration file.
 
+use coracle_spec::{HttpLimits, ResourceLimit, Spawn};
 use serde::{Deserialize, Serialize};
 
 /// The built-in runtime handlers (DESIGN.md section 5). Those of the operator have names of their own and are like one of
@@ -59,4 +61,22 @@ impl Handler {
     pub fn is_wasm_only(self) -> bool {
         matches!(self, Handler::Wasm | Handler::Strict)
     }
+}
+
+/// How a handler runs containers.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HandlerSettings {
+    /// Its name in the configuration, for messages.
+    pub name: String,
+    /// How a container's process is created.
+    pub spawn: Spawn,
+    /// The limits of its HTTP servers.
+    #[serde(default)]
+    pub http: HttpLimits,
+    /// Whether components of WASI 0.3 run.
+    #[serde(default)]
+    pub wasi_p3: bool,
+    /// Limits of Linux programs that replace the usual ones.
+    #[serde(default)]
+    pub rlimits: Vec<ResourceLimit>,
 }

@@ -7,7 +7,8 @@ use coracle_control::process::Process;
 use coracle_spec::id::ContainerId;
 use coracle_spec::{Cause, Exit};
 
-use super::{Completion, Container, Created, Driver, Message, Reply, Watch, save};
+use super::answers::answer;
+use super::{Completion, Container, Created, Driver, Message, Watch, save};
 use crate::clock;
 use crate::error::{Error, Kind};
 use crate::host::Started;
@@ -41,36 +42,6 @@ impl Container {
         !self.phase.is_live()
             && !matches!(self.phase, ContainerPhase::Creating(_))
             && self.busy == 0
-    }
-
-    fn answer_waiting(&mut self) {
-        let gone = self.phase == ContainerPhase::Gone;
-        if self.phase == ContainerPhase::Created || gone {
-            let result = self.failure.clone().map_or(Ok(self.id.clone()), Err);
-            answer(&mut self.waiting.create, &result);
-        }
-        if !matches!(
-            self.phase,
-            ContainerPhase::Created | ContainerPhase::Starting(_)
-        ) {
-            let result = self.failure.clone().map_or(Ok(()), Err);
-            answer(&mut self.waiting.start, &result);
-        }
-        // A busy unreadable container is being killed.
-        let is_unreadable = matches!(self.phase, ContainerPhase::Unreadable(_));
-        if !(self.phase.is_live() || is_unreadable && self.busy > 0) {
-            answer(&mut self.waiting.stop, &Ok(()));
-        }
-        if gone {
-            answer(&mut self.waiting.remove, &Ok(()));
-        }
-    }
-}
-
-/// Gives all waiting requests the same answer.
-pub(super) fn answer<T: Clone>(waiting: &mut Vec<Reply<T>>, result: &Result<T, Error>) {
-    for reply in waiting.drain(..) {
-        let _ = reply.send(result.clone());
     }
 }
 
@@ -342,8 +313,8 @@ impl Driver {
 
     pub(super) fn reconcile_containers(&mut self) {
         let mut gone = Vec::new();
-        for container in self.containers.values_mut() {
-            container.answer_waiting();
+        self.answer_containers();
+        for container in self.containers.values() {
             if container.phase == ContainerPhase::Gone {
                 gone.push(container.id.clone());
             }

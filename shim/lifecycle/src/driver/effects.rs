@@ -68,16 +68,13 @@ impl Driver {
             self.start_request(id, self.engine()),
         );
         let silent = format!("start container {id}: its keeper does not answer");
-        let told = self
-            .shared
-            .plugins
-            .any()
-            .then(|| self.told_of(id))
-            .flatten();
+        let any = self.shared.plugins.any();
+        let asked = any.then(|| self.told_of(id)).flatten();
+        let told = self.told();
         self.run_start(id, async move {
             let request = request.ok_or_else(|| Error::new(Kind::Io, silent))?;
-            let start = shared.host().start_container(request);
-            plugins::start(&shared, told, start).await
+            plugins::may_start(&shared, told, asked).await?;
+            shared.host().start_container(request).await
         });
     }
 

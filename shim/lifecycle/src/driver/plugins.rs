@@ -1,20 +1,21 @@
 //! The part of a driver that tells plugins what happened, in order, without waiting for them.
 //!
 //! Called by: the driver after changes of phases; effects, which wait where a plugin may refuse.
-//! Invariants: the events of a pod reach plugins one after the other; a driver never waits for a plugin; without a
-//! plugin nothing is allocated.
+//! Invariants: the events of a pod reach plugins one after the other, each with its number, and follow from phases alone,
+//! so that a plugin which comes between two of them learns of each change once; a driver never waits for a plugin, and
+//! whatever else waits until they were told does so for a limited time; without a plugin nothing is allocated.
 //! Must not know: plugins.
 
 use std::sync::Arc;
 
 use coracle_spec::id::ContainerId;
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::oneshot;
 
 use super::requests::build;
 use super::{Created, Driver, Shared};
 use crate::error::Error;
-use crate::host::{KeeperEngine, Started};
+use crate::host::KeeperEngine;
 use crate::plugins::{PluginEvent, PluginEventKind};
 use crate::record::{ContainerRecord, PodRecord};
 use crate::state::{ContainerPhase, PodPhase};
@@ -35,12 +36,16 @@ pub struct PodRecords {
     pub containers: Vec<ContainerRecord>,
     /// The pod and containers that are still being created.
     pub unborn: Vec<String>,
+    /// The number of the pod's last event: all this is as it was after it.
+    pub told: u64,
 }
 
 impl Driver {
-    /// Tells plugins that a container, which was in phase `before`, has ended or is gone.
+    /// Tells plugins that a container, which was in phase `before`, exists, runs, has ended or is gone.
     pub(super) fn tell_of_container(&mut self, id: &ContainerId, before: &ContainerPhase) {
-        use ContainerPhase::{Exited, Gone, Removing, Running, Starting, Stopping};
+        use ContainerPhase::{
+            Created, Creating, Exited, Gone, Removing, Running, Starting, Stopping,
+        };
         if !self.shared.plugins.any() {
             return;
         }
@@ -48,6 +53,8 @@ impl Driver {
             return;
         };
         let kind = match (before, &container.phase) {
+            (Creating(_), Created | Removing(_)) => PluginEventKind::ContainerCreated,
+            (Starting(_), Running(_) | Stopping(..)) => PluginEventKind::ContainerStarted,
             (Starting(_) | Running(_) | Stopping(..), Exited(_) | Removing(_)) => {
                 PluginEventKind::ContainerStopped
             }
@@ -61,17 +68,35 @@ impl Driver {
         self.tell(kind, Some(record));
     }
 
-    /// Tells plugins that the pod, which was in phase `before`, is gone.
+    /// Tells plugins of a container's changed limits.
+    pub(super) fn tell_of_limits(&mut self, id: &ContainerId) {
+        if !self.shared.plugins.any() {
+            return;
+        }
+        if let Some(record) = self.containers.get(id).and_then(super::Container::record) {
+            self.tell(PluginEventKind::ContainerUpdated, Some(record));
+        }
+    }
+
+    /// Tells plugins that the pod, which was in phase `before`, is ready or gone.
     pub(super) fn tell_of_pod(&mut self, before: &PodPhase) {
-        let gone = *before == PodPhase::Removing && self.record.phase == PodPhase::Gone;
-        if gone && self.failure.is_none() && self.shared.plugins.any() {
-            self.tell(PluginEventKind::PodRemoved, None);
+        if self.failure.is_some() || !self.shared.plugins.any() {
+            return;
+        }
+        match (before, &self.record.phase) {
+            (PodPhase::Starting, PodPhase::Ready(_)) => {
+                self.tell(PluginEventKind::PodStarted, None);
+            }
+            (PodPhase::Removing, PodPhase::Gone) => self.tell(PluginEventKind::PodRemoved, None),
+            _ => {}
         }
     }
 
     fn tell(&mut self, kind: PluginEventKind, container: Option<ContainerRecord>) {
+        self.told += 1;
         let event = PluginEvent {
             kind,
+            number: Some(self.told),
             pod: Arc::new(self.record.clone()),
             container: container.map(Box::new),
         };
@@ -92,14 +117,24 @@ impl Driver {
             return None;
         }
         self.told_of_stop = true;
-        let flushed = self.notices.as_ref().map(flush);
-        let (shared, pod) = (Arc::clone(&self.shared), Arc::new(self.record.clone()));
+        self.tell(PluginEventKind::PodStopped, None);
+        self.told()
+    }
+
+    /// Waits until plugins were told of everything so far, for a limited time. `None` if there is nothing to tell.
+    pub(super) fn told(&self) -> Option<impl Future<Output = ()> + Send + use<>> {
+        let (sender, flushed) = oneshot::channel();
+        // Err: the task has panicked.
+        let _ = self.notices.as_ref()?.send(Notice::Flush(sender));
+        let patience = self.shared.plugins.patience();
         Some(async move {
-            if let Some(flushed) = flushed {
-                // Err: the task has panicked.
-                let _ = flushed.await;
+            if tokio::time::timeout(patience, flushed).await.is_err() {
+                let waited_ms = patience.as_millis();
+                tracing::warn!(
+                    waited_ms,
+                    "plugins have not been told of everything yet; nothing waits for that any longer"
+                );
             }
-            observe(&shared, PluginEventKind::PodStopped, &pod, None).await;
         })
     }
 
@@ -121,17 +156,12 @@ impl Driver {
             unborn.push(self.record.id.to_string());
         }
         PodRecords {
+            told: self.told,
             pod: self.record.clone(),
             containers: born.iter().filter_map(|one| one.record()).collect(),
             unborn,
         }
     }
-}
-
-fn flush(queue: &UnboundedSender<Notice>) -> oneshot::Receiver<()> {
-    let (sender, flushed) = oneshot::channel();
-    let _ = queue.send(Notice::Flush(sender));
-    flushed
 }
 
 async fn deliver(shared: Arc<Shared>, mut notices: UnboundedReceiver<Notice>) {
@@ -143,7 +173,8 @@ async fn deliver(shared: Arc<Shared>, mut notices: UnboundedReceiver<Notice>) {
     }
 }
 
-async fn observe(
+/// Tells plugins that were asked about a pod or container that nothing came of it.
+async fn undone(
     shared: &Shared,
     kind: PluginEventKind,
     pod: &Arc<PodRecord>,
@@ -151,6 +182,7 @@ async fn observe(
 ) {
     let event = PluginEvent {
         kind,
+        number: None,
         pod: Arc::clone(pod),
         container: container.cloned().map(Box::new),
     };
@@ -167,15 +199,16 @@ pub(super) async fn run_pod(shared: &Shared, ready: &PodRecord) -> Result<(), Er
     };
     let pod = Arc::new(ready.clone());
     for kind in [PluginEventKind::PodStopped, PluginEventKind::PodRemoved] {
-        observe(shared, kind, &pod, None).await;
+        undone(shared, kind, &pod, None).await;
     }
     Err(refused)
 }
 
-/// Creates a planned container, which plugins adjust before. A creation that fails after plugins were told is followed
-/// by its end.
+/// Creates a planned container, which plugins adjust before, once they know what `told` waits for. A creation that fails
+/// after they were asked is followed by its end.
 pub(super) async fn create(
     shared: &Arc<Shared>,
+    told: Option<impl Future<Output = ()>>,
     pod: &PodRecord,
     planned: ContainerRecord,
     engine: &KeeperEngine,
@@ -183,7 +216,10 @@ pub(super) async fn create(
     if !shared.plugins.any() {
         return build(shared, pod, planned).await;
     }
-    let (told, mut last) = (Arc::new(pod.clone()), planned.clone());
+    if let Some(told) = told {
+        told.await;
+    }
+    let mut last = planned.clone();
     let result = match adjust(shared, pod, planned, engine).await {
         Ok(adjusted) => {
             last = adjusted.clone();
@@ -191,15 +227,14 @@ pub(super) async fn create(
         }
         Err(error) => Err(error),
     };
-    let kinds: &[PluginEventKind] = match &result {
-        Ok(_) => &[PluginEventKind::ContainerCreated],
-        Err(_) => &[
+    if result.is_err() {
+        let pod = Arc::new(pod.clone());
+        for kind in [
             PluginEventKind::ContainerStopped,
             PluginEventKind::ContainerRemoved,
-        ],
-    };
-    for kind in kinds {
-        observe(shared, *kind, &told, Some(&last)).await;
+        ] {
+            undone(shared, kind, &pod, Some(&last)).await;
+        }
     }
     result
 }
@@ -230,25 +265,17 @@ async fn adjust(
     Ok(record)
 }
 
-/// Starts a container with `start`, which plugins may refuse, and tells them when it runs.
-pub(super) async fn start(
+/// Asks plugins about the start of a container, once they know what `told` waits for. Errors: one refuses it.
+pub(super) async fn may_start(
     shared: &Shared,
-    told: Option<(PodRecord, ContainerRecord)>,
-    start: impl Future<Output = Result<Started, Error>>,
-) -> Result<Started, Error> {
-    let Some((pod, record)) = told.filter(|_| shared.plugins.any()) else {
-        return start.await;
+    told: Option<impl Future<Output = ()>>,
+    asked: Option<(PodRecord, ContainerRecord)>,
+) -> Result<(), Error> {
+    let Some((pod, record)) = asked.filter(|_| shared.plugins.any()) else {
+        return Ok(());
     };
-    shared.plugins.start_container(&pod, &record).await?;
-    let started = start.await?;
-    let record = record.started(&started);
-    let kind = PluginEventKind::ContainerStarted;
-    observe(shared, kind, &Arc::new(pod), Some(&record)).await;
-    Ok(started)
-}
-
-/// Tells plugins of changed limits.
-pub(super) async fn updated(shared: &Shared, pod: PodRecord, record: &ContainerRecord) {
-    let kind = PluginEventKind::ContainerUpdated;
-    observe(shared, kind, &Arc::new(pod), Some(record)).await;
+    if let Some(told) = told {
+        told.await;
+    }
+    shared.plugins.start_container(&pod, &record).await
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use coracle_spec::id::PodId;
 
-use super::container::answer;
+use super::answers::answer;
 use super::{Driver, Message, Progress, ReadySandbox, Reply, Shared, plugins, save};
 use crate::blocking::{blocking, io_error, make_private, pass};
 use crate::clock;

@@ -12,7 +12,7 @@ use coracle_cgroup::Limits;
 use coracle_spec::id::ContainerId;
 
 use super::container::{missing, save_container};
-use super::{Completion, Driver, Message, Origin, Reply, Shared, plugins};
+use super::{Completion, Driver, Message, Origin, Reply, Shared};
 use crate::blocking::blocking;
 use crate::config::{ContainerConfig, Resources};
 use crate::error::{Error, Kind};
@@ -83,22 +83,19 @@ impl Driver {
         container.busy += 1;
         let (shared, completed) = (Arc::clone(&self.shared), id.clone());
         let pod = asked.is_some().then(|| self.record.clone());
+        let told = self.told();
         self.effect(
             async move {
                 let Some(((requested, before), pod)) = asked.zip(pod) else {
                     return applied(&shared, change).await;
                 };
+                if let Some(told) = told {
+                    told.await;
+                }
                 let plugins = &shared.plugins;
                 let requested = plugins.update_container(&pod, &before, requested).await?;
                 change = changed(&before, &requested)?;
-                let done = applied(&shared, change).await?;
-                let after = ContainerRecord {
-                    config: Arc::clone(&done.config),
-                    plan: Arc::clone(&done.plan),
-                    ..before
-                };
-                plugins::updated(&shared, pod, &after).await;
-                Ok(done)
+                applied(&shared, change).await
             },
             |result| Message::Container(completed, Completion::Changed(result.map(Box::new))),
         );
@@ -116,8 +113,11 @@ impl Driver {
             }
             Err(error) => Err(error),
         };
-        if let Some((_, _, reply)) = container.waiting.update.pop_front() {
-            let _ = reply.send(outcome);
+        if let Some((_, origin, reply)) = container.waiting.update.pop_front() {
+            if outcome.is_ok() && origin == Origin::Kubelet {
+                self.tell_of_limits(id);
+            }
+            self.answer_when_told(vec![reply], outcome);
         }
         self.show(id);
         self.change(id);

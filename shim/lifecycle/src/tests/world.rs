@@ -24,9 +24,9 @@ use tokio::sync::{Semaphore, oneshot};
 use crate::scratch::Scratch;
 use crate::{
     AttachConfig, ContainerConfig, ContainerKind, ContainerUsage, ContainerView, CreatedSandbox,
-    Details, EffectFuture, Error, ExecConfig, ExecOutput, Host, KeeperEngine, Kind, Layout,
-    Measured, Owned, Plan, PodRecord, PodUsage, PodView, SandboxConfig, StartRequest, Started,
-    Swept, Syncer,
+    Details, EffectFuture, Error, ExecConfig, ExecOutput, HandlerSettings, Host, KeeperEngine,
+    Kind, Layout, Measured, Owned, Plan, PodRecord, PodUsage, PodView, SandboxConfig, StartRequest,
+    Started, Swept, Syncer,
 };
 
 /// The host.
@@ -37,6 +37,8 @@ pub struct World {
     calls: Mutex<BTreeMap<&'static str, usize>>,
     /// Each sandbox takes one permit before it fails.
     pub gate: Semaphore,
+    /// Each end of a sandbox that is not recovered takes one permit.
+    pub ends: Semaphore,
 }
 
 impl World {
@@ -48,6 +50,7 @@ impl World {
             leases: AtomicUsize::new(0),
             calls: Mutex::default(),
             gate: Semaphore::new(0),
+            ends: Semaphore::new(0),
         };
         std::fs::create_dir_all(world.layout.pods_directory()).unwrap();
         Arc::new(world)
@@ -123,6 +126,10 @@ impl Host for World {
         Ok(None)
     }
 
+    fn handler_settings(&self, _: &SandboxConfig) -> Option<Box<HandlerSettings>> {
+        None
+    }
+
     fn claim_level(&self, _: &str, _: &str) {}
 
     fn claim_own_level(&self, _: &ContainerId, _: &ContainerConfig) {}
@@ -132,6 +139,10 @@ impl Host for World {
     fn stop_relabels(&self, _: &PodId) {}
 
     fn forget_relabels(&self, _: &PodId) {}
+
+    fn network_mode(&self) -> String {
+        "none".to_owned()
+    }
 
     fn network_problem(self: Arc<Self>) -> BoxFuture<'static, Option<String>> {
         Box::pin(async { None })
@@ -234,7 +245,7 @@ impl Host for World {
         Ok(())
     }
 
-    fn change_limits(&self, _: &str, _: &Limits) -> Result<(), Error> {
+    fn change_limits(&self, _: &Plan, _: &Limits) -> Result<(), Error> {
         Ok(())
     }
 
@@ -338,7 +349,11 @@ impl Host for World {
         _: HashSet<String>,
         _: Option<String>,
     ) -> EffectFuture<'a, ()> {
-        Box::pin(async { Ok(()) })
+        self.called("end_unreadable");
+        Box::pin(async move {
+            self.ends.acquire().await.unwrap().forget();
+            Ok(())
+        })
     }
 
     fn forget_unreadable(&self, _: &PodId, _: &[ContainerId]) -> Result<(), Error> {

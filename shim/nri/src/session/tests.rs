@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
+use super::super::wire::Reader;
 use super::*;
+use tokio::net::unix::OwnedReadHalf;
 
 const LIMIT: Duration = Duration::from_millis(200);
 

@@ -180,3 +180,69 @@ async fn pods_are_detached_by_the_network_that_connected_them_after_a_switch() {
     assert!(place.commands().is_empty());
     daemon.finish().await.unwrap();
 }
+
+/// Has a daemon decide by itself from its next start on.
+fn let_it_decide(daemon: &Daemon) {
+    let text = std::fs::read_to_string(daemon.config_path()).unwrap();
+    let text = text.replace("mode = \"cni\"", "mode = \"auto\"");
+    std::fs::write(daemon.config_path(), text).unwrap();
+}
+
+/// What a command prints, and whether it succeeds.
+fn says(daemon: &Daemon, command: &str) -> String {
+    let mut coracle = std::process::Command::new(coracle_tests::daemon::binary().unwrap());
+    let output = coracle
+        .arg(command)
+        .arg("--config")
+        .arg(daemon.config_path());
+    String::from_utf8(output.output().unwrap().stdout).unwrap()
+}
+
+#[tokio::test]
+async fn a_configuration_before_the_first_pod_decides_for_plugins_and_a_restart_decides_the_same() {
+    let mut daemon = daemon(10).await;
+    let place = daemon.cni();
+    place.unconfigure().unwrap();
+    let_it_decide(&daemon);
+    daemon.restart().await.unwrap();
+    becomes(&daemon, None).await;
+    let status = says(&daemon, "status");
+    assert!(status.contains("auto: builtin unless"), "{status}");
+    place.script("1.0.0", &["one"]).unwrap();
+    let pod = Pod::run(&daemon, "decides").await;
+    assert_eq!(place.commands(), ["ADD one"]);
+    for command in ["status", "check"] {
+        let said = says(&daemon, command);
+        assert!(said.contains("cni") && said.contains("auto)"), "{said}");
+    }
+    end(&pod).await;
+    place.unconfigure().unwrap();
+    daemon.restart().await.unwrap();
+    // It does not fall back.
+    becomes(&daemon, Some("no network configuration in")).await;
+    daemon.finish().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_configuration_that_comes_after_the_first_pod_is_not_used_and_warned_of() {
+    let mut daemon = daemon(10).await;
+    let place = daemon.cni();
+    place.unconfigure().unwrap();
+    let_it_decide(&daemon);
+    daemon.restart().await.unwrap();
+    let first = Pod::run(&daemon, "first").await;
+    place.script("1.0.0", &["one"]).unwrap();
+    let second = Pod::run(&daemon, "second").await;
+    assert_eq!(place.commands(), Vec::<String>::new());
+    daemon.restart().await.unwrap();
+    for command in ["status", "check"] {
+        let said = says(&daemon, command);
+        let words = ["20-test.conflist", "network-mode"];
+        assert!(words.iter().all(|word| said.contains(word)), "{said}");
+    }
+    assert!(daemon.log().contains("20-test.conflist"));
+    for pod in [&first, &second] {
+        end(pod).await;
+    }
+    daemon.finish().await.unwrap();
+}

@@ -6,7 +6,7 @@
 use std::net::{IpAddr, Ipv6Addr};
 
 use super::super::{Set, Type};
-use super::{NFT_PAYLOAD_NETWORK_HEADER, Rule};
+use super::{NFT_CMP_EQ, NFT_CMP_NEQ, NFT_PAYLOAD_NETWORK_HEADER, Rule};
 use coracle_spec::egress::Cidr;
 
 /// Offset of the destination in an IPv6 header. Source: RFC 8200 section 3.
@@ -15,15 +15,20 @@ const DESTINATION_V6: u32 = 24;
 impl Rule {
     /// Only packets to an address in `cidr`.
     pub(crate) fn destination(self, cidr: Cidr) -> Self {
-        self.address_in(cidr, false)
+        self.address(cidr, false, NFT_CMP_EQ)
+    }
+
+    /// Only packets to an address that is not in `cidr`.
+    pub(crate) fn other_destination(self, cidr: Cidr) -> Self {
+        self.address(cidr, false, NFT_CMP_NEQ)
     }
 
     /// Only packets with a source address in `cidr`.
     pub(crate) fn source(self, cidr: Cidr) -> Self {
-        self.address_in(cidr, true)
+        self.address(cidr, true, NFT_CMP_EQ)
     }
 
-    fn address_in(self, cidr: Cidr, is_source: bool) -> Self {
+    fn address(self, cidr: Cidr, is_source: bool, operator: u32) -> Self {
         let (base, mask) = match cidr.base() {
             IpAddr::V4(base) => {
                 let mask = u32::MAX.checked_shl(32 - u32::from(cidr.bits()));
@@ -42,8 +47,8 @@ impl Rule {
         };
         let loaded = self.load_address(cidr.base().is_ipv4(), is_source, 0);
         match cidr == Cidr::host(cidr.base()) {
-            true => loaded.equals(&base),
-            false => loaded.masked(&mask).equals(&base),
+            true => loaded.compare(operator, &base),
+            false => loaded.masked(&mask).compare(operator, &base),
         }
     }
 

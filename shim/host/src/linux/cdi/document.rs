@@ -30,11 +30,16 @@ pub(super) struct Document {
     rank: usize,
 }
 
+/// Unknown fields are refused, as the specification says: what they would change is unknown.
 #[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Raw {
     #[serde(default)]
+    cdi_version: String,
+    #[serde(default)]
     kind: String,
+    #[serde(default, rename = "annotations")]
+    _annotations: BTreeMap<String, String>,
     #[serde(default)]
     devices: Vec<NamedDevice>,
     #[serde(default)]
@@ -42,16 +47,18 @@ struct Raw {
 }
 
 #[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct NamedDevice {
     name: String,
+    #[serde(default, rename = "annotations")]
+    _annotations: BTreeMap<String, String>,
     #[serde(default)]
     container_edits: Edits,
 }
 
 /// Changes to a container.
 #[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub(super) struct Edits {
     pub env: Vec<String>,
     pub device_nodes: Vec<Node>,
@@ -69,7 +76,7 @@ pub(super) struct Rdt {}
 
 /// A device node.
 #[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub(super) struct Node {
     pub path: String,
     pub host_path: Option<String>,
@@ -85,7 +92,7 @@ pub(super) struct Node {
 
 /// A mount.
 #[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub(super) struct MountEdit {
     pub host_path: String,
     pub container_path: String,
@@ -113,10 +120,18 @@ impl Document {
 pub(super) struct Documents {
     found: Vec<Document>,
     /// Why files were skipped.
-    broken: Vec<String>,
+    pub(super) broken: Vec<String>,
 }
 
 impl Documents {
+    /// The name of every device, and its specification.
+    pub(super) fn devices(&self) -> impl Iterator<Item = (String, &PathBuf)> {
+        self.found.iter().flat_map(|document| {
+            let devices = document.devices.iter();
+            devices.map(|device| (format!("{}={}", document.kind, device.name), &document.path))
+        })
+    }
+
     /// The specification with the device. Errors: none has it, or two of the same rank.
     pub(super) fn find(&self, kind: &str, device: &str) -> Result<&Document, String> {
         let has = |document: &&Document| document.kind == kind && document.device(device).is_some();
@@ -211,6 +226,7 @@ fn read(path: &Path, rank: usize, lookup: &Lookup<'_>) -> Result<Document, Strin
         true => serde_json::from_str(&text).map_err(|error| error.to_string())?,
         false => serde_saphyr::from_str(&text).map_err(|error| error.to_string())?,
     };
+    check_version(&raw.cdi_version)?;
     Ok(Document {
         path: path.to_owned(),
         kind: raw.kind,
@@ -218,4 +234,16 @@ fn read(path: &Path, rank: usize, lookup: &Lookup<'_>) -> Result<Document, Strin
         edits: raw.container_edits,
         rank,
     })
+}
+
+/// Errors: the version is of a specification that may mean something else by its fields.
+fn check_version(text: &str) -> Result<(), String> {
+    let numbers: Option<Vec<u32>> = text.split('.').map(|part| part.parse().ok()).collect();
+    match numbers.as_deref() {
+        Some([0, 3..=u32::MAX, _] | [1, _, _]) => Ok(()),
+        Some([_, _, _]) => Err(format!(
+            "its cdiVersion is {text:?}, known are 0.3.0 and later, and 1"
+        )),
+        _ => Err(format!("its cdiVersion is {text:?}, which is no version")),
+    }
 }

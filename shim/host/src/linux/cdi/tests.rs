@@ -167,7 +167,7 @@ fn edits_that_are_not_implemented_are_refused() {
         ),
         (
             node(r#""hostPath": "/dev/null", "permissions": "x""#),
-            "r, w and m",
+            "neither none",
         ),
         (
             mount(r#""hostPath": "/etc", "containerPath": "/a", "options": ["suid"]"#),
@@ -191,4 +191,65 @@ fn edits_that_are_not_implemented_are_refused() {
         let text = scratch.resolve(&["v.com/x=x"]).unwrap_err();
         assert!(text.contains(why) && text.contains("v.com/x=x"), "{text}");
     }
+}
+
+#[test]
+fn a_node_that_nobody_may_open_is_there_without_access() {
+    let scratch = Scratch::with_places("none");
+    let edits =
+        r#"{"deviceNodes": [{"path": "/dev/x", "hostPath": "/dev/null", "permissions": "none"}]}"#;
+    scratch.put("etc/x.json", json("v.com/x", "x", edits));
+    let added = scratch.resolve(&["v.com/x=x"]).unwrap();
+    assert_eq!(added.grants[0].device.path, "/dev/x");
+    let rules = super::super::devices::rules(&added.grants, false);
+    assert_eq!(rules, coracle_cgroup::DeviceRule::defaults());
+}
+
+#[test]
+fn versions_and_fields_that_are_unknown_are_refused_by_name() {
+    let scratch = Scratch::with_places("versions");
+    let with = |version: &str, more: &str| {
+        let text = format!(
+            r#"{{"cdiVersion": "{version}", "kind": "v.com/x", "devices": [{{"name": "x", "containerEdits": {{{more}}}}}]}}"#
+        );
+        scratch.put("etc/x.json", text);
+        scratch.resolve(&["v.com/x=x"]).map(drop)
+    };
+    for version in ["0.3.0", "0.8.0", "1.0.0", "1.1.0", "1.27.0"] {
+        assert_eq!(with(version, ""), Ok(()), "{version}");
+    }
+    for version in ["", "0.2.0", "2.0.0", "1.0", "one"] {
+        let text = with(version, "").unwrap_err();
+        let named = text.contains("x.json") && text.contains(&format!("{version:?}"));
+        assert!(named, "{text}");
+    }
+    let text = with("1.1.0", r#""privileges": ["all"]"#).unwrap_err();
+    assert!(text.contains("privileges"), "{text}");
+}
+
+#[test]
+fn a_listing_has_every_device_and_says_which_cannot_be_had() {
+    let scratch = Scratch::with_places("listing");
+    scratch.put("etc/gpu.yaml", YAML);
+    let hook = r#"{"hooks": [{"hookName": "createContainer", "path": "/usr/bin/v-hook", "args": ["v-hook"]}]}"#;
+    scratch.put("etc/hook.json", json("v.com/hook", "x", hook));
+    scratch.put("run/gpu.json", json("v.com/gpu", "one", "{}"));
+    scratch.put("run/broken.json", "{");
+    let listing = cdi_devices(&[scratch.0.join("etc"), scratch.0.join("run")]);
+    let found: Vec<_> = listing
+        .devices
+        .iter()
+        .map(|device| (device.name.as_str(), device.problem.as_deref()))
+        .collect();
+    let [zero, (one, Some(hidden)), (hooked, Some(refused)), last] = found.as_slice() else {
+        panic!("{found:?}")
+    };
+    assert_eq!(
+        (*zero, *last),
+        (("v.com/gpu=0", None), ("v.com/gpu=one", None))
+    );
+    assert_eq!((*one, *hooked), ("v.com/gpu=one", "v.com/hook=x"));
+    assert!(hidden.contains("gpu.json"), "{hidden}");
+    assert!(refused.contains("/usr/bin/v-hook"), "{refused}");
+    assert!(listing.broken[0].contains("broken.json"), "{listing:?}");
 }
