@@ -101,8 +101,8 @@ async fn run(
     let (pods, images) = (parts.pods.clone(), parts.images.clone());
     let plugins = nri.serve(&pods)?;
     let (reloads, requests) = Reloads::new();
-    let about = about(&parts.node, metrics.listener.as_ref())?;
-    let _admin = admin::serve(config, about, &metrics.daemon, reloads)?;
+    let facts = admin::facts(config, about(&parts.node, metrics.listener.as_ref())?);
+    let _admin = admin::serve(config, facts, &metrics.daemon, reloads)?;
     tokio::select! {
         biased;
         // Archives may take longer than the system waits for the daemon's end.
@@ -137,7 +137,8 @@ async fn build(
     let (host, images, compiler) = host(config, cgroups, category_share, Arc::clone(&live)).await?;
     let pods = Pods::open(Arc::new(host), nri.clone()).await?;
     let (streaming, sessions) = streaming(config).await?;
-    let metrics = metrics::start(config, &pods, &images).await?;
+    let facts = admin::facts(config, about(&node, None)?);
+    let metrics = metrics::start(config, &pods, &images, facts).await?;
     let policies = Arc::new(Live::new(config.handlers.policies()));
     let targets = Targets {
         host: live,

@@ -36,6 +36,7 @@ mod neighbours;
 mod network;
 mod nri;
 mod operate;
+mod page;
 mod pods;
 mod policy;
 mod power;
