@@ -18,6 +18,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use futures_util::future::try_join;
+use tracing::{Instrument as _, info_span};
 
 use crate::blobs::blocking;
 use crate::collect::Pins;
@@ -168,9 +169,11 @@ impl Pull {
 
     /// Runs the pull. Returns when the image is recorded and published.
     pub(crate) async fn run(&mut self) -> Result<Arc<Image>, Error> {
-        let resolved = self.resolve().await?;
+        let span = info_span!(target: "otel", "image.resolve");
+        let resolved = self.resolve().instrument(span).await?;
         failpoint::pass("pull.manifest")?;
-        self.check_signatures(&resolved).await?;
+        let span = info_span!(target: "otel", "image.verify");
+        self.check_signatures(&resolved).instrument(span).await?;
         let mut record = self.draft(&resolved);
         let Resolved {
             digest,

@@ -16,6 +16,7 @@ mod signatures;
 use std::io::{self, Write};
 
 use coracle_config::Config;
+use coracle_spec::error::chain;
 use serde::Serialize;
 
 pub use kernel::maps_users;
@@ -100,7 +101,24 @@ pub fn examine(config: &Config) -> Report {
     findings.extend(network::findings(config));
     findings.extend(directories::findings(config));
     findings.extend(signatures::findings(config));
+    findings.push(traces(config));
     Report { findings }
+}
+
+/// Whether traces can be sent at all; the collector itself is not asked.
+fn traces(config: &Config) -> Finding {
+    let subject = "traces";
+    let Some(to) = &config.tracing.collector else {
+        return Finding::ok(subject, "none: tracing.endpoint names no collector");
+    };
+    match crate::traces::collector(to) {
+        Ok(_) => Finding::ok(subject, format!("sent to {}", to.endpoint)),
+        Err(error) => Finding::missing(
+            subject,
+            format!("the daemon does not start: {}", chain(error.as_ref())),
+            "correct tracing.ca, or empty tracing.endpoint",
+        ),
+    }
 }
 
 impl Report {

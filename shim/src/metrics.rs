@@ -77,6 +77,7 @@ pub async fn start(
         counted: counted
             .chain(coracle_lifecycle::counters::all())
             .chain(coracle_nri::metrics())
+            .chain(coracle_trace::metrics())
             .collect(),
     };
     let mut listener = None;

@@ -58,7 +58,7 @@ const DRAIN: std::time::Duration = std::time::Duration::from_secs(5);
 pub fn main(arguments: &ConfigArgs) -> Result<(), Box<dyn Error>> {
     let (config, settings) = arguments.load_settings()?;
     let config = &config;
-    logging::init(&config.log)?;
+    let traces = logging::init(&config.log, &config.tracing)?;
     if let Err(error) = crate::memory::execute_without_thread_caches() {
         tracing::warn!(%error, "the daemon runs with caches for each thread and needs more memory");
     }
@@ -76,6 +76,9 @@ pub fn main(arguments: &ConfigArgs) -> Result<(), Box<dyn Error>> {
         .thread_name("coracle")
         .enable_all()
         .build()?;
+    if let Some(traces) = traces {
+        runtime.spawn(traces.run());
+    }
     let ended = runtime.block_on(run(config, settings, arguments));
     // What is left is an import that the signal has stopped: it may read a large archive for long.
     runtime.shutdown_timeout(DRAIN);

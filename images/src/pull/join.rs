@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::FutureExt as _;
 use tokio::sync::Semaphore;
+use tracing::{Instrument as _, info_span};
 
 use super::Pull;
 use crate::auth_file;
@@ -43,6 +44,8 @@ impl Images {
         let pull_timeout = inner.config.pull_timeout;
         let pull = inner.in_flight.join(key, || {
             let (inner, reference) = (inner.clone(), reference.clone());
+            // Others that join it have spans of their own.
+            let span = info_span!(target: "otel", "image.pull");
             async move {
                 // The semaphore is never closed, so this cannot fail.
                 let _permit = PERMITS.acquire().await.ok();
@@ -66,6 +69,7 @@ impl Images {
                 }
                 outcome.map_err(Arc::new)
             }
+            .instrument(span)
             .boxed()
         });
         pull.await.map_err(|cause| Error::Pull {

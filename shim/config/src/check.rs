@@ -13,7 +13,7 @@ use super::subnet::Subnet;
 use super::values::{Invalid, invalid, plain_absolute, within};
 use super::{
     Cgroup, Config, Log, Network, Sandbox, exec, handlers, helpers, images, metrics, nri,
-    streaming, wasm,
+    streaming, tracing, wasm,
 };
 
 /// The number of pods whose id ranges must fit after `id_base`: a full node and as many again.
@@ -53,6 +53,7 @@ pub(super) fn check(file: &ConfigFile) -> Result<Config, Invalid> {
         exec: exec::check(&file.exec)?,
         streaming: streaming::check(&file.streaming)?,
         metrics: metrics::check(&file.metrics)?,
+        tracing: tracing::check(&file.tracing)?,
         nri: nri::check(&file.nri, &file.run)?,
         handlers: handlers::check(&file.handlers)?,
     })

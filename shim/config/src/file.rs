@@ -18,6 +18,7 @@ pub use super::helpers::HelpersFile;
 pub use super::metrics::MetricsFile;
 pub use super::nri::NriFile;
 pub use super::streaming::StreamingFile;
+pub use super::tracing::TracingFile;
 
 /// Default of `root`.
 pub const ROOT: &str = "/var/lib/coracle";
@@ -63,6 +64,8 @@ pub struct ConfigFile {
     pub streaming: StreamingFile,
     /// `[metrics]`.
     pub metrics: MetricsFile,
+    /// `[tracing]`.
+    pub tracing: TracingFile,
     /// `[nri]`.
     pub nri: NriFile,
     /// `[handlers.*]`.
@@ -85,6 +88,7 @@ impl Default for ConfigFile {
             exec: ExecFile::default(),
             streaming: StreamingFile::default(),
             metrics: MetricsFile::default(),
+            tracing: TracingFile::default(),
             nri: NriFile::default(),
             handlers: HandlersFile::default(),
         }

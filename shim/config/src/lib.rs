@@ -27,6 +27,7 @@ mod settings;
 mod sources;
 mod streaming;
 mod subnet;
+mod tracing;
 mod values;
 mod wasm;
 
@@ -47,6 +48,7 @@ pub use rlimits::Rlimit;
 pub use settings::SettingsByKey;
 pub use streaming::Streaming;
 pub use subnet::{Family, Subnet};
+pub use tracing::{TraceCollector, Tracing};
 pub use wasm::Wasm;
 
 use file::{ConfigFile, SOCKET_NAME};
@@ -86,6 +88,8 @@ pub struct Config {
     pub streaming: Streaming,
     /// The listener for scrapes.
     pub metrics: Metrics,
+    /// The collector of traces.
+    pub tracing: Tracing,
     /// Plugins that follow pods.
     pub nri: Nri,
     /// The RuntimeClass handlers.

@@ -24,6 +24,7 @@ use futures_channel::mpsc::UnboundedReceiver;
 use futures_util::future::BoxFuture;
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
+use tracing::{Instrument as _, info_span};
 
 use super::Host;
 
@@ -143,7 +144,8 @@ impl coracle_lifecycle::Host for Host {
         config: &'a Arc<ContainerConfig>,
         engine: &'a KeeperEngine,
     ) -> EffectFuture<'a, Plan> {
-        Box::pin(async move { Host::plan(&self, pod, id, config, engine).await })
+        let span = info_span!(target: "otel", "container.plan");
+        Box::pin(async move { Host::plan(&self, pod, id, config, engine).await }.instrument(span))
     }
 
     fn build(

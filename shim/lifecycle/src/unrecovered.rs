@@ -197,7 +197,7 @@ impl UnrecoveredPod {
 
     /// Handles one message; returns whether the pod is gone.
     async fn handle_message(&mut self, message: Message) -> bool {
-        let Message::Request(request) = message else {
+        let Message::Request(request, _) = message else {
             return false;
         };
         match request {

@@ -15,6 +15,7 @@ use coracle_lifecycle::{
 use coracle_proto::nri::v1 as nri;
 use futures_util::future::BoxFuture;
 use prost::Message;
+use tracing::{Instrument as _, info_span};
 
 use super::Nri;
 use super::adjust::{Adjustments, Rules, merge_limits};
@@ -72,9 +73,16 @@ impl Nri {
         if session.is_closed() {
             return Ok(None);
         }
-        let answer = session.event(event, request, &subject.request).await;
-        drop(turn);
         let name = session.name();
+        let span = info_span!(
+            target: "otel",
+            "nri",
+            otel.name = format!("nri.{}", event.method()),
+            nri.plugin = name
+        );
+        let answer = session.event(event, request, &subject.request);
+        let answer = answer.instrument(span).await;
+        drop(turn);
         match answer {
             Ok(answer) => Ok(Some(answer)),
             Err(CallError::Closed) => Ok(None),

@@ -52,6 +52,7 @@ mod sockets;
 mod stats;
 mod streaming;
 mod toolbox;
+mod traces;
 mod unusable_records;
 mod update;
 mod volumes;
