@@ -96,7 +96,12 @@ fn write_status(page: &mut Document, status: &admin::StatusReply) {
     let verdict = if status.ready { "ready" } else { "not ready" };
     page.verdict(verdict, status.ready);
     page.list(&status.problems);
-    let rows = facts(status).map(|(name, value)| vec![name.to_owned(), value]);
+    // The reader knows where the listener is.
+    let facts = facts(status).into_iter();
+    let facts = facts.filter(|(name, _)| *name != "metrics");
+    let rows: Vec<_> = facts
+        .map(|(name, value)| vec![name.to_owned(), value])
+        .collect();
     page.table(&[], &rows);
 }
 

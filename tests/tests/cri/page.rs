@@ -21,6 +21,7 @@ const CANARY: &str = "canary-91c2";
 async fn the_page_shows_pods_and_problems_and_runs_nothing() {
     let daemon = listening().await;
     let mut config = daemon.pod("<script>alert(1)");
+    config.hostname = "evil".into();
     config
         .annotations
         .insert("note".into(), format!("<img src={CANARY}>"));
@@ -152,7 +153,8 @@ async fn a_browser_shows_the_page_and_runs_nothing_of_a_tenants() {
             said(&daemon, &["ps", "-a"])
         );
     }
-    let evil = daemon.pod("<img src=x onerror=document.title=1><script>document.title=2");
+    let mut evil = daemon.pod("<img src=x onerror=document.title=1><script>document.title=2");
+    evil.hostname = "evil".into();
     pods.push(Pod::run_config(&daemon, evil).await);
     let dom = browse(&daemon, &["--dump-dom".to_owned()]);
     assert!(dom.contains("<title>coracle on "), "{dom}");
